@@ -1,0 +1,333 @@
+//! What can go wrong for those who use a group. One enum per operation; each variant says whether
+//! the entry is surely absent from the log (*definite*) or may still be committed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shardhost_storage::{GroupId, LogError, LogIndex, NodeId, Term};
+
+use crate::machine::QueryError;
+
+/// Where a group is led, as far as the answering replica knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaderHint {
+    /// The node that leads.
+    pub node: NodeId,
+    /// The term it leads in.
+    pub term: Term,
+}
+
+/// Why a proposal was refused before it entered the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RejectReason {
+    /// Too many bytes are in flight on this group or host. Try again a little later.
+    #[error("too many proposals are in flight")]
+    Busy,
+    /// The command is over the limit. Split it.
+    #[error("the command has {size} bytes, the limit is {limit}")]
+    TooLarge {
+        /// Bytes of the command.
+        size: usize,
+        /// The limit of the host.
+        limit: usize,
+    },
+    /// The command is empty; empty entries are Raft's own.
+    #[error("the command is empty")]
+    Empty,
+    /// Leadership is being handed over. Try again; the new leader takes it.
+    #[error("leadership is being transferred")]
+    Transferring,
+    /// The proposal was bound to another term.
+    #[error("the proposal is for term {wanted}, the leader is in term {actual}")]
+    TermMismatch {
+        /// The term that was asked for.
+        wanted: Term,
+        /// The leader's term.
+        actual: Term,
+    },
+    /// The host or the group is shutting down.
+    #[error("the host is stopping")]
+    Stopping,
+}
+
+/// Why a proposal's result will stay unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnknownCause {
+    /// The deadline passed.
+    #[error("the deadline passed")]
+    Timeout,
+    /// This replica stopped leading before the entry was committed.
+    #[error("leadership was lost")]
+    LeadershipLost,
+    /// The host or the group stopped.
+    #[error("the group stopped")]
+    Stopped,
+}
+
+/// Why a replica stopped for good on this host.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GroupFault {
+    /// Code of the group's replica panicked; the message says where.
+    #[error("the replica panicked: {0}")]
+    Panic(Arc<str>),
+    /// The state machine gave up or panicked.
+    #[error("{0}")]
+    StateMachine(Arc<str>),
+    /// The shared log failed or is damaged for this group.
+    #[error("{0}")]
+    Log(LogError),
+    /// What stands in the log contradicts itself or the peers.
+    #[error("an invariant is broken: {0}")]
+    Invariant(Arc<str>),
+}
+
+/// A proposal was not acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProposeError {
+    /// Definite. This replica does not lead; ask the one in the hint.
+    #[error("group {group} is not led here{}", hint_text(hint))]
+    NotLeader {
+        /// The group.
+        group: GroupId,
+        /// Who leads, if known.
+        hint: Option<LeaderHint>,
+    },
+    /// Definite. Refused before it entered the log.
+    #[error("group {group} refuses the proposal: {reason}")]
+    Rejected {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        reason: RejectReason,
+    },
+    /// Definite. Another entry was committed in its place.
+    #[error("group {group} committed another entry, of term {by}, at index {index}")]
+    Superseded {
+        /// The group.
+        group: GroupId,
+        /// The place.
+        index: LogIndex,
+        /// Term of the entry that was committed there.
+        by: Term,
+    },
+    /// Not definite. The entry may still be committed.
+    #[error("group {group} cannot tell whether the proposal takes effect: {cause}")]
+    Unknown {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        cause: UnknownCause,
+    },
+    /// Not definite. This replica stopped.
+    #[error("the replica of group {group} failed: {fault}")]
+    Faulted {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        fault: GroupFault,
+    },
+}
+
+impl ProposeError {
+    /// Whether the entry is surely not in the log and never will be.
+    #[must_use]
+    pub const fn is_definite(&self) -> bool {
+        matches!(self, Self::NotLeader { .. } | Self::Rejected { .. } | Self::Superseded { .. })
+    }
+    /// Whether the same proposal may be sent again without taking effect twice.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Self::NotLeader { .. } | Self::Superseded { .. } => true,
+            Self::Rejected { reason, .. } => {
+                matches!(reason, RejectReason::Busy | RejectReason::Transferring)
+            }
+            _ => false,
+        }
+    }
+    /// Who leads, if the error says so.
+    #[must_use]
+    pub const fn leader_hint(&self) -> Option<&LeaderHint> {
+        match self {
+            Self::NotLeader { hint, .. } => hint.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// A read was not answered. Nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// This replica does not lead; ask the one in the hint.
+    #[error("group {group} is not led here{}", hint_text(hint))]
+    NotLeader {
+        /// The group.
+        group: GroupId,
+        /// Who leads, if known.
+        hint: Option<LeaderHint>,
+    },
+    /// Too many reads wait. Try again a little later.
+    #[error("group {group} has too many reads waiting")]
+    Busy {
+        /// The group.
+        group: GroupId,
+    },
+    /// Leadership is being handed over.
+    #[error("leadership of group {group} is being transferred")]
+    Transferring {
+        /// The group.
+        group: GroupId,
+    },
+    /// No quorum confirmed the leadership in time, or leadership was lost meanwhile.
+    #[error("group {group} could not confirm its leadership in time")]
+    Unconfirmed {
+        /// The group.
+        group: GroupId,
+    },
+    /// The host or the group stopped.
+    #[error("group {group} stopped")]
+    Stopped {
+        /// The group.
+        group: GroupId,
+    },
+    /// This replica failed.
+    #[error("the replica of group {group} failed: {fault}")]
+    Faulted {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        fault: GroupFault,
+    },
+    /// The state machine did not answer.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+}
+
+/// A transfer of leadership did not take place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// This replica does not lead; ask the one in the hint.
+    #[error("group {group} is not led here{}", hint_text(hint))]
+    NotLeader {
+        /// The group.
+        group: GroupId,
+        /// Who leads, if known.
+        hint: Option<LeaderHint>,
+    },
+    /// The target is this node already.
+    #[error("node {node} already leads group {group}")]
+    AlreadyLeads {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+    },
+    /// The target holds no replica of the group, or a learner only.
+    #[error("node {node} holds no voter of group {group}")]
+    NoVoter {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+    },
+    /// The target's node does not answer, or no other voter does.
+    #[error("group {group} has no healthy target for the transfer")]
+    NoHealthyTarget {
+        /// The group.
+        group: GroupId,
+    },
+    /// Another transfer is under way; it goes on undisturbed.
+    #[error("group {group} is being transferred to node {to}")]
+    InProgress {
+        /// The group.
+        group: GroupId,
+        /// Where to.
+        to: NodeId,
+    },
+    /// A change of membership is not applied yet. Try again when it is.
+    #[error("a membership change of group {group} is pending")]
+    ConfigChangePending {
+        /// The group.
+        group: GroupId,
+    },
+    /// Raft gave up, or another node won. This or another replica leads on.
+    #[error("the transfer of group {group} to node {to} was aborted after {after:?}")]
+    Aborted {
+        /// The group.
+        group: GroupId,
+        /// Where to.
+        to: NodeId,
+        /// How long it was tried.
+        after: Duration,
+    },
+    /// The host or the group stopped.
+    #[error("group {group} stopped")]
+    Stopped {
+        /// The group.
+        group: GroupId,
+    },
+    /// This replica failed.
+    #[error("the replica of group {group} failed: {fault}")]
+    Faulted {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        fault: GroupFault,
+    },
+}
+
+/// A replica could not be created or opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenGroupError {
+    /// The group is open on this host.
+    #[error("group {group} is open already")]
+    AlreadyOpen {
+        /// The group.
+        group: GroupId,
+    },
+    /// The log holds no replica of it. Create it first.
+    #[error("group {group} is not in this host's log; create it first")]
+    Unknown {
+        /// The group.
+        group: GroupId,
+    },
+    /// The log holds a replica of it. Open it instead.
+    #[error("group {group} is in this host's log already; open it instead of creating it")]
+    Exists {
+        /// The group.
+        group: GroupId,
+    },
+    /// The specification makes no sense.
+    #[error("group {group} cannot be created: {message}")]
+    Invalid {
+        /// The group.
+        group: GroupId,
+        /// Which part.
+        message: String,
+    },
+    /// The log, the snapshot or the state machine contradict each other, or cannot be read.
+    #[error("group {group} cannot be opened: {fault}")]
+    Faulted {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        fault: GroupFault,
+    },
+    /// The host is stopping.
+    #[error("the host is stopping")]
+    Stopping,
+}
+
+fn hint_text(hint: &Option<LeaderHint>) -> String {
+    match hint {
+        Some(hint) => format!("; node {} leads in term {}", hint.node, hint.term),
+        None => "; no leader is known".to_owned(),
+    }
+}

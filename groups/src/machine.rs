@@ -1,0 +1,232 @@
+//! The state machine of a group: what users implement.
+//!
+//! A machine is called by one apply thread at a time, never by a Raft thread, so it may block:
+//! it then delays its own group only. It gets batches, so that a machine on disk can write a
+//! batch at once.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::slice;
+
+use bytes::Bytes;
+use shardhost_storage::{GroupId, LogIndex, LogPosition};
+
+use crate::waiter::Waiter;
+
+/// What a group's committed commands do.
+///
+/// Every replica applies the same commands in the same order, and must come to the same state and
+/// the same answers from them: no clock, no randomness, no map order. Put what varies into the
+/// command.
+pub trait StateMachine: Send + 'static {
+    /// The last position whose effect this machine holds, called once after opening. `None`: it
+    /// holds nothing, and is restored from a snapshot or replayed from the start of the log.
+    ///
+    /// # Errors
+    /// A fault stops the group's replica on this host.
+    fn applied(&self) -> Result<Option<LogPosition>, ApplyFault>;
+
+    /// Applies a batch of commands in order. When it returns, the whole batch counts as applied,
+    /// and the answers go to those who proposed.
+    ///
+    /// # Errors
+    /// A fault stops this replica; the batch does not count as applied, and is applied again
+    /// after a restart.
+    fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault>;
+
+    /// Answers a question without changing anything. Called when everything that must be seen is
+    /// applied.
+    ///
+    /// # Errors
+    /// [`QueryError`] goes to the caller; the group goes on.
+    fn query(&self, request: &Bytes) -> Result<Bytes, QueryError> {
+        let _ = request;
+        Err(QueryError::Unsupported)
+    }
+
+    /// Takes a stable view of the state as of the last applied batch. Must be quick: the writing
+    /// happens in [`SnapshotWriter::write_to`], elsewhere.
+    ///
+    /// # Errors
+    /// A fault is reported and tried again later; the group goes on.
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault>;
+
+    /// Replaces the whole state by that of a snapshot, whose bytes were checked before.
+    /// Afterwards [`StateMachine::applied`] is at `at`.
+    ///
+    /// # Errors
+    /// A fault stops this replica; the restore is done again after a restart.
+    fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault>;
+
+    /// The last index whose effect survives a crash of the process, for machines that keep
+    /// themselves on disk. The log is kept above it. `None`: nothing survives, the host makes
+    /// snapshots instead.
+    fn durable_index(&self) -> Option<LogIndex> {
+        None
+    }
+
+    /// Number of items and a checksum over the whole state, equal on replicas that applied the
+    /// same. Slow; used to compare replicas.
+    ///
+    /// # Errors
+    /// [`QueryError`] goes to the caller; the group goes on.
+    fn checksum(&self) -> Result<StateChecksum, QueryError> {
+        Err(QueryError::Unsupported)
+    }
+}
+
+impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
+    fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
+        (**self).applied()
+    }
+    fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
+        (**self).apply(batch)
+    }
+    fn query(&self, request: &Bytes) -> Result<Bytes, QueryError> {
+        (**self).query(request)
+    }
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
+        (**self).snapshot()
+    }
+    fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault> {
+        (**self).restore(at, source)
+    }
+    fn durable_index(&self) -> Option<LogIndex> {
+        (**self).durable_index()
+    }
+    fn checksum(&self) -> Result<StateChecksum, QueryError> {
+        (**self).checksum()
+    }
+}
+
+/// What [`StateMachine::checksum`] answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateChecksum {
+    /// Items in the state, as the machine counts them.
+    pub items: u64,
+    /// Checksum over all of them.
+    pub checksum: u64,
+}
+
+/// A stable view of a state machine, being written out.
+pub trait SnapshotWriter: Send {
+    /// Writes the whole view. Runs on a thread of its own while the machine goes on.
+    ///
+    /// # Errors
+    /// Reported and tried again later; the group goes on.
+    fn write_to(self: Box<Self>, sink: &mut dyn Write) -> io::Result<()>;
+}
+
+/// One committed command.
+pub struct Command {
+    pub(crate) position: LogPosition,
+    pub(crate) data: Bytes,
+    pub(crate) response: Bytes,
+    pub(crate) waiter: Option<Waiter>,
+}
+
+impl Command {
+    /// A command that nobody waits for, for tests of a state machine.
+    #[must_use]
+    pub fn new(position: LogPosition, data: impl Into<Bytes>) -> Self {
+        Self { position, data: data.into(), response: Bytes::new(), waiter: None }
+    }
+    /// Its place in the log.
+    #[must_use]
+    pub const fn position(&self) -> LogPosition {
+        self.position
+    }
+    /// What was proposed.
+    #[must_use]
+    pub const fn data(&self) -> &Bytes {
+        &self.data
+    }
+    /// Sets the answer for whoever proposed it. Empty unless set.
+    pub fn respond(&mut self, response: impl Into<Bytes>) {
+        self.response = response.into();
+    }
+    /// The answer that was set.
+    #[must_use]
+    pub const fn response(&self) -> &Bytes {
+        &self.response
+    }
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "command {} of {} bytes", self.position, self.data.len())
+    }
+}
+
+/// Commands of one group, contiguous but for entries that are none of the machine's business.
+/// May be empty: then only [`ApplyBatch::last`] moves.
+#[derive(Debug)]
+pub struct ApplyBatch<'a> {
+    group: GroupId,
+    last: LogPosition,
+    commands: &'a mut [Command],
+}
+
+impl<'a> ApplyBatch<'a> {
+    /// A batch from its parts, for tests of a state machine.
+    #[must_use]
+    pub const fn new(group: GroupId, last: LogPosition, commands: &'a mut [Command]) -> Self {
+        Self { group, last, commands }
+    }
+    /// The group.
+    #[must_use]
+    pub const fn group(&self) -> GroupId {
+        self.group
+    }
+    /// Where the machine stands after this batch. At or behind the last command: a machine that
+    /// keeps its position must keep this one.
+    #[must_use]
+    pub const fn last(&self) -> LogPosition {
+        self.last
+    }
+    /// The commands, in order.
+    pub fn commands(&mut self) -> slice::IterMut<'_, Command> {
+        self.commands.iter_mut()
+    }
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.commands.len()
+    }
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.commands.is_empty()
+    }
+}
+
+/// A state machine cannot go on. Stops this group's replica on this host, and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the state machine failed: {message}")]
+pub struct ApplyFault {
+    /// What happened.
+    pub message: String,
+}
+
+impl ApplyFault {
+    /// A fault with its reason.
+    #[must_use]
+    pub fn new(message: impl fmt::Display) -> Self {
+        Self { message: message.to_string() }
+    }
+}
+
+/// A question to a state machine was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum QueryError {
+    /// The machine answers no questions.
+    #[error("this state machine answers no queries")]
+    Unsupported,
+    /// The question makes no sense to the machine.
+    #[error("the query is invalid: {0}")]
+    Invalid(String),
+    /// The machine could not read its state.
+    #[error("the state machine could not answer: {0}")]
+    Failed(String),
+}

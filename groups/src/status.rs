@@ -1,0 +1,104 @@
+//! What everybody may know of a group, published by its worker and read without a lock.
+
+use std::sync::Arc;
+
+use shardhost_storage::{GroupId, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Term};
+
+use crate::error::{GroupFault, LeaderHint};
+
+/// What a replica is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Role {
+    /// Leads. Serves proposals and reads once [`GroupStatus::serving`].
+    Leader,
+    /// Follows.
+    Follower,
+    /// Asks whether an election could be won.
+    PreCandidate,
+    /// Stands for election.
+    Candidate,
+    /// Follows without a vote.
+    Learner,
+    /// Stopped after a fault; its data is kept.
+    Failed(GroupFault),
+    /// Stopped in order.
+    Stopped,
+}
+
+impl Role {
+    /// One word for people.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::PreCandidate => "pre-candidate",
+            Self::Candidate => "candidate",
+            Self::Learner => "learner",
+            Self::Failed(_) => "failed",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// How far a peer is, as its leader sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerProgress {
+    /// The peer.
+    pub replica: ReplicaId,
+    /// Its node.
+    pub node: NodeId,
+    /// The last index known to be equal there.
+    pub matched: LogIndex,
+    /// The next index to send.
+    pub next: LogIndex,
+    /// `probe`, `replicate` or `snapshot`.
+    pub state: &'static str,
+    /// Heard from in this election timeout.
+    pub recently_active: bool,
+}
+
+/// One consistent view of a replica, as of the end of a worker's round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupStatus {
+    /// The group.
+    pub id: GroupId,
+    /// This host's replica of it.
+    pub replica: ReplicaId,
+    /// What the replica is doing.
+    pub role: Role,
+    /// Its term.
+    pub term: Term,
+    /// Who leads, if known.
+    pub leader: Option<LeaderHint>,
+    /// Leads, and the first entry of the own term is applied: proposals and reads are taken.
+    pub serving: bool,
+    /// First entry in the log.
+    pub first: LogIndex,
+    /// Last entry in the log.
+    pub last: LogIndex,
+    /// Committed up to here.
+    pub committed: LogIndex,
+    /// Applied up to here.
+    pub applied: LogIndex,
+    /// The newest snapshot.
+    pub snapshot: Option<LogPosition>,
+    /// Who belongs to the group.
+    pub membership: Arc<Membership>,
+    /// Where leadership is being transferred to.
+    pub transferring_to: Option<NodeId>,
+    /// Asleep: no ticks and no heartbeats until something happens.
+    pub asleep: bool,
+    /// On a leader: how far the others are. Renewed at ticks.
+    pub peers: Arc<[PeerProgress]>,
+}
+
+impl GroupStatus {
+    /// Whether this replica leads.
+    #[must_use]
+    pub const fn is_leader(&self) -> bool {
+        matches!(self.role, Role::Leader)
+    }
+}

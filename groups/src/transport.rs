@@ -1,0 +1,88 @@
+//! The seam between the groups and whatever carries messages between nodes.
+//!
+//! The groups hand out batches of [`Outgoing`] and take batches in through [`Inbound`]. They know
+//! nodes by id only: addresses, connections and encryption are the transport's.
+
+use std::fmt;
+
+use shardhost_proto::peer::GroupMessage;
+use shardhost_storage::{GroupId, LogPosition, NodeId, ReplicaId};
+
+/// How a message travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Appends, their responses, and what goes with them.
+    Bulk,
+    /// Heartbeats, votes, TimeoutNow: small, and never behind appends.
+    Urgent,
+}
+
+/// One message to a replica on another node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outgoing {
+    /// The node that holds the addressed replica.
+    pub to: NodeId,
+    /// How it travels.
+    pub lane: Lane,
+    /// The message.
+    pub message: GroupMessage,
+}
+
+/// A snapshot to be carried to another node on a stream of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SnapshotShipment {
+    /// The node that needs it.
+    pub to: NodeId,
+    /// Which snapshot of the snapshot store.
+    pub position: LogPosition,
+    /// The Raft message that goes with it, kind `SNAPSHOT`.
+    pub message: GroupMessage,
+}
+
+/// Carries messages to other nodes. Implemented by the host.
+///
+/// No call blocks: what does not fit into a bounded lane is dropped, counted, and reported by
+/// [`Inbound::unreachable`]. Messages of one lane to one node keep their order.
+pub trait Transport: fmt::Debug + Send + Sync + 'static {
+    /// Sends a batch. Messages to unknown nodes are dropped and counted.
+    fn send(&self, messages: Vec<Outgoing>);
+
+    /// Starts to ship a snapshot. The outcome is reported by [`Inbound::snapshot_shipped`], on
+    /// every path.
+    fn send_snapshot(&self, shipment: SnapshotShipment);
+}
+
+/// Takes what arrives from other nodes. Implemented by the groups' runtime; no call blocks.
+pub trait Inbound: fmt::Debug + Send + Sync + 'static {
+    /// Messages from `from`, whose cluster, node and incarnation were checked. Returns how many
+    /// were dropped because an inbox was full: the stream goes on.
+    fn deliver(&self, from: NodeId, messages: Vec<GroupMessage>) -> usize;
+
+    /// A snapshot arrived whole and stands in the snapshot store at the position that the
+    /// message names.
+    fn snapshot_arrived(&self, from: NodeId, message: GroupMessage);
+
+    /// Whether a snapshot for this replica would be taken now. Asked before its bytes are read.
+    fn wants_snapshot(&self, group: GroupId, replica: ReplicaId, position: LogPosition) -> bool;
+
+    /// A shipment ended.
+    fn snapshot_shipped(&self, group: GroupId, to: ReplicaId, outcome: ShipmentOutcome);
+
+    /// The node answers heartbeats: it was not live before, or has another incarnation.
+    fn peer_live(&self, node: NodeId, incarnation: u64);
+
+    /// The node stopped answering heartbeats.
+    fn peer_lost(&self, node: NodeId);
+
+    /// Messages for these replicas of `node` were dropped.
+    fn unreachable(&self, node: NodeId, replicas: Vec<(GroupId, ReplicaId)>);
+}
+
+/// How the shipment of a snapshot ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShipmentOutcome {
+    /// The receiver has all of it.
+    Delivered,
+    /// It has not; Raft tries again.
+    Failed,
+}

@@ -1,0 +1,31 @@
+//! The Raft log shared by all groups of a host, and the files of their snapshots.
+//!
+//! One [`LogStore`] holds the log, the hard state and the membership of every replica of a
+//! process. A [`LogBatch`] carries what many groups want written; it becomes durable as a whole
+//! with one sync, or not at all.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`ids`] | the numbers that name nodes, groups, replicas, terms and log places |
+//! | [`types`] | what is written: entries, hard state, membership, batches |
+//! | [`store`] | the [`LogStore`] seam and its errors |
+//! | [`snapshot`] | the [`SnapshotStore`] seam and its errors |
+//! | [`memory`] | both seams in memory, with crashes and faults on command |
+//! | [`rocks`] | the store for production, on RocksDB |
+//! | [`files`] | snapshots as files in a directory |
+//! | [`run`] | how a run of entries becomes one value |
+//!
+//! This crate knows neither Raft nor networks: it keeps what it is given and gives it back.
+
+pub mod ids;
+pub mod snapshot;
+pub mod store;
+pub mod types;
+
+pub use ids::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
+pub use snapshot::{SnapshotError, SnapshotRead, SnapshotStore, SnapshotWrite};
+pub use store::{LogError, LogStore, StoreStats};
+pub use types::{
+    Entry, EntryKind, GroupMeta, GroupWrite, HardState, LogBatch, Member, Membership,
+    PersistedGroup,
+};

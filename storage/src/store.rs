@@ -1,0 +1,162 @@
+//! The seam between the Raft groups and whatever keeps their log.
+
+use std::fmt;
+
+use crate::ids::{GroupId, LogIndex, LogPosition, ReplicaId, Term};
+use crate::types::{Entry, LogBatch, PersistedGroup};
+
+/// The log of every group of one host.
+///
+/// `write` is called by one thread at a time, the log writer; reads come from any thread at the
+/// same time. A write becomes visible to reads no later than when `write` returns.
+///
+/// After `write` failed, nothing is known about what is on disk: the store answers every later
+/// `write` with [`LogError::Poisoned`], and the host stops.
+pub trait LogStore: fmt::Debug + Send + Sync + 'static {
+    /// All groups that have a replica here, ascending. Tombstones are not listed.
+    ///
+    /// # Errors
+    /// [`LogError::Io`], [`LogError::Corrupt`].
+    fn groups(&self) -> Result<Vec<GroupId>, LogError>;
+
+    /// What is known of one replica; `None` when there never was one, or it was destroyed.
+    ///
+    /// # Errors
+    /// [`LogError::Io`], [`LogError::Corrupt`].
+    fn load(&self, group: GroupId) -> Result<Option<PersistedGroup>, LogError>;
+
+    /// The largest replica id of `group` that was destroyed here.
+    ///
+    /// # Errors
+    /// [`LogError::Io`], [`LogError::Corrupt`].
+    fn tombstone(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError>;
+
+    /// Appends to `out` the entries `from..to`, stopping before the one that would make more
+    /// than `max_bytes` of payload, but never before the first.
+    ///
+    /// # Errors
+    /// [`LogError::Compacted`] when `from` is not above the base, [`LogError::OutOfRange`] when
+    /// `to` is beyond the last entry, [`LogError::Io`], [`LogError::Corrupt`].
+    fn entries(
+        &self,
+        group: GroupId,
+        from: LogIndex,
+        to: LogIndex,
+        max_bytes: u64,
+        out: &mut Vec<Entry>,
+    ) -> Result<(), LogError>;
+
+    /// Term of the entry at `index`, which lies between the base and the last entry, both
+    /// included.
+    ///
+    /// # Errors
+    /// As [`LogStore::entries`].
+    fn term(&self, group: GroupId, index: LogIndex) -> Result<Term, LogError>;
+
+    /// Writes the batch and returns when all of it is durable. All or nothing, also after a
+    /// crash.
+    ///
+    /// # Errors
+    /// [`LogError::Invalid`] when a write breaks the rules of [`crate::GroupWrite`] (nothing was
+    /// written); [`LogError::Io`] and [`LogError::Poisoned`] are final.
+    fn write(&self, batch: &LogBatch) -> Result<(), LogError>;
+
+    /// Counters since the store was opened.
+    fn stats(&self) -> StoreStats;
+}
+
+/// Counters of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    /// Batches written, each with one sync.
+    pub writes: u64,
+    /// Group writes in them.
+    pub group_writes: u64,
+    /// Entries in them.
+    pub entries: u64,
+    /// Payload bytes in them.
+    pub bytes: u64,
+}
+
+/// Why the log cannot do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// The disk or the library above it failed. Stop the host; after a restart the log says what
+    /// is there.
+    #[error("the Raft log failed while {action}: {message}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// The cause, as the library said it.
+        message: String,
+    },
+    /// An earlier write failed, and nothing is known about the disk since. Stop the host.
+    #[error("the Raft log stopped after a failed write; restart the host")]
+    Poisoned,
+    /// What was read is not what was written. Restore this replica from its peers.
+    #[error("the Raft log is damaged at {place}: {message}")]
+    Corrupt {
+        /// File, key or offset.
+        place: String,
+        /// What is wrong there.
+        message: String,
+    },
+    /// The log belongs to somebody else, or to another version. Point the host at its own data
+    /// directory.
+    #[error("{path} holds {found}, this host is {expected}; give each node a data directory of its own")]
+    Foreign {
+        /// The directory.
+        path: String,
+        /// What was found.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// Part of the log that was once written is missing.
+    #[error("the Raft log lost its past: {message}")]
+    LostPast {
+        /// What is missing.
+        message: String,
+    },
+    /// Another process has the log open.
+    #[error("{path} is in use by another process")]
+    Locked {
+        /// The directory.
+        path: String,
+    },
+    /// There is no such replica.
+    #[error("there is no replica of group {group} in the log")]
+    UnknownGroup {
+        /// The group.
+        group: GroupId,
+    },
+    /// The entry was truncated away; a snapshot has it.
+    #[error("index {index} of group {group} is compacted, the log starts after {base}")]
+    Compacted {
+        /// The group.
+        group: GroupId,
+        /// The index that was asked for.
+        index: LogIndex,
+        /// The log's base.
+        base: LogPosition,
+    },
+    /// The entry was never written.
+    #[error("index {index} of group {group} is beyond the last entry {last}")]
+    OutOfRange {
+        /// The group.
+        group: GroupId,
+        /// The index that was asked for.
+        index: LogIndex,
+        /// The log's last entry.
+        last: LogPosition,
+    },
+    /// A batch that breaks the rules; nothing of it was written.
+    #[error("a write of group {group} is refused: {message}")]
+    Invalid {
+        /// The group.
+        group: GroupId,
+        /// Which rule.
+        message: String,
+    },
+}

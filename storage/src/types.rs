@@ -1,0 +1,172 @@
+//! What is written: entries, hard state, membership, and batches of them.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::ids::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
+
+/// What an entry is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    /// Bytes for the state machine. Empty data: the entry a leader starts its term with.
+    Command,
+    /// A change of membership.
+    Config,
+}
+
+/// One entry of a group's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Term it was appended in.
+    pub term: Term,
+    /// Its place.
+    pub index: LogIndex,
+    /// What it is for.
+    pub kind: EntryKind,
+    /// The payload.
+    pub data: Bytes,
+    /// Bytes beside the payload that only the host reads.
+    pub context: Bytes,
+}
+
+/// What Raft must not forget between two starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HardState {
+    /// The newest term seen.
+    pub term: Term,
+    /// Whom this replica voted for in that term.
+    pub vote: Option<ReplicaId>,
+    /// The newest index known committed. May lag behind the truth.
+    pub commit: LogIndex,
+}
+
+/// A replica's place in the configuration of its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The process that holds the replica.
+    pub node: NodeId,
+    /// Votes in the (incoming) configuration.
+    pub voter: bool,
+    /// Learner in the (incoming) configuration.
+    pub learner: bool,
+    /// Votes in the outgoing configuration of a joint change.
+    pub outgoing_voter: bool,
+}
+
+impl Member {
+    /// A voter of a simple configuration.
+    #[must_use]
+    pub const fn voter(node: NodeId) -> Self {
+        Self { node, voter: true, learner: false, outgoing_voter: false }
+    }
+    /// A learner of a simple configuration.
+    #[must_use]
+    pub const fn learner(node: NodeId) -> Self {
+        Self { node, voter: false, learner: true, outgoing_voter: false }
+    }
+}
+
+/// Who belongs to a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// Index of the entry that made this configuration; 0: the one the group was created with.
+    pub config_index: LogIndex,
+    /// Every replica, by its id.
+    pub members: BTreeMap<ReplicaId, Member>,
+    /// In a joint configuration: whether Raft leaves it by itself.
+    pub auto_leave: bool,
+}
+
+impl Membership {
+    /// The configuration of a new group: voters with replica ids 1, 2, … in the order of their
+    /// node ids, so that every node derives the same ids from the same set.
+    #[must_use]
+    pub fn initial(voters: impl IntoIterator<Item = NodeId>) -> Self {
+        let nodes: std::collections::BTreeSet<NodeId> = voters.into_iter().collect();
+        let members = (1..)
+            .zip(nodes)
+            .filter_map(|(id, node)| Some((ReplicaId::new(id)?, Member::voter(node))))
+            .collect();
+        Self { config_index: LogIndex::default(), members, auto_leave: false }
+    }
+
+    /// The node that holds `replica`.
+    #[must_use]
+    pub fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
+        self.members.get(&replica).map(|member| member.node)
+    }
+
+    /// The replica that `node` holds.
+    #[must_use]
+    pub fn replica_on(&self, node: NodeId) -> Option<ReplicaId> {
+        self.members.iter().find(|(_, member)| member.node == node).map(|(id, _)| *id)
+    }
+}
+
+/// What a replica knows of itself apart from its log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupMeta {
+    /// The group.
+    pub group: GroupId,
+    /// Which replica of it this store holds.
+    pub replica: ReplicaId,
+    /// The configuration as of the newest applied change.
+    pub membership: Membership,
+    /// The snapshot that the state machine can be restored from, if one was made or received.
+    pub snapshot: Option<LogPosition>,
+    /// Free words about the group, for selectors.
+    pub labels: BTreeMap<String, String>,
+    /// Name of the kind of state machine.
+    pub kind: String,
+}
+
+/// What a store knows of one replica when it is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PersistedGroup {
+    /// What the replica knows of itself.
+    pub meta: GroupMeta,
+    /// Raft's hard state.
+    pub hard_state: HardState,
+    /// The entry before the first one that is still there.
+    pub base: LogPosition,
+    /// The last entry; equals `base` when the log is empty.
+    pub last: LogPosition,
+}
+
+/// What one group wants written. The parts take effect in the order of the fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupWrite {
+    /// The group; must be unique in a batch before merging.
+    pub group: GroupId,
+    /// Forget the replica and its log; keep a tombstone with its id. Nothing else may be set.
+    pub destroy: Option<ReplicaId>,
+    /// Replace what the replica knows of itself. The first write of a replica carries one.
+    pub meta: Option<GroupMeta>,
+    /// Replace the hard state.
+    pub hard_state: Option<HardState>,
+    /// Drop all entries: the log starts anew after this position (a snapshot was installed, or
+    /// the replica is new).
+    pub reset: Option<LogPosition>,
+    /// Contiguous entries. They replace whatever stands at their indexes and behind them. The
+    /// first index is at most one after the last entry, and above the base.
+    pub entries: Vec<Entry>,
+    /// Entries up to and including this one are not needed any more.
+    pub compact: Option<LogPosition>,
+}
+
+impl GroupWrite {
+    /// An empty write of `group`.
+    #[must_use]
+    pub fn new(group: GroupId) -> Self {
+        Self { group, ..Self::default() }
+    }
+}
+
+/// What many groups want written, as one atomic and durable step. A group may occur more than
+/// once (batches are merged by appending); its writes then take effect in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogBatch {
+    /// The writes, in order.
+    pub writes: Vec<GroupWrite>,
+}
