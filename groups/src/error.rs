@@ -203,9 +203,22 @@ pub enum ReadError {
         /// Why.
         fault: GroupFault,
     },
+    /// The state machine did not come to an answer in time.
+    #[error(transparent)]
+    Timeout(#[from] QueryTimeout),
     /// The state machine did not answer.
     #[error(transparent)]
     Query(#[from] QueryError),
+}
+
+/// A state machine did not come to an answer in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the state machine of group {group} gave no answer within {after:?}")]
+pub struct QueryTimeout {
+    /// The group.
+    pub group: GroupId,
+    /// How long was waited.
+    pub after: Duration,
 }
 
 /// A transfer of leadership did not take place.

@@ -1,7 +1,48 @@
 //! Many Raft groups in one process.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`core`] | one replica of one group: raft and everything decided around it |
+//! | [`worker`] | the groups of one worker thread: inputs in, one [`worker::Round`] out |
+//! | [`apply`] | what is done with a state machine |
+//! | [`validate`] | what a message must be before raft sees it |
+//! | [`leadership`] | edges, callbacks, streams, tasks |
+//! | [`machine`], [`transport`] | what users and the host implement |
+//! | [`runtime`] | the threads around it: workers, log writer, apply pool |
+//! | [`handle`] | [`Group`]: propose, read, transfer, look |
+//!
+//! This crate knows no network and no policy. Everything up to `runtime` has no clock, thread,
+//! lock or channel, so a whole cluster of it runs in one thread from a seed.
+
+pub mod apply;
+pub mod config;
+mod convert;
+pub mod core;
 pub mod error;
+pub mod handle;
+pub mod leadership;
+mod logging;
 pub mod machine;
+mod replica_log;
+pub mod runtime;
 pub mod status;
 pub mod transport;
+pub mod validate;
 pub mod waiter;
+pub mod worker;
+
+pub use config::GroupsConfig;
+pub use core::ReadBarrier;
+pub use error::{
+    GroupFault, LeaderHint, OpenGroupError, ProposeError, ReadError, RejectReason, TransferError,
+    UnknownCause,
+};
+pub use handle::{Group, GroupSpec, Propose, ReadMode, Transferred};
+pub use machine::{
+    ApplyBatch, ApplyFault, Command, QueryError, SnapshotWriter, StateChecksum, StateMachine,
+};
+pub use runtime::{Groups, GroupsBuilder};
 pub use shardhost_storage as storage;
+pub use shardhost_storage::{GroupId, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Term};
+pub use status::{GroupStatus, PeerProgress, Role};
+pub use waiter::{Applied, ProposalSink, ProposeOutcome};

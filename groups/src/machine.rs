@@ -11,7 +11,7 @@ use std::slice;
 use bytes::Bytes;
 use shardhost_storage::{GroupId, LogIndex, LogPosition};
 
-use crate::waiter::Waiter;
+use crate::waiter::Pending;
 
 /// What a group's committed commands do.
 ///
@@ -122,7 +122,7 @@ pub struct Command {
     pub(crate) position: LogPosition,
     pub(crate) data: Bytes,
     pub(crate) response: Bytes,
-    pub(crate) waiter: Option<Waiter>,
+    pub(crate) waiter: Option<Pending>,
 }
 
 impl Command {

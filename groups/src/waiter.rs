@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
-use shardhost_storage::{LogIndex, Term};
+use shardhost_storage::{GroupId, LogIndex, Term};
 use tokio::sync::oneshot;
 
-use crate::error::ProposeError;
+use crate::error::{ProposeError, UnknownCause};
 
 /// A proposal that was committed and applied here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +70,114 @@ impl fmt::Debug for Waiter {
         match self {
             Self::One(_) => f.write_str("Waiter::One"),
             Self::Sink { token, .. } => write!(f, "Waiter::Sink({token})"),
+        }
+    }
+}
+
+/// A waiter together with what its proposal takes from the budget of bytes in flight. The bytes
+/// are given back when it goes, however that happens; a waiter that nobody resolved learns that
+/// the outcome is unknown.
+#[derive(Debug)]
+pub struct Pending {
+    group: GroupId,
+    waiter: Option<Waiter>,
+    submitted: Instant,
+    _charge: Charge,
+}
+
+impl Pending {
+    /// Binds a waiter to its charge.
+    #[must_use]
+    pub const fn new(
+        group: GroupId,
+        waiter: Waiter,
+        charge: Charge,
+        submitted: Instant,
+    ) -> Self {
+        Self { group, waiter: Some(waiter), submitted, _charge: charge }
+    }
+    /// When it was submitted.
+    #[must_use]
+    pub const fn submitted(&self) -> Instant {
+        self.submitted
+    }
+    /// Hands over the outcome and gives the bytes back.
+    pub fn resolve(mut self, outcome: ProposeOutcome) {
+        if let Some(waiter) = self.waiter.take() {
+            waiter.resolve(outcome);
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(waiter) = self.waiter.take() {
+            let cause = UnknownCause::Stopped;
+            waiter.resolve(Err(ProposeError::Unknown { group: self.group, cause }));
+        }
+    }
+}
+
+/// Bytes in flight, bounded for a group and for the host that the group belongs to.
+#[derive(Debug)]
+pub struct Budget {
+    used: AtomicUsize,
+    limit: usize,
+    parent: Option<Arc<Budget>>,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes, within that of `parent`.
+    #[must_use]
+    pub const fn new(limit: usize, parent: Option<Arc<Self>>) -> Self {
+        Self { used: AtomicUsize::new(0), limit, parent }
+    }
+
+    /// Takes `bytes`, or nothing when they do not fit. A budget that is not in use takes one
+    /// charge of any size, so that a command as large as the limit is not refused for ever.
+    #[must_use]
+    pub fn charge(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
+        if !self.take(bytes) {
+            return None;
+        }
+        Some(Charge { budget: Some(Arc::clone(self)), bytes })
+    }
+
+    /// Bytes taken.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before == 0 || before.saturating_add(bytes) <= self.limit;
+        if fits && self.parent.as_ref().is_none_or(|parent| parent.take(bytes)) {
+            return true;
+        }
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        false
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(parent) = &self.parent {
+            parent.give_back(bytes);
+        }
+    }
+}
+
+/// Bytes taken from a [`Budget`], given back on drop.
+#[derive(Debug, Default)]
+pub struct Charge {
+    budget: Option<Arc<Budget>>,
+    bytes: usize,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if let Some(budget) = &self.budget {
+            budget.give_back(self.bytes);
         }
     }
 }

@@ -1,0 +1,289 @@
+//! What is done with a state machine: apply, query, snapshot, restore. One [`Applier`] per
+//! replica, run by one thread at a time; in production by the apply pool, in simulation by the
+//! test.
+
+use std::any::Any;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use shardhost_storage::{GroupId, LogIndex, LogPosition, SnapshotStore};
+use tokio::sync::oneshot;
+
+use crate::error::GroupFault;
+use crate::machine::{
+    ApplyBatch, ApplyFault, Command, QueryError, SnapshotWriter, StateChecksum, StateMachine,
+};
+use crate::runtime::Latency;
+use crate::waiter::Applied;
+
+/// One thing to do with a state machine.
+pub enum ApplyWork {
+    /// Apply these commands; afterwards the machine stands at `last`.
+    Commands {
+        /// The commands, in order.
+        commands: Vec<Command>,
+        /// The last entry, which need not be a command.
+        last: LogPosition,
+    },
+    /// Replace the state by the snapshot at this position of the snapshot store.
+    Restore {
+        /// The snapshot.
+        position: LogPosition,
+    },
+    /// Take a snapshot.
+    Snapshot,
+    /// Say what would survive a crash.
+    Durable,
+    /// Answer a question.
+    Query {
+        /// The question.
+        request: Bytes,
+        /// Who asks.
+        reply: oneshot::Sender<Result<Bytes, QueryError>>,
+    },
+    /// Compute the checksum.
+    Checksum {
+        /// Who asks: the answer, and the position that it is of.
+        reply: oneshot::Sender<Result<(LogPosition, StateChecksum), QueryError>>,
+    },
+}
+
+impl fmt::Debug for ApplyWork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Commands { commands, last } => write!(f, "{} commands to {last}", commands.len()),
+            Self::Restore { position } => write!(f, "restore {position}"),
+            Self::Snapshot => f.write_str("snapshot"),
+            Self::Durable => f.write_str("durable"),
+            Self::Query { .. } => f.write_str("query"),
+            Self::Checksum { .. } => f.write_str("checksum"),
+        }
+    }
+}
+
+/// What a state machine did.
+pub enum ApplyReport {
+    /// Everything up to here is applied.
+    Applied {
+        /// The last entry.
+        last: LogPosition,
+        /// What would survive a crash.
+        durable: Option<LogIndex>,
+    },
+    /// The snapshot at this position is the state.
+    Restored {
+        /// The snapshot.
+        position: LogPosition,
+        /// What would survive a crash.
+        durable: Option<LogIndex>,
+    },
+    /// A view to be written out elsewhere, or the reason why there is none.
+    SnapshotTaken {
+        /// The position of the view.
+        position: LogPosition,
+        /// The view.
+        view: Result<Box<dyn SnapshotWriter>, ApplyFault>,
+    },
+    /// What would survive a crash.
+    Durable(Option<LogIndex>),
+    /// The machine cannot go on.
+    Failed(GroupFault),
+    /// Nothing that the replica needs to know.
+    Nothing,
+}
+
+impl fmt::Debug for ApplyReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Applied { last, .. } => write!(f, "applied {last}"),
+            Self::Restored { position, .. } => write!(f, "restored {position}"),
+            Self::SnapshotTaken { position, .. } => write!(f, "snapshot taken {position}"),
+            Self::Durable(index) => write!(f, "durable {index:?}"),
+            Self::Failed(fault) => write!(f, "failed: {fault}"),
+            Self::Nothing => f.write_str("nothing"),
+        }
+    }
+}
+
+/// A replica's state machine and where it stands.
+pub struct Applier {
+    group: GroupId,
+    machine: Box<dyn StateMachine>,
+    snapshots: Arc<dyn SnapshotStore>,
+    applied: LogPosition,
+    failed: Option<GroupFault>,
+    latency: Option<Arc<Latency>>,
+}
+
+impl fmt::Debug for Applier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "state machine of {:?} at {}", self.group, self.applied)
+    }
+}
+
+impl Applier {
+    /// Wraps a machine that stands at `applied`.
+    #[must_use]
+    pub fn new(
+        group: GroupId,
+        machine: Box<dyn StateMachine>,
+        snapshots: Arc<dyn SnapshotStore>,
+        applied: LogPosition,
+    ) -> Self {
+        Self { group, machine, snapshots, applied, failed: None, latency: None }
+    }
+
+    /// Counts how long acknowledged proposals took.
+    #[must_use]
+    pub fn with_latency(mut self, latency: Arc<Latency>) -> Self {
+        self.latency = Some(latency);
+        self
+    }
+
+    /// Where the machine stands.
+    #[must_use]
+    pub const fn applied(&self) -> LogPosition {
+        self.applied
+    }
+
+    /// The machine.
+    #[must_use]
+    pub fn machine(&self) -> &dyn StateMachine {
+        &*self.machine
+    }
+
+    /// What of the machine survives a crash.
+    #[must_use]
+    pub fn durable_index(&self) -> Option<LogIndex> {
+        self.machine.durable_index()
+    }
+
+    /// Does one thing. A panic of the machine is contained: the replica fails, and whoever waits
+    /// in this work sees its waiter dropped or failed.
+    pub fn run(&mut self, work: ApplyWork) -> ApplyReport {
+        if let Some(fault) = &self.failed {
+            return refuse(self.group, work, fault);
+        }
+        let report = match work {
+            ApplyWork::Commands { commands, last } => self.apply(commands, last),
+            other => contain(|| self.run_inner(other)).unwrap_or_else(ApplyReport::Failed),
+        };
+        if let ApplyReport::Failed(fault) = &report {
+            self.failed = Some(fault.clone());
+        }
+        report
+    }
+
+    fn run_inner(&mut self, work: ApplyWork) -> ApplyReport {
+        match work {
+            ApplyWork::Commands { .. } => ApplyReport::Nothing,
+            ApplyWork::Restore { position } => self.restore(position),
+            ApplyWork::Snapshot => {
+                let view = self.machine.snapshot();
+                ApplyReport::SnapshotTaken { position: self.applied, view }
+            }
+            ApplyWork::Durable => ApplyReport::Durable(self.machine.durable_index()),
+            ApplyWork::Query { request, reply } => {
+                // An asker that went away is no error.
+                drop(reply.send(self.machine.query(&request)));
+                ApplyReport::Nothing
+            }
+            ApplyWork::Checksum { reply } => {
+                let position = self.applied;
+                drop(reply.send(self.machine.checksum().map(|sum| (position, sum))));
+                ApplyReport::Nothing
+            }
+        }
+    }
+
+    fn apply(&mut self, mut commands: Vec<Command>, last: LogPosition) -> ApplyReport {
+        let applied = contain(|| {
+            let mut batch = ApplyBatch::new(self.group, last, &mut commands);
+            self.machine.apply(&mut batch).map_err(GroupFault::from)
+        });
+        if let Err(fault) = applied.and_then(|applied| applied) {
+            refuse(self.group, ApplyWork::Commands { commands, last }, &fault);
+            return ApplyReport::Failed(fault);
+        }
+        self.applied = last;
+        let now = self.latency.as_ref().map(|_| Instant::now());
+        for command in commands {
+            if let Some(waiter) = command.waiter {
+                if let (Some(latency), Some(now)) = (&self.latency, now) {
+                    latency.record(now.saturating_duration_since(waiter.submitted()));
+                }
+                let position = command.position;
+                waiter.resolve(Ok(Applied::new(position.index, position.term, command.response)));
+            }
+        }
+        ApplyReport::Applied { last, durable: self.machine.durable_index() }
+    }
+
+    fn restore(&mut self, position: LogPosition) -> ApplyReport {
+        match restore_machine(&mut *self.machine, &*self.snapshots, self.group, position) {
+            Ok(()) => {
+                self.applied = position;
+                ApplyReport::Restored { position, durable: self.machine.durable_index() }
+            }
+            Err(fault) => ApplyReport::Failed(fault),
+        }
+    }
+}
+
+impl From<ApplyFault> for GroupFault {
+    fn from(fault: ApplyFault) -> Self {
+        Self::StateMachine(fault.to_string().into())
+    }
+}
+
+/// Replaces a machine's state by the snapshot at `position`, whose bytes are checked first.
+///
+/// # Errors
+/// When the snapshot cannot be read or the machine refuses it.
+pub fn restore_machine(
+    machine: &mut dyn StateMachine,
+    snapshots: &dyn SnapshotStore,
+    group: GroupId,
+    position: LogPosition,
+) -> Result<(), GroupFault> {
+    let mut source = snapshots
+        .open(group, position)
+        .map_err(|error| GroupFault::StateMachine(error.to_string().into()))?;
+    machine.restore(position, &mut source)?;
+    Ok(())
+}
+
+/// Turns a panic of the machine into a fault.
+fn contain<T>(run: impl FnOnce() -> T) -> Result<T, GroupFault> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let text = format!("the state machine panicked: {}", panic_text(&*panic));
+        GroupFault::StateMachine(text.into())
+    })
+}
+
+/// A failed machine does nothing more; askers are told.
+fn refuse(group: GroupId, work: ApplyWork, fault: &GroupFault) -> ApplyReport {
+    let failed = || QueryError::Failed(fault.to_string());
+    match work {
+        ApplyWork::Commands { commands, .. } => {
+            for waiter in commands.into_iter().filter_map(|command| command.waiter) {
+                let fault = fault.clone();
+                waiter.resolve(Err(crate::error::ProposeError::Faulted { group, fault }));
+            }
+        }
+        ApplyWork::Query { reply, .. } => drop(reply.send(Err(failed()))),
+        ApplyWork::Checksum { reply } => drop(reply.send(Err(failed()))),
+        ApplyWork::Restore { .. } | ApplyWork::Snapshot | ApplyWork::Durable => {}
+    }
+    ApplyReport::Nothing
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a message".to_owned())
+}

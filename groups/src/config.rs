@@ -1,0 +1,121 @@
+//! The numbers that bound and pace the groups of a host. Every field has a default that serves.
+
+use std::time::Duration;
+
+use shardhost_storage::NodeId;
+
+/// Settings of all groups of one host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupsConfig {
+    /// This process.
+    pub node: NodeId,
+    /// Seed of everything that is drawn by lot (election timeouts).
+    pub seed: u64,
+    /// Grows with every start of the process; makes read contexts unique across restarts.
+    pub incarnation: u64,
+    /// Length of one Raft tick. Default 100 ms.
+    pub tick: Duration,
+    /// Ticks without a leader before a follower campaigns; drawn from this to twice this.
+    /// Default 10.
+    pub election_ticks: u16,
+    /// Ticks between two heartbeats of a leader. Default 2.
+    pub heartbeat_ticks: u16,
+    /// Ticks without any activity before a group may sleep; 0: groups never sleep. Default 20.
+    pub sleep_after_ticks: u16,
+    /// Payload bytes of one append message. Default 256 KiB.
+    pub max_append_bytes: u64,
+    /// Append messages on their way to one peer of one group. Default 128.
+    pub max_inflight_appends: usize,
+    /// Bytes of one command. Default 4 MiB.
+    pub max_command_bytes: usize,
+    /// Command bytes of one group that are proposed and not yet answered, with
+    /// [`PROPOSAL_OVERHEAD_BYTES`] each. Default 32 MiB.
+    pub max_inflight_bytes_per_group: usize,
+    /// The same for the whole host. Default 256 MiB.
+    pub max_inflight_bytes: usize,
+    /// Command bytes of one group that are committed here and not yet applied; beyond, they wait
+    /// in the log. Default 8 MiB.
+    pub max_apply_bytes_per_group: usize,
+    /// Reads of one group that wait for their quorum round or for the state machine. Default
+    /// 65,536.
+    pub max_reads_per_group: usize,
+    /// Ticks before a read, or the handing over of leadership, is given up. Default 20.
+    pub give_up_ticks: u16,
+    /// How long a state machine may take for an answer to a query. Default 10 s.
+    pub query_timeout: Duration,
+    /// Ticks after which whoever waits for a proposal learns that its outcome is unknown.
+    /// Default 100.
+    pub propose_give_up_ticks: u16,
+    /// Entries that are kept in memory of one group at most, for followers a little behind; in
+    /// bytes. Default 1 MiB.
+    pub max_cached_bytes_per_group: usize,
+    /// Entries kept in the log behind what is applied and durable, so that a follower a little
+    /// behind needs no snapshot. Default 1,024.
+    pub log_trail_entries: u64,
+    /// A follower further behind than this many entries no longer keeps the log from being
+    /// truncated: it gets a snapshot. Default 100,000.
+    pub log_keep_entries: u64,
+    /// Entries after which a state machine that does not keep itself durable is snapshotted.
+    /// Default 10,000.
+    pub snapshot_entries: u64,
+    /// Known bugs, put back on purpose so that the simulation can show that it finds them. None.
+    #[doc(hidden)]
+    pub bugs: KnownBugs,
+}
+
+/// Bugs that multi-raft hosts are known for. Only the simulation switches one on.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnownBugs {
+    /// Messages that promise durability leave before the sync.
+    pub acknowledge_before_sync: bool,
+    /// The vote is not written.
+    pub forget_vote: bool,
+    /// A waiter is resolved by whatever is committed at its index.
+    pub waiter_by_index: bool,
+}
+
+/// What a proposal counts for beside its bytes, in the budgets of bytes in flight.
+pub const PROPOSAL_OVERHEAD_BYTES: usize = 256;
+
+impl GroupsConfig {
+    /// The defaults for `node`.
+    #[must_use]
+    pub const fn new(node: NodeId) -> Self {
+        Self {
+            node,
+            seed: 0,
+            incarnation: 1,
+            tick: Duration::from_millis(100),
+            election_ticks: 10,
+            heartbeat_ticks: 2,
+            sleep_after_ticks: 20,
+            max_append_bytes: 256 << 10,
+            max_inflight_appends: 128,
+            max_command_bytes: 4 << 20,
+            max_inflight_bytes_per_group: 32 << 20,
+            max_inflight_bytes: 256 << 20,
+            max_apply_bytes_per_group: 8 << 20,
+            max_reads_per_group: 65_536,
+            give_up_ticks: 20,
+            query_timeout: Duration::from_secs(10),
+            propose_give_up_ticks: 100,
+            max_cached_bytes_per_group: 1 << 20,
+            log_trail_entries: 1_024,
+            log_keep_entries: 100_000,
+            snapshot_entries: 10_000,
+            bugs: KnownBugs {
+                acknowledge_before_sync: false,
+                forget_vote: false,
+                waiter_by_index: false,
+            },
+        }
+    }
+
+    /// Length of the shortest election timeout.
+    #[must_use]
+    pub fn election_timeout(&self) -> Duration {
+        self.tick * u32::from(self.election_ticks)
+    }
+}

@@ -1,0 +1,258 @@
+//! Between the three shapes of the same things: raft's structs, the log's types, the wire's
+//! messages. Pure; what comes from the wire was validated before it gets here.
+
+use raft::eraftpb;
+use shardhost_proto::{log, peer};
+use shardhost_storage::{
+    Entry, EntryKind, GroupId, HardState, LogIndex, LogPosition, Member, Membership, NodeId,
+    ReplicaId, Term,
+};
+
+use crate::transport::Lane;
+
+/// A raft message on its way to the wire. `None` for messages that never leave a node.
+pub(crate) fn to_wire(group: GroupId, message: eraftpb::Message) -> Option<peer::GroupMessage> {
+    let kind = wire_kind(message.msg_type)?;
+    let mut wire = peer::GroupMessage {
+        group: group.get(),
+        from_replica: message.from,
+        to_replica: message.to,
+        kind: kind.into(),
+        term: message.term,
+        log_term: message.log_term,
+        index: message.index,
+        commit: message.commit,
+        commit_term: message.commit_term,
+        reject: message.reject,
+        reject_hint: message.reject_hint,
+        request_snapshot: message.request_snapshot,
+        priority: message.priority,
+        context: message.context,
+        entries: Vec::new(),
+        snapshot: None,
+    };
+    wire.entries = message.entries.into_iter().map(entry_to_wire).collect();
+    if let Some(snapshot) = message.snapshot.into_option() {
+        let metadata = snapshot.get_metadata();
+        let position = log::LogPosition { term: metadata.term, index: metadata.index };
+        wire.snapshot = Some(peer::SnapshotMeta { position: Some(position), membership: None });
+    }
+    Some(wire)
+}
+
+/// A validated message from the wire for raft. `None` for kinds that are not raft's.
+pub(crate) fn from_wire(wire: peer::GroupMessage) -> Option<eraftpb::Message> {
+    let mut message = eraftpb::Message::default();
+    message.set_msg_type(raft_kind(wire.kind())?);
+    message.from = wire.from_replica;
+    message.to = wire.to_replica;
+    message.term = wire.term;
+    message.log_term = wire.log_term;
+    message.index = wire.index;
+    message.commit = wire.commit;
+    message.commit_term = wire.commit_term;
+    message.reject = wire.reject;
+    message.reject_hint = wire.reject_hint;
+    message.request_snapshot = wire.request_snapshot;
+    message.priority = wire.priority;
+    message.context = wire.context;
+    let first = wire.index + 1;
+    let entries = wire.entries.into_iter().zip(first..);
+    message.entries = entries.map(|(entry, index)| entry_from_wire(entry, index)).collect();
+    if let Some(meta) = wire.snapshot {
+        message.set_snapshot(snapshot_from_wire(meta));
+    }
+    Some(message)
+}
+
+fn entry_to_wire(entry: eraftpb::Entry) -> log::Entry {
+    let kind = match entry.entry_type {
+        eraftpb::EntryType::EntryNormal => log::EntryKind::Command,
+        _ => log::EntryKind::Config,
+    };
+    log::Entry { kind: kind.into(), term: entry.term, data: entry.data, context: entry.context }
+}
+
+fn entry_from_wire(wire: log::Entry, index: u64) -> eraftpb::Entry {
+    let mut entry = eraftpb::Entry::default();
+    entry.entry_type = match wire.kind() {
+        log::EntryKind::Config => eraftpb::EntryType::EntryConfChangeV2,
+        _ => eraftpb::EntryType::EntryNormal,
+    };
+    entry.term = wire.term;
+    entry.index = index;
+    entry.data = wire.data;
+    entry.context = wire.context;
+    entry
+}
+
+fn snapshot_from_wire(meta: peer::SnapshotMeta) -> eraftpb::Snapshot {
+    let mut snapshot = eraftpb::Snapshot::default();
+    let metadata = snapshot.mut_metadata();
+    if let Some(position) = meta.position {
+        metadata.term = position.term;
+        metadata.index = position.index;
+    }
+    if let Some(membership) = meta.membership.as_ref().and_then(membership_from_wire) {
+        metadata.set_conf_state(conf_state(&membership));
+    }
+    snapshot
+}
+
+/// Raft's view of a membership.
+pub(crate) fn conf_state(membership: &Membership) -> eraftpb::ConfState {
+    let mut state = eraftpb::ConfState::default();
+    for (id, member) in &membership.members {
+        if member.voter {
+            state.voters.push(id.get());
+        }
+        if member.learner && !member.outgoing_voter {
+            state.learners.push(id.get());
+        }
+        if member.learner && member.outgoing_voter {
+            state.learners_next.push(id.get());
+        }
+        if member.outgoing_voter {
+            state.voters_outgoing.push(id.get());
+        }
+    }
+    state.auto_leave = membership.auto_leave;
+    state
+}
+
+/// A membership from the wire; `None` when an id is zero or a role is unknown.
+pub(crate) fn membership_from_wire(wire: &log::Membership) -> Option<Membership> {
+    let mut members = std::collections::BTreeMap::new();
+    for member in &wire.members {
+        let role = log::MemberRole::try_from(member.role).ok()?;
+        let known = Member {
+            node: NodeId::new(member.node)?,
+            voter: role == log::MemberRole::Voter,
+            learner: role == log::MemberRole::Learner,
+            outgoing_voter: member.outgoing_voter,
+        };
+        members.insert(ReplicaId::new(member.replica)?, known);
+    }
+    let config_index = LogIndex::new(wire.config_index);
+    Some(Membership { config_index, members, auto_leave: wire.auto_leave })
+}
+
+/// A membership for the wire.
+pub(crate) fn membership_to_wire(membership: &Membership) -> log::Membership {
+    let members = membership.members.iter().map(|(id, member)| log::Member {
+        replica: id.get(),
+        node: member.node.get(),
+        role: match (member.voter, member.learner) {
+            (true, _) => log::MemberRole::Voter,
+            (_, true) => log::MemberRole::Learner,
+            _ => log::MemberRole::Unspecified,
+        }
+        .into(),
+        outgoing_voter: member.outgoing_voter,
+    });
+    log::Membership {
+        config_index: membership.config_index.get(),
+        members: members.collect(),
+        auto_leave: membership.auto_leave,
+    }
+}
+
+/// An entry for the log. Shares the payload.
+pub(crate) fn entry_to_log(entry: &eraftpb::Entry) -> Entry {
+    Entry {
+        term: Term::new(entry.term),
+        index: LogIndex::new(entry.index),
+        kind: match entry.entry_type {
+            eraftpb::EntryType::EntryNormal => EntryKind::Command,
+            _ => EntryKind::Config,
+        },
+        data: entry.data.clone(),
+        context: entry.context.clone(),
+    }
+}
+
+/// An entry from the log.
+pub(crate) fn entry_from_log(entry: Entry) -> eraftpb::Entry {
+    let mut raft = eraftpb::Entry::default();
+    raft.entry_type = match entry.kind {
+        EntryKind::Command => eraftpb::EntryType::EntryNormal,
+        EntryKind::Config => eraftpb::EntryType::EntryConfChangeV2,
+    };
+    raft.term = entry.term.get();
+    raft.index = entry.index.get();
+    raft.data = entry.data;
+    raft.context = entry.context;
+    raft
+}
+
+/// Hard state for the log.
+pub(crate) fn hard_state_to_log(state: &eraftpb::HardState) -> HardState {
+    HardState {
+        term: Term::new(state.term),
+        vote: ReplicaId::new(state.vote),
+        commit: LogIndex::new(state.commit),
+    }
+}
+
+/// Hard state from the log.
+pub(crate) fn hard_state_from_log(state: &HardState) -> eraftpb::HardState {
+    let mut raft = eraftpb::HardState::default();
+    raft.term = state.term.get();
+    raft.vote = state.vote.map_or(0, ReplicaId::get);
+    raft.commit = state.commit.get();
+    raft
+}
+
+/// The position that a wire message names, if it does.
+pub(crate) fn position_from_wire(wire: Option<&log::LogPosition>) -> Option<LogPosition> {
+    wire.map(|position| LogPosition::new(position.term, position.index))
+}
+
+/// How a message travels.
+pub(crate) const fn lane(kind: peer::MessageKind) -> Lane {
+    use peer::MessageKind as Kind;
+    match kind {
+        Kind::Append | Kind::AppendResponse | Kind::Snapshot => Lane::Bulk,
+        _ => Lane::Urgent,
+    }
+}
+
+const fn wire_kind(kind: eraftpb::MessageType) -> Option<peer::MessageKind> {
+    use eraftpb::MessageType as Raft;
+    use peer::MessageKind as Wire;
+    Some(match kind {
+        Raft::MsgAppend => Wire::Append,
+        Raft::MsgAppendResponse => Wire::AppendResponse,
+        Raft::MsgHeartbeat => Wire::Heartbeat,
+        Raft::MsgHeartbeatResponse => Wire::HeartbeatResponse,
+        Raft::MsgRequestVote => Wire::Vote,
+        Raft::MsgRequestVoteResponse => Wire::VoteResponse,
+        Raft::MsgRequestPreVote => Wire::PreVote,
+        Raft::MsgRequestPreVoteResponse => Wire::PreVoteResponse,
+        Raft::MsgSnapshot => Wire::Snapshot,
+        Raft::MsgTimeoutNow => Wire::TimeoutNow,
+        Raft::MsgReadIndex => Wire::ReadIndex,
+        Raft::MsgReadIndexResp => Wire::ReadIndexResponse,
+        _ => return None,
+    })
+}
+
+const fn raft_kind(kind: peer::MessageKind) -> Option<eraftpb::MessageType> {
+    use eraftpb::MessageType as Raft;
+    use peer::MessageKind as Wire;
+    Some(match kind {
+        Wire::Append => Raft::MsgAppend,
+        Wire::AppendResponse => Raft::MsgAppendResponse,
+        Wire::Heartbeat => Raft::MsgHeartbeat,
+        Wire::HeartbeatResponse => Raft::MsgHeartbeatResponse,
+        Wire::Vote => Raft::MsgRequestVote,
+        Wire::VoteResponse => Raft::MsgRequestVoteResponse,
+        Wire::PreVote => Raft::MsgRequestPreVote,
+        Wire::PreVoteResponse => Raft::MsgRequestPreVoteResponse,
+        Wire::Snapshot => Raft::MsgSnapshot,
+        Wire::TimeoutNow => Raft::MsgTimeoutNow,
+        Wire::ReadIndex => Raft::MsgReadIndex,
+        Wire::ReadIndexResponse => Raft::MsgReadIndexResp,
+        _ => return None,
+    })
+}

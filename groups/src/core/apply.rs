@@ -1,0 +1,161 @@
+//! Handing committed entries to the state machine, in order and no faster than it takes them.
+
+use std::collections::VecDeque;
+
+use raft::eraftpb::{Entry, EntryType};
+use shardhost_storage::{LogIndex, LogPosition};
+
+use super::GroupCore;
+use crate::apply::ApplyWork;
+use crate::error::GroupFault;
+use crate::machine::Command;
+use crate::worker::Round;
+
+/// Where the state machine stands, as the replica knows.
+#[derive(Debug)]
+pub(super) struct ApplyProgress {
+    applied: u64,
+    handed: u64,
+    /// Committed and durable here: may be handed over.
+    released: u64,
+    in_flight: VecDeque<(u64, usize)>,
+    in_flight_bytes: usize,
+    pub(super) durable: Option<LogIndex>,
+}
+
+impl ApplyProgress {
+    pub(super) const fn new(applied: u64, durable: Option<LogIndex>) -> Self {
+        Self {
+            applied,
+            handed: applied,
+            released: applied,
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+            durable,
+        }
+    }
+
+    pub(super) const fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight.is_empty() && self.applied == self.released
+    }
+
+    /// The state machine will be replaced by a snapshot at this index.
+    pub(super) fn skip_to(&mut self, index: u64) {
+        self.handed = index;
+        self.released = index;
+    }
+
+    pub(super) fn finish_restore(&mut self, index: u64) {
+        self.in_flight.clear();
+        self.in_flight_bytes = 0;
+        self.applied = index;
+    }
+
+    pub(super) fn shrink(&mut self) {
+        self.in_flight.shrink_to_fit();
+    }
+}
+
+impl GroupCore {
+    /// Raft says that these entries are committed, and durable here.
+    pub(super) fn release(&mut self, committed: Vec<Entry>, round: &mut Round) {
+        let Some(last) = committed.last() else { return };
+        let in_order = self.apply.handed == self.apply.released;
+        self.apply.released = last.index;
+        if in_order && self.takes_more() {
+            self.hand(committed, round);
+        }
+    }
+
+    /// Hands over what was held back, as far as the backlog allows.
+    pub(super) fn hand_over_committed(&mut self, round: &mut Round) {
+        while self.apply.handed < self.apply.released && self.takes_more() {
+            match self.read_committed(self.apply.handed + 1, self.apply.released + 1) {
+                Ok(entries) if !entries.is_empty() => self.hand(entries, round),
+                Ok(_) => {
+                    let text = format!("{:?} has no entry {}", self.id, self.apply.handed + 1);
+                    return round.fault(self.id, GroupFault::Invariant(text.into()));
+                }
+                Err(fault) => return round.fault(self.id, fault),
+            }
+        }
+    }
+
+    fn takes_more(&self) -> bool {
+        !self.snapshots.is_installing()
+            && self.apply.in_flight_bytes < self.config.max_apply_bytes_per_group
+    }
+
+    fn hand(&mut self, entries: Vec<Entry>, round: &mut Round) {
+        let Some(last) = entries.last() else { return };
+        let last = LogPosition::new(last.term, last.index);
+        let mut commands = Vec::with_capacity(entries.len());
+        let mut bytes = 0;
+        for entry in entries {
+            if entry.entry_type != EntryType::EntryNormal {
+                let text =
+                    format!("{:?} committed a membership change at {}", self.id, entry.index);
+                return round.fault(self.id, GroupFault::Invariant(text.into()));
+            }
+            let waiter = self.take_waiter(entry.term, entry.index, round);
+            if !entry.data.is_empty() {
+                bytes += entry.data.len() + size_of::<Command>();
+                let position = LogPosition::new(entry.term, entry.index);
+                let mut command = Command::new(position, entry.data);
+                command.waiter = waiter;
+                commands.push(command);
+            }
+        }
+        self.apply.handed = last.index.get();
+        if commands.is_empty() && self.apply.in_flight.is_empty() {
+            return self.advance_applied(last.index.get());
+        }
+        self.apply.in_flight.push_back((last.index.get(), bytes));
+        self.apply.in_flight_bytes += bytes;
+        round.apply(self.id, self.epoch, ApplyWork::Commands { commands, last });
+    }
+
+    /// The state machine applied everything up to `last`.
+    pub fn on_applied(&mut self, last: LogIndex, durable: Option<LogIndex>) {
+        while self.apply.in_flight.front().is_some_and(|(index, _)| *index <= last.get()) {
+            if let Some((_, bytes)) = self.apply.in_flight.pop_front() {
+                self.apply.in_flight_bytes -= bytes;
+            }
+        }
+        self.on_durable(durable);
+        self.advance_applied(last.get());
+    }
+
+    /// What the state machine holds would survive a crash up to here.
+    pub fn on_durable(&mut self, durable: Option<LogIndex>) {
+        self.apply.durable = self.apply.durable.max(durable);
+    }
+
+    fn advance_applied(&mut self, index: u64) {
+        if index > self.apply.applied {
+            self.apply.applied = index;
+            self.raw.advance_apply_to(index);
+            self.trim_tail();
+        }
+    }
+
+    /// Lets entries leave memory that are durable, applied, and with every peer that keeps up.
+    pub(super) fn trim_tail(&mut self) {
+        let raft = &self.raw.raft;
+        let settled = self.apply.applied.min(raft.raft_log.persisted);
+        let mut everywhere = settled;
+        if self.leads() {
+            for (_, progress) in raft.prs().iter() {
+                everywhere = everywhere.min(progress.matched);
+            }
+        }
+        let keep = self.config.max_cached_bytes_per_group;
+        let log = self.raw.mut_store();
+        log.trim(everywhere, 0);
+        log.trim(settled, keep);
+    }
+}

@@ -1,0 +1,75 @@
+//! Edges of this replica's leadership: acquired, ready, lost; in this order, each once per term.
+
+use raft::StateRole;
+use shardhost_storage::Term;
+
+use super::GroupCore;
+use crate::error::ReadError;
+use crate::leadership::{Edge, EdgeKind, LossCause};
+use crate::worker::Round;
+
+/// A leadership that was acquired and not lost.
+#[derive(Debug)]
+pub(super) struct Led {
+    pub(super) term: u64,
+    /// The first entry of the own term.
+    first_index: u64,
+    /// It is applied.
+    pub(super) ready: bool,
+}
+
+impl GroupCore {
+    /// Compares what raft says with what was announced, and announces the difference. Must run
+    /// before proposals of a round go to raft, so that the last entry of a fresh leader is the
+    /// first of its term.
+    pub(super) fn observe_leadership(&mut self, round: &mut Round) {
+        let raft = &self.raw.raft;
+        let leads = raft.state == StateRole::Leader;
+        let (term, last) = (raft.term, raft.raft_log.last_index());
+        if let Some(led) = &self.led
+            && (!leads || led.term != term)
+        {
+            let cause = self.loss_cause(led.term);
+            self.lose_leadership(cause, round);
+        }
+        if leads && self.led.is_none() {
+            self.led = Some(Led { term, first_index: last, ready: false });
+            self.edge(term, EdgeKind::Acquired, round);
+        }
+        let applied = self.apply.applied();
+        if let Some(led) = self.led.as_mut()
+            && !led.ready
+            && applied >= led.first_index
+        {
+            led.ready = true;
+            self.edge(term, EdgeKind::Ready, round);
+        }
+        self.watch_transfer(round);
+    }
+
+    fn loss_cause(&self, led_term: u64) -> LossCause {
+        if self.transfer.is_some() {
+            LossCause::Transferred
+        } else if self.raw.raft.term > led_term {
+            LossCause::HigherTerm
+        } else {
+            LossCause::QuorumLost
+        }
+    }
+
+    /// Fails everybody who waits, then announces the loss.
+    pub(super) fn lose_leadership(&mut self, cause: LossCause, round: &mut Round) {
+        let Some(led) = self.led.take() else { return };
+        self.fail_waiters_on_loss(round);
+        let error = ReadError::NotLeader { group: self.id, hint: self.leader_hint() };
+        self.fail_reads(&error, round);
+        self.snapshots.forget_shipments();
+        let successor = self.leader_hint();
+        self.edge(led.term, EdgeKind::Lost { cause, successor }, round);
+    }
+
+    fn edge(&self, term: u64, kind: EdgeKind, round: &mut Round) {
+        let term = Term::new(term);
+        round.edges.push(Edge { group: self.id, term, kind });
+    }
+}

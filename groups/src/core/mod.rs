@@ -1,0 +1,232 @@
+//! One replica of one group: raft, and everything that the host decides around it.
+//!
+//! A [`GroupCore`] is a function of what it is told. It has no clock (it counts ticks), does no
+//! I/O but reading entries that left its memory, starts no thread, and sends nothing: what it
+//! wants done it puts into the [`Round`] of its worker.
+//!
+//! | file | what |
+//! |---|---|
+//! | `open` | how a replica comes to life from what the log holds |
+//! | `step` | messages from peers |
+//! | `propose` | proposals, and who waits for them |
+//! | `reads` | linearizable reads with shared quorum rounds |
+//! | `ready` | what raft wants written, sent and applied |
+//! | `apply` | handing committed entries to the state machine |
+//! | `leadership` | edges: acquired, ready, lost |
+//! | `transfer` | handing leadership over |
+//! | `sleep` | groups that have nothing to do stop ticking |
+//! | `snapshot` | making, shipping and installing snapshots; truncating the log |
+//! | `status` | what everybody may know |
+
+mod apply;
+mod leadership;
+mod open;
+mod propose;
+mod reads;
+mod ready;
+mod sleep;
+mod snapshot;
+mod status;
+mod step;
+mod transfer;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use raft::{RawNode, StateRole};
+use shardhost_storage::{GroupId, GroupMeta, Membership, NodeId, ReplicaId, Term};
+
+use crate::config::GroupsConfig;
+use crate::error::{GroupFault, LeaderHint, ProposeError, UnknownCause};
+use crate::leadership::LossCause;
+use crate::replica_log::ReplicaLog;
+use crate::status::GroupStatus;
+use crate::worker::{LiveNodes, Round};
+
+pub use open::{Opened, ReplicaStart};
+pub use propose::Proposal;
+pub use reads::{ReadBarrier, ReadWaiter};
+pub use step::Stepped;
+pub use transfer::{TransferRequest, TransferWaiter};
+
+use apply::ApplyProgress;
+use leadership::Led;
+use propose::PlacedWaiter;
+use reads::Reads;
+use sleep::Sleep;
+use snapshot::Snapshots;
+use transfer::Transfer;
+
+/// One replica of one group.
+pub struct GroupCore {
+    id: GroupId,
+    replica: ReplicaId,
+    /// Which opening of the replica in this process; notifications of another are stale.
+    epoch: u64,
+    config: Arc<GroupsConfig>,
+    raw: RawNode<ReplicaLog>,
+    meta: Box<GroupMeta>,
+    membership: Arc<Membership>,
+
+    queued: Vec<Proposal>,
+    waiters: VecDeque<PlacedWaiter>,
+    reads: Option<Box<Reads>>,
+    transfer: Option<Box<Transfer>>,
+    led: Option<Led>,
+
+    /// Number of the newest ready that was handed to the log writer, and of the newest durable.
+    handed_number: u64,
+    durable_number: u64,
+    /// The newest term whose hard state is durable.
+    durable_term: u64,
+    apply: ApplyProgress,
+    snapshots: Snapshots,
+    sleep: Sleep,
+    /// Elections that this replica started; varies the election timeout within a term.
+    campaigns: u64,
+    ticks: u64,
+    published: Arc<GroupStatus>,
+}
+
+impl std::fmt::Debug for GroupCore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} {:?} {:?}", self.id, self.replica, self.raw.raft.state)
+    }
+}
+
+impl GroupCore {
+    /// The group.
+    #[must_use]
+    pub const fn id(&self) -> GroupId {
+        self.id
+    }
+    /// This replica of it.
+    #[must_use]
+    pub const fn replica(&self) -> ReplicaId {
+        self.replica
+    }
+    /// Which opening this is.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+    /// Who belongs to the group.
+    #[must_use]
+    pub const fn membership(&self) -> &Arc<Membership> {
+        &self.membership
+    }
+    /// Whether the group needs no ticks.
+    #[must_use]
+    pub const fn is_asleep(&self) -> bool {
+        self.sleep.is_asleep()
+    }
+    /// What was last published.
+    #[must_use]
+    pub const fn status(&self) -> &Arc<GroupStatus> {
+        &self.published
+    }
+
+    /// Moves the logical clock on by one tick.
+    pub fn tick(&mut self, live: &LiveNodes, round: &mut Round) {
+        self.ticks += 1;
+        if self.will_campaign() {
+            self.campaigns += 1;
+        }
+        self.raw.tick();
+        self.pin_election_timeout();
+        self.expire_waiters(round);
+        self.expire_reads(round);
+        self.watch_transfer(round);
+        self.tend_snapshots();
+        self.consider_sleep(live, round);
+        self.refresh_peers();
+    }
+
+    /// Does everything that the inputs of this round brought up.
+    pub fn finish_round(&mut self, round: &mut Round) {
+        self.observe_leadership(round);
+        self.propose_queued(round);
+        self.start_read_round();
+        while self.raw.has_ready() {
+            self.take_ready(round);
+            self.observe_leadership(round);
+        }
+        self.hand_over_committed(round);
+        self.resolve_confirmed_reads(round);
+        self.ask_for_snapshot(round);
+        self.publish(round);
+    }
+
+    /// Ends the replica's life in this process: fails everybody who waits, fires the last edge.
+    pub fn stop(&mut self, cause: LossCause, round: &mut Round) {
+        let group = self.id;
+        let error = ProposeError::Unknown { group, cause: UnknownCause::Stopped };
+        self.fail_waiters(&error, round);
+        self.fail_reads(&crate::error::ReadError::Stopped { group }, round);
+        self.fail_transfer(&crate::error::TransferError::Stopped { group }, round);
+        self.publish_end(crate::status::Role::Stopped, round);
+        self.lose_leadership(cause, round);
+    }
+
+    /// The replica cannot go on. The caller drops it afterwards.
+    pub fn fail(&mut self, fault: &GroupFault, round: &mut Round) {
+        let group = self.id;
+        let fault = fault.clone();
+        let error = ProposeError::Faulted { group, fault: fault.clone() };
+        self.fail_waiters(&error, round);
+        self.fail_reads(&crate::error::ReadError::Faulted { group, fault: fault.clone() }, round);
+        self.fail_transfer(
+            &crate::error::TransferError::Faulted { group, fault: fault.clone() },
+            round,
+        );
+        self.publish_end(crate::status::Role::Failed(fault), round);
+        self.lose_leadership(LossCause::Fault, round);
+    }
+
+    /// The error of the log that made raft panic, if it was one.
+    #[must_use]
+    pub fn take_log_fault(&self) -> Option<shardhost_storage::LogError> {
+        self.raw.store().take_fault()
+    }
+
+    fn leads(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    fn leader_hint(&self) -> Option<LeaderHint> {
+        let leader = ReplicaId::new(self.raw.raft.leader_id)?;
+        let node = self.membership.node_of(leader)?;
+        Some(LeaderHint { node, term: Term::new(self.raw.raft.term) })
+    }
+
+    fn node_of(&self, replica: u64) -> Option<NodeId> {
+        self.membership.node_of(ReplicaId::new(replica)?)
+    }
+
+    fn will_campaign(&self) -> bool {
+        let raft = &self.raw.raft;
+        raft.state != StateRole::Leader
+            && raft.promotable()
+            && raft.election_elapsed + 1 >= raft.randomized_election_timeout()
+    }
+
+    /// Replaces the election timeout that raft drew by one that follows from the seed, so that a
+    /// simulated cluster replays exactly. Called after everything that may have made raft draw.
+    fn pin_election_timeout(&mut self) {
+        let ticks = u64::from(self.config.election_ticks);
+        let mut lot = self.config.seed;
+        for part in [self.id.get(), self.replica.get(), self.raw.raft.term, self.campaigns] {
+            lot = mix(lot ^ part);
+        }
+        let timeout = ticks + lot % ticks.max(1);
+        self.raw.raft.set_randomized_election_timeout(usize::try_from(timeout).unwrap_or(10));
+    }
+}
+
+/// The finaliser of splitmix64: spreads every bit of the input over the output.
+const fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}

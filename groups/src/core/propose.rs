@@ -1,0 +1,181 @@
+//! Proposals: queued during a round, proposed as one batch, and who waits for them.
+
+use bytes::Bytes;
+use raft::eraftpb;
+use shardhost_storage::{LogIndex, Term};
+
+use super::GroupCore;
+use crate::error::{ProposeError, RejectReason, UnknownCause};
+use crate::waiter::Pending;
+use crate::worker::Round;
+
+/// One command on its way into the log.
+#[derive(Debug)]
+pub struct Proposal {
+    /// The command.
+    pub command: Bytes,
+    /// Propose in this term only.
+    pub in_term: Option<Term>,
+    /// Who waits.
+    pub pending: Pending,
+}
+
+/// Somebody who waits for the entry at a position.
+#[derive(Debug)]
+pub(super) struct PlacedWaiter {
+    term: u64,
+    index: u64,
+    since: u64,
+    pending: Pending,
+}
+
+impl GroupCore {
+    /// Takes a proposal into this round.
+    pub fn propose(&mut self, proposal: Proposal, round: &mut Round) {
+        self.wake(round);
+        self.queued.push(proposal);
+    }
+
+    /// Proposes everything that was queued, as one message to raft.
+    pub(super) fn propose_queued(&mut self, round: &mut Round) {
+        if self.queued.is_empty() {
+            return;
+        }
+        let queued = std::mem::take(&mut self.queued);
+        if let Some(error) = self.refuses_proposals() {
+            for proposal in queued {
+                round.fail(proposal.pending, error.clone());
+            }
+            return;
+        }
+        let term = self.raw.raft.term;
+        let mut entries = Vec::with_capacity(queued.len());
+        let mut pending = Vec::with_capacity(queued.len());
+        for proposal in queued {
+            match proposal.in_term {
+                Some(wanted) if wanted.get() != term => {
+                    let actual = Term::new(term);
+                    let reason = RejectReason::TermMismatch { wanted, actual };
+                    round.fail(proposal.pending, self.rejected(reason));
+                }
+                _ => {
+                    entries.push(command_entry(proposal.command));
+                    pending.push(proposal.pending);
+                }
+            }
+        }
+        self.propose_entries(entries, pending, round);
+    }
+
+    fn propose_entries(
+        &mut self,
+        entries: Vec<eraftpb::Entry>,
+        pending: Vec<Pending>,
+        round: &mut Round,
+    ) {
+        if entries.is_empty() {
+            return;
+        }
+        let term = self.raw.raft.term;
+        let since = self.ticks;
+        let first = self.raw.raft.raft_log.last_index() + 1;
+        let mut message = eraftpb::Message::default();
+        message.set_msg_type(eraftpb::MessageType::MsgPropose);
+        message.from = self.replica.get();
+        message.entries = entries.into();
+        match self.raw.raft.step(message) {
+            Ok(()) => {
+                let placed = pending.into_iter().zip(first..);
+                self.waiters
+                    .extend(placed.map(|(pending, index)| PlacedWaiter { term, index, since, pending }));
+            }
+            Err(error) => {
+                tracing::debug!(group = %self.id, %error, "raft dropped proposals");
+                let error = self.rejected(RejectReason::Busy);
+                pending.into_iter().for_each(|one| round.fail(one, error.clone()));
+            }
+        }
+    }
+
+    /// Why no proposal is taken, if none is.
+    fn refuses_proposals(&self) -> Option<ProposeError> {
+        if !self.leads() {
+            return Some(ProposeError::NotLeader { group: self.id, hint: self.leader_hint() });
+        }
+        if self.raw.raft.lead_transferee.is_some() {
+            return Some(self.rejected(RejectReason::Transferring));
+        }
+        None
+    }
+
+    fn rejected(&self, reason: RejectReason) -> ProposeError {
+        ProposeError::Rejected { group: self.id, reason }
+    }
+
+    /// Who waits for the entry that was committed at this position. Waiters whose entry lost its
+    /// place learn so.
+    pub(super) fn take_waiter(
+        &mut self,
+        term: u64,
+        index: u64,
+        round: &mut Round,
+    ) -> Option<Pending> {
+        while let Some(front) = self.waiters.front() {
+            if front.index > index {
+                return None;
+            }
+            let front = self.waiters.pop_front()?;
+            if front.index == index && (front.term == term || self.config.bugs.waiter_by_index) {
+                return Some(front.pending);
+            }
+            let by = Term::new(term);
+            let at = LogIndex::new(front.index);
+            round.fail(
+                front.pending,
+                ProposeError::Superseded { group: self.id, index: at, by },
+            );
+        }
+        None
+    }
+
+    /// Leadership is gone: nobody can tell any more what becomes of what was proposed.
+    pub(super) fn fail_waiters_on_loss(&mut self, round: &mut Round) {
+        if self.config.bugs.waiter_by_index {
+            return;
+        }
+        let error = ProposeError::Unknown { group: self.id, cause: UnknownCause::LeadershipLost };
+        self.fail_waiters(&error, round);
+    }
+
+    pub(super) fn fail_waiters(&mut self, error: &ProposeError, round: &mut Round) {
+        for waiter in self.waiters.drain(..) {
+            round.fail(waiter.pending, error.clone());
+        }
+        self.waiters = std::collections::VecDeque::new();
+        for proposal in std::mem::take(&mut self.queued) {
+            round.fail(proposal.pending, error.clone());
+        }
+    }
+
+    /// At every tick: tells those who waited too long that nobody can tell.
+    pub(super) fn expire_waiters(&mut self, round: &mut Round) {
+        let limit = u64::from(self.config.propose_give_up_ticks);
+        let error = ProposeError::Unknown { group: self.id, cause: UnknownCause::Timeout };
+        while self.waiters.front().is_some_and(|front| self.ticks - front.since >= limit) {
+            if let Some(front) = self.waiters.pop_front() {
+                round.fail(front.pending, error.clone());
+            }
+        }
+    }
+
+    /// Whether somebody waits for a proposal.
+    pub(super) fn has_waiters(&self) -> bool {
+        !self.waiters.is_empty() || !self.queued.is_empty()
+    }
+}
+
+fn command_entry(command: Bytes) -> eraftpb::Entry {
+    let mut entry = eraftpb::Entry::default();
+    entry.data = command;
+    entry
+}

@@ -1,0 +1,174 @@
+//! What raft wants done after the inputs of a round: entries and votes to the log writer, messages
+//! to the transport, committed entries to the state machine.
+//!
+//! The order is what keeps it right. A leader's messages leave at once. Everything that promises
+//! durability (votes, acknowledgements) leaves only when what it promises is on disk: it travels
+//! with the log task and is released by the writer after the sync.
+
+use raft::eraftpb::{HardState, Message, MessageType};
+use raft::{GetEntriesContext, Storage};
+use shardhost_storage::{GroupWrite, LogPosition};
+
+use super::GroupCore;
+use crate::convert;
+use crate::error::GroupFault;
+use crate::transport::Outgoing;
+use crate::worker::{PersistAck, Round};
+
+impl GroupCore {
+    /// Handles one ready of raft.
+    pub(super) fn take_ready(&mut self, round: &mut Round) {
+        let mut ready = self.raw.ready();
+        let number = ready.number();
+        let at_once = ready.take_messages();
+        let after_sync = ready.take_persisted_messages();
+        let committed = ready.take_committed_entries();
+        let read_states = ready.take_read_states();
+        let entries = ready.take_entries();
+        let must_sync = ready.must_sync();
+        let snapshot = installed_position(ready.snapshot());
+
+        if let Some(position) = snapshot {
+            self.begin_install(position, number);
+        }
+        self.raw.mut_store().append(&entries);
+        let hard_state = self.raw.raft.hard_state();
+        self.raw.advance_append_async(ready);
+
+        let write = must_sync.then(|| self.write_of(snapshot, &hard_state, &entries));
+        self.send_all(at_once, round);
+        self.persist(number, write, after_sync, round);
+        for state in read_states {
+            self.confirm_reads(&state.request_ctx, state.index);
+        }
+        self.release(committed, round);
+    }
+
+    fn write_of(
+        &self,
+        snapshot: Option<LogPosition>,
+        hard_state: &HardState,
+        entries: &[raft::eraftpb::Entry],
+    ) -> GroupWrite {
+        let mut write = GroupWrite::new(self.id);
+        write.reset = snapshot;
+        write.meta = snapshot.map(|_| (*self.meta).clone());
+        write.hard_state = Some(convert::hard_state_to_log(hard_state));
+        if self.config.bugs.forget_vote
+            && let Some(state) = write.hard_state.as_mut()
+        {
+            state.vote = None;
+        }
+        write.entries = entries.iter().map(convert::entry_to_log).collect();
+        write
+    }
+
+    /// Hands a write to the log writer, and with it the messages that must not leave before.
+    fn persist(
+        &mut self,
+        number: u64,
+        write: Option<GroupWrite>,
+        after_sync: Vec<Message>,
+        round: &mut Round,
+    ) {
+        let idle = self.handed_number == self.durable_number;
+        if self.config.bugs.acknowledge_before_sync || (write.is_none() && idle) {
+            self.send_all(after_sync, round);
+            if write.is_none() {
+                self.raw.on_persist_ready(number);
+                return;
+            }
+            return self.hand_to_log(number, write, Vec::new(), round);
+        }
+        let term = self.durable_term;
+        let (early, held): (Vec<_>, Vec<_>) =
+            after_sync.into_iter().partition(|message| promises_nothing(message, term));
+        self.send_all(early, round);
+        if write.is_some() || !held.is_empty() {
+            self.hand_to_log(number, write, held, round);
+        }
+    }
+
+    fn hand_to_log(
+        &mut self,
+        number: u64,
+        write: Option<GroupWrite>,
+        held: Vec<Message>,
+        round: &mut Round,
+    ) {
+        self.handed_number = number;
+        let term = self.raw.raft.term;
+        round.log.acks.push(PersistAck { group: self.id, epoch: self.epoch, number, term });
+        round.log.batch.writes.extend(write);
+        for message in held {
+            let outgoing = self.outgoing(message, round);
+            round.log.releases.extend(outgoing);
+        }
+    }
+
+    /// The log writer made everything up to this ready durable.
+    pub fn on_persisted(&mut self, ack: &PersistAck, round: &mut Round) {
+        if ack.number <= self.durable_number {
+            return;
+        }
+        self.durable_number = ack.number;
+        self.durable_term = self.durable_term.max(ack.term);
+        self.raw.on_persist_ready(ack.number);
+        self.continue_install(round);
+        self.trim_tail();
+    }
+
+    fn send_all(&mut self, messages: Vec<Message>, round: &mut Round) {
+        for message in messages {
+            let outgoing = self.outgoing(message, round);
+            round.messages.extend(outgoing);
+        }
+    }
+
+    /// A message as it travels; a snapshot goes another way.
+    fn outgoing(&mut self, message: Message, round: &mut Round) -> Option<Outgoing> {
+        let to = self.node_of(message.to)?;
+        let wire = convert::to_wire(self.id, message)?;
+        let kind = wire.kind();
+        if kind == shardhost_proto::peer::MessageKind::Snapshot {
+            self.ship(to, wire, round);
+            return None;
+        }
+        Some(Outgoing { to, lane: convert::lane(kind), message: wire })
+    }
+
+    /// Hands committed entries that were held back to the state machine, as far as its backlog
+    /// allows.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub(super) fn read_committed(
+        &self,
+        from: u64,
+        to: u64,
+    ) -> Result<Vec<raft::eraftpb::Entry>, GroupFault> {
+        let max = self.config.max_apply_bytes_per_group as u64;
+        let context = GetEntriesContext::empty(false);
+        self.raw.store().entries(from, to, max, context).map_err(|error| {
+            match self.raw.store().take_fault() {
+                Some(fault) => GroupFault::Log(fault),
+                None => GroupFault::Invariant(
+                    format!("{:?} cannot read its entries {from} to {to}: {error}", self.id).into(),
+                ),
+            }
+        })
+    }
+}
+
+/// Whether a message may leave before what is being written is durable: answers that neither
+/// grant a vote nor acknowledge entries, in a term that is durable already.
+fn promises_nothing(message: &Message, durable_term: u64) -> bool {
+    let harmless =
+        matches!(message.msg_type, MessageType::MsgHeartbeatResponse | MessageType::MsgReadIndex);
+    harmless && message.term <= durable_term
+}
+
+fn installed_position(snapshot: &raft::eraftpb::Snapshot) -> Option<LogPosition> {
+    let metadata = snapshot.get_metadata();
+    (metadata.index != 0).then(|| LogPosition::new(metadata.term, metadata.index))
+}

@@ -1,0 +1,239 @@
+//! Groups that have nothing to do stop ticking, so that ten thousand idle groups cost nothing.
+//!
+//! A leader that was quiet for a while asks every live peer to sleep. A peer agrees when it has
+//! everything and nothing to do, and sleeps from then on; the leader sleeps when all agreed.
+//! Peers on lost nodes are left out, as long as the live voters are a quorum: they are woken for
+//! when their node comes back.
+//!
+//! Whatever happens to a sleeping group wakes it: a proposal, a read, a vote, a message of raft,
+//! the loss of the leader's node, or the return of any member's node.
+
+use shardhost_proto::peer::{GroupMessage, MessageKind};
+use shardhost_storage::{NodeId, ReplicaId};
+
+use super::GroupCore;
+use crate::transport::{Lane, Outgoing};
+use crate::worker::{LiveNodes, Round};
+
+/// Whether a replica ticks.
+#[derive(Debug)]
+pub(super) enum Sleep {
+    /// It ticks; nothing happened for so many ticks.
+    Awake { quiet: u16 },
+    /// A leader asked for sleep, and waits for these peers to agree; so many ticks are left.
+    Asking { waiting: Vec<u64>, patience: u16 },
+    /// It does not tick.
+    Asleep,
+}
+
+/// Ticks after which a leader that asked for sleep stops waiting for answers.
+const PATIENCE_TICKS: u16 = 5;
+
+impl Default for Sleep {
+    fn default() -> Self {
+        Self::Awake { quiet: 0 }
+    }
+}
+
+impl Sleep {
+    pub(super) const fn is_asleep(&self) -> bool {
+        matches!(self, Self::Asleep)
+    }
+}
+
+impl GroupCore {
+    /// Something happens: the replica ticks again. A leader tells its followers.
+    pub(super) fn wake(&mut self, _round: &mut Round) {
+        let was_asleep = self.sleep.is_asleep();
+        self.sleep = Sleep::default();
+        if was_asleep {
+            self.raw.raft.election_elapsed = 0;
+            if self.leads() {
+                self.raw.ping();
+            }
+        }
+    }
+
+    /// Wakes the replica for a message, unless the message is part of going quiet.
+    pub(super) fn wake_on(&mut self, message: &GroupMessage, round: &mut Round) {
+        let was_asleep = self.sleep.is_asleep();
+        match message.kind() {
+            MessageKind::HeartbeatResponse | MessageKind::SleepResponse => return,
+            MessageKind::Sleep => return,
+            MessageKind::Heartbeat if !was_asleep => return,
+            _ => self.wake(round),
+        }
+        let election = matches!(message.kind(), MessageKind::PreVote | MessageKind::Vote);
+        if was_asleep && election && !self.leads() {
+            self.nudge_leader(round);
+        }
+    }
+
+    /// A peer does not hear the sleeping leader: the leader should make itself heard.
+    fn nudge_leader(&self, round: &mut Round) {
+        self.send_own(MessageKind::Wake, self.raw.raft.leader_id, false, round);
+    }
+
+    /// Tells every peer to tick again; for a replica that will not lead them any more.
+    pub fn wake_peers(&self, round: &mut Round) {
+        for id in self.membership.members.keys() {
+            self.send_own(MessageKind::Wake, id.get(), false, round);
+        }
+    }
+
+    /// A node is lost. A sleeping follower of a leader there must look for another one; a
+    /// sleeping leader must notice when its quorum is gone.
+    pub fn on_node_lost(&mut self, node: NodeId, live: &LiveNodes, round: &mut Round) {
+        if !self.sleep.is_asleep() {
+            return;
+        }
+        if self.leads() {
+            if !self.live_voters_are_quorum(live) {
+                self.wake(round);
+            }
+        } else if self.node_of(self.raw.raft.leader_id).is_none_or(|leader| leader == node) {
+            self.wake(round);
+            // The leader has been silent for longer than an election timeout already: the rest
+            // of the drawn timeout is what keeps the survivors from campaigning together.
+            self.raw.raft.election_elapsed = self.raw.raft.election_timeout();
+        }
+    }
+
+    /// A node came back, or came back as another process.
+    pub fn on_node_live(&mut self, node: NodeId, round: &mut Round) {
+        let member = self.membership.replica_on(node).is_some();
+        if member && self.sleep.is_asleep() && self.leads() {
+            self.wake(round);
+        }
+    }
+
+    /// At every tick: goes on with falling asleep.
+    pub(super) fn consider_sleep(&mut self, live: &LiveNodes, round: &mut Round) {
+        match &mut self.sleep {
+            Sleep::Awake { quiet } => *quiet = quiet.saturating_add(1),
+            Sleep::Asking { patience, .. } if *patience > 0 => *patience -= 1,
+            Sleep::Asking { .. } => self.sleep = Sleep::default(),
+            Sleep::Asleep => {}
+        }
+        let after = self.config.sleep_after_ticks;
+        let quiet = matches!(self.sleep, Sleep::Awake { quiet } if quiet >= after);
+        if after > 0 && quiet && self.may_lead_into_sleep(live) {
+            self.ask_for_sleep(live, round);
+        }
+    }
+
+    fn may_lead_into_sleep(&self, live: &LiveNodes) -> bool {
+        let raft = &self.raw.raft;
+        let last = raft.raft_log.last_index();
+        let served = self.led.as_ref().is_some_and(|led| led.ready);
+        let level = self.membership.members.iter().all(|(id, member)| {
+            !live.contains(member.node)
+                || raft.prs().get(id.get()).is_some_and(|progress| progress.matched == last)
+        });
+        served && self.is_quiescent() && level && self.live_voters_are_quorum(live)
+    }
+
+    /// Everything in the log is durable, committed and applied, and nobody waits for anything.
+    fn is_quiescent(&self) -> bool {
+        let log = &self.raw.raft.raft_log;
+        let last = log.last_index();
+        log.committed == last
+            && log.persisted == last
+            && self.apply.applied() == last
+            && self.apply.is_idle()
+            && self.handed_number == self.durable_number
+            && !self.has_waiters()
+            && !self.has_reads()
+            && self.transfer.is_none()
+            && !self.snapshots.is_busy()
+    }
+
+    fn live_voters_are_quorum(&self, live: &LiveNodes) -> bool {
+        let own = self.config.node;
+        let holds = |votes: &dyn Fn(&shardhost_storage::Member) -> bool| {
+            let voters: Vec<_> = self.membership.members.values().filter(|m| votes(m)).collect();
+            let alive = voters.iter().filter(|m| m.node == own || live.contains(m.node)).count();
+            voters.is_empty() || alive > voters.len() / 2
+        };
+        holds(&|member| member.voter) && holds(&|member| member.outgoing_voter)
+    }
+
+    fn ask_for_sleep(&mut self, live: &LiveNodes, round: &mut Round) {
+        let peers = self.membership.members.iter();
+        let waiting: Vec<u64> = peers
+            .filter(|(id, member)| **id != self.replica && live.contains(member.node))
+            .map(|(id, _)| id.get())
+            .collect();
+        for &peer in &waiting {
+            self.send_own(MessageKind::Sleep, peer, false, round);
+        }
+        if waiting.is_empty() {
+            return self.fall_asleep();
+        }
+        self.sleep = Sleep::Asking { waiting, patience: PATIENCE_TICKS };
+    }
+
+    /// The leader asks for sleep.
+    pub(super) fn answer_sleep(&mut self, message: &GroupMessage, round: &mut Round) {
+        let log = &self.raw.raft.raft_log;
+        let level = message.index == log.last_index() && message.commit == log.committed;
+        let agrees = level && !self.leads() && self.is_quiescent();
+        if agrees {
+            self.fall_asleep();
+        }
+        self.send_own(MessageKind::SleepResponse, message.from_replica, !agrees, round);
+    }
+
+    /// A peer answers.
+    pub(super) fn take_sleep_response(&mut self, message: &GroupMessage) {
+        let (term, last) = (self.raw.raft.term, self.raw.raft.raft_log.last_index());
+        let current = message.term == term && message.index == last;
+        let Sleep::Asking { waiting, .. } = &mut self.sleep else { return };
+        if !current || message.reject {
+            self.sleep = Sleep::default();
+            return;
+        }
+        waiting.retain(|&peer| peer != message.from_replica);
+        if waiting.is_empty() {
+            if self.leads() && self.is_quiescent() {
+                self.fall_asleep();
+            } else {
+                self.sleep = Sleep::default();
+            }
+        }
+    }
+
+    /// Stops ticking and gives memory back.
+    fn fall_asleep(&mut self) {
+        self.sleep = Sleep::Asleep;
+        let settled = self.apply.applied();
+        let raft = &mut self.raw.raft;
+        raft.maybe_free_inflight_buffers();
+        raft.raft_log.unstable.entries.shrink_to(0);
+        raft.msgs.shrink_to(0);
+        self.waiters.shrink_to_fit();
+        self.queued.shrink_to_fit();
+        self.apply.shrink();
+        let log = self.raw.mut_store();
+        log.trim(settled, 0);
+        log.shrink();
+    }
+
+    fn send_own(&self, kind: MessageKind, to: u64, reject: bool, round: &mut Round) {
+        let Some(to) = ReplicaId::new(to).filter(|to| *to != self.replica) else { return };
+        let Some(node) = self.membership.node_of(to) else { return };
+        let raft = &self.raw.raft;
+        let message = GroupMessage {
+            group: self.id.get(),
+            from_replica: self.replica.get(),
+            to_replica: to.get(),
+            kind: kind.into(),
+            term: raft.term,
+            index: raft.raft_log.last_index(),
+            commit: raft.raft_log.committed,
+            reject,
+            ..GroupMessage::default()
+        };
+        round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
+    }
+}

@@ -1,0 +1,226 @@
+//! Snapshots of the state machine: made when a peer or the log needs one, shipped, installed; and
+//! truncating the log behind them.
+
+use shardhost_proto::log;
+use shardhost_proto::peer::{GroupMessage, SnapshotMeta};
+use shardhost_storage::{GroupWrite, LogIndex, LogPosition, Membership, NodeId, ReplicaId};
+
+use raft::SnapshotStatus;
+
+use super::GroupCore;
+use crate::apply::ApplyWork;
+use crate::convert;
+use crate::transport::{ShipmentOutcome, SnapshotShipment};
+use crate::worker::Round;
+
+/// What goes on with snapshots of this replica.
+#[derive(Debug, Default)]
+pub(super) struct Snapshots {
+    /// The state machine was asked for one.
+    making: bool,
+    /// One is needed beyond what raft asks for, to truncate the log.
+    wanted: bool,
+    /// Shipments under way: to whom, and up to which index the log must stay behind them.
+    shipping: Vec<(u64, u64)>,
+    /// One that is being installed: its place, and the ready that carries it.
+    installing: Option<Install>,
+    /// The membership that came with the newest arrived snapshot.
+    incoming: Option<Box<(LogPosition, Membership)>>,
+    /// The log may be truncated up to here.
+    compact_to: Option<LogPosition>,
+    /// What the replica knows of itself changed and is not written yet.
+    meta_changed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Install {
+    position: LogPosition,
+    number: u64,
+    handed: bool,
+}
+
+/// Ticks between two looks at how much log could go.
+const TEND_TICKS: u64 = 10;
+
+impl Snapshots {
+    pub(super) const fn is_installing(&self) -> bool {
+        self.installing.is_some()
+    }
+
+    pub(super) const fn is_busy(&self) -> bool {
+        self.making || self.installing.is_some() || !self.shipping.is_empty()
+    }
+
+    pub(super) fn forget_shipments(&mut self) {
+        self.shipping.clear();
+    }
+}
+
+impl GroupCore {
+    /// Asks the state machine for a snapshot when somebody needs one, and hands what changed
+    /// about the log's start to the log writer.
+    pub(super) fn ask_for_snapshot(&mut self, round: &mut Round) {
+        let needed = self.raw.store().take_snapshot_wanted() || self.snapshots.wanted;
+        self.snapshots.wanted = false;
+        if needed && !self.snapshots.making && !self.snapshots.is_installing() {
+            self.snapshots.making = true;
+            round.apply(self.id, self.epoch, ApplyWork::Snapshot);
+        }
+        self.write_changes(round);
+    }
+
+    fn write_changes(&mut self, round: &mut Round) {
+        let compact = self.snapshots.compact_to.take();
+        let changed = std::mem::take(&mut self.snapshots.meta_changed);
+        if compact.is_none() && !changed {
+            return;
+        }
+        let mut write = GroupWrite::new(self.id);
+        write.meta = changed.then(|| (*self.meta).clone());
+        write.compact = compact;
+        if changed && let Some(keep) = self.meta.snapshot {
+            round.log.prune.push((self.id, keep));
+        }
+        if let Some(base) = compact {
+            self.raw.mut_store().compact(base);
+        }
+        round.log.batch.writes.push(write);
+    }
+
+    /// The state machine's snapshot stands in the snapshot store, or could not be made.
+    pub fn on_snapshot_made(&mut self, made: Option<LogPosition>) {
+        self.snapshots.making = false;
+        let Some(position) = made else { return };
+        if self.meta.snapshot.is_some_and(|known| known.index >= position.index) {
+            return;
+        }
+        self.meta.snapshot = Some(position);
+        self.snapshots.meta_changed = true;
+        let conf = convert::conf_state(&self.membership);
+        self.raw.mut_store().set_snapshot(position, conf);
+    }
+
+    /// Sends a snapshot its own way.
+    pub(super) fn ship(&mut self, to: NodeId, mut message: GroupMessage, round: &mut Round) {
+        let named = message.snapshot.as_ref().and_then(|meta| meta.position.as_ref());
+        let Some(position) = convert::position_from_wire(named) else { return };
+        let membership = Some(convert::membership_to_wire(&self.membership));
+        let wire = log::LogPosition { term: position.term.get(), index: position.index.get() };
+        message.snapshot = Some(SnapshotMeta { position: Some(wire), membership });
+        self.snapshots.shipping.retain(|(replica, _)| *replica != message.to_replica);
+        self.snapshots.shipping.push((message.to_replica, position.index.get()));
+        round.shipments.push(SnapshotShipment { to, position, message });
+    }
+
+    /// A shipment ended.
+    pub fn on_shipped(&mut self, to: ReplicaId, outcome: ShipmentOutcome) {
+        self.snapshots.shipping.retain(|(replica, _)| *replica != to.get());
+        let status = match outcome {
+            ShipmentOutcome::Delivered => SnapshotStatus::Finish,
+            ShipmentOutcome::Failed => SnapshotStatus::Failure,
+        };
+        self.raw.report_snapshot(to.get(), status);
+    }
+
+    /// A peer's node did not get what was sent.
+    pub fn on_unreachable(&mut self, peer: ReplicaId) {
+        self.raw.report_unreachable(peer.get());
+    }
+
+    /// A snapshot arrived, and raft decides whether to take it.
+    pub(super) fn step_snapshot(&mut self, message: GroupMessage) {
+        let meta = message.snapshot.as_ref();
+        let position = convert::position_from_wire(meta.and_then(|m| m.position.as_ref()));
+        let membership =
+            meta.and_then(|m| m.membership.as_ref()).and_then(convert::membership_from_wire);
+        let (Some(position), Some(membership)) = (position, membership) else { return };
+        if self.snapshots.is_installing() {
+            return;
+        }
+        self.snapshots.incoming = Some(Box::new((position, membership)));
+        self.step_raft(message);
+    }
+
+    /// Raft took the snapshot: the log starts anew behind it. The state machine is restored when
+    /// that is durable; a crash in between is repaired at the next opening.
+    pub(super) fn begin_install(&mut self, position: LogPosition, number: u64) {
+        if let Some(incoming) = self.snapshots.incoming.take()
+            && incoming.0 == position
+        {
+            self.meta.membership = incoming.1;
+            self.membership = std::sync::Arc::new(self.meta.membership.clone());
+        }
+        self.meta.snapshot = Some(position);
+        let conf = convert::conf_state(&self.membership);
+        self.raw.mut_store().reset(position, conf);
+        self.apply.skip_to(position.index.get());
+        self.snapshots.compact_to = None;
+        self.snapshots.installing = Some(Install { position, number, handed: false });
+    }
+
+    /// Goes on with an installation whose log write is durable.
+    pub(super) fn continue_install(&mut self, round: &mut Round) {
+        let durable = self.durable_number;
+        let Some(install) = self.snapshots.installing.as_mut() else { return };
+        if install.number <= durable && !install.handed {
+            install.handed = true;
+            let position = install.position;
+            round.apply(self.id, self.epoch, ApplyWork::Restore { position });
+        }
+    }
+
+    /// The state machine was restored.
+    pub fn on_restored(&mut self, position: LogPosition, durable: Option<LogIndex>) {
+        self.snapshots.installing = None;
+        self.apply.finish_restore(position.index.get());
+        self.apply.durable = durable;
+        self.raw.advance_apply_to(position.index.get());
+    }
+
+    /// At ticks: finds out how much of the log could go, and whether a snapshot is due.
+    pub(super) fn tend_snapshots(&mut self) {
+        // Groups of one age should not all do this in the same tick.
+        if !(self.ticks + self.id.get()).is_multiple_of(TEND_TICKS) {
+            return;
+        }
+        let base = self.raw.store().base().index.get();
+        if self.apply.durable.is_none() {
+            let newest = self.raw.store().snapshot_position().map_or(base, |p| p.index.get());
+            let due = self.apply.applied().saturating_sub(newest) >= self.config.snapshot_entries;
+            self.snapshots.wanted |= due;
+        }
+        let target = self.compaction_target();
+        // Truncating costs a write: not for a handful of entries.
+        if target > base && target - base >= self.config.log_trail_entries.div_ceil(2).max(1) {
+            match self.raw.store().term_of(target) {
+                Ok(term) => {
+                    self.snapshots.compact_to = Some(LogPosition::new(term.get(), target));
+                }
+                Err(error) => tracing::error!(group = %self.id, %error, "cannot truncate the log"),
+            }
+        }
+    }
+
+    /// The last index that nobody needs: not the state machine after a crash, not a snapshot
+    /// under way, not a peer that keeps up.
+    fn compaction_target(&self) -> u64 {
+        let raft = &self.raw.raft;
+        let survives = match self.apply.durable {
+            Some(durable) => durable.get(),
+            None => self.meta.snapshot.map_or(0, |position| position.index.get()),
+        };
+        let mut target =
+            survives.min(self.apply.applied()).min(raft.raft_log.persisted);
+        target = target.saturating_sub(self.config.log_trail_entries);
+        for (_, index) in &self.snapshots.shipping {
+            target = target.min(*index);
+        }
+        if self.leads() {
+            let floor = raft.raft_log.last_index().saturating_sub(self.config.log_keep_entries);
+            for (_, progress) in raft.prs().iter() {
+                target = target.min(progress.matched.max(floor));
+            }
+        }
+        target
+    }
+}

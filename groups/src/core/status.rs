@@ -1,0 +1,129 @@
+//! What everybody may know of the replica, as of the end of a round.
+
+use std::sync::Arc;
+
+use raft::{ProgressState, StateRole};
+use shardhost_storage::{
+    LogIndex, LogPosition, Membership, PersistedGroup, ReplicaId, Term,
+};
+
+use super::GroupCore;
+use crate::status::{GroupStatus, PeerProgress, Role};
+use crate::worker::Round;
+
+/// Ticks between two looks at the peers' progress.
+const REFRESH_TICKS: u64 = 10;
+
+/// The status of a replica that was just opened.
+pub(super) fn initial(
+    persisted: &PersistedGroup,
+    applied: LogPosition,
+    membership: &Arc<Membership>,
+) -> GroupStatus {
+    GroupStatus {
+        id: persisted.meta.group,
+        replica: persisted.meta.replica,
+        role: Role::Follower,
+        term: persisted.hard_state.term.max(Term::new(1)),
+        leader: None,
+        serving: false,
+        first: persisted.base.index.next(),
+        last: persisted.last.index,
+        committed: persisted.hard_state.commit.max(applied.index),
+        applied: applied.index,
+        snapshot: persisted.meta.snapshot,
+        membership: Arc::clone(membership),
+        transferring_to: None,
+        asleep: false,
+        peers: Arc::new([]),
+    }
+}
+
+impl GroupCore {
+    /// Puts the status into the round if anything changed.
+    pub(super) fn publish(&mut self, round: &mut Round) {
+        let status = self.current_status();
+        if *self.published != status {
+            self.published = Arc::new(status);
+            round.statuses.push((self.id, self.epoch, Arc::clone(&self.published)));
+        }
+    }
+
+    /// The last status of this life.
+    pub(super) fn publish_end(&mut self, role: Role, round: &mut Round) {
+        let mut status = (*self.published).clone();
+        status.role = role;
+        status.serving = false;
+        status.leader = None;
+        status.transferring_to = None;
+        self.published = Arc::new(status);
+        round.statuses.push((self.id, self.epoch, Arc::clone(&self.published)));
+    }
+
+    fn current_status(&self) -> GroupStatus {
+        let raft = &self.raw.raft;
+        let log = self.raw.store();
+        GroupStatus {
+            id: self.id,
+            replica: self.replica,
+            role: self.role(),
+            term: Term::new(raft.term),
+            leader: self.leader_hint(),
+            serving: self.led.as_ref().is_some_and(|led| led.ready),
+            first: log.base().index.next(),
+            last: log.last().index,
+            committed: LogIndex::new(raft.raft_log.committed),
+            applied: LogIndex::new(self.apply.applied()),
+            snapshot: self.meta.snapshot,
+            membership: Arc::clone(&self.membership),
+            transferring_to: self.transferring_to(),
+            asleep: self.sleep.is_asleep(),
+            peers: if self.leads() { Arc::clone(&self.published.peers) } else { Arc::new([]) },
+        }
+    }
+
+    fn role(&self) -> Role {
+        let raft = &self.raw.raft;
+        let learner = self.membership.members.get(&self.replica).is_some_and(|m| m.learner);
+        match raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Candidate => Role::Candidate,
+            StateRole::PreCandidate => Role::PreCandidate,
+            StateRole::Follower if learner => Role::Learner,
+            StateRole::Follower => Role::Follower,
+        }
+    }
+
+    /// At ticks: renews what a leader says of its peers.
+    pub(super) fn refresh_peers(&mut self) {
+        if !self.leads() || !(self.ticks + self.id.get()).is_multiple_of(REFRESH_TICKS) {
+            return;
+        }
+        let peers = self.peer_progress();
+        if *self.published.peers != *peers {
+            Arc::make_mut(&mut self.published).peers = peers;
+        }
+    }
+
+    /// How far the others are, by replica.
+    fn peer_progress(&self) -> Arc<[PeerProgress]> {
+        let raft = &self.raw.raft;
+        let others = self.membership.members.iter().filter(|(id, _)| **id != self.replica);
+        let known = others.filter_map(|(id, member)| {
+            let progress = raft.prs().get(id.get())?;
+            Some(PeerProgress {
+                replica: ReplicaId::new(id.get())?,
+                node: member.node,
+                matched: LogIndex::new(progress.matched),
+                next: LogIndex::new(progress.next_idx),
+                state: match progress.state {
+                    ProgressState::Probe => "probe",
+                    ProgressState::Replicate => "replicate",
+                    ProgressState::Snapshot => "snapshot",
+                },
+                recently_active: progress.recent_active,
+            })
+        });
+        known.collect()
+    }
+}

@@ -1,0 +1,172 @@
+//! Handing leadership over, with an outcome. Raft itself reports none: it ignores a bad target
+//! silently and gives up silently, so the replica watches.
+
+use std::sync::Arc;
+
+use shardhost_storage::{NodeId, Term};
+use tokio::sync::oneshot;
+
+use super::GroupCore;
+use crate::error::TransferError;
+use crate::worker::{LiveNodes, Round};
+
+/// Who waits for a transfer: the node that leads afterwards, and its term.
+pub type TransferWaiter = oneshot::Sender<Result<(NodeId, Term), TransferError>>;
+
+/// Asks the leader to hand over.
+#[derive(Debug)]
+pub struct TransferRequest {
+    /// Where to; `None`: to the live voter that is furthest.
+    pub to: Option<NodeId>,
+    /// Who waits.
+    pub waiter: TransferWaiter,
+}
+
+/// A transfer under way.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    to: NodeId,
+    replica: u64,
+    since: u64,
+    waiters: Vec<TransferWaiter>,
+}
+
+impl GroupCore {
+    /// Starts a transfer, joins the one to the same target, or refuses.
+    pub fn transfer(&mut self, request: TransferRequest, live: &LiveNodes, round: &mut Round) {
+        match self.start_transfer(request.to, live, round) {
+            Ok(transfer) => transfer.waiters.push(request.waiter),
+            Err(error) => round.transfer_replies.push((request.waiter, Err(error))),
+        }
+    }
+
+    fn start_transfer(
+        &mut self,
+        to: Option<NodeId>,
+        live: &LiveNodes,
+        round: &mut Round,
+    ) -> Result<&mut Transfer, TransferError> {
+        let group = self.id;
+        if !self.leads() {
+            return Err(TransferError::NotLeader { group, hint: self.leader_hint() });
+        }
+        let running = self.transfer.as_ref().map(|transfer| transfer.to);
+        let (node, replica) = self.choose_target(to.or(running), live)?;
+        match running {
+            Some(to) if to != node => return Err(TransferError::InProgress { group, to }),
+            Some(_) => {}
+            None => self.begin_transfer(node, replica, round)?,
+        }
+        self.transfer.as_deref_mut().ok_or(TransferError::NoHealthyTarget { group })
+    }
+
+    fn begin_transfer(
+        &mut self,
+        to: NodeId,
+        replica: u64,
+        round: &mut Round,
+    ) -> Result<(), TransferError> {
+        let group = self.id;
+        if self.raw.raft.pending_conf_index > self.apply.applied() {
+            return Err(TransferError::ConfigChangePending { group });
+        }
+        self.wake(round);
+        // What was queued in this round goes into the log first: raft refuses it afterwards.
+        self.propose_queued(round);
+        self.raw.transfer_leader(replica);
+        if self.raw.raft.lead_transferee != Some(replica) {
+            return Err(TransferError::NoHealthyTarget { group });
+        }
+        let since = self.ticks;
+        self.transfer = Some(Box::new(Transfer { to, replica, since, waiters: Vec::new() }));
+        let error = crate::error::ReadError::Transferring { group };
+        self.fail_reads(&error, round);
+        Ok(())
+    }
+
+    fn choose_target(
+        &self,
+        to: Option<NodeId>,
+        live: &LiveNodes,
+    ) -> Result<(NodeId, u64), TransferError> {
+        let group = self.id;
+        let Some(node) = to else {
+            return self.furthest_voter(live).ok_or(TransferError::NoHealthyTarget { group });
+        };
+        if node == self.config.node {
+            return Err(TransferError::AlreadyLeads { group, node });
+        }
+        let members = &self.membership.members;
+        let voter = members.iter().find(|(_, member)| member.node == node && member.voter);
+        let (replica, _) = voter.ok_or(TransferError::NoVoter { group, node })?;
+        if !live.contains(node) {
+            return Err(TransferError::NoHealthyTarget { group });
+        }
+        Ok((node, replica.get()))
+    }
+
+    fn furthest_voter(&self, live: &LiveNodes) -> Option<(NodeId, u64)> {
+        let raft = &self.raw.raft;
+        let fit = self.membership.members.iter().filter(|(id, member)| {
+            **id != self.replica && member.voter && live.contains(member.node)
+        });
+        let with_match = fit.filter_map(|(id, member)| {
+            let progress = raft.prs().get(id.get())?;
+            Some((progress.matched, member.node, id.get()))
+        });
+        // The smallest node id among equals, so that the choice does not depend on map order.
+        let best = with_match.max_by_key(|(matched, node, _)| (*matched, std::cmp::Reverse(*node)));
+        best.map(|(_, node, replica)| (node, replica))
+    }
+
+    /// Notices how a transfer ended.
+    pub(super) fn watch_transfer(&mut self, round: &mut Round) {
+        let Some(transfer) = &self.transfer else { return };
+        let raft = &self.raw.raft;
+        let waited = self.ticks - transfer.since;
+        let outcome = if raft.state == raft::StateRole::Leader {
+            let given_up = raft.lead_transferee != Some(transfer.replica);
+            given_up.then(|| self.aborted(transfer, waited))
+        } else if raft.leader_id == transfer.replica {
+            Some(Ok((transfer.to, Term::new(raft.term))))
+        } else if raft.leader_id != 0 || waited > u64::from(self.config.give_up_ticks) {
+            Some(self.aborted(transfer, waited))
+        } else {
+            None
+        };
+        if let Some(outcome) = outcome {
+            self.end_transfer(&outcome, round);
+        }
+    }
+
+    fn aborted(&self, transfer: &Transfer, ticks: u64) -> Result<(NodeId, Term), TransferError> {
+        let ticks = u32::try_from(ticks).unwrap_or(u32::MAX);
+        let after = self.config.tick.saturating_mul(ticks);
+        Err(TransferError::Aborted { group: self.id, to: transfer.to, after })
+    }
+
+    pub(super) fn fail_transfer(&mut self, error: &TransferError, round: &mut Round) {
+        self.end_transfer(&Err(error.clone()), round);
+    }
+
+    fn end_transfer(
+        &mut self,
+        outcome: &Result<(NodeId, Term), TransferError>,
+        round: &mut Round,
+    ) {
+        let Some(transfer) = self.transfer.take() else { return };
+        let waiters = transfer.waiters.into_iter();
+        round.transfer_replies.extend(waiters.map(|waiter| (waiter, outcome.clone())));
+    }
+
+    /// Where leadership is being handed to.
+    pub(super) fn transferring_to(&self) -> Option<NodeId> {
+        self.transfer.as_ref().map(|transfer| transfer.to)
+    }
+
+    /// The membership that this replica works with, shared.
+    #[must_use]
+    pub fn shared_membership(&self) -> Arc<shardhost_storage::Membership> {
+        Arc::clone(&self.membership)
+    }
+}

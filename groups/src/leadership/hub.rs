@@ -1,0 +1,515 @@
+//! Where edges of leadership come together and go out to whoever listens.
+//!
+//! Workers publish edges under one short lock. Inline hooks run there and then, on the worker;
+//! everything else runs on the dispatcher, a thread of its own, so that a slow listener delays no
+//! group. The dispatcher's queue is bounded: when it overflows, the queued edges are dropped and
+//! every hook is brought level with the present state instead, so that each still sees strictly
+//! alternating edges that end in the truth.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use shardhost_storage::{GroupId, Term};
+use tokio::sync::watch;
+
+use super::{Edge, EdgeKind, LossCause};
+use crate::apply::panic_text;
+use crate::error::LeaderHint;
+
+/// Edges that wait for the dispatcher at most.
+const MAX_QUEUED_EDGES: usize = 1 << 17;
+/// An inline hook that takes longer is reported.
+const INLINE_LIMIT: Duration = Duration::from_millis(1);
+
+/// Which groups a registration is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GroupSelector {
+    /// Every group of the host.
+    All,
+    /// One group.
+    One(GroupId),
+    /// These groups.
+    Many(BTreeSet<GroupId>),
+    /// Groups that carry this label.
+    Label {
+        /// Name of the label.
+        key: Cow<'static, str>,
+        /// Its value.
+        value: Cow<'static, str>,
+    },
+}
+
+/// This replica was elected, and its vote is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeaderAcquired {
+    /// The group.
+    pub group: GroupId,
+    /// The term it leads.
+    pub term: Term,
+    /// Grows with every edge of this host.
+    pub revision: u64,
+}
+
+/// This replica leads no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeaderLost {
+    /// The group.
+    pub group: GroupId,
+    /// The term it led.
+    pub term: Term,
+    /// Grows with every edge of this host.
+    pub revision: u64,
+    /// Why.
+    pub cause: LossCause,
+    /// Who leads, if it is known already.
+    pub successor: Option<LeaderHint>,
+}
+
+/// What a listener is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LeadershipEvent {
+    /// Elected. Also told, on registration, for every leadership that exists.
+    Acquired(LeaderAcquired),
+    /// Everything that was committed before is applied here: the group serves.
+    Ready(LeaderAcquired),
+    /// No longer leader.
+    Lost(LeaderLost),
+}
+
+impl LeadershipEvent {
+    /// The group.
+    #[must_use]
+    pub const fn group(&self) -> GroupId {
+        match self {
+            Self::Acquired(event) | Self::Ready(event) => event.group,
+            Self::Lost(event) => event.group,
+        }
+    }
+    /// The term that is or was led.
+    #[must_use]
+    pub const fn term(&self) -> Term {
+        match self {
+            Self::Acquired(event) | Self::Ready(event) => event.term,
+            Self::Lost(event) => event.term,
+        }
+    }
+}
+
+/// Where a hook runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookKind {
+    /// On the dispatcher. May block; delays other hooks only.
+    Dispatched,
+    /// On the worker, before the edge is visible to any reply. Must not block; for flipping a
+    /// flag. One that takes over a millisecond is logged with the place that registered it.
+    Inline,
+}
+
+type HookFn = Arc<dyn Fn(&LeadershipEvent) + Send + Sync>;
+
+struct Hook {
+    groups: GroupSelector,
+    kind: HookKind,
+    call: HookFn,
+    place: &'static Location<'static>,
+    active: Arc<AtomicBool>,
+    /// What this hook was last told, per group that it believes to be led here.
+    told: BTreeMap<GroupId, Standing>,
+}
+
+/// How a group is led here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Standing {
+    term: Term,
+    ready: bool,
+}
+
+#[derive(Default)]
+struct State {
+    standings: BTreeMap<GroupId, Standing>,
+    labels: BTreeMap<GroupId, BTreeMap<String, String>>,
+    hooks: BTreeMap<u64, Hook>,
+    queue: VecDeque<Queued>,
+    overflowed: bool,
+    revision: u64,
+    next_hook: u64,
+    busy: bool,
+    stopped: bool,
+}
+
+enum Queued {
+    Edge(LeadershipEvent),
+    /// A hook that registered at this point of the queue, and what it is to be told first.
+    Replay(u64, Vec<LeadershipEvent>),
+}
+
+/// The edges of all groups of a host.
+pub struct LeadershipHub {
+    state: Mutex<State>,
+    wake: Condvar,
+    revision: watch::Sender<u64>,
+    panics: AtomicU64,
+    slow_inline: AtomicU64,
+}
+
+impl fmt::Debug for LeadershipHub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LeadershipHub")
+    }
+}
+
+/// Keeps a hook registered. Dropping it deregisters the hook; an invocation that is under way on
+/// another thread may still end afterwards.
+#[must_use = "dropping the guard deregisters the hook"]
+#[derive(Debug)]
+pub struct HookGuard {
+    hub: Arc<LeadershipHub>,
+    id: u64,
+    active: Arc<AtomicBool>,
+}
+
+impl Drop for HookGuard {
+    fn drop(&mut self) {
+        self.active.store(false, Ordering::Release);
+        self.hub.state.lock().hooks.remove(&self.id);
+    }
+}
+
+impl LeadershipHub {
+    /// A hub whose dispatcher is not running yet: see [`LeadershipHub::dispatch`].
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::default(),
+            wake: Condvar::new(),
+            revision: watch::Sender::new(0),
+            panics: AtomicU64::new(0),
+            slow_inline: AtomicU64::new(0),
+        })
+    }
+
+    /// Hooks that panicked, and inline hooks that took too long, since the start.
+    #[must_use]
+    pub fn complaints(&self) -> (u64, u64) {
+        (self.panics.load(Ordering::Relaxed), self.slow_inline.load(Ordering::Relaxed))
+    }
+
+    /// Names a group's labels, for selectors.
+    pub fn set_labels(&self, group: GroupId, labels: BTreeMap<String, String>) {
+        self.state.lock().labels.insert(group, labels);
+    }
+
+    /// Publishes edges, in order.
+    pub fn publish(&self, edges: Vec<Edge>) {
+        if edges.is_empty() {
+            return;
+        }
+        let mut state = self.state.lock();
+        for edge in edges {
+            state.revision += 1;
+            let event = event_of(&edge, state.revision);
+            note(&mut state.standings, &event);
+            self.call_inline(&mut state, &event);
+            enqueue(&mut state, event);
+        }
+        let revision = state.revision;
+        drop(state);
+        self.revision.send_replace(revision);
+        self.wake.notify_one();
+    }
+
+    fn call_inline(&self, state: &mut State, event: &LeadershipEvent) {
+        let State { hooks, labels, .. } = state;
+        for hook in hooks.values_mut().filter(|hook| hook.kind == HookKind::Inline) {
+            if !selects(&hook.groups, labels, event.group()) {
+                continue;
+            }
+            note(&mut hook.told, event);
+            let started = Instant::now();
+            self.call(&hook.call, hook.place, event);
+            if started.elapsed() > INLINE_LIMIT {
+                self.slow_inline.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(place = %hook.place, took = ?started.elapsed(),
+                    "an inline leadership hook delays every group of its worker");
+            }
+        }
+    }
+
+    fn call(&self, call: &HookFn, place: &Location<'_>, event: &LeadershipEvent) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| call(event))) {
+            self.panics.fetch_add(1, Ordering::Relaxed);
+            let panic = panic_text(&*panic);
+            tracing::error!(group = %event.group(), %place, %panic, "a leadership hook panicked");
+        }
+    }
+
+    /// Registers a hook. It is told of every leadership that exists, then of every edge: there is
+    /// no window between looking and listening.
+    #[track_caller]
+    pub fn register<F>(
+        self: &Arc<Self>,
+        groups: GroupSelector,
+        kind: HookKind,
+        call: F,
+    ) -> HookGuard
+    where
+        F: Fn(&LeadershipEvent) + Send + Sync + 'static,
+    {
+        let place = Location::caller();
+        let active = Arc::new(AtomicBool::new(true));
+        let call: HookFn = Arc::new(call);
+        let mut state = self.state.lock();
+        let id = state.next_hook;
+        state.next_hook += 1;
+        let replay = replay(&state, &groups);
+        let mut told = BTreeMap::new();
+        if kind == HookKind::Inline {
+            for event in &replay {
+                note(&mut told, event);
+                self.call(&call, place, event);
+            }
+        } else {
+            state.queue.push_back(Queued::Replay(id, replay));
+        }
+        let active_hook = Arc::clone(&active);
+        state.hooks.insert(id, Hook { groups, kind, call, place, active: active_hook, told });
+        drop(state);
+        self.wake.notify_one();
+        HookGuard { hub: Arc::clone(self), id, active }
+    }
+
+    /// Runs the dispatcher on the calling thread until [`LeadershipHub::stop`], and tells
+    /// everything that was published before.
+    pub fn dispatch(&self) {
+        loop {
+            let mut state = self.state.lock();
+            while state.queue.is_empty() && !state.overflowed && !state.stopped {
+                state.busy = false;
+                self.wake.wait(&mut state);
+            }
+            if state.queue.is_empty() && !state.overflowed {
+                return;
+            }
+            let calls = if std::mem::take(&mut state.overflowed) {
+                state.queue.clear();
+                level_all(&mut state)
+            } else {
+                next_calls(&mut state)
+            };
+            state.busy = true;
+            drop(state);
+            for (call, place, active, event) in calls {
+                if active.load(Ordering::Acquire) {
+                    self.call(&call, place, &event);
+                }
+            }
+        }
+    }
+
+    /// Lets the dispatcher end when its queue is empty.
+    pub fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.wake.notify_all();
+    }
+
+    /// A stream of what happens, beginning with what is.
+    #[must_use]
+    pub fn events(self: &Arc<Self>, groups: GroupSelector) -> LeadershipEvents {
+        let revision = self.revision.subscribe();
+        let mut events = LeadershipEvents {
+            hub: Arc::clone(self),
+            groups,
+            told: BTreeMap::new(),
+            ready: VecDeque::new(),
+            revision,
+        };
+        events.catch_up();
+        events
+    }
+}
+
+fn event_of(edge: &Edge, revision: u64) -> LeadershipEvent {
+    let (group, term) = (edge.group, edge.term);
+    match edge.kind {
+        EdgeKind::Acquired => LeadershipEvent::Acquired(LeaderAcquired { group, term, revision }),
+        EdgeKind::Ready => LeadershipEvent::Ready(LeaderAcquired { group, term, revision }),
+        EdgeKind::Lost { cause, successor } => {
+            LeadershipEvent::Lost(LeaderLost { group, term, revision, cause, successor })
+        }
+    }
+}
+
+/// Keeps a table of standings level with an event.
+fn note(standings: &mut BTreeMap<GroupId, Standing>, event: &LeadershipEvent) {
+    match event {
+        LeadershipEvent::Acquired(event) => {
+            standings.insert(event.group, Standing { term: event.term, ready: false });
+        }
+        LeadershipEvent::Ready(event) => {
+            standings.insert(event.group, Standing { term: event.term, ready: true });
+        }
+        LeadershipEvent::Lost(event) => {
+            standings.remove(&event.group);
+        }
+    }
+}
+
+fn enqueue(state: &mut State, event: LeadershipEvent) {
+    if !state.hooks.values().any(|hook| hook.kind == HookKind::Dispatched) {
+        return;
+    }
+    if state.queue.len() >= MAX_QUEUED_EDGES {
+        state.overflowed = true;
+        state.queue.clear();
+    }
+    if !state.overflowed {
+        state.queue.push_back(Queued::Edge(event));
+    }
+}
+
+fn selects(
+    groups: &GroupSelector,
+    labels: &BTreeMap<GroupId, BTreeMap<String, String>>,
+    group: GroupId,
+) -> bool {
+    match groups {
+        GroupSelector::All => true,
+        GroupSelector::One(one) => *one == group,
+        GroupSelector::Many(many) => many.contains(&group),
+        GroupSelector::Label { key, value } => labels
+            .get(&group)
+            .and_then(|labels| labels.get(key.as_ref()))
+            .is_some_and(|found| found == value.as_ref()),
+    }
+}
+
+/// The events that lead from nothing to the present state.
+fn replay(state: &State, groups: &GroupSelector) -> Vec<LeadershipEvent> {
+    difference(&BTreeMap::new(), state, groups)
+}
+
+/// The events that lead from what somebody was told to the present state.
+fn difference(
+    told: &BTreeMap<GroupId, Standing>,
+    state: &State,
+    groups: &GroupSelector,
+) -> Vec<LeadershipEvent> {
+    let revision = state.revision;
+    let mut events = Vec::new();
+    for (&group, old) in told {
+        let now = state.standings.get(&group);
+        if now.is_none_or(|now| now.term != old.term) {
+            let cause = LossCause::HigherTerm;
+            let lost = LeaderLost { group, term: old.term, revision, cause, successor: None };
+            events.push(LeadershipEvent::Lost(lost));
+        }
+    }
+    for (&group, now) in &state.standings {
+        if !selects(groups, &state.labels, group) {
+            continue;
+        }
+        let event = LeaderAcquired { group, term: now.term, revision };
+        let old = told.get(&group).filter(|old| old.term == now.term);
+        if old.is_none() {
+            events.push(LeadershipEvent::Acquired(event));
+        }
+        if now.ready && !old.is_some_and(|old| old.ready) {
+            events.push(LeadershipEvent::Ready(event));
+        }
+    }
+    events
+}
+
+type Call = (HookFn, &'static Location<'static>, Arc<AtomicBool>, LeadershipEvent);
+
+fn next_calls(state: &mut State) -> Vec<Call> {
+    let State { queue, hooks, labels, .. } = state;
+    match queue.pop_front() {
+        None => Vec::new(),
+        Some(Queued::Replay(id, events)) => {
+            let Some(hook) = hooks.get_mut(&id) else { return Vec::new() };
+            events.into_iter().map(|event| call_of(hook, event)).collect()
+        }
+        Some(Queued::Edge(event)) => hooks
+            .values_mut()
+            .filter(|hook| hook.kind == HookKind::Dispatched)
+            .filter(|hook| selects(&hook.groups, labels, event.group()))
+            .filter_map(|hook| follows(&hook.told, &event).then(|| call_of(hook, event)))
+            .collect(),
+    }
+}
+
+/// Whether an event is news to somebody: one that registered while it was queued was told of the
+/// state that the event led to.
+fn follows(told: &BTreeMap<GroupId, Standing>, event: &LeadershipEvent) -> bool {
+    let known = told.get(&event.group());
+    match event {
+        LeadershipEvent::Acquired(_) => known.is_none(),
+        LeadershipEvent::Ready(_) => {
+            known.is_some_and(|known| known.term == event.term() && !known.ready)
+        }
+        LeadershipEvent::Lost(_) => known.is_some_and(|known| known.term == event.term()),
+    }
+}
+
+fn call_of(hook: &mut Hook, event: LeadershipEvent) -> Call {
+    note(&mut hook.told, &event);
+    (Arc::clone(&hook.call), hook.place, Arc::clone(&hook.active), event)
+}
+
+/// After an overflow: what brings every hook level with the present state.
+fn level_all(state: &mut State) -> Vec<Call> {
+    let mut hooks = std::mem::take(&mut state.hooks);
+    let mut calls = Vec::new();
+    for hook in hooks.values_mut().filter(|hook| hook.kind == HookKind::Dispatched) {
+        let events = difference(&hook.told, state, &hook.groups);
+        calls.extend(events.into_iter().map(|event| call_of(hook, event)));
+    }
+    state.hooks = hooks;
+    calls
+}
+
+/// A stream of leadership. Begins with what is; may skip leaderships that came and went while
+/// nobody looked, but always ends in the truth, and per group strictly alternates.
+#[derive(Debug)]
+pub struct LeadershipEvents {
+    hub: Arc<LeadershipHub>,
+    groups: GroupSelector,
+    told: BTreeMap<GroupId, Standing>,
+    ready: VecDeque<LeadershipEvent>,
+    revision: watch::Receiver<u64>,
+}
+
+impl LeadershipEvents {
+    /// The next event; `None` when the host is gone. Safe to cancel.
+    pub async fn recv(&mut self) -> Option<LeadershipEvent> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            self.revision.changed().await.ok()?;
+            self.catch_up();
+        }
+    }
+
+    fn catch_up(&mut self) {
+        self.revision.mark_unchanged();
+        let state = self.hub.state.lock();
+        let events = difference(&self.told, &state, &self.groups);
+        drop(state);
+        for event in events {
+            note(&mut self.told, &event);
+            self.ready.push_back(event);
+        }
+    }
+}

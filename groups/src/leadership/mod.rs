@@ -1,0 +1,62 @@
+//! Leadership as something to listen to: edges, callbacks, streams, and tasks that live as long
+//! as a leadership.
+
+mod hub;
+mod task;
+
+use shardhost_storage::{GroupId, Term};
+
+use crate::error::LeaderHint;
+
+pub use hub::{
+    GroupSelector, HookGuard, HookKind, LeaderAcquired, LeaderLost, LeadershipEvent,
+    LeadershipEvents, LeadershipHub,
+};
+pub(crate) use task::supervise;
+pub use task::{LeaderScope, LeaderTaskGuard};
+
+/// A change of this replica's leadership.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edge {
+    /// The group.
+    pub group: GroupId,
+    /// The term that was won.
+    pub term: Term,
+    /// What happened.
+    pub kind: EdgeKind,
+}
+
+/// What happened to a leadership. For one replica: `Acquired`, at most one `Ready`, then `Lost`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EdgeKind {
+    /// Elected; the vote that made it so is durable.
+    Acquired,
+    /// The first entry of the term is applied here: everything that was committed before is too.
+    Ready,
+    /// No longer leader.
+    Lost {
+        /// Why.
+        cause: LossCause,
+        /// Who leads, if it is known already.
+        successor: Option<LeaderHint>,
+    },
+}
+
+/// Why a leadership ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LossCause {
+    /// Another replica campaigned in a higher term.
+    HigherTerm,
+    /// No quorum answered for an election timeout.
+    QuorumLost,
+    /// It was handed over.
+    Transferred,
+    /// The replica was removed from the group or the host.
+    Removed,
+    /// The host or the group stopped.
+    Stopped,
+    /// The replica failed.
+    Fault,
+}

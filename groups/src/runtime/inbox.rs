@@ -1,0 +1,85 @@
+//! The inbox of a worker, in two parts: what comes from outside is bounded and refused when it is
+//! full; completions of what the worker itself handed out always fit, for there are never more of
+//! them than of what was handed out.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
+
+use crate::worker::Input;
+
+/// Inputs from outside that may wait.
+const MAX_INPUTS: usize = 1 << 16;
+/// Bytes of peers' messages that may wait.
+const MAX_PEER_BYTES: usize = 64 << 20;
+
+/// Where a worker's inputs are put.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    outside: Sender<Input>,
+    completions: Sender<Input>,
+    peer_bytes: std::sync::Arc<AtomicUsize>,
+}
+
+/// Where a worker takes them.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    pub(super) outside: Receiver<Input>,
+    pub(super) completions: Receiver<Input>,
+    peer_bytes: std::sync::Arc<AtomicUsize>,
+}
+
+impl Inbox {
+    pub(super) fn new() -> (Self, Outlet) {
+        let (outside, outside_outlet) = bounded(MAX_INPUTS);
+        // Bounded by what the worker handed out; see the head of the file.
+        let (completions, completions_outlet) = unbounded();
+        let peer_bytes = std::sync::Arc::new(AtomicUsize::new(0));
+        let outlet = Outlet {
+            outside: outside_outlet,
+            completions: completions_outlet,
+            peer_bytes: std::sync::Arc::clone(&peer_bytes),
+        };
+        (Self { outside, completions, peer_bytes }, outlet)
+    }
+
+    /// Offers an input from outside.
+    pub(crate) fn offer(&self, input: Input) -> Result<(), TrySendError<Input>> {
+        self.outside.try_send(input)
+    }
+
+    /// Offers messages of `bytes` bytes from a peer; they come back when they do not fit.
+    pub(super) fn offer_peer(&self, input: Input, bytes: usize) -> Result<(), Input> {
+        if self.peer_bytes.load(Ordering::Relaxed) > MAX_PEER_BYTES {
+            return Err(input);
+        }
+        self.peer_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.outside.try_send(input).map_err(|error| {
+            self.peer_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            error.into_inner()
+        })
+    }
+
+    /// Puts in a completion. When the worker is gone, nobody waits for it.
+    pub(crate) fn complete(&self, input: Input) {
+        if self.completions.send(input).is_err() {
+            tracing::trace!("a completion came after its worker had ended");
+        }
+    }
+}
+
+impl Outlet {
+    /// Peers' messages of `bytes` bytes were taken out.
+    pub(super) fn took_peer_bytes(&self, bytes: usize) {
+        self.peer_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// What messages count for in the bound of bytes.
+pub(super) fn peer_bytes(messages: &[shardhost_proto::peer::GroupMessage]) -> usize {
+    let payload = |message: &shardhost_proto::peer::GroupMessage| {
+        let entries: usize = message.entries.iter().map(|entry| entry.data.len() + 64).sum();
+        size_of::<shardhost_proto::peer::GroupMessage>() + entries
+    };
+    messages.iter().map(payload).sum()
+}

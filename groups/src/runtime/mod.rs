@@ -1,0 +1,389 @@
+//! The threads around the groups: workers, the log writer, the apply pool, the snapshot writer,
+//! and the dispatcher of leadership hooks. They move things and decide nothing.
+//!
+//! | thread | takes | gives |
+//! |---|---|---|
+//! | worker (a few) | inputs from everywhere | rounds, carried out in order |
+//! | log writer (one) | the log tasks of all workers | one durable write for all that wait |
+//! | apply (a few) | work of state machines | applied positions, answers |
+//! | snapshot writer (one) | views of state machines | files |
+//! | dispatcher (one) | edges of leadership | calls of hooks |
+
+mod apply_pool;
+mod inbound;
+mod inbox;
+mod latency;
+mod log_writer;
+mod open;
+mod snapshot_writer;
+mod worker_thread;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use shardhost_storage::{GroupId, LogError, LogStore, SnapshotStore};
+use tokio::sync::watch;
+
+use crate::apply::ApplyWork;
+use crate::config::GroupsConfig;
+use crate::handle::{Group, GroupShared};
+use crate::leadership::{
+    GroupSelector, HookGuard, HookKind, LeaderAcquired, LeaderLost, LeaderScope, LeaderTaskGuard,
+    LeadershipEvent, LeadershipEvents, LeadershipHub,
+};
+use crate::transport::Transport;
+use crate::waiter::Budget;
+use crate::worker::WorkerCounters;
+
+pub(crate) use apply_pool::Mailbox;
+pub use inbound::GroupsInbound;
+pub use latency::{Latency, LatencySnapshot};
+pub use open::StateMachineBox;
+
+use inbox::Inbox;
+
+/// What all threads and handles share.
+pub(crate) struct RuntimeShared {
+    pub(crate) config: Arc<GroupsConfig>,
+    pub(crate) inboxes: Vec<Inbox>,
+    pub(crate) registry: DashMap<GroupId, Group>,
+    pub(crate) hub: Arc<LeadershipHub>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) store: Arc<dyn LogStore>,
+    pub(crate) snapshots: Arc<dyn SnapshotStore>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) latency: Arc<Latency>,
+    apply: apply_pool::ApplyQueue,
+    log: log_writer::LogQueue,
+    snapshot_tasks: snapshot_writer::SnapshotQueue,
+    counters: Mutex<Vec<WorkerCounters>>,
+    population: Mutex<Vec<(usize, usize)>>,
+    epochs: AtomicU64,
+    stopping: AtomicBool,
+    health: watch::Sender<Option<LogError>>,
+}
+
+impl fmt::Debug for RuntimeShared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RuntimeShared")
+    }
+}
+
+impl RuntimeShared {
+    pub(crate) fn worker_of(&self, group: GroupId) -> usize {
+        // The slot of a group within its worker takes the low bits; the worker takes others.
+        let spread = group.get().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        usize::try_from(spread).unwrap_or(0) % self.inboxes.len()
+    }
+
+    /// Queues work for a group's state machine. Work is bounded by what the replica hands out.
+    pub(crate) fn push_work(&self, group: &Arc<GroupShared>, work: ApplyWork) {
+        self.apply.push(group, work);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// The shared log failed: nothing more is acknowledged, and the host must end.
+    fn log_failed(&self, error: &LogError) {
+        tracing::error!(%error, "the Raft log failed: the host stops");
+        self.health.send_replace(Some(error.clone()));
+        for inbox in &self.inboxes {
+            inbox.complete(crate::worker::Input::LogFailed(error.clone()));
+        }
+    }
+}
+
+/// Counters of a host's groups since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupsStats {
+    /// Of all workers together.
+    pub workers: WorkerCounters,
+    /// Groups that run here.
+    pub groups: usize,
+    /// Groups that tick.
+    pub awake: usize,
+    /// Batches written to the log, each with one sync.
+    pub log_writes: u64,
+    /// Group writes in them.
+    pub log_group_writes: u64,
+    /// Entries in them.
+    pub log_entries: u64,
+    /// Payload bytes in them.
+    pub log_bytes: u64,
+    /// Proposals that were acknowledged.
+    pub acknowledged: u64,
+    /// Hooks that panicked.
+    pub hook_panics: u64,
+    /// Inline hooks that took too long.
+    pub slow_inline_hooks: u64,
+}
+
+/// Starts the groups of a host.
+#[derive(Debug)]
+#[must_use = "a builder does nothing until `start`"]
+pub struct GroupsBuilder {
+    config: GroupsConfig,
+    workers: usize,
+    apply_threads: usize,
+}
+
+impl GroupsBuilder {
+    /// A builder with one worker and two apply threads.
+    pub const fn new(config: GroupsConfig) -> Self {
+        Self { config, workers: 1, apply_threads: 2 }
+    }
+    /// Worker threads. One serves some hundred thousand proposals a second; more than a quarter
+    /// of the cores is seldom of use.
+    pub fn workers(mut self, count: usize) -> Self {
+        self.workers = count.max(1);
+        self
+    }
+    /// Threads for state machines. So many slow machines can be borne at the same time.
+    pub fn apply_threads(mut self, count: usize) -> Self {
+        self.apply_threads = count.max(1);
+        self
+    }
+
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn start(
+        self,
+        store: Arc<dyn LogStore>,
+        snapshots: Arc<dyn SnapshotStore>,
+        transport: Arc<dyn Transport>,
+    ) -> std::io::Result<Groups> {
+        let config = Arc::new(self.config);
+        let (inboxes, outlets): (Vec<_>, Vec<_>) = (0..self.workers).map(|_| Inbox::new()).unzip();
+        let (apply, apply_outlet) = apply_pool::ApplyQueue::new();
+        let (log, log_outlet) = log_writer::LogQueue::new();
+        let (snapshot_tasks, snapshot_outlet) = snapshot_writer::SnapshotQueue::new();
+        let shared = Arc::new(RuntimeShared {
+            inboxes,
+            registry: DashMap::new(),
+            hub: LeadershipHub::new(),
+            budget: Arc::new(Budget::new(config.max_inflight_bytes, None)),
+            store,
+            snapshots,
+            transport,
+            latency: Arc::default(),
+            apply,
+            log,
+            snapshot_tasks,
+            counters: Mutex::new(vec![WorkerCounters::default(); self.workers]),
+            population: Mutex::new(vec![(0, 0); self.workers]),
+            epochs: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            health: watch::Sender::new(None),
+            config,
+        });
+        let mut threads = Threads::default();
+        for (index, outlet) in outlets.into_iter().enumerate() {
+            let shared = Arc::clone(&shared);
+            let run = move || worker_thread::run(&shared, index, &outlet);
+            threads.workers.push(spawn(format!("worker-{index}"), run)?);
+        }
+        let writer = Arc::clone(&shared);
+        threads.log =
+            Some(spawn("log-writer".to_owned(), move || log_writer::run(&writer, &log_outlet))?);
+        for index in 0..self.apply_threads {
+            let (shared, outlet) = (Arc::clone(&shared), apply_outlet.clone());
+            let run = move || apply_pool::run(&shared, &outlet);
+            threads.apply.push(spawn(format!("apply-{index}"), run)?);
+        }
+        let writer = Arc::clone(&shared);
+        let run = move || snapshot_writer::run(&writer, &snapshot_outlet);
+        threads.snapshots = Some(spawn("snapshots".to_owned(), run)?);
+        let hub = Arc::clone(&shared.hub);
+        threads.dispatcher = Some(spawn("leadership".to_owned(), move || hub.dispatch())?);
+        Ok(Groups { inner: Arc::new(GroupsInner { shared, threads: Mutex::new(threads) }) })
+    }
+}
+
+fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name).spawn(run)
+}
+
+#[derive(Debug, Default)]
+struct Threads {
+    workers: Vec<JoinHandle<()>>,
+    log: Option<JoinHandle<()>>,
+    apply: Vec<JoinHandle<()>>,
+    snapshots: Option<JoinHandle<()>>,
+    dispatcher: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct GroupsInner {
+    shared: Arc<RuntimeShared>,
+    threads: Mutex<Threads>,
+}
+
+/// The groups of one host, and the threads that run them. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Groups {
+    inner: Arc<GroupsInner>,
+}
+
+impl Groups {
+    fn shared(&self) -> &Arc<RuntimeShared> {
+        &self.inner.shared
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &GroupsConfig {
+        &self.shared().config
+    }
+
+    /// A group that is open here.
+    #[must_use]
+    pub fn group(&self, id: GroupId) -> Option<Group> {
+        self.shared().registry.get(&id).map(|group| group.clone())
+    }
+
+    /// All groups that are open here, by id.
+    #[must_use]
+    pub fn groups(&self) -> Vec<Group> {
+        let mut groups: Vec<_> = self.shared().registry.iter().map(|g| g.clone()).collect();
+        groups.sort_unstable_by_key(Group::id);
+        groups
+    }
+
+    /// What takes messages from other nodes, for the transport.
+    #[must_use]
+    pub fn inbound(&self) -> Arc<GroupsInbound> {
+        Arc::new(GroupsInbound::new(Arc::clone(self.shared())))
+    }
+
+    /// The error of the shared log, once it failed. The host must end then.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Option<LogError>> {
+        self.shared().health.subscribe()
+    }
+
+    /// Latency of acknowledged proposals.
+    #[must_use]
+    pub fn latency(&self) -> &Latency {
+        &self.shared().latency
+    }
+
+    /// Counters since the start.
+    #[must_use]
+    pub fn stats(&self) -> GroupsStats {
+        let shared = self.shared();
+        let mut stats = GroupsStats::default();
+        for one in shared.counters.lock().iter() {
+            stats.workers.rounds += one.rounds;
+            stats.workers.messages += one.messages;
+            stats.workers.unknown_group += one.unknown_group;
+            stats.workers.proposals += one.proposals;
+            stats.workers.failures += one.failures;
+            stats.workers.stale += one.stale;
+            for (refusal, count) in &one.refused {
+                *stats.workers.refused.entry(*refusal).or_default() += count;
+            }
+        }
+        for (groups, awake) in shared.population.lock().iter() {
+            stats.groups += groups;
+            stats.awake += awake;
+        }
+        let log = shared.store.stats();
+        stats.log_writes = log.writes;
+        stats.log_group_writes = log.group_writes;
+        stats.log_entries = log.entries;
+        stats.log_bytes = log.bytes;
+        stats.acknowledged = shared.latency.count();
+        (stats.hook_panics, stats.slow_inline_hooks) = shared.hub.complaints();
+        stats
+    }
+
+    /// Calls `hook` for every edge of leadership of these groups on this host, beginning with
+    /// what is. Runs on a thread of its own unless `kind` says otherwise.
+    #[track_caller]
+    pub fn on_leadership<F>(&self, groups: GroupSelector, kind: HookKind, hook: F) -> HookGuard
+    where
+        F: Fn(&LeadershipEvent) + Send + Sync + 'static,
+    {
+        self.shared().hub.register(groups, kind, hook)
+    }
+
+    /// Calls `hook` whenever a replica of this host is elected, and for those that lead already.
+    #[track_caller]
+    pub fn on_leader_acquired<F>(&self, groups: GroupSelector, hook: F) -> HookGuard
+    where
+        F: Fn(&LeaderAcquired) + Send + Sync + 'static,
+    {
+        self.on_leadership(groups, HookKind::Dispatched, move |event| {
+            if let LeadershipEvent::Acquired(event) = event {
+                hook(event);
+            }
+        })
+    }
+
+    /// Calls `hook` whenever a replica of this host stops leading.
+    #[track_caller]
+    pub fn on_leader_lost<F>(&self, groups: GroupSelector, hook: F) -> HookGuard
+    where
+        F: Fn(&LeaderLost) + Send + Sync + 'static,
+    {
+        self.on_leadership(groups, HookKind::Dispatched, move |event| {
+            if let LeadershipEvent::Lost(event) = event {
+                hook(event);
+            }
+        })
+    }
+
+    /// A stream of leadership, beginning with what is.
+    #[must_use]
+    pub fn leadership(&self, groups: GroupSelector) -> LeadershipEvents {
+        self.shared().hub.events(groups)
+    }
+
+    /// Runs a task for every (group, term) that serves here, cancelled when leadership is lost.
+    /// For one group never two at once. Must be called within a Tokio runtime.
+    pub fn while_leader<F, Fut>(&self, groups: GroupSelector, task: F) -> LeaderTaskGuard
+    where
+        F: Fn(LeaderScope) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let shared = Arc::downgrade(self.shared());
+        let lookup = move |id| shared.upgrade()?.registry.get(&id).map(|group| group.clone());
+        crate::leadership::supervise(self.leadership(groups), lookup, task)
+    }
+
+    /// Stops every group, lets what was handed to the log become durable, and ends the threads.
+    /// Blocks until then. Calls after the first do nothing.
+    pub fn shutdown(&self) {
+        let shared = self.shared();
+        if shared.stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let mut threads = std::mem::take(&mut *self.inner.threads.lock());
+        shared.inboxes.iter().for_each(|inbox| inbox.complete(crate::worker::Input::Stop));
+        threads.workers.drain(..).for_each(join);
+        shared.log.stop();
+        threads.log.take().into_iter().for_each(join);
+        shared.apply.stop(threads.apply.len());
+        threads.apply.drain(..).for_each(join);
+        shared.snapshot_tasks.stop();
+        threads.snapshots.take().into_iter().for_each(join);
+        shared.hub.stop();
+        threads.dispatcher.take().into_iter().for_each(join);
+        shared.registry.clear();
+    }
+}
+
+fn join(thread: JoinHandle<()>) {
+    if let Err(panic) = thread.join() {
+        tracing::error!(panic = %crate::apply::panic_text(&*panic), "a thread panicked");
+    }
+}

@@ -1,0 +1,152 @@
+//! The thread of one worker: inputs in, rounds out.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{RecvTimeoutError, TryRecvError, select};
+
+use super::RuntimeShared;
+use super::inbox::{Outlet, peer_bytes};
+use crate::worker::{Input, Round, TICK_SLOTS, WorkerCore};
+
+/// Inputs that one round takes at most, so that ticks and messages are not put off for long.
+const INPUTS_PER_ROUND: usize = 4096;
+/// How long a worker without anything that ticks waits.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
+
+/// Runs a worker until it is told to stop.
+pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
+    let mut core = WorkerCore::new(Arc::clone(&shared.config));
+    let slot = shared.config.tick / u32::try_from(TICK_SLOTS).unwrap_or(1);
+    let mut next_slot = Instant::now() + slot;
+    loop {
+        let wait = if core.needs_ticks() {
+            next_slot.saturating_duration_since(Instant::now())
+        } else {
+            IDLE_WAIT
+        };
+        let stop = take_inputs(&mut core, outlet, wait);
+        let now = Instant::now();
+        if now >= next_slot {
+            core.tick_slot();
+            // A worker that was late does not catch up: a burst of ticks would be taken for the
+            // silence of a leader.
+            next_slot = now + slot;
+        }
+        let round = core.finish_round();
+        carry_out(shared, index, round);
+        if stop {
+            core.stop_all();
+            carry_out(shared, index, core.finish_round());
+            return;
+        }
+        report(shared, index, &core);
+    }
+}
+
+/// Takes what waits, or waits for the first. Says whether the worker is to stop.
+fn take_inputs(core: &mut WorkerCore, outlet: &Outlet, wait: Duration) -> bool {
+    let first = match outlet.completions.try_recv() {
+        Ok(input) => Some(input),
+        Err(TryRecvError::Disconnected) => return true,
+        Err(TryRecvError::Empty) => match outlet.outside.try_recv() {
+            Ok(input) => Some(input),
+            Err(_) => wait_for_input(outlet, wait),
+        },
+    };
+    let Some(first) = first else { return false };
+    if take(core, outlet, first) {
+        return true;
+    }
+    for _ in 1..INPUTS_PER_ROUND {
+        let Ok(input) = outlet.completions.try_recv().or_else(|_| outlet.outside.try_recv())
+        else {
+            return false;
+        };
+        if take(core, outlet, input) {
+            return true;
+        }
+    }
+    false
+}
+
+fn wait_for_input(outlet: &Outlet, wait: Duration) -> Option<Input> {
+    let received = select! {
+        recv(outlet.completions) -> input => input.map_err(|_| RecvTimeoutError::Disconnected),
+        recv(outlet.outside) -> input => input.map_err(|_| RecvTimeoutError::Disconnected),
+        default(wait) => Err(RecvTimeoutError::Timeout),
+    };
+    received.ok()
+}
+
+fn take(core: &mut WorkerCore, outlet: &Outlet, input: Input) -> bool {
+    match input {
+        Input::Stop => return true,
+        Input::Peer { from, messages } => {
+            outlet.took_peer_bytes(peer_bytes(&messages));
+            core.handle(Input::Peer { from, messages });
+        }
+        input => core.handle(input),
+    }
+    false
+}
+
+/// Does what a round wants, in the order that [`Round`] asks for.
+fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
+    if round.is_empty() {
+        return;
+    }
+    for (pending, error) in round.failed {
+        pending.resolve(Err(error));
+    }
+    for (waiter, answer) in round.read_replies {
+        // A reader that went away is no error.
+        drop(waiter.send(answer));
+    }
+    for (id, epoch, status) in round.statuses {
+        with_group(shared, id, epoch, |group| group.publish(status));
+    }
+    shared.hub.publish(round.edges);
+    for (waiter, answer) in round.transfer_replies {
+        drop(waiter.send(answer));
+    }
+    if !round.messages.is_empty() {
+        shared.transport.send(round.messages);
+    }
+    if !round.log.is_empty() || !round.log.prune.is_empty() {
+        shared.log.push(worker, round.log);
+    }
+    for (id, epoch, work) in round.work {
+        with_group(shared, id, epoch, |group| shared.push_work(group, work));
+    }
+    for shipment in round.shipments {
+        shared.transport.send_snapshot(shipment);
+    }
+    for (_, done) in round.closed {
+        let _gone = done.send(()).is_err();
+    }
+}
+
+fn with_group(
+    shared: &RuntimeShared,
+    id: shardhost_storage::GroupId,
+    epoch: u64,
+    act: impl FnOnce(&Arc<crate::handle::GroupShared>),
+) {
+    if let Some(group) = shared.registry.get(&id)
+        && group.shared().epoch == epoch
+    {
+        act(group.shared());
+    }
+}
+
+fn report(shared: &RuntimeShared, index: usize, core: &WorkerCore) {
+    if core.counters().rounds.is_multiple_of(64) || !core.needs_ticks() {
+        if let Some(counters) = shared.counters.lock().get_mut(index) {
+            counters.clone_from(core.counters());
+        }
+        if let Some(population) = shared.population.lock().get_mut(index) {
+            *population = core.population();
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! What a message from the wire must be before raft sees it.
+//!
+//! Raft 0.7 panics on, or is silently misled by, many messages that a correct peer never sends.
+//! This module decides, from the message and a small view of the replica alone, whether a message
+//! is one that a correct peer could have sent. It knows nothing of connections: cluster, node and
+//! incarnation were checked before.
+
+use std::fmt;
+
+use shardhost_proto::log::EntryKind;
+use shardhost_proto::peer::{GroupMessage, MessageKind};
+use shardhost_storage::{Membership, NodeId, ReplicaId};
+
+use crate::convert;
+
+/// A term may be ahead of ours by this much at most; more is damage, not progress.
+pub const MAX_TERM_JUMP: u64 = 1 << 32;
+/// Indexes and terms stay below this.
+pub const MAX_NUMBER: u64 = 1 << 62;
+/// Payload bytes of all entries of one message.
+pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// Bytes of a message's context.
+pub const MAX_CONTEXT_BYTES: usize = 64;
+
+/// What the validator needs to know of the replica that a message is for.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplicaView<'a> {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Its term.
+    pub term: u64,
+    /// Who leads that term, 0: unknown.
+    pub leader: u64,
+    /// Whether this replica leads.
+    pub leads: bool,
+    /// Its last log index.
+    pub last_index: u64,
+    /// Its commit index.
+    pub committed: u64,
+    /// Who belongs to the group, as far as this replica has applied.
+    pub membership: &'a Membership,
+}
+
+/// Why a message was refused. The names double as those of counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The kind is unknown or never travels between nodes.
+    Kind,
+    /// Addressed to another replica.
+    WrongReplica,
+    /// The sender is no member, or lives on another node.
+    Stranger,
+    /// The term is zero, absurdly large, or far ahead.
+    Term,
+    /// An index is absurdly large.
+    Index,
+    /// The entry before the appended ones has a term but no index, or the other way round.
+    PreviousEntry,
+    /// An appended entry has a wrong term.
+    EntryTerm,
+    /// An appended entry has an unknown kind.
+    EntryKind,
+    /// A membership change in an entry does not parse.
+    EntryConfig,
+    /// The message is too large.
+    TooLarge,
+    /// Entries where none belong, or none where one belongs.
+    Entries,
+    /// An append would overwrite what is committed here.
+    CommittedConflict,
+    /// A heartbeat says that more is committed than this replica has: it lost its tail.
+    LostTail,
+    /// A response acknowledges more than was ever sent.
+    AckBeyondLog,
+    /// A snapshot without a position, or with a membership that makes no sense.
+    Snapshot,
+    /// Somebody who does not lead orders a campaign or sleep.
+    NotFromLeader,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kind => "unknown kind",
+            Self::WrongReplica => "wrong replica",
+            Self::Stranger => "stranger",
+            Self::Term => "impossible term",
+            Self::Index => "impossible index",
+            Self::PreviousEntry => "impossible previous entry",
+            Self::EntryTerm => "impossible term of an entry",
+            Self::EntryKind => "unknown kind of entry",
+            Self::EntryConfig => "unreadable membership change",
+            Self::TooLarge => "too large",
+            Self::Entries => "misplaced entries",
+            Self::CommittedConflict => "conflict with committed entries",
+            Self::LostTail => "committed beyond the log",
+            Self::AckBeyondLog => "acknowledged beyond the log",
+            Self::Snapshot => "impossible snapshot",
+            Self::NotFromLeader => "not from the leader",
+        })
+    }
+}
+
+/// Checks a message from `node`. `term_at` answers the term of an index of this replica's log,
+/// `None` where it cannot tell.
+///
+/// # Errors
+/// The first reason to refuse it.
+pub fn validate(
+    view: &ReplicaView<'_>,
+    node: NodeId,
+    message: &GroupMessage,
+    term_at: impl Fn(u64) -> Option<u64>,
+) -> Result<(), Refusal> {
+    let kind = MessageKind::try_from(message.kind).map_err(|_| Refusal::Kind)?;
+    check_header(view, node, message)?;
+    check_numbers(view, message)?;
+    check_placement(kind, message)?;
+    match kind {
+        MessageKind::Unspecified => Err(Refusal::Kind),
+        MessageKind::Append => check_append(view, message, term_at),
+        MessageKind::Heartbeat => check_heartbeat(view, message),
+        MessageKind::AppendResponse => check_response(view, message),
+        MessageKind::Snapshot => check_snapshot(message),
+        MessageKind::TimeoutNow | MessageKind::Sleep => check_from_leader(view, message),
+        // A follower's read index is a feature that no peer of this version asks for.
+        MessageKind::ReadIndex | MessageKind::ReadIndexResponse => Err(Refusal::Kind),
+        _ => Ok(()),
+    }
+}
+
+fn check_header(
+    view: &ReplicaView<'_>,
+    node: NodeId,
+    message: &GroupMessage,
+) -> Result<(), Refusal> {
+    if message.to_replica != view.replica.get() {
+        return Err(Refusal::WrongReplica);
+    }
+    let from = ReplicaId::new(message.from_replica).ok_or(Refusal::Stranger)?;
+    if from == view.replica || view.membership.node_of(from) != Some(node) {
+        return Err(Refusal::Stranger);
+    }
+    Ok(())
+}
+
+fn check_numbers(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
+    let term = message.term;
+    if term == 0 || term >= MAX_NUMBER || term > view.term.saturating_add(MAX_TERM_JUMP) {
+        return Err(Refusal::Term);
+    }
+    let terms = [message.log_term, message.commit_term];
+    if terms.iter().any(|&number| number >= MAX_NUMBER) {
+        return Err(Refusal::Term);
+    }
+    let indexes = [message.index, message.commit, message.reject_hint, message.request_snapshot];
+    if indexes.iter().any(|&number| number >= MAX_NUMBER) {
+        return Err(Refusal::Index);
+    }
+    let payload: usize = message.entries.iter().map(|e| e.data.len() + e.context.len()).sum();
+    if payload > MAX_MESSAGE_BYTES || message.context.len() > MAX_CONTEXT_BYTES {
+        return Err(Refusal::TooLarge);
+    }
+    Ok(())
+}
+
+fn check_placement(kind: MessageKind, message: &GroupMessage) -> Result<(), Refusal> {
+    if kind != MessageKind::Append && !message.entries.is_empty() {
+        return Err(Refusal::Entries);
+    }
+    if (kind == MessageKind::Snapshot) != message.snapshot.is_some() {
+        return Err(Refusal::Snapshot);
+    }
+    Ok(())
+}
+
+fn check_append(
+    view: &ReplicaView<'_>,
+    message: &GroupMessage,
+    term_at: impl Fn(u64) -> Option<u64>,
+) -> Result<(), Refusal> {
+    if (message.index == 0) != (message.log_term == 0) || message.log_term > message.term {
+        return Err(Refusal::PreviousEntry);
+    }
+    let mut term = message.log_term;
+    for entry in &message.entries {
+        if entry.term == 0 || entry.term < term || entry.term > message.term {
+            return Err(Refusal::EntryTerm);
+        }
+        term = entry.term;
+        match EntryKind::try_from(entry.kind) {
+            Ok(EntryKind::Command) => {}
+            // Nobody of this version proposes a membership change.
+            Ok(EntryKind::Config) => return Err(Refusal::EntryConfig),
+            _ => return Err(Refusal::EntryKind),
+        }
+    }
+    if message.term >= view.term {
+        check_no_committed_conflict(view, message, term_at)?;
+        check_two_leaders(view, message)?;
+    }
+    Ok(())
+}
+
+/// An append that fits here (its previous entry matches) must agree with what is committed.
+fn check_no_committed_conflict(
+    view: &ReplicaView<'_>,
+    message: &GroupMessage,
+    term_at: impl Fn(u64) -> Option<u64>,
+) -> Result<(), Refusal> {
+    if message.index < view.committed && message.index > 0 {
+        let known = term_at(message.index);
+        if known.is_some_and(|term| term != message.log_term) {
+            return Err(Refusal::CommittedConflict);
+        }
+    }
+    for (entry, index) in message.entries.iter().zip(message.index + 1..=view.committed) {
+        if term_at(index).is_some_and(|term| term != entry.term) {
+            return Err(Refusal::CommittedConflict);
+        }
+    }
+    Ok(())
+}
+
+/// Two replicas that both lead one term: one of them lies.
+fn check_two_leaders(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
+    let same_term = message.term == view.term;
+    if same_term && view.leader != 0 && view.leader != message.from_replica {
+        return Err(Refusal::NotFromLeader);
+    }
+    Ok(())
+}
+
+fn check_heartbeat(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
+    if message.term >= view.term && message.commit > view.last_index {
+        return Err(Refusal::LostTail);
+    }
+    check_two_leaders(view, message)
+}
+
+fn check_response(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
+    let current = view.leads && message.term == view.term;
+    if current && !message.reject && message.index > view.last_index {
+        return Err(Refusal::AckBeyondLog);
+    }
+    Ok(())
+}
+
+fn check_snapshot(message: &GroupMessage) -> Result<(), Refusal> {
+    let meta = message.snapshot.as_ref().ok_or(Refusal::Snapshot)?;
+    let position = meta.position.as_ref().ok_or(Refusal::Snapshot)?;
+    let in_bounds = position.index > 0 && position.index < MAX_NUMBER;
+    if !in_bounds || position.term == 0 || position.term > message.term {
+        return Err(Refusal::Snapshot);
+    }
+    let wire = meta.membership.as_ref().ok_or(Refusal::Snapshot)?;
+    let membership = convert::membership_from_wire(wire).ok_or(Refusal::Snapshot)?;
+    let whole = membership.members.len() == wire.members.len();
+    let voters = membership.members.values().any(|member| member.voter);
+    let placed = membership.members.values().all(|m| m.voter || m.learner || m.outgoing_voter);
+    if whole && voters && placed { Ok(()) } else { Err(Refusal::Snapshot) }
+}
+
+fn check_from_leader(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
+    let current = message.term == view.term && view.leader == message.from_replica;
+    if current { Ok(()) } else { Err(Refusal::NotFromLeader) }
+}

@@ -1,0 +1,121 @@
+//! What a worker is told.
+
+use shardhost_proto::peer::GroupMessage;
+use shardhost_storage::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId};
+use tokio::sync::oneshot;
+
+use super::PersistAck;
+use crate::core::{GroupCore, Proposal, ReadWaiter, TransferRequest};
+use crate::error::GroupFault;
+use crate::leadership::LossCause;
+use crate::transport::ShipmentOutcome;
+
+/// One thing that a worker is told. Kept small: channels hold blocks of them.
+#[derive(Debug)]
+pub enum Input {
+    /// Messages from replicas on another node.
+    Peer {
+        /// The node.
+        from: NodeId,
+        /// The messages.
+        messages: Vec<GroupMessage>,
+    },
+    /// Commands for one group.
+    Propose {
+        /// The group.
+        group: GroupId,
+        /// The commands.
+        proposals: Vec<Proposal>,
+    },
+    /// A linearizable read.
+    Read {
+        /// The group.
+        group: GroupId,
+        /// Who waits.
+        waiter: ReadWaiter,
+    },
+    /// Leadership is to be handed over.
+    Transfer {
+        /// The group.
+        group: GroupId,
+        /// Where to, and who waits.
+        request: TransferRequest,
+    },
+    /// The log writer made these durable.
+    Persisted(Vec<PersistAck>),
+    /// Something about one opening of a group's replica.
+    Group {
+        /// The group.
+        group: GroupId,
+        /// Which opening; another one's events are dropped.
+        epoch: u64,
+        /// What happened.
+        event: GroupEvent,
+    },
+    /// A shipment of a snapshot ended.
+    Shipped {
+        /// The group.
+        group: GroupId,
+        /// To whom.
+        to: ReplicaId,
+        /// How.
+        outcome: ShipmentOutcome,
+    },
+    /// Messages to these replicas were dropped.
+    Unreachable {
+        /// The replicas.
+        replicas: Vec<(GroupId, ReplicaId)>,
+    },
+    /// A node answers, or answers as another process.
+    NodeLive {
+        /// The node.
+        node: NodeId,
+        /// Its incarnation.
+        incarnation: u64,
+    },
+    /// A node stopped answering.
+    NodeLost {
+        /// The node.
+        node: NodeId,
+    },
+    /// The shared log failed: no replica of this host can go on.
+    LogFailed(shardhost_storage::LogError),
+    /// The worker ends.
+    Stop,
+    /// A replica comes to life.
+    Open(Box<GroupCore>),
+    /// A replica's life in this process ends.
+    Close {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        cause: LossCause,
+        /// Who waits for it.
+        done: Option<oneshot::Sender<()>>,
+    },
+}
+
+/// What happened to one replica outside its worker.
+#[derive(Debug)]
+pub enum GroupEvent {
+    /// The state machine applied everything up to here.
+    Applied {
+        /// The last entry.
+        last: LogPosition,
+        /// What would survive a crash.
+        durable: Option<LogIndex>,
+    },
+    /// The state machine was replaced by a snapshot.
+    Restored {
+        /// The snapshot.
+        position: LogPosition,
+        /// What would survive a crash.
+        durable: Option<LogIndex>,
+    },
+    /// What would survive a crash.
+    Durable(Option<LogIndex>),
+    /// A snapshot stands in the snapshot store; `None`: it could not be made.
+    SnapshotMade(Option<LogPosition>),
+    /// The replica cannot go on.
+    Failed(GroupFault),
+}

@@ -1,0 +1,440 @@
+//! The groups of one worker: who gets which input, which groups tick, and what a round brings up.
+//!
+//! A [`WorkerCore`] is driven by a thread in production and by the simulation in tests. It takes
+//! [`Input`]s, then [`WorkerCore::finish_round`] hands out one [`Round`] with everything to be
+//! done. It has no clock, thread, lock or channel, and does no I/O but what a replica reads from
+//! the log. A panic in one group stops that group alone.
+
+mod input;
+mod round;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use shardhost_proto::peer::GroupMessage;
+use shardhost_storage::{GroupId, NodeId};
+
+use crate::apply::panic_text;
+use crate::config::GroupsConfig;
+use crate::core::{GroupCore, Stepped};
+use crate::error::{GroupFault, ProposeError, ReadError, TransferError};
+use crate::leadership::LossCause;
+use crate::validate::Refusal;
+
+pub use input::{GroupEvent, Input};
+pub use round::{LogTask, PersistAck, Round};
+
+/// Groups tick in this many slots, one after the other, so that not all of a worker's groups are
+/// busy at the same moment.
+pub const TICK_SLOTS: usize = 8;
+/// Groups that the return or loss of a node wakes in one slot.
+const WAKES_PER_SLOT: usize = 512;
+/// Ticks during which a failed replica tells its peers that it does not lead them.
+const FAREWELL_TICKS: u8 = 3;
+
+/// The nodes that answer, with their incarnations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LiveNodes(BTreeMap<NodeId, u64>);
+
+impl LiveNodes {
+    /// Whether the node answers.
+    #[must_use]
+    pub fn contains(&self, node: NodeId) -> bool {
+        self.0.contains_key(&node)
+    }
+}
+
+/// What a worker counted since it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkerCounters {
+    /// Rounds that had anything to do.
+    pub rounds: u64,
+    /// Messages taken.
+    pub messages: u64,
+    /// Messages for groups that are not here.
+    pub unknown_group: u64,
+    /// Messages that were refused, by reason.
+    pub refused: BTreeMap<Refusal, u64>,
+    /// Proposals taken.
+    pub proposals: u64,
+    /// Replicas that failed.
+    pub failures: u64,
+    /// Notifications of an earlier life of a replica.
+    pub stale: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    core: GroupCore,
+    touched: bool,
+}
+
+/// The groups of one worker.
+#[derive(Debug)]
+pub struct WorkerCore {
+    config: Arc<GroupsConfig>,
+    groups: HashMap<GroupId, Box<Slot>>,
+    /// Replicas that stopped after a fault, and for how long their peers are still told.
+    failed: BTreeMap<GroupId, (GroupFault, u8, Box<Slot>)>,
+    /// Groups that tick, by slot.
+    active: [BTreeSet<GroupId>; TICK_SLOTS],
+    touched: Vec<GroupId>,
+    live: LiveNodes,
+    to_wake: VecDeque<(GroupId, NodeChange)>,
+    slot: usize,
+    round: Round,
+    counters: WorkerCounters,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum NodeChange {
+    Live(NodeId),
+    Lost(NodeId),
+}
+
+impl WorkerCore {
+    /// A worker without groups.
+    #[must_use]
+    pub fn new(config: Arc<GroupsConfig>) -> Self {
+        Self {
+            config,
+            groups: HashMap::new(),
+            failed: BTreeMap::new(),
+            active: Default::default(),
+            touched: Vec::new(),
+            live: LiveNodes::default(),
+            to_wake: VecDeque::new(),
+            slot: 0,
+            round: Round::default(),
+            counters: WorkerCounters::default(),
+        }
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub const fn counters(&self) -> &WorkerCounters {
+        &self.counters
+    }
+
+    /// Groups that run, and how many of them tick.
+    #[must_use]
+    pub fn population(&self) -> (usize, usize) {
+        (self.groups.len(), self.active.iter().map(BTreeSet::len).sum())
+    }
+
+    /// Whether time matters to anything here.
+    #[must_use]
+    pub fn needs_ticks(&self) -> bool {
+        let farewells = self.failed.values().any(|(_, left, _)| *left > 0);
+        farewells || !self.to_wake.is_empty() || self.active.iter().any(|slot| !slot.is_empty())
+    }
+
+    /// A group, for tests.
+    #[must_use]
+    pub fn group(&self, id: GroupId) -> Option<&GroupCore> {
+        self.groups.get(&id).map(|slot| &slot.core)
+    }
+
+    /// Takes one input into the present round.
+    pub fn handle(&mut self, input: Input) {
+        match input {
+            Input::Peer { from, messages } => {
+                for message in messages {
+                    self.peer_message(from, message);
+                }
+            }
+            Input::Propose { group, proposals } => {
+                self.counters.proposals += proposals.len() as u64;
+                self.propose(group, proposals);
+            }
+            Input::Read { group, waiter } => self.read(group, waiter),
+            Input::Transfer { group, request } => self.transfer(group, request),
+            Input::Persisted(acks) => {
+                for ack in acks {
+                    self.notify(ack.group, ack.epoch, |core, round| core.on_persisted(&ack, round));
+                }
+            }
+            Input::Group { group, epoch, event } => self.group_event(group, epoch, event),
+            Input::Shipped { group, to, outcome } => {
+                self.with(group, |core, _| core.on_shipped(to, outcome));
+            }
+            Input::Unreachable { replicas } => {
+                for (group, replica) in replicas {
+                    self.with(group, |core, _| core.on_unreachable(replica));
+                }
+            }
+            Input::NodeLive { node, incarnation } => self.node_live(node, incarnation),
+            Input::NodeLost { node } => self.node_lost(node),
+            Input::Open(core) => self.open(*core),
+            Input::LogFailed(error) => self.fail_all(&GroupFault::Log(error)),
+            Input::Stop => self.stop_all(),
+            Input::Close { group, cause, done } => {
+                self.close(group, cause);
+                self.round.closed.extend(done.map(|done| (group, done)));
+            }
+        }
+    }
+
+    fn peer_message(&mut self, from: NodeId, message: GroupMessage) {
+        let group = GroupId::new(message.group);
+        if !self.groups.contains_key(&group) {
+            self.counters.unknown_group += 1;
+            return;
+        }
+        self.counters.messages += 1;
+        let stepped = self.with(group, |core, round| core.step(from, message, round));
+        match stepped {
+            Some(Stepped::Refused(refusal)) => {
+                tracing::debug!(%group, %from, %refusal, "refused a message");
+                *self.counters.refused.entry(refusal).or_default() += 1;
+            }
+            Some(Stepped::Fatal(fault)) => self.fail(group, fault),
+            Some(Stepped::Taken) | None => {}
+        }
+    }
+
+    fn propose(&mut self, group: GroupId, proposals: Vec<crate::core::Proposal>) {
+        if !self.groups.contains_key(&group) {
+            let error = self.gone_for_proposals(group);
+            for proposal in proposals {
+                self.round.fail(proposal.pending, error.clone());
+            }
+            return;
+        }
+        self.with(group, |core, round| {
+            proposals.into_iter().for_each(|proposal| core.propose(proposal, round));
+        });
+    }
+
+    fn read(&mut self, group: GroupId, waiter: crate::core::ReadWaiter) {
+        if self.groups.contains_key(&group) {
+            self.with(group, |core, round| core.read(waiter, round));
+            return;
+        }
+        let error = match self.failed.get(&group) {
+            Some((fault, ..)) => ReadError::Faulted { group, fault: fault.clone() },
+            None => ReadError::Stopped { group },
+        };
+        self.round.read_replies.push((waiter, Err(error)));
+    }
+
+    fn transfer(&mut self, group: GroupId, request: crate::core::TransferRequest) {
+        if self.groups.contains_key(&group) {
+            let live = std::mem::take(&mut self.live);
+            self.with(group, |core, round| core.transfer(request, &live, round));
+            self.live = live;
+            return;
+        }
+        let error = match self.failed.get(&group) {
+            Some((fault, ..)) => TransferError::Faulted { group, fault: fault.clone() },
+            None => TransferError::Stopped { group },
+        };
+        self.round.transfer_replies.push((request.waiter, Err(error)));
+    }
+
+    fn gone_for_proposals(&self, group: GroupId) -> ProposeError {
+        match self.failed.get(&group) {
+            Some((fault, ..)) => ProposeError::Faulted { group, fault: fault.clone() },
+            None => ProposeError::Rejected { group, reason: crate::error::RejectReason::Stopping },
+        }
+    }
+
+    fn group_event(&mut self, group: GroupId, epoch: u64, event: GroupEvent) {
+        match event {
+            GroupEvent::Applied { last, durable } => {
+                self.notify(group, epoch, |core, _| core.on_applied(last.index, durable));
+            }
+            GroupEvent::Restored { position, durable } => {
+                self.notify(group, epoch, |core, _| core.on_restored(position, durable));
+            }
+            GroupEvent::Durable(durable) => {
+                self.notify(group, epoch, |core, _| core.on_durable(durable));
+            }
+            GroupEvent::SnapshotMade(made) => {
+                self.notify(group, epoch, |core, _| core.on_snapshot_made(made));
+            }
+            GroupEvent::Failed(fault) => {
+                if self.is_current(group, epoch) {
+                    self.fail(group, fault);
+                }
+            }
+        }
+    }
+
+    fn is_current(&mut self, group: GroupId, epoch: u64) -> bool {
+        let current = self.groups.get(&group).is_some_and(|slot| slot.core.epoch() == epoch);
+        self.counters.stale += u64::from(!current);
+        current
+    }
+
+    /// Runs `act` unless the notification is one of another life of the replica.
+    fn notify(&mut self, group: GroupId, epoch: u64, act: impl FnOnce(&mut GroupCore, &mut Round)) {
+        if self.is_current(group, epoch) {
+            self.with(group, act);
+        }
+    }
+
+    /// Runs `act` on a group and marks it as touched. `None` when the group is not here, or when
+    /// it panicked.
+    fn with<T>(
+        &mut self,
+        group: GroupId,
+        act: impl FnOnce(&mut GroupCore, &mut Round) -> T,
+    ) -> Option<T> {
+        let slot = self.groups.get_mut(&group)?;
+        if !std::mem::replace(&mut slot.touched, true) {
+            self.touched.push(group);
+        }
+        let (core, round) = (&mut slot.core, &mut self.round);
+        match catch_unwind(AssertUnwindSafe(|| act(core, round))) {
+            Ok(value) => Some(value),
+            Err(panic) => {
+                let fault = self.fault_of_panic(group, &panic_text(&*panic));
+                self.fail(group, fault);
+                None
+            }
+        }
+    }
+
+    fn fault_of_panic(&self, group: GroupId, text: &str) -> GroupFault {
+        let log_fault = self.groups.get(&group).and_then(|slot| slot.core.take_log_fault());
+        log_fault.map_or_else(|| GroupFault::Panic(text.into()), GroupFault::Log)
+    }
+
+    /// Parks a replica: everybody who waits learns why, its data stays, the others go on.
+    fn fail(&mut self, group: GroupId, fault: GroupFault) {
+        let Some(mut slot) = self.groups.remove(&group) else { return };
+        tracing::error!(%group, %fault, "the replica failed; the other groups go on");
+        self.counters.failures += 1;
+        self.deactivate(group);
+        slot.core.fail(&fault, &mut self.round);
+        slot.core.wake_peers(&mut self.round);
+        self.failed.insert(group, (fault, FAREWELL_TICKS, slot));
+    }
+
+    fn fail_all(&mut self, fault: &GroupFault) {
+        let mut groups: Vec<GroupId> = self.groups.keys().copied().collect();
+        groups.sort_unstable();
+        groups.into_iter().for_each(|group| self.fail(group, fault.clone()));
+    }
+
+    fn open(&mut self, core: GroupCore) {
+        let group = core.id();
+        self.failed.remove(&group);
+        self.groups.insert(group, Box::new(Slot { core, touched: false }));
+        self.active[slot_of(group)].insert(group);
+        self.with(group, |_, _| ());
+    }
+
+    fn close(&mut self, group: GroupId, cause: LossCause) {
+        self.failed.remove(&group);
+        let Some(mut slot) = self.groups.remove(&group) else { return };
+        self.deactivate(group);
+        slot.core.stop(cause, &mut self.round);
+    }
+
+    fn deactivate(&mut self, group: GroupId) {
+        self.active[slot_of(group)].remove(&group);
+    }
+
+    fn node_live(&mut self, node: NodeId, incarnation: u64) {
+        if self.live.0.insert(node, incarnation) != Some(incarnation) {
+            self.queue_wakes(NodeChange::Live(node));
+        }
+    }
+
+    fn node_lost(&mut self, node: NodeId) {
+        if self.live.0.remove(&node).is_some() {
+            self.queue_wakes(NodeChange::Lost(node));
+        }
+    }
+
+    /// Sleeping groups learn of a change in portions: woken all at once they would starve those
+    /// that work.
+    fn queue_wakes(&mut self, change: NodeChange) {
+        let mut asleep: Vec<GroupId> = self
+            .groups
+            .iter()
+            .filter(|(_, slot)| slot.core.is_asleep())
+            .map(|(group, _)| *group)
+            .collect();
+        asleep.sort_unstable();
+        self.to_wake.extend(asleep.into_iter().map(|group| (group, change)));
+    }
+
+    /// Moves the logical clock on by one slot: the groups of that slot tick once. A whole tick
+    /// has [`TICK_SLOTS`] slots.
+    pub fn tick_slot(&mut self) {
+        self.slot = (self.slot + 1) % TICK_SLOTS;
+        let due: Vec<GroupId> = self.active[self.slot].iter().copied().collect();
+        let live = std::mem::take(&mut self.live);
+        for group in due {
+            self.with(group, |core, round| core.tick(&live, round));
+        }
+        for _ in 0..WAKES_PER_SLOT.min(self.to_wake.len()) {
+            let Some((group, change)) = self.to_wake.pop_front() else { break };
+            self.with(group, |core, round| match change {
+                NodeChange::Live(node) => core.on_node_live(node, round),
+                NodeChange::Lost(node) => core.on_node_lost(node, &live, round),
+            });
+        }
+        self.live = live;
+        if self.slot == 0 {
+            self.say_farewell();
+        }
+    }
+
+    /// A lost message must not leave the followers of a failed replica asleep.
+    fn say_farewell(&mut self) {
+        for (_, left, slot) in self.failed.values_mut().filter(|(_, left, _)| *left > 0) {
+            *left -= 1;
+            slot.core.wake_peers(&mut self.round);
+        }
+    }
+
+    /// Finishes the round: what every touched group wants done, together.
+    pub fn finish_round(&mut self) -> Round {
+        let touched = std::mem::take(&mut self.touched);
+        self.counters.rounds += u64::from(!touched.is_empty());
+        for group in touched {
+            self.with(group, |core, round| core.finish_round(round));
+            for (group, fault) in std::mem::take(&mut self.round.faults) {
+                self.fail(group, fault);
+            }
+            self.settle(group);
+        }
+        self.touched.clear();
+        std::mem::take(&mut self.round)
+    }
+
+    /// Whether the group ticks from here on.
+    fn settle(&mut self, group: GroupId) {
+        let Some(slot) = self.groups.get_mut(&group) else { return };
+        slot.touched = false;
+        if slot.core.is_asleep() {
+            self.active[slot_of(group)].remove(&group);
+        } else {
+            self.active[slot_of(group)].insert(group);
+        }
+    }
+
+    /// Stops every group.
+    pub fn stop_all(&mut self) {
+        let mut groups: Vec<GroupId> = self.groups.keys().copied().collect();
+        groups.sort_unstable();
+        for group in groups {
+            self.close(group, LossCause::Stopped);
+        }
+    }
+
+    /// The settings.
+    #[must_use]
+    pub const fn config(&self) -> &Arc<GroupsConfig> {
+        &self.config
+    }
+}
+
+fn slot_of(group: GroupId) -> usize {
+    usize::try_from(group.get() % TICK_SLOTS as u64).unwrap_or(0)
+}
