@@ -132,7 +132,9 @@ impl GroupCore {
         if self.will_campaign() {
             self.campaigns += 1;
         }
-        self.raw.tick();
+        if !self.sleep.is_asking() {
+            self.raw.tick();
+        }
         self.pin_election_timeout();
         self.expire_waiters(round);
         self.expire_reads(round);

@@ -26,8 +26,9 @@ pub(super) enum Sleep {
     Asleep,
 }
 
-/// Ticks after which a leader that asked for sleep stops waiting for answers.
-const PATIENCE_TICKS: u16 = 5;
+/// Ticks after which a leader that asked for sleep stops waiting for answers. Meanwhile it sends no
+/// heartbeats, which would wake who agreed; well below an election timeout.
+const PATIENCE_TICKS: u16 = 3;
 
 impl Default for Sleep {
     fn default() -> Self {
@@ -38,6 +39,10 @@ impl Default for Sleep {
 impl Sleep {
     pub(super) const fn is_asleep(&self) -> bool {
         matches!(self, Self::Asleep)
+    }
+
+    pub(super) const fn is_asking(&self) -> bool {
+        matches!(self, Self::Asking { .. })
     }
 }
 
@@ -117,7 +122,9 @@ impl GroupCore {
         }
         let after = self.config.sleep_after_ticks;
         let quiet = matches!(self.sleep, Sleep::Awake { quiet } if quiet >= after);
-        if after > 0 && quiet && self.may_lead_into_sleep(live) {
+        // Not in the tick of a heartbeat, which would come after the question and wake who agreed.
+        let silent = self.raw.raft.heartbeat_elapsed() > 0;
+        if after > 0 && quiet && silent && self.may_lead_into_sleep(live) {
             self.ask_for_sleep(live, round);
         }
     }

@@ -1,0 +1,235 @@
+//! What must hold, whatever happens. Fed with everything that nodes do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use shardhost_groups::leadership::{Edge, EdgeKind};
+use shardhost_groups::storage::MemoryStore;
+use shardhost_groups::transport::Outgoing;
+use shardhost_groups::{GroupId, LogPosition, NodeId, ProposalSink, ProposeOutcome};
+use shardhost_proto::peer::MessageKind;
+
+/// Outcomes of proposals, as their proposers learn them.
+#[derive(Debug, Default)]
+pub struct Outcomes {
+    fresh: Mutex<Vec<(u64, ProposeOutcome)>>,
+}
+
+impl ProposalSink for Outcomes {
+    fn complete(&self, token: u64, outcome: ProposeOutcome) {
+        self.fresh.lock().unwrap().push((token, outcome));
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Acquired,
+    Ready,
+}
+
+/// Everything that the checkers remember.
+#[derive(Debug, Default)]
+pub struct Checks {
+    pub outcomes: Arc<Outcomes>,
+    proposed: BTreeMap<u64, GroupId>,
+    ended: BTreeSet<u64>,
+    /// Acknowledged commands: where each stands.
+    acknowledged: BTreeMap<u64, (GroupId, LogPosition)>,
+    /// The highest acknowledged index of each group.
+    highest: BTreeMap<GroupId, u64>,
+    /// What any machine applied at a position.
+    canonical: BTreeMap<(GroupId, u64), (u64, u64)>,
+    leaders: BTreeMap<(GroupId, u64), NodeId>,
+    standings: BTreeMap<(NodeId, GroupId), (u64, Standing)>,
+    pub definite: u64,
+    pub unknown: u64,
+    pub reads: u64,
+    pub transfers: u64,
+    pub restores: u64,
+    pub sleeps: u64,
+}
+
+/// What a number of runs brought about: a run in which nothing happens proves nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Coverage {
+    pub acknowledged: u64,
+    pub definite: u64,
+    pub unknown: u64,
+    pub reads: u64,
+    pub leaders: u64,
+    pub transfers: u64,
+    pub restores: u64,
+    pub sleeps: u64,
+}
+
+impl Coverage {
+    pub fn add(&mut self, checks: &Checks) {
+        self.acknowledged += checks.acknowledged() as u64;
+        self.definite += checks.definite;
+        self.unknown += checks.unknown;
+        self.reads += checks.reads;
+        self.leaders += checks.leaders.len() as u64;
+        self.transfers += checks.transfers;
+        self.restores += checks.restores;
+        self.sleeps += checks.sleeps;
+    }
+
+    /// Every kind of thing happened, and often.
+    pub fn demand(&self, runs: u64) {
+        println!("{runs} runs: {self:?}");
+        assert!(self.acknowledged > runs * 50, "{self:?}");
+        assert!(self.definite > runs && self.unknown > runs, "{self:?}");
+        assert!(self.reads > runs * 5 && self.leaders > runs * 3, "{self:?}");
+        assert!(self.transfers > runs / 20 && self.restores > runs / 20, "{self:?}");
+    }
+}
+
+impl Checks {
+    pub fn propose(&mut self, id: u64, group: GroupId) {
+        self.proposed.insert(id, group);
+    }
+
+    pub fn acknowledged(&self) -> usize {
+        self.acknowledged.len()
+    }
+
+    pub fn highest_acknowledged(&self, group: GroupId) -> u64 {
+        self.highest.get(&group).copied().unwrap_or(0)
+    }
+
+    /// Looks at what proposers learned since the last call.
+    pub fn take_outcomes(&mut self) -> Result<(), String> {
+        let fresh = std::mem::take(&mut *self.outcomes.fresh.lock().unwrap());
+        for (id, outcome) in fresh {
+            if !self.ended.insert(id) {
+                return Err(format!("proposal {id} ended twice"));
+            }
+            let Some(&group) = self.proposed.get(&id) else {
+                return Err(format!("proposal {id} was never made"));
+            };
+            match outcome {
+                Ok(applied) => {
+                    if applied.response.as_ref() != id.to_be_bytes() {
+                        return Err(format!("proposal {id} got the answer of another one"));
+                    }
+                    let at = LogPosition { term: applied.term, index: applied.index };
+                    self.acknowledge(id, group, at)?;
+                }
+                Err(error) if error.is_definite() => self.definite += 1,
+                Err(_) => self.unknown += 1,
+            }
+        }
+        Ok(())
+    }
+
+    fn acknowledge(&mut self, id: u64, group: GroupId, at: LogPosition) -> Result<(), String> {
+        let expected = (at.term.get(), id);
+        let found = self.canonical.get(&(group, at.index.get()));
+        if found != Some(&expected) {
+            return Err(format!(
+                "proposal {id} was acknowledged at {at} of {group:?}, where {found:?} stands"
+            ));
+        }
+        self.acknowledged.insert(id, (group, at));
+        let highest = self.highest.entry(group).or_default();
+        *highest = (*highest).max(at.index.get());
+        Ok(())
+    }
+
+    /// A machine applied a command. All machines apply the same at the same place.
+    pub fn applied(&mut self, group: GroupId, at: LogPosition, id: u64) -> Result<(), String> {
+        let entry = (at.term.get(), id);
+        let known = *self.canonical.entry((group, at.index.get())).or_insert(entry);
+        if known == entry {
+            return Ok(());
+        }
+        Err(format!("at index {} of {group:?} stands {known:?} and {entry:?}", at.index))
+    }
+
+    /// A read was confirmed: it sees everything that was acknowledged before it began.
+    pub fn read(&mut self, group: GroupId, seen: u64, needed: u64) -> Result<(), String> {
+        self.reads += 1;
+        if seen >= needed {
+            return Ok(());
+        }
+        Err(format!("a read of {group:?} saw index {seen}, but {needed} was acknowledged before"))
+    }
+
+    /// One leader per term; per replica strictly acquired, ready, lost.
+    pub fn edge(&mut self, node: NodeId, edge: &Edge) -> Result<(), String> {
+        let (group, term) = (edge.group, edge.term.get());
+        let before = self.standings.get(&(node, group)).copied();
+        let after = match (&edge.kind, before) {
+            (EdgeKind::Acquired, None) => Some((term, Standing::Acquired)),
+            (EdgeKind::Ready, Some((led, Standing::Acquired))) if led == term => {
+                Some((term, Standing::Ready))
+            }
+            (EdgeKind::Lost { .. }, Some((led, _))) if led == term => None,
+            _ => return Err(format!("{node:?} told {edge:?} after {before:?}")),
+        };
+        if matches!(edge.kind, EdgeKind::Acquired) {
+            let leader = *self.leaders.entry((group, term)).or_insert(node);
+            if leader != node {
+                return Err(format!("{leader:?} and {node:?} both led {group:?} in term {term}"));
+            }
+        }
+        match after {
+            Some(after) => self.standings.insert((node, group), after),
+            None => self.standings.remove(&(node, group)),
+        };
+        Ok(())
+    }
+
+    /// A process died: its leaderships ended without a word.
+    pub fn forget_node(&mut self, node: NodeId) {
+        self.standings.retain(|(holder, _), _| *holder != node);
+    }
+
+    /// What a message promises is durable on the node that sends it.
+    pub fn message(&self, store: &MemoryStore, outgoing: &Outgoing) -> Result<(), String> {
+        let message = &outgoing.message;
+        let group = GroupId::new(message.group);
+        let Some(durable) = store.load_durable(group) else { return Ok(()) };
+        let state = durable.hard_state;
+        let voted = state.vote.map(shardhost_groups::ReplicaId::get);
+        let broken = match message.kind() {
+            MessageKind::Vote => {
+                state.term.get() < message.term
+                    || (state.term.get() == message.term && voted != Some(message.from_replica))
+            }
+            MessageKind::VoteResponse if !message.reject => {
+                state.term.get() < message.term
+                    || (state.term.get() == message.term && voted != Some(message.to_replica))
+            }
+            MessageKind::AppendResponse if !message.reject => {
+                state.term.get() < message.term
+                    || (state.term.get() == message.term
+                        && durable.last.index.get() < message.index)
+            }
+            _ => false,
+        };
+        if broken {
+            return Err(format!("{:?} left before it was durable: {durable:?}", outgoing.message));
+        }
+        Ok(())
+    }
+
+    /// At the end: whatever was acknowledged stands where it was acknowledged, once.
+    pub fn settled(&self, group: GroupId, commands: &[(LogPosition, u64)]) -> Result<(), String> {
+        let mut places = BTreeMap::new();
+        for (at, id) in commands {
+            if let Some(first) = places.insert(*id, *at) {
+                return Err(format!("command {id} was applied at {first} and at {at}"));
+            }
+        }
+        for (id, (of, at)) in &self.acknowledged {
+            if *of == group && places.get(id) != Some(at) {
+                return Err(format!(
+                    "command {id} was acknowledged at {at} of {group:?} and is lost: {:?}",
+                    places.get(id)
+                ));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,61 @@
+//! What goes wrong during a run, and how often.
+
+use shardhost_groups::NodeId;
+
+use crate::chance::Chance;
+use crate::cluster::Cluster;
+use crate::network::Weather;
+
+/// Milliseconds between two faults, about.
+const FAULT_EVERY: u64 = 900;
+
+impl Cluster {
+    /// Draws the next fault, and when the one after it comes.
+    pub fn next_fault(&mut self) -> Result<u64, String> {
+        let mut chance = self.chance.clone();
+        chance.next();
+        let node = self.pick_node(&mut chance);
+        match chance.below(12) {
+            0..=2 => self.crash_and_come_back(node, &mut chance),
+            3 => self.crash_all(&mut chance),
+            4..=6 => self.partition_for_a_while(&mut chance),
+            7 => self.stall(node, chance.between(100, 3_000)),
+            8 => self.slow_disk(node, chance.between(20, 400)),
+            9 => self.change_weather(&mut chance),
+            10 => self.flush_machines(node),
+            _ => self.transfer_something(&mut chance),
+        }
+        let next = chance.between(FAULT_EVERY / 3, FAULT_EVERY * 2);
+        self.chance = chance;
+        Ok(next)
+    }
+
+    fn crash_and_come_back(&mut self, node: NodeId, chance: &mut Chance) {
+        let keep = usize::try_from(chance.below(3)).unwrap_or(0);
+        self.crash(node, keep);
+        let down = chance.between(50, 6_000);
+        self.restart_later(node, down);
+    }
+
+    fn crash_all(&mut self, chance: &mut Chance) {
+        for node in self.node_ids() {
+            self.crash_and_come_back(node, chance);
+        }
+    }
+
+    fn partition_for_a_while(&mut self, chance: &mut Chance) {
+        let nodes = self.node_ids();
+        self.network.partition(&nodes, chance);
+        let length = chance.between(200, 5_000);
+        self.heal_network_later(length);
+    }
+
+    fn change_weather(&mut self, chance: &mut Chance) {
+        self.weather = Weather {
+            loss: chance.below(200),
+            duplication: chance.below(100),
+            delay: chance.between(1, 60),
+            late: chance.below(20),
+        };
+    }
+}

@@ -1,0 +1,178 @@
+//! Whole clusters in one thread, from a seed.
+//!
+//! Nodes run the same `WorkerCore` as in production, under a virtual clock, with a network that
+//! loses, repeats, delays and partitions, disks that lose what was not synced, state machines
+//! that crash with them, and workers that stall. Checkers watch every step. A failing seed prints
+//! the command that replays it, and replays exactly.
+//!
+//! `SIMULATION_SEEDS=2000` runs more seeds, `SIMULATION_SEED=17` runs one and prints its story.
+
+mod chance;
+mod checks;
+mod cluster;
+mod faults;
+mod machine;
+mod network;
+mod node;
+
+use chance::Chance;
+use checks::Coverage;
+use cluster::{Cluster, Shape};
+use shardhost_groups::config::KnownBugs;
+
+/// Seeds of an ordinary run of the test suite.
+const SEEDS: u64 = 300;
+
+fn seeds() -> std::ops::Range<u64> {
+    let read = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
+    match (read("SIMULATION_SEED"), read("SIMULATION_SEEDS")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, Some(count)) => 0..count,
+        (None, None) => 0..SEEDS,
+    }
+}
+
+/// Runs one seed and gives what the checkers found, and a fingerprint of all that happened.
+fn run(seed: u64, shape: &Shape) -> (Result<(), String>, u64) {
+    let (outcome, cluster) = run_cluster(seed, shape);
+    (outcome, cluster.fingerprint())
+}
+
+fn run_cluster(seed: u64, shape: &Shape) -> (Result<(), String>, Cluster) {
+    let mut cluster = Cluster::new(seed, shape);
+    let outcome = cluster.run_with_faults().and_then(|()| cluster.heal_and_settle());
+    (outcome, cluster)
+}
+
+fn all_seeds_hold(shape: impl Fn(u64) -> Shape) {
+    let (mut coverage, mut runs) = (Coverage::default(), 0);
+    for seed in seeds() {
+        let (outcome, cluster) = run_cluster(seed, &shape(seed));
+        coverage.add(cluster.checks());
+        runs += 1;
+        if let Err(violation) = outcome {
+            panic!(
+                "seed {seed}: {violation}\nreplay: SIMULATION_SEED={seed} cargo test -p \
+                 shardhost-groups --test simulation -- --nocapture"
+            );
+        }
+    }
+    if runs >= SEEDS {
+        coverage.demand(runs);
+    }
+}
+
+#[test]
+fn clusters_keep_their_promises_under_faults() {
+    all_seeds_hold(Shape::from_seed);
+}
+
+#[test]
+fn clusters_that_never_sleep_keep_their_promises_under_faults() {
+    all_seeds_hold(|seed| {
+        let mut shape = Shape::from_seed(seed ^ 0x5eed);
+        shape.config.sleep_after_ticks = 0;
+        shape
+    });
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in [1, 7, 23] {
+        let shape = Shape::from_seed(seed);
+        let (first, first_print) = run(seed, &shape);
+        let (second, second_print) = run(seed, &shape);
+        assert_eq!(first, second, "seed {seed}");
+        assert_eq!(first_print, second_print, "seed {seed} went another way");
+    }
+}
+
+#[test]
+fn different_seeds_go_different_ways() {
+    let prints: std::collections::BTreeSet<u64> =
+        (0..8).map(|seed| run(seed, &Shape::from_seed(seed)).1).collect();
+    assert_eq!(prints.len(), 8);
+}
+
+/// Runs seeds with a bug put back until a checker complains.
+fn first_complaint(bugs: KnownBugs) -> Option<(u64, String)> {
+    (0..400).find_map(|seed| {
+        let mut shape = Shape::from_seed(seed);
+        shape.config.bugs = bugs;
+        // What leaves a node is checked message by message elsewhere; here the damage itself
+        // must show.
+        shape.check_messages = false;
+        run(seed, &shape).0.err().map(|violation| (seed, violation))
+    })
+}
+
+#[test]
+fn acknowledging_before_the_sync_is_caught() {
+    let bugs = KnownBugs { acknowledge_before_sync: true, ..KnownBugs::default() };
+    let (seed, violation) = first_complaint(bugs).expect("no seed noticed the bug");
+    println!("seed {seed}: {violation}");
+}
+
+#[test]
+fn acknowledging_before_the_sync_is_seen_in_the_very_message() {
+    let mut shape = Shape::from_seed(1);
+    shape.config.bugs.acknowledge_before_sync = true;
+    let violation = run(1, &shape).0.expect_err("the message was not noticed");
+    assert!(violation.contains("before it was durable"), "{violation}");
+}
+
+#[test]
+fn forgetting_the_vote_is_caught() {
+    let bugs = KnownBugs { forget_vote: true, ..KnownBugs::default() };
+    let (seed, violation) = first_complaint(bugs).expect("no seed noticed the bug");
+    println!("seed {seed}: {violation}");
+}
+
+#[test]
+fn resolving_a_waiter_by_its_index_alone_is_caught() {
+    let bugs = KnownBugs { waiter_by_index: true, ..KnownBugs::default() };
+    let (seed, violation) = first_complaint(bugs).expect("no seed noticed the bug");
+    println!("seed {seed}: {violation}");
+}
+
+/// The checkers notice a loss when disks lie: without this, their silence would prove nothing.
+#[test]
+fn disks_that_lie_about_syncs_are_caught() {
+    let complaint = (0..200).find_map(|seed| {
+        let mut shape = Shape::from_seed(seed);
+        shape.lying_disks = true;
+        run(seed, &shape).0.err()
+    });
+    println!("{}", complaint.expect("no seed noticed the lost writes"));
+}
+
+#[test]
+fn idle_groups_fall_asleep_and_cost_no_messages() {
+    let mut shape = Shape::calm();
+    shape.groups = 20;
+    let mut cluster = Cluster::new(5, &shape);
+    cluster.settle_until_asleep().unwrap();
+    let before = cluster.messages_sent();
+    cluster.pass(60_000).unwrap();
+    assert_eq!(cluster.messages_sent(), before, "sleeping groups sent messages");
+    cluster.write_to_every_group().unwrap();
+}
+
+#[test]
+fn sleeping_groups_are_led_again_after_the_loss_of_their_leaders() {
+    for seed in 0..20 {
+        let mut shape = Shape::calm();
+        shape.groups = 30;
+        let mut cluster = Cluster::new(seed, &shape);
+        cluster.settle_until_asleep().unwrap();
+        let mut chance = Chance::new(seed);
+        let victim = cluster.pick_node(&mut chance);
+        cluster.crash(victim, 0);
+        cluster.pass(6_000).unwrap();
+        cluster.every_group_is_led_by_a_live_node().unwrap();
+        cluster.restart(victim).unwrap();
+        cluster.pass(4_000).unwrap();
+        cluster.write_to_every_group().unwrap();
+        cluster.settle_until_asleep().unwrap();
+    }
+}

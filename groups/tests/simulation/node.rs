@@ -1,0 +1,167 @@
+//! One simulated process: a worker, its disks, its state machines, and what is under way there.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
+use shardhost_groups::config::GroupsConfig;
+use shardhost_groups::core::{GroupCore, Opened, ReplicaStart};
+use shardhost_groups::storage::{
+    GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
+    SnapshotStore,
+};
+use shardhost_groups::worker::{Input, LogTask, WorkerCore};
+use shardhost_groups::{
+    GroupId, LogIndex, LogPosition, Membership, NodeId, ReadBarrier, ReadError, StateMachine, Term,
+};
+use tokio::sync::oneshot;
+
+use crate::machine::{ListMachine, MachineDisk};
+
+/// A read under way: its group, what it must see, and where the answer comes.
+pub struct PendingRead {
+    pub group: GroupId,
+    pub needed: u64,
+    pub answer: oneshot::Receiver<Result<ReadBarrier, ReadError>>,
+}
+
+/// A replica's machine and the work that waits for it.
+pub struct Machine {
+    pub epoch: u64,
+    pub applier: Applier,
+    pub work: VecDeque<ApplyWork>,
+    pub scheduled: bool,
+}
+
+/// What dies with the process.
+pub struct Process {
+    pub core: WorkerCore,
+    pub machines: BTreeMap<GroupId, Machine>,
+    pub log_queue: VecDeque<LogTask>,
+    /// The write under way: it becomes durable when the disk says so.
+    pub log_running: Option<LogTask>,
+    pub reads: Vec<PendingRead>,
+    pub transfers: u64,
+}
+
+/// A node: a process that comes and goes, and disks that stay.
+pub struct Node {
+    pub id: NodeId,
+    pub life: u64,
+    pub store: MemoryStore,
+    pub snapshots: MemorySnapshots,
+    pub disks: BTreeMap<GroupId, Arc<Mutex<MachineDisk>>>,
+    pub process: Option<Process>,
+    pub stalled_until: u64,
+    pub disk_delay: u64,
+    pub heard: BTreeMap<NodeId, (u64, u64)>,
+    pub live: BTreeMap<NodeId, u64>,
+}
+
+impl Node {
+    pub fn new(id: NodeId) -> Self {
+        Self {
+            id,
+            life: 0,
+            store: MemoryStore::new(),
+            snapshots: MemorySnapshots::new(),
+            disks: BTreeMap::new(),
+            process: None,
+            stalled_until: 0,
+            disk_delay: 4,
+            heard: BTreeMap::new(),
+            live: BTreeMap::new(),
+        }
+    }
+
+    /// Lays the first state of a group on the disk, as its creation does.
+    pub fn create(&mut self, group: GroupId, membership: &Membership, keeps: bool) {
+        let Some(replica) = membership.replica_on(self.id) else { return };
+        let mut write = GroupWrite::new(group);
+        write.meta = Some(GroupMeta {
+            group,
+            replica,
+            membership: membership.clone(),
+            snapshot: None,
+            labels: BTreeMap::new(),
+            kind: String::new(),
+        });
+        write.hard_state =
+            Some(HardState { term: Term::new(1), vote: None, commit: LogIndex::new(0) });
+        write.reset = Some(LogPosition::default());
+        self.store.write(&LogBatch { writes: vec![write] }).unwrap();
+        let disk = MachineDisk { keeps, ..MachineDisk::default() };
+        self.disks.insert(group, Arc::new(Mutex::new(disk)));
+    }
+
+    /// The process dies. Of the writes that were not synced, `keep` survive.
+    pub fn crash(&mut self, keep: usize) {
+        self.process = None;
+        self.store.crash(keep);
+        self.snapshots.crash();
+        self.disks.values().for_each(|disk| disk.lock().unwrap().crash());
+        self.life += 1;
+        self.heard.clear();
+        self.live.clear();
+    }
+
+    /// Starts the process from what the disks hold.
+    pub fn start(&mut self, config: &GroupsConfig) -> Result<(), String> {
+        let mut config = config.clone();
+        config.node = self.id;
+        config.incarnation = self.life + 1;
+        let config = Arc::new(config);
+        let mut core = WorkerCore::new(Arc::clone(&config));
+        let mut machines = BTreeMap::new();
+        for group in self.store.groups().map_err(|error| error.to_string())? {
+            let epoch = self.life * 1_000 + group.get();
+            let (replica, applier) = self.open(&config, group, epoch)?;
+            core.handle(Input::Open(Box::new(replica)));
+            let machine = Machine { epoch, applier, work: VecDeque::new(), scheduled: false };
+            machines.insert(group, machine);
+        }
+        self.process = Some(Process {
+            core,
+            machines,
+            log_queue: VecDeque::new(),
+            log_running: None,
+            reads: Vec::new(),
+            transfers: 0,
+        });
+        Ok(())
+    }
+
+    fn open(
+        &self,
+        config: &Arc<GroupsConfig>,
+        group: GroupId,
+        epoch: u64,
+    ) -> Result<(GroupCore, Applier), String> {
+        let text = |error: &dyn std::fmt::Display| format!("{:?} {group:?}: {error}", self.id);
+        let persisted = self.store.load(group).map_err(|error| text(&error))?;
+        let persisted = persisted.ok_or_else(|| text(&"vanished"))?;
+        let mut machine = ListMachine { disk: Arc::clone(&self.disks[&group]) };
+        let stands = machine.applied().map_err(|error| text(&error))?;
+        let applied = match Opened::decide(&persisted, stands).map_err(|e| text(&e))? {
+            Opened::Continue(at) => at,
+            Opened::Restore(at) => {
+                restore_machine(&mut machine, &self.snapshots, group, at).map_err(|e| text(&e))?;
+                at
+            }
+        };
+        let durable = machine.durable_index();
+        let start = ReplicaStart { persisted, applied, durable, epoch };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let store = Arc::new(self.store.clone());
+        let core = GroupCore::open(Arc::clone(config), store, &logger, start)
+            .map_err(|fault| text(&fault))?;
+        let snapshots: Arc<dyn SnapshotStore> = Arc::new(self.snapshots.clone());
+        Ok((core, Applier::new(group, Box::new(machine), snapshots, applied)))
+    }
+
+    /// The groups that this node leads and serves.
+    pub fn serves(&self, group: GroupId) -> bool {
+        let core = self.process.as_ref().and_then(|process| process.core.group(group));
+        core.is_some_and(|core| core.status().serving)
+    }
+}
