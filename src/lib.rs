@@ -1,1 +1,33 @@
+//! A Multi-Raft shard host.
+//!
+//! One process, a [`Host`], holds replicas of thousands of Raft groups. They share one log on
+//! RocksDB, one batched transport, a few threads, and one place to listen to leadership.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`host`] | [`Host`]: everything put together |
+//! | [`server`] | a host of tables and queues, from a configuration file |
+//! | [`shards`] | the two kinds of shard: tables and partitioned queues |
+//! | [`service`], [`client`] | how clients reach them over gRPC |
+//! | [`transport`] | how hosts reach each other |
+//! | [`groups`] | the Raft groups themselves, a crate of its own |
+//! | [`storage`] | their log, a crate of its own |
 
+pub mod client;
+mod data_dir;
+pub mod host;
+pub mod server;
+pub mod service;
+pub mod shards;
+pub mod transport;
+
+pub use host::{Host, HostBuilder, HostConfig, Shutdown, StartError};
+pub use shardhost_groups as groups;
+pub use shardhost_groups::{
+    Applied, ApplyBatch, ApplyFault, Command, Group, GroupId, GroupSpec, GroupStatus, LogIndex,
+    LogPosition, NodeId, ProposeError, QueryError, ReadError, ReadMode, ReplicaId, Role,
+    SnapshotWriter, StateChecksum, StateMachine, Term, TransferError,
+};
+pub use shardhost_groups::{leadership, leadership::GroupSelector};
+pub use shardhost_proto as proto;
+pub use shardhost_storage as storage;

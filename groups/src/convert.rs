@@ -3,9 +3,9 @@
 
 use raft::eraftpb;
 use shardhost_proto::{log, peer};
+use shardhost_storage::convert::membership_from_message;
 use shardhost_storage::{
-    Entry, EntryKind, GroupId, HardState, LogIndex, LogPosition, Member, Membership, NodeId,
-    ReplicaId, Term,
+    Entry, EntryKind, GroupId, HardState, LogIndex, LogPosition, Membership, ReplicaId, Term,
 };
 
 use crate::transport::Lane;
@@ -120,41 +120,9 @@ pub(crate) fn conf_state(membership: &Membership) -> eraftpb::ConfState {
     state
 }
 
-/// A membership from the wire; `None` when an id is zero or a role is unknown.
+/// A membership from the wire; `None` when it makes no sense.
 pub(crate) fn membership_from_wire(wire: &log::Membership) -> Option<Membership> {
-    let mut members = std::collections::BTreeMap::new();
-    for member in &wire.members {
-        let role = log::MemberRole::try_from(member.role).ok()?;
-        let known = Member {
-            node: NodeId::new(member.node)?,
-            voter: role == log::MemberRole::Voter,
-            learner: role == log::MemberRole::Learner,
-            outgoing_voter: member.outgoing_voter,
-        };
-        members.insert(ReplicaId::new(member.replica)?, known);
-    }
-    let config_index = LogIndex::new(wire.config_index);
-    Some(Membership { config_index, members, auto_leave: wire.auto_leave })
-}
-
-/// A membership for the wire.
-pub(crate) fn membership_to_wire(membership: &Membership) -> log::Membership {
-    let members = membership.members.iter().map(|(id, member)| log::Member {
-        replica: id.get(),
-        node: member.node.get(),
-        role: match (member.voter, member.learner) {
-            (true, _) => log::MemberRole::Voter,
-            (_, true) => log::MemberRole::Learner,
-            _ => log::MemberRole::Unspecified,
-        }
-        .into(),
-        outgoing_voter: member.outgoing_voter,
-    });
-    log::Membership {
-        config_index: membership.config_index.get(),
-        members: members.collect(),
-        auto_leave: membership.auto_leave,
-    }
+    membership_from_message(wire).ok()
 }
 
 /// An entry for the log. Shares the payload.

@@ -104,7 +104,7 @@ impl GroupCore {
     pub(super) fn ship(&mut self, to: NodeId, mut message: GroupMessage, round: &mut Round) {
         let named = message.snapshot.as_ref().and_then(|meta| meta.position.as_ref());
         let Some(position) = convert::position_from_wire(named) else { return };
-        let membership = Some(convert::membership_to_wire(&self.membership));
+        let membership = Some(shardhost_storage::convert::membership_to_message(&self.membership));
         let wire = log::LogPosition { term: position.term.get(), index: position.index.get() };
         message.snapshot = Some(SnapshotMeta { position: Some(wire), membership });
         self.snapshots.shipping.retain(|(replica, _)| *replica != message.to_replica);

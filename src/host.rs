@@ -1,0 +1,550 @@
+//! [`Host`]: the groups of this process together with their log, their transport and one listener.
+//!
+//! The host puts things together and takes them apart in the right order. What a message, a write
+//! or a leadership means is the business of the parts.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use shardhost_groups::leadership::{
+    GroupSelector, HookGuard, HookKind, LeaderAcquired, LeaderLost, LeaderScope, LeaderTaskGuard,
+    LeadershipEvent, LeadershipEvents,
+};
+use shardhost_groups::{
+    Group, Groups, GroupsBuilder, GroupsConfig, OpenGroupError, StateMachine,
+};
+use shardhost_groups::{GroupSpec, runtime::GroupsStats};
+use shardhost_storage::{
+    GroupId, GroupMeta, LogError, LogStore, NodeId, RocksOptions, RocksStore, SnapshotFiles,
+    SnapshotStore,
+};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::data_dir::DataDir;
+use crate::transport::{
+    GrpcTransport, PeerDirectory, TransportConfig, TransportError, TransportStats, incoming, server,
+};
+
+/// What a host is started from.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct HostConfig {
+    /// This process.
+    pub node: NodeId,
+    /// Name of the cluster; hosts of another one are refused.
+    pub cluster: String,
+    /// Where the log and the snapshots stand. Created when missing; belongs to this node for good.
+    pub data_dir: PathBuf,
+    /// Where this host listens, for peers and clients. Port 0: any free one.
+    pub listen: SocketAddr,
+    /// Where the others reach this host; `None`: at the address it listens on.
+    pub advertise: Option<String>,
+    /// Where all nodes of the cluster are reached, `host:port`. This one may be left out.
+    pub peers: BTreeMap<NodeId, String>,
+    /// Settings of the groups. Its node and incarnation are set by the host.
+    pub groups: GroupsConfig,
+    /// Settings of the log.
+    pub log: RocksOptions,
+    /// Threads for Raft.
+    pub workers: usize,
+    /// Threads for state machines.
+    pub apply_threads: usize,
+}
+
+impl HostConfig {
+    /// A host of the cluster `shardhost` on a free port of this machine, alone.
+    #[must_use]
+    pub fn new(node: NodeId, data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            node,
+            cluster: "shardhost".to_owned(),
+            data_dir: data_dir.into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            advertise: None,
+            peers: BTreeMap::new(),
+            groups: GroupsConfig::new(node),
+            log: RocksOptions::default(),
+            workers: 1,
+            apply_threads: 2,
+        }
+    }
+    /// Sets the address to listen on.
+    #[must_use]
+    pub const fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = address;
+        self
+    }
+    /// Names the other nodes.
+    #[must_use]
+    pub fn peers(mut self, peers: impl IntoIterator<Item = (NodeId, String)>) -> Self {
+        self.peers = peers.into_iter().collect();
+        self
+    }
+}
+
+/// Why a host does not start. Nothing runs afterwards.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The log cannot be opened; the message says what to do.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A file or directory cannot be used.
+    #[error("{path}: {error}")]
+    Io {
+        /// Which.
+        path: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// The address cannot be listened on. Choose another, or end who uses it.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// The transport's settings are wrong.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The system refuses a thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+/// How a host is put together. Everything has a default.
+#[derive(Debug)]
+#[must_use = "a builder does nothing until `start` is awaited"]
+pub struct HostBuilder {
+    config: HostConfig,
+    log_store: Option<Arc<dyn LogStore>>,
+    snapshots: Option<Arc<dyn SnapshotStore>>,
+    listener: Option<std::net::TcpListener>,
+}
+
+impl HostBuilder {
+    /// Uses another log than RocksDB in the data directory.
+    pub fn log_store(mut self, store: Arc<dyn LogStore>) -> Self {
+        self.log_store = Some(store);
+        self
+    }
+    /// Keeps snapshots elsewhere than in the data directory.
+    pub fn snapshot_store(mut self, store: Arc<dyn SnapshotStore>) -> Self {
+        self.snapshots = Some(store);
+        self
+    }
+    /// Listens on a socket that is bound already; the configured address is not used.
+    pub fn listener(mut self, listener: std::net::TcpListener) -> Self {
+        self.listener = Some(listener);
+        self
+    }
+
+    /// Starts the host: opens the log, starts the threads, connects to the peers. The listener
+    /// answers once [`Host::serve`] was called.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing runs then.
+    pub async fn start(self) -> Result<Host, StartError> {
+        let Self { config, log_store, snapshots, listener } = self;
+        let listener = bind(listener, config.listen)?;
+        let address = listener.local_addr().map_err(|error| listen_error(config.listen, error))?;
+        let advertise = config.advertise.clone().unwrap_or_else(|| address.to_string());
+        let data_dir = open_data_dir(&config.data_dir).await?;
+        let incarnation = data_dir.incarnation();
+        let store = open_log(log_store, &config).await?;
+        let snapshots = open_snapshots(snapshots, &config.data_dir)?;
+
+        let mut peers = config.peers.clone();
+        peers.insert(config.node, advertise.clone());
+        let directory = PeerDirectory::new(peers);
+        let transport_config =
+            TransportConfig::new(config.cluster.clone(), config.node, incarnation, advertise);
+        let transport =
+            GrpcTransport::new(transport_config, directory.clone(), Arc::clone(&snapshots))?;
+
+        let mut groups_config = config.groups.clone();
+        groups_config.node = config.node;
+        groups_config.incarnation = incarnation;
+        if groups_config.seed == 0 {
+            groups_config.seed = incarnation;
+        }
+        let groups = GroupsBuilder::new(groups_config)
+            .workers(config.workers)
+            .apply_threads(config.apply_threads)
+            .start(store, snapshots, Arc::new(transport.clone()))
+            .map_err(StartError::Thread)?;
+        transport.bind(groups.inbound())?;
+        let stop = CancellationToken::new();
+        let inner = HostInner { config, groups, transport, directory, address, incarnation, stop };
+        Ok(Host {
+            inner: Arc::new(inner),
+            serving: Arc::new(parking_lot::Mutex::new(Serving {
+                listener: Some(listener),
+                task: None,
+                data_dir: Some(data_dir),
+            })),
+        })
+    }
+}
+
+fn bind(
+    listener: Option<std::net::TcpListener>,
+    address: SocketAddr,
+) -> Result<TcpListener, StartError> {
+    let listener = match listener {
+        Some(listener) => listener,
+        None => std::net::TcpListener::bind(address).map_err(|error| listen_error(address, error))?,
+    };
+    listener.set_nonblocking(true).map_err(|error| listen_error(address, error))?;
+    TcpListener::from_std(listener).map_err(|error| listen_error(address, error))
+}
+
+const fn listen_error(address: SocketAddr, error: io::Error) -> StartError {
+    StartError::Listen { address, error }
+}
+
+async fn open_data_dir(path: &Path) -> Result<DataDir, StartError> {
+    let path = path.to_path_buf();
+    let shown = path.display().to_string();
+    let opened = tokio::task::spawn_blocking(move || DataDir::open(&path)).await;
+    opened
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
+        .map_err(|error| StartError::Io { path: shown, error })
+}
+
+async fn open_log(
+    given: Option<Arc<dyn LogStore>>,
+    config: &HostConfig,
+) -> Result<Arc<dyn LogStore>, StartError> {
+    if let Some(store) = given {
+        return Ok(store);
+    }
+    let directory = config.data_dir.join("log");
+    let identity =
+        shardhost_storage::Identity { cluster: config.cluster.clone(), node: config.node };
+    let options = config.log.clone();
+    let open = move || RocksStore::open(&directory, identity, options);
+    let store = tokio::task::spawn_blocking(open).await.map_err(|error| StartError::Io {
+        path: config.data_dir.display().to_string(),
+        error: io::Error::other(error),
+    })??;
+    Ok(Arc::new(store))
+}
+
+fn open_snapshots(
+    given: Option<Arc<dyn SnapshotStore>>,
+    data_dir: &Path,
+) -> Result<Arc<dyn SnapshotStore>, StartError> {
+    if let Some(store) = given {
+        return Ok(store);
+    }
+    let directory = data_dir.join("snapshots");
+    let path = directory.display().to_string();
+    let files =
+        SnapshotFiles::open(&directory).map_err(|error| StartError::Io { path, error })?;
+    Ok(Arc::new(files))
+}
+
+#[derive(Debug)]
+struct HostInner {
+    config: HostConfig,
+    groups: Groups,
+    transport: GrpcTransport,
+    directory: PeerDirectory,
+    address: SocketAddr,
+    incarnation: u64,
+    stop: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Serving {
+    listener: Option<TcpListener>,
+    task: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
+    data_dir: Option<DataDir>,
+}
+
+/// How a host stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Shutdown {
+    /// Hands leadership of its groups to others first, for at most this long.
+    Graceful {
+        /// The bound.
+        deadline: Duration,
+    },
+    /// At once. Nothing that was acknowledged is lost.
+    Immediate,
+}
+
+/// One process of a cluster: replicas of many groups, one log, one listener. Cheap to clone; all
+/// clones are the same host. It runs until [`Host::shutdown`].
+#[derive(Clone, Debug)]
+pub struct Host {
+    inner: Arc<HostInner>,
+    serving: Arc<parking_lot::Mutex<Serving>>,
+}
+
+impl Host {
+    /// Begins to put a host together.
+    pub const fn builder(config: HostConfig) -> HostBuilder {
+        HostBuilder { config, log_store: None, snapshots: None, listener: None }
+    }
+
+    /// Starts a host from its configuration and lets it listen to its peers.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(config: HostConfig) -> Result<Self, StartError> {
+        let host = Self::builder(config).start().await?;
+        host.serve(Routes::default());
+        Ok(host)
+    }
+
+    /// Begins to answer on the listener: the peers' service, and `services` beside it. Calls
+    /// after the first do nothing.
+    pub fn serve(&self, services: Routes) {
+        let mut serving = self.serving.lock();
+        let Some(listener) = serving.listener.take() else { return };
+        let stop = self.inner.stop.clone();
+        let routes = services.add_service(self.inner.transport.service());
+        let incoming = incoming(listener);
+        serving.task = Some(tokio::spawn(async move {
+            let stopped = async move { stop.cancelled().await };
+            server().add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
+        }));
+    }
+
+    /// This process.
+    #[must_use]
+    pub fn node_id(&self) -> NodeId {
+        self.inner.config.node
+    }
+    /// Grows with every start of the node.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.inner.incarnation
+    }
+    /// Where this host listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.inner.address
+    }
+    /// What it was started from.
+    #[must_use]
+    pub fn config(&self) -> &HostConfig {
+        &self.inner.config
+    }
+    /// Where the nodes are reached; may be changed while the host runs.
+    #[must_use]
+    pub fn directory(&self) -> &PeerDirectory {
+        &self.inner.directory
+    }
+
+    /// Creates this host's replica of a new group. Every node of the group must do so, with an
+    /// equal specification.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`]; nothing was created.
+    pub async fn create_group(
+        &self,
+        spec: GroupSpec,
+        machine: impl StateMachine,
+    ) -> Result<Group, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.create(spec, Box::new(machine))).await
+    }
+
+    /// Creates replicas of many groups with one write.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`] of the first that cannot be created; none was.
+    pub async fn create_groups(
+        &self,
+        specs: Vec<(GroupSpec, Box<dyn StateMachine>)>,
+    ) -> Result<Vec<Group>, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.create_many(specs)).await
+    }
+
+    /// Opens this host's replica of a group that the log holds.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`].
+    pub async fn open_group(
+        &self,
+        id: GroupId,
+        machine: impl StateMachine,
+    ) -> Result<Group, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.open(id, Box::new(machine))).await
+    }
+
+    /// Creates the group, or opens it if the log holds it already.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`].
+    pub async fn create_or_open_group(
+        &self,
+        spec: GroupSpec,
+        machine: impl StateMachine,
+    ) -> Result<Group, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || {
+            let stored = groups.stored().map_err(|error| OpenGroupError::Faulted {
+                group: spec.id,
+                fault: shardhost_groups::GroupFault::Log(error),
+            })?;
+            if stored.iter().any(|meta| meta.group == spec.id) {
+                groups.open(spec.id, Box::new(machine))
+            } else {
+                groups.create(spec, Box::new(machine))
+            }
+        })
+        .await
+    }
+
+    /// What the log holds, open or not.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn stored_groups(&self) -> Result<Vec<GroupMeta>, LogError> {
+        self.inner.groups.stored()
+    }
+
+    /// Closes a group's replica here and keeps its data.
+    pub async fn close_group(&self, id: GroupId) -> bool {
+        self.inner.groups.close(id).await
+    }
+
+    /// Closes a group's replica here and removes its data.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`].
+    pub async fn destroy_group(&self, id: GroupId) -> Result<(), OpenGroupError> {
+        self.inner.groups.destroy(id).await
+    }
+
+    /// A group that is open here.
+    #[must_use]
+    pub fn group(&self, id: GroupId) -> Option<Group> {
+        self.inner.groups.group(id)
+    }
+    /// All groups that are open here, by id.
+    #[must_use]
+    pub fn groups(&self) -> Vec<Group> {
+        self.inner.groups.groups()
+    }
+    /// The groups' runtime, for its counters.
+    #[must_use]
+    pub fn runtime(&self) -> &Groups {
+        &self.inner.groups
+    }
+    /// Counters of the groups.
+    #[must_use]
+    pub fn stats(&self) -> GroupsStats {
+        self.inner.groups.stats()
+    }
+    /// Counters of the transport.
+    #[must_use]
+    pub fn transport_stats(&self) -> TransportStats {
+        self.inner.transport.stats()
+    }
+    /// The error of the shared log, once it failed: the host must be stopped then.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Option<LogError>> {
+        self.inner.groups.health()
+    }
+
+    /// Calls `hook` for every edge of leadership of these groups here, beginning with what is.
+    #[track_caller]
+    pub fn on_leadership<F>(&self, groups: GroupSelector, kind: HookKind, hook: F) -> HookGuard
+    where
+        F: Fn(&LeadershipEvent) + Send + Sync + 'static,
+    {
+        self.inner.groups.on_leadership(groups, kind, hook)
+    }
+    /// Calls `hook` whenever a replica of this host is elected, and for those that lead already.
+    #[track_caller]
+    pub fn on_leader_acquired<F>(&self, groups: GroupSelector, hook: F) -> HookGuard
+    where
+        F: Fn(&LeaderAcquired) + Send + Sync + 'static,
+    {
+        self.inner.groups.on_leader_acquired(groups, hook)
+    }
+    /// Calls `hook` whenever a replica of this host stops leading.
+    #[track_caller]
+    pub fn on_leader_lost<F>(&self, groups: GroupSelector, hook: F) -> HookGuard
+    where
+        F: Fn(&LeaderLost) + Send + Sync + 'static,
+    {
+        self.inner.groups.on_leader_lost(groups, hook)
+    }
+    /// A stream of leadership, beginning with what is.
+    #[must_use]
+    pub fn leadership(&self, groups: GroupSelector) -> LeadershipEvents {
+        self.inner.groups.leadership(groups)
+    }
+    /// Runs a task for every (group, term) that serves here, cancelled when leadership is lost.
+    pub fn while_leader<F, Fut>(&self, groups: GroupSelector, task: F) -> LeaderTaskGuard
+    where
+        F: Fn(LeaderScope) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.inner.groups.while_leader(groups, task)
+    }
+
+    /// Stops the host. When it returns, the data directory may be opened again. Calls after the
+    /// first do nothing.
+    pub async fn shutdown(&self, mode: Shutdown) {
+        if let Shutdown::Graceful { deadline } = mode {
+            self.hand_everything_over(deadline).await;
+        }
+        // Peers and shipments first: they want the listener to be there.
+        self.inner.transport.shutdown().await;
+        self.inner.stop.cancel();
+        let task = self.serving.lock().task.take();
+        if let Some(mut task) = task {
+            // Streams of clients and peers do not end by themselves.
+            if tokio::time::timeout(Duration::from_millis(200), &mut task).await.is_err() {
+                task.abort();
+            }
+        }
+        let groups = self.inner.groups.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || groups.shutdown()).await {
+            tracing::error!(%error, "the groups did not stop in order");
+        }
+        drop(self.serving.lock().data_dir.take());
+    }
+
+    /// Transfers every leadership to whoever is furthest, a number at a time.
+    async fn hand_everything_over(&self, deadline: Duration) {
+        use futures::StreamExt;
+        let led = self.groups().into_iter().filter(|group| {
+            let status = group.status();
+            status.is_leader() && status.membership.members.len() > 1
+        });
+        let transfers = futures::stream::iter(led).for_each_concurrent(256, |group| async move {
+            if let Err(error) = group.transfer_leadership(None).await {
+                tracing::debug!(group = %group.id(), %error, "leadership was not handed over");
+            }
+        });
+        if tokio::time::timeout(deadline, transfers).await.is_err() {
+            tracing::warn!(?deadline, "stopping before every leadership was handed over");
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    run: impl FnOnce() -> Result<T, OpenGroupError> + Send + 'static,
+) -> Result<T, OpenGroupError> {
+    tokio::task::spawn_blocking(run).await.unwrap_or(Err(OpenGroupError::Stopping))
+}

@@ -1,0 +1,274 @@
+//! The configuration file of a server.
+//!
+//! ```toml
+//! cluster = "shop"
+//! node = 1
+//! data-dir = "/var/lib/shardhost"
+//! listen = "0.0.0.0:7400"
+//!
+//! [nodes]
+//! 1 = "10.0.0.1:7400"
+//! 2 = "10.0.0.2:7400"
+//! 3 = "10.0.0.3:7400"
+//!
+//! [shards]
+//! tables = 32
+//! queues = 32
+//! ```
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use shardhost_groups::GroupSpec;
+use shardhost_storage::NodeId;
+
+use super::{QUEUE, TABLE, group_of_shard};
+use crate::host::HostConfig;
+
+/// Shards of one kind at most.
+pub const MAX_SHARDS: u64 = 100_000;
+
+/// What a server is started from. Equal on all nodes but for `node`, `data-dir`, `listen`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Name of the cluster. Hosts of another one are refused.
+    #[serde(default = "default_cluster")]
+    pub cluster: String,
+    /// Number of this node, from 1.
+    pub node: u64,
+    /// Where the data stands.
+    pub data_dir: PathBuf,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Where all nodes are reached, by number.
+    #[serde(default)]
+    pub nodes: BTreeMap<String, String>,
+    /// How many shards of each kind there are.
+    #[serde(default)]
+    pub shards: ShardCounts,
+    /// Threads for Raft; the default serves on machines of up to eight cores.
+    #[serde(default = "default_workers")]
+    pub workers: usize,
+    /// Threads for state machines.
+    #[serde(default = "default_apply_threads")]
+    pub apply_threads: usize,
+}
+
+/// How many shards of each kind there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShardCounts {
+    /// Shards of the table.
+    pub tables: u64,
+    /// Shards of the queue.
+    pub queues: u64,
+}
+
+fn default_cluster() -> String {
+    "shardhost".to_owned()
+}
+const fn default_workers() -> usize {
+    1
+}
+const fn default_apply_threads() -> usize {
+    2
+}
+
+/// What is wrong with a configuration, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {error}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The file is not what it should be; the message names the line.
+    #[error("the configuration {path} is wrong: {message}")]
+    Parse {
+        /// The file.
+        path: String,
+        /// Where and why.
+        message: String,
+    },
+    /// A value makes no sense.
+    #[error("`{key}` is wrong: {message}")]
+    Value {
+        /// Which.
+        key: &'static str,
+        /// Why, and what to do.
+        message: String,
+    },
+}
+
+const fn wrong(key: &'static str, message: String) -> ConfigError {
+    ConfigError::Value { key, message }
+}
+
+impl ServerConfig {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let shown = || path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::Read { path: shown(), error })?;
+        let config: Self = toml::from_str(&text)
+            .map_err(|error| ConfigError::Parse { path: shown(), message: error.to_string() })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`].
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.cluster.is_empty() || self.cluster.len() > 64 {
+            return Err(wrong("cluster", "it must have 1 to 64 bytes".to_owned()));
+        }
+        let node = NodeId::new(self.node)
+            .ok_or_else(|| wrong("node", "nodes are numbered from 1".to_owned()))?;
+        let nodes = self.node_addresses()?;
+        if !nodes.is_empty() && !nodes.contains_key(&node) {
+            let message = format!("this node, {node}, is not among them; add its address");
+            return Err(wrong("nodes", message));
+        }
+        let mut seen = BTreeMap::new();
+        for (node, address) in &nodes {
+            if let Some(other) = seen.insert(address, node) {
+                let message = format!("nodes {other} and {node} both have the address {address}");
+                return Err(wrong("nodes", message));
+            }
+        }
+        for (key, count) in [("tables", self.shards.tables), ("queues", self.shards.queues)] {
+            if count > MAX_SHARDS {
+                return Err(wrong(key, format!("{count} shards; at most {MAX_SHARDS}")));
+            }
+        }
+        if self.workers == 0 || self.workers > 64 {
+            return Err(wrong("workers", "it must be 1 to 64".to_owned()));
+        }
+        if self.apply_threads == 0 || self.apply_threads > 64 {
+            return Err(wrong("apply-threads", "it must be 1 to 64".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The addresses, by node.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`].
+    pub fn node_addresses(&self) -> Result<BTreeMap<NodeId, String>, ConfigError> {
+        let mut nodes = BTreeMap::new();
+        for (number, address) in &self.nodes {
+            let node = number.parse().ok().and_then(NodeId::new).ok_or_else(|| {
+                wrong("nodes", format!("`{number}` is no number of a node; they start at 1"))
+            })?;
+            let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+            if port.is_none_or(|port| port == 0) {
+                let message = format!("`{address}` of node {node} is not host:port");
+                return Err(wrong("nodes", message));
+            }
+            nodes.insert(node, address.clone());
+        }
+        Ok(nodes)
+    }
+
+    /// The configuration of the host. Must be valid.
+    #[must_use]
+    pub fn host(&self) -> HostConfig {
+        let node = NodeId::new(self.node).unwrap_or(NodeId::must(1));
+        let mut host = HostConfig::new(node, &self.data_dir).listen(self.listen);
+        host.cluster.clone_from(&self.cluster);
+        host.peers = self.node_addresses().unwrap_or_default();
+        host.advertise = host.peers.get(&node).cloned();
+        host.workers = self.workers;
+        host.apply_threads = self.apply_threads;
+        host
+    }
+
+    /// The groups that the configuration names.
+    #[must_use]
+    pub fn group_specs(&self) -> Vec<GroupSpec> {
+        let own = NodeId::new(self.node).unwrap_or(NodeId::must(1));
+        let mut voters: Vec<NodeId> =
+            self.node_addresses().unwrap_or_default().into_keys().collect();
+        if voters.is_empty() {
+            voters.push(own);
+        }
+        let of_kind = |kind: &'static str, count: u64| {
+            let voters = voters.clone();
+            (0..count).filter_map(move |shard| {
+                let id = group_of_shard(kind, shard)?;
+                let spec = GroupSpec::new(id, voters.iter().copied()).kind(kind);
+                Some(spec.label("kind", kind).label("shard", shard.to_string()))
+            })
+        };
+        of_kind(TABLE, self.shards.tables).chain(of_kind(QUEUE, self.shards.queues)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> ServerConfig {
+        let text = r#"
+            node = 2
+            data-dir = "/var/lib/shardhost"
+            listen = "127.0.0.1:7402"
+            [nodes]
+            1 = "127.0.0.1:7401"
+            2 = "127.0.0.1:7402"
+            [shards]
+            tables = 3
+            queues = 2
+        "#;
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn every_node_derives_the_same_groups() {
+        let second = example();
+        let first = ServerConfig { node: 1, ..example() };
+        first.validate().unwrap();
+        assert_eq!(first.group_specs(), second.group_specs());
+        assert_eq!(first.group_specs().len(), 5);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        let refused = |change: &dyn Fn(&mut ServerConfig)| {
+            let mut config = example();
+            change(&mut config);
+            config.validate().unwrap_err().to_string()
+        };
+        assert!(refused(&|c| c.node = 0).contains("numbered from 1"));
+        assert!(refused(&|c| c.node = 9).contains("not among them"));
+        assert!(refused(&|c| c.workers = 0).contains("workers"));
+        assert!(refused(&|c| c.shards.queues = MAX_SHARDS + 1).contains("queues"));
+        let same = refused(&|c| {
+            c.nodes.insert("1".to_owned(), "127.0.0.1:7402".to_owned());
+        });
+        assert!(same.contains("both have the address"), "{same}");
+        let port = refused(&|c| {
+            c.nodes.insert("1".to_owned(), "somewhere".to_owned());
+        });
+        assert!(port.contains("host:port"), "{port}");
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused_with_its_line() {
+        let text = "node = 1\ndata-dir = \"x\"\nlisten = \"127.0.0.1:1\"\nlissten = 3\n";
+        let error = toml::from_str::<ServerConfig>(text).unwrap_err().to_string();
+        assert!(error.contains("lissten") && error.contains("line 4"), "{error}");
+    }
+}

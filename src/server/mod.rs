@@ -1,0 +1,181 @@
+//! A host of tables and queues: what the program `shardhost serve` runs.
+//!
+//! Which shards there are follows from the configuration, equal on every node; each node holds a
+//! replica of every shard.
+
+pub mod admin;
+pub mod config;
+mod lookup;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use shardhost_groups::{GroupSpec, OpenGroupError};
+use shardhost_storage::{GroupId, LogError};
+use tonic::service::Routes;
+
+use crate::host::{Host, HostConfig, Shutdown, StartError};
+use crate::service::{directory_server, queue_server, table_server};
+use crate::shards::{StateDb, StateDbError, StateDbOptions};
+
+pub use config::{ConfigError, ServerConfig};
+pub use lookup::HostLookup;
+
+/// The kinds of shard, by the name that they have in the log, in the directory and in flags.
+pub const TABLE: &str = "table";
+/// See [`TABLE`].
+pub const QUEUE: &str = "queue";
+
+/// Groups of a kind start at these ids, so that the number of shards of one kind can grow.
+const FIRST_TABLE: u64 = 1_000_000;
+const FIRST_QUEUE: u64 = 2_000_000;
+
+/// The group of a shard of a kind.
+#[must_use]
+pub fn group_of_shard(kind: &str, shard: u64) -> Option<GroupId> {
+    match kind {
+        TABLE => Some(GroupId::new(FIRST_TABLE + shard)),
+        QUEUE => Some(GroupId::new(FIRST_QUEUE + shard)),
+        _ => None,
+    }
+}
+
+/// Why a server does not start. Nothing runs afterwards.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The host does not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The state of the shards cannot be opened.
+    #[error(transparent)]
+    State(#[from] StateDbError),
+    /// A group cannot be created or opened.
+    #[error(transparent)]
+    Group(#[from] OpenGroupError),
+    /// The log cannot be read.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The configuration makes no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data directory holds groups that the configuration does not name. Put the number of
+    /// shards back, or give the node another data directory.
+    #[error(
+        "the data directory holds {count} groups that the configuration does not name, the first \
+         is group {first} of kind `{kind}`; put the number of shards back"
+    )]
+    UnknownGroups {
+        /// How many.
+        count: usize,
+        /// One of them.
+        first: GroupId,
+        /// Its kind.
+        kind: String,
+    },
+}
+
+/// A running host of tables and queues.
+#[derive(Clone, Debug)]
+pub struct Server {
+    host: Host,
+    state: Arc<StateDb>,
+}
+
+impl Server {
+    /// Starts a server: opens what the log holds, creates what the configuration names beyond
+    /// that, and answers peers, clients and operators on one listener.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub async fn start(
+        config: ServerConfig,
+        listener: Option<std::net::TcpListener>,
+    ) -> Result<Self, ServerError> {
+        config.validate()?;
+        let host_config: HostConfig = config.host();
+        let mut builder = Host::builder(host_config);
+        if let Some(listener) = listener {
+            builder = builder.listener(listener);
+        }
+        let host = builder.start().await?;
+        match Self::open(&host, &config).await {
+            Ok(server) => Ok(server),
+            Err(error) => {
+                host.shutdown(Shutdown::Immediate).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open(host: &Host, config: &ServerConfig) -> Result<Self, ServerError> {
+        let directory = config.data_dir.join("state");
+        let state = StateDb::open(&directory, StateDbOptions::default())?;
+        open_shards(host, &state, config).await?;
+        let server = Self { host: host.clone(), state };
+        server.answer(config);
+        Ok(server)
+    }
+
+    fn answer(&self, config: &ServerConfig) {
+        let lookup: Arc<HostLookup> = Arc::new(HostLookup::new(&self.host, config));
+        let admin = admin::admin_server(self.host.clone());
+        let routes = Routes::new(table_server(Arc::clone(&lookup) as _))
+            .add_service(queue_server(Arc::clone(&lookup) as _))
+            .add_service(directory_server(lookup))
+            .add_service(admin);
+        self.host.serve(routes);
+    }
+
+    /// The host.
+    #[must_use]
+    pub const fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Stops the server; the data directory may be opened again afterwards.
+    pub async fn shutdown(self, mode: Shutdown) {
+        self.host.shutdown(mode).await;
+        // The last handle flushes, which may take a moment.
+        let state = self.state;
+        if let Err(error) = tokio::task::spawn_blocking(move || drop(state)).await {
+            tracing::error!(%error, "the state of the shards was not closed in order");
+        }
+    }
+}
+
+/// Opens the shards that the log holds and creates the others.
+async fn open_shards(
+    host: &Host,
+    state: &Arc<StateDb>,
+    config: &ServerConfig,
+) -> Result<(), ServerError> {
+    let mut wanted: Vec<GroupSpec> = config.group_specs();
+    let named: BTreeSet<GroupId> = wanted.iter().map(|spec| spec.id).collect();
+    let stored = host.stored_groups()?;
+    let unknown: Vec<_> = stored.iter().filter(|meta| !named.contains(&meta.group)).collect();
+    if let Some(first) = unknown.first() {
+        return Err(ServerError::UnknownGroups {
+            count: unknown.len(),
+            first: first.group,
+            kind: first.kind.clone(),
+        });
+    }
+    let held: BTreeSet<GroupId> = stored.iter().map(|meta| meta.group).collect();
+    for meta in &stored {
+        match meta.kind.as_str() {
+            TABLE => host.open_group(meta.group, state.table(meta.group)).await?,
+            _ => host.open_group(meta.group, state.queue(meta.group)).await?,
+        };
+    }
+    wanted.retain(|spec| !held.contains(&spec.id));
+    let fresh = wanted.into_iter().map(|spec| {
+        let machine: Box<dyn shardhost_groups::StateMachine> = match spec.kind.as_str() {
+            TABLE => Box::new(state.table(spec.id)),
+            _ => Box::new(state.queue(spec.id)),
+        };
+        (spec, machine)
+    });
+    host.create_groups(fresh.collect()).await?;
+    Ok(())
+}
