@@ -1,0 +1,383 @@
+//! How frames become bytes and bytes frames.
+//!
+//! Encoding reserves a frame's whole length at once. Decoding first walks the bytes and counts:
+//! a message or an entry of two bytes on the wire takes a hundred times that in memory, so the
+//! size of a frame alone is no bound. Raft's rules are not checked here, but by the groups'
+//! validator.
+
+use bytes::Buf;
+use prost::Message;
+use shardhost_proto::peer::{Frame, SnapshotFrame, SnapshotReceipt, Welcome};
+use tonic::Status;
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic_prost::ProstCodec;
+
+use super::config::TransportConfig;
+
+/// Most bytes of snapshot metadata in a frame. Snapshots have streams of their own.
+const SNAPSHOT_META_MAX_BYTES: usize = 64 << 10;
+/// Most bytes of the header of a snapshot stream.
+const SNAPSHOT_HEADER_MAX_BYTES: usize = 128 << 10;
+/// Most bytes of a frame of a snapshot stream: the largest chunk and what goes around it.
+pub(super) const SNAPSHOT_FRAME_MAX_BYTES: usize = (4 << 20) + SNAPSHOT_HEADER_MAX_BYTES;
+
+/// What a frame may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameBounds {
+    /// Messages.
+    pub messages: usize,
+    /// Entries of all messages together.
+    pub entries: usize,
+}
+
+impl FrameBounds {
+    pub(super) fn of(config: &TransportConfig) -> Self {
+        Self { messages: config.frame_max_messages, entries: config.frame_max_entries }
+    }
+}
+
+/// Why the bytes of a frame are refused. The stream that carried them ends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// More of something than a frame may hold.
+    #[error("a frame holds more than {most} {what}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// The bound.
+        most: usize,
+    },
+    /// The bytes are no frame.
+    #[error("a frame cannot be read: {0}")]
+    Malformed(String),
+}
+
+/// Appends the bytes of a frame.
+///
+/// # Errors
+/// [`FrameError::Malformed`] when the buffer cannot take them.
+pub fn encode(frame: &Frame, buffer: &mut impl bytes::BufMut) -> Result<(), FrameError> {
+    frame.encode(buffer).map_err(|error| FrameError::Malformed(error.to_string()))
+}
+
+/// Reads a frame whose bytes are the whole of `buffer`, after checking that it holds no more
+/// than `bounds`.
+///
+/// # Errors
+/// [`FrameError::TooMany`], [`FrameError::Malformed`].
+pub fn decode(mut buffer: impl Buf, bounds: FrameBounds) -> Result<Frame, FrameError> {
+    let contiguous = buffer.chunk().len() == buffer.remaining();
+    if !contiguous {
+        let whole = buffer.copy_to_bytes(buffer.remaining());
+        return decode(whole, bounds);
+    }
+    Census::new(bounds).frame(buffer.chunk())?;
+    Frame::decode(buffer).map_err(|error| FrameError::Malformed(error.to_string()))
+}
+
+/// Reads a frame of a snapshot stream whose bytes are the whole of `buffer`.
+fn decode_snapshot(mut buffer: impl Buf) -> Result<SnapshotFrame, FrameError> {
+    let whole = buffer.copy_to_bytes(buffer.remaining());
+    let (mut bytes, mut header_bytes) = (&whole[..], 0);
+    while let Some((number, content)) = next_field(&mut bytes)? {
+        if number == field::SNAPSHOT_HEADER {
+            header_bytes += content.len();
+            within(header_bytes, SNAPSHOT_HEADER_MAX_BYTES, "bytes of snapshot header")?;
+        }
+    }
+    SnapshotFrame::decode(whole).map_err(|error| FrameError::Malformed(error.to_string()))
+}
+
+/// Counts what a frame holds before anything is allocated for it.
+struct Census {
+    bounds: FrameBounds,
+    messages: usize,
+    entries: usize,
+    snapshot_bytes: usize,
+}
+
+/// Field numbers of the messages in peer.proto.
+mod field {
+    pub const FRAME_MESSAGES: u64 = 3;
+    pub const MESSAGE_ENTRIES: u64 = 15;
+    pub const MESSAGE_SNAPSHOT: u64 = 16;
+    pub const SNAPSHOT_HEADER: u64 = 1;
+}
+
+impl Census {
+    fn new(bounds: FrameBounds) -> Self {
+        Self { bounds, messages: 0, entries: 0, snapshot_bytes: 0 }
+    }
+
+    fn frame(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
+        while let Some((number, content)) = next_field(&mut bytes)? {
+            if number == field::FRAME_MESSAGES {
+                self.messages += 1;
+                within(self.messages, self.bounds.messages, "messages")?;
+                self.message(content)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
+        while let Some((number, content)) = next_field(&mut bytes)? {
+            match number {
+                field::MESSAGE_ENTRIES => {
+                    self.entries += 1;
+                    within(self.entries, self.bounds.entries, "entries")?;
+                }
+                field::MESSAGE_SNAPSHOT => {
+                    self.snapshot_bytes += content.len();
+                    let most = SNAPSHOT_META_MAX_BYTES;
+                    within(self.snapshot_bytes, most, "bytes of snapshot metadata")?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn within(count: usize, most: usize, what: &'static str) -> Result<(), FrameError> {
+    if count > most { Err(FrameError::TooMany { what, most }) } else { Ok(()) }
+}
+
+/// The next field's number and, for a length-delimited one, its content.
+fn next_field<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u64, &'a [u8])>, FrameError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let key = varint(bytes)?;
+    let length = match key & 7 {
+        0 => {
+            varint(bytes)?;
+            0
+        }
+        1 => 8,
+        2 => varint(bytes)?,
+        5 => 4,
+        other => return Err(FrameError::Malformed(format!("wire type {other}"))),
+    };
+    let length = usize::try_from(length).ok().filter(|length| *length <= bytes.len());
+    let Some(length) = length else {
+        return Err(FrameError::Malformed("a field is longer than the frame".into()));
+    };
+    let (content, rest) = bytes.split_at(length);
+    *bytes = rest;
+    Ok(Some((key >> 3, content)))
+}
+
+fn varint(bytes: &mut &[u8]) -> Result<u64, FrameError> {
+    let mut value = 0;
+    for (place, byte) in bytes.iter().take(10).enumerate() {
+        value |= u64::from(byte & 0x7f) << (place * 7);
+        if byte & 0x80 == 0 {
+            *bytes = &bytes[place + 1..];
+            return Ok(value);
+        }
+    }
+    Err(FrameError::Malformed("a number has no end".into()))
+}
+
+/// Frames out, welcomes in: the sender's side of an exchange.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SenderCodec {
+    /// Bytes that an encoding buffer is allocated with, and at which it is handed on.
+    pub buffer_bytes: usize,
+}
+
+impl Codec for SenderCodec {
+    type Encode = Frame;
+    type Decode = Welcome;
+    type Encoder = FrameEncoder;
+    type Decoder = <ProstCodec<Frame, Welcome> as Codec>::Decoder;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        FrameEncoder { settings: BufferSettings::new(self.buffer_bytes, self.buffer_bytes) }
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<Frame, Welcome>::raw_decoder(BufferSettings::new(256, 256))
+    }
+}
+
+/// Welcomes out, frames in: the receiver's side of an exchange.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReceiverCodec {
+    pub bounds: FrameBounds,
+}
+
+impl Codec for ReceiverCodec {
+    type Encode = Welcome;
+    type Decode = Frame;
+    type Encoder = <ProstCodec<Welcome, Frame> as Codec>::Encoder;
+    type Decoder = FrameDecoder;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstCodec::<Welcome, Frame>::raw_encoder(BufferSettings::new(256, 256))
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        FrameDecoder { bounds: self.bounds }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct FrameEncoder {
+    settings: BufferSettings,
+}
+
+impl Encoder for FrameEncoder {
+    type Item = Frame;
+    type Error = Status;
+
+    fn encode(&mut self, frame: Frame, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.reserve(frame.encoded_len());
+        encode(&frame, buffer).map_err(|error| Status::internal(error.to_string()))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        self.settings
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct FrameDecoder {
+    bounds: FrameBounds,
+}
+
+impl Decoder for FrameDecoder {
+    type Item = Frame;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Frame>, Status> {
+        decode(buffer, self.bounds)
+            .map(Some)
+            .map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::default()
+    }
+}
+
+/// Receipts out, snapshot frames in: the receiver's side of a snapshot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SnapshotCodec;
+
+impl Codec for SnapshotCodec {
+    type Encode = SnapshotReceipt;
+    type Decode = SnapshotFrame;
+    type Encoder = <ProstCodec<SnapshotReceipt, SnapshotFrame> as Codec>::Encoder;
+    type Decoder = SnapshotDecoder;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstCodec::<SnapshotReceipt, SnapshotFrame>::raw_encoder(BufferSettings::new(64, 64))
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        SnapshotDecoder
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct SnapshotDecoder;
+
+impl Decoder for SnapshotDecoder {
+    type Item = SnapshotFrame;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<SnapshotFrame>, Status> {
+        decode_snapshot(buffer)
+            .map(Some)
+            .map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use shardhost_proto::log::Entry;
+    use shardhost_proto::peer::{GroupMessage, NodeHeartbeat};
+
+    const BOUNDS: FrameBounds = FrameBounds { messages: 4, entries: 8 };
+
+    fn frame(messages: usize, entries: usize) -> Frame {
+        let entry = Entry { term: 3, data: Bytes::from_static(b"put"), ..Entry::default() };
+        let message =
+            GroupMessage { group: 1, entries: vec![entry; entries], ..GroupMessage::default() };
+        Frame { messages: vec![message; messages], ..Frame::default() }
+    }
+
+    fn bytes_of(frame: &Frame) -> Bytes {
+        frame.encode_to_vec().into()
+    }
+
+    #[test]
+    fn a_frame_within_bounds_comes_back_as_it_was() {
+        let frame = Frame { heartbeat: Some(NodeHeartbeat { sequence: 9 }), ..frame(4, 2) };
+        assert_eq!(decode(bytes_of(&frame), BOUNDS), Ok(frame));
+    }
+
+    #[test]
+    fn too_many_messages_or_entries_are_refused_before_they_are_built() {
+        let refused = |frame| decode(bytes_of(&frame), BOUNDS).unwrap_err().to_string();
+        assert_eq!(refused(frame(5, 0)), "a frame holds more than 4 messages");
+        assert_eq!(refused(frame(3, 3)), "a frame holds more than 8 entries");
+    }
+
+    #[test]
+    fn snapshot_metadata_has_a_bound_of_its_own() {
+        let mut frame = frame(1, 0);
+        let members = vec![shardhost_proto::log::Member::default(); SNAPSHOT_META_MAX_BYTES];
+        let membership = shardhost_proto::log::Membership { members, ..Default::default() };
+        frame.messages[0].snapshot = Some(shardhost_proto::peer::SnapshotMeta {
+            membership: Some(membership),
+            ..Default::default()
+        });
+        let error = decode(bytes_of(&frame), BOUNDS).unwrap_err();
+        assert!(error.to_string().contains("snapshot metadata"), "{error}");
+    }
+
+    #[test]
+    fn an_overlong_snapshot_header_is_refused_and_a_chunk_is_not() {
+        let entries = vec![Entry::default(); SNAPSHOT_HEADER_MAX_BYTES];
+        let message = Some(GroupMessage { entries, ..GroupMessage::default() });
+        let header = shardhost_proto::peer::SnapshotHeader { message, ..Default::default() };
+        let heavy = SnapshotFrame { header: Some(header), chunk: Bytes::new() };
+        assert!(decode_snapshot(Bytes::from(heavy.encode_to_vec())).is_err());
+        let chunk = SnapshotFrame { header: None, chunk: vec![7; 1 << 20].into() };
+        assert_eq!(decode_snapshot(Bytes::from(chunk.encode_to_vec())), Ok(chunk));
+    }
+
+    #[test]
+    fn a_frame_that_comes_in_pieces_is_read_whole() {
+        let whole = bytes_of(&frame(2, 2));
+        let pieces = whole.slice(..7).chain(whole.slice(7..));
+        assert_eq!(decode(pieces, BOUNDS), Ok(frame(2, 2)));
+    }
+
+    #[test]
+    fn every_truncation_is_refused_or_a_shorter_frame() {
+        let whole = bytes_of(&frame(2, 2));
+        let refused = (1..whole.len()).filter(|end| decode(whole.slice(..*end), BOUNDS).is_err());
+        assert!(refused.count() >= whole.len() - 3);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics_and_never_exceeds_the_bounds(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300)
+        ) {
+            if let Ok(frame) = decode(Bytes::from(bytes), BOUNDS) {
+                let entries: usize = frame.messages.iter().map(|m| m.entries.len()).sum();
+                prop_assert!(frame.messages.len() <= BOUNDS.messages);
+                prop_assert!(entries <= BOUNDS.entries);
+            }
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Who may talk to whom: the checks of `Hello` and `Welcome`, as pure functions.
+//!
+//! Nothing here knows streams or what was seen before; incarnations are compared where they are
+//! remembered, in `liveness`.
+
+use shardhost_groups::transport::Lane;
+use shardhost_proto::PROTOCOL_VERSION;
+use shardhost_proto::peer::{Frame, Hello, Lane as WireLane, Welcome};
+use shardhost_storage::NodeId;
+use tonic::Status;
+
+/// Who this process says it is.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    pub cluster: String,
+    pub node: NodeId,
+    pub incarnation: u64,
+    pub address: String,
+}
+
+/// A peer whose greeting was in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Greeting {
+    pub node: NodeId,
+    pub incarnation: u64,
+}
+
+/// Why a peer is refused. Each names what was found and what was expected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The peer speaks another version. Upgrade the older host.
+    #[error("the peer speaks protocol {theirs}, this host speaks {ours}")]
+    Protocol {
+        /// The peer's version.
+        theirs: u32,
+        /// This host's version.
+        ours: u32,
+    },
+    /// The peer belongs to another cluster. Correct the addresses of one of them.
+    #[error("the peer belongs to cluster {theirs:?}, this host to {ours:?}")]
+    Cluster {
+        /// The peer's cluster.
+        theirs: String,
+        /// This host's cluster.
+        ours: String,
+    },
+    /// An address leads to another node than it should. Correct the directory.
+    #[error("node {wanted} was meant, but node {found} was reached")]
+    WrongNode {
+        /// The node that should be there.
+        wanted: u64,
+        /// The node that is there.
+        found: u64,
+    },
+    /// The peer is not in the directory of this host. Add it, or leave it out on purpose.
+    #[error("node {node} is not in the directory of node {by}")]
+    UnknownNode {
+        /// The node that greeted.
+        node: u64,
+        /// The node that refused.
+        by: NodeId,
+    },
+    /// A later start of the same node was seen: the older process must end.
+    #[error("node {node} greets with incarnation {theirs}, but {seen} was already seen")]
+    OldIncarnation {
+        /// The node.
+        node: NodeId,
+        /// The incarnation in the greeting.
+        theirs: u64,
+        /// The newest incarnation seen.
+        seen: u64,
+    },
+    /// The first frame carries no greeting, or not only one.
+    #[error("the first frame must carry a hello and nothing else")]
+    NoHello,
+    /// The greeting names no lane.
+    #[error("the greeting names lane {lane}, which is unknown")]
+    UnknownLane {
+        /// The number in the greeting.
+        lane: i32,
+    },
+    /// No greeting, or no answer to it, came in time.
+    #[error("the handshake took longer than {within:?}")]
+    Late {
+        /// The bound.
+        within: std::time::Duration,
+    },
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let text = refusal.to_string();
+        match refusal {
+            Refusal::NoHello | Refusal::UnknownLane { .. } => Self::invalid_argument(text),
+            Refusal::Late { .. } => Self::deadline_exceeded(text),
+            _ => Self::failed_precondition(text),
+        }
+    }
+}
+
+impl Identity {
+    /// The greeting of a lane to `to`.
+    pub fn hello(&self, to: NodeId, lane: Option<Lane>) -> Hello {
+        let lane = match lane {
+            Some(Lane::Bulk) => WireLane::Bulk,
+            Some(Lane::Urgent) => WireLane::Urgent,
+            None => WireLane::Unspecified,
+        };
+        Hello {
+            protocol: PROTOCOL_VERSION,
+            cluster: self.cluster.clone(),
+            node: self.node.get(),
+            incarnation: self.incarnation,
+            to_node: to.get(),
+            lane: lane.into(),
+            address: self.address.clone(),
+        }
+    }
+
+    /// The answer to a greeting that was in order.
+    pub fn welcome(&self) -> Welcome {
+        Welcome {
+            protocol: PROTOCOL_VERSION,
+            cluster: self.cluster.clone(),
+            node: self.node.get(),
+            incarnation: self.incarnation,
+        }
+    }
+
+    /// Checks a greeting. Whether the node is known is the caller's to check.
+    pub fn check_hello(&self, hello: &Hello) -> Result<Greeting, Refusal> {
+        self.check_side(hello.protocol, &hello.cluster)?;
+        if hello.to_node != self.node.get() {
+            return Err(Refusal::WrongNode { wanted: hello.to_node, found: self.node.get() });
+        }
+        match NodeId::new(hello.node).filter(|node| *node != self.node) {
+            Some(node) => Ok(Greeting { node, incarnation: hello.incarnation }),
+            None => Err(Refusal::UnknownNode { node: hello.node, by: self.node }),
+        }
+    }
+
+    /// Checks the answer to a greeting that was sent to `to`.
+    pub fn check_welcome(&self, welcome: &Welcome, to: NodeId) -> Result<Greeting, Refusal> {
+        self.check_side(welcome.protocol, &welcome.cluster)?;
+        if welcome.node != to.get() {
+            return Err(Refusal::WrongNode { wanted: to.get(), found: welcome.node });
+        }
+        Ok(Greeting { node: to, incarnation: welcome.incarnation })
+    }
+
+    fn check_side(&self, protocol: u32, cluster: &str) -> Result<(), Refusal> {
+        if protocol != PROTOCOL_VERSION {
+            return Err(Refusal::Protocol { theirs: protocol, ours: PROTOCOL_VERSION });
+        }
+        if cluster != self.cluster {
+            let theirs = cluster.chars().take(LONGEST_NAME_TOLD).collect();
+            return Err(Refusal::Cluster { theirs, ours: self.cluster.clone() });
+        }
+        Ok(())
+    }
+}
+
+/// A stranger's cluster name goes into logs and statuses up to this many characters.
+const LONGEST_NAME_TOLD: usize = 64;
+
+/// The greeting of a first frame.
+pub(super) fn hello_of(first: Frame) -> Result<Hello, Refusal> {
+    let alone = first.messages.is_empty() && first.heartbeat.is_none();
+    first.hello.filter(|_| alone).ok_or(Refusal::NoHello)
+}
+
+/// The lane that a greeting names.
+pub(super) fn lane_of(hello: &Hello) -> Result<Lane, Refusal> {
+    match WireLane::try_from(hello.lane) {
+        Ok(WireLane::Bulk) => Ok(Lane::Bulk),
+        Ok(WireLane::Urgent) => Ok(Lane::Urgent),
+        _ => Err(Refusal::UnknownLane { lane: hello.lane }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(node: u64) -> Identity {
+        Identity {
+            cluster: "blue".into(),
+            node: NodeId::must(node),
+            incarnation: 7,
+            address: "127.0.0.1:1".into(),
+        }
+    }
+
+    fn hello() -> Hello {
+        identity(1).hello(NodeId::must(2), Some(Lane::Bulk))
+    }
+
+    #[test]
+    fn a_greeting_in_order_names_its_node_and_incarnation() {
+        let greeting = identity(2).check_hello(&hello()).unwrap();
+        assert_eq!(greeting, Greeting { node: NodeId::must(1), incarnation: 7 });
+    }
+
+    #[test]
+    fn every_mismatch_of_a_greeting_names_both_sides() {
+        type Spoil = fn(&mut Hello);
+        let cases: [(Spoil, &str); 5] = [
+            (|h| h.protocol = 9, "the peer speaks protocol 9, this host speaks 1"),
+            (|h| h.cluster = "red".into(), "cluster \"red\", this host to \"blue\""),
+            (|h| h.to_node = 3, "node 3 was meant, but node 2 was reached"),
+            (|h| h.node = 0, "node 0 is not in the directory of node 2"),
+            (|h| h.node = 2, "node 2 is not in the directory of node 2"),
+        ];
+        for (spoil, told) in cases {
+            let mut hello = hello();
+            spoil(&mut hello);
+            let refusal = identity(2).check_hello(&hello).unwrap_err().to_string();
+            assert!(refusal.contains(told), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_welcome_from_another_node_or_cluster_is_refused() {
+        let to = NodeId::must(2);
+        let mut welcome = identity(2).welcome();
+        assert!(identity(1).check_welcome(&welcome, to).is_ok());
+        welcome.node = 3;
+        assert_eq!(
+            identity(1).check_welcome(&welcome, to),
+            Err(Refusal::WrongNode { wanted: 2, found: 3 })
+        );
+        welcome.cluster = "red".into();
+        assert!(matches!(identity(1).check_welcome(&welcome, to), Err(Refusal::Cluster { .. })));
+    }
+
+    #[test]
+    fn a_first_frame_with_more_than_a_hello_is_refused() {
+        let alone = Frame { hello: Some(hello()), ..Frame::default() };
+        assert!(hello_of(alone.clone()).is_ok());
+        let crowded = Frame { messages: vec![Default::default()], ..alone };
+        assert_eq!(hello_of(crowded), Err(Refusal::NoHello));
+        assert_eq!(hello_of(Frame::default()), Err(Refusal::NoHello));
+    }
+
+    #[test]
+    fn a_greeting_without_a_lane_is_refused() {
+        let nowhere = identity(1).hello(NodeId::must(2), None);
+        assert_eq!(lane_of(&nowhere), Err(Refusal::UnknownLane { lane: 0 }));
+        assert_eq!(lane_of(&hello()), Ok(Lane::Bulk));
+    }
+
+    #[test]
+    fn a_strangers_endless_cluster_name_is_told_in_part_only() {
+        let mut hello = hello();
+        hello.cluster = "x".repeat(1 << 20);
+        let refusal = identity(2).check_hello(&hello).unwrap_err();
+        assert!(refusal.to_string().len() < 200);
+    }
+}

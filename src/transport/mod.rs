@@ -1,0 +1,168 @@
+//! Carries messages between hosts over gRPC: the host's implementation of the groups'
+//! [`Transport`].
+//!
+//! Per peer there are two lanes, each a bounded queue and a stream on a connection of its own:
+//! *bulk* for appends, *urgent* for heartbeats and votes, which therefore never stand behind
+//! appends. A frame carries whatever waits, of many groups. Snapshots travel on streams of their
+//! own. One heartbeat per pair of nodes stands for the life of all groups between them.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`config`], [`directory`] | settings and bounds; where nodes are reached |
+//! | `dispatch`, `lane` | the way out: sorting a batch, the bounded queues |
+//! | `sender`, `connection` | keeping lanes connected; HTTP/2 settings |
+//! | [`codec`], [`handshake`] | frames as bytes; who may talk to whom |
+//! | `service`, `receiver` | the way in |
+//! | `liveness`, `heartbeat` | which peers live |
+//! | `snapshot` | snapshots, out and in |
+//! | [`stats`] | what is counted |
+//!
+//! **Invariant:** this module knows nothing of Raft: it reads of a message only its group, the
+//! addressed replica and its length. It does not check what messages say; the groups' validator
+//! does.
+
+pub mod codec;
+pub mod config;
+mod connection;
+pub mod directory;
+mod dispatch;
+pub mod handshake;
+mod heartbeat;
+mod lane;
+mod liveness;
+mod peer;
+mod receiver;
+mod sender;
+mod service;
+mod shared;
+mod snapshot;
+pub mod stats;
+
+use std::sync::Arc;
+
+use shardhost_groups::transport::{Inbound, Outgoing, SnapshotShipment, Transport};
+use shardhost_storage::SnapshotStore;
+use tokio::runtime::Handle;
+
+pub use config::{ConfigError, LaneLimits, SnapshotLimits, TransportConfig};
+pub use connection::{incoming, server};
+pub use directory::PeerDirectory;
+pub use service::PeerService;
+pub use stats::{LaneStats, PeerStats, TransportStats};
+
+use shared::{Shared, TaskKind};
+
+/// The transport of a host. Clones are handles of the same transport.
+///
+/// Made in three steps, because the groups need a transport and the transport needs the groups:
+/// [`new`](Self::new); [`service`](Self::service) mounted on the host's listener;
+/// [`bind`](Self::bind) to the groups, which starts it. Peers that come earlier are told to come
+/// again, and messages sent earlier are dropped and counted.
+#[derive(Clone, Debug)]
+pub struct GrpcTransport {
+    shared: Arc<Shared>,
+}
+
+/// Why a transport does not start.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// A setting is out of its bounds. Correct it.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// It was bound outside a tokio runtime. Call `bind` from within one.
+    #[error("the transport must be bound within a tokio runtime")]
+    NoRuntime,
+    /// It was bound before. Make another transport.
+    #[error("the transport is already bound")]
+    AlreadyBound,
+}
+
+impl GrpcTransport {
+    /// A transport that does nothing yet.
+    ///
+    /// # Errors
+    /// [`TransportError::Config`].
+    pub fn new(
+        config: TransportConfig,
+        directory: PeerDirectory,
+        snapshots: Arc<dyn SnapshotStore>,
+    ) -> Result<Self, TransportError> {
+        config.validate()?;
+        Ok(Self { shared: Arc::new(Shared::new(config, directory, snapshots)) })
+    }
+
+    /// Starts: connects to all peers of the directory and takes their streams.
+    ///
+    /// # Errors
+    /// [`TransportError::NoRuntime`], [`TransportError::AlreadyBound`].
+    pub fn bind(&self, inbound: Arc<dyn Inbound>) -> Result<(), TransportError> {
+        let runtime = Handle::try_current().map_err(|_| TransportError::NoRuntime)?;
+        if !self.shared.bind(Arc::clone(&inbound), runtime) {
+            return Err(TransportError::AlreadyBound);
+        }
+        let changes = self.shared.directory.changes();
+        self.shared.follow_directory(&inbound);
+        let follow = follow_changes(Arc::clone(&self.shared), Arc::clone(&inbound), changes);
+        self.shared.spawn(TaskKind::Other, follow);
+        self.shared.spawn(TaskKind::Other, heartbeat::run(Arc::clone(&self.shared), inbound));
+        Ok(())
+    }
+
+    /// The service to mount on the host's listener; serve it with [`server`] and [`incoming`],
+    /// which have the settings that it needs.
+    #[must_use]
+    pub fn service(&self) -> PeerService {
+        PeerService::new(Arc::clone(&self.shared))
+    }
+
+    /// What was counted since the start.
+    #[must_use]
+    pub fn stats(&self) -> TransportStats {
+        self.shared.stats()
+    }
+
+    /// Sends what waits, within the drain timeout, and ends all streams and tasks. Peers are
+    /// told to be lost, shipments to have failed. Call it before the listener is shut down.
+    pub async fn shutdown(&self) {
+        let shared = &self.shared;
+        shared.draining.cancel();
+        for peer in shared.peers.load().values() {
+            peer.bulk.close();
+            peer.urgent.close();
+        }
+        let senders = shared.join(TaskKind::Sender);
+        if tokio::time::timeout(shared.config.drain_timeout, senders).await.is_err() {
+            tracing::info!("some lanes did not run empty before the transport ended");
+        }
+        shared.stop.cancel();
+        shared.join(TaskKind::Other).await;
+        shared.unbind();
+    }
+}
+
+async fn follow_changes(
+    shared: Arc<Shared>,
+    inbound: Arc<dyn Inbound>,
+    mut changes: tokio::sync::watch::Receiver<u64>,
+) {
+    loop {
+        tokio::select! {
+            () = shared.draining.cancelled() => return,
+            changed = changes.changed() => match changed {
+                Ok(()) => shared.follow_directory(&inbound),
+                Err(_) => return,
+            },
+        }
+    }
+}
+
+impl Transport for GrpcTransport {
+    fn send(&self, messages: Vec<Outgoing>) {
+        self.shared.dispatch(messages);
+    }
+
+    fn send_snapshot(&self, shipment: SnapshotShipment) {
+        snapshot::ship(&self.shared, shipment);
+    }
+}

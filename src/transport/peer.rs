@@ -1,0 +1,117 @@
+//! One peer node: its two lanes, its life, and what must be told about it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use shardhost_groups::transport::{Inbound, Lane};
+use shardhost_storage::NodeId;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::config::TransportConfig;
+use super::lane::{Dropped, LaneQueue};
+use super::liveness::Liveness;
+use super::stats::{Counter, PeerStats};
+
+/// Replicas whose drops are remembered until they are reported. Drops beyond it are counted
+/// only; the next one of the same replica is reported.
+const MOST_UNREACHABLE: usize = 1 << 16;
+
+/// What the transport holds for one node of the directory.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub node: NodeId,
+    pub address: watch::Sender<String>,
+    pub bulk: Arc<LaneQueue>,
+    pub urgent: Arc<LaneQueue>,
+    pub liveness: Liveness,
+    /// Told when a stream from the peer was let in: it is there, so trying again is worthwhile.
+    pub greeted: Notify,
+    /// Ends the peer's tasks and streams.
+    pub stop: CancellationToken,
+    pub received: Received,
+    unreachable: Mutex<HashSet<Dropped>>,
+}
+
+/// What came from a peer.
+#[derive(Debug, Default)]
+pub(super) struct Received {
+    pub messages: Counter,
+    pub frames: Counter,
+    pub inbox_drops: Counter,
+}
+
+impl Peer {
+    pub fn new(
+        config: &TransportConfig,
+        node: NodeId,
+        address: String,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            node,
+            address: watch::Sender::new(address),
+            bulk: Arc::new(LaneQueue::new(config, config.bulk)),
+            urgent: Arc::new(LaneQueue::new(config, config.urgent)),
+            liveness: Liveness::new(node, Instant::now(), stop.clone()),
+            greeted: Notify::new(),
+            stop,
+            received: Received::default(),
+            unreachable: Mutex::default(),
+        }
+    }
+
+    pub fn lane(&self, lane: Lane) -> &Arc<LaneQueue> {
+        match lane {
+            Lane::Bulk => &self.bulk,
+            Lane::Urgent => &self.urgent,
+        }
+    }
+
+    /// Remembers whose messages were dropped, to report each replica once per heartbeat.
+    pub fn note_unreachable(&self, dropped: Vec<Dropped>) {
+        if dropped.is_empty() {
+            return;
+        }
+        let mut unreachable = self.unreachable.lock();
+        let room = MOST_UNREACHABLE.saturating_sub(unreachable.len());
+        unreachable.extend(dropped.into_iter().take(room));
+    }
+
+    pub fn report_unreachable(&self, inbound: &Arc<dyn Inbound>) {
+        let unreachable = std::mem::take(&mut *self.unreachable.lock());
+        if !unreachable.is_empty() {
+            inbound.unreachable(self.node, unreachable.into_iter().collect());
+        }
+    }
+
+    /// Ends everything about a peer that was removed, and tells so.
+    pub fn retire(&self, inbound: &Arc<dyn Inbound>) {
+        self.stop.cancel();
+        let mut dropped = Vec::new();
+        self.bulk.clear(&mut dropped);
+        self.urgent.clear(&mut dropped);
+        self.note_unreachable(dropped);
+        self.report_unreachable(inbound);
+        self.liveness.forget(inbound);
+    }
+
+    pub fn stats(&self) -> PeerStats {
+        let (bulk, urgent) = (self.bulk.stats(), self.urgent.stats());
+        let again = |connects: u64| connects.saturating_sub(1);
+        PeerStats {
+            node: self.node,
+            address: self.address.borrow().clone(),
+            live: self.liveness.is_live(),
+            incarnation: self.liveness.incarnation(),
+            reconnects: again(bulk.connects) + again(urgent.connects),
+            bulk,
+            urgent,
+            received_messages: self.received.messages.get(),
+            received_frames: self.received.frames.get(),
+            inbox_drops: self.received.inbox_drops.get(),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The way in: a stream of frames from a peer, after its greeting was checked.
+//!
+//! Each frame becomes one delivery. What a stream carries can end that stream and nothing else.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use shardhost_groups::transport::{Inbound, Lane};
+use shardhost_proto::peer::{Frame, Hello, Welcome};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Response, Status, Streaming};
+
+use super::handshake::{self, Greeting, Refusal};
+use super::liveness::Visit;
+use super::peer::Peer;
+use super::shared::{Shared, TaskKind};
+
+/// The answers to a stream: one welcome, and how it ended.
+pub(super) type Answers = ReceiverStream<Result<Welcome, Status>>;
+
+/// Shakes hands and starts to receive.
+pub(super) async fn exchange(
+    shared: Arc<Shared>,
+    mut frames: Streaming<Frame>,
+) -> Result<Response<Answers>, Status> {
+    let inbound = shared.inbound().ok_or_else(|| not_serving(&shared))?;
+    let first = within_handshake(&shared, frames.message()).await?;
+    let (peer, visit) = admit(&shared, first.unwrap_or_default(), &inbound)
+        .inspect_err(|refusal| note_refusal(&shared, refusal))?;
+    let (answers, receiver) = mpsc::channel(2);
+    let welcome = Ok(shared.identity.welcome());
+    answers.try_send(welcome).map_err(|error| Status::internal(error.to_string()))?;
+    let reception = Reception { shared: Arc::clone(&shared), peer, visit, inbound, frames };
+    shared.spawn(TaskKind::Other, reception.run(answers));
+    Ok(Response::new(ReceiverStream::new(receiver)))
+}
+
+/// Waits for a part of the handshake.
+pub(super) async fn within_handshake<T>(
+    shared: &Shared,
+    part: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let within = shared.config.handshake_timeout;
+    tokio::time::timeout(within, part).await.unwrap_or_else(|_| {
+        let refusal = Refusal::Late { within };
+        note_refusal(shared, &refusal);
+        Err(refusal.into())
+    })
+}
+
+/// Checks a greeting, and that this host knows the peer.
+pub(super) fn known_peer(shared: &Shared, hello: &Hello) -> Result<(Arc<Peer>, Greeting), Refusal> {
+    let greeting = shared.identity.check_hello(hello)?;
+    let unknown = Refusal::UnknownNode { node: hello.node, by: shared.config.node };
+    let peer = shared.peer(greeting.node).ok_or(unknown)?;
+    Ok((peer, greeting))
+}
+
+/// Counts and logs a refused greeting.
+pub(super) fn note_refusal(shared: &Shared, refusal: &Refusal) {
+    shared.counters.refused_greetings.add(1);
+    tracing::warn!(%refusal, "refused a peer");
+}
+
+pub(super) fn not_serving(shared: &Shared) -> Status {
+    Status::unavailable(format!("node {} takes no messages", shared.config.node))
+}
+
+fn admit(
+    shared: &Shared,
+    first: Frame,
+    inbound: &Arc<dyn Inbound>,
+) -> Result<(Arc<Peer>, Visit), Refusal> {
+    let hello = handshake::hello_of(first)?;
+    let lane = handshake::lane_of(&hello)?;
+    let (peer, greeting) = known_peer(shared, &hello)?;
+    let visit = peer.liveness.admit(greeting, lane, Instant::now(), inbound)?;
+    peer.greeted.notify_waiters();
+    Ok((peer, visit))
+}
+
+/// A stream of frames that passed the handshake.
+struct Reception {
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
+    visit: Visit,
+    inbound: Arc<dyn Inbound>,
+    frames: Streaming<Frame>,
+}
+
+impl Reception {
+    async fn run(mut self, answers: mpsc::Sender<Result<Welcome, Status>>) {
+        if let Err(status) = self.receive().await {
+            tracing::debug!(visit = ?self.visit, %status, "a stream from a peer ended");
+            self.shared.counters.broken_streams.add(1);
+            if answers.try_send(Err(status)).is_err() {
+                tracing::debug!(node = %self.visit.node, "the peer left before it was answered");
+            }
+        }
+        if self.visit.lane == Lane::Urgent && !self.visit.ended.is_cancelled() {
+            self.peer.liveness.suspect();
+        }
+    }
+
+    async fn receive(&mut self) -> Result<(), Status> {
+        let ended = self.visit.ended.clone();
+        let ended = ended.cancelled();
+        tokio::pin!(ended);
+        loop {
+            let frame = tokio::select! {
+                biased;
+                () = &mut ended => {
+                    return Err(Status::aborted("superseded by a newer stream, or not wanted"));
+                }
+                frame = self.frames.message() => frame?,
+            };
+            match frame {
+                Some(frame) => self.take(frame)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn take(&self, frame: Frame) -> Result<(), Status> {
+        if frame.hello.is_some() {
+            return Err(Status::invalid_argument("a second hello in a stream"));
+        }
+        self.peer.liveness.heard(&self.visit, Instant::now(), &self.inbound);
+        let received = &self.peer.received;
+        received.frames.add(1);
+        if !frame.messages.is_empty() {
+            received.messages.add(frame.messages.len());
+            let dropped = self.inbound.deliver(self.visit.node, frame.messages);
+            received.inbox_drops.add(dropped);
+        }
+        Ok(())
+    }
+}

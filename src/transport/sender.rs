@@ -1,0 +1,194 @@
+//! The task that keeps one lane to one peer connected.
+//!
+//! It connects, greets, checks the answer, opens the lane, and waits for the end; frames flow
+//! past it, pulled from the lane by the connection. It decides when to try again, with back-off.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+use shardhost_groups::transport::Lane;
+use shardhost_proto::peer::Welcome;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::{Request, Status, Streaming};
+
+use super::codec::SenderCodec;
+use super::connection;
+use super::handshake::Refusal;
+use super::peer::Peer;
+use super::service::EXCHANGE_PATH;
+use super::shared::Shared;
+
+/// Why a lane has no connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum LaneError {
+    #[error("{0:?} is no address: {1}")]
+    Address(String, String),
+    #[error("cannot connect to {0}: {1}")]
+    Connect(String, String),
+    #[error("the address leads to the wrong place: {0}")]
+    WrongPlace(#[from] Refusal),
+    #[error("the peer ended the stream: {:?}: {}", .0, .1)]
+    Ended(tonic::Code, String),
+    #[error("the peer closed the stream")]
+    Closed,
+    #[error("the peer sent a second welcome")]
+    SecondWelcome,
+}
+
+impl From<Status> for LaneError {
+    fn from(status: Status) -> Self {
+        Self::Ended(status.code(), status.message().to_owned())
+    }
+}
+
+/// Keeps a lane connected until the peer is removed or the transport ends.
+pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>, lane: Lane) {
+    let mut backoff = Backoff::new(shared.config.backoff_min, shared.config.backoff_max);
+    let mut address = peer.address.subscribe();
+    let mut logged = None;
+    loop {
+        let target = address.borrow_and_update().clone();
+        let mut attempt = Attempt { shared: &shared, peer: &peer, lane, backoff: &mut backoff };
+        let ended = tokio::select! {
+            () = peer.stop.cancelled() => break,
+            _ = address.changed() => None,
+            error = attempt.run(&target) => Some(error),
+        };
+        peer.lane(lane).detach();
+        if shared.draining.is_cancelled() {
+            break;
+        }
+        let Some(error) = ended else { continue };
+        if lane == Lane::Urgent {
+            peer.liveness.suspect();
+        }
+        log(&peer, lane, &error, &mut logged);
+        tokio::select! {
+            () = peer.stop.cancelled() => break,
+            () = shared.draining.cancelled() => break,
+            _ = address.changed() => backoff.reset(),
+            () = peer.greeted.notified() => {}
+            () = tokio::time::sleep(backoff.next()) => {}
+        }
+    }
+    peer.lane(lane).detach();
+}
+
+/// Warns once per cause, not once per attempt.
+fn log(peer: &Peer, lane: Lane, error: &LaneError, logged: &mut Option<LaneError>) {
+    let node = peer.node;
+    if logged.as_ref() == Some(error) {
+        tracing::debug!(%node, ?lane, %error, "still no connection to a peer");
+    } else {
+        tracing::warn!(%node, ?lane, %error, "no connection to a peer");
+        *logged = Some(error.clone());
+    }
+}
+
+/// One connection of a lane, from the first packet to the end.
+struct Attempt<'a> {
+    shared: &'a Arc<Shared>,
+    peer: &'a Arc<Peer>,
+    lane: Lane,
+    backoff: &'a mut Backoff,
+}
+
+impl Attempt<'_> {
+    async fn run(&mut self, address: &str) -> LaneError {
+        match self.greet(address).await {
+            Ok(answers) => self.stay(answers).await,
+            Err(error) => error,
+        }
+    }
+
+    /// Connects and shakes hands.
+    async fn greet(&self, address: &str) -> Result<Streaming<Welcome>, LaneError> {
+        let channel = connection::connect(&self.shared.config, address).await?;
+        let within = self.shared.config.handshake_timeout;
+        let (answers, welcome) = tokio::time::timeout(within, self.exchange(channel))
+            .await
+            .map_err(|_| Refusal::Late { within })??;
+        let greeting = self.shared.identity.check_welcome(&welcome, self.peer.node)?;
+        self.peer.liveness.welcomed(greeting)?;
+        Ok(answers)
+    }
+
+    async fn exchange(
+        &self,
+        channel: tonic::transport::Channel,
+    ) -> Result<(Streaming<Welcome>, Welcome), LaneError> {
+        let hello = self.shared.identity.hello(self.peer.node, Some(self.lane));
+        let frames = self.peer.lane(self.lane).attach(hello);
+        let mut client = tonic::client::Grpc::new(channel)
+            .max_decoding_message_size(WELCOME_MAX_BYTES)
+            .max_encoding_message_size(self.shared.config.frame_max_bytes);
+        client.ready().await.map_err(|error| {
+            LaneError::Ended(tonic::Code::Unavailable, connection::chain(&error))
+        })?;
+        let path = PathAndQuery::from_static(EXCHANGE_PATH);
+        let codec = SenderCodec { buffer_bytes: self.shared.config.frame_target_bytes };
+        let response = client.streaming(Request::new(frames), path, codec).await?;
+        let mut answers = response.into_inner();
+        match answers.message().await? {
+            Some(welcome) => Ok((answers, welcome)),
+            None => Err(LaneError::Closed),
+        }
+    }
+
+    /// Lets the lane flow until the peer ends it or the connection breaks.
+    async fn stay(&mut self, mut answers: Streaming<Welcome>) -> LaneError {
+        tracing::info!(node = %self.peer.node, lane = ?self.lane, "connected to a peer");
+        self.backoff.reset();
+        self.peer.lane(self.lane).open();
+        match answers.message().await {
+            Ok(Some(_)) => LaneError::SecondWelcome,
+            Ok(None) => LaneError::Closed,
+            Err(status) => status.into(),
+        }
+    }
+}
+
+/// A welcome is a name and three numbers.
+const WELCOME_MAX_BYTES: usize = 64 << 10;
+
+/// The waits between attempts: doubling, bounded, and spread so that hosts do not come together.
+#[derive(Debug)]
+struct Backoff {
+    min: Duration,
+    max: Duration,
+    wait: Duration,
+}
+
+impl Backoff {
+    fn new(min: Duration, max: Duration) -> Self {
+        Self { min, max, wait: min }
+    }
+
+    fn reset(&mut self) {
+        self.wait = self.min;
+    }
+
+    fn next(&mut self) -> Duration {
+        let wait = self.wait;
+        self.wait = (wait * 2).min(self.max);
+        wait.mul_f64(rand::rng().random_range(0.5..=1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_bound_and_lose_at_most_half() {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(300));
+        for full in [100, 200, 300, 300] {
+            let wait = backoff.next();
+            let full = Duration::from_millis(full);
+            assert!(wait >= full / 2 && wait <= full, "{wait:?} of {full:?}");
+        }
+        backoff.reset();
+        assert!(backoff.next() <= Duration::from_millis(100));
+    }
+}

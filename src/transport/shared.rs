@@ -1,0 +1,200 @@
+//! What all tasks of a transport share, and how its peers follow the directory.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, RwLock};
+use shardhost_groups::transport::{Inbound, Lane};
+use shardhost_storage::{GroupId, NodeId, SnapshotStore};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::config::TransportConfig;
+use super::directory::PeerDirectory;
+use super::handshake::Identity;
+use super::peer::Peer;
+use super::sender;
+use super::stats::{Counters, TransportStats};
+
+/// The peers of the directory.
+pub(super) type Peers = BTreeMap<NodeId, Arc<Peer>>;
+
+/// State shared by the handle, the service and all tasks.
+pub(super) struct Shared {
+    pub config: TransportConfig,
+    pub identity: Identity,
+    pub directory: PeerDirectory,
+    pub snapshots: Arc<dyn SnapshotStore>,
+    pub peers: ArcSwap<Peers>,
+    pub counters: Counters,
+    /// Turns of snapshots being sent, and those waiting for one or having one.
+    pub sending: Arc<Semaphore>,
+    pub shipments: Arc<Semaphore>,
+    /// Turns of snapshots being received, and whose they are.
+    pub receiving: Arc<Semaphore>,
+    pub receiving_groups: Mutex<HashSet<GroupId>>,
+    /// Set when the lanes are to run empty.
+    pub draining: CancellationToken,
+    /// Set when everything is to end.
+    pub stop: CancellationToken,
+    inbound: RwLock<Option<Arc<dyn Inbound>>>,
+    runtime: OnceLock<Handle>,
+    senders: Mutex<JoinSet<()>>,
+    others: Mutex<JoinSet<()>>,
+}
+
+/// Which tasks are waited for first when the transport ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TaskKind {
+    /// Sends a lane; ends by itself when the lane has run empty.
+    Sender,
+    /// Ends when told to.
+    Other,
+}
+
+impl Shared {
+    pub fn new(
+        config: TransportConfig,
+        directory: PeerDirectory,
+        snapshots: Arc<dyn SnapshotStore>,
+    ) -> Self {
+        let identity = Identity {
+            cluster: config.cluster.clone(),
+            node: config.node,
+            incarnation: config.incarnation,
+            address: config.address.clone(),
+        };
+        let limits = config.snapshot;
+        Self {
+            identity,
+            directory,
+            snapshots,
+            peers: ArcSwap::default(),
+            counters: Counters::default(),
+            sending: Arc::new(Semaphore::new(limits.sending)),
+            shipments: Arc::new(Semaphore::new(limits.sending + limits.waiting)),
+            receiving: Arc::new(Semaphore::new(limits.receiving)),
+            receiving_groups: Mutex::default(),
+            draining: CancellationToken::new(),
+            stop: CancellationToken::new(),
+            inbound: RwLock::new(None),
+            runtime: OnceLock::new(),
+            senders: Mutex::default(),
+            others: Mutex::default(),
+            config,
+        }
+    }
+
+    /// Remembers where messages go and where tasks run; false if that was done before.
+    pub fn bind(&self, inbound: Arc<dyn Inbound>, runtime: Handle) -> bool {
+        let first = self.runtime.set(runtime).is_ok();
+        if first {
+            *self.inbound.write() = Some(inbound);
+        }
+        first
+    }
+
+    /// Where messages go; none before the transport is bound and after it ended.
+    pub fn inbound(&self) -> Option<Arc<dyn Inbound>> {
+        self.inbound.read().clone()
+    }
+
+    pub fn peer(&self, node: NodeId) -> Option<Arc<Peer>> {
+        self.peers.load().get(&node).cloned()
+    }
+
+    pub fn stats(&self) -> TransportStats {
+        self.counters.stats(self.peers.load().values().map(|peer| peer.stats()).collect())
+    }
+
+    /// Runs a task of the transport; does nothing before the transport is bound.
+    pub fn spawn(&self, kind: TaskKind, task: impl Future<Output = ()> + Send + 'static) {
+        let Some(runtime) = self.runtime.get() else { return };
+        let mut tasks = match kind {
+            TaskKind::Sender => self.senders.lock(),
+            TaskKind::Other => self.others.lock(),
+        };
+        while let Some(ended) = tasks.try_join_next() {
+            log_panic(ended);
+        }
+        tasks.spawn_on(task, runtime);
+    }
+
+    /// Waits for all tasks of a kind. Those that still run when the wait is given up are aborted.
+    pub async fn join(&self, kind: TaskKind) {
+        let mut tasks = std::mem::take(&mut *match kind {
+            TaskKind::Sender => self.senders.lock(),
+            TaskKind::Other => self.others.lock(),
+        });
+        while let Some(ended) = tasks.join_next().await {
+            log_panic(ended);
+        }
+    }
+
+    /// Lets go of the groups' runtime, after telling it that every peer is lost.
+    pub fn unbind(&self) {
+        let peers = self.peers.swap(Arc::default());
+        if let Some(inbound) = self.inbound.write().take() {
+            for peer in peers.values() {
+                peer.retire(&inbound);
+            }
+        }
+    }
+
+    /// Makes the peers what the directory says. Called by one task at a time.
+    pub fn follow_directory(self: &Arc<Self>, inbound: &Arc<dyn Inbound>) {
+        let wanted = self.directory.addresses();
+        let present = self.peers.load_full();
+        let mut peers = Peers::new();
+        let mut added = Vec::new();
+        for (node, address) in wanted.iter().filter(|(node, _)| **node != self.config.node) {
+            let peer = present.get(node).cloned().unwrap_or_else(|| {
+                let stop = self.stop.child_token();
+                let peer = Arc::new(Peer::new(&self.config, *node, address.clone(), stop));
+                added.push(Arc::clone(&peer));
+                peer
+            });
+            peer.address.send_if_modified(|old| {
+                let changed = old != address;
+                if changed {
+                    old.clone_from(address);
+                }
+                changed
+            });
+            peers.insert(*node, peer);
+        }
+        self.peers.store(Arc::new(peers));
+        for peer in added {
+            self.start_senders(&peer);
+        }
+        for (_, peer) in present.iter().filter(|(node, _)| !wanted.contains_key(node)) {
+            peer.retire(inbound);
+        }
+    }
+
+    fn start_senders(self: &Arc<Self>, peer: &Arc<Peer>) {
+        for lane in [Lane::Bulk, Lane::Urgent] {
+            let task = sender::run(Arc::clone(self), Arc::clone(peer), lane);
+            self.spawn(TaskKind::Sender, task);
+        }
+    }
+}
+
+fn log_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a task of the transport panicked");
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GrpcTransport")
+            .field("cluster", &self.config.cluster)
+            .field("node", &self.config.node)
+            .finish_non_exhaustive()
+    }
+}

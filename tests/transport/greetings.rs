@@ -1,0 +1,160 @@
+//! Who is let in, who is refused, and that a refusal says why.
+
+use std::time::Duration;
+
+use shardhost_groups::transport::Lane;
+use shardhost_proto::peer::{Frame, GroupMessage, Hello, Welcome};
+use tonic::Code;
+
+use crate::fixture::{CLUSTER, Cluster, Edge, Host, Impostor, Stranger, hello, message, node};
+
+/// Host 2, which knows node 1 by an address where nobody is.
+fn host_that_knows_node_1() -> Host {
+    let cluster = Cluster::new();
+    cluster.directory.set(node(1), "127.0.0.1:1");
+    cluster.host(2)
+}
+
+#[test]
+fn a_greeting_in_order_is_answered_with_who_is_here() {
+    let two = host_that_knows_node_1();
+    let welcome = Stranger::at(&two).greet(hello()).unwrap();
+    assert_eq!((welcome.cluster.as_str(), welcome.node, welcome.incarnation), (CLUSTER, 2, 1));
+    two.recorder.wait_edge(Edge::Live(node(1), 1));
+}
+
+#[test]
+fn every_mismatch_is_refused_and_names_both_sides() {
+    type Spoil = fn(&mut Hello);
+    let cases: [(Spoil, &str); 5] = [
+        (|h| h.cluster = "red".into(), "cluster \"red\", this host to \"blue\""),
+        (|h| h.to_node = 3, "node 3 was meant, but node 2 was reached"),
+        (|h| h.protocol = 2, "protocol 2, this host speaks 1"),
+        (|h| h.node = 9, "node 9 is not in the directory of node 2"),
+        (|h| h.node = 2, "node 2 is not in the directory of node 2"),
+    ];
+    let two = host_that_knows_node_1();
+    for (spoil, told) in cases {
+        let mut hello = hello();
+        spoil(&mut hello);
+        let status = Stranger::at(&two).greet(hello).unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains(told), "{status}");
+    }
+    assert_eq!(two.transport.stats().refused_greetings, 5);
+    assert!(two.recorder.read(|told| told.edges.is_empty() && told.delivered.is_empty()));
+}
+
+#[test]
+fn an_older_incarnation_is_refused_once_a_newer_one_was_seen() {
+    let two = host_that_knows_node_1();
+    Stranger::at(&two).greet(Hello { incarnation: 5, ..hello() }).unwrap();
+    let status = Stranger::at(&two).greet(Hello { incarnation: 4, ..hello() }).unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains("incarnation 4, but 5 was already seen"), "{status}");
+}
+
+#[test]
+fn nothing_is_delivered_before_or_beside_a_greeting() {
+    let two = host_that_knows_node_1();
+    let messages = vec![GroupMessage { group: 1, ..GroupMessage::default() }];
+    let without = Frame { messages: messages.clone(), ..Frame::default() };
+    let beside = Frame { hello: Some(hello()), messages, ..Frame::default() };
+    for first in [without, beside] {
+        let status = Stranger::at(&two).exchange(vec![first]).unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    }
+    assert!(two.recorder.read(|told| told.delivered.is_empty()));
+}
+
+#[test]
+fn a_greeting_without_a_lane_is_refused() {
+    let two = host_that_knows_node_1();
+    let status = Stranger::at(&two).greet(Hello { lane: 0, ..hello() }).unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+}
+
+#[test]
+fn a_silent_stranger_is_sent_away_at_the_deadline() {
+    let two = Host::start(&Cluster::new(), 2, 1, |config| {
+        config.handshake_timeout = Duration::from_millis(100);
+    });
+    let status = Stranger::at(&two).exchange(vec![]).unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+}
+
+#[test]
+fn a_peer_that_comes_before_the_groups_are_there_is_told_to_come_again() {
+    let two = host_that_knows_node_1();
+    two.shut_down();
+    let status = Stranger::at(&two).greet(hello()).unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+}
+
+#[test]
+fn a_sender_whose_address_leads_to_another_node_sends_it_nothing() {
+    let cluster = Cluster::new();
+    let (one, two, three) = (cluster.host(1), cluster.host(2), cluster.host(3));
+    one.wait_connected(2);
+    cluster.directory.set(node(2), &three.address);
+    one.wait("both lanes to leave", |host| {
+        let peer = host.peer(2).unwrap();
+        peer.address == three.address && !peer.bulk.connected && !peer.urgent.connected
+    });
+    one.send(vec![message(2, Lane::Bulk, 1, 1)]);
+    three.wait("refusals", |host| host.transport.stats().refused_greetings >= 3);
+    assert!(!one.peer(2).unwrap().bulk.connected);
+
+    cluster.directory.set(node(2), &two.address);
+    one.wait_connected(2);
+    one.send(vec![message(2, Lane::Bulk, 2, 1)]);
+    two.recorder.wait("a message", |told| told.indexes(Lane::Bulk).contains(&2));
+    assert!(three.recorder.read(|told| told.indexes(Lane::Bulk).is_empty()));
+}
+
+#[test]
+fn an_answer_from_another_node_or_cluster_opens_no_lane() {
+    let answers = [
+        Welcome { node: 3, ..welcome_of_node_2() },
+        Welcome { cluster: "red".into(), ..welcome_of_node_2() },
+        Welcome { protocol: 2, ..welcome_of_node_2() },
+    ];
+    for welcome in answers {
+        let cluster = Cluster::new();
+        let impostor = Impostor::start(welcome);
+        cluster.directory.set(node(2), &impostor.address);
+        let one = cluster.host(1);
+        one.send(vec![message(2, Lane::Bulk, 1, 1)]);
+        one.wait("two attempts per lane", |_| impostor.greetings() >= 4);
+        assert_eq!(one.peer(2).unwrap().bulk.connects, 0);
+        assert_eq!(impostor.messages(), 0);
+    }
+}
+
+#[test]
+fn an_answer_in_order_opens_the_lane() {
+    let cluster = Cluster::new();
+    let impostor = Impostor::start(welcome_of_node_2());
+    cluster.directory.set(node(2), &impostor.address);
+    let one = cluster.host(1);
+    one.send(vec![message(2, Lane::Bulk, 1, 1)]);
+    one.wait("the message", |_| impostor.messages() == 1);
+}
+
+fn welcome_of_node_2() -> Welcome {
+    Welcome { protocol: 1, cluster: CLUSTER.into(), node: 2, incarnation: 1 }
+}
+
+#[test]
+fn an_older_process_of_a_node_stays_out_beside_the_newer_one() {
+    let cluster = Cluster::new();
+    let one = cluster.host(1);
+    let newer = Host::start(&cluster, 2, 9, |_| ());
+    one.recorder.wait_edge(Edge::Live(node(2), 9));
+    let older = Host::start(&Cluster { directory: cluster.directory.clone() }, 2, 3, |_| ());
+    cluster.directory.set(node(2), &newer.address);
+    older.send(vec![message(1, Lane::Bulk, 1, 1)]);
+    one.wait("refusals of both lanes", |host| host.transport.stats().refused_greetings >= 2);
+    assert!(one.recorder.read(|told| told.delivered.is_empty()));
+    assert_eq!(one.peer(2).unwrap().incarnation, Some(9));
+}

@@ -1,0 +1,8 @@
+//! The gRPC transport over real sockets on loopback: what arrives, what is refused, who lives.
+
+mod fixture;
+mod greetings;
+mod hostile;
+mod lanes;
+mod life;
+mod snapshots;
