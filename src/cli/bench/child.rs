@@ -1,0 +1,237 @@
+//! One node of a benchmark: a host that does what the parent orders.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use shardhost::groups::GroupSpec;
+use shardhost::shards::{StateDb, StateDbOptions};
+use shardhost::{Group, GroupId, Host, HostConfig, NodeId, Shutdown, StateMachine};
+use tonic::service::Routes;
+
+use super::machine::Counter;
+use super::nodes::{Answer, Order, Usage};
+use super::process::{cpu_time, resident_bytes};
+use super::{MachineKind, write};
+
+/// How long groups may take to be led or to sleep.
+const PATIENCE: Duration = Duration::from_secs(110);
+
+/// What the child was told to be.
+struct Role {
+    node: NodeId,
+    nodes: u64,
+    directory: PathBuf,
+    workers: usize,
+    apply_threads: usize,
+    listener: Option<std::net::TcpListener>,
+}
+
+/// The running node.
+struct Running {
+    host: Host,
+    groups: Vec<Group>,
+    nodes: u64,
+    state: Option<Arc<StateDb>>,
+    before: Usage,
+    started: Instant,
+}
+
+/// Takes orders until the parent says that it is over, or goes away.
+pub async fn run() -> anyhow::Result<()> {
+    let (sender, mut orders) = tokio::sync::mpsc::channel::<String>(4);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let mut role = None;
+    let mut running = None;
+    while let Some(line) = orders.recv().await {
+        let order: Order = serde_json::from_str(&line)?;
+        let last = matches!(order, Order::End);
+        let answer = match carry_out(order, &mut role, &mut running).await {
+            Ok(answer) => answer,
+            Err(error) => Answer::Failed { message: format!("{error:#}") },
+        };
+        let mut output = std::io::stdout().lock();
+        writeln!(output, "{}", serde_json::to_string(&answer)?)?;
+        output.flush()?;
+        if last {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn carry_out(
+    order: Order,
+    role: &mut Option<Role>,
+    running: &mut Option<Running>,
+) -> anyhow::Result<Answer> {
+    match order {
+        Order::Be { node, nodes, directory, workers, apply_threads } => {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+            let address = listener.local_addr()?.to_string();
+            let node = NodeId::new(node).context("nodes are numbered from 1")?;
+            let listener = Some(listener);
+            *role = Some(Role { node, nodes, directory, workers, apply_threads, listener });
+            Ok(Answer::Listening { address })
+        }
+        Order::Join { addresses, groups, machine } => {
+            let role = role.take().context("told to join before told who to be")?;
+            *running = Some(Running::start(role, addresses, groups, machine).await?);
+            Ok(Answer::Done)
+        }
+        Order::End => {
+            if let Some(running) = running.take() {
+                running.host.shutdown(Shutdown::Immediate).await;
+                drop(running.state);
+            }
+            Ok(Answer::Done)
+        }
+        order => match running.as_mut() {
+            Some(running) => running.carry_out(order).await,
+            None => bail!("told {order:?} before told to join"),
+        },
+    }
+}
+
+impl Running {
+    async fn start(
+        role: Role,
+        addresses: BTreeMap<u64, String>,
+        groups: u64,
+        machine: MachineKind,
+    ) -> anyhow::Result<Self> {
+        let peers = addresses.into_iter().filter_map(|(id, at)| Some((NodeId::new(id)?, at)));
+        let mut config = HostConfig::new(role.node, role.directory.join("data")).peers(peers);
+        config.workers = role.workers;
+        config.apply_threads = role.apply_threads;
+        let listener = role.listener.context("no listener")?;
+        let host = Host::builder(config).listener(listener).start().await?;
+        host.serve(Routes::default());
+        let state = match machine {
+            MachineKind::Table => {
+                Some(StateDb::open(&role.directory.join("state"), StateDbOptions::default())?)
+            }
+            MachineKind::Trivial => None,
+        };
+        let make = |group: GroupId| -> Box<dyn StateMachine> {
+            match &state {
+                Some(state) => Box::new(state.table(group)),
+                None => Box::new(Counter::default()),
+            }
+        };
+        let stored = host.stored_groups()?;
+        let opened = if stored.is_empty() {
+            let voters: Vec<NodeId> = (1..=role.nodes).filter_map(NodeId::new).collect();
+            let specs = (1..=groups).map(|id| {
+                let id = GroupId::new(id);
+                (GroupSpec::new(id, voters.iter().copied()), make(id))
+            });
+            host.create_groups(specs.collect()).await?
+        } else {
+            let runtime = host.runtime().clone();
+            let machines: Vec<_> = stored.iter().map(|m| (m.group, make(m.group))).collect();
+            tokio::task::spawn_blocking(move || {
+                machines.into_iter().map(|(id, machine)| runtime.open(id, machine)).collect::<Result<Vec<_>, _>>()
+            })
+            .await??
+        };
+        let started = Instant::now();
+        let nodes = role.nodes;
+        let mut running =
+            Self { host, groups: opened, nodes, state, before: Usage::default(), started };
+        running.before = running.used();
+        Ok(running)
+    }
+
+    async fn carry_out(&mut self, order: Order) -> anyhow::Result<Answer> {
+        match order {
+            Order::AwaitLeaders => {
+                self.until("a group is without a leader", |group| group.status().leader.is_some())
+                    .await?;
+                let led = self.groups.iter().filter(|group| group.status().serving).count();
+                Ok(Answer::Leaders { led: led as u64 })
+            }
+            Order::AwaitSleep => {
+                self.until("a group is awake", |group| group.status().asleep).await?;
+                Ok(Answer::Done)
+            }
+            Order::Spread => self.spread().await,
+            Order::Usage => {
+                let used = self.used();
+                let since = used.since(&self.before);
+                self.before = used;
+                Ok(Answer::Usage(since))
+            }
+            Order::Write(arguments) => {
+                let measured = write::drive(&self.host, &self.groups, &arguments, || self.used())?;
+                Ok(Answer::Measured(Box::new(measured)))
+            }
+            other => bail!("{other:?} makes no sense here"),
+        }
+    }
+
+    async fn until(&self, trouble: &str, done: impl Fn(&Group) -> bool) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(group) = self.groups.iter().find(|group| !done(group)) {
+            if Instant::now() > deadline {
+                bail!("{trouble} after {PATIENCE:?}: {:?}", group.status());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// Group n belongs on node n modulo their number, so that every node leads its share.
+    async fn spread(&self) -> anyhow::Result<Answer> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let misplaced: Vec<_> = self
+                .groups
+                .iter()
+                .filter(|group| group.status().serving && self.home(group) != self.host.node_id())
+                .collect();
+            if misplaced.is_empty() {
+                let led = self.groups.iter().filter(|group| group.status().serving).count();
+                return Ok(Answer::Leaders { led: led as u64 });
+            }
+            for group in misplaced {
+                let moved = group.transfer_leadership(Some(self.home(group))).await;
+                if let Err(error) = moved
+                    && Instant::now() > deadline
+                {
+                    bail!("group {} does not move: {error}", group.id());
+                }
+            }
+        }
+    }
+
+    fn home(&self, group: &Group) -> NodeId {
+        NodeId::must(1 + group.id().get() % self.nodes)
+    }
+
+    fn used(&self) -> Usage {
+        let stats = self.host.stats();
+        let transport = self.host.transport_stats();
+        let lanes = || transport.peers.iter().flat_map(|peer| [&peer.bulk, &peer.urgent]);
+        Usage {
+            seconds: self.started.elapsed().as_secs_f64(),
+            cpu_seconds: cpu_time().as_secs_f64(),
+            resident_bytes: resident_bytes(),
+            log_writes: stats.log_writes,
+            log_group_writes: stats.log_group_writes,
+            log_entries: stats.log_entries,
+            messages: lanes().map(|lane| lane.messages).sum(),
+            frames: lanes().map(|lane| lane.frames).sum(),
+            rounds: stats.workers.rounds,
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! `shardhost bench`: measurements with real processes on this machine.
+//!
+//! The parent starts one child per node. Children and parent talk in lines of JSON over standard
+//! input and output: the children bind free ports and say which, the parent tells all of them,
+//! and at the end collects what they measured.
+
+mod child;
+mod idle;
+mod machine;
+mod nodes;
+mod process;
+mod report;
+mod write;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Writes per second and their latency, on three host processes with fsync on.
+    Write(WriteArguments),
+    /// What idle groups cost, and how soon all are led after all hosts were killed.
+    Idle(IdleArguments),
+    /// One node of a benchmark; started by the others.
+    #[command(hide = true)]
+    Node,
+}
+
+/// How a write benchmark runs.
+#[derive(Clone, Debug, Args, Serialize, Deserialize)]
+pub struct WriteArguments {
+    /// Number of groups.
+    #[arg(long, default_value_t = 48)]
+    pub groups: u64,
+    /// Bytes of a write.
+    #[arg(long, default_value_t = 16)]
+    pub size: usize,
+    /// Writes under way at any moment, over all nodes.
+    #[arg(long, default_value_t = 4096)]
+    pub outstanding: usize,
+    /// Seconds to measure, after two to warm up.
+    #[arg(long, default_value_t = 10)]
+    pub seconds: u64,
+    /// Writes per second to offer, whatever the answers; 0: as fast as answers come.
+    #[arg(long, default_value_t = 0)]
+    pub rate: u64,
+    /// What the groups do with a write.
+    #[arg(long, value_enum, default_value_t = MachineKind::Trivial)]
+    pub machine: MachineKind,
+    /// Number of host processes.
+    #[arg(long, default_value_t = 3)]
+    pub nodes: u64,
+    /// Threads for Raft in each process.
+    #[arg(long, default_value_t = 1)]
+    pub workers: usize,
+    /// Threads for state machines in each process.
+    #[arg(long, default_value_t = 1)]
+    pub apply_threads: usize,
+    /// Where the data stands; a temporary directory unless set. Decides which disk is measured.
+    #[arg(long)]
+    pub directory: Option<PathBuf>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+    /// Draw the distribution of latencies into this file (SVG).
+    #[arg(long)]
+    pub chart: Option<PathBuf>,
+}
+
+/// How an idle benchmark runs.
+#[derive(Clone, Debug, Args, Serialize, Deserialize)]
+pub struct IdleArguments {
+    /// Number of groups, each on every node.
+    #[arg(long, default_value_t = 10_000)]
+    pub groups: u64,
+    /// Seconds to measure once all groups sleep.
+    #[arg(long, default_value_t = 20)]
+    pub seconds: u64,
+    /// Where the data stands; a temporary directory unless set.
+    #[arg(long)]
+    pub directory: Option<PathBuf>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What groups do with a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineKind {
+    /// Count it: measures the host itself.
+    Trivial,
+    /// Put it into a table on disk.
+    Table,
+}
+
+/// Runs a benchmark.
+pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Write(arguments) => write::run(&arguments).await?,
+        Command::Idle(arguments) => idle::run(&arguments).await?,
+        Command::Node => child::run().await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

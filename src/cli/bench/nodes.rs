@@ -1,0 +1,217 @@
+//! The children of a benchmark, as the parent sees them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use super::{MachineKind, WriteArguments};
+
+/// How long a child may take for an answer that needs no work.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What the parent tells a child.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// Who the child is.
+    Be { node: u64, nodes: u64, directory: PathBuf, workers: usize, apply_threads: usize },
+    /// Where all nodes listen; the child starts and creates or opens the groups.
+    Join { addresses: BTreeMap<u64, String>, groups: u64, machine: MachineKind },
+    /// Wait until every group has a leader that some node knows.
+    AwaitLeaders,
+    /// Hand over what another node should lead.
+    Spread,
+    /// Write.
+    Write(WriteArguments),
+    /// Wait until every group sleeps.
+    AwaitSleep,
+    /// Say what was used since the last time.
+    Usage,
+    /// End.
+    End,
+}
+
+/// What a child answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    Listening { address: String },
+    Done,
+    Leaders { led: u64 },
+    Measured(Box<Measured>),
+    Usage(Usage),
+    Failed { message: String },
+}
+
+/// What a child used between two questions.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Usage {
+    pub seconds: f64,
+    pub cpu_seconds: f64,
+    pub resident_bytes: u64,
+    pub log_writes: u64,
+    pub log_group_writes: u64,
+    pub log_entries: u64,
+    pub messages: u64,
+    pub frames: u64,
+    pub rounds: u64,
+}
+
+impl Usage {
+    /// What was used since `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            seconds: self.seconds - earlier.seconds,
+            cpu_seconds: self.cpu_seconds - earlier.cpu_seconds,
+            resident_bytes: self.resident_bytes,
+            log_writes: self.log_writes - earlier.log_writes,
+            log_group_writes: self.log_group_writes - earlier.log_group_writes,
+            log_entries: self.log_entries - earlier.log_entries,
+            messages: self.messages - earlier.messages,
+            frames: self.frames - earlier.frames,
+            rounds: self.rounds - earlier.rounds,
+        }
+    }
+}
+
+/// What one child measured.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Measured {
+    pub acknowledged: u64,
+    pub failed: u64,
+    pub usage: Usage,
+    /// Latencies in microseconds, with how often each was seen.
+    pub latencies: Vec<(u64, u64)>,
+}
+
+/// One child.
+#[derive(Debug)]
+pub struct Node {
+    pub number: u64,
+    child: Child,
+    orders: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Node {
+    async fn start(number: u64) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("cannot find this program")?;
+        let mut child = Command::new(program)
+            .args(["bench", "node"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot start a node")?;
+        let orders = child.stdin.take().context("a node without standard input")?;
+        let output = child.stdout.take().context("a node without standard output")?;
+        let answers = BufReader::new(output).lines();
+        Ok(Self { number, child, orders, answers })
+    }
+
+    /// Gives an order without waiting for the answer.
+    pub async fn order(&mut self, order: &Order) -> anyhow::Result<()> {
+        let mut line = serde_json::to_string(order)?;
+        line.push('\n');
+        self.orders.write_all(line.as_bytes()).await.context("a node went away")?;
+        Ok(self.orders.flush().await?)
+    }
+
+    /// The answer to the last order.
+    pub async fn answer(&mut self, within: Duration) -> anyhow::Result<Answer> {
+        let line = tokio::time::timeout(within, self.answers.next_line())
+            .await
+            .with_context(|| format!("node {} gave no answer within {within:?}", self.number))??;
+        let line = line.with_context(|| format!("node {} ended", self.number))?;
+        match serde_json::from_str(&line).with_context(|| format!("what is this: {line}"))? {
+            Answer::Failed { message } => bail!("node {}: {message}", self.number),
+            answer => Ok(answer),
+        }
+    }
+
+    /// Kills the process as a crash does.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
+        Ok(self.child.kill().await?)
+    }
+}
+
+/// All children of a benchmark.
+#[derive(Debug)]
+pub struct Nodes {
+    pub nodes: Vec<Node>,
+}
+
+/// How the children of a benchmark are started.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    pub nodes: u64,
+    pub groups: u64,
+    pub machine: MachineKind,
+    pub workers: usize,
+    pub apply_threads: usize,
+}
+
+impl Nodes {
+    /// Starts the children, lets them find each other, and creates or opens the groups.
+    pub async fn start(layout: &Layout, directory: &Path) -> anyhow::Result<Self> {
+        let mut started = Self { nodes: Vec::new() };
+        let mut addresses = BTreeMap::new();
+        for number in 1..=layout.nodes {
+            let mut node = Node::start(number).await?;
+            let be = Order::Be {
+                node: number,
+                nodes: layout.nodes,
+                directory: directory.join(format!("node-{number}")),
+                workers: layout.workers,
+                apply_threads: layout.apply_threads,
+            };
+            node.order(&be).await?;
+            match node.answer(PATIENCE).await? {
+                Answer::Listening { address } => addresses.insert(number, address),
+                other => bail!("node {number} answered {other:?}"),
+            };
+            started.nodes.push(node);
+        }
+        let (groups, machine) = (layout.groups, layout.machine);
+        let join = Order::Join { addresses, groups, machine };
+        started.all(&join, PATIENCE).await?;
+        Ok(started)
+    }
+
+    /// Gives an order to all and waits for all answers.
+    pub async fn all(&mut self, order: &Order, within: Duration) -> anyhow::Result<Vec<Answer>> {
+        for node in &mut self.nodes {
+            node.order(order).await?;
+        }
+        let mut answers = Vec::new();
+        for node in &mut self.nodes {
+            answers.push(node.answer(within).await?);
+        }
+        Ok(answers)
+    }
+
+    /// What all used since they were last asked.
+    pub async fn usage(&mut self) -> anyhow::Result<Vec<Usage>> {
+        let answers = self.all(&Order::Usage, PATIENCE).await?;
+        let usage = answers.into_iter().filter_map(|answer| match answer {
+            Answer::Usage(usage) => Some(usage),
+            _ => None,
+        });
+        Ok(usage.collect())
+    }
+
+    /// Ends all children in order.
+    pub async fn end(mut self) -> anyhow::Result<()> {
+        self.all(&Order::End, PATIENCE).await?;
+        for node in &mut self.nodes {
+            node.child.wait().await?;
+        }
+        Ok(())
+    }
+}

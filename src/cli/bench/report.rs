@@ -1,0 +1,161 @@
+//! What was measured, for people and for programs.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, Table};
+use plotters::prelude::*;
+use serde_json::json;
+
+use super::nodes::{Measured, Usage};
+use super::{IdleArguments, WriteArguments};
+
+/// Latencies of all nodes together: microseconds and how often, ascending.
+struct Latencies(Vec<(u64, u64)>);
+
+impl Latencies {
+    fn of(measured: &[Measured]) -> Self {
+        let mut all: Vec<(u64, u64)> =
+            measured.iter().flat_map(|node| node.latencies.iter().copied()).collect();
+        all.sort_unstable();
+        Self(all)
+    }
+
+    fn quantile(&self, quantile: f64) -> u64 {
+        let total: u64 = self.0.iter().map(|(_, count)| count).sum();
+        let target = (total as f64 * quantile).ceil() as u64;
+        let mut seen = 0;
+        for (value, count) in &self.0 {
+            seen += count;
+            if seen >= target {
+                return *value;
+            }
+        }
+        0
+    }
+}
+
+/// Reports a write benchmark.
+pub fn write(arguments: &WriteArguments, measured: &[Measured]) -> anyhow::Result<()> {
+    let latencies = Latencies::of(measured);
+    let sum = |pick: &dyn Fn(&Measured) -> f64| measured.iter().map(pick).sum::<f64>();
+    let seconds = measured.iter().map(|node| node.usage.seconds).fold(0.001, f64::max);
+    let acknowledged = sum(&|node| node.acknowledged as f64);
+    let per_op = |value: f64| value / acknowledged.max(1.0);
+    let writes = sum(&|node| node.usage.log_writes as f64);
+    let figures = json!({
+        "groups": arguments.groups,
+        "size": arguments.size,
+        "outstanding": arguments.outstanding,
+        "rate": arguments.rate,
+        "machine": arguments.machine,
+        "nodes": arguments.nodes,
+        "seconds": seconds,
+        "writes_per_second": acknowledged / seconds,
+        "p50_us": latencies.quantile(0.5),
+        "p99_us": latencies.quantile(0.99),
+        "p999_us": latencies.quantile(0.999),
+        "max_us": latencies.quantile(1.0),
+        "failed": sum(&|node| node.failed as f64),
+        "cpu_us_per_write": per_op(sum(&|node| node.usage.cpu_seconds) * 1e6),
+        "cores": sum(&|node| node.usage.cpu_seconds) / seconds,
+        "syncs_per_write": per_op(writes),
+        "groups_per_sync": sum(&|node| node.usage.log_group_writes as f64) / writes.max(1.0),
+        "messages_per_frame": sum(&|node| node.usage.messages as f64)
+            / sum(&|node| node.usage.frames as f64).max(1.0),
+        "resident_mib": sum(&|node| node.usage.resident_bytes as f64) / 1_048_576.0,
+    });
+    if let Some(path) = &arguments.chart {
+        chart(path, arguments, &latencies).with_context(|| format!("{}", path.display()))?;
+    }
+    if arguments.json {
+        println!("{figures}");
+    } else {
+        print_figures(&figures);
+    }
+    Ok(())
+}
+
+/// Reports an idle benchmark.
+pub fn idle(
+    arguments: &IdleArguments,
+    usage: &[Usage],
+    opened: Duration,
+    led: Duration,
+) -> anyhow::Result<()> {
+    let most = |pick: &dyn Fn(&Usage) -> f64| usage.iter().map(pick).fold(0.0, f64::max);
+    let resident = most(&|one| one.resident_bytes as f64);
+    let figures = json!({
+        "groups": arguments.groups,
+        "cpu_percent_of_a_core": most(&|one| one.cpu_seconds / one.seconds * 100.0),
+        "resident_mib_per_host": resident / 1_048_576.0,
+        "resident_bytes_per_group": resident / arguments.groups.max(1) as f64,
+        "messages": most(&|one| one.messages as f64),
+        "seconds_until_opened": opened.as_secs_f64(),
+        "seconds_until_all_led": led.as_secs_f64(),
+    });
+    if arguments.json {
+        println!("{figures}");
+    } else {
+        print_figures(&figures);
+    }
+    Ok(())
+}
+
+fn print_figures(figures: &serde_json::Value) {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header(["figure", "value"]);
+    for (name, value) in figures.as_object().into_iter().flatten() {
+        let text = match value.as_f64() {
+            Some(number) if number.fract() != 0.0 && number.abs() < 100.0 => format!("{number:.3}"),
+            Some(number) => format!("{number:.0}"),
+            None => value.as_str().unwrap_or_default().to_owned(),
+        };
+        table.add_row([name.replace('_', " "), text]);
+    }
+    if let Some(column) = table.column_mut(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    println!("{table}");
+}
+
+/// Which part of the writes took at most how long.
+fn chart(path: &Path, arguments: &WriteArguments, latencies: &Latencies) -> anyhow::Result<()> {
+    let total: u64 = latencies.0.iter().map(|(_, count)| count).sum();
+    let longest = latencies.0.last().map_or(1.0, |(value, _)| *value as f64 / 1e3);
+    let mut seen = 0;
+    let points: Vec<(f64, f64)> = latencies
+        .0
+        .iter()
+        .map(|(value, count)| {
+            seen += count;
+            (*value as f64 / 1e3, seen as f64 / total.max(1) as f64 * 100.0)
+        })
+        .collect();
+    let root = SVGBackend::new(path, (900, 420)).into_drawing_area();
+    let trouble = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot draw: {error}");
+    root.fill(&WHITE).map_err(|error| trouble(&error))?;
+    let caption = format!(
+        "{} groups, {} B, {} outstanding",
+        arguments.groups, arguments.size, arguments.outstanding
+    );
+    let mut chart = ChartBuilder::on(&root)
+        .caption(caption, ("sans-serif", 20))
+        .margin(16)
+        .x_label_area_size(44)
+        .y_label_area_size(52)
+        .build_cartesian_2d(0.0..longest, 0.0..100.0)
+        .map_err(|error| trouble(&error))?;
+    chart
+        .configure_mesh()
+        .x_desc("latency, ms")
+        .y_desc("writes, %")
+        .draw()
+        .map_err(|error| trouble(&error))?;
+    chart.draw_series(LineSeries::new(points, &BLUE)).map_err(|error| trouble(&error))?;
+    root.present().map_err(|error| trouble(&error))?;
+    Ok(())
+}
