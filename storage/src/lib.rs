@@ -13,16 +13,29 @@
 //! | [`memory`] | both seams in memory, with crashes and faults on command |
 //! | [`rocks`] | the store for production, on RocksDB |
 //! | [`files`] | snapshots as files in a directory |
+//! | [`convert`] | between the plain types and the messages on disk and wire |
 //! | [`run`] | how a run of entries becomes one value |
 //!
 //! This crate knows neither Raft nor networks: it keeps what it is given and gives it back.
 
+pub mod convert;
+mod draft;
+pub mod files;
+mod frame;
 pub mod ids;
+pub mod memory;
+#[cfg(feature = "rocksdb")]
+pub mod rocks;
+pub mod run;
 pub mod snapshot;
 pub mod store;
 pub mod types;
 
+pub use files::SnapshotFiles;
 pub use ids::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
+pub use memory::{MemorySnapshots, MemoryStore, SnapshotFault, StoreFault};
+#[cfg(feature = "rocksdb")]
+pub use rocks::{Identity, RocksOptions, RocksStore};
 pub use snapshot::{SnapshotError, SnapshotRead, SnapshotStore, SnapshotWrite};
 pub use store::{LogError, LogStore, StoreStats};
 pub use types::{

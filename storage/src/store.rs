@@ -104,7 +104,9 @@ pub enum LogError {
     },
     /// The log belongs to somebody else, or to another version. Point the host at its own data
     /// directory.
-    #[error("{path} holds {found}, this host is {expected}; give each node a data directory of its own")]
+    #[error(
+        "{path} holds {found}, this host is {expected}; give each node a data directory of its own"
+    )]
     Foreign {
         /// The directory.
         path: String,

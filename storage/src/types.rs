@@ -30,6 +30,14 @@ pub struct Entry {
     pub context: Bytes,
 }
 
+impl Entry {
+    /// Bytes of payload and context: what limits in bytes count.
+    #[must_use]
+    pub fn payload_bytes(&self) -> u64 {
+        (self.data.len() + self.context.len()) as u64
+    }
+}
+
 /// What Raft must not forget between two starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HardState {

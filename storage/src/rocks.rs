@@ -1,0 +1,316 @@
+//! The store for production: one RocksDB for the logs of all groups.
+//!
+//! | where | what |
+//! |---|---|
+//! | `opening` | directory, identity, torn tails and damage: whether to open at all |
+//! | `identity`, `wal` | the identity file; a look at RocksDB's log files from outside |
+//! | `recovery` | builds the index when a store is opened |
+//! | `index` | what is known in memory of each group |
+//! | `writing`, `reading` | from drafts to a batch; entries while the writer goes on |
+//! | `keys`, `values`, `options` | what stands where, and how RocksDB is set up |
+//!
+//! What costs is the sync and the number of keys, not the bytes: a batch is one write with one
+//! sync, and a run of entries of a group is one key. A group costs at most two keys a batch, its
+//! run and its state.
+//!
+//! **Invariant:** a request looks nothing up by searching. Keys are known from the index, so
+//! that neither deleted keys nor the number of groups slow anything down.
+
+mod crc32c;
+mod identity;
+mod index;
+mod keys;
+mod opening;
+mod options;
+mod reading;
+mod recovery;
+mod values;
+mod wal;
+mod writing;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use rocksdb::{DB, WriteOptions};
+
+use crate::convert::Malformed;
+use crate::draft::{Draft, Holdings, Standing, draft};
+use crate::ids::{GroupId, LogIndex, ReplicaId, Term};
+use crate::store::{LogError, LogStore, StoreStats};
+use crate::types::{Entry, LogBatch, PersistedGroup};
+use index::{Index, Record};
+use keys::Part;
+use opening::Directory;
+use reading::{Pass, Request};
+use recovery::Damage;
+use writing::{Staging, column_family};
+
+pub use identity::Identity;
+pub use options::RocksOptions;
+
+/// A [`LogStore`] on RocksDB.
+///
+/// ```
+/// # fn main() -> Result<(), shardhost_storage::LogError> {
+/// # let directory = tempfile::tempdir().expect("a directory");
+/// use shardhost_storage::rocks::{Identity, RocksOptions, RocksStore};
+/// use shardhost_storage::{LogStore, NodeId};
+///
+/// let identity = Identity { cluster: "north".to_owned(), node: NodeId::must(1) };
+/// let store = RocksStore::open(directory.path(), identity, RocksOptions::default())?;
+/// assert!(store.groups()?.is_empty());
+/// # Ok(())
+/// # }
+/// ```
+pub struct RocksStore {
+    directory: Directory,
+    database: DB,
+    index: Index,
+    damage: RwLock<Damage>,
+    /// Held while a batch is written.
+    writer: Mutex<Writer>,
+    run_bytes: u64,
+    high_water_bytes: u64,
+    counters: Counters,
+}
+
+/// What only the writer needs.
+#[derive(Debug, Default)]
+struct Writer {
+    poisoned: bool,
+    /// Bytes written since the high-water mark was renewed.
+    unmarked_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    writes: AtomicU64,
+    group_writes: AtomicU64,
+    entries: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl RocksStore {
+    /// Opens the store in `directory`, which is created when it is missing or empty.
+    ///
+    /// # Errors
+    /// [`LogError::Foreign`], [`LogError::LostPast`], [`LogError::Locked`],
+    /// [`LogError::Corrupt`], [`LogError::Io`].
+    pub fn open(
+        directory: &Path,
+        identity: Identity,
+        options: RocksOptions,
+    ) -> Result<Self, LogError> {
+        let (directory, database) = Directory::open(directory, &identity, &options)?;
+        let (index, damage) = recovery::recover(&database)?;
+        for (group, error) in &damage {
+            tracing::error!(%group, %error, "a group's log is damaged");
+        }
+        Ok(Self {
+            directory,
+            database,
+            index,
+            damage: RwLock::new(damage),
+            writer: Mutex::default(),
+            run_bytes: options.run_bytes,
+            high_water_bytes: options.high_water_bytes,
+            counters: Counters::default(),
+        })
+    }
+
+    /// Bytes of memory that the store keeps for its groups, beside RocksDB.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.index.memory_bytes()
+    }
+
+    fn write_drafts(&self, writer: &mut Writer, drafts: &[Draft<'_>]) -> Result<(), LogError> {
+        let mut staging = Staging::new(&self.database, &self.index, self.run_bytes)?;
+        let new_runs: Vec<_> = drafts.iter().map(|draft| staging.add(draft)).collect();
+        let batch = staging.finish();
+        writer.unmarked_bytes += batch.size_in_bytes() as u64;
+        for draft in drafts {
+            self.index.announce(draft);
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        let written = self.database.write_opt(batch, &options);
+        written.map_err(|error| database_error("writing", &error))?;
+        for (draft, new_runs) in drafts.iter().zip(&new_runs) {
+            self.index.settle(draft, new_runs);
+        }
+        self.forget_cured(drafts);
+        Ok(())
+    }
+
+    fn forget_cured(&self, drafts: &[Draft<'_>]) {
+        if !self.damage.read().is_empty() {
+            let mut damage = self.damage.write();
+            for draft in drafts {
+                damage.remove(&draft.group);
+            }
+        }
+    }
+
+    fn renew_high_water(&self, writer: &mut Writer) -> Result<(), LogError> {
+        if writer.unmarked_bytes >= self.high_water_bytes {
+            self.directory.renew(&self.database)?;
+            writer.unmarked_bytes = 0;
+        }
+        Ok(())
+    }
+
+    fn check_undamaged(&self, group: GroupId) -> Result<(), LogError> {
+        self.damage.read().get(&group).map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    fn replica_value(&self, group: GroupId, part: Part) -> Result<Option<Vec<u8>>, LogError> {
+        let replicas = column_family(&self.database, keys::REPLICAS)?;
+        let value = self.database.get_cf(replicas, keys::replica(group, part));
+        value.map_err(|error| database_error("reading a replica", &error))
+    }
+}
+
+impl LogStore for RocksStore {
+    fn groups(&self) -> Result<Vec<GroupId>, LogError> {
+        Ok(self.index.groups())
+    }
+
+    fn load(&self, group: GroupId) -> Result<Option<PersistedGroup>, LogError> {
+        self.check_undamaged(group)?;
+        let known = |record: &Record| (record.hard_state, record.base, record.last_position());
+        let Ok((hard_state, base, last)) = self.index.look(group, known) else { return Ok(None) };
+        // A replica that is being destroyed may be gone from one place already.
+        let Some(value) = self.replica_value(group, Part::Meta)? else { return Ok(None) };
+        let meta = values::read_meta(group, value).map_err(|error| corrupt(group, &error))?;
+        Ok(Some(PersistedGroup { meta, hard_state, base, last }))
+    }
+
+    fn tombstone(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError> {
+        let value = self.replica_value(group, Part::Tombstone)?;
+        let read = |value| values::read_tombstone(group, value);
+        value.map(read).transpose().map_err(|error| corrupt(group, &error))
+    }
+
+    fn entries(
+        &self,
+        group: GroupId,
+        from: LogIndex,
+        to: LogIndex,
+        max_bytes: u64,
+        out: &mut Vec<Entry>,
+    ) -> Result<(), LogError> {
+        self.check_undamaged(group)?;
+        let request = Request { group, from, to, max_bytes };
+        let log = column_family(&self.database, keys::LOG)?;
+        let mut pass = || reading::pass(&self.database, log, &self.index, &request, out);
+        if pass()? == Pass::Done {
+            return Ok(());
+        }
+        let _writer = self.writer.lock();
+        match pass()? {
+            Pass::Done => Ok(()),
+            Pass::Disturbed => Err(LogError::Poisoned),
+        }
+    }
+
+    fn term(&self, group: GroupId, index: LogIndex) -> Result<Term, LogError> {
+        self.check_undamaged(group)?;
+        let term = |record: &Record| {
+            let (base, last) = (record.base, record.last_position());
+            if index < base.index {
+                return Err(LogError::Compacted { group, index, base });
+            }
+            record.term(index).ok_or(LogError::OutOfRange { group, index, last })
+        };
+        self.index.look(group, term)?
+    }
+
+    fn write(&self, batch: &LogBatch) -> Result<(), LogError> {
+        let mut writer = self.writer.lock();
+        if writer.poisoned {
+            return Err(LogError::Poisoned);
+        }
+        let drafts = draft(batch, self)?;
+        let written = self
+            .write_drafts(&mut writer, &drafts)
+            .and_then(|()| self.renew_high_water(&mut writer));
+        writer.poisoned = written.is_err();
+        self.counters.count(batch);
+        written
+    }
+
+    fn stats(&self) -> StoreStats {
+        self.counters.stats()
+    }
+}
+
+impl Holdings for RocksStore {
+    fn standing(&self, group: GroupId) -> Result<Standing, LogError> {
+        let damage = self.damage.read().get(&group).cloned();
+        let standing = self.index.look(group, Record::standing).unwrap_or_default();
+        // A held replica is above its tombstone; only a new one has to be compared with it.
+        let tombstone = match standing.replica {
+            Some(_) if damage.is_none() => None,
+            _ => self.tombstone(group)?,
+        };
+        Ok(Standing { tombstone, damage, ..standing })
+    }
+
+    fn term_at(&self, group: GroupId, index: LogIndex) -> Option<Term> {
+        self.index.look(group, |record| record.term(index)).ok()?
+    }
+}
+
+impl Counters {
+    fn count(&self, batch: &LogBatch) {
+        let entries = || batch.writes.iter().flat_map(|write| &write.entries);
+        let add = |counter: &AtomicU64, count| counter.fetch_add(count, Ordering::Relaxed);
+        add(&self.writes, 1);
+        add(&self.group_writes, batch.writes.len() as u64);
+        add(&self.entries, entries().count() as u64);
+        add(&self.bytes, entries().map(Entry::payload_bytes).sum());
+    }
+
+    fn stats(&self) -> StoreStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        StoreStats {
+            writes: read(&self.writes),
+            group_writes: read(&self.group_writes),
+            entries: read(&self.entries),
+            bytes: read(&self.bytes),
+        }
+    }
+}
+
+impl Drop for RocksStore {
+    fn drop(&mut self) {
+        if self.writer.get_mut().poisoned {
+            return;
+        }
+        if let Err(error) = self.directory.renew(&self.database) {
+            tracing::error!(%error, "the high-water mark was not renewed at close");
+        }
+    }
+}
+
+impl fmt::Debug for RocksStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RocksStore").field("directory", &self.directory).finish_non_exhaustive()
+    }
+}
+
+fn corrupt(group: GroupId, error: &Malformed) -> LogError {
+    LogError::Corrupt { place: format!("the replica of group {group}"), message: error.to_string() }
+}
+
+/// An error of RocksDB while the store is open.
+fn database_error(action: &'static str, error: &rocksdb::Error) -> LogError {
+    let message = error.to_string();
+    match error.kind() {
+        rocksdb::ErrorKind::Corruption => LogError::Corrupt { place: action.to_owned(), message },
+        _ => LogError::Io { action, message },
+    }
+}

@@ -1,0 +1,218 @@
+//! The identity file: whose store this is, and how far its log is known to have come.
+//!
+//! It stands beside the database and not in it, because it has to notice when the database lost
+//! something. It is renewed when the log has grown by some megabytes, not per write: between two
+//! renewals the numbers in it lag behind, and never lead.
+//!
+//! ```text
+//! magic, 8 bytes | CRC-32 of the rest, 4 | stage, 1 | sequence, 8 | log file, 8 | StoreIdentity
+//! ```
+
+use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, Write};
+use std::path::Path;
+
+use bytes::{Buf, BufMut};
+use prost::Message;
+use shardhost_proto::{DISK_FORMAT, log::StoreIdentity};
+
+use crate::ids::NodeId;
+use crate::store::LogError;
+
+const NAME: &str = "identity";
+const TEMPORARY_NAME: &str = "identity.tmp";
+const MAGIC: &[u8; 8] = b"shardlog";
+
+/// Whose log a store keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// The host.
+    pub node: NodeId,
+}
+
+impl Identity {
+    /// The identity of a store that is being created.
+    pub(super) fn new_store(&self) -> StoreIdentity {
+        StoreIdentity {
+            format: DISK_FORMAT,
+            cluster: self.cluster.clone(),
+            node: self.node.get(),
+            store: random(),
+        }
+    }
+
+    /// Checks that a store is ours.
+    pub(super) fn check(&self, found: &StoreIdentity, path: &Path) -> Result<(), LogError> {
+        let expected = StoreIdentity { store: found.store, ..self.new_store() };
+        if *found == expected {
+            return Ok(());
+        }
+        let (found, expected) = (describe(found), describe(&expected));
+        Err(LogError::Foreign { path: path.display().to_string(), found, expected })
+    }
+}
+
+/// How far the creation of a store has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It was begun. Nothing in the database was ever acknowledged.
+    Creating,
+    /// It was finished.
+    Ready,
+}
+
+/// The content of the identity file.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct IdentityFile {
+    pub stage: Stage,
+    /// The database's sequence number: it never falls.
+    pub sequence: u64,
+    /// Number of the log file that was written: this one or a later one always exists.
+    pub log_file: u64,
+    pub identity: StoreIdentity,
+}
+
+impl IdentityFile {
+    /// Reads the file in `directory`; `None` when there is none.
+    pub fn read(directory: &Path) -> Result<Option<Self>, LogError> {
+        let path = directory.join(NAME);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("reading the identity file", &error)),
+        };
+        let corrupt = |message: &str| LogError::Corrupt {
+            place: path.display().to_string(),
+            message: message.to_owned(),
+        };
+        Self::decode(&bytes).map(Some).map_err(corrupt)
+    }
+
+    /// Replaces the file in `directory`, durably: a crash leaves the old or the new one.
+    pub fn write(&self, directory: &Path) -> Result<(), LogError> {
+        self.replace(directory).map_err(|error| io_error("renewing the identity file", &error))
+    }
+
+    fn replace(&self, directory: &Path) -> io::Result<()> {
+        let temporary = directory.join(TEMPORARY_NAME);
+        let mut file = File::create(&temporary)?;
+        file.write_all(&self.encode())?;
+        file.sync_all()?;
+        fs::rename(&temporary, directory.join(NAME))?;
+        File::open(directory)?.sync_all()
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut rest = vec![u8::from(self.stage == Stage::Ready)];
+        rest.put_u64(self.sequence);
+        rest.put_u64(self.log_file);
+        self.identity.encode_raw(&mut rest);
+        let crc = crc32fast::hash(&rest).to_be_bytes();
+        [MAGIC.as_slice(), &crc, &rest].concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, &'static str> {
+        let rest = bytes.strip_prefix(MAGIC).ok_or("it is not an identity file")?;
+        let (crc, mut rest) = rest.split_first_chunk::<4>().ok_or("it is cut short")?;
+        if u32::from_be_bytes(*crc) != crc32fast::hash(rest) {
+            return Err("its checksum is wrong");
+        }
+        let stage = rest.try_get_u8().map_err(|_| "it is cut short")?;
+        let sequence = rest.try_get_u64().map_err(|_| "it is cut short")?;
+        let log_file = rest.try_get_u64().map_err(|_| "it is cut short")?;
+        let stage = if stage == 0 { Stage::Creating } else { Stage::Ready };
+        let identity = StoreIdentity::decode(rest).map_err(|_| "it holds no identity")?;
+        Ok(Self { stage, sequence, log_file, identity })
+    }
+}
+
+/// Whether a name in the store's directory is one of this file's.
+pub(super) fn is_name(name: &str) -> bool {
+    [NAME, TEMPORARY_NAME].contains(&name)
+}
+
+/// An identity in words.
+pub(super) fn describe(identity: &StoreIdentity) -> String {
+    let StoreIdentity { format, cluster, node, .. } = identity;
+    format!("the log of node {node} of cluster {cluster:?} in format {format}")
+}
+
+pub(super) fn io_error(action: &'static str, error: &io::Error) -> LogError {
+    LogError::Io { action, message: error.to_string() }
+}
+
+/// A number that no other store has. The standard library's hash keys come from the system's
+/// source of randomness.
+fn random() -> u64 {
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ours() -> Identity {
+        Identity { cluster: "north".to_owned(), node: NodeId::must(3) }
+    }
+
+    fn file() -> IdentityFile {
+        let identity = ours().new_store();
+        IdentityFile { stage: Stage::Ready, sequence: 70_000, log_file: 12, identity }
+    }
+
+    #[test]
+    fn the_file_is_read_as_it_was_written() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(IdentityFile::read(dir.path()), Ok(None));
+        for stage in [Stage::Creating, Stage::Ready] {
+            let file = IdentityFile { stage, ..file() };
+            file.write(dir.path()).expect("written");
+            assert_eq!(IdentityFile::read(dir.path()), Ok(Some(file)));
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_corrupt_and_never_taken_for_a_missing_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let whole = file().encode();
+        let cut = (0..whole.len()).map(|length| whole[..length].to_vec());
+        let flipped = (0..whole.len()).map(|at| {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 4;
+            bytes
+        });
+        for bytes in cut.chain(flipped) {
+            fs::write(dir.path().join(NAME), &bytes).expect("written");
+            let read = IdentityFile::read(dir.path());
+            assert!(matches!(read, Err(LogError::Corrupt { .. })), "{read:?}");
+        }
+    }
+
+    #[test]
+    fn a_store_of_another_cluster_node_or_format_is_foreign_and_both_sides_are_named() {
+        let store = ours().new_store();
+        let path = Path::new("/data/log");
+        assert_eq!(ours().check(&store, path), Ok(()));
+        let others = [
+            (StoreIdentity { cluster: "south".to_owned(), ..store.clone() }, "\"south\""),
+            (StoreIdentity { node: 4, ..store.clone() }, "node 4"),
+            (StoreIdentity { format: DISK_FORMAT + 1, ..store.clone() }, "format 2"),
+        ];
+        for (other, word) in others {
+            let refused = ours().check(&other, path).expect_err("foreign").to_string();
+            for word in [word, "node 3 of cluster \"north\" in format 1", "/data/log"] {
+                assert!(refused.contains(word), "{refused}");
+            }
+        }
+    }
+
+    #[test]
+    fn two_new_stores_differ() {
+        assert_ne!(ours().new_store().store, ours().new_store().store);
+    }
+}

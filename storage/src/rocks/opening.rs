@@ -1,0 +1,339 @@
+//! Opens a store, or refuses to and says why.
+//!
+//! ```text
+//! lock       held while the store is open
+//! identity   whose store it is and how far it has come
+//! db/        RocksDB
+//! ```
+//!
+//! Order matters, because a look must not destroy what it looks for: first whose directory it
+//! is, then what the write-ahead log looks like, and only then RocksDB, which rewrites that log.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+use rocksdb::{ColumnFamilyDescriptor, DB, DBRecoveryMode, WriteOptions};
+use rustix::fs::{FlockOperation, flock};
+use shardhost_proto::log::StoreIdentity;
+
+use super::identity::{self, Identity, IdentityFile, Stage, describe, io_error};
+use super::wal::{self, WalPlace, WalState};
+use super::{RocksOptions, database_error, keys};
+use crate::store::LogError;
+
+const LOCK: &str = "lock";
+const DATABASE: &str = "db";
+/// How RocksDB says that somebody else, such as one of its tools, holds the database.
+const LOCK_WORDS: [&str; 2] = ["While lock file", "lock hold by"];
+/// What a file system may put into the root directory of an otherwise empty disk.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// The directory of an open store.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    identity: StoreIdentity,
+    /// Locked until it is closed.
+    _lock: File,
+}
+
+impl Directory {
+    /// Opens or creates the store in `path`.
+    pub fn open(
+        path: &Path,
+        identity: &Identity,
+        options: &RocksOptions,
+    ) -> Result<(Self, DB), LogError> {
+        create_directory(path).map_err(|error| io_error("creating the directory", &error))?;
+        let lock = lock(path)?;
+        let file = IdentityFile::read(path)?;
+        if let Some(file) = &file {
+            identity.check(&file.identity, path)?;
+        }
+        let opening = Opening { path, database: path.join(DATABASE), options };
+        let (identity, database) = match (file, opening.database.join("CURRENT").exists()) {
+            (Some(file), true) if file.stage == Stage::Ready => opening.existing(file)?,
+            (Some(file), false) if file.stage == Stage::Ready => {
+                return Err(lost(&opening.database, "the database is gone"));
+            }
+            (Some(begun), _) => opening.create(begun.identity)?,
+            (None, _) => {
+                opening.check_empty()?;
+                opening.create(identity.new_store())?
+            }
+        };
+        let directory = Self { path: path.to_owned(), identity, _lock: lock };
+        directory.renew(&database)?;
+        Ok((directory, database))
+    }
+
+    /// Notes in the identity file how far the log has come.
+    pub fn renew(&self, database: &DB) -> Result<(), LogError> {
+        let files = wal::files(&self.path.join(DATABASE))
+            .map_err(|error| io_error("listing the log files", &error))?;
+        let file = IdentityFile {
+            stage: Stage::Ready,
+            sequence: database.latest_sequence_number(),
+            log_file: files.last().map_or(0, |(number, _)| *number),
+            identity: self.identity.clone(),
+        };
+        file.write(&self.path)
+    }
+}
+
+/// An attempt to open a store.
+struct Opening<'a> {
+    path: &'a Path,
+    database: PathBuf,
+    options: &'a RocksOptions,
+}
+
+impl Opening<'_> {
+    fn check_empty(&self) -> Result<(), LogError> {
+        if self.database.exists() {
+            return Err(lost(self.path, "the identity file beside the database is gone"));
+        }
+        let entries = fs::read_dir(self.path);
+        for entry in entries.map_err(|error| io_error("listing the directory", &error))? {
+            let name =
+                entry.map_err(|error| io_error("listing the directory", &error))?.file_name();
+            let name = name.to_string_lossy();
+            if name != LOCK && name != LOST_AND_FOUND && !identity::is_name(&name) {
+                let path = self.path.display().to_string();
+                let (found, expected) =
+                    (format!("{name:?}"), "to start in an empty one".to_owned());
+                return Err(LogError::Foreign { path, found, expected });
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates the store. When it was begun before, it starts over: nothing was ever
+    /// acknowledged from it.
+    fn create(&self, identity: StoreIdentity) -> Result<(StoreIdentity, DB), LogError> {
+        let begun = IdentityFile {
+            stage: Stage::Creating,
+            sequence: 0,
+            log_file: 0,
+            identity: identity.clone(),
+        };
+        begun.write(self.path)?;
+        if self.database.exists() {
+            let removed = fs::remove_dir_all(&self.database);
+            removed.map_err(|error| io_error("starting over with a new store", &error))?;
+        }
+        let database = self.database(DBRecoveryMode::AbsoluteConsistency, Creation::Create)?;
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        database
+            .put_opt(keys::IDENTITY, identity.encode_to_vec(), &options)
+            .and_then(|()| database.flush())
+            .map_err(|error| database_error("creating the log", &error))?;
+        sync_directory(&self.database)?;
+        Ok((identity, database))
+    }
+
+    fn existing(&self, file: IdentityFile) -> Result<(StoreIdentity, DB), LogError> {
+        self.check_log_files(&file)?;
+        let state = wal::inspect(&self.database)
+            .map_err(|error| io_error("inspecting the log files", &error))?;
+        let database = match state {
+            WalState::Whole => self.whole()?,
+            WalState::TornTail(place) => self.cut(&place)?,
+            WalState::Damaged(place) => return Err(damaged(&place)),
+        };
+        self.check_past(&file, &database)?;
+        Ok((file.identity, database))
+    }
+
+    fn whole(&self) -> Result<DB, LogError> {
+        self.database(DBRecoveryMode::TolerateCorruptedTailRecords, Creation::MustExist)
+    }
+
+    /// Lets RocksDB drop a torn tail. The file that had it must be gone for good before anything
+    /// else is written: a later write behind it would make it look like damage.
+    fn cut(&self, place: &WalPlace) -> Result<DB, LogError> {
+        let (file, offset) = (place.file.display(), place.offset);
+        tracing::warn!(%file, offset, "the log ends in a write that was never acknowledged: cutting it");
+        let database = self.database(DBRecoveryMode::PointInTime, Creation::MustExist)?;
+        if place.file.exists() {
+            let message = format!("{file} is still there");
+            return Err(LogError::Io { action: "cutting a torn tail", message });
+        }
+        sync_directory(&self.database)?;
+        Ok(database)
+    }
+
+    /// RocksDB makes a new log file before it removes an old one, and opens "fine" without any.
+    fn check_log_files(&self, file: &IdentityFile) -> Result<(), LogError> {
+        let files = wal::files(&self.database)
+            .map_err(|error| io_error("listing the log files", &error))?;
+        if files.last().is_none_or(|(number, _)| *number < file.log_file) {
+            let message = format!("log file {:06}.log or a later one is missing", file.log_file);
+            return Err(lost(&self.database, &message));
+        }
+        Ok(())
+    }
+
+    fn check_past(&self, file: &IdentityFile, database: &DB) -> Result<(), LogError> {
+        let inside = database.get(keys::IDENTITY);
+        let inside = inside.map_err(|error| database_error("reading the identity", &error))?;
+        let inside = inside.ok_or_else(|| lost(&self.database, "the database has no identity"))?;
+        let inside = StoreIdentity::decode(inside.as_slice()).map_err(|_| LogError::Corrupt {
+            place: format!("the identity in {}", self.database.display()),
+            message: "it cannot be read".to_owned(),
+        })?;
+        if inside != file.identity {
+            return Err(self.mixed_up(&inside, &file.identity));
+        }
+        let sequence = database.latest_sequence_number();
+        if sequence < file.sequence {
+            let message = format!("it had come to {}, it is at {sequence}", file.sequence);
+            return Err(lost(&self.database, &message));
+        }
+        Ok(())
+    }
+
+    /// The database and the identity file are of two different stores.
+    fn mixed_up(&self, inside: &StoreIdentity, file: &StoreIdentity) -> LogError {
+        let named = |identity: &StoreIdentity| {
+            format!("{}, store {:x}", describe(identity), identity.store)
+        };
+        let path = self.database.display().to_string();
+        LogError::Foreign { path, found: named(inside), expected: named(file) }
+    }
+
+    fn database(&self, mode: DBRecoveryMode, creation: Creation) -> Result<DB, LogError> {
+        let mut options = self.options.database(mode);
+        options.create_if_missing(creation == Creation::Create);
+        options.create_missing_column_families(creation == Creation::Create);
+        let family = self.options.column_family();
+        let families = [rocksdb::DEFAULT_COLUMN_FAMILY_NAME, keys::REPLICAS, keys::LOG]
+            .map(|name| ColumnFamilyDescriptor::new(name, family.clone()));
+        DB::open_cf_descriptors(&options, &self.database, families)
+            .map_err(|error| self.refused(&error))
+    }
+
+    fn refused(&self, error: &rocksdb::Error) -> LogError {
+        let (path, message) = (self.database.display().to_string(), error.to_string());
+        match error.kind() {
+            rocksdb::ErrorKind::IOError if LOCK_WORDS.iter().any(|w| message.contains(w)) => {
+                LogError::Locked { path }
+            }
+            rocksdb::ErrorKind::Corruption | rocksdb::ErrorKind::InvalidArgument => {
+                LogError::Corrupt { place: path, message }
+            }
+            _ => LogError::Io { action: "opening the log", message },
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Creation {
+    Create,
+    MustExist,
+}
+
+fn create_directory(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(path)?;
+    path.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+fn lock(path: &Path) -> Result<File, LogError> {
+    let file = File::options().create(true).truncate(false).write(true).open(path.join(LOCK));
+    let file = file.map_err(|error| io_error("opening the lock file", &error))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(LogError::Locked { path: path.display().to_string() })
+        }
+        Err(error) => Err(io_error("locking the directory", &error.into())),
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<(), LogError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|error| io_error("syncing the directory of the database", &error))
+}
+
+fn damaged(place: &WalPlace) -> LogError {
+    let message = "a write that was acknowledged cannot be read; others follow it".to_owned();
+    let place = format!("{} offset {}", place.file.display(), place.offset);
+    LogError::Corrupt { place, message }
+}
+
+fn lost(path: &Path, message: &str) -> LogError {
+    LogError::LostPast { message: format!("{}: {message}", path.display()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::NodeId;
+
+    fn ours() -> Identity {
+        Identity { cluster: "north".to_owned(), node: NodeId::must(3) }
+    }
+
+    fn open(path: &Path) -> Result<Directory, LogError> {
+        let options = RocksOptions { write_buffer_bytes: 65536, ..RocksOptions::default() };
+        Directory::open(path, &ours(), &options).map(|(directory, _)| directory)
+    }
+
+    fn begin(path: &Path) {
+        let identity = ours().new_store();
+        let begun = IdentityFile { stage: Stage::Creating, sequence: 0, log_file: 0, identity };
+        begun.write(path).expect("written");
+    }
+
+    #[test]
+    fn a_creation_that_a_crash_cut_short_starts_over() {
+        let half_identity =
+            |path: &Path| fs::write(path.join("identity.tmp"), "half").expect("written");
+        let half_database = |path: &Path| {
+            begin(path);
+            fs::create_dir(path.join(DATABASE)).expect("created");
+            fs::write(path.join(DATABASE).join("CURRENT"), "half").expect("written");
+        };
+        for stage in [half_identity, begin, half_database] {
+            let directory = tempfile::tempdir().expect("a directory");
+            stage(directory.path());
+            let created = open(directory.path()).expect("a new store").identity;
+            let opened = open(directory.path()).expect("the same store").identity;
+            assert_eq!(created, opened);
+        }
+    }
+
+    #[test]
+    fn a_store_of_a_newer_format_is_refused_with_both_versions_and_left_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        open(directory.path()).expect("a new store");
+        let mut file = IdentityFile::read(directory.path()).expect("readable").expect("a file");
+        file.identity.format += 1;
+        file.write(directory.path()).expect("written");
+        let refused = open(directory.path()).expect_err("newer");
+        assert!(matches!(refused, LogError::Foreign { .. }), "{refused}");
+        let words = refused.to_string();
+        assert!(words.contains("format 2") && words.contains("format 1"), "{words}");
+        assert_eq!(IdentityFile::read(directory.path()), Ok(Some(file)));
+    }
+
+    #[test]
+    fn a_database_that_a_tool_holds_is_locked() {
+        let directory = tempfile::tempdir().expect("a directory");
+        open(directory.path()).expect("a new store");
+        let path = directory.path().join(DATABASE);
+        let families = [rocksdb::DEFAULT_COLUMN_FAMILY_NAME, keys::REPLICAS, keys::LOG];
+        let _tool = DB::open_cf(&rocksdb::Options::default(), path, families).expect("opened");
+        let refused = open(directory.path()).expect_err("locked");
+        assert!(matches!(refused, LogError::Locked { .. }), "{refused}");
+    }
+}
