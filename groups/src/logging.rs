@@ -25,8 +25,7 @@ impl Drain for TracingDrain {
             slog::Level::Info if tracing::enabled!(target: "raft", tracing::Level::DEBUG) => {
                 tracing::debug!(target: "raft", "{}", text(record, values));
             }
-            slog::Level::Debug | slog::Level::Trace
-                if tracing::enabled!(target: "raft", tracing::Level::TRACE) =>
+            slog::Level::Debug | slog::Level::Trace if tracing::enabled!(target: "raft", tracing::Level::TRACE) =>
             {
                 tracing::trace!(target: "raft", "{}", text(record, values));
             }

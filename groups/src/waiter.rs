@@ -88,12 +88,7 @@ pub struct Pending {
 impl Pending {
     /// Binds a waiter to its charge.
     #[must_use]
-    pub const fn new(
-        group: GroupId,
-        waiter: Waiter,
-        charge: Charge,
-        submitted: Instant,
-    ) -> Self {
+    pub const fn new(group: GroupId, waiter: Waiter, charge: Charge, submitted: Instant) -> Self {
         Self { group, waiter: Some(waiter), submitted, _charge: charge }
     }
     /// When it was submitted.

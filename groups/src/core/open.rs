@@ -136,10 +136,7 @@ fn check_start(persisted: &PersistedGroup, applied: LogPosition) -> Result<HardS
         )));
     }
     if persisted.meta.membership.node_of(persisted.meta.replica).is_none() {
-        return Err(broken(format!(
-            "{:?} is no member of its own {id:?}",
-            persisted.meta.replica
-        )));
+        return Err(broken(format!("{:?} is no member of its own {id:?}", persisted.meta.replica)));
     }
     hard_state.commit = hard_state.commit.max(applied.index).max(persisted.base.index);
     if hard_state.commit > persisted.last.index {

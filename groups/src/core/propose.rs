@@ -86,8 +86,12 @@ impl GroupCore {
         match self.raw.raft.step(message) {
             Ok(()) => {
                 let placed = pending.into_iter().zip(first..);
-                self.waiters
-                    .extend(placed.map(|(pending, index)| PlacedWaiter { term, index, since, pending }));
+                self.waiters.extend(placed.map(|(pending, index)| PlacedWaiter {
+                    term,
+                    index,
+                    since,
+                    pending,
+                }));
             }
             Err(error) => {
                 tracing::debug!(group = %self.id, %error, "raft dropped proposals");
@@ -130,10 +134,7 @@ impl GroupCore {
             }
             let by = Term::new(term);
             let at = LogIndex::new(front.index);
-            round.fail(
-                front.pending,
-                ProposeError::Superseded { group: self.id, index: at, by },
-            );
+            round.fail(front.pending, ProposeError::Superseded { group: self.id, index: at, by });
         }
         None
     }

@@ -129,10 +129,8 @@ impl GroupCore {
             }
             let Some((index, ready)) = reads.confirmed.pop_front() else { return };
             reads.count -= ready.len();
-            let barrier = ReadBarrier {
-                read_index: LogIndex::new(index),
-                applied: LogIndex::new(applied),
-            };
+            let barrier =
+                ReadBarrier { read_index: LogIndex::new(index), applied: LogIndex::new(applied) };
             round.read_replies.extend(ready.into_iter().map(|read| (read.waiter, Ok(barrier))));
         }
         if reads.count == 0 {

@@ -209,8 +209,7 @@ impl GroupCore {
             Some(durable) => durable.get(),
             None => self.meta.snapshot.map_or(0, |position| position.index.get()),
         };
-        let mut target =
-            survives.min(self.apply.applied()).min(raft.raft_log.persisted);
+        let mut target = survives.min(self.apply.applied()).min(raft.raft_log.persisted);
         target = target.saturating_sub(self.config.log_trail_entries);
         for (_, index) in &self.snapshots.shipping {
             target = target.min(*index);

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use raft::{ProgressState, StateRole};
-use shardhost_storage::{
-    LogIndex, LogPosition, Membership, PersistedGroup, ReplicaId, Term,
-};
+use shardhost_storage::{LogIndex, LogPosition, Membership, PersistedGroup, ReplicaId, Term};
 
 use super::GroupCore;
 use crate::status::{GroupStatus, PeerProgress, Role};

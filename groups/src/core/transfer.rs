@@ -149,11 +149,7 @@ impl GroupCore {
         self.end_transfer(&Err(error.clone()), round);
     }
 
-    fn end_transfer(
-        &mut self,
-        outcome: &Result<(NodeId, Term), TransferError>,
-        round: &mut Round,
-    ) {
+    fn end_transfer(&mut self, outcome: &Result<(NodeId, Term), TransferError>, round: &mut Round) {
         let Some(transfer) = self.transfer.take() else { return };
         let waiters = transfer.waiters.into_iter();
         round.transfer_replies.extend(waiters.map(|waiter| (waiter, outcome.clone())));

@@ -56,11 +56,7 @@ struct Running {
 
 /// Starts a task for each (group, term) that serves, and cancels it when the leadership is lost.
 /// For one group, a task starts only after the one before has ended.
-pub(crate) fn supervise<F, Fut, L>(
-    events: LeadershipEvents,
-    lookup: L,
-    start: F,
-) -> LeaderTaskGuard
+pub(crate) fn supervise<F, Fut, L>(events: LeadershipEvents, lookup: L, start: F) -> LeaderTaskGuard
 where
     F: Fn(LeaderScope) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = ()> + Send + 'static,
@@ -93,8 +89,7 @@ async fn run<F, Fut, L>(
             Some(LeadershipEvent::Ready(event)) => {
                 let Some(group) = lookup(event.group) else { continue };
                 let cancelled = stop.child_token();
-                let scope =
-                    LeaderScope { group, term: event.term, cancelled: cancelled.clone() };
+                let scope = LeaderScope { group, term: event.term, cancelled: cancelled.clone() };
                 let before = running.remove(&event.group);
                 let task = tokio::spawn(follow(before, Arc::clone(&start), scope));
                 running.insert(event.group, Running { cancelled, task });

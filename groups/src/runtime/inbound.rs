@@ -61,10 +61,8 @@ impl Inbound for GroupsInbound {
     fn wants_snapshot(&self, group: GroupId, replica: ReplicaId, position: LogPosition) -> bool {
         let Some(group) = self.shared.registry.get(&group) else { return false };
         let status = group.status();
-        let running = !matches!(
-            status.role,
-            crate::status::Role::Failed(_) | crate::status::Role::Stopped
-        );
+        let running =
+            !matches!(status.role, crate::status::Role::Failed(_) | crate::status::Role::Stopped);
         running && status.replica == replica && position.index > status.committed
     }
 

@@ -1,14 +1,15 @@
 //! The one thread that writes the shared log. While one sync runs, the tasks of all workers pile
 //! up behind it, and the next write takes them all: batches grow by themselves with the load.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use shardhost_storage::{LogBatch, LogError};
+use shardhost_storage::{GroupId, LogBatch, LogError, LogStore};
 
 use super::RuntimeShared;
-use crate::worker::{Input, LogTask};
+use crate::error::GroupFault;
+use crate::worker::{GroupEvent, Input, LogTask};
 
 /// Tasks that may wait. A worker that is so far ahead of the disk waits for it: its groups then
 /// fall silent and others take over, which is what a stuck disk calls for.
@@ -60,12 +61,26 @@ impl LogQueue {
     }
 }
 
+/// Somebody who waits for a batch that is nobody's round.
+#[derive(Debug)]
+struct Direct {
+    groups: BTreeSet<GroupId>,
+    done: Sender<Result<(), LogError>>,
+}
+
+impl Direct {
+    /// Whoever stopped waiting does not care.
+    fn answer(&self, outcome: Result<(), LogError>) {
+        drop(self.done.send(outcome));
+    }
+}
+
 /// Everything that one write makes durable.
 #[derive(Debug, Default)]
 struct Merged {
     task: LogTask,
     acks: BTreeMap<usize, Vec<crate::worker::PersistAck>>,
-    direct: Vec<Sender<Result<(), LogError>>>,
+    direct: Vec<Direct>,
     entries: usize,
     stop: bool,
 }
@@ -80,8 +95,9 @@ impl Merged {
                 self.task.merge(task);
             }
             Task::Direct { batch, done } => {
+                let groups = batch.writes.iter().map(|write| write.group).collect();
                 self.task.batch.writes.extend(batch.writes);
-                self.direct.push(done);
+                self.direct.push(Direct { groups, done });
             }
             Task::Stop => self.stop = true,
         }
@@ -90,6 +106,7 @@ impl Merged {
 
 /// Runs the writer until it is told to stop.
 pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &LogOutlet) {
+    let Ok(store) = shared.store() else { return };
     let mut healthy = true;
     while let Ok(first) = outlet.0.recv() {
         let mut merged = Merged::default();
@@ -100,10 +117,10 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &LogOutlet) {
         }
         let stop = merged.stop;
         if healthy {
-            healthy = write(shared, merged);
+            healthy = write(shared, &*store, merged);
         } else {
             // Nothing is known about the disk any more: nothing is promised either.
-            merged.direct.iter().for_each(|done| drop(done.send(Err(LogError::Poisoned))));
+            merged.direct.iter().for_each(|direct| direct.answer(Err(LogError::Poisoned)));
         }
         if stop {
             return;
@@ -112,15 +129,22 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &LogOutlet) {
 }
 
 /// Writes, and lets go of what waited for it. Says whether the log is still sound.
-fn write(shared: &RuntimeShared, merged: Merged) -> bool {
-    let Merged { task, acks, direct, .. } = merged;
-    if !task.batch.writes.is_empty()
-        && let Err(error) = shared.store.write(&task.batch)
-    {
-        direct.iter().for_each(|done| drop(done.send(Err(error.clone()))));
-        shared.log_failed(&error);
-        return false;
+fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bool {
+    while !merged.task.batch.writes.is_empty() {
+        match store.write(&merged.task.batch) {
+            Ok(()) => break,
+            // Nothing was written. Only the group whose write makes no sense pays for it.
+            Err(error @ LogError::Invalid { group, .. }) => {
+                expel(shared, &mut merged, group, &error);
+            }
+            Err(error) => {
+                merged.direct.iter().for_each(|direct| direct.answer(Err(error.clone())));
+                shared.log_failed(&error);
+                return false;
+            }
+        }
     }
+    let Merged { task, acks, direct, .. } = merged;
     if !task.releases.is_empty() {
         shared.transport.send(task.releases);
     }
@@ -129,9 +153,30 @@ fn write(shared: &RuntimeShared, merged: Merged) -> bool {
             shared.inboxes[worker].complete(Input::Persisted(acks));
         }
     }
-    direct.iter().for_each(|done| drop(done.send(Ok(()))));
+    direct.iter().for_each(|direct| direct.answer(Ok(())));
     for (group, keep) in task.prune {
         shared.snapshot_tasks.prune(group, keep);
     }
     true
+}
+
+/// Takes everything of one group out of a write, and fails its replica.
+fn expel(shared: &RuntimeShared, merged: &mut Merged, group: GroupId, error: &LogError) {
+    tracing::error!(%group, %error, "the log refuses a write; the replica fails");
+    merged.task.batch.writes.retain(|write| write.group != group);
+    merged.task.releases.retain(|release| release.message.group != group.get());
+    merged.task.prune.retain(|(of, _)| *of != group);
+    for (worker, acks) in &mut merged.acks {
+        for ack in acks.extract_if(.., |ack| ack.group == group) {
+            let event = GroupEvent::Failed(GroupFault::Log(error.clone()));
+            shared.inboxes[*worker].complete(Input::Group { group, epoch: ack.epoch, event });
+        }
+    }
+    merged.direct.retain(|direct| {
+        let concerned = direct.groups.contains(&group);
+        if concerned {
+            direct.answer(Err(error.clone()));
+        }
+        !concerned
+    });
 }

@@ -53,7 +53,8 @@ pub(crate) struct RuntimeShared {
     pub(crate) registry: DashMap<GroupId, Group>,
     pub(crate) hub: Arc<LeadershipHub>,
     pub(crate) budget: Arc<Budget>,
-    pub(crate) store: Arc<dyn LogStore>,
+    /// Until the shutdown: afterwards somebody else may open it.
+    store: Mutex<Option<Arc<dyn LogStore>>>,
     pub(crate) snapshots: Arc<dyn SnapshotStore>,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) latency: Arc<Latency>,
@@ -74,6 +75,14 @@ impl fmt::Debug for RuntimeShared {
 }
 
 impl RuntimeShared {
+    /// The log.
+    ///
+    /// # Errors
+    /// [`LogError::Poisoned`] after the shutdown.
+    pub(crate) fn store(&self) -> Result<Arc<dyn LogStore>, LogError> {
+        self.store.lock().clone().ok_or(LogError::Poisoned)
+    }
+
     pub(crate) fn worker_of(&self, group: GroupId) -> usize {
         // The slot of a group within its worker takes the low bits; the worker takes others.
         let spread = group.get().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
@@ -171,7 +180,7 @@ impl GroupsBuilder {
             registry: DashMap::new(),
             hub: LeadershipHub::new(),
             budget: Arc::new(Budget::new(config.max_inflight_bytes, None)),
-            store,
+            store: Mutex::new(Some(store)),
             snapshots,
             transport,
             latency: Arc::default(),
@@ -296,7 +305,7 @@ impl Groups {
             stats.groups += groups;
             stats.awake += awake;
         }
-        let log = shared.store.stats();
+        let log = shared.store().map(|store| store.stats()).unwrap_or_default();
         stats.log_writes = log.writes;
         stats.log_group_writes = log.group_writes;
         stats.log_entries = log.entries;
@@ -378,7 +387,9 @@ impl Groups {
         threads.snapshots.take().into_iter().for_each(join);
         shared.hub.stop();
         threads.dispatcher.take().into_iter().for_each(join);
+        shared.registry.iter().for_each(|group| group.shared().mailbox.close());
         shared.registry.clear();
+        drop(shared.store.lock().take());
     }
 }
 

@@ -72,7 +72,10 @@ impl Groups {
         if shared.registry.contains_key(&group) {
             return Err(OpenGroupError::AlreadyOpen { group });
         }
-        let known = shared.store.load(group).map_err(|error| log_error(group, error))?;
+        let known = shared
+            .store()
+            .and_then(|store| store.load(group))
+            .map_err(|error| log_error(group, error))?;
         if known.is_some() {
             return Err(OpenGroupError::Exists { group });
         }
@@ -90,7 +93,10 @@ impl Groups {
             let message = format!("node {node} is none of its members");
             return Err(OpenGroupError::Invalid { group, message });
         };
-        let buried = shared.store.tombstone(group).map_err(|error| log_error(group, error))?;
+        let buried = shared
+            .store()
+            .and_then(|store| store.tombstone(group))
+            .map_err(|error| log_error(group, error))?;
         if buried.is_some_and(|buried| buried >= replica) {
             let message = format!("replica {replica} of it was destroyed here before");
             return Err(OpenGroupError::Invalid { group, message });
@@ -128,7 +134,10 @@ impl Groups {
         if shared.registry.contains_key(&group) {
             return Err(OpenGroupError::AlreadyOpen { group });
         }
-        let persisted = shared.store.load(group).map_err(|error| log_error(group, error))?;
+        let persisted = shared
+            .store()
+            .and_then(|store| store.load(group))
+            .map_err(|error| log_error(group, error))?;
         let persisted = persisted.ok_or(OpenGroupError::Unknown { group })?;
         let faulted = |fault| OpenGroupError::Faulted { group, fault };
         let applied = bring_level(shared, &mut machine, &persisted).map_err(faulted)?;
@@ -137,9 +146,9 @@ impl Groups {
         let durable = machine.durable_index();
         let start = ReplicaStart { persisted, applied, durable, epoch };
         let logger = logging::logger(group.get());
-        let store = Arc::clone(&shared.store);
-        let core = GroupCore::open(Arc::clone(&shared.config), store, &logger, start)
-            .map_err(faulted)?;
+        let store = shared.store().map_err(|error| log_error(group, error))?;
+        let core =
+            GroupCore::open(Arc::clone(&shared.config), store, &logger, start).map_err(faulted)?;
         shared.hub.set_labels(group, meta.labels);
         let snapshots = Arc::clone(&shared.snapshots);
         let applier = Applier::new(group, machine, snapshots, applied)
@@ -175,7 +184,7 @@ impl Groups {
     /// # Errors
     /// When the log cannot be read.
     pub fn stored(&self) -> Result<Vec<GroupMeta>, shardhost_storage::LogError> {
-        let store = &self.shared().store;
+        let store = self.shared().store()?;
         let mut stored = Vec::new();
         for group in store.groups()? {
             stored.extend(store.load(group)?.map(|persisted| persisted.meta));
@@ -198,7 +207,10 @@ impl Groups {
         self.end(group, LossCause::Removed).await;
         let shared = Arc::clone(self.shared());
         let bury = move || {
-            let known = shared.store.load(group).map_err(|error| log_error(group, error))?;
+            let known = shared
+                .store()
+                .and_then(|store| store.load(group))
+                .map_err(|error| log_error(group, error))?;
             let known = known.ok_or(OpenGroupError::Unknown { group })?;
             let mut write = GroupWrite::new(group);
             write.destroy = Some(known.meta.replica);

@@ -59,8 +59,7 @@ fn take_inputs(core: &mut WorkerCore, outlet: &Outlet, wait: Duration) -> bool {
         return true;
     }
     for _ in 1..INPUTS_PER_ROUND {
-        let Ok(input) = outlet.completions.try_recv().or_else(|_| outlet.outside.try_recv())
-        else {
+        let Ok(input) = outlet.completions.try_recv().or_else(|_| outlet.outside.try_recv()) else {
             return false;
         };
         if take(core, outlet, input) {
