@@ -13,6 +13,11 @@
 //! | [`groups`] | the Raft groups themselves, a crate of its own |
 //! | [`storage`] | their log, a crate of its own |
 
+/// The programs of the README, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod client;
 mod data_dir;
 pub mod host;
