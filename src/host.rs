@@ -106,7 +106,9 @@ pub enum StartError {
         error: io::Error,
     },
     /// The address cannot be listened on. Choose another, or end who uses it.
-    #[error("cannot listen on {address}: {error}")]
+    #[error(
+        "cannot listen on {address}: {error}; choose another address, or end the process that has it"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,

@@ -13,6 +13,14 @@
 //! | [`groups`] | the Raft groups themselves, a crate of its own |
 //! | [`storage`] | their log, a crate of its own |
 
+#![forbid(unsafe_code)]
+#![warn(
+    missing_docs,
+    clippy::await_holding_lock,
+    clippy::let_underscore_must_use,
+    clippy::unwrap_used
+)]
+
 /// The programs of the README, compiled and run.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -74,16 +74,12 @@ fn entry_to_wire(entry: eraftpb::Entry) -> log::Entry {
 }
 
 fn entry_from_wire(wire: log::Entry, index: u64) -> eraftpb::Entry {
-    let mut entry = eraftpb::Entry::default();
-    entry.entry_type = match wire.kind() {
+    let entry_type = match wire.kind() {
         log::EntryKind::Config => eraftpb::EntryType::EntryConfChangeV2,
         _ => eraftpb::EntryType::EntryNormal,
     };
-    entry.term = wire.term;
-    entry.index = index;
-    entry.data = wire.data;
-    entry.context = wire.context;
-    entry
+    let log::Entry { term, data, context, .. } = wire;
+    eraftpb::Entry { entry_type, term, index, data, context, ..eraftpb::Entry::default() }
 }
 
 fn snapshot_from_wire(meta: peer::SnapshotMeta) -> eraftpb::Snapshot {
@@ -141,16 +137,13 @@ pub(crate) fn entry_to_log(entry: &eraftpb::Entry) -> Entry {
 
 /// An entry from the log.
 pub(crate) fn entry_from_log(entry: Entry) -> eraftpb::Entry {
-    let mut raft = eraftpb::Entry::default();
-    raft.entry_type = match entry.kind {
+    let entry_type = match entry.kind {
         EntryKind::Command => eraftpb::EntryType::EntryNormal,
         EntryKind::Config => eraftpb::EntryType::EntryConfChangeV2,
     };
-    raft.term = entry.term.get();
-    raft.index = entry.index.get();
-    raft.data = entry.data;
-    raft.context = entry.context;
-    raft
+    let (term, index) = (entry.term.get(), entry.index.get());
+    let Entry { data, context, .. } = entry;
+    eraftpb::Entry { entry_type, term, index, data, context, ..eraftpb::Entry::default() }
 }
 
 /// Hard state for the log.
@@ -164,11 +157,12 @@ pub(crate) fn hard_state_to_log(state: &eraftpb::HardState) -> HardState {
 
 /// Hard state from the log.
 pub(crate) fn hard_state_from_log(state: &HardState) -> eraftpb::HardState {
-    let mut raft = eraftpb::HardState::default();
-    raft.term = state.term.get();
-    raft.vote = state.vote.map_or(0, ReplicaId::get);
-    raft.commit = state.commit.get();
-    raft
+    eraftpb::HardState {
+        term: state.term.get(),
+        vote: state.vote.map_or(0, ReplicaId::get),
+        commit: state.commit.get(),
+        ..eraftpb::HardState::default()
+    }
 }
 
 /// The position that a wire message names, if it does.

@@ -14,6 +14,14 @@
 //! This crate knows no network and no policy. Everything up to `runtime` has no clock, thread,
 //! lock or channel, so a whole cluster of it runs in one thread from a seed.
 
+#![forbid(unsafe_code)]
+#![warn(
+    missing_docs,
+    clippy::await_holding_lock,
+    clippy::let_underscore_must_use,
+    clippy::unwrap_used
+)]
+
 pub mod apply;
 pub mod config;
 mod convert;

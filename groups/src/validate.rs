@@ -35,6 +35,8 @@ pub struct ReplicaView<'a> {
     pub leads: bool,
     /// Its last log index.
     pub last_index: u64,
+    /// Up to where its log is durable.
+    pub persisted: u64,
     /// Its commit index.
     pub committed: u64,
     /// Who belongs to the group, as far as this replica has applied.
@@ -55,7 +57,8 @@ pub enum Refusal {
     Term,
     /// An index is absurdly large.
     Index,
-    /// The entry before the appended ones has a term but no index, or the other way round.
+    /// The entry that an append continues, or that a candidate's log ends with, has a term but no
+    /// index, the other way round, or a term that it cannot have.
     PreviousEntry,
     /// An appended entry has a wrong term.
     EntryTerm,
@@ -67,16 +70,19 @@ pub enum Refusal {
     TooLarge,
     /// Entries where none belong, or none where one belongs.
     Entries,
-    /// An append would overwrite what is committed here.
+    /// An append or a snapshot would overwrite what is committed here.
     CommittedConflict,
     /// A heartbeat says that more is committed than this replica has: it lost its tail.
     LostTail,
     /// A response acknowledges more than was ever sent.
     AckBeyondLog,
-    /// A snapshot without a position, or with a membership that makes no sense.
+    /// A snapshot without a position, or with a membership that makes no sense, or that nobody
+    /// asks for.
     Snapshot,
-    /// Somebody who does not lead orders a campaign or sleep.
+    /// Somebody who does not lead acts as if.
     NotFromLeader,
+    /// A vote for a replica that cannot have asked for it yet.
+    Unasked,
 }
 
 impl fmt::Display for Refusal {
@@ -98,6 +104,7 @@ impl fmt::Display for Refusal {
             Self::AckBeyondLog => "acknowledged beyond the log",
             Self::Snapshot => "impossible snapshot",
             Self::NotFromLeader => "not from the leader",
+            Self::Unasked => "a vote that was not asked for",
         })
     }
 }
@@ -122,7 +129,9 @@ pub fn validate(
         MessageKind::Append => check_append(view, message, term_at),
         MessageKind::Heartbeat => check_heartbeat(view, message),
         MessageKind::AppendResponse => check_response(view, message),
-        MessageKind::Snapshot => check_snapshot(message),
+        MessageKind::Snapshot => check_snapshot(view, message, term_at),
+        MessageKind::Vote | MessageKind::PreVote => check_candidate(message),
+        MessageKind::VoteResponse => check_vote(view, message),
         MessageKind::TimeoutNow | MessageKind::Sleep => check_from_leader(view, message),
         // A follower's read index is a feature that no peer of this version asks for.
         MessageKind::ReadIndex | MessageKind::ReadIndexResponse => Err(Refusal::Kind),
@@ -209,7 +218,7 @@ fn check_no_committed_conflict(
     message: &GroupMessage,
     term_at: impl Fn(u64) -> Option<u64>,
 ) -> Result<(), Refusal> {
-    if message.index < view.committed && message.index > 0 {
+    if message.index <= view.committed && message.index > 0 {
         let known = term_at(message.index);
         if known.is_some_and(|term| term != message.log_term) {
             return Err(Refusal::CommittedConflict);
@@ -233,21 +242,51 @@ fn check_two_leaders(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(
 }
 
 fn check_heartbeat(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
+    // Only the leader may show a replica that it cannot go on.
+    check_two_leaders(view, message)?;
     if message.term >= view.term && message.commit > view.last_index {
         return Err(Refusal::LostTail);
     }
-    check_two_leaders(view, message)
+    Ok(())
 }
 
 fn check_response(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
+    // No replica of this version asks for a snapshot, and raft would try for ever to make one
+    // that reaches far enough.
+    if message.request_snapshot != 0 {
+        return Err(Refusal::Snapshot);
+    }
     let current = view.leads && message.term == view.term;
-    if current && !message.reject && message.index > view.last_index {
+    if current && message.index > view.last_index {
         return Err(Refusal::AckBeyondLog);
     }
     Ok(())
 }
 
-fn check_snapshot(message: &GroupMessage) -> Result<(), Refusal> {
+/// A candidate's log ends in an earlier term than the one it stands for.
+fn check_candidate(message: &GroupMessage) -> Result<(), Refusal> {
+    let empty = message.index == 0;
+    if empty != (message.log_term == 0) || message.log_term >= message.term {
+        return Err(Refusal::PreviousEntry);
+    }
+    Ok(())
+}
+
+/// A candidate (which knows no leader) asks for votes when its log is durable; raft panics when it
+/// wins before.
+fn check_vote(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
+    let early = message.term == view.term && view.persisted < view.last_index;
+    if early && view.leader == 0 && !message.reject {
+        return Err(Refusal::Unasked);
+    }
+    Ok(())
+}
+
+fn check_snapshot(
+    view: &ReplicaView<'_>,
+    message: &GroupMessage,
+    term_at: impl Fn(u64) -> Option<u64>,
+) -> Result<(), Refusal> {
     let meta = message.snapshot.as_ref().ok_or(Refusal::Snapshot)?;
     let position = meta.position.as_ref().ok_or(Refusal::Snapshot)?;
     let in_bounds = position.index > 0 && position.index < MAX_NUMBER;
@@ -256,10 +295,26 @@ fn check_snapshot(message: &GroupMessage) -> Result<(), Refusal> {
     }
     let wire = meta.membership.as_ref().ok_or(Refusal::Snapshot)?;
     let membership = convert::membership_from_wire(wire).ok_or(Refusal::Snapshot)?;
-    let whole = membership.members.len() == wire.members.len();
+    if !is_sound(&membership, view) {
+        return Err(Refusal::Snapshot);
+    }
+    check_two_leaders(view, message)?;
+    let committed = message.term >= view.term && position.index <= view.committed;
+    if committed && term_at(position.index).is_some_and(|term| term != position.term) {
+        return Err(Refusal::CommittedConflict);
+    }
+    Ok(())
+}
+
+/// Whether raft can restore a membership, and this replica stands in it where it stands now.
+fn is_sound(membership: &Membership, view: &ReplicaView<'_>) -> bool {
     let voters = membership.members.values().any(|member| member.voter);
-    let placed = membership.members.values().all(|m| m.voter || m.learner || m.outgoing_voter);
-    if whole && voters && placed { Ok(()) } else { Err(Refusal::Snapshot) }
+    let joint = membership.members.values().any(|member| member.outgoing_voter);
+    let place = membership.node_of(view.replica);
+    voters
+        && (joint || !membership.auto_leave)
+        && place.is_some()
+        && place == view.membership.node_of(view.replica)
 }
 
 fn check_from_leader(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {

@@ -1,7 +1,20 @@
 //! The command line. Each subcommand has a file; what they print goes to standard output, what
 //! goes wrong to standard error, with the thing to do.
+//!
+//! The program ends with 0 when all went well, 1 when something went wrong, and 2 when the
+//! arguments make no sense.
 
 mod bench;
+mod demo;
+mod group;
+mod leader;
+mod output;
+mod queue;
+mod serve;
+mod status;
+mod supervised;
+mod table;
+mod target;
 
 use std::process::ExitCode;
 
@@ -18,16 +31,45 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run a host of tables and queues until it is told to stop.
+    Serve(serve::ServeArguments),
+    /// Load a real input into three hosts, kill one in the middle, and verify every write.
+    Demo(demo::DemoArguments),
     /// Measure how much this machine can do.
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Show the nodes of a cluster.
+    Status(status::StatusArguments),
+    /// Show the groups of a node.
+    #[command(subcommand)]
+    Group(group::Command),
+    /// Move leadership.
+    #[command(subcommand)]
+    Leader(leader::Command),
+    /// Read and write the table.
+    #[command(subcommand)]
+    Table(table::Command),
+    /// Send to and receive from the queue.
+    #[command(subcommand)]
+    Queue(queue::Command),
+}
+
+impl Command {
+    /// What is logged unless the environment says otherwise.
+    const fn log_level(&self) -> &'static str {
+        match self {
+            Self::Serve(_) => "info",
+            Self::Demo(_) => "error",
+            _ => "warn",
+        }
+    }
 }
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter =
-        EnvFilter::try_from_env("SHARDHOST_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_env("SHARDHOST_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(arguments.command.log_level()));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(arguments.command) {
         Ok(code) => code,
@@ -45,7 +87,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         .build()?;
     runtime.block_on(async {
         match command {
+            Command::Serve(arguments) => serve::run(arguments).await,
+            Command::Demo(arguments) => demo::run(&arguments).await,
             Command::Bench(command) => bench::run(command).await,
+            Command::Status(arguments) => status::run(&arguments).await,
+            Command::Group(command) => group::run(&command).await,
+            Command::Leader(command) => leader::run(&command).await,
+            Command::Table(command) => table::run(command).await,
+            Command::Queue(command) => queue::run(command).await,
         }
     })
 }

@@ -24,8 +24,9 @@ use serde::{Deserialize, Serialize};
 use shardhost_groups::GroupSpec;
 use shardhost_storage::NodeId;
 
-use super::{QUEUE, TABLE, group_of_shard};
+use super::group_of_shard;
 use crate::host::HostConfig;
+use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 
 /// Shards of one kind at most.
 pub const MAX_SHARDS: u64 = 100_000;
@@ -38,10 +39,13 @@ pub struct ServerConfig {
     #[serde(default = "default_cluster")]
     pub cluster: String,
     /// Number of this node, from 1.
+    #[serde(default)]
     pub node: u64,
     /// Where the data stands.
+    #[serde(default)]
     pub data_dir: PathBuf,
     /// Where to listen.
+    #[serde(default = "default_listen")]
     pub listen: SocketAddr,
     /// Where all nodes are reached, by number.
     #[serde(default)]
@@ -70,6 +74,9 @@ pub struct ShardCounts {
 fn default_cluster() -> String {
     "shardhost".to_owned()
 }
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7400))
+}
 const fn default_workers() -> usize {
     1
 }
@@ -82,7 +89,7 @@ const fn default_apply_threads() -> usize {
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {path}: {error}")]
+    #[error("cannot read the configuration {path}: {error}; name a file that is there")]
     Read {
         /// The file.
         path: String,
@@ -112,18 +119,41 @@ const fn wrong(key: &'static str, message: String) -> ConfigError {
 }
 
 impl ServerConfig {
-    /// Reads a configuration file.
+    /// A node alone, at the default address.
+    #[must_use]
+    pub fn alone(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            cluster: default_cluster(),
+            node: 1,
+            data_dir: data_dir.into(),
+            listen: default_listen(),
+            nodes: BTreeMap::new(),
+            shards: ShardCounts::default(),
+            workers: default_workers(),
+            apply_threads: default_apply_threads(),
+        }
+    }
+
+    /// Reads a configuration file and checks it.
     ///
     /// # Errors
     /// [`ConfigError`].
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let config = Self::parse(path)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Reads a configuration file that may be incomplete: validate it once it is not.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`], [`ConfigError::Parse`].
+    pub fn parse(path: &Path) -> Result<Self, ConfigError> {
         let shown = || path.display().to_string();
         let text = std::fs::read_to_string(path)
             .map_err(|error| ConfigError::Read { path: shown(), error })?;
-        let config: Self = toml::from_str(&text)
-            .map_err(|error| ConfigError::Parse { path: shown(), message: error.to_string() })?;
-        config.validate()?;
-        Ok(config)
+        toml::from_str(&text)
+            .map_err(|error| ConfigError::Parse { path: shown(), message: error.to_string() })
     }
 
     /// Checks what the types do not.
@@ -136,6 +166,10 @@ impl ServerConfig {
         }
         let node = NodeId::new(self.node)
             .ok_or_else(|| wrong("node", "nodes are numbered from 1".to_owned()))?;
+        if self.data_dir.as_os_str().is_empty() {
+            let message = "name the directory of this node; it is created when missing";
+            return Err(wrong("data-dir", message.to_owned()));
+        }
         let nodes = self.node_addresses()?;
         if !nodes.is_empty() && !nodes.contains_key(&node) {
             let message = format!("this node, {node}, is not among them; add its address");

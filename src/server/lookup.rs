@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use shardhost_groups::Group;
 use shardhost_storage::{GroupId, NodeId};
 
-use super::{QUEUE, ServerConfig, TABLE, group_of_shard};
+use super::{ServerConfig, group_of_shard};
 use crate::host::Host;
 use crate::service::GroupLookup;
+use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 
 /// The shards of a host's configuration.
 #[derive(Debug)]

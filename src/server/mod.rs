@@ -21,10 +21,7 @@ use crate::shards::{StateDb, StateDbError, StateDbOptions};
 pub use config::{ConfigError, ServerConfig};
 pub use lookup::HostLookup;
 
-/// The kinds of shard, by the name that they have in the log, in the directory and in flags.
-pub const TABLE: &str = "table";
-/// See [`TABLE`].
-pub const QUEUE: &str = "queue";
+use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 
 /// Groups of a kind start at these ids, so that the number of shards of one kind can grow.
 const FIRST_TABLE: u64 = 1_000_000;

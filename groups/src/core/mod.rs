@@ -47,7 +47,7 @@ pub use open::{Opened, ReplicaStart};
 pub use propose::Proposal;
 pub use reads::{ReadBarrier, ReadWaiter};
 pub use step::Stepped;
-pub use transfer::{TransferRequest, TransferWaiter};
+pub use transfer::{TransferOutcome, TransferRequest, TransferWaiter};
 
 use apply::ApplyProgress;
 use leadership::Led;

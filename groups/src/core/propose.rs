@@ -176,7 +176,5 @@ impl GroupCore {
 }
 
 fn command_entry(command: Bytes) -> eraftpb::Entry {
-    let mut entry = eraftpb::Entry::default();
-    entry.data = command;
-    entry
+    eraftpb::Entry { data: command, ..eraftpb::Entry::default() }
 }

@@ -56,6 +56,7 @@ impl GroupCore {
             leader: raft.leader_id,
             leads: self.leads(),
             last_index: raft.raft_log.last_index(),
+            persisted: raft.raft_log.persisted,
             committed: raft.raft_log.committed,
             membership: &self.membership,
         };

@@ -10,8 +10,11 @@ use super::GroupCore;
 use crate::error::TransferError;
 use crate::worker::{LiveNodes, Round};
 
-/// Who waits for a transfer: the node that leads afterwards, and its term.
-pub type TransferWaiter = oneshot::Sender<Result<(NodeId, Term), TransferError>>;
+/// How a transfer ended: the node that leads afterwards and its term, or why not.
+pub type TransferOutcome = Result<(NodeId, Term), TransferError>;
+
+/// Who waits for a transfer.
+pub type TransferWaiter = oneshot::Sender<TransferOutcome>;
 
 /// Asks the leader to hand over.
 #[derive(Debug)]
@@ -139,7 +142,7 @@ impl GroupCore {
         }
     }
 
-    fn aborted(&self, transfer: &Transfer, ticks: u64) -> Result<(NodeId, Term), TransferError> {
+    fn aborted(&self, transfer: &Transfer, ticks: u64) -> TransferOutcome {
         let ticks = u32::try_from(ticks).unwrap_or(u32::MAX);
         let after = self.config.tick.saturating_mul(ticks);
         Err(TransferError::Aborted { group: self.id, to: transfer.to, after })

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use shardhost_storage::{GroupId, LogBatch, LogPosition, NodeId, Term};
+use shardhost_storage::{GroupId, LogBatch, LogPosition};
 use tokio::sync::oneshot;
 
 use crate::apply::ApplyWork;
+use crate::core::TransferOutcome;
 use crate::core::{ReadWaiter, TransferWaiter};
-use crate::error::{GroupFault, ProposeError, ReadError, TransferError};
+use crate::error::{GroupFault, ProposeError, ReadError};
 use crate::leadership::Edge;
 use crate::status::GroupStatus;
 use crate::transport::{Outgoing, SnapshotShipment};
@@ -29,7 +30,7 @@ pub struct Round {
     /// Edges of leadership.
     pub edges: Vec<Edge>,
     /// Transfers that ended.
-    pub transfer_replies: Vec<(TransferWaiter, Result<(NodeId, Term), TransferError>)>,
+    pub transfer_replies: Vec<(TransferWaiter, TransferOutcome)>,
     /// Messages that may leave at once.
     pub messages: Vec<Outgoing>,
     /// What is to be written, and what waits for it.

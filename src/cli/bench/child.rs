@@ -172,6 +172,11 @@ impl Running {
                 Ok(Answer::Usage(since))
             }
             Order::Write(arguments) => {
+                let own = self.host.node_id();
+                self.until("a group does not serve", |group| {
+                    self.home(group) != own || group.status().serving
+                })
+                .await?;
                 let measured = write::drive(&self.host, &self.groups, &arguments, || self.used())?;
                 Ok(Answer::Measured(Box::new(measured)))
             }
