@@ -77,6 +77,8 @@ pub struct GroupCore {
     /// Number of the newest ready that was handed to the log writer, and of the newest durable.
     handed_number: u64,
     durable_number: u64,
+    /// The hard state as it was last handed to the log writer.
+    written_state: shardhost_storage::HardState,
     /// The newest term whose hard state is durable.
     durable_term: u64,
     apply: ApplyProgress,
@@ -129,6 +131,10 @@ impl GroupCore {
     /// Moves the logical clock on by one tick.
     pub fn tick(&mut self, live: &LiveNodes, round: &mut Round) {
         self.ticks += 1;
+        if self.snapshots.is_installing() {
+            // To campaign, raft would look for entries that the snapshot replaces, and panic.
+            self.raw.raft.election_elapsed = 0;
+        }
         if self.will_campaign() {
             self.campaigns += 1;
         }

@@ -112,6 +112,7 @@ impl GroupCore {
             led: None,
             handed_number: 0,
             durable_number: 0,
+            written_state: hard_state,
             durable_term: hard_state.term.get(),
             apply: ApplyProgress::new(applied.index.get(), durable),
             snapshots: Snapshots::default(),

@@ -15,6 +15,9 @@ use crate::error::GroupFault;
 use crate::transport::Outgoing;
 use crate::worker::{PersistAck, Round};
 
+/// How far the commit index on disk may lag. After a restart the leader says how far it really is.
+const COMMIT_LAG: u64 = 512;
+
 impl GroupCore {
     /// Handles one ready of raft.
     pub(super) fn take_ready(&mut self, round: &mut Round) {
@@ -45,7 +48,7 @@ impl GroupCore {
     }
 
     fn write_of(
-        &self,
+        &mut self,
         snapshot: Option<LogPosition>,
         hard_state: &HardState,
         entries: &[raft::eraftpb::Entry],
@@ -53,14 +56,25 @@ impl GroupCore {
         let mut write = GroupWrite::new(self.id);
         write.reset = snapshot;
         write.meta = snapshot.map(|_| (*self.meta).clone());
-        write.hard_state = Some(convert::hard_state_to_log(hard_state));
-        if self.config.bugs.forget_vote
-            && let Some(state) = write.hard_state.as_mut()
-        {
-            state.vote = None;
-        }
+        write.hard_state = self.hard_state_to_write(hard_state);
         write.entries = entries.iter().map(convert::entry_to_log).collect();
         write
+    }
+
+    /// The hard state, if it must be written: a term and a vote always, a commit index only now
+    /// and then, for it may lag behind and costs a key each time.
+    fn hard_state_to_write(&mut self, state: &HardState) -> Option<shardhost_storage::HardState> {
+        let mut state = convert::hard_state_to_log(state);
+        let written = &self.written_state;
+        let lag = state.commit.get().saturating_sub(written.commit.get());
+        if (state.term, state.vote) == (written.term, written.vote) && lag < COMMIT_LAG {
+            return None;
+        }
+        self.written_state = state;
+        if self.config.bugs.forget_vote {
+            state.vote = None;
+        }
+        Some(state)
     }
 
     /// Hands a write to the log writer, and with it the messages that must not leave before.

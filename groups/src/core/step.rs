@@ -34,6 +34,8 @@ impl GroupCore {
             MessageKind::SleepResponse => self.take_sleep_response(&message),
             MessageKind::Wake => {}
             MessageKind::Snapshot => self.step_snapshot(message),
+            // It cannot campaign yet; see `tick`. The leader gives the transfer up.
+            MessageKind::TimeoutNow if self.snapshots.is_installing() => {}
             _ => self.step_raft(message),
         }
         Stepped::Taken
