@@ -176,3 +176,145 @@ impl Drop for Charge {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Outcomes(Mutex<Vec<(u64, ProposeOutcome)>>);
+
+    impl ProposalSink for Outcomes {
+        fn complete(&self, token: u64, outcome: ProposeOutcome) {
+            self.0.lock().push((token, outcome));
+        }
+    }
+
+    const GROUP: GroupId = GroupId::new(7);
+
+    fn applied() -> ProposeOutcome {
+        Ok(Applied::new(LogIndex::new(3), Term::new(2), Bytes::from_static(b"done")))
+    }
+
+    fn pending(sink: &Arc<Outcomes>, token: u64, charge: Charge) -> Pending {
+        let sink: Arc<dyn ProposalSink> = sink.clone();
+        Pending::new(GROUP, Waiter::Sink { sink, token }, charge, Instant::now())
+    }
+
+    fn unknown(outcome: &ProposeOutcome) -> bool {
+        let cause = UnknownCause::Stopped;
+        *outcome == Err(ProposeError::Unknown { group: GROUP, cause })
+    }
+
+    #[test]
+    fn a_pending_that_is_dropped_completes_its_sink_once_with_an_unknown_outcome() {
+        let sink = Arc::new(Outcomes::default());
+        drop(pending(&sink, 5, Charge::default()));
+        let outcomes = sink.0.lock();
+        assert_eq!(outcomes.len(), 1);
+        assert_eq!(outcomes[0].0, 5);
+        assert!(unknown(&outcomes[0].1), "{:?}", outcomes[0]);
+    }
+
+    #[test]
+    fn a_pending_that_is_resolved_completes_its_sink_once_with_the_outcome() {
+        let sink = Arc::new(Outcomes::default());
+        pending(&sink, 5, Charge::default()).resolve(applied());
+        assert_eq!(*sink.0.lock(), [(5, applied())]);
+    }
+
+    #[test]
+    fn a_future_learns_either_outcome_and_may_go_away() {
+        for dropped in [false, true] {
+            let (sender, mut receiver) = oneshot::channel();
+            let waiter = Waiter::One(sender);
+            let pending = Pending::new(GROUP, waiter, Charge::default(), Instant::now());
+            if dropped {
+                drop(pending);
+                assert!(unknown(&receiver.try_recv().unwrap()));
+            } else {
+                pending.resolve(applied());
+                assert_eq!(receiver.try_recv().unwrap(), applied());
+            }
+        }
+        let (sender, receiver) = oneshot::channel();
+        drop(receiver);
+        Pending::new(GROUP, Waiter::One(sender), Charge::default(), Instant::now())
+            .resolve(applied());
+    }
+
+    #[test]
+    fn a_budget_takes_what_fits_and_gets_it_back() {
+        let budget = Arc::new(Budget::new(100, None));
+        let first = budget.charge(60).unwrap();
+        assert!(budget.charge(41).is_none());
+        assert_eq!(budget.used(), 60, "what did not fit is not taken");
+        let second = budget.charge(40).unwrap();
+        assert_eq!(budget.used(), 100);
+        drop(first);
+        assert_eq!(budget.used(), 40);
+        drop(second);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn a_budget_that_is_not_in_use_takes_one_charge_of_any_size() {
+        let budget = Arc::new(Budget::new(100, None));
+        let large = budget.charge(1_000).unwrap();
+        assert!(budget.charge(1).is_none());
+        drop(large);
+        assert!(budget.charge(1).is_some());
+    }
+
+    #[test]
+    fn groups_share_the_budget_of_their_host() {
+        let host = Arc::new(Budget::new(100, None));
+        let one = Arc::new(Budget::new(80, Some(Arc::clone(&host))));
+        let other = Arc::new(Budget::new(80, Some(Arc::clone(&host))));
+        let charge = one.charge(80).unwrap();
+        assert!(other.charge(30).is_none(), "the host is full");
+        assert_eq!((other.used(), host.used()), (0, 80), "a refusal takes nothing anywhere");
+        let small = other.charge(20).unwrap();
+        assert_eq!(host.used(), 100);
+        drop((charge, small));
+        assert_eq!((one.used(), other.used(), host.used()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_pending_gives_its_bytes_back_however_it_goes() {
+        let sink = Arc::new(Outcomes::default());
+        let budget = Arc::new(Budget::new(100, None));
+        let resolved = pending(&sink, 1, budget.charge(50).unwrap());
+        let dropped = pending(&sink, 2, budget.charge(50).unwrap());
+        assert_eq!(budget.used(), 100);
+        resolved.resolve(applied());
+        drop(dropped);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn threads_that_charge_together_never_exceed_the_bound() {
+        let budget = Arc::new(Budget::new(10, None));
+        let charged: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| {
+                        (0..2_000)
+                            .filter(|_| {
+                                let charge = budget.charge(4);
+                                let taken = charge.is_some();
+                                drop(charge);
+                                taken
+                            })
+                            .count()
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert!(charged > 0);
+        assert_eq!(budget.used(), 0, "everything came back");
+    }
+}

@@ -179,10 +179,142 @@ fn raft_config(config: &GroupsConfig, replica: u64, applied: LogPosition) -> Con
         check_quorum: true,
         pre_vote: true,
         read_only_option: ReadOnlyOption::Safe,
-        skip_bcast_commit: false,
+        // Followers learn of a commit with the next append or heartbeat: half the messages.
+        skip_bcast_commit: true,
         batch_append: true,
         max_uncommitted_size: raft::NO_LIMIT,
         max_committed_size_per_ready: config.max_apply_bytes_per_group as u64,
         ..Config::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use shardhost_storage::{GroupMeta, Membership, NodeId, ReplicaId};
+
+    use super::*;
+
+    fn at(term: u64, index: u64) -> LogPosition {
+        LogPosition::new(term, index)
+    }
+
+    /// A replica in term 4 with entries 11 to 20 behind a snapshot at 12.
+    fn persisted() -> PersistedGroup {
+        PersistedGroup {
+            meta: GroupMeta {
+                group: GroupId::new(1),
+                replica: ReplicaId::must(2),
+                membership: Membership::initial((1..=3).map(NodeId::must)),
+                snapshot: Some(at(3, 12)),
+                labels: BTreeMap::new(),
+                kind: String::new(),
+            },
+            hard_state: HardState { term: Term::new(4), vote: None, commit: LogIndex::new(15) },
+            base: at(3, 10),
+            last: at(4, 20),
+        }
+    }
+
+    fn without_snapshot() -> PersistedGroup {
+        let mut persisted = persisted();
+        persisted.meta.snapshot = None;
+        persisted
+    }
+
+    fn fresh() -> PersistedGroup {
+        let mut fresh = without_snapshot();
+        fresh.hard_state = HardState { term: Term::new(1), vote: None, commit: LogIndex::new(0) };
+        (fresh.base, fresh.last) = (LogPosition::default(), LogPosition::default());
+        fresh
+    }
+
+    fn refused<T: std::fmt::Debug>(outcome: Result<T, GroupFault>, words: &str) {
+        let fault = outcome.expect_err(words);
+        assert!(fault.to_string().contains(words), "{fault}");
+    }
+
+    #[test]
+    fn a_machine_within_the_log_continues_where_it_stands() {
+        for index in [10, 14, 20] {
+            let decided = Opened::decide(&persisted(), Some(at(3, index)));
+            assert_eq!(decided.unwrap(), Opened::Continue(at(3, index)));
+        }
+        assert_eq!(Opened::decide(&fresh(), None).unwrap(), Opened::Continue(at(0, 0)));
+    }
+
+    #[test]
+    fn a_machine_behind_the_log_is_restored_from_the_snapshot() {
+        for machine in [None, Some(at(2, 5))] {
+            let decided = Opened::decide(&persisted(), machine).unwrap();
+            assert_eq!(decided, Opened::Restore(at(3, 12)));
+        }
+    }
+
+    #[test]
+    fn a_machine_behind_the_log_without_a_snapshot_cannot_open() {
+        refused(Opened::decide(&without_snapshot(), Some(at(2, 5))), "the newest snapshot is None");
+        let mut stale = persisted();
+        stale.meta.snapshot = Some(at(3, 9));
+        refused(Opened::decide(&stale, None), "the log starts after");
+    }
+
+    #[test]
+    fn a_machine_beyond_the_log_shows_a_lost_tail() {
+        refused(Opened::decide(&persisted(), Some(at(4, 21))), "lost its tail");
+    }
+
+    #[test]
+    fn a_sound_start_is_accepted_as_it_is() {
+        let state = check_start(&persisted(), at(3, 14)).unwrap();
+        assert_eq!(state, persisted().hard_state);
+    }
+
+    #[test]
+    fn a_commit_index_that_lags_is_lifted() {
+        let applied = check_start(&persisted(), at(4, 18)).unwrap();
+        assert_eq!(applied.commit, LogIndex::new(18), "to what is applied");
+        let mut lags = persisted();
+        lags.hard_state.commit = LogIndex::new(3);
+        let based = check_start(&lags, at(3, 10)).unwrap();
+        assert_eq!(based.commit, LogIndex::new(10), "to the base");
+    }
+
+    #[test]
+    fn a_fresh_replica_starts_in_a_term_above_zero() {
+        let mut fresh = fresh();
+        fresh.hard_state.term = Term::new(0);
+        assert_eq!(check_start(&fresh, at(0, 0)).unwrap().term, Term::new(1));
+    }
+
+    #[test]
+    fn what_raft_would_panic_on_is_refused() {
+        refused(check_start(&persisted(), at(3, 9)), "outside its log");
+        refused(check_start(&persisted(), at(4, 21)), "outside its log");
+
+        let mut stranger = persisted();
+        stranger.meta.replica = ReplicaId::must(9);
+        refused(check_start(&stranger, at(3, 14)), "no member");
+
+        let mut tail = persisted();
+        tail.hard_state.commit = LogIndex::new(21);
+        refused(check_start(&tail, at(3, 14)), "lost its tail");
+
+        let mut term = persisted();
+        term.hard_state.term = Term::new(3);
+        refused(check_start(&term, at(3, 14)), "is in term 3");
+    }
+
+    #[test]
+    fn the_applied_entry_must_be_the_one_in_the_log() {
+        let store: Arc<dyn LogStore> = Arc::new(shardhost_storage::MemoryStore::new());
+        let initial = Default::default();
+        let log = ReplicaLog::new(GroupId::new(1), store, initial, at(3, 10), at(4, 20));
+        let id = GroupId::new(1);
+        check_term(&log, id, at(3, 10)).unwrap();
+        check_term(&log, id, at(4, 20)).unwrap();
+        refused(check_term(&log, id, at(3, 20)), "the log holds term 4");
+        check_term(&log, id, LogPosition::default()).unwrap();
     }
 }

@@ -103,6 +103,14 @@ impl LeadershipEvent {
             Self::Lost(event) => event.term,
         }
     }
+    /// Grows with every edge of this host.
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        match self {
+            Self::Acquired(event) | Self::Ready(event) => event.revision,
+            Self::Lost(event) => event.revision,
+        }
+    }
 }
 
 /// Where a hook runs.
@@ -123,6 +131,8 @@ struct Hook {
     call: HookFn,
     place: &'static Location<'static>,
     active: Arc<AtomicBool>,
+    /// The revision at which it registered: its replay tells what the edges up to there led to.
+    since: u64,
     /// What this hook was last told, per group that it believes to be led here.
     told: BTreeMap<GroupId, Standing>,
 }
@@ -156,6 +166,7 @@ enum Queued {
 /// The edges of all groups of a host.
 pub struct LeadershipHub {
     state: Mutex<State>,
+    max_queued: usize,
     wake: Condvar,
     revision: watch::Sender<u64>,
     panics: AtomicU64,
@@ -189,8 +200,13 @@ impl LeadershipHub {
     /// A hub whose dispatcher is not running yet: see [`LeadershipHub::dispatch`].
     #[must_use]
     pub fn new() -> Arc<Self> {
+        Self::with_bound(MAX_QUEUED_EDGES)
+    }
+
+    fn with_bound(max_queued: usize) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
+            max_queued,
             wake: Condvar::new(),
             revision: watch::Sender::new(0),
             panics: AtomicU64::new(0),
@@ -220,7 +236,7 @@ impl LeadershipHub {
             let event = event_of(&edge, state.revision);
             note(&mut state.standings, &event);
             self.call_inline(&mut state, &event);
-            enqueue(&mut state, event);
+            enqueue(&mut state, event, self.max_queued);
         }
         let revision = state.revision;
         drop(state);
@@ -282,7 +298,9 @@ impl LeadershipHub {
             state.queue.push_back(Queued::Replay(id, replay));
         }
         let active_hook = Arc::clone(&active);
-        state.hooks.insert(id, Hook { groups, kind, call, place, active: active_hook, told });
+        let since = state.revision;
+        let hook = Hook { groups, kind, call, place, active: active_hook, since, told };
+        state.hooks.insert(id, hook);
         drop(state);
         self.wake.notify_one();
         HookGuard { hub: Arc::clone(self), id, active }
@@ -364,11 +382,11 @@ fn note(standings: &mut BTreeMap<GroupId, Standing>, event: &LeadershipEvent) {
     }
 }
 
-fn enqueue(state: &mut State, event: LeadershipEvent) {
+fn enqueue(state: &mut State, event: LeadershipEvent, max_queued: usize) {
     if !state.hooks.values().any(|hook| hook.kind == HookKind::Dispatched) {
         return;
     }
-    if state.queue.len() >= MAX_QUEUED_EDGES {
+    if state.queue.len() >= max_queued {
         state.overflowed = true;
         state.queue.clear();
     }
@@ -442,15 +460,14 @@ fn next_calls(state: &mut State) -> Vec<Call> {
         }
         Some(Queued::Edge(event)) => hooks
             .values_mut()
-            .filter(|hook| hook.kind == HookKind::Dispatched)
+            .filter(|hook| hook.kind == HookKind::Dispatched && hook.since < event.revision())
             .filter(|hook| selects(&hook.groups, labels, event.group()))
             .filter_map(|hook| follows(&hook.told, &event).then(|| call_of(hook, event)))
             .collect(),
     }
 }
 
-/// Whether an event is news to somebody: one that registered while it was queued was told of the
-/// state that the event led to.
+/// Whether an event follows from what somebody was told.
 fn follows(told: &BTreeMap<GroupId, Standing>, event: &LeadershipEvent) -> bool {
     let known = told.get(&event.group());
     match event {
@@ -513,3 +530,6 @@ impl LeadershipEvents {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -190,3 +190,6 @@ fn merge(work: VecDeque<ApplyWork>) -> Vec<ApplyWork> {
     }
     merged
 }
+
+#[cfg(test)]
+mod tests;

@@ -83,3 +83,74 @@ pub(super) fn peer_bytes(messages: &[shardhost_proto::peer::GroupMessage]) -> us
     };
     messages.iter().map(payload).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use shardhost_proto::log::Entry;
+    use shardhost_proto::peer::GroupMessage;
+    use shardhost_storage::NodeId;
+
+    use super::*;
+
+    fn from_peer() -> Input {
+        Input::Peer { from: NodeId::must(2), messages: Vec::new() }
+    }
+
+    #[test]
+    fn what_comes_from_outside_is_refused_when_the_inbox_is_full() {
+        let (inbox, outlet) = Inbox::new();
+        (0..MAX_INPUTS).for_each(|_| inbox.offer(Input::Stop).unwrap());
+        assert!(matches!(inbox.offer(Input::Stop), Err(TrySendError::Full(Input::Stop))));
+        outlet.outside.recv().unwrap();
+        inbox.offer(Input::Stop).unwrap();
+    }
+
+    #[test]
+    fn completions_fit_into_a_full_inbox() {
+        let (inbox, outlet) = Inbox::new();
+        (0..MAX_INPUTS).for_each(|_| inbox.offer(Input::Stop).unwrap());
+        inbox.complete(Input::Persisted(Vec::new()));
+        assert!(matches!(outlet.completions.recv().unwrap(), Input::Persisted(_)));
+    }
+
+    #[test]
+    fn messages_of_peers_are_bounded_in_bytes() {
+        let (inbox, outlet) = Inbox::new();
+        inbox.offer_peer(from_peer(), MAX_PEER_BYTES).unwrap();
+        inbox.offer_peer(from_peer(), 1).unwrap();
+        inbox.offer_peer(from_peer(), 1).unwrap_err();
+        outlet.took_peer_bytes(MAX_PEER_BYTES);
+        inbox.offer_peer(from_peer(), 1).unwrap();
+    }
+
+    #[test]
+    fn messages_that_find_the_inbox_full_give_their_bytes_back() {
+        let (inbox, outlet) = Inbox::new();
+        (0..MAX_INPUTS).for_each(|_| inbox.offer(Input::Stop).unwrap());
+        for _ in 0..100 {
+            inbox.offer_peer(from_peer(), MAX_PEER_BYTES).unwrap_err();
+        }
+        outlet.outside.recv().unwrap();
+        inbox.offer_peer(from_peer(), 1).unwrap();
+    }
+
+    #[test]
+    fn an_inbox_whose_worker_ended_takes_nothing() {
+        let (inbox, outlet) = Inbox::new();
+        drop(outlet);
+        assert!(matches!(inbox.offer(Input::Stop), Err(TrySendError::Disconnected(_))));
+        inbox.offer_peer(from_peer(), 1).unwrap_err();
+        // Nobody waits for it; it must not panic.
+        inbox.complete(Input::Stop);
+    }
+
+    #[test]
+    fn messages_count_with_their_payload() {
+        let empty = GroupMessage::default();
+        let entry = Entry { data: vec![0; 1_000].into(), ..Entry::default() };
+        let full = GroupMessage { entries: vec![entry; 3], ..GroupMessage::default() };
+        assert!(peer_bytes(std::slice::from_ref(&empty)) > 0, "an empty one is not free");
+        let both = peer_bytes(&[empty, full]);
+        assert!((3_000..5_000).contains(&both), "{both}");
+    }
+}
