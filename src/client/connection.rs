@@ -1,0 +1,221 @@
+//! One stream to one node for one kind of shard, shared by all operations that go there.
+//!
+//! A task owns it. It takes what waits, sends it as one batch, and hands each answer to whoever
+//! waits for it. It connects when there is something to send, and again when the stream broke.
+//! It decides nothing: what to do about a failure is up to the caller.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use shardhost_proto::client::Failure;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::yield_now;
+use tokio::time::timeout;
+use tonic::Streaming;
+
+use super::channel;
+use super::options::ClientOptions;
+use super::wire::Wire;
+
+/// Batches that wait for the connection's window.
+const BATCHES: usize = 2;
+/// A batch ends with the operation that reaches this size.
+const BATCH_BYTES: usize = 512 * 1024;
+
+/// Why an operation has no answer.
+#[derive(Clone, Debug)]
+pub(super) enum CallError {
+    /// It never left.
+    NotSent(String),
+    /// It left, and the stream broke before its answer.
+    Lost(String),
+    /// The node refused it.
+    Failed(Failure),
+    /// The node answered with nothing.
+    Empty,
+}
+
+type Reply<W> = oneshot::Sender<Result<<W as Wire>::Answer, CallError>>;
+
+/// An operation on its way.
+struct Call<W: Wire> {
+    group: u64,
+    operation: W::Operation,
+    reply: Reply<W>,
+}
+
+/// The near end of a stream. The task ends when the last one is dropped.
+pub(super) struct Connection<W: Wire> {
+    calls: mpsc::Sender<Call<W>>,
+}
+
+impl<W: Wire> Clone for Connection<W> {
+    fn clone(&self) -> Self {
+        Self { calls: self.calls.clone() }
+    }
+}
+
+impl<W: Wire> Connection<W> {
+    /// Starts the task. Connects nothing yet.
+    pub(super) fn start(address: String, options: Arc<ClientOptions>) -> Self {
+        let (calls, receiver) = mpsc::channel(options.max_waiting.max(1));
+        tokio::spawn(Task::<W>::new(address, options, receiver).run());
+        Self { calls }
+    }
+
+    /// Sends one operation and waits for its answer.
+    pub(super) async fn call(
+        &self,
+        group: u64,
+        operation: W::Operation,
+    ) -> Result<W::Answer, CallError> {
+        let (reply, answer) = oneshot::channel();
+        let ended = || CallError::NotSent("the connection's task ended".into());
+        self.calls.send(Call { group, operation, reply }).await.map_err(|_| ended())?;
+        answer.await.unwrap_or_else(|_| Err(CallError::Lost("the connection's task ended".into())))
+    }
+}
+
+struct Task<W: Wire> {
+    address: String,
+    options: Arc<ClientOptions>,
+    calls: mpsc::Receiver<Call<W>>,
+    /// Taken from `calls` and not sent yet.
+    waiting: VecDeque<Call<W>>,
+    /// Sent and not answered yet.
+    pending: HashMap<u64, Reply<W>>,
+    last_id: u64,
+}
+
+/// An open stream.
+struct Open<W: Wire> {
+    batches: mpsc::Sender<W::Batch>,
+    replies: Streaming<W::Replies>,
+}
+
+impl<W: Wire> Task<W> {
+    fn new(address: String, options: Arc<ClientOptions>, calls: mpsc::Receiver<Call<W>>) -> Self {
+        let (waiting, pending) = (VecDeque::new(), HashMap::new());
+        Self { address, options, calls, waiting, pending, last_id: 0 }
+    }
+
+    async fn run(mut self) {
+        while self.take_waiting().await {
+            match self.connect().await {
+                Ok(open) => {
+                    let why = self.exchange(open).await;
+                    self.fail(&why);
+                }
+                Err(why) => self.fail(&why),
+            }
+        }
+    }
+
+    /// Waits for something to send; `false` when nothing will come any more.
+    async fn take_waiting(&mut self) -> bool {
+        if !self.waiting.is_empty() {
+            return true;
+        }
+        match self.calls.recv().await {
+            Some(call) => {
+                self.waiting.push_back(call);
+                true
+            }
+            None => false,
+        }
+    }
+
+    async fn connect(&self) -> Result<Open<W>, String> {
+        let channel = channel::open(&self.address, &self.options)?;
+        let (batches, receiver) = mpsc::channel(BATCHES);
+        match timeout(self.options.connect_timeout, W::open(channel, receiver)).await {
+            Ok(Ok(replies)) => Ok(Open { batches, replies }),
+            Ok(Err(status)) => Err(format!("{} cannot be reached: {status}", self.address)),
+            Err(_) => Err(format!(
+                "{} did not answer within {:?}",
+                self.address, self.options.connect_timeout
+            )),
+        }
+    }
+
+    /// Sends and receives until the stream breaks, or nobody is left to send for.
+    async fn exchange(&mut self, mut open: Open<W>) -> String {
+        let mut taken = Vec::new();
+        let mut callers_left = true;
+        loop {
+            let has_room = self.pending.len() < self.options.max_in_flight;
+            tokio::select! {
+                // Answers free callers; what waits is gathered before it is sent.
+                biased;
+                replies = open.replies.message() => match replies {
+                    Ok(Some(replies)) => self.answer(replies),
+                    Ok(None) => return format!("{} ended the stream", self.address),
+                    Err(status) => return format!("the stream to {} broke: {status}", self.address),
+                },
+                count = self.calls.recv_many(&mut taken, self.options.max_batch),
+                    if callers_left && self.waiting.len() < self.options.max_batch =>
+                {
+                    callers_left = count > 0;
+                    self.waiting.extend(taken.drain(..));
+                    // Whoever is ready to call joins the same batch.
+                    yield_now().await;
+                }
+                // Only with a place in hand is anything counted as sent.
+                place = open.batches.reserve(), if has_room && !self.waiting.is_empty() => {
+                    match place {
+                        Ok(place) => place.send(self.next_batch()),
+                        Err(_) => return format!("the stream to {} is closed", self.address),
+                    }
+                }
+            }
+            if !callers_left && self.waiting.is_empty() && self.pending.is_empty() {
+                return "the client is closed".into();
+            }
+        }
+    }
+
+    fn next_batch(&mut self) -> W::Batch {
+        let mut bytes = 0;
+        let mut batch = Vec::new();
+        while bytes < BATCH_BYTES
+            && batch.len() < self.options.max_batch
+            && let Some(call) = self.waiting.pop_front()
+        {
+            // Whoever waited for it has given up: it must not take effect behind their back.
+            if call.reply.is_closed() {
+                continue;
+            }
+            bytes += W::size(&call.operation);
+            self.last_id += 1;
+            self.pending.insert(self.last_id, call.reply);
+            batch.push((self.last_id, call.group, call.operation));
+        }
+        W::batch(batch.into_iter())
+    }
+
+    fn answer(&mut self, replies: W::Replies) {
+        for (id, result) in W::answers(replies) {
+            let result = match result {
+                Some(Ok(answer)) => Ok(answer),
+                Some(Err(failure)) => Err(CallError::Failed(failure)),
+                None => Err(CallError::Empty),
+            };
+            if let Some(reply) = self.pending.remove(&id) {
+                // Refused when the caller has given up.
+                drop(reply.send(result));
+            }
+        }
+    }
+
+    fn fail(&mut self, why: &str) {
+        for (_, reply) in self.pending.drain() {
+            drop(reply.send(Err(CallError::Lost(why.to_owned()))));
+        }
+        while let Ok(call) = self.calls.try_recv() {
+            self.waiting.push_back(call);
+        }
+        for call in self.waiting.drain(..) {
+            drop(call.reply.send(Err(CallError::NotSent(why.to_owned()))));
+        }
+    }
+}

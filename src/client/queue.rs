@@ -1,0 +1,206 @@
+//! What a client does with queues.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use shardhost_proto::client::queue_reply::Result as Answer;
+use shardhost_proto::client::queue_request::Operation;
+use shardhost_proto::client::{
+    Ack, Acked, Consistency, Deliveries, Delivery, Peek, Receive, Send, Sent,
+};
+use shardhost_storage::{GroupId, NodeId};
+
+use super::caller::{Caller, Nature};
+use super::error::ClientError;
+use super::wire::QueueWire;
+use crate::shards::routing::shard_of;
+
+/// A client of the cluster's queues. Cheap to clone.
+#[derive(Clone)]
+pub struct QueueClient {
+    caller: Arc<Caller<QueueWire>>,
+}
+
+/// Messages that were received from a shard, to be acked there.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Received {
+    /// The shard they came from.
+    pub shard: usize,
+    /// The messages.
+    pub messages: Vec<Delivery>,
+    /// The shard has more that could be received now.
+    pub more: bool,
+}
+
+impl Received {
+    /// The receipts of all messages, for [`QueueClient::ack`].
+    pub fn receipts(&self) -> impl Iterator<Item = u64> + '_ {
+        self.messages.iter().map(|message| message.receipt)
+    }
+}
+
+impl QueueClient {
+    pub(super) const fn new(caller: Arc<Caller<QueueWire>>) -> Self {
+        Self { caller }
+    }
+
+    /// How many shards the cluster's queues have.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.caller.routes().len()
+    }
+
+    /// The shard that a partition key belongs to.
+    ///
+    /// # Errors
+    /// [`ClientError::NoShards`].
+    pub fn shard_of(&self, partition_key: &[u8]) -> Result<usize, ClientError> {
+        let shards = NonZeroUsize::new(self.shards());
+        let shards = shards.ok_or(ClientError::NoShards { kind: crate::shards::QUEUE_KIND })?;
+        Ok(shard_of(partition_key, shards))
+    }
+
+    /// The group of a shard.
+    #[must_use]
+    pub fn group(&self, shard: usize) -> Option<GroupId> {
+        self.caller.routes().get(shard).map(|route| GroupId::new(route.group))
+    }
+
+    /// Appends a message. Messages of one partition key keep their order if each is sent after
+    /// the one before was acknowledged. With a de-duplication id it is stored once, however often
+    /// it is sent within the window; without (an empty one), a send whose outcome is unknown is
+    /// not repeated.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn send(
+        &self,
+        partition_key: impl Into<Bytes>,
+        body: impl Into<Bytes>,
+        dedup_id: impl Into<Bytes>,
+    ) -> Result<Sent, ClientError> {
+        let send = Send {
+            partition_key: partition_key.into(),
+            body: body.into(),
+            dedup_id: dedup_id.into(),
+        };
+        let shard = self.shard_of(&send.partition_key)?;
+        let nature = if send.dedup_id.is_empty() { Nature::Once } else { Nature::Idempotent };
+        match self.caller.call(shard, Operation::Send(send), nature).await? {
+            Answer::Sent(sent) => Ok(sent),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Takes up to `max_messages` of a shard and hides them from others for `visibility`.
+    ///
+    /// # Errors
+    /// [`ClientError`]. It is never sent twice; what a receive with an unknown outcome took comes
+    /// back when its visibility ends.
+    pub async fn receive(
+        &self,
+        shard: usize,
+        max_messages: u32,
+        visibility: Duration,
+    ) -> Result<Received, ClientError> {
+        self.receive_of(shard, max_messages, visibility, Bytes::new()).await
+    }
+
+    /// As [`QueueClient::receive`], but messages of one partition key only.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn receive_partition(
+        &self,
+        partition_key: impl Into<Bytes>,
+        max_messages: u32,
+        visibility: Duration,
+    ) -> Result<Received, ClientError> {
+        let partition_key = partition_key.into();
+        let shard = self.shard_of(&partition_key)?;
+        self.receive_of(shard, max_messages, visibility, partition_key).await
+    }
+
+    async fn receive_of(
+        &self,
+        shard: usize,
+        max_messages: u32,
+        visibility: Duration,
+        partition_key: Bytes,
+    ) -> Result<Received, ClientError> {
+        let visibility_ms = u64::try_from(visibility.as_millis()).unwrap_or(u64::MAX);
+        let receive = Receive { max_messages, visibility_ms, partition_key };
+        let answer = self.caller.call(shard, Operation::Receive(receive), Nature::Once).await?;
+        let Deliveries { messages, more } = deliveries(answer)?;
+        Ok(Received { shard, messages, more })
+    }
+
+    /// Removes messages that were received from `shard`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn ack(
+        &self,
+        shard: usize,
+        receipts: impl IntoIterator<Item = u64>,
+    ) -> Result<Acked, ClientError> {
+        let ack = Ack { receipts: receipts.into_iter().collect() };
+        match self.caller.call(shard, Operation::Ack(ack), Nature::Idempotent).await? {
+            Answer::Acked(acked) => Ok(acked),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The messages of a shard from `from_sequence` on, received or not; receives none.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn peek(
+        &self,
+        shard: usize,
+        from_sequence: u64,
+        limit: Option<u32>,
+    ) -> Result<Deliveries, ClientError> {
+        let operation = peek(from_sequence, limit, Consistency::Linearizable);
+        deliveries(self.caller.call(shard, operation, Nature::Read).await?)
+    }
+
+    /// As [`QueueClient::peek`], but what the replica on `node` has, however old.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the node is asked once, and no other in its place.
+    pub async fn peek_via(
+        &self,
+        node: NodeId,
+        shard: usize,
+        from_sequence: u64,
+        limit: Option<u32>,
+    ) -> Result<Deliveries, ClientError> {
+        let operation = peek(from_sequence, limit, Consistency::Stale);
+        deliveries(self.caller.call_at(node.get(), shard, operation).await?)
+    }
+}
+
+fn peek(from_sequence: u64, limit: Option<u32>, consistency: Consistency) -> Operation {
+    let limit = limit.unwrap_or_default();
+    Operation::Peek(Peek { from_sequence, limit, consistency: consistency.into() })
+}
+
+fn deliveries(answer: Answer) -> Result<Deliveries, ClientError> {
+    match answer {
+        Answer::Deliveries(deliveries) => Ok(deliveries),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn unexpected(answer: &Answer) -> ClientError {
+    let kind = match answer {
+        Answer::Sent(_) => "a sent",
+        Answer::Deliveries(_) => "deliveries",
+        Answer::Acked(_) => "an acked",
+        Answer::Failure(_) => "a failure",
+    };
+    ClientError::Protocol { message: format!("the reply is {kind}") }
+}

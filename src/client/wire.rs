@@ -1,0 +1,126 @@
+//! What is different between the streams of tables and of queues.
+
+use std::future::Future;
+
+use shardhost_proto::client::queue_client::QueueClient;
+use shardhost_proto::client::table_client::TableClient;
+use shardhost_proto::client::{
+    Failure, QueueBatch, QueueReplies, QueueRequest, TableBatch, TableReplies, TableRequest,
+    queue_reply, queue_request, table_reply, table_request,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use crate::service::MAX_BATCH_BYTES;
+use crate::shards::{QUEUE_KIND, TABLE_KIND};
+
+/// An answer by the id of its request; `None` when the node sent an empty one.
+pub(super) type Answered<A> = (u64, Option<Result<A, Failure>>);
+
+/// One kind of shard, as it is spoken to.
+pub(super) trait Wire: Send + Sync + 'static {
+    /// Name of the kind.
+    const KIND: &'static str;
+    /// What is to be done.
+    type Operation: Clone + Send + Sync + 'static;
+    /// What came of it.
+    type Answer: Send + 'static;
+    /// What is sent.
+    type Batch: Send + 'static;
+    /// What arrives.
+    type Replies: Send + 'static;
+
+    /// Bytes of an operation on the wire.
+    fn size(operation: &Self::Operation) -> usize;
+    /// A batch of (id, group, operation).
+    fn batch(operations: impl Iterator<Item = (u64, u64, Self::Operation)>) -> Self::Batch;
+    /// The answers of a batch of replies.
+    fn answers(replies: Self::Replies) -> impl Iterator<Item = Answered<Self::Answer>> + Send;
+    /// Opens the stream to a node.
+    fn open(
+        channel: Channel,
+        batches: mpsc::Receiver<Self::Batch>,
+    ) -> impl Future<Output = Result<Streaming<Self::Replies>, Status>> + Send;
+}
+
+/// Tables.
+pub(super) struct TableWire;
+
+impl Wire for TableWire {
+    const KIND: &'static str = TABLE_KIND;
+    type Operation = table_request::Operation;
+    type Answer = table_reply::Result;
+    type Batch = TableBatch;
+    type Replies = TableReplies;
+
+    fn size(operation: &Self::Operation) -> usize {
+        operation.encoded_len()
+    }
+
+    fn batch(operations: impl Iterator<Item = (u64, u64, Self::Operation)>) -> TableBatch {
+        let requests = operations
+            .map(|(id, group, operation)| TableRequest { id, group, operation: Some(operation) })
+            .collect();
+        TableBatch { requests }
+    }
+
+    fn answers(replies: TableReplies) -> impl Iterator<Item = Answered<Self::Answer>> + Send {
+        replies.replies.into_iter().map(|reply| {
+            let result = reply.result.map(|result| match result {
+                table_reply::Result::Failure(failure) => Err(failure),
+                other => Ok(other),
+            });
+            (reply.id, result)
+        })
+    }
+
+    async fn open(
+        channel: Channel,
+        batches: mpsc::Receiver<TableBatch>,
+    ) -> Result<Streaming<TableReplies>, Status> {
+        let mut client = TableClient::new(channel).max_decoding_message_size(MAX_BATCH_BYTES);
+        Ok(client.pipeline(ReceiverStream::new(batches)).await?.into_inner())
+    }
+}
+
+/// Queues.
+pub(super) struct QueueWire;
+
+impl Wire for QueueWire {
+    const KIND: &'static str = QUEUE_KIND;
+    type Operation = queue_request::Operation;
+    type Answer = queue_reply::Result;
+    type Batch = QueueBatch;
+    type Replies = QueueReplies;
+
+    fn size(operation: &Self::Operation) -> usize {
+        operation.encoded_len()
+    }
+
+    fn batch(operations: impl Iterator<Item = (u64, u64, Self::Operation)>) -> QueueBatch {
+        let requests = operations
+            .map(|(id, group, operation)| QueueRequest { id, group, operation: Some(operation) })
+            .collect();
+        QueueBatch { requests }
+    }
+
+    fn answers(replies: QueueReplies) -> impl Iterator<Item = Answered<Self::Answer>> + Send {
+        replies.replies.into_iter().map(|reply| {
+            let result = reply.result.map(|result| match result {
+                queue_reply::Result::Failure(failure) => Err(failure),
+                other => Ok(other),
+            });
+            (reply.id, result)
+        })
+    }
+
+    async fn open(
+        channel: Channel,
+        batches: mpsc::Receiver<QueueBatch>,
+    ) -> Result<Streaming<QueueReplies>, Status> {
+        let mut client = QueueClient::new(channel).max_decoding_message_size(MAX_BATCH_BYTES);
+        Ok(client.pipeline(ReceiverStream::new(batches)).await?.into_inner())
+    }
+}

@@ -1,0 +1,74 @@
+//! How the errors of a group are told to a client: what it may do next, and whom to ask.
+
+use shardhost_groups::machine::QueryError;
+use shardhost_groups::{LeaderHint, ProposeError, ReadError, RejectReason};
+use shardhost_proto::client::{Failure, FailureReason};
+use shardhost_storage::GroupId;
+
+use super::GroupLookup;
+
+/// A failure without a leader to ask.
+pub(super) fn failure(reason: FailureReason, message: impl ToString) -> Failure {
+    Failure { reason: reason.into(), message: message.to_string(), ..Failure::default() }
+}
+
+/// This host has no replica of the group, or one of another kind.
+pub(super) fn unknown_group(group: GroupId, kind: &str) -> Failure {
+    let message = format!("this node serves no {kind} shard in group {group}");
+    failure(FailureReason::UnknownGroup, message)
+}
+
+/// A write was not acknowledged.
+pub(super) fn of_proposal(error: &ProposeError, lookup: &dyn GroupLookup) -> Failure {
+    let reason = match error {
+        // Another entry took its place, or the host is going: the next leader takes it.
+        ProposeError::NotLeader { .. } | ProposeError::Superseded { .. } => {
+            FailureReason::NotLeader
+        }
+        ProposeError::Rejected { reason, .. } => of_rejection(reason),
+        ProposeError::Faulted { .. } => FailureReason::GroupFailed,
+        // Also whatever is added later: what is not known to be definite is not.
+        _ => FailureReason::OutcomeUnknown,
+    };
+    with_leader(failure(reason, error), error.leader_hint(), lookup)
+}
+
+const fn of_rejection(reason: &RejectReason) -> FailureReason {
+    match reason {
+        RejectReason::Busy => FailureReason::Overloaded,
+        RejectReason::Transferring => FailureReason::Transferring,
+        RejectReason::TooLarge { .. } | RejectReason::Empty => FailureReason::Invalid,
+        // Stopping, a term that passed, and what is added later: all definite, try elsewhere.
+        _ => FailureReason::NotLeader,
+    }
+}
+
+/// A read was not answered.
+pub(super) fn of_read(error: &ReadError, lookup: &dyn GroupLookup) -> Failure {
+    let (reason, hint) = match error {
+        ReadError::NotLeader { hint, .. } => (FailureReason::NotLeader, hint.as_ref()),
+        ReadError::Transferring { .. } => (FailureReason::Transferring, None),
+        ReadError::Unconfirmed { .. } | ReadError::Stopped { .. } => {
+            (FailureReason::NotLeader, None)
+        }
+        ReadError::Faulted { .. } | ReadError::Query(QueryError::Failed(_)) => {
+            (FailureReason::GroupFailed, None)
+        }
+        ReadError::Query(_) => (FailureReason::Invalid, None),
+        // Busy, a slow machine, and what is added later: a read may always be asked again.
+        _ => (FailureReason::Overloaded, None),
+    };
+    with_leader(failure(reason, error), hint, lookup)
+}
+
+fn with_leader(
+    mut failure: Failure,
+    hint: Option<&LeaderHint>,
+    lookup: &dyn GroupLookup,
+) -> Failure {
+    if let Some(hint) = hint {
+        failure.leader_node = hint.node.get();
+        failure.leader_address = lookup.address(hint.node).unwrap_or_default();
+    }
+    failure
+}

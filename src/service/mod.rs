@@ -1,0 +1,88 @@
+//! What a host offers to clients over gRPC: tables, queues, and where their shards are led.
+//!
+//! A client sends batches of requests down one stream and gets batches of replies back, by id and
+//! in any order. A batch costs one submission per group it writes to; whatever completed since
+//! the last reply goes out together. One bad request is answered as such and disturbs no other.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`GroupLookup`] | what the services ask of the host |
+//! | [`table_server`], [`queue_server`] | the pipelined services of the two kinds of shard |
+//! | [`directory_server`] | which shards there are, and who leads them |
+//!
+//! The services know groups by their handles only; who holds which replica, and why, is the
+//! host's.
+
+mod directory;
+mod failure;
+mod in_flight;
+mod pipeline;
+mod queue;
+mod table;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use shardhost_groups::Group;
+use shardhost_proto::client::directory_server::DirectoryServer;
+use shardhost_proto::client::queue_server::QueueServer;
+use shardhost_proto::client::table_server::TableServer;
+use shardhost_storage::{GroupId, NodeId};
+
+pub use self::directory::DirectoryService;
+pub use self::pipeline::PipelineService;
+pub use self::queue::QueueProtocol;
+pub use self::table::TableProtocol;
+
+/// Largest batch of requests or replies, encoded. What arrives larger ends the stream.
+pub const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// Requests in one batch. More end the stream.
+pub const MAX_BATCH_REQUESTS: usize = 16_384;
+/// Requests of one stream that may be in flight before no further batch is read.
+pub const MAX_IN_FLIGHT_REQUESTS: usize = 32_768;
+/// The same in bytes of commands, with [`REQUEST_OVERHEAD_BYTES`] each.
+pub const MAX_IN_FLIGHT_BYTES: usize = 32 * 1024 * 1024;
+/// What a request in flight counts for beside its bytes.
+pub const REQUEST_OVERHEAD_BYTES: usize = 128;
+/// Weight of the reads of one stream that may be running or waiting to be sent: a get weighs 1,
+/// a scan or a peek [`RANGE_READ_WEIGHT`].
+pub const MAX_READ_WEIGHT: u32 = 256;
+/// Weight of a scan or a peek, whose answer may be some MiB large.
+pub const RANGE_READ_WEIGHT: u32 = 8;
+
+/// What the services ask of the host.
+pub trait GroupLookup: Send + Sync + 'static {
+    /// The replica of a group on this host.
+    fn group(&self, id: GroupId) -> Option<Group>;
+
+    /// The groups of all shards of a kind, on this host or not, by shard number: the same list on
+    /// every node.
+    fn shards(&self, kind: &str) -> Vec<GroupId>;
+
+    /// Where the clients of each node connect to.
+    fn addresses(&self) -> BTreeMap<NodeId, String>;
+
+    /// Where the clients of one node connect to.
+    fn address(&self, node: NodeId) -> Option<String> {
+        self.addresses().remove(&node)
+    }
+}
+
+/// The table service of a host.
+pub fn table_server(lookup: Arc<dyn GroupLookup>) -> TableServer<PipelineService<TableProtocol>> {
+    TableServer::new(PipelineService::new(lookup))
+        .max_decoding_message_size(MAX_BATCH_BYTES)
+        .max_encoding_message_size(MAX_BATCH_BYTES)
+}
+
+/// The queue service of a host.
+pub fn queue_server(lookup: Arc<dyn GroupLookup>) -> QueueServer<PipelineService<QueueProtocol>> {
+    QueueServer::new(PipelineService::new(lookup))
+        .max_decoding_message_size(MAX_BATCH_BYTES)
+        .max_encoding_message_size(MAX_BATCH_BYTES)
+}
+
+/// The directory of a host.
+pub fn directory_server(lookup: Arc<dyn GroupLookup>) -> DirectoryServer<DirectoryService> {
+    DirectoryServer::new(DirectoryService::new(lookup))
+}

@@ -1,0 +1,123 @@
+//! The queue service: client messages to commands and queries, and their answers back.
+//!
+//! The commands of a queue carry the time; it is this host's, at the arrival of the batch.
+
+use bytes::Bytes;
+use shardhost_groups::Applied;
+use shardhost_proto::client::queue_reply::Result as Answer;
+use shardhost_proto::client::queue_request::Operation;
+use shardhost_proto::client::queue_server::Queue;
+use shardhost_proto::client::{
+    Failure, FailureReason, QueueBatch, QueueReplies, QueueReply, QueueRequest, Sent,
+};
+use shardhost_storage::GroupId;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::failure::failure;
+use super::pipeline::{PipelineService, Plan, Planned, Protocol, ReplyStream};
+use super::table::read_mode;
+use crate::shards::QUEUE_KIND;
+use crate::shards::queue::{QueueCommand, QueueQuery, QueueResponse, Receipt};
+
+/// How queues are spoken to.
+pub struct QueueProtocol;
+
+#[tonic::async_trait]
+impl Queue for PipelineService<QueueProtocol> {
+    type PipelineStream = ReplyStream<QueueProtocol>;
+
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<QueueBatch>>,
+    ) -> Result<Response<Self::PipelineStream>, Status> {
+        Ok(self.serve(request.into_inner()))
+    }
+}
+
+impl Protocol for QueueProtocol {
+    const KIND: &'static str = QUEUE_KIND;
+    type Batch = QueueBatch;
+    type Request = QueueRequest;
+    type Reply = QueueReply;
+    type Replies = QueueReplies;
+
+    fn requests(batch: QueueBatch) -> Vec<QueueRequest> {
+        batch.requests
+    }
+
+    fn plan(request: QueueRequest, now_ms: u64) -> Planned {
+        let plan = match request.operation {
+            None => Plan::Invalid("the request names no operation".into()),
+            Some(operation) => plan(operation, now_ms),
+        };
+        Planned { id: request.id, group: GroupId::new(request.group), plan }
+    }
+
+    fn written(id: u64, applied: &Applied) -> QueueReply {
+        let result = match QueueResponse::decode(&applied.response) {
+            Ok(QueueResponse::Sent { sequence, duplicate }) => {
+                Answer::Sent(Sent { sequence, duplicate, index: applied.index.get() })
+            }
+            Ok(QueueResponse::Deliveries(deliveries)) => Answer::Deliveries(deliveries),
+            Ok(QueueResponse::Acked(acked)) => Answer::Acked(acked),
+            Ok(QueueResponse::Invalid { message }) => {
+                Answer::Failure(failure(FailureReason::Invalid, message))
+            }
+            Ok(QueueResponse::Full) => {
+                Answer::Failure(failure(FailureReason::Overloaded, "the queue shard is full"))
+            }
+            Err(error) => Answer::Failure(failure(FailureReason::GroupFailed, error)),
+        };
+        QueueReply { id, result: Some(result) }
+    }
+
+    fn answered(id: u64, answer: &Bytes) -> QueueReply {
+        let result = match QueueQuery::decode_answer(answer) {
+            Ok(deliveries) => Answer::Deliveries(deliveries),
+            Err(error) => Answer::Failure(failure(FailureReason::GroupFailed, error)),
+        };
+        QueueReply { id, result: Some(result) }
+    }
+
+    fn failed(id: u64, failure: Failure) -> QueueReply {
+        QueueReply { id, result: Some(Answer::Failure(failure)) }
+    }
+
+    fn replies(replies: Vec<QueueReply>) -> QueueReplies {
+        QueueReplies { replies }
+    }
+}
+
+fn plan(operation: Operation, now_ms: u64) -> Plan {
+    match operation {
+        Operation::Send(send) => {
+            write(QueueCommand::send(now_ms, &send.partition_key, &send.body, &send.dedup_id))
+        }
+        Operation::Receive(receive) => write(QueueCommand::receive(
+            now_ms,
+            receive.max_messages,
+            receive.visibility_ms,
+            &receive.partition_key,
+        )),
+        Operation::Ack(ack) => {
+            let receipts = ack.receipts.into_iter().map(Receipt::from_number);
+            write(QueueCommand::ack(now_ms, receipts))
+        }
+        Operation::Peek(peek) => {
+            let mode = read_mode(peek.consistency());
+            let query = QueueQuery::Peek(peek);
+            match query.check() {
+                Ok(()) => Plan::Range(mode, query.encode()),
+                Err(error) => Plan::Invalid(error.to_string()),
+            }
+        }
+    }
+}
+
+/// Refuses here what every replica would refuse, before it is in a log.
+fn write(command: Bytes) -> Plan {
+    match QueueCommand::decode(&command) {
+        Ok(_) => Plan::Write(command),
+        Err(error) => Plan::Invalid(error.to_string()),
+    }
+}

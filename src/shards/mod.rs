@@ -1,0 +1,32 @@
+//! The two kinds of shard that a host offers by itself: tables and queues.
+//!
+//! Both are state machines of a Raft group, and both keep their state in the one [`StateDb`] of
+//! the host, so that a group costs no file, no thread and no memtable of its own.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`state_db`] | the state of all groups of a host in one RocksDB, without a log of its own |
+//! | [`table`] | put, delete, compare-and-set, get and scan over byte keys |
+//! | [`queue`] | messages in order per partition key: send, receive, ack, peek |
+//! | [`routing`] | which shard a key belongs to |
+//!
+//! What is here knows neither Raft nor networks: it is given committed commands and answers them.
+
+mod codec;
+mod hash;
+pub mod queue;
+pub mod routing;
+pub mod state_db;
+pub mod table;
+#[cfg(test)]
+mod testing;
+
+pub use codec::DecodeError;
+pub use queue::QueueMachine;
+pub use state_db::{StateDb, StateDbError, StateDbOptions};
+pub use table::TableMachine;
+
+/// Name of the table kind, as groups and the directory of shards spell it.
+pub const TABLE_KIND: &str = "table";
+/// Name of the queue kind, as groups and the directory of shards spell it.
+pub const QUEUE_KIND: &str = "queue";

@@ -1,0 +1,206 @@
+//! The state machine of a queue shard.
+
+use std::collections::HashMap;
+use std::io::Read;
+
+use bytes::Bytes;
+use rocksdb::WriteBatch;
+use shardhost_groups::machine::{
+    ApplyBatch, ApplyFault, QueryError, SnapshotWriter, StateChecksum, StateMachine,
+};
+use shardhost_proto::client::{Acked, Deliveries, Delivery};
+use shardhost_storage::{LogIndex, LogPosition};
+
+use super::command::{QueueCommand, QueueOperation, Receipts};
+use super::index::{Take, Taken};
+use super::query::QueueQuery;
+use super::record::{self, COUNTERS, DEDUP, DELIVERY, DedupRecord, Delivered, MESSAGE, Message};
+use super::response::QueueResponse;
+use super::store::{self, Loaded};
+use super::{MAX_DELIVERY_BYTES, MAX_MESSAGES, MAX_SEQUENCE, Receipt};
+use crate::shards::state_db::{GroupState, StateDbError};
+
+/// A queue shard's replicated state. Keeps itself in the host's [`StateDb`]; what it needs in
+/// memory is loaded with the first command.
+///
+/// [`StateDb`]: crate::shards::StateDb
+pub struct QueueMachine {
+    state: GroupState,
+    loaded: Option<Box<Loaded>>,
+}
+
+impl QueueMachine {
+    pub(crate) const fn new(state: GroupState) -> Self {
+        Self { state, loaded: None }
+    }
+
+    fn take_loaded(&mut self) -> Result<Box<Loaded>, StateDbError> {
+        match self.loaded.take() {
+            Some(loaded) => Ok(loaded),
+            None => Ok(Box::new(store::load(&self.state)?)),
+        }
+    }
+}
+
+impl StateMachine for QueueMachine {
+    fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
+        Ok(self.state.applied()?)
+    }
+
+    fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
+        let last = batch.last();
+        if batch.is_empty() {
+            return Ok(self.state.commit(WriteBatch::default(), last)?);
+        }
+        // Taken out: should anything fail, no index stays that is ahead of what was written.
+        let mut loaded = self.take_loaded()?;
+        let mut work = Work::new(&self.state, &mut loaded);
+        for command in batch.commands() {
+            let response = match QueueCommand::decode(command.data()) {
+                Ok(decoded) => work.run(decoded)?,
+                Err(error) => QueueResponse::Invalid { message: error.to_string() },
+            };
+            command.respond(response.encode());
+        }
+        let writes = work.finish();
+        self.state.commit(writes, last)?;
+        self.loaded = Some(loaded);
+        Ok(())
+    }
+
+    fn query(&self, request: &Bytes) -> Result<Bytes, QueryError> {
+        let query = QueueQuery::decode(request);
+        let QueueQuery::Peek(peek) =
+            query.map_err(|error| QueryError::Invalid(error.to_string()))?;
+        Ok(QueueQuery::encode_answer(&store::peek(&self.state, &peek)?))
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
+        Ok(self.state.snapshot()?)
+    }
+
+    fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault> {
+        self.loaded = None;
+        Ok(self.state.restore(at, source, record::check)?)
+    }
+
+    fn durable_index(&self) -> Option<LogIndex> {
+        Some(self.state.durable())
+    }
+
+    fn checksum(&self) -> Result<StateChecksum, QueryError> {
+        Ok(store::checksum(&self.state)?)
+    }
+}
+
+/// One batch of commands being applied.
+struct Work<'a> {
+    state: &'a GroupState,
+    loaded: &'a mut Loaded,
+    writes: WriteBatch,
+    /// Records of messages sent in this batch, which cannot be read from disk yet.
+    sent: HashMap<u64, Bytes>,
+}
+
+impl<'a> Work<'a> {
+    fn new(state: &'a GroupState, loaded: &'a mut Loaded) -> Self {
+        Self { state, loaded, writes: WriteBatch::default(), sent: HashMap::new() }
+    }
+
+    fn run(&mut self, command: QueueCommand<'_>) -> Result<QueueResponse, StateDbError> {
+        self.loaded.index.advance(command.now_ms);
+        match command.operation {
+            QueueOperation::Send { partition_key, body, dedup_id } => {
+                Ok(self.send(partition_key, body, dedup_id))
+            }
+            QueueOperation::Receive { max_messages, visibility_ms, partition_key } => {
+                self.receive(Take {
+                    max_messages: max_messages as usize,
+                    max_bytes: MAX_DELIVERY_BYTES,
+                    visibility_ms,
+                    partition_key: (!partition_key.is_empty()).then_some(partition_key),
+                })
+            }
+            QueueOperation::Ack { receipts } => Ok(self.ack(receipts)),
+        }
+    }
+
+    fn send(&mut self, partition_key: &[u8], body: &[u8], dedup_id: &[u8]) -> QueueResponse {
+        let Loaded { index, dedup } = &mut *self.loaded;
+        if let Some(sequence) = dedup.find(dedup_id, index.now_ms()) {
+            return QueueResponse::Sent { sequence, duplicate: true };
+        }
+        if index.len() >= MAX_MESSAGES || index.last_sequence() >= MAX_SEQUENCE {
+            return QueueResponse::Full;
+        }
+        // A body is bounded far below 4 GiB.
+        let sequence = index.push(partition_key, body.len() as u32);
+        let record = Message::encode(partition_key, body);
+        self.writes.put(self.state.space().number_key(MESSAGE, sequence), &record);
+        self.sent.insert(sequence, record);
+        if !dedup_id.is_empty() {
+            self.remember(dedup_id, sequence);
+        }
+        QueueResponse::Sent { sequence, duplicate: false }
+    }
+
+    fn remember(&mut self, id: &[u8], sequence: u64) {
+        let space = self.state.space();
+        let Loaded { index, dedup } = &mut *self.loaded;
+        let sent_ms = index.now_ms();
+        let ordinal = dedup.insert(id, sequence, sent_ms);
+        let record = DedupRecord { sent_ms, sequence, id };
+        self.writes.put(space.number_key(DEDUP, ordinal), record.encode());
+        for gone in dedup.evict(sent_ms) {
+            self.writes.delete(space.number_key(DEDUP, gone));
+        }
+    }
+
+    fn receive(&mut self, wanted: Take<'_>) -> Result<QueueResponse, StateDbError> {
+        let taken = self.loaded.index.take(wanted);
+        let messages =
+            taken.into_iter().map(|taken| self.deliver(taken)).collect::<Result<_, _>>()?;
+        let more = wanted.partition_key.is_none() && self.loaded.index.has_available();
+        Ok(QueueResponse::Deliveries(Deliveries { messages, more }))
+    }
+
+    fn deliver(&mut self, taken: Taken) -> Result<Delivery, StateDbError> {
+        let Taken { sequence, attempt, deadline_ms } = taken;
+        let delivered = Delivered { attempt, deadline_ms };
+        let key = self.state.space().number_key(DELIVERY, sequence);
+        self.writes.put(key, delivered.encode());
+        let message = match self.sent.get(&sequence) {
+            Some(record) => store::decode_message(self.state, sequence, record)?,
+            None => store::message(self.state, sequence)?,
+        };
+        Ok(Delivery {
+            sequence,
+            partition_key: message.partition_key,
+            body: message.body,
+            receipt: Receipt::new(sequence, attempt).number(),
+            attempt,
+        })
+    }
+
+    fn ack(&mut self, receipts: Receipts<'_>) -> QueueResponse {
+        let space = self.state.space();
+        let mut answer = Acked::default();
+        for receipt in receipts.iter() {
+            if self.loaded.index.ack(receipt) {
+                answer.acked += 1;
+                self.sent.remove(&receipt.sequence());
+                self.writes.delete(space.number_key(MESSAGE, receipt.sequence()));
+                self.writes.delete(space.number_key(DELIVERY, receipt.sequence()));
+            } else {
+                answer.stale += 1;
+            }
+        }
+        QueueResponse::Acked(answer)
+    }
+
+    fn finish(mut self) -> WriteBatch {
+        let counters = self.loaded.counters().encode();
+        self.writes.put(self.state.space().prefix(COUNTERS), counters);
+        self.writes
+    }
+}

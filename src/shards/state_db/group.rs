@@ -1,0 +1,237 @@
+//! One group's part of the state: what a machine reads and writes through.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use rocksdb::{DB, DBPinnableSlice, DBRawIteratorWithThreadMode, ReadOptions, WriteBatch};
+use shardhost_groups::machine::SnapshotWriter;
+use shardhost_storage::{GroupId, LogIndex, LogPosition};
+
+use super::error::StateDbError;
+use super::keys::{APPLIED, PREFIX_BYTES, Space};
+use super::progress::Progress;
+use super::stream::{GroupReader, GroupWriter, Record};
+use super::{MachineKind, StateDb};
+use crate::shards::codec::{self, DecodeError, Reader};
+
+/// A restore writes batches of about this size.
+const RESTORE_BATCH_BYTES: usize = 1024 * 1024;
+
+/// Checks a record of a snapshot: its kind byte, the rest of its key, its value.
+pub(crate) type RecordCheck = fn(u8, &[u8], &[u8]) -> Result<(), DecodeError>;
+
+/// The state of one group. Cheap: two pointers and three numbers.
+pub(crate) struct GroupState {
+    state: Arc<StateDb>,
+    progress: Arc<Progress>,
+    space: Space,
+    kind: MachineKind,
+}
+
+impl GroupState {
+    pub(crate) fn new(state: Arc<StateDb>, group: GroupId, kind: MachineKind) -> Self {
+        let progress = state.shared.progress(group);
+        Self { state, progress, space: Space::new(group), kind }
+    }
+
+    pub(crate) const fn space(&self) -> Space {
+        self.space
+    }
+
+    pub(crate) const fn group(&self) -> GroupId {
+        self.space.group()
+    }
+
+    /// The position as of the last write. At none, whatever else is there is what a restore left
+    /// that a crash interrupted, and is removed, so that a replay starts from nothing.
+    pub(crate) fn applied(&self) -> Result<Option<LogPosition>, StateDbError> {
+        let Some(record) = self.get(&self.space.prefix(APPLIED))? else {
+            self.remove_leftovers()?;
+            return Ok(None);
+        };
+        let position = self.decode_applied(&record)?;
+        self.progress.found_on_disk(position.index.get());
+        Ok(Some(position))
+    }
+
+    fn remove_leftovers(&self) -> Result<(), StateDbError> {
+        let (first, end) = self.space.whole();
+        let mut options = ReadOptions::default();
+        options.set_iterate_range(first.to_vec()..end.to_vec());
+        let mut records = self.state.shared.db.raw_iterator_opt(options);
+        records.seek_to_first();
+        if records.valid() {
+            return self.state.shared.write(clearing(self.space));
+        }
+        records.status().map_err(StateDbError::io("looking for leftovers"))
+    }
+
+    fn decode_applied(&self, record: &[u8]) -> Result<LogPosition, StateDbError> {
+        let corrupt = |cause| self.corrupt("its applied position", cause);
+        let (mut reader, found) = Reader::versioned(record).map_err(corrupt)?;
+        let expected = self.kind as u8;
+        if found != expected {
+            return Err(StateDbError::WrongKind { group: self.group(), found, expected });
+        }
+        let term = reader.number().map_err(corrupt)?;
+        let index = reader.number().map_err(corrupt)?;
+        reader.finish().map_err(corrupt)?;
+        Ok(LogPosition::new(term, index))
+    }
+
+    /// What is on disk for certain.
+    pub(crate) fn durable(&self) -> LogIndex {
+        LogIndex::new(self.progress.durable())
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, StateDbError> {
+        self.state.shared.db.get_pinned(key).map_err(StateDbError::io("reading"))
+    }
+
+    /// What stands at each of these keys, which must be sorted.
+    pub(crate) fn get_sorted(
+        &self,
+        keys: &[Vec<u8>],
+    ) -> Result<Vec<Option<DBPinnableSlice<'_>>>, StateDbError> {
+        match keys {
+            // A look-up of one has a cheaper way.
+            [key] => Ok(vec![self.get(key)?]),
+            keys => self.state.shared.get_sorted(keys),
+        }
+    }
+
+    /// All records of `kind` whose keys' rest is at or after `from`, and before `to` if given.
+    pub(crate) fn scan(&self, kind: u8, from: &[u8], to: Option<&[u8]>) -> Scan<'_> {
+        let end =
+            to.map_or_else(|| self.space.end_of(kind).to_vec(), |to| self.space.key(kind, to));
+        let start = self.space.key(kind, from);
+        let mut options = ReadOptions::default();
+        // RocksDB refuses a range that ends before it starts; to a caller it is an empty one.
+        options.set_iterate_upper_bound(end.max(start.clone()));
+        options.set_iterate_lower_bound(start);
+        let mut records = self.state.shared.db.raw_iterator_opt(options);
+        records.seek_to_first();
+        Scan { records, started: false }
+    }
+
+    /// Writes the effects of a batch and, with them, the position that they lead to.
+    pub(crate) fn commit(
+        &self,
+        mut batch: WriteBatch,
+        last: LogPosition,
+    ) -> Result<(), StateDbError> {
+        if self.progress.is_retired() {
+            return Err(StateDbError::Destroyed { group: self.group() });
+        }
+        batch.put(self.space.prefix(APPLIED), self.encode_applied(last));
+        self.state.shared.commit(&self.progress, batch, last.index.get())
+    }
+
+    fn encode_applied(&self, last: LogPosition) -> Vec<u8> {
+        let mut record = codec::start(self.kind as u8, 20);
+        codec::put_number(&mut record, last.term.get());
+        codec::put_number(&mut record, last.index.get());
+        record
+    }
+
+    /// A view of the state as of the last write, to be written elsewhere.
+    pub(crate) fn snapshot(&self) -> Result<Box<dyn SnapshotWriter>, StateDbError> {
+        let view = self.state.views.open(self.space)?;
+        Ok(Box::new(GroupWriter { kind: self.kind, view }))
+    }
+
+    /// Replaces everything by what a snapshot holds.
+    ///
+    /// The first batch removes the group's state together with its applied position, and only
+    /// the last one writes a position again. A crash in between leaves, since the disk holds a
+    /// prefix of the batches, either the old state whole or a group that is at no position.
+    pub(crate) fn restore(
+        &self,
+        at: LogPosition,
+        source: &mut dyn Read,
+        check: RecordCheck,
+    ) -> Result<(), StateDbError> {
+        let mut reader = GroupReader::open(self.kind, source)
+            .map_err(|message| self.refused(format!("{message}; nothing was changed")))?;
+        self.clear()?;
+        let mut batch = WriteBatch::default();
+        while let Some(record) = reader.next().map_err(|message| self.half_restored(message))? {
+            self.put_record(&mut batch, &record, check)?;
+            if batch.size_in_bytes() >= RESTORE_BATCH_BYTES {
+                self.state.shared.write(std::mem::take(&mut batch))?;
+            }
+        }
+        self.commit(batch, at)
+    }
+
+    fn clear(&self) -> Result<(), StateDbError> {
+        if self.progress.is_retired() {
+            return Err(StateDbError::Destroyed { group: self.group() });
+        }
+        self.state.shared.start_restore(&self.progress);
+        self.state.shared.write(clearing(self.space))
+    }
+
+    fn put_record(
+        &self,
+        batch: &mut WriteBatch,
+        record: &Record,
+        check: RecordCheck,
+    ) -> Result<(), StateDbError> {
+        let bad = |cause: DecodeError| self.half_restored(cause.to_string());
+        let (&kind, rest) = record.key.split_first().ok_or_else(|| bad(DecodeError::Truncated))?;
+        check(kind, rest, &record.value).map_err(bad)?;
+        batch.put(self.space.key(kind, rest), &record.value);
+        Ok(())
+    }
+
+    fn half_restored(&self, message: String) -> StateDbError {
+        self.refused(format!("{message}; the state is cleared and waits for a good one"))
+    }
+
+    fn refused(&self, message: String) -> StateDbError {
+        StateDbError::BadSnapshot { group: self.group(), message }
+    }
+
+    /// The error for a record that cannot be read.
+    pub(crate) fn corrupt(&self, at: impl Into<String>, cause: DecodeError) -> StateDbError {
+        StateDbError::Corrupt { group: self.group(), at: at.into(), cause }
+    }
+
+    /// The error for a contradiction.
+    pub(crate) fn inconsistent(&self, message: String) -> StateDbError {
+        StateDbError::Inconsistent { group: self.group(), message }
+    }
+}
+
+/// A batch that removes everything of a group.
+pub(crate) fn clearing(space: Space) -> WriteBatch {
+    let (first, end) = space.whole();
+    let mut batch = WriteBatch::default();
+    batch.delete_range(first, end);
+    batch
+}
+
+/// The rest of a key, and its value.
+pub(crate) type Entry<'a> = (&'a [u8], &'a [u8]);
+
+/// Records in the order of their keys, as of the moment the scan began.
+pub(crate) struct Scan<'a> {
+    records: DBRawIteratorWithThreadMode<'a, DB>,
+    started: bool,
+}
+
+impl Scan<'_> {
+    /// The next record; `None` behind the last one.
+    pub(crate) fn next(&mut self) -> Result<Option<Entry<'_>>, StateDbError> {
+        if self.started {
+            self.records.next();
+        }
+        self.started = true;
+        if !self.records.valid() {
+            self.records.status().map_err(StateDbError::io("scanning"))?;
+            return Ok(None);
+        }
+        Ok(self.records.item().map(|(key, value)| (&key[PREFIX_BYTES..], value)))
+    }
+}

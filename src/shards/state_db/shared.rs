@@ -1,0 +1,196 @@
+//! The database and the flush: what the threads of a [`super::StateDb`] share.
+//!
+//! **Why a crash leaves a prefix.** Nothing is written to a RocksDB log. A write batch goes whole
+//! into one memtable; memtables are flushed and recorded in the manifest in the order they were
+//! filled, and there is one column family, so one such order. Whatever instant the process ends
+//! at, the disk therefore holds the effect of the first n batches and of no others, with the
+//! applied position of each group as of its last batch among them: both are in the same batch.
+//! (Unordered writes, which would break it, stay off.) The Raft log holds everything behind.
+
+use std::mem;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::{Sender, TrySendError};
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use rocksdb::{
+    ColumnFamily, DB, DBPinnableSlice, DEFAULT_COLUMN_FAMILY_NAME, WriteBatch, WriteOptions,
+};
+use shardhost_storage::GroupId;
+use tokio::sync::watch;
+
+use super::error::StateDbError;
+use super::flusher::Signal;
+use super::keys::FORMAT_KEY;
+use super::options::StateDbOptions;
+use super::progress::Progress;
+use crate::shards::codec::Reader;
+
+/// Version of the layout of keys and records.
+const FORMAT: u8 = 1;
+
+pub(crate) struct Shared {
+    pub(crate) db: DB,
+    write: WriteOptions,
+    groups: DashMap<GroupId, Arc<Progress>>,
+    /// Groups written since the last flush, each once.
+    queue: Mutex<Vec<Arc<Progress>>>,
+    unflushed_bytes: AtomicU64,
+    flush_bytes: u64,
+    flusher: Sender<Signal>,
+    /// One flush at a time; also held while a restore begins.
+    flushing: Mutex<()>,
+    flushes: watch::Sender<u64>,
+}
+
+impl Shared {
+    pub(crate) fn open(
+        path: &Path,
+        options: &StateDbOptions,
+        flusher: Sender<Signal>,
+    ) -> Result<Self, StateDbError> {
+        let db = open_db(path, options).map_err(|error| StateDbError::Open {
+            path: path.to_owned(),
+            message: error.into_string(),
+        })?;
+        let mut write = WriteOptions::default();
+        write.disable_wal(true);
+        let shared = Self {
+            db,
+            write,
+            groups: DashMap::new(),
+            queue: Mutex::default(),
+            unflushed_bytes: AtomicU64::new(0),
+            flush_bytes: options.flush_bytes,
+            flusher,
+            flushing: Mutex::default(),
+            flushes: watch::Sender::new(0),
+        };
+        shared.check_format(path)?;
+        Ok(shared)
+    }
+
+    fn check_format(&self, path: &Path) -> Result<(), StateDbError> {
+        let stored = self.db.get(FORMAT_KEY).map_err(StateDbError::io("reading its format"))?;
+        let Some(stored) = stored else {
+            return self.write_format();
+        };
+        match Reader::new(&stored).byte() {
+            Ok(FORMAT) => Ok(()),
+            other => Err(StateDbError::Format {
+                path: path.to_owned(),
+                found: other.map_or(0, u64::from),
+                expected: u64::from(FORMAT),
+            }),
+        }
+    }
+
+    fn write_format(&self) -> Result<(), StateDbError> {
+        let mut batch = WriteBatch::default();
+        batch.put(FORMAT_KEY, [FORMAT]);
+        self.write(batch)?;
+        self.flush()
+    }
+
+    /// What is known of a group in this process.
+    pub(crate) fn progress(&self, group: GroupId) -> Arc<Progress> {
+        Arc::clone(&self.groups.entry(group).or_default())
+    }
+
+    pub(crate) fn forget(&self, group: GroupId) {
+        if let Some((_, progress)) = self.groups.remove(&group) {
+            progress.retire();
+        }
+    }
+
+    pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StateDbError> {
+        self.db.write_opt(batch, &self.write).map_err(StateDbError::io("writing"))
+    }
+
+    /// Writes the batch that brings a group to `index`.
+    pub(crate) fn commit(
+        &self,
+        progress: &Arc<Progress>,
+        batch: WriteBatch,
+        index: u64,
+    ) -> Result<(), StateDbError> {
+        progress.touch();
+        let bytes = batch.size_in_bytes() as u64;
+        self.write(batch)?;
+        if progress.written(index) {
+            self.queue.lock().push(Arc::clone(progress));
+        }
+        self.count_bytes(bytes);
+        Ok(())
+    }
+
+    fn count_bytes(&self, bytes: u64) {
+        let before = self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before < self.flush_bytes && before.saturating_add(bytes) >= self.flush_bytes {
+            match self.flusher.try_send(Signal::Flush) {
+                // A full channel means a flush is about to start anyway; a closed one, that the
+                // state is being closed, which flushes.
+                Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+            }
+        }
+    }
+
+    /// What stands at each of these keys, which must be sorted.
+    pub(crate) fn get_sorted(
+        &self,
+        keys: &[Vec<u8>],
+    ) -> Result<Vec<Option<DBPinnableSlice<'_>>>, StateDbError> {
+        let found = self.db.batched_multi_get_cf(self.family()?, keys, true);
+        found.into_iter().map(|value| value.map_err(StateDbError::io("reading"))).collect()
+    }
+
+    /// The one column family, which a look-up of many keys must be told.
+    fn family(&self) -> Result<&ColumnFamily, StateDbError> {
+        self.db.cf_handle(DEFAULT_COLUMN_FAMILY_NAME).ok_or(StateDbError::Closed)
+    }
+
+    /// Whether a group was written since the last flush.
+    pub(crate) fn has_unflushed(&self) -> bool {
+        !self.queue.lock().is_empty()
+    }
+
+    /// Makes everything durable that was written before the call, and publishes it.
+    pub(crate) fn flush(&self) -> Result<(), StateDbError> {
+        let _one = self.flushing.lock();
+        let waiting = mem::take(&mut *self.queue.lock());
+        self.unflushed_bytes.store(0, Ordering::Relaxed);
+        let marks: Vec<u64> = waiting.iter().map(|progress| progress.start_flush()).collect();
+        if let Err(error) = self.db.flush().map_err(StateDbError::io("flushing")) {
+            self.requeue(waiting);
+            return Err(error);
+        }
+        for (progress, mark) in waiting.iter().zip(marks) {
+            progress.flushed(mark);
+        }
+        self.flushes.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    fn requeue(&self, waiting: Vec<Arc<Progress>>) {
+        let mut queue = self.queue.lock();
+        queue.extend(waiting.into_iter().filter(|progress| progress.requeue()));
+    }
+
+    /// Begins a restore: nothing of the group is applied or durable from here on.
+    pub(crate) fn start_restore(&self, progress: &Progress) {
+        let _no_flush = self.flushing.lock();
+        progress.start_restore();
+    }
+
+    pub(crate) fn flushes(&self) -> watch::Receiver<u64> {
+        self.flushes.subscribe()
+    }
+}
+
+fn open_db(path: &Path, options: &StateDbOptions) -> Result<DB, rocksdb::Error> {
+    let rocks = options.rocks();
+    let families = [(DEFAULT_COLUMN_FAMILY_NAME, rocks.clone())];
+    DB::open_cf_with_opts(&rocks, path, families)
+}

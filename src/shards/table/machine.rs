@@ -1,0 +1,118 @@
+//! The state machine of a table shard.
+
+use std::io::Read;
+
+use bytes::Bytes;
+use shardhost_groups::machine::{
+    ApplyBatch, ApplyFault, QueryError, SnapshotWriter, StateChecksum, StateMachine,
+};
+use shardhost_proto::client::{Get, Pair, Pairs, Scan, Value};
+use shardhost_storage::{LogIndex, LogPosition};
+
+use super::batch::Batch;
+use super::query::{TableAnswer, TableQuery, pairs_of};
+use super::{MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_VALUE_BYTES};
+use crate::shards::codec::{DecodeError, check_limit};
+use crate::shards::hash::SequenceSum;
+use crate::shards::state_db::{GroupState, StateDbError};
+
+/// Kind byte of a pair: behind it stands the key.
+pub(super) const PAIR: u8 = 0x10;
+
+/// A table shard's replicated state. Keeps itself in the host's [`StateDb`].
+///
+/// [`StateDb`]: crate::shards::StateDb
+pub struct TableMachine {
+    state: GroupState,
+}
+
+impl TableMachine {
+    pub(crate) const fn new(state: GroupState) -> Self {
+        Self { state }
+    }
+
+    fn get(&self, get: &Get) -> Result<Value, StateDbError> {
+        let found = self.state.get(&self.state.space().key(PAIR, &get.key))?;
+        Ok(Value { value: found.map(|value| Bytes::copy_from_slice(&value)) })
+    }
+
+    fn scan(&self, scan: &Scan) -> Result<Pairs, StateDbError> {
+        let to = (!scan.to.is_empty()).then_some(&scan.to[..]);
+        let mut found = self.state.scan(PAIR, &scan.from, to);
+        let mut answer = Pairs::default();
+        let mut bytes = 0;
+        while let Some((key, value)) = found.next()? {
+            bytes += key.len() + value.len();
+            let full = answer.pairs.len() == pairs_of(scan)
+                || (bytes > MAX_SCAN_BYTES && !answer.pairs.is_empty());
+            if full {
+                answer.more = true;
+                break;
+            }
+            answer.pairs.push(Pair {
+                key: Bytes::copy_from_slice(key),
+                value: Bytes::copy_from_slice(value),
+            });
+        }
+        Ok(answer)
+    }
+
+    fn sum(&self) -> Result<StateChecksum, StateDbError> {
+        let mut items = 0;
+        let mut sum = SequenceSum::default();
+        let mut pairs = self.state.scan(PAIR, &[], None);
+        while let Some((key, value)) = pairs.next()? {
+            items += 1;
+            sum.add(key);
+            sum.add(value);
+        }
+        Ok(StateChecksum { items, checksum: sum.value() })
+    }
+}
+
+impl StateMachine for TableMachine {
+    fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
+        Ok(self.state.applied()?)
+    }
+
+    fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
+        let last = batch.last();
+        let data: Vec<Bytes> = batch.commands().map(|command| command.data().clone()).collect();
+        let mut work = Batch::read(&self.state, &data)?;
+        work.run(batch.commands());
+        Ok(self.state.commit(work.writes(), last)?)
+    }
+
+    fn query(&self, request: &Bytes) -> Result<Bytes, QueryError> {
+        let query = TableQuery::decode(request);
+        let answer = match query.map_err(|error| QueryError::Invalid(error.to_string()))? {
+            TableQuery::Get(get) => TableAnswer::Value(self.get(&get)?),
+            TableQuery::Scan(scan) => TableAnswer::Pairs(self.scan(&scan)?),
+        };
+        Ok(answer.encode())
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
+        Ok(self.state.snapshot()?)
+    }
+
+    fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault> {
+        Ok(self.state.restore(at, source, check_record)?)
+    }
+
+    fn durable_index(&self) -> Option<LogIndex> {
+        Some(self.state.durable())
+    }
+
+    fn checksum(&self) -> Result<StateChecksum, QueryError> {
+        Ok(self.sum()?)
+    }
+}
+
+fn check_record(kind: u8, key: &[u8], value: &[u8]) -> Result<(), DecodeError> {
+    if kind != PAIR {
+        return Err(DecodeError::Kind(kind));
+    }
+    check_limit("key's length", key.len() as u64, MAX_KEY_BYTES as u64)?;
+    check_limit("value's length", value.len() as u64, MAX_VALUE_BYTES as u64)
+}

@@ -1,0 +1,228 @@
+use bytes::Bytes;
+use proptest::prelude::*;
+use shardhost_groups::machine::{QueryError, StateMachine};
+use shardhost_proto::client::{Get, Pairs, Scan, Value};
+
+use super::*;
+use crate::shards::DecodeError;
+use crate::shards::testing::{GROUP, Scratch, apply};
+
+fn put(key: &str, value: &str) -> Bytes {
+    TableCommand::Put { key: key.as_bytes(), value: value.as_bytes() }.encode()
+}
+
+fn delete(key: &str) -> Bytes {
+    TableCommand::Delete { key: key.as_bytes() }.encode()
+}
+
+fn compare_and_set(key: &str, expect: Option<&str>, value: Option<&str>) -> Bytes {
+    let (expect, value) = (expect.map(str::as_bytes), value.map(str::as_bytes));
+    TableCommand::CompareAndSet { key: key.as_bytes(), expect, value }.encode()
+}
+
+fn done(existed: bool) -> TableResponse {
+    TableResponse::Written { done: true, existed, actual: None }
+}
+
+fn failed(actual: Option<&str>) -> TableResponse {
+    let actual = actual.map(|value| Bytes::copy_from_slice(value.as_bytes()));
+    TableResponse::Written { done: false, existed: actual.is_some(), actual }
+}
+
+fn answers(machine: &mut TableMachine, first: u64, commands: &[Bytes]) -> Vec<TableResponse> {
+    let answers = apply(machine, first, commands);
+    answers.iter().map(|answer| TableResponse::decode(answer).unwrap()).collect()
+}
+
+fn get(machine: &TableMachine, key: &str) -> Option<Bytes> {
+    let query = TableQuery::Get(Get { key: key.to_owned().into(), consistency: 0 });
+    match TableAnswer::decode(&machine.query(&query.encode()).unwrap()).unwrap() {
+        TableAnswer::Value(Value { value }) => value,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn scan(machine: &TableMachine, from: &str, to: &str, limit: u32) -> (Vec<String>, bool) {
+    let (from, to) = (from.to_owned().into(), to.to_owned().into());
+    let query = TableQuery::Scan(Scan { from, to, limit, consistency: 0 });
+    match TableAnswer::decode(&machine.query(&query.encode()).unwrap()).unwrap() {
+        TableAnswer::Pairs(Pairs { pairs, more }) => {
+            let keys = pairs.iter().map(|pair| String::from_utf8_lossy(&pair.key).into_owned());
+            (keys.collect(), more)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn commands_of_one_batch_see_the_effects_of_the_ones_before() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let commands = [
+        put("k", "1"),
+        put("k", "2"),
+        delete("k"),
+        delete("k"),
+        compare_and_set("k", None, Some("3")),
+        compare_and_set("k", Some("2"), Some("4")),
+        compare_and_set("k", Some("3"), Some("5")),
+    ];
+    let expected = [
+        done(false),
+        done(true),
+        done(true),
+        done(false),
+        done(false),
+        failed(Some("3")),
+        done(true),
+    ];
+    assert_eq!(answers(&mut table, 1, &commands), expected);
+    assert_eq!(get(&table, "k").as_deref(), Some(&b"5"[..]));
+}
+
+#[test]
+fn the_same_commands_one_by_one_answer_the_same() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let steps = [
+        (put("k", "1"), done(false)),
+        (put("k", "2"), done(true)),
+        (compare_and_set("k", None, Some("x")), failed(Some("2"))),
+        (compare_and_set("k", Some("2"), None), done(true)),
+        (compare_and_set("k", Some("2"), Some("x")), failed(None)),
+        (compare_and_set("k", None, None), done(false)),
+        (delete("k"), done(false)),
+    ];
+    for (index, (command, expected)) in (1..).zip(steps) {
+        assert_eq!(answers(&mut table, index, &[command]), [expected], "step {index}");
+    }
+    assert_eq!(get(&table, "k"), None);
+}
+
+#[test]
+fn an_invalid_command_is_answered_and_changes_nothing() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let long_key = "k".repeat(MAX_KEY_BYTES + 1);
+    let long_value = "v".repeat(MAX_VALUE_BYTES + 1);
+    let commands = [
+        Bytes::from_static(b"garbage"),
+        put(&long_key, "v"),
+        put("k", &long_value),
+        Bytes::from_static(&[1, 99]),
+        put("good", "v"),
+    ];
+    let answers = answers(&mut table, 1, &commands);
+    for answer in &answers[..4] {
+        assert!(matches!(answer, TableResponse::Invalid { .. }), "{answer:?}");
+    }
+    assert_eq!(answers[4], done(false));
+    assert_eq!(table.checksum().unwrap().items, 1);
+    assert_eq!(table.applied().unwrap().map(|at| at.index.get()), Some(5));
+}
+
+#[test]
+fn keys_and_values_at_their_limits_are_taken() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let key = "k".repeat(MAX_KEY_BYTES);
+    let value = "v".repeat(MAX_VALUE_BYTES);
+    let answers = answers(&mut table, 1, &[put(&key, &value), put("", "")]);
+    assert_eq!(answers, [done(false), done(false)]);
+    assert_eq!(get(&table, &key).map(|value| value.len()), Some(MAX_VALUE_BYTES));
+    assert_eq!(get(&table, "").as_deref(), Some(&b""[..]));
+}
+
+#[test]
+fn a_scan_goes_from_inclusive_to_exclusive_in_order() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let keys = ["b", "a", "c", "ab", "d"];
+    apply(&mut table, 1, &keys.map(|key| put(key, "v")));
+    let cases: [(&str, &str, u32, &[&str], bool); 7] = [
+        ("", "", 0, &["a", "ab", "b", "c", "d"], false),
+        ("a", "c", 0, &["a", "ab", "b"], false),
+        ("aa", "", 0, &["ab", "b", "c", "d"], false),
+        ("a", "", 2, &["a", "ab"], true),
+        ("a", "c", 3, &["a", "ab", "b"], false),
+        ("x", "", 0, &[], false),
+        ("c", "a", 0, &[], false),
+    ];
+    for (from, to, limit, expected, more) in cases {
+        let (keys, actual_more) = scan(&table, from, to, limit);
+        assert_eq!((&keys[..], actual_more), (&expected.map_to_owned()[..], more), "{from}..{to}");
+    }
+}
+
+trait MapToOwned {
+    fn map_to_owned(&self) -> Vec<String>;
+}
+impl MapToOwned for &[&str] {
+    fn map_to_owned(&self) -> Vec<String> {
+        self.iter().map(|&word| word.to_owned()).collect()
+    }
+}
+
+#[test]
+fn a_scan_ends_before_its_answer_grows_too_large() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let value = "v".repeat(MAX_VALUE_BYTES);
+    apply(&mut table, 1, &["a", "b", "c"].map(|key| put(key, &value)));
+    assert_eq!(scan(&table, "", "", 0), (vec!["a".to_owned()], true));
+}
+
+#[test]
+fn a_scan_sees_no_key_of_another_group() {
+    let scratch = Scratch::new();
+    let neighbours = [GROUP.get() - 1, GROUP.get(), GROUP.get() + 1];
+    let mut tables = neighbours.map(|id| scratch.state.table(id.into()));
+    for table in &mut tables {
+        apply(table, 1, &[put("\0", "v"), put("\u{10ffff}", "v")]);
+    }
+    assert_eq!(scan(&tables[1], "", "", 0).0.len(), 2);
+}
+
+#[test]
+fn an_invalid_query_is_refused() {
+    let scratch = Scratch::new();
+    let table = scratch.state.table(GROUP);
+    let too_many = Scan { limit: MAX_SCAN_LIMIT + 1, ..Scan::default() };
+    for query in [Bytes::from_static(b"??"), Bytes::new(), TableQuery::Scan(too_many).encode()] {
+        assert!(matches!(table.query(&query), Err(QueryError::Invalid(_))), "{query:?}");
+    }
+}
+
+#[test]
+fn an_unknown_version_is_named() {
+    assert_eq!(TableCommand::decode(&[9, 1, 0]), Err(DecodeError::Version(9)));
+}
+
+proptest! {
+    #[test]
+    fn commands_are_read_as_they_were_written(
+        key in prop::collection::vec(any::<u8>(), 0..20),
+        expect: Option<Vec<u8>>,
+        value: Option<Vec<u8>>,
+    ) {
+        let put = TableCommand::Put { key: &key, value: value.as_deref().unwrap_or_default() };
+        let delete = TableCommand::Delete { key: &key };
+        let (expect, value) = (expect.as_deref(), value.as_deref());
+        let compare_and_set = TableCommand::CompareAndSet { key: &key, expect, value };
+        for command in [put, delete, compare_and_set] {
+            let encoded = command.encode();
+            prop_assert_eq!(TableCommand::decode(&encoded), Ok(command));
+        }
+    }
+
+    #[test]
+    fn garbage_is_refused_and_panics_nowhere(mut data: Vec<u8>) {
+        for kind in 0..5 {
+            data.splice(0..0, [1, kind]);
+            let bytes = Bytes::copy_from_slice(&data);
+            drop((TableCommand::decode(&data), TableResponse::decode(&bytes)));
+            drop((TableQuery::decode(&bytes), TableAnswer::decode(&bytes)));
+            data.drain(..2);
+        }
+    }
+}
