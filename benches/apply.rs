@@ -5,13 +5,14 @@
 //! `cargo bench --bench apply -- --test`.
 
 use std::hint::black_box;
+use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rustix::time::{ClockId, clock_gettime};
-use shardhost::shards::queue::{QueueCommand, Receipt};
+use shardhost::shards::queue::{MAX_RECEIVE, QueueCommand, QueueMachine, Receipt};
 use shardhost::shards::table::TableCommand;
 use shardhost::shards::{StateDb, StateDbOptions};
 use shardhost_groups::machine::{ApplyBatch, Command, StateMachine};
@@ -99,33 +100,38 @@ fn table_puts(criterion: &mut Criterion) {
 fn queue_cycle(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("queue_send_receive_ack");
     for batch in BATCHES {
+        let mut host = Host::new(|state, id| state.queue(id));
+        let mut round = 0;
         group.throughput(Throughput::Elements(batch));
         group.bench_function(BenchmarkId::new("16B", batch), |bencher| {
-            bencher.iter_custom(|rounds| time_queue(rounds, batch));
+            bencher.iter_custom(|rounds| {
+                let started = cpu_time();
+                for _ in 0..rounds {
+                    send_receive_ack(&mut host, round, batch);
+                    round += 1;
+                }
+                cpu_time() - started
+            });
         });
     }
     group.finish();
 }
 
-/// Sends a batch, receives it and acks it, with an id and a partition key each.
-fn time_queue(rounds: u64, batch: u64) -> Duration {
-    let mut host = Host::new(|state, id| state.queue(id));
-    let started = cpu_time();
-    for round in 0..rounds {
-        let first = round * batch;
-        let sends = (first..first + batch).map(|number| {
-            let key = (scattered(number) % 1_000).to_be_bytes();
-            QueueCommand::send(round, &key, &[7; 16], &number.to_be_bytes())
-        });
-        host.apply(0, sends);
-        let receives = (0..batch.div_ceil(1_000))
-            .map(|_| QueueCommand::receive(round, batch.min(1_000) as u32, 1_000, b""));
-        host.apply(0, receives);
-        let receipts: Vec<Receipt> =
-            (first + 1..=first + batch).map(|sequence| Receipt::new(sequence, 1)).collect();
-        host.apply(0, std::iter::once(QueueCommand::ack(round, receipts.into_iter())));
-    }
-    cpu_time() - started
+/// Sends a batch, each message with an id and a partition key, receives it and acks it.
+fn send_receive_ack(host: &mut Host<QueueMachine>, round: u64, batch: u64) {
+    let first = round * batch;
+    let sends = (first..first + batch).map(|number| {
+        let key = (scattered(number) % 1_000).to_be_bytes();
+        QueueCommand::send(round, &key, &[7; 16], &number.to_be_bytes())
+    });
+    host.apply(0, sends);
+    let most = batch.min(MAX_RECEIVE.into());
+    let receives =
+        (0..batch.div_ceil(most)).map(|_| QueueCommand::receive(round, most as u32, 1_000, b""));
+    host.apply(0, receives);
+    let receipts: Vec<Receipt> =
+        (first + 1..=first + batch).map(|sequence| Receipt::new(sequence, 1)).collect();
+    host.apply(0, iter::once(QueueCommand::ack(round, receipts.into_iter())));
 }
 
 criterion_group! {

@@ -14,9 +14,7 @@ use shardhost_groups::leadership::{
     GroupSelector, HookGuard, HookKind, LeaderAcquired, LeaderLost, LeaderScope, LeaderTaskGuard,
     LeadershipEvent, LeadershipEvents,
 };
-use shardhost_groups::{
-    Group, Groups, GroupsBuilder, GroupsConfig, OpenGroupError, StateMachine,
-};
+use shardhost_groups::{Group, Groups, GroupsBuilder, GroupsConfig, OpenGroupError, StateMachine};
 use shardhost_groups::{GroupSpec, runtime::GroupsStats};
 use shardhost_storage::{
     GroupId, GroupMeta, LogError, LogStore, NodeId, RocksOptions, RocksStore, SnapshotFiles,
@@ -204,7 +202,9 @@ fn bind(
 ) -> Result<TcpListener, StartError> {
     let listener = match listener {
         Some(listener) => listener,
-        None => std::net::TcpListener::bind(address).map_err(|error| listen_error(address, error))?,
+        None => {
+            std::net::TcpListener::bind(address).map_err(|error| listen_error(address, error))?
+        }
     };
     listener.set_nonblocking(true).map_err(|error| listen_error(address, error))?;
     TcpListener::from_std(listener).map_err(|error| listen_error(address, error))
@@ -251,8 +251,7 @@ fn open_snapshots(
     }
     let directory = data_dir.join("snapshots");
     let path = directory.display().to_string();
-    let files =
-        SnapshotFiles::open(&directory).map_err(|error| StartError::Io { path, error })?;
+    let files = SnapshotFiles::open(&directory).map_err(|error| StartError::Io { path, error })?;
     Ok(Arc::new(files))
 }
 

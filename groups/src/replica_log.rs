@@ -403,8 +403,7 @@ mod tests {
     fn a_snapshot_that_is_too_old_is_wanted_anew() {
         let mut pair = Pair::new(LogPosition::default());
         pair.append(&entries(1, 1..11));
-        let unavailable =
-            || raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable);
+        let unavailable = || raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable);
         assert_eq!(pair.log.snapshot(0, 2), Err(unavailable()), "there is none");
         assert!(pair.log.take_snapshot_wanted());
         assert!(!pair.log.take_snapshot_wanted(), "asked for once");
@@ -443,12 +442,25 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Action {
         /// Entries from so many before the end, of the next term if any are replaced.
-        Append { back: u64, count: u64, bytes: usize },
+        Append {
+            back: u64,
+            count: u64,
+            bytes: usize,
+        },
         /// What was appended reaches the store.
         Write,
-        Trim { back: u64, keep: usize },
-        Compact { back: u64 },
-        Read { from: u64, count: u64, max: u64 },
+        Trim {
+            back: u64,
+            keep: usize,
+        },
+        Compact {
+            back: u64,
+        },
+        Read {
+            from: u64,
+            count: u64,
+            max: u64,
+        },
     }
 
     fn action() -> impl Strategy<Value = Action> {

@@ -16,6 +16,7 @@ mod supervised;
 mod table;
 mod target;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -59,8 +60,9 @@ impl Command {
     const fn log_level(&self) -> &'static str {
         match self {
             Self::Serve(_) => "info",
-            Self::Demo(_) => "error",
-            _ => "warn",
+            Self::Bench(_) => "warn",
+            // They say themselves what went wrong.
+            _ => "error",
         }
     }
 }
@@ -70,7 +72,11 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_env("SHARDHOST_LOG")
         .unwrap_or_else(|_| EnvFilter::new(arguments.command.log_level()));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     match run(arguments.command) {
         Ok(code) => code,
         Err(error) => {

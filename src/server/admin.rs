@@ -181,21 +181,22 @@ impl Admin for AdminService {
         let request = request.into_inner();
         let group = self.group(request.group)?;
         let within = timeout_of(request.timeout_ms);
-        let reached = |status: &shardhost_groups::GroupStatus| {
-            status.applied.get() >= request.min_applied
-        };
-        if group.wait_for(reached, within).await.is_none() {
+        let reached =
+            |status: &shardhost_groups::GroupStatus| status.applied.get() >= request.min_applied;
+        let Some(before) = group.wait_for(reached, within).await else {
             return Err(Status::deadline_exceeded(format!(
                 "group {} applied {} on this node, {} was asked for",
                 request.group,
                 group.status().applied,
                 request.min_applied
             )));
-        }
+        };
         let (at, sum) =
             group.checksum().await.map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(wire::ChecksumReply {
-            applied: at.index.get(),
+            // Entries without a command do not reach the state machine: it stands before them and
+            // its state is theirs.
+            applied: at.index.max(before.applied).get(),
             checksum: sum.checksum,
             items: sum.items,
         }))

@@ -122,7 +122,19 @@ impl GroupCore {
             published: Arc::new(published),
         };
         core.pin_election_timeout();
+        core.campaign_soon_if_alone();
         Ok(core)
+    }
+}
+
+impl GroupCore {
+    /// A lone voter waits for nobody: it campaigns at its first tick.
+    fn campaign_soon_if_alone(&mut self) {
+        let voters = self.membership.members.values().filter(|m| m.voter || m.outgoing_voter);
+        if voters.count() == 1 && self.raw.raft.promotable() {
+            let raft = &mut self.raw.raft;
+            raft.election_elapsed = raft.randomized_election_timeout() - 1;
+        }
     }
 }
 

@@ -6,111 +6,30 @@
 //! every hook is brought level with the present state instead, so that each still sees strictly
 //! alternating edges that end in the truth.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use shardhost_storage::{GroupId, Term};
 use tokio::sync::watch;
 
-use super::{Edge, EdgeKind, LossCause};
+use super::event::{GroupSelector, LeaderAcquired, LeaderLost, LeadershipEvent, event_of, selects};
+use super::{Edge, LossCause};
 use crate::apply::panic_text;
-use crate::error::LeaderHint;
 
 /// Edges that wait for the dispatcher at most.
 const MAX_QUEUED_EDGES: usize = 1 << 17;
 /// An inline hook that takes longer is reported.
 const INLINE_LIMIT: Duration = Duration::from_millis(1);
 
-/// Which groups a registration is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum GroupSelector {
-    /// Every group of the host.
-    All,
-    /// One group.
-    One(GroupId),
-    /// These groups.
-    Many(BTreeSet<GroupId>),
-    /// Groups that carry this label.
-    Label {
-        /// Name of the label.
-        key: Cow<'static, str>,
-        /// Its value.
-        value: Cow<'static, str>,
-    },
-}
-
-/// This replica was elected, and its vote is durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LeaderAcquired {
-    /// The group.
-    pub group: GroupId,
-    /// The term it leads.
-    pub term: Term,
-    /// Grows with every edge of this host.
-    pub revision: u64,
-}
-
-/// This replica leads no longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LeaderLost {
-    /// The group.
-    pub group: GroupId,
-    /// The term it led.
-    pub term: Term,
-    /// Grows with every edge of this host.
-    pub revision: u64,
-    /// Why.
-    pub cause: LossCause,
-    /// Who leads, if it is known already.
-    pub successor: Option<LeaderHint>,
-}
-
-/// What a listener is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LeadershipEvent {
-    /// Elected. Also told, on registration, for every leadership that exists.
-    Acquired(LeaderAcquired),
-    /// Everything that was committed before is applied here: the group serves.
-    Ready(LeaderAcquired),
-    /// No longer leader.
-    Lost(LeaderLost),
-}
-
-impl LeadershipEvent {
-    /// The group.
-    #[must_use]
-    pub const fn group(&self) -> GroupId {
-        match self {
-            Self::Acquired(event) | Self::Ready(event) => event.group,
-            Self::Lost(event) => event.group,
-        }
-    }
-    /// The term that is or was led.
-    #[must_use]
-    pub const fn term(&self) -> Term {
-        match self {
-            Self::Acquired(event) | Self::Ready(event) => event.term,
-            Self::Lost(event) => event.term,
-        }
-    }
-    /// Grows with every edge of this host.
-    #[must_use]
-    pub const fn revision(&self) -> u64 {
-        match self {
-            Self::Acquired(event) | Self::Ready(event) => event.revision,
-            Self::Lost(event) => event.revision,
-        }
-    }
+thread_local! {
+    /// Whether this thread is calling an inline hook, and so holds the lock of a hub.
+    static IN_INLINE_HOOK: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Where a hook runs.
@@ -119,7 +38,9 @@ pub enum HookKind {
     /// On the dispatcher. May block; delays other hooks only.
     Dispatched,
     /// On the worker, before the edge is visible to any reply. Must not block; for flipping a
-    /// flag. One that takes over a millisecond is logged with the place that registered it.
+    /// flag. One that takes over a millisecond is logged with the place that registered it. It
+    /// may drop guards, but must not register hooks or ask for events: that panics, which is
+    /// contained and counted.
     Inline,
 }
 
@@ -166,6 +87,8 @@ enum Queued {
 /// The edges of all groups of a host.
 pub struct LeadershipHub {
     state: Mutex<State>,
+    /// Hooks whose guards were dropped by an inline hook, which runs under the lock.
+    dropped: Mutex<Vec<u64>>,
     max_queued: usize,
     wake: Condvar,
     revision: watch::Sender<u64>,
@@ -192,7 +115,12 @@ pub struct HookGuard {
 impl Drop for HookGuard {
     fn drop(&mut self) {
         self.active.store(false, Ordering::Release);
-        self.hub.state.lock().hooks.remove(&self.id);
+        if IN_INLINE_HOOK.get() {
+            return self.hub.dropped.lock().push(self.id);
+        }
+        // The hook goes after the lock: it may own guards of other hooks.
+        let hook = self.hub.state.lock().hooks.remove(&self.id);
+        drop(hook);
     }
 }
 
@@ -206,6 +134,7 @@ impl LeadershipHub {
     fn with_bound(max_queued: usize) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
+            dropped: Mutex::default(),
             max_queued,
             wake: Condvar::new(),
             revision: watch::Sender::new(0),
@@ -222,7 +151,7 @@ impl LeadershipHub {
 
     /// Names a group's labels, for selectors.
     pub fn set_labels(&self, group: GroupId, labels: BTreeMap<String, String>) {
-        self.state.lock().labels.insert(group, labels);
+        self.lock().labels.insert(group, labels);
     }
 
     /// Publishes edges, in order.
@@ -230,7 +159,8 @@ impl LeadershipHub {
         if edges.is_empty() {
             return;
         }
-        let mut state = self.state.lock();
+        self.forget_dropped();
+        let mut state = self.lock();
         for edge in edges {
             state.revision += 1;
             let event = event_of(&edge, state.revision);
@@ -244,21 +174,44 @@ impl LeadershipHub {
         self.wake.notify_one();
     }
 
+    fn lock(&self) -> MutexGuard<'_, State> {
+        assert!(!IN_INLINE_HOOK.get(), "an inline leadership hook asks for the hub that calls it");
+        self.state.lock()
+    }
+
+    fn forget_dropped(&self) {
+        let dropped = std::mem::take(&mut *self.dropped.lock());
+        if dropped.is_empty() {
+            return;
+        }
+        let mut state = self.lock();
+        let hooks: Vec<_> = dropped.iter().filter_map(|id| state.hooks.remove(id)).collect();
+        drop(state);
+        drop(hooks);
+    }
+
     fn call_inline(&self, state: &mut State, event: &LeadershipEvent) {
         let State { hooks, labels, .. } = state;
         for hook in hooks.values_mut().filter(|hook| hook.kind == HookKind::Inline) {
-            if !selects(&hook.groups, labels, event.group()) {
+            let active = hook.active.load(Ordering::Acquire);
+            if !active || !selects(&hook.groups, labels, event.group()) {
                 continue;
             }
             note(&mut hook.told, event);
             let started = Instant::now();
-            self.call(&hook.call, hook.place, event);
+            self.call_under_lock(&hook.call, hook.place, event);
             if started.elapsed() > INLINE_LIMIT {
                 self.slow_inline.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(place = %hook.place, took = ?started.elapsed(),
                     "an inline leadership hook delays every group of its worker");
             }
         }
+    }
+
+    fn call_under_lock(&self, call: &HookFn, place: &Location<'_>, event: &LeadershipEvent) {
+        IN_INLINE_HOOK.set(true);
+        self.call(call, place, event);
+        IN_INLINE_HOOK.set(false);
     }
 
     fn call(&self, call: &HookFn, place: &Location<'_>, event: &LeadershipEvent) {
@@ -284,7 +237,7 @@ impl LeadershipHub {
         let place = Location::caller();
         let active = Arc::new(AtomicBool::new(true));
         let call: HookFn = Arc::new(call);
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let id = state.next_hook;
         state.next_hook += 1;
         let replay = replay(&state, &groups);
@@ -292,7 +245,7 @@ impl LeadershipHub {
         if kind == HookKind::Inline {
             for event in &replay {
                 note(&mut told, event);
-                self.call(&call, place, event);
+                self.call_under_lock(&call, place, event);
             }
         } else {
             state.queue.push_back(Queued::Replay(id, replay));
@@ -356,17 +309,6 @@ impl LeadershipHub {
     }
 }
 
-fn event_of(edge: &Edge, revision: u64) -> LeadershipEvent {
-    let (group, term) = (edge.group, edge.term);
-    match edge.kind {
-        EdgeKind::Acquired => LeadershipEvent::Acquired(LeaderAcquired { group, term, revision }),
-        EdgeKind::Ready => LeadershipEvent::Ready(LeaderAcquired { group, term, revision }),
-        EdgeKind::Lost { cause, successor } => {
-            LeadershipEvent::Lost(LeaderLost { group, term, revision, cause, successor })
-        }
-    }
-}
-
 /// Keeps a table of standings level with an event.
 fn note(standings: &mut BTreeMap<GroupId, Standing>, event: &LeadershipEvent) {
     match event {
@@ -392,22 +334,6 @@ fn enqueue(state: &mut State, event: LeadershipEvent, max_queued: usize) {
     }
     if !state.overflowed {
         state.queue.push_back(Queued::Edge(event));
-    }
-}
-
-fn selects(
-    groups: &GroupSelector,
-    labels: &BTreeMap<GroupId, BTreeMap<String, String>>,
-    group: GroupId,
-) -> bool {
-    match groups {
-        GroupSelector::All => true,
-        GroupSelector::One(one) => *one == group,
-        GroupSelector::Many(many) => many.contains(&group),
-        GroupSelector::Label { key, value } => labels
-            .get(&group)
-            .and_then(|labels| labels.get(key.as_ref()))
-            .is_some_and(|found| found == value.as_ref()),
     }
 }
 
@@ -521,7 +447,7 @@ impl LeadershipEvents {
 
     fn catch_up(&mut self) {
         self.revision.mark_unchanged();
-        let state = self.hub.state.lock();
+        let state = self.hub.lock();
         let events = difference(&self.told, &state, &self.groups);
         drop(state);
         for event in events {

@@ -1,6 +1,7 @@
 //! Leadership as something to listen to: edges, callbacks, streams, and tasks that live as long
 //! as a leadership.
 
+mod event;
 mod hub;
 mod task;
 
@@ -8,10 +9,8 @@ use shardhost_storage::{GroupId, Term};
 
 use crate::error::LeaderHint;
 
-pub use hub::{
-    GroupSelector, HookGuard, HookKind, LeaderAcquired, LeaderLost, LeadershipEvent,
-    LeadershipEvents, LeadershipHub,
-};
+pub use event::{GroupSelector, LeaderAcquired, LeaderLost, LeadershipEvent};
+pub use hub::{HookGuard, HookKind, LeadershipEvents, LeadershipHub};
 pub(crate) use task::supervise;
 pub use task::{LeaderScope, LeaderTaskGuard};
 

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use shardhost::groups::GroupSpec;
+use shardhost::server::config::ShardCounts;
+use shardhost::server::{Server, ServerConfig};
 use shardhost::shards::{StateDb, StateDbOptions};
 use shardhost::{Group, GroupId, Host, HostConfig, NodeId, Shutdown, StateMachine};
 use tonic::service::Routes;
@@ -36,6 +38,7 @@ struct Running {
     groups: Vec<Group>,
     nodes: u64,
     state: Option<Arc<StateDb>>,
+    server: Option<Server>,
     before: Usage,
     started: Instant,
 }
@@ -88,10 +91,14 @@ async fn carry_out(
             *running = Some(Running::start(role, addresses, groups, machine).await?);
             Ok(Answer::Done)
         }
+        Order::Serve { addresses, tables } => {
+            let role = role.take().context("told to serve before told who to be")?;
+            *running = Some(Running::serve(role, addresses, tables).await?);
+            Ok(Answer::Done)
+        }
         Order::End => {
             if let Some(running) = running.take() {
-                running.host.shutdown(Shutdown::Immediate).await;
-                drop(running.state);
+                running.end().await;
             }
             Ok(Answer::Done)
         }
@@ -140,16 +147,48 @@ impl Running {
             let runtime = host.runtime().clone();
             let machines: Vec<_> = stored.iter().map(|m| (m.group, make(m.group))).collect();
             tokio::task::spawn_blocking(move || {
-                machines.into_iter().map(|(id, machine)| runtime.open(id, machine)).collect::<Result<Vec<_>, _>>()
+                machines
+                    .into_iter()
+                    .map(|(id, machine)| runtime.open(id, machine))
+                    .collect::<Result<Vec<_>, _>>()
             })
             .await??
         };
-        let started = Instant::now();
-        let nodes = role.nodes;
-        let mut running =
-            Self { host, groups: opened, nodes, state, before: Usage::default(), started };
+        Ok(Self { state, ..Self::new(host, opened, role.nodes) })
+    }
+
+    /// Runs what `shardhost serve` runs.
+    async fn serve(
+        role: Role,
+        addresses: BTreeMap<u64, String>,
+        tables: u64,
+    ) -> anyhow::Result<Self> {
+        let mut config = ServerConfig::alone(role.directory);
+        config.node = role.node.get();
+        config.nodes = addresses.into_iter().map(|(id, at)| (id.to_string(), at)).collect();
+        config.shards = ShardCounts { tables, queues: 0 };
+        config.workers = role.workers;
+        config.apply_threads = role.apply_threads;
+        let server = Server::start(config, role.listener).await?;
+        let host = server.host().clone();
+        let groups = host.runtime().groups();
+        Ok(Self { server: Some(server), ..Self::new(host, groups, role.nodes) })
+    }
+
+    fn new(host: Host, groups: Vec<Group>, nodes: u64) -> Self {
+        let (before, started) = (Usage::default(), Instant::now());
+        let mut running = Self { host, groups, nodes, state: None, server: None, before, started };
         running.before = running.used();
-        Ok(running)
+        running
+    }
+
+    async fn end(self) {
+        match self.server {
+            Some(server) => server.shutdown(Shutdown::Immediate).await,
+            None => self.host.shutdown(Shutdown::Immediate).await,
+        }
+        // What the tables keep in memory is flushed when the last handle goes.
+        drop(self.state);
     }
 
     async fn carry_out(&mut self, order: Order) -> anyhow::Result<Answer> {

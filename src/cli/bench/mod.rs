@@ -5,6 +5,7 @@
 //! and at the end collects what they measured.
 
 mod child;
+mod client;
 mod idle;
 mod machine;
 mod nodes;
@@ -33,6 +34,9 @@ pub enum Command {
 /// How a write benchmark runs.
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
 pub struct WriteArguments {
+    /// Who writes.
+    #[arg(long, value_enum, default_value_t = Mode::Embedded)]
+    pub mode: Mode,
     /// Number of groups.
     #[arg(long, default_value_t = 48)]
     pub groups: u64,
@@ -48,7 +52,7 @@ pub struct WriteArguments {
     /// Writes per second to offer, whatever the answers; 0: as fast as answers come.
     #[arg(long, default_value_t = 0)]
     pub rate: u64,
-    /// What the groups do with a write.
+    /// What the groups do with a write. Clients always write to tables.
     #[arg(long, value_enum, default_value_t = MachineKind::Trivial)]
     pub machine: MachineKind,
     /// Number of host processes.
@@ -88,6 +92,17 @@ pub struct IdleArguments {
     pub json: bool,
 }
 
+/// Who writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The host processes themselves, each to the groups that it leads, as a user of the library
+    /// does.
+    Embedded,
+    /// A process of its own, over gRPC, to the tables of `shardhost serve`.
+    Client,
+}
+
 /// What groups do with a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -101,6 +116,10 @@ pub enum MachineKind {
 /// Runs a benchmark.
 pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Write(mut arguments) if arguments.mode == Mode::Client => {
+            arguments.machine = MachineKind::Table;
+            client::run(&arguments).await?;
+        }
         Command::Write(arguments) => write::run(&arguments).await?,
         Command::Idle(arguments) => idle::run(&arguments).await?,
         Command::Node => child::run().await?,

@@ -23,6 +23,8 @@ pub enum Order {
     Be { node: u64, nodes: u64, directory: PathBuf, workers: usize, apply_threads: usize },
     /// Where all nodes listen; the child starts and creates or opens the groups.
     Join { addresses: BTreeMap<u64, String>, groups: u64, machine: MachineKind },
+    /// Where all nodes listen; the child starts the server of so many tables.
+    Serve { addresses: BTreeMap<u64, String>, tables: u64 },
     /// Wait until every group has a leader that some node knows.
     AwaitLeaders,
     /// Hand over what another node should lead.
@@ -88,6 +90,13 @@ pub struct Measured {
     pub usage: Usage,
     /// Latencies in microseconds, with how often each was seen.
     pub latencies: Vec<(u64, u64)>,
+}
+
+impl Measured {
+    /// Of a node that was written to from outside.
+    pub const fn of_usage(usage: Usage) -> Self {
+        Self { acknowledged: 0, failed: 0, usage, latencies: Vec::new() }
+    }
 }
 
 /// One child.
@@ -157,9 +166,45 @@ pub struct Layout {
     pub apply_threads: usize,
 }
 
+impl Layout {
+    /// Of a write benchmark.
+    pub const fn of(arguments: &WriteArguments) -> Self {
+        Self {
+            nodes: arguments.nodes,
+            groups: arguments.groups,
+            machine: arguments.machine,
+            workers: arguments.workers,
+            apply_threads: arguments.apply_threads,
+        }
+    }
+}
+
 impl Nodes {
     /// Starts the children, lets them find each other, and creates or opens the groups.
     pub async fn start(layout: &Layout, directory: &Path) -> anyhow::Result<Self> {
+        let (mut started, addresses) = Self::introduce(layout, directory).await?;
+        let (groups, machine) = (layout.groups, layout.machine);
+        let join = Order::Join { addresses, groups, machine };
+        started.all(&join, PATIENCE).await?;
+        Ok(started)
+    }
+
+    /// The same for children that run servers; also says where they listen.
+    pub async fn start_servers(
+        layout: &Layout,
+        directory: &Path,
+    ) -> anyhow::Result<(Self, Vec<String>)> {
+        let (mut started, addresses) = Self::introduce(layout, directory).await?;
+        let serve = Order::Serve { addresses: addresses.clone(), tables: layout.groups };
+        started.all(&serve, PATIENCE).await?;
+        Ok((started, addresses.into_values().collect()))
+    }
+
+    /// Starts the children and tells each who it is; gives their addresses.
+    async fn introduce(
+        layout: &Layout,
+        directory: &Path,
+    ) -> anyhow::Result<(Self, BTreeMap<u64, String>)> {
         let mut started = Self { nodes: Vec::new() };
         let mut addresses = BTreeMap::new();
         for number in 1..=layout.nodes {
@@ -178,10 +223,7 @@ impl Nodes {
             };
             started.nodes.push(node);
         }
-        let (groups, machine) = (layout.groups, layout.machine);
-        let join = Order::Join { addresses, groups, machine };
-        started.all(&join, PATIENCE).await?;
-        Ok(started)
+        Ok((started, addresses))
     }
 
     /// Gives an order to all and waits for all answers.

@@ -37,15 +37,20 @@ impl Latencies {
     }
 }
 
-/// Reports a write benchmark.
-pub fn write(arguments: &WriteArguments, measured: &[Measured]) -> anyhow::Result<()> {
+/// Reports a write benchmark. `client_cpu_seconds` is what a client beside the nodes used.
+pub fn write(
+    arguments: &WriteArguments,
+    measured: &[Measured],
+    client_cpu_seconds: Option<f64>,
+) -> anyhow::Result<()> {
     let latencies = Latencies::of(measured);
     let sum = |pick: &dyn Fn(&Measured) -> f64| measured.iter().map(pick).sum::<f64>();
     let seconds = measured.iter().map(|node| node.usage.seconds).fold(0.001, f64::max);
     let acknowledged = sum(&|node| node.acknowledged as f64);
     let per_op = |value: f64| value / acknowledged.max(1.0);
     let writes = sum(&|node| node.usage.log_writes as f64);
-    let figures = json!({
+    let mut figures = json!({
+        "mode": arguments.mode,
         "groups": arguments.groups,
         "size": arguments.size,
         "outstanding": arguments.outstanding,
@@ -67,6 +72,10 @@ pub fn write(arguments: &WriteArguments, measured: &[Measured]) -> anyhow::Resul
             / sum(&|node| node.usage.frames as f64).max(1.0),
         "resident_mib": sum(&|node| node.usage.resident_bytes as f64) / 1_048_576.0,
     });
+    if let Some(used) = client_cpu_seconds {
+        figures["client_cpu_us_per_write"] = json!(per_op(used * 1e6));
+        figures["client_cores"] = json!(used / seconds);
+    }
     if let Some(path) = &arguments.chart {
         chart(path, arguments, &latencies).with_context(|| format!("{}", path.display()))?;
     }

@@ -16,21 +16,15 @@ use super::nodes::{Answer, Layout, Measured, Nodes, Order, Usage};
 use super::{MachineKind, WriteArguments, report};
 
 /// What is not measured, at the start.
-const WARM_UP: Duration = Duration::from_secs(2);
+pub const WARM_UP: Duration = Duration::from_secs(2);
 /// After the end: how long answers may still come.
-const DRAIN: Duration = Duration::from_secs(10);
+pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// Runs the benchmark: starts the nodes, spreads the leaders, lets all write, reports.
 pub async fn run(arguments: &WriteArguments) -> anyhow::Result<()> {
     let temporary = tempfile::tempdir()?;
     let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
-    let layout = Layout {
-        nodes: arguments.nodes,
-        groups: arguments.groups,
-        machine: arguments.machine,
-        workers: arguments.workers,
-        apply_threads: arguments.apply_threads,
-    };
+    let layout = Layout::of(arguments);
     let patience = Duration::from_secs(arguments.seconds + 120);
     let mut nodes = Nodes::start(&layout, &directory).await?;
     nodes.all(&Order::AwaitLeaders, patience).await?;
@@ -42,7 +36,7 @@ pub async fn run(arguments: &WriteArguments) -> anyhow::Result<()> {
         Answer::Measured(measured) => Some(*measured),
         _ => None,
     });
-    report::write(arguments, &measured.collect::<Vec<_>>())
+    report::write(arguments, &measured.collect::<Vec<_>>(), None)
 }
 
 /// Answers that came and were not looked at yet.
@@ -244,31 +238,41 @@ impl<'a> Driver<'a> {
 }
 
 /// Commands without any pattern that a compressor could use.
-struct Payload {
+pub struct Payload {
     state: u64,
     size: usize,
     machine: MachineKind,
 }
 
 impl Payload {
-    fn new(arguments: &WriteArguments) -> Self {
+    /// Payloads of the size and kind that the arguments say.
+    pub fn new(arguments: &WriteArguments) -> Self {
         let seed = u64::from(std::process::id());
         Self { state: seed, size: arguments.size.max(1), machine: arguments.machine }
     }
 
-    fn next(&mut self) -> Bytes {
+    /// A key of a hundred thousand, so that values are replaced too, and its value.
+    pub fn pair(&mut self) -> (String, Bytes) {
+        let value = self.random();
+        (format!("key-{:05}", self.state % 100_000), value)
+    }
+
+    fn random(&mut self) -> Bytes {
         let mut bytes = Vec::with_capacity(self.size + 8);
         while bytes.len() < self.size {
             self.state = self.state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
             bytes.extend_from_slice(&self.state.rotate_right(17).to_le_bytes());
         }
         bytes.truncate(self.size);
+        Bytes::from(bytes)
+    }
+
+    fn next(&mut self) -> Bytes {
         match self.machine {
-            MachineKind::Trivial => Bytes::from(bytes),
+            MachineKind::Trivial => self.random(),
             MachineKind::Table => {
-                // A hundred thousand keys, so that values are replaced too.
-                let key = format!("key-{:05}", self.state % 100_000);
-                TableCommand::Put { key: key.as_bytes(), value: &bytes }.encode()
+                let (key, value) = self.pair();
+                TableCommand::Put { key: key.as_bytes(), value: &value }.encode()
             }
         }
     }

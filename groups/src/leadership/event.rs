@@ -1,0 +1,124 @@
+//! What listeners are told, and which groups they ask for. Knows nothing of who listens.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+use shardhost_storage::{GroupId, Term};
+
+use super::{Edge, EdgeKind, LossCause};
+use crate::error::LeaderHint;
+
+/// Which groups a registration is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GroupSelector {
+    /// Every group of the host.
+    All,
+    /// One group.
+    One(GroupId),
+    /// These groups.
+    Many(BTreeSet<GroupId>),
+    /// Groups that carry this label.
+    Label {
+        /// Name of the label.
+        key: Cow<'static, str>,
+        /// Its value.
+        value: Cow<'static, str>,
+    },
+}
+
+/// This replica was elected, and its vote is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeaderAcquired {
+    /// The group.
+    pub group: GroupId,
+    /// The term it leads.
+    pub term: Term,
+    /// Grows with every edge of this host.
+    pub revision: u64,
+}
+
+/// This replica leads no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeaderLost {
+    /// The group.
+    pub group: GroupId,
+    /// The term it led.
+    pub term: Term,
+    /// Grows with every edge of this host.
+    pub revision: u64,
+    /// Why.
+    pub cause: LossCause,
+    /// Who leads, if it is known already.
+    pub successor: Option<LeaderHint>,
+}
+
+/// What a listener is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LeadershipEvent {
+    /// Elected. Also told, on registration, for every leadership that exists.
+    Acquired(LeaderAcquired),
+    /// Everything that was committed before is applied here: the group serves.
+    Ready(LeaderAcquired),
+    /// No longer leader.
+    Lost(LeaderLost),
+}
+
+impl LeadershipEvent {
+    /// The group.
+    #[must_use]
+    pub const fn group(&self) -> GroupId {
+        match self {
+            Self::Acquired(event) | Self::Ready(event) => event.group,
+            Self::Lost(event) => event.group,
+        }
+    }
+    /// The term that is or was led.
+    #[must_use]
+    pub const fn term(&self) -> Term {
+        match self {
+            Self::Acquired(event) | Self::Ready(event) => event.term,
+            Self::Lost(event) => event.term,
+        }
+    }
+    /// Grows with every edge of this host.
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        match self {
+            Self::Acquired(event) | Self::Ready(event) => event.revision,
+            Self::Lost(event) => event.revision,
+        }
+    }
+}
+
+/// An edge as listeners are told of it.
+pub(super) fn event_of(edge: &Edge, revision: u64) -> LeadershipEvent {
+    let (group, term) = (edge.group, edge.term);
+    match edge.kind {
+        EdgeKind::Acquired => LeadershipEvent::Acquired(LeaderAcquired { group, term, revision }),
+        EdgeKind::Ready => LeadershipEvent::Ready(LeaderAcquired { group, term, revision }),
+        EdgeKind::Lost { cause, successor } => {
+            LeadershipEvent::Lost(LeaderLost { group, term, revision, cause, successor })
+        }
+    }
+}
+
+/// Whether a selector is about a group, as far as the labels say.
+pub(super) fn selects(
+    groups: &GroupSelector,
+    labels: &BTreeMap<GroupId, BTreeMap<String, String>>,
+    group: GroupId,
+) -> bool {
+    match groups {
+        GroupSelector::All => true,
+        GroupSelector::One(one) => *one == group,
+        GroupSelector::Many(many) => many.contains(&group),
+        GroupSelector::Label { key, value } => labels
+            .get(&group)
+            .and_then(|labels| labels.get(key.as_ref()))
+            .is_some_and(|found| found == value.as_ref()),
+    }
+}

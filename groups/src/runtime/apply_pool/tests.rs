@@ -1,0 +1,177 @@
+//! Work is merged, done in order, and one slow state machine holds up no other group.
+
+use std::io::Read;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use shardhost_storage::{
+    GroupId, LogPosition, MemorySnapshots, MemoryStore, NodeId, SnapshotStore,
+};
+
+use super::*;
+use crate::handle::{Group, GroupSpec};
+use crate::machine::{ApplyBatch, ApplyFault, Command, SnapshotWriter, StateMachine};
+use crate::runtime::{Groups, GroupsBuilder};
+use crate::transport::{Outgoing, SnapshotShipment, Transport};
+use crate::{GroupsConfig, ProposeError};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn commands(from: u64, to: u64) -> ApplyWork {
+    let command = |index| Command::new(LogPosition::new(1, index), Bytes::from_static(b"x"));
+    ApplyWork::Commands {
+        commands: (from..=to).map(command).collect(),
+        last: LogPosition::new(1, to),
+    }
+}
+
+fn shape(work: &[ApplyWork]) -> Vec<String> {
+    work.iter().map(|work| format!("{work:?}")).collect()
+}
+
+#[test]
+fn commands_that_follow_each_other_become_one_batch() {
+    let merged = merge([commands(1, 3), commands(4, 4), commands(5, 9)].into());
+    let [ApplyWork::Commands { commands, last }] = &merged[..] else {
+        panic!("one batch: {:?}", shape(&merged));
+    };
+    let indexes: Vec<u64> = commands.iter().map(|c| c.position().index.get()).collect();
+    assert_eq!(indexes, (1..=9).collect::<Vec<_>>(), "in order");
+    assert_eq!(*last, LogPosition::new(1, 9));
+}
+
+#[test]
+fn what_stands_between_commands_keeps_its_place() {
+    let between = || [commands(1, 2), ApplyWork::Snapshot, commands(3, 4), ApplyWork::Durable];
+    let merged = merge(between().into());
+    assert_eq!(shape(&merged), shape(&between()));
+}
+
+#[test]
+fn a_turn_takes_a_bounded_share_and_comes_back_for_the_rest() {
+    let snapshots: Arc<dyn SnapshotStore> = Arc::new(MemorySnapshots::new());
+    let machine = Box::new(Echo { applied: LogPosition::default(), gate: None });
+    let start = LogPosition::default();
+    let mailbox = Mailbox::new(Applier::new(GroupId::new(1), machine, snapshots, start));
+
+    assert!(mailbox.add(ApplyWork::Durable), "the first work schedules the mailbox");
+    for _ in 0..WORK_PER_TURN {
+        assert!(!mailbox.add(ApplyWork::Durable), "it is scheduled once");
+    }
+    assert_eq!(mailbox.take().len(), WORK_PER_TURN);
+    assert!(mailbox.end_turn(), "there is more");
+    assert_eq!(mailbox.take().len(), 1);
+    assert!(!mailbox.end_turn());
+    assert!(mailbox.add(ApplyWork::Durable), "it must be scheduled again");
+
+    mailbox.close();
+    assert!(mailbox.take().is_empty());
+    assert!(!mailbox.add(ApplyWork::Durable), "a closed one takes nothing");
+}
+
+/// Answers what it is told. With a gate, it waits there before it applies anything.
+struct Echo {
+    applied: LogPosition,
+    gate: Option<mpsc::Receiver<()>>,
+}
+
+impl StateMachine for Echo {
+    fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
+        Ok((self.applied != LogPosition::default()).then_some(self.applied))
+    }
+
+    fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
+        if let Some(gate) = self.gate.take() {
+            gate.recv_timeout(DEADLINE).map_err(ApplyFault::new)?;
+        }
+        for command in batch.commands() {
+            let data = command.data().clone();
+            assert_ne!(data, "panic", "a state machine on purpose");
+            command.respond(data);
+        }
+        self.applied = batch.last();
+        Ok(())
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
+        Err(ApplyFault::new("none"))
+    }
+
+    fn restore(&mut self, _: LogPosition, _: &mut dyn Read) -> Result<(), ApplyFault> {
+        Err(ApplyFault::new("none"))
+    }
+}
+
+/// A host without others.
+#[derive(Debug)]
+struct Alone;
+
+impl Transport for Alone {
+    fn send(&self, _: Vec<Outgoing>) {}
+    fn send_snapshot(&self, _: SnapshotShipment) {}
+}
+
+fn host(apply_threads: usize) -> Groups {
+    let mut config = GroupsConfig::new(NodeId::must(1));
+    config.tick = Duration::from_millis(2);
+    let store = Arc::new(MemoryStore::new());
+    let snapshots = Arc::new(MemorySnapshots::new());
+    GroupsBuilder::new(config)
+        .apply_threads(apply_threads)
+        .start(store, snapshots, Arc::new(Alone))
+        .unwrap()
+}
+
+async fn open(groups: &Groups, id: u64, gate: Option<mpsc::Receiver<()>>) -> Group {
+    let spec = GroupSpec::new(GroupId::new(id), [NodeId::must(1)]);
+    let machine = Box::new(Echo { applied: LogPosition::default(), gate });
+    let group = groups.create(spec, machine).unwrap();
+    group.wait_for(|status| status.serving, DEADLINE).await.expect("it leads alone");
+    group
+}
+
+async fn echo(group: &Group, word: &'static str) -> Result<Bytes, ProposeError> {
+    let proposal = group.propose(word).into_future();
+    let outcome = tokio::time::timeout(DEADLINE, proposal).await.expect("an answer in time");
+    outcome.map(|applied| applied.response)
+}
+
+#[tokio::test]
+async fn a_slow_machine_holds_up_no_other_group() {
+    let groups = host(2);
+    let (open_gate, gate) = mpsc::channel();
+    let slow = open(&groups, 1, Some(gate)).await;
+    let quick = open(&groups, 2, None).await;
+
+    let waiting = tokio::spawn({
+        let slow = slow.clone();
+        async move { echo(&slow, "slow").await }
+    });
+    let behind = slow.wait_for(|status| status.committed > status.applied, DEADLINE).await;
+    behind.expect("the command is committed");
+    for _ in 0..200 {
+        assert_eq!(echo(&quick, "quick").await.unwrap(), "quick");
+    }
+    assert!(!waiting.is_finished(), "the slow one is still at it");
+
+    open_gate.send(()).unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap(), "slow");
+    groups.shutdown();
+}
+
+#[tokio::test]
+async fn a_machine_that_panics_stops_its_group_alone() {
+    let groups = host(1);
+    let bad = open(&groups, 1, None).await;
+    let good = open(&groups, 2, None).await;
+
+    let failed = echo(&bad, "panic").await.unwrap_err();
+    assert!(matches!(failed, ProposeError::Faulted { .. }), "{failed}");
+    for _ in 0..20 {
+        assert_eq!(echo(&good, "fine").await.unwrap(), "fine");
+    }
+    let later = echo(&bad, "after").await.unwrap_err();
+    assert!(matches!(later, ProposeError::Faulted { .. }), "{later}");
+    groups.shutdown();
+}

@@ -1,0 +1,17 @@
+//! Messages that no correct peer sends: refused before raft sees them.
+//!
+//! | file | what |
+//! |---|---|
+//! | `table` | every known trap of raft 0.7, as one mutation of a sound message |
+//! | `bare_raft` | the same messages without the validator: raft panics |
+//! | `garbage` | random messages against replicas in every state: none fails |
+//! | `containment` | a replica that panics all the same is parked alone |
+//! | `installing` | a replica that installs a snapshot does not campaign |
+//! | `victim` | a worker under the test's control |
+
+mod bare_raft;
+mod containment;
+mod garbage;
+mod installing;
+mod table;
+mod victim;

@@ -1,0 +1,70 @@
+//! `shardhost leader`: moving leadership from one node to another.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::json;
+use shardhost::proto::admin::TransferLeaderRequest;
+
+use super::output::millis;
+use super::target::{Target, said};
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Hand the leadership of a group to another node.
+    Transfer {
+        /// Number of the group.
+        group: u64,
+        /// The node that should lead; by default the one that is furthest.
+        #[arg(long, value_name = "NODE")]
+        to: Option<u64>,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Moves leadership.
+pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    let Command::Transfer { group, to, target } = command;
+    transfer(*group, *to, target).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn transfer(group: u64, to: Option<u64>, target: &Target) -> anyhow::Result<()> {
+    let (mut leader, before) = target.leader_of(group).await?;
+    let from = leader.status.node;
+    if to == Some(from) {
+        return report(target, group, from, from, before.term, 0);
+    }
+    let request = TransferLeaderRequest {
+        group,
+        to_node: to.unwrap_or(0),
+        timeout_ms: target.timeout.saturating_mul(1_000),
+    };
+    let moved = leader.admin.transfer_leader(request).await;
+    let moved = moved.map_err(|status| said(&leader.address, &status))?.into_inner();
+    report(target, group, from, moved.to_node, moved.term, moved.took_us)
+}
+
+fn report(
+    target: &Target,
+    group: u64,
+    from: u64,
+    to: u64,
+    term: u64,
+    took_us: u64,
+) -> anyhow::Result<()> {
+    if target.json {
+        let moved = json!({
+            "group": group, "from_node": from, "to_node": to, "term": term, "took_us": took_us
+        });
+        println!("{moved}");
+    } else if from == to {
+        println!("group {group} is led by node {to} already, in term {term}");
+    } else {
+        let took = millis(took_us);
+        println!("group {group} moved from node {from} to node {to} in {took}, term {term}");
+    }
+    Ok(())
+}

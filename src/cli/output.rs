@@ -1,0 +1,125 @@
+//! How things are shown: aligned tables with numbers at the right, and JSON.
+
+use std::time::Duration;
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, Table};
+use serde_json::{Value, json};
+
+/// Where the cells of a column stand.
+#[derive(Clone, Copy, Debug)]
+pub enum Column {
+    /// Words.
+    Left(&'static str),
+    /// Numbers.
+    Right(&'static str),
+}
+
+impl Column {
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Left(title) | Self::Right(title) => title,
+        }
+    }
+
+    const fn alignment(self) -> CellAlignment {
+        match self {
+            Self::Left(_) => CellAlignment::Left,
+            Self::Right(_) => CellAlignment::Right,
+        }
+    }
+}
+
+/// A table with a line per row.
+pub fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header(columns.iter().map(|column| column.title()));
+    for row in rows {
+        table.add_row(row);
+    }
+    for (at, column) in columns.iter().enumerate() {
+        if let Some(shown) = table.column_mut(at) {
+            shown.set_cell_alignment(column.alignment());
+        }
+    }
+    table.to_string()
+}
+
+/// A table of names and what they are.
+pub fn facts(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    for (name, value) in rows {
+        table.add_row([name.to_owned(), value]);
+    }
+    table.to_string()
+}
+
+/// A whole number with its thousands apart.
+pub fn number(value: u64) -> String {
+    let digits = value.to_string();
+    let mut shown = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            shown.push(',');
+        }
+        shown.push(digit);
+    }
+    shown
+}
+
+/// Microseconds as milliseconds; nothing for none.
+pub fn millis(micros: u64) -> String {
+    match micros {
+        0 => "-".to_owned(),
+        micros => format!("{:.1} ms", micros as f64 / 1e3),
+    }
+}
+
+/// Seconds with two digits behind the point.
+pub fn seconds(duration: Duration) -> String {
+    format!("{:.2} s", duration.as_secs_f64())
+}
+
+/// Bytes for people.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Bytes for programs: a string, or their hexadecimal digits where they are none.
+pub fn bytes_json(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => json!(text),
+        Err(_) => {
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            json!({ "hex": digits })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_stand_apart() {
+        let shown = [0, 7, 999, 1_000, 208_668, 1_234_567].map(number);
+        assert_eq!(shown, ["0", "7", "999", "1,000", "208,668", "1,234,567"]);
+    }
+
+    #[test]
+    fn numbers_stand_at_the_right_of_their_column() {
+        let columns = [Column::Left("name"), Column::Right("count")];
+        let rows = [("a", "1"), ("b", "1,000")];
+        let shown = table(&columns, rows.map(|(name, count)| vec![name.into(), count.into()]));
+        assert!(shown.contains("┆     1 │"), "{shown}");
+        assert!(shown.contains("┆ 1,000 │"), "{shown}");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_shown_in_hexadecimal() {
+        assert_eq!(bytes_json(b"word"), json!("word"));
+        assert_eq!(bytes_json(&[0xff, 0x01]), json!({ "hex": "ff01" }));
+    }
+}

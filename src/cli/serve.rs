@@ -1,0 +1,275 @@
+//! `shardhost serve`: a host of tables and queues, from a configuration file and flags.
+
+use std::io::{BufRead, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use serde_json::json;
+use shardhost::Shutdown;
+use shardhost::server::{Server, ServerConfig};
+use shardhost::storage::LogError;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::supervised::{Order, Report};
+
+/// How long a supervised host waits for a port that its predecessor may still hold.
+const BIND_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the supervisor may take to name the other nodes.
+const ORDER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How a host is started. Flags win over the file.
+#[derive(Debug, Args)]
+pub struct ServeArguments {
+    /// The configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Name of the cluster.
+    #[arg(long)]
+    cluster: Option<String>,
+    /// Number of this node, from 1.
+    #[arg(long)]
+    node: Option<u64>,
+    /// Where the data stands.
+    #[arg(long, value_name = "DIRECTORY")]
+    data_dir: Option<PathBuf>,
+    /// Where to listen; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Where a node is reached, once for each node.
+    #[arg(long = "peer", value_name = "NODE=ADDRESS", value_parser = parse_peer)]
+    peers: Vec<(String, String)>,
+    /// Shards of the table.
+    #[arg(long, value_name = "COUNT")]
+    tables: Option<u64>,
+    /// Shards of the queue.
+    #[arg(long, value_name = "COUNT")]
+    queues: Option<u64>,
+    /// Threads for Raft.
+    #[arg(long, value_name = "COUNT")]
+    workers: Option<usize>,
+    /// Threads for state machines.
+    #[arg(long, value_name = "COUNT")]
+    apply_threads: Option<usize>,
+    /// Seconds that handing over leadership may take when stopping.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    shutdown_timeout: u64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Take the addresses of the nodes from whoever started this process.
+    #[arg(long, hide = true)]
+    supervised: bool,
+}
+
+fn parse_peer(text: &str) -> Result<(String, String), String> {
+    let pair =
+        text.split_once('=').filter(|(node, address)| !node.is_empty() && !address.is_empty());
+    let (node, address) = pair.ok_or("write NODE=ADDRESS, as 2=10.0.0.2:7400")?;
+    Ok((node.to_owned(), address.to_owned()))
+}
+
+/// Runs a host until it is told to stop or its log fails.
+pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::listen()?;
+    let mut config = configuration(&arguments)?;
+    let mut orders = None;
+    let mut listener = None;
+    if arguments.supervised {
+        let mut incoming = read_orders();
+        let bound = bind(config.listen).await?;
+        say(&Report::Listening { address: bound.local_addr()?.to_string() })?;
+        config.nodes = tokio::select! {
+            nodes = await_start(&mut incoming) => nodes?,
+            () = signals.next() => return Ok(ExitCode::SUCCESS),
+        };
+        orders = Some(incoming);
+        listener = Some(bound);
+    }
+    let server = start(config, listener).await?;
+    announce(&arguments, &server)?;
+    let end = until_end(&server, &mut signals, orders).await;
+    stop(server, end, &mut signals, Duration::from_secs(arguments.shutdown_timeout)).await
+}
+
+/// The file, with what the flags say instead.
+fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
+    let mut config = match &arguments.config {
+        Some(path) => ServerConfig::parse(path)?,
+        None => ServerConfig::alone(PathBuf::new()),
+    };
+    if let Some(cluster) = &arguments.cluster {
+        config.cluster.clone_from(cluster);
+    }
+    if let Some(directory) = &arguments.data_dir {
+        config.data_dir.clone_from(directory);
+    }
+    config.node = arguments.node.unwrap_or(config.node);
+    config.listen = arguments.listen.unwrap_or(config.listen);
+    config.nodes.extend(arguments.peers.iter().cloned());
+    config.shards.tables = arguments.tables.unwrap_or(config.shards.tables);
+    config.shards.queues = arguments.queues.unwrap_or(config.shards.queues);
+    config.workers = arguments.workers.unwrap_or(config.workers);
+    config.apply_threads = arguments.apply_threads.unwrap_or(config.apply_threads);
+    config.validate()?;
+    Ok(config)
+}
+
+/// Binds an address, which the process that had it before may hold for a moment yet.
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let deadline = Instant::now() + BIND_PATIENCE;
+    loop {
+        match TcpListener::bind(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error).with_context(|| format!("cannot listen on {address}"));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+async fn start(config: ServerConfig, listener: Option<TcpListener>) -> anyhow::Result<Server> {
+    let (node, directory) = (config.node, config.data_dir.display().to_string());
+    let started = Server::start(config, listener).await;
+    started.with_context(|| format!("node {node} with its data in {directory} does not start"))
+}
+
+fn announce(arguments: &ServeArguments, server: &Server) -> anyhow::Result<()> {
+    let host = server.host();
+    let groups = host.groups().len() as u64;
+    let (node, cluster, address) = (host.node_id(), &host.config().cluster, host.address());
+    if arguments.supervised {
+        return say(&Report::Started { groups });
+    }
+    if arguments.json {
+        let started = json!({
+            "node": node.get(), "cluster": cluster, "address": address.to_string(), "groups": groups
+        });
+        println!("{started}");
+    } else {
+        println!(
+            "node {node} of cluster {cluster} serves {groups} groups at {address}; stop it with \
+             Ctrl-C or SIGTERM"
+        );
+    }
+    Ok(std::io::stdout().flush()?)
+}
+
+fn say(report: &Report) -> anyhow::Result<()> {
+    let mut output = std::io::stdout().lock();
+    writeln!(output, "{}", serde_json::to_string(report)?)?;
+    Ok(output.flush()?)
+}
+
+/// Reads orders on a thread of its own: a read of standard input cannot be given up.
+fn read_orders() -> mpsc::Receiver<String> {
+    let (sender, orders) = mpsc::channel(4);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    orders
+}
+
+async fn await_start(
+    orders: &mut mpsc::Receiver<String>,
+) -> anyhow::Result<std::collections::BTreeMap<String, String>> {
+    let line = tokio::time::timeout(ORDER_PATIENCE, orders.recv()).await;
+    let line = line.context("the supervisor named no nodes")?.context("the supervisor is gone")?;
+    match serde_json::from_str(&line).with_context(|| format!("this is no order: {line}"))? {
+        Order::Start { nodes } => Ok(nodes),
+        Order::Release => bail!("told to go on alone before the nodes were named"),
+    }
+}
+
+/// Why a host stops.
+enum End {
+    Asked,
+    Abandoned,
+    LogFailed(LogError),
+}
+
+async fn until_end(
+    server: &Server,
+    signals: &mut Signals,
+    orders: Option<mpsc::Receiver<String>>,
+) -> End {
+    let mut health = server.host().health();
+    tokio::select! {
+        () = signals.next() => End::Asked,
+        () = until_abandoned(orders) => End::Abandoned,
+        failed = health.wait_for(Option::is_some) => match failed {
+            Ok(error) => error.clone().map_or(End::Asked, End::LogFailed),
+            Err(_) => End::Asked,
+        },
+    }
+}
+
+/// Until the supervisor is gone without having released this process.
+async fn until_abandoned(orders: Option<mpsc::Receiver<String>>) {
+    let Some(mut orders) = orders else { return std::future::pending().await };
+    while let Some(line) = orders.recv().await {
+        match serde_json::from_str(&line) {
+            Ok(Order::Release) => return std::future::pending().await,
+            Ok(Order::Start { .. }) => tracing::warn!("told to start twice"),
+            Err(error) => tracing::warn!(%error, line, "this is no order"),
+        }
+    }
+}
+
+async fn stop(
+    server: Server,
+    end: End,
+    signals: &mut Signals,
+    deadline: Duration,
+) -> anyhow::Result<ExitCode> {
+    let mode = match end {
+        End::Asked => Shutdown::Graceful { deadline },
+        End::Abandoned | End::LogFailed(_) => Shutdown::Immediate,
+    };
+    tracing::info!(?mode, "stopping; a second signal ends at once");
+    tokio::select! {
+        () = server.shutdown(mode) => {}
+        () = signals.next() => {
+            tracing::warn!("ending at once");
+            std::process::exit(1);
+        }
+    }
+    match end {
+        End::LogFailed(error) => Err(anyhow!(error).context(
+            "the log failed and the host stopped; check the disk (space, permissions, health), \
+             then start the host again",
+        )),
+        End::Asked | End::Abandoned => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// What asks a process to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        Ok(Self { terminate, interrupt })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! `shardhost status`: the nodes of a cluster in a table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value, json};
+use shardhost::proto::admin::HostStatus;
+
+use super::output::{Column, millis, number, table};
+use super::target::{Node, Target};
+
+/// What to show.
+#[derive(Debug, Args)]
+pub struct StatusArguments {
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Shows the nodes that the arguments name and those that they know of.
+pub async fn run(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
+    let target = &arguments.target;
+    let first = target.node().await?;
+    let mut silent: BTreeMap<String, u64> = BTreeMap::new();
+    let mut nodes = BTreeMap::new();
+    for address in addresses(&first, target) {
+        match Node::connect(&address).await {
+            Ok(node) => drop(nodes.insert(node.status.node, node)),
+            Err(_) => drop(silent.insert(address.clone(), number_of(&first, &address))),
+        }
+    }
+    if target.json {
+        println!("{}", as_json(&nodes, &silent));
+    } else {
+        println!("{}", as_table(&nodes, &silent));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All addresses to ask; the peers of one node are those of all.
+fn addresses(first: &Node, target: &Target) -> BTreeSet<String> {
+    let peers = first.status.peers.iter().map(|peer| peer.address.clone());
+    let known = peers.filter(|address| !address.is_empty());
+    known.chain(target.at.iter().cloned()).collect()
+}
+
+fn number_of(node: &Node, address: &str) -> u64 {
+    let peer = node.status.peers.iter().find(|peer| peer.address == address);
+    peer.map_or(0, |peer| peer.node)
+}
+
+const COLUMNS: [Column; 11] = [
+    Column::Right("node"),
+    Column::Left("address"),
+    Column::Right("groups"),
+    Column::Right("leaders"),
+    Column::Right("asleep"),
+    Column::Right("failed"),
+    Column::Right("acknowledged"),
+    Column::Right("ops/s"),
+    Column::Right("p50"),
+    Column::Right("p99"),
+    Column::Right("up"),
+];
+
+fn as_table(nodes: &BTreeMap<u64, Node>, silent: &BTreeMap<String, u64>) -> String {
+    let answered = nodes.values().map(|node| row(&node.address, &node.status));
+    let missing = silent.iter().map(|(address, node)| {
+        let mut row = vec!["-".to_owned(); COLUMNS.len()];
+        row[0] = if *node == 0 { "?".to_owned() } else { node.to_string() };
+        row[1] = format!("{address} (no answer)");
+        row
+    });
+    table(&COLUMNS, answered.chain(missing))
+}
+
+fn row(address: &str, status: &HostStatus) -> Vec<String> {
+    vec![
+        status.node.to_string(),
+        address.to_owned(),
+        number(status.groups),
+        number(status.leaders),
+        number(status.asleep),
+        number(status.failed),
+        number(status.proposals),
+        number(status.ops_per_second as u64),
+        millis(status.p50_us),
+        millis(status.p99_us),
+        format!("{} s", number(status.uptime_ms / 1_000)),
+    ]
+}
+
+fn as_json(nodes: &BTreeMap<u64, Node>, silent: &BTreeMap<String, u64>) -> Value {
+    let nodes: Vec<Value> = nodes.values().map(node_json).collect();
+    let silent: Vec<&String> = silent.keys().collect();
+    json!({ "nodes": nodes, "no_answer": silent })
+}
+
+fn node_json(node: &Node) -> Value {
+    let status = &node.status;
+    let peers: Vec<Value> = status
+        .peers
+        .iter()
+        .map(|peer| {
+            json!({
+                "node": peer.node,
+                "address": peer.address,
+                "connected": peer.connected,
+                "live": peer.live,
+                "messages_sent": peer.messages_sent,
+                "messages_dropped": peer.messages_dropped,
+                "frames_sent": peer.frames_sent,
+                "reconnects": peer.reconnects,
+            })
+        })
+        .collect();
+    json!({
+        "node": status.node,
+        "address": node.address,
+        "cluster": status.cluster,
+        "version": status.version,
+        "incarnation": status.incarnation,
+        "uptime_ms": status.uptime_ms,
+        "groups": status.groups,
+        "leaders": status.leaders,
+        "asleep": status.asleep,
+        "failed": status.failed,
+        "acknowledged": status.proposals,
+        "ops_per_second": status.ops_per_second,
+        "p50_us": status.p50_us,
+        "p99_us": status.p99_us,
+        "log_writes": status.log_writes,
+        "log_groups_written": status.log_groups_written,
+        "log_bytes": status.log_bytes,
+        "counters": status.counters,
+        "peers": peers,
+    })
+}

@@ -1,0 +1,126 @@
+//! `shardhost table`: single reads and writes of the table.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use bytes::Bytes;
+use clap::Subcommand;
+use serde_json::{Value, json};
+use shardhost::NodeId;
+
+use super::output::{Column, bytes_json, table, text};
+use super::target::Target;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Set the value of a key.
+    Put {
+        /// The key.
+        key: String,
+        /// The value.
+        value: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print the value of a key; ends with 1 when there is none.
+    Get {
+        /// The key.
+        key: String,
+        /// Read what this node has, however old, instead of the newest.
+        #[arg(long, value_name = "NODE")]
+        stale: Option<u64>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print a range of keys in their order.
+    Scan {
+        /// The first key.
+        #[arg(long, default_value = "")]
+        from: String,
+        /// The key to end before; by default to the end.
+        #[arg(long, default_value = "")]
+        to: String,
+        /// How many at most.
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Reads or writes the table.
+pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Put { key, value, target } => put(key, value, &target).await,
+        Command::Get { key, stale, target } => get(key, stale, &target).await,
+        Command::Scan { from, to, limit, target } => scan(from, to, limit, &target).await,
+    }
+}
+
+async fn put(key: String, value: String, target: &Target) -> anyhow::Result<ExitCode> {
+    let words = target.client().await?.table();
+    let group = words.group_of(key.as_bytes()).map_or(0, shardhost::GroupId::get);
+    let written = words.put(key, value).await?;
+    if target.json {
+        let (index, existed) = (written.index, written.existed);
+        println!("{}", json!({ "group": group, "index": index, "existed": existed }));
+    } else {
+        let what = if written.existed { "replaced" } else { "added" };
+        println!("{what} in group {group} at index {}", written.index);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn get(key: String, stale: Option<u64>, target: &Target) -> anyhow::Result<ExitCode> {
+    let words = target.client().await?.table();
+    let value = match stale {
+        None => words.get(key.clone()).await?,
+        Some(node) => {
+            let node = NodeId::new(node).context("nodes are numbered from 1")?;
+            words.get_via(node, key.clone()).await?
+        }
+    };
+    if target.json {
+        let shown = value.as_deref().map_or(Value::Null, bytes_json);
+        println!("{}", json!({ "key": key, "value": shown }));
+    }
+    match value {
+        Some(value) if !target.json => print_raw(&value)?,
+        Some(_) => {}
+        None => {
+            eprintln!("error: the table has no key `{key}`");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// As it is: it may be no text.
+fn print_raw(value: &Bytes) -> anyhow::Result<()> {
+    let mut output = std::io::stdout().lock();
+    output.write_all(value)?;
+    Ok(output.write_all(b"\n")?)
+}
+
+async fn scan(from: String, to: String, limit: u32, target: &Target) -> anyhow::Result<ExitCode> {
+    let page = target.client().await?.table().scan(from, to, Some(limit)).await?;
+    if target.json {
+        let pairs: Vec<Value> = page
+            .pairs
+            .iter()
+            .map(|pair| json!({ "key": bytes_json(&pair.key), "value": bytes_json(&pair.value) }))
+            .collect();
+        let next = page.next.as_deref().map_or(Value::Null, bytes_json);
+        println!("{}", json!({ "pairs": pairs, "next": next }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let columns = [Column::Left("key"), Column::Left("value")];
+    let rows = page.pairs.iter().map(|pair| vec![text(&pair.key), text(&pair.value)]);
+    println!("{}", table(&columns, rows));
+    if let Some(next) = page.next {
+        println!("there is more; go on with --from {:?}", text(&next));
+    }
+    Ok(ExitCode::SUCCESS)
+}

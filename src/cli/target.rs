@@ -1,0 +1,163 @@
+//! Which cluster a command speaks to, and how it is reached.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use shardhost::client::{Client, ClientOptions};
+use shardhost::proto::admin::admin_client::AdminClient;
+use shardhost::proto::admin::{GroupStatus, HostStatus, ShowGroupRequest, StatusRequest};
+use tokio::time::Instant;
+use tonic::transport::{Channel, Endpoint};
+
+/// How long one node may take for one answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Between two questions for a leader.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Where the cluster is.
+#[derive(Clone, Debug, Args)]
+pub struct Target {
+    /// Where to reach the cluster; one node that answers is enough.
+    #[arg(
+        long = "at",
+        env = "SHARDHOST_AT",
+        value_name = "ADDRESS",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7400"
+    )]
+    pub at: Vec<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// How long to try, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub timeout: u64,
+}
+
+/// A node that answered.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its address.
+    pub address: String,
+    /// The channel to it.
+    pub admin: AdminClient<Channel>,
+    /// What it said of itself.
+    pub status: HostStatus,
+}
+
+impl Target {
+    /// How long to try.
+    pub const fn patience(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+
+    /// A client of the shards.
+    pub async fn client(&self) -> anyhow::Result<Client> {
+        let options = ClientOptions { deadline: self.patience(), ..ClientOptions::default() };
+        Client::connect(self.at.iter().cloned(), options).await.with_context(|| self.unreachable())
+    }
+
+    /// The first node that answers.
+    pub async fn node(&self) -> anyhow::Result<Node> {
+        let mut last = anyhow::anyhow!("no address was given");
+        for address in &self.at {
+            match Node::connect(address).await {
+                Ok(node) => return Ok(node),
+                Err(error) => last = error,
+            }
+        }
+        Err(last.context(self.unreachable()))
+    }
+
+    fn unreachable(&self) -> String {
+        format!(
+            "no node answers at {}; start one with `shardhost serve`, or name another with --at",
+            self.at.join(", ")
+        )
+    }
+
+    /// The node that leads a group, found by asking from node to node.
+    pub async fn leader_of(&self, group: u64) -> anyhow::Result<(Node, GroupStatus)> {
+        let deadline = Instant::now() + self.patience();
+        let start = self.node().await?;
+        let mut node = start.clone();
+        loop {
+            let status = match node.group(group).await {
+                Ok(status) if status.role == "leader" => return Ok((node, status)),
+                Ok(status) => status,
+                Err(error) if node.address == start.address => return Err(error),
+                Err(_) => GroupStatus::default(),
+            };
+            if Instant::now() > deadline {
+                bail!(
+                    "group {group} has no leader that can be reached after {:?}; `shardhost \
+                     status` shows which nodes are missing",
+                    self.patience()
+                );
+            }
+            node = next_node(&node, &start, &status).await;
+        }
+    }
+}
+
+/// Whom to ask after `node`, which said `status`.
+async fn next_node(node: &Node, start: &Node, status: &GroupStatus) -> Node {
+    if let Some(address) = node.address_of(status.leader_node)
+        && let Ok(leader) = Node::connect(&address).await
+    {
+        return leader;
+    }
+    tokio::time::sleep(PAUSE).await;
+    start.clone()
+}
+
+impl Node {
+    /// Asks the node at `address` who it is.
+    pub async fn connect(address: &str) -> anyhow::Result<Self> {
+        let mut admin = admin(address)?;
+        let status = in_time(address, admin.status(StatusRequest {})).await?;
+        Ok(Self { address: address.to_owned(), admin, status })
+    }
+
+    /// What it says of a group.
+    pub async fn group(&self, group: u64) -> anyhow::Result<GroupStatus> {
+        let mut admin = self.admin.clone();
+        in_time(&self.address, admin.show_group(ShowGroupRequest { group })).await
+    }
+
+    /// Where it reaches another node.
+    pub fn address_of(&self, node: u64) -> Option<String> {
+        let mut peers = self.status.peers.iter();
+        let peer = peers.find(|peer| peer.node == node && !peer.address.is_empty());
+        peer.map(|peer| peer.address.clone())
+    }
+}
+
+/// A channel to a node; it connects when it is used, and again whenever that is needed.
+pub fn admin(address: &str) -> anyhow::Result<AdminClient<Channel>> {
+    let uri = format!("http://{address}");
+    let endpoint = Endpoint::from_shared(uri)
+        .with_context(|| format!("`{address}` is no address; write host:port"))?
+        .connect_timeout(ANSWER_TIMEOUT)
+        .tcp_nodelay(true);
+    Ok(AdminClient::new(endpoint.connect_lazy()))
+}
+
+/// The answer of a node that does not keep anybody waiting.
+pub async fn in_time<T>(
+    address: &str,
+    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> anyhow::Result<T> {
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
+    let answer = answer.with_context(|| format!("{address} does not answer"))?;
+    Ok(answer.map_err(|status| said(address, &status))?.into_inner())
+}
+
+/// What a node refused, without the wrapping.
+pub fn said(address: &str, status: &tonic::Status) -> anyhow::Error {
+    match status.code() {
+        tonic::Code::Unavailable => anyhow::anyhow!("{address} cannot be reached"),
+        _ => anyhow::anyhow!("{address}: {}", status.message()),
+    }
+}

@@ -1,0 +1,417 @@
+//! The program itself, as real processes on loopback.
+
+mod cli {
+    pub mod process;
+}
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cli::process::{Node, Supervised, await_gone, run, start};
+use parking_lot::Mutex;
+use serde_json::Value;
+use shardhost::client::{Client, ClientOptions};
+use tempfile::TempDir;
+
+/// Writes lines to load, so that no word list is needed.
+fn input(directory: &Path, lines: usize) -> String {
+    let path = directory.join("input");
+    let text: String = (0..lines).map(|number| format!("word {number}\n")).collect();
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+/// An empty directory for the data of a demo.
+fn data(directory: &Path) -> String {
+    let path = directory.join("data");
+    std::fs::create_dir(&path).unwrap();
+    path.display().to_string()
+}
+
+const SMALL: [&str; 5] = ["demo", "--tables", "4", "--queues", "4"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_demo_ends_with_its_verdict_and_leaves_nothing_behind() {
+    let directory = TempDir::new().unwrap();
+    let (load, data) = (input(directory.path(), 2_000), data(directory.path()));
+    let ended = run(&[&SMALL[..], &["--load", &load, "--directory", &data]].concat()).await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let verdict = "VERDICT: 4,000 acknowledged writes, 0 lost, 0 wrong, 0 out of order; 3 \
+                   replicas of 8 groups equal";
+    assert_eq!(ended.stdout.lines().last(), Some(verdict), "{ended:?}");
+    for event in ["SIGKILL to node", "every group is led again", "is back", "has caught up"] {
+        assert!(ended.stdout.contains(event), "{event}: {ended:?}");
+    }
+    assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0);
+    for process in ended.processes() {
+        await_gone(process).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demo_whose_expectation_is_wrong_fails_and_says_why() {
+    let directory = TempDir::new().unwrap();
+    let load = input(directory.path(), 400);
+    let cases = [
+        ("value", "wrong", "key"),
+        ("forgotten-message", "wrong", "acknowledged to nobody"),
+        ("invented-message", "lost", "is not there"),
+    ];
+    for (sabotage, fault, words) in cases {
+        let arguments = ["--load", &load, "--json", "--sabotage", sabotage];
+        let ended = run(&[&SMALL[..], &arguments[..]].concat()).await;
+        assert_eq!(ended.code, 1, "{sabotage}: {ended:?}");
+        let report = ended.json();
+        assert_eq!((&report["good"], &report[fault]), (&false.into(), &1.into()), "{report}");
+        assert!(report["faults"][0].as_str().unwrap().contains(words), "{report}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_demo_ends_its_hosts_and_removes_their_data() {
+    let directory = TempDir::new().unwrap();
+    let (load, data) = (input(directory.path(), 2_000), data(directory.path()));
+    let mut demo = start(&[&SMALL[..], &["--load", &load, "--directory", &data]].concat());
+    demo.await_line("are led").await;
+    demo.signal(rustix::process::Signal::INT);
+    let ended = demo.end().await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.stderr.contains("interrupted"), "{ended:?}");
+    assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0);
+    assert_eq!(ended.processes().len(), 3);
+    for process in ended.processes() {
+        await_gone(process).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demo_that_is_killed_leaves_no_host_running() {
+    let directory = TempDir::new().unwrap();
+    let (load, data) = (input(directory.path(), 2_000), data(directory.path()));
+    let mut demo = start(&[&SMALL[..], &["--load", &load, "--directory", &data]].concat());
+    demo.await_line("are led").await;
+    demo.signal(rustix::process::Signal::KILL);
+    for process in demo.end().await.processes() {
+        await_gone(process).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_cluster_goes_on_and_says_how_to_stop_it() {
+    let directory = TempDir::new().unwrap();
+    let (load, data) = (input(directory.path(), 200), data(directory.path()));
+    let arguments = ["--load", &load, "--directory", &data, "--keep"];
+    let ended = run(&[&SMALL[..], &arguments[..]].concat()).await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let after = |words: &str| {
+        let line = ended.stdout.lines().find_map(|line| line.split_once(words));
+        line.unwrap_or_else(|| panic!("{words}: {ended:?}")).1.trim().to_owned()
+    };
+    let (at, ids) = (after("shardhost status --at"), after("kill "));
+    let ids: Vec<u32> = ids.split(' ').map(|id| id.parse().unwrap()).collect();
+    let status = run(&["status", "--at", &at, "--json"]).await.json();
+    let found = run(&["table", "get", "word 7", "--at", &at]).await;
+    for id in &ids {
+        cli::process::signal(*id, rustix::process::Signal::TERM);
+    }
+    for id in ids {
+        await_gone(id).await;
+    }
+    assert_eq!(status["nodes"].as_array().unwrap().len(), 3, "{status}");
+    assert!(found.stdout.starts_with("8:"), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demo_without_an_input_says_where_to_get_one() {
+    let ended = run(&["demo", "--load", "/nowhere/words"]).await;
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains("apt-get install wamerican"), "{ended:?}");
+    assert!(ended.stderr.contains("--load"), "{ended:?}");
+}
+
+/// Runs `serve` with a configuration that is wrong and returns what it says.
+async fn refusal(config: &str, arguments: &[&str]) -> String {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("config.toml");
+    std::fs::write(&path, config).unwrap();
+    let path = path.display().to_string();
+    let ended = run(&[&["serve", "--config", &path], arguments].concat()).await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert_eq!(ended.stdout, "", "{ended:?}");
+    ended.stderr
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_configuration_is_refused_with_the_thing_to_do() {
+    let missing = run(&["serve", "--config", "/nowhere/shardhost.toml"]).await;
+    assert_eq!(missing.code, 1);
+    assert!(missing.stderr.contains("/nowhere/shardhost.toml"), "{missing:?}");
+    assert!(missing.stderr.contains("name a file that is there"), "{missing:?}");
+
+    let unknown = refusal("node = 1\ndata-dir = \"x\"\nlissten = \"127.0.0.1:0\"\n", &[]).await;
+    assert!(unknown.contains("lissten") && unknown.contains("line 3"), "{unknown}");
+    assert!(unknown.contains("expected one of"), "{unknown}");
+
+    let nodes = "node = 9\ndata-dir = \"x\"\n[nodes]\n1 = \"127.0.0.1:7401\"\n";
+    let stranger = refusal(nodes, &[]).await;
+    assert!(stranger.contains("9, is not among them; add its address"), "{stranger}");
+    let by_flag = refusal(nodes, &["--node", "4"]).await;
+    assert!(by_flag.contains("4, is not among them"), "{by_flag}");
+
+    let nobody = refusal("data-dir = \"x\"\n", &[]).await;
+    assert!(nobody.contains("`node`") && nobody.contains("from 1"), "{nobody}");
+    let nowhere = refusal("node = 1\n", &[]).await;
+    assert!(nowhere.contains("`data-dir`") && nowhere.contains("name the directory"), "{nowhere}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn arguments_that_make_no_sense_end_with_2() {
+    for arguments in [&["serve", "--node", "one"][..], &["group"], &["demo", "--nodes", "2"]] {
+        let ended = run(arguments).await;
+        assert_eq!(ended.code, 2, "{arguments:?}: {ended:?}");
+        assert!(!ended.stderr.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_of_another_node_or_cluster_is_refused() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().display().to_string();
+    let node = Node::start(&path, &[]).await;
+    let running = Node::refused(&path, &[]).await;
+    assert!(running.contains("another process"), "{running}");
+    assert!(running.contains("a data directory of its own"), "{running}");
+    node.stop().await;
+    for other in [["--node", "2"], ["--cluster", "other"]] {
+        let refused = Node::refused(&path, &other).await;
+        assert!(refused.contains("a data directory of its own"), "{refused}");
+        assert!(refused.contains(other[1]), "{refused}");
+    }
+    let fewer = Node::refused(&path, &["--tables", "1"]).await;
+    assert!(fewer.contains("put the number of shards back"), "{fewer}");
+    Node::start(&path, &[]).await.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_in_use_is_refused() {
+    let directory = TempDir::new().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let path = directory.path().display().to_string();
+    let refused = Node::refused(&path, &["--listen", &address]).await;
+    assert!(refused.contains(&address) && refused.contains("choose another address"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_whose_log_fails_stops_and_says_what_to_check() {
+    let directory = TempDir::new().unwrap();
+    // Files of at most 2 MiB: the log cannot grow further.
+    let mut node = Node::with_file_limit(&directory.path().display().to_string(), 4096).await;
+    let value = "x".repeat(100_000);
+    let mut written = 0;
+    while node.is_running() && written < 100 {
+        node.run(&["table", "put", &format!("key-{written}"), &value, "--timeout", "2"]).await;
+        written += 1;
+    }
+    let ended = node.end().await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.stderr.contains("the log failed and the host stopped"), "{ended:?}");
+    assert!(ended.stderr.contains("check the disk"), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_is_written_and_read_from_the_command_line() {
+    let directory = TempDir::new().unwrap();
+    let node = Node::start(&directory.path().display().to_string(), &[]).await;
+    let put = node.run(&["table", "put", "apple", "red", "--json"]).await.json();
+    assert_eq!(put["existed"], false, "{put}");
+    assert_eq!(node.run(&["table", "get", "apple"]).await.stdout, "red\n");
+    assert_eq!(node.run(&["table", "get", "apple", "--stale", "1"]).await.stdout, "red\n");
+    node.run(&["table", "put", "pear", "green"]).await.ok();
+    let scanned = node.run(&["table", "scan", "--from", "b", "--json"]).await.json();
+    assert_eq!(scanned["pairs"], serde_json::json!([{ "key": "pear", "value": "green" }]));
+    let page = node.run(&["table", "scan", "--limit", "1"]).await.ok();
+    assert!(page.contains("apple") && page.contains("go on with --from"), "{page}");
+    let missing = node.run(&["table", "get", "plum"]).await;
+    assert_eq!(missing.code, 1);
+    assert!(missing.stderr.contains("no key `plum`"), "{missing:?}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_are_sent_received_and_acked_from_the_command_line() {
+    let directory = TempDir::new().unwrap();
+    let node = Node::start(&directory.path().display().to_string(), &[]).await;
+    for body in ["first", "second"] {
+        node.run(&["queue", "send", "p", body, "--dedup-id", body]).await.ok();
+    }
+    let again = node.run(&["queue", "send", "p", "first", "--dedup-id", "first", "--json"]).await;
+    assert_eq!(again.json()["duplicate"], true);
+    let receive = ["queue", "receive", "--partition-key", "p", "--ack", "--json"];
+    let received = node.run(&receive).await.json();
+    let bodies: Vec<&Value> =
+        received["messages"].as_array().unwrap().iter().map(|message| &message["body"]).collect();
+    assert_eq!(bodies, ["first", "second"]);
+    let empty = node.run(&["queue", "receive"]).await.ok();
+    assert!(empty.contains("no message"), "{empty}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_sees_the_nodes_and_their_groups() {
+    let directory = TempDir::new().unwrap();
+    let node = Node::start(&directory.path().display().to_string(), &[]).await;
+    node.run(&["table", "put", "apple", "red"]).await.ok();
+    let listed = node.run(&["group", "list", "--json"]).await.json();
+    let groups: BTreeSet<u64> =
+        listed["groups"].as_array().unwrap().iter().map(|g| g["group"].as_u64().unwrap()).collect();
+    assert_eq!(groups, BTreeSet::from([1_000_000, 1_000_001, 2_000_000]));
+    let shown = node.await_leading("1000000").await;
+    assert_eq!((&shown["kind"], &shown["leader_node"]), (&"table".into(), &1.into()), "{shown}");
+    let status = node.run(&["status", "--json"]).await.json();
+    assert_eq!(status["nodes"][0]["groups"], 3, "{status}");
+    for shown in [&["group", "list"][..], &["group", "show", "2000000"], &["status"]] {
+        assert!(node.run(shown).await.ok().contains("│"), "{shown:?}");
+    }
+    let unknown = node.run(&["group", "show", "7"]).await;
+    assert_eq!(unknown.code, 1);
+    assert!(unknown.stderr.contains("`shardhost group list`"), "{unknown:?}");
+    node.stop().await;
+    let nobody = run(&["status", "--at", "127.0.0.1:1"]).await;
+    assert_eq!(nobody.code, 1);
+    assert!(nobody.stderr.contains("shardhost serve") && nobody.stderr.contains("--at"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leadership_moves_to_the_node_that_is_named_wherever_one_asks() {
+    let directory = TempDir::new().unwrap();
+    let cluster = Supervised::start(directory.path(), 1, 1).await;
+    let at: Vec<&String> = cluster.addresses().values().collect();
+    for to in ["2", "3", "1"] {
+        for asked in &at {
+            let transfer = ["leader", "transfer", "1000000", "--to", to, "--at", asked];
+            let moved = run(&[&transfer[..], &["--timeout", "30", "--json"]].concat()).await;
+            let moved = moved.json();
+            assert_eq!(moved["to_node"].to_string(), to, "{moved}");
+        }
+    }
+    let stranger = run(&["leader", "transfer", "1000000", "--to", "9", "--at", at[0]]).await;
+    assert_eq!(stranger.code, 1);
+    assert!(stranger.stderr.contains('9'), "{stranger:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_node_cannot_hand_its_leadership_over() {
+    let directory = TempDir::new().unwrap();
+    let node = Node::start(&directory.path().display().to_string(), &[]).await;
+    node.await_leading("1000000").await;
+    let refused = node.run(&["leader", "transfer", "1000000"]).await;
+    assert_eq!(refused.code, 1, "{refused:?}");
+    let already = node.run(&["leader", "transfer", "1000000", "--to", "1"]).await.ok();
+    assert!(already.contains("already"), "{already}");
+    node.stop().await;
+}
+
+/// What the writers of a test saw acknowledged.
+#[derive(Default)]
+struct Acknowledged {
+    puts: Mutex<BTreeMap<String, u64>>,
+    /// Sequence and body of each message, by partition key, in the order they were sent.
+    sends: Mutex<BTreeMap<String, Vec<(u64, String)>>>,
+    count: AtomicU64,
+    stop: AtomicBool,
+}
+
+const WRITERS: u64 = 64;
+
+/// Writes one after the other until told to stop. A write without an acknowledgement may or may
+/// not have taken effect: the put is under a key of its own and the partition ends with the send.
+async fn write(client: Client, seen: Arc<Acknowledged>, life: u64, writer: u64) {
+    let (table, queue) = (client.table(), client.queue());
+    let partition = format!("partition-{life}-{writer}");
+    let mut in_order = true;
+    for number in 0.. {
+        if seen.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let key = format!("key-{life}-{writer}-{number}");
+        if table.put(key.clone(), number.to_string()).await.is_ok() {
+            seen.puts.lock().insert(key, number);
+            seen.count.fetch_add(1, Ordering::Relaxed);
+        }
+        let body = format!("body-{number}");
+        if in_order {
+            match queue.send(partition.clone(), body.clone(), Bytes::new()).await {
+                Ok(sent) => {
+                    let mut sends = seen.sends.lock();
+                    sends.entry(partition.clone()).or_default().push((sent.sequence, body));
+                }
+                Err(_) => in_order = false,
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_when_all_nodes_are_killed_under_load() {
+    let directory = TempDir::new().unwrap();
+    let mut cluster = Supervised::start(directory.path(), 6, 6).await;
+    let seen = Arc::new(Acknowledged::default());
+    for life in 1..=3 {
+        seen.stop.store(false, Ordering::Relaxed);
+        let options =
+            ClientOptions { deadline: Duration::from_secs(20), ..ClientOptions::default() };
+        let client = Client::connect(cluster.addresses().values().cloned(), options.clone());
+        let client = client.await.unwrap();
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| tokio::spawn(write(client.clone(), Arc::clone(&seen), life, writer)))
+            .collect();
+        cli::process::until("enough is acknowledged", || {
+            seen.count.load(Ordering::Relaxed) >= life * 1_500
+        })
+        .await;
+        cluster.kill_all().await;
+        seen.stop.store(true, Ordering::Relaxed);
+        cluster.restart_all().await;
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        let client = Client::connect(cluster.addresses().values().cloned(), options).await.unwrap();
+        verify(&client, &seen).await;
+    }
+    cluster.kill_all().await;
+}
+
+async fn verify(client: &Client, seen: &Acknowledged) {
+    let puts = seen.puts.lock().clone();
+    let table = client.table();
+    let reads = puts.iter().map(|(key, number)| {
+        let table = &table;
+        async move {
+            let found = table.get(key.clone()).await.unwrap();
+            assert_eq!(found, Some(number.to_string().into()), "{key}");
+        }
+    });
+    futures::future::join_all(reads).await;
+    let sends = seen.sends.lock().clone();
+    let mut found: BTreeMap<String, Vec<(u64, String)>> = BTreeMap::new();
+    for shard in 0..client.queue().shards() {
+        let page = client.queue().peek(shard, 0, Some(10_000)).await.unwrap();
+        assert!(!page.more, "the test sends more than it reads");
+        for message in page.messages {
+            let text = |bytes: Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+            let message_of = (message.sequence, text(message.body));
+            found.entry(text(message.partition_key)).or_default().push(message_of);
+        }
+    }
+    for (partition, sent) in sends {
+        let there = found.remove(&partition).unwrap_or_default();
+        assert!(there.starts_with(&sent), "{partition}: {sent:?} was sent, {there:?} is there");
+        assert!(there.len() <= sent.len() + 1, "{partition}: one send may be in doubt: {there:?}");
+    }
+}
