@@ -125,7 +125,7 @@ impl Running {
         host.serve(Routes::default());
         let state = match machine {
             MachineKind::Table => {
-                Some(StateDb::open(&role.directory.join("state"), StateDbOptions::default())?)
+                Some(StateDb::open(role.directory.join("state"), StateDbOptions::default())?)
             }
             MachineKind::Trivial => None,
         };
