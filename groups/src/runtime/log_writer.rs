@@ -111,6 +111,8 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &LogOutlet) {
     while let Ok(first) = outlet.0.recv() {
         let mut merged = Merged::default();
         merged.add(first);
+        // As in the workers: whoever only waits for a core joins this write.
+        std::thread::yield_now();
         while merged.entries < ENTRIES_PER_WRITE && !merged.stop {
             let Ok(task) = outlet.0.try_recv() else { break };
             merged.add(task);

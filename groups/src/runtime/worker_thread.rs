@@ -58,6 +58,9 @@ fn take_inputs(core: &mut WorkerCore, outlet: &Outlet, wait: Duration) -> bool {
     if take(core, outlet, first) {
         return true;
     }
+    // On a busy machine others have something for this round too and only wait for a core. On an
+    // idle one this costs a microsecond.
+    std::thread::yield_now();
     for _ in 1..INPUTS_PER_ROUND {
         let Ok(input) = outlet.completions.try_recv().or_else(|_| outlet.outside.try_recv()) else {
             return false;
