@@ -14,7 +14,9 @@ use shardhost_groups::leadership::{
     GroupSelector, HookGuard, HookKind, LeaderAcquired, LeaderLost, LeaderScope, LeaderTaskGuard,
     LeadershipEvent, LeadershipEvents,
 };
-use shardhost_groups::{Group, Groups, GroupsBuilder, GroupsConfig, OpenGroupError, StateMachine};
+use shardhost_groups::{
+    Group, Groups, GroupsBuilder, GroupsConfig, HostFault, OpenGroupError, StateMachine,
+};
 use shardhost_groups::{GroupSpec, runtime::GroupsStats};
 use shardhost_storage::{
     GroupId, GroupMeta, LogError, LogStore, NodeId, RocksOptions, RocksStore, SnapshotFiles,
@@ -459,9 +461,9 @@ impl Host {
     pub fn transport_stats(&self) -> TransportStats {
         self.inner.transport.stats()
     }
-    /// The error of the shared log, once it failed: the host must be stopped then.
+    /// What keeps the host from going on, once something does: it must be stopped then.
     #[must_use]
-    pub fn health(&self) -> watch::Receiver<Option<LogError>> {
+    pub fn health(&self) -> watch::Receiver<Option<HostFault>> {
         self.inner.groups.health()
     }
 

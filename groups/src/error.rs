@@ -79,9 +79,29 @@ pub enum GroupFault {
     /// The shared log failed or is damaged for this group.
     #[error("{0}")]
     Log(LogError),
+    /// The host cannot go on.
+    #[error("{0}")]
+    Host(HostFault),
     /// What stands in the log contradicts itself or the peers.
     #[error("an invariant is broken: {0}")]
     Invariant(Arc<str>),
+}
+
+/// Why a whole host cannot go on. Stop it; after a restart the log says what is there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostFault {
+    /// The shared log failed. Check the disk.
+    #[error(transparent)]
+    Log(LogError),
+    /// A thread of the host panicked: a bug. The message says where.
+    #[error("thread {thread} panicked: {message}")]
+    Thread {
+        /// Which.
+        thread: Arc<str>,
+        /// What the panic said.
+        message: Arc<str>,
+    },
 }
 
 /// A proposal was not acknowledged.

@@ -42,8 +42,8 @@ pub mod worker;
 pub use config::GroupsConfig;
 pub use core::ReadBarrier;
 pub use error::{
-    GroupFault, LeaderHint, OpenGroupError, ProposeError, ReadError, RejectReason, TransferError,
-    UnknownCause,
+    GroupFault, HostFault, LeaderHint, OpenGroupError, ProposeError, ReadError, RejectReason,
+    TransferError, UnknownCause,
 };
 pub use handle::{Group, GroupSpec, Propose, ReadMode, Transferred};
 pub use machine::{

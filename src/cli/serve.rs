@@ -10,8 +10,8 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use serde_json::json;
 use shardhost::Shutdown;
+use shardhost::groups::HostFault;
 use shardhost::server::{Server, ServerConfig};
-use shardhost::storage::LogError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -195,7 +195,7 @@ async fn await_start(
 enum End {
     Asked,
     Abandoned,
-    LogFailed(LogError),
+    Failed(HostFault),
 }
 
 async fn until_end(
@@ -208,7 +208,7 @@ async fn until_end(
         () = signals.next() => End::Asked,
         () = until_abandoned(orders) => End::Abandoned,
         failed = health.wait_for(Option::is_some) => match failed {
-            Ok(error) => error.clone().map_or(End::Asked, End::LogFailed),
+            Ok(error) => error.clone().map_or(End::Asked, End::Failed),
             Err(_) => End::Asked,
         },
     }
@@ -234,7 +234,7 @@ async fn stop(
 ) -> anyhow::Result<ExitCode> {
     let mode = match end {
         End::Asked => Shutdown::Graceful { deadline },
-        End::Abandoned | End::LogFailed(_) => Shutdown::Immediate,
+        End::Abandoned | End::Failed(_) => Shutdown::Immediate,
     };
     tracing::info!(?mode, "stopping; a second signal ends at once");
     tokio::select! {
@@ -245,10 +245,13 @@ async fn stop(
         }
     }
     match end {
-        End::LogFailed(error) => Err(anyhow!(error).context(
+        End::Failed(HostFault::Log(error)) => Err(anyhow!(error).context(
             "the log failed and the host stopped; check the disk (space, permissions, health), \
              then start the host again",
         )),
+        End::Failed(fault) => {
+            Err(anyhow!(fault).context("the host stopped after a bug; start it again"))
+        }
         End::Asked | End::Abandoned => Ok(ExitCode::SUCCESS),
     }
 }

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use shardhost_storage::{GroupId, LogBatch, LogError, LogStore};
 
 use super::RuntimeShared;
-use crate::error::GroupFault;
+use crate::error::{GroupFault, HostFault};
 use crate::worker::{GroupEvent, Input, LogTask};
 
 /// Tasks that may wait. A worker that is so far ahead of the disk waits for it: its groups then
@@ -141,7 +141,7 @@ fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bo
             }
             Err(error) => {
                 merged.direct.iter().for_each(|direct| direct.answer(Err(error.clone())));
-                shared.log_failed(&error);
+                shared.fail(&HostFault::Log(error));
                 return false;
             }
         }

@@ -19,6 +19,7 @@ mod snapshot_writer;
 mod worker_thread;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -30,6 +31,7 @@ use tokio::sync::watch;
 
 use crate::apply::ApplyWork;
 use crate::config::GroupsConfig;
+use crate::error::HostFault;
 use crate::handle::{Group, GroupShared};
 use crate::leadership::{
     GroupSelector, HookGuard, HookKind, LeaderAcquired, LeaderLost, LeaderScope, LeaderTaskGuard,
@@ -65,7 +67,7 @@ pub(crate) struct RuntimeShared {
     population: Mutex<Vec<(usize, usize)>>,
     epochs: AtomicU64,
     stopping: AtomicBool,
-    health: watch::Sender<Option<LogError>>,
+    health: watch::Sender<Option<HostFault>>,
 }
 
 impl fmt::Debug for RuntimeShared {
@@ -98,12 +100,16 @@ impl RuntimeShared {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// The shared log failed: nothing more is acknowledged, and the host must end.
-    fn log_failed(&self, error: &LogError) {
-        tracing::error!(%error, "the Raft log failed: the host stops");
-        self.health.send_replace(Some(error.clone()));
+    /// The host cannot go on: nothing more is acknowledged, and it must end.
+    fn fail(&self, fault: &HostFault) {
+        tracing::error!(%fault, "the host stops");
+        self.health.send_if_modified(|health| {
+            let first = health.is_none();
+            health.get_or_insert_with(|| fault.clone());
+            first
+        });
         for inbox in &self.inboxes {
-            inbox.complete(crate::worker::Input::LogFailed(error.clone()));
+            inbox.complete(crate::worker::Input::HostFailed(fault.clone()));
         }
     }
 }
@@ -195,30 +201,45 @@ impl GroupsBuilder {
             config,
         });
         let mut threads = Threads::default();
+        let watched = Arc::clone(&shared);
         for (index, outlet) in outlets.into_iter().enumerate() {
             let shared = Arc::clone(&shared);
             let run = move || worker_thread::run(&shared, index, &outlet);
-            threads.workers.push(spawn(format!("worker-{index}"), run)?);
+            threads.workers.push(spawn(&watched, format!("worker-{index}"), run)?);
         }
         let writer = Arc::clone(&shared);
-        threads.log =
-            Some(spawn("log-writer".to_owned(), move || log_writer::run(&writer, &log_outlet))?);
+        threads.log = Some(spawn(&watched, "log-writer".to_owned(), move || {
+            log_writer::run(&writer, &log_outlet);
+        })?);
         for index in 0..self.apply_threads {
             let (shared, outlet) = (Arc::clone(&shared), apply_outlet.clone());
             let run = move || apply_pool::run(&shared, &outlet);
-            threads.apply.push(spawn(format!("apply-{index}"), run)?);
+            threads.apply.push(spawn(&watched, format!("apply-{index}"), run)?);
         }
         let writer = Arc::clone(&shared);
         let run = move || snapshot_writer::run(&writer, &snapshot_outlet);
-        threads.snapshots = Some(spawn("snapshots".to_owned(), run)?);
+        threads.snapshots = Some(spawn(&watched, "snapshots".to_owned(), run)?);
         let hub = Arc::clone(&shared.hub);
-        threads.dispatcher = Some(spawn("leadership".to_owned(), move || hub.dispatch())?);
+        threads.dispatcher =
+            Some(spawn(&watched, "leadership".to_owned(), move || hub.dispatch())?);
         Ok(Groups { inner: Arc::new(GroupsInner { shared, threads: Mutex::new(threads) }) })
     }
 }
 
-fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(name).spawn(run)
+/// Starts a thread; when it panics, the host fails instead of going on without it.
+fn spawn(
+    shared: &Arc<RuntimeShared>,
+    name: String,
+    run: impl FnOnce() + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    let (shared, thread) = (Arc::clone(shared), Arc::from(name.as_str()));
+    let watched = move || {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+            let message = crate::apply::panic_text(&*panic).into();
+            shared.fail(&HostFault::Thread { thread, message });
+        }
+    };
+    std::thread::Builder::new().name(name).spawn(watched)
 }
 
 #[derive(Debug, Default)]
@@ -273,9 +294,9 @@ impl Groups {
         Arc::new(GroupsInbound::new(Arc::clone(self.shared())))
     }
 
-    /// The error of the shared log, once it failed. The host must end then.
+    /// What keeps the host from going on, once something does. It must be shut down then.
     #[must_use]
-    pub fn health(&self) -> watch::Receiver<Option<LogError>> {
+    pub fn health(&self) -> watch::Receiver<Option<HostFault>> {
         self.shared().health.subscribe()
     }
 
@@ -396,5 +417,46 @@ impl Groups {
 fn join(thread: JoinHandle<()>) {
     if let Err(panic) = thread.join() {
         tracing::error!(panic = %crate::apply::panic_text(&*panic), "a thread panicked");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use shardhost_storage::{MemorySnapshots, MemoryStore, NodeId};
+
+    use super::*;
+    use crate::transport::{Outgoing, SnapshotShipment};
+
+    #[derive(Debug)]
+    struct Nowhere;
+
+    impl Transport for Nowhere {
+        fn send(&self, _: Vec<Outgoing>) {}
+        fn send_snapshot(&self, _: SnapshotShipment) {}
+    }
+
+    /// A host that lost a thread says so, and can still be shut down.
+    #[test]
+    fn a_thread_that_panics_fails_the_host_and_hangs_nobody() {
+        let groups = GroupsBuilder::new(GroupsConfig::new(NodeId::must(1)))
+            .start(
+                Arc::new(MemoryStore::new()),
+                Arc::new(MemorySnapshots::new()),
+                Arc::new(Nowhere),
+            )
+            .unwrap();
+        let health = groups.health();
+        let thread = spawn(groups.shared(), "doomed".to_owned(), || panic!("told to panic"));
+        join(thread.unwrap());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while health.borrow().is_none() {
+            assert!(Instant::now() < deadline, "the host does not say that it lost a thread");
+            std::thread::yield_now();
+        }
+        let fault = health.borrow().clone().unwrap().to_string();
+        assert!(fault.contains("doomed") && fault.contains("told to panic"), "{fault}");
+        groups.shutdown();
     }
 }

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::PersistAck;
 use crate::core::{GroupCore, Proposal, ReadWaiter, TransferRequest};
-use crate::error::GroupFault;
+use crate::error::{GroupFault, HostFault};
 use crate::leadership::LossCause;
 use crate::transport::ShipmentOutcome;
 
@@ -78,8 +78,8 @@ pub enum Input {
         /// The node.
         node: NodeId,
     },
-    /// The shared log failed: no replica of this host can go on.
-    LogFailed(shardhost_storage::LogError),
+    /// No replica of this host can go on.
+    HostFailed(HostFault),
     /// The worker ends.
     Stop,
     /// A replica comes to life.

@@ -167,7 +167,7 @@ impl WorkerCore {
             Input::NodeLive { node, incarnation } => self.node_live(node, incarnation),
             Input::NodeLost { node } => self.node_lost(node),
             Input::Open(core) => self.open(*core),
-            Input::LogFailed(error) => self.fail_all(&GroupFault::Log(error)),
+            Input::HostFailed(fault) => self.fail_all(&GroupFault::Host(fault)),
             Input::Stop => self.stop_all(),
             Input::Close { group, cause, done } => {
                 self.close(group, cause);
