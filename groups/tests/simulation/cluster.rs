@@ -93,7 +93,7 @@ enum Event {
     LogStart { node: NodeId, life: u64 },
     LogDone { node: NodeId, life: u64 },
     Apply { node: NodeId, life: u64, group: GroupId },
-    SnapshotArrives { from: NodeId, from_life: u64, shipment: SnapshotShipment },
+    SnapshotArrives { from: NodeId, from_life: u64, shipment: Box<SnapshotShipment> },
     Load,
     Read,
     Fault,
@@ -215,7 +215,7 @@ impl Cluster {
             Event::LogDone { node, life } => self.log_done(node, life),
             Event::Apply { node, life, group } => self.apply(node, life, group),
             Event::SnapshotArrives { from, from_life, shipment } => {
-                self.snapshot_arrives(from, from_life, shipment)
+                self.snapshot_arrives(from, from_life, *shipment)
             }
             Event::Load => self.load(),
             Event::Read => self.read(),
@@ -465,6 +465,7 @@ impl Cluster {
         let from_life = self.nodes[&from].life;
         let delay = self.chance.between(5, 300);
         self.tell(|| format!("{from:?} ships {} to {:?}", shipment.position, shipment.to));
+        let shipment = Box::new(shipment);
         self.after(delay, Event::SnapshotArrives { from, from_life, shipment });
     }
 

@@ -31,7 +31,9 @@ pub async fn run(arguments: &WriteArguments) -> anyhow::Result<()> {
     let outcome = measure(&load, &mut nodes, Duration::from_secs(arguments.seconds)).await?;
     load.end().await;
     nodes.end().await?;
-    report::write(arguments, &outcome.measured, Some(outcome.client_cpu_seconds))
+    let used = Some(outcome.client_cpu_seconds);
+    report::print(&report::write(arguments, &outcome.measured, used)?, arguments.json);
+    Ok(())
 }
 
 /// What was measured: the writes as this process saw them, then what each node used.

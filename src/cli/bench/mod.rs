@@ -8,6 +8,7 @@ mod child;
 mod client;
 mod idle;
 mod machine;
+mod matrix;
 mod nodes;
 mod process;
 mod report;
@@ -24,6 +25,8 @@ use serde::{Deserialize, Serialize};
 pub enum Command {
     /// Writes per second and their latency, on three host processes with fsync on.
     Write(WriteArguments),
+    /// Writes in many shapes, as one table; takes five minutes.
+    Matrix(MatrixArguments),
     /// What idle groups cost, and how soon all are led after all hosts were killed.
     Idle(IdleArguments),
     /// One node of a benchmark; started by the others.
@@ -75,6 +78,40 @@ pub struct WriteArguments {
     pub chart: Option<PathBuf>,
 }
 
+/// How a row of write benchmarks runs.
+#[derive(Clone, Debug, Args)]
+pub struct MatrixArguments {
+    /// Seconds to measure each shape, after two to warm up.
+    #[arg(long, default_value_t = 5)]
+    pub seconds: u64,
+    /// Where the data stands; a temporary directory unless set.
+    #[arg(long)]
+    pub directory: Option<PathBuf>,
+    /// Print a line of JSON for each shape instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Default for WriteArguments {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Embedded,
+            groups: 48,
+            size: 16,
+            outstanding: 4096,
+            seconds: 10,
+            rate: 0,
+            machine: MachineKind::Trivial,
+            nodes: 3,
+            workers: 1,
+            apply_threads: 1,
+            directory: None,
+            json: false,
+            chart: None,
+        }
+    }
+}
+
 /// How an idle benchmark runs.
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
 pub struct IdleArguments {
@@ -121,6 +158,7 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
             client::run(&arguments).await?;
         }
         Command::Write(arguments) => write::run(&arguments).await?,
+        Command::Matrix(arguments) => matrix::run(&arguments).await?,
         Command::Idle(arguments) => idle::run(&arguments).await?,
         Command::Node => child::run().await?,
     }

@@ -7,7 +7,7 @@ use anyhow::Context;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use plotters::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::nodes::{Measured, Usage};
 use super::{IdleArguments, WriteArguments};
@@ -37,12 +37,12 @@ impl Latencies {
     }
 }
 
-/// Reports a write benchmark. `client_cpu_seconds` is what a client beside the nodes used.
+/// The figures of a write benchmark, and its chart. `client_cpu_seconds` is what a client beside the nodes used.
 pub fn write(
     arguments: &WriteArguments,
     measured: &[Measured],
     client_cpu_seconds: Option<f64>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Value> {
     let latencies = Latencies::of(measured);
     let sum = |pick: &dyn Fn(&Measured) -> f64| measured.iter().map(pick).sum::<f64>();
     let seconds = measured.iter().map(|node| node.usage.seconds).fold(0.001, f64::max);
@@ -79,12 +79,16 @@ pub fn write(
     if let Some(path) = &arguments.chart {
         chart(path, arguments, &latencies).with_context(|| format!("{}", path.display()))?;
     }
-    if arguments.json {
+    Ok(figures)
+}
+
+/// Prints figures, for programs or for people.
+pub fn print(figures: &Value, as_json: bool) {
+    if as_json {
         println!("{figures}");
     } else {
-        print_figures(&figures);
+        print_figures(figures);
     }
-    Ok(())
 }
 
 /// Reports an idle benchmark.
@@ -105,11 +109,7 @@ pub fn idle(
         "seconds_until_opened": opened.as_secs_f64(),
         "seconds_until_all_led": led.as_secs_f64(),
     });
-    if arguments.json {
-        println!("{figures}");
-    } else {
-        print_figures(&figures);
-    }
+    print(&figures, arguments.json);
     Ok(())
 }
 

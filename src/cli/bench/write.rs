@@ -20,8 +20,14 @@ pub const WARM_UP: Duration = Duration::from_secs(2);
 /// After the end: how long answers may still come.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
-/// Runs the benchmark: starts the nodes, spreads the leaders, lets all write, reports.
+/// Runs the benchmark and reports.
 pub async fn run(arguments: &WriteArguments) -> anyhow::Result<()> {
+    report::print(&measure(arguments).await?, arguments.json);
+    Ok(())
+}
+
+/// Starts the nodes, spreads the leaders, lets all write.
+pub async fn measure(arguments: &WriteArguments) -> anyhow::Result<serde_json::Value> {
     let temporary = tempfile::tempdir()?;
     let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
     let layout = Layout::of(arguments);
