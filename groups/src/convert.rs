@@ -10,9 +10,16 @@ use shardhost_storage::{
 
 use crate::transport::Lane;
 
-/// A raft message on its way to the wire. `None` for messages that never leave a node.
+/// A raft message on its way to the wire. `None` for messages that never leave a node, and for an
+/// append whose entries do not follow its index: the wire keeps the index of the first entry only,
+/// so such a message would put entries in the wrong place.
 pub(crate) fn to_wire(group: GroupId, message: eraftpb::Message) -> Option<peer::GroupMessage> {
     let kind = wire_kind(message.msg_type)?;
+    if !entries_follow(&message) {
+        tracing::error!(%group, to = message.to, index = message.index,
+            "raft made an append whose entries do not follow its index; it is not sent");
+        return None;
+    }
     let mut wire = peer::GroupMessage {
         group: group.get(),
         from_replica: message.from,
@@ -63,6 +70,11 @@ pub(crate) fn from_wire(wire: peer::GroupMessage) -> Option<eraftpb::Message> {
         message.set_snapshot(snapshot_from_wire(meta));
     }
     Some(message)
+}
+
+/// Whether the entries stand right behind the message's index, without a gap.
+fn entries_follow(message: &eraftpb::Message) -> bool {
+    message.entries.iter().zip(message.index + 1..).all(|(entry, index)| entry.index == index)
 }
 
 fn entry_to_wire(entry: eraftpb::Entry) -> log::Entry {
@@ -217,4 +229,37 @@ const fn raft_kind(kind: peer::MessageKind) -> Option<eraftpb::MessageType> {
         Wire::ReadIndexResponse => Raft::MsgReadIndexResp,
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(index: u64, entries: &[u64]) -> eraftpb::Message {
+        let mut message = eraftpb::Message::default();
+        message.set_msg_type(eraftpb::MessageType::MsgAppend);
+        message.index = index;
+        let entry = |index: &u64| eraftpb::Entry { index: *index, ..Default::default() };
+        message.entries = entries.iter().map(entry).collect();
+        message
+    }
+
+    #[test]
+    fn an_append_travels_only_when_its_entries_follow_its_index() {
+        let group = GroupId::new(1);
+        for (index, entries) in [(0, vec![]), (5, vec![]), (5, vec![6, 7, 8]), (0, vec![1])] {
+            assert!(to_wire(group, append(index, &entries)).is_some(), "{index} {entries:?}");
+        }
+        for (index, entries) in [(216, vec![214, 215, 216]), (5, vec![7]), (5, vec![6, 8])] {
+            assert!(to_wire(group, append(index, &entries)).is_none(), "{index} {entries:?}");
+        }
+    }
+
+    #[test]
+    fn entries_keep_their_places_over_the_wire() {
+        let wire = to_wire(GroupId::new(1), append(5, &[6, 7, 8])).unwrap();
+        let back = from_wire(wire).unwrap();
+        let places: Vec<u64> = back.entries.iter().map(|entry| entry.index).collect();
+        assert_eq!(places, [6, 7, 8]);
+    }
 }

@@ -193,7 +193,8 @@ fn raft_config(config: &GroupsConfig, replica: u64, applied: LogPosition) -> Con
         read_only_option: ReadOnlyOption::Safe,
         // Followers learn of a commit with the next append or heartbeat: half the messages.
         skip_bcast_commit: true,
-        batch_append: true,
+        // Raft 0.7 merges entries into an empty append that stands at another index.
+        batch_append: false,
         max_uncommitted_size: raft::NO_LIMIT,
         max_committed_size_per_ready: config.max_apply_bytes_per_group as u64,
         ..Config::default()

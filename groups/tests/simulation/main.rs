@@ -94,6 +94,14 @@ fn different_seeds_go_different_ways() {
     assert_eq!(prints.len(), 8);
 }
 
+/// In this run raft merged entries into an empty append of another index, which is why it is not
+/// allowed to merge: on the wire, where only the first index stands, they moved to another place.
+#[test]
+fn entries_that_raft_merged_into_an_append_of_another_index_do_not_move() {
+    let (outcome, _) = run(1988, &Shape::from_seed(1988));
+    outcome.unwrap();
+}
+
 /// Runs seeds with a bug put back until a checker complains.
 fn first_complaint(bugs: KnownBugs) -> Option<(u64, String)> {
     (0..400).find_map(|seed| {
