@@ -98,6 +98,7 @@ pub(super) struct ApplyOutlet {
 
 impl ApplyQueue {
     pub(super) fn new() -> (Self, ApplyOutlet) {
+        // Bounded by the number of groups: each has at most one token in it.
         let (sender, tokens) = unbounded();
         let again = sender.clone();
         (Self(sender), ApplyOutlet { tokens, again })

@@ -1,0 +1,99 @@
+//! Clients: they propose and read, mostly where a leader is.
+
+use super::*;
+
+impl Cluster {
+    pub(super) fn any_group(&mut self) -> GroupId {
+        GroupId::new(self.chance.between(1, self.shape.groups))
+    }
+
+    /// A node to ask: mostly one that believes to lead.
+    pub(super) fn node_to_ask(&mut self, group: GroupId) -> NodeId {
+        let mut chance = self.chance.clone();
+        let any = self.pick_node(&mut chance);
+        let guess = chance.per_mille(150);
+        let leaders: Vec<NodeId> =
+            self.nodes.values().filter(|node| node.serves(group)).map(|node| node.id).collect();
+        let chosen = chance.pick(&leaders).filter(|_| !guess).unwrap_or(any);
+        self.chance = chance;
+        chosen
+    }
+
+    pub(super) fn load(&mut self) -> Result<(), String> {
+        if self.faulty {
+            let every = self.shape.load_every;
+            let wait = self.chance.between(1, every * 2);
+            self.after(wait, Event::Load);
+        }
+        let group = self.any_group();
+        let node = self.node_to_ask(group);
+        let count = self.chance.between(1, 8);
+        self.propose(node, group, count).map(|_| ())
+    }
+
+    pub(super) fn propose(
+        &mut self,
+        node: NodeId,
+        group: GroupId,
+        count: u64,
+    ) -> Result<Vec<u64>, String> {
+        let mut ids = Vec::new();
+        let mut proposals = Vec::new();
+        for _ in 0..count {
+            let id = self.next_command;
+            self.next_command += 1;
+            self.checks.propose(id, group);
+            let padding = usize::try_from(self.chance.below(100)).unwrap_or(0);
+            let mut command = id.to_be_bytes().to_vec();
+            command.resize(8 + padding, 0);
+            let sink: std::sync::Arc<dyn shardhost_groups::ProposalSink> =
+                self.checks.outcomes.clone();
+            let waiter = Waiter::Sink { sink, token: id };
+            let now = std::time::Instant::now();
+            let pending = Pending::new(group, waiter, Charge::default(), now);
+            proposals.push(Proposal { command: Bytes::from(command), in_term: None, pending });
+            ids.push(id);
+        }
+        // A proposal to a node that is down ends at once: dropping it tells the proposer.
+        self.input(node, Input::Propose { group, proposals })?;
+        self.checks.take_outcomes()?;
+        Ok(ids)
+    }
+
+    pub(super) fn read(&mut self) -> Result<(), String> {
+        if self.faulty {
+            let wait = self.chance.between(10, 200);
+            self.after(wait, Event::Read);
+        }
+        let group = self.any_group();
+        let id = self.node_to_ask(group);
+        let needed = self.checks.highest_acknowledged(group);
+        let (waiter, answer) = oneshot::channel();
+        let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) else {
+            return Ok(());
+        };
+        process.reads.push(PendingRead { group, needed, answer });
+        self.input(id, Input::Read { group, waiter })
+    }
+
+    pub(super) fn take_reads(&mut self, id: NodeId) -> Result<(), String> {
+        let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) else {
+            return Ok(());
+        };
+        let mut answered = Vec::new();
+        process.reads.retain_mut(|read| match read.answer.try_recv() {
+            Ok(answer) => {
+                answered.push((read.group, read.needed, answer));
+                false
+            }
+            Err(oneshot::error::TryRecvError::Empty) => true,
+            Err(oneshot::error::TryRecvError::Closed) => false,
+        });
+        for (group, needed, answer) in answered {
+            let Ok(barrier) = answer else { continue };
+            self.checks.read(group, barrier.read_index.get(), needed)?;
+            self.checks.read(group, barrier.applied.get(), barrier.read_index.get())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,55 @@
+//! A node's log writer: a write, then its sync, with time for a crash in between.
+
+use super::*;
+
+impl Cluster {
+    pub(super) fn queue_log(&mut self, id: NodeId, task: LogTask) {
+        if task.is_empty() && task.prune.is_empty() {
+            return;
+        }
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let life = node.life;
+        let Some(process) = node.process.as_mut() else { return };
+        process.log_queue.push_back(task);
+        if process.log_queue.len() == 1 && process.log_running.is_none() {
+            self.after(0, Event::LogStart { node: id, life });
+        }
+    }
+
+    /// The writer takes everything that waits.
+    pub(super) fn log_start(&mut self, id: NodeId, life: u64) -> Result<(), String> {
+        if !self.is_running(id, life) {
+            return Ok(());
+        }
+        let slow = self.nodes[&id].disk_delay;
+        let delay = self.chance.between(1, slow);
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let Some(process) = node.process.as_mut() else { return Ok(()) };
+        if process.log_running.is_some() || process.log_queue.is_empty() {
+            return Ok(());
+        }
+        let mut merged = LogTask::default();
+        process.log_queue.drain(..).for_each(|task| merged.merge(task));
+        node.store.write_unsynced(&merged.batch).map_err(|error| error.to_string())?;
+        process.log_running = Some(merged);
+        self.after(delay, Event::LogDone { node: id, life });
+        Ok(())
+    }
+
+    pub(super) fn log_done(&mut self, id: NodeId, life: u64) -> Result<(), String> {
+        if !self.is_running(id, life) {
+            return Ok(());
+        }
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        node.store.sync().map_err(|error| error.to_string())?;
+        let Some(process) = node.process.as_mut() else { return Ok(()) };
+        let Some(task) = process.log_running.take() else { return Ok(()) };
+        for (group, keep) in &task.prune {
+            let removed = node.snapshots.remove_below(*group, Some(*keep));
+            removed.map_err(|error| error.to_string())?;
+        }
+        self.after(0, Event::LogStart { node: id, life });
+        self.send(id, task.releases)?;
+        self.input(id, Input::Persisted(task.acks))
+    }
+}

@@ -1,0 +1,61 @@
+//! A node's state machines, run some time after they were given work.
+
+use super::*;
+
+impl Cluster {
+    pub(super) fn queue_work(&mut self, id: NodeId, group: GroupId, epoch: u64, work: ApplyWork) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let life = node.life;
+        let Some(process) = node.process.as_mut() else { return };
+        let Some(machine) = process.machines.get_mut(&group) else { return };
+        if machine.epoch != epoch {
+            return;
+        }
+        machine.work.push_back(work);
+        if !std::mem::replace(&mut machine.scheduled, true) {
+            let delay = if self.chance.per_mille(20) { self.chance.between(50, 600) } else { 1 };
+            self.after(delay, Event::Apply { node: id, life, group });
+        }
+    }
+
+    pub(super) fn apply(&mut self, id: NodeId, life: u64, group: GroupId) -> Result<(), String> {
+        if !self.is_running(id, life) {
+            return Ok(());
+        }
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let Some(process) = node.process.as_mut() else { return Ok(()) };
+        let Some(machine) = process.machines.get_mut(&group) else { return Ok(()) };
+        let epoch = machine.epoch;
+        let Some(work) = machine.work.pop_front() else {
+            machine.scheduled = false;
+            return Ok(());
+        };
+        let report = machine.applier.run(work);
+        let fresh = std::mem::take(&mut node.disks[&group].lock().unwrap().fresh);
+        for (at, command) in fresh {
+            self.checks.applied(group, at, command)?;
+        }
+        self.after(0, Event::Apply { node: id, life, group });
+        self.checks.take_outcomes()?;
+        let event = match report {
+            ApplyReport::Applied { last, durable } => GroupEvent::Applied { last, durable },
+            ApplyReport::Restored { position, durable } => {
+                self.tell(|| format!("{id:?} {group:?} restored at {position}"));
+                self.checks.restores += 1;
+                GroupEvent::Restored { position, durable }
+            }
+            ApplyReport::Durable(durable) => GroupEvent::Durable(durable),
+            ApplyReport::Failed(fault) => GroupEvent::Failed(fault),
+            ApplyReport::SnapshotTaken { position, view } => {
+                let snapshots = &self.nodes[&id].snapshots;
+                let mut sink = snapshots.create(group, position).map_err(|e| e.to_string())?;
+                let view = view.map_err(|fault| fault.to_string())?;
+                view.write_to(&mut sink).map_err(|error| error.to_string())?;
+                sink.finish().map_err(|error| error.to_string())?;
+                GroupEvent::SnapshotMade(Some(position))
+            }
+            ApplyReport::Nothing => return Ok(()),
+        };
+        self.input(id, Input::Group { group, epoch, event })
+    }
+}

@@ -1,0 +1,245 @@
+//! The virtual world: a clock, a queue of what happens next, and the nodes that it happens to.
+
+mod clients;
+mod log;
+mod machines;
+mod runs;
+mod shipping;
+mod trouble;
+mod worker;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use shardhost_groups::apply::{ApplyReport, ApplyWork};
+use shardhost_groups::config::GroupsConfig;
+use shardhost_groups::core::{Proposal, TransferRequest};
+use shardhost_groups::storage::{LogStore, SnapshotStore, StoreFault};
+use shardhost_groups::transport::{Outgoing, ShipmentOutcome, SnapshotShipment};
+use shardhost_groups::waiter::{Charge, Pending, Waiter};
+use shardhost_groups::worker::{GroupEvent, Input, LogTask, Round};
+use shardhost_groups::{GroupId, Membership, NodeId, ReplicaId};
+use shardhost_proto::peer::GroupMessage;
+use tokio::sync::oneshot;
+
+use crate::chance::Chance;
+use crate::checks::Checks;
+use crate::network::{Network, Weather};
+use crate::node::{Node, PendingRead};
+
+/// Milliseconds of one slot of a tick.
+const SLOT: u64 = 12;
+/// Milliseconds of silence after which a node counts as lost.
+const LOST_AFTER: u64 = 1_000;
+/// Milliseconds between two heartbeats of a pair of nodes.
+const HEARTBEAT: u64 = 200;
+
+/// What a cluster is made of.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub nodes: u64,
+    pub groups: u64,
+    pub duration: u64,
+    pub config: GroupsConfig,
+    pub weather: Weather,
+    /// Whether state machines keep themselves on disk: in none, in every second group, or in all.
+    pub keeping: u64,
+    pub lying_disks: bool,
+    pub check_messages: bool,
+    pub load_every: u64,
+}
+
+impl Shape {
+    /// Nothing goes wrong by itself.
+    pub fn calm() -> Self {
+        let mut config = GroupsConfig::new(NodeId::must(1));
+        config.sleep_after_ticks = 10;
+        config.snapshot_entries = 30;
+        config.log_trail_entries = 8;
+        config.log_keep_entries = 40;
+        config.max_cached_bytes_per_group = 4_096;
+        Self {
+            nodes: 3,
+            groups: 3,
+            duration: 20_000,
+            config,
+            weather: Weather::CALM,
+            keeping: 1,
+            lying_disks: false,
+            check_messages: true,
+            load_every: 60,
+        }
+    }
+
+    /// A shape that a seed draws.
+    pub fn from_seed(seed: u64) -> Self {
+        let mut chance = Chance::new(seed ^ 0xc0ffee);
+        let mut shape = Self::calm();
+        shape.nodes = [3, 3, 3, 5, 1, 2, 4][usize::try_from(chance.below(7)).unwrap_or(0)];
+        shape.groups = chance.between(1, 4);
+        shape.duration = chance.between(8_000, 25_000);
+        shape.keeping = chance.below(3);
+        shape.load_every = chance.between(15, 120);
+        shape.config.seed = seed;
+        shape.config.max_append_bytes = chance.between(1, 2_000);
+        shape.config.max_inflight_appends = usize::try_from(chance.between(1, 16)).unwrap_or(1);
+        shape.config.max_apply_bytes_per_group = usize::try_from(chance.between(1, 4_000)).unwrap();
+        shape.weather = Weather {
+            loss: chance.below(60),
+            duplication: chance.below(60),
+            delay: chance.between(1, 30),
+            late: chance.below(10),
+        };
+        shape
+    }
+}
+
+/// Something that happens at a moment.
+enum Event {
+    Slot { node: NodeId, life: u64 },
+    Messages { from: NodeId, to: NodeId, messages: Vec<GroupMessage> },
+    LogStart { node: NodeId, life: u64 },
+    LogDone { node: NodeId, life: u64 },
+    Apply { node: NodeId, life: u64, group: GroupId },
+    SnapshotArrives { from: NodeId, from_life: u64, shipment: Box<SnapshotShipment> },
+    Load,
+    Read,
+    Fault,
+    Restart { node: NodeId },
+    HealNetwork,
+    Heartbeats,
+}
+
+/// A cluster, its world, and its checkers.
+pub struct Cluster {
+    shape: Shape,
+    now: u64,
+    sequence: u64,
+    events: BTreeMap<(u64, u64), Event>,
+    nodes: BTreeMap<NodeId, Node>,
+    pub network: Network,
+    pub weather: Weather,
+    pub chance: Chance,
+    checks: Checks,
+    next_command: u64,
+    messages: u64,
+    fingerprint: u64,
+    story: bool,
+    faulty: bool,
+}
+
+impl Cluster {
+    pub fn new(seed: u64, shape: &Shape) -> Self {
+        let mut cluster = Self {
+            shape: shape.clone(),
+            now: 0,
+            sequence: 0,
+            events: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            network: Network::default(),
+            weather: shape.weather,
+            chance: Chance::new(seed),
+            checks: Checks::default(),
+            next_command: 1,
+            messages: 0,
+            fingerprint: 0,
+            story: std::env::var("SIMULATION_SEED").is_ok(),
+            faulty: false,
+        };
+        let ids: Vec<NodeId> = (1..=shape.nodes).map(NodeId::must).collect();
+        let membership = Membership::initial(ids.iter().copied());
+        for &id in &ids {
+            let mut node = Node::new(id);
+            for group in 1..=shape.groups {
+                let keeps = shape.keeping + group % 2 >= 2;
+                node.create(GroupId::new(group), &membership, keeps);
+            }
+            if shape.lying_disks {
+                node.store.inject(StoreFault::LyingSync);
+            }
+            cluster.nodes.insert(id, node);
+        }
+        ids.into_iter().for_each(|id| cluster.restart(id).unwrap());
+        cluster.after(HEARTBEAT, Event::Heartbeats);
+        cluster
+    }
+
+    pub fn node_ids(&self) -> Vec<NodeId> {
+        self.nodes.keys().copied().collect()
+    }
+
+    pub fn pick_node(&self, chance: &mut Chance) -> NodeId {
+        chance.pick(&self.node_ids()).unwrap()
+    }
+
+    pub const fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    pub const fn checks(&self) -> &Checks {
+        &self.checks
+    }
+
+    pub const fn messages_sent(&self) -> u64 {
+        self.messages
+    }
+
+    fn after(&mut self, delay: u64, event: Event) {
+        self.sequence += 1;
+        self.events.insert((self.now + delay, self.sequence), event);
+    }
+
+    fn tell(&mut self, what: impl FnOnce() -> String) {
+        if self.story {
+            println!("{:>7} ms  {}", self.now, what());
+        }
+    }
+
+    fn print(&mut self, mark: u64) {
+        let mixed = self.fingerprint.rotate_left(7) ^ mark ^ self.now;
+        self.fingerprint = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    /// Lets so many milliseconds pass.
+    pub fn pass(&mut self, duration: u64) -> Result<(), String> {
+        let end = self.now + duration;
+        while let Some((&(at, sequence), _)) = self.events.first_key_value() {
+            if at > end {
+                break;
+            }
+            let Some(event) = self.events.remove(&(at, sequence)) else { break };
+            self.now = at;
+            self.happen(event).map_err(|violation| format!("at {at} ms: {violation}"))?;
+        }
+        self.now = end;
+        Ok(())
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), String> {
+        match event {
+            Event::Slot { node, life } => self.slot(node, life),
+            Event::Messages { from, to, messages } => self.arrive(from, to, messages),
+            Event::LogStart { node, life } => self.log_start(node, life),
+            Event::LogDone { node, life } => self.log_done(node, life),
+            Event::Apply { node, life, group } => self.apply(node, life, group),
+            Event::SnapshotArrives { from, from_life, shipment } => {
+                self.snapshot_arrives(from, from_life, *shipment)
+            }
+            Event::Load => self.load(),
+            Event::Read => self.read(),
+            Event::Fault => {
+                if self.faulty {
+                    let next = self.next_fault()?;
+                    self.after(next, Event::Fault);
+                }
+                Ok(())
+            }
+            Event::Restart { node } => self.restart(node),
+            Event::HealNetwork => {
+                self.network.heal();
+                Ok(())
+            }
+            Event::Heartbeats => self.heartbeats(),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Whole runs, and what must hold at their end.
+
+use super::*;
+
+impl Cluster {
+    pub fn run_with_faults(&mut self) -> Result<(), String> {
+        self.faulty = true;
+        self.after(300, Event::Load);
+        self.after(500, Event::Read);
+        self.after(2_000, Event::Fault);
+        self.pass(self.shape.duration)?;
+        self.faulty = false;
+        Ok(())
+    }
+
+    /// Ends all faults; then everything must be well again by itself, within a bound.
+    pub fn heal_and_settle(&mut self) -> Result<(), String> {
+        self.network.heal();
+        self.weather = Weather::CALM;
+        for id in self.node_ids() {
+            self.restart(id)?;
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.stalled_until = 0;
+                node.disk_delay = 4;
+            }
+        }
+        self.pass(15_000)?;
+        self.write_to_every_group()?;
+        self.pass(8_000)?;
+        self.every_replica_holds_the_same()
+    }
+
+    pub fn every_group_is_led_by_a_live_node(&self) -> Result<(), String> {
+        for group in (1..=self.shape.groups).map(GroupId::new) {
+            if !self.nodes.values().any(|node| node.serves(group)) {
+                return Err(format!("{group:?} is not led: {}", self.describe(group)));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn write_to_every_group(&mut self) -> Result<(), String> {
+        self.every_group_is_led_by_a_live_node()?;
+        let before = self.checks.acknowledged();
+        for group in (1..=self.shape.groups).map(GroupId::new) {
+            let leader = self.nodes.values().find(|node| node.serves(group)).map(|node| node.id);
+            if let Some(leader) = leader {
+                self.propose(leader, group, 1)?;
+            }
+        }
+        self.pass(2_000)?;
+        let written = (self.checks.acknowledged() - before) as u64;
+        if written == self.shape.groups {
+            return Ok(());
+        }
+        Err(format!("only {written} of {} groups take writes", self.shape.groups))
+    }
+
+    pub(super) fn every_replica_holds_the_same(&self) -> Result<(), String> {
+        for group in (1..=self.shape.groups).map(GroupId::new) {
+            let mut first = None;
+            for node in self.nodes.values() {
+                let contents = node.disks[&group].lock().unwrap().live.clone();
+                self.checks.settled(group, &contents.commands)?;
+                match &first {
+                    None => first = Some(contents.commands),
+                    Some(first) if *first == contents.commands => {}
+                    Some(_) => {
+                        return Err(format!("replicas differ: {}", self.describe(group)));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn settle_until_asleep(&mut self) -> Result<(), String> {
+        for _ in 0..40 {
+            self.pass(500)?;
+            let asleep = self.nodes.values().filter_map(|node| node.process.as_ref()).all(|p| {
+                let (groups, awake) = p.core.population();
+                groups > 0 && awake == 0
+            });
+            if asleep {
+                return Ok(());
+            }
+        }
+        Err(format!("groups stay awake: {}", self.describe(GroupId::new(1))))
+    }
+
+    pub(super) fn describe(&self, group: GroupId) -> String {
+        let mut text = String::new();
+        for node in self.nodes.values() {
+            let status = node.process.as_ref().and_then(|p| p.core.group(group)).map(|core| {
+                let s = core.status();
+                let stored = node.store.load(group).ok().flatten().map(|p| (p.base, p.last));
+                format!(
+                    "{} term {} leader {:?} serving {} log {}..{} committed {} applied {} asleep \
+                     {} peers {:?} stored {stored:?}",
+                    s.role.name(),
+                    s.term,
+                    s.leader,
+                    s.serving,
+                    s.first,
+                    s.last,
+                    s.committed,
+                    s.applied,
+                    s.asleep,
+                    s.peers
+                )
+            });
+            text.push_str(&format!("\n  {:?}: {status:?}", node.id));
+        }
+        text
+    }
+}

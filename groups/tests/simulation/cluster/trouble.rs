@@ -1,0 +1,105 @@
+//! What can be done to a node, and what nodes know of each other's life.
+
+use super::*;
+
+impl Cluster {
+    pub fn crash(&mut self, id: NodeId, keep: usize) {
+        self.tell(|| format!("{id:?} crashes, keeping {keep} unsynced writes"));
+        self.print(id.get());
+        self.checks.forget_node(id);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.crash(keep);
+            node.stalled_until = 0;
+            node.disk_delay = 4;
+        }
+    }
+
+    pub fn restart_later(&mut self, node: NodeId, delay: u64) {
+        self.after(delay, Event::Restart { node });
+    }
+
+    pub fn restart(&mut self, id: NodeId) -> Result<(), String> {
+        let config = self.shape.config.clone();
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        if node.process.is_some() {
+            return Ok(());
+        }
+        node.start(&config)?;
+        let life = node.life;
+        self.tell(|| format!("{id:?} starts"));
+        self.after(self.now % SLOT, Event::Slot { node: id, life });
+        self.round(id)
+    }
+
+    pub fn heal_network_later(&mut self, delay: u64) {
+        self.tell(|| "the network is cut".to_owned());
+        self.after(delay, Event::HealNetwork);
+    }
+
+    pub fn stall(&mut self, id: NodeId, length: u64) {
+        self.tell(|| format!("{id:?} stalls for {length} ms"));
+        let until = self.now + length;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.stalled_until = until;
+        }
+    }
+
+    pub fn slow_disk(&mut self, id: NodeId, delay: u64) {
+        self.tell(|| format!("{id:?} has a slow disk: up to {delay} ms"));
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.disk_delay = delay;
+        }
+    }
+
+    pub fn flush_machines(&mut self, id: NodeId) {
+        self.nodes[&id].disks.values().for_each(|disk| disk.lock().unwrap().flush());
+    }
+
+    pub fn transfer_something(&mut self, chance: &mut Chance) {
+        let group = GroupId::new(chance.between(1, self.shape.groups));
+        let from = self.node_to_ask(group);
+        let to = if chance.per_mille(500) { Some(self.pick_node(chance)) } else { None };
+        self.tell(|| format!("{from:?} is asked to hand {group:?} to {to:?}"));
+        let (waiter, _forgotten) = oneshot::channel();
+        let request = TransferRequest { to, waiter };
+        if let Some(process) = self.nodes.get_mut(&from).and_then(|n| n.process.as_mut()) {
+            process.transfers += 1;
+            process.core.handle(Input::Transfer { group, request });
+        }
+    }
+
+    /// What nodes know of each other's life.
+    pub(super) fn heartbeats(&mut self) -> Result<(), String> {
+        self.after(HEARTBEAT, Event::Heartbeats);
+        let ids = self.node_ids();
+        for &to in &ids {
+            let mut changes = Vec::new();
+            for &from in ids.iter().filter(|from| **from != to) {
+                let sender = &self.nodes[&from];
+                let heard = sender.process.is_some() && self.network.passes(from, to);
+                let (now, life) = (self.now, sender.life);
+                let Some(node) = self.nodes.get_mut(&to) else { continue };
+                if heard {
+                    node.heard.insert(from, (now, life));
+                }
+                let last = node.heard.get(&from).copied();
+                let alive = last.filter(|(at, _)| now - at < LOST_AFTER).map(|(_, life)| life);
+                match (alive, node.live.get(&from).copied()) {
+                    (Some(life), known) if known != Some(life) => {
+                        node.live.insert(from, life);
+                        changes.push(Input::NodeLive { node: from, incarnation: life });
+                    }
+                    (None, Some(_)) => {
+                        node.live.remove(&from);
+                        changes.push(Input::NodeLost { node: from });
+                    }
+                    _ => {}
+                }
+            }
+            for change in changes {
+                self.input(to, change)?;
+            }
+        }
+        Ok(())
+    }
+}
