@@ -218,7 +218,7 @@ fn worker(node: NodeId, groups: u64) -> WorkerCore {
     let mut config = GroupsConfig::new(node);
     config.sleep_after_ticks = 0;
     let config = Arc::new(config);
-    let mut worker = WorkerCore::new(Arc::clone(&config));
+    let mut worker = WorkerCore::new();
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     for group in (1..=groups).map(GroupId::new) {
         let core =

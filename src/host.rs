@@ -402,11 +402,7 @@ impl Host {
     ) -> Result<Group, OpenGroupError> {
         let groups = self.inner.groups.clone();
         blocking(move || {
-            let stored = groups.stored().map_err(|error| OpenGroupError::Faulted {
-                group: spec.id,
-                fault: shardhost_groups::GroupFault::Log(error),
-            })?;
-            if stored.iter().any(|meta| meta.group == spec.id) {
+            if groups.is_stored(spec.id)? {
                 groups.open(spec.id, Box::new(machine))
             } else {
                 groups.create(spec, Box::new(machine))

@@ -112,11 +112,6 @@ impl GroupCore {
     pub const fn epoch(&self) -> u64 {
         self.epoch
     }
-    /// Who belongs to the group.
-    #[must_use]
-    pub const fn membership(&self) -> &Arc<Membership> {
-        &self.membership
-    }
     /// Whether the group needs no ticks.
     #[must_use]
     pub const fn is_asleep(&self) -> bool {

@@ -31,8 +31,8 @@ pub(super) struct PlacedWaiter {
 
 impl GroupCore {
     /// Takes a proposal into this round.
-    pub fn propose(&mut self, proposal: Proposal, round: &mut Round) {
-        self.wake(round);
+    pub fn propose(&mut self, proposal: Proposal) {
+        self.wake();
         self.queued.push(proposal);
     }
 

@@ -67,7 +67,7 @@ impl GroupCore {
             round.read_replies.push((waiter, Err(error)));
             return;
         }
-        self.wake(round);
+        self.wake();
         let since = self.ticks;
         let reads = self.reads.get_or_insert_default();
         reads.count += 1;

@@ -48,7 +48,7 @@ impl Sleep {
 
 impl GroupCore {
     /// Something happens: the replica ticks again. A leader tells its followers.
-    pub(super) fn wake(&mut self, _round: &mut Round) {
+    pub(super) fn wake(&mut self) {
         let was_asleep = self.sleep.is_asleep();
         self.sleep = Sleep::default();
         if was_asleep {
@@ -66,7 +66,7 @@ impl GroupCore {
             MessageKind::HeartbeatResponse | MessageKind::SleepResponse => return,
             MessageKind::Sleep => return,
             MessageKind::Heartbeat if !was_asleep => return,
-            _ => self.wake(round),
+            _ => self.wake(),
         }
         let election = matches!(message.kind(), MessageKind::PreVote | MessageKind::Vote);
         if was_asleep && election && !self.leads() {
@@ -88,16 +88,16 @@ impl GroupCore {
 
     /// A node is lost. A sleeping follower of a leader there must look for another one; a
     /// sleeping leader must notice when its quorum is gone.
-    pub fn on_node_lost(&mut self, node: NodeId, live: &LiveNodes, round: &mut Round) {
+    pub fn on_node_lost(&mut self, node: NodeId, live: &LiveNodes) {
         if !self.sleep.is_asleep() {
             return;
         }
         if self.leads() {
             if !self.live_voters_are_quorum(live) {
-                self.wake(round);
+                self.wake();
             }
         } else if self.node_of(self.raw.raft.leader_id).is_none_or(|leader| leader == node) {
-            self.wake(round);
+            self.wake();
             // The leader has been silent for longer than an election timeout already: the rest
             // of the drawn timeout is what keeps the survivors from campaigning together.
             self.raw.raft.election_elapsed = self.raw.raft.election_timeout();
@@ -105,10 +105,10 @@ impl GroupCore {
     }
 
     /// A node came back, or came back as another process.
-    pub fn on_node_live(&mut self, node: NodeId, round: &mut Round) {
+    pub fn on_node_live(&mut self, node: NodeId) {
         let member = self.membership.replica_on(node).is_some();
         if member && self.sleep.is_asleep() && self.leads() {
-            self.wake(round);
+            self.wake();
         }
     }
 

@@ -1,8 +1,6 @@
 //! Handing leadership over, with an outcome. Raft itself reports none: it ignores a bad target
 //! silently and gives up silently, so the replica watches.
 
-use std::sync::Arc;
-
 use shardhost_storage::{NodeId, Term};
 use tokio::sync::oneshot;
 
@@ -73,7 +71,7 @@ impl GroupCore {
         if self.raw.raft.pending_conf_index > self.apply.applied() {
             return Err(TransferError::ConfigChangePending { group });
         }
-        self.wake(round);
+        self.wake();
         // What was queued in this round goes into the log first: raft refuses it afterwards.
         self.propose_queued(round);
         self.raw.transfer_leader(replica);
@@ -161,11 +159,5 @@ impl GroupCore {
     /// Where leadership is being handed to.
     pub(super) fn transferring_to(&self) -> Option<NodeId> {
         self.transfer.as_ref().map(|transfer| transfer.to)
-    }
-
-    /// The membership that this replica works with, shared.
-    #[must_use]
-    pub fn shared_membership(&self) -> Arc<shardhost_storage::Membership> {
-        Arc::clone(&self.membership)
     }
 }

@@ -6,7 +6,8 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use shardhost_storage::{
-    GroupId, GroupMeta, GroupWrite, HardState, LogBatch, LogIndex, LogPosition, Term,
+    GroupId, GroupMeta, GroupWrite, HardState, LogBatch, LogIndex, LogPosition, PersistedGroup,
+    Term,
 };
 use tokio::sync::oneshot;
 
@@ -72,10 +73,7 @@ impl Groups {
         if shared.registry.contains_key(&group) {
             return Err(OpenGroupError::AlreadyOpen { group });
         }
-        let known = shared
-            .store()
-            .and_then(|store| store.load(group))
-            .map_err(|error| log_error(group, error))?;
+        let known = load(shared, group)?;
         if known.is_some() {
             return Err(OpenGroupError::Exists { group });
         }
@@ -134,10 +132,7 @@ impl Groups {
         if shared.registry.contains_key(&group) {
             return Err(OpenGroupError::AlreadyOpen { group });
         }
-        let persisted = shared
-            .store()
-            .and_then(|store| store.load(group))
-            .map_err(|error| log_error(group, error))?;
+        let persisted = load(shared, group)?;
         let persisted = persisted.ok_or(OpenGroupError::Unknown { group })?;
         let faulted = |fault| OpenGroupError::Faulted { group, fault };
         let applied = bring_level(shared, &mut machine, &persisted).map_err(faulted)?;
@@ -179,6 +174,14 @@ impl Groups {
         }))
     }
 
+    /// Whether the log holds a replica of the group, open or not.
+    ///
+    /// # Errors
+    /// [`OpenGroupError::Faulted`] when the log cannot be read.
+    pub fn is_stored(&self, group: GroupId) -> Result<bool, OpenGroupError> {
+        Ok(load(self.shared(), group)?.is_some())
+    }
+
     /// The groups that the log holds, with what each replica knows of itself.
     ///
     /// # Errors
@@ -207,10 +210,7 @@ impl Groups {
         self.end(group, LossCause::Removed).await;
         let shared = Arc::clone(self.shared());
         let bury = move || {
-            let known = shared
-                .store()
-                .and_then(|store| store.load(group))
-                .map_err(|error| log_error(group, error))?;
+            let known = load(&shared, group)?;
             let known = known.ok_or(OpenGroupError::Unknown { group })?;
             let mut write = GroupWrite::new(group);
             write.destroy = Some(known.meta.replica);
@@ -246,7 +246,7 @@ impl Groups {
 fn bring_level(
     shared: &RuntimeShared,
     machine: &mut StateMachineBox,
-    persisted: &shardhost_storage::PersistedGroup,
+    persisted: &PersistedGroup,
 ) -> Result<LogPosition, GroupFault> {
     match Opened::decide(persisted, machine.applied()?)? {
         Opened::Continue(position) => Ok(position),
@@ -256,6 +256,12 @@ fn bring_level(
             Ok(position)
         }
     }
+}
+
+/// What the log knows of this host's replica of a group.
+fn load(shared: &RuntimeShared, group: GroupId) -> Result<Option<PersistedGroup>, OpenGroupError> {
+    let known = shared.store().and_then(|store| store.load(group));
+    known.map_err(|error| log_error(group, error))
 }
 
 fn log_error(group: GroupId, error: shardhost_storage::LogError) -> OpenGroupError {

@@ -16,7 +16,7 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs a worker until it is told to stop.
 pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
-    let mut core = WorkerCore::new(Arc::clone(&shared.config));
+    let mut core = WorkerCore::new();
     let slot = shared.config.tick / u32::try_from(TICK_SLOTS).unwrap_or(1);
     let mut next_slot = Instant::now() + slot;
     loop {

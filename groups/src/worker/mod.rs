@@ -10,13 +10,11 @@ mod round;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupId, NodeId};
 
 use crate::apply::panic_text;
-use crate::config::GroupsConfig;
 use crate::core::{GroupCore, Stepped};
 use crate::error::{GroupFault, ProposeError, ReadError, TransferError};
 use crate::leadership::LossCause;
@@ -71,9 +69,8 @@ struct Slot {
 }
 
 /// The groups of one worker.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct WorkerCore {
-    config: Arc<GroupsConfig>,
     groups: HashMap<GroupId, Box<Slot>>,
     /// Replicas that stopped after a fault, and for how long their peers are still told.
     failed: BTreeMap<GroupId, (GroupFault, u8, Box<Slot>)>,
@@ -96,19 +93,8 @@ enum NodeChange {
 impl WorkerCore {
     /// A worker without groups.
     #[must_use]
-    pub fn new(config: Arc<GroupsConfig>) -> Self {
-        Self {
-            config,
-            groups: HashMap::new(),
-            failed: BTreeMap::new(),
-            active: Default::default(),
-            touched: Vec::new(),
-            live: LiveNodes::default(),
-            to_wake: VecDeque::new(),
-            slot: 0,
-            round: Round::default(),
-            counters: WorkerCounters::default(),
-        }
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// What was counted.
@@ -202,8 +188,8 @@ impl WorkerCore {
             }
             return;
         }
-        self.with(group, |core, round| {
-            proposals.into_iter().for_each(|proposal| core.propose(proposal, round));
+        self.with(group, |core, _| {
+            proposals.into_iter().for_each(|proposal| core.propose(proposal));
         });
     }
 
@@ -374,9 +360,9 @@ impl WorkerCore {
         }
         for _ in 0..WAKES_PER_SLOT.min(self.to_wake.len()) {
             let Some((group, change)) = self.to_wake.pop_front() else { break };
-            self.with(group, |core, round| match change {
-                NodeChange::Live(node) => core.on_node_live(node, round),
-                NodeChange::Lost(node) => core.on_node_lost(node, &live, round),
+            self.with(group, |core, _| match change {
+                NodeChange::Live(node) => core.on_node_live(node),
+                NodeChange::Lost(node) => core.on_node_lost(node, &live),
             });
         }
         self.live = live;
@@ -426,12 +412,6 @@ impl WorkerCore {
         for group in groups {
             self.close(group, LossCause::Stopped);
         }
-    }
-
-    /// The settings.
-    #[must_use]
-    pub const fn config(&self) -> &Arc<GroupsConfig> {
-        &self.config
     }
 }
 

@@ -41,7 +41,6 @@ pub struct Process {
     /// The write under way: it becomes durable when the disk says so.
     pub log_running: Option<LogTask>,
     pub reads: Vec<PendingRead>,
-    pub transfers: u64,
 }
 
 /// A node: a process that comes and goes, and disks that stay.
@@ -111,7 +110,7 @@ impl Node {
         config.node = self.id;
         config.incarnation = self.life + 1;
         let config = Arc::new(config);
-        let mut core = WorkerCore::new(Arc::clone(&config));
+        let mut core = WorkerCore::new();
         let mut machines = BTreeMap::new();
         for group in self.store.groups().map_err(|error| error.to_string())? {
             let epoch = self.life * 1_000 + group.get();
@@ -126,7 +125,6 @@ impl Node {
             log_queue: VecDeque::new(),
             log_running: None,
             reads: Vec::new(),
-            transfers: 0,
         });
         Ok(())
     }

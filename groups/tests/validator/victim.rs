@@ -33,7 +33,7 @@ impl Victim {
     pub fn new() -> Self {
         let config = Arc::new(GroupsConfig::new(NodeId::must(OWN)));
         Self {
-            core: WorkerCore::new(Arc::clone(&config)),
+            core: WorkerCore::new(),
             store: MemoryStore::new(),
             config,
             unwritten: VecDeque::new(),

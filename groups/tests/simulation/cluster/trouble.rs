@@ -63,7 +63,6 @@ impl Cluster {
         let (waiter, _forgotten) = oneshot::channel();
         let request = TransferRequest { to, waiter };
         if let Some(process) = self.nodes.get_mut(&from).and_then(|n| n.process.as_mut()) {
-            process.transfers += 1;
             process.core.handle(Input::Transfer { group, request });
         }
     }
