@@ -42,6 +42,10 @@ pub struct GroupsConfig {
     pub max_reads_per_group: usize,
     /// Ticks before a read, or the handing over of leadership, is given up. Default 20.
     pub give_up_ticks: u16,
+    /// By how much a lease is shorter than an election timeout: what clocks may differ by within
+    /// one, and a tick. `None`: no leases. Equal on all hosts, as is the election timeout. Default
+    /// 250 ms.
+    pub lease_margin: Option<Duration>,
     /// How long a state machine may take for an answer to a query. Default 10 s.
     pub query_timeout: Duration,
     /// Ticks after which whoever waits for a proposal learns that its outcome is unknown.
@@ -74,6 +78,19 @@ pub struct KnownBugs {
     pub forget_vote: bool,
     /// A waiter is resolved by whatever is committed at its index.
     pub waiter_by_index: bool,
+    /// A lease counts from the answer to a heartbeat.
+    pub lease_from_answer: bool,
+    /// A lease counts before an entry of the own term is applied.
+    pub lease_before_ready: bool,
+    /// A lease goes on during a transfer.
+    pub lease_in_transfer: bool,
+    /// A lease lasts as long as the promise behind it, and longer.
+    pub lease_without_margin: bool,
+    /// A voter forgets its promises when it starts.
+    pub forget_promise: bool,
+    /// An order to campaign is followed however late it comes, and a failed transfer is over at
+    /// once.
+    pub late_timeout_now: bool,
 }
 
 /// What a proposal counts for beside its bytes, in the budgets of bytes in flight.
@@ -99,6 +116,7 @@ impl GroupsConfig {
             max_apply_bytes_per_group: 8 << 20,
             max_reads_per_group: 65_536,
             give_up_ticks: 20,
+            lease_margin: Some(Duration::from_millis(250)),
             query_timeout: Duration::from_secs(10),
             propose_give_up_ticks: 100,
             max_cached_bytes_per_group: 1 << 20,
@@ -109,8 +127,24 @@ impl GroupsConfig {
                 acknowledge_before_sync: false,
                 forget_vote: false,
                 waiter_by_index: false,
+                lease_from_answer: false,
+                lease_before_ready: false,
+                lease_in_transfer: false,
+                lease_without_margin: false,
+                forget_promise: false,
+                late_timeout_now: false,
             },
         }
+    }
+
+    /// How long a lease lasts; `None`: there are none.
+    #[must_use]
+    pub fn lease_duration(&self) -> Option<Duration> {
+        if self.bugs.lease_without_margin {
+            return Some(self.election_timeout() * 2);
+        }
+        let length = self.election_timeout().checked_sub(self.lease_margin?)?;
+        (!length.is_zero()).then_some(length)
     }
 
     /// Length of the shortest election timeout.

@@ -35,8 +35,7 @@ pub(crate) fn to_wire(group: GroupId, message: eraftpb::Message) -> Option<peer:
         request_snapshot: message.request_snapshot,
         priority: message.priority,
         context: message.context,
-        entries: Vec::new(),
-        snapshot: None,
+        ..peer::GroupMessage::default()
     };
     wire.entries = message.entries.into_iter().map(entry_to_wire).collect();
     if let Some(snapshot) = message.snapshot.into_option() {

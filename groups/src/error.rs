@@ -38,6 +38,9 @@ pub enum RejectReason {
     /// Leadership is being handed over. Try again; the new leader takes it.
     #[error("leadership is being transferred")]
     Transferring,
+    /// A barrier is open. Try again when it is closed.
+    #[error("proposals are paused by a barrier")]
+    Paused,
     /// The proposal was bound to another term.
     #[error("the proposal is for term {wanted}, the leader is in term {actual}")]
     TermMismatch {
@@ -163,9 +166,10 @@ impl ProposeError {
     pub const fn is_retryable(&self) -> bool {
         match self {
             Self::NotLeader { .. } | Self::Superseded { .. } => true,
-            Self::Rejected { reason, .. } => {
-                matches!(reason, RejectReason::Busy | RejectReason::Transferring)
-            }
+            Self::Rejected { reason, .. } => matches!(
+                reason,
+                RejectReason::Busy | RejectReason::Transferring | RejectReason::Paused
+            ),
             _ => false,
         }
     }
@@ -275,6 +279,24 @@ pub enum TransferError {
         /// The group.
         group: GroupId,
     },
+    /// A list of candidates is empty. Name one.
+    #[error("no candidate was named for the transfer of group {group}")]
+    NoCandidates {
+        /// The group.
+        group: GroupId,
+    },
+    /// Every candidate that could lead lacks too much of the log. Try again, or allow more.
+    #[error("node {node} lacks {lag} entries of group {group}, {max_lag} are allowed")]
+    TargetNotCaughtUp {
+        /// The group.
+        group: GroupId,
+        /// The first such candidate.
+        node: NodeId,
+        /// What it lacks.
+        lag: u64,
+        /// What it may lack.
+        max_lag: u64,
+    },
     /// Another transfer is under way; it goes on undisturbed.
     #[error("group {group} is being transferred to node {to}")]
     InProgress {
@@ -312,6 +334,77 @@ pub enum TransferError {
         group: GroupId,
         /// Why.
         fault: GroupFault,
+    },
+}
+
+/// No snapshot was taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TakeSnapshotError {
+    /// The state machine gave no view, or it could not be written. The host's log says why; free
+    /// space if the disk is full, and try again.
+    #[error("no snapshot of group {group} could be written; the log of the host says why")]
+    Failed {
+        /// The group.
+        group: GroupId,
+    },
+    /// Too much is under way. Try again a little later.
+    #[error("group {group} has too much under way")]
+    Busy {
+        /// The group.
+        group: GroupId,
+    },
+    /// The host or the group stopped.
+    #[error("group {group} stopped")]
+    Stopped {
+        /// The group.
+        group: GroupId,
+    },
+    /// This replica failed.
+    #[error("the replica of group {group} failed: {fault}")]
+    Faulted {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        fault: GroupFault,
+    },
+}
+
+/// A barrier cannot be opened or waited for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BarrierError {
+    /// This replica does not lead; ask the one in the hint.
+    #[error("group {group} is not led here{}", hint_text(hint))]
+    NotLeader {
+        /// The group.
+        group: GroupId,
+        /// Who leads, if known.
+        hint: Option<LeaderHint>,
+    },
+    /// Another one is open. Wait until it is closed.
+    #[error("group {group} has an open barrier already")]
+    AlreadyOpen {
+        /// The group.
+        group: GroupId,
+    },
+    /// The leadership that the barrier belonged to is over, and so is the barrier.
+    #[error("the barrier of group {group} ended with its leadership")]
+    Ended {
+        /// The group.
+        group: GroupId,
+    },
+    /// Too much is under way. Try again a little later.
+    #[error("group {group} has too much under way")]
+    Busy {
+        /// The group.
+        group: GroupId,
+    },
+    /// The host or the group stopped.
+    #[error("group {group} stopped")]
+    Stopped {
+        /// The group.
+        group: GroupId,
     },
 }
 
@@ -358,7 +451,7 @@ pub enum OpenGroupError {
     Stopping,
 }
 
-fn hint_text(hint: &Option<LeaderHint>) -> String {
+pub(crate) fn hint_text(hint: &Option<LeaderHint>) -> String {
     match hint {
         Some(hint) => format!("; node {} leads in term {}", hint.node, hint.term),
         None => "; no leader is known".to_owned(),

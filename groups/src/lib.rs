@@ -23,6 +23,7 @@
 )]
 
 pub mod apply;
+pub mod clock;
 pub mod config;
 mod convert;
 pub mod core;
@@ -31,9 +32,12 @@ pub mod handle;
 pub mod leadership;
 mod logging;
 pub mod machine;
+pub mod membership;
 mod replica_log;
 pub mod runtime;
 pub mod status;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod transport;
 pub mod validate;
 pub mod waiter;
@@ -46,6 +50,7 @@ pub use error::{
     TransferError, UnknownCause,
 };
 pub use handle::{Group, GroupSpec, Propose, ReadMode, Transferred};
+pub use membership::{CaughtUp, MembershipChange, MembershipError};
 pub use machine::{
     ApplyBatch, ApplyFault, Command, QueryError, SnapshotWriter, StateChecksum, StateMachine,
 };

@@ -65,6 +65,56 @@ pub trait StateMachine: Send + 'static {
         None
     }
 
+    /// Makes durable whatever is applied, so that the log behind it can go. Asked when the log has
+    /// grown long behind [`StateMachine::durable_index`]. A machine that keeps nothing does
+    /// nothing.
+    ///
+    /// # Errors
+    /// A fault stops this replica.
+    fn make_durable(&mut self) -> Result<(), ApplyFault> {
+        Ok(())
+    }
+
+    /// Whether some commands have effects in memory only, although the machine keeps itself on
+    /// disk: leases of sessions, caches. After a restart those that the log still holds at or
+    /// below [`StateMachine::applied`] are given to [`StateMachine::replay`]. A machine that
+    /// needs them holds the log by reporting a smaller [`StateMachine::durable_index`].
+    fn is_partly_volatile(&self) -> bool {
+        false
+    }
+
+    /// Whether this command has effects in memory only. Asked when
+    /// [`StateMachine::is_partly_volatile`].
+    fn is_volatile(&self, command: &Bytes) -> bool {
+        let _ = command;
+        false
+    }
+
+    /// Does again what a volatile command does, after a restart. Nothing waits for the answers,
+    /// and the applied position stays where it is.
+    ///
+    /// # Errors
+    /// A fault keeps the replica from opening.
+    fn replay(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
+        let _ = batch;
+        Ok(())
+    }
+
+    /// Whether [`StateMachine::query`] never blocks and takes microseconds, so that whoever reads
+    /// under a lease may run it on its own thread.
+    fn answers_at_once(&self) -> bool {
+        false
+    }
+
+    /// The replica was removed from its group for good, and its log is gone: the state may go as
+    /// well. Nothing is called afterwards.
+    ///
+    /// # Errors
+    /// Reported; whatever stays is nobody's.
+    fn removed(&mut self) -> Result<(), ApplyFault> {
+        Ok(())
+    }
+
     /// Number of items and a checksum over the whole state, equal on replicas that applied the
     /// same. Slow; used to compare replicas.
     ///
@@ -93,6 +143,24 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
     }
     fn durable_index(&self) -> Option<LogIndex> {
         (**self).durable_index()
+    }
+    fn make_durable(&mut self) -> Result<(), ApplyFault> {
+        (**self).make_durable()
+    }
+    fn is_partly_volatile(&self) -> bool {
+        (**self).is_partly_volatile()
+    }
+    fn is_volatile(&self, command: &Bytes) -> bool {
+        (**self).is_volatile(command)
+    }
+    fn replay(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
+        (**self).replay(batch)
+    }
+    fn answers_at_once(&self) -> bool {
+        (**self).answers_at_once()
+    }
+    fn removed(&mut self) -> Result<(), ApplyFault> {
+        (**self).removed()
     }
     fn checksum(&self) -> Result<StateChecksum, QueryError> {
         (**self).checksum()

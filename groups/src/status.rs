@@ -24,6 +24,8 @@ pub enum Role {
     Failed(GroupFault),
     /// Stopped in order.
     Stopped,
+    /// Ended because the group goes on without this replica; its data is removed.
+    Removed,
 }
 
 impl Role {
@@ -38,6 +40,7 @@ impl Role {
             Self::Learner => "learner",
             Self::Failed(_) => "failed",
             Self::Stopped => "stopped",
+            Self::Removed => "removed",
         }
     }
 }
@@ -89,6 +92,10 @@ pub struct GroupStatus {
     pub membership: Arc<Membership>,
     /// Where leadership is being transferred to.
     pub transferring_to: Option<NodeId>,
+    /// A change of membership that is not finished: where it stands in the log.
+    pub pending_change: Option<LogIndex>,
+    /// A barrier is open: proposals of users are refused.
+    pub paused: bool,
     /// Asleep: no ticks and no heartbeats until something happens.
     pub asleep: bool,
     /// On a leader: how far the others are. Renewed at ticks.
@@ -96,6 +103,21 @@ pub struct GroupStatus {
 }
 
 impl GroupStatus {
+    /// Index of the entry that made the present configuration.
+    #[must_use]
+    pub fn config_index(&self) -> LogIndex {
+        self.membership.config_index
+    }
+    /// Entries that are committed here and not applied yet.
+    #[must_use]
+    pub const fn apply_backlog(&self) -> u64 {
+        self.committed.get().saturating_sub(self.applied.get())
+    }
+    /// Other members of the group.
+    #[must_use]
+    pub fn other_members(&self) -> usize {
+        self.membership.members.keys().filter(|id| **id != self.replica).count()
+    }
     /// Whether this replica leads.
     #[must_use]
     pub const fn is_leader(&self) -> bool {

@@ -12,6 +12,7 @@ use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{Membership, NodeId, ReplicaId};
 
 use crate::convert;
+use crate::membership::ConfigEntry;
 
 /// A term may be ahead of ours by this much at most; more is damage, not progress.
 pub const MAX_TERM_JUMP: u64 = 1 << 32;
@@ -41,6 +42,8 @@ pub struct ReplicaView<'a> {
     pub committed: u64,
     /// Who belongs to the group, as far as this replica has applied.
     pub membership: &'a Membership,
+    /// Where replicas live that the membership does not know yet, as far as they were heard.
+    pub contacts: &'a [(ReplicaId, NodeId)],
 }
 
 /// Why a message was refused. The names double as those of counters.
@@ -83,6 +86,14 @@ pub enum Refusal {
     NotFromLeader,
     /// A vote for a replica that cannot have asked for it yet.
     Unasked,
+    /// From a replica that was removed from the group. It is told so.
+    Removed,
+    /// A vote that this replica promised not to give for a while.
+    Promised,
+    /// An order to campaign that came too late.
+    StaleOrder,
+    /// An invitation or a notice without a membership that makes sense.
+    Invitation,
 }
 
 impl fmt::Display for Refusal {
@@ -105,6 +116,10 @@ impl fmt::Display for Refusal {
             Self::Snapshot => "impossible snapshot",
             Self::NotFromLeader => "not from the leader",
             Self::Unasked => "a vote that was not asked for",
+            Self::Removed => "from a removed replica",
+            Self::Promised => "a vote that was promised not to be given",
+            Self::StaleOrder => "an order to campaign that came too late",
+            Self::Invitation => "impossible invitation",
         })
     }
 }
@@ -121,7 +136,7 @@ pub fn validate(
     term_at: impl Fn(u64) -> Option<u64>,
 ) -> Result<(), Refusal> {
     let kind = MessageKind::try_from(message.kind).map_err(|_| Refusal::Kind)?;
-    check_header(view, node, message)?;
+    check_header(view, node, kind, message)?;
     check_numbers(view, message)?;
     check_placement(kind, message)?;
     match kind {
@@ -133,8 +148,8 @@ pub fn validate(
         MessageKind::Vote | MessageKind::PreVote => check_candidate(message),
         MessageKind::VoteResponse => check_vote(view, message),
         MessageKind::TimeoutNow | MessageKind::Sleep => check_from_leader(view, message),
-        // A follower's read index is a feature that no peer of this version asks for.
-        MessageKind::ReadIndex | MessageKind::ReadIndexResponse => Err(Refusal::Kind),
+        MessageKind::ReadIndexResponse => check_from_leader(view, message),
+        MessageKind::Invite | MessageKind::Removed => check_invitation(message),
         _ => Ok(()),
     }
 }
@@ -142,16 +157,53 @@ pub fn validate(
 fn check_header(
     view: &ReplicaView<'_>,
     node: NodeId,
+    kind: MessageKind,
     message: &GroupMessage,
 ) -> Result<(), Refusal> {
     if message.to_replica != view.replica.get() {
         return Err(Refusal::WrongReplica);
     }
     let from = ReplicaId::new(message.from_replica).ok_or(Refusal::Stranger)?;
-    if from == view.replica || view.membership.node_of(from) != Some(node) {
+    if from == view.replica {
         return Err(Refusal::Stranger);
     }
-    Ok(())
+    match view.membership.node_of(from) {
+        Some(known) if known == node => Ok(()),
+        Some(_) => Err(Refusal::Stranger),
+        None if view.membership.was_removed(from) => Err(Refusal::Removed),
+        None => check_first_contact(view, from, node, kind),
+    }
+}
+
+/// A replica that was added by a change that is not applied here yet may lead or campaign.
+fn check_first_contact(
+    view: &ReplicaView<'_>,
+    from: ReplicaId,
+    node: NodeId,
+    kind: MessageKind,
+) -> Result<(), Refusal> {
+    let may_come_first = matches!(
+        kind,
+        MessageKind::Append
+            | MessageKind::Heartbeat
+            | MessageKind::Snapshot
+            | MessageKind::Vote
+            | MessageKind::PreVote
+            | MessageKind::TimeoutNow
+            | MessageKind::Sleep
+            | MessageKind::ReadIndexResponse
+            | MessageKind::Wake
+            | MessageKind::Removed
+            | MessageKind::Invite
+    );
+    let elsewhere = view.contacts.iter().any(|(id, known)| *id == from && *known != node);
+    if may_come_first && !elsewhere { Ok(()) } else { Err(Refusal::Stranger) }
+}
+
+fn check_invitation(message: &GroupMessage) -> Result<(), Refusal> {
+    let membership = message.invitation.as_ref().and_then(|one| one.membership.as_ref());
+    let membership = membership.and_then(convert::membership_from_wire);
+    membership.map(|_| ()).ok_or(Refusal::Invitation)
 }
 
 fn check_numbers(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
@@ -181,6 +233,10 @@ fn check_placement(kind: MessageKind, message: &GroupMessage) -> Result<(), Refu
     if (kind == MessageKind::Snapshot) != message.snapshot.is_some() {
         return Err(Refusal::Snapshot);
     }
+    let invites = matches!(kind, MessageKind::Invite | MessageKind::Removed);
+    if invites != message.invitation.is_some() {
+        return Err(Refusal::Invitation);
+    }
     Ok(())
 }
 
@@ -200,8 +256,11 @@ fn check_append(
         term = entry.term;
         match EntryKind::try_from(entry.kind) {
             Ok(EntryKind::Command) => {}
-            // Nobody of this version proposes a membership change.
-            Ok(EntryKind::Config) => return Err(Refusal::EntryConfig),
+            // Raft would panic on what it cannot read, and so would every restart.
+            Ok(EntryKind::Config) => {
+                let config = ConfigEntry::decode(&entry.data, &entry.context);
+                config.ok_or(Refusal::EntryConfig)?;
+            }
             _ => return Err(Refusal::EntryKind),
         }
     }

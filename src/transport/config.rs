@@ -26,9 +26,16 @@ pub struct SnapshotLimits {
     pub waiting: usize,
     /// Snapshots received at the same time; a sender above it is told to come again.
     pub receiving: usize,
-    /// How long a stream may make no progress, on either side. It covers the check of the whole
-    /// snapshot before the first chunk and its sync after the last.
+    /// Bytes per second that all snapshots being sent share, chunk by chunk in turn; 0: no bound.
+    /// Enough that every one of them gets a chunk sent within half the stall timeout.
+    pub bytes_per_second: u64,
+    /// How long a stream may make no progress, on either side. It covers what the receiver does
+    /// before the first chunk, which is reading a snapshot that it has already, and its sync
+    /// after the last.
     pub stall_timeout: Duration,
+    /// How long the groups wait to hear of a failed shipment, and therefore before they try
+    /// again: what made it fail seldom passes at once.
+    pub retry_wait: Duration,
 }
 
 /// Settings of a [`GrpcTransport`](super::GrpcTransport). Construct with
@@ -162,14 +169,26 @@ impl TransportConfig {
 impl SnapshotLimits {
     fn validate(&self) -> Result<(), ConfigError> {
         let chunk = (1 << 10..=4 << 20).contains(&self.chunk_bytes);
+        let enough = self.bytes_per_second == 0 || self.slowest_chunk() <= self.stall_timeout / 2;
         let bounds = [
             ("snapshot.chunk_bytes", chunk, "must be between 1 KiB and 4 MiB"),
             ("snapshot.sending", self.sending > 0, "must be at least 1"),
             ("snapshot.receiving", self.receiving > 0, "must be at least 1"),
             ("snapshot.stall_timeout", !self.stall_timeout.is_zero(), "must be above zero"),
+            (
+                "snapshot.bytes_per_second",
+                enough,
+                "must be 0 or let a chunk of each snapshot through within half the stall timeout",
+            ),
         ];
         let failed = bounds.into_iter().find(|(_, holds, _)| !holds);
         failed.map_or(Ok(()), |(setting, _, bound)| Err(ConfigError { setting, bound }))
+    }
+
+    /// How long a chunk takes while as many snapshots as may are being sent.
+    fn slowest_chunk(&self) -> Duration {
+        let bytes = self.chunk_bytes as f64 * self.sending as f64;
+        Duration::try_from_secs_f64(bytes / self.bytes_per_second as f64).unwrap_or(Duration::MAX)
     }
 }
 
@@ -180,7 +199,9 @@ impl Default for SnapshotLimits {
             sending: 2,
             waiting: 1024,
             receiving: 2,
+            bytes_per_second: 256 << 20,
             stall_timeout: Duration::from_secs(30),
+            retry_wait: Duration::from_secs(1),
         }
     }
 }
@@ -220,5 +241,15 @@ mod tests {
         let mut config = config();
         config.snapshot.chunk_bytes = 0;
         assert_eq!(config.validate().unwrap_err().setting, "snapshot.chunk_bytes");
+    }
+
+    #[test]
+    fn a_rate_that_would_look_like_a_stall_is_refused() {
+        let mut config = config();
+        let slowest = 2 * config.snapshot.chunk_bytes as u64 / 15;
+        for (bytes_per_second, holds) in [(0, true), (slowest + 1, true), (slowest - 1, false)] {
+            config.snapshot.bytes_per_second = bytes_per_second;
+            assert_eq!(config.validate().is_ok(), holds, "{bytes_per_second} bytes per second");
+        }
     }
 }

@@ -48,7 +48,7 @@ pub use config::{ConfigError, LaneLimits, SnapshotLimits, TransportConfig};
 pub use connection::{incoming, server};
 pub use directory::PeerDirectory;
 pub use service::PeerService;
-pub use stats::{LaneStats, PeerStats, TransportStats};
+pub use stats::{LaneStats, PeerStats, ShipmentFailure, SnapshotRefusal, TransportStats};
 
 use shared::{Shared, TaskKind};
 
@@ -105,6 +105,7 @@ impl GrpcTransport {
         self.shared.follow_directory(&inbound);
         let follow = follow_changes(Arc::clone(&self.shared), Arc::clone(&inbound), changes);
         self.shared.spawn(TaskKind::Other, follow);
+        self.shared.spawn(TaskKind::Other, snapshot::forget_stale(Arc::clone(&self.shared)));
         self.shared.spawn(TaskKind::Other, heartbeat::run(Arc::clone(&self.shared), inbound));
         Ok(())
     }

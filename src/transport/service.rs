@@ -11,13 +11,13 @@ use shardhost_proto::peer::{Frame, SnapshotFrame, SnapshotReceipt, Welcome};
 use tonic::body::Body;
 use tonic::codegen::http::{Request as HttpRequest, Response as HttpResponse};
 use tonic::codegen::{Body as HttpBody, BoxFuture, Service, StdError};
-use tonic::server::{ClientStreamingService, Grpc, NamedService, StreamingService};
+use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::codec::{FrameBounds, ReceiverCodec, SNAPSHOT_FRAME_MAX_BYTES, SnapshotCodec};
 use super::receiver::{self, Answers};
 use super::shared::Shared;
-use super::snapshot;
+use super::snapshot::{self, Receipts};
 
 pub(super) const EXCHANGE_PATH: &str = "/shardhost.peer.v1.Peer/Exchange";
 const SNAPSHOT_PATH: &str = "/shardhost.peer.v1.Peer/Snapshot";
@@ -63,7 +63,7 @@ where
             SNAPSHOT_PATH => Box::pin(async move {
                 let most = SNAPSHOT_FRAME_MAX_BYTES;
                 let mut grpc = Grpc::new(SnapshotCodec).max_decoding_message_size(most);
-                Ok(grpc.client_streaming(Snapshot(shared), request).await)
+                Ok(grpc.streaming(Snapshot(shared), request).await)
             }),
             _ => Box::pin(async { Ok(Status::unimplemented("no such method").into_http()) }),
         }
@@ -84,9 +84,10 @@ impl StreamingService<Frame> for Exchange {
 
 struct Snapshot(Arc<Shared>);
 
-impl ClientStreamingService<SnapshotFrame> for Snapshot {
+impl StreamingService<SnapshotFrame> for Snapshot {
     type Response = SnapshotReceipt;
-    type Future = BoxFuture<Response<SnapshotReceipt>, Status>;
+    type ResponseStream = Receipts;
+    type Future = BoxFuture<Response<Receipts>, Status>;
 
     fn call(&mut self, request: Request<Streaming<SnapshotFrame>>) -> Self::Future {
         Box::pin(snapshot::receive(Arc::clone(&self.0), request.into_inner()))

@@ -1,15 +1,14 @@
 //! What all tasks of a transport share, and how its peers follow the directory.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use shardhost_groups::transport::{Inbound, Lane};
-use shardhost_storage::{GroupId, NodeId, SnapshotStore};
+use shardhost_storage::{NodeId, SnapshotStore};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +17,7 @@ use super::directory::PeerDirectory;
 use super::handshake::Identity;
 use super::peer::Peer;
 use super::sender;
+use super::snapshot::{Receptions, Shipments};
 use super::stats::{Counters, TransportStats};
 
 /// The peers of the directory.
@@ -31,12 +31,9 @@ pub(super) struct Shared {
     pub snapshots: Arc<dyn SnapshotStore>,
     pub peers: ArcSwap<Peers>,
     pub counters: Counters,
-    /// Turns of snapshots being sent, and those waiting for one or having one.
-    pub sending: Arc<Semaphore>,
-    pub shipments: Arc<Semaphore>,
-    /// Turns of snapshots being received, and whose they are.
-    pub receiving: Arc<Semaphore>,
-    pub receiving_groups: Mutex<HashSet<GroupId>>,
+    /// Snapshots on their way out and in.
+    pub shipments: Shipments,
+    pub receptions: Receptions,
     /// Set when the lanes are to run empty.
     pub draining: CancellationToken,
     /// Set when everything is to end.
@@ -75,10 +72,8 @@ impl Shared {
             snapshots,
             peers: ArcSwap::default(),
             counters: Counters::default(),
-            sending: Arc::new(Semaphore::new(limits.sending)),
-            shipments: Arc::new(Semaphore::new(limits.sending + limits.waiting)),
-            receiving: Arc::new(Semaphore::new(limits.receiving)),
-            receiving_groups: Mutex::default(),
+            shipments: Shipments::new(&limits),
+            receptions: Receptions::new(&limits),
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             inbound: RwLock::new(None),
@@ -108,7 +103,12 @@ impl Shared {
     }
 
     pub fn stats(&self) -> TransportStats {
-        self.counters.stats(self.peers.load().values().map(|peer| peer.stats()).collect())
+        let peers = self.peers.load().values().map(|peer| peer.stats()).collect();
+        let mut stats = self.counters.stats(peers);
+        stats.snapshots_sending = self.shipments.sending();
+        stats.snapshots_waiting = self.shipments.waiting();
+        stats.snapshots_receiving = self.receptions.running();
+        stats
     }
 
     /// Runs a task of the transport; does nothing before the transport is bound.

@@ -1,7 +1,9 @@
 //! What the transport counts, for operators and benches.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use shardhost_storage::NodeId;
 
 /// One lane to one peer since the transport started.
@@ -71,10 +73,91 @@ pub struct TransportStats {
     pub snapshots_sent: u64,
     /// Shipments that failed.
     pub snapshots_failed: u64,
+    /// The same by cause.
+    pub shipment_failures: BTreeMap<ShipmentFailure, u64>,
+    /// Streams that went on where an earlier one broke.
+    pub snapshots_resumed: u64,
+    /// Bytes of snapshots handed to connections.
+    pub snapshot_bytes_sent: u64,
+    /// Snapshots being sent.
+    pub snapshots_sending: usize,
+    /// Shipments that wait for their turn.
+    pub snapshots_waiting: usize,
     /// Snapshots received whole.
     pub snapshots_received: u64,
     /// Snapshots refused, damaged or broken off while they were received.
     pub snapshots_refused: u64,
+    /// The same by cause.
+    pub snapshot_refusals: BTreeMap<SnapshotRefusal, u64>,
+    /// Bytes of snapshots that came.
+    pub snapshot_bytes_received: u64,
+    /// Snapshots being received.
+    pub snapshots_receiving: usize,
+}
+
+/// Why a snapshot was not delivered. The groups try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum ShipmentFailure {
+    /// As many shipments wait as may. They take longer than they come: raise the rate or the
+    /// number that is sent at once.
+    TooMany,
+    /// The transport ends.
+    Stopping,
+    /// The peer is not in the directory, or left it.
+    UnknownNode,
+    /// The snapshot is no longer here; a later one replaced it.
+    Missing,
+    /// The snapshot here is damaged. Look at the disk; the group makes another when its log grew.
+    Damaged,
+    /// The snapshot here cannot be read. Look at the disk.
+    Disk,
+    /// No connection to the peer.
+    Unreachable,
+    /// The receiver said no; its own counters say why.
+    Refused,
+    /// The stream broke.
+    Broken,
+    /// Nothing moved for the stall timeout.
+    Stalled,
+    /// The receiver's answers make no sense.
+    BadReceipt,
+    /// A thread of this host panicked. Report it.
+    Panicked,
+}
+
+/// Why a snapshot was not received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum SnapshotRefusal {
+    /// The stream is none of a snapshot: no header, two, one that makes no sense.
+    Malformed,
+    /// The sender's greeting was refused.
+    Greeting,
+    /// The groups do not want it: stale, or for a replica that is not here.
+    Unwanted,
+    /// As many as allowed are being received.
+    Busy,
+    /// One of the same group is being received from another node.
+    Duplicate,
+    /// A newer stream of the same sender replaced it; what had come was kept.
+    Superseded,
+    /// It does not fit on the disk, or the disk became full. Free space.
+    NoSpace,
+    /// More or fewer bytes came than were announced.
+    WrongSize,
+    /// The bytes do not have the announced checksum.
+    WrongChecksum,
+    /// Nothing came for the stall timeout; what had come was kept.
+    Stalled,
+    /// The stream broke; what had come was kept.
+    Broken,
+    /// The disk failed.
+    Disk,
+    /// This host takes no messages yet, or no longer.
+    NotServing,
+    /// A thread of this host panicked. Report it.
+    Panicked,
 }
 
 /// A number that only grows, counted from any thread.
@@ -91,6 +174,26 @@ impl Counter {
     }
 }
 
+/// Counters by cause.
+#[derive(Debug)]
+pub(super) struct Causes<T>(Mutex<BTreeMap<T, u64>>);
+
+impl<T: Copy + Ord> Causes<T> {
+    pub fn add(&self, cause: T) {
+        *self.0.lock().entry(cause).or_default() += 1;
+    }
+
+    fn get(&self) -> BTreeMap<T, u64> {
+        self.0.lock().clone()
+    }
+}
+
+impl<T> Default for Causes<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
 /// What is counted for the transport as a whole.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -98,24 +201,42 @@ pub(super) struct Counters {
     pub oversized_drops: Counter,
     pub refused_greetings: Counter,
     pub broken_streams: Counter,
-    pub snapshots_sent: Counter,
-    pub snapshots_failed: Counter,
-    pub snapshots_received: Counter,
-    pub snapshots_refused: Counter,
+    pub snapshots: SnapshotCounters,
+}
+
+/// What is counted of snapshots.
+#[derive(Debug, Default)]
+pub(super) struct SnapshotCounters {
+    pub sent: Counter,
+    pub failures: Causes<ShipmentFailure>,
+    pub resumed: Counter,
+    pub bytes_sent: Counter,
+    pub received: Counter,
+    pub refusals: Causes<SnapshotRefusal>,
+    pub bytes_received: Counter,
 }
 
 impl Counters {
+    /// The counters; what goes on at the moment is for the caller to fill in.
     pub fn stats(&self, peers: Vec<PeerStats>) -> TransportStats {
+        let snapshots = &self.snapshots;
+        let (failures, refusals) = (snapshots.failures.get(), snapshots.refusals.get());
         TransportStats {
             peers,
             unknown_node_drops: self.unknown_node_drops.get(),
             oversized_drops: self.oversized_drops.get(),
             refused_greetings: self.refused_greetings.get(),
             broken_streams: self.broken_streams.get(),
-            snapshots_sent: self.snapshots_sent.get(),
-            snapshots_failed: self.snapshots_failed.get(),
-            snapshots_received: self.snapshots_received.get(),
-            snapshots_refused: self.snapshots_refused.get(),
+            snapshots_sent: snapshots.sent.get(),
+            snapshots_failed: failures.values().sum(),
+            shipment_failures: failures,
+            snapshots_resumed: snapshots.resumed.get(),
+            snapshot_bytes_sent: snapshots.bytes_sent.get(),
+            snapshots_received: snapshots.received.get(),
+            snapshots_refused: refusals.values().sum(),
+            snapshot_refusals: refusals,
+            snapshot_bytes_received: snapshots.bytes_received.get(),
+            ..TransportStats::default()
         }
     }
 }

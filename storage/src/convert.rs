@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use shardhost_proto::log;
 
 use crate::ids::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
-use crate::types::{Entry, EntryKind, GroupMeta, HardState, Member, Membership};
+use crate::types::{Entry, EntryKind, GroupMeta, HardState, Incoming, Member, Membership};
 
 /// A message that no correct host writes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -98,6 +98,30 @@ pub fn membership_to_message(membership: &Membership) -> log::Membership {
         config_index: membership.config_index.get(),
         members: members.collect(),
         auto_leave: membership.auto_leave,
+        newest_replica: membership.newest_replica.map_or(0, ReplicaId::get),
+        incoming: membership.incoming.map(incoming_to_message),
+    }
+}
+
+/// The message of an addition that is under way.
+#[must_use]
+pub fn incoming_to_message(incoming: Incoming) -> log::Incoming {
+    let replaces = incoming.replaces.map_or(0, ReplicaId::get);
+    log::Incoming { replica: incoming.replica.get(), replaces }
+}
+
+/// The addition that a message says is under way.
+///
+/// # Errors
+/// [`Malformed`] when the replica is zero, or replaces itself.
+pub fn incoming_from_message(message: &log::Incoming) -> Result<Incoming, Malformed> {
+    let replaces = ReplicaId::new(message.replaces);
+    match ReplicaId::new(message.replica) {
+        Some(replica) if replaces != Some(replica) => Ok(Incoming { replica, replaces }),
+        _ => {
+            let text = format!("replica {} for {}", message.replica, message.replaces);
+            Err(Malformed::new("addition under way", text))
+        }
     }
 }
 
@@ -114,7 +138,14 @@ pub fn membership_from_message(message: &log::Membership) -> Result<Membership, 
         }
     }
     let config_index = LogIndex::new(message.config_index);
-    Ok(Membership { config_index, members, auto_leave: message.auto_leave })
+    let incoming = message.incoming.as_ref().map(incoming_from_message).transpose()?;
+    Ok(Membership {
+        config_index,
+        members,
+        auto_leave: message.auto_leave,
+        newest_replica: ReplicaId::new(message.newest_replica),
+        incoming,
+    })
 }
 
 /// The message of what a replica knows of itself.
@@ -202,6 +233,11 @@ mod tests {
                 config_index: LogIndex::new(9),
                 members: members.into(),
                 auto_leave: true,
+                newest_replica: ReplicaId::new(u64::MAX),
+                incoming: Some(Incoming {
+                    replica: ReplicaId::must(u64::MAX),
+                    replaces: ReplicaId::new(1),
+                }),
             },
             snapshot: Some(LogPosition::new(3, 8)),
             labels: [("zone".to_owned(), "a".to_owned())].into(),

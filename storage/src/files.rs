@@ -5,8 +5,15 @@
 //! synced, so that no crash leaves anything that looks like a snapshot. What a crash leaves of
 //! unfinished ones is removed when the directory is opened. Nothing here knows what a snapshot
 //! says.
+//!
+//! Snapshots share their disk with the log, and a host whose log cannot write ends. So they never
+//! take the last of it, and a snapshot that is announced is refused before its first byte when it
+//! would not fit.
 
+mod paused;
 mod reader;
+mod reception;
+mod space;
 mod trailer;
 mod writer;
 
@@ -17,16 +24,50 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use crate::ids::{GroupId, LogPosition};
-use crate::snapshot::{SnapshotError, SnapshotRead, SnapshotStore, SnapshotWrite};
+use crate::snapshot::{
+    SnapshotAnnouncement, SnapshotError, SnapshotRead, SnapshotReceive, SnapshotStore,
+    SnapshotWrite,
+};
+use paused::PausedReceptions;
+use space::{Promise, Space};
 
 /// End of the name of a finished snapshot.
 const FINISHED: &str = ".snap";
 /// End of the name of an unfinished one.
 const UNFINISHED: &str = ".snap.tmp";
+
+/// Bounds of what snapshots take of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotFilesOptions {
+    /// Bytes of the disk that snapshots leave free. Default 256 MiB.
+    pub keep_free_bytes: u64,
+    /// Bytes of a snapshot that are written before they are synced; a sync of much more would
+    /// hold up the log. At least 1. Default 8 MiB.
+    pub sync_bytes: u64,
+    /// Broken receptions that are kept to be continued. Default 16.
+    pub most_paused: usize,
+    /// Bytes of all of them together. Default 8 GiB.
+    pub most_paused_bytes: u64,
+    /// How long each is kept. Default 10 minutes.
+    pub keep_paused_for: Duration,
+}
+
+impl Default for SnapshotFilesOptions {
+    fn default() -> Self {
+        Self {
+            keep_free_bytes: 256 << 20,
+            sync_bytes: 8 << 20,
+            most_paused: 16,
+            most_paused_bytes: 8 << 30,
+            keep_paused_for: Duration::from_secs(600),
+        }
+    }
+}
 
 /// A [`SnapshotStore`] in a directory. Clones are handles of the same store.
 #[derive(Clone)]
@@ -36,6 +77,9 @@ pub struct SnapshotFiles {
 
 struct Shared {
     directory: PathBuf,
+    options: SnapshotFilesOptions,
+    space: Arc<Space>,
+    paused: PausedReceptions,
     /// The finished snapshots, so that nobody has to list a directory of many groups.
     known: Mutex<BTreeSet<Name>>,
     /// Tells apart the writers of one snapshot.
@@ -50,17 +94,28 @@ struct Name {
 }
 
 impl SnapshotFiles {
+    /// Opens the directory with the default bounds; see [`SnapshotFiles::open_with`].
+    ///
+    /// # Errors
+    /// Any of the file system. The error names the path.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        Self::open_with(directory, SnapshotFilesOptions::default())
+    }
+
     /// Opens the directory, which is created when it is missing. Leftovers of unfinished
     /// snapshots are removed; files of other names are left alone.
     ///
     /// # Errors
     /// Any of the file system. The error names the path.
-    pub fn open(directory: &Path) -> io::Result<Self> {
+    pub fn open_with(directory: &Path, options: SnapshotFilesOptions) -> io::Result<Self> {
         let known = prepare(directory).map_err(|error| {
             io::Error::new(error.kind(), format!("{}: {error}", directory.display()))
         })?;
         let shared = Shared {
             directory: directory.to_owned(),
+            options,
+            space: Space::new(directory, options.keep_free_bytes),
+            paused: PausedReceptions::new(&options),
             known: Mutex::new(known),
             writers: AtomicU64::default(),
         };
@@ -74,8 +129,19 @@ impl SnapshotStore for SnapshotFiles {
         group: GroupId,
         position: LogPosition,
     ) -> Result<Box<dyn SnapshotWrite>, SnapshotError> {
-        let name = Name { group, position };
-        Ok(Box::new(writer::Writer::create(Arc::clone(&self.shared), name)?))
+        let room = self.shared.room_for(group, writer::ROOM_STEP_BYTES)?;
+        let writer = writer::Writer::create(&self.shared, Name { group, position })?;
+        Ok(Box::new(writer.growing(room)))
+    }
+
+    fn receive(
+        &self,
+        announced: SnapshotAnnouncement,
+    ) -> Result<Box<dyn SnapshotReceive>, SnapshotError> {
+        if self.shared.has(&announced) {
+            return Ok(Box::new(reception::Present { announced }));
+        }
+        Ok(Box::new(reception::Reception::begin(&self.shared, announced)?))
     }
 
     fn open(
@@ -87,17 +153,40 @@ impl SnapshotStore for SnapshotFiles {
         Ok(Box::new(reader::Reader::open(&self.shared.path(name), name)?))
     }
 
+    fn open_unchecked(
+        &self,
+        group: GroupId,
+        position: LogPosition,
+    ) -> Result<Box<dyn SnapshotRead>, SnapshotError> {
+        let name = Name { group, position };
+        Ok(Box::new(reader::Reader::open_unchecked(&self.shared.path(name), name)?))
+    }
+
+    fn groups(&self) -> Result<Vec<GroupId>, SnapshotError> {
+        let mut groups: Vec<_> = self.shared.known.lock().iter().map(|name| name.group).collect();
+        groups.dedup();
+        Ok(groups)
+    }
+
     fn list(&self, group: GroupId) -> Result<Vec<LogPosition>, SnapshotError> {
         Ok(self.shared.positions(group))
     }
 
     fn remove_below(&self, group: GroupId, keep: Option<LogPosition>) -> Result<(), SnapshotError> {
-        for position in self.shared.positions(group) {
-            if keep.is_none_or(|keep| position < keep) {
-                self.shared.remove(Name { group, position })?;
-            }
-        }
-        Ok(())
+        self.shared.paused.drop_below(group, keep);
+        self.shared.remove_where(group, |position| keep.is_none_or(|keep| position < keep))
+    }
+
+    fn remove_except(
+        &self,
+        group: GroupId,
+        keep: Option<LogPosition>,
+    ) -> Result<(), SnapshotError> {
+        self.shared.remove_where(group, |position| keep != Some(position))
+    }
+
+    fn forget_stale(&self) -> Option<Duration> {
+        self.shared.paused.drop_stale(Instant::now())
     }
 }
 
@@ -117,18 +206,52 @@ impl Shared {
         self.known.lock().range(all).map(|name| name.position).collect()
     }
 
+    /// Promises room; what is paused gives way.
+    fn room_for(&self, group: GroupId, bytes: u64) -> Result<Promise, SnapshotError> {
+        loop {
+            match self.space.promise(group, bytes) {
+                Err(SnapshotError::NoSpace { .. }) if self.paused.drop_oldest() => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Whether the very snapshot is here, undamaged.
+    fn has(&self, announced: &SnapshotAnnouncement) -> bool {
+        let name = Name::of(announced);
+        if !self.known.lock().contains(&name) {
+            return false;
+        }
+        let same = |file: &reader::Reader| {
+            (file.size(), file.crc()) == (announced.size, announced.crc) && file.check().is_ok()
+        };
+        reader::Reader::open_unchecked(&self.path(name), name).is_ok_and(|file| same(&file))
+    }
+
     /// Gives a finished file its name.
     fn publish(&self, temporary: &Path, name: Name) -> io::Result<()> {
         fs::rename(temporary, self.path(name))?;
         File::open(&self.directory)?.sync_all()?;
         self.known.lock().insert(name);
+        self.paused.drop_up_to(name.group, name.position);
+        Ok(())
+    }
+
+    fn remove_where(
+        &self,
+        group: GroupId,
+        goes: impl Fn(LogPosition) -> bool,
+    ) -> Result<(), SnapshotError> {
+        for position in self.positions(group).into_iter().filter(|position| goes(*position)) {
+            self.remove(Name { group, position })?;
+        }
         Ok(())
     }
 
     fn remove(&self, name: Name) -> Result<(), SnapshotError> {
         match fs::remove_file(self.path(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed(name.group, "removing it", &error));
+                return Err(SnapshotError::from_io(name.group, "removing it", &error));
             }
             _ => {}
         }
@@ -138,6 +261,10 @@ impl Shared {
 }
 
 impl Name {
+    const fn of(announced: &SnapshotAnnouncement) -> Self {
+        Self { group: announced.group, position: announced.position }
+    }
+
     /// The name that a file name says.
     fn parse(file: &str) -> Option<Self> {
         let mut numbers = file.strip_suffix(FINISHED)?.split('-').map(str::parse::<u64>);
@@ -177,15 +304,6 @@ fn prepare(directory: &Path) -> io::Result<BTreeSet<Name>> {
     Ok(known)
 }
 
-fn failed(group: GroupId, action: &'static str, error: &io::Error) -> SnapshotError {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            SnapshotError::NoSpace { group }
-        }
-        _ => SnapshotError::Io { group, action, message: error.to_string() },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,16 +323,5 @@ mod tests {
         for name in names.into_iter().chain(["1-2-3.0.snap.tmp", "1-2-x.snap", ".snap", ""]) {
             assert_eq!(Name::parse(name), None, "{name}");
         }
-    }
-
-    #[test]
-    fn a_full_disk_is_told_from_a_broken_one() {
-        let group = GroupId::new(1);
-        let full = io::Error::from(rustix::io::Errno::NOSPC);
-        let quota = io::Error::from(rustix::io::Errno::DQUOT);
-        let broken = io::Error::from(rustix::io::Errno::IO);
-        assert_eq!(failed(group, "writing", &full), SnapshotError::NoSpace { group });
-        assert_eq!(failed(group, "writing", &quota), SnapshotError::NoSpace { group });
-        assert!(matches!(failed(group, "writing", &broken), SnapshotError::Io { .. }));
     }
 }

@@ -15,6 +15,7 @@
 //! | [`files`] | snapshots as files in a directory |
 //! | [`convert`] | between the plain types and the messages on disk and wire |
 //! | [`run`] | how a run of entries becomes one value |
+//! | `testing` | suites for stores of other makers, with feature `testing` |
 //!
 //! This crate knows neither Raft nor networks: it keeps what it is given and gives it back.
 
@@ -37,16 +38,21 @@ pub mod rocks;
 pub mod run;
 pub mod snapshot;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod types;
 
-pub use files::SnapshotFiles;
+pub use files::{SnapshotFiles, SnapshotFilesOptions};
 pub use ids::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 pub use memory::{MemorySnapshots, MemoryStore, SnapshotFault, StoreFault};
 #[cfg(feature = "rocksdb")]
 pub use rocks::{Identity, RocksOptions, RocksStore};
-pub use snapshot::{SnapshotError, SnapshotRead, SnapshotStore, SnapshotWrite};
+pub use snapshot::{
+    SnapshotAnnouncement, SnapshotError, SnapshotRead, SnapshotReceive, SnapshotStore,
+    SnapshotWrite,
+};
 pub use store::{LogError, LogStore, StoreStats};
 pub use types::{
     Entry, EntryKind, GroupMeta, GroupWrite, HardState, LogBatch, Member, Membership,
-    PersistedGroup,
+    PersistedGroup, Incoming,
 };

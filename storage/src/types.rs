@@ -84,6 +84,21 @@ pub struct Membership {
     pub members: BTreeMap<ReplicaId, Member>,
     /// In a joint configuration: whether Raft leaves it by itself.
     pub auto_leave: bool,
+    /// The largest replica id that was ever given out; `None`: that of the newest member. Replica
+    /// ids are never used again, so whoever is not above it and no member was removed.
+    pub newest_replica: Option<ReplicaId>,
+    /// An addition or replacement that is under way.
+    pub incoming: Option<Incoming>,
+}
+
+/// A learner that is to become a voter when it has caught up: recorded in the group until it is
+/// one, so that whoever leads goes on with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Incoming {
+    /// The learner.
+    pub replica: ReplicaId,
+    /// The member that goes when it comes.
+    pub replaces: Option<ReplicaId>,
 }
 
 impl Membership {
@@ -96,7 +111,48 @@ impl Membership {
             .zip(nodes)
             .filter_map(|(id, node)| Some((ReplicaId::new(id)?, Member::voter(node))))
             .collect();
-        Self { config_index: LogIndex::default(), members, auto_leave: false }
+        Self { members, ..Self::default() }
+    }
+
+    /// Whether a joint change is under way: it needs a majority of both configurations.
+    #[must_use]
+    pub fn is_joint(&self) -> bool {
+        self.members.values().any(|member| member.outgoing_voter)
+    }
+
+    /// The replicas with a vote in the (incoming) configuration.
+    pub fn voters(&self) -> impl Iterator<Item = (ReplicaId, NodeId)> + '_ {
+        let voters = self.members.iter().filter(|(_, member)| member.voter);
+        voters.map(|(id, member)| (*id, member.node))
+    }
+
+    /// The replicas that only learn.
+    pub fn learners(&self) -> impl Iterator<Item = (ReplicaId, NodeId)> + '_ {
+        let learners = self.members.iter().filter(|(_, member)| member.learner);
+        learners.map(|(id, member)| (*id, member.node))
+    }
+
+    /// The id for the next replica that is added; `None` when all ids are used up.
+    #[must_use]
+    pub fn next_replica(&self) -> Option<ReplicaId> {
+        ReplicaId::new(self.newest_known().checked_add(1)?)
+    }
+
+    /// Whether the replica belonged to the group once and does not any more.
+    #[must_use]
+    pub fn was_removed(&self, replica: ReplicaId) -> bool {
+        replica.get() <= self.newest_known() && !self.members.contains_key(&replica)
+    }
+
+    /// Whether the replica is one that this membership does not know yet.
+    #[must_use]
+    pub fn is_yet_to_come(&self, replica: ReplicaId) -> bool {
+        replica.get() > self.newest_known()
+    }
+
+    fn newest_known(&self) -> u64 {
+        let member = self.members.last_key_value().map_or(0, |(id, _)| id.get());
+        self.newest_replica.map_or(0, ReplicaId::get).max(member)
     }
 
     /// The node that holds `replica`.

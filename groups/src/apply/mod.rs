@@ -35,8 +35,10 @@ pub enum ApplyWork {
     },
     /// Take a snapshot.
     Snapshot,
-    /// Say what would survive a crash.
+    /// Make durable what is applied, and say what would survive a crash.
     Durable,
+    /// The replica was removed from its group: the state is not needed any more.
+    Removed,
     /// Answer a question.
     Query {
         /// The question.
@@ -58,6 +60,7 @@ impl fmt::Debug for ApplyWork {
             Self::Restore { position } => write!(f, "restore {position}"),
             Self::Snapshot => f.write_str("snapshot"),
             Self::Durable => f.write_str("durable"),
+            Self::Removed => f.write_str("removed"),
             Self::Query { .. } => f.write_str("query"),
             Self::Checksum { .. } => f.write_str("checksum"),
         }
@@ -89,6 +92,8 @@ pub enum ApplyReport {
     },
     /// What would survive a crash.
     Durable(Option<LogIndex>),
+    /// The machine was told that its replica was removed; it is not needed any more.
+    Removed,
     /// The machine cannot go on.
     Failed(GroupFault),
     /// Nothing that the replica needs to know.
@@ -102,6 +107,7 @@ impl fmt::Debug for ApplyReport {
             Self::Restored { position, .. } => write!(f, "restored {position}"),
             Self::SnapshotTaken { position, .. } => write!(f, "snapshot taken {position}"),
             Self::Durable(index) => write!(f, "durable {index:?}"),
+            Self::Removed => f.write_str("removed"),
             Self::Failed(fault) => write!(f, "failed: {fault}"),
             Self::Nothing => f.write_str("nothing"),
         }
@@ -185,7 +191,11 @@ impl Applier {
                 let view = self.machine.snapshot();
                 ApplyReport::SnapshotTaken { position: self.applied, view }
             }
-            ApplyWork::Durable => ApplyReport::Durable(self.machine.durable_index()),
+            ApplyWork::Durable => match self.machine.make_durable() {
+                Ok(()) => ApplyReport::Durable(self.machine.durable_index()),
+                Err(fault) => ApplyReport::Failed(fault.into()),
+            },
+            ApplyWork::Removed => self.remove(),
             ApplyWork::Query { request, reply } => {
                 // An asker that went away is no error.
                 drop(reply.send(self.machine.query(&request)));
@@ -197,6 +207,21 @@ impl Applier {
                 ApplyReport::Nothing
             }
         }
+    }
+
+    fn remove(&mut self) -> ApplyReport {
+        if let Err(fault) = self.machine.removed() {
+            tracing::error!(group = %self.group, %fault, "the state of a removed replica stays");
+        }
+        ApplyReport::Removed
+    }
+
+    /// Answers a question out of turn, if the machine is so quick that nobody has to wait for it.
+    pub(crate) fn answer_at_once(&self, request: &Bytes) -> Option<Result<Bytes, QueryError>> {
+        if self.failed.is_some() || !self.machine.answers_at_once() {
+            return None;
+        }
+        contain(|| self.machine.query(request)).ok()
     }
 
     fn apply(&mut self, mut commands: Vec<Command>, last: LogPosition) -> ApplyReport {
@@ -277,6 +302,7 @@ fn refuse(group: GroupId, work: ApplyWork, fault: &GroupFault) -> ApplyReport {
         ApplyWork::Query { reply, .. } => drop(reply.send(Err(failed()))),
         ApplyWork::Checksum { reply } => drop(reply.send(Err(failed()))),
         ApplyWork::Restore { .. } | ApplyWork::Snapshot | ApplyWork::Durable => {}
+        ApplyWork::Removed => return ApplyReport::Removed,
     }
     ApplyReport::Nothing
 }

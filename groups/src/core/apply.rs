@@ -88,19 +88,28 @@ impl GroupCore {
     fn takes_more(&self) -> bool {
         !self.snapshots.is_installing()
             && self.apply.in_flight_bytes < self.config.max_apply_bytes_per_group
+            && (self.is_meta_durable() || self.apply.handed < self.membership_hold())
     }
 
+    /// Nothing from this index on is handed over before the change there is durable.
+    fn membership_hold(&self) -> u64 {
+        self.membership.config_index.get().saturating_sub(1)
+    }
+
+    /// Hands entries over, up to the first that holds back what stands behind it.
     fn hand(&mut self, entries: Vec<Entry>, round: &mut Round) {
-        let Some(last) = entries.last() else { return };
-        let last = LogPosition::new(last.term, last.index);
+        let mut last = None;
         let mut commands = Vec::with_capacity(entries.len());
         let mut bytes = 0;
         for entry in entries {
-            if entry.entry_type != EntryType::EntryNormal {
-                let text =
-                    format!("{:?} committed a membership change at {}", self.id, entry.index);
-                return round.fault(self.id, GroupFault::Invariant(text.into()));
+            if self.holds_back(&entry, round) {
+                break;
             }
+            last = Some(LogPosition::new(entry.term, entry.index));
+            if entry.entry_type != EntryType::EntryNormal {
+                continue;
+            }
+            self.supersede_change(&entry, round);
             let waiter = self.take_waiter(entry.term, entry.index, round);
             if !entry.data.is_empty() {
                 bytes += entry.data.len() + size_of::<Command>();
@@ -110,6 +119,7 @@ impl GroupCore {
                 commands.push(command);
             }
         }
+        let Some(last) = last else { return };
         self.apply.handed = last.index.get();
         if commands.is_empty() && self.apply.in_flight.is_empty() {
             return self.advance_applied(last.index.get());

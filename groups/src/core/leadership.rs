@@ -34,6 +34,7 @@ impl GroupCore {
         }
         if leads && self.led.is_none() {
             self.led = Some(Led { term, first_index: last, ready: false });
+            self.reset_lease();
             self.edge(term, EdgeKind::Acquired, round);
         }
         let applied = self.apply.applied();
@@ -48,7 +49,9 @@ impl GroupCore {
     }
 
     fn loss_cause(&self, led_term: u64) -> LossCause {
-        if self.transfer.is_some() {
+        if self.leaving.is_some() {
+            LossCause::Removed
+        } else if self.transfer.is_some() {
             LossCause::Transferred
         } else if self.raw.raft.term > led_term {
             LossCause::HigherTerm
@@ -63,6 +66,9 @@ impl GroupCore {
         self.fail_waiters_on_loss(round);
         let error = ReadError::NotLeader { group: self.id, hint: self.leader_hint() };
         self.fail_reads(&error, round);
+        self.fail_change_on_loss(round);
+        self.end_barrier(round);
+        self.reset_lease();
         self.snapshots.forget_shipments();
         let successor = self.leader_hint();
         self.edge(led.term, EdgeKind::Lost { cause, successor }, round);

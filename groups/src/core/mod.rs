@@ -9,17 +9,25 @@
 //! | `open` | how a replica comes to life from what the log holds |
 //! | `step` | messages from peers |
 //! | `propose` | proposals, and who waits for them |
-//! | `reads` | linearizable reads with shared quorum rounds |
+//! | `reads` | linearizable reads with shared quorum rounds, and those of followers |
+//! | `lease` | reads without a round: what a leader may rely on, what a voter promised |
+//! | `barrier` | holding back users' proposals |
 //! | `ready` | what raft wants written, sent and applied |
 //! | `apply` | handing committed entries to the state machine |
 //! | `leadership` | edges: acquired, ready, lost |
 //! | `transfer` | handing leadership over |
+//! | `membership` | changing who belongs to the group |
+//! | `leaving` | the end of a replica that was removed |
 //! | `sleep` | groups that have nothing to do stop ticking |
 //! | `snapshot` | making, shipping and installing snapshots; truncating the log |
 //! | `status` | what everybody may know |
 
 mod apply;
+mod barrier;
 mod leadership;
+mod lease;
+mod leaving;
+mod membership;
 mod open;
 mod propose;
 mod reads;
@@ -34,23 +42,32 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use raft::{RawNode, StateRole};
+use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{GroupId, GroupMeta, Membership, NodeId, ReplicaId, Term};
 
 use crate::config::GroupsConfig;
-use crate::error::{GroupFault, LeaderHint, ProposeError, UnknownCause};
+use crate::error::{GroupFault, LeaderHint, ProposeError, TakeSnapshotError, UnknownCause};
+use crate::membership::MembershipError;
 use crate::leadership::LossCause;
 use crate::replica_log::ReplicaLog;
-use crate::status::GroupStatus;
+use crate::status::{GroupStatus, Role};
 use crate::worker::{LiveNodes, Round};
 
+pub use barrier::{BarrierOrder, BarrierWaiter, DrainWaiter};
+pub use membership::{MembershipOrder, MembershipOutcome, MembershipRequest, MembershipWaiter};
 pub use open::{Opened, ReplicaStart};
 pub use propose::Proposal;
-pub use reads::{ReadBarrier, ReadWaiter};
+pub use reads::{ReadBarrier, ReadNeed, ReadRequest, ReadWaiter};
+pub use snapshot::SnapshotWaiter;
 pub use step::Stepped;
-pub use transfer::{TransferOutcome, TransferRequest, TransferWaiter};
+pub use transfer::{TransferOutcome, TransferRequest, TransferTarget, TransferWaiter};
 
 use apply::ApplyProgress;
+use barrier::Barrier;
 use leadership::Led;
+use lease::Lease;
+use leaving::Leaving;
+use membership::PendingChange;
 use propose::PlacedWaiter;
 use reads::Reads;
 use sleep::Sleep;
@@ -72,7 +89,18 @@ pub struct GroupCore {
     waiters: VecDeque<PlacedWaiter>,
     reads: Option<Box<Reads>>,
     transfer: Option<Box<Transfer>>,
+    barrier: Option<Box<Barrier>>,
+    /// Barriers that were opened; numbers them.
+    barriers: u64,
+    change: Option<Box<PendingChange>>,
     led: Option<Led>,
+    lease: Lease,
+    /// Where replicas live that the membership does not know yet.
+    contacts: Vec<(ReplicaId, NodeId)>,
+    /// This replica was removed, and waits to be let go.
+    leaving: Option<Box<Leaving>>,
+    /// It was let go.
+    retired: bool,
 
     /// Number of the newest ready that was handed to the log writer, and of the newest durable.
     handed_number: u64,
@@ -81,6 +109,9 @@ pub struct GroupCore {
     written_state: shardhost_storage::HardState,
     /// The newest term whose hard state is durable.
     durable_term: u64,
+    /// Changes of what the replica knows of itself, and how many of them are durable.
+    meta_changes: u64,
+    durable_meta: u64,
     apply: ApplyProgress,
     snapshots: Snapshots,
     sleep: Sleep,
@@ -131,7 +162,11 @@ impl GroupCore {
             self.raw.raft.election_elapsed = 0;
         }
         if self.will_campaign() {
-            self.campaigns += 1;
+            if self.has_promised(round) {
+                self.raw.raft.election_elapsed -= 1;
+            } else {
+                self.campaigns += 1;
+            }
         }
         if !self.sleep.is_asking() {
             self.raw.tick();
@@ -139,7 +174,10 @@ impl GroupCore {
         self.pin_election_timeout();
         self.expire_waiters(round);
         self.expire_reads(round);
+        self.expire_change(round);
         self.watch_transfer(round);
+        self.invite_newcomers(live, round);
+        self.ask_to_leave(round);
         self.tend_snapshots();
         self.consider_sleep(live, round);
         self.refresh_peers();
@@ -148,16 +186,20 @@ impl GroupCore {
     /// Does everything that the inputs of this round brought up.
     pub fn finish_round(&mut self, round: &mut Round) {
         self.observe_leadership(round);
+        self.finish_changes();
         self.propose_queued(round);
-        self.start_read_round();
+        self.start_read_round(round);
         while self.raw.has_ready() {
             self.take_ready(round);
             self.observe_leadership(round);
         }
         self.hand_over_committed(round);
         self.resolve_confirmed_reads(round);
+        self.watch_barrier(round);
         self.ask_for_snapshot(round);
+        self.renew_promise(round);
         self.publish(round);
+        self.publish_lease(round);
     }
 
     /// Ends the replica's life in this process: fails everybody who waits, fires the last edge.
@@ -167,7 +209,15 @@ impl GroupCore {
         self.fail_waiters(&error, round);
         self.fail_reads(&crate::error::ReadError::Stopped { group }, round);
         self.fail_transfer(&crate::error::TransferError::Stopped { group }, round);
-        self.publish_end(crate::status::Role::Stopped, round);
+        self.fail_change(
+            &MembershipError::Unknown { group, cause: UnknownCause::Stopped },
+            round,
+        );
+        self.fail_snapshots(&TakeSnapshotError::Stopped { group }, round);
+        self.end_barrier(round);
+        self.end_lease(round);
+        let role = if self.retired { Role::Removed } else { Role::Stopped };
+        self.publish_end(role, round);
         self.lose_leadership(cause, round);
     }
 
@@ -182,7 +232,14 @@ impl GroupCore {
             &crate::error::TransferError::Faulted { group, fault: fault.clone() },
             round,
         );
-        self.publish_end(crate::status::Role::Failed(fault), round);
+        self.fail_change(&MembershipError::Faulted { group, fault: fault.clone() }, round);
+        self.fail_snapshots(
+            &TakeSnapshotError::Faulted { group, fault: fault.clone() },
+            round,
+        );
+        self.end_barrier(round);
+        self.end_lease(round);
+        self.publish_end(Role::Failed(fault), round);
         self.lose_leadership(LossCause::Fault, round);
     }
 
@@ -197,13 +254,37 @@ impl GroupCore {
     }
 
     fn leader_hint(&self) -> Option<LeaderHint> {
-        let leader = ReplicaId::new(self.raw.raft.leader_id)?;
-        let node = self.membership.node_of(leader)?;
+        let node = self.node_of(self.raw.raft.leader_id)?;
         Some(LeaderHint { node, term: Term::new(self.raw.raft.term) })
     }
 
     fn node_of(&self, replica: u64) -> Option<NodeId> {
-        self.membership.node_of(ReplicaId::new(replica)?)
+        let replica = ReplicaId::new(replica)?;
+        let known = self.membership.node_of(replica);
+        known.or_else(|| self.contacts.iter().find(|(id, _)| *id == replica).map(|(_, n)| *n))
+    }
+
+    /// A message of the host's own, to a peer.
+    fn own_message(&self, kind: MessageKind, to: u64) -> GroupMessage {
+        let raft = &self.raw.raft;
+        GroupMessage {
+            group: self.id.get(),
+            from_replica: self.replica.get(),
+            to_replica: to,
+            kind: kind.into(),
+            term: raft.term,
+            ..GroupMessage::default()
+        }
+    }
+
+    /// What the replica knows of itself changed and must be written.
+    fn meta_changed(&mut self) {
+        self.meta_changes += 1;
+    }
+
+    /// Whether a crash would take nothing of it back.
+    fn is_meta_durable(&self) -> bool {
+        self.durable_meta == self.meta_changes
     }
 
     fn will_campaign(&self) -> bool {

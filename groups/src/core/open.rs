@@ -96,6 +96,8 @@ impl GroupCore {
         let raw = RawNode::new(&raft_config, log, logger)
             .map_err(|error| broken(format!("raft refuses to open {id:?}: {error}")))?;
         let membership = Arc::new(persisted.meta.membership.clone());
+        let promised = may_have_promised(&persisted);
+        let config_forgets = config.bugs.forget_promise;
         let published = super::status::initial(&persisted, applied, &membership);
         let mut core = Self {
             id,
@@ -109,11 +111,20 @@ impl GroupCore {
             waiters: std::collections::VecDeque::new(),
             reads: None,
             transfer: None,
+            barrier: None,
+            barriers: 0,
+            change: None,
             led: None,
+            lease: super::lease::Lease::opened(promised && !config_forgets),
+            contacts: Vec::new(),
+            leaving: None,
+            retired: false,
             handed_number: 0,
             durable_number: 0,
             written_state: hard_state,
             durable_term: hard_state.term.get(),
+            meta_changes: 0,
+            durable_meta: 0,
             apply: ApplyProgress::new(applied.index.get(), durable),
             snapshots: Snapshots::default(),
             sleep: Sleep::default(),
@@ -123,6 +134,7 @@ impl GroupCore {
         };
         core.pin_election_timeout();
         core.campaign_soon_if_alone();
+        core.consider_leaving();
         Ok(core)
     }
 }
@@ -138,6 +150,18 @@ impl GroupCore {
     }
 }
 
+/// Whether an earlier life of this replica may have promised a leader not to support others. One
+/// that is alone promised nothing to anybody, one that is new was never asked.
+fn may_have_promised(persisted: &PersistedGroup) -> bool {
+    let members = persisted.meta.membership.members.values();
+    let voters = members.filter(|member| member.voter || member.outgoing_voter).count();
+    let state = persisted.hard_state;
+    let fresh = persisted.last.index == LogIndex::default()
+        && state.vote.is_none()
+        && state.term <= Term::new(1);
+    voters > 1 && !fresh
+}
+
 /// Checks what raft would panic on, and lifts a commit index that lags behind what was applied.
 fn check_start(persisted: &PersistedGroup, applied: LogPosition) -> Result<HardState, GroupFault> {
     let id = persisted.meta.group;
@@ -148,8 +172,10 @@ fn check_start(persisted: &PersistedGroup, applied: LogPosition) -> Result<HardS
             persisted.base, persisted.last
         )));
     }
-    if persisted.meta.membership.node_of(persisted.meta.replica).is_none() {
-        return Err(broken(format!("{:?} is no member of its own {id:?}", persisted.meta.replica)));
+    let (replica, membership) = (persisted.meta.replica, &persisted.meta.membership);
+    // A replica that was removed goes on leaving.
+    if membership.is_yet_to_come(replica) {
+        return Err(broken(format!("{replica:?} is no member of its own {id:?}")));
     }
     hard_state.commit = hard_state.commit.max(applied.index).max(persisted.base.index);
     if hard_state.commit > persisted.last.index {

@@ -16,6 +16,8 @@ pub struct Proposal {
     pub command: Bytes,
     /// Propose in this term only.
     pub in_term: Option<Term>,
+    /// An operator's: an open barrier lets it through.
+    pub through_barrier: bool,
     /// Who waits.
     pub pending: Pending,
 }
@@ -51,8 +53,12 @@ impl GroupCore {
         let term = self.raw.raft.term;
         let mut entries = Vec::with_capacity(queued.len());
         let mut pending = Vec::with_capacity(queued.len());
+        let paused = self.barrier.is_some();
         for proposal in queued {
             match proposal.in_term {
+                _ if paused && !proposal.through_barrier => {
+                    round.fail(proposal.pending, Self::paused(self.id));
+                }
                 Some(wanted) if wanted.get() != term => {
                     let actual = Term::new(term);
                     let reason = RejectReason::TermMismatch { wanted, actual };

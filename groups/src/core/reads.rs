@@ -1,13 +1,17 @@
 //! Linearizable reads: a leader proves with one round of heartbeats that it still leads, for all
-//! reads that wait; then they wait until everything committed before is applied here.
+//! reads that wait; then they wait until everything committed before is applied here. A follower
+//! asks its leader for the index and waits for it here.
 
 use std::collections::VecDeque;
 
-use shardhost_storage::LogIndex;
+use bytes::Bytes;
+use shardhost_proto::peer::{GroupMessage, MessageKind};
+use shardhost_storage::{LogIndex, NodeId};
 use tokio::sync::oneshot;
 
 use super::GroupCore;
 use crate::error::ReadError;
+use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
 
 /// A read may see everything that was acknowledged before it started.
@@ -31,19 +35,63 @@ impl ReadBarrier {
 /// Who waits for a read.
 pub type ReadWaiter = oneshot::Sender<Result<ReadBarrier, ReadError>>;
 
+/// What a read needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReadNeed {
+    /// This replica leads, and has applied everything that was committed when that was proved.
+    Applied,
+    /// This replica leads; what it has applied does not matter.
+    Leadership,
+    /// Whoever leads says what was committed, and this replica has applied that.
+    FromLeader,
+}
+
+/// A read on its way to the core.
+#[derive(Debug)]
+pub struct ReadRequest {
+    /// What it needs.
+    pub need: ReadNeed,
+    /// Who waits.
+    pub waiter: ReadWaiter,
+}
+
+#[derive(Debug)]
+enum Reader {
+    Local { need: ReadNeed, waiter: ReadWaiter },
+    /// A replica on another node, and the words by which it knows its question.
+    Peer { node: NodeId, replica: u64, context: Bytes },
+}
+
 #[derive(Debug)]
 struct WaitingRead {
-    waiter: ReadWaiter,
+    reader: Reader,
     since: u64,
 }
+
+impl WaitingRead {
+    fn is_given_up(&self) -> bool {
+        matches!(&self.reader, Reader::Local { waiter, .. } if waiter.is_closed())
+    }
+
+    fn needs_apply(&self) -> bool {
+        matches!(&self.reader, Reader::Local { need, .. } if *need != ReadNeed::Leadership)
+    }
+}
+
+/// Ticks after which a follower asks its leader again.
+const ASK_AGAIN_TICKS: u64 = 5;
+/// Questions of followers that wait at a leader, at most; those above are refused.
+const MAX_PEER_READS: usize = 1_024;
 
 /// The reads of one group.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
-    /// Not yet part of a quorum round.
+    /// Not yet part of a round.
     waiting: Vec<WaitingRead>,
-    /// Part of the round under way, with its context.
+    /// Part of the round under way, with its context, and since when.
     asked: Option<([u8; 24], Vec<WaitingRead>)>,
+    asked_at: u64,
     /// Confirmed at an index that is not applied yet.
     confirmed: VecDeque<(u64, Vec<WaitingRead>)>,
     count: usize,
@@ -58,39 +106,56 @@ impl Reads {
         self.count = 0;
         all
     }
+
+    fn confirm(&mut self, index: u64, reads: Vec<WaitingRead>) {
+        // Those behind do not see less than those before.
+        let index = self.confirmed.back().map_or(index, |(last, _)| index.max(*last));
+        self.confirmed.push_back((index, reads));
+    }
 }
 
 impl GroupCore {
     /// Takes a read into this round.
-    pub fn read(&mut self, waiter: ReadWaiter, round: &mut Round) {
-        if let Some(error) = self.refuses_reads() {
+    pub fn read(&mut self, request: ReadRequest, round: &mut Round) {
+        let ReadRequest { need, waiter } = request;
+        if let Some(error) = self.refuses_reads(need) {
             round.read_replies.push((waiter, Err(error)));
             return;
         }
+        self.enqueue_read(Reader::Local { need, waiter });
+    }
+
+    fn enqueue_read(&mut self, reader: Reader) {
         self.wake();
         let since = self.ticks;
         let reads = self.reads.get_or_insert_default();
         reads.count += 1;
-        reads.waiting.push(WaitingRead { waiter, since });
+        reads.waiting.push(WaitingRead { reader, since });
     }
 
-    fn refuses_reads(&self) -> Option<ReadError> {
+    fn refuses_reads(&self, need: ReadNeed) -> Option<ReadError> {
         let group = self.id;
+        let count = self.reads.as_ref().map_or(0, |reads| reads.count);
+        if count >= self.config.max_reads_per_group {
+            return Some(ReadError::Busy { group });
+        }
+        if need == ReadNeed::FromLeader && !self.leads() {
+            let unknown = self.leader_hint().is_none();
+            return unknown.then_some(ReadError::NotLeader { group, hint: None });
+        }
         if !self.leads() {
             return Some(ReadError::NotLeader { group, hint: self.leader_hint() });
         }
-        if self.raw.raft.lead_transferee.is_some() {
-            return Some(ReadError::Transferring { group });
-        }
-        let count = self.reads.as_ref().map_or(0, |reads| reads.count);
-        (count >= self.config.max_reads_per_group).then_some(ReadError::Busy { group })
+        let handing_over = self.raw.raft.lead_transferee.is_some();
+        handing_over.then_some(ReadError::Transferring { group })
     }
 
-    /// Starts a quorum round for everything that waits, unless one is under way.
-    pub(super) fn start_read_round(&mut self) {
+    /// Starts a round for everything that waits, unless one is under way.
+    pub(super) fn start_read_round(&mut self, round: &mut Round) {
         let serving = self.led.as_ref().is_some_and(|led| led.ready);
+        let leads = self.leads();
         let Some(reads) = self.reads.as_mut() else { return };
-        if !serving || reads.asked.is_some() || reads.waiting.is_empty() {
+        if reads.asked.is_some() || reads.waiting.is_empty() || (leads && !serving) {
             return;
         }
         reads.rounds += 1;
@@ -98,43 +163,121 @@ impl GroupCore {
         context[..8].copy_from_slice(&self.config.incarnation.to_be_bytes());
         context[8..16].copy_from_slice(&self.epoch.to_be_bytes());
         context[16..].copy_from_slice(&reads.rounds.to_be_bytes());
+        let asked = if leads { self.ask_quorum(context) } else { self.ask_leader(context, round) };
+        let Some(reads) = self.reads.as_mut() else { return };
+        if asked {
+            let waiting = std::mem::take(&mut reads.waiting);
+            reads.asked = Some((context, waiting));
+            reads.asked_at = self.ticks;
+        }
+    }
+
+    fn ask_quorum(&mut self, context: [u8; 24]) -> bool {
         let raft = &self.raw.raft;
         let before = raft.pending_read_count() + raft.ready_read_count();
         self.raw.read_index(context.to_vec());
         let raft = &self.raw.raft;
-        if raft.pending_read_count() + raft.ready_read_count() > before {
-            let waiting = std::mem::take(&mut reads.waiting);
-            reads.asked = Some((context, waiting));
+        raft.pending_read_count() + raft.ready_read_count() > before
+    }
+
+    fn ask_leader(&self, context: [u8; 24], round: &mut Round) -> bool {
+        let leader = self.raw.raft.leader_id;
+        let Some(node) = self.node_of(leader) else { return false };
+        let message = GroupMessage {
+            context: Bytes::copy_from_slice(&context),
+            ..self.own_message(MessageKind::ReadIndex, leader)
+        };
+        round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
+        true
+    }
+
+    /// A follower asks what is committed.
+    pub(super) fn take_read_index(&mut self, node: NodeId, message: &GroupMessage, round: &mut Round) {
+        let (replica, context) = (message.from_replica, message.context.clone());
+        let waiting = self.reads.as_ref().map_or(0, |reads| reads.count);
+        if self.refuses_reads(ReadNeed::Leadership).is_some() || waiting >= MAX_PEER_READS {
+            return self.answer_peer(node, replica, context, None, round);
+        }
+        self.enqueue_read(Reader::Peer { node, replica, context });
+    }
+
+    fn answer_peer(
+        &self,
+        node: NodeId,
+        replica: u64,
+        context: Bytes,
+        index: Option<u64>,
+        round: &mut Round,
+    ) {
+        let message = GroupMessage {
+            context,
+            reject: index.is_none(),
+            index: index.unwrap_or(0),
+            ..self.own_message(MessageKind::ReadIndexResponse, replica)
+        };
+        round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
+    }
+
+    /// The leader says what is committed, or that it cannot.
+    pub(super) fn take_read_answer(&mut self, message: &GroupMessage, round: &mut Round) {
+        if self.leads() {
+            return;
+        }
+        if !message.reject {
+            return self.confirm_reads(&message.context, message.index);
+        }
+        let group = self.id;
+        let Some(reads) = self.reads.as_mut() else { return };
+        if let Some((_, asked)) = reads.asked.take_if(|(c, _)| c[..] == message.context[..]) {
+            reads.count -= asked.len();
+            let hint = self.leader_hint();
+            let error = ReadError::NotLeader { group, hint };
+            asked.into_iter().for_each(|read| self.answer(read, &Err(error.clone()), round));
         }
     }
 
-    /// A quorum confirmed the round with this context.
+    /// The round with this context is confirmed.
     pub(super) fn confirm_reads(&mut self, context: &[u8], index: u64) {
         let Some(reads) = self.reads.as_mut() else { return };
-        match reads.asked.take() {
-            Some((asked, waiting)) if asked == context => {
-                reads.confirmed.push_back((index, waiting));
+        if let Some((_, waiting)) = reads.asked.take_if(|(asked, _)| asked == context) {
+            let (applied, at_once): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(WaitingRead::needs_apply);
+            if !at_once.is_empty() {
+                reads.confirmed.push_front((0, at_once));
             }
-            other => reads.asked = other,
+            if !applied.is_empty() {
+                reads.confirm(index, applied);
+            }
         }
     }
 
     /// Answers the reads whose index is applied.
     pub(super) fn resolve_confirmed_reads(&mut self, round: &mut Round) {
         let applied = self.apply.applied();
-        let Some(reads) = self.reads.as_mut() else { return };
-        while let Some((index, _)) = reads.confirmed.front() {
-            if *index > applied {
-                return;
+        let committed = self.raw.raft.raft_log.committed;
+        while let Some(reads) = self.reads.as_mut() {
+            if reads.confirmed.front().is_none_or(|(index, _)| *index > applied) {
+                break;
             }
-            let Some((index, ready)) = reads.confirmed.pop_front() else { return };
+            let Some((index, ready)) = reads.confirmed.pop_front() else { break };
             reads.count -= ready.len();
+            let index = if index == 0 { committed } else { index };
             let barrier =
                 ReadBarrier { read_index: LogIndex::new(index), applied: LogIndex::new(applied) };
-            round.read_replies.extend(ready.into_iter().map(|read| (read.waiter, Ok(barrier))));
+            ready.into_iter().for_each(|read| self.answer(read, &Ok(barrier), round));
         }
-        if reads.count == 0 {
+        if self.reads.as_ref().is_some_and(|reads| reads.count == 0) {
             self.reads = None;
+        }
+    }
+
+    fn answer(&self, read: WaitingRead, answer: &Result<ReadBarrier, ReadError>, round: &mut Round) {
+        match read.reader {
+            Reader::Local { waiter, .. } => round.read_replies.push((waiter, answer.clone())),
+            Reader::Peer { node, replica, context } => {
+                let index = answer.as_ref().ok().map(|barrier| barrier.read_index.get());
+                self.answer_peer(node, replica, context, index, round);
+            }
         }
     }
 
@@ -143,27 +286,31 @@ impl GroupCore {
         let group = self.id;
         let limit = u64::from(self.config.give_up_ticks);
         let now = self.ticks;
+        let follows = !self.leads();
         let Some(reads) = self.reads.as_mut() else { return };
-        let live = |read: &WaitingRead| now - read.since < limit && !read.waiter.is_closed();
+        let live = |read: &WaitingRead| now - read.since < limit && !read.is_given_up();
         let mut expired: Vec<_> = reads.waiting.extract_if(.., |read| !live(read)).collect();
         if let Some((_, asked)) = reads.asked.as_mut() {
             expired.extend(asked.extract_if(.., |read| !live(read)));
-            if asked.is_empty() {
-                reads.asked = None;
-            }
+        }
+        // A question to a leader, or its answer, may have been lost.
+        let unanswered = follows && now - reads.asked_at >= ASK_AGAIN_TICKS;
+        if let Some((_, asked)) = reads.asked.take_if(|(_, asked)| unanswered || asked.is_empty())
+        {
+            reads.waiting.splice(..0, asked);
         }
         for (_, confirmed) in &mut reads.confirmed {
             expired.extend(confirmed.extract_if(.., |read| !live(read)));
         }
         reads.count -= expired.len();
-        let error = ReadError::Unconfirmed { group };
-        round.read_replies.extend(expired.into_iter().map(|r| (r.waiter, Err(error.clone()))));
+        let error = Err(ReadError::Unconfirmed { group });
+        expired.into_iter().for_each(|read| self.answer(read, &error, round));
     }
 
     pub(super) fn fail_reads(&mut self, error: &ReadError, round: &mut Round) {
         let Some(mut reads) = self.reads.take() else { return };
-        let all = reads.take_all();
-        round.read_replies.extend(all.into_iter().map(|read| (read.waiter, Err(error.clone()))));
+        let error = Err(error.clone());
+        reads.take_all().into_iter().for_each(|read| self.answer(read, &error, round));
     }
 
     pub(super) const fn has_reads(&self) -> bool {

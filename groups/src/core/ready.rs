@@ -112,7 +112,8 @@ impl GroupCore {
     ) {
         self.handed_number = number;
         let term = self.raw.raft.term;
-        round.log.acks.push(PersistAck { group: self.id, epoch: self.epoch, number, term });
+        let ack = PersistAck { group: self.id, epoch: self.epoch, number, term, meta: 0 };
+        round.log.acks.push(ack);
         round.log.batch.writes.extend(write);
         for message in held {
             let outgoing = self.outgoing(message, round);
@@ -122,6 +123,7 @@ impl GroupCore {
 
     /// The log writer made everything up to this ready durable.
     pub fn on_persisted(&mut self, ack: &PersistAck, round: &mut Round) {
+        self.durable_meta = self.durable_meta.max(ack.meta);
         if ack.number <= self.durable_number {
             return;
         }
@@ -142,7 +144,10 @@ impl GroupCore {
     /// A message as it travels; a snapshot goes another way.
     fn outgoing(&mut self, message: Message, round: &mut Round) -> Option<Outgoing> {
         let to = self.node_of(message.to)?;
-        let wire = convert::to_wire(self.id, message)?;
+        let mut wire = convert::to_wire(self.id, message)?;
+        if !self.stamp(&mut wire, round) {
+            return None;
+        }
         let kind = wire.kind();
         if kind == shardhost_proto::peer::MessageKind::Snapshot {
             self.ship(to, wire, round);

@@ -152,6 +152,10 @@ impl GroupCore {
             && !self.has_waiters()
             && !self.has_reads()
             && self.transfer.is_none()
+            && self.barrier.is_none()
+            && !self.has_unfinished_change()
+            && self.leaving.is_none()
+            && self.is_meta_durable()
             && !self.snapshots.is_busy()
     }
 
@@ -221,6 +225,7 @@ impl GroupCore {
         self.waiters.shrink_to_fit();
         self.queued.shrink_to_fit();
         self.apply.shrink();
+        self.lease.shrink();
         let log = self.raw.mut_store();
         log.trim(settled, 0);
         log.shrink();
@@ -228,18 +233,13 @@ impl GroupCore {
 
     fn send_own(&self, kind: MessageKind, to: u64, reject: bool, round: &mut Round) {
         let Some(to) = ReplicaId::new(to).filter(|to| *to != self.replica) else { return };
-        let Some(node) = self.membership.node_of(to) else { return };
-        let raft = &self.raw.raft;
+        let Some(node) = self.node_of(to.get()) else { return };
+        let log = &self.raw.raft.raft_log;
         let message = GroupMessage {
-            group: self.id.get(),
-            from_replica: self.replica.get(),
-            to_replica: to.get(),
-            kind: kind.into(),
-            term: raft.term,
-            index: raft.raft_log.last_index(),
-            commit: raft.raft_log.committed,
+            index: log.last_index(),
+            commit: log.committed,
             reject,
-            ..GroupMessage::default()
+            ..self.own_message(kind, to.get())
         };
         round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
     }

@@ -6,12 +6,17 @@ use shardhost_proto::peer::{GroupMessage, SnapshotMeta};
 use shardhost_storage::{GroupWrite, LogIndex, LogPosition, Membership, NodeId, ReplicaId};
 
 use raft::SnapshotStatus;
+use tokio::sync::oneshot;
 
 use super::GroupCore;
 use crate::apply::ApplyWork;
 use crate::convert;
+use crate::error::TakeSnapshotError;
 use crate::transport::{ShipmentOutcome, SnapshotShipment};
-use crate::worker::Round;
+use crate::worker::{PersistAck, Round};
+
+/// Who waits for a snapshot.
+pub type SnapshotWaiter = oneshot::Sender<Result<LogPosition, TakeSnapshotError>>;
 
 /// What goes on with snapshots of this replica.
 #[derive(Debug, Default)]
@@ -20,6 +25,9 @@ pub(super) struct Snapshots {
     making: bool,
     /// One is needed beyond what raft asks for, to truncate the log.
     wanted: bool,
+    /// Who asked for one: before the state machine is asked the next time, and after.
+    asking: Vec<SnapshotWaiter>,
+    asked: Vec<SnapshotWaiter>,
     /// Shipments under way: to whom, and up to which index the log must stay behind them.
     shipping: Vec<(u64, u64)>,
     /// One that is being installed: its place, and the ready that carries it.
@@ -28,8 +36,10 @@ pub(super) struct Snapshots {
     incoming: Option<Box<(LogPosition, Membership)>>,
     /// The log may be truncated up to here.
     compact_to: Option<LogPosition>,
-    /// What the replica knows of itself changed and is not written yet.
-    meta_changed: bool,
+    /// A newer snapshot is named by what is written next.
+    named: bool,
+    /// Changes of what the replica knows of itself that were handed to the log.
+    written_meta: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,8 +72,10 @@ impl GroupCore {
     pub(super) fn ask_for_snapshot(&mut self, round: &mut Round) {
         let needed = self.raw.store().take_snapshot_wanted() || self.snapshots.wanted;
         self.snapshots.wanted = false;
+        let needed = needed || !self.snapshots.asking.is_empty();
         if needed && !self.snapshots.making && !self.snapshots.is_installing() {
             self.snapshots.making = true;
+            self.snapshots.asked = std::mem::take(&mut self.snapshots.asking);
             round.apply(self.id, self.epoch, ApplyWork::Snapshot);
         }
         self.write_changes(round);
@@ -71,14 +83,21 @@ impl GroupCore {
 
     fn write_changes(&mut self, round: &mut Round) {
         let compact = self.snapshots.compact_to.take();
-        let changed = std::mem::take(&mut self.snapshots.meta_changed);
+        let changed = self.snapshots.written_meta < self.meta_changes;
         if compact.is_none() && !changed {
             return;
         }
         let mut write = GroupWrite::new(self.id);
         write.meta = changed.then(|| (*self.meta).clone());
         write.compact = compact;
-        if changed && let Some(keep) = self.meta.snapshot {
+        if changed {
+            let (group, epoch, meta) = (self.id, self.epoch, self.meta_changes);
+            self.snapshots.written_meta = meta;
+            round.log.acks.push(PersistAck { group, epoch, number: 0, term: 0, meta });
+        }
+        if std::mem::take(&mut self.snapshots.named)
+            && let Some(keep) = self.meta.snapshot
+        {
             round.log.prune.push((self.id, keep));
         }
         if let Some(base) = compact {
@@ -88,16 +107,36 @@ impl GroupCore {
     }
 
     /// The state machine's snapshot stands in the snapshot store, or could not be made.
-    pub fn on_snapshot_made(&mut self, made: Option<LogPosition>) {
+    pub fn on_snapshot_made(&mut self, made: Option<LogPosition>, round: &mut Round) {
         self.snapshots.making = false;
+        let group = self.id;
+        let known = self.meta.snapshot.max(made);
+        let outcome = made.and(known).ok_or(TakeSnapshotError::Failed { group });
+        let asked = std::mem::take(&mut self.snapshots.asked).into_iter();
+        round.snapshot_replies.extend(asked.map(|waiter| (waiter, outcome.clone())));
         let Some(position) = made else { return };
         if self.meta.snapshot.is_some_and(|known| known.index >= position.index) {
             return;
         }
         self.meta.snapshot = Some(position);
-        self.snapshots.meta_changed = true;
+        self.snapshots.named = true;
+        self.meta_changed();
         let conf = convert::conf_state(&self.membership);
         self.raw.mut_store().set_snapshot(position, conf);
+    }
+
+    /// Takes a snapshot for somebody who asks for one.
+    pub fn take_snapshot(&mut self, waiter: SnapshotWaiter) {
+        self.wake();
+        self.snapshots.asking.push(waiter);
+    }
+
+    /// Nobody gets a snapshot any more.
+    pub(super) fn fail_snapshots(&mut self, error: &TakeSnapshotError, round: &mut Round) {
+        let mut waiters = std::mem::take(&mut self.snapshots.asking);
+        waiters.append(&mut self.snapshots.asked);
+        let replies = waiters.into_iter().map(|waiter| (waiter, Err(error.clone())));
+        round.snapshot_replies.extend(replies);
     }
 
     /// Sends a snapshot its own way.
@@ -147,8 +186,11 @@ impl GroupCore {
         if let Some(incoming) = self.snapshots.incoming.take()
             && incoming.0 == position
         {
+            let before = std::mem::take(&mut self.meta.membership);
             self.meta.membership = incoming.1;
             self.membership = std::sync::Arc::new(self.meta.membership.clone());
+            self.contacts.retain(|(id, _)| self.membership.is_yet_to_come(*id));
+            self.lease_after_change(&before);
         }
         self.meta.snapshot = Some(position);
         let conf = convert::conf_state(&self.membership);

@@ -32,6 +32,8 @@ pub(super) fn initial(
         snapshot: persisted.meta.snapshot,
         membership: Arc::clone(membership),
         transferring_to: None,
+        pending_change: None,
+        paused: false,
         asleep: false,
         peers: Arc::new([]),
     }
@@ -54,6 +56,8 @@ impl GroupCore {
         status.serving = false;
         status.leader = None;
         status.transferring_to = None;
+        status.pending_change = None;
+        status.paused = false;
         self.published = Arc::new(status);
         round.statuses.push((self.id, self.epoch, Arc::clone(&self.published)));
     }
@@ -75,6 +79,8 @@ impl GroupCore {
             snapshot: self.meta.snapshot,
             membership: Arc::clone(&self.membership),
             transferring_to: self.transferring_to(),
+            pending_change: self.pending_change(),
+            paused: self.barrier.is_some(),
             asleep: self.sleep.is_asleep(),
             peers: if self.leads() { Arc::clone(&self.published.peers) } else { Arc::new([]) },
         }

@@ -1,13 +1,16 @@
 //! Messages from peers: checked, then given to raft or to the host's own protocol of sleep.
 
 use shardhost_proto::peer::{GroupMessage, MessageKind};
-use shardhost_storage::{LogIndex, NodeId};
+use shardhost_storage::{LogIndex, NodeId, ReplicaId};
 
 use super::GroupCore;
 use crate::convert;
 use crate::error::GroupFault;
 use crate::validate::{Refusal, ReplicaView, validate};
 use crate::worker::Round;
+
+/// Replicas that are remembered before the membership knows them.
+const MAX_CONTACTS: usize = 8;
 
 /// What became of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,22 +26,77 @@ pub enum Stepped {
 impl GroupCore {
     /// Takes one message from `node`.
     pub fn step(&mut self, node: NodeId, message: GroupMessage, round: &mut Round) -> Stepped {
+        if self.is_for_successor(&message) {
+            self.take_notice(node, &message);
+            return Stepped::Taken;
+        }
         match self.check(node, &message) {
             Ok(()) => {}
             Err(Refusal::LostTail) => return Stepped::Fatal(self.lost_tail(&message)),
+            Err(Refusal::Removed) => {
+                self.send_notice(node, message.from_replica, round);
+                return Stepped::Refused(Refusal::Removed);
+            }
             Err(refusal) => return Stepped::Refused(refusal),
         }
+        if self.withholds_vote(&message, round) {
+            return Stepped::Refused(Refusal::Promised);
+        }
+        self.note_contact(node, &message);
+        self.take_sign(&message, round);
         self.wake_on(&message, round);
         match message.kind() {
             MessageKind::Sleep => self.answer_sleep(&message, round),
             MessageKind::SleepResponse => self.take_sleep_response(&message),
-            MessageKind::Wake => {}
-            MessageKind::Snapshot => self.step_snapshot(message),
+            // The node has the replica already.
+            MessageKind::Wake | MessageKind::Invite => {}
+            MessageKind::Removed => self.take_notice(node, &message),
+            MessageKind::ReadIndex => self.take_read_index(node, &message, round),
+            MessageKind::ReadIndexResponse => self.take_read_answer(&message, round),
+            MessageKind::Snapshot => self.step_from_leader(message, round, Self::step_snapshot),
             // It cannot campaign yet; see `tick`. The leader gives the transfer up.
             MessageKind::TimeoutNow if self.snapshots.is_installing() => {}
+            MessageKind::TimeoutNow if !self.is_current_order(&message) => {
+                return Stepped::Refused(Refusal::StaleOrder);
+            }
+            MessageKind::Append | MessageKind::Heartbeat => {
+                self.step_from_leader(message, round, Self::step_raft);
+            }
             _ => self.step_raft(message),
         }
         Stepped::Taken
+    }
+
+    /// What only a leader sends: whoever takes it promises not to support others for a while.
+    fn step_from_leader(
+        &mut self,
+        message: GroupMessage,
+        round: &Round,
+        step: fn(&mut Self, GroupMessage),
+    ) {
+        let (kind, from, stamp) = (message.kind(), message.from_replica, message.stamp);
+        let term = message.term;
+        step(self, message);
+        if term == self.raw.raft.term {
+            self.hear_leader(kind, from, stamp, round);
+        }
+    }
+
+    /// The node is invited to hold another replica of the group: this one was removed.
+    fn is_for_successor(&self, message: &GroupMessage) -> bool {
+        message.kind() == MessageKind::Invite && message.to_replica > self.replica.get()
+    }
+
+    /// Remembers where a replica lives that the membership does not know yet.
+    fn note_contact(&mut self, node: NodeId, message: &GroupMessage) {
+        let Some(id) = ReplicaId::new(message.from_replica) else { return };
+        if !self.membership.is_yet_to_come(id) || self.node_of(id.get()).is_some() {
+            return;
+        }
+        if self.contacts.len() >= MAX_CONTACTS {
+            self.contacts.remove(0);
+        }
+        self.contacts.push((id, node));
     }
 
     pub(super) fn step_raft(&mut self, message: GroupMessage) {
@@ -61,6 +119,7 @@ impl GroupCore {
             persisted: raft.raft_log.persisted,
             committed: raft.raft_log.committed,
             membership: &self.membership,
+            contacts: &self.contacts,
         };
         validate(&view, node, message, |index| {
             let first = raft.raft_log.first_index();

@@ -1,11 +1,13 @@
 //! Handing leadership over, with an outcome. Raft itself reports none: it ignores a bad target
 //! silently and gives up silently, so the replica watches.
 
+use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{NodeId, Term};
 use tokio::sync::oneshot;
 
 use super::GroupCore;
 use crate::error::TransferError;
+use crate::transport::{Lane, Outgoing};
 use crate::worker::{LiveNodes, Round};
 
 /// How a transfer ended: the node that leads afterwards and its term, or why not.
@@ -14,11 +16,28 @@ pub type TransferOutcome = Result<(NodeId, Term), TransferError>;
 /// Who waits for a transfer.
 pub type TransferWaiter = oneshot::Sender<TransferOutcome>;
 
+/// Where leadership is to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TransferTarget {
+    /// To the live voter that is furthest.
+    Furthest,
+    /// To this node.
+    Node(NodeId),
+    /// To the first of these that is fit: a live voter that lacks at most so many entries.
+    FirstFit {
+        /// Whom to try, in order.
+        candidates: Vec<NodeId>,
+        /// Entries that it may lack; 0: none.
+        max_lag: u64,
+    },
+}
+
 /// Asks the leader to hand over.
 #[derive(Debug)]
 pub struct TransferRequest {
-    /// Where to; `None`: to the live voter that is furthest.
-    pub to: Option<NodeId>,
+    /// Where to.
+    pub to: TransferTarget,
     /// Who waits.
     pub waiter: TransferWaiter,
 }
@@ -30,12 +49,14 @@ pub(super) struct Transfer {
     replica: u64,
     since: u64,
     waiters: Vec<TransferWaiter>,
+    /// The order to campaign, until it is known which life of the target it is meant for.
+    held: Option<GroupMessage>,
 }
 
 impl GroupCore {
     /// Starts a transfer, joins the one to the same target, or refuses.
     pub fn transfer(&mut self, request: TransferRequest, live: &LiveNodes, round: &mut Round) {
-        match self.start_transfer(request.to, live, round) {
+        match self.start_transfer(&request.to, live, round) {
             Ok(transfer) => transfer.waiters.push(request.waiter),
             Err(error) => round.transfer_replies.push((request.waiter, Err(error))),
         }
@@ -43,7 +64,7 @@ impl GroupCore {
 
     fn start_transfer(
         &mut self,
-        to: Option<NodeId>,
+        to: &TransferTarget,
         live: &LiveNodes,
         round: &mut Round,
     ) -> Result<&mut Transfer, TransferError> {
@@ -52,7 +73,16 @@ impl GroupCore {
             return Err(TransferError::NotLeader { group, hint: self.leader_hint() });
         }
         let running = self.transfer.as_ref().map(|transfer| transfer.to);
-        let (node, replica) = self.choose_target(to.or(running), live)?;
+        let (node, replica) = match (to, running) {
+            (TransferTarget::Furthest, Some(to)) => self.choose_target(to, live)?,
+            (TransferTarget::Furthest, None) => {
+                self.furthest_voter(live).ok_or(TransferError::NoHealthyTarget { group })?
+            }
+            (TransferTarget::Node(node), _) => self.choose_target(*node, live)?,
+            (TransferTarget::FirstFit { candidates, max_lag }, _) => {
+                self.first_fit(candidates, *max_lag, live)?
+            }
+        };
         match running {
             Some(to) if to != node => return Err(TransferError::InProgress { group, to }),
             Some(_) => {}
@@ -68,18 +98,21 @@ impl GroupCore {
         round: &mut Round,
     ) -> Result<(), TransferError> {
         let group = self.id;
-        if self.raw.raft.pending_conf_index > self.apply.applied() {
+        if self.pending_change().is_some() {
             return Err(TransferError::ConfigChangePending { group });
         }
         self.wake();
+        self.void_lease(replica, round);
         // What was queued in this round goes into the log first: raft refuses it afterwards.
         self.propose_queued(round);
         self.raw.transfer_leader(replica);
         if self.raw.raft.lead_transferee != Some(replica) {
+            self.resume_lease(round);
             return Err(TransferError::NoHealthyTarget { group });
         }
         let since = self.ticks;
-        self.transfer = Some(Box::new(Transfer { to, replica, since, waiters: Vec::new() }));
+        let (waiters, held) = (Vec::new(), None);
+        self.transfer = Some(Box::new(Transfer { to, replica, since, waiters, held }));
         let error = crate::error::ReadError::Transferring { group };
         self.fail_reads(&error, round);
         Ok(())
@@ -87,13 +120,10 @@ impl GroupCore {
 
     fn choose_target(
         &self,
-        to: Option<NodeId>,
+        node: NodeId,
         live: &LiveNodes,
     ) -> Result<(NodeId, u64), TransferError> {
         let group = self.id;
-        let Some(node) = to else {
-            return self.furthest_voter(live).ok_or(TransferError::NoHealthyTarget { group });
-        };
         if node == self.config.node {
             return Err(TransferError::AlreadyLeads { group, node });
         }
@@ -104,6 +134,49 @@ impl GroupCore {
             return Err(TransferError::NoHealthyTarget { group });
         }
         Ok((node, replica.get()))
+    }
+
+    /// The first candidate that is fit, or what is wrong with the best of them.
+    fn first_fit(
+        &self,
+        candidates: &[NodeId],
+        max_lag: u64,
+        live: &LiveNodes,
+    ) -> Result<(NodeId, u64), TransferError> {
+        let group = self.id;
+        if candidates.is_empty() {
+            return Err(TransferError::NoCandidates { group });
+        }
+        let mut lagging = None;
+        for &node in candidates {
+            let Ok((node, replica)) = self.choose_target(node, live) else { continue };
+            let progress = self.raw.raft.prs().get(replica);
+            let matched = progress.map_or(0, |progress| progress.matched);
+            let lag = self.raw.raft.raft_log.last_index().saturating_sub(matched);
+            if lag <= max_lag {
+                return Ok((node, replica));
+            }
+            lagging.get_or_insert(TransferError::TargetNotCaughtUp { group, node, lag, max_lag });
+        }
+        Err(lagging.unwrap_or(TransferError::NoHealthyTarget { group }))
+    }
+
+    /// Keeps the order to campaign until the target is known.
+    pub(super) fn hold_order(&mut self, order: GroupMessage) {
+        if let Some(transfer) = self.transfer.as_mut() {
+            transfer.held = Some(order);
+        }
+    }
+
+    /// The target was heard from: it can be told to campaign.
+    pub(super) fn release_order(&mut self, replica: u64, life: u64, round: &mut Round) {
+        let Some(transfer) = self.transfer.as_mut().filter(|one| one.replica == replica) else {
+            return;
+        };
+        if let Some(mut message) = transfer.held.take() {
+            message.life = life;
+            round.messages.push(Outgoing { to: transfer.to, lane: Lane::Urgent, message });
+        }
     }
 
     fn furthest_voter(&self, live: &LiveNodes) -> Option<(NodeId, u64)> {
@@ -152,6 +225,9 @@ impl GroupCore {
 
     fn end_transfer(&mut self, outcome: &Result<(NodeId, Term), TransferError>, round: &mut Round) {
         let Some(transfer) = self.transfer.take() else { return };
+        if self.leads() {
+            self.resume_lease(round);
+        }
         let waiters = transfer.waiters.into_iter();
         round.transfer_replies.extend(waiters.map(|waiter| (waiter, outcome.clone())));
     }

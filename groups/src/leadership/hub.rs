@@ -154,6 +154,11 @@ impl LeadershipHub {
         self.lock().labels.insert(group, labels);
     }
 
+    /// Whether the selector means this group.
+    pub fn selects(&self, groups: &GroupSelector, group: GroupId) -> bool {
+        selects(groups, &self.lock().labels, group)
+    }
+
     /// Publishes edges, in order.
     pub fn publish(&self, edges: Vec<Edge>) {
         if edges.is_empty() {

@@ -6,12 +6,14 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use super::RuntimeShared;
 use crate::apply::{Applier, ApplyReport, ApplyWork};
 use crate::handle::GroupShared;
+use crate::machine::QueryError;
 use crate::worker::{GroupEvent, Input};
 
 /// Pieces of work that a thread does for one group before it looks after another.
@@ -41,14 +43,25 @@ impl Mailbox {
         Self { state: Mutex::default(), applier: Mutex::new(Some(applier)) }
     }
 
-    /// Lets the machine go; work that still comes is dropped, which fails whoever waits for it.
-    pub(super) fn close(&self) {
+    /// Takes no more work, and drops what waits.
+    fn shut(&self) {
         let mut state = self.state.lock();
         state.closed = true;
         let work = std::mem::take(&mut state.work);
         drop(state);
         drop(work);
+    }
+
+    /// Lets the machine go; work that still comes is dropped, which fails whoever waits for it.
+    pub(super) fn close(&self) {
+        self.shut();
         drop(self.applier.lock().take());
+    }
+
+    /// Answers a question on the caller's thread, if the machine is not busy and so quick that
+    /// this may be done. `None`: the question must queue.
+    pub(crate) fn query_at_once(&self, request: &Bytes) -> Option<Result<Bytes, QueryError>> {
+        self.applier.try_lock()?.as_ref()?.answer_at_once(request)
     }
 
     /// Adds work; says whether the mailbox must be scheduled.
@@ -163,6 +176,8 @@ fn report(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>, report: ApplyRe
             }
         },
         ApplyReport::Applied { last, durable } => GroupEvent::Applied { last, durable },
+        // Whoever still waits learns that the group stopped.
+        ApplyReport::Removed => return group.mailbox.shut(),
         ApplyReport::Nothing => return,
     };
     tell(shared, group, event);

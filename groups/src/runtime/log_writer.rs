@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use shardhost_storage::{GroupId, LogBatch, LogError, LogStore};
+use shardhost_storage::{GroupId, LogBatch, LogError, LogPosition, LogStore};
 
 use super::RuntimeShared;
+use crate::apply::ApplyWork;
 use crate::error::{GroupFault, HostFault};
 use crate::worker::{GroupEvent, Input, LogTask};
 
@@ -156,10 +157,23 @@ fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bo
         }
     }
     direct.iter().for_each(|direct| direct.answer(Ok(())));
+    for (group, epoch) in task.buried {
+        retire(shared, group, epoch);
+    }
     for (group, keep) in task.prune {
         shared.snapshot_tasks.prune(group, keep);
     }
     true
+}
+
+/// The log holds nothing of the replica any more: its machine is told, its snapshots go, and
+/// nobody finds it here.
+fn retire(shared: &RuntimeShared, group: GroupId, epoch: u64) {
+    shared.snapshot_tasks.prune(group, LogPosition::new(u64::MAX, u64::MAX));
+    let gone = shared.registry.remove_if(&group, |_, known| known.shared().epoch == epoch);
+    if let Some((_, handle)) = gone {
+        shared.push_work(handle.shared(), ApplyWork::Removed);
+    }
 }
 
 /// Takes everything of one group out of a write, and fails its replica.

@@ -10,8 +10,10 @@
 //! | dispatcher (one) | edges of leadership | calls of hooks |
 
 mod apply_pool;
+mod additions;
 mod inbound;
 mod inbox;
+mod invitations;
 mod latency;
 mod log_writer;
 mod open;
@@ -26,10 +28,11 @@ use std::thread::JoinHandle;
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
-use shardhost_storage::{GroupId, LogError, LogStore, SnapshotStore};
+use shardhost_storage::{GroupId, LogError, LogStore, Membership, NodeId, SnapshotStore};
 use tokio::sync::watch;
 
 use crate::apply::ApplyWork;
+use crate::clock::{Clock, SystemClock};
 use crate::config::GroupsConfig;
 use crate::error::HostFault;
 use crate::handle::{Group, GroupShared};
@@ -41,12 +44,15 @@ use crate::transport::Transport;
 use crate::waiter::Budget;
 use crate::worker::WorkerCounters;
 
+pub use additions::{AdditionGuard, AdditionHooks};
 pub(crate) use apply_pool::Mailbox;
 pub use inbound::GroupsInbound;
+pub use invitations::{Invitation, InvitationHandler, InvitationSink};
 pub use latency::{Latency, LatencySnapshot};
 pub use open::StateMachineBox;
 
 use inbox::Inbox;
+use invitations::Invitations;
 
 /// What all threads and handles share.
 pub(crate) struct RuntimeShared {
@@ -68,6 +74,9 @@ pub(crate) struct RuntimeShared {
     epochs: AtomicU64,
     stopping: AtomicBool,
     health: watch::Sender<Option<HostFault>>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) additions: AdditionHooks,
+    invitations: Invitations,
 }
 
 impl fmt::Debug for RuntimeShared {
@@ -147,12 +156,27 @@ pub struct GroupsBuilder {
     config: GroupsConfig,
     workers: usize,
     apply_threads: usize,
+    clock: Arc<dyn Clock>,
+    invitations: Option<InvitationHandler>,
 }
 
 impl GroupsBuilder {
     /// A builder with one worker and two apply threads.
-    pub const fn new(config: GroupsConfig) -> Self {
-        Self { config, workers: 1, apply_threads: 2 }
+    #[allow(clippy::new_ret_no_self)]
+    pub fn new(config: GroupsConfig) -> Self {
+        let clock = Arc::new(SystemClock);
+        Self { config, workers: 1, apply_threads: 2, clock, invitations: None }
+    }
+    /// The clock of leases. All hosts' clocks must run at about the same speed.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+    /// Is told of replicas that this node should hold and does not: it was added to a group.
+    /// Called by Raft threads, again and again until the replica exists: must not block.
+    pub fn on_invitation(mut self, handler: InvitationHandler) -> Self {
+        self.invitations = Some(handler);
+        self
     }
     /// Worker threads. One serves some hundred thousand proposals a second; more than a quarter
     /// of the cores is seldom of use.
@@ -198,6 +222,9 @@ impl GroupsBuilder {
             epochs: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             health: watch::Sender::new(None),
+            clock: self.clock,
+            additions: AdditionHooks::default(),
+            invitations: Invitations::new(self.invitations),
             config,
         });
         let mut threads = Threads::default();
@@ -292,6 +319,19 @@ impl Groups {
     #[must_use]
     pub fn inbound(&self) -> Arc<GroupsInbound> {
         Arc::new(GroupsInbound::new(Arc::clone(self.shared())))
+    }
+
+    /// Asks `hook` before a node is added to one of these groups by this host; what it refuses is
+    /// not proposed. Hooks are asked in the order in which they were registered.
+    #[must_use = "dropping the guard removes the hook"]
+    pub fn before_addition<F>(&self, groups: GroupSelector, hook: F) -> AdditionGuard
+    where
+        F: Fn(GroupId, NodeId, &Membership) -> Result<(), String> + Send + Sync + 'static,
+    {
+        let hub = Arc::clone(&self.shared().hub);
+        self.shared().additions.register(move |group, node, membership| {
+            if hub.selects(&groups, group) { hook(group, node, membership) } else { Ok(()) }
+        })
     }
 
     /// What keeps the host from going on, once something does. It must be shut down then.
@@ -424,7 +464,7 @@ fn join(thread: JoinHandle<()>) {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use shardhost_storage::{MemorySnapshots, MemoryStore, NodeId};
+    use shardhost_storage::{MemorySnapshots, MemoryStore};
 
     use super::*;
     use crate::transport::{Outgoing, SnapshotShipment};

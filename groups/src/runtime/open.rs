@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use shardhost_storage::{
-    GroupId, GroupMeta, GroupWrite, HardState, LogBatch, LogIndex, LogPosition, PersistedGroup,
+    EntryKind, GroupId, GroupMeta, GroupWrite, HardState, LogBatch, LogIndex, LogPosition, PersistedGroup,
     Term,
 };
 use tokio::sync::oneshot;
@@ -15,10 +15,10 @@ use super::{Groups, Mailbox, RuntimeShared};
 use crate::apply::{Applier, restore_machine};
 use crate::core::{GroupCore, Opened, ReplicaStart};
 use crate::error::{GroupFault, OpenGroupError};
-use crate::handle::{Group, GroupShared, GroupSpec};
+use crate::handle::{Group, GroupShared, GroupSpec, LeaseCell};
 use crate::leadership::LossCause;
 use crate::logging;
-use crate::machine::StateMachine;
+use crate::machine::{ApplyBatch, Command, StateMachine};
 use crate::waiter::Budget;
 use crate::worker::Input;
 
@@ -96,7 +96,10 @@ impl Groups {
             .and_then(|store| store.tombstone(group))
             .map_err(|error| log_error(group, error))?;
         if buried.is_some_and(|buried| buried >= replica) {
-            let message = format!("replica {replica} of it was destroyed here before");
+            let message = format!(
+                "replica {replica} of it was destroyed here before; a group that is created again \
+                 takes a higher `GroupSpec::incarnation` on every node"
+            );
             return Err(OpenGroupError::Invalid { group, message });
         }
         let mut write = GroupWrite::new(group);
@@ -136,6 +139,7 @@ impl Groups {
         let persisted = persisted.ok_or(OpenGroupError::Unknown { group })?;
         let faulted = |fault| OpenGroupError::Faulted { group, fault };
         let applied = bring_level(shared, &mut machine, &persisted).map_err(faulted)?;
+        replay_volatile(shared, &mut machine, &persisted, applied).map_err(faulted)?;
         let meta = persisted.meta.clone();
         let epoch = shared.epochs.fetch_add(1, Ordering::Relaxed) + 1;
         let durable = machine.durable_index();
@@ -166,6 +170,7 @@ impl Groups {
             epoch: core.epoch(),
             worker: shared.worker_of(core.id()),
             status: ArcSwap::new(Arc::clone(core.status())),
+            lease: LeaseCell::default(),
             watchers: OnceLock::new(),
             budget: Arc::new(Budget::new(limit, Some(Arc::clone(&shared.budget)))),
             runtime: Arc::clone(shared),
@@ -256,6 +261,46 @@ fn bring_level(
             Ok(position)
         }
     }
+}
+
+/// Bytes of the log that are read at a time for commands to be replayed.
+const REPLAY_BYTES: u64 = 1 << 20;
+
+/// Gives the machine again what it held in memory only.
+fn replay_volatile(
+    shared: &RuntimeShared,
+    machine: &mut StateMachineBox,
+    persisted: &PersistedGroup,
+    applied: LogPosition,
+) -> Result<(), GroupFault> {
+    if !machine.is_partly_volatile() {
+        return Ok(());
+    }
+    let (group, store) = (persisted.meta.group, shared.store().map_err(GroupFault::Log)?);
+    let mut next = persisted.base.index.next();
+    while next <= applied.index {
+        let mut entries = Vec::new();
+        let end = applied.index.next();
+        store.entries(group, next, end, REPLAY_BYTES, &mut entries).map_err(GroupFault::Log)?;
+        let last = entries.last().map(|entry| LogPosition { term: entry.term, index: entry.index });
+        let Some(last) = last else { break };
+        next = last.index.next();
+        let kept = entries.into_iter().filter(|entry| {
+            entry.kind == EntryKind::Command
+                && !entry.data.is_empty()
+                && machine.is_volatile(&entry.data)
+        });
+        let mut commands: Vec<Command> = kept
+            .map(|entry| {
+                let position = LogPosition { term: entry.term, index: entry.index };
+                Command::new(position, entry.data)
+            })
+            .collect();
+        if !commands.is_empty() {
+            machine.replay(&mut ApplyBatch::new(group, last, &mut commands))?;
+        }
+    }
+    Ok(())
 }
 
 /// What the log knows of this host's replica of a group.

@@ -25,7 +25,7 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
         } else {
             IDLE_WAIT
         };
-        let stop = take_inputs(&mut core, outlet, wait);
+        let stop = take_inputs(shared, &mut core, outlet, wait);
         let now = Instant::now();
         if now >= next_slot {
             core.tick_slot();
@@ -33,11 +33,11 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
             // silence of a leader.
             next_slot = now + slot;
         }
-        let round = core.finish_round();
+        let round = core.finish_round(shared.clock.now());
         carry_out(shared, index, round);
         if stop {
             core.stop_all();
-            carry_out(shared, index, core.finish_round());
+            carry_out(shared, index, core.finish_round(None));
             return;
         }
         report(shared, index, &core);
@@ -45,7 +45,12 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
 }
 
 /// Takes what waits, or waits for the first. Says whether the worker is to stop.
-fn take_inputs(core: &mut WorkerCore, outlet: &Outlet, wait: Duration) -> bool {
+fn take_inputs(
+    shared: &RuntimeShared,
+    core: &mut WorkerCore,
+    outlet: &Outlet,
+    wait: Duration,
+) -> bool {
     let first = match outlet.completions.try_recv() {
         Ok(input) => Some(input),
         Err(TryRecvError::Disconnected) => return true,
@@ -54,6 +59,9 @@ fn take_inputs(core: &mut WorkerCore, outlet: &Outlet, wait: Duration) -> bool {
             Err(_) => wait_for_input(outlet, wait),
         },
     };
+    // Whatever the round sends is sent after this moment, and whatever it promises is promised
+    // from a later one.
+    core.begin(shared.clock.now());
     let Some(first) = first else { return false };
     if take(core, outlet, first) {
         return true;
@@ -108,9 +116,27 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
     for (id, epoch, status) in round.statuses {
         with_group(shared, id, epoch, |group| group.publish(status));
     }
+    for (id, epoch, sign) in round.leases {
+        with_group(shared, id, epoch, |group| group.lease.publish(sign));
+    }
     shared.hub.publish(round.edges);
     for (waiter, answer) in round.transfer_replies {
         drop(waiter.send(answer));
+    }
+    for (waiter, outcome) in round.membership_replies {
+        drop(waiter.send(outcome));
+    }
+    for (waiter, outcome) in round.snapshot_replies {
+        drop(waiter.send(outcome));
+    }
+    for (waiter, outcome) in round.barrier_replies {
+        drop(waiter.send(outcome));
+    }
+    for (waiter, outcome) in round.drain_replies {
+        drop(waiter.send(outcome));
+    }
+    for (from, message) in round.invitations {
+        shared.invitations.hand_on(shared.config.node, from, &message);
     }
     if !round.messages.is_empty() {
         shared.transport.send(round.messages);

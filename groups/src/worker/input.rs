@@ -5,7 +5,10 @@ use shardhost_storage::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId};
 use tokio::sync::oneshot;
 
 use super::PersistAck;
-use crate::core::{GroupCore, Proposal, ReadWaiter, TransferRequest};
+use crate::core::{
+    BarrierOrder, GroupCore, MembershipRequest, Proposal, ReadRequest, SnapshotWaiter,
+    TransferRequest,
+};
 use crate::error::{GroupFault, HostFault};
 use crate::leadership::LossCause;
 use crate::transport::ShipmentOutcome;
@@ -27,12 +30,33 @@ pub enum Input {
         /// The commands.
         proposals: Vec<Proposal>,
     },
-    /// A linearizable read.
+    /// A read.
     Read {
         /// The group.
         group: GroupId,
+        /// What it needs, and who waits.
+        request: ReadRequest,
+    },
+    /// The membership is to be changed.
+    ChangeMembership {
+        /// The group.
+        group: GroupId,
+        /// How, and who waits.
+        request: Box<MembershipRequest>,
+    },
+    /// Something about a barrier.
+    Barrier {
+        /// The group.
+        group: GroupId,
+        /// What.
+        order: BarrierOrder,
+    },
+    /// A snapshot is to be taken.
+    TakeSnapshot {
+        /// The group.
+        group: GroupId,
         /// Who waits.
-        waiter: ReadWaiter,
+        waiter: SnapshotWaiter,
     },
     /// Leadership is to be handed over.
     Transfer {

@@ -11,17 +11,21 @@ mod round;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use shardhost_proto::peer::GroupMessage;
-use shardhost_storage::{GroupId, NodeId};
+use shardhost_proto::peer::{GroupMessage, MessageKind};
+use shardhost_storage::{GroupId, GroupWrite, NodeId};
 
 use crate::apply::panic_text;
-use crate::core::{GroupCore, Stepped};
-use crate::error::{GroupFault, ProposeError, ReadError, TransferError};
+use crate::clock::Moment;
+use crate::core::{BarrierOrder, GroupCore, Stepped};
+use crate::error::{
+    BarrierError, GroupFault, ProposeError, ReadError, TakeSnapshotError, TransferError,
+};
 use crate::leadership::LossCause;
+use crate::membership::MembershipError;
 use crate::validate::Refusal;
 
 pub use input::{GroupEvent, Input};
-pub use round::{LogTask, PersistAck, Round};
+pub use round::{LeaseSign, LogTask, PersistAck, Round};
 
 /// Groups tick in this many slots, one after the other, so that not all of a worker's groups are
 /// busy at the same moment.
@@ -134,8 +138,11 @@ impl WorkerCore {
                 self.counters.proposals += proposals.len() as u64;
                 self.propose(group, proposals);
             }
-            Input::Read { group, waiter } => self.read(group, waiter),
+            Input::Read { group, request } => self.read(group, request),
             Input::Transfer { group, request } => self.transfer(group, request),
+            Input::ChangeMembership { group, request } => self.change_membership(group, *request),
+            Input::Barrier { group, order } => self.barrier(group, order),
+            Input::TakeSnapshot { group, waiter } => self.take_snapshot(group, waiter),
             Input::Persisted(acks) => {
                 for ack in acks {
                     self.notify(ack.group, ack.epoch, |core, round| core.on_persisted(&ack, round));
@@ -165,7 +172,7 @@ impl WorkerCore {
     fn peer_message(&mut self, from: NodeId, message: GroupMessage) {
         let group = GroupId::new(message.group);
         if !self.groups.contains_key(&group) {
-            self.counters.unknown_group += 1;
+            self.message_for_unknown(from, group, message);
             return;
         }
         self.counters.messages += 1;
@@ -177,6 +184,16 @@ impl WorkerCore {
             }
             Some(Stepped::Fatal(fault)) => self.fail(group, fault),
             Some(Stepped::Taken) | None => {}
+        }
+    }
+
+    /// A stranger's message creates nothing. An invitation is handed to the host, which decides.
+    fn message_for_unknown(&mut self, from: NodeId, group: GroupId, message: GroupMessage) {
+        let failed = self.failed.contains_key(&group);
+        if message.kind() == MessageKind::Invite && !failed {
+            self.round.invitations.push((from, message));
+        } else {
+            self.counters.unknown_group += 1;
         }
     }
 
@@ -193,16 +210,57 @@ impl WorkerCore {
         });
     }
 
-    fn read(&mut self, group: GroupId, waiter: crate::core::ReadWaiter) {
+    fn read(&mut self, group: GroupId, request: crate::core::ReadRequest) {
         if self.groups.contains_key(&group) {
-            self.with(group, |core, round| core.read(waiter, round));
+            self.with(group, |core, round| core.read(request, round));
             return;
         }
         let error = match self.failed.get(&group) {
             Some((fault, ..)) => ReadError::Faulted { group, fault: fault.clone() },
             None => ReadError::Stopped { group },
         };
-        self.round.read_replies.push((waiter, Err(error)));
+        self.round.read_replies.push((request.waiter, Err(error)));
+    }
+
+    fn change_membership(&mut self, group: GroupId, request: crate::core::MembershipRequest) {
+        if self.groups.contains_key(&group) {
+            let live = std::mem::take(&mut self.live);
+            self.with(group, |core, round| core.change_membership(request, &live, round));
+            self.live = live;
+            return;
+        }
+        let error = match self.failed.get(&group) {
+            Some((fault, ..)) => MembershipError::Faulted { group, fault: fault.clone() },
+            None => MembershipError::Stopped { group },
+        };
+        self.round.membership_replies.push((request.waiter, Err(error)));
+    }
+
+    fn barrier(&mut self, group: GroupId, order: BarrierOrder) {
+        if self.groups.contains_key(&group) {
+            self.with(group, |core, round| core.barrier(order, round));
+            return;
+        }
+        let error = BarrierError::Stopped { group };
+        match order {
+            BarrierOrder::Open(waiter) => self.round.barrier_replies.push((waiter, Err(error))),
+            BarrierOrder::Close(_) => {}
+            BarrierOrder::Drain { waiter, .. } => {
+                self.round.drain_replies.push((waiter, Err(error)));
+            }
+        }
+    }
+
+    fn take_snapshot(&mut self, group: GroupId, waiter: crate::core::SnapshotWaiter) {
+        if self.groups.contains_key(&group) {
+            self.with(group, |core, _| core.take_snapshot(waiter));
+            return;
+        }
+        let error = match self.failed.get(&group) {
+            Some((fault, ..)) => TakeSnapshotError::Faulted { group, fault: fault.clone() },
+            None => TakeSnapshotError::Stopped { group },
+        };
+        self.round.snapshot_replies.push((waiter, Err(error)));
     }
 
     fn transfer(&mut self, group: GroupId, request: crate::core::TransferRequest) {
@@ -238,7 +296,7 @@ impl WorkerCore {
                 self.notify(group, epoch, |core, _| core.on_durable(durable));
             }
             GroupEvent::SnapshotMade(made) => {
-                self.notify(group, epoch, |core, _| core.on_snapshot_made(made));
+                self.notify(group, epoch, |core, round| core.on_snapshot_made(made, round));
             }
             GroupEvent::Failed(fault) => {
                 if self.is_current(group, epoch) {
@@ -379,8 +437,16 @@ impl WorkerCore {
         }
     }
 
-    /// Finishes the round: what every touched group wants done, together.
-    pub fn finish_round(&mut self) -> Round {
+    /// Begins a round at this moment, before the first input is taken. What is sent in the round
+    /// counts as sent now.
+    pub const fn begin(&mut self, now: Option<Moment>) {
+        self.round.began = now;
+    }
+
+    /// Finishes the round: what every touched group wants done, together. All inputs had been
+    /// taken at this moment; what is promised in the round is promised from it on.
+    pub fn finish_round(&mut self, now: Option<Moment>) -> Round {
+        self.round.ended = now;
         let touched = std::mem::take(&mut self.touched);
         self.counters.rounds += u64::from(!touched.is_empty());
         for group in touched {
@@ -391,13 +457,29 @@ impl WorkerCore {
             self.settle(group);
         }
         self.touched.clear();
-        std::mem::take(&mut self.round)
+        let next = Round { began: self.round.began, ..Round::default() };
+        std::mem::replace(&mut self.round, next)
+    }
+
+    /// The group goes on without this replica: its data goes, its id stays known.
+    fn retire(&mut self, group: GroupId) {
+        let Some(mut slot) = self.groups.remove(&group) else { return };
+        tracing::info!(%group, replica = %slot.core.replica(), "removed from the group: it ends");
+        self.deactivate(group);
+        slot.core.stop(LossCause::Removed, &mut self.round);
+        let mut write = GroupWrite::new(group);
+        write.destroy = Some(slot.core.replica());
+        self.round.log.batch.writes.push(write);
+        self.round.log.buried.push((group, slot.core.epoch()));
     }
 
     /// Whether the group ticks from here on.
     fn settle(&mut self, group: GroupId) {
         let Some(slot) = self.groups.get_mut(&group) else { return };
         slot.touched = false;
+        if slot.core.is_retired() {
+            return self.retire(group);
+        }
         if slot.core.is_asleep() {
             self.active[slot_of(group)].remove(&group);
         } else {

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use shardhost_storage::{GroupId, LogBatch, LogPosition};
+use shardhost_proto::peer::GroupMessage;
+use shardhost_storage::{GroupId, LogBatch, LogIndex, LogPosition, NodeId, Term};
 use tokio::sync::oneshot;
 
 use crate::apply::ApplyWork;
-use crate::core::TransferOutcome;
-use crate::core::{ReadWaiter, TransferWaiter};
-use crate::error::{GroupFault, ProposeError, ReadError};
+use crate::clock::Moment;
+use crate::core::{BarrierWaiter, DrainWaiter, ReadWaiter, SnapshotWaiter, TransferWaiter};
+use crate::core::{MembershipOutcome, MembershipWaiter, TransferOutcome};
+use crate::error::{BarrierError, GroupFault, ProposeError, ReadError, TakeSnapshotError};
 use crate::leadership::Edge;
 use crate::status::GroupStatus;
 use crate::transport::{Outgoing, SnapshotShipment};
@@ -21,16 +23,31 @@ use crate::waiter::Pending;
 /// the edge is told. Only `log` may take long; nothing that it holds back leaves before its sync.
 #[derive(Debug, Default)]
 pub struct Round {
+    /// When it began: what is sent in it was not sent before. `None`: the clock cannot be read.
+    pub began: Option<Moment>,
+    /// When its last input had been taken: what is promised in it is promised from then on.
+    pub ended: Option<Moment>,
     /// Proposals that ended without being applied here.
     pub failed: Vec<(Pending, ProposeError)>,
     /// Reads that are answered.
     pub read_replies: Vec<(ReadWaiter, Result<crate::core::ReadBarrier, ReadError>)>,
     /// Statuses that changed: group, epoch, status.
     pub statuses: Vec<(GroupId, u64, Arc<GroupStatus>)>,
+    /// Leases that changed: group, epoch, lease. Nobody relies on one that is over when a message
+    /// of this round leaves.
+    pub leases: Vec<(GroupId, u64, LeaseSign)>,
     /// Edges of leadership.
     pub edges: Vec<Edge>,
     /// Transfers that ended.
     pub transfer_replies: Vec<(TransferWaiter, TransferOutcome)>,
+    /// Changes of membership that ended.
+    pub membership_replies: Vec<(MembershipWaiter, MembershipOutcome)>,
+    /// Snapshots that were taken, or not.
+    pub snapshot_replies: Vec<(SnapshotWaiter, Result<LogPosition, TakeSnapshotError>)>,
+    /// Barriers that were opened or refused.
+    pub barrier_replies: Vec<(BarrierWaiter, Result<(Term, u64), BarrierError>)>,
+    /// Those who waited for everything before a barrier.
+    pub drain_replies: Vec<(DrainWaiter, Result<LogIndex, BarrierError>)>,
     /// Messages that may leave at once.
     pub messages: Vec<Outgoing>,
     /// What is to be written, and what waits for it.
@@ -39,6 +56,8 @@ pub struct Round {
     pub work: Vec<(GroupId, u64, ApplyWork)>,
     /// Snapshots to ship.
     pub shipments: Vec<SnapshotShipment>,
+    /// Replicas that this node should hold and does not, and who says so.
+    pub invitations: Vec<(NodeId, GroupMessage)>,
     /// Groups whose life in this process ended, and who waits for it.
     pub closed: Vec<(GroupId, oneshot::Sender<()>)>,
     pub(super) faults: Vec<(GroupId, GroupFault)>,
@@ -55,6 +74,20 @@ pub struct LogTask {
     pub acks: Vec<PersistAck>,
     /// Snapshots below these positions are not needed any more then.
     pub prune: Vec<(GroupId, LogPosition)>,
+    /// Replicas that ended because their group goes on without them: group, epoch. When the batch
+    /// is durable, which destroys them in the log, their state and snapshots may go as well.
+    pub buried: Vec<(GroupId, u64)>,
+}
+
+/// What everybody may know of a replica's lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeaseSign {
+    /// Reads need no quorum before this moment; zero: there is no lease.
+    pub until: Moment,
+    /// When the heartbeats were sent that a quorum answered last; zero: none.
+    pub acknowledged: Moment,
+    /// When the leader was heard last, about; zero: never, or this replica leads.
+    pub contact: Moment,
 }
 
 /// Everything up to this ready of this replica is durable.
@@ -68,13 +101,18 @@ pub struct PersistAck {
     pub number: u64,
     /// The replica's term when it was handed over.
     pub term: u64,
+    /// So many changes of what the replica knows of itself are durable.
+    pub meta: u64,
 }
 
 impl LogTask {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.batch.writes.is_empty() && self.releases.is_empty() && self.acks.is_empty()
+        self.batch.writes.is_empty()
+            && self.releases.is_empty()
+            && self.acks.is_empty()
+            && self.buried.is_empty()
     }
 
     /// Adds another task behind this one.
@@ -83,6 +121,7 @@ impl LogTask {
         self.releases.extend(other.releases);
         self.acks.extend(other.acks);
         self.prune.extend(other.prune);
+        self.buried.extend(other.buried);
     }
 }
 
@@ -108,6 +147,12 @@ impl Round {
         self.failed.is_empty()
             && self.read_replies.is_empty()
             && self.statuses.is_empty()
+            && self.leases.is_empty()
+            && self.membership_replies.is_empty()
+            && self.snapshot_replies.is_empty()
+            && self.barrier_replies.is_empty()
+            && self.drain_replies.is_empty()
+            && self.invitations.is_empty()
             && self.edges.is_empty()
             && self.transfer_replies.is_empty()
             && self.messages.is_empty()

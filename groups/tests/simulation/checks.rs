@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
+use shardhost_groups::core::MembershipOutcome;
 use shardhost_groups::leadership::{Edge, EdgeKind};
 use shardhost_groups::storage::MemoryStore;
 use shardhost_groups::transport::Outgoing;
@@ -47,6 +48,9 @@ pub struct Checks {
     pub transfers: u64,
     pub restores: u64,
     pub sleeps: u64,
+    pub lease_reads: u64,
+    pub changes: u64,
+    pub retired: u64,
 }
 
 /// What a number of runs brought about: a run in which nothing happens proves nothing.
@@ -60,6 +64,9 @@ pub struct Coverage {
     pub transfers: u64,
     pub restores: u64,
     pub sleeps: u64,
+    pub lease_reads: u64,
+    pub changes: u64,
+    pub retired: u64,
 }
 
 impl Coverage {
@@ -72,6 +79,9 @@ impl Coverage {
         self.transfers += checks.transfers;
         self.restores += checks.restores;
         self.sleeps += checks.sleeps;
+        self.lease_reads += checks.lease_reads;
+        self.changes += checks.changes;
+        self.retired += checks.retired;
     }
 
     /// Every kind of thing happened, and often.
@@ -85,6 +95,11 @@ impl Coverage {
 }
 
 impl Checks {
+    /// A change of membership ended.
+    pub fn membership_answer(&mut self, outcome: &MembershipOutcome) {
+        self.changes += u64::from(outcome.is_ok());
+    }
+
     pub fn propose(&mut self, id: u64, group: GroupId) {
         self.proposed.insert(id, group);
     }

@@ -56,6 +56,7 @@ impl Cluster {
             duplication: chance.below(100),
             delay: chance.between(1, 60),
             late: chance.below(20),
+            late_orders: chance.below(500),
         };
     }
 }

@@ -77,6 +77,11 @@ fn clusters_that_never_sleep_keep_their_promises_under_faults() {
 }
 
 #[test]
+fn clusters_keep_their_promises_while_their_members_change() {
+    all_seeds_hold(Shape::changing);
+}
+
+#[test]
 fn a_seed_replays_exactly() {
     for seed in [1, 7, 23] {
         let shape = Shape::from_seed(seed);

@@ -14,10 +14,12 @@ pub struct Weather {
     pub delay: u64,
     /// A few messages come very late.
     pub late: u64,
+    /// So many orders to campaign come late.
+    pub late_orders: u64,
 }
 
 impl Weather {
-    pub const CALM: Self = Self { loss: 0, duplication: 0, delay: 3, late: 0 };
+    pub const CALM: Self = Self { loss: 0, duplication: 0, delay: 3, late: 0, late_orders: 0 };
 }
 
 /// Who cannot reach whom.
@@ -57,7 +59,10 @@ impl Network {
     }
 
     /// When copies of a message arrive, in milliseconds from now.
-    pub fn arrivals(&self, weather: Weather, chance: &mut Chance) -> Vec<u64> {
+    pub fn arrivals(&self, weather: Weather, order: bool, chance: &mut Chance) -> Vec<u64> {
+        if order && chance.per_mille(weather.late_orders) {
+            return vec![chance.between(500, 4_000)];
+        }
         if chance.per_mille(weather.loss) {
             return Vec::new();
         }

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 
 use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
 use shardhost_groups::config::GroupsConfig;
-use shardhost_groups::core::{GroupCore, Opened, ReplicaStart};
+use shardhost_groups::core::{GroupCore, Opened, ReadNeed, ReplicaStart};
 use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
     SnapshotStore,
 };
-use shardhost_groups::worker::{Input, LogTask, WorkerCore};
+use shardhost_groups::clock::Moment;
+use shardhost_groups::worker::{Input, LeaseSign, LogTask, WorkerCore};
 use shardhost_groups::{
     GroupId, LogIndex, LogPosition, Membership, NodeId, ReadBarrier, ReadError, StateMachine, Term,
 };
@@ -21,6 +22,7 @@ use crate::machine::{ListMachine, MachineDisk};
 /// A read under way: its group, what it must see, and where the answer comes.
 pub struct PendingRead {
     pub group: GroupId,
+    pub need: ReadNeed,
     pub needed: u64,
     pub answer: oneshot::Receiver<Result<ReadBarrier, ReadError>>,
 }
@@ -41,6 +43,8 @@ pub struct Process {
     /// The write under way: it becomes durable when the disk says so.
     pub log_running: Option<LogTask>,
     pub reads: Vec<PendingRead>,
+    /// What is published of leases.
+    pub leases: BTreeMap<GroupId, LeaseSign>,
 }
 
 /// A node: a process that comes and goes, and disks that stay.
@@ -55,6 +59,14 @@ pub struct Node {
     pub disk_delay: u64,
     pub heard: BTreeMap<NodeId, (u64, u64)>,
     pub live: BTreeMap<NodeId, u64>,
+    /// How fast its clock runs, in thousandths.
+    pub pace: u64,
+    openings: u64,
+    /// Microseconds that its last slot was too short or too long.
+    slot_debt: u64,
+    /// Whether its state machines keep themselves: by group.
+    pub keeps: fn(u64, GroupId) -> bool,
+    pub keeping: u64,
 }
 
 impl Node {
@@ -70,12 +82,35 @@ impl Node {
             disk_delay: 4,
             heard: BTreeMap::new(),
             live: BTreeMap::new(),
+            pace: 1_000,
+            openings: 0,
+            slot_debt: 0,
+            keeps: |keeping, group| keeping + group.get() % 2 >= 2,
+            keeping: 0,
         }
     }
 
+    /// What its clock says at a moment of the world, in milliseconds.
+    pub fn clock(&self, now: u64) -> Moment {
+        // Clocks of different nodes have nothing to do with each other.
+        Moment::new(1_000_000_000_000 * self.id.get() + now * self.pace * 1_000)
+    }
+
+    /// Milliseconds of the world until its worker's next slot.
+    pub fn next_slot(&mut self, length: u64) -> u64 {
+        self.slot_debt += length * 1_000_000 / self.pace;
+        let whole = self.slot_debt / 1_000;
+        self.slot_debt %= 1_000;
+        whole
+    }
+
     /// Lays the first state of a group on the disk, as its creation does.
-    pub fn create(&mut self, group: GroupId, membership: &Membership, keeps: bool) {
-        let Some(replica) = membership.replica_on(self.id) else { return };
+    pub fn create(&mut self, group: GroupId, membership: &Membership) -> bool {
+        let Some(replica) = membership.replica_on(self.id) else { return false };
+        let buried = self.store.tombstone(group).unwrap();
+        if buried.is_some_and(|buried| buried >= replica) {
+            return false;
+        }
         let mut write = GroupWrite::new(group);
         write.meta = Some(GroupMeta {
             group,
@@ -89,8 +124,30 @@ impl Node {
             Some(HardState { term: Term::new(1), vote: None, commit: LogIndex::new(0) });
         write.reset = Some(LogPosition::default());
         self.store.write(&LogBatch { writes: vec![write] }).unwrap();
+        let keeps = (self.keeps)(self.keeping, group);
         let disk = MachineDisk { keeps, ..MachineDisk::default() };
         self.disks.insert(group, Arc::new(Mutex::new(disk)));
+        true
+    }
+
+    /// Opens a replica in the running process.
+    pub fn open_replica(&mut self, config: &GroupsConfig, group: GroupId) -> Result<(), String> {
+        self.openings += 1;
+        let epoch = self.life * 1_000_000 + self.openings;
+        let (replica, applier) = self.open(&self.own_config(config), group, epoch)?;
+        let machine = Machine { epoch, applier, work: VecDeque::new(), scheduled: false };
+        if let Some(process) = self.process.as_mut() {
+            process.core.handle(Input::Open(Box::new(replica)));
+            process.machines.insert(group, machine);
+        }
+        Ok(())
+    }
+
+    fn own_config(&self, config: &GroupsConfig) -> Arc<GroupsConfig> {
+        let mut config = config.clone();
+        config.node = self.id;
+        config.incarnation = self.life + 1;
+        Arc::new(config)
     }
 
     /// The process dies. Of the writes that were not synced, `keep` survive.
@@ -106,26 +163,17 @@ impl Node {
 
     /// Starts the process from what the disks hold.
     pub fn start(&mut self, config: &GroupsConfig) -> Result<(), String> {
-        let mut config = config.clone();
-        config.node = self.id;
-        config.incarnation = self.life + 1;
-        let config = Arc::new(config);
-        let mut core = WorkerCore::new();
-        let mut machines = BTreeMap::new();
-        for group in self.store.groups().map_err(|error| error.to_string())? {
-            let epoch = self.life * 1_000 + group.get();
-            let (replica, applier) = self.open(&config, group, epoch)?;
-            core.handle(Input::Open(Box::new(replica)));
-            let machine = Machine { epoch, applier, work: VecDeque::new(), scheduled: false };
-            machines.insert(group, machine);
-        }
         self.process = Some(Process {
-            core,
-            machines,
+            core: WorkerCore::new(),
+            machines: BTreeMap::new(),
             log_queue: VecDeque::new(),
             log_running: None,
             reads: Vec::new(),
+            leases: BTreeMap::new(),
         });
+        for group in self.store.groups().map_err(|error| error.to_string())? {
+            self.open_replica(config, group)?;
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use shardhost_groups::{GroupId, LogPosition, Membership, NodeId, Role};
 use shardhost_proto::log::{
     Entry, EntryKind, LogPosition as WirePosition, Member, Membership as WireMembership,
 };
-use shardhost_proto::peer::{GroupMessage, MessageKind, SnapshotMeta};
+use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind, SnapshotMeta};
 
 use crate::victim::{Victim, command, message};
 
@@ -149,7 +149,7 @@ fn number() -> impl Strategy<Value = Number> {
 }
 
 fn kind() -> impl Strategy<Value = i32> {
-    prop_oneof![9 => 1i32..=10, 1 => 0i32..25, 1 => 20i32..=22]
+    prop_oneof![9 => 1i32..=10, 1 => 0i32..25, 2 => 20i32..=24]
 }
 
 fn member() -> impl Strategy<Value = Member> {
@@ -239,10 +239,22 @@ fn build(victim: &Victim, garbage: &Garbage) -> GroupMessage {
             let index = metadata.index.around(status.committed.get());
             let position = Some(WirePosition { term: metadata.term.around(term), index });
             let (members, auto_leave) = (metadata.members.clone(), metadata.auto_leave);
-            let membership = WireMembership { config_index: 0, members, auto_leave };
+            let membership = WireMembership { members, auto_leave, ..Default::default() };
             SnapshotMeta { position, membership: Some(membership) }
         }),
+        stamp: garbage.hint.around(last),
+        life: garbage.commit_term.around(term),
+        invitation: invitation(garbage),
     }
+}
+
+/// Of the kinds that carry one mostly some membership, of the others mostly none.
+fn invitation(garbage: &Garbage) -> Option<Invitation> {
+    let invites = garbage.kind >= i32::from(MessageKind::Removed);
+    let metadata = garbage.snapshot.as_ref().filter(|_| invites || garbage.reject)?;
+    let (members, auto_leave) = (metadata.members.clone(), metadata.auto_leave);
+    let membership = WireMembership { members, auto_leave, ..Default::default() };
+    Some(Invitation { membership: Some(membership), ..Invitation::default() })
 }
 
 fn entries(garbage: &Garbage, term: u64, snapshot: bool) -> Vec<Entry> {

@@ -50,6 +50,7 @@ fn check(state: State, node: u64, message: &GroupMessage) -> Result<(), Refusal>
         last_index: LAST,
         persisted: if state == State::AsksTooEarly { LAST - 1 } else { LAST },
         committed: COMMITTED,
+        contacts: &[],
         membership: &membership,
     };
     let term_at = |index: u64| match index {

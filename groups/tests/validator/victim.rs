@@ -127,7 +127,7 @@ impl Victim {
     }
 
     fn round(&mut self) {
-        let round = self.core.finish_round();
+        let round = self.core.finish_round(None);
         let Round { log, work, .. } = round;
         if !log.is_empty() {
             self.unwritten.push_back(log);

@@ -1,23 +1,32 @@
-//! Sending: every shipment ends in exactly one report to the groups.
+//! Sending one snapshot, and going on when its stream breaks.
 
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use shardhost_groups::transport::{ShipmentOutcome, SnapshotShipment};
+use futures::{Stream, StreamExt};
+use parking_lot::Mutex;
+use shardhost_groups::transport::SnapshotShipment;
 use shardhost_proto::peer::peer_client::PeerClient;
-use shardhost_proto::peer::{SnapshotFrame, SnapshotHeader};
-use shardhost_storage::{GroupId, NodeId, ReplicaId, SnapshotError, SnapshotRead};
+use shardhost_proto::peer::{SnapshotFrame, SnapshotHeader, SnapshotReceipt};
+use shardhost_storage::{GroupId, LogPosition, NodeId, SnapshotError, SnapshotRead, SnapshotStore};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
 
 use super::CHUNKS_BETWEEN;
+use super::pump::{Pump, Source};
+use super::shipments::{Destination, Ticket};
 use crate::transport::connection;
+use crate::transport::peer::Peer;
 use crate::transport::sender::LaneError;
 use crate::transport::shared::{Shared, TaskKind};
+use crate::transport::stats::ShipmentFailure;
 
 /// Why a snapshot was not delivered. Raft asks again.
 #[derive(Debug, thiserror::Error)]
@@ -30,78 +39,69 @@ enum ShipError {
     UnknownNode(NodeId),
     #[error(transparent)]
     Store(#[from] SnapshotError),
-    #[error("reading it failed: {0}")]
-    Read(#[from] io::Error),
     #[error(transparent)]
     Connect(#[from] LaneError),
     #[error("the receiver refused it: {:?}: {}", .0.code(), .0.message())]
-    Refused(#[from] Status),
+    Refused(Status),
+    #[error("the stream broke: {:?}: {}", .0.code(), .0.message())]
+    Broken(Status),
     #[error("no progress for {0:?}")]
     Stalled(Duration),
-    #[error("the receiver has {received} of {size} bytes")]
-    Short { received: u64, size: u64 },
-    #[error("the reading thread panicked")]
+    #[error("the receiver says that it has {received} of {size} bytes")]
+    BadReceipt { received: u64, size: u64 },
+    #[error("the receiver ended the stream without a receipt")]
+    NoReceipt,
+    #[error("a thread panicked")]
     Panicked,
+}
+
+impl From<Status> for ShipError {
+    fn from(status: Status) -> Self {
+        match status.code() {
+            Code::Unavailable
+            | Code::Unknown
+            | Code::Internal
+            | Code::Cancelled
+            | Code::DeadlineExceeded => Self::Broken(status),
+            _ => Self::Refused(status),
+        }
+    }
+}
+
+impl ShipError {
+    const fn failure(&self) -> ShipmentFailure {
+        use ShipmentFailure as F;
+        match self {
+            Self::TooMany => F::TooMany,
+            Self::Stopping => F::Stopping,
+            Self::UnknownNode(_) => F::UnknownNode,
+            Self::Store(SnapshotError::Missing { .. }) => F::Missing,
+            Self::Store(SnapshotError::Corrupt { .. }) => F::Damaged,
+            Self::Store(_) => F::Disk,
+            Self::Connect(_) => F::Unreachable,
+            Self::Refused(_) => F::Refused,
+            Self::Broken(_) => F::Broken,
+            Self::Stalled(_) => F::Stalled,
+            Self::BadReceipt { .. } | Self::NoReceipt => F::BadReceipt,
+            Self::Panicked => F::Panicked,
+        }
+    }
+
+    /// Whether another stream may fare better.
+    const fn is_of_the_stream(&self) -> bool {
+        matches!(self, Self::Broken(_) | Self::Stalled(_))
+    }
 }
 
 /// Starts a shipment on a task of its own.
 pub(in crate::transport) fn ship(shared: &Arc<Shared>, shipment: SnapshotShipment) {
-    let Some(report) = Report::new(shared, &shipment) else {
+    let Some(destination) = Destination::of(&shipment) else {
         tracing::error!(?shipment, "a shipment addresses no replica");
         return;
     };
-    let task = Shipping { shared: Arc::clone(shared), shipment };
-    let room = Arc::clone(&shared.shipments).try_acquire_owned();
-    shared.spawn(TaskKind::Other, async move {
-        let shipped = match room {
-            Ok(_room) => task.run().await,
-            Err(_) => Err(ShipError::TooMany),
-        };
-        report.finish(&task.shipment, shipped);
-    });
-}
-
-/// Reports how a shipment ended; failure, if it ended in no other way.
-struct Report {
-    shared: Arc<Shared>,
-    group: GroupId,
-    to: ReplicaId,
-    outcome: ShipmentOutcome,
-}
-
-impl Report {
-    fn new(shared: &Arc<Shared>, shipment: &SnapshotShipment) -> Option<Self> {
-        Some(Self {
-            shared: Arc::clone(shared),
-            group: GroupId::new(shipment.message.group),
-            to: ReplicaId::new(shipment.message.to_replica)?,
-            outcome: ShipmentOutcome::Failed,
-        })
-    }
-
-    fn finish(mut self, shipment: &SnapshotShipment, shipped: Result<u64, ShipError>) {
-        let (group, to, position) = (self.group, shipment.to, shipment.position);
-        match shipped {
-            Ok(bytes) => {
-                tracing::info!(%group, %to, %position, bytes, "snapshot delivered");
-                self.outcome = ShipmentOutcome::Delivered;
-            }
-            Err(error) => tracing::warn!(%group, %to, %position, %error, "snapshot not delivered"),
-        }
-    }
-}
-
-impl Drop for Report {
-    fn drop(&mut self) {
-        let counters = &self.shared.counters;
-        match self.outcome {
-            ShipmentOutcome::Delivered => counters.snapshots_sent.add(1),
-            ShipmentOutcome::Failed => counters.snapshots_failed.add(1),
-        }
-        if let Some(inbound) = self.shared.inbound() {
-            inbound.snapshot_shipped(self.group, self.to, self.outcome);
-        }
-    }
+    let ticket = Ticket::new(shared, destination);
+    let shipping = Shipping { shared: Arc::clone(shared), shipment };
+    shared.spawn(TaskKind::Other, shipping.run(ticket));
 }
 
 struct Shipping {
@@ -110,8 +110,54 @@ struct Shipping {
 }
 
 impl Shipping {
+    async fn run(self, mut ticket: Ticket) {
+        let Some(superseded) = ticket.superseded() else {
+            self.fail(&mut ticket, &ShipError::TooMany).await;
+            return;
+        };
+        let shipped = async {
+            match self.ship_while_it_makes_sense().await {
+                Ok(bytes) => self.succeed(&mut ticket, bytes),
+                Err(error) => self.fail(&mut ticket, &error).await,
+            }
+        };
+        tokio::select! {
+            () = superseded.cancelled() => {
+                let SnapshotShipment { to, position, .. } = &self.shipment;
+                tracing::debug!(%to, %position, "a newer shipment of a snapshot took over");
+            }
+            () = shipped => {}
+        }
+    }
+
+    fn succeed(&self, ticket: &mut Ticket, bytes: u64) {
+        let Destination { group, replica } = ticket.destination();
+        let SnapshotShipment { to: node, position, .. } = &self.shipment;
+        tracing::info!(%group, %replica, %node, %position, bytes, "snapshot delivered");
+        ticket.end(Ok(()));
+    }
+
+    /// The groups learn of a failure a little later: they would try again at once.
+    async fn fail(&self, ticket: &mut Ticket, error: &ShipError) {
+        let Destination { group, replica } = ticket.destination();
+        let SnapshotShipment { to: node, position, .. } = &self.shipment;
+        match error.failure() {
+            ShipmentFailure::Damaged | ShipmentFailure::Disk => {
+                tracing::error!(%group, %replica, %node, %position, %error, "snapshot not delivered");
+            }
+            _ => {
+                tracing::warn!(%group, %replica, %node, %position, %error, "snapshot not delivered");
+            }
+        }
+        ticket.end(Err(error.failure()));
+        tokio::select! {
+            () = self.shared.stop.cancelled() => {}
+            () = tokio::time::sleep(self.shared.config.snapshot.retry_wait) => {}
+        }
+    }
+
     /// Ships the snapshot when its turn comes; returns its size in bytes.
-    async fn run(&self) -> Result<u64, ShipError> {
+    async fn ship_while_it_makes_sense(&self) -> Result<u64, ShipError> {
         tokio::select! {
             () = self.shared.stop.cancelled() => Err(ShipError::Stopping),
             shipped = self.ship_in_turn() => shipped,
@@ -119,107 +165,182 @@ impl Shipping {
     }
 
     async fn ship_in_turn(&self) -> Result<u64, ShipError> {
-        let turn = self.shared.sending.acquire().await;
+        let turn = self.shared.shipments.turns().acquire().await;
         let _turn = turn.map_err(|_| ShipError::Stopping)?;
         let peer = self.shared.peer(self.shipment.to);
         let peer = peer.ok_or(ShipError::UnknownNode(self.shipment.to))?;
         tokio::select! {
             () = peer.stop.cancelled() => Err(ShipError::UnknownNode(peer.node)),
-            shipped = self.ship_to(peer.address.borrow().clone()) => shipped,
+            shipped = self.ship_to(&peer) => shipped,
         }
     }
 
-    async fn ship_to(&self, address: String) -> Result<u64, ShipError> {
-        let reader = self.open().await?;
-        let size = reader.size();
-        let header = self.header(&*reader);
-        let channel = connection::connect(&self.shared.config, &address).await?;
-        let (frames, stream) = mpsc::channel(CHUNKS_BETWEEN);
-        let pump = Pump::new(reader, self.shared.config.snapshot.chunk_bytes, frames);
-        let read = Arc::clone(&pump.read);
-        let pump = tokio::task::spawn_blocking(move || pump.run(header));
-        let receipt = self.deliver(channel, stream, &read).await;
-        // A failed read cuts the stream short, and the receiver complains: the read is the cause.
-        pump.await.map_err(|_| ShipError::Panicked)??;
-        let received = receipt?;
-        if received == size { Ok(size) } else { Err(ShipError::Short { received, size }) }
+    /// Streams the snapshot. When a stream breaks, another goes on, as long as each begins
+    /// further on than the one before.
+    async fn ship_to(&self, peer: &Peer) -> Result<u64, ShipError> {
+        let source = self.open().await?;
+        let mut furthest = None;
+        loop {
+            let address = peer.address.borrow().clone();
+            let mut stream = OneStream::new(self, &source);
+            match stream.run(&address).await {
+                Err(error) if error.is_of_the_stream() && stream.began_at > furthest => {
+                    furthest = stream.began_at;
+                    tracing::info!(node = %peer.node, %error, "a snapshot goes on elsewhere");
+                }
+                Err(ShipError::Refused(status)) if status.code() == Code::DataLoss => {
+                    return Err(self.whose_damage(status).await);
+                }
+                ended => return ended,
+            }
+        }
     }
 
-    /// Opens the snapshot, which checks all of it.
-    async fn open(&self) -> Result<Box<dyn SnapshotRead>, ShipError> {
-        let store = Arc::clone(&self.shared.snapshots);
-        let (group, position) = (GroupId::new(self.shipment.message.group), self.shipment.position);
-        let opened = tokio::task::spawn_blocking(move || store.open(group, position));
-        Ok(opened.await.map_err(|_| ShipError::Panicked)??)
+    /// Opens the snapshot.
+    async fn open(&self) -> Result<Source, ShipError> {
+        let (store, group, position) = self.stored();
+        let opened = tokio::task::spawn_blocking(move || store.open_unchecked(group, position));
+        let source = opened.await.map_err(|_| ShipError::Panicked)??;
+        Ok(Arc::new(Mutex::new(source)))
     }
 
-    fn header(&self, reader: &dyn SnapshotRead) -> SnapshotHeader {
-        SnapshotHeader {
+    /// The receiver found other bytes than the header says: finds out whether they are damaged
+    /// here.
+    async fn whose_damage(&self, status: Status) -> ShipError {
+        let (store, group, position) = self.stored();
+        let checked = tokio::task::spawn_blocking(move || store.open(group, position).map(drop));
+        match checked.await {
+            Ok(Ok(())) => ShipError::Refused(status),
+            Ok(Err(error)) => error.into(),
+            Err(_) => ShipError::Panicked,
+        }
+    }
+
+    /// Where the snapshot stands.
+    fn stored(&self) -> (Arc<dyn SnapshotStore>, GroupId, LogPosition) {
+        (Arc::clone(&self.shared.snapshots), self.group(), self.shipment.position)
+    }
+
+    const fn group(&self) -> GroupId {
+        GroupId::new(self.shipment.message.group)
+    }
+
+    fn header(&self, source: &dyn SnapshotRead) -> SnapshotFrame {
+        let header = SnapshotHeader {
             hello: Some(self.shared.identity.hello(self.shipment.to, None)),
             message: Some(self.shipment.message.clone()),
-            size: reader.size(),
-            crc: reader.crc(),
-        }
+            size: source.size(),
+            crc: source.crc(),
+        };
+        SnapshotFrame { header: Some(header), chunk: Bytes::new() }
+    }
+}
+
+/// One stream of a shipment, from the connection to the receipt.
+struct OneStream<'a> {
+    shipping: &'a Shipping,
+    source: &'a Source,
+    /// Where the receiver wanted it to begin, once it said so.
+    began_at: Option<u64>,
+    /// Bytes handed to the connection.
+    sent: Arc<AtomicU64>,
+}
+
+impl<'a> OneStream<'a> {
+    fn new(shipping: &'a Shipping, source: &'a Source) -> Self {
+        Self { shipping, source, began_at: None, sent: Arc::default() }
     }
 
-    /// Streams the frames; returns how many bytes the receiver says it has.
-    async fn deliver(
+    async fn run(&mut self, address: &str) -> Result<u64, ShipError> {
+        let shared = &self.shipping.shared;
+        let channel = connection::connect(&shared.config, address).await?;
+        let (frames, stream) = mpsc::channel(CHUNKS_BETWEEN);
+        let (header, size) = {
+            let source = self.source.lock();
+            (self.shipping.header(&**source), source.size())
+        };
+        frames.try_send(header).map_err(|_| ShipError::Panicked)?;
+        let mut receipts = self.call(channel, stream).await?;
+        let offset = self.receipt(&mut receipts).await?;
+        if offset > size {
+            return Err(ShipError::BadReceipt { received: offset, size });
+        }
+        self.began_at = Some(offset);
+        shared.counters.snapshots.resumed.add(usize::from(offset > 0));
+        self.pump(receipts, frames, offset, size).await
+    }
+
+    /// Sends what the receiver has not, and waits for the receipt.
+    async fn pump(
         &self,
-        channel: tonic::transport::Channel,
-        frames: mpsc::Receiver<SnapshotFrame>,
-        read: &AtomicU64,
+        mut receipts: Streaming<SnapshotReceipt>,
+        frames: mpsc::Sender<SnapshotFrame>,
+        offset: u64,
+        size: u64,
     ) -> Result<u64, ShipError> {
-        let mut client = PeerClient::new(channel);
-        let call = client.snapshot(ReceiverStream::new(frames));
-        tokio::pin!(call);
-        let patience = self.shared.config.snapshot.stall_timeout;
+        let (over, runtime) = (CancellationToken::new(), Handle::current());
+        let ends: DropGuard = over.clone().drop_guard();
+        let (source, chunk_bytes) =
+            (Arc::clone(self.source), self.shipping.shared.config.snapshot.chunk_bytes);
+        let pump = Pump { source, offset, chunk_bytes, frames, over };
+        let pump = tokio::task::spawn_blocking(move || pump.run(&runtime));
+        let receipt = self.receipt(&mut receipts).await;
+        drop((receipts, ends));
+        // A failed read cuts the stream short, and the receiver complains: the read is the cause.
+        let read: io::Result<()> = pump.await.map_err(|_| ShipError::Panicked)?;
+        let group = self.shipping.group();
+        read.map_err(|error| SnapshotError::from_io(group, "reading it", &error))?;
+        let received = receipt?;
+        if received == size { Ok(size) } else { Err(ShipError::BadReceipt { received, size }) }
+    }
+
+    /// Makes the call; returns when the receiver has read the header and wants the rest.
+    async fn call(
+        &self,
+        channel: Channel,
+        frames: mpsc::Receiver<SnapshotFrame>,
+    ) -> Result<Streaming<SnapshotReceipt>, ShipError> {
+        let mut client = PeerClient::new(channel).max_decoding_message_size(RECEIPT_MAX_BYTES);
+        let patience = self.shipping.shared.config.snapshot.stall_timeout;
+        let call = tokio::time::timeout(patience, client.snapshot(self.paced(frames)));
+        Ok(call.await.map_err(|_| ShipError::Stalled(patience))??.into_inner())
+    }
+
+    fn paced(
+        &self,
+        frames: mpsc::Receiver<SnapshotFrame>,
+    ) -> impl Stream<Item = SnapshotFrame> + Send + 'static {
+        let (shared, sent) = (Arc::clone(&self.shipping.shared), Arc::clone(&self.sent));
+        ReceiverStream::new(frames).then(move |frame| {
+            let (shared, sent) = (Arc::clone(&shared), Arc::clone(&sent));
+            async move {
+                let bytes = frame.chunk.len();
+                shared.shipments.pace.take(bytes).await;
+                sent.fetch_add(bytes as u64, Ordering::Relaxed);
+                shared.counters.snapshots.bytes_sent.add(bytes);
+                frame
+            }
+        })
+    }
+
+    /// The next receipt: how many bytes the receiver has. Waits for as long as bytes move.
+    async fn receipt(&self, receipts: &mut Streaming<SnapshotReceipt>) -> Result<u64, ShipError> {
+        let patience = self.shipping.shared.config.snapshot.stall_timeout;
         let mut seen = None;
         loop {
-            tokio::select! {
-                receipt = &mut call => return Ok(receipt?.into_inner().size),
-                () = tokio::time::sleep(patience) => {
-                    let now = Some(read.load(Ordering::Relaxed));
-                    if now == seen {
+            match tokio::time::timeout(patience, receipts.message()).await {
+                Ok(receipt) => return receipt?.map(|r| r.size).ok_or(ShipError::NoReceipt),
+                Err(_) => {
+                    let sent = Some(self.sent.load(Ordering::Relaxed));
+                    if sent == seen {
                         return Err(ShipError::Stalled(patience));
                     }
-                    seen = now;
+                    seen = sent;
                 }
             }
         }
     }
 }
 
-/// Reads a snapshot into frames, on a blocking thread, as fast as they are taken.
-struct Pump {
-    reader: Box<dyn SnapshotRead>,
-    chunk_bytes: usize,
-    frames: mpsc::Sender<SnapshotFrame>,
-    /// Bytes read, for whoever watches the progress.
-    read: Arc<AtomicU64>,
-}
-
-impl Pump {
-    fn new(
-        reader: Box<dyn SnapshotRead>,
-        chunk_bytes: usize,
-        frames: mpsc::Sender<SnapshotFrame>,
-    ) -> Self {
-        Self { reader, chunk_bytes, frames, read: Arc::default() }
-    }
-
-    /// Ends at the end of the snapshot, or when nobody takes frames any more.
-    fn run(mut self, header: SnapshotHeader) -> io::Result<()> {
-        let mut frame = SnapshotFrame { header: Some(header), chunk: Bytes::new() };
-        while self.frames.blocking_send(frame).is_ok() {
-            let mut chunk = Vec::with_capacity(self.chunk_bytes);
-            let most = self.chunk_bytes as u64;
-            let count = self.reader.by_ref().take(most).read_to_end(&mut chunk)?;
-            if count == 0 {
-                break;
-            }
-            self.read.fetch_add(count as u64, Ordering::Relaxed);
-            frame = SnapshotFrame { header: None, chunk: chunk.into() };
-        }
-        Ok(())
-    }
-}
+/// A receipt is a number.
+const RECEIPT_MAX_BYTES: usize = 1 << 10;

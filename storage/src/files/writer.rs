@@ -5,11 +5,17 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::space::Promise;
 use super::trailer::Trailer;
-use super::{Name, Shared, failed};
+use super::{Name, Shared};
 use crate::snapshot::{SnapshotError, SnapshotWrite};
 
 const BUFFER_BYTES: usize = 64 * 1024;
+/// Room that is asked for at once when nobody said how much is needed.
+pub(super) const ROOM_STEP_BYTES: u64 = 16 << 20;
 
 /// Writes under a temporary name, and removes it when it is dropped before it was finished.
 pub(super) struct Writer {
@@ -19,23 +25,91 @@ pub(super) struct Writer {
     file: BufWriter<File>,
     size: u64,
     crc: crc32fast::Hasher,
+    /// Written since the last sync.
+    unsynced: u64,
+    /// Room for what is still to be written; `None`: the file system set it aside.
+    promise: Option<Promise>,
     finished: bool,
 }
 
 impl Writer {
-    pub fn create(shared: Arc<Shared>, name: Name) -> Result<Self, SnapshotError> {
+    /// Creates the file. Nothing is promised to it yet.
+    pub fn create(shared: &Arc<Shared>, name: Name) -> Result<Self, SnapshotError> {
         let temporary = shared.temporary_path(name);
         let file = File::create_new(&temporary)
-            .map_err(|error| failed(name.group, "creating its file", &error))?;
+            .map_err(|error| SnapshotError::from_io(name.group, "creating its file", &error))?;
         Ok(Self {
-            shared,
+            shared: Arc::clone(shared),
             name,
             temporary,
             file: BufWriter::with_capacity(BUFFER_BYTES, file),
             size: 0,
             crc: crc32fast::Hasher::new(),
+            unsynced: 0,
+            promise: None,
             finished: false,
         })
+    }
+
+    /// A writer whose size nobody knows: it asks for more room while it writes.
+    pub fn growing(mut self, promise: Promise) -> Self {
+        self.promise = Some(promise);
+        self
+    }
+
+    /// Bytes written.
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// CRC-32 of the bytes written.
+    pub fn crc(&self) -> u32 {
+        self.crc.clone().finalize()
+    }
+
+    /// Sets room aside for `bytes` more, the trailer included, which the promise covers.
+    pub fn allocate(&mut self, bytes: u64, promise: Promise) -> io::Result<()> {
+        let (file, mode) = (self.file.get_ref(), FallocateFlags::KEEP_SIZE);
+        self.promise = match rustix::fs::fallocate(file, mode, self.size, bytes) {
+            Ok(()) => None,
+            // Then it is the promise that keeps others away.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => Some(promise),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(())
+    }
+
+    /// Brings what was written into the file, and gives back the room for more.
+    pub fn settle(&mut self) -> io::Result<()> {
+        self.file.flush()?;
+        self.promise = None;
+        self.file.get_ref().set_len(self.size)
+    }
+
+    fn make_room(&mut self, bytes: u64) -> Result<(), SnapshotError> {
+        match &mut self.promise {
+            Some(promise) if promise.bytes() < bytes => {
+                promise.grow(self.name.group, bytes.max(ROOM_STEP_BYTES))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn note_written(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let count = bytes.len() as u64;
+        if let Some(promise) = &mut self.promise {
+            promise.redeem(count);
+        }
+        self.crc.update(bytes);
+        self.size += count;
+        self.unsynced += count;
+        // A sync of a gibibyte at the end would hold up the log, which stands on the same disk.
+        if self.unsynced >= self.shared.options.sync_bytes {
+            self.unsynced = 0;
+            self.file.flush()?;
+            self.file.get_ref().sync_data()?;
+        }
+        Ok(())
     }
 
     fn complete(&mut self, trailer: &Trailer) -> io::Result<()> {
@@ -48,9 +122,9 @@ impl Writer {
 
 impl Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.make_room(bytes.len() as u64)?;
         let count = self.file.write(bytes)?;
-        self.crc.update(&bytes[..count]);
-        self.size += count as u64;
+        self.note_written(&bytes[..count])?;
         Ok(count)
     }
 
@@ -61,9 +135,9 @@ impl Write for Writer {
 
 impl SnapshotWrite for Writer {
     fn finish(mut self: Box<Self>) -> Result<(u64, u32), SnapshotError> {
-        let crc = self.crc.clone().finalize();
-        let trailer = Trailer { name: self.name, size: self.size, crc };
-        self.complete(&trailer).map_err(|error| failed(self.name.group, "finishing it", &error))?;
+        let trailer = Trailer { name: self.name, size: self.size, crc: self.crc() };
+        self.complete(&trailer)
+            .map_err(|error| SnapshotError::from_io(self.name.group, "finishing it", &error))?;
         self.finished = true;
         Ok((trailer.size, trailer.crc))
     }

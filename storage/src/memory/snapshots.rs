@@ -1,14 +1,22 @@
 //! Snapshots in memory, with crashes and faults on command.
 
+mod receiving;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use crc32fast::Hasher;
 use parking_lot::Mutex;
 
 use crate::ids::{GroupId, LogPosition};
-use crate::snapshot::{SnapshotError, SnapshotRead, SnapshotStore, SnapshotWrite};
+use crate::snapshot::{
+    SnapshotAnnouncement, SnapshotError, SnapshotRead, SnapshotReceive, SnapshotStore,
+    SnapshotWrite,
+};
+use receiving::{Paused, Receiving};
 
 /// Something that goes wrong with [`MemorySnapshots`], until [`MemorySnapshots::heal`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,7 +26,12 @@ pub enum SnapshotFault {
     NoSpace,
     /// Everything that concerns this group fails.
     Io(GroupId),
+    /// So many bytes fit, over all snapshots, finished or not.
+    Capacity(u64),
 }
+
+/// What fits without a [`SnapshotFault::Capacity`]: no address space holds more.
+const CAPACITY_BYTES: u64 = 1 << 47;
 
 /// A [`SnapshotStore`] in memory. Clones are handles of the same store.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +42,10 @@ pub struct MemorySnapshots {
 #[derive(Debug, Default)]
 struct Inner {
     kept: BTreeMap<(GroupId, LogPosition), Kept>,
+    /// Broken receptions, one per group; they wait for ever.
+    paused: BTreeMap<GroupId, Paused>,
+    /// Bytes that unfinished snapshots hold or were promised.
+    unfinished: u64,
     faults: BTreeSet<SnapshotFault>,
     /// Counts crashes: a writer from before the last one is dead.
     life: u64,
@@ -49,7 +66,10 @@ impl MemorySnapshots {
 
     /// The process dies and starts again: what was not finished is gone, and its writers fail.
     pub fn crash(&self) {
-        self.inner.lock().life += 1;
+        let mut inner = self.inner.lock();
+        inner.life += 1;
+        inner.unfinished = 0;
+        inner.paused.clear();
     }
 
     /// Damages a kept snapshot: one bit of it, or its checksum when it is empty. False when
@@ -93,15 +113,60 @@ impl Inner {
             return Err(SnapshotError::Io { group, action: "writing", message });
         }
         if self.faults.contains(&SnapshotFault::NoSpace) {
-            return Err(SnapshotError::NoSpace { group });
+            return Err(SnapshotError::DiskFull { group });
         }
         self.check(group, "writing")
+    }
+
+    /// What still fits.
+    fn available(&self) -> u64 {
+        let capacity = |fault: &SnapshotFault| match fault {
+            SnapshotFault::Capacity(bytes) => Some(*bytes),
+            SnapshotFault::NoSpace => Some(0),
+            SnapshotFault::Io(_) => None,
+        };
+        let capacity = self.faults.iter().filter_map(capacity).min().unwrap_or(CAPACITY_BYTES);
+        let kept: u64 = self.kept.values().map(|kept| kept.bytes.len() as u64).sum();
+        let paused: u64 = self.paused.values().map(Paused::size).sum();
+        capacity.saturating_sub(kept).saturating_sub(paused).saturating_sub(self.unfinished)
     }
 
     fn positions(&self, group: GroupId) -> impl Iterator<Item = LogPosition> + '_ {
         let from = (group, LogPosition::default());
         let to = (group, LogPosition::new(u64::MAX, u64::MAX));
         self.kept.range(from..=to).map(|((_, position), _)| *position)
+    }
+
+    fn keep(&mut self, group: GroupId, position: LogPosition, bytes: Vec<u8>) -> (u64, u32) {
+        let (size, crc) = (bytes.len() as u64, crc32fast::hash(&bytes));
+        self.kept.insert((group, position), Kept { bytes: bytes.into(), crc });
+        self.forget_paused(group, |paused| paused <= position);
+        (size, crc)
+    }
+
+    fn forget_paused(&mut self, group: GroupId, goes: impl Fn(LogPosition) -> bool) {
+        if self.paused.get(&group).is_some_and(|paused| goes(paused.position())) {
+            self.paused.remove(&group);
+        }
+    }
+
+    fn remove_where(&mut self, group: GroupId, goes: impl Fn(LogPosition) -> bool) {
+        let gone: Vec<_> = self.positions(group).filter(|position| goes(*position)).collect();
+        for position in gone {
+            self.kept.remove(&(group, position));
+        }
+    }
+
+    fn read(
+        &self,
+        group: GroupId,
+        position: LogPosition,
+    ) -> Result<(Reader, &Kept), SnapshotError> {
+        self.check(group, "opening")?;
+        let kept = self.kept.get(&(group, position));
+        let kept = kept.ok_or(SnapshotError::Missing { group, position })?;
+        let (bytes, rest) = (kept.bytes.clone(), kept.bytes.clone());
+        Ok((Reader { bytes, rest, crc: kept.crc, found: Some(Hasher::new()) }, kept))
     }
 }
 
@@ -117,21 +182,38 @@ impl SnapshotStore for MemorySnapshots {
         Ok(Box::new(Writer { store, group, position, life: inner.life, bytes: Vec::new() }))
     }
 
+    fn receive(
+        &self,
+        announced: SnapshotAnnouncement,
+    ) -> Result<Box<dyn SnapshotReceive>, SnapshotError> {
+        Ok(Box::new(Receiving::begin(&self.inner, announced)?))
+    }
+
     fn open(
         &self,
         group: GroupId,
         position: LogPosition,
     ) -> Result<Box<dyn SnapshotRead>, SnapshotError> {
         let inner = self.inner.lock();
-        inner.check(group, "opening")?;
-        let kept = inner.kept.get(&(group, position));
-        let kept = kept.ok_or(SnapshotError::Missing { group, position })?;
-        let crc = crc32fast::hash(&kept.bytes);
-        if crc != kept.crc {
-            let message = format!("checksum {:08x} was written, it is {crc:08x}", kept.crc);
-            return Err(SnapshotError::Corrupt { group, position, message });
-        }
-        Ok(Box::new(Reader { size: kept.bytes.len() as u64, crc, rest: kept.bytes.clone() }))
+        let (reader, kept) = inner.read(group, position)?;
+        compare(kept.crc, crc32fast::hash(&kept.bytes))
+            .map_err(|message| SnapshotError::Corrupt { group, position, message })?;
+        Ok(Box::new(reader))
+    }
+
+    fn open_unchecked(
+        &self,
+        group: GroupId,
+        position: LogPosition,
+    ) -> Result<Box<dyn SnapshotRead>, SnapshotError> {
+        Ok(Box::new(self.inner.lock().read(group, position)?.0))
+    }
+
+    fn groups(&self) -> Result<Vec<GroupId>, SnapshotError> {
+        let inner = self.inner.lock();
+        let mut groups: Vec<_> = inner.kept.keys().map(|(group, _)| *group).collect();
+        groups.dedup();
+        Ok(groups)
     }
 
     fn list(&self, group: GroupId) -> Result<Vec<LogPosition>, SnapshotError> {
@@ -143,13 +225,33 @@ impl SnapshotStore for MemorySnapshots {
     fn remove_below(&self, group: GroupId, keep: Option<LogPosition>) -> Result<(), SnapshotError> {
         let mut inner = self.inner.lock();
         inner.check(group, "removing")?;
-        let below = |position: &LogPosition| keep.is_none_or(|keep| *position < keep);
-        let gone: Vec<_> = inner.positions(group).filter(below).collect();
-        for position in gone {
-            inner.kept.remove(&(group, position));
-        }
+        let below = |position: LogPosition| keep.is_none_or(|keep| position < keep);
+        inner.remove_where(group, below);
+        inner.forget_paused(group, below);
         Ok(())
     }
+
+    fn remove_except(
+        &self,
+        group: GroupId,
+        keep: Option<LogPosition>,
+    ) -> Result<(), SnapshotError> {
+        let mut inner = self.inner.lock();
+        inner.check(group, "removing")?;
+        inner.remove_where(group, |position| keep != Some(position));
+        Ok(())
+    }
+
+    fn forget_stale(&self) -> Option<Duration> {
+        None
+    }
+}
+
+fn compare(written: u32, found: u32) -> Result<(), String> {
+    if found == written {
+        return Ok(());
+    }
+    Err(format!("checksum {written:08x} was written, it is {found:08x}"))
 }
 
 struct Writer {
@@ -162,13 +264,13 @@ struct Writer {
 
 impl Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.store.lock().check_writer(self.group, self.life) {
-            Ok(()) => self.bytes.write(bytes),
-            Err(error @ SnapshotError::NoSpace { .. }) => {
-                Err(io::Error::new(io::ErrorKind::StorageFull, error))
-            }
-            Err(error) => Err(io::Error::other(error)),
+        let mut inner = self.store.lock();
+        inner.check_writer(self.group, self.life)?;
+        if bytes.len() as u64 > inner.available() {
+            return Err(SnapshotError::DiskFull { group: self.group }.into());
         }
+        inner.unfinished += bytes.len() as u64;
+        self.bytes.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -177,35 +279,59 @@ impl Write for Writer {
 }
 
 impl SnapshotWrite for Writer {
-    fn finish(self: Box<Self>) -> Result<(u64, u32), SnapshotError> {
-        let Self { store, group, position, life, bytes } = *self;
-        let mut inner = store.lock();
-        inner.check_writer(group, life)?;
-        let (size, crc) = (bytes.len() as u64, crc32fast::hash(&bytes));
-        inner.kept.insert((group, position), Kept { bytes: bytes.into(), crc });
-        Ok((size, crc))
+    fn finish(mut self: Box<Self>) -> Result<(u64, u32), SnapshotError> {
+        let mut inner = self.store.lock();
+        inner.check_writer(self.group, self.life)?;
+        let bytes = std::mem::take(&mut self.bytes);
+        inner.unfinished -= bytes.len() as u64;
+        Ok(inner.keep(self.group, self.position, bytes))
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let mut inner = self.store.lock();
+        if inner.life == self.life {
+            inner.unfinished -= self.bytes.len() as u64;
+        }
     }
 }
 
 struct Reader {
-    size: u64,
-    crc: u32,
+    bytes: Bytes,
     rest: Bytes,
+    crc: u32,
+    /// Of what was handed out, when that began at the start.
+    found: Option<Hasher>,
 }
 
 impl Read for Reader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let count = out.len().min(self.rest.len());
         self.rest.copy_to_slice(&mut out[..count]);
+        if let Some(found) = &mut self.found {
+            found.update(&out[..count]);
+            if self.rest.is_empty() {
+                compare(self.crc, found.clone().finalize())
+                    .map_err(|message| io::Error::new(io::ErrorKind::InvalidData, message))?;
+            }
+        }
         Ok(count)
     }
 }
 
 impl SnapshotRead for Reader {
     fn size(&self) -> u64 {
-        self.size
+        self.bytes.len() as u64
     }
     fn crc(&self) -> u32 {
         self.crc
+    }
+    fn read_from(&mut self, offset: u64) -> io::Result<()> {
+        let rest = usize::try_from(offset).ok().filter(|offset| *offset <= self.bytes.len());
+        let Some(offset) = rest else { return Err(io::ErrorKind::InvalidInput.into()) };
+        self.rest = self.bytes.slice(offset..);
+        self.found = (offset == 0).then(Hasher::new);
+        Ok(())
     }
 }

@@ -2,23 +2,22 @@
 //!
 //! | module | what it shows |
 //! |---|---|
-//! | `rules`, `refusals` | the rules of the log seam, for each store |
+//! | `log_store` | the rules of the log seam, for each store |
 //! | `snapshots` | the rules of the snapshot seam, for each store |
 //! | `memory_faults` | crashes and faults on command of the stores in memory |
 //! | `snapshot_files` | what can happen to files |
 //! | `differential` | random batches: RocksDB's store against the one in memory |
 //! | `crash`, `identity`, `damage` | what RocksDB's store says to damaged and foreign directories |
-//! | `space`, `concurrent` | its size on disk and in memory, and reads while it writes |
+//! | `space` | its size on disk and in memory |
+//!
+//! The rules of both seams are part of the library: `shardhost_storage::testing`.
 
 mod fixtures;
+mod log_store;
 mod memory_faults;
-mod refusals;
-mod rules;
 mod snapshot_files;
 mod snapshots;
 
-#[cfg(feature = "rocksdb")]
-mod concurrent;
 #[cfg(feature = "rocksdb")]
 mod crash;
 #[cfg(feature = "rocksdb")]

@@ -1,17 +1,17 @@
 //! Crashes and faults on command of the stores in memory.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 
+use shardhost_storage::testing::snapshot_store::{announce, content, get, put};
 use shardhost_storage::{
-    LogBatch, LogError, LogPosition, LogStore, MemorySnapshots, MemoryStore, SnapshotError,
-    SnapshotFault, SnapshotStore, StoreFault,
+    LogBatch, LogError, LogPosition, LogStore, MemorySnapshots, MemoryStore, SnapshotAnnouncement,
+    SnapshotError, SnapshotFault, SnapshotStore, StoreFault,
 };
 
 use crate::fixtures::{
     GROUP, append, compact, create, entries, hard_state, index, load, read, reset, view, write,
     write_all,
 };
-use crate::snapshots::{get, put};
 
 fn batch(writes: impl Into<Vec<shardhost_storage::GroupWrite>>) -> LogBatch {
     LogBatch { writes: writes.into() }
@@ -156,7 +156,7 @@ const AT: LogPosition = LogPosition::new(3, 40);
 #[test]
 fn a_full_disk_fails_snapshots_until_there_is_room() {
     let store = MemorySnapshots::new();
-    let full = SnapshotError::NoSpace { group: GROUP };
+    let full = SnapshotError::DiskFull { group: GROUP };
     let mut writer = store.create(GROUP, AT).expect("a writer");
     store.inject(SnapshotFault::NoSpace);
     let error = writer.write_all(b"state").expect_err("full");
@@ -165,6 +165,35 @@ fn a_full_disk_fails_snapshots_until_there_is_room() {
     assert_eq!(store.create(GROUP, AT).map(|_| ()), Err(full));
     store.heal();
     put(&store, GROUP, AT, b"state");
+}
+
+#[test]
+fn a_capacity_bounds_what_is_kept_written_and_promised() {
+    let store = MemorySnapshots::new();
+    store.inject(SnapshotFault::Capacity(100));
+    put(&store, GROUP, AT, &content(40));
+    let later = LogPosition::new(3, 41);
+    let of = |size, position| SnapshotAnnouncement { position, ..announce(&content(size)) };
+    let promised = store.receive(of(50, later)).expect("a reception");
+    let refused = store.receive(of(11, AT)).map(|_| ());
+    assert_eq!(refused, Err(SnapshotError::NoSpace { group: GROUP, needed: 11, available: 10 }));
+    let mut writer = store.create(GROUP, later).expect("a writer");
+    writer.write_all(&content(10)).expect("the last ten");
+    let error = writer.write_all(b"x").expect_err("full");
+    assert_eq!(error.kind(), ErrorKind::StorageFull);
+    drop((promised, writer));
+    put(&store, GROUP, later, &content(60));
+}
+
+#[test]
+fn a_damaged_snapshot_fails_its_unchecked_reader_at_the_end() {
+    let store = MemorySnapshots::new();
+    put(&store, GROUP, AT, &content(100));
+    assert!(store.corrupt(GROUP, AT));
+    assert_eq!(store.receive(announce(&content(100))).map(|r| r.received()), Ok(0));
+    let mut reader = store.open_unchecked(GROUP, AT).expect("nobody looked yet");
+    let error = reader.read_to_end(&mut Vec::new()).expect_err("damaged");
+    assert_eq!(error.kind(), ErrorKind::InvalidData);
 }
 
 #[test]

@@ -51,7 +51,12 @@ impl Cluster {
             let waiter = Waiter::Sink { sink, token: id };
             let now = std::time::Instant::now();
             let pending = Pending::new(group, waiter, Charge::default(), now);
-            proposals.push(Proposal { command: Bytes::from(command), in_term: None, pending });
+            proposals.push(Proposal {
+                command: Bytes::from(command),
+                in_term: None,
+                through_barrier: false,
+                pending,
+            });
             ids.push(id);
         }
         // A proposal to a node that is down ends at once: dropping it tells the proposer.
@@ -68,12 +73,56 @@ impl Cluster {
         let group = self.any_group();
         let id = self.node_to_ask(group);
         let needed = self.checks.highest_acknowledged(group);
+        let need = match self.chance.below(3) {
+            0 => ReadNeed::FromLeader,
+            1 => ReadNeed::Leadership,
+            _ => ReadNeed::Applied,
+        };
         let (waiter, answer) = oneshot::channel();
         let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) else {
             return Ok(());
         };
-        process.reads.push(PendingRead { group, needed, answer });
-        self.input(id, Input::Read { group, waiter })
+        process.reads.push(PendingRead { group, need, needed, answer });
+        self.input(id, Input::Read { group, request: ReadRequest { need, waiter } })
+    }
+
+    /// A client reads under a lease, as a handle does: it looks at the published lease and the
+    /// clock, and some time later at the state machine.
+    pub(super) fn lease_read(&mut self) -> Result<(), String> {
+        if self.faulty {
+            let wait = self.chance.between(5, 60);
+            self.after(wait, Event::LeaseRead);
+        }
+        let group = self.any_group();
+        let needed = self.checks.highest_acknowledged(group);
+        for id in self.node_ids() {
+            let node = &self.nodes[&id];
+            let (clock, life) = (node.clock(self.now), node.life);
+            let lease = node.process.as_ref().and_then(|process| process.leases.get(&group));
+            if lease.is_some_and(|lease| clock < lease.until) {
+                let pause = if self.chance.per_mille(20) { 2_000 } else { 3 };
+                let pause = self.chance.below(pause);
+                self.after(pause, Event::LeaseAnswer { node: id, life, group, needed });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn lease_answer(
+        &mut self,
+        id: NodeId,
+        life: u64,
+        group: GroupId,
+        needed: u64,
+    ) -> Result<(), String> {
+        if !self.is_running(id, life) {
+            return Ok(());
+        }
+        let Some(disk) = self.nodes[&id].disks.get(&group) else { return Ok(()) };
+        let commands = &disk.lock().unwrap().live.commands;
+        let seen = commands.last().map_or(0, |(at, _)| at.index.get());
+        self.checks.lease_reads += 1;
+        self.checks.read(group, seen, needed)
     }
 
     pub(super) fn take_reads(&mut self, id: NodeId) -> Result<(), String> {
@@ -83,16 +132,18 @@ impl Cluster {
         let mut answered = Vec::new();
         process.reads.retain_mut(|read| match read.answer.try_recv() {
             Ok(answer) => {
-                answered.push((read.group, read.needed, answer));
+                answered.push((read.group, read.need, read.needed, answer));
                 false
             }
             Err(oneshot::error::TryRecvError::Empty) => true,
             Err(oneshot::error::TryRecvError::Closed) => false,
         });
-        for (group, needed, answer) in answered {
+        for (group, need, needed, answer) in answered {
             let Ok(barrier) = answer else { continue };
             self.checks.read(group, barrier.read_index.get(), needed)?;
-            self.checks.read(group, barrier.applied.get(), barrier.read_index.get())?;
+            if need != ReadNeed::Leadership {
+                self.checks.read(group, barrier.applied.get(), barrier.read_index.get())?;
+            }
         }
         Ok(())
     }

@@ -48,6 +48,13 @@ impl Cluster {
             let removed = node.snapshots.remove_below(*group, Some(*keep));
             removed.map_err(|error| error.to_string())?;
         }
+        for (group, _) in &task.buried {
+            let removed = node.snapshots.remove_below(*group, None);
+            removed.map_err(|error| error.to_string())?;
+        }
+        for (group, epoch) in &task.buried {
+            self.retire(id, *group, *epoch);
+        }
         self.after(0, Event::LogStart { node: id, life });
         self.send(id, task.releases)?;
         self.input(id, Input::Persisted(task.acks))

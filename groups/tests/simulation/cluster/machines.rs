@@ -54,7 +54,7 @@ impl Cluster {
                 sink.finish().map_err(|error| error.to_string())?;
                 GroupEvent::SnapshotMade(Some(position))
             }
-            ApplyReport::Nothing => return Ok(()),
+            ApplyReport::Removed | ApplyReport::Nothing => return Ok(()),
         };
         self.input(id, Input::Group { group, epoch, event })
     }

@@ -1,5 +1,6 @@
 //! The virtual world: a clock, a queue of what happens next, and the nodes that it happens to.
 
+mod changes;
 mod clients;
 mod log;
 mod machines;
@@ -9,16 +10,21 @@ mod trouble;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use shardhost_groups::apply::{ApplyReport, ApplyWork};
 use shardhost_groups::config::GroupsConfig;
-use shardhost_groups::core::{Proposal, TransferRequest};
+use shardhost_groups::core::{
+    MembershipOrder, MembershipRequest, Proposal, ReadNeed, ReadRequest, TransferRequest,
+    TransferTarget,
+};
+use shardhost_groups::storage::convert::membership_from_message;
 use shardhost_groups::storage::{LogStore, SnapshotStore, StoreFault};
 use shardhost_groups::transport::{Outgoing, ShipmentOutcome, SnapshotShipment};
 use shardhost_groups::waiter::{Charge, Pending, Waiter};
 use shardhost_groups::worker::{GroupEvent, Input, LogTask, Round};
-use shardhost_groups::{GroupId, Membership, NodeId, ReplicaId};
+use shardhost_groups::{CaughtUp, GroupId, Membership, MembershipChange, NodeId, ReplicaId};
 use shardhost_proto::peer::GroupMessage;
 use tokio::sync::oneshot;
 
@@ -47,6 +53,12 @@ pub struct Shape {
     pub lying_disks: bool,
     pub check_messages: bool,
     pub load_every: u64,
+    /// Nodes that belong to no group at first.
+    pub spares: u64,
+    /// By how much the speeds of clocks may differ from the world's, in thousandths.
+    pub drift: u64,
+    /// Whether memberships are changed.
+    pub changes: bool,
 }
 
 impl Shape {
@@ -68,7 +80,19 @@ impl Shape {
             lying_disks: false,
             check_messages: true,
             load_every: 60,
+            spares: 0,
+            drift: 0,
+            changes: false,
         }
+    }
+
+    /// As a seed draws it, with spare nodes and changes of membership.
+    pub fn changing(seed: u64) -> Self {
+        let mut shape = Self::from_seed(seed);
+        let mut chance = Chance::new(seed ^ 0xcafe);
+        shape.spares = chance.between(1, 3);
+        shape.changes = true;
+        shape
     }
 
     /// A shape that a seed draws.
@@ -81,6 +105,7 @@ impl Shape {
         shape.keeping = chance.below(3);
         shape.load_every = chance.between(15, 120);
         shape.config.seed = seed;
+        shape.drift = chance.below(50);
         shape.config.max_append_bytes = chance.between(1, 2_000);
         shape.config.max_inflight_appends = usize::try_from(chance.between(1, 16)).unwrap_or(1);
         shape.config.max_apply_bytes_per_group = usize::try_from(chance.between(1, 4_000)).unwrap();
@@ -89,6 +114,7 @@ impl Shape {
             duplication: chance.below(60),
             delay: chance.between(1, 30),
             late: chance.below(10),
+            late_orders: chance.below(500),
         };
         shape
     }
@@ -104,6 +130,9 @@ enum Event {
     SnapshotArrives { from: NodeId, from_life: u64, shipment: Box<SnapshotShipment> },
     Load,
     Read,
+    LeaseRead,
+    LeaseAnswer { node: NodeId, life: u64, group: GroupId, needed: u64 },
+    Change,
     Fault,
     Restart { node: NodeId },
     HealNetwork,
@@ -146,13 +175,14 @@ impl Cluster {
             story: std::env::var("SIMULATION_SEED").is_ok(),
             faulty: false,
         };
-        let ids: Vec<NodeId> = (1..=shape.nodes).map(NodeId::must).collect();
-        let membership = Membership::initial(ids.iter().copied());
+        let ids: Vec<NodeId> = (1..=shape.nodes + shape.spares).map(NodeId::must).collect();
+        let membership = Membership::initial((1..=shape.nodes).map(NodeId::must));
         for &id in &ids {
             let mut node = Node::new(id);
+            node.keeping = shape.keeping;
+            node.pace = cluster.chance.between(1_000 - shape.drift, 1_000 + shape.drift);
             for group in 1..=shape.groups {
-                let keeps = shape.keeping + group % 2 >= 2;
-                node.create(GroupId::new(group), &membership, keeps);
+                node.create(GroupId::new(group), &membership);
             }
             if shape.lying_disks {
                 node.store.inject(StoreFault::LyingSync);
@@ -227,6 +257,11 @@ impl Cluster {
             }
             Event::Load => self.load(),
             Event::Read => self.read(),
+            Event::LeaseRead => self.lease_read(),
+            Event::LeaseAnswer { node, life, group, needed } => {
+                self.lease_answer(node, life, group, needed)
+            }
+            Event::Change => self.change_something(),
             Event::Fault => {
                 if self.faulty {
                     let next = self.next_fault()?;

@@ -7,6 +7,10 @@ impl Cluster {
         self.faulty = true;
         self.after(300, Event::Load);
         self.after(500, Event::Read);
+        self.after(600, Event::LeaseRead);
+        if self.shape.changes {
+            self.after(1_500, Event::Change);
+        }
         self.after(2_000, Event::Fault);
         self.pass(self.shape.duration)?;
         self.faulty = false;
@@ -59,8 +63,12 @@ impl Cluster {
     pub(super) fn every_replica_holds_the_same(&self) -> Result<(), String> {
         for group in (1..=self.shape.groups).map(GroupId::new) {
             let mut first = None;
-            for node in self.nodes.values() {
-                let contents = node.disks[&group].lock().unwrap().live.clone();
+            let members = self.members_of(group)?;
+            for node in self.nodes.values().filter(|node| members.contains(&node.id)) {
+                let Some(disk) = node.disks.get(&group) else {
+                    return Err(format!("{:?} has no replica: {}", node.id, self.describe(group)));
+                };
+                let contents = disk.lock().unwrap().live.clone();
                 self.checks.settled(group, &contents.commands)?;
                 match &first {
                     None => first = Some(contents.commands),
@@ -72,6 +80,26 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// The nodes that the leader says are members; nobody else has a replica.
+    fn members_of(&self, group: GroupId) -> Result<Vec<NodeId>, String> {
+        let leader = self.nodes.values().find(|node| node.serves(group));
+        let core = leader.and_then(|node| node.process.as_ref()?.core.group(group));
+        let core = core.ok_or_else(|| format!("{group:?} is not led: {}", self.describe(group)))?;
+        let status = core.status();
+        if status.pending_change.is_some() || status.membership.incoming.is_some() {
+            return Err(format!("a change is not finished: {}", self.describe(group)));
+        }
+        let members: Vec<NodeId> = status.membership.members.values().map(|m| m.node).collect();
+        let others = self.nodes.values().filter(|node| !members.contains(&node.id));
+        for node in others {
+            if node.process.as_ref().is_some_and(|process| process.core.group(group).is_some()) {
+                let all = self.describe(group);
+                return Err(format!("{:?} was removed and does not end: {all}", node.id));
+            }
+        }
+        Ok(members)
     }
 
     pub fn settle_until_asleep(&mut self) -> Result<(), String> {

@@ -58,8 +58,13 @@ impl Cluster {
     pub fn transfer_something(&mut self, chance: &mut Chance) {
         let group = GroupId::new(chance.between(1, self.shape.groups));
         let from = self.node_to_ask(group);
-        let to = if chance.per_mille(500) { Some(self.pick_node(chance)) } else { None };
+        let to = match chance.below(4) {
+            0 | 1 => TransferTarget::Node(self.pick_node(chance)),
+            2 => TransferTarget::FirstFit { candidates: self.node_ids(), max_lag: chance.below(5) },
+            _ => TransferTarget::Furthest,
+        };
         self.tell(|| format!("{from:?} is asked to hand {group:?} to {to:?}"));
+        self.begin(from);
         let (waiter, _forgotten) = oneshot::channel();
         let request = TransferRequest { to, waiter };
         if let Some(process) = self.nodes.get_mut(&from).and_then(|n| n.process.as_mut()) {
@@ -71,7 +76,9 @@ impl Cluster {
     pub(super) fn heartbeats(&mut self) -> Result<(), String> {
         self.after(HEARTBEAT, Event::Heartbeats);
         let ids = self.node_ids();
-        for &to in &ids {
+        // A process that does not run hears nobody.
+        let running = ids.iter().filter(|id| self.nodes[*id].process.is_some());
+        for to in running.copied().collect::<Vec<_>>() {
             let mut changes = Vec::new();
             for &from in ids.iter().filter(|from| **from != to) {
                 let sender = &self.nodes[&from];

@@ -1,5 +1,7 @@
 //! Inputs for a node's worker, and carrying out its rounds.
 
+use shardhost_proto::peer::MessageKind;
+
 use super::*;
 
 impl Cluster {
@@ -22,7 +24,9 @@ impl Cluster {
             self.after(wait, Event::Slot { node, life });
             return Ok(());
         }
-        self.after(SLOT, Event::Slot { node, life });
+        let next = self.nodes.get_mut(&node).map_or(SLOT, |node| node.next_slot(SLOT));
+        self.after(next, Event::Slot { node, life });
+        self.begin(node);
         if let Some(process) = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut()) {
             process.core.tick_slot();
         }
@@ -44,18 +48,29 @@ impl Cluster {
 
     /// Gives an input to a node's worker, if the node runs, and carries out the round.
     pub(super) fn input(&mut self, node: NodeId, input: Input) -> Result<(), String> {
-        let Some(process) = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut()) else {
-            return Ok(());
-        };
-        process.core.handle(input);
+        self.begin(node);
+        if let Some(process) = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut()) {
+            process.core.handle(input);
+        }
         self.round(node)
     }
 
+    /// Tells a node's worker what time it is.
+    pub(super) fn begin(&mut self, id: NodeId) {
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let clock = node.clock(now);
+        if let Some(process) = node.process.as_mut() {
+            process.core.begin(Some(clock));
+        }
+    }
+
     pub(super) fn round(&mut self, id: NodeId) -> Result<(), String> {
-        let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) else {
-            return Ok(());
-        };
-        let round = process.core.finish_round();
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let clock = node.clock(now);
+        let Some(process) = node.process.as_mut() else { return Ok(()) };
+        let round = process.core.finish_round(Some(clock));
         let counters = process.core.counters();
         if counters.failures > 0 {
             return Err(format!("a replica of {id:?} failed"));
@@ -73,6 +88,9 @@ impl Cluster {
         for (_, _, status) in &round.statuses {
             self.checks.sleeps += u64::from(status.asleep);
         }
+        if let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) {
+            process.leases.extend(round.leases.into_iter().map(|(group, _, sign)| (group, sign)));
+        }
         for edge in &round.edges {
             self.tell(|| format!("{id:?} {edge:?}"));
             self.print(edge.term.get());
@@ -83,6 +101,17 @@ impl Cluster {
             self.checks.transfers += u64::from(answer.is_ok());
             drop(waiter.send(answer));
         }
+        for (waiter, outcome) in round.membership_replies {
+            self.tell(|| format!("{id:?} membership {outcome:?}"));
+            self.checks.membership_answer(&outcome);
+            drop(waiter.send(outcome));
+        }
+        for (waiter, outcome) in round.barrier_replies {
+            drop(waiter.send(outcome));
+        }
+        for (waiter, outcome) in round.drain_replies {
+            drop(waiter.send(outcome));
+        }
         self.send(id, round.messages)?;
         self.queue_log(id, round.log);
         for (group, epoch, work) in round.work {
@@ -91,8 +120,45 @@ impl Cluster {
         for shipment in round.shipments {
             self.ship(id, shipment);
         }
+        for (from, message) in round.invitations {
+            self.invited(id, from, &message)?;
+        }
         self.checks.take_outcomes()?;
         self.take_reads(id)
+    }
+
+    /// A replica ended; its machine's state goes.
+    pub(super) fn retire(&mut self, id: NodeId, group: GroupId, epoch: u64) {
+        self.tell(|| format!("{id:?} {group:?} retired"));
+        self.checks.retired += 1;
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let Some(process) = node.process.as_mut() else { return };
+        if process.machines.get(&group).is_some_and(|machine| machine.epoch == epoch) {
+            process.machines.remove(&group);
+            process.leases.remove(&group);
+            node.disks.remove(&group);
+        }
+    }
+
+    /// A node should hold a replica: as a host does, it makes an empty one.
+    fn invited(&mut self, id: NodeId, from: NodeId, message: &GroupMessage) -> Result<(), String> {
+        let group = GroupId::new(message.group);
+        let config = self.shape.config.clone();
+        let wire = message.invitation.as_ref().and_then(|one| one.membership.as_ref());
+        let membership = wire.and_then(|wire| membership_from_message(wire).ok());
+        let Some(membership) = membership else { return Ok(()) };
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let stored = node.store.load(group).map_err(|error| error.to_string())?;
+        let named = membership.replica_on(id).map(|replica| replica.get());
+        if stored.is_some() || named != Some(message.to_replica) {
+            return Ok(());
+        }
+        if !node.create(group, &membership) {
+            return Ok(());
+        }
+        node.open_replica(&config, group)?;
+        self.tell(|| format!("{id:?} {group:?} invited by {from:?}"));
+        self.round(id)
     }
 
     pub(super) fn send(&mut self, from: NodeId, messages: Vec<Outgoing>) -> Result<(), String> {
@@ -106,7 +172,8 @@ impl Cluster {
                 continue;
             }
             let mut chance = self.chance.clone();
-            for delay in self.network.arrivals(self.weather, &mut chance) {
+            let order = outgoing.message.kind() == MessageKind::TimeoutNow;
+            for delay in self.network.arrivals(self.weather, order, &mut chance) {
                 let messages = vec![outgoing.message.clone()];
                 self.after(delay, Event::Messages { from, to: outgoing.to, messages });
             }

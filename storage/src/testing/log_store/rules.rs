@@ -1,45 +1,17 @@
-//! The rules of the log seam. Every store passes all of it.
+//! What a store must do with what it is told to write.
 
-use shardhost_storage::{
+use crate::{
     GroupId, GroupWrite, HardState, LogBatch, LogError, LogPosition, LogStore, ReplicaId, Term,
 };
 
-use crate::fixtures::{
-    GROUP, Subject, append, compact, create, create_replica, destroy, entries, hard_state, index,
-    load, log_suite, meta, read, read_at_most, reset, view, write, write_all,
+use super::Subject;
+use crate::testing::fixtures::{
+    GROUP, append, compact, create, create_replica, destroy, entries, hard_state, index, load,
+    meta, read, read_at_most, reset, view, write, write_all,
 };
 
-log_suite! {
-    a_new_store_is_empty
-    a_new_replica_starts_with_an_empty_log
-    what_was_written_is_read_again_and_survives
-    the_parts_of_a_write_replace_what_was_there
-    an_overwrite_inside_a_run_cuts_what_was_behind
-    an_overwrite_of_exactly_one_run_replaces_it
-    an_overwrite_may_replace_the_whole_log
-    overwrites_pile_up
-    an_overwrite_moves_where_terms_begin
-    reads_start_and_end_inside_runs
-    a_compaction_inside_a_run_keeps_the_rest
-    a_compaction_may_take_everything
-    a_late_compaction_does_nothing
-    appends_continue_after_a_compaction
-    a_reset_drops_all_entries
-    a_reset_to_the_same_base_drops_all_entries
-    a_reset_and_entries_take_effect_in_order
-    entries_and_their_compaction_fit_in_one_write
-    a_destroyed_replica_leaves_a_tombstone
-    a_tombstone_needs_no_replica_and_never_shrinks
-    a_new_replica_may_follow_in_the_same_batch
-    merged_writes_of_a_group_take_effect_in_order
-    max_bytes_counts_payload_but_never_stops_before_the_first
-    groups_at_the_borders_of_their_keys_do_not_touch
-    large_runs_are_read_whole_and_in_part
-    an_empty_batch_is_fine
-    the_counters_count
-}
-
-fn a_new_store_is_empty(subject: &mut dyn Subject) {
+/// Nothing is known of any group, also after it was opened again.
+pub fn a_new_store_is_empty(subject: &mut dyn Subject) {
     for _ in 0..2 {
         let store = subject.store();
         assert_eq!(store.groups(), Ok(vec![]));
@@ -49,7 +21,8 @@ fn a_new_store_is_empty(subject: &mut dyn Subject) {
     }
 }
 
-fn a_new_replica_starts_with_an_empty_log(subject: &mut dyn Subject) {
+/// The first write of a replica makes it known, with an empty log and hard state.
+pub fn a_new_replica_starts_with_an_empty_log(subject: &mut dyn Subject) {
     write_all(subject.store(), [create(GROUP)]);
     for _ in 0..2 {
         let store = subject.store();
@@ -64,7 +37,8 @@ fn a_new_replica_starts_with_an_empty_log(subject: &mut dyn Subject) {
     }
 }
 
-fn what_was_written_is_read_again_and_survives(subject: &mut dyn Subject) {
+/// Entries, terms and hard state are read as they were written, by this process and the next.
+pub fn what_was_written_is_read_again_and_survives(subject: &mut dyn Subject) {
     let first = GroupWrite {
         hard_state: Some(hard_state(2, 1, 3)),
         entries: [entries(1, 1..=2), entries(2, 3..=9)].concat(),
@@ -84,7 +58,8 @@ fn what_was_written_is_read_again_and_survives(subject: &mut dyn Subject) {
     }
 }
 
-fn the_parts_of_a_write_replace_what_was_there(subject: &mut dyn Subject) {
+/// A meta or a hard state replaces the one before and touches nothing else.
+pub fn the_parts_of_a_write_replace_what_was_there(subject: &mut dyn Subject) {
     let store = subject.store();
     write_all(store, [create(GROUP), append(GROUP, 1, 1..=3)]);
     let mut changed = meta(GROUP, 1);
@@ -102,7 +77,8 @@ fn the_parts_of_a_write_replace_what_was_there(subject: &mut dyn Subject) {
     }
 }
 
-fn an_overwrite_inside_a_run_cuts_what_was_behind(subject: &mut dyn Subject) {
+/// Entries that begin inside what was written at once replace everything from there on.
+pub fn an_overwrite_inside_a_run_cuts_what_was_behind(subject: &mut dyn Subject) {
     write_all(subject.store(), [create(GROUP), append(GROUP, 1, 1..=10), append(GROUP, 2, 5..=6)]);
     for _ in 0..2 {
         let store = subject.store();
@@ -115,7 +91,8 @@ fn an_overwrite_inside_a_run_cuts_what_was_behind(subject: &mut dyn Subject) {
     }
 }
 
-fn an_overwrite_of_exactly_one_run_replaces_it(subject: &mut dyn Subject) {
+/// Entries that begin where an earlier write began replace it and what came behind.
+pub fn an_overwrite_of_exactly_one_run_replaces_it(subject: &mut dyn Subject) {
     write_all(
         subject.store(),
         [
@@ -133,7 +110,8 @@ fn an_overwrite_of_exactly_one_run_replaces_it(subject: &mut dyn Subject) {
     }
 }
 
-fn an_overwrite_may_replace_the_whole_log(subject: &mut dyn Subject) {
+/// Entries from the first index on replace everything.
+pub fn an_overwrite_may_replace_the_whole_log(subject: &mut dyn Subject) {
     let old = [append(GROUP, 1, 1..=4), append(GROUP, 1, 5..=8)];
     write_all(subject.store(), [create(GROUP)].into_iter().chain(old));
     write_all(subject.store(), [append(GROUP, 3, 1..=2)]);
@@ -143,7 +121,8 @@ fn an_overwrite_may_replace_the_whole_log(subject: &mut dyn Subject) {
     }
 }
 
-fn overwrites_pile_up(subject: &mut dyn Subject) {
+/// Overwrites of overwrites leave of each what the later ones did not reach.
+pub fn overwrites_pile_up(subject: &mut dyn Subject) {
     // Each one cuts into the one before, so that runs overlap on disk.
     let overwrites = (1..=8).map(|term| append(GROUP, term, 2 * term..=2 * term + 20));
     write_all(subject.store(), [create(GROUP), append(GROUP, 1, 1..=1)]);
@@ -163,7 +142,8 @@ fn overwrites_pile_up(subject: &mut dyn Subject) {
     }
 }
 
-fn an_overwrite_moves_where_terms_begin(subject: &mut dyn Subject) {
+/// The terms of all indexes follow the entries, whatever stood there before.
+pub fn an_overwrite_moves_where_terms_begin(subject: &mut dyn Subject) {
     // The same term again, but earlier; then an older stretch again, but longer.
     write_all(
         subject.store(),
@@ -183,7 +163,8 @@ fn an_overwrite_moves_where_terms_begin(subject: &mut dyn Subject) {
     }
 }
 
-fn reads_start_and_end_inside_runs(subject: &mut dyn Subject) {
+/// Every range can be read, wherever the writes began and ended.
+pub fn reads_start_and_end_inside_runs(subject: &mut dyn Subject) {
     write_all(subject.store(), [create(GROUP)]);
     write_all(subject.store(), (0..6).map(|run| append(GROUP, 1, 4 * run + 1..=4 * run + 4)));
     for _ in 0..2 {
@@ -197,7 +178,8 @@ fn reads_start_and_end_inside_runs(subject: &mut dyn Subject) {
     }
 }
 
-fn a_compaction_inside_a_run_keeps_the_rest(subject: &mut dyn Subject) {
+/// What is not compacted stays; what is compacted says so; the term of the base is kept.
+pub fn a_compaction_inside_a_run_keeps_the_rest(subject: &mut dyn Subject) {
     write_all(
         subject.store(),
         [
@@ -225,7 +207,8 @@ fn a_compaction_inside_a_run_keeps_the_rest(subject: &mut dyn Subject) {
     }
 }
 
-fn a_compaction_may_take_everything(subject: &mut dyn Subject) {
+/// A log may be compacted up to its last entry.
+pub fn a_compaction_may_take_everything(subject: &mut dyn Subject) {
     write_all(subject.store(), [create(GROUP), append(GROUP, 2, 1..=9), compact(GROUP, 2, 9)]);
     for _ in 0..2 {
         let persisted = load(subject.store(), GROUP);
@@ -235,7 +218,8 @@ fn a_compaction_may_take_everything(subject: &mut dyn Subject) {
     }
 }
 
-fn a_late_compaction_does_nothing(subject: &mut dyn Subject) {
+/// A compaction behind the base changes nothing.
+pub fn a_late_compaction_does_nothing(subject: &mut dyn Subject) {
     write_all(subject.store(), [create(GROUP), append(GROUP, 2, 1..=9), compact(GROUP, 2, 5)]);
     // The terms of what is gone are not known any more, so that a wrong one is not noticed.
     write_all(subject.store(), [compact(GROUP, 2, 5), compact(GROUP, 2, 3), compact(GROUP, 9, 1)]);
@@ -246,7 +230,8 @@ fn a_late_compaction_does_nothing(subject: &mut dyn Subject) {
     }
 }
 
-fn appends_continue_after_a_compaction(subject: &mut dyn Subject) {
+/// Entries follow the last one, also when it was compacted.
+pub fn appends_continue_after_a_compaction(subject: &mut dyn Subject) {
     write_all(
         subject.store(),
         [
@@ -264,7 +249,8 @@ fn appends_continue_after_a_compaction(subject: &mut dyn Subject) {
     }
 }
 
-fn a_reset_drops_all_entries(subject: &mut dyn Subject) {
+/// A reset starts the log anew at another position and keeps the hard state.
+pub fn a_reset_drops_all_entries(subject: &mut dyn Subject) {
     let state = GroupWrite { hard_state: Some(hard_state(3, 2, 5)), ..GroupWrite::new(GROUP) };
     write_all(
         subject.store(),
@@ -283,7 +269,8 @@ fn a_reset_drops_all_entries(subject: &mut dyn Subject) {
     }
 }
 
-fn a_reset_to_the_same_base_drops_all_entries(subject: &mut dyn Subject) {
+/// A reset to where the log begins empties it.
+pub fn a_reset_to_the_same_base_drops_all_entries(subject: &mut dyn Subject) {
     write_all(subject.store(), [create(GROUP), append(GROUP, 1, 1..=9), compact(GROUP, 1, 4)]);
     write_all(subject.store(), [reset(GROUP, 1, 4)]);
     for _ in 0..2 {
@@ -293,7 +280,8 @@ fn a_reset_to_the_same_base_drops_all_entries(subject: &mut dyn Subject) {
     }
 }
 
-fn a_reset_and_entries_take_effect_in_order(subject: &mut dyn Subject) {
+/// Entries in the write of a reset follow the new base.
+pub fn a_reset_and_entries_take_effect_in_order(subject: &mut dyn Subject) {
     let both = GroupWrite { entries: entries(5, 3..=4), ..reset(GROUP, 4, 2) };
     write_all(subject.store(), [create(GROUP), append(GROUP, 1, 1..=9), both]);
     for _ in 0..2 {
@@ -304,7 +292,8 @@ fn a_reset_and_entries_take_effect_in_order(subject: &mut dyn Subject) {
     }
 }
 
-fn entries_and_their_compaction_fit_in_one_write(subject: &mut dyn Subject) {
+/// A write may append entries and compact some of them.
+pub fn entries_and_their_compaction_fit_in_one_write(subject: &mut dyn Subject) {
     let beyond = GroupWrite {
         entries: entries(2, 6..=20),
         compact: Some(LogPosition::new(2, 15)),
@@ -319,7 +308,8 @@ fn entries_and_their_compaction_fit_in_one_write(subject: &mut dyn Subject) {
     }
 }
 
-fn a_destroyed_replica_leaves_a_tombstone(subject: &mut dyn Subject) {
+/// Of a destroyed replica nothing is left but the number that is not used again.
+pub fn a_destroyed_replica_leaves_a_tombstone(subject: &mut dyn Subject) {
     write_all(subject.store(), [create(GROUP), append(GROUP, 1, 1..=9), destroy(GROUP, 1)]);
     for _ in 0..2 {
         let store = subject.store();
@@ -331,7 +321,8 @@ fn a_destroyed_replica_leaves_a_tombstone(subject: &mut dyn Subject) {
     }
 }
 
-fn a_tombstone_needs_no_replica_and_never_shrinks(subject: &mut dyn Subject) {
+/// The largest destroyed replica id is remembered, whether the replica was here or not.
+pub fn a_tombstone_needs_no_replica_and_never_shrinks(subject: &mut dyn Subject) {
     write_all(subject.store(), [destroy(GROUP, 5), destroy(GROUP, 2)]);
     for _ in 0..2 {
         assert_eq!(subject.store().tombstone(GROUP), Ok(ReplicaId::new(5)));
@@ -341,7 +332,8 @@ fn a_tombstone_needs_no_replica_and_never_shrinks(subject: &mut dyn Subject) {
     assert_eq!(subject.store().tombstone(GROUP), Ok(ReplicaId::new(6)));
 }
 
-fn a_new_replica_may_follow_in_the_same_batch(subject: &mut dyn Subject) {
+/// One batch may destroy a replica and create the next.
+pub fn a_new_replica_may_follow_in_the_same_batch(subject: &mut dyn Subject) {
     write_all(subject.store(), [create(GROUP), append(GROUP, 1, 1..=9)]);
     let again = GroupWrite { entries: entries(2, 1..=2), ..create_replica(GROUP, 2) };
     assert_eq!(write(subject.store(), [destroy(GROUP, 1), again]), Ok(()));
@@ -354,7 +346,8 @@ fn a_new_replica_may_follow_in_the_same_batch(subject: &mut dyn Subject) {
     }
 }
 
-fn merged_writes_of_a_group_take_effect_in_order(subject: &mut dyn Subject) {
+/// Several writes of one group in a batch count as if they had come one by one.
+pub fn merged_writes_of_a_group_take_effect_in_order(subject: &mut dyn Subject) {
     let other = GroupId::new(8);
     let merged = [
         create(GROUP),
@@ -378,7 +371,8 @@ fn merged_writes_of_a_group_take_effect_in_order(subject: &mut dyn Subject) {
     }
 }
 
-fn max_bytes_counts_payload_but_never_stops_before_the_first(subject: &mut dyn Subject) {
+/// A read is bounded in bytes and makes progress all the same.
+pub fn max_bytes_counts_payload_but_never_stops_before_the_first(subject: &mut dyn Subject) {
     let store = subject.store();
     write_all(store, [create(GROUP), append(GROUP, 1, 1..=4), append(GROUP, 1, 5..=9)]);
     let all = entries(1, 1..=9);
@@ -395,7 +389,8 @@ fn max_bytes_counts_payload_but_never_stops_before_the_first(subject: &mut dyn S
     }
 }
 
-fn groups_at_the_borders_of_their_keys_do_not_touch(subject: &mut dyn Subject) {
+/// Whatever is done to a group leaves those with neighbouring numbers alone.
+pub fn groups_at_the_borders_of_their_keys_do_not_touch(subject: &mut dyn Subject) {
     let borders = [0, 1, 2, 254, 255, 256, 257, u64::MAX - 1, u64::MAX].map(GroupId::new);
     for group in borders {
         write_all(subject.store(), [create(group), append(group, group.get() % 1000 + 1, 1..=9)]);
@@ -421,7 +416,8 @@ fn groups_at_the_borders_of_their_keys_do_not_touch(subject: &mut dyn Subject) {
     assert_eq!(subject.store().groups(), Ok(borders.to_vec()));
 }
 
-fn large_runs_are_read_whole_and_in_part(subject: &mut dyn Subject) {
+/// Twenty thousand entries in one write are as good as many small ones.
+pub fn large_runs_are_read_whole_and_in_part(subject: &mut dyn Subject) {
     // Larger than any run: it becomes several, within one write.
     write_all(subject.store(), [create(GROUP), append(GROUP, 1, 1..=20_000)]);
     write_all(subject.store(), [compact(GROUP, 1, 9_000), append(GROUP, 2, 15_000..=15_001)]);
@@ -434,11 +430,13 @@ fn large_runs_are_read_whole_and_in_part(subject: &mut dyn Subject) {
     }
 }
 
-fn an_empty_batch_is_fine(subject: &mut dyn Subject) {
+/// A batch without writes succeeds.
+pub fn an_empty_batch_is_fine(subject: &mut dyn Subject) {
     assert_eq!(subject.store().write(&LogBatch::default()), Ok(()));
 }
 
-fn the_counters_count(subject: &mut dyn Subject) {
+/// The counters count batches, writes, entries and bytes.
+pub fn the_counters_count(subject: &mut dyn Subject) {
     let store = subject.store();
     let written = entries(1, 1..=3);
     let bytes: u64 = written.iter().map(|entry| entry.payload_bytes()).sum();

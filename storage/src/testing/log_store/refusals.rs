@@ -1,24 +1,12 @@
-//! What the log seam refuses, in writes and in reads. Every store passes all of it.
+//! What a store must refuse, in writes and in reads.
 
-use shardhost_storage::{GroupId, GroupWrite, LogError, LogPosition, Member, ReplicaId};
+use crate::{GroupId, GroupWrite, LogError, LogPosition, Member, ReplicaId};
 
-use crate::fixtures::{
-    GROUP, Subject, append, compact, create, create_replica, destroy, entries, hard_state, index,
-    load, log_suite, meta, read, reset, view, write, write_all,
+use super::Subject;
+use crate::testing::fixtures::{
+    GROUP, append, compact, create, create_replica, destroy, entries, hard_state, index, load,
+    meta, read, reset, view, write, write_all,
 };
-
-log_suite! {
-    a_replica_id_is_never_used_again
-    a_batch_that_breaks_a_rule_leaves_no_trace
-    the_first_write_must_carry_the_meta
-    a_meta_must_fit_its_replica
-    entries_must_be_contiguous_and_attached
-    a_compaction_must_name_an_entry
-    no_log_reaches_the_last_index
-    reads_outside_the_log_say_so
-    a_failed_read_leaves_the_buffer_alone
-    unknown_groups_say_so
-}
 
 fn refused(result: Result<(), LogError>) -> String {
     match result {
@@ -27,7 +15,8 @@ fn refused(result: Result<(), LogError>) -> String {
     }
 }
 
-fn a_replica_id_is_never_used_again(subject: &mut dyn Subject) {
+/// A replica with the number of a destroyed one is refused.
+pub fn a_replica_id_is_never_used_again(subject: &mut dyn Subject) {
     write_all(subject.store(), [create_replica(GROUP, 3), destroy(GROUP, 3)]);
     for _ in 0..2 {
         for replica in [1, 2, 3] {
@@ -43,7 +32,8 @@ fn a_replica_id_is_never_used_again(subject: &mut dyn Subject) {
     }
 }
 
-fn a_batch_that_breaks_a_rule_leaves_no_trace(subject: &mut dyn Subject) {
+/// Nothing of a refused batch is written, and the store goes on.
+pub fn a_batch_that_breaks_a_rule_leaves_no_trace(subject: &mut dyn Subject) {
     let other = GroupId::new(8);
     write_all(subject.store(), [create(GROUP), append(GROUP, 1, 1..=5)]);
     let before = view(subject.store(), GROUP).expect("readable");
@@ -66,7 +56,8 @@ fn a_batch_that_breaks_a_rule_leaves_no_trace(subject: &mut dyn Subject) {
     write_all(subject.store(), [append(GROUP, 1, 6..=6)]);
 }
 
-fn the_first_write_must_carry_the_meta(subject: &mut dyn Subject) {
+/// A replica of which nothing is known cannot be written to.
+pub fn the_first_write_must_carry_the_meta(subject: &mut dyn Subject) {
     let store = subject.store();
     refused(write(store, [append(GROUP, 1, 1..=1)]));
     refused(write(store, [reset(GROUP, 1, 1)]));
@@ -74,7 +65,8 @@ fn the_first_write_must_carry_the_meta(subject: &mut dyn Subject) {
     refused(write(store, [create(GROUP), destroy(GROUP, 1), append(GROUP, 1, 1..=1)]));
 }
 
-fn a_meta_must_fit_its_replica(subject: &mut dyn Subject) {
+/// A meta of another group or replica is refused, and one whose members make no sense.
+pub fn a_meta_must_fit_its_replica(subject: &mut dyn Subject) {
     let store = subject.store();
     let wrong_group = GroupWrite { meta: Some(meta(GroupId::new(8), 1)), ..GroupWrite::new(GROUP) };
     refused(write(store, [wrong_group]));
@@ -98,7 +90,8 @@ fn a_meta_must_fit_its_replica(subject: &mut dyn Subject) {
     assert_eq!(load(store, GROUP).meta, meta(GROUP, 2));
 }
 
-fn entries_must_be_contiguous_and_attached(subject: &mut dyn Subject) {
+/// Entries with gaps, or apart from the log, are refused.
+pub fn entries_must_be_contiguous_and_attached(subject: &mut dyn Subject) {
     let store = subject.store();
     write_all(store, [create(GROUP)]);
     refused(write(store, [append(GROUP, 1, 2..=2)]));
@@ -114,7 +107,8 @@ fn entries_must_be_contiguous_and_attached(subject: &mut dyn Subject) {
     assert_eq!(view(store, GROUP).expect("readable").entries, entries(1, 4..=5));
 }
 
-fn a_compaction_must_name_an_entry(subject: &mut dyn Subject) {
+/// A compaction beyond the log, or with another term than the entry's, is refused.
+pub fn a_compaction_must_name_an_entry(subject: &mut dyn Subject) {
     let store = subject.store();
     write_all(store, [create(GROUP), append(GROUP, 2, 1..=5)]);
     refused(write(store, [compact(GROUP, 2, 6)]));
@@ -124,7 +118,8 @@ fn a_compaction_must_name_an_entry(subject: &mut dyn Subject) {
     assert_eq!(write(store, [append(GROUP, 3, 4..=4), compact(GROUP, 3, 4)]), Ok(()));
 }
 
-fn no_log_reaches_the_last_index(subject: &mut dyn Subject) {
+/// The last index of all cannot be written: one more must always exist.
+pub fn no_log_reaches_the_last_index(subject: &mut dyn Subject) {
     let top = u64::MAX;
     write_all(subject.store(), [create(GROUP)]);
     refused(write(subject.store(), [reset(GROUP, 1, top)]));
@@ -138,7 +133,8 @@ fn no_log_reaches_the_last_index(subject: &mut dyn Subject) {
     }
 }
 
-fn reads_outside_the_log_say_so(subject: &mut dyn Subject) {
+/// A read before the base or behind the last entry says which of the two.
+pub fn reads_outside_the_log_say_so(subject: &mut dyn Subject) {
     let store = subject.store();
     write_all(store, [create(GROUP), append(GROUP, 2, 1..=9), compact(GROUP, 2, 4)]);
     let compacted =
@@ -155,7 +151,8 @@ fn reads_outside_the_log_say_so(subject: &mut dyn Subject) {
     assert_eq!(store.term(GROUP, index(10)), Err(beyond(10)));
 }
 
-fn a_failed_read_leaves_the_buffer_alone(subject: &mut dyn Subject) {
+/// A read that fails appends nothing; one that succeeds appends.
+pub fn a_failed_read_leaves_the_buffer_alone(subject: &mut dyn Subject) {
     let store = subject.store();
     write_all(store, [create(GROUP), append(GROUP, 1, 1..=3)]);
     let mut out = entries(9, 1..=1);
@@ -165,7 +162,8 @@ fn a_failed_read_leaves_the_buffer_alone(subject: &mut dyn Subject) {
     assert_eq!(out, [entries(9, 1..=1), entries(1, 2..=3)].concat(), "reads append");
 }
 
-fn unknown_groups_say_so(subject: &mut dyn Subject) {
+/// Reads of a group without a replica say that there is none.
+pub fn unknown_groups_say_so(subject: &mut dyn Subject) {
     let store = subject.store();
     let unknown = LogError::UnknownGroup { group: GROUP };
     assert_eq!(read(store, GROUP, 1, 1), Err(unknown.clone()));

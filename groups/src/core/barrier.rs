@@ -1,0 +1,111 @@
+//! A barrier holds back the proposals of users while an operator's go through, and can be waited
+//! for until nothing of the users' is under way any more. It belongs to a term.
+
+use shardhost_storage::{GroupId, LogIndex, Term};
+use tokio::sync::oneshot;
+
+use super::GroupCore;
+use crate::error::{BarrierError, ProposeError, RejectReason};
+use crate::worker::Round;
+
+/// Answers with the term and the number of the barrier.
+pub type BarrierWaiter = oneshot::Sender<Result<(Term, u64), BarrierError>>;
+
+/// Answers when everything before the barrier is applied, with the last index of it.
+pub type DrainWaiter = oneshot::Sender<Result<LogIndex, BarrierError>>;
+
+/// What is asked of the leader.
+#[derive(Debug)]
+pub enum BarrierOrder {
+    /// Open one.
+    Open(BarrierWaiter),
+    /// Close the one with this number, if it is open.
+    Close(u64),
+    /// Tell when nothing of the users' is under way any more.
+    Drain {
+        /// Which barrier.
+        number: u64,
+        /// Who waits.
+        waiter: DrainWaiter,
+    },
+}
+
+/// A barrier that is open.
+#[derive(Debug)]
+pub(super) struct Barrier {
+    number: u64,
+    /// The last entry that a user may have proposed.
+    last: u64,
+    drainers: Vec<DrainWaiter>,
+}
+
+impl GroupCore {
+    /// Opens, closes, or waits for a barrier.
+    pub fn barrier(&mut self, order: BarrierOrder, round: &mut Round) {
+        match order {
+            BarrierOrder::Open(waiter) => {
+                let opened = self.open_barrier(round);
+                round.barrier_replies.push((waiter, opened));
+            }
+            BarrierOrder::Close(number) => self.close_barrier(number, round),
+            BarrierOrder::Drain { number, waiter } => match self.barrier.as_mut() {
+                Some(barrier) if barrier.number == number => barrier.drainers.push(waiter),
+                _ => round.drain_replies.push((waiter, Err(BarrierError::Ended { group: self.id }))),
+            },
+        }
+    }
+
+    fn open_barrier(&mut self, round: &mut Round) -> Result<(Term, u64), BarrierError> {
+        let group = self.id;
+        if !self.leads() {
+            return Err(BarrierError::NotLeader { group, hint: self.leader_hint() });
+        }
+        if self.barrier.is_some() {
+            return Err(BarrierError::AlreadyOpen { group });
+        }
+        self.wake();
+        // What was queued before the barrier is before it.
+        self.propose_queued(round);
+        self.barriers += 1;
+        let last = self.raw.raft.raft_log.last_index();
+        let barrier = Barrier { number: self.barriers, last, drainers: Vec::new() };
+        self.barrier = Some(Box::new(barrier));
+        Ok((Term::new(self.raw.raft.term), self.barriers))
+    }
+
+    fn close_barrier(&mut self, number: u64, round: &mut Round) {
+        let applied = LogIndex::new(self.apply.applied());
+        if let Some(barrier) = self.barrier.take_if(|barrier| barrier.number == number) {
+            let drainers = barrier.drainers.into_iter();
+            round.drain_replies.extend(drainers.map(|waiter| (waiter, Ok(applied))));
+        }
+    }
+
+    /// Tells the drainers when everything before the barrier is applied.
+    pub(super) fn watch_barrier(&mut self, round: &mut Round) {
+        let applied = self.apply.applied();
+        let Some(barrier) = self.barrier.as_mut() else { return };
+        if applied >= barrier.last {
+            let last = LogIndex::new(barrier.last);
+            let drainers = std::mem::take(&mut barrier.drainers).into_iter();
+            round.drain_replies.extend(drainers.map(|waiter| (waiter, Ok(last))));
+        } else {
+            barrier.drainers.retain(|waiter| !waiter.is_closed());
+        }
+    }
+
+    /// The leadership that the barrier belonged to is over.
+    pub(super) fn end_barrier(&mut self, round: &mut Round) {
+        let group = self.id;
+        if let Some(barrier) = self.barrier.take() {
+            let ended = barrier.drainers.into_iter();
+            round
+                .drain_replies
+                .extend(ended.map(|waiter| (waiter, Err(BarrierError::Ended { group }))));
+        }
+    }
+
+    pub(super) fn paused(group: GroupId) -> ProposeError {
+        ProposeError::Rejected { group, reason: RejectReason::Paused }
+    }
+}

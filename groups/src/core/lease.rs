@@ -1,0 +1,304 @@
+//! Leases: a leader may answer reads without asking anybody, as long as a quorum has promised not
+//! to elect another one.
+//!
+//! | rule | why |
+//! |---|---|
+//! | a voter refuses elections for one election timeout after it heard its leader | the promise |
+//! | after a start it does so as well | it forgot what it promised before |
+//! | a lease counts from the moment its heartbeat was sent | the promise is not older than that |
+//! | it is shorter than the promise, by a margin | clocks differ in speed |
+//! | it needs an applied entry of the own term | before, the leader may lack acknowledged writes |
+//! | it is void from the start of a transfer | whoever is told to campaign breaks the promises |
+//! | after a transfer that failed, its target must have answered anew | the order to campaign may still be on its way; who answered later refuses it |
+//!
+//! Time is told by the worker: the moment a round began (for what is sent and for what runs out)
+//! and the moment it ended (for what is promised), so that every promise outlasts every lease.
+
+use std::cmp::Reverse;
+
+use shardhost_proto::peer::{GroupMessage, MessageKind};
+use shardhost_storage::{Member, Membership, ReplicaId};
+
+use super::{GroupCore, mix};
+use crate::clock::Moment;
+use crate::worker::{LeaseSign, Round};
+
+/// The context by which raft marks the campaign of a transfer.
+const TRANSFER_CAMPAIGN: &[u8] = b"CampaignTransfer";
+
+/// Both sides of leases: what this replica may rely on, and what it promised.
+#[derive(Debug, Default)]
+pub(super) struct Lease {
+    peers: Vec<PeerSign>,
+    /// Answers to heartbeats count when these were sent after this moment.
+    void_until: Moment,
+    /// Whose answer is needed beside those of a quorum.
+    owed_by: Option<u64>,
+    published: LeaseSign,
+    /// No election is supported before this moment.
+    promised_until: Moment,
+    /// The leader was heard in this round.
+    heard: bool,
+    /// The newest stamp of the leader of `heard_term`.
+    heard_stamp: Moment,
+    heard_term: u64,
+    /// A heartbeat of this replica carried this stamp, and is to be answered with it.
+    echo: Option<(u64, Moment)>,
+    contact: Moment,
+}
+
+/// What a peer's answers said in this leadership.
+#[derive(Clone, Copy, Debug)]
+struct PeerSign {
+    replica: u64,
+    /// Which life of the replica.
+    life: u64,
+    /// When the newest heartbeat that it answered was sent.
+    stamp: Moment,
+}
+
+impl Lease {
+    /// A lease of a replica that may have promised something before it was opened.
+    pub(super) fn opened(promised: bool) -> Self {
+        Self { heard: promised, ..Self::default() }
+    }
+
+    fn peer(&mut self, replica: u64) -> &mut PeerSign {
+        let at = self.peers.iter().position(|peer| peer.replica == replica);
+        let at = at.unwrap_or_else(|| {
+            self.peers.push(PeerSign { replica, life: 0, stamp: Moment::ZERO });
+            self.peers.len() - 1
+        });
+        &mut self.peers[at]
+    }
+
+    fn stamp_of(&self, replica: u64) -> Moment {
+        let peer = self.peers.iter().find(|peer| peer.replica == replica);
+        peer.map_or(Moment::ZERO, |peer| peer.stamp)
+    }
+
+    fn life_of(&self, replica: u64) -> u64 {
+        self.peers.iter().find(|peer| peer.replica == replica).map_or(0, |peer| peer.life)
+    }
+
+    pub(super) fn shrink(&mut self) {
+        self.peers.shrink_to_fit();
+    }
+}
+
+impl GroupCore {
+    /// Which life of this replica this is: a message meant for an earlier one is told apart.
+    pub(super) fn life(&self) -> u64 {
+        mix(self.config.incarnation ^ mix(self.epoch)) | 1
+    }
+
+    // ---- the promise of a voter ----
+
+    /// Whether a promise keeps this replica from supporting an election, its own included.
+    pub(super) fn has_promised(&self, round: &Round) -> bool {
+        let running = round.began.is_some_and(|now| now < self.lease.promised_until);
+        running || self.lease.heard
+    }
+
+    /// Whether a vote must not be given, whatever raft would do.
+    pub(super) fn withholds_vote(&self, message: &GroupMessage, round: &Round) -> bool {
+        let vote = matches!(message.kind(), MessageKind::Vote | MessageKind::PreVote);
+        vote && message.context != TRANSFER_CAMPAIGN
+            && message.term >= self.raw.raft.term
+            && !self.leads()
+            && self.has_promised(round)
+    }
+
+    /// The leader of this term was heard.
+    pub(super) fn hear_leader(&mut self, message_kind: MessageKind, from: u64, stamp: u64, round: &Round) {
+        let raft = &self.raw.raft;
+        if raft.leader_id != from || self.leads() {
+            return;
+        }
+        let term = raft.term;
+        let lease = &mut self.lease;
+        lease.heard = true;
+        let now = round.began.unwrap_or(lease.contact);
+        if now.since(lease.contact) >= self.config.tick {
+            lease.contact = now;
+        }
+        if message_kind != MessageKind::Heartbeat {
+            return;
+        }
+        let stamp = Moment::new(stamp);
+        if lease.heard_term != term {
+            lease.heard_term = term;
+            lease.heard_stamp = Moment::ZERO;
+        }
+        lease.heard_stamp = lease.heard_stamp.max(stamp);
+        lease.echo = Some((from, stamp));
+    }
+
+    /// Whether an order to campaign is the one that the leader stands by: sent to this life of
+    /// the replica, and not before a heartbeat that was answered already.
+    pub(super) fn is_current_order(&self, message: &GroupMessage) -> bool {
+        if self.config.bugs.late_timeout_now {
+            return true;
+        }
+        let current = self.lease.heard_term != self.raw.raft.term
+            || Moment::new(message.stamp) >= self.lease.heard_stamp;
+        current && message.life == self.life()
+    }
+
+    /// At the end of a round: what was heard in it is promised from here on.
+    pub(super) fn renew_promise(&mut self, round: &Round) {
+        if std::mem::take(&mut self.lease.heard)
+            && let Some(now) = round.ended
+        {
+            self.lease.promised_until = now + self.config.election_timeout();
+        }
+        self.lease.echo = None;
+    }
+
+    // ---- stamps on messages ----
+
+    /// Puts the stamps of leases on an outgoing message. `false`: it must not leave yet.
+    pub(super) fn stamp(&mut self, wire: &mut GroupMessage, round: &Round) -> bool {
+        match wire.kind() {
+            MessageKind::Heartbeat => wire.stamp = round.began.map_or(0, Moment::get),
+            MessageKind::HeartbeatResponse => {
+                wire.life = self.life();
+                let answered = self.lease.echo.filter(|(to, _)| *to == wire.to_replica);
+                wire.stamp = answered.map_or(0, |(_, stamp)| stamp.get());
+            }
+            MessageKind::AppendResponse => wire.life = self.life(),
+            MessageKind::TimeoutNow => {
+                wire.stamp = round.began.map_or(0, Moment::get);
+                wire.life = self.lease.life_of(wire.to_replica);
+                if wire.life == 0 {
+                    self.hold_order(wire.clone());
+                    return false;
+                }
+            }
+            _ => {}
+        }
+        true
+    }
+
+    /// A peer answered in this leadership.
+    pub(super) fn take_sign(&mut self, message: &GroupMessage, round: &mut Round) {
+        if !self.leads() || message.term != self.raw.raft.term || message.life == 0 {
+            return;
+        }
+        let (replica, life) = (message.from_replica, message.life);
+        let stamp = match round.began {
+            Some(now) if self.config.bugs.lease_from_answer => now,
+            // A stamp of the future is none of ours.
+            Some(now) if message.stamp <= now.get() => Moment::new(message.stamp),
+            _ => Moment::ZERO,
+        };
+        let peer = self.lease.peer(replica);
+        peer.life = life;
+        if message.kind() == MessageKind::HeartbeatResponse {
+            peer.stamp = peer.stamp.max(stamp);
+        }
+        self.release_order(replica, life, round);
+    }
+
+    // ---- the lease of a leader ----
+
+    /// A transfer begins: whoever is told to campaign does not ask who promised what.
+    pub(super) fn void_lease(&mut self, target: u64, round: &Round) {
+        self.lease.void_until = round.began.unwrap_or(Moment::NEVER);
+        self.lease.owed_by = Some(target);
+    }
+
+    /// A transfer failed: only what is answered to a heartbeat sent from here on counts.
+    pub(super) fn resume_lease(&mut self, round: &Round) {
+        if self.config.bugs.late_timeout_now {
+            self.lease.owed_by = None;
+            return;
+        }
+        self.lease.void_until = round.began.unwrap_or(Moment::NEVER);
+    }
+
+    /// A leadership begins or ends: it starts from nothing.
+    pub(super) fn reset_lease(&mut self) {
+        let lease = &mut self.lease;
+        lease.peers.iter_mut().for_each(|peer| peer.stamp = Moment::ZERO);
+        lease.void_until = Moment::ZERO;
+        lease.owed_by = None;
+    }
+
+    /// Whoever became a voter has promised nothing yet.
+    pub(super) fn lease_after_change(&mut self, before: &Membership) {
+        let membership = std::sync::Arc::clone(&self.membership);
+        let part = |membership: &Membership, id: u64| {
+            ReplicaId::new(id).and_then(|id| membership.members.get(&id)).copied()
+        };
+        let votes = |member: Option<Member>| member.is_some_and(|m| m.voter || m.outgoing_voter);
+        self.lease.peers.retain(|peer| part(&membership, peer.replica).is_some());
+        for peer in &mut self.lease.peers {
+            if !votes(part(before, peer.replica)) && votes(part(&membership, peer.replica)) {
+                peer.stamp = Moment::ZERO;
+            }
+        }
+    }
+
+    /// At the end of a round: publishes what changed about the lease.
+    pub(super) fn publish_lease(&mut self, round: &mut Round) {
+        let sign = self.current_sign();
+        if sign != self.lease.published {
+            self.lease.published = sign;
+            round.leases.push((self.id, self.epoch, sign));
+        }
+    }
+
+    /// The replica ends: nobody may rely on a lease of its.
+    pub(super) fn end_lease(&mut self, round: &mut Round) {
+        self.lease.published = LeaseSign::default();
+        round.leases.push((self.id, self.epoch, LeaseSign::default()));
+    }
+
+    fn current_sign(&self) -> LeaseSign {
+        let contact = if self.leads() { Moment::ZERO } else { self.lease.contact };
+        let acknowledged = self.acknowledged();
+        let until = match self.config.lease_duration() {
+            Some(length) if acknowledged > Moment::ZERO => acknowledged + length,
+            _ => Moment::ZERO,
+        };
+        LeaseSign { until, acknowledged, contact }
+    }
+
+    /// When the newest heartbeats were sent that a quorum answered; zero: there is no lease.
+    fn acknowledged(&self) -> Moment {
+        let bugs = &self.config.bugs;
+        let ready = self.led.as_ref().is_some_and(|led| led.ready || bugs.lease_before_ready);
+        let handing_over = self.transfer.is_some() || self.raw.raft.lead_transferee.is_some();
+        if !self.leads() || !ready || (handing_over && !bugs.lease_in_transfer) {
+            return Moment::ZERO;
+        }
+        if self.sleep.is_asking() || self.sleep.is_asleep() {
+            return Moment::ZERO;
+        }
+        let owed = self.lease.owed_by.filter(|_| !bugs.lease_in_transfer);
+        if owed.is_some_and(|target| self.lease.stamp_of(target) <= self.lease.void_until) {
+            return Moment::ZERO;
+        }
+        let incoming = self.quorum_stamp(|member| member.voter);
+        let outgoing = self.quorum_stamp(|member| member.outgoing_voter);
+        let stamp = incoming.min(outgoing);
+        if stamp > self.lease.void_until || bugs.lease_in_transfer { stamp } else { Moment::ZERO }
+    }
+
+    /// The oldest of the newest answers that make a quorum with this replica. It never ends when
+    /// this replica is the only voter, or there is none.
+    fn quorum_stamp(&self, votes: fn(&Member) -> bool) -> Moment {
+        let voters = self.membership.members.iter().filter(|(_, member)| votes(member));
+        let voters: Vec<u64> = voters.map(|(id, _)| id.get()).collect();
+        let own = usize::from(voters.contains(&self.replica.get()));
+        let needed = voters.len() / 2 + 1;
+        if voters.is_empty() || needed <= own {
+            return Moment::NEVER;
+        }
+        let others = voters.iter().filter(|id| **id != self.replica.get());
+        let mut stamps: Vec<Moment> = others.map(|id| self.lease.stamp_of(*id)).collect();
+        stamps.sort_unstable_by_key(|stamp| Reverse(*stamp));
+        stamps.get(needed - own - 1).copied().unwrap_or(Moment::ZERO)
+    }
+}

@@ -1,0 +1,136 @@
+//! A replica that was removed from its group ends, and takes its data along.
+//!
+//! It learns of its removal by applying it, or, when it was away, from members: they answer
+//! whatever it sends. It ends when a quorum of the voters that remain have said that they hold
+//! the configuration without it. Until then it goes on voting and acknowledging, because members
+//! that have not applied its removal yet may still need it for their quorum.
+
+use std::collections::BTreeSet;
+
+use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind};
+use shardhost_storage::convert::membership_to_message;
+use shardhost_storage::{Member, Membership, NodeId, ReplicaId};
+
+use super::GroupCore;
+use crate::convert;
+use crate::transport::{Lane, Outgoing};
+use crate::worker::Round;
+
+/// What a replica knows of the group that goes on without it.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    membership: Membership,
+    confirmed: BTreeSet<ReplicaId>,
+}
+
+/// Ticks between two questions of a replica that waits to be let go.
+const PROBE_TICKS: u64 = 5;
+
+impl Leaving {
+    const fn new(membership: Membership) -> Self {
+        Self { membership, confirmed: BTreeSet::new() }
+    }
+
+    fn confirm(&mut self, from: ReplicaId, membership: Membership) {
+        if membership.config_index > self.membership.config_index {
+            self.membership = membership;
+        }
+        self.confirmed.insert(from);
+    }
+
+    /// Whether the group can do without this replica from here on.
+    fn is_let_go(&self) -> bool {
+        let holds = |votes: &dyn Fn(&Member) -> bool| {
+            let members = self.membership.members.iter();
+            let voters: Vec<_> = members.filter(|(_, member)| votes(member)).collect();
+            let confirmed = voters.iter().filter(|(id, _)| self.confirmed.contains(id)).count();
+            voters.is_empty() || confirmed > voters.len() / 2
+        };
+        holds(&|member| member.voter) && holds(&|member| member.outgoing_voter)
+    }
+}
+
+impl GroupCore {
+    /// Whether this replica ended, because the group goes on without it.
+    #[must_use]
+    pub const fn is_retired(&self) -> bool {
+        self.retired
+    }
+
+    /// After a change of membership: is this replica still part of it?
+    pub(super) fn consider_leaving(&mut self) {
+        let member = self.membership.members.get(&self.replica);
+        let votes = member.is_some_and(|member| member.voter || member.outgoing_voter);
+        if self.leads() && !votes {
+            // Raft goes on leading without a vote of its own, and panics at the next answer.
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, 0);
+            self.pin_election_timeout();
+        }
+        let removed = !self.membership.members.contains_key(&self.replica);
+        if removed && self.leaving.is_none() {
+            tracing::info!(group = %self.id, replica = %self.replica, "removed from the group");
+            self.leaving = Some(Box::new(Leaving::new((*self.membership).clone())));
+        }
+    }
+
+    /// A member says that the group goes on without this replica.
+    pub(super) fn take_notice(&mut self, node: NodeId, message: &GroupMessage) {
+        let Some((from, membership)) = self.checked_notice(node, message) else { return };
+        self.wake();
+        if self.leads() {
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, 0);
+            self.pin_election_timeout();
+        }
+        let leaving = self.leaving.get_or_insert_with(|| Box::new(Leaving::new(membership.clone())));
+        leaving.confirm(from, membership);
+        self.retired = leaving.is_let_go();
+    }
+
+    /// A notice counts when a voter of the configuration that it shows says that we were removed.
+    fn checked_notice(
+        &self,
+        node: NodeId,
+        message: &GroupMessage,
+    ) -> Option<(ReplicaId, Membership)> {
+        let wire = message.invitation.as_ref()?.membership.as_ref()?;
+        let membership = convert::membership_from_wire(wire)?;
+        let from = ReplicaId::new(message.from_replica)?;
+        let sender = membership.members.get(&from)?;
+        let votes = (sender.voter || sender.outgoing_voter) && sender.node == node;
+        let newer = membership.config_index >= self.membership.config_index;
+        let without_us = membership.was_removed(self.replica);
+        (votes && newer && without_us).then_some((from, membership))
+    }
+
+    /// Whoever does not belong to the group any more is told so.
+    pub(super) fn send_notice(&self, node: NodeId, to: u64, round: &mut Round) {
+        // What a crash could take back is not told.
+        if self.leaving.is_some() || !self.is_meta_durable() {
+            return;
+        }
+        let invitation = Invitation {
+            membership: Some(membership_to_message(&self.membership)),
+            ..Invitation::default()
+        };
+        let message = GroupMessage {
+            index: self.membership.config_index.get(),
+            invitation: Some(invitation),
+            ..self.own_message(MessageKind::Removed, to)
+        };
+        round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
+    }
+
+    /// At ticks: asks the members to be let go.
+    pub(super) fn ask_to_leave(&mut self, round: &mut Round) {
+        let Some(leaving) = &self.leaving else { return };
+        if !self.ticks.is_multiple_of(PROBE_TICKS) {
+            return;
+        }
+        for (id, member) in &leaving.membership.members {
+            let message = self.own_message(MessageKind::Wake, id.get());
+            round.messages.push(Outgoing { to: member.node, lane: Lane::Urgent, message });
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! Changes of membership: proposing them one at a time, applying them in the order of the log, and
+//! going on with what a former leader left unfinished (a joint configuration, a replacement).
+//!
+//! A change counts from the moment it is applied, on every replica. What the group knows of its
+//! members is written before anything behind the change is applied, so that a restart never
+//! forgets a change that the state machine has passed.
+
+use std::sync::Arc;
+
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+use raft::{Changer, ProgressState};
+use shardhost_proto::log::config_change::Kind;
+use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind};
+use shardhost_storage::convert::membership_to_message;
+use shardhost_storage::{Incoming, LogIndex, Membership, NodeId, ReplicaId};
+use tokio::sync::oneshot;
+
+use super::GroupCore;
+use crate::error::{GroupFault, UnknownCause};
+use crate::membership::{
+    ConfigEntry, MembershipChange, MembershipError, Progress, Step, plan, plan_addition,
+};
+use crate::transport::{Lane, Outgoing};
+use crate::worker::{LiveNodes, Round};
+
+/// How a change of membership ended.
+pub type MembershipOutcome = Result<Arc<Membership>, MembershipError>;
+
+/// Who waits for a change of membership.
+pub type MembershipWaiter = oneshot::Sender<MembershipOutcome>;
+
+/// What is asked of the leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MembershipOrder {
+    /// Make this change.
+    Change(MembershipChange),
+    /// Replace the member on one node by another.
+    Replace {
+        /// The node whose replica goes.
+        old: NodeId,
+        /// The node that gets one.
+        new: NodeId,
+        /// Only if the configuration is that of this index.
+        expecting: Option<LogIndex>,
+    },
+    /// Give up the addition or replacement that is under way.
+    CancelAddition {
+        /// Only if the configuration is that of this index.
+        expecting: Option<LogIndex>,
+    },
+}
+
+impl MembershipOrder {
+    /// The node whose vote is waited for.
+    fn awaits_vote(&self) -> Option<NodeId> {
+        match self {
+            Self::Change(change) => change.steps.iter().find_map(|step| match step {
+                Step::AddVoter(node) => Some(*node),
+                _ => None,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// A change that is asked for, and who waits.
+#[derive(Debug)]
+pub struct MembershipRequest {
+    /// What is asked for.
+    pub order: MembershipOrder,
+    /// Who waits.
+    pub waiter: MembershipWaiter,
+}
+
+/// A change that somebody waits for. Forgotten with the leadership.
+#[derive(Debug)]
+pub(super) struct PendingChange {
+    index: u64,
+    since: u64,
+    /// The node that is to get a vote, if the waiter waits for that.
+    awaits_vote: Option<NodeId>,
+    waiter: MembershipWaiter,
+}
+
+/// A learner that lacks at most so many entries gets the vote that it was added for.
+const ADDITION_LAG: u64 = 1_024;
+/// Ticks between two invitations of a member that does not exist yet.
+const INVITE_TICKS: u64 = 5;
+
+impl GroupCore {
+    /// Makes a change of membership, or refuses.
+    pub fn change_membership(
+        &mut self,
+        request: MembershipRequest,
+        live: &LiveNodes,
+        round: &mut Round,
+    ) {
+        let MembershipRequest { order, waiter } = request;
+        match self.try_change(&order, live, round) {
+            Ok(index) => {
+                let (since, awaits_vote) = (self.ticks, order.awaits_vote());
+                let pending = PendingChange { index, since, awaits_vote, waiter };
+                if let Some(earlier) = self.change.replace(Box::new(pending)) {
+                    self.answer_change(*earlier, round);
+                }
+            }
+            Err(error) => round.membership_replies.push((waiter, Err(error))),
+        }
+    }
+
+    fn try_change(
+        &mut self,
+        order: &MembershipOrder,
+        live: &LiveNodes,
+        round: &mut Round,
+    ) -> Result<u64, MembershipError> {
+        self.check_changeable()?;
+        let entry = self.plan_order(order)?;
+        self.check_live_quorum(live)?;
+        // What was queued in this round goes into the log first.
+        self.propose_queued(round);
+        self.propose_config(&entry)
+    }
+
+    fn check_changeable(&self) -> Result<(), MembershipError> {
+        let group = self.id;
+        if !self.leads() {
+            return Err(MembershipError::NotLeader { group, hint: self.leader_hint() });
+        }
+        if let Some(to) = self.transferring_to() {
+            return Err(MembershipError::TransferInProgress { group, to });
+        }
+        if !self.led.as_ref().is_some_and(|led| led.ready) {
+            return Err(MembershipError::NotServing { group });
+        }
+        match self.pending_change() {
+            Some(index) => Err(MembershipError::ConfigChangePending { group, index }),
+            None => Ok(()),
+        }
+    }
+
+    /// Where a change stands that is not applied yet, or a joint one that is not finished.
+    pub(super) fn pending_change(&self) -> Option<LogIndex> {
+        let pending = self.raw.raft.pending_conf_index;
+        if self.leads() && pending > self.apply.applied() {
+            return Some(LogIndex::new(pending));
+        }
+        self.membership.is_joint().then_some(self.membership.config_index)
+    }
+
+    fn plan_order(&self, order: &MembershipOrder) -> Result<ConfigEntry, MembershipError> {
+        let (group, membership) = (self.id, &*self.membership);
+        match order {
+            MembershipOrder::CancelAddition { expecting } => {
+                let new = self.incoming_node().ok_or(MembershipError::NothingToCancel { group })?;
+                let mut change = MembershipChange::new().remove(new);
+                change.expecting = *expecting;
+                self.plan_change(&change)
+            }
+            MembershipOrder::Change(change) => {
+                self.check_no_addition()?;
+                self.plan_change(change)
+            }
+            MembershipOrder::Replace { old, new, expecting } => {
+                self.check_no_addition()?;
+                plan_addition(group, membership, Some(*old), *new, *expecting)
+            }
+        }
+    }
+
+    fn check_no_addition(&self) -> Result<(), MembershipError> {
+        let group = self.id;
+        let node = self.incoming_node();
+        node.map_or(Ok(()), |node| Err(MembershipError::AdditionInProgress { group, node }))
+    }
+
+    fn incoming_node(&self) -> Option<NodeId> {
+        self.membership.node_of(self.membership.incoming?.replica)
+    }
+
+    fn plan_change(&self, change: &MembershipChange) -> Result<ConfigEntry, MembershipError> {
+        let prs = self.raw.raft.prs();
+        let matched =
+            |id: ReplicaId| LogIndex::new(prs.get(id.get()).map_or(0, |progress| progress.matched));
+        let last = LogIndex::new(self.raw.raft.raft_log.last_index());
+        plan(self.id, &self.membership, change, &Progress { last, matched: &matched })
+    }
+
+    fn check_live_quorum(&self, live: &LiveNodes) -> Result<(), MembershipError> {
+        let own = self.config.node;
+        let voters = self.membership.voters().count();
+        let answering = self.membership.voters().filter(|(_, n)| *n == own || live.contains(*n));
+        let (answering, needed) = (answering.count(), voters / 2 + 1);
+        if answering >= needed {
+            return Ok(());
+        }
+        Err(MembershipError::NoQuorum { group: self.id, live: answering, needed })
+    }
+
+    /// Puts a change into the log; returns where it stands.
+    fn propose_config(&mut self, entry: &ConfigEntry) -> Result<u64, MembershipError> {
+        let group = self.id;
+        self.rehearse(entry)?;
+        self.wake();
+        let (data, context) = entry.encode();
+        let entry_type = EntryType::EntryConfChangeV2;
+        let entry = Entry { entry_type, data, context, ..Entry::default() };
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.replica.get();
+        message.entries = vec![entry].into();
+        if let Err(error) = self.raw.raft.step(message) {
+            tracing::debug!(%group, %error, "raft dropped a membership change");
+            return Err(MembershipError::Busy { group });
+        }
+        let raft = &self.raw.raft;
+        let index = raft.raft_log.last_index();
+        // Raft says that all is well when it puts an empty entry in the place of a change.
+        if raft.pending_conf_index == index { Ok(index) } else { Err(MembershipError::Replaced { group }) }
+    }
+
+    /// Tries the change on a copy, so that an impossible one never enters the log.
+    fn rehearse(&self, entry: &ConfigEntry) -> Result<(), MembershipError> {
+        let change = entry.to_raft();
+        let mut changer = Changer::new(self.raw.raft.prs());
+        let outcome = if entry.changes.is_empty() {
+            changer.leave_joint()
+        } else if entry.is_joint() {
+            changer.enter_joint(false, &change.changes)
+        } else {
+            changer.simple(&change.changes)
+        };
+        let impossible = |error: raft::Error| MembershipError::Impossible {
+            group: self.id,
+            reason: error.to_string(),
+        };
+        outcome.map(|_| ()).map_err(impossible)
+    }
+
+    /// Whether an entry that was committed holds back what stands behind it: its change is not
+    /// applied, or what it changed is not durable.
+    pub(super) fn holds_back(&mut self, entry: &Entry, round: &mut Round) -> bool {
+        if entry.entry_type == EntryType::EntryNormal {
+            return false;
+        }
+        if entry.index > self.membership.config_index.get() {
+            match self.apply_config(entry, round) {
+                Ok(()) => {}
+                Err(fault) => round.fault(self.id, fault),
+            }
+            return true;
+        }
+        !self.is_meta_durable()
+    }
+
+    fn apply_config(&mut self, entry: &Entry, round: &mut Round) -> Result<(), GroupFault> {
+        let broken = |what: &str| {
+            let text = format!("{:?} cannot apply its entry {}: {what}", self.id, entry.index);
+            GroupFault::Invariant(text.into())
+        };
+        let config = ConfigEntry::decode(&entry.data, &entry.context)
+            .ok_or_else(|| broken("it is no membership change"))?;
+        let applied = self.raw.apply_conf_change(&config.to_raft());
+        let state = applied.map_err(|error| broken(&error.to_string()))?;
+        let after = config.apply(&self.membership, &state, LogIndex::new(entry.index));
+        let after = after.ok_or_else(|| broken("nobody knows where a member lives"))?;
+        tracing::info!(group = %self.id, index = entry.index, members = ?after.members,
+            "the membership changed");
+        let before = std::mem::replace(&mut self.membership, Arc::new(after));
+        self.meta.membership = (*self.membership).clone();
+        self.meta_changed();
+        self.contacts.retain(|(id, _)| self.membership.is_yet_to_come(*id));
+        self.lease_after_change(&before);
+        self.resolve_change(entry, round);
+        self.consider_leaving();
+        Ok(())
+    }
+
+    /// Answers who waits for a change, when it is over: a joint one when the joint configuration
+    /// is left, the addition of a voter when that has its vote.
+    fn resolve_change(&mut self, entry: &Entry, round: &mut Round) {
+        let joint = self.membership.is_joint();
+        let incoming = self.membership.incoming.is_some();
+        let over = |pending: &mut Box<PendingChange>| {
+            let unfinished = joint || (incoming && pending.awaits_vote.is_some());
+            entry.index >= pending.index && !unfinished
+        };
+        if let Some(pending) = self.change.take_if(over) {
+            self.answer_change(*pending, round);
+        }
+    }
+
+    fn answer_change(&self, pending: PendingChange, round: &mut Round) {
+        let group = self.id;
+        let votes = |node| self.membership.voters().any(|(_, voter)| voter == node);
+        let outcome = match pending.awaits_vote {
+            Some(node) if !votes(node) => Err(MembershipError::Cancelled { group, node }),
+            _ => Ok(Arc::clone(&self.membership)),
+        };
+        round.membership_replies.push((pending.waiter, outcome));
+    }
+
+    /// An entry that is no change was committed: the change that was proposed there is gone.
+    pub(super) fn supersede_change(&mut self, entry: &Entry, round: &mut Round) {
+        let group = self.id;
+        if let Some(pending) = self.change.take_if(|pending| pending.index == entry.index) {
+            let error = MembershipError::Superseded { group };
+            round.membership_replies.push((pending.waiter, Err(error)));
+        }
+    }
+
+    pub(super) fn fail_change(&mut self, error: &MembershipError, round: &mut Round) {
+        if let Some(pending) = self.change.take() {
+            round.membership_replies.push((pending.waiter, Err(error.clone())));
+        }
+    }
+
+    pub(super) fn fail_change_on_loss(&mut self, round: &mut Round) {
+        let cause = UnknownCause::LeadershipLost;
+        self.fail_change(&MembershipError::Unknown { group: self.id, cause }, round);
+    }
+
+    /// At every tick: tells whoever waited too long that nobody can tell.
+    pub(super) fn expire_change(&mut self, round: &mut Round) {
+        let limit = u64::from(self.config.propose_give_up_ticks);
+        let (group, now) = (self.id, self.ticks);
+        if let Some(pending) = self.change.take_if(|pending| now - pending.since >= limit) {
+            let error = MembershipError::Unknown { group, cause: UnknownCause::Timeout };
+            round.membership_replies.push((pending.waiter, Err(error)));
+        }
+    }
+
+    /// Whether a change is under way that somebody has to finish.
+    pub(super) fn has_unfinished_change(&self) -> bool {
+        self.membership.is_joint() || self.membership.incoming.is_some()
+    }
+
+    /// Goes on with a joint change or an addition, whoever began it.
+    pub(super) fn finish_changes(&mut self) {
+        if !self.has_unfinished_change() || self.transfer.is_some() {
+            return;
+        }
+        let ready = self.led.as_ref().is_some_and(|led| led.ready);
+        if !ready || self.raw.raft.pending_conf_index > self.apply.applied() {
+            return;
+        }
+        let next = match self.membership.incoming {
+            _ if self.membership.is_joint() => Some(ConfigEntry::leave_joint()),
+            Some(incoming) => self.give_vote(incoming),
+            None => None,
+        };
+        if let Some(entry) = next
+            && let Err(error) = self.propose_config(&entry)
+        {
+            tracing::warn!(group = %self.id, %error, "a membership change cannot go on");
+        }
+    }
+
+    /// The change that makes a voter of the learner, and removes the member that it replaces in
+    /// the same step, when it has caught up.
+    fn give_vote(&self, incoming: Incoming) -> Option<ConfigEntry> {
+        let Incoming { replica, replaces } = incoming;
+        let raft = &self.raw.raft;
+        let progress = raft.prs().get(replica.get())?;
+        let level = progress.matched + ADDITION_LAG >= raft.raft_log.last_index();
+        let follows = progress.state == ProgressState::Replicate && progress.matched > 0;
+        let node = self.membership.node_of(replica)?;
+        let mut entry = ConfigEntry::default();
+        entry.changes.push((Kind::AddVoter, replica));
+        let replaced = replaces.filter(|old| self.membership.members.contains_key(old));
+        entry.changes.extend(replaced.map(|old| (Kind::Remove, old)));
+        entry.placements.insert(replica, node);
+        (level && follows).then_some(entry)
+    }
+
+    /// Tells nodes that should hold a replica and do not.
+    pub(super) fn invite_newcomers(&self, live: &LiveNodes, round: &mut Round) {
+        let due = (self.ticks + self.id.get()).is_multiple_of(INVITE_TICKS);
+        if !due || !self.leads() || !self.is_meta_durable() {
+            return;
+        }
+        let prs = self.raw.raft.prs();
+        for (id, member) in &self.membership.members {
+            let unseen = prs.get(id.get()).is_some_and(|progress| progress.matched == 0);
+            // Voters exist: they were learners that had caught up. One that lost its disk must not
+            // come back as if it had never voted.
+            if unseen && member.learner && !member.outgoing_voter && live.contains(member.node) {
+                round.messages.push(self.invitation(*id, member.node));
+            }
+        }
+    }
+
+    fn invitation(&self, to: ReplicaId, node: NodeId) -> Outgoing {
+        let invitation = Invitation {
+            membership: Some(membership_to_message(&self.membership)),
+            kind: self.meta.kind.clone(),
+            labels: self.meta.labels.clone().into_iter().collect(),
+        };
+        let message = GroupMessage {
+            invitation: Some(invitation),
+            ..self.own_message(MessageKind::Invite, to.get())
+        };
+        Outgoing { to: node, lane: Lane::Urgent, message }
+    }
+}

@@ -1,0 +1,154 @@
+//! What operators and policies ask of a group: handing leadership over, changing who belongs to
+//! it, taking a snapshot.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use shardhost_storage::{LogIndex, LogPosition, Membership, NodeId, Term};
+use tokio::sync::oneshot;
+
+use super::{Group, Offered};
+use crate::core::{MembershipOrder, MembershipRequest, TransferRequest, TransferTarget};
+use crate::error::{TakeSnapshotError, TransferError, UnknownCause};
+use crate::membership::{MembershipChange, MembershipError};
+use crate::worker::Input;
+
+/// A transfer of leadership that took place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Transferred {
+    /// The node that leads.
+    pub to: NodeId,
+    /// Its term.
+    pub term: Term,
+    /// From the request until this node knew the new leader.
+    pub took: Duration,
+}
+
+impl Group {
+    /// Hands leadership to `to`, or to the live voter that is furthest. Returns when this node
+    /// knows the new leader. Dropping the future does not stop the transfer.
+    ///
+    /// # Errors
+    /// [`TransferError`]; this replica or another one leads on.
+    pub async fn transfer_leadership(
+        &self,
+        to: Option<NodeId>,
+    ) -> Result<Transferred, TransferError> {
+        self.transfer(to.map_or(TransferTarget::Furthest, TransferTarget::Node)).await
+    }
+
+    /// Hands leadership to the first of `candidates` that is a live voter and lacks at most
+    /// `max_lag` entries of the log; 0: none.
+    ///
+    /// # Errors
+    /// [`TransferError::TargetNotCaughtUp`] when only the log keeps them from it,
+    /// [`TransferError::NoHealthyTarget`] when none could lead, and the others. Nothing was begun
+    /// but for [`TransferError::Aborted`].
+    pub async fn transfer_to_first_fit(
+        &self,
+        candidates: impl IntoIterator<Item = NodeId>,
+        max_lag: u64,
+    ) -> Result<Transferred, TransferError> {
+        let candidates = candidates.into_iter().collect();
+        self.transfer(TransferTarget::FirstFit { candidates, max_lag }).await
+    }
+
+    async fn transfer(&self, to: TransferTarget) -> Result<Transferred, TransferError> {
+        let group = self.id();
+        let started = Instant::now();
+        let (waiter, answer) = oneshot::channel();
+        let input = Input::Transfer { group, request: TransferRequest { to, waiter } };
+        if self.offer(input).is_err() {
+            return Err(TransferError::Stopped { group });
+        }
+        let (to, term) = answer.await.unwrap_or(Err(TransferError::Stopped { group }))?;
+        Ok(Transferred { to, term, took: started.elapsed() })
+    }
+
+    /// Changes who belongs to the group. Returns the membership that the change led to, once it is
+    /// applied here. Dropping the future does not stop the change.
+    ///
+    /// A node that is added gets its replica when its host accepts the invitation of the leader.
+    /// A node that is removed ends its replica, and removes its data, when it learns of it.
+    ///
+    /// # Errors
+    /// [`MembershipError`]; it says whether the change may still take effect.
+    pub async fn change_membership(
+        &self,
+        change: MembershipChange,
+    ) -> Result<Arc<Membership>, MembershipError> {
+        let membership = self.membership();
+        for node in change.added_nodes() {
+            self.ask_before_addition(node, &membership)?;
+        }
+        self.order(MembershipOrder::Change(change)).await
+    }
+
+    /// Replaces the member on `old` by one on `new`: a learner is added, and when it has caught
+    /// up it takes the other's place in one joint change. Returns when the replacement is recorded
+    /// in the group: from then on whoever leads goes on with it, and
+    /// [`Membership::incoming`] says that it is under way until it is done.
+    ///
+    /// # Errors
+    /// [`MembershipError`].
+    pub async fn replace_member(
+        &self,
+        old: NodeId,
+        new: NodeId,
+        expecting: Option<LogIndex>,
+    ) -> Result<Arc<Membership>, MembershipError> {
+        self.ask_before_addition(new, &self.membership())?;
+        self.order(MembershipOrder::Replace { old, new, expecting }).await
+    }
+
+    /// Gives up the addition or replacement that is under way: the learner that was to become a
+    /// voter is removed.
+    ///
+    /// # Errors
+    /// [`MembershipError`].
+    pub async fn cancel_addition(
+        &self,
+        expecting: Option<LogIndex>,
+    ) -> Result<Arc<Membership>, MembershipError> {
+        self.order(MembershipOrder::CancelAddition { expecting }).await
+    }
+
+    fn ask_before_addition(
+        &self,
+        node: NodeId,
+        membership: &Membership,
+    ) -> Result<(), MembershipError> {
+        let group = self.id();
+        let asked = self.shared().runtime.additions.ask(group, node, membership);
+        asked.map_err(|reason| MembershipError::Refused { group, node, reason })
+    }
+
+    async fn order(&self, order: MembershipOrder) -> Result<Arc<Membership>, MembershipError> {
+        let group = self.id();
+        let (waiter, answer) = oneshot::channel();
+        let request = Box::new(MembershipRequest { order, waiter });
+        match self.offer(Input::ChangeMembership { group, request }) {
+            Ok(()) => {}
+            Err(Offered::Busy) => return Err(MembershipError::Busy { group }),
+            Err(Offered::Stopped) => return Err(MembershipError::Stopped { group }),
+        }
+        let cause = UnknownCause::Stopped;
+        answer.await.unwrap_or(Err(MembershipError::Unknown { group, cause }))
+    }
+
+    /// Takes a snapshot of everything that this replica has applied, and returns its place once
+    /// it is durable.
+    ///
+    /// # Errors
+    /// [`TakeSnapshotError`].
+    pub async fn snapshot(&self) -> Result<LogPosition, TakeSnapshotError> {
+        let group = self.id();
+        let (waiter, answer) = oneshot::channel();
+        match self.offer(Input::TakeSnapshot { group, waiter }) {
+            Ok(()) => answer.await.unwrap_or(Err(TakeSnapshotError::Stopped { group })),
+            Err(Offered::Busy) => Err(TakeSnapshotError::Busy { group }),
+            Err(Offered::Stopped) => Err(TakeSnapshotError::Stopped { group }),
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Why a change of membership was refused, or what became of it.
+
+use shardhost_storage::{GroupId, LogIndex, NodeId};
+
+use crate::error::{GroupFault, LeaderHint, UnknownCause, hint_text};
+
+/// A change of membership did not take place, or nobody can tell.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MembershipError {
+    /// Definite. This replica does not lead; ask the one in the hint.
+    #[error("group {group} is not led here{}", hint_text(hint))]
+    NotLeader {
+        /// The group.
+        group: GroupId,
+        /// Who leads, if known.
+        hint: Option<LeaderHint>,
+    },
+    /// Definite. The leader is new and has not applied an entry of its term. Try again.
+    #[error("the leader of group {group} does not serve yet; try again")]
+    NotServing {
+        /// The group.
+        group: GroupId,
+    },
+    /// Definite. Another change is not applied yet, or a joint one not finished. Try again when
+    /// it is.
+    #[error("group {group} has a membership change under way at index {index}")]
+    ConfigChangePending {
+        /// The group.
+        group: GroupId,
+        /// Where it stands in the log.
+        index: LogIndex,
+    },
+    /// Definite. Leadership is being handed over. Ask the next leader.
+    #[error("leadership of group {group} is being transferred to node {to}")]
+    TransferInProgress {
+        /// The group.
+        group: GroupId,
+        /// Where to.
+        to: NodeId,
+    },
+    /// Definite. Somebody changed the membership meanwhile. Look at it again.
+    #[error(
+        "group {group} has the configuration of index {actual}, the change expects that of \
+         {expected}; look at the members again"
+    )]
+    WrongConfig {
+        /// The group.
+        group: GroupId,
+        /// The index that the change expects.
+        expected: LogIndex,
+        /// The index of the present configuration.
+        actual: LogIndex,
+    },
+    /// Definite. No voter would be left. Destroy the group instead.
+    #[error("group {group} would have no voter left; destroy the group instead")]
+    LastVoter {
+        /// The group.
+        group: GroupId,
+    },
+    /// Definite. A learner cannot be added as a voter. Promote it.
+    #[error("node {node} holds a learner of group {group}; promote it instead of adding it")]
+    IsLearner {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+    },
+    /// Definite. Adding a voter as a learner would take its vote. Demote it if that is meant.
+    #[error("node {node} holds a voter of group {group}; demote it if its vote is to go")]
+    IsVoter {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+    },
+    /// Definite. The node holds a replica already, in the role that was asked for.
+    #[error("node {node} is a member of group {group} already")]
+    AlreadyMember {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+    },
+    /// Definite. The node holds no replica.
+    #[error("node {node} is no member of group {group}")]
+    NotMember {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+    },
+    /// Definite. Only learners are promoted.
+    #[error("node {node} holds no learner of group {group}")]
+    NotLearner {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+    },
+    /// Definite. The learner does not hold enough of the log. Try again when it has caught up.
+    #[error("node {node} holds group {group} up to index {matched}, {needed} is asked for")]
+    Behind {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+        /// The index that it must hold.
+        needed: LogIndex,
+        /// The index that it is known to hold.
+        matched: LogIndex,
+    },
+    /// Definite. A promotion that asks for index 0 asks for nothing. Say
+    /// [`crate::CaughtUp::Unchecked`] if that is meant.
+    #[error("a promotion in group {group} asks for index 0; say so if nothing is to be checked")]
+    NoMinimum {
+        /// The group.
+        group: GroupId,
+    },
+    /// Definite. Too few voters answer for the change to be committed.
+    #[error("only {live} voters of group {group} answer, the change needs {needed}")]
+    NoQuorum {
+        /// The group.
+        group: GroupId,
+        /// Voters that answer, the leader among them.
+        live: usize,
+        /// How many a quorum needs.
+        needed: usize,
+    },
+    /// Definite. A voter is being added, or replaced by another. Wait for its end, or cancel it.
+    #[error("node {node} is being added to group {group}; wait for it or cancel it")]
+    AdditionInProgress {
+        /// The group.
+        group: GroupId,
+        /// The node that comes.
+        node: NodeId,
+    },
+    /// Definite. There is no addition to cancel.
+    #[error("no voter is being added to group {group}")]
+    NothingToCancel {
+        /// The group.
+        group: GroupId,
+    },
+    /// Definite. The addition was given up before the node had its vote.
+    #[error("the addition of node {node} to group {group} was given up")]
+    Cancelled {
+        /// The group.
+        group: GroupId,
+        /// The node that was to come.
+        node: NodeId,
+    },
+    /// Definite. A hook refused a node.
+    #[error("node {node} may not join group {group}: {reason}")]
+    Refused {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+        /// What the hook said.
+        reason: String,
+    },
+    /// Definite. The change makes no sense.
+    #[error("the membership of group {group} cannot be changed so: {reason}")]
+    Impossible {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        reason: String,
+    },
+    /// Definite. Raft put an empty entry in the place of the change. Try again.
+    #[error("the change of group {group} was replaced by an empty entry; try again")]
+    Replaced {
+        /// The group.
+        group: GroupId,
+    },
+    /// Definite. Another entry was committed in its place.
+    #[error("group {group} committed another entry in the place of the change")]
+    Superseded {
+        /// The group.
+        group: GroupId,
+    },
+    /// Definite. Too much is under way on this host. Try again a little later.
+    #[error("too much is under way; try again")]
+    Busy {
+        /// The group.
+        group: GroupId,
+    },
+    /// Not definite. The change may still take effect. Look at the members.
+    #[error("nobody can tell whether the change of group {group} takes effect: {cause}")]
+    Unknown {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        cause: UnknownCause,
+    },
+    /// Definite. The host or the group stopped before.
+    #[error("group {group} stopped")]
+    Stopped {
+        /// The group.
+        group: GroupId,
+    },
+    /// Not definite. This replica failed.
+    #[error("the replica of group {group} failed: {fault}")]
+    Faulted {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        fault: GroupFault,
+    },
+}
+
+impl MembershipError {
+    /// Whether the change surely did not take effect and never will.
+    #[must_use]
+    pub const fn is_definite(&self) -> bool {
+        !matches!(self, Self::Unknown { .. } | Self::Faulted { .. })
+    }
+}

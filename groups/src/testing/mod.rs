@@ -1,0 +1,12 @@
+//! For those who build on this crate: what tests a state machine, a log store, a transport, or
+//! what clients saw.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`linearizability`] | whether a history of operations could have come one at a time |
+//! | [`network`] | a network inside one process, with trouble on command |
+//!
+//! Only with feature `testing`. Nothing of the library knows this module.
+
+pub mod linearizability;
+pub mod network;

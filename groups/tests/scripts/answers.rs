@@ -1,0 +1,91 @@
+//! Who waits for what, and what they were told.
+
+use std::fmt::Display;
+use std::sync::{Arc, Mutex};
+
+use shardhost_groups::waiter::{Charge, Pending, Waiter};
+use shardhost_groups::{GroupId, ProposalSink, ProposeOutcome};
+use tokio::sync::oneshot;
+
+use crate::words;
+
+#[derive(Default)]
+struct Outcomes(Mutex<Vec<(u64, ProposeOutcome)>>);
+
+impl ProposalSink for Outcomes {
+    fn complete(&self, token: u64, outcome: ProposeOutcome) {
+        self.0.lock().unwrap().push((token, outcome));
+    }
+}
+
+/// An answer that is waited for, and how it is put into words.
+struct Asked {
+    who: String,
+    poll: Box<dyn FnMut() -> Option<String>>,
+}
+
+/// Everybody who waits, by the line that they wait under.
+#[derive(Default)]
+pub struct Answers {
+    outcomes: Arc<Outcomes>,
+    proposals: Vec<String>,
+    asked: Vec<Asked>,
+}
+
+impl Answers {
+    /// Somebody who waits for a proposal.
+    pub fn proposal(&mut self, group: GroupId, who: String) -> Pending {
+        let token = self.proposals.len() as u64;
+        self.proposals.push(who);
+        let sink: Arc<dyn ProposalSink> = self.outcomes.clone();
+        let waiter = Waiter::Sink { sink, token };
+        Pending::new(group, waiter, Charge::default(), std::time::Instant::now())
+    }
+
+    /// Somebody who waits for an answer, and how a good one is put into words.
+    pub fn ask<T: 'static, E: Display + 'static>(
+        &mut self,
+        who: String,
+        good: impl Fn(T) -> String + 'static,
+    ) -> oneshot::Sender<Result<T, E>> {
+        let (waiter, mut answer) = oneshot::channel::<Result<T, E>>();
+        let poll = Box::new(move || match answer.try_recv().ok()? {
+            Ok(value) => Some(good(value)),
+            Err(error) => Some(format!("no: {error}")),
+        });
+        self.asked.push(Asked { who, poll });
+        waiter
+    }
+
+    /// Whoever waits under this line goes away. False when nobody does.
+    pub fn cancel(&mut self, who: &str) -> bool {
+        let before = self.asked.len();
+        self.asked.retain(|asked| asked.who != who);
+        self.asked.len() < before
+    }
+
+    /// What was answered since the last call, a line each.
+    pub fn take(&mut self) -> Vec<String> {
+        let outcomes = std::mem::take(&mut *self.outcomes.0.lock().unwrap());
+        let mut lines = Vec::new();
+        for (token, outcome) in outcomes {
+            let who = usize::try_from(token).ok().and_then(|token| self.proposals.get(token));
+            let who = who.map_or("somebody", String::as_str);
+            lines.push(format!("{who}: {}", words::outcome(&outcome)));
+        }
+        self.asked.retain_mut(|asked| match (asked.poll)() {
+            Some(answer) => {
+                lines.push(format!("{}: {answer}", asked.who));
+                false
+            }
+            None => true,
+        });
+        lines
+    }
+
+    /// The process `node` died, and with it everybody who asked it.
+    pub fn forget(&mut self, node: &str) {
+        self.outcomes.0.lock().unwrap().clear();
+        self.asked.retain(|asked| !asked.who.starts_with(node));
+    }
+}

@@ -1,0 +1,127 @@
+//! Which snapshots are on their way in: how many at once, one of a group at a time; and
+//! forgetting what broken streams left when nobody continues it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use shardhost_storage::{GroupId, NodeId};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::refusal::ReceiveError;
+use crate::transport::config::SnapshotLimits;
+use crate::transport::shared::Shared;
+
+/// Bounds and bookkeeping of what is received.
+pub(in crate::transport) struct Receptions {
+    most: usize,
+    turns: Arc<Semaphore>,
+    holders: Mutex<HashMap<GroupId, Holder>>,
+    /// Told when something was left to be continued.
+    pub(super) paused: Notify,
+}
+
+/// Whose snapshot of a group is being received.
+struct Holder {
+    from: NodeId,
+    superseded: CancellationToken,
+    gone: CancellationToken,
+}
+
+impl Receptions {
+    pub fn new(limits: &SnapshotLimits) -> Self {
+        Self {
+            most: limits.receiving,
+            turns: Arc::new(Semaphore::new(limits.receiving)),
+            holders: Mutex::default(),
+            paused: Notify::new(),
+        }
+    }
+
+    /// Snapshots being received.
+    pub fn running(&self) -> usize {
+        self.most.saturating_sub(self.turns.available_permits())
+    }
+
+    pub(super) fn turn(&self) -> Result<OwnedSemaphorePermit, ReceiveError> {
+        let turn = Arc::clone(&self.turns).try_acquire_owned();
+        turn.map_err(|_| ReceiveError::Busy(self.most))
+    }
+}
+
+/// Keeps a second snapshot of the same group out, unless its sender begins anew: then the first
+/// one's stream is dead, though that may not show yet.
+pub(super) struct Claim {
+    shared: Arc<Shared>,
+    group: GroupId,
+    pub superseded: CancellationToken,
+    gone: CancellationToken,
+}
+
+impl Claim {
+    /// Claims a group, after an earlier stream of the same sender has put by what came.
+    pub async fn new(
+        shared: &Arc<Shared>,
+        group: GroupId,
+        from: NodeId,
+    ) -> Result<Self, ReceiveError> {
+        let end = tokio::time::Instant::now() + shared.config.handshake_timeout;
+        loop {
+            let gone = match Self::try_new(shared, group, from) {
+                Ok(claim) => return Ok(claim),
+                Err((holder, gone)) if holder == from => gone,
+                Err((holder, _)) => return Err(ReceiveError::Duplicate { group, from: holder }),
+            };
+            tokio::time::timeout_at(end, gone.cancelled())
+                .await
+                .map_err(|_| ReceiveError::Duplicate { group, from })?;
+        }
+    }
+
+    /// Claims a group, or says who has it and what tells that it is free.
+    fn try_new(
+        shared: &Arc<Shared>,
+        group: GroupId,
+        from: NodeId,
+    ) -> Result<Self, (NodeId, CancellationToken)> {
+        let mut holders = shared.receptions.holders.lock();
+        if let Some(holder) = holders.get(&group) {
+            if holder.from == from {
+                holder.superseded.cancel();
+            }
+            return Err((holder.from, holder.gone.clone()));
+        }
+        let (superseded, gone) = (CancellationToken::new(), CancellationToken::new());
+        let holder = Holder { from, superseded: superseded.clone(), gone: gone.clone() };
+        holders.insert(group, holder);
+        Ok(Self { shared: Arc::clone(shared), group, superseded, gone })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.shared.receptions.holders.lock().remove(&self.group);
+        self.gone.cancel();
+    }
+}
+
+/// Forgets what nobody continued in time, until the transport ends.
+pub(in crate::transport) async fn forget_stale(shared: Arc<Shared>) {
+    let forget = || {
+        let store = Arc::clone(&shared.snapshots);
+        tokio::task::spawn_blocking(move || store.forget_stale())
+    };
+    let run = async {
+        loop {
+            shared.receptions.paused.notified().await;
+            while let Ok(Some(due)) = forget().await {
+                tokio::time::sleep(due).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = shared.stop.cancelled() => {}
+        () = run => {}
+    }
+}
