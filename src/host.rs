@@ -30,7 +30,8 @@ use tonic::service::Routes;
 
 use crate::data_dir::DataDir;
 use crate::transport::{
-    GrpcTransport, PeerDirectory, TransportConfig, TransportError, TransportStats, incoming, server,
+    GrpcTransport, PeerDirectory, SnapshotLimits, TransportConfig, TransportError, TransportStats,
+    incoming, server,
 };
 
 /// What a host is started from.
@@ -53,6 +54,8 @@ pub struct HostConfig {
     pub groups: GroupsConfig,
     /// Settings of the log.
     pub log: RocksOptions,
+    /// Bounds of snapshots on their way to and from other hosts.
+    pub snapshots: SnapshotLimits,
     /// Threads for Raft.
     pub workers: usize,
     /// Threads for state machines.
@@ -72,6 +75,7 @@ impl HostConfig {
             peers: BTreeMap::new(),
             groups: GroupsConfig::new(node),
             log: RocksOptions::default(),
+            snapshots: SnapshotLimits::default(),
             workers: 1,
             apply_threads: 2,
         }
@@ -168,8 +172,9 @@ impl HostBuilder {
         let mut peers = config.peers.clone();
         peers.insert(config.node, advertise.clone());
         let directory = PeerDirectory::new(peers);
-        let transport_config =
+        let mut transport_config =
             TransportConfig::new(config.cluster.clone(), config.node, incarnation, advertise);
+        transport_config.snapshot = config.snapshots;
         let transport =
             GrpcTransport::new(transport_config, directory.clone(), Arc::clone(&snapshots))?;
 

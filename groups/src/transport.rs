@@ -85,4 +85,6 @@ pub enum ShipmentOutcome {
     Delivered,
     /// It has not; Raft tries again.
     Failed,
+    /// It has not, because the snapshot is missing or damaged here: another one must be made.
+    Unusable,
 }

@@ -75,7 +75,7 @@ pub struct TransportStats {
     pub snapshots_failed: u64,
     /// The same by cause.
     pub shipment_failures: BTreeMap<ShipmentFailure, u64>,
-    /// Streams that went on where an earlier one broke.
+    /// Streams that did not begin at the first byte, because the receiver had some from before.
     pub snapshots_resumed: u64,
     /// Bytes of snapshots handed to connections.
     pub snapshot_bytes_sent: u64,
@@ -144,7 +144,7 @@ pub enum SnapshotRefusal {
     Superseded,
     /// It does not fit on the disk, or the disk became full. Free space.
     NoSpace,
-    /// More or fewer bytes came than were announced.
+    /// More or fewer bytes came than were announced. The fewer were kept.
     WrongSize,
     /// The bytes do not have the announced checksum.
     WrongChecksum,

@@ -5,4 +5,5 @@ mod greetings;
 mod hostile;
 mod lanes;
 mod life;
+mod snapshot_streams;
 mod snapshots;

@@ -1,23 +1,21 @@
 //! Snapshots between hosts: whole or not at all, and every shipment ends in one report.
 
 use std::io::{Read, Write};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use shardhost_groups::transport::ShipmentOutcome::{self, Delivered, Failed};
-use shardhost_groups::transport::{SnapshotShipment, Transport};
+use shardhost::transport::{ShipmentFailure, SnapshotRefusal};
+use shardhost_groups::transport::ShipmentOutcome::{self, Delivered, Failed, Unusable};
+use shardhost_groups::transport::{Lane, SnapshotShipment, Transport};
 use shardhost_proto::log::LogPosition as WirePosition;
-use shardhost_proto::peer::{
-    GroupMessage, MessageKind, SnapshotFrame, SnapshotHeader, SnapshotMeta,
-};
-use shardhost_storage::{LogPosition, MemorySnapshots, SnapshotFault, SnapshotStore};
-use tonic::Code;
+use shardhost_proto::peer::{GroupMessage, MessageKind, SnapshotMeta};
+use shardhost_storage::{GroupId, LogPosition, MemorySnapshots, SnapshotFault, SnapshotStore};
 
-use crate::fixture::{Cluster, GROUP, Host, REPLICA, Stranger, hello, node};
+use crate::fixture::{Cluster, GROUP, Host, Proxy, REPLICA, message, node};
 
-const CHUNK: usize = 4096;
-const POSITION: LogPosition = LogPosition::new(3, 40);
+pub const CHUNK: usize = 4096;
+pub const POSITION: LogPosition = LogPosition::new(3, 40);
 
-fn snapshot_message() -> GroupMessage {
+pub fn snapshot_message() -> GroupMessage {
     let position = Some(WirePosition { term: 3, index: 40 });
     GroupMessage {
         group: GROUP.get(),
@@ -33,28 +31,56 @@ fn shipment() -> SnapshotShipment {
     SnapshotShipment { to: node(2), position: POSITION, message: snapshot_message() }
 }
 
-fn content(length: usize) -> Vec<u8> {
+/// A shipment of a snapshot of another group, or at another index.
+fn shipment_of(group: GroupId, position: LogPosition) -> SnapshotShipment {
+    let wire = WirePosition { term: position.term.get(), index: position.index.get() };
+    let mut message = GroupMessage { group: group.get(), ..snapshot_message() };
+    message.snapshot = Some(SnapshotMeta { position: Some(wire), membership: None });
+    SnapshotShipment { to: node(2), position, message }
+}
+
+pub fn content(length: usize) -> Vec<u8> {
     (0..length).map(|place| (place % 251) as u8).collect()
 }
 
 fn keep(store: &MemorySnapshots, bytes: &[u8]) {
-    let mut writer = store.create(GROUP, POSITION).unwrap();
+    keep_at(store, GROUP, POSITION, bytes);
+}
+
+fn keep_at(store: &MemorySnapshots, group: GroupId, position: LogPosition, bytes: &[u8]) {
+    let mut writer = store.create(group, position).unwrap();
     writer.write_all(bytes).unwrap();
     writer.finish().unwrap();
 }
 
-fn kept(store: &MemorySnapshots) -> Vec<u8> {
+pub fn kept(store: &MemorySnapshots) -> Vec<u8> {
     let mut bytes = Vec::new();
     store.open(GROUP, POSITION).unwrap().read_to_end(&mut bytes).unwrap();
     bytes
 }
 
 fn pair() -> (Host, Host) {
+    pair_at_rate(0)
+}
+
+/// Two hosts; the first sends snapshots at this many bytes per second.
+fn pair_at_rate(bytes_per_second: u64) -> (Host, Host) {
     let cluster = Cluster::new();
-    let one = Host::start(&cluster, 1, 1, |config| config.snapshot.chunk_bytes = CHUNK);
-    let two = Host::start(&cluster, 2, 1, |config| config.snapshot.receiving = 1);
+    let one = Host::start(&cluster, 1, 1, |config| {
+        config.snapshot.chunk_bytes = CHUNK;
+        config.snapshot.bytes_per_second = bytes_per_second;
+    });
+    let two = Host::start(&cluster, 2, 1, |config| config.snapshot.receiving = 2);
     one.wait_connected(2);
     (one, two)
+}
+
+fn failures(host: &Host, cause: ShipmentFailure) -> u64 {
+    host.transport.stats().shipment_failures.get(&cause).copied().unwrap_or_default()
+}
+
+pub fn refusals(host: &Host, cause: SnapshotRefusal) -> u64 {
+    host.transport.stats().snapshot_refusals.get(&cause).copied().unwrap_or_default()
 }
 
 fn outcome_of_a_shipment(from: &Host) -> ShipmentOutcome {
@@ -66,7 +92,7 @@ fn outcome_of_a_shipment(from: &Host) -> ShipmentOutcome {
     outcome
 }
 
-fn assert_nothing_arrived(at: &Host) {
+pub fn assert_nothing_arrived(at: &Host) {
     assert!(at.recorder.read(|told| told.arrived.is_empty()));
     assert_eq!(at.snapshots.list(GROUP).unwrap(), []);
 }
@@ -88,33 +114,60 @@ fn s5_snapshots_of_every_size_arrive_as_they_were() {
 }
 
 #[test]
-fn a_missing_or_damaged_snapshot_is_not_sent() {
+fn a_missing_or_damaged_snapshot_is_not_delivered() {
     let (one, two) = pair();
-    assert_eq!(outcome_of_a_shipment(&one), Failed);
-    keep(&one.snapshots, &content(3 * CHUNK));
-    assert!(one.snapshots.corrupt(GROUP, POSITION));
-    assert_eq!(outcome_of_a_shipment(&one), Failed);
-    assert_nothing_arrived(&two);
-    assert_eq!(one.transport.stats().snapshots_failed, 2);
+    assert_eq!(outcome_of_a_shipment(&one), Unusable);
+    assert_eq!(failures(&one, ShipmentFailure::Missing), 1);
+    // Damage shows with the last chunk when that is a short one, and else behind it.
+    for (number, size) in [3 * CHUNK, 3 * CHUNK + 1].into_iter().enumerate() {
+        keep(&one.snapshots, &content(size));
+        assert!(one.snapshots.corrupt(GROUP, POSITION));
+        assert_eq!(outcome_of_a_shipment(&one), Unusable);
+        assert_eq!(failures(&one, ShipmentFailure::Damaged), 1 + number as u64);
+        assert_nothing_arrived(&two);
+    }
+    assert_eq!(one.transport.stats().snapshots_failed, 3);
+    assert_eq!(refusals(&two, SnapshotRefusal::WrongChecksum), 1);
+    assert_eq!(refusals(&two, SnapshotRefusal::WrongSize), 1);
 }
 
 #[test]
-fn an_unwanted_snapshot_is_refused_before_its_bytes_are_read() {
+fn damaged_bytes_that_were_kept_cost_one_more_attempt() {
+    let (one, two) = pair();
+    keep(&one.snapshots, &content(3 * CHUNK + 1));
+    assert!(one.snapshots.corrupt(GROUP, POSITION));
+    assert_eq!(outcome_of_a_shipment(&one), Unusable);
+    keep(&one.snapshots, &content(3 * CHUNK + 1));
+    assert_eq!(outcome_of_a_shipment(&one), Failed, "goes on behind damaged bytes");
+    assert_eq!(failures(&one, ShipmentFailure::Refused), 1, "the snapshot here is sound");
+    assert_eq!(outcome_of_a_shipment(&one), Delivered);
+    assert_eq!(kept(&two.snapshots), content(3 * CHUNK + 1));
+}
+
+#[test]
+fn s6_an_unwanted_snapshot_is_refused_before_its_bytes_are_read() {
     let (one, two) = pair();
     two.recorder.refuse_snapshots();
     keep(&one.snapshots, &content(3 * CHUNK));
     assert_eq!(outcome_of_a_shipment(&one), Failed);
     assert_nothing_arrived(&two);
+    assert_eq!(refusals(&two, SnapshotRefusal::Unwanted), 1);
+    assert_eq!(failures(&one, ShipmentFailure::Refused), 1);
+    assert_eq!(one.transport.stats().snapshot_bytes_sent, 0);
 }
 
 #[test]
-fn a_receiver_without_space_fails_the_shipment_and_keeps_nothing() {
+fn s9_a_receiver_without_space_refuses_before_the_first_byte_until_there_is_some() {
     let (one, two) = pair();
     keep(&one.snapshots, &content(100 * CHUNK));
-    two.snapshots.inject(SnapshotFault::NoSpace);
-    assert_eq!(outcome_of_a_shipment(&one), Failed);
-    two.snapshots.heal();
-    assert_nothing_arrived(&two);
+    for fault in [SnapshotFault::NoSpace, SnapshotFault::Capacity(99 * CHUNK as u64)] {
+        two.snapshots.inject(fault);
+        assert_eq!(outcome_of_a_shipment(&one), Failed);
+        two.snapshots.heal();
+        assert_nothing_arrived(&two);
+    }
+    assert_eq!(refusals(&two, SnapshotRefusal::NoSpace), 2);
+    assert_eq!(two.transport.stats().snapshot_bytes_received, 0);
     assert_eq!(outcome_of_a_shipment(&one), Delivered);
 }
 
@@ -127,6 +180,8 @@ fn s8_a_shipment_to_nobody_or_to_the_dead_fails() {
     one.transport.send_snapshot(SnapshotShipment { to: node(9), ..shipment() });
     one.recorder.wait("both reports", |told| told.shipped.len() == 2);
     assert_eq!(one.recorder.read(|told| told.shipped[1].2), Failed);
+    assert_eq!(failures(&one, ShipmentFailure::Unreachable), 1);
+    assert_eq!(failures(&one, ShipmentFailure::UnknownNode), 1);
 }
 
 #[test]
@@ -136,100 +191,110 @@ fn s8_more_shipments_than_may_wait_each_get_their_one_report() {
         config.snapshot.sending = 1;
         config.snapshot.waiting = 2;
     });
-    keep(&one.snapshots, &content(CHUNK));
-    for _ in 0..50 {
-        one.transport.send_snapshot(shipment());
+    for group in (0..50).map(GroupId::new) {
+        keep_at(&one.snapshots, group, POSITION, &content(CHUNK));
+        one.transport.send_snapshot(shipment_of(group, POSITION));
     }
     one.recorder.wait("fifty reports", |told| told.shipped.len() == 50);
     one.shut_down();
-    assert_eq!(one.recorder.read(|told| told.shipped.len()), 50);
-}
-
-/// A stream as node 1 sends it, for tests that spoil it.
-fn frames(bytes: &[u8]) -> Vec<SnapshotFrame> {
-    let header = SnapshotHeader {
-        hello: Some(hello()),
-        message: Some(snapshot_message()),
-        size: bytes.len() as u64,
-        crc: crc32fast::hash(bytes),
-    };
-    let header = SnapshotFrame { header: Some(header), chunk: Bytes::new() };
-    let chunks = bytes
-        .chunks(CHUNK)
-        .map(|chunk| SnapshotFrame { header: None, chunk: Bytes::copy_from_slice(chunk) });
-    std::iter::once(header).chain(chunks).collect()
-}
-
-fn host_that_knows_node_1() -> Host {
-    let cluster = Cluster::new();
-    cluster.directory.set(node(1), "127.0.0.1:1");
-    Host::start(&cluster, 2, 1, |config| config.snapshot.receiving = 1)
+    let reported = one.recorder.read(|told| told.shipped.clone());
+    let groups: std::collections::BTreeSet<_> = reported.iter().map(|(group, ..)| *group).collect();
+    assert_eq!((reported.len(), groups.len()), (50, 50));
+    assert!(failures(&one, ShipmentFailure::TooMany) > 0);
+    assert_eq!(one.transport.stats().snapshots_waiting, 0);
 }
 
 #[test]
-fn s5_a_stream_that_breaks_the_form_is_refused_and_leaves_nothing() {
-    type Spoil = fn(&mut Vec<SnapshotFrame>);
-    fn header(frames: &mut [SnapshotFrame]) -> &mut SnapshotHeader {
-        frames[0].header.as_mut().unwrap()
-    }
-    let cases: [(&str, Spoil, Code); 11] = [
-        ("early end", |f| f.truncate(2), Code::InvalidArgument),
-        ("nothing at all", |f| f.clear(), Code::InvalidArgument),
-        ("payload before header", |f| f.swap(0, 1), Code::InvalidArgument),
-        ("payload beside header", |f| f[0].chunk = f[1].chunk.clone(), Code::InvalidArgument),
-        ("double header", |f| f.insert(2, f[0].clone()), Code::InvalidArgument),
-        ("too long", |f| f.push(f[1].clone()), Code::InvalidArgument),
-        ("wrong checksum", |f| header(f).crc ^= 1, Code::DataLoss),
-        ("no message", |f| header(f).message = None, Code::InvalidArgument),
-        (
-            "no position",
-            |f| header(f).message.as_mut().unwrap().snapshot = None,
-            Code::InvalidArgument,
-        ),
-        (
-            "another cluster",
-            |f| header(f).hello.as_mut().unwrap().cluster = "red".into(),
-            Code::FailedPrecondition,
-        ),
-        ("no greeting", |f| header(f).hello = None, Code::InvalidArgument),
-    ];
-    let two = host_that_knows_node_1();
-    for (name, spoil, code) in cases {
-        let mut frames = frames(&content(3 * CHUNK));
-        spoil(&mut frames);
-        let status = Stranger::at(&two).snapshot(frames).unwrap_err();
-        assert_eq!(status.code(), code, "{name}: {status}");
-        assert_nothing_arrived(&two);
-    }
-    assert_eq!(two.transport.stats().snapshots_refused, 11);
-}
-
-#[test]
-fn s5_an_empty_chunk_changes_nothing() {
-    let two = host_that_knows_node_1();
-    let mut frames = frames(&content(2 * CHUNK));
-    frames.insert(2, SnapshotFrame::default());
-    let receipt = Stranger::at(&two).snapshot(frames).unwrap();
-    assert_eq!(receipt.size, 2 * CHUNK as u64);
-    assert_eq!(kept(&two.snapshots), content(2 * CHUNK));
-}
-
-#[test]
-fn an_interrupted_snapshot_leaves_nothing_and_gives_its_turn_back() {
-    let two = host_that_knows_node_1();
-    let mut half = frames(&content(4 * CHUNK));
-    half.truncate(3);
-    let interrupted = Stranger::at(&two).begin_snapshot(half);
-    // A stream that ends early tells by its refusal whether the turn was free.
-    let refusal = |host: &Host| {
-        let mut short = frames(&content(CHUNK));
-        short.truncate(1);
-        Stranger::at(host).snapshot(short).unwrap_err().code()
-    };
-    two.wait("the turn to be taken", |host| refusal(host) == Code::ResourceExhausted);
-    interrupted.leave();
-    two.wait("the turn to be free", |host| refusal(host) == Code::InvalidArgument);
+fn s8_a_shutdown_reports_what_it_interrupts() {
+    let (one, two) = pair_at_rate(64 << 10);
+    keep(&one.snapshots, &content(1000 * CHUNK));
+    one.transport.send_snapshot(shipment());
+    two.wait("the first bytes", |two| two.transport.stats().snapshot_bytes_received > 0);
+    one.shut_down();
+    assert_eq!(one.recorder.read(|told| told.shipped.clone()), [(GROUP, REPLICA, Failed)]);
+    assert_eq!(failures(&one, ShipmentFailure::Stopping), 1);
     assert_nothing_arrived(&two);
-    Stranger::at(&two).snapshot(frames(&content(4 * CHUNK))).unwrap();
-    assert_eq!(kept(&two.snapshots), content(4 * CHUNK));
+}
+
+#[test]
+fn a_later_shipment_to_the_same_replica_takes_over_and_reports_for_both() {
+    let (one, two) = pair_at_rate(256 << 10);
+    keep(&one.snapshots, &content(1000 * CHUNK));
+    one.transport.send_snapshot(shipment());
+    two.wait("the first bytes", |two| two.transport.stats().snapshot_bytes_received > 0);
+    let later = LogPosition::new(3, 41);
+    keep_at(&one.snapshots, GROUP, later, b"a later state");
+    one.transport.send_snapshot(shipment_of(GROUP, later));
+    one.recorder.wait("two reports", |told| told.shipped.len() == 2);
+    let delivered = (GROUP, REPLICA, Delivered);
+    assert_eq!(one.recorder.read(|told| told.shipped.clone()), [delivered, delivered]);
+    assert_eq!(two.recorder.read(|told| told.arrived.len()), 1);
+    assert_eq!(two.snapshots.list(GROUP).unwrap(), [later]);
+}
+
+#[test]
+fn s7_snapshots_sent_at_the_same_time_share_one_rate() {
+    let rate = 1 << 20;
+    let (one, two) = pair_at_rate(rate as u64);
+    let groups = [GroupId::new(1), GroupId::new(2)];
+    let began = Instant::now();
+    for group in groups {
+        keep_at(&one.snapshots, group, POSITION, &content(rate / 2));
+        one.transport.send_snapshot(shipment_of(group, POSITION));
+    }
+    two.recorder.wait("both snapshots", |told| told.arrived.len() == 2);
+    let took = began.elapsed();
+    assert!(took > Duration::from_millis(900), "a second's worth of bytes came in {took:?}");
+}
+
+#[test]
+fn s7_a_snapshot_under_way_delays_no_message_to_the_same_peer() {
+    let (one, two) = pair_at_rate(64 << 10);
+    keep(&one.snapshots, &content(1000 * CHUNK));
+    one.transport.send_snapshot(shipment());
+    two.wait("the first bytes", |two| two.transport.stats().snapshot_bytes_received > 0);
+    one.send((0..1000).map(|index| message(2, Lane::Bulk, index, 1000)).collect());
+    two.recorder.wait("a thousand messages", |told| told.indexes(Lane::Bulk).len() == 1000);
+    let sending = one.transport.stats();
+    assert_eq!((sending.snapshots_sending, sending.snapshots_sent), (1, 0), "it takes a minute");
+    assert_eq!(two.transport.stats().snapshots_receiving, 1);
+}
+
+/// Node 1, and node 2 behind a wire that breaks connections after so many bytes.
+fn pair_over_a_breaking_wire(limit: usize, breaks: usize) -> (Host, Host, Proxy) {
+    let cluster = Cluster::new();
+    let two = Host::start(&cluster, 2, 1, |_| ());
+    let proxy = Proxy::start(&two.address, limit, breaks);
+    cluster.directory.set(node(2), &proxy.address);
+    let one = Host::start(&cluster, 1, 1, |config| {
+        config.snapshot.chunk_bytes = CHUNK;
+        // So slow that the receiver has what was sent before the wire breaks.
+        config.snapshot.bytes_per_second = 8 << 20;
+    });
+    one.wait_connected(2);
+    (one, two, proxy)
+}
+
+#[test]
+fn a_snapshot_whose_connection_breaks_goes_on_where_it_broke() {
+    let (size, limit) = (4 << 20, 1 << 20);
+    let (one, two, proxy) = pair_over_a_breaking_wire(limit, 2);
+    keep(&one.snapshots, &content(size));
+    assert_eq!(outcome_of_a_shipment(&one), Delivered);
+    assert!(kept(&two.snapshots) == content(size));
+    assert_eq!(proxy.breaks_left(), 0);
+    assert_eq!(one.transport.stats().snapshots_resumed, 2);
+    assert_eq!(refusals(&two, SnapshotRefusal::Broken), 2);
+    assert_eq!(two.transport.stats().snapshot_bytes_received, size as u64, "no byte came twice");
+    assert_eq!(two.recorder.read(|told| told.arrived.len()), 1);
+}
+
+#[test]
+fn streams_that_bring_the_receiver_no_further_are_given_up() {
+    // Less than the header and a chunk: nothing ever arrives.
+    let (one, two, proxy) = pair_over_a_breaking_wire(2048, usize::MAX);
+    keep(&one.snapshots, &content(1 << 20));
+    assert_eq!(outcome_of_a_shipment(&one), Failed);
+    assert_nothing_arrived(&two);
+    assert!(proxy.breaks_left() > usize::MAX - 10, "a few attempts at most");
 }

@@ -35,6 +35,7 @@ impl GroupCore {
         if leads && self.led.is_none() {
             self.led = Some(Led { term, first_index: last, ready: false });
             self.reset_lease();
+            self.ask_anew();
             self.edge(term, EdgeKind::Acquired, round);
         }
         let applied = self.apply.applied();
@@ -69,6 +70,7 @@ impl GroupCore {
         self.fail_change_on_loss(round);
         self.end_barrier(round);
         self.reset_lease();
+        self.dismissed.clear();
         self.snapshots.forget_shipments();
         let successor = self.leader_hint();
         self.edge(led.term, EdgeKind::Lost { cause, successor }, round);

@@ -23,8 +23,19 @@ pub(super) struct Leaving {
     confirmed: BTreeSet<ReplicaId>,
 }
 
-/// Ticks between two questions of a replica that waits to be let go.
+/// Ticks between two questions of a replica that waits to be let go, and two notices to one that
+/// was removed.
 const PROBE_TICKS: u64 = 5;
+/// Notices that a leader sends by itself; whoever missed them all is told when it asks.
+const NOTICES: u8 = 6;
+
+/// Replicas that this leader removed, and how often they are still told.
+#[derive(Debug)]
+pub(super) struct Dismissed {
+    replica: u64,
+    node: NodeId,
+    left: u8,
+}
 
 impl Leaving {
     const fn new(membership: Membership) -> Self {
@@ -38,7 +49,8 @@ impl Leaving {
         self.confirmed.insert(from);
     }
 
-    /// Whether the group can do without this replica from here on.
+    /// Whether the group can do without this replica from here on. Learners may say what they
+    /// know; it is for the voters to let it go.
     fn is_let_go(&self) -> bool {
         let holds = |votes: &dyn Fn(&Member) -> bool| {
             let members = self.membership.members.iter();
@@ -88,7 +100,7 @@ impl GroupCore {
         self.retired = leaving.is_let_go();
     }
 
-    /// A notice counts when a voter of the configuration that it shows says that we were removed.
+    /// A notice counts when a member of the configuration that it shows says that we were removed.
     fn checked_notice(
         &self,
         node: NodeId,
@@ -98,10 +110,9 @@ impl GroupCore {
         let membership = convert::membership_from_wire(wire)?;
         let from = ReplicaId::new(message.from_replica)?;
         let sender = membership.members.get(&from)?;
-        let votes = (sender.voter || sender.outgoing_voter) && sender.node == node;
         let newer = membership.config_index >= self.membership.config_index;
         let without_us = membership.was_removed(self.replica);
-        (votes && newer && without_us).then_some((from, membership))
+        (sender.node == node && newer && without_us).then_some((from, membership))
     }
 
     /// Whoever does not belong to the group any more is told so.
@@ -122,15 +133,52 @@ impl GroupCore {
         round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
     }
 
-    /// At ticks: asks the members to be let go.
-    pub(super) fn ask_to_leave(&mut self, round: &mut Round) {
-        let Some(leaving) = &self.leaving else { return };
+    /// A change removed replicas; a leader tells them.
+    pub(super) fn dismiss(&mut self, before: &Membership) {
+        if !self.leads() {
+            return;
+        }
+        let members = before.members.iter();
+        let gone = members.filter(|(id, _)| !self.membership.members.contains_key(id));
+        let dismissed = gone.map(|(id, member)| Dismissed {
+            replica: id.get(),
+            node: member.node,
+            left: NOTICES,
+        });
+        self.dismissed.extend(dismissed);
+    }
+
+    /// At ticks: goes on with the end of replicas that were removed, this one or others.
+    pub(super) fn tend_leaving(&mut self, round: &mut Round) {
         if !self.ticks.is_multiple_of(PROBE_TICKS) {
             return;
         }
-        for (id, member) in &leaving.membership.members {
-            let message = self.own_message(MessageKind::Wake, id.get());
-            round.messages.push(Outgoing { to: member.node, lane: Lane::Urgent, message });
+        for dismissed in &self.dismissed {
+            self.send_notice(dismissed.node, dismissed.replica, round);
+        }
+        self.dismissed.iter_mut().for_each(|dismissed| dismissed.left -= 1);
+        self.dismissed.retain(|dismissed| dismissed.left > 0);
+        if let Some(leaving) = &self.leaving {
+            self.probe(&leaving.membership, round);
+        } else if self.is_lonely() {
+            self.probe(&self.membership, round);
+        }
+    }
+
+    /// A replica without a vote does not campaign: when it hears of no leader for long, it has to
+    /// ask by other means whether it still belongs to the group.
+    fn is_lonely(&self) -> bool {
+        let raft = &self.raw.raft;
+        let long = 2 * raft.election_timeout();
+        !self.leads() && !raft.promotable() && raft.election_elapsed >= long
+    }
+
+    fn probe(&self, membership: &Membership, round: &mut Round) {
+        for (id, member) in &membership.members {
+            if *id != self.replica {
+                let message = self.own_message(MessageKind::Wake, id.get());
+                round.messages.push(Outgoing { to: member.node, lane: Lane::Urgent, message });
+            }
         }
     }
 }

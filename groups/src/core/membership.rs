@@ -271,6 +271,7 @@ impl GroupCore {
         self.meta_changed();
         self.contacts.retain(|(id, _)| self.membership.is_yet_to_come(*id));
         self.lease_after_change(&before);
+        self.dismiss(&before);
         self.resolve_change(entry, round);
         self.consider_leaving();
         Ok(())

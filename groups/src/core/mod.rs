@@ -66,7 +66,7 @@ use apply::ApplyProgress;
 use barrier::Barrier;
 use leadership::Led;
 use lease::Lease;
-use leaving::Leaving;
+use leaving::{Dismissed, Leaving};
 use membership::PendingChange;
 use propose::PlacedWaiter;
 use reads::Reads;
@@ -88,6 +88,9 @@ pub struct GroupCore {
     queued: Vec<Proposal>,
     waiters: VecDeque<PlacedWaiter>,
     reads: Option<Box<Reads>>,
+    /// Rounds of reads that were started. Never starts anew within an opening: an answer to an
+    /// earlier round must not be taken for one to a later round.
+    read_rounds: u64,
     transfer: Option<Box<Transfer>>,
     barrier: Option<Box<Barrier>>,
     /// Barriers that were opened; numbers them.
@@ -101,6 +104,7 @@ pub struct GroupCore {
     leaving: Option<Box<Leaving>>,
     /// It was let go.
     retired: bool,
+    dismissed: Vec<Dismissed>,
 
     /// Number of the newest ready that was handed to the log writer, and of the newest durable.
     handed_number: u64,
@@ -177,7 +181,7 @@ impl GroupCore {
         self.expire_change(round);
         self.watch_transfer(round);
         self.invite_newcomers(live, round);
-        self.ask_to_leave(round);
+        self.tend_leaving(round);
         self.tend_snapshots();
         self.consider_sleep(live, round);
         self.refresh_peers();

@@ -95,7 +95,6 @@ pub(super) struct Reads {
     /// Confirmed at an index that is not applied yet.
     confirmed: VecDeque<(u64, Vec<WaitingRead>)>,
     count: usize,
-    rounds: u64,
 }
 
 impl Reads {
@@ -158,17 +157,25 @@ impl GroupCore {
         if reads.asked.is_some() || reads.waiting.is_empty() || (leads && !serving) {
             return;
         }
-        reads.rounds += 1;
+        self.read_rounds += 1;
         let mut context = [0; 24];
         context[..8].copy_from_slice(&self.config.incarnation.to_be_bytes());
         context[8..16].copy_from_slice(&self.epoch.to_be_bytes());
-        context[16..].copy_from_slice(&reads.rounds.to_be_bytes());
+        context[16..].copy_from_slice(&self.read_rounds.to_be_bytes());
         let asked = if leads { self.ask_quorum(context) } else { self.ask_leader(context, round) };
         let Some(reads) = self.reads.as_mut() else { return };
         if asked {
             let waiting = std::mem::take(&mut reads.waiting);
             reads.asked = Some((context, waiting));
             reads.asked_at = self.ticks;
+        }
+    }
+
+    /// This replica leads from here on: what its reads asked another leader is asked of a quorum.
+    pub(super) fn ask_anew(&mut self) {
+        let Some(reads) = self.reads.as_mut() else { return };
+        if let Some((_, asked)) = reads.asked.take() {
+            reads.waiting.splice(..0, asked);
         }
     }
 

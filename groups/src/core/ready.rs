@@ -64,17 +64,23 @@ impl GroupCore {
     /// The hard state, if it must be written: a term and a vote always, a commit index only now
     /// and then, for it may lag behind and costs a key each time.
     fn hard_state_to_write(&mut self, state: &HardState) -> Option<shardhost_storage::HardState> {
-        let mut state = convert::hard_state_to_log(state);
+        let state = convert::hard_state_to_log(state);
         let written = &self.written_state;
         let lag = state.commit.get().saturating_sub(written.commit.get());
         if (state.term, state.vote) == (written.term, written.vote) && lag < COMMIT_LAG {
             return None;
         }
+        Some(self.hard_state_with_commit())
+    }
+
+    /// The hard state as it is, to be written with the commit index.
+    pub(super) fn hard_state_with_commit(&mut self) -> shardhost_storage::HardState {
+        let mut state = convert::hard_state_to_log(&self.raw.raft.hard_state());
         self.written_state = state;
         if self.config.bugs.forget_vote {
             state.vote = None;
         }
-        Some(state)
+        state
     }
 
     /// Hands a write to the log writer, and with it the messages that must not leave before.

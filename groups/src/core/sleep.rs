@@ -155,6 +155,7 @@ impl GroupCore {
             && self.barrier.is_none()
             && !self.has_unfinished_change()
             && self.leaving.is_none()
+            && self.dismissed.is_empty()
             && self.is_meta_durable()
             && !self.snapshots.is_busy()
     }

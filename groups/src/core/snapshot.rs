@@ -21,10 +21,17 @@ pub type SnapshotWaiter = oneshot::Sender<Result<LogPosition, TakeSnapshotError>
 /// What goes on with snapshots of this replica.
 #[derive(Debug, Default)]
 pub(super) struct Snapshots {
-    /// The state machine was asked for one.
-    making: bool,
-    /// One is needed beyond what raft asks for, to truncate the log.
+    /// The state machine was asked for one when this was the last index that it had applied.
+    making: Option<u64>,
+    /// One is needed, by raft or to truncate the log.
     wanted: bool,
+    /// How often in a row none could be made, and the tick before which nobody but users asks
+    /// for another: a full disk is not emptied by writing to it.
+    failures: u32,
+    paused_until: u64,
+    /// The index of one that was just made or shipped, and until which tick the log stays from
+    /// there: whoever needs the one needs the other.
+    held: (u64, u64),
     /// Who asked for one: before the state machine is asked the next time, and after.
     asking: Vec<SnapshotWaiter>,
     asked: Vec<SnapshotWaiter>,
@@ -51,6 +58,13 @@ struct Install {
 
 /// Ticks between two looks at how much log could go.
 const TEND_TICKS: u64 = 10;
+/// Ticks before another snapshot is asked for after a first failure; doubles with each further.
+const FAILURE_TICKS: u64 = 10;
+/// Most of them.
+const MAX_FAILURE_TICKS: u64 = 600;
+/// Ticks for which the log stays behind a snapshot that was made or shipped: until it leaves, or
+/// leaves again, or its receiver asks for what follows.
+const HOLD_TICKS: u64 = 50;
 
 impl Snapshots {
     pub(super) const fn is_installing(&self) -> bool {
@@ -58,7 +72,13 @@ impl Snapshots {
     }
 
     pub(super) const fn is_busy(&self) -> bool {
-        self.making || self.installing.is_some() || !self.shipping.is_empty()
+        self.making.is_some() || self.installing.is_some() || !self.shipping.is_empty()
+    }
+
+    fn fail(&mut self, now: u64) {
+        let pause = FAILURE_TICKS << self.failures.min(16);
+        self.failures += 1;
+        self.paused_until = now + pause.min(MAX_FAILURE_TICKS);
     }
 
     pub(super) fn forget_shipments(&mut self) {
@@ -70,11 +90,12 @@ impl GroupCore {
     /// Asks the state machine for a snapshot when somebody needs one, and hands what changed
     /// about the log's start to the log writer.
     pub(super) fn ask_for_snapshot(&mut self, round: &mut Round) {
-        let needed = self.raw.store().take_snapshot_wanted() || self.snapshots.wanted;
-        self.snapshots.wanted = false;
-        let needed = needed || !self.snapshots.asking.is_empty();
-        if needed && !self.snapshots.making && !self.snapshots.is_installing() {
-            self.snapshots.making = true;
+        self.snapshots.wanted |= self.raw.store().take_snapshot_wanted();
+        let due = self.snapshots.wanted && self.ticks >= self.snapshots.paused_until;
+        let needed = due || !self.snapshots.asking.is_empty();
+        if needed && self.snapshots.making.is_none() && !self.snapshots.is_installing() {
+            self.snapshots.making = Some(self.apply.applied());
+            self.snapshots.wanted = false;
             self.snapshots.asked = std::mem::take(&mut self.snapshots.asking);
             round.apply(self.id, self.epoch, ApplyWork::Snapshot);
         }
@@ -94,6 +115,9 @@ impl GroupCore {
             let (group, epoch, meta) = (self.id, self.epoch, self.meta_changes);
             self.snapshots.written_meta = meta;
             round.log.acks.push(PersistAck { group, epoch, number: 0, term: 0, meta });
+            // Whoever remembers a change of membership must not forget that it was committed: a
+            // replica that it removed could neither lead nor let others lead.
+            write.hard_state = Some(self.hard_state_with_commit());
         }
         if std::mem::take(&mut self.snapshots.named)
             && let Some(keep) = self.meta.snapshot
@@ -108,13 +132,18 @@ impl GroupCore {
 
     /// The state machine's snapshot stands in the snapshot store, or could not be made.
     pub fn on_snapshot_made(&mut self, made: Option<LogPosition>, round: &mut Round) {
-        self.snapshots.making = false;
+        self.snapshots.making = None;
         let group = self.id;
         let known = self.meta.snapshot.max(made);
         let outcome = made.and(known).ok_or(TakeSnapshotError::Failed { group });
         let asked = std::mem::take(&mut self.snapshots.asked).into_iter();
         round.snapshot_replies.extend(asked.map(|waiter| (waiter, outcome.clone())));
-        let Some(position) = made else { return };
+        let Some(position) = made else { return self.snapshots.fail(self.ticks) };
+        // Whoever wanted one meanwhile is served by this one.
+        self.raw.store().take_snapshot_wanted();
+        self.snapshots.wanted = false;
+        self.snapshots.failures = 0;
+        self.snapshots.held = (position.index.get(), self.ticks + HOLD_TICKS);
         if self.meta.snapshot.is_some_and(|known| known.index >= position.index) {
             return;
         }
@@ -153,10 +182,17 @@ impl GroupCore {
 
     /// A shipment ended.
     pub fn on_shipped(&mut self, to: ReplicaId, outcome: ShipmentOutcome) {
-        self.snapshots.shipping.retain(|(replica, _)| *replica != to.get());
+        let shipped = self.snapshots.shipping.iter().position(|(id, _)| *id == to.get());
+        if let Some(at) = shipped {
+            let (_, index) = self.snapshots.shipping.swap_remove(at);
+            self.snapshots.held = (index, self.ticks + HOLD_TICKS);
+            let newest = self.meta.snapshot.is_some_and(|newest| newest.index.get() == index);
+            // It will not get better: another takes its place.
+            self.snapshots.wanted |= newest && outcome == ShipmentOutcome::Unusable;
+        }
         let status = match outcome {
             ShipmentOutcome::Delivered => SnapshotStatus::Finish,
-            ShipmentOutcome::Failed => SnapshotStatus::Failure,
+            ShipmentOutcome::Failed | ShipmentOutcome::Unusable => SnapshotStatus::Failure,
         };
         self.raw.report_snapshot(to.get(), status);
     }
@@ -253,8 +289,12 @@ impl GroupCore {
         };
         let mut target = survives.min(self.apply.applied()).min(raft.raft_log.persisted);
         target = target.saturating_sub(self.config.log_trail_entries);
-        for (_, index) in &self.snapshots.shipping {
-            target = target.min(*index);
+        // A snapshot is of no use to a follower when the log no longer begins at it.
+        let (held, until) = self.snapshots.held;
+        let held = (self.ticks < until).then_some(held);
+        let shipping = self.snapshots.shipping.iter().map(|(_, index)| *index);
+        for index in shipping.chain(self.snapshots.making).chain(held) {
+            target = target.min(index);
         }
         if self.leads() {
             let floor = raft.raft_log.last_index().saturating_sub(self.config.log_keep_entries);

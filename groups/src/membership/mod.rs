@@ -45,7 +45,7 @@ pub enum CaughtUp {
     MaxLag(u64),
     /// At least everything up to this index, which is not 0.
     AtLeast(LogIndex),
-    /// Nothing is asked. A voter without the log counts for the quorum and cannot help to reach
+    /// Nothing is asked but that the replica exists. A voter without the log counts for the quorum and cannot help to reach
     /// it: the group may stand still until it has caught up.
     Unchecked,
 }

@@ -222,7 +222,8 @@ impl Planner<'_> {
     ) -> Result<(), MembershipError> {
         let group = self.group;
         let needed = match when {
-            CaughtUp::Unchecked => return Ok(()),
+            // A voter must exist: nobody makes one that is none yet.
+            CaughtUp::Unchecked => LogIndex::new(1),
             CaughtUp::AtLeast(index) if index == LogIndex::default() => {
                 return Err(MembershipError::NoMinimum { group });
             }

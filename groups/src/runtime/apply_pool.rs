@@ -172,6 +172,7 @@ fn report(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>, report: ApplyRe
             Ok(view) => return shared.snapshot_tasks.write(shared, group, position, view),
             Err(fault) => {
                 tracing::error!(group = %group.id, %fault, "no snapshot; it is tried again");
+                shared.snapshot_tasks.note_failure();
                 GroupEvent::SnapshotMade(None)
             }
         },

@@ -147,6 +147,11 @@ pub struct GroupsStats {
     pub hook_panics: u64,
     /// Inline hooks that took too long.
     pub slow_inline_hooks: u64,
+    /// Snapshots of state machines that were made here.
+    pub snapshots_made: u64,
+    /// Snapshots that could not be made: the disk is full, or a state machine failed. The log of
+    /// the host says why; they are tried again.
+    pub snapshot_failures: u64,
 }
 
 /// Starts the groups of a host.
@@ -205,6 +210,7 @@ impl GroupsBuilder {
         let (apply, apply_outlet) = apply_pool::ApplyQueue::new();
         let (log, log_outlet) = log_writer::LogQueue::new();
         let (snapshot_tasks, snapshot_outlet) = snapshot_writer::SnapshotQueue::new();
+        snapshot_writer::remove_unnamed(&*store, &*snapshots);
         let shared = Arc::new(RuntimeShared {
             inboxes,
             registry: DashMap::new(),
@@ -373,6 +379,9 @@ impl Groups {
         stats.log_bytes = log.bytes;
         stats.acknowledged = shared.latency.count();
         (stats.hook_panics, stats.slow_inline_hooks) = shared.hub.complaints();
+        let snapshots = &shared.snapshot_tasks.counters;
+        stats.snapshots_made = snapshots.made.load(Ordering::Relaxed);
+        stats.snapshot_failures = snapshots.failures.load(Ordering::Relaxed);
         stats
     }
 

@@ -1,13 +1,21 @@
 //! The one thread that writes views of state machines to the snapshot store, and removes
 //! snapshots that nobody needs any more. One at a time, which bounds what they cost the host.
+//!
+//! What cannot be written is told to the group, which asks again later.
 
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use shardhost_storage::{GroupId, LogPosition, SnapshotError};
+use shardhost_storage::{
+    GroupId, LogPosition, LogStore, SnapshotError, SnapshotStore, SnapshotWrite,
+};
 
 use super::RuntimeShared;
 use super::apply_pool::tell;
+use crate::apply::panic_text;
 use crate::handle::GroupShared;
 use crate::machine::SnapshotWriter;
 use crate::worker::GroupEvent;
@@ -21,8 +29,18 @@ enum Task {
     Stop,
 }
 
-/// Where tasks are put.
-pub(super) struct SnapshotQueue(Sender<Task>);
+/// Where tasks are put, and what became of them.
+pub(super) struct SnapshotQueue {
+    tasks: Sender<Task>,
+    pub counters: SnapshotCounters,
+}
+
+/// Counts since the start.
+#[derive(Debug, Default)]
+pub(super) struct SnapshotCounters {
+    pub made: AtomicU64,
+    pub failures: AtomicU64,
+}
 
 /// Where the writer takes them.
 pub(super) struct SnapshotOutlet(Receiver<Task>);
@@ -30,7 +48,8 @@ pub(super) struct SnapshotOutlet(Receiver<Task>);
 impl SnapshotQueue {
     pub(super) fn new() -> (Self, SnapshotOutlet) {
         let (sender, receiver) = bounded(MAX_TASKS);
-        (Self(sender), SnapshotOutlet(receiver))
+        let counters = SnapshotCounters::default();
+        (Self { tasks: sender, counters }, SnapshotOutlet(receiver))
     }
 
     pub(super) fn write(
@@ -41,13 +60,19 @@ impl SnapshotQueue {
         view: Box<dyn SnapshotWriter>,
     ) {
         let task = Task::Write { group: Arc::clone(group), position, view };
-        if self.0.try_send(task).is_err() {
+        if self.tasks.try_send(task).is_err() {
+            self.note_failure();
             tell(shared, group, GroupEvent::SnapshotMade(None));
         }
     }
 
+    /// A snapshot could not be made.
+    pub(super) fn note_failure(&self) {
+        self.counters.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn prune(&self, group: GroupId, keep: LogPosition) {
-        match self.0.try_send(Task::Prune { group, keep }) {
+        match self.tasks.try_send(Task::Prune { group, keep }) {
             Ok(()) => {}
             // The next snapshot of the group removes it.
             Err(TrySendError::Full(_)) => tracing::warn!(%group, "an old snapshot stays for now"),
@@ -56,7 +81,7 @@ impl SnapshotQueue {
     }
 
     pub(super) fn stop(&self) {
-        if self.0.send(Task::Stop).is_err() {
+        if self.tasks.send(Task::Stop).is_err() {
             tracing::debug!("the snapshot writer had ended");
         }
     }
@@ -73,31 +98,97 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &SnapshotOutlet) {
                 }
             }
             Task::Write { group, position, view } => {
-                let made = match write(shared, group.id, position, view) {
-                    Ok(()) => Some(position),
-                    Err(error) => {
-                        tracing::error!(group = %group.id, %error, "no snapshot; tried again");
-                        None
-                    }
-                };
+                let made = make(shared, group.id, position, view);
                 tell(shared, &group, GroupEvent::SnapshotMade(made));
             }
         }
     }
 }
 
+/// Makes a snapshot of a view; its place, if that worked.
+fn make(
+    shared: &RuntimeShared,
+    group: GroupId,
+    position: LogPosition,
+    view: Box<dyn SnapshotWriter>,
+) -> Option<LogPosition> {
+    match write(shared, group, position, view) {
+        Ok((bytes, _)) => {
+            tracing::debug!(%group, %position, bytes, "snapshot made");
+            shared.snapshot_tasks.counters.made.fetch_add(1, Ordering::Relaxed);
+            Some(position)
+        }
+        Err(error) if shared.is_stopping() => {
+            tracing::debug!(%group, %position, %error, "no snapshot: the host stops");
+            None
+        }
+        Err(error) => {
+            tracing::error!(%group, %position, %error, "no snapshot; it is tried again");
+            shared.snapshot_tasks.note_failure();
+            None
+        }
+    }
+}
+
+/// Writes a view into the store. A panic of the state machine concerns its group only.
 fn write(
     shared: &RuntimeShared,
     group: GroupId,
     position: LogPosition,
     view: Box<dyn SnapshotWriter>,
-) -> Result<(), SnapshotError> {
-    let mut sink = shared.snapshots.create(group, position)?;
-    view.write_to(&mut sink).map_err(|error| SnapshotError::Io {
-        group,
-        action: "writing the state",
-        message: error.to_string(),
-    })?;
-    sink.finish()?;
-    Ok(())
+) -> Result<(u64, u32), SnapshotError> {
+    let action = "writing the state";
+    let written = catch_unwind(AssertUnwindSafe(|| {
+        let mut file = shared.snapshots.create(group, position)?;
+        let mut sink = Sink { file: &mut *file, shared };
+        view.write_to(&mut sink).map_err(|error| SnapshotError::from_io(group, action, &error))?;
+        file.finish()
+    }));
+    written.unwrap_or_else(|panic| {
+        let message = format!("the state machine panicked: {}", panic_text(&*panic));
+        Err(SnapshotError::Io { group, action, message })
+    })
 }
+
+/// Where a view is written to. Fails when the host stops: nobody waits for the rest then.
+struct Sink<'a> {
+    file: &'a mut dyn SnapshotWrite,
+    shared: &'a RuntimeShared,
+}
+
+impl Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.shared.is_stopping() {
+            return Err(io::Error::other("the host stops"));
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Removes snapshots that no replica names: a crash came before one was named, or before one that
+/// was replaced was removed. For the start only: later one may have just arrived.
+pub(super) fn remove_unnamed(log: &dyn LogStore, snapshots: &dyn SnapshotStore) {
+    let groups = match snapshots.groups() {
+        Ok(groups) => groups,
+        Err(error) => return tracing::warn!(%error, "old snapshots stay"),
+    };
+    for group in groups {
+        match log.load(group) {
+            Ok(persisted) => {
+                let named = persisted.and_then(|persisted| persisted.meta.snapshot);
+                if let Err(error) = snapshots.remove_except(group, named) {
+                    tracing::warn!(%group, %error, "an old snapshot could not be removed");
+                }
+            }
+            // Opening the group says what is wrong.
+            Err(error) => tracing::warn!(%group, %error, "its old snapshots stay"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

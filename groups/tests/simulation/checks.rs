@@ -89,7 +89,8 @@ impl Coverage {
         println!("{runs} runs: {self:?}");
         assert!(self.acknowledged > runs * 50, "{self:?}");
         assert!(self.definite > runs && self.unknown > runs, "{self:?}");
-        assert!(self.reads > runs * 5 && self.leaders > runs * 3, "{self:?}");
+        assert!(self.reads > runs * 5 && self.leaders > runs * 2, "{self:?}");
+        assert!(self.lease_reads > runs * 10, "{self:?}");
         assert!(self.transfers > runs / 20 && self.restores > runs / 20, "{self:?}");
     }
 }

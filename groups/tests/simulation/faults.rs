@@ -6,9 +6,6 @@ use crate::chance::Chance;
 use crate::cluster::Cluster;
 use crate::network::Weather;
 
-/// Milliseconds between two faults, about.
-const FAULT_EVERY: u64 = 900;
-
 impl Cluster {
     /// Draws the next fault, and when the one after it comes.
     pub fn next_fault(&mut self) -> Result<u64, String> {
@@ -25,7 +22,8 @@ impl Cluster {
             10 => self.flush_machines(node),
             _ => self.transfer_something(&mut chance),
         }
-        let next = chance.between(FAULT_EVERY / 3, FAULT_EVERY * 2);
+        let every = self.fault_every();
+        let next = chance.between(every / 3, every * 2);
         self.chance = chance;
         Ok(next)
     }

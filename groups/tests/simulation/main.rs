@@ -11,6 +11,7 @@ mod chance;
 mod checks;
 mod cluster;
 mod faults;
+mod leases;
 mod machine;
 mod network;
 mod node;

@@ -1,6 +1,6 @@
 //! What the network does to messages.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shardhost_groups::NodeId;
 
@@ -26,11 +26,23 @@ impl Weather {
 #[derive(Clone, Debug, Default)]
 pub struct Network {
     blocked: BTreeSet<(NodeId, NodeId)>,
+    slow: BTreeMap<(NodeId, NodeId), u64>,
 }
 
 impl Network {
     pub fn heal(&mut self) {
         self.blocked.clear();
+        self.slow.clear();
+    }
+
+    /// Messages take so many milliseconds longer.
+    pub fn slow(&mut self, from: NodeId, to: NodeId, delay: u64) {
+        self.slow.insert((from, to), delay);
+    }
+
+    /// How much longer messages take.
+    pub fn detour(&self, from: NodeId, to: NodeId) -> u64 {
+        self.slow.get(&(from, to)).copied().unwrap_or(0)
     }
 
     pub fn block(&mut self, from: NodeId, to: NodeId) {

@@ -17,19 +17,28 @@ use tonic::service::Routes;
 use super::machine::Counter;
 use super::nodes::{Answer, Order, Usage};
 use super::process::{cpu_time, resident_bytes};
+use super::snapshot::SnapshotNode;
 use super::{MachineKind, write};
 
 /// How long groups may take to be led or to sleep.
 const PATIENCE: Duration = Duration::from_secs(110);
 
 /// What the child was told to be.
-struct Role {
-    node: NodeId,
-    nodes: u64,
-    directory: PathBuf,
-    workers: usize,
-    apply_threads: usize,
-    listener: Option<std::net::TcpListener>,
+pub struct Role {
+    pub node: NodeId,
+    pub nodes: u64,
+    pub directory: PathBuf,
+    pub workers: usize,
+    pub apply_threads: usize,
+    pub listener: Option<std::net::TcpListener>,
+}
+
+/// What the child is, in the order in which it becomes so.
+#[derive(Default)]
+struct State {
+    role: Option<Role>,
+    running: Option<Running>,
+    snapshots: Option<SnapshotNode>,
 }
 
 /// The running node.
@@ -53,12 +62,11 @@ pub async fn run() -> anyhow::Result<()> {
             }
         }
     });
-    let mut role = None;
-    let mut running = None;
+    let mut state = State::default();
     while let Some(line) = orders.recv().await {
         let order: Order = serde_json::from_str(&line)?;
         let last = matches!(order, Order::End);
-        let answer = match carry_out(order, &mut role, &mut running).await {
+        let answer = match carry_out(order, &mut state).await {
             Ok(answer) => answer,
             Err(error) => Answer::Failed { message: format!("{error:#}") },
         };
@@ -72,11 +80,8 @@ pub async fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn carry_out(
-    order: Order,
-    role: &mut Option<Role>,
-    running: &mut Option<Running>,
-) -> anyhow::Result<Answer> {
+async fn carry_out(order: Order, state: &mut State) -> anyhow::Result<Answer> {
+    let State { role, running, snapshots } = state;
     match order {
         Order::Be { node, nodes, directory, workers, apply_threads } => {
             let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
@@ -96,9 +101,13 @@ async fn carry_out(
             *running = Some(Running::serve(role, addresses, tables).await?);
             Ok(Answer::Done)
         }
+        Order::Snapshot(order) => SnapshotNode::carry_out(order, role, snapshots).await,
         Order::End => {
             if let Some(running) = running.take() {
                 running.end().await;
+            }
+            if let Some(node) = snapshots.take() {
+                node.end().await;
             }
             Ok(Answer::Done)
         }

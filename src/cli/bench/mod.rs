@@ -12,6 +12,7 @@ mod matrix;
 mod nodes;
 mod process;
 mod report;
+mod snapshot;
 mod write;
 
 use std::path::PathBuf;
@@ -19,6 +20,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
+
+use snapshot::SnapshotArguments;
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
@@ -29,6 +32,8 @@ pub enum Command {
     Matrix(MatrixArguments),
     /// What idle groups cost, and how soon all are led after all hosts were killed.
     Idle(IdleArguments),
+    /// How a node that is far behind catches up by snapshot, and what that does to writers.
+    Snapshot(SnapshotArguments),
     /// One node of a benchmark; started by the others.
     #[command(hide = true)]
     Node,
@@ -160,6 +165,7 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Write(arguments) => write::run(&arguments).await?,
         Command::Matrix(arguments) => matrix::run(&arguments).await?,
         Command::Idle(arguments) => idle::run(&arguments).await?,
+        Command::Snapshot(arguments) => snapshot::run(&arguments).await?,
         Command::Node => child::run().await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use super::snapshot::{SnapshotAnswer, SnapshotOrder};
 use super::{MachineKind, WriteArguments};
 
 /// How long a child may take for an answer that needs no work.
@@ -35,6 +36,8 @@ pub enum Order {
     AwaitSleep,
     /// Say what was used since the last time.
     Usage,
+    /// Do something for the snapshot benchmark.
+    Snapshot(SnapshotOrder),
     /// End.
     End,
 }
@@ -48,6 +51,7 @@ pub enum Answer {
     Leaders { led: u64 },
     Measured(Box<Measured>),
     Usage(Usage),
+    Snapshot(Box<SnapshotAnswer>),
     Failed { message: String },
 }
 
@@ -201,7 +205,7 @@ impl Nodes {
     }
 
     /// Starts the children and tells each who it is; gives their addresses.
-    async fn introduce(
+    pub async fn introduce(
         layout: &Layout,
         directory: &Path,
     ) -> anyhow::Result<(Self, BTreeMap<u64, String>)> {

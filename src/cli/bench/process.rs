@@ -20,3 +20,17 @@ pub fn resident_bytes() -> u64 {
     let pages = text.split_whitespace().nth(1).and_then(|text| text.parse::<u64>().ok());
     pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
+
+/// The most memory that this process kept in RAM since [`forget_peak`], in bytes.
+pub fn peak_resident_bytes() -> u64 {
+    let Ok(text) = fs::read_to_string("/proc/self/status") else { return 0 };
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kibibytes.unwrap_or(0) * 1024
+}
+
+/// Begins a new measurement of the peak.
+pub fn forget_peak() {
+    // Where the system does not allow it, the peak is that of the whole life.
+    fs::write("/proc/self/clear_refs", "5").unwrap_or_default();
+}

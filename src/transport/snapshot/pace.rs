@@ -85,25 +85,25 @@ mod tests {
             due[next] = pace.book(64 << 10, due[next]);
             chunks[next] += 1;
         }
-        assert!(chunks.iter().all(|chunks| (52..=54).contains(chunks)), "{chunks:?} of 160");
+        assert!(chunks.iter().all(|chunks| (53..=56).contains(chunks)), "{chunks:?} of 160");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn without_a_rate_nobody_waits() {
-        let (pace, before) = (Pace::new(0), Instant::now());
+        let pace = Pace::new(0);
         for _ in 0..1_000 {
-            pace.take(4 << 20).await;
+            let taken = std::pin::pin!(pace.take(4 << 20));
+            assert!(futures::poll!(taken).is_ready());
         }
-        assert_eq!(Instant::now(), before);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn whoever_waits_sleeps_until_its_turn() {
         let (pace, before) = (Pace::new(1 << 20), Instant::now());
-        for _ in 0..9 {
-            pace.take(1 << 20).await;
+        for _ in 0..4 {
+            pace.take(100 << 10).await;
         }
         let took = Instant::now() - before;
-        assert!(took >= 8 * SECOND - CREDIT && took <= 8 * SECOND, "{took:?}");
+        assert!(took >= SECOND * 300 / 1024 - CREDIT, "{took:?}");
     }
 }

@@ -7,7 +7,7 @@ use shardhost_proto::peer::{
     GroupMessage, MessageKind, SnapshotFrame, SnapshotHeader, SnapshotReceipt,
 };
 use shardhost_storage::{GroupId, LogPosition, NodeId, ReplicaId, SnapshotAnnouncement};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
@@ -53,10 +53,9 @@ fn refuse(shared: &Shared, error: ReceiveError) -> Status {
     error.into()
 }
 
-/// A snapshot whose header was in order. What is dropped first stands first.
+/// A snapshot whose header was in order.
 struct Reception {
     writer: Writer,
-    _turn: OwnedSemaphorePermit,
     claim: Claim,
     shared: Arc<Shared>,
     inbound: Arc<dyn Inbound>,
@@ -77,11 +76,10 @@ impl Reception {
         let plan = Plan::new(shared, first.unwrap_or_default())?;
         plan.ask(&inbound)?;
         let claim = Claim::new(shared, plan.announced.group, plan.announced.from).await?;
-        let turn = shared.receptions.turn()?;
         let (writer, received) =
             Writer::start(Arc::clone(&shared.snapshots), plan.announced).await?;
         let shared = Arc::clone(shared);
-        Ok(Self { writer, _turn: turn, claim, shared, inbound, plan, frames, received })
+        Ok(Self { writer, claim, shared, inbound, plan, frames, received })
     }
 
     async fn run(self, answers: mpsc::Sender<Result<SnapshotReceipt, Status>>) {
@@ -109,7 +107,7 @@ impl Reception {
             () = superseded.cancelled() => Err(ReceiveError::Superseded),
             taken = self.take() => taken,
         };
-        let Self { writer, _turn, claim: _claim, shared, inbound, plan, .. } = self;
+        let Self { writer, claim: _claim, shared, inbound, plan, .. } = self;
         match taken {
             Ok(()) => {
                 writer.finish().await?;

@@ -44,7 +44,7 @@ impl Receptions {
         self.most.saturating_sub(self.turns.available_permits())
     }
 
-    pub(super) fn turn(&self) -> Result<OwnedSemaphorePermit, ReceiveError> {
+    fn turn(&self) -> Result<OwnedSemaphorePermit, ReceiveError> {
         let turn = Arc::clone(&self.turns).try_acquire_owned();
         turn.map_err(|_| ReceiveError::Busy(self.most))
     }
@@ -55,12 +55,13 @@ impl Receptions {
 pub(super) struct Claim {
     shared: Arc<Shared>,
     group: GroupId,
+    turn: Option<OwnedSemaphorePermit>,
     pub superseded: CancellationToken,
     gone: CancellationToken,
 }
 
 impl Claim {
-    /// Claims a group, after an earlier stream of the same sender has put by what came.
+    /// Takes a turn for a group, after an earlier stream of the same sender has put by what came.
     pub async fn new(
         shared: &Arc<Shared>,
         group: GroupId,
@@ -69,7 +70,7 @@ impl Claim {
         let end = tokio::time::Instant::now() + shared.config.handshake_timeout;
         loop {
             let gone = match Self::try_new(shared, group, from) {
-                Ok(claim) => return Ok(claim),
+                Ok(claim) => return claim.with_turn(),
                 Err((holder, gone)) if holder == from => gone,
                 Err((holder, _)) => return Err(ReceiveError::Duplicate { group, from: holder }),
             };
@@ -95,12 +96,19 @@ impl Claim {
         let (superseded, gone) = (CancellationToken::new(), CancellationToken::new());
         let holder = Holder { from, superseded: superseded.clone(), gone: gone.clone() };
         holders.insert(group, holder);
-        Ok(Self { shared: Arc::clone(shared), group, superseded, gone })
+        Ok(Self { shared: Arc::clone(shared), group, turn: None, superseded, gone })
+    }
+
+    fn with_turn(mut self) -> Result<Self, ReceiveError> {
+        self.turn = Some(self.shared.receptions.turn()?);
+        Ok(self)
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        // Whoever waits for the group wants the turn too.
+        self.turn = None;
         self.shared.receptions.holders.lock().remove(&self.group);
         self.gone.cancel();
     }
@@ -123,5 +131,52 @@ pub(in crate::transport) async fn forget_stale(shared: Arc<Shared>) {
     tokio::select! {
         () = shared.stop.cancelled() => {}
         () = run => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use shardhost_storage::{
+        LogPosition, SnapshotAnnouncement, SnapshotFiles, SnapshotFilesOptions, SnapshotStore,
+    };
+
+    use super::*;
+    use crate::transport::{PeerDirectory, TransportConfig};
+
+    #[tokio::test]
+    async fn what_nobody_continues_in_time_is_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let keep_paused_for = Duration::from_millis(50);
+        let options = SnapshotFilesOptions { keep_paused_for, ..Default::default() };
+        let store = SnapshotFiles::open_with(directory.path(), options).unwrap();
+        let config = TransportConfig::new("test", NodeId::must(1), 1, "127.0.0.1:1");
+        let directory_of_peers = PeerDirectory::new([]);
+        let shared = Shared::new(config, directory_of_peers, Arc::new(store.clone()));
+        let shared = Arc::new(shared);
+        let forgetting = tokio::spawn(forget_stale(Arc::clone(&shared)));
+
+        let announced = SnapshotAnnouncement {
+            from: NodeId::must(2),
+            group: GroupId::new(7),
+            position: LogPosition::new(3, 40),
+            size: 100,
+            crc: 0,
+        };
+        let mut reception = store.receive(announced).unwrap();
+        reception.append(&[1; 50]).unwrap();
+        assert_eq!(reception.pause(), Ok(50));
+        shared.receptions.paused.notify_one();
+
+        let files = || std::fs::read_dir(directory.path()).unwrap().count();
+        let gone = async {
+            while files() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
+        shared.stop.cancel();
+        forgetting.await.unwrap();
     }
 }

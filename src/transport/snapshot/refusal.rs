@@ -63,10 +63,12 @@ impl ReceiveError {
         }
     }
 
-    /// Whether what came is as good as before, so that it is worth keeping.
+    /// Whether what came may be good, so that it is worth keeping. A stream that ends early is one
+    /// that its sender gave up.
     pub fn keeps_what_came(&self) -> bool {
         use SnapshotRefusal as R;
-        matches!(self.refusal(), R::Superseded | R::Stalled | R::Broken)
+        let broken = matches!(self.refusal(), R::Superseded | R::Stalled | R::Broken);
+        broken || matches!(self, Self::TooShort { .. })
     }
 }
 

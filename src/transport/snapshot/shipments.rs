@@ -163,7 +163,12 @@ impl Ticket {
             }
             Err(failure) => {
                 counters.failures.add(failure);
-                ShipmentOutcome::Failed
+                match failure {
+                    ShipmentFailure::Missing | ShipmentFailure::Damaged => {
+                        ShipmentOutcome::Unusable
+                    }
+                    _ => ShipmentOutcome::Failed,
+                }
             }
         }
     }

@@ -35,9 +35,10 @@ impl Writer {
         let (begun, offset) = oneshot::channel();
         let thread = tokio::task::spawn_blocking(move || {
             let reception = store.receive(announced)?;
-            // Whoever does not wait for it drops the parts too.
-            let _ = begun.send(reception.received());
-            write(reception, receiver)
+            match begun.send(reception.received()) {
+                Ok(()) => write(reception, receiver),
+                Err(_) => Ok(0),
+            }
         });
         let mut writer = Self { parts, thread };
         match offset.await {

@@ -67,7 +67,7 @@ impl Cluster {
 
     pub(super) fn read(&mut self) -> Result<(), String> {
         if self.faulty {
-            let wait = self.chance.between(10, 200);
+            let wait = self.chance.between(1, self.shape.read_every);
             self.after(wait, Event::Read);
         }
         let group = self.any_group();
@@ -90,7 +90,7 @@ impl Cluster {
     /// clock, and some time later at the state machine.
     pub(super) fn lease_read(&mut self) -> Result<(), String> {
         if self.faulty {
-            let wait = self.chance.between(5, 60);
+            let wait = self.chance.between(1, self.shape.lease_read_every);
             self.after(wait, Event::LeaseRead);
         }
         let group = self.any_group();
@@ -122,7 +122,7 @@ impl Cluster {
         let commands = &disk.lock().unwrap().live.commands;
         let seen = commands.last().map_or(0, |(at, _)| at.index.get());
         self.checks.lease_reads += 1;
-        self.checks.read(group, seen, needed)
+        self.checks.read(group, seen, needed).map_err(|text| format!("{text}, under a lease of {id:?}"))
     }
 
     pub(super) fn take_reads(&mut self, id: NodeId) -> Result<(), String> {
@@ -140,7 +140,8 @@ impl Cluster {
         });
         for (group, need, needed, answer) in answered {
             let Ok(barrier) = answer else { continue };
-            self.checks.read(group, barrier.read_index.get(), needed)?;
+            let by = |text| format!("{text}, asked of {id:?} by {need:?}");
+            self.checks.read(group, barrier.read_index.get(), needed).map_err(by)?;
             if need != ReadNeed::Leadership {
                 self.checks.read(group, barrier.applied.get(), barrier.read_index.get())?;
             }

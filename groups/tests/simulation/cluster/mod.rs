@@ -53,12 +53,20 @@ pub struct Shape {
     pub lying_disks: bool,
     pub check_messages: bool,
     pub load_every: u64,
+    /// Milliseconds between two faults, about.
+    pub fault_every: u64,
+    /// Milliseconds between two other reads, at most.
+    pub read_every: u64,
+    /// Milliseconds between two reads under a lease, at most.
+    pub lease_read_every: u64,
     /// Nodes that belong to no group at first.
     pub spares: u64,
     /// By how much the speeds of clocks may differ from the world's, in thousandths.
     pub drift: u64,
     /// Whether memberships are changed.
     pub changes: bool,
+    /// Whether leadership is handed over all the time.
+    pub transfers: bool,
 }
 
 impl Shape {
@@ -80,10 +88,32 @@ impl Shape {
             lying_disks: false,
             check_messages: true,
             load_every: 60,
+            fault_every: 900,
+            lease_read_every: 60,
+            read_every: 200,
             spares: 0,
             drift: 0,
             changes: false,
+            transfers: false,
         }
+    }
+
+    /// Much that leases have to stand: transfers, late orders, partitions, clocks that differ.
+    pub fn leasing(seed: u64) -> Self {
+        let mut shape = Self::from_seed(seed);
+        let mut chance = Chance::new(seed ^ 0x1ea5e);
+        shape.nodes = 3 + 2 * chance.below(2);
+        shape.groups = 1;
+        shape.drift = 50;
+        shape.duration = chance.between(5_000, 9_000);
+        shape.load_every = 25;
+        shape.transfers = true;
+        shape.fault_every = 500;
+        shape.lease_read_every = 8;
+        shape.weather.delay = chance.between(5, 80);
+        shape.weather.late = chance.below(100);
+        shape.config.sleep_after_ticks = if chance.per_mille(500) { 0 } else { 10 };
+        shape
     }
 
     /// As a seed draws it, with spare nodes and changes of membership.
@@ -133,6 +163,7 @@ enum Event {
     LeaseRead,
     LeaseAnswer { node: NodeId, life: u64, group: GroupId, needed: u64 },
     Change,
+    Transfer,
     Fault,
     Restart { node: NodeId },
     HealNetwork,
@@ -262,6 +293,17 @@ impl Cluster {
                 self.lease_answer(node, life, group, needed)
             }
             Event::Change => self.change_something(),
+            Event::Transfer => {
+                if self.faulty {
+                    let wait = self.chance.between(300, 2_500);
+                    self.after(wait, Event::Transfer);
+                }
+                let mut chance = self.chance.clone();
+                chance.next();
+                self.transfer_something(&mut chance);
+                self.chance = chance;
+                Ok(())
+            }
             Event::Fault => {
                 if self.faulty {
                     let next = self.next_fault()?;

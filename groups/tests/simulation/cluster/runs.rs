@@ -8,6 +8,9 @@ impl Cluster {
         self.after(300, Event::Load);
         self.after(500, Event::Read);
         self.after(600, Event::LeaseRead);
+        if self.shape.transfers {
+            self.after(1_200, Event::Transfer);
+        }
         if self.shape.changes {
             self.after(1_500, Event::Change);
         }
@@ -15,6 +18,25 @@ impl Cluster {
         self.pass(self.shape.duration)?;
         self.faulty = false;
         Ok(())
+    }
+
+    pub const fn fault_every(&self) -> u64 {
+        self.shape.fault_every
+    }
+
+    /// Clients propose and read from here on, until told otherwise.
+    pub fn clients_work(&mut self, work: bool) {
+        self.faulty = work;
+        if work {
+            self.after(5, Event::Load);
+            self.after(5, Event::LeaseRead);
+            self.after(5, Event::Read);
+        }
+    }
+
+    /// The node that serves a group.
+    pub fn leader_of(&self, group: GroupId) -> Option<NodeId> {
+        self.nodes.values().find(|node| node.serves(group)).map(|node| node.id)
     }
 
     /// Ends all faults; then everything must be well again by itself, within a bound.
@@ -124,7 +146,7 @@ impl Cluster {
                 let stored = node.store.load(group).ok().flatten().map(|p| (p.base, p.last));
                 format!(
                     "{} term {} leader {:?} serving {} log {}..{} committed {} applied {} asleep \
-                     {} peers {:?} stored {stored:?}",
+                     {} members {:?} peers {:?} stored {stored:?}",
                     s.role.name(),
                     s.term,
                     s.leader,
@@ -134,6 +156,7 @@ impl Cluster {
                     s.committed,
                     s.applied,
                     s.asleep,
+                    s.membership,
                     s.peers
                 )
             });

@@ -72,6 +72,16 @@ impl Cluster {
         }
     }
 
+    /// Asks a node to hand a group to another.
+    pub fn transfer(&mut self, from: NodeId, group: GroupId, to: NodeId) {
+        let (waiter, _forgotten) = oneshot::channel();
+        let request = TransferRequest { to: TransferTarget::Node(to), waiter };
+        self.begin(from);
+        if let Some(process) = self.nodes.get_mut(&from).and_then(|n| n.process.as_mut()) {
+            process.core.handle(Input::Transfer { group, request });
+        }
+    }
+
     /// What nodes know of each other's life.
     pub(super) fn heartbeats(&mut self) -> Result<(), String> {
         self.after(HEARTBEAT, Event::Heartbeats);

@@ -175,6 +175,7 @@ impl Cluster {
             let order = outgoing.message.kind() == MessageKind::TimeoutNow;
             for delay in self.network.arrivals(self.weather, order, &mut chance) {
                 let messages = vec![outgoing.message.clone()];
+                let delay = delay + self.network.detour(from, outgoing.to);
                 self.after(delay, Event::Messages { from, to: outgoing.to, messages });
             }
             self.chance = chance;

@@ -1,0 +1,245 @@
+//! A snapshot that cannot be made harms nobody, is counted, and is tried again later.
+
+use std::io::Read;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use shardhost_storage::{
+    GroupWrite, LogBatch, MemorySnapshots, MemoryStore, NodeId, SnapshotFault,
+};
+
+use super::*;
+use crate::GroupsConfig;
+use crate::error::TakeSnapshotError;
+use crate::handle::{Group, GroupSpec};
+use crate::machine::{ApplyBatch, ApplyFault, StateMachine};
+use crate::runtime::{Groups, GroupsBuilder};
+use crate::transport::{Outgoing, SnapshotShipment, Transport};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const GROUP: GroupId = GroupId::new(1);
+
+/// What the view of a machine does when it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Behaviour {
+    Write,
+    Panic,
+    Fail,
+    /// Writes until somebody stops it.
+    Endless,
+}
+
+#[derive(Clone)]
+struct Machine {
+    applied: Option<LogPosition>,
+    behaviour: Arc<Mutex<Behaviour>>,
+    open_views: OpenViews,
+}
+
+/// Counts views that are not closed.
+type OpenViews = Arc<AtomicUsize>;
+
+impl StateMachine for Machine {
+    fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
+        Ok(self.applied)
+    }
+
+    fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
+        self.applied = Some(batch.last());
+        Ok(())
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
+        self.open_views.fetch_add(1, Ordering::SeqCst);
+        let open_views = Arc::clone(&self.open_views);
+        Ok(Box::new(View { behaviour: *self.behaviour.lock(), open_views }))
+    }
+
+    fn restore(&mut self, at: LogPosition, _: &mut dyn Read) -> Result<(), ApplyFault> {
+        self.applied = Some(at);
+        Ok(())
+    }
+}
+
+struct View {
+    behaviour: Behaviour,
+    open_views: OpenViews,
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        self.open_views.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl SnapshotWriter for View {
+    fn write_to(self: Box<Self>, sink: &mut dyn Write) -> io::Result<()> {
+        sink.write_all(b"state")?;
+        match self.behaviour {
+            Behaviour::Write => Ok(()),
+            Behaviour::Panic => panic!("a view on purpose"),
+            Behaviour::Fail => Err(io::Error::other("cannot be serialised")),
+            Behaviour::Endless => loop {
+                sink.write_all(b"and so on")?;
+            },
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Alone;
+
+impl Transport for Alone {
+    fn send(&self, _: Vec<Outgoing>) {}
+    fn send_snapshot(&self, _: SnapshotShipment) {}
+}
+
+/// A host of one group that leads alone.
+struct Host {
+    groups: Groups,
+    group: Group,
+    snapshots: MemorySnapshots,
+    behaviour: Arc<Mutex<Behaviour>>,
+    open_views: OpenViews,
+}
+
+impl Host {
+    async fn start(change: impl FnOnce(&mut GroupsConfig)) -> Self {
+        let mut config = GroupsConfig::new(NodeId::must(1));
+        config.tick = Duration::from_millis(2);
+        config.sleep_after_ticks = 0;
+        change(&mut config);
+        let snapshots = MemorySnapshots::new();
+        let groups = GroupsBuilder::new(config)
+            .start(Arc::new(MemoryStore::new()), Arc::new(snapshots.clone()), Arc::new(Alone))
+            .unwrap();
+        let behaviour = Arc::new(Mutex::new(Behaviour::Write));
+        let open_views = OpenViews::default();
+        let machine = Machine {
+            applied: None,
+            behaviour: Arc::clone(&behaviour),
+            open_views: Arc::clone(&open_views),
+        };
+        let spec = GroupSpec::new(GROUP, [NodeId::must(1)]);
+        let group = groups.create(spec, Box::new(machine)).unwrap();
+        group.wait_for(|status| status.serving, DEADLINE).await.expect("it leads alone");
+        Self { groups, group, snapshots, behaviour, open_views }
+    }
+
+    async fn take(&self) -> Result<LogPosition, TakeSnapshotError> {
+        tokio::time::timeout(DEADLINE, self.group.snapshot()).await.expect("an answer in time")
+    }
+
+    /// Made and failed.
+    fn counted(&self) -> (u64, u64) {
+        let stats = self.groups.stats();
+        (stats.snapshots_made, stats.snapshot_failures)
+    }
+
+    fn open_views(&self) -> usize {
+        self.open_views.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test]
+async fn s2_s9_a_view_that_cannot_be_written_is_closed_counted_and_tried_again() {
+    let host = Host::start(|_| ()).await;
+    for (failures, trouble) in [Behaviour::Fail, Behaviour::Panic].into_iter().enumerate() {
+        *host.behaviour.lock() = trouble;
+        let refused = host.take().await.unwrap_err();
+        assert!(matches!(refused, TakeSnapshotError::Failed { .. }), "{trouble:?}: {refused}");
+        assert_eq!(host.counted(), (failures as u64, 1 + failures as u64), "{trouble:?}");
+        *host.behaviour.lock() = Behaviour::Write;
+        let made = host.take().await.unwrap();
+        assert!(host.snapshots.open(GROUP, made).is_ok());
+        host.group.propose("on it goes").await.unwrap();
+    }
+    assert_eq!(host.open_views(), 0);
+    assert!(host.groups.health().borrow().is_none());
+    host.groups.shutdown();
+}
+
+#[tokio::test]
+async fn s9_a_full_disk_fails_no_group() {
+    let host = Host::start(|_| ()).await;
+    host.snapshots.inject(SnapshotFault::NoSpace);
+    assert!(matches!(host.take().await, Err(TakeSnapshotError::Failed { .. })));
+    host.group.propose("on it goes").await.unwrap();
+    host.snapshots.heal();
+    host.take().await.unwrap();
+    assert_eq!(host.counted(), (1, 1));
+    assert_eq!(host.open_views(), 0);
+    host.groups.shutdown();
+}
+
+#[tokio::test]
+async fn s9_failures_in_a_row_are_further_and_further_apart() {
+    let host = Host::start(|config| config.snapshot_entries = 1).await;
+    host.snapshots.inject(SnapshotFault::NoSpace);
+    let began = Instant::now();
+    while host.counted().1 < 5 {
+        assert!(began.elapsed() < DEADLINE, "{:?}", host.counted());
+        host.group.propose("grow").await.unwrap();
+    }
+    // 10, 20, 40 and 80 ticks of 2 ms.
+    assert!(began.elapsed() > Duration::from_millis(300), "{:?}", began.elapsed());
+    host.snapshots.heal();
+    let healed = host.counted().1;
+    while host.counted().0 == 0 {
+        assert!(began.elapsed() < DEADLINE, "{:?}", host.counted());
+        host.group.propose("grow").await.unwrap();
+    }
+    assert_eq!(host.counted().1, healed);
+    host.groups.shutdown();
+}
+
+#[tokio::test]
+async fn stopping_does_not_wait_for_a_large_snapshot() {
+    let host = Host::start(|_| ()).await;
+    *host.behaviour.lock() = Behaviour::Endless;
+    let group = host.group.clone();
+    let asked = tokio::spawn(async move { group.snapshot().await });
+    let began = Instant::now();
+    while host.open_views() == 0 {
+        assert!(began.elapsed() < DEADLINE, "nobody writes");
+        tokio::task::yield_now().await;
+    }
+    let groups = host.groups.clone();
+    let stopped = tokio::task::spawn_blocking(move || groups.shutdown());
+    tokio::time::timeout(DEADLINE, stopped).await.expect("it stops").unwrap();
+    assert!(asked.await.unwrap().is_err());
+    assert_eq!((host.counted(), host.open_views()), ((0, 0), 0));
+    assert_eq!(host.snapshots.list(GROUP), Ok(vec![]));
+}
+
+#[test]
+fn s3_snapshots_that_no_replica_names_are_removed_at_the_start() {
+    let (log, snapshots) = (MemoryStore::new(), MemorySnapshots::new());
+    let positions = [3, 7, 9].map(|index| LogPosition::new(1, index));
+    let [named, unnamed, unknown] = [1, 2, 3].map(GroupId::new);
+    for group in [named, unnamed, unknown] {
+        for position in positions {
+            let mut writer = snapshots.create(group, position).unwrap();
+            writer.write_all(b"state").unwrap();
+            writer.finish().unwrap();
+        }
+    }
+    for (group, snapshot) in [(named, Some(positions[1])), (unnamed, None)] {
+        let mut write = GroupWrite::new(group);
+        let membership = shardhost_storage::Membership::initial([NodeId::must(1)]);
+        write.meta = Some(shardhost_storage::GroupMeta {
+            group,
+            replica: shardhost_storage::ReplicaId::must(1),
+            membership,
+            snapshot,
+            labels: Default::default(),
+            kind: String::new(),
+        });
+        write.reset = Some(LogPosition::default());
+        log.write(&LogBatch { writes: vec![write] }).unwrap();
+    }
+    remove_unnamed(&log, &snapshots);
+    assert_eq!(snapshots.list(named), Ok(vec![positions[1]]));
+    assert_eq!(snapshots.groups(), Ok(vec![named]));
+}

@@ -1,0 +1,179 @@
+//! What is asked of a group, and in which words it answers.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use shardhost_groups::core::{
+    BarrierOrder, MembershipOrder, MembershipRequest, Proposal, ReadBarrier, ReadNeed, ReadRequest,
+    TransferRequest, TransferTarget,
+};
+use shardhost_groups::worker::Input;
+use shardhost_groups::{CaughtUp, GroupId, LogIndex, Membership, MembershipChange, NodeId, Term};
+
+use crate::commands::arguments::Arguments;
+use crate::words;
+use crate::world::{Cluster, Done};
+
+/// Who asks, and under which line the answer appears.
+struct Asker {
+    node: NodeId,
+    group: GroupId,
+    name: String,
+}
+
+impl Asker {
+    fn new(arguments: &mut Arguments<'_>) -> Result<Self, String> {
+        let name: Option<String> = arguments.maybe("as")?;
+        let name = name.map_or(String::new(), |name| format!(" {name}"));
+        Ok(Self { node: arguments.node("node")?, group: arguments.group()?, name })
+    }
+
+    fn line(&self, what: &str) -> String {
+        format!("n{} g{} {what}{}", self.node, self.group, self.name)
+    }
+}
+
+impl Cluster {
+    pub fn propose(&mut self, arguments: &mut Arguments<'_>) -> Done {
+        let Asker { node, group, .. } = Asker::new(arguments)?;
+        let in_term = arguments.maybe("term")?.map(Term::new);
+        let through_barrier = arguments.flag("through-barrier")?;
+        let data: Vec<String> = arguments.all("data")?;
+        let proposals = data.into_iter().map(|text| {
+            let pending = self.answers.proposal(group, format!("n{node} g{group} propose {text}"));
+            Proposal { command: Bytes::from(text), in_term, through_barrier, pending }
+        });
+        let input = Input::Propose { group, proposals: proposals.collect() };
+        if arguments.flag("round-goes-on")? {
+            self.begin(node)?.handle(input);
+            return Ok(());
+        }
+        self.input(node, input)
+    }
+
+    /// A lease read needs nobody while the lease lasts, and is an ordinary one after that.
+    pub fn read(&mut self, arguments: &mut Arguments<'_>) -> Done {
+        let asker = Asker::new(arguments)?;
+        let Asker { node, group, .. } = asker;
+        let need = match (arguments.flag("follower")?, arguments.flag("leadership")?) {
+            (true, _) => ReadNeed::FromLeader,
+            (_, true) => ReadNeed::Leadership,
+            _ => ReadNeed::Applied,
+        };
+        if arguments.flag("lease")? && self.node(node)?.holds_lease(group) {
+            let applied = self.node(node)?.status(group).map(|status| status.applied);
+            let applied = applied.unwrap_or_default();
+            self.say(format!("{}: sees {applied} by lease", asker.line("read")));
+            return Ok(());
+        }
+        let good = |barrier: ReadBarrier| {
+            format!("sees {}, applied {}", barrier.read_index, barrier.applied)
+        };
+        let waiter = self.answers.ask(asker.line("read"), good);
+        self.input(node, Input::Read { group, request: ReadRequest { need, waiter } })
+    }
+
+    /// Whoever waits for a read goes away.
+    pub fn cancel(&mut self, arguments: &mut Arguments<'_>) -> Done {
+        let asker = Asker::new(arguments)?;
+        let gone = self.answers.cancel(&asker.line("read"));
+        if gone { Ok(()) } else { Err("nobody waits under that name".to_owned()) }
+    }
+
+    pub fn transfer(&mut self, arguments: &mut Arguments<'_>) -> Done {
+        let asker = Asker::new(arguments)?;
+        let candidates = arguments.nodes("to")?;
+        let targets: Vec<String> = candidates.iter().map(|node| format!("n{node}")).collect();
+        let to = match (candidates.first().copied(), arguments.maybe("max-lag")?) {
+            (_, Some(max_lag)) => TransferTarget::FirstFit { candidates, max_lag },
+            (Some(node), None) => TransferTarget::Node(node),
+            (None, None) => TransferTarget::Furthest,
+        };
+        let targets = if targets.is_empty() { "anybody".to_owned() } else { targets.join(" or ") };
+        let good = |(node, term)| format!("done, node {node} leads in term {term}");
+        let waiter = self.answers.ask(asker.line(&format!("transfer to {targets}")), good);
+        let request = TransferRequest { to, waiter };
+        self.input(asker.node, Input::Transfer { group: asker.group, request })
+    }
+
+    pub fn change(&mut self, command: &str, arguments: &mut Arguments<'_>) -> Done {
+        let asker = Asker::new(arguments)?;
+        let order = order(command, arguments)?;
+        let good =
+            |membership: Arc<Membership>| format!("done, {}", words::membership(&membership));
+        let waiter = self.answers.ask(asker.line(command), good);
+        let request = Box::new(MembershipRequest { order, waiter });
+        self.input(asker.node, Input::ChangeMembership { group: asker.group, request })
+    }
+
+    pub fn take_snapshot(&mut self, arguments: &mut Arguments<'_>) -> Done {
+        let asker = Asker::new(arguments)?;
+        let waiter = self.answers.ask(asker.line("snapshot"), |at| format!("taken at {at}"));
+        self.input(asker.node, Input::TakeSnapshot { group: asker.group, waiter })
+    }
+
+    pub fn barrier(&mut self, arguments: &mut Arguments<'_>) -> Done {
+        let asker = Asker::new(arguments)?;
+        let close: Option<u64> = arguments.maybe("close")?;
+        let drain: Option<u64> = arguments.maybe("drain")?;
+        let order = match (close, drain) {
+            (Some(number), _) => BarrierOrder::Close(number),
+            (_, Some(number)) => {
+                let good = |index| format!("nothing is under way behind {index}");
+                let line = asker.line(&format!("barrier {number} drains"));
+                BarrierOrder::Drain { number, waiter: self.answers.ask(line, good) }
+            }
+            _ => {
+                let good = |(term, number)| format!("number {number} is open in term {term}");
+                BarrierOrder::Open(self.answers.ask(asker.line("barrier"), good))
+            }
+        };
+        self.input(asker.node, Input::Barrier { group: asker.group, order })
+    }
+}
+
+/// A change of membership, as a command says it.
+fn order(command: &str, arguments: &mut Arguments<'_>) -> Result<MembershipOrder, String> {
+    let expecting = arguments.maybe("expecting")?.map(LogIndex::new);
+    if command == "cancel-addition" {
+        return Ok(MembershipOrder::CancelAddition { expecting });
+    }
+    if command == "replace" {
+        let (old, new) = (arguments.node("old")?, arguments.node("new")?);
+        return Ok(MembershipOrder::Replace { old, new, expecting });
+    }
+    let mut change = MembershipChange::new();
+    let when = caught_up(arguments)?;
+    for node in arguments.nodes("add-voter")? {
+        change = change.add_voter(node);
+    }
+    for node in arguments.nodes("add-learner")? {
+        change = change.add_learner(node);
+    }
+    for node in arguments.nodes("promote")? {
+        change = change.promote(node, when);
+    }
+    for node in arguments.nodes("demote")? {
+        change = change.demote(node);
+    }
+    for node in arguments.nodes("remove")? {
+        change = change.remove(node);
+    }
+    if let Some(index) = expecting {
+        change = change.expecting(index);
+    }
+    Ok(MembershipOrder::Change(change))
+}
+
+/// What a promotion asks for; unless it is said otherwise, the whole log.
+fn caught_up(arguments: &mut Arguments<'_>) -> Result<CaughtUp, String> {
+    if arguments.flag("unchecked")? {
+        return Ok(CaughtUp::Unchecked);
+    }
+    let at_least: Option<u64> = arguments.maybe("at-least")?;
+    let max_lag: Option<u64> = arguments.maybe("max-lag")?;
+    Ok(match at_least {
+        Some(index) => CaughtUp::AtLeast(LogIndex::new(index)),
+        None => CaughtUp::MaxLag(max_lag.unwrap_or(0)),
+    })
+}

@@ -1,0 +1,39 @@
+//! Messages that no correct peer sent, put together by a script.
+
+use bytes::Bytes;
+use shardhost_proto::{log, peer};
+
+use crate::commands::arguments::{Arguments, kind_named};
+
+/// A message from the arguments of `forge`; what is not given is zero or empty.
+pub fn message(arguments: &mut Arguments<'_>) -> Result<peer::GroupMessage, String> {
+    let kind: String = arguments.one("kind")?;
+    let entries: Vec<String> = arguments.all("entries")?;
+    let mut number = |name| arguments.maybe::<u64>(name).map(Option::unwrap_or_default);
+    let mut message = peer::GroupMessage {
+        term: number("term")?,
+        index: number("index")?,
+        log_term: number("log-term")?,
+        commit: number("commit")?,
+        reject_hint: number("hint")?,
+        request_snapshot: number("request-snapshot")?,
+        kind: kind_named(&kind)?.into(),
+        ..peer::GroupMessage::default()
+    };
+    let at = (number("at-index")?, number("at-term")?);
+    message.reject = arguments.flag("rejected")?;
+    message.entries = entries.iter().map(|entry| parse_entry(entry)).collect::<Result<_, _>>()?;
+    if at != (0, 0) {
+        let position = Some(log::LogPosition { index: at.0, term: at.1 });
+        message.snapshot = Some(peer::SnapshotMeta { position, membership: None });
+    }
+    Ok(message)
+}
+
+/// `2.x` is an entry of term 2 with the command `x`; `2.` is an empty one.
+fn parse_entry(text: &str) -> Result<log::Entry, String> {
+    let (term, data) = text.split_once('.').ok_or("an entry is written TERM.DATA")?;
+    let term = term.parse().map_err(|error| format!("{text}: {error}"))?;
+    let kind = log::EntryKind::Command.into();
+    Ok(log::Entry { kind, term, data: Bytes::from(data.to_owned()), ..log::Entry::default() })
+}

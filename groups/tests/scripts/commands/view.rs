@@ -1,0 +1,137 @@
+//! Commands that look and change nothing.
+
+use shardhost_groups::storage::{LogStore, PersistedGroup};
+use shardhost_groups::{GroupId, NodeId};
+
+use crate::commands::arguments::Arguments;
+use crate::words;
+use crate::world::{Cluster, Done};
+
+impl Cluster {
+    pub fn look(&mut self, command: &str, arguments: &mut Arguments<'_>) -> Done {
+        let (named, group) = (arguments.nodes("node")?, arguments.maybe_group()?);
+        let peers = arguments.flag("peers")?;
+        let nodes = if named.is_empty() { self.node_ids() } else { named };
+        nodes.into_iter().try_for_each(|node| match command {
+            "status" => self.show_status(node, group, peers),
+            "disk" => self.show_disk(node, group),
+            "membership" => self.show_membership(node, group),
+            "lease" => self.show_lease(node, group),
+            _ => self.show_machine(node, group),
+        })
+    }
+
+    /// What a node says of its groups, and on leaders of the peers.
+    fn show_status(&mut self, id: NodeId, only: Option<GroupId>, peers: bool) -> Done {
+        if !self.runs(id) {
+            self.say(format!("n{id} down"));
+            return Ok(());
+        }
+        for group in self.groups_on(id, only) {
+            let Some(status) = self.nodes[&id].status(group).cloned() else {
+                self.say(format!("n{id} g{group} not running"));
+                continue;
+            };
+            let serving = if status.serving { " serving" } else { "" };
+            let asleep = if status.asleep { " asleep" } else { "" };
+            let to =
+                status.transferring_to.map_or(String::new(), |to| format!(" transferring-to={to}"));
+            self.say(format!(
+                "n{id} g{group} {}{serving} log={}..{} commit={} applied={}{to}{asleep}",
+                words::role(&status),
+                status.first,
+                status.last,
+                status.committed,
+                status.applied
+            ));
+            for peer in status.peers.iter().filter(|_| peers) {
+                let (node, matched, next) = (peer.node, peer.matched, peer.next);
+                let active = if peer.recently_active { "" } else { " silent" };
+                let state = peer.state;
+                self.say(format!("  peer n{node} matched={matched} next={next} {state}{active}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn groups_on(&self, id: NodeId, only: Option<GroupId>) -> Vec<GroupId> {
+        let groups = self.nodes[&id].disks.keys().copied();
+        groups.filter(|group| only.is_none_or(|only| only == *group)).collect()
+    }
+
+    /// What of a node's log would survive a crash.
+    fn show_disk(&mut self, id: NodeId, only: Option<GroupId>) -> Done {
+        for group in self.groups_on(id, only) {
+            let line = match self.nodes[&id].store.load_durable(group) {
+                Some(stored) => self.stored(id, &stored)?,
+                None => "nothing".to_owned(),
+            };
+            self.say(format!("n{id} g{group} disk: {line}"));
+        }
+        Ok(())
+    }
+
+    fn stored(&self, id: NodeId, stored: &PersistedGroup) -> Result<String, String> {
+        let state = stored.hard_state;
+        let vote = state.vote.map_or("none".to_owned(), |vote| vote.to_string());
+        let (group, first) = (stored.meta.group, stored.base.index.next());
+        let mut entries = Vec::new();
+        let end = stored.last.index.next();
+        if first < end {
+            let store = &self.nodes[&id].store;
+            store.entries(group, first, end, u64::MAX, &mut entries).map_err(|e| e.to_string())?;
+        }
+        let base = match stored.base.index.get() {
+            0 => String::new(),
+            _ => format!(" log-starts-after={}", stored.base),
+        };
+        let config = words::membership(&stored.meta.membership);
+        let entries = words::entries(&entries);
+        Ok(format!("term={} vote={vote}{base}{entries} {config}", state.term))
+    }
+
+    /// What a node's state machines hold.
+    fn show_machine(&mut self, id: NodeId, only: Option<GroupId>) -> Done {
+        for group in self.groups_on(id, only) {
+            let live = self.nodes[&id].disks[&group].lock().unwrap().live.clone();
+            let mut words: Vec<String> = live.commands.into_iter().map(|(_, text)| text).collect();
+            if words.is_empty() {
+                words.push("empty".to_owned());
+            }
+            self.say(format!("n{id} g{group} machine: {}", words.join(" ")));
+        }
+        Ok(())
+    }
+
+    /// Who belongs to the groups, as a node has applied.
+    fn show_membership(&mut self, id: NodeId, only: Option<GroupId>) -> Done {
+        for group in self.groups_on(id, only) {
+            let Some(status) = self.nodes[&id].status(group) else { continue };
+            let line = words::membership(&status.membership);
+            self.say(format!("n{id} g{group} {line}"));
+        }
+        Ok(())
+    }
+
+    /// Whether a node may answer reads without asking anybody.
+    fn show_lease(&mut self, id: NodeId, only: Option<GroupId>) -> Done {
+        for group in self.groups_on(id, only) {
+            let lease = if self.nodes[&id].holds_lease(group) { "lease" } else { "no lease" };
+            self.say(format!("n{id} g{group} {lease}"));
+        }
+        Ok(())
+    }
+
+    /// What is on its way.
+    pub fn show_network(&mut self) -> Done {
+        let messages: Vec<String> = self
+            .network
+            .all()
+            .map(|((from, to), message, note)| {
+                format!("{}{note}", words::message(from, to, message))
+            })
+            .collect();
+        messages.into_iter().for_each(|line| self.say(line));
+        Ok(())
+    }
+}

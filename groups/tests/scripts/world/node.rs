@@ -1,0 +1,209 @@
+//! One simulated process: a worker, its disks, its state machines, and what waits there.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
+use shardhost_groups::clock::Moment;
+use shardhost_groups::config::GroupsConfig;
+use shardhost_groups::core::{GroupCore, Opened, ReplicaStart};
+use shardhost_groups::storage::{
+    GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
+    SnapshotStore,
+};
+use shardhost_groups::worker::{Input, LeaseSign, LogTask, WorkerCore};
+use shardhost_groups::{
+    GroupId, GroupStatus, LogIndex, LogPosition, Membership, NodeId, StateMachine, Term,
+};
+
+use crate::world::machine::{ListMachine, MachineDisk};
+
+/// A replica's machine and the work that waits for it.
+pub struct Machine {
+    pub epoch: u64,
+    pub applier: Applier,
+    pub work: VecDeque<ApplyWork>,
+    /// The last index that the trace said to be applied.
+    pub told: LogIndex,
+}
+
+/// What dies with the process.
+pub struct Process {
+    pub core: WorkerCore,
+    pub machines: BTreeMap<GroupId, Machine>,
+    /// Rounds that wait for the log writer.
+    pub to_write: VecDeque<LogTask>,
+    /// Written, and not synced yet.
+    pub written: Vec<LogTask>,
+    /// What the trace last told of each group.
+    pub told: BTreeMap<GroupId, Arc<GroupStatus>>,
+    /// What each group last published of its lease.
+    pub leases: BTreeMap<GroupId, LeaseSign>,
+}
+
+impl Process {
+    pub fn has_writes(&self) -> bool {
+        !self.to_write.is_empty() || !self.written.is_empty()
+    }
+
+    pub fn has_work(&self) -> bool {
+        self.machines.values().any(|machine| !machine.work.is_empty())
+    }
+}
+
+/// A part of a node that can stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    Disk,
+    Machine,
+    Worker,
+}
+
+/// A node: a process that comes and goes, and disks that stay.
+pub struct Node {
+    pub id: NodeId,
+    pub life: u64,
+    pub store: MemoryStore,
+    pub snapshots: MemorySnapshots,
+    pub disks: BTreeMap<GroupId, Arc<Mutex<MachineDisk>>>,
+    pub process: Option<Process>,
+    pub stalled: BTreeSet<Part>,
+    /// The clock of leases, in nanoseconds. Every node has its own.
+    pub clock: u64,
+    /// Whether machines keep themselves on disk.
+    pub keeps: bool,
+}
+
+impl Node {
+    pub fn new(id: NodeId, keeps: bool) -> Self {
+        Self {
+            id,
+            life: 0,
+            store: MemoryStore::new(),
+            snapshots: MemorySnapshots::new(),
+            disks: BTreeMap::new(),
+            process: None,
+            stalled: BTreeSet::new(),
+            clock: 1_000_000_000,
+            keeps,
+        }
+    }
+
+    /// Lays the first state of a replica on the disk, as its creation does. False when this node
+    /// is no member, holds a replica, or held that one before.
+    pub fn create(&mut self, group: GroupId, membership: &Membership) -> bool {
+        let Some(replica) = membership.replica_on(self.id) else { return false };
+        if self.disks.contains_key(&group) {
+            return false;
+        }
+        if self.store.tombstone(group).unwrap().is_some_and(|buried| buried >= replica) {
+            return false;
+        }
+        let mut write = GroupWrite::new(group);
+        write.meta = Some(GroupMeta {
+            group,
+            replica,
+            membership: membership.clone(),
+            snapshot: None,
+            labels: BTreeMap::new(),
+            kind: String::new(),
+        });
+        write.hard_state =
+            Some(HardState { term: Term::new(1), vote: None, commit: LogIndex::new(0) });
+        write.reset = Some(LogPosition::default());
+        self.store.write(&LogBatch { writes: vec![write] }).unwrap();
+        let disk = MachineDisk { keeps: self.keeps, ..MachineDisk::default() };
+        self.disks.insert(group, Arc::new(Mutex::new(disk)));
+        true
+    }
+
+    /// The process dies. Of the writes that were not synced, `keep` survive.
+    pub fn crash(&mut self, keep: usize) {
+        self.process = None;
+        self.store.crash(keep);
+        self.snapshots.crash();
+        self.disks.values().for_each(|disk| disk.lock().unwrap().crash());
+        self.stalled.clear();
+        self.life += 1;
+    }
+
+    /// Starts the process from what the disks hold.
+    pub fn start(&mut self, config: &Arc<GroupsConfig>) -> Result<(), String> {
+        self.process = Some(Process {
+            core: WorkerCore::new(),
+            machines: BTreeMap::new(),
+            to_write: VecDeque::new(),
+            written: Vec::new(),
+            told: BTreeMap::new(),
+            leases: BTreeMap::new(),
+        });
+        let groups = self.store.groups().map_err(|error| error.to_string())?;
+        groups.into_iter().try_for_each(|group| self.open(config, group))
+    }
+
+    /// Brings a replica to life from what the disks hold.
+    pub fn open(&mut self, config: &Arc<GroupsConfig>, group: GroupId) -> Result<(), String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let persisted = self.store.load(group).map_err(|error| text(&error))?;
+        let persisted = persisted.ok_or("the group vanished")?;
+        let epoch = self.life * 1_000_000 + group.get() * 1_000 + persisted.meta.replica.get();
+        let mut machine = ListMachine { disk: Arc::clone(&self.disks[&group]) };
+        let stands = machine.applied().map_err(|error| text(&error))?;
+        let applied = match Opened::decide(&persisted, stands).map_err(|error| text(&error))? {
+            Opened::Continue(at) => at,
+            Opened::Restore(at) => {
+                restore_machine(&mut machine, &self.snapshots, group, at).map_err(|e| text(&e))?;
+                at
+            }
+        };
+        let durable = machine.durable_index();
+        let start = ReplicaStart { persisted, applied, durable, epoch };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let store = Arc::new(self.store.clone());
+        let core = GroupCore::open(Arc::clone(config), store, &logger, start)
+            .map_err(|fault| text(&fault))?;
+        let snapshots: Arc<dyn SnapshotStore> = Arc::new(self.snapshots.clone());
+        let applier = Applier::new(group, Box::new(machine), snapshots, applied);
+        let (work, told) = (VecDeque::new(), applied.index);
+        let process = self.process.as_mut().ok_or("the node is down")?;
+        process.machines.insert(group, Machine { epoch, applier, work, told });
+        process.told.insert(group, Arc::clone(core.status()));
+        process.core.handle(Input::Open(Box::new(core)));
+        Ok(())
+    }
+
+    pub const fn now(&self) -> Moment {
+        Moment::new(self.clock)
+    }
+
+    /// Whether a replica may answer reads without asking anybody.
+    pub fn holds_lease(&self, group: GroupId) -> bool {
+        let process = self.process.as_ref();
+        let sign = process.and_then(|process| process.leases.get(&group));
+        sign.is_some_and(|sign| self.now() < sign.until)
+    }
+
+    /// A replica ended and its log is destroyed: its state goes too.
+    pub fn bury(&mut self, group: GroupId, epoch: u64) {
+        let Some(process) = self.process.as_mut() else { return };
+        if let Some(mut machine) = process.machines.remove(&group) {
+            assert_eq!(machine.epoch, epoch, "another replica of {group:?} was buried");
+            machine.applier.run(ApplyWork::Removed);
+        }
+        self.disks.remove(&group);
+        self.snapshots.remove_below(group, None).unwrap();
+    }
+
+    /// Damages every snapshot of a group that is kept here.
+    pub fn corrupt_snapshots(&self, group: GroupId) {
+        for position in self.snapshots.list(group).unwrap_or_default() {
+            assert!(self.snapshots.corrupt(group, position));
+        }
+    }
+
+    /// What a group last published, if it runs here.
+    pub fn status(&self, group: GroupId) -> Option<&GroupStatus> {
+        let core = self.process.as_ref()?.core.group(group)?;
+        Some(core.status())
+    }
+}

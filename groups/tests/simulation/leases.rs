@@ -1,0 +1,158 @@
+//! Every rule of leases is needed: with one of them taken away, a client reads what is out of date.
+
+use shardhost_groups::config::KnownBugs;
+use shardhost_groups::{GroupId, NodeId};
+
+use crate::cluster::{Cluster, Shape};
+use crate::{all_seeds_hold, run};
+
+const GROUP: GroupId = GroupId::new(1);
+
+#[test]
+fn leases_keep_their_promise_while_clocks_differ_and_orders_come_late() {
+    all_seeds_hold(Shape::leasing);
+}
+
+/// One group on three nodes, a leader and two followers, and what a scenario does to them.
+struct Trio {
+    cluster: Cluster,
+    leader: NodeId,
+    followers: [NodeId; 2],
+}
+
+impl Trio {
+    fn new(seed: u64, bugs: KnownBugs) -> Result<Self, String> {
+        let mut shape = Shape::calm();
+        shape.groups = 1;
+        shape.load_every = 10;
+        shape.lease_read_every = 3;
+        shape.read_every = 20;
+        shape.config.sleep_after_ticks = 0;
+        shape.config.seed = seed;
+        shape.config.bugs = bugs;
+        let mut cluster = Cluster::new(seed, &shape);
+        // Every heartbeat falls differently into what follows.
+        cluster.pass(4_000 + seed * 37)?;
+        let leader = cluster.leader_of(GROUP).ok_or("nobody leads")?;
+        let mut others = cluster.node_ids().into_iter().filter(|id| *id != leader);
+        let followers = [others.next(), others.next()].map(|id| id.unwrap_or(leader));
+        Ok(Self { cluster, leader, followers })
+    }
+
+    fn cut(&mut self, follower: NodeId) {
+        self.cluster.network.block(self.leader, follower);
+        self.cluster.network.block(follower, self.leader);
+    }
+
+    fn cut_leader_off(&mut self) {
+        self.followers.into_iter().for_each(|follower| self.cut(follower));
+    }
+
+    /// What the leader is told comes this late.
+    fn slow_to_leader(&mut self, delay: u64) {
+        for follower in self.followers {
+            self.cluster.network.slow(follower, self.leader, delay);
+        }
+    }
+}
+
+/// The scenario holds with all rules, and shows a stale read without one of them.
+fn needs_the_rule(bugs: KnownBugs, scenario: fn(&mut Trio) -> Result<(), String>) {
+    let play = |seed, bugs| Trio::new(seed, bugs).and_then(|mut trio| scenario(&mut trio));
+    let complaints: Vec<String> = (0..40).filter_map(|seed| play(seed, bugs).err()).collect();
+    assert!(complaints.iter().any(|text| text.contains("a read of")), "{complaints:?}");
+    for seed in 0..40 {
+        play(seed, KnownBugs::default()).unwrap_or_else(|text| panic!("seed {seed}: {text}"));
+    }
+}
+
+/// Answers that were long on their way arrive when the followers have elected another leader.
+#[test]
+fn a_lease_counts_from_the_sending_of_its_heartbeat() {
+    let bugs = KnownBugs { lease_from_answer: true, ..KnownBugs::default() };
+    needs_the_rule(bugs, |trio| {
+        trio.slow_to_leader(950);
+        trio.cluster.pass(700)?;
+        trio.cut_leader_off();
+        trio.cluster.clients_work(true);
+        trio.cluster.pass(3_000)
+    });
+}
+
+#[test]
+fn a_lease_is_shorter_than_the_promise_behind_it() {
+    let bugs = KnownBugs { lease_without_margin: true, ..KnownBugs::default() };
+    needs_the_rule(bugs, |trio| {
+        trio.cut_leader_off();
+        trio.cluster.clients_work(true);
+        trio.cluster.pass(3_000)
+    });
+}
+
+/// The target leads long before the old leader hears of it.
+#[test]
+fn a_lease_is_void_during_a_transfer() {
+    let bugs = KnownBugs { lease_in_transfer: true, ..KnownBugs::default() };
+    needs_the_rule(bugs, |trio| {
+        trio.slow_to_leader(1_500);
+        trio.cluster.transfer(trio.leader, GROUP, trio.followers[0]);
+        trio.cluster.clients_work(true);
+        trio.cluster.pass(1_200)
+    });
+}
+
+/// A leader lives by the promise of one follower alone. That one is killed and comes back at
+/// once, cut off from the leader, while the other follower campaigns.
+#[test]
+fn a_voter_keeps_its_promise_over_a_restart() {
+    let bugs = KnownBugs { forget_promise: true, ..KnownBugs::default() };
+    needs_the_rule(bugs, |trio| {
+        let [stranded, faithful] = trio.followers;
+        trio.cut(stranded);
+        trio.cluster.pass(2_000)?;
+        trio.cluster.crash(faithful, 2);
+        trio.cut(faithful);
+        trio.cluster.clients_work(true);
+        trio.cluster.pass(10)?;
+        trio.cluster.restart(faithful)?;
+        trio.cluster.pass(3_000)
+    });
+}
+
+/// Answers to the heartbeats of one round of reads come when that round is long over and the
+/// leader is cut off: they confirm no later one.
+#[test]
+fn a_round_of_reads_is_not_confirmed_by_answers_to_an_earlier_one() {
+    for seed in 0..60 {
+        let mut trio = Trio::new(seed, KnownBugs::default()).unwrap();
+        let slow = trio.followers[0];
+        trio.cluster.network.slow(slow, trio.leader, 1_200 + seed * 10);
+        trio.cluster.clients_work(true);
+        let cut = trio.cluster.pass(700).and_then(|()| {
+            trio.cut_leader_off();
+            trio.cluster.pass(2_500)
+        });
+        cut.unwrap_or_else(|text| panic!("seed {seed}: {text}"));
+    }
+}
+
+/// A stale read that a seed comes upon.
+fn a_seed_complains_without(bugs: KnownBugs) {
+    let found = (0..1_000).find_map(|seed| {
+        let mut shape = Shape::leasing(seed);
+        shape.config.bugs = bugs;
+        run(seed, &shape).0.err().map(|violation| (seed, violation))
+    });
+    let (seed, violation) = found.expect("no seed noticed the missing rule");
+    assert!(violation.contains("a read of"), "seed {seed} found something else: {violation}");
+}
+
+#[test]
+fn a_lease_needs_an_applied_entry_of_the_own_term() {
+    a_seed_complains_without(KnownBugs { lease_before_ready: true, ..KnownBugs::default() });
+}
+
+#[test]
+fn an_order_to_campaign_is_not_followed_too_late() {
+    a_seed_complains_without(KnownBugs { late_timeout_now: true, ..KnownBugs::default() });
+}

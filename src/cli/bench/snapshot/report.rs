@@ -1,0 +1,136 @@
+//! What the snapshot benchmark prints.
+
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+
+use super::{Lap, Look, SnapshotArguments};
+use crate::cli::bench::report::print as print_figures;
+use crate::cli::bench::snapshot::node::Written;
+
+const MEBIBYTE: f64 = 1_048_576.0;
+
+/// What is waited for, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The leaders have made the snapshots.
+    Made,
+    /// The first mebibyte came.
+    FirstByte,
+    /// All bytes came.
+    Shipped,
+    /// The late node applies what the others write.
+    CaughtUp,
+}
+
+/// When it came to that, and what was written meanwhile.
+pub struct Timeline {
+    began: Instant,
+    reached: Vec<Reached>,
+}
+
+struct Reached {
+    event: Event,
+    seconds: f64,
+    laps: Vec<Lap>,
+    late: Look,
+}
+
+impl Timeline {
+    pub fn begin() -> Self {
+        Self { began: Instant::now(), reached: Vec::new() }
+    }
+
+    pub fn reached(&mut self, event: Event, laps: Vec<Lap>, late: Look) {
+        let seconds = self.began.elapsed().as_secs_f64();
+        self.reached.push(Reached { event, seconds, laps, late });
+    }
+
+    fn seconds(&self, event: Event) -> f64 {
+        self.reached.iter().find(|reached| reached.event == event).map_or(0.0, |r| r.seconds)
+    }
+}
+
+/// Prints the figures.
+pub fn print(
+    arguments: &SnapshotArguments,
+    before: &[Lap],
+    timeline: &Timeline,
+    after: &[Lap],
+) -> anyhow::Result<()> {
+    let mebibytes = (arguments.size * arguments.groups) as f64 / MEBIBYTE;
+    let (made, shipped) = (timeline.seconds(Event::Made), timeline.seconds(Event::Shipped));
+    let caught_up = timeline.seconds(Event::CaughtUp);
+    let shipping = (shipped - timeline.seconds(Event::FirstByte)).max(0.001);
+    let laps = || timeline.reached.iter().flat_map(|reached| &reached.laps);
+    let peak = |laps: &mut dyn Iterator<Item = &Lap>| laps.map(|l| l.peak_bytes).max().unwrap_or(0);
+    let late_peak = timeline.reached.iter().map(|r| r.late.peak_bytes).max().unwrap_or(0);
+    let mut figures = json!({
+        "size_mib": arguments.size as f64 / MEBIBYTE,
+        "groups": arguments.groups,
+        "rate_mib_per_second": arguments.rate as f64 / MEBIBYTE,
+        "writes_offered_per_second": arguments.writes,
+        "seconds_until_made": made,
+        "seconds_until_shipped": shipped,
+        "seconds_until_caught_up": caught_up,
+        "shipping_mib_per_second": mebibytes / shipping,
+        "catching_up_mib_per_second": mebibytes / caught_up.max(0.001),
+        "sender_peak_mib_before": peak(&mut before.iter()) as f64 / MEBIBYTE,
+        "sender_peak_mib_during": peak(&mut laps()) as f64 / MEBIBYTE,
+        "receiver_peak_mib": late_peak as f64 / MEBIBYTE,
+    });
+    if let Some(figures) = figures.as_object_mut() {
+        written(figures, "before", before);
+        for reached in &timeline.reached {
+            let phase = match reached.event {
+                Event::Made => "while_made",
+                Event::FirstByte => continue,
+                Event::Shipped => "while_shipped",
+                Event::CaughtUp => "while_restored",
+            };
+            written(figures, phase, &reached.laps);
+        }
+        written(figures, "after", after);
+    }
+    print_figures(&figures, arguments.json);
+    Ok(())
+}
+
+/// Writes and their latency in a phase.
+fn written(figures: &mut Map<String, Value>, phase: &str, laps: &[Lap]) {
+    let seconds = laps.iter().map(|lap| lap.seconds).fold(0.001, f64::max);
+    let cores = laps.iter().map(|lap| lap.cpu_seconds).sum::<f64>() / seconds;
+    figures.insert(format!("sender_cores_{phase}"), json!(cores));
+    let kinds: [(&str, fn(&Lap) -> &Written); 2] =
+        [("large", |lap| &lap.large), ("small", |lap| &lap.small)];
+    for (kind, pick) in kinds {
+        let all: Vec<&Written> = laps.iter().map(pick).collect();
+        let acknowledged: u64 = all.iter().map(|written| written.acknowledged).sum();
+        let failed: u64 = all.iter().map(|written| written.failed).sum();
+        let mut insert = |figure: &str, value: Value| {
+            figures.insert(format!("{kind}_{figure}_{phase}"), value);
+        };
+        insert("writes_per_second", json!(acknowledged as f64 / seconds));
+        insert("p50_us", json!(quantile(&all, 0.5)));
+        insert("p99_us", json!(quantile(&all, 0.99)));
+        if failed > 0 {
+            insert("failed", json!(failed));
+        }
+    }
+}
+
+fn quantile(all: &[&Written], part: f64) -> u64 {
+    let mut values: Vec<(u64, u64)> =
+        all.iter().flat_map(|written| written.latencies.iter().copied()).collect();
+    values.sort_unstable();
+    let total: u64 = values.iter().map(|(_, count)| count).sum();
+    let wanted = (total as f64 * part).ceil() as u64;
+    let mut seen = 0;
+    for (value, count) in values {
+        seen += count;
+        if seen >= wanted {
+            return value;
+        }
+    }
+    0
+}
