@@ -6,13 +6,22 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use shardhost_groups::runtime::LatencySnapshot;
-use shardhost_groups::{Group, GroupId, NodeId, Role};
+use shardhost_groups::{
+    CaughtUp, Group, GroupId, GroupSpec, LogIndex, Membership, MembershipChange, MembershipError,
+    NodeId, OpenGroupError, Role, TransferError, Transferred,
+};
 use shardhost_proto::admin as wire;
+use shardhost_proto::admin::membership_step::Kind as StepKind;
 use shardhost_proto::admin::admin_server::{Admin, AdminServer};
 use shardhost_proto::log;
+use shardhost_storage::convert::{membership_to_message, position_to_message};
 use tonic::{Request, Response, Status};
 
+use super::refusals::{of_membership, of_opening, of_snapshot, of_transfer};
+use super::replicas::machine_of;
+use super::{RESERVED, is_shard};
 use crate::host::Host;
+use crate::shards::StateDb;
 
 /// Rates and quantiles are of about this much time.
 const WINDOW: Duration = Duration::from_secs(5);
@@ -21,18 +30,19 @@ const SAMPLES: usize = 64;
 /// A deadline that nobody set.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The admin service of a host.
-pub fn admin_server(host: Host) -> AdminServer<AdminService> {
+/// The admin service of a host whose shards keep their state in `state`.
+pub fn admin_server(host: Host, state: Arc<StateDb>) -> AdminServer<AdminService> {
     let started = Instant::now();
     let first = (started, host.runtime().latency().snapshot());
     let samples = Arc::new(Mutex::new(VecDeque::from([first])));
-    AdminServer::new(AdminService { host, started, samples })
+    AdminServer::new(AdminService { host, state, started, samples })
 }
 
 /// See [`admin_server`].
 #[derive(Debug)]
 pub struct AdminService {
     host: Host,
+    state: Arc<StateDb>,
     started: Instant,
     samples: Arc<Mutex<VecDeque<(Instant, LatencySnapshot)>>>,
 }
@@ -79,6 +89,45 @@ impl AdminService {
             reconnects: peer.reconnects,
         });
         peers.collect()
+    }
+
+    /// A group as it is asked for, if this node can hold it.
+    fn spec_of(&self, request: &wire::CreateGroupRequest) -> Result<GroupSpec, Status> {
+        let id = GroupId::new(request.group);
+        if is_shard(id) {
+            return Err(Status::invalid_argument(format!(
+                "groups {RESERVED} belong to the shards of the configuration; take another number"
+            )));
+        }
+        let voters: Result<Vec<_>, _> = request.voters.iter().map(|node| node_id(*node)).collect();
+        let voters = voters?;
+        for node in &voters {
+            if self.host.directory().address(*node).is_none() {
+                return Err(Status::invalid_argument(format!(
+                    "node {node} is not in the directory of node {}",
+                    self.host.node_id()
+                )));
+            }
+        }
+        let mut spec = GroupSpec::new(id, voters).kind(&*request.kind);
+        for (key, value) in &request.labels {
+            spec = spec.label(key, value);
+        }
+        Ok(spec.incarnation(request.incarnation))
+    }
+
+    /// Somebody who means another machine than the one in the directory is told so.
+    fn check_address(&self, step: &wire::MembershipStep) -> Result<(), Status> {
+        let known = NodeId::new(step.node).and_then(|node| self.host.directory().address(node));
+        match known {
+            Some(known) if !step.address.is_empty() && known != step.address => {
+                Err(Status::failed_precondition(format!(
+                    "node {} is at {known}, not at {}; correct the directory first",
+                    step.node, step.address
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn counters(&self) -> HashMap<String, u64> {
@@ -162,16 +211,127 @@ impl Admin for AdminService {
             0 => None,
             node => NodeId::new(node),
         };
-        let within = timeout_of(request.timeout_ms);
-        let moved = tokio::time::timeout(within, group.transfer_leadership(to)).await;
-        let moved = moved
-            .map_err(|_| Status::deadline_exceeded("the transfer goes on; its outcome is unknown"))?
-            .map_err(|error| Status::failed_precondition(error.to_string()))?;
-        Ok(Response::new(wire::TransferLeaderReply {
-            to_node: moved.to.get(),
-            term: moved.term.get(),
-            took_us: u64::try_from(moved.took.as_micros()).unwrap_or(u64::MAX),
-        }))
+        transferred(request.timeout_ms, group.transfer_leadership(to)).await
+    }
+
+    async fn transfer_leader_to_fit(
+        &self,
+        request: Request<wire::TransferLeaderToFitRequest>,
+    ) -> Result<Response<wire::TransferLeaderReply>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        let nodes: Result<Vec<_>, _> = request.nodes.iter().map(|node| node_id(*node)).collect();
+        let transfer = group.transfer_to_first_fit(nodes?, request.max_lag);
+        transferred(request.timeout_ms, transfer).await
+    }
+
+    async fn change_membership(
+        &self,
+        request: Request<wire::ChangeMembershipRequest>,
+    ) -> Result<Response<wire::MembershipReply>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        let mut change = MembershipChange::new();
+        for step in &request.steps {
+            self.check_address(step)?;
+            change = with_step(change, step)?;
+        }
+        if let Some(index) = request.expect {
+            change = change.expecting(LogIndex::new(index));
+        }
+        membership_reply(request.timeout_ms, group.change_membership(change)).await
+    }
+
+    async fn replace_member(
+        &self,
+        request: Request<wire::ReplaceMemberRequest>,
+    ) -> Result<Response<wire::MembershipReply>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        let (old, new) = (node_id(request.old_node)?, node_id(request.new_node)?);
+        let expect = request.expect.map(LogIndex::new);
+        membership_reply(request.timeout_ms, group.replace_member(old, new, expect)).await
+    }
+
+    async fn cancel_addition(
+        &self,
+        request: Request<wire::CancelAdditionRequest>,
+    ) -> Result<Response<wire::MembershipReply>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        let cancelled = group.cancel_addition(request.expect.map(LogIndex::new));
+        membership_reply(request.timeout_ms, cancelled).await
+    }
+
+    async fn take_snapshot(
+        &self,
+        request: Request<wire::TakeSnapshotRequest>,
+    ) -> Result<Response<wire::SnapshotReply>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        let taken = tokio::time::timeout(timeout_of(request.timeout_ms), group.snapshot()).await;
+        let position = taken
+            .map_err(|_| Status::deadline_exceeded("the snapshot is still being written"))?
+            .map_err(|error| of_snapshot(&error))?;
+        let position = Some(position_to_message(position));
+        Ok(Response::new(wire::SnapshotReply { position }))
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<wire::ListSnapshotsRequest>,
+    ) -> Result<Response<wire::SnapshotList>, Status> {
+        let group = self.group(request.into_inner().group)?;
+        let listed = self.host.snapshots(group.id());
+        let positions = listed.map_err(|error| Status::internal(error.to_string()))?;
+        let positions = positions.into_iter().map(position_to_message).collect();
+        Ok(Response::new(wire::SnapshotList { positions }))
+    }
+
+    async fn create_group(
+        &self,
+        request: Request<wire::CreateGroupRequest>,
+    ) -> Result<Response<wire::GroupStatus>, Status> {
+        let request = request.into_inner();
+        let spec = self.spec_of(&request)?;
+        let group = spec.id;
+        // What an earlier life of the group left behind is nobody's.
+        let known = self.host.stored_group(group).map_err(|error| of_opening(&error))?;
+        if known.is_none() {
+            let state = Arc::clone(&self.state);
+            let cleared = tokio::task::spawn_blocking(move || state.destroy(group)).await;
+            cleared
+                .map_err(|error| Status::internal(error.to_string()))?
+                .map_err(|error| Status::internal(error.to_string()))?;
+        }
+        let machine = machine_of(&self.state, group, &request.kind);
+        let machine = machine.map_err(Status::invalid_argument)?;
+        let created = self.host.create_group(spec, machine).await;
+        let created = created.map_err(|error| of_opening(&error))?;
+        Ok(Response::new(group_status(&created)))
+    }
+
+    async fn destroy_group(
+        &self,
+        request: Request<wire::DestroyGroupRequest>,
+    ) -> Result<Response<wire::DestroyGroupReply>, Status> {
+        let request = request.into_inner();
+        let id = GroupId::new(request.group);
+        let known = self.host.stored_group(id).map_err(|error| of_opening(&error))?;
+        let meta = known.ok_or_else(|| of_opening(&OpenGroupError::Unknown { group: id }))?;
+        let membership = self.host.group(id).map(|group| group.membership());
+        let actual = membership.map_or(meta.membership.config_index, |known| known.config_index);
+        if let Some(expected) = request.expect.map(LogIndex::new).filter(|index| *index != actual) {
+            let group = id;
+            return Err(of_membership(&MembershipError::WrongConfig { group, expected, actual }));
+        }
+        self.host.destroy_group(id).await.map_err(|error| of_opening(&error))?;
+        let state = Arc::clone(&self.state);
+        let destroyed = tokio::task::spawn_blocking(move || state.destroy(id)).await;
+        destroyed
+            .map_err(|error| Status::internal(error.to_string()))?
+            .map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(wire::DestroyGroupReply {}))
     }
 
     async fn checksum(
@@ -203,6 +363,68 @@ impl Admin for AdminService {
     }
 }
 
+async fn transferred(
+    timeout_ms: u64,
+    transfer: impl Future<Output = Result<Transferred, TransferError>>,
+) -> Result<Response<wire::TransferLeaderReply>, Status> {
+    let moved = tokio::time::timeout(timeout_of(timeout_ms), transfer).await;
+    let moved = moved
+        .map_err(|_| Status::deadline_exceeded("the transfer goes on; its outcome is unknown"))?
+        .map_err(|error| of_transfer(&error))?;
+    Ok(Response::new(wire::TransferLeaderReply {
+        to_node: moved.to.get(),
+        term: moved.term.get(),
+        took_us: u64::try_from(moved.took.as_micros()).unwrap_or(u64::MAX),
+    }))
+}
+
+async fn membership_reply(
+    timeout_ms: u64,
+    change: impl Future<Output = Result<Arc<Membership>, MembershipError>>,
+) -> Result<Response<wire::MembershipReply>, Status> {
+    let changed = tokio::time::timeout(timeout_of(timeout_ms), change).await;
+    let membership = changed
+        .map_err(|_| Status::deadline_exceeded("the change goes on; look at the members"))?
+        .map_err(|error| of_membership(&error))?;
+    let membership = Some(membership_to_message(&membership));
+    Ok(Response::new(wire::MembershipReply { membership }))
+}
+
+fn node_id(node: u64) -> Result<NodeId, Status> {
+    NodeId::new(node).ok_or_else(|| Status::invalid_argument("nodes are numbered from 1"))
+}
+
+fn with_step(
+    change: MembershipChange,
+    step: &wire::MembershipStep,
+) -> Result<MembershipChange, Status> {
+    let node = node_id(step.node)?;
+    Ok(match step.kind() {
+        StepKind::AddVoter => change.add_voter(node),
+        StepKind::AddLearner => change.add_learner(node),
+        StepKind::Promote => change.promote(node, caught_up(step)),
+        StepKind::Demote => change.demote(node),
+        StepKind::Remove => change.remove(node),
+        StepKind::Unspecified => {
+            let message = format!("this node knows no membership step {}", step.kind);
+            return Err(Status::invalid_argument(message));
+        }
+    })
+}
+
+/// Entries that a learner may lack when nothing else is said.
+const DEFAULT_MAX_LAG: u64 = 1_024;
+
+fn caught_up(step: &wire::MembershipStep) -> CaughtUp {
+    use wire::membership_step::CaughtUp as Wire;
+    match step.caught_up {
+        Some(Wire::AtLeast(index)) => CaughtUp::AtLeast(LogIndex::new(index)),
+        Some(Wire::Unchecked(true)) => CaughtUp::Unchecked,
+        Some(Wire::MaxLag(lag)) => CaughtUp::MaxLag(lag),
+        _ => CaughtUp::MaxLag(DEFAULT_MAX_LAG),
+    }
+}
+
 const fn timeout_of(millis: u64) -> Duration {
     match millis {
         0 => DEFAULT_TIMEOUT,
@@ -216,6 +438,7 @@ fn group_status(group: &Group) -> wire::GroupStatus {
         Role::Failed(fault) => fault.to_string(),
         _ => String::new(),
     };
+    let contact = group.last_contact();
     let peers = status.peers.iter().map(|peer| wire::PeerProgress {
         replica: peer.replica.get(),
         node: peer.node.get(),
@@ -244,5 +467,10 @@ fn group_status(group: &Group) -> wire::GroupStatus {
         fault,
         transferring_to_node: status.transferring_to.map_or(0, NodeId::get),
         peers: peers.collect(),
+        pending_change: status.pending_change.map_or(0, LogIndex::get),
+        paused: status.paused,
+        serving: status.serving,
+        lease: group.lease().is_some_and(|lease| lease.valid),
+        leader_contact_ms: contact.and_then(|since| u64::try_from(since.as_millis()).ok()),
     }
 }

@@ -5,13 +5,16 @@
 
 pub mod admin;
 pub mod config;
+pub mod health;
 mod lookup;
+mod refusals;
+mod replicas;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use shardhost_groups::{GroupSpec, OpenGroupError};
-use shardhost_storage::{GroupId, LogError};
+use shardhost_storage::{GroupId, GroupMeta, LogError, Membership, NodeId};
 use tonic::service::Routes;
 
 use crate::host::{Host, HostConfig, Shutdown, StartError};
@@ -20,6 +23,7 @@ use crate::shards::{StateDb, StateDbError, StateDbOptions};
 
 pub use config::{ConfigError, ServerConfig};
 pub use lookup::HostLookup;
+use replicas::{Replicas, machine_of};
 
 use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 
@@ -91,12 +95,13 @@ impl Server {
     ) -> Result<Self, ServerError> {
         config.validate()?;
         let host_config: HostConfig = config.host();
-        let mut builder = Host::builder(host_config);
+        let replicas = Arc::new(Replicas::default());
+        let mut builder = Host::builder(host_config).replica_factory(Arc::clone(&replicas) as _);
         if let Some(listener) = listener {
             builder = builder.listener(listener);
         }
         let host = builder.start().await?;
-        match Self::open(&host, &config).await {
+        match Self::open(&host, &config, &replicas).await {
             Ok(server) => Ok(server),
             Err(error) => {
                 host.shutdown(Shutdown::Immediate).await;
@@ -105,10 +110,15 @@ impl Server {
         }
     }
 
-    async fn open(host: &Host, config: &ServerConfig) -> Result<Self, ServerError> {
+    async fn open(
+        host: &Host,
+        config: &ServerConfig,
+        replicas: &Replicas,
+    ) -> Result<Self, ServerError> {
         let directory = config.data_dir.join("state");
         let state = StateDb::open(&directory, StateDbOptions::default())?;
         open_shards(host, &state, config).await?;
+        replicas.open(&state);
         let server = Self { host: host.clone(), state };
         server.answer(config);
         Ok(server)
@@ -116,10 +126,11 @@ impl Server {
 
     fn answer(&self, config: &ServerConfig) {
         let lookup: Arc<HostLookup> = Arc::new(HostLookup::new(&self.host, config));
-        let admin = admin::admin_server(self.host.clone());
+        let admin = admin::admin_server(self.host.clone(), Arc::clone(&self.state));
         let routes = Routes::new(table_server(Arc::clone(&lookup) as _))
             .add_service(queue_server(Arc::clone(&lookup) as _))
             .add_service(directory_server(lookup))
+            .add_service(health::health_server(self.host.clone()))
             .add_service(admin);
         self.host.serve(routes);
     }
@@ -141,38 +152,73 @@ impl Server {
     }
 }
 
-/// Opens the shards that the log holds and creates the others.
+/// Opens the shards that the log holds, and creates those that the configuration names and that
+/// this node never held: one that was moved away from here does not come back.
 async fn open_shards(
     host: &Host,
     state: &Arc<StateDb>,
     config: &ServerConfig,
 ) -> Result<(), ServerError> {
-    let mut wanted: Vec<GroupSpec> = config.group_specs();
+    let wanted: Vec<GroupSpec> = config.group_specs();
     let named: BTreeSet<GroupId> = wanted.iter().map(|spec| spec.id).collect();
     let stored = host.stored_groups()?;
-    let unknown: Vec<_> = stored.iter().filter(|meta| !named.contains(&meta.group)).collect();
-    if let Some(first) = unknown.first() {
+    let unknown = |meta: &&GroupMeta| is_shard(meta.group) && !named.contains(&meta.group);
+    if let Some(first) = stored.iter().find(unknown) {
         return Err(ServerError::UnknownGroups {
-            count: unknown.len(),
+            count: stored.iter().filter(unknown).count(),
             first: first.group,
             kind: first.kind.clone(),
         });
     }
     let held: BTreeSet<GroupId> = stored.iter().map(|meta| meta.group).collect();
+    report_differences(&wanted, &stored);
     for meta in &stored {
-        match meta.kind.as_str() {
-            TABLE => host.open_group(meta.group, state.table(meta.group)).await?,
-            _ => host.open_group(meta.group, state.queue(meta.group)).await?,
-        };
+        let machine = machine_of(state, meta.group, &meta.kind);
+        let machine = machine.map_err(|message| OpenGroupError::Invalid {
+            group: meta.group,
+            message,
+        })?;
+        host.open_group(meta.group, machine).await?;
     }
-    wanted.retain(|spec| !held.contains(&spec.id));
-    let fresh = wanted.into_iter().map(|spec| {
-        let machine: Box<dyn shardhost_groups::StateMachine> = match spec.kind.as_str() {
-            TABLE => Box::new(state.table(spec.id)),
-            _ => Box::new(state.queue(spec.id)),
-        };
-        (spec, machine)
-    });
-    host.create_groups(fresh.collect()).await?;
+    let mut fresh = Vec::new();
+    for spec in wanted {
+        let ours = spec.membership.replica_on(host.node_id()).is_some();
+        if ours && !held.contains(&spec.id) && host.tombstone(spec.id)?.is_none() {
+            let machine = machine_of(state, spec.id, &spec.kind);
+            let group = spec.id;
+            let machine =
+                machine.map_err(|message| OpenGroupError::Invalid { group, message })?;
+            fresh.push((spec, machine));
+        }
+    }
+    host.create_groups(fresh).await?;
     Ok(())
+}
+
+/// The numbers of the shards of the configuration, for people.
+pub(crate) const RESERVED: &str = "1000000 to 1099999 and 2000000 to 2099999";
+
+/// Whether a group is one of the numbered shards of the configuration.
+fn is_shard(group: GroupId) -> bool {
+    (FIRST_TABLE..FIRST_TABLE + config::MAX_SHARDS).contains(&group.get())
+        || (FIRST_QUEUE..FIRST_QUEUE + config::MAX_SHARDS).contains(&group.get())
+}
+
+/// What is stored is followed; where the configuration names other members, it is said once.
+fn report_differences(wanted: &[GroupSpec], stored: &[GroupMeta]) {
+    let nodes = |membership: &Membership| -> BTreeSet<NodeId> {
+        membership.members.values().map(|member| member.node).collect()
+    };
+    let members: BTreeMap<GroupId, _> =
+        wanted.iter().map(|spec| (spec.id, nodes(&spec.membership))).collect();
+    let differs = |meta: &&GroupMeta| {
+        members.get(&meta.group).is_some_and(|named| *named != nodes(&meta.membership))
+    };
+    if let Some(first) = stored.iter().find(differs) {
+        tracing::info!(
+            groups = stored.iter().filter(differs).count(),
+            first = %first.group,
+            "groups have other members than the configuration names; what is stored is followed"
+        );
+    }
 }

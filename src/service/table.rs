@@ -117,10 +117,13 @@ fn read(query: TableQuery, plan: impl FnOnce(Bytes) -> Plan) -> Plan {
     }
 }
 
-/// How fresh a read must be. A consistency this version does not know is taken for the strongest.
+/// How fresh a read must be. A consistency this version does not know is taken for the strongest,
+/// which a lease gives as well as a quorum does.
 pub(super) const fn read_mode(consistency: Consistency) -> ReadMode {
     match consistency {
-        Consistency::Linearizable => ReadMode::Linearizable,
+        Consistency::Linearizable => ReadMode::Lease,
+        Consistency::Quorum => ReadMode::Linearizable,
+        Consistency::Follower => ReadMode::Follower,
         Consistency::Stale => ReadMode::Stale,
     }
 }

@@ -27,6 +27,7 @@ pub struct SnapshotLimits {
     /// Snapshots received at the same time; a sender above it is told to come again.
     pub receiving: usize,
     /// Bytes per second that all snapshots being sent share, chunk by chunk in turn; 0: no bound.
+    /// What they may take of a disk is bounded where they are kept.
     /// Enough that every one of them gets a chunk sent within half the stall timeout.
     pub bytes_per_second: u64,
     /// How long a stream may make no progress, on either side. It covers what the receiver does
@@ -199,7 +200,7 @@ impl Default for SnapshotLimits {
             sending: 2,
             waiting: 1024,
             receiving: 2,
-            bytes_per_second: 256 << 20,
+            bytes_per_second: 128 << 20,
             stall_timeout: Duration::from_secs(30),
             retry_wait: Duration::from_secs(1),
         }

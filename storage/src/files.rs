@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::ids::{GroupId, LogPosition};
+use crate::rate::ByteRate;
 use crate::snapshot::{
     SnapshotAnnouncement, SnapshotError, SnapshotRead, SnapshotReceive, SnapshotStore,
     SnapshotWrite,
@@ -49,6 +50,9 @@ pub struct SnapshotFilesOptions {
     /// Bytes of a snapshot that are written before they are synced; a sync of much more would
     /// hold up the log. At least 1. Default 8 MiB.
     pub sync_bytes: u64,
+    /// Bytes per second that are written, over all snapshots, own and received; 0: no bound.
+    /// Default 128 MiB.
+    pub bytes_per_second: u64,
     /// Broken receptions that are kept to be continued. Default 16.
     pub most_paused: usize,
     /// Bytes of all of them together. Default 8 GiB.
@@ -62,6 +66,7 @@ impl Default for SnapshotFilesOptions {
         Self {
             keep_free_bytes: 256 << 20,
             sync_bytes: 8 << 20,
+            bytes_per_second: 128 << 20,
             most_paused: 16,
             most_paused_bytes: 8 << 30,
             keep_paused_for: Duration::from_secs(600),
@@ -79,6 +84,7 @@ struct Shared {
     directory: PathBuf,
     options: SnapshotFilesOptions,
     space: Arc<Space>,
+    rate: ByteRate,
     paused: PausedReceptions,
     /// The finished snapshots, so that nobody has to list a directory of many groups.
     known: Mutex<BTreeSet<Name>>,
@@ -115,6 +121,7 @@ impl SnapshotFiles {
             directory: directory.to_owned(),
             options,
             space: Space::new(directory, options.keep_free_bytes),
+            rate: ByteRate::new(options.bytes_per_second),
             paused: PausedReceptions::new(&options),
             known: Mutex::new(known),
             writers: AtomicU64::default(),

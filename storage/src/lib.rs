@@ -13,6 +13,7 @@
 //! | [`memory`] | both seams in memory, with crashes and faults on command |
 //! | [`rocks`] | the store for production, on RocksDB |
 //! | [`files`] | snapshots as files in a directory |
+//! | [`rate`] | a rate of bytes that many share |
 //! | [`convert`] | between the plain types and the messages on disk and wire |
 //! | [`run`] | how a run of entries becomes one value |
 //! | `testing` | suites for stores of other makers, with feature `testing` |
@@ -33,6 +34,7 @@ pub mod files;
 mod frame;
 pub mod ids;
 pub mod memory;
+pub mod rate;
 #[cfg(feature = "rocksdb")]
 pub mod rocks;
 pub mod run;
@@ -47,6 +49,7 @@ pub use ids::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 pub use memory::{MemorySnapshots, MemoryStore, SnapshotFault, StoreFault};
 #[cfg(feature = "rocksdb")]
 pub use rocks::{Identity, RocksOptions, RocksStore};
+pub use rate::ByteRate;
 pub use snapshot::{
     SnapshotAnnouncement, SnapshotError, SnapshotRead, SnapshotReceive, SnapshotStore,
     SnapshotWrite,

@@ -32,6 +32,8 @@ pub(super) struct Snapshots {
     /// The index of one that was just made or shipped, and until which tick the log stays from
     /// there: whoever needs the one needs the other.
     held: (u64, u64),
+    /// The log grew long behind what the state machine keeps: it is to be asked to flush, or was.
+    flush: Flush,
     /// Who asked for one: before the state machine is asked the next time, and after.
     asking: Vec<SnapshotWaiter>,
     asked: Vec<SnapshotWaiter>,
@@ -47,6 +49,15 @@ pub(super) struct Snapshots {
     named: bool,
     /// Changes of what the replica knows of itself that were handed to the log.
     written_meta: u64,
+}
+
+/// Whether the state machine should make durable what it holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Flush {
+    #[default]
+    No,
+    Wanted,
+    Asked,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +109,10 @@ impl GroupCore {
             self.snapshots.wanted = false;
             self.snapshots.asked = std::mem::take(&mut self.snapshots.asking);
             round.apply(self.id, self.epoch, ApplyWork::Snapshot);
+        }
+        if self.snapshots.flush == Flush::Wanted {
+            self.snapshots.flush = Flush::Asked;
+            round.apply(self.id, self.epoch, ApplyWork::Durable);
         }
         self.write_changes(round);
     }
@@ -178,6 +193,12 @@ impl GroupCore {
         self.snapshots.shipping.retain(|(replica, _)| *replica != message.to_replica);
         self.snapshots.shipping.push((message.to_replica, position.index.get()));
         round.shipments.push(SnapshotShipment { to, position, message });
+    }
+
+    /// The state machine made durable what it holds.
+    pub fn on_flushed(&mut self, durable: Option<LogIndex>) {
+        self.snapshots.flush = Flush::No;
+        self.on_durable(durable);
     }
 
     /// A shipment ended.
@@ -262,7 +283,12 @@ impl GroupCore {
             return;
         }
         let base = self.raw.store().base().index.get();
-        if self.apply.durable.is_none() {
+        if let Some(durable) = self.apply.durable {
+            let behind = self.apply.applied().saturating_sub(durable.get());
+            if behind >= self.config.log_keep_entries && self.snapshots.flush == Flush::No {
+                self.snapshots.flush = Flush::Wanted;
+            }
+        } else {
             let newest = self.raw.store().snapshot_position().map_or(base, |p| p.index.get());
             let due = self.apply.applied().saturating_sub(newest) >= self.config.snapshot_entries;
             self.snapshots.wanted |= due;

@@ -144,8 +144,8 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &ApplyOutlet) {
 
 fn turn(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>) {
     let work = group.mailbox.take();
-    let mut applier = group.mailbox.applier.lock();
-    let Some(applier) = applier.as_mut() else { return };
+    let mut held = group.mailbox.applier.lock();
+    let Some(applier) = held.as_mut() else { return };
     let mut applied = None;
     for work in merge(work) {
         match applier.run(work) {
@@ -153,6 +153,10 @@ fn turn(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>) {
                 applied = Some(GroupEvent::Applied { last, durable });
             }
             ApplyReport::Nothing => {}
+            ApplyReport::Removed => {
+                *held = None;
+                return forget(shared, group);
+            }
             other => {
                 // In order: what was applied before comes first.
                 applied.take().into_iter().for_each(|event| tell(shared, group, event));
@@ -161,6 +165,13 @@ fn turn(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>) {
         }
     }
     applied.into_iter().for_each(|event| tell(shared, group, event));
+}
+
+/// A replica that was removed is over: only from here on another one of its group may be created.
+/// Whoever still waits learns that the group stopped.
+fn forget(shared: &RuntimeShared, group: &GroupShared) {
+    group.mailbox.shut();
+    shared.registry.remove_if(&group.id, |_, known| known.shared().epoch == group.epoch);
 }
 
 fn report(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>, report: ApplyReport) {
@@ -177,9 +188,7 @@ fn report(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>, report: ApplyRe
             }
         },
         ApplyReport::Applied { last, durable } => GroupEvent::Applied { last, durable },
-        // Whoever still waits learns that the group stopped.
-        ApplyReport::Removed => return group.mailbox.shut(),
-        ApplyReport::Nothing => return,
+        ApplyReport::Removed | ApplyReport::Nothing => return,
     };
     tell(shared, group, event);
 }

@@ -166,12 +166,11 @@ fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bo
     true
 }
 
-/// The log holds nothing of the replica any more: its machine is told, its snapshots go, and
-/// nobody finds it here.
+/// The log holds nothing of the replica any more: its snapshots go, and its machine is told.
 fn retire(shared: &RuntimeShared, group: GroupId, epoch: u64) {
     shared.snapshot_tasks.prune(group, LogPosition::new(u64::MAX, u64::MAX));
-    let gone = shared.registry.remove_if(&group, |_, known| known.shared().epoch == epoch);
-    if let Some((_, handle)) = gone {
+    let known = shared.registry.get(&group).map(|known| known.clone());
+    if let Some(handle) = known.filter(|known| known.shared().epoch == epoch) {
         shared.push_work(handle.shared(), ApplyWork::Removed);
     }
 }

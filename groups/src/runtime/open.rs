@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use shardhost_storage::{
-    EntryKind, GroupId, GroupMeta, GroupWrite, HardState, LogBatch, LogIndex, LogPosition, PersistedGroup,
-    Term,
+    EntryKind, GroupId, GroupMeta, GroupWrite, HardState, LogBatch, LogIndex, LogPosition,
+    PersistedGroup, ReplicaId, SnapshotError, Term,
 };
 use tokio::sync::oneshot;
 
@@ -185,6 +185,31 @@ impl Groups {
     /// [`OpenGroupError::Faulted`] when the log cannot be read.
     pub fn is_stored(&self, group: GroupId) -> Result<bool, OpenGroupError> {
         Ok(load(self.shared(), group)?.is_some())
+    }
+
+    /// The largest replica id of the group that was destroyed here.
+    ///
+    /// # Errors
+    /// [`OpenGroupError::Faulted`] when the log cannot be read.
+    pub fn tombstone(&self, group: GroupId) -> Result<Option<ReplicaId>, OpenGroupError> {
+        let store = self.shared().store().map_err(|error| log_error(group, error))?;
+        store.tombstone(group).map_err(|error| log_error(group, error))
+    }
+
+    /// The snapshots of a group that stand here, ascending.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn snapshots(&self, group: GroupId) -> Result<Vec<LogPosition>, SnapshotError> {
+        self.shared().snapshots.list(group)
+    }
+
+    /// What the log's replica of one group knows of itself, open or not.
+    ///
+    /// # Errors
+    /// [`OpenGroupError::Faulted`] when the log cannot be read.
+    pub fn stored_group(&self, group: GroupId) -> Result<Option<GroupMeta>, OpenGroupError> {
+        Ok(load(self.shared(), group)?.map(|persisted| persisted.meta))
     }
 
     /// The groups that the log holds, with what each replica knows of itself.

@@ -293,7 +293,7 @@ impl WorkerCore {
                 self.notify(group, epoch, |core, _| core.on_restored(position, durable));
             }
             GroupEvent::Durable(durable) => {
-                self.notify(group, epoch, |core, _| core.on_durable(durable));
+                self.notify(group, epoch, |core, _| core.on_flushed(durable));
             }
             GroupEvent::SnapshotMade(made) => {
                 self.notify(group, epoch, |core, round| core.on_snapshot_made(made, round));

@@ -35,7 +35,7 @@ pub struct SnapshotArguments {
     #[arg(long, default_value_t = 16)]
     pub small_groups: u64,
     /// Bytes per second that snapshots of a host may take, for example 128MiB; 0: no bound.
-    #[arg(long, value_parser = parse_bytes, default_value = "256MiB")]
+    #[arg(long, value_parser = parse_bytes, default_value = "128MiB")]
     pub rate: u64,
     /// Writes per second to offer, half of them to the large groups; 0: as fast as answers come.
     #[arg(long, default_value_t = 2_000)]

@@ -88,6 +88,14 @@ impl StateMachine for QueueMachine {
         Some(self.state.durable())
     }
 
+    fn make_durable(&mut self) -> Result<(), ApplyFault> {
+        Ok(self.state.flush()?)
+    }
+
+    fn removed(&mut self) -> Result<(), ApplyFault> {
+        Ok(self.state.remove()?)
+    }
+
     fn checksum(&self) -> Result<StateChecksum, QueryError> {
         Ok(store::checksum(&self.state)?)
     }

@@ -79,6 +79,16 @@ impl GroupState {
         Ok(LogPosition::new(term, index))
     }
 
+    /// Removes everything of the group for good, and flushes. Nothing is written afterwards.
+    pub(crate) fn remove(&self) -> Result<(), StateDbError> {
+        self.state.destroy(self.group())
+    }
+
+    /// Makes everything durable that the host's shards wrote.
+    pub(crate) fn flush(&self) -> Result<(), StateDbError> {
+        self.state.flush_now()
+    }
+
     /// What is on disk for certain.
     pub(crate) fn durable(&self) -> LogIndex {
         LogIndex::new(self.progress.durable())

@@ -104,6 +104,19 @@ impl StateMachine for TableMachine {
         Some(self.state.durable())
     }
 
+    /// A look-up in memory tables and cached blocks; a scan is bounded in bytes.
+    fn answers_at_once(&self) -> bool {
+        true
+    }
+
+    fn make_durable(&mut self) -> Result<(), ApplyFault> {
+        Ok(self.state.flush()?)
+    }
+
+    fn removed(&mut self) -> Result<(), ApplyFault> {
+        Ok(self.state.remove()?)
+    }
+
     fn checksum(&self) -> Result<StateChecksum, QueryError> {
         Ok(self.sum()?)
     }

@@ -9,7 +9,6 @@
 //! |---|---|
 //! | `shipments` | which snapshots are on their way out; the one report for each |
 //! | `ship`, `pump` | streaming one, and going on when its stream breaks; its file as frames |
-//! | `pace` | the rate that all share |
 //! | `receive`, `refusal` | taking one in; why not |
 //! | `receptions` | which are on their way in; forgetting what nobody continued |
 //! | `writer` | the thread that writes one |
@@ -18,7 +17,6 @@
 //! pass, and the receiver compares them with the header anyway. No state machine sees a byte that
 //! was not checked on this host's disk.
 
-mod pace;
 mod pump;
 mod receive;
 mod receptions;

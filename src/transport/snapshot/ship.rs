@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -315,7 +315,8 @@ impl<'a> OneStream<'a> {
             let (shared, sent) = (Arc::clone(&shared), Arc::clone(&sent));
             async move {
                 let bytes = frame.chunk.len();
-                shared.shipments.pace.take(bytes).await;
+                let passes = shared.shipments.rate.book(bytes, Instant::now());
+                tokio::time::sleep_until(passes.into()).await;
                 sent.fetch_add(bytes as u64, Ordering::Relaxed);
                 shared.counters.snapshots.bytes_sent.add(bytes);
                 frame

@@ -9,11 +9,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use shardhost_groups::transport::{ShipmentOutcome, SnapshotShipment};
-use shardhost_storage::{GroupId, ReplicaId};
+use shardhost_storage::{ByteRate, GroupId, ReplicaId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::pace::Pace;
 use crate::transport::config::SnapshotLimits;
 use crate::transport::shared::Shared;
 use crate::transport::stats::ShipmentFailure;
@@ -26,7 +25,7 @@ pub(in crate::transport) struct Shipments {
     /// Room for those that wait for a turn or have one.
     room: Arc<Semaphore>,
     /// The rate that all share.
-    pub(super) pace: Pace,
+    pub(super) rate: ByteRate,
     running: Mutex<Running>,
 }
 
@@ -66,7 +65,7 @@ impl Shipments {
             limits: *limits,
             turns: Semaphore::new(limits.sending),
             room: Arc::new(Semaphore::new(limits.sending + limits.waiting)),
-            pace: Pace::new(limits.bytes_per_second),
+            rate: ByteRate::new(limits.bytes_per_second),
             running: Mutex::default(),
         }
     }

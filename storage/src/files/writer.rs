@@ -14,6 +14,8 @@ use super::{Name, Shared};
 use crate::snapshot::{SnapshotError, SnapshotWrite};
 
 const BUFFER_BYTES: usize = 64 * 1024;
+/// Bytes between two waits for the rate: many states are written in small pieces.
+const PACE_BYTES: usize = 256 << 10;
 /// Room that is asked for at once when nobody said how much is needed.
 pub(super) const ROOM_STEP_BYTES: u64 = 16 << 20;
 
@@ -27,6 +29,8 @@ pub(super) struct Writer {
     crc: crc32fast::Hasher,
     /// Written since the last sync.
     unsynced: u64,
+    /// Written since the last wait for the rate.
+    unpaced: usize,
     /// Room for what is still to be written; `None`: the file system set it aside.
     promise: Option<Promise>,
     finished: bool,
@@ -46,6 +50,7 @@ impl Writer {
             size: 0,
             crc: crc32fast::Hasher::new(),
             unsynced: 0,
+            unpaced: 0,
             promise: None,
             finished: false,
         })
@@ -103,6 +108,10 @@ impl Writer {
         self.crc.update(bytes);
         self.size += count;
         self.unsynced += count;
+        self.unpaced += bytes.len();
+        if self.unpaced >= PACE_BYTES {
+            self.shared.rate.wait(std::mem::take(&mut self.unpaced));
+        }
         // A sync of a gibibyte at the end would hold up the log, which stands on the same disk.
         if self.unsynced >= self.shared.options.sync_bytes {
             self.unsynced = 0;

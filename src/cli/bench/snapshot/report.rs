@@ -46,12 +46,26 @@ impl Timeline {
         self.reached.push(Reached { event, seconds, laps, late });
     }
 
+    /// What was written in each phase.
+    fn phases(&self) -> impl Iterator<Item = (&'static str, &[Lap])> {
+        self.reached.iter().filter_map(|reached| {
+            let phase = match reached.event {
+                Event::Made => "while_made",
+                Event::FirstByte => return None,
+                Event::Shipped => "while_shipped",
+                Event::CaughtUp => "while_restored",
+            };
+            Some((phase, reached.laps.as_slice()))
+        })
+    }
+
     fn seconds(&self, event: Event) -> f64 {
         self.reached.iter().find(|reached| reached.event == event).map_or(0.0, |r| r.seconds)
     }
 }
 
-/// Prints the figures.
+/// Prints the figures. Before, two nodes share the machine; afterwards three do, as while the third
+/// catches up: so it is the writes afterwards that those of the phases are compared with.
 pub fn print(
     arguments: &SnapshotArguments,
     before: &[Lap],
@@ -81,16 +95,14 @@ pub fn print(
     });
     if let Some(figures) = figures.as_object_mut() {
         written(figures, "before", before);
-        for reached in &timeline.reached {
-            let phase = match reached.event {
-                Event::Made => "while_made",
-                Event::FirstByte => continue,
-                Event::Shipped => "while_shipped",
-                Event::CaughtUp => "while_restored",
-            };
-            written(figures, phase, &reached.laps);
+        for (phase, laps) in timeline.phases() {
+            written(figures, phase, laps);
         }
         written(figures, "after", after);
+        for (phase, laps) in timeline.phases() {
+            let slower = 1.0 - rate_of(laps) / rate_of(after).max(1.0);
+            figures.insert(format!("percent_slower_{phase}"), json!(slower * 100.0));
+        }
     }
     print_figures(&figures, arguments.json);
     Ok(())
@@ -117,6 +129,13 @@ fn written(figures: &mut Map<String, Value>, phase: &str, laps: &[Lap]) {
             insert("failed", json!(failed));
         }
     }
+}
+
+/// Acknowledged writes per second, to groups of both kinds.
+fn rate_of(laps: &[Lap]) -> f64 {
+    let seconds = laps.iter().map(|lap| lap.seconds).fold(0.001, f64::max);
+    let written = laps.iter().map(|lap| lap.large.acknowledged + lap.small.acknowledged);
+    written.sum::<u64>() as f64 / seconds
 }
 
 fn quantile(all: &[&Written], part: f64) -> u64 {

@@ -3,6 +3,8 @@
 //! The host puts things together and takes them apart in the right order. What a message, a write
 //! or a leadership means is the business of the parts.
 
+mod joining;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -17,10 +19,10 @@ use shardhost_groups::leadership::{
 use shardhost_groups::{
     Group, Groups, GroupsBuilder, GroupsConfig, HostFault, OpenGroupError, StateMachine,
 };
-use shardhost_groups::{GroupSpec, runtime::GroupsStats};
+use shardhost_groups::{GroupSpec, runtime::AdditionGuard, runtime::GroupsStats};
 use shardhost_storage::{
-    GroupId, GroupMeta, LogError, LogStore, NodeId, RocksOptions, RocksStore, SnapshotFiles,
-    SnapshotStore,
+    GroupId, GroupMeta, LogError, LogPosition, LogStore, Membership, NodeId, ReplicaId,
+    RocksOptions, RocksStore, SnapshotError, SnapshotFiles, SnapshotStore,
 };
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -28,6 +30,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use self::joining::Letterbox;
+pub use self::joining::ReplicaFactory;
 use crate::data_dir::DataDir;
 use crate::transport::{
     GrpcTransport, PeerDirectory, SnapshotLimits, TransportConfig, TransportError, TransportStats,
@@ -135,6 +139,7 @@ pub struct HostBuilder {
     log_store: Option<Arc<dyn LogStore>>,
     snapshots: Option<Arc<dyn SnapshotStore>>,
     listener: Option<std::net::TcpListener>,
+    factory: Option<Arc<dyn ReplicaFactory>>,
 }
 
 impl HostBuilder {
@@ -154,13 +159,21 @@ impl HostBuilder {
         self
     }
 
+    /// Holds replicas of groups that this node is added to while it runs, with state machines from
+    /// this factory. Without one, such groups must be created here by hand, as
+    /// [`Invitation::spec`](shardhost_groups::runtime::Invitation::spec) says.
+    pub fn replica_factory(mut self, factory: Arc<dyn ReplicaFactory>) -> Self {
+        self.factory = Some(factory);
+        self
+    }
+
     /// Starts the host: opens the log, starts the threads, connects to the peers. The listener
     /// answers once [`Host::serve`] was called.
     ///
     /// # Errors
     /// [`StartError`]; nothing runs then.
     pub async fn start(self) -> Result<Host, StartError> {
-        let Self { config, log_store, snapshots, listener } = self;
+        let Self { config, log_store, snapshots, listener, factory } = self;
         let listener = bind(listener, config.listen)?;
         let address = listener.local_addr().map_err(|error| listen_error(config.listen, error))?;
         let advertise = config.advertise.clone().unwrap_or_else(|| address.to_string());
@@ -184,14 +197,35 @@ impl HostBuilder {
         if groups_config.seed == 0 {
             groups_config.seed = incarnation;
         }
+        let (letterbox, invitations) = Letterbox::new();
         let groups = GroupsBuilder::new(groups_config)
             .workers(config.workers)
             .apply_threads(config.apply_threads)
+            .on_invitation(letterbox)
             .start(store, snapshots, Arc::new(transport.clone()))
             .map_err(StartError::Thread)?;
         transport.bind(groups.inbound())?;
         let stop = CancellationToken::new();
-        let inner = HostInner { config, groups, transport, directory, address, incarnation, stop };
+        if let Some(factory) = factory {
+            let accept = joining::accept(groups.clone(), factory, invitations, stop.clone());
+            tokio::spawn(accept);
+        }
+        let known = directory.clone();
+        let additions = groups.before_addition(GroupSelector::All, move |_, node, _| {
+            let unknown = || format!("node {node} is not in the directory of this node");
+            known.address(node).map(|_| ()).ok_or_else(unknown)
+        });
+        let inner = HostInner {
+            config,
+            groups,
+            transport,
+            directory,
+            address,
+            incarnation,
+            stopping: CancellationToken::new(),
+            stop,
+            _additions: additions,
+        };
         Ok(Host {
             inner: Arc::new(inner),
             serving: Arc::new(parking_lot::Mutex::new(Serving {
@@ -270,7 +304,10 @@ struct HostInner {
     directory: PeerDirectory,
     address: SocketAddr,
     incarnation: u64,
+    /// The host begins to stop; what is under way goes on for a while.
+    stopping: CancellationToken,
     stop: CancellationToken,
+    _additions: AdditionGuard,
 }
 
 #[derive(Debug, Default)]
@@ -304,7 +341,7 @@ pub struct Host {
 impl Host {
     /// Begins to put a host together.
     pub const fn builder(config: HostConfig) -> HostBuilder {
-        HostBuilder { config, log_store: None, snapshots: None, listener: None }
+        HostBuilder { config, log_store: None, snapshots: None, listener: None, factory: None }
     }
 
     /// Starts a host from its configuration and lets it listen to its peers.
@@ -416,6 +453,40 @@ impl Host {
         .await
     }
 
+    /// What the log holds of one group.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`] when the log cannot be read.
+    pub fn stored_group(&self, id: GroupId) -> Result<Option<GroupMeta>, OpenGroupError> {
+        self.inner.groups.stored_group(id)
+    }
+
+    /// The largest id of a replica of the group that was destroyed on this node.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`] when the log cannot be read.
+    pub fn tombstone(&self, id: GroupId) -> Result<Option<ReplicaId>, OpenGroupError> {
+        self.inner.groups.tombstone(id)
+    }
+
+    /// Asks `hook` before this host adds a node to one of these groups; what it refuses is not
+    /// proposed. A node that is not in the directory is refused anyway.
+    #[must_use = "dropping the guard removes the hook"]
+    pub fn before_addition<F>(&self, groups: GroupSelector, hook: F) -> AdditionGuard
+    where
+        F: Fn(GroupId, NodeId, &Membership) -> Result<(), String> + Send + Sync + 'static,
+    {
+        self.inner.groups.before_addition(groups, hook)
+    }
+
+    /// The snapshots of a group that this node holds, ascending.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn snapshots(&self, id: GroupId) -> Result<Vec<LogPosition>, SnapshotError> {
+        self.inner.groups.snapshots(id)
+    }
+
     /// What the log holds, open or not.
     ///
     /// # Errors
@@ -461,6 +532,16 @@ impl Host {
     #[must_use]
     pub fn transport_stats(&self) -> TransportStats {
         self.inner.transport.stats()
+    }
+    /// Whether the host runs and nothing keeps it from going on.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        !self.inner.stopping.is_cancelled() && self.inner.groups.health().borrow().is_none()
+    }
+    /// Cancelled when the host begins to stop.
+    #[must_use]
+    pub fn stopping(&self) -> CancellationToken {
+        self.inner.stopping.clone()
     }
     /// What keeps the host from going on, once something does: it must be stopped then.
     #[must_use]
@@ -509,6 +590,7 @@ impl Host {
     /// Stops the host. When it returns, the data directory may be opened again. Calls after the
     /// first do nothing.
     pub async fn shutdown(&self, mode: Shutdown) {
+        self.inner.stopping.cancel();
         if let Shutdown::Graceful { deadline } = mode {
             self.hand_everything_over(deadline).await;
         }

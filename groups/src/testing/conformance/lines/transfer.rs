@@ -1,0 +1,230 @@
+//! T: handing leadership over.
+
+use std::sync::Arc;
+
+use shardhost_proto::peer::MessageKind;
+use shardhost_storage::NodeId;
+use tokio::task::JoinHandle;
+
+use super::super::world::{answered, eventually, reached};
+use super::super::{Leader, Outcome, Trial, Unmet, World};
+use super::GROUP;
+use crate::error::TransferError;
+use crate::handle::{Group, Transferred};
+use crate::membership::MembershipChange;
+use crate::testing::network::{Fate, Tap};
+
+async fn with_leader(trial: &Trial) -> Result<(Arc<World>, Leader), Unmet> {
+    let world = trial.world().await?;
+    world.create(GROUP).await;
+    let leader = world.leader(GROUP).await;
+    Ok((world, leader))
+}
+
+/// A transfer whose order to campaign is held back.
+async fn held_transfer(
+    world: &World,
+    leader: &Leader,
+    to: Option<NodeId>,
+) -> Result<(Tap, JoinHandle<Result<Transferred, TransferError>>), Unmet> {
+    let tap = world.network()?.tap(|envelope| match envelope.kind() {
+        MessageKind::TimeoutNow => Fate::Hold,
+        _ => Fate::Deliver,
+    });
+    let group = Group::clone(leader);
+    let transfer = tokio::spawn(async move { group.transfer_leadership(to).await });
+    eventually("the order to campaign is held", || tap.held() > 0).await;
+    Ok((tap, transfer))
+}
+
+pub(super) async fn t1_a_transfer_is_done_when_the_old_leader_knows_the_next_one(
+    trial: Trial,
+) -> Outcome {
+    let (world, _) = with_leader(&trial).await?;
+    for _ in 0..4 {
+        let leader = world.leader(GROUP).await;
+        world.applied_everywhere(GROUP, world.propose(GROUP, "level").await.index).await;
+        let target = world.others(leader.node)[0];
+        match answered("the transfer", leader.transfer_leadership(Some(target))).await {
+            Ok(moved) => {
+                assert_eq!(moved.to, target);
+                assert!(moved.term > leader.term, "{moved:?}");
+                let known = leader.status().leader;
+                assert!(known.is_some_and(|hint| hint.term >= moved.term), "{known:?}");
+                let next = world.replica(target, GROUP);
+                reached(&next, "it serves", |status| status.serving).await;
+                return Ok(());
+            }
+            // An election on a busy machine may come in between.
+            Err(TransferError::Aborted { .. } | TransferError::NotLeader { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("no transfer succeeds:{}", world.statuses(GROUP));
+}
+
+pub(super) async fn t2_itself_strangers_and_learners_are_refused_at_once(trial: Trial) -> Outcome {
+    let world = trial.world().await?;
+    let [one, two, three] = [world.nodes()[0], world.nodes()[1], world.nodes()[2]];
+    world.create_on(GROUP, &[one, two]).await;
+    let leader = world.leader(GROUP).await;
+    let learner = MembershipChange::new().add_learner(three);
+    answered("the addition", leader.change_membership(learner)).await.expect("it is added");
+    let leader = world.leader(GROUP).await;
+    let own = leader.transfer_leadership(Some(leader.node)).await;
+    assert_eq!(own, Err(TransferError::AlreadyLeads { group: GROUP, node: leader.node }));
+    for node in [three, NodeId::must(99)] {
+        let refused = leader.transfer_leadership(Some(node)).await;
+        assert_eq!(refused, Err(TransferError::NoVoter { group: GROUP, node }));
+    }
+    assert_eq!(leader.status().transferring_to, None);
+    leader.propose("nothing was begun").await.expect("it leads on");
+    Ok(())
+}
+
+pub(super) async fn t3_whoever_does_not_lead_refuses(trial: Trial) -> Outcome {
+    let (world, leader) = with_leader(&trial).await?;
+    for (node, follower) in world.followers(&leader).await {
+        let refused = follower.transfer_leadership(Some(node)).await.expect_err("it follows");
+        let TransferError::NotLeader { group, hint } = &refused else { panic!("{refused}") };
+        assert_eq!((*group, hint.map(|hint| hint.node)), (GROUP, Some(leader.node)));
+    }
+    Ok(())
+}
+
+pub(super) async fn t4_a_transfer_waits_for_no_pending_change(trial: Trial) -> Outcome {
+    let world = trial.world().await?;
+    let [one, two, three] = [world.nodes()[0], world.nodes()[1], world.nodes()[2]];
+    world.create_on(GROUP, &[one, two]).await;
+    let leader = world.leader(GROUP).await;
+    // The change is not committed, because nobody acknowledges it.
+    let _tap = world.network()?.tap(|envelope| match envelope.kind() {
+        MessageKind::AppendResponse => Fate::Lose,
+        _ => Fate::Deliver,
+    });
+    let group = Group::clone(&leader);
+    let change = MembershipChange::new().add_learner(three);
+    let change = tokio::spawn(async move { group.change_membership(change).await });
+    reached(&leader, "a change is pending", |status| status.pending_change.is_some()).await;
+    let refused = leader.transfer_leadership(None).await;
+    assert_eq!(refused, Err(TransferError::ConfigChangePending { group: GROUP }));
+    drop(_tap);
+    answered("the change", change).await.expect("no panic").expect("it is committed");
+    Ok(())
+}
+
+pub(super) async fn t5_the_same_target_joins_and_another_is_refused(trial: Trial) -> Outcome {
+    let (world, leader) = with_leader(&trial).await?;
+    let others = world.others(leader.node);
+    let (tap, first) = held_transfer(&world, &leader, Some(others[0])).await?;
+    let joined = [Some(others[0]), None].map(|to| {
+        let group = Group::clone(&leader);
+        tokio::spawn(async move { group.transfer_leadership(to).await })
+    });
+    let other = answered("another target", leader.transfer_leadership(Some(others[1]))).await;
+    assert_eq!(other, Err(TransferError::InProgress { group: GROUP, to: others[0] }));
+    assert_eq!(leader.status().transferring_to, Some(others[0]), "the first is undisturbed");
+    tap.release();
+    let outcome = answered("the transfer", first).await.expect("no panic");
+    for one in joined {
+        let one = answered("who joined", one).await.expect("no panic");
+        match (&outcome, one) {
+            (Ok(first), Ok(one)) => assert_eq!((first.to, first.term), (one.to, one.term)),
+            (Err(first), Err(one)) => assert_eq!(*first, one),
+            (first, one) => panic!("{first:?} and {one:?} of one transfer"),
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn t6_only_fit_candidates_are_taken_in_their_order(trial: Trial) -> Outcome {
+    let world = trial.world_of(4).await?;
+    let nodes = world.nodes()[..4].to_vec();
+    let (voters, learner) = (&nodes[..3], nodes[3]);
+    world.create_on(GROUP, voters).await;
+    let leader = world.leader(GROUP).await;
+    let added = MembershipChange::new().add_learner(learner);
+    answered("the addition", leader.change_membership(added)).await.expect("it is added");
+    let leader = world.leader_among(GROUP, voters).await;
+    let others: Vec<_> = voters.iter().copied().filter(|node| *node != leader.node).collect();
+    let (fit, lagging) = (others[0], others[1]);
+    let stranger = NodeId::must(99);
+    let none = leader.transfer_to_first_fit([stranger, learner, leader.node], 0).await;
+    assert_eq!(none, Err(TransferError::NoHealthyTarget { group: GROUP }));
+    // Live, but without what is appended from here on.
+    let tap = world.network()?.tap(move |envelope| match envelope.kind() {
+        MessageKind::Append if envelope.to == lagging => Fate::Lose,
+        _ => Fate::Deliver,
+    });
+    for number in 0..20 {
+        let written = answered("a proposal", leader.propose(format!("command{number}"))).await;
+        written.expect("a quorum has it");
+    }
+    let behind = leader.transfer_to_first_fit([stranger, lagging], 0).await;
+    let Err(TransferError::TargetNotCaughtUp { node, lag, max_lag, .. }) = behind else { panic!("{behind:?}") };
+    assert!(node == lagging && lag >= 20 && max_lag == 0, "{lag} of {max_lag}");
+    let moved = leader.transfer_to_first_fit([learner, lagging, fit], 0).await;
+    match moved {
+        Ok(moved) => assert_eq!(moved.to, fit),
+        Err(error) => assert!(matches!(error, TransferError::Aborted { to, .. } if to == fit)),
+    }
+    drop(tap);
+    world.stop(fit).await;
+    Ok(())
+}
+
+
+
+pub(super) async fn t6_a_dead_candidate_is_not_taken(trial: Trial) -> Outcome {
+    let (world, leader) = with_leader(&trial).await?;
+    let dead = world.others(leader.node)[0];
+    world.stop(dead).await;
+    let refused = || async { leader.transfer_to_first_fit([dead], u64::MAX).await };
+    let gone = Err(TransferError::NoHealthyTarget { group: GROUP });
+    let deadline = tokio::time::Instant::now() + super::super::PATIENCE;
+    while refused().await != gone {
+        let late = tokio::time::Instant::now() > deadline;
+        assert!(!late, "a dead target is taken:{}", world.statuses(GROUP));
+        reached(&leader, "it leads again", |s| s.serving && s.transferring_to.is_none()).await;
+    }
+    let named = leader.transfer_leadership(Some(dead)).await;
+    assert_eq!(named, gone);
+    Ok(())
+}
+
+pub(super) async fn t7_an_empty_list_of_candidates_is_an_error(trial: Trial) -> Outcome {
+    let (_world, leader) = with_leader(&trial).await?;
+    let refused = leader.transfer_to_first_fit([], u64::MAX).await;
+    assert_eq!(refused, Err(TransferError::NoCandidates { group: GROUP }));
+    Ok(())
+}
+
+pub(super) async fn t8_an_abandoned_transfer_is_aborted_and_proposals_work_again(
+    trial: Trial,
+) -> Outcome {
+    let (world, leader) = with_leader(&trial).await?;
+    let (tap, transfer) = held_transfer(&world, &leader, None).await?;
+    let began = tokio::time::Instant::now();
+    let outcome = answered("the transfer", transfer).await.expect("no panic");
+    assert!(matches!(outcome, Err(TransferError::Aborted { .. })), "{outcome:?}");
+    // An election timeout, and what a busy machine needs.
+    assert!(began.elapsed() < world.election_timeout() * 10, "{:?}", began.elapsed());
+    assert_eq!(leader.status().transferring_to, None);
+    answered("a proposal", leader.propose("again")).await.expect("it leads on");
+    drop(tap);
+    Ok(())
+}
+
+pub(super) async fn t11_a_transfer_goes_on_without_its_waiter(trial: Trial) -> Outcome {
+    let (world, leader) = with_leader(&trial).await?;
+    let target = world.others(leader.node)[0];
+    let (tap, transfer) = held_transfer(&world, &leader, Some(target)).await?;
+    transfer.abort();
+    drop(answered("the cancelled waiter", transfer).await);
+    assert_eq!(leader.status().transferring_to, Some(target), "the transfer is under way");
+    tap.release();
+    let over = |status: &crate::GroupStatus| status.transferring_to.is_none();
+    reached(&leader, "the transfer is over", over).await;
+    world.propose(GROUP, "somebody leads").await;
+    Ok(())
+}

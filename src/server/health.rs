@@ -1,0 +1,130 @@
+//! Health as load balancers ask for it (`grpc.health.v1`): of the process, and of each group.
+//!
+//! The empty name is the process: it serves until it stops or can not go on. `group/<number>` is a
+//! group: it serves where it is led and takes proposals.
+
+use std::pin::Pin;
+
+use futures::Stream;
+use shardhost_groups::{Group, GroupId};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+use crate::host::Host;
+
+/// Before the number of a group in the name of its service.
+const GROUP_PREFIX: &str = "group/";
+
+/// The health service of a host.
+pub fn health_server(host: Host) -> HealthServer<HealthService> {
+    HealthServer::new(HealthService { host })
+}
+
+/// See [`health_server`].
+#[derive(Debug)]
+pub struct HealthService {
+    host: Host,
+}
+
+/// What is asked after.
+enum Subject {
+    Process,
+    Group(Group),
+}
+
+impl HealthService {
+    fn subject(&self, service: &str) -> Result<Subject, Status> {
+        if service.is_empty() {
+            return Ok(Subject::Process);
+        }
+        let number = service.strip_prefix(GROUP_PREFIX).and_then(|number| number.parse().ok());
+        let group = number.and_then(|number| self.host.group(GroupId::new(number)));
+        group.map(Subject::Group).ok_or_else(|| {
+            Status::not_found(format!(
+                "`{service}` is neither empty nor `{GROUP_PREFIX}` and the number of a group here"
+            ))
+        })
+    }
+
+    fn status(&self, subject: &Subject) -> ServingStatus {
+        let serves = self.host.is_serving()
+            && match subject {
+                Subject::Process => true,
+                Subject::Group(group) => group.check_serving().is_ok(),
+            };
+        if serves { ServingStatus::Serving } else { ServingStatus::NotServing }
+    }
+}
+
+fn answer(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse { status: status.into() }
+}
+
+#[tonic::async_trait]
+impl Health for HealthService {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        let subject = self.subject(&request.into_inner().service)?;
+        Ok(Response::new(answer(self.status(&subject))))
+    }
+
+    type WatchStream =
+        Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send + 'static>>;
+
+    /// The status, and every change of it. Changes in quick succession are seen as one.
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let subject = self.subject(&request.into_inner().service)?;
+        let (sender, receiver) = mpsc::channel(1);
+        let service = Self { host: self.host.clone() };
+        tokio::spawn(async move { service.follow(&subject, &sender).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+impl HealthService {
+    async fn follow(
+        self,
+        subject: &Subject,
+        sender: &mpsc::Sender<Result<HealthCheckResponse, Status>>,
+    ) {
+        let stopping = self.host.stopping();
+        let mut health = self.host.health();
+        let mut changes = match subject {
+            Subject::Process => None,
+            Subject::Group(group) => Some(group.watch()),
+        };
+        let mut told = None;
+        loop {
+            let status = self.status(subject);
+            if told != Some(status) && sender.send(Ok(answer(status))).await.is_err() {
+                return;
+            }
+            told = Some(status);
+            let changed = async {
+                match &mut changes {
+                    Some(changes) => changes.changed().await.is_ok(),
+                    None => std::future::pending().await,
+                }
+            };
+            let goes_on = tokio::select! {
+                goes_on = changed => goes_on,
+                changed = health.changed() => changed.is_ok(),
+                () = stopping.cancelled() => false,
+                () = sender.closed() => return,
+            };
+            if !goes_on {
+                let last = sender.send(Ok(answer(ServingStatus::NotServing))).await;
+                return drop(last);
+            }
+        }
+    }
+}

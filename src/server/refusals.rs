@@ -1,0 +1,164 @@
+//! How refusals travel: a status for programs that only look at the code, the words of the error,
+//! and its reason in `google.rpc.ErrorInfo` with what it is about.
+
+use std::collections::HashMap;
+
+use shardhost_groups::error::TakeSnapshotError;
+use shardhost_groups::{LeaderHint, MembershipError, OpenGroupError, TransferError};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// Who names the reasons.
+const DOMAIN: &str = "shardhost";
+
+/// A refusal as it travels.
+fn refusal(
+    code: Code,
+    reason: &str,
+    message: impl ToString,
+    facts: impl IntoIterator<Item = (&'static str, String)>,
+) -> Status {
+    let facts: HashMap<String, String> =
+        facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, facts);
+    Status::with_error_details(code, message.to_string(), details)
+}
+
+fn leader(hint: Option<&LeaderHint>) -> Vec<(&'static str, String)> {
+    let known = hint.map(|hint| {
+        [("leader_node", hint.node.to_string()), ("leader_term", hint.term.to_string())]
+    });
+    known.into_iter().flatten().collect()
+}
+
+/// A change of membership that was refused, or whose outcome is unknown.
+pub(super) fn of_membership(error: &MembershipError) -> Status {
+    use MembershipError as E;
+    let (code, reason, facts) = match error {
+        E::NotLeader { hint, .. } => (Code::Unavailable, "NOT_LEADER", leader(hint.as_ref())),
+        E::NotServing { .. } => (Code::Unavailable, "NOT_SERVING", vec![]),
+        E::ConfigChangePending { index, .. } => {
+            (Code::Aborted, "CONFIG_CHANGE_PENDING", vec![("index", index.to_string())])
+        }
+        E::TransferInProgress { to, .. } => {
+            (Code::Aborted, "TRANSFER_IN_PROGRESS", vec![("to_node", to.to_string())])
+        }
+        E::WrongConfig { expected, actual, .. } => (
+            Code::FailedPrecondition,
+            "WRONG_CONFIG",
+            vec![("expected", expected.to_string()), ("actual", actual.to_string())],
+        ),
+        E::LastVoter { .. } => (Code::FailedPrecondition, "LAST_VOTER", vec![]),
+        E::IsLearner { node, .. } => named(Code::FailedPrecondition, "IS_LEARNER", node),
+        E::IsVoter { node, .. } => named(Code::FailedPrecondition, "IS_VOTER", node),
+        E::AlreadyMember { node, .. } => named(Code::AlreadyExists, "ALREADY_MEMBER", node),
+        E::NotMember { node, .. } => named(Code::NotFound, "NOT_MEMBER", node),
+        E::NotLearner { node, .. } => named(Code::FailedPrecondition, "NOT_LEARNER", node),
+        E::Behind { needed, matched, .. } => (
+            Code::FailedPrecondition,
+            "BEHIND",
+            vec![("needed", needed.to_string()), ("matched", matched.to_string())],
+        ),
+        E::NoMinimum { .. } => (Code::InvalidArgument, "NO_MINIMUM", vec![]),
+        E::NoQuorum { live, needed, .. } => (
+            Code::FailedPrecondition,
+            "NO_QUORUM",
+            vec![("live", live.to_string()), ("needed", needed.to_string())],
+        ),
+        E::AdditionInProgress { node, .. } => named(Code::Aborted, "ADDITION_IN_PROGRESS", node),
+        E::NothingToCancel { .. } => (Code::FailedPrecondition, "NOTHING_TO_CANCEL", vec![]),
+        E::Cancelled { node, .. } => named(Code::Aborted, "CANCELLED", node),
+        E::Refused { node, .. } => named(Code::PermissionDenied, "REFUSED_BY_HOOK", node),
+        E::Impossible { .. } => (Code::InvalidArgument, "IMPOSSIBLE", vec![]),
+        E::Replaced { .. } => (Code::Aborted, "REPLACED", vec![]),
+        E::Superseded { .. } => (Code::Aborted, "SUPERSEDED", vec![]),
+        E::Busy { .. } => (Code::ResourceExhausted, "OVERLOADED", vec![]),
+        E::Stopped { .. } => (Code::Unavailable, "STOPPED", vec![]),
+        E::Faulted { .. } => (Code::Internal, "GROUP_FAILED", vec![]),
+        // Also whatever is added later: what is not known to be definite is not.
+        _ => (Code::DeadlineExceeded, "OUTCOME_UNKNOWN", vec![]),
+    };
+    refusal(code, reason, error, facts)
+}
+
+type Refusal = (Code, &'static str, Vec<(&'static str, String)>);
+
+fn named(code: Code, reason: &'static str, node: &shardhost_storage::NodeId) -> Refusal {
+    (code, reason, vec![("node", node.to_string())])
+}
+
+/// A transfer that did not take place.
+pub(super) fn of_transfer(error: &TransferError) -> Status {
+    use TransferError as E;
+    let (code, reason, facts) = match error {
+        E::NotLeader { hint, .. } => (Code::Unavailable, "NOT_LEADER", leader(hint.as_ref())),
+        E::AlreadyLeads { node, .. } => named(Code::FailedPrecondition, "ALREADY_LEADS", node),
+        E::NoVoter { node, .. } => named(Code::FailedPrecondition, "NO_VOTER", node),
+        E::NoHealthyTarget { .. } => (Code::FailedPrecondition, "NO_HEALTHY_TARGET", vec![]),
+        E::NoCandidates { .. } => (Code::InvalidArgument, "NO_CANDIDATES", vec![]),
+        E::TargetNotCaughtUp { lag, max_lag, .. } => (
+            Code::FailedPrecondition,
+            "TARGET_NOT_CAUGHT_UP",
+            vec![("lag", lag.to_string()), ("max_lag", max_lag.to_string())],
+        ),
+        E::InProgress { to, .. } => named(Code::Aborted, "TRANSFER_IN_PROGRESS", to),
+        E::ConfigChangePending { .. } => (Code::Aborted, "CONFIG_CHANGE_PENDING", vec![]),
+        E::Aborted { to, .. } => named(Code::Aborted, "ABORTED", to),
+        E::Stopped { .. } => (Code::Unavailable, "STOPPED", vec![]),
+        E::Faulted { .. } => (Code::Internal, "GROUP_FAILED", vec![]),
+        _ => (Code::FailedPrecondition, "REFUSED", vec![]),
+    };
+    refusal(code, reason, error, facts)
+}
+
+/// A replica that could not be created or removed.
+pub(super) fn of_opening(error: &OpenGroupError) -> Status {
+    use OpenGroupError as E;
+    let (code, reason) = match error {
+        E::AlreadyOpen { .. } | E::Exists { .. } => (Code::AlreadyExists, "GROUP_EXISTS"),
+        E::Unknown { .. } => (Code::NotFound, "GROUP_NOT_FOUND"),
+        E::Invalid { .. } => (Code::InvalidArgument, "INVALID_GROUP"),
+        E::Stopping => (Code::Unavailable, "STOPPED"),
+        _ => (Code::Internal, "GROUP_FAILED"),
+    };
+    refusal(code, reason, error, [])
+}
+
+/// A snapshot that was not taken.
+pub(super) fn of_snapshot(error: &TakeSnapshotError) -> Status {
+    use TakeSnapshotError as E;
+    let (code, reason) = match error {
+        E::Busy { .. } => (Code::ResourceExhausted, "OVERLOADED"),
+        E::Stopped { .. } => (Code::Unavailable, "STOPPED"),
+        _ => (Code::Internal, "SNAPSHOT_FAILED"),
+    };
+    refusal(code, reason, error, [])
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost_groups::{GroupId, LogIndex};
+
+    use super::*;
+
+    #[test]
+    fn a_failed_expectation_names_both_sides_in_words_and_for_programs() {
+        let (group, expected, actual) = (GroupId::new(7), LogIndex::new(4), LogIndex::new(9));
+        let status = of_membership(&MembershipError::WrongConfig { group, expected, actual });
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains('4') && status.message().contains('9'));
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!(info.reason, "WRONG_CONFIG");
+        assert_eq!((&*info.metadata["expected"], &*info.metadata["actual"]), ("4", "9"));
+    }
+
+    #[test]
+    fn what_may_still_take_effect_is_not_called_refused() {
+        let (group, cause) = (GroupId::new(7), shardhost_groups::UnknownCause::Timeout);
+        let status = of_membership(&MembershipError::Unknown { group, cause });
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        let reason = status.get_error_details().error_info().unwrap().reason.clone();
+        assert_eq!(reason, "OUTCOME_UNKNOWN");
+    }
+}
