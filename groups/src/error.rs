@@ -52,6 +52,9 @@ pub enum RejectReason {
     /// The host or the group is shutting down.
     #[error("the host is stopping")]
     Stopping,
+    /// This replica failed before; its status says why. Another replica may lead.
+    #[error("the replica failed: {0}")]
+    Failed(GroupFault),
 }
 
 /// Why a proposal's result will stay unknown.

@@ -53,6 +53,7 @@ pub(super) fn of_membership(error: &MembershipError) -> Status {
         E::IsVoter { node, .. } => named(Code::FailedPrecondition, "IS_VOTER", node),
         E::AlreadyMember { node, .. } => named(Code::AlreadyExists, "ALREADY_MEMBER", node),
         E::NotMember { node, .. } => named(Code::NotFound, "NOT_MEMBER", node),
+        E::NotVoter { node, .. } => named(Code::FailedPrecondition, "NOT_VOTER", node),
         E::NotLearner { node, .. } => named(Code::FailedPrecondition, "NOT_LEARNER", node),
         E::Behind { needed, matched, .. } => (
             Code::FailedPrecondition,

@@ -37,6 +37,8 @@ const fn of_rejection(reason: &RejectReason) -> FailureReason {
     match reason {
         RejectReason::Busy => FailureReason::Overloaded,
         RejectReason::Transferring => FailureReason::Transferring,
+        RejectReason::Paused => FailureReason::Overloaded,
+        RejectReason::Failed(_) => FailureReason::GroupFailed,
         RejectReason::TooLarge { .. } | RejectReason::Empty => FailureReason::Invalid,
         // Stopping, a term that passed, and what is added later: all definite, try elsewhere.
         _ => FailureReason::NotLeader,

@@ -6,6 +6,7 @@ use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -122,6 +123,8 @@ pub struct Applier {
     applied: LogPosition,
     failed: Option<GroupFault>,
     latency: Option<Arc<Latency>>,
+    /// Where the machine stands, for readers; moved before anybody learns that it moved.
+    position: Arc<AtomicU64>,
 }
 
 impl fmt::Debug for Applier {
@@ -139,7 +142,8 @@ impl Applier {
         snapshots: Arc<dyn SnapshotStore>,
         applied: LogPosition,
     ) -> Self {
-        Self { group, machine, snapshots, applied, failed: None, latency: None }
+        let position = Arc::new(AtomicU64::new(applied.index.get()));
+        Self { group, machine, snapshots, applied, failed: None, latency: None, position }
     }
 
     /// Counts how long acknowledged proposals took.
@@ -147,6 +151,11 @@ impl Applier {
     pub fn with_latency(mut self, latency: Arc<Latency>) -> Self {
         self.latency = Some(latency);
         self
+    }
+
+    /// Where the machine stands, as a number that moves with it.
+    pub(crate) fn position(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.position)
     }
 
     /// Where the machine stands.
@@ -234,6 +243,7 @@ impl Applier {
             return ApplyReport::Failed(fault);
         }
         self.applied = last;
+        self.position.store(last.index.get(), Ordering::Release);
         let now = self.latency.as_ref().map(|_| Instant::now());
         for command in commands {
             if let Some(waiter) = command.waiter {
@@ -251,6 +261,7 @@ impl Applier {
         match restore_machine(&mut *self.machine, &*self.snapshots, self.group, position) {
             Ok(()) => {
                 self.applied = position;
+                self.position.store(position.index.get(), Ordering::Release);
                 ApplyReport::Restored { position, durable: self.machine.durable_index() }
             }
             Err(fault) => ApplyReport::Failed(fault),

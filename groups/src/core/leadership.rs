@@ -50,9 +50,13 @@ impl GroupCore {
     }
 
     fn loss_cause(&self, led_term: u64) -> LossCause {
-        if self.leaving.is_some() {
+        let raft = &self.raw.raft;
+        let target = self.transfer.as_ref().map(|transfer| transfer.replica());
+        let won = if raft.leader_id == 0 { raft.vote } else { raft.leader_id };
+        let member = self.membership.members.get(&self.replica);
+        if !member.is_some_and(|member| member.voter || member.outgoing_voter) {
             LossCause::Removed
-        } else if self.transfer.is_some() {
+        } else if target == Some(won) {
             LossCause::Transferred
         } else if self.raw.raft.term > led_term {
             LossCause::HigherTerm
@@ -72,7 +76,8 @@ impl GroupCore {
         self.reset_lease();
         self.dismissed.clear();
         self.snapshots.forget_shipments();
-        let successor = self.leader_hint();
+        let own = self.config.node;
+        let successor = self.leader_hint().filter(|hint| hint.node != own);
         self.edge(led.term, EdgeKind::Lost { cause, successor }, round);
     }
 

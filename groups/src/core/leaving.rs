@@ -175,7 +175,7 @@ impl GroupCore {
 
     fn probe(&self, membership: &Membership, round: &mut Round) {
         for (id, member) in &membership.members {
-            if *id != self.replica {
+            if *id != self.replica && member.node != self.config.node {
                 let message = self.own_message(MessageKind::Wake, id.get());
                 round.messages.push(Outgoing { to: member.node, lane: Lane::Urgent, message });
             }

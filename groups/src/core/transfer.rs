@@ -53,6 +53,13 @@ pub(super) struct Transfer {
     held: Option<GroupMessage>,
 }
 
+impl Transfer {
+    /// The replica that is to lead.
+    pub(super) const fn replica(&self) -> u64 {
+        self.replica
+    }
+}
+
 impl GroupCore {
     /// Starts a transfer, joins the one to the same target, or refuses.
     pub fn transfer(&mut self, request: TransferRequest, live: &LiveNodes, round: &mut Round) {

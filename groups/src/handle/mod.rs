@@ -38,6 +38,8 @@ pub(crate) struct GroupShared {
     pub(crate) worker: usize,
     pub(crate) status: ArcSwap<GroupStatus>,
     pub(crate) lease: LeaseCell,
+    /// Where the state machine stands.
+    pub(crate) position: Arc<AtomicU64>,
     pub(crate) watchers: OnceLock<watch::Sender<Arc<GroupStatus>>>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) runtime: Arc<RuntimeShared>,

@@ -64,7 +64,10 @@ impl Group {
                 Some(ProposeError::Rejected { group, reason: RejectReason::Transferring })
             }
             Role::Leader => None,
-            Role::Failed(fault) => Some(ProposeError::Faulted { group, fault: fault.clone() }),
+            Role::Failed(fault) => {
+                let reason = RejectReason::Failed(fault.clone());
+                Some(ProposeError::Rejected { group, reason })
+            }
             Role::Stopped | Role::Removed => {
                 Some(ProposeError::Rejected { group, reason: RejectReason::Stopping })
             }

@@ -1,5 +1,6 @@
 //! Reading: by quorum, by lease, through the leader, or whatever is here.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -71,8 +72,8 @@ impl Group {
             }
             // Whoever was acknowledged before was applied before, by this replica.
             ReadMode::Lease if self.holds_lease() => {
-                let applied = self.shared.status.load().applied;
-                Ok(ReadBarrier::stale(applied))
+                let machine = LogIndex::new(self.shared.position.load(Ordering::Acquire));
+                Ok(ReadBarrier::stale(machine.max(self.shared.status.load().applied)))
             }
             ReadMode::Lease | ReadMode::Linearizable => self.ask_core(ReadNeed::Applied).await,
             ReadMode::Follower => self.ask_core(ReadNeed::FromLeader).await,

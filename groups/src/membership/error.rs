@@ -90,6 +90,14 @@ pub enum MembershipError {
         /// The node.
         node: NodeId,
     },
+    /// Definite. Only voters are demoted.
+    #[error("node {node} holds no voter of group {group}")]
+    NotVoter {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+    },
     /// Definite. Only learners are promoted.
     #[error("node {node} holds no learner of group {group}")]
     NotLearner {

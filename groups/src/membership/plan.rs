@@ -174,7 +174,7 @@ impl Planner<'_> {
             Step::Demote(node) => {
                 let (id, member) = self.member(node)?;
                 if !member.voter {
-                    return Err(MembershipError::IsLearner { group, node });
+                    return Err(MembershipError::NotVoter { group, node });
                 }
                 self.change(Kind::AddLearner, id, node)
             }
@@ -306,7 +306,7 @@ mod tests {
                 MembershipError::AlreadyMember { group, node: node(5) },
             ),
             (change().remove(node(9)), MembershipError::NotMember { group, node: node(9) }),
-            (change().demote(node(5)), MembershipError::IsLearner { group, node: node(5) }),
+            (change().demote(node(5)), MembershipError::NotVoter { group, node: node(5) }),
             (
                 change().promote(node(2), CaughtUp::Unchecked),
                 MembershipError::NotLearner { group, node: node(2) },

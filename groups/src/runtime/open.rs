@@ -171,6 +171,7 @@ impl Groups {
             worker: shared.worker_of(core.id()),
             status: ArcSwap::new(Arc::clone(core.status())),
             lease: LeaseCell::default(),
+            position: applier.position(),
             watchers: OnceLock::new(),
             budget: Arc::new(Budget::new(limit, Some(Arc::clone(&shared.budget)))),
             runtime: Arc::clone(shared),

@@ -18,7 +18,8 @@ use crate::apply::panic_text;
 use crate::clock::Moment;
 use crate::core::{BarrierOrder, GroupCore, Stepped};
 use crate::error::{
-    BarrierError, GroupFault, ProposeError, ReadError, TakeSnapshotError, TransferError,
+    BarrierError, GroupFault, ProposeError, ReadError, RejectReason, TakeSnapshotError,
+    TransferError,
 };
 use crate::leadership::LossCause;
 use crate::membership::MembershipError;
@@ -278,10 +279,11 @@ impl WorkerCore {
     }
 
     fn gone_for_proposals(&self, group: GroupId) -> ProposeError {
-        match self.failed.get(&group) {
-            Some((fault, ..)) => ProposeError::Faulted { group, fault: fault.clone() },
-            None => ProposeError::Rejected { group, reason: crate::error::RejectReason::Stopping },
-        }
+        let reason = match self.failed.get(&group) {
+            Some((fault, ..)) => RejectReason::Failed(fault.clone()),
+            None => RejectReason::Stopping,
+        };
+        ProposeError::Rejected { group, reason }
     }
 
     fn group_event(&mut self, group: GroupId, epoch: u64, event: GroupEvent) {

@@ -9,6 +9,7 @@ mod machine;
 mod node;
 mod report;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -175,7 +176,6 @@ impl Bench {
 
     /// Starts the late node, and watches until it has everything.
     async fn catch_up(&mut self) -> anyhow::Result<Timeline> {
-        let made_before = self.look(0).await?.made + self.look(1).await?.made;
         let mut timeline = Timeline::begin();
         let late = Join { late: true, ..self.join.clone() };
         self.order(LATE, SnapshotOrder::Join(late)).await?;
@@ -186,9 +186,9 @@ impl Bench {
         while let Some(event) = open.first().copied() {
             let leaders = [self.look(0).await?, self.look(1).await?];
             let late = self.look(LATE).await?;
-            let made = leaders.iter().map(|look| look.made).sum::<u64>() - made_before;
+            let made: BTreeSet<u64> = leaders.iter().flat_map(Look::made).collect();
             let reached = match event {
-                Event::Made => made >= self.arguments.groups || late.bytes_received >= total,
+                Event::Made => made.len() as u64 == self.arguments.groups,
                 Event::FirstByte => late.bytes_received > 1 << 20 || late.bytes_received >= total,
                 Event::Shipped => late.bytes_received >= total,
                 Event::CaughtUp => late.has_caught_up_with(&leaders),

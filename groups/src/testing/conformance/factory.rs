@@ -116,8 +116,8 @@ pub trait Links: Send + Sync {
     fn cut_one_way(&self, from: NodeId, to: NodeId);
     /// Mends every link.
     fn heal(&self);
-    /// What happens to messages by chance. What cannot be done is left out.
-    fn trouble(&self, trouble: Trouble);
+    /// What happens to messages by chance. `false`: not all of it can be done, and nothing is.
+    fn trouble(&self, trouble: Trouble) -> bool;
 }
 
 impl Links for Network {
@@ -127,8 +127,9 @@ impl Links for Network {
     fn heal(&self) {
         Self::heal(self);
     }
-    fn trouble(&self, trouble: Trouble) {
+    fn trouble(&self, trouble: Trouble) -> bool {
         Self::trouble(self, trouble);
+        true
     }
 }
 

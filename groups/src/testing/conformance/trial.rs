@@ -59,21 +59,39 @@ impl Trial {
     /// # Errors
     /// As [`Trial::world`].
     pub async fn world_with(&self, tune: impl FnOnce(&mut Plan)) -> Result<Arc<World>, Unmet> {
-        let nodes: Vec<_> = (1..=self.scale.nodes).filter_map(NodeId::new).collect();
+        let mut plan = self.plan();
+        tune(&mut plan);
+        self.make(self.scale.nodes, plan).await
+    }
+
+    /// As [`Trial::world`], with at least so many nodes.
+    ///
+    /// # Errors
+    /// As [`Trial::world`].
+    pub async fn world_of(&self, nodes: u64) -> Result<Arc<World>, Unmet> {
+        self.make(self.scale.nodes.max(nodes), self.plan()).await
+    }
+
+    fn plan(&self) -> Plan {
         let tick = self.factory.tick();
         let mut config = GroupsConfig::new(NodeId::must(1));
         config.tick = tick;
         config.lease_margin = Some(tick * 3);
-        let mut plan = Plan { config, keeps: Keeps::Nothing };
-        tune(&mut plan);
+        Plan { config, keeps: Keeps::Nothing }
+    }
+
+    async fn make(&self, nodes: u64, plan: Plan) -> Result<Arc<World>, Unmet> {
+        let nodes: Vec<_> = (1..=nodes).filter_map(NodeId::new).collect();
+        let tick = self.factory.tick();
         let cluster = self.factory.cluster(nodes.clone()).await;
         let world = Arc::new(World::new(cluster, nodes, plan));
         self.worlds.lock().push(Arc::clone(&world));
         for node in world.nodes() {
             world.start(*node).await;
         }
-        if self.scale.weather == Weather::Stormy {
-            world.links()?.trouble(Trouble::none().lose(10).late_by(tick));
+        let storm = Trouble::none().lose(10).late_by(tick);
+        if self.scale.weather == Weather::Stormy && !world.links()?.trouble(storm) {
+            return Err(Unmet("messages that are late or lost"));
         }
         self.populate(&world).await;
         Ok(world)

@@ -91,6 +91,11 @@ impl World {
         self.plan.config.tick * count
     }
 
+    /// Waits for nothing but time, to show that something does not happen meanwhile.
+    pub async fn time_passes(&self, ticks: u32) {
+        tokio::time::sleep(self.ticks(ticks)).await;
+    }
+
     /// The shortest election timeout.
     pub fn election_timeout(&self) -> Duration {
         self.plan.config.election_timeout()

@@ -57,8 +57,7 @@ pub struct Join {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Look {
     pub large: Vec<LargeGroup>,
-    /// Snapshots made here, and bytes of snapshots that came.
-    pub made: u64,
+    /// Bytes of snapshots that came.
     pub bytes_received: u64,
     pub peak_bytes: u64,
     pub cpu_seconds: f64,
@@ -71,6 +70,7 @@ pub struct LargeGroup {
     pub first: u64,
     pub committed: u64,
     pub applied: u64,
+    pub snapshot: bool,
     pub state_crc: Option<u32>,
 }
 
@@ -84,6 +84,11 @@ impl Look {
             let committed = committed.map(|large| large.committed).max().unwrap_or(u64::MAX);
             own.state_crc.is_some() && own.applied + CAUGHT_UP_ENTRIES >= committed
         })
+    }
+
+    /// Large groups that have a snapshot here.
+    pub fn made(&self) -> impl Iterator<Item = u64> {
+        self.large.iter().filter(|large| large.snapshot).map(|large| large.group)
     }
 
     pub fn state_crcs(&self) -> Vec<Option<u32>> {
@@ -206,12 +211,12 @@ impl SnapshotNode {
                 first: status.first.get(),
                 committed: status.committed.get(),
                 applied: status.applied.get(),
+                snapshot: status.snapshot.is_some(),
                 state_crc: seen.crc(),
             }
         });
         Look {
             large: large.collect(),
-            made: self.host.stats().snapshots_made,
             bytes_received: self.host.transport_stats().snapshot_bytes_received,
             peak_bytes: peak_resident_bytes(),
             cpu_seconds: cpu_time().as_secs_f64(),

@@ -46,17 +46,21 @@ impl Timeline {
         self.reached.push(Reached { event, seconds, laps, late });
     }
 
-    /// What was written in each phase.
-    fn phases(&self) -> impl Iterator<Item = (&'static str, &[Lap])> {
-        self.reached.iter().filter_map(|reached| {
+    /// What was written in each phase, and how many cores the late node used.
+    fn phases(&self) -> Vec<(&'static str, &[Lap], f64)> {
+        let (mut phases, mut since) = (Vec::new(), (0.0, 0.0));
+        for reached in &self.reached {
+            let (seconds, cpu) = (reached.seconds - since.0, reached.late.cpu_seconds - since.1);
+            since = (reached.seconds, reached.late.cpu_seconds);
             let phase = match reached.event {
                 Event::Made => "while_made",
-                Event::FirstByte => return None,
+                Event::FirstByte => continue,
                 Event::Shipped => "while_shipped",
                 Event::CaughtUp => "while_restored",
             };
-            Some((phase, reached.laps.as_slice()))
-        })
+            phases.push((phase, reached.laps.as_slice(), cpu / seconds.max(0.001)));
+        }
+        phases
     }
 
     fn seconds(&self, event: Event) -> f64 {
@@ -95,11 +99,12 @@ pub fn print(
     });
     if let Some(figures) = figures.as_object_mut() {
         written(figures, "before", before);
-        for (phase, laps) in timeline.phases() {
+        for (phase, laps, _) in timeline.phases() {
             written(figures, phase, laps);
         }
         written(figures, "after", after);
-        for (phase, laps) in timeline.phases() {
+        for (phase, laps, receiver_cores) in timeline.phases() {
+            figures.insert(format!("receiver_cores_{phase}"), json!(receiver_cores));
             let slower = 1.0 - rate_of(laps) / rate_of(after).max(1.0);
             figures.insert(format!("percent_slower_{phase}"), json!(slower * 100.0));
         }

@@ -183,7 +183,6 @@ pub(super) async fn c3_when_the_loss_is_told_waiters_have_failed_and_the_lease_i
     let leader = world.leader(GROUP).await;
     world.isolate(leader.node)?;
     let waiting = leader.propose("uncertain").into_future();
-    let waiting = Arc::new(Mutex::new(tokio::spawn(waiting)));
     let seen = Arc::new(Mutex::new(None));
     let (told, group) = (Arc::clone(&seen), (*leader).clone());
     let _hook = world.host(leader.node).on_leadership(ONLY, HookKind::Inline, move |event| {
@@ -193,7 +192,7 @@ pub(super) async fn c3_when_the_loss_is_told_waiters_have_failed_and_the_lease_i
     });
     eventually("the loss is told", || seen.lock().is_some()).await;
     assert_eq!(*seen.lock(), Some((None, false)), "lease, and whether the status says leader");
-    let outcome = answered("the waiter", &mut *waiting.lock()).await.expect("no panic");
+    let outcome = answered("the waiter", waiting).await;
     assert!(outcome.is_err_and(|error| !error.is_definite()));
     Ok(())
 }

@@ -91,7 +91,7 @@ pub(super) async fn l3_a_lease_needs_a_quorum_and_no_more(trial: Trial) -> Outco
     let spare = (world.nodes().len() - 1) / 2;
     cut_off(&world, leader.node, &others[..spare])?;
     // Longer than any answer from before lasts.
-    tokio::time::sleep(world.election_timeout() * 2).await;
+    world.time_passes(2 * u32::from(world.config().election_ticks)).await;
     leased(&leader).await;
     cut_off(&world, leader.node, &others)?;
     runs_out(&leader).await;
@@ -146,7 +146,7 @@ pub(super) async fn l5_a_change_of_voters_recomputes_the_lease(trial: Trial) -> 
     answered("shrinking", leader.change_membership(shrunk)).await.expect("it is removed");
     cut_off(&world, one, &[two])?;
     // Longer than any answer from before lasts.
-    tokio::time::sleep(world.election_timeout() * 2).await;
+    world.time_passes(2 * u32::from(world.config().election_ticks)).await;
     assert!(is_valid(&leader), "alone it needs no answer: {:?}", leader.lease());
     Ok(())
 }
@@ -157,7 +157,7 @@ pub(super) async fn l6_the_lease_of_a_lone_voter_follows_the_clock(trial: Trial)
     world.create_on(GROUP, &[node]).await;
     let leader = world.leader(GROUP).await;
     leased(&leader).await;
-    tokio::time::sleep(world.election_timeout() * 2).await;
+    world.time_passes(2 * u32::from(world.config().election_ticks)).await;
     let lease = leader.lease().expect("it leads");
     assert!(lease.valid && lease.acknowledged.is_zero(), "{lease:?}");
     Ok(())
