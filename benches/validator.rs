@@ -51,6 +51,7 @@ fn validator(criterion: &mut Criterion) {
         last_index: LAST,
         persisted: LAST,
         committed: LAST - 64,
+        contacts: &[],
         membership: &membership,
     };
     let shapes = [

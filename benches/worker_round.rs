@@ -118,7 +118,12 @@ impl Trio {
             let proposal = |token| {
                 let waiter = Waiter::Sink { sink: Arc::clone(&self.sink), token };
                 let pending = Pending::new(group, waiter, Charge::default(), submitted);
-                Proposal { command: command.clone(), in_term: None, pending }
+                Proposal {
+                    command: command.clone(),
+                    in_term: None,
+                    through_barrier: false,
+                    pending,
+                }
             };
             let proposals = (0..count).map(proposal).collect();
             self.workers[0].handle(Input::Propose { group, proposals });
@@ -146,7 +151,7 @@ impl Trio {
     }
 
     fn finish(&mut self, worker: usize) {
-        let round = self.workers[worker].finish_round();
+        let round = self.workers[worker].finish_round(None);
         let Round { messages, log, work, failed, .. } = round;
         failed.into_iter().for_each(|(pending, error)| pending.resolve(Err(error)));
         let mut mail: [Vec<GroupMessage>; NODES as usize] = Default::default();

@@ -54,7 +54,8 @@ impl Cluster {
                 data_dir: directory.path().join(node.to_string()),
                 listen: SocketAddr::from(([127, 0, 0, 1], 0)),
                 nodes: addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
-                shards: ShardCounts { tables: TABLES, queues: QUEUES },
+                alone: false,
+                shards: ShardCounts { tables: TABLES, queues: QUEUES, voters: Vec::new() },
                 workers: 1,
                 apply_threads: 2,
             };

@@ -50,10 +50,10 @@ pub use error::{
     TransferError, UnknownCause,
 };
 pub use handle::{Group, GroupSpec, Propose, ReadMode, Transferred};
-pub use membership::{CaughtUp, MembershipChange, MembershipError};
 pub use machine::{
     ApplyBatch, ApplyFault, Command, QueryError, SnapshotWriter, StateChecksum, StateMachine,
 };
+pub use membership::{CaughtUp, MembershipChange, MembershipError};
 pub use runtime::{Groups, GroupsBuilder};
 pub use shardhost_storage as storage;
 pub use shardhost_storage::{GroupId, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Term};

@@ -1,16 +1,18 @@
-//! `shardhost group`: the groups of a node, as that node sees them.
+//! `shardhost group`: the groups of a node, as that node sees them; creating and destroying groups.
 
 use std::process::ExitCode;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
-use shardhost::proto::admin::{GroupStatus, ListGroupsRequest, PeerProgress};
+use shardhost::proto::admin::{
+    CreateGroupRequest, DestroyGroupRequest, GroupStatus, ListGroupsRequest, PeerProgress,
+};
 use shardhost::proto::log::{Member, MemberRole};
 
 use super::output::{Column, facts, number, table};
-use super::target::{Target, in_time};
+use super::target::{Target, in_time, said};
 
-/// What to show.
+/// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// All groups of a node.
@@ -25,15 +27,100 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Create a group: a replica on each of these nodes, all of them voters.
+    Create {
+        /// Number of the group.
+        group: u64,
+        /// Kind of its state machine: table or queue.
+        #[arg(long)]
+        kind: String,
+        /// The nodes, by number.
+        #[arg(long, value_delimiter = ',', required = true)]
+        voters: Vec<u64>,
+        /// How many lives the group had before, all destroyed.
+        #[arg(long, default_value_t = 0)]
+        incarnation: u32,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Destroy a group for good: the replicas of all its members, and their data.
+    Destroy {
+        /// Number of the group.
+        group: u64,
+        /// Only if the configuration is that of this index; see `member list`.
+        #[arg(long, value_name = "INDEX")]
+        expect: u64,
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
-/// Shows groups.
+/// Shows, creates or destroys groups.
 pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::List { target } => list(target).await?,
         Command::Show { group, target } => show(*group, target).await?,
+        Command::Create { group, kind, voters, incarnation, target } => {
+            let request = CreateGroupRequest {
+                group: *group,
+                kind: kind.clone(),
+                voters: voters.clone(),
+                incarnation: *incarnation,
+                ..CreateGroupRequest::default()
+            };
+            create(request, target).await?;
+        }
+        Command::Destroy { group, expect, target } => destroy(*group, *expect, target).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks every voter to create its replica. One that has it already is no error, so that a command
+/// that was interrupted can be run again.
+async fn create(request: CreateGroupRequest, target: &Target) -> anyhow::Result<()> {
+    let group = request.group;
+    for voter in &request.voters {
+        let mut node = target.node_numbered(*voter).await?;
+        match node.admin.create_group(request.clone()).await {
+            Ok(_) => {}
+            Err(status) if status.code() == tonic::Code::AlreadyExists => {}
+            Err(status) => return Err(said(&node.address, &status)),
+        }
+    }
+    let (leader, status) = target.leader_of(group).await?;
+    if target.json {
+        println!("{}", group_json(&status));
+    } else {
+        println!("group {group} is created and led by node {}", leader.status.node);
+    }
+    Ok(())
+}
+
+/// Destroys the replica of every member; those that are gone already are no error.
+async fn destroy(group: u64, expect: u64, target: &Target) -> anyhow::Result<()> {
+    let (_, status) = target.leader_of(group).await?;
+    let index = status.membership.as_ref().map_or(0, |membership| membership.config_index);
+    if index != expect {
+        anyhow::bail!(
+            "group {group} has the configuration of index {index}, the command expects that of \
+             {expect}; look at the members again"
+        );
+    }
+    for member in members(&status) {
+        let mut node = target.node_numbered(member.node).await?;
+        // The leader was asked: a follower may not have applied that configuration yet.
+        match node.admin.destroy_group(DestroyGroupRequest { group, expect: None }).await {
+            Ok(_) => {}
+            Err(status) if status.code() == tonic::Code::NotFound => {}
+            Err(status) => return Err(said(&node.address, &status)),
+        }
+    }
+    if target.json {
+        println!("{}", json!({ "group": group, "destroyed": true }));
+    } else {
+        println!("group {group} is destroyed; created again it takes a higher --incarnation");
+    }
+    Ok(())
 }
 
 async fn list(target: &Target) -> anyhow::Result<()> {
@@ -123,6 +210,7 @@ fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
         ("log", format!("{} to {}", number(group.first_index), number(group.last_index))),
         ("committed", number(group.committed)),
         ("applied", number(group.applied)),
+        ("configuration", config_of(group)),
         ("members", members.collect::<Vec<_>>().join("\n")),
         ("state", state(group)),
     ];
@@ -130,6 +218,14 @@ fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
         rows.push(("transfer to", format!("node {}", group.transferring_to_node)));
     }
     rows
+}
+
+fn config_of(group: &GroupStatus) -> String {
+    let index = group.membership.as_ref().map_or(0, |membership| membership.config_index);
+    match group.pending_change {
+        0 => format!("index {}", number(index)),
+        pending => format!("index {}, a change is under way at {}", number(index), number(pending)),
+    }
 }
 
 fn leader(group: &GroupStatus) -> String {
@@ -151,7 +247,7 @@ fn members(group: &GroupStatus) -> &[Member] {
     group.membership.as_ref().map_or(&[], |membership| &membership.members)
 }
 
-fn role_of(member: &Member) -> &'static str {
+pub(super) fn role_of(member: &Member) -> &'static str {
     match member.role() {
         MemberRole::Voter => "voter",
         MemberRole::Learner => "learner",
@@ -194,6 +290,12 @@ fn group_json(group: &GroupStatus) -> Value {
         "asleep": group.asleep,
         "fault": group.fault,
         "transferring_to_node": group.transferring_to_node,
+        "serving": group.serving,
+        "lease": group.lease,
+        "paused": group.paused,
+        "leader_contact_ms": group.leader_contact_ms,
+        "config_index": group.membership.as_ref().map_or(0, |m| m.config_index),
+        "pending_change": group.pending_change,
         "members": members,
         "peers": peers,
     })

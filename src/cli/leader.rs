@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use serde_json::json;
-use shardhost::proto::admin::TransferLeaderRequest;
+use shardhost::proto::admin::{TransferLeaderRequest, TransferLeaderToFitRequest};
 
 use super::output::millis;
 use super::target::{Target, said};
@@ -19,6 +19,12 @@ pub enum Command {
         /// The node that should lead; by default the one that is furthest.
         #[arg(long, value_name = "NODE")]
         to: Option<u64>,
+        /// Nodes to try in this order; the first that is fit gets it.
+        #[arg(long, value_name = "NODES", value_delimiter = ',', conflicts_with = "to")]
+        first_fit: Vec<u64>,
+        /// Entries that a node of --first-fit may lack.
+        #[arg(long, value_name = "ENTRIES", default_value_t = 0, requires = "first_fit")]
+        max_lag: u64,
         #[command(flatten)]
         target: Target,
     },
@@ -26,8 +32,12 @@ pub enum Command {
 
 /// Moves leadership.
 pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
-    let Command::Transfer { group, to, target } = command;
-    transfer(*group, *to, target).await?;
+    let Command::Transfer { group, to, first_fit, max_lag, target } = command;
+    if first_fit.is_empty() {
+        transfer(*group, *to, target).await?;
+    } else {
+        transfer_to_fit(*group, first_fit, *max_lag, target).await?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -45,6 +55,24 @@ async fn transfer(group: u64, to: Option<u64>, target: &Target) -> anyhow::Resul
     let moved = leader.admin.transfer_leader(request).await;
     let moved = moved.map_err(|status| said(&leader.address, &status))?.into_inner();
     report(target, group, from, moved.to_node, moved.term, moved.took_us)
+}
+
+async fn transfer_to_fit(
+    group: u64,
+    nodes: &[u64],
+    max_lag: u64,
+    target: &Target,
+) -> anyhow::Result<()> {
+    let (mut leader, _) = target.leader_of(group).await?;
+    let request = TransferLeaderToFitRequest {
+        group,
+        nodes: nodes.to_vec(),
+        max_lag,
+        timeout_ms: target.timeout.saturating_mul(1_000),
+    };
+    let moved = leader.admin.transfer_leader_to_fit(request).await;
+    let moved = moved.map_err(|status| said(&leader.address, &status))?.into_inner();
+    report(target, group, leader.status.node, moved.to_node, moved.term, moved.took_us)
 }
 
 fn report(

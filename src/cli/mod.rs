@@ -8,9 +8,11 @@ mod bench;
 mod demo;
 mod group;
 mod leader;
+mod member;
 mod output;
 mod queue;
 mod serve;
+mod snapshot;
 mod status;
 mod supervised;
 mod table;
@@ -41,12 +43,18 @@ enum Command {
     Bench(bench::Command),
     /// Show the nodes of a cluster.
     Status(status::StatusArguments),
-    /// Show the groups of a node.
+    /// Show the groups of a node, create and destroy groups.
     #[command(subcommand)]
     Group(group::Command),
     /// Move leadership.
     #[command(subcommand)]
     Leader(leader::Command),
+    /// Show and change who belongs to a group.
+    #[command(subcommand)]
+    Member(member::Command),
+    /// Take and show snapshots.
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     /// Read and write the table.
     #[command(subcommand)]
     Table(table::Command),
@@ -99,6 +107,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Status(arguments) => status::run(&arguments).await,
             Command::Group(command) => group::run(&command).await,
             Command::Leader(command) => leader::run(&command).await,
+            Command::Member(command) => member::run(&command).await,
+            Command::Snapshot(command) => snapshot::run(&command).await,
             Command::Table(command) => table::run(command).await,
             Command::Queue(command) => queue::run(command).await,
         }

@@ -59,6 +59,10 @@ pub struct ServeArguments {
     /// Seconds that handing over leadership may take when stopping.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     shutdown_timeout: u64,
+    /// The nodes that hold the shards when they are created; by default all. A node that joins a
+    /// running cluster is none of them.
+    #[arg(long, value_name = "NODES", value_delimiter = ',')]
+    voters: Vec<u64>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -88,6 +92,7 @@ pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
             nodes = await_start(&mut incoming) => nodes?,
             () = signals.next() => return Ok(ExitCode::SUCCESS),
         };
+        config.alone = false;
         orders = Some(incoming);
         listener = Some(bound);
     }
@@ -112,6 +117,12 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     config.node = arguments.node.unwrap_or(config.node);
     config.listen = arguments.listen.unwrap_or(config.listen);
     config.nodes.extend(arguments.peers.iter().cloned());
+    if arguments.config.is_none() {
+        config.alone = config.nodes.is_empty();
+    }
+    if !arguments.voters.is_empty() {
+        config.shards.voters.clone_from(&arguments.voters);
+    }
     config.shards.tables = arguments.tables.unwrap_or(config.shards.tables);
     config.shards.queues = arguments.queues.unwrap_or(config.shards.queues);
     config.workers = arguments.workers.unwrap_or(config.workers);

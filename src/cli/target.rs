@@ -77,6 +77,18 @@ impl Target {
         )
     }
 
+    /// The node with this number, wherever the cluster says it is.
+    pub async fn node_numbered(&self, number: u64) -> anyhow::Result<Node> {
+        let start = self.node().await?;
+        if start.status.node == number {
+            return Ok(start);
+        }
+        let Some(address) = start.address_of(number) else {
+            bail!("{} knows no node {number}; `shardhost status` shows the nodes", start.address)
+        };
+        Node::connect(&address).await
+    }
+
     /// The node that leads a group, found by asking from node to node.
     pub async fn leader_of(&self, group: u64) -> anyhow::Result<(Node, GroupStatus)> {
         let deadline = Instant::now() + self.patience();

@@ -11,8 +11,8 @@ use shardhost_groups::{
     NodeId, OpenGroupError, Role, TransferError, Transferred,
 };
 use shardhost_proto::admin as wire;
-use shardhost_proto::admin::membership_step::Kind as StepKind;
 use shardhost_proto::admin::admin_server::{Admin, AdminServer};
+use shardhost_proto::admin::membership_step::Kind as StepKind;
 use shardhost_proto::log;
 use shardhost_storage::convert::{membership_to_message, position_to_message};
 use tonic::{Request, Response, Status};

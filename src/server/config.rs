@@ -14,6 +14,7 @@
 //! [shards]
 //! tables = 32
 //! queues = 32
+//! voters = [1, 2, 3]
 //! ```
 
 use std::collections::BTreeMap;
@@ -50,7 +51,11 @@ pub struct ServerConfig {
     /// Where all nodes are reached, by number.
     #[serde(default)]
     pub nodes: BTreeMap<String, String>,
-    /// How many shards of each kind there are.
+    /// This node is the whole cluster. Without it, and without `nodes`, a node does not start: it
+    /// would begin a cluster of its own beside the one that it belongs to.
+    #[serde(default)]
+    pub alone: bool,
+    /// How many shards of each kind there are, and who holds them at first.
     #[serde(default)]
     pub shards: ShardCounts,
     /// Threads for Raft; the default serves on machines of up to eight cores.
@@ -62,13 +67,16 @@ pub struct ServerConfig {
 }
 
 /// How many shards of each kind there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShardCounts {
     /// Shards of the table.
     pub tables: u64,
     /// Shards of the queue.
     pub queues: u64,
+    /// The nodes that hold the shards when they are created; empty: all. What is changed later
+    /// by operators stays changed. A node that joins a running cluster is none of them.
+    pub voters: Vec<u64>,
 }
 
 fn default_cluster() -> String {
@@ -128,6 +136,7 @@ impl ServerConfig {
             data_dir: data_dir.into(),
             listen: default_listen(),
             nodes: BTreeMap::new(),
+            alone: true,
             shards: ShardCounts::default(),
             workers: default_workers(),
             apply_threads: default_apply_threads(),
@@ -174,6 +183,17 @@ impl ServerConfig {
         if !nodes.is_empty() && !nodes.contains_key(&node) {
             let message = format!("this node, {node}, is not among them; add its address");
             return Err(wrong("nodes", message));
+        }
+        if nodes.is_empty() != self.alone {
+            let message = "name the nodes of the cluster, this one too; or say `alone = true`, and \
+                           no nodes, for a cluster of this node alone";
+            return Err(wrong("nodes", message.to_owned()));
+        }
+        for voter in &self.shards.voters {
+            if !NodeId::new(*voter).is_some_and(|voter| nodes.contains_key(&voter)) {
+                let message = format!("node {voter} is not among the nodes; add its address");
+                return Err(wrong("voters", message));
+            }
         }
         let mut seen = BTreeMap::new();
         for (node, address) in &nodes {
@@ -233,8 +253,11 @@ impl ServerConfig {
     #[must_use]
     pub fn group_specs(&self) -> Vec<GroupSpec> {
         let own = NodeId::new(self.node).unwrap_or(NodeId::must(1));
-        let mut voters: Vec<NodeId> =
-            self.node_addresses().unwrap_or_default().into_keys().collect();
+        let named = self.shards.voters.iter().filter_map(|node| NodeId::new(*node));
+        let mut voters: Vec<NodeId> = named.collect();
+        if voters.is_empty() {
+            voters.extend(self.node_addresses().unwrap_or_default().into_keys());
+        }
         if voters.is_empty() {
             voters.push(own);
         }

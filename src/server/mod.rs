@@ -174,10 +174,8 @@ async fn open_shards(
     report_differences(&wanted, &stored);
     for meta in &stored {
         let machine = machine_of(state, meta.group, &meta.kind);
-        let machine = machine.map_err(|message| OpenGroupError::Invalid {
-            group: meta.group,
-            message,
-        })?;
+        let machine =
+            machine.map_err(|message| OpenGroupError::Invalid { group: meta.group, message })?;
         host.open_group(meta.group, machine).await?;
     }
     let mut fresh = Vec::new();
@@ -186,8 +184,7 @@ async fn open_shards(
         if ours && !held.contains(&spec.id) && host.tombstone(spec.id)?.is_none() {
             let machine = machine_of(state, spec.id, &spec.kind);
             let group = spec.id;
-            let machine =
-                machine.map_err(|message| OpenGroupError::Invalid { group, message })?;
+            let machine = machine.map_err(|message| OpenGroupError::Invalid { group, message })?;
             fresh.push((spec, machine));
         }
     }

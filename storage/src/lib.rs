@@ -47,15 +47,15 @@ pub mod types;
 pub use files::{SnapshotFiles, SnapshotFilesOptions};
 pub use ids::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 pub use memory::{MemorySnapshots, MemoryStore, SnapshotFault, StoreFault};
+pub use rate::ByteRate;
 #[cfg(feature = "rocksdb")]
 pub use rocks::{Identity, RocksOptions, RocksStore};
-pub use rate::ByteRate;
 pub use snapshot::{
     SnapshotAnnouncement, SnapshotError, SnapshotRead, SnapshotReceive, SnapshotStore,
     SnapshotWrite,
 };
 pub use store::{LogError, LogStore, StoreStats};
 pub use types::{
-    Entry, EntryKind, GroupMeta, GroupWrite, HardState, LogBatch, Member, Membership,
-    PersistedGroup, Incoming,
+    Entry, EntryKind, GroupMeta, GroupWrite, HardState, Incoming, LogBatch, Member, Membership,
+    PersistedGroup,
 };

@@ -1,6 +1,7 @@
 //! What is written: entries, hard state, membership, and batches of them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use bytes::Bytes;
 
@@ -99,6 +100,23 @@ pub struct Incoming {
     pub replica: ReplicaId,
     /// The member that goes when it comes.
     pub replaces: Option<ReplicaId>,
+}
+
+impl fmt::Display for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (id, member)) in self.members.iter().enumerate() {
+            let role = match (member.voter, member.learner, member.outgoing_voter) {
+                (true, _, false) => "voter",
+                (true, _, true) => "voter before and after",
+                (_, true, false) => "learner",
+                (_, true, true) => "voter that becomes a learner",
+                _ => "voter that leaves",
+            };
+            let comma = if at > 0 { ", " } else { "" };
+            write!(f, "{comma}node {} ({role}, replica {id})", member.node)?;
+        }
+        Ok(())
+    }
 }
 
 impl Membership {

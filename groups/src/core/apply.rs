@@ -39,6 +39,10 @@ impl ApplyProgress {
         self.applied
     }
 
+    pub(super) const fn handed(&self) -> u64 {
+        self.handed
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.in_flight.is_empty() && self.applied == self.released
     }

@@ -8,8 +8,11 @@ use super::GroupCore;
 use crate::error::{BarrierError, ProposeError, RejectReason};
 use crate::worker::Round;
 
-/// Answers with the term and the number of the barrier.
-pub type BarrierWaiter = oneshot::Sender<Result<(Term, u64), BarrierError>>;
+/// The term and the number of a barrier that was opened, or why none was.
+pub type BarrierOutcome = Result<(Term, u64), BarrierError>;
+
+/// Who waits for a barrier to be open.
+pub type BarrierWaiter = oneshot::Sender<BarrierOutcome>;
 
 /// Answers when everything before the barrier is applied, with the last index of it.
 pub type DrainWaiter = oneshot::Sender<Result<LogIndex, BarrierError>>;
@@ -50,12 +53,14 @@ impl GroupCore {
             BarrierOrder::Close(number) => self.close_barrier(number, round),
             BarrierOrder::Drain { number, waiter } => match self.barrier.as_mut() {
                 Some(barrier) if barrier.number == number => barrier.drainers.push(waiter),
-                _ => round.drain_replies.push((waiter, Err(BarrierError::Ended { group: self.id }))),
+                _ => {
+                    round.drain_replies.push((waiter, Err(BarrierError::Ended { group: self.id })))
+                }
             },
         }
     }
 
-    fn open_barrier(&mut self, round: &mut Round) -> Result<(Term, u64), BarrierError> {
+    fn open_barrier(&mut self, round: &mut Round) -> BarrierOutcome {
         let group = self.id;
         if !self.leads() {
             return Err(BarrierError::NotLeader { group, hint: self.leader_hint() });

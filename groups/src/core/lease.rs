@@ -110,7 +110,13 @@ impl GroupCore {
     }
 
     /// The leader of this term was heard.
-    pub(super) fn hear_leader(&mut self, message_kind: MessageKind, from: u64, stamp: u64, round: &Round) {
+    pub(super) fn hear_leader(
+        &mut self,
+        message_kind: MessageKind,
+        from: u64,
+        stamp: u64,
+        round: &Round,
+    ) {
         let raft = &self.raw.raft;
         if raft.leader_id != from || self.leads() {
             return;

@@ -95,7 +95,8 @@ impl GroupCore {
             self.raw.raft.become_follower(term, 0);
             self.pin_election_timeout();
         }
-        let leaving = self.leaving.get_or_insert_with(|| Box::new(Leaving::new(membership.clone())));
+        let leaving =
+            self.leaving.get_or_insert_with(|| Box::new(Leaving::new(membership.clone())));
         leaving.confirm(from, membership);
         self.retired = leaving.is_let_go();
     }

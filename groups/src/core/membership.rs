@@ -216,7 +216,11 @@ impl GroupCore {
         let raft = &self.raw.raft;
         let index = raft.raft_log.last_index();
         // Raft says that all is well when it puts an empty entry in the place of a change.
-        if raft.pending_conf_index == index { Ok(index) } else { Err(MembershipError::Replaced { group }) }
+        if raft.pending_conf_index == index {
+            Ok(index)
+        } else {
+            Err(MembershipError::Replaced { group })
+        }
     }
 
     /// Tries the change on a copy, so that an impossible one never enters the log.
@@ -264,7 +268,7 @@ impl GroupCore {
         let state = applied.map_err(|error| broken(&error.to_string()))?;
         let after = config.apply(&self.membership, &state, LogIndex::new(entry.index));
         let after = after.ok_or_else(|| broken("nobody knows where a member lives"))?;
-        tracing::info!(group = %self.id, index = entry.index, members = ?after.members,
+        tracing::info!(group = %self.id, index = entry.index, members = %after,
             "the membership changed");
         let before = std::mem::replace(&mut self.membership, Arc::new(after));
         self.meta.membership = (*self.membership).clone();
@@ -274,6 +278,7 @@ impl GroupCore {
         self.dismiss(&before);
         self.resolve_change(entry, round);
         self.consider_leaving();
+        self.renew_peers();
         Ok(())
     }
 

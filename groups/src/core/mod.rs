@@ -47,13 +47,13 @@ use shardhost_storage::{GroupId, GroupMeta, Membership, NodeId, ReplicaId, Term}
 
 use crate::config::GroupsConfig;
 use crate::error::{GroupFault, LeaderHint, ProposeError, TakeSnapshotError, UnknownCause};
-use crate::membership::MembershipError;
 use crate::leadership::LossCause;
+use crate::membership::MembershipError;
 use crate::replica_log::ReplicaLog;
 use crate::status::{GroupStatus, Role};
 use crate::worker::{LiveNodes, Round};
 
-pub use barrier::{BarrierOrder, BarrierWaiter, DrainWaiter};
+pub use barrier::{BarrierOrder, BarrierOutcome, BarrierWaiter, DrainWaiter};
 pub use membership::{MembershipOrder, MembershipOutcome, MembershipRequest, MembershipWaiter};
 pub use open::{Opened, ReplicaStart};
 pub use propose::Proposal;
@@ -213,10 +213,7 @@ impl GroupCore {
         self.fail_waiters(&error, round);
         self.fail_reads(&crate::error::ReadError::Stopped { group }, round);
         self.fail_transfer(&crate::error::TransferError::Stopped { group }, round);
-        self.fail_change(
-            &MembershipError::Unknown { group, cause: UnknownCause::Stopped },
-            round,
-        );
+        self.fail_change(&MembershipError::Unknown { group, cause: UnknownCause::Stopped }, round);
         self.fail_snapshots(&TakeSnapshotError::Stopped { group }, round);
         self.end_barrier(round);
         self.end_lease(round);
@@ -237,10 +234,7 @@ impl GroupCore {
             round,
         );
         self.fail_change(&MembershipError::Faulted { group, fault: fault.clone() }, round);
-        self.fail_snapshots(
-            &TakeSnapshotError::Faulted { group, fault: fault.clone() },
-            round,
-        );
+        self.fail_snapshots(&TakeSnapshotError::Faulted { group, fault: fault.clone() }, round);
         self.end_barrier(round);
         self.end_lease(round);
         self.publish_end(Role::Failed(fault), round);

@@ -58,9 +58,16 @@ pub struct ReadRequest {
 
 #[derive(Debug)]
 enum Reader {
-    Local { need: ReadNeed, waiter: ReadWaiter },
+    Local {
+        need: ReadNeed,
+        waiter: ReadWaiter,
+    },
     /// A replica on another node, and the words by which it knows its question.
-    Peer { node: NodeId, replica: u64, context: Bytes },
+    Peer {
+        node: NodeId,
+        replica: u64,
+        context: Bytes,
+    },
 }
 
 #[derive(Debug)]
@@ -199,7 +206,12 @@ impl GroupCore {
     }
 
     /// A follower asks what is committed.
-    pub(super) fn take_read_index(&mut self, node: NodeId, message: &GroupMessage, round: &mut Round) {
+    pub(super) fn take_read_index(
+        &mut self,
+        node: NodeId,
+        message: &GroupMessage,
+        round: &mut Round,
+    ) {
         let (replica, context) = (message.from_replica, message.context.clone());
         let waiting = self.reads.as_ref().map_or(0, |reads| reads.count);
         if self.refuses_reads(ReadNeed::Leadership).is_some() || waiting >= MAX_PEER_READS {
@@ -278,7 +290,12 @@ impl GroupCore {
         }
     }
 
-    fn answer(&self, read: WaitingRead, answer: &Result<ReadBarrier, ReadError>, round: &mut Round) {
+    fn answer(
+        &self,
+        read: WaitingRead,
+        answer: &Result<ReadBarrier, ReadError>,
+        round: &mut Round,
+    ) {
         match read.reader {
             Reader::Local { waiter, .. } => round.read_replies.push((waiter, answer.clone())),
             Reader::Peer { node, replica, context } => {
@@ -302,8 +319,7 @@ impl GroupCore {
         }
         // A question to a leader, or its answer, may have been lost.
         let unanswered = follows && now - reads.asked_at >= ASK_AGAIN_TICKS;
-        if let Some((_, asked)) = reads.asked.take_if(|(_, asked)| unanswered || asked.is_empty())
-        {
+        if let Some((_, asked)) = reads.asked.take_if(|(_, asked)| unanswered || asked.is_empty()) {
             reads.waiting.splice(..0, asked);
         }
         for (_, confirmed) in &mut reads.confirmed {

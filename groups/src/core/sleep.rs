@@ -218,6 +218,7 @@ impl GroupCore {
     /// Stops ticking and gives memory back.
     fn fall_asleep(&mut self) {
         self.sleep = Sleep::Asleep;
+        self.renew_peers();
         let settled = self.apply.applied();
         let raft = &mut self.raw.raft;
         raft.maybe_free_inflight_buffers();

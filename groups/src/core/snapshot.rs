@@ -108,6 +108,7 @@ impl GroupCore {
             self.snapshots.making = Some(self.apply.applied());
             self.snapshots.wanted = false;
             self.snapshots.asked = std::mem::take(&mut self.snapshots.asking);
+            self.level_machine(round);
             round.apply(self.id, self.epoch, ApplyWork::Snapshot);
         }
         if self.snapshots.flush == Flush::Wanted {
@@ -115,6 +116,20 @@ impl GroupCore {
             round.apply(self.id, self.epoch, ApplyWork::Durable);
         }
         self.write_changes(round);
+    }
+
+    /// Entries that are none of the machine's business may have passed it by: a snapshot stands
+    /// where the replica does.
+    fn level_machine(&self, round: &mut Round) {
+        let handed = self.apply.handed();
+        match self.raw.store().term_of(handed) {
+            Ok(term) => {
+                let last = LogPosition::new(term.get(), handed);
+                let work = ApplyWork::Commands { commands: Vec::new(), last };
+                round.apply(self.id, self.epoch, work);
+            }
+            Err(error) => tracing::error!(group = %self.id, %error, "cannot read a term"),
+        }
     }
 
     fn write_changes(&mut self, round: &mut Round) {

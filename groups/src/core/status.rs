@@ -100,7 +100,14 @@ impl GroupCore {
 
     /// At ticks: renews what a leader says of its peers.
     pub(super) fn refresh_peers(&mut self) {
-        if !self.leads() || !(self.ticks + self.id.get()).is_multiple_of(REFRESH_TICKS) {
+        if (self.ticks + self.id.get()).is_multiple_of(REFRESH_TICKS) {
+            self.renew_peers();
+        }
+    }
+
+    /// Renews what a leader says of its peers.
+    pub(super) fn renew_peers(&mut self) {
+        if !self.leads() {
             return;
         }
         let peers = self.peer_progress();

@@ -38,7 +38,8 @@ impl ConfigEntry {
 
     /// Data and context of the log's entry.
     pub(crate) fn encode(&self) -> (Bytes, Bytes) {
-        let step = |(kind, id): &(Kind, ReplicaId)| Step { kind: (*kind).into(), replica: id.get() };
+        let step =
+            |(kind, id): &(Kind, ReplicaId)| Step { kind: (*kind).into(), replica: id.get() };
         let transition = if self.is_joint() { Transition::Explicit } else { Transition::Auto };
         let change = log::ConfigChange {
             transition: transition.into(),
@@ -61,15 +62,15 @@ impl ConfigEntry {
         let change = log::ConfigChange::decode(data.clone()).ok()?;
         let context = log::ConfigContext::decode(context.clone()).ok()?;
         let transition = Transition::try_from(change.transition).ok()?;
-        let expected = if change.changes.len() > 1 { Transition::Explicit } else { Transition::Auto };
+        let expected =
+            if change.changes.len() > 1 { Transition::Explicit } else { Transition::Auto };
         if transition != expected || change.changes.len() > MAX_CHANGES {
             return None;
         }
         let placements = placements(&context)?;
         let mut changes = Vec::with_capacity(change.changes.len());
         for step in &change.changes {
-            let (kind, replica) =
-                (Kind::try_from(step.kind).ok()?, ReplicaId::new(step.replica)?);
+            let (kind, replica) = (Kind::try_from(step.kind).ok()?, ReplicaId::new(step.replica)?);
             let placed = kind == Kind::Remove || placements.contains_key(&replica);
             if !placed || changes.iter().any(|(_, known)| *known == replica) {
                 return None;
@@ -116,8 +117,7 @@ impl ConfigEntry {
                 let id = ReplicaId::new(*id)?;
                 let known = self.placements.get(&id).copied();
                 let node = known.or_else(|| before.node_of(id))?;
-                let none =
-                    Member { node, voter: false, learner: false, outgoing_voter: false };
+                let none = Member { node, voter: false, learner: false, outgoing_voter: false };
                 give(after.members.entry(id).or_insert(none));
                 Some(())
             })

@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 
 use shardhost_proto::log::config_change::Kind;
-use shardhost_storage::{
-    GroupId, Incoming, LogIndex, Member, Membership, NodeId, ReplicaId,
-};
+use shardhost_storage::{GroupId, Incoming, LogIndex, Member, Membership, NodeId, ReplicaId};
 
 use super::{CaughtUp, ConfigEntry, MAX_STEPS, MembershipChange, MembershipError, Step};
 
@@ -46,9 +44,8 @@ pub(crate) fn plan_addition(
     expecting: Option<LogIndex>,
 ) -> Result<ConfigEntry, MembershipError> {
     check_expected(group, membership, expecting)?;
-    let replica_on = |node| {
-        membership.replica_on(node).ok_or(MembershipError::NotMember { group, node })
-    };
+    let replica_on =
+        |node| membership.replica_on(node).ok_or(MembershipError::NotMember { group, node });
     let replaces = old.map(replica_on).transpose()?;
     let mut entry = ConfigEntry::default();
     let replica = match member_on(membership, new) {
@@ -77,8 +74,7 @@ fn check_expected(
 }
 
 fn check_steps(group: GroupId, change: &MembershipChange) -> Result<(), MembershipError> {
-    let impossible =
-        |reason: String| Err(MembershipError::Impossible { group, reason });
+    let impossible = |reason: String| Err(MembershipError::Impossible { group, reason });
     if change.steps.is_empty() {
         return impossible("it has no step".to_owned());
     }
@@ -351,8 +347,7 @@ mod tests {
 
     #[test]
     fn a_replacement_of_nobody_or_by_a_voter_is_refused() {
-        let refused =
-            |old, new| plan_addition(GROUP, &members(), Some(node(old)), node(new), None);
+        let refused = |old, new| plan_addition(GROUP, &members(), Some(node(old)), node(new), None);
         let group = GROUP;
         assert_eq!(refused(8, 9), Err(MembershipError::NotMember { group, node: node(8) }));
         assert_eq!(refused(1, 2), Err(MembershipError::AlreadyMember { group, node: node(2) }));

@@ -9,10 +9,13 @@ use shardhost_storage::{GroupId, Membership, NodeId};
 
 type Hook = dyn Fn(GroupId, NodeId, &Membership) -> Result<(), String> + Send + Sync;
 
+/// A hook, and the number by which its guard knows it.
+type Numbered = (u64, Arc<Hook>);
+
 /// The hooks of a host, in the order in which they were registered.
 #[derive(Clone, Default)]
 pub struct AdditionHooks {
-    hooks: Arc<Mutex<Vec<(u64, Arc<Hook>)>>>,
+    hooks: Arc<Mutex<Vec<Numbered>>>,
     next: Arc<AtomicU64>,
 }
 

@@ -9,8 +9,8 @@
 //! | snapshot writer (one) | views of state machines | files |
 //! | dispatcher (one) | edges of leadership | calls of hooks |
 
-mod apply_pool;
 mod additions;
+mod apply_pool;
 mod inbound;
 mod inbox;
 mod invitations;

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use shardhost_proto::peer::GroupMessage;
-use shardhost_storage::{GroupId, LogBatch, LogIndex, LogPosition, NodeId, Term};
+use shardhost_storage::{GroupId, LogBatch, LogIndex, LogPosition, NodeId};
 use tokio::sync::oneshot;
 
 use crate::apply::ApplyWork;
 use crate::clock::Moment;
-use crate::core::{BarrierWaiter, DrainWaiter, ReadWaiter, SnapshotWaiter, TransferWaiter};
+use crate::core::{
+    BarrierOutcome, BarrierWaiter, DrainWaiter, ReadWaiter, SnapshotWaiter, TransferWaiter,
+};
 use crate::core::{MembershipOutcome, MembershipWaiter, TransferOutcome};
 use crate::error::{BarrierError, GroupFault, ProposeError, ReadError, TakeSnapshotError};
 use crate::leadership::Edge;
@@ -45,7 +47,7 @@ pub struct Round {
     /// Snapshots that were taken, or not.
     pub snapshot_replies: Vec<(SnapshotWaiter, Result<LogPosition, TakeSnapshotError>)>,
     /// Barriers that were opened or refused.
-    pub barrier_replies: Vec<(BarrierWaiter, Result<(Term, u64), BarrierError>)>,
+    pub barrier_replies: Vec<(BarrierWaiter, BarrierOutcome)>,
     /// Those who waited for everything before a barrier.
     pub drain_replies: Vec<(DrainWaiter, Result<LogIndex, BarrierError>)>,
     /// Messages that may leave at once.

@@ -1,24 +1,21 @@
 //! One node of a benchmark: a host that does what the parent orders.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use shardhost::groups::GroupSpec;
 use shardhost::server::config::ShardCounts;
 use shardhost::server::{Server, ServerConfig};
-use shardhost::shards::{StateDb, StateDbOptions};
-use shardhost::{Group, GroupId, Host, HostConfig, NodeId, Shutdown, StateMachine};
-use tonic::service::Routes;
+use shardhost::{Group, Host, NodeId, Shutdown};
 
-use super::machine::Counter;
+use super::hosting::{self, Hosted, Machines, Setup, TimedLog};
 use super::nodes::{Answer, Order, Usage};
 use super::process::{cpu_time, resident_bytes};
 use super::snapshot::SnapshotNode;
-use super::{MachineKind, write};
+use super::stall::StallNode;
+use super::{read, restart, write};
 
 /// How long groups may take to be led or to sleep.
 const PATIENCE: Duration = Duration::from_secs(110);
@@ -45,9 +42,12 @@ struct State {
 struct Running {
     host: Host,
     groups: Vec<Group>,
-    nodes: u64,
-    state: Option<Arc<StateDb>>,
+    /// Nodes that hold a voter of every group at first.
+    voters: u64,
+    /// What it was put together from, unless it is a server.
+    parts: Option<(Arc<Machines>, Arc<TimedLog>)>,
     server: Option<Server>,
+    stall: StallNode,
     before: Usage,
     started: Instant,
 }
@@ -91,14 +91,14 @@ async fn carry_out(order: Order, state: &mut State) -> anyhow::Result<Answer> {
             *role = Some(Role { node, nodes, directory, workers, apply_threads, listener });
             Ok(Answer::Listening { address })
         }
-        Order::Join { addresses, groups, machine } => {
+        Order::Join(setup) => {
             let role = role.take().context("told to join before told who to be")?;
-            *running = Some(Running::start(role, addresses, groups, machine).await?);
+            *running = Some(Running::start(role, &setup).await?);
             Ok(Answer::Done)
         }
-        Order::Serve { addresses, tables } => {
+        Order::Serve(setup) => {
             let role = role.take().context("told to serve before told who to be")?;
-            *running = Some(Running::serve(role, addresses, tables).await?);
+            *running = Some(Running::serve(role, setup).await?);
             Ok(Answer::Done)
         }
         Order::Snapshot(order) => SnapshotNode::carry_out(order, role, snapshots).await,
@@ -119,85 +119,47 @@ async fn carry_out(order: Order, state: &mut State) -> anyhow::Result<Answer> {
 }
 
 impl Running {
-    async fn start(
-        role: Role,
-        addresses: BTreeMap<u64, String>,
-        groups: u64,
-        machine: MachineKind,
-    ) -> anyhow::Result<Self> {
-        let peers = addresses.into_iter().filter_map(|(id, at)| Some((NodeId::new(id)?, at)));
-        let mut config = HostConfig::new(role.node, role.directory.join("data")).peers(peers);
-        config.workers = role.workers;
-        config.apply_threads = role.apply_threads;
-        let listener = role.listener.context("no listener")?;
-        let host = Host::builder(config).listener(listener).start().await?;
-        host.serve(Routes::default());
-        let state = match machine {
-            MachineKind::Table => {
-                Some(StateDb::open(role.directory.join("state"), StateDbOptions::default())?)
-            }
-            MachineKind::Trivial => None,
-        };
-        let make = |group: GroupId| -> Box<dyn StateMachine> {
-            match &state {
-                Some(state) => Box::new(state.table(group)),
-                None => Box::new(Counter::default()),
-            }
-        };
-        let stored = host.stored_groups()?;
-        let opened = if stored.is_empty() {
-            let voters: Vec<NodeId> = (1..=role.nodes).filter_map(NodeId::new).collect();
-            let specs = (1..=groups).map(|id| {
-                let id = GroupId::new(id);
-                (GroupSpec::new(id, voters.iter().copied()), make(id))
-            });
-            host.create_groups(specs.collect()).await?
-        } else {
-            let runtime = host.runtime().clone();
-            let machines: Vec<_> = stored.iter().map(|m| (m.group, make(m.group))).collect();
-            tokio::task::spawn_blocking(move || {
-                machines
-                    .into_iter()
-                    .map(|(id, machine)| runtime.open(id, machine))
-                    .collect::<Result<Vec<_>, _>>()
-            })
-            .await??
-        };
-        Ok(Self { state, ..Self::new(host, opened, role.nodes) })
+    async fn start(role: Role, setup: &Setup) -> anyhow::Result<Self> {
+        let Hosted { host, groups, machines, log } = hosting::start(role, setup).await?;
+        Ok(Self { parts: Some((machines, log)), ..Self::new(host, groups, setup.voters) })
     }
 
     /// Runs what `shardhost serve` runs.
-    async fn serve(
-        role: Role,
-        addresses: BTreeMap<u64, String>,
-        tables: u64,
-    ) -> anyhow::Result<Self> {
+    async fn serve(role: Role, setup: Setup) -> anyhow::Result<Self> {
         let mut config = ServerConfig::alone(role.directory);
         config.node = role.node.get();
-        config.nodes = addresses.into_iter().map(|(id, at)| (id.to_string(), at)).collect();
-        config.shards = ShardCounts { tables, queues: 0 };
+        config.nodes = setup.addresses.into_iter().map(|(id, at)| (id.to_string(), at)).collect();
+        config.alone = false;
+        config.shards = ShardCounts {
+            tables: setup.groups,
+            voters: (1..=setup.voters).collect(),
+            ..ShardCounts::default()
+        };
         config.workers = role.workers;
         config.apply_threads = role.apply_threads;
         let server = Server::start(config, role.listener).await?;
         let host = server.host().clone();
         let groups = host.runtime().groups();
-        Ok(Self { server: Some(server), ..Self::new(host, groups, role.nodes) })
+        Ok(Self { server: Some(server), ..Self::new(host, groups, setup.voters) })
     }
 
-    fn new(host: Host, groups: Vec<Group>, nodes: u64) -> Self {
+    fn new(host: Host, groups: Vec<Group>, voters: u64) -> Self {
         let (before, started) = (Usage::default(), Instant::now());
-        let mut running = Self { host, groups, nodes, state: None, server: None, before, started };
+        let stall = StallNode::default();
+        let (parts, server) = (None, None);
+        let mut running = Self { host, groups, voters, parts, server, stall, before, started };
         running.before = running.used();
         running
     }
 
-    async fn end(self) {
+    async fn end(mut self) {
+        self.stall.end();
         match self.server {
             Some(server) => server.shutdown(Shutdown::Immediate).await,
             None => self.host.shutdown(Shutdown::Immediate).await,
         }
         // What the tables keep in memory is flushed when the last handle goes.
-        drop(self.state);
+        drop(self.parts);
     }
 
     async fn carry_out(&mut self, order: Order) -> anyhow::Result<Answer> {
@@ -220,16 +182,35 @@ impl Running {
                 Ok(Answer::Usage(since))
             }
             Order::Write(arguments) => {
-                let own = self.host.node_id();
-                self.until("a group does not serve", |group| {
-                    self.home(group) != own || group.status().serving
-                })
-                .await?;
+                self.until_serving().await?;
                 let measured = write::drive(&self.host, &self.groups, &arguments, || self.used())?;
                 Ok(Answer::Measured(Box::new(measured)))
             }
+            Order::Read(order) => {
+                self.until_serving().await?;
+                let measured = read::drive(&self.host, &self.groups, &order, || self.used())?;
+                Ok(Answer::Read(Box::new(measured)))
+            }
+            Order::Stall(order) => {
+                let log = self.parts.as_ref().map(|(_, log)| &**log);
+                let answer = self.stall.carry_out(order, &self.host, log).await?;
+                Ok(Answer::Stall(Box::new(answer)))
+            }
+            Order::Restart(order) => {
+                let (machines, _) = self.parts.as_ref().context("a server cannot do that")?;
+                let own = self.host.node_id();
+                let answer = restart::carry_out(order, own, &self.groups, machines).await?;
+                Ok(Answer::Restart(Box::new(answer)))
+            }
             other => bail!("{other:?} makes no sense here"),
         }
+    }
+
+    /// Waits until this node serves the groups that belong on it.
+    async fn until_serving(&self) -> anyhow::Result<()> {
+        let own = self.host.node_id();
+        let serves = |group: &Group| self.home(group) != own || group.status().serving;
+        self.until("a group does not serve", serves).await
     }
 
     async fn until(&self, trouble: &str, done: impl Fn(&Group) -> bool) -> anyhow::Result<()> {
@@ -268,7 +249,7 @@ impl Running {
     }
 
     fn home(&self, group: &Group) -> NodeId {
-        NodeId::must(1 + group.id().get() % self.nodes)
+        NodeId::must(1 + group.id().get() % self.voters)
     }
 
     fn used(&self) -> Usage {

@@ -4,8 +4,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use shardhost::client::{Client, ClientOptions, TableClient};
 use tokio::sync::Semaphore;
@@ -13,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::nodes::{Layout, Measured, Nodes, Order, Usage};
 use super::process::cpu_time;
+use super::tally::Tally;
 use super::write::{DRAIN, Payload, WARM_UP};
 use super::{WriteArguments, report};
 
@@ -22,7 +21,7 @@ pub async fn run(arguments: &WriteArguments) -> anyhow::Result<()> {
     let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
     let layout = Layout::of(arguments);
     let patience = Duration::from_secs(arguments.seconds + 120);
-    let (mut nodes, addresses) = Nodes::start_servers(&layout, &directory).await?;
+    let (mut nodes, addresses) = Nodes::start_servers(&layout, &directory, |_| {}).await?;
     nodes.all(&Order::AwaitLeaders, patience).await?;
     nodes.all(&Order::Spread, patience).await?;
     nodes.all(&Order::AwaitLeaders, patience).await?;
@@ -46,46 +45,16 @@ async fn measure(load: &Load, nodes: &mut Nodes, duration: Duration) -> anyhow::
     tokio::time::sleep(WARM_UP).await;
     nodes.usage().await?;
     let (started, cpu) = (Instant::now(), cpu_time());
-    load.tally.lock().forget();
+    drop(load.tally.lock().take());
     tokio::time::sleep(duration).await;
-    let (acknowledged, failed, latencies) = load.tally.lock().figures();
+    let counted = load.tally.lock().take();
     let seconds = started.elapsed().as_secs_f64();
     let client_cpu_seconds = (cpu_time() - cpu).as_secs_f64();
     let own = Usage { seconds, ..Usage::default() };
-    let mut measured = vec![Measured { acknowledged, failed, usage: own, latencies }];
+    let mut measured = vec![Measured::new(&counted, own)];
     let used = nodes.usage().await?;
     measured.extend(used.into_iter().map(Measured::of_usage));
     Ok(Outcome { measured, client_cpu_seconds })
-}
-
-/// Answers since the last [`Tally::forget`].
-struct Tally {
-    histogram: Histogram<u64>,
-    acknowledged: u64,
-    failed: u64,
-}
-
-impl Tally {
-    fn forget(&mut self) {
-        self.histogram.reset();
-        (self.acknowledged, self.failed) = (0, 0);
-    }
-
-    fn count(&mut self, taken: bool, latency: Duration) {
-        if taken {
-            self.acknowledged += 1;
-            let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-            self.histogram.saturating_record(micros.max(1));
-        } else {
-            self.failed += 1;
-        }
-    }
-
-    fn figures(&self) -> (u64, u64, Vec<(u64, u64)>) {
-        let recorded = self.histogram.iter_recorded();
-        let latencies = recorded.map(|v| (v.value_iterated_to(), v.count_at_value()));
-        (self.acknowledged, self.failed, latencies.collect())
-    }
 }
 
 /// The load while it runs.
@@ -106,8 +75,7 @@ struct Writer {
 
 impl Load {
     fn start(table: TableClient, arguments: &WriteArguments) -> anyhow::Result<Self> {
-        let histogram = Histogram::new_with_bounds(1, 60_000_000, 3).context("a histogram")?;
-        let tally = Arc::new(Mutex::new(Tally { histogram, acknowledged: 0, failed: 0 }));
+        let tally = Arc::new(Mutex::new(Tally::new()?));
         let stop = tokio_util::sync::CancellationToken::new();
         let payload = Arc::new(Mutex::new(Payload::new(arguments)));
         let writer = Writer { table, tally: Arc::clone(&tally), payload, stop: stop.clone() };

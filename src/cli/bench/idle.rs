@@ -23,9 +23,7 @@ pub async fn run(arguments: &IdleArguments) -> anyhow::Result<()> {
     nodes.usage().await?;
     tokio::time::sleep(Duration::from_secs(arguments.seconds)).await;
     let usage = nodes.usage().await?;
-    for node in &mut nodes.nodes {
-        node.kill().await?;
-    }
+    nodes.kill().await?;
     let killed = Instant::now();
     let mut nodes = Nodes::start(&layout, &directory).await?;
     let opened = killed.elapsed();

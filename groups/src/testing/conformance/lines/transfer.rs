@@ -161,7 +161,9 @@ pub(super) async fn t6_only_fit_candidates_are_taken_in_their_order(trial: Trial
         written.expect("a quorum has it");
     }
     let behind = leader.transfer_to_first_fit([stranger, lagging], 0).await;
-    let Err(TransferError::TargetNotCaughtUp { node, lag, max_lag, .. }) = behind else { panic!("{behind:?}") };
+    let Err(TransferError::TargetNotCaughtUp { node, lag, max_lag, .. }) = behind else {
+        panic!("{behind:?}")
+    };
     assert!(node == lagging && lag >= 20 && max_lag == 0, "{lag} of {max_lag}");
     let moved = leader.transfer_to_first_fit([learner, lagging, fit], 0).await;
     match moved {
@@ -172,8 +174,6 @@ pub(super) async fn t6_only_fit_candidates_are_taken_in_their_order(trial: Trial
     world.stop(fit).await;
     Ok(())
 }
-
-
 
 pub(super) async fn t6_a_dead_candidate_is_not_taken(trial: Trial) -> Outcome {
     let (world, leader) = with_leader(&trial).await?;

@@ -1,0 +1,197 @@
+//! How a cluster of many groups with state comes back after all its hosts were killed.
+//!
+//! Three hosts. Every group is filled; then all hosts are killed and started again. Measured is
+//! how long it takes until every group is open, is led, took a write; and it is checked that the
+//! machines hold everything, and were given nothing that they held already.
+
+mod node;
+mod watch;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure};
+use clap::Args;
+use serde_json::json;
+
+pub use node::{RestartAnswer, RestartOrder, WrittenOnce, carry_out, now_ns};
+pub use watch::{Seen, Watch, Watched};
+
+use super::nodes::{Answer, Layout, Nodes, Order};
+use super::{MachineKind, report};
+
+/// How the restart benchmark runs.
+#[derive(Clone, Debug, Args)]
+pub struct RestartArguments {
+    /// Number of groups, each on every node.
+    #[arg(long, default_value_t = 10_000)]
+    pub groups: u64,
+    /// Writes to every group before the crash.
+    #[arg(long, default_value_t = 20)]
+    pub keys: u64,
+    /// What the groups are: tables keep themselves on disk, the trivial machine comes back from
+    /// snapshots.
+    #[arg(long, value_enum, default_value_t = MachineKind::Table)]
+    pub machine: MachineKind,
+    /// Threads for Raft in each process.
+    #[arg(long, default_value_t = 1)]
+    pub workers: usize,
+    /// Threads for state machines in each process.
+    #[arg(long, default_value_t = 1)]
+    pub apply_threads: usize,
+    /// Where the data stands; a temporary directory unless set.
+    #[arg(long)]
+    pub directory: Option<PathBuf>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(320);
+const NODES: u64 = 3;
+
+/// Runs the benchmark and reports.
+pub async fn run(arguments: &RestartArguments) -> anyhow::Result<()> {
+    let temporary = tempfile::tempdir()?;
+    let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
+    let mut bench = Bench::start(arguments, &directory).await?;
+    let filling = Instant::now();
+    bench.fill().await?;
+    let seconds_to_fill = filling.elapsed().as_secs_f64();
+    bench.nodes.kill().await?;
+
+    let began = now_ns()?;
+    let mut bench = Bench::start(arguments, &directory).await?;
+    let opened = now_ns()?;
+    let back = bench.write_once().await?;
+    let items = bench.items(&back).await?;
+    let seen = bench.seen().await?;
+    bench.nodes.end().await?;
+    ensure!(seen.twice == 0, "{} entries were given to machines that held them", seen.twice);
+
+    let seconds = |moment: u64| Duration::from_nanos(moment.saturating_sub(began)).as_secs_f64();
+    let figures = json!({
+        "groups": arguments.groups,
+        "machine": arguments.machine,
+        "writes_per_group": arguments.keys,
+        "seconds_to_fill": seconds_to_fill,
+        "seconds_until_opened": seconds(opened),
+        "seconds_until_all_led": seconds(back.led_ns),
+        "seconds_until_all_took_a_write": seconds(back.written_ns),
+        "items_on_all_hosts": items,
+        "entries_held_at_opening": seen.held,
+        "machines_restored_from_snapshots": seen.restored,
+        "entries_applied_that_were_not_held": seen.replayed,
+        "entries_applied_that_were_held": seen.twice,
+    });
+    report::print(&figures, arguments.json);
+    Ok(())
+}
+
+/// The nodes while they run.
+struct Bench<'a> {
+    arguments: &'a RestartArguments,
+    nodes: Nodes,
+}
+
+impl<'a> Bench<'a> {
+    async fn start(arguments: &'a RestartArguments, directory: &Path) -> anyhow::Result<Self> {
+        let layout = Layout {
+            nodes: NODES,
+            groups: arguments.groups,
+            machine: arguments.machine,
+            workers: arguments.workers,
+            apply_threads: arguments.apply_threads,
+        };
+        let snapshots = arguments.machine == MachineKind::Trivial;
+        let nodes = Nodes::start_as(&layout, directory, |setup| {
+            setup.watched = true;
+            setup.snapshot_entries = snapshots.then(|| (arguments.keys / 2).max(1));
+        });
+        Ok(Self { arguments, nodes: nodes.await? })
+    }
+
+    async fn all(&mut self, order: RestartOrder) -> anyhow::Result<Vec<RestartAnswer>> {
+        let answers = self.nodes.all(&Order::Restart(order), PATIENCE).await?;
+        let answers = answers.into_iter().map(|answer| match answer {
+            Answer::Restart(answer) => Ok(*answer),
+            other => bail!("a node answered {other:?}"),
+        });
+        answers.collect()
+    }
+
+    async fn fill(&mut self) -> anyhow::Result<()> {
+        self.nodes.all(&Order::AwaitLeaders, PATIENCE).await?;
+        self.nodes.all(&Order::Spread, PATIENCE).await?;
+        self.nodes.all(&Order::AwaitLeaders, PATIENCE).await?;
+        let (keys, machine) = (self.arguments.keys, self.arguments.machine);
+        let mut acknowledged = 0;
+        for answer in self.all(RestartOrder::Fill { keys, machine }).await? {
+            if let RestartAnswer::Filled { acknowledged: some } = answer {
+                acknowledged += some;
+            }
+        }
+        let wanted = self.arguments.groups * keys;
+        ensure!(acknowledged == wanted, "{acknowledged} writes were taken, not {wanted}");
+        if machine == MachineKind::Trivial && keys > 0 {
+            self.all(RestartOrder::AwaitSnapshots).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes to every group once; says when the last one was led and written.
+    async fn write_once(&mut self) -> anyhow::Result<WrittenOnce> {
+        let machine = self.arguments.machine;
+        let mut missing: BTreeSet<u64> = (1..=self.arguments.groups).collect();
+        let mut all =
+            WrittenOnce { led_ns: 0, written_ns: 0, groups: Vec::new(), uncertain: 0 };
+        let deadline = Instant::now() + PATIENCE;
+        // A second time only for groups whose leadership moved meanwhile.
+        while !missing.is_empty() {
+            ensure!(Instant::now() < deadline, "{} groups took no write", missing.len());
+            let again = !all.groups.is_empty();
+            let groups = again.then(|| missing.iter().copied().collect());
+            for answer in self.all(RestartOrder::WriteOnce { groups, machine }).await? {
+                let RestartAnswer::WrittenOnce(one) = answer else { continue };
+                all.led_ns = all.led_ns.max(one.led_ns);
+                all.written_ns = all.written_ns.max(one.written_ns);
+                all.uncertain += one.uncertain;
+                one.groups.iter().for_each(|group| drop(missing.remove(group)));
+                all.groups.extend(one.groups);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Waits until every machine holds all that was written, and nothing more than that.
+    async fn items(&mut self, back: &WrittenOnce) -> anyhow::Result<u64> {
+        let each = self.arguments.keys + 1;
+        let mut items = 0;
+        for answer in self.all(RestartOrder::AwaitItems { at_least: each }).await? {
+            if let RestartAnswer::Items { items: some } = answer {
+                items += some;
+            }
+        }
+        let least = NODES * self.arguments.groups * each;
+        // A write that was sent again may count twice where commands are counted.
+        let again = (back.groups.len() as u64).saturating_sub(self.arguments.groups);
+        let most = least + NODES * (back.uncertain + again);
+        ensure!((least..=most).contains(&items), "{items} items, not {least} to {most}");
+        Ok(items)
+    }
+
+    async fn seen(&mut self) -> anyhow::Result<Seen> {
+        let mut all = Seen::default();
+        for answer in self.all(RestartOrder::Seen).await? {
+            let RestartAnswer::Seen(seen) = answer else { continue };
+            all.held += seen.held;
+            all.restored += seen.restored;
+            all.replayed += seen.replayed;
+            all.fresh += seen.fresh;
+            all.twice += seen.twice;
+        }
+        Ok(all)
+    }
+}

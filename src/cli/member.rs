@@ -1,0 +1,318 @@
+//! `shardhost member`: who belongs to a group.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::{Args, Subcommand};
+use serde_json::json;
+use shardhost::proto::admin::membership_step::{CaughtUp, Kind};
+use shardhost::proto::admin::{
+    CancelAdditionRequest, ChangeMembershipRequest, GroupStatus, MembershipStep,
+    ReplaceMemberRequest,
+};
+use shardhost::proto::log::{Incoming, Member, Membership};
+use tokio::time::Instant;
+
+use super::group::role_of;
+use super::output::{Column, number, table};
+use super::target::{Node, Target, said};
+
+/// Between two looks at a change that takes its time.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the members of a group, as its leader sees them.
+    List {
+        /// Number of the group.
+        group: u64,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Add a node: as a voter, which it becomes when it has caught up, or as a learner.
+    Add {
+        #[command(flatten)]
+        change: Change,
+        /// Without a vote, for good.
+        #[arg(long)]
+        learner: bool,
+        /// Where the node is expected to be; refused if the cluster knows another address.
+        #[arg(long, value_name = "ADDRESS", default_value = "")]
+        address: String,
+    },
+    /// Give a learner a vote.
+    Promote {
+        #[command(flatten)]
+        change: Change,
+        #[command(flatten)]
+        caught_up: WhenCaughtUp,
+    },
+    /// Take a voter's vote; it goes on as a learner.
+    Demote {
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Remove a node from a group; its replica's data goes when it learns of it.
+    Remove {
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Replace a member, also one that is dead, by another node.
+    ///
+    /// The step that is reached is recorded in the group: whoever leads goes on with it, whatever
+    /// becomes of this command. Run it again to watch it to its end.
+    Replace {
+        /// Number of the group.
+        group: u64,
+        /// The node whose replica goes.
+        old: u64,
+        /// The node that gets one.
+        new: u64,
+        /// Only if the configuration is still that of this index.
+        #[arg(long, value_name = "INDEX")]
+        expect: Option<u64>,
+        /// Give up the replacement or addition that is under way.
+        #[arg(long)]
+        cancel: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// A change of one member.
+#[derive(Clone, Debug, Args)]
+pub struct Change {
+    /// Number of the group.
+    group: u64,
+    /// The node.
+    node: u64,
+    /// Only if the configuration is still that of this index; see `member list`.
+    #[arg(long, value_name = "INDEX")]
+    expect: Option<u64>,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// How much of the log a learner must have before it gets a vote.
+#[derive(Clone, Copy, Debug, Args)]
+#[group(multiple = false)]
+pub struct WhenCaughtUp {
+    /// At most so many entries behind the leader. The default is 1,024.
+    #[arg(long, value_name = "ENTRIES")]
+    max_lag: Option<u64>,
+    /// At least everything up to this index.
+    #[arg(long, value_name = "INDEX")]
+    at_least: Option<u64>,
+    /// Whatever it has.
+    #[arg(long)]
+    unchecked: bool,
+}
+
+impl WhenCaughtUp {
+    fn to_wire(self) -> Option<CaughtUp> {
+        let unchecked = self.unchecked.then_some(CaughtUp::Unchecked(true));
+        self.max_lag.map(CaughtUp::MaxLag).or(self.at_least.map(CaughtUp::AtLeast)).or(unchecked)
+    }
+}
+
+/// Changes or shows members.
+pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    let step = |kind: Kind, change: &Change| MembershipStep {
+        kind: kind.into(),
+        node: change.node,
+        ..MembershipStep::default()
+    };
+    match command {
+        Command::List { group, target } => list(*group, target).await?,
+        Command::Add { change, learner, address } => {
+            let kind = if *learner { Kind::AddLearner } else { Kind::AddVoter };
+            let step = MembershipStep { address: address.clone(), ..step(kind, change) };
+            make(change, step).await?;
+        }
+        Command::Promote { change, caught_up } => {
+            let caught_up = caught_up.to_wire();
+            make(change, MembershipStep { caught_up, ..step(Kind::Promote, change) }).await?;
+        }
+        Command::Demote { change } => make(change, step(Kind::Demote, change)).await?,
+        Command::Remove { change } => make(change, step(Kind::Remove, change)).await?,
+        Command::Replace { group, target, cancel: true, expect, .. } => {
+            cancel(*group, *expect, target).await?;
+        }
+        Command::Replace { group, old, new, expect, target, .. } => {
+            replace(*group, (*old, *new), *expect, target).await?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list(group: u64, target: &Target) -> anyhow::Result<()> {
+    let (leader, status) = target.leader_of(group).await?;
+    show(target, group, leader.status.node, &status)
+}
+
+fn show(target: &Target, group: u64, leader: u64, status: &GroupStatus) -> anyhow::Result<()> {
+    let Some(membership) = &status.membership else { bail!("group {group} has no members") };
+    if target.json {
+        println!("{}", membership_json(group, leader, membership));
+        return Ok(());
+    }
+    let config = number(membership.config_index);
+    println!("group {group}, configuration of index {config}, led by node {leader}");
+    let progress =
+        |member: &Member| status.peers.iter().find(|peer| peer.replica == member.replica);
+    let rows = membership.members.iter().map(|member| {
+        let (matched, state) = match progress(member) {
+            Some(peer) => (number(peer.matched), peer.state.clone()),
+            None if member.node == leader => (number(status.last_index), "leader".to_owned()),
+            None => ("-".to_owned(), "-".to_owned()),
+        };
+        let (node, replica) = (member.node.to_string(), member.replica.to_string());
+        vec![node, replica, role_of(member).to_owned(), matched, state]
+    });
+    println!("{}", table(&COLUMNS, rows));
+    if let Some(text) = under_way(membership) {
+        println!("{text}");
+    }
+    Ok(())
+}
+
+const COLUMNS: [Column; 5] = [
+    Column::Right("node"),
+    Column::Right("replica"),
+    Column::Left("role"),
+    Column::Right("matched"),
+    Column::Left("state"),
+];
+
+/// What is not finished, in words.
+fn under_way(membership: &Membership) -> Option<String> {
+    let node = |replica: u64| {
+        let members = membership.members.iter();
+        members.clone().find(|member| member.replica == replica).map_or(0, |member| member.node)
+    };
+    if membership.members.iter().any(|member| member.outgoing_voter) {
+        return Some("a joint change is under way".to_owned());
+    }
+    let Incoming { replica, replaces } = *membership.incoming.as_ref()?;
+    let new = node(replica);
+    Some(match replaces {
+        0 => format!("node {new} catches up and becomes a voter"),
+        old => format!("node {new} catches up and takes the place of node {}", node(old)),
+    })
+}
+
+async fn make(change: &Change, step: MembershipStep) -> anyhow::Result<()> {
+    let (mut leader, _) = change.target.leader_of(change.group).await?;
+    let request = ChangeMembershipRequest {
+        group: change.group,
+        steps: vec![step],
+        expect: change.expect,
+        timeout_ms: change.target.timeout.saturating_mul(1_000),
+    };
+    let changed = leader.admin.change_membership(request).await;
+    let changed = changed.map_err(|status| said(&leader.address, &status))?.into_inner();
+    report(&change.target, change.group, &leader, changed.membership.as_ref())
+}
+
+fn report(
+    target: &Target,
+    group: u64,
+    leader: &Node,
+    membership: Option<&Membership>,
+) -> anyhow::Result<()> {
+    let Some(membership) = membership else { bail!("{} named no members", leader.address) };
+    if target.json {
+        println!("{}", membership_json(group, leader.status.node, membership));
+        return Ok(());
+    }
+    let members = membership.members.iter();
+    let members: Vec<String> =
+        members.map(|member| format!("node {} {}", member.node, role_of(member))).collect();
+    let index = number(membership.config_index);
+    println!("group {group} has the configuration of index {index}: {}", members.join(", "));
+    Ok(())
+}
+
+async fn cancel(group: u64, expect: Option<u64>, target: &Target) -> anyhow::Result<()> {
+    let (mut leader, _) = target.leader_of(group).await?;
+    let timeout_ms = target.timeout.saturating_mul(1_000);
+    let request = CancelAdditionRequest { group, expect, timeout_ms };
+    let changed = leader.admin.cancel_addition(request).await;
+    let changed = changed.map_err(|status| said(&leader.address, &status))?.into_inner();
+    report(target, group, &leader, changed.membership.as_ref())
+}
+
+/// Begins the replacement, unless it is under way or done, and watches it to its end.
+async fn replace(
+    group: u64,
+    (old, new): (u64, u64),
+    expect: Option<u64>,
+    target: &Target,
+) -> anyhow::Result<()> {
+    let (mut leader, status) = target.leader_of(group).await?;
+    if Replacing::of(&status, old, new) == Replacing::NotBegun {
+        let request = ReplaceMemberRequest {
+            group,
+            old_node: old,
+            new_node: new,
+            expect,
+            timeout_ms: target.timeout.saturating_mul(1_000),
+        };
+        let begun = leader.admin.replace_member(request).await;
+        begun.map_err(|status| said(&leader.address, &status))?;
+        if !target.json {
+            println!("recorded: node {new} replaces node {old} in group {group}");
+        }
+    }
+    let deadline = Instant::now() + target.patience();
+    loop {
+        let (leader, status) = target.leader_of(group).await?;
+        match Replacing::of(&status, old, new) {
+            Replacing::Done => return show(target, group, leader.status.node, &status),
+            Replacing::NotBegun => bail!("the replacement in group {group} was given up"),
+            Replacing::UnderWay if Instant::now() < deadline => {}
+            Replacing::UnderWay => bail!(
+                "the replacement in group {group} is recorded and goes on, but is not done after \
+                 {:?}; run the command again to watch it, or `--cancel` it",
+                target.patience()
+            ),
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// How far a replacement is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Replacing {
+    NotBegun,
+    UnderWay,
+    Done,
+}
+
+impl Replacing {
+    fn of(status: &GroupStatus, old: u64, new: u64) -> Self {
+        let Some(membership) = &status.membership else { return Self::NotBegun };
+        let on = |node| membership.members.iter().find(|member| member.node == node);
+        let joint = membership.members.iter().any(|member| member.outgoing_voter);
+        let incoming = membership.incoming.as_ref().map(|one| one.replica);
+        match (on(old), on(new)) {
+            (None, Some(new)) if role_of(new) == "voter" && !joint => Self::Done,
+            (_, Some(new)) if joint || incoming == Some(new.replica) => Self::UnderWay,
+            _ => Self::NotBegun,
+        }
+    }
+}
+
+fn membership_json(group: u64, leader: u64, membership: &Membership) -> serde_json::Value {
+    let members = membership.members.iter().map(
+        |member| json!({ "node": member.node, "replica": member.replica, "role": role_of(member) }),
+    );
+    json!({
+        "group": group,
+        "leader_node": leader,
+        "config_index": membership.config_index,
+        "members": members.collect::<Vec<_>>(),
+        "under_way": under_way(membership),
+    })
+}
