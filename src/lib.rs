@@ -36,6 +36,8 @@ pub mod transport;
 
 pub use host::{Host, HostBuilder, HostConfig, Shutdown, StartError};
 pub use shardhost_groups as groups;
+#[cfg(feature = "testing")]
+pub use shardhost_groups::testing;
 pub use shardhost_groups::{
     Applied, ApplyBatch, ApplyFault, Command, Group, GroupId, GroupSpec, GroupStatus, LogIndex,
     LogPosition, NodeId, ProposeError, QueryError, ReadError, ReadMode, ReplicaId, Role,

@@ -317,6 +317,42 @@ async fn a_single_node_cannot_hand_its_leadership_over() {
     node.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn members_are_added_replaced_and_removed_from_the_command_line() {
+    let directory = TempDir::new().unwrap();
+    let mut cluster = Supervised::with_spares(directory.path(), 1, 0, 2).await;
+    let group = "1000000";
+    let listed = cluster.run(&["member", "list", group, "--json"]).await.json();
+    assert_eq!(listed["config_index"], 0, "{listed}");
+    cluster.run(&["table", "put", "color", "blue"]).await.ok();
+
+    let added = cluster.run(&["member", "add", group, "4", "--expect", "0", "--json"]).await.json();
+    let roles: Vec<&str> =
+        added["members"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["voter"; 4], "{added}");
+
+    let stale = cluster.run(&["member", "remove", group, "1", "--expect", "0"]).await;
+    assert_eq!(stale.code, 1);
+    let index = added["config_index"].to_string();
+    assert!(stale.stderr.contains(&index) && stale.stderr.contains("that of 0"), "{stale:?}");
+
+    // Whoever dies is replaced, also when it led.
+    let leader = added["leader_node"].as_u64().unwrap();
+    cluster.kill(leader).await;
+    let replaced = cluster.run(&["member", "replace", group, &leader.to_string(), "5"]).await.ok();
+    assert!(replaced.contains("recorded") && replaced.contains("voter"), "{replaced}");
+    let again = cluster.run(&["member", "replace", group, &leader.to_string(), "5"]).await.ok();
+    assert!(!again.contains("recorded"), "what is done is not begun again: {again}");
+    let color = cluster.run(&["table", "get", "color"]).await.ok();
+    assert_eq!(color.trim(), "blue");
+
+    let nothing = cluster.run(&["member", "replace", group, "1", "2", "--cancel"]).await;
+    assert!(nothing.stderr.contains("no voter is being added"), "{nothing:?}");
+    let unknown = cluster.run(&["member", "add", group, "9"]).await;
+    assert!(unknown.stderr.contains("directory"), "{unknown:?}");
+    cluster.kill_all().await;
+}
+
 /// What the writers of a test saw acknowledged.
 #[derive(Default)]
 struct Acknowledged {

@@ -93,6 +93,8 @@ pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
             () = signals.next() => return Ok(ExitCode::SUCCESS),
         };
         config.alone = false;
+        config.shards.voters.clone_from(&arguments.voters);
+        config.validate()?;
         orders = Some(incoming);
         listener = Some(bound);
     }
@@ -120,7 +122,7 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     if arguments.config.is_none() {
         config.alone = config.nodes.is_empty();
     }
-    if !arguments.voters.is_empty() {
+    if !arguments.voters.is_empty() && !arguments.supervised {
         config.shards.voters.clone_from(&arguments.voters);
     }
     config.shards.tables = arguments.tables.unwrap_or(config.shards.tables);

@@ -99,9 +99,21 @@ impl TableClient {
     /// # Errors
     /// [`ClientError`].
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>, ClientError> {
+        self.get_with(key, Consistency::Linearizable).await
+    }
+
+    /// The value of a key, from the leader of its shard, as fresh as `consistency` asks for.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn get_with(
+        &self,
+        key: impl Into<Bytes>,
+        consistency: Consistency,
+    ) -> Result<Option<Bytes>, ClientError> {
         let key = key.into();
         let shard = self.shard(&key)?;
-        let operation = Operation::Get(Get { key, consistency: Consistency::Linearizable.into() });
+        let operation = Operation::Get(Get { key, consistency: consistency.into() });
         value(self.caller.call(shard, operation, Nature::Read).await?)
     }
 

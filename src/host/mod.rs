@@ -22,7 +22,7 @@ use shardhost_groups::{
 use shardhost_groups::{GroupSpec, runtime::AdditionGuard, runtime::GroupsStats};
 use shardhost_storage::{
     GroupId, GroupMeta, LogError, LogPosition, LogStore, Membership, NodeId, ReplicaId,
-    RocksOptions, RocksStore, SnapshotError, SnapshotFiles, SnapshotStore,
+    RocksOptions, RocksStore, SnapshotError, SnapshotFiles, SnapshotFilesOptions, SnapshotStore,
 };
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -60,6 +60,8 @@ pub struct HostConfig {
     pub log: RocksOptions,
     /// Bounds of snapshots on their way to and from other hosts.
     pub snapshots: SnapshotLimits,
+    /// Bounds of what snapshots take of the disk.
+    pub snapshot_files: SnapshotFilesOptions,
     /// Threads for Raft.
     pub workers: usize,
     /// Threads for state machines.
@@ -80,6 +82,7 @@ impl HostConfig {
             groups: GroupsConfig::new(node),
             log: RocksOptions::default(),
             snapshots: SnapshotLimits::default(),
+            snapshot_files: SnapshotFilesOptions::default(),
             workers: 1,
             apply_threads: 2,
         }
@@ -180,7 +183,7 @@ impl HostBuilder {
         let data_dir = open_data_dir(&config.data_dir).await?;
         let incarnation = data_dir.incarnation();
         let store = open_log(log_store, &config).await?;
-        let snapshots = open_snapshots(snapshots, &config.data_dir)?;
+        let snapshots = open_snapshots(snapshots, &config)?;
 
         let mut peers = config.peers.clone();
         peers.insert(config.node, advertise.clone());
@@ -285,14 +288,15 @@ async fn open_log(
 
 fn open_snapshots(
     given: Option<Arc<dyn SnapshotStore>>,
-    data_dir: &Path,
+    config: &HostConfig,
 ) -> Result<Arc<dyn SnapshotStore>, StartError> {
     if let Some(store) = given {
         return Ok(store);
     }
-    let directory = data_dir.join("snapshots");
+    let directory = config.data_dir.join("snapshots");
     let path = directory.display().to_string();
-    let files = SnapshotFiles::open(&directory).map_err(|error| StartError::Io { path, error })?;
+    let files = SnapshotFiles::open_with(&directory, config.snapshot_files)
+        .map_err(|error| StartError::Io { path, error })?;
     Ok(Arc::new(files))
 }
 

@@ -1,7 +1,7 @@
 //! What operators ask of a host, over gRPC.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -31,10 +31,11 @@ const SAMPLES: usize = 64;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The admin service of a host whose shards keep their state in `state`.
-pub fn admin_server(host: Host, state: Arc<StateDb>) -> AdminServer<AdminService> {
+pub fn admin_server(host: Host, state: &Arc<StateDb>) -> AdminServer<AdminService> {
     let started = Instant::now();
     let first = (started, host.runtime().latency().snapshot());
     let samples = Arc::new(Mutex::new(VecDeque::from([first])));
+    let state = Arc::downgrade(state);
     AdminServer::new(AdminService { host, state, started, samples })
 }
 
@@ -42,7 +43,8 @@ pub fn admin_server(host: Host, state: Arc<StateDb>) -> AdminServer<AdminService
 #[derive(Debug)]
 pub struct AdminService {
     host: Host,
-    state: Arc<StateDb>,
+    /// Streams that outlive the server must not keep its state open.
+    state: Weak<StateDb>,
     started: Instant,
     samples: Arc<Mutex<VecDeque<(Instant, LatencySnapshot)>>>,
 }
@@ -89,6 +91,10 @@ impl AdminService {
             reconnects: peer.reconnects,
         });
         peers.collect()
+    }
+
+    fn state(&self) -> Result<Arc<StateDb>, Status> {
+        self.state.upgrade().ok_or_else(|| Status::unavailable("the server is stopping"))
     }
 
     /// A group as it is asked for, if this node can hold it.
@@ -298,13 +304,13 @@ impl Admin for AdminService {
         // What an earlier life of the group left behind is nobody's.
         let known = self.host.stored_group(group).map_err(|error| of_opening(&error))?;
         if known.is_none() {
-            let state = Arc::clone(&self.state);
+            let state = self.state()?;
             let cleared = tokio::task::spawn_blocking(move || state.destroy(group)).await;
             cleared
                 .map_err(|error| Status::internal(error.to_string()))?
                 .map_err(|error| Status::internal(error.to_string()))?;
         }
-        let machine = machine_of(&self.state, group, &request.kind);
+        let machine = machine_of(&self.state()?, group, &request.kind);
         let machine = machine.map_err(Status::invalid_argument)?;
         let created = self.host.create_group(spec, machine).await;
         let created = created.map_err(|error| of_opening(&error))?;
@@ -326,7 +332,7 @@ impl Admin for AdminService {
             return Err(of_membership(&MembershipError::WrongConfig { group, expected, actual }));
         }
         self.host.destroy_group(id).await.map_err(|error| of_opening(&error))?;
-        let state = Arc::clone(&self.state);
+        let state = self.state()?;
         let destroyed = tokio::task::spawn_blocking(move || state.destroy(id)).await;
         destroyed
             .map_err(|error| Status::internal(error.to_string()))?

@@ -126,7 +126,7 @@ impl Server {
 
     fn answer(&self, config: &ServerConfig) {
         let lookup: Arc<HostLookup> = Arc::new(HostLookup::new(&self.host, config));
-        let admin = admin::admin_server(self.host.clone(), Arc::clone(&self.state));
+        let admin = admin::admin_server(self.host.clone(), &self.state);
         let routes = Routes::new(table_server(Arc::clone(&lookup) as _))
             .add_service(queue_server(Arc::clone(&lookup) as _))
             .add_service(directory_server(lookup))

@@ -1,7 +1,7 @@
 //! Which state machine belongs to a group, also to one that this node is invited to.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use shardhost_groups::machine::StateMachine;
 use shardhost_groups::runtime::Invitation;
@@ -27,12 +27,12 @@ pub(super) fn machine_of(
 #[derive(Default)]
 pub(super) struct Replicas {
     /// Set once the state of the shards is open; invitations that come before come again.
-    state: OnceLock<Arc<StateDb>>,
+    state: OnceLock<Weak<StateDb>>,
 }
 
 impl Replicas {
     pub(super) fn open(&self, state: &Arc<StateDb>) {
-        self.state.get_or_init(|| Arc::clone(state));
+        self.state.get_or_init(|| Arc::downgrade(state));
     }
 }
 
@@ -44,9 +44,10 @@ impl fmt::Debug for Replicas {
 
 impl ReplicaFactory for Replicas {
     fn machine(&self, invitation: &Invitation) -> Result<Box<dyn StateMachine>, String> {
-        let state = self.state.get().ok_or("the state of the shards is not open yet")?;
+        let state = self.state.get().and_then(Weak::upgrade);
+        let state = state.ok_or("the state of the shards is not open")?;
         // A crash may have come between the end of an earlier replica and that of its state.
         state.destroy(invitation.group).map_err(|error| error.to_string())?;
-        machine_of(state, invitation.group, &invitation.kind)
+        machine_of(&state, invitation.group, &invitation.kind)
     }
 }

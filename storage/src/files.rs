@@ -50,8 +50,8 @@ pub struct SnapshotFilesOptions {
     /// Bytes of a snapshot that are written before they are synced; a sync of much more would
     /// hold up the log. At least 1. Default 8 MiB.
     pub sync_bytes: u64,
-    /// Bytes per second that are written, over all snapshots, own and received; 0: no bound.
-    /// Default 128 MiB.
+    /// Bytes per second that are written, over all snapshots, own and received; 0: no bound. The
+    /// log stands on the same disk: the default of 64 MiB leaves writers most of it.
     pub bytes_per_second: u64,
     /// Broken receptions that are kept to be continued. Default 16.
     pub most_paused: usize,
@@ -66,7 +66,7 @@ impl Default for SnapshotFilesOptions {
         Self {
             keep_free_bytes: 256 << 20,
             sync_bytes: 8 << 20,
-            bytes_per_second: 128 << 20,
+            bytes_per_second: 64 << 20,
             most_paused: 16,
             most_paused_bytes: 8 << 30,
             keep_paused_for: Duration::from_secs(600),

@@ -250,11 +250,13 @@ impl Host {
     }
 }
 
-/// Three hosts. Killed when dropped.
+/// Hosts of one cluster. Killed when dropped.
 pub struct Supervised {
     directory: PathBuf,
     tables: u64,
     queues: u64,
+    /// Who holds the shards at first; the others are spare.
+    voters: u64,
     hosts: BTreeMap<u64, Host>,
     addresses: BTreeMap<u64, String>,
 }
@@ -262,14 +264,54 @@ pub struct Supervised {
 impl Supervised {
     /// Starts three hosts on free ports.
     pub async fn start(directory: &Path, tables: u64, queues: u64) -> Self {
+        Self::with_spares(directory, tables, queues, 0).await
+    }
+
+    /// Starts three hosts that hold the shards, and some more that hold nothing yet.
+    pub async fn with_spares(directory: &Path, tables: u64, queues: u64, spares: u64) -> Self {
         let (hosts, addresses) = (BTreeMap::new(), BTreeMap::new());
         let directory = directory.to_path_buf();
-        let mut cluster = Self { directory, tables, queues, hosts, addresses };
-        for node in 1..=3 {
+        let mut cluster = Self { directory, tables, queues, voters: 3, hosts, addresses };
+        for node in 1..=3 + spares {
             cluster.addresses.insert(node, "127.0.0.1:0".to_owned());
         }
         cluster.restart_all().await;
         cluster
+    }
+
+    /// Sends a signal to one of them.
+    #[allow(dead_code, reason = "only some tests need it")]
+    pub fn signal(&self, node: u64, which: Signal) {
+        signal(self.hosts[&node].child.id().unwrap(), which);
+    }
+
+    /// Kills one of them.
+    pub async fn kill(&mut self, node: u64) {
+        let mut host = self.hosts.remove(&node).unwrap();
+        host.child.start_kill().unwrap();
+        timeout(PATIENCE, host.child.wait()).await.unwrap().unwrap();
+    }
+
+    /// Starts one of them where it was.
+    #[allow(dead_code, reason = "only some tests need it")]
+    pub async fn restart(&mut self, node: u64) {
+        let address = self.addresses[&node].clone();
+        let (mut host, _) = self.spawn(node, &address).await;
+        host.order(&self.start_order()).await;
+        host.report().await;
+        self.hosts.insert(node, host);
+    }
+
+    /// Runs a command against all of them.
+    pub async fn run(&self, arguments: &[&str]) -> Ended {
+        let at: Vec<&str> = self.addresses.values().map(String::as_str).collect();
+        run(&[arguments, &["--at", &at.join(",")]].concat()).await
+    }
+
+    fn start_order(&self) -> Value {
+        let nodes: BTreeMap<String, &String> =
+            self.addresses.iter().map(|(node, at)| (node.to_string(), at)).collect();
+        json!({ "start": { "nodes": nodes } })
     }
 
     /// Where the hosts are reached.
@@ -295,16 +337,19 @@ impl Supervised {
             self.hosts.insert(node, host);
             self.addresses.insert(node, address);
         }
-        let nodes: BTreeMap<String, &String> =
-            self.addresses.iter().map(|(node, at)| (node.to_string(), at)).collect();
-        let order = json!({ "start": { "nodes": nodes } });
+        let order = self.start_order();
         for host in self.hosts.values_mut() {
             host.order(&order).await;
         }
-        let groups = self.tables + self.queues;
         for host in self.hosts.values_mut() {
-            assert_eq!(host.report().await["started"]["groups"], groups);
+            let started = host.report().await;
+            assert!(started["started"]["groups"].is_u64(), "{started}");
         }
+    }
+
+    fn voters(&self) -> String {
+        let voters: Vec<String> = (1..=self.voters).map(|node| node.to_string()).collect();
+        voters.join(",")
     }
 
     async fn spawn(&self, node: u64, listen: &str) -> (Host, String) {
@@ -312,6 +357,7 @@ impl Supervised {
             .args(["serve", "--supervised", "--listen", listen])
             .args(["--node", &node.to_string()])
             .args(["--tables", &self.tables.to_string(), "--queues", &self.queues.to_string()])
+            .args(["--voters", &self.voters()])
             .arg("--data-dir")
             .arg(self.directory.join(format!("node-{node}")))
             .stdin(Stdio::piped())

@@ -45,6 +45,8 @@ pub enum ReadNeed {
     Leadership,
     /// Whoever leads says what was committed, and this replica has applied that.
     FromLeader,
+    /// This replica has applied everything up to here, whoever leads.
+    At(LogIndex),
 }
 
 /// A read on its way to the core.
@@ -128,6 +130,12 @@ impl GroupCore {
             round.read_replies.push((waiter, Err(error)));
             return;
         }
+        if let ReadNeed::At(index) = need {
+            let (since, reader) = (self.ticks, Reader::Local { need, waiter });
+            let reads = self.reads.get_or_insert_default();
+            reads.count += 1;
+            return reads.confirm(index.get(), vec![WaitingRead { reader, since }]);
+        }
         self.enqueue_read(Reader::Local { need, waiter });
     }
 
@@ -144,6 +152,9 @@ impl GroupCore {
         let count = self.reads.as_ref().map_or(0, |reads| reads.count);
         if count >= self.config.max_reads_per_group {
             return Some(ReadError::Busy { group });
+        }
+        if matches!(need, ReadNeed::At(_)) {
+            return None;
         }
         if need == ReadNeed::FromLeader && !self.leads() {
             let unknown = self.leader_hint().is_none();

@@ -70,14 +70,30 @@ impl Group {
                 let applied = self.shared.status.load().applied;
                 Ok(ReadBarrier::stale(applied))
             }
-            // Whoever was acknowledged before was applied before, by this replica.
             ReadMode::Lease if self.holds_lease() => {
-                let machine = LogIndex::new(self.shared.position.load(Ordering::Acquire));
-                Ok(ReadBarrier::stale(machine.max(self.shared.status.load().applied)))
+                let (committed, applied) = self.standing();
+                if applied >= committed {
+                    return Ok(ReadBarrier { read_index: committed, applied });
+                }
+                self.ask_core(ReadNeed::At(committed)).await
             }
             ReadMode::Lease | ReadMode::Linearizable => self.ask_core(ReadNeed::Applied).await,
             ReadMode::Follower => self.ask_core(ReadNeed::FromLeader).await,
         }
+    }
+
+    /// What is committed and what is applied here. A leader must not answer with less than it
+    /// knows committed: a follower may have applied that, and shown it to somebody, before the
+    /// leader's own state machine came to it.
+    fn standing(&self) -> (LogIndex, LogIndex) {
+        let status = self.shared.status.load();
+        let machine = LogIndex::new(self.shared.position.load(Ordering::Acquire));
+        (status.committed, machine.max(status.applied))
+    }
+
+    fn is_level(&self) -> bool {
+        let (committed, applied) = self.standing();
+        applied >= committed
     }
 
     /// Proves with a round of a quorum that this replica leads. Returns an index that everything
@@ -153,6 +169,7 @@ impl Group {
         let request = request.into();
         if mode == ReadMode::Lease
             && self.holds_lease()
+            && self.is_level()
             && let Some(answer) = self.shared.mailbox.query_at_once(&request)
         {
             return Ok(answer?);

@@ -32,3 +32,22 @@ fn the_suite_holds_among_many_groups() {
 fn the_suite_holds_when_messages_are_late_or_lost() {
     at(Scale::three().stormy(), &[]);
 }
+
+/// The page that lists the promises names every line, and none that there is not.
+#[test]
+fn the_page_of_promises_names_every_line() {
+    let page = include_str!("../../../docs/contract.md");
+    let words = page.split(|char: char| !(char.is_ascii_alphanumeric() || char == '_'));
+    let words: std::collections::BTreeSet<_> = words.collect();
+    for line in lines() {
+        assert!(words.contains(line.name), "{} is not in docs/contract.md", line.name);
+        let id = line.name.split('_').next().unwrap().to_uppercase();
+        assert!(words.contains(id.as_str()), "{id} is not in docs/contract.md");
+    }
+    // Rows name lines between quotes in their third column.
+    let column = page.lines().filter_map(|row| row.split('|').nth(3));
+    let named = column.flat_map(|column| column.split('`').skip(1).step_by(2));
+    for name in named {
+        assert!(lines().iter().any(|line| line.name == name), "{name} is no line of the suite");
+    }
+}

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
+use crate::histories::Histories;
 use shardhost_groups::core::MembershipOutcome;
 use shardhost_groups::leadership::{Edge, EdgeKind};
 use shardhost_groups::storage::MemoryStore;
@@ -32,6 +33,7 @@ enum Standing {
 #[derive(Debug, Default)]
 pub struct Checks {
     pub outcomes: Arc<Outcomes>,
+    pub histories: Histories,
     proposed: BTreeMap<u64, GroupId>,
     ended: BTreeSet<u64>,
     /// Acknowledged commands: where each stands.
@@ -103,6 +105,7 @@ impl Checks {
 
     pub fn propose(&mut self, id: u64, group: GroupId) {
         self.proposed.insert(id, group);
+        self.histories.put(id, group);
     }
 
     pub fn acknowledged(&self) -> usize {
@@ -130,6 +133,7 @@ impl Checks {
                     }
                     let at = LogPosition { term: applied.term, index: applied.index };
                     self.acknowledge(id, group, at)?;
+                    self.histories.acknowledged(id);
                 }
                 Err(error) if error.is_definite() => self.definite += 1,
                 Err(_) => self.unknown += 1,

@@ -11,6 +11,7 @@ mod chance;
 mod checks;
 mod cluster;
 mod faults;
+mod histories;
 mod leases;
 mod machine;
 mod network;
@@ -22,7 +23,7 @@ use cluster::{Cluster, Shape};
 use shardhost_groups::config::KnownBugs;
 
 /// Seeds of an ordinary run of the test suite.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 200;
 
 fn seeds() -> std::ops::Range<u64> {
     let read = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());

@@ -23,6 +23,8 @@ use crate::machine::{ListMachine, MachineDisk};
 pub struct PendingRead {
     pub group: GroupId,
     pub need: ReadNeed,
+    /// The moment of the call, in the histories.
+    pub called: u64,
     pub needed: u64,
     pub answer: oneshot::Receiver<Result<ReadBarrier, ReadError>>,
 }

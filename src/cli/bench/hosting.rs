@@ -38,8 +38,6 @@ pub struct Setup {
     pub machine: MachineKind,
     /// Watch what the machines are given.
     pub watched: bool,
-    /// Entries after which a machine in memory is snapshotted; `None`: the default of hosts.
-    pub snapshot_entries: Option<u64>,
 }
 
 /// A running host.
@@ -57,11 +55,6 @@ pub async fn start(role: Role, setup: &Setup) -> anyhow::Result<Hosted> {
     let mut config = HostConfig::new(role.node, role.directory.join("data")).peers(peers);
     config.workers = role.workers;
     config.apply_threads = role.apply_threads;
-    if let Some(entries) = setup.snapshot_entries {
-        config.groups.snapshot_entries = entries;
-        // What is in a snapshot leaves the log, or a restart would not need the snapshot.
-        config.groups.log_trail_entries = entries / 4;
-    }
     let listener = role.listener.context("no listener")?;
     let log = Arc::new(TimedLog::open(&config)?);
     let machines = Arc::new(Machines::open(setup, &role.directory)?);
@@ -85,9 +78,9 @@ async fn create_or_open(
     if stored.is_empty() {
         let voters: Vec<NodeId> = (1..=setup.voters).filter_map(NodeId::new).collect();
         let own = if voters.contains(&host.node_id()) { setup.groups } else { 0 };
-        let specs = (1..=own).map(GroupId::new).map(|id| {
-            (GroupSpec::new(id, voters.iter().copied()), machines.make(id))
-        });
+        let specs = (1..=own)
+            .map(GroupId::new)
+            .map(|id| (GroupSpec::new(id, voters.iter().copied()), machines.make(id)));
         return Ok(host.create_groups(specs.collect()).await?);
     }
     let runtime = host.runtime().clone();
@@ -119,6 +112,12 @@ impl Machines {
     /// What the machines were given, if they are watched.
     pub const fn watch(&self) -> Option<&Arc<Watch>> {
         self.watch.as_ref()
+    }
+
+    /// Makes durable what the machines on disk hold; says whether there are any. Blocks.
+    pub fn make_durable(&self) -> anyhow::Result<bool> {
+        self.state.as_ref().map(|state| state.flush_now()).transpose()?;
+        Ok(self.state.is_some())
     }
 
     fn make(&self, group: GroupId) -> Box<dyn StateMachine> {
@@ -158,8 +157,7 @@ impl TimedLog {
     fn open(config: &HostConfig) -> anyhow::Result<Self> {
         let identity = Identity { cluster: config.cluster.clone(), node: config.node };
         std::fs::create_dir_all(&config.data_dir)?;
-        let inner =
-            RocksStore::open(&config.data_dir.join("log"), identity, config.log.clone())?;
+        let inner = RocksStore::open(&config.data_dir.join("log"), identity, config.log.clone())?;
         Ok(Self { inner, writes: Mutex::new(Tally::new()?) })
     }
 

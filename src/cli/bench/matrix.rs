@@ -1,10 +1,6 @@
 //! Many write benchmarks in a row, as one table.
 
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{CellAlignment, Table};
-use serde_json::Value;
-
-use super::{MachineKind, MatrixArguments, WriteArguments, write};
+use super::{MachineKind, MatrixArguments, WriteArguments, report, write};
 
 /// What the table shows, and how many digits of it stand behind the point.
 const COLUMNS: [(&str, usize); 10] = [
@@ -22,27 +18,21 @@ const COLUMNS: [(&str, usize); 10] = [
 
 /// Runs them all.
 pub async fn run(arguments: &MatrixArguments) -> anyhow::Result<()> {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
-    let names = COLUMNS.map(|(name, _)| name.replace('_', " "));
-    table.set_header(std::iter::once("machine".to_owned()).chain(names));
+    let mut rows = Vec::new();
     for one in shapes(arguments) {
         let figures = write::measure(&one).await?;
         if arguments.json {
             println!("{figures}");
         } else {
-            table.add_row(row(&figures));
             eprintln!(
                 "measured {} groups, {} B, {} outstanding",
                 one.groups, one.size, one.outstanding
             );
+            rows.push(figures);
         }
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
     if !arguments.json {
-        println!("{table}");
+        println!("{}", report::table("machine", &COLUMNS, &rows));
     }
     Ok(())
 }
@@ -72,12 +62,4 @@ fn shapes(arguments: &MatrixArguments) -> Vec<WriteArguments> {
         }
     }
     shapes
-}
-
-fn row(figures: &Value) -> Vec<String> {
-    let machine = figures["machine"].as_str().unwrap_or("?").to_owned();
-    let numbers = COLUMNS.map(|(name, digits)| {
-        figures[name].as_f64().map_or_else(String::new, |value| format!("{value:.digits$}"))
-    });
-    std::iter::once(machine).chain(numbers).collect()
 }

@@ -6,13 +6,18 @@
 
 mod child;
 mod client;
+mod hosting;
 mod idle;
 mod machine;
 mod matrix;
 mod nodes;
 mod process;
+mod read;
 mod report;
+mod restart;
 mod snapshot;
+mod stall;
+mod tally;
 mod write;
 
 use std::path::PathBuf;
@@ -21,7 +26,10 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use read::ReadArguments;
+use restart::RestartArguments;
 use snapshot::SnapshotArguments;
+use stall::StallArguments;
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
@@ -30,6 +38,12 @@ pub enum Command {
     Write(WriteArguments),
     /// Writes in many shapes, as one table; takes five minutes.
     Matrix(MatrixArguments),
+    /// Reads per second by how fresh they are, alone and mixed with writes.
+    Read(ReadArguments),
+    /// How long writes stand still when leadership is handed over or members change.
+    Stall(StallArguments),
+    /// How soon groups with state are back after all hosts were killed.
+    Restart(RestartArguments),
     /// What idle groups cost, and how soon all are led after all hosts were killed.
     Idle(IdleArguments),
     /// How a node that is far behind catches up by snapshot, and what that does to writers.
@@ -164,6 +178,19 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Write(arguments) => write::run(&arguments).await?,
         Command::Matrix(arguments) => matrix::run(&arguments).await?,
+        Command::Read(mut arguments) => {
+            if arguments.mode == Mode::Client {
+                arguments.machine = MachineKind::Table;
+            }
+            read::run(&arguments).await?;
+        }
+        Command::Stall(mut arguments) => {
+            if arguments.mode == Mode::Client {
+                arguments.machine = MachineKind::Table;
+            }
+            stall::run(&arguments).await?;
+        }
+        Command::Restart(arguments) => restart::run(&arguments).await?,
         Command::Idle(arguments) => idle::run(&arguments).await?,
         Command::Snapshot(arguments) => snapshot::run(&arguments).await?,
         Command::Node => child::run().await?,

@@ -205,7 +205,6 @@ impl Layout {
             groups: self.groups,
             machine: self.machine,
             watched: false,
-            snapshot_entries: None,
         }
     }
 }

@@ -12,18 +12,19 @@ use serde_json::{Value, json};
 use super::nodes::{Measured, Usage};
 use super::{IdleArguments, WriteArguments};
 
-/// Latencies of all nodes together: microseconds and how often, ascending.
-struct Latencies(Vec<(u64, u64)>);
+/// Latencies of all nodes together: how long and how often, ascending.
+pub struct Latencies(Vec<(u64, u64)>);
 
 impl Latencies {
-    fn of(measured: &[Measured]) -> Self {
-        let mut all: Vec<(u64, u64)> =
-            measured.iter().flat_map(|node| node.latencies.iter().copied()).collect();
+    /// Of how long and how often, in any order.
+    pub fn of(counted: impl IntoIterator<Item = (u64, u64)>) -> Self {
+        let mut all: Vec<(u64, u64)> = counted.into_iter().collect();
         all.sort_unstable();
         Self(all)
     }
 
-    fn quantile(&self, quantile: f64) -> u64 {
+    /// What so large a part of them does not exceed.
+    pub fn quantile(&self, quantile: f64) -> u64 {
         let total: u64 = self.0.iter().map(|(_, count)| count).sum();
         let target = (total as f64 * quantile).ceil() as u64;
         let mut seen = 0;
@@ -43,7 +44,7 @@ pub fn write(
     measured: &[Measured],
     client_cpu_seconds: Option<f64>,
 ) -> anyhow::Result<Value> {
-    let latencies = Latencies::of(measured);
+    let latencies = Latencies::of(measured.iter().flat_map(|node| node.latencies.iter().copied()));
     let sum = |pick: &dyn Fn(&Measured) -> f64| measured.iter().map(pick).sum::<f64>();
     let seconds = measured.iter().map(|node| node.usage.seconds).fold(0.001, f64::max);
     let acknowledged = sum(&|node| node.acknowledged as f64);
@@ -111,6 +112,26 @@ pub fn idle(
     });
     print(&figures, arguments.json);
     Ok(())
+}
+
+/// Many figures of the same kind, a row each. `first` names what the rows are called by; each
+/// column has its figure and how many digits of it stand behind the point.
+pub fn table(first: &str, columns: &[(&str, usize)], rows: &[Value]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    let names = columns.iter().map(|(name, _)| name.replace('_', " "));
+    table.set_header(std::iter::once(first.to_owned()).chain(names));
+    for row in rows {
+        let name = row[first].as_str().unwrap_or("?").to_owned();
+        let numbers = columns.iter().map(|(name, digits)| {
+            row[name].as_f64().map_or_else(String::new, |value| format!("{value:.digits$}"))
+        });
+        table.add_row(std::iter::once(name).chain(numbers));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
 }
 
 fn print_figures(figures: &serde_json::Value) {

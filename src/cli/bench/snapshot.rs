@@ -35,9 +35,13 @@ pub struct SnapshotArguments {
     /// Number of small groups.
     #[arg(long, default_value_t = 16)]
     pub small_groups: u64,
-    /// Bytes per second that snapshots of a host may take, for example 128MiB; 0: no bound.
-    #[arg(long, value_parser = parse_bytes, default_value = "128MiB")]
+    /// Bytes per second that snapshots of a host may take of its disk, and again of its network,
+    /// for example 64MiB; 0: no bound.
+    #[arg(long, value_parser = parse_bytes, default_value = "64MiB")]
     pub rate: u64,
+    /// Bytes of a snapshot that are written before they are synced.
+    #[arg(long, value_parser = parse_bytes, default_value = "8MiB")]
+    pub sync: u64,
     /// Writes per second to offer, half of them to the large groups; 0: as fast as answers come.
     #[arg(long, default_value_t = 2_000)]
     pub writes: u64,

@@ -21,7 +21,7 @@ pub struct Tally {
 pub struct Counted {
     pub succeeded: u64,
     pub failed: u64,
-    /// Latencies in nanoseconds, with how often each was seen, ascending.
+    /// Latencies in nanoseconds, with how often each was seen.
     pub latencies_ns: Vec<(u64, u64)>,
 }
 
@@ -55,6 +55,13 @@ impl Tally {
 }
 
 impl Counted {
+    /// Adds what was counted elsewhere.
+    pub fn add(&mut self, other: Self) {
+        self.succeeded += other.succeeded;
+        self.failed += other.failed;
+        self.latencies_ns.extend(other.latencies_ns);
+    }
+
     /// Latencies in whole microseconds, at least one.
     pub fn latencies_us(&self) -> Vec<(u64, u64)> {
         self.latencies_ns.iter().map(|(ns, count)| ((ns / 1_000).max(1), *count)).collect()

@@ -45,9 +45,9 @@ pub async fn measure(arguments: &WriteArguments) -> anyhow::Result<serde_json::V
     report::write(arguments, &measured.collect::<Vec<_>>(), None)
 }
 
-/// Answers that came and were not looked at yet.
+/// Answers that came and were not looked at yet: by token, whether the write was acknowledged.
 #[derive(Default)]
-struct Answers {
+pub struct Answers {
     fresh: Mutex<Vec<(u64, bool)>>,
     wake: Condvar,
 }
@@ -64,7 +64,7 @@ impl ProposalSink for Answers {
 
 impl Answers {
     /// Takes what came, or waits for it until `deadline`.
-    fn take(&self, into: &mut Vec<(u64, bool)>, deadline: Instant) {
+    pub fn take(&self, into: &mut Vec<(u64, bool)>, deadline: Instant) {
         let mut fresh = self.fresh.lock();
         if fresh.is_empty() {
             self.wake.wait_until(&mut fresh, deadline);
@@ -88,11 +88,22 @@ pub fn drive(
     arguments: &WriteArguments,
     usage: impl Fn() -> Usage,
 ) -> anyhow::Result<Measured> {
+    drive_after(host, groups, arguments, WARM_UP, usage)
+}
+
+/// The same after another time to warm up.
+pub fn drive_after(
+    host: &Host,
+    groups: &[Group],
+    arguments: &WriteArguments,
+    warm_up: Duration,
+    usage: impl Fn() -> Usage,
+) -> anyhow::Result<Measured> {
     let led: Vec<&Group> = groups.iter().filter(|group| group.status().serving).collect();
     let share = share_of(groups, host.node_id().get(), arguments);
     let mut driver = Driver::new(led, share, arguments)?;
     let start = Instant::now();
-    let measure_from = start + WARM_UP;
+    let measure_from = start + warm_up;
     let end = measure_from + Duration::from_secs(arguments.seconds);
     driver.run_until(measure_from);
     driver.forget();

@@ -303,6 +303,26 @@ fn a_damaged_snapshot_that_is_here_is_received_again() {
     assert_eq!(get(&store, GROUP, AT), Ok(bytes));
 }
 
+#[test]
+fn s7_snapshots_that_are_written_share_one_rate() {
+    let bytes_per_second = 8 << 20;
+    let (store, _directory) =
+        store_with(SnapshotFilesOptions { bytes_per_second, ..Default::default() });
+    let bytes = content(2 << 20);
+    let began = std::time::Instant::now();
+    let mut own = store.create(GROUP, AT).expect("a writer");
+    let later = SnapshotAnnouncement { position: LogPosition::new(3, 41), ..announce(&bytes) };
+    let mut received = store.receive(later).expect("a reception");
+    for chunk in bytes.chunks(128 << 10) {
+        own.write_all(chunk).expect("written");
+        received.append(chunk).expect("taken");
+    }
+    own.finish().expect("finished");
+    received.finish().expect("finished");
+    let took = began.elapsed();
+    assert!(took > Duration::from_millis(400), "half a second's worth of bytes in {took:?}");
+}
+
 /// What the first release wrote must open for ever.
 #[test]
 fn j1_a_file_of_format_1_opens() {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use shardhost_storage::{
-    GroupWrite, LogBatch, MemorySnapshots, MemoryStore, NodeId, SnapshotFault,
+    GroupWrite, LogBatch, LogIndex, MemorySnapshots, MemoryStore, NodeId, SnapshotFault,
 };
 
 use super::*;
@@ -26,7 +26,7 @@ enum Behaviour {
     Write,
     Panic,
     Fail,
-    /// Writes until somebody stops it.
+    /// Writes until somebody stops it, or asks for something else.
     Endless,
 }
 
@@ -35,6 +35,8 @@ struct Machine {
     applied: Option<LogPosition>,
     behaviour: Arc<Mutex<Behaviour>>,
     open_views: OpenViews,
+    /// Says that it keeps itself, so that the log goes without snapshots.
+    keeps: bool,
 }
 
 /// Counts views that are not closed.
@@ -52,18 +54,24 @@ impl StateMachine for Machine {
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
         self.open_views.fetch_add(1, Ordering::SeqCst);
-        let open_views = Arc::clone(&self.open_views);
-        Ok(Box::new(View { behaviour: *self.behaviour.lock(), open_views }))
+        let (open_views, now) = (Arc::clone(&self.open_views), Arc::clone(&self.behaviour));
+        let behaviour = *now.lock();
+        Ok(Box::new(View { behaviour, now, open_views }))
     }
 
     fn restore(&mut self, at: LogPosition, _: &mut dyn Read) -> Result<(), ApplyFault> {
         self.applied = Some(at);
         Ok(())
     }
+
+    fn durable_index(&self) -> Option<LogIndex> {
+        self.applied.filter(|_| self.keeps).map(|applied| applied.index)
+    }
 }
 
 struct View {
     behaviour: Behaviour,
+    now: Arc<Mutex<Behaviour>>,
     open_views: OpenViews,
 }
 
@@ -80,9 +88,13 @@ impl SnapshotWriter for View {
             Behaviour::Write => Ok(()),
             Behaviour::Panic => panic!("a view on purpose"),
             Behaviour::Fail => Err(io::Error::other("cannot be serialised")),
-            Behaviour::Endless => loop {
-                sink.write_all(b"and so on")?;
-            },
+            Behaviour::Endless => {
+                while *self.now.lock() == Behaviour::Endless {
+                    sink.write_all(b"and so on")?;
+                    std::thread::yield_now();
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -106,6 +118,10 @@ struct Host {
 
 impl Host {
     async fn start(change: impl FnOnce(&mut GroupsConfig)) -> Self {
+        Self::start_with(false, change).await
+    }
+
+    async fn start_with(keeps: bool, change: impl FnOnce(&mut GroupsConfig)) -> Self {
         let mut config = GroupsConfig::new(NodeId::must(1));
         config.tick = Duration::from_millis(2);
         config.sleep_after_ticks = 0;
@@ -120,6 +136,7 @@ impl Host {
             applied: None,
             behaviour: Arc::clone(&behaviour),
             open_views: Arc::clone(&open_views),
+            keeps,
         };
         let spec = GroupSpec::new(GROUP, [NodeId::must(1)]);
         let group = groups.create(spec, Box::new(machine)).unwrap();
@@ -191,6 +208,41 @@ async fn s9_failures_in_a_row_are_further_and_further_apart() {
         host.group.propose("grow").await.unwrap();
     }
     assert_eq!(host.counted().1, healed);
+    host.groups.shutdown();
+}
+
+#[tokio::test]
+async fn e6_the_log_stays_from_where_a_snapshot_is_being_made() {
+    let host = Host::start_with(true, |config| {
+        (config.log_trail_entries, config.log_keep_entries) = (10, 10);
+    });
+    let host = host.await;
+    let first = || host.group.status().first.get();
+    for _ in 0..50 {
+        host.group.propose("before").await.unwrap();
+    }
+    *host.behaviour.lock() = Behaviour::Endless;
+    let applied = host.group.status().applied.get();
+    let group = host.group.clone();
+    let asked = tokio::spawn(async move { group.snapshot().await });
+    let began = Instant::now();
+    while first() <= applied {
+        assert!(began.elapsed() < DEADLINE, "the log is not truncated: {:?}", host.group.status());
+        host.group.propose("meanwhile").await.unwrap();
+    }
+    // The log is looked at every ten ticks of 2 ms.
+    let reached = Instant::now();
+    while reached.elapsed() < Duration::from_millis(100) {
+        host.group.propose("meanwhile").await.unwrap();
+    }
+    let held = first();
+    *host.behaviour.lock() = Behaviour::Write;
+    let made = asked.await.unwrap().unwrap().index.get();
+    assert!(held <= made + 1, "a snapshot at {made} and a log from {held}");
+    while first() <= made + 1 {
+        assert!(began.elapsed() < DEADLINE, "the log stays: {:?}", host.group.status());
+        host.group.propose("after").await.unwrap();
+    }
     host.groups.shutdown();
 }
 

@@ -77,12 +77,12 @@ impl Trial {
         let mut config = GroupsConfig::new(NodeId::must(1));
         config.tick = tick;
         config.lease_margin = Some(tick * 3);
-        Plan { config, keeps: Keeps::Nothing }
+        Plan { config, keeps: Keeps::Nothing, others: true }
     }
 
     async fn make(&self, nodes: u64, plan: Plan) -> Result<Arc<World>, Unmet> {
         let nodes: Vec<_> = (1..=nodes).filter_map(NodeId::new).collect();
-        let tick = self.factory.tick();
+        let (tick, others) = (self.factory.tick(), plan.others);
         let cluster = self.factory.cluster(nodes.clone()).await;
         let world = Arc::new(World::new(cluster, nodes, plan));
         self.worlds.lock().push(Arc::clone(&world));
@@ -93,7 +93,9 @@ impl Trial {
         if self.scale.weather == Weather::Stormy && !world.links()?.trouble(storm) {
             return Err(Unmet("messages that are late or lost"));
         }
-        self.populate(&world).await;
+        if others {
+            self.populate(&world).await;
+        }
         Ok(world)
     }
 

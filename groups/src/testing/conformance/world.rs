@@ -32,6 +32,8 @@ pub struct Plan {
     pub config: GroupsConfig,
     /// What journals have after their host died.
     pub keeps: Keeps,
+    /// Whether there are other groups at work, as many as the scale says.
+    pub others: bool,
 }
 
 /// A cluster under test.
@@ -303,13 +305,16 @@ impl World {
         let one = |(node, replica): (NodeId, Group)| {
             let status = replica.status();
             format!(
-                "\n  {node:?}: {} of {:?}, leader {:?}, last {}, committed {}, applied {}, {}",
+                "\n  {node:?}: {} of {:?}, leader {:?}, log {} to {}, committed {}, applied {}, \
+                 snapshot {:?}, {}",
                 status.role.name(),
                 status.term,
                 status.leader.map(|hint| hint.node),
+                status.first,
                 status.last,
                 status.committed,
                 status.applied,
+                status.snapshot,
                 if status.serving { "serves" } else { "does not serve" },
             )
         };
@@ -380,10 +385,29 @@ impl World {
         commands
     }
 
+    /// Proposes commands until something that is not told otherwise comes to be.
+    pub async fn propose_until(&self, group: GroupId, what: &str, reached: impl Fn() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        for number in 0_u32.. {
+            if reached() {
+                return;
+            }
+            let late = Instant::now() >= deadline;
+            assert!(!late, "never came to be: {what}:{}", self.statuses(group));
+            self.propose(group, format!("until{number}")).await;
+        }
+    }
+
     /// Waits until every running replica applied what the leader has, and demands that all their
     /// journals are equal. Returns the commands.
     pub async fn settled(&self, group: GroupId) -> Vec<String> {
-        let last = self.propose(group, "settled").await.index;
+        let last = loop {
+            let leader = self.leader(group).await;
+            // Whether it takes effect twice does not matter.
+            if let Ok(applied) = answered("settling", leader.propose("settled")).await {
+                break applied.index;
+            }
+        };
         self.applied_everywhere(group, last).await;
         let mut texts = self.equal_texts(group);
         texts.retain(|text| text != "settled");

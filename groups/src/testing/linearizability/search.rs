@@ -139,7 +139,7 @@ impl<'a, M: Model> Search<'a, M> {
                 }
                 None => {
                     self.note_stuck();
-                    match self.take_back() {
+                    match self.take_back_change() {
                         Some(event) => self.after(event),
                         None => return Found::None,
                     }
@@ -202,6 +202,19 @@ impl<'a, M: Model> Search<'a, M> {
         }
         self.placed.push((event, std::mem::replace(&mut self.state, next)));
         true
+    }
+
+    /// Takes places away again up to the last that changed the state. What was answered and
+    /// changed nothing fits nowhere better than at the first place where it fits: nothing else
+    /// has to be tried there.
+    fn take_back_change(&mut self) -> Option<usize> {
+        loop {
+            let changed = self.placed.last().is_some_and(|(_, before)| *before != self.state);
+            let event = self.take_back()?;
+            if changed {
+                return Some(event);
+            }
+        }
     }
 
     /// Takes the last place away again.

@@ -1,6 +1,7 @@
 //! Clients: they propose and read, mostly where a leader is.
 
 use super::*;
+use crate::histories::{key_of, value_of};
 
 impl Cluster {
     pub(super) fn any_group(&mut self) -> GroupId {
@@ -82,8 +83,14 @@ impl Cluster {
         let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) else {
             return Ok(());
         };
-        process.reads.push(PendingRead { group, need, needed, answer });
+        let called = self.checks.histories.begin();
+        process.reads.push(PendingRead { group, need, called, needed, answer });
         self.input(id, Input::Read { group, request: ReadRequest { need, waiter } })
+    }
+
+    /// A key that was written lately.
+    fn key_to_read(&self) -> u64 {
+        key_of(self.next_command.saturating_sub(1 + self.now % 12))
     }
 
     /// A client reads under a lease, as a handle does: it looks at the published lease and the
@@ -95,14 +102,21 @@ impl Cluster {
         }
         let group = self.any_group();
         let needed = self.checks.highest_acknowledged(group);
+        let called = self.checks.histories.begin();
         for id in self.node_ids() {
             let node = &self.nodes[&id];
             let (clock, life) = (node.clock(self.now), node.life);
             let lease = node.process.as_ref().and_then(|process| process.leases.get(&group));
+            let core = node.process.as_ref().and_then(|process| process.core.group(group));
+            let committed = core.map_or(0, |core| core.status().committed.get());
             if lease.is_some_and(|lease| clock < lease.until) {
                 let pause = if self.chance.per_mille(20) { 2_000 } else { 3 };
                 let pause = self.chance.below(pause);
-                self.after(pause, Event::LeaseAnswer { node: id, life, group, needed });
+                let node = id;
+                self.after(
+                    pause,
+                    Event::LeaseAnswer { node, life, group, needed, called, committed },
+                );
             }
         }
         Ok(())
@@ -110,17 +124,26 @@ impl Cluster {
 
     pub(super) fn lease_answer(
         &mut self,
-        id: NodeId,
-        life: u64,
+        (id, life): (NodeId, u64),
         group: GroupId,
         needed: u64,
+        (called, committed): (u64, u64),
     ) -> Result<(), String> {
         if !self.is_running(id, life) {
+            return Ok(());
+        }
+        let process = self.nodes[&id].process.as_ref();
+        let core = process.and_then(|process| process.core.group(group));
+        if core.is_some_and(|core| core.status().applied.get() < committed) {
+            let node = id;
+            self.after(1, Event::LeaseAnswer { node, life, group, needed, called, committed });
             return Ok(());
         }
         let Some(disk) = self.nodes[&id].disks.get(&group) else { return Ok(()) };
         let commands = &disk.lock().unwrap().live.commands;
         let seen = commands.last().map_or(0, |(at, _)| at.index.get());
+        let key = self.key_to_read();
+        self.checks.histories.read(group, key, called, value_of(commands, key));
         self.checks.lease_reads += 1;
         self.checks
             .read(group, seen, needed)
@@ -134,18 +157,24 @@ impl Cluster {
         let mut answered = Vec::new();
         process.reads.retain_mut(|read| match read.answer.try_recv() {
             Ok(answer) => {
-                answered.push((read.group, read.need, read.needed, answer));
+                answered.push((read.group, read.need, read.needed, read.called, answer));
                 false
             }
             Err(oneshot::error::TryRecvError::Empty) => true,
             Err(oneshot::error::TryRecvError::Closed) => false,
         });
-        for (group, need, needed, answer) in answered {
+        for (group, need, needed, called, answer) in answered {
             let Ok(barrier) = answer else { continue };
             let by = |text| format!("{text}, asked of {id:?} by {need:?}");
             self.checks.read(group, barrier.read_index.get(), needed).map_err(by)?;
             if need != ReadNeed::Leadership {
                 self.checks.read(group, barrier.applied.get(), barrier.read_index.get())?;
+                if let Some(disk) = self.nodes[&id].disks.get(&group) {
+                    let commands = &disk.lock().unwrap().live.commands;
+                    let key = self.key_to_read();
+                    let value = value_of(commands, key);
+                    self.checks.histories.read(group, key, called, value);
+                }
             }
         }
         Ok(())

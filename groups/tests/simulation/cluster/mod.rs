@@ -152,20 +152,50 @@ impl Shape {
 
 /// Something that happens at a moment.
 enum Event {
-    Slot { node: NodeId, life: u64 },
-    Messages { from: NodeId, to: NodeId, messages: Vec<GroupMessage> },
-    LogStart { node: NodeId, life: u64 },
-    LogDone { node: NodeId, life: u64 },
-    Apply { node: NodeId, life: u64, group: GroupId },
-    SnapshotArrives { from: NodeId, from_life: u64, shipment: Box<SnapshotShipment> },
+    Slot {
+        node: NodeId,
+        life: u64,
+    },
+    Messages {
+        from: NodeId,
+        to: NodeId,
+        messages: Vec<GroupMessage>,
+    },
+    LogStart {
+        node: NodeId,
+        life: u64,
+    },
+    LogDone {
+        node: NodeId,
+        life: u64,
+    },
+    Apply {
+        node: NodeId,
+        life: u64,
+        group: GroupId,
+    },
+    SnapshotArrives {
+        from: NodeId,
+        from_life: u64,
+        shipment: Box<SnapshotShipment>,
+    },
     Load,
     Read,
     LeaseRead,
-    LeaseAnswer { node: NodeId, life: u64, group: GroupId, needed: u64 },
+    LeaseAnswer {
+        node: NodeId,
+        life: u64,
+        group: GroupId,
+        needed: u64,
+        called: u64,
+        committed: u64,
+    },
     Change,
     Transfer,
     Fault,
-    Restart { node: NodeId },
+    Restart {
+        node: NodeId,
+    },
     HealNetwork,
     Heartbeats,
 }
@@ -289,8 +319,8 @@ impl Cluster {
             Event::Load => self.load(),
             Event::Read => self.read(),
             Event::LeaseRead => self.lease_read(),
-            Event::LeaseAnswer { node, life, group, needed } => {
-                self.lease_answer(node, life, group, needed)
+            Event::LeaseAnswer { node, life, group, needed, called, committed } => {
+                self.lease_answer((node, life), group, needed, (called, committed))
             }
             Event::Change => self.change_something(),
             Event::Transfer => {

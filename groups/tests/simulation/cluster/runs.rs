@@ -53,7 +53,8 @@ impl Cluster {
         self.pass(15_000)?;
         self.write_to_every_group()?;
         self.pass(8_000)?;
-        self.every_replica_holds_the_same()
+        self.every_replica_holds_the_same()?;
+        self.checks.histories.check()
     }
 
     pub fn every_group_is_led_by_a_live_node(&self) -> Result<(), String> {

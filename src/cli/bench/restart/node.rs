@@ -1,10 +1,12 @@
 //! What a node does in the restart benchmark.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use shardhost::groups::ProposalSink;
 use shardhost::groups::clock::{Clock, SystemClock};
@@ -22,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Groups that are filled at a time.
 const FILLED_TOGETHER: usize = 256;
+/// Snapshots that are taken at a time.
+const TAKEN_TOGETHER: usize = 64;
 /// Bytes of a value.
 const VALUE_BYTES: usize = 16;
 
@@ -29,10 +33,11 @@ const VALUE_BYTES: usize = 16;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartOrder {
-    /// Write so many keys to every group that this node leads.
-    Fill { keys: u64, machine: MachineKind },
-    /// Wait until every group has a snapshot.
-    AwaitSnapshots,
+    /// Write these keys to every group that this node leads.
+    Fill { keys: Range<u64>, machine: MachineKind },
+    /// Make durable what the machines hold: what is on disk is flushed, of the others a snapshot
+    /// is taken.
+    MakeDurable,
     /// Write once to every group that this node leads, as soon as it does; `None`: to all.
     WriteOnce { groups: Option<Vec<u64>>, machine: MachineKind },
     /// Wait until every machine holds at least so many items; how many all hold together.
@@ -70,14 +75,17 @@ pub async fn carry_out(
     order: RestartOrder,
     own: NodeId,
     groups: &[Group],
-    machines: &Machines,
+    machines: &Arc<Machines>,
 ) -> anyhow::Result<RestartAnswer> {
     match order {
         RestartOrder::Fill { keys, machine } => {
-            Ok(RestartAnswer::Filled { acknowledged: fill(groups, keys, machine)? })
+            Ok(RestartAnswer::Filled { acknowledged: fill(groups, &keys, machine)? })
         }
-        RestartOrder::AwaitSnapshots => {
-            until(groups, "without a snapshot", |group| group.status().snapshot.is_some()).await?;
+        RestartOrder::MakeDurable => {
+            let machines = Arc::clone(machines);
+            if !tokio::task::spawn_blocking(move || machines.make_durable()).await?? {
+                take_snapshots(groups).await?;
+            }
             Ok(RestartAnswer::Done)
         }
         RestartOrder::WriteOnce { groups: wanted, machine } => {
@@ -102,19 +110,10 @@ pub fn now_ns() -> anyhow::Result<u64> {
     Ok(SystemClock.now().context("the clock cannot be read")?.get())
 }
 
-async fn until(
-    groups: &[Group],
-    trouble: &str,
-    done: impl Fn(&Group) -> bool,
-) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut open: Vec<&Group> = groups.iter().collect();
-    loop {
-        open.retain(|group| !done(group));
-        let Some(group) = open.first() else { return Ok(()) };
-        ensure!(Instant::now() < deadline, "{trouble}: {:?}", group.status());
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
+async fn take_snapshots(groups: &[Group]) -> anyhow::Result<()> {
+    let snapshots = stream::iter(groups).map(Group::snapshot).buffer_unordered(TAKEN_TOGETHER);
+    let taken = snapshots.try_for_each(|_| async { Ok(()) });
+    Ok(tokio::time::timeout(PATIENCE, taken).await.context("snapshots take too long")??)
 }
 
 fn command(machine: MachineKind, key: &str, value: &[u8]) -> Bytes {
@@ -124,19 +123,20 @@ fn command(machine: MachineKind, key: &str, value: &[u8]) -> Bytes {
     }
 }
 
-fn fill(groups: &[Group], keys: u64, machine: MachineKind) -> anyhow::Result<u64> {
+fn fill(groups: &[Group], keys: &Range<u64>, machine: MachineKind) -> anyhow::Result<u64> {
     let led: Vec<&Group> = groups.iter().filter(|group| group.status().serving).collect();
     let answers = Arc::new(Answers::default());
     let sink: Arc<dyn ProposalSink> = Arc::clone(&answers) as _;
     let value = |key: u64| key.to_be_bytes().repeat(VALUE_BYTES / 8);
+    let each = keys.end - keys.start;
     let deadline = Instant::now() + PATIENCE;
     for some in led.chunks(FILLED_TOGETHER) {
         for group in some {
-            let commands =
-                (0..keys).map(|key| (key, command(machine, &format!("key-{key:05}"), &value(key))));
+            let write = |key| (key, command(machine, &format!("key-{key:05}"), &value(key)));
+            let commands = keys.clone().map(write);
             group.submit(commands, &sink);
         }
-        let mut due = some.len() as u64 * keys;
+        let mut due = some.len() as u64 * each;
         let mut fresh = Vec::new();
         while due > 0 {
             ensure!(Instant::now() < deadline, "{due} writes were never answered");
@@ -145,7 +145,7 @@ fn fill(groups: &[Group], keys: u64, machine: MachineKind) -> anyhow::Result<u64
             due -= fresh.drain(..).count() as u64;
         }
     }
-    Ok(led.len() as u64 * keys)
+    Ok(led.len() as u64 * each)
 }
 
 async fn await_items(groups: &[Group], at_least: u64) -> anyhow::Result<u64> {

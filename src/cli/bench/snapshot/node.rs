@@ -164,6 +164,8 @@ impl SnapshotNode {
         config.workers = role.workers;
         config.apply_threads = role.apply_threads;
         config.snapshots.bytes_per_second = arguments.rate;
+        config.snapshot_files.bytes_per_second = arguments.rate;
+        config.snapshot_files.sync_bytes = arguments.sync;
         config.groups.log_keep_entries = LOG_KEEP_ENTRIES;
         config.groups.log_trail_entries = LOG_TRAIL_ENTRIES;
         let listener = role.listener.context("no listener")?;

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
-use shardhost_proto::peer::MessageKind;
 use shardhost_storage::{NodeId, Term};
 
 use super::super::world::{answered, eventually, reached};
 use super::super::{Leader, Outcome, Trial, World};
 use super::GROUP;
+use super::held::HeldTransfer;
 use crate::leadership::{GroupSelector, HookGuard, HookKind, LeadershipEvent, LossCause};
-use crate::testing::network::Fate;
 
 const ONLY: GroupSelector = GroupSelector::One(GROUP);
 const BOTH_KINDS: [HookKind; 2] = [HookKind::Dispatched, HookKind::Inline];
@@ -294,21 +293,13 @@ pub(super) async fn c7_a_transfer_is_told_when_it_is_done_and_not_when_it_begins
     trial: Trial,
 ) -> Outcome {
     let world = trial.world().await?;
-    let network = world.network()?;
     world.create(GROUP).await;
     let leader = world.leader(GROUP).await;
     let (told, _guards) = Told::listen(&world, HookKind::Dispatched);
     eventually("what is, is told", || told.words(leader.node) == ["acquired", "ready"]).await;
-    let tap = network.tap(|envelope| match envelope.kind() {
-        MessageKind::TimeoutNow => Fate::Hold,
-        _ => Fate::Deliver,
-    });
-    let handing_over = leader.clone();
-    let transfer = tokio::spawn(async move { handing_over.transfer_leadership(None).await });
-    eventually("the order to campaign is held", || tap.held() > 0).await;
+    let held = HeldTransfer::begin_at(&world, leader.clone(), None).await?;
     assert_eq!(told.events.lock().len(), 2, "the start of a transfer is told");
-    tap.release();
-    drop(answered("the transfer", transfer).await.expect("no panic"));
+    drop(held.release().await);
     let next = moved_from(&world, leader.node).await;
     eventually("lost here", || told.words(leader.node) == ["acquired", "ready", "lost"]).await;
     eventually("acquired there", || told.words(next.node) == ["acquired", "ready"]).await;

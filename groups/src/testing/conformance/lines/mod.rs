@@ -2,6 +2,7 @@
 
 mod barrier;
 mod groups;
+mod held;
 mod history;
 mod leadership;
 mod leases;

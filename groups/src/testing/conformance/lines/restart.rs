@@ -50,14 +50,8 @@ pub(super) async fn k2_a_stale_state_machine_is_restored(trial: Trial) -> Outcom
         plan.config.log_trail_entries = 10;
     };
     let (world, node) = with_commands(&trial, short).await?;
-    for number in 0_u32.. {
-        let first = world.replica(node, GROUP).status().first;
-        if first.get() > 20 {
-            break;
-        }
-        assert!(number < 10_000, "the log is never truncated:{}", world.statuses(GROUP));
-        world.propose(GROUP, format!("more{number}")).await;
-    }
+    let truncated = || world.replica(node, GROUP).status().first.get() > 20;
+    world.propose_until(GROUP, "the log is truncated", truncated).await;
     let before = world.journal(node, GROUP).contents();
     restart(&world, node).await;
     let journal = world.journal(node, GROUP);

@@ -4,37 +4,21 @@ use std::sync::Arc;
 
 use shardhost_proto::peer::MessageKind;
 use shardhost_storage::NodeId;
-use tokio::task::JoinHandle;
 
 use super::super::world::{answered, eventually, reached};
 use super::super::{Leader, Outcome, Trial, Unmet, World};
 use super::GROUP;
+use super::held::HeldTransfer;
 use crate::error::TransferError;
-use crate::handle::{Group, Transferred};
+use crate::handle::Group;
 use crate::membership::MembershipChange;
-use crate::testing::network::{Fate, Tap};
+use crate::testing::network::Fate;
 
 async fn with_leader(trial: &Trial) -> Result<(Arc<World>, Leader), Unmet> {
     let world = trial.world().await?;
     world.create(GROUP).await;
     let leader = world.leader(GROUP).await;
     Ok((world, leader))
-}
-
-/// A transfer whose order to campaign is held back.
-async fn held_transfer(
-    world: &World,
-    leader: &Leader,
-    to: Option<NodeId>,
-) -> Result<(Tap, JoinHandle<Result<Transferred, TransferError>>), Unmet> {
-    let tap = world.network()?.tap(|envelope| match envelope.kind() {
-        MessageKind::TimeoutNow => Fate::Hold,
-        _ => Fate::Deliver,
-    });
-    let group = Group::clone(leader);
-    let transfer = tokio::spawn(async move { group.transfer_leadership(to).await });
-    eventually("the order to campaign is held", || tap.held() > 0).await;
-    Ok((tap, transfer))
 }
 
 pub(super) async fn t1_a_transfer_is_done_when_the_old_leader_knows_the_next_one(
@@ -114,27 +98,35 @@ pub(super) async fn t4_a_transfer_waits_for_no_pending_change(trial: Trial) -> O
 }
 
 pub(super) async fn t5_the_same_target_joins_and_another_is_refused(trial: Trial) -> Outcome {
-    let (world, leader) = with_leader(&trial).await?;
-    let others = world.others(leader.node);
-    let (tap, first) = held_transfer(&world, &leader, Some(others[0])).await?;
-    let joined = [Some(others[0]), None].map(|to| {
-        let group = Group::clone(&leader);
-        tokio::spawn(async move { group.transfer_leadership(to).await })
-    });
-    let other = answered("another target", leader.transfer_leadership(Some(others[1]))).await;
-    assert_eq!(other, Err(TransferError::InProgress { group: GROUP, to: others[0] }));
-    assert_eq!(leader.status().transferring_to, Some(others[0]), "the first is undisturbed");
-    tap.release();
-    let outcome = answered("the transfer", first).await.expect("no panic");
-    for one in joined {
-        let one = answered("who joined", one).await.expect("no panic");
-        match (&outcome, one) {
-            (Ok(first), Ok(one)) => assert_eq!((first.to, first.term), (one.to, one.term)),
-            (Err(first), Err(one)) => assert_eq!(*first, one),
-            (first, one) => panic!("{first:?} and {one:?} of one transfer"),
+    let (world, _) = with_leader(&trial).await?;
+    loop {
+        let leader = world.leader(GROUP).await;
+        let others = world.others(leader.node);
+        let held = HeldTransfer::begin_at(&world, leader, Some(others[0])).await?;
+        let joined = [Some(others[0]), None].map(|to| {
+            let group = Group::clone(&held.leader);
+            tokio::spawn(async move { group.transfer_leadership(to).await })
+        });
+        let other = held.leader.transfer_leadership(Some(others[1]));
+        let other = answered("another target", other).await;
+        let undisturbed = held.leader.status().transferring_to == Some(others[0]);
+        let outcome = held.release().await;
+        if !undisturbed {
+            // It was given up before the others asked.
+            joined.iter().for_each(tokio::task::JoinHandle::abort);
+            continue;
         }
+        assert_eq!(other, Err(TransferError::InProgress { group: GROUP, to: others[0] }));
+        for one in joined {
+            let one = answered("who joined", one).await.expect("no panic");
+            match (&outcome, one) {
+                (Ok(first), Ok(one)) => assert_eq!((first.to, first.term), (one.to, one.term)),
+                (Err(first), Err(one)) => assert_eq!(*first, one),
+                (first, one) => panic!("{first:?} and {one:?} of one transfer"),
+            }
+        }
+        return Ok(());
     }
-    Ok(())
 }
 
 pub(super) async fn t6_only_fit_candidates_are_taken_in_their_order(trial: Trial) -> Outcome {
@@ -203,28 +195,32 @@ pub(super) async fn t8_an_abandoned_transfer_is_aborted_and_proposals_work_again
     trial: Trial,
 ) -> Outcome {
     let (world, leader) = with_leader(&trial).await?;
-    let (tap, transfer) = held_transfer(&world, &leader, None).await?;
-    let began = tokio::time::Instant::now();
-    let outcome = answered("the transfer", transfer).await.expect("no panic");
-    assert!(matches!(outcome, Err(TransferError::Aborted { .. })), "{outcome:?}");
-    // An election timeout, and what a busy machine needs.
-    assert!(began.elapsed() < world.election_timeout() * 10, "{:?}", began.elapsed());
+    let held = HeldTransfer::begin_at(&world, leader, None).await?;
+    let leader = held.leader.clone();
+    let outcome = held.lose().await;
+    let Err(TransferError::Aborted { after, .. }) = outcome else { panic!("{outcome:?}") };
+    // Counted in ticks, of which a busy machine has fewer.
+    assert!(after <= world.election_timeout() * 2, "given up only after {after:?}");
     assert_eq!(leader.status().transferring_to, None);
-    answered("a proposal", leader.propose("again")).await.expect("it leads on");
-    drop(tap);
+    world.propose(GROUP, "again").await;
     Ok(())
 }
 
 pub(super) async fn t11_a_transfer_goes_on_without_its_waiter(trial: Trial) -> Outcome {
-    let (world, leader) = with_leader(&trial).await?;
-    let target = world.others(leader.node)[0];
-    let (tap, transfer) = held_transfer(&world, &leader, Some(target)).await?;
-    transfer.abort();
-    drop(answered("the cancelled waiter", transfer).await);
-    assert_eq!(leader.status().transferring_to, Some(target), "the transfer is under way");
-    tap.release();
-    let over = |status: &crate::GroupStatus| status.transferring_to.is_none();
-    reached(&leader, "the transfer is over", over).await;
-    world.propose(GROUP, "somebody leads").await;
-    Ok(())
+    let (world, _) = with_leader(&trial).await?;
+    loop {
+        let leader = world.leader(GROUP).await;
+        let target = world.others(leader.node)[0];
+        let held = HeldTransfer::begin_at(&world, leader, Some(target)).await?;
+        held.task.abort();
+        eventually("the waiter is gone", || held.task.is_finished()).await;
+        let goes_on = held.leader.status().transferring_to == Some(target);
+        held.tap.release();
+        let over = |status: &crate::GroupStatus| status.transferring_to.is_none();
+        reached(&held.leader, "the transfer is over", over).await;
+        world.propose(GROUP, "somebody leads").await;
+        if goes_on {
+            return Ok(());
+        }
+    }
 }
