@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use shardhost_storage::{GroupId, LogIndex, NodeId, Term};
+use shardhost_storage::{GroupId, LogIndex, LogPosition, NodeId, Term};
 use tokio::time::Instant;
 
 use super::{Cluster, Disks, JournalDisk, Keeps, Links, Start, Unmet};
@@ -357,16 +357,65 @@ impl World {
         others
     }
 
-    /// Proposes a command to whoever leads, again as long as it surely took no effect.
+    /// Proposes a command that no journal holds yet to whoever leads, until it is applied, once.
     pub async fn propose(&self, group: GroupId, command: impl Into<Bytes>) -> Applied {
         let command = command.into();
         let deadline = Instant::now() + PATIENCE;
         loop {
             let leader = self.leader(group).await;
-            match leader.propose(command.clone()).await {
+            let error = match answered("a proposal", leader.propose(command.clone())).await {
                 Ok(applied) => return applied,
-                Err(error) if error.is_definite() && Instant::now() < deadline => pause().await,
-                Err(error) => panic!("{command:?}: {error}{}", self.statuses(group)),
+                Err(error) => error,
+            };
+            if !error.is_definite()
+                && let Some(position) = self.outcome_of(group, &command, leader.term).await
+            {
+                return Applied::new(position.index, position.term, Bytes::new());
+            }
+            let late = Instant::now() >= deadline;
+            assert!(!late, "{command:?}: {error}{}", self.statuses(group));
+            pause().await;
+        }
+    }
+
+    /// Where a command stands that was proposed in a term and whose outcome is unknown; `None`:
+    /// nowhere. The first entry of a later leader decides about everything before it.
+    async fn outcome_of(
+        &self,
+        group: GroupId,
+        command: &Bytes,
+        proposed_in: Term,
+    ) -> Option<LogPosition> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let leader = self.leader(group).await;
+            let contents = self.journal(leader.node, group).contents();
+            let found = contents.commands.iter().find(|(_, held)| held == command);
+            if let Some((position, _)) = found {
+                return Some(*position);
+            }
+            // It serves, so it applied that entry before we looked.
+            if leader.term > proposed_in {
+                return None;
+            }
+            let late = Instant::now() >= deadline;
+            assert!(!late, "{command:?} stays unknown:{}", self.statuses(group));
+            pause().await;
+        }
+    }
+
+    /// Proposes a command to whoever leads until it is applied, however often. Returns where it
+    /// stands at last.
+    pub async fn nudge(&self, group: GroupId, command: &'static str) -> LogIndex {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let leader = self.leader(group).await;
+            match answered("a proposal", leader.propose(command)).await {
+                Ok(applied) => return applied.index,
+                Err(error) => {
+                    let late = Instant::now() >= deadline;
+                    assert!(!late, "{command:?}: {error}{}", self.statuses(group));
+                }
             }
         }
     }
@@ -401,13 +450,7 @@ impl World {
     /// Waits until every running replica applied what the leader has, and demands that all their
     /// journals are equal. Returns the commands.
     pub async fn settled(&self, group: GroupId) -> Vec<String> {
-        let last = loop {
-            let leader = self.leader(group).await;
-            // Whether it takes effect twice does not matter.
-            if let Ok(applied) = answered("settling", leader.propose("settled")).await {
-                break applied.index;
-            }
-        };
+        let last = self.nudge(group, "settled").await;
         self.applied_everywhere(group, last).await;
         let mut texts = self.equal_texts(group);
         texts.retain(|text| text != "settled");

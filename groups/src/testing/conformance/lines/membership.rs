@@ -60,7 +60,7 @@ fn nodes_of(members: impl Iterator<Item = (ReplicaId, NodeId)>) -> Vec<NodeId> {
 
 /// Waits until the replica on a node has what the group has.
 async fn level(world: &World, node: NodeId) {
-    let written = world.propose(GROUP, "level").await.index;
+    let written = world.nudge(GROUP, "level").await;
     eventually("its replica exists", || world.host(node).group(GROUP).is_some()).await;
     let replica = world.replica(node, GROUP);
     reached(&replica, "it has everything", |status| status.applied >= written).await;

@@ -46,7 +46,7 @@ async fn write_until_truncated(world: &World, index: LogIndex) {
 }
 
 async fn level(world: &World, node: NodeId) {
-    let written = world.propose(GROUP, "level").await.index;
+    let written = world.nudge(GROUP, "level").await;
     let replica = world.replica(node, GROUP);
     reached(&replica, "it has everything", |status| status.applied >= written).await;
 }

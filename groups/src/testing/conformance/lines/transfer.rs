@@ -27,7 +27,7 @@ pub(super) async fn t1_a_transfer_is_done_when_the_old_leader_knows_the_next_one
     let (world, _) = with_leader(&trial).await?;
     for _ in 0..4 {
         let leader = world.leader(GROUP).await;
-        world.applied_everywhere(GROUP, world.propose(GROUP, "level").await.index).await;
+        world.applied_everywhere(GROUP, world.nudge(GROUP, "level").await).await;
         let target = world.others(leader.node)[0];
         match answered("the transfer", leader.transfer_leadership(Some(target))).await {
             Ok(moved) => {
@@ -218,7 +218,7 @@ pub(super) async fn t11_a_transfer_goes_on_without_its_waiter(trial: Trial) -> O
         held.tap.release();
         let over = |status: &crate::GroupStatus| status.transferring_to.is_none();
         reached(&held.leader, "the transfer is over", over).await;
-        world.propose(GROUP, "somebody leads").await;
+        world.nudge(GROUP, "somebody leads").await;
         if goes_on {
             return Ok(());
         }
