@@ -1,6 +1,11 @@
 //! The suite of what a group promises, on hosts in memory.
 
-use shardhost_groups::testing::conformance::{InMemory, Scale, lines, run};
+mod sabotage;
+
+use shardhost_groups::config::KnownBugs;
+use shardhost_groups::testing::conformance::{InMemory, Scale, Shown, lines, run};
+
+use sabotage::Sabotage;
 
 shardhost_groups::conformance_tests!(
     InMemory::new(),
@@ -49,5 +54,30 @@ fn the_page_of_promises_names_every_line() {
     let named = column.flat_map(|column| column.split('`').skip(1).step_by(2));
     for name in named {
         assert!(lines().iter().any(|line| line.name == name), "{name} is no line of the suite");
+    }
+}
+
+/// Hosts that break one promise, and the line that must notice.
+#[test]
+fn the_suite_notices_what_is_broken() {
+    let bugs = |set: fn(&mut KnownBugs)| {
+        let mut bugs = KnownBugs::default();
+        set(&mut bugs);
+        Sabotage { bugs, ..Sabotage::default() }
+    };
+    let broken = [
+        (Sabotage { syncs_lie: true, ..Sabotage::default() }, "p2_what_was_acknowledged_survives"),
+        (Sabotage { no_orders: true, ..Sabotage::default() }, "t1_"),
+        (Sabotage { deaf_learners: true, ..Sabotage::default() }, "m1_"),
+        (bugs(|bugs| bugs.waiter_by_index = true), "p8_"),
+        (bugs(|bugs| bugs.lease_in_transfer = true), "l8_"),
+    ];
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for (sabotage, name) in broken {
+        let line = lines().iter().filter(|line| line.name.starts_with(name));
+        let what = format!("{sabotage:?}");
+        let report = runtime.block_on(run(sabotage, Scale::three(), line));
+        let noticed = matches!(report.lines(), [(_, Shown::Broken(_))]);
+        assert!(noticed, "{name} does not notice {what}: {report}");
     }
 }

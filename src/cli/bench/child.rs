@@ -13,10 +13,9 @@ use shardhost::{Group, Host, NodeId, Shutdown};
 use super::hosting::{self, Hosted, Machines, Setup, TimedLog};
 use super::nodes::{Answer, Order, Usage};
 use super::process::{cpu_time, resident_bytes};
-use super::restart::{self, RestartOrder};
 use super::snapshot::SnapshotNode;
 use super::stall::StallNode;
-use super::{read, write};
+use super::{read, restart, write};
 
 /// How long groups may take to be led or to sleep.
 const PATIENCE: Duration = Duration::from_secs(110);
@@ -198,9 +197,6 @@ impl Running {
                 Ok(Answer::Stall(Box::new(answer)))
             }
             Order::Restart(order) => {
-                if matches!(order, RestartOrder::Fill { .. }) {
-                    self.until_serving().await?;
-                }
                 let (machines, _) = self.parts.as_ref().context("a server cannot do that")?;
                 let own = self.host.node_id();
                 let answer = restart::carry_out(order, own, &self.groups, machines).await?;

@@ -54,6 +54,8 @@ pub struct RestartArguments {
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(320);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(50);
 const NODES: u64 = 3;
 
 /// Runs the benchmark and reports.
@@ -62,7 +64,7 @@ pub async fn run(arguments: &RestartArguments) -> anyhow::Result<()> {
     let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
     let mut bench = Bench::start(arguments, &directory).await?;
     let filling = Instant::now();
-    bench.fill().await?;
+    let uncertain = bench.fill().await?;
     let seconds_to_fill = filling.elapsed().as_secs_f64();
     bench.nodes.kill().await?;
 
@@ -70,7 +72,7 @@ pub async fn run(arguments: &RestartArguments) -> anyhow::Result<()> {
     let mut bench = Bench::start(arguments, &directory).await?;
     let opened = now_ns()?;
     let back = bench.write_once().await?;
-    let items = bench.items(&back).await?;
+    let items = bench.items(uncertain, &back).await?;
     let seen = bench.seen().await?;
     bench.nodes.end().await?;
     check(arguments, &seen)?;
@@ -136,28 +138,42 @@ impl<'a> Bench<'a> {
         answers.collect()
     }
 
-    async fn fill(&mut self) -> anyhow::Result<()> {
-        self.nodes.all(&Order::AwaitLeaders, PATIENCE).await?;
-        self.nodes.all(&Order::Spread, PATIENCE).await?;
+    /// Fills every group, makes that durable in the machines, and writes some more. Returns how
+    /// many writes may have taken effect beside those.
+    async fn fill(&mut self) -> anyhow::Result<u64> {
         self.nodes.all(&Order::AwaitLeaders, PATIENCE).await?;
         let (keys, tail) = (self.arguments.keys, self.arguments.tail);
-        self.write(0..keys).await?;
+        let mut uncertain = self.write(0..keys).await?;
         self.all(RestartOrder::AwaitItems { at_least: keys }).await?;
         self.all(RestartOrder::MakeDurable).await?;
-        self.write(keys..keys + tail).await
+        uncertain += self.write(keys..keys + tail).await?;
+        Ok(uncertain)
     }
 
-    async fn write(&mut self, keys: Range<u64>) -> anyhow::Result<()> {
-        let wanted = self.arguments.groups * (keys.end - keys.start);
-        let mut acknowledged = 0;
+    /// Writes these keys to every group, wherever it is led.
+    async fn write(&mut self, keys: Range<u64>) -> anyhow::Result<u64> {
         let machine = self.arguments.machine;
-        for answer in self.all(RestartOrder::Fill { keys, machine }).await? {
-            if let RestartAnswer::Filled { acknowledged: some } = answer {
-                acknowledged += some;
+        let mut missing: BTreeSet<u64> = (1..=self.arguments.groups).collect();
+        let mut uncertain = 0;
+        let deadline = Instant::now() + PATIENCE;
+        while !missing.is_empty() {
+            ensure!(Instant::now() < deadline, "{} groups are not filled", missing.len());
+            let groups = self.only(&missing);
+            let keys = keys.clone();
+            for answer in self.all(RestartOrder::Fill { groups, keys, machine }).await? {
+                let RestartAnswer::Filled { groups, uncertain: more } = answer else { continue };
+                uncertain += more;
+                missing.retain(|group| groups.binary_search(group).is_err());
             }
+            tokio::time::sleep(PAUSE).await;
         }
-        ensure!(acknowledged == wanted, "{acknowledged} writes were taken, not {wanted}");
-        Ok(())
+        Ok(uncertain)
+    }
+
+    /// The groups that an order is about; `None`: all.
+    fn only(&self, groups: &BTreeSet<u64>) -> Option<Vec<u64>> {
+        let all = groups.len() as u64 == self.arguments.groups;
+        (!all).then(|| groups.iter().copied().collect())
     }
 
     /// Writes to every group once; says when the last one was led and written.
@@ -169,8 +185,7 @@ impl<'a> Bench<'a> {
         // A second time only for groups whose leadership moved meanwhile.
         while !missing.is_empty() {
             ensure!(Instant::now() < deadline, "{} groups took no write", missing.len());
-            let again = !all.groups.is_empty();
-            let groups = again.then(|| missing.iter().copied().collect());
+            let groups = self.only(&missing);
             for answer in self.all(RestartOrder::WriteOnce { groups, machine }).await? {
                 let RestartAnswer::WrittenOnce(one) = answer else { continue };
                 all.led_ns = all.led_ns.max(one.led_ns);
@@ -186,7 +201,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Waits until every machine holds all that was written, and nothing more than that.
-    async fn items(&mut self, back: &WrittenOnce) -> anyhow::Result<u64> {
+    async fn items(&mut self, uncertain: u64, back: &WrittenOnce) -> anyhow::Result<u64> {
         let each = self.arguments.keys + self.arguments.tail + 1;
         let mut items = 0;
         for answer in self.all(RestartOrder::AwaitItems { at_least: each }).await? {
@@ -197,7 +212,7 @@ impl<'a> Bench<'a> {
         let least = NODES * self.arguments.groups * each;
         // A write that was sent again may count twice where commands are counted.
         let again = (back.groups.len() as u64).saturating_sub(self.arguments.groups);
-        let most = least + NODES * (back.uncertain + again);
+        let most = least + NODES * (uncertain + back.uncertain + again);
         ensure!((least..=most).contains(&items), "{items} items, not {least} to {most}");
         Ok(items)
     }

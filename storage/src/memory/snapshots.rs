@@ -166,7 +166,8 @@ impl Inner {
         let kept = self.kept.get(&(group, position));
         let kept = kept.ok_or(SnapshotError::Missing { group, position })?;
         let (bytes, rest) = (kept.bytes.clone(), kept.bytes.clone());
-        Ok((Reader { bytes, rest, crc: kept.crc, found: Some(Hasher::new()) }, kept))
+        let (of, crc) = ((group, position), kept.crc);
+        Ok((Reader { of, bytes, rest, crc, found: Some(Hasher::new()) }, kept))
     }
 }
 
@@ -298,6 +299,7 @@ impl Drop for Writer {
 }
 
 struct Reader {
+    of: (GroupId, LogPosition),
     bytes: Bytes,
     rest: Bytes,
     crc: u32,
@@ -312,8 +314,9 @@ impl Read for Reader {
         if let Some(found) = &mut self.found {
             found.update(&out[..count]);
             if count == 0 && !out.is_empty() {
+                let (group, position) = self.of;
                 compare(self.crc, found.clone().finalize())
-                    .map_err(|message| io::Error::new(io::ErrorKind::InvalidData, message))?;
+                    .map_err(|message| SnapshotError::Corrupt { group, position, message })?;
             }
         }
         Ok(count)

@@ -141,6 +141,9 @@ pub enum DiskFault {
     LogWrite,
     /// Snapshots find no space, until healed.
     NoSpaceForSnapshots,
+    /// Syncs of the log do nothing and say that all is well, until healed. No host survives this:
+    /// it shows that a test would notice a loss.
+    LyingSyncs,
     /// A snapshot that is kept is damaged, for good.
     DamagedSnapshot(GroupId, LogPosition),
 }

@@ -179,6 +179,7 @@ impl Disks for MemoryCluster {
         let Some(place) = nodes.get(&node) else { return false };
         match fault {
             DiskFault::LogWrite => place.store.inject(StoreFault::Write),
+            DiskFault::LyingSyncs => place.store.inject(StoreFault::LyingSync),
             DiskFault::NoSpaceForSnapshots => place.snapshots.inject(SnapshotFault::NoSpace),
             DiskFault::DamagedSnapshot(group, at) => return place.snapshots.corrupt(group, at),
         }

@@ -183,8 +183,18 @@ pub fn demand(name: &str, factory: impl Factory, skipped: &[&str]) {
 /// expression makes a [`Factory`] for each. Lines that need what the factory cannot do must be
 /// named, so that nobody takes them for shown:
 ///
-/// ```ignore
-/// shardhost_groups::conformance_tests!(Mine::new(), skipped: [p2_what_was_acknowledged_survives_the_kill_of_every_node]);
+/// ```
+/// mod conformance {
+///     use shardhost_groups::testing::conformance::InMemory;
+///
+///     shardhost_groups::conformance_tests!(
+///         InMemory::new(),
+///         skipped: [
+///             g7_the_data_of_another_node_is_refused,
+///             x4_a_node_is_followed_to_another_address,
+///         ]
+///     );
+/// }
 /// ```
 #[macro_export]
 macro_rules! conformance_tests {

@@ -203,16 +203,16 @@ impl State {
                     continue;
                 }
             }
-            if let Err(message) = self.put(from, to, lane, message, now) {
-                let replica = ReplicaId::new(message.to_replica);
-                let lost = replica.map(|replica| (GroupId::new(message.group), replica));
-                unreachable.entry(to).or_default().extend(lost);
+            let replica = ReplicaId::new(message.to_replica);
+            let addressed = replica.map(|replica| (GroupId::new(message.group), replica));
+            if !self.put(from, to, lane, message, now) {
+                unreachable.entry(to).or_default().extend(addressed);
             }
         }
         unreachable
     }
 
-    /// Puts a message on its way. It comes back when it is known that it will not arrive.
+    /// Puts a message on its way. `false`: its sender knows that it will not arrive.
     pub(super) fn put(
         &mut self,
         from: NodeId,
@@ -220,21 +220,21 @@ impl State {
         lane: Lane,
         message: GroupMessage,
         now: Instant,
-    ) -> Result<(), GroupMessage> {
+    ) -> bool {
         if !self.reaches(from, to) {
             self.stats.lost += 1;
-            return Err(message);
+            return false;
         }
         if self.draw(1_000) < u64::from(self.trouble.lost_of_1000) {
             self.stats.lost += 1;
-            return Ok(());
+            return true;
         }
         let late = self.draw_duration(self.trouble.late_by);
         let takes = self.transmission(lane, &message);
         let queue = self.queues.entry((from, to, lane)).or_default();
         if queue.waiting >= MAX_LANE_MESSAGES {
             self.stats.refused += 1;
-            return Err(message);
+            return false;
         }
         let start = queue.last.map_or(now, |last| last.max(now));
         let due = (start + takes).max(now + late);
@@ -242,7 +242,7 @@ impl State {
         queue.last = Some(due);
         self.sequence += 1;
         self.packets.insert((due, self.sequence), Packet { from, to, lane, message });
-        Ok(())
+        true
     }
 
     /// How long a message occupies its lane.

@@ -92,7 +92,7 @@ impl Tap {
             match one {
                 Held::Message { from, to, lane, message } => {
                     // Who sent it does not hear of it: it may have forgotten it long ago.
-                    drop(state.put(from, to, lane, message, now));
+                    let _on_its_way = state.put(from, to, lane, message, now);
                 }
                 Held::Shipment(shipment) => self.wire.shipments.put(shipment),
             }

@@ -287,7 +287,8 @@ fn a_snapshot_is_copied_and_both_ends_are_told() {
 #[test]
 fn a_shipment_fails_when_it_cannot_arrive_or_is_not_wanted() {
     let failed = Event::Shipped(ShipmentOutcome::Failed);
-    let troubles: [(&str, fn(&Network, &Host, &Host)); 5] = [
+    type Cause = fn(&Network, &Host, &Host);
+    let troubles: [(&str, Cause); 5] = [
         ("a cut link", |network, _, _| network.cut_one_way(node(1), node(2))),
         ("a dead receiver", |_, _, two| two.port.detach()),
         ("a full disk", |_, _, two| two.snapshots.inject(SnapshotFault::NoSpace)),

@@ -1,5 +1,6 @@
 //! What a node does in the restart benchmark.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,12 +34,12 @@ const VALUE_BYTES: usize = 16;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartOrder {
-    /// Write these keys to every group that this node leads.
-    Fill { keys: Range<u64>, machine: MachineKind },
+    /// Write these keys to those of the groups that this node leads; `None`: of all.
+    Fill { groups: Option<Vec<u64>>, keys: Range<u64>, machine: MachineKind },
     /// Make durable what the machines hold: what is on disk is flushed, of the others a snapshot
     /// is taken.
     MakeDurable,
-    /// Write once to every group that this node leads, as soon as it does; `None`: to all.
+    /// Write once to those of the groups that this node leads, as soon as it does; `None`: of all.
     WriteOnce { groups: Option<Vec<u64>>, machine: MachineKind },
     /// Wait until every machine holds at least so many items; how many all hold together.
     AwaitItems { at_least: u64 },
@@ -51,9 +52,15 @@ pub enum RestartOrder {
 #[serde(rename_all = "kebab-case")]
 pub enum RestartAnswer {
     Done,
-    Filled { acknowledged: u64 },
+    /// Which groups took everything, and how many writes to others may have taken effect.
+    Filled {
+        groups: Vec<u64>,
+        uncertain: u64,
+    },
     WrittenOnce(WrittenOnce),
-    Items { items: u64 },
+    Items {
+        items: u64,
+    },
     Seen(Seen),
 }
 
@@ -78,8 +85,9 @@ pub async fn carry_out(
     machines: &Arc<Machines>,
 ) -> anyhow::Result<RestartAnswer> {
     match order {
-        RestartOrder::Fill { keys, machine } => {
-            Ok(RestartAnswer::Filled { acknowledged: fill(groups, &keys, machine)? })
+        RestartOrder::Fill { groups: wanted, keys, machine } => {
+            let (groups, uncertain) = fill(&select(groups, wanted.as_deref()), &keys, machine)?;
+            Ok(RestartAnswer::Filled { groups, uncertain })
         }
         RestartOrder::MakeDurable => {
             let machines = Arc::clone(machines);
@@ -89,10 +97,7 @@ pub async fn carry_out(
             Ok(RestartAnswer::Done)
         }
         RestartOrder::WriteOnce { groups: wanted, machine } => {
-            let wanted = |group: &&Group| {
-                wanted.as_ref().is_none_or(|wanted| wanted.contains(&group.id().get()))
-            };
-            let groups: Vec<&Group> = groups.iter().filter(wanted).collect();
+            let groups = select(groups, wanted.as_deref());
             Ok(RestartAnswer::WrittenOnce(OnceWriter::new(own, groups, machine).run()?))
         }
         RestartOrder::AwaitItems { at_least } => {
@@ -123,29 +128,51 @@ fn command(machine: MachineKind, key: &str, value: &[u8]) -> Bytes {
     }
 }
 
-fn fill(groups: &[Group], keys: &Range<u64>, machine: MachineKind) -> anyhow::Result<u64> {
-    let led: Vec<&Group> = groups.iter().filter(|group| group.status().serving).collect();
+/// The groups that are wanted; `None`: all.
+fn select<'a>(groups: &'a [Group], wanted: Option<&[u64]>) -> Vec<&'a Group> {
+    let wanted: Option<BTreeSet<u64>> = wanted.map(|wanted| wanted.iter().copied().collect());
+    let is_wanted =
+        |group: &&Group| wanted.as_ref().is_none_or(|wanted| wanted.contains(&group.id().get()));
+    groups.iter().filter(is_wanted).collect()
+}
+
+/// Writes everything to each group that is led here. Returns those that took all of it, and how
+/// many writes the others may have taken.
+fn fill(
+    groups: &[&Group],
+    keys: &Range<u64>,
+    machine: MachineKind,
+) -> anyhow::Result<(Vec<u64>, u64)> {
+    let led: Vec<&Group> = groups.iter().copied().filter(|g| g.status().serving).collect();
     let answers = Arc::new(Answers::default());
     let sink: Arc<dyn ProposalSink> = Arc::clone(&answers) as _;
-    let value = |key: u64| key.to_be_bytes().repeat(VALUE_BYTES / 8);
     let each = keys.end - keys.start;
+    let mut taken = vec![0; led.len()];
     let deadline = Instant::now() + PATIENCE;
-    for some in led.chunks(FILLED_TOGETHER) {
-        for group in some {
-            let write = |key| (key, command(machine, &format!("key-{key:05}"), &value(key)));
-            let commands = keys.clone().map(write);
-            group.submit(commands, &sink);
-        }
+    for first in (0..led.len()).step_by(FILLED_TOGETHER) {
+        let some = first..led.len().min(first + FILLED_TOGETHER);
         let mut due = some.len() as u64 * each;
+        for place in some {
+            let write = |key: u64| {
+                let value = key.to_be_bytes().repeat(VALUE_BYTES / 8);
+                (place as u64, command(machine, &format!("key-{key:05}"), &value))
+            };
+            led[place].submit(keys.clone().map(write), &sink);
+        }
         let mut fresh = Vec::new();
         while due > 0 {
             ensure!(Instant::now() < deadline, "{due} writes were never answered");
             answers.take(&mut fresh, deadline);
-            ensure!(fresh.iter().all(|(_, taken)| *taken), "a write was refused");
-            due -= fresh.drain(..).count() as u64;
+            for (place, is_taken) in fresh.drain(..) {
+                due -= 1;
+                taken[usize::try_from(place)?] += u64::from(is_taken);
+            }
         }
     }
-    Ok(led.len() as u64 * each)
+    let (full, part): (Vec<_>, Vec<_>) =
+        led.iter().zip(taken).partition(|(_, taken)| *taken == each);
+    let full = full.into_iter().map(|(group, _)| group.id().get()).collect();
+    Ok((full, part.len() as u64 * each))
 }
 
 async fn await_items(groups: &[Group], at_least: u64) -> anyhow::Result<u64> {
