@@ -201,13 +201,13 @@ async fn a_dead_member_is_replaced_while_its_group_takes_writes() {
     cluster.stop(victim).await;
     let request = ReplaceMemberRequest {
         group: TABLE,
-        old_node: u64::from(victim),
+        old_node: victim,
         new_node: 4,
         expect: Some(0),
         timeout_ms: 30_000,
     };
     let (leader, _) = cluster.leader(TABLE).await;
-    cluster.admin(leader).await.replace_member(request.clone()).await.unwrap();
+    cluster.admin(leader).await.replace_member(request).await.unwrap();
     let twice = cluster.admin(leader).await.replace_member(request).await.unwrap_err();
     let reasons = ["WRONG_CONFIG", "ADDITION_IN_PROGRESS", "CONFIG_CHANGE_PENDING"];
     assert!(reasons.contains(&&*reason(&twice)), "{twice:?}");

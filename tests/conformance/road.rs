@@ -111,8 +111,7 @@ async fn one_way(
     mut to: impl AsyncWriteExt + Unpin,
 ) {
     let mut chunk = vec![0; CHUNK_BYTES];
-    loop {
-        let Ok(count @ 1..) = from.read(&mut chunk).await else { break };
+    while let Ok(count @ 1..) = from.read(&mut chunk).await {
         let (rate, late_by) = {
             let state = shared.state.lock();
             (state.bytes_per_second, state.late_by)

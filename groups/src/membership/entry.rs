@@ -159,6 +159,10 @@ mod tests {
         }
     }
 
+    fn conf_state(voters: &[u64]) -> eraftpb::ConfState {
+        eraftpb::ConfState { voters: voters.to_vec(), ..eraftpb::ConfState::default() }
+    }
+
     #[test]
     fn an_entry_is_read_as_it_was_written() {
         let one = ConfigEntry {
@@ -215,8 +219,7 @@ mod tests {
     #[test]
     fn a_joint_change_names_everybody_who_has_a_part() {
         let before = Membership::initial([1, 2, 3].map(NodeId::must));
-        let mut state = eraftpb::ConfState::default();
-        state.voters = vec![2, 3, 4];
+        let mut state = conf_state(&[2, 3, 4]);
         state.voters_outgoing = vec![1, 2, 3];
         let after = joint().apply(&before, &state, LogIndex::new(12)).unwrap();
         assert!(after.is_joint());
@@ -236,8 +239,6 @@ mod tests {
     #[test]
     fn a_member_without_a_known_node_cannot_be() {
         let before = Membership::initial([1, 2, 3].map(NodeId::must));
-        let mut state = eraftpb::ConfState::default();
-        state.voters = vec![1, 2, 9];
-        assert_eq!(joint().apply(&before, &state, LogIndex::new(1)), None);
+        assert_eq!(joint().apply(&before, &conf_state(&[1, 2, 9]), LogIndex::new(1)), None);
     }
 }

@@ -75,7 +75,7 @@ pub async fn run(arguments: &RestartArguments) -> anyhow::Result<()> {
     let items = bench.items(uncertain, &back).await?;
     let seen = bench.seen().await?;
     bench.nodes.end().await?;
-    check(arguments, &seen)?;
+    check(arguments, uncertain, &seen)?;
 
     let seconds = |moment: u64| Duration::from_nanos(moment.saturating_sub(began)).as_secs_f64();
     let figures = json!({
@@ -98,9 +98,9 @@ pub async fn run(arguments: &RestartArguments) -> anyhow::Result<()> {
 }
 
 /// Nothing that a machine held was applied to it, and so nothing twice.
-fn check(arguments: &RestartArguments, seen: &Seen) -> anyhow::Result<()> {
+fn check(arguments: &RestartArguments, uncertain: u64, seen: &Seen) -> anyhow::Result<()> {
     ensure!(seen.twice == 0, "{} entries were given to machines that held them", seen.twice);
-    let lacked = NODES * arguments.groups * arguments.tail;
+    let lacked = NODES * (arguments.groups * arguments.tail + uncertain);
     let on_disk = arguments.machine == MachineKind::Table;
     ensure!(
         !on_disk || seen.replayed <= lacked,

@@ -113,13 +113,15 @@ pub fn print(
     Ok(())
 }
 
+/// The writes of one kind of a lap.
+type Pick = fn(&Lap) -> &Written;
+
 /// Writes and their latency in a phase.
 fn written(figures: &mut Map<String, Value>, phase: &str, laps: &[Lap]) {
     let seconds = laps.iter().map(|lap| lap.seconds).fold(0.001, f64::max);
     let cores = laps.iter().map(|lap| lap.cpu_seconds).sum::<f64>() / seconds;
     figures.insert(format!("sender_cores_{phase}"), json!(cores));
-    let kinds: [(&str, fn(&Lap) -> &Written); 2] =
-        [("large", |lap| &lap.large), ("small", |lap| &lap.small)];
+    let kinds: [(&str, Pick); 2] = [("large", |lap| &lap.large), ("small", |lap| &lap.small)];
     for (kind, pick) in kinds {
         let all: Vec<&Written> = laps.iter().map(pick).collect();
         let acknowledged: u64 = all.iter().map(|written| written.acknowledged).sum();
