@@ -284,7 +284,10 @@ fn a_snapshot_whose_connection_breaks_goes_on_where_it_broke() {
     assert!(kept(&two.snapshots) == content(size));
     assert_eq!(proxy.breaks_left(), 0);
     assert_eq!(one.transport.stats().snapshots_resumed, 2);
-    assert_eq!(refusals(&two, SnapshotRefusal::Broken), 2);
+    // The next stream may come before it shows that the one before is dead.
+    let broken = refusals(&two, SnapshotRefusal::Broken);
+    let superseded = refusals(&two, SnapshotRefusal::Superseded);
+    assert_eq!(broken + superseded, 2, "{:?}", two.transport.stats());
     assert_eq!(two.transport.stats().snapshot_bytes_received, size as u64, "no byte came twice");
     assert_eq!(two.recorder.read(|told| told.arrived.len()), 1);
 }

@@ -1,5 +1,8 @@
 //! Hosts in memory that break a promise, to show that the suite notices.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use futures::future::BoxFuture;
 use shardhost_groups::Groups;
 use shardhost_groups::config::KnownBugs;
@@ -7,45 +10,48 @@ use shardhost_groups::storage::NodeId;
 use shardhost_groups::testing::conformance::{
     Cluster, DiskFault, Disks, Factory, InMemory, Links, Start,
 };
-use shardhost_groups::testing::network::{Fate, Network, Tap};
+use shardhost_groups::testing::network::{Envelope, Fate, Network, Tap};
 use shardhost_proto::peer::MessageKind;
 
 /// What is broken.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sabotage {
     pub bugs: KnownBugs,
+    /// Syncs do nothing, from when a group is led.
     pub syncs_lie: bool,
     /// Orders to campaign never arrive.
     pub no_orders: bool,
-    /// The last node never hears that it was invited.
-    pub deaf_learners: bool,
 }
 
 struct SabotagedCluster {
-    inner: Box<dyn Cluster>,
+    inner: Arc<dyn Cluster>,
     sabotage: Sabotage,
-    _taps: Vec<Tap>,
+    _tap: Option<Tap>,
 }
 
 impl Factory for Sabotage {
     fn cluster(&self, nodes: Vec<NodeId>) -> BoxFuture<'_, Box<dyn Cluster>> {
         let sabotage = *self;
         Box::pin(async move {
-            let inner = InMemory::new().cluster(nodes).await;
+            let inner: Arc<dyn Cluster> = InMemory::new().cluster(nodes).await.into();
             let network = inner.network().expect("hosts in memory have one");
-            let lost =
-                |kind: MessageKind, active: bool| {
-                    active.then(|| {
-                        network.tap(move |envelope| {
-                            if envelope.kind() == kind { Fate::Lose } else { Fate::Deliver }
-                        })
-                    })
-                };
-            let orders = lost(MessageKind::TimeoutNow, sabotage.no_orders);
-            let invitations = lost(MessageKind::Invite, sabotage.deaf_learners);
-            let taps = orders.into_iter().chain(invitations).collect();
-            Box::new(SabotagedCluster { inner, sabotage, _taps: taps }) as Box<dyn Cluster>
+            let lose = |envelope: &Envelope<'_>| match envelope.kind() {
+                MessageKind::TimeoutNow => Fate::Lose,
+                _ => Fate::Deliver,
+            };
+            let tap = sabotage.no_orders.then(|| network.tap(lose));
+            Box::new(SabotagedCluster { inner, sabotage, _tap: tap }) as Box<dyn Cluster>
         })
+    }
+}
+
+/// Lets the syncs of a node lie from when its first group is led: what came before is there.
+async fn lie(cluster: Arc<dyn Cluster>, groups: Groups, node: NodeId) {
+    while !groups.groups().iter().any(|group| group.status().leader.is_some()) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    if let Some(disks) = cluster.disks() {
+        disks.inject(node, DiskFault::LyingSyncs);
     }
 }
 
@@ -54,13 +60,11 @@ impl Cluster for SabotagedCluster {
         start.config.bugs = self.sabotage.bugs;
         let node = start.node;
         Box::pin(async move {
-            let groups = self.inner.start(start).await;
-            if self.sabotage.syncs_lie
-                && let Some(disks) = self.inner.disks()
-            {
-                disks.inject(node, DiskFault::LyingSyncs);
+            let groups = self.inner.start(start).await?;
+            if self.sabotage.syncs_lie {
+                tokio::spawn(lie(Arc::clone(&self.inner), groups.clone(), node));
             }
-            groups
+            Ok(groups)
         })
     }
     fn stop(&self, node: NodeId) -> BoxFuture<'_, ()> {

@@ -159,6 +159,8 @@ impl Shipping {
     /// Ships the snapshot when its turn comes; returns its size in bytes.
     async fn ship_while_it_makes_sense(&self) -> Result<u64, ShipError> {
         tokio::select! {
+            // It also stops every peer.
+            biased;
             () = self.shared.stop.cancelled() => Err(ShipError::Stopping),
             shipped = self.ship_in_turn() => shipped,
         }
