@@ -205,6 +205,25 @@ fn s8_more_shipments_than_may_wait_each_get_their_one_report() {
 }
 
 #[test]
+fn e5_many_groups_that_need_a_snapshot_get_it_a_few_at_a_time() {
+    const GROUPS: usize = 200;
+    let (one, two) = pair();
+    for group in (0..GROUPS as u64).map(GroupId::new) {
+        keep_at(&one.snapshots, group, POSITION, &content(3 * CHUNK));
+        one.transport.send_snapshot(shipment_of(group, POSITION));
+    }
+    let most = std::cell::Cell::new(0);
+    two.wait("every snapshot", |two| {
+        let stats = two.transport.stats();
+        most.set(most.get().max(stats.snapshots_receiving));
+        stats.snapshots_received == GROUPS as u64
+    });
+    assert!((1..=2).contains(&most.get()), "{} at once", most.get());
+    one.recorder.wait("every report", |told| told.shipped.len() == GROUPS);
+    assert!(one.recorder.read(|told| told.shipped.iter().all(|(.., how)| *how == Delivered)));
+}
+
+#[test]
 fn s8_a_shutdown_reports_what_it_interrupts() {
     let (one, two) = pair_at_rate(64 << 10);
     keep(&one.snapshots, &content(1000 * CHUNK));
@@ -290,6 +309,19 @@ fn a_snapshot_whose_connection_breaks_goes_on_where_it_broke() {
     assert_eq!(broken + superseded, 2, "{:?}", two.transport.stats());
     assert_eq!(two.transport.stats().snapshot_bytes_received, size as u64, "no byte came twice");
     assert_eq!(two.recorder.read(|told| told.arrived.len()), 1);
+}
+
+#[test]
+fn e13_a_snapshot_that_is_removed_while_it_is_sent_arrives_even_if_its_stream_breaks() {
+    let (size, limit) = (4 << 20, 1 << 20);
+    let (one, two, proxy) = pair_over_a_breaking_wire(limit, 1);
+    keep(&one.snapshots, &content(size));
+    one.transport.send_snapshot(shipment());
+    two.wait("the first bytes", |two| two.transport.stats().snapshot_bytes_received > 0);
+    one.snapshots.remove_below(GROUP, None).unwrap();
+    one.recorder.wait("a report", |told| told.shipped == [(GROUP, REPLICA, Delivered)]);
+    assert!(kept(&two.snapshots) == content(size));
+    assert_eq!(proxy.breaks_left(), 0);
 }
 
 #[test]

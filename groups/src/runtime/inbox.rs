@@ -2,7 +2,7 @@
 //! full; completions of what the worker itself handed out always fit, for there are never more of
 //! them than of what was handed out.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
 
@@ -19,6 +19,28 @@ pub(crate) struct Inbox {
     outside: Sender<Input>,
     completions: Sender<Input>,
     peer_bytes: std::sync::Arc<AtomicUsize>,
+    end: End,
+}
+
+/// The end of a worker. Whoever waits for an input learns that the worker is gone when the input is
+/// dropped: none may stay in a channel that nobody takes from any more. So a worker that ends says
+/// so and empties the channels, and whoever finds that said after putting something in does it too.
+#[derive(Clone, Debug)]
+struct End {
+    ended: std::sync::Arc<AtomicBool>,
+    outside: Receiver<Input>,
+    completions: Receiver<Input>,
+}
+
+impl End {
+    fn has_come(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    fn empty(&self) {
+        while self.outside.try_recv().is_ok() {}
+        while self.completions.try_recv().is_ok() {}
+    }
 }
 
 /// Where a worker takes them.
@@ -27,6 +49,14 @@ pub(super) struct Outlet {
     pub(super) outside: Receiver<Input>,
     pub(super) completions: Receiver<Input>,
     peer_bytes: std::sync::Arc<AtomicUsize>,
+    end: End,
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        self.end.ended.store(true, Ordering::SeqCst);
+        self.end.empty();
+    }
 }
 
 impl Inbox {
@@ -35,17 +65,30 @@ impl Inbox {
         // Bounded by what the worker handed out; see the head of the file.
         let (completions, completions_outlet) = unbounded();
         let peer_bytes = std::sync::Arc::new(AtomicUsize::new(0));
+        let end = End {
+            ended: std::sync::Arc::default(),
+            outside: outside_outlet.clone(),
+            completions: completions_outlet.clone(),
+        };
         let outlet = Outlet {
             outside: outside_outlet,
             completions: completions_outlet,
             peer_bytes: std::sync::Arc::clone(&peer_bytes),
+            end: end.clone(),
         };
-        (Self { outside, completions, peer_bytes }, outlet)
+        (Self { outside, completions, peer_bytes, end }, outlet)
     }
 
     /// Offers an input from outside.
     pub(crate) fn offer(&self, input: Input) -> Result<(), TrySendError<Input>> {
-        self.outside.try_send(input)
+        if self.end.has_come() {
+            return Err(TrySendError::Disconnected(input));
+        }
+        self.outside.try_send(input)?;
+        if self.end.has_come() {
+            self.end.empty();
+        }
+        Ok(())
     }
 
     /// Offers messages of `bytes` bytes from a peer; they come back when they do not fit.
@@ -54,7 +97,7 @@ impl Inbox {
             return Err(input);
         }
         self.peer_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.outside.try_send(input).map_err(|error| {
+        self.offer(input).map_err(|error| {
             self.peer_bytes.fetch_sub(bytes, Ordering::Relaxed);
             error.into_inner()
         })
@@ -62,8 +105,9 @@ impl Inbox {
 
     /// Puts in a completion. When the worker is gone, nobody waits for it.
     pub(crate) fn complete(&self, input: Input) {
-        if self.completions.send(input).is_err() {
+        if self.completions.send(input).is_err() || self.end.has_come() {
             tracing::trace!("a completion came after its worker had ended");
+            self.end.empty();
         }
     }
 }

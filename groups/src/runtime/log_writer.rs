@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use shardhost_storage::{GroupId, LogBatch, LogError, LogPosition, LogStore};
 
 use super::RuntimeShared;
@@ -28,16 +30,26 @@ enum Task {
 
 /// Where tasks are put.
 #[derive(Debug)]
-pub(super) struct LogQueue(Sender<Task>);
+pub(super) struct LogQueue(Sender<Task>, Arc<AtomicBool>);
 
 /// Where the writer takes them.
 #[derive(Debug)]
-pub(super) struct LogOutlet(Receiver<Task>);
+pub(super) struct LogOutlet(Receiver<Task>, Arc<AtomicBool>);
+
+impl Drop for LogOutlet {
+    fn drop(&mut self) {
+        self.1.store(true, Ordering::SeqCst);
+    }
+}
+
+/// How long whoever waits for a write waits before looking whether the writer is still there.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 impl LogQueue {
     pub(super) fn new() -> (Self, LogOutlet) {
         let (sender, receiver) = bounded(MAX_TASKS);
-        (Self(sender), LogOutlet(receiver))
+        let ended = Arc::new(AtomicBool::new(false));
+        (Self(sender, Arc::clone(&ended)), LogOutlet(receiver, ended))
     }
 
     pub(super) fn push(&self, worker: usize, task: LogTask) {
@@ -48,7 +60,17 @@ impl LogQueue {
     pub(super) fn write(&self, batch: LogBatch) -> Result<(), LogError> {
         let (done, answer) = bounded(1);
         self.put(Task::Direct { batch, done });
-        answer.recv().unwrap_or(Err(LogError::Poisoned))
+        loop {
+            match answer.recv_timeout(LOOK_AGAIN) {
+                Ok(outcome) => return outcome,
+                Err(RecvTimeoutError::Disconnected) => return Err(LogError::Poisoned),
+                // A task that came when the writer had ended stays where it is.
+                Err(RecvTimeoutError::Timeout) if self.1.load(Ordering::SeqCst) => {
+                    return answer.try_recv().unwrap_or(Err(LogError::Poisoned));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
     }
 
     pub(super) fn stop(&self) {

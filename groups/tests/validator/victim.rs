@@ -31,7 +31,10 @@ pub struct Victim {
 
 impl Victim {
     pub fn new() -> Self {
-        let config = Arc::new(GroupsConfig::new(NodeId::must(OWN)));
+        let mut config = GroupsConfig::new(NodeId::must(OWN));
+        // Orders to campaign are made up here, and name no life of the replica.
+        config.bugs.late_timeout_now = true;
+        let config = Arc::new(config);
         Self {
             core: WorkerCore::new(),
             store: MemoryStore::new(),

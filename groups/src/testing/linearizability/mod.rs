@@ -69,6 +69,13 @@ pub trait Model {
     /// A part before the first operation.
     fn initial(&self, key: &Self::Key) -> Self::State;
 
+    /// Whether `op` never changes the state, whatever is answered. Such operations are not tried in
+    /// every order.
+    fn only_reads(&self, op: &Self::Op) -> bool {
+        let _ = op;
+        false
+    }
+
     /// The state after `op`, if `op` can take effect in `state` and give this answer. `None` as
     /// the answer: nobody heard it, and any will do. `None` as the result: it cannot.
     fn step(

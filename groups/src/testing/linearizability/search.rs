@@ -204,14 +204,13 @@ impl<'a, M: Model> Search<'a, M> {
         true
     }
 
-    /// Takes places away again up to the last that changed the state. What was answered and
-    /// changed nothing fits nowhere better than at the first place where it fits: nothing else
-    /// has to be tried there.
+    /// Takes places away again up to the last of an operation that may change the state. One that
+    /// only reads fits nowhere better than at the first place where it fits: nothing else has to
+    /// be tried there.
     fn take_back_change(&mut self) -> Option<usize> {
         loop {
-            let changed = self.placed.last().is_some_and(|(_, before)| *before != self.state);
             let event = self.take_back()?;
-            if changed {
+            if !self.model.only_reads(&self.operations[self.op_at(event)].op) {
                 return Some(event);
             }
         }

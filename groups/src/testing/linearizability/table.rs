@@ -97,6 +97,10 @@ where
         op.key.clone()
     }
 
+    fn only_reads(&self, op: &TableOp<K, V>) -> bool {
+        matches!(op.action, Action::Get)
+    }
+
     fn initial(&self, _: &K) -> Option<V> {
         None
     }

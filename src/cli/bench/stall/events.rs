@@ -92,10 +92,17 @@ impl<'a> Events<'a> {
         Ok(())
     }
 
+    /// How long the longest event of this kind took.
+    fn longest(&self, event: Event) -> Duration {
+        let same = self.happened.iter().filter(|one| one.event.name() == event.name());
+        let spans = same.filter_map(|one| one.span.as_ref().ok());
+        Duration::from_nanos(spans.map(|(began, ended)| ended - began).max().unwrap_or(0))
+    }
+
     async fn happen(&mut self, event: Event) -> anyhow::Result<()> {
-        // What is left of the event before, then a calm window.
+        // What is left of the event before, then as much calm as the event may take.
         let window = Duration::from_millis(self.arguments.window);
-        tokio::time::sleep(window * 2).await;
+        tokio::time::sleep(window + window.max(self.longest(event))).await;
         let (leader, group) = (self.cluster.leader().await?, self.cluster.group);
         let span = match self.cluster.one(leader, StallOrder::Do { group, event }).await? {
             StallAnswer::Happened(span) => span,

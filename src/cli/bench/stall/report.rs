@@ -1,4 +1,4 @@
-//! The longest times without an acknowledged write, around events and in calm.
+//! The longest times without an acknowledged write, around events and in calm before them.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use crate::cli::bench::tally::Counted;
 type Span = (u64, u64);
 
 /// What people see of each kind of event, and how many digits of it stand behind the point.
-const COLUMNS: [(&str, usize); 9] = [
+const COLUMNS: [(&str, usize); 11] = [
     ("count", 0),
     ("failed", 0),
     ("took_p50_ms", 1),
@@ -20,7 +20,9 @@ const COLUMNS: [(&str, usize); 9] = [
     ("stall_p50_ms", 1),
     ("stall_p99_ms", 1),
     ("stall_max_ms", 1),
-    ("write_p99_ms", 1),
+    ("calm_p50_ms", 1),
+    ("calm_p99_ms", 1),
+    ("calm_max_ms", 1),
     ("aim_ms", 1),
 ];
 
@@ -63,68 +65,82 @@ fn figures(arguments: &StallArguments, measured: &Measured) -> Value {
         "round_trip_p50_ms": of(round_trips, 0.5),
         "round_trip_p99_ms": of(round_trips, 0.99),
     });
-    let calm_windows = calm_windows(events, window);
-    let calm_row = row("calm", acks, &calm_windows, 0);
-    let change_aim = calm_row["stall_p99_ms"].as_f64().map(|usual| 2.0 * usual);
     let transfer_aim = log_writes.as_ref().map(|writes| {
         figures["log_write_p50_ms"] = json!(of(writes, 0.5));
         figures["log_write_p99_ms"] = json!(of(writes, 0.99));
         (4.0 * of(round_trips, 0.5) + 4.0 * of(writes, 0.99)).max(TRANSFER_AIM_MS)
     });
-    let mut rows = vec![calm_row];
-    for some in by_kind(events) {
-        let aim = if some[0].event.changes_members() { change_aim } else { transfer_aim };
-        let mut row = event_row(&some, acks, window);
-        row["aim_ms"] = json!(aim);
-        rows.push(row);
-    }
-    figures["events"] = json!(rows);
+    let looked_at = windows(events, window, calm.1);
+    let rows = by_kind(&looked_at).into_iter().map(|some| row(&some, acks, transfer_aim));
+    figures["events"] = json!(rows.collect::<Vec<_>>());
     figures
 }
 
+/// An event, with the span that is looked at, and one of the same length before it.
+#[derive(Clone, Copy, Debug)]
+struct Windows<'a> {
+    happened: &'a Happened,
+    around: Option<Span>,
+    calm: Option<Span>,
+}
+
+/// What is looked at of each event. Before the first one it was calm since `calm_from`.
+fn windows(events: &[Happened], window: u64, calm_from: u64) -> Vec<Windows<'_>> {
+    let mut free_from = calm_from;
+    let mut all = Vec::new();
+    for happened in events {
+        let mut windows = Windows { happened, around: None, calm: None };
+        if let Ok((began, ended)) = happened.span {
+            let end = ended.max(began + window);
+            windows.calm = Some((free_from.max(began.saturating_sub(end - began)), began));
+            windows.around = Some((began, end));
+            free_from = end;
+        }
+        all.push(windows);
+    }
+    all
+}
+
 /// The events, by what they are called by, in the order in which they first came.
-fn by_kind(events: &[Happened]) -> Vec<Vec<&Happened>> {
-    let mut kinds: Vec<Vec<&Happened>> = Vec::new();
+fn by_kind<'a>(events: &[Windows<'a>]) -> Vec<Vec<Windows<'a>>> {
+    let mut kinds: Vec<Vec<Windows<'a>>> = Vec::new();
     for one in events {
-        let name = one.event.name();
-        match kinds.iter_mut().find(|some| some[0].event.name() == name) {
-            Some(some) => some.push(one),
-            None => kinds.push(vec![one]),
+        let name = one.happened.event.name();
+        match kinds.iter_mut().find(|some| some[0].happened.event.name() == name) {
+            Some(some) => some.push(*one),
+            None => kinds.push(vec![*one]),
         }
     }
     kinds
 }
 
-fn event_row(events: &[&Happened], acks: &[Ack], window: u64) -> Value {
-    let spans: Vec<Span> = events.iter().filter_map(|one| one.span.clone().ok()).collect();
-    let windows: Vec<Span> =
-        spans.iter().map(|(began, ended)| (*began, (*ended).max(began + window))).collect();
-    let mut row = row(events[0].event.name(), acks, &windows, events.len() - spans.len());
-    let took = Latencies::of(spans.iter().map(|(began, ended)| (ended - began, 1)));
-    row["took_p50_ms"] = json!(took.quantile(0.5) as f64 / 1e6);
-    row["took_p99_ms"] = json!(took.quantile(0.99) as f64 / 1e6);
-    row
-}
-
-fn row(name: &str, acks: &[Ack], windows: &[Span], failed: usize) -> Value {
-    let stalls = Latencies::of(windows.iter().map(|window| (longest_gap(acks, *window), 1)));
-    let stall = |part| stalls.quantile(part) as f64 / 1e6;
-    let writes = windows.iter().flat_map(|window| latencies_us(acks_in(acks, *window)));
+fn row(events: &[Windows<'_>], acks: &[Ack], transfer_aim: Option<f64>) -> Value {
+    let event = events[0].happened.event;
+    let spans = events.iter().filter_map(|one| one.happened.span.as_ref().ok());
+    let took = Latencies::of(spans.map(|(began, ended)| (ended - began, 1)));
+    let gaps = |spans: Vec<Span>| {
+        Latencies::of(spans.into_iter().map(|span| (longest_gap(acks, span), 1)))
+    };
+    let around: Vec<Span> = events.iter().filter_map(|one| one.around).collect();
+    let count = around.len();
+    let stalls = gaps(around);
+    let calm = gaps(events.iter().filter_map(|one| one.calm).collect());
+    let ms = |latencies: &Latencies, part| latencies.quantile(part) as f64 / 1e6;
+    let aim = if event.changes_members() { Some(2.0 * ms(&calm, 0.99)) } else { transfer_aim };
     json!({
-        "event": name,
-        "count": windows.len(),
-        "failed": failed,
-        "stall_p50_ms": stall(0.5),
-        "stall_p99_ms": stall(0.99),
-        "stall_max_ms": stall(1.0),
-        "write_p99_ms": Latencies::of(writes).quantile(0.99) as f64 / 1e3,
+        "event": event.name(),
+        "count": count,
+        "failed": events.len() - count,
+        "took_p50_ms": ms(&took, 0.5),
+        "took_p99_ms": ms(&took, 0.99),
+        "stall_p50_ms": ms(&stalls, 0.5),
+        "stall_p99_ms": ms(&stalls, 0.99),
+        "stall_max_ms": ms(&stalls, 1.0),
+        "calm_p50_ms": ms(&calm, 0.5),
+        "calm_p99_ms": ms(&calm, 0.99),
+        "calm_max_ms": ms(&calm, 1.0),
+        "aim_ms": aim,
     })
-}
-
-/// Just before each event, a window of the same length.
-fn calm_windows(events: &[Happened], window: u64) -> Vec<Span> {
-    let begins = events.iter().filter_map(|one| one.span.as_ref().ok());
-    begins.map(|(began, _)| (began.saturating_sub(window), *began)).collect()
 }
 
 fn quantile_ms(counted: &Counted, part: f64) -> f64 {
@@ -176,6 +192,22 @@ mod tests {
         assert_eq!(longest_gap(&acks, (65, 85)), 40, "begins before");
         assert_eq!(longest_gap(&acks, (75, 95)), 100, "ends behind");
         assert_eq!(longest_gap(&acks, (0, 200)), 100);
+    }
+
+    #[test]
+    fn calm_is_looked_at_for_as_long_as_an_event_but_not_over_the_event_before() {
+        let event = crate::cli::bench::stall::Event::Transfer { to: 1 };
+        let happened = |span| Happened { event, span };
+        let events = [
+            happened(Ok((1_000, 1_010))),
+            happened(Err("refused".to_owned())),
+            happened(Ok((1_250, 1_500))),
+        ];
+        let windows = windows(&events, 100, 0);
+        let spans: Vec<_> = windows.iter().map(|one| (one.around, one.calm)).collect();
+        assert_eq!(spans[0], (Some((1_000, 1_100)), Some((900, 1_000))));
+        assert_eq!(spans[1], (None, None));
+        assert_eq!(spans[2], (Some((1_250, 1_500)), Some((1_100, 1_250))), "calm from 1,100 on");
     }
 
     #[test]

@@ -42,6 +42,7 @@ macro_rules! __conformance_lines {
                 (Cluster) p8_an_inherited_entry_resolves_nobody_elses_waiter
                 (Cluster) p9_definite_and_unknown_outcomes_are_what_they_say
                 (Cluster) p10_closing_fails_every_waiter_with_the_cause
+                (Calm) p10_a_host_that_stops_leaves_nobody_waiting
                 (Calm) p10_a_failure_fails_every_waiter_with_the_cause
                 (Anywhere) p11_a_halting_apply_stops_that_group_only
                 (Calm) p12_commands_over_a_limit_are_refused_before_anything_is_written

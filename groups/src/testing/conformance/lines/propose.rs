@@ -1,19 +1,19 @@
 //! P: proposing.
 
-use std::future::IntoFuture;
+use std::future::{Future, IntoFuture};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::join_all;
 use parking_lot::Mutex;
-use shardhost_storage::LogIndex;
+use shardhost_storage::{GroupId, LogIndex, NodeId};
 
-use super::super::world::{answered, eventually, reached};
-use super::super::{Outcome, Trial, World};
+use super::super::world::{answered, blocking, eventually, reached};
+use super::super::{Journal, Outcome, Trial, World};
 use super::held::HeldTransfer;
 use super::{GROUP, OTHER};
 use crate::error::{GroupFault, ProposeError, RejectReason, UnknownCause};
-use crate::handle::Group;
+use crate::handle::{Group, GroupSpec, ReadMode};
 use crate::leadership::{GroupSelector, HookKind, LeadershipEvent};
 use crate::status::Role;
 use crate::waiter::{ProposalSink, ProposeOutcome};
@@ -339,6 +339,53 @@ pub(super) async fn p10_a_failure_fails_every_waiter_with_the_cause(trial: Trial
     Ok(())
 }
 
+pub(super) async fn p10_a_host_that_stops_leaves_nobody_waiting(trial: Trial) -> Outcome {
+    for _ in 0..5 {
+        let world = trial.world().await?;
+        let node = world.nodes()[0];
+        world.create_on(GROUP, &[node]).await;
+        let leader = world.leader(GROUP).await;
+        let callers = [
+            tokio::spawn(until_refused(Group::clone(&leader), |group| async move {
+                group.propose("command").await.is_ok()
+            })),
+            tokio::spawn(until_refused(Group::clone(&leader), |group| async move {
+                group.read_barrier(ReadMode::Linearizable).await.is_ok()
+            })),
+            tokio::spawn(until_refused(Group::clone(&leader), |group| async move {
+                group.snapshot().await.is_ok()
+            })),
+            tokio::spawn(until_refused(Group::clone(&leader), |group| async move {
+                group.verify_leader().await.is_ok()
+            })),
+            tokio::spawn(create_until_refused(Arc::clone(&world), node)),
+        ];
+        eventually("they are at work", || leader.status().last.get() > 20).await;
+        world.stop(node).await;
+        for caller in callers {
+            answered("a caller when the host is gone", caller).await.expect("no panic");
+        }
+    }
+    Ok(())
+}
+
+async fn until_refused<F: Future<Output = bool>>(group: Group, ask: impl Fn(Group) -> F) {
+    while ask(group.clone()).await {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn create_until_refused(world: Arc<World>, node: NodeId) {
+    let host = world.host(node);
+    for id in 1_000.. {
+        let (host, spec) = (host.clone(), GroupSpec::new(GroupId::new(id), [node]));
+        let create = move || host.create(spec, Box::new(Journal::default())).is_ok();
+        if !blocking(create).await {
+            return;
+        }
+    }
+}
+
 pub(super) async fn p11_a_halting_apply_stops_that_group_only(trial: Trial) -> Outcome {
     let world = trial.world().await?;
     let node = world.nodes()[0];
@@ -357,7 +404,7 @@ pub(super) async fn p11_a_halting_apply_stops_that_group_only(trial: Trial) -> O
         assert_eq!(leader.status().applied, before, "applied does not pass the entry");
         assert_eq!(world.journal(node, group).texts(), ["before"]);
     }
-    let third = shardhost_storage::GroupId::new(3);
+    let third = GroupId::new(3);
     world.create_on(third, &[node]).await;
     world.propose(third, "fine").await;
     Ok(())
