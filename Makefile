@@ -54,8 +54,7 @@ bench-smoke: announce
 	cargo bench --workspace --bench '*' -- --test
 	$(SHARDHOST) bench write --seconds 2 --groups 8 --outstanding 64
 	$(SHARDHOST) bench read --seconds 1 --kinds lease
-	$(SHARDHOST) bench stall --seconds 1 --groups 1 --window 100 \
-		--transfers 3 --changes 1 --replacements 1
+	$(SHARDHOST) bench stall --seconds 1 --groups 1 --transfers 3 --changes 1 --replacements 1
 	$(SHARDHOST) bench restart --groups 300
 
 lint: announce

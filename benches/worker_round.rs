@@ -16,12 +16,13 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use shardhost_groups::apply::{Applier, ApplyReport};
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::core::{GroupCore, Proposal, ReplicaStart};
+use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     GroupMeta, HardState, LogError, LogStore, MemorySnapshots, PersistedGroup, SnapshotStore,
     StoreStats,
 };
 use shardhost_groups::waiter::{Charge, Pending, Waiter};
-use shardhost_groups::worker::{GroupEvent, Input, Round, TICK_SLOTS, WorkerCore};
+use shardhost_groups::worker::{Advert, GroupEvent, Input, Round, TICK_SLOTS, WorkerCore};
 use shardhost_groups::{
     ApplyBatch, ApplyFault, GroupId, LogIndex, LogPosition, Membership, NodeId, ProposalSink,
     ProposeOutcome, ReplicaId, SnapshotWriter, StateMachine, Term,
@@ -223,7 +224,7 @@ fn worker(node: NodeId, groups: u64) -> WorkerCore {
     let mut config = GroupsConfig::new(node);
     config.sleep_after_ticks = 0;
     let config = Arc::new(config);
-    let mut worker = WorkerCore::new();
+    let mut worker = WorkerCore::new(Advert::default(), Policies::new());
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     for group in (1..=groups).map(GroupId::new) {
         let core =
@@ -247,7 +248,13 @@ fn start(group: GroupId, node: NodeId) -> ReplicaStart {
     let hard_state = HardState { term: Term::new(1), vote: None, commit: LogIndex::new(0) };
     let base = LogPosition::default();
     let persisted = PersistedGroup { meta, hard_state, base, last: base };
-    ReplicaStart { persisted, applied: base, durable: Some(LogIndex::new(0)), epoch: 1 }
+    ReplicaStart {
+        persisted,
+        applied: base,
+        durable: Some(LogIndex::new(0)),
+        epoch: 1,
+        policies: Policies::new(),
+    }
 }
 
 fn worker_round(criterion: &mut Criterion) {

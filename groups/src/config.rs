@@ -1,5 +1,6 @@
 //! The numbers that bound and pace the groups of a host. Every field has a default that serves.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use shardhost_storage::NodeId;
@@ -42,6 +43,16 @@ pub struct GroupsConfig {
     pub max_reads_per_group: usize,
     /// Ticks before a read, or the handing over of leadership, is given up. Default 20.
     pub give_up_ticks: u16,
+    /// How long proposals and reads of a group wait for its leadership to be handed over; then the
+    /// old leader goes on. Looked at eight times per tick. Default 100 ms.
+    pub freeze_timeout: Duration,
+    /// Ticks that policies may take to decide about a leadership that was acquired. Default 50.
+    pub admission_ticks: u16,
+    /// Election timeouts without a leader that a replica on an unfit node lets go by before it
+    /// stands for election; twice as many while a voter that is known to be fit answers. Default 3.
+    pub escape_timeouts: u16,
+    /// What this node has; groups may require some of their leaders. None.
+    pub capabilities: BTreeSet<String>,
     /// By how much a lease is shorter than an election timeout: what clocks may differ by within
     /// one, and a tick. `None`: no leases. Equal on all hosts, as is the election timeout. Default
     /// 250 ms.
@@ -116,6 +127,10 @@ impl GroupsConfig {
             max_apply_bytes_per_group: 8 << 20,
             max_reads_per_group: 65_536,
             give_up_ticks: 20,
+            freeze_timeout: Duration::from_millis(100),
+            admission_ticks: 50,
+            escape_timeouts: 3,
+            capabilities: BTreeSet::new(),
             lease_margin: Some(Duration::from_millis(250)),
             query_timeout: Duration::from_secs(10),
             propose_give_up_ticks: 100,

@@ -1,6 +1,7 @@
 //! Between the three shapes of the same things: raft's structs, the log's types, the wire's
 //! messages. Pure; what comes from the wire was validated before it gets here.
 
+use bytes::Bytes;
 use raft::eraftpb;
 use shardhost_proto::{log, peer};
 use shardhost_storage::convert::membership_from_message;
@@ -71,6 +72,15 @@ pub(crate) fn from_wire(wire: peer::GroupMessage) -> Option<eraftpb::Message> {
     Some(message)
 }
 
+/// What tells an entry with a requirement from a command while raft has it: commands have no
+/// context.
+pub(crate) const REQUIREMENT_MARK: Bytes = Bytes::from_static(b"requirement");
+
+/// Whether the entry says what the group asks of its leader.
+pub(crate) fn is_requirement(entry: &eraftpb::Entry) -> bool {
+    entry.entry_type == eraftpb::EntryType::EntryNormal && !entry.context.is_empty()
+}
+
 /// Whether the entries stand right behind the message's index, without a gap.
 fn entries_follow(message: &eraftpb::Message) -> bool {
     message.entries.iter().zip(message.index + 1..).all(|(entry, index)| entry.index == index)
@@ -78,10 +88,12 @@ fn entries_follow(message: &eraftpb::Message) -> bool {
 
 fn entry_to_wire(entry: eraftpb::Entry) -> log::Entry {
     let kind = match entry.entry_type {
+        eraftpb::EntryType::EntryNormal if is_requirement(&entry) => log::EntryKind::Requirement,
         eraftpb::EntryType::EntryNormal => log::EntryKind::Command,
         _ => log::EntryKind::Config,
     };
-    log::Entry { kind: kind.into(), term: entry.term, data: entry.data, context: entry.context }
+    let context = if kind == log::EntryKind::Config { entry.context } else { Bytes::new() };
+    log::Entry { kind: kind.into(), term: entry.term, data: entry.data, context }
 }
 
 fn entry_from_wire(wire: log::Entry, index: u64) -> eraftpb::Entry {
@@ -89,7 +101,12 @@ fn entry_from_wire(wire: log::Entry, index: u64) -> eraftpb::Entry {
         log::EntryKind::Config => eraftpb::EntryType::EntryConfChangeV2,
         _ => eraftpb::EntryType::EntryNormal,
     };
-    let log::Entry { term, data, context, .. } = wire;
+    let context = match wire.kind() {
+        log::EntryKind::Requirement => REQUIREMENT_MARK,
+        log::EntryKind::Config => wire.context,
+        _ => Bytes::new(),
+    };
+    let log::Entry { term, data, .. } = wire;
     eraftpb::Entry { entry_type, term, index, data, context, ..eraftpb::Entry::default() }
 }
 
@@ -138,22 +155,25 @@ pub(crate) fn entry_to_log(entry: &eraftpb::Entry) -> Entry {
         term: Term::new(entry.term),
         index: LogIndex::new(entry.index),
         kind: match entry.entry_type {
+            eraftpb::EntryType::EntryNormal if is_requirement(entry) => EntryKind::Requirement,
             eraftpb::EntryType::EntryNormal => EntryKind::Command,
             _ => EntryKind::Config,
         },
         data: entry.data.clone(),
-        context: entry.context.clone(),
+        context: if is_requirement(entry) { Bytes::new() } else { entry.context.clone() },
     }
 }
 
 /// An entry from the log.
 pub(crate) fn entry_from_log(entry: Entry) -> eraftpb::Entry {
     let entry_type = match entry.kind {
-        EntryKind::Command => eraftpb::EntryType::EntryNormal,
+        EntryKind::Command | EntryKind::Requirement => eraftpb::EntryType::EntryNormal,
         EntryKind::Config => eraftpb::EntryType::EntryConfChangeV2,
     };
     let (term, index) = (entry.term.get(), entry.index.get());
+    let mark = entry.kind == EntryKind::Requirement;
     let Entry { data, context, .. } = entry;
+    let context = if mark { REQUIREMENT_MARK } else { context };
     eraftpb::Entry { entry_type, term, index, data, context, ..eraftpb::Entry::default() }
 }
 

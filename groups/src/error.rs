@@ -7,6 +7,7 @@ use std::time::Duration;
 use shardhost_storage::{GroupId, LogError, LogIndex, NodeId, Term};
 
 use crate::machine::QueryError;
+use crate::status::Caretaker;
 
 /// Where a group is led, as far as the answering replica knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +36,10 @@ pub enum RejectReason {
     /// The command is empty; empty entries are Raft's own.
     #[error("the command is empty")]
     Empty,
-    /// Leadership is being handed over. Try again; the new leader takes it.
-    #[error("leadership is being transferred")]
-    Transferring,
+    /// The leader serves nobody, for this reason; none: policies were asked about its leadership
+    /// and have not answered yet. Try again a little later, here or where the group is led then.
+    #[error("the leader does not serve: {}", caretaker_text(.0))]
+    NotServing(Option<Arc<Caretaker>>),
     /// A barrier is open. Try again when it is closed.
     #[error("proposals are paused by a barrier")]
     Paused,
@@ -171,7 +173,7 @@ impl ProposeError {
             Self::NotLeader { .. } | Self::Superseded { .. } => true,
             Self::Rejected { reason, .. } => matches!(
                 reason,
-                RejectReason::Busy | RejectReason::Transferring | RejectReason::Paused
+                RejectReason::Busy | RejectReason::NotServing(_) | RejectReason::Paused
             ),
             _ => false,
         }
@@ -203,6 +205,14 @@ pub enum ReadError {
     Busy {
         /// The group.
         group: GroupId,
+    },
+    /// The leader serves nobody. Try again a little later.
+    #[error("the leader of group {group} does not serve: {reason}")]
+    NotServing {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        reason: Arc<Caretaker>,
     },
     /// Leadership is being handed over.
     #[error("leadership of group {group} is being transferred")]
@@ -300,6 +310,53 @@ pub enum TransferError {
         /// What it may lack.
         max_lag: u64,
     },
+    /// The target's node should not lead the group. Name another, or give the node what it lacks.
+    #[error("node {node} should not lead group {group}: {reason}")]
+    TargetUnfit {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+        /// What it lacks, or what a policy says.
+        reason: String,
+    },
+    /// The target's node hands its own leaderships away. Name another.
+    #[error("node {node} is draining and takes no leadership of group {group}")]
+    TargetDraining {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+    },
+    /// The target is being given a snapshot. Try again when it has it.
+    #[error("node {node} is receiving a snapshot of group {group}")]
+    TargetSnapshotting {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+    },
+    /// The target was asked, and declined. This replica leads on.
+    #[error("node {node} declines the leadership of group {group}: {reason}")]
+    TargetRefused {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+        /// What it said.
+        reason: String,
+    },
+    /// The target was asked, and did not answer; an older version never does. This replica leads
+    /// on.
+    #[error("node {node} did not say within {after:?} whether it takes group {group} over")]
+    TargetSilent {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+        /// How long was waited.
+        after: Duration,
+    },
     /// Another transfer is under way; it goes on undisturbed.
     #[error("group {group} is being transferred to node {to}")]
     InProgress {
@@ -338,6 +395,31 @@ pub enum TransferError {
         /// Why.
         fault: GroupFault,
     },
+}
+
+impl TransferError {
+    /// The group.
+    #[must_use]
+    pub const fn group(&self) -> GroupId {
+        match self {
+            Self::NotLeader { group, .. }
+            | Self::AlreadyLeads { group, .. }
+            | Self::NoVoter { group, .. }
+            | Self::NoHealthyTarget { group }
+            | Self::NoCandidates { group }
+            | Self::TargetNotCaughtUp { group, .. }
+            | Self::TargetUnfit { group, .. }
+            | Self::TargetDraining { group, .. }
+            | Self::TargetSnapshotting { group, .. }
+            | Self::TargetRefused { group, .. }
+            | Self::TargetSilent { group, .. }
+            | Self::InProgress { group, .. }
+            | Self::ConfigChangePending { group }
+            | Self::Aborted { group, .. }
+            | Self::Stopped { group }
+            | Self::Faulted { group, .. } => *group,
+        }
+    }
 }
 
 /// No snapshot was taken.
@@ -452,6 +534,13 @@ pub enum OpenGroupError {
     /// The host is stopping.
     #[error("the host is stopping")]
     Stopping,
+}
+
+fn caretaker_text(reason: &Option<Arc<Caretaker>>) -> String {
+    match reason {
+        Some(reason) => reason.to_string(),
+        None => "policies are asked about its leadership".to_owned(),
+    }
 }
 
 pub(crate) fn hint_text(hint: &Option<LeaderHint>) -> String {

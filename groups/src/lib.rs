@@ -6,12 +6,13 @@
 //! | [`worker`] | the groups of one worker thread: inputs in, one [`worker::Round`] out |
 //! | [`apply`] | what is done with a state machine |
 //! | [`validate`] | what a message must be before raft sees it |
+//! | [`policy`] | who may lead: the question, the answers, capabilities |
 //! | [`leadership`] | edges, callbacks, streams, tasks |
 //! | [`machine`], [`transport`] | what users and the host implement |
 //! | [`runtime`] | the threads around it: workers, log writer, apply pool |
 //! | [`handle`] | [`Group`]: propose, read, transfer, look |
 //!
-//! This crate knows no network and no policy. Everything up to `runtime` has no clock, thread,
+//! This crate knows no network, and no plan for who leads what. Everything up to `runtime` has no clock, thread,
 //! lock or channel, so a whole cluster of it runs in one thread from a seed.
 
 #![forbid(unsafe_code)]
@@ -33,6 +34,7 @@ pub mod leadership;
 mod logging;
 pub mod machine;
 pub mod membership;
+pub mod policy;
 mod replica_log;
 pub mod runtime;
 pub mod status;
@@ -54,8 +56,10 @@ pub use machine::{
     ApplyBatch, ApplyFault, Command, QueryError, SnapshotWriter, StateChecksum, StateMachine,
 };
 pub use membership::{CaughtUp, MembershipChange, MembershipError};
+pub use policy::LeadershipPolicy;
 pub use runtime::{Groups, GroupsBuilder};
 pub use shardhost_storage as storage;
 pub use shardhost_storage::{GroupId, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Term};
-pub use status::{GroupStatus, PeerProgress, Role};
+pub use shardhost_storage::{Requirement, RequirementMode};
+pub use status::{Caretaker, GroupStatus, PeerProgress, Role};
 pub use waiter::{Applied, ProposalSink, ProposeOutcome};

@@ -1,10 +1,12 @@
 //! What everybody may know of a group, published by its worker and read without a lock.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use shardhost_storage::{GroupId, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Term};
 
 use crate::error::{GroupFault, LeaderHint};
+use crate::policy::Unfit;
 
 /// What a replica is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +47,40 @@ impl Role {
     }
 }
 
+/// Why a replica that leads serves nobody. It keeps the group together: members and the requirement
+/// can be changed, and leadership handed on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Caretaker {
+    /// The node should not lead the group, and nobody who may has taken over.
+    #[error("{0}")]
+    Unfit(Unfit),
+    /// A policy declined the leadership; somebody else is looked for.
+    #[error("a policy declined the leadership: {reason}")]
+    Declined {
+        /// What it said.
+        reason: Arc<str>,
+    },
+    /// A policy wants the group to be led here and not to be served.
+    #[error("a policy keeps the group from its users: {reason}")]
+    Held {
+        /// What it said.
+        reason: Arc<str>,
+    },
+    /// No policy that was asked has answered yet. If it still does, that counts.
+    #[error("no policy has answered within {after:?}")]
+    NoAnswer {
+        /// How long was waited.
+        after: Duration,
+    },
+    /// A policy panicked when it was asked.
+    #[error("the policy {policy:?} panicked when it was asked; the log of the host says where")]
+    Panicked {
+        /// The policy.
+        policy: &'static str,
+    },
+}
+
 /// How far a peer is, as its leader sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerProgress {
@@ -76,8 +112,11 @@ pub struct GroupStatus {
     pub term: Term,
     /// Who leads, if known.
     pub leader: Option<LeaderHint>,
-    /// Leads, and the first entry of the own term is applied: proposals and reads are taken.
+    /// Leads, the first entry of the own term is applied, and no policy objects: proposals and
+    /// reads are taken.
     pub serving: bool,
+    /// Leads, and serves nobody, for this reason.
+    pub caretaker: Option<Arc<Caretaker>>,
     /// First entry in the log.
     pub first: LogIndex,
     /// Last entry in the log.
@@ -96,6 +135,9 @@ pub struct GroupStatus {
     pub pending_change: Option<LogIndex>,
     /// A barrier is open: proposals of users are refused.
     pub paused: bool,
+    /// A node that holds another group of the same id: it was created there with other members,
+    /// and one of the two must be destroyed. Neither takes the other's votes or entries.
+    pub impostor: Option<NodeId>,
     /// Asleep: no ticks and no heartbeats until something happens.
     pub asleep: bool,
     /// On a leader: how far the others are. Renewed at ticks.

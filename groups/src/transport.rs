@@ -3,6 +3,7 @@
 //! The groups hand out batches of [`Outgoing`] and take batches in through [`Inbound`]. They know
 //! nodes by id only: addresses, connections and encryption are the transport's.
 
+use crate::worker::Advert;
 use std::fmt;
 
 use shardhost_proto::peer::GroupMessage;
@@ -48,7 +49,8 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     fn send(&self, messages: Vec<Outgoing>);
 
     /// Starts to ship a snapshot. The outcome is reported by [`Inbound::snapshot_shipped`], on
-    /// every path.
+    /// every path. A shipment may take over from an earlier one to the same replica: then both
+    /// are reported with the outcome of the later one.
     fn send_snapshot(&self, shipment: SnapshotShipment);
 }
 
@@ -70,6 +72,11 @@ pub trait Inbound: fmt::Debug + Send + Sync + 'static {
 
     /// The node answers heartbeats: it was not live before, or has another incarnation.
     fn peer_live(&self, node: NodeId, incarnation: u64);
+
+    /// An incarnation of the node said this of itself.
+    fn peer_advert(&self, node: NodeId, incarnation: u64, advert: Advert) {
+        let _ = (node, incarnation, advert);
+    }
 
     /// The node stopped answering heartbeats.
     fn peer_lost(&self, node: NodeId);

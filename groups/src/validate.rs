@@ -9,10 +9,10 @@ use std::fmt;
 
 use shardhost_proto::log::EntryKind;
 use shardhost_proto::peer::{GroupMessage, MessageKind};
-use shardhost_storage::{Membership, NodeId, ReplicaId};
+use shardhost_storage::{Genesis, Membership, NodeId, ReplicaId};
 
 use crate::convert;
-use crate::membership::ConfigEntry;
+use crate::membership::{ConfigEntry, decode_requirement};
 
 /// A term may be ahead of ours by this much at most; more is damage, not progress.
 pub const MAX_TERM_JUMP: u64 = 1 << 32;
@@ -67,7 +67,7 @@ pub enum Refusal {
     EntryTerm,
     /// An appended entry has an unknown kind.
     EntryKind,
-    /// A membership change in an entry does not parse.
+    /// A membership change or a requirement in an entry does not parse.
     EntryConfig,
     /// The message is too large.
     TooLarge,
@@ -94,6 +94,8 @@ pub enum Refusal {
     StaleOrder,
     /// An invitation or a notice without a membership that makes sense.
     Invitation,
+    /// From a group of the same id that was created with other members.
+    OtherGenesis,
 }
 
 impl fmt::Display for Refusal {
@@ -120,6 +122,7 @@ impl fmt::Display for Refusal {
             Self::Promised => "a vote that was promised not to be given",
             Self::StaleOrder => "an order to campaign that came too late",
             Self::Invitation => "impossible invitation",
+            Self::OtherGenesis => "from a group that was created with other members",
         })
     }
 }
@@ -136,7 +139,11 @@ pub fn validate(
     term_at: impl Fn(u64) -> Option<u64>,
 ) -> Result<(), Refusal> {
     let kind = MessageKind::try_from(message.kind).map_err(|_| Refusal::Kind)?;
-    check_header(view, node, kind, message)?;
+    if message.to_replica != view.replica.get() {
+        return Err(Refusal::WrongReplica);
+    }
+    check_genesis(view, Genesis::new(message.genesis))?;
+    check_sender(view, node, kind, message)?;
     check_numbers(view, message)?;
     check_placement(kind, message)?;
     match kind {
@@ -149,20 +156,17 @@ pub fn validate(
         MessageKind::VoteResponse => check_vote(view, message),
         MessageKind::TimeoutNow | MessageKind::Sleep => check_from_leader(view, message),
         MessageKind::ReadIndexResponse => check_from_leader(view, message),
-        MessageKind::Invite | MessageKind::Removed => check_invitation(message),
+        MessageKind::Invite | MessageKind::Removed => check_invitation(view, message),
         _ => Ok(()),
     }
 }
 
-fn check_header(
+fn check_sender(
     view: &ReplicaView<'_>,
     node: NodeId,
     kind: MessageKind,
     message: &GroupMessage,
 ) -> Result<(), Refusal> {
-    if message.to_replica != view.replica.get() {
-        return Err(Refusal::WrongReplica);
-    }
     let from = ReplicaId::new(message.from_replica).ok_or(Refusal::Stranger)?;
     if from == view.replica {
         return Err(Refusal::Stranger);
@@ -200,10 +204,16 @@ fn check_first_contact(
     if may_come_first && !elsewhere { Ok(()) } else { Err(Refusal::Stranger) }
 }
 
-fn check_invitation(message: &GroupMessage) -> Result<(), Refusal> {
+fn check_invitation(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
     let membership = message.invitation.as_ref().and_then(|one| one.membership.as_ref());
     let membership = membership.and_then(convert::membership_from_wire);
-    membership.map(|_| ()).ok_or(Refusal::Invitation)
+    let membership = membership.ok_or(Refusal::Invitation)?;
+    check_genesis(view, membership.genesis)
+}
+
+/// Two groups of one id have nothing to say to each other: their votes must not mix.
+fn check_genesis(view: &ReplicaView<'_>, genesis: Option<Genesis>) -> Result<(), Refusal> {
+    if view.membership.may_be(genesis) { Ok(()) } else { Err(Refusal::OtherGenesis) }
 }
 
 fn check_numbers(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
@@ -260,6 +270,9 @@ fn check_append(
             Ok(EntryKind::Config) => {
                 let config = ConfigEntry::decode(&entry.data, &entry.context);
                 config.ok_or(Refusal::EntryConfig)?;
+            }
+            Ok(EntryKind::Requirement) => {
+                decode_requirement(&entry.data).ok_or(Refusal::EntryConfig)?;
             }
             _ => return Err(Refusal::EntryKind),
         }
@@ -354,6 +367,7 @@ fn check_snapshot(
     }
     let wire = meta.membership.as_ref().ok_or(Refusal::Snapshot)?;
     let membership = convert::membership_from_wire(wire).ok_or(Refusal::Snapshot)?;
+    check_genesis(view, membership.genesis)?;
     if !is_sound(&membership, view) {
         return Err(Refusal::Snapshot);
     }

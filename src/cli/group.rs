@@ -217,6 +217,11 @@ fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
     if group.transferring_to_node != 0 {
         rows.push(("transfer to", format!("node {}", group.transferring_to_node)));
     }
+    if group.impostor_node != 0 {
+        let node = group.impostor_node;
+        let what = format!("node {node} created a group of this id with other members");
+        rows.push(("contested", what));
+    }
     rows
 }
 
@@ -293,6 +298,7 @@ fn group_json(group: &GroupStatus) -> Value {
         "serving": group.serving,
         "lease": group.lease,
         "paused": group.paused,
+        "impostor_node": group.impostor_node,
         "leader_contact_ms": group.leader_contact_ms,
         "config_index": group.membership.as_ref().map_or(0, |m| m.config_index),
         "pending_change": group.pending_change,

@@ -475,6 +475,7 @@ fn group_status(group: &Group) -> wire::GroupStatus {
         peers: peers.collect(),
         pending_change: status.pending_change.map_or(0, LogIndex::get),
         paused: status.paused,
+        impostor_node: status.impostor.map_or(0, NodeId::get),
         serving: status.serving,
         lease: group.lease().is_some_and(|lease| lease.valid),
         leader_contact_ms: contact.and_then(|since| u64::try_from(since.as_millis()).ok()),

@@ -36,8 +36,7 @@ pub(super) fn of_proposal(error: &ProposeError, lookup: &dyn GroupLookup) -> Fai
 const fn of_rejection(reason: &RejectReason) -> FailureReason {
     match reason {
         RejectReason::Busy => FailureReason::Overloaded,
-        RejectReason::Transferring => FailureReason::Transferring,
-        RejectReason::Paused => FailureReason::Overloaded,
+        RejectReason::Paused | RejectReason::NotServing(_) => FailureReason::Overloaded,
         RejectReason::Failed(_) => FailureReason::GroupFailed,
         RejectReason::TooLarge { .. } | RejectReason::Empty => FailureReason::Invalid,
         // Stopping, a term that passed, and what is added later: all definite, try elsewhere.

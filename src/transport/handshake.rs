@@ -115,6 +115,7 @@ impl Identity {
             to_node: to.get(),
             lane: lane.into(),
             address: self.address.clone(),
+            advert: None,
         }
     }
 

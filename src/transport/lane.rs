@@ -258,7 +258,8 @@ impl State {
     }
 
     fn next_frame(&mut self, bounds: &Bounds) -> Option<Frame> {
-        let heartbeat = self.heartbeat.take().map(|sequence| NodeHeartbeat { sequence });
+        let heartbeat =
+            self.heartbeat.take().map(|sequence| NodeHeartbeat { sequence, advert: None });
         let messages = self.take_messages(bounds);
         if heartbeat.is_none() && messages.is_empty() {
             return None;

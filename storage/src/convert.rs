@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use shardhost_proto::log;
 
 use crate::ids::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
-use crate::types::{Entry, EntryKind, GroupMeta, HardState, Incoming, Member, Membership};
+use crate::requirement::{Requirement, RequirementMode, capability_names};
+use crate::types::{Entry, EntryKind, Genesis, GroupMeta, HardState, Incoming, Member, Membership};
 
 /// A message that no correct host writes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +33,7 @@ pub fn entry_to_message(entry: &Entry) -> log::Entry {
     let kind = match entry.kind {
         EntryKind::Command => log::EntryKind::Command,
         EntryKind::Config => log::EntryKind::Config,
+        EntryKind::Requirement => log::EntryKind::Requirement,
     };
     log::Entry {
         kind: kind.into(),
@@ -49,6 +51,7 @@ pub fn entry_from_message(index: LogIndex, entry: log::Entry) -> Result<Entry, M
     let kind = match entry.kind() {
         log::EntryKind::Command => EntryKind::Command,
         log::EntryKind::Config => EntryKind::Config,
+        log::EntryKind::Requirement => EntryKind::Requirement,
         log::EntryKind::Unspecified => {
             let message = format!("entry {index} is of the unknown kind {}", entry.kind);
             return Err(Malformed::new("entry", message));
@@ -100,7 +103,32 @@ pub fn membership_to_message(membership: &Membership) -> log::Membership {
         auto_leave: membership.auto_leave,
         newest_replica: membership.newest_replica.map_or(0, ReplicaId::get),
         incoming: membership.incoming.map(incoming_to_message),
+        genesis: membership.genesis.map_or(0, Genesis::get),
+        requirement: requirement_to_message(&membership.requirement),
     }
+}
+
+/// The message of what a group asks of its leader; `None`: nothing.
+#[must_use]
+pub fn requirement_to_message(requirement: &Requirement) -> Option<log::Requirement> {
+    (*requirement != Requirement::default()).then(|| log::Requirement {
+        capabilities: requirement.capabilities.iter().cloned().collect(),
+        soft: requirement.mode == RequirementMode::Soft,
+    })
+}
+
+/// What a group asks of its leader, from a message.
+///
+/// # Errors
+/// [`Malformed`] when a name is not well formed, or there are too many.
+pub fn requirement_from_message(
+    message: Option<&log::Requirement>,
+) -> Result<Requirement, Malformed> {
+    let Some(message) = message else { return Ok(Requirement::default()) };
+    let capabilities = capability_names(message.capabilities.iter().cloned())
+        .map_err(|error| Malformed::new("requirement", error.to_string()))?;
+    let mode = if message.soft { RequirementMode::Soft } else { RequirementMode::Hard };
+    Ok(Requirement { capabilities, mode })
 }
 
 /// The message of an addition that is under way.
@@ -145,6 +173,8 @@ pub fn membership_from_message(message: &log::Membership) -> Result<Membership, 
         auto_leave: message.auto_leave,
         newest_replica: ReplicaId::new(message.newest_replica),
         incoming,
+        genesis: Genesis::new(message.genesis),
+        requirement: requirement_from_message(message.requirement.as_ref())?,
     })
 }
 
@@ -238,6 +268,8 @@ mod tests {
                     replica: ReplicaId::must(u64::MAX),
                     replaces: ReplicaId::new(1),
                 }),
+                genesis: Genesis::new(u64::MAX),
+                requirement: Requirement::soft(["fifo", "ssd"]).unwrap(),
             },
             snapshot: Some(LogPosition::new(3, 8)),
             labels: [("zone".to_owned(), "a".to_owned())].into(),

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`ids`] | the numbers that name nodes, groups, replicas, terms and log places |
 //! | [`types`] | what is written: entries, hard state, membership, batches |
+//! | [`requirement`] | what a group asks of its leader |
 //! | [`store`] | the [`LogStore`] seam and its errors |
 //! | [`snapshot`] | the [`SnapshotStore`] seam and its errors |
 //! | [`memory`] | both seams in memory, with crashes and faults on command |
@@ -35,6 +36,7 @@ mod frame;
 pub mod ids;
 pub mod memory;
 pub mod rate;
+pub mod requirement;
 #[cfg(feature = "rocksdb")]
 pub mod rocks;
 pub mod run;
@@ -48,6 +50,7 @@ pub use files::{SnapshotFiles, SnapshotFilesOptions};
 pub use ids::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 pub use memory::{MemorySnapshots, MemoryStore, SnapshotFault, StoreFault};
 pub use rate::ByteRate;
+pub use requirement::{CapabilityError, Requirement, RequirementMode};
 #[cfg(feature = "rocksdb")]
 pub use rocks::{Identity, RocksOptions, RocksStore};
 pub use snapshot::{
@@ -56,6 +59,6 @@ pub use snapshot::{
 };
 pub use store::{LogError, LogStore, StoreStats};
 pub use types::{
-    Entry, EntryKind, GroupMeta, GroupWrite, HardState, Incoming, LogBatch, Member, Membership,
-    PersistedGroup,
+    Entry, EntryKind, Genesis, GroupMeta, GroupWrite, HardState, Incoming, LogBatch, Member,
+    Membership, PersistedGroup,
 };

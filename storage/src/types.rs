@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroU64;
 
 use bytes::Bytes;
 
 use crate::ids::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
+use crate::requirement::Requirement;
 
 /// What an entry is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +16,8 @@ pub enum EntryKind {
     Command,
     /// A change of membership.
     Config,
+    /// What the group asks of its leader from here on.
+    Requirement,
 }
 
 /// One entry of a group's log.
@@ -90,6 +94,43 @@ pub struct Membership {
     pub newest_replica: Option<ReplicaId>,
     /// An addition or replacement that is under way.
     pub incoming: Option<Incoming>,
+    /// Which group this is: nodes that were told of different first members did not create the
+    /// same one. `None`: created by a version that did not know.
+    pub genesis: Option<Genesis>,
+    /// What the group asks of its leader; changed by entries of its log, as members are.
+    pub requirement: Requirement,
+}
+
+/// A fingerprint of the members that a group was created with. Travels with its membership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Genesis(NonZeroU64);
+
+impl Genesis {
+    /// From its number; `None` for zero.
+    #[must_use]
+    pub const fn new(number: u64) -> Option<Self> {
+        match NonZeroU64::new(number) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
+    }
+    /// Its number, which is not zero.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0.get()
+    }
+
+    /// FNV-1a over the members. On disk and on the wire: must not change.
+    fn of(members: &BTreeMap<ReplicaId, Member>) -> Option<Self> {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for (id, member) in members {
+            let role = u64::from(member.voter) | u64::from(member.learner) << 1;
+            for byte in [id.get(), member.node.get(), role].into_iter().flat_map(u64::to_be_bytes) {
+                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+        Self::new(hash.max(1))
+    }
 }
 
 /// A learner that is to become a voter when it has caught up: recorded in the group until it is
@@ -129,7 +170,20 @@ impl Membership {
             .zip(nodes)
             .filter_map(|(id, node)| Some((ReplicaId::new(id)?, Member::voter(node))))
             .collect();
-        Self { members, ..Self::default() }
+        Self::founded_by(members)
+    }
+
+    /// The configuration of a new group of these members.
+    #[must_use]
+    pub fn founded_by(members: BTreeMap<ReplicaId, Member>) -> Self {
+        let genesis = Genesis::of(&members);
+        Self { members, genesis, ..Self::default() }
+    }
+
+    /// Whether a group with this genesis may be this one: it is, or one of the two does not say.
+    #[must_use]
+    pub fn may_be(&self, genesis: Option<Genesis>) -> bool {
+        self.genesis.is_none() || genesis.is_none() || self.genesis == genesis
     }
 
     /// Whether a joint change is under way: it needs a majority of both configurations.

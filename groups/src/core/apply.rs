@@ -7,6 +7,7 @@ use shardhost_storage::{LogIndex, LogPosition};
 
 use super::GroupCore;
 use crate::apply::ApplyWork;
+use crate::convert::is_requirement;
 use crate::error::GroupFault;
 use crate::machine::Command;
 use crate::worker::Round;
@@ -110,7 +111,7 @@ impl GroupCore {
                 break;
             }
             last = Some(LogPosition::new(entry.term, entry.index));
-            if entry.entry_type != EntryType::EntryNormal {
+            if entry.entry_type != EntryType::EntryNormal || is_requirement(&entry) {
                 continue;
             }
             self.supersede_change(&entry, round);

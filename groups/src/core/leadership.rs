@@ -4,6 +4,7 @@ use raft::StateRole;
 use shardhost_storage::Term;
 
 use super::GroupCore;
+use super::gate::{Gate, Told};
 use crate::error::ReadError;
 use crate::leadership::{Edge, EdgeKind, LossCause};
 use crate::worker::Round;
@@ -16,6 +17,10 @@ pub(super) struct Led {
     first_index: u64,
     /// It is applied.
     pub(super) ready: bool,
+    /// Whether users are served, once it is.
+    pub(super) gate: Gate,
+    /// What was told of it.
+    pub(super) told: Told,
 }
 
 impl GroupCore {
@@ -33,10 +38,13 @@ impl GroupCore {
             self.lose_leadership(cause, round);
         }
         if leads && self.led.is_none() {
-            self.led = Some(Led { term, first_index: last, ready: false });
+            let gate = self.first_gate(round);
+            let told = Told::Nothing;
+            self.led = Some(Led { term, first_index: last, ready: false, gate, told });
             self.reset_lease();
             self.ask_anew();
             self.edge(term, EdgeKind::Acquired, round);
+            self.tell_service(round);
         }
         let applied = self.apply.applied();
         if let Some(led) = self.led.as_mut()
@@ -44,8 +52,10 @@ impl GroupCore {
             && applied >= led.first_index
         {
             led.ready = true;
-            self.edge(term, EdgeKind::Ready, round);
+            self.tend_gate(round);
+            self.tell_service(round);
         }
+        self.notice_facts(round);
         self.watch_transfer(round);
     }
 
@@ -74,6 +84,7 @@ impl GroupCore {
         self.fail_change_on_loss(round);
         self.end_barrier(round);
         self.reset_lease();
+        self.forget_named();
         self.dismissed.clear();
         self.snapshots.forget_shipments();
         let own = self.config.node;
@@ -81,7 +92,21 @@ impl GroupCore {
         self.edge(led.term, EdgeKind::Lost { cause, successor }, round);
     }
 
-    fn edge(&self, term: u64, kind: EdgeKind, round: &mut Round) {
+    /// What is known of nodes or policies changed since this replica last looked.
+    fn notice_facts(&mut self, round: &mut Round) {
+        if self.seen_facts == round.facts {
+            return;
+        }
+        self.seen_facts = round.facts;
+        self.forget_declined();
+        self.reconsider_candidacy();
+        self.renew_gate(round);
+        if self.leads() && self.sleep.is_asleep() && self.wants_successor(round) {
+            self.wake();
+        }
+    }
+
+    pub(super) fn edge(&self, term: u64, kind: EdgeKind, round: &mut Round) {
         let term = Term::new(term);
         round.edges.push(Edge { group: self.id, term, kind });
     }

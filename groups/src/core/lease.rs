@@ -19,6 +19,7 @@ use std::cmp::Reverse;
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{Member, Membership, ReplicaId};
 
+use super::gate::Gate;
 use super::{GroupCore, mix};
 use crate::clock::Moment;
 use crate::worker::{LeaseSign, Round};
@@ -274,8 +275,11 @@ impl GroupCore {
     /// When the newest heartbeats were sent that a quorum answered; zero: there is no lease.
     fn acknowledged(&self) -> Moment {
         let bugs = &self.config.bugs;
-        let ready = self.led.as_ref().is_some_and(|led| led.ready || bugs.lease_before_ready);
-        let handing_over = self.transfer.is_some() || self.raw.raft.lead_transferee.is_some();
+        let ready = self
+            .led
+            .as_ref()
+            .is_some_and(|led| led.gate == Gate::Open && (led.ready || bugs.lease_before_ready));
+        let handing_over = self.is_frozen() || self.raw.raft.lead_transferee.is_some();
         if !self.leads() || !ready || (handing_over && !bugs.lease_in_transfer) {
             return Moment::ZERO;
         }

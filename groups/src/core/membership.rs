@@ -12,13 +12,15 @@ use raft::{Changer, ProgressState};
 use shardhost_proto::log::config_change::Kind;
 use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind};
 use shardhost_storage::convert::membership_to_message;
-use shardhost_storage::{Incoming, LogIndex, Membership, NodeId, ReplicaId};
+use shardhost_storage::{Incoming, LogIndex, Membership, NodeId, ReplicaId, Requirement};
 use tokio::sync::oneshot;
 
 use super::GroupCore;
+use crate::convert::is_requirement;
 use crate::error::{GroupFault, UnknownCause};
 use crate::membership::{
-    ConfigEntry, MembershipChange, MembershipError, Progress, Step, plan, plan_addition,
+    ConfigEntry, MembershipChange, MembershipError, Progress, Step, check_expected, plan,
+    plan_addition,
 };
 use crate::transport::{Lane, Outgoing};
 use crate::worker::{LiveNodes, Round};
@@ -42,6 +44,15 @@ pub enum MembershipOrder {
         new: NodeId,
         /// Only if the configuration is that of this index.
         expecting: Option<LogIndex>,
+    },
+    /// Ask this of the group's leaders.
+    Require {
+        /// What.
+        requirement: Requirement,
+        /// Only if the configuration is that of this index.
+        expecting: Option<LogIndex>,
+        /// Even if no voter is known to meet it.
+        whoever_meets_it: bool,
     },
     /// Give up the addition or replacement that is under way.
     CancelAddition {
@@ -89,14 +100,9 @@ const INVITE_TICKS: u64 = 5;
 
 impl GroupCore {
     /// Makes a change of membership, or refuses.
-    pub fn change_membership(
-        &mut self,
-        request: MembershipRequest,
-        live: &LiveNodes,
-        round: &mut Round,
-    ) {
+    pub fn change_membership(&mut self, request: MembershipRequest, round: &mut Round) {
         let MembershipRequest { order, waiter } = request;
-        match self.try_change(&order, live, round) {
+        match self.try_change(&order, round) {
             Ok(index) => {
                 let (since, awaits_vote) = (self.ticks, order.awaits_vote());
                 let pending = PendingChange { index, since, awaits_vote, waiter };
@@ -111,12 +117,15 @@ impl GroupCore {
     fn try_change(
         &mut self,
         order: &MembershipOrder,
-        live: &LiveNodes,
         round: &mut Round,
     ) -> Result<u64, MembershipError> {
         self.check_changeable()?;
+        if let MembershipOrder::Require { requirement, expecting, whoever_meets_it } = order {
+            check_expected(self.id, &self.membership, *expecting)?;
+            return self.propose_requirement(requirement, *whoever_meets_it, round);
+        }
         let entry = self.plan_order(order)?;
-        self.check_live_quorum(live)?;
+        self.check_live_quorum(&round.nodes)?;
         // What was queued in this round goes into the log first.
         self.propose_queued(round);
         self.propose_config(&entry)
@@ -145,6 +154,9 @@ impl GroupCore {
         if self.leads() && pending > self.apply.applied() {
             return Some(LogIndex::new(pending));
         }
+        if let Some(index) = self.pending_requirement() {
+            return Some(index);
+        }
         self.membership.is_joint().then_some(self.membership.config_index)
     }
 
@@ -164,6 +176,10 @@ impl GroupCore {
             MembershipOrder::Replace { old, new, expecting } => {
                 self.check_no_addition()?;
                 plan_addition(group, membership, Some(*old), *new, *expecting)
+            }
+            MembershipOrder::Require { .. } => {
+                let reason = "a requirement is no change of members".to_owned();
+                Err(MembershipError::Impossible { group, reason })
             }
         }
     }
@@ -244,11 +260,16 @@ impl GroupCore {
     /// Whether an entry that was committed holds back what stands behind it: its change is not
     /// applied, or what it changed is not durable.
     pub(super) fn holds_back(&mut self, entry: &Entry, round: &mut Round) -> bool {
-        if entry.entry_type == EntryType::EntryNormal {
+        let requires = is_requirement(entry);
+        if entry.entry_type == EntryType::EntryNormal && !requires {
             return false;
         }
         if entry.index > self.membership.config_index.get() {
-            match self.apply_config(entry, round) {
+            let applied = match requires {
+                true => self.apply_requirement(entry, round),
+                false => self.apply_config(entry, round),
+            };
+            match applied {
                 Ok(()) => {}
                 Err(fault) => round.fault(self.id, fault),
             }
@@ -284,7 +305,7 @@ impl GroupCore {
 
     /// Answers who waits for a change, when it is over: a joint one when the joint configuration
     /// is left, the addition of a voter when that has its vote.
-    fn resolve_change(&mut self, entry: &Entry, round: &mut Round) {
+    pub(super) fn resolve_change(&mut self, entry: &Entry, round: &mut Round) {
         let joint = self.membership.is_joint();
         let incoming = self.membership.incoming.is_some();
         let over = |pending: &mut Box<PendingChange>| {
@@ -347,7 +368,8 @@ impl GroupCore {
             return;
         }
         let ready = self.led.as_ref().is_some_and(|led| led.ready);
-        if !ready || self.raw.raft.pending_conf_index > self.apply.applied() {
+        let pending = self.raw.raft.pending_conf_index.max(self.pending_requirement);
+        if !ready || pending > self.apply.applied() {
             return;
         }
         let next = match self.membership.incoming {

@@ -15,7 +15,11 @@
 //! | `ready` | what raft wants written, sent and applied |
 //! | `apply` | handing committed entries to the state machine |
 //! | `leadership` | edges: acquired, ready, lost |
+//! | `candidacy` | not standing for election, or not being elected, where one should not lead |
+//! | `gate` | whether a leader serves its users |
 //! | `transfer` | handing leadership over |
+//! | `succession` | a leader that should not lead looks for another |
+//! | `requirement` | changing what the group asks of its leader |
 //! | `membership` | changing who belongs to the group |
 //! | `leaving` | the end of a replica that was removed |
 //! | `sleep` | groups that have nothing to do stop ticking |
@@ -24,6 +28,8 @@
 
 mod apply;
 mod barrier;
+mod candidacy;
+mod gate;
 mod leadership;
 mod lease;
 mod leaving;
@@ -32,10 +38,12 @@ mod open;
 mod propose;
 mod reads;
 mod ready;
+mod requirement;
 mod sleep;
 mod snapshot;
 mod status;
 mod step;
+mod succession;
 mod transfer;
 
 use std::collections::VecDeque;
@@ -49,9 +57,10 @@ use crate::config::GroupsConfig;
 use crate::error::{GroupFault, LeaderHint, ProposeError, TakeSnapshotError, UnknownCause};
 use crate::leadership::LossCause;
 use crate::membership::MembershipError;
+use crate::policy::Policies;
 use crate::replica_log::ReplicaLog;
 use crate::status::{GroupStatus, Role};
-use crate::worker::{LiveNodes, Round};
+use crate::worker::Round;
 
 pub use barrier::{BarrierOrder, BarrierOutcome, BarrierWaiter, DrainWaiter};
 pub use membership::{MembershipOrder, MembershipOutcome, MembershipRequest, MembershipWaiter};
@@ -64,6 +73,7 @@ pub use transfer::{TransferOutcome, TransferRequest, TransferTarget, TransferWai
 
 use apply::ApplyProgress;
 use barrier::Barrier;
+use candidacy::Candidacy;
 use leadership::Led;
 use lease::Lease;
 use leaving::{Dismissed, Leaving};
@@ -72,6 +82,7 @@ use propose::PlacedWaiter;
 use reads::Reads;
 use sleep::Sleep;
 use snapshot::Snapshots;
+use succession::Succession;
 use transfer::Transfer;
 
 /// One replica of one group.
@@ -81,6 +92,7 @@ pub struct GroupCore {
     /// Which opening of the replica in this process; notifications of another are stale.
     epoch: u64,
     config: Arc<GroupsConfig>,
+    policies: Policies,
     raw: RawNode<ReplicaLog>,
     meta: Box<GroupMeta>,
     membership: Arc<Membership>,
@@ -92,14 +104,22 @@ pub struct GroupCore {
     /// earlier round must not be taken for one to a later round.
     read_rounds: u64,
     transfer: Option<Box<Transfer>>,
+    succession: Succession,
+    candidacy: Candidacy,
+    /// What was known of nodes and policies when this replica last looked.
+    seen_facts: u64,
     barrier: Option<Box<Barrier>>,
     /// Barriers that were opened; numbers them.
     barriers: u64,
     change: Option<Box<PendingChange>>,
+    /// A change of the requirement that this leader proposed: where it stands.
+    pending_requirement: u64,
     led: Option<Led>,
     lease: Lease,
     /// Where replicas live that the membership does not know yet.
     contacts: Vec<(ReplicaId, NodeId)>,
+    /// A node with a group of the same id that was created with other members.
+    impostor: Option<NodeId>,
     /// This replica was removed, and waits to be let go.
     leaving: Option<Box<Leaving>>,
     /// It was let go.
@@ -159,8 +179,10 @@ impl GroupCore {
     }
 
     /// Moves the logical clock on by one tick.
-    pub fn tick(&mut self, live: &LiveNodes, round: &mut Round) {
+    pub fn tick(&mut self, round: &mut Round) {
         self.ticks += 1;
+        let live = Arc::clone(&round.nodes);
+        let live = &*live;
         if self.snapshots.is_installing() {
             // To campaign, raft would look for entries that the snapshot replaces, and panic.
             self.raw.raft.election_elapsed = 0;
@@ -168,6 +190,8 @@ impl GroupCore {
         if self.will_campaign() {
             if self.has_promised(round) {
                 self.raw.raft.election_elapsed -= 1;
+            } else if self.stays_out(round) {
+                self.let_timeout_pass();
             } else {
                 self.campaigns += 1;
             }
@@ -180,6 +204,9 @@ impl GroupCore {
         self.expire_reads(round);
         self.expire_change(round);
         self.watch_transfer(round);
+        self.ask_again(round);
+        self.tend_gate(round);
+        self.tend_succession(round);
         self.invite_newcomers(live, round);
         self.tend_leaving(round);
         self.tend_snapshots();

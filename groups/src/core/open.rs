@@ -8,10 +8,13 @@ use shardhost_storage::{
 };
 use slog::Logger;
 
+use super::candidacy::Candidacy;
+use super::succession::Succession;
 use super::{GroupCore, apply::ApplyProgress, sleep::Sleep, snapshot::Snapshots};
 use crate::config::GroupsConfig;
 use crate::convert;
 use crate::error::GroupFault;
+use crate::policy::Policies;
 use crate::replica_log::ReplicaLog;
 
 /// What a replica is opened from.
@@ -25,6 +28,8 @@ pub struct ReplicaStart {
     pub durable: Option<LogIndex>,
     /// Which opening of the replica in this process this is.
     pub epoch: u64,
+    /// Who is asked who may lead.
+    pub policies: Policies,
 }
 
 /// How a state machine's position fits the log.
@@ -82,7 +87,7 @@ impl GroupCore {
         logger: &Logger,
         start: ReplicaStart,
     ) -> Result<Self, GroupFault> {
-        let ReplicaStart { persisted, applied, durable, epoch } = start;
+        let ReplicaStart { persisted, applied, durable, epoch, policies } = start;
         let id = persisted.meta.group;
         let hard_state = check_start(&persisted, applied)?;
         let conf = convert::conf_state(&persisted.meta.membership);
@@ -104,6 +109,7 @@ impl GroupCore {
             replica: persisted.meta.replica,
             epoch,
             config,
+            policies,
             raw,
             meta: Box::new(persisted.meta),
             membership,
@@ -112,12 +118,17 @@ impl GroupCore {
             reads: None,
             read_rounds: 0,
             transfer: None,
+            succession: Succession::default(),
+            candidacy: Candidacy::default(),
+            seen_facts: 0,
             barrier: None,
             barriers: 0,
             change: None,
+            pending_requirement: 0,
             led: None,
             lease: super::lease::Lease::opened(promised && !config_forgets),
             contacts: Vec::new(),
+            impostor: None,
             leaving: None,
             retired: false,
             dismissed: Vec::new(),

@@ -43,6 +43,10 @@ impl GroupCore {
         if self.queued.is_empty() {
             return;
         }
+        if self.leads() && self.raw.raft.lead_transferee.is_some() {
+            // Held until it is known who leads.
+            return;
+        }
         let queued = std::mem::take(&mut self.queued);
         if let Some(error) = self.refuses_proposals() {
             for proposal in queued {
@@ -112,10 +116,7 @@ impl GroupCore {
         if !self.leads() {
             return Some(ProposeError::NotLeader { group: self.id, hint: self.leader_hint() });
         }
-        if self.raw.raft.lead_transferee.is_some() {
-            return Some(self.rejected(RejectReason::Transferring));
-        }
-        None
+        self.refuses_service().map(|reason| self.rejected(reason))
     }
 
     fn rejected(&self, reason: RejectReason) -> ProposeError {
@@ -149,6 +150,11 @@ impl GroupCore {
     pub(super) fn fail_waiters_on_loss(&mut self, round: &mut Round) {
         if self.config.bugs.waiter_by_index {
             return;
+        }
+        // What never entered the log surely takes no effect.
+        let error = ProposeError::NotLeader { group: self.id, hint: self.leader_hint() };
+        for proposal in std::mem::take(&mut self.queued) {
+            round.fail(proposal.pending, error.clone());
         }
         let error = ProposeError::Unknown { group: self.id, cause: UnknownCause::LeadershipLost };
         self.fail_waiters(&error, round);

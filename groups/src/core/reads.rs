@@ -163,13 +163,19 @@ impl GroupCore {
         if !self.leads() {
             return Some(ReadError::NotLeader { group, hint: self.leader_hint() });
         }
+        if need == ReadNeed::Applied
+            && let Some(error) = self.refuses_service_to_readers()
+        {
+            return Some(error);
+        }
         let handing_over = self.raw.raft.lead_transferee.is_some();
         handing_over.then_some(ReadError::Transferring { group })
     }
 
     /// Starts a round for everything that waits, unless one is under way.
     pub(super) fn start_read_round(&mut self, round: &mut Round) {
-        let serving = self.led.as_ref().is_some_and(|led| led.ready);
+        let ready = self.led.as_ref().is_some_and(|led| led.ready);
+        let serving = self.serves() || (ready && self.caretaker().is_some());
         let leads = self.leads();
         let Some(reads) = self.reads.as_mut() else { return };
         if reads.asked.is_some() || reads.waiting.is_empty() || (leads && !serving) {
@@ -225,7 +231,7 @@ impl GroupCore {
     ) {
         let (replica, context) = (message.from_replica, message.context.clone());
         let waiting = self.reads.as_ref().map_or(0, |reads| reads.count);
-        if self.refuses_reads(ReadNeed::Leadership).is_some() || waiting >= MAX_PEER_READS {
+        if self.refuses_reads(ReadNeed::Applied).is_some() || waiting >= MAX_PEER_READS {
             return self.answer_peer(node, replica, context, None, round);
         }
         self.enqueue_read(Reader::Peer { node, replica, context });

@@ -6,8 +6,9 @@
 //! with the log task and is released by the writer after the sync.
 
 use raft::eraftpb::{HardState, Message, MessageType};
-use raft::{GetEntriesContext, Storage};
-use shardhost_storage::{GroupWrite, LogPosition};
+use raft::{GetEntriesContext, ProgressState, Storage};
+use shardhost_proto::peer::MessageKind;
+use shardhost_storage::{Genesis, GroupWrite, LogPosition};
 
 use super::GroupCore;
 use crate::convert;
@@ -154,12 +155,29 @@ impl GroupCore {
         if !self.stamp(&mut wire, round) {
             return None;
         }
+        self.excuse(&mut wire);
         let kind = wire.kind();
-        if kind == shardhost_proto::peer::MessageKind::Snapshot {
+        if self.introduces_itself(kind, wire.to_replica) {
+            wire.genesis = self.membership.genesis.map_or(0, Genesis::get);
+        }
+        if kind == MessageKind::Snapshot {
             self.ship(to, wire, round);
             return None;
         }
         Some(Outgoing { to, lane: convert::lane(kind), message: wire })
+    }
+
+    /// Whether the receiver may not know yet which group of this id it hears from: a follower that
+    /// took an append of this leader does.
+    fn introduces_itself(&self, kind: MessageKind, to: u64) -> bool {
+        match kind {
+            MessageKind::Vote | MessageKind::PreVote | MessageKind::Heartbeat => true,
+            MessageKind::Append => {
+                let progress = self.raw.raft.prs().get(to);
+                progress.is_none_or(|progress| progress.state != ProgressState::Replicate)
+            }
+            _ => false,
+        }
     }
 
     /// Hands committed entries that were held back to the state machine, as far as its backlog

@@ -25,6 +25,7 @@ pub(super) fn initial(
         term: persisted.hard_state.term.max(Term::new(1)),
         leader: None,
         serving: false,
+        caretaker: None,
         first: persisted.base.index.next(),
         last: persisted.last.index,
         committed: persisted.hard_state.commit.max(applied.index),
@@ -34,6 +35,7 @@ pub(super) fn initial(
         transferring_to: None,
         pending_change: None,
         paused: false,
+        impostor: None,
         asleep: false,
         peers: Arc::new([]),
     }
@@ -54,6 +56,7 @@ impl GroupCore {
         let mut status = (*self.published).clone();
         status.role = role;
         status.serving = false;
+        status.caretaker = None;
         status.leader = None;
         status.transferring_to = None;
         status.pending_change = None;
@@ -71,7 +74,8 @@ impl GroupCore {
             role: self.role(),
             term: Term::new(raft.term),
             leader: self.leader_hint(),
-            serving: self.led.as_ref().is_some_and(|led| led.ready),
+            serving: self.serves(),
+            caretaker: self.caretaker().cloned(),
             first: log.base().index.next(),
             last: log.last().index,
             committed: LogIndex::new(raft.raft_log.committed),
@@ -81,6 +85,7 @@ impl GroupCore {
             transferring_to: self.transferring_to(),
             pending_change: self.pending_change(),
             paused: self.barrier.is_some(),
+            impostor: self.impostor,
             asleep: self.sleep.is_asleep(),
             peers: if self.leads() { Arc::clone(&self.published.peers) } else { Arc::new([]) },
         }

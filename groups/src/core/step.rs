@@ -37,10 +37,17 @@ impl GroupCore {
                 self.send_notice(node, message.from_replica, round);
                 return Stepped::Refused(Refusal::Removed);
             }
+            Err(Refusal::OtherGenesis) => {
+                self.note_impostor(node);
+                return Stepped::Refused(Refusal::OtherGenesis);
+            }
             Err(refusal) => return Stepped::Refused(refusal),
         }
         if self.withholds_vote(&message, round) {
             return Stepped::Refused(Refusal::Promised);
+        }
+        if self.refuses_pre_vote(node, &message, round) {
+            return Stepped::Taken;
         }
         self.note_contact(node, &message);
         self.take_sign(&message, round);
@@ -54,17 +61,26 @@ impl GroupCore {
             MessageKind::ReadIndex => self.take_read_index(node, &message, round),
             MessageKind::ReadIndexResponse => self.take_read_answer(&message, round),
             MessageKind::Snapshot => self.step_from_leader(message, round, Self::step_snapshot),
-            // It cannot campaign yet; see `tick`. The leader gives the transfer up.
-            MessageKind::TimeoutNow if self.snapshots.is_installing() => {}
+            MessageKind::TransferAsk => self.answer_transfer(&message, round),
+            MessageKind::TransferAnswer => self.take_transfer_answer(&message, round),
             MessageKind::TimeoutNow if !self.is_current_order(&message) => {
                 return Stepped::Refused(Refusal::StaleOrder);
             }
+            MessageKind::TimeoutNow => self.step_order(message, round),
             MessageKind::Append | MessageKind::Heartbeat => {
                 self.step_from_leader(message, round, Self::step_raft);
             }
             _ => self.step_raft(message),
         }
         Stepped::Taken
+    }
+
+    /// An order to campaign. One that cannot be followed is answered, so that the leader goes on.
+    fn step_order(&mut self, message: GroupMessage, round: &mut Round) {
+        match self.refuses_leadership(round) {
+            Some(refusal) => self.refuse_order(&message, refusal, round),
+            None => self.step_raft(message),
+        }
     }
 
     /// What only a leader sends: whoever takes it promises not to support others for a while.
@@ -79,12 +95,22 @@ impl GroupCore {
         step(self, message);
         if term == self.raw.raft.term {
             self.hear_leader(kind, from, stamp, round);
+            self.rest_assured();
         }
     }
 
     /// The node is invited to hold another replica of the group: this one was removed.
     fn is_for_successor(&self, message: &GroupMessage) -> bool {
         message.kind() == MessageKind::Invite && message.to_replica > self.replica.get()
+    }
+
+    /// Somebody created a group with this id and other members.
+    fn note_impostor(&mut self, node: NodeId) {
+        if self.impostor.replace(node) != Some(node) {
+            tracing::error!(group = %self.id, %node, members = %self.membership,
+                "the node holds a group of the same id that was created with other members; one \
+                 of the two must be destroyed");
+        }
     }
 
     /// Remembers where a replica lives that the membership does not know yet.

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shardhost_storage::{LogIndex, LogPosition, Membership, NodeId, Term};
+use shardhost_storage::{
+    LogIndex, LogPosition, Membership, NodeId, Requirement, RequirementMode, Term,
+};
 use tokio::sync::oneshot;
 
 use super::{Group, Offered};
@@ -100,6 +102,44 @@ impl Group {
     ) -> Result<Arc<Membership>, MembershipError> {
         self.ask_before_addition(new, &self.membership())?;
         self.order(MembershipOrder::Replace { old, new, expecting }).await
+    }
+
+    /// Changes what the group asks of whoever leads it. Returns the configuration that says so, once
+    /// it is applied here.
+    ///
+    /// # Errors
+    /// [`MembershipError::NobodyFit`] when the requirement is a strict one and no voter is known to
+    /// meet it, and the others.
+    pub async fn require(
+        &self,
+        requirement: Requirement,
+        expecting: Option<LogIndex>,
+    ) -> Result<Arc<Membership>, MembershipError> {
+        let whoever_meets_it = requirement.mode == RequirementMode::Soft || requirement.is_empty();
+        self.order(MembershipOrder::Require { requirement, expecting, whoever_meets_it }).await
+    }
+
+    /// Changes what the group asks of whoever leads it, even if nobody is known to meet it: then
+    /// nobody serves it.
+    ///
+    /// # Errors
+    /// [`MembershipError`].
+    pub async fn require_unchecked(
+        &self,
+        requirement: Requirement,
+        expecting: Option<LogIndex>,
+    ) -> Result<Arc<Membership>, MembershipError> {
+        let order = MembershipOrder::Require { requirement, expecting, whoever_meets_it: true };
+        self.order(order).await
+    }
+
+    /// Has the policies of the group asked anew who may lead it, here.
+    ///
+    /// # Errors
+    /// [`TransferError::Stopped`].
+    pub fn reevaluate(&self) -> Result<(), TransferError> {
+        let group = self.id();
+        self.offer(Input::Reevaluate { group }).map_err(|_| TransferError::Stopped { group })
     }
 
     /// Gives up the addition or replacement that is under way: the learner that was to become a

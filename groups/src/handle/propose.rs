@@ -60,10 +60,10 @@ impl Group {
         let group = self.shared.id;
         let status = self.shared.status.load();
         match &status.role {
-            Role::Leader if status.transferring_to.is_some() => {
-                Some(ProposeError::Rejected { group, reason: RejectReason::Transferring })
-            }
-            Role::Leader => None,
+            Role::Leader => status.caretaker.clone().map(|reason| {
+                let reason = RejectReason::NotServing(Some(reason));
+                ProposeError::Rejected { group, reason }
+            }),
             Role::Failed(fault) => {
                 let reason = RejectReason::Failed(fault.clone());
                 Some(ProposeError::Rejected { group, reason })

@@ -37,7 +37,7 @@ impl GroupSpec {
             let local = id.get() & u64::from(u32::MAX);
             Some((ReplicaId::new(shift | local)?, member))
         });
-        self.membership.members = shifted.collect();
+        self.membership = Membership::founded_by(shifted.collect());
         self
     }
     /// Names the kind of state machine.

@@ -27,6 +27,21 @@ pub enum GroupSelector {
     },
 }
 
+impl GroupSelector {
+    /// Whether it is about the group, which has these labels.
+    #[must_use]
+    pub fn means(&self, group: GroupId, labels: &BTreeMap<String, String>) -> bool {
+        match self {
+            Self::All => true,
+            Self::One(one) => *one == group,
+            Self::Many(many) => many.contains(&group),
+            Self::Label { key, value } => {
+                labels.get(key.as_ref()).is_some_and(|found| found == value.as_ref())
+            }
+        }
+    }
+}
+
 /// This replica was elected, and its vote is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -63,6 +78,8 @@ pub enum LeadershipEvent {
     Acquired(LeaderAcquired),
     /// Everything that was committed before is applied here: the group serves.
     Ready(LeaderAcquired),
+    /// Leads, and serves nobody from here on: the status says why.
+    Caretaker(LeaderAcquired),
     /// No longer leader.
     Lost(LeaderLost),
 }
@@ -72,7 +89,7 @@ impl LeadershipEvent {
     #[must_use]
     pub const fn group(&self) -> GroupId {
         match self {
-            Self::Acquired(event) | Self::Ready(event) => event.group,
+            Self::Acquired(event) | Self::Ready(event) | Self::Caretaker(event) => event.group,
             Self::Lost(event) => event.group,
         }
     }
@@ -80,7 +97,7 @@ impl LeadershipEvent {
     #[must_use]
     pub const fn term(&self) -> Term {
         match self {
-            Self::Acquired(event) | Self::Ready(event) => event.term,
+            Self::Acquired(event) | Self::Ready(event) | Self::Caretaker(event) => event.term,
             Self::Lost(event) => event.term,
         }
     }
@@ -88,7 +105,7 @@ impl LeadershipEvent {
     #[must_use]
     pub const fn revision(&self) -> u64 {
         match self {
-            Self::Acquired(event) | Self::Ready(event) => event.revision,
+            Self::Acquired(event) | Self::Ready(event) | Self::Caretaker(event) => event.revision,
             Self::Lost(event) => event.revision,
         }
     }
@@ -100,6 +117,7 @@ pub(super) fn event_of(edge: &Edge, revision: u64) -> LeadershipEvent {
     match edge.kind {
         EdgeKind::Acquired => LeadershipEvent::Acquired(LeaderAcquired { group, term, revision }),
         EdgeKind::Ready => LeadershipEvent::Ready(LeaderAcquired { group, term, revision }),
+        EdgeKind::Caretaker => LeadershipEvent::Caretaker(LeaderAcquired { group, term, revision }),
         EdgeKind::Lost { cause, successor } => {
             LeadershipEvent::Lost(LeaderLost { group, term, revision, cause, successor })
         }
@@ -112,13 +130,7 @@ pub(super) fn selects(
     labels: &BTreeMap<GroupId, BTreeMap<String, String>>,
     group: GroupId,
 ) -> bool {
-    match groups {
-        GroupSelector::All => true,
-        GroupSelector::One(one) => *one == group,
-        GroupSelector::Many(many) => many.contains(&group),
-        GroupSelector::Label { key, value } => labels
-            .get(&group)
-            .and_then(|labels| labels.get(key.as_ref()))
-            .is_some_and(|found| found == value.as_ref()),
-    }
+    labels
+        .get(&group)
+        .map_or_else(|| groups.means(group, &BTreeMap::new()), |labels| groups.means(group, labels))
 }

@@ -62,7 +62,15 @@ struct Hook {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Standing {
     term: Term,
-    ready: bool,
+    service: Service,
+}
+
+/// What was told of users being served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    Untold,
+    Ready,
+    Caretaker,
 }
 
 #[derive(Default)]
@@ -318,10 +326,16 @@ impl LeadershipHub {
 fn note(standings: &mut BTreeMap<GroupId, Standing>, event: &LeadershipEvent) {
     match event {
         LeadershipEvent::Acquired(event) => {
-            standings.insert(event.group, Standing { term: event.term, ready: false });
+            let service = Service::Untold;
+            standings.insert(event.group, Standing { term: event.term, service });
         }
         LeadershipEvent::Ready(event) => {
-            standings.insert(event.group, Standing { term: event.term, ready: true });
+            let service = Service::Ready;
+            standings.insert(event.group, Standing { term: event.term, service });
+        }
+        LeadershipEvent::Caretaker(event) => {
+            let service = Service::Caretaker;
+            standings.insert(event.group, Standing { term: event.term, service });
         }
         LeadershipEvent::Lost(event) => {
             standings.remove(&event.group);
@@ -372,8 +386,13 @@ fn difference(
         if old.is_none() {
             events.push(LeadershipEvent::Acquired(event));
         }
-        if now.ready && !old.is_some_and(|old| old.ready) {
-            events.push(LeadershipEvent::Ready(event));
+        let known = old.map_or(Service::Untold, |old| old.service);
+        match now.service {
+            Service::Ready if known != now.service => events.push(LeadershipEvent::Ready(event)),
+            Service::Caretaker if known != now.service => {
+                events.push(LeadershipEvent::Caretaker(event));
+            }
+            _ => {}
         }
     }
     events
@@ -404,8 +423,10 @@ fn follows(told: &BTreeMap<GroupId, Standing>, event: &LeadershipEvent) -> bool 
     match event {
         LeadershipEvent::Acquired(_) => known.is_none(),
         LeadershipEvent::Ready(_) => {
-            known.is_some_and(|known| known.term == event.term() && !known.ready)
+            known.is_some_and(|known| known.term == event.term() && known.service != Service::Ready)
         }
+        LeadershipEvent::Caretaker(_) => known
+            .is_some_and(|known| known.term == event.term() && known.service != Service::Caretaker),
         LeadershipEvent::Lost(_) => known.is_some_and(|known| known.term == event.term()),
     }
 }

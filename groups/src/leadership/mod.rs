@@ -25,14 +25,18 @@ pub struct Edge {
     pub kind: EdgeKind,
 }
 
-/// What happened to a leadership. For one replica: `Acquired`, at most one `Ready`, then `Lost`.
+/// What happened to a leadership. For one replica: `Acquired`; then `Ready` and `Caretaker`, never
+/// the same twice in a row; then `Lost`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EdgeKind {
     /// Elected; the vote that made it so is durable.
     Acquired,
-    /// The first entry of the term is applied here: everything that was committed before is too.
+    /// The first entry of the term is applied here, and with it everything that was committed
+    /// before; users are served.
     Ready,
+    /// Users are not served: a policy says that this node should not lead. The status says why.
+    Caretaker,
     /// No longer leader.
     Lost {
         /// Why.

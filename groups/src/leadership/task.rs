@@ -54,7 +54,8 @@ struct Running {
     task: JoinHandle<()>,
 }
 
-/// Starts a task for each (group, term) that serves, and cancels it when the leadership is lost.
+/// Starts a task for each (group, term) that serves, and cancels it when the leadership is lost,
+/// or serves nobody any more.
 /// For one group, a task starts only after the one before has ended.
 pub(crate) fn supervise<F, Fut, L>(events: LeadershipEvents, lookup: L, start: F) -> LeaderTaskGuard
 where
@@ -94,8 +95,8 @@ async fn run<F, Fut, L>(
                 let task = tokio::spawn(follow(before, Arc::clone(&start), scope));
                 running.insert(event.group, Running { cancelled, task });
             }
-            Some(LeadershipEvent::Lost(event)) => {
-                if let Some(task) = running.get(&event.group) {
+            Some(event @ (LeadershipEvent::Lost(_) | LeadershipEvent::Caretaker(_))) => {
+                if let Some(task) = running.get(&event.group()) {
                     task.cancelled.cancel();
                 }
             }

@@ -8,8 +8,12 @@ use prost::Message;
 use raft::eraftpb;
 use shardhost_proto::log;
 use shardhost_proto::log::config_change::{Kind, Step, Transition};
-use shardhost_storage::convert::{incoming_from_message, incoming_to_message};
-use shardhost_storage::{Incoming, LogIndex, Member, Membership, NodeId, ReplicaId};
+use shardhost_storage::convert::{
+    incoming_from_message, incoming_to_message, requirement_from_message,
+};
+use shardhost_storage::{
+    Incoming, LogIndex, Member, Membership, NodeId, ReplicaId, Requirement, RequirementMode,
+};
 
 /// Replicas that one entry changes at most.
 const MAX_CHANGES: usize = 64;
@@ -112,6 +116,8 @@ impl ConfigEntry {
         let mut after = Membership { config_index: index, ..Membership::default() };
         after.auto_leave = state.auto_leave;
         after.incoming = self.incoming;
+        after.genesis = before.genesis;
+        after.requirement = before.requirement.clone();
         let mut part = |ids: &[u64], give: fn(&mut Member)| {
             ids.iter().try_for_each(|id| {
                 let id = ReplicaId::new(*id)?;
@@ -130,6 +136,21 @@ impl ConfigEntry {
         after.newest_replica = newest.max(self.placements.keys().next_back().copied());
         Some(after)
     }
+}
+
+/// The data of an entry with a requirement.
+pub(crate) fn encode_requirement(requirement: &Requirement) -> Bytes {
+    let message = log::Requirement {
+        capabilities: requirement.capabilities.iter().cloned().collect(),
+        soft: requirement.mode == RequirementMode::Soft,
+    };
+    message.encode_to_vec().into()
+}
+
+/// Reads the data of an entry with a requirement; `None` when it makes no sense.
+pub(crate) fn decode_requirement(data: &Bytes) -> Option<Requirement> {
+    let message = log::Requirement::decode(data.clone()).ok()?;
+    requirement_from_message(Some(&message)).ok()
 }
 
 fn placements(context: &log::ConfigContext) -> Option<BTreeMap<ReplicaId, NodeId>> {

@@ -157,6 +157,15 @@ pub enum MembershipError {
         /// The node that was to come.
         node: NodeId,
     },
+    /// Definite. No voter is known to have what is asked for: the group would serve nobody. Give
+    /// the nodes what they lack first, or say that it is meant.
+    #[error("nobody in group {group} meets the requirement: {reason}")]
+    NobodyFit {
+        /// The group.
+        group: GroupId,
+        /// What each voter lacks.
+        reason: String,
+    },
     /// Definite. A hook refused a node.
     #[error("node {node} may not join group {group}: {reason}")]
     Refused {

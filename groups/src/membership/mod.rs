@@ -13,8 +13,8 @@ use shardhost_storage::{LogIndex, NodeId};
 
 pub use error::MembershipError;
 
-pub(crate) use entry::ConfigEntry;
-pub(crate) use plan::{Progress, plan, plan_addition};
+pub(crate) use entry::{ConfigEntry, decode_requirement, encode_requirement};
+pub(crate) use plan::{Progress, check_expected, plan, plan_addition};
 
 /// Steps of one change at most.
 pub const MAX_STEPS: usize = 32;

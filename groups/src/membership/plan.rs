@@ -59,7 +59,7 @@ pub(crate) fn plan_addition(
     Ok(entry)
 }
 
-fn check_expected(
+pub(crate) fn check_expected(
     group: GroupId,
     membership: &Membership,
     expecting: Option<LogIndex>,

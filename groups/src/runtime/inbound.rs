@@ -8,7 +8,7 @@ use shardhost_storage::{GroupId, LogPosition, NodeId, ReplicaId};
 use super::RuntimeShared;
 use super::inbox::peer_bytes;
 use crate::transport::{Inbound, ShipmentOutcome};
-use crate::worker::Input;
+use crate::worker::{Advert, Input};
 
 /// The groups of a host, as the transport sees them.
 #[derive(Debug)]
@@ -79,6 +79,14 @@ impl Inbound for GroupsInbound {
     fn peer_lost(&self, node: NodeId) {
         for inbox in &self.shared.inboxes {
             inbox.complete(Input::NodeLost { node });
+        }
+    }
+
+    fn peer_advert(&self, node: NodeId, incarnation: u64, advert: Advert) {
+        let advert = Arc::new(advert);
+        for inbox in &self.shared.inboxes {
+            let advert = Arc::clone(&advert);
+            inbox.complete(Input::NodeAdvert { node, incarnation, advert });
         }
     }
 

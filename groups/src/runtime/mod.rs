@@ -8,13 +8,16 @@
 //! | apply (a few) | work of state machines | applied positions, answers |
 //! | snapshot writer (one) | views of state machines | files |
 //! | dispatcher (one) | edges of leadership | calls of hooks |
+//! | admission (a few) | leaderships that policies are asked about | what they decided |
 
 mod additions;
+mod admissions;
 mod apply_pool;
 mod inbound;
 mod inbox;
 mod invitations;
 mod latency;
+mod leadership;
 mod log_writer;
 mod open;
 mod snapshot_writer;
@@ -36,10 +39,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::GroupsConfig;
 use crate::error::HostFault;
 use crate::handle::{Group, GroupShared};
-use crate::leadership::{
-    GroupSelector, HookGuard, HookKind, LeaderAcquired, LeaderLost, LeaderScope, LeaderTaskGuard,
-    LeadershipEvent, LeadershipEvents, LeadershipHub,
-};
+use crate::leadership::{GroupSelector, LeadershipHub};
+use crate::policy::Policies;
 use crate::transport::Transport;
 use crate::waiter::Budget;
 use crate::worker::WorkerCounters;
@@ -75,6 +76,8 @@ pub(crate) struct RuntimeShared {
     stopping: AtomicBool,
     health: watch::Sender<Option<HostFault>>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) policies: Policies,
+    admissions: admissions::AdmissionQueue,
     pub(crate) additions: AdditionHooks,
     invitations: Invitations,
 }
@@ -147,6 +150,10 @@ pub struct GroupsStats {
     pub hook_panics: u64,
     /// Inline hooks that took too long.
     pub slow_inline_hooks: u64,
+    /// Policies of leadership that panicked.
+    pub policy_panics: u64,
+    /// Their answers on Raft threads that took too long.
+    pub slow_policies: u64,
     /// Snapshots of state machines that were made here.
     pub snapshots_made: u64,
     /// Snapshots that could not be made: the disk is full, or a state machine failed. The log of
@@ -163,6 +170,7 @@ pub struct GroupsBuilder {
     apply_threads: usize,
     clock: Arc<dyn Clock>,
     invitations: Option<InvitationHandler>,
+    policies: Policies,
 }
 
 impl GroupsBuilder {
@@ -170,11 +178,17 @@ impl GroupsBuilder {
     #[allow(clippy::new_ret_no_self)]
     pub fn new(config: GroupsConfig) -> Self {
         let clock = Arc::new(SystemClock);
-        Self { config, workers: 1, apply_threads: 2, clock, invitations: None }
+        let policies = Policies::new();
+        Self { config, workers: 1, apply_threads: 2, clock, invitations: None, policies }
     }
     /// The clock of leases. All hosts' clocks must run at about the same speed.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
+        self
+    }
+    /// Who is asked who may lead, from the first election on.
+    pub fn policies(mut self, policies: Policies) -> Self {
+        self.policies = policies;
         self
     }
     /// Is told of replicas that this node should hold and does not: it was added to a group.
@@ -209,6 +223,7 @@ impl GroupsBuilder {
         let (inboxes, outlets): (Vec<_>, Vec<_>) = (0..self.workers).map(|_| Inbox::new()).unzip();
         let (apply, apply_outlet) = apply_pool::ApplyQueue::new();
         let (log, log_outlet) = log_writer::LogQueue::new();
+        let (admissions, admission_outlet) = admissions::AdmissionQueue::new();
         let (snapshot_tasks, snapshot_outlet) = snapshot_writer::SnapshotQueue::new();
         snapshot_writer::remove_unnamed(&*store, &*snapshots);
         let shared = Arc::new(RuntimeShared {
@@ -229,6 +244,8 @@ impl GroupsBuilder {
             stopping: AtomicBool::new(false),
             health: watch::Sender::new(None),
             clock: self.clock,
+            policies: self.policies,
+            admissions,
             additions: AdditionHooks::default(),
             invitations: Invitations::new(self.invitations),
             config,
@@ -252,6 +269,11 @@ impl GroupsBuilder {
         let writer = Arc::clone(&shared);
         let run = move || snapshot_writer::run(&writer, &snapshot_outlet);
         threads.snapshots = Some(spawn(&watched, "snapshots".to_owned(), run)?);
+        for index in 0..admissions::THREADS {
+            let (shared, outlet) = (Arc::clone(&shared), admission_outlet.clone());
+            let run = move || admissions::run(&shared, &outlet);
+            threads.admissions.push(spawn(&watched, format!("admission-{index}"), run)?);
+        }
         let hub = Arc::clone(&shared.hub);
         threads.dispatcher =
             Some(spawn(&watched, "leadership".to_owned(), move || hub.dispatch())?);
@@ -282,6 +304,7 @@ struct Threads {
     apply: Vec<JoinHandle<()>>,
     snapshots: Option<JoinHandle<()>>,
     dispatcher: Option<JoinHandle<()>>,
+    admissions: Vec<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -379,64 +402,11 @@ impl Groups {
         stats.log_bytes = log.bytes;
         stats.acknowledged = shared.latency.count();
         (stats.hook_panics, stats.slow_inline_hooks) = shared.hub.complaints();
+        (stats.policy_panics, stats.slow_policies) = shared.policies.complaints();
         let snapshots = &shared.snapshot_tasks.counters;
         stats.snapshots_made = snapshots.made.load(Ordering::Relaxed);
         stats.snapshot_failures = snapshots.failures.load(Ordering::Relaxed);
         stats
-    }
-
-    /// Calls `hook` for every edge of leadership of these groups on this host, beginning with
-    /// what is. Runs on a thread of its own unless `kind` says otherwise.
-    #[track_caller]
-    pub fn on_leadership<F>(&self, groups: GroupSelector, kind: HookKind, hook: F) -> HookGuard
-    where
-        F: Fn(&LeadershipEvent) + Send + Sync + 'static,
-    {
-        self.shared().hub.register(groups, kind, hook)
-    }
-
-    /// Calls `hook` whenever a replica of this host is elected, and for those that lead already.
-    #[track_caller]
-    pub fn on_leader_acquired<F>(&self, groups: GroupSelector, hook: F) -> HookGuard
-    where
-        F: Fn(&LeaderAcquired) + Send + Sync + 'static,
-    {
-        self.on_leadership(groups, HookKind::Dispatched, move |event| {
-            if let LeadershipEvent::Acquired(event) = event {
-                hook(event);
-            }
-        })
-    }
-
-    /// Calls `hook` whenever a replica of this host stops leading.
-    #[track_caller]
-    pub fn on_leader_lost<F>(&self, groups: GroupSelector, hook: F) -> HookGuard
-    where
-        F: Fn(&LeaderLost) + Send + Sync + 'static,
-    {
-        self.on_leadership(groups, HookKind::Dispatched, move |event| {
-            if let LeadershipEvent::Lost(event) = event {
-                hook(event);
-            }
-        })
-    }
-
-    /// A stream of leadership, beginning with what is.
-    #[must_use]
-    pub fn leadership(&self, groups: GroupSelector) -> LeadershipEvents {
-        self.shared().hub.events(groups)
-    }
-
-    /// Runs a task for every (group, term) that serves here, cancelled when leadership is lost.
-    /// For one group never two at once. Must be called within a Tokio runtime.
-    pub fn while_leader<F, Fut>(&self, groups: GroupSelector, task: F) -> LeaderTaskGuard
-    where
-        F: Fn(LeaderScope) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = ()> + Send + 'static,
-    {
-        let shared = Arc::downgrade(self.shared());
-        let lookup = move |id| shared.upgrade()?.registry.get(&id).map(|group| group.clone());
-        crate::leadership::supervise(self.leadership(groups), lookup, task)
     }
 
     /// Stops every group, lets what was handed to the log become durable, and ends the threads.
@@ -455,6 +425,8 @@ impl Groups {
         threads.apply.drain(..).for_each(join);
         shared.snapshot_tasks.stop();
         threads.snapshots.take().into_iter().for_each(join);
+        // A policy that hangs keeps nobody from going: these threads end by themselves.
+        threads.admissions.drain(..).for_each(|_| shared.admissions.stop_one());
         shared.hub.stop();
         threads.dispatcher.take().into_iter().for_each(join);
         shared.registry.iter().for_each(|group| group.shared().mailbox.close());

@@ -143,7 +143,8 @@ impl Groups {
         let meta = persisted.meta.clone();
         let epoch = shared.epochs.fetch_add(1, Ordering::Relaxed) + 1;
         let durable = machine.durable_index();
-        let start = ReplicaStart { persisted, applied, durable, epoch };
+        let policies = shared.policies.clone();
+        let start = ReplicaStart { persisted, applied, durable, epoch, policies };
         let logger = logging::logger(group.get());
         let store = shared.store().map_err(|error| log_error(group, error))?;
         let core =

@@ -7,7 +7,7 @@ use crossbeam_channel::{RecvTimeoutError, TryRecvError, select};
 
 use super::RuntimeShared;
 use super::inbox::{Outlet, peer_bytes};
-use crate::worker::{Input, Round, TICK_SLOTS, WorkerCore};
+use crate::worker::{Advert, Input, Round, TICK_SLOTS, WorkerCore};
 
 /// Inputs that one round takes at most, so that ticks and messages are not put off for long.
 const INPUTS_PER_ROUND: usize = 4096;
@@ -16,7 +16,8 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs a worker until it is told to stop.
 pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
-    let mut core = WorkerCore::new();
+    let own = Advert { capabilities: shared.config.capabilities.clone(), draining: false };
+    let mut core = WorkerCore::new(own, shared.policies.clone());
     let slot = shared.config.tick / u32::try_from(TICK_SLOTS).unwrap_or(1);
     let mut next_slot = Instant::now() + slot;
     loop {
@@ -137,6 +138,9 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
     }
     for (from, message) in round.invitations {
         shared.invitations.hand_on(shared.config.node, from, &message);
+    }
+    for request in round.admissions {
+        shared.admissions.push(request);
     }
     if !round.messages.is_empty() {
         shared.transport.send(round.messages);

@@ -1,16 +1,19 @@
 //! What a worker is told.
 
+use std::sync::Arc;
+
 use shardhost_proto::peer::GroupMessage;
-use shardhost_storage::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId};
+use shardhost_storage::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 use tokio::sync::oneshot;
 
-use super::PersistAck;
+use super::{Advert, PersistAck};
 use crate::core::{
     BarrierOrder, GroupCore, MembershipRequest, Proposal, ReadRequest, SnapshotWaiter,
     TransferRequest,
 };
 use crate::error::{GroupFault, HostFault};
 use crate::leadership::LossCause;
+use crate::policy::{AdmissionFault, Decision};
 use crate::transport::ShipmentOutcome;
 
 /// One thing that a worker is told. Kept small: channels hold blocks of them.
@@ -102,6 +105,22 @@ pub enum Input {
         /// The node.
         node: NodeId,
     },
+    /// A node said something of itself.
+    NodeAdvert {
+        /// The node.
+        node: NodeId,
+        /// Its incarnation.
+        incarnation: u64,
+        /// What it said.
+        advert: Arc<Advert>,
+    },
+    /// This node says this of itself from here on.
+    OwnAdvert(Arc<Advert>),
+    /// Policies may answer otherwise for this group.
+    Reevaluate {
+        /// The group.
+        group: GroupId,
+    },
     /// No replica of this host can go on.
     HostFailed(HostFault),
     /// The worker ends.
@@ -138,6 +157,13 @@ pub enum GroupEvent {
     },
     /// What would survive a crash.
     Durable(Option<LogIndex>),
+    /// The policies that are asked about an acquired leadership have answered.
+    Admission {
+        /// The term that was asked about.
+        term: Term,
+        /// What they said; the name of the one that gave no answer.
+        answer: Result<Decision, AdmissionFault>,
+    },
     /// A snapshot stands in the snapshot store; `None`: it could not be made.
     SnapshotMade(Option<LogPosition>),
     /// The replica cannot go on.

@@ -6,10 +6,12 @@
 //! the log. A panic in one group stops that group alone.
 
 mod input;
+mod nodes;
 mod round;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{GroupId, GroupWrite, NodeId};
@@ -23,9 +25,11 @@ use crate::error::{
 };
 use crate::leadership::LossCause;
 use crate::membership::MembershipError;
+use crate::policy::Policies;
 use crate::validate::Refusal;
 
 pub use input::{GroupEvent, Input};
+pub use nodes::{Advert, LiveNodes};
 pub use round::{LeaseSign, LogTask, PersistAck, Round};
 
 /// Groups tick in this many slots, one after the other, so that not all of a worker's groups are
@@ -35,18 +39,6 @@ pub const TICK_SLOTS: usize = 8;
 const WAKES_PER_SLOT: usize = 512;
 /// Ticks during which a failed replica tells its peers that it does not lead them.
 const FAREWELL_TICKS: u8 = 3;
-
-/// The nodes that answer, with their incarnations.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LiveNodes(BTreeMap<NodeId, u64>);
-
-impl LiveNodes {
-    /// Whether the node answers.
-    #[must_use]
-    pub fn contains(&self, node: NodeId) -> bool {
-        self.0.contains_key(&node)
-    }
-}
 
 /// What a worker counted since it started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,7 +74,12 @@ pub struct WorkerCore {
     /// Groups that tick, by slot.
     active: [BTreeSet<GroupId>; TICK_SLOTS],
     touched: Vec<GroupId>,
-    live: LiveNodes,
+    /// Groups whose leadership is on its way to another replica: each round counts.
+    frozen: BTreeSet<GroupId>,
+    live: Arc<LiveNodes>,
+    policies: Policies,
+    /// The policies as the groups were last told to look at them.
+    seen_policies: u64,
     to_wake: VecDeque<(GroupId, NodeChange)>,
     slot: usize,
     round: Round,
@@ -93,13 +90,28 @@ pub struct WorkerCore {
 enum NodeChange {
     Live(NodeId),
     Lost(NodeId),
+    /// What is known of nodes, or of policies, changed.
+    Facts,
 }
 
 impl WorkerCore {
-    /// A worker without groups.
+    /// A worker without groups, on a node that says this of itself.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(own: Advert, policies: Policies) -> Self {
+        let mut worker = Self { live: Arc::new(LiveNodes::new(own)), policies, ..Self::default() };
+        worker.seen_policies = worker.policies.revision();
+        worker.round = worker.next_round();
+        worker
+    }
+
+    /// The round that comes next, and what is known when it begins.
+    fn next_round(&self) -> Round {
+        Round {
+            began: self.round.began,
+            nodes: Arc::clone(&self.live),
+            facts: self.live.revision() + self.policies.revision(),
+            ..Round::default()
+        }
     }
 
     /// What was counted.
@@ -160,6 +172,19 @@ impl WorkerCore {
             }
             Input::NodeLive { node, incarnation } => self.node_live(node, incarnation),
             Input::NodeLost { node } => self.node_lost(node),
+            Input::NodeAdvert { node, incarnation, advert } => {
+                if self.change_nodes(|nodes| nodes.note(node, incarnation, advert)) {
+                    self.queue_wakes(NodeChange::Facts);
+                }
+            }
+            Input::OwnAdvert(advert) => {
+                if self.change_nodes(|nodes| nodes.note_own(advert)) {
+                    self.queue_wakes(NodeChange::Facts);
+                }
+            }
+            Input::Reevaluate { group } => {
+                self.with(group, |core, _| core.reevaluate());
+            }
             Input::Open(core) => self.open(*core),
             Input::HostFailed(fault) => self.fail_all(&GroupFault::Host(fault)),
             Input::Stop => self.stop_all(),
@@ -225,9 +250,7 @@ impl WorkerCore {
 
     fn change_membership(&mut self, group: GroupId, request: crate::core::MembershipRequest) {
         if self.groups.contains_key(&group) {
-            let live = std::mem::take(&mut self.live);
-            self.with(group, |core, round| core.change_membership(request, &live, round));
-            self.live = live;
+            self.with(group, |core, round| core.change_membership(request, round));
             return;
         }
         let error = match self.failed.get(&group) {
@@ -266,9 +289,7 @@ impl WorkerCore {
 
     fn transfer(&mut self, group: GroupId, request: crate::core::TransferRequest) {
         if self.groups.contains_key(&group) {
-            let live = std::mem::take(&mut self.live);
-            self.with(group, |core, round| core.transfer(request, &live, round));
-            self.live = live;
+            self.with(group, |core, round| core.transfer(request, round));
             return;
         }
         let error = match self.failed.get(&group) {
@@ -296,6 +317,9 @@ impl WorkerCore {
             }
             GroupEvent::Durable(durable) => {
                 self.notify(group, epoch, |core, _| core.on_flushed(durable));
+            }
+            GroupEvent::Admission { term, answer } => {
+                self.notify(group, epoch, |core, round| core.on_admission(term, answer, round));
             }
             GroupEvent::SnapshotMade(made) => {
                 self.notify(group, epoch, |core, round| core.on_snapshot_made(made, round));
@@ -385,15 +409,23 @@ impl WorkerCore {
     }
 
     fn node_live(&mut self, node: NodeId, incarnation: u64) {
-        if self.live.0.insert(node, incarnation) != Some(incarnation) {
+        if self.change_nodes(|nodes| nodes.insert(node, incarnation)) {
             self.queue_wakes(NodeChange::Live(node));
         }
     }
 
     fn node_lost(&mut self, node: NodeId) {
-        if self.live.0.remove(&node).is_some() {
+        if self.change_nodes(|nodes| nodes.remove(node)) {
             self.queue_wakes(NodeChange::Lost(node));
         }
+    }
+
+    /// Changes what is known of nodes, for the present round on; says whether it was news.
+    fn change_nodes(&mut self, change: impl FnOnce(&mut LiveNodes) -> bool) -> bool {
+        let news = change(Arc::make_mut(&mut self.live));
+        self.round.nodes = Arc::clone(&self.live);
+        self.round.facts = self.live.revision() + self.policies.revision();
+        news
     }
 
     /// Sleeping groups learn of a change in portions: woken all at once they would starve those
@@ -414,20 +446,34 @@ impl WorkerCore {
     pub fn tick_slot(&mut self) {
         self.slot = (self.slot + 1) % TICK_SLOTS;
         let due: Vec<GroupId> = self.active[self.slot].iter().copied().collect();
-        let live = std::mem::take(&mut self.live);
+        self.notice_policies();
         for group in due {
-            self.with(group, |core, round| core.tick(&live, round));
+            self.with(group, |core, round| core.tick(round));
+        }
+        for group in std::mem::take(&mut self.frozen) {
+            self.with(group, |_, _| ());
         }
         for _ in 0..WAKES_PER_SLOT.min(self.to_wake.len()) {
             let Some((group, change)) = self.to_wake.pop_front() else { break };
-            self.with(group, |core, _| match change {
+            self.with(group, |core, round| match change {
                 NodeChange::Live(node) => core.on_node_live(node),
-                NodeChange::Lost(node) => core.on_node_lost(node, &live),
+                NodeChange::Lost(node) => core.on_node_lost(node, &round.nodes),
+                // The end of the round looks at them.
+                NodeChange::Facts => {}
             });
         }
-        self.live = live;
         if self.slot == 0 {
             self.say_farewell();
+        }
+    }
+
+    /// Somebody registered or removed a policy, or asked for another look.
+    fn notice_policies(&mut self) {
+        let revision = self.policies.revision();
+        if self.seen_policies != revision {
+            self.seen_policies = revision;
+            self.round.facts = self.live.revision() + revision;
+            self.queue_wakes(NodeChange::Facts);
         }
     }
 
@@ -459,7 +505,7 @@ impl WorkerCore {
             self.settle(group);
         }
         self.touched.clear();
-        let next = Round { began: self.round.began, ..Round::default() };
+        let next = self.next_round();
         std::mem::replace(&mut self.round, next)
     }
 
@@ -481,6 +527,9 @@ impl WorkerCore {
         slot.touched = false;
         if slot.core.is_retired() {
             return self.retire(group);
+        }
+        if slot.core.is_frozen() {
+            self.frozen.insert(group);
         }
         if slot.core.is_asleep() {
             self.active[slot_of(group)].remove(&group);

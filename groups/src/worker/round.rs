@@ -14,9 +14,11 @@ use crate::core::{
 use crate::core::{MembershipOutcome, MembershipWaiter, TransferOutcome};
 use crate::error::{BarrierError, GroupFault, ProposeError, ReadError, TakeSnapshotError};
 use crate::leadership::Edge;
+use crate::policy::AdmissionRequest;
 use crate::status::GroupStatus;
 use crate::transport::{Outgoing, SnapshotShipment};
 use crate::waiter::Pending;
+use crate::worker::LiveNodes;
 
 /// Everything that one round brought up.
 ///
@@ -29,6 +31,10 @@ pub struct Round {
     pub began: Option<Moment>,
     /// When its last input had been taken: what is promised in it is promised from then on.
     pub ended: Option<Moment>,
+    /// What is known of nodes.
+    pub nodes: Arc<LiveNodes>,
+    /// Names what is known of nodes and policies together: grows when either changes.
+    pub facts: u64,
     /// Proposals that ended without being applied here.
     pub failed: Vec<(Pending, ProposeError)>,
     /// Reads that are answered.
@@ -50,6 +56,8 @@ pub struct Round {
     pub barrier_replies: Vec<(BarrierWaiter, BarrierOutcome)>,
     /// Those who waited for everything before a barrier.
     pub drain_replies: Vec<(DrainWaiter, Result<LogIndex, BarrierError>)>,
+    /// Policies to be asked about leaderships that were acquired.
+    pub admissions: Vec<AdmissionRequest>,
     /// Messages that may leave at once.
     pub messages: Vec<Outgoing>,
     /// What is to be written, and what waits for it.
@@ -156,6 +164,7 @@ impl Round {
             && self.drain_replies.is_empty()
             && self.invitations.is_empty()
             && self.edges.is_empty()
+            && self.admissions.is_empty()
             && self.transfer_replies.is_empty()
             && self.messages.is_empty()
             && self.log.is_empty()

@@ -27,6 +27,7 @@ impl ProposalSink for Outcomes {
 enum Standing {
     Acquired,
     Ready,
+    Caretaker,
 }
 
 /// Everything that the checkers remember.
@@ -181,8 +182,15 @@ impl Checks {
         let before = self.standings.get(&(node, group)).copied();
         let after = match (&edge.kind, before) {
             (EdgeKind::Acquired, None) => Some((term, Standing::Acquired)),
-            (EdgeKind::Ready, Some((led, Standing::Acquired))) if led == term => {
+            (EdgeKind::Ready, Some((led, Standing::Acquired | Standing::Caretaker)))
+                if led == term =>
+            {
                 Some((term, Standing::Ready))
+            }
+            (EdgeKind::Caretaker, Some((led, Standing::Acquired | Standing::Ready)))
+                if led == term =>
+            {
+                Some((term, Standing::Caretaker))
             }
             (EdgeKind::Lost { .. }, Some((led, _))) if led == term => None,
             _ => return Err(format!("{node:?} told {edge:?} after {before:?}")),

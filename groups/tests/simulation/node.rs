@@ -7,11 +7,12 @@ use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
 use shardhost_groups::clock::Moment;
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::core::{GroupCore, Opened, ReadNeed, ReplicaStart};
+use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
     SnapshotStore,
 };
-use shardhost_groups::worker::{Input, LeaseSign, LogTask, WorkerCore};
+use shardhost_groups::worker::{Advert, Input, LeaseSign, LogTask, WorkerCore};
 use shardhost_groups::{
     GroupId, LogIndex, LogPosition, Membership, NodeId, ReadBarrier, ReadError, StateMachine, Term,
 };
@@ -61,6 +62,10 @@ pub struct Node {
     pub disk_delay: u64,
     pub heard: BTreeMap<NodeId, (u64, u64)>,
     pub live: BTreeMap<NodeId, u64>,
+    /// What it says of itself, and what it was told of others.
+    pub advert: Arc<Advert>,
+    pub told: BTreeMap<NodeId, Arc<Advert>>,
+    pub policies: Policies,
     /// How fast its clock runs, in thousandths.
     pub pace: u64,
     openings: u64,
@@ -84,6 +89,9 @@ impl Node {
             disk_delay: 4,
             heard: BTreeMap::new(),
             live: BTreeMap::new(),
+            advert: Arc::default(),
+            told: BTreeMap::new(),
+            policies: Policies::new(),
             pace: 1_000,
             openings: 0,
             slot_debt: 0,
@@ -161,12 +169,13 @@ impl Node {
         self.life += 1;
         self.heard.clear();
         self.live.clear();
+        self.told.clear();
     }
 
     /// Starts the process from what the disks hold.
     pub fn start(&mut self, config: &GroupsConfig) -> Result<(), String> {
         self.process = Some(Process {
-            core: WorkerCore::new(),
+            core: WorkerCore::new((*self.advert).clone(), self.policies.clone()),
             machines: BTreeMap::new(),
             log_queue: VecDeque::new(),
             log_running: None,
@@ -198,7 +207,8 @@ impl Node {
             }
         };
         let durable = machine.durable_index();
-        let start = ReplicaStart { persisted, applied, durable, epoch };
+        let policies = self.policies.clone();
+        let start = ReplicaStart { persisted, applied, durable, epoch, policies };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let store = Arc::new(self.store.clone());
         let core = GroupCore::open(Arc::clone(config), store, &logger, start)

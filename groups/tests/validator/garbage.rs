@@ -245,12 +245,17 @@ fn build(victim: &Victim, garbage: &Garbage) -> GroupMessage {
         stamp: garbage.hint.around(last),
         life: garbage.commit_term.around(term),
         invitation: invitation(garbage),
+        genesis: if garbage.reject { garbage.hint.around(last) } else { 0 },
+        escape: garbage.reject,
+        refusal: None,
+        declined: vec![garbage.commit_term.around(term)],
     }
 }
 
 /// Of the kinds that carry one mostly some membership, of the others mostly none.
 fn invitation(garbage: &Garbage) -> Option<Invitation> {
-    let invites = garbage.kind >= i32::from(MessageKind::Removed);
+    let invites =
+        [MessageKind::Removed, MessageKind::Invite].map(i32::from).contains(&garbage.kind);
     let metadata = garbage.snapshot.as_ref().filter(|_| invites || garbage.reject)?;
     let (members, auto_leave) = (metadata.members.clone(), metadata.auto_leave);
     let membership = WireMembership { members, auto_leave, ..Default::default() };

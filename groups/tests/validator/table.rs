@@ -6,7 +6,7 @@ use shardhost_groups::validate::{
 };
 use shardhost_groups::{Membership, NodeId, ReplicaId};
 use shardhost_proto::log::{EntryKind, LogPosition};
-use shardhost_proto::peer::{GroupMessage, MessageKind, SnapshotMeta};
+use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind, SnapshotMeta};
 
 use crate::victim::{command, message};
 
@@ -160,6 +160,31 @@ fn what_never_travels_is_refused() {
         row("unknown kind", State::Follows, Kind::Heartbeat, |m| m.kind = 99, refused),
         row("negative kind", State::Follows, Kind::Heartbeat, |m| m.kind = -1, refused),
     ]);
+}
+
+#[test]
+fn a_group_that_was_created_with_other_members_is_told_apart() {
+    use MessageKind as Kind;
+    let other = Membership::initial([1, 2, 4].map(NodeId::must));
+    for kind in [Kind::Append, Kind::Heartbeat, Kind::Vote, Kind::PreVote] {
+        for (membership, verdict) in [(&membership(), Ok(())), (&other, Err(Refusal::OtherGenesis))]
+        {
+            let genesis = membership.genesis.unwrap().get();
+            let message = GroupMessage { genesis, ..sound(kind) };
+            assert_eq!(check(State::Follows, 2, &message), verdict, "{kind:?}");
+        }
+    }
+    for kind in [Kind::Invite, Kind::Removed] {
+        let membership = Some(membership_to_message(&other));
+        let invitation = Some(Invitation { membership, ..Invitation::default() });
+        let message = GroupMessage { invitation, ..sound(kind) };
+        assert_eq!(check(State::Follows, 2, &message), Err(Refusal::OtherGenesis), "{kind:?}");
+    }
+    let mut snapshot = sound(Kind::Snapshot);
+    members(&mut snapshot).genesis = other.genesis.unwrap().get();
+    assert_eq!(check(State::Follows, 2, &snapshot), Err(Refusal::OtherGenesis));
+    members(&mut snapshot).genesis = 0;
+    assert_eq!(check(State::Follows, 2, &snapshot), Ok(()), "an older version does not say");
 }
 
 #[test]

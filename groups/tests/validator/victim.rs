@@ -7,10 +7,11 @@ use std::sync::Arc;
 use shardhost_groups::apply::ApplyWork;
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::core::{GroupCore, Opened, ReplicaStart};
+use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemoryStore,
 };
-use shardhost_groups::worker::{GroupEvent, Input, LogTask, Round, WorkerCore};
+use shardhost_groups::worker::{Advert, GroupEvent, Input, LogTask, Round, WorkerCore};
 use shardhost_groups::{
     GroupId, GroupStatus, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Term,
 };
@@ -36,7 +37,7 @@ impl Victim {
         config.bugs.late_timeout_now = true;
         let config = Arc::new(config);
         Self {
-            core: WorkerCore::new(),
+            core: WorkerCore::new(Advert::default(), Policies::new()),
             store: MemoryStore::new(),
             config,
             unwritten: VecDeque::new(),
@@ -77,7 +78,8 @@ impl Victim {
         let Opened::Continue(applied) = Opened::decide(&persisted, stands).unwrap() else {
             panic!("a machine at the base needs no restore");
         };
-        let start = ReplicaStart { persisted, applied, durable: None, epoch: 1 };
+        let policies = Policies::new();
+        let start = ReplicaStart { persisted, applied, durable: None, epoch: 1, policies };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let store = Arc::new(self.store.clone());
         let core = GroupCore::open(Arc::clone(&self.config), store, &logger, start).unwrap();

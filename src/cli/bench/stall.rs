@@ -56,8 +56,9 @@ pub struct StallArguments {
     /// How often a member is replaced by another, in one joint change.
     #[arg(long, default_value_t = 34)]
     pub replacements: u64,
-    /// Milliseconds that are looked at around each event, and before each as calm.
-    #[arg(long, default_value_t = 200)]
+    /// Milliseconds that are looked at from the begin of each event, if it does not take longer,
+    /// and before each as calm.
+    #[arg(long, default_value_t = 100)]
     pub window: u64,
     /// Seconds of calm before the first event, for the usual latency.
     #[arg(long, default_value_t = 5)]

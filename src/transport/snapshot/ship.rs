@@ -132,22 +132,20 @@ impl Shipping {
 
     fn succeed(&self, ticket: &mut Ticket, bytes: u64) {
         let Destination { group, replica } = ticket.destination();
-        let SnapshotShipment { to: node, position, .. } = &self.shipment;
-        tracing::info!(%group, %replica, %node, %position, bytes, "snapshot delivered");
+        let SnapshotShipment { to, position, .. } = &self.shipment;
+        tracing::info!(%group, %replica, %to, %position, bytes, "snapshot delivered");
         ticket.end(Ok(()));
     }
 
     /// The groups learn of a failure a little later: they would try again at once.
     async fn fail(&self, ticket: &mut Ticket, error: &ShipError) {
         let Destination { group, replica } = ticket.destination();
-        let SnapshotShipment { to: node, position, .. } = &self.shipment;
+        let SnapshotShipment { to, position, .. } = &self.shipment;
         match error.failure() {
             ShipmentFailure::Damaged | ShipmentFailure::Disk => {
-                tracing::error!(%group, %replica, %node, %position, %error, "snapshot not delivered");
+                tracing::error!(%group, %replica, %to, %position, %error, "snapshot not delivered");
             }
-            _ => {
-                tracing::warn!(%group, %replica, %node, %position, %error, "snapshot not delivered");
-            }
+            _ => tracing::warn!(%group, %replica, %to, %position, %error, "snapshot not delivered"),
         }
         ticket.end(Err(error.failure()));
         tokio::select! {
@@ -188,7 +186,7 @@ impl Shipping {
             match stream.run(&address).await {
                 Err(error) if error.is_of_the_stream() && stream.began_at > furthest => {
                     furthest = stream.began_at;
-                    tracing::info!(node = %peer.node, %error, "a snapshot goes on over another stream");
+                    tracing::info!(to = %peer.node, %error, "a snapshot goes on over another stream");
                 }
                 Err(ShipError::Refused(status)) if status.code() == Code::DataLoss => {
                     return Err(self.whose_damage(status).await);

@@ -30,6 +30,7 @@ fn word(event: &LeadershipEvent) -> String {
     let kind = match event {
         LeadershipEvent::Acquired(_) => '+',
         LeadershipEvent::Ready(_) => '!',
+        LeadershipEvent::Caretaker(_) => '~',
         LeadershipEvent::Lost(_) => '-',
     };
     format!("{}{kind}{}", event.group().get(), event.term().get())

@@ -77,6 +77,8 @@ impl Trial {
         let mut config = GroupsConfig::new(NodeId::must(1));
         config.tick = tick;
         config.lease_margin = Some(tick * 3);
+        // Lines that hold a transfer back look at it meanwhile.
+        config.freeze_timeout = tick * 8;
         Plan { config, keeps: Keeps::Nothing, others: true }
     }
 

@@ -1,11 +1,13 @@
 //! Snapshots, copied from the store of one host to that of another on a thread of its own.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use shardhost_proto::peer::GroupMessage;
-use shardhost_storage::{GroupId, LogPosition, NodeId, ReplicaId};
+use shardhost_storage::{
+    GroupId, LogPosition, NodeId, ReplicaId, SnapshotAnnouncement, SnapshotError,
+};
 
 use super::Wire;
 use super::state::Attached;
@@ -89,8 +91,17 @@ impl Shipments {
         if !wanted {
             return Ok(ShipmentOutcome::Failed);
         }
-        let mut source = sender.snapshots.open(group, position).map_err(io::Error::other)?;
-        let mut sink = receiver.snapshots.create(group, position).map_err(io::Error::other)?;
+        let mut source = match sender.snapshots.open(group, position) {
+            Ok(source) => source,
+            Err(SnapshotError::Missing { .. } | SnapshotError::Corrupt { .. }) => {
+                return Ok(ShipmentOutcome::Unusable);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let (from, size, crc) = (shipment.from, source.size(), source.crc());
+        let announced = SnapshotAnnouncement { from, group, position, size, crc };
+        let mut sink = receiver.snapshots.receive(announced)?;
+        source.read_from(sink.received())?;
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
             let count = source.read(&mut chunk)?;
@@ -100,10 +111,10 @@ impl Shipments {
             if count == 0 {
                 break;
             }
-            sink.write_all(&chunk[..count])?;
+            sink.append(&chunk[..count])?;
         }
-        sink.finish().map_err(io::Error::other)?;
-        receiver.inbound.snapshot_arrived(shipment.from, shipment.message.clone());
+        sink.finish()?;
+        receiver.inbound.snapshot_arrived(from, shipment.message.clone());
         Ok(ShipmentOutcome::Delivered)
     }
 

@@ -286,26 +286,28 @@ fn a_snapshot_is_copied_and_both_ends_are_told() {
 
 #[test]
 fn a_shipment_fails_when_it_cannot_arrive_or_is_not_wanted() {
-    let failed = Event::Shipped(ShipmentOutcome::Failed);
+    use ShipmentOutcome::{Failed, Unusable};
     type Cause = fn(&Network, &Host, &Host);
-    let troubles: [(&str, Cause); 5] = [
-        ("a cut link", |network, _, _| network.cut_one_way(node(1), node(2))),
-        ("a dead receiver", |_, _, two| two.port.detach()),
-        ("a full disk", |_, _, two| two.snapshots.inject(SnapshotFault::NoSpace)),
-        ("a damaged snapshot", |_, one, _| assert!(one.snapshots.corrupt(GROUP, AT))),
-        ("a tap", |network, _, _| std::mem::forget(network.tap(|_| Fate::Lose))),
+    let troubles: [(&str, ShipmentOutcome, Cause); 5] = [
+        ("a cut link", Failed, |network, _, _| network.cut_one_way(node(1), node(2))),
+        ("a dead receiver", Failed, |_, _, two| two.port.detach()),
+        ("a full disk", Failed, |_, _, two| two.snapshots.inject(SnapshotFault::NoSpace)),
+        ("damage", Unusable, |_, one, _| assert!(one.snapshots.corrupt(GROUP, AT))),
+        ("a tap", Failed, |network, _, _| std::mem::forget(network.tap(|_| Fate::Lose))),
     ];
-    for (trouble, cause) in troubles {
+    for (trouble, outcome, cause) in troubles {
         let (network, one, two) = pair();
         one.keep_snapshot();
         cause(&network, &one, &two);
         one.send_snapshot(2, AT);
-        one.wait(failed);
+        one.wait(Event::Shipped(outcome));
         assert!(!two.has(Event::Arrived), "{trouble}");
     }
     let (_network, one, two) = pair();
+    one.send_snapshot(2, AT);
+    one.wait(Event::Shipped(Unusable));
     one.send_snapshot(2, LogPosition::new(1, 1));
-    one.wait(failed);
+    one.wait(Event::Shipped(Failed));
     assert!(!two.has(Event::Arrived), "nobody wants it");
 }
 

@@ -33,6 +33,8 @@ pub fn create(arguments: &mut Arguments<'_>) -> Result<Cluster, String> {
 fn config(arguments: &mut Arguments<'_>) -> Result<GroupsConfig, String> {
     let mut config = GroupsConfig::new(NodeId::must(1));
     config.sleep_after_ticks = arguments.maybe("sleep")?.unwrap_or(0);
+    let freeze: u32 = arguments.maybe("freeze")?.unwrap_or(10);
+    config.freeze_timeout = config.tick * freeze;
     config.seed = arguments.maybe("seed")?.unwrap_or(0);
     config.log_trail_entries = arguments.maybe("trail")?.unwrap_or(config.log_trail_entries);
     config.log_keep_entries = arguments.maybe("keep-log")?.unwrap_or(config.log_keep_entries);

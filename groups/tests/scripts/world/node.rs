@@ -7,11 +7,12 @@ use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
 use shardhost_groups::clock::Moment;
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::core::{GroupCore, Opened, ReplicaStart};
+use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
     SnapshotStore,
 };
-use shardhost_groups::worker::{Input, LeaseSign, LogTask, WorkerCore};
+use shardhost_groups::worker::{Advert, Input, LeaseSign, LogTask, WorkerCore};
 use shardhost_groups::{
     GroupId, GroupStatus, LogIndex, LogPosition, Membership, NodeId, StateMachine, Term,
 };
@@ -72,6 +73,9 @@ pub struct Node {
     pub clock: u64,
     /// Whether machines keep themselves on disk.
     pub keeps: bool,
+    /// What it says of itself.
+    pub advert: Advert,
+    pub policies: Policies,
 }
 
 impl Node {
@@ -86,6 +90,8 @@ impl Node {
             stalled: BTreeSet::new(),
             clock: 1_000_000_000,
             keeps,
+            advert: Advert::default(),
+            policies: Policies::new(),
         }
     }
 
@@ -130,7 +136,7 @@ impl Node {
     /// Starts the process from what the disks hold.
     pub fn start(&mut self, config: &Arc<GroupsConfig>) -> Result<(), String> {
         self.process = Some(Process {
-            core: WorkerCore::new(),
+            core: WorkerCore::new(self.advert.clone(), self.policies.clone()),
             machines: BTreeMap::new(),
             to_write: VecDeque::new(),
             written: Vec::new(),
@@ -157,7 +163,8 @@ impl Node {
             }
         };
         let durable = machine.durable_index();
-        let start = ReplicaStart { persisted, applied, durable, epoch };
+        let policies = self.policies.clone();
+        let start = ReplicaStart { persisted, applied, durable, epoch, policies };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let store = Arc::new(self.store.clone());
         let core = GroupCore::open(Arc::clone(config), store, &logger, start)

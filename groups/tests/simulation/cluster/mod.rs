@@ -4,6 +4,7 @@ mod changes;
 mod clients;
 mod log;
 mod machines;
+mod policies;
 mod runs;
 mod shipping;
 mod trouble;
@@ -19,6 +20,7 @@ use shardhost_groups::core::{
     MembershipOrder, MembershipRequest, Proposal, ReadNeed, ReadRequest, TransferRequest,
     TransferTarget,
 };
+use shardhost_groups::policy::AdmissionRequest;
 use shardhost_groups::storage::convert::membership_from_message;
 use shardhost_groups::storage::{LogStore, SnapshotStore, StoreFault};
 use shardhost_groups::transport::{Outgoing, ShipmentOutcome, SnapshotShipment};
@@ -193,6 +195,11 @@ enum Event {
     Change,
     Transfer,
     Fault,
+    Admission {
+        node: NodeId,
+        life: u64,
+        request: Box<AdmissionRequest>,
+    },
     Restart {
         node: NodeId,
     },
@@ -341,6 +348,7 @@ impl Cluster {
                 }
                 Ok(())
             }
+            Event::Admission { node, life, request } => self.admit(node, life, &request),
             Event::Restart { node } => self.restart(node),
             Event::HealNetwork => {
                 self.network.heal();

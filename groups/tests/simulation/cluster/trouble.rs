@@ -94,6 +94,7 @@ impl Cluster {
                 let sender = &self.nodes[&from];
                 let heard = sender.process.is_some() && self.network.passes(from, to);
                 let (now, life) = (self.now, sender.life);
+                let advert = Arc::clone(&sender.advert);
                 let Some(node) = self.nodes.get_mut(&to) else { continue };
                 if heard {
                     node.heard.insert(from, (now, life));
@@ -103,13 +104,19 @@ impl Cluster {
                 match (alive, node.live.get(&from).copied()) {
                     (Some(life), known) if known != Some(life) => {
                         node.live.insert(from, life);
+                        node.told.remove(&from);
                         changes.push(Input::NodeLive { node: from, incarnation: life });
                     }
                     (None, Some(_)) => {
                         node.live.remove(&from);
+                        node.told.remove(&from);
                         changes.push(Input::NodeLost { node: from });
                     }
                     _ => {}
+                }
+                if heard && node.told.get(&from) != Some(&advert) {
+                    node.told.insert(from, Arc::clone(&advert));
+                    changes.push(Input::NodeAdvert { node: from, incarnation: life, advert });
                 }
             }
             for change in changes {

@@ -112,6 +112,9 @@ impl Cluster {
         for (waiter, outcome) in round.drain_replies {
             drop(waiter.send(outcome));
         }
+        for request in round.admissions {
+            self.ask_policies(id, request);
+        }
         self.send(id, round.messages)?;
         self.queue_log(id, round.log);
         for (group, epoch, work) in round.work {

@@ -7,6 +7,9 @@ use anyhow::bail;
 use super::node::{StallAnswer, StallOrder};
 use super::{Cluster, Event, NODES, StallArguments, VOTERS};
 
+/// Calm before an event at most, however long such events take.
+const LONGEST_CALM: Duration = Duration::from_secs(2);
+
 /// An event that was tried.
 #[derive(Clone, Debug)]
 pub struct Happened {
@@ -102,7 +105,8 @@ impl<'a> Events<'a> {
     async fn happen(&mut self, event: Event) -> anyhow::Result<()> {
         // What is left of the event before, then as much calm as the event may take.
         let window = Duration::from_millis(self.arguments.window);
-        tokio::time::sleep(window + window.max(self.longest(event))).await;
+        let calm = window.max(self.longest(event).min(LONGEST_CALM));
+        tokio::time::sleep(window + calm).await;
         let (leader, group) = (self.cluster.leader().await?, self.cluster.group);
         let span = match self.cluster.one(leader, StallOrder::Do { group, event }).await? {
             StallAnswer::Happened(span) => span,

@@ -82,6 +82,28 @@ pub(super) async fn g3_the_order_of_members_does_not_matter(trial: Trial) -> Out
     Ok(())
 }
 
+pub(super) async fn g3_groups_with_other_first_members_are_told_apart(trial: Trial) -> Outcome {
+    let world = trial.world().await?;
+    let mut nodes = world.nodes().to_vec();
+    let wrong = nodes.swap_remove(1);
+    let elsewhere = [nodes[0], wrong, NodeId::must(99)];
+    for node in &nodes {
+        let spec = GroupSpec::new(GROUP, world.nodes().iter().copied());
+        world.try_create(*node, spec).await.expect("it is created");
+    }
+    world.try_create(wrong, GroupSpec::new(GROUP, elsewhere)).await.expect("it is created");
+    world.propose(GROUP, "one group").await;
+    let alone = world.replica(wrong, GROUP);
+    eventually("both sides notice", || {
+        let known = |node: NodeId| world.replica(node, GROUP).status().impostor == Some(wrong);
+        alone.status().impostor.is_some() && nodes.iter().any(|node| known(*node))
+    })
+    .await;
+    let status = alone.status();
+    assert_eq!((status.leader, status.last), (None, LogIndex::default()), "it took part");
+    Ok(())
+}
+
 pub(super) async fn g4_a_restart_follows_what_is_stored(trial: Trial) -> Outcome {
     let world = trial.world().await?;
     let mut labels = BTreeMap::new();

@@ -54,13 +54,17 @@ impl Told {
                 let fits = match (&event, led) {
                     (LeadershipEvent::Acquired(event), None) => event.term > newest,
                     (LeadershipEvent::Ready(event), Some((term, false))) => event.term == term,
+                    // Nothing here keeps a group from its users.
+                    (LeadershipEvent::Caretaker(_), _) => false,
                     (LeadershipEvent::Lost(event), Some((term, _))) => event.term == term,
                     _ => false,
                 };
                 assert!(fits, "{node:?} is told {event:?} after {led:?}: {:?}", self.of(*node));
                 newest = event.term();
                 led = match event {
-                    LeadershipEvent::Acquired(_) => Some((newest, false)),
+                    LeadershipEvent::Acquired(_) | LeadershipEvent::Caretaker(_) => {
+                        Some((newest, false))
+                    }
                     LeadershipEvent::Ready(_) => Some((newest, true)),
                     LeadershipEvent::Lost(_) => None,
                 };
@@ -73,6 +77,7 @@ fn word(event: &LeadershipEvent) -> &'static str {
     match event {
         LeadershipEvent::Acquired(_) => "acquired",
         LeadershipEvent::Ready(_) => "ready",
+        LeadershipEvent::Caretaker(_) => "caretaker",
         LeadershipEvent::Lost(_) => "lost",
     }
 }

@@ -37,7 +37,7 @@ macro_rules! __conformance_lines {
                 (Cluster) p3_every_state_machine_gets_it
                 (Calm) p4_a_dropped_or_late_waiter_leaves_nothing_behind
                 (Cluster) p5_a_follower_refuses_with_a_hint_and_forwards_nothing
-                (CalmCluster) p6_a_proposal_during_a_transfer_is_refused_at_once
+                (CalmCluster) p6_a_proposal_during_a_transfer_is_held_until_it_ends
                 (Cluster) p7_waiters_fail_before_the_loss_is_told
                 (Cluster) p8_an_inherited_entry_resolves_nobody_elses_waiter
                 (Cluster) p9_definite_and_unknown_outcomes_are_what_they_say
@@ -156,6 +156,7 @@ macro_rules! __conformance_lines {
                 (Calm) g1_many_groups_come_from_one_declaration
                 (Calm) g2_what_makes_no_sense_is_refused_and_creates_nothing
                 (Cluster) g3_the_order_of_members_does_not_matter
+                (Cluster) g3_groups_with_other_first_members_are_told_apart
                 (Calm) g4_a_restart_follows_what_is_stored
                 (Cluster) g5_groups_may_have_different_members
                 (CalmCluster) g6_a_joiner_opens_empty_and_never_campaigns

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use shardhost_storage::{GroupId, LogIndex, NodeId};
 
 use super::super::world::{answered, blocking, eventually, reached};
-use super::super::{Journal, Outcome, Trial, World};
+use super::super::{Journal, Keeps, Outcome, Trial, World};
 use super::held::HeldTransfer;
 use super::{GROUP, OTHER};
 use crate::error::{GroupFault, ProposeError, RejectReason, UnknownCause};
@@ -182,22 +182,27 @@ pub(super) async fn p5_a_follower_refuses_with_a_hint_and_forwards_nothing(
     Ok(())
 }
 
-pub(super) async fn p6_a_proposal_during_a_transfer_is_refused_at_once(trial: Trial) -> Outcome {
+pub(super) async fn p6_a_proposal_during_a_transfer_is_held_until_it_ends(trial: Trial) -> Outcome {
     let world = trial.world().await?;
     world.create(GROUP).await;
-    let refused = loop {
+    let outcome = loop {
         let held = HeldTransfer::begin(&world).await?;
-        let outcome = answered("a proposal in a transfer", held.leader.propose("refused")).await;
-        if held.is_under_way() {
-            drop(held.lose().await);
-            break outcome;
-        }
+        let outcomes = Arc::new(Outcomes::default());
+        outcomes.submit(&held.leader, ["held"]);
+        // Answered in the order of the worker's inbox: the proposal was taken before.
+        drop(answered("a look at the leader", held.leader.verify_leader()).await);
+        let waited = outcomes.len() == 0 && held.is_under_way();
         drop(held.lose().await);
+        eventually("the held proposal ends with the transfer", || outcomes.len() == 1).await;
+        if waited {
+            break outcomes.0.lock().pop().expect("it ended").1;
+        }
     };
-    assert_eq!(reason_of(refused), RejectReason::Transferring);
+    assert!(outcome.as_ref().map_or_else(ProposeError::is_definite, |_| true), "{outcome:?}");
     world.propose(GROUP, "taken").await;
     let settled = world.settled(GROUP).await;
     assert_eq!(settled.last().map(String::as_str), Some("taken"));
+    assert_eq!(outcome.is_ok(), settled.contains(&"held".to_owned()), "{settled:?}");
     Ok(())
 }
 
@@ -340,11 +345,12 @@ pub(super) async fn p10_a_failure_fails_every_waiter_with_the_cause(trial: Trial
 }
 
 pub(super) async fn p10_a_host_that_stops_leaves_nobody_waiting(trial: Trial) -> Outcome {
-    for _ in 0..5 {
-        let world = trial.world().await?;
-        let node = world.nodes()[0];
-        world.create_on(GROUP, &[node]).await;
+    let world = trial.world_with(|plan| plan.keeps = Keeps::Everything).await?;
+    let node = world.nodes()[0];
+    world.create_on(GROUP, &[node]).await;
+    for _ in 0..10 {
         let leader = world.leader(GROUP).await;
+        let before = leader.status().last.get();
         let callers = [
             tokio::spawn(until_refused(Group::clone(&leader), |group| async move {
                 group.propose("command").await.is_ok()
@@ -360,11 +366,14 @@ pub(super) async fn p10_a_host_that_stops_leaves_nobody_waiting(trial: Trial) ->
             })),
             tokio::spawn(create_until_refused(Arc::clone(&world), node)),
         ];
-        eventually("they are at work", || leader.status().last.get() > 20).await;
+        let at_work = || leader.status().last.get() > before + 20;
+        eventually("they are at work", at_work).await;
         world.stop(node).await;
         for caller in callers {
             answered("a caller when the host is gone", caller).await.expect("no panic");
         }
+        world.start_closed(node).await;
+        world.open(node, GROUP).await;
     }
     Ok(())
 }
@@ -377,7 +386,7 @@ async fn until_refused<F: Future<Output = bool>>(group: Group, ask: impl Fn(Grou
 
 async fn create_until_refused(world: Arc<World>, node: NodeId) {
     let host = world.host(node);
-    for id in 1_000.. {
+    for id in host.stored().map_or(0, |stored| stored.len() as u64) + 1_000.. {
         let (host, spec) = (host.clone(), GroupSpec::new(GroupId::new(id), [node]));
         let create = move || host.create(spec, Box::new(Journal::default())).is_ok();
         if !blocking(create).await {

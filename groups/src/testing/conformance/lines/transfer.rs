@@ -39,8 +39,12 @@ pub(super) async fn t1_a_transfer_is_done_when_the_old_leader_knows_the_next_one
                 reached(&next, "it serves", |status| status.serving).await;
                 return Ok(());
             }
-            // An election on a busy machine may come in between.
-            Err(TransferError::Aborted { .. } | TransferError::NotLeader { .. }) => {}
+            // An election on a busy machine may come in between, and questions may be lost.
+            Err(
+                TransferError::Aborted { .. }
+                | TransferError::NotLeader { .. }
+                | TransferError::TargetSilent { .. },
+            ) => {}
             Err(error) => panic!("{error}"),
         }
     }

@@ -1,0 +1,131 @@
+//! Not standing for election, and not being elected, where a node should not lead: cheaper than
+//! winning and handing away.
+//!
+//! | who | what it does | until |
+//! |---|---|---|
+//! | a follower on an unfit node | lets its election timeouts go by | so many went by, or a fit candidate turns out to lack entries |
+//! | one on a draining node | lets some go by, while others could lead | they went by |
+//! | one that handed leadership on | lets them go by | two election timeouts later |
+//! | a voter | refuses the pre-vote of an unfit candidate | the candidate says that nobody fit was found |
+//!
+//! A vote is never refused for such a reason: a group must always come to a leader, be it one that
+//! serves nobody.
+
+use raft::INVALID_ID;
+use shardhost_proto::peer::{GroupMessage, MessageKind};
+use shardhost_storage::NodeId;
+
+use super::GroupCore;
+use crate::policy::Opinion;
+use crate::transport::{Lane, Outgoing};
+use crate::worker::Round;
+
+/// Election timeouts that a follower on a draining node lets go by, while others could lead.
+const DRAINING_PATIENCE: u16 = 2;
+
+/// What keeps this replica from standing for election.
+#[derive(Debug, Default)]
+pub(super) struct Candidacy {
+    /// Election timeouts that went by since a leader was heard.
+    passed: u16,
+    /// It handed leadership on, and does not stand before this tick.
+    withheld_until: u64,
+    /// It stands although it is not fit: nobody who is was found.
+    escaping: bool,
+}
+
+impl GroupCore {
+    /// The election timeout is over: whether it goes by.
+    pub(super) fn stays_out(&mut self, round: &Round) -> bool {
+        if self.ticks < self.candidacy.withheld_until {
+            return true;
+        }
+        let unfit = self.own_unfitness(round).is_some();
+        let stays = self.candidacy.passed < self.patience(unfit, round);
+        if stays {
+            self.candidacy.passed = self.candidacy.passed.saturating_add(1);
+        }
+        self.candidacy.escaping = unfit && !stays;
+        stays
+    }
+
+    /// How many election timeouts go by before this replica stands.
+    fn patience(&self, unfit: bool, round: &Round) -> u16 {
+        let escape = self.config.escape_timeouts;
+        match (unfit, self.knows_better(round)) {
+            (true, true) => escape.saturating_mul(2),
+            (true, false) => escape,
+            (false, true) if round.nodes.own().draining => DRAINING_PATIENCE,
+            _ => 0,
+        }
+    }
+
+    /// Whether another voter that answers is known to be fit.
+    fn knows_better(&self, round: &Round) -> bool {
+        let ranked = self.ranked_voters(round);
+        ranked.first().is_some_and(|(rank, _)| !rank.unfit && !rank.unknown && !rank.draining)
+    }
+
+    /// Lets an election timeout go by, as a follower that knows no leader: merely to wait longer
+    /// would keep others' candidates from its vote.
+    pub(super) fn let_timeout_pass(&mut self) {
+        let term = self.raw.raft.term;
+        self.raw.raft.become_follower(term, INVALID_ID);
+        self.campaigns += 1;
+        self.pin_election_timeout();
+    }
+
+    /// A leader was heard: nobody is missing.
+    pub(super) fn rest_assured(&mut self) {
+        self.candidacy.passed = 0;
+        self.candidacy.escaping = false;
+    }
+
+    /// Leadership was handed on: others first, for a while.
+    pub(super) fn withhold_candidacy(&mut self) {
+        let pause = 2 * u64::from(self.config.election_ticks);
+        self.candidacy.withheld_until = self.ticks + pause;
+    }
+
+    /// Something new is known of who could lead.
+    pub(super) fn reconsider_candidacy(&mut self) {
+        self.candidacy.passed = 0;
+    }
+
+    /// Says in a pre-vote why an unfit replica asks for it.
+    pub(super) fn excuse(&self, wire: &mut GroupMessage) {
+        wire.escape = wire.kind() == MessageKind::PreVote && self.candidacy.escaping;
+    }
+
+    /// Refuses a pre-vote to a candidate on an unfit node, and says so; `false`: raft decides.
+    pub(super) fn refuses_pre_vote(
+        &mut self,
+        node: NodeId,
+        message: &GroupMessage,
+        round: &mut Round,
+    ) -> bool {
+        if message.kind() != MessageKind::PreVote {
+            return false;
+        }
+        let opinion = self.opinion(node, round);
+        self.notice_hopeless(message, &opinion);
+        if message.escape || !opinion.is_unfit() {
+            return false;
+        }
+        let answer = GroupMessage {
+            reject: true,
+            ..self.own_message(MessageKind::PreVoteResponse, message.from_replica)
+        };
+        round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message: answer });
+        true
+    }
+
+    /// A fit candidate that lacks entries of this replica cannot win without its vote, which it
+    /// will not get: somebody has to lead it there first.
+    fn notice_hopeless(&mut self, message: &GroupMessage, candidate: &Opinion) {
+        let log = &self.raw.raft.raft_log;
+        if !candidate.is_unfit() && !log.is_up_to_date(message.index, message.log_term) {
+            self.candidacy.passed = u16::MAX;
+        }
+    }
+}

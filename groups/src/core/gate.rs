@@ -1,0 +1,251 @@
+//! The serve gate: whether a replica that leads serves its users.
+//!
+//! | the gate | proposals and reads | when |
+//! |---|---|---|
+//! | open | taken | the node is fit to lead the group, or unfit softly |
+//! | asked | refused | policies are asked about the leadership |
+//! | closed | refused | the node is unfit, or a policy said no, or gave no answer in time |
+//!
+//! A leader whose gate is closed is a *caretaker*: it keeps the group together, and lets it be
+//! repaired. It is decided when a leadership begins, and again when what is known changes.
+
+use std::sync::Arc;
+
+use shardhost_storage::{NodeId, RequirementMode, Term};
+
+use super::GroupCore;
+use crate::error::{ProposeError, ReadError, RejectReason};
+use crate::leadership::EdgeKind;
+use crate::policy::{
+    Acquisition, AdmissionFault, AdmissionRequest, Candidate, Decision, Opinion, Unfit,
+};
+use crate::status::Caretaker;
+use crate::worker::Round;
+
+/// Whether users are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// They are, once the first entry of the term is applied.
+    Open,
+    /// Policies are to be asked.
+    ToAsk,
+    /// They were asked at this tick.
+    Asked(u64),
+    /// They are not.
+    Closed(Arc<Caretaker>),
+}
+
+impl GroupCore {
+    /// What the policies say of a node, as far as is known of it here.
+    pub(super) fn opinion(&self, node: NodeId, round: &Round) -> Opinion {
+        let is_here = node == self.config.node;
+        let advert = if is_here { Some(round.nodes.own()) } else { round.nodes.advert(node) };
+        self.policies.opinion(&Candidate {
+            group: self.id,
+            node,
+            is_here,
+            requirement: &self.membership.requirement,
+            labels: &self.meta.labels,
+            kind: &self.meta.kind,
+            capabilities: advert.map(|advert| &advert.capabilities),
+        })
+    }
+
+    /// Why this node should not lead, if it should not.
+    pub(super) fn own_unfitness(&self, round: &Round) -> Option<Unfit> {
+        match self.opinion(self.config.node, round) {
+            Opinion::Unfit(unfit) => Some(unfit),
+            Opinion::Fit | Opinion::Unknown => None,
+        }
+    }
+
+    /// How a leadership begins: decided before the first proposal of the round is taken.
+    pub(super) fn first_gate(&self, round: &Round) -> Gate {
+        match self.own_unfitness(round) {
+            Some(unfit) if unfit.mode == RequirementMode::Hard => {
+                Gate::Closed(Arc::new(Caretaker::Unfit(unfit)))
+            }
+            _ if self.policies.asks(self.id, &self.meta.labels) => Gate::ToAsk,
+            _ => Gate::Open,
+        }
+    }
+
+    /// Whether users are served.
+    pub(super) fn serves(&self) -> bool {
+        self.led.as_ref().is_some_and(|led| led.ready && led.gate == Gate::Open)
+    }
+
+    /// Why a leader serves nobody.
+    pub(super) fn caretaker(&self) -> Option<&Arc<Caretaker>> {
+        match &self.led.as_ref()?.gate {
+            Gate::Closed(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Asks policies, and gives up waiting for them.
+    pub(super) fn tend_gate(&mut self, round: &mut Round) {
+        let (ticks, limit) = (self.ticks, u64::from(self.config.admission_ticks));
+        let Some(led) = self.led.as_mut().filter(|led| led.ready) else { return };
+        match led.gate {
+            Gate::ToAsk => {
+                led.gate = Gate::Asked(ticks);
+                let term = led.term;
+                self.ask_policies(term, round);
+            }
+            Gate::Asked(since) if ticks - since >= limit => {
+                let after = self.config.tick.saturating_mul(u32::from(self.config.admission_ticks));
+                self.close_gate(Caretaker::NoAnswer { after }, round);
+            }
+            _ => {}
+        }
+    }
+
+    fn ask_policies(&self, term: u64, round: &mut Round) {
+        let (group, epoch) = (self.id, self.epoch);
+        let acquired = Acquisition {
+            group,
+            term: Term::new(term),
+            requirement: self.membership.requirement.clone(),
+            labels: self.meta.labels.clone(),
+            kind: self.meta.kind.clone(),
+            voters: self.membership.voters().map(|(_, node)| node).collect(),
+        };
+        let policies = self.policies.asked(group, &self.meta.labels);
+        round.admissions.push(AdmissionRequest { group, epoch, acquired, policies });
+    }
+
+    /// The policies answered, be it late.
+    pub fn on_admission(
+        &mut self,
+        term: Term,
+        answer: Result<Decision, AdmissionFault>,
+        round: &mut Round,
+    ) {
+        let waits = self.led.as_ref().is_some_and(|led| {
+            let waits = match &led.gate {
+                Gate::Asked(_) => true,
+                Gate::Closed(reason) => matches!(**reason, Caretaker::NoAnswer { .. }),
+                _ => false,
+            };
+            led.term == term.get() && waits
+        });
+        if !waits {
+            return;
+        }
+        match answer {
+            Ok(Decision::Serve) => self.open_gate(round),
+            Ok(Decision::Caretaker(reason)) => {
+                self.close_gate(Caretaker::Held { reason: reason.into() }, round);
+            }
+            Ok(Decision::Decline { reason, targets }) => {
+                self.decline(targets);
+                self.close_gate(Caretaker::Declined { reason: reason.into() }, round);
+            }
+            Err(AdmissionFault { policy }) => {
+                self.close_gate(Caretaker::Panicked { policy }, round);
+            }
+        }
+    }
+
+    /// What is known of nodes, policies or the requirement changed.
+    pub(super) fn renew_gate(&mut self, round: &mut Round) {
+        let Some(led) = &self.led else { return };
+        let unfit = matches!(&led.gate, Gate::Closed(why) if matches!(**why, Caretaker::Unfit(_)));
+        match self.first_gate(round) {
+            Gate::Closed(reason) => self.close_gate(Caretaker::clone(&reason), round),
+            // What policies decided about this leadership stands, until somebody asks for another
+            // look.
+            Gate::ToAsk if unfit => self.set_gate(Gate::ToAsk),
+            Gate::Open if led.gate != Gate::Open => self.open_gate(round),
+            _ => {}
+        }
+        self.tend_gate(round);
+    }
+
+    /// Policies decide anew about this leadership.
+    pub(super) fn ask_policies_again(&mut self) {
+        let asks = self.policies.asks(self.id, &self.meta.labels);
+        let Some(led) = self.led.as_mut() else { return };
+        let decided = match &led.gate {
+            Gate::Open => asks,
+            Gate::Closed(reason) => !matches!(**reason, Caretaker::Unfit(_)),
+            Gate::ToAsk | Gate::Asked(_) => false,
+        };
+        if decided {
+            led.gate = Gate::ToAsk;
+        }
+    }
+
+    fn set_gate(&mut self, gate: Gate) {
+        if let Some(led) = self.led.as_mut() {
+            led.gate = gate;
+        }
+    }
+
+    fn open_gate(&mut self, round: &mut Round) {
+        self.set_gate(Gate::Open);
+        self.tell_service(round);
+    }
+
+    /// Users are refused from here on; those who wait are told.
+    fn close_gate(&mut self, reason: Caretaker, round: &mut Round) {
+        if self.caretaker().is_some_and(|known| **known == reason) {
+            return;
+        }
+        tracing::warn!(group = %self.id, term = self.raw.raft.term, %reason,
+            "leads, and serves nobody");
+        self.set_gate(Gate::Closed(Arc::new(reason)));
+        self.refuse_queued(round);
+        if let Some(error) = self.refuses_service_to_readers() {
+            self.fail_reads(&error, round);
+        }
+        self.tell_service(round);
+    }
+
+    /// Tells of a leadership that came to serve its users, or ceased to.
+    pub(super) fn tell_service(&mut self, round: &mut Round) {
+        let serves = self.serves();
+        let closed = self.caretaker().is_some();
+        let Some(led) = self.led.as_mut() else { return };
+        let kind = match led.told {
+            Told::Caretaker | Told::Nothing if serves => EdgeKind::Ready,
+            Told::Ready | Told::Nothing if closed => EdgeKind::Caretaker,
+            _ => return,
+        };
+        led.told = if serves { Told::Ready } else { Told::Caretaker };
+        let term = led.term;
+        self.edge(term, kind, round);
+    }
+
+    /// Why no proposal of users is taken from this leader, if none is.
+    pub(super) fn refuses_service(&self) -> Option<RejectReason> {
+        match &self.led.as_ref()?.gate {
+            Gate::Open => None,
+            Gate::ToAsk | Gate::Asked(_) => Some(RejectReason::NotServing(None)),
+            Gate::Closed(reason) => Some(RejectReason::NotServing(Some(Arc::clone(reason)))),
+        }
+    }
+
+    /// The same for reads; those that come before the policies have answered wait.
+    pub(super) fn refuses_service_to_readers(&self) -> Option<ReadError> {
+        let reason = Arc::clone(self.caretaker()?);
+        Some(ReadError::NotServing { group: self.id, reason })
+    }
+
+    fn refuse_queued(&mut self, round: &mut Round) {
+        let Some(reason) = self.refuses_service() else { return };
+        let error = ProposeError::Rejected { group: self.id, reason };
+        for proposal in std::mem::take(&mut self.queued) {
+            round.fail(proposal.pending, error.clone());
+        }
+    }
+}
+
+/// What was told of a leadership after it was acquired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    Nothing,
+    Ready,
+    Caretaker,
+}

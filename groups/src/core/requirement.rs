@@ -1,0 +1,119 @@
+//! What the group asks of its leader: changed through its log, in the order of its other changes
+//! of configuration, and remembered with its membership.
+
+use std::sync::Arc;
+
+use raft::eraftpb::{Entry, Message, MessageType};
+use shardhost_storage::{LogIndex, Membership, Requirement};
+
+use super::GroupCore;
+use crate::convert::REQUIREMENT_MARK;
+use crate::error::GroupFault;
+use crate::membership::{MembershipError, decode_requirement, encode_requirement};
+use crate::policy::{Candidate, CapabilityPolicy, LeadershipPolicy, Opinion};
+use crate::worker::Round;
+
+impl GroupCore {
+    /// Puts a change of the requirement into the log; returns where it stands.
+    ///
+    /// # Errors
+    /// [`MembershipError::NobodyFit`] when it is a strict one that no voter is known to meet,
+    /// unless that is meant.
+    pub(super) fn propose_requirement(
+        &mut self,
+        requirement: &Requirement,
+        whoever_meets_it: bool,
+        round: &mut Round,
+    ) -> Result<u64, MembershipError> {
+        let group = self.id;
+        if !whoever_meets_it {
+            self.check_somebody_fit(requirement, round)?;
+        }
+        self.propose_queued(round);
+        self.wake();
+        let entry = Entry {
+            data: encode_requirement(requirement),
+            context: REQUIREMENT_MARK,
+            ..Entry::default()
+        };
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.replica.get();
+        message.entries = vec![entry].into();
+        if let Err(error) = self.raw.raft.step(message) {
+            tracing::debug!(%group, %error, "raft dropped a change of the requirement");
+            return Err(MembershipError::Busy { group });
+        }
+        self.pending_requirement = self.raw.raft.raft_log.last_index();
+        Ok(self.pending_requirement)
+    }
+
+    /// A requirement that nobody is known to meet would stop the group the moment it is applied.
+    fn check_somebody_fit(
+        &self,
+        requirement: &Requirement,
+        round: &Round,
+    ) -> Result<(), MembershipError> {
+        let mut lacking = Vec::new();
+        for (_, node) in self.membership.voters() {
+            let own = node == self.config.node;
+            let advert = if own { Some(round.nodes.own()) } else { round.nodes.advert(node) };
+            let opinion = CapabilityPolicy.may_lead(&Candidate {
+                group: self.id,
+                node,
+                is_here: own,
+                requirement,
+                labels: &self.meta.labels,
+                kind: &self.meta.kind,
+                capabilities: advert.map(|advert| &advert.capabilities),
+            });
+            match opinion {
+                Opinion::Fit => return Ok(()),
+                Opinion::Unknown => lacking.push(format!("node {node} does not say what it has")),
+                Opinion::Unfit(unfit) => lacking.push(unfit.reason.to_string()),
+            }
+        }
+        let reason = lacking.join("; ");
+        Err(MembershipError::NobodyFit { group: self.id, reason })
+    }
+
+    /// Where a change of the requirement stands that is not applied yet.
+    pub(super) fn pending_requirement(&self) -> Option<LogIndex> {
+        let pending = self.leads() && self.pending_requirement > self.apply.applied();
+        pending.then(|| LogIndex::new(self.pending_requirement))
+    }
+
+    /// The change was committed.
+    pub(super) fn apply_requirement(
+        &mut self,
+        entry: &Entry,
+        round: &mut Round,
+    ) -> Result<(), GroupFault> {
+        let requirement = decode_requirement(&entry.data).ok_or_else(|| {
+            let text = format!("{:?} cannot read the requirement at {}", self.id, entry.index);
+            GroupFault::Invariant(text.into())
+        })?;
+        tracing::info!(group = %self.id, index = entry.index, %requirement,
+            "what the group asks of its leader changed");
+        let config_index = LogIndex::new(entry.index);
+        let before = Membership::clone(&self.membership);
+        self.membership = Arc::new(Membership { config_index, requirement, ..before });
+        self.meta.membership = (*self.membership).clone();
+        self.meta_changed();
+        self.look_anew();
+        self.resolve_change(entry, round);
+        Ok(())
+    }
+
+    /// What was concluded about who may lead is concluded again.
+    pub(super) const fn look_anew(&mut self) {
+        self.seen_facts = u64::MAX;
+    }
+
+    /// Somebody asks for another look at who may lead: policies that decided about a leadership
+    /// are asked again.
+    pub fn reevaluate(&mut self) {
+        self.ask_policies_again();
+        self.look_anew();
+    }
+}

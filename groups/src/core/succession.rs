@@ -1,0 +1,129 @@
+//! A leader that should not lead looks for somebody who may, without being told to.
+//!
+//! Whoever declined, or failed to take over, is not asked again before something new is known of
+//! nodes, members or policies; and whoever takes over is told who declined. So without news a
+//! leadership is handed on at most once per voter, and two nodes that both should not lead never
+//! play ping-pong.
+
+use std::sync::Arc;
+
+use shardhost_storage::{NodeId, ReplicaId};
+
+use super::GroupCore;
+use crate::error::TransferError;
+use crate::status::Caretaker;
+use crate::worker::Round;
+
+/// Entries that a successor may lack when it is asked.
+const SUCCESSION_LAG: u64 = 1_024;
+/// Ticks before another try when everybody was asked, about: retries of many groups spread.
+const RETRY_TICKS: u64 = 50;
+/// Ticks before another try when nothing but the log was in the way.
+const LEVEL_TICKS: u64 = 3;
+
+/// What is known of those who could follow.
+#[derive(Debug, Default)]
+pub(super) struct Succession {
+    /// Replicas that declined since the last news.
+    declined: Vec<u64>,
+    /// Whom a policy named when it declined this leadership.
+    named: Vec<NodeId>,
+    /// No other try before this tick.
+    retry_at: u64,
+}
+
+impl GroupCore {
+    /// At every tick of a leader: hands leadership on if this node should not have it.
+    pub(super) fn tend_succession(&mut self, round: &mut Round) {
+        let due = self.ticks >= self.succession.retry_at;
+        if !due || !self.leads() || self.transfer.is_some() || self.pending_change().is_some() {
+            return;
+        }
+        if !self.led.as_ref().is_some_and(|led| led.ready) || !self.wants_successor(round) {
+            return;
+        }
+        let candidates = self.successors(round);
+        if candidates.is_empty() {
+            self.retry_later(RETRY_TICKS);
+        } else if let Err(error) = self.begin_transfer(candidates, Some(SUCCESSION_LAG), round) {
+            self.succession_failed(0, &error);
+        }
+    }
+
+    /// Whether this node should not lead: what the group asks for says so, or a policy.
+    pub(super) fn wants_successor(&self, round: &Round) -> bool {
+        let declined = |why: &Arc<Caretaker>| matches!(**why, Caretaker::Declined { .. });
+        self.caretaker().is_some_and(declined) || self.own_unfitness(round).is_some()
+    }
+
+    /// Those who may follow, the best first.
+    fn successors(&self, round: &Round) -> Vec<NodeId> {
+        let declined = |node: &NodeId| {
+            let replica = self.membership.replica_on(*node);
+            replica.is_none_or(|replica| self.succession.declined.contains(&replica.get()))
+        };
+        let ranked = self.ranked_voters(round).into_iter().filter(|(rank, _)| !rank.unfit);
+        let fit: Vec<NodeId> =
+            ranked.map(|(_, node)| node).filter(|node| !declined(node)).collect();
+        let named = &self.succession.named;
+        if named.is_empty() {
+            return fit;
+        }
+        named.iter().copied().filter(|node| fit.contains(node)).collect()
+    }
+
+    fn retry_later(&mut self, ticks: u64) {
+        let spread = super::mix(self.id.get() ^ self.ticks) % ticks.max(1);
+        self.succession.retry_at = self.ticks + ticks + spread;
+    }
+
+    /// A transfer did not take place.
+    pub(super) fn succession_failed(&mut self, replica: u64, error: &TransferError) {
+        match error {
+            TransferError::TargetNotCaughtUp { .. } | TransferError::TargetSnapshotting { .. } => {
+                self.retry_later(LEVEL_TICKS);
+            }
+            _ => {
+                self.note_declined(replica);
+                self.retry_later(RETRY_TICKS);
+            }
+        }
+    }
+
+    /// A policy declined this leadership.
+    pub(super) fn decline(&mut self, targets: Vec<NodeId>) {
+        self.succession.named = targets;
+        self.succession.retry_at = 0;
+    }
+
+    /// Something new is known: everybody may be asked again.
+    pub(super) fn forget_declined(&mut self) {
+        self.succession.declined.clear();
+        self.succession.retry_at = 0;
+    }
+
+    pub(super) fn note_declined(&mut self, replica: u64) {
+        if replica != 0 && !self.succession.declined.contains(&replica) {
+            self.succession.declined.push(replica);
+        }
+    }
+
+    /// Whoever handed, or is about to hand, its leadership on says who declined.
+    pub(super) fn remember_declined(&mut self, declined: &[u64]) {
+        for replica in declined {
+            let id = ReplicaId::new(*replica);
+            if id.is_some_and(|id| self.membership.members.contains_key(&id)) {
+                self.note_declined(*replica);
+            }
+        }
+    }
+
+    /// A leadership ended, and what a policy said of it.
+    pub(super) fn forget_named(&mut self) {
+        self.succession.named.clear();
+    }
+
+    pub(super) fn declined(&self) -> &[u64] {
+        &self.succession.declined
+    }
+}

@@ -1,0 +1,192 @@
+//! The question whether a replica takes a leadership over, and its answer. Asked while users are
+//! served, so that nobody waits for a target that does not want.
+
+use shardhost_proto::peer::{GroupMessage, MessageKind, TransferRefusal, transfer_refusal};
+use shardhost_storage::{NodeId, ReplicaId};
+
+use super::super::GroupCore;
+use super::Phase;
+use crate::error::TransferError;
+use crate::transport::{Lane, Outgoing};
+use crate::worker::Round;
+
+/// Committed entries that a replica may have to apply before it takes a leadership over: so long
+/// nobody is served.
+const MAX_BACKLOG: u64 = 16_384;
+/// Replicas that declined, in a question, at most.
+const MAX_DECLINED: usize = 64;
+
+impl GroupCore {
+    // ---- the leader ----
+
+    /// Asks the next candidate that is fit; `false`: there is none.
+    pub(super) fn ask_next(&mut self, round: &mut Round) -> bool {
+        loop {
+            let Some(transfer) = self.transfer.as_mut() else { return false };
+            let Some(node) = transfer.next.pop_front() else { return false };
+            let max_lag = transfer.max_lag;
+            let checked = self.check_target(node, max_lag, round);
+            let Some(transfer) = self.transfer.as_mut() else { return false };
+            match checked {
+                Ok(replica) => {
+                    transfer.to = node;
+                    transfer.replica = replica.get();
+                    transfer.phase = Phase::Asking(self.ticks);
+                    self.send_question(node, replica.get(), self.ticks, round);
+                    return true;
+                }
+                Err(error) => {
+                    transfer.blame(error);
+                }
+            }
+        }
+    }
+
+    /// At every tick: a question, or its answer, may have been lost.
+    pub(in crate::core) fn ask_again(&self, round: &mut Round) {
+        let Some(transfer) = &self.transfer else { return };
+        if let Phase::Asking(asked) = transfer.phase
+            && self.ticks > asked
+            && self.leads()
+        {
+            self.send_question(transfer.to, transfer.replica, asked, round);
+        }
+    }
+
+    fn send_question(&self, to: NodeId, replica: u64, asked: u64, round: &mut Round) {
+        let message = GroupMessage {
+            index: self.raw.raft.raft_log.last_index(),
+            stamp: asked,
+            declined: self.declined_so_far(round),
+            ..self.own_message(MessageKind::TransferAsk, replica)
+        };
+        round.messages.push(Outgoing { to, lane: Lane::Urgent, message });
+    }
+
+    /// The target answers, or declines after it was told to campaign.
+    pub(in crate::core) fn take_transfer_answer(
+        &mut self,
+        message: &GroupMessage,
+        round: &mut Round,
+    ) {
+        let Some(transfer) = self.transfer.as_ref() else { return };
+        let from_target = transfer.replica == message.from_replica;
+        if !self.leads() || !from_target || message.term != self.raw.raft.term {
+            return;
+        }
+        let (group, node) = (self.id, transfer.to);
+        match transfer.phase {
+            Phase::Asking(asked) if message.stamp == asked && !message.reject => {
+                self.agreed(round);
+            }
+            Phase::Asking(asked) if message.stamp != asked => {}
+            Phase::Levelling(_) | Phase::Frozen(..) if !message.reject => {}
+            _ => {
+                let reason = refusal_text(message.refusal.as_ref());
+                self.try_another(TransferError::TargetRefused { group, node, reason }, round);
+            }
+        }
+    }
+
+    fn agreed(&mut self, round: &mut Round) {
+        if let Some(transfer) = self.transfer.as_mut() {
+            transfer.phase = Phase::Levelling(self.ticks);
+        }
+        self.watch_transfer(round);
+    }
+
+    /// This target does not come to lead: the group goes on, and the next one is asked.
+    pub(super) fn try_another(&mut self, error: TransferError, round: &mut Round) {
+        let Some(transfer) = self.transfer.as_mut() else { return };
+        let (replica, frozen) = (transfer.replica, transfer.is_frozen());
+        transfer.blame(error.clone());
+        let worst = transfer.error.clone().unwrap_or(error);
+        transfer.held = None;
+        transfer.phase = Phase::Asking(self.ticks);
+        self.note_declined(replica);
+        if frozen {
+            self.raw.raft.abort_leader_transfer();
+            self.resume_lease(round);
+        }
+        if !self.ask_next(round) {
+            self.fail_transfer(&worst, round);
+        }
+    }
+
+    // ---- the target ----
+
+    /// The leader asks whether this replica would take over.
+    pub(in crate::core) fn answer_transfer(&mut self, message: &GroupMessage, round: &mut Round) {
+        let refusal = self.refuses_leadership(round);
+        if refusal.is_none() {
+            self.remember_declined(&message.declined);
+        }
+        self.send_answer(message, refusal, round);
+    }
+
+    /// The leader tells this replica to campaign, and it will not: the leader goes on at once.
+    pub(in crate::core) fn refuse_order(
+        &self,
+        message: &GroupMessage,
+        refusal: TransferRefusal,
+        round: &mut Round,
+    ) {
+        self.send_answer(message, Some(refusal), round);
+    }
+
+    fn send_answer(
+        &self,
+        question: &GroupMessage,
+        refusal: Option<TransferRefusal>,
+        round: &mut Round,
+    ) {
+        let Some(leader) = ReplicaId::new(question.from_replica) else { return };
+        let Some(to) = self.node_of(leader.get()) else { return };
+        let message = GroupMessage {
+            stamp: question.stamp,
+            life: self.life(),
+            reject: refusal.is_some(),
+            refusal,
+            ..self.own_message(MessageKind::TransferAnswer, leader.get())
+        };
+        round.messages.push(Outgoing { to, lane: Lane::Urgent, message });
+    }
+
+    /// Why this replica does not take the leadership over, if it does not.
+    pub(in crate::core) fn refuses_leadership(&self, round: &Round) -> Option<TransferRefusal> {
+        use transfer_refusal::Kind;
+        let refusal = |kind: Kind, text: String| Some(TransferRefusal { kind: kind.into(), text });
+        if let Some(unfit) = self.own_unfitness(round) {
+            return refusal(Kind::Unfit, unfit.to_string());
+        }
+        if round.nodes.own().draining {
+            return refusal(Kind::Draining, format!("node {} is draining", self.config.node));
+        }
+        if self.snapshots.is_installing() {
+            return refusal(Kind::Behind, "a snapshot is being installed".to_owned());
+        }
+        let backlog = self.raw.raft.raft_log.committed.saturating_sub(self.apply.applied());
+        if backlog > MAX_BACKLOG {
+            let text = format!("{backlog} entries are to be applied, {MAX_BACKLOG} may be");
+            return refusal(Kind::Behind, text);
+        }
+        None
+    }
+
+    /// The replicas that should not be asked again, this one among them if it is not fit.
+    fn declined_so_far(&self, round: &Round) -> Vec<u64> {
+        let mut declined = self.declined().to_vec();
+        if self.own_unfitness(round).is_some() {
+            declined.push(self.replica.get());
+        }
+        declined.truncate(MAX_DECLINED);
+        declined
+    }
+}
+
+fn refusal_text(refusal: Option<&TransferRefusal>) -> String {
+    match refusal {
+        Some(refusal) if !refusal.text.is_empty() => refusal.text.chars().take(256).collect(),
+        _ => "it does not say why".to_owned(),
+    }
+}

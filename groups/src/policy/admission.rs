@@ -1,0 +1,49 @@
+//! Asking the policies about a leadership that was acquired. Done on a thread that may block.
+
+use shardhost_storage::{GroupId, Term};
+
+use super::{Acquisition, AskedPolicy, Decision};
+
+/// A leadership that policies are to be asked about.
+#[derive(Debug)]
+pub struct AdmissionRequest {
+    /// The group.
+    pub group: GroupId,
+    /// Which opening of its replica.
+    pub epoch: u64,
+    /// What the policies are told.
+    pub(crate) acquired: Acquisition,
+    /// Whom to ask, in order.
+    pub(crate) policies: Vec<AskedPolicy>,
+}
+
+/// A policy gave no answer: it panicked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdmissionFault {
+    /// The policy.
+    pub policy: &'static str,
+}
+
+impl AdmissionRequest {
+    /// The term that is asked about.
+    #[must_use]
+    pub const fn term(&self) -> Term {
+        self.acquired.term
+    }
+
+    /// Asks one after the other, until one does not say [`Decision::Serve`]. May take as long as
+    /// the policies do.
+    ///
+    /// # Errors
+    /// The first one that gave no answer.
+    pub fn ask(&self) -> Result<Decision, AdmissionFault> {
+        for policy in &self.policies {
+            match policy.ask(&self.acquired) {
+                Some(Decision::Serve) => {}
+                Some(decision) => return Ok(decision),
+                None => return Err(AdmissionFault { policy: policy.name() }),
+            }
+        }
+        Ok(Decision::Serve)
+    }
+}

@@ -1,0 +1,25 @@
+//! Who may lead a group: the question, the answers, and the policies that give them.
+//!
+//! Raft decides who *can* lead. A [`LeadershipPolicy`] says who *may*: it is asked before a
+//! replica stands for election, before it takes a leadership over, when a leader looks for a
+//! successor, and when leadership was acquired. What is made of the answers is the business of
+//! `core`; nothing here acts, and nothing here knows of terms, logs or messages.
+//!
+//! | file | what |
+//! |---|---|
+//! | `question` | what a policy is asked, and what it may say |
+//! | `capability` | the policy that every host has: nodes without a group's capabilities |
+//! | `admission` | asking the policies about a leadership that was acquired |
+//! | `registry` | the policies of a host, and whom they are about |
+
+mod admission;
+mod capability;
+mod question;
+mod registry;
+
+pub use admission::{AdmissionFault, AdmissionRequest};
+pub use capability::CapabilityPolicy;
+pub use question::{Acquisition, Candidate, Decision, LeadershipPolicy, Opinion, Unfit};
+pub use registry::{Policies, PolicyGuard};
+
+use registry::AskedPolicy;

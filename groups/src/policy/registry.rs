@@ -1,0 +1,229 @@
+//! The policies of a host, and which groups they are about.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use shardhost_storage::GroupId;
+
+use super::{Acquisition, Candidate, CapabilityPolicy, Decision, LeadershipPolicy, Opinion};
+use crate::apply::panic_text;
+use crate::leadership::GroupSelector;
+
+/// A policy that takes longer than this on a Raft thread is reported.
+const INLINE_LIMIT: Duration = Duration::from_millis(1);
+
+/// The policies of a host. Cheap to clone; all clones are the same registry.
+#[derive(Clone)]
+pub struct Policies {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    registered: ArcSwap<Vec<Registered>>,
+    /// One change at a time.
+    changing: Mutex<u64>,
+    /// Grows with every change, and with every demand to ask anew.
+    revision: AtomicU64,
+    panics: AtomicU64,
+    slow: AtomicU64,
+}
+
+#[derive(Clone)]
+struct Registered {
+    number: u64,
+    groups: GroupSelector,
+    policy: Arc<dyn LeadershipPolicy>,
+    place: &'static Location<'static>,
+}
+
+impl fmt::Debug for Policies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let registered = self.shared.registered.load();
+        f.debug_list().entries(registered.iter().map(|one| one.policy.name())).finish()
+    }
+}
+
+impl Default for Policies {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Keeps a policy registered.
+#[must_use = "dropping the guard removes the policy"]
+#[derive(Debug)]
+pub struct PolicyGuard {
+    policies: Policies,
+    number: u64,
+}
+
+impl Drop for PolicyGuard {
+    fn drop(&mut self) {
+        self.policies.change(|registered| registered.retain(|one| one.number != self.number));
+    }
+}
+
+/// A policy that wants to be asked when a leadership was acquired.
+#[derive(Clone)]
+pub struct AskedPolicy {
+    policies: Policies,
+    policy: Arc<dyn LeadershipPolicy>,
+    place: &'static Location<'static>,
+}
+
+impl fmt::Debug for AskedPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.policy.name())
+    }
+}
+
+impl AskedPolicy {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.policy.name()
+    }
+
+    /// Asks it. `None`: it panicked.
+    #[must_use]
+    pub fn ask(&self, acquired: &Acquisition) -> Option<Decision> {
+        let asked = catch_unwind(AssertUnwindSafe(|| self.policy.on_acquired(acquired)));
+        asked.map_err(|panic| self.policies.complain(&*self.policy, self.place, &*panic)).ok()
+    }
+}
+
+impl Policies {
+    /// The policy of capabilities alone.
+    #[must_use]
+    pub fn new() -> Self {
+        let shared = Shared {
+            registered: ArcSwap::default(),
+            changing: Mutex::new(0),
+            revision: AtomicU64::new(0),
+            panics: AtomicU64::new(0),
+            slow: AtomicU64::new(0),
+        };
+        let policies = Self { shared: Arc::new(shared) };
+        policies.add(GroupSelector::All, Arc::new(CapabilityPolicy), Location::caller());
+        policies
+    }
+
+    /// Adds a policy for these groups until the guard is dropped.
+    #[track_caller]
+    pub fn register(
+        &self,
+        groups: GroupSelector,
+        policy: Arc<dyn LeadershipPolicy>,
+    ) -> PolicyGuard {
+        let number = self.add(groups, policy, Location::caller());
+        PolicyGuard { policies: self.clone(), number }
+    }
+
+    fn add(
+        &self,
+        groups: GroupSelector,
+        policy: Arc<dyn LeadershipPolicy>,
+        place: &'static Location<'static>,
+    ) -> u64 {
+        let mut added = 0;
+        self.change_numbered(|registered, number| {
+            added = number;
+            registered.push(Registered { number, groups, policy, place });
+        });
+        added
+    }
+
+    fn change(&self, act: impl FnOnce(&mut Vec<Registered>)) {
+        self.change_numbered(|registered, _| act(registered));
+    }
+
+    fn change_numbered(&self, act: impl FnOnce(&mut Vec<Registered>, u64)) {
+        let mut number = self.shared.changing.lock();
+        *number += 1;
+        let mut registered = Vec::clone(&self.shared.registered.load());
+        act(&mut registered, *number);
+        self.shared.registered.store(Arc::new(registered));
+        self.shared.revision.fetch_add(1, Ordering::Release);
+    }
+
+    /// Grows whenever answers may have changed.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.shared.revision.load(Ordering::Acquire)
+    }
+
+    /// Policies that panicked, and answers on Raft threads that took too long, since the start.
+    #[must_use]
+    pub fn complaints(&self) -> (u64, u64) {
+        let Shared { panics, slow, .. } = &*self.shared;
+        (panics.load(Ordering::Relaxed), slow.load(Ordering::Relaxed))
+    }
+
+    /// The strictest answer of all policies of the group.
+    #[must_use]
+    pub fn opinion(&self, candidate: &Candidate<'_>) -> Opinion {
+        let mut opinion = Opinion::Fit;
+        for one in self.shared.registered.load().iter() {
+            if one.groups.means(candidate.group, candidate.labels) {
+                opinion = opinion.and(self.ask(one, candidate));
+            }
+        }
+        opinion
+    }
+
+    fn ask(&self, one: &Registered, candidate: &Candidate<'_>) -> Opinion {
+        let started = Instant::now();
+        let asked = catch_unwind(AssertUnwindSafe(|| one.policy.may_lead(candidate)));
+        if started.elapsed() > INLINE_LIMIT {
+            self.shared.slow.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(policy = one.policy.name(), place = %one.place,
+                took = ?started.elapsed(), "a leadership policy delays every group of its worker");
+        }
+        asked.unwrap_or_else(|panic| {
+            self.complain(&*one.policy, one.place, &*panic);
+            Opinion::Unknown
+        })
+    }
+
+    fn complain(
+        &self,
+        policy: &dyn LeadershipPolicy,
+        place: &Location<'_>,
+        panic: &(dyn std::any::Any + Send),
+    ) {
+        self.shared.panics.fetch_add(1, Ordering::Relaxed);
+        let panic = panic_text(panic);
+        tracing::error!(policy = policy.name(), %place, %panic, "a leadership policy panicked");
+    }
+
+    /// Whether any policy of the group wants to be asked when it is led here.
+    #[must_use]
+    pub fn asks(&self, group: GroupId, labels: &BTreeMap<String, String>) -> bool {
+        let registered = self.shared.registered.load();
+        registered
+            .iter()
+            .any(|one| one.policy.asks_on_acquisition() && one.groups.means(group, labels))
+    }
+
+    /// The policies of the group that want to be asked when it is led here, in the order in which
+    /// they were registered.
+    #[must_use]
+    pub fn asked(&self, group: GroupId, labels: &BTreeMap<String, String>) -> Vec<AskedPolicy> {
+        let registered = self.shared.registered.load();
+        let asked = registered
+            .iter()
+            .filter(|one| one.policy.asks_on_acquisition() && one.groups.means(group, labels));
+        let asked = asked.map(|one| AskedPolicy {
+            policies: self.clone(),
+            policy: Arc::clone(&one.policy),
+            place: one.place,
+        });
+        asked.collect()
+    }
+}

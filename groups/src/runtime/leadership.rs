@@ -1,0 +1,88 @@
+//! What can be registered about leadership: listeners, tasks, policies; and what this node says of
+//! itself.
+
+use std::sync::Arc;
+
+use super::Groups;
+use crate::leadership::{
+    GroupSelector, HookGuard, HookKind, LeaderAcquired, LeaderLost, LeaderScope, LeaderTaskGuard,
+    LeadershipEvent, LeadershipEvents,
+};
+use crate::policy::{LeadershipPolicy, PolicyGuard};
+use crate::worker::{Advert, Input};
+
+impl Groups {
+    /// Calls `hook` for every edge of leadership of these groups on this host, beginning with
+    /// what is. Runs on a thread of its own unless `kind` says otherwise.
+    #[track_caller]
+    pub fn on_leadership<F>(&self, groups: GroupSelector, kind: HookKind, hook: F) -> HookGuard
+    where
+        F: Fn(&LeadershipEvent) + Send + Sync + 'static,
+    {
+        self.shared().hub.register(groups, kind, hook)
+    }
+
+    /// Calls `hook` whenever a replica of this host is elected, and for those that lead already.
+    #[track_caller]
+    pub fn on_leader_acquired<F>(&self, groups: GroupSelector, hook: F) -> HookGuard
+    where
+        F: Fn(&LeaderAcquired) + Send + Sync + 'static,
+    {
+        self.on_leadership(groups, HookKind::Dispatched, move |event| {
+            if let LeadershipEvent::Acquired(event) = event {
+                hook(event);
+            }
+        })
+    }
+
+    /// Calls `hook` whenever a replica of this host stops leading.
+    #[track_caller]
+    pub fn on_leader_lost<F>(&self, groups: GroupSelector, hook: F) -> HookGuard
+    where
+        F: Fn(&LeaderLost) + Send + Sync + 'static,
+    {
+        self.on_leadership(groups, HookKind::Dispatched, move |event| {
+            if let LeadershipEvent::Lost(event) = event {
+                hook(event);
+            }
+        })
+    }
+
+    /// A stream of leadership, beginning with what is.
+    #[must_use]
+    pub fn leadership(&self, groups: GroupSelector) -> LeadershipEvents {
+        self.shared().hub.events(groups)
+    }
+
+    /// Runs a task for every (group, term) that serves here, cancelled when leadership is lost.
+    /// For one group never two at once. Must be called within a Tokio runtime.
+    pub fn while_leader<F, Fut>(&self, groups: GroupSelector, task: F) -> LeaderTaskGuard
+    where
+        F: Fn(LeaderScope) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let shared = Arc::downgrade(self.shared());
+        let lookup = move |id| shared.upgrade()?.registry.get(&id).map(|group| group.clone());
+        crate::leadership::supervise(self.leadership(groups), lookup, task)
+    }
+
+    /// Asks `policy` who may lead these groups, until the guard is dropped. Groups that are led
+    /// here are looked at anew.
+    #[track_caller]
+    pub fn register_policy(
+        &self,
+        groups: GroupSelector,
+        policy: impl LeadershipPolicy,
+    ) -> PolicyGuard {
+        self.shared().policies.register(groups, Arc::new(policy))
+    }
+
+    /// This node says this of itself from here on: its groups are looked at anew. The transport
+    /// has to tell the others.
+    pub fn set_advert(&self, advert: Advert) {
+        let advert = Arc::new(advert);
+        for inbox in &self.shared().inboxes {
+            inbox.complete(Input::OwnAdvert(Arc::clone(&advert)));
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What is known of nodes: which answer, and what they say of themselves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use shardhost_storage::NodeId;
+
+/// What a node says of itself, once per pair of nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Advert {
+    /// The names of what it has; groups may require some of their leaders.
+    pub capabilities: BTreeSet<String>,
+    /// It hands its leaderships away, and takes none as long as others can.
+    pub draining: bool,
+}
+
+/// A node that answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct LiveNode {
+    incarnation: u64,
+    /// What this incarnation said of itself.
+    advert: Option<Arc<Advert>>,
+}
+
+/// The nodes that answer, and what they and this one say of themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LiveNodes {
+    nodes: BTreeMap<NodeId, LiveNode>,
+    own: Arc<Advert>,
+    /// Grows with every change.
+    revision: u64,
+}
+
+impl LiveNodes {
+    /// Nobody answers yet.
+    pub(super) fn new(own: Advert) -> Self {
+        Self { own: Arc::new(own), ..Self::default() }
+    }
+
+    /// Whether the node answers.
+    #[must_use]
+    pub fn contains(&self, node: NodeId) -> bool {
+        self.nodes.contains_key(&node)
+    }
+
+    /// What a node that answers said of itself; `None`: nothing.
+    #[must_use]
+    pub fn advert(&self, node: NodeId) -> Option<&Advert> {
+        self.nodes.get(&node)?.advert.as_deref()
+    }
+
+    /// What this node says of itself.
+    #[must_use]
+    pub fn own(&self) -> &Advert {
+        &self.own
+    }
+
+    /// Grows with every change of what is known.
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The node answers; says whether that is news. What an earlier incarnation said of itself is
+    /// forgotten.
+    pub(super) fn insert(&mut self, node: NodeId, incarnation: u64) -> bool {
+        let known = self.nodes.get(&node).map(|known| known.incarnation);
+        if known == Some(incarnation) {
+            return false;
+        }
+        self.nodes.insert(node, LiveNode { incarnation, advert: None });
+        self.revision += 1;
+        true
+    }
+
+    /// The node stopped answering; says whether that is news.
+    pub(super) fn remove(&mut self, node: NodeId) -> bool {
+        let known = self.nodes.remove(&node).is_some();
+        self.revision += u64::from(known);
+        known
+    }
+
+    /// An incarnation of a node said something of itself; says whether that is news.
+    pub(super) fn note(&mut self, node: NodeId, incarnation: u64, advert: Arc<Advert>) -> bool {
+        let Some(known) = self.nodes.get_mut(&node) else { return false };
+        if known.incarnation != incarnation || known.advert.as_ref() == Some(&advert) {
+            return false;
+        }
+        known.advert = Some(advert);
+        self.revision += 1;
+        true
+    }
+
+    /// This node says something else of itself; says whether that is news.
+    pub(super) fn note_own(&mut self, advert: Arc<Advert>) -> bool {
+        let news = self.own != advert;
+        self.own = advert;
+        self.revision += u64::from(news);
+        news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn advert(name: &str) -> Arc<Advert> {
+        Arc::new(Advert { capabilities: [name.to_owned()].into(), draining: false })
+    }
+
+    #[test]
+    fn what_another_incarnation_said_is_forgotten() {
+        let node = NodeId::must(2);
+        let mut nodes = LiveNodes::default();
+        assert!(!nodes.note(node, 1, advert("fifo")), "it does not answer");
+        assert!(nodes.insert(node, 1) && !nodes.insert(node, 1));
+        assert!(!nodes.note(node, 2, advert("fifo")), "it is not that incarnation");
+        assert!(nodes.note(node, 1, advert("fifo")) && !nodes.note(node, 1, advert("fifo")));
+        assert_eq!(nodes.advert(node), Some(&*advert("fifo")));
+        assert!(nodes.insert(node, 2));
+        assert_eq!(nodes.advert(node), None);
+    }
+
+    #[test]
+    fn every_change_has_a_revision_of_its_own() {
+        let (node, mut nodes) = (NodeId::must(2), LiveNodes::default());
+        let mut seen = vec![nodes.revision()];
+        nodes.insert(node, 1);
+        seen.push(nodes.revision());
+        nodes.note(node, 1, advert("fifo"));
+        seen.push(nodes.revision());
+        nodes.note_own(advert("ssd"));
+        seen.push(nodes.revision());
+        nodes.remove(node);
+        seen.push(nodes.revision());
+        nodes.remove(node);
+        assert_eq!(seen, [0, 1, 2, 3, 4]);
+        assert_eq!(nodes.revision(), 4, "nothing happened");
+    }
+}

@@ -1,0 +1,378 @@
+//! What the catalog can be asked to do, and what of that can be checked without knowing its state.
+//!
+//! Decoding is total: every byte string gives a command or a refusal. Bytes that this version does
+//! not write (another version, an operation or a field that it does not know) are refused and
+//! change nothing, as with tables and queues. Replicas of different versions would differ over
+//! them, so whoever adds an operation proposes it only when all replicas of the system group know
+//! it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use bytes::Bytes;
+use shardhost_storage::{GroupId, LogIndex, NodeId, Requirement};
+
+use super::convert::{command_from_message, command_to_message, read_versioned, versioned};
+use super::error::{Refusal, Subject};
+use super::name::Name;
+use super::record::{
+    DrainFallback, IntentId, Label, Placement, PlannedMoves, PlannerMode, RecordKey, Revision,
+};
+use super::{
+    MAX_ADDRESS_BYTES, MAX_CAPABILITIES, MAX_COMMAND_BYTES, MAX_LABEL_BYTES, MAX_LABELS,
+    MAX_MEMBERS, MAX_PREFERENCES, MAX_TEXT_BYTES, MAX_TIME_MS,
+};
+
+/// A change of the catalog, with the time of whoever proposed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// Milliseconds since 1970, by the proposer's clock. At most [`MAX_TIME_MS`].
+    pub now_ms: u64,
+    /// The revision that the record must be at; 0: there must be none. `None`: whatever it is.
+    pub expected: Option<Revision>,
+    /// What to do.
+    pub operation: Operation,
+}
+
+/// What a command does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Operation {
+    /// Creates a group. Its founders must be registered.
+    CreateGroup(NewGroup),
+    /// Says what a group asks of its leader; the default asks for nothing. Capabilities that
+    /// nobody has are accepted: a later binary may bring them.
+    SetRequirement {
+        /// The group.
+        group: GroupId,
+        /// What it asks for.
+        requirement: Requirement,
+    },
+    /// Says where the leader of a group is wanted; the default is anywhere. Replaces all of it.
+    SetPlacement {
+        /// The group.
+        group: GroupId,
+        /// Where.
+        placement: Placement,
+    },
+    /// Tells who belongs to a group. A fact: it is taken over even when a pin is then to a node
+    /// that is no member, which the planner reports and ignores.
+    RecordMembers {
+        /// The group.
+        group: GroupId,
+        /// The configuration's index in the group's log, later than what is known.
+        config_index: LogIndex,
+        /// The members, 1 to [`MAX_MEMBERS`].
+        nodes: BTreeSet<NodeId>,
+    },
+    /// Orders the end of a group: hosts destroy their replicas.
+    DestroyGroup {
+        /// The group.
+        group: GroupId,
+    },
+    /// All replicas of a group whose end was ordered are gone.
+    FinishDestroy {
+        /// The group.
+        group: GroupId,
+    },
+    /// Registers a node, or changes what is known of it.
+    PutNode(NewNode),
+    /// Tells what a node can do.
+    Advertise {
+        /// The node.
+        node: NodeId,
+        /// Its process; larger is later.
+        incarnation: u64,
+        /// What it can do.
+        capabilities: BTreeSet<Name>,
+    },
+    /// Forgets a node that no group has a member on, and its drain.
+    RemoveNode {
+        /// The node.
+        node: NodeId,
+    },
+    /// Sets the planner's mode.
+    SetPlannerMode {
+        /// The mode.
+        mode: PlannerMode,
+    },
+    /// Sets the kill switch.
+    SetPlannedMoves {
+        /// Whether planned moves are made.
+        moves: PlannedMoves,
+        /// Why, and who; at most [`MAX_TEXT_BYTES`].
+        reason: String,
+    },
+    /// Begins to drain a node. The revision of the answer names the drain.
+    BeginDrain(NewDrain),
+    /// Moves deadline and expiry of a drain whose deadline has not passed.
+    ExtendDrain {
+        /// The node.
+        node: NodeId,
+        /// The drain.
+        intent: IntentId,
+        /// Until when it is to be done.
+        deadline_ms: u64,
+        /// When it ends by itself.
+        expires_ms: u64,
+    },
+    /// A node leads nothing any more.
+    FinishDrain {
+        /// The node.
+        node: NodeId,
+        /// The drain.
+        intent: IntentId,
+    },
+    /// Ends a drain, done or not: the node takes leaders again.
+    EndDrain {
+        /// The node.
+        node: NodeId,
+        /// The drain.
+        intent: IntentId,
+    },
+    /// Time passes: ends drains that have expired, and applies the fallback of those whose
+    /// deadline has passed. Proposed by the leader of the system group while there are drains.
+    Tick,
+}
+
+/// A group to be created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewGroup {
+    /// Its id.
+    pub id: GroupId,
+    /// The kind of its state machine.
+    pub kind: Name,
+    /// The nodes that create it, 1 to [`MAX_MEMBERS`].
+    pub founders: BTreeSet<NodeId>,
+    /// How many lives it had before; `None`: as many as the catalog knows of.
+    pub incarnation: Option<u32>,
+    /// At most [`MAX_LABELS`].
+    pub labels: Vec<Label>,
+    /// What it asks of its leader.
+    pub requirement: Requirement,
+    /// Where its leader is wanted.
+    pub placement: Placement,
+}
+
+/// A node to be registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewNode {
+    /// Its id.
+    pub id: NodeId,
+    /// Where it is reached, 1 to [`MAX_ADDRESS_BYTES`] bytes.
+    pub address: String,
+    /// What fails together with it.
+    pub zone: Option<Name>,
+    /// How many leaders it takes, compared with others; 0: none.
+    pub weight: u32,
+    /// The identity of its store.
+    pub store: u64,
+}
+
+/// A drain to be begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewDrain {
+    /// The node.
+    pub node: NodeId,
+    /// Who asks for it, 1 to [`MAX_TEXT_BYTES`] bytes.
+    pub owner: String,
+    /// Until when it is to be done.
+    pub deadline_ms: u64,
+    /// When it ends by itself; at most [`super::MAX_DRAIN_MS`] from now.
+    pub expires_ms: u64,
+    /// What happens at the deadline.
+    pub fallback: DrainFallback,
+    /// What to do about groups that only this node can lead.
+    pub stranding: Stranding,
+}
+
+/// What a drain does when groups would have nobody to lead them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stranding {
+    /// It is refused.
+    Refuse,
+    /// It begins. Those groups cannot be moved, and the fallback decides.
+    Accept,
+}
+
+impl Command {
+    /// A command without an expectation.
+    #[must_use]
+    pub const fn new(now_ms: u64, operation: Operation) -> Self {
+        Self { now_ms, expected: None, operation }
+    }
+    /// Refuses the command unless the record is still at this revision.
+    #[must_use]
+    pub const fn expecting(mut self, revision: Revision) -> Self {
+        self.expected = Some(revision);
+        self
+    }
+
+    /// The command as it is proposed.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        versioned(&command_to_message(self))
+    }
+
+    /// Reads a command.
+    ///
+    /// # Errors
+    /// [`Refusal`], for every byte string that [`Command::encode`] does not write.
+    pub fn decode(data: &Bytes) -> Result<Self, Refusal> {
+        check_limit(Subject::CommandBytes, data.len(), MAX_COMMAND_BYTES)?;
+        let command = command_from_message(read_versioned(data)?)?;
+        // What is not written back was not understood: a field of a later version.
+        if command.encode() != *data {
+            return Err(malformed("it has fields that are not known, or is in another order"));
+        }
+        Ok(command)
+    }
+
+    /// Checks everything but how it fits the state.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn check(&self) -> Result<(), Refusal> {
+        if self.now_ms > MAX_TIME_MS {
+            let (subject, given) = (Subject::Now, self.now_ms);
+            return Err(Refusal::BadTime { subject, given, from: 0, to: MAX_TIME_MS });
+        }
+        if self.expected.is_some() && self.operation.target().is_none() {
+            return Err(malformed("a revision is expected, but no record is named"));
+        }
+        self.operation.check()
+    }
+}
+
+impl Operation {
+    /// The record that is changed, whose revision may be expected. Time passing names none.
+    #[must_use]
+    pub const fn target(&self) -> Option<RecordKey> {
+        Some(match self {
+            Self::CreateGroup(new) => RecordKey::Group(new.id),
+            Self::SetRequirement { group, .. }
+            | Self::SetPlacement { group, .. }
+            | Self::RecordMembers { group, .. }
+            | Self::DestroyGroup { group }
+            | Self::FinishDestroy { group } => RecordKey::Group(*group),
+            Self::PutNode(new) => RecordKey::Node(new.id),
+            Self::Advertise { node, .. } | Self::RemoveNode { node } => RecordKey::Node(*node),
+            Self::SetPlannerMode { .. } | Self::SetPlannedMoves { .. } => RecordKey::Settings,
+            Self::BeginDrain(new) => RecordKey::Drain(new.node),
+            Self::ExtendDrain { node, .. }
+            | Self::FinishDrain { node, .. }
+            | Self::EndDrain { node, .. } => RecordKey::Drain(*node),
+            Self::Tick => return None,
+        })
+    }
+
+    fn check(&self) -> Result<(), Refusal> {
+        match self {
+            Self::CreateGroup(new) => new.check(),
+            Self::SetRequirement { requirement, .. } => check_requirement(requirement),
+            Self::SetPlacement { placement, .. } => check_placement(placement),
+            Self::RecordMembers { nodes, .. } => {
+                check_count(Subject::Member, nodes.len(), MAX_MEMBERS)
+            }
+            Self::PutNode(new) => check_text(Subject::Address, &new.address, 1, MAX_ADDRESS_BYTES),
+            Self::Advertise { capabilities, .. } => {
+                check_limit(Subject::Capability, capabilities.len(), MAX_CAPABILITIES)
+            }
+            Self::SetPlannedMoves { reason, .. } => {
+                check_text(Subject::Reason, reason, 0, MAX_TEXT_BYTES)
+            }
+            Self::BeginDrain(new) => check_text(Subject::Owner, &new.owner, 1, MAX_TEXT_BYTES),
+            Self::DestroyGroup { .. }
+            | Self::FinishDestroy { .. }
+            | Self::RemoveNode { .. }
+            | Self::SetPlannerMode { .. }
+            | Self::ExtendDrain { .. }
+            | Self::FinishDrain { .. }
+            | Self::EndDrain { .. }
+            | Self::Tick => Ok(()),
+        }
+    }
+}
+
+impl NewGroup {
+    /// A group that asks for nothing and whose leader may be anywhere.
+    #[must_use]
+    pub fn new(id: GroupId, kind: Name, founders: impl IntoIterator<Item = NodeId>) -> Self {
+        Self {
+            id,
+            kind,
+            founders: founders.into_iter().collect(),
+            incarnation: None,
+            labels: Vec::new(),
+            requirement: Requirement::default(),
+            placement: Placement::default(),
+        }
+    }
+
+    fn check(&self) -> Result<(), Refusal> {
+        check_count(Subject::Founder, self.founders.len(), MAX_MEMBERS)?;
+        check_limit(Subject::Label, self.labels.len(), MAX_LABELS)?;
+        let mut keys: Vec<&Name> = self.labels.iter().map(|label| &label.key).collect();
+        keys.sort_unstable();
+        check_distinct(Subject::Label, &keys)?;
+        for label in &self.labels {
+            check_text(Subject::LabelValue, &label.value, 0, MAX_LABEL_BYTES)?;
+        }
+        check_requirement(&self.requirement)?;
+        check_placement(&self.placement)
+    }
+}
+
+fn check_requirement(requirement: &Requirement) -> Result<(), Refusal> {
+    check_limit(Subject::Capability, requirement.capabilities.len(), MAX_CAPABILITIES)?;
+    let names = requirement.capabilities.iter();
+    names.map(|name| Name::new(Subject::Capability, name)).try_for_each(|name| name.map(drop))
+}
+
+fn check_placement(placement: &Placement) -> Result<(), Refusal> {
+    check_limit(Subject::Preference, placement.preference.len(), MAX_PREFERENCES)?;
+    let mut places: Vec<_> = placement.preference.iter().collect();
+    places.sort_unstable();
+    check_distinct(Subject::Preference, &places)
+}
+
+/// Refuses what stands twice in a sorted list.
+pub(super) fn check_distinct<T: PartialEq + fmt::Display>(
+    subject: Subject,
+    sorted: &[T],
+) -> Result<(), Refusal> {
+    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(Refusal::Repeated { subject, given: pair[0].to_string() }),
+        None => Ok(()),
+    }
+}
+
+fn check_count(subject: Subject, actual: usize, limit: usize) -> Result<(), Refusal> {
+    if actual == 0 {
+        return Err(Refusal::Missing { subject });
+    }
+    check_limit(subject, actual, limit)
+}
+
+fn check_text(subject: Subject, text: &str, least: usize, limit: usize) -> Result<(), Refusal> {
+    if text.len() < least {
+        return Err(Refusal::Missing { subject });
+    }
+    check_limit(subject, text.len(), limit)
+}
+
+pub(super) const fn check_limit(
+    subject: Subject,
+    actual: usize,
+    limit: usize,
+) -> Result<(), Refusal> {
+    if actual > limit {
+        let (actual, limit) = (actual as u64, limit as u64);
+        return Err(Refusal::OverLimit { subject, actual, limit });
+    }
+    Ok(())
+}
+
+pub(super) fn malformed(detail: impl fmt::Display) -> Refusal {
+    Refusal::Malformed { detail: detail.to_string() }
+}

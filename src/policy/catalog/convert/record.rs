@@ -1,0 +1,216 @@
+//! Records and their messages.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use shardhost_storage::{GroupId, LogIndex, NodeId, Requirement, RequirementMode};
+
+use super::super::error::{Refusal, Subject};
+use super::super::name::Name;
+use super::super::record::{
+    Advert, DrainIntent, EndedGroup, GroupRecord, IntentId, Members, NodeRecord, Placement, Record,
+    Revision, Settings,
+};
+use super::super::wire;
+use super::super::wire::record::Record as Message;
+use super::{
+    drain_state_from, drain_state_to, fallback_from, fallback_to, group_state_from, group_state_to,
+    labels_from, labels_to, mode_from, mode_to, moves_from, moves_to, names_from, names_to,
+    node_from, nodes_from, nodes_to, optional_name_from, optional_name_to, placement_from,
+    placement_to, present, requirement_from, requirement_to,
+};
+
+/// The message of a record.
+pub(in super::super) fn record_to_message(record: &Record) -> wire::Record {
+    let message = match record {
+        Record::Settings(settings) => Message::Settings(settings_to(settings)),
+        Record::Node(node) => Message::Node(node_to(node)),
+        Record::Group(group) => Message::Group(group_to(group)),
+        Record::Ended(ended) => Message::Ended(ended_to(ended)),
+        Record::Drain(drain) => Message::Drain(drain_to(drain)),
+    };
+    wire::Record { record: Some(message) }
+}
+
+/// The record of a message.
+pub(in super::super) fn record_from_message(message: wire::Record) -> Result<Record, Refusal> {
+    Ok(match present(message.record, "record")? {
+        Message::Settings(message) => Record::Settings(Arc::new(settings_of(message)?)),
+        Message::Node(message) => Record::Node(Arc::new(node_of(message)?)),
+        Message::Group(message) => Record::Group(Arc::new(group_of(message)?)),
+        Message::Ended(message) => Record::Ended(ended_of(&message)),
+        Message::Drain(message) => Record::Drain(Arc::new(drain_of(message)?)),
+    })
+}
+
+fn settings_to(settings: &Settings) -> wire::Settings {
+    wire::Settings {
+        revision: settings.revision.get(),
+        mode: mode_to(settings.mode),
+        moves: moves_to(settings.moves),
+        reason: settings.reason.as_ref().to_owned(),
+        since_ms: settings.since_ms,
+    }
+}
+
+fn settings_of(message: wire::Settings) -> Result<Settings, Refusal> {
+    Ok(Settings {
+        revision: Revision::new(message.revision),
+        mode: mode_from(message.mode)?,
+        moves: moves_from(message.moves)?,
+        reason: message.reason.into(),
+        since_ms: message.since_ms,
+    })
+}
+
+pub(super) fn advert_to<'a>(
+    incarnation: u64,
+    capabilities: impl IntoIterator<Item = &'a Name>,
+) -> wire::Advert {
+    wire::Advert { incarnation, capabilities: names_to(capabilities) }
+}
+
+pub(super) fn capabilities_of(message: &wire::Advert) -> Result<BTreeSet<Name>, Refusal> {
+    names_from(Subject::Capability, &message.capabilities)
+}
+
+fn node_to(node: &NodeRecord) -> wire::Node {
+    let advert = |advert: &Advert| advert_to(advert.incarnation, &advert.capabilities);
+    wire::Node {
+        node: node.id.get(),
+        revision: node.revision.get(),
+        address: node.address.as_ref().to_owned(),
+        zone: optional_name_to(node.zone.as_ref()),
+        weight: node.weight,
+        store: node.store,
+        store_since: node.store_since.get(),
+        advert: node.advert.as_ref().map(advert),
+    }
+}
+
+fn node_of(message: wire::Node) -> Result<NodeRecord, Refusal> {
+    let advert = |advert: &wire::Advert| {
+        let capabilities = capabilities_of(advert)?.into_iter().collect();
+        Ok(Advert { incarnation: advert.incarnation, capabilities })
+    };
+    Ok(NodeRecord {
+        id: node_from(message.node)?,
+        revision: Revision::new(message.revision),
+        address: message.address.into(),
+        zone: optional_name_from(Subject::Zone, &message.zone)?,
+        weight: message.weight,
+        store: message.store,
+        store_since: Revision::new(message.store_since),
+        advert: message.advert.as_ref().map(advert).transpose()?,
+    })
+}
+
+fn group_to(group: &GroupRecord) -> wire::Group {
+    let members = |members: &Members| wire::Members {
+        config_index: members.config_index.get(),
+        nodes: nodes_to(&members.nodes),
+    };
+    wire::Group {
+        group: group.id.get(),
+        revision: group.revision.get(),
+        founded: group.founded.get(),
+        incarnation: group.incarnation,
+        ended_from: group.ended_from,
+        state: group_state_to(group.state),
+        kind: group.kind.as_str().to_owned(),
+        founders: nodes_to(&group.founders),
+        labels: labels_to(&group.labels),
+        requirement: requirement_to(&group.requirement()),
+        placement: group.placement.as_deref().and_then(placement_to),
+        members: group.reported.as_deref().map(members),
+    }
+}
+
+fn group_of(message: wire::Group) -> Result<GroupRecord, Refusal> {
+    let members = |members: &wire::Members| {
+        let nodes = sorted(nodes_from(Subject::Member, &members.nodes)?);
+        Ok(Box::new(Members { config_index: LogIndex::new(members.config_index), nodes }))
+    };
+    let requirement = requirement_from(message.requirement.as_ref())?;
+    let (capabilities, mode) = compact(&requirement)?;
+    Ok(GroupRecord {
+        id: GroupId::new(message.group),
+        revision: Revision::new(message.revision),
+        founded: Revision::new(message.founded),
+        incarnation: message.incarnation,
+        ended_from: message.ended_from,
+        state: group_state_from(message.state)?,
+        kind: Name::new(Subject::Kind, &message.kind)?,
+        founders: sorted(nodes_from(Subject::Founder, &message.founders)?),
+        labels: labels_from(message.labels)?.into(),
+        capabilities,
+        mode,
+        placement: boxed(placement_from(message.placement.as_ref())?),
+        reported: message.members.as_ref().map(members).transpose()?,
+    })
+}
+
+/// A requirement as a record keeps it: a set costs more room than all the rest.
+pub(in super::super) fn compact(
+    requirement: &Requirement,
+) -> Result<(Box<[Name]>, RequirementMode), Refusal> {
+    let names = requirement.capabilities.iter();
+    let names: Result<Box<[Name]>, _> =
+        names.map(|name| Name::new(Subject::Capability, name)).collect();
+    Ok((names?, requirement.mode))
+}
+
+/// A placement as a record keeps it: nothing for the default.
+pub(in super::super) fn boxed(placement: Placement) -> Option<Box<Placement>> {
+    (placement != Placement::default()).then(|| Box::new(placement))
+}
+
+pub(in super::super) fn sorted(nodes: BTreeSet<NodeId>) -> Box<[NodeId]> {
+    nodes.into_iter().collect()
+}
+
+fn ended_to(ended: &EndedGroup) -> wire::EndedGroup {
+    wire::EndedGroup {
+        group: ended.id.get(),
+        revision: ended.revision.get(),
+        first: ended.first,
+        next: ended.next,
+    }
+}
+
+const fn ended_of(message: &wire::EndedGroup) -> EndedGroup {
+    EndedGroup {
+        id: GroupId::new(message.group),
+        revision: Revision::new(message.revision),
+        first: message.first,
+        next: message.next,
+    }
+}
+
+fn drain_to(drain: &DrainIntent) -> wire::Drain {
+    wire::Drain {
+        node: drain.node.get(),
+        revision: drain.revision.get(),
+        intent: drain.id.begun().get(),
+        owner: drain.owner.as_ref().to_owned(),
+        state: drain_state_to(drain.state),
+        fallback: fallback_to(drain.fallback),
+        begun_ms: drain.begun_ms,
+        deadline_ms: drain.deadline_ms,
+        expires_ms: drain.expires_ms,
+    }
+}
+
+fn drain_of(message: wire::Drain) -> Result<DrainIntent, Refusal> {
+    Ok(DrainIntent {
+        node: node_from(message.node)?,
+        revision: Revision::new(message.revision),
+        id: IntentId::new(Revision::new(message.intent)),
+        owner: message.owner.into(),
+        state: drain_state_from(message.state)?,
+        fallback: fallback_from(message.fallback)?,
+        begun_ms: message.begun_ms,
+        deadline_ms: message.deadline_ms,
+        expires_ms: message.expires_ms,
+    })
+}

@@ -1,0 +1,427 @@
+//! Why the catalog does not do what it is asked: one closed list, for machine, hosts and tools.
+//!
+//! A refused command changed nothing. Each refusal carries what was given and what it met, in
+//! bounded room, and has a name that never changes.
+
+use std::fmt;
+
+use shardhost_storage::{GroupId, LogIndex, NodeId};
+
+use super::name::MAX_NAME_BYTES;
+use super::record::{DrainState, IntentId, Place, RecordKey, Revision};
+
+/// Groups that a refusal names at most; it says how many there are.
+pub const MAX_NAMED_GROUPS: usize = 10;
+
+macro_rules! subjects {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $words:literal;)*) => {
+        /// What a name, a number or a list is of.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum Subject {
+            $($(#[$doc])* $name = $number,)*
+        }
+
+        impl Subject {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            const fn words(self) -> &'static str {
+                match self {
+                    $(Self::$name => $words,)*
+                }
+            }
+        }
+    };
+}
+
+subjects! {
+    /// A kind of state machine.
+    Kind = 1, "kind";
+    /// A zone.
+    Zone = 2, "zone";
+    /// A capability, or a list of them.
+    Capability = 3, "capability";
+    /// The key of a label, or the labels.
+    Label = 4, "label";
+    /// A word to spread by.
+    Spread = 5, "spread word";
+    /// The value of a label.
+    LabelValue = 6, "label value's length";
+    /// The address of a node.
+    Address = 7, "address's length";
+    /// Who asks for a drain.
+    Owner = 8, "owner's length";
+    /// Why something is asked for.
+    Reason = 9, "reason's length";
+    /// The nodes that found a group.
+    Founder = 10, "founding member";
+    /// The nodes that belong to a group.
+    Member = 11, "member";
+    /// The places that a group prefers.
+    Preference = 12, "preferred place";
+    /// The groups of the catalog.
+    Groups = 13, "number of groups";
+    /// The nodes of the catalog.
+    Nodes = 14, "number of nodes";
+    /// What the catalog holds altogether.
+    CatalogBytes = 15, "catalog's size in bytes";
+    /// The time of a command.
+    Now = 16, "time of the command";
+    /// When a drain is to be done.
+    Deadline = 17, "deadline";
+    /// When a drain ends by itself.
+    Expiry = 18, "expiry";
+    /// Records that a query asks for.
+    Page = 19, "limit of a page";
+    /// Bytes of a command.
+    CommandBytes = 20, "command's length";
+    /// Lives that a group had before.
+    Lives = 21, "number of earlier lives";
+}
+
+impl Subject {
+    /// The number that it travels as.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self as u32
+    }
+    /// The subject of a number.
+    #[must_use]
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.iter().copied().find(|subject| subject.number() == number)
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.words())
+    }
+}
+
+/// Why a group would have nobody to lead it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StrandedCause {
+    /// None of the other nodes that take leaders is a member.
+    NoMember,
+    /// The group insists on capabilities that all of them are known to lack.
+    NotCapable,
+}
+
+/// A group that a drain would leave without anybody to lead it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StrandedGroup {
+    /// The group.
+    pub group: GroupId,
+    /// Why.
+    pub cause: StrandedCause,
+}
+
+/// Why a command was refused. It changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Somebody changed the record. Read it, and decide anew.
+    #[error("{record} is at revision {actual}, {expected} is expected; read it and try again")]
+    WrongRevision {
+        /// The record.
+        record: RecordKey,
+        /// The revision that the command expects.
+        expected: Revision,
+        /// The present one; 0: there is none.
+        actual: Revision,
+    },
+    /// There is no such group.
+    #[error("the catalog has no group {group}; create it first")]
+    UnknownGroup {
+        /// The group.
+        group: GroupId,
+    },
+    /// There is such a group. Take another id, or destroy that one first.
+    #[error("group {group} exists since revision {founded}; take another id or destroy it first")]
+    GroupExists {
+        /// The group.
+        group: GroupId,
+        /// When it was created.
+        founded: Revision,
+    },
+    /// That life of the group is over. Leave the number out, and the next one is taken.
+    #[error("life {given} of group {group} is over; the next one is {next}")]
+    LifeOver {
+        /// The group.
+        group: GroupId,
+        /// The incarnation that was asked for.
+        given: u32,
+        /// The least possible one.
+        next: u32,
+    },
+    /// The group is being destroyed. Wait until it is gone, and create it again if it is needed.
+    #[error("group {group} is being destroyed since revision {since}")]
+    Destroying {
+        /// The group.
+        group: GroupId,
+        /// When that was ordered.
+        since: Revision,
+    },
+    /// Nobody ordered the end of the group. Destroy it first.
+    #[error("group {group} is active since revision {founded}; destroy it first")]
+    NotDestroying {
+        /// The group.
+        group: GroupId,
+        /// When it was created.
+        founded: Revision,
+    },
+    /// There is no such node. Register it first.
+    #[error("the catalog has no node {node}; register it first")]
+    UnknownNode {
+        /// The node.
+        node: NodeId,
+    },
+    /// No node is in the zone. Register one first, or correct the name.
+    #[error("no node is in zone {zone}; register one first or correct the name")]
+    UnknownZone {
+        /// The zone.
+        zone: String,
+    },
+    /// Another node is reached there.
+    #[error("the address {address} is that of node {node}; give each node its own")]
+    AddressTaken {
+        /// The address.
+        address: String,
+        /// Whose it is.
+        node: NodeId,
+    },
+    /// The node's process is an earlier one. Its advert came late and says nothing.
+    #[error("the advert of node {node} is of process {given}, process {actual} is known")]
+    StaleAdvert {
+        /// The node.
+        node: NodeId,
+        /// The incarnation in the advert.
+        given: u64,
+        /// The incarnation that is known.
+        actual: u64,
+    },
+    /// Groups have members there. Move them first.
+    #[error("node {node} is a member of {total} groups: {}; move them first", list(groups, *total))]
+    NodeInUse {
+        /// The node.
+        node: NodeId,
+        /// The first [`MAX_NAMED_GROUPS`].
+        groups: Vec<GroupId>,
+        /// How many there are.
+        total: usize,
+    },
+    /// Only a member can lead. Add the node to the group first.
+    #[error("node {node} is no member of group {group}, those are {}", list(members, members.len()))]
+    NotMember {
+        /// The group.
+        group: GroupId,
+        /// The node that it is to be pinned to.
+        node: NodeId,
+        /// The members, as far as was told.
+        members: Vec<NodeId>,
+    },
+    /// Pin and preference want different things. Name the pinned node or its zone first.
+    #[error("group {group} is to be pinned to node {pin} and to prefer {first}; say one thing")]
+    PinContradicts {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        pin: NodeId,
+        /// The first preference.
+        first: Place,
+    },
+    /// What is told of the members is older than what is known, or contradicts it.
+    #[error("members of group {group} as of index {given}; those of index {actual} are known")]
+    StaleMembers {
+        /// The group.
+        group: GroupId,
+        /// The index that was told.
+        given: LogIndex,
+        /// The index that is known.
+        actual: LogIndex,
+    },
+    /// Not a name.
+    #[error(
+        "{given:?} names no {subject}: 1 to {MAX_NAME_BYTES} of a-z, 0-9, '.', '_', '-' and '/'"
+    )]
+    BadName {
+        /// What it is to be a name of.
+        subject: Subject,
+        /// As far as it is worth showing.
+        given: String,
+    },
+    /// Too large, too long or too many.
+    #[error("the {subject} is {actual}, at most {limit} are possible")]
+    OverLimit {
+        /// What of.
+        subject: Subject,
+        /// What it would be.
+        actual: u64,
+        /// What is possible.
+        limit: u64,
+    },
+    /// At least one is needed.
+    #[error("there is no {subject}; at least 1 is needed")]
+    Missing {
+        /// What is missing.
+        subject: Subject,
+    },
+    /// Named twice.
+    #[error("the {subject} {given} is named twice; name it once")]
+    Repeated {
+        /// What of.
+        subject: Subject,
+        /// What is named twice.
+        given: String,
+    },
+    /// A time that makes no sense at the time of the command.
+    #[error("the {subject} is {given} ms, it must be from {from} to {to} ms")]
+    BadTime {
+        /// Which time.
+        subject: Subject,
+        /// As it was given.
+        given: u64,
+        /// The first possible one.
+        from: u64,
+        /// The last possible one.
+        to: u64,
+    },
+    /// The node is being drained. Its owner ends that, or it expires.
+    #[error("node {node} is being drained for {owner} (intent {intent}); end that drain first")]
+    AlreadyDraining {
+        /// The node.
+        node: NodeId,
+        /// The drain there is.
+        intent: IntentId,
+        /// Who asked for it.
+        owner: String,
+    },
+    /// The node is not being drained. It was ended, or has expired.
+    #[error("node {node} is not being drained, so intent {intent} is over")]
+    NotDraining {
+        /// The node.
+        node: NodeId,
+        /// The drain that was meant.
+        intent: IntentId,
+    },
+    /// The node is being drained for somebody else.
+    #[error("the drain of node {node} is intent {actual} of {owner}, not {given}")]
+    WrongIntent {
+        /// The node.
+        node: NodeId,
+        /// The drain that was meant.
+        given: IntentId,
+        /// The drain there is.
+        actual: IntentId,
+        /// Who asked for it.
+        owner: String,
+    },
+    /// The deadline of the drain has passed. End it, and begin another one.
+    #[error("the drain of node {node} is over: its deadline has passed and it is {state}")]
+    DrainOver {
+        /// The node.
+        node: NodeId,
+        /// What it came to.
+        state: DrainState,
+    },
+    /// Groups would have nobody to lead them. Give them members elsewhere, or accept it.
+    #[error(
+        "without node {node} nobody could lead {total} groups: {}; give them capable members \
+         elsewhere, or accept it",
+        list(groups, *total)
+    )]
+    Stranded {
+        /// The node.
+        node: NodeId,
+        /// The first [`MAX_NAMED_GROUPS`].
+        groups: Vec<StrandedGroup>,
+        /// How many there are.
+        total: usize,
+    },
+    /// Written by another version. Update this host, or wait until all hosts are.
+    #[error("written by version {given}; this host knows version {known}")]
+    UnknownVersion {
+        /// The version of the bytes.
+        given: u8,
+        /// The version that is known here.
+        known: u8,
+    },
+    /// The bytes are no command, or one that this version does not know.
+    #[error("not a command that this version knows: {detail}")]
+    Malformed {
+        /// What is wrong.
+        detail: String,
+    },
+    /// Refused by a version that knows more reasons than this one.
+    #[error("{name}: {message}")]
+    Foreign {
+        /// The name of the refusal.
+        name: String,
+        /// What it says.
+        message: String,
+    },
+}
+
+impl Refusal {
+    /// Its name. The same for ever, and in every version.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::WrongRevision { .. } => "WRONG_REVISION",
+            Self::UnknownGroup { .. } => "UNKNOWN_GROUP",
+            Self::GroupExists { .. } => "GROUP_EXISTS",
+            Self::LifeOver { .. } => "LIFE_OVER",
+            Self::Destroying { .. } => "DESTROYING",
+            Self::NotDestroying { .. } => "NOT_DESTROYING",
+            Self::UnknownNode { .. } => "UNKNOWN_NODE",
+            Self::UnknownZone { .. } => "UNKNOWN_ZONE",
+            Self::AddressTaken { .. } => "ADDRESS_TAKEN",
+            Self::StaleAdvert { .. } => "STALE_ADVERT",
+            Self::NodeInUse { .. } => "NODE_IN_USE",
+            Self::NotMember { .. } => "NOT_MEMBER",
+            Self::PinContradicts { .. } => "PIN_CONTRADICTS",
+            Self::StaleMembers { .. } => "STALE_MEMBERS",
+            Self::BadName { .. } => "BAD_NAME",
+            Self::OverLimit { .. } => "OVER_LIMIT",
+            Self::Missing { .. } => "MISSING",
+            Self::Repeated { .. } => "REPEATED",
+            Self::BadTime { .. } => "BAD_TIME",
+            Self::AlreadyDraining { .. } => "ALREADY_DRAINING",
+            Self::NotDraining { .. } => "NOT_DRAINING",
+            Self::WrongIntent { .. } => "WRONG_INTENT",
+            Self::DrainOver { .. } => "DRAIN_OVER",
+            Self::Stranded { .. } => "STRANDED",
+            Self::UnknownVersion { .. } => "UNKNOWN_VERSION",
+            Self::Malformed { .. } => "MALFORMED",
+            Self::Foreign { name, .. } => name,
+        }
+    }
+}
+
+impl fmt::Display for DrainState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+            Self::Partial => "partly drained",
+            Self::GivenUp => "given up",
+        })
+    }
+}
+
+impl fmt::Display for StrandedGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = match self.cause {
+            StrandedCause::NoMember => "no other member",
+            StrandedCause::NotCapable => "no other is capable",
+        };
+        write!(f, "{} ({why})", self.group)
+    }
+}
+
+fn list<T: fmt::Display>(shown: &[T], total: usize) -> String {
+    let words: Vec<String> = shown.iter().map(ToString::to_string).collect();
+    let more = if total > shown.len() { ", …" } else { "" };
+    format!("{}{more}", words.join(", "))
+}

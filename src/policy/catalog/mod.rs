@@ -1,0 +1,112 @@
+//! The catalog: what the cluster intends. The state of the *system group*, a Raft group like any
+//! other, that says which groups there are, who founds them, what they ask of their leaders, which
+//! nodes there are and which of them are being drained.
+//!
+//! It holds intentions, not facts: hosts compare it with what they hold ([`reconcile`]) and do
+//! what is missing. When it cannot be reached, nothing is created, destroyed or planned, and
+//! everything else goes on. When it is lost, nothing is lost with it: what it does not name is
+//! left alone.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`Command`], [`Operation`] | what it can be asked to do |
+//! | [`Refusal`], [`Done`] | what it answers |
+//! | [`Catalog`] | the state and its rules |
+//! | [`View`], [`Record`] | what it holds, for whoever reads it |
+//! | [`Query`], [`Answer`] | how it is read from elsewhere: records, pages, changes |
+//! | [`CatalogMachine`] | the state machine, with its snapshots |
+//! | [`reconcile`] | what a host has to do |
+//!
+//! **Revisions.** Each change of a record takes the next number. A command may say at which
+//! revision it expects its record, and is refused when somebody was there before. Hosts follow by
+//! listing all records once and asking for the changes since then.
+//!
+//! **Names** of kinds, zones, capabilities and the like are 1 to [`MAX_NAME_BYTES`] of a-z, 0-9,
+//! `.`, `_`, `-` and `/`. A capability that nobody has may be asked for: a later binary may bring
+//! it.
+//!
+//! **Memory.** About 250 bytes a group of three founders without labels, about 60 more with one
+//! required capability; everything else is bounded by the numbers below and by
+//! [`MAX_CATALOG_BYTES`] on the whole.
+//!
+//! What is here knows neither Raft nor networks, clocks or disks: it is given committed commands
+//! and answers them.
+
+mod command;
+mod convert;
+mod digest;
+mod error;
+mod feed;
+mod machine;
+mod name;
+mod query;
+mod reconcile;
+mod record;
+mod reply;
+mod snapshot;
+mod state;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use shardhost_proto::{catalog as wire, log};
+
+pub use self::command::{Command, NewDrain, NewGroup, NewNode, Operation, Stranding};
+pub use self::error::{MAX_NAMED_GROUPS, Refusal, StrandedCause, StrandedGroup, Subject};
+pub use self::feed::{Compacted, MAX_CHANGES};
+pub use self::machine::CatalogMachine;
+pub use self::name::{MAX_NAME_BYTES, Name};
+pub use self::query::{Answer, Change, Content, Query};
+pub use self::reconcile::{
+    Action, Blocked, Finding, Held, HeldState, Local, MAX_FINDINGS, Oddity, Reason, Round, Step,
+    reconcile,
+};
+pub use self::record::{
+    Advert, DrainFallback, DrainIntent, DrainState, EndedGroup, GroupRecord, GroupState, IntentId,
+    Label, Members, NodeRecord, Place, Placement, PlannedMoves, PlannerMode, Record, RecordKey,
+    RecordKind, Revision, Settings,
+};
+pub use self::reply::{Done, Effect, Reply, decode_reply, encode_reply};
+pub use self::snapshot::{SNAPSHOT_FORMAT, SnapshotError, read_snapshot, write_snapshot};
+pub use self::state::Catalog;
+pub use self::view::View;
+pub use shardhost_storage::requirement::MAX_CAPABILITIES;
+
+/// Leading byte of commands, replies, queries and answers that this version writes.
+const VERSION: u8 = 1;
+
+/// Groups at most.
+pub const MAX_GROUPS: usize = 200_000;
+/// Groups that are gone and remembered. Beyond, the one with the least id is forgotten.
+pub const MAX_ENDED: usize = 200_000;
+/// Nodes at most.
+pub const MAX_NODES: usize = 1_024;
+/// What the catalog holds altogether, as it counts it: about the bytes of memory.
+pub const MAX_CATALOG_BYTES: usize = 256 * 1024 * 1024;
+/// Members of a group at most.
+pub const MAX_MEMBERS: usize = 16;
+/// Lives that a group has before its last one at most.
+pub const MAX_LIVES: u32 = u32::MAX - 1;
+/// Labels of a group at most.
+pub const MAX_LABELS: usize = 32;
+/// Longest value of a label, in bytes.
+pub const MAX_LABEL_BYTES: usize = 256;
+/// Places that a group prefers at most.
+pub const MAX_PREFERENCES: usize = 32;
+/// Longest address of a node, in bytes.
+pub const MAX_ADDRESS_BYTES: usize = 256;
+/// Longest text for people (an owner, a reason), in bytes.
+pub const MAX_TEXT_BYTES: usize = 256;
+/// Longest time from its command to the expiry of a drain: seven days.
+pub const MAX_DRAIN_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
+/// Largest time a command may carry: the end of the year 9999, in milliseconds.
+pub const MAX_TIME_MS: u64 = 253_402_300_799_999;
+/// Longest command, in bytes. Nothing within the other bounds comes near it.
+pub const MAX_COMMAND_BYTES: usize = 64 * 1024;
+/// Records that a page has when its query names no limit.
+pub const DEFAULT_PAGE_LIMIT: u32 = 1_000;
+/// Records that a page has at most.
+pub const MAX_PAGE_LIMIT: u32 = 10_000;
+/// A page ends, with `more`, before the record that would make it larger than this; never before
+/// the first.
+pub const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;

@@ -1,0 +1,77 @@
+//! Nodes: registered, described by themselves, forgotten.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use shardhost_storage::NodeId;
+
+use super::super::MAX_NODES;
+use super::super::command::NewNode;
+use super::super::error::{MAX_NAMED_GROUPS, Refusal, Subject};
+use super::super::name::Name;
+use super::super::record::{Advert, NodeRecord, Record, RecordKey, Revision};
+use super::super::reply::{Done, Reply};
+use super::{Catalog, check_limit};
+
+impl Catalog {
+    pub(super) fn put_node(&mut self, new: &NewNode) -> Reply {
+        let known = self.view.nodes().get(&new.id);
+        if known.is_none() {
+            check_limit(Subject::Nodes, self.view.nodes().len() + 1, MAX_NODES)?;
+        }
+        let taken = |other: &&Arc<NodeRecord>| other.id != new.id && *other.address == *new.address;
+        if let Some(other) = self.view.nodes().values().find(taken) {
+            let address = new.address.clone();
+            return Err(Refusal::AddressTaken { address, node: other.id });
+        }
+        let same_disk = known.filter(|known| known.store == new.store);
+        let record = NodeRecord {
+            id: new.id,
+            revision: known.map_or_else(Revision::default, |known| known.revision),
+            address: new.address.as_str().into(),
+            zone: new.zone.clone(),
+            weight: new.weight,
+            store: new.store,
+            store_since: same_disk
+                .map_or_else(|| self.view.revision().next(), |known| known.store_since),
+            advert: known.and_then(|known| known.advert.clone()),
+        };
+        self.store(Record::Node(Arc::new(record)))
+    }
+
+    pub(super) fn advertise(
+        &mut self,
+        node: NodeId,
+        incarnation: u64,
+        capabilities: &BTreeSet<Name>,
+    ) -> Reply {
+        let known = self.node(node)?;
+        if let Some(last) = known.advert.as_ref().filter(|last| last.incarnation > incarnation) {
+            let (given, actual) = (incarnation, last.incarnation);
+            return Err(Refusal::StaleAdvert { node, given, actual });
+        }
+        let capabilities = capabilities.iter().cloned().collect();
+        let advert = Some(Advert { incarnation, capabilities });
+        let record = NodeRecord { advert, ..known.clone() };
+        self.store(Record::Node(Arc::new(record)))
+    }
+
+    pub(super) fn remove_node(&mut self, node: NodeId) -> Reply {
+        self.node(node)?;
+        let members = self.view.groups().values().filter(|group| group.has_member(node));
+        let held: Vec<_> = members.map(|group| group.id).collect();
+        if !held.is_empty() {
+            let total = held.len();
+            let groups = held.into_iter().take(MAX_NAMED_GROUPS).collect();
+            return Err(Refusal::NodeInUse { node, groups, total });
+        }
+        if self.view.drains().contains_key(&node) {
+            self.remove(RecordKey::Drain(node));
+        }
+        Ok(Done::changed(self.remove(RecordKey::Node(node))))
+    }
+
+    pub(super) fn node(&self, node: NodeId) -> Result<&NodeRecord, Refusal> {
+        self.view.nodes().get(&node).map(AsRef::as_ref).ok_or(Refusal::UnknownNode { node })
+    }
+}

@@ -1,0 +1,200 @@
+//! Drains: fencing, time, and who could lead without the node.
+
+use super::*;
+
+const HOUR: u64 = 3_600_000;
+
+fn drain(number: u64) -> NewDrain {
+    NewDrain {
+        node: node(number),
+        owner: "anna".to_owned(),
+        deadline_ms: NOW + HOUR,
+        expires_ms: NOW + 2 * HOUR,
+        fallback: DrainFallback::GiveUp,
+        stranding: Stranding::Refuse,
+    }
+}
+
+fn begin(catalog: &mut Catalog, new: NewDrain) -> IntentId {
+    IntentId::new(run(catalog, Operation::BeginDrain(new)).unwrap().revision)
+}
+
+fn tick(catalog: &mut Catalog, now_ms: u64) -> Done {
+    run_command(catalog, &Command::new(now_ms, Operation::Tick)).unwrap()
+}
+
+fn state(catalog: &Catalog, number: u64) -> Option<DrainState> {
+    catalog.view().drains().get(&node(number)).map(|drain| drain.state)
+}
+
+fn advertise(catalog: &mut Catalog, number: u64, list: &[&str]) {
+    let capabilities = names(list);
+    let advert = Operation::Advertise { node: node(number), incarnation: 1, capabilities };
+    run(catalog, advert).unwrap();
+}
+
+#[test]
+fn a_drain_is_begun_finished_and_ended_by_its_name() {
+    let mut catalog = with_group();
+    let intent = begin(&mut catalog, drain(1));
+    assert_eq!(catalog.view().drains()[&node(1)].id, intent);
+    assert_eq!(state(&catalog, 1), Some(DrainState::Draining));
+    run(&mut catalog, Operation::FinishDrain { node: node(1), intent }).unwrap();
+    assert_eq!(state(&catalog, 1), Some(DrainState::Drained));
+    run(&mut catalog, Operation::EndDrain { node: node(1), intent }).unwrap();
+    assert_eq!(state(&catalog, 1), None);
+}
+
+#[test]
+fn two_operators_do_not_undo_each_others_drain() {
+    let mut catalog = with_group();
+    let annas = begin(&mut catalog, drain(1));
+    let boris = NewDrain { owner: "boris".to_owned(), ..drain(1) };
+    let refusal = refused(&mut catalog, Operation::BeginDrain(boris.clone()));
+    says(&refusal, &["node 1", "for anna", "intent 5"]);
+
+    run(&mut catalog, Operation::EndDrain { node: node(1), intent: annas }).unwrap();
+    let over = refused(&mut catalog, Operation::FinishDrain { node: node(1), intent: annas });
+    assert_eq!(over, Refusal::NotDraining { node: node(1), intent: annas });
+    says(&over, &["node 1", "intent 5"]);
+
+    begin(&mut catalog, boris);
+    for operation in [
+        Operation::EndDrain { node: node(1), intent: annas },
+        Operation::FinishDrain { node: node(1), intent: annas },
+        Operation::ExtendDrain {
+            node: node(1),
+            intent: annas,
+            deadline_ms: NOW + 1,
+            expires_ms: NOW + 2,
+        },
+    ] {
+        says(&refused(&mut catalog, operation), &["intent 7 of boris", "not 5"]);
+    }
+}
+
+#[test]
+fn an_unknown_node_is_not_drained() {
+    let refusal = refused(&mut three_nodes(), Operation::BeginDrain(drain(9)));
+    assert_eq!(refusal, Refusal::UnknownNode { node: node(9) });
+}
+
+#[test]
+fn times_of_a_drain_make_sense_at_the_time_of_its_command() {
+    let mut catalog = with_group();
+    let mut refuse = |deadline_ms, expires_ms| {
+        let new = NewDrain { deadline_ms, expires_ms, ..drain(1) };
+        refused(&mut catalog, Operation::BeginDrain(new))
+    };
+    says(&refuse(NOW + 1, NOW), &["expiry is 1000000 ms", "from 1000001 to 605800000"]);
+    says(&refuse(NOW + 1, NOW + MAX_DRAIN_MS + 1), &["expiry is 605800001", "to 605800000"]);
+    says(&refuse(NOW, NOW + 9), &["deadline is 1000000", "from 1000001 to 1000009"]);
+    says(&refuse(NOW + 10, NOW + 9), &["deadline is 1000010", "to 1000009"]);
+    let late = Command::new(MAX_TIME_MS + 1, Operation::Tick);
+    says(&refused_command(&mut catalog, &late), &["time of the command", "253402300799999"]);
+    let nobody = NewDrain { owner: String::new(), ..drain(1) };
+    let refusal = refused(&mut catalog, Operation::BeginDrain(nobody));
+    assert_eq!(refusal, Refusal::Missing { subject: Subject::Owner });
+}
+
+#[test]
+fn a_drain_whose_deadline_passes_falls_back_as_declared() {
+    let mut catalog = three_nodes();
+    let gives_up = begin(&mut catalog, drain(1));
+    begin(&mut catalog, NewDrain { fallback: DrainFallback::Proceed, ..drain(2) });
+    let done = begin(&mut catalog, drain(3));
+    run(&mut catalog, Operation::FinishDrain { node: node(3), intent: done }).unwrap();
+
+    assert_eq!(tick(&mut catalog, NOW + HOUR - 1).effect, Effect::Unchanged);
+    assert_eq!(tick(&mut catalog, NOW + HOUR).effect, Effect::Changed);
+    assert_eq!(state(&catalog, 1), Some(DrainState::GivenUp));
+    assert_eq!(state(&catalog, 2), Some(DrainState::Partial));
+    assert_eq!(state(&catalog, 3), Some(DrainState::Drained));
+    let late = Operation::FinishDrain { node: node(1), intent: gives_up };
+    says(&refused(&mut catalog, late), &["node 1", "given up"]);
+    let (deadline_ms, expires_ms) = (NOW + 5, NOW + 6);
+    let longer =
+        Operation::ExtendDrain { node: node(1), intent: gives_up, deadline_ms, expires_ms };
+    assert_eq!(refused(&mut catalog, longer).name(), "DRAIN_OVER");
+}
+
+#[test]
+fn a_drain_whose_owner_is_gone_expires() {
+    let mut catalog = with_group();
+    let intent = begin(&mut catalog, drain(1));
+    let (deadline_ms, expires_ms) = (NOW + 3 * HOUR, NOW + 4 * HOUR);
+    let longer = Operation::ExtendDrain { node: node(1), intent, deadline_ms, expires_ms };
+    run(&mut catalog, longer).unwrap();
+    tick(&mut catalog, NOW + 2 * HOUR);
+    assert_eq!(state(&catalog, 1), Some(DrainState::Draining), "it was extended");
+    tick(&mut catalog, NOW + 4 * HOUR);
+    assert_eq!(state(&catalog, 1), None);
+}
+
+#[test]
+fn a_drain_that_leaves_a_group_without_another_member_is_refused() {
+    let mut catalog = three_nodes();
+    for number in 1..=12 {
+        create(&mut catalog, new_group(number, &[1]));
+    }
+    create(&mut catalog, new_group(20, &[1, 2]));
+    let refusal = refused(&mut catalog, Operation::BeginDrain(drain(1)));
+    let Refusal::Stranded { groups, total, .. } = &refusal else { panic!("{refusal}") };
+    assert_eq!((groups.len(), *total), (10, 12));
+    says(&refusal, &["node 1", "12 groups", "1 (no other member)", "10 (no other member), …"]);
+    begin(&mut catalog, NewDrain { stranding: Stranding::Accept, ..drain(1) });
+    // What another drain takes away does not count.
+    let refusal = refused(&mut catalog, Operation::BeginDrain(drain(2)));
+    says(&refusal, &["1 groups: 20 (no other member);"]);
+    // The deadline of the first one passes: its node takes leaders again.
+    tick(&mut catalog, NOW + HOUR);
+    begin(&mut catalog, drain(2));
+}
+
+#[test]
+fn a_drain_of_the_last_capable_node_is_refused() {
+    let mut catalog = three_nodes();
+    create(&mut catalog, NewGroup { requirement: hard(&["fifo"]), ..new_group(7, &[1, 2]) });
+    advertise(&mut catalog, 1, &["fifo", "ssd"]);
+    advertise(&mut catalog, 2, &["ssd"]);
+    advertise(&mut catalog, 3, &["fifo"]);
+    let refusal = refused(&mut catalog, Operation::BeginDrain(drain(1)));
+    says(&refusal, &["1 groups: 7 (no other is capable)"]);
+    // The other one leads nothing of this group anyway.
+    let intent = begin(&mut catalog, drain(2));
+    run(&mut catalog, Operation::EndDrain { node: node(2), intent }).unwrap();
+
+    let soften = Requirement::soft(["fifo"]).unwrap();
+    let soft = Operation::SetRequirement { group: group(7), requirement: soften };
+    let mut soft_catalog = catalog.clone();
+    run(&mut soft_catalog, soft).unwrap();
+    begin(&mut soft_catalog, drain(1));
+
+    advertise(&mut catalog, 2, &["fifo"]);
+    begin(&mut catalog, drain(1));
+}
+
+#[test]
+fn who_told_nothing_may_be_capable() {
+    let mut catalog = three_nodes();
+    create(&mut catalog, NewGroup { requirement: hard(&["fifo"]), ..new_group(7, &[1, 2]) });
+    advertise(&mut catalog, 1, &["fifo"]);
+    begin(&mut catalog, drain(1));
+}
+
+#[test]
+fn a_node_that_takes_no_leaders_is_no_other_member() {
+    let mut catalog = three_nodes();
+    put_node(&mut catalog, NewNode { weight: 0, ..new_node(2) });
+    create(&mut catalog, new_group(7, &[1, 2]));
+    says(&refused(&mut catalog, Operation::BeginDrain(drain(1))), &["7 (no other member)"]);
+    begin(&mut catalog, drain(2));
+}
+
+#[test]
+fn groups_that_end_strand_nobody() {
+    let mut catalog = three_nodes();
+    create(&mut catalog, new_group(7, &[1]));
+    run(&mut catalog, Operation::DestroyGroup { group: group(7) }).unwrap();
+    begin(&mut catalog, drain(1));
+}

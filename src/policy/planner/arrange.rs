@@ -1,0 +1,61 @@
+//! The full plan: where each group should be led. Tier after tier, from the first to the last.
+
+use super::count::Count;
+use super::flow::Cost;
+use super::index::NONE;
+use super::load::{self, Limit, heat};
+use super::plan::Tier;
+use super::sheet::Duty;
+use super::spread;
+use super::state::State;
+
+/// How often load and count are balanced in turn.
+const TURNS: usize = 8;
+
+/// Where everything should be, and what first took a group away from where it is.
+pub(super) struct Arrangement {
+    /// Per group.
+    pub(super) tier: Vec<Option<Tier>>,
+    pub(super) prices: Vec<(usize, Cost)>,
+}
+
+/// Moves the state from where everything is to where it should be.
+pub(super) fn arrange(state: &mut State<'_>) -> Arrangement {
+    let mut tier = vec![None; state.index.groups()];
+    place_leaving(state, &mut tier);
+    mark(&mut tier, &spread::balance(state), Tier::Spread);
+    let tolerance = load::limits(state, Limit::Tolerance);
+    let mut count = Count::new(state);
+    for turn in 0..TURNS {
+        let moved = load::balance(state, &tolerance);
+        if turn > 0 && moved.is_empty() {
+            break;
+        }
+        mark(&mut tier, &moved, Tier::Load);
+        mark(&mut tier, &count.balance(state), Tier::Count);
+    }
+    Arrangement { tier, prices: count.certificate(state) }
+}
+
+fn mark(tiers: &mut [Option<Tier>], moved: &[u32], tier: Tier) {
+    for group in moved {
+        tiers[*group as usize].get_or_insert(tier);
+    }
+}
+
+/// Gives every group that has to leave a place to begin with.
+fn place_leaving(state: &mut State<'_>, tiers: &mut [Option<Tier>]) {
+    for (group, mark) in tiers.iter_mut().enumerate() {
+        let Duty::Leaves(tier) = state.sheet.duty[group] else { continue };
+        let targets = state.sheet.allowed.row(group).iter().copied();
+        let heat_at = |node| if state.index.load(group) > 0 { heat(state, node) } else { 0 };
+        let best = targets.min_by_key(|node| {
+            let crowd = state.companions(group, *node);
+            (crowd, heat_at(*node), state.next_cost(*node), state.index.turn(*node))
+        });
+        if let Some(to) = best.filter(|to| *to != NONE) {
+            state.shift(group, to);
+            *mark = Some(tier);
+        }
+    }
+}

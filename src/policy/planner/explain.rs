@@ -1,0 +1,337 @@
+//! Why a group is where it is, and why it is not moved: an answer for every group, out of a closed
+//! set, in words for somebody who is tired.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use shardhost_storage::{GroupId, NodeId};
+
+use super::canon::SnapshotError;
+use super::index::{Index, NONE};
+use super::plan::{DeferReason, Plan, Tier};
+use super::sheet::{Duty, Scope, Sheet, dwells_until};
+use super::snapshot::Snapshot;
+use super::state::State;
+use super::target::{self, TargetVerdict};
+
+/// Why a group stays where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Stay {
+    /// No move of it would improve anything.
+    Optimal,
+    /// It is pinned to where it is.
+    Pinned,
+    /// It is not known who leads it.
+    UnknownLeader,
+    /// Its leader's node is not live: that is for an election.
+    LeaderNotLive,
+    /// A move of it is under way, or not yet confirmed by both ends.
+    InFlight {
+        /// Where it goes.
+        #[serde(with = "super::ids::node")]
+        to: NodeId,
+        /// The executor's number of the move.
+        ticket: u64,
+    },
+    /// It moved a short time ago.
+    Dwells {
+        /// It may be moved again from this time on.
+        until_ms: u64,
+    },
+    /// None of its voters can take it.
+    NoTarget,
+    /// Every voter that could take it is muted.
+    AllMuted {
+        /// The first of them may be asked again from this time on.
+        until_ms: u64,
+    },
+    /// It is to move in a later round.
+    Deferred {
+        /// Where it is to go.
+        #[serde(with = "super::ids::node")]
+        to: NodeId,
+        /// What that improves.
+        tier: Tier,
+        /// Why not in this round.
+        reason: DeferReason,
+    },
+    /// A node with fewer leaders could take it, but something that counts more would get worse.
+    WouldWorsen {
+        /// What would get worse.
+        tier: Tier,
+        /// The node with fewer leaders.
+        #[serde(with = "super::ids::node")]
+        to: NodeId,
+    },
+}
+
+impl fmt::Display for Stay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Optimal => f.write_str("stays: moving it would improve nothing"),
+            Self::Pinned => f.write_str("stays: it is pinned here"),
+            Self::UnknownLeader => {
+                f.write_str("is left alone: nobody reported who leads it; look at its voters")
+            }
+            Self::LeaderNotLive => f.write_str(
+                "is left alone: its leader's node is not live; its voters elect another",
+            ),
+            Self::InFlight { to, ticket } => write!(
+                f,
+                "is moving to node {to} (ticket {ticket}); both ends have yet to confirm it"
+            ),
+            Self::Dwells { until_ms } => {
+                write!(f, "stays: it moved a short time ago and rests until {until_ms} ms")
+            }
+            Self::NoTarget => f.write_str("stays: none of its other voters can take it"),
+            Self::AllMuted { until_ms } => write!(
+                f,
+                "stays: every voter that could take it failed to; one is asked again from \
+                 {until_ms} ms on"
+            ),
+            Self::Deferred { to, tier, reason } => {
+                write!(f, "waits to move to node {to} ({tier}): {reason}")
+            }
+            Self::WouldWorsen { tier, to } => {
+                write!(f, "stays: node {to} has fewer leaders, but {tier} would get worse")
+            }
+        }
+    }
+}
+
+/// What a plan does with a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It moves in this round.
+    Moves {
+        /// What that improves.
+        tier: Tier,
+        /// Who leads it.
+        #[serde(with = "super::ids::node")]
+        from: NodeId,
+        /// Who is to lead it.
+        #[serde(with = "super::ids::node")]
+        to: NodeId,
+    },
+    /// It is not moved in this round.
+    Stays(Stay),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Moves { tier, from, to } => {
+                write!(f, "moves from node {from} to node {to} to improve: {tier}")
+            }
+            Self::Stays(stay) => stay.fmt(f),
+        }
+    }
+}
+
+/// The whole answer for one group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explanation {
+    /// Which group.
+    #[serde(with = "super::ids::group")]
+    pub group: GroupId,
+    /// Where it counts. `None`: nowhere, its leader is unknown or not live.
+    #[serde(with = "super::ids::node_option")]
+    pub node: Option<NodeId>,
+    /// What the plan does with it.
+    pub outcome: Outcome,
+    /// What speaks against each of its voters, by rising node.
+    pub voters: Vec<VoterVerdict>,
+}
+
+/// What speaks against a voter as a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VoterVerdict {
+    /// Its node.
+    #[serde(with = "super::ids::node")]
+    pub node: NodeId,
+    /// What speaks against it.
+    pub verdict: TargetVerdict,
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "group {} ", self.group)?;
+        if let Some(node) = self.node {
+            write!(f, "on node {node} ")?;
+        }
+        write!(f, "{}", self.outcome)?;
+        let others = self.voters.iter().filter(|voter| Some(voter.node) != self.node);
+        for VoterVerdict { node, verdict } in others {
+            write!(f, "\n  node {node}: {verdict}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a group is where it is. `None`: the snapshot does not know the group. For many groups use
+/// one [`Explainer`].
+///
+/// # Errors
+/// The snapshot is not canonical or exceeds a limit.
+pub fn why(
+    snapshot: &Snapshot,
+    plan: &Plan,
+    group: GroupId,
+) -> Result<Option<Explanation>, SnapshotError> {
+    snapshot.check()?;
+    let index = Index::new(snapshot);
+    let sheet = Sheet::new(&index, Scope::All);
+    let explainer = Explainer::new(&index, &sheet, plan);
+    Ok(explainer.why(group))
+}
+
+/// Every group of the snapshot, explained, by rising group.
+///
+/// # Errors
+/// The snapshot is not canonical or exceeds a limit.
+pub fn why_all(snapshot: &Snapshot, plan: &Plan) -> Result<Vec<Explanation>, SnapshotError> {
+    snapshot.check()?;
+    let index = Index::new(snapshot);
+    let sheet = Sheet::new(&index, Scope::All);
+    let explainer = Explainer::new(&index, &sheet, plan);
+    Ok((0..index.groups()).map(|at| explainer.explain(at)).collect())
+}
+
+/// Answers for the groups of one plan.
+struct Explainer<'a> {
+    index: &'a Index<'a>,
+    sheet: &'a Sheet,
+    after: State<'a>,
+    outcomes: BTreeMap<GroupId, Outcome>,
+}
+
+impl<'a> Explainer<'a> {
+    fn new(index: &'a Index<'a>, sheet: &'a Sheet, plan: &Plan) -> Self {
+        let mut after = State::at_home(index, sheet);
+        let groups = &index.snapshot.groups;
+        let moved = plan.moves.iter().map(|step| (step.group, step.to));
+        let waiting = plan.deferred.iter().map(|step| (step.group, step.to));
+        for (group, to) in moved.chain(waiting) {
+            let at = groups.binary_search_by_key(&group, |group| group.id);
+            if let (Ok(at), Some(to)) = (at, index.node(to)) {
+                if after.place[at] != NONE {
+                    after.shift(at, to);
+                }
+            }
+        }
+        Self { index, sheet, after, outcomes: outcomes(plan) }
+    }
+
+    fn why(&self, group: GroupId) -> Option<Explanation> {
+        let groups = &self.index.snapshot.groups;
+        let at = groups.binary_search_by_key(&group, |group| group.id).ok()?;
+        Some(self.explain(at))
+    }
+
+    fn explain(&self, at: usize) -> Explanation {
+        let group = &self.index.snapshot.groups[at];
+        let home = self.sheet.home[at];
+        let outcome = self.outcomes.get(&group.id).copied();
+        Explanation {
+            group: group.id,
+            node: (home != NONE).then(|| self.index.id(home)),
+            outcome: outcome.unwrap_or_else(|| Outcome::Stays(self.stay(at))),
+            voters: verdicts(self.index, at),
+        }
+    }
+
+    fn stay(&self, at: usize) -> Stay {
+        let group = &self.index.snapshot.groups[at];
+        let home = self.sheet.home[at];
+        match (self.sheet.duty[at], dwells_until(self.index, group)) {
+            (Duty::Held, _) => held(self.index, at),
+            (Duty::Dwells, Some(until_ms)) => Stay::Dwells { until_ms },
+            (Duty::Stuck(_), _) => no_target(self.index, at, home),
+            _ if group.pin == Some(self.index.id(home)) => Stay::Pinned,
+            _ => self.no_better(at),
+        }
+    }
+
+    /// Why a group that may go stays.
+    fn no_better(&self, at: usize) -> Stay {
+        let (home, allowed) = (self.sheet.home[at], self.sheet.allowed.row(at));
+        let eligible = self.eligible(at, home);
+        if eligible.is_empty() {
+            return no_target(self.index, at, home);
+        }
+        let emptier = |node: &&u32| self.after.next_cost(**node) < self.after.last_cost(home);
+        let Some(to) = eligible.iter().filter(emptier).min_by_key(|to| self.after.next_cost(**to))
+        else {
+            return Stay::Optimal;
+        };
+        let effect = self.after.effect(at, *to);
+        let tier = match (allowed.contains(to), effect.pairs > 0, effect.load > 0) {
+            (false, _, _) => Tier::Preference,
+            (true, true, _) => Tier::Spread,
+            (true, false, true) => Tier::Load,
+            (true, false, false) => return Stay::Optimal,
+        };
+        Stay::WouldWorsen { tier, to: self.index.id(*to) }
+    }
+
+    fn eligible(&self, at: usize, home: u32) -> Vec<u32> {
+        let group = &self.index.snapshot.groups[at];
+        let mutes = target::mutes_of(self.index, group);
+        let judged = group.voters.iter().map(|voter| target::judge(self.index, at, voter, mutes));
+        let fine = |(node, verdict): (Option<u32>, _)| node.filter(|_| verdict == TargetVerdict::Eligible);
+        judged.filter_map(fine).filter(|node| *node != home).collect()
+    }
+}
+
+fn outcomes(plan: &Plan) -> BTreeMap<GroupId, Outcome> {
+    let mut outcomes = BTreeMap::new();
+    for step in &plan.moves {
+        let moves = Outcome::Moves { tier: step.tier, from: step.from, to: step.to };
+        outcomes.insert(step.group, moves);
+    }
+    for step in &plan.deferred {
+        let stay = Stay::Deferred { to: step.to, tier: step.tier, reason: step.reason };
+        outcomes.insert(step.group, Outcome::Stays(stay));
+    }
+    outcomes
+}
+
+fn verdicts(index: &Index<'_>, at: usize) -> Vec<VoterVerdict> {
+    let group = &index.snapshot.groups[at];
+    let mutes = target::mutes_of(index, group);
+    let verdict = |voter| target::judge(index, at, voter, mutes).1;
+    let voters = group.voters.iter();
+    voters.map(|voter| VoterVerdict { node: voter.node, verdict: verdict(voter) }).collect()
+}
+
+/// Why a group is not ours to move.
+pub(super) fn held(index: &Index<'_>, at: usize) -> Stay {
+    match (index.flight_of[at], index.snapshot.groups[at].leader) {
+        (NONE, None) => Stay::UnknownLeader,
+        (NONE, Some(_)) => Stay::LeaderNotLive,
+        (flight, _) => {
+            let entry = &index.snapshot.moves[flight as usize];
+            Stay::InFlight { to: entry.to, ticket: entry.ticket }
+        }
+    }
+}
+
+/// Why no voter but `home` takes a group: it would, if it were not muted, or cannot.
+pub(super) fn no_target(index: &Index<'_>, at: usize, home: u32) -> Stay {
+    let group = &index.snapshot.groups[at];
+    let mutes = target::mutes_of(index, group);
+    let muted = group.voters.iter().filter_map(|voter| {
+        match target::judge(index, at, voter, mutes) {
+            (Some(node), TargetVerdict::Muted { until_ms }) if node != home => Some(until_ms),
+            _ => None,
+        }
+    });
+    muted.min().map_or(Stay::NoTarget, |until_ms| Stay::AllMuted { until_ms })
+}

@@ -1,0 +1,234 @@
+//! What may be done with each group: where it is, where it may lead once the first three tiers had
+//! their say, and what it costs them to stay.
+//!
+//! Capability, displacement and preference belong to each group alone. So the least sum over all
+//! groups is reached where each group is at its own least, and these tiers only narrow the nodes
+//! that the later ones choose from.
+
+use super::index::{Fitness, Index, NONE, Rows, Standing};
+use super::plan::Tier;
+use super::snapshot::{Group, RequirementMode};
+use super::target::{self, TargetVerdict, Wishes};
+
+/// What the first three tiers say of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Duty {
+    /// Not ours to move: unknown leader, leader not live, or a move under way.
+    Held,
+    /// It moved a short time ago and violates nothing.
+    Dwells,
+    /// It may stay, and may go to nodes that are as good.
+    Free,
+    /// It is to leave for the sake of this tier.
+    Leaves(Tier),
+    /// It should leave for the sake of this tier, and has nowhere to go.
+    Stuck(Tier),
+}
+
+/// What one placement of a group costs the first three tiers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Burden {
+    pub(super) hard: bool,
+    pub(super) soft: bool,
+    pub(super) displaced: bool,
+    pub(super) rank: u32,
+}
+
+impl Burden {
+    fn of(index: &Index<'_>, group: usize, wishes: &Wishes<'_>, node: u32) -> Self {
+        let lacks = index.fitness(group, node) == Fitness::Incapable;
+        let hard = index.snapshot.groups[group].requirement.mode == RequirementMode::Hard;
+        Self {
+            hard: lacks && hard,
+            soft: lacks && !hard,
+            displaced: index.standing[node as usize].displaces(),
+            rank: wishes.rank(index, node),
+        }
+    }
+
+    /// The tier for which a group should leave at once.
+    fn violates(self) -> Option<Tier> {
+        match self {
+            Self { hard: true, .. } | Self { soft: true, .. } => Some(Tier::Capability),
+            Self { displaced: true, .. } => Some(Tier::Displaced),
+            _ => None,
+        }
+    }
+}
+
+/// All groups. Everything is indexed by the dense number of a group.
+pub(super) struct Sheet {
+    /// Where it counts; `NONE`: nowhere.
+    pub(super) home: Vec<u32>,
+    /// Where it may lead, by rising node. One node: it does not move.
+    pub(super) allowed: Rows,
+    pub(super) duty: Vec<Duty>,
+    /// What staying costs.
+    pub(super) home_burden: Vec<Burden>,
+    /// The rank of any other node where it may lead: they are all alike.
+    pub(super) target_rank: Vec<u32>,
+}
+
+/// Which groups may be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    All,
+    /// Only those that have to leave.
+    Violations,
+}
+
+impl Sheet {
+    pub(super) fn new(index: &Index<'_>, scope: Scope) -> Self {
+        let groups = index.groups();
+        let mut sheet = Self {
+            home: Vec::with_capacity(groups),
+            allowed: Rows::with_capacity(groups),
+            duty: Vec::with_capacity(groups),
+            home_burden: Vec::with_capacity(groups),
+            target_rank: Vec::with_capacity(groups),
+        };
+        let mut judge = Judge { index, scope, allowed: Vec::new(), rank: 0 };
+        for group in 0..groups {
+            sheet.add(&mut judge, group);
+        }
+        sheet
+    }
+
+    fn add(&mut self, judge: &mut Judge<'_>, group: usize) {
+        let (home, held) = whereabouts(judge.index, group);
+        let wishes = Wishes::of(&judge.index.snapshot.groups[group]);
+        let burden = match home {
+            NONE => Burden::default(),
+            node => Burden::of(judge.index, group, &wishes, node),
+        };
+        judge.stay(home, burden.rank);
+        let duty = if held { Duty::Held } else { judge.decide(group, &wishes, home, burden) };
+        self.home.push(home);
+        self.allowed.push(&judge.allowed);
+        self.duty.push(duty);
+        self.home_burden.push(burden);
+        self.target_rank.push(judge.rank);
+    }
+
+    /// Whether a group that is at `home` may stay there.
+    pub(super) fn may_stay(&self, group: usize) -> bool {
+        !matches!(self.duty[group], Duty::Leaves(_))
+    }
+}
+
+/// Where a group counts, and whether it must not be moved.
+pub(super) fn whereabouts(index: &Index<'_>, group: usize) -> (u32, bool) {
+    let what = &index.snapshot.groups[group];
+    let live = |id| index.live_node(id).unwrap_or(NONE);
+    if index.flight_of[group] != NONE {
+        return (live(index.snapshot.moves[index.flight_of[group] as usize].to), true);
+    }
+    match what.leader {
+        None => (what.last_leader.map_or(NONE, live), true),
+        Some(leader) => (live(leader), live(leader) == NONE),
+    }
+}
+
+/// Until when a group is left alone, if it is.
+pub(super) fn dwells_until(index: &Index<'_>, group: &Group) -> Option<u64> {
+    let until = group.moved_at_ms?.saturating_add(index.snapshot.settings.dwell_ms);
+    (until > index.snapshot.now_ms).then_some(until)
+}
+
+/// Decides for one group after the other; keeps its lists to itself.
+struct Judge<'a> {
+    index: &'a Index<'a>,
+    scope: Scope,
+    allowed: Vec<u32>,
+    rank: u32,
+}
+
+/// How reluctantly a target is taken: unknown capabilities, a short life, then rank.
+type Reluctance = (bool, bool, u32);
+
+impl Judge<'_> {
+    fn stay(&mut self, home: u32, rank: u32) {
+        self.allowed.clear();
+        if home != NONE {
+            self.allowed.push(home);
+        }
+        self.rank = rank;
+    }
+
+    fn decide(&mut self, group: usize, wishes: &Wishes<'_>, home: u32, burden: Burden) -> Duty {
+        if let Some(tier) = burden.violates() {
+            return self.leave(group, wishes, home, tier);
+        }
+        let what = &self.index.snapshot.groups[group];
+        if self.scope == Scope::Violations || dwells_until(self.index, what).is_some() {
+            return Duty::Dwells;
+        }
+        self.choose(group, wishes, home, burden.rank)
+    }
+
+    /// The least reluctant targets.
+    fn leave(&mut self, group: usize, wishes: &Wishes<'_>, home: u32, tier: Tier) -> Duty {
+        let mut best: Option<Reluctance> = None;
+        self.each_target(group, wishes, home, |reluctance, node, allowed| {
+            if best.is_none_or(|best| reluctance < best) {
+                best = Some(reluctance);
+                allowed.clear();
+            }
+            if best == Some(reluctance) {
+                allowed.push(node);
+            }
+        });
+        match best {
+            Some((_, _, rank)) => {
+                self.rank = rank;
+                Duty::Leaves(tier)
+            }
+            None => Duty::Stuck(tier),
+        }
+    }
+
+    /// The targets of the best rank, of which the present node may be one.
+    fn choose(&mut self, group: usize, wishes: &Wishes<'_>, home: u32, rank: u32) -> Duty {
+        let mut best = rank;
+        self.each_target(group, wishes, home, |(unknown, warming, rank), node, allowed| {
+            if unknown || warming || rank > best {
+                return;
+            }
+            if rank < best {
+                best = rank;
+                allowed.clear();
+            }
+            allowed.push(node);
+        });
+        self.rank = best;
+        self.allowed.sort_unstable();
+        if best < rank { Duty::Leaves(Tier::Preference) } else { Duty::Free }
+    }
+
+    fn each_target(
+        &mut self,
+        group: usize,
+        wishes: &Wishes<'_>,
+        home: u32,
+        mut take: impl FnMut(Reluctance, u32, &mut Vec<u32>),
+    ) {
+        let index = self.index;
+        let what = &index.snapshot.groups[group];
+        let mutes = target::mutes_of(index, what);
+        for voter in &what.voters {
+            let (Some(node), verdict) = target::judge(index, group, voter, mutes) else { continue };
+            let reluctant = match verdict {
+                TargetVerdict::Eligible => (false, false),
+                TargetVerdict::Warming => (false, true),
+                TargetVerdict::UnknownCapabilities => {
+                    (true, index.standing[node as usize] == Standing::Warming)
+                }
+                _ => continue,
+            };
+            if node != home {
+                let rank = wishes.rank(index, node);
+                take((reluctant.0, reluctant.1, rank), node, &mut self.allowed);
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! A placement of all leaders and its score, kept up to date move by move. Decides nothing.
+
+use super::index::{Index, NONE};
+use super::plan::Score;
+use super::sheet::{Burden, Sheet};
+
+/// What a node's first leader costs at weight 1. More than the square of the largest weight, and so
+/// costs that differ before rounding differ after it in the same way, or not at all.
+const COST_SCALE: u64 = 1 << 20;
+
+/// What the `nth` leader (from 1) of a node of this weight costs. Zero without weight: those
+/// leaders are counted as displaced.
+pub(super) fn marginal(weight: u64, nth: u64) -> u64 {
+    ((2 * nth).saturating_sub(1) * COST_SCALE).checked_div(weight).unwrap_or(0)
+}
+
+/// What a move would change in the last three tiers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Effect {
+    pub(super) pairs: i64,
+    pub(super) load: i64,
+    pub(super) count: i64,
+}
+
+/// How many leaders of each label are in each zone. Labels have few zones: lists are short.
+#[derive(Clone)]
+struct Zones(Vec<Vec<(u32, u32)>>);
+
+impl Zones {
+    fn get(&self, label: u32, zone: u32) -> u32 {
+        let found = self.0[label as usize].iter().find(|(at, _)| *at == zone);
+        found.map_or(0, |(_, count)| *count)
+    }
+
+    fn slot(&mut self, label: u32, zone: u32) -> &mut u32 {
+        let list = &mut self.0[label as usize];
+        let at = list.iter().position(|(at, _)| *at == zone).unwrap_or_else(|| {
+            list.push((zone, 0));
+            list.len() - 1
+        });
+        &mut list[at].1
+    }
+}
+
+/// A placement of all leaders.
+#[derive(Clone)]
+pub(super) struct State<'a> {
+    pub(super) index: &'a Index<'a>,
+    pub(super) sheet: &'a Sheet,
+    /// Per group: where it is led.
+    pub(super) place: Vec<u32>,
+    /// Per node: how many leaders it has.
+    pub(super) counts: Vec<u64>,
+    /// Per node: their load.
+    pub(super) loads: Vec<u64>,
+    /// Per node: the load that it is comfortable with.
+    pub(super) comfort: Vec<u64>,
+    pub(super) score: Score,
+    zones: Zones,
+}
+
+impl<'a> State<'a> {
+    /// Every group where it is.
+    pub(super) fn at_home(index: &'a Index<'a>, sheet: &'a Sheet) -> Self {
+        let nodes = index.nodes();
+        let mut state = Self {
+            index,
+            sheet,
+            place: vec![NONE; index.groups()],
+            counts: vec![0; nodes],
+            loads: vec![0; nodes],
+            comfort: vec![u64::MAX; nodes],
+            score: Score::default(),
+            zones: Zones(vec![Vec::new(); index.labels]),
+        };
+        for group in 0..index.groups() {
+            if sheet.home[group] != NONE {
+                state.arrive(group, sheet.home[group]);
+            }
+        }
+        state.comfort = super::load::limits(&state, super::load::Limit::Comfort);
+        state.score.load = (0..nodes).map(|node| state.excess(node, state.loads[node])).sum();
+        state
+    }
+
+    /// Moves a group that is led somewhere.
+    pub(super) fn shift(&mut self, group: usize, to: u32) {
+        self.leave(group);
+        self.arrive(group, to);
+    }
+
+    /// What moving a group to a node that it may lead on would change.
+    pub(super) fn effect(&self, group: usize, to: u32) -> Effect {
+        let from = self.place[group];
+        Effect {
+            pairs: self.pairs_effect(group, from, to),
+            load: self.load_effect(group, from, to),
+            count: self.next_cost(to).cast_signed() - self.last_cost(from).cast_signed(),
+        }
+    }
+
+    /// What the last leader of a node costs.
+    pub(super) fn last_cost(&self, node: u32) -> u64 {
+        marginal(self.index.weight(node), self.counts[node as usize])
+    }
+
+    /// What one more leader of a node would cost.
+    pub(super) fn next_cost(&self, node: u32) -> u64 {
+        marginal(self.index.weight(node), self.counts[node as usize] + 1)
+    }
+
+    /// How many leaders of the group's label are in the node's zone, others than its own.
+    pub(super) fn companions(&self, group: usize, node: u32) -> u32 {
+        let (label, zone) = (self.index.label_of[group], self.index.zone_of[node as usize]);
+        if label == NONE {
+            return 0;
+        }
+        let place = self.place[group];
+        let own = place != NONE && self.index.zone_of[place as usize] == zone;
+        self.zones.get(label, zone) - u32::from(own)
+    }
+
+    fn pairs_effect(&self, group: usize, from: u32, to: u32) -> i64 {
+        i64::from(self.companions(group, to)) - i64::from(self.companions(group, from))
+    }
+
+    fn load_effect(&self, group: usize, from: u32, to: u32) -> i64 {
+        let load = self.index.load(group);
+        if load == 0 || from == to {
+            return 0;
+        }
+        let (from, to) = (from as usize, to as usize);
+        let change = |node: usize, after: u64| {
+            let before = self.excess(node, self.loads[node]);
+            self.excess(node, after).cast_signed() - before.cast_signed()
+        };
+        change(from, self.loads[from] - load) + change(to, self.loads[to] + load)
+    }
+
+    fn excess(&self, node: usize, load: u64) -> u64 {
+        load.saturating_sub(self.comfort[node])
+    }
+
+    fn burden(&self, group: usize, node: u32) -> Burden {
+        if node == self.sheet.home[group] {
+            return self.sheet.home_burden[group];
+        }
+        Burden { rank: self.sheet.target_rank[group], ..Burden::default() }
+    }
+
+    fn leave(&mut self, group: usize) {
+        let node = self.place[group];
+        let burden = self.burden(group, node);
+        self.score.hard -= u64::from(burden.hard);
+        self.score.soft -= u64::from(burden.soft);
+        self.score.displaced -= u64::from(burden.displaced);
+        self.score.rank -= u64::from(burden.rank);
+        self.score.count -= self.last_cost(node);
+        let at = node as usize;
+        let left = self.loads[at] - self.index.load(group);
+        self.score.load -= self.excess(at, self.loads[at]) - self.excess(at, left);
+        self.loads[at] = left;
+        self.counts[at] -= 1;
+        if self.index.label_of[group] != NONE {
+            let count = self.zones.slot(self.index.label_of[group], self.index.zone_of[at]);
+            *count -= 1;
+            self.score.pairs -= u64::from(*count);
+        }
+        self.place[group] = NONE;
+    }
+
+    fn arrive(&mut self, group: usize, node: u32) {
+        let burden = self.burden(group, node);
+        self.score.hard += u64::from(burden.hard);
+        self.score.soft += u64::from(burden.soft);
+        self.score.displaced += u64::from(burden.displaced);
+        self.score.rank += u64::from(burden.rank);
+        self.score.count += self.next_cost(node);
+        let at = node as usize;
+        let more = self.loads[at] + self.index.load(group);
+        self.score.load += self.excess(at, more) - self.excess(at, self.loads[at]);
+        self.loads[at] = more;
+        self.counts[at] += 1;
+        if self.index.label_of[group] != NONE {
+            let count = self.zones.slot(self.index.label_of[group], self.index.zone_of[at]);
+            self.score.pairs += u64::from(*count);
+            *count += 1;
+        }
+        self.place[group] = node;
+    }
+}
