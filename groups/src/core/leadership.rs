@@ -46,6 +46,9 @@ impl GroupCore {
             self.edge(term, EdgeKind::Acquired, round);
             self.tell_service(round);
         }
+        // What the group asks for may have changed with what was applied: that decides whether it
+        // is served.
+        self.notice_facts(round);
         let applied = self.apply.applied();
         if let Some(led) = self.led.as_mut()
             && !led.ready
@@ -55,7 +58,6 @@ impl GroupCore {
             self.tend_gate(round);
             self.tell_service(round);
         }
-        self.notice_facts(round);
         self.watch_transfer(round);
     }
 
@@ -79,7 +81,7 @@ impl GroupCore {
     pub(super) fn lose_leadership(&mut self, cause: LossCause, round: &mut Round) {
         let Some(led) = self.led.take() else { return };
         self.fail_waiters_on_loss(round);
-        let error = ReadError::NotLeader { group: self.id, hint: self.leader_hint() };
+        let error = ReadError::NotLeader { group: self.id, hint: self.successor_hint() };
         self.fail_reads(&error, round);
         self.fail_change_on_loss(round);
         self.end_barrier(round);
@@ -93,7 +95,7 @@ impl GroupCore {
     }
 
     /// What is known of nodes or policies changed since this replica last looked.
-    fn notice_facts(&mut self, round: &mut Round) {
+    pub(super) fn notice_facts(&mut self, round: &mut Round) {
         if self.seen_facts == round.facts {
             return;
         }

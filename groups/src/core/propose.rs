@@ -5,6 +5,7 @@ use raft::eraftpb;
 use shardhost_storage::{LogIndex, Term};
 
 use super::GroupCore;
+use super::gate::Gate;
 use crate::error::{ProposeError, RejectReason, UnknownCause};
 use crate::waiter::Pending;
 use crate::worker::Round;
@@ -43,8 +44,7 @@ impl GroupCore {
         if self.queued.is_empty() {
             return;
         }
-        if self.leads() && self.raw.raft.lead_transferee.is_some() {
-            // Held until it is known who leads.
+        if self.holds_proposals() {
             return;
         }
         let queued = std::mem::take(&mut self.queued);
@@ -111,6 +111,13 @@ impl GroupCore {
         }
     }
 
+    /// Whether proposals wait: until it is known who leads after a transfer, or, for a leader that
+    /// was just elected, what the group asks of it.
+    fn holds_proposals(&self) -> bool {
+        let untried = self.led.as_ref().is_some_and(|led| !led.ready && led.gate == Gate::Open);
+        self.leads() && (untried || self.raw.raft.lead_transferee.is_some())
+    }
+
     /// Why no proposal is taken, if none is.
     fn refuses_proposals(&self) -> Option<ProposeError> {
         if !self.leads() {
@@ -152,7 +159,7 @@ impl GroupCore {
             return;
         }
         // What never entered the log surely takes no effect.
-        let error = ProposeError::NotLeader { group: self.id, hint: self.leader_hint() };
+        let error = ProposeError::NotLeader { group: self.id, hint: self.successor_hint() };
         for proposal in std::mem::take(&mut self.queued) {
             round.fail(proposal.pending, error.clone());
         }

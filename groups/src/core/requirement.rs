@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use raft::eraftpb::{Entry, Message, MessageType};
-use shardhost_storage::{LogIndex, Membership, Requirement};
+use shardhost_storage::{LogIndex, Membership, Requirement, RequirementMode};
 
 use super::GroupCore;
 use crate::convert::REQUIREMENT_MARK;
@@ -26,7 +26,8 @@ impl GroupCore {
         round: &mut Round,
     ) -> Result<u64, MembershipError> {
         let group = self.id;
-        if !whoever_meets_it {
+        let strict = requirement.mode == RequirementMode::Hard && !requirement.is_empty();
+        if strict && !whoever_meets_it {
             self.check_somebody_fit(requirement, round)?;
         }
         self.propose_queued(round);
@@ -100,7 +101,9 @@ impl GroupCore {
         self.membership = Arc::new(Membership { config_index, requirement, ..before });
         self.meta.membership = (*self.membership).clone();
         self.meta_changed();
+        // Before anybody is told: a node that lacks it must not be seen to serve.
         self.look_anew();
+        self.notice_facts(round);
         self.resolve_change(entry, round);
         Ok(())
     }

@@ -4,9 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shardhost_storage::{
-    LogIndex, LogPosition, Membership, NodeId, Requirement, RequirementMode, Term,
-};
+use shardhost_storage::{LogIndex, LogPosition, Membership, NodeId, Requirement, Term};
 use tokio::sync::oneshot;
 
 use super::{Group, Offered};
@@ -115,8 +113,8 @@ impl Group {
         requirement: Requirement,
         expecting: Option<LogIndex>,
     ) -> Result<Arc<Membership>, MembershipError> {
-        let whoever_meets_it = requirement.mode == RequirementMode::Soft || requirement.is_empty();
-        self.order(MembershipOrder::Require { requirement, expecting, whoever_meets_it }).await
+        let order = MembershipOrder::Require { requirement, expecting, whoever_meets_it: false };
+        self.order(order).await
     }
 
     /// Changes what the group asks of whoever leads it, even if nobody is known to meet it: then

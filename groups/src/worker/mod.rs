@@ -179,6 +179,7 @@ impl WorkerCore {
             }
             Input::OwnAdvert(advert) => {
                 if self.change_nodes(|nodes| nodes.note_own(advert)) {
+                    self.touch_awake();
                     self.queue_wakes(NodeChange::Facts);
                 }
             }
@@ -464,6 +465,14 @@ impl WorkerCore {
         }
         if self.slot == 0 {
             self.say_farewell();
+        }
+    }
+
+    /// Groups that may have readers look at once at what changed about this node.
+    fn touch_awake(&mut self) {
+        let awake: Vec<GroupId> = self.active.iter().flatten().copied().collect();
+        for group in awake {
+            self.with(group, |_, _| ());
         }
     }
 

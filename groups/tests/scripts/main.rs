@@ -35,6 +35,7 @@
 //! | `cluster nodes=3 groups=2` | nodes 1 to 3, each with a voter of every group |
 //! | `cluster voters=(1,2) learners=(3) spare=(4)` | others than voters; a spare node holds nothing yet |
 //! | … `keeps` | state machines keep themselves on disk; `flush` writes them |
+//! | … `freeze=1` | ticks that proposals wait for a transfer |
 //! | … `sleep=5` `trail=2` `keep-log=4` `snapshot-every=9` `append-bytes=1` `inflight=2` `apply-bytes=1` `seed=3` | settings, as in `GroupsConfig` |
 //!
 //! | time | |
@@ -66,12 +67,15 @@
 //! | `replace node=1 old=3 new=4`, `cancel-addition node=1` | one member by another; not, after all |
 //! | `barrier node=1`, `barrier node=1 drain=1`, `barrier node=1 close=1` | users' proposals are held back |
 //! | `snapshot node=1` | the state machine is asked for a snapshot |
+//! | `require node=1 names=(fifo) soft even-if-nobody expecting=7` | what the group asks of its leaders |
+//! | `advertise node=1 names=(fifo) draining silently` | what a node says of itself, and the others hear |
+//! | `policy node=1 says=decline to=(2) reason=…`, `reevaluate node=1` | what a policy of the node says of leaderships it acquires; they are looked at again |
 //!
 //! | inside a node | |
 //! |---|---|
 //! | `write`, `sync`, `persist` | the log writer writes what waits; syncs it; both |
 //! | `apply node=1 group=1`, `flush` | state machines do one piece of work; keep what they hold |
-//! | `stall node=1 part=disk`, `resume …` | its `disk`, `machine` or `worker` stands still when others take turns |
+//! | `stall node=1 part=disk`, `resume …` | its `disk`, `machine`, `worker` or `policies` stand still when others take turns |
 //! | `crash node=1 keep=1`, `restart node=1`, `close node=1` | the process dies, and of the unsynced writes one survives; starts; closes a group |
 //! | `fault node=1 in=sync`, `mend` | the next `write` or `sync` fails, `reads` of a group, an `entry index=3`; `snapshots` are damaged, there is no `space` |
 //! | `node-lost of=3`, `node-live of=3`, `unreachable node=1 of=3` | what the transport says of node 3 |
@@ -104,7 +108,7 @@ macro_rules! folders {
 
 folders! {
     elections replication persistence proposals reads transfers sleep snapshots failures validator
-    membership leases barriers
+    membership leases barriers policies
 }
 
 fn run(folder: &str) {

@@ -36,12 +36,21 @@ fn fields(m: &GroupMessage) -> String {
         }
         MessageKind::PreVote | MessageKind::Vote => {
             let forced = if m.context.is_empty() { "" } else { " for a transfer" };
-            format!(" last={}@{}{forced}", m.index, m.log_term)
+            let escape = if m.escape { " although unfit" } else { "" };
+            format!(" last={}@{}{forced}{escape}", m.index, m.log_term)
         }
         MessageKind::PreVoteResponse | MessageKind::VoteResponse => verdict.to_owned(),
         MessageKind::Snapshot => snapshot_fields(m),
         MessageKind::Removed => format!(" config={}", m.index),
         MessageKind::Invite => format!(" replica={}", m.to_replica),
+        MessageKind::TransferAsk if !m.declined.is_empty() => {
+            format!(" declined={:?}", m.declined)
+        }
+        MessageKind::TransferAnswer if m.reject => {
+            let why = m.refusal.as_ref().map_or("", |refusal| refusal.text.as_str());
+            format!(" declines: {why}")
+        }
+        MessageKind::TransferAnswer => " agrees".to_owned(),
         MessageKind::Sleep => format!(" last={} commit={}", m.index, m.commit),
         MessageKind::SleepResponse => if m.reject { " refuses" } else { " agrees" }.to_owned(),
         _ => String::new(),
@@ -61,6 +70,9 @@ fn snapshot_fields(message: &GroupMessage) -> String {
 
 fn wire_entries(previous: u64, entries: &[log::Entry]) -> String {
     let words = entries.iter().zip(previous + 1..).map(|(entry, index)| {
+        if entry.kind() == log::EntryKind::Requirement {
+            return format!("{} requirement", LogPosition::new(entry.term, index));
+        }
         let config = entry.kind() == log::EntryKind::Config;
         one_entry(LogPosition::new(entry.term, index), config, &entry.data)
     });
@@ -98,7 +110,10 @@ fn list(name: &str, words: impl Iterator<Item = String>) -> String {
 pub fn entries(entries: &[Entry]) -> String {
     let words = entries.iter().map(|entry| {
         let at = LogPosition { term: entry.term, index: entry.index };
-        one_entry(at, entry.kind == EntryKind::Config, &entry.data)
+        match entry.kind {
+            EntryKind::Requirement => format!("{at} requirement"),
+            kind => one_entry(at, kind == EntryKind::Config, &entry.data),
+        }
     });
     list(" entries", words)
 }
@@ -149,6 +164,11 @@ pub fn changes(before: Option<&GroupStatus>, status: &GroupStatus) -> Vec<String
     if differs(&role) {
         lines.push(role(status));
     }
+    if differs(&|status| format!("{:?}", status.caretaker))
+        && let Some(why) = &status.caretaker
+    {
+        lines.push(format!("serves nobody: {why}"));
+    }
     if differs(&|status| membership(&status.membership)) {
         lines.push(membership(&status.membership));
     }
@@ -196,7 +216,11 @@ pub fn membership(membership: &Membership) -> String {
         let instead = incoming.replaces.map_or(String::new(), |old| format!(" for {}", node(old)));
         format!(" incoming={}{instead}", node(incoming.replica))
     });
-    format!("config {index}{voters}{outgoing}{learners}{incoming}")
+    let requires = match membership.requirement.is_empty() {
+        true => String::new(),
+        false => format!(" requires=({})", membership.requirement),
+    };
+    format!("config {index}{voters}{outgoing}{learners}{incoming}{requires}")
 }
 
 /// How a proposal ended, and whether that is certain.

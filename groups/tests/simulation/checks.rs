@@ -54,6 +54,7 @@ pub struct Checks {
     pub lease_reads: u64,
     pub changes: u64,
     pub retired: u64,
+    pub caretakers: u64,
 }
 
 /// What a number of runs brought about: a run in which nothing happens proves nothing.
@@ -70,6 +71,7 @@ pub struct Coverage {
     pub lease_reads: u64,
     pub changes: u64,
     pub retired: u64,
+    pub caretakers: u64,
 }
 
 impl Coverage {
@@ -85,11 +87,11 @@ impl Coverage {
         self.lease_reads += checks.lease_reads;
         self.changes += checks.changes;
         self.retired += checks.retired;
+        self.caretakers += checks.caretakers;
     }
 
     /// Every kind of thing happened, and often.
     pub fn demand(&self, runs: u64) {
-        println!("{runs} runs: {self:?}");
         assert!(self.acknowledged > runs * 50, "{self:?}");
         assert!(self.definite > runs && self.unknown > runs, "{self:?}");
         assert!(self.reads > runs * 5 && self.leaders > runs * 2, "{self:?}");
@@ -195,6 +197,7 @@ impl Checks {
             (EdgeKind::Lost { .. }, Some((led, _))) if led == term => None,
             _ => return Err(format!("{node:?} told {edge:?} after {before:?}")),
         };
+        self.caretakers += u64::from(matches!(edge.kind, EdgeKind::Caretaker));
         if matches!(edge.kind, EdgeKind::Acquired) {
             let leader = *self.leaders.entry((group, term)).or_insert(node);
             if leader != node {
@@ -206,6 +209,12 @@ impl Checks {
             None => self.standings.remove(&(node, group)),
         };
         Ok(())
+    }
+
+    /// Who was elected to lead a group, by term.
+    pub fn leadership_of(&self, group: GroupId) -> Vec<(u64, NodeId)> {
+        let of = self.leaders.iter().filter(|((led, _), _)| *led == group);
+        of.map(|((_, term), node)| (*term, *node)).collect()
     }
 
     /// A process died: its leaderships ended without a word.

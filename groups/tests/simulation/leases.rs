@@ -3,6 +3,7 @@
 use shardhost_groups::config::KnownBugs;
 use shardhost_groups::{GroupId, NodeId};
 
+use crate::checks::Coverage;
 use crate::cluster::{Cluster, Shape};
 use crate::{all_seeds_hold, run};
 
@@ -10,7 +11,7 @@ const GROUP: GroupId = GroupId::new(1);
 
 #[test]
 fn leases_keep_their_promise_while_clocks_differ_and_orders_come_late() {
-    all_seeds_hold(Shape::leasing);
+    all_seeds_hold(Shape::leasing, Coverage::demand);
 }
 
 /// One group on three nodes, a leader and two followers, and what a scenario does to them.

@@ -217,6 +217,11 @@ impl Node {
         Ok((core, Applier::new(group, Box::new(machine), snapshots, applied)))
     }
 
+    /// The term of its replica.
+    pub fn term_of(&self, group: GroupId) -> Option<Term> {
+        Some(self.process.as_ref()?.core.group(group)?.status().term)
+    }
+
     /// The groups that this node leads and serves.
     pub fn serves(&self, group: GroupId) -> bool {
         let core = self.process.as_ref().and_then(|process| process.core.group(group));

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use super::GroupCore;
 use crate::clock::Moment;
-use crate::error::TransferError;
+use crate::error::{LeaderHint, TransferError};
 use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
 
@@ -320,6 +320,17 @@ impl GroupCore {
         }
         let waiters = transfer.waiters.into_iter();
         round.transfer_replies.extend(waiters.map(|waiter| (waiter, outcome.clone())));
+    }
+
+    /// Who leads, or is about to: the target of a transfer that got this replica's vote.
+    pub(super) fn successor_hint(&self) -> Option<LeaderHint> {
+        let about_to = || {
+            let transfer = self.transfer.as_ref().filter(|one| one.is_frozen())?;
+            let voted = self.raw.raft.vote == transfer.replica && !self.leads();
+            let term = Term::new(self.raw.raft.term);
+            voted.then_some(LeaderHint { node: transfer.to, term })
+        };
+        self.leader_hint().or_else(about_to)
     }
 
     /// Where leadership is being handed to.

@@ -15,20 +15,20 @@ use crate::words;
 use crate::world::{Cluster, Done};
 
 /// Who asks, and under which line the answer appears.
-struct Asker {
-    node: NodeId,
-    group: GroupId,
+pub(super) struct Asker {
+    pub(super) node: NodeId,
+    pub(super) group: GroupId,
     name: String,
 }
 
 impl Asker {
-    fn new(arguments: &mut Arguments<'_>) -> Result<Self, String> {
+    pub(super) fn new(arguments: &mut Arguments<'_>) -> Result<Self, String> {
         let name: Option<String> = arguments.maybe("as")?;
         let name = name.map_or(String::new(), |name| format!(" {name}"));
         Ok(Self { node: arguments.node("node")?, group: arguments.group()?, name })
     }
 
-    fn line(&self, what: &str) -> String {
+    pub(super) fn line(&self, what: &str) -> String {
         format!("n{} g{} {what}{}", self.node, self.group, self.name)
     }
 }

@@ -4,6 +4,7 @@ mod arguments;
 mod asking;
 mod forge;
 mod nodes;
+mod policies;
 mod setup;
 mod time;
 mod traffic;
@@ -79,6 +80,10 @@ impl Cluster {
             "change" | "replace" | "cancel-addition" => self.change(command, arguments),
             "barrier" => self.barrier(arguments),
             "snapshot" => self.take_snapshot(arguments),
+            "require" => self.require(arguments),
+            "advertise" => self.advertise(arguments),
+            "policy" => self.policy(arguments),
+            "reevaluate" => self.reevaluate(arguments),
             "persist" => self.each(arguments, |cluster, node| {
                 cluster.write(node)?;
                 cluster.sync(node)

@@ -101,6 +101,7 @@ fn part(arguments: &mut Arguments<'_>) -> Result<Part, String> {
         "disk" => Ok(Part::Disk),
         "machine" => Ok(Part::Machine),
         "worker" => Ok(Part::Worker),
+        "policies" => Ok(Part::Policies),
         other => Err(format!("a node has no {other}")),
     }
 }

@@ -143,6 +143,7 @@ impl Cluster {
         self.tell_answers();
         self.send(id, round.messages);
         let process = self.process(id)?;
+        process.admissions.extend(round.admissions);
         if !round.log.is_empty() || !round.log.prune.is_empty() {
             process.to_write.push_back(round.log);
         }
@@ -295,7 +296,9 @@ impl Cluster {
     /// A node learns that another one answers.
     pub fn node_live(&mut self, id: NodeId, live: NodeId) -> Done {
         let incarnation = self.node(live)?.life + 1;
-        self.input(id, Input::NodeLive { node: live, incarnation })
+        let advert = Arc::new(self.node(live)?.advert.clone());
+        self.input(id, Input::NodeLive { node: live, incarnation })?;
+        self.input(id, Input::NodeAdvert { node: live, incarnation, advert })
     }
 }
 

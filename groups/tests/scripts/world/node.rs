@@ -7,7 +7,7 @@ use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
 use shardhost_groups::clock::Moment;
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::core::{GroupCore, Opened, ReplicaStart};
-use shardhost_groups::policy::Policies;
+use shardhost_groups::policy::{AdmissionRequest, Policies, PolicyGuard};
 use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
     SnapshotStore,
@@ -36,6 +36,8 @@ pub struct Process {
     pub to_write: VecDeque<LogTask>,
     /// Written, and not synced yet.
     pub written: Vec<LogTask>,
+    /// Leaderships that policies are asked about.
+    pub admissions: VecDeque<AdmissionRequest>,
     /// What the trace last told of each group.
     pub told: BTreeMap<GroupId, Arc<GroupStatus>>,
     /// What each group last published of its lease.
@@ -58,6 +60,7 @@ pub enum Part {
     Disk,
     Machine,
     Worker,
+    Policies,
 }
 
 /// A node: a process that comes and goes, and disks that stay.
@@ -76,6 +79,8 @@ pub struct Node {
     /// What it says of itself.
     pub advert: Advert,
     pub policies: Policies,
+    /// Policies that a script registered.
+    pub guards: Vec<PolicyGuard>,
 }
 
 impl Node {
@@ -92,6 +97,7 @@ impl Node {
             keeps,
             advert: Advert::default(),
             policies: Policies::new(),
+            guards: Vec::new(),
         }
     }
 
@@ -139,6 +145,7 @@ impl Node {
             core: WorkerCore::new(self.advert.clone(), self.policies.clone()),
             machines: BTreeMap::new(),
             to_write: VecDeque::new(),
+            admissions: VecDeque::new(),
             written: Vec::new(),
             told: BTreeMap::new(),
             leases: BTreeMap::new(),

@@ -1,6 +1,6 @@
 //! How time passes: ticks, elections, and letting everything happen until nothing is left to do.
 
-use shardhost_groups::worker::TICK_SLOTS;
+use shardhost_groups::worker::{GroupEvent, Input, TICK_SLOTS};
 use shardhost_groups::{GroupId, NodeId, Role};
 
 use crate::world::network::Pattern;
@@ -81,11 +81,23 @@ impl Cluster {
         Err(format!("nothing comes to rest within {MAX_TURNS} turns"))
     }
 
+    /// The policies of a node answer, if one was asked.
+    fn ask_policies(&mut self, id: NodeId) -> Result<bool, String> {
+        let Some(request) = self.process(id)?.admissions.pop_front() else { return Ok(false) };
+        let (group, epoch) = (request.group, request.epoch);
+        let event = GroupEvent::Admission { term: request.term(), answer: request.ask() };
+        self.input(id, Input::Group { group, epoch, event })?;
+        Ok(true)
+    }
+
     /// A node takes what arrived, writes, and applies. False when there was nothing to do.
     fn turn(&mut self, id: NodeId) -> Result<bool, String> {
         let mut moved = false;
         if self.moves(id, Part::Worker) {
             moved |= self.take_arrivals(id)?;
+        }
+        if self.moves(id, Part::Policies) {
+            moved |= self.ask_policies(id)?;
         }
         if self.moves(id, Part::Disk) && self.process(id)?.has_writes() {
             moved = true;

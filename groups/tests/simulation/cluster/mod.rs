@@ -69,6 +69,8 @@ pub struct Shape {
     pub changes: bool,
     /// Whether leadership is handed over all the time.
     pub transfers: bool,
+    /// Whether nodes win and lose capabilities, and groups change what they require.
+    pub policies: bool,
 }
 
 impl Shape {
@@ -97,6 +99,7 @@ impl Shape {
             drift: 0,
             changes: false,
             transfers: false,
+            policies: false,
         }
     }
 
@@ -124,6 +127,15 @@ impl Shape {
         let mut chance = Chance::new(seed ^ 0xcafe);
         shape.spares = chance.between(1, 3);
         shape.changes = true;
+        shape
+    }
+
+    /// As a seed draws it, with capabilities that come and go.
+    pub fn choosing(seed: u64) -> Self {
+        let mut shape = Self::from_seed(seed);
+        shape.nodes = 3 + 2 * (seed % 2);
+        shape.policies = true;
+        shape.transfers = seed.is_multiple_of(3);
         shape
     }
 
@@ -193,6 +205,7 @@ enum Event {
         committed: u64,
     },
     Change,
+    Policy,
     Transfer,
     Fault,
     Admission {
@@ -223,6 +236,8 @@ pub struct Cluster {
     fingerprint: u64,
     story: bool,
     faulty: bool,
+    /// Nodes hear nothing more of what others say of themselves.
+    hushed: bool,
 }
 
 impl Cluster {
@@ -242,6 +257,7 @@ impl Cluster {
             fingerprint: 0,
             story: std::env::var("SIMULATION_SEED").is_ok(),
             faulty: false,
+            hushed: false,
         };
         let ids: Vec<NodeId> = (1..=shape.nodes + shape.spares).map(NodeId::must).collect();
         let membership = Membership::initial((1..=shape.nodes).map(NodeId::must));
@@ -330,6 +346,7 @@ impl Cluster {
                 self.lease_answer((node, life), group, needed, (called, committed))
             }
             Event::Change => self.change_something(),
+            Event::Policy => self.change_policies(),
             Event::Transfer => {
                 if self.faulty {
                     let wait = self.chance.between(300, 2_500);

@@ -11,6 +11,9 @@ impl Cluster {
         if self.shape.transfers {
             self.after(1_200, Event::Transfer);
         }
+        if self.shape.policies {
+            self.after(700, Event::Policy);
+        }
         if self.shape.changes {
             self.after(1_500, Event::Change);
         }
@@ -41,6 +44,7 @@ impl Cluster {
 
     /// Ends all faults; then everything must be well again by itself, within a bound.
     pub fn heal_and_settle(&mut self) -> Result<(), String> {
+        self.everybody_is_fit()?;
         self.network.heal();
         self.weather = Weather::CALM;
         for id in self.node_ids() {

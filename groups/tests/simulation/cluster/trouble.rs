@@ -114,7 +114,7 @@ impl Cluster {
                     }
                     _ => {}
                 }
-                if heard && node.told.get(&from) != Some(&advert) {
+                if heard && !self.hushed && node.told.get(&from) != Some(&advert) {
                     node.told.insert(from, Arc::clone(&advert));
                     changes.push(Input::NodeAdvert { node: from, incarnation: life, advert });
                 }

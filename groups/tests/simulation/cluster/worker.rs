@@ -87,6 +87,7 @@ impl Cluster {
         }
         for (_, _, status) in &round.statuses {
             self.checks.sleeps += u64::from(status.asleep);
+            self.serves_only_where_it_may(id, status)?;
         }
         if let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) {
             process.leases.extend(round.leases.into_iter().map(|(group, _, sign)| (group, sign)));

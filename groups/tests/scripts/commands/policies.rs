@@ -1,0 +1,102 @@
+//! Who may lead: what groups require, what nodes say of themselves, and what policies say.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use shardhost_groups::core::{MembershipOrder, MembershipRequest};
+use shardhost_groups::leadership::GroupSelector;
+use shardhost_groups::policy::{Acquisition, Candidate, Decision, LeadershipPolicy, Opinion};
+use shardhost_groups::worker::{Advert, Input};
+use shardhost_groups::{LogIndex, Membership, NodeId, Requirement, RequirementMode};
+
+use super::arguments::Arguments;
+use crate::commands::asking::Asker;
+use crate::words;
+use crate::world::{Cluster, Done};
+
+/// A policy that says what its script says, once leadership was acquired.
+#[derive(Debug)]
+struct Scripted(Decision);
+
+impl LeadershipPolicy for Scripted {
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+    fn may_lead(&self, _: &Candidate<'_>) -> Opinion {
+        Opinion::Fit
+    }
+    fn asks_on_acquisition(&self) -> bool {
+        true
+    }
+    fn on_acquired(&self, _: &Acquisition) -> Decision {
+        self.0.clone()
+    }
+}
+
+impl Cluster {
+    pub fn require(&mut self, arguments: &mut Arguments<'_>) -> Done {
+        let asker = Asker::new(arguments)?;
+        let names: Vec<String> = arguments.all("names")?;
+        let soft = arguments.flag("soft")?;
+        let whoever_meets_it = arguments.flag("even-if-nobody")?;
+        let expecting = arguments.maybe("expecting")?.map(LogIndex::new);
+        let mode = if soft { RequirementMode::Soft } else { RequirementMode::Hard };
+        let requirement = Requirement { capabilities: names.into_iter().collect(), mode };
+        let good =
+            |membership: Arc<Membership>| format!("done, {}", words::membership(&membership));
+        let waiter = self.answers.ask(asker.line("require"), good);
+        let order = MembershipOrder::Require { requirement, expecting, whoever_meets_it };
+        let request = Box::new(MembershipRequest { order, waiter });
+        self.input(asker.node, Input::ChangeMembership { group: asker.group, request })
+    }
+
+    /// A node says something of itself, and the others that run hear it.
+    pub fn advertise(&mut self, arguments: &mut Arguments<'_>) -> Done {
+        let (id, draining) = (arguments.node("node")?, arguments.flag("draining")?);
+        let capabilities: BTreeSet<String> = arguments.all("names")?.into_iter().collect();
+        let silently = arguments.flag("silently")?;
+        let advert = Advert { capabilities, draining };
+        self.node(id)?.advert = advert.clone();
+        let advert = Arc::new(advert);
+        if self.runs(id) {
+            self.input(id, Input::OwnAdvert(Arc::clone(&advert)))?;
+        }
+        if silently {
+            return Ok(());
+        }
+        self.tell_advert(id)
+    }
+
+    /// The others hear what a node says of itself.
+    pub fn tell_advert(&mut self, id: NodeId) -> Done {
+        let advert = Arc::new(self.node(id)?.advert.clone());
+        let incarnation = self.node(id)?.life + 1;
+        let others: Vec<NodeId> = self.node_ids().into_iter().filter(|node| *node != id).collect();
+        for other in others.into_iter().filter(|other| self.runs(*other)).collect::<Vec<_>>() {
+            let advert = Arc::clone(&advert);
+            self.input(other, Input::NodeAdvert { node: id, incarnation, advert })?;
+        }
+        Ok(())
+    }
+
+    /// From here on a policy of the node is asked about every leadership it acquires.
+    pub fn policy(&mut self, arguments: &mut Arguments<'_>) -> Done {
+        let id = arguments.node("node")?;
+        let reason: String = arguments.maybe("reason")?.unwrap_or_else(|| "so-it-is".to_owned());
+        let decision = match arguments.one::<String>("says")?.as_str() {
+            "serve" => Decision::Serve,
+            "caretaker" => Decision::Caretaker(reason),
+            "decline" => Decision::Decline { reason, targets: arguments.nodes("to")? },
+            other => return Err(format!("no policy says {other}")),
+        };
+        let node = self.node(id)?;
+        node.guards.clear();
+        node.guards.push(node.policies.register(GroupSelector::All, Arc::new(Scripted(decision))));
+        Ok(())
+    }
+
+    pub fn reevaluate(&mut self, arguments: &mut Arguments<'_>) -> Done {
+        let (node, group) = (arguments.node("node")?, arguments.group()?);
+        self.input(node, Input::Reevaluate { group })
+    }
+}

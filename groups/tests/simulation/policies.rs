@@ -1,0 +1,168 @@
+//! Who leads: seeded runs with capabilities that come and go, and scenarios in which it must be a
+//! certain one.
+
+use shardhost_groups::worker::Advert;
+use shardhost_groups::{GroupId, NodeId, Requirement};
+
+use crate::all_seeds_hold;
+use crate::cluster::{Cluster, Shape};
+
+const GROUP: GroupId = GroupId::new(1);
+
+fn having(names: &[&str]) -> Advert {
+    let capabilities = names.iter().map(|name| (*name).to_owned()).collect();
+    Advert { capabilities, draining: false }
+}
+
+fn draining() -> Advert {
+    Advert { draining: true, ..having(&["fifo"]) }
+}
+
+/// A calm cluster in which these nodes have what the group requires of its leader.
+fn cluster(seed: u64, nodes: u64, able: &[u64]) -> Result<Cluster, String> {
+    let mut shape = Shape::calm();
+    shape.nodes = nodes;
+    shape.groups = 1;
+    shape.config.seed = seed;
+    shape.config.sleep_after_ticks = if seed.is_multiple_of(2) { 0 } else { 10 };
+    let mut cluster = Cluster::new(seed, &shape);
+    for node in 1..=nodes {
+        let advert = if able.contains(&node) { having(&["fifo"]) } else { having(&[]) };
+        cluster.advertise(NodeId::must(node), advert)?;
+    }
+    cluster.pass(4_000)?;
+    cluster.require(GROUP, Requirement::hard(["fifo"]).unwrap())?;
+    cluster.pass(2_000)?;
+    Ok(cluster)
+}
+
+fn led_by(cluster: &Cluster, able: &[u64]) -> Result<NodeId, String> {
+    let leader = cluster.leader_of(GROUP).ok_or("nobody serves the group")?;
+    match able.contains(&leader.get()) {
+        true => Ok(leader),
+        false => Err(format!("{leader:?} leads")),
+    }
+}
+
+fn for_seeds(scenario: impl Fn(u64) -> Result<(), String>) {
+    for seed in 0..60 {
+        scenario(seed).unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
+    }
+}
+
+#[test]
+fn clusters_keep_their_promises_while_capabilities_come_and_go() {
+    all_seeds_hold(Shape::choosing, |coverage, runs| {
+        assert!(coverage.caretakers > runs, "{coverage:?}");
+        assert!(coverage.acknowledged > runs * 50 && coverage.transfers > runs / 2, "{coverage:?}");
+    });
+}
+
+/// Whenever the leader dies, somebody who has what is required is elected, and nobody else is
+/// even for a moment.
+#[test]
+fn an_election_is_won_by_one_that_has_what_is_required() {
+    for_seeds(|seed| {
+        let able = [1, 2, 4];
+        let mut cluster = cluster(seed, 5, &able)?;
+        for _ in 0..2 {
+            let leader = led_by(&cluster, &able)?;
+            let before = cluster.checks().leadership_of(GROUP).len();
+            cluster.crash(leader, 0);
+            cluster.pass(7_000)?;
+            led_by(&cluster, &able)?;
+            let elected = cluster.checks().leadership_of(GROUP)[before..].to_vec();
+            if elected.iter().any(|(_, node)| !able.contains(&node.get())) {
+                return Err(format!("elected were {elected:?}"));
+            }
+            cluster.restart(leader)?;
+            cluster.pass(2_000)?;
+        }
+        Ok(())
+    });
+}
+
+/// Everybody says that it has what is required, and nobody has when it is asked: leadership goes to
+/// each voter once at most.
+#[test]
+fn without_news_leadership_is_handed_on_once_per_voter_at_most() {
+    for_seeds(|seed| {
+        let mut cluster = cluster(seed, 5, &[1, 2, 3, 4, 5])?;
+        let before = cluster.checks().leadership_of(GROUP).len();
+        cluster.hush(true);
+        for node in 1..=5 {
+            cluster.advertise(NodeId::must(node), having(&[]))?;
+        }
+        cluster.pass(60_000)?;
+        let moves = cluster.checks().leadership_of(GROUP).len() - before;
+        if moves > 5 {
+            return Err(format!("leadership moved {moves} times"));
+        }
+        cluster.hush(false);
+        cluster.advertise(NodeId::must(3), having(&["fifo"]))?;
+        cluster.pass(3_000)?;
+        led_by(&cluster, &[3]).map(|_| ())
+    });
+}
+
+/// Nobody who is left has what is required: the group has a leader that serves nobody, takes a
+/// change of what is required, and serves then.
+#[test]
+fn a_group_that_nobody_may_lead_can_be_repaired() {
+    for_seeds(|seed| {
+        let mut cluster = cluster(seed, 3, &[1])?;
+        led_by(&cluster, &[1])?;
+        cluster.crash(NodeId::must(1), 0);
+        cluster.pass(25_000)?;
+        if let Some(leader) = cluster.leader_of(GROUP) {
+            return Err(format!("{leader:?} serves"));
+        }
+        cluster.require(GROUP, Requirement::default())?;
+        cluster.pass(2_000)?;
+        cluster.write_to_every_group()?;
+        cluster.require(GROUP, Requirement::hard(["fifo"]).unwrap())?;
+        cluster.restart(NodeId::must(1))?;
+        cluster.pass(8_000)?;
+        led_by(&cluster, &[1]).map(|_| ())
+    });
+}
+
+/// The one that has what is required comes to lack it while it leads, and another comes to have it.
+#[test]
+fn leadership_follows_what_is_required() {
+    for_seeds(|seed| {
+        let mut cluster = cluster(seed, 3, &[1])?;
+        for able in [2, 3, 1, 2] {
+            for node in 1..=3 {
+                let advert = if node == able { having(&["fifo"]) } else { having(&["ssd"]) };
+                cluster.advertise(NodeId::must(node), advert)?;
+            }
+            cluster.pass(6_000)?;
+            led_by(&cluster, &[able])?;
+            cluster.write_to_every_group()?;
+        }
+        Ok(())
+    });
+}
+
+/// A node that drains is elected last, and is elected when nobody else is left.
+#[test]
+fn a_draining_node_leads_when_nobody_else_can() {
+    for_seeds(|seed| {
+        let mut cluster = cluster(seed, 3, &[1, 2, 3])?;
+        let leader = led_by(&cluster, &[1, 2, 3])?;
+        let others: Vec<NodeId> =
+            cluster.node_ids().into_iter().filter(|node| *node != leader).collect();
+        cluster.advertise(others[0], draining())?;
+        cluster.pass(1_000)?;
+        cluster.crash(leader, 0);
+        cluster.pass(7_000)?;
+        led_by(&cluster, &[others[1].get()])?;
+        cluster.advertise(others[1], draining())?;
+        cluster.crash(others[1], 0);
+        cluster.restart(leader)?;
+        cluster.advertise(leader, draining())?;
+        cluster.pass(12_000)?;
+        led_by(&cluster, &[leader.get(), others[0].get()]).map(|_| ())
+    });
+}
