@@ -70,7 +70,8 @@ pub enum Operation {
         /// The group.
         group: GroupId,
     },
-    /// All replicas of a group whose end was ordered are gone.
+    /// All replicas of a group whose end was ordered are gone. To be proposed with the revision of
+    /// that order: one that comes late must not end the wait for the replicas of the next life.
     FinishDestroy {
         /// The group.
         group: GroupId,

@@ -266,6 +266,9 @@ impl Parts {
         frame: wire::SnapshotRecords,
         head: &wire::SnapshotHead,
     ) -> Result<(), String> {
+        if !self.keys.is_empty() {
+            return Err("records follow changes".to_owned());
+        }
         for message in frame.records {
             let record = record_from_message(message).map_err(|refusal| refusal.to_string())?;
             self.add(record, head)?;

@@ -4,13 +4,18 @@ use super::count::Count;
 use super::flow::Cost;
 use super::index::NONE;
 use super::load::{self, Limit, heat};
+use super::order::{self, Runs, Step};
 use super::plan::Tier;
+use super::round;
 use super::sheet::Duty;
 use super::spread;
 use super::state::State;
 
 /// How often load and count are balanced in turn.
 const TURNS: usize = 8;
+
+/// How often moves that buy nothing are taken out.
+const PRUNINGS: usize = 8;
 
 /// Where everything should be, and what first took a group away from where it is.
 pub(super) struct Arrangement {
@@ -19,11 +24,29 @@ pub(super) struct Arrangement {
     pub(super) prices: Vec<(usize, Cost)>,
 }
 
-/// Moves the state from where everything is to where it should be.
-pub(super) fn arrange(state: &mut State<'_>) -> Arrangement {
+/// Moves the state from where everything is to where it should be. Says in which order.
+pub(super) fn arrange(state: &mut State<'_>) -> (Arrangement, Runs) {
+    let before = state.clone();
     let mut tier = vec![None; state.index.groups()];
     place_leaving(state, &mut tier);
     mark(&mut tier, &spread::balance(state), Tier::Spread);
+    let mut arrangement = Arrangement { tier, prices: Vec::new() };
+    balance(state, &mut arrangement);
+    let mut runs = order::runs(&before, state, &arrangement);
+    for _ in 0..PRUNINGS {
+        let idle = round::idle(&before, &runs);
+        if idle.is_empty() {
+            break;
+        }
+        take_back(state, &before, &idle, &mut arrangement.tier);
+        balance(state, &mut arrangement);
+        runs = order::runs(&before, state, &arrangement);
+    }
+    (arrangement, runs)
+}
+
+/// Load and count, as often as one gives the other something to do.
+fn balance(state: &mut State<'_>, arrangement: &mut Arrangement) {
     let tolerance = load::limits(state, Limit::Tolerance);
     let mut count = Count::new(state);
     for turn in 0..TURNS {
@@ -31,10 +54,23 @@ pub(super) fn arrange(state: &mut State<'_>) -> Arrangement {
         if turn > 0 && moved.is_empty() {
             break;
         }
-        mark(&mut tier, &moved, Tier::Load);
-        mark(&mut tier, &count.balance(state), Tier::Count);
+        mark(&mut arrangement.tier, &moved, Tier::Load);
+        mark(&mut arrangement.tier, &count.balance(state), Tier::Count);
     }
-    Arrangement { tier, prices: count.certificate(state) }
+    arrangement.prices = count.certificate(state);
+}
+
+/// Sends groups home that are away for nothing, and with them all that are free to move: the exact
+/// balance begins where nothing moved.
+fn take_back(state: &mut State<'_>, before: &State<'_>, idle: &[Step], tiers: &mut [Option<Tier>]) {
+    let free = |group: &usize| state.index.is_free(*group) && state.sheet.may_stay(*group);
+    let free: Vec<usize> = (0..state.index.groups()).filter(free).collect();
+    for group in free.into_iter().chain(idle.iter().map(|step| step.group as usize)) {
+        if state.place[group] != before.place[group] {
+            state.shift(group, before.place[group]);
+            tiers[group] = None;
+        }
+    }
 }
 
 fn mark(tiers: &mut [Option<Tier>], moved: &[u32], tier: Tier) {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use shardhost_storage::{GroupId, NodeId};
 
-use super::snapshot::{MAX_GROUPS, MAX_LOAD, MAX_NODES, MAX_WEIGHT, Snapshot};
+use super::snapshot::{Group, MAX_GROUPS, MAX_LOAD, MAX_NODES, MAX_WEIGHT, Snapshot};
 
 /// Why a snapshot is refused. Nothing was planned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,8 +141,6 @@ impl Snapshot {
         within("groups", self.groups.len(), MAX_GROUPS)?;
         rises(self.nodes.iter().map(|node| node.id))
             .map_err(|(before, after)| SnapshotError::Nodes { before, after })?;
-        rises(self.groups.iter().map(|group| group.id))
-            .map_err(|(before, after)| SnapshotError::Groups { before, after })?;
         rises(self.moves.iter().map(|entry| entry.group))
             .map_err(|(before, after)| SnapshotError::Moves { before, after })?;
         rises(self.mutes.iter().map(|mute| (mute.group, mute.target)))
@@ -159,16 +157,25 @@ impl Snapshot {
     }
 
     fn check_groups(&self) -> Result<(), SnapshotError> {
+        let mut last = None;
         for group in &self.groups {
-            if group.load > MAX_LOAD {
-                return Err(SnapshotError::Load { group: group.id, load: group.load });
+            if let Some(before) = last.filter(|last| *last >= group.id) {
+                return Err(SnapshotError::Groups { before, after: group.id });
             }
-            rises(group.voters.iter().map(|voter| voter.node)).map_err(|(before, after)| {
-                SnapshotError::Voters { group: group.id, before, after }
-            })?;
+            last = Some(group.id);
+            check_group(group)?;
         }
         Ok(())
     }
+}
+
+fn check_group(group: &Group) -> Result<(), SnapshotError> {
+    if group.load > MAX_LOAD {
+        return Err(SnapshotError::Load { group: group.id, load: group.load });
+    }
+    let voters = group.voters.iter().map(|voter| voter.node);
+    let error = |(before, after)| SnapshotError::Voters { group: group.id, before, after };
+    rises(voters).map_err(error)
 }
 
 fn within(what: &'static str, found: usize, limit: usize) -> Result<(), SnapshotError> {

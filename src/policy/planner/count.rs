@@ -159,8 +159,7 @@ fn step(state: &State<'_>, group: usize, sweep: Sweep, share: &[u64]) -> Option<
         effect.pairs <= 0 && effect.load <= 0 && effect.count < 0
     };
     let targets = state.sheet.allowed.row(group).iter().copied();
-    targets
-        .filter(wanted)
-        .filter(harmless)
-        .min_by_key(|to| (state.next_cost(*to), *to != state.sheet.home[group], state.index.turn(*to)))
+    targets.filter(wanted).filter(harmless).min_by_key(|to| {
+        (state.next_cost(*to), *to != state.sheet.home[group], state.index.turn(*to))
+    })
 }

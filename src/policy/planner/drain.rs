@@ -38,9 +38,7 @@ pub fn assign_drain(snapshot: &Snapshot) -> Result<DrainAssignment, SnapshotErro
     let mut state = State::at_home(&index, &sheet);
     let undrainable = undrainable(&state);
     let plan = plan_within(&mut state, Budgets::unlimited(index.nodes()));
-    let drains = |step: &Move| {
-        index.node(step.from).is_some_and(|node| is_draining(&index, node))
-    };
+    let drains = |step: &Move| index.node(step.from).is_some_and(|node| is_draining(&index, node));
     Ok(DrainAssignment {
         moves: plan.moves.into_iter().filter(drains).collect(),
         undrainable,

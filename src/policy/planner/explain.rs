@@ -220,10 +220,10 @@ impl<'a> Explainer<'a> {
         let waiting = plan.deferred.iter().map(|step| (step.group, step.to));
         for (group, to) in moved.chain(waiting) {
             let at = groups.binary_search_by_key(&group, |group| group.id);
-            if let (Ok(at), Some(to)) = (at, index.node(to)) {
-                if after.place[at] != NONE {
-                    after.shift(at, to);
-                }
+            if let (Ok(at), Some(to)) = (at, index.node(to))
+                && sheet.allowed.row(at).contains(&to)
+            {
+                after.shift(at, to);
             }
         }
         Self { index, sheet, after, outcomes: outcomes(plan) }
@@ -285,7 +285,8 @@ impl<'a> Explainer<'a> {
         let group = &self.index.snapshot.groups[at];
         let mutes = target::mutes_of(self.index, group);
         let judged = group.voters.iter().map(|voter| target::judge(self.index, at, voter, mutes));
-        let fine = |(node, verdict): (Option<u32>, _)| node.filter(|_| verdict == TargetVerdict::Eligible);
+        let fine =
+            |(node, verdict): (Option<u32>, _)| node.filter(|_| verdict == TargetVerdict::Eligible);
         judged.filter_map(fine).filter(|node| *node != home).collect()
     }
 }
@@ -327,11 +328,10 @@ pub(super) fn held(index: &Index<'_>, at: usize) -> Stay {
 pub(super) fn no_target(index: &Index<'_>, at: usize, home: u32) -> Stay {
     let group = &index.snapshot.groups[at];
     let mutes = target::mutes_of(index, group);
-    let muted = group.voters.iter().filter_map(|voter| {
-        match target::judge(index, at, voter, mutes) {
+    let muted =
+        group.voters.iter().filter_map(|voter| match target::judge(index, at, voter, mutes) {
             (Some(node), TargetVerdict::Muted { until_ms }) if node != home => Some(until_ms),
             _ => None,
-        }
-    });
+        });
     muted.min().map_or(Stay::NoTarget, |until_ms| Stay::AllMuted { until_ms })
 }

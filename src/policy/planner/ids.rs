@@ -11,7 +11,10 @@ fn checked<E: Error>(value: u64) -> Result<NodeId, E> {
 pub(super) mod node {
     use super::*;
 
-    pub(in super::super) fn serialize<S: Serializer>(id: &NodeId, to: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<S: Serializer>(
+        id: &NodeId,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         to.serialize_u64(id.get())
     }
 
@@ -48,7 +51,10 @@ pub(super) mod group {
     use super::*;
     use shardhost_storage::GroupId;
 
-    pub(in super::super) fn serialize<S: Serializer>(id: &GroupId, to: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<S: Serializer>(
+        id: &GroupId,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         to.serialize_u64(id.get())
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use shardhost_storage::NodeId;
+use shardhost_storage::{GroupId, NodeId};
 
 use super::snapshot::{Node, Requirement, Settings, Snapshot};
 
@@ -129,9 +129,13 @@ pub(super) struct Index<'a> {
     pub(super) standing: Vec<Standing>,
     /// Per node.
     pub(super) zone_of: Vec<u32>,
+    pub(super) zones: u32,
     /// Per group; `NONE` also for a label that no other group has.
     pub(super) label_of: Vec<u32>,
     pub(super) labels: usize,
+    /// Per group: its id and the term of its leader. Plans name groups in an order of their own, and
+    /// groups are large.
+    pub(super) fences: Vec<(GroupId, u64)>,
     /// Per group: its unconfirmed move in the ledger.
     pub(super) flight_of: Vec<u32>,
     requirement_of: Vec<u32>,
@@ -142,9 +146,11 @@ pub(super) struct Index<'a> {
 impl<'a> Index<'a> {
     pub(super) fn new(snapshot: &'a Snapshot) -> Self {
         let standing = |node| Standing::of(node, snapshot.now_ms, &snapshot.settings);
-        let (zone_of, _) = intern(snapshot.nodes.iter().map(|node| node.zone.as_str()));
+        let (zone_of, zones) = intern(snapshot.nodes.iter().map(|node| node.zone.as_str()));
         let (label_of, labels) = shared_labels(snapshot);
-        let requirements = snapshot.groups.iter().map(|group| &group.requirement);
+        let mut fences = Vec::with_capacity(snapshot.groups.len());
+        let groups = snapshot.groups.iter().inspect(|group| fences.push((group.id, group.term)));
+        let requirements = groups.map(|group| &group.requirement);
         let (requirement_of, requirements) = intern(requirements);
         let fitness = requirements
             .iter()
@@ -153,8 +159,10 @@ impl<'a> Index<'a> {
             snapshot,
             standing: snapshot.nodes.iter().map(standing).collect(),
             zone_of,
+            zones: zones.len() as u32,
             label_of,
             labels,
+            fences,
             flight_of: flights(snapshot),
             requirement_of,
             fitness: fitness.collect(),
@@ -250,10 +258,10 @@ fn shared_labels(snapshot: &Snapshot) -> (Vec<u32>, usize) {
 fn flights(snapshot: &Snapshot) -> Vec<u32> {
     let mut flights = vec![NONE; snapshot.groups.len()];
     for (number, entry) in (0..).zip(&snapshot.moves) {
-        if let Ok(at) = snapshot.groups.binary_search_by_key(&entry.group, |group| group.id) {
-            if !entry.is_confirmed() {
-                flights[at] = number;
-            }
+        if let Ok(at) = snapshot.groups.binary_search_by_key(&entry.group, |group| group.id)
+            && !entry.is_confirmed()
+        {
+            flights[at] = number;
         }
     }
     flights

@@ -11,6 +11,7 @@
 //! | [`snapshot`], `canon` | what goes in, and in which order |
 //! | [`plan`](mod@plan) | what comes out |
 //! | `index`, `target`, `sheet` | dense numbers; what may be done with each group: tiers 1 to 3 |
+//! | `findings` | what an operator should look at |
 //! | `state` | a placement of all leaders, and its [`Score`] |
 //! | `arrange`, `spread`, `load`, `count`, `flow` | the full plan: tiers 4 to 6 |
 //! | `order`, `round` | which of it comes first, and what budgets leave for this round |
@@ -26,6 +27,7 @@ pub mod check;
 mod count;
 pub mod drain;
 pub mod explain;
+mod findings;
 mod flow;
 mod ids;
 mod index;
@@ -46,15 +48,15 @@ pub use canon::SnapshotError;
 pub use check::{CheckError, check};
 pub use drain::{DrainAssignment, assign_drain};
 pub use explain::{Explanation, Outcome, Stay, why, why_all};
-pub use plan::{Certificate, DeferReason, Deferred, Finding, Move, Plan, Price, Score, Tier};
+pub use plan::{Certificate, DeferReason, Deferred, Finding, Move, NodeCount, Plan, Price};
+pub use plan::{Score, Stuck, Summary, Tier};
 pub use snapshot::{Group, LedgerMove, Mute, Node, Place, Requirement, RequirementMode};
 pub use snapshot::{Settings, Snapshot, Voter};
 pub use target::TargetVerdict;
 
 use arrange::{Arrangement, arrange};
-use index::{Fitness, Index, NONE};
-use order::Step;
-use plan::{NodeCount, Stuck, Summary};
+use index::Index;
+use order::{Runs, Step};
 use round::{Budgets, Round};
 use sheet::{Duty, Scope, Sheet};
 use state::State;
@@ -76,10 +78,9 @@ pub fn plan(snapshot: &Snapshot) -> Result<Plan, SnapshotError> {
 fn plan_within(state: &mut State<'_>, budgets: Budgets) -> Plan {
     let before = state.clone();
     let mut after = state.clone();
-    let arrangement = arrange(&mut after);
-    let runs = order::runs(&before, &after, &arrangement);
+    let (arrangement, runs) = arrange(&mut after);
     let mut round = Round::new(state, budgets);
-    round.fill(runs);
+    round.fill(&runs);
     let (bundles, deferred) = (round.bundles, round.deferred);
     Plan {
         moves: moves(&before, &bundles),
@@ -90,16 +91,17 @@ fn plan_within(state: &mut State<'_>, budgets: Budgets) -> Plan {
     }
 }
 
-fn moves(state: &State<'_>, bundles: &[Vec<Step>]) -> Vec<Move> {
-    let steps = (0..).zip(bundles).flat_map(|(at, bundle)| bundle.iter().map(move |s| (at, s)));
+fn moves(state: &State<'_>, bundles: &Runs) -> Vec<Move> {
+    let steps =
+        (0..).zip(bundles.iter()).flat_map(|(at, bundle)| bundle.iter().map(move |s| (at, s)));
     let to_move = |(bundle, step): (u32, &Step)| {
-        let group = &state.index.snapshot.groups[step.group as usize];
+        let (group, term) = state.index.fences[step.group as usize];
         Move {
-            group: group.id,
+            group,
             from: state.index.id(step.from),
             to: state.index.id(step.to),
             to_incarnation: state.index.snapshot.nodes[step.to as usize].incarnation,
-            term: group.term,
+            term,
             tier: step.tier,
             bundle,
         }
@@ -110,7 +112,7 @@ fn moves(state: &State<'_>, bundles: &[Vec<Step>]) -> Vec<Move> {
 fn deferrals(state: &State<'_>, mut deferred: Vec<(Step, DeferReason)>) -> Vec<Deferred> {
     deferred.sort_unstable_by_key(|(step, _)| step.group);
     let to_deferred = |(step, reason): (Step, DeferReason)| Deferred {
-        group: state.index.snapshot.groups[step.group as usize].id,
+        group: state.index.fences[step.group as usize].0,
         from: state.index.id(step.from),
         to: state.index.id(step.to),
         tier: step.tier,
@@ -146,7 +148,7 @@ fn summary(before: &State<'_>, round: &State<'_>, after: &State<'_>) -> Summary 
         after_round: round.score,
         after: after.score,
         nodes: (0..before.index.nodes()).map(count).collect(),
-        findings: findings(before.index),
+        findings: before.sheet.findings.clone(),
     }
 }
 
@@ -157,40 +159,4 @@ fn certificate(state: &State<'_>, arrangement: &Arrangement) -> Certificate {
         moves: *moves,
     };
     Certificate { prices: arrangement.prices.iter().map(price).collect() }
-}
-
-fn findings(index: &Index<'_>) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for group in 0..index.groups() {
-        findings_of(index, group, &mut findings);
-    }
-    for entry in &index.snapshot.moves {
-        if index.snapshot.groups.binary_search_by_key(&entry.group, |group| group.id).is_err() {
-            findings.push(Finding::MoveOfUnknownGroup { group: entry.group });
-        }
-    }
-    findings
-}
-
-fn findings_of(index: &Index<'_>, at: usize, findings: &mut Vec<Finding>) {
-    let what = &index.snapshot.groups[at];
-    let group = what.id;
-    if let Some(node) = what.pin.filter(|pin| !target::is_voter(what, *pin)) {
-        findings.push(Finding::PinToNonVoter { group, node });
-    }
-    if target::contradicts(&what.preference) {
-        findings.push(Finding::PreferenceContradicts { group });
-    }
-    let flying = index.flight_of[at] != NONE;
-    if let Some(node) = what.leader.filter(|id| !flying && index.live_node(*id).is_none()) {
-        findings.push(Finding::LeaderNotLive { group, node });
-    }
-    let capable = |node: Option<u32>| {
-        node.is_some_and(|node| index.fitness(at, node) == Fitness::Capable)
-    };
-    if !what.requirement.capabilities.is_empty()
-        && !what.voters.iter().any(|voter| capable(index.node(voter.node)))
-    {
-        findings.push(Finding::NoCapableVoter { group });
-    }
 }

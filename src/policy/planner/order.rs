@@ -12,6 +12,8 @@ use super::state::{State, marginal};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Step {
     pub(super) tier: Tier,
+    /// It violates no Hard requirement. Those that do come first.
+    mild: bool,
     /// What the leader costs on its target, if the target's come in the order of groups.
     fill: u64,
     pub(super) group: u32,
@@ -19,17 +21,51 @@ pub(super) struct Step {
     pub(super) to: u32,
 }
 
+/// Runs of moves, one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    steps: Vec<Step>,
+    ends: Vec<usize>,
+}
+
+impl Runs {
+    /// Ends the run that was pushed to `steps` step by step.
+    fn end(&mut self) {
+        self.ends.push(self.steps.len());
+    }
+
+    pub(super) fn push(&mut self, run: &[Step]) {
+        self.steps.extend_from_slice(run);
+        self.end();
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// All moves, whatever their run.
+    pub(super) fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &[Step]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.steps[start..*end])
+    }
+}
+
 /// All moves, in runs of moves that may need each other.
-pub(super) fn runs(before: &State<'_>, after: &State<'_>, how: &Arrangement) -> Vec<Vec<Step>> {
+pub(super) fn runs(before: &State<'_>, after: &State<'_>, how: &Arrangement) -> Runs {
     let mut steps = steps(before, after, how);
     steps.sort_unstable();
     let singles = steps.partition_point(|step| step.tier < Tier::Spread);
     let spread = steps.partition_point(|step| step.tier < Tier::Load);
     let load = steps.partition_point(|step| step.tier < Tier::Count);
-    let mut runs: Vec<Vec<Step>> = steps[..singles].iter().map(|step| vec![*step]).collect();
-    runs.extend(by_label(before, &mut steps[singles..spread]));
-    runs.extend(by_load(before, &mut steps[spread..load]));
-    runs.extend(Chains::new(after, &steps[load..]));
+    let mut runs = Runs { steps: Vec::with_capacity(steps.len()), ends: Vec::new() };
+    steps[..singles].iter().for_each(|step| runs.push(&[*step]));
+    by_label(before, &mut steps[singles..spread], &mut runs);
+    by_load(before, &mut steps[spread..load], &mut runs);
+    Chains::new(after, &steps[load..]).append(&mut runs);
     runs
 }
 
@@ -44,20 +80,21 @@ fn steps(before: &State<'_>, after: &State<'_>, how: &Arrangement) -> Vec<Step> 
         filled[to as usize] += 1;
         let fill = marginal(before.index.weight(to), filled[to as usize]);
         let tier = how.tier[group].unwrap_or(Tier::Count);
-        steps.push(Step { tier, fill, group: group as u32, from, to });
+        let mild = !before.sheet.home_burden[group].hard;
+        steps.push(Step { tier, mild, fill, group: group as u32, from, to });
     }
     steps
 }
 
-fn by_label(state: &State<'_>, steps: &mut [Step]) -> Vec<Vec<Step>> {
+fn by_label(state: &State<'_>, steps: &mut [Step], runs: &mut Runs) {
     let label = |step: &Step| state.index.label_of[step.group as usize];
     steps.sort_by_key(label);
-    steps.chunk_by(|one, other| label(one) == label(other)).map(<[Step]>::to_vec).collect()
+    steps.chunk_by(|one, other| label(one) == label(other)).for_each(|run| runs.push(run));
 }
 
-fn by_load(state: &State<'_>, steps: &mut [Step]) -> Vec<Vec<Step>> {
+fn by_load(state: &State<'_>, steps: &mut [Step], runs: &mut Runs) {
     steps.sort_by_key(|step| Reverse(state.index.load(step.group as usize)));
-    steps.iter().map(|step| vec![*step]).collect()
+    steps.iter().for_each(|step| runs.push(&[*step]));
 }
 
 /// Takes moves of the count tier apart into chains from nodes that end with fewer leaders to nodes
@@ -103,11 +140,11 @@ impl Chains {
     }
 
     /// Follows moves from a node until one gets more than it gives. The last move comes first.
-    fn chain(&mut self, from: usize) -> Vec<Step> {
-        let mut chain = Vec::new();
+    fn chain(&mut self, from: usize, runs: &mut Runs) {
+        let start = runs.steps.len();
         let mut at = from;
         while let Some(step) = self.out[at].pop_front() {
-            chain.push(step);
+            runs.steps.push(step);
             at = step.to as usize;
             if self.surplus[at] < 0 || at == from {
                 break;
@@ -117,21 +154,18 @@ impl Chains {
         self.surplus[at] += 1;
         self.counts[from] -= 1;
         self.counts[at] += 1;
-        chain.reverse();
-        chain
+        runs.steps[start..].reverse();
+        runs.end();
     }
-}
 
-impl Iterator for Chains {
-    type Item = Vec<Step>;
-
-    fn next(&mut self) -> Option<Vec<Step>> {
-        if let Some((_, Reverse(from))) = self.givers.pop() {
-            let chain = self.chain(from);
+    /// All chains: from the fullest node each time, and circles at last.
+    fn append(mut self, runs: &mut Runs) {
+        while let Some((_, Reverse(from))) = self.givers.pop() {
+            self.chain(from, runs);
             self.offer(from);
-            return Some(chain);
         }
-        let from = self.out.iter().position(|out| !out.is_empty())?;
-        Some(self.chain(from))
+        while let Some(from) = self.out.iter().position(|out| !out.is_empty()) {
+            self.chain(from, runs);
+        }
     }
 }

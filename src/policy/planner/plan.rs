@@ -9,9 +9,7 @@ use shardhost_storage::{GroupId, NodeId};
 use super::explain::Stay;
 
 /// What a move improves. Earlier tiers come first: none is ever worsened for a later one.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Tier {
@@ -44,9 +42,7 @@ impl fmt::Display for Tier {
 
 /// How bad a placement of all leaders is. Compared from the first field to the last; less is
 /// better. Leaders on nodes that are not live count nowhere: they are not ours to move.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Score {
     /// Leaders on nodes that are known to lack a Hard requirement.

@@ -1,7 +1,7 @@
 //! The moves of one round: what budgets allow of the full plan. A bundle is as short as it can be
 //! with the score falling, so the cluster is better off wherever a round ends.
 
-use super::order::Step;
+use super::order::{Runs, Step};
 use super::plan::DeferReason;
 use super::snapshot::Snapshot;
 use super::state::State;
@@ -71,45 +71,63 @@ impl Budgets {
     }
 }
 
-/// A round that is being filled.
+/// Moves that improve nothing, not even together. Only moves that have to respect spread or load
+/// can come to that; where there are none, nothing is tried.
+pub(super) fn idle(before: &State<'_>, runs: &Runs) -> Vec<Step> {
+    let is_free = |step: &Step| before.index.is_free(step.group as usize);
+    if runs.steps().iter().all(is_free) {
+        return Vec::new();
+    }
+    let mut state = before.clone();
+    let budgets = Budgets::unlimited(before.index.nodes());
+    let mut trial = Round::new(&mut state, budgets);
+    trial.fill(runs);
+    trial.deferred.into_iter().map(|(step, _)| step).collect()
+}
+
+/// A round that is being filled. A bundle that is larger than the budgets waits for ever: budgets
+/// should leave room for a chain of a few moves.
 pub(super) struct Round<'s, 'a> {
     /// Where everything is after the bundles so far.
     pub(super) state: &'s mut State<'a>,
     budgets: Budgets,
     /// Bundles of this round, in order.
-    pub(super) bundles: Vec<Vec<Step>>,
+    pub(super) bundles: Runs,
     /// What is not for this round.
     pub(super) deferred: Vec<(Step, DeferReason)>,
 }
 
 impl<'s, 'a> Round<'s, 'a> {
     pub(super) fn new(state: &'s mut State<'a>, budgets: Budgets) -> Self {
-        Self { state, budgets, bundles: Vec::new(), deferred: Vec::new() }
+        Self { state, budgets, bundles: Runs::default(), deferred: Vec::new() }
     }
 
     /// Fills the round. What improves nothing at its turn is tried again when all else is done, at
     /// last together.
-    pub(super) fn fill(&mut self, runs: Vec<Vec<Step>>) {
-        let mut waiting = Vec::new();
-        for run in runs {
-            self.run(&run, &mut waiting);
-        }
-        let mut again = std::mem::take(&mut waiting);
-        while !again.is_empty() {
+    pub(super) fn fill(&mut self, runs: &Runs) {
+        let mut waiting = self.try_all(runs);
+        while waiting.len() > 0 {
             let before = self.bundles.len();
-            again.iter().for_each(|run| self.run(run, &mut waiting));
-            again = std::mem::take(&mut waiting);
+            waiting = self.try_all(&waiting);
             if self.bundles.len() == before {
                 break;
             }
         }
-        self.run(&again.concat(), &mut waiting);
-        let late = waiting.into_iter().flatten().map(|step| (step, DeferReason::WaitsForOthers));
+        let mut late = Runs::default();
+        self.run(waiting.steps(), &mut late);
+        let late = late.steps().iter().map(|step| (*step, DeferReason::WaitsForOthers));
         self.deferred.extend(late);
     }
 
+    /// Returns what improves nothing as things are.
+    fn try_all(&mut self, runs: &Runs) -> Runs {
+        let mut waiting = Runs::default();
+        runs.iter().for_each(|run| self.run(run, &mut waiting));
+        waiting
+    }
+
     /// Cuts a run into bundles wherever the score has fallen.
-    fn run(&mut self, run: &[Step], waiting: &mut Vec<Vec<Step>>) {
+    fn run(&mut self, run: &[Step], waiting: &mut Runs) {
         if self.budgets.round == 0 {
             self.deferred.extend(run.iter().map(|step| (*step, DeferReason::RoundBudget)));
             return;
@@ -124,14 +142,14 @@ impl<'s, 'a> Round<'s, 'a> {
         }
         if start < run.len() {
             self.undo(&run[start..]);
-            waiting.push(run[start..].to_vec());
+            waiting.push(&run[start..]);
         }
     }
 
     /// Keeps a bundle that budgets allow.
     fn close(&mut self, bundle: &[Step]) {
         match self.budgets.take(bundle) {
-            Ok(()) => self.bundles.push(bundle.to_vec()),
+            Ok(()) => self.bundles.push(bundle),
             Err(reason) => {
                 self.undo(bundle);
                 self.deferred.extend(bundle.iter().map(|step| (*step, reason)));

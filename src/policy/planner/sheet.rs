@@ -5,8 +5,9 @@
 //! groups is reached where each group is at its own least, and these tiers only narrow the nodes
 //! that the later ones choose from.
 
+use super::findings;
 use super::index::{Fitness, Index, NONE, Rows, Standing};
-use super::plan::Tier;
+use super::plan::{Finding, Tier};
 use super::snapshot::{Group, RequirementMode};
 use super::target::{self, TargetVerdict, Wishes};
 
@@ -67,6 +68,9 @@ pub(super) struct Sheet {
     pub(super) home_burden: Vec<Burden>,
     /// The rank of any other node where it may lead: they are all alike.
     pub(super) target_rank: Vec<u32>,
+    /// Gathered here, while each group is at hand: groups are large, and reading them is a good
+    /// part of planning.
+    pub(super) findings: Vec<Finding>,
 }
 
 /// Which groups may be moved.
@@ -86,11 +90,14 @@ impl Sheet {
             duty: Vec::with_capacity(groups),
             home_burden: Vec::with_capacity(groups),
             target_rank: Vec::with_capacity(groups),
+            findings: Vec::new(),
         };
         let mut judge = Judge { index, scope, allowed: Vec::new(), rank: 0 };
         for group in 0..groups {
             sheet.add(&mut judge, group);
+            findings::of_group(index, group, &mut sheet.findings);
         }
+        findings::of_ledger(index, &mut sheet.findings);
         sheet
     }
 

@@ -154,9 +154,7 @@ pub struct Requirement {
 }
 
 /// How strict a requirement is.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequirementMode {
     /// Without the capabilities nobody is served.

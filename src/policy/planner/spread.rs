@@ -109,7 +109,7 @@ fn best_of_zone(state: &State<'_>, group: usize, zone: u32) -> u32 {
     let nodes = state.sheet.allowed.row(group).iter().copied();
     let inside = nodes.filter(|node| zone_of(state, *node) == zone);
     let heat_at = |node| if state.index.load(group) > 0 { heat(state, node) } else { 0 };
-    let best = inside
-        .min_by_key(|node| (heat_at(*node), state.next_cost(*node), state.index.turn(*node)));
+    let best =
+        inside.min_by_key(|node| (heat_at(*node), state.next_cost(*node), state.index.turn(*node)));
     best.unwrap_or(state.place[group])
 }

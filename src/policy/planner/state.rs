@@ -22,23 +22,47 @@ pub(super) struct Effect {
     pub(super) count: i64,
 }
 
-/// How many leaders of each label are in each zone. Labels have few zones: lists are short.
+/// How many leaders of each label are in each zone: for each label a few slots of zone and number,
+/// the first free slot ends them. Labels have few zones.
 #[derive(Clone)]
-struct Zones(Vec<Vec<(u32, u32)>>);
+struct Zones {
+    starts: Vec<u32>,
+    slots: Vec<(u32, u32)>,
+}
 
 impl Zones {
-    fn get(&self, label: u32, zone: u32) -> u32 {
-        let found = self.0[label as usize].iter().find(|(at, _)| *at == zone);
-        found.map_or(0, |(_, count)| *count)
+    fn new(index: &Index<'_>, sheet: &Sheet) -> Self {
+        // A label is never in more zones than its groups have places.
+        let mut room = vec![0; index.labels];
+        for (group, label) in index.label_of.iter().enumerate().filter(|(_, l)| **l != NONE) {
+            room[*label as usize] += 1 + sheet.allowed.row(group).len() as u32;
+        }
+        let mut starts = vec![0];
+        for room in room {
+            starts.push(starts[starts.len() - 1] + room.min(index.zones));
+        }
+        let slots = vec![(NONE, 0); starts[index.labels] as usize];
+        Self { starts, slots }
     }
 
+    fn range(&self, label: u32) -> std::ops::Range<usize> {
+        self.starts[label as usize] as usize..self.starts[label as usize + 1] as usize
+    }
+
+    fn get(&self, label: u32, zone: u32) -> u32 {
+        let mut used = self.slots[self.range(label)].iter().take_while(|slot| slot.0 != NONE);
+        used.find(|slot| slot.0 == zone).map_or(0, |slot| slot.1)
+    }
+
+    /// # Panics
+    /// If the label is in more zones than its groups have places.
     fn slot(&mut self, label: u32, zone: u32) -> &mut u32 {
-        let list = &mut self.0[label as usize];
-        let at = list.iter().position(|(at, _)| *at == zone).unwrap_or_else(|| {
-            list.push((zone, 0));
-            list.len() - 1
-        });
-        &mut list[at].1
+        let range = self.range(label);
+        let mut slots = self.slots[range].iter_mut();
+        let slot = slots.find(|slot| slot.0 == zone || slot.0 == NONE);
+        let slot = slot.expect("a label has room for every zone that its groups may be in");
+        slot.0 = zone;
+        &mut slot.1
     }
 }
 
@@ -71,7 +95,7 @@ impl<'a> State<'a> {
             loads: vec![0; nodes],
             comfort: vec![u64::MAX; nodes],
             score: Score::default(),
-            zones: Zones(vec![Vec::new(); index.labels]),
+            zones: Zones::new(index, sheet),
         };
         for group in 0..index.groups() {
             if sheet.home[group] != NONE {

@@ -88,11 +88,10 @@ impl Catalog {
     ) -> Reply {
         let known = self.active(group)?;
         let told = Members { config_index, nodes: sorted(nodes.clone()) };
-        if let Some(last) = known.reported.as_deref().filter(|last| **last != told) {
-            if config_index <= last.config_index {
-                let (given, actual) = (config_index, last.config_index);
-                return Err(Refusal::StaleMembers { group, given, actual });
-            }
+        let other = known.reported.as_deref().filter(|last| **last != told);
+        if let Some(last) = other.filter(|last| config_index <= last.config_index) {
+            let (given, actual) = (config_index, last.config_index);
+            return Err(Refusal::StaleMembers { group, given, actual });
         }
         let record = GroupRecord { reported: Some(Box::new(told)), ..known.clone() };
         self.store(Record::Group(Arc::new(record)))

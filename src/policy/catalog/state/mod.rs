@@ -4,10 +4,10 @@
 //! Every changed record takes the next revision, and the feed tells which. A refused command
 //! changes nothing: each operation checks everything before its first change.
 //!
-//! Time is not kept. A command's time is held against the times in it and in the record it is
-//! about, and is forgotten: a proposer whose clock is wrong harms its own commands only. Drains
-//! end by a `Tick`, which is an entry of the log like any other: when one ended, and by whose
-//! clock, is in the history.
+//! Time is not kept. A command's time is held against the times in it, and is forgotten: one
+//! proposer whose clock is ahead does not make the commands of others look late. Drains end by a
+//! `Tick` and not by the way of other commands: only the leader of the system group proposes it,
+//! so one clock decides, and when a drain ended is an entry of the log like any other change.
 
 mod drains;
 mod groups;

@@ -9,14 +9,15 @@ const RECORD_BYTES: usize = 224;
 const ITEM_BYTES: usize = 32;
 
 pub(super) fn of(record: &Record) -> usize {
-    let rest = match record {
-        Record::Settings(settings) => settings.reason.len(),
-        Record::Node(node) => node_bytes(node),
-        Record::Group(group) => group_bytes(group),
-        Record::Ended(_) => 0,
-        Record::Drain(drain) => drain.owner.len(),
-    };
-    RECORD_BYTES + rest
+    RECORD_BYTES
+        + match record {
+            // Always there, also in a catalog that nothing was put into.
+            Record::Settings(_) => return 0,
+            Record::Node(node) => node_bytes(node),
+            Record::Group(group) => group_bytes(group),
+            Record::Ended(_) => 0,
+            Record::Drain(drain) => drain.owner.len(),
+        }
 }
 
 fn node_bytes(node: &NodeRecord) -> usize {

@@ -90,6 +90,27 @@ fn subjects_have_numbers_that_stay() {
     assert_eq!((Subject::Kind.number(), Subject::Lives.number()), (1, 21));
 }
 
+#[test]
+fn the_formats_stay() {
+    // What stands in logs and travels between versions: a change of these bytes is a new version.
+    let command = Command::new(5, Operation::DestroyGroup { group: group(300) });
+    let destroy = [1, 0x08, 5, 0x3a, 3, 0x08, 0xac, 0x02];
+    assert_eq!(command.encode()[..], destroy);
+    let done = Done { revision: revision(9), effect: Effect::Changed, incarnation: Some(0) };
+    assert_eq!(encode_reply(&Ok(done))[..], [1, 0x0a, 4, 0x08, 9, 0x18, 0]);
+    let refusal = Refusal::LifeOver { group: group(7), given: 2, next: 4 };
+    let data = encode_reply(&Err(refusal));
+    let message = wire::Reply::decode(&data[1..]).unwrap();
+    let Some(wire::reply::Outcome::Refusal(refusal)) = message.outcome else {
+        panic!("{message:?}")
+    };
+    let fields = (refusal.group, refusal.given, refusal.actual);
+    assert_eq!((refusal.name.as_str(), fields), ("LIFE_OVER", (7, 2, 4)));
+    let mut snapshot = Vec::new();
+    write_snapshot(&Catalog::default(), &mut snapshot).unwrap();
+    assert_eq!(snapshot[..8], *b"SHCATAL\x01");
+}
+
 proptest! {
     #[test]
     fn garbage_is_refused_and_does_not_panic(mut data: Vec<u8>) {

@@ -155,6 +155,8 @@ fn a_drain_that_leaves_a_group_without_another_member_is_refused() {
 fn a_drain_of_the_last_capable_node_is_refused() {
     let mut catalog = three_nodes();
     create(&mut catalog, NewGroup { requirement: hard(&["fifo"]), ..new_group(7, &[1, 2]) });
+    // Nobody can lead this one, whatever is drained.
+    create(&mut catalog, NewGroup { requirement: hard(&["gpu"]), ..new_group(8, &[1, 2]) });
     advertise(&mut catalog, 1, &["fifo", "ssd"]);
     advertise(&mut catalog, 2, &["ssd"]);
     advertise(&mut catalog, 3, &["fifo"]);

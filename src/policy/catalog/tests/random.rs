@@ -132,6 +132,11 @@ fn written(catalog: &Catalog) -> Vec<u8> {
     bytes
 }
 
+/// Runs a command, whether it is refused or not.
+fn try_command(catalog: &mut Catalog, command: &Command) {
+    drop(run_command(catalog, command));
+}
+
 /// Runs commands in batches of these sizes, over and over.
 fn in_batches(commands: &[Command], sizes: &[usize]) -> CatalogMachine {
     let mut machine = CatalogMachine::default();
@@ -158,7 +163,7 @@ proptest! {
         let mut catalog = Catalog::default();
         let cut = cut % commands.len();
         for command in &commands[..cut] {
-            let _ = run_command(&mut catalog, command);
+            try_command(&mut catalog, command);
         }
         let mut restored = read_snapshot(&mut &written(&catalog)[..]).unwrap();
         prop_assert_eq!(&restored, &catalog);
@@ -205,7 +210,7 @@ proptest! {
         let mut view = View::default();
         for some in commands.chunks(step) {
             for command in some {
-                let _ = run_command(&mut catalog, command);
+                try_command(&mut catalog, command);
             }
             let query = Query::Changes { since: view.revision(), limit: 0 };
             let content = query.answer(&catalog).unwrap().content;
@@ -227,7 +232,7 @@ proptest! {
     ) {
         let mut catalog = Catalog::default();
         for command in &commands {
-            let _ = run_command(&mut catalog, command);
+            try_command(&mut catalog, command);
             let view = catalog.view();
             for held in view.groups().values().filter(|held| held.reported.is_none()) {
                 prop_assert!(held.members().iter().all(|node| view.nodes().contains_key(node)));

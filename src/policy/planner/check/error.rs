@@ -55,18 +55,18 @@ pub enum CheckError {
         /// Which bundle.
         bundle: usize,
         /// Score before it.
-        before: Score,
+        before: Box<Score>,
         /// Score after it.
-        after: Score,
+        after: Box<Score>,
     },
     /// The summary has another score than the placement.
     WrongScore {
         /// Which of the summary's scores.
         when: &'static str,
         /// What the summary says.
-        planned: Score,
+        planned: Box<Score>,
         /// What was counted.
-        actual: Score,
+        actual: Box<Score>,
     },
     /// The summary has other numbers of leaders than the placement.
     WrongCounts {

@@ -71,10 +71,7 @@ fn check_steps(reading: &Reading<'_>, plan: &Plan) -> Result<(), CheckError> {
 }
 
 /// The placements after the round and after the full plan.
-fn check_scores(
-    reading: &Reading<'_>,
-    plan: &Plan,
-) -> Result<(Placement, Placement), CheckError> {
+fn check_scores(reading: &Reading<'_>, plan: &Plan) -> Result<(Placement, Placement), CheckError> {
     let mut placement = reading.placement();
     let mut score = reading.score(&placement);
     same("before", plan.summary.before, score)?;
@@ -85,7 +82,7 @@ fn check_scores(
         placement.extend(bundle.iter().map(|step| (step.group, step.to)));
         let next = reading.score(&placement);
         if next >= score {
-            return Err(CheckError::NoBetter { bundle: at, before: score, after: next });
+            return Err(no_better(at, score, next));
         }
         score = next;
     }
@@ -95,13 +92,18 @@ fn check_scores(
     let full = reading.score(&placement);
     same("after", plan.summary.after, full)?;
     if full > score || (full == score) != plan.deferred.is_empty() {
-        return Err(CheckError::NoBetter { bundle: plan.moves.len(), before: score, after: full });
+        return Err(no_better(plan.moves.len(), score, full));
     }
     Ok((round, placement))
 }
 
+fn no_better(bundle: usize, before: Score, after: Score) -> CheckError {
+    CheckError::NoBetter { bundle, before: Box::new(before), after: Box::new(after) }
+}
+
 fn same(when: &'static str, planned: Score, actual: Score) -> Result<(), CheckError> {
     if planned != actual {
+        let (planned, actual) = (Box::new(planned), Box::new(actual));
         return Err(CheckError::WrongScore { when, planned, actual });
     }
     Ok(())
@@ -130,10 +132,10 @@ fn check_counts(
 /// Whether everybody is where it may be after the full plan.
 fn check_complete(reading: &Reading<'_>, full: &Placement) -> Result<(), CheckError> {
     for group in &reading.snapshot.groups {
-        if let Some(node) = full.get(&group.id) {
-            if !reading.choices(group).contains(node) {
-                return Err(CheckError::LeftBehind { group: group.id, node: *node });
-            }
+        if let Some(node) = full.get(&group.id)
+            && !reading.choices(group).contains(node)
+        {
+            return Err(CheckError::LeftBehind { group: group.id, node: *node });
         }
     }
     Ok(())

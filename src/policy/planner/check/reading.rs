@@ -91,7 +91,10 @@ impl<'a> Reading<'a> {
             return if chosen.is_empty() { stay } else { chosen };
         }
         let settings = &self.snapshot.settings;
-        if group.moved_at_ms.is_some_and(|at| self.snapshot.now_ms < at + settings.dwell_ms) {
+        if group
+            .moved_at_ms
+            .is_some_and(|at| self.snapshot.now_ms < at.saturating_add(settings.dwell_ms))
+        {
             return stay;
         }
         targets.retain(|((unknown, warming, _), _)| !unknown && !warming);
@@ -119,9 +122,7 @@ impl<'a> Reading<'a> {
 
     fn can_take(&self, group: &Group, voter: &Voter, node: &Node) -> bool {
         let muted = self.snapshot.mutes.iter().any(|mute| {
-            mute.group == group.id
-                && mute.target == node.id
-                && mute.until_ms > self.snapshot.now_ms
+            mute.group == group.id && mute.target == node.id && mute.until_ms > self.snapshot.now_ms
         });
         let settings = &self.snapshot.settings;
         has_all(node, group) != Some(false)

@@ -1,5 +1,6 @@
-//! Ways with the fewest moves between nodes. There is never a circle that saves moves, so looking
-//! again until nothing changes ends.
+//! Ways with the fewest moves between nodes. There is never a circle that saves moves, so no way is
+//! longer than there are nodes, and looking as often as that finds all. (With such a circle, which
+//! would be a bug, looking would never end: so it is counted.)
 
 use super::arcs::{Arcs, NO_ARC};
 use super::{Balancer, Cost};
@@ -32,11 +33,10 @@ impl Tree {
     pub(super) fn new(arcs: &Arcs, from: usize, among: &[usize], nodes: usize) -> Self {
         let mut tree = Self { moves: vec![FAR; nodes], before: vec![END; nodes] };
         tree.moves[from] = 0;
-        let mut changed = true;
-        while changed {
-            changed = false;
-            for node in among {
-                changed |= tree.relax(arcs, *node, among);
+        for _ in among {
+            let relaxed = among.iter().filter(|node| tree.relax(arcs, **node, among));
+            if relaxed.count() == 0 {
+                break;
             }
         }
         tree
@@ -69,7 +69,7 @@ impl Tree {
 fn follow(links: &[usize], from: usize) -> Vec<usize> {
     let mut way = vec![from];
     let mut at = from;
-    while links[at] != END {
+    while links[at] != END && way.len() < links.len() {
         at = links[at];
         way.push(at);
     }
@@ -83,7 +83,11 @@ impl Balancer {
         for node in &self.members {
             prices.cost[*node] = (self.next_cost(*node), 0);
         }
-        while self.improve(&mut prices) {}
+        for _ in &self.members {
+            if !self.improve(&mut prices) {
+                break;
+            }
+        }
         prices
     }
 

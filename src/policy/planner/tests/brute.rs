@@ -1,8 +1,8 @@
 //! The count tier against all placements there are: nothing costs less, and nothing that costs as
 //! little needs fewer moves.
 
+use super::super::Snapshot;
 use super::build::{Dice, checked_plan, group, nodes, snapshot};
-use crate::policy::planner::Snapshot;
 
 /// Where a group is, and where it may go: numbers of nodes.
 type Shape = (u64, Vec<u64>);
@@ -114,4 +114,54 @@ fn of_random_larger_cases_none_has_a_better_balance_or_the_same_with_fewer_moves
             .collect();
         compare(&shapes.iter().collect::<Vec<_>>(), &weights, draining);
     }
+}
+
+#[test]
+fn of_random_small_cases_none_has_fewer_pairs_of_one_label_in_one_zone() {
+    // Zones of two nodes, and groups of two labels.
+    for seed in 0..2_000 {
+        let mut dice = Dice::new(seed);
+        let nodes = 3 + dice.below(4);
+        let shapes: Vec<Shape> = (0..1 + dice.below(5))
+            .map(|_| {
+                let count = 1 + dice.below(3);
+                let voters = dice.pick(count, nodes);
+                (voters[dice.below(voters.len() as u64) as usize], voters)
+            })
+            .collect();
+        let weights = vec![1; nodes as usize];
+        let mut snapshot = snapshot_of(&shapes.iter().collect::<Vec<_>>(), &weights, None);
+        snapshot.nodes.iter_mut().for_each(|node| node.zone = zone_of(node.id.get()).to_string());
+        for group in &mut snapshot.groups {
+            group.label = Some(format!("label-{}", label_of(group.id.get())));
+        }
+        let plan = checked_plan(&snapshot);
+        let fewest = fewest_pairs(&shapes, &mut Vec::new());
+        assert_eq!(plan.summary.after.pairs, fewest, "seed {seed}, groups {shapes:?}");
+    }
+}
+
+fn zone_of(node: u64) -> u64 {
+    node / 2
+}
+
+fn label_of(group: u64) -> u64 {
+    group % 2
+}
+
+fn fewest_pairs(shapes: &[Shape], chosen: &mut Vec<u64>) -> u64 {
+    let Some((_, voters)) = shapes.get(chosen.len()) else {
+        let places: Vec<(u64, u64)> =
+            (1..).zip(&*chosen).map(|(group, node)| (label_of(group), zone_of(*node))).collect();
+        let pairs = (0..places.len())
+            .map(|at| places[..at].iter().filter(|place| **place == places[at]).count() as u64);
+        return pairs.sum();
+    };
+    let found = voters.iter().map(|node| {
+        chosen.push(*node);
+        let found = fewest_pairs(shapes, chosen);
+        chosen.pop();
+        found
+    });
+    found.min().expect("a group has a voter")
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use shardhost_storage::{GroupId, NodeId};
 
-use crate::policy::planner::{Group, Move, Node, Plan, Requirement, Snapshot, Voter, check, plan};
+use super::super::{Group, Move, Node, Plan, Requirement, Snapshot, Voter, check, plan};
 
 /// Late enough for everything that takes time to be over.
 pub(super) const NOW: u64 = 10_000_000;

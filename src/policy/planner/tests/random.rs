@@ -2,10 +2,8 @@
 
 use shardhost_storage::{GroupId, NodeId};
 
+use super::super::{Group, LedgerMove, Mute, Node, Place, Requirement, RequirementMode, Snapshot};
 use super::build::{Dice, NOW, group, names, node, snapshot};
-use crate::policy::planner::{
-    Group, LedgerMove, Mute, Node, Place, Requirement, RequirementMode, Snapshot,
-};
 
 /// A snapshot from a seed. Every sixth node has some trouble, and some groups have each.
 pub(super) fn random(seed: u64) -> Snapshot {

@@ -1,0 +1,142 @@
+//! Groups as they are meant to be, and the ends of those that are gone.
+
+use std::fmt;
+
+use shardhost_groups::GroupSpec;
+use shardhost_storage::{GroupId, LogIndex, NodeId, Requirement, RequirementMode};
+
+use super::super::name::Name;
+use super::Revision;
+
+/// Whether a group is meant to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupState {
+    /// It is.
+    Active,
+    /// Hosts destroy their replicas.
+    Destroying,
+}
+
+/// A word on a group, for selectors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// What it is about.
+    pub key: Name,
+    /// At most [`MAX_LABEL_BYTES`](super::super::MAX_LABEL_BYTES).
+    pub value: Box<str>,
+}
+
+/// Where a leader is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// On this node.
+    Node(NodeId),
+    /// On any node of this zone.
+    Zone(Name),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(node) => write!(f, "node {node}"),
+            Self::Zone(zone) => write!(f, "zone {zone}"),
+        }
+    }
+}
+
+/// Where the leader of a group is wanted. The default is: anywhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// The first is the best; what is not named comes after all of them.
+    pub preference: Box<[Place]>,
+    /// The node that is to lead.
+    pub pin: Option<NodeId>,
+    /// Leaders of groups with the same word are spread over zones.
+    pub spread: Option<Name>,
+}
+
+/// Who belongs to a group, as its leader last told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Members {
+    /// The configuration's index in the group's log. Larger is later.
+    pub config_index: LogIndex,
+    /// In ascending order.
+    pub nodes: Box<[NodeId]>,
+}
+
+/// A group as it is meant to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupRecord {
+    /// The group.
+    pub id: GroupId,
+    /// Of its last change.
+    pub revision: Revision,
+    /// The revision that created this life.
+    pub founded: Revision,
+    /// How many lives it had before.
+    pub incarnation: u32,
+    /// Its lives from this one up to `incarnation`, exclusive, ended by order of the catalog.
+    pub ended_from: u32,
+    /// Whether it is meant to be.
+    pub state: GroupState,
+    /// The kind of its state machine.
+    pub kind: Name,
+    /// The nodes that create it, in ascending order. Who belongs to it later, the group itself
+    /// decides.
+    pub founders: Box<[NodeId]>,
+    /// Given when it is created, and the same on every replica: they never change.
+    pub labels: Box<[Label]>,
+    /// What it asks of its leader, in ascending order. See [`GroupRecord::requirement`].
+    pub capabilities: Box<[Name]>,
+    /// How strictly.
+    pub mode: RequirementMode,
+    /// Where its leader is wanted; `None`: anywhere.
+    pub placement: Option<Box<Placement>>,
+    /// `None`: the founders, as far as was told.
+    pub reported: Option<Box<Members>>,
+}
+
+impl GroupRecord {
+    /// What it asks of its leader.
+    #[must_use]
+    pub fn requirement(&self) -> Requirement {
+        let capabilities = self.capabilities.iter().map(|name| name.as_str().to_owned()).collect();
+        Requirement { capabilities, mode: self.mode }
+    }
+
+    /// Who belongs to it, as far as was told, in ascending order.
+    #[must_use]
+    pub fn members(&self) -> &[NodeId] {
+        self.reported.as_ref().map_or(&self.founders, |members| &members.nodes)
+    }
+
+    /// Whether a node belongs to it, as far as was told.
+    #[must_use]
+    pub fn has_member(&self, node: NodeId) -> bool {
+        self.members().binary_search(&node).is_ok()
+    }
+
+    /// What its founders create it from. What it asks of its leader is not part of that: it is
+    /// proposed to the group once it is led.
+    #[must_use]
+    pub fn spec(&self) -> GroupSpec {
+        let spec = GroupSpec::new(self.id, self.founders.iter().copied())
+            .incarnation(self.incarnation)
+            .kind(self.kind.as_str());
+        self.labels.iter().fold(spec, |spec, label| spec.label(label.key.as_str(), &*label.value))
+    }
+}
+
+/// A group that is gone. Kept so that its next life gets a number of its own, and so that a host
+/// that was away learns what to destroy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedGroup {
+    /// The group.
+    pub id: GroupId,
+    /// When it was gone.
+    pub revision: Revision,
+    /// Its lives from this one up to `next`, exclusive, ended by order of the catalog.
+    pub first: u32,
+    /// The number of its next life.
+    pub next: u32,
+}

@@ -1,0 +1,37 @@
+//! Nodes, and what they said of themselves.
+
+use shardhost_storage::NodeId;
+
+use super::super::name::Name;
+use super::Revision;
+
+/// What a node said it can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advert {
+    /// Of the node's process; larger is later.
+    pub incarnation: u64,
+    /// In ascending order.
+    pub capabilities: Box<[Name]>,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// The node.
+    pub id: NodeId,
+    /// Of its last change.
+    pub revision: Revision,
+    /// Where it is reached. No two nodes have the same one.
+    pub address: Box<str>,
+    /// What fails together with it; `None`: nothing is known.
+    pub zone: Option<Name>,
+    /// How many leaders it takes, compared with others; 0: none.
+    pub weight: u32,
+    /// Which disk it has: the identity of its store, which another disk does not have.
+    pub store: u64,
+    /// The revision since when. Groups that were founded before may have had a replica on a disk
+    /// that is lost, and are not created on this one.
+    pub store_since: Revision,
+    /// What it said that it can do; `None`: not known.
+    pub advert: Option<Advert>,
+}

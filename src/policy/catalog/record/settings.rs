@@ -1,0 +1,40 @@
+//! What holds for the whole cluster.
+
+use super::Revision;
+
+/// Whether leadership is moved for balance and preference.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PlannerMode {
+    /// Nothing is planned.
+    #[default]
+    Off,
+    /// Plans are made and shown; nothing moves.
+    Shadow,
+    /// Plans are carried out.
+    On,
+}
+
+/// The kill switch. It stops planned moves, not refusals and not drains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PlannedMoves {
+    /// As the planner's mode says.
+    #[default]
+    Allowed,
+    /// None, whatever the mode.
+    Stopped,
+}
+
+/// What holds for the whole cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Of the last change; 0: never changed.
+    pub revision: Revision,
+    /// The planner's mode.
+    pub mode: PlannerMode,
+    /// The kill switch.
+    pub moves: PlannedMoves,
+    /// Why the kill switch was set, and by whom; at most [`MAX_TEXT_BYTES`](super::super::MAX_TEXT_BYTES).
+    pub reason: Box<str>,
+    /// When the kill switch was set, in milliseconds since 1970; 0: never.
+    pub since_ms: u64,
+}
