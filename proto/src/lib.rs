@@ -27,8 +27,15 @@ mod shardhost {
             tonic::include_proto!("shardhost.admin.v1");
         }
     }
+    pub mod catalog {
+        pub mod v1 {
+            tonic::include_proto!("shardhost.catalog.v1");
+        }
+    }
 }
 
+/// What a cluster intends: commands and state of the system group.
+pub use shardhost::catalog::v1 as catalog;
 /// What operators ask of a host.
 pub use shardhost::admin::v1 as admin;
 /// What clients say to the shards of a host.

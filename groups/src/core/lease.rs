@@ -27,6 +27,9 @@ use crate::worker::{LeaseSign, Round};
 /// The context by which raft marks the campaign of a transfer.
 const TRANSFER_CAMPAIGN: &[u8] = b"CampaignTransfer";
 
+/// Groups of so many voters beside the leader cost no allocation.
+const FEW_VOTERS: usize = 8;
+
 /// Both sides of leases: what this replica may rely on, and what it promised.
 #[derive(Debug, Default)]
 pub(super) struct Lease {
@@ -290,24 +293,42 @@ impl GroupCore {
         if owed.is_some_and(|target| self.lease.stamp_of(target) <= self.lease.void_until) {
             return Moment::ZERO;
         }
-        let incoming = self.quorum_stamp(|member| member.voter);
-        let outgoing = self.quorum_stamp(|member| member.outgoing_voter);
-        let stamp = incoming.min(outgoing);
+        let mut stamp = self.quorum_stamp(|member| member.voter);
+        if self.joint {
+            stamp = stamp.min(self.quorum_stamp(|member| member.outgoing_voter));
+        }
         if stamp > self.lease.void_until || bugs.lease_in_transfer { stamp } else { Moment::ZERO }
     }
 
     /// The oldest of the newest answers that make a quorum with this replica. It never ends when
     /// this replica is the only voter, or there is none.
     fn quorum_stamp(&self, votes: fn(&Member) -> bool) -> Moment {
-        let voters = self.membership.members.iter().filter(|(_, member)| votes(member));
-        let voters: Vec<u64> = voters.map(|(id, _)| id.get()).collect();
-        let own = usize::from(voters.contains(&self.replica.get()));
-        let needed = voters.len() / 2 + 1;
-        if voters.is_empty() || needed <= own {
+        let (mut voters, mut own, mut count) = (0, 0, 0);
+        let mut few = [Moment::ZERO; FEW_VOTERS];
+        let mut many = Vec::new();
+        for (id, _) in self.membership.members.iter().filter(|(_, member)| votes(member)) {
+            voters += 1;
+            if *id == self.replica {
+                own = 1;
+                continue;
+            }
+            let stamp = self.lease.stamp_of(id.get());
+            match few.get_mut(count) {
+                Some(place) => *place = stamp,
+                None => many.push(stamp),
+            }
+            count += 1;
+        }
+        let needed = voters / 2 + 1;
+        if voters == 0 || needed <= own {
             return Moment::NEVER;
         }
-        let others = voters.iter().filter(|id| **id != self.replica.get());
-        let mut stamps: Vec<Moment> = others.map(|id| self.lease.stamp_of(*id)).collect();
+        let stamps = if many.is_empty() {
+            &mut few[..count]
+        } else {
+            many.extend(few);
+            &mut many[..]
+        };
         stamps.sort_unstable_by_key(|stamp| Reverse(*stamp));
         stamps.get(needed - own - 1).copied().unwrap_or(Moment::ZERO)
     }

@@ -157,7 +157,7 @@ impl GroupCore {
         if let Some(index) = self.pending_requirement() {
             return Some(index);
         }
-        self.membership.is_joint().then_some(self.membership.config_index)
+        self.joint.then_some(self.membership.config_index)
     }
 
     fn plan_order(&self, order: &MembershipOrder) -> Result<ConfigEntry, MembershipError> {
@@ -291,7 +291,7 @@ impl GroupCore {
         let after = after.ok_or_else(|| broken("nobody knows where a member lives"))?;
         tracing::info!(group = %self.id, index = entry.index, members = %after,
             "the membership changed");
-        let before = std::mem::replace(&mut self.membership, Arc::new(after));
+        let before = self.install_membership(Arc::new(after));
         self.meta.membership = (*self.membership).clone();
         self.meta_changed();
         self.contacts.retain(|(id, _)| self.membership.is_yet_to_come(*id));
@@ -303,10 +303,16 @@ impl GroupCore {
         Ok(())
     }
 
+    /// This is the membership from here on; gives the one before.
+    pub(super) fn install_membership(&mut self, membership: Arc<Membership>) -> Arc<Membership> {
+        self.joint = membership.is_joint();
+        std::mem::replace(&mut self.membership, membership)
+    }
+
     /// Answers who waits for a change, when it is over: a joint one when the joint configuration
     /// is left, the addition of a voter when that has its vote.
     pub(super) fn resolve_change(&mut self, entry: &Entry, round: &mut Round) {
-        let joint = self.membership.is_joint();
+        let joint = self.joint;
         let incoming = self.membership.incoming.is_some();
         let over = |pending: &mut Box<PendingChange>| {
             let unfinished = joint || (incoming && pending.awaits_vote.is_some());
@@ -359,7 +365,7 @@ impl GroupCore {
 
     /// Whether a change is under way that somebody has to finish.
     pub(super) fn has_unfinished_change(&self) -> bool {
-        self.membership.is_joint() || self.membership.incoming.is_some()
+        self.joint || self.membership.incoming.is_some()
     }
 
     /// Goes on with a joint change or an addition, whoever began it.
@@ -373,7 +379,7 @@ impl GroupCore {
             return;
         }
         let next = match self.membership.incoming {
-            _ if self.membership.is_joint() => Some(ConfigEntry::leave_joint()),
+            _ if self.joint => Some(ConfigEntry::leave_joint()),
             Some(incoming) => self.give_vote(incoming),
             None => None,
         };

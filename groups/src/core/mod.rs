@@ -96,6 +96,8 @@ pub struct GroupCore {
     raw: RawNode<ReplicaLog>,
     meta: Box<GroupMeta>,
     membership: Arc<Membership>,
+    /// Whether it is a joint one: asked in every round.
+    joint: bool,
 
     queued: Vec<Proposal>,
     waiters: VecDeque<PlacedWaiter>,

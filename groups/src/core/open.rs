@@ -112,6 +112,7 @@ impl GroupCore {
             policies,
             raw,
             meta: Box::new(persisted.meta),
+            joint: membership.is_joint(),
             membership,
             queued: Vec::new(),
             waiters: std::collections::VecDeque::new(),

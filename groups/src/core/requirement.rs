@@ -98,7 +98,7 @@ impl GroupCore {
             "what the group asks of its leader changed");
         let config_index = LogIndex::new(entry.index);
         let before = Membership::clone(&self.membership);
-        self.membership = Arc::new(Membership { config_index, requirement, ..before });
+        self.install_membership(Arc::new(Membership { config_index, requirement, ..before }));
         self.meta.membership = (*self.membership).clone();
         self.meta_changed();
         // Before anybody is told: a node that lacks it must not be seen to serve.

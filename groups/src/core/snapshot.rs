@@ -260,7 +260,7 @@ impl GroupCore {
         {
             let before = std::mem::take(&mut self.meta.membership);
             self.meta.membership = incoming.1;
-            self.membership = std::sync::Arc::new(self.meta.membership.clone());
+            self.install_membership(std::sync::Arc::new(self.meta.membership.clone()));
             self.contacts.retain(|(id, _)| self.membership.is_yet_to_come(*id));
             self.lease_after_change(&before);
         }

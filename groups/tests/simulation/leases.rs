@@ -1,5 +1,7 @@
 //! Every rule of leases is needed: with one of them taken away, a client reads what is out of date.
 
+use std::time::Duration;
+
 use shardhost_groups::config::KnownBugs;
 use shardhost_groups::{GroupId, NodeId};
 
@@ -150,10 +152,11 @@ fn a_round_of_reads_is_not_confirmed_by_answers_to_an_earlier_one() {
 }
 
 /// A stale read that a seed comes upon.
-fn a_seed_complains_without(bugs: KnownBugs) {
+fn a_seed_complains_without(bugs: KnownBugs, freeze: Duration) {
     let found = (0..1_000).find_map(|seed| {
         let mut shape = Shape::leasing(seed);
         shape.config.bugs = bugs;
+        shape.config.freeze_timeout = freeze;
         run(seed, &shape).0.err().map(|violation| (seed, violation))
     });
     let (seed, violation) = found.expect("no seed noticed the missing rule");
@@ -163,10 +166,12 @@ fn a_seed_complains_without(bugs: KnownBugs) {
 
 #[test]
 fn a_lease_needs_an_applied_entry_of_the_own_term() {
-    a_seed_complains_without(KnownBugs { lease_before_ready: true, ..KnownBugs::default() });
+    let bugs = KnownBugs { lease_before_ready: true, ..KnownBugs::default() };
+    a_seed_complains_without(bugs, Duration::from_millis(100));
 }
 
 #[test]
 fn an_order_to_campaign_is_not_followed_too_late() {
-    a_seed_complains_without(KnownBugs { late_timeout_now: true, ..KnownBugs::default() });
+    let bugs = KnownBugs { late_timeout_now: true, ..KnownBugs::default() };
+    a_seed_complains_without(bugs, Duration::from_millis(1_000));
 }

@@ -116,12 +116,13 @@ fn entries_that_raft_merged_into_an_append_of_another_index_do_not_move() {
 
 /// Runs seeds with a bug put back until a checker complains.
 fn first_complaint(bugs: KnownBugs) -> Option<(u64, String)> {
-    (0..400).find_map(|seed| {
+    (0..2_000).find_map(|seed| {
         let mut shape = Shape::from_seed(seed);
         shape.config.bugs = bugs;
         // What leaves a node is checked message by message elsewhere; here the damage itself
         // must show.
         shape.check_messages = false;
+        shape.fault_every = 300;
         run(seed, &shape).0.err().map(|violation| (seed, violation))
     })
 }

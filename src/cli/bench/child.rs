@@ -15,7 +15,7 @@ use super::nodes::{Answer, Order, Usage};
 use super::process::{cpu_time, resident_bytes};
 use super::snapshot::SnapshotNode;
 use super::stall::StallNode;
-use super::{read, restart, write};
+use super::{drain, read, restart, write};
 
 /// How long groups may take to be led or to sleep.
 const PATIENCE: Duration = Duration::from_secs(110);
@@ -175,6 +175,7 @@ impl Running {
                 Ok(Answer::Done)
             }
             Order::Spread => self.spread().await,
+            Order::Drain(order) => Ok(Answer::Drained(drain::carry_out(order, &self.host).await?)),
             Order::Usage => {
                 let used = self.used();
                 let since = used.since(&self.before);

@@ -6,6 +6,7 @@
 
 mod child;
 mod client;
+mod drain;
 mod hosting;
 mod idle;
 mod machine;
@@ -26,6 +27,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use drain::DrainArguments;
 use read::ReadArguments;
 use restart::RestartArguments;
 use snapshot::SnapshotArguments;
@@ -46,6 +48,8 @@ pub enum Command {
     Restart(RestartArguments),
     /// What idle groups cost, and how soon all are led after all hosts were killed.
     Idle(IdleArguments),
+    /// How long a node takes to hand on everything that it leads.
+    Drain(DrainArguments),
     /// How a node that is far behind catches up by snapshot, and what that does to writers.
     Snapshot(SnapshotArguments),
     /// One node of a benchmark; started by the others.
@@ -192,6 +196,7 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Restart(arguments) => restart::run(&arguments).await?,
         Command::Idle(arguments) => idle::run(&arguments).await?,
+        Command::Drain(arguments) => drain::run(&arguments).await?,
         Command::Snapshot(arguments) => snapshot::run(&arguments).await?,
         Command::Node => child::run().await?,
     }

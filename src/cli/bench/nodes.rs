@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use super::drain::{DrainOrder, Drained};
 use super::hosting::Setup;
 use super::read::{ReadMeasured, ReadOrder};
 use super::restart::{RestartAnswer, RestartOrder};
@@ -35,6 +36,8 @@ pub enum Order {
     AwaitLeaders,
     /// Hand over what another node should lead.
     Spread,
+    /// Hand everything on, or take leaderships again.
+    Drain(DrainOrder),
     /// Write.
     Write(WriteArguments),
     /// Read and write.
@@ -60,6 +63,7 @@ pub enum Answer {
     Listening { address: String },
     Done,
     Leaders { led: u64 },
+    Drained(Drained),
     Measured(Box<Measured>),
     Read(Box<ReadMeasured>),
     Stall(Box<StallAnswer>),
@@ -277,6 +281,19 @@ impl Nodes {
             answers.push(node.answer(within).await?);
         }
         Ok(answers)
+    }
+
+    /// Gives an order to one, by its number, and waits for its answer.
+    pub async fn one(
+        &mut self,
+        number: u64,
+        order: &Order,
+        within: Duration,
+    ) -> anyhow::Result<Answer> {
+        let node = self.nodes.iter_mut().find(|node| node.number == number);
+        let node = node.with_context(|| format!("there is no node {number}"))?;
+        node.order(order).await?;
+        node.answer(within).await
     }
 
     /// What all used since they were last asked.

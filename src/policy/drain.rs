@@ -1,0 +1,343 @@
+//! Emptying a node of its leaderships, at a pace that the others bear.
+//!
+//! The node says that it is draining: nobody hands it a leadership from then on, and it stands for
+//! election last. Then it hands on what it leads, by one assignment for all groups that respects
+//! what the others have already. Each transfer is agreed and checked by itself; what cannot go is
+//! named, and is not waited for. A drain is over when two looks in a row find nothing that could
+//! go.
+//!
+//! How many transfers are under way grows by one with each window that went well, and is halved
+//! when one fails or its group stood still for long.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use shardhost_groups::{Group, GroupId, NodeId, TransferError};
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{planner, view};
+use crate::host::Host;
+
+/// Transfers under way at first.
+const FIRST_WINDOW: usize = 64;
+/// Transfers under way at least and at most.
+const WINDOW: std::ops::RangeInclusive<usize> = 8..=1_024;
+/// Between two looks at what is left, when nothing is under way.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A group that could not go is tried again after this.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// A transfer that took longer than this halves the window: the others are busy.
+const LONG_TRANSFER: Duration = Duration::from_millis(500);
+/// Entries that a successor may lack when it is asked.
+const MAX_LAG: u64 = 1_024;
+/// Groups that cannot go, of which the reason is kept.
+const MAX_REASONS: usize = 1_000;
+
+/// What becomes of a node that could not be emptied in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fallback {
+    /// It goes on draining, and leads what it could not hand on.
+    #[default]
+    KeepDraining,
+    /// It is a node like the others again.
+    Undrain,
+}
+
+/// How a node is drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DrainOptions {
+    /// How long it may take. Default 60 s.
+    pub deadline: Duration,
+    /// What happens then.
+    pub fallback: Fallback,
+}
+
+impl Default for DrainOptions {
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(60), fallback: Fallback::default() }
+    }
+}
+
+impl DrainOptions {
+    /// With another deadline.
+    #[must_use]
+    pub const fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+    /// With another fallback.
+    #[must_use]
+    pub const fn fallback(mut self, fallback: Fallback) -> Self {
+        self.fallback = fallback;
+        self
+    }
+}
+
+/// How far a drain is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DrainState {
+    /// Leaderships are being handed on.
+    #[default]
+    Running,
+    /// Nothing is left that could go.
+    Done,
+    /// The deadline passed.
+    Overdue,
+    /// Somebody ended it before.
+    Cancelled,
+}
+
+/// What came of a drain up to now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DrainProgress {
+    /// How far it is.
+    pub state: DrainState,
+    /// Leaderships that are still here, those that cannot go among them.
+    pub left: usize,
+    /// Transfers that took place.
+    pub moved: u64,
+    /// Transfers that did not.
+    pub failed: u64,
+    /// Transfers that may be under way.
+    pub window: usize,
+    /// Since the drain began.
+    pub elapsed: Duration,
+    /// Leaderships that cannot go as things are, and why; the first thousand by group.
+    pub undrainable: BTreeMap<GroupId, String>,
+}
+
+/// A drain of this process's node. Dropping it ends the drain where it is; the node goes on saying
+/// that it is draining until [`Drain::undrain`], or [`Host::set_draining`], says otherwise.
+#[derive(Debug)]
+pub struct Drain {
+    host: Host,
+    progress: watch::Receiver<DrainProgress>,
+    stop: DropGuard,
+}
+
+impl Drain {
+    /// Begins to drain. Must be called within a Tokio runtime.
+    #[must_use = "dropping the drain ends it"]
+    pub fn begin(host: &Host, options: DrainOptions) -> Self {
+        host.set_draining(true);
+        let (sender, progress) = watch::channel(DrainProgress::default());
+        let stop = CancellationToken::new();
+        let executor = Executor::new(host.clone(), sender, options);
+        tokio::spawn(executor.run(stop.clone()));
+        Self { host: host.clone(), progress, stop: stop.drop_guard() }
+    }
+
+    /// What came of it up to now.
+    #[must_use]
+    pub fn progress(&self) -> DrainProgress {
+        self.progress.borrow().clone()
+    }
+
+    /// Waits until it is over, one way or another. Safe to cancel.
+    pub async fn finished(&self) -> DrainProgress {
+        let mut progress = self.progress.clone();
+        let over = progress.wait_for(|now| now.state != DrainState::Running).await;
+        over.map_or_else(|_| self.progress(), |over| over.clone())
+    }
+
+    /// Ends it, and takes leaderships again.
+    pub fn undrain(self) {
+        drop(self.stop.disarm());
+        self.host.set_draining(false);
+    }
+}
+
+/// What is tried next, and what was learned.
+struct Executor {
+    host: Host,
+    progress: watch::Sender<DrainProgress>,
+    options: DrainOptions,
+    began: Instant,
+    window: usize,
+    /// Transfers that went well since the window grew.
+    good: usize,
+    /// Groups that could not go, why, and when they are tried again.
+    stuck: BTreeMap<GroupId, (String, Instant)>,
+}
+
+type Outcome = (GroupId, Result<Duration, TransferError>);
+
+impl Executor {
+    fn new(host: Host, progress: watch::Sender<DrainProgress>, options: DrainOptions) -> Self {
+        Self {
+            host,
+            progress,
+            options,
+            began: Instant::now(),
+            window: FIRST_WINDOW,
+            good: 0,
+            stuck: BTreeMap::new(),
+        }
+    }
+
+    async fn run(mut self, stop: CancellationToken) {
+        let deadline = tokio::time::Instant::from_std(self.began + self.options.deadline);
+        let work = async {
+            tokio::select! {
+                () = self.empty_the_node() => DrainState::Done,
+                () = tokio::time::sleep_until(deadline) => DrainState::Overdue,
+            }
+        };
+        let state = stop.run_until_cancelled(work).await.unwrap_or(DrainState::Cancelled);
+        if state == DrainState::Overdue && self.options.fallback == Fallback::Undrain {
+            self.host.set_draining(false);
+        }
+        let left = self.led().len();
+        self.report_left(left);
+        self.report(|progress| progress.state = state);
+        let (moved, took) = (self.moved(), self.began.elapsed());
+        tracing::info!(?state, left, moved, ?took, "a drain is over");
+    }
+
+    /// Returns when two looks in a row found nothing that could go.
+    async fn empty_the_node(&mut self) {
+        let mut empty_looks = 0;
+        while empty_looks < 2 {
+            let plan = self.plan();
+            if plan.is_empty() {
+                empty_looks += 1;
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
+            empty_looks = 0;
+            let before = self.moved();
+            self.carry_out(plan).await;
+            if self.moved() == before {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+    }
+
+    fn led(&self) -> Vec<Group> {
+        let groups = self.host.groups().into_iter();
+        groups.filter(|group| group.status().is_leader()).collect()
+    }
+
+    /// What is to go, and whom to ask for it in which order: the planner's choice first, then the
+    /// other voters.
+    fn plan(&mut self) -> VecDeque<(Group, Vec<NodeId>)> {
+        let now = Instant::now();
+        let led = self.led();
+        let snapshot = view::local_view(&self.host, 0, planner::Settings {
+            max_lag_entries: MAX_LAG,
+            ..planner::Settings::default()
+        });
+        let chosen: BTreeMap<GroupId, NodeId> = match planner::assign_drain(&snapshot) {
+            Ok(plan) => plan.moves.into_iter().map(|step| (step.group, step.to)).collect(),
+            Err(error) => {
+                tracing::error!(%error, "a drain goes on without a plan");
+                BTreeMap::new()
+            }
+        };
+        self.stuck.retain(|id, _| led.iter().any(|group| group.id() == *id));
+        self.report_left(led.len());
+        let waits = |group: &Group| {
+            self.stuck.get(&group.id()).is_some_and(|(_, again)| *again > now)
+        };
+        let own = self.host.node_id();
+        let due = led.into_iter().filter(|group| !waits(group)).map(|group| {
+            let first = chosen.get(&group.id()).copied();
+            let membership = group.membership();
+            let others = membership.voters().map(|(_, node)| node);
+            let others = others.filter(|node| *node != own && Some(*node) != first);
+            let candidates = first.into_iter().chain(others).collect();
+            (group, candidates)
+        });
+        due.collect()
+    }
+
+    /// Hands over, so many at a time.
+    async fn carry_out(&mut self, mut plan: VecDeque<(Group, Vec<NodeId>)>) {
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            while under_way.len() < self.window
+                && let Some((group, candidates)) = plan.pop_front()
+            {
+                under_way.push(hand_over(group, candidates));
+            }
+            match under_way.next().await {
+                Some(outcome) => self.learn(outcome),
+                None => return,
+            }
+        }
+    }
+
+    fn learn(&mut self, (group, outcome): Outcome) {
+        match outcome {
+            Ok(took) => {
+                self.stuck.remove(&group);
+                self.adapt(took < LONG_TRANSFER);
+                self.report(|progress| {
+                    progress.moved += 1;
+                    progress.left = progress.left.saturating_sub(1);
+                });
+            }
+            // Somebody else leads it already.
+            Err(TransferError::NotLeader { .. } | TransferError::Stopped { .. }) => {}
+            Err(error) => {
+                tracing::debug!(%group, %error, "a leadership stays for now");
+                self.adapt(!is_congestion(&error));
+                self.stuck.insert(group, (error.to_string(), Instant::now() + RETRY_AFTER));
+                self.report(|progress| progress.failed += 1);
+            }
+        }
+    }
+
+    /// Additive increase, multiplicative decrease.
+    fn adapt(&mut self, went_well: bool) {
+        if !went_well {
+            self.window /= 2;
+            self.good = 0;
+        } else {
+            self.good += 1;
+            if self.good >= self.window / 8 {
+                self.window += FIRST_WINDOW / 8;
+                self.good = 0;
+            }
+        }
+        self.window = self.window.clamp(*WINDOW.start(), *WINDOW.end());
+    }
+
+    fn report(&self, change: impl FnOnce(&mut DrainProgress)) {
+        self.progress.send_modify(|progress| {
+            change(progress);
+            progress.window = self.window;
+            progress.elapsed = self.began.elapsed();
+        });
+    }
+
+    fn moved(&self) -> u64 {
+        self.progress.borrow().moved
+    }
+
+    /// What is left, and why some of it cannot go.
+    fn report_left(&self, left: usize) {
+        let stuck = self.stuck.iter().take(MAX_REASONS);
+        let undrainable = stuck.map(|(id, (why, _))| (*id, why.clone())).collect();
+        self.report(|progress| {
+            progress.left = left;
+            progress.undrainable = undrainable;
+        });
+    }
+}
+
+/// Whether the others are busy, rather than unwilling.
+const fn is_congestion(error: &TransferError) -> bool {
+    matches!(error, TransferError::Aborted { .. } | TransferError::TargetSilent { .. })
+}
+
+async fn hand_over(group: Group, candidates: Vec<NodeId>) -> Outcome {
+    let outcome = group.transfer_to_first_fit(candidates, MAX_LAG).await;
+    (group.id(), outcome.map(|moved| moved.took))
+}
