@@ -9,6 +9,7 @@
 //! | [`server`] | a host of tables and queues, from a configuration file |
 //! | [`shards`] | the two kinds of shard: tables and partitioned queues |
 //! | [`service`], [`client`] | how clients reach them over gRPC |
+//! | [`policy`] | who should lead what: the planner, and what a cluster intends |
 //! | [`transport`] | how hosts reach each other |
 //! | [`groups`] | the Raft groups themselves, a crate of its own |
 //! | [`storage`] | their log, a crate of its own |
@@ -29,6 +30,7 @@ struct Readme;
 pub mod client;
 mod data_dir;
 pub mod host;
+pub mod policy;
 pub mod server;
 pub mod service;
 pub mod shards;
@@ -36,13 +38,18 @@ pub mod transport;
 
 pub use host::{Host, HostBuilder, HostConfig, Shutdown, StartError};
 pub use shardhost_groups as groups;
+pub use shardhost_groups::policy::{
+    Acquisition, Candidate, Decision, LeadershipPolicy, Opinion, PolicyGuard, Unfit,
+};
 #[cfg(feature = "testing")]
 pub use shardhost_groups::testing;
+pub use shardhost_groups::worker::Advert;
 pub use shardhost_groups::{
     Applied, ApplyBatch, ApplyFault, Command, Group, GroupId, GroupSpec, GroupStatus, LogIndex,
     LogPosition, NodeId, ProposeError, QueryError, ReadError, ReadMode, ReplicaId, Role,
     SnapshotWriter, StateChecksum, StateMachine, Term, TransferError,
 };
+pub use shardhost_groups::{Caretaker, Requirement, RequirementMode};
 pub use shardhost_groups::{leadership, leadership::GroupSelector};
 pub use shardhost_proto as proto;
 pub use shardhost_storage as storage;

@@ -2,6 +2,7 @@
 
 mod cli {
     pub mod process;
+    mod requirements;
 }
 
 use std::collections::{BTreeMap, BTreeSet};

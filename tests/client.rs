@@ -55,7 +55,8 @@ impl Cluster {
                 listen: SocketAddr::from(([127, 0, 0, 1], 0)),
                 nodes: addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
                 alone: false,
-                shards: ShardCounts { tables: TABLES, queues: QUEUES, voters: Vec::new() },
+                capabilities: Vec::new(),
+                shards: ShardCounts { tables: TABLES, queues: QUEUES, ..ShardCounts::default() },
                 workers: 1,
                 apply_threads: 2,
             };

@@ -55,7 +55,8 @@ impl Cluster {
         config.node = node;
         config.alone = false;
         config.nodes = self.addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect();
-        config.shards = ShardCounts { tables: 1, queues: 1, voters: vec![1, 2, 3] };
+        config.shards =
+            ShardCounts { tables: 1, queues: 1, voters: vec![1, 2, 3], ..ShardCounts::default() };
         self.servers.insert(node, Server::start(config, Some(listener)).await.unwrap());
     }
 
@@ -277,8 +278,8 @@ async fn leadership_goes_to_the_first_that_is_fit() {
     };
     let none = admin.transfer_leader_to_fit(fit(&[])).await.unwrap_err();
     assert_eq!(reason(&none), "NO_CANDIDATES");
-    let unfit = admin.transfer_leader_to_fit(fit(&[4])).await.unwrap_err();
-    assert_eq!(reason(&unfit), "NO_HEALTHY_TARGET");
+    let stranger = admin.transfer_leader_to_fit(fit(&[4])).await.unwrap_err();
+    assert_eq!(reason(&stranger), "NO_VOTER");
     let deadline = Instant::now() + PATIENCE;
     let moved = loop {
         // The leader notices after a while that the first one is gone.

@@ -27,6 +27,11 @@ mod shardhost {
             tonic::include_proto!("shardhost.admin.v1");
         }
     }
+    pub mod balance {
+        pub mod v1 {
+            tonic::include_proto!("shardhost.balance.v1");
+        }
+    }
     pub mod catalog {
         pub mod v1 {
             tonic::include_proto!("shardhost.catalog.v1");
@@ -34,10 +39,12 @@ mod shardhost {
     }
 }
 
-/// What a cluster intends: commands and state of the system group.
-pub use shardhost::catalog::v1 as catalog;
 /// What operators ask of a host.
 pub use shardhost::admin::v1 as admin;
+/// Draining, and what a node knows of the cluster.
+pub use shardhost::balance::v1 as balance;
+/// What a cluster intends: commands and state of the system group.
+pub use shardhost::catalog::v1 as catalog;
 /// What clients say to the shards of a host.
 pub use shardhost::client::v1 as client;
 /// What stands in the shared Raft log.

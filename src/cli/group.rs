@@ -1,4 +1,5 @@
-//! `shardhost group`: the groups of a node, as that node sees them; creating and destroying groups.
+//! `shardhost group`: the groups of a node, as that node sees them; creating and destroying groups,
+//! and changing what they require.
 
 use std::process::ExitCode;
 
@@ -10,6 +11,7 @@ use shardhost::proto::admin::{
 use shardhost::proto::log::{Member, MemberRole};
 
 use super::output::{Column, facts, number, table};
+use super::requirement::{RequireArguments, require, requirement_json, requirement_text};
 use super::target::{Target, in_time, said};
 
 /// What to do.
@@ -43,6 +45,11 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Change what a group requires of its leader.
+    ///
+    /// The names are those of capabilities, which nodes are given by their configuration. A leader
+    /// that lacks one serves nobody and hands its leadership to a node that has them all.
+    Require(RequireArguments),
     /// Destroy a group for good: the replicas of all its members, and their data.
     Destroy {
         /// Number of the group.
@@ -55,7 +62,7 @@ pub enum Command {
     },
 }
 
-/// Shows, creates or destroys groups.
+/// Shows, creates, changes or destroys groups.
 pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::List { target } => list(target).await?,
@@ -70,6 +77,7 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
             };
             create(request, target).await?;
         }
+        Command::Require(arguments) => require(arguments).await?,
         Command::Destroy { group, expect, target } => destroy(*group, *expect, target).await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -152,7 +160,7 @@ async fn show(group: u64, target: &Target) -> anyhow::Result<()> {
     Ok(())
 }
 
-const COLUMNS: [Column; 8] = [
+const COLUMNS: [Column; 9] = [
     Column::Right("group"),
     Column::Left("kind"),
     Column::Left("role"),
@@ -160,6 +168,7 @@ const COLUMNS: [Column; 8] = [
     Column::Right("term"),
     Column::Right("committed"),
     Column::Right("applied"),
+    Column::Left("requires"),
     Column::Left("state"),
 ];
 
@@ -172,6 +181,7 @@ fn row(group: &GroupStatus) -> Vec<String> {
         number(group.term),
         number(group.committed),
         number(group.applied),
+        requirement_text(group.membership.as_ref()),
         state(group),
     ]
 }
@@ -212,6 +222,7 @@ fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
         ("applied", number(group.applied)),
         ("configuration", config_of(group)),
         ("members", members.collect::<Vec<_>>().join("\n")),
+        ("requires", requirement_text(group.membership.as_ref())),
         ("state", state(group)),
     ];
     if group.transferring_to_node != 0 {
@@ -241,10 +252,11 @@ fn leader(group: &GroupStatus) -> String {
 }
 
 fn state(group: &GroupStatus) -> String {
-    match (group.fault.is_empty(), group.asleep) {
-        (false, _) => format!("failed: {}", group.fault),
-        (true, true) => "asleep".to_owned(),
-        (true, false) => "awake".to_owned(),
+    match (group.fault.as_str(), group.caretaker.as_str(), group.asleep) {
+        ("", "", true) => "asleep".to_owned(),
+        ("", "", false) => "awake".to_owned(),
+        ("", reason, _) => format!("caretaker, serves nobody: {reason}"),
+        (fault, ..) => format!("failed: {fault}"),
     }
 }
 
@@ -296,6 +308,8 @@ fn group_json(group: &GroupStatus) -> Value {
         "fault": group.fault,
         "transferring_to_node": group.transferring_to_node,
         "serving": group.serving,
+        "caretaker": Some(&group.caretaker).filter(|why| !why.is_empty()),
+        "requirement": requirement_json(group.membership.as_ref()),
         "lease": group.lease,
         "paused": group.paused,
         "impostor_node": group.impostor_node,

@@ -1,4 +1,4 @@
-//! `shardhost leader`: moving leadership from one node to another.
+//! `shardhost leader`: moving leadership from one node to another, and explaining it.
 
 use std::process::ExitCode;
 
@@ -8,6 +8,7 @@ use shardhost::proto::admin::{TransferLeaderRequest, TransferLeaderToFitRequest}
 
 use super::output::millis;
 use super::target::{Target, said};
+use super::why::why;
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -28,15 +29,25 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Say who leads a group, whether it serves and why not, and who else could.
+    Why {
+        /// Number of the group.
+        group: u64,
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
-/// Moves leadership.
+/// Moves or explains leadership.
 pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
-    let Command::Transfer { group, to, first_fit, max_lag, target } = command;
-    if first_fit.is_empty() {
-        transfer(*group, *to, target).await?;
-    } else {
-        transfer_to_fit(*group, first_fit, *max_lag, target).await?;
+    match command {
+        Command::Transfer { group, to, first_fit, target, .. } if first_fit.is_empty() => {
+            transfer(*group, *to, target).await?;
+        }
+        Command::Transfer { group, first_fit, max_lag, target, .. } => {
+            transfer_to_fit(*group, first_fit, *max_lag, target).await?;
+        }
+        Command::Why { group, target } => why(*group, target).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,19 +4,23 @@
 //! The program ends with 0 when all went well, 1 when something went wrong, and 2 when the
 //! arguments make no sense.
 
+mod balance;
 mod bench;
 mod demo;
+mod drain;
 mod group;
 mod leader;
 mod member;
 mod output;
 mod queue;
+mod requirement;
 mod serve;
 mod snapshot;
 mod status;
 mod supervised;
 mod table;
 mod target;
+mod why;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -43,12 +47,18 @@ enum Command {
     Bench(bench::Command),
     /// Show the nodes of a cluster.
     Status(status::StatusArguments),
-    /// Show the groups of a node, create and destroy groups.
+    /// Show the groups of a node, create and destroy groups, change what they require.
     #[command(subcommand)]
     Group(group::Command),
-    /// Move leadership.
+    /// Move leadership, and explain it.
     #[command(subcommand)]
     Leader(leader::Command),
+    /// Hand on every leadership of a node, and take it back.
+    #[command(subcommand)]
+    Drain(drain::Command),
+    /// Show which leaderships would better be elsewhere, and move them.
+    #[command(subcommand)]
+    Balance(balance::Command),
     /// Show and change who belongs to a group.
     #[command(subcommand)]
     Member(member::Command),
@@ -107,6 +117,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Status(arguments) => status::run(&arguments).await,
             Command::Group(command) => group::run(&command).await,
             Command::Leader(command) => leader::run(&command).await,
+            Command::Drain(command) => drain::run(&command).await,
+            Command::Balance(command) => balance::run(&command).await,
             Command::Member(command) => member::run(&command).await,
             Command::Snapshot(command) => snapshot::run(&command).await,
             Command::Table(command) => table::run(command).await,

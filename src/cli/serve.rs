@@ -63,6 +63,15 @@ pub struct ServeArguments {
     /// running cluster is none of them.
     #[arg(long, value_name = "NODES", value_delimiter = ',')]
     voters: Vec<u64>,
+    /// Something that this node has, beside what the file names; once for each.
+    #[arg(long = "capability", value_name = "NAME")]
+    capabilities: Vec<String>,
+    /// What the leaders of table shards must have, when the shards are created.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    tables_require: Vec<String>,
+    /// What the leaders of queue shards must have, when the shards are created.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    queues_require: Vec<String>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -127,6 +136,9 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     }
     config.shards.tables = arguments.tables.unwrap_or(config.shards.tables);
     config.shards.queues = arguments.queues.unwrap_or(config.shards.queues);
+    config.capabilities.extend(arguments.capabilities.iter().cloned());
+    config.shards.tables_require.extend(arguments.tables_require.iter().cloned());
+    config.shards.queues_require.extend(arguments.queues_require.iter().cloned());
     config.workers = arguments.workers.unwrap_or(config.workers);
     config.apply_threads = arguments.apply_threads.unwrap_or(config.apply_threads);
     config.validate()?;

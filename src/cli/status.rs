@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use shardhost::proto::admin::HostStatus;
 
 use super::output::{Column, millis, number, table};
+use super::requirement::{capabilities_text, draining_text};
 use super::target::{Node, Target};
 
 /// What to show.
@@ -49,11 +50,12 @@ fn number_of(node: &Node, address: &str) -> u64 {
     peer.map_or(0, |peer| peer.node)
 }
 
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 14] = [
     Column::Right("node"),
     Column::Left("address"),
     Column::Right("groups"),
     Column::Right("leaders"),
+    Column::Right("caretakers"),
     Column::Right("asleep"),
     Column::Right("failed"),
     Column::Right("acknowledged"),
@@ -61,6 +63,8 @@ const COLUMNS: [Column; 11] = [
     Column::Right("p50"),
     Column::Right("p99"),
     Column::Right("up"),
+    Column::Left("capabilities"),
+    Column::Left("draining"),
 ];
 
 fn as_table(nodes: &BTreeMap<u64, Node>, silent: &BTreeMap<String, u64>) -> String {
@@ -80,6 +84,7 @@ fn row(address: &str, status: &HostStatus) -> Vec<String> {
         address.to_owned(),
         number(status.groups),
         number(status.leaders),
+        number(status.caretakers),
         number(status.asleep),
         number(status.failed),
         number(status.proposals),
@@ -87,6 +92,8 @@ fn row(address: &str, status: &HostStatus) -> Vec<String> {
         millis(status.p50_us),
         millis(status.p99_us),
         format!("{} s", number(status.uptime_ms / 1_000)),
+        capabilities_text(status.advert.as_ref()),
+        draining_text(status.advert.as_ref()).to_owned(),
     ]
 }
 
@@ -111,6 +118,8 @@ fn node_json(node: &Node) -> Value {
                 "messages_dropped": peer.messages_dropped,
                 "frames_sent": peer.frames_sent,
                 "reconnects": peer.reconnects,
+                "capabilities": peer.advert.as_ref().map(|advert| &advert.capabilities),
+                "draining": peer.advert.as_ref().map(|advert| advert.draining),
             })
         })
         .collect();
@@ -123,6 +132,9 @@ fn node_json(node: &Node) -> Value {
         "uptime_ms": status.uptime_ms,
         "groups": status.groups,
         "leaders": status.leaders,
+        "caretakers": status.caretakers,
+        "capabilities": status.advert.as_ref().map(|advert| &advert.capabilities),
+        "draining": status.advert.as_ref().map(|advert| advert.draining),
         "asleep": status.asleep,
         "failed": status.failed,
         "acknowledged": status.proposals,

@@ -9,6 +9,7 @@ use shardhost::proto::admin::admin_client::AdminClient;
 use shardhost::proto::admin::{GroupStatus, HostStatus, ShowGroupRequest, StatusRequest};
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
+use tonic_types::StatusExt;
 
 /// How long one node may take for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -138,6 +139,13 @@ impl Node {
         in_time(&self.address, admin.show_group(ShowGroupRequest { group })).await
     }
 
+    /// Where this node and those that it knows are reached.
+    pub fn all_addresses(&self) -> Vec<String> {
+        let peers = self.status.peers.iter().map(|peer| peer.address.clone());
+        let known = peers.filter(|address| !address.is_empty() && *address != self.address);
+        std::iter::once(self.address.clone()).chain(known).collect()
+    }
+
     /// Where it reaches another node.
     pub fn address_of(&self, node: u64) -> Option<String> {
         let mut peers = self.status.peers.iter();
@@ -146,14 +154,19 @@ impl Node {
     }
 }
 
-/// A channel to a node; it connects when it is used, and again whenever that is needed.
+/// A client of a node's operators.
 pub fn admin(address: &str) -> anyhow::Result<AdminClient<Channel>> {
+    Ok(AdminClient::new(channel(address)?))
+}
+
+/// A channel to a node; it connects when it is used, and again whenever that is needed.
+pub fn channel(address: &str) -> anyhow::Result<Channel> {
     let uri = format!("http://{address}");
     let endpoint = Endpoint::from_shared(uri)
         .with_context(|| format!("`{address}` is no address; write host:port"))?
         .connect_timeout(ANSWER_TIMEOUT)
         .tcp_nodelay(true);
-    Ok(AdminClient::new(endpoint.connect_lazy()))
+    Ok(endpoint.connect_lazy())
 }
 
 /// The answer of a node that does not keep anybody waiting.
@@ -168,8 +181,10 @@ pub async fn in_time<T>(
 
 /// What a node refused, without the wrapping.
 pub fn said(address: &str, status: &tonic::Status) -> anyhow::Error {
+    // One that says why was reached.
+    let explained = status.get_error_details().error_info().is_some();
     match status.code() {
-        tonic::Code::Unavailable => anyhow::anyhow!("{address} cannot be reached"),
+        tonic::Code::Unavailable if !explained => anyhow::anyhow!("{address} cannot be reached"),
         _ => anyhow::anyhow!("{address}: {}", status.message()),
     }
 }

@@ -220,6 +220,7 @@ impl Trial {
             FailureReason::NotLeader
             | FailureReason::Overloaded
             | FailureReason::Transferring
+            | FailureReason::NotServing
             | FailureReason::UnknownGroup => {
                 self.last = message;
                 Ok(())
@@ -297,6 +298,7 @@ mod tests {
             failed(FailureReason::NotLeader),
             failed(FailureReason::Overloaded),
             failed(FailureReason::Transferring),
+            failed(FailureReason::NotServing),
             failed(FailureReason::UnknownGroup),
         ];
         for error in refusals {

@@ -4,8 +4,9 @@
 //! or a leadership means is the business of the parts.
 
 mod joining;
+mod policy;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -19,10 +20,11 @@ use shardhost_groups::leadership::{
 use shardhost_groups::{
     Group, Groups, GroupsBuilder, GroupsConfig, HostFault, OpenGroupError, StateMachine,
 };
-use shardhost_groups::{GroupSpec, runtime::AdditionGuard, runtime::GroupsStats};
+use shardhost_groups::{GroupSpec, runtime::AdditionGuard, runtime::GroupsStats, worker::Advert};
 use shardhost_storage::{
-    GroupId, GroupMeta, LogError, LogPosition, LogStore, Membership, NodeId, ReplicaId,
-    RocksOptions, RocksStore, SnapshotError, SnapshotFiles, SnapshotFilesOptions, SnapshotStore,
+    CapabilityError, GroupId, GroupMeta, LogError, LogPosition, LogStore, Membership, NodeId,
+    ReplicaId, RocksOptions, RocksStore, SnapshotError, SnapshotFiles, SnapshotFilesOptions,
+    SnapshotStore,
 };
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -54,7 +56,10 @@ pub struct HostConfig {
     pub advertise: Option<String>,
     /// Where all nodes of the cluster are reached, `host:port`. This one may be left out.
     pub peers: BTreeMap<NodeId, String>,
-    /// Settings of the groups. Its node and incarnation are set by the host.
+    /// What this node has; groups may require some of their leaders. See
+    /// [`Host::set_capabilities`].
+    pub capabilities: BTreeSet<String>,
+    /// Settings of the groups. Its node, incarnation and capabilities are set by the host.
     pub groups: GroupsConfig,
     /// Settings of the log.
     pub log: RocksOptions,
@@ -79,6 +84,7 @@ impl HostConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             advertise: None,
             peers: BTreeMap::new(),
+            capabilities: BTreeSet::new(),
             groups: GroupsConfig::new(node),
             log: RocksOptions::default(),
             snapshots: SnapshotLimits::default(),
@@ -97,6 +103,12 @@ impl HostConfig {
     #[must_use]
     pub fn peers(mut self, peers: impl IntoIterator<Item = (NodeId, String)>) -> Self {
         self.peers = peers.into_iter().collect();
+        self
+    }
+    /// Names what this node has, as `fifo` or `disk/ssd`: 1 to 64 of a-z, 0-9, '.', '_', '-', '/'.
+    #[must_use]
+    pub fn capabilities<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.capabilities = names.into_iter().map(Into::into).collect();
         self
     }
 }
@@ -126,6 +138,9 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
+    /// A capability has a name that is none, or there are too many.
+    #[error("the capabilities of the node are wrong: {0}")]
+    Capabilities(CapabilityError),
     /// The transport's settings are wrong.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -177,6 +192,7 @@ impl HostBuilder {
     /// [`StartError`]; nothing runs then.
     pub async fn start(self) -> Result<Host, StartError> {
         let Self { config, log_store, snapshots, listener, factory } = self;
+        let advert = policy::first_advert(&config).map_err(StartError::Capabilities)?;
         let listener = bind(listener, config.listen)?;
         let address = listener.local_addr().map_err(|error| listen_error(config.listen, error))?;
         let advertise = config.advertise.clone().unwrap_or_else(|| address.to_string());
@@ -191,12 +207,14 @@ impl HostBuilder {
         let mut transport_config =
             TransportConfig::new(config.cluster.clone(), config.node, incarnation, advertise);
         transport_config.snapshot = config.snapshots;
+        transport_config.advert = advert.clone();
         let transport =
             GrpcTransport::new(transport_config, directory.clone(), Arc::clone(&snapshots))?;
 
         let mut groups_config = config.groups.clone();
         groups_config.node = config.node;
         groups_config.incarnation = incarnation;
+        groups_config.capabilities.clone_from(&advert.capabilities);
         if groups_config.seed == 0 {
             groups_config.seed = incarnation;
         }
@@ -223,6 +241,7 @@ impl HostBuilder {
             groups,
             transport,
             directory,
+            advert: parking_lot::Mutex::new(advert),
             address,
             incarnation,
             stopping: CancellationToken::new(),
@@ -306,6 +325,9 @@ struct HostInner {
     groups: Groups,
     transport: GrpcTransport,
     directory: PeerDirectory,
+    /// What this node says of itself. Held while groups and peers are told, so that all hear of
+    /// changes in the same order.
+    advert: parking_lot::Mutex<Advert>,
     address: SocketAddr,
     incarnation: u64,
     /// The host begins to stop; what is under way goes on for a while.
@@ -546,6 +568,11 @@ impl Host {
     #[must_use]
     pub fn stopping(&self) -> CancellationToken {
         self.inner.stopping.clone()
+    }
+    /// Cancelled when the host has handed over what it could, and answers nobody any longer.
+    #[must_use]
+    pub fn stopped(&self) -> CancellationToken {
+        self.inner.stop.clone()
     }
     /// What keeps the host from going on, once something does: it must be stopped then.
     #[must_use]

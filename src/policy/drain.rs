@@ -229,10 +229,11 @@ impl Executor {
     fn plan(&mut self) -> VecDeque<(Group, Vec<NodeId>)> {
         let now = Instant::now();
         let led = self.led();
-        let snapshot = view::local_view(&self.host, 0, planner::Settings {
-            max_lag_entries: MAX_LAG,
-            ..planner::Settings::default()
-        });
+        let snapshot = view::local_view(
+            &self.host,
+            0,
+            planner::Settings { max_lag_entries: MAX_LAG, ..planner::Settings::default() },
+        );
         let chosen: BTreeMap<GroupId, NodeId> = match planner::assign_drain(&snapshot) {
             Ok(plan) => plan.moves.into_iter().map(|step| (step.group, step.to)).collect(),
             Err(error) => {
@@ -242,9 +243,8 @@ impl Executor {
         };
         self.stuck.retain(|id, _| led.iter().any(|group| group.id() == *id));
         self.report_left(led.len());
-        let waits = |group: &Group| {
-            self.stuck.get(&group.id()).is_some_and(|(_, again)| *again > now)
-        };
+        let waits =
+            |group: &Group| self.stuck.get(&group.id()).is_some_and(|(_, again)| *again > now);
         let own = self.host.node_id();
         let due = led.into_iter().filter(|group| !waits(group)).map(|group| {
             let first = chosen.get(&group.id()).copied();

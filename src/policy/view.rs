@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use shardhost_groups::worker::Advert;
-use shardhost_groups::{GroupStatus, NodeId};
+use shardhost_groups::{GroupId, GroupStatus, NodeId};
 use shardhost_storage::RequirementMode as Mode;
 
 use super::planner;
@@ -38,6 +38,40 @@ pub fn local_view(host: &Host, now_ms: u64, settings: planner::Settings) -> plan
         moves: Vec::new(),
         mutes: Vec::new(),
     }
+}
+
+/// What several hosts know, as one snapshot: of a group what its leader says, of a node what it
+/// says itself, and else what the others heard.
+#[must_use]
+pub fn merge(views: Vec<(NodeId, planner::Snapshot)>) -> planner::Snapshot {
+    let mut merged = planner::Snapshot::default();
+    let mut nodes: BTreeMap<NodeId, planner::Node> = BTreeMap::new();
+    let mut groups: BTreeMap<GroupId, planner::Group> = BTreeMap::new();
+    for (from, view) in views {
+        merged.now_ms = merged.now_ms.max(view.now_ms);
+        merged.settings = view.settings;
+        for node in view.nodes {
+            let known = nodes.get(&node.id);
+            if node.id == from || known.is_none_or(|known| known.incarnation < node.incarnation) {
+                nodes.insert(node.id, node);
+            }
+        }
+        for group in view.groups {
+            let rank = |one: &planner::Group, led: bool| (one.term, led);
+            let known = groups.get(&group.id);
+            let led = group.leader == Some(from);
+            let newer = known.is_none_or(|known| {
+                let says_itself = known.voters.iter().any(|voter| voter.lag.is_some());
+                rank(&group, led) > rank(known, says_itself)
+            });
+            if newer {
+                groups.insert(group.id, group);
+            }
+        }
+    }
+    merged.nodes = nodes.into_values().collect();
+    merged.groups = groups.into_values().collect();
+    merged
 }
 
 fn own_node(host: &Host) -> planner::Node {
@@ -104,4 +138,60 @@ fn lag_of(own: NodeId, node: NodeId, status: &GroupStatus) -> Option<u64> {
     }
     let peer = status.peers.iter().find(|peer| peer.node == node)?;
     Some(status.last.get().saturating_sub(peer.matched.get()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(term: u64, leader: u64, lag: Option<u64>) -> planner::Group {
+        let id = NodeId::must;
+        let voters = [1, 2, 3].map(|node| planner::Voter { node: id(node), lag });
+        planner::Group {
+            id: GroupId::new(7),
+            leader: Some(id(leader)),
+            last_leader: Some(id(leader)),
+            term,
+            voters: voters.to_vec(),
+            requirement: planner::Requirement::default(),
+            preference: Vec::new(),
+            pin: None,
+            label: None,
+            load: 0,
+            moved_at_ms: None,
+        }
+    }
+
+    fn view(of: u64, known: &[(u64, u64)], group: planner::Group) -> (NodeId, planner::Snapshot) {
+        let named = known.iter().map(|(id, incarnation)| {
+            let advert = Advert { draining: *id == of, ..Advert::default() };
+            node(NodeId::must(*id), true, *incarnation, Some(&advert))
+        });
+        let nodes = named.collect();
+        let snapshot = planner::Snapshot { nodes, groups: vec![group], ..Default::default() };
+        (NodeId::must(of), snapshot)
+    }
+
+    #[test]
+    fn of_a_group_counts_what_its_newest_leader_says() {
+        let old = view(1, &[], group(4, 1, Some(0)));
+        let heard = view(3, &[], group(5, 2, None));
+        let leader = view(2, &[], group(5, 2, Some(9)));
+        for views in [vec![&old, &heard, &leader], vec![&leader, &heard, &old]] {
+            let merged = merge(views.into_iter().cloned().collect());
+            assert_eq!(merged.groups, [group(5, 2, Some(9))]);
+        }
+    }
+
+    #[test]
+    fn of_a_node_counts_what_it_says_itself() {
+        let itself = view(1, &[(1, 5), (2, 1)], group(1, 1, None));
+        let other = view(2, &[(1, 5), (2, 3)], group(1, 1, None));
+        for views in [vec![&itself, &other], vec![&other, &itself]] {
+            let merged = merge(views.into_iter().cloned().collect());
+            let draining: Vec<_> = merged.nodes.iter().map(|node| node.draining).collect();
+            let incarnations: Vec<_> = merged.nodes.iter().map(|node| node.incarnation).collect();
+            assert_eq!((draining, incarnations), (vec![true, true], vec![5, 3]));
+        }
+    }
 }

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use shardhost_groups::runtime::LatencySnapshot;
 use shardhost_groups::{
     CaughtUp, Group, GroupId, GroupSpec, LogIndex, Membership, MembershipChange, MembershipError,
-    NodeId, OpenGroupError, Role, TransferError, Transferred,
+    NodeId, OpenGroupError, Requirement, Role, TransferError, Transferred,
 };
 use shardhost_proto::admin as wire;
 use shardhost_proto::admin::admin_server::{Admin, AdminServer};
@@ -17,7 +17,8 @@ use shardhost_proto::log;
 use shardhost_storage::convert::{membership_to_message, position_to_message};
 use tonic::{Request, Response, Status};
 
-use super::refusals::{of_membership, of_opening, of_snapshot, of_transfer};
+use super::explain::{advert_to_wire, explanation};
+use super::refusals::{of_capabilities, of_membership, of_opening, of_snapshot, of_transfer};
 use super::replicas::machine_of;
 use super::{RESERVED, is_shard};
 use crate::host::Host;
@@ -89,6 +90,7 @@ impl AdminService {
             messages_dropped: peer.bulk.dropped + peer.urgent.dropped,
             frames_sent: peer.bulk.frames + peer.urgent.frames,
             reconnects: peer.reconnects,
+            advert: peer.advert.as_ref().map(advert_to_wire),
         });
         peers.collect()
     }
@@ -147,6 +149,9 @@ impl AdminService {
             ("awake_groups".to_owned(), stats.awake as u64),
             ("hook_panics".to_owned(), stats.hook_panics),
             ("slow_inline_hooks".to_owned(), stats.slow_inline_hooks),
+            ("policy_panics".to_owned(), stats.policy_panics),
+            ("slow_policies".to_owned(), stats.slow_policies),
+            ("refused_adverts".to_owned(), self.host.transport_stats().refused_adverts),
         ]);
         for (refusal, count) in stats.workers.refused {
             let name = format!("refused: {refusal}");
@@ -189,6 +194,8 @@ impl Admin for AdminService {
             p50_us: window.quantile_us(500),
             p99_us: window.quantile_us(990),
             counters: self.counters(),
+            advert: Some(advert_to_wire(&self.host.advert())),
+            caretakers: count(&|status| status.caretaker.is_some()),
         }))
     }
 
@@ -229,6 +236,30 @@ impl Admin for AdminService {
         let nodes: Result<Vec<_>, _> = request.nodes.iter().map(|node| node_id(*node)).collect();
         let transfer = group.transfer_to_first_fit(nodes?, request.max_lag);
         transferred(request.timeout_ms, transfer).await
+    }
+
+    async fn explain_leader(
+        &self,
+        request: Request<wire::ExplainLeaderRequest>,
+    ) -> Result<Response<wire::LeaderExplanation>, Status> {
+        let group = self.group(request.into_inner().group)?;
+        Ok(Response::new(explanation(&self.host, &group)))
+    }
+
+    async fn change_requirement(
+        &self,
+        request: Request<wire::ChangeRequirementRequest>,
+    ) -> Result<Response<wire::MembershipReply>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        let requirement = requirement_of(request.requirement.unwrap_or_default())?;
+        let expect = request.expect.map(LogIndex::new);
+        if request.even_if_nobody {
+            let change = group.require_unchecked(requirement, expect);
+            membership_reply(request.timeout_ms, change).await
+        } else {
+            membership_reply(request.timeout_ms, group.require(requirement, expect)).await
+        }
     }
 
     async fn change_membership(
@@ -400,6 +431,15 @@ fn node_id(node: u64) -> Result<NodeId, Status> {
     NodeId::new(node).ok_or_else(|| Status::invalid_argument("nodes are numbered from 1"))
 }
 
+fn requirement_of(message: log::Requirement) -> Result<Requirement, Status> {
+    let names = message.capabilities;
+    let asked = match message.soft {
+        true if !names.is_empty() => Requirement::soft(names),
+        _ => Requirement::hard(names),
+    };
+    asked.map_err(|error| of_capabilities(&error))
+}
+
 fn with_step(
     change: MembershipChange,
     step: &wire::MembershipStep,
@@ -438,7 +478,8 @@ const fn timeout_of(millis: u64) -> Duration {
     }
 }
 
-fn group_status(group: &Group) -> wire::GroupStatus {
+/// What a node says of one of its groups.
+pub(super) fn group_status(group: &Group) -> wire::GroupStatus {
     let status = group.status();
     let fault = match &status.role {
         Role::Failed(fault) => fault.to_string(),
@@ -477,6 +518,7 @@ fn group_status(group: &Group) -> wire::GroupStatus {
         paused: status.paused,
         impostor_node: status.impostor.map_or(0, NodeId::get),
         serving: status.serving,
+        caretaker: status.caretaker.as_ref().map(ToString::to_string).unwrap_or_default(),
         lease: group.lease().is_some_and(|lease| lease.valid),
         leader_contact_ms: contact.and_then(|since| u64::try_from(since.as_millis()).ok()),
     }

@@ -5,6 +5,7 @@
 //! node = 1
 //! data-dir = "/var/lib/shardhost"
 //! listen = "0.0.0.0:7400"
+//! capabilities = ["fifo"]
 //!
 //! [nodes]
 //! 1 = "10.0.0.1:7400"
@@ -15,6 +16,7 @@
 //! tables = 32
 //! queues = 32
 //! voters = [1, 2, 3]
+//! queues-require = ["fifo"]
 //! ```
 
 use std::collections::BTreeMap;
@@ -23,7 +25,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use shardhost_groups::GroupSpec;
-use shardhost_storage::NodeId;
+use shardhost_storage::requirement::capability_names;
+use shardhost_storage::{NodeId, Requirement};
 
 use super::group_of_shard;
 use crate::host::HostConfig;
@@ -32,7 +35,8 @@ use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 /// Shards of one kind at most.
 pub const MAX_SHARDS: u64 = 100_000;
 
-/// What a server is started from. Equal on all nodes but for `node`, `data-dir`, `listen`.
+/// What a server is started from. Equal on all nodes but for `node`, `data-dir`, `listen` and
+/// `capabilities`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ServerConfig {
@@ -48,6 +52,9 @@ pub struct ServerConfig {
     /// Where to listen.
     #[serde(default = "default_listen")]
     pub listen: SocketAddr,
+    /// What this node has; shards may require some of it of their leaders.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
     /// Where all nodes are reached, by number.
     #[serde(default)]
     pub nodes: BTreeMap<String, String>,
@@ -68,7 +75,7 @@ pub struct ServerConfig {
 
 /// How many shards of each kind there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ShardCounts {
     /// Shards of the table.
     pub tables: u64,
@@ -77,6 +84,11 @@ pub struct ShardCounts {
     /// The nodes that hold the shards when they are created; empty: all. What is changed later
     /// by operators stays changed. A node that joins a running cluster is none of them.
     pub voters: Vec<u64>,
+    /// What the leader of a table shard must have, when the shard is created. What is changed later
+    /// by operators stays changed.
+    pub tables_require: Vec<String>,
+    /// The same for the queue.
+    pub queues_require: Vec<String>,
 }
 
 fn default_cluster() -> String {
@@ -135,6 +147,7 @@ impl ServerConfig {
             node: 1,
             data_dir: data_dir.into(),
             listen: default_listen(),
+            capabilities: Vec::new(),
             nodes: BTreeMap::new(),
             alone: true,
             shards: ShardCounts::default(),
@@ -207,11 +220,25 @@ impl ServerConfig {
                 return Err(wrong(key, format!("{count} shards; at most {MAX_SHARDS}")));
             }
         }
+        self.validate_capabilities()?;
         if self.workers == 0 || self.workers > 64 {
             return Err(wrong("workers", "it must be 1 to 64".to_owned()));
         }
         if self.apply_threads == 0 || self.apply_threads > 64 {
             return Err(wrong("apply-threads", "it must be 1 to 64".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn validate_capabilities(&self) -> Result<(), ConfigError> {
+        let lists = [
+            ("capabilities", &self.capabilities),
+            ("tables-require", &self.shards.tables_require),
+            ("queues-require", &self.shards.queues_require),
+        ];
+        for (key, names) in lists {
+            capability_names(names.iter().cloned())
+                .map_err(|error| wrong(key, error.to_string()))?;
         }
         Ok(())
     }
@@ -244,12 +271,13 @@ impl ServerConfig {
         host.cluster.clone_from(&self.cluster);
         host.peers = self.node_addresses().unwrap_or_default();
         host.advertise = host.peers.get(&node).cloned();
+        host.capabilities = self.capabilities.iter().cloned().collect();
         host.workers = self.workers;
         host.apply_threads = self.apply_threads;
         host
     }
 
-    /// The groups that the configuration names.
+    /// The groups that the configuration names. Must be valid.
     #[must_use]
     pub fn group_specs(&self) -> Vec<GroupSpec> {
         let own = NodeId::new(self.node).unwrap_or(NodeId::must(1));
@@ -261,15 +289,20 @@ impl ServerConfig {
         if voters.is_empty() {
             voters.push(own);
         }
-        let of_kind = |kind: &'static str, count: u64| {
+        let of_kind = |kind: &'static str, count: u64, names: &[String]| {
             let voters = voters.clone();
+            let requirement = Requirement::hard(names.iter().cloned()).unwrap_or_default();
             (0..count).filter_map(move |shard| {
                 let id = group_of_shard(kind, shard)?;
-                let spec = GroupSpec::new(id, voters.iter().copied()).kind(kind);
+                let mut spec = GroupSpec::new(id, voters.iter().copied()).kind(kind);
+                spec.membership.requirement.clone_from(&requirement);
                 Some(spec.label("kind", kind).label("shard", shard.to_string()))
             })
         };
-        of_kind(TABLE, self.shards.tables).chain(of_kind(QUEUE, self.shards.queues)).collect()
+        let shards = &self.shards;
+        of_kind(TABLE, shards.tables, &shards.tables_require)
+            .chain(of_kind(QUEUE, shards.queues, &shards.queues_require))
+            .collect()
     }
 }
 
@@ -320,6 +353,49 @@ mod tests {
             c.nodes.insert("1".to_owned(), "somewhere".to_owned());
         });
         assert!(port.contains("host:port"), "{port}");
+    }
+
+    #[test]
+    fn shards_are_created_with_what_their_kind_requires() {
+        let text = r#"
+            node = 1
+            data-dir = "x"
+            alone = true
+            capabilities = ["gpu", "fifo"]
+            [shards]
+            tables = 1
+            queues = 1
+            queues-require = ["fifo"]
+        "#;
+        let config: ServerConfig = toml::from_str(text).unwrap();
+        config.validate().unwrap();
+        assert!(config.host().capabilities.contains("gpu"));
+        let plain = ServerConfig {
+            shards: ShardCounts { queues_require: Vec::new(), ..config.shards.clone() },
+            ..config.clone()
+        };
+        let [table, queue] = &config.group_specs()[..] else { panic!("two shards") };
+        assert!(table.membership.requirement.is_empty());
+        assert_eq!(queue.membership.requirement, Requirement::hard(["fifo"]).unwrap());
+        // Nodes that were told otherwise still hold the same group.
+        assert!(queue.membership.may_be(plain.group_specs()[1].membership.genesis));
+    }
+
+    #[test]
+    fn names_of_capabilities_are_checked_wherever_they_stand() {
+        type Spoil = fn(&mut ServerConfig, Vec<String>);
+        let places: [(&str, Spoil); 3] = [
+            ("`capabilities`", |config, names| config.capabilities = names),
+            ("`tables-require`", |config, names| config.shards.tables_require = names),
+            ("`queues-require`", |config, names| config.shards.queues_require = names),
+        ];
+        for (key, spoil) in places {
+            let mut config = example();
+            spoil(&mut config, vec!["fifo".to_owned(), "Fi fo".to_owned()]);
+            let refused = config.validate().unwrap_err().to_string();
+            assert!(refused.starts_with(key), "{refused}");
+            assert!(refused.contains("\"Fi fo\"") && refused.contains("a-z"), "{refused}");
+        }
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use shardhost_groups::Group;
 use shardhost_storage::{GroupId, NodeId};
 
+use tokio_util::sync::CancellationToken;
+
 use super::{ServerConfig, group_of_shard};
 use crate::host::Host;
 use crate::service::GroupLookup;
@@ -46,6 +48,10 @@ impl GroupLookup for HostLookup {
 
     fn addresses(&self) -> BTreeMap<NodeId, String> {
         self.host.directory().addresses().iter().map(|(id, at)| (*id, at.clone())).collect()
+    }
+
+    fn stopped(&self) -> CancellationToken {
+        self.host.stopped()
     }
 
     fn address(&self, node: NodeId) -> Option<String> {

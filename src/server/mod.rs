@@ -4,7 +4,9 @@
 //! replica of every shard.
 
 pub mod admin;
+mod balance;
 pub mod config;
+mod explain;
 pub mod health;
 mod lookup;
 mod refusals;
@@ -18,6 +20,7 @@ use shardhost_storage::{GroupId, GroupMeta, LogError, Membership, NodeId};
 use tonic::service::Routes;
 
 use crate::host::{Host, HostConfig, Shutdown, StartError};
+use crate::policy::{Drain, DrainOptions};
 use crate::service::{directory_server, queue_server, table_server};
 use crate::shards::{StateDb, StateDbError, StateDbOptions};
 
@@ -131,6 +134,7 @@ impl Server {
             .add_service(queue_server(Arc::clone(&lookup) as _))
             .add_service(directory_server(lookup))
             .add_service(health::health_server(self.host.clone()))
+            .add_service(balance::balance_server(self.host.clone()))
             .add_service(admin);
         self.host.serve(routes);
     }
@@ -141,9 +145,17 @@ impl Server {
         &self.host
     }
 
-    /// Stops the server; the data directory may be opened again afterwards.
+    /// Stops the server; the data directory may be opened again afterwards. A graceful stop drains
+    /// the node first.
     pub async fn shutdown(self, mode: Shutdown) {
-        self.host.shutdown(mode).await;
+        if let Shutdown::Graceful { deadline } = mode {
+            let drain = Drain::begin(&self.host, DrainOptions::default().deadline(deadline));
+            let end = drain.finished().await;
+            if end.left > 0 {
+                tracing::warn!(left = end.left, "stopping before every leadership was handed over");
+            }
+        }
+        self.host.shutdown(Shutdown::Immediate).await;
         // The last handle flushes, which may take a moment.
         let state = self.state;
         if let Err(error) = tokio::task::spawn_blocking(move || drop(state)).await {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use shardhost_groups::error::TakeSnapshotError;
 use shardhost_groups::{LeaderHint, MembershipError, OpenGroupError, TransferError};
+use shardhost_storage::CapabilityError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -69,6 +70,7 @@ pub(super) fn of_membership(error: &MembershipError) -> Status {
         E::AdditionInProgress { node, .. } => named(Code::Aborted, "ADDITION_IN_PROGRESS", node),
         E::NothingToCancel { .. } => (Code::FailedPrecondition, "NOTHING_TO_CANCEL", vec![]),
         E::Cancelled { node, .. } => named(Code::Aborted, "CANCELLED", node),
+        E::NobodyFit { .. } => (Code::FailedPrecondition, "NOBODY_FIT", vec![]),
         E::Refused { node, .. } => named(Code::PermissionDenied, "REFUSED_BY_HOOK", node),
         E::Impossible { .. } => (Code::InvalidArgument, "IMPOSSIBLE", vec![]),
         E::Replaced { .. } => (Code::Aborted, "REPLACED", vec![]),
@@ -102,6 +104,13 @@ pub(super) fn of_transfer(error: &TransferError) -> Status {
             "TARGET_NOT_CAUGHT_UP",
             vec![("lag", lag.to_string()), ("max_lag", max_lag.to_string())],
         ),
+        E::TargetUnfit { node, .. } => named(Code::FailedPrecondition, "TARGET_UNFIT", node),
+        E::TargetDraining { node, .. } => named(Code::FailedPrecondition, "TARGET_DRAINING", node),
+        E::TargetSnapshotting { node, .. } => {
+            named(Code::FailedPrecondition, "TARGET_SNAPSHOTTING", node)
+        }
+        E::TargetRefused { node, .. } => named(Code::FailedPrecondition, "TARGET_REFUSED", node),
+        E::TargetSilent { node, .. } => named(Code::Aborted, "TARGET_SILENT", node),
         E::InProgress { to, .. } => named(Code::Aborted, "TRANSFER_IN_PROGRESS", to),
         E::ConfigChangePending { .. } => (Code::Aborted, "CONFIG_CHANGE_PENDING", vec![]),
         E::Aborted { to, .. } => named(Code::Aborted, "ABORTED", to),
@@ -110,6 +119,11 @@ pub(super) fn of_transfer(error: &TransferError) -> Status {
         _ => (Code::FailedPrecondition, "REFUSED", vec![]),
     };
     refusal(code, reason, error, facts)
+}
+
+/// Names of capabilities that are none, or too many of them.
+pub(super) fn of_capabilities(error: &CapabilityError) -> Status {
+    refusal(Code::InvalidArgument, "BAD_CAPABILITY", error, [])
 }
 
 /// A replica that could not be created or removed.
@@ -152,6 +166,44 @@ mod tests {
         let info = details.error_info().unwrap();
         assert_eq!(info.reason, "WRONG_CONFIG");
         assert_eq!((&*info.metadata["expected"], &*info.metadata["actual"]), ("4", "9"));
+    }
+
+    fn reason(status: &Status) -> String {
+        status.get_error_details().error_info().unwrap().reason.clone()
+    }
+
+    #[test]
+    fn every_reason_why_a_target_does_not_take_over_has_a_name_of_its_own() {
+        let (group, node) = (GroupId::new(7), shardhost_storage::NodeId::must(2));
+        let (why, after) = ("node 2 lacks fifo".to_owned(), std::time::Duration::from_secs(1));
+        let refusals = [
+            TransferError::TargetUnfit { group, node, reason: why.clone() },
+            TransferError::TargetRefused { group, node, reason: why },
+            TransferError::TargetDraining { group, node },
+            TransferError::TargetSnapshotting { group, node },
+            TransferError::TargetSilent { group, node, after },
+        ];
+        let mut reasons = std::collections::BTreeSet::new();
+        for error in &refusals {
+            let status = of_transfer(error);
+            assert_eq!(status.message(), error.to_string());
+            assert_eq!(status.get_error_details().error_info().unwrap().metadata["node"], "2");
+            reasons.insert(reason(&status));
+        }
+        assert_eq!(reasons.len(), refusals.len());
+        assert!(!reasons.contains("REFUSED"), "{reasons:?}");
+    }
+
+    #[test]
+    fn a_requirement_that_nobody_meets_is_a_precondition_that_failed() {
+        let group = GroupId::new(7);
+        let lacking = "node 1 lacks fifo".to_owned();
+        let status = of_membership(&MembershipError::NobodyFit { group, reason: lacking });
+        assert_eq!(
+            (status.code(), reason(&status)),
+            (Code::FailedPrecondition, "NOBODY_FIT".into())
+        );
+        assert!(status.message().contains("node 1 lacks fifo"));
     }
 
     #[test]

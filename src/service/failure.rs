@@ -35,8 +35,8 @@ pub(super) fn of_proposal(error: &ProposeError, lookup: &dyn GroupLookup) -> Fai
 
 const fn of_rejection(reason: &RejectReason) -> FailureReason {
     match reason {
-        RejectReason::Busy => FailureReason::Overloaded,
-        RejectReason::Paused | RejectReason::NotServing(_) => FailureReason::Overloaded,
+        RejectReason::Busy | RejectReason::Paused => FailureReason::Overloaded,
+        RejectReason::NotServing(_) => FailureReason::NotServing,
         RejectReason::Failed(_) => FailureReason::GroupFailed,
         RejectReason::TooLarge { .. } | RejectReason::Empty => FailureReason::Invalid,
         // Stopping, a term that passed, and what is added later: all definite, try elsewhere.
@@ -48,6 +48,7 @@ const fn of_rejection(reason: &RejectReason) -> FailureReason {
 pub(super) fn of_read(error: &ReadError, lookup: &dyn GroupLookup) -> Failure {
     let (reason, hint) = match error {
         ReadError::NotLeader { hint, .. } => (FailureReason::NotLeader, hint.as_ref()),
+        ReadError::NotServing { .. } => (FailureReason::NotServing, None),
         ReadError::Transferring { .. } => (FailureReason::Transferring, None),
         ReadError::Unconfirmed { .. } | ReadError::Stopped { .. } => {
             (FailureReason::NotLeader, None)

@@ -28,6 +28,7 @@ use shardhost_proto::client::directory_server::DirectoryServer;
 use shardhost_proto::client::queue_server::QueueServer;
 use shardhost_proto::client::table_server::TableServer;
 use shardhost_storage::{GroupId, NodeId};
+use tokio_util::sync::CancellationToken;
 
 pub use self::directory::DirectoryService;
 pub use self::pipeline::PipelineService;
@@ -61,6 +62,12 @@ pub trait GroupLookup: Send + Sync + 'static {
 
     /// Where the clients of each node connect to.
     fn addresses(&self) -> BTreeMap<NodeId, String>;
+
+    /// Cancelled when the host stops: streams of clients end then, and clients go elsewhere. Never,
+    /// unless it is said.
+    fn stopped(&self) -> CancellationToken {
+        CancellationToken::new()
+    }
 
     /// Where the clients of one node connect to.
     fn address(&self, node: NodeId) -> Option<String> {

@@ -163,15 +163,17 @@ impl Stream {
     }
 }
 
-/// Takes batches until the client ends, errs, or no longer takes replies.
+/// Takes batches until the client ends, errs, or no longer takes replies, or the host stops.
 async fn read<P: Protocol>(
     stream: Arc<Stream>,
     mut batches: Streaming<P::Batch>,
     replies: mpsc::Sender<Result<P::Replies, Status>>,
 ) {
+    let stopped = stream.lookup.stopped();
     loop {
         let batch = tokio::select! {
             () = replies.closed() => break,
+            () = stopped.cancelled() => break,
             batch = async { stream.in_flight.room().await; batches.message().await } => batch,
         };
         let requests = match batch {

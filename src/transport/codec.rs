@@ -16,6 +16,8 @@ use super::config::TransportConfig;
 
 /// Most bytes of snapshot metadata in a frame. Snapshots have streams of their own.
 const SNAPSHOT_META_MAX_BYTES: usize = 64 << 10;
+/// Most names in what a node says of itself, far above what is taken from one.
+const ADVERT_MAX_NAMES: usize = 1 << 10;
 /// Most bytes of the header of a snapshot stream.
 const SNAPSHOT_HEADER_MAX_BYTES: usize = 128 << 10;
 /// Most bytes of a frame of a snapshot stream: the largest chunk and what goes around it.
@@ -95,11 +97,17 @@ struct Census {
     messages: usize,
     entries: usize,
     snapshot_bytes: usize,
+    names: usize,
 }
 
 /// Field numbers of the messages in peer.proto.
 mod field {
+    pub const FRAME_HELLO: u64 = 1;
+    pub const FRAME_HEARTBEAT: u64 = 2;
     pub const FRAME_MESSAGES: u64 = 3;
+    pub const HELLO_ADVERT: u64 = 8;
+    pub const HEARTBEAT_ADVERT: u64 = 2;
+    pub const ADVERT_NAMES: u64 = 1;
     pub const MESSAGE_ENTRIES: u64 = 15;
     pub const MESSAGE_SNAPSHOT: u64 = 16;
     pub const SNAPSHOT_HEADER: u64 = 1;
@@ -107,15 +115,34 @@ mod field {
 
 impl Census {
     fn new(bounds: FrameBounds) -> Self {
-        Self { bounds, messages: 0, entries: 0, snapshot_bytes: 0 }
+        Self { bounds, messages: 0, entries: 0, snapshot_bytes: 0, names: 0 }
     }
 
     fn frame(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
         while let Some((number, content)) = next_field(&mut bytes)? {
-            if number == field::FRAME_MESSAGES {
-                self.messages += 1;
-                within(self.messages, self.bounds.messages, "messages")?;
-                self.message(content)?;
+            match number {
+                field::FRAME_MESSAGES => {
+                    self.messages += 1;
+                    within(self.messages, self.bounds.messages, "messages")?;
+                    self.message(content)?;
+                }
+                field::FRAME_HELLO => self.adverts(field::HELLO_ADVERT, content)?,
+                field::FRAME_HEARTBEAT => self.adverts(field::HEARTBEAT_ADVERT, content)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the names in the adverts that stand in the field `advert` of a message.
+    fn adverts(&mut self, advert: u64, mut bytes: &[u8]) -> Result<(), FrameError> {
+        while let Some((number, mut content)) = next_field(&mut bytes)? {
+            if number != advert {
+                continue;
+            }
+            while let Some((number, _)) = next_field(&mut content)? {
+                self.names += usize::from(number == field::ADVERT_NAMES);
+                within(self.names, ADVERT_MAX_NAMES, "names of capabilities")?;
             }
         }
         Ok(())
@@ -302,7 +329,7 @@ mod tests {
     use bytes::Bytes;
     use proptest::prelude::*;
     use shardhost_proto::log::Entry;
-    use shardhost_proto::peer::{GroupMessage, NodeHeartbeat};
+    use shardhost_proto::peer::{Advert, GroupMessage, Hello, NodeHeartbeat};
 
     const BOUNDS: FrameBounds = FrameBounds { messages: 4, entries: 8 };
 
@@ -319,7 +346,8 @@ mod tests {
 
     #[test]
     fn a_frame_within_bounds_comes_back_as_it_was() {
-        let frame = Frame { heartbeat: Some(NodeHeartbeat { sequence: 9 }), ..frame(4, 2) };
+        let frame =
+            Frame { heartbeat: Some(NodeHeartbeat { sequence: 9, advert: None }), ..frame(4, 2) };
         assert_eq!(decode(bytes_of(&frame), BOUNDS), Ok(frame));
     }
 
@@ -328,6 +356,20 @@ mod tests {
         let refused = |frame| decode(bytes_of(&frame), BOUNDS).unwrap_err().to_string();
         assert_eq!(refused(frame(5, 0)), "a frame holds more than 4 messages");
         assert_eq!(refused(frame(3, 3)), "a frame holds more than 8 entries");
+    }
+
+    #[test]
+    fn too_many_names_of_capabilities_are_refused_wherever_they_stand() {
+        let decoded = |capabilities: Vec<String>| {
+            let advert = Some(Advert { capabilities, draining: false });
+            let hello = Hello { advert: advert.clone(), ..Hello::default() };
+            let greeting = Frame { hello: Some(hello), ..Frame::default() };
+            let heartbeat = Some(NodeHeartbeat { sequence: 1, advert });
+            let beat = Frame { heartbeat, ..Frame::default() };
+            [greeting, beat].map(|frame| decode(bytes_of(&frame), BOUNDS).is_ok())
+        };
+        assert_eq!(decoded(vec![String::new(); ADVERT_MAX_NAMES]), [true, true]);
+        assert_eq!(decoded(vec![String::new(); ADVERT_MAX_NAMES + 1]), [false, false]);
     }
 
     #[test]

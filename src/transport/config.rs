@@ -4,7 +4,14 @@
 
 use std::time::Duration;
 
+use shardhost_groups::worker::Advert;
 use shardhost_storage::NodeId;
+
+use super::advert::ADVERT_MAX_BYTES;
+
+/// Most bytes of a heartbeat in a frame, which may join any message: its tag, its length, its
+/// sequence, and what the node says of itself.
+pub(super) const HEARTBEAT_MAX_BYTES: usize = 16 + ADVERT_MAX_BYTES;
 
 /// How much a lane may hold. Whatever is reached first is the bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +59,9 @@ pub struct TransportConfig {
     pub incarnation: u64,
     /// Where peers reach this node, `host:port`. Told to them in the handshake.
     pub address: String,
+    /// What this node says of itself at first; see
+    /// [`set_advert`](super::GrpcTransport::set_advert).
+    pub advert: Advert,
 
     /// Bound of the lane of appends and their responses, per peer.
     pub bulk: LaneLimits,
@@ -112,6 +122,7 @@ impl TransportConfig {
             node,
             incarnation,
             address: address.into(),
+            advert: Advert::default(),
             bulk: LaneLimits { bytes: 64 << 20, messages: 1 << 17 },
             urgent: LaneLimits { bytes: 16 << 20, messages: 1 << 17 },
             reconnecting: LaneLimits { bytes: 1 << 20, messages: 4096 },
@@ -144,6 +155,11 @@ impl TransportConfig {
                 "frame_max_bytes",
                 self.frame_max_bytes >= self.frame_target_bytes,
                 "must be at least frame_target_bytes",
+            ),
+            (
+                "frame_max_bytes",
+                self.frame_max_bytes > HEARTBEAT_MAX_BYTES,
+                "must exceed what a heartbeat takes, 4,246 bytes",
             ),
             ("frame_max_bytes", self.frame_max_bytes <= 1 << 30, "must be at most 1 GiB"),
             ("frame_max_messages", self.frame_max_messages > 0, "must be at least 1"),
@@ -235,6 +251,21 @@ mod tests {
         let mut config = config();
         config.liveness_timeout = config.heartbeat_interval * 2;
         assert_eq!(config.validate().unwrap_err().setting, "liveness_timeout");
+    }
+
+    #[test]
+    fn a_frame_has_room_for_the_largest_heartbeat() {
+        let mut config = config();
+        config.frame_target_bytes = 1;
+        for (bytes, holds) in [(HEARTBEAT_MAX_BYTES, false), (HEARTBEAT_MAX_BYTES + 1, true)] {
+            config.frame_max_bytes = bytes;
+            let refused = config.validate().map_err(|error| error.to_string());
+            assert_eq!(refused.is_ok(), holds, "{refused:?}");
+        }
+        config.frame_max_bytes = 1;
+        let refused = config.validate().unwrap_err().to_string();
+        let bound = HEARTBEAT_MAX_BYTES.to_string();
+        assert!(refused.replace(',', "").contains(&bound), "{refused}");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use shardhost_groups::transport::{Lane, Outgoing};
 use shardhost_storage::NodeId;
 
+use super::config::HEARTBEAT_MAX_BYTES;
 use super::lane::{Dropped, Queued};
 use super::shared::Shared;
 
@@ -59,9 +60,6 @@ impl Shared {
             && queued.entries() <= self.config.frame_max_entries
     }
 }
-
-/// A heartbeat may join any message in a frame.
-const HEARTBEAT_MAX_BYTES: usize = 16;
 
 fn sort(messages: Vec<Outgoing>) -> Vec<Bundle> {
     let mut bundles: Vec<Bundle> = Vec::new();

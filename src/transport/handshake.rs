@@ -5,7 +5,7 @@
 
 use shardhost_groups::transport::Lane;
 use shardhost_proto::PROTOCOL_VERSION;
-use shardhost_proto::peer::{Frame, Hello, Lane as WireLane, Welcome};
+use shardhost_proto::peer::{Advert, Frame, Hello, Lane as WireLane, Welcome};
 use shardhost_storage::NodeId;
 use tonic::Status;
 
@@ -100,8 +100,9 @@ impl From<Refusal> for Status {
 }
 
 impl Identity {
-    /// The greeting of a lane to `to`.
-    pub fn hello(&self, to: NodeId, lane: Option<Lane>) -> Hello {
+    /// The greeting of a lane to `to`, with what this node says of itself; that of a snapshot
+    /// stream has neither.
+    pub fn hello(&self, to: NodeId, lane: Option<Lane>, advert: Option<Advert>) -> Hello {
         let lane = match lane {
             Some(Lane::Bulk) => WireLane::Bulk,
             Some(Lane::Urgent) => WireLane::Urgent,
@@ -115,7 +116,7 @@ impl Identity {
             to_node: to.get(),
             lane: lane.into(),
             address: self.address.clone(),
-            advert: None,
+            advert,
         }
     }
 
@@ -194,7 +195,7 @@ mod tests {
     }
 
     fn hello() -> Hello {
-        identity(1).hello(NodeId::must(2), Some(Lane::Bulk))
+        identity(1).hello(NodeId::must(2), Some(Lane::Bulk), None)
     }
 
     #[test]
@@ -246,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_greeting_without_a_lane_is_refused() {
-        let nowhere = identity(1).hello(NodeId::must(2), None);
+        let nowhere = identity(1).hello(NodeId::must(2), None, None);
         assert_eq!(lane_of(&nowhere), Err(Refusal::UnknownLane { lane: 0 }));
         assert_eq!(lane_of(&hello()), Ok(Lane::Bulk));
     }

@@ -15,7 +15,7 @@ use futures::Stream;
 use parking_lot::Mutex;
 use prost::Message;
 use prost::encoding::encoded_len_varint;
-use shardhost_proto::peer::{Frame, GroupMessage, Hello, NodeHeartbeat};
+use shardhost_proto::peer::{Advert, Frame, GroupMessage, Hello, NodeHeartbeat};
 use shardhost_storage::{GroupId, ReplicaId};
 
 use super::config::{LaneLimits, TransportConfig};
@@ -79,6 +79,8 @@ struct State {
     waiting: VecDeque<Queued>,
     waiting_bytes: usize,
     heartbeat: Option<u64>,
+    /// What the node says of itself from here on; a heartbeat takes it along.
+    advert: Option<Advert>,
     taker: Option<Waker>,
     closing: bool,
     stats: LaneStats,
@@ -130,6 +132,12 @@ impl LaneQueue {
             state.taker_if_due()
         };
         wake(taker);
+    }
+
+    /// Lets the next heartbeat say what the node says of itself from here on. A connection that is
+    /// made meanwhile says it twice, which is once.
+    pub fn say(&self, advert: Advert) {
+        self.state.lock().advert = Some(advert);
     }
 
     /// A stream for a connection that is being made: first the greeting, then nothing until
@@ -216,6 +224,7 @@ impl State {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             heartbeat: None,
+            advert: None,
             taker: None,
             closing: false,
             stats: LaneStats::default(),
@@ -258,8 +267,9 @@ impl State {
     }
 
     fn next_frame(&mut self, bounds: &Bounds) -> Option<Frame> {
+        let heartbeat = self.heartbeat.take();
         let heartbeat =
-            self.heartbeat.take().map(|sequence| NodeHeartbeat { sequence, advert: None });
+            heartbeat.map(|sequence| NodeHeartbeat { sequence, advert: self.advert.take() });
         let messages = self.take_messages(bounds);
         if heartbeat.is_none() && messages.is_empty() {
             return None;
@@ -379,6 +389,37 @@ mod tests {
     }
 
     #[test]
+    fn what_the_node_says_of_itself_goes_with_the_next_heartbeat_and_with_no_other() {
+        let lane = lane(|_| ());
+        let mut stream = opened(&lane);
+        let advert = |name: &str| Advert { capabilities: vec![name.into()], draining: false };
+        lane.say(advert("ssd"));
+        lane.say(advert("fifo"));
+        push(&lane, vec![message(1, 0)]);
+        let first = stream.next().now_or_never().flatten().unwrap();
+        assert_eq!((groups(&first), first.heartbeat), (vec![1], None));
+        let mut said = |sequence| {
+            lane.beat(sequence);
+            let frame = stream.next().now_or_never().flatten().unwrap();
+            frame.heartbeat.unwrap().advert
+        };
+        assert_eq!(said(1), Some(advert("fifo")));
+        assert_eq!(said(2), None);
+    }
+
+    #[test]
+    fn what_was_not_said_when_a_connection_broke_is_said_on_the_next() {
+        let lane = lane(|_| ());
+        drop(opened(&lane));
+        lane.say(Advert { capabilities: Vec::new(), draining: true });
+        lane.detach();
+        let mut stream = opened(&lane);
+        lane.beat(1);
+        let frame = stream.next().now_or_never().flatten().unwrap();
+        assert!(frame.heartbeat.unwrap().advert.unwrap().draining);
+    }
+
+    #[test]
     fn nothing_follows_the_hello_before_the_lane_is_opened() {
         let lane = lane(|_| ());
         let mut stream = lane.attach(Hello::default());
@@ -469,7 +510,7 @@ mod tests {
         push(&lane, vec![message(1, 0)]);
         lane.beat(5);
         let frame = stream.next().now_or_never().flatten().unwrap();
-        assert_eq!(frame.heartbeat, Some(NodeHeartbeat { sequence: 5 }));
+        assert_eq!(frame.heartbeat, Some(NodeHeartbeat { sequence: 5, advert: None }));
         assert_eq!(groups(&frame), [1]);
     }
 

@@ -7,7 +7,12 @@
 //! within about three intervals, a frozen one within the timeout, and a connection that is made
 //! again at once goes unnoticed.
 //!
-//! Life and loss are told in order, under a lock; the lock is not taken per frame.
+//! What a node says of itself is remembered until another incarnation of it is seen, and told
+//! right after its life. The streams of a lane follow one another, so what its urgent lane says
+//! last is the newest; a greeting of the other lane may come late, and only says what was not said
+//! before.
+//!
+//! Life, loss and what is said are told in order, under a lock; the lock is not taken per frame.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use shardhost_groups::transport::{Inbound, Lane};
+use shardhost_groups::worker::Advert;
 use shardhost_storage::NodeId;
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +47,8 @@ pub(super) struct Liveness {
 struct Known {
     /// The incarnation that was last told to be live.
     told: Option<u64>,
+    /// What the newest incarnation said of itself last.
+    advert: Option<Advert>,
     /// The present stream of each lane.
     bulk: Option<CancellationToken>,
     urgent: Option<CancellationToken>,
@@ -87,12 +95,18 @@ impl Liveness {
         Some(self.incarnation.load(Ordering::Acquire)).filter(|seen| *seen > 0)
     }
 
-    /// Lets a stream in. Its predecessor on the same lane ends; all streams of an earlier
-    /// incarnation end.
+    /// What the newest incarnation said of itself last.
+    pub fn advert(&self) -> Option<Advert> {
+        self.known.lock().advert.clone()
+    }
+
+    /// Lets a stream in, with what its greeting says of the node. Its predecessor on the same lane
+    /// ends; all streams of an earlier incarnation end.
     pub fn admit(
         &self,
         greeting: Greeting,
         lane: Lane,
+        said: Option<Advert>,
         now: Instant,
         inbound: &Arc<dyn Inbound>,
     ) -> Result<Visit, Refusal> {
@@ -103,7 +117,11 @@ impl Liveness {
             previous.cancel();
         }
         self.mark_heard(now);
-        self.tell_live(&mut known, greeting.incarnation, inbound);
+        let news = said.is_some_and(|said| known.hear(said, lane));
+        let told = self.tell_live(&mut known, greeting.incarnation, inbound);
+        if news && !told {
+            self.tell_advert(&known, greeting.incarnation, inbound);
+        }
         Ok(Visit { node: self.node, incarnation: greeting.incarnation, lane, ended })
     }
 
@@ -120,6 +138,14 @@ impl Liveness {
             if !visit.ended.is_cancelled() {
                 self.tell_live(&mut known, visit.incarnation, inbound);
             }
+        }
+    }
+
+    /// A heartbeat said something of the peer.
+    pub fn said(&self, visit: &Visit, advert: Advert, inbound: &Arc<dyn Inbound>) {
+        let mut known = self.known.lock();
+        if !visit.ended.is_cancelled() && known.hear(advert, visit.lane) && self.is_live() {
+            self.tell_advert(&known, visit.incarnation, inbound);
         }
     }
 
@@ -155,17 +181,28 @@ impl Liveness {
         }
         if theirs > seen {
             known.end_streams();
+            known.advert = None;
             self.incarnation.store(theirs, Ordering::Release);
         }
         Ok(())
     }
 
-    fn tell_live(&self, known: &mut Known, incarnation: u64, inbound: &Arc<dyn Inbound>) {
+    /// Tells that the peer lives and what it says of itself, if that is news.
+    fn tell_live(&self, known: &mut Known, incarnation: u64, inbound: &Arc<dyn Inbound>) -> bool {
         let was_live = self.live.swap(true, Ordering::AcqRel);
-        if !was_live || known.told != Some(incarnation) {
+        let news = !was_live || known.told != Some(incarnation);
+        if news {
             tracing::info!(node = %self.node, incarnation, "peer live");
             known.told = Some(incarnation);
             inbound.peer_live(self.node, incarnation);
+            self.tell_advert(known, incarnation, inbound);
+        }
+        news
+    }
+
+    fn tell_advert(&self, known: &Known, incarnation: u64, inbound: &Arc<dyn Inbound>) {
+        if let Some(advert) = known.advert.clone() {
+            inbound.peer_advert(self.node, incarnation, advert);
         }
     }
 
@@ -195,6 +232,16 @@ impl Known {
         }
     }
 
+    /// Remembers what the node says of itself; whether that is news.
+    fn hear(&mut self, said: Advert, lane: Lane) -> bool {
+        let newer = lane == Lane::Urgent || self.advert.is_none();
+        let news = newer && self.advert.as_ref() != Some(&said);
+        if news {
+            self.advert = Some(said);
+        }
+        news
+    }
+
     fn end_streams(&mut self) {
         for stream in [self.bulk.take(), self.urgent.take()].into_iter().flatten() {
             stream.cancel();
@@ -212,8 +259,17 @@ mod tests {
     const PATIENCE: Patience =
         Patience { calm: Duration::from_secs(1), suspected: Duration::from_millis(200) };
 
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    enum Edge {
+        Live(u64),
+        /// By the one name in it.
+        Said(u64, String),
+        Lost,
+    }
+    use Edge::{Live, Lost};
+
     #[derive(Debug, Default)]
-    struct Edges(Mutex<Vec<Option<u64>>>);
+    struct Edges(Mutex<Vec<Edge>>);
 
     impl Inbound for Edges {
         fn deliver(&self, _: NodeId, _: Vec<GroupMessage>) -> usize {
@@ -225,12 +281,24 @@ mod tests {
         }
         fn snapshot_shipped(&self, _: GroupId, _: ReplicaId, _: ShipmentOutcome) {}
         fn peer_live(&self, _: NodeId, incarnation: u64) {
-            self.0.lock().push(Some(incarnation));
+            self.0.lock().push(Live(incarnation));
+        }
+        fn peer_advert(&self, _: NodeId, incarnation: u64, advert: Advert) {
+            let names = advert.capabilities.into_iter().collect::<String>();
+            self.0.lock().push(Edge::Said(incarnation, names));
         }
         fn peer_lost(&self, _: NodeId) {
-            self.0.lock().push(None);
+            self.0.lock().push(Lost);
         }
         fn unreachable(&self, _: NodeId, _: Vec<(GroupId, ReplicaId)>) {}
+    }
+
+    fn advert(name: &str) -> Advert {
+        Advert { capabilities: [name.to_owned()].into(), draining: false }
+    }
+
+    fn said(incarnation: u64, name: &str) -> Edge {
+        Edge::Said(incarnation, name.to_owned())
     }
 
     struct Case {
@@ -255,7 +323,18 @@ mod tests {
 
         fn admit(&self, incarnation: u64, lane: Lane) -> Result<Visit, Refusal> {
             let greeting = Greeting { node: NodeId::must(2), incarnation };
-            self.liveness.admit(greeting, lane, self.start, &self.inbound)
+            self.liveness.admit(greeting, lane, None, self.start, &self.inbound)
+        }
+
+        /// Lets a stream in whose greeting says one name of its node.
+        fn admit_saying(&self, incarnation: u64, lane: Lane, name: &str) -> Visit {
+            let greeting = Greeting { node: NodeId::must(2), incarnation };
+            let said = Some(advert(name));
+            self.liveness.admit(greeting, lane, said, self.start, &self.inbound).unwrap()
+        }
+
+        fn says(&self, visit: &Visit, name: &str) {
+            self.liveness.said(visit, advert(name), &self.inbound);
         }
 
         fn heard_at(&self, milliseconds: u64, visit: &Visit) {
@@ -266,7 +345,7 @@ mod tests {
             self.liveness.judge(self.at(milliseconds), PATIENCE, &self.inbound);
         }
 
-        fn edges(&self) -> Vec<Option<u64>> {
+        fn edges(&self) -> Vec<Edge> {
             self.edges.0.lock().clone()
         }
     }
@@ -276,12 +355,12 @@ mod tests {
         let case = Case::new();
         let visit = case.admit(1, Lane::Urgent).unwrap();
         case.judge_at(999);
-        assert_eq!(case.edges(), [Some(1)]);
+        assert_eq!(case.edges(), [Live(1)]);
         case.judge_at(1000);
         case.judge_at(2000);
-        assert_eq!(case.edges(), [Some(1), None]);
+        assert_eq!(case.edges(), [Live(1), Lost]);
         case.heard_at(2001, &visit);
-        assert_eq!(case.edges(), [Some(1), None, Some(1)]);
+        assert_eq!(case.edges(), [Live(1), Lost, Live(1)]);
     }
 
     #[test]
@@ -292,10 +371,10 @@ mod tests {
         case.judge_at(199);
         case.heard_at(199, &visit);
         case.judge_at(500);
-        assert_eq!(case.edges(), [Some(1)]);
+        assert_eq!(case.edges(), [Live(1)]);
         case.liveness.suspect();
         case.judge_at(501);
-        assert_eq!(case.edges(), [Some(1), None]);
+        assert_eq!(case.edges(), [Live(1), Lost]);
     }
 
     #[test]
@@ -305,7 +384,7 @@ mod tests {
         let urgent = case.admit(1, Lane::Urgent).unwrap();
         case.admit(2, Lane::Urgent).unwrap();
         assert!(bulk.ended.is_cancelled() && urgent.ended.is_cancelled());
-        assert_eq!(case.edges(), [Some(1), Some(2)]);
+        assert_eq!(case.edges(), [Live(1), Live(2)]);
     }
 
     #[test]
@@ -315,7 +394,7 @@ mod tests {
         case.judge_at(1000);
         visit.ended.cancel();
         case.heard_at(1001, &visit);
-        assert_eq!(case.edges(), [Some(1), None]);
+        assert_eq!(case.edges(), [Live(1), Lost]);
     }
 
     #[test]
@@ -335,7 +414,7 @@ mod tests {
         case.admit(1, Lane::Bulk).unwrap();
         assert!(bulk.ended.is_cancelled());
         assert!(!urgent.ended.is_cancelled());
-        assert_eq!(case.edges(), [Some(1)]);
+        assert_eq!(case.edges(), [Live(1)]);
     }
 
     #[test]
@@ -344,6 +423,58 @@ mod tests {
         case.admit(1, Lane::Bulk).unwrap();
         case.liveness.forget(&case.inbound);
         case.liveness.forget(&case.inbound);
-        assert_eq!(case.edges(), [Some(1), None]);
+        assert_eq!(case.edges(), [Live(1), Lost]);
+    }
+
+    #[test]
+    fn what_a_node_says_is_told_after_its_life_and_when_it_changes() {
+        let case = Case::new();
+        let visit = case.admit_saying(1, Lane::Urgent, "ssd");
+        case.says(&visit, "ssd");
+        case.says(&visit, "fifo");
+        assert_eq!(case.edges(), [Live(1), said(1, "ssd"), said(1, "fifo")]);
+        assert_eq!(case.liveness.advert(), Some(advert("fifo")));
+    }
+
+    #[test]
+    fn a_node_that_is_heard_again_says_what_it_said_before() {
+        let case = Case::new();
+        let visit = case.admit_saying(1, Lane::Urgent, "ssd");
+        case.judge_at(1000);
+        case.heard_at(1001, &visit);
+        assert_eq!(case.edges(), [Live(1), said(1, "ssd"), Lost, Live(1), said(1, "ssd")]);
+    }
+
+    #[test]
+    fn another_incarnation_has_said_nothing_yet() {
+        let case = Case::new();
+        let before = case.admit_saying(1, Lane::Urgent, "ssd");
+        case.admit(2, Lane::Bulk).unwrap();
+        case.says(&before, "fifo");
+        assert_eq!(case.edges(), [Live(1), said(1, "ssd"), Live(2)]);
+        assert_eq!(case.liveness.advert(), None);
+        case.admit_saying(2, Lane::Urgent, "gpu");
+        assert_eq!(case.edges().last(), Some(&said(2, "gpu")));
+    }
+
+    #[test]
+    fn a_greeting_of_the_bulk_lane_that_comes_late_does_not_take_back_what_was_said() {
+        let case = Case::new();
+        case.admit_saying(1, Lane::Bulk, "old");
+        let urgent = case.admit_saying(1, Lane::Urgent, "old");
+        case.says(&urgent, "fresh");
+        case.admit_saying(1, Lane::Bulk, "old");
+        assert_eq!(case.edges(), [Live(1), said(1, "old"), said(1, "fresh")]);
+    }
+
+    #[test]
+    fn what_a_lost_node_says_is_told_when_it_lives() {
+        let case = Case::new();
+        let visit = case.admit(1, Lane::Urgent).unwrap();
+        case.judge_at(1000);
+        case.says(&visit, "ssd");
+        assert_eq!(case.edges(), [Live(1), Lost]);
+        case.heard_at(1001, &visit);
+        assert_eq!(case.edges(), [Live(1), Lost, Live(1), said(1, "ssd")]);
     }
 }

@@ -13,7 +13,7 @@
 //! | `sender`, `connection` | keeping lanes connected; HTTP/2 settings |
 //! | [`codec`], [`handshake`] | frames as bytes; who may talk to whom |
 //! | `service`, `receiver` | the way in |
-//! | `liveness`, `heartbeat` | which peers live |
+//! | `liveness`, `heartbeat`, `advert` | which peers live, and what they say of themselves |
 //! | `snapshot` | snapshots, out and in |
 //! | [`stats`] | what is counted |
 //!
@@ -21,6 +21,7 @@
 //! addressed replica and its length. It does not check what messages say; the groups' validator
 //! does.
 
+mod advert;
 pub mod codec;
 pub mod config;
 mod connection;
@@ -41,6 +42,7 @@ pub mod stats;
 use std::sync::Arc;
 
 use shardhost_groups::transport::{Inbound, Outgoing, SnapshotShipment, Transport};
+use shardhost_groups::worker::Advert;
 use shardhost_storage::SnapshotStore;
 use tokio::runtime::Handle;
 
@@ -115,6 +117,12 @@ impl GrpcTransport {
     #[must_use]
     pub fn service(&self) -> PeerService {
         PeerService::new(Arc::clone(&self.shared))
+    }
+
+    /// From here on this node says this of itself: to those that are connected with the next
+    /// heartbeat, to others when they are. The groups have to be told beside it.
+    pub fn set_advert(&self, advert: &Advert) {
+        self.shared.set_advert(advert);
     }
 
     /// What was counted since the start.

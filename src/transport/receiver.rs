@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use shardhost_groups::transport::{Inbound, Lane};
-use shardhost_proto::peer::{Frame, Hello, Welcome};
+use shardhost_groups::worker::Advert;
+use shardhost_proto::peer::{self, Frame, Hello, Welcome};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
+use super::advert;
 use super::handshake::{self, Greeting, Refusal};
 use super::liveness::Visit;
 use super::peer::Peer;
@@ -72,12 +74,24 @@ fn admit(
     first: Frame,
     inbound: &Arc<dyn Inbound>,
 ) -> Result<(Arc<Peer>, Visit), Refusal> {
-    let hello = handshake::hello_of(first)?;
+    let mut hello = handshake::hello_of(first)?;
     let lane = handshake::lane_of(&hello)?;
     let (peer, greeting) = known_peer(shared, &hello)?;
-    let visit = peer.liveness.admit(greeting, lane, Instant::now(), inbound)?;
+    let said = hello.advert.take().and_then(|said| readable(shared, &peer, said));
+    let visit = peer.liveness.admit(greeting, lane, said, Instant::now(), inbound)?;
     peer.greeted.notify_waiters();
     Ok((peer, visit))
+}
+
+/// What a peer says of itself. One that cannot be read harms nobody's messages: it is as if the
+/// peer had not said it.
+fn readable(shared: &Shared, peer: &Peer, said: peer::Advert) -> Option<Advert> {
+    let read = advert::from_wire(said);
+    if let Err(error) = &read {
+        shared.counters.refused_adverts.add(1);
+        tracing::warn!(node = %peer.node, %error, "cannot read what a peer says of itself");
+    }
+    read.ok()
 }
 
 /// A stream of frames that passed the handshake.
@@ -127,6 +141,11 @@ impl Reception {
             return Err(Status::invalid_argument("a second hello in a stream"));
         }
         self.peer.liveness.heard(&self.visit, Instant::now(), &self.inbound);
+        if let Some(said) = frame.heartbeat.and_then(|heartbeat| heartbeat.advert)
+            && let Some(said) = readable(&self.shared, &self.peer, said)
+        {
+            self.peer.liveness.said(&self.visit, said, &self.inbound);
+        }
         let received = &self.peer.received;
         received.frames.add(1);
         if !frame.messages.is_empty() {

@@ -118,7 +118,8 @@ impl Attempt<'_> {
         &self,
         channel: tonic::transport::Channel,
     ) -> Result<(Streaming<Welcome>, Welcome), LaneError> {
-        let hello = self.shared.identity.hello(self.peer.node, Some(self.lane));
+        let advert = Some(self.shared.advert());
+        let hello = self.shared.identity.hello(self.peer.node, Some(self.lane), advert);
         let frames = self.peer.lane(self.lane).attach(hello);
         let mut client = tonic::client::Grpc::new(channel)
             .max_decoding_message_size(WELCOME_MAX_BYTES)

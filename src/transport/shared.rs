@@ -7,11 +7,14 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use shardhost_groups::transport::{Inbound, Lane};
+use shardhost_groups::worker::Advert;
+use shardhost_proto::peer;
 use shardhost_storage::{NodeId, SnapshotStore};
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::advert;
 use super::config::TransportConfig;
 use super::directory::PeerDirectory;
 use super::handshake::Identity;
@@ -38,6 +41,9 @@ pub(super) struct Shared {
     pub draining: CancellationToken,
     /// Set when everything is to end.
     pub stop: CancellationToken,
+    /// What this node says of itself. Held while the lanes are told, so that they are told in the
+    /// order in which it changes.
+    advert: Mutex<peer::Advert>,
     inbound: RwLock<Option<Arc<dyn Inbound>>>,
     runtime: OnceLock<Handle>,
     senders: Mutex<JoinSet<()>>,
@@ -76,6 +82,7 @@ impl Shared {
             receptions: Receptions::new(&limits),
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
+            advert: Mutex::new(advert::to_wire(&config.advert)),
             inbound: RwLock::new(None),
             runtime: OnceLock::new(),
             senders: Mutex::default(),
@@ -96,6 +103,20 @@ impl Shared {
     /// Where messages go; none before the transport is bound and after it ended.
     pub fn inbound(&self) -> Option<Arc<dyn Inbound>> {
         self.inbound.read().clone()
+    }
+
+    /// What this node says of itself.
+    pub fn advert(&self) -> peer::Advert {
+        self.advert.lock().clone()
+    }
+
+    /// Says something else of this node, to every peer.
+    pub fn set_advert(&self, advert: &Advert) {
+        let mut present = self.advert.lock();
+        *present = advert::to_wire(advert);
+        for peer in self.peers.load().values() {
+            peer.urgent.say(present.clone());
+        }
     }
 
     pub fn peer(&self, node: NodeId) -> Option<Arc<Peer>> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use shardhost_groups::worker::Advert;
 use shardhost_storage::NodeId;
 
 /// One lane to one peer since the transport started.
@@ -40,6 +41,8 @@ pub struct PeerStats {
     pub live: bool,
     /// The newest incarnation seen of it.
     pub incarnation: Option<u64>,
+    /// What that incarnation said of itself last; `None`: nothing, it may be of an older version.
+    pub advert: Option<Advert>,
     /// Connections made after the first, both lanes together.
     pub reconnects: u64,
     /// The lane of appends.
@@ -67,6 +70,8 @@ pub struct TransportStats {
     pub oversized_drops: u64,
     /// Greetings that were refused.
     pub refused_greetings: u64,
+    /// Times that what a peer said of itself could not be read. What it said before stands.
+    pub refused_adverts: u64,
     /// Streams from peers that ended because of what they carried, or broke.
     pub broken_streams: u64,
     /// Snapshots delivered to peers.
@@ -200,6 +205,7 @@ pub(super) struct Counters {
     pub unknown_node_drops: Counter,
     pub oversized_drops: Counter,
     pub refused_greetings: Counter,
+    pub refused_adverts: Counter,
     pub broken_streams: Counter,
     pub snapshots: SnapshotCounters,
 }
@@ -226,6 +232,7 @@ impl Counters {
             unknown_node_drops: self.unknown_node_drops.get(),
             oversized_drops: self.oversized_drops.get(),
             refused_greetings: self.refused_greetings.get(),
+            refused_adverts: self.refused_adverts.get(),
             broken_streams: self.broken_streams.get(),
             snapshots_sent: snapshots.sent.get(),
             snapshots_failed: failures.values().sum(),

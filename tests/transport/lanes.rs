@@ -100,7 +100,7 @@ fn the_largest_message_that_is_sent_is_also_taken() {
     let one = Host::start(&cluster, 1, 1, |config| config.frame_max_bytes = most);
     let two = Host::start(&cluster, 2, 1, |config| config.frame_max_bytes = most);
     one.wait_connected(2);
-    let payloads = most - 80..most;
+    let payloads = most - 4_330..most - 4_250;
     one.send(payloads.map(|size| message(2, Lane::Bulk, size as u64, size)).collect());
     one.wait("an empty lane", |host| {
         let bulk = host.peer(2).unwrap().bulk;

@@ -99,6 +99,7 @@ impl GroupCore {
         let config_index = LogIndex::new(entry.index);
         let before = Membership::clone(&self.membership);
         self.install_membership(Arc::new(Membership { config_index, requirement, ..before }));
+        self.pending_requirement = 0;
         self.meta.membership = (*self.membership).clone();
         self.meta_changed();
         // Before anybody is told: a node that lacks it must not be seen to serve.

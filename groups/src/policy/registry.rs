@@ -40,6 +40,8 @@ struct Registered {
     groups: GroupSelector,
     policy: Arc<dyn LeadershipPolicy>,
     place: &'static Location<'static>,
+    /// One of users: watched.
+    foreign: bool,
 }
 
 impl fmt::Debug for Policies {
@@ -110,7 +112,8 @@ impl Policies {
             slow: AtomicU64::new(0),
         };
         let policies = Self { shared: Arc::new(shared) };
-        policies.add(GroupSelector::All, Arc::new(CapabilityPolicy), Location::caller());
+        let own = Arc::new(CapabilityPolicy);
+        policies.add(GroupSelector::All, own, Location::caller(), false);
         policies
     }
 
@@ -121,7 +124,7 @@ impl Policies {
         groups: GroupSelector,
         policy: Arc<dyn LeadershipPolicy>,
     ) -> PolicyGuard {
-        let number = self.add(groups, policy, Location::caller());
+        let number = self.add(groups, policy, Location::caller(), true);
         PolicyGuard { policies: self.clone(), number }
     }
 
@@ -130,11 +133,12 @@ impl Policies {
         groups: GroupSelector,
         policy: Arc<dyn LeadershipPolicy>,
         place: &'static Location<'static>,
+        foreign: bool,
     ) -> u64 {
         let mut added = 0;
         self.change_numbered(|registered, number| {
             added = number;
-            registered.push(Registered { number, groups, policy, place });
+            registered.push(Registered { number, groups, policy, place, foreign });
         });
         added
     }
@@ -178,6 +182,9 @@ impl Policies {
     }
 
     fn ask(&self, one: &Registered, candidate: &Candidate<'_>) -> Opinion {
+        if !one.foreign {
+            return one.policy.may_lead(candidate);
+        }
         let started = Instant::now();
         let asked = catch_unwind(AssertUnwindSafe(|| one.policy.may_lead(candidate)));
         if started.elapsed() > INLINE_LIMIT {

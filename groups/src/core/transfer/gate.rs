@@ -4,7 +4,7 @@
 use raft::ProgressState;
 use shardhost_storage::{NodeId, ReplicaId};
 
-use super::super::GroupCore;
+use super::super::{GroupCore, mix};
 use super::TransferTarget;
 use crate::error::TransferError;
 use crate::policy::Opinion;
@@ -55,8 +55,8 @@ impl GroupCore {
         }
     }
 
-    /// The other voters that answer, the best first. The order does not depend on anything but
-    /// what is known of them.
+    /// The other voters that answer, the best first. Among equals the order is another one for each
+    /// group, so that not everything goes to one node, and depends on nothing else.
     pub(in crate::core) fn ranked_voters(&self, round: &Round) -> Vec<(Rank, NodeId)> {
         let others = self.membership.voters().filter(|(id, _)| *id != self.replica);
         let live = others.filter(|(_, node)| round.nodes.contains(*node));
@@ -72,7 +72,8 @@ impl GroupCore {
                 (rank, node)
             })
             .collect();
-        ranked.sort_unstable();
+        let lot = |node: NodeId| mix(self.id.get() ^ mix(node.get()));
+        ranked.sort_unstable_by_key(|(rank, node)| (*rank, lot(*node)));
         ranked
     }
 

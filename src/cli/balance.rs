@@ -1,0 +1,190 @@
+//! `shardhost balance`: what the planner makes of the cluster, and carrying it out.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use futures::{StreamExt, stream};
+use serde_json::json;
+use shardhost::NodeId;
+use shardhost::policy::planner::{self, Plan, Snapshot};
+use shardhost::policy::view::merge;
+use shardhost::proto::admin::TransferLeaderToFitRequest;
+use shardhost::proto::balance::ViewRequest;
+use shardhost::proto::balance::balance_client::BalanceClient;
+
+use super::output::{Column, number, table};
+use super::target::{Node, Target, channel, said};
+
+/// Moves that are shown.
+const SHOWN: usize = 20;
+/// Transfers under way.
+const WINDOW: usize = 64;
+/// Rounds of one `balance now`.
+const MAX_ROUNDS: usize = 8;
+/// How long leaderships that were acquired a moment ago are waited for.
+const SETTLE: Duration = Duration::from_secs(3);
+/// Between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Entries that a target may lack.
+const MAX_LAG: u64 = 1_024;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show which leaderships would move where, and why. Nothing moves.
+    Plan {
+        /// Say why this group is where it is, too.
+        #[arg(long, value_name = "GROUP")]
+        why: Option<u64>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Move what the plan says, in rounds, until nothing is left to move.
+    Now {
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Plans, or plans and moves.
+pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Plan { why, target } => show_plan(*why, target).await,
+        Command::Now { target } => balance(target).await,
+    }
+}
+
+/// What all nodes that answer know, and how they are reached. Leaders that were elected a moment
+/// ago do not know yet how far the others are: they are waited for.
+async fn look(target: &Target) -> anyhow::Result<(Snapshot, BTreeMap<NodeId, Node>)> {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        let looked = look_once(target).await?;
+        if Instant::now() > deadline || looked.0.groups.iter().all(is_settled) {
+            return Ok(looked);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Whether the leader of a group knows how far the others are.
+fn is_settled(group: &planner::Group) -> bool {
+    let mut others = group.voters.iter().filter(|voter| Some(voter.node) != group.leader);
+    group.leader.is_some() && (group.voters.len() == 1 || others.any(|voter| voter.lag.is_some()))
+}
+
+async fn look_once(target: &Target) -> anyhow::Result<(Snapshot, BTreeMap<NodeId, Node>)> {
+    let first = target.node().await?;
+    let (mut views, mut nodes) = (Vec::new(), BTreeMap::new());
+    for address in first.all_addresses() {
+        // Nodes that do not answer are left out: nothing of theirs is moved.
+        let Ok(node) = Node::connect(&address).await else { continue };
+        let id = NodeId::new(node.status.node).context("a node without a number")?;
+        let view = BalanceClient::new(channel(&address)?).view(ViewRequest {}).await;
+        let view = view.map_err(|status| said(&address, &status))?.into_inner();
+        let view = serde_json::from_slice(&view.snapshot)
+            .with_context(|| format!("{address} gives a view that cannot be read"))?;
+        views.push((id, view));
+        nodes.insert(id, node);
+    }
+    let mut snapshot = merge(views);
+    // Somebody asks for it: what was started a moment ago is as good as the others.
+    snapshot.settings.dwell_ms = 0;
+    snapshot.settings.grace_ms = 0;
+    snapshot.settings.max_lag_entries = MAX_LAG;
+    Ok((snapshot, nodes))
+}
+
+async fn show_plan(why: Option<u64>, target: &Target) -> anyhow::Result<ExitCode> {
+    let (snapshot, _) = look(target).await?;
+    let plan = planner::plan(&snapshot)?;
+    if target.json {
+        println!("{}", json!({ "snapshot": snapshot, "plan": plan }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{}", nodes_table(&plan));
+    println!("{}", summary(&plan));
+    for step in plan.moves.iter().take(SHOWN) {
+        println!("group {}: node {} to node {} ({})", step.group, step.from, step.to, step.tier);
+    }
+    for finding in &plan.summary.findings {
+        println!("note: {finding}");
+    }
+    if let Some(group) = why {
+        match planner::why(&snapshot, &plan, group.into())? {
+            Some(explanation) => println!("{explanation}"),
+            None => bail!("no node that answers knows group {group}"),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn nodes_table(plan: &Plan) -> String {
+    let columns =
+        [Column::Right("node"), Column::Right("leaders"), Column::Right("after the plan")];
+    let rows = plan
+        .summary
+        .nodes
+        .iter()
+        .map(|node| vec![node.node.to_string(), number(node.before), number(node.after)]);
+    table(&columns, rows)
+}
+
+fn summary(plan: &Plan) -> String {
+    let moves = plan.moves.len() + plan.deferred.len();
+    if moves == 0 {
+        return "nothing to move: no placement is better than this one".to_owned();
+    }
+    format!("{} moves, {} of them in the first round", number(moves as u64), plan.moves.len())
+}
+
+async fn balance(target: &Target) -> anyhow::Result<ExitCode> {
+    let (mut moved, mut failed) = (0_u64, Vec::new());
+    for round in 0..MAX_ROUNDS {
+        let (snapshot, nodes) = look(target).await?;
+        let plan = planner::plan(&snapshot)?;
+        if plan.moves.is_empty() {
+            return report(moved, &failed, round, target);
+        }
+        failed.clear();
+        let moves = stream::iter(&plan.moves).map(|step| carry_out(step, &nodes));
+        let outcomes: Vec<_> = moves.buffer_unordered(WINDOW).collect().await;
+        for outcome in outcomes {
+            match outcome {
+                Ok(()) => moved += 1,
+                Err(error) => failed.push(format!("{error:#}")),
+            }
+        }
+    }
+    report(moved, &failed, MAX_ROUNDS, target)
+}
+
+async fn carry_out(step: &planner::Move, nodes: &BTreeMap<NodeId, Node>) -> anyhow::Result<()> {
+    let leader = nodes.get(&step.from).context("the leader does not answer")?;
+    let request = TransferLeaderToFitRequest {
+        group: step.group.get(),
+        nodes: vec![step.to.get()],
+        max_lag: MAX_LAG,
+        timeout_ms: 10_000,
+    };
+    let moved = leader.admin.clone().transfer_leader_to_fit(request).await;
+    moved.map(|_| ()).map_err(|status| said(&leader.address, &status))
+}
+
+fn report(
+    moved: u64,
+    failed: &[String],
+    rounds: usize,
+    target: &Target,
+) -> anyhow::Result<ExitCode> {
+    if target.json {
+        println!("{}", json!({ "moved": moved, "failed": failed, "rounds": rounds }));
+    } else {
+        println!("{} leaderships moved in {rounds} rounds", number(moved));
+        failed.iter().take(SHOWN).for_each(|error| println!("not moved: {error}"));
+    }
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

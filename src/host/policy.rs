@@ -1,0 +1,85 @@
+//! What the host says of itself, and who is asked about leadership.
+//!
+//! What follows from it is decided by the groups; here it is only passed on, to them and to the
+//! peers.
+
+use shardhost_groups::policy::{LeadershipPolicy, PolicyGuard};
+use shardhost_groups::worker::Advert;
+use shardhost_groups::{GroupId, leadership::GroupSelector};
+use shardhost_storage::{CapabilityError, NodeId, requirement::capability_names};
+
+use super::{Host, HostConfig};
+
+/// What a host says of itself when it starts.
+pub(super) fn first_advert(config: &HostConfig) -> Result<Advert, CapabilityError> {
+    let capabilities = capability_names(config.capabilities.iter().cloned())?;
+    Ok(Advert { capabilities, draining: false })
+}
+
+impl Host {
+    /// Asks `policy` who may lead these groups, until the guard is dropped. Groups that are led
+    /// here are looked at anew.
+    ///
+    /// A policy is asked on the node that it is registered on, about that node and others:
+    /// register it on every node.
+    #[track_caller]
+    pub fn register_policy(
+        &self,
+        groups: GroupSelector,
+        policy: impl LeadershipPolicy,
+    ) -> PolicyGuard {
+        self.inner.groups.register_policy(groups, policy)
+    }
+
+    /// Has the policies of a group asked anew who may lead it. False: the group is not open here,
+    /// or is being closed.
+    pub fn reevaluate(&self, id: GroupId) -> bool {
+        self.group(id).is_some_and(|group| group.reevaluate().is_ok())
+    }
+
+    /// This node has these capabilities from here on, and no others. The groups here are looked at
+    /// anew at once, the peers are told with the next heartbeat. A leadership that requires what
+    /// this node no longer has is handed to a node that has it.
+    ///
+    /// It lasts until the host stops: a start begins with [`HostConfig::capabilities`].
+    ///
+    /// # Errors
+    /// [`CapabilityError`]; nothing changed.
+    pub fn set_capabilities<N: Into<String>>(
+        &self,
+        names: impl IntoIterator<Item = N>,
+    ) -> Result<(), CapabilityError> {
+        let capabilities = capability_names(names)?;
+        self.change_advert(|advert| advert.capabilities = capabilities);
+        Ok(())
+    }
+
+    /// Says whether this node is draining: others take its leaderships before it takes theirs.
+    pub fn set_draining(&self, draining: bool) {
+        self.change_advert(|advert| advert.draining = draining);
+    }
+
+    /// What this node says of itself.
+    #[must_use]
+    pub fn advert(&self) -> Advert {
+        self.inner.advert.lock().clone()
+    }
+
+    /// What a peer said of itself last; `None`: nothing that was heard since this host started.
+    #[must_use]
+    pub fn peer_advert(&self, node: NodeId) -> Option<Advert> {
+        self.transport_stats().peers.into_iter().find(|peer| peer.node == node)?.advert
+    }
+
+    fn change_advert(&self, change: impl FnOnce(&mut Advert)) {
+        let mut advert = self.inner.advert.lock();
+        let before = advert.clone();
+        change(&mut advert);
+        if *advert != before {
+            tracing::info!(capabilities = ?advert.capabilities, draining = advert.draining,
+                "the node says something else of itself");
+            self.inner.groups.set_advert(advert.clone());
+            self.inner.transport.set_advert(&advert);
+        }
+    }
+}

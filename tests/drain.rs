@@ -1,0 +1,177 @@
+//! Servers that are drained and balanced, as operators do it over gRPC and with the program.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use shardhost::client::{Client, ClientOptions};
+use shardhost::policy::{Drain, DrainOptions, DrainState, Fallback};
+use shardhost::server::config::ShardCounts;
+use shardhost::server::{Server, ServerConfig};
+use shardhost::{Host, Shutdown};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const TABLES: u64 = 30;
+
+/// Three servers that hold thirty tables.
+struct Cluster {
+    servers: BTreeMap<u64, Server>,
+    addresses: BTreeMap<u64, String>,
+    _directory: TempDir,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let directory = TempDir::new().unwrap();
+        let listeners: BTreeMap<u64, TcpListener> =
+            (1..=3).map(|node| (node, TcpListener::bind("127.0.0.1:0").unwrap())).collect();
+        let addresses: BTreeMap<u64, String> = listeners
+            .iter()
+            .map(|(node, listener)| (*node, listener.local_addr().unwrap().to_string()))
+            .collect();
+        let mut servers = BTreeMap::new();
+        for (node, listener) in listeners {
+            let mut config = ServerConfig::alone(directory.path().join(node.to_string()));
+            config.cluster = "drain-test".into();
+            config.node = node;
+            config.alone = false;
+            config.nodes = addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect();
+            config.shards = ShardCounts { tables: TABLES, queues: 0, ..ShardCounts::default() };
+            servers.insert(node, Server::start(config, Some(listener)).await.unwrap());
+        }
+        let cluster = Self { servers, addresses, _directory: directory };
+        cluster.until("every table is served", |led| led.values().sum::<u64>() == TABLES).await;
+        cluster
+    }
+
+    fn host(&self, node: u64) -> &Host {
+        self.servers[&node].host()
+    }
+
+    /// How many tables each running node serves.
+    fn led(&self) -> BTreeMap<u64, u64> {
+        let serving = |server: &Server| {
+            let groups = server.host().groups();
+            groups.iter().filter(|group| group.status().serving).count() as u64
+        };
+        self.servers.iter().map(|(node, server)| (*node, serving(server))).collect()
+    }
+
+    async fn until(&self, what: &str, reached: impl Fn(&BTreeMap<u64, u64>) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !reached(&self.led()) {
+            assert!(Instant::now() < deadline, "never came to be: {what}: {:?}", self.led());
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_shardhost"));
+        command.args(arguments).args(["--at", &self.addresses[&2], "--json"]);
+        command.output().await.unwrap()
+    }
+
+    /// What a command prints.
+    async fn answer(&self, arguments: &[&str]) -> Value {
+        let output = self.run(arguments).await;
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    async fn stop(mut self) {
+        for (_, server) in std::mem::take(&mut self.servers) {
+            server.shutdown(Shutdown::Immediate).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_node_leads_nothing_and_gets_its_part_back() {
+    let cluster = Cluster::start().await;
+    let addresses: Vec<String> = cluster.addresses.values().cloned().collect();
+    let client = Client::connect(addresses, ClientOptions::default()).await.unwrap();
+    // Elections leave leaderships where they fall.
+    cluster.answer(&["balance", "now"]).await;
+    let thirds = |led: &BTreeMap<u64, u64>| led.values().all(|count| *count == TABLES / 3);
+    cluster.until("everybody leads a third", thirds).await;
+    let drained = cluster.answer(&["drain", "begin", "1", "--owner", "the test"]).await;
+    assert_eq!((&drained["state"], &drained["left"]), (&"done".into(), &0.into()), "{drained}");
+    assert_eq!(drained["owner"], "the test");
+    cluster
+        .until("the others lead everything", |led| led[&1] == 0 && led[&2] + led[&3] == TABLES)
+        .await;
+    let led = cluster.led();
+    assert!(led[&2].abs_diff(led[&3]) <= 1, "not shared evenly: {led:?}");
+
+    // Clients notice nothing.
+    for key in 0..100_u32 {
+        client.table().put(key.to_be_bytes().to_vec(), vec![7; 8]).await.unwrap();
+    }
+    let status = cluster.answer(&["drain", "status", "1"]).await;
+    assert_eq!(status["draining"], true);
+    let ended = cluster.answer(&["drain", "end", "1"]).await;
+    assert_eq!((&ended["draining"], &ended["left"]), (&false.into(), &0.into()));
+
+    let plan = cluster.answer(&["balance", "plan"]).await;
+    assert_eq!(plan["plan"]["moves"].as_array().unwrap().len(), 10, "{}", plan["plan"]["summary"]);
+    assert_eq!(cluster.led()[&1], 0, "a plan moves nothing");
+    let moved = cluster.answer(&["balance", "now"]).await;
+    assert_eq!(moved["moved"], 10, "{moved}");
+    cluster.until("everybody leads a third again", thirds).await;
+    let again = cluster.answer(&["balance", "plan"]).await;
+    assert!(again["plan"]["moves"].as_array().unwrap().is_empty());
+    cluster.stop().await;
+}
+
+/// Nobody is left to take anything: what cannot go is named, and nobody waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_go_is_named_and_is_not_waited_for() {
+    let mut cluster = Cluster::start().await;
+    for node in [2, 3] {
+        let drained = Drain::begin(cluster.host(node), DrainOptions::default()).finished().await;
+        assert_eq!((drained.state, drained.left), (DrainState::Done, 0), "{drained:?}");
+    }
+    cluster.until("one leads everything", |led| led[&1] == TABLES).await;
+    let options = DrainOptions::default().fallback(Fallback::Undrain);
+    let drain = Drain::begin(cluster.host(1), options);
+    let end = drain.finished().await;
+    assert_eq!((end.state, end.left as u64), (DrainState::Done, TABLES), "{end:?}");
+    assert_eq!(end.undrainable.len() as u64, TABLES);
+    for reason in end.undrainable.values() {
+        assert!(reason.contains("is draining and takes no leadership"), "{reason}");
+    }
+    drain.undrain();
+    assert!(!cluster.host(1).advert().draining);
+    for node in [2, 3] {
+        cluster.servers.remove(&node).unwrap().shutdown(Shutdown::Immediate).await;
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_takes_too_long_ends_as_it_was_told_to() {
+    let cluster = Cluster::start().await;
+    cluster.until("node 1 leads something", |led| led[&1] > 0).await;
+    let at_once = DrainOptions::default().deadline(Duration::ZERO);
+    let kept = Drain::begin(cluster.host(1), at_once).finished().await;
+    assert_eq!(kept.state, DrainState::Overdue);
+    assert!(cluster.host(1).advert().draining);
+    let undrained = Drain::begin(cluster.host(1), at_once.fallback(Fallback::Undrain));
+    assert_eq!(undrained.finished().await.state, DrainState::Overdue);
+    assert!(!cluster.host(1).advert().draining);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_nobody_knows_are_refused_with_the_thing_to_do() {
+    let cluster = Cluster::start().await;
+    let refused = cluster.run(&["drain", "begin", "9"]).await;
+    assert!(!refused.status.success());
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(error.contains("knows no node 9") && error.contains("shardhost status"), "{error}");
+    cluster.stop().await;
+}
