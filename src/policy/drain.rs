@@ -3,8 +3,8 @@
 //! The node says that it is draining: nobody hands it a leadership from then on, and it stands for
 //! election last. Then it hands on what it leads, by one assignment for all groups that respects
 //! what the others have already. Each transfer is agreed and checked by itself; what cannot go is
-//! named, and is not waited for. A drain is over when two looks in a row find nothing that could
-//! go.
+//! named, and is not waited for, unless the reason passes by itself: a successor that catches up,
+//! a change of members. A drain is over when two looks in a row find nothing that could go.
 //!
 //! How many transfers are under way grows by one with each window that went well, and is halved
 //! when one fails or its group stood still for long.
@@ -27,8 +27,10 @@ const FIRST_WINDOW: usize = 64;
 const WINDOW: std::ops::RangeInclusive<usize> = 8..=1_024;
 /// Between two looks at what is left, when nothing is under way.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// A group that could not go is tried again after this.
+/// A group that cannot go as things are is tried again after this, while others go.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// One whose reason passes by itself, as a successor that lacks entries does.
+const RETRY_SOON: Duration = Duration::from_millis(100);
 /// A transfer that took longer than this halves the window: the others are busy.
 const LONG_TRANSFER: Duration = Duration::from_millis(500);
 /// Entries that a successor may lack when it is asked.
@@ -162,8 +164,18 @@ struct Executor {
     window: usize,
     /// Transfers that went well since the window grew.
     good: usize,
-    /// Groups that could not go, why, and when they are tried again.
-    stuck: BTreeMap<GroupId, (String, Instant)>,
+    /// Groups that could not go.
+    stuck: BTreeMap<GroupId, Stuck>,
+}
+
+/// Why a group could not go.
+#[derive(Debug)]
+struct Stuck {
+    reason: String,
+    /// It passes by itself.
+    passes: bool,
+    /// When it is tried again.
+    again: Instant,
 }
 
 type Outcome = (GroupId, Result<Duration, TransferError>);
@@ -206,7 +218,7 @@ impl Executor {
         while empty_looks < 2 {
             let plan = self.plan();
             if plan.is_empty() {
-                empty_looks += 1;
+                empty_looks += u32::from(!self.stuck.values().any(|stuck| stuck.passes));
                 tokio::time::sleep(LOOK_EVERY).await;
                 continue;
             }
@@ -244,7 +256,7 @@ impl Executor {
         self.stuck.retain(|id, _| led.iter().any(|group| group.id() == *id));
         self.report_left(led.len());
         let waits =
-            |group: &Group| self.stuck.get(&group.id()).is_some_and(|(_, again)| *again > now);
+            |group: &Group| self.stuck.get(&group.id()).is_some_and(|stuck| stuck.again > now);
         let own = self.host.node_id();
         let due = led.into_iter().filter(|group| !waits(group)).map(|group| {
             let first = chosen.get(&group.id()).copied();
@@ -288,7 +300,9 @@ impl Executor {
             Err(error) => {
                 tracing::debug!(%group, %error, "a leadership stays for now");
                 self.adapt(!is_congestion(&error));
-                self.stuck.insert(group, (error.to_string(), Instant::now() + RETRY_AFTER));
+                let passes = passes_by_itself(&error);
+                let again = Instant::now() + if passes { RETRY_SOON } else { RETRY_AFTER };
+                self.stuck.insert(group, Stuck { reason: error.to_string(), passes, again });
                 self.report(|progress| progress.failed += 1);
             }
         }
@@ -324,7 +338,7 @@ impl Executor {
     /// What is left, and why some of it cannot go.
     fn report_left(&self, left: usize) {
         let stuck = self.stuck.iter().take(MAX_REASONS);
-        let undrainable = stuck.map(|(id, (why, _))| (*id, why.clone())).collect();
+        let undrainable = stuck.map(|(id, stuck)| (*id, stuck.reason.clone())).collect();
         self.report(|progress| {
             progress.left = left;
             progress.undrainable = undrainable;
@@ -335,6 +349,18 @@ impl Executor {
 /// Whether the others are busy, rather than unwilling.
 const fn is_congestion(error: &TransferError) -> bool {
     matches!(error, TransferError::Aborted { .. } | TransferError::TargetSilent { .. })
+}
+
+/// Whether what keeps a leadership here ends without anybody's doing.
+const fn passes_by_itself(error: &TransferError) -> bool {
+    is_congestion(error)
+        || matches!(
+            error,
+            TransferError::TargetNotCaughtUp { .. }
+                | TransferError::TargetSnapshotting { .. }
+                | TransferError::ConfigChangePending { .. }
+                | TransferError::InProgress { .. }
+        )
 }
 
 async fn hand_over(group: Group, candidates: Vec<NodeId>) -> Outcome {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use tokio::task::JoinSet;
 
+use super::drain::{self, Drained};
 use super::input::Input;
 use super::load::{self, Load};
 use super::nodes::{Layout, Nodes};
@@ -15,6 +16,7 @@ use super::observe::{Leader, Observer};
 use super::rates::Rates;
 use super::report::Report;
 use super::screen::{Progress, Screen};
+use super::service::{CAPABILITY, ServiceWatch};
 use super::verify::Verification;
 use super::{DemoArguments, PATIENCE, Sabotage};
 use crate::cli::output::{number, seconds};
@@ -22,6 +24,8 @@ use crate::cli::output::{number, seconds};
 /// The host is killed when this part of the load is acknowledged, and started again at the next.
 const KILL_AT_PERCENT: u64 = 35;
 const RESTART_AT_PERCENT: u64 = 60;
+/// Another one is drained at this part.
+const DRAIN_AT_PERCENT: u64 = 75;
 /// However little of the load goes on, a killed host is started again after this.
 const RESTART_AFTER: Duration = Duration::from_secs(5);
 /// Between two looks at the load.
@@ -36,8 +40,10 @@ pub async fn run(
     screen: &Screen,
 ) -> anyhow::Result<ExitCode> {
     let observer = start(layout, nodes, screen).await?;
+    let watch = ServiceWatch::begin(layout.lacking(), &observer);
     let load = Load::new(input)?;
-    let (mut load, rates, killed) = Act { nodes, observer: &observer, screen }.play(load).await?;
+    let act = Act { nodes, observer: &observer, screen, drained: None };
+    let Played { mut load, rates, killed, drained } = act.play(load).await?;
     sabotage(&mut load, arguments.sabotage);
     let load = Arc::new(load);
     let addresses = || nodes.addresses().values().cloned();
@@ -46,6 +52,7 @@ pub async fn run(
     let verified = verification.run().await?;
     nodes.check()?;
     let statuses = observer.statuses().await;
+    let watched = watch.end();
     screen.event("verified");
     let report = Report {
         layout,
@@ -56,6 +63,8 @@ pub async fn run(
         addresses: nodes.addresses(),
         screen,
         killed,
+        drained,
+        watched,
     };
     if arguments.json {
         println!("{}", report.json());
@@ -80,6 +89,11 @@ async fn start(layout: Layout, nodes: &mut Nodes, screen: &Screen) -> anyhow::Re
     let all: Vec<u64> = observer.nodes().collect();
     let leaders = observer.await_led(&all, PATIENCE).await?;
     screen.event(format!("all {} groups are led: {}", layout.groups(), shares(&leaders, &all)));
+    let lacking = layout.lacking();
+    screen.event(format!(
+        "node {lacking} has no capability `{CAPABILITY}`, which the {} queues require",
+        layout.queues
+    ));
     Ok(observer)
 }
 
@@ -106,11 +120,20 @@ struct Act<'a> {
     nodes: &'a mut Nodes,
     observer: &'a Observer,
     screen: &'a Screen,
+    drained: Option<Drained>,
+}
+
+/// What came of it.
+struct Played {
+    load: Load,
+    rates: Rates,
+    killed: u64,
+    drained: Option<Drained>,
 }
 
 impl Act<'_> {
     /// Loads, kills, restarts; returns when the load is done and the killed host has caught up.
-    async fn play(mut self, load: Load) -> anyhow::Result<(Load, Rates, u64)> {
+    async fn play(mut self, load: Load) -> anyhow::Result<Played> {
         let client = load::connect(self.nodes.addresses().values().cloned()).await?;
         let (lines, path) = (number(load.input.len() as u64), load.input.path.display());
         self.screen.event(format!("loading {lines} lines of {path} into table and queue"));
@@ -127,7 +150,7 @@ impl Act<'_> {
         observer.await_caught_up(killed, PATIENCE).await?;
         self.screen.event(format!("node {killed} has caught up with every group"));
         let load = Arc::into_inner(load).context("the load goes on")?;
-        Ok((load, rates, killed))
+        Ok(Played { load, rates, killed, drained: self.drained })
     }
 
     fn loaded(&self, load: &Load, rates: &Rates) {
@@ -147,6 +170,8 @@ impl Act<'_> {
         self.until(load, &mut progress, &mut running, RESTART_AT_PERCENT, RESTART_AFTER).await?;
         self.nodes.restart(killed).await?;
         self.screen.event(format!("node {killed} is back, at {}", percent(load)));
+        self.until(load, &mut progress, &mut running, DRAIN_AT_PERCENT, RESTART_AFTER).await?;
+        self.drain_another_than(killed, load).await?;
         while !running.is_empty() {
             self.until(load, &mut progress, &mut running, 101, PATIENCE).await?;
         }
@@ -175,6 +200,25 @@ impl Act<'_> {
             tokio::time::sleep(LOOK).await;
         }
         progress.set(load.tally.acknowledged());
+        Ok(())
+    }
+
+    /// Drains a host that has what the queues require while the load goes on, and lets it take
+    /// leaderships again.
+    async fn drain_another_than(&mut self, killed: u64, load: &Load) -> anyhow::Result<()> {
+        let lacking = self.observer.nodes().max();
+        let node = self.observer.nodes().find(|node| *node != killed && Some(*node) != lacking);
+        let node = node.context("there is no host to drain")?;
+        let address = self.nodes.addresses().get(&node).context("it has no address")?;
+        let drained = drain::drain(node, address).await?;
+        let at = percent(load);
+        self.screen.event(format!(
+            "node {node} handed {} leaderships on in {}, at {at}, and has {} left",
+            number(drained.moved),
+            seconds(drained.took),
+            number(drained.left)
+        ));
+        self.drained = Some(drained);
         Ok(())
     }
 

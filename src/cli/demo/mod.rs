@@ -1,12 +1,13 @@
-//! `shardhost demo`: three real hosts, a real input, a SIGKILL in the middle, and a verification
-//! of every write that was acknowledged.
+//! `shardhost demo`: three real hosts, of which one lacks what the queues require, a real input, a
+//! SIGKILL and a drain in the middle, and a verification of every write that was acknowledged.
 //!
 //! | where | what |
 //! |---|---|
 //! | [`input`] | the lines that are loaded |
 //! | [`nodes`] | the host processes |
 //! | [`load`] | the writes, each until it is acknowledged |
-//! | [`act`] | what happens meanwhile: the kill, the election, the restart |
+//! | [`act`] | what happens meanwhile: the kill, the election, the restart, the drain |
+//! | [`service`] | that the host without a capability never serves who requires it |
 //! | [`book`] | what was acknowledged |
 //! | [`verify`] | what is there, compared with the book |
 //! | [`observe`], [`rates`] | what the hosts say of themselves |
@@ -14,6 +15,7 @@
 
 mod act;
 mod book;
+mod drain;
 mod findings;
 mod input;
 mod load;
@@ -22,6 +24,7 @@ mod observe;
 mod rates;
 mod report;
 mod screen;
+mod service;
 mod verify;
 
 use std::path::{Path, PathBuf};

@@ -10,6 +10,7 @@ use anyhow::{Context, anyhow, bail};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use super::service::CAPABILITY;
 use crate::cli::supervised::{Order, Report};
 
 /// How long a host may take for a step of its start.
@@ -26,6 +27,15 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// The host that lacks what the queues require.
+    pub const fn lacking(&self) -> u64 {
+        self.nodes
+    }
+
+    fn capability_of(&self, node: u64) -> Vec<&'static str> {
+        if node == self.lacking() { Vec::new() } else { vec!["--capability", CAPABILITY] }
+    }
+
     /// All groups.
     pub const fn groups(&self) -> u64 {
         self.tables + self.queues
@@ -146,6 +156,8 @@ impl Nodes {
             .args(["--node", &number.to_string()])
             .args(["--tables", &self.layout.tables.to_string()])
             .args(["--queues", &self.layout.queues.to_string()])
+            .args(["--queues-require", CAPABILITY])
+            .args(self.layout.capability_of(number))
             .arg("--data-dir")
             .arg(self.directory.join(format!("node-{number}")))
             .stdin(Stdio::piped())

@@ -6,11 +6,13 @@ use std::sync::atomic::Ordering;
 use serde_json::{Value, json};
 use shardhost::proto::admin::HostStatus;
 
+use super::drain::Drained;
 use super::findings::Fault;
 use super::load::Load;
 use super::nodes::Layout;
 use super::rates::Rates;
 use super::screen::Screen;
+use super::service::Watched;
 use super::verify::Verified;
 use crate::cli::output::{Column, millis, number, seconds, table};
 
@@ -27,13 +29,18 @@ pub struct Report<'a> {
     pub addresses: &'a BTreeMap<u64, String>,
     pub screen: &'a Screen,
     pub killed: u64,
+    pub drained: Option<Drained>,
+    pub watched: Watched,
 }
 
 impl Report<'_> {
     /// Whether the demo showed what it should.
     pub fn is_good(&self) -> bool {
         let given_up = self.load.tally.given_up.load(Ordering::Relaxed);
-        self.verified.findings.is_clean() && self.verified.unequal.is_empty() && given_up == 0
+        let writes = self.verified.findings.is_clean() && self.verified.unequal.is_empty();
+        let emptied = self.drained.is_some_and(|drained| drained.left == 0);
+        let gated = self.watched.served == 0 && self.watched.looks > 0;
+        writes && given_up == 0 && emptied && gated
     }
 
     /// The verdict in a line.
@@ -52,6 +59,16 @@ impl Report<'_> {
             0 => format!("{nodes} replicas of {groups} groups equal"),
             unequal => format!("the replicas of {unequal} of {groups} groups differ"),
         };
+        let Watched { node, looks, served } = self.watched;
+        verdict += &match served {
+            0 => format!("; node {node} never served a queue in {} looks", number(looks)),
+            _ => format!("; node {node} served queues that require what it lacks"),
+        };
+        match self.drained {
+            Some(drained) if drained.left == 0 => {}
+            Some(drained) => verdict += &format!("; the drain left {}", number(drained.left)),
+            None => verdict += "; nobody was drained",
+        }
         let given_up = self.load.tally.given_up.load(Ordering::Relaxed);
         if given_up > 0 {
             verdict += &format!("; {} writes were never acknowledged", number(given_up));
@@ -104,8 +121,20 @@ impl Report<'_> {
             number(rate.ops_per_second as u64),
             millis(rate.p50_us),
             millis(rate.p99_us),
-            if node == self.killed { "killed and restarted" } else { "" }.to_owned(),
+            self.part_of(node).to_owned(),
         ]
+    }
+
+    /// What happened to a node.
+    fn part_of(&self, node: u64) -> &'static str {
+        let drained = self.drained.is_some_and(|drained| drained.node == node);
+        match (node == self.killed, drained, node == self.watched.node) {
+            (true, _, false) => "killed and restarted",
+            (true, _, true) => "killed and restarted; lacks fifo",
+            (_, true, _) => "drained",
+            (_, _, true) => "lacks fifo",
+            _ => "",
+        }
     }
 
     fn summary(&self) -> String {
@@ -161,6 +190,12 @@ impl Report<'_> {
             "peeked": self.verified.peeked,
             "received": self.verified.received,
             "equal_groups": self.verified.equal_groups,
+            "lacking_node": self.watched.node,
+            "looks_at_it": self.watched.looks,
+            "queues_it_served": self.watched.served,
+            "drained_node": self.drained.map(|drained| drained.node),
+            "drain_moved": self.drained.map(|drained| drained.moved),
+            "drain_left": self.drained.map(|drained| drained.left),
             "load_seconds": self.rates.took().as_secs_f64(),
             "client_p50_us": p50_us,
             "client_p99_us": p99_us,
