@@ -4,7 +4,8 @@
 //! or a leadership means is the business of the parts.
 
 mod joining;
-mod policy;
+mod leadership;
+mod replicas;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,18 +14,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shardhost_groups::leadership::{
-    GroupSelector, HookGuard, HookKind, LeaderAcquired, LeaderLost, LeaderScope, LeaderTaskGuard,
-    LeadershipEvent, LeadershipEvents,
-};
-use shardhost_groups::{
-    Group, Groups, GroupsBuilder, GroupsConfig, HostFault, OpenGroupError, StateMachine,
-};
-use shardhost_groups::{GroupSpec, runtime::AdditionGuard, runtime::GroupsStats, worker::Advert};
+use shardhost_groups::leadership::GroupSelector;
+use shardhost_groups::runtime::{AdditionGuard, GroupsStats};
+use shardhost_groups::worker::Advert;
+use shardhost_groups::{Group, Groups, GroupsBuilder, GroupsConfig, HostFault};
 use shardhost_storage::{
-    CapabilityError, GroupId, GroupMeta, LogError, LogPosition, LogStore, Membership, NodeId,
-    ReplicaId, RocksOptions, RocksStore, SnapshotError, SnapshotFiles, SnapshotFilesOptions,
-    SnapshotStore,
+    CapabilityError, GroupId, LogError, LogStore, NodeId, RocksOptions, RocksStore, SnapshotFiles,
+    SnapshotFilesOptions, SnapshotStore,
 };
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -192,7 +188,7 @@ impl HostBuilder {
     /// [`StartError`]; nothing runs then.
     pub async fn start(self) -> Result<Host, StartError> {
         let Self { config, log_store, snapshots, listener, factory } = self;
-        let advert = policy::first_advert(&config).map_err(StartError::Capabilities)?;
+        let advert = leadership::first_advert(&config).map_err(StartError::Capabilities)?;
         let listener = bind(listener, config.listen)?;
         let address = listener.local_addr().map_err(|error| listen_error(config.listen, error))?;
         let advertise = config.advertise.clone().unwrap_or_else(|| address.to_string());
@@ -420,120 +416,6 @@ impl Host {
         &self.inner.directory
     }
 
-    /// Creates this host's replica of a new group. Every node of the group must do so, with an
-    /// equal specification.
-    ///
-    /// # Errors
-    /// [`OpenGroupError`]; nothing was created.
-    pub async fn create_group(
-        &self,
-        spec: GroupSpec,
-        machine: impl StateMachine,
-    ) -> Result<Group, OpenGroupError> {
-        let groups = self.inner.groups.clone();
-        blocking(move || groups.create(spec, Box::new(machine))).await
-    }
-
-    /// Creates replicas of many groups with one write.
-    ///
-    /// # Errors
-    /// [`OpenGroupError`] of the first that cannot be created; none was.
-    pub async fn create_groups(
-        &self,
-        specs: Vec<(GroupSpec, Box<dyn StateMachine>)>,
-    ) -> Result<Vec<Group>, OpenGroupError> {
-        let groups = self.inner.groups.clone();
-        blocking(move || groups.create_many(specs)).await
-    }
-
-    /// Opens this host's replica of a group that the log holds.
-    ///
-    /// # Errors
-    /// [`OpenGroupError`].
-    pub async fn open_group(
-        &self,
-        id: GroupId,
-        machine: impl StateMachine,
-    ) -> Result<Group, OpenGroupError> {
-        let groups = self.inner.groups.clone();
-        blocking(move || groups.open(id, Box::new(machine))).await
-    }
-
-    /// Creates the group, or opens it if the log holds it already.
-    ///
-    /// # Errors
-    /// [`OpenGroupError`].
-    pub async fn create_or_open_group(
-        &self,
-        spec: GroupSpec,
-        machine: impl StateMachine,
-    ) -> Result<Group, OpenGroupError> {
-        let groups = self.inner.groups.clone();
-        blocking(move || {
-            if groups.is_stored(spec.id)? {
-                groups.open(spec.id, Box::new(machine))
-            } else {
-                groups.create(spec, Box::new(machine))
-            }
-        })
-        .await
-    }
-
-    /// What the log holds of one group.
-    ///
-    /// # Errors
-    /// [`OpenGroupError`] when the log cannot be read.
-    pub fn stored_group(&self, id: GroupId) -> Result<Option<GroupMeta>, OpenGroupError> {
-        self.inner.groups.stored_group(id)
-    }
-
-    /// The largest id of a replica of the group that was destroyed on this node.
-    ///
-    /// # Errors
-    /// [`OpenGroupError`] when the log cannot be read.
-    pub fn tombstone(&self, id: GroupId) -> Result<Option<ReplicaId>, OpenGroupError> {
-        self.inner.groups.tombstone(id)
-    }
-
-    /// Asks `hook` before this host adds a node to one of these groups; what it refuses is not
-    /// proposed. A node that is not in the directory is refused anyway.
-    #[must_use = "dropping the guard removes the hook"]
-    pub fn before_addition<F>(&self, groups: GroupSelector, hook: F) -> AdditionGuard
-    where
-        F: Fn(GroupId, NodeId, &Membership) -> Result<(), String> + Send + Sync + 'static,
-    {
-        self.inner.groups.before_addition(groups, hook)
-    }
-
-    /// The snapshots of a group that this node holds, ascending.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn snapshots(&self, id: GroupId) -> Result<Vec<LogPosition>, SnapshotError> {
-        self.inner.groups.snapshots(id)
-    }
-
-    /// What the log holds, open or not.
-    ///
-    /// # Errors
-    /// When the log cannot be read.
-    pub fn stored_groups(&self) -> Result<Vec<GroupMeta>, LogError> {
-        self.inner.groups.stored()
-    }
-
-    /// Closes a group's replica here and keeps its data.
-    pub async fn close_group(&self, id: GroupId) -> bool {
-        self.inner.groups.close(id).await
-    }
-
-    /// Closes a group's replica here and removes its data.
-    ///
-    /// # Errors
-    /// [`OpenGroupError`].
-    pub async fn destroy_group(&self, id: GroupId) -> Result<(), OpenGroupError> {
-        self.inner.groups.destroy(id).await
-    }
-
     /// A group that is open here.
     #[must_use]
     pub fn group(&self, id: GroupId) -> Option<Group> {
@@ -580,44 +462,6 @@ impl Host {
         self.inner.groups.health()
     }
 
-    /// Calls `hook` for every edge of leadership of these groups here, beginning with what is.
-    #[track_caller]
-    pub fn on_leadership<F>(&self, groups: GroupSelector, kind: HookKind, hook: F) -> HookGuard
-    where
-        F: Fn(&LeadershipEvent) + Send + Sync + 'static,
-    {
-        self.inner.groups.on_leadership(groups, kind, hook)
-    }
-    /// Calls `hook` whenever a replica of this host is elected, and for those that lead already.
-    #[track_caller]
-    pub fn on_leader_acquired<F>(&self, groups: GroupSelector, hook: F) -> HookGuard
-    where
-        F: Fn(&LeaderAcquired) + Send + Sync + 'static,
-    {
-        self.inner.groups.on_leader_acquired(groups, hook)
-    }
-    /// Calls `hook` whenever a replica of this host stops leading.
-    #[track_caller]
-    pub fn on_leader_lost<F>(&self, groups: GroupSelector, hook: F) -> HookGuard
-    where
-        F: Fn(&LeaderLost) + Send + Sync + 'static,
-    {
-        self.inner.groups.on_leader_lost(groups, hook)
-    }
-    /// A stream of leadership, beginning with what is.
-    #[must_use]
-    pub fn leadership(&self, groups: GroupSelector) -> LeadershipEvents {
-        self.inner.groups.leadership(groups)
-    }
-    /// Runs a task for every (group, term) that serves here, cancelled when leadership is lost.
-    pub fn while_leader<F, Fut>(&self, groups: GroupSelector, task: F) -> LeaderTaskGuard
-    where
-        F: Fn(LeaderScope) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = ()> + Send + 'static,
-    {
-        self.inner.groups.while_leader(groups, task)
-    }
-
     /// Stops the host. When it returns, the data directory may be opened again. Calls after the
     /// first do nothing.
     pub async fn shutdown(&self, mode: Shutdown) {
@@ -658,10 +502,4 @@ impl Host {
             tracing::warn!(?deadline, "stopping before every leadership was handed over");
         }
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    run: impl FnOnce() -> Result<T, OpenGroupError> + Send + 'static,
-) -> Result<T, OpenGroupError> {
-    tokio::task::spawn_blocking(run).await.unwrap_or(Err(OpenGroupError::Stopping))
 }

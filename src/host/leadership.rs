@@ -1,11 +1,15 @@
-//! What the host says of itself, and who is asked about leadership.
+//! Listening to leadership, what the host says of itself, and who is asked who may lead.
 //!
 //! What follows from it is decided by the groups; here it is only passed on, to them and to the
 //! peers.
 
+use shardhost_groups::GroupId;
+use shardhost_groups::leadership::{
+    GroupSelector, HookGuard, HookKind, LeaderAcquired, LeaderLost, LeaderScope, LeaderTaskGuard,
+    LeadershipEvent, LeadershipEvents,
+};
 use shardhost_groups::policy::{LeadershipPolicy, PolicyGuard};
 use shardhost_groups::worker::Advert;
-use shardhost_groups::{GroupId, leadership::GroupSelector};
 use shardhost_storage::{CapabilityError, NodeId, requirement::capability_names};
 
 use super::{Host, HostConfig};
@@ -17,6 +21,44 @@ pub(super) fn first_advert(config: &HostConfig) -> Result<Advert, CapabilityErro
 }
 
 impl Host {
+    /// Calls `hook` for every edge of leadership of these groups here, beginning with what is.
+    #[track_caller]
+    pub fn on_leadership<F>(&self, groups: GroupSelector, kind: HookKind, hook: F) -> HookGuard
+    where
+        F: Fn(&LeadershipEvent) + Send + Sync + 'static,
+    {
+        self.inner.groups.on_leadership(groups, kind, hook)
+    }
+    /// Calls `hook` whenever a replica of this host is elected, and for those that lead already.
+    #[track_caller]
+    pub fn on_leader_acquired<F>(&self, groups: GroupSelector, hook: F) -> HookGuard
+    where
+        F: Fn(&LeaderAcquired) + Send + Sync + 'static,
+    {
+        self.inner.groups.on_leader_acquired(groups, hook)
+    }
+    /// Calls `hook` whenever a replica of this host stops leading.
+    #[track_caller]
+    pub fn on_leader_lost<F>(&self, groups: GroupSelector, hook: F) -> HookGuard
+    where
+        F: Fn(&LeaderLost) + Send + Sync + 'static,
+    {
+        self.inner.groups.on_leader_lost(groups, hook)
+    }
+    /// A stream of leadership, beginning with what is.
+    #[must_use]
+    pub fn leadership(&self, groups: GroupSelector) -> LeadershipEvents {
+        self.inner.groups.leadership(groups)
+    }
+    /// Runs a task for every (group, term) that serves here, cancelled when leadership is lost.
+    pub fn while_leader<F, Fut>(&self, groups: GroupSelector, task: F) -> LeaderTaskGuard
+    where
+        F: Fn(LeaderScope) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.inner.groups.while_leader(groups, task)
+    }
+
     /// Asks `policy` who may lead these groups, until the guard is dropped. Groups that are led
     /// here are looked at anew.
     ///

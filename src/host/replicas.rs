@@ -1,0 +1,132 @@
+//! Creating, opening, closing and destroying the replicas of a host.
+
+use shardhost_groups::leadership::GroupSelector;
+use shardhost_groups::runtime::AdditionGuard;
+use shardhost_groups::{Group, GroupSpec, OpenGroupError, StateMachine};
+use shardhost_storage::{
+    GroupId, GroupMeta, LogError, LogPosition, Membership, NodeId, ReplicaId, SnapshotError,
+};
+
+use super::Host;
+
+impl Host {
+    /// Creates this host's replica of a new group. Every node of the group must do so, with an
+    /// equal specification.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`]; nothing was created.
+    pub async fn create_group(
+        &self,
+        spec: GroupSpec,
+        machine: impl StateMachine,
+    ) -> Result<Group, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.create(spec, Box::new(machine))).await
+    }
+
+    /// Creates replicas of many groups with one write.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`] of the first that cannot be created; none was.
+    pub async fn create_groups(
+        &self,
+        specs: Vec<(GroupSpec, Box<dyn StateMachine>)>,
+    ) -> Result<Vec<Group>, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.create_many(specs)).await
+    }
+
+    /// Opens this host's replica of a group that the log holds.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`].
+    pub async fn open_group(
+        &self,
+        id: GroupId,
+        machine: impl StateMachine,
+    ) -> Result<Group, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.open(id, Box::new(machine))).await
+    }
+
+    /// Creates the group, or opens it if the log holds it already.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`].
+    pub async fn create_or_open_group(
+        &self,
+        spec: GroupSpec,
+        machine: impl StateMachine,
+    ) -> Result<Group, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || {
+            if groups.is_stored(spec.id)? {
+                groups.open(spec.id, Box::new(machine))
+            } else {
+                groups.create(spec, Box::new(machine))
+            }
+        })
+        .await
+    }
+
+    /// What the log holds of one group.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`] when the log cannot be read.
+    pub fn stored_group(&self, id: GroupId) -> Result<Option<GroupMeta>, OpenGroupError> {
+        self.inner.groups.stored_group(id)
+    }
+
+    /// The largest id of a replica of the group that was destroyed on this node.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`] when the log cannot be read.
+    pub fn tombstone(&self, id: GroupId) -> Result<Option<ReplicaId>, OpenGroupError> {
+        self.inner.groups.tombstone(id)
+    }
+
+    /// Asks `hook` before this host adds a node to one of these groups; what it refuses is not
+    /// proposed. A node that is not in the directory is refused anyway.
+    #[must_use = "dropping the guard removes the hook"]
+    pub fn before_addition<F>(&self, groups: GroupSelector, hook: F) -> AdditionGuard
+    where
+        F: Fn(GroupId, NodeId, &Membership) -> Result<(), String> + Send + Sync + 'static,
+    {
+        self.inner.groups.before_addition(groups, hook)
+    }
+
+    /// The snapshots of a group that this node holds, ascending.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn snapshots(&self, id: GroupId) -> Result<Vec<LogPosition>, SnapshotError> {
+        self.inner.groups.snapshots(id)
+    }
+
+    /// What the log holds, open or not.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn stored_groups(&self) -> Result<Vec<GroupMeta>, LogError> {
+        self.inner.groups.stored()
+    }
+
+    /// Closes a group's replica here and keeps its data.
+    pub async fn close_group(&self, id: GroupId) -> bool {
+        self.inner.groups.close(id).await
+    }
+
+    /// Closes a group's replica here and removes its data.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`].
+    pub async fn destroy_group(&self, id: GroupId) -> Result<(), OpenGroupError> {
+        self.inner.groups.destroy(id).await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    run: impl FnOnce() -> Result<T, OpenGroupError> + Send + 'static,
+) -> Result<T, OpenGroupError> {
+    tokio::task::spawn_blocking(run).await.unwrap_or(Err(OpenGroupError::Stopping))
+}
