@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_of_entry_is_refused() {
-        for kind in [0, 3, -1] {
+        for kind in [0, 4, -1] {
             let entry = log::Entry { kind, term: 1, ..log::Entry::default() };
             let run = log::Run { first_index: 1, entries: vec![entry] };
             let refused = decode(GROUP, &sealed(&run)).expect_err("no such kind");
