@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
@@ -75,9 +76,14 @@ impl ReplicaFactory for Machines {
     }
 }
 
-/// A free port. Whoever takes it in between makes the test fail, and has not been seen.
+/// An address that is free, and stays so while its host is down: connections leave from 127.0.0.1,
+/// so that none of them takes the port of another loopback address in between.
 fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port")
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let [_, _, high, low] = (TAKEN.fetch_add(1, Ordering::Relaxed) + 1).to_be_bytes();
+    let process = u8::try_from(std::process::id() % 250).unwrap_or(0) + 2;
+    let own = Ipv4Addr::new(127, process, high, low);
+    TcpListener::bind((own, 0)).and_then(|socket| socket.local_addr()).expect("a port")
 }
 
 /// Listens where a host may have listened a moment ago.
