@@ -84,6 +84,7 @@ impl GroupCore {
         let error = ReadError::NotLeader { group: self.id, hint: self.successor_hint() };
         self.fail_reads(&error, round);
         self.fail_change_on_loss(round);
+        self.pending_requirement = 0;
         self.end_barrier(round);
         self.reset_lease();
         self.forget_named();
