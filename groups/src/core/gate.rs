@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use shardhost_storage::{NodeId, RequirementMode, Term};
+use shardhost_storage::{NodeId, Requirement, RequirementMode, Term};
 
 use super::GroupCore;
 use crate::error::{ProposeError, ReadError, RejectReason};
@@ -38,17 +38,27 @@ pub(super) enum Gate {
 impl GroupCore {
     /// What the policies say of a node, as far as is known of it here.
     pub(super) fn opinion(&self, node: NodeId, round: &Round) -> Opinion {
+        self.policies.opinion(&self.candidate(node, &self.membership.requirement, round))
+    }
+
+    /// A node as policies are asked about it, if the group required this.
+    pub(super) fn candidate<'a>(
+        &'a self,
+        node: NodeId,
+        requirement: &'a Requirement,
+        round: &'a Round,
+    ) -> Candidate<'a> {
         let is_here = node == self.config.node;
         let advert = if is_here { Some(round.nodes.own()) } else { round.nodes.advert(node) };
-        self.policies.opinion(&Candidate {
+        Candidate {
             group: self.id,
             node,
             is_here,
-            requirement: &self.membership.requirement,
+            requirement,
             labels: &self.meta.labels,
             kind: &self.meta.kind,
             capabilities: advert.map(|advert| &advert.capabilities),
-        })
+        }
     }
 
     /// Why this node should not lead, if it should not.

@@ -10,7 +10,7 @@ use super::GroupCore;
 use crate::convert::REQUIREMENT_MARK;
 use crate::error::GroupFault;
 use crate::membership::{MembershipError, decode_requirement, encode_requirement};
-use crate::policy::{Candidate, CapabilityPolicy, LeadershipPolicy, Opinion};
+use crate::policy::{CapabilityPolicy, LeadershipPolicy, Opinion};
 use crate::worker::Round;
 
 impl GroupCore {
@@ -57,17 +57,7 @@ impl GroupCore {
     ) -> Result<(), MembershipError> {
         let mut lacking = Vec::new();
         for (_, node) in self.membership.voters() {
-            let own = node == self.config.node;
-            let advert = if own { Some(round.nodes.own()) } else { round.nodes.advert(node) };
-            let opinion = CapabilityPolicy.may_lead(&Candidate {
-                group: self.id,
-                node,
-                is_here: own,
-                requirement,
-                labels: &self.meta.labels,
-                kind: &self.meta.kind,
-                capabilities: advert.map(|advert| &advert.capabilities),
-            });
+            let opinion = CapabilityPolicy.may_lead(&self.candidate(node, requirement, round));
             match opinion {
                 Opinion::Fit => return Ok(()),
                 Opinion::Unknown => lacking.push(format!("node {node} does not say what it has")),

@@ -9,11 +9,9 @@ use raft::eraftpb;
 use shardhost_proto::log;
 use shardhost_proto::log::config_change::{Kind, Step, Transition};
 use shardhost_storage::convert::{
-    incoming_from_message, incoming_to_message, requirement_from_message,
+    incoming_from_message, incoming_to_message, requirement_from_message, requirement_to_message,
 };
-use shardhost_storage::{
-    Incoming, LogIndex, Member, Membership, NodeId, ReplicaId, Requirement, RequirementMode,
-};
+use shardhost_storage::{Incoming, LogIndex, Member, Membership, NodeId, ReplicaId, Requirement};
 
 /// Replicas that one entry changes at most.
 const MAX_CHANGES: usize = 64;
@@ -140,11 +138,7 @@ impl ConfigEntry {
 
 /// The data of an entry with a requirement.
 pub(crate) fn encode_requirement(requirement: &Requirement) -> Bytes {
-    let message = log::Requirement {
-        capabilities: requirement.capabilities.iter().cloned().collect(),
-        soft: requirement.mode == RequirementMode::Soft,
-    };
-    message.encode_to_vec().into()
+    requirement_to_message(requirement).unwrap_or_default().encode_to_vec().into()
 }
 
 /// Reads the data of an entry with a requirement; `None` when it makes no sense.
