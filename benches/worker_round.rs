@@ -38,6 +38,9 @@ const SHAPES: [(u64, u64); 6] = [(1, 1), (1, 64), (48, 1), (48, 85), (1_000, 1),
 struct NoLog;
 
 impl LogStore for NoLog {
+    fn id(&self) -> u64 {
+        1
+    }
     fn groups(&self) -> Result<Vec<GroupId>, LogError> {
         Ok(Vec::new())
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);
-    let files = ["log", "peer", "client", "admin", "catalog", "balance"]
+    let files = ["log", "peer", "client", "admin", "catalog", "balance", "system"]
         .map(|name| format!("shardhost/v1/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={}", root.join(file).display());

@@ -37,6 +37,11 @@ mod shardhost {
             tonic::include_proto!("shardhost.catalog.v1");
         }
     }
+    pub mod system {
+        pub mod v1 {
+            tonic::include_proto!("shardhost.system.v1");
+        }
+    }
 }
 
 /// What operators ask of a host.
@@ -51,6 +56,8 @@ pub use shardhost::client::v1 as client;
 pub use shardhost::log::v1 as log;
 /// What hosts of one cluster say to each other.
 pub use shardhost::peer::v1 as peer;
+/// How hosts speak to the system group, and how its leader has leaderships moved.
+pub use shardhost::system::v1 as system;
 
 /// Version of the peer protocol. Hosts refuse a peer that speaks another one.
 pub const PROTOCOL_VERSION: u32 = 1;

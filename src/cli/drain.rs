@@ -33,6 +33,12 @@ pub enum Command {
         /// When it takes longer, let the node take leaderships again.
         #[arg(long)]
         or_undrain: bool,
+        /// When the drain ends by itself, in seconds: whoever asked may be gone.
+        #[arg(long, value_name = "SECONDS", default_value_t = 24 * 60 * 60)]
+        expires: u64,
+        /// Begin although groups would have nobody left who could lead them.
+        #[arg(long)]
+        even_if_nobody: bool,
         /// Do not wait.
         #[arg(long)]
         no_wait: bool,
@@ -61,11 +67,22 @@ pub enum Command {
 /// Drains, shows or ends.
 pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Begin { node, deadline, or_undrain, no_wait, owner, target } => {
+        Command::Begin {
+            node,
+            deadline,
+            or_undrain,
+            expires,
+            even_if_nobody,
+            no_wait,
+            owner,
+            target,
+        } => {
             let request = DrainRequest {
                 deadline_ms: deadline.saturating_mul(1_000),
                 undrain_when_overdue: *or_undrain,
                 owner: owner.clone(),
+                expires_ms: expires.saturating_mul(1_000),
+                accept_stranded: *even_if_nobody,
             };
             begin(*node, request, !no_wait, target).await
         }
@@ -142,6 +159,7 @@ fn show(status: &DrainStatus, target: &Target) {
             "window": status.window,
             "elapsed_ms": status.elapsed_ms,
             "undrainable": undrainable,
+            "durable": status.durable,
         });
         return println!("{drain}");
     }
@@ -155,6 +173,9 @@ fn show(status: &DrainStatus, target: &Target) {
     ];
     if !status.owner.is_empty() {
         rows.insert(2, ("asked by", status.owner.clone()));
+        let lasts =
+            if status.durable { "until it is ended, or expires" } else { "until the node stops" };
+        rows.insert(3, ("lasts", lasts.to_owned()));
     }
     let stuck = status.undrainable.iter().take(SHOWN);
     let stuck: Vec<_> = stuck.map(|one| format!("group {}: {}", one.group, one.reason)).collect();

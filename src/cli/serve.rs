@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
 use shardhost::Shutdown;
 use shardhost::groups::HostFault;
-use shardhost::server::{Server, ServerConfig};
+use shardhost::server::{Server, ServerConfig, config};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -72,12 +72,39 @@ pub struct ServeArguments {
     /// What the leaders of queue shards must have, when the shards are created.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     queues_require: Vec<String>,
+    /// What fails together with this node, as a rack.
+    #[arg(long, value_name = "NAME")]
+    zone: Option<String>,
+    /// Whether a new cluster moves leaderships for balance by itself.
+    #[arg(long, value_enum)]
+    planner: Option<Planner>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
     /// Take the addresses of the nodes from whoever started this process.
     #[arg(long, hide = true)]
     supervised: bool,
+}
+
+/// See [`shardhost::server::config::Planner`].
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Planner {
+    /// Nothing is planned.
+    Off,
+    /// Plans are made and shown; nothing moves.
+    Shadow,
+    /// Plans are carried out.
+    On,
+}
+
+impl From<Planner> for config::Planner {
+    fn from(planner: Planner) -> Self {
+        match planner {
+            Planner::Off => Self::Off,
+            Planner::Shadow => Self::Shadow,
+            Planner::On => Self::On,
+        }
+    }
 }
 
 fn parse_peer(text: &str) -> Result<(String, String), String> {
@@ -139,6 +166,8 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     config.capabilities.extend(arguments.capabilities.iter().cloned());
     config.shards.tables_require.extend(arguments.tables_require.iter().cloned());
     config.shards.queues_require.extend(arguments.queues_require.iter().cloned());
+    config.zone = arguments.zone.clone().or(config.zone);
+    config.planner = arguments.planner.map_or(config.planner, Into::into);
     config.workers = arguments.workers.unwrap_or(config.workers);
     config.apply_threads = arguments.apply_threads.unwrap_or(config.apply_threads);
     config.validate()?;

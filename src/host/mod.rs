@@ -195,6 +195,7 @@ impl HostBuilder {
         let data_dir = open_data_dir(&config.data_dir).await?;
         let incarnation = data_dir.incarnation();
         let store = open_log(log_store, &config).await?;
+        let store_id = store.id();
         let snapshots = open_snapshots(snapshots, &config)?;
 
         let mut peers = config.peers.clone();
@@ -240,6 +241,7 @@ impl HostBuilder {
             advert: parking_lot::Mutex::new(advert),
             address,
             incarnation,
+            store_id,
             stopping: CancellationToken::new(),
             stop,
             _additions: additions,
@@ -326,6 +328,7 @@ struct HostInner {
     advert: parking_lot::Mutex<Advert>,
     address: SocketAddr,
     incarnation: u64,
+    store_id: u64,
     /// The host begins to stop; what is under way goes on for a while.
     stopping: CancellationToken,
     stop: CancellationToken,
@@ -399,6 +402,11 @@ impl Host {
     #[must_use]
     pub fn incarnation(&self) -> u64 {
         self.inner.incarnation
+    }
+    /// Which log this is: another one after the disk was lost, the same after a restart.
+    #[must_use]
+    pub fn store_id(&self) -> u64 {
+        self.inner.store_id
     }
     /// Where this host listens.
     #[must_use]

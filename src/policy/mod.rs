@@ -13,7 +13,9 @@
 
 pub mod catalog;
 pub mod drain;
+pub mod drains;
 pub mod planner;
+pub mod system;
 pub mod view;
 
 pub use drain::{Drain, DrainOptions, DrainProgress, DrainState, Fallback};

@@ -17,11 +17,13 @@ use shardhost_proto::log;
 use shardhost_storage::convert::{membership_to_message, position_to_message};
 use tonic::{Request, Response, Status};
 
+use super::catalog::Intentions;
 use super::explain::{advert_to_wire, explanation};
 use super::refusals::{of_capabilities, of_membership, of_opening, of_snapshot, of_transfer};
 use super::replicas::machine_of;
 use super::{RESERVED, is_shard};
 use crate::host::Host;
+use crate::policy::system::{SYSTEM_GROUP, System};
 use crate::shards::StateDb;
 
 /// Rates and quantiles are of about this much time.
@@ -32,18 +34,24 @@ const SAMPLES: usize = 64;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The admin service of a host whose shards keep their state in `state`.
-pub fn admin_server(host: Host, state: &Arc<StateDb>) -> AdminServer<AdminService> {
+pub(super) fn admin_server(
+    host: Host,
+    state: &Arc<StateDb>,
+    system: Option<&System>,
+) -> AdminServer<AdminService> {
+    let intentions = Intentions::new(&host, system);
     let started = Instant::now();
     let first = (started, host.runtime().latency().snapshot());
     let samples = Arc::new(Mutex::new(VecDeque::from([first])));
     let state = Arc::downgrade(state);
-    AdminServer::new(AdminService { host, state, started, samples })
+    AdminServer::new(AdminService { host, intentions, state, started, samples })
 }
 
 /// See [`admin_server`].
 #[derive(Debug)]
 pub struct AdminService {
     host: Host,
+    intentions: Intentions,
     /// Streams that outlive the server must not keep its state open.
     state: Weak<StateDb>,
     started: Instant,
@@ -102,9 +110,10 @@ impl AdminService {
     /// A group as it is asked for, if this node can hold it.
     fn spec_of(&self, request: &wire::CreateGroupRequest) -> Result<GroupSpec, Status> {
         let id = GroupId::new(request.group);
-        if is_shard(id) {
+        if is_shard(id) || id == SYSTEM_GROUP {
             return Err(Status::invalid_argument(format!(
-                "groups {RESERVED} belong to the shards of the configuration; take another number"
+                "groups 0 and {RESERVED} belong to the cluster and the shards of its configuration; \
+                 take another number"
             )));
         }
         let voters: Result<Vec<_>, _> = request.voters.iter().map(|node| node_id(*node)).collect();
@@ -254,12 +263,21 @@ impl Admin for AdminService {
         let group = self.group(request.group)?;
         let requirement = requirement_of(request.requirement.unwrap_or_default())?;
         let expect = request.expect.map(LogIndex::new);
-        if request.even_if_nobody {
+        // Whoever leads is asked: what others say of the group may be old.
+        if !group.status().is_leader() {
+            return membership_reply(request.timeout_ms, group.require(requirement, expect)).await;
+        }
+        let before = self.intentions.require(group.id(), &requirement).await?;
+        let changed = if request.even_if_nobody {
             let change = group.require_unchecked(requirement, expect);
             membership_reply(request.timeout_ms, change).await
         } else {
             membership_reply(request.timeout_ms, group.require(requirement, expect)).await
+        };
+        if let (Err(_), Some(before)) = (&changed, before) {
+            self.intentions.put_back(group.id(), before).await;
         }
+        changed
     }
 
     async fn change_membership(
@@ -332,6 +350,10 @@ impl Admin for AdminService {
         let request = request.into_inner();
         let spec = self.spec_of(&request)?;
         let group = spec.id;
+        let voters: Vec<NodeId> = spec.membership.voters().map(|(_, node)| node).collect();
+        if self.intentions.create(&request, &voters).await? {
+            return Ok(Response::new(group_status(&self.group(request.group)?)));
+        }
         // What an earlier life of the group left behind is nobody's.
         let known = self.host.stored_group(group).map_err(|error| of_opening(&error))?;
         if known.is_none() {
@@ -361,6 +383,9 @@ impl Admin for AdminService {
         if let Some(expected) = request.expect.map(LogIndex::new).filter(|index| *index != actual) {
             let group = id;
             return Err(of_membership(&MembershipError::WrongConfig { group, expected, actual }));
+        }
+        if self.intentions.destroy(id).await? {
+            return Ok(Response::new(wire::DestroyGroupReply {}));
         }
         self.host.destroy_group(id).await.map_err(|error| of_opening(&error))?;
         let state = self.state()?;

@@ -1,43 +1,57 @@
-//! Draining this node, and what it knows of the cluster, over gRPC.
+//! Draining this node, the planner, and what this node knows of the cluster, over gRPC.
+//!
+//! A drain is told to the catalog, so that it outlives the process and two operators do not strand a
+//! group. When the catalog does not answer, the node is drained all the same, and says so.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::Duration;
 
-use parking_lot::Mutex;
 use shardhost_proto::balance as wire;
 use shardhost_proto::balance::balance_server::{Balance, BalanceServer};
 use shardhost_proto::balance::drain_status::State;
 use tonic::{Request, Response, Status};
 
+use super::catalog::of_catalog;
 use crate::host::Host;
+use crate::policy::catalog::{
+    DrainFallback, IntentId, MAX_DRAIN_MS, MAX_TEXT_BYTES, NewDrain, Operation, Stranding,
+};
+use crate::policy::drains::{DrainReport, Drains};
 use crate::policy::planner::Settings;
+use crate::policy::system::{CatalogError, System, now_ms};
 use crate::policy::view::local_view;
-use crate::policy::{Drain, DrainOptions, DrainProgress, DrainState, Fallback};
+use crate::policy::{DrainOptions, DrainProgress, DrainState, Fallback};
 
-/// Bytes of the name of who asks.
-const MAX_OWNER_BYTES: usize = 256;
+/// A drain ends by itself after so long, when nobody says otherwise: its owner may be gone.
+const EXPIRES_AFTER_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// The balance service of a host.
-pub fn balance_server(host: Host) -> BalanceServer<BalanceService> {
-    BalanceServer::new(BalanceService { host, drain: Mutex::new(None) })
+pub(super) fn balance_server(
+    host: &Host,
+    drains: &Arc<Drains>,
+    system: Option<&System>,
+) -> BalanceServer<BalanceService> {
+    let (host, drains, system) = (host.clone(), Arc::clone(drains), system.cloned());
+    BalanceServer::new(BalanceService { host, drains, system })
 }
 
 /// See [`balance_server`].
 #[derive(Debug)]
 pub struct BalanceService {
     host: Host,
-    /// The last drain that was asked for, and by whom.
-    drain: Mutex<Option<(Drain, String)>>,
+    drains: Arc<Drains>,
+    system: Option<System>,
 }
 
 impl BalanceService {
     fn status(&self) -> wire::DrainStatus {
-        let drain = self.drain.lock();
-        let progress = drain.as_ref().map(|(drain, _)| drain.progress());
-        let state = progress.as_ref().map_or(State::Unspecified, |one| state_to_wire(one.state));
-        let owner = drain.as_ref().map_or_else(String::new, |(_, owner)| owner.clone());
-        drop(drain);
-        let DrainProgress { left, moved, failed, window, elapsed, undrainable, .. } =
-            progress.unwrap_or_default();
+        let report = self.drains.report();
+        let state =
+            report.as_ref().map_or(State::Unspecified, |one| state_to_wire(one.progress.state));
+        let durable = report.as_ref().is_some_and(|report| report.intent.is_some());
+        let (owner, progress) =
+            report.map(|DrainReport { owner, progress, .. }| (owner, progress)).unwrap_or_default();
+        let DrainProgress { left, moved, failed, window, elapsed, undrainable, .. } = progress;
         let undrainable = undrainable
             .into_iter()
             .map(|(group, reason)| wire::Undrainable { group: group.get(), reason });
@@ -52,7 +66,48 @@ impl BalanceService {
             window: window as u64,
             elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             undrainable: undrainable.collect(),
+            durable,
         }
+    }
+
+    /// Tells the catalog; `None`: there is none, or it does not answer.
+    async fn intend(
+        &self,
+        request: &wire::DrainRequest,
+        deadline: Duration,
+    ) -> Result<Option<IntentId>, Status> {
+        let Some(system) = &self.system else { return Ok(None) };
+        let now = now_ms();
+        let deadline_ms = now + u64::try_from(deadline.as_millis()).unwrap_or(MAX_DRAIN_MS);
+        let expires_ms = match request.expires_ms {
+            0 => deadline_ms.max(now + EXPIRES_AFTER_MS),
+            given => now.saturating_add(given),
+        };
+        let (fallback, stranding) = (
+            if request.undrain_when_overdue {
+                DrainFallback::GiveUp
+            } else {
+                DrainFallback::Proceed
+            },
+            if request.accept_stranded { Stranding::Accept } else { Stranding::Refuse },
+        );
+        let (node, owner) = (self.host.node_id(), owner_of(request));
+        let new = NewDrain { node, owner, deadline_ms, expires_ms, fallback, stranding };
+        match system.catalog().apply(Operation::BeginDrain(new)).await {
+            Ok(done) => Ok(Some(IntentId::new(done.revision))),
+            Err(error @ CatalogError::Refused(_)) => Err(of_catalog(&error)),
+            Err(error) => {
+                tracing::warn!(%error, "the drain of this node ends with its process");
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn owner_of(request: &wire::DrainRequest) -> String {
+    match request.owner.is_empty() {
+        true => "somebody".to_owned(),
+        false => request.owner.clone(),
     }
 }
 
@@ -71,32 +126,29 @@ impl Balance for BalanceService {
         &self,
         request: Request<wire::DrainRequest>,
     ) -> Result<Response<wire::DrainStatus>, Status> {
-        let wire::DrainRequest { deadline_ms, undrain_when_overdue, owner } = request.into_inner();
-        if owner.len() > MAX_OWNER_BYTES {
+        let request = request.into_inner();
+        if request.owner.len() > MAX_TEXT_BYTES {
             return Err(Status::invalid_argument(format!(
-                "the owner has {} bytes, the limit is {MAX_OWNER_BYTES}",
-                owner.len()
+                "the owner has {} bytes, the limit is {MAX_TEXT_BYTES}",
+                request.owner.len()
             )));
         }
         let mut options = DrainOptions::default();
-        if deadline_ms > 0 {
-            options = options.deadline(Duration::from_millis(deadline_ms));
+        if request.deadline_ms > 0 {
+            options =
+                options.deadline(Duration::from_millis(request.deadline_ms.min(MAX_DRAIN_MS)));
         }
-        if undrain_when_overdue {
+        if request.undrain_when_overdue {
             options = options.fallback(Fallback::Undrain);
         }
-        {
-            let mut drain = self.drain.lock();
-            if let Some((running, whose)) = drain.as_ref()
-                && running.progress().state == DrainState::Running
-            {
-                return Err(Status::already_exists(format!(
-                    "node {} is being drained already, by {whose:?}; `shardhost drain status` \
-                     shows how far it is",
-                    self.host.node_id()
-                )));
-            }
-            *drain = Some((Drain::begin(&self.host, options), owner));
+        let intent = self.intend(&request, options.deadline).await?;
+        match self.drains.begin(options, owner_of(&request), intent) {
+            Ok(()) => {}
+            // The catalog was followed before this got here.
+            Err(_)
+                if intent.is_some()
+                    && self.drains.report().and_then(|one| one.intent) == intent => {}
+            Err(error) => return Err(Status::already_exists(error.to_string())),
         }
         Ok(Response::new(self.status()))
     }
@@ -105,11 +157,20 @@ impl Balance for BalanceService {
         &self,
         _: Request<wire::UndrainRequest>,
     ) -> Result<Response<wire::DrainStatus>, Status> {
-        let drain = self.drain.lock().take();
-        match drain {
-            Some((drain, _)) => drain.undrain(),
-            None => self.host.set_draining(false),
+        let node = self.host.node_id();
+        if let Some(system) = &self.system {
+            let intended =
+                system.view().and_then(|view| view.drains().get(&node).map(|one| one.id));
+            let known = self.drains.report().and_then(|report| report.intent);
+            if let Some(intent) = known.or(intended) {
+                match system.catalog().apply(Operation::EndDrain { node, intent }).await {
+                    // It expired, or somebody ended it before.
+                    Ok(_) | Err(CatalogError::Refused(_)) => {}
+                    Err(error) => return Err(of_catalog(&error)),
+                }
+            }
         }
+        self.drains.end();
         Ok(Response::new(self.status()))
     }
 
@@ -124,11 +185,38 @@ impl Balance for BalanceService {
         &self,
         _: Request<wire::ViewRequest>,
     ) -> Result<Response<wire::ViewReply>, Status> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let view = local_view(&self.host, now_ms, Settings::default());
+        let view = local_view(&self.host, now_ms(), Settings::default());
         let snapshot = serde_json::to_vec(&view)
             .map_err(|error| Status::internal(format!("the view cannot be written: {error}")))?;
         Ok(Response::new(wire::ViewReply { snapshot: snapshot.into() }))
+    }
+
+    async fn planner(
+        &self,
+        request: Request<wire::PlannerRequest>,
+    ) -> Result<Response<wire::PlannerReply>, Status> {
+        let system = self.system()?;
+        Ok(Response::new(system.planner_reply(&request.into_inner())?))
+    }
+
+    async fn switch_locally(
+        &self,
+        request: Request<wire::LocalSwitch>,
+    ) -> Result<Response<wire::LocalSwitch>, Status> {
+        let system = self.system()?;
+        system.stop_planned_moves(request.into_inner().planned_moves_stopped);
+        let planned_moves_stopped = system.planned_moves_are_stopped();
+        Ok(Response::new(wire::LocalSwitch { planned_moves_stopped }))
+    }
+}
+
+impl BalanceService {
+    fn system(&self) -> Result<&System, Status> {
+        self.system.as_ref().ok_or_else(|| {
+            Status::failed_precondition(
+                "this cluster has no catalog, so nothing plans; say `catalog = true` in the \
+                 configuration of every node",
+            )
+        })
     }
 }

@@ -30,6 +30,9 @@ use shardhost_storage::{NodeId, Requirement};
 
 use super::group_of_shard;
 use crate::host::HostConfig;
+use crate::policy::catalog::{Label, Name, NewGroup, PlannerMode, Subject};
+use crate::policy::planner::snapshot::MAX_WEIGHT;
+use crate::policy::system::{MAX_FOUNDERS, SystemOptions};
 use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 
 /// Shards of one kind at most.
@@ -62,6 +65,21 @@ pub struct ServerConfig {
     /// would begin a cluster of its own beside the one that it belongs to.
     #[serde(default)]
     pub alone: bool,
+    /// What fails together with this node, as a rack or a data center.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// How many leaders this node takes, compared with others; 0: none.
+    #[serde(default = "default_weight")]
+    pub weight: u32,
+    /// Whether the cluster moves leaderships for balance by itself, when it is new. What is changed
+    /// later by operators stays changed.
+    #[serde(default)]
+    pub planner: Planner,
+    /// Whether the cluster keeps a catalog of what it intends, in a group of its own. Without it
+    /// nothing is planned, drains end with their process, and each node creates its replicas by
+    /// itself.
+    #[serde(default = "yes")]
+    pub catalog: bool,
     /// How many shards of each kind there are, and who holds them at first.
     #[serde(default)]
     pub shards: ShardCounts,
@@ -91,6 +109,35 @@ pub struct ShardCounts {
     pub queues_require: Vec<String>,
 }
 
+/// Whether leaderships are moved for balance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Planner {
+    /// Nothing is planned.
+    Off,
+    /// Plans are made and shown; nothing moves.
+    Shadow,
+    /// Plans are carried out.
+    #[default]
+    On,
+}
+
+impl From<Planner> for PlannerMode {
+    fn from(planner: Planner) -> Self {
+        match planner {
+            Planner::Off => Self::Off,
+            Planner::Shadow => Self::Shadow,
+            Planner::On => Self::On,
+        }
+    }
+}
+
+const fn yes() -> bool {
+    true
+}
+const fn default_weight() -> u32 {
+    1
+}
 fn default_cluster() -> String {
     "shardhost".to_owned()
 }
@@ -150,6 +197,10 @@ impl ServerConfig {
             capabilities: Vec::new(),
             nodes: BTreeMap::new(),
             alone: true,
+            zone: None,
+            weight: default_weight(),
+            planner: Planner::default(),
+            catalog: true,
             shards: ShardCounts::default(),
             workers: default_workers(),
             apply_threads: default_apply_threads(),
@@ -221,6 +272,12 @@ impl ServerConfig {
             }
         }
         self.validate_capabilities()?;
+        if let Some(zone) = &self.zone {
+            Name::new(Subject::Zone, zone).map_err(|error| wrong("zone", error.to_string()))?;
+        }
+        if self.weight > MAX_WEIGHT {
+            return Err(wrong("weight", format!("{}; at most {MAX_WEIGHT}", self.weight)));
+        }
         if self.workers == 0 || self.workers > 64 {
             return Err(wrong("workers", "it must be 1 to 64".to_owned()));
         }
@@ -277,9 +334,8 @@ impl ServerConfig {
         host
     }
 
-    /// The groups that the configuration names. Must be valid.
-    #[must_use]
-    pub fn group_specs(&self) -> Vec<GroupSpec> {
+    /// The nodes that hold the shards when they are created.
+    fn founders(&self) -> Vec<NodeId> {
         let own = NodeId::new(self.node).unwrap_or(NodeId::must(1));
         let named = self.shards.voters.iter().filter_map(|node| NodeId::new(*node));
         let mut voters: Vec<NodeId> = named.collect();
@@ -289,6 +345,27 @@ impl ServerConfig {
         if voters.is_empty() {
             voters.push(own);
         }
+        voters
+    }
+
+    /// How this node takes part in the system group. Must be valid.
+    #[must_use]
+    pub fn system(&self) -> SystemOptions {
+        let mut founders = self.founders();
+        founders.sort_unstable();
+        founders.truncate(MAX_FOUNDERS);
+        let mut options = SystemOptions::new(founders);
+        options.zone.clone_from(&self.zone);
+        options.weight = self.weight;
+        options.planner = self.planner.into();
+        options.groups = self.group_specs().iter().filter_map(new_group).collect();
+        options
+    }
+
+    /// The groups that the configuration names. Must be valid.
+    #[must_use]
+    pub fn group_specs(&self) -> Vec<GroupSpec> {
+        let voters = self.founders();
         let of_kind = |kind: &'static str, count: u64, names: &[String]| {
             let voters = voters.clone();
             let requirement = Requirement::hard(names.iter().cloned()).unwrap_or_default();
@@ -304,6 +381,20 @@ impl ServerConfig {
             .chain(of_kind(QUEUE, shards.queues, &shards.queues_require))
             .collect()
     }
+}
+
+/// A group as the catalog creates it. Kinds and labels of shards are names.
+fn new_group(spec: &GroupSpec) -> Option<NewGroup> {
+    let kind = Name::new(Subject::Kind, &spec.kind).ok()?;
+    let founders = spec.membership.members.values().map(|member| member.node);
+    let label = |(key, value): (&String, &String)| {
+        let key = Name::new(Subject::Label, key).ok()?;
+        Some(Label { key, value: value.as_str().into() })
+    };
+    let mut new = NewGroup::new(spec.id, kind, founders);
+    new.labels = spec.labels.iter().filter_map(label).collect();
+    new.requirement.clone_from(&spec.membership.requirement);
+    Some(new)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 pub mod admin;
 mod balance;
+mod catalog;
 pub mod config;
 mod explain;
 pub mod health;
@@ -20,6 +21,8 @@ use shardhost_storage::{GroupId, GroupMeta, LogError, Membership, NodeId};
 use tonic::service::Routes;
 
 use crate::host::{Host, HostConfig, Shutdown, StartError};
+use crate::policy::drains::Drains;
+use crate::policy::system::{GroupMachines, SYSTEM_GROUP, System};
 use crate::policy::{Drain, DrainOptions};
 use crate::service::{directory_server, queue_server, table_server};
 use crate::shards::{StateDb, StateDbError, StateDbOptions};
@@ -84,6 +87,9 @@ pub enum ServerError {
 pub struct Server {
     host: Host,
     state: Arc<StateDb>,
+    /// `None`: the cluster has no catalog.
+    system: Option<System>,
+    drains: Arc<Drains>,
 }
 
 impl Server {
@@ -116,26 +122,39 @@ impl Server {
     async fn open(
         host: &Host,
         config: &ServerConfig,
-        replicas: &Replicas,
+        replicas: &Arc<Replicas>,
     ) -> Result<Self, ServerError> {
         let directory = config.data_dir.join("state");
         let state = StateDb::open(&directory, StateDbOptions::default())?;
         open_shards(host, &state, config).await?;
         replicas.open(&state);
-        let server = Self { host: host.clone(), state };
+        let system = match config.catalog {
+            true => {
+                let machines = Arc::clone(replicas) as Arc<dyn GroupMachines>;
+                Some(System::start(host, config.system(), machines).await?)
+            }
+            false => None,
+        };
+        let own = || Arc::new(Drains::new(host));
+        let drains = system.as_ref().map_or_else(own, |system| Arc::clone(system.drains()));
+        let server = Self { host: host.clone(), state, system, drains };
         server.answer(config);
         Ok(server)
     }
 
     fn answer(&self, config: &ServerConfig) {
         let lookup: Arc<HostLookup> = Arc::new(HostLookup::new(&self.host, config));
-        let admin = admin::admin_server(self.host.clone(), &self.state);
-        let routes = Routes::new(table_server(Arc::clone(&lookup) as _))
+        let admin = admin::admin_server(self.host.clone(), &self.state, self.system.as_ref());
+        let balance = balance::balance_server(&self.host, &self.drains, self.system.as_ref());
+        let mut routes = Routes::new(table_server(Arc::clone(&lookup) as _))
             .add_service(queue_server(Arc::clone(&lookup) as _))
             .add_service(directory_server(lookup))
             .add_service(health::health_server(self.host.clone()))
-            .add_service(balance::balance_server(self.host.clone()))
+            .add_service(balance)
             .add_service(admin);
+        if let Some(system) = &self.system {
+            routes = routes.add_service(system.service());
+        }
         self.host.serve(routes);
     }
 
@@ -143,6 +162,12 @@ impl Server {
     #[must_use]
     pub const fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// The part of this host in the system group; `None`: the cluster has no catalog.
+    #[must_use]
+    pub const fn system(&self) -> Option<&System> {
+        self.system.as_ref()
     }
 
     /// Stops the server; the data directory may be opened again afterwards. A graceful stop drains
@@ -157,6 +182,7 @@ impl Server {
         }
         self.host.shutdown(Shutdown::Immediate).await;
         // The last handle flushes, which may take a moment.
+        drop(self.system);
         let state = self.state;
         if let Err(error) = tokio::task::spawn_blocking(move || drop(state)).await {
             tracing::error!(%error, "the state of the shards was not closed in order");
@@ -164,8 +190,8 @@ impl Server {
     }
 }
 
-/// Opens the shards that the log holds, and creates those that the configuration names and that
-/// this node never held: one that was moved away from here does not come back.
+/// Opens the shards that the log holds. Without a catalog, creates those that the configuration names
+/// and that this node never held: one that was moved away from here does not come back.
 async fn open_shards(
     host: &Host,
     state: &Arc<StateDb>,
@@ -184,11 +210,15 @@ async fn open_shards(
     }
     let held: BTreeSet<GroupId> = stored.iter().map(|meta| meta.group).collect();
     report_differences(&wanted, &stored);
-    for meta in &stored {
+    for meta in stored.iter().filter(|meta| meta.group != SYSTEM_GROUP) {
         let machine = machine_of(state, meta.group, &meta.kind);
         let machine =
             machine.map_err(|message| OpenGroupError::Invalid { group: meta.group, message })?;
         host.open_group(meta.group, machine).await?;
+    }
+    if config.catalog {
+        // The catalog says what is created.
+        return Ok(());
     }
     let mut fresh = Vec::new();
     for spec in wanted {

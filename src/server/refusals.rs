@@ -13,7 +13,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 const DOMAIN: &str = "shardhost";
 
 /// A refusal as it travels.
-fn refusal(
+pub(super) fn refusal(
     code: Code,
     reason: &str,
     message: impl ToString,

@@ -8,6 +8,8 @@ use shardhost_groups::runtime::Invitation;
 use shardhost_storage::GroupId;
 
 use crate::host::ReplicaFactory;
+use crate::policy::catalog::CatalogMachine;
+use crate::policy::system::{GroupMachines, SYSTEM_GROUP, SYSTEM_KIND};
 use crate::shards::{QUEUE_KIND, StateDb, TABLE_KIND};
 
 /// The state machine of a group of this kind.
@@ -17,6 +19,7 @@ pub(super) fn machine_of(
     kind: &str,
 ) -> Result<Box<dyn StateMachine>, String> {
     match kind {
+        SYSTEM_KIND if group == SYSTEM_GROUP => Ok(Box::new(CatalogMachine::default())),
         TABLE_KIND => Ok(Box::new(state.table(group))),
         QUEUE_KIND => Ok(Box::new(state.queue(group))),
         _ => Err(format!("this node has no state machine of the kind `{kind}`")),
@@ -34,6 +37,11 @@ impl Replicas {
     pub(super) fn open(&self, state: &Arc<StateDb>) {
         self.state.get_or_init(|| Arc::downgrade(state));
     }
+
+    fn state(&self) -> Result<Arc<StateDb>, String> {
+        let state = self.state.get().and_then(Weak::upgrade);
+        state.ok_or_else(|| "the state of the shards is not open".to_owned())
+    }
 }
 
 impl fmt::Debug for Replicas {
@@ -44,10 +52,19 @@ impl fmt::Debug for Replicas {
 
 impl ReplicaFactory for Replicas {
     fn machine(&self, invitation: &Invitation) -> Result<Box<dyn StateMachine>, String> {
-        let state = self.state.get().and_then(Weak::upgrade);
-        let state = state.ok_or("the state of the shards is not open")?;
+        self.create(invitation.group, &invitation.kind)
+    }
+}
+
+impl GroupMachines for Replicas {
+    fn create(&self, group: GroupId, kind: &str) -> Result<Box<dyn StateMachine>, String> {
+        let state = self.state()?;
         // A crash may have come between the end of an earlier replica and that of its state.
-        state.destroy(invitation.group).map_err(|error| error.to_string())?;
-        machine_of(&state, invitation.group, &invitation.kind)
+        state.destroy(group).map_err(|error| error.to_string())?;
+        machine_of(&state, group, kind)
+    }
+
+    fn destroy(&self, group: GroupId) -> Result<(), String> {
+        self.state()?.destroy(group).map_err(|error| error.to_string())
     }
 }

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::draft::draft;
 use crate::ids::{GroupId, LogIndex, ReplicaId, Term};
-use crate::store::{LogError, LogStore, StoreStats};
+use crate::store::{LogError, LogStore, StoreStats, store_id};
 use crate::types::{Entry, LogBatch, PersistedGroup};
 use state::State;
 
@@ -47,6 +47,7 @@ pub struct MemoryStore {
 
 #[derive(Debug, Default)]
 struct Inner {
+    id: StoreNumber,
     /// What a crash leaves.
     durable: State,
     /// What reads see: `durable` with `unsynced` on top.
@@ -55,6 +56,16 @@ struct Inner {
     poisoned: bool,
     faults: BTreeSet<StoreFault>,
     stats: StoreStats,
+}
+
+/// Which store it is, from the beginning.
+#[derive(Debug)]
+struct StoreNumber(u64);
+
+impl Default for StoreNumber {
+    fn default() -> Self {
+        Self(store_id())
+    }
 }
 
 impl MemoryStore {
@@ -256,6 +267,10 @@ impl LogStore for MemoryStore {
         let mut inner = self.inner.lock();
         inner.write(batch)?;
         inner.sync()
+    }
+
+    fn id(&self) -> u64 {
+        self.inner.lock().id.0
     }
 
     fn stats(&self) -> StoreStats {

@@ -242,6 +242,10 @@ impl LogStore for RocksStore {
         written
     }
 
+    fn id(&self) -> u64 {
+        self.directory.store_id()
+    }
+
     fn stats(&self) -> StoreStats {
         self.counters.stats()
     }

@@ -1,6 +1,7 @@
 //! The seam between the Raft groups and whatever keeps their log.
 
 use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
 
 use crate::ids::{GroupId, LogIndex, LogPosition, ReplicaId, Term};
 use crate::types::{Entry, LogBatch, PersistedGroup};
@@ -61,8 +62,19 @@ pub trait LogStore: fmt::Debug + Send + Sync + 'static {
     /// written); [`LogError::Io`] and [`LogError::Poisoned`] are final.
     fn write(&self, batch: &LogBatch) -> Result<(), LogError>;
 
+    /// Which store this is: a number that it was given when it was created, that it keeps, and that
+    /// no other has. So a node that lost its disk is told from one that restarted.
+    fn id(&self) -> u64;
+
     /// Counters since the store was opened.
     fn stats(&self) -> StoreStats;
+}
+
+/// A number for a store that is being created.
+pub(crate) fn store_id() -> u64 {
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.finish()
 }
 
 /// Counters of a store.

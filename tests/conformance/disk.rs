@@ -99,6 +99,9 @@ impl LogStore for GatedLog {
         }
         self.log.write(batch)
     }
+    fn id(&self) -> u64 {
+        self.log.id()
+    }
     fn stats(&self) -> StoreStats {
         self.log.stats()
     }

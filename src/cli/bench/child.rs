@@ -130,6 +130,8 @@ impl Running {
         config.node = role.node.get();
         config.nodes = setup.addresses.into_iter().map(|(id, at)| (id.to_string(), at)).collect();
         config.alone = false;
+        // What is measured is the groups, and not who balances them.
+        config.catalog = false;
         config.shards = ShardCounts {
             tables: setup.groups,
             voters: (1..=setup.voters).collect(),

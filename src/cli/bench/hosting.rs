@@ -202,6 +202,9 @@ impl LogStore for TimedLog {
         self.writes.lock().count(outcome.is_ok(), began.elapsed());
         outcome
     }
+    fn id(&self) -> u64 {
+        self.inner.id()
+    }
     fn stats(&self) -> StoreStats {
         self.inner.stats()
     }

@@ -75,6 +75,9 @@ pub use shardhost_storage::requirement::MAX_CAPABILITIES;
 /// Leading byte of commands, replies, queries and answers that this version writes.
 const VERSION: u8 = 1;
 
+/// The store of a node that was announced and never seen.
+pub const UNKNOWN_STORE: u64 = 0;
+
 /// Groups at most.
 pub const MAX_GROUPS: usize = 200_000;
 /// Groups that are gone and remembered. Beyond, the one with the least id is forgotten.

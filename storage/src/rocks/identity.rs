@@ -9,7 +9,6 @@
 //! ```
 
 use std::fs::{self, File};
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -18,7 +17,7 @@ use prost::Message;
 use shardhost_proto::{DISK_FORMAT, log::StoreIdentity};
 
 use crate::ids::NodeId;
-use crate::store::LogError;
+use crate::store::{LogError, store_id};
 
 const NAME: &str = "identity";
 const TEMPORARY_NAME: &str = "identity.tmp";
@@ -40,7 +39,7 @@ impl Identity {
             format: DISK_FORMAT,
             cluster: self.cluster.clone(),
             node: self.node.get(),
-            store: random(),
+            store: store_id(),
         }
     }
 
@@ -146,11 +145,6 @@ pub(super) fn io_error(action: &'static str, error: &io::Error) -> LogError {
 
 /// A number that no other store has. The standard library's hash keys come from the system's
 /// source of randomness.
-fn random() -> u64 {
-    let mut hasher = RandomState::new().build_hasher();
-    hasher.write_u32(std::process::id());
-    hasher.finish()
-}
 
 #[cfg(test)]
 mod tests {

@@ -69,6 +69,11 @@ impl Directory {
         Ok((directory, database))
     }
 
+    /// Which store it is.
+    pub const fn store_id(&self) -> u64 {
+        self.identity.store
+    }
+
     /// Notes in the identity file how far the log has come.
     pub fn renew(&self, database: &DB) -> Result<(), LogError> {
         let files = wal::files(&self.path.join(DATABASE))

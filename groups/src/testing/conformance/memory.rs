@@ -275,6 +275,9 @@ impl LogStore for Plugged {
         self.check()?;
         self.store.sync()
     }
+    fn id(&self) -> u64 {
+        self.store.id()
+    }
     fn stats(&self) -> StoreStats {
         self.store.stats()
     }

@@ -116,13 +116,14 @@ impl GroupRecord {
         self.members().binary_search(&node).is_ok()
     }
 
-    /// What its founders create it from. What it asks of its leader is not part of that: it is
-    /// proposed to the group once it is led.
+    /// What its founders create it from. What it asks of its leader then is how it begins; whoever
+    /// leads it levels founders that came late.
     #[must_use]
     pub fn spec(&self) -> GroupSpec {
-        let spec = GroupSpec::new(self.id, self.founders.iter().copied())
+        let mut spec = GroupSpec::new(self.id, self.founders.iter().copied())
             .incarnation(self.incarnation)
             .kind(self.kind.as_str());
+        spec.membership.requirement = self.requirement();
         self.labels.iter().fold(spec, |spec, label| spec.label(label.key.as_str(), &*label.value))
     }
 }

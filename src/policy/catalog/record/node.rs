@@ -28,6 +28,7 @@ pub struct NodeRecord {
     /// How many leaders it takes, compared with others; 0: none.
     pub weight: u32,
     /// Which disk it has: the identity of its store, which another disk does not have.
+    /// [`UNKNOWN_STORE`](super::super::UNKNOWN_STORE): it was announced and never seen.
     pub store: u64,
     /// The revision since when. Groups that were founded before may have had a replica on a disk
     /// that is lost, and are not created on this one.

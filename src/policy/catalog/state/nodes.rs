@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use shardhost_storage::NodeId;
 
-use super::super::MAX_NODES;
 use super::super::command::NewNode;
 use super::super::error::{MAX_NAMED_GROUPS, Refusal, Subject};
 use super::super::name::Name;
 use super::super::record::{Advert, NodeRecord, Record, RecordKey, Revision};
 use super::super::reply::{Done, Reply};
+use super::super::{MAX_NODES, UNKNOWN_STORE};
 use super::{Catalog, check_limit};
 
 impl Catalog {
@@ -24,7 +24,9 @@ impl Catalog {
             let address = new.address.clone();
             return Err(Refusal::AddressTaken { address, node: other.id });
         }
-        let same_disk = known.filter(|known| known.store == new.store);
+        // A disk that nobody saw was not lost.
+        let same_disk =
+            known.filter(|known| known.store == new.store || known.store == UNKNOWN_STORE);
         let record = NodeRecord {
             id: new.id,
             revision: known.map_or_else(Revision::default, |known| known.revision),

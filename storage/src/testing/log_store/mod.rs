@@ -48,6 +48,9 @@
 //!         self.writes.fetch_add(1, Ordering::Relaxed);
 //!         self.inner.write(batch)
 //!     }
+//!     fn id(&self) -> u64 {
+//!         self.inner.id()
+//!     }
 //!     fn stats(&self) -> StoreStats {
 //!         self.inner.stats()
 //!     }
@@ -160,6 +163,7 @@ macro_rules! __log_store_rules {
                 large_runs_are_read_whole_and_in_part
                 an_empty_batch_is_fine
                 the_counters_count
+                a_store_keeps_its_number_for_ever
             }
             refusals {
                 a_replica_id_is_never_used_again

@@ -446,3 +446,11 @@ pub fn the_counters_count(subject: &mut dyn Subject) {
     assert_eq!((stats.writes, stats.group_writes), (2, 3));
     assert_eq!((stats.entries, stats.bytes), (3, bytes));
 }
+
+/// A store has the number that it was given, also after a restart, and it is no other's.
+pub fn a_store_keeps_its_number_for_ever(subject: &mut dyn Subject) {
+    let number = subject.store().id();
+    subject.reopen();
+    assert_eq!(subject.store().id(), number);
+    assert_ne!(number, crate::MemoryStore::new().id());
+}

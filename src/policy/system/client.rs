@@ -1,0 +1,340 @@
+//! Asking the catalog, from any host: the replica of the system group that leads is found and asked,
+//! here or over the network.
+//!
+//! A command is sent again only when it surely was not taken; whoever gets
+//! [`CatalogError::Unknown`] looks at the catalog and decides anew.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use shardhost_groups::{GroupId, NodeId, ProposeError, ReadMode};
+use shardhost_proto::system as wire;
+use shardhost_proto::system::catalog_reply::Reply as WireReply;
+use shardhost_proto::system::system_client::SystemClient;
+use tokio::time::Instant;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{SYSTEM_GROUP, now_ms};
+use crate::host::Host;
+use crate::policy::catalog::{
+    Answer, Command, Content, Done, Operation, Query, Record, RecordKey, Refusal, Revision,
+    UNKNOWN_STORE, decode_reply,
+};
+
+/// How long a command or a question is tried.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one node may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Between two tries, when nobody knows who leads.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The catalog did not do what it was asked, or could not be asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CatalogError {
+    /// It refused, and changed nothing.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Nobody who leads the system group was found; nothing changed. The groups themselves go on
+    /// without it.
+    #[error(
+        "the catalog does not answer ({last}); it needs a quorum of nodes {founders}: `shardhost \
+         group show 0` on one of them says more"
+    )]
+    Unreachable {
+        /// The nodes that hold the system group, as far as is known.
+        founders: String,
+        /// What the last one said.
+        last: String,
+    },
+    /// It may have been carried out, now or later.
+    #[error("it is not known whether the catalog did it: {message}; look, and ask again")]
+    Unknown {
+        /// What went wrong.
+        message: String,
+    },
+}
+
+/// A handle of the catalog. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct CatalogClient {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    host: Host,
+    founders: Vec<NodeId>,
+    /// Who led last, as somebody said; 0: not known.
+    hint: AtomicU64,
+    channels: Mutex<BTreeMap<String, SystemClient<Channel>>>,
+}
+
+/// What came of asking one node.
+enum Asked {
+    Answered(Bytes),
+    /// It surely did nothing.
+    Elsewhere {
+        leader: Option<NodeId>,
+        reason: String,
+    },
+    Unknown(String),
+}
+
+impl CatalogClient {
+    pub(super) fn new(host: &Host, founders: impl IntoIterator<Item = NodeId>) -> Self {
+        let inner = Inner {
+            host: host.clone(),
+            founders: founders.into_iter().collect(),
+            hint: AtomicU64::new(0),
+            channels: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Has an operation carried out.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn apply(&self, operation: Operation) -> Result<Done, CatalogError> {
+        self.run(&Command::new(now_ms(), operation)).await
+    }
+
+    /// Has an operation carried out, unless somebody changed the record since `revision`.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn apply_expecting(
+        &self,
+        revision: Revision,
+        operation: Operation,
+    ) -> Result<Done, CatalogError> {
+        self.run(&Command::new(now_ms(), operation).expecting(revision)).await
+    }
+
+    async fn run(&self, command: &Command) -> Result<Done, CatalogError> {
+        // What makes no sense anywhere needs no round.
+        command.check()?;
+        let bytes = command.encode();
+        let answer = self.until_answered(|node| self.propose_to(node, bytes.clone())).await?;
+        Ok(decode_reply(&answer)?)
+    }
+
+    /// Asks the catalog as some node has it, which may be a little behind.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn query(&self, query: &Query) -> Result<Answer, CatalogError> {
+        let bytes = query.encode();
+        let answer = self.until_answered(|node| self.query_at(node, bytes.clone())).await?;
+        Ok(Answer::decode(&answer)?)
+    }
+
+    /// Asks one node after another, beginning with this one and who is said to lead.
+    async fn until_answered<F: Future<Output = Asked>>(
+        &self,
+        ask: impl Fn(NodeId) -> F,
+    ) -> Result<Bytes, CatalogError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            for node in self.candidates() {
+                match ask(node).await {
+                    Asked::Answered(bytes) => return Ok(bytes),
+                    Asked::Unknown(message) => return Err(CatalogError::Unknown { message }),
+                    Asked::Elsewhere { leader, reason } => {
+                        self.inner.hint.store(leader.map_or(0, NodeId::get), Ordering::Relaxed);
+                        if Instant::now() > deadline {
+                            return Err(self.unreachable(format!("node {node}: {reason}")));
+                        }
+                    }
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn unreachable(&self, last: String) -> CatalogError {
+        let founders = self.inner.founders.iter().map(ToString::to_string);
+        CatalogError::Unreachable { founders: founders.collect::<Vec<_>>().join(", "), last }
+    }
+
+    /// Whom to ask: who leads as far as this host or somebody else knows, this host, the founders,
+    /// and then all others, who may know more.
+    fn candidates(&self) -> Vec<NodeId> {
+        let host = &self.inner.host;
+        let local = host.group(SYSTEM_GROUP).and_then(|group| group.status().leader);
+        let hinted = NodeId::new(self.inner.hint.load(Ordering::Relaxed));
+        let others = host.directory().addresses();
+        let all = local
+            .map(|leader| leader.node)
+            .into_iter()
+            .chain(hinted)
+            .chain([host.node_id()])
+            .chain(self.inner.founders.iter().copied())
+            .chain(others.keys().copied());
+        let mut distinct = Vec::new();
+        for node in all {
+            if !distinct.contains(&node) {
+                distinct.push(node);
+            }
+        }
+        distinct
+    }
+
+    async fn propose_to(&self, node: NodeId, command: Bytes) -> Asked {
+        if node == self.inner.host.node_id() {
+            return match propose_here(&self.inner.host, command).await {
+                Ok(answer) => Asked::Answered(answer),
+                Err(NotHere::Elsewhere { leader, reason }) => Asked::Elsewhere { leader, reason },
+                Err(NotHere::Unknown(message)) => Asked::Unknown(message),
+            };
+        }
+        let (mut client, address) = match self.connect(node).await {
+            Ok(client) => client,
+            Err(reason) => return Asked::Elsewhere { leader: None, reason },
+        };
+        match client.propose(wire::ProposeRequest { command }).await {
+            Ok(reply) => read_reply(reply.into_inner()),
+            Err(status) => {
+                self.inner.channels.lock().remove(&address);
+                Asked::Unknown(status.message().to_owned())
+            }
+        }
+    }
+
+    async fn query_at(&self, node: NodeId, query: Bytes) -> Asked {
+        if node == self.inner.host.node_id() {
+            return match query_here(&self.inner.host, query).await {
+                Ok(answer) => Asked::Answered(answer),
+                Err(reason) => Asked::Elsewhere { leader: None, reason },
+            };
+        }
+        let (mut client, address) = match self.connect(node).await {
+            Ok(client) => client,
+            Err(reason) => return Asked::Elsewhere { leader: None, reason },
+        };
+        match client.query(wire::QueryRequest { query }).await {
+            Ok(reply) => read_reply(reply.into_inner()),
+            Err(status) => {
+                self.inner.channels.lock().remove(&address);
+                Asked::Elsewhere { leader: None, reason: status.message().to_owned() }
+            }
+        }
+    }
+
+    /// Whether somebody who answers knows this node with another disk than the one it has.
+    pub(super) async fn knows_another_disk(&self) -> bool {
+        let host = &self.inner.host;
+        let (own, store) = (host.node_id(), host.store_id());
+        let query = Query::Get(RecordKey::Node(own)).encode();
+        let others = host.directory().addresses();
+        let others = others.keys().copied().filter(|node| *node != own);
+        let answers = others.map(|node| self.query_at(node, query.clone()));
+        futures::future::join_all(answers).await.into_iter().any(|asked| {
+            let Asked::Answered(bytes) = asked else { return false };
+            let Ok(answer) = Answer::decode(&bytes) else { return false };
+            let Content::Found(Some(Record::Node(known))) = answer.content else { return false };
+            known.store != UNKNOWN_STORE && known.store != store
+        })
+    }
+
+    /// Those of these groups of which a node holds no replica.
+    pub(super) async fn gone(
+        &self,
+        node: NodeId,
+        groups: &[GroupId],
+    ) -> Result<Vec<GroupId>, String> {
+        let (mut client, address) = self.connect(node).await?;
+        let groups = groups.iter().map(|group| group.get()).collect();
+        match client.gone(wire::GoneRequest { groups }).await {
+            Ok(reply) => Ok(reply.into_inner().groups.into_iter().map(GroupId::new).collect()),
+            Err(status) => {
+                self.forget(&address);
+                Err(status.message().to_owned())
+            }
+        }
+    }
+
+    /// A connection to a node that stands when this returns, so that what fails before was not
+    /// sent.
+    pub(super) async fn connect(
+        &self,
+        node: NodeId,
+    ) -> Result<(SystemClient<Channel>, String), String> {
+        let address = self.inner.host.directory().address(node);
+        let address = address.ok_or_else(|| "its address is not known".to_owned())?;
+        if let Some(client) = self.inner.channels.lock().get(&address) {
+            return Ok((client.clone(), address));
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| error.to_string())?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT)
+            .tcp_nodelay(true);
+        let channel = endpoint.connect().await.map_err(|error| format!("{address}: {error}"))?;
+        let client = SystemClient::new(channel);
+        self.inner.channels.lock().insert(address.clone(), client.clone());
+        Ok((client, address))
+    }
+
+    /// The connection to this address is not used again.
+    pub(super) fn forget(&self, address: &str) {
+        self.inner.channels.lock().remove(address);
+    }
+}
+
+fn read_reply(reply: wire::CatalogReply) -> Asked {
+    match reply.reply {
+        Some(WireReply::Answer(answer)) => Asked::Answered(answer),
+        Some(WireReply::Elsewhere(elsewhere)) => Asked::Elsewhere {
+            leader: NodeId::new(elsewhere.leader_node),
+            reason: elsewhere.reason,
+        },
+        None => Asked::Elsewhere { leader: None, reason: "an answer without content".to_owned() },
+    }
+}
+
+/// Why this host's replica did not carry a command out.
+pub(super) enum NotHere {
+    /// It surely did nothing.
+    Elsewhere {
+        /// Who leads, as far as it knows.
+        leader: Option<NodeId>,
+        /// Why.
+        reason: String,
+    },
+    /// It may yet.
+    Unknown(String),
+}
+
+/// Proposes a command to this host's replica of the system group.
+pub(super) async fn propose_here(host: &Host, command: Bytes) -> Result<Bytes, NotHere> {
+    let Some(group) = host.group(SYSTEM_GROUP) else {
+        let reason = "it holds no replica of the system group".to_owned();
+        return Err(NotHere::Elsewhere { leader: None, reason });
+    };
+    match group.propose(command).within(ANSWER_TIMEOUT).await {
+        Ok(applied) => Ok(applied.response),
+        Err(error @ ProposeError::NotLeader { .. }) => {
+            let leader = error.leader_hint().map(|hint| hint.node);
+            Err(NotHere::Elsewhere { leader, reason: error.to_string() })
+        }
+        Err(error) if error.is_definite() => {
+            Err(NotHere::Elsewhere { leader: None, reason: error.to_string() })
+        }
+        Err(error) => Err(NotHere::Unknown(error.to_string())),
+    }
+}
+
+/// Asks this host's replica of the system group.
+pub(super) async fn query_here(host: &Host, query: Bytes) -> Result<Bytes, String> {
+    let group = host.group(SYSTEM_GROUP);
+    let group = group.ok_or_else(|| "it holds no replica of the system group".to_owned())?;
+    group.query(ReadMode::Stale, query).await.map_err(|error| error.to_string())
+}

@@ -1,0 +1,347 @@
+//! Doing on this host what the catalog intends: creating and destroying replicas, having groups
+//! require what they should, draining; and telling the catalog who belongs to the groups led here.
+//!
+//! What is to be done is decided by [`reconcile`]; here it is carried out. Everything that fails is
+//! tried again in the next round, so a host that was away catches up by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use shardhost_groups::leadership::{GroupSelector, HookKind};
+use shardhost_groups::machine::StateMachine;
+use shardhost_groups::{Group, GroupId, GroupSpec, GroupStatus, NodeId, ReplicaId, Role};
+use shardhost_storage::Membership;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::client::{CatalogClient, CatalogError};
+use super::{CatalogView, GroupMachines, SYSTEM_GROUP, now_ms};
+use crate::host::Host;
+use crate::policy::catalog::{
+    Action, DrainFallback, DrainIntent, DrainState as IntentState, Held, HeldState, Local, Oddity,
+    Operation, Round, Step, View, reconcile,
+};
+use crate::policy::drains::Drains;
+use crate::policy::{DrainOptions, DrainState, Fallback};
+
+/// However quiet it is, everything is compared this often.
+const ROUND_EVERY: Duration = Duration::from_secs(5);
+/// After a round in which something could not be done.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// While this node is being drained: between two looks at how far that is.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
+/// Steps of one round.
+const MAX_STEPS: usize = 4_096;
+/// Groups of which a round tells the catalog the members.
+const MAX_TOLD: usize = 256;
+
+/// Carries out what the catalog intends, until `stop`.
+pub(super) async fn keep(
+    host: Host,
+    client: CatalogClient,
+    view: watch::Receiver<CatalogView>,
+    machines: Arc<dyn GroupMachines>,
+    drains: Arc<Drains>,
+    stop: CancellationToken,
+) {
+    let led = Arc::new(Notify::new());
+    let waker = Arc::clone(&led);
+    let all = GroupSelector::All;
+    let hook = host.on_leadership(all, HookKind::Dispatched, move |_| waker.notify_one());
+    let keeper = Keeper { host, client, view, machines, drains, from: GroupId::new(0), told: 0 };
+    stop.run_until_cancelled(keeper.run(&led)).await;
+    drop(hook);
+}
+
+struct Keeper {
+    host: Host,
+    client: CatalogClient,
+    view: watch::Receiver<CatalogView>,
+    machines: Arc<dyn GroupMachines>,
+    drains: Arc<Drains>,
+    /// Where the next round begins.
+    from: GroupId,
+    /// Oddities that were told to people, so that they are told once.
+    told: usize,
+}
+
+impl Keeper {
+    async fn run(mut self, led: &Notify) {
+        loop {
+            let known = self.view.borrow_and_update().clone();
+            let pause = match known {
+                Some(view) => self.round(&view).await,
+                None => ROUND_EVERY,
+            };
+            tokio::select! {
+                changed = self.view.changed() => if changed.is_err() { return },
+                () = led.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Does what can be done; says when to look again.
+    async fn round(&mut self, view: &View) -> Duration {
+        let held = self.held(view);
+        let (node, store) = (self.host.node_id(), self.host.store_id());
+        let local = Local { node, store, held: &held };
+        let round = reconcile(view, local, self.from, MAX_STEPS);
+        self.from = round.next.unwrap_or(GroupId::new(0));
+        self.tell_oddities(&round);
+        let steps = round.steps.len();
+        let failed = self.carry_out(round.steps).await;
+        let members = self.tell_members(view).await;
+        let drain = self.follow_drain(view.drains().get(&node).map(AsRef::as_ref)).await;
+        match (failed, members, round.next) {
+            (0, Ok(()), None) => drain.unwrap_or(ROUND_EVERY),
+            // A full round that did something goes on at once.
+            (0, Ok(()), Some(_)) if steps > 0 => Duration::ZERO,
+            _ => RETRY_AFTER,
+        }
+    }
+
+    /// What this host holds, with what is left of groups that it held.
+    fn held(&self, view: &View) -> BTreeMap<GroupId, Held> {
+        let mut held = BTreeMap::new();
+        for group in self.host.groups() {
+            if group.id() != SYSTEM_GROUP {
+                held.insert(group.id(), held_of(&group.status()));
+            }
+        }
+        // Stored and not open: on its way in or out.
+        for meta in self.host.stored_groups().unwrap_or_default() {
+            if meta.group != SYSTEM_GROUP && !held.contains_key(&meta.group) {
+                let incarnation = life_of_members(&meta.membership);
+                held.insert(meta.group, Held { incarnation, state: HeldState::Ending });
+            }
+        }
+        let node = self.host.node_id();
+        let absent = view.groups().values().filter(|group| group.founders.contains(&node));
+        let absent: Vec<GroupId> =
+            absent.map(|group| group.id).filter(|id| !held.contains_key(id)).collect();
+        for id in absent {
+            match self.host.tombstone(id) {
+                Ok(Some(replica)) => {
+                    let incarnation = life_of(replica);
+                    held.insert(id, Held { incarnation, state: HeldState::Gone });
+                }
+                Ok(None) => {}
+                // What is not known to be absent is not created.
+                Err(error) => {
+                    tracing::error!(group = %id, %error, "what is left of a group is not known");
+                    held.insert(id, Held { incarnation: 0, state: HeldState::Ending });
+                }
+            }
+        }
+        held
+    }
+
+    fn tell_oddities(&mut self, round: &Round) {
+        let oddities = round.findings.len() + round.unnamed + usize::from(round.blocked.is_some());
+        if oddities > 0 && oddities != self.told {
+            if let Some(blocked) = &round.blocked {
+                tracing::error!(%blocked, "no replicas are created here");
+            }
+            for finding in &round.findings {
+                let (group, oddity) = (finding.group, finding.oddity);
+                match oddity {
+                    Oddity::Unknown => tracing::info!(%group, %oddity, "left alone"),
+                    _ => tracing::warn!(%group, %oddity, "left alone"),
+                }
+            }
+        }
+        self.told = oddities;
+    }
+
+    /// Carries steps out; says how many failed.
+    async fn carry_out(&self, steps: Vec<Step>) -> usize {
+        let (mut fresh, mut failed) = (Vec::new(), 0);
+        for Step { group, action, reason } in steps {
+            let done = match action {
+                Action::Create { spec } => {
+                    tracing::debug!(%group, %reason, "a replica is created");
+                    fresh.push(spec);
+                    Ok(())
+                }
+                Action::Destroy { incarnation } => {
+                    tracing::info!(%group, incarnation, %reason, "a replica is destroyed");
+                    self.destroy(group).await
+                }
+                Action::SetRequirement { requirement } => match self.host.group(group) {
+                    Some(replica) => {
+                        let changed = replica.require(requirement, None).await;
+                        changed.map(drop).map_err(|error| error.to_string())
+                    }
+                    None => Ok(()),
+                },
+            };
+            if let Err(error) = done {
+                tracing::warn!(%group, %reason, error, "the catalog is not followed; tried again");
+                failed += 1;
+            }
+        }
+        failed + self.create(fresh).await
+    }
+
+    /// Creates replicas: all with one write, or those that can be, one by one.
+    async fn create(&self, specs: Vec<GroupSpec>) -> usize {
+        if specs.is_empty() {
+            return 0;
+        }
+        let count = specs.len();
+        if let Ok(fresh) = self.with_machines(specs.clone())
+            && self.host.create_groups(fresh).await.is_ok()
+        {
+            tracing::info!(count, "replicas are created as the catalog intends");
+            return 0;
+        }
+        let mut failed = 0;
+        for spec in specs {
+            let group = spec.id;
+            let created = match self.with_machines(vec![spec]) {
+                Ok(fresh) => self.host.create_groups(fresh).await.map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = created {
+                tracing::warn!(%group, %error, "a replica is not created; tried again");
+                failed += 1;
+            }
+        }
+        failed
+    }
+
+    fn with_machines(
+        &self,
+        specs: Vec<GroupSpec>,
+    ) -> Result<Vec<(GroupSpec, Box<dyn StateMachine>)>, shardhost_groups::OpenGroupError> {
+        let with_machine = |spec: GroupSpec| {
+            let machine = self.machines.create(spec.id, &spec.kind);
+            let group = spec.id;
+            let invalid = |message| shardhost_groups::OpenGroupError::Invalid { group, message };
+            Ok((spec, machine.map_err(invalid)?))
+        };
+        specs.into_iter().map(with_machine).collect()
+    }
+
+    async fn destroy(&self, group: GroupId) -> Result<(), String> {
+        self.host.destroy_group(group).await.map_err(|error| error.to_string())?;
+        let machines = Arc::clone(&self.machines);
+        let destroyed = tokio::task::spawn_blocking(move || machines.destroy(group)).await;
+        destroyed.map_err(|error| error.to_string())?
+    }
+
+    /// Tells the catalog who belongs to the groups that are led here, where it knows otherwise.
+    async fn tell_members(&self, view: &View) -> Result<(), CatalogError> {
+        let mut told = 0;
+        for group in self.host.groups() {
+            let status = group.status();
+            let Some(nodes) = news_of_members(view, &status) else { continue };
+            let config_index = status.config_index();
+            let operation = Operation::RecordMembers { group: status.id, config_index, nodes };
+            match self.client.apply(operation).await {
+                // Somebody told it what is newer.
+                Ok(_) | Err(CatalogError::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
+            told += 1;
+            if told == MAX_TOLD {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drains this node while the catalog intends it. Says when to look again, if soon.
+    async fn follow_drain(&self, intent: Option<&DrainIntent>) -> Option<Duration> {
+        let report = self.drains.report();
+        let ours = report.as_ref().and_then(|report| report.intent);
+        let intent = intent.filter(|intent| intent.keeps_leaders_away());
+        match (intent, report) {
+            (None, _) => {
+                if ours.is_some() {
+                    tracing::info!("the drain of this node is over; it takes leaderships again");
+                    self.drains.end();
+                }
+                None
+            }
+            (Some(intent), Some(report)) if ours == Some(intent.id) => {
+                match (report.progress.state, intent.state) {
+                    (DrainState::Done, IntentState::Draining) if report.progress.left == 0 => {
+                        let operation =
+                            Operation::FinishDrain { node: intent.node, intent: intent.id };
+                        if let Err(error) = self.client.apply(operation).await {
+                            tracing::warn!(%error, "the catalog is not told of the end of a drain");
+                            return Some(RETRY_AFTER);
+                        }
+                        None
+                    }
+                    (DrainState::Running, _) => Some(DRAIN_LOOK),
+                    _ => None,
+                }
+            }
+            (Some(intent), _) => {
+                self.drains.end();
+                let begun = self.drains.begin(
+                    options_of(intent),
+                    intent.owner.to_string(),
+                    Some(intent.id),
+                );
+                if let Err(error) = begun {
+                    tracing::error!(%error, "the drain that the catalog intends does not begin");
+                }
+                Some(DRAIN_LOOK)
+            }
+        }
+    }
+}
+
+fn options_of(intent: &DrainIntent) -> DrainOptions {
+    let left = Duration::from_millis(intent.deadline_ms.saturating_sub(now_ms()));
+    let fallback = match intent.fallback {
+        // The catalog ends the drain by itself then, and this node follows.
+        DrainFallback::GiveUp | DrainFallback::Proceed => Fallback::KeepDraining,
+    };
+    DrainOptions::default().deadline(left).fallback(fallback)
+}
+
+fn held_of(status: &GroupStatus) -> Held {
+    let state = match &status.role {
+        Role::Leader => HeldState::Leads(status.membership.requirement.clone()),
+        Role::Failed(_) => HeldState::Failed,
+        Role::Stopped | Role::Removed => HeldState::Ending,
+        _ => HeldState::Follows,
+    };
+    Held { incarnation: life_of(status.replica), state }
+}
+
+/// How many lives a group had before the one that a replica belongs to.
+pub(super) const fn life_of(replica: ReplicaId) -> u32 {
+    (replica.get() >> 32) as u32
+}
+
+fn life_of_members(membership: &Membership) -> u32 {
+    membership.members.keys().next_back().map_or(0, |replica| life_of(*replica))
+}
+
+/// The nodes of a group that is led here, if the catalog knows the group with others.
+fn news_of_members(view: &View, status: &GroupStatus) -> Option<BTreeSet<NodeId>> {
+    let known = view.groups().get(&status.id)?;
+    if !status.is_leader() || !status.serving && status.caretaker.is_none() {
+        return None;
+    }
+    let nodes: BTreeSet<NodeId> =
+        status.membership.members.values().map(|member| member.node).collect();
+    let known_index = known.reported.as_ref().map(|members| members.config_index);
+    let newer = known_index.is_none_or(|known| known < status.config_index());
+    (newer && !nodes.iter().eq(known.members())).then_some(nodes)
+}
+
+/// Groups that are led by replicas of this host and serve their users.
+pub(super) fn led(host: &Host) -> Vec<(Group, Arc<GroupStatus>)> {
+    let all = host.groups().into_iter().filter(|group| group.id() != SYSTEM_GROUP);
+    all.map(|group| (group.clone(), group.status()))
+        .filter(|(_, status)| status.is_leader())
+        .collect()
+}

@@ -1,0 +1,302 @@
+//! The system group at work: the catalog followed and carried out by every host, and the planner run
+//! by whoever leads it.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`CatalogClient`] | asking the catalog from any host |
+//! | `follower` | a view of the catalog on every host |
+//! | `keeper` | doing on a host what the catalog intends |
+//! | `registrar` | telling the catalog of this node, and what it begins with |
+//! | `report` | what a host tells the planner |
+//! | `service` | all of it over gRPC |
+//!
+//! Without a quorum of the system group nothing is created, destroyed or planned. Everything else
+//! goes on: nothing here is asked before a write, a read, an election, a refusal or a drain.
+
+mod client;
+mod follower;
+mod keeper;
+mod registrar;
+mod report;
+mod service;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use shardhost_groups::leadership::GroupSelector;
+use shardhost_groups::machine::StateMachine;
+use shardhost_groups::{GroupId, GroupSpec, NodeId, OpenGroupError};
+use shardhost_proto::system as wire;
+use shardhost_proto::system::system_server::SystemServer;
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub use self::client::{CatalogClient, CatalogError};
+pub use self::service::SystemService;
+use super::catalog::{CatalogMachine, NewGroup, PlannerMode, View};
+use super::drains::Drains;
+use crate::host::Host;
+
+/// The system group. No other group may have this number.
+pub const SYSTEM_GROUP: GroupId = GroupId::new(0);
+/// The kind of its state machine.
+pub const SYSTEM_KIND: &str = "catalog";
+/// Nodes that found the system group at most, when nothing else is said: more voters make it slower
+/// and not safer.
+pub const MAX_FOUNDERS: usize = 5;
+
+/// The catalog as a host knows it; `None`: it was not read since the host started.
+pub(crate) type CatalogView = Option<Arc<View>>;
+
+/// Makes the state machines of groups that the catalog has created.
+pub trait GroupMachines: fmt::Debug + Send + Sync + 'static {
+    /// An empty state machine; whatever an earlier replica of the group left behind here is gone.
+    ///
+    /// # Errors
+    /// Why this host cannot hold such a group. It is tried again.
+    fn create(&self, group: GroupId, kind: &str) -> Result<Box<dyn StateMachine>, String>;
+
+    /// Removes what the state machine of a replica that was destroyed kept. Blocks.
+    ///
+    /// # Errors
+    /// Why it is still there.
+    fn destroy(&self, group: GroupId) -> Result<(), String>;
+}
+
+/// What a node is, beside what it advertises; as it is told to a catalog that does not know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NodeFacts {
+    pub(crate) zone: Option<String>,
+    pub(crate) weight: u32,
+}
+
+/// How a host takes part.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SystemOptions {
+    /// The nodes that found the system group, equal on all of them.
+    pub founders: BTreeSet<NodeId>,
+    /// What fails together with this node.
+    pub zone: Option<String>,
+    /// How many leaders this node takes, compared with others; 0: none.
+    pub weight: u32,
+    /// Whether leaderships are moved for balance, until somebody changes it in the catalog.
+    pub planner: PlannerMode,
+    /// The groups that there are to be. One that was destroyed does not come back.
+    pub groups: Vec<NewGroup>,
+}
+
+impl SystemOptions {
+    /// Founded by these nodes; nothing is planned.
+    #[must_use]
+    pub fn new(founders: impl IntoIterator<Item = NodeId>) -> Self {
+        Self {
+            founders: founders.into_iter().collect(),
+            zone: None,
+            weight: 1,
+            planner: PlannerMode::Off,
+            groups: Vec::new(),
+        }
+    }
+}
+
+/// This host's part in the system group. Its tasks end when the last clone goes.
+#[derive(Clone, Debug)]
+pub struct System {
+    inner: Arc<Inner>,
+    _stop: Arc<DropGuard>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    host: Host,
+    client: CatalogClient,
+    view: watch::Sender<CatalogView>,
+    drains: Arc<Drains>,
+    reporter: report::Reporter,
+    /// The local switch.
+    stopped: AtomicBool,
+}
+
+impl System {
+    /// Opens this host's replica of the system group, or founds the group with the others, and
+    /// begins to follow the catalog. Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`]; nothing runs then.
+    pub async fn start(
+        host: &Host,
+        options: SystemOptions,
+        machines: Arc<dyn GroupMachines>,
+    ) -> Result<Self, OpenGroupError> {
+        let client = CatalogClient::new(host, options.founders.iter().copied());
+        open_replica(host, &options, &client).await?;
+        let stop = CancellationToken::new();
+        let view = watch::Sender::new(None);
+        let drains = Arc::new(Drains::new(host));
+        let inner = Arc::new(Inner {
+            host: host.clone(),
+            client: client.clone(),
+            view,
+            drains: Arc::clone(&drains),
+            reporter: report::Reporter::new(host),
+            stopped: AtomicBool::new(false),
+        });
+        let facts = NodeFacts { zone: options.zone, weight: options.weight };
+        let beginning = registrar::Beginning { planner: options.planner, groups: options.groups };
+        let watcher = || inner.view.subscribe();
+        tokio::spawn(follower::follow(
+            host.clone(),
+            client.clone(),
+            inner.view.clone(),
+            stop.clone(),
+        ));
+        tokio::spawn(keeper::keep(
+            host.clone(),
+            client.clone(),
+            watcher(),
+            machines,
+            drains,
+            stop.clone(),
+        ));
+        tokio::spawn(registrar::register(
+            host.clone(),
+            client.clone(),
+            watcher(),
+            facts,
+            stop.clone(),
+        ));
+        lead_when_elected(&inner, beginning, stop.clone());
+        Ok(Self { inner, _stop: Arc::new(stop.drop_guard()) })
+    }
+
+    /// The gRPC service.
+    #[must_use]
+    pub fn service(&self) -> SystemServer<SystemService> {
+        SystemServer::new(SystemService { inner: Arc::clone(&self.inner) })
+    }
+    /// Asks the catalog.
+    #[must_use]
+    pub fn catalog(&self) -> &CatalogClient {
+        &self.inner.client
+    }
+    /// The catalog as this host knows it; `None`: it was not read since the host started.
+    #[must_use]
+    pub fn view(&self) -> Option<Arc<View>> {
+        self.inner.view.borrow().clone()
+    }
+    /// The drains of this node.
+    #[must_use]
+    pub fn drains(&self) -> &Arc<Drains> {
+        &self.inner.drains
+    }
+    /// Waits until this host holds a replica of a group, or holds none; false: that takes longer.
+    pub async fn await_replica(&self, group: GroupId, held: bool, within: Duration) -> bool {
+        let deadline = tokio::time::Instant::now() + within;
+        let mut ticks = tokio::time::interval(Duration::from_millis(10));
+        loop {
+            ticks.tick().await;
+            match self.inner.is_gone(group) {
+                Ok(gone) if gone != held => return true,
+                _ if tokio::time::Instant::now() > deadline => return false,
+                _ => {}
+            }
+        }
+    }
+    /// What the planner says of itself, where this host leads the system group.
+    pub(crate) fn planner_reply(
+        &self,
+        _: &shardhost_proto::balance::PlannerRequest,
+    ) -> Result<shardhost_proto::balance::PlannerReply, tonic::Status> {
+        Err(tonic::Status::unimplemented(""))
+    }
+    /// The local switch: whether planned moves may leave this node. It lasts until the host stops,
+    /// and concerns neither refusal nor drain.
+    pub fn stop_planned_moves(&self, stopped: bool) {
+        self.inner.stopped.store(stopped, Ordering::Relaxed);
+    }
+    /// Whether the local switch is set.
+    #[must_use]
+    pub fn planned_moves_are_stopped(&self) -> bool {
+        self.inner.stopped.load(Ordering::Relaxed)
+    }
+}
+
+impl Inner {
+    /// Whether no replica of a group is here, or on its way out.
+    fn is_gone(&self, group: GroupId) -> Result<bool, OpenGroupError> {
+        Ok(self.host.group(group).is_none() && self.host.stored_group(group)?.is_none())
+    }
+
+    fn report(&self, request: wire::ReportRequest) -> Result<wire::NodeReport, tonic::Status> {
+        let report =
+            self.reporter.report(request.known_digest, self.stopped.load(Ordering::Relaxed));
+        Ok(report)
+    }
+    fn carry_out(
+        &self,
+        _: wire::MoveRequest,
+    ) -> Result<
+        futures::stream::BoxStream<'static, Result<wire::MoveOutcome, tonic::Status>>,
+        tonic::Status,
+    > {
+        Err(tonic::Status::unimplemented(""))
+    }
+}
+
+/// Milliseconds since 1970, by this machine's clock.
+pub(crate) fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Opens the replica that the log holds. A founder without one creates it, unless the catalog knows
+/// this node with another disk: then a replica that voted is lost, and must be replaced.
+async fn open_replica(
+    host: &Host,
+    options: &SystemOptions,
+    client: &CatalogClient,
+) -> Result<(), OpenGroupError> {
+    if host.stored_group(SYSTEM_GROUP)?.is_some() {
+        host.open_group(SYSTEM_GROUP, CatalogMachine::default()).await?;
+        return Ok(());
+    }
+    let founder = options.founders.contains(&host.node_id());
+    if !founder || host.tombstone(SYSTEM_GROUP)?.is_some() {
+        return Ok(());
+    }
+    if client.knows_another_disk().await {
+        tracing::error!(
+            node = %host.node_id(),
+            "the disk of this node is not the one that the catalog knows: its replica of the \
+             system group is lost and is not created anew; remove the node from group 0 and add it \
+             again"
+        );
+        return Ok(());
+    }
+    let spec = GroupSpec::new(SYSTEM_GROUP, options.founders.iter().copied()).kind(SYSTEM_KIND);
+    host.create_group(spec, CatalogMachine::default()).await?;
+    Ok(())
+}
+
+/// While this host leads the system group, it tends the catalog.
+fn lead_when_elected(inner: &Arc<Inner>, beginning: registrar::Beginning, stop: CancellationToken) {
+    let weak = Arc::downgrade(inner);
+    let guard = inner.host.while_leader(GroupSelector::One(SYSTEM_GROUP), move |scope| {
+        let (weak, beginning) = (weak.clone(), beginning.clone());
+        async move {
+            let Some(inner) = weak.upgrade() else { return };
+            let (client, view) = (inner.client.clone(), inner.view.subscribe());
+            let host = inner.host.clone();
+            drop(inner);
+            registrar::lead(host, client, view, beginning, scope.cancelled).await;
+        }
+    });
+    tokio::spawn(async move {
+        stop.cancelled().await;
+        drop(guard);
+    });
+}

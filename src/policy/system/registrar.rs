@@ -1,0 +1,244 @@
+//! Telling the catalog what nobody else can: each host of itself, and the leader of the system group
+//! what a new catalog begins with, that time passes, and that a group is gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use shardhost_groups::{GroupId, NodeId};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::client::{CatalogClient, CatalogError};
+use super::{CatalogView, NodeFacts, now_ms};
+use crate::host::Host;
+use crate::policy::catalog::{
+    Advert, DrainIntent, DrainState, GroupRecord, GroupState, Name, NewGroup, NewNode, NodeRecord,
+    Operation, PlannerMode, Refusal, Revision, Subject, UNKNOWN_STORE, View,
+};
+
+/// Between two comparisons of what is known of this node with what is.
+const COMPARE_EVERY: Duration = Duration::from_secs(2);
+/// Between two looks of the leader of the system group.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Ends of groups that are looked at together.
+const MAX_ENDED_AT_ONCE: usize = 1_024;
+/// Commands under way when a new catalog is filled.
+const CREATED_AT_ONCE: usize = 256;
+
+/// Keeps the catalog's record of this node true, until `stop`.
+pub(super) async fn register(
+    host: Host,
+    client: CatalogClient,
+    mut view: watch::Receiver<CatalogView>,
+    facts: NodeFacts,
+    stop: CancellationToken,
+) {
+    let keep = async {
+        loop {
+            let known = view.borrow_and_update().clone();
+            if let Some(view) = known
+                && let Err(error) = compare(&host, &client, &view, &facts).await
+            {
+                tracing::warn!(%error, "the catalog does not know this node as it is");
+            }
+            // A change of anything may be one of this node's record; at most so often.
+            tokio::time::sleep(COMPARE_EVERY / 20).await;
+            let changed = tokio::time::timeout(COMPARE_EVERY, view.changed()).await;
+            if changed.is_ok_and(|changed| changed.is_err()) {
+                return;
+            }
+        }
+    };
+    stop.run_until_cancelled(keep).await;
+}
+
+async fn compare(
+    host: &Host,
+    client: &CatalogClient,
+    view: &View,
+    facts: &NodeFacts,
+) -> Result<(), CatalogError> {
+    let node = host.node_id();
+    let known = view.nodes().get(&node).map(AsRef::as_ref);
+    let record = new_node(host, known, facts)?;
+    if known.is_none_or(|known| !is_as(known, &record)) {
+        client.apply(Operation::PutNode(record)).await?;
+    }
+    let (incarnation, capabilities) = (host.incarnation(), names(host)?);
+    let advert = known.and_then(|known| known.advert.as_ref());
+    let said = |advert: &Advert| {
+        advert.incarnation == incarnation && advert.capabilities.iter().eq(&capabilities)
+    };
+    if !advert.is_some_and(said) {
+        client.apply(Operation::Advertise { node, incarnation, capabilities }).await?;
+    }
+    Ok(())
+}
+
+fn names(host: &Host) -> Result<BTreeSet<Name>, Refusal> {
+    let advert = host.advert();
+    advert.capabilities.iter().map(|name| Name::new(Subject::Capability, name)).collect()
+}
+
+/// This node as its configuration says. What operators changed in the catalog stays: zone and weight
+/// are given by the configuration only while the node is new.
+fn new_node(
+    host: &Host,
+    known: Option<&NodeRecord>,
+    facts: &NodeFacts,
+) -> Result<NewNode, Refusal> {
+    let zone = facts.zone.as_deref().map(|zone| Name::new(Subject::Zone, zone)).transpose()?;
+    let id = host.node_id();
+    // A node that was announced and never seen is new.
+    let known = known.filter(|known| known.store != UNKNOWN_STORE);
+    Ok(NewNode {
+        id,
+        address: host.directory().address(id).unwrap_or_else(|| host.address().to_string()),
+        zone: known.map_or(zone, |known| known.zone.clone()),
+        weight: known.map_or(facts.weight, |known| known.weight),
+        store: host.store_id(),
+    })
+}
+
+fn is_as(known: &NodeRecord, new: &NewNode) -> bool {
+    *known.address == *new.address && known.store == new.store
+}
+
+/// What a new catalog begins with.
+#[derive(Clone, Debug)]
+pub(super) struct Beginning {
+    /// Whether leaderships are moved for balance.
+    pub(super) planner: PlannerMode,
+    /// The groups that there are to be.
+    pub(super) groups: Vec<NewGroup>,
+}
+
+/// What the leader of the system group does for the catalog, until `lost`.
+pub(super) async fn lead(
+    host: Host,
+    client: CatalogClient,
+    view: watch::Receiver<CatalogView>,
+    beginning: Beginning,
+    lost: CancellationToken,
+) {
+    let work = async {
+        loop {
+            let known = view.borrow().clone();
+            if let Some(view) = known
+                && let Err(error) = tend(&host, &client, &view, &beginning).await
+            {
+                tracing::warn!(%error, "the catalog is not tended");
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    lost.run_until_cancelled(work).await;
+}
+
+async fn tend(
+    host: &Host,
+    client: &CatalogClient,
+    view: &View,
+    beginning: &Beginning,
+) -> Result<(), CatalogError> {
+    if view.settings().revision == Revision::default() {
+        let mode = beginning.planner;
+        let operation = Operation::SetPlannerMode { mode };
+        match client.apply_expecting(Revision::default(), operation).await {
+            Ok(_) | Err(CatalogError::Refused(Refusal::WrongRevision { .. })) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let now = now_ms();
+    if view.drains().values().any(|drain| is_due(drain, now)) {
+        client.apply(Operation::Tick).await?;
+    }
+    announce_founders(host, client, view, beginning).await?;
+    finish_ends(client, view).await?;
+    let missing = beginning.groups.iter().filter(|new| is_missing(view, new));
+    create(client, missing.cloned().collect()).await
+}
+
+/// Whether the time of a drain is over.
+fn is_due(drain: &DrainIntent, now_ms: u64) -> bool {
+    let overdue = drain.state == DrainState::Draining && drain.deadline_ms <= now_ms;
+    overdue || drain.expires_ms <= now_ms
+}
+
+/// Registers founders that were never here, so that groups begin without waiting for them. They say
+/// themselves who they are when they come.
+async fn announce_founders(
+    host: &Host,
+    client: &CatalogClient,
+    view: &View,
+    beginning: &Beginning,
+) -> Result<(), CatalogError> {
+    let founders = beginning.groups.iter().flat_map(|new| &new.founders);
+    let founders: BTreeSet<NodeId> = founders.copied().collect();
+    for id in founders.into_iter().filter(|id| !view.nodes().contains_key(id)) {
+        let Some(address) = host.directory().address(id) else { continue };
+        let new = NewNode { id, address, zone: None, weight: 1, store: UNKNOWN_STORE };
+        match client.apply_expecting(Revision::default(), Operation::PutNode(new)).await {
+            Ok(_) | Err(CatalogError::Refused(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Has groups forgotten that are gone from every node that may have held them.
+async fn finish_ends(client: &CatalogClient, view: &View) -> Result<(), CatalogError> {
+    let ending = view.groups().values().filter(|group| group.state == GroupState::Destroying);
+    let ending: Vec<_> = ending.take(MAX_ENDED_AT_ONCE).collect();
+    let holders = ending.iter().flat_map(|group| holders_of(view, group));
+    let mut still_held: BTreeMap<GroupId, usize> = BTreeMap::new();
+    let mut asked: BTreeMap<NodeId, Vec<GroupId>> = BTreeMap::new();
+    for (node, group) in holders {
+        *still_held.entry(group).or_default() += 1;
+        asked.entry(node).or_default().push(group);
+    }
+    for (node, groups) in asked {
+        // A node that does not answer may hold them.
+        let gone = client.gone(node, &groups).await.unwrap_or_default();
+        for group in gone {
+            still_held.entry(group).and_modify(|count| *count = count.saturating_sub(1));
+        }
+    }
+    for group in ending.iter().filter(|group| still_held.get(&group.id).is_none_or(|n| *n == 0)) {
+        let operation = Operation::FinishDestroy { group: group.id };
+        match client.apply_expecting(group.revision, operation).await {
+            Ok(_) | Err(CatalogError::Refused(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The nodes that may hold a replica: those that founded the group, and its members.
+fn holders_of(view: &View, group: &GroupRecord) -> Vec<(NodeId, GroupId)> {
+    let nodes: BTreeSet<NodeId> = group.founders.iter().chain(group.members()).copied().collect();
+    let known = nodes.into_iter().filter(|node| view.nodes().contains_key(node));
+    known.map(|node| (node, group.id)).collect()
+}
+
+/// Whether a group is neither there nor over, and its founders are known.
+fn is_missing(view: &View, new: &NewGroup) -> bool {
+    let known = |node: &NodeId| view.nodes().contains_key(node);
+    !view.groups().contains_key(&new.id)
+        && !view.ended().contains_key(&new.id)
+        && new.founders.iter().all(known)
+}
+
+/// Creates groups, many commands at a time.
+async fn create(client: &CatalogClient, groups: Vec<NewGroup>) -> Result<(), CatalogError> {
+    let commands = groups.into_iter().map(|new| create_one(client.clone(), new));
+    stream::iter(commands).buffer_unordered(CREATED_AT_ONCE).try_collect().await
+}
+
+async fn create_one(client: CatalogClient, new: NewGroup) -> Result<(), CatalogError> {
+    match client.apply(Operation::CreateGroup(new)).await {
+        Ok(_) | Err(CatalogError::Refused(Refusal::GroupExists { .. })) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,90 @@
+//! The system group over gRPC: commands and questions for the catalog, reports for the planner, and
+//! the moves that it orders.
+
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+use shardhost_groups::GroupId;
+use shardhost_proto::system as wire;
+use shardhost_proto::system::catalog_reply::Reply as WireReply;
+use shardhost_proto::system::system_server::System as SystemRpc;
+use tonic::{Request, Response, Status};
+
+use super::Inner;
+use super::client::{NotHere, propose_here, query_here};
+
+/// See [`super::System::service`].
+#[derive(Debug)]
+pub struct SystemService {
+    pub(super) inner: Arc<Inner>,
+}
+
+fn answer(bytes: bytes::Bytes) -> Response<wire::CatalogReply> {
+    Response::new(wire::CatalogReply { reply: Some(WireReply::Answer(bytes)) })
+}
+
+fn elsewhere(leader_node: u64, reason: String) -> Response<wire::CatalogReply> {
+    let elsewhere = wire::Elsewhere { leader_node, reason };
+    Response::new(wire::CatalogReply { reply: Some(WireReply::Elsewhere(elsewhere)) })
+}
+
+#[tonic::async_trait]
+impl SystemRpc for SystemService {
+    type MoveStream = BoxStream<'static, Result<wire::MoveOutcome, Status>>;
+
+    async fn propose(
+        &self,
+        request: Request<wire::ProposeRequest>,
+    ) -> Result<Response<wire::CatalogReply>, Status> {
+        match propose_here(&self.inner.host, request.into_inner().command).await {
+            Ok(bytes) => Ok(answer(bytes)),
+            Err(NotHere::Elsewhere { leader, reason }) => {
+                Ok(elsewhere(leader.map_or(0, |node| node.get()), reason))
+            }
+            Err(NotHere::Unknown(message)) => Err(Status::unknown(message)),
+        }
+    }
+
+    async fn query(
+        &self,
+        request: Request<wire::QueryRequest>,
+    ) -> Result<Response<wire::CatalogReply>, Status> {
+        match query_here(&self.inner.host, request.into_inner().query).await {
+            Ok(bytes) => Ok(answer(bytes)),
+            Err(reason) => Ok(elsewhere(0, reason)),
+        }
+    }
+
+    async fn gone(
+        &self,
+        request: Request<wire::GoneRequest>,
+    ) -> Result<Response<wire::GoneReply>, Status> {
+        let mut groups = request.into_inner().groups;
+        let mut trouble = None;
+        groups.retain(|group| match self.inner.is_gone(GroupId::new(*group)) {
+            Ok(gone) => gone,
+            Err(error) => {
+                trouble = Some(error);
+                false
+            }
+        });
+        match trouble {
+            Some(error) => Err(Status::internal(error.to_string())),
+            None => Ok(Response::new(wire::GoneReply { groups })),
+        }
+    }
+
+    async fn report(
+        &self,
+        request: Request<wire::ReportRequest>,
+    ) -> Result<Response<wire::NodeReport>, Status> {
+        Ok(Response::new(self.inner.report(request.into_inner())?))
+    }
+
+    async fn r#move(
+        &self,
+        request: Request<wire::MoveRequest>,
+    ) -> Result<Response<Self::MoveStream>, Status> {
+        Ok(Response::new(self.inner.carry_out(request.into_inner())?))
+    }
+}
