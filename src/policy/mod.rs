@@ -4,6 +4,7 @@
 //! | where | what |
 //! |---|---|
 //! | [`planner`] | from a snapshot of the cluster to the moves that make it better: pure |
+//! | [`executor`] | carries plans out, round after round: pure |
 //! | [`catalog`] | what the cluster intends, as the state machine of a system group: pure |
 //! | [`view`] | what one host knows of the cluster, as the planner wants it |
 //! | [`drain`] | emptying a node of its leaderships |
@@ -14,6 +15,7 @@
 pub mod catalog;
 pub mod drain;
 pub mod drains;
+pub mod executor;
 pub mod planner;
 pub mod system;
 pub mod view;

@@ -8,17 +8,17 @@ fn checked<E: Error>(value: u64) -> Result<NodeId, E> {
 }
 
 /// A node's id as a number that is not zero.
-pub(super) mod node {
+pub(in crate::policy) mod node {
     use super::*;
 
-    pub(in super::super) fn serialize<S: Serializer>(
+    pub(in crate::policy) fn serialize<S: Serializer>(
         id: &NodeId,
         to: S,
     ) -> Result<S::Ok, S::Error> {
         to.serialize_u64(id.get())
     }
 
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(in crate::policy) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<NodeId, D::Error> {
         checked(u64::deserialize(from)?)
@@ -26,10 +26,10 @@ pub(super) mod node {
 }
 
 /// A node's id or null.
-pub(super) mod node_option {
+pub(in crate::policy) mod node_option {
     use super::*;
 
-    pub(in super::super) fn serialize<S: Serializer>(
+    pub(in crate::policy) fn serialize<S: Serializer>(
         id: &Option<NodeId>,
         to: S,
     ) -> Result<S::Ok, S::Error> {
@@ -39,7 +39,7 @@ pub(super) mod node_option {
         }
     }
 
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(in crate::policy) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<Option<NodeId>, D::Error> {
         Option::<u64>::deserialize(from)?.map(checked).transpose()
@@ -47,18 +47,18 @@ pub(super) mod node_option {
 }
 
 /// A group's id as a number.
-pub(super) mod group {
+pub(in crate::policy) mod group {
     use super::*;
     use shardhost_storage::GroupId;
 
-    pub(in super::super) fn serialize<S: Serializer>(
+    pub(in crate::policy) fn serialize<S: Serializer>(
         id: &GroupId,
         to: S,
     ) -> Result<S::Ok, S::Error> {
         to.serialize_u64(id.get())
     }
 
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(in crate::policy) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<GroupId, D::Error> {
         u64::deserialize(from).map(GroupId::new)

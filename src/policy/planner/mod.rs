@@ -29,7 +29,7 @@ pub mod drain;
 pub mod explain;
 mod findings;
 mod flow;
-mod ids;
+pub(super) mod ids;
 mod index;
 mod load;
 mod order;

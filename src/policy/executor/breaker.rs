@@ -1,0 +1,221 @@
+//! A circuit breaker: when half of the last moves went badly, nothing starts for a while; then a
+//! few are tried, and all is well again when they are. Knows nothing of what it guards.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use shardhost_storage::NodeId;
+
+use super::settings::BreakerSettings;
+
+/// What a breaker looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// All moves. What one end alone may be blamed for is not its business: that end has a breaker
+    /// of its own, and the rest should go on.
+    All,
+    /// The moves from, or to, one node.
+    OneEnd,
+}
+
+/// A move that went badly, with the ends that may be blamed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bad {
+    pub(super) giver: Option<NodeId>,
+    pub(super) receiver: Option<NodeId>,
+}
+
+/// What a breaker allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum BreakerState {
+    /// Everything.
+    Closed,
+    /// Nothing.
+    Open {
+        /// Until this time, in milliseconds of the planner's clock.
+        until_ms: u64,
+        /// How many of the last moves went badly when it opened.
+        bad: u32,
+        /// The number of these last moves.
+        of: u32,
+    },
+    /// A few moves, to see whether they go well.
+    Probing {
+        /// How many went well.
+        good: u32,
+        /// How many have to.
+        wanted: u32,
+    },
+}
+
+impl fmt::Display for BreakerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("closed: moves start"),
+            Self::Open { until_ms, bad, of } => write!(
+                f,
+                "open until {until_ms} ms: {bad} of the last {of} moves failed or stopped their \
+                 group for too long; nothing starts"
+            ),
+            Self::Probing { good, wanted } => {
+                write!(f, "trying a few moves: {good} of {wanted} went well")
+            }
+        }
+    }
+}
+
+/// Opens for a growing time.
+#[derive(Clone, Debug)]
+pub(super) struct Breaker {
+    settings: BreakerSettings,
+    scope: Scope,
+    last: VecDeque<Option<Bad>>,
+    phase: Phase,
+    /// How long it was open last; 0: never.
+    open_ms: u64,
+    /// When it closed last.
+    closed_at_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Closed,
+    Open {
+        until_ms: u64,
+        bad: u32,
+        of: u32,
+    },
+    /// Moves from the number `first` on are probes.
+    Probing {
+        first: u64,
+        in_flight: u32,
+        good: u32,
+    },
+}
+
+impl Breaker {
+    pub(super) const fn new(settings: BreakerSettings, scope: Scope) -> Self {
+        Self {
+            settings,
+            scope,
+            last: VecDeque::new(),
+            phase: Phase::Closed,
+            open_ms: 0,
+            closed_at_ms: 0,
+        }
+    }
+
+    pub(super) fn state(&self, now_ms: u64) -> BreakerState {
+        let wanted = self.settings.probes;
+        match self.phase {
+            Phase::Closed => BreakerState::Closed,
+            Phase::Open { until_ms, bad, of } if now_ms < until_ms => {
+                BreakerState::Open { until_ms, bad, of }
+            }
+            Phase::Open { .. } => BreakerState::Probing { good: 0, wanted },
+            Phase::Probing { good, .. } => BreakerState::Probing { good, wanted },
+        }
+    }
+
+    pub(super) fn is_open(&self, now_ms: u64) -> bool {
+        matches!(self.state(now_ms), BreakerState::Open { .. })
+    }
+
+    /// Whether it has nothing to remember.
+    pub(super) fn is_idle(&self, now_ms: u64) -> bool {
+        let rested = now_ms.saturating_sub(self.closed_at_ms) >= self.open_ms;
+        matches!(self.phase, Phase::Closed) && rested
+    }
+
+    /// Whether one more move may start.
+    pub(super) fn admits(&self, now_ms: u64) -> bool {
+        match self.phase {
+            Phase::Closed => true,
+            Phase::Open { until_ms, .. } => now_ms >= until_ms,
+            Phase::Probing { in_flight, good, .. } => in_flight + good < self.settings.probes,
+        }
+    }
+
+    /// The move of this number starts.
+    pub(super) fn start(&mut self, number: u64) {
+        match &mut self.phase {
+            Phase::Closed => {}
+            Phase::Open { .. } => {
+                self.phase = Phase::Probing { first: number, in_flight: 1, good: 0 };
+            }
+            Phase::Probing { in_flight, .. } => *in_flight += 1,
+        }
+    }
+
+    /// The move of this number ended, and says nothing.
+    pub(super) const fn forget(&mut self, number: u64) {
+        if let Phase::Probing { first, in_flight, .. } = &mut self.phase
+            && number >= *first
+        {
+            *in_flight = in_flight.saturating_sub(1);
+        }
+    }
+
+    /// The move of this number ended; `bad` says whose fault it may be that it did not go well.
+    pub(super) fn learn(&mut self, number: u64, bad: Option<Bad>, now_ms: u64) {
+        self.forget(number);
+        match (&mut self.phase, bad) {
+            (Phase::Closed, _) => {
+                self.note(bad);
+                self.trip(now_ms);
+            }
+            (Phase::Probing { first, good, .. }, None) if number >= *first => {
+                *good += 1;
+                if *good >= self.settings.probes {
+                    self.close(now_ms);
+                }
+            }
+            (Phase::Probing { first, .. }, Some(_)) if number >= *first => {
+                self.open(1, 1, now_ms);
+            }
+            // It began before the breaker opened.
+            _ => {}
+        }
+    }
+
+    fn note(&mut self, bad: Option<Bad>) {
+        if self.last.len() >= self.settings.of_last {
+            self.last.pop_front();
+        }
+        self.last.push_back(bad);
+    }
+
+    fn trip(&mut self, now_ms: u64) {
+        let bad = self.last.iter().flatten();
+        let count = bad.clone().count();
+        if count < self.settings.least_bad || count * 2 < self.last.len() {
+            return;
+        }
+        let share = |end: fn(&Bad) -> Option<NodeId>| {
+            let first = bad.clone().next().and_then(end);
+            first.is_some() && bad.clone().all(|bad| end(bad) == first)
+        };
+        if self.scope == Scope::All && (share(|bad| bad.giver) || share(|bad| bad.receiver)) {
+            return;
+        }
+        self.open(count as u32, self.last.len() as u32, now_ms);
+    }
+
+    /// Opens for twice as long as the last time, if that is not long ago.
+    fn open(&mut self, bad: u32, of: u32, now_ms: u64) {
+        let rested = matches!(self.phase, Phase::Closed)
+            && now_ms.saturating_sub(self.closed_at_ms) >= self.open_ms;
+        self.open_ms = self.settings.open.after(if rested { 0 } else { self.open_ms });
+        self.phase = Phase::Open { until_ms: now_ms.saturating_add(self.open_ms), bad, of };
+        self.last.clear();
+    }
+
+    fn close(&mut self, now_ms: u64) {
+        self.phase = Phase::Closed;
+        self.closed_at_ms = now_ms;
+        self.last.clear();
+    }
+}

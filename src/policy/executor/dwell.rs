@@ -1,0 +1,45 @@
+//! When groups moved, as far as this executor saw it. Reports forget with a leadership; this does
+//! not.
+
+use std::collections::BTreeMap;
+
+use shardhost_storage::GroupId;
+
+use crate::policy::planner::Group;
+
+/// When groups moved.
+#[derive(Clone, Debug)]
+pub(super) struct Dwell {
+    moved_at_ms: BTreeMap<GroupId, u64>,
+    limit: usize,
+}
+
+impl Dwell {
+    pub(super) const fn new(limit: usize) -> Self {
+        Self { moved_at_ms: BTreeMap::new(), limit }
+    }
+
+    pub(super) fn note(&mut self, group: GroupId, at_ms: u64) {
+        let known = self.moved_at_ms.entry(group).or_insert(at_ms);
+        *known = at_ms.max(*known);
+        if self.moved_at_ms.len() > self.limit
+            && let Some((oldest, _)) = self.moved_at_ms.iter().min_by_key(|(_, at)| **at)
+        {
+            let oldest = *oldest;
+            self.moved_at_ms.remove(&oldest);
+        }
+    }
+
+    /// Takes in what reports say, forgets what is longer ago than groups rest, and tells the groups
+    /// the rest.
+    pub(super) fn exchange(&mut self, groups: &mut [Group], now_ms: u64, dwell_ms: u64) {
+        let rests = |at: u64| at.saturating_add(dwell_ms) > now_ms;
+        self.moved_at_ms.retain(|_, at| rests(*at));
+        for group in groups {
+            if let Some(at) = group.moved_at_ms.filter(|at| rests(*at)) {
+                self.note(group.id, at);
+            }
+            group.moved_at_ms = group.moved_at_ms.max(self.moved_at_ms.get(&group.id).copied());
+        }
+    }
+}

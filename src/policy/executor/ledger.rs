@@ -1,0 +1,156 @@
+//! Moves that were ordered, until reports show how they ended. What stands here counts as done for
+//! the planner, so that no report of the past orders anything twice. Decides nothing.
+
+use std::collections::BTreeMap;
+
+use shardhost_storage::{GroupId, NodeId};
+
+use super::order::Order;
+use crate::policy::planner::{Group, LedgerMove, Move};
+
+/// A move that was ordered.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) order: Order,
+    pub(super) since_ms: u64,
+    /// When it ended, or when it can no longer take place. `None`: under way.
+    completed_at_ms: Option<u64>,
+    from_reported_ms: Option<u64>,
+    to_reported_ms: Option<u64>,
+    /// Place of its bundle in the plan, and what of the bundle follows it.
+    pub(super) place: u32,
+    pub(super) rest: Vec<Move>,
+}
+
+impl Entry {
+    pub(super) const fn new(order: Order, since_ms: u64, place: u32, rest: Vec<Move>) -> Self {
+        Self {
+            order,
+            since_ms,
+            completed_at_ms: None,
+            from_reported_ms: None,
+            to_reported_ms: None,
+            place,
+            rest,
+        }
+    }
+
+    pub(super) const fn is_running(&self) -> bool {
+        self.completed_at_ms.is_none()
+    }
+
+    fn as_move(&self) -> LedgerMove {
+        LedgerMove {
+            group: self.order.group,
+            from: self.order.from,
+            to: self.order.to,
+            ticket: self.order.ticket.number,
+            since_ms: self.since_ms,
+            completed_at_ms: self.completed_at_ms,
+            from_reported_ms: self.from_reported_ms,
+            to_reported_ms: self.to_reported_ms,
+        }
+    }
+
+    /// Whether reports, and no longer this entry, say where the group is led: both ends reported
+    /// after the end, or somebody leads in a later term than the order was good for.
+    fn is_settled(&self, group: Option<&Group>) -> bool {
+        let led_later = |group: &Group| group.leader.is_some() && group.term > self.order.term;
+        !self.is_running() && (self.as_move().is_confirmed() || group.is_some_and(led_later))
+    }
+}
+
+/// At most one move per group.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ledger {
+    entries: BTreeMap<GroupId, Entry>,
+    /// Moves under way, by the number of their ticket, which is the order in which they began.
+    running: BTreeMap<u64, GroupId>,
+}
+
+impl Ledger {
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    pub(super) fn get(&self, group: GroupId) -> Option<&Entry> {
+        self.entries.get(&group)
+    }
+
+    pub(super) fn insert(&mut self, entry: Entry) {
+        self.running.insert(entry.order.ticket.number, entry.order.group);
+        self.entries.insert(entry.order.group, entry);
+    }
+
+    /// Moves under way that began at this time or before.
+    pub(super) fn begun_until(&self, since_ms: u64) -> Vec<Order> {
+        let entries = self.running.values().filter_map(|group| self.entries.get(group));
+        entries.take_while(|entry| entry.since_ms <= since_ms).map(|entry| entry.order).collect()
+    }
+
+    /// A move under way ended at this time. `None`: it is not under way.
+    pub(super) fn complete(&mut self, number: u64, at_ms: u64) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(&self.running.remove(&number)?)?;
+        entry.completed_at_ms = Some(at_ms.max(entry.since_ms));
+        Some(entry)
+    }
+
+    /// A move that ended may take place until this time.
+    pub(super) fn postpone(&mut self, group: GroupId, until_ms: u64) {
+        if let Some(entry) = self.entries.get_mut(&group) {
+            entry.completed_at_ms = entry.completed_at_ms.map(|at| at.max(until_ms));
+        }
+    }
+
+    /// A move under way did not take place. `None`: it is not under way.
+    pub(super) fn remove(&mut self, number: u64) -> Option<Entry> {
+        self.entries.remove(&self.running.remove(&number)?)
+    }
+
+    /// The number of the move under way after which a group follows in its bundle.
+    pub(super) fn precedes(&self, group: GroupId) -> Option<u64> {
+        let entries = self
+            .running
+            .iter()
+            .filter_map(|(number, id)| self.entries.get(id).map(|entry| (*number, &entry.rest)));
+        let mut before = entries.filter(|(_, rest)| rest.iter().any(|step| step.group == group));
+        before.next().map(|(number, _)| number)
+    }
+
+    /// Nothing of the bundles under way is to follow.
+    pub(super) fn drop_rests(&mut self) {
+        for group in self.running.values() {
+            if let Some(entry) = self.entries.get_mut(group) {
+                entry.rest.clear();
+            }
+        }
+    }
+
+    /// Takes in what nodes reported, and forgets what is settled, and what nobody confirmed for so
+    /// long after it ended. Groups rise by id.
+    pub(super) fn settle(
+        &mut self,
+        groups: &[Group],
+        reported_ms: &BTreeMap<NodeId, u64>,
+        now_ms: u64,
+        expiry_ms: u64,
+    ) {
+        self.entries.retain(|id, entry| {
+            let newest = |known: Option<u64>, node| known.max(reported_ms.get(&node).copied());
+            entry.from_reported_ms = newest(entry.from_reported_ms, entry.order.from);
+            entry.to_reported_ms = newest(entry.to_reported_ms, entry.order.to);
+            let group = groups.binary_search_by_key(id, |group| group.id).ok();
+            let expired =
+                entry.completed_at_ms.is_some_and(|end| now_ms >= end.saturating_add(expiry_ms));
+            !expired && !entry.is_settled(group.map(|at| &groups[at]))
+        });
+    }
+
+    pub(super) fn moves(&self) -> Vec<LedgerMove> {
+        self.entries.values().map(Entry::as_move).collect()
+    }
+}

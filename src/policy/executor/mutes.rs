@@ -1,0 +1,141 @@
+//! Targets that a group failed to reach: left alone for a time that grows with each failure, until
+//! there is something new. Others never wait for them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shardhost_storage::{GroupId, NodeId};
+
+use super::settings::Backoff;
+use crate::policy::planner::{Group, Mute, Requirement, Snapshot};
+
+/// What could be the cause of a failure. When it is different, the target is asked again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Facts {
+    target_incarnation: Option<u64>,
+    target_capabilities: Option<BTreeSet<String>>,
+    leader: Option<(NodeId, Option<u64>)>,
+    voters: Vec<NodeId>,
+    requirement: Requirement,
+}
+
+impl Facts {
+    fn of(snapshot: &Snapshot, group: &Group, target: NodeId) -> Self {
+        let node = |id: NodeId| {
+            let at = snapshot.nodes.binary_search_by_key(&id, |node| node.id).ok();
+            at.map(|at| &snapshot.nodes[at])
+        };
+        let known = node(target);
+        let life = |leader| (leader, node(leader).map(|node| node.incarnation));
+        Self {
+            target_incarnation: known.map(|node| node.incarnation),
+            target_capabilities: known.and_then(|node| node.capabilities.clone()),
+            leader: group.leader.map(life),
+            voters: group.voters.iter().map(|voter| voter.node).collect(),
+            requirement: group.requirement.clone(),
+        }
+    }
+
+    /// Another leader alone is nothing new: a transfer that fails may itself cause an election. The
+    /// same leader in another life is.
+    fn still_hold(&self, then: &Self) -> bool {
+        let other_life = |(now, then): ((NodeId, Option<u64>), (NodeId, Option<u64>))| {
+            now.0 == then.0 && now.1 != then.1
+        };
+        let same_life = !self.leader.zip(then.leader).is_some_and(other_life);
+        same_life && *self == Self { leader: self.leader, ..then.clone() }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Muted {
+    until_ms: u64,
+    lasts_ms: u64,
+    /// Of the last round before the failure; `None`: the group was in no round.
+    facts: Option<Facts>,
+}
+
+type Key = (GroupId, NodeId);
+
+/// All of them.
+#[derive(Clone, Debug)]
+pub(super) struct Mutes {
+    backoff: Backoff,
+    limit: usize,
+    muted: BTreeMap<Key, Muted>,
+    /// The same by end, to forget the one that ends first.
+    by_end: BTreeSet<(u64, Key)>,
+}
+
+impl Mutes {
+    pub(super) const fn new(backoff: Backoff, limit: usize) -> Self {
+        Self { backoff, limit, muted: BTreeMap::new(), by_end: BTreeSet::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.muted.len()
+    }
+
+    /// A group failed to reach a target.
+    pub(super) fn add(&mut self, key: Key, last: Option<&Snapshot>, now_ms: u64) {
+        let lasted = self.remove(key).map_or(0, |muted| muted.lasts_ms);
+        let lasts_ms = self.backoff.after(lasted);
+        let until_ms = now_ms.saturating_add(lasts_ms);
+        let facts = last.and_then(|snapshot| {
+            let at = snapshot.groups.binary_search_by_key(&key.0, |group| group.id).ok()?;
+            Some(Facts::of(snapshot, &snapshot.groups[at], key.1))
+        });
+        if self.muted.len() >= self.limit
+            && let Some((_, first)) = self.by_end.first().copied()
+        {
+            self.remove(first);
+        }
+        if self.limit > 0 {
+            self.muted.insert(key, Muted { until_ms, lasts_ms, facts });
+            self.by_end.insert((until_ms, key));
+        }
+    }
+
+    /// A group reached a target.
+    pub(super) fn remove(&mut self, key: Key) -> Option<MutedFor> {
+        let muted = self.muted.remove(&key)?;
+        self.by_end.remove(&(muted.until_ms, key));
+        Some(MutedFor { lasts_ms: muted.lasts_ms })
+    }
+
+    /// Forgets what is over for as long as it lasted, and those about which there is news. The
+    /// snapshot is in canonical order.
+    pub(super) fn refresh(&mut self, snapshot: &Snapshot, now_ms: u64) {
+        let over = |muted: &Muted| now_ms >= muted.until_ms.saturating_add(muted.lasts_ms);
+        let news = |key: &Key, muted: &Muted| {
+            let at = snapshot.groups.binary_search_by_key(&key.0, |group| group.id);
+            match (at, &muted.facts) {
+                (Ok(at), Some(then)) => {
+                    !Facts::of(snapshot, &snapshot.groups[at], key.1).still_hold(then)
+                }
+                _ => false,
+            }
+        };
+        let gone = self.muted.iter().filter(|(key, muted)| over(muted) || news(key, muted));
+        let gone: Vec<Key> = gone.map(|(key, _)| *key).collect();
+        for key in gone {
+            self.remove(key);
+        }
+    }
+
+    /// Those that are in force, as the planner wants them.
+    pub(super) fn in_force(&self, now_ms: u64) -> Vec<Mute> {
+        let mutes = self.muted.iter().filter(|(_, muted)| muted.until_ms > now_ms);
+        let mute = |(&(group, target), muted): (&Key, &Muted)| Mute {
+            group,
+            target,
+            until_ms: muted.until_ms,
+        };
+        mutes.map(mute).collect()
+    }
+}
+
+/// What a mute that is gone was.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MutedFor {
+    lasts_ms: u64,
+}
