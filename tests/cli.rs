@@ -273,11 +273,11 @@ async fn an_operator_sees_the_nodes_and_their_groups() {
     let listed = node.run(&["group", "list", "--json"]).await.json();
     let groups: BTreeSet<u64> =
         listed["groups"].as_array().unwrap().iter().map(|g| g["group"].as_u64().unwrap()).collect();
-    assert_eq!(groups, BTreeSet::from([1_000_000, 1_000_001, 2_000_000]));
+    assert_eq!(groups, BTreeSet::from([0, 1_000_000, 1_000_001, 2_000_000]));
     let shown = node.await_leading("1000000").await;
     assert_eq!((&shown["kind"], &shown["leader_node"]), (&"table".into(), &1.into()), "{shown}");
     let status = node.run(&["status", "--json"]).await.json();
-    assert_eq!(status["nodes"][0]["groups"], 3, "{status}");
+    assert_eq!(status["nodes"][0]["groups"], 4, "three shards and the catalog: {status}");
     for shown in [&["group", "list"][..], &["group", "show", "2000000"], &["status"]] {
         assert!(node.run(shown).await.ok().contains("│"), "{shown:?}");
     }

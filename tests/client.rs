@@ -1,7 +1,7 @@
 //! The services and the client on three real hosts, over loopback.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,18 +48,13 @@ impl Cluster {
             .collect();
         let mut servers = BTreeMap::new();
         for (node, listener) in listeners {
-            let config = ServerConfig {
-                cluster: "client-test".into(),
-                node,
-                data_dir: directory.path().join(node.to_string()),
-                listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-                nodes: addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
-                alone: false,
-                capabilities: Vec::new(),
-                shards: ShardCounts { tables: TABLES, queues: QUEUES, ..ShardCounts::default() },
-                workers: 1,
-                apply_threads: 2,
-            };
+            let mut config = ServerConfig::alone(directory.path().join(node.to_string()));
+            config.cluster = "client-test".into();
+            config.node = node;
+            config.alone = false;
+            config.nodes = addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect();
+            config.shards =
+                ShardCounts { tables: TABLES, queues: QUEUES, ..ShardCounts::default() };
             servers.insert(node, Server::start(config, Some(listener)).await.unwrap());
         }
         Self { servers, addresses, _directory: directory }

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use shardhost::client::{Client, ClientOptions};
+use shardhost::policy::system::SYSTEM_GROUP;
 use shardhost::policy::{Drain, DrainOptions, DrainState, Fallback};
-use shardhost::server::config::ShardCounts;
+use shardhost::server::config::{Planner, ShardCounts};
 use shardhost::server::{Server, ServerConfig};
 use shardhost::{Host, Shutdown};
 use tempfile::TempDir;
@@ -39,6 +40,8 @@ impl Cluster {
             config.node = node;
             config.alone = false;
             config.nodes = addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect();
+            // Leaders stay where the tests put them.
+            config.planner = Planner::Off;
             config.shards = ShardCounts { tables: TABLES, queues: 0, ..ShardCounts::default() };
             servers.insert(node, Server::start(config, Some(listener)).await.unwrap());
         }
@@ -55,7 +58,8 @@ impl Cluster {
     fn led(&self) -> BTreeMap<u64, u64> {
         let serving = |server: &Server| {
             let groups = server.host().groups();
-            groups.iter().filter(|group| group.status().serving).count() as u64
+            let tables = groups.iter().filter(|group| group.id() != SYSTEM_GROUP);
+            tables.filter(|group| group.status().serving).count() as u64
         };
         self.servers.iter().map(|(node, server)| (*node, serving(server))).collect()
     }

@@ -12,7 +12,7 @@ use shardhost::proto::admin::{
     ListSnapshotsRequest, MembershipStep, ReplaceMemberRequest, ShowGroupRequest,
     TakeSnapshotRequest, TransferLeaderRequest, TransferLeaderToFitRequest,
 };
-use shardhost::server::config::ShardCounts;
+use shardhost::server::config::{Planner, ShardCounts};
 use shardhost::server::{Server, ServerConfig};
 use shardhost::{GroupId, Shutdown};
 use tempfile::TempDir;
@@ -46,6 +46,9 @@ impl Cluster {
         for (node, listener) in listeners {
             cluster.launch(node, listener).await;
         }
+        for server in cluster.servers.values().take(3) {
+            assert!(server.await_shards(PATIENCE).await, "the shards are never there");
+        }
         cluster
     }
 
@@ -55,6 +58,8 @@ impl Cluster {
         config.node = node;
         config.alone = false;
         config.nodes = self.addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect();
+        // Leaders stay where the tests put them.
+        config.planner = Planner::Off;
         config.shards =
             ShardCounts { tables: 1, queues: 1, voters: vec![1, 2, 3], ..ShardCounts::default() };
         self.servers.insert(node, Server::start(config, Some(listener)).await.unwrap());

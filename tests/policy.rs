@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use shardhost::client::{Client, ClientError, ClientOptions};
 use shardhost::groups::{LeaderHint, MembershipError, RejectReason};
 use shardhost::leadership::{HookGuard, HookKind, LeadershipEvent};
-use shardhost::server::config::ShardCounts;
+use shardhost::server::config::{Planner, ShardCounts};
 use shardhost::server::{Server, ServerConfig, group_of_shard};
 use shardhost::shards::{QUEUE_KIND, TABLE_KIND};
 use shardhost::{
@@ -58,6 +58,9 @@ impl Cluster {
         for (node, listener) in listeners {
             cluster.start_node(node, Some(listener)).await;
         }
+        for server in cluster.servers.values() {
+            assert!(server.await_shards(PATIENCE).await, "the shards are never there");
+        }
         cluster
     }
 
@@ -70,6 +73,8 @@ impl Cluster {
         config.nodes = self.addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect();
         config.capabilities =
             self.has[node as usize - 1].iter().map(|name| (*name).to_owned()).collect();
+        // Leaders stay where the tests put them.
+        config.planner = Planner::Off;
         config.shards = self.shards.clone();
         let server = Server::start(config, listener).await.unwrap();
         let served = Arc::clone(&self.served);

@@ -16,6 +16,7 @@ use shardhost::proto::balance::ViewRequest;
 use shardhost::proto::balance::balance_client::BalanceClient;
 
 use super::output::{Column, number, table};
+use super::planner as planner_cli;
 use super::target::{Node, Target, channel, said};
 
 /// Moves that are shown.
@@ -47,6 +48,40 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Show what the automatic planner is at, and what came of it.
+    Status {
+        /// Say why this group is where it is, too.
+        #[arg(long, value_name = "GROUP")]
+        why: Option<u64>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Switch the automatic planner of the whole cluster.
+    Mode {
+        /// The mode.
+        mode: planner_cli::Mode,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Stop planned moves at once. Refusals and drains go on.
+    Stop {
+        /// Only those away from this node, until it stops; needs no quorum.
+        #[arg(long)]
+        node: Option<u64>,
+        /// Why, for others who want to know.
+        #[arg(long, default_value = "an operator")]
+        reason: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Allow planned moves again.
+    Resume {
+        /// Only those away from this node.
+        #[arg(long)]
+        node: Option<u64>,
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
 /// Plans, or plans and moves.
@@ -54,7 +89,19 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Plan { why, target } => show_plan(*why, target).await,
         Command::Now { target } => balance(target).await,
+        Command::Status { why, target } => done(planner_cli::status(*why, target).await),
+        Command::Mode { mode, target } => done(planner_cli::set_mode(*mode, target).await),
+        Command::Stop { node, reason, target } => {
+            done(planner_cli::switch(true, *node, reason, target).await)
+        }
+        Command::Resume { node, target } => {
+            done(planner_cli::switch(false, *node, "", target).await)
+        }
     }
+}
+
+fn done(ended: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
 /// What all nodes that answer know, and how they are reached. Leaders that were elected a moment

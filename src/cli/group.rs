@@ -11,6 +11,7 @@ use shardhost::proto::admin::{
 use shardhost::proto::log::{Member, MemberRole};
 
 use super::output::{Column, facts, number, table};
+use super::place::{PlaceArguments, place};
 use super::requirement::{RequireArguments, require, requirement_json, requirement_text};
 use super::target::{Target, in_time, said};
 
@@ -50,6 +51,9 @@ pub enum Command {
     /// The names are those of capabilities, which nodes are given by their configuration. A leader
     /// that lacks one serves nobody and hands its leadership to a node that has them all.
     Require(RequireArguments),
+    /// Say where the leader of a group is wanted; without a wish, anywhere. Replaces what was said
+    /// before.
+    Place(PlaceArguments),
     /// Destroy a group for good: the replicas of all its members, and their data.
     Destroy {
         /// Number of the group.
@@ -78,6 +82,7 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
             create(request, target).await?;
         }
         Command::Require(arguments) => require(arguments).await?,
+        Command::Place(arguments) => place(arguments).await?,
         Command::Destroy { group, expect, target } => destroy(*group, *expect, target).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -6,12 +6,15 @@
 
 mod balance;
 mod bench;
+mod catalog;
 mod demo;
 mod drain;
 mod group;
 mod leader;
 mod member;
 mod output;
+mod place;
+mod planner;
 mod queue;
 mod requirement;
 mod serve;

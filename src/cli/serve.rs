@@ -20,6 +20,8 @@ use super::supervised::{Order, Report};
 
 /// How long a supervised host waits for a port that its predecessor may still hold.
 const BIND_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a node waits for its shards before it says that it serves.
+const SHARDS_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the supervisor may take to name the other nodes.
 const ORDER_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -78,6 +80,9 @@ pub struct ServeArguments {
     /// Whether a new cluster moves leaderships for balance by itself.
     #[arg(long, value_enum)]
     planner: Option<Planner>,
+    /// Seconds for which a new planner, or a node that just came up, is left alone.
+    #[arg(long, value_name = "SECONDS")]
+    planner_warm_up: Option<u64>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -135,6 +140,9 @@ pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         listener = Some(bound);
     }
     let server = start(config, listener).await?;
+    if !server.await_shards(SHARDS_PATIENCE).await {
+        tracing::info!("not every shard is there yet; they come when enough nodes are");
+    }
     announce(&arguments, &server)?;
     let end = until_end(&server, &mut signals, orders).await;
     stop(server, end, &mut signals, Duration::from_secs(arguments.shutdown_timeout)).await
@@ -168,6 +176,7 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     config.shards.queues_require.extend(arguments.queues_require.iter().cloned());
     config.zone = arguments.zone.clone().or(config.zone);
     config.planner = arguments.planner.map_or(config.planner, Into::into);
+    config.planner_warm_up = arguments.planner_warm_up.unwrap_or(config.planner_warm_up);
     config.workers = arguments.workers.unwrap_or(config.workers);
     config.apply_threads = arguments.apply_threads.unwrap_or(config.apply_threads);
     config.validate()?;

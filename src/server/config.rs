@@ -75,6 +75,13 @@ pub struct ServerConfig {
     /// later by operators stays changed.
     #[serde(default)]
     pub planner: Planner,
+    /// Seconds for which a planner that just began moves nothing, and a node that just came up takes
+    /// only leaders that have to go somewhere.
+    #[serde(default = "default_warm_up")]
+    pub planner_warm_up: u64,
+    /// Seconds for which a group that was moved for balance rests.
+    #[serde(default = "default_rest")]
+    pub planner_rest: u64,
     /// Whether the cluster keeps a catalog of what it intends, in a group of its own. Without it
     /// nothing is planned, drains end with their process, and each node creates its replicas by
     /// itself.
@@ -138,6 +145,12 @@ const fn yes() -> bool {
 const fn default_weight() -> u32 {
     1
 }
+const fn default_warm_up() -> u64 {
+    10
+}
+const fn default_rest() -> u64 {
+    300
+}
 fn default_cluster() -> String {
     "shardhost".to_owned()
 }
@@ -200,6 +213,8 @@ impl ServerConfig {
             zone: None,
             weight: default_weight(),
             planner: Planner::default(),
+            planner_warm_up: default_warm_up(),
+            planner_rest: default_rest(),
             catalog: true,
             shards: ShardCounts::default(),
             workers: default_workers(),
@@ -358,6 +373,10 @@ impl ServerConfig {
         options.zone.clone_from(&self.zone);
         options.weight = self.weight;
         options.planner = self.planner.into();
+        let warm_up_ms = self.planner_warm_up.saturating_mul(1_000);
+        options.executor.grace_ms = warm_up_ms;
+        options.executor.planner.grace_ms = warm_up_ms;
+        options.executor.planner.dwell_ms = self.planner_rest.saturating_mul(1_000);
         options.groups = self.group_specs().iter().filter_map(new_group).collect();
         options
     }

@@ -15,6 +15,7 @@ mod replicas;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use shardhost_groups::{GroupSpec, OpenGroupError};
 use shardhost_storage::{GroupId, GroupMeta, LogError, Membership, NodeId};
@@ -90,6 +91,8 @@ pub struct Server {
     /// `None`: the cluster has no catalog.
     system: Option<System>,
     drains: Arc<Drains>,
+    /// The shards of the configuration that this node founds.
+    founded: Arc<[GroupId]>,
 }
 
 impl Server {
@@ -137,7 +140,9 @@ impl Server {
         };
         let own = || Arc::new(Drains::new(host));
         let drains = system.as_ref().map_or_else(own, |system| Arc::clone(system.drains()));
-        let server = Self { host: host.clone(), state, system, drains };
+        let own = |spec: &GroupSpec| spec.membership.replica_on(host.node_id()).is_some();
+        let founded = config.group_specs().into_iter().filter(own).map(|spec| spec.id).collect();
+        let server = Self { host: host.clone(), state, system, drains, founded };
         server.answer(config);
         Ok(server)
     }
@@ -168,6 +173,21 @@ impl Server {
     #[must_use]
     pub const fn system(&self) -> Option<&System> {
         self.system.as_ref()
+    }
+
+    /// Waits until this node holds the shards that it founds, or held them before; false: that takes
+    /// longer. The catalog creates those of a new cluster once it has a quorum.
+    pub async fn await_shards(&self, within: Duration) -> bool {
+        let deadline = tokio::time::Instant::now() + within;
+        for group in self.founded.iter() {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            let moved_away = self.host.tombstone(*group).is_ok_and(|left| left.is_some());
+            let Some(system) = self.system.as_ref().filter(|_| !moved_away) else { continue };
+            if !system.await_replica(*group, true, left).await {
+                return false;
+            }
+        }
+        true
     }
 
     /// Stops the server; the data directory may be opened again afterwards. A graceful stop drains

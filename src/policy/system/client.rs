@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use parking_lot::Mutex;
 use shardhost_groups::{GroupId, NodeId, ProposeError, ReadMode};
 use shardhost_proto::system as wire;
@@ -31,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long others are asked before this node founds a group.
+const START_PATIENCE: Duration = Duration::from_millis(300);
 /// Between two tries, when nobody knows who leads.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -235,9 +238,13 @@ impl CatalogClient {
         let query = Query::Get(RecordKey::Node(own)).encode();
         let others = host.directory().addresses();
         let others = others.keys().copied().filter(|node| *node != own);
-        let answers = others.map(|node| self.query_at(node, query.clone()));
+        // Those that start at the same time do not answer yet.
+        let answers = others.map(|node| {
+            let asked = tokio::time::timeout(START_PATIENCE, self.query_at(node, query.clone()));
+            asked.map(Result::ok)
+        });
         futures::future::join_all(answers).await.into_iter().any(|asked| {
-            let Asked::Answered(bytes) = asked else { return false };
+            let Some(Asked::Answered(bytes)) = asked else { return false };
             let Ok(answer) = Answer::decode(&bytes) else { return false };
             let Content::Found(Some(Record::Node(known))) = answer.content else { return false };
             known.store != UNKNOWN_STORE && known.store != store

@@ -7,7 +7,8 @@
 //! | `follower` | a view of the catalog on every host |
 //! | `keeper` | doing on a host what the catalog intends |
 //! | `registrar` | telling the catalog of this node, and what it begins with |
-//! | `report` | what a host tells the planner |
+//! | `report`, `observe` | what a host tells the planner, and the picture that comes of it |
+//! | `planning`, `moves` | the planner's rounds, and what hosts do with its orders |
 //! | `service` | all of it over gRPC |
 //!
 //! Without a quorum of the system group nothing is created, destroyed or planned. Everything else
@@ -16,6 +17,9 @@
 mod client;
 mod follower;
 mod keeper;
+mod moves;
+mod observe;
+mod planning;
 mod registrar;
 mod report;
 mod service;
@@ -26,11 +30,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use shardhost_groups::leadership::GroupSelector;
 use shardhost_groups::machine::StateMachine;
 use shardhost_groups::{GroupId, GroupSpec, NodeId, OpenGroupError};
-use shardhost_proto::system as wire;
 use shardhost_proto::system::system_server::SystemServer;
+use shardhost_proto::{balance, system as wire};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -38,6 +43,7 @@ pub use self::client::{CatalogClient, CatalogError};
 pub use self::service::SystemService;
 use super::catalog::{CatalogMachine, NewGroup, PlannerMode, View};
 use super::drains::Drains;
+use super::executor::{Epoch, ExecutorSettings, Fence};
 use crate::host::Host;
 
 /// The system group. No other group may have this number.
@@ -87,6 +93,8 @@ pub struct SystemOptions {
     pub planner: PlannerMode,
     /// The groups that there are to be. One that was destroyed does not come back.
     pub groups: Vec<NewGroup>,
+    /// The pace of planned moves, where this node plans.
+    pub executor: ExecutorSettings,
 }
 
 impl SystemOptions {
@@ -99,6 +107,7 @@ impl SystemOptions {
             weight: 1,
             planner: PlannerMode::Off,
             groups: Vec::new(),
+            executor: ExecutorSettings::default(),
         }
     }
 }
@@ -119,6 +128,10 @@ struct Inner {
     reporter: report::Reporter,
     /// The local switch.
     stopped: AtomicBool,
+    /// What this host heard of planners.
+    fence: Mutex<Fence>,
+    /// While this host leads the system group.
+    planner: Mutex<Option<planning::Shared>>,
 }
 
 impl System {
@@ -144,7 +157,10 @@ impl System {
             drains: Arc::clone(&drains),
             reporter: report::Reporter::new(host),
             stopped: AtomicBool::new(false),
+            fence: Mutex::default(),
+            planner: Mutex::default(),
         });
+        let executor = options.executor;
         let facts = NodeFacts { zone: options.zone, weight: options.weight };
         let beginning = registrar::Beginning { planner: options.planner, groups: options.groups };
         let watcher = || inner.view.subscribe();
@@ -169,7 +185,7 @@ impl System {
             facts,
             stop.clone(),
         ));
-        lead_when_elected(&inner, beginning, stop.clone());
+        lead_when_elected(&inner, beginning, executor, stop.clone());
         Ok(Self { inner, _stop: Arc::new(stop.drop_guard()) })
     }
 
@@ -209,9 +225,26 @@ impl System {
     /// What the planner says of itself, where this host leads the system group.
     pub(crate) fn planner_reply(
         &self,
-        _: &shardhost_proto::balance::PlannerRequest,
-    ) -> Result<shardhost_proto::balance::PlannerReply, tonic::Status> {
-        Err(tonic::Status::unimplemented(""))
+        request: &balance::PlannerRequest,
+    ) -> Result<balance::PlannerReply, tonic::Status> {
+        let leader = self.inner.host.group(SYSTEM_GROUP).and_then(|group| group.status().leader);
+        let leader_node = leader.map_or(0, |leader| leader.node.get());
+        let mut reply = balance::PlannerReply { leader_node, ..Default::default() };
+        let Some(planner) = self.inner.planner.lock().clone() else { return Ok(reply) };
+        let planner = planner.lock();
+        let now = now_ms();
+        let unwritable = |error: serde_json::Error| tonic::Status::internal(error.to_string());
+        let status = serde_json::to_vec(&planner.status(now)).map_err(unwritable)?;
+        reply.status = status.into();
+        if request.why_group > 0 {
+            reply.why = planner.why(GroupId::new(request.why_group), now).to_string();
+        }
+        if request.last_round
+            && let Some(last) = planner.recorded().last()
+        {
+            reply.round = serde_json::to_vec(last).map_err(unwritable)?.into();
+        }
+        Ok(reply)
     }
     /// The local switch: whether planned moves may leave this node. It lasts until the host stops,
     /// and concerns neither refusal nor drain.
@@ -231,19 +264,14 @@ impl Inner {
         Ok(self.host.group(group).is_none() && self.host.stored_group(group)?.is_none())
     }
 
+    /// What this host tells a planner.
     fn report(&self, request: wire::ReportRequest) -> Result<wire::NodeReport, tonic::Status> {
-        let report =
-            self.reporter.report(request.known_digest, self.stopped.load(Ordering::Relaxed));
-        Ok(report)
+        self.hear(request.epoch)?;
+        Ok(self.reporter.report(request.known_digest, self.is_stopped()))
     }
-    fn carry_out(
-        &self,
-        _: wire::MoveRequest,
-    ) -> Result<
-        futures::stream::BoxStream<'static, Result<wire::MoveOutcome, tonic::Status>>,
-        tonic::Status,
-    > {
-        Err(tonic::Status::unimplemented(""))
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
     }
 }
 
@@ -282,17 +310,25 @@ async fn open_replica(
     Ok(())
 }
 
-/// While this host leads the system group, it tends the catalog.
-fn lead_when_elected(inner: &Arc<Inner>, beginning: registrar::Beginning, stop: CancellationToken) {
+/// While this host leads the system group, it tends the catalog and plans.
+fn lead_when_elected(
+    inner: &Arc<Inner>,
+    beginning: registrar::Beginning,
+    executor: ExecutorSettings,
+    stop: CancellationToken,
+) {
     let weak = Arc::downgrade(inner);
     let guard = inner.host.while_leader(GroupSelector::One(SYSTEM_GROUP), move |scope| {
-        let (weak, beginning) = (weak.clone(), beginning.clone());
+        let (weak, beginning, executor) = (weak.clone(), beginning.clone(), executor.clone());
         async move {
             let Some(inner) = weak.upgrade() else { return };
             let (client, view) = (inner.client.clone(), inner.view.subscribe());
             let host = inner.host.clone();
             drop(inner);
-            registrar::lead(host, client, view, beginning, scope.cancelled).await;
+            let lost = scope.cancelled;
+            let tend = registrar::lead(host, client, view, beginning, lost.clone());
+            let epoch = Epoch::new(scope.term.get());
+            tokio::join!(tend, planning::plan(weak, epoch, executor, lost));
         }
     });
     tokio::spawn(async move {

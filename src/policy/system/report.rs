@@ -8,9 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use shardhost_groups::leadership::{
-    GroupSelector, HookGuard, HookKind, LeadershipEvent, LossCause,
-};
 use shardhost_groups::{GroupId, GroupStatus, NodeId};
 use shardhost_proto::system as wire;
 use shardhost_storage::{Requirement, RequirementMode};
@@ -18,7 +15,7 @@ use shardhost_storage::{Requirement, RequirementMode};
 use super::keeper::led;
 use crate::host::Host;
 
-/// Leaderships that were handed over are told for this long.
+/// Moves are told for this long.
 pub(super) const HANDED_FOR: Duration = Duration::from_secs(600);
 /// Of so many groups at most; beyond, the oldest is forgotten.
 const MAX_HANDED: usize = 100_000;
@@ -30,11 +27,10 @@ const RATE_OVER: Duration = Duration::from_millis(900);
 pub(super) struct Reporter {
     host: Host,
     rates: Mutex<Rates>,
-    handed: Arc<Mutex<Handed>>,
-    _hook: HookGuard,
+    handed: Mutex<Handed>,
 }
 
-/// When leaderships were handed over from here.
+/// When leaderships were moved from here by order.
 #[derive(Debug, Default)]
 struct Handed {
     at: BTreeMap<GroupId, Instant>,
@@ -90,17 +86,13 @@ const fn roughly(number: u64) -> u64 {
 
 impl Reporter {
     pub(super) fn new(host: &Host) -> Self {
-        let handed: Arc<Mutex<Handed>> = Arc::default();
-        let notes = Arc::clone(&handed);
-        let note = move |event: &LeadershipEvent| {
-            if let LeadershipEvent::Lost(lost) = event
-                && lost.cause == LossCause::Transferred
-            {
-                notes.lock().note(lost.group, Instant::now());
-            }
-        };
-        let hook = host.on_leadership(GroupSelector::All, HookKind::Dispatched, note);
-        Self { host: host.clone(), rates: Mutex::default(), handed, _hook: hook }
+        Self { host: host.clone(), rates: Mutex::default(), handed: Mutex::default() }
+    }
+
+    /// A leadership was moved away from here by order. The planner's successor is told, so that the
+    /// group gets its rest.
+    pub(super) fn note_moved(&self, group: GroupId) {
+        self.handed.lock().note(group, Instant::now());
     }
 
     /// What this host leads; short when it is what the last report said.

@@ -1,0 +1,113 @@
+//! Speaking with the catalog: through any node, to the one that leads the system group.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use shardhost::NodeId;
+use shardhost::policy::catalog::{
+    Answer, Command, Content, Done, Operation, Query, Record, RecordKey, Revision, decode_reply,
+};
+use shardhost::proto::system::catalog_reply::Reply;
+use shardhost::proto::system::system_client::SystemClient;
+use shardhost::proto::system::{CatalogReply, Elsewhere, ProposeRequest, QueryRequest};
+use tokio::time::Instant;
+use tonic::transport::Channel;
+
+use super::target::{Node, Target, channel, said};
+
+/// Between two tries to find who leads.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The catalog of a cluster.
+#[derive(Debug)]
+pub struct Catalog<'a> {
+    target: &'a Target,
+    node: Node,
+}
+
+impl<'a> Catalog<'a> {
+    /// Reaches a node of the cluster.
+    pub async fn reach(target: &'a Target) -> anyhow::Result<Self> {
+        Ok(Self { target, node: target.node().await? })
+    }
+
+    /// Has an operation carried out; `expected` is the revision that its record must be at.
+    pub async fn apply(
+        &self,
+        expected: Option<Revision>,
+        operation: Operation,
+    ) -> anyhow::Result<Done> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let command = Command { now_ms, expected, operation };
+        command.check()?;
+        let command = command.encode();
+        let deadline = Instant::now() + self.target.patience();
+        let mut address = self.node.address.clone();
+        loop {
+            let mut client = client(&address)?;
+            let answer = client.propose(ProposeRequest { command: command.clone() }).await;
+            let answer = answer.map_err(|status| said(&address, &status))?.into_inner();
+            match self.read(answer)? {
+                Ok(bytes) => return Ok(decode_reply(&bytes)?),
+                Err(Elsewhere { reason, .. }) if Instant::now() > deadline => {
+                    bail!(
+                        "nobody leads the system group after {:?} ({reason}); `shardhost group show \
+                         0` says which of its nodes are missing",
+                        self.target.patience()
+                    )
+                }
+                Err(elsewhere) => address = self.next(&elsewhere, &address),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// A record; `None`: there is none.
+    pub async fn record(&self, key: RecordKey) -> anyhow::Result<Option<Record>> {
+        match self.query(&Query::Get(key)).await?.content {
+            Content::Found(record) => Ok(record),
+            other => bail!("the catalog answers something else: {other:?}"),
+        }
+    }
+
+    /// Asks a node that holds the system group.
+    async fn query(&self, query: &Query) -> anyhow::Result<Answer> {
+        let query = query.encode();
+        let mut last = String::new();
+        for address in self.node.all_addresses() {
+            let request = QueryRequest { query: query.clone() };
+            match client(&address)?.query(request).await {
+                Ok(answer) => match self.read(answer.into_inner())? {
+                    Ok(bytes) => return Ok(Answer::decode(&bytes)?),
+                    Err(elsewhere) => last = elsewhere.reason,
+                },
+                Err(status) => last = said(&address, &status).to_string(),
+            }
+        }
+        bail!("no node that answers holds the system group ({last})")
+    }
+
+    fn read(&self, reply: CatalogReply) -> anyhow::Result<Result<bytes::Bytes, Elsewhere>> {
+        match reply.reply.context("an answer without content")? {
+            Reply::Answer(bytes) => Ok(Ok(bytes)),
+            Reply::Elsewhere(elsewhere) => Ok(Err(elsewhere)),
+        }
+    }
+
+    /// Whom to ask after one that does not lead.
+    fn next(&self, elsewhere: &Elsewhere, asked: &str) -> String {
+        if let Some(leader) = NodeId::new(elsewhere.leader_node)
+            && let Some(address) = self.node.address_of(leader.get())
+        {
+            return address;
+        }
+        let all = self.node.all_addresses();
+        let at = all.iter().position(|address| address == asked).unwrap_or(0);
+        all.get((at + 1) % all.len().max(1)).cloned().unwrap_or_else(|| asked.to_owned())
+    }
+}
+
+fn client(address: &str) -> anyhow::Result<SystemClient<Channel>> {
+    Ok(SystemClient::new(channel(address)?))
+}

@@ -1,0 +1,164 @@
+//! `shardhost balance status`, `mode`, `stop`, `resume`: the automatic planner, and its switches.
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use serde_json::{Value, json};
+use shardhost::policy::catalog::{Operation, PlannedMoves, PlannerMode};
+use shardhost::policy::executor::ExecutorStatus;
+use shardhost::proto::balance::balance_client::BalanceClient;
+use shardhost::proto::balance::{LocalSwitch, PlannerReply, PlannerRequest};
+use tokio::time::Instant;
+
+use super::catalog::Catalog;
+use super::output::{Column, facts, number, table};
+use super::target::{Node, Target, channel, said};
+
+/// Modes of the planner.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Mode {
+    /// Nothing is planned.
+    Off,
+    /// Plans are made and shown; nothing moves.
+    Shadow,
+    /// Plans are carried out.
+    On,
+}
+
+/// Sets the mode for the whole cluster.
+pub async fn set_mode(mode: Mode, target: &Target) -> anyhow::Result<()> {
+    let (mode, word) = match mode {
+        Mode::Off => (PlannerMode::Off, "off"),
+        Mode::Shadow => (PlannerMode::Shadow, "shadow"),
+        Mode::On => (PlannerMode::On, "on"),
+    };
+    Catalog::reach(target).await?.apply(None, Operation::SetPlannerMode { mode }).await?;
+    tell(target, json!({ "mode": word }), format!("the planner is {word}"));
+    Ok(())
+}
+
+/// Sets or releases the kill switch: of the whole cluster, or of one node.
+pub async fn switch(
+    stopped: bool,
+    node: Option<u64>,
+    reason: &str,
+    target: &Target,
+) -> anyhow::Result<()> {
+    let word = if stopped { "stopped" } else { "allowed" };
+    let Some(number) = node else {
+        let moves = if stopped { PlannedMoves::Stopped } else { PlannedMoves::Allowed };
+        let reason = reason.to_owned();
+        let operation = Operation::SetPlannedMoves { moves, reason };
+        Catalog::reach(target).await?.apply(None, operation).await?;
+        tell(target, json!({ "planned_moves": word }), format!("planned moves are {word}"));
+        return Ok(());
+    };
+    let node = target.node_numbered(number).await?;
+    let request = LocalSwitch { planned_moves_stopped: stopped };
+    let switched = BalanceClient::new(channel(&node.address)?).switch_locally(request).await;
+    switched.map_err(|status| said(&node.address, &status))?;
+    let text = format!("planned moves away from node {number} are {word}, until it stops");
+    tell(target, json!({ "node": number, "planned_moves": word }), text);
+    Ok(())
+}
+
+fn tell(target: &Target, json: Value, text: String) {
+    if target.json { println!("{json}") } else { println!("{text}") }
+}
+
+/// What the planner says, wherever it runs.
+pub async fn ask(request: PlannerRequest, target: &Target) -> anyhow::Result<PlannerReply> {
+    let deadline = Instant::now() + target.patience();
+    let start = target.node().await?;
+    let mut address = start.address.clone();
+    loop {
+        let asked = BalanceClient::new(channel(&address)?).planner(request).await;
+        let reply = asked.map_err(|status| said(&address, &status))?.into_inner();
+        if !reply.status.is_empty() {
+            return Ok(reply);
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "nobody plans: the system group has no leader that serves; `shardhost group show 0` \
+                 says more, and everything but planning goes on"
+            );
+        }
+        address = next(&start, reply.leader_node, &address);
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+/// The node that is said to lead the system group, or another one than was asked.
+fn next(start: &Node, leader: u64, asked: &str) -> String {
+    if let Some(address) = start.address_of(leader) {
+        return address;
+    }
+    let all = start.all_addresses();
+    let at = all.iter().position(|address| address == asked).unwrap_or(0);
+    all.get((at + 1) % all.len().max(1)).cloned().unwrap_or_else(|| asked.to_owned())
+}
+
+/// Shows what the planner is at, and why a group is where it is.
+pub async fn status(why: Option<u64>, target: &Target) -> anyhow::Result<()> {
+    let request = PlannerRequest { why_group: why.unwrap_or(0), last_round: false };
+    let reply = ask(request, target).await?;
+    if target.json {
+        let status: Value = serde_json::from_slice(&reply.status)?;
+        println!("{}", json!({ "node": reply.leader_node, "planner": status, "why": reply.why }));
+        return Ok(());
+    }
+    let status: ExecutorStatus = serde_json::from_slice(&reply.status)
+        .context("the planner is of a version that says other things; use its own `shardhost`")?;
+    println!("{}", facts(described(&status, reply.leader_node)));
+    if let Some(summary) = status.plan.as_ref().map(|plan| &plan.summary) {
+        let columns =
+            [Column::Right("node"), Column::Right("leaders"), Column::Right("after the plan")];
+        let rows = summary
+            .nodes
+            .iter()
+            .map(|node| vec![node.node.to_string(), number(node.before), number(node.after)]);
+        println!("{}", table(&columns, rows));
+        for finding in &summary.findings {
+            println!("note: {finding}");
+        }
+    }
+    if !reply.why.is_empty() {
+        println!("{}", reply.why);
+    }
+    Ok(())
+}
+
+fn described(status: &ExecutorStatus, node: u64) -> Vec<(&'static str, String)> {
+    let sum = |counts: &std::collections::BTreeMap<_, u64>| counts.values().sum::<u64>();
+    let failed = status.failed.values().flatten().map(|(_, count)| count).sum::<u64>();
+    let mut rows = vec![
+        ("planner", format!("{}, on node {node} (epoch {})", status.mode, status.epoch)),
+        (
+            "moves",
+            status.hold.as_ref().map_or_else(|| "start as planned".to_owned(), ToString::to_string),
+        ),
+        ("circuit breaker", status.breaker.to_string()),
+        (
+            "under way",
+            format!(
+                "{} of at most {}, {} to be confirmed, {} wait",
+                status.in_flight, status.window, status.unconfirmed, status.queued
+            ),
+        ),
+        ("moved", number(sum(&status.moved))),
+        ("failed", number(failed)),
+        ("longest stall", format!("{} ms", status.longest_stall_ms)),
+        ("targets left alone", number(status.mutes)),
+        ("rounds", number(status.rounds)),
+    ];
+    if status.would_move > 0 {
+        rows.push(("would move", number(status.would_move)));
+    }
+    let reasons = status.failed.iter().flat_map(|(tier, reasons)| {
+        reasons.iter().map(move |(reason, count)| format!("{count} for {tier}: {reason}"))
+    });
+    let reasons: Vec<String> = reasons.collect();
+    if !reasons.is_empty() {
+        rows.push(("not moved", reasons.join("\n")));
+    }
+    rows
+}

@@ -1,0 +1,372 @@
+//! The planner at work, on the leader of the system group: every second it gathers what the hosts
+//! report, has the executor plan a round, sends its orders, and tells it how they end.
+//!
+//! What is planned and when is the executor's; here it gets its facts and its messages out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures::StreamExt;
+use parking_lot::Mutex;
+use shardhost_groups::{GroupId, NodeId};
+use shardhost_proto::system as wire;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::moves::{MAX_MOVES, Outcome, outcome_from_wire};
+use super::observe::{Alive, Heard, Sources, observe};
+use super::{Inner, now_ms, report};
+use crate::policy::catalog::{PlannedMoves, PlannerMode, View};
+use crate::policy::executor::{
+    Ending, Epoch, Executor, ExecutorSettings, FailReason, Mode, Observation, Order, Stop,
+    StopScope, Ticket,
+};
+
+/// Between two rounds.
+const ROUND_EVERY: Duration = Duration::from_secs(1);
+/// How long reports are waited for; who is later is in the next round.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// When nothing is reported anew, and the last plan moved nothing, a round is planned this often.
+const QUIET_ROUNDS: u32 = 10;
+/// Outcomes that wait to be told to the executor.
+const MAX_OUTCOMES: usize = 4_096;
+
+/// The executor of this host's leadership of the system group, shared with those who ask it.
+pub(super) type Shared = Arc<Mutex<Executor>>;
+
+/// Plans until `lost`.
+pub(super) async fn plan(
+    inner: Weak<Inner>,
+    epoch: Epoch,
+    settings: ExecutorSettings,
+    lost: CancellationToken,
+) {
+    let executor: Shared = Arc::new(Mutex::new(Executor::new(epoch, now_ms(), settings)));
+    if let Some(inner) = inner.upgrade() {
+        *inner.planner.lock() = Some(Arc::clone(&executor));
+    }
+    let (sender, outcomes) = mpsc::channel(MAX_OUTCOMES);
+    let driver = Driver {
+        inner: inner.clone(),
+        executor,
+        epoch,
+        sender,
+        heard: BTreeMap::new(),
+        alive: BTreeMap::new(),
+        last_leaders: BTreeMap::new(),
+        sending: JoinSet::new(),
+        quiet: 0,
+        seen: None,
+    };
+    lost.run_until_cancelled(driver.run(outcomes)).await;
+    if let Some(inner) = inner.upgrade() {
+        let mut current = inner.planner.lock();
+        // A later leadership may have begun.
+        if current.as_ref().is_some_and(|current| current.lock().epoch() == epoch) {
+            *current = None;
+        }
+    }
+}
+
+struct Driver {
+    inner: Weak<Inner>,
+    executor: Shared,
+    epoch: Epoch,
+    sender: mpsc::Sender<(Ticket, Ending)>,
+    heard: BTreeMap<NodeId, Heard>,
+    alive: BTreeMap<NodeId, Alive>,
+    last_leaders: BTreeMap<GroupId, NodeId>,
+    /// Requests with orders that are under way.
+    sending: JoinSet<()>,
+    /// Rounds in which nothing was new.
+    quiet: u32,
+    /// The catalog of the last round.
+    seen: Option<Arc<View>>,
+}
+
+impl Driver {
+    async fn run(mut self, mut outcomes: mpsc::Receiver<(Ticket, Ending)>) {
+        let mut rounds = tokio::time::interval(ROUND_EVERY);
+        rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = rounds.tick() => if self.round().await.is_none() { return },
+                Some((ticket, ending)) = outcomes.recv() => {
+                    self.executor.lock().ended(ticket, now_ms(), ending);
+                }
+                Some(_) = self.sending.join_next() => {}
+            }
+            self.send_orders();
+        }
+    }
+
+    /// Gathers and plans. `None`: the host is stopping.
+    async fn round(&mut self) -> Option<()> {
+        let inner = self.inner.upgrade()?;
+        let Some(view) = inner.view.borrow().clone() else { return Some(()) };
+        let (mode, stopped) = controls(&view, &inner);
+        if mode == Mode::Off {
+            self.executor.lock().control(mode, stopped);
+            return Some(());
+        }
+        self.look_who_is_alive(&inner);
+        let news = self.gather(&inner, &view).await;
+        let same = self.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &view));
+        self.quiet = if news || !same { 0 } else { self.quiet + 1 };
+        self.seen = Some(Arc::clone(&view));
+        if !self.quiet.is_multiple_of(QUIET_ROUNDS) && self.is_idle() {
+            return Some(());
+        }
+        let observation = self.observation(&view, mode, stopped);
+        for group in &observation.snapshot.groups {
+            if let Some(leader) = group.leader {
+                self.last_leaders.insert(group.id, leader);
+            }
+        }
+        self.last_leaders.retain(|group, _| view.groups().contains_key(group));
+        let executor = Arc::clone(&self.executor);
+        let planned = tokio::task::spawn_blocking(move || executor.lock().round(observation)).await;
+        match planned {
+            Ok(round) => {
+                if let Ok(made) = &round.made
+                    && !made.plan.moves.is_empty()
+                {
+                    tracing::info!(moves = made.plan.moves.len(), hold = ?round.hold,
+                        "leaderships are to be moved");
+                }
+            }
+            Err(error) => tracing::error!(%error, "a round of the planner panicked"),
+        }
+        Some(())
+    }
+
+    /// Whether nothing is under way, waits, or would move.
+    fn is_idle(&self) -> bool {
+        let status = self.executor.lock().status(now_ms());
+        status.in_flight + status.unconfirmed + status.queued + status.would_move == 0
+            && status.hold.is_none()
+            && status.mutes == 0
+    }
+
+    fn observation(&self, view: &View, mode: Mode, stopped: Option<Stop>) -> Observation {
+        let Self { heard, alive, last_leaders, .. } = self;
+        let snapshot = observe(Sources { view, heard, alive, last_leaders });
+        let reported_ms = heard.iter().map(|(node, heard)| (*node, heard.asked_ms)).collect();
+        Observation { now_ms: now_ms(), mode, stopped, snapshot, reported_ms }
+    }
+
+    /// Which processes this host hears, and since when.
+    fn look_who_is_alive(&mut self, inner: &Inner) {
+        let now = now_ms();
+        let peers = inner.host.transport_stats().peers.into_iter().filter(|peer| peer.live);
+        let peers = peers.filter_map(|peer| Some((peer.node, peer.incarnation?)));
+        let own = (inner.host.node_id(), inner.host.incarnation());
+        let live: BTreeMap<NodeId, u64> = peers.chain([own]).collect();
+        self.alive.retain(|node, alive| live.get(node) == Some(&alive.incarnation));
+        // Those that are there when the planner begins were there before, as far as it knows.
+        let since_ms = if self.seen.is_some() { now } else { 0 };
+        for (node, incarnation) in live {
+            self.alive.entry(node).or_insert(Alive { incarnation, since_ms });
+        }
+    }
+
+    /// Asks every node for its report; says whether anything is new.
+    async fn gather(&mut self, inner: &Arc<Inner>, view: &View) -> bool {
+        let nodes: BTreeSet<NodeId> = view.nodes().keys().copied().collect();
+        let before = self.heard.len();
+        self.heard.retain(|node, _| nodes.contains(node));
+        let mut news = self.heard.len() != before;
+        let asked_ms = now_ms();
+        let asks = nodes.into_iter().map(|node| {
+            let known_digest = self.heard.get(&node).map_or(0, |heard| heard.digest);
+            let request = wire::ReportRequest {
+                epoch: self.epoch.get(),
+                planner_node: inner.host.node_id().get(),
+                known_digest,
+            };
+            let inner = Arc::clone(inner);
+            async move { (node, ask(&inner, node, request).await) }
+        });
+        for (node, answer) in futures::future::join_all(asks).await {
+            match answer {
+                Ok(report) => news |= self.take(node, asked_ms, report),
+                Err(reason) => tracing::debug!(%node, reason, "no report"),
+            }
+        }
+        news
+    }
+
+    /// Takes a report over; says whether it is another one than before.
+    fn take(&mut self, node: NodeId, asked_ms: u64, mut report: wire::NodeReport) -> bool {
+        let handed = std::mem::take(&mut report.handed);
+        let moved = handed
+            .into_iter()
+            .map(|one| (GroupId::new(one.group), asked_ms.saturating_sub(one.ago_ms)))
+            .collect();
+        let (digest, unchanged) = (report.digest, report.unchanged);
+        if unchanged {
+            if let Some(heard) = self.heard.get_mut(&node) {
+                (heard.asked_ms, heard.moved) = (asked_ms, moved);
+            }
+            return false;
+        }
+        match report::read(report) {
+            Ok(reported) => {
+                let reported = Arc::new(reported);
+                self.heard.insert(node, Heard { asked_ms, digest, reported, moved });
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a report is left out");
+                false
+            }
+        }
+    }
+
+    /// Sends what may start, one request per host and batch.
+    fn send_orders(&mut self) {
+        let orders = self.executor.lock().next_orders(now_ms());
+        let mut by_giver: BTreeMap<NodeId, Vec<Order>> = BTreeMap::new();
+        for order in orders {
+            by_giver.entry(order.from).or_default().push(order);
+        }
+        let Some(inner) = self.inner.upgrade() else { return };
+        for (node, orders) in by_giver {
+            for batch in orders.chunks(MAX_MOVES) {
+                let (inner, sender) = (Arc::clone(&inner), self.sender.clone());
+                self.sending.spawn(send(inner, node, batch.to_vec(), sender));
+            }
+        }
+    }
+}
+
+fn controls(view: &View, inner: &Inner) -> (Mode, Option<Stop>) {
+    let settings = view.settings();
+    let mode = match settings.mode {
+        PlannerMode::Off => Mode::Off,
+        PlannerMode::Shadow => Mode::Shadow,
+        PlannerMode::On => Mode::On,
+    };
+    let cluster = (settings.moves == PlannedMoves::Stopped)
+        .then(|| Stop { scope: StopScope::Cluster, reason: settings.reason.to_string() });
+    (mode, cluster.or_else(|| inner.local_stop()))
+}
+
+async fn ask(
+    inner: &Arc<Inner>,
+    node: NodeId,
+    request: wire::ReportRequest,
+) -> Result<wire::NodeReport, String> {
+    if node == inner.host.node_id() {
+        return inner.report(request).map_err(|status| status.message().to_owned());
+    }
+    let asking = async {
+        let (mut client, address) = inner.client.connect(node).await?;
+        match client.report(request).await {
+            Ok(report) => Ok(report.into_inner()),
+            Err(status) => {
+                inner.client.forget(&address);
+                Err(status.message().to_owned())
+            }
+        }
+    };
+    let answer = tokio::time::timeout(REPORT_TIMEOUT, asking).await;
+    answer.unwrap_or_else(|_| Err("it did not answer in time".to_owned()))
+}
+
+/// Has a host carry orders out, and passes on how each ended.
+async fn send(
+    inner: Arc<Inner>,
+    node: NodeId,
+    orders: Vec<Order>,
+    sender: mpsc::Sender<(Ticket, Ending)>,
+) {
+    let mut open: BTreeMap<u64, Ticket> =
+        orders.iter().map(|order| (order.ticket.number, order.ticket)).collect();
+    let reached = if node == inner.host.node_id() {
+        let mut outcomes = inner.try_all(orders);
+        while let Some(outcome) = outcomes.next().await {
+            settle(&mut open, outcome, &sender).await;
+        }
+        Ok(())
+    } else {
+        send_to_peer(&inner, node, &orders, &mut open, &sender).await
+    };
+    let rest = match reached {
+        Ok(()) => Ending::Unknown,
+        Err(reason) => {
+            tracing::debug!(%node, reason, "orders were not taken");
+            Ending::Failed { reason: FailReason::Unreachable }
+        }
+    };
+    for ticket in open.into_values() {
+        pass_on(&sender, ticket, rest).await;
+    }
+}
+
+/// An error: the orders surely did not arrive.
+async fn send_to_peer(
+    inner: &Inner,
+    node: NodeId,
+    orders: &[Order],
+    open: &mut BTreeMap<u64, Ticket>,
+    sender: &mpsc::Sender<(Ticket, Ending)>,
+) -> Result<(), String> {
+    let (mut client, address) = inner.client.connect(node).await?;
+    let epoch = orders.first().map_or(0, |order| order.ticket.epoch.get());
+    let moves = orders.iter().map(|order| wire::Move {
+        ticket: order.ticket.number,
+        group: order.group.get(),
+        to: order.to.get(),
+        to_incarnation: order.to_incarnation,
+        term: order.term,
+    });
+    let planner_node = inner.host.node_id().get();
+    let request = wire::MoveRequest { epoch, planner_node, moves: moves.collect() };
+    let mut outcomes = match client.r#move(request).await {
+        Ok(outcomes) => outcomes.into_inner(),
+        Err(status) => {
+            inner.client.forget(&address);
+            tracing::debug!(%node, %status, "what became of orders is not known");
+            return Ok(());
+        }
+    };
+    while let Some(outcome) = outcomes.next().await {
+        match outcome {
+            Ok(outcome) => settle(open, outcome_from_wire(outcome), sender).await,
+            Err(status) => {
+                tracing::debug!(%node, %status, "what became of some orders is not known");
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn settle(
+    open: &mut BTreeMap<u64, Ticket>,
+    outcome: Outcome,
+    sender: &mpsc::Sender<(Ticket, Ending)>,
+) {
+    let Some(ticket) = open.remove(&outcome.ticket) else { return };
+    let ending = match outcome.moved {
+        Ok(stalled) => {
+            Ending::Moved { stalled_ms: u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX) }
+        }
+        Err((FailReason::NoAnswer, _)) => Ending::Unknown,
+        Err((reason, message)) => {
+            tracing::debug!(%ticket, message, "a leadership was not moved");
+            Ending::Failed { reason }
+        }
+    };
+    pass_on(sender, ticket, ending).await;
+}
+
+/// The planner may be over; then nobody wants to know.
+async fn pass_on(sender: &mpsc::Sender<(Ticket, Ending)>, ticket: Ticket, ending: Ending) {
+    if sender.send((ticket, ending)).await.is_err() {
+        tracing::debug!(%ticket, "an order ended after its planner");
+    }
+}
