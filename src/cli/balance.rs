@@ -56,6 +56,12 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Print the last round that moved something, as JSON: what was known, and what was planned. The
+    /// same plan follows from it on any machine.
+    Recorded {
+        #[command(flatten)]
+        target: Target,
+    },
     /// Switch the automatic planner of the whole cluster.
     Mode {
         /// The mode.
@@ -90,6 +96,7 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Plan { why, target } => show_plan(*why, target).await,
         Command::Now { target } => balance(target).await,
         Command::Status { why, target } => done(planner_cli::status(*why, target).await),
+        Command::Recorded { target } => done(planner_cli::recorded(target).await),
         Command::Mode { mode, target } => done(planner_cli::set_mode(*mode, target).await),
         Command::Stop { node, reason, target } => {
             done(planner_cli::switch(true, *node, reason, target).await)

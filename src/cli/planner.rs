@@ -162,3 +162,13 @@ fn described(status: &ExecutorStatus, node: u64) -> Vec<(&'static str, String)> 
     }
     rows
 }
+
+/// Prints the last recorded round.
+pub async fn recorded(target: &Target) -> anyhow::Result<()> {
+    let reply = ask(PlannerRequest { why_group: 0, last_round: true }, target).await?;
+    if reply.round.is_empty() {
+        bail!("no round was recorded since the planner began; see `shardhost balance status`");
+    }
+    println!("{}", String::from_utf8_lossy(&reply.round));
+    Ok(())
+}

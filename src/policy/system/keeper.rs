@@ -110,32 +110,35 @@ impl Keeper {
                 held.insert(group.id(), held_of(&group.status()));
             }
         }
-        // Stored and not open: on its way in or out.
-        for meta in self.host.stored_groups().unwrap_or_default() {
-            if meta.group != SYSTEM_GROUP && !held.contains_key(&meta.group) {
-                let incarnation = life_of_members(&meta.membership);
-                held.insert(meta.group, Held { incarnation, state: HeldState::Ending });
-            }
-        }
         let node = self.host.node_id();
-        let absent = view.groups().values().filter(|group| group.founders.contains(&node));
+        let founded = view.groups().values().filter(|group| group.founders.contains(&node));
         let absent: Vec<GroupId> =
-            absent.map(|group| group.id).filter(|id| !held.contains_key(id)).collect();
+            founded.map(|group| group.id).filter(|id| !held.contains_key(id)).collect();
         for id in absent {
-            match self.host.tombstone(id) {
-                Ok(Some(replica)) => {
-                    let incarnation = life_of(replica);
-                    held.insert(id, Held { incarnation, state: HeldState::Gone });
-                }
-                Ok(None) => {}
-                // What is not known to be absent is not created.
-                Err(error) => {
-                    tracing::error!(group = %id, %error, "what is left of a group is not known");
-                    held.insert(id, Held { incarnation: 0, state: HeldState::Ending });
-                }
-            }
+            held.extend(self.left_of(id).map(|left| (id, left)));
         }
         held
+    }
+
+    /// What the log holds of a group that is not open here.
+    fn left_of(&self, id: GroupId) -> Option<Held> {
+        let stored = self.host.stored_group(id);
+        let tombstone = stored.and_then(|stored| match stored {
+            // On its way in or out.
+            Some(meta) => Ok(Some((life_of_members(&meta.membership), HeldState::Ending))),
+            None => {
+                let left = self.host.tombstone(id)?;
+                Ok(left.map(|replica| (life_of(replica), HeldState::Gone)))
+            }
+        });
+        match tombstone {
+            Ok(left) => left.map(|(incarnation, state)| Held { incarnation, state }),
+            // What is not known to be absent is not created.
+            Err(error) => {
+                tracing::error!(group = %id, %error, "what is left of a group is not known");
+                Some(Held { incarnation: 0, state: HeldState::Ending })
+            }
+        }
     }
 
     fn tell_oddities(&mut self, round: &Round) {

@@ -26,6 +26,24 @@ const MAX_ENDED_AT_ONCE: usize = 1_024;
 /// Commands under way when a new catalog is filled.
 const CREATED_AT_ONCE: usize = 256;
 
+/// Tells of trouble when it begins or becomes another, and not while it goes on.
+#[derive(Default)]
+struct Trouble {
+    told: Option<String>,
+}
+
+impl Trouble {
+    fn tell(&mut self, outcome: Result<(), CatalogError>, what: &'static str) {
+        let error = outcome.err().map(|error| error.to_string());
+        if let Some(error) = &error
+            && self.told.as_ref() != Some(error)
+        {
+            tracing::warn!(error, what);
+        }
+        self.told = error;
+    }
+}
+
 /// Keeps the catalog's record of this node true, until `stop`.
 pub(super) async fn register(
     host: Host,
@@ -35,12 +53,12 @@ pub(super) async fn register(
     stop: CancellationToken,
 ) {
     let keep = async {
+        let mut trouble = Trouble::default();
         loop {
             let known = view.borrow_and_update().clone();
-            if let Some(view) = known
-                && let Err(error) = compare(&host, &client, &view, &facts).await
-            {
-                tracing::warn!(%error, "the catalog does not know this node as it is");
+            if let Some(view) = known {
+                let compared = compare(&host, &client, &view, &facts).await;
+                trouble.tell(compared, "the catalog does not know this node as it is");
             }
             // A change of anything may be one of this node's record; at most so often.
             tokio::time::sleep(COMPARE_EVERY / 20).await;
@@ -123,12 +141,12 @@ pub(super) async fn lead(
     lost: CancellationToken,
 ) {
     let work = async {
+        let mut trouble = Trouble::default();
         loop {
             let known = view.borrow().clone();
-            if let Some(view) = known
-                && let Err(error) = tend(&host, &client, &view, &beginning).await
-            {
-                tracing::warn!(%error, "the catalog is not tended");
+            if let Some(view) = known {
+                let tended = tend(&host, &client, &view, &beginning).await;
+                trouble.tell(tended, "the catalog is not tended");
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }

@@ -1,0 +1,142 @@
+//! Creating and destroying groups.
+
+use shardhost::policy::catalog::{Name, NewGroup, Operation, Refusal, Subject};
+use shardhost::policy::system::{CatalogError, SYSTEM_GROUP};
+use shardhost::server::group_of_shard;
+use shardhost::shards::TABLE_KIND;
+use shardhost::{GroupId, NodeId};
+
+use crate::cluster::{Cluster, Shape};
+
+const GROUP: GroupId = GroupId::new(70);
+
+fn new_group(nodes: impl IntoIterator<Item = u64>) -> Operation {
+    let kind = Name::new(Subject::Kind, "table").unwrap();
+    Operation::CreateGroup(NewGroup::new(GROUP, kind, nodes.into_iter().map(NodeId::must)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_is_created_and_destroyed_by_the_hosts_also_by_one_that_was_away() {
+    let mut cluster = Cluster::start(Shape::new(3, 1)).await;
+    cluster.stop_node(3).await;
+    cluster.system(1).catalog().apply(new_group([1, 2, 3])).await.unwrap();
+    cluster.until("two hosts hold it", |cluster| cluster.holders(GROUP) == [1, 2]).await;
+    cluster.until("it is served", |cluster| cluster.server_of(GROUP).is_some()).await;
+    cluster.start_node(3).await;
+    cluster.until("the third holds it", |cluster| cluster.holders(GROUP) == [1, 2, 3]).await;
+
+    cluster.stop_node(3).await;
+    let catalog = cluster.system(2).catalog().clone();
+    catalog.apply(Operation::DestroyGroup { group: GROUP }).await.unwrap();
+    cluster.until("two hosts hold it no more", |cluster| cluster.holders(GROUP).is_empty()).await;
+    let again = catalog.apply(new_group([1, 2, 3])).await;
+    let waits = matches!(&again, Err(CatalogError::Refused(Refusal::GroupExists { .. })));
+    assert!(waits, "the third may hold it: {again:?}");
+    cluster.start_node(3).await;
+    let ended = |cluster: &Cluster| {
+        cluster.system(1).view().is_some_and(|view| view.ended().contains_key(&GROUP))
+    };
+    cluster.until("it is gone everywhere", ended).await;
+    assert!(cluster.holders(GROUP).is_empty());
+
+    let again = catalog.apply(new_group([1, 2, 3])).await.unwrap();
+    assert_eq!(again.incarnation, Some(1), "the second life");
+    cluster.until("it lives again", |cluster| cluster.holders(GROUP) == [1, 2, 3]).await;
+    cluster.until("it is served again", |cluster| cluster.server_of(GROUP).is_some()).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_create_and_destroy_groups_from_any_node() {
+    let cluster = Cluster::start(Shape::new(4, 1)).await;
+    let create = &["group", "create", "70", "--kind", "table", "--voters", "4,1"];
+    cluster.answer(create).await;
+    assert_eq!(cluster.holders(GROUP), [1, 4]);
+    let unknown = cluster.refusal(&["group", "create", "71", "--kind", "table", "--voters", "9"]);
+    assert!(unknown.await.contains("node 9"));
+    let system = cluster.refusal(&["group", "create", "0", "--kind", "table", "--voters", "1"]);
+    assert!(system.await.contains("belong to the cluster"));
+    let shown = cluster.answer(&["member", "list", "70"]).await;
+    let index = shown["config_index"].as_u64().unwrap_or(0).to_string();
+    let destroyed = cluster.run(&["group", "destroy", "70", "--expect", &index]).await;
+    assert!(destroyed.status.success(), "{destroyed:?}");
+    cluster.until("nobody holds it", |cluster| cluster.holders(GROUP).is_empty()).await;
+    cluster.stop().await;
+}
+
+/// What it voted for before is not known. It gets no second first replica, of no group.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_lost_its_disk_founds_nothing_again() {
+    let mut cluster = Cluster::start(Shape::new(3, 2)).await;
+    let table = group_of_shard(TABLE_KIND, 0).unwrap();
+    cluster.until("it is served", |cluster| cluster.server_of(table).is_some()).await;
+    cluster.stop_node(3).await;
+    std::fs::remove_dir_all(cluster.data_dir(3)).unwrap();
+    cluster.start_node(3).await;
+    let registered = |cluster: &Cluster| {
+        let store = cluster.host(3).store_id();
+        let view = cluster.system(3).view();
+        view.is_some_and(|view| view.nodes()[&NodeId::must(3)].store == store)
+    };
+    cluster.until("the catalog knows the new disk", registered).await;
+    // It follows what comes after.
+    cluster.system(1).catalog().apply(new_group([1, 3])).await.unwrap();
+    cluster.until("it holds what is new", |cluster| cluster.holders(GROUP) == [1, 3]).await;
+    assert_eq!(cluster.holders(table), [1, 2]);
+    assert_eq!(cluster.holders(SYSTEM_GROUP), [1, 2]);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_quorum_of_the_system_group_only_creating_and_planning_stop() {
+    let mut cluster = Cluster::start(Shape::new(3, 1)).await;
+    cluster.system(1).catalog().apply(new_group([1])).await.unwrap();
+    cluster.until("it is served", |cluster| cluster.server_of(GROUP) == Some(1)).await;
+    cluster.stop_node(2).await;
+    cluster.stop_node(3).await;
+    let group = cluster.host(1).group(GROUP).unwrap();
+    let put = shardhost::shards::table::Command::put("key", "value").encode();
+    group.propose(put.clone()).await.unwrap();
+    let create = cluster.refusal(&["group", "create", "71", "--kind", "table", "--voters", "1"]);
+    let create = create.await;
+    assert!(create.contains("catalog does not answer") && create.contains("quorum"), "{create}");
+    let status = cluster.refusal(&["balance", "status", "--timeout", "1"]).await;
+    assert!(status.contains("nobody plans"), "{status}");
+    // A drain is a node's own business, too.
+    let drained = cluster.answer(&["drain", "begin", "1", "--no-wait"]).await;
+    assert_eq!((&drained["draining"], &drained["durable"]), (&true.into(), &false.into()));
+    group.propose(put).await.unwrap();
+    // Nobody is lost by starting without the others.
+    cluster.stop_node(1).await;
+    cluster.start_node(1).await;
+    cluster.until("it is served again", |cluster| cluster.server_of(GROUP) == Some(1)).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_requirement_is_kept_as_the_catalog_has_it_and_operators_change_both() {
+    let mut shape = Shape::new(3, 1);
+    shape.has = [(1, &["fifo"][..]), (2, &["fifo"]), (3, &["fifo"])].into();
+    let cluster = Cluster::start(shape).await;
+    let table = group_of_shard(TABLE_KIND, 0).unwrap();
+    cluster.until("it is served", |cluster| cluster.server_of(table).is_some()).await;
+    cluster.answer(&["group", "require", "1000000", "fifo"]).await;
+    let requires = |cluster: &Cluster, count: usize| {
+        let node = cluster.server_of(table)?;
+        let group = cluster.host(node).group(table)?;
+        let view = cluster.system(node).view()?;
+        let intended = view.groups()[&table].requirement();
+        let asked = group.membership().requirement.clone();
+        (intended == asked && asked.capabilities.len() == count).then_some(())
+    };
+    cluster.until("both know it", |cluster| requires(cluster, 1).is_some()).await;
+    let refused = cluster.refusal(&["group", "require", "1000000", "gpu"]).await;
+    assert!(refused.contains("gpu") && refused.contains("--even-if-nobody"), "{refused}");
+    cluster.until("nothing changed", |cluster| requires(cluster, 1).is_some()).await;
+    // Somebody changes the group behind the catalog's back.
+    let node = cluster.server_of(table).unwrap();
+    let group = cluster.host(node).group(table).unwrap();
+    group.require(shardhost::Requirement::default(), None).await.unwrap();
+    cluster.until("the catalog wins", |cluster| requires(cluster, 1).is_some()).await;
+    cluster.stop().await;
+}

@@ -1,0 +1,125 @@
+//! The automatic planner.
+
+use serde_json::Value;
+use shardhost::policy::executor::Recorded;
+use shardhost::policy::system::SYSTEM_GROUP;
+use shardhost::server::config::Planner;
+use shardhost::server::group_of_shard;
+use shardhost::shards::TABLE_KIND;
+
+use crate::cluster::{Cluster, Shape};
+
+const TABLES: u64 = 12;
+
+fn planned() -> Shape {
+    Shape { planner: Planner::On, ..Shape::new(3, TABLES) }
+}
+
+fn is_even(cluster: &Cluster) -> bool {
+    cluster.led().values().all(|count| *count == TABLES / 3)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaders_spread_by_themselves_and_return_to_a_node_that_comes_back() {
+    let mut cluster = Cluster::start(planned()).await;
+    cluster.until("everybody leads a third", is_even).await;
+    cluster.answer(&["drain", "begin", "1"]).await;
+    cluster.until("the others lead", |cluster| cluster.led()[&1] == 0).await;
+    cluster.answer(&["drain", "end", "1"]).await;
+    cluster.until("everybody leads a third again", is_even).await;
+    // Whoever plans dies: another one goes on.
+    let planner = cluster.server_of(SYSTEM_GROUP).unwrap();
+    cluster.stop_node(planner).await;
+    let rest = |cluster: &Cluster| cluster.led().values().sum::<u64>() == TABLES;
+    cluster.until("the others lead everything", rest).await;
+    cluster.start_node(planner).await;
+    cluster.until("everybody leads a third at last", is_even).await;
+    let status = cluster.answer(&["balance", "status"]).await;
+    assert_eq!(status["planner"]["mode"], "on", "{status}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_moves_when_it_must_not_and_what_would_is_shown() {
+    let cluster = Cluster::start(Shape { planner: Planner::Shadow, ..planned() }).await;
+    for shard in 0..TABLES {
+        let table = group_of_shard(TABLE_KIND, shard).unwrap();
+        cluster.until("it is served", |cluster| cluster.server_of(table).is_some()).await;
+    }
+    // Everything to one node, by hand.
+    cluster.answer(&["drain", "begin", "2"]).await;
+    cluster.answer(&["drain", "begin", "3"]).await;
+    cluster.until("one leads everything", |cluster| cluster.led()[&1] == TABLES).await;
+    cluster.answer(&["drain", "end", "2"]).await;
+    cluster.answer(&["drain", "end", "3"]).await;
+    let would = would_move(&cluster, 8).await;
+    assert_eq!(would["planner"]["mode"], "shadow", "{would}");
+    assert_eq!(cluster.led()[&1], TABLES, "shadow mode moves nothing");
+
+    cluster.answer(&["balance", "stop", "--reason", "the test"]).await;
+    cluster.answer(&["balance", "mode", "on"]).await;
+    let stopped = |status: &Value| status["planner"]["hold"].to_string().contains("the test");
+    let status = await_status(&cluster, stopped).await;
+    assert_eq!(cluster.led()[&1], TABLES, "the kill switch is set: {status}");
+    let why = status["why"].as_str().unwrap_or_default();
+    assert!(why.contains("the test"), "{why}");
+    cluster.answer(&["balance", "resume"]).await;
+    cluster.until("everybody leads a third", is_even).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_is_obeyed_and_what_contradicts_is_refused() {
+    let cluster = Cluster::start(planned()).await;
+    cluster.until("everybody leads a third", is_even).await;
+    let table = group_of_shard(TABLE_KIND, 0).unwrap();
+    for node in ["1", "2", "3"] {
+        let pinned = cluster.run(&["group", "place", "1000000", "--pin", node]).await;
+        assert!(pinned.status.success(), "{pinned:?}");
+        let there = |cluster: &Cluster| cluster.server_of(table).map(|at| at.to_string());
+        cluster
+            .until("it follows its pin", |cluster| there(cluster).as_deref() == Some(node))
+            .await;
+    }
+    let stranger = cluster.refusal(&["group", "place", "1000000", "--pin", "9"]).await;
+    assert!(stranger.contains("no member of group 1000000"), "{stranger}");
+    let both = ["group", "place", "1000000", "--pin", "1", "--prefer", "2"];
+    let both = cluster.refusal(&both).await;
+    assert!(both.contains("say one thing"), "{both}");
+    let twice = cluster.refusal(&["group", "place", "1000000", "--prefer", "2,2"]).await;
+    assert!(twice.contains("named twice"), "{twice}");
+    let zone = cluster.refusal(&["group", "place", "1000000", "--prefer", "zone/mars"]).await;
+    assert!(zone.contains("no node is in zone mars"), "{zone}");
+    cluster.stop().await;
+}
+
+/// Every group has an answer, and rounds that were recorded are planned again byte for byte.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_round_can_be_planned_again_and_every_group_has_an_answer() {
+    let cluster = Cluster::start(planned()).await;
+    cluster.until("everybody leads a third", is_even).await;
+    for group in ["1000000", "1000011", "4711"] {
+        let status = cluster.run(&["balance", "status", "--why", group]).await;
+        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        assert!(status["why"].as_str().is_some_and(|why| !why.is_empty()), "{status}");
+    }
+    let round = cluster.answer(&["balance", "recorded"]).await;
+    let recorded: Recorded = serde_json::from_value(round).unwrap();
+    shardhost::policy::executor::replay(&recorded).unwrap();
+    cluster.stop().await;
+}
+
+async fn would_move(cluster: &Cluster, count: u64) -> Value {
+    await_status(cluster, |status| status["planner"]["would_move"] == count).await
+}
+
+async fn await_status(cluster: &Cluster, reached: impl Fn(&Value) -> bool) -> Value {
+    let deadline = tokio::time::Instant::now() + crate::cluster::PATIENCE;
+    loop {
+        let status = cluster.answer(&["balance", "status", "--why", "1000000"]).await;
+        if reached(&status) {
+            return status;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "never came to be: {status}");
+    }
+}
