@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use shardhost::groups::RejectReason;
+use shardhost::groups::ProposalRejection;
 use shardhost::leadership::{HookKind, LeadershipEvent};
 use shardhost::storage::{LogError, LogStore, MemoryStore, StoreFault};
 use shardhost::{
@@ -316,12 +316,12 @@ async fn commands_that_break_a_limit_are_refused_before_anything_is_written() {
         other => panic!("{other}"),
     };
     let large = leader.propose(vec![b'x'; 1_001]).await.unwrap_err();
-    assert_eq!(reason_of(large), RejectReason::TooLarge { size: 1_001, limit: 1_000 });
+    assert_eq!(reason_of(large), ProposalRejection::TooLarge { size: 1_001, limit: 1_000 });
     let empty = leader.propose("").await.unwrap_err();
-    assert_eq!(reason_of(empty), RejectReason::Empty);
+    assert_eq!(reason_of(empty), ProposalRejection::Empty);
     let term = shardhost::Term::new(99);
     let late = leader.propose("x").in_term(term).await.unwrap_err();
-    assert!(matches!(reason_of(late), RejectReason::TermMismatch { .. }));
+    assert!(matches!(reason_of(late), ProposalRejection::TermMismatch { .. }));
     assert_eq!(leader.status().last, last);
     leader.propose(vec![b'x'; 1_000]).await.unwrap();
     cluster.stop().await;

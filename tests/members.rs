@@ -284,7 +284,7 @@ async fn leadership_goes_to_the_first_that_is_fit() {
     let none = admin.transfer_leader_to_fit(fit(&[])).await.unwrap_err();
     assert_eq!(reason(&none), "NO_CANDIDATES");
     let stranger = admin.transfer_leader_to_fit(fit(&[4])).await.unwrap_err();
-    assert_eq!(reason(&stranger), "NO_VOTER");
+    assert_eq!(reason(&stranger), "NOT_VOTER");
     let deadline = Instant::now() + PATIENCE;
     let moved = loop {
         // The leader notices after a while that the first one is gone.
@@ -296,7 +296,7 @@ async fn leadership_goes_to_the_first_that_is_fit() {
     assert_eq!(moved.to_node, others[1]);
     let request = TransferLeaderRequest { group: TABLE, to_node: 9, timeout_ms: 1_000 };
     let stranger = cluster.admin(others[1]).await.transfer_leader(request).await.unwrap_err();
-    assert_eq!(reason(&stranger), "NO_VOTER");
+    assert_eq!(reason(&stranger), "NOT_VOTER");
     cluster.stop_all().await;
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use shardhost::client::{Client, ClientError, ClientOptions};
-use shardhost::groups::{LeaderHint, MembershipError, RejectReason};
+use shardhost::groups::{LeaderHint, MembershipError, ProposalRejection};
 use shardhost::leadership::{HookGuard, HookKind, LeadershipEvent};
 use shardhost::server::config::{Planner, ShardCounts};
 use shardhost::server::{Server, ServerConfig, group_of_shard};
@@ -262,7 +262,7 @@ async fn without_a_capable_node_a_caretaker_leads_and_says_why_until_one_returns
     assert!(matches!(&*why, Caretaker::Unfit(unfit) if unfit.mode == RequirementMode::Hard));
     assert!(why.to_string().contains(&lacks), "{why}");
     let refused = propose(&caretaker).await.unwrap_err();
-    let ProposeError::Rejected { reason: RejectReason::NotServing(Some(told)), .. } = &refused
+    let ProposeError::Rejected { reason: ProposalRejection::NotServing(Some(told)), .. } = &refused
     else {
         panic!("{refused}")
     };

@@ -7,6 +7,7 @@ use std::time::Duration;
 use shardhost_storage::{GroupId, LogError, LogIndex, NodeId, Term};
 
 use crate::machine::QueryError;
+use crate::policy::{RejectReason, Unfit};
 use crate::status::Caretaker;
 
 /// Where a group is led, as far as the answering replica knows.
@@ -21,7 +22,7 @@ pub struct LeaderHint {
 /// Why a proposal was refused before it entered the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum RejectReason {
+pub enum ProposalRejection {
     /// Too many bytes are in flight on this group or host. Try again a little later.
     #[error("too many proposals are in flight")]
     Busy,
@@ -130,7 +131,7 @@ pub enum ProposeError {
         /// The group.
         group: GroupId,
         /// Why.
-        reason: RejectReason,
+        reason: ProposalRejection,
     },
     /// Definite. Another entry was committed in its place.
     #[error("group {group} committed another entry, of term {by}, at index {index}")]
@@ -173,7 +174,9 @@ impl ProposeError {
             Self::NotLeader { .. } | Self::Superseded { .. } => true,
             Self::Rejected { reason, .. } => matches!(
                 reason,
-                RejectReason::Busy | RejectReason::NotServing(_) | RejectReason::Paused
+                ProposalRejection::Busy
+                    | ProposalRejection::NotServing(_)
+                    | ProposalRejection::Paused
             ),
             _ => false,
         }
@@ -286,7 +289,15 @@ pub enum TransferError {
         /// The node.
         node: NodeId,
     },
-    /// The target's node does not answer, or no other voter does.
+    /// The target's node does not answer.
+    #[error("node {node} does not answer, and takes no leadership of group {group}")]
+    TargetNotLive {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+    },
+    /// No other voter that answers could lead.
     #[error("group {group} has no healthy target for the transfer")]
     NoHealthyTarget {
         /// The group.
@@ -311,14 +322,14 @@ pub enum TransferError {
         max_lag: u64,
     },
     /// The target's node should not lead the group. Name another, or give the node what it lacks.
-    #[error("node {node} should not lead group {group}: {reason}")]
+    #[error("node {node} should not lead group {group}: {unfit}")]
     TargetUnfit {
         /// The group.
         group: GroupId,
         /// The node.
         node: NodeId,
         /// What it lacks, or what a policy says.
-        reason: String,
+        unfit: Unfit,
     },
     /// The target's node hands its own leaderships away. Name another.
     #[error("node {node} is draining and takes no leadership of group {group}")]
@@ -337,14 +348,16 @@ pub enum TransferError {
         node: NodeId,
     },
     /// The target was asked, and declined. This replica leads on.
-    #[error("node {node} declines the leadership of group {group}: {reason}")]
+    #[error("node {node} declines the leadership of group {group}: {words}")]
     TargetRefused {
         /// The group.
         group: GroupId,
         /// The node.
         node: NodeId,
-        /// What it said.
-        reason: String,
+        /// The cause by name; [`RejectReason::Refused`]: it gave none that is known here.
+        reason: RejectReason,
+        /// What it said, for people.
+        words: String,
     },
     /// The target was asked, and did not answer; an older version never does. This replica leads
     /// on.
@@ -405,6 +418,7 @@ impl TransferError {
             Self::NotLeader { group, .. }
             | Self::AlreadyLeads { group, .. }
             | Self::NoVoter { group, .. }
+            | Self::TargetNotLive { group, .. }
             | Self::NoHealthyTarget { group }
             | Self::NoCandidates { group }
             | Self::TargetNotCaughtUp { group, .. }
@@ -418,6 +432,30 @@ impl TransferError {
             | Self::Aborted { group, .. }
             | Self::Stopped { group }
             | Self::Faulted { group, .. } => *group,
+        }
+    }
+
+    /// The cause by name.
+    #[must_use]
+    pub fn reason(&self) -> RejectReason {
+        match self {
+            Self::NotLeader { .. } => RejectReason::NotLeader,
+            Self::AlreadyLeads { .. } => RejectReason::AlreadyLeads,
+            Self::NoVoter { .. } => RejectReason::NotVoter,
+            Self::TargetNotLive { .. } => RejectReason::NotLive,
+            Self::NoHealthyTarget { .. } => RejectReason::NoTarget,
+            Self::NoCandidates { .. } => RejectReason::NoCandidates,
+            Self::TargetNotCaughtUp { .. } => RejectReason::NotCaughtUp,
+            Self::TargetUnfit { unfit, .. } => unfit.reject_reason(),
+            Self::TargetDraining { .. } => RejectReason::Draining,
+            Self::TargetSnapshotting { .. } => RejectReason::Snapshotting,
+            Self::TargetRefused { reason, .. } => *reason,
+            Self::TargetSilent { .. } => RejectReason::Silent,
+            Self::InProgress { .. } => RejectReason::TransferInProgress,
+            Self::ConfigChangePending { .. } => RejectReason::ConfigChangePending,
+            Self::Aborted { .. } => RejectReason::Aborted,
+            Self::Stopped { .. } => RejectReason::Stopped,
+            Self::Faulted { .. } => RejectReason::Faulted,
         }
     }
 }

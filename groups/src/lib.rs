@@ -48,7 +48,7 @@ pub mod worker;
 pub use config::GroupsConfig;
 pub use core::ReadBarrier;
 pub use error::{
-    GroupFault, HostFault, LeaderHint, OpenGroupError, ProposeError, ReadError, RejectReason,
+    GroupFault, HostFault, LeaderHint, OpenGroupError, ProposalRejection, ProposeError, ReadError,
     TransferError, UnknownCause,
 };
 pub use handle::{Group, GroupSpec, Propose, ReadMode, Transferred};
@@ -56,7 +56,7 @@ pub use machine::{
     ApplyBatch, ApplyFault, Command, QueryError, SnapshotWriter, StateChecksum, StateMachine,
 };
 pub use membership::{CaughtUp, MembershipChange, MembershipError};
-pub use policy::LeadershipPolicy;
+pub use policy::{LeadershipPolicy, RejectReason};
 pub use runtime::{Groups, GroupsBuilder};
 pub use shardhost_storage as storage;
 pub use shardhost_storage::{GroupId, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Term};

@@ -179,12 +179,13 @@ pub async fn in_time<T>(
     Ok(answer.map_err(|status| said(address, &status))?.into_inner())
 }
 
-/// What a node refused, without the wrapping.
+/// What a node refused, without the wrapping: its words, and the name of the reason.
 pub fn said(address: &str, status: &tonic::Status) -> anyhow::Error {
-    // One that says why was reached.
-    let explained = status.get_error_details().error_info().is_some();
-    match status.code() {
-        tonic::Code::Unavailable if !explained => anyhow::anyhow!("{address} cannot be reached"),
-        _ => anyhow::anyhow!("{address}: {}", status.message()),
+    let details = status.get_error_details();
+    match (status.code(), details.error_info()) {
+        (_, Some(info)) => anyhow::anyhow!("{address}: {} [{}]", status.message(), info.reason),
+        // One that says why was reached.
+        (tonic::Code::Unavailable, None) => anyhow::anyhow!("{address} cannot be reached"),
+        (_, None) => anyhow::anyhow!("{address}: {}", status.message()),
     }
 }

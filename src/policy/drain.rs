@@ -110,7 +110,8 @@ pub struct DrainProgress {
     pub window: usize,
     /// Since the drain began.
     pub elapsed: Duration,
-    /// Leaderships that cannot go as things are, and why; the first thousand by group.
+    /// Leaderships that cannot go as things are, and why, in words that end with the name of the
+    /// [`RejectReason`](shardhost_groups::RejectReason); the first thousand by group.
     pub undrainable: BTreeMap<GroupId, String>,
 }
 
@@ -171,7 +172,8 @@ struct Executor {
 /// Why a group could not go.
 #[derive(Debug)]
 struct Stuck {
-    reason: String,
+    /// For people, and the name of the reason.
+    words: String,
     /// It passes by itself.
     passes: bool,
     /// When it is tried again.
@@ -299,10 +301,12 @@ impl Executor {
             Err(TransferError::NotLeader { .. } | TransferError::Stopped { .. }) => {}
             Err(error) => {
                 tracing::debug!(%group, %error, "a leadership stays for now");
-                self.adapt(!is_congestion(&error));
-                let passes = passes_by_itself(&error);
+                let reason = error.reason();
+                self.adapt(!reason.is_congestion());
+                let passes = reason.passes_by_itself();
                 let again = Instant::now() + if passes { RETRY_SOON } else { RETRY_AFTER };
-                self.stuck.insert(group, Stuck { reason: error.to_string(), passes, again });
+                let words = format!("{error} [{}]", reason.name());
+                self.stuck.insert(group, Stuck { words, passes, again });
                 self.report(|progress| progress.failed += 1);
             }
         }
@@ -338,29 +342,12 @@ impl Executor {
     /// What is left, and why some of it cannot go.
     fn report_left(&self, left: usize) {
         let stuck = self.stuck.iter().take(MAX_REASONS);
-        let undrainable = stuck.map(|(id, stuck)| (*id, stuck.reason.clone())).collect();
+        let undrainable = stuck.map(|(id, stuck)| (*id, stuck.words.clone())).collect();
         self.report(|progress| {
             progress.left = left;
             progress.undrainable = undrainable;
         });
     }
-}
-
-/// Whether the others are busy, rather than unwilling.
-const fn is_congestion(error: &TransferError) -> bool {
-    matches!(error, TransferError::Aborted { .. } | TransferError::TargetSilent { .. })
-}
-
-/// Whether what keeps a leadership here ends without anybody's doing.
-const fn passes_by_itself(error: &TransferError) -> bool {
-    is_congestion(error)
-        || matches!(
-            error,
-            TransferError::TargetNotCaughtUp { .. }
-                | TransferError::TargetSnapshotting { .. }
-                | TransferError::ConfigChangePending { .. }
-                | TransferError::InProgress { .. }
-        )
 }
 
 async fn hand_over(group: Group, candidates: Vec<NodeId>) -> Outcome {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use shardhost_groups::error::TakeSnapshotError;
-use shardhost_groups::{LeaderHint, MembershipError, OpenGroupError, TransferError};
+use shardhost_groups::{LeaderHint, MembershipError, OpenGroupError, RejectReason, TransferError};
 use shardhost_storage::CapabilityError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -90,35 +90,47 @@ fn named(code: Code, reason: &'static str, node: &shardhost_storage::NodeId) -> 
     (code, reason, vec![("node", node.to_string())])
 }
 
-/// A transfer that did not take place.
+/// A transfer that did not take place; its reason is one of those that every part names alike.
 pub(super) fn of_transfer(error: &TransferError) -> Status {
-    use TransferError as E;
-    let (code, reason, facts) = match error {
-        E::NotLeader { hint, .. } => (Code::Unavailable, "NOT_LEADER", leader(hint.as_ref())),
-        E::AlreadyLeads { node, .. } => named(Code::FailedPrecondition, "ALREADY_LEADS", node),
-        E::NoVoter { node, .. } => named(Code::FailedPrecondition, "NO_VOTER", node),
-        E::NoHealthyTarget { .. } => (Code::FailedPrecondition, "NO_HEALTHY_TARGET", vec![]),
-        E::NoCandidates { .. } => (Code::InvalidArgument, "NO_CANDIDATES", vec![]),
-        E::TargetNotCaughtUp { lag, max_lag, .. } => (
-            Code::FailedPrecondition,
-            "TARGET_NOT_CAUGHT_UP",
-            vec![("lag", lag.to_string()), ("max_lag", max_lag.to_string())],
-        ),
-        E::TargetUnfit { node, .. } => named(Code::FailedPrecondition, "TARGET_UNFIT", node),
-        E::TargetDraining { node, .. } => named(Code::FailedPrecondition, "TARGET_DRAINING", node),
-        E::TargetSnapshotting { node, .. } => {
-            named(Code::FailedPrecondition, "TARGET_SNAPSHOTTING", node)
+    refusal(code_of(error.reason()), error.reason().name(), error, facts_of(error))
+}
+
+/// Unavailable: ask elsewhere; aborted: ask again; else something has to change first.
+const fn code_of(reason: RejectReason) -> Code {
+    use RejectReason as R;
+    match reason {
+        R::NotLeader | R::Stopped => Code::Unavailable,
+        R::NoCandidates => Code::InvalidArgument,
+        R::Faulted => Code::Internal,
+        R::Silent | R::Aborted | R::NoAnswer | R::TransferInProgress | R::ConfigChangePending => {
+            Code::Aborted
         }
-        E::TargetRefused { node, .. } => named(Code::FailedPrecondition, "TARGET_REFUSED", node),
-        E::TargetSilent { node, .. } => named(Code::Aborted, "TARGET_SILENT", node),
-        E::InProgress { to, .. } => named(Code::Aborted, "TRANSFER_IN_PROGRESS", to),
-        E::ConfigChangePending { .. } => (Code::Aborted, "CONFIG_CHANGE_PENDING", vec![]),
-        E::Aborted { to, .. } => named(Code::Aborted, "ABORTED", to),
-        E::Stopped { .. } => (Code::Unavailable, "STOPPED", vec![]),
-        E::Faulted { .. } => (Code::Internal, "GROUP_FAILED", vec![]),
-        _ => (Code::FailedPrecondition, "REFUSED", vec![]),
-    };
-    refusal(code, reason, error, facts)
+        _ => Code::FailedPrecondition,
+    }
+}
+
+/// What a transfer that did not take place is about.
+fn facts_of(error: &TransferError) -> Vec<(&'static str, String)> {
+    use TransferError as E;
+    match error {
+        E::NotLeader { hint, .. } => leader(hint.as_ref()),
+        E::TargetNotCaughtUp { node, lag, max_lag, .. } => vec![
+            ("node", node.to_string()),
+            ("lag", lag.to_string()),
+            ("max_lag", max_lag.to_string()),
+        ],
+        E::AlreadyLeads { node, .. }
+        | E::NoVoter { node, .. }
+        | E::TargetNotLive { node, .. }
+        | E::TargetUnfit { node, .. }
+        | E::TargetDraining { node, .. }
+        | E::TargetSnapshotting { node, .. }
+        | E::TargetRefused { node, .. }
+        | E::TargetSilent { node, .. }
+        | E::InProgress { to: node, .. }
+        | E::Aborted { to: node, .. } => vec![("node", node.to_string())],
+        _ => vec![],
+    }
 }
 
 /// Names of capabilities that are none, or too many of them.
@@ -168,30 +180,36 @@ mod tests {
         assert_eq!((&*info.metadata["expected"], &*info.metadata["actual"]), ("4", "9"));
     }
 
-    fn reason(status: &Status) -> String {
+    fn reason_of(status: &Status) -> String {
         status.get_error_details().error_info().unwrap().reason.clone()
     }
 
     #[test]
-    fn every_reason_why_a_target_does_not_take_over_has_a_name_of_its_own() {
+    fn a_transfer_that_did_not_take_place_travels_with_its_name_words_and_node() {
         let (group, node) = (GroupId::new(7), shardhost_storage::NodeId::must(2));
-        let (why, after) = ("node 2 lacks fifo".to_owned(), std::time::Duration::from_secs(1));
+        let after = std::time::Duration::from_secs(1);
+        let (reason, words) = (RejectReason::PolicyDeclined, "node 2 has no GPU".to_owned());
         let refusals = [
-            TransferError::TargetUnfit { group, node, reason: why.clone() },
-            TransferError::TargetRefused { group, node, reason: why },
-            TransferError::TargetDraining { group, node },
-            TransferError::TargetSnapshotting { group, node },
-            TransferError::TargetSilent { group, node, after },
+            (TransferError::TargetRefused { group, node, reason, words }, "POLICY_DECLINED"),
+            (TransferError::TargetDraining { group, node }, "DRAINING"),
+            (TransferError::TargetSnapshotting { group, node }, "SNAPSHOTTING"),
+            (TransferError::TargetSilent { group, node, after }, "SILENT"),
+            (TransferError::TargetNotLive { group, node }, "NOT_LIVE"),
+            (TransferError::NoVoter { group, node }, "NOT_VOTER"),
         ];
-        let mut reasons = std::collections::BTreeSet::new();
-        for error in &refusals {
+        for (error, name) in &refusals {
             let status = of_transfer(error);
-            assert_eq!(status.message(), error.to_string());
+            assert_eq!((status.message(), &*reason_of(&status)), (&*error.to_string(), *name));
             assert_eq!(status.get_error_details().error_info().unwrap().metadata["node"], "2");
-            reasons.insert(reason(&status));
         }
-        assert_eq!(reasons.len(), refusals.len());
-        assert!(!reasons.contains("REFUSED"), "{reasons:?}");
+    }
+
+    #[test]
+    fn only_what_may_go_well_without_a_change_is_called_aborted() {
+        for reason in RejectReason::ALL {
+            let again = code_of(*reason) == Code::Aborted;
+            assert!(!again || reason.passes_by_itself(), "{}", reason.name());
+        }
     }
 
     #[test]
@@ -200,7 +218,7 @@ mod tests {
         let lacking = "node 1 lacks fifo".to_owned();
         let status = of_membership(&MembershipError::NobodyFit { group, reason: lacking });
         assert_eq!(
-            (status.code(), reason(&status)),
+            (status.code(), reason_of(&status)),
             (Code::FailedPrecondition, "NOBODY_FIT".into())
         );
         assert!(status.message().contains("node 1 lacks fifo"));

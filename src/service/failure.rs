@@ -1,7 +1,7 @@
 //! How the errors of a group are told to a client: what it may do next, and whom to ask.
 
 use shardhost_groups::machine::QueryError;
-use shardhost_groups::{LeaderHint, ProposeError, ReadError, RejectReason};
+use shardhost_groups::{LeaderHint, ProposalRejection, ProposeError, ReadError};
 use shardhost_proto::client::{Failure, FailureReason};
 use shardhost_storage::GroupId;
 
@@ -33,12 +33,12 @@ pub(super) fn of_proposal(error: &ProposeError, lookup: &dyn GroupLookup) -> Fai
     with_leader(failure(reason, error), error.leader_hint(), lookup)
 }
 
-const fn of_rejection(reason: &RejectReason) -> FailureReason {
+const fn of_rejection(reason: &ProposalRejection) -> FailureReason {
     match reason {
-        RejectReason::Busy | RejectReason::Paused => FailureReason::Overloaded,
-        RejectReason::NotServing(_) => FailureReason::NotServing,
-        RejectReason::Failed(_) => FailureReason::GroupFailed,
-        RejectReason::TooLarge { .. } | RejectReason::Empty => FailureReason::Invalid,
+        ProposalRejection::Busy | ProposalRejection::Paused => FailureReason::Overloaded,
+        ProposalRejection::NotServing(_) => FailureReason::NotServing,
+        ProposalRejection::Failed(_) => FailureReason::GroupFailed,
+        ProposalRejection::TooLarge { .. } | ProposalRejection::Empty => FailureReason::Invalid,
         // Stopping, a term that passed, and what is added later: all definite, try elsewhere.
         _ => FailureReason::NotLeader,
     }

@@ -5,7 +5,7 @@ use shardhost_storage::{GroupId, LogIndex, Term};
 use tokio::sync::oneshot;
 
 use super::GroupCore;
-use crate::error::{BarrierError, ProposeError, RejectReason};
+use crate::error::{BarrierError, ProposalRejection, ProposeError};
 use crate::worker::Round;
 
 /// The term and the number of a barrier that was opened, or why none was.
@@ -111,6 +111,6 @@ impl GroupCore {
     }
 
     pub(super) fn paused(group: GroupId) -> ProposeError {
-        ProposeError::Rejected { group, reason: RejectReason::Paused }
+        ProposeError::Rejected { group, reason: ProposalRejection::Paused }
     }
 }

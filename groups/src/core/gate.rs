@@ -14,7 +14,7 @@ use std::sync::Arc;
 use shardhost_storage::{NodeId, Requirement, RequirementMode, Term};
 
 use super::GroupCore;
-use crate::error::{ProposeError, ReadError, RejectReason};
+use crate::error::{ProposalRejection, ProposeError, ReadError};
 use crate::leadership::EdgeKind;
 use crate::policy::{
     Acquisition, AdmissionFault, AdmissionRequest, Candidate, Decision, Opinion, Unfit,
@@ -229,11 +229,11 @@ impl GroupCore {
     }
 
     /// Why no proposal of users is taken from this leader, if none is.
-    pub(super) fn refuses_service(&self) -> Option<RejectReason> {
+    pub(super) fn refuses_service(&self) -> Option<ProposalRejection> {
         match &self.led.as_ref()?.gate {
             Gate::Open => None,
-            Gate::ToAsk | Gate::Asked(_) => Some(RejectReason::NotServing(None)),
-            Gate::Closed(reason) => Some(RejectReason::NotServing(Some(Arc::clone(reason)))),
+            Gate::ToAsk | Gate::Asked(_) => Some(ProposalRejection::NotServing(None)),
+            Gate::Closed(reason) => Some(ProposalRejection::NotServing(Some(Arc::clone(reason)))),
         }
     }
 

@@ -6,7 +6,7 @@ use shardhost_storage::{LogIndex, Term};
 
 use super::GroupCore;
 use super::gate::Gate;
-use crate::error::{ProposeError, RejectReason, UnknownCause};
+use crate::error::{ProposalRejection, ProposeError, UnknownCause};
 use crate::waiter::Pending;
 use crate::worker::Round;
 
@@ -65,7 +65,7 @@ impl GroupCore {
                 }
                 Some(wanted) if wanted.get() != term => {
                     let actual = Term::new(term);
-                    let reason = RejectReason::TermMismatch { wanted, actual };
+                    let reason = ProposalRejection::TermMismatch { wanted, actual };
                     round.fail(proposal.pending, self.rejected(reason));
                 }
                 _ => {
@@ -105,7 +105,7 @@ impl GroupCore {
             }
             Err(error) => {
                 tracing::debug!(group = %self.id, %error, "raft dropped proposals");
-                let error = self.rejected(RejectReason::Busy);
+                let error = self.rejected(ProposalRejection::Busy);
                 pending.into_iter().for_each(|one| round.fail(one, error.clone()));
             }
         }
@@ -126,7 +126,7 @@ impl GroupCore {
         self.refuses_service().map(|reason| self.rejected(reason))
     }
 
-    fn rejected(&self, reason: RejectReason) -> ProposeError {
+    fn rejected(&self, reason: ProposalRejection) -> ProposeError {
         ProposeError::Rejected { group: self.id, reason }
     }
 

@@ -8,7 +8,7 @@ use crate::core::BarrierOrder;
 use crate::error::BarrierError;
 use crate::worker::Input;
 
-/// An open barrier. Users' proposals are refused with [`crate::RejectReason::Paused`] until it is
+/// An open barrier. Users' proposals are refused with [`crate::ProposalRejection::Paused`] until it is
 /// closed, dropped, or the leadership ends that it belongs to.
 #[must_use = "dropping the barrier closes it"]
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::Group;
 use crate::config::PROPOSAL_OVERHEAD_BYTES;
 use crate::core::Proposal;
-use crate::error::{ProposeError, RejectReason, UnknownCause};
+use crate::error::{ProposalRejection, ProposeError, UnknownCause};
 use crate::status::Role;
 use crate::waiter::{Pending, ProposalSink, ProposeOutcome, Waiter};
 use crate::worker::Input;
@@ -61,15 +61,15 @@ impl Group {
         let status = self.shared.status.load();
         match &status.role {
             Role::Leader => status.caretaker.clone().map(|reason| {
-                let reason = RejectReason::NotServing(Some(reason));
+                let reason = ProposalRejection::NotServing(Some(reason));
                 ProposeError::Rejected { group, reason }
             }),
             Role::Failed(fault) => {
-                let reason = RejectReason::Failed(fault.clone());
+                let reason = ProposalRejection::Failed(fault.clone());
                 Some(ProposeError::Rejected { group, reason })
             }
             Role::Stopped | Role::Removed => {
-                Some(ProposeError::Rejected { group, reason: RejectReason::Stopping })
+                Some(ProposeError::Rejected { group, reason: ProposalRejection::Stopping })
             }
             _ => Some(ProposeError::NotLeader { group, hint: status.leader }),
         }
@@ -91,9 +91,9 @@ impl Group {
         let size = command.len();
         let paused = self.shared.status.load().paused && !terms.through_barrier;
         let reason = match size {
-            0 => Some(RejectReason::Empty),
-            _ if paused => Some(RejectReason::Paused),
-            size if size > limit => Some(RejectReason::TooLarge { size, limit }),
+            0 => Some(ProposalRejection::Empty),
+            _ if paused => Some(ProposalRejection::Paused),
+            size if size > limit => Some(ProposalRejection::TooLarge { size, limit }),
             _ => None,
         };
         if let Some(reason) = reason {
@@ -101,7 +101,7 @@ impl Group {
         }
         match self.shared.budget.charge(size + PROPOSAL_OVERHEAD_BYTES) {
             None => {
-                let reason = RejectReason::Busy;
+                let reason = ProposalRejection::Busy;
                 Err((waiter, ProposeError::Rejected { group, reason }))
             }
             Some(charge) => {
@@ -120,8 +120,8 @@ impl Group {
         let input = Input::Propose { group, proposals };
         let (input, reason) = match self.shared.runtime.inboxes[self.shared.worker].offer(input) {
             Ok(()) => return,
-            Err(TrySendError::Full(input)) => (input, RejectReason::Busy),
-            Err(TrySendError::Disconnected(input)) => (input, RejectReason::Stopping),
+            Err(TrySendError::Full(input)) => (input, ProposalRejection::Busy),
+            Err(TrySendError::Disconnected(input)) => (input, ProposalRejection::Stopping),
         };
         if let Input::Propose { proposals, .. } = input {
             for proposal in proposals {

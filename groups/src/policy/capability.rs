@@ -9,9 +9,14 @@ use super::{Candidate, LeadershipPolicy, Opinion, Unfit};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CapabilityPolicy;
 
+impl CapabilityPolicy {
+    /// Its name, which no other policy should have.
+    pub const NAME: &str = "capability";
+}
+
 impl LeadershipPolicy for CapabilityPolicy {
     fn name(&self) -> &'static str {
-        "capability"
+        Self::NAME
     }
 
     fn may_lead(&self, candidate: &Candidate<'_>) -> Opinion {

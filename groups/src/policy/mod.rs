@@ -11,15 +11,18 @@
 //! | `capability` | the policy that every host has: nodes without a group's capabilities |
 //! | `admission` | asking the policies about a leadership that was acquired |
 //! | `registry` | the policies of a host, and whom they are about |
+//! | `reason` | every cause why a leadership is not moved or not taken, by name |
 
 mod admission;
 mod capability;
 mod question;
+mod reason;
 mod registry;
 
 pub use admission::{AdmissionFault, AdmissionRequest};
 pub use capability::CapabilityPolicy;
 pub use question::{Acquisition, Candidate, Decision, LeadershipPolicy, Opinion, Unfit};
+pub use reason::RejectReason;
 pub use registry::{Policies, PolicyGuard};
 
 use registry::AskedPolicy;

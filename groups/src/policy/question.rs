@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use shardhost_storage::{GroupId, NodeId, Requirement, RequirementMode, Term};
 
+use super::{CapabilityPolicy, RejectReason};
+
 /// Says who may lead.
 ///
 /// Registered for one group, for those with a label, or for all: see
@@ -80,6 +82,18 @@ pub struct Unfit {
     pub mode: RequirementMode,
     /// For people.
     pub reason: Arc<str>,
+}
+
+impl Unfit {
+    /// The cause by name: what the group requires, or a policy of users.
+    #[must_use]
+    pub fn reject_reason(&self) -> RejectReason {
+        if self.policy == CapabilityPolicy::NAME {
+            RejectReason::Incapable
+        } else {
+            RejectReason::PolicyDeclined
+        }
+    }
 }
 
 impl fmt::Display for Unfit {

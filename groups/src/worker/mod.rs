@@ -20,7 +20,7 @@ use crate::apply::panic_text;
 use crate::clock::Moment;
 use crate::core::{BarrierOrder, GroupCore, Stepped};
 use crate::error::{
-    BarrierError, GroupFault, ProposeError, ReadError, RejectReason, TakeSnapshotError,
+    BarrierError, GroupFault, ProposalRejection, ProposeError, ReadError, TakeSnapshotError,
     TransferError,
 };
 use crate::leadership::LossCause;
@@ -302,8 +302,8 @@ impl WorkerCore {
 
     fn gone_for_proposals(&self, group: GroupId) -> ProposeError {
         let reason = match self.failed.get(&group) {
-            Some((fault, ..)) => RejectReason::Failed(fault.clone()),
-            None => RejectReason::Stopping,
+            Some((fault, ..)) => ProposalRejection::Failed(fault.clone()),
+            None => ProposalRejection::Stopping,
         };
         ProposeError::Rejected { group, reason }
     }

@@ -8,6 +8,7 @@ use shardhost_groups::storage::{Entry, EntryKind, GroupWrite, Member};
 use shardhost_groups::{GroupStatus, LogPosition, Membership, NodeId, ProposeOutcome, Role};
 use shardhost_proto::log;
 use shardhost_proto::log::config_change::Kind;
+use shardhost_proto::peer::transfer_refusal::Kind as Refused;
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 
 /// One message: who to whom, and the fields that matter for its kind.
@@ -47,8 +48,10 @@ fn fields(m: &GroupMessage) -> String {
             format!(" declined={:?}", m.declined)
         }
         MessageKind::TransferAnswer if m.reject => {
-            let why = m.refusal.as_ref().map_or("", |refusal| refusal.text.as_str());
-            format!(" declines: {why}")
+            let (kind, why) = m.refusal.as_ref().map_or((Refused::Unspecified, ""), |refusal| {
+                (refusal.kind(), refusal.text.as_str())
+            });
+            format!(" declines {kind:?}: {why}")
         }
         MessageKind::TransferAnswer => " agrees".to_owned(),
         MessageKind::Sleep => format!(" last={} commit={}", m.index, m.commit),

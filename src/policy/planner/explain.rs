@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use shardhost_groups::RejectReason;
 use shardhost_storage::{GroupId, NodeId};
 
 use super::canon::SnapshotError;
@@ -167,12 +168,19 @@ impl fmt::Display for Explanation {
             write!(f, "on node {node} ")?;
         }
         write!(f, "{}", self.outcome)?;
+        write_name(f, self.outcome.reason())?;
         let others = self.voters.iter().filter(|voter| Some(voter.node) != self.node);
         for VoterVerdict { node, verdict } in others {
             write!(f, "\n  node {node}: {verdict}")?;
+            write_name(f, verdict.reason())?;
         }
         Ok(())
     }
+}
+
+/// The name of a cause behind its words: what counters and other commands call it.
+fn write_name(f: &mut fmt::Formatter<'_>, reason: Option<RejectReason>) -> fmt::Result {
+    reason.map_or(Ok(()), |reason| write!(f, " [{}]", reason.name()))
 }
 
 /// Why a group is where it is. `None`: the snapshot does not know the group. For many groups use

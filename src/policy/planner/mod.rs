@@ -16,6 +16,7 @@
 //! | `arrange`, `spread`, `load`, `count`, `flow` | the full plan: tiers 4 to 6 |
 //! | `order`, `round` | which of it comes first, and what budgets leave for this round |
 //! | [`explain`], [`drain`] | why a group is where it is; one assignment for a drain |
+//! | `reason` | the same by the names that the gate, counters and people use |
 //! | [`check`](mod@check) | checks a plan, and shares nothing with what made it |
 //!
 //! **Invariant:** the score falls with every bundle of a plan's moves, compared tier by tier.
@@ -34,6 +35,7 @@ mod index;
 mod load;
 mod order;
 pub mod plan;
+mod reason;
 mod round;
 mod sheet;
 pub mod snapshot;

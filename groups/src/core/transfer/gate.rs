@@ -87,10 +87,10 @@ impl GroupCore {
         let group = self.id;
         let replica = self.voter_on(node)?;
         if !round.nodes.contains(node) {
-            return Err(TransferError::NoHealthyTarget { group });
+            return Err(TransferError::TargetNotLive { group, node });
         }
         if let Opinion::Unfit(unfit) = self.opinion(node, round) {
-            return Err(TransferError::TargetUnfit { group, node, reason: unfit.to_string() });
+            return Err(TransferError::TargetUnfit { group, node, unfit });
         }
         if round.nodes.advert(node).is_some_and(|advert| advert.draining) {
             return Err(TransferError::TargetDraining { group, node });

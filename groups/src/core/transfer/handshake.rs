@@ -7,6 +7,7 @@ use shardhost_storage::{NodeId, ReplicaId};
 use super::super::GroupCore;
 use super::Phase;
 use crate::error::TransferError;
+use crate::policy::RejectReason;
 use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
 
@@ -82,8 +83,10 @@ impl GroupCore {
             Phase::Asking(asked) if message.stamp != asked => {}
             Phase::Levelling(_) | Phase::Frozen(..) if !message.reject => {}
             _ => {
-                let reason = refusal_text(message.refusal.as_ref());
-                self.try_another(TransferError::TargetRefused { group, node, reason }, round);
+                let refusal = message.refusal.as_ref();
+                let (reason, words) = (refusal_reason(refusal), refusal_words(refusal));
+                let error = TransferError::TargetRefused { group, node, reason, words };
+                self.try_another(error, round);
             }
         }
     }
@@ -157,13 +160,15 @@ impl GroupCore {
         use transfer_refusal::Kind;
         let refusal = |kind: Kind, text: String| Some(TransferRefusal { kind: kind.into(), text });
         if let Some(unfit) = self.own_unfitness(round) {
-            return refusal(Kind::Unfit, unfit.to_string());
+            let lacks = unfit.reject_reason() == RejectReason::Incapable;
+            let kind = if lacks { Kind::Unfit } else { Kind::Policy };
+            return refusal(kind, unfit.to_string());
         }
         if round.nodes.own().draining {
             return refusal(Kind::Draining, format!("node {} is draining", self.config.node));
         }
         if self.snapshots.is_installing() {
-            return refusal(Kind::Behind, "a snapshot is being installed".to_owned());
+            return refusal(Kind::Installing, "a snapshot is being installed".to_owned());
         }
         let backlog = self.raw.raft.raft_log.committed.saturating_sub(self.apply.applied());
         if backlog > MAX_BACKLOG {
@@ -184,7 +189,21 @@ impl GroupCore {
     }
 }
 
-fn refusal_text(refusal: Option<&TransferRefusal>) -> String {
+/// What a target said, by name.
+fn refusal_reason(refusal: Option<&TransferRefusal>) -> RejectReason {
+    use transfer_refusal::Kind;
+    match refusal.map_or(Kind::Unspecified, TransferRefusal::kind) {
+        Kind::Unfit => RejectReason::Incapable,
+        Kind::Policy => RejectReason::PolicyDeclined,
+        Kind::Draining => RejectReason::Draining,
+        Kind::Behind => RejectReason::ApplyBacklog,
+        Kind::Installing => RejectReason::Snapshotting,
+        Kind::Stale => RejectReason::StaleTerm,
+        Kind::Unspecified => RejectReason::Refused,
+    }
+}
+
+fn refusal_words(refusal: Option<&TransferRefusal>) -> String {
     match refusal {
         Some(refusal) if !refusal.text.is_empty() => refusal.text.chars().take(256).collect(),
         _ => "it does not say why".to_owned(),

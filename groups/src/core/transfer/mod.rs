@@ -122,6 +122,7 @@ const fn closeness(error: &TransferError) -> u8 {
         TransferError::TargetNotCaughtUp { .. } => 3,
         TransferError::AlreadyLeads { .. }
         | TransferError::NoVoter { .. }
+        | TransferError::TargetNotLive { .. }
         | TransferError::NoHealthyTarget { .. } => 1,
         _ => 2,
     }

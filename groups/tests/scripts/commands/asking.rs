@@ -8,7 +8,9 @@ use shardhost_groups::core::{
     TransferRequest, TransferTarget,
 };
 use shardhost_groups::worker::Input;
-use shardhost_groups::{CaughtUp, GroupId, LogIndex, Membership, MembershipChange, NodeId, Term};
+use shardhost_groups::{
+    CaughtUp, GroupId, LogIndex, Membership, MembershipChange, NodeId, Term, TransferError,
+};
 
 use crate::commands::arguments::Arguments;
 use crate::words;
@@ -91,7 +93,9 @@ impl Cluster {
         };
         let targets = if targets.is_empty() { "anybody".to_owned() } else { targets.join(" or ") };
         let good = |(node, term)| format!("done, node {node} leads in term {term}");
-        let waiter = self.answers.ask(asker.line(&format!("transfer to {targets}")), good);
+        let bad = |error: TransferError| format!("no, {}: {error}", error.reason().name());
+        let line = asker.line(&format!("transfer to {targets}"));
+        let waiter = self.answers.ask_why(line, good, bad);
         let request = TransferRequest { to, waiter };
         self.input(asker.node, Input::Transfer { group: asker.group, request })
     }

@@ -48,11 +48,18 @@ impl Answers {
         who: String,
         good: impl Fn(T) -> String + 'static,
     ) -> oneshot::Sender<Result<T, E>> {
+        self.ask_why(who, good, |error| format!("no: {error}"))
+    }
+
+    /// The same, with a way to put a bad one into words.
+    pub fn ask_why<T: 'static, E: 'static>(
+        &mut self,
+        who: String,
+        good: impl Fn(T) -> String + 'static,
+        bad: impl Fn(E) -> String + 'static,
+    ) -> oneshot::Sender<Result<T, E>> {
         let (waiter, mut answer) = oneshot::channel::<Result<T, E>>();
-        let poll = Box::new(move || match answer.try_recv().ok()? {
-            Ok(value) => Some(good(value)),
-            Err(error) => Some(format!("no: {error}")),
-        });
+        let poll = Box::new(move || Some(answer.try_recv().ok()?.map_or_else(&bad, &good)));
         self.asked.push(Asked { who, poll });
         waiter
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::world::{answered, reached};
 use super::super::{Leader, Outcome, Trial, Unmet, World};
 use super::GROUP;
-use crate::error::{BarrierError, ProposeError, RejectReason};
+use crate::error::{BarrierError, ProposalRejection, ProposeError};
 use crate::handle::Group;
 
 async fn with_leader(trial: &Trial) -> Result<(Arc<World>, Leader), Unmet> {
@@ -18,7 +18,7 @@ async fn with_leader(trial: &Trial) -> Result<(Arc<World>, Leader), Unmet> {
 
 async fn is_paused(group: &Group) -> bool {
     let outcome = answered("a proposal", group.propose("user")).await;
-    let reason = RejectReason::Paused;
+    let reason = ProposalRejection::Paused;
     let paused = outcome == Err(ProposeError::Rejected { group: GROUP, reason });
     assert!(paused || outcome.is_ok(), "{outcome:?}");
     paused

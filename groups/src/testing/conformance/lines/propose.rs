@@ -12,7 +12,7 @@ use super::super::world::{answered, blocking, eventually, reached};
 use super::super::{Journal, Keeps, Outcome, Trial, World};
 use super::held::HeldTransfer;
 use super::{GROUP, OTHER};
-use crate::error::{GroupFault, ProposeError, RejectReason, UnknownCause};
+use crate::error::{GroupFault, ProposalRejection, ProposeError, UnknownCause};
 use crate::handle::{Group, GroupSpec, ReadMode};
 use crate::leadership::{GroupSelector, HookKind, LeadershipEvent};
 use crate::status::Role;
@@ -39,7 +39,7 @@ impl Outcomes {
     }
 }
 
-fn reason_of(outcome: ProposeOutcome) -> RejectReason {
+fn reason_of(outcome: ProposeOutcome) -> ProposalRejection {
     match outcome {
         Err(ProposeError::Rejected { reason, .. }) => reason,
         other => panic!("should have been refused: {other:?}"),
@@ -155,7 +155,7 @@ pub(super) async fn p4_a_dropped_or_late_waiter_leaves_nothing_behind(trial: Tri
     for _ in 0..9 {
         drop(leader.propose("dropped.").into_future());
     }
-    assert_eq!(reason_of(leader.propose("too many").await), RejectReason::Busy);
+    assert_eq!(reason_of(leader.propose("too many").await), ProposalRejection::Busy);
     journal.release();
     eventually("all of them are applied", || journal.count("dropped.") == 9).await;
     assert_eq!(journal.count("late...."), 1);
@@ -304,7 +304,7 @@ pub(super) async fn p10_closing_fails_every_waiter_with_the_cause(trial: Trial) 
         assert!(answered("closing", world.host(leader.node).close(GROUP)).await);
         eventually("every waiter ends", || outcomes.len() == 3).await;
         assert_eq!(leader.status().role, Role::Stopped);
-        assert_eq!(reason_of(leader.propose("late").await), RejectReason::Stopping);
+        assert_eq!(reason_of(leader.propose("late").await), ProposalRejection::Stopping);
         let ended = std::mem::take(&mut *outcomes.0.lock());
         if ended.iter().all(|(_, outcome)| *outcome == Err(stopped.clone())) {
             return Ok(());
@@ -427,12 +427,12 @@ pub(super) async fn p12_commands_over_a_limit_are_refused_before_anything_is_wri
     let leader = world.leader(GROUP).await;
     let before = leader.status().last;
     let large = leader.propose(vec![b'x'; 1_001]).await;
-    assert_eq!(reason_of(large), RejectReason::TooLarge { size: 1_001, limit: 1_000 });
-    assert_eq!(reason_of(leader.propose("").await), RejectReason::Empty);
+    assert_eq!(reason_of(large), ProposalRejection::TooLarge { size: 1_001, limit: 1_000 });
+    assert_eq!(reason_of(leader.propose("").await), ProposalRejection::Empty);
     let wanted = shardhost_storage::Term::new(leader.term.get() + 7);
     let other_term = leader.propose("x").in_term(wanted).await;
     let actual = leader.term;
-    assert_eq!(reason_of(other_term), RejectReason::TermMismatch { wanted, actual });
+    assert_eq!(reason_of(other_term), ProposalRejection::TermMismatch { wanted, actual });
     assert_eq!(leader.status().last, before, "something was written");
     leader.propose(vec![b'x'; 1_000]).in_term(leader.term).await.expect("it is within all limits");
     Ok(())
@@ -459,7 +459,11 @@ pub(super) async fn p12_proposals_over_the_budget_are_refused_and_the_budget_com
         world.journal(node, group).hold_apply();
         held.extend((0..room).map(|_| leader.propose(vec![b'x'; COMMAND]).into_future()));
         let before = reached(&leader, "they are committed", |s| s.apply_backlog() == room).await;
-        assert_eq!(reason_of(leader.propose("one more").await), RejectReason::Busy, "{group:?}");
+        assert_eq!(
+            reason_of(leader.propose("one more").await),
+            ProposalRejection::Busy,
+            "{group:?}"
+        );
         assert_eq!(leader.status().last, before.last, "something was written");
     }
     for group in [GROUP, OTHER] {

@@ -176,7 +176,7 @@ pub(super) async fn t6_a_dead_candidate_is_not_taken(trial: Trial) -> Outcome {
     let dead = world.others(leader.node)[0];
     world.stop(dead).await;
     let refused = || async { leader.transfer_to_first_fit([dead], u64::MAX).await };
-    let gone = Err(TransferError::NoHealthyTarget { group: GROUP });
+    let gone = Err(TransferError::TargetNotLive { group: GROUP, node: dead });
     let deadline = tokio::time::Instant::now() + super::super::PATIENCE;
     while refused().await != gone {
         let late = tokio::time::Instant::now() > deadline;

@@ -63,7 +63,7 @@ fn spread_is_not_given_up_for_counts() {
     assert_eq!(
         words(&snapshot, &plan, 2),
         "group 2 on node 3 stays: node 2 has fewer leaders, but spread over zones would get \
-         worse\n  node 2: could take it"
+         worse [WOULD_WORSEN]\n  node 2: could take it"
     );
 }
 

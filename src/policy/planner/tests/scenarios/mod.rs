@@ -4,6 +4,7 @@ mod balance;
 mod budgets;
 mod drain;
 mod facts;
+mod reasons;
 mod refusals;
 mod wishes;
 

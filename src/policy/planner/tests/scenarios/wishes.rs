@@ -41,8 +41,8 @@ fn capability_counts_more_than_balance_and_preference() {
     assert_eq!(stay(&snapshot, &plan, 1), Stay::NoTarget);
     assert_eq!(
         words(&snapshot, &plan, 1),
-        "group 1 on node 2 stays: none of its other voters can take it\n  node 1: lacks what the \
-         group requires"
+        "group 1 on node 2 stays: none of its other voters can take it [NO_TARGET]\n  node 1: lacks \
+         what the group requires [INCAPABLE]"
     );
 }
 
