@@ -4,6 +4,7 @@ use shardhost::policy::catalog::{Name, NewGroup, Operation, Refusal, Subject};
 use shardhost::policy::system::{CatalogError, SYSTEM_GROUP};
 use shardhost::server::group_of_shard;
 use shardhost::shards::TABLE_KIND;
+use shardhost::shards::table::TableCommand;
 use shardhost::{GroupId, NodeId};
 
 use crate::cluster::{Cluster, Shape};
@@ -95,7 +96,7 @@ async fn without_a_quorum_of_the_system_group_only_creating_and_planning_stop() 
     cluster.stop_node(2).await;
     cluster.stop_node(3).await;
     let group = cluster.host(1).group(GROUP).unwrap();
-    let put = shardhost::shards::table::Command::put("key", "value").encode();
+    let put = TableCommand::Put { key: b"key", value: b"value" }.encode();
     group.propose(put.clone()).await.unwrap();
     let create = cluster.refusal(&["group", "create", "71", "--kind", "table", "--voters", "1"]);
     let create = create.await;

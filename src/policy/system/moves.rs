@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use shardhost_groups::{GroupId, NodeId, TransferError};
+use shardhost_groups::{GroupId, NodeId, RejectReason};
 use shardhost_proto::system as wire;
 use tonic::Status;
 
 use super::Inner;
 use crate::policy::executor::{
-    Epoch, FailReason, Order, OrderRefusal, Standing, Stop, StopScope, Ticket,
+    Ending, Epoch, FailReason, Order, OrderRefusal, Standing, Stop, StopScope, Ticket,
 };
 use crate::policy::planner::Tier;
 
@@ -29,7 +29,7 @@ const LONGEST: Duration = Duration::from_secs(8);
 pub(super) struct Outcome {
     pub(super) ticket: u64,
     /// How long proposals stood still, when it was moved.
-    pub(super) moved: Result<Duration, (FailReason, String)>,
+    pub(super) moved: Result<Duration, (RejectReason, String)>,
 }
 
 impl Inner {
@@ -91,7 +91,7 @@ impl Inner {
     async fn try_one(self: Arc<Self>, order: Order, lives: Arc<BTreeMap<NodeId, u64>>) -> Outcome {
         let ticket = order.ticket.number;
         let Some(group) = self.host.group(order.group) else {
-            let moved = Err((FailReason::Void, "the group is not here".to_owned()));
+            let moved = Err((RejectReason::NotLeader, "the group is not here".to_owned()));
             return Outcome { ticket, moved };
         };
         let status = group.status();
@@ -106,20 +106,16 @@ impl Inner {
             fence.admit(&order, &standing)
         };
         if let Err(refusal) = admitted {
-            let reason = match refusal {
-                OrderRefusal::Stopped { .. } => FailReason::Stopped,
-                _ => FailReason::Void,
-            };
-            return Outcome { ticket, moved: Err((reason, refusal.to_string())) };
+            return Outcome { ticket, moved: Err((reason_of(&refusal), refusal.to_string())) };
         }
         let transfer = group.transfer_to_first_fit([order.to], MAX_LAG);
         let moved = match tokio::time::timeout(LONGEST, transfer).await {
-            Ok(Ok(moved)) => {
+            Ok(Ok(_)) => {
                 self.reporter.note_moved(order.group);
                 Ok(Duration::ZERO)
             }
-            Ok(Err(error)) => Err((reason_of(&error), error.to_string())),
-            Err(_) => Err((FailReason::NoAnswer, "the transfer goes on".to_owned())),
+            Ok(Err(error)) => Err((error.reason(), error.to_string())),
+            Err(_) => Err((RejectReason::NoAnswer, "the transfer goes on".to_owned())),
         };
         Outcome { ticket, moved }
     }
@@ -131,33 +127,35 @@ impl Inner {
     }
 }
 
-/// What the planner makes of a transfer that did not take place.
-const fn reason_of(error: &TransferError) -> FailReason {
-    use TransferError as E;
-    match error {
-        E::NotLeader { .. } | E::AlreadyLeads { .. } | E::Stopped { .. } | E::Faulted { .. } => {
-            FailReason::Void
-        }
-        E::InProgress { .. } | E::ConfigChangePending { .. } => FailReason::Busy,
-        E::TargetNotCaughtUp { .. } | E::TargetSnapshotting { .. } => FailReason::Behind,
-        E::TargetSilent { .. } | E::NoHealthyTarget { .. } => FailReason::TargetSilent,
-        E::Aborted { .. } => FailReason::Aborted,
+/// What an executor makes of a reason.
+const fn fail_reason(reason: RejectReason) -> FailReason {
+    use RejectReason as R;
+    match reason {
+        R::StaleTerm
+        | R::StalePlanner
+        | R::NotLeader
+        | R::AlreadyLeads
+        | R::Stopped
+        | R::Faulted => FailReason::Void,
+        R::KillSwitch => FailReason::Stopped,
+        R::TransferInProgress | R::ConfigChangePending => FailReason::Busy,
+        R::NotCaughtUp | R::ApplyBacklog | R::Snapshotting | R::LagUnknown => FailReason::Behind,
+        R::Silent | R::NotLive => FailReason::TargetSilent,
+        R::Aborted => FailReason::Aborted,
+        R::NoAnswer => FailReason::NoAnswer,
         _ => FailReason::Refused,
     }
 }
 
-/// Reasons by the names that they travel under.
-const REASONS: [(FailReason, &str); 9] = [
-    (FailReason::Void, "VOID"),
-    (FailReason::Stopped, "STOPPED"),
-    (FailReason::Busy, "BUSY"),
-    (FailReason::Refused, "REFUSED"),
-    (FailReason::Behind, "BEHIND"),
-    (FailReason::TargetSilent, "TARGET_SILENT"),
-    (FailReason::Aborted, "ABORTED"),
-    (FailReason::Unreachable, "UNREACHABLE"),
-    (FailReason::NoAnswer, "NO_ANSWER"),
-];
+/// Why an order is not tried.
+const fn reason_of(refusal: &OrderRefusal) -> RejectReason {
+    match refusal {
+        OrderRefusal::StaleEpoch { .. } => RejectReason::StalePlanner,
+        OrderRefusal::Stopped { .. } => RejectReason::KillSwitch,
+        OrderRefusal::NotLeader => RejectReason::NotLeader,
+        _ => RejectReason::StaleTerm,
+    }
+}
 
 fn outcome_to_wire(outcome: Outcome) -> wire::MoveOutcome {
     let ticket = outcome.ticket;
@@ -169,8 +167,7 @@ fn outcome_to_wire(outcome: Outcome) -> wire::MoveOutcome {
             ..wire::MoveOutcome::default()
         },
         Err((reason, message)) => {
-            let known = REASONS.iter().find(|(known, _)| *known == reason);
-            let reason = known.map_or("REFUSED", |(_, name)| *name).to_owned();
+            let reason = reason.name().to_owned();
             wire::MoveOutcome { ticket, reason, message, ..wire::MoveOutcome::default() }
         }
     }
@@ -178,11 +175,21 @@ fn outcome_to_wire(outcome: Outcome) -> wire::MoveOutcome {
 
 /// An outcome as it came. A reason that is not known here is a refusal.
 pub(super) fn outcome_from_wire(outcome: wire::MoveOutcome) -> Outcome {
-    let reason = REASONS.iter().find(|(_, name)| *name == outcome.reason);
-    let reason = reason.map_or(FailReason::Refused, |(reason, _)| *reason);
+    let reason = RejectReason::by_name(&outcome.reason).unwrap_or(RejectReason::Refused);
     let moved = match outcome.moved {
         true => Ok(Duration::from_micros(outcome.stalled_us)),
         false => Err((reason, outcome.message)),
     };
     Outcome { ticket: outcome.ticket, moved }
+}
+
+/// What the executor is told of an outcome.
+pub(super) fn ending_of(outcome: Result<Duration, (RejectReason, String)>) -> Ending {
+    match outcome {
+        Ok(stalled) => {
+            Ending::Moved { stalled_ms: u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX) }
+        }
+        Err((RejectReason::NoAnswer, _)) => Ending::Unknown,
+        Err((reason, _)) => Ending::Failed { reason: fail_reason(reason) },
+    }
 }

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::moves::{MAX_MOVES, Outcome, outcome_from_wire};
+use super::moves::{MAX_MOVES, Outcome, ending_of, outcome_from_wire};
 use super::observe::{Alive, Heard, Sources, observe};
 use super::{Inner, now_ms, report};
 use crate::policy::catalog::{PlannedMoves, PlannerMode, View};
@@ -351,17 +351,10 @@ async fn settle(
     sender: &mpsc::Sender<(Ticket, Ending)>,
 ) {
     let Some(ticket) = open.remove(&outcome.ticket) else { return };
-    let ending = match outcome.moved {
-        Ok(stalled) => {
-            Ending::Moved { stalled_ms: u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX) }
-        }
-        Err((FailReason::NoAnswer, _)) => Ending::Unknown,
-        Err((reason, message)) => {
-            tracing::debug!(%ticket, message, "a leadership was not moved");
-            Ending::Failed { reason }
-        }
-    };
-    pass_on(sender, ticket, ending).await;
+    if let Err((reason, message)) = &outcome.moved {
+        tracing::debug!(%ticket, reason = reason.name(), message, "a leadership was not moved");
+    }
+    pass_on(sender, ticket, ending_of(outcome.moved)).await;
 }
 
 /// The planner may be over; then nobody wants to know.
