@@ -26,6 +26,8 @@ pub struct Shape {
     pub voters: Vec<u64>,
     pub tables: u64,
     pub planner: Planner,
+    /// How long a group rests that was moved.
+    pub rest_seconds: u64,
     /// What nodes have; those that are not named have nothing.
     pub has: BTreeMap<u64, &'static [&'static str]>,
     pub require: &'static [&'static str],
@@ -38,6 +40,7 @@ impl Shape {
             voters: (1..=nodes.min(3)).collect(),
             tables,
             planner: Planner::Off,
+            rest_seconds: 300,
             has: BTreeMap::new(),
             require: &[],
         }
@@ -93,6 +96,7 @@ impl Cluster {
         config.nodes = self.addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect();
         config.planner = self.shape.planner;
         config.planner_warm_up = 0;
+        config.planner_rest = self.shape.rest_seconds;
         config.capabilities = self
             .shape
             .has

@@ -70,7 +70,7 @@ async fn nothing_moves_when_it_must_not_and_what_would_is_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pin_is_obeyed_and_what_contradicts_is_refused() {
-    let cluster = Cluster::start(planned()).await;
+    let cluster = Cluster::start(Shape { rest_seconds: 0, ..planned() }).await;
     cluster.until("everybody leads a third", is_even).await;
     let table = group_of_shard(TABLE_KIND, 0).unwrap();
     for node in ["1", "2", "3"] {
@@ -110,7 +110,7 @@ async fn every_round_can_be_planned_again_and_every_group_has_an_answer() {
 }
 
 async fn would_move(cluster: &Cluster, count: u64) -> Value {
-    await_status(cluster, |status| status["planner"]["would_move"] == count).await
+    await_status(cluster, |status| status["planner"]["plan"]["moves"] == count).await
 }
 
 async fn await_status(cluster: &Cluster, reached: impl Fn(&Value) -> bool) -> Value {

@@ -5,6 +5,7 @@
 //! [`CatalogError::Unknown`] looks at the catalog and decides anew.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -205,8 +206,12 @@ impl CatalogClient {
         match client.propose(wire::ProposeRequest { command }).await {
             Ok(reply) => read_reply(reply.into_inner()),
             Err(status) => {
-                self.inner.channels.lock().remove(&address);
-                Asked::Unknown(status.message().to_owned())
+                self.forget(&address);
+                let reason = status.message().to_owned();
+                match surely_not_sent(&status) {
+                    true => Asked::Elsewhere { leader: None, reason },
+                    false => Asked::Unknown(reason),
+                }
             }
         }
     }
@@ -225,7 +230,7 @@ impl CatalogClient {
         match client.query(wire::QueryRequest { query }).await {
             Ok(reply) => read_reply(reply.into_inner()),
             Err(status) => {
-                self.inner.channels.lock().remove(&address);
+                self.forget(&address);
                 Asked::Elsewhere { leader: None, reason: status.message().to_owned() }
             }
         }
@@ -294,6 +299,13 @@ impl CatalogClient {
     pub(super) fn forget(&self, address: &str) {
         self.inner.channels.lock().remove(address);
     }
+}
+
+/// Whether there was no connection to send on.
+fn surely_not_sent(status: &tonic::Status) -> bool {
+    let first: Option<&(dyn Error + 'static)> = status.source();
+    std::iter::successors(first, |error| error.source())
+        .any(|error| error.is::<tonic::ConnectError>())
 }
 
 fn read_reply(reply: wire::CatalogReply) -> Asked {
