@@ -1,1 +1,12 @@
-//! Tests of the executor.
+//! Tests of the executor: part by part, and as a whole.
+
+mod bounds;
+mod build;
+mod fence;
+mod load;
+mod modes;
+mod orders;
+mod pace;
+mod records;
+mod rounds;
+mod why;

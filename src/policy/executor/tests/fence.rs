@@ -1,0 +1,62 @@
+//! What a host lets through.
+
+use super::super::{Epoch, Fence, Order, OrderRefusal, Standing, Ticket};
+use super::build::{gid, id, stop};
+use crate::policy::planner::Tier;
+
+fn order(epoch: u64) -> Order {
+    Order {
+        ticket: Ticket { epoch: Epoch::new(epoch), number: 1 },
+        group: gid(1),
+        from: id(1),
+        to: id(2),
+        to_incarnation: 102,
+        term: 7,
+        tier: Tier::Count,
+        bundle: 0,
+    }
+}
+
+const LEADS: Standing = Standing { term: 7, leads: true, target_incarnation: Some(102) };
+
+#[test]
+fn an_order_of_the_newest_planner_that_fits_the_present_is_tried() {
+    let mut fence = Fence::default();
+    assert_eq!(fence.admit(&order(4), &LEADS), Ok(()));
+    assert_eq!(fence.admit(&order(5), &LEADS), Ok(()));
+    assert_eq!(fence.seen(), Some(Epoch::new(5)));
+}
+
+#[test]
+fn a_planner_that_was_replaced_gets_nothing_whoever_told_of_the_later_one() {
+    let refusal = OrderRefusal::StaleEpoch { given: Epoch::new(4), seen: Epoch::new(5) };
+    let mut by_order = Fence::default();
+    by_order.admit(&order(5), &LEADS).expect("the first epoch that is heard");
+    let mut by_report = Fence::default();
+    by_report.hear(Epoch::new(5)).expect("the first epoch that is heard");
+    for mut fence in [by_order, by_report] {
+        assert_eq!(fence.admit(&order(4), &LEADS), Err(refusal.clone()));
+        assert_eq!(fence.hear(Epoch::new(4)), Err(refusal.clone()));
+    }
+}
+
+#[test]
+fn an_order_for_another_present_is_refused_with_both_numbers() {
+    let refused = |standing: Standing| Fence::default().admit(&order(4), &standing);
+    let other_term = OrderRefusal::OtherTerm { given: 7, actual: 9 };
+    assert_eq!(refused(Standing { term: 9, ..LEADS }), Err(other_term));
+    assert_eq!(refused(Standing { leads: false, ..LEADS }), Err(OrderRefusal::NotLeader));
+    let other_life = OrderRefusal::OtherLife { given: 102, actual: 103 };
+    assert_eq!(refused(Standing { target_incarnation: Some(103), ..LEADS }), Err(other_life));
+    assert_eq!(refused(Standing { target_incarnation: None, ..LEADS }), Ok(()));
+}
+
+#[test]
+fn a_kill_switch_that_a_host_heard_stops_orders_there_until_it_is_released() {
+    let mut fence = Fence::default();
+    fence.stop(stop());
+    let refusal = fence.admit(&order(4), &LEADS).expect_err("the switch is set");
+    assert!(refusal.to_string().contains("maintenance"), "{refusal}");
+    fence.stop(None);
+    assert_eq!(fence.admit(&order(4), &LEADS), Ok(()));
+}
