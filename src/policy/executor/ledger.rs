@@ -17,6 +17,8 @@ pub(super) struct Entry {
     completed_at_ms: Option<u64>,
     from_reported_ms: Option<u64>,
     to_reported_ms: Option<u64>,
+    /// It ended without an answer.
+    unanswered: bool,
     /// Place of its bundle in the plan, and what of the bundle follows it.
     pub(super) place: u32,
     pub(super) rest: Vec<Move>,
@@ -30,6 +32,7 @@ impl Entry {
             completed_at_ms: None,
             from_reported_ms: None,
             to_reported_ms: None,
+            unanswered: false,
             place,
             rest,
         }
@@ -52,11 +55,15 @@ impl Entry {
         }
     }
 
+    /// Whether somebody leads in a later term than the order was good for.
+    fn is_past(&self, group: Option<&Group>) -> bool {
+        group.is_some_and(|group| group.leader.is_some() && group.term > self.order.term)
+    }
+
     /// Whether reports, and no longer this entry, say where the group is led: both ends reported
-    /// after the end, or somebody leads in a later term than the order was good for.
+    /// after the end, or the order's term is over.
     fn is_settled(&self, group: Option<&Group>) -> bool {
-        let led_later = |group: &Group| group.leader.is_some() && group.term > self.order.term;
-        !self.is_running() && (self.as_move().is_confirmed() || group.is_some_and(led_later))
+        !self.is_running() && (self.as_move().is_confirmed() || self.is_past(group))
     }
 }
 
@@ -99,11 +106,17 @@ impl Ledger {
         Some(entry)
     }
 
-    /// A move that ended may take place until this time.
-    pub(super) fn postpone(&mut self, group: GroupId, until_ms: u64) {
-        if let Some(entry) = self.entries.get_mut(&group) {
-            entry.completed_at_ms = entry.completed_at_ms.map(|at| at.max(until_ms));
-        }
+    /// When a move under way began. `None`: it is not under way.
+    pub(super) fn since(&self, number: u64) -> Option<u64> {
+        self.entries.get(self.running.get(&number)?).map(|entry| entry.since_ms)
+    }
+
+    /// A move under way got no answer, and may take place until this time.
+    pub(super) fn give_up(&mut self, number: u64, until_ms: u64) -> Option<Order> {
+        let entry = self.complete(number, until_ms)?;
+        entry.unanswered = true;
+        entry.rest.clear();
+        Some(entry.order)
     }
 
     /// A move under way did not take place. `None`: it is not under way.
@@ -131,23 +144,30 @@ impl Ledger {
     }
 
     /// Takes in what nodes reported, and forgets what is settled, and what nobody confirmed for so
-    /// long after it ended. Groups rise by id.
+    /// long after it ended. Returns groups that nobody answered for and that may have moved, with
+    /// the last time at which they may have. Groups rise by id.
     pub(super) fn settle(
         &mut self,
         groups: &[Group],
         reported_ms: &BTreeMap<NodeId, u64>,
         now_ms: u64,
         expiry_ms: u64,
-    ) {
+    ) -> Vec<(GroupId, u64)> {
+        let mut may_have_moved = Vec::new();
         self.entries.retain(|id, entry| {
             let newest = |known: Option<u64>, node| known.max(reported_ms.get(&node).copied());
             entry.from_reported_ms = newest(entry.from_reported_ms, entry.order.from);
             entry.to_reported_ms = newest(entry.to_reported_ms, entry.order.to);
-            let group = groups.binary_search_by_key(id, |group| group.id).ok();
-            let expired =
-                entry.completed_at_ms.is_some_and(|end| now_ms >= end.saturating_add(expiry_ms));
-            !expired && !entry.is_settled(group.map(|at| &groups[at]))
+            let at = groups.binary_search_by_key(id, |group| group.id).ok();
+            let group = at.map(|at| &groups[at]);
+            let Some(end) = entry.completed_at_ms else { return true };
+            let expired = now_ms >= end.saturating_add(expiry_ms);
+            if entry.unanswered && (expired || entry.is_past(group)) {
+                may_have_moved.push((*id, end));
+            }
+            !expired && !entry.is_settled(group)
         });
+        may_have_moved
     }
 
     pub(super) fn moves(&self) -> Vec<LedgerMove> {

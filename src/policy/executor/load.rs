@@ -1,6 +1,7 @@
 //! From measured operations per second to load that stands still while nothing changes: smoothed
 //! over time, then a step of a coarse scale, which is kept until the smoothed load is far from it.
-//! Noise of a fifth up and down changes no step.
+//! A step that a change left off centre is set anew once, when the change is over. Noise of a fifth up
+//! and down changes no step after that.
 
 use shardhost_storage::GroupId;
 
@@ -16,6 +17,8 @@ struct Meter {
     smoothed: u64,
     /// The step that counts, in operations per second.
     step: u32,
+    /// The step was set in the middle of a change, and is set anew at this time.
+    centre_at_ms: Option<u64>,
 }
 
 /// The loads of all groups of the last round.
@@ -39,26 +42,40 @@ impl Loads {
         for group in groups {
             while known.next_if(|meter| meter.group < group.id).is_some() {}
             let old = known.next_if(|meter| meter.group == group.id);
-            let measured = u64::from(group.load.min(MAX_LOAD)) * UNIT;
-            let meter = self.next(group.id, old, measured, elapsed_ms);
+            let meter = match old {
+                Some(old) => self.next(old, measured(group), now_ms, elapsed_ms),
+                None => self.first(group.id, measured(group).unwrap_or(0), now_ms),
+            };
             group.load = meter.step;
             self.meters.push(meter);
         }
         self.at_ms = now_ms;
     }
 
-    fn next(&self, group: GroupId, old: Option<Meter>, measured: u64, elapsed_ms: u64) -> Meter {
-        let Some(old) = old else {
-            let step = self.step_of(measured);
-            return Meter { group, smoothed: measured, step };
-        };
-        let smoothed = self.follow(old.smoothed, measured, elapsed_ms);
-        let step = u64::from(old.step) * UNIT;
-        let stays = match old.step {
+    fn first(&self, group: GroupId, measured: u64, now_ms: u64) -> Meter {
+        let centre_at_ms = Some(now_ms.saturating_add(self.settings.centre_ms));
+        Meter { group, smoothed: measured, step: self.step_of(measured), centre_at_ms }
+    }
+
+    fn next(&self, old: Meter, measured: Option<u64>, now_ms: u64, elapsed_ms: u64) -> Meter {
+        let smoothed = measured
+            .map_or(old.smoothed, |measured| self.follow(old.smoothed, measured, elapsed_ms));
+        if !self.bears(old.step, smoothed) {
+            return self.first(old.group, smoothed, now_ms);
+        }
+        if old.centre_at_ms.is_some_and(|at| now_ms >= at) {
+            return Meter { smoothed, step: self.step_of(smoothed), centre_at_ms: None, ..old };
+        }
+        Meter { smoothed, ..old }
+    }
+
+    /// Whether a step stands for a load, roughly.
+    fn bears(&self, step: u32, smoothed: u64) -> bool {
+        let exact = u64::from(step) * UNIT;
+        match step {
             0 => smoothed < u64::from(self.settings.idle_below) * UNIT * 3 / 2,
-            _ => smoothed >= step * 3 / 5 && smoothed <= step * 5 / 3,
-        };
-        Meter { group, smoothed, step: if stays { old.step } else { self.step_of(smoothed) } }
+            _ => smoothed >= exact * 3 / 5 && smoothed <= exact * 5 / 3,
+        }
     }
 
     fn follow(&self, smoothed: u64, measured: u64, elapsed_ms: u64) -> u64 {
@@ -70,8 +87,7 @@ impl Loads {
     }
 
     /// The nearest of all powers of two and their middles, compared by ratio: no load is further
-    /// than a quarter from its step. So a first measurement that is off by a fifth, and noise that
-    /// is smoothed, stay within what a step bears.
+    /// than a quarter from its step, and smoothed noise stays within what a step bears.
     fn step_of(&self, smoothed: u64) -> u32 {
         let operations = u32::try_from(smoothed / UNIT).unwrap_or(MAX_LOAD).min(MAX_LOAD);
         if operations < self.settings.idle_below.max(2) {
@@ -84,4 +100,10 @@ impl Loads {
             _ => power.saturating_mul(2).min(MAX_LOAD),
         }
     }
+}
+
+/// In thousandths. `None`: the leader did not report, which is known from nobody's lag being known.
+fn measured(group: &Group) -> Option<u64> {
+    let by_leader = group.voters.iter().any(|voter| voter.lag.is_some());
+    by_leader.then(|| u64::from(group.load.min(MAX_LOAD)) * UNIT)
 }

@@ -245,7 +245,10 @@ impl Executor {
     /// Takes in what was reported, and completes it with what is remembered.
     fn absorb(&mut self, snapshot: &mut Snapshot, reported: &BTreeMap<NodeId, u64>, now: u64) {
         self.grace.look(&snapshot.nodes, reported, now);
-        self.ledger.settle(&snapshot.groups, reported, now, self.settings.expiry_ms);
+        let expiry_ms = self.settings.expiry_ms;
+        for (group, at_ms) in self.ledger.settle(&snapshot.groups, reported, now, expiry_ms) {
+            self.dwell.note(group, at_ms);
+        }
         self.mutes.refresh(snapshot, now);
         self.dwell.exchange(&mut snapshot.groups, now, snapshot.settings.dwell_ms);
         self.loads.settle(&mut snapshot.groups, now);
@@ -390,11 +393,9 @@ impl Executor {
     /// The host had until the end of the time for an answer: what is reported after that shows what
     /// it did.
     fn unanswered(&mut self, number: u64, now: u64) -> Option<()> {
-        let entry = self.ledger.complete(number, now)?;
-        let order = entry.order;
-        entry.rest.clear();
-        let end = entry.since_ms.saturating_add(self.settings.answer_ms);
-        self.ledger.postpone(order.group, end);
+        let since_ms = self.ledger.since(number)?;
+        let end = since_ms.saturating_add(self.settings.answer_ms);
+        let order = self.ledger.give_up(number, now.max(end))?;
         self.give_up(&order, FailReason::NoAnswer, now);
         Some(())
     }

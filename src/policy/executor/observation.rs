@@ -74,7 +74,8 @@ pub struct Observation {
     /// A kill switch that is set.
     pub stopped: Option<Stop>,
     /// Nodes and groups, merged from the reports of all hosts. A group's load is in operations
-    /// per second as measured; its `moved_at_ms` is when the present leadership began, if it began
+    /// per second as its leader measured; where no voter's lag is known, no leader reported, and
+    /// the load counts as not measured. Its `moved_at_ms` is when the present leadership began, if it began
     /// by a transfer. Time, moves, mutes and settings are filled in by the executor.
     pub snapshot: Snapshot,
     /// Of each node the time of its newest report that is part of the snapshot, on the planner's

@@ -79,6 +79,9 @@ pub struct LoadSettings {
     pub smoothing_ms: u64,
     /// Less than this, in operations per second, is idle.
     pub idle_below: u32,
+    /// So long after a change its end is taken for the load, in milliseconds. A few times the time
+    /// of smoothing.
+    pub centre_ms: u64,
 }
 
 /// What is kept at most.
@@ -173,7 +176,7 @@ impl Default for ExecutorSettings {
                 probes: 2,
                 open: Backoff { first_ms: 5_000, longest_ms: 300_000 },
             },
-            load: LoadSettings { smoothing_ms: 30_000, idle_below: 8 },
+            load: LoadSettings { smoothing_ms: 30_000, idle_below: 8, centre_ms: 120_000 },
             bounds: Bounds::default(),
         }
     }

@@ -9,4 +9,5 @@ mod orders;
 mod pace;
 mod records;
 mod rounds;
+mod simulation;
 mod why;

@@ -1,0 +1,231 @@
+//! What must hold at every step, whatever goes wrong.
+
+use std::collections::BTreeMap;
+
+use shardhost_storage::{GroupId, NodeId};
+
+use super::super::super::{Answer, Ending, Epoch, Mode, Order, Round, Ticket, replay};
+use super::host::Host;
+use super::seat::Seat;
+use super::shape::{DWELL_MS, MUTE_MS};
+use super::shard::{Hosts, Shard};
+use crate::policy::planner::{self, Tier};
+
+/// News older than this have reached everybody.
+const NEWS_ARE_HEARD_MS: u64 = 20_000;
+/// Between two rounds in which every group is asked for.
+const ASK_ALL_EVERY: u64 = 20;
+
+/// A planned move that took place.
+#[derive(Clone, Copy, Debug)]
+struct Moved {
+    at_ms: u64,
+    epoch: Epoch,
+    elections: u64,
+}
+
+/// What was seen, and how often something happened that a check is about.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Checks {
+    last_move: BTreeMap<GroupId, Moved>,
+    running: BTreeMap<(Epoch, GroupId), (Ticket, u64)>,
+    /// When the last order of a group to a target was heard to fail.
+    failed: BTreeMap<(Epoch, GroupId, NodeId), u64>,
+    orders: BTreeMap<Ticket, Order>,
+    rounds: u64,
+    pub(super) coverage: Coverage,
+}
+
+/// How often things happened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Coverage {
+    pub(super) ordered: u64,
+    pub(super) moved: u64,
+    pub(super) failed: u64,
+    pub(super) balance_moves: u64,
+    pub(super) held_rounds: u64,
+    pub(super) epochs: u64,
+    pub(super) answers: u64,
+}
+
+impl Coverage {
+    pub(super) fn add(&mut self, other: Self) {
+        self.ordered += other.ordered;
+        self.moved += other.moved;
+        self.failed += other.failed;
+        self.balance_moves += other.balance_moves;
+        self.held_rounds += other.held_rounds;
+        self.epochs += other.epochs;
+        self.answers += other.answers;
+    }
+}
+
+fn demand(holds: bool, violation: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(violation()) }
+}
+
+impl Checks {
+    /// After each round of a planner.
+    pub(super) fn round(&mut self, seat: &Seat, round: &Round, now: u64) -> Result<(), String> {
+        self.rounds += 1;
+        self.coverage.held_rounds += u64::from(round.hold.is_some());
+        self.coverage.epochs = self.coverage.epochs.max(seat.epoch.get());
+        bounds(seat, now)?;
+        if let Ok(made) = &round.made {
+            planner::check(&made.snapshot, &made.plan).map_err(|error| error.to_string())?;
+            if self.rounds.is_multiple_of(ASK_ALL_EVERY) {
+                replay(made).map_err(|error| error.to_string())?;
+            }
+        }
+        let groups = round.made.as_ref().map(|made| made.snapshot.groups.as_slice());
+        let all = groups.unwrap_or_default().iter().map(|group| group.id);
+        let nobody = GroupId::new(u64::MAX);
+        let asked = if self.rounds.is_multiple_of(ASK_ALL_EVERY) { usize::MAX } else { 1 };
+        let skip = self.rounds as usize % groups.map_or(1, <[_]>::len).max(1);
+        for group in all.skip(skip).take(asked).chain([nobody]) {
+            self.coverage.answers += 1;
+            answers(seat, group, now)?;
+        }
+        Ok(())
+    }
+
+    /// What a planner says may start.
+    pub(super) fn started(
+        &mut self,
+        seat: &Seat,
+        orders: &[Order],
+        now: u64,
+        hosts: &Hosts,
+        shards: &BTreeMap<GroupId, Shard>,
+    ) -> Result<(), String> {
+        let allowed = seat.mode == Mode::On && seat.stopped.is_none();
+        demand(allowed || orders.is_empty(), || {
+            format!("{} heard {} {:?}, and starts {orders:?}", seat.epoch, seat.mode, seat.stopped)
+        })?;
+        for order in orders {
+            self.coverage.ordered += 1;
+            self.one_at_a_time(seat, order, now)?;
+            self.not_asked_again(seat, order, now, hosts, shards)?;
+            self.orders.insert(order.ticket, *order);
+        }
+        Ok(())
+    }
+
+    fn one_at_a_time(&mut self, seat: &Seat, order: &Order, now: u64) -> Result<(), String> {
+        let key = (order.ticket.epoch, order.group);
+        let answer_ms = seat.executor.settings.answer_ms;
+        if let Some((other, since)) = self.running.insert(key, (order.ticket, now)) {
+            demand(now >= since + answer_ms, || {
+                format!("group {} has orders {other} and {} at a time", order.group, order.ticket)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A target that failed is not asked again for a while, unless there is news of it.
+    fn not_asked_again(
+        &self,
+        seat: &Seat,
+        order: &Order,
+        now: u64,
+        hosts: &Hosts,
+        shards: &BTreeMap<GroupId, Shard>,
+    ) -> Result<(), String> {
+        let Some(at) = self.failed.get(&(order.ticket.epoch, order.group, order.to)) else {
+            return Ok(());
+        };
+        let since = at.saturating_sub(NEWS_ARE_HEARD_MS);
+        let news = hosts[&order.to].news_at_ms >= since
+            || hosts[&order.from].news_at_ms >= since
+            || shards.get(&order.group).is_none_or(|shard| shard.news_at_ms >= since);
+        let few = seat.executor.settings.bounds.mutes < 100;
+        demand(news || few || now >= at + MUTE_MS, || {
+            format!("group {} asks node {} {} ms after it failed", order.group, order.to, now - at)
+        })
+    }
+
+    /// An order ended, and its planner was told. What it gave up before is nothing to it.
+    pub(super) fn ended(&mut self, seat: &Seat, ticket: Ticket, ending: Ending, now: u64) {
+        let Some(order) = self.orders.get(&ticket) else { return };
+        let key = (ticket.epoch, order.group);
+        let running = self.running.get(&key).copied().filter(|(running, _)| *running == ticket);
+        let Some((_, since)) = running else { return };
+        self.running.remove(&key);
+        let in_time = now < since + seat.executor.settings.answer_ms;
+        if let Ending::Failed { reason } = ending
+            && in_time
+        {
+            self.coverage.failed += 1;
+            if reason.mutes() {
+                self.failed.insert((ticket.epoch, order.group, order.to), now);
+            }
+        }
+    }
+
+    /// The newest order of the newest planner.
+    pub(super) fn last_order(&self) -> Option<&Order> {
+        self.orders.values().next_back()
+    }
+
+    /// A host begins to carry an order out.
+    pub(super) fn admitted(
+        &self,
+        host: &Host,
+        order: &Order,
+        shards: &BTreeMap<GroupId, Shard>,
+    ) -> Result<(), String> {
+        demand(order.ticket.epoch >= host.heard, || {
+            format!("node {} heard epoch {}, and obeys {}", host.id, host.heard, order.ticket)
+        })?;
+        demand(!host.stopped, || format!("node {} is stopped, and obeys", host.id))?;
+        shards.get(&order.group).map_or(Ok(()), |shard| fenced(shard, order))
+    }
+
+    /// A planned move takes place.
+    pub(super) fn moved(&mut self, shard: &Shard, order: &Order, now: u64) -> Result<(), String> {
+        fenced(shard, order)?;
+        self.coverage.moved += 1;
+        let epoch = order.ticket.epoch;
+        let moved = Moved { at_ms: now, epoch, elections: shard.elections };
+        let last = self.last_move.insert(shard.id, moved);
+        if order.tier <= Tier::Displaced {
+            return Ok(());
+        }
+        self.coverage.balance_moves += 1;
+        // A later planner knows of moves from the leaders that came of them. An election hides one.
+        let hidden = |last: &Moved| last.epoch != epoch && last.elections != shard.elections;
+        let Some(last) = last.filter(|last| !hidden(last)) else { return Ok(()) };
+        demand(now >= last.at_ms + DWELL_MS, || {
+            format!("{order:?} moves again {} ms after {last:?}", now - last.at_ms)
+        })
+    }
+}
+
+fn fenced(shard: &Shard, order: &Order) -> Result<(), String> {
+    demand(shard.leader == Some(order.from) && shard.term == order.term, || {
+        format!("{order:?} meets leader {:?} in term {}", shard.leader, shard.term)
+    })
+}
+
+fn bounds(seat: &Seat, now: u64) -> Result<(), String> {
+    let (executor, shape) = (&seat.executor, &seat.bounds);
+    let status = executor.status(now);
+    let kept = [
+        ("moves in the ledger", status.in_flight + status.unconfirmed, shape.ledger),
+        ("moves in flight", status.in_flight, executor.settings.window.most as usize),
+        ("mutes", status.mutes, shape.mutes),
+        ("moves in the queue", status.queued, shape.queue),
+        ("records", executor.recorded().count() as u64, shape.records),
+    ];
+    for (what, found, bound) in kept {
+        demand(found <= bound as u64, || format!("{found} {what}, of at most {bound}"))?;
+    }
+    Ok(())
+}
+
+/// Every group has an answer, and one that says something.
+fn answers(seat: &Seat, group: GroupId, now: u64) -> Result<(), String> {
+    let why = seat.executor.why(group, now);
+    let empty = why.answer == Answer::AsPlanned && why.explanation.is_none();
+    demand(!empty && !why.to_string().is_empty(), || format!("no answer: {why:?}"))
+}

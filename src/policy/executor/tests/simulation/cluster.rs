@@ -1,0 +1,251 @@
+//! The whole cluster under one clock: hosts, groups, planners, and what is on its way between them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shardhost_storage::{GroupId, NodeId};
+
+use super::super::super::{Ending, Epoch, ExecutorSettings, Mode, Order, Stop, StopScope, Ticket};
+use super::chance::Chance;
+use super::checks::Checks;
+use super::faults::Fault;
+use super::host::Host;
+use super::sabotage::Sabotage;
+use super::seat::{Report, Seat};
+use super::shape::Shape;
+use super::shard::{Hosts, Shard};
+
+/// Between two rounds of a planner.
+const ROUND_MS: u64 = 1_000;
+/// Between two looks of groups at themselves.
+const REFLEX_MS: u64 = 250;
+
+/// What happens at a time.
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    Round(Epoch),
+    Asked { by: Epoch, host: NodeId },
+    Reported { to: Epoch, host: NodeId, report: Report },
+    Ordered { by: Epoch, order: Order },
+    Transferred { order: Order, stalled_ms: u64 },
+    Answered { ticket: Ticket, ending: Ending },
+    HostHears { host: NodeId, stopped: bool },
+    Retires(Epoch),
+    Reflex,
+    Fault(Fault),
+    NextFault,
+}
+
+/// How messages between planners and hosts fare, per mille.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Weather {
+    pub(super) loss: u64,
+    pub(super) late: u64,
+}
+
+/// All of it.
+pub(super) struct Cluster {
+    pub(super) now: u64,
+    pub(super) chance: Chance,
+    pub(super) hosts: Hosts,
+    pub(super) shards: BTreeMap<GroupId, Shard>,
+    /// The newest is in charge; the others do not know that they are not.
+    pub(super) seats: BTreeMap<Epoch, Seat>,
+    pub(super) settings: ExecutorSettings,
+    pub(super) weather: Weather,
+    pub(super) mode: Mode,
+    pub(super) stopped: bool,
+    pub(super) faulty: bool,
+    pub(super) checks: Checks,
+    pub(super) sabotage: Sabotage,
+    events: BTreeMap<(u64, u64), Event>,
+    events_made: u64,
+}
+
+impl Cluster {
+    pub(super) fn new(seed: u64, sabotage: Sabotage) -> Self {
+        let mut chance = Chance::new(seed);
+        let shape = Shape::draw(&mut chance);
+        let mut cluster = Self {
+            now: 1_000_000,
+            hosts: shape.hosts,
+            shards: shape.shards,
+            seats: BTreeMap::new(),
+            settings: sabotage.settings(shape.settings),
+            weather: Weather::default(),
+            mode: Mode::On,
+            stopped: false,
+            faulty: true,
+            checks: Checks::default(),
+            sabotage,
+            events: BTreeMap::new(),
+            events_made: 0,
+            chance,
+        };
+        cluster.new_planner();
+        cluster.after(0, Event::Reflex);
+        cluster.after(2_000, Event::NextFault);
+        cluster
+    }
+
+    pub(super) fn after(&mut self, delay_ms: u64, event: Event) {
+        self.events_made += 1;
+        self.events.insert((self.now + delay_ms, self.events_made), event);
+    }
+
+    /// Lets time pass.
+    pub(super) fn pass(&mut self, length_ms: u64) -> Result<(), String> {
+        let end = self.now + length_ms;
+        while let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= end) {
+            self.now = entry.key().0;
+            let event = entry.remove();
+            self.happen(event)?;
+        }
+        self.now = end;
+        Ok(())
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), String> {
+        match event {
+            Event::Round(epoch) => self.round(epoch)?,
+            Event::Asked { by, host } => self.asked(by, host),
+            Event::Reported { to, host, report } => {
+                if let Some(seat) = self.seats.get_mut(&to) {
+                    seat.take(host, report);
+                }
+            }
+            Event::Ordered { by, order } => self.ordered(by, order)?,
+            Event::Transferred { order, stalled_ms } => self.transferred(&order, stalled_ms)?,
+            Event::Answered { ticket, ending } => self.answered(ticket, ending)?,
+            Event::HostHears { host, stopped } => self.host_hears(host, stopped),
+            Event::Retires(epoch) => {
+                self.seats.remove(&epoch);
+            }
+            Event::Reflex => self.reflex(),
+            Event::Fault(fault) => self.strike(fault),
+            Event::NextFault => self.next_fault(),
+        }
+        Ok(())
+    }
+
+    /// Another host leads the system group. Who did before notices late.
+    pub(super) fn new_planner(&mut self) {
+        let newest = self.seats.keys().next_back().map_or(0, |epoch| epoch.get());
+        let epoch = Epoch::new(newest + 1);
+        let old: Vec<Epoch> = self.seats.keys().copied().collect();
+        for old in old {
+            let late = self.chance.between(0, 30_000);
+            self.after(late, Event::Retires(old));
+        }
+        self.seats.insert(epoch, Seat::new(epoch, self.now, &self.settings));
+        let first = self.chance.between(100, ROUND_MS);
+        self.after(first, Event::Round(epoch));
+    }
+
+    pub(super) fn stop(&self) -> Option<Stop> {
+        let stop = || Stop { scope: StopScope::Cluster, reason: "a fault".to_owned() };
+        self.stopped.then(stop)
+    }
+
+    /// A message between a planner and a host: when it arrives, if it does.
+    fn travel(&mut self, planner: Epoch, host: NodeId) -> Option<u64> {
+        let cut = self.seats.get(&planner).is_none_or(|seat| seat.cut.contains(&host));
+        if cut || self.chance.per_mille(self.weather.loss) {
+            return None;
+        }
+        let late = self.chance.per_mille(self.weather.late);
+        Some(if late { self.chance.between(500, 15_000) } else { self.chance.between(1, 20) })
+    }
+
+    fn round(&mut self, epoch: Epoch) -> Result<(), String> {
+        let (mode, stopped, now) = (self.mode, self.stop(), self.now);
+        let Some(seat) = self.seats.get_mut(&epoch) else { return Ok(()) };
+        self.sabotage.before_round(&mut seat.executor);
+        let round = seat.round(mode, stopped, now);
+        self.sabotage.after_control(&mut seat.executor);
+        self.checks.round(seat, &round, now)?;
+        let hosts: Vec<NodeId> = self.hosts.keys().copied().collect();
+        for host in hosts {
+            if let Some(delay) = self.travel(epoch, host) {
+                self.after(delay, Event::Asked { by: epoch, host });
+            }
+        }
+        self.after(ROUND_MS, Event::Round(epoch));
+        self.send_orders(epoch)
+    }
+
+    fn send_orders(&mut self, epoch: Epoch) -> Result<(), String> {
+        let Some(seat) = self.seats.get_mut(&epoch) else { return Ok(()) };
+        let orders = seat.executor.next_orders(self.now);
+        self.checks.started(seat, &orders, self.now, &self.hosts, &self.shards)?;
+        self.sabotage.after_orders(&mut seat.executor);
+        for order in orders {
+            if let Some(delay) = self.travel(epoch, order.from) {
+                self.after(delay, Event::Ordered { by: epoch, order });
+            }
+        }
+        Ok(())
+    }
+
+    /// A host is asked for a report. Planners that were replaced get none.
+    fn asked(&mut self, by: Epoch, id: NodeId) {
+        let now = self.now;
+        let Some(host) = self.hosts.get_mut(&id).filter(|host| host.answers(now)) else { return };
+        let heard = host.fence.hear(by);
+        if heard.is_err() && !self.sabotage.hosts_forget_epochs() {
+            return;
+        }
+        host.heard = host.heard.max(by);
+        let report = self.report(id);
+        if let Some(delay) = self.travel(by, id) {
+            self.after(delay, Event::Reported { to: by, host: id, report });
+        }
+    }
+
+    fn report(&mut self, of: NodeId) -> Report {
+        let mut groups = Vec::new();
+        for shard in self.shards.values().filter(|shard| shard.voters.contains(&of)) {
+            let noise = self.chance.between(800, 1_200);
+            let load = u32::try_from(shard.load * noise / 1_000).unwrap_or(u32::MAX);
+            groups.push(shard.seen_by(of, &self.hosts, self.now, load));
+        }
+        let nodes = self.hosts.values().map(Host::seen).collect();
+        Report { at_ms: self.now, nodes, groups }
+    }
+
+    pub(super) fn answer(&mut self, order: &Order, delay_ms: u64, ending: Ending) {
+        if let Some(travel) = self.travel(order.ticket.epoch, order.from) {
+            self.after(delay_ms + travel, Event::Answered { ticket: order.ticket, ending });
+        }
+    }
+
+    fn answered(&mut self, ticket: Ticket, ending: Ending) -> Result<(), String> {
+        let Some(seat) = self.seats.get_mut(&ticket.epoch) else { return Ok(()) };
+        seat.executor.ended(ticket, self.now, ending);
+        self.checks.ended(seat, ticket, ending, self.now);
+        self.send_orders(ticket.epoch)
+    }
+
+    fn host_hears(&mut self, id: NodeId, stopped: bool) {
+        let stop = stopped.then(|| Stop { scope: StopScope::Cluster, reason: String::new() });
+        if let Some(host) = self.hosts.get_mut(&id).filter(|host| host.up) {
+            host.stopped = stopped;
+            host.fence.stop(stop);
+        }
+    }
+
+    fn reflex(&mut self) {
+        for shard in self.shards.values_mut() {
+            shard.reflex(&self.hosts, self.now, &mut self.chance);
+        }
+        self.after(REFLEX_MS, Event::Reflex);
+    }
+
+    /// The planner in charge, and all that it could know if it saw everything.
+    pub(super) fn seat(&self) -> Option<&Seat> {
+        self.seats.values().next_back()
+    }
+
+    pub(super) fn voters_of(&self, group: GroupId) -> BTreeSet<NodeId> {
+        self.shards.get(&group).map(|shard| shard.voters.clone()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,96 @@
+//! Executors and hosts that are broken on purpose, to see that the checks notice.
+
+use super::super::super::ledger::Ledger;
+use super::super::super::load::Loads;
+use super::super::super::mutes::Mutes;
+use super::super::super::{Backoff, Executor, ExecutorSettings, Last, Mode, OrderRefusal};
+
+/// What is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sabotage {
+    Nothing,
+    /// The executor forgets what it ordered.
+    ForgetLedger,
+    /// The executor lets groups rest for no time.
+    NoDwell,
+    /// The executor forgets which targets failed.
+    ForgetMutes,
+    /// The executor goes on when it hears of the kill switch.
+    IgnoreStop,
+    /// Hosts obey planners that were replaced.
+    IgnoreEpoch,
+    /// Hosts hand over whatever the term.
+    IgnoreTerm,
+    /// The executor takes each measurement of load for the first.
+    ForgetLoads,
+    /// A target that failed once is left alone for a day.
+    MuteForADay,
+    /// A full ledger is no reason to wait.
+    NoLedgerBound,
+}
+
+impl Sabotage {
+    pub(super) fn settings(self, mut settings: ExecutorSettings) -> ExecutorSettings {
+        match self {
+            Self::ForgetLoads => {
+                settings.planner.load_tier = true;
+                settings.planner.load_tolerance_percent = 5;
+            }
+            Self::MuteForADay => {
+                settings.mute = Backoff { first_ms: 86_400_000, longest_ms: 86_400_000 };
+            }
+            Self::NoDwell => settings.planner.dwell_ms = 0,
+            _ => {}
+        }
+        settings
+    }
+
+    pub(super) fn before_round(self, executor: &mut Executor) {
+        if self == Self::ForgetMutes {
+            executor.mutes = Mutes::new(executor.settings.mute, 1_000);
+        }
+        if self == Self::ForgetLoads {
+            executor.loads = Loads::new(executor.settings.load);
+        }
+        if self == Self::NoLedgerBound {
+            executor.settings.bounds.ledger = usize::MAX;
+        }
+    }
+
+    pub(super) fn after_control(self, executor: &mut Executor) {
+        if self != Self::IgnoreStop {
+            return;
+        }
+        (executor.mode, executor.stopped) = (Mode::On, None);
+        if let Some(Last { made: Ok(made), .. }) = &executor.last {
+            executor.queue.fill(&made.plan.moves, executor.settings.bounds.queue);
+        }
+    }
+
+    pub(super) fn after_orders(self, executor: &mut Executor) {
+        if self == Self::ForgetLedger {
+            executor.ledger = Ledger::default();
+        }
+    }
+
+    pub(super) fn hosts_forget_epochs(self) -> bool {
+        self == Self::IgnoreEpoch
+    }
+
+    pub(super) fn overrules(self, refusal: Option<&OrderRefusal>) -> bool {
+        match (self, refusal) {
+            (_, None) => false,
+            (Self::IgnoreEpoch, Some(refusal)) => {
+                matches!(refusal, OrderRefusal::StaleEpoch { .. })
+            }
+            (Self::IgnoreTerm, Some(refusal)) => {
+                matches!(refusal, OrderRefusal::OtherTerm { .. } | OrderRefusal::NotLeader)
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn moves_whatever_the_term(self) -> bool {
+        self == Self::IgnoreTerm
+    }
+}
