@@ -1,7 +1,7 @@
 //! A circuit breaker: when half of the last moves went badly, nothing starts for a while; then a
 //! few are tried, and all is well again when they are. Knows nothing of what it guards.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -12,8 +12,8 @@ use super::settings::BreakerSettings;
 /// What a breaker looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// All moves. What one end alone may be blamed for is not its business: that end has a breaker
-    /// of its own, and the rest should go on.
+    /// All moves. Where one end may be blamed for most of what went badly, that is not its business:
+    /// that end has a breaker of its own, and the rest should go on.
     All,
     /// The moves from, or to, one node.
     OneEnd,
@@ -189,19 +189,26 @@ impl Breaker {
     }
 
     fn trip(&mut self, now_ms: u64) {
-        let bad = self.last.iter().flatten();
-        let count = bad.clone().count();
+        let count = self.last.iter().flatten().count();
         if count < self.settings.least_bad || count * 2 < self.last.len() {
             return;
         }
-        let share = |end: fn(&Bad) -> Option<NodeId>| {
-            let first = bad.clone().next().and_then(end);
-            first.is_some() && bad.clone().all(|bad| end(bad) == first)
-        };
-        if self.scope == Scope::All && (share(|bad| bad.giver) || share(|bad| bad.receiver)) {
+        if self.scope == Scope::All && self.worst_end() * 2 > count {
             return;
         }
         self.open(count as u32, self.last.len() as u32, now_ms);
+    }
+
+    /// The bad moves that one end, the one with the most of them, may be blamed for.
+    fn worst_end(&self) -> usize {
+        let mut blamed: BTreeMap<(bool, NodeId), usize> = BTreeMap::new();
+        for bad in self.last.iter().flatten() {
+            let ends = [(true, bad.giver), (false, bad.receiver)];
+            for (gives, node) in ends.into_iter().filter_map(|(gives, node)| Some((gives, node?))) {
+                *blamed.entry((gives, node)).or_default() += 1;
+            }
+        }
+        blamed.into_values().max().unwrap_or(0)
     }
 
     /// Opens for twice as long as the last time, if that is not long ago.

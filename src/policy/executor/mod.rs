@@ -303,7 +303,7 @@ impl Executor {
             (Mode::Off, _, _) => return Some(Hold::Off),
             (_, Some(stop), _) => return Some(Hold::Stopped(stop.clone())),
             (Mode::Shadow, None, _) => return Some(Hold::Shadow),
-            (Mode::On, None, Err(no_plan)) => return Some(why::of_no_plan(no_plan)),
+            (Mode::On, None, Err(no_plan)) => return Some(self.no_plan(no_plan)),
             (Mode::On, None, Ok(_)) => {}
         }
         if let Some(hold) = self.grace.hold() {

@@ -124,7 +124,7 @@ impl Executor {
         }
     }
 
-    fn troubled(&self, now_ms: u64) -> Vec<TroubledNode> {
+    pub(super) fn troubled(&self, now_ms: u64) -> Vec<TroubledNode> {
         let troubled = self.pace.troubled(now_ms).into_iter();
         troubled.map(|(node, end, state)| TroubledNode { node, end, state }).collect()
     }

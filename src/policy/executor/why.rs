@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 use shardhost_storage::{GroupId, NodeId};
 
 use super::hold::{Hold, Wait};
-use super::observation::NoPlan;
+use super::observation::{Mode, NoPlan};
 use super::order::Ticket;
+use super::pace::End;
 use super::record::Recorded;
+use super::status::TroubledNode;
 use super::{Executor, ledger};
 use crate::policy::planner::{self, Explanation, Tier, ids};
 
@@ -24,6 +26,9 @@ pub struct Why {
     pub answer: Answer,
     /// What the last plan says of it. `None`: there is no plan, or the group is not in it.
     pub explanation: Option<Explanation>,
+    /// Voters at which so much failed that they are spared: the plan treats them as if they had
+    /// come up a short time ago.
+    pub spared: Vec<TroubledNode>,
 }
 
 /// What the executor does with a group.
@@ -117,12 +122,16 @@ impl fmt::Display for Answer {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.answer, &self.explanation) {
-            (Answer::AsPlanned, Some(explanation)) => explanation.fmt(f),
-            (answer, None) => write!(f, "group {} {answer}", self.group),
+            (Answer::AsPlanned, Some(explanation)) => explanation.fmt(f)?,
+            (answer, None) => write!(f, "group {} {answer}", self.group)?,
             (answer, Some(explanation)) => {
-                write!(f, "group {} {answer}\n{explanation}", self.group)
+                write!(f, "group {} {answer}\n{explanation}", self.group)?;
             }
         }
+        for TroubledNode { node, state, .. } in &self.spared {
+            write!(f, "\n  node {node}: its circuit breaker is {state}")?;
+        }
+        Ok(())
     }
 }
 
@@ -137,7 +146,8 @@ impl Executor {
         let explain = |made: &Recorded| planner::why(&made.snapshot, &made.plan, group).ok();
         let explanation = made.and_then(|made| explain(made).flatten());
         let answer = self.answer(group, explanation.is_some(), now);
-        Why { group, answer, explanation }
+        let spared = self.spared(explanation.as_ref(), now);
+        Why { group, answer, explanation, spared }
     }
 
     fn answer(&self, group: GroupId, reported: bool, now: u64) -> Answer {
@@ -146,10 +156,28 @@ impl Executor {
         }
         match self.last.as_ref().map(|last| &last.made) {
             None => Answer::NotPlanned(Hold::NoRound),
-            Some(Err(no_plan)) => Answer::NotPlanned(of_no_plan(no_plan)),
+            Some(Err(no_plan)) => Answer::NotPlanned(self.no_plan(no_plan)),
             Some(Ok(_)) if !reported => Answer::NotReported,
             Some(Ok(made)) => self.of_plan(group, made, now),
         }
+    }
+
+    /// What it means that the last round made no plan.
+    pub(super) fn no_plan(&self, no_plan: &NoPlan) -> Hold {
+        match no_plan {
+            NoPlan::Off if self.mode == Mode::Off => Hold::Off,
+            // It was switched on since.
+            NoPlan::Off => Hold::NoRound,
+            NoPlan::Snapshot(error) => Hold::Unplannable { error: error.to_string() },
+        }
+    }
+
+    /// Voters of the group that are spared as targets because too much failed there.
+    fn spared(&self, explanation: Option<&Explanation>, now: u64) -> Vec<TroubledNode> {
+        let voters = explanation.map_or(&[][..], |explanation| &explanation.voters);
+        let troubled = self.troubled(now).into_iter();
+        let receives = troubled.filter(|node| node.end == End::Receiver);
+        receives.filter(|node| voters.iter().any(|voter| voter.node == node.node)).collect()
     }
 
     fn of_plan(&self, group: GroupId, made: &Recorded, now: u64) -> Answer {
@@ -177,12 +205,5 @@ fn of_entry(entry: &ledger::Entry) -> Answer {
         Answer::UnderWay { ticket, to, since_ms: entry.since_ms }
     } else {
         Answer::Unconfirmed { ticket, to }
-    }
-}
-
-pub(super) fn of_no_plan(no_plan: &NoPlan) -> Hold {
-    match no_plan {
-        NoPlan::Off => Hold::Off,
-        NoPlan::Snapshot(error) => Hold::Unplannable { error: error.to_string() },
     }
 }

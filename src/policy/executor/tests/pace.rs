@@ -126,11 +126,13 @@ fn what_began_before_a_breaker_opened_neither_closes_nor_opens_it() {
 
 #[test]
 fn the_breaker_of_all_moves_leaves_the_fault_of_one_node_to_that_node() {
-    let one = |node| Some(Bad { giver: None, receiver: Some(id(node)) });
+    let of = |node| Some(Bad { giver: None, receiver: Some(id(node)) });
     let mut breaker = Breaker::new(BREAKER, Scope::All);
-    (1..=8).for_each(|number| breaker.learn(number, one(2), 0));
+    (1..=8).for_each(|number| breaker.learn(number, of(2), 0));
+    (9..=11).for_each(|number| breaker.learn(number, of(3), 0));
     assert_eq!(breaker.state(0), BreakerState::Closed);
-    breaker.learn(9, one(3), 0);
+    // Half of it is the other's.
+    breaker.learn(12, of(3), 0);
     assert_eq!(breaker.state(0), open_until(1_000, 8, 8));
 }
 
@@ -166,6 +168,8 @@ fn a_target_that_never_answers_is_spared_and_the_others_are_served() {
     // Balanced without it; nothing waits.
     assert_eq!(desk.counts()[2..], [0, 21], "{:?}", desk.counts());
     assert_eq!((status.queued, status.in_flight), (0, 0));
+    let why = desk.executor.why(super::build::gid(1), desk.now).to_string();
+    assert!(why.contains("node 3: its circuit breaker is open until"), "{why}");
     // When its breaker lets a few through and these go well, it gets its part.
     desk.round_after(700_000);
     for _ in 0..400 {

@@ -26,6 +26,16 @@ fn before_the_first_round_and_while_it_is_off_nothing_is_planned() {
 }
 
 #[test]
+fn a_planner_that_was_just_switched_on_waits_for_its_first_round() {
+    let mut desk = two();
+    desk.mode = Mode::Off;
+    desk.round_after(1_000);
+    desk.executor.control(Mode::On, None);
+    assert_eq!(answer(&desk, 1), Answer::NotPlanned(Hold::NoRound));
+    assert_eq!(desk.executor.status(desk.now).hold, Some(Hold::NoRound));
+}
+
+#[test]
 fn a_group_that_nobody_reports_has_an_answer_too() {
     let mut desk = two();
     desk.plan();

@@ -22,6 +22,8 @@ struct Moved {
     at_ms: u64,
     epoch: Epoch,
     elections: u64,
+    /// Its order had been given up when it was carried out.
+    given_up: bool,
 }
 
 /// What was seen, and how often something happened that a check is about.
@@ -33,6 +35,7 @@ pub(super) struct Checks {
     failed: BTreeMap<(Epoch, GroupId, NodeId), u64>,
     orders: BTreeMap<Ticket, Order>,
     rounds: u64,
+    answer_ms: u64,
     pub(super) coverage: Coverage,
 }
 
@@ -113,9 +116,9 @@ impl Checks {
 
     fn one_at_a_time(&mut self, seat: &Seat, order: &Order, now: u64) -> Result<(), String> {
         let key = (order.ticket.epoch, order.group);
-        let answer_ms = seat.executor.settings.answer_ms;
+        self.answer_ms = seat.executor.settings.answer_ms;
         if let Some((other, since)) = self.running.insert(key, (order.ticket, now)) {
-            demand(now >= since + answer_ms, || {
+            demand(now >= since + self.answer_ms, || {
                 format!("group {} has orders {other} and {} at a time", order.group, order.ticket)
             })?;
         }
@@ -186,14 +189,20 @@ impl Checks {
         fenced(shard, order)?;
         self.coverage.moved += 1;
         let epoch = order.ticket.epoch;
-        let moved = Moved { at_ms: now, epoch, elections: shard.elections };
+        let key = (epoch, order.group);
+        let running = self.running.get(&key).filter(|(ticket, _)| *ticket == order.ticket);
+        let given_up = running.is_none_or(|(_, since)| now >= since + self.answer_ms);
+        let moved = Moved { at_ms: now, epoch, elections: shard.elections, given_up };
         let last = self.last_move.insert(shard.id, moved);
         if order.tier <= Tier::Displaced {
             return Ok(());
         }
         self.coverage.balance_moves += 1;
-        // A later planner knows of moves from the leaders that came of them. An election hides one.
-        let hidden = |last: &Moved| last.epoch != epoch && last.elections != shard.elections;
+        // Moves of an earlier planner, and those whose order arrived after it had been given up,
+        // are known only from the leader that came of them. An election hides one.
+        let hidden = |last: &Moved| {
+            (last.epoch != epoch || last.given_up) && last.elections != shard.elections
+        };
         let Some(last) = last.filter(|last| !hidden(last)) else { return Ok(()) };
         demand(now >= last.at_ms + DWELL_MS, || {
             format!("{order:?} moves again {} ms after {last:?}", now - last.at_ms)
