@@ -55,15 +55,16 @@ impl Entry {
         }
     }
 
-    /// Whether somebody leads in a later term than the order was good for.
+    /// Whether the term that the order was good for is over.
     fn is_past(&self, group: Option<&Group>) -> bool {
-        group.is_some_and(|group| group.leader.is_some() && group.term > self.order.term)
+        group.is_some_and(|group| group.term > self.order.term)
     }
 
     /// Whether reports, and no longer this entry, say where the group is led: both ends reported
-    /// after the end, or the order's term is over.
+    /// after the end, or somebody leads in a later term.
     fn is_settled(&self, group: Option<&Group>) -> bool {
-        !self.is_running() && (self.as_move().is_confirmed() || self.is_past(group))
+        let led = group.is_some_and(|group| group.leader.is_some());
+        !self.is_running() && (self.as_move().is_confirmed() || (led && self.is_past(group)))
     }
 }
 

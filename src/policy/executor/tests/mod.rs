@@ -7,6 +7,7 @@ mod load;
 mod modes;
 mod orders;
 mod pace;
+mod properties;
 mod records;
 mod rounds;
 mod simulation;

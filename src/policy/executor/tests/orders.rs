@@ -165,6 +165,41 @@ fn a_group_that_moved_rests_even_if_an_election_hides_it() {
     assert_eq!(desk.orders().iter().map(|order| order.group).collect::<Vec<_>>(), [order.group]);
 }
 
+/// A move of group 1 took place, its answer was lost, and an election hid it.
+fn hidden_move(leader_when_confirmed: Option<u64>) -> Desk {
+    let mut desk = Desk::new(2, vec![group(1, 1, &[1, 2]), group(2, 1, &[1])]);
+    desk.plan();
+    let order = desk.orders()[0];
+    assert_eq!(order.group, gid(1));
+    desk.executor.ended(order.ticket, desk.now, Ending::Unknown);
+    (desk.group(1).leader, desk.group(1).term) = (leader_when_confirmed.map(id), 8);
+    desk.round_after(10_001);
+    assert_eq!(desk.executor.status(desk.now).unconfirmed, 0);
+    (desk.group(1).leader, desk.group(1).term) = (Some(id(1)), 9);
+    desk
+}
+
+#[test]
+fn a_move_whose_answer_was_lost_counts_for_rest_if_the_term_changed() {
+    for leader_when_confirmed in [Some(2), Some(1), None] {
+        let mut desk = hidden_move(leader_when_confirmed);
+        desk.round_after(60_000);
+        assert_eq!(desk.orders(), [], "{leader_when_confirmed:?}");
+        desk.round_after(240_000);
+        assert_eq!(desk.orders().len(), 1, "{leader_when_confirmed:?}");
+    }
+}
+
+#[test]
+fn a_move_that_did_not_take_place_is_no_reason_to_rest() {
+    let mut desk = Desk::new(2, vec![group(1, 1, &[1, 2]), group(2, 1, &[1])]);
+    desk.plan();
+    let order = desk.orders()[0];
+    desk.executor.ended(order.ticket, desk.now, Ending::Unknown);
+    desk.round_after(10_001);
+    assert_eq!(desk.orders().len(), 1, "the mute is over, and it is in its old term");
+}
+
 #[test]
 fn a_plan_that_is_too_old_is_not_carried_out() {
     let mut desk = Desk::new(2, all_on_one(2, &[1, 2]));

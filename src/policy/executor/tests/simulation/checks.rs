@@ -75,8 +75,11 @@ impl Checks {
         self.coverage.epochs = self.coverage.epochs.max(seat.epoch.get());
         bounds(seat, now)?;
         if let Ok(made) = &round.made {
-            planner::check(&made.snapshot, &made.plan).map_err(|error| error.to_string())?;
-            if self.rounds.is_multiple_of(ASK_ALL_EVERY) {
+            let looks = self.rounds.is_multiple_of(ASK_ALL_EVERY);
+            if looks || !made.plan.moves.is_empty() {
+                planner::check(&made.snapshot, &made.plan).map_err(|error| error.to_string())?;
+            }
+            if looks {
                 replay(made).map_err(|error| error.to_string())?;
             }
         }
@@ -104,6 +107,10 @@ impl Checks {
         let allowed = seat.mode == Mode::On && seat.stopped.is_none();
         demand(allowed || orders.is_empty(), || {
             format!("{} heard {} {:?}, and starts {orders:?}", seat.epoch, seat.mode, seat.stopped)
+        })?;
+        let grace_ends = seat.began_ms + seat.executor.settings.grace_ms;
+        demand(now >= grace_ends || orders.is_empty(), || {
+            format!("{} is in its grace until {grace_ends}, and starts {orders:?}", seat.epoch)
         })?;
         for order in orders {
             self.coverage.ordered += 1;
@@ -226,6 +233,10 @@ fn bounds(seat: &Seat, now: u64) -> Result<(), String> {
         ("moves in the queue", status.queued, shape.queue),
         ("records", executor.recorded().count() as u64, shape.records),
     ];
+    let (counted, running) = (executor.pace.all.window.in_flight(), executor.ledger.running());
+    demand(counted as usize == running, || {
+        format!("the window counts {counted} moves under way, the ledger {running}")
+    })?;
     for (what, found, bound) in kept {
         demand(found <= bound as u64, || format!("{found} {what}, of at most {bound}"))?;
     }

@@ -20,6 +20,7 @@ mod shape;
 mod shard;
 mod transfer;
 
+pub(super) use chance::Chance;
 use checks::Coverage;
 use cluster::Cluster;
 use sabotage::Sabotage;
@@ -36,7 +37,7 @@ const SETTLES_WITHIN_MS: u64 = 300_000;
 /// How long nothing may move after that.
 const QUIET_MS: u64 = 3_600_000;
 /// One of so many seeds is watched for that hour.
-const WATCHED: u64 = 20;
+const WATCHED: u64 = 50;
 
 fn seeds() -> std::ops::Range<u64> {
     let read = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
@@ -102,6 +103,8 @@ fn every_check_can_fail() {
     for (sabotage, words) in [
         (Sabotage::ForgetLedger, "at a time"),
         (Sabotage::NoDwell, "moves again"),
+        (Sabotage::NoGrace, "its grace"),
+        (Sabotage::LoseEndings, "counts"),
         (Sabotage::ForgetMutes, "after it failed"),
         (Sabotage::IgnoreStop, "and starts"),
         (Sabotage::IgnoreEpoch, "heard epoch"),

@@ -1,8 +1,10 @@
 //! Executors and hosts that are broken on purpose, to see that the checks notice.
 
+use super::super::super::grace::Grace;
 use super::super::super::ledger::Ledger;
 use super::super::super::load::Loads;
 use super::super::super::mutes::Mutes;
+use super::super::super::pace::Pace;
 use super::super::super::{Backoff, Executor, ExecutorSettings, Last, Mode, OrderRefusal};
 
 /// What is broken.
@@ -23,6 +25,10 @@ pub(super) enum Sabotage {
     IgnoreTerm,
     /// The executor takes each measurement of load for the first.
     ForgetLoads,
+    /// A fresh executor begins at once.
+    NoGrace,
+    /// The executor forgets that something may be under way.
+    LoseEndings,
     /// A target that failed once is left alone for a day.
     MuteForADay,
     /// A full ledger is no reason to wait.
@@ -52,6 +58,9 @@ impl Sabotage {
         if self == Self::ForgetLoads {
             executor.loads = Loads::new(executor.settings.load);
         }
+        if self == Self::NoGrace {
+            executor.grace = Grace::new(0, &executor.settings);
+        }
         if self == Self::NoLedgerBound {
             executor.settings.bounds.ledger = usize::MAX;
         }
@@ -68,6 +77,9 @@ impl Sabotage {
     }
 
     pub(super) fn after_orders(self, executor: &mut Executor) {
+        if matches!(self, Self::LoseEndings | Self::ForgetLedger) {
+            executor.pace = Pace::new(&executor.settings, executor.now_ms);
+        }
         if self == Self::ForgetLedger {
             executor.ledger = Ledger::default();
         }

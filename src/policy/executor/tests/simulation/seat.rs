@@ -23,6 +23,7 @@ pub(super) struct Report {
 pub(super) struct Seat {
     pub(super) epoch: Epoch,
     pub(super) executor: Executor,
+    pub(super) began_ms: u64,
     /// What it may keep at most.
     pub(super) bounds: Bounds,
     /// Hosts that it cannot reach.
@@ -37,6 +38,7 @@ impl Seat {
     pub(super) fn new(epoch: Epoch, now: u64, settings: &ExecutorSettings) -> Self {
         Self {
             epoch,
+            began_ms: now,
             bounds: settings.bounds,
             executor: Executor::new(epoch, now, settings.clone()),
             cut: BTreeSet::new(),
