@@ -39,7 +39,7 @@ pub mod transport;
 pub use host::{Host, HostBuilder, HostConfig, Shutdown, StartError};
 pub use shardhost_groups as groups;
 pub use shardhost_groups::policy::{
-    Acquisition, Candidate, Decision, LeadershipPolicy, Opinion, PolicyGuard, Unfit,
+    Acquisition, Candidate, Decision, LeadershipPolicy, Opinion, PolicyGuard, RejectReason, Unfit,
 };
 #[cfg(feature = "testing")]
 pub use shardhost_groups::testing;

@@ -15,6 +15,7 @@ mod member;
 mod output;
 mod place;
 mod planner;
+mod policy_metrics;
 mod queue;
 mod requirement;
 mod serve;

@@ -5,15 +5,19 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
-use shardhost::proto::admin::HostStatus;
+use shardhost::proto::admin::{HostStatus, PolicyMetrics};
 
 use super::output::{Column, millis, number, table};
+use super::policy_metrics::{policy_json, policy_text};
 use super::requirement::{capabilities_text, draining_text};
 use super::target::{Node, Target};
 
 /// What to show.
 #[derive(Debug, Args)]
 pub struct StatusArguments {
+    /// Show what became of leaderships, too: transfers, refusals by reason, how long users waited.
+    #[arg(long)]
+    policy: bool,
     #[command(flatten)]
     target: Target,
 }
@@ -34,8 +38,16 @@ pub async fn run(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
         println!("{}", as_json(&nodes, &silent));
     } else {
         println!("{}", as_table(&nodes, &silent));
+        if arguments.policy {
+            println!("\n{}", policy_text(nodes.values().filter_map(counted)));
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a node counted, unless it is of an older version.
+fn counted(node: &Node) -> Option<(u64, &PolicyMetrics)> {
+    node.status.policy.as_ref().map(|metrics| (node.status.node, metrics))
 }
 
 /// All addresses to ask; the peers of one node are those of all.
@@ -145,6 +157,7 @@ fn node_json(node: &Node) -> Value {
         "log_groups_written": status.log_groups_written,
         "log_bytes": status.log_bytes,
         "counters": status.counters,
+        "policy": status.policy.as_ref().map(policy_json),
         "peers": peers,
     })
 }

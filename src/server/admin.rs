@@ -1,5 +1,7 @@
 //! What operators ask of a host, over gRPC.
 
+mod metrics;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -25,6 +27,7 @@ use super::{RESERVED, is_shard};
 use crate::host::Host;
 use crate::policy::system::{SYSTEM_GROUP, System};
 use crate::shards::StateDb;
+use metrics::policy_metrics;
 
 /// Rates and quantiles are of about this much time.
 const WINDOW: Duration = Duration::from_secs(5);
@@ -205,6 +208,7 @@ impl Admin for AdminService {
             counters: self.counters(),
             advert: Some(advert_to_wire(&self.host.advert())),
             caretakers: count(&|status| status.caretaker.is_some()),
+            policy: Some(policy_metrics(&stats.workers.policy, self.host.runtime().freezes())),
         }))
     }
 

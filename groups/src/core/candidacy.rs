@@ -16,7 +16,7 @@ use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::NodeId;
 
 use super::GroupCore;
-use crate::policy::Opinion;
+use crate::policy::{Opinion, PolicyEvent, RejectReason};
 use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
 
@@ -36,17 +36,28 @@ pub(super) struct Candidacy {
 
 impl GroupCore {
     /// The election timeout is over: whether it goes by.
-    pub(super) fn stays_out(&mut self, round: &Round) -> bool {
-        if self.ticks < self.candidacy.withheld_until {
-            return true;
+    pub(super) fn stays_out(&mut self, round: &mut Round) -> bool {
+        let veto = self.vetoes_campaign(round);
+        if let Some(reason) = veto {
+            round.count(PolicyEvent::CampaignVetoed(reason));
+        } else if self.candidacy.escaping {
+            round.count(PolicyEvent::StoodUnfit);
         }
-        let unfit = self.own_unfitness(round).is_some();
-        let stays = self.candidacy.passed < self.patience(unfit, round);
+        veto.is_some()
+    }
+
+    fn vetoes_campaign(&mut self, round: &Round) -> Option<RejectReason> {
+        if self.ticks < self.candidacy.withheld_until {
+            return Some(RejectReason::HandedOn);
+        }
+        let unfit = self.own_unfitness(round);
+        let stays = self.candidacy.passed < self.patience(unfit.is_some(), round);
         if stays {
             self.candidacy.passed = self.candidacy.passed.saturating_add(1);
         }
-        self.candidacy.escaping = unfit && !stays;
-        stays
+        self.candidacy.escaping = unfit.is_some() && !stays;
+        let reason = unfit.map_or(RejectReason::Draining, |unfit| unfit.reject_reason());
+        stays.then_some(reason)
     }
 
     /// How many election timeouts go by before this replica stands.
@@ -109,9 +120,11 @@ impl GroupCore {
         }
         let opinion = self.opinion(node, round);
         self.notice_hopeless(message, &opinion);
-        if message.escape || !opinion.is_unfit() {
+        let Opinion::Unfit(unfit) = opinion else { return false };
+        if message.escape {
             return false;
         }
+        round.count(PolicyEvent::PreVoteRefused(unfit.reject_reason()));
         let answer = GroupMessage {
             reject: true,
             ..self.own_message(MessageKind::PreVoteResponse, message.from_replica)

@@ -17,7 +17,7 @@ use super::GroupCore;
 use crate::error::{ProposalRejection, ProposeError, ReadError};
 use crate::leadership::EdgeKind;
 use crate::policy::{
-    Acquisition, AdmissionFault, AdmissionRequest, Candidate, Decision, Opinion, Unfit,
+    Acquisition, AdmissionFault, AdmissionRequest, Candidate, Decision, Opinion, PolicyEvent, Unfit,
 };
 use crate::status::Caretaker;
 use crate::worker::Round;
@@ -224,6 +224,9 @@ impl GroupCore {
             _ => return,
         };
         led.told = if serves { Told::Ready } else { Told::Caretaker };
+        if kind == EdgeKind::Caretaker {
+            round.count(PolicyEvent::CaretakerBegan);
+        }
         let term = led.term;
         self.edge(term, kind, round);
     }

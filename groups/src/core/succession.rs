@@ -11,6 +11,7 @@ use shardhost_storage::{NodeId, ReplicaId};
 
 use super::GroupCore;
 use crate::error::TransferError;
+use crate::policy::PolicyEvent;
 use crate::status::Caretaker;
 use crate::worker::Round;
 
@@ -46,6 +47,7 @@ impl GroupCore {
         if candidates.is_empty() {
             self.retry_later(RETRY_TICKS);
         } else if let Err(error) = self.begin_transfer(candidates, Some(SUCCESSION_LAG), round) {
+            round.count(PolicyEvent::TransferFailed(error.reason()));
             self.succession_failed(0, &error);
         }
     }

@@ -11,16 +11,19 @@
 //! | `capability` | the policy that every host has: nodes without a group's capabilities |
 //! | `admission` | asking the policies about a leadership that was acquired |
 //! | `registry` | the policies of a host, and whom they are about |
+//! | `counters` | what came of it, counted by reason |
 //! | `reason` | every cause why a leadership is not moved or not taken, by name |
 
 mod admission;
 mod capability;
+mod counters;
 mod question;
 mod reason;
 mod registry;
 
 pub use admission::{AdmissionFault, AdmissionRequest};
 pub use capability::CapabilityPolicy;
+pub use counters::{ByReason, PolicyCounters, PolicyEvent};
 pub use question::{Acquisition, Candidate, Decision, LeadershipPolicy, Opinion, Unfit};
 pub use reason::RejectReason;
 pub use registry::{Policies, PolicyGuard};

@@ -61,6 +61,13 @@ impl LatencySnapshot {
         self.buckets.iter().sum()
     }
 
+    /// The longest duration, in microseconds, as the bound of its bucket: at most 7 % above it. Zero
+    /// when nothing was counted.
+    #[must_use]
+    pub fn max_us(&self) -> u64 {
+        self.buckets.iter().rposition(|count| *count > 0).map_or(0, upper_bound)
+    }
+
     /// The duration in microseconds that `per_mille` of a thousand durations do not exceed.
     #[must_use]
     pub fn quantile_us(&self, per_mille: u64) -> u64 {
@@ -119,5 +126,7 @@ mod tests {
         assert_eq!(since.count(), 100);
         let median = since.quantile_us(500);
         assert!((50_000..54_000).contains(&median), "{median}");
+        assert!((100_000..108_000).contains(&since.max_us()), "{}", since.max_us());
+        assert_eq!(LatencySnapshot::default().max_us(), 0);
     }
 }

@@ -67,6 +67,8 @@ pub(crate) struct RuntimeShared {
     pub(crate) snapshots: Arc<dyn SnapshotStore>,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) latency: Arc<Latency>,
+    /// How long proposals stood still for transfers.
+    freezes: Latency,
     apply: apply_pool::ApplyQueue,
     log: log_writer::LogQueue,
     snapshot_tasks: snapshot_writer::SnapshotQueue,
@@ -235,6 +237,7 @@ impl GroupsBuilder {
             snapshots,
             transport,
             latency: Arc::default(),
+            freezes: Latency::default(),
             apply,
             log,
             snapshot_tasks,
@@ -375,6 +378,13 @@ impl Groups {
         &self.shared().latency
     }
 
+    /// How long the proposals of a group stood still for a transfer away from here: from its
+    /// freeze until this node knew who leads. Since the start.
+    #[must_use]
+    pub fn freezes(&self) -> &Latency {
+        &self.shared().freezes
+    }
+
     /// Counters since the start.
     #[must_use]
     pub fn stats(&self) -> GroupsStats {
@@ -387,6 +397,7 @@ impl Groups {
             stats.workers.proposals += one.proposals;
             stats.workers.failures += one.failures;
             stats.workers.stale += one.stale;
+            stats.workers.policy += &one.policy;
             for (refusal, count) in &one.refused {
                 *stats.workers.refused.entry(*refusal).or_default() += count;
             }

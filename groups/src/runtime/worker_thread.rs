@@ -7,6 +7,7 @@ use crossbeam_channel::{RecvTimeoutError, TryRecvError, select};
 
 use super::RuntimeShared;
 use super::inbox::{Outlet, peer_bytes};
+use crate::policy::PolicyEvent;
 use crate::worker::{Advert, Input, Round, TICK_SLOTS, WorkerCore};
 
 /// Inputs that one round takes at most, so that ticks and messages are not put off for long.
@@ -106,6 +107,11 @@ fn take(core: &mut WorkerCore, outlet: &Outlet, input: Input) -> bool {
 fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
     if round.is_empty() {
         return;
+    }
+    for event in round.counted {
+        if let PolicyEvent::Froze(stood) = event {
+            shared.freezes.record(stood);
+        }
     }
     for (pending, error) in round.failed {
         pending.resolve(Err(error));

@@ -25,7 +25,7 @@ use crate::error::{
 };
 use crate::leadership::LossCause;
 use crate::membership::MembershipError;
-use crate::policy::Policies;
+use crate::policy::{Policies, PolicyCounters};
 use crate::validate::Refusal;
 
 pub use input::{GroupEvent, Input};
@@ -57,6 +57,8 @@ pub struct WorkerCounters {
     pub failures: u64,
     /// Notifications of an earlier life of a replica.
     pub stale: u64,
+    /// What became of leaderships, by reason.
+    pub policy: PolicyCounters,
 }
 
 #[derive(Debug)]
@@ -514,6 +516,9 @@ impl WorkerCore {
             self.settle(group);
         }
         self.touched.clear();
+        for event in &self.round.counted {
+            self.counters.policy.count(*event);
+        }
         let next = self.next_round();
         std::mem::replace(&mut self.round, next)
     }

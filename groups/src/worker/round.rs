@@ -14,7 +14,7 @@ use crate::core::{
 use crate::core::{MembershipOutcome, MembershipWaiter, TransferOutcome};
 use crate::error::{BarrierError, GroupFault, ProposeError, ReadError, TakeSnapshotError};
 use crate::leadership::Edge;
-use crate::policy::AdmissionRequest;
+use crate::policy::{AdmissionRequest, PolicyEvent};
 use crate::status::GroupStatus;
 use crate::transport::{Outgoing, SnapshotShipment};
 use crate::waiter::Pending;
@@ -58,6 +58,8 @@ pub struct Round {
     pub drain_replies: Vec<(DrainWaiter, Result<LogIndex, BarrierError>)>,
     /// Policies to be asked about leaderships that were acquired.
     pub admissions: Vec<AdmissionRequest>,
+    /// What is counted of those who lead, should lead, or do not.
+    pub counted: Vec<PolicyEvent>,
     /// Messages that may leave at once.
     pub messages: Vec<Outgoing>,
     /// What is to be written, and what waits for it.
@@ -141,6 +143,11 @@ impl Round {
         self.failed.push((pending, error));
     }
 
+    /// Something to be counted.
+    pub(crate) fn count(&mut self, event: PolicyEvent) {
+        self.counted.push(event);
+    }
+
     /// Work for a state machine.
     pub(crate) fn apply(&mut self, group: GroupId, epoch: u64, work: ApplyWork) {
         self.work.push((group, epoch, work));
@@ -165,6 +172,7 @@ impl Round {
             && self.invitations.is_empty()
             && self.edges.is_empty()
             && self.admissions.is_empty()
+            && self.counted.is_empty()
             && self.transfer_replies.is_empty()
             && self.messages.is_empty()
             && self.log.is_empty()

@@ -83,6 +83,7 @@
 //! | looking | |
 //! |---|---|
 //! | `status` `peers`, `membership`, `lease` | what replicas say of themselves |
+//! | `counters` | what a node counted of leaderships: refusals, vetoes, transfers, by reason; how long users stood still |
 //! | `disk`, `machine` | what would survive a crash; what the state machines hold |
 
 mod commands;

@@ -7,7 +7,7 @@ use shardhost_storage::{NodeId, ReplicaId};
 use super::super::GroupCore;
 use super::Phase;
 use crate::error::TransferError;
-use crate::policy::RejectReason;
+use crate::policy::{PolicyEvent, RejectReason};
 use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
 
@@ -37,6 +37,7 @@ impl GroupCore {
                     return true;
                 }
                 Err(error) => {
+                    round.count(PolicyEvent::CandidateRefused(error.reason()));
                     transfer.blame(error);
                 }
             }
@@ -101,13 +102,14 @@ impl GroupCore {
     /// This target does not come to lead: the group goes on, and the next one is asked.
     pub(super) fn try_another(&mut self, error: TransferError, round: &mut Round) {
         let Some(transfer) = self.transfer.as_mut() else { return };
-        let (replica, frozen) = (transfer.replica, transfer.is_frozen());
+        let (replica, phase) = (transfer.replica, transfer.phase);
         transfer.blame(error.clone());
         let worst = transfer.error.clone().unwrap_or(error);
         transfer.held = None;
         transfer.phase = Phase::Asking(self.ticks);
         self.note_declined(replica);
-        if frozen {
+        if let Phase::Frozen(..) = phase {
+            self.count_freeze(phase, round);
             self.raw.raft.abort_leader_transfer();
             self.resume_lease(round);
         }
@@ -127,17 +129,9 @@ impl GroupCore {
         self.send_answer(message, refusal, round);
     }
 
-    /// The leader tells this replica to campaign, and it will not: the leader goes on at once.
-    pub(in crate::core) fn refuse_order(
-        &self,
-        message: &GroupMessage,
-        refusal: TransferRefusal,
-        round: &mut Round,
-    ) {
-        self.send_answer(message, Some(refusal), round);
-    }
-
-    fn send_answer(
+    /// What this replica says to a leader that asks it, or tells it to campaign. When it will not,
+    /// the leader goes on at once.
+    pub(in crate::core) fn send_answer(
         &self,
         question: &GroupMessage,
         refusal: Option<TransferRefusal>,
@@ -145,6 +139,9 @@ impl GroupCore {
     ) {
         let Some(leader) = ReplicaId::new(question.from_replica) else { return };
         let Some(to) = self.node_of(leader.get()) else { return };
+        if refusal.is_some() {
+            round.count(PolicyEvent::LeadershipRefused(refusal_reason(refusal.as_ref())));
+        }
         let message = GroupMessage {
             stamp: question.stamp,
             life: self.life(),

@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use super::GroupCore;
 use crate::clock::Moment;
 use crate::error::{LeaderHint, TransferError};
+use crate::policy::PolicyEvent;
 use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
 
@@ -143,7 +144,10 @@ impl GroupCore {
                 let error = TransferError::NoHealthyTarget { group: self.id };
                 round.transfer_replies.push((waiter, Err(error)));
             }
-            (Err(error), _) => round.transfer_replies.push((waiter, Err(error))),
+            (Err(error), _) => {
+                round.count(PolicyEvent::TransferFailed(error.reason()));
+                round.transfer_replies.push((waiter, Err(error)));
+            }
         }
     }
 
@@ -247,7 +251,11 @@ impl GroupCore {
             Phase::Levelling(since) => self.level(since, round),
             Phase::Frozen(since, began) => {
                 let given_up = self.raw.raft.lead_transferee != Some(transfer.replica);
-                if given_up || self.is_overdue(since, began, round) {
+                let overdue = !given_up && self.is_overdue(since, began, round);
+                if overdue {
+                    round.count(PolicyEvent::WatchdogEnded);
+                }
+                if given_up || overdue {
                     self.raw.raft.abort_leader_transfer();
                     self.end_transfer(&self.aborted(), round);
                 }
@@ -313,14 +321,31 @@ impl GroupCore {
     fn end_transfer(&mut self, outcome: &TransferOutcome, round: &mut Round) {
         let Some(transfer) = self.transfer.take() else { return };
         match outcome {
-            Ok(_) => self.withhold_candidacy(),
-            Err(error) => self.succession_failed(transfer.replica, error),
+            Ok(_) => {
+                round.count(PolicyEvent::TransferDone);
+                self.withhold_candidacy();
+            }
+            Err(error) => {
+                round.count(PolicyEvent::TransferFailed(error.reason()));
+                self.succession_failed(transfer.replica, error);
+            }
         }
+        self.count_freeze(transfer.phase, round);
         if self.leads() && transfer.is_frozen() {
             self.resume_lease(round);
         }
         let waiters = transfer.waiters.into_iter();
         round.transfer_replies.extend(waiters.map(|waiter| (waiter, outcome.clone())));
+    }
+
+    /// Users waited, and do not any more.
+    fn count_freeze(&self, phase: Phase, round: &mut Round) {
+        let Phase::Frozen(since, began) = phase else { return };
+        let stood = match (began, round.ended.or(round.began)) {
+            (Some(began), Some(now)) => now.since(began),
+            _ => self.in_time(self.ticks - since),
+        };
+        round.count(PolicyEvent::Froze(stood));
     }
 
     /// Who leads, or is about to: the target of a transfer that got this replica's vote.

@@ -104,6 +104,7 @@ impl Cluster {
             "unreachable" => self.unreachable(arguments),
             "network" => self.show_network(),
             "status" | "disk" | "machine" | "membership" | "lease" => self.look(command, arguments),
+            "counters" => self.each(arguments, Self::show_counters),
             _ => Err(format!("there is no command {command}")),
         }
     }

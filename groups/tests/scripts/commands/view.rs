@@ -122,6 +122,40 @@ impl Cluster {
         Ok(())
     }
 
+    /// What a node counted of leaderships since it started, and how long users stood still.
+    fn counters_of(&self, id: NodeId) -> Vec<String> {
+        let Some(process) = self.nodes[&id].process.as_ref() else { return Vec::new() };
+        let counters = &process.core.counters().policy;
+        let by_reason = [
+            ("did not ask", &counters.candidates_refused),
+            ("did not take", &counters.leaderships_refused),
+            ("did not stand", &counters.campaigns_vetoed),
+            ("refused pre-votes", &counters.pre_votes_refused),
+            ("transfers failed", &counters.transfers_failed),
+        ];
+        let of_reasons = by_reason.into_iter().flat_map(|(what, counts)| {
+            counts.counted().map(move |(reason, count)| format!("{what} {}={count}", reason.name()))
+        });
+        let plain = [
+            ("transfers done", counters.transfers_done),
+            ("stood unfit", counters.stood_unfit),
+            ("caretakers", counters.caretakers_begun),
+            ("freezes", counters.freezes),
+            ("ended by the watchdog", counters.watchdog_endings),
+        ];
+        let plain = plain.into_iter().filter(|(_, count)| *count > 0);
+        let plain = plain.map(|(what, count)| format!("{what}={count}"));
+        let froze = process.froze.iter().map(|stood| format!("froze for {stood:?}"));
+        of_reasons.chain(plain).chain(froze).collect()
+    }
+
+    pub fn show_counters(&mut self, id: NodeId) -> Done {
+        for line in self.counters_of(id) {
+            self.say(format!("n{id} counted: {line}"));
+        }
+        Ok(())
+    }
+
     /// What is on its way.
     pub fn show_network(&mut self) -> Done {
         let messages: Vec<String> = self

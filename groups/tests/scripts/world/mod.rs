@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shardhost_groups::config::GroupsConfig;
+use shardhost_groups::policy::PolicyEvent;
 use shardhost_groups::storage::convert::membership_from_message;
 use shardhost_groups::transport::Outgoing;
 use shardhost_groups::worker::{Input, Round, WorkerCore};
@@ -143,6 +144,10 @@ impl Cluster {
         self.tell_answers();
         self.send(id, round.messages);
         let process = self.process(id)?;
+        process.froze.extend(round.counted.iter().filter_map(|event| match event {
+            PolicyEvent::Froze(stood) => Some(*stood),
+            _ => None,
+        }));
         process.admissions.extend(round.admissions);
         if !round.log.is_empty() || !round.log.prune.is_empty() {
             process.to_write.push_back(round.log);

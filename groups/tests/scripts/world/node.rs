@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
 use shardhost_groups::clock::Moment;
@@ -42,6 +43,8 @@ pub struct Process {
     pub told: BTreeMap<GroupId, Arc<GroupStatus>>,
     /// What each group last published of its lease.
     pub leases: BTreeMap<GroupId, LeaseSign>,
+    /// How long groups stood still for transfers.
+    pub froze: Vec<Duration>,
 }
 
 impl Process {
@@ -149,6 +152,7 @@ impl Node {
             written: Vec::new(),
             told: BTreeMap::new(),
             leases: BTreeMap::new(),
+            froze: Vec::new(),
         });
         let groups = self.store.groups().map_err(|error| error.to_string())?;
         groups.into_iter().try_for_each(|group| self.open(config, group))

@@ -106,6 +106,7 @@ macro_rules! __conformance_lines {
                 (Calm) t7_an_empty_list_of_candidates_is_an_error
                 (CalmCluster) t8_an_abandoned_transfer_is_aborted_and_proposals_work_again
                 (CalmCluster) t11_a_transfer_goes_on_without_its_waiter
+                (CalmCluster) t12_what_becomes_of_transfers_is_counted_by_reason
             }
             membership {
                 (Cluster) m1_an_added_voter_replicates_and_shows_up

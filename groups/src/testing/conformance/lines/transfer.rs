@@ -1,6 +1,7 @@
 //! T: handing leadership over.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use shardhost_proto::peer::MessageKind;
 use shardhost_storage::NodeId;
@@ -12,6 +13,7 @@ use super::held::HeldTransfer;
 use crate::error::TransferError;
 use crate::handle::Group;
 use crate::membership::MembershipChange;
+use crate::policy::RejectReason;
 use crate::testing::network::Fate;
 
 async fn with_leader(trial: &Trial) -> Result<(Arc<World>, Leader), Unmet> {
@@ -227,4 +229,29 @@ pub(super) async fn t11_a_transfer_goes_on_without_its_waiter(trial: Trial) -> O
             return Ok(());
         }
     }
+}
+
+pub(super) async fn t12_what_becomes_of_transfers_is_counted_by_reason(trial: Trial) -> Outcome {
+    let (world, leader) = with_leader(&trial).await?;
+    let refused = [
+        leader.transfer_leadership(Some(leader.node)).await,
+        leader.transfer_leadership(Some(NodeId::must(99))).await,
+        leader.transfer_to_first_fit([], u64::MAX).await,
+    ];
+    let reasons = refused.map(|outcome| outcome.expect_err("nobody is there").reason());
+    let held = HeldTransfer::begin_at(&world, leader, None).await?;
+    let (host, target) = (world.host(held.leader.node), held.leader.status().transferring_to);
+    let Err(error @ TransferError::Aborted { .. }) = held.lose().await else {
+        panic!("it is lost, on its way to {target:?}")
+    };
+    let counted = || host.stats().workers.policy;
+    eventually("the transfer is counted", || counted().freezes > 0).await;
+    for reason in reasons.into_iter().chain([error.reason()]) {
+        assert_eq!(counted().transfers_failed[reason], 1, "{reason:?}: {:?}", counted());
+    }
+    assert_eq!(reasons[1..], [RejectReason::NotVoter, RejectReason::NoCandidates]);
+    assert_eq!((counted().candidates_refused[RejectReason::NotVoter], counted().freezes), (1, 1));
+    let stood = Duration::from_micros(host.freezes().snapshot().max_us());
+    assert!(stood >= world.config().freeze_timeout, "users waited for {stood:?} only");
+    Ok(())
 }
