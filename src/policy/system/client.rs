@@ -303,9 +303,14 @@ impl CatalogClient {
 
 /// Whether there was no connection to send on.
 fn surely_not_sent(status: &tonic::Status) -> bool {
-    let first: Option<&(dyn Error + 'static)> = status.source();
-    std::iter::successors(first, |error| error.source())
-        .any(|error| error.is::<tonic::ConnectError>())
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn read_reply(reply: wire::CatalogReply) -> Asked {
