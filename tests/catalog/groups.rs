@@ -95,6 +95,7 @@ async fn without_a_quorum_of_the_system_group_only_creating_and_planning_stop() 
     cluster.until("it is served", |cluster| cluster.server_of(GROUP) == Some(1)).await;
     cluster.stop_node(2).await;
     cluster.stop_node(3).await;
+    cluster.until("nobody plans", |one| one.server_of(SYSTEM_GROUP).is_none()).await;
     let group = cluster.host(1).group(GROUP).unwrap();
     let put = TableCommand::Put { key: b"key", value: b"value" }.encode();
     group.propose(put.clone()).await.unwrap();
