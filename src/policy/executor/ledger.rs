@@ -61,10 +61,10 @@ impl Entry {
     }
 
     /// Whether reports, and no longer this entry, say where the group is led: both ends reported
-    /// after the end, or somebody leads in a later term.
+    /// after the end, or somebody leads in a later term. For moves that ended.
     fn is_settled(&self, group: Option<&Group>) -> bool {
         let led = group.is_some_and(|group| group.leader.is_some());
-        !self.is_running() && (self.as_move().is_confirmed() || (led && self.is_past(group)))
+        self.as_move().is_confirmed() || (led && self.is_past(group))
     }
 }
 

@@ -154,6 +154,9 @@ impl Executor {
         if let Some(entry) = self.ledger.get(group) {
             return of_entry(entry);
         }
+        if self.mode == Mode::Off && self.last.is_some() {
+            return Answer::NotPlanned(Hold::Off);
+        }
         match self.last.as_ref().map(|last| &last.made) {
             None => Answer::NotPlanned(Hold::NoRound),
             Some(Err(no_plan)) => Answer::NotPlanned(self.no_plan(no_plan)),

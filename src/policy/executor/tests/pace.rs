@@ -1,11 +1,14 @@
 //! Windows, buckets, breakers: alone, and at work.
 
+use std::collections::VecDeque;
+
 use super::super::breaker::{Bad, Breaker, Scope};
 use super::super::bucket::Bucket;
 use super::super::window::Window;
 use super::super::{Backoff, BreakerSettings, BreakerState, Ending, ExecutorSettings, FailReason};
-use super::super::{End, Hold, Rate, Rates, WindowSettings};
+use super::super::{End, Hold, Order, Rate, Rates, WindowSettings};
 use super::build::{Desk, all_on_one, id};
+use crate::policy::planner::Tier;
 
 #[test]
 fn a_window_grows_while_it_goes_well_and_halves_once_for_what_fails_together() {
@@ -216,6 +219,36 @@ fn a_giver_that_never_answers_holds_up_nobody_else() {
     assert_eq!(desk.counts().iter().sum::<usize>(), 64);
     assert!(desk.counts()[1] <= 16, "{:?}", desk.counts());
     assert!(given_up < 64, "{given_up} orders went to a host that never answered");
+}
+
+/// How long it takes, in milliseconds, until `desk` has nothing to move, if each move takes
+/// `takes_ms` and a round comes each second.
+fn time_to_rest(desk: &mut Desk, takes_ms: u64) -> u64 {
+    let (began, mut next_round) = (desk.now, desk.now);
+    let mut under_way: VecDeque<(u64, Order)> = VecDeque::new();
+    loop {
+        if desk.now >= next_round {
+            next_round += 1_000;
+            if desk.round_after(0).queued == 0 && under_way.is_empty() {
+                return desk.now - began;
+            }
+        }
+        while under_way.front().is_some_and(|(end, _)| *end <= desk.now) {
+            let (_, order) = under_way.pop_front().expect("it has a front");
+            desk.obey(&order);
+        }
+        under_way.extend(desk.orders().into_iter().map(|order| (desk.now + takes_ms, order)));
+        desk.now += 1;
+    }
+}
+
+#[test]
+fn ten_thousand_groups_on_one_of_three_nodes_are_balanced_by_the_second_round() {
+    for takes_ms in [2, 20] {
+        let mut desk = Desk::new(3, all_on_one(10_000, &[1, 2, 3]));
+        assert_eq!(time_to_rest(&mut desk, takes_ms), 1_000, "moves of {takes_ms} ms");
+        assert_eq!(desk.executor.status(desk.now).ordered[&Tier::Count], 6_666);
+    }
 }
 
 #[test]

@@ -26,6 +26,16 @@ fn before_the_first_round_and_while_it_is_off_nothing_is_planned() {
 }
 
 #[test]
+fn a_planner_that_was_just_switched_off_plans_nothing_whatever_it_planned_before() {
+    let mut desk = two();
+    desk.plan();
+    desk.executor.control(Mode::Off, None);
+    for number in [1, 2, 99] {
+        assert_eq!(answer(&desk, number), Answer::NotPlanned(Hold::Off));
+    }
+}
+
+#[test]
 fn a_planner_that_was_just_switched_on_waits_for_its_first_round() {
     let mut desk = two();
     desk.mode = Mode::Off;
