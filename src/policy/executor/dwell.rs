@@ -1,5 +1,10 @@
 //! When groups moved, as far as this executor saw it. Reports forget with a leadership; this does
 //! not.
+//!
+//! **Invariant:** in any time the planned moves of a group are at most one more than the times that
+//! it could have rested in it, those for a violation or a drain apart. Two things can hide a move,
+//! each only together with an election right after it, so that no leader tells of it any more: that
+//! an earlier planner ordered it, and that its order arrived after it had been given up.
 
 use std::collections::BTreeMap;
 

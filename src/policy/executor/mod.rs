@@ -203,10 +203,11 @@ impl Executor {
 
     /// How an order ended. Tickets of other epochs, and those that were given up, change nothing.
     pub fn ended(&mut self, ticket: Ticket, now_ms: u64, ending: Ending) {
-        let now = self.advance(now_ms);
+        self.now_ms = self.now_ms.max(now_ms);
         if ticket.epoch == self.epoch {
-            self.finish(ticket.number, ending, now);
+            self.finish(ticket.number, ending, self.now_ms);
         }
+        self.advance(now_ms);
     }
 
     /// Takes the time in, and gives up orders that nobody answered.

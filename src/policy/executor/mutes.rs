@@ -77,8 +77,7 @@ impl Mutes {
 
     /// A group failed to reach a target.
     pub(super) fn add(&mut self, key: Key, last: Option<&Snapshot>, now_ms: u64) {
-        let lasted = self.remove(key).map_or(0, |muted| muted.lasts_ms);
-        let lasts_ms = self.backoff.after(lasted);
+        let lasts_ms = self.backoff.after(self.remove(key).unwrap_or(0));
         let until_ms = now_ms.saturating_add(lasts_ms);
         let facts = last.and_then(|snapshot| {
             let at = snapshot.groups.binary_search_by_key(&key.0, |group| group.id).ok()?;
@@ -95,11 +94,11 @@ impl Mutes {
         }
     }
 
-    /// A group reached a target.
-    pub(super) fn remove(&mut self, key: Key) -> Option<MutedFor> {
+    /// A group reached a target. Returns how long that one was to be left alone.
+    pub(super) fn remove(&mut self, key: Key) -> Option<u64> {
         let muted = self.muted.remove(&key)?;
         self.by_end.remove(&(muted.until_ms, key));
-        Some(MutedFor { lasts_ms: muted.lasts_ms })
+        Some(muted.lasts_ms)
     }
 
     /// Forgets what is over for as long as it lasted, and those about which there is news. The
@@ -132,10 +131,4 @@ impl Mutes {
         };
         mutes.map(mute).collect()
     }
-}
-
-/// What a mute that is gone was.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct MutedFor {
-    lasts_ms: u64,
 }

@@ -15,6 +15,22 @@ use super::settings::ExecutorSettings;
 use super::window::Window;
 use crate::policy::planner::Tier;
 
+/// What an ending says about one kind of moves.
+#[derive(Clone, Copy, Debug)]
+enum Lesson {
+    Nothing,
+    Good,
+    Bad(Bad),
+}
+
+/// The number of a move that ended, that of the next to start, and when.
+#[derive(Clone, Copy, Debug)]
+struct Ended {
+    number: u64,
+    next: u64,
+    now_ms: u64,
+}
+
 /// The moves from one node, or those to one node, or all.
 #[derive(Clone, Debug)]
 pub(super) struct Traffic {
@@ -42,17 +58,18 @@ impl Traffic {
         self.breaker.start(number);
     }
 
-    fn end(&mut self, number: u64, next: u64, outcome: Option<Option<Bad>>, now_ms: u64) {
+    fn end(&mut self, ended: Ended, lesson: Lesson) {
+        let Ended { number, next, now_ms } = ended;
         self.window.end();
-        match outcome {
-            None => self.breaker.forget(number),
-            Some(bad) => {
-                self.breaker.learn(number, bad, now_ms);
-                if bad.is_some() {
-                    self.window.cut(number, next);
-                } else {
-                    self.window.grow();
-                }
+        match lesson {
+            Lesson::Nothing => self.breaker.forget(number),
+            Lesson::Good => {
+                self.breaker.learn(number, None, now_ms);
+                self.window.grow();
+            }
+            Lesson::Bad(bad) => {
+                self.breaker.learn(number, Some(bad), now_ms);
+                self.window.cut(number, next);
             }
         }
     }
@@ -141,21 +158,13 @@ impl Pace {
 
     /// An order ended; `next` is the number of the next that starts.
     pub(super) fn end(&mut self, order: &Order, verdict: Verdict, next: u64, now_ms: u64) {
-        let number = order.ticket.number;
-        let (giver, receiver) = blamed(verdict);
-        let bad =
-            Bad { giver: giver.then_some(order.from), receiver: receiver.then_some(order.to) };
-        let outcome = |blamed: bool| match verdict {
-            Verdict::Neutral => None,
-            _ => Some(blamed.then_some(bad)),
-        };
-        self.all.end(number, next, outcome(giver || receiver), now_ms);
-        let ends = [((order.from, End::Giver), giver), ((order.to, End::Receiver), receiver)];
-        for (end, blamed) in ends {
-            // What one end is blamed for says nothing about the other.
-            let outcome = if blamed == (giver || receiver) { outcome(blamed) } else { None };
+        let ended = Ended { number: order.ticket.number, next, now_ms };
+        let (giver, receiver) = ((order.from, End::Giver), (order.to, End::Receiver));
+        let (of_all, of_giver, of_receiver) = lessons(order, verdict);
+        self.all.end(ended, of_all);
+        for (end, lesson) in [(giver, of_giver), (receiver, of_receiver)] {
             if let Some(traffic) = self.ends.get_mut(&end) {
-                traffic.end(number, next, outcome, now_ms);
+                traffic.end(ended, lesson);
             }
         }
     }
@@ -180,11 +189,24 @@ impl Pace {
     }
 }
 
-const fn blamed(verdict: Verdict) -> (bool, bool) {
+/// What all moves, the giving and the receiving end learn from an ending. What one end is blamed
+/// for says nothing about the other.
+const fn lessons(order: &Order, verdict: Verdict) -> (Lesson, Lesson, Lesson) {
+    let (from, to) = (Some(order.from), Some(order.to));
     match verdict {
-        Verdict::Good | Verdict::Neutral => (false, false),
-        Verdict::Bad(Blame::Giver) => (true, false),
-        Verdict::Bad(Blame::Receiver) => (false, true),
-        Verdict::Bad(Blame::Both) => (true, true),
+        Verdict::Good => (Lesson::Good, Lesson::Good, Lesson::Good),
+        Verdict::Neutral => (Lesson::Nothing, Lesson::Nothing, Lesson::Nothing),
+        Verdict::Bad(Blame::Giver) => {
+            let bad = Lesson::Bad(Bad { giver: from, receiver: None });
+            (bad, bad, Lesson::Nothing)
+        }
+        Verdict::Bad(Blame::Receiver) => {
+            let bad = Lesson::Bad(Bad { giver: None, receiver: to });
+            (bad, Lesson::Nothing, bad)
+        }
+        Verdict::Bad(Blame::Both) => {
+            let bad = Lesson::Bad(Bad { giver: from, receiver: to });
+            (bad, bad, bad)
+        }
     }
 }

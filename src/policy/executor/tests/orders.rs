@@ -121,6 +121,16 @@ fn an_order_without_an_answer_is_given_up_and_counts_until_reports_are_newer() {
 }
 
 #[test]
+fn an_answer_that_comes_before_the_order_was_given_up_counts_whatever_the_time() {
+    let mut desk = Desk::new(2, all_on_one(2, &[1, 2]));
+    desk.plan();
+    let order = desk.orders()[0];
+    desk.executor.ended(order.ticket, desk.now + 60_000, Ending::Moved { stalled_ms: 1 });
+    let status = desk.executor.status(desk.now);
+    assert_eq!((status.moved[&order.tier], status.late_answers), (1, 0));
+}
+
+#[test]
 fn a_ticket_of_another_epoch_ends_nothing() {
     let mut desk = Desk::new(2, all_on_one(2, &[1, 2]));
     desk.plan();
