@@ -1,6 +1,7 @@
 //! The program itself, as real processes on loopback.
 
 mod cli {
+    mod operations;
     pub mod process;
     mod requirements;
 }
@@ -34,7 +35,7 @@ fn data(directory: &Path) -> String {
     path.display().to_string()
 }
 
-const SMALL: [&str; 5] = ["demo", "--tables", "4", "--queues", "4"];
+const SMALL: [&str; 7] = ["demo", "--tables", "4", "--queues", "4", "--rate", "500"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_short_demo_ends_with_its_verdict_and_leaves_nothing_behind() {
@@ -42,11 +43,25 @@ async fn a_short_demo_ends_with_its_verdict_and_leaves_nothing_behind() {
     let (load, data) = (input(directory.path(), 2_000), data(directory.path()));
     let ended = run(&[&SMALL[..], &["--load", &load, "--directory", &data]].concat()).await;
     assert_eq!(ended.code, 0, "{ended:?}");
-    let verdict = "VERDICT: 4,000 acknowledged writes, 0 lost, 0 wrong, 0 out of order; 3 \
-                   replicas of 8 groups equal; node 3 never served a queue in ";
-    let last = ended.stdout.lines().last().unwrap_or_default();
-    assert!(last.starts_with(verdict) && last.ends_with(" looks"), "{ended:?}");
-    let events = ["SIGKILL to node", "every group is led again", "is back", "and has 0 left"];
+    let verdict = ended.stdout.lines().last().unwrap_or_default();
+    let parts = [
+        "VERDICT: ",
+        " acknowledged writes, 0 lost, 0 wrong, 0 out of order; 3 replicas of 8 shards equal; ",
+        "node 3 never served a queue in ",
+        "; node 4 joined, holds 6 and leads ",
+        "; 3 of 3 hosts were drained, restarted and lead again",
+    ];
+    for part in parts {
+        assert!(verdict.contains(part), "{part}: {ended:?}");
+    }
+    let events = [
+        "SIGKILL to node",
+        "every shard is led again",
+        "is back",
+        "node 4 holds 6 of 8 shards",
+        "leaderships are spread",
+        "after SIGTERM",
+    ];
     for event in events {
         assert!(ended.stdout.contains(event), "{event}: {ended:?}");
     }
@@ -73,6 +88,19 @@ async fn a_demo_whose_expectation_is_wrong_fails_and_says_why() {
         assert_eq!((&report["good"], &report[fault]), (&false.into(), &1.into()), "{report}");
         assert!(report["faults"][0].as_str().unwrap().contains(words), "{report}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demo_whose_fourth_host_got_nothing_fails_and_says_so() {
+    let directory = TempDir::new().unwrap();
+    let load = input(directory.path(), 400);
+    let arguments = ["--load", &load, "--json", "--sabotage", "empty-host"];
+    let ended = run(&[&SMALL[..], &arguments[..]].concat()).await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    let report = ended.json();
+    assert_eq!((&report["good"], &report["joined"]["is_fair"]), (&false.into(), &false.into()));
+    let verdict = report["verdict"].as_str().unwrap();
+    assert!(verdict.contains("node 4 joined, holds 0 and leads 0, which is not its part"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,7 +153,7 @@ async fn a_kept_cluster_goes_on_and_says_how_to_stop_it() {
     for id in ids {
         await_gone(id).await;
     }
-    assert_eq!(status["nodes"].as_array().unwrap().len(), 3, "{status}");
+    assert_eq!(status["nodes"].as_array().unwrap().len(), 4, "{status}");
     assert!(found.stdout.starts_with("8:"), "{found:?}");
 }
 

@@ -13,6 +13,7 @@ use shardhost::proto::admin::{
 use shardhost::proto::log::{Incoming, Member, Membership};
 use tokio::time::Instant;
 
+use super::fill::{self, FillArguments};
 use super::group::role_of;
 use super::output::{Column, number, table};
 use super::target::{Node, Target, said};
@@ -78,6 +79,11 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Give a node that joined its fair part of the replicas, each in the place of another node's.
+    ///
+    /// The fullest nodes give, and rather what they cannot lead themselves. Run it again to go on
+    /// where it stopped; leaderships follow with `shardhost balance now`.
+    Fill(FillArguments),
 }
 
 /// A change of one member.
@@ -142,6 +148,7 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Replace { group, old, new, expect, target, .. } => {
             replace(*group, (*old, *new), *expect, target).await?;
         }
+        Command::Fill(arguments) => return fill::run(arguments).await,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -284,14 +291,15 @@ async fn replace(
 
 /// How far a replacement is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Replacing {
+pub(super) enum Replacing {
     NotBegun,
     UnderWay,
     Done,
 }
 
 impl Replacing {
-    fn of(status: &GroupStatus, old: u64, new: u64) -> Self {
+    /// What the leader's status says of it.
+    pub(super) fn of(status: &GroupStatus, old: u64, new: u64) -> Self {
         let Some(membership) = &status.membership else { return Self::NotBegun };
         let on = |node| membership.members.iter().find(|member| member.node == node);
         let joint = membership.members.iter().any(|member| member.outgoing_voter);

@@ -9,21 +9,25 @@ mod bench;
 mod catalog;
 mod demo;
 mod drain;
+mod fill;
 mod group;
 mod leader;
 mod member;
+mod observe;
 mod output;
 mod place;
 mod planner;
 mod policy_metrics;
 mod queue;
 mod requirement;
+mod rolling_restart;
 mod serve;
 mod snapshot;
 mod status;
 mod supervised;
 mod table;
 mod target;
+mod trial;
 mod why;
 
 use std::io::IsTerminal;
@@ -44,7 +48,7 @@ struct Arguments {
 enum Command {
     /// Run a host of tables and queues until it is told to stop.
     Serve(serve::ServeArguments),
-    /// Load a real input into three hosts, kill one in the middle, and verify every write.
+    /// Load a real input into three hosts, kill one, let a fourth join, and verify every write.
     Demo(demo::DemoArguments),
     /// Measure how much this machine can do.
     #[command(subcommand)]
@@ -60,6 +64,8 @@ enum Command {
     /// Hand on every leadership of a node, and take it back.
     #[command(subcommand)]
     Drain(drain::Command),
+    /// Restart every host of a cluster, one after the other, without anybody's noticing.
+    RollingRestart(rolling_restart::RollingRestartArguments),
     /// Show which leaderships would better be elsewhere, and move them.
     #[command(subcommand)]
     Balance(balance::Command),
@@ -122,6 +128,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Group(command) => group::run(&command).await,
             Command::Leader(command) => leader::run(&command).await,
             Command::Drain(command) => drain::run(&command).await,
+            Command::RollingRestart(arguments) => rolling_restart::run(&arguments).await,
             Command::Balance(command) => balance::run(&command).await,
             Command::Member(command) => member::run(&command).await,
             Command::Snapshot(command) => snapshot::run(&command).await,

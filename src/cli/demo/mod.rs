@@ -1,46 +1,34 @@
 //! `shardhost demo`: three real hosts, of which one lacks what the queues require, a real input, a
-//! SIGKILL and a drain in the middle, and a verification of every write that was acknowledged.
+//! SIGKILL, a fourth host that joins and a restart without any interruption while writes go on, and a
+//! verification of every write that was acknowledged.
 //!
 //! | where | what |
 //! |---|---|
-//! | [`input`] | the lines that are loaded |
-//! | [`nodes`] | the host processes |
-//! | [`load`] | the writes, each until it is acknowledged |
-//! | [`act`] | what happens meanwhile: the kill, the election, the restart, the drain |
+//! | [`act`] | what happens: the kill, the election, the host that joins, the restart |
+//! | [`join`] | a host gets its part of the replicas and of the leaderships |
 //! | [`service`] | that the host without a capability never serves who requires it |
-//! | [`book`] | what was acknowledged |
-//! | [`verify`] | what is there, compared with the book |
-//! | [`observe`], [`rates`] | what the hosts say of themselves |
-//! | [`screen`], [`report`] | what people and programs are shown |
+//! | [`rates`] | what each host did meanwhile |
+//! | [`report`] | what people and programs are shown |
+//!
+//! The hosts, the load and the verification are those of every [`trial`](super::trial).
 
 mod act;
-mod book;
-mod drain;
-mod findings;
-mod input;
-mod load;
-mod nodes;
-mod observe;
+mod join;
 mod rates;
 mod report;
-mod screen;
 mod service;
-mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
 
-use self::input::Input;
-use self::nodes::{Layout, Nodes};
-use self::screen::Screen;
-
-/// How long anything that ends by itself may take before the demo gives up.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+use self::service::CAPABILITY;
+use super::trial::input::Input;
+use super::trial::nodes::{Layout, Nodes};
+use super::trial::screen::Screen;
+use super::trial::{interruption, temporary_directory};
 
 /// How the demo runs.
 #[derive(Debug, Args)]
@@ -51,7 +39,11 @@ pub struct DemoArguments {
     /// Lines to load; all by default.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     lines: Option<u32>,
-    /// Host processes; with fewer than three the cluster would not survive the loss of one.
+    /// Writes that begin per second while things happen; the rest follows as fast as it goes.
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: u32,
+    /// Host processes, to which one more joins; with fewer than three the cluster would not survive
+    /// the loss of one.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(3..=9))]
     nodes: u64,
     /// Shards of the table.
@@ -83,15 +75,22 @@ enum Sabotage {
     ForgottenMessage,
     /// One message is expected that nobody sent.
     InventedMessage,
+    /// The host that joins is expected to have got nothing.
+    EmptyHost,
 }
 
 /// Runs the demo. Whatever happens, no host process and no data stay behind, unless asked for.
 pub async fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
     let lines = arguments.lines.map(|lines| lines as usize);
     let input = Input::read(arguments.load.as_deref(), lines)?;
-    let layout =
-        Layout { nodes: arguments.nodes, tables: arguments.tables, queues: arguments.queues };
-    let directory = temporary_directory(arguments.directory.as_deref())?;
+    let layout = Layout {
+        nodes: arguments.nodes,
+        joining: 1,
+        tables: arguments.tables,
+        queues: arguments.queues,
+        queues_require: Some(CAPABILITY),
+    };
+    let directory = temporary_directory("shardhost-demo-", arguments.directory.as_deref())?;
     let mut nodes = Nodes::new(layout, directory.path());
     let screen = Screen::new(arguments.json);
     let ended = tokio::select! {
@@ -109,33 +108,6 @@ pub async fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
             ended
         }
     }
-}
-
-fn temporary_directory(within: Option<&Path>) -> anyhow::Result<tempfile::TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("shardhost-demo-");
-    match within {
-        None => builder.tempdir().context("cannot make a temporary directory"),
-        Some(path) => {
-            std::fs::create_dir_all(path).with_context(|| path.display().to_string())?;
-            builder.tempdir_in(path).with_context(|| path.display().to_string())
-        }
-    }
-}
-
-/// An error once somebody asks this process to end.
-async fn interruption() -> anyhow::Error {
-    let listen =
-        || anyhow::Ok((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?));
-    let (mut interrupt, mut terminate) = match listen() {
-        Ok(signals) => signals,
-        Err(error) => return error.context("cannot listen for signals"),
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    anyhow::anyhow!("interrupted; the hosts are ended and their data is removed")
 }
 
 async fn keep(nodes: Nodes, directory: tempfile::TempDir, json: bool) -> anyhow::Result<()> {

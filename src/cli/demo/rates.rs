@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use shardhost::proto::admin::HostStatus;
 
-use super::observe::Observer;
+use crate::cli::observe::Observer;
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(250);

@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
-use shardhost::proto::admin::HostStatus;
 
-use super::drain::Drained;
-use super::findings::Fault;
-use super::load::Load;
-use super::nodes::Layout;
+use super::act::Played;
+use super::join::Shares;
 use super::rates::Rates;
-use super::screen::Screen;
 use super::service::Watched;
-use super::verify::Verified;
 use crate::cli::output::{Column, millis, number, seconds, table};
+use crate::cli::trial::findings::Fault;
+use crate::cli::trial::load::{self, Load};
+use crate::cli::trial::nodes::Layout;
+use crate::cli::trial::restart::Restarted;
+use crate::cli::trial::screen::Screen;
+use crate::cli::trial::verify::Verified;
 
 /// Faults that are shown one by one.
 const SHOWN_FAULTS: usize = 10;
@@ -25,11 +26,10 @@ pub struct Report<'a> {
     pub load: &'a Load,
     pub rates: &'a Rates,
     pub verified: &'a Verified,
-    pub statuses: &'a BTreeMap<u64, HostStatus>,
     pub addresses: &'a BTreeMap<u64, String>,
     pub screen: &'a Screen,
-    pub killed: u64,
-    pub drained: Option<Drained>,
+    pub played: &'a Played,
+    pub placement: &'a Shares,
     pub watched: Watched,
 }
 
@@ -38,9 +38,9 @@ impl Report<'_> {
     pub fn is_good(&self) -> bool {
         let given_up = self.load.tally.given_up.load(Ordering::Relaxed);
         let writes = self.verified.findings.is_clean() && self.verified.unequal.is_empty();
-        let emptied = self.drained.is_some_and(|drained| drained.left == 0);
         let gated = self.watched.served == 0 && self.watched.looks > 0;
-        writes && given_up == 0 && emptied && gated
+        let placed = self.placement.are_fair() && self.again() == self.layout.nodes;
+        writes && given_up == 0 && gated && placed
     }
 
     /// The verdict in a line.
@@ -54,26 +54,42 @@ impl Report<'_> {
             count(Fault::Wrong),
             count(Fault::OutOfOrder),
         );
-        let (nodes, groups) = (self.layout.nodes, number(self.layout.groups()));
+        let (replicas, shards) = (self.layout.nodes, number(self.layout.shards()));
         verdict += &match self.verified.unequal.len() {
-            0 => format!("{nodes} replicas of {groups} groups equal"),
-            unequal => format!("the replicas of {unequal} of {groups} groups differ"),
+            0 => format!("{replicas} replicas of {shards} shards equal"),
+            unequal => format!("the replicas of {unequal} of {shards} shards differ"),
         };
         let Watched { node, looks, served } = self.watched;
         verdict += &match served {
             0 => format!("; node {node} never served a queue in {} looks", number(looks)),
             _ => format!("; node {node} served queues that require what it lacks"),
         };
-        match self.drained {
-            Some(drained) if drained.left == 0 => {}
-            Some(drained) => verdict += &format!("; the drain left {}", number(drained.left)),
-            None => verdict += "; nobody was drained",
-        }
+        verdict += &self.placed();
         let given_up = self.load.tally.given_up.load(Ordering::Relaxed);
         if given_up > 0 {
             verdict += &format!("; {} writes were never acknowledged", number(given_up));
         }
         verdict
+    }
+
+    /// What the hosts that joined and were restarted came to.
+    fn placed(&self) -> String {
+        let node = self.played.joined.node;
+        let (held, led) = (self.placement.held_by(node), self.placement.led_by(node));
+        let unfair = if self.placement.are_fair() { "" } else { ", which is not its part" };
+        format!(
+            "; node {node} joined, holds {held} and leads {led}{unfair}; {} of {} hosts were drained, \
+             restarted and lead again",
+            self.again(),
+            self.layout.nodes
+        )
+    }
+
+    /// Hosts that were emptied before they were restarted, and lead again.
+    fn again(&self) -> u64 {
+        let restarted = self.played.restarted.iter();
+        let good = |one: &&Restarted| one.left == 0 && self.placement.led_by(one.node) > 0;
+        restarted.filter(good).count() as u64
     }
 
     /// Prints it for people.
@@ -96,7 +112,7 @@ impl Report<'_> {
         let columns = [
             Column::Right("node"),
             Column::Left("address"),
-            Column::Right("groups"),
+            Column::Right("shards"),
             Column::Right("leaders"),
             Column::Right("most leaders"),
             Column::Right("acknowledged"),
@@ -109,32 +125,31 @@ impl Report<'_> {
     }
 
     fn row(&self, node: u64, address: &str) -> Vec<String> {
-        let status = self.statuses.get(&node).cloned().unwrap_or_default();
         let rate = self.rates.node(node);
         vec![
             node.to_string(),
             address.to_owned(),
-            number(status.groups),
-            number(status.leaders),
+            number(self.placement.held_by(node)),
+            number(self.placement.led_by(node)),
             number(rate.most_leaders),
             number(rate.acknowledged),
             number(rate.ops_per_second as u64),
             millis(rate.p50_us),
             millis(rate.p99_us),
-            self.part_of(node).to_owned(),
+            self.part_of(node),
         ]
     }
 
     /// What happened to a node.
-    fn part_of(&self, node: u64) -> &'static str {
-        let drained = self.drained.is_some_and(|drained| drained.node == node);
-        match (node == self.killed, drained, node == self.watched.node) {
-            (true, _, false) => "killed and restarted",
-            (true, _, true) => "killed and restarted; lacks fifo",
-            (_, true, _) => "drained",
-            (_, _, true) => "lacks fifo",
-            _ => "",
-        }
+    fn part_of(&self, node: u64) -> String {
+        let parts = [
+            (node == self.played.killed, "killed"),
+            (node <= self.layout.nodes, "drained and restarted"),
+            (node == self.played.joined.node, "joined"),
+            (node == self.watched.node, "lacks fifo"),
+        ];
+        let happened = parts.into_iter().filter(|(happened, _)| *happened);
+        happened.map(|(_, what)| what).collect::<Vec<_>>().join("; ")
     }
 
     fn summary(&self) -> String {
@@ -153,7 +168,7 @@ impl Report<'_> {
             millis(p99),
             millis(longest),
             number(tally.unknown.load(Ordering::Relaxed)),
-            super::load::TRY_FOR.as_secs(),
+            load::TRY_FOR.as_secs(),
             number(tally.refused.load(Ordering::Relaxed)),
             number(self.verified.findings.redelivered),
         )
@@ -193,9 +208,8 @@ impl Report<'_> {
             "lacking_node": self.watched.node,
             "looks_at_it": self.watched.looks,
             "queues_it_served": self.watched.served,
-            "drained_node": self.drained.map(|drained| drained.node),
-            "drain_moved": self.drained.map(|drained| drained.moved),
-            "drain_left": self.drained.map(|drained| drained.left),
+            "joined": self.joined_json(),
+            "restarted": self.restarted_json(),
             "load_seconds": self.rates.took().as_secs_f64(),
             "client_p50_us": p50_us,
             "client_p99_us": p99_us,
@@ -206,15 +220,41 @@ impl Report<'_> {
         })
     }
 
+    fn joined_json(&self) -> Value {
+        let joined = self.played.joined;
+        json!({
+            "node": joined.node,
+            "holds": self.placement.held_by(joined.node),
+            "leads": self.placement.led_by(joined.node),
+            "is_fair": self.placement.are_fair(),
+            "filled_seconds": joined.filled.as_secs_f64(),
+            "balanced_seconds": joined.balanced.as_secs_f64(),
+        })
+    }
+
+    fn restarted_json(&self) -> Value {
+        let each = self.played.restarted.iter().map(|one| {
+            json!({
+                "node": one.node,
+                "leads": self.placement.led_by(one.node),
+                "moved": one.moved,
+                "left": one.left,
+                "drain_seconds": one.drain.as_secs_f64(),
+                "down_seconds": one.down.as_secs_f64(),
+                "catch_up_seconds": one.catch_up.as_secs_f64(),
+            })
+        });
+        each.collect()
+    }
+
     fn node_json(&self, node: u64) -> Value {
-        let status = self.statuses.get(&node).cloned().unwrap_or_default();
         let rate = self.rates.node(node);
         json!({
             "node": node,
             "address": self.addresses.get(&node),
-            "killed": node == self.killed,
-            "groups": status.groups,
-            "leaders": status.leaders,
+            "killed": node == self.played.killed,
+            "shards": self.placement.held_by(node),
+            "leaders": self.placement.led_by(node),
             "most_leaders": rate.most_leaders,
             "acknowledged": rate.acknowledged,
             "ops_per_second": rate.ops_per_second,

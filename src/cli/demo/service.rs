@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use super::observe::Observer;
+use crate::cli::observe::Observer;
 
 /// What the queues require of the host that leads them.
 pub const CAPABILITY: &str = "fifo";
@@ -62,7 +62,7 @@ impl Drop for ServiceWatch {
 
 async fn watch(node: u64, observer: Observer, seen: Arc<Seen>) {
     loop {
-        if let Some(groups) = observer.groups(node).await {
+        if let Some(groups) = observer.shards(node).await {
             let served = groups.iter().filter(|group| group.kind == "queue" && group.serving);
             seen.served.fetch_add(served.count() as u64, Ordering::Relaxed);
             seen.looks.fetch_add(1, Ordering::Relaxed);

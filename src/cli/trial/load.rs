@@ -1,4 +1,5 @@
-//! The load: every line into the table and into the queue, each write until it is acknowledged.
+//! The load: every line into the table and into the queue, each write until it is acknowledged. All
+//! lines are loaded at least once, and again until it is enough.
 //!
 //! A write whose outcome is unknown is counted and made again: a put of the same value and a send
 //! with the same de-duplication id do twice what they do once.
@@ -18,6 +19,7 @@ use tokio::task::JoinSet;
 
 use super::book::{Book, PartitionBook, SentMessage};
 use super::input::Input;
+use super::pace::Pace;
 
 /// Puts under way at any moment.
 const PUTS_IN_FLIGHT: usize = 1_024;
@@ -40,6 +42,8 @@ pub struct Tally {
     /// Writes that were never acknowledged.
     pub given_up: AtomicU64,
     latencies: Mutex<Histogram<u64>>,
+    /// The longest time that the client waited since somebody asked, in microseconds.
+    longest_us: AtomicU64,
 }
 
 impl Tally {
@@ -53,6 +57,7 @@ impl Tally {
             refused: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
             latencies: Mutex::new(latencies),
+            longest_us: AtomicU64::new(0),
         })
     }
 
@@ -68,10 +73,22 @@ impl Tally {
         (quantile(0.5), quantile(0.99), latencies.max())
     }
 
+    /// The longest time that the client waited for a write that was acknowledged since the last time
+    /// that this was asked.
+    pub fn take_longest(&self) -> Duration {
+        Duration::from_micros(self.longest_us.swap(0, Ordering::Relaxed))
+    }
+
+    /// Tries that did not end with an acknowledgement.
+    pub fn failed_tries(&self) -> u64 {
+        self.unknown.load(Ordering::Relaxed) + self.refused.load(Ordering::Relaxed)
+    }
+
     fn acknowledge(&self, kind: &AtomicU64, took: Duration) {
         kind.fetch_add(1, Ordering::Relaxed);
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.latencies.lock().saturating_record(micros);
+        self.longest_us.fetch_max(micros, Ordering::Relaxed);
     }
 }
 
@@ -81,6 +98,7 @@ pub struct Load {
     pub input: Input,
     pub book: Book,
     pub tally: Tally,
+    pub pace: Pace,
 }
 
 /// A client that says so whenever an outcome is unknown, instead of making the write again itself.
@@ -91,18 +109,13 @@ pub async fn connect(addresses: impl IntoIterator<Item = String>) -> anyhow::Res
 }
 
 impl Load {
-    /// Nothing is loaded yet.
-    pub fn new(input: Input) -> anyhow::Result<Self> {
+    /// Nothing is loaded yet; writes begin at this rate per second from here on.
+    pub fn new(input: Input, rate: u32) -> anyhow::Result<Self> {
         let book = Book::new(input.len());
-        Ok(Self { input, book, tally: Tally::new()? })
+        Ok(Self { input, book, tally: Tally::new()?, pace: Pace::new(rate) })
     }
 
-    /// All writes that there are to make.
-    pub fn total(&self) -> u64 {
-        self.input.len() as u64 * 2
-    }
-
-    /// Begins to make all writes; they are made when both tasks have ended.
+    /// Begins to write; when it is enough, and all writes are made, both tasks end.
     pub fn start(self: &Arc<Self>, client: &Client) -> JoinSet<anyhow::Result<()>> {
         let (puts, sends) = (Arc::clone(self), Arc::clone(self));
         let (table, queue) = (client.table(), client.queue());
@@ -112,8 +125,18 @@ impl Load {
         tasks
     }
 
+    /// The lines again and again, each with the number of times that it came before.
+    fn passes<L: Iterator<Item = u32>>(
+        &self,
+        lines: impl Fn() -> L,
+    ) -> impl Iterator<Item = (u64, u32)> {
+        let passes = (0..).flat_map(move |pass| lines().map(move |line| (pass, line)));
+        passes.take_while(|(pass, _)| *pass == 0 || !self.pace.is_enough())
+    }
+
     async fn put_all(&self, table: &TableClient) -> anyhow::Result<()> {
-        let puts = self.input.numbers().map(|line| self.put(table, line));
+        let lines = self.passes(|| self.input.numbers());
+        let puts = lines.map(|(_, line)| self.put(table, line));
         let mut puts = futures::stream::iter(puts).buffer_unordered(PUTS_IN_FLIGHT);
         while let Some(done) = puts.next().await {
             done?;
@@ -149,8 +172,10 @@ impl Load {
         lines: Vec<u32>,
     ) -> anyhow::Result<()> {
         let mut book = PartitionBook::default();
-        for line in lines {
-            let id = Bytes::from(format!("line-{line}"));
+        // A key that no line belongs to has nothing to repeat.
+        let lines = (!lines.is_empty()).then_some(lines).into_iter();
+        for (pass, line) in lines.flat_map(|lines| self.passes(move || lines.clone().into_iter())) {
+            let id = Bytes::from(format!("pass-{pass}-line-{line}"));
             let send = || queue.send(key.clone(), self.input.line(line).clone(), id.clone());
             match self.until_acknowledged(&self.tally.sends, send).await? {
                 Some(sent) => book.sent.push(SentMessage { sequence: sent.sequence, line }),
@@ -174,6 +199,7 @@ impl Load {
     where
         F: Future<Output = Result<T, ClientError>>,
     {
+        self.pace.turn().await;
         let begun = Instant::now();
         loop {
             match write().await {

@@ -1,4 +1,4 @@
-//! What the demo loads: the lines of a file, each once into the table and once into the queue.
+//! What is loaded: the lines of a file, each once into the table and once into the queue.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,16 +1,18 @@
-//! The host processes of the demo: started, killed, started again, ended.
+//! The host processes: started, killed, stopped, started again, ended.
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::TcpSocket;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use super::service::CAPABILITY;
 use crate::cli::supervised::{Order, Report};
 
 /// How long a host may take for a step of its start.
@@ -21,24 +23,44 @@ const LOG_LINES: usize = 8;
 /// How many of everything there are.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
+    /// Hosts that hold the shards at first.
     pub nodes: u64,
+    /// Hosts that join them later.
+    pub joining: u64,
     pub tables: u64,
     pub queues: u64,
+    /// What the queues require of the host that leads them. All have it but the last of the first.
+    pub queues_require: Option<&'static str>,
 }
 
 impl Layout {
     /// The host that lacks what the queues require.
-    pub const fn lacking(&self) -> u64 {
-        self.nodes
+    pub fn lacking(&self) -> Option<u64> {
+        self.queues_require.map(|_| self.nodes)
     }
 
-    fn capability_of(&self, node: u64) -> Vec<&'static str> {
-        if node == self.lacking() { Vec::new() } else { vec!["--capability", CAPABILITY] }
+    /// The hosts that join.
+    pub const fn joiners(&self) -> std::ops::RangeInclusive<u64> {
+        self.nodes + 1..=self.nodes + self.joining
     }
 
-    /// All groups.
-    pub const fn groups(&self) -> u64 {
+    /// All shards.
+    pub const fn shards(&self) -> u64 {
         self.tables + self.queues
+    }
+
+    /// What the command line of a host says of capabilities.
+    fn capabilities(&self, node: u64) -> Vec<&'static str> {
+        let Some(name) = self.queues_require else { return Vec::new() };
+        let mut arguments = vec!["--queues-require", name];
+        if Some(node) != self.lacking() {
+            arguments.extend(["--capability", name]);
+        }
+        arguments
+    }
+
+    fn voters(&self) -> String {
+        (1..=self.nodes).map(|node| node.to_string()).collect::<Vec<_>>().join(",")
     }
 }
 
@@ -60,21 +82,29 @@ pub struct Nodes {
     running: BTreeMap<u64, Node>,
     /// Of all nodes, running or not.
     addresses: BTreeMap<u64, String>,
+    /// Holds the addresses of those that join later: nobody else gets them, and nobody answers.
+    reserved: Vec<TcpSocket>,
 }
 
 impl Nodes {
     /// No process yet.
     pub fn new(layout: Layout, directory: &Path) -> Self {
-        let (running, addresses) = (BTreeMap::new(), BTreeMap::new());
-        Self { layout, directory: directory.to_path_buf(), running, addresses }
+        let (running, addresses, reserved) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        Self { layout, directory: directory.to_path_buf(), running, addresses, reserved }
     }
 
-    /// Starts all hosts: each binds a free port, then all are told of each other.
+    /// Starts the first hosts: each binds a free port, then all are told of each other, and of where
+    /// the others will be.
     pub async fn start(&mut self) -> anyhow::Result<()> {
         for number in 1..=self.layout.nodes {
             let node = self.spawn(number, "127.0.0.1:0").await?;
             self.addresses.insert(number, node.address.clone());
             self.running.insert(number, node);
+        }
+        for number in self.layout.joiners() {
+            let (socket, address) = reserve()?;
+            self.addresses.insert(number, address);
+            self.reserved.push(socket);
         }
         let order = self.start_order();
         for node in self.running.values_mut() {
@@ -86,9 +116,9 @@ impl Nodes {
         Ok(())
     }
 
-    /// Starts a host again that was killed, at the address it had.
+    /// Starts a host that does not run, at its address.
     pub async fn restart(&mut self, number: u64) -> anyhow::Result<()> {
-        let address = self.addresses.get(&number).context("it was never started")?.clone();
+        let address = self.address(number)?.to_owned();
         let mut node = self.spawn(number, &address).await?;
         node.order(&self.start_order()).await?;
         node.await_started().await?;
@@ -100,6 +130,19 @@ impl Nodes {
     pub async fn kill(&mut self, number: u64) -> anyhow::Result<()> {
         let mut node = self.running.remove(&number).context("it does not run")?;
         Ok(node.child.kill().await?)
+    }
+
+    /// Asks a host to end, and waits until it did in order.
+    pub async fn stop(&mut self, number: u64) -> anyhow::Result<()> {
+        let mut node = self.running.remove(&number).context("it does not run")?;
+        let id = node.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        kill_process(id.context("it ended by itself")?, Signal::TERM)?;
+        let status = tokio::time::timeout(PATIENCE, node.child.wait()).await;
+        let status = status.with_context(|| format!("node {number} does not end"))??;
+        if !status.success() {
+            bail!("node {number} ended with {status}: {}", last_lines(&node.log));
+        }
+        Ok(())
     }
 
     /// Ends all hosts and waits until they are gone.
@@ -124,6 +167,12 @@ impl Nodes {
     /// Where the hosts are reached, running or not.
     pub const fn addresses(&self) -> &BTreeMap<u64, String> {
         &self.addresses
+    }
+
+    /// Where a host is reached, running or not.
+    pub fn address(&self, number: u64) -> anyhow::Result<&str> {
+        let address = self.addresses.get(&number).map(String::as_str);
+        address.with_context(|| format!("there is no node {number}"))
     }
 
     /// The process ids of those that run.
@@ -152,12 +201,12 @@ impl Nodes {
         let errors = File::options().create(true).append(true).open(&log);
         let errors = errors.with_context(|| format!("cannot write {}", log.display()))?;
         let mut child = Command::new(std::env::current_exe().context("cannot find this program")?)
-            .args(["serve", "--supervised", "--cluster", "demo", "--listen", listen])
+            .args(["serve", "--supervised", "--cluster", "trial", "--listen", listen])
             .args(["--node", &number.to_string()])
             .args(["--tables", &self.layout.tables.to_string()])
             .args(["--queues", &self.layout.queues.to_string()])
-            .args(["--queues-require", CAPABILITY])
-            .args(self.layout.capability_of(number))
+            .args(["--voters", &self.layout.voters()])
+            .args(self.layout.capabilities(number))
             .arg("--data-dir")
             .arg(self.directory.join(format!("node-{number}")))
             .stdin(Stdio::piped())
@@ -175,6 +224,15 @@ impl Nodes {
         node.address = node.await_listening().await?;
         Ok(node)
     }
+}
+
+/// A free address that this process holds, without answering there: a host may listen at it.
+fn reserve() -> anyhow::Result<(TcpSocket, String)> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).context("there is no free port")?;
+    let address = socket.local_addr()?.to_string();
+    Ok((socket, address))
 }
 
 impl Node {

@@ -1,4 +1,4 @@
-//! What the demo shows while it runs: events with their time, and a bar for long work.
+//! What is shown while a trial runs: events with their time, and a bar for long work.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::cli::output::number;
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// Since the demo began.
+    /// Since the trial began.
     pub at: Duration,
     /// What.
     pub text: String,
@@ -20,7 +20,7 @@ pub struct Event {
 /// Work of fewer steps is over before anybody reads a line about it.
 const WORTH_A_LINE: u64 = 20_000;
 
-/// Where the demo writes to.
+/// Where a trial writes to.
 #[derive(Debug)]
 pub struct Screen {
     started: Instant,
@@ -59,7 +59,7 @@ impl Screen {
         self.events.lock().clone()
     }
 
-    /// How long the demo has run.
+    /// How long the trial has run.
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }

@@ -1,4 +1,4 @@
-//! Every key that was put, through every node.
+//! Every key that was put, at every replica.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -12,8 +12,8 @@ use shardhost::server::group_of_shard;
 use shardhost::shards::TABLE_KIND;
 
 use super::{Verification, Verified};
-use crate::cli::demo::findings::{Fault, Findings};
 use crate::cli::output::text;
+use crate::cli::trial::findings::{Fault, Findings};
 
 /// Reads under way at any moment.
 const IN_FLIGHT: usize = 1_024;
@@ -40,17 +40,18 @@ impl fmt::Display for Via {
     }
 }
 
-/// Reads all keys at all nodes, and some through the leaders.
+/// Reads all keys at all replicas, and some through the leaders.
 pub async fn verify(on: &Verification<'_>, verified: &mut Verified) -> anyhow::Result<()> {
     let lines = on.load.book.lines_put();
-    let nodes = on.nodes.len() as u64;
     let sample = lines.len().div_ceil(LINEARIZABLE).max(1);
     let fresh: Vec<u32> = lines.iter().copied().step_by(sample).collect();
-    let total = lines.len() as u64 * nodes + fresh.len() as u64;
-    let mut progress = on.screen.progress("read", total);
     let table = on.client.table();
-    let at_nodes = on.nodes.iter().flat_map(|node| lines.iter().map(|l| (Via::Node(*node), *l)));
-    let all = at_nodes.chain(fresh.iter().map(|line| (Via::Leader, *line)));
+    let holders = |line: &u32| on.holders(table.group_of(on.load.input.line(*line)));
+    let at_replicas = |line: &u32| lines_at(*line, holders(line));
+    let replicas: u64 = lines.iter().map(|line| holders(line).len() as u64).sum();
+    let mut progress = on.screen.progress("read", replicas + fresh.len() as u64);
+    let all =
+        lines.iter().flat_map(at_replicas).chain(fresh.iter().map(|line| (Via::Leader, *line)));
     let reads = all.map(|(via, line)| check(on, &table, via, line));
     let mut reads = futures::stream::iter(reads).buffer_unordered(IN_FLIGHT);
     let mut done = 0;
@@ -60,8 +61,13 @@ pub async fn verify(on: &Verification<'_>, verified: &mut Verified) -> anyhow::R
         progress.set(done);
     }
     verified.linearizable_reads += fresh.len() as u64;
-    verified.reads += lines.len() as u64 * nodes;
+    verified.reads += replicas;
     Ok(())
+}
+
+/// A line at each of these nodes.
+fn lines_at(line: u32, holders: &[NodeId]) -> impl Iterator<Item = (Via, u32)> {
+    holders.iter().map(move |node| (Via::Node(*node), line))
 }
 
 /// There must be no key that nobody put. Not known when a put has an unknown outcome.

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use shardhost::proto::balance::balance_client::BalanceClient;
 use shardhost::proto::balance::drain_status::State;
 use shardhost::proto::balance::{DrainRequest, GetDrainRequest, UndrainRequest};
+use tonic::transport::Channel;
 
 use super::PATIENCE;
 use crate::cli::target::channel;
@@ -14,20 +15,21 @@ use crate::cli::target::channel;
 const LOOK: Duration = Duration::from_millis(10);
 
 /// What came of a drain.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Drained {
-    pub node: u64,
     pub moved: u64,
     pub left: u64,
+    /// Why one of those that are left cannot go.
+    pub why: Option<String>,
     pub took: Duration,
 }
 
-/// Drains a host until it is empty, and lets it take leaderships again.
-pub async fn drain(node: u64, address: &str) -> anyhow::Result<Drained> {
-    let mut balance = BalanceClient::new(channel(address)?);
-    let began = Instant::now();
-    let request = DrainRequest { owner: "the demo".to_owned(), ..DrainRequest::default() };
+/// Drains a host until it is empty. It takes no leaderships from then on.
+pub async fn drain(node: u64, address: &str, owner: &str) -> anyhow::Result<Drained> {
     let refused = || format!("node {node} cannot be drained");
+    let mut balance = client(address)?;
+    let began = Instant::now();
+    let request = DrainRequest { owner: owner.to_owned(), ..DrainRequest::default() };
     let mut status = balance.drain(request).await.with_context(refused)?.into_inner();
     while status.state() == State::Running {
         if began.elapsed() > PATIENCE {
@@ -37,6 +39,18 @@ pub async fn drain(node: u64, address: &str) -> anyhow::Result<Drained> {
         status = balance.get_drain(GetDrainRequest {}).await.with_context(refused)?.into_inner();
     }
     let took = Duration::from_millis(status.elapsed_ms);
-    balance.undrain(UndrainRequest {}).await.with_context(refused)?;
-    Ok(Drained { node, moved: status.moved, left: status.left, took })
+    let stuck = status.undrainable.first();
+    let why = stuck.map(|one| format!("for example that of group {}: {}", one.group, one.reason));
+    Ok(Drained { moved: status.moved, left: status.left, why, took })
+}
+
+/// Lets a host take leaderships again.
+pub async fn end(node: u64, address: &str) -> anyhow::Result<()> {
+    let ended = client(address)?.undrain(UndrainRequest {}).await;
+    ended.with_context(|| format!("the drain of node {node} cannot be ended"))?;
+    Ok(())
+}
+
+fn client(address: &str) -> anyhow::Result<BalanceClient<Channel>> {
+    Ok(BalanceClient::new(channel(address)?))
 }

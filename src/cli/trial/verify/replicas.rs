@@ -9,19 +9,18 @@ use shardhost::proto::admin::ChecksumReply;
 use tokio::time::Instant;
 
 use super::{Verification, Verified};
-use crate::cli::demo::PATIENCE;
+use crate::cli::trial::PATIENCE;
 
 /// Groups compared side by side.
 const IN_FLIGHT: usize = 8;
 
 /// Compares all replicas of all groups; a group counts as equal only if it always was.
 pub async fn compare(on: &Verification<'_>, verified: &mut Verified) -> anyhow::Result<()> {
-    let nodes: Vec<u64> = on.observer.nodes().collect();
-    let leaders = on.observer.await_led(&nodes, PATIENCE).await?;
+    let leaders = on.observer.await_led(PATIENCE).await?;
     let mut progress = on.screen.progress("compare", leaders.len() as u64);
-    let groups: Vec<(u64, u64)> =
-        leaders.iter().map(|(group, leader)| (*group, leader.committed)).collect();
-    let groups = groups.into_iter().map(|(group, from)| compare_group(on, &nodes, group, from));
+    let groups = leaders
+        .iter()
+        .map(|(group, leader)| compare_group(on, &leader.voters, *group, leader.committed));
     let mut compared = futures::stream::iter(groups).buffer_unordered(IN_FLIGHT);
     let mut done = 0;
     verified.items.clear();
@@ -34,7 +33,7 @@ pub async fn compare(on: &Verification<'_>, verified: &mut Verified) -> anyhow::
         done += 1;
         progress.set(done);
     }
-    verified.equal_groups = on.layout.groups() - verified.unequal.len() as u64;
+    verified.equal_groups = on.layout.shards() - verified.unequal.len() as u64;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Every message that was sent: seen at every node, then received and acked, each time in order.
+//! Every message that was sent: seen at every replica, then received and acked, each time in order.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -12,11 +12,11 @@ use shardhost::proto::client::Delivery;
 use tokio::time::Instant;
 
 use super::{Verification, Verified};
-use crate::cli::demo::PATIENCE;
-use crate::cli::demo::book::PartitionBook;
-use crate::cli::demo::findings::{Fault, Findings};
-use crate::cli::demo::input::Input;
 use crate::cli::output::text;
+use crate::cli::trial::PATIENCE;
+use crate::cli::trial::book::PartitionBook;
+use crate::cli::trial::findings::{Fault, Findings};
+use crate::cli::trial::input::Input;
 
 /// Messages of one peek.
 const PEEK: u32 = 5_000;
@@ -36,14 +36,16 @@ type Deliveries = HashMap<Bytes, Vec<Delivery>>;
 pub async fn peek_everywhere(on: &Verification<'_>, verified: &mut Verified) -> anyhow::Result<()> {
     let queue = on.client.queue();
     let total = on.load.book.partitions().values().map(|p| p.sent.len() as u64).sum::<u64>();
-    let mut progress = on.screen.progress("peek", total * on.nodes.len() as u64);
+    let mut progress = on.screen.progress("peek", total * on.layout.nodes);
     for node in &on.nodes {
-        let shards = (0..queue.shards()).map(|shard| peek_shard(&queue, *node, shard));
+        let held = |shard: &usize| on.holders(queue.group(*shard)).contains(node);
+        let held: Vec<usize> = (0..queue.shards()).filter(held).collect();
+        let shards = held.iter().map(|shard| peek_shard(&queue, *node, *shard));
         let seen: Vec<Delivery> = try_join_all(shards).await?.into_iter().flatten().collect();
         verified.peeked += seen.len() as u64;
         progress.set(verified.peeked);
         let place = format!("on node {node}");
-        verified.findings.merge(compare_all(on, by_partition(seen), &place));
+        verified.findings.merge(compare_all(on, &queue, &held, by_partition(seen), &place)?);
     }
     Ok(())
 }
@@ -93,7 +95,8 @@ pub async fn receive_everything(
         .map(|shard| receive_shard(&queue, shard, left.get(&shard).copied().unwrap_or(0)));
     let received: Vec<Delivery> = try_join_all(shards).await?.into_iter().flatten().collect();
     verified.received += received.len() as u64;
-    let found = compare_all(on, by_partition(received), "received");
+    let all: Vec<usize> = (0..queue.shards()).collect();
+    let found = compare_all(on, &queue, &all, by_partition(received), "received")?;
     verified.findings.merge(found);
     Ok(())
 }
@@ -151,9 +154,19 @@ fn by_partition(messages: Vec<Delivery>) -> Deliveries {
     partitions
 }
 
-fn compare_all(on: &Verification<'_>, mut seen: Deliveries, place: &str) -> Findings {
+/// Compares what was delivered of these shards with what was acknowledged of them.
+fn compare_all(
+    on: &Verification<'_>,
+    queue: &QueueClient,
+    shards: &[usize],
+    mut seen: Deliveries,
+    place: &str,
+) -> anyhow::Result<Findings> {
     let mut findings = Findings::default();
     for (key, expected) in on.load.book.partitions() {
+        if !shards.contains(&queue.shard_of(&key)?) {
+            continue;
+        }
         let delivered = seen.remove(&key).unwrap_or_default();
         findings.merge(compare(&on.load.input, &key, &expected, &delivered, place));
     }
@@ -162,7 +175,7 @@ fn compare_all(on: &Verification<'_>, mut seen: Deliveries, place: &str) -> Find
         let detail = format!("{} messages {place} that nobody sent", messages.len());
         findings.add(Fault::Wrong, subject, detail);
     }
-    findings
+    Ok(findings)
 }
 
 /// Compares what was delivered of one partition with what was acknowledged.
@@ -217,7 +230,7 @@ fn compare(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::demo::book::SentMessage;
+    use crate::cli::trial::book::SentMessage;
 
     fn input() -> Input {
         let file = tempfile::NamedTempFile::new().unwrap();

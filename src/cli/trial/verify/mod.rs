@@ -1,7 +1,7 @@
 //! The verification: what was acknowledged against what every node holds.
 //!
-//! It reads each acknowledged write through every node, so in particular through others than the
-//! one that acknowledged it, once that node has applied what the leader had committed.
+//! It reads each acknowledged write at every replica, so in particular at others than the one that
+//! acknowledged it, once that replica has applied what the leader had committed.
 
 mod queue;
 mod replicas;
@@ -11,14 +11,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context;
-use shardhost::NodeId;
 use shardhost::client::{Client, ClientOptions};
+use shardhost::{GroupId, NodeId};
 
 use super::findings::Findings;
 use super::load::Load;
 use super::nodes::Layout;
-use super::observe::Observer;
 use super::screen::Screen;
+use crate::cli::observe::Observer;
 use crate::cli::output::number;
 
 /// Everything that a verification needs.
@@ -29,16 +29,18 @@ pub struct Verification<'a> {
     pub screen: &'a Screen,
     client: Client,
     nodes: Vec<NodeId>,
+    /// Who holds a replica of each shard.
+    holders: BTreeMap<u64, Vec<NodeId>>,
 }
 
 /// What came out.
 #[derive(Debug, Default)]
 pub struct Verified {
     pub findings: Findings,
-    /// Reads of the table at single nodes, and through the leaders.
+    /// Reads of the table at single replicas, and through the leaders.
     pub reads: u64,
     pub linearizable_reads: u64,
-    /// Messages seen at single nodes, and received.
+    /// Messages seen at single replicas, and received.
     pub peeked: u64,
     pub received: u64,
     /// Items of each group whose replicas are equal.
@@ -49,7 +51,7 @@ pub struct Verified {
 }
 
 impl<'a> Verification<'a> {
-    /// Connects a client.
+    /// Connects a client, and looks who holds what; members do not change any more.
     pub async fn new(
         load: Arc<Load>,
         layout: Layout,
@@ -60,7 +62,17 @@ impl<'a> Verification<'a> {
         let client = Client::connect(addresses, ClientOptions::default());
         let client = client.await.context("the client finds no host")?;
         let nodes = observer.nodes().filter_map(NodeId::new).collect();
-        Ok(Self { load, layout, observer, screen, client, nodes })
+        let leaders = observer.await_led(super::PATIENCE).await?;
+        let ids = |nodes: Vec<u64>| nodes.into_iter().filter_map(NodeId::new).collect();
+        let holders = leaders.into_iter().map(|(group, leader)| (group, ids(leader.voters)));
+        let holders = holders.collect();
+        Ok(Self { load, layout, observer, screen, client, nodes, holders })
+    }
+
+    /// Who holds a replica of a shard.
+    fn holders(&self, group: Option<GroupId>) -> &[NodeId] {
+        let holders = group.and_then(|group| self.holders.get(&group.get()));
+        holders.map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Verifies everything. The queue is empty afterwards.
@@ -72,14 +84,14 @@ impl<'a> Verification<'a> {
         table::verify(self, &mut verified).await?;
         let (reads, fresh) = (number(verified.reads), number(verified.linearizable_reads));
         self.screen.event(format!(
-            "table: {reads} reads, every key through every node, and {fresh} linearizable ones"
+            "table: {reads} reads, every key at every replica, and {fresh} linearizable ones"
         ));
         queue::peek_everywhere(self, &mut verified).await?;
         let peeked = number(verified.peeked);
-        self.screen.event(format!("queue: {peeked} messages seen, each at every node"));
+        self.screen.event(format!("queue: {peeked} messages seen, each at every replica"));
         replicas::compare(self, &mut verified).await?;
         table::verify_count(self, &mut verified);
-        self.screen.event(format!("replicas: {} groups equal on all nodes", verified.equal_groups));
+        self.screen.event(format!("replicas: those of {} shards are equal", verified.equal_groups));
         queue::receive_everything(self, &mut verified).await?;
         let received = number(verified.received);
         self.screen.event(format!("queue: {received} messages received and acked"));

@@ -1,0 +1,173 @@
+//! `shardhost member fill`: a node that joined gets its fair part of the replicas, each in the place
+//! of another node's.
+//!
+//! [`choose`] decides which, [`carry_out`] replaces one after the other in every group. What is
+//! under way is recorded in the groups, so it may be stopped and begun again at any time.
+
+mod carry_out;
+mod choose;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use futures::{StreamExt, stream};
+use serde_json::{Value, json};
+use shardhost::proto::admin::HostStatus;
+
+use self::carry_out::Cluster;
+use self::choose::{Nodes, Shard, Step};
+use super::observe::{Leader, Observer};
+use super::output::{Column, number, table};
+use super::target::{Node, Target};
+
+/// Steps and troubles that are shown.
+const SHOWN: usize = 20;
+/// Replicas that the node catches up with at a time.
+const WINDOW: usize = 16;
+
+/// Which node is filled, and how.
+#[derive(Clone, Debug, Args)]
+pub struct FillArguments {
+    /// The node that gets replicas.
+    node: u64,
+    /// Show what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Filled {
+    /// Replicas that the node got.
+    pub gained: u64,
+    /// What went wrong, by group.
+    pub failed: BTreeMap<u64, String>,
+}
+
+/// Fills a node, or shows what that would do.
+pub async fn run(arguments: &FillArguments) -> anyhow::Result<ExitCode> {
+    let FillArguments { node, dry_run, target } = arguments;
+    let survey = Survey::new(*node, target).await?;
+    let steps = survey.steps(*node);
+    if *dry_run {
+        survey.show(*node, &steps, target.json);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let filled = carry_out(*node, steps, survey.cluster, target.patience()).await;
+    report(*node, &filled, target.json);
+    Ok(if filled.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Fills a node of a cluster. Each replica may take as long as the target is tried for.
+pub async fn fill(node: u64, target: &Target) -> anyhow::Result<Filled> {
+    let survey = Survey::new(node, target).await?;
+    let steps = survey.steps(node);
+    Ok(carry_out(node, steps, survey.cluster, target.patience()).await)
+}
+
+async fn carry_out(new: u64, steps: Vec<Step>, cluster: Cluster, within: Duration) -> Filled {
+    let cluster = &cluster;
+    let replace = |step: Step| async move { (step, cluster.replace(step, new, within).await) };
+    let mut outcomes = stream::iter(steps).map(replace).buffer_unordered(WINDOW);
+    let mut filled = Filled::default();
+    while let Some((step, outcome)) = outcomes.next().await {
+        match outcome {
+            Ok(()) => filled.gained += 1,
+            Err(error) => drop(filled.failed.insert(step.group, format!("{error:#}"))),
+        }
+    }
+    filled
+}
+
+/// What the nodes that answer say of the shards, and of what they have.
+struct Survey {
+    cluster: Cluster,
+    nodes: Nodes,
+    shards: Vec<Shard>,
+}
+
+impl Survey {
+    async fn new(node: u64, target: &Target) -> anyhow::Result<Self> {
+        let first = target.node().await?;
+        let mut reached = BTreeMap::new();
+        for address in first.all_addresses() {
+            // A node that does not answer can give replicas away all the same.
+            let Ok(one) = Node::connect(&address).await else { continue };
+            reached.insert(one.status.node, one);
+        }
+        if !reached.contains_key(&node) {
+            bail!(
+                "node {node} does not answer, or is unknown at {}; start it, with the addresses of \
+                 all nodes in its configuration, and name it in theirs",
+                first.address
+            );
+        }
+        let addresses = reached.iter().map(|(id, one)| (*id, one.address.clone())).collect();
+        let leaders = Observer::new(&addresses, 0)?.await_led(target.patience()).await;
+        let leaders = leaders.context("replicas are replaced by those that lead")?;
+        let nodes = reached.values().map(|one| (one.status.node, capabilities(&one.status)));
+        let nodes = nodes.collect();
+        let shards = leaders.iter().filter(|(_, leader)| leader.settled).map(shard).collect();
+        Ok(Self { cluster: Cluster::new(reached), nodes, shards })
+    }
+
+    fn steps(&self, new: u64) -> Vec<Step> {
+        choose::choose(&self.shards, &self.nodes, new)
+    }
+
+    fn show(&self, new: u64, steps: &[Step], as_json: bool) {
+        let before = choose::held(&self.shards, &self.nodes);
+        let given = |node: u64| steps.iter().filter(|step| step.old == node).count() as u64;
+        let after = |node: u64, held: u64| match node == new {
+            true => held + steps.len() as u64,
+            false => held - given(node),
+        };
+        let after: BTreeMap<u64, u64> =
+            before.iter().map(|(node, held)| (*node, after(*node, *held))).collect();
+        if as_json {
+            let steps: Vec<Value> = steps.iter().map(|step| step_json(*step, new)).collect();
+            return println!("{}", json!({ "before": before, "after": after, "steps": steps }));
+        }
+        let columns =
+            [Column::Right("node"), Column::Right("replicas"), Column::Right("afterwards")];
+        let rows = before.iter().map(|(node, held)| {
+            vec![node.to_string(), number(*held), number(after.get(node).copied().unwrap_or(0))]
+        });
+        println!("{}", table(&columns, rows));
+        for Step { group, old } in steps.iter().take(SHOWN) {
+            println!("group {group}: node {new} in the place of node {old}");
+        }
+        if steps.len() > SHOWN {
+            println!("and {} more", number((steps.len() - SHOWN) as u64));
+        }
+    }
+}
+
+fn shard((group, leader): (&u64, &Leader)) -> Shard {
+    let Leader { node, voters, requires, .. } = leader.clone();
+    Shard { group: *group, voters, leader: node, requires }
+}
+
+fn capabilities(status: &HostStatus) -> BTreeSet<String> {
+    status.advert.iter().flat_map(|advert| advert.capabilities.iter().cloned()).collect()
+}
+
+fn step_json(Step { group, old }: Step, new: u64) -> Value {
+    json!({ "group": group, "old": old, "new": new })
+}
+
+fn report(node: u64, filled: &Filled, as_json: bool) {
+    if as_json {
+        let (gained, failed) = (filled.gained, &filled.failed);
+        return println!("{}", json!({ "node": node, "gained": gained, "failed": failed }));
+    }
+    println!("node {node} got {} replicas", number(filled.gained));
+    for (group, error) in filled.failed.iter().take(SHOWN) {
+        println!("group {group}: {error}");
+    }
+}

@@ -1,0 +1,63 @@
+//! One host restarted as an operator does it: drained, stopped, started, and caught up, while the
+//! load goes on.
+
+use std::time::{Duration, Instant};
+
+use super::nodes::Nodes;
+use super::{PATIENCE, drain};
+use crate::cli::observe::Observer;
+use crate::cli::output::{number, seconds};
+
+/// What came of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Restarted {
+    pub node: u64,
+    /// Leaderships that it handed on, and that it kept.
+    pub moved: u64,
+    pub left: u64,
+    pub drain: Duration,
+    /// From SIGTERM until it served again.
+    pub down: Duration,
+    /// From then until it had caught up.
+    pub catch_up: Duration,
+}
+
+impl Restarted {
+    /// What happened, in a line.
+    pub fn event(&self) -> String {
+        format!(
+            "node {} handed {} leaderships on in {}, was back {} after SIGTERM, and had caught up {} \
+             later",
+            self.node,
+            number(self.moved),
+            seconds(self.drain),
+            seconds(self.down),
+            seconds(self.catch_up)
+        )
+    }
+}
+
+/// Restarts a host. It leads nothing at first.
+pub async fn restart(
+    node: u64,
+    nodes: &mut Nodes,
+    observer: &Observer,
+) -> anyhow::Result<Restarted> {
+    nodes.check()?;
+    let drained = drain::drain(node, nodes.address(node)?, "a rolling restart").await?;
+    let stopped = Instant::now();
+    nodes.stop(node).await?;
+    nodes.restart(node).await?;
+    let down = stopped.elapsed();
+    let started = Instant::now();
+    drain::end(node, nodes.address(node)?).await?;
+    observer.await_caught_up(node, PATIENCE).await?;
+    Ok(Restarted {
+        node,
+        moved: drained.moved,
+        left: drained.left,
+        drain: drained.took,
+        down,
+        catch_up: started.elapsed(),
+    })
+}

@@ -1,0 +1,36 @@
+//! Something that happens while the load goes on.
+
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use shardhost::client::Client;
+
+use super::load::Load;
+use super::screen::Screen;
+use crate::cli::output::{number, seconds};
+
+/// Writes while `act` goes on, and then until every line is written. Gives the load back, and what
+/// came of the act.
+pub async fn under_load<T>(
+    load: Load,
+    client: &Client,
+    screen: &Screen,
+    act: impl AsyncFnOnce(&Load) -> anyhow::Result<T>,
+) -> anyhow::Result<(Load, T)> {
+    let (load, began) = (Arc::new(load), std::time::Instant::now());
+    let mut running = load.start(client);
+    let came = tokio::select! {
+        came = act(&load) => came?,
+        ended = running.join_next() => {
+            ended.context("there is no load")?.context("the load broke off")??;
+            bail!("the load ended before it was enough");
+        }
+    };
+    load.pace.enough();
+    while let Some(ended) = running.join_next().await {
+        ended.context("the load broke off")??;
+    }
+    let acknowledged = number(load.tally.acknowledged());
+    screen.event(format!("loaded: {acknowledged} writes in {}", seconds(began.elapsed())));
+    Ok((Arc::into_inner(load).context("the load goes on")?, came))
+}

@@ -1,0 +1,207 @@
+//! What operators do to a whole cluster: a node is filled, all nodes are restarted.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::process::{Supervised, await_gone, run, until};
+
+/// How many replicas each of four nodes holds.
+async fn held(cluster: &Supervised) -> Vec<u64> {
+    let at: Vec<&String> = cluster.addresses().values().collect();
+    let mut held = Vec::new();
+    for address in at {
+        let listed = run(&["group", "list", "--at", address, "--json"]).await.json();
+        let groups = listed["groups"].as_array().unwrap();
+        let shards =
+            groups.iter().filter(|group| group["kind"] == "table" || group["kind"] == "queue");
+        held.push(shards.count() as u64);
+    }
+    held
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_joined_is_filled_with_its_part_and_a_second_time_with_nothing() {
+    let directory = TempDir::new().unwrap();
+    let cluster = Supervised::with_spares(directory.path(), 4, 4, 1).await;
+    cluster.run(&["table", "put", "color", "blue"]).await.ok();
+
+    let shown = cluster.run(&["member", "fill", "4", "--dry-run", "--json"]).await.json();
+    assert_eq!(shown["steps"].as_array().unwrap().len(), 6, "{shown}");
+    assert_eq!(shown["after"], serde_json::json!({ "1": 6, "2": 6, "3": 6, "4": 6 }));
+    assert_eq!(held(&cluster).await, [8, 8, 8, 0], "a dry run changes nothing");
+
+    let filled = cluster.run(&["member", "fill", "4", "--json", "--timeout", "60"]).await.json();
+    assert_eq!(filled["gained"], 6, "{filled}");
+    assert_eq!(filled["failed"], serde_json::json!({}));
+    let again = cluster.run(&["member", "fill", "4", "--json"]).await.json();
+    assert_eq!(again["gained"], 0, "{again}");
+    assert_eq!(cluster.run(&["table", "get", "color"]).await.ok().trim(), "blue");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_nobody_knows_is_not_filled_and_one_is_told_what_to_do() {
+    let directory = TempDir::new().unwrap();
+    let cluster = Supervised::start(directory.path(), 1, 0).await;
+    let refused = cluster.run(&["member", "fill", "9"]).await;
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(
+        refused.stderr.contains("node 9") && refused.stderr.contains("in theirs"),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checked_rolling_restart_ends_with_its_verdict() {
+    let directory = TempDir::new().unwrap();
+    let load = super::super::input(directory.path(), 400);
+    let small = ["rolling-restart", "--check", "--shards", "4", "--rate", "300", "--json"];
+    let ended = run(&[&small[..], &["--load", &load]].concat()).await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let report = ended.json();
+    assert_eq!(report["failed_operations"], 0, "{report}");
+    assert_eq!(report["equal_shards"], 8, "{report}");
+    let nodes = report["nodes"].as_array().unwrap();
+    assert_eq!(nodes.len(), 3, "{report}");
+    for node in nodes {
+        assert!(node["leads"].as_u64().unwrap() > 0 && node["left"] == 0, "{report}");
+        assert!(node["moved"].as_u64().unwrap() > 0, "{report}");
+        assert!(node["longest_pause_seconds"].as_f64().unwrap() > 0.0, "{report}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_stops_where_its_command_fails_and_says_where_it_stands() {
+    let directory = TempDir::new().unwrap();
+    let cluster = Supervised::start(directory.path(), 2, 0).await;
+    let stopped = cluster.run(&["rolling-restart", "--with", "exit 7"]).await;
+    assert_eq!(stopped.code, 1, "{stopped:?}");
+    let words = [
+        "stopped at node 1",
+        "drain end 1",
+        "not touched: 2, 3",
+        "`exit 7` ended with exit status: 7",
+    ];
+    for words in words {
+        assert!(stopped.stderr.contains(words), "{words}: {stopped:?}");
+    }
+    // Nobody begins where another one stopped.
+    let again = cluster.run(&["rolling-restart", "--with", "true"]).await;
+    assert!(again.stderr.contains("node 1 is draining"), "{again:?}");
+    cluster.run(&["drain", "end", "1"]).await.ok();
+    let idle = cluster.run(&["rolling-restart", "--with", "true", "--deadline", "1"]).await;
+    assert_eq!(idle.code, 1, "{idle:?}");
+    assert!(idle.stderr.contains("the process that ran before still answers"), "{idle:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_needs_a_command_or_a_check() {
+    let neither = run(&["rolling-restart"]).await;
+    assert_eq!(neither.code, 2, "{neither:?}");
+    assert!(neither.stderr.contains("--check"), "{neither:?}");
+    let both = run(&["rolling-restart", "--check", "--with", "true"]).await;
+    assert_eq!(both.code, 2, "{both:?}");
+}
+
+/// Hosts that a shell starts and stops, as a service manager does. Ended when dropped.
+struct Managed<'a> {
+    directory: &'a Path,
+    addresses: BTreeMap<u64, String>,
+}
+
+impl<'a> Managed<'a> {
+    async fn start(directory: &'a Path) -> Self {
+        // Free ports of an address that no other test listens at.
+        let host = Ipv4Addr::new(127, 0, 7, 1);
+        let sockets: Vec<_> = (0..3).map(|_| TcpListener::bind((host, 0)).unwrap()).collect();
+        let addresses = (1..).zip(sockets.iter().map(|s| s.local_addr().unwrap().to_string()));
+        let addresses: BTreeMap<u64, String> = addresses.collect();
+        drop(sockets);
+        let nodes: String = addresses.iter().map(|(id, at)| format!("{id} = \"{at}\"\n")).collect();
+        for (node, address) in &addresses {
+            let data = directory.join(format!("data-{node}"));
+            let config = format!(
+                "node = {node}\nlisten = \"{address}\"\ndata-dir = \"{}\"\n[nodes]\n{nodes}[shards]\n\
+                 tables = 3\n",
+                data.display()
+            );
+            std::fs::write(directory.join(format!("{node}.toml")), config).unwrap();
+        }
+        let managed = Self { directory, addresses };
+        for node in managed.addresses.keys() {
+            let started = std::process::Command::new("sh")
+                .args(["-c", &managed.start_command()])
+                .env("SHARDHOST_NODE", node.to_string())
+                .status();
+            assert!(started.unwrap().success());
+        }
+        managed
+    }
+
+    fn start_command(&self) -> String {
+        let (program, at) = (env!("CARGO_BIN_EXE_shardhost"), self.directory.display());
+        format!(
+            "cd {at}; {program} serve --config $SHARDHOST_NODE.toml >/dev/null 2>>$SHARDHOST_NODE.log & \
+             echo $! > $SHARDHOST_NODE.pid"
+        )
+    }
+
+    fn restart_command(&self) -> String {
+        let at = self.directory.display();
+        format!(
+            "old=$(cat {at}/$SHARDHOST_NODE.pid); kill -TERM $old; \
+             while kill -0 $old 2>/dev/null; do sleep 0.05; done; {}",
+            self.start_command()
+        )
+    }
+
+    fn process(&self, node: u64) -> u32 {
+        let path = self.directory.join(format!("{node}.pid"));
+        std::fs::read_to_string(path).unwrap().trim().parse().unwrap()
+    }
+
+    fn at(&self) -> String {
+        self.addresses.values().cloned().collect::<Vec<_>>().join(",")
+    }
+}
+
+impl Drop for Managed<'_> {
+    fn drop(&mut self) {
+        for node in 1..=3 {
+            let path = self.directory.join(format!("{node}.pid"));
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            if let Some(process) = text.trim().parse().ok().and_then(Pid::from_raw) {
+                // It may have ended by itself.
+                kill_process(process, Signal::KILL).unwrap_or_default();
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_host_of_a_running_cluster_is_restarted_by_a_command() {
+    let directory = TempDir::new().unwrap();
+    let cluster = Managed::start(directory.path()).await;
+    let at = cluster.at();
+    for address in cluster.addresses.values() {
+        until("it answers", || std::net::TcpStream::connect(address).is_ok()).await;
+    }
+    run(&["table", "put", "color", "blue", "--at", &at, "--timeout", "30"]).await.ok();
+    let before = [1, 2, 3].map(|node| cluster.process(node));
+    let command = cluster.restart_command();
+    let rolled = run(&["rolling-restart", "--with", &command, "--at", &at, "--json"]).await.json();
+    let nodes: Vec<&Value> = rolled.as_array().unwrap().iter().map(|one| &one["node"]).collect();
+    assert_eq!(nodes, [1, 2, 3], "{rolled}");
+    for process in before {
+        await_gone(process).await;
+    }
+    let found = run(&["table", "get", "color", "--at", &at, "--timeout", "30"]).await.ok();
+    assert_eq!(found.trim(), "blue");
+    let status = run(&["status", "--at", &at, "--json"]).await.json();
+    let draining = |node: &Value| node["draining"] == true;
+    assert!(!status["nodes"].as_array().unwrap().iter().any(draining), "{status}");
+}
