@@ -40,7 +40,7 @@ pub fn policy_text<'a>(nodes: impl Iterator<Item = (u64, &'a PolicyMetrics)> + C
             counts.iter().map(move |one| format!("\n{}", refusal(node, words, one)))
         })
     });
-    table(&COLUMNS, rows) + &refusals.collect::<String>()
+    table(&COLUMNS, rows) + refusals.collect::<String>().as_str()
 }
 
 fn row(node: u64, metrics: &PolicyMetrics) -> Vec<String> {

@@ -83,6 +83,9 @@ pub struct ServeArguments {
     /// Seconds for which a new planner, or a node that just came up, is left alone.
     #[arg(long, value_name = "SECONDS")]
     planner_warm_up: Option<u64>,
+    /// Seconds for which a group that was moved for balance rests.
+    #[arg(long, value_name = "SECONDS")]
+    planner_rest: Option<u64>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -177,6 +180,7 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     config.zone = arguments.zone.clone().or(config.zone);
     config.planner = arguments.planner.map_or(config.planner, Into::into);
     config.planner_warm_up = arguments.planner_warm_up.unwrap_or(config.planner_warm_up);
+    config.planner_rest = arguments.planner_rest.unwrap_or(config.planner_rest);
     config.workers = arguments.workers.unwrap_or(config.workers);
     config.apply_threads = arguments.apply_threads.unwrap_or(config.apply_threads);
     config.validate()?;

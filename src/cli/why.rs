@@ -148,7 +148,7 @@ fn verdict(leader: &LeaderExplanation) -> String {
         (false, reason) => format!(", which serves nobody: {reason}"),
     };
     match transferring_to_node {
-        0 => led + &served,
+        0 => led + served.as_str(),
         to => format!("{led}{served}; it is being handed to node {to}"),
     }
 }

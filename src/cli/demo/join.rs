@@ -60,7 +60,7 @@ pub async fn spread(
     screen: &Screen,
 ) -> anyhow::Result<Duration> {
     let began = Instant::now();
-    let leads = until_fair(observer, nodes.addresses(), lacking, PATIENCE).await?;
+    let leads = until_fair(observer, lacking, PATIENCE).await?;
     let took = began.elapsed();
     let each = leads.iter().map(|(node, count)| format!("{count} by node {node}"));
     let each = each.collect::<Vec<_>>().join(", ");

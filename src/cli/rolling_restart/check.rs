@@ -58,7 +58,7 @@ async fn check(
     let each: Vec<_> = ids.map(|(node, id)| format!("node {node} (process {id})")).collect();
     screen.event(format!("hosts started: {}", each.join(", ")));
     let observer = Observer::new(nodes.addresses(), layout.shards())?;
-    let leads = until_fair(&observer, nodes.addresses(), None, PATIENCE).await?;
+    let leads = until_fair(&observer, None, PATIENCE).await?;
     let each: Vec<_> = leads.iter().map(|(node, led)| format!("{led} by node {node}")).collect();
     screen.event(format!("all {} shards are led: {}", layout.shards(), each.join(", ")));
     let client = load::connect(nodes.addresses().values().cloned()).await?;
@@ -93,7 +93,7 @@ async fn restart_each(
         let began = Instant::now();
         let restarted = restart(node, nodes, observer).await?;
         screen.event(restarted.event());
-        let leads = until_fair(observer, nodes.addresses(), None, PATIENCE).await?;
+        let leads = until_fair(observer, None, PATIENCE).await?;
         let leads = leads.get(&node).copied().unwrap_or(0);
         let took = began.elapsed();
         screen.event(format!("node {node} leads {leads} again {} after its drain", seconds(took)));

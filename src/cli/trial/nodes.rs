@@ -207,6 +207,8 @@ impl Nodes {
             .args(["--queues", &self.layout.queues.to_string()])
             .args(["--voters", &self.layout.voters()])
             .args(self.layout.capabilities(number))
+            // All of it lasts seconds: nobody waits for a planner that warms up, or a group at rest.
+            .args(["--planner-warm-up", "1", "--planner-rest", "1"])
             .arg("--data-dir")
             .arg(self.directory.join(format!("node-{number}")))
             .stdin(Stdio::piped())
