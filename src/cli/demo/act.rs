@@ -178,7 +178,7 @@ impl Act<'_> {
             all.push(restarted);
         }
         let lacking = self.layout.lacking();
-        join::spread(self.nodes, lacking, self.observer, self.screen).await?;
+        join::spread(lacking, self.observer, self.screen).await?;
         Ok(all)
     }
 }

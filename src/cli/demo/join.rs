@@ -48,13 +48,12 @@ pub async fn join(
     let (took, gained) = (began.elapsed(), number(filled.gained));
     let (all, took_s) = (number(layout.shards()), seconds(took));
     screen.event(format!("node {node} holds {gained} of {all} shards after {took_s}"));
-    let balanced = spread(nodes, layout.lacking(), observer, screen).await?;
+    let balanced = spread(layout.lacking(), observer, screen).await?;
     Ok(Joined { node, filled: took, balanced })
 }
 
 /// Waits until everybody leads a fair part, and says how long that took.
 pub async fn spread(
-    nodes: &Nodes,
     lacking: Option<u64>,
     observer: &Observer,
     screen: &Screen,
