@@ -1,5 +1,7 @@
 //! `shardhost leader why`: who leads a group, whether it serves and why not, and who else could.
 
+mod opinions;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
@@ -9,6 +11,7 @@ use shardhost::proto::admin::{ExplainLeaderRequest, GroupStatus, LeaderExplanati
 use super::output::{Column, number, table};
 use super::requirement::{capabilities_text, draining_text, requirement_json, requirement_text};
 use super::target::{Node, Target, in_time};
+use opinions::{declined_json, of_replica, of_voters, opinions_json, word};
 
 /// Explains the leadership of a group.
 pub async fn why(group: u64, target: &Target) -> anyhow::Result<()> {
@@ -93,6 +96,8 @@ impl Findings {
         let by = if self.leader().is_some() { "" } else { ", as far as that node knows" };
         lines.push(format!("its voters as node {} sees them{by}:", best.node));
         lines.push(table(&COLUMNS, best.voters.iter().map(|voter| row(voter, best))));
+        lines.extend(of_voters(best));
+        lines.extend(self.views.values().flat_map(of_replica));
         lines.extend(self.silent.values().map(|why| format!("no answer: {why}")));
         lines.extend(advice(self.group, best));
         lines.join("\n")
@@ -112,7 +117,16 @@ impl Findings {
         let leader = self.leader();
         let answers = self.views.values().map(|view| {
             let GroupStatus { role, term, leader_node, .. } = status(view);
-            json!({ "node": view.node, "role": role, "term": term, "leader_node": leader_node })
+            json!({
+                "node": view.node,
+                "role": role,
+                "term": term,
+                "leader_node": leader_node,
+                "withheld_ms": view.withheld_ms,
+                "passed_timeouts": view.passed_timeouts,
+                "patience": view.patience,
+                "next_try_ms": view.next_try_ms,
+            })
         });
         json!({
             "group": self.group,
@@ -183,6 +197,7 @@ fn row(voter: &VoterFitness, view: &LeaderExplanation) -> Vec<String> {
 fn fit(voter: &VoterFitness) -> String {
     match voter.fitness() {
         Fitness::Fit => "yes".to_owned(),
+        Fitness::Unfit if voter.lacking.is_empty() => "no, see below".to_owned(),
         Fitness::Unfit => format!("no, lacks {}", voter.lacking.join(", ")),
         Fitness::Unknown | Fitness::Unspecified => "unknown".to_owned(),
     }
@@ -219,18 +234,15 @@ fn advice(group: u64, view: &LeaderExplanation) -> Option<String> {
 
 fn voter_json(voter: &VoterFitness) -> Value {
     let advert = voter.advert.as_ref();
-    let fit = match voter.fitness() {
-        Fitness::Fit => "fit",
-        Fitness::Unfit => "unfit",
-        Fitness::Unknown | Fitness::Unspecified => "unknown",
-    };
     json!({
         "node": voter.node,
         "replica": voter.replica,
         "live": voter.live,
         "capabilities": advert.map(|advert| &advert.capabilities),
         "draining": advert.map(|advert| advert.draining),
-        "fitness": fit,
+        "fitness": word(voter.fitness()),
+        "opinions": opinions_json(voter),
+        "declined": declined_json(voter),
         "lacking": voter.lacking,
         "lag": voter.lag,
         "installing": voter.installing,

@@ -256,7 +256,7 @@ impl Admin for AdminService {
         request: Request<wire::ExplainLeaderRequest>,
     ) -> Result<Response<wire::LeaderExplanation>, Status> {
         let group = self.group(request.into_inner().group)?;
-        Ok(Response::new(explanation(&self.host, &group)))
+        Ok(Response::new(explanation(&self.host, &group).await))
     }
 
     async fn change_requirement(

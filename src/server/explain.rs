@@ -3,14 +3,20 @@
 //! Only puts side by side what the host knows: nothing is decided here.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use shardhost_groups::core::VoterOutlook;
+use shardhost_groups::policy::{Opinion, PolicyOpinion};
 use shardhost_groups::worker::Advert;
-use shardhost_groups::{Group, GroupStatus, NodeId, ReplicaId, Requirement};
+use shardhost_groups::{Group, GroupStatus, NodeId, ReplicaId, Requirement, RequirementMode};
 use shardhost_proto::admin as wire;
 use shardhost_proto::admin::voter_fitness::Fitness;
 
 use super::admin::group_status;
 use crate::host::Host;
+
+/// How long a replica may take to say what it makes of who could lead.
+const OUTLOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a host knows of one node.
 #[derive(Clone, Debug, Default)]
@@ -27,22 +33,75 @@ pub(super) fn advert_to_wire(advert: &Advert) -> wire::NodeAdvert {
     }
 }
 
-/// What this host knows of who leads a group, and who could.
-pub(super) fn explanation(host: &Host, group: &Group) -> wire::LeaderExplanation {
+/// What this host knows of who leads a group, and who could. Of a replica that stopped or hangs
+/// only what is known from outside.
+pub(super) async fn explanation(host: &Host, group: &Group) -> wire::LeaderExplanation {
+    let outlook = tokio::time::timeout(OUTLOOK_TIMEOUT, group.outlook()).await;
+    let outlook = outlook.ok().and_then(Result::ok);
     let status = group.status();
     let facts = facts_of_nodes(host);
     let unknown = NodeFacts::default();
     let voters = status.membership.voters().map(|(replica, node)| {
         let facts = facts.get(&node).unwrap_or(&unknown);
         let own = node == host.node_id();
-        fitness(&status, replica, node, facts, own)
+        let mut voter = fitness(&status, replica, node, facts, own);
+        let mut known = outlook.iter().flat_map(|outlook| &outlook.voters);
+        if let Some(known) = known.find(|known| known.replica == replica) {
+            add_opinions(&mut voter, known);
+        }
+        voter
     });
-    wire::LeaderExplanation {
+    let mut explanation = wire::LeaderExplanation {
         node: host.node_id().get(),
         incarnation: host.incarnation(),
         voters: voters.collect(),
         status: Some(group_status(group)),
+        ..wire::LeaderExplanation::default()
+    };
+    if let Some(outlook) = &outlook {
+        explanation.withheld_ms = outlook.withheld.map_or(0, millis);
+        explanation.passed_timeouts = outlook.passed_timeouts.into();
+        explanation.patience = outlook.patience.into();
+        explanation.next_try_ms = outlook.next_try.map(millis);
     }
+    explanation
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What the policies say of a voter, and what it said itself when it was asked to lead.
+fn add_opinions(voter: &mut wire::VoterFitness, known: &VoterOutlook) {
+    let strictest = known.opinions.iter().map(|one| one.opinion.clone()).reduce(Opinion::and);
+    voter.fitness = strictest.as_ref().map_or(Fitness::Fit, fitness_of).into();
+    voter.opinions = known.opinions.iter().map(opinion_to_wire).collect();
+    voter.declined = known.declined.as_ref().map(|declined| wire::DeclinedLeadership {
+        reason: declined.reason.map_or_else(String::new, |reason| reason.name().to_owned()),
+        words: declined.words.to_string(),
+    });
+}
+
+const fn fitness_of(opinion: &Opinion) -> Fitness {
+    match opinion {
+        Opinion::Fit => Fitness::Fit,
+        Opinion::Unknown => Fitness::Unknown,
+        Opinion::Unfit(_) => Fitness::Unfit,
+    }
+}
+
+fn opinion_to_wire(one: &PolicyOpinion) -> wire::PolicyOpinion {
+    let mut said = wire::PolicyOpinion {
+        policy: one.policy.to_owned(),
+        fitness: fitness_of(&one.opinion).into(),
+        ..wire::PolicyOpinion::default()
+    };
+    if let Opinion::Unfit(unfit) = &one.opinion {
+        said.soft = unfit.mode == RequirementMode::Soft;
+        said.reason = unfit.reject_reason().name().to_owned();
+        said.words = unfit.reason.to_string();
+    }
+    said
 }
 
 fn facts_of_nodes(host: &Host) -> BTreeMap<NodeId, NodeFacts> {
@@ -72,6 +131,7 @@ fn fitness(
         lacking,
         lag: progress.map(|peer| status.last.get().saturating_sub(peer.matched.get())),
         installing: progress.is_some_and(|peer| peer.state == "snapshot"),
+        ..wire::VoterFitness::default()
     }
 }
 

@@ -61,7 +61,7 @@ impl GroupCore {
     }
 
     /// How many election timeouts go by before this replica stands.
-    fn patience(&self, unfit: bool, round: &Round) -> u16 {
+    pub(super) fn patience(&self, unfit: bool, round: &Round) -> u16 {
         let escape = self.config.escape_timeouts;
         match (unfit, self.knows_better(round)) {
             (true, true) => escape.saturating_mul(2),
@@ -96,6 +96,16 @@ impl GroupCore {
     pub(super) fn withhold_candidacy(&mut self) {
         let pause = 2 * u64::from(self.config.election_ticks);
         self.candidacy.withheld_until = self.ticks + pause;
+    }
+
+    /// It does not stand before this tick.
+    pub(super) const fn withheld_until(&self) -> u64 {
+        self.candidacy.withheld_until
+    }
+
+    /// Election timeouts that went by since a leader was heard.
+    pub(super) const fn passed_timeouts(&self) -> u16 {
+        self.candidacy.passed
     }
 
     /// Something new is known of who could lead.

@@ -19,6 +19,7 @@
 //! | `gate` | whether a leader serves its users |
 //! | `transfer` | handing leadership over |
 //! | `succession` | a leader that should not lead looks for another |
+//! | `outlook` | what it makes of who could lead, for somebody who asks |
 //! | `requirement` | changing what the group asks of its leader |
 //! | `membership` | changing who belongs to the group |
 //! | `leaving` | the end of a replica that was removed |
@@ -35,6 +36,7 @@ mod lease;
 mod leaving;
 mod membership;
 mod open;
+mod outlook;
 mod propose;
 mod reads;
 mod ready;
@@ -65,6 +67,7 @@ use crate::worker::Round;
 pub use barrier::{BarrierOrder, BarrierOutcome, BarrierWaiter, DrainWaiter};
 pub use membership::{MembershipOrder, MembershipOutcome, MembershipRequest, MembershipWaiter};
 pub use open::{Opened, ReplicaStart};
+pub use outlook::{Declined, Outlook, OutlookWaiter, VoterOutlook};
 pub use propose::Proposal;
 pub use reads::{ReadBarrier, ReadNeed, ReadRequest, ReadWaiter};
 pub use snapshot::SnapshotWaiter;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use shardhost_storage::{NodeId, ReplicaId};
 
 use super::GroupCore;
+use super::outlook::Declined;
 use crate::error::TransferError;
 use crate::policy::PolicyEvent;
 use crate::status::Caretaker;
@@ -25,8 +26,8 @@ const LEVEL_TICKS: u64 = 3;
 /// What is known of those who could follow.
 #[derive(Debug, Default)]
 pub(super) struct Succession {
-    /// Replicas that declined since the last news.
-    declined: Vec<u64>,
+    /// Replicas that declined since the last news, and why.
+    declined: Vec<(u64, Declined)>,
     /// Whom a policy named when it declined this leadership.
     named: Vec<NodeId>,
     /// No other try before this tick.
@@ -62,7 +63,7 @@ impl GroupCore {
     fn successors(&self, round: &Round) -> Vec<NodeId> {
         let declined = |node: &NodeId| {
             let replica = self.membership.replica_on(*node);
-            replica.is_none_or(|replica| self.succession.declined.contains(&replica.get()))
+            replica.is_none_or(|replica| self.declined_by(replica).is_some())
         };
         let ranked = self.ranked_voters(round).into_iter().filter(|(rank, _)| !rank.unfit);
         let fit: Vec<NodeId> =
@@ -86,7 +87,7 @@ impl GroupCore {
                 self.retry_later(LEVEL_TICKS);
             }
             _ => {
-                self.note_declined(replica);
+                self.note_declined(replica, error);
                 self.retry_later(RETRY_TICKS);
             }
         }
@@ -104,9 +105,14 @@ impl GroupCore {
         self.succession.retry_at = 0;
     }
 
-    pub(super) fn note_declined(&mut self, replica: u64) {
-        if replica != 0 && !self.succession.declined.contains(&replica) {
-            self.succession.declined.push(replica);
+    pub(super) fn note_declined(&mut self, replica: u64, error: &TransferError) {
+        let (reason, words) = (Some(error.reason()), error.to_string().into());
+        self.add_declined(replica, Declined { reason, words });
+    }
+
+    fn add_declined(&mut self, replica: u64, why: Declined) {
+        if replica != 0 && self.declined().all(|known| known != replica) {
+            self.succession.declined.push((replica, why));
         }
     }
 
@@ -115,7 +121,8 @@ impl GroupCore {
         for replica in declined {
             let id = ReplicaId::new(*replica);
             if id.is_some_and(|id| self.membership.members.contains_key(&id)) {
-                self.note_declined(*replica);
+                let words = "it told so whoever led before".into();
+                self.add_declined(*replica, Declined { reason: None, words });
             }
         }
     }
@@ -125,7 +132,19 @@ impl GroupCore {
         self.succession.named.clear();
     }
 
-    pub(super) fn declined(&self) -> &[u64] {
-        &self.succession.declined
+    /// Replicas that declined since the last news.
+    pub(super) fn declined(&self) -> impl Iterator<Item = u64> {
+        self.succession.declined.iter().map(|(replica, _)| *replica)
+    }
+
+    /// Why a replica declined, if it did since the last news.
+    pub(super) fn declined_by(&self, replica: ReplicaId) -> Option<&Declined> {
+        let mut declined = self.succession.declined.iter();
+        declined.find(|(declined, _)| *declined == replica.get()).map(|(_, why)| why)
+    }
+
+    /// No other try before this tick.
+    pub(super) const fn next_succession(&self) -> u64 {
+        self.succession.retry_at
     }
 }

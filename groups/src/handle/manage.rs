@@ -8,7 +8,7 @@ use shardhost_storage::{LogIndex, LogPosition, Membership, NodeId, Requirement, 
 use tokio::sync::oneshot;
 
 use super::{Group, Offered};
-use crate::core::{MembershipOrder, MembershipRequest, TransferRequest, TransferTarget};
+use crate::core::{MembershipOrder, MembershipRequest, Outlook, TransferRequest, TransferTarget};
 use crate::error::{TakeSnapshotError, TransferError, UnknownCause};
 use crate::membership::{MembershipChange, MembershipError};
 use crate::worker::Input;
@@ -129,6 +129,22 @@ impl Group {
     ) -> Result<Arc<Membership>, MembershipError> {
         let order = MembershipOrder::Require { requirement, expecting, whoever_meets_it: true };
         self.order(order).await
+    }
+
+    /// What this replica makes of who could lead: what each policy that is registered on this host
+    /// says of each voter, who declined, and whether the replica stands for election. Nothing is
+    /// asked or kept for this unless somebody calls it.
+    ///
+    /// # Errors
+    /// [`TransferError::Stopped`], also for a replica that failed.
+    pub async fn outlook(&self) -> Result<Outlook, TransferError> {
+        let group = self.id();
+        let (waiter, answer) = oneshot::channel();
+        let stopped = TransferError::Stopped { group };
+        if self.offer(Input::Outlook { group, waiter }).is_err() {
+            return Err(stopped);
+        }
+        answer.await.map_err(|_| stopped)
     }
 
     /// Has the policies of the group asked anew who may lead it, here.

@@ -24,7 +24,9 @@ mod registry;
 pub use admission::{AdmissionFault, AdmissionRequest};
 pub use capability::CapabilityPolicy;
 pub use counters::{ByReason, PolicyCounters, PolicyEvent};
-pub use question::{Acquisition, Candidate, Decision, LeadershipPolicy, Opinion, Unfit};
+pub use question::{
+    Acquisition, Candidate, Decision, LeadershipPolicy, Opinion, PolicyOpinion, Unfit,
+};
 pub use reason::RejectReason;
 pub use registry::{Policies, PolicyGuard};
 

@@ -73,6 +73,16 @@ pub enum Opinion {
     Unfit(Unfit),
 }
 
+/// What one policy makes of a candidate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PolicyOpinion {
+    /// The policy.
+    pub policy: &'static str,
+    /// What it says.
+    pub opinion: Opinion,
+}
+
 /// Why a node should not lead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfit {

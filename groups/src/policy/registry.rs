@@ -11,7 +11,9 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use shardhost_storage::GroupId;
 
-use super::{Acquisition, Candidate, CapabilityPolicy, Decision, LeadershipPolicy, Opinion};
+use super::{
+    Acquisition, Candidate, CapabilityPolicy, Decision, LeadershipPolicy, Opinion, PolicyOpinion,
+};
 use crate::apply::panic_text;
 use crate::leadership::GroupSelector;
 
@@ -181,6 +183,19 @@ impl Policies {
         opinion
     }
 
+    /// What each policy of the group says, in the order in which they were registered.
+    #[must_use]
+    pub fn opinions(&self, candidate: &Candidate<'_>) -> Vec<PolicyOpinion> {
+        let registered = self.shared.registered.load();
+        let meant =
+            registered.iter().filter(|one| one.groups.means(candidate.group, candidate.labels));
+        let said = meant.map(|one| PolicyOpinion {
+            policy: one.policy.name(),
+            opinion: self.ask(one, candidate),
+        });
+        said.collect()
+    }
+
     fn ask(&self, one: &Registered, candidate: &Candidate<'_>) -> Opinion {
         if !one.foreign {
             return one.policy.may_lead(candidate);
@@ -232,5 +247,73 @@ impl Policies {
             place: one.place,
         });
         asked.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost_storage::{NodeId, Requirement, RequirementMode};
+
+    use super::*;
+    use crate::policy::{RejectReason, Unfit};
+
+    /// Says what it is told to; nothing: it panics.
+    #[derive(Debug)]
+    struct Says(Option<Opinion>);
+
+    impl LeadershipPolicy for Says {
+        fn name(&self) -> &'static str {
+            "says"
+        }
+
+        fn may_lead(&self, _: &Candidate<'_>) -> Opinion {
+            self.0.clone().expect("told to panic")
+        }
+    }
+
+    fn unfit(mode: RequirementMode) -> Opinion {
+        Opinion::Unfit(Unfit { policy: "says", mode, reason: "so it is".into() })
+    }
+
+    #[test]
+    fn of_several_policies_the_strictest_counts_and_one_that_panics_knows_nothing() {
+        let policies = Policies::new();
+        let candidate = Candidate {
+            group: GroupId::new(1),
+            node: NodeId::must(1),
+            is_here: true,
+            requirement: &Requirement::default(),
+            labels: &BTreeMap::new(),
+            kind: "table",
+            capabilities: None,
+        };
+        let mut guards = Vec::new();
+        let (soft, hard) = (unfit(RequirementMode::Soft), unfit(RequirementMode::Hard));
+        assert_eq!(policies.opinion(&candidate), Opinion::Fit);
+        let steps = [
+            (None, Opinion::Unknown),
+            (Some(soft.clone()), soft.clone()),
+            (Some(hard.clone()), hard.clone()),
+            (Some(soft), hard.clone()),
+            (Some(Opinion::Fit), hard),
+        ];
+        for (says, strictest) in steps {
+            guards.push(policies.register(GroupSelector::All, Arc::new(Says(says))));
+            assert_eq!(policies.opinion(&candidate), strictest);
+        }
+        assert_eq!(policies.complaints().0, 5, "the panic is counted each time");
+        let said: Vec<_> =
+            policies.opinions(&candidate).into_iter().map(|one| one.policy).collect();
+        assert_eq!(said, ["capability", "says", "says", "says", "says", "says"]);
+        drop(guards);
+        assert_eq!(policies.opinion(&candidate), Opinion::Fit, "nobody is registered any more");
+    }
+
+    #[test]
+    fn what_users_policies_say_is_told_from_a_lack_of_capabilities() {
+        let Opinion::Unfit(said) = unfit(RequirementMode::Hard) else { panic!("it is unfit") };
+        assert_eq!(said.reject_reason(), RejectReason::PolicyDeclined);
+        let lacks = Unfit { policy: CapabilityPolicy::NAME, ..said };
+        assert_eq!(lacks.reject_reason(), RejectReason::Incapable);
     }
 }

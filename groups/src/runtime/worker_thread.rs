@@ -142,6 +142,9 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
     for (waiter, outcome) in round.drain_replies {
         drop(waiter.send(outcome));
     }
+    for (waiter, outlook) in round.outlooks {
+        drop(waiter.send(outlook));
+    }
     for (from, message) in round.invitations {
         shared.invitations.hand_on(shared.config.node, from, &message);
     }

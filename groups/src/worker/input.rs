@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 
 use super::{Advert, PersistAck};
 use crate::core::{
-    BarrierOrder, GroupCore, MembershipRequest, Proposal, ReadRequest, SnapshotWaiter,
-    TransferRequest,
+    BarrierOrder, GroupCore, MembershipRequest, OutlookWaiter, Proposal, ReadRequest,
+    SnapshotWaiter, TransferRequest,
 };
 use crate::error::{GroupFault, HostFault};
 use crate::leadership::LossCause;
@@ -116,6 +116,13 @@ pub enum Input {
     },
     /// This node says this of itself from here on.
     OwnAdvert(Arc<Advert>),
+    /// Somebody asks what the replica makes of who could lead.
+    Outlook {
+        /// The group.
+        group: GroupId,
+        /// Who waits; dropped when the group does not run here.
+        waiter: OutlookWaiter,
+    },
     /// Policies may answer otherwise for this group.
     Reevaluate {
         /// The group.

@@ -185,6 +185,9 @@ impl WorkerCore {
                     self.queue_wakes(NodeChange::Facts);
                 }
             }
+            Input::Outlook { group, waiter } => {
+                self.with(group, |core, round| core.outlook(waiter, round));
+            }
             Input::Reevaluate { group } => {
                 self.with(group, |core, _| core.reevaluate());
             }

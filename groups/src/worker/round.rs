@@ -9,7 +9,8 @@ use tokio::sync::oneshot;
 use crate::apply::ApplyWork;
 use crate::clock::Moment;
 use crate::core::{
-    BarrierOutcome, BarrierWaiter, DrainWaiter, ReadWaiter, SnapshotWaiter, TransferWaiter,
+    BarrierOutcome, BarrierWaiter, DrainWaiter, Outlook, OutlookWaiter, ReadWaiter, SnapshotWaiter,
+    TransferWaiter,
 };
 use crate::core::{MembershipOutcome, MembershipWaiter, TransferOutcome};
 use crate::error::{BarrierError, GroupFault, ProposeError, ReadError, TakeSnapshotError};
@@ -56,6 +57,8 @@ pub struct Round {
     pub barrier_replies: Vec<(BarrierWaiter, BarrierOutcome)>,
     /// Those who waited for everything before a barrier.
     pub drain_replies: Vec<(DrainWaiter, Result<LogIndex, BarrierError>)>,
+    /// What replicas make of who could lead, for those who asked.
+    pub outlooks: Vec<(OutlookWaiter, Outlook)>,
     /// Policies to be asked about leaderships that were acquired.
     pub admissions: Vec<AdmissionRequest>,
     /// What is counted of those who lead, should lead, or do not.
@@ -172,6 +175,7 @@ impl Round {
             && self.invitations.is_empty()
             && self.edges.is_empty()
             && self.admissions.is_empty()
+            && self.outlooks.is_empty()
             && self.counted.is_empty()
             && self.transfer_replies.is_empty()
             && self.messages.is_empty()

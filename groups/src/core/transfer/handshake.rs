@@ -104,10 +104,10 @@ impl GroupCore {
         let Some(transfer) = self.transfer.as_mut() else { return };
         let (replica, phase) = (transfer.replica, transfer.phase);
         transfer.blame(error.clone());
-        let worst = transfer.error.clone().unwrap_or(error);
+        let worst = transfer.error.clone().unwrap_or_else(|| error.clone());
         transfer.held = None;
         transfer.phase = Phase::Asking(self.ticks);
-        self.note_declined(replica);
+        self.note_declined(replica, &error);
         if let Phase::Frozen(..) = phase {
             self.count_freeze(phase, round);
             self.raw.raft.abort_leader_transfer();
@@ -177,7 +177,7 @@ impl GroupCore {
 
     /// The replicas that should not be asked again, this one among them if it is not fit.
     fn declined_so_far(&self, round: &Round) -> Vec<u64> {
-        let mut declined = self.declined().to_vec();
+        let mut declined: Vec<u64> = self.declined().collect();
         if self.own_unfitness(round).is_some() {
             declined.push(self.replica.get());
         }

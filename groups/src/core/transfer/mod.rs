@@ -310,7 +310,7 @@ impl GroupCore {
         Err(TransferError::Aborted { group: self.id, to, after })
     }
 
-    fn in_time(&self, ticks: u64) -> std::time::Duration {
+    pub(super) fn in_time(&self, ticks: u64) -> std::time::Duration {
         self.config.tick.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
     }
 

@@ -1,0 +1,82 @@
+//! What a replica makes of who could lead its group, for somebody who asks. Only looks.
+
+use std::time::Duration;
+
+use shardhost_storage::{NodeId, ReplicaId};
+use tokio::sync::oneshot;
+
+use super::GroupCore;
+use crate::policy::{PolicyOpinion, RejectReason};
+use crate::worker::Round;
+
+/// Who waits for an outlook.
+pub type OutlookWaiter = oneshot::Sender<Outlook>;
+
+/// What a replica makes of who could lead its group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Outlook {
+    /// Each voter, the answering replica among them if it has a vote.
+    pub voters: Vec<VoterOutlook>,
+    /// The replica handed the leadership on, and does not stand for election for so long.
+    pub withheld: Option<Duration>,
+    /// Election timeouts that it let go by since it heard a leader, because it should not lead.
+    pub passed_timeouts: u16,
+    /// How many it lets go by before it stands all the same; 0: it stands when the first is over.
+    pub patience: u16,
+    /// It leads and should not, and asks others again after so long, or when there is news.
+    pub next_try: Option<Duration>,
+}
+
+/// What a replica makes of a voter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VoterOutlook {
+    /// The voter.
+    pub replica: ReplicaId,
+    /// Its node.
+    pub node: NodeId,
+    /// What each policy of the group says of the node, as they were registered on this host.
+    pub opinions: Vec<PolicyOpinion>,
+    /// It declined the leadership, or did not come to it, and is not asked again by itself before
+    /// something new is known of nodes, members or policies.
+    pub declined: Option<Declined>,
+}
+
+/// Why a voter does not lead that was asked to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Declined {
+    /// The cause; `None`: it told an earlier leader, who passed on only that it declined.
+    pub reason: Option<RejectReason>,
+    /// What was said, for people.
+    pub words: Box<str>,
+}
+
+impl GroupCore {
+    /// Says what this replica makes of who could lead.
+    pub fn outlook(&self, waiter: OutlookWaiter, round: &mut Round) {
+        let voters = self.membership.voters().map(|(replica, node)| {
+            let candidate = self.candidate(node, &self.membership.requirement, round);
+            let opinions = self.policies.opinions(&candidate);
+            let declined = self.declined_by(replica).cloned();
+            VoterOutlook { replica, node, opinions, declined }
+        });
+        let voters = voters.collect();
+        let tries = self.leads() && self.wants_successor(round);
+        let next_try = tries.then(|| self.ticks_until(self.next_succession()));
+        let unfit = self.own_unfitness(round).is_some();
+        let outlook = Outlook {
+            voters,
+            withheld: Some(self.ticks_until(self.withheld_until())).filter(|left| !left.is_zero()),
+            passed_timeouts: self.passed_timeouts(),
+            patience: if self.leads() { 0 } else { self.patience(unfit, round) },
+            next_try,
+        };
+        round.outlooks.push((waiter, outlook));
+    }
+
+    fn ticks_until(&self, tick: u64) -> Duration {
+        self.in_time(tick.saturating_sub(self.ticks))
+    }
+}

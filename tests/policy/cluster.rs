@@ -1,0 +1,213 @@
+//! Three hosts of one cluster, on sockets, with what each of them has.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use shardhost::client::{Client, ClientOptions};
+use shardhost::leadership::{HookGuard, HookKind, LeadershipEvent};
+use shardhost::server::config::{Planner, ShardCounts};
+use shardhost::server::{Server, ServerConfig, group_of_shard};
+use shardhost::shards::{QUEUE_KIND, TABLE_KIND};
+use shardhost::{
+    Group, GroupId, GroupSelector, GroupStatus, Host, NodeId, ProposeError, Shutdown, TransferError,
+};
+use tempfile::TempDir;
+
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a node has.
+pub type Has = &'static [&'static str];
+
+/// Three hosts of one cluster, with what each of them has.
+pub struct Cluster {
+    pub servers: BTreeMap<u64, Server>,
+    pub addresses: BTreeMap<u64, String>,
+    has: [Has; 3],
+    shards: ShardCounts,
+    directory: TempDir,
+    pub served: Arc<Mutex<Vec<(u64, GroupId)>>>,
+    hooks: Vec<HookGuard>,
+}
+
+impl Cluster {
+    /// Hosts with some table shards that require this, and one queue shard that requires nothing.
+    pub async fn start(has: [Has; 3], tables: u64, require: Has) -> Self {
+        let tables_require = require.iter().map(|name| (*name).to_owned()).collect();
+        let shards = ShardCounts { tables, queues: 1, tables_require, ..ShardCounts::default() };
+        let listeners: BTreeMap<u64, TcpListener> =
+            (1..=3).map(|node| (node, TcpListener::bind("127.0.0.1:0").unwrap())).collect();
+        let addresses = listeners
+            .iter()
+            .map(|(node, listener)| (*node, listener.local_addr().unwrap().to_string()))
+            .collect();
+        let mut cluster = Self {
+            servers: BTreeMap::new(),
+            addresses,
+            has,
+            shards,
+            directory: TempDir::new().unwrap(),
+            served: Arc::default(),
+            hooks: Vec::new(),
+        };
+        for (node, listener) in listeners {
+            cluster.start_node(node, Some(listener)).await;
+        }
+        for server in cluster.servers.values() {
+            assert!(server.await_shards(PATIENCE).await, "the shards are never there");
+        }
+        cluster
+    }
+
+    pub async fn start_node(&mut self, node: u64, listener: Option<TcpListener>) {
+        let own: SocketAddr = self.addresses[&node].parse().unwrap();
+        let mut config = ServerConfig::alone(self.directory.path().join(node.to_string()));
+        config.node = node;
+        config.listen = own;
+        config.alone = false;
+        config.nodes = self.addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect();
+        config.capabilities =
+            self.has[node as usize - 1].iter().map(|name| (*name).to_owned()).collect();
+        // Leaders stay where the tests put them.
+        config.planner = Planner::Off;
+        config.shards = self.shards.clone();
+        let server = Server::start(config, listener).await.unwrap();
+        let served = Arc::clone(&self.served);
+        let note = move |event: &LeadershipEvent| {
+            if let LeadershipEvent::Ready(ready) = event {
+                served.lock().push((node, ready.group));
+            }
+        };
+        self.hooks.push(server.host().on_leadership(GroupSelector::All, HookKind::Inline, note));
+        self.servers.insert(node, server);
+    }
+
+    pub async fn stop_node(&mut self, node: u64) {
+        self.servers.remove(&node).unwrap().shutdown(Shutdown::Immediate).await;
+    }
+
+    pub async fn stop(self) {
+        for server in self.servers.into_values() {
+            server.shutdown(Shutdown::Immediate).await;
+        }
+    }
+
+    pub fn host(&self, node: u64) -> &Host {
+        self.servers[&node].host()
+    }
+
+    pub fn replica(&self, node: u64, group: GroupId) -> Group {
+        self.host(node).group(group).unwrap()
+    }
+
+    pub fn on_every_host<T>(&self, act: impl Fn(&Host) -> T) -> Vec<T> {
+        self.servers.values().map(|server| act(server.host())).collect()
+    }
+
+    /// The node that serves a group, once one does, and its replica.
+    pub async fn serving(&self, group: GroupId) -> (u64, Group) {
+        self.until(group, "served", |status| status.serving).await
+    }
+
+    /// The node that leads a group and serves nobody, once one does, and its replica.
+    pub async fn caretaking(&self, group: GroupId) -> (u64, Group) {
+        self.until(group, "kept by a caretaker", |status| status.caretaker.is_some()).await
+    }
+
+    pub async fn until(
+        &self,
+        group: GroupId,
+        what: &str,
+        reached: impl Fn(&GroupStatus) -> bool + Copy,
+    ) -> (u64, Group) {
+        let waits = self.servers.keys().map(|node| {
+            let replica = self.replica(*node, group);
+            Box::pin(async move {
+                let status = replica.wait_for(reached, PATIENCE).await;
+                (status.is_some(), (*node, replica))
+            })
+        });
+        let ((met, found), ..) = futures::future::select_all(waits).await;
+        let seen = self.on_every_host(|host| host.group(group).map(|group| group.status()));
+        assert!(met, "group {group} is not {what} within {PATIENCE:?}: {seen:#?}");
+        found
+    }
+
+    /// Why whoever serves a group does not hand it to a node that should not lead it.
+    pub async fn refusal(&self, group: GroupId, to: u64) -> TransferError {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let (_, leader) = self.serving(group).await;
+            match leader.transfer_leadership(Some(NodeId::must(to))).await {
+                Err(
+                    error @ (TransferError::TargetUnfit { .. }
+                    | TransferError::TargetRefused { .. }),
+                ) => return error,
+                Ok(moved) => panic!("group {group} moved: {moved:?}"),
+                // Leadership moved meanwhile, or something has to come to its end first.
+                Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}"),
+            }
+        }
+    }
+
+    /// Whether a node has ever served a group.
+    pub fn has_served(&self, node: u64, group: GroupId) -> bool {
+        self.served.lock().contains(&(node, group))
+    }
+
+    /// Waits until every host has heard what every other one says of itself.
+    pub async fn all_have_spoken(&self) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let ids: Vec<NodeId> = self.servers.keys().copied().map(NodeId::must).collect();
+        for host in self.servers.values().map(Server::host) {
+            for node in ids.iter().filter(|node| **node != host.node_id()) {
+                while host.peer_advert(*node).is_none() {
+                    assert!(tokio::time::Instant::now() < deadline, "node {node} says nothing");
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+
+    pub async fn write(&self, client: &Client, key: &str) {
+        if let Err(error) = client.table().put(key.to_owned(), "x").await {
+            let seen = self
+                .on_every_host(|host| host.groups().iter().map(Group::status).collect::<Vec<_>>());
+            panic!("{error}: {seen:#?}");
+        }
+    }
+
+    pub async fn client(&self, deadline: Duration) -> Client {
+        let options = ClientOptions { deadline, ..ClientOptions::default() };
+        Client::connect(self.addresses.values().cloned(), options).await.unwrap()
+    }
+}
+
+pub fn table(shard: u64) -> GroupId {
+    group_of_shard(TABLE_KIND, shard).unwrap()
+}
+
+pub fn queue() -> GroupId {
+    group_of_shard(QUEUE_KIND, 0).unwrap()
+}
+
+/// Proposes what is to be refused: no table understands it.
+pub async fn propose(group: &Group) -> Result<(), ProposeError> {
+    group.propose("?").await.map(|_| ())
+}
+
+/// Hands a group on, as often as it takes: the target may have to hear of something first.
+pub async fn transfer(from: &Group, to: u64) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match from.transfer_leadership(Some(NodeId::must(to))).await {
+            Ok(_) | Err(TransferError::AlreadyLeads { .. } | TransferError::NotLeader { .. }) => {
+                return;
+            }
+            Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}"),
+        }
+        tokio::task::yield_now().await;
+    }
+}
