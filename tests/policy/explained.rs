@@ -146,11 +146,20 @@ async fn what_policies_say_of_each_voter_and_who_declined_is_explained() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_handed_a_leadership_on_says_how_long_it_does_not_stand() {
     let cluster = Cluster::start([&[], &[], &[]], 1, &[]).await;
-    let (node, leader) = cluster.serving(table(0)).await;
-    assert_eq!(explained(&cluster, node, table(0)).await.withheld_ms, 0);
-    transfer(&leader, if node == 1 { 2 } else { 1 }).await;
-    let explanation = explained(&cluster, node, table(0)).await;
-    assert!((1..=2_000).contains(&explanation.withheld_ms), "{explanation:#?}");
+    let (first, _) = cluster.serving(table(0)).await;
+    assert_eq!(explained(&cluster, first, table(0)).await.withheld_ms, 0);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (node, leader) = cluster.serving(table(0)).await;
+        transfer(&leader, if node == 1 { 2 } else { 1 }).await;
+        let explanation = explained(&cluster, node, table(0)).await;
+        assert!(explanation.withheld_ms <= 2_000, "two election timeouts: {explanation:#?}");
+        if explanation.withheld_ms > 0 {
+            break;
+        }
+        // A busy machine may take longer than that to answer.
+        assert!(Instant::now() < deadline, "{explanation:#?}");
+    }
     cluster.stop().await;
 }
 
