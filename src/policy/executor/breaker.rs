@@ -124,10 +124,14 @@ impl Breaker {
         matches!(self.state(now_ms), BreakerState::Open { .. })
     }
 
-    /// Whether it has nothing to remember.
-    pub(super) fn is_idle(&self, now_ms: u64) -> bool {
-        let rested = now_ms.saturating_sub(self.closed_at_ms) >= self.open_ms;
-        matches!(self.phase, Phase::Closed) && rested
+    /// Whether what it remembers no longer matters for a node that is gone.
+    pub(super) const fn is_idle(&self, now_ms: u64) -> bool {
+        let since = match self.phase {
+            Phase::Closed => self.closed_at_ms,
+            Phase::Open { until_ms, .. } => until_ms,
+            Phase::Probing { in_flight, .. } => return in_flight == 0,
+        };
+        now_ms.saturating_sub(since) >= self.open_ms
     }
 
     /// Whether one more move may start.

@@ -116,7 +116,6 @@ impl Ledger {
     pub(super) fn give_up(&mut self, number: u64, until_ms: u64) -> Option<Order> {
         let entry = self.complete(number, until_ms)?;
         entry.unanswered = true;
-        entry.rest.clear();
         Some(entry.order)
     }
 

@@ -111,6 +111,27 @@ fn a_breaker_begins_short_again_after_a_rest() {
 }
 
 #[test]
+fn a_node_that_is_gone_is_forgotten_in_the_end() {
+    let mut desk = four_nodes(64);
+    desk.plan();
+    for _ in 0..20 {
+        for order in desk.orders() {
+            if order.to == id(3) {
+                desk.fail(&order, FailReason::TargetSilent);
+            } else {
+                desk.obey(&order);
+            }
+        }
+    }
+    assert_eq!(desk.executor.status(desk.now).troubled.len(), 1);
+    desk.truth.nodes.retain(|node| node.id != id(3));
+    desk.plan();
+    assert_eq!(desk.executor.status(desk.now).troubled.len(), 1, "it may come back");
+    desk.round_after(20_000);
+    assert_eq!(desk.executor.status(desk.now).troubled, []);
+}
+
+#[test]
 fn what_began_before_a_breaker_opened_neither_closes_nor_opens_it() {
     let mut breaker = Breaker::new(BREAKER, Scope::OneEnd);
     (1..=4).for_each(|number| breaker.learn(number, bad(), 0));

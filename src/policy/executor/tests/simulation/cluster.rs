@@ -189,7 +189,7 @@ impl Cluster {
     /// A host is asked for a report. Planners that were replaced get none.
     fn asked(&mut self, by: Epoch, id: NodeId) {
         let now = self.now;
-        let Some(host) = self.hosts.get_mut(&id).filter(|host| host.answers(now)) else { return };
+        let Some(host) = self.hosts.get_mut(&id).filter(|host| host.reports(now)) else { return };
         let heard = host.fence.hear(by);
         if heard.is_err() && !self.sabotage.hosts_forget_epochs() {
             return;

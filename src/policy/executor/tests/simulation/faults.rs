@@ -87,8 +87,8 @@ impl Cluster {
     }
 
     fn hang(&mut self, node: NodeId, lasts: u64) {
-        let until = self.now + lasts;
-        self.host(node, |host| host.hung_until_ms = until);
+        let (until, in_part) = (self.now + lasts, self.chance.per_mille(500));
+        self.host(node, |host| (host.hung_until_ms, host.hangs_in_part) = (until, in_part));
     }
 
     fn lag(&mut self, node: NodeId, lasts: u64) {

@@ -24,6 +24,8 @@ pub(super) struct Host {
     pub(super) since_ms: u64,
     /// Until then it takes orders and answers nothing.
     pub(super) hung_until_ms: u64,
+    /// While it hangs it reports all the same.
+    pub(super) hangs_in_part: bool,
     /// Until then its replicas lack entries.
     pub(super) lags_until_ms: u64,
     pub(super) version: Version,
@@ -48,6 +50,7 @@ impl Host {
             incarnation: 1,
             since_ms: 0,
             hung_until_ms: 0,
+            hangs_in_part: false,
             lags_until_ms: 0,
             version: Version::Current,
             draining: false,
@@ -61,6 +64,10 @@ impl Host {
 
     pub(super) const fn answers(&self, now: u64) -> bool {
         self.up && self.hung_until_ms <= now
+    }
+
+    pub(super) const fn reports(&self, now: u64) -> bool {
+        self.up && (self.hangs_in_part || self.answers(now))
     }
 
     pub(super) const fn lag(&self, now: u64) -> u64 {

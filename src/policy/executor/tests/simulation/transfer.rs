@@ -4,7 +4,7 @@ use super::super::super::{Ending, Epoch, FailReason, Order, OrderRefusal, Standi
 use super::cluster::{Cluster, Event};
 use super::host::Version;
 
-/// A host that could not work for so long does not begin what it was told before.
+/// So long a host waits for a target's answer.
 const TARGET_PATIENCE_MS: u64 = 1_000;
 
 impl Cluster {
