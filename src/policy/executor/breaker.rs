@@ -221,7 +221,6 @@ impl Breaker {
             && now_ms.saturating_sub(self.closed_at_ms) >= self.open_ms;
         self.open_ms = self.settings.open.after(if rested { 0 } else { self.open_ms });
         self.phase = Phase::Open { until_ms: now_ms.saturating_add(self.open_ms), bad, of };
-        self.last.clear();
     }
 
     fn close(&mut self, now_ms: u64) {

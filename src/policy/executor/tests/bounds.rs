@@ -45,14 +45,6 @@ fn a_queue_takes_the_first_bundles_that_fit() {
 }
 
 #[test]
-fn the_oldest_move_is_forgotten_for_another() {
-    let mut desk = bounded(Bounds { dwell: 5, ..Bounds::default() });
-    desk.plan();
-    assert_eq!(desk.obey_all(), 20);
-    assert_eq!(desk.plan().moves, []);
-}
-
-#[test]
 fn records_are_bounded_by_their_number_and_their_groups() {
     for (bounds, kept) in [
         (Bounds { records: 3, ..Bounds::default() }, 3),

@@ -79,13 +79,15 @@ fn a_breaker_opens_for_a_growing_time_tries_a_few_and_closes() {
     assert!(!breaker.admits(20_001), "two tries at a time");
     breaker.learn(20_000, None, 20_002);
     assert_eq!(breaker.state(20_002), BreakerState::Probing { good: 1, wanted: 2 });
+    assert!(!breaker.admits(20_002), "one went well, one is under way");
     breaker.learn(20_001, None, 20_003);
     assert_eq!(breaker.state(20_003), BreakerState::Closed);
 }
 
 #[test]
 fn a_breaker_bears_a_minority_of_failures() {
-    let mut breaker = Breaker::new(BREAKER, Scope::OneEnd);
+    let settings = BreakerSettings { of_last: 20, ..BREAKER };
+    let mut breaker = Breaker::new(settings, Scope::OneEnd);
     for number in 0..100 {
         breaker.learn(number, if number % 3 == 0 { bad() } else { None }, 0);
     }
@@ -201,6 +203,30 @@ fn a_target_that_never_answers_is_spared_and_the_others_are_served() {
         desk.obey_all();
     }
     assert_eq!(desk.counts(), [16; 4]);
+}
+
+/// Fails all moves of a round for a reason, and gives the executor's window and troubled ends.
+fn after_failing(reason: FailReason) -> (u32, Vec<(u64, End)>) {
+    let mut desk = Desk::new(2, all_on_one(100, &[1, 2]));
+    desk.plan();
+    let orders = desk.orders();
+    assert_eq!(orders.len(), 50);
+    orders.iter().for_each(|order| desk.fail(order, reason));
+    let status = desk.executor.status(desk.now);
+    (status.window, status.troubled.iter().map(|node| (node.node.get(), node.end)).collect())
+}
+
+#[test]
+fn each_failure_slows_down_who_may_be_blamed_for_it() {
+    for reason in [FailReason::Void, FailReason::Busy, FailReason::Refused, FailReason::Behind] {
+        assert_eq!(after_failing(reason), (64, vec![]), "{reason}");
+    }
+    for reason in [FailReason::Unreachable, FailReason::NoAnswer] {
+        assert_eq!(after_failing(reason), (32, vec![(1, End::Giver)]), "{reason}");
+    }
+    let (giver, receiver) = ((1, End::Giver), (2, End::Receiver));
+    assert_eq!(after_failing(FailReason::TargetSilent), (32, vec![receiver]));
+    assert_eq!(after_failing(FailReason::Aborted), (32, vec![giver, receiver]));
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! What is remembered from round to round: targets that failed.
 
+use super::super::dwell::Dwell;
 use super::super::{ExecutorSettings, FailReason};
-use super::build::{Desk, all_on_one, group, id};
-use crate::policy::planner::Voter;
+use super::build::{Desk, all_on_one, gid, group, id};
+use crate::policy::planner::{Group, Voter};
 
 /// Two groups on node 1 that only node 2 could take one of, which refuses.
 fn refused() -> Desk {
@@ -135,6 +136,35 @@ fn a_group_that_goes_another_way_forgets_nothing_of_the_first() {
     }
     assert_eq!(desk.counts()[1], 0);
     assert!(desk.counts()[2] >= 4, "{:?}", desk.counts());
+}
+
+/// When these groups moved, as far as is remembered at a time.
+fn remembered(dwell: &mut Dwell, now: u64, numbers: std::ops::RangeInclusive<u64>) -> Vec<u64> {
+    let mut groups: Vec<_> = numbers.map(|number| group(number, 1, &[1])).collect();
+    dwell.exchange(&mut groups, now, 100);
+    groups.iter().filter_map(|group| group.moved_at_ms).collect()
+}
+
+#[test]
+fn the_newest_time_at_which_a_group_moved_is_remembered_while_it_rests() {
+    let mut dwell = Dwell::new(10);
+    dwell.note(gid(1), 50);
+    dwell.note(gid(1), 40);
+    // A report knows of a later move, and the next no more of any.
+    let mut reported = [Group { moved_at_ms: Some(60), ..group(2, 1, &[1]) }];
+    dwell.exchange(&mut reported, 90, 100);
+    assert_eq!(remembered(&mut dwell, 149, 1..=2), [50, 60]);
+    assert_eq!(remembered(&mut dwell, 150, 1..=2), [60]);
+    assert!(remembered(&mut dwell, 160, 1..=2).is_empty());
+}
+
+#[test]
+fn the_oldest_move_is_forgotten_for_one_too_many() {
+    let mut dwell = Dwell::new(3);
+    for number in 1..=5 {
+        dwell.note(gid(number), 100 - number);
+    }
+    assert_eq!(remembered(&mut dwell, 100, 1..=5), [99, 98, 97]);
 }
 
 #[test]
