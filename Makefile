@@ -21,7 +21,7 @@ ARGS ?=
 .PHONY: help setup announce build test demo bench bench-smoke lint
 
 help:
-	@echo "make demo         three hosts, 64 groups, real data, one host killed, everything verified"
+	@echo "make demo         hosts that are killed, join, are restarted under a real load; verified"
 	@echo "make test         all tests"
 	@echo "make build        the binary, in $(CARGO_TARGET_DIR)/release/shardhost"
 	@echo "make bench        all benchmarks; takes long"
@@ -57,6 +57,9 @@ bench-smoke: announce
 	$(SHARDHOST) bench stall --seconds 1 --groups 1 --transfers 3 --changes 1 --replacements 1
 	$(SHARDHOST) bench restart --groups 300
 	$(SHARDHOST) bench drain --groups 300
+	$(SHARDHOST) bench drain --groups 300 --load 0.3
+	$(SHARDHOST) bench kill --groups 300
+	$(SHARDHOST) bench balance --groups 300
 
 lint: announce
 	cargo fmt --all --check

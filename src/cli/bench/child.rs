@@ -10,12 +10,14 @@ use shardhost::server::config::ShardCounts;
 use shardhost::server::{Server, ServerConfig};
 use shardhost::{Group, Host, NodeId, Shutdown};
 
+use super::flow::{FlowOrder, Flowed, Flowing};
 use super::hosting::{self, Hosted, Machines, Setup, TimedLog};
+use super::kill::KillNode;
 use super::nodes::{Answer, Order, Usage};
 use super::process::{cpu_time, resident_bytes};
 use super::snapshot::SnapshotNode;
 use super::stall::StallNode;
-use super::{drain, read, restart, write};
+use super::{balance, drain, read, restart, write};
 
 /// How long groups may take to be led or to sleep.
 const PATIENCE: Duration = Duration::from_secs(110);
@@ -48,6 +50,8 @@ struct Running {
     parts: Option<(Arc<Machines>, Arc<TimedLog>)>,
     server: Option<Server>,
     stall: StallNode,
+    kill: KillNode,
+    flowing: Option<Flowing>,
     before: Usage,
     started: Instant,
 }
@@ -147,15 +151,25 @@ impl Running {
 
     fn new(host: Host, groups: Vec<Group>, voters: u64) -> Self {
         let (before, started) = (Usage::default(), Instant::now());
-        let stall = StallNode::default();
-        let (parts, server) = (None, None);
-        let mut running = Self { host, groups, voters, parts, server, stall, before, started };
+        let mut running = Self {
+            host,
+            groups,
+            voters,
+            parts: None,
+            server: None,
+            stall: StallNode::default(),
+            kill: KillNode::default(),
+            flowing: None,
+            before,
+            started,
+        };
         running.before = running.used();
         running
     }
 
     async fn end(mut self) {
         self.stall.end();
+        drop((self.flowing, self.kill));
         match self.server {
             Some(server) => server.shutdown(Shutdown::Immediate).await,
             None => self.host.shutdown(Shutdown::Immediate).await,
@@ -178,6 +192,23 @@ impl Running {
             }
             Order::Spread => self.spread().await,
             Order::Drain(order) => Ok(Answer::Drained(drain::carry_out(order, &self.host).await?)),
+            Order::Balance(order) => {
+                Ok(Answer::Balance(Box::new(balance::carry_out(order, &self.host).await)))
+            }
+            Order::Kill(order) => {
+                Ok(Answer::Noted(Box::new(self.kill.carry_out(order, &self.host)?)))
+            }
+            Order::Flow(FlowOrder::Begin(flow)) => {
+                self.flowing = Some(Flowing::begin(&self.host, flow)?);
+                Ok(Answer::Done)
+            }
+            Order::Flow(FlowOrder::End) => {
+                let flowed = match self.flowing.take() {
+                    Some(flowing) => flowing.end().await?,
+                    None => Flowed::default(),
+                };
+                Ok(Answer::Flowed(Box::new(flowed)))
+            }
             Order::Usage => {
                 let used = self.used();
                 let since = used.since(&self.before);

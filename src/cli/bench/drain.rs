@@ -1,4 +1,7 @@
-//! How long a node takes to hand on everything that it leads, and what it leaves behind.
+//! How long a node takes to hand on everything that it leads, and what it leaves behind; on request
+//! while a part of the writes go on that the same setup sustains.
+
+mod load;
 
 use std::time::Duration;
 
@@ -9,8 +12,10 @@ use serde_json::json;
 use shardhost::Host;
 use shardhost::policy::{Drain, DrainOptions, DrainState};
 
-use super::nodes::{Answer, Layout, Nodes, Order};
-use super::{MachineKind, report};
+use super::crowd::{self, LEADER, OTHERS, PATIENCE};
+use super::nodes::{Answer, Nodes, Order};
+use super::report;
+use load::Load;
 
 /// How the drain benchmark runs.
 #[derive(Clone, Debug, Args)]
@@ -18,6 +23,10 @@ pub struct DrainArguments {
     /// Number of groups, each on every node; all are led by one of them when it drains.
     #[arg(long, default_value_t = 10_000)]
     pub groups: u64,
+    /// Write meanwhile: this part of what can be written at most, which is measured first. Without
+    /// it all groups sleep.
+    #[arg(long, value_name = "FRACTION", value_parser = fraction)]
+    pub load: Option<f64>,
     /// Threads for Raft in each process.
     #[arg(long, default_value_t = 1)]
     pub workers: usize,
@@ -29,8 +38,10 @@ pub struct DrainArguments {
     pub json: bool,
 }
 
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+fn fraction(text: &str) -> Result<f64, String> {
+    let fraction = text.parse().ok().filter(|part: &f64| (0.01..=1.0).contains(part));
+    fraction.ok_or_else(|| "write a part between 0.01 and 1, as 0.5 for half".to_owned())
+}
 
 /// What a node is told.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -84,30 +95,25 @@ pub async fn carry_out(order: DrainOrder, host: &Host) -> anyhow::Result<Drained
 pub async fn run(arguments: &DrainArguments) -> anyhow::Result<()> {
     let temporary = tempfile::tempdir()?;
     let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
-    let layout = Layout {
-        nodes: 3,
-        groups: arguments.groups,
-        machine: MachineKind::Trivial,
-        workers: arguments.workers,
-        apply_threads: 1,
+    let mut nodes = crowd::gather(arguments.groups, arguments.workers, &directory).await?;
+    let load = match arguments.load {
+        Some(fraction) => Some(Load::begin(&mut nodes, arguments.groups, fraction).await?),
+        None => {
+            nodes.all(&Order::AwaitSleep, PATIENCE).await?;
+            None
+        }
     };
-    let mut nodes = Nodes::start(&layout, &directory).await?;
-    nodes.all(&Order::AwaitLeaders, PATIENCE).await?;
-    // Two nodes drain, so that the third leads everything.
-    for node in [2, 3] {
-        drained(&mut nodes, node, DrainOrder::Drain).await?;
-    }
-    for node in [2, 3] {
-        drained(&mut nodes, node, DrainOrder::Undrain).await?;
-    }
-    nodes.all(&Order::AwaitSleep, PATIENCE).await?;
-    let drain = drained(&mut nodes, 1, DrainOrder::Drain).await?;
+    let drain = drained(&mut nodes, LEADER, DrainOrder::Drain).await?;
+    let loaded = match load {
+        Some(load) => Some(load.end(&mut nodes, Duration::from_secs_f64(drain.seconds)).await?),
+        None => None,
+    };
     let mut after = Vec::new();
-    for node in [2, 3] {
+    for node in OTHERS {
         after.push(drained(&mut nodes, node, DrainOrder::Undrain).await?.led_before);
     }
     nodes.end().await?;
-    let figures = json!({
+    let mut figures = json!({
         "groups": arguments.groups,
         "led_before": drain.led_before,
         "moved": drain.moved,
@@ -119,11 +125,15 @@ pub async fn run(arguments: &DrainArguments) -> anyhow::Result<()> {
         "seconds": drain.seconds,
         "leaderships_per_second": drain.moved as f64 / drain.seconds,
     });
+    if let (Some(loaded), Some(figures)) = (loaded, figures.as_object_mut()) {
+        figures.extend(loaded);
+    }
     report::print(&figures, arguments.json);
     Ok(())
 }
 
-async fn drained(nodes: &mut Nodes, node: u64, order: DrainOrder) -> anyhow::Result<Drained> {
+/// Tells a node to drain, or that it is over.
+pub async fn drained(nodes: &mut Nodes, node: u64, order: DrainOrder) -> anyhow::Result<Drained> {
     match nodes.one(node, &Order::Drain(order), PATIENCE).await.context("draining")? {
         Answer::Drained(drained) => Ok(drained),
         other => bail!("node {node} answers {other:?}"),

@@ -38,6 +38,8 @@ pub struct Setup {
     pub machine: MachineKind,
     /// Watch what the machines are given.
     pub watched: bool,
+    /// Who is to lead everything at first: all others say that they are draining.
+    pub leader: Option<u64>,
 }
 
 /// A running host.
@@ -65,6 +67,7 @@ pub async fn start(role: Role, setup: &Setup) -> anyhow::Result<Hosted> {
         .start()
         .await?;
     host.serve(Routes::default());
+    host.set_draining(setup.leader.is_some_and(|leader| leader != host.node_id().get()));
     let groups = create_or_open(&host, setup, &machines).await?;
     Ok(Hosted { host, groups, machines, log })
 }

@@ -4,11 +4,15 @@
 //! input and output: the children bind free ports and say which, the parent tells all of them,
 //! and at the end collects what they measured.
 
+mod balance;
 mod child;
 mod client;
+mod crowd;
 mod drain;
+mod flow;
 mod hosting;
 mod idle;
+mod kill;
 mod machine;
 mod matrix;
 mod nodes;
@@ -27,7 +31,9 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use balance::BalanceArguments;
 use drain::DrainArguments;
+use kill::KillArguments;
 use read::ReadArguments;
 use restart::RestartArguments;
 use snapshot::SnapshotArguments;
@@ -50,6 +56,10 @@ pub enum Command {
     Idle(IdleArguments),
     /// How long a node takes to hand on everything that it leads.
     Drain(DrainArguments),
+    /// How soon groups serve again when the node that leads all of them is killed.
+    Kill(KillArguments),
+    /// How long it takes from all leaders on one node to the best placement.
+    Balance(BalanceArguments),
     /// How a node that is far behind catches up by snapshot, and what that does to writers.
     Snapshot(SnapshotArguments),
     /// One node of a benchmark; started by the others.
@@ -197,6 +207,8 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Restart(arguments) => restart::run(&arguments).await?,
         Command::Idle(arguments) => idle::run(&arguments).await?,
         Command::Drain(arguments) => drain::run(&arguments).await?,
+        Command::Kill(arguments) => kill::run(&arguments).await?,
+        Command::Balance(arguments) => balance::run(&arguments).await?,
         Command::Snapshot(arguments) => snapshot::run(&arguments).await?,
         Command::Node => child::run().await?,
     }

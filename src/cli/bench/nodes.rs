@@ -10,8 +10,11 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use super::balance::{BalanceAnswer, BalanceOrder};
 use super::drain::{DrainOrder, Drained};
+use super::flow::{FlowOrder, Flowed};
 use super::hosting::Setup;
+use super::kill::{KillOrder, Noted};
 use super::read::{ReadMeasured, ReadOrder};
 use super::restart::{RestartAnswer, RestartOrder};
 use super::snapshot::{SnapshotAnswer, SnapshotOrder};
@@ -38,6 +41,12 @@ pub enum Order {
     Spread,
     /// Hand everything on, or take leaderships again.
     Drain(DrainOrder),
+    /// Say what is known, or hand some of it on.
+    Balance(BalanceOrder),
+    /// Note what happens when another node is killed.
+    Kill(KillOrder),
+    /// Begin or end a steady flow of writes.
+    Flow(FlowOrder),
     /// Write.
     Write(WriteArguments),
     /// Read and write.
@@ -64,6 +73,9 @@ pub enum Answer {
     Done,
     Leaders { led: u64 },
     Drained(Drained),
+    Balance(Box<BalanceAnswer>),
+    Noted(Box<Noted>),
+    Flowed(Box<Flowed>),
     Measured(Box<Measured>),
     Read(Box<ReadMeasured>),
     Stall(Box<StallAnswer>),
@@ -209,6 +221,7 @@ impl Layout {
             groups: self.groups,
             machine: self.machine,
             watched: false,
+            leader: None,
         }
     }
 }
@@ -304,6 +317,13 @@ impl Nodes {
             _ => None,
         });
         Ok(usage.collect())
+    }
+
+    /// Kills one child, by its number, as a crash does.
+    pub async fn kill_one(&mut self, number: u64) -> anyhow::Result<()> {
+        let place = self.nodes.iter().position(|node| node.number == number);
+        let place = place.with_context(|| format!("there is no node {number}"))?;
+        Ok(self.nodes.remove(place).child.kill().await?)
     }
 
     /// Kills all children as a power cut does.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use shardhost::client::Resend;
 
 use super::join::{self, Joined, Shares};
 use super::rates::Rates;
@@ -37,7 +38,7 @@ pub async fn run(
 ) -> anyhow::Result<ExitCode> {
     let observer = start(layout, nodes, screen).await?;
     let watch = ServiceWatch::begin(layout.nodes, &observer);
-    let client = load::connect(nodes.addresses().values().cloned()).await?;
+    let client = load::connect(nodes.addresses().values().cloned(), Resend::Never).await?;
     let (lines, path) = (number(input.len() as u64), input.path.display());
     let rate = number(arguments.rate.into());
     screen.event(format!("{lines} lines of {path} go into table and queue, {rate} writes/s"));

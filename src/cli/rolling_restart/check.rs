@@ -4,6 +4,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use shardhost::client::Resend;
+
 use super::CheckArguments;
 use super::report::{Report, Step};
 use crate::cli::observe::Observer;
@@ -61,7 +63,8 @@ async fn check(
     let leads = until_fair(&observer, None, PATIENCE).await?;
     let each: Vec<_> = leads.iter().map(|(node, led)| format!("{led} by node {node}")).collect();
     screen.event(format!("all {} shards are led: {}", layout.shards(), each.join(", ")));
-    let client = load::connect(nodes.addresses().values().cloned()).await?;
+    // As users have it: what fails with this client is seen by users.
+    let client = load::connect(nodes.addresses().values().cloned(), Resend::Idempotent).await?;
     let load = Load::new(input, rate)?;
     screen.event(format!("writes begin, {} per second", number(rate.into())));
     let restarts = async |load: &Load| {

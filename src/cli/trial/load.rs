@@ -101,10 +101,13 @@ pub struct Load {
     pub pace: Pace,
 }
 
-/// A client that says so whenever an outcome is unknown, instead of making the write again itself.
-pub async fn connect(addresses: impl IntoIterator<Item = String>) -> anyhow::Result<Client> {
-    let options =
-        ClientOptions { deadline: TRY_FOR, resend: Resend::Never, ..ClientOptions::default() };
+/// A client that makes a write again by itself as far as it should, or says so at once when an outcome
+/// is unknown.
+pub async fn connect(
+    addresses: impl IntoIterator<Item = String>,
+    resend: Resend,
+) -> anyhow::Result<Client> {
+    let options = ClientOptions { deadline: TRY_FOR, resend, ..ClientOptions::default() };
     Client::connect(addresses, options).await.context("the client finds no host")
 }
 

@@ -1,0 +1,273 @@
+//! A steady flow of writes to all groups, whoever leads them: every node goes through the same
+//! sequence, and makes the writes whose group it serves when they are due.
+//!
+//! Some groups are *probes*: each is written to at short intervals, so that the longest time between
+//! two acknowledged writes of it says how long it stood still.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use shardhost::groups::{ProposalSink, ProposeOutcome};
+use shardhost::{Group, Host};
+
+use super::restart::now_ns;
+use super::tally::{Counted, Tally};
+
+/// Between two looks at what is due.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// How long answers may take after the end.
+const LAST_ANSWERS: Duration = Duration::from_secs(10);
+/// Marks the token of a write to a probe.
+const PROBE: u64 = 1 << 63;
+/// Bits of a token that say which probe.
+const PROBE_BITS: u32 = 16;
+
+/// What flows. Equal on all nodes.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Flow {
+    /// When the first write is due, on the clock of this machine, in nanoseconds.
+    pub from_ns: u64,
+    /// Writes per second to groups by chance.
+    pub rate: u64,
+    /// Groups that are probes, and the time between two writes to each, in nanoseconds.
+    pub probes: u64,
+    pub probe_every_ns: u64,
+    /// Bytes of a write.
+    pub size: usize,
+}
+
+impl Flow {
+    /// When a write by chance is due.
+    fn due(&self, number: u64) -> u64 {
+        self.from_ns + (u128::from(number) * 1_000_000_000 / u128::from(self.rate.max(1))) as u64
+    }
+
+    /// When the probes are written to.
+    const fn probes_due(&self, round: u64) -> u64 {
+        self.from_ns + round * self.probe_every_ns
+    }
+
+    fn due_of(&self, token: u64) -> u64 {
+        match token & PROBE {
+            0 => self.due(token),
+            _ => self.probes_due((token & !PROBE) >> PROBE_BITS),
+        }
+    }
+}
+
+/// What a node is told.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowOrder {
+    /// Begin.
+    Begin(Flow),
+    /// End, and say what came of it.
+    End,
+}
+
+/// What came of the writes that a node made.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Flowed {
+    /// Those that were acknowledged, from when they were due.
+    pub counted: Counted,
+    /// Those that surely took no effect; the error says who leads.
+    pub refused: u64,
+    /// Those that may have.
+    pub unknown: u64,
+    /// When the writes of each probe were acknowledged.
+    pub probes: BTreeMap<u64, Vec<u64>>,
+}
+
+impl Flowed {
+    /// Adds what another node made.
+    pub fn add(&mut self, other: Self) {
+        self.counted.add(other.counted);
+        self.refused += other.refused;
+        self.unknown += other.unknown;
+        for (probe, acks) in other.probes {
+            self.probes.entry(probe).or_default().extend(acks);
+        }
+    }
+
+    /// The longest time between two acknowledged writes of each probe, from one moment to another, in
+    /// nanoseconds. A probe without any stood still all the time.
+    pub fn stalls(&self, from_ns: u64, to_ns: u64) -> Vec<u64> {
+        let stall = |acks: &Vec<u64>| {
+            let mut moments: Vec<u64> =
+                acks.iter().copied().filter(|at| (from_ns..=to_ns).contains(at)).collect();
+            moments.extend([from_ns, to_ns]);
+            moments.sort_unstable();
+            moments.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
+        };
+        self.probes.values().map(stall).collect()
+    }
+}
+
+/// Takes the outcomes of one node's writes.
+struct Outcomes {
+    flow: Flow,
+    answered: AtomicU64,
+    recorded: Mutex<(Tally, Flowed)>,
+}
+
+impl ProposalSink for Outcomes {
+    fn complete(&self, token: u64, outcome: ProposeOutcome) {
+        let Ok(now) = now_ns() else { return };
+        let (tally, flowed) = &mut *self.recorded.lock();
+        let took = Duration::from_nanos(now.saturating_sub(self.flow.due_of(token)));
+        match outcome {
+            Ok(_) => {
+                tally.count(true, took);
+                if token & PROBE != 0 {
+                    let probe = token & ((1 << PROBE_BITS) - 1);
+                    flowed.probes.entry(probe).or_default().push(now);
+                }
+            }
+            Err(error) if error.is_definite() => flowed.refused += 1,
+            Err(_) => flowed.unknown += 1,
+        }
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The part of a node, on a thread of its own.
+pub struct Flowing {
+    outcomes: Arc<Outcomes>,
+    stop: Arc<AtomicBool>,
+    made: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flowing {
+    /// Begins to write.
+    pub fn begin(host: &Host, flow: Flow) -> anyhow::Result<Self> {
+        let recorded = Mutex::new((Tally::new()?, Flowed::default()));
+        let outcomes = Arc::new(Outcomes { flow, answered: AtomicU64::new(0), recorded });
+        let (stop, made) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let mut groups = host.groups();
+        groups.sort_unstable_by_key(Group::id);
+        let sink = Arc::clone(&outcomes) as Arc<dyn ProposalSink>;
+        let counted = Arc::clone(&made);
+        let mut writer = Writer { flow, groups, sink, made: counted, next: 0, next_round: 0 };
+        let stopped = Arc::clone(&stop);
+        let run = move || {
+            while !stopped.load(Ordering::Relaxed) {
+                writer.write_due();
+                std::thread::sleep(LOOK_EVERY);
+            }
+        };
+        let thread = Some(std::thread::Builder::new().name("flow".to_owned()).spawn(run)?);
+        Ok(Self { outcomes, stop, made, thread })
+    }
+
+    /// Ends it, and waits for the last answers.
+    pub async fn end(mut self) -> anyhow::Result<Flowed> {
+        self.stop();
+        let deadline = Instant::now() + LAST_ANSWERS;
+        let open =
+            || self.made.load(Ordering::Relaxed) - self.outcomes.answered.load(Ordering::Relaxed);
+        while open() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        let mut recorded = self.outcomes.recorded.lock();
+        let mut flowed = std::mem::take(&mut recorded.1);
+        flowed.counted = recorded.0.take();
+        // Whoever was never answered does not know either.
+        flowed.unknown += open();
+        Ok(flowed)
+    }
+
+    fn stop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that writes panicked");
+        }
+    }
+}
+
+impl Drop for Flowing {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Writer {
+    flow: Flow,
+    groups: Vec<Group>,
+    sink: Arc<dyn ProposalSink>,
+    made: Arc<AtomicU64>,
+    /// The next write by chance, and the next round of the probes.
+    next: u64,
+    next_round: u64,
+}
+
+impl Writer {
+    fn write_due(&mut self) {
+        let Ok(now) = now_ns() else { return };
+        while self.flow.rate > 0 && self.flow.due(self.next) <= now {
+            let place = (scatter(self.next) % self.groups.len().max(1) as u64) as usize;
+            self.write(place, self.next);
+            self.next += 1;
+        }
+        while self.flow.probes > 0 && self.flow.probes_due(self.next_round) <= now {
+            for probe in 0..self.flow.probes {
+                let token = PROBE | (self.next_round << PROBE_BITS) | probe;
+                let spread = self.groups.len() as u64 / self.flow.probes;
+                self.write((probe * spread.max(1)) as usize, token);
+            }
+            self.next_round += 1;
+        }
+    }
+
+    fn write(&self, place: usize, token: u64) {
+        let Some(group) = self.groups.get(place).filter(|group| group.status().serving) else {
+            return;
+        };
+        let size = self.flow.size.max(8);
+        let command: Bytes = scatter(token).to_be_bytes().repeat(size.div_ceil(8)).into();
+        self.made.fetch_add(1, Ordering::Relaxed);
+        group.submit([(token, command.slice(..size))], &self.sink);
+    }
+}
+
+/// A number that looks like chance, and is the same on every node.
+const fn scatter(number: u64) -> u64 {
+    let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_says_when_its_write_was_due() {
+        let flow =
+            Flow { from_ns: 500, rate: 1_000, probes: 3, probe_every_ns: 5_000_000, size: 16 };
+        assert_eq!(flow.due_of(0), 500);
+        assert_eq!(flow.due_of(7), 7_000_500);
+        assert_eq!(flow.due_of(PROBE | (2 << PROBE_BITS) | 1), 10_000_500);
+    }
+
+    #[test]
+    fn a_stall_is_the_longest_time_between_two_acknowledgements_of_a_probe() {
+        let mut flowed = Flowed::default();
+        let part =
+            |acks: &[u64]| Flowed { probes: [(0, acks.to_vec())].into(), ..Flowed::default() };
+        flowed.add(part(&[10, 20, 90]));
+        flowed.add(part(&[50]));
+        assert_eq!(flowed.stalls(10, 90), [40]);
+        assert_eq!(flowed.stalls(10, 200), [110], "it has not gone on yet");
+        assert_eq!(flowed.stalls(20, 50), [30]);
+    }
+}
