@@ -183,12 +183,12 @@ impl Default for ExecutorSettings {
 }
 
 impl Default for Rates {
-    /// A burst of balance carries the whole of what 10,000 groups on one of three nodes need.
+    /// A burst of balance carries 10,000 leaders, wherever they all are.
     fn default() -> Self {
         Self {
             violations: Rate { burst: 16_384, per_second: 4_096 },
-            wishes: Rate { burst: 8_192, per_second: 1_024 },
-            balance: Rate { burst: 8_192, per_second: 256 },
+            wishes: Rate { burst: 10_000, per_second: 1_024 },
+            balance: Rate { burst: 10_000, per_second: 256 },
         }
     }
 }

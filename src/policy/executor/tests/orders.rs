@@ -59,6 +59,17 @@ fn the_rest_of_a_bundle_does_not_follow_into_a_later_plan() {
 }
 
 #[test]
+fn the_rest_of_a_bundle_does_not_follow_when_the_kill_switch_was_set_and_released() {
+    let mut desk = chain();
+    desk.plan();
+    let first = desk.orders()[0];
+    desk.executor.control(desk.mode, super::build::stop());
+    desk.obey(&first);
+    desk.executor.control(desk.mode, None);
+    assert_eq!(desk.orders(), [], "the next round plans anew");
+}
+
+#[test]
 fn a_move_counts_as_done_until_both_ends_reported_after_its_end() {
     let mut desk = Desk::new(2, all_on_one(2, &[1, 2]));
     desk.plan();

@@ -290,11 +290,14 @@ fn time_to_rest(desk: &mut Desk, takes_ms: u64) -> u64 {
 }
 
 #[test]
-fn ten_thousand_groups_on_one_of_three_nodes_are_balanced_by_the_second_round() {
-    for takes_ms in [2, 20] {
-        let mut desk = Desk::new(3, all_on_one(10_000, &[1, 2, 3]));
-        assert_eq!(time_to_rest(&mut desk, takes_ms), 1_000, "moves of {takes_ms} ms");
-        assert_eq!(desk.executor.status(desk.now).ordered[&Tier::Count], 6_666);
+fn ten_thousand_groups_on_one_node_are_balanced_by_the_second_round() {
+    for (nodes, moves) in [(3, 6_666), (5, 8_000)] {
+        for takes_ms in [2, 20] {
+            let voters: Vec<u64> = (1..=nodes).collect();
+            let mut desk = Desk::new(nodes, all_on_one(10_000, &voters));
+            assert_eq!(time_to_rest(&mut desk, takes_ms), 1_000, "moves of {takes_ms} ms");
+            assert_eq!(desk.executor.status(desk.now).ordered[&Tier::Count], moves);
+        }
     }
 }
 
