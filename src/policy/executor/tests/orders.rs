@@ -59,6 +59,18 @@ fn the_rest_of_a_bundle_does_not_follow_into_a_later_plan() {
 }
 
 #[test]
+fn the_rest_of_a_bundle_does_not_follow_when_a_later_plan_leaves_it_out() {
+    let mut desk = chain();
+    let plan = desk.plan();
+    let first = desk.orders()[0];
+    let rest = plan.moves[1];
+    desk.group(rest.group.get()).pin = Some(rest.from);
+    desk.plan();
+    desk.obey(&first);
+    assert!(desk.orders().iter().all(|order| order.group != rest.group));
+}
+
+#[test]
 fn the_rest_of_a_bundle_does_not_follow_when_the_kill_switch_was_set_and_released() {
     let mut desk = chain();
     desk.plan();
@@ -217,7 +229,9 @@ fn a_move_that_did_not_take_place_is_no_reason_to_rest() {
     desk.plan();
     let order = desk.orders()[0];
     desk.executor.ended(order.ticket, desk.now, Ending::Unknown);
-    desk.round_after(10_001);
+    desk.round_after(9_999);
+    assert_eq!(desk.executor.status(desk.now).unconfirmed, 1, "its host may still begin it");
+    desk.round_after(2);
     assert_eq!(desk.orders().len(), 1, "the mute is over, and it is in its old term");
 }
 

@@ -205,6 +205,19 @@ fn a_target_that_never_answers_is_spared_and_the_others_are_served() {
     assert_eq!(desk.counts(), [16; 4]);
 }
 
+#[test]
+fn a_group_that_stood_still_for_as_long_as_it_may_slows_nobody_down() {
+    let mut desk = four_nodes(200);
+    desk.plan();
+    let orders = desk.orders();
+    for order in &orders {
+        desk.executor.ended(order.ticket, desk.now, Ending::Moved { stalled_ms: 100 });
+    }
+    let status = desk.executor.status(desk.now);
+    assert_eq!((status.hold, status.breaker), (None, BreakerState::Closed));
+    assert!(status.window > 64, "{}", status.window);
+}
+
 /// Fails all moves of a round for a reason, and gives the executor's window and troubled ends.
 fn after_failing(reason: FailReason) -> (u32, Vec<(u64, End)>) {
     let mut desk = Desk::new(2, all_on_one(100, &[1, 2]));
