@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | a follower on an unfit node | lets its election timeouts go by | so many went by, or a fit candidate turns out to lack entries |
 //! | one on a draining node | lets some go by, while others could lead | they went by |
-//! | one that handed leadership on | lets them go by | two election timeouts later |
+//! | one that handed leadership on | lets them go by | two election timeouts later, or the leader's node is lost |
 //! | a voter | refuses the pre-vote of an unfit candidate | the candidate says that nobody fit was found |
 //!
 //! A vote is never refused for such a reason: a group must always come to a leader, be it one that
@@ -96,6 +96,11 @@ impl GroupCore {
     pub(super) fn withhold_candidacy(&mut self) {
         let pause = 2 * u64::from(self.config.election_ticks);
         self.candidacy.withheld_until = self.ticks + pause;
+    }
+
+    /// Whoever leadership was handed to is gone, so nobody comes first.
+    pub(super) const fn stop_withholding(&mut self) {
+        self.candidacy.withheld_until = 0;
     }
 
     /// It does not stand before this tick.

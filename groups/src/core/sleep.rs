@@ -89,6 +89,11 @@ impl GroupCore {
     /// A node is lost. A sleeping follower of a leader there must look for another one; a
     /// sleeping leader must notice when its quorum is gone.
     pub fn on_node_lost(&mut self, node: NodeId, live: &LiveNodes) {
+        let leader = self.node_of(self.raw.raft.leader_id);
+        let leaderless = !self.leads() && leader.is_none_or(|leader| leader == node);
+        if leaderless {
+            self.stop_withholding();
+        }
         if !self.sleep.is_asleep() {
             return;
         }
@@ -96,7 +101,7 @@ impl GroupCore {
             if !self.live_voters_are_quorum(live) {
                 self.wake();
             }
-        } else if self.node_of(self.raw.raft.leader_id).is_none_or(|leader| leader == node) {
+        } else if leaderless {
             self.wake();
             // The leader has been silent for longer than an election timeout already: the rest
             // of the drawn timeout is what keeps the survivors from campaigning together.

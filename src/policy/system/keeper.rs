@@ -93,7 +93,7 @@ impl Keeper {
         let steps = round.steps.len();
         let failed = self.carry_out(round.steps).await;
         let members = self.tell_members(view).await;
-        let drain = self.follow_drain(view.drains().get(&node).map(AsRef::as_ref)).await;
+        let drain = self.follow_drain(view, view.drains().get(&node).map(AsRef::as_ref)).await;
         match (failed, members, round.next) {
             (0, Ok(()), None) => drain.unwrap_or(ROUND_EVERY),
             // A full round that did something goes on at once.
@@ -257,13 +257,14 @@ impl Keeper {
     }
 
     /// Drains this node while the catalog intends it. Says when to look again, if soon.
-    async fn follow_drain(&self, intent: Option<&DrainIntent>) -> Option<Duration> {
+    async fn follow_drain(&self, view: &View, intent: Option<&DrainIntent>) -> Option<Duration> {
         let report = self.drains.report();
         let ours = report.as_ref().and_then(|report| report.intent);
         let intent = intent.filter(|intent| intent.keeps_leaders_away());
         match (intent, report) {
             (None, _) => {
-                if ours.is_some() {
+                // A view from before the drain does not know that it is over.
+                if ours.is_some_and(|ours| ours.begun() <= view.revision()) {
                     tracing::info!("the drain of this node is over; it takes leaderships again");
                     self.drains.end();
                 }

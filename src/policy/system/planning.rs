@@ -3,16 +3,17 @@
 //!
 //! What is planned and when is the executor's; here it gets its facts and its messages out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use shardhost_groups::{GroupId, NodeId};
 use shardhost_proto::system as wire;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::moves::{MAX_MOVES, Outcome, ending_of, outcome_from_wire};
@@ -20,7 +21,7 @@ use super::observe::{Alive, Heard, Sources, observe};
 use super::{Inner, now_ms, report};
 use crate::policy::catalog::{PlannedMoves, PlannerMode, View};
 use crate::policy::executor::{
-    Ending, Epoch, Executor, ExecutorSettings, FailReason, Mode, Observation, Order, Stop,
+    Ending, Epoch, Executor, ExecutorSettings, FailReason, Hold, Mode, Observation, Order, Stop,
     StopScope, Ticket,
 };
 
@@ -56,6 +57,7 @@ pub(super) async fn plan(
         heard: BTreeMap::new(),
         alive: BTreeMap::new(),
         last_leaders: BTreeMap::new(),
+        gathering: FuturesUnordered::new(),
         sending: JoinSet::new(),
         quiet: 0,
         seen: None,
@@ -78,6 +80,8 @@ struct Driver {
     heard: BTreeMap<NodeId, Heard>,
     alive: BTreeMap<NodeId, Alive>,
     last_leaders: BTreeMap<GroupId, NodeId>,
+    /// The reports of the next round, while they are waited for: one at most.
+    gathering: FuturesUnordered<JoinHandle<Gathered>>,
     /// Requests with orders that are under way.
     sending: JoinSet<()>,
     /// Rounds in which nothing was new.
@@ -90,34 +94,65 @@ impl Driver {
     async fn run(mut self, mut outcomes: mpsc::Receiver<(Ticket, Ending)>) {
         let mut rounds = tokio::time::interval(ROUND_EVERY);
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ended = Vec::new();
         loop {
             tokio::select! {
-                _ = rounds.tick() => if self.round().await.is_none() { return },
-                Some((ticket, ending)) = outcomes.recv() => {
-                    self.executor.lock().ended(ticket, now_ms(), ending);
+                _ = rounds.tick() => if self.begin_round().is_none() { return },
+                Some(gathered) = self.gathering.next() => match gathered {
+                    Ok(gathered) => self.round(gathered).await,
+                    Err(error) => tracing::error!(%error, "gathering reports panicked"),
+                },
+                count = outcomes.recv_many(&mut ended, MAX_OUTCOMES) => {
+                    if count == 0 {
+                        return;
+                    }
+                    let mut executor = self.executor.lock();
+                    for (ticket, ending) in ended.drain(..) {
+                        executor.ended(ticket, now_ms(), ending);
+                    }
                 }
-                Some(_) = self.sending.join_next() => {}
+                Some(_) = self.sending.join_next() => continue,
             }
             self.send_orders();
         }
     }
 
-    /// Gathers and plans. `None`: the host is stopping.
-    async fn round(&mut self) -> Option<()> {
+    /// Begins to gather, unless the last reports are still waited for. `None`: the host is stopping.
+    fn begin_round(&mut self) -> Option<()> {
         let inner = self.inner.upgrade()?;
         let Some(view) = inner.view.borrow().clone() else { return Some(()) };
         let (mode, stopped) = controls(&view, &inner);
         if mode == Mode::Off {
             self.executor.lock().control(mode, stopped);
-            return Some(());
+        } else if self.gathering.is_empty() {
+            self.look_who_is_alive(&inner);
+            let known = self.known_digests();
+            self.gathering.push(tokio::spawn(gather(inner, view, self.epoch, known)));
         }
-        self.look_who_is_alive(&inner);
-        let news = self.gather(&inner, &view).await;
+        Some(())
+    }
+
+    fn known_digests(&self) -> BTreeMap<NodeId, u64> {
+        self.heard.iter().map(|(node, heard)| (*node, heard.digest)).collect()
+    }
+
+    /// Plans from what was gathered.
+    async fn round(&mut self, gathered: Gathered) {
+        let Gathered { view, asked_ms, reports } = gathered;
+        let Some(inner) = self.inner.upgrade() else { return };
+        let (mode, stopped) = controls(&view, &inner);
+        drop(inner);
+        let before = self.heard.len();
+        self.heard.retain(|node, _| view.nodes().contains_key(node));
+        let mut news = self.heard.len() != before;
+        for (node, report) in reports {
+            news |= self.take(node, asked_ms, report);
+        }
         let same = self.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &view));
         self.quiet = if news || !same { 0 } else { self.quiet + 1 };
         self.seen = Some(Arc::clone(&view));
         if !self.quiet.is_multiple_of(QUIET_ROUNDS) && self.is_idle() {
-            return Some(());
+            return;
         }
         let observation = self.observation(&view, mode, stopped);
         for group in &observation.snapshot.groups {
@@ -139,15 +174,15 @@ impl Driver {
             }
             Err(error) => tracing::error!(%error, "a round of the planner panicked"),
         }
-        Some(())
     }
 
     /// Whether nothing is under way, waits, or would move.
     fn is_idle(&self) -> bool {
         let status = self.executor.lock().status(now_ms());
-        status.in_flight + status.unconfirmed + status.queued + status.would_move == 0
-            && status.hold.is_none()
-            && status.mutes == 0
+        let planned = status.plan.as_ref().map_or(1, |plan| plan.moves + plan.deferred);
+        // A plan that moves nothing may be old.
+        let held = !matches!(status.hold, None | Some(Hold::PlanTooOld { .. } | Hold::Shadow));
+        status.in_flight + status.unconfirmed + status.queued + status.mutes + planned == 0 && !held
     }
 
     fn observation(&self, view: &View, mode: Mode, stopped: Option<Stop>) -> Observation {
@@ -170,32 +205,6 @@ impl Driver {
         for (node, incarnation) in live {
             self.alive.entry(node).or_insert(Alive { incarnation, since_ms });
         }
-    }
-
-    /// Asks every node for its report; says whether anything is new.
-    async fn gather(&mut self, inner: &Arc<Inner>, view: &View) -> bool {
-        let nodes: BTreeSet<NodeId> = view.nodes().keys().copied().collect();
-        let before = self.heard.len();
-        self.heard.retain(|node, _| nodes.contains(node));
-        let mut news = self.heard.len() != before;
-        let asked_ms = now_ms();
-        let asks = nodes.into_iter().map(|node| {
-            let known_digest = self.heard.get(&node).map_or(0, |heard| heard.digest);
-            let request = wire::ReportRequest {
-                epoch: self.epoch.get(),
-                planner_node: inner.host.node_id().get(),
-                known_digest,
-            };
-            let inner = Arc::clone(inner);
-            async move { (node, ask(&inner, node, request).await) }
-        });
-        for (node, answer) in futures::future::join_all(asks).await {
-            match answer {
-                Ok(report) => news |= self.take(node, asked_ms, report),
-                Err(reason) => tracing::debug!(%node, reason, "no report"),
-            }
-        }
-        news
     }
 
     /// Takes a report over; says whether it is another one than before.
@@ -240,6 +249,41 @@ impl Driver {
             }
         }
     }
+}
+
+/// What was gathered for a round.
+struct Gathered {
+    /// The catalog that said whom to ask.
+    view: Arc<View>,
+    asked_ms: u64,
+    reports: Vec<(NodeId, wire::NodeReport)>,
+}
+
+/// Asks every node for its report, and waits for those that answer in time.
+async fn gather(
+    inner: Arc<Inner>,
+    view: Arc<View>,
+    epoch: Epoch,
+    known: BTreeMap<NodeId, u64>,
+) -> Gathered {
+    let asked_ms = now_ms();
+    let asks = view.nodes().keys().map(|node| {
+        let request = wire::ReportRequest {
+            epoch: epoch.get(),
+            planner_node: inner.host.node_id().get(),
+            known_digest: known.get(node).copied().unwrap_or(0),
+        };
+        let (inner, node) = (Arc::clone(&inner), *node);
+        async move { (node, ask(&inner, node, request).await) }
+    });
+    let mut reports = Vec::new();
+    for (node, answer) in futures::future::join_all(asks).await {
+        match answer {
+            Ok(report) => reports.push((node, report)),
+            Err(reason) => tracing::debug!(%node, reason, "no report"),
+        }
+    }
+    Gathered { view, asked_ms, reports }
 }
 
 fn controls(view: &View, inner: &Inner) -> (Mode, Option<Stop>) {
