@@ -47,7 +47,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a host of tables and queues until it is told to stop.
-    Serve(serve::ServeArguments),
+    Serve(Box<serve::ServeArguments>),
     /// Load a real input into three hosts, kill one, let a fourth join, and verify every write.
     Demo(demo::DemoArguments),
     /// Measure how much this machine can do.
@@ -121,7 +121,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         .build()?;
     runtime.block_on(async {
         match command {
-            Command::Serve(arguments) => serve::run(arguments).await,
+            Command::Serve(arguments) => serve::run(*arguments).await,
             Command::Demo(arguments) => demo::run(&arguments).await,
             Command::Bench(command) => bench::run(command).await,
             Command::Status(arguments) => status::run(&arguments).await,

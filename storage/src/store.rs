@@ -70,7 +70,8 @@ pub trait LogStore: fmt::Debug + Send + Sync + 'static {
     fn stats(&self) -> StoreStats;
 }
 
-/// A number for a store that is being created.
+/// A number for a store that is being created. The hasher of the standard library is seeded from a
+/// source of randomness.
 pub(crate) fn store_id() -> u64 {
     let mut hasher = RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());

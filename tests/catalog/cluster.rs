@@ -197,14 +197,11 @@ impl Cluster {
     }
 
     /// What a command prints.
-    #[track_caller]
-    pub fn answer(&self, arguments: &'static [&'static str]) -> impl Future<Output = Value> + '_ {
-        async move {
-            let output = self.run(arguments).await;
-            let error = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{arguments:?}: {error}");
-            serde_json::from_slice(&output.stdout).unwrap()
-        }
+    pub async fn answer(&self, arguments: &[&str]) -> Value {
+        let output = self.run(arguments).await;
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        serde_json::from_slice(&output.stdout).unwrap()
     }
 
     /// What a command that is refused says.

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use shardhost_groups::leadership::{GroupSelector, HookKind};
 use shardhost_groups::machine::StateMachine;
-use shardhost_groups::{Group, GroupId, GroupSpec, GroupStatus, NodeId, ReplicaId, Role};
+use shardhost_groups::{
+    Group, GroupId, GroupSpec, GroupStatus, NodeId, OpenGroupError, ReplicaId, Role,
+};
 use shardhost_storage::Membership;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -53,6 +55,9 @@ pub(super) async fn keep(
     stop.run_until_cancelled(keeper.run(&led)).await;
     drop(hook);
 }
+
+/// A replica that is to be created.
+type Fresh = (GroupSpec, Box<dyn StateMachine>);
 
 struct Keeper {
     host: Host,
@@ -215,14 +220,11 @@ impl Keeper {
         failed
     }
 
-    fn with_machines(
-        &self,
-        specs: Vec<GroupSpec>,
-    ) -> Result<Vec<(GroupSpec, Box<dyn StateMachine>)>, shardhost_groups::OpenGroupError> {
+    fn with_machines(&self, specs: Vec<GroupSpec>) -> Result<Vec<Fresh>, OpenGroupError> {
         let with_machine = |spec: GroupSpec| {
-            let machine = self.machines.create(spec.id, &spec.kind);
             let group = spec.id;
-            let invalid = |message| shardhost_groups::OpenGroupError::Invalid { group, message };
+            let machine = self.machines.create(group, &spec.kind);
+            let invalid = |message| OpenGroupError::Invalid { group, message };
             Ok((spec, machine.map_err(invalid)?))
         };
         specs.into_iter().map(with_machine).collect()

@@ -143,9 +143,6 @@ pub(super) fn io_error(action: &'static str, error: &io::Error) -> LogError {
     LogError::Io { action, message: error.to_string() }
 }
 
-/// A number that no other store has. The standard library's hash keys come from the system's
-/// source of randomness.
-
 #[cfg(test)]
 mod tests {
     use super::*;
