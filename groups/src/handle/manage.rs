@@ -21,6 +21,8 @@ pub struct Transferred {
     pub to: NodeId,
     /// Its term.
     pub term: Term,
+    /// How long proposals were held, until this node knew the new leader.
+    pub stalled: Duration,
     /// From the request until this node knew the new leader.
     pub took: Duration,
 }
@@ -62,8 +64,8 @@ impl Group {
         if self.offer(input).is_err() {
             return Err(TransferError::Stopped { group });
         }
-        let (to, term) = answer.await.unwrap_or(Err(TransferError::Stopped { group }))?;
-        Ok(Transferred { to, term, took: started.elapsed() })
+        let (to, term, stalled) = answer.await.unwrap_or(Err(TransferError::Stopped { group }))?;
+        Ok(Transferred { to, term, stalled, took: started.elapsed() })
     }
 
     /// Changes who belongs to the group. Returns the membership that the change led to, once it is

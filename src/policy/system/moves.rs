@@ -110,9 +110,9 @@ impl Inner {
         }
         let transfer = group.transfer_to_first_fit([order.to], MAX_LAG);
         let moved = match tokio::time::timeout(LONGEST, transfer).await {
-            Ok(Ok(_)) => {
+            Ok(Ok(moved)) => {
                 self.reporter.note_moved(order.group);
-                Ok(Duration::ZERO)
+                Ok(moved.stalled)
             }
             Ok(Err(error)) => Err((error.reason(), error.to_string())),
             Err(_) => Err((RejectReason::NoAnswer, "the transfer goes on".to_owned())),

@@ -14,6 +14,7 @@ mod gate;
 mod handshake;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{NodeId, Term};
@@ -26,8 +27,12 @@ use crate::policy::PolicyEvent;
 use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
 
-/// How a transfer ended: the node that leads afterwards and its term, or why not.
-pub type TransferOutcome = Result<(NodeId, Term), TransferError>;
+/// How a transfer ended: the node that leads afterwards and its term, how long users were
+/// held up, or why not.
+pub type TransferOutcome = Result<(NodeId, Term, Duration), TransferError>;
+
+/// How a transfer ended: who leads, and its term.
+type Ended = Result<(NodeId, Term), TransferError>;
 
 /// Who waits for a transfer.
 pub type TransferWaiter = oneshot::Sender<TransferOutcome>;
@@ -303,14 +308,14 @@ impl GroupCore {
         }
     }
 
-    fn aborted(&self) -> TransferOutcome {
+    fn aborted(&self) -> Ended {
         let (to, since) =
             self.transfer.as_ref().map_or((self.config.node, 0), |one| (one.to, one.since));
         let after = self.in_time(self.ticks.saturating_sub(since));
         Err(TransferError::Aborted { group: self.id, to, after })
     }
 
-    pub(super) fn in_time(&self, ticks: u64) -> std::time::Duration {
+    pub(super) fn in_time(&self, ticks: u64) -> Duration {
         self.config.tick.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
     }
 
@@ -318,7 +323,7 @@ impl GroupCore {
         self.end_transfer(&Err(error.clone()), round);
     }
 
-    fn end_transfer(&mut self, outcome: &TransferOutcome, round: &mut Round) {
+    fn end_transfer(&mut self, outcome: &Ended, round: &mut Round) {
         let Some(transfer) = self.transfer.take() else { return };
         match outcome {
             Ok(_) => {
@@ -330,22 +335,24 @@ impl GroupCore {
                 self.succession_failed(transfer.replica, error);
             }
         }
-        self.count_freeze(transfer.phase, round);
+        let stood = self.count_freeze(transfer.phase, round);
         if self.leads() && transfer.is_frozen() {
             self.resume_lease(round);
         }
         let waiters = transfer.waiters.into_iter();
+        let outcome = outcome.clone().map(|(to, term)| (to, term, stood));
         round.transfer_replies.extend(waiters.map(|waiter| (waiter, outcome.clone())));
     }
 
-    /// Users waited, and do not any more.
-    fn count_freeze(&self, phase: Phase, round: &mut Round) {
-        let Phase::Frozen(since, began) = phase else { return };
+    /// Users waited, and do not any more: for how long.
+    fn count_freeze(&self, phase: Phase, round: &mut Round) -> Duration {
+        let Phase::Frozen(since, began) = phase else { return Duration::ZERO };
         let stood = match (began, round.ended.or(round.began)) {
             (Some(began), Some(now)) => now.since(began),
             _ => self.in_time(self.ticks - since),
         };
         round.count(PolicyEvent::Froze(stood));
+        stood
     }
 
     /// Who leads, or is about to: the target of a transfer that got this replica's vote.

@@ -92,7 +92,7 @@ impl Cluster {
             (None, None) => TransferTarget::Furthest,
         };
         let targets = if targets.is_empty() { "anybody".to_owned() } else { targets.join(" or ") };
-        let good = |(node, term)| format!("done, node {node} leads in term {term}");
+        let good = |(node, term, _)| format!("done, node {node} leads in term {term}");
         let bad = |error: TransferError| format!("no, {}: {error}", error.reason().name());
         let line = asker.line(&format!("transfer to {targets}"));
         let waiter = self.answers.ask_why(line, good, bad);
