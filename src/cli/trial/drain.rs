@@ -38,6 +38,9 @@ pub async fn drain(node: u64, address: &str, owner: &str) -> anyhow::Result<Drai
         tokio::time::sleep(LOOK).await;
         status = balance.get_drain(GetDrainRequest {}).await.with_context(refused)?.into_inner();
     }
+    if !matches!(status.state(), State::Done | State::Overdue) {
+        bail!("somebody ended the drain of node {node} before it was over");
+    }
     let took = Duration::from_millis(status.elapsed_ms);
     let stuck = status.undrainable.first();
     let why = stuck.map(|one| format!("for example that of group {}: {}", one.group, one.reason));

@@ -176,3 +176,107 @@ fn place_of(place: &catalog::Place) -> planner::Place {
         catalog::Place::Zone(zone) => planner::Place::Zone(zone.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::catalog::{
+        Catalog, Command, DrainFallback, Name, NewDrain, NewGroup, NewNode, Operation, Placement,
+        Stranding, Subject,
+    };
+    use shardhost_storage::Requirement;
+
+    const GROUP: GroupId = GroupId::new(7);
+
+    fn node(id: u64) -> NodeId {
+        NodeId::must(id)
+    }
+
+    /// Three nodes and a group on all of them, which is pinned to the third.
+    fn catalog() -> Catalog {
+        let mut catalog = Catalog::default();
+        let mut apply = |operation| catalog.apply(&Command::new(1_000, operation)).unwrap();
+        for id in 1..=3 {
+            let address = format!("host-{id}:7400");
+            let weight = id as u32;
+            let zone = Some(Name::new(Subject::Zone, "a").unwrap());
+            apply(Operation::PutNode(NewNode { id: node(id), address, zone, weight, store: id }));
+        }
+        let kind = Name::new(Subject::Kind, "table").unwrap();
+        let mut new = NewGroup::new(GROUP, kind, [1, 2, 3].map(node));
+        new.requirement = Requirement::hard(["fifo"]).unwrap();
+        new.placement = Placement { pin: Some(node(3)), ..Placement::default() };
+        apply(Operation::CreateGroup(new));
+        catalog
+    }
+
+    fn report(term: u64, lags: Vec<(NodeId, Option<u64>)>) -> Heard {
+        let led = LedGroup {
+            term,
+            voters: [1, 2, 3].map(node).into(),
+            requirement: Arc::default(),
+            operations: 96,
+            lags,
+        };
+        let groups = [(GROUP, led)].into();
+        let reported = Reported { incarnation: 5, groups, ..Reported::default() };
+        Heard { asked_ms: 0, digest: 1, reported: Arc::new(reported), moved: vec![(GROUP, term)] }
+    }
+
+    fn picture(view: &View, heard: BTreeMap<NodeId, Heard>) -> Snapshot {
+        let alive = |id| (node(id), Alive { incarnation: 5, since_ms: 9 });
+        let alive = [alive(1), alive(2)].into();
+        let last_leaders = [(GROUP, node(2))].into();
+        observe(Sources { view, heard: &heard, alive: &alive, last_leaders: &last_leaders })
+    }
+
+    #[test]
+    fn of_two_who_say_that_they_lead_the_later_term_counts() {
+        let heard = [
+            (node(1), report(4, vec![])),
+            (node(2), report(5, vec![(node(1), Some(2_048)), (node(3), None)])),
+        ];
+        let snapshot = picture(catalog().view(), heard.into()).canonicalise().unwrap();
+        let group = &snapshot.groups[0];
+        assert_eq!((group.leader, group.term, group.load), (Some(node(2)), 5, 96));
+        assert_eq!((group.pin, group.moved_at_ms), (Some(node(3)), Some(5)));
+        let lags: Vec<_> = group.voters.iter().map(|voter| voter.lag).collect();
+        assert_eq!(lags, [Some(2_048), Some(0), None]);
+        assert!(group.requirement.capabilities.is_empty(), "the group's own word counts");
+    }
+
+    #[test]
+    fn a_group_that_nobody_reports_counts_where_it_was_and_is_led_by_nobody() {
+        let snapshot = picture(catalog().view(), BTreeMap::new()).canonicalise().unwrap();
+        let group = &snapshot.groups[0];
+        assert_eq!((group.leader, group.last_leader), (None, Some(node(2))));
+        assert!(group.voters.iter().all(|voter| voter.lag.is_none()));
+        assert!(group.requirement.capabilities.contains("fifo"), "what the catalog intends");
+    }
+
+    #[test]
+    fn a_node_is_live_when_the_planners_host_hears_it_and_drains_when_anybody_says_so() {
+        let mut catalog = catalog();
+        let drain = NewDrain {
+            node: node(1),
+            owner: "ann".to_owned(),
+            deadline_ms: 2_000,
+            expires_ms: 3_000,
+            fallback: DrainFallback::Proceed,
+            stranding: Stranding::Accept,
+        };
+        catalog.apply(&Command::new(1_000, Operation::BeginDrain(drain))).unwrap();
+        let mut of_a_life_before = report(4, vec![]);
+        Arc::make_mut(&mut of_a_life_before.reported).incarnation = 4;
+        let heard = [(node(1), report(4, vec![])), (node(2), of_a_life_before)];
+        let snapshot = picture(catalog.view(), heard.into());
+        let of = |what: fn(&planner::Node) -> bool| -> Vec<bool> {
+            snapshot.nodes.iter().map(what).collect()
+        };
+        assert_eq!(of(|node| node.live), [true, true, false]);
+        assert_eq!(of(|node| node.draining), [true, false, false]);
+        assert_eq!(of(|node| node.capabilities.is_some()), [true, false, false]);
+        let weights: Vec<u32> = snapshot.nodes.iter().map(|node| node.weight).collect();
+        assert_eq!(weights, [1, 2, 3]);
+    }
+}
