@@ -57,6 +57,9 @@ impl Cluster {
                 ShardCounts { tables: TABLES, queues: QUEUES, ..ShardCounts::default() };
             servers.insert(node, Server::start(config, Some(listener)).await.unwrap());
         }
+        for server in servers.values() {
+            assert!(server.await_shards(SOON).await, "the shards are never there");
+        }
         Self { servers, addresses, _directory: directory }
     }
 

@@ -31,10 +31,16 @@ struct Cluster {
     servers: BTreeMap<u64, Server>,
     addresses: BTreeMap<u64, String>,
     directory: TempDir,
+    catalog: bool,
 }
 
 impl Cluster {
     async fn start() -> Self {
+        Self::start_with(true).await
+    }
+
+    /// Nodes that keep a catalog, or create by themselves what they are told to.
+    async fn start_with(catalog: bool) -> Self {
         let directory = TempDir::new().unwrap();
         let listeners: BTreeMap<u64, TcpListener> =
             (1..=4).map(|node| (node, TcpListener::bind("127.0.0.1:0").unwrap())).collect();
@@ -42,7 +48,7 @@ impl Cluster {
             .iter()
             .map(|(node, listener)| (*node, listener.local_addr().unwrap().to_string()))
             .collect();
-        let mut cluster = Self { servers: BTreeMap::new(), addresses, directory };
+        let mut cluster = Self { servers: BTreeMap::new(), addresses, directory, catalog };
         for (node, listener) in listeners {
             cluster.launch(node, listener).await;
         }
@@ -58,6 +64,7 @@ impl Cluster {
         config.node = node;
         config.alone = false;
         config.nodes = self.addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect();
+        config.catalog = self.catalog;
         // Leaders stay where the tests put them.
         config.planner = Planner::Off;
         config.shards =
@@ -302,7 +309,7 @@ async fn leadership_goes_to_the_first_that_is_fit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn groups_are_created_destroyed_and_created_anew() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::start_with(false).await;
     let create = |incarnation| CreateGroupRequest {
         group: 77,
         kind: "table".to_owned(),

@@ -8,6 +8,7 @@ use shardhost::policy::executor::ExecutorStatus;
 use shardhost::proto::balance::balance_client::BalanceClient;
 use shardhost::proto::balance::{LocalSwitch, PlannerReply, PlannerRequest};
 use tokio::time::Instant;
+use tonic::Code;
 
 use super::catalog::Catalog;
 use super::output::{Column, facts, number, table};
@@ -72,7 +73,14 @@ pub async fn ask(request: PlannerRequest, target: &Target) -> anyhow::Result<Pla
     let mut address = start.address.clone();
     loop {
         let asked = BalanceClient::new(channel(&address)?).planner(request).await;
-        let reply = asked.map_err(|status| said(&address, &status))?.into_inner();
+        let reply = match asked {
+            Ok(reply) => reply.into_inner(),
+            // It does not plan, and says why nobody does; one that is gone is passed over.
+            Err(status) if status.code() == Code::FailedPrecondition => {
+                return Err(said(&address, &status));
+            }
+            Err(_) => PlannerReply::default(),
+        };
         if !reply.status.is_empty() {
             return Ok(reply);
         }
@@ -82,16 +90,14 @@ pub async fn ask(request: PlannerRequest, target: &Target) -> anyhow::Result<Pla
                  says more, and everything but planning goes on"
             );
         }
-        address = next(&start, reply.leader_node, &address);
+        let led_elsewhere = start.address_of(reply.leader_node).filter(|leader| *leader != address);
+        address = led_elsewhere.unwrap_or_else(|| next(&start, &address));
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
 }
 
-/// The node that is said to lead the system group, or another one than was asked.
-fn next(start: &Node, leader: u64, asked: &str) -> String {
-    if let Some(address) = start.address_of(leader) {
-        return address;
-    }
+/// The node after the one that was asked.
+fn next(start: &Node, asked: &str) -> String {
     let all = start.all_addresses();
     let at = all.iter().position(|address| address == asked).unwrap_or(0);
     all.get((at + 1) % all.len().max(1)).cloned().unwrap_or_else(|| asked.to_owned())

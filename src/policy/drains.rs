@@ -36,6 +36,9 @@ struct Current {
 pub struct Drains {
     host: Host,
     current: Mutex<Option<Current>>,
+    /// The last one of the catalog's that was ended here; it is not begun again by a view from
+    /// before that.
+    ended: Mutex<Option<IntentId>>,
 }
 
 /// What there is to say of the drain of a node.
@@ -54,7 +57,7 @@ impl Drains {
     /// No drain yet.
     #[must_use]
     pub fn new(host: &Host) -> Self {
-        Self { host: host.clone(), current: Mutex::default() }
+        Self { host: host.clone(), current: Mutex::default(), ended: Mutex::default() }
     }
 
     /// Begins to drain the node. Must be called within a Tokio runtime.
@@ -78,12 +81,22 @@ impl Drains {
         Ok(())
     }
 
-    /// Ends a drain, done or not, and takes leaderships again.
-    pub fn end(&self) {
+    /// Ends a drain, done or not, and takes leaderships again. `intent`: what it is in the catalog,
+    /// which knows that it is over.
+    pub fn end(&self, intent: Option<IntentId>) {
+        if intent.is_some() {
+            *self.ended.lock() = intent;
+        }
         match self.current.lock().take() {
             Some(current) => current.drain.undrain(),
             None => self.host.set_draining(false),
         }
+    }
+
+    /// Whether a drain of the catalog's was ended here.
+    #[must_use]
+    pub fn is_ended(&self, intent: IntentId) -> bool {
+        *self.ended.lock() == Some(intent)
     }
 
     /// The last drain that was not ended, if there is one.

@@ -158,19 +158,18 @@ impl Balance for BalanceService {
         _: Request<wire::UndrainRequest>,
     ) -> Result<Response<wire::DrainStatus>, Status> {
         let node = self.host.node_id();
-        if let Some(system) = &self.system {
-            let intended =
-                system.view().and_then(|view| view.drains().get(&node).map(|one| one.id));
-            let known = self.drains.report().and_then(|report| report.intent);
-            if let Some(intent) = known.or(intended) {
-                match system.catalog().apply(Operation::EndDrain { node, intent }).await {
-                    // It expired, or somebody ended it before.
-                    Ok(_) | Err(CatalogError::Refused(_)) => {}
-                    Err(error) => return Err(of_catalog(&error)),
-                }
+        let intent = match &self.system {
+            Some(system) => self.intended(system).await?,
+            None => None,
+        };
+        if let (Some(system), Some(intent)) = (&self.system, intent) {
+            match system.catalog().apply(Operation::EndDrain { node, intent }).await {
+                // It expired, or somebody ended it before.
+                Ok(_) | Err(CatalogError::Refused(_)) => {}
+                Err(error) => return Err(of_catalog(&error)),
             }
         }
-        self.drains.end();
+        self.drains.end(intent);
         Ok(Response::new(self.status()))
     }
 
@@ -211,6 +210,22 @@ impl Balance for BalanceService {
 }
 
 impl BalanceService {
+    /// The drain of this node that the catalog intends. A node that just started knows nothing of it
+    /// yet. Without a catalog that answers, a drain that it does not know of can still be ended.
+    async fn intended(&self, system: &System) -> Result<Option<IntentId>, Status> {
+        let node = self.host.node_id();
+        match system.fresh_view().await {
+            Ok(view) => Ok(view.drains().get(&node).map(|drain| drain.id)),
+            Err(error) => {
+                let report = self.drains.report();
+                match report.is_some_and(|report| report.intent.is_none()) {
+                    true => Ok(None),
+                    false => Err(of_catalog(&error)),
+                }
+            }
+        }
+    }
+
     fn system(&self) -> Result<&System, Status> {
         self.system.as_ref().ok_or_else(|| {
             Status::failed_precondition(

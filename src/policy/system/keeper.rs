@@ -262,13 +262,15 @@ impl Keeper {
     async fn follow_drain(&self, view: &View, intent: Option<&DrainIntent>) -> Option<Duration> {
         let report = self.drains.report();
         let ours = report.as_ref().and_then(|report| report.intent);
-        let intent = intent.filter(|intent| intent.keeps_leaders_away());
+        let goes_on =
+            |intent: &&DrainIntent| intent.keeps_leaders_away() && !self.drains.is_ended(intent.id);
+        let intent = intent.filter(goes_on);
         match (intent, report) {
             (None, _) => {
                 // A view from before the drain does not know that it is over.
                 if ours.is_some_and(|ours| ours.begun() <= view.revision()) {
                     tracing::info!("the drain of this node is over; it takes leaderships again");
-                    self.drains.end();
+                    self.drains.end(ours);
                 }
                 None
             }
@@ -288,7 +290,7 @@ impl Keeper {
                 }
             }
             (Some(intent), _) => {
-                self.drains.end();
+                self.drains.end(ours);
                 let begun = self.drains.begin(
                     options_of(intent),
                     intent.owner.to_string(),

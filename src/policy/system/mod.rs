@@ -41,7 +41,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::client::{CatalogClient, CatalogError};
 pub use self::service::SystemService;
-use super::catalog::{CatalogMachine, NewGroup, PlannerMode, View};
+use super::catalog::{CatalogMachine, NewGroup, Operation, PlannerMode, View};
 use super::drains::Drains;
 use super::executor::{Epoch, ExecutorSettings, Fence};
 use crate::host::Host;
@@ -53,6 +53,9 @@ pub const SYSTEM_KIND: &str = "catalog";
 /// Nodes that found the system group at most, when nothing else is said: more voters make it slower
 /// and not safer.
 pub const MAX_FOUNDERS: usize = 5;
+
+/// How long a host may take to hear of what the catalog did.
+const FRESH_WITHIN: Duration = Duration::from_secs(5);
 
 /// The catalog as a host knows it; `None`: it was not read since the host started.
 pub(crate) type CatalogView = Option<Arc<View>>;
@@ -203,6 +206,22 @@ impl System {
     #[must_use]
     pub fn view(&self) -> Option<Arc<View>> {
         self.inner.view.borrow().clone()
+    }
+    /// The catalog as it is at least when this is called.
+    ///
+    /// # Errors
+    /// [`CatalogError`]: it does not answer, or this host does not hear of it in time.
+    pub async fn fresh_view(&self) -> Result<Arc<View>, CatalogError> {
+        // Time passing changes nothing that is not due, and comes after everything before it.
+        let now = self.inner.client.apply(Operation::Tick).await?;
+        let mut view = self.inner.view.subscribe();
+        let fresh =
+            |view: &CatalogView| view.as_ref().is_some_and(|view| view.revision() >= now.revision);
+        let waited = tokio::time::timeout(FRESH_WITHIN, view.wait_for(fresh)).await;
+        let known = waited.ok().and_then(Result::ok).and_then(|view| view.clone());
+        known.ok_or_else(|| CatalogError::Unknown {
+            message: format!("revision {} is not heard of here", now.revision),
+        })
     }
     /// The drains of this node.
     #[must_use]
