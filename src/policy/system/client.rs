@@ -31,6 +31,8 @@ use crate::policy::catalog::{
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long one node may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest answer: the report of a node that leads some hundred thousand groups.
+const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long others are asked before this node founds a group.
@@ -290,7 +292,7 @@ impl CatalogClient {
             .timeout(ANSWER_TIMEOUT)
             .tcp_nodelay(true);
         let channel = endpoint.connect().await.map_err(|error| format!("{address}: {error}"))?;
-        let client = SystemClient::new(channel);
+        let client = SystemClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
         self.inner.channels.lock().insert(address.clone(), client.clone());
         Ok((client, address))
     }

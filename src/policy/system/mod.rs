@@ -150,7 +150,8 @@ impl System {
     ) -> Result<Self, OpenGroupError> {
         let client = CatalogClient::new(host, options.founders.iter().copied());
         open_replica(host, &options, &client).await?;
-        let stop = CancellationToken::new();
+        // What is under way when the host begins to stop is not finished here.
+        let stop = host.stopping().child_token();
         let view = watch::Sender::new(None);
         let drains = Arc::new(Drains::new(host));
         let inner = Arc::new(Inner {

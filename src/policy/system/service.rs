@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::Inner;
 use super::client::{NotHere, propose_here, query_here};
+use crate::policy::catalog::{Command, encode_reply};
 
 /// See [`super::System::service`].
 #[derive(Debug)]
@@ -36,7 +37,12 @@ impl SystemRpc for SystemService {
         &self,
         request: Request<wire::ProposeRequest>,
     ) -> Result<Response<wire::CatalogReply>, Status> {
-        match propose_here(&self.inner.host, request.into_inner().command).await {
+        let command = request.into_inner().command;
+        // What makes no sense does not get into the log.
+        if let Err(refusal) = Command::decode(&command).and_then(|command| command.check()) {
+            return Ok(answer(encode_reply(&Err(refusal))));
+        }
+        match propose_here(&self.inner.host, command).await {
             Ok(bytes) => Ok(answer(bytes)),
             Err(NotHere::Elsewhere { leader, reason }) => {
                 Ok(elsewhere(leader.map_or(0, |node| node.get()), reason))
