@@ -20,8 +20,10 @@ use super::supervised::{Order, Report};
 
 /// How long a supervised host waits for a port that its predecessor may still hold.
 const BIND_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a node waits for its shards before it says that it serves.
+/// How long a node waits for its shards before it says that it serves: the others may come later.
 const SHARDS_PATIENCE: Duration = Duration::from_secs(2);
+/// The same for a node that waits for nobody else.
+const SHARDS_PATIENCE_ALONE: Duration = Duration::from_secs(30);
 /// How long the supervisor may take to name the other nodes.
 const ORDER_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -142,8 +144,9 @@ pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         orders = Some(incoming);
         listener = Some(bound);
     }
+    let patience = if config.alone { SHARDS_PATIENCE_ALONE } else { SHARDS_PATIENCE };
     let server = start(config, listener).await?;
-    if !server.await_shards(SHARDS_PATIENCE).await {
+    if !server.await_shards(patience).await {
         tracing::info!("not every shard is there yet; they come when enough nodes are");
     }
     announce(&arguments, &server)?;
