@@ -236,12 +236,20 @@ impl Driver {
 
     /// Sends what may start, one request per host and batch.
     fn send_orders(&mut self) {
-        let orders = self.executor.lock().next_orders(now_ms());
+        let Some(inner) = self.inner.upgrade() else { return };
+        let orders = {
+            let mut executor = self.executor.lock();
+            // A switch that was set since the last round counts at once.
+            if let Some(view) = inner.view.borrow().as_deref() {
+                let (mode, stopped) = controls(view, &inner);
+                executor.control(mode, stopped);
+            }
+            executor.next_orders(now_ms())
+        };
         let mut by_giver: BTreeMap<NodeId, Vec<Order>> = BTreeMap::new();
         for order in orders {
             by_giver.entry(order.from).or_default().push(order);
         }
-        let Some(inner) = self.inner.upgrade() else { return };
         for (node, orders) in by_giver {
             for batch in orders.chunks(MAX_MOVES) {
                 let (inner, sender) = (Arc::clone(&inner), self.sender.clone());
