@@ -97,7 +97,7 @@ impl Target {
         let mut node = start.clone();
         loop {
             let status = match node.group(group).await {
-                Ok(status) if status.role == "leader" => return Ok((node, status)),
+                Ok(status) if is_settled(&status) => return Ok((node, status)),
                 Ok(status) => status,
                 Err(error) if node.address == start.address => return Err(error),
                 Err(_) => GroupStatus::default(),
@@ -112,6 +112,11 @@ impl Target {
             node = next_node(&node, &start, &status).await;
         }
     }
+}
+
+/// Whether a node leads a group and has found out whether it serves.
+fn is_settled(status: &GroupStatus) -> bool {
+    status.role == "leader" && (status.serving || !status.caretaker.is_empty())
 }
 
 /// Whom to ask after `node`, which said `status`.
