@@ -11,6 +11,7 @@ use shardhost_groups::{GroupId, GroupStatus, NodeId};
 use shardhost_storage::RequirementMode as Mode;
 
 use super::planner;
+use super::system::SYSTEM_GROUP;
 use crate::host::Host;
 
 /// What the planner is told of every node: they are equal until somebody says otherwise.
@@ -26,7 +27,8 @@ pub fn local_view(host: &Host, now_ms: u64, settings: planner::Settings) -> plan
         nodes.insert(peer.node, node);
     }
     let mut groups: Vec<planner::Group> = Vec::new();
-    for group in host.groups() {
+    // The system group is led where it falls: whoever leads it plans for the others.
+    for group in host.groups().into_iter().filter(|group| group.id() != SYSTEM_GROUP) {
         groups.extend(group_of(host.node_id(), &group.status(), &nodes));
     }
     planner::Snapshot {
