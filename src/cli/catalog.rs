@@ -3,7 +3,6 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use shardhost::NodeId;
 use shardhost::policy::catalog::{
     Answer, Command, Content, Done, Operation, Query, Record, RecordKey, Revision, decode_reply,
 };
@@ -57,7 +56,9 @@ impl<'a> Catalog<'a> {
                         self.target.patience()
                     )
                 }
-                Err(elsewhere) => address = self.next(&elsewhere, &address),
+                Err(elsewhere) => {
+                    address = self.node.address_after(&address, elsewhere.leader_node)
+                }
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -93,18 +94,6 @@ impl<'a> Catalog<'a> {
             Reply::Answer(bytes) => Ok(Ok(bytes)),
             Reply::Elsewhere(elsewhere) => Ok(Err(elsewhere)),
         }
-    }
-
-    /// Whom to ask after one that does not lead.
-    fn next(&self, elsewhere: &Elsewhere, asked: &str) -> String {
-        if let Some(leader) = NodeId::new(elsewhere.leader_node)
-            && let Some(address) = self.node.address_of(leader.get())
-        {
-            return address;
-        }
-        let all = self.node.all_addresses();
-        let at = all.iter().position(|address| address == asked).unwrap_or(0);
-        all.get((at + 1) % all.len().max(1)).cloned().unwrap_or_else(|| asked.to_owned())
     }
 }
 

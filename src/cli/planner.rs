@@ -12,7 +12,7 @@ use tonic::Code;
 
 use super::catalog::Catalog;
 use super::output::{Column, facts, number, table};
-use super::target::{Node, Target, channel, said};
+use super::target::{Target, channel, said};
 
 /// Modes of the planner.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -90,17 +90,9 @@ pub async fn ask(request: PlannerRequest, target: &Target) -> anyhow::Result<Pla
                  says more, and everything but planning goes on"
             );
         }
-        let led_elsewhere = start.address_of(reply.leader_node).filter(|leader| *leader != address);
-        address = led_elsewhere.unwrap_or_else(|| next(&start, &address));
+        address = start.address_after(&address, reply.leader_node);
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-}
-
-/// The node after the one that was asked.
-fn next(start: &Node, asked: &str) -> String {
-    let all = start.all_addresses();
-    let at = all.iter().position(|address| address == asked).unwrap_or(0);
-    all.get((at + 1) % all.len().max(1)).cloned().unwrap_or_else(|| asked.to_owned())
 }
 
 /// Shows what the planner is at, and why a group is where it is.

@@ -157,6 +157,17 @@ impl Node {
         let peer = peers.find(|peer| peer.node == node && !peer.address.is_empty());
         peer.map(|peer| peer.address.clone())
     }
+
+    /// Whom to ask after `asked`, which said that `leader` leads (0: it does not know): that one, or
+    /// the next of all nodes.
+    pub fn address_after(&self, asked: &str, leader: u64) -> String {
+        if let Some(leader) = self.address_of(leader).filter(|address| address != asked) {
+            return leader;
+        }
+        let all = self.all_addresses();
+        let at = all.iter().position(|address| address == asked).unwrap_or(0);
+        all.get((at + 1) % all.len().max(1)).cloned().unwrap_or_else(|| asked.to_owned())
+    }
 }
 
 /// A client of a node's operators.

@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use shardhost_groups::leadership::{GroupSelector, HookKind};
 use shardhost_groups::machine::StateMachine;
-use shardhost_groups::{
-    Group, GroupId, GroupSpec, GroupStatus, NodeId, OpenGroupError, ReplicaId, Role,
-};
+use shardhost_groups::{GroupId, GroupSpec, GroupStatus, NodeId, OpenGroupError, ReplicaId, Role};
 use shardhost_storage::Membership;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -21,8 +19,8 @@ use super::client::{CatalogClient, CatalogError};
 use super::{CatalogView, GroupMachines, SYSTEM_GROUP, now_ms};
 use crate::host::Host;
 use crate::policy::catalog::{
-    Action, DrainFallback, DrainIntent, DrainState as IntentState, Held, HeldState, Local, Oddity,
-    Operation, Round, Step, View, reconcile,
+    Action, DrainIntent, DrainState as IntentState, Held, HeldState, Local, Oddity, Operation,
+    Round, Step, View, reconcile,
 };
 use crate::policy::drains::Drains;
 use crate::policy::{DrainOptions, DrainState, Fallback};
@@ -307,11 +305,8 @@ impl Keeper {
 
 fn options_of(intent: &DrainIntent) -> DrainOptions {
     let left = Duration::from_millis(intent.deadline_ms.saturating_sub(now_ms()));
-    let fallback = match intent.fallback {
-        // The catalog ends the drain by itself then, and this node follows.
-        DrainFallback::GiveUp | DrainFallback::Proceed => Fallback::KeepDraining,
-    };
-    DrainOptions::default().deadline(left).fallback(fallback)
+    // Whatever is to happen then, the catalog does, and this node follows.
+    DrainOptions::default().deadline(left).fallback(Fallback::KeepDraining)
 }
 
 fn held_of(status: &GroupStatus) -> Held {
@@ -344,12 +339,4 @@ fn news_of_members(view: &View, status: &GroupStatus) -> Option<BTreeSet<NodeId>
     let known_index = known.reported.as_ref().map(|members| members.config_index);
     let newer = known_index.is_none_or(|known| known < status.config_index());
     (newer && !nodes.iter().eq(known.members())).then_some(nodes)
-}
-
-/// Groups that are led by replicas of this host and serve their users.
-pub(super) fn led(host: &Host) -> Vec<(Group, Arc<GroupStatus>)> {
-    let all = host.groups().into_iter().filter(|group| group.id() != SYSTEM_GROUP);
-    all.map(|group| (group.clone(), group.status()))
-        .filter(|(_, status)| status.is_leader())
-        .collect()
 }

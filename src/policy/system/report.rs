@@ -12,7 +12,7 @@ use shardhost_groups::{GroupId, GroupStatus, NodeId};
 use shardhost_proto::system as wire;
 use shardhost_storage::{Requirement, RequirementMode};
 
-use super::keeper::led;
+use super::SYSTEM_GROUP;
 use crate::host::Host;
 
 /// Moves are told for this long.
@@ -107,14 +107,17 @@ impl Reporter {
             planned_moves_stopped: stopped,
             ..wire::NodeReport::default()
         };
-        let led = led(&self.host);
         {
             let mut rates = self.rates.lock();
             let mut columns = Columns::new(&mut report, self.host.node_id());
-            for (_, status) in &led {
-                columns.add(status, rates.measure(status, now));
+            let mut leads = BTreeSet::new();
+            for group in self.host.groups() {
+                let status = group.status();
+                if status.is_leader() && status.id != SYSTEM_GROUP {
+                    columns.add(&status, rates.measure(&status, now));
+                    leads.insert(status.id);
+                }
             }
-            let leads: BTreeSet<GroupId> = led.iter().map(|(_, status)| status.id).collect();
             rates.of.retain(|group, _| leads.contains(group));
         }
         report.digest = digest(&report);
