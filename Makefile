@@ -41,7 +41,7 @@ build: announce
 	cargo build --release --bin shardhost
 
 test: announce
-	cargo test --workspace
+	cargo test --workspace --no-fail-fast
 
 demo: announce
 	$(SHARDHOST) demo $(ARGS)
