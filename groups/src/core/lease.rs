@@ -9,7 +9,7 @@
 //! | it is shorter than the promise, by a margin | clocks differ in speed |
 //! | it needs an applied entry of the own term | before, the leader may lack acknowledged writes |
 //! | it is void from the start of a transfer | whoever is told to campaign breaks the promises |
-//! | after a transfer that failed, its target must have answered anew | the order to campaign may still be on its way; who answered later refuses it |
+//! | after transfers that failed, every target must have answered anew | the order to campaign may still be on its way; who answered later refuses it |
 //!
 //! Time is told by the worker: the moment a round began (for what is sent and for what runs out)
 //! and the moment it ended (for what is promised), so that every promise outlasts every lease.
@@ -36,8 +36,8 @@ pub(super) struct Lease {
     peers: Vec<PeerSign>,
     /// Answers to heartbeats count when these were sent after this moment.
     void_until: Moment,
-    /// Whose answer is needed beside those of a quorum.
-    owed_by: Option<u64>,
+    /// Whose answers are needed beside those of a quorum: they may have an order to campaign.
+    owed_by: Vec<u64>,
     published: LeaseSign,
     /// No election is supported before this moment.
     promised_until: Moment,
@@ -87,6 +87,7 @@ impl Lease {
 
     pub(super) fn shrink(&mut self) {
         self.peers.shrink_to_fit();
+        self.owed_by.shrink_to_fit();
     }
 }
 
@@ -214,14 +215,17 @@ impl GroupCore {
 
     /// A transfer begins: whoever is told to campaign does not ask who promised what.
     pub(super) fn void_lease(&mut self, target: u64, round: &Round) {
+        let owing = |id: &u64| self.lease.stamp_of(*id) <= self.lease.void_until && *id != target;
+        let mut owed_by: Vec<u64> = self.lease.owed_by.iter().copied().filter(owing).collect();
+        owed_by.push(target);
+        self.lease.owed_by = owed_by;
         self.lease.void_until = round.began.unwrap_or(Moment::NEVER);
-        self.lease.owed_by = Some(target);
     }
 
     /// A transfer failed: only what is answered to a heartbeat sent from here on counts.
     pub(super) fn resume_lease(&mut self, round: &Round) {
         if self.config.bugs.late_timeout_now {
-            self.lease.owed_by = None;
+            self.lease.owed_by.clear();
             return;
         }
         self.lease.void_until = round.began.unwrap_or(Moment::NEVER);
@@ -232,7 +236,7 @@ impl GroupCore {
         let lease = &mut self.lease;
         lease.peers.iter_mut().for_each(|peer| peer.stamp = Moment::ZERO);
         lease.void_until = Moment::ZERO;
-        lease.owed_by = None;
+        lease.owed_by.clear();
     }
 
     /// Whoever became a voter has promised nothing yet.
@@ -289,8 +293,7 @@ impl GroupCore {
         if self.sleep.is_asking() || self.sleep.is_asleep() {
             return Moment::ZERO;
         }
-        let owed = self.lease.owed_by.filter(|_| !bugs.lease_in_transfer);
-        if owed.is_some_and(|target| self.lease.stamp_of(target) <= self.lease.void_until) {
+        if self.may_be_deposed() && !bugs.lease_in_transfer {
             return Moment::ZERO;
         }
         let mut stamp = self.quorum_stamp(|member| member.voter);
@@ -298,6 +301,13 @@ impl GroupCore {
             stamp = stamp.min(self.quorum_stamp(|member| member.outgoing_voter));
         }
         if stamp > self.lease.void_until || bugs.lease_in_transfer { stamp } else { Moment::ZERO }
+    }
+
+    /// Whether somebody may still follow an order to campaign: whoever answered a heartbeat that
+    /// was sent after the transfer failed does not.
+    pub(super) fn may_be_deposed(&self) -> bool {
+        let lease = &self.lease;
+        lease.owed_by.iter().any(|target| lease.stamp_of(*target) <= lease.void_until)
     }
 
     /// The oldest of the newest answers that make a quorum with this replica. It never ends when
