@@ -101,7 +101,8 @@ impl GroupCore {
         self.retired = leaving.is_let_go();
     }
 
-    /// A notice counts when a member of the configuration that it shows says that we were removed.
+    /// A notice counts when a member of the configuration that it shows says that we were removed,
+    /// and shows a later configuration than ours, or ours.
     fn checked_notice(
         &self,
         node: NodeId,
@@ -111,9 +112,12 @@ impl GroupCore {
         let membership = convert::membership_from_wire(wire)?;
         let from = ReplicaId::new(message.from_replica)?;
         let sender = membership.members.get(&from)?;
-        let newer = membership.config_index >= self.membership.config_index;
+        let known = &self.membership;
+        let news = membership.config_index > known.config_index;
+        let ours =
+            membership.config_index == known.config_index && membership.members == known.members;
         let without_us = membership.was_removed(self.replica);
-        (sender.node == node && newer && without_us).then_some((from, membership))
+        (sender.node == node && (news || ours) && without_us).then_some((from, membership))
     }
 
     /// Whoever does not belong to the group any more is told so.

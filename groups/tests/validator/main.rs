@@ -7,11 +7,13 @@
 //! | `garbage` | random messages against replicas in every state: none fails |
 //! | `containment` | a replica that panics all the same is parked alone |
 //! | `installing` | a replica that installs a snapshot does not campaign |
+//! | `notices` | a replica is not talked out of its group by what is no news |
 //! | `victim` | a worker under the test's control |
 
 mod bare_raft;
 mod containment;
 mod garbage;
 mod installing;
+mod notices;
 mod table;
 mod victim;
