@@ -8,7 +8,7 @@ use shardhost::proto::admin::{PolicyMetrics, ReasonCount};
 
 use super::output::{Column, millis, number, table};
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 11] = [
     Column::Right("node"),
     Column::Right("transfers"),
     Column::Right("not done"),
@@ -17,6 +17,7 @@ const COLUMNS: [Column; 10] = [
     Column::Right("p99"),
     Column::Right("longest"),
     Column::Right("by watchdog"),
+    Column::Right("stood again"),
     Column::Right("caretakers"),
     Column::Right("stood unfit"),
 ];
@@ -54,6 +55,7 @@ fn row(node: u64, metrics: &PolicyMetrics) -> Vec<String> {
         millis(metrics.freeze_p99_us),
         millis(metrics.freeze_max_us),
         number(metrics.watchdog_endings),
+        number(metrics.stood_again),
         number(metrics.caretakers_begun),
         number(metrics.stood_unfit),
     ]
@@ -77,6 +79,7 @@ pub fn policy_json(metrics: &PolicyMetrics) -> Value {
         "freeze_p99_us": metrics.freeze_p99_us,
         "freeze_max_us": metrics.freeze_max_us,
         "watchdog_endings": metrics.watchdog_endings,
+        "stood_again": metrics.stood_again,
         "caretakers_begun": metrics.caretakers_begun,
         "stood_unfit": metrics.stood_unfit,
     });

@@ -6,25 +6,25 @@
 //! named, and is not waited for, unless the reason passes by itself: a successor that catches up,
 //! a change of members. A drain is over when two looks in a row find nothing that could go.
 //!
-//! How many transfers are under way grows by one with each window that went well, and is halved
-//! when one fails or its group stood still for long.
+//! How many transfers are under way grows with each part of a window that went well. It is halved
+//! when one fails, or a group stood still for long: the hosts have as much to do as they bear, and
+//! more at once would make users wait longer and the drain no shorter.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use shardhost_groups::{Group, GroupId, NodeId, TransferError};
+use shardhost_groups::{Group, GroupId, NodeId, TransferError, Transferred};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::executor::{Window, WindowSettings};
 use super::{planner, view};
 use crate::host::Host;
 
-/// Transfers under way at first.
-const FIRST_WINDOW: usize = 64;
-/// Transfers under way at least and at most.
-const WINDOW: std::ops::RangeInclusive<usize> = 8..=1_024;
+/// Transfers under way.
+const WINDOW: WindowSettings = WindowSettings { first: 64, least: 8, most: 1_024 };
 /// Between two looks at what is left, when nothing is under way.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A group that cannot go as things are is tried again after this, while others go.
@@ -33,6 +33,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const RETRY_SOON: Duration = Duration::from_millis(100);
 /// A transfer that took longer than this halves the window: the others are busy.
 const LONG_TRANSFER: Duration = Duration::from_millis(500);
+/// And one for which its group's users waited longer than this.
+const LONG_FREEZE: Duration = Duration::from_millis(50);
 /// Entries that a successor may lack when it is asked.
 const MAX_LAG: u64 = 1_024;
 /// Groups that cannot go, of which the reason is kept.
@@ -162,9 +164,9 @@ struct Executor {
     progress: watch::Sender<DrainProgress>,
     options: DrainOptions,
     began: Instant,
-    window: usize,
-    /// Transfers that went well since the window grew.
-    good: usize,
+    window: Window,
+    /// Transfers that were begun.
+    begun: u64,
     /// Groups that could not go.
     stuck: BTreeMap<GroupId, Stuck>,
 }
@@ -180,7 +182,8 @@ struct Stuck {
     again: Instant,
 }
 
-type Outcome = (GroupId, Result<Duration, TransferError>);
+/// How a transfer ended, and which one it was.
+type Outcome = (GroupId, u64, Result<Transferred, TransferError>);
 
 impl Executor {
     fn new(host: Host, progress: watch::Sender<DrainProgress>, options: DrainOptions) -> Self {
@@ -189,8 +192,8 @@ impl Executor {
             progress,
             options,
             began: Instant::now(),
-            window: FIRST_WINDOW,
-            good: 0,
+            window: Window::new(WINDOW),
+            begun: 0,
             stuck: BTreeMap::new(),
         }
     }
@@ -275,10 +278,12 @@ impl Executor {
     async fn carry_out(&mut self, mut plan: VecDeque<(Group, Vec<NodeId>)>) {
         let mut under_way = FuturesUnordered::new();
         loop {
-            while under_way.len() < self.window
+            while self.window.has_room()
                 && let Some((group, candidates)) = plan.pop_front()
             {
-                under_way.push(hand_over(group, candidates));
+                under_way.push(hand_over(group, self.begun, candidates));
+                self.begun += 1;
+                self.window.start();
             }
             match under_way.next().await {
                 Some(outcome) => self.learn(outcome),
@@ -287,11 +292,12 @@ impl Executor {
         }
     }
 
-    fn learn(&mut self, (group, outcome): Outcome) {
+    fn learn(&mut self, (group, number, outcome): Outcome) {
+        self.window.end();
         match outcome {
-            Ok(took) => {
+            Ok(moved) => {
                 self.stuck.remove(&group);
-                self.adapt(took < LONG_TRANSFER);
+                self.adapt(number, moved.took < LONG_TRANSFER && moved.stalled < LONG_FREEZE);
                 self.report(|progress| {
                     progress.moved += 1;
                     progress.left = progress.left.saturating_sub(1);
@@ -302,7 +308,7 @@ impl Executor {
             Err(error) => {
                 tracing::debug!(%group, %error, "a leadership stays for now");
                 let reason = error.reason();
-                self.adapt(!reason.is_congestion());
+                self.adapt(number, !reason.is_congestion());
                 let passes = reason.passes_by_itself();
                 let again = Instant::now() + if passes { RETRY_SOON } else { RETRY_AFTER };
                 let words = format!("{error} [{}]", reason.name());
@@ -312,25 +318,19 @@ impl Executor {
         }
     }
 
-    /// Additive increase, multiplicative decrease.
-    fn adapt(&mut self, went_well: bool) {
-        if !went_well {
-            self.window /= 2;
-            self.good = 0;
+    /// The transfer of this number went well, or did not.
+    fn adapt(&mut self, number: u64, went_well: bool) {
+        if went_well {
+            self.window.grow();
         } else {
-            self.good += 1;
-            if self.good >= self.window / 8 {
-                self.window += FIRST_WINDOW / 8;
-                self.good = 0;
-            }
+            self.window.cut(number, self.begun);
         }
-        self.window = self.window.clamp(*WINDOW.start(), *WINDOW.end());
     }
 
     fn report(&self, change: impl FnOnce(&mut DrainProgress)) {
         self.progress.send_modify(|progress| {
             change(progress);
-            progress.window = self.window;
+            progress.window = self.window.size() as usize;
             progress.elapsed = self.began.elapsed();
         });
     }
@@ -350,7 +350,7 @@ impl Executor {
     }
 }
 
-async fn hand_over(group: Group, candidates: Vec<NodeId>) -> Outcome {
+async fn hand_over(group: Group, number: u64, candidates: Vec<NodeId>) -> Outcome {
     let outcome = group.transfer_to_first_fit(candidates, MAX_LAG).await;
-    (group.id(), outcome.map(|moved| moved.took))
+    (group.id(), number, outcome)
 }

@@ -6,16 +6,17 @@
 //! | a follower on an unfit node | lets its election timeouts go by | so many went by, or a fit candidate turns out to lack entries |
 //! | one on a draining node | lets some go by, while others could lead | they went by |
 //! | one that handed leadership on | lets them go by | two election timeouts later, or the leader's node is lost |
+//! | a candidate whose votes are split for sure | stands again at once, if its turn comes first | it hears of the next candidate |
 //! | a voter | refuses the pre-vote of an unfit candidate | the candidate says that nobody fit was found |
 //!
 //! A vote is never refused for such a reason: a group must always come to a leader, be it one that
 //! serves nobody.
 
-use raft::INVALID_ID;
+use raft::{INVALID_ID, StateRole};
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::NodeId;
 
-use super::GroupCore;
+use super::{GroupCore, mix};
 use crate::policy::{Opinion, PolicyEvent, RejectReason};
 use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
@@ -83,6 +84,53 @@ impl GroupCore {
         let term = self.raw.raft.term;
         self.raw.raft.become_follower(term, INVALID_ID);
         self.campaigns += 1;
+        self.pin_election_timeout();
+    }
+
+    /// Somebody asks for a vote. Of two candidates in one term of whom neither can win without the
+    /// other, the one whose turn comes first stands again, without waiting for another timeout.
+    pub(super) fn step_vote(&mut self, node: NodeId, message: GroupMessage, round: &Round) {
+        let split = self.is_split_with(node, &message, round) && self.comes_before(node, round);
+        self.step_raft(message);
+        if split {
+            self.stand();
+        }
+    }
+
+    /// Whether a candidate of this term is asked for its vote by another one whose vote it needs.
+    fn is_split_with(&self, rival: NodeId, message: &GroupMessage, round: &Round) -> bool {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Candidate || message.term != raft.term || self.joint {
+            return false;
+        }
+        let own = self.config.node;
+        let voters = self.membership.voters().map(|(_, node)| node);
+        let (mut all, mut possible) = (0, 0);
+        for node in voters {
+            all += 1;
+            possible += usize::from(node != rival && (node == own || round.nodes.contains(node)));
+        }
+        possible <= all / 2
+    }
+
+    /// Whether this candidate, rather than its rival, should lead; both see it alike.
+    fn comes_before(&self, rival: NodeId, round: &Round) -> bool {
+        let own = (self.own_unfitness(round).is_some(), self.turn_of(self.config.node));
+        own < (self.opinion(rival, round).is_unfit(), self.turn_of(rival))
+    }
+
+    /// The order in which nodes come, where there is nothing to choose between them: another one
+    /// for each group, so that not everything falls to one node.
+    pub(super) const fn turn_of(&self, node: NodeId) -> u64 {
+        mix(self.id.get() ^ mix(node.get()))
+    }
+
+    /// Stands for election before its time is over.
+    pub(super) fn stand(&mut self) {
+        self.campaigns += 1;
+        if let Err(error) = self.raw.campaign() {
+            tracing::debug!(group = %self.id, %error, "a replica does not stand for election");
+        }
         self.pin_election_timeout();
     }
 

@@ -35,7 +35,11 @@ impl GroupCore {
             && (!leads || led.term != term)
         {
             let cause = self.loss_cause(led.term);
+            let stands = self.stands_again(led.term, round);
             self.lose_leadership(cause, round);
+            if stands {
+                self.stand_again(round);
+            }
         }
         if leads && self.led.is_none() {
             let gate = self.first_gate(round);

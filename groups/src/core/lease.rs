@@ -4,6 +4,7 @@
 //! | rule | why |
 //! |---|---|
 //! | a voter refuses elections for one election timeout after it heard its leader | the promise |
+//! | but not of that leader itself, which gave its lease up before it stands | so a leader whose term a candidate ended leads again at once |
 //! | after a start it does so as well | it forgot what it promised before |
 //! | a lease counts from the moment its heartbeat was sent | the promise is not older than that |
 //! | it is shorter than the promise, by a margin | clocks differ in speed |
@@ -39,8 +40,10 @@ pub(super) struct Lease {
     /// Whose answers are needed beside those of a quorum: they may have an order to campaign.
     owed_by: Vec<u64>,
     published: LeaseSign,
-    /// No election is supported before this moment.
+    /// No election is supported before this moment, but of whom that was promised.
     promised_until: Moment,
+    /// The replica that was last heard as leader; 0: it is not known who was.
+    promised_to: u64,
     /// The leader was heard in this round.
     heard: bool,
     /// The newest stamp of the leader of `heard_term`.
@@ -111,6 +114,7 @@ impl GroupCore {
         vote && message.context != TRANSFER_CAMPAIGN
             && message.term >= self.raw.raft.term
             && !self.leads()
+            && self.lease.promised_to != message.from_replica
             && self.has_promised(round)
     }
 
@@ -129,6 +133,7 @@ impl GroupCore {
         let term = raft.term;
         let lease = &mut self.lease;
         lease.heard = true;
+        lease.promised_to = from;
         let now = round.began.unwrap_or(lease.contact);
         if now.since(lease.contact) >= self.config.tick {
             lease.contact = now;

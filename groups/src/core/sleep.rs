@@ -11,7 +11,7 @@
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{NodeId, ReplicaId};
 
-use super::{GroupCore, mix};
+use super::GroupCore;
 use crate::transport::{Lane, Outgoing};
 use crate::worker::{LiveNodes, Round};
 
@@ -111,15 +111,16 @@ impl GroupCore {
     /// is shared among the voters that are left, each of them in a part of its own, so that they do
     /// not campaign together; who comes first is another one for each group.
     fn take_turn(&mut self, live: &LiveNodes) {
+        let own = self.config.node;
+        let voters = self.membership.voters().map(|(_, node)| node);
+        let left: Vec<NodeId> =
+            voters.filter(|node| *node == own || live.contains(*node)).collect();
+        let turn = self.turn_of(own);
+        let before = left.iter().filter(|node| self.turn_of(**node) < turn).count();
         let raft = &mut self.raw.raft;
         let timeout = raft.election_timeout();
         raft.election_elapsed = timeout;
         let drawn = raft.randomized_election_timeout().saturating_sub(timeout);
-        let (own, lot) = (self.config.node, |node: NodeId| mix(self.id.get() ^ mix(node.get())));
-        let voters = self.membership.voters().map(|(_, node)| node);
-        let left: Vec<NodeId> =
-            voters.filter(|node| *node == own || live.contains(*node)).collect();
-        let before = left.iter().filter(|node| lot(**node) < lot(own)).count();
         let rest = (before * timeout + drawn) / left.len().max(1);
         raft.set_randomized_election_timeout(timeout + rest);
     }

@@ -70,6 +70,7 @@ impl GroupCore {
             MessageKind::Append | MessageKind::Heartbeat => {
                 self.step_from_leader(message, round, Self::step_raft);
             }
+            MessageKind::Vote => self.step_vote(node, message, round),
             _ => self.step_raft(message),
         }
         Stepped::Taken

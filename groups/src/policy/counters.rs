@@ -29,6 +29,8 @@ pub enum PolicyEvent {
     Froze(Duration),
     /// Users had waited long enough: a transfer was ended, and the old leader went on.
     WatchdogEnded,
+    /// A leader here was deposed by the target of such a transfer, and stood again at once.
+    StoodAgain,
 }
 
 /// A number for each reason.
@@ -100,6 +102,8 @@ pub struct PolicyCounters {
     pub freezes: u64,
     /// Of these, those that the watchdog ended.
     pub watchdog_endings: u64,
+    /// Leaders here that the target of such a transfer deposed, and that stood again at once.
+    pub stood_again: u64,
 }
 
 impl PolicyCounters {
@@ -116,6 +120,7 @@ impl PolicyCounters {
             PolicyEvent::TransferFailed(reason) => self.transfers_failed[reason] += 1,
             PolicyEvent::Froze(_) => self.freezes += 1,
             PolicyEvent::WatchdogEnded => self.watchdog_endings += 1,
+            PolicyEvent::StoodAgain => self.stood_again += 1,
         }
     }
 }
@@ -132,6 +137,7 @@ impl AddAssign<&Self> for PolicyCounters {
         self.transfers_failed += &other.transfers_failed;
         self.freezes += other.freezes;
         self.watchdog_endings += other.watchdog_endings;
+        self.stood_again += other.stood_again;
     }
 }
 

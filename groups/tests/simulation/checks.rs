@@ -55,6 +55,7 @@ pub struct Checks {
     pub changes: u64,
     pub retired: u64,
     pub caretakers: u64,
+    pub stood_again: u64,
 }
 
 /// What a number of runs brought about: a run in which nothing happens proves nothing.
@@ -72,6 +73,7 @@ pub struct Coverage {
     pub changes: u64,
     pub retired: u64,
     pub caretakers: u64,
+    pub stood_again: u64,
 }
 
 impl Coverage {
@@ -88,6 +90,7 @@ impl Coverage {
         self.changes += checks.changes;
         self.retired += checks.retired;
         self.caretakers += checks.caretakers;
+        self.stood_again += checks.stood_again;
     }
 
     /// Every kind of thing happened, and often.

@@ -62,6 +62,12 @@ pub struct Drained {
     failed: u64,
     window: u64,
     seconds: f64,
+    /// How long proposals of single groups stood still, as this node counts it since its start.
+    freeze_p50_ms: f64,
+    freeze_p99_ms: f64,
+    freeze_max_ms: f64,
+    by_watchdog: u64,
+    stood_again: u64,
 }
 
 /// Carries out what a node is told.
@@ -79,8 +85,16 @@ pub async fn carry_out(order: DrainOrder, host: &Host) -> anyhow::Result<Drained
             if end.state != DrainState::Done {
                 bail!("the drain ended as {end:?}");
             }
+            let counters = host.stats().workers.policy;
+            let freezes = host.runtime().freezes().snapshot();
+            let millis = |quantile| freezes.quantile_us(quantile) as f64 / 1e3;
             Ok(Drained {
                 led_before,
+                freeze_p50_ms: millis(500),
+                freeze_p99_ms: millis(990),
+                freeze_max_ms: freezes.max_us() as f64 / 1e3,
+                by_watchdog: counters.watchdog_endings,
+                stood_again: counters.stood_again,
                 left: end.left as u64,
                 moved: end.moved,
                 failed: end.failed,
@@ -122,6 +136,11 @@ pub async fn run(arguments: &DrainArguments) -> anyhow::Result<()> {
         "led_by_second_after": after[0],
         "led_by_third_after": after[1],
         "window_at_the_end": drain.window,
+        "freeze_p50_ms": drain.freeze_p50_ms,
+        "freeze_p99_ms": drain.freeze_p99_ms,
+        "freeze_max_ms": drain.freeze_max_ms,
+        "ended_by_watchdog": drain.by_watchdog,
+        "stood_again": drain.stood_again,
         "seconds": drain.seconds,
         "leaderships_per_second": drain.moved as f64 / drain.seconds,
     });

@@ -5,7 +5,7 @@ use super::settings::WindowSettings;
 
 /// A window that grows while moves go well and is halved when one does not.
 #[derive(Clone, Debug)]
-pub(super) struct Window {
+pub(in crate::policy) struct Window {
     settings: WindowSettings,
     size: u32,
     /// Moves that went well since it grew.
@@ -17,33 +17,33 @@ pub(super) struct Window {
 }
 
 impl Window {
-    pub(super) fn new(settings: WindowSettings) -> Self {
+    pub(in crate::policy) fn new(settings: WindowSettings) -> Self {
         let size = settings.first.clamp(settings.least, settings.most);
         Self { settings, size, good: 0, in_flight: 0, cut_from: 0 }
     }
 
-    pub(super) const fn size(&self) -> u32 {
+    pub(in crate::policy) const fn size(&self) -> u32 {
         self.size
     }
 
-    pub(super) const fn in_flight(&self) -> u32 {
+    pub(in crate::policy) const fn in_flight(&self) -> u32 {
         self.in_flight
     }
 
-    pub(super) const fn has_room(&self) -> bool {
+    pub(in crate::policy) const fn has_room(&self) -> bool {
         self.in_flight < self.size
     }
 
-    pub(super) const fn start(&mut self) {
+    pub(in crate::policy) const fn start(&mut self) {
         self.in_flight += 1;
     }
 
-    pub(super) const fn end(&mut self) {
+    pub(in crate::policy) const fn end(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
     /// A move went well. Grows by an eighth of its first size with each eighth of a window.
-    pub(super) fn grow(&mut self) {
+    pub(in crate::policy) fn grow(&mut self) {
         self.good += 1;
         if self.good >= self.size / 8 {
             self.size = (self.size + (self.settings.first / 8).max(1)).min(self.settings.most);
@@ -52,7 +52,7 @@ impl Window {
     }
 
     /// The move of this number did not go well; `next` is the number of the next to start.
-    pub(super) fn cut(&mut self, number: u64, next: u64) {
+    pub(in crate::policy) fn cut(&mut self, number: u64, next: u64) {
         if number >= self.cut_from {
             self.size = (self.size / 2).max(self.settings.least);
             self.cut_from = next;

@@ -18,6 +18,7 @@ pub(super) fn policy_metrics(counters: &PolicyCounters, freezes: &Latency) -> wi
         transfers_failed: by_reason(&counters.transfers_failed),
         freezes: freezes.count(),
         watchdog_endings: counters.watchdog_endings,
+        stood_again: counters.stood_again,
         freeze_p50_us: freezes.quantile_us(500),
         freeze_p99_us: freezes.quantile_us(990),
         freeze_max_us: freezes.max_us(),

@@ -4,7 +4,7 @@
 use raft::ProgressState;
 use shardhost_storage::{NodeId, ReplicaId};
 
-use super::super::{GroupCore, mix};
+use super::super::GroupCore;
 use super::TransferTarget;
 use crate::error::TransferError;
 use crate::policy::Opinion;
@@ -72,8 +72,7 @@ impl GroupCore {
                 (rank, node)
             })
             .collect();
-        let lot = |node: NodeId| mix(self.id.get() ^ mix(node.get()));
-        ranked.sort_unstable_by_key(|(rank, node)| (*rank, lot(*node)));
+        ranked.sort_unstable_by_key(|(rank, node)| (*rank, self.turn_of(*node)));
         ranked
     }
 

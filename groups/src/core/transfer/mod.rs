@@ -10,6 +10,7 @@
 //! Nothing stops before a target has agreed. Proposals that come while the group is frozen are
 //! held: if this replica leads on, they go into its log, else they are told who leads.
 
+mod deposed;
 mod gate;
 mod handshake;
 

@@ -142,6 +142,7 @@ impl Cluster {
             ("caretakers", counters.caretakers_begun),
             ("freezes", counters.freezes),
             ("ended by the watchdog", counters.watchdog_endings),
+            ("stood again", counters.stood_again),
         ];
         let plain = plain.into_iter().filter(|(_, count)| *count > 0);
         let plain = plain.map(|(what, count)| format!("{what}={count}"));

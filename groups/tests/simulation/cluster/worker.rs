@@ -1,5 +1,6 @@
 //! Inputs for a node's worker, and carrying out its rounds.
 
+use shardhost_groups::policy::PolicyEvent;
 use shardhost_proto::peer::MessageKind;
 
 use super::*;
@@ -97,6 +98,8 @@ impl Cluster {
             self.print(edge.term.get());
             self.checks.edge(id, edge)?;
         }
+        let again = round.counted.iter().filter(|event| **event == PolicyEvent::StoodAgain);
+        self.checks.stood_again += again.count() as u64;
         for (waiter, answer) in round.transfer_replies {
             self.tell(|| format!("{id:?} transfer {answer:?}"));
             self.checks.transfers += u64::from(answer.is_ok());
