@@ -102,6 +102,8 @@ pub struct KnownBugs {
     /// An order to campaign is followed however late it comes, and a failed transfer is over at
     /// once.
     pub late_timeout_now: bool,
+    /// A vote that was prepared is relied on before it is durable.
+    pub trust_unwritten_vote: bool,
 }
 
 /// What a proposal counts for beside its bytes, in the budgets of bytes in flight.
@@ -148,6 +150,7 @@ impl GroupsConfig {
                 lease_without_margin: false,
                 forget_promise: false,
                 late_timeout_now: false,
+                trust_unwritten_vote: false,
             },
         }
     }

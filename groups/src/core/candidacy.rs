@@ -87,6 +87,18 @@ impl GroupCore {
         self.pin_election_timeout();
     }
 
+    /// A leader that asks for votes in a later term does not lead any more: raft would ignore it, as
+    /// it ignores everybody who asks while a leader is heard.
+    pub(super) fn notice_abdication(&mut self, message: &GroupMessage) {
+        let asks = matches!(message.kind(), MessageKind::PreVote | MessageKind::Vote);
+        let raft = &mut self.raw.raft;
+        if asks && message.from_replica == raft.leader_id && message.term > raft.term {
+            let term = raft.term;
+            raft.become_follower(term, INVALID_ID);
+            self.pin_election_timeout();
+        }
+    }
+
     /// Somebody asks for a vote. Of two candidates in one term of whom neither can win without the
     /// other, the one whose turn comes first stands again, without waiting for another timeout.
     pub(super) fn step_vote(&mut self, node: NodeId, message: GroupMessage, round: &Round) {

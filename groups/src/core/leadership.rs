@@ -21,6 +21,8 @@ pub(super) struct Led {
     pub(super) gate: Gate,
     /// What was told of it.
     pub(super) told: Told,
+    /// Somebody was asked to take it over.
+    pub(super) offered: bool,
 }
 
 impl GroupCore {
@@ -44,7 +46,8 @@ impl GroupCore {
         if leads && self.led.is_none() {
             let gate = self.first_gate(round);
             let told = Told::Nothing;
-            self.led = Some(Led { term, first_index: last, ready: false, gate, told });
+            let (ready, offered) = (false, false);
+            self.led = Some(Led { term, first_index: last, ready, gate, told, offered });
             self.reset_lease();
             self.ask_anew();
             self.edge(term, EdgeKind::Acquired, round);

@@ -86,7 +86,7 @@ use reads::Reads;
 use sleep::Sleep;
 use snapshot::Snapshots;
 use succession::Succession;
-use transfer::Transfer;
+use transfer::{Preparation, Transfer};
 
 /// One replica of one group.
 pub struct GroupCore {
@@ -136,6 +136,8 @@ pub struct GroupCore {
     durable_number: u64,
     /// The hard state as it was last handed to the log writer.
     written_state: shardhost_storage::HardState,
+    /// A vote that is on disk before it is given.
+    preparation: Preparation,
     /// The newest term whose hard state is durable.
     durable_term: u64,
     /// Changes of what the replica knows of itself, and how many of them are durable.

@@ -10,6 +10,7 @@ use slog::Logger;
 
 use super::candidacy::Candidacy;
 use super::succession::Succession;
+use super::transfer::Preparation;
 use super::{GroupCore, apply::ApplyProgress, sleep::Sleep, snapshot::Snapshots};
 use crate::config::GroupsConfig;
 use crate::convert;
@@ -136,6 +137,7 @@ impl GroupCore {
             handed_number: 0,
             durable_number: 0,
             written_state: hard_state,
+            preparation: Preparation::default(),
             durable_term: hard_state.term.get(),
             meta_changes: 0,
             durable_meta: 0,

@@ -16,6 +16,8 @@ use crate::error::GroupFault;
 use crate::transport::Outgoing;
 use crate::worker::{PersistAck, Round};
 
+/// The answer to a candidate.
+const VOTE_RESPONSE: MessageType = MessageType::MsgRequestVoteResponse;
 /// How far the commit index on disk may lag. After a restart the leader says how far it really is.
 const COMMIT_LAG: u64 = 512;
 
@@ -40,6 +42,8 @@ impl GroupCore {
         self.raw.advance_append_async(ready);
 
         let write = must_sync.then(|| self.write_of(snapshot, &hard_state, &entries));
+        // A vote that was prepared is there already.
+        let write = write.filter(|write| *write != GroupWrite::new(self.id));
         self.send_all(at_once, round);
         self.persist(number, write, after_sync, round);
         for state in read_states {
@@ -65,7 +69,7 @@ impl GroupCore {
     /// The hard state, if it must be written: a term and a vote always, a commit index only now
     /// and then, for it may lag behind and costs a key each time.
     fn hard_state_to_write(&mut self, state: &HardState) -> Option<shardhost_storage::HardState> {
-        let state = convert::hard_state_to_log(state);
+        let state = self.with_prepared_vote(convert::hard_state_to_log(state));
         let written = &self.written_state;
         let lag = state.commit.get().saturating_sub(written.commit.get());
         if (state.term, state.vote) == (written.term, written.vote) && lag < COMMIT_LAG {
@@ -76,8 +80,10 @@ impl GroupCore {
 
     /// The hard state as it is, to be written with the commit index.
     pub(super) fn hard_state_with_commit(&mut self) -> shardhost_storage::HardState {
-        let mut state = convert::hard_state_to_log(&self.raw.raft.hard_state());
+        let state = convert::hard_state_to_log(&self.raw.raft.hard_state());
+        let mut state = self.with_prepared_vote(state);
         self.written_state = state;
+        self.forget_other_preparation(&state);
         if self.config.bugs.forget_vote {
             state.vote = None;
         }
@@ -92,7 +98,7 @@ impl GroupCore {
         after_sync: Vec<Message>,
         round: &mut Round,
     ) {
-        let idle = self.handed_number == self.durable_number;
+        let idle = self.handed_number == self.durable_number && self.is_prepared_vote_durable();
         if self.config.bugs.acknowledge_before_sync || (write.is_none() && idle) {
             self.send_all(after_sync, round);
             if write.is_none() {
@@ -102,8 +108,10 @@ impl GroupCore {
             return self.hand_to_log(number, write, Vec::new(), round);
         }
         let term = self.durable_term;
-        let (early, held): (Vec<_>, Vec<_>) =
-            after_sync.into_iter().partition(|message| promises_nothing(message, term));
+        let voted = self.is_vote_durable();
+        let (early, held): (Vec<_>, Vec<_>) = after_sync.into_iter().partition(|message| {
+            promises_nothing(message, term) || (voted && message.msg_type == VOTE_RESPONSE)
+        });
         self.send_all(early, round);
         if write.is_some() || !held.is_empty() {
             self.hand_to_log(number, write, held, round);
@@ -119,7 +127,8 @@ impl GroupCore {
     ) {
         self.handed_number = number;
         let term = self.raw.raft.term;
-        let ack = PersistAck { group: self.id, epoch: self.epoch, number, term, meta: 0 };
+        let (group, epoch) = (self.id, self.epoch);
+        let ack = PersistAck { group, epoch, number, term, meta: 0, prepared: 0 };
         round.log.acks.push(ack);
         round.log.batch.writes.extend(write);
         for message in held {
@@ -131,6 +140,7 @@ impl GroupCore {
     /// The log writer made everything up to this ready durable.
     pub fn on_persisted(&mut self, ack: &PersistAck, round: &mut Round) {
         self.durable_meta = self.durable_meta.max(ack.meta);
+        self.vote_prepared(ack.prepared);
         if ack.number <= self.durable_number {
             return;
         }

@@ -144,7 +144,8 @@ impl GroupCore {
         if changed {
             let (group, epoch, meta) = (self.id, self.epoch, self.meta_changes);
             self.snapshots.written_meta = meta;
-            round.log.acks.push(PersistAck { group, epoch, number: 0, term: 0, meta });
+            let ack = PersistAck { group, epoch, number: 0, term: 0, meta, prepared: 0 };
+            round.log.acks.push(ack);
             // Whoever remembers a change of membership must not forget that it was committed: a
             // replica that it removed could neither lead nor let others lead.
             write.hard_state = Some(self.hard_state_with_commit());

@@ -43,6 +43,7 @@ impl GroupCore {
             }
             Err(refusal) => return Stepped::Refused(refusal),
         }
+        self.notice_abdication(&message);
         if self.withholds_vote(&message, round) {
             return Stepped::Refused(Refusal::Promised);
         }

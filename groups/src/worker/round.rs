@@ -118,6 +118,8 @@ pub struct PersistAck {
     pub term: u64,
     /// So many changes of what the replica knows of itself are durable.
     pub meta: u64,
+    /// So many votes that were prepared are durable.
+    pub prepared: u64,
 }
 
 impl LogTask {

@@ -5,7 +5,6 @@ use std::time::Duration;
 use shardhost_groups::config::KnownBugs;
 use shardhost_groups::{GroupId, NodeId};
 
-use crate::checks::Coverage;
 use crate::cluster::{Cluster, Shape};
 use crate::{all_seeds_hold, run};
 

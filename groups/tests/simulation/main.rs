@@ -143,6 +143,18 @@ fn acknowledging_before_the_sync_is_seen_in_the_very_message() {
 }
 
 #[test]
+fn relying_on_a_prepared_vote_before_it_is_durable_is_caught() {
+    let complaint = (0..200).find_map(|seed| {
+        let mut shape = Shape::leasing(seed);
+        shape.config.bugs.trust_unwritten_vote = true;
+        run(seed, &shape).0.err().map(|violation| (seed, violation))
+    });
+    let (seed, violation) = complaint.expect("no seed noticed the bug");
+    assert!(violation.contains("before it was durable"), "{violation}");
+    println!("seed {seed}: {violation}");
+}
+
+#[test]
 fn forgetting_the_vote_is_caught() {
     // A voter that keeps its promises over a restart seldom comes to vote twice in a term.
     let bugs = KnownBugs { forget_vote: true, forget_promise: true, ..KnownBugs::default() };

@@ -33,6 +33,10 @@ impl GroupCore {
                     transfer.to = node;
                     transfer.replica = replica.get();
                     transfer.phase = Phase::Asking(self.ticks);
+                    if let Some(led) = self.led.as_mut() {
+                        led.offered = true;
+                    }
+                    self.prepare_vote(replica, round);
                     self.send_question(node, replica.get(), self.ticks, round);
                     return true;
                 }
@@ -125,12 +129,15 @@ impl GroupCore {
         let refusal = self.refuses_leadership(round);
         if refusal.is_none() {
             self.remember_declined(&message.declined);
+            if message.term == self.raw.raft.term {
+                self.prepare_vote(self.replica, round);
+            }
         }
         self.send_answer(message, refusal, round);
     }
 
     /// What this replica says to a leader that asks it, or tells it to campaign. When it will not,
-    /// the leader goes on at once.
+    /// the leader goes on at once; when it will, it is ready to first.
     pub(in crate::core) fn send_answer(
         &self,
         question: &GroupMessage,
@@ -149,7 +156,11 @@ impl GroupCore {
             refusal,
             ..self.own_message(MessageKind::TransferAnswer, leader.get())
         };
-        round.messages.push(Outgoing { to, lane: Lane::Urgent, message });
+        if message.reject {
+            round.messages.push(Outgoing { to, lane: Lane::Urgent, message });
+        } else {
+            self.send_when_prepared(to, message, round);
+        }
     }
 
     /// Why this replica does not take the leadership over, if it does not.

@@ -4,7 +4,7 @@
 //! | phase | users | ends with |
 //! |---|---|---|
 //! | asking | are served | the target agrees, declines, or says nothing: then the next one is asked |
-//! | levelling | are served | the target lacks few enough entries |
+//! | levelling | are served | the target lacks few enough entries, and votes are prepared |
 //! | frozen | wait | the target leads, declines after all, or the watchdog ends it |
 //!
 //! Nothing stops before a target has agreed. Proposals that come while the group is frozen are
@@ -13,6 +13,9 @@
 mod deposed;
 mod gate;
 mod handshake;
+mod prepare;
+
+pub(super) use prepare::Preparation;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -269,15 +272,21 @@ impl GroupCore {
         }
     }
 
-    /// Freezes when the target lacks little, and gives it up when it does not catch up.
+    /// Freezes when the target lacks little and nothing is to be written before the election; gives
+    /// it up when it does not come to that.
     fn level(&mut self, since: u64, round: &mut Round) {
         let Some(transfer) = &self.transfer else { return };
         let (group, node, lag) = (self.id, transfer.to, self.lag_of(transfer.replica));
-        if lag <= FREEZE_LAG {
+        let level = lag <= FREEZE_LAG;
+        if level && self.is_prepared_vote_durable() {
             self.freeze(round);
         } else if self.ticks - since > u64::from(self.config.give_up_ticks) {
+            let after = self.in_time(self.ticks - since);
             let max_lag = FREEZE_LAG;
-            let error = TransferError::TargetNotCaughtUp { group, node, lag, max_lag };
+            let error = match level {
+                true => TransferError::Aborted { group, to: node, after },
+                false => TransferError::TargetNotCaughtUp { group, node, lag, max_lag },
+            };
             self.try_another(error, round);
         }
     }

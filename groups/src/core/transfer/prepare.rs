@@ -1,0 +1,101 @@
+//! A vote for the next term, made durable before it is needed.
+//!
+//! While a group is frozen its users wait, and an election waits for disks: the candidate's, which
+//! must remember its own vote before it asks for others, and a voter's. Both know in advance what
+//! they are going to vote: the target when it agrees to take over, the leader when it asks. So they
+//! write it then, while users are served, and when it comes to the vote there is nothing to write.
+//!
+//! A vote that is prepared counts for nothing. It is not given before raft asks for it, and raft
+//! may vote otherwise, which overwrites it. If the process dies in between, the replica believes
+//! that it voted in a term in which it did not: that costs at most one more term.
+//!
+//! **Invariant:** on disk there is never less than what was promised: a prepared vote is of a later
+//! term than everything that raft voted, and is not overwritten before raft's term comes up to it.
+
+use shardhost_proto::peer::GroupMessage;
+use shardhost_storage::{GroupWrite, HardState, NodeId, ReplicaId, Term};
+
+use super::super::GroupCore;
+use crate::transport::{Lane, Outgoing};
+use crate::worker::{PersistAck, Round};
+
+/// A vote that was written before it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::core) struct PreparedVote {
+    term: Term,
+    vote: ReplicaId,
+}
+
+/// What was prepared, and what of it is durable.
+#[derive(Debug, Default)]
+pub(in crate::core) struct Preparation {
+    vote: Option<PreparedVote>,
+    /// Votes that were prepared.
+    count: u64,
+    durable: u64,
+}
+
+impl GroupCore {
+    /// Writes a vote for the next term, unless that was done.
+    pub(super) fn prepare_vote(&mut self, vote: ReplicaId, round: &mut Round) {
+        let term = Term::new(self.raw.raft.term + 1);
+        let prepared = Some(PreparedVote { term, vote });
+        if self.preparation.vote == prepared {
+            return;
+        }
+        self.preparation.vote = prepared;
+        self.preparation.count += 1;
+        let mut write = GroupWrite::new(self.id);
+        write.hard_state = Some(self.hard_state_with_commit());
+        round.log.batch.writes.push(write);
+        let (group, epoch, prepared) = (self.id, self.epoch, self.preparation.count);
+        round.log.acks.push(PersistAck { group, epoch, number: 0, term: 0, meta: 0, prepared });
+    }
+
+    /// Sends what relies on the prepared vote as soon as that is durable.
+    pub(super) fn send_when_prepared(&self, to: NodeId, message: GroupMessage, round: &mut Round) {
+        let outgoing = Outgoing { to, lane: Lane::Urgent, message };
+        if self.is_prepared_vote_durable() {
+            round.messages.push(outgoing);
+        } else {
+            round.log.releases.push(outgoing);
+        }
+    }
+
+    /// Prepared votes up to this one are durable.
+    pub(in crate::core) fn vote_prepared(&mut self, count: u64) {
+        self.preparation.durable = self.preparation.durable.max(count);
+    }
+
+    /// Whether nothing that was prepared is on its way to the disk.
+    pub(in crate::core) fn is_prepared_vote_durable(&self) -> bool {
+        self.preparation.durable == self.preparation.count || self.config.bugs.trust_unwritten_vote
+    }
+
+    /// Whether the vote that raft gave in its term is one that was prepared, and is durable.
+    pub(in crate::core) fn is_vote_durable(&self) -> bool {
+        let raft = &self.raw.raft;
+        let given = ReplicaId::new(raft.vote).map(|vote| (Term::new(raft.term), vote));
+        let prepared = self.preparation.vote.map(|prepared| (prepared.term, prepared.vote));
+        given.is_some() && given == prepared && self.is_prepared_vote_durable()
+    }
+
+    /// A hard state is written: what was prepared otherwise is not on disk any more.
+    pub(in crate::core) fn forget_other_preparation(&mut self, written: &HardState) {
+        let stands = |prepared: &PreparedVote| {
+            (prepared.term, Some(prepared.vote)) == (written.term, written.vote)
+        };
+        self.preparation.vote = self.preparation.vote.filter(stands);
+    }
+
+    /// The hard state as it stands on disk: with the vote that was prepared, until raft's term
+    /// comes up to it.
+    pub(in crate::core) fn with_prepared_vote(&self, state: HardState) -> HardState {
+        match self.preparation.vote {
+            Some(prepared) if prepared.term > state.term => {
+                HardState { term: prepared.term, vote: Some(prepared.vote), ..state }
+            }
+            _ => state,
+        }
+    }
+}
