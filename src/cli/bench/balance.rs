@@ -12,28 +12,18 @@ use shardhost::policy::planner::{self, Plan, Settings, Snapshot};
 use shardhost::policy::view::{local_view, merge};
 use shardhost::{GroupId, Host, NodeId};
 
-use super::crowd::{self, LEADER, OTHERS, PATIENCE};
+use super::crowd::{CrowdArguments, LEADER, OTHERS, PATIENCE};
 use super::nodes::{Answer, Nodes, Order};
 use super::report;
 
 /// How the benchmark runs.
 #[derive(Clone, Debug, Args)]
 pub struct BalanceArguments {
-    /// Number of groups, each on every node; all are led by one of them at first.
-    #[arg(long, default_value_t = 10_000)]
-    pub groups: u64,
     /// Transfers under way at a node.
     #[arg(long, default_value_t = 256)]
     pub window: usize,
-    /// Threads for Raft in each process.
-    #[arg(long, default_value_t = 1)]
-    pub workers: usize,
-    /// Where the data stands; a temporary directory unless set. Decides which disk is measured.
-    #[arg(long)]
-    pub directory: Option<std::path::PathBuf>,
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub crowd: CrowdArguments,
 }
 
 /// Rounds at most.
@@ -103,16 +93,14 @@ struct Balanced {
 
 /// Runs the benchmark and reports.
 pub async fn run(arguments: &BalanceArguments) -> anyhow::Result<()> {
-    let temporary = tempfile::tempdir()?;
-    let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
-    let mut nodes = crowd::gather(arguments.groups, arguments.workers, &directory).await?;
-    let first = await_settled(&mut nodes, arguments.groups).await?;
+    let (mut nodes, _data) = arguments.crowd.gather().await?;
+    let first = await_settled(&mut nodes, arguments.crowd.groups).await?;
     let fewest = fewest_moves(leads(&first));
     let (balanced, last) = balance(&mut nodes, first, arguments).await?;
     nodes.end().await?;
     let [one, two, three] = leads(&last);
     let figures = json!({
-        "groups": arguments.groups,
+        "groups": arguments.crowd.groups,
         "planning_rounds": balanced.rounds,
         "moves": balanced.moved,
         "fewest_moves": fewest,
@@ -123,7 +111,7 @@ pub async fn run(arguments: &BalanceArguments) -> anyhow::Result<()> {
         "led_by_second_after": two,
         "led_by_third_after": three,
     });
-    report::print(&figures, arguments.json);
+    report::print(&figures, arguments.crowd.json);
     balanced.failed.iter().take(5).for_each(|error| eprintln!("not moved: {error}"));
     Ok(())
 }
@@ -157,7 +145,7 @@ async fn balance(
         let plan = planner::plan(&snapshot)?;
         balanced.planning += planning.elapsed();
         balanced.rounds += 1;
-        if arguments.groups <= CHECKED_GROUPS {
+        if arguments.crowd.groups <= CHECKED_GROUPS {
             planner::check(&snapshot, &plan)?;
         }
         if plan.moves.is_empty() {
@@ -166,7 +154,7 @@ async fn balance(
         }
         ensure!(balanced.rounds <= MAX_ROUNDS, "{} moves are left", plan.moves.len());
         move_all(nodes, &plan, arguments.window, &mut balanced).await?;
-        snapshot = look(nodes, arguments.groups).await?;
+        snapshot = look(nodes, arguments.crowd.groups).await?;
     }
 }
 

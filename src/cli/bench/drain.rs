@@ -12,7 +12,7 @@ use serde_json::json;
 use shardhost::Host;
 use shardhost::policy::{Drain, DrainOptions, DrainState};
 
-use super::crowd::{self, LEADER, OTHERS, PATIENCE};
+use super::crowd::{CrowdArguments, LEADER, OTHERS, PATIENCE};
 use super::nodes::{Answer, Nodes, Order};
 use super::report;
 use load::Load;
@@ -20,22 +20,12 @@ use load::Load;
 /// How the drain benchmark runs.
 #[derive(Clone, Debug, Args)]
 pub struct DrainArguments {
-    /// Number of groups, each on every node; all are led by one of them when it drains.
-    #[arg(long, default_value_t = 10_000)]
-    pub groups: u64,
     /// Write meanwhile: this part of what can be written at most, which is measured first. Without
     /// it all groups sleep.
     #[arg(long, value_name = "FRACTION", value_parser = fraction)]
     pub load: Option<f64>,
-    /// Threads for Raft in each process.
-    #[arg(long, default_value_t = 1)]
-    pub workers: usize,
-    /// Where the data stands; a temporary directory unless set. Decides which disk is measured.
-    #[arg(long)]
-    pub directory: Option<std::path::PathBuf>,
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub crowd: CrowdArguments,
 }
 
 fn fraction(text: &str) -> Result<f64, String> {
@@ -107,11 +97,9 @@ pub async fn carry_out(order: DrainOrder, host: &Host) -> anyhow::Result<Drained
 
 /// Runs the benchmark and reports.
 pub async fn run(arguments: &DrainArguments) -> anyhow::Result<()> {
-    let temporary = tempfile::tempdir()?;
-    let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
-    let mut nodes = crowd::gather(arguments.groups, arguments.workers, &directory).await?;
+    let (mut nodes, _data) = arguments.crowd.gather().await?;
     let load = match arguments.load {
-        Some(fraction) => Some(Load::begin(&mut nodes, arguments.groups, fraction).await?),
+        Some(fraction) => Some(Load::begin(&mut nodes, arguments.crowd.groups, fraction).await?),
         None => {
             nodes.all(&Order::AwaitSleep, PATIENCE).await?;
             None
@@ -128,7 +116,7 @@ pub async fn run(arguments: &DrainArguments) -> anyhow::Result<()> {
     }
     nodes.end().await?;
     let mut figures = json!({
-        "groups": arguments.groups,
+        "groups": arguments.crowd.groups,
         "led_before": drain.led_before,
         "moved": drain.moved,
         "failed": drain.failed,
@@ -147,7 +135,7 @@ pub async fn run(arguments: &DrainArguments) -> anyhow::Result<()> {
     if let (Some(loaded), Some(figures)) = (loaded, figures.as_object_mut()) {
         figures.extend(loaded);
     }
-    report::print(&figures, arguments.json);
+    report::print(&figures, arguments.crowd.json);
     Ok(())
 }
 

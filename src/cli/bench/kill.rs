@@ -16,7 +16,7 @@ use serde_json::json;
 use shardhost::leadership::{HookGuard, HookKind, LeadershipEvent};
 use shardhost::{GroupSelector, Host, NodeId};
 
-use super::crowd::{self, LEADER, OTHERS, PATIENCE};
+use super::crowd::{CrowdArguments, LEADER, OTHERS, PATIENCE};
 use super::flow::{Flow, FlowOrder};
 use super::nodes::{Answer, Nodes, Order, Usage};
 use super::report::{self, Latencies};
@@ -25,21 +25,11 @@ use super::restart::now_ns;
 /// How the benchmark runs.
 #[derive(Clone, Debug, Args)]
 pub struct KillArguments {
-    /// Number of groups, each on every node; all are led by the one that is killed.
-    #[arg(long, default_value_t = 10_000)]
-    pub groups: u64,
     /// Writes per second to groups by chance, which keeps some of them awake; 0: all sleep.
     #[arg(long, default_value_t = 0)]
     pub rate: u64,
-    /// Threads for Raft in each process.
-    #[arg(long, default_value_t = 1)]
-    pub workers: usize,
-    /// Where the data stands; a temporary directory unless set. Decides which disk is measured.
-    #[arg(long)]
-    pub directory: Option<std::path::PathBuf>,
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub crowd: CrowdArguments,
 }
 
 /// Between two looks at whether all groups serve.
@@ -156,9 +146,7 @@ fn await_gone(host: &Host, node: NodeId, detected_ns: &AtomicU64, stop: &AtomicB
 
 /// Runs the benchmark and reports.
 pub async fn run(arguments: &KillArguments) -> anyhow::Result<()> {
-    let temporary = tempfile::tempdir()?;
-    let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
-    let mut nodes = crowd::gather(arguments.groups, arguments.workers, &directory).await?;
+    let (mut nodes, _data) = arguments.crowd.gather().await?;
     if arguments.rate == 0 {
         nodes.all(&Order::AwaitSleep, PATIENCE).await?;
     } else {
@@ -174,14 +162,14 @@ pub async fn run(arguments: &KillArguments) -> anyhow::Result<()> {
     nodes.usage().await?;
     let killed_ns = now_ns()?;
     nodes.kill_one(LEADER).await?;
-    await_served(&mut nodes, arguments.groups).await?;
+    await_served(&mut nodes, arguments.crowd.groups).await?;
     let usage = nodes.usage().await?;
     let mut told = Vec::new();
     for node in OTHERS {
         told.push(noted(&mut nodes, node, KillOrder::Tell).await?);
     }
     nodes.end().await?;
-    report::print(&figures(arguments, killed_ns, &told, &usage)?, arguments.json);
+    report::print(&figures(arguments, killed_ns, &told, &usage)?, arguments.crowd.json);
     Ok(())
 }
 
@@ -218,7 +206,11 @@ fn figures(
         first.entry(*group).and_modify(|known| *known = (*known).min(*at)).or_insert(*at);
     }
     let before: u64 = told.iter().map(|noted| noted.before).sum();
-    ensure!(first.len() as u64 + before >= arguments.groups, "only {} groups served", first.len());
+    ensure!(
+        first.len() as u64 + before >= arguments.crowd.groups,
+        "only {} groups served",
+        first.len()
+    );
     let detected: Vec<u64> = told.iter().map(|noted| noted.detected_ns).collect();
     ensure!(!detected.contains(&0), "a survivor never saw that the node was gone");
     // A candidate needs the vote of the other survivor, which must know too.
@@ -228,7 +220,7 @@ fn figures(
     let ms = |nanoseconds: u64| nanoseconds as f64 / 1e6;
     let sum = |pick: &dyn Fn(&Usage) -> f64| usage.iter().map(pick).sum::<f64>();
     Ok(json!({
-        "groups": arguments.groups,
+        "groups": arguments.crowd.groups,
         "led_by_the_killed": first.len(),
         "rate": arguments.rate,
         "detected_first_ms": ms(detected.iter().min().unwrap_or(&0).saturating_sub(killed_ns)),

@@ -11,15 +11,16 @@ mod report;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::target::Target;
 
 /// What is restarted, and how.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("how").args(["check", "with"]).required(true)))]
 pub struct RollingRestartArguments {
     /// Start three hosts, write to them all the while, restart each, and verify every write.
-    #[arg(long, required_unless_present = "with", conflicts_with = "with")]
+    #[arg(long)]
     check: bool,
     /// Restart the hosts of a running cluster with this command of the shell, which finds the number
     /// of the host in SHARDHOST_NODE. It is run when the host is drained.
