@@ -6,6 +6,7 @@
 //! | [`conformance`] | what a group promises, as a suite for any way of making hosts |
 //! | [`linearizability`] | whether a history of operations could have come one at a time |
 //! | [`network`] | a network inside one process, with trouble on command |
+//! | [`simulation`] | whole clusters in one thread, from a seed |
 //! | [`state_machine`] | whether a state machine keeps its side |
 //!
 //! Only with feature `testing`. Nothing of the library knows this module.
@@ -13,4 +14,5 @@
 pub mod conformance;
 pub mod linearizability;
 pub mod network;
+pub mod simulation;
 pub mod state_machine;

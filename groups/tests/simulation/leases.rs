@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use shardhost_groups::config::KnownBugs;
+use shardhost_groups::testing::simulation::{Cluster, Coverage, Shape};
 use shardhost_groups::{GroupId, NodeId};
 
-use crate::cluster::{Cluster, Shape};
 use crate::{all_seeds_hold, run};
 
 const GROUP: GroupId = GroupId::new(1);

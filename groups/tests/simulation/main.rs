@@ -1,27 +1,15 @@
 //! Whole clusters in one thread, from a seed.
 //!
-//! Nodes run the same `WorkerCore` as in production, under a virtual clock, with a network that
-//! loses, repeats, delays and partitions, disks that lose what was not synced, state machines
-//! that crash with them, and workers that stall. Checkers watch every step. A failing seed prints
-//! the command that replays it, and replays exactly.
+//! The world is `shardhost_groups::testing::simulation`; here are the runs through it. A failing
+//! seed prints the command that replays it, and replays exactly.
 //!
 //! `SIMULATION_SEEDS=2000` runs more seeds, `SIMULATION_SEED=17` runs one and prints its story.
 
-mod chance;
-mod checks;
-mod cluster;
-mod faults;
-mod histories;
 mod leases;
-mod machine;
-mod network;
-mod node;
 mod policies;
 
-use chance::Chance;
-use checks::Coverage;
-use cluster::{Cluster, Shape};
 use shardhost_groups::config::KnownBugs;
+use shardhost_groups::testing::simulation::{Chance, Cluster, Coverage, Shape};
 
 /// Seeds of an ordinary run of the test suite.
 const SEEDS: u64 = 200;

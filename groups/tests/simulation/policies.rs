@@ -1,11 +1,11 @@
 //! Who leads: seeded runs with capabilities that come and go, and scenarios in which it must be a
 //! certain one.
 
+use shardhost_groups::testing::simulation::{Cluster, Shape};
 use shardhost_groups::worker::Advert;
 use shardhost_groups::{GroupId, NodeId, Requirement};
 
 use crate::all_seeds_hold;
-use crate::cluster::{Cluster, Shape};
 
 const GROUP: GroupId = GroupId::new(1);
 

@@ -3,22 +3,22 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
-use shardhost_groups::clock::Moment;
-use shardhost_groups::config::GroupsConfig;
-use shardhost_groups::core::{GroupCore, Opened, ReadNeed, ReplicaStart};
-use shardhost_groups::policy::Policies;
-use shardhost_groups::storage::{
+use crate::apply::{Applier, ApplyWork, restore_machine};
+use crate::clock::Moment;
+use crate::config::GroupsConfig;
+use crate::core::{GroupCore, Opened, ReadNeed, ReplicaStart};
+use crate::policy::Policies;
+use crate::worker::{Advert, Input, LeaseSign, LogTask, WorkerCore};
+use crate::{
+    GroupId, LogIndex, LogPosition, Membership, NodeId, ReadBarrier, ReadError, StateMachine, Term,
+};
+use shardhost_storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
     SnapshotStore,
 };
-use shardhost_groups::worker::{Advert, Input, LeaseSign, LogTask, WorkerCore};
-use shardhost_groups::{
-    GroupId, LogIndex, LogPosition, Membership, NodeId, ReadBarrier, ReadError, StateMachine, Term,
-};
 use tokio::sync::oneshot;
 
-use crate::machine::{ListMachine, MachineDisk};
+use super::machine::{ListMachine, MachineDisk};
 
 /// A read under way: its group, what it must see, and where the answer comes.
 pub struct PendingRead {

@@ -1,7 +1,7 @@
 //! Clients: they propose and read, mostly where a leader is.
 
+use super::super::histories::{key_of, value_of};
 use super::*;
-use crate::histories::{key_of, value_of};
 
 impl Cluster {
     pub(super) fn any_group(&mut self) -> GroupId {
@@ -47,8 +47,7 @@ impl Cluster {
             let padding = usize::try_from(self.chance.below(100)).unwrap_or(0);
             let mut command = id.to_be_bytes().to_vec();
             command.resize(8 + padding, 0);
-            let sink: std::sync::Arc<dyn shardhost_groups::ProposalSink> =
-                self.checks.outcomes.clone();
+            let sink: std::sync::Arc<dyn crate::ProposalSink> = self.checks.outcomes.clone();
             let waiter = Waiter::Sink { sink, token: id };
             let now = std::time::Instant::now();
             let pending = Pending::new(group, waiter, Charge::default(), now);

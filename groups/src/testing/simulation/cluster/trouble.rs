@@ -3,6 +3,7 @@
 use super::*;
 
 impl Cluster {
+    /// The process dies. Of the writes that were not synced, `keep` survive.
     pub fn crash(&mut self, id: NodeId, keep: usize) {
         self.tell(|| format!("{id:?} crashes, keeping {keep} unsynced writes"));
         self.print(id.get());
@@ -14,10 +15,15 @@ impl Cluster {
         }
     }
 
+    /// The process starts after so many milliseconds.
     pub fn restart_later(&mut self, node: NodeId, delay: u64) {
         self.after(delay, Event::Restart { node });
     }
 
+    /// The process starts, unless it runs.
+    ///
+    /// # Errors
+    /// Its disks hold what it cannot start from.
     pub fn restart(&mut self, id: NodeId) -> Result<(), String> {
         let config = self.shape.config.clone();
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
@@ -31,11 +37,13 @@ impl Cluster {
         self.round(id)
     }
 
+    /// Everybody reaches everybody again after so many milliseconds.
     pub fn heal_network_later(&mut self, delay: u64) {
         self.tell(|| "the network is cut".to_owned());
         self.after(delay, Event::HealNetwork);
     }
 
+    /// The worker does nothing for so many milliseconds.
     pub fn stall(&mut self, id: NodeId, length: u64) {
         self.tell(|| format!("{id:?} stalls for {length} ms"));
         let until = self.now + length;
@@ -44,6 +52,7 @@ impl Cluster {
         }
     }
 
+    /// A sync takes so many milliseconds from here on, at most.
     pub fn slow_disk(&mut self, id: NodeId, delay: u64) {
         self.tell(|| format!("{id:?} has a slow disk: up to {delay} ms"));
         if let Some(node) = self.nodes.get_mut(&id) {
@@ -51,11 +60,13 @@ impl Cluster {
         }
     }
 
-    pub fn flush_machines(&mut self, id: NodeId) {
+    /// The state machines make durable what they hold.
+    pub(in super::super) fn flush_machines(&mut self, id: NodeId) {
         self.nodes[&id].disks.values().for_each(|disk| disk.lock().unwrap().flush());
     }
 
-    pub fn transfer_something(&mut self, chance: &mut Chance) {
+    /// Somebody is asked to hand over something.
+    pub(in super::super) fn transfer_something(&mut self, chance: &mut Chance) {
         let group = GroupId::new(chance.between(1, self.shape.groups));
         let from = self.node_to_ask(group);
         let to = match chance.below(4) {

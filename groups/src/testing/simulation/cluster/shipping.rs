@@ -43,7 +43,7 @@ impl Cluster {
         from: NodeId,
         to: NodeId,
         group: GroupId,
-        position: shardhost_groups::LogPosition,
+        position: crate::LogPosition,
     ) -> Result<bool, String> {
         // A snapshot that was replaced meanwhile cannot be sent.
         let Ok(mut source) = self.nodes[&from].snapshots.open(group, position) else {

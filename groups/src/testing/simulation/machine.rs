@@ -3,9 +3,7 @@
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
 
-use shardhost_groups::{
-    ApplyBatch, ApplyFault, LogIndex, LogPosition, SnapshotWriter, StateMachine,
-};
+use crate::{ApplyBatch, ApplyFault, LogIndex, LogPosition, SnapshotWriter, StateMachine};
 
 /// What a machine holds: which command stands where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -3,6 +3,10 @@
 use super::*;
 
 impl Cluster {
+    /// Clients, operators and faults are at work for as long as the shape says.
+    ///
+    /// # Errors
+    /// What a checker found.
     pub fn run_with_faults(&mut self) -> Result<(), String> {
         self.faulty = true;
         self.after(300, Event::Load);
@@ -23,7 +27,7 @@ impl Cluster {
         Ok(())
     }
 
-    pub const fn fault_every(&self) -> u64 {
+    pub(in super::super) const fn fault_every(&self) -> u64 {
         self.shape.fault_every
     }
 
@@ -42,9 +46,11 @@ impl Cluster {
         self.nodes.values().find(|node| node.serves(group)).map(|node| node.id)
     }
 
-    /// Ends all faults; then everything must be well again by itself, within a bound.
-    pub fn heal_and_settle(&mut self) -> Result<(), String> {
-        self.everybody_is_fit()?;
+    /// Ends what is wrong with the network, the disks and the processes.
+    ///
+    /// # Errors
+    /// A node's disks hold what it cannot start from.
+    pub fn heal(&mut self) -> Result<(), String> {
         self.network.heal();
         self.weather = Weather::CALM;
         for id in self.node_ids() {
@@ -54,6 +60,16 @@ impl Cluster {
                 node.disk_delay = 4;
             }
         }
+        Ok(())
+    }
+
+    /// Ends all faults; then everything must be well again by itself, within a bound.
+    ///
+    /// # Errors
+    /// It is not, or a checker found something.
+    pub fn heal_and_settle(&mut self) -> Result<(), String> {
+        self.everybody_is_fit()?;
+        self.heal()?;
         self.pass(15_000)?;
         self.write_to_every_group()?;
         self.pass(8_000)?;
@@ -61,6 +77,10 @@ impl Cluster {
         self.checks.histories.check()
     }
 
+    /// Somebody serves each group.
+    ///
+    /// # Errors
+    /// A group that nobody serves.
     pub fn every_group_is_led_by_a_live_node(&self) -> Result<(), String> {
         for group in (1..=self.shape.groups).map(GroupId::new) {
             if !self.nodes.values().any(|node| node.serves(group)) {
@@ -70,6 +90,10 @@ impl Cluster {
         Ok(())
     }
 
+    /// Each group takes a write.
+    ///
+    /// # Errors
+    /// One does not, within two seconds, or a checker found something.
     pub fn write_to_every_group(&mut self) -> Result<(), String> {
         self.every_group_is_led_by_a_live_node()?;
         let before = self.checks.acknowledged();
@@ -129,6 +153,10 @@ impl Cluster {
         Ok(members)
     }
 
+    /// Lets time pass until all groups sleep.
+    ///
+    /// # Errors
+    /// They do not, or a checker found something.
     pub fn settle_until_asleep(&mut self) -> Result<(), String> {
         for _ in 0..40 {
             self.pass(500)?;

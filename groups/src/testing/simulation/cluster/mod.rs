@@ -4,6 +4,7 @@ mod changes;
 mod clients;
 mod log;
 mod machines;
+mod outside;
 mod policies;
 mod runs;
 mod shipping;
@@ -13,27 +14,27 @@ mod worker;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use shardhost_groups::apply::{ApplyReport, ApplyWork};
-use shardhost_groups::config::GroupsConfig;
-use shardhost_groups::core::{
+use crate::apply::{ApplyReport, ApplyWork};
+use crate::config::GroupsConfig;
+use crate::core::{
     MembershipOrder, MembershipRequest, Proposal, ReadNeed, ReadRequest, TransferRequest,
     TransferTarget,
 };
-use shardhost_groups::policy::AdmissionRequest;
-use shardhost_groups::storage::convert::membership_from_message;
-use shardhost_groups::storage::{LogStore, SnapshotStore, StoreFault};
-use shardhost_groups::transport::{Outgoing, ShipmentOutcome, SnapshotShipment};
-use shardhost_groups::waiter::{Charge, Pending, Waiter};
-use shardhost_groups::worker::{GroupEvent, Input, LogTask, Round};
-use shardhost_groups::{CaughtUp, GroupId, Membership, MembershipChange, NodeId, ReplicaId};
+use crate::policy::AdmissionRequest;
+use crate::transport::{Outgoing, ShipmentOutcome, SnapshotShipment};
+use crate::waiter::{Charge, Pending, Waiter};
+use crate::worker::{GroupEvent, Input, LogTask, Round};
+use crate::{CaughtUp, GroupId, Membership, MembershipChange, NodeId, ReplicaId};
+use bytes::Bytes;
 use shardhost_proto::peer::GroupMessage;
+use shardhost_storage::convert::membership_from_message;
+use shardhost_storage::{LogStore, SnapshotStore, StoreFault};
 use tokio::sync::oneshot;
 
-use crate::chance::Chance;
-use crate::checks::Checks;
-use crate::network::{Network, Weather};
-use crate::node::{Node, PendingRead};
+use super::chance::Chance;
+use super::checks::Checks;
+use super::network::{Network, Weather};
+use super::node::{Node, PendingRead};
 
 /// Milliseconds of one slot of a tick.
 const SLOT: u64 = 12;
@@ -45,15 +46,28 @@ const HEARTBEAT: u64 = 200;
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
 pub struct Shape {
+    /// Nodes that belong to groups at first.
     pub nodes: u64,
+    /// Of these, so many belong to each group, beginning with another one for each; 0: all.
+    pub replicas: u64,
+    /// Groups, which are numbered from 1.
     pub groups: u64,
+    /// Whether there is a group 0 besides, of all nodes that belong to groups, which clients do not
+    /// know.
+    pub system_group: bool,
+    /// Milliseconds of a run with faults.
     pub duration: u64,
+    /// What every node is configured with, but for its number and incarnation.
     pub config: GroupsConfig,
+    /// The network at first.
     pub weather: Weather,
     /// Whether state machines keep themselves on disk: in none, in every second group, or in all.
     pub keeping: u64,
+    /// Whether disks say that something is durable which is not.
     pub lying_disks: bool,
+    /// Whether each message is compared with what is durable where it comes from.
     pub check_messages: bool,
+    /// Milliseconds between two proposals, about.
     pub load_every: u64,
     /// Milliseconds between two faults, about.
     pub fault_every: u64,
@@ -84,7 +98,9 @@ impl Shape {
         config.max_cached_bytes_per_group = 4_096;
         Self {
             nodes: 3,
+            replicas: 0,
             groups: 3,
+            system_group: false,
             duration: 20_000,
             config,
             weather: Weather::CALM,
@@ -137,6 +153,14 @@ impl Shape {
         shape.policies = true;
         shape.transfers = seed.is_multiple_of(3);
         shape
+    }
+
+    /// The members of a group at first.
+    fn founders(&self, group: u64) -> Membership {
+        let few = self.replicas > 0 && group > 0;
+        let (first, count) = if few { (group, self.replicas) } else { (0, self.nodes) };
+        let nodes = (first..first + count).map(|at| NodeId::must(1 + at % self.nodes));
+        Membership::initial(nodes)
     }
 
     /// A shape that a seed draws.
@@ -227,8 +251,11 @@ pub struct Cluster {
     sequence: u64,
     events: BTreeMap<(u64, u64), Event>,
     nodes: BTreeMap<NodeId, Node>,
+    /// Who reaches whom.
     pub network: Network,
+    /// How messages fare.
     pub weather: Weather,
+    /// All that is left to chance.
     pub chance: Chance,
     checks: Checks,
     next_command: u64,
@@ -241,6 +268,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// A cluster at its beginning, all nodes running.
+    ///
+    /// # Panics
+    /// A node does not start from an empty disk.
     pub fn new(seed: u64, shape: &Shape) -> Self {
         let mut cluster = Self {
             shape: shape.clone(),
@@ -260,13 +291,12 @@ impl Cluster {
             hushed: false,
         };
         let ids: Vec<NodeId> = (1..=shape.nodes + shape.spares).map(NodeId::must).collect();
-        let membership = Membership::initial((1..=shape.nodes).map(NodeId::must));
         for &id in &ids {
             let mut node = Node::new(id);
             node.keeping = shape.keeping;
             node.pace = cluster.chance.between(1_000 - shape.drift, 1_000 + shape.drift);
-            for group in 1..=shape.groups {
-                node.create(GroupId::new(group), &membership);
+            for group in u64::from(!shape.system_group)..=shape.groups {
+                node.create(GroupId::new(group), &shape.founders(group));
             }
             if shape.lying_disks {
                 node.store.inject(StoreFault::LyingSync);
@@ -278,22 +308,27 @@ impl Cluster {
         cluster
     }
 
+    /// All nodes, whether they run or not.
     pub fn node_ids(&self) -> Vec<NodeId> {
         self.nodes.keys().copied().collect()
     }
 
+    /// Any node.
     pub fn pick_node(&self, chance: &mut Chance) -> NodeId {
         chance.pick(&self.node_ids()).unwrap()
     }
 
+    /// What stands for all that happened: two runs of a seed have the same.
     pub const fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
 
+    /// What the checkers saw.
     pub const fn checks(&self) -> &Checks {
         &self.checks
     }
 
+    /// Messages that left a node so far.
     pub const fn messages_sent(&self) -> u64 {
         self.messages
     }
@@ -353,7 +388,7 @@ impl Cluster {
                     self.after(wait, Event::Transfer);
                 }
                 let mut chance = self.chance.clone();
-                chance.next();
+                chance.draw();
                 self.transfer_something(&mut chance);
                 self.chance = chance;
                 Ok(())

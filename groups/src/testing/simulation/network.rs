@@ -2,15 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shardhost_groups::NodeId;
+use crate::NodeId;
 
-use crate::chance::Chance;
+use super::chance::Chance;
 
 /// How bad the network is, in times per thousand messages and milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
+    /// Messages that are lost.
     pub loss: u64,
+    /// Messages that come twice.
     pub duplication: u64,
+    /// Milliseconds that a message takes, at most.
     pub delay: u64,
     /// A few messages come very late.
     pub late: u64,
@@ -19,6 +22,7 @@ pub struct Weather {
 }
 
 impl Weather {
+    /// Nothing is lost, and nothing takes long.
     pub const CALM: Self = Self { loss: 0, duplication: 0, delay: 3, late: 0, late_orders: 0 };
 }
 
@@ -30,6 +34,7 @@ pub struct Network {
 }
 
 impl Network {
+    /// Everybody reaches everybody again.
     pub fn heal(&mut self) {
         self.blocked.clear();
         self.slow.clear();
@@ -45,6 +50,7 @@ impl Network {
         self.slow.get(&(from, to)).copied().unwrap_or(0)
     }
 
+    /// Nothing comes through any more, this way.
     pub fn block(&mut self, from: NodeId, to: NodeId) {
         self.blocked.insert((from, to));
     }
@@ -66,6 +72,7 @@ impl Network {
         }
     }
 
+    /// Whether anything comes through, this way.
     pub fn passes(&self, from: NodeId, to: NodeId) -> bool {
         !self.blocked.contains(&(from, to))
     }

@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shardhost_groups::testing::linearizability::table::{Action, Answer, Table, TableOp};
-use shardhost_groups::testing::linearizability::{History, Limits, Operation, Outcome, check};
-use shardhost_groups::{GroupId, LogPosition};
+use crate::testing::linearizability::table::{Action, Answer, Table, TableOp};
+use crate::testing::linearizability::{History, Limits, Operation, Outcome, check};
+use crate::{GroupId, LogPosition};
 
 /// Keys of the table of each group: so many that few writes of one key are under way together,
 /// whose orders would all have to be tried.

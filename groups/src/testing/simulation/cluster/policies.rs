@@ -1,8 +1,8 @@
 //! What nodes say of themselves, what groups require, and what policies are asked.
 
-use shardhost_groups::policy::AdmissionRequest;
-use shardhost_groups::worker::Advert;
-use shardhost_groups::{GroupStatus, Requirement, RequirementMode};
+use crate::policy::AdmissionRequest;
+use crate::worker::Advert;
+use crate::{GroupStatus, Requirement, RequirementMode};
 
 use super::*;
 
@@ -33,7 +33,7 @@ impl Cluster {
     /// Whether the leader's users wait for a transfer.
     pub fn is_frozen(&self, node: NodeId, group: GroupId) -> bool {
         let core = self.nodes[&node].process.as_ref().and_then(|one| one.core.group(group));
-        core.is_some_and(shardhost_groups::core::GroupCore::is_frozen)
+        core.is_some_and(crate::core::GroupCore::is_frozen)
     }
 
     /// Nodes hear nothing more of what others say of themselves, or do again.
@@ -48,6 +48,18 @@ impl Cluster {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         node.advert = Arc::clone(&advert);
         self.input(id, Input::OwnAdvert(advert))
+    }
+
+    /// From here on the node says this of itself to others, and does not know it.
+    ///
+    /// # Errors
+    /// What a checker found.
+    pub fn advertise_to_others(&mut self, id: NodeId, advert: Advert) -> Result<(), String> {
+        self.tell(|| format!("{id:?} says {advert:?}, and does not know it"));
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.advert = Arc::new(advert);
+        }
+        Ok(())
     }
 
     /// Whoever leads the group is asked to make this its requirement, whether it serves or not.
@@ -72,7 +84,7 @@ impl Cluster {
             return Ok(());
         }
         let mut chance = self.chance.clone();
-        chance.next();
+        chance.draw();
         let wait = chance.between(CHANGE_EVERY / 5, CHANGE_EVERY);
         self.after(wait, Event::Policy);
         let group = GroupId::new(chance.between(1, self.shape.groups));

@@ -7,11 +7,13 @@ pub struct Chance {
 }
 
 impl Chance {
+    /// What follows from this seed.
     pub fn new(seed: u64) -> Self {
         Self { state: seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x9e37_79b9_7f4a_7c15 }
     }
 
-    pub fn next(&mut self) -> u64 {
+    /// The next lot.
+    pub fn draw(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let value = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -20,7 +22,7 @@ impl Chance {
 
     /// A number below `bound`, or 0 when that is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        if bound == 0 { 0 } else { self.next() % bound }
+        if bound == 0 { 0 } else { self.draw() % bound }
     }
 
     /// A number in `from..=to`.
@@ -33,6 +35,7 @@ impl Chance {
         self.below(1000) < times
     }
 
+    /// One of several. `None`: there are none.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
         let at = usize::try_from(self.below(from.len() as u64)).ok()?;
         from.get(at).copied()

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use crate::histories::Histories;
-use shardhost_groups::core::MembershipOutcome;
-use shardhost_groups::leadership::{Edge, EdgeKind};
-use shardhost_groups::storage::MemoryStore;
-use shardhost_groups::transport::Outgoing;
-use shardhost_groups::{GroupId, LogPosition, NodeId, ProposalSink, ProposeOutcome};
+use super::histories::Histories;
+use crate::core::MembershipOutcome;
+use crate::leadership::{Edge, EdgeKind};
+use crate::transport::Outgoing;
+use crate::{GroupId, LogPosition, NodeId, ProposalSink, ProposeOutcome};
 use shardhost_proto::peer::MessageKind;
+use shardhost_storage::MemoryStore;
 
 /// Outcomes of proposals, as their proposers learn them.
 #[derive(Debug, Default)]
@@ -30,11 +30,22 @@ enum Standing {
     Caretaker,
 }
 
+/// An election that somebody won.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Election {
+    /// Of which group.
+    pub group: GroupId,
+    /// In which term.
+    pub term: u64,
+    /// Who leads since then.
+    pub winner: NodeId,
+}
+
 /// Everything that the checkers remember.
 #[derive(Debug, Default)]
 pub struct Checks {
-    pub outcomes: Arc<Outcomes>,
-    pub histories: Histories,
+    pub(super) outcomes: Arc<Outcomes>,
+    pub(super) histories: Histories,
     proposed: BTreeMap<u64, GroupId>,
     ended: BTreeSet<u64>,
     /// Acknowledged commands: where each stands.
@@ -44,39 +55,54 @@ pub struct Checks {
     /// What any machine applied at a position.
     canonical: BTreeMap<(GroupId, u64), (u64, u64)>,
     leaders: BTreeMap<(GroupId, u64), NodeId>,
+    elections: Vec<Election>,
     standings: BTreeMap<(NodeId, GroupId), (u64, Standing)>,
-    pub definite: u64,
-    pub unknown: u64,
-    pub reads: u64,
-    pub transfers: u64,
-    pub restores: u64,
-    pub sleeps: u64,
-    pub lease_reads: u64,
-    pub changes: u64,
-    pub retired: u64,
-    pub caretakers: u64,
-    pub stood_again: u64,
+    pub(super) definite: u64,
+    pub(super) unknown: u64,
+    pub(super) reads: u64,
+    pub(super) transfers: u64,
+    pub(super) restores: u64,
+    pub(super) sleeps: u64,
+    pub(super) lease_reads: u64,
+    pub(super) changes: u64,
+    pub(super) retired: u64,
+    pub(super) caretakers: u64,
+    pub(super) stood_again: u64,
 }
 
 /// What a number of runs brought about: a run in which nothing happens proves nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Coverage {
+    /// Commands that were acknowledged.
     pub acknowledged: u64,
+    /// Commands that surely took no effect.
     pub definite: u64,
+    /// Commands whose proposers were not told.
     pub unknown: u64,
+    /// Reads that were confirmed.
     pub reads: u64,
+    /// Leaderships that began.
     pub leaders: u64,
+    /// Leaderships that were handed over on request.
     pub transfers: u64,
+    /// Snapshots that machines took over.
     pub restores: u64,
+    /// Times that a replica was seen asleep.
     pub sleeps: u64,
+    /// Reads under a lease.
     pub lease_reads: u64,
+    /// Changes of membership that succeeded.
     pub changes: u64,
+    /// Replicas that ended.
     pub retired: u64,
+    /// Leaderships that served nobody, for a while at least.
     pub caretakers: u64,
+    /// Leaders that were deposed and stood again at once.
     pub stood_again: u64,
 }
 
 impl Coverage {
+    /// Counts a run.
     pub fn add(&mut self, checks: &Checks) {
         self.acknowledged += checks.acknowledged() as u64;
         self.definite += checks.definite;
@@ -94,6 +120,9 @@ impl Coverage {
     }
 
     /// Every kind of thing happened, and often.
+    ///
+    /// # Panics
+    /// It did not.
     pub fn demand(&self, runs: u64) {
         assert!(self.acknowledged > runs * 50, "{self:?}");
         assert!(self.definite > runs && self.unknown > runs, "{self:?}");
@@ -105,25 +134,26 @@ impl Coverage {
 
 impl Checks {
     /// A change of membership ended.
-    pub fn membership_answer(&mut self, outcome: &MembershipOutcome) {
+    pub(super) fn membership_answer(&mut self, outcome: &MembershipOutcome) {
         self.changes += u64::from(outcome.is_ok());
     }
 
-    pub fn propose(&mut self, id: u64, group: GroupId) {
+    pub(super) fn propose(&mut self, id: u64, group: GroupId) {
         self.proposed.insert(id, group);
         self.histories.put(id, group);
     }
 
+    /// How many commands were acknowledged.
     pub fn acknowledged(&self) -> usize {
         self.acknowledged.len()
     }
 
-    pub fn highest_acknowledged(&self, group: GroupId) -> u64 {
+    pub(super) fn highest_acknowledged(&self, group: GroupId) -> u64 {
         self.highest.get(&group).copied().unwrap_or(0)
     }
 
     /// Looks at what proposers learned since the last call.
-    pub fn take_outcomes(&mut self) -> Result<(), String> {
+    pub(super) fn take_outcomes(&mut self) -> Result<(), String> {
         let fresh = std::mem::take(&mut *self.outcomes.fresh.lock().unwrap());
         for (id, outcome) in fresh {
             if !self.ended.insert(id) {
@@ -163,7 +193,12 @@ impl Checks {
     }
 
     /// A machine applied a command. All machines apply the same at the same place.
-    pub fn applied(&mut self, group: GroupId, at: LogPosition, id: u64) -> Result<(), String> {
+    pub(super) fn applied(
+        &mut self,
+        group: GroupId,
+        at: LogPosition,
+        id: u64,
+    ) -> Result<(), String> {
         let entry = (at.term.get(), id);
         let known = *self.canonical.entry((group, at.index.get())).or_insert(entry);
         if known == entry {
@@ -173,7 +208,7 @@ impl Checks {
     }
 
     /// A read was confirmed: it sees everything that was acknowledged before it began.
-    pub fn read(&mut self, group: GroupId, seen: u64, needed: u64) -> Result<(), String> {
+    pub(super) fn read(&mut self, group: GroupId, seen: u64, needed: u64) -> Result<(), String> {
         self.reads += 1;
         if seen >= needed {
             return Ok(());
@@ -182,7 +217,7 @@ impl Checks {
     }
 
     /// One leader per term; per replica strictly acquired, ready, lost.
-    pub fn edge(&mut self, node: NodeId, edge: &Edge) -> Result<(), String> {
+    pub(super) fn edge(&mut self, node: NodeId, edge: &Edge) -> Result<(), String> {
         let (group, term) = (edge.group, edge.term.get());
         let before = self.standings.get(&(node, group)).copied();
         let after = match (&edge.kind, before) {
@@ -202,6 +237,9 @@ impl Checks {
         };
         self.caretakers += u64::from(matches!(edge.kind, EdgeKind::Caretaker));
         if matches!(edge.kind, EdgeKind::Acquired) {
+            if !self.leaders.contains_key(&(group, term)) {
+                self.elections.push(Election { group, term, winner: node });
+            }
             let leader = *self.leaders.entry((group, term)).or_insert(node);
             if leader != node {
                 return Err(format!("{leader:?} and {node:?} both led {group:?} in term {term}"));
@@ -214,6 +252,11 @@ impl Checks {
         Ok(())
     }
 
+    /// All elections that somebody won, as they came.
+    pub fn elections(&self) -> &[Election] {
+        &self.elections
+    }
+
     /// Who was elected to lead a group, by term.
     pub fn leadership_of(&self, group: GroupId) -> Vec<(u64, NodeId)> {
         let of = self.leaders.iter().filter(|((led, _), _)| *led == group);
@@ -221,17 +264,17 @@ impl Checks {
     }
 
     /// A process died: its leaderships ended without a word.
-    pub fn forget_node(&mut self, node: NodeId) {
+    pub(super) fn forget_node(&mut self, node: NodeId) {
         self.standings.retain(|(holder, _), _| *holder != node);
     }
 
     /// What a message promises is durable on the node that sends it.
-    pub fn message(&self, store: &MemoryStore, outgoing: &Outgoing) -> Result<(), String> {
+    pub(super) fn message(&self, store: &MemoryStore, outgoing: &Outgoing) -> Result<(), String> {
         let message = &outgoing.message;
         let group = GroupId::new(message.group);
         let Some(durable) = store.load_durable(group) else { return Ok(()) };
         let state = durable.hard_state;
-        let voted = state.vote.map(shardhost_groups::ReplicaId::get);
+        let voted = state.vote.map(crate::ReplicaId::get);
         let broken = match message.kind() {
             MessageKind::Vote => {
                 state.term.get() < message.term
@@ -255,7 +298,11 @@ impl Checks {
     }
 
     /// At the end: whatever was acknowledged stands where it was acknowledged, once.
-    pub fn settled(&self, group: GroupId, commands: &[(LogPosition, u64)]) -> Result<(), String> {
+    pub(super) fn settled(
+        &self,
+        group: GroupId,
+        commands: &[(LogPosition, u64)],
+    ) -> Result<(), String> {
         let mut places = BTreeMap::new();
         for (at, id) in commands {
             if let Some(first) = places.insert(*id, *at) {

@@ -1,16 +1,16 @@
 //! What goes wrong during a run, and how often.
 
-use shardhost_groups::NodeId;
+use crate::NodeId;
 
-use crate::chance::Chance;
-use crate::cluster::Cluster;
-use crate::network::Weather;
+use super::chance::Chance;
+use super::cluster::Cluster;
+use super::network::Weather;
 
 impl Cluster {
     /// Draws the next fault, and when the one after it comes.
     pub fn next_fault(&mut self) -> Result<u64, String> {
         let mut chance = self.chance.clone();
-        chance.next();
+        chance.draw();
         let node = self.pick_node(&mut chance);
         match chance.below(12) {
             0..=2 => self.crash_and_come_back(node, &mut chance),
