@@ -7,7 +7,7 @@
 //! | `follower` | a view of the catalog on every host |
 //! | `keeper` | doing on a host what the catalog intends |
 //! | `registrar` | telling the catalog of this node, and what it begins with |
-//! | `report`, `observe` | what a host tells the planner, and the picture that comes of it |
+//! | `report`, `facts`, `observe` | what a host tells the planner, and the picture that comes of it |
 //! | `planning`, `moves` | the planner's rounds, and what hosts do with its orders |
 //! | `service` | all of it over gRPC |
 //!
@@ -15,6 +15,7 @@
 //! goes on: nothing here is asked before a write, a read, an election, a refusal or a drain.
 
 mod client;
+mod facts;
 mod follower;
 mod keeper;
 mod moves;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use shardhost_groups::{GroupId, NodeId, RejectReason};
+use shardhost_groups::{GroupId, GroupStatus, NodeId, RejectReason};
 use shardhost_proto::system as wire;
 use tonic::Status;
 
@@ -20,9 +20,9 @@ use crate::policy::planner::Tier;
 /// Orders of one request.
 pub(super) const MAX_MOVES: usize = 1_024;
 /// Entries that a target may lack when it is asked.
-const MAX_LAG: u64 = 1_024;
+pub(super) const MAX_LAG: u64 = 1_024;
 /// A transfer that takes longer is left to itself: the planner learns from reports how it ended.
-const LONGEST: Duration = Duration::from_secs(8);
+pub(super) const LONGEST: Duration = Duration::from_secs(8);
 
 /// How an order ended on its host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,12 +94,7 @@ impl Inner {
             let moved = Err((RejectReason::NotLeader, "the group is not here".to_owned()));
             return Outcome { ticket, moved };
         };
-        let status = group.status();
-        let standing = Standing {
-            term: status.term.get(),
-            leads: status.is_leader(),
-            target_incarnation: lives.get(&order.to).copied(),
-        };
+        let standing = standing_of(&group.status(), lives.get(&order.to).copied());
         let admitted = {
             let mut fence = self.fence.lock();
             fence.stop(self.local_stop());
@@ -127,6 +122,11 @@ impl Inner {
     }
 }
 
+/// How a group stands here, for the fence.
+pub(super) fn standing_of(status: &GroupStatus, target_incarnation: Option<u64>) -> Standing {
+    Standing { term: status.term.get(), leads: status.is_leader(), target_incarnation }
+}
+
 /// What an executor makes of a reason.
 const fn fail_reason(reason: RejectReason) -> FailReason {
     use RejectReason as R;
@@ -148,7 +148,7 @@ const fn fail_reason(reason: RejectReason) -> FailReason {
 }
 
 /// Why an order is not tried.
-const fn reason_of(refusal: &OrderRefusal) -> RejectReason {
+pub(super) const fn reason_of(refusal: &OrderRefusal) -> RejectReason {
     match refusal {
         OrderRefusal::StaleEpoch { .. } => RejectReason::StalePlanner,
         OrderRefusal::Stopped { .. } => RejectReason::KillSwitch,

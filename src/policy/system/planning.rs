@@ -10,27 +10,24 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use shardhost_groups::{GroupId, NodeId};
+use shardhost_groups::NodeId;
 use shardhost_proto::system as wire;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::facts::{Facts, Gathered, controls};
 use super::moves::{MAX_MOVES, Outcome, ending_of, outcome_from_wire};
-use super::observe::{Alive, Heard, Sources, observe};
-use super::{Inner, now_ms, report};
-use crate::policy::catalog::{PlannedMoves, PlannerMode, View};
+use super::{Inner, now_ms};
+use crate::policy::catalog::View;
 use crate::policy::executor::{
-    Ending, Epoch, Executor, ExecutorSettings, FailReason, Hold, Mode, Observation, Order, Stop,
-    StopScope, Ticket,
+    Ending, Epoch, Executor, ExecutorSettings, FailReason, Mode, Order, Ticket,
 };
 
 /// Between two rounds.
 const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// How long reports are waited for; who is later is in the next round.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
-/// When nothing is reported anew, and the last plan moved nothing, a round is planned this often.
-const QUIET_ROUNDS: u32 = 10;
 /// Outcomes that wait to be told to the executor.
 const MAX_OUTCOMES: usize = 4_096;
 
@@ -54,13 +51,9 @@ pub(super) async fn plan(
         executor,
         epoch,
         sender,
-        heard: BTreeMap::new(),
-        alive: BTreeMap::new(),
-        last_leaders: BTreeMap::new(),
+        facts: Facts::default(),
         gathering: FuturesUnordered::new(),
         sending: JoinSet::new(),
-        quiet: 0,
-        seen: None,
     };
     lost.run_until_cancelled(driver.run(outcomes)).await;
     if let Some(inner) = inner.upgrade() {
@@ -77,17 +70,11 @@ struct Driver {
     executor: Shared,
     epoch: Epoch,
     sender: mpsc::Sender<(Ticket, Ending)>,
-    heard: BTreeMap<NodeId, Heard>,
-    alive: BTreeMap<NodeId, Alive>,
-    last_leaders: BTreeMap<GroupId, NodeId>,
+    facts: Facts,
     /// The reports of the next round, while they are waited for: one at most.
     gathering: FuturesUnordered<JoinHandle<Gathered>>,
     /// Requests with orders that are under way.
     sending: JoinSet<()>,
-    /// Rounds in which nothing was new.
-    quiet: u32,
-    /// The catalog of the last round.
-    seen: Option<Arc<View>>,
 }
 
 impl Driver {
@@ -121,46 +108,27 @@ impl Driver {
     fn begin_round(&mut self) -> Option<()> {
         let inner = self.inner.upgrade()?;
         let Some(view) = inner.view.borrow().clone() else { return Some(()) };
-        let (mode, stopped) = controls(&view, &inner);
+        let (mode, stopped) = controls(&view, inner.local_stop());
         if mode == Mode::Off {
             self.executor.lock().control(mode, stopped);
         } else if self.gathering.is_empty() {
-            self.look_who_is_alive(&inner);
-            let known = self.known_digests();
+            self.facts.look_who_is_alive(&live_nodes(&inner), now_ms());
+            let known = self.facts.known_digests();
             self.gathering.push(tokio::spawn(gather(inner, view, self.epoch, known)));
         }
         Some(())
     }
 
-    fn known_digests(&self) -> BTreeMap<NodeId, u64> {
-        self.heard.iter().map(|(node, heard)| (*node, heard.digest)).collect()
-    }
-
     /// Plans from what was gathered.
     async fn round(&mut self, gathered: Gathered) {
-        let Gathered { view, asked_ms, reports } = gathered;
         let Some(inner) = self.inner.upgrade() else { return };
-        let (mode, stopped) = controls(&view, &inner);
+        let controls = controls(&gathered.view, inner.local_stop());
         drop(inner);
-        let before = self.heard.len();
-        self.heard.retain(|node, _| view.nodes().contains_key(node));
-        let mut news = self.heard.len() != before;
-        for (node, report) in reports {
-            news |= self.take(node, asked_ms, report);
-        }
-        let same = self.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &view));
-        self.quiet = if news || !same { 0 } else { self.quiet + 1 };
-        self.seen = Some(Arc::clone(&view));
-        if !self.quiet.is_multiple_of(QUIET_ROUNDS) && self.is_idle() {
+        self.facts.take_in(gathered);
+        if self.facts.rest(&self.executor.lock().status(now_ms())) {
             return;
         }
-        let observation = self.observation(&view, mode, stopped);
-        for group in &observation.snapshot.groups {
-            if let Some(leader) = group.leader {
-                self.last_leaders.insert(group.id, leader);
-            }
-        }
-        self.last_leaders.retain(|group, _| view.groups().contains_key(group));
+        let Some(observation) = self.facts.observation(now_ms(), controls) else { return };
         let executor = Arc::clone(&self.executor);
         let planned = tokio::task::spawn_blocking(move || executor.lock().round(observation)).await;
         match planned {
@@ -176,64 +144,6 @@ impl Driver {
         }
     }
 
-    /// Whether nothing is under way, waits, or would move.
-    fn is_idle(&self) -> bool {
-        let status = self.executor.lock().status(now_ms());
-        let planned = status.plan.as_ref().map_or(1, |plan| plan.moves + plan.deferred);
-        // A plan that moves nothing may be old.
-        let held = !matches!(status.hold, None | Some(Hold::PlanTooOld { .. } | Hold::Shadow));
-        status.in_flight + status.unconfirmed + status.queued + status.mutes + planned == 0 && !held
-    }
-
-    fn observation(&self, view: &View, mode: Mode, stopped: Option<Stop>) -> Observation {
-        let Self { heard, alive, last_leaders, .. } = self;
-        let snapshot = observe(Sources { view, heard, alive, last_leaders });
-        let reported_ms = heard.iter().map(|(node, heard)| (*node, heard.asked_ms)).collect();
-        Observation { now_ms: now_ms(), mode, stopped, snapshot, reported_ms }
-    }
-
-    /// Which processes this host hears, and since when.
-    fn look_who_is_alive(&mut self, inner: &Inner) {
-        let now = now_ms();
-        let peers = inner.host.transport_stats().peers.into_iter().filter(|peer| peer.live);
-        let peers = peers.filter_map(|peer| Some((peer.node, peer.incarnation?)));
-        let own = (inner.host.node_id(), inner.host.incarnation());
-        let live: BTreeMap<NodeId, u64> = peers.chain([own]).collect();
-        self.alive.retain(|node, alive| live.get(node) == Some(&alive.incarnation));
-        // Those that are there when the planner begins were there before, as far as it knows.
-        let since_ms = if self.seen.is_some() { now } else { 0 };
-        for (node, incarnation) in live {
-            self.alive.entry(node).or_insert(Alive { incarnation, since_ms });
-        }
-    }
-
-    /// Takes a report over; says whether it is another one than before.
-    fn take(&mut self, node: NodeId, asked_ms: u64, mut report: wire::NodeReport) -> bool {
-        let handed = std::mem::take(&mut report.handed);
-        let moved = handed
-            .into_iter()
-            .map(|one| (GroupId::new(one.group), asked_ms.saturating_sub(one.ago_ms)))
-            .collect();
-        let (digest, unchanged) = (report.digest, report.unchanged);
-        if unchanged {
-            if let Some(heard) = self.heard.get_mut(&node) {
-                (heard.asked_ms, heard.moved) = (asked_ms, moved);
-            }
-            return false;
-        }
-        match report::read(report) {
-            Ok(reported) => {
-                let reported = Arc::new(reported);
-                self.heard.insert(node, Heard { asked_ms, digest, reported, moved });
-                true
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a report is left out");
-                false
-            }
-        }
-    }
-
     /// Sends what may start, one request per host and batch.
     fn send_orders(&mut self) {
         let Some(inner) = self.inner.upgrade() else { return };
@@ -241,7 +151,7 @@ impl Driver {
             let mut executor = self.executor.lock();
             // A switch that was set since the last round counts at once.
             if let Some(view) = inner.view.borrow().as_deref() {
-                let (mode, stopped) = controls(view, &inner);
+                let (mode, stopped) = controls(view, inner.local_stop());
                 executor.control(mode, stopped);
             }
             executor.next_orders(now_ms())
@@ -259,12 +169,11 @@ impl Driver {
     }
 }
 
-/// What was gathered for a round.
-struct Gathered {
-    /// The catalog that said whom to ask.
-    view: Arc<View>,
-    asked_ms: u64,
-    reports: Vec<(NodeId, wire::NodeReport)>,
+/// Which processes this host hears, and its own.
+fn live_nodes(inner: &Inner) -> BTreeMap<NodeId, u64> {
+    let peers = inner.host.transport_stats().peers.into_iter().filter(|peer| peer.live);
+    let peers = peers.filter_map(|peer| Some((peer.node, peer.incarnation?)));
+    peers.chain([(inner.host.node_id(), inner.host.incarnation())]).collect()
 }
 
 /// Asks every node for its report, and waits for those that answer in time.
@@ -292,18 +201,6 @@ async fn gather(
         }
     }
     Gathered { view, asked_ms, reports }
-}
-
-fn controls(view: &View, inner: &Inner) -> (Mode, Option<Stop>) {
-    let settings = view.settings();
-    let mode = match settings.mode {
-        PlannerMode::Off => Mode::Off,
-        PlannerMode::Shadow => Mode::Shadow,
-        PlannerMode::On => Mode::On,
-    };
-    let cluster = (settings.moves == PlannedMoves::Stopped)
-        .then(|| Stop { scope: StopScope::Cluster, reason: settings.reason.to_string() });
-    (mode, cluster.or_else(|| inner.local_stop()))
 }
 
 async fn ask(

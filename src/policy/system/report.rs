@@ -3,11 +3,13 @@
 //!
 //! Rates are told roughly, so that the noise of a steady load does not make every report another.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use shardhost_groups::worker::Advert;
 use shardhost_groups::{GroupId, GroupStatus, NodeId};
 use shardhost_proto::system as wire;
 use shardhost_storage::{Requirement, RequirementMode};
@@ -26,8 +28,24 @@ const RATE_OVER: Duration = Duration::from_millis(900);
 #[derive(Debug)]
 pub(super) struct Reporter {
     host: Host,
-    rates: Mutex<Rates>,
-    handed: Mutex<Handed>,
+    memory: Mutex<Memory>,
+}
+
+/// Who reports.
+#[derive(Clone, Debug)]
+pub(super) struct Speaker {
+    pub(super) node: NodeId,
+    pub(super) incarnation: u64,
+    pub(super) advert: Advert,
+    /// Whether its local switch is set.
+    pub(super) stopped: bool,
+}
+
+/// What is remembered from report to report. Pure.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    rates: Rates,
+    handed: Handed,
 }
 
 /// When leaderships were moved from here by order.
@@ -84,42 +102,65 @@ const fn roughly(number: u64) -> u64 {
     if bits <= 3 { number } else { (number >> (bits - 3)) << (bits - 3) }
 }
 
+impl Handed {
+    fn tell(&mut self, now: Instant) -> Vec<wire::Handed> {
+        self.at.retain(|_, at| now.duration_since(*at) < HANDED_FOR);
+        let ago = |at: &Instant| u64::try_from(now.duration_since(*at).as_millis());
+        let tell = |(group, at): (&GroupId, &Instant)| wire::Handed {
+            group: group.get(),
+            ago_ms: ago(at).unwrap_or(u64::MAX),
+        };
+        self.at.iter().map(tell).collect()
+    }
+}
+
 impl Reporter {
     pub(super) fn new(host: &Host) -> Self {
-        Self { host: host.clone(), rates: Mutex::default(), handed: Mutex::default() }
+        Self { host: host.clone(), memory: Mutex::default() }
     }
 
     /// A leadership was moved away from here by order. The planner's successor is told, so that the
     /// group gets its rest.
     pub(super) fn note_moved(&self, group: GroupId) {
-        self.handed.lock().note(group, Instant::now());
+        self.memory.lock().note_moved(group, Instant::now());
     }
 
     /// What this host leads; short when it is what the last report said.
     pub(super) fn report(&self, known_digest: u64, stopped: bool) -> wire::NodeReport {
-        let now = Instant::now();
-        let advert = self.host.advert();
-        let mut report = wire::NodeReport {
-            node: self.host.node_id().get(),
+        let speaker = Speaker {
+            node: self.host.node_id(),
             incarnation: self.host.incarnation(),
-            draining: advert.draining,
-            capabilities: advert.capabilities.into_iter().collect(),
-            planned_moves_stopped: stopped,
+            advert: self.host.advert(),
+            stopped,
+        };
+        let statuses = self.host.groups().into_iter().map(|group| group.status());
+        self.memory.lock().report(speaker, statuses, known_digest, Instant::now())
+    }
+}
+
+impl Memory {
+    /// A leadership was moved away by order.
+    pub(super) fn note_moved(&mut self, group: GroupId, now: Instant) {
+        self.handed.note(group, now);
+    }
+
+    /// What is to be said of these groups; short when that was said before.
+    pub(super) fn report(
+        &mut self,
+        speaker: Speaker,
+        groups: impl Iterator<Item: Borrow<GroupStatus>>,
+        known_digest: u64,
+        now: Instant,
+    ) -> wire::NodeReport {
+        let mut report = wire::NodeReport {
+            node: speaker.node.get(),
+            incarnation: speaker.incarnation,
+            draining: speaker.advert.draining,
+            capabilities: speaker.advert.capabilities.into_iter().collect(),
+            planned_moves_stopped: speaker.stopped,
             ..wire::NodeReport::default()
         };
-        {
-            let mut rates = self.rates.lock();
-            let mut columns = Columns::new(&mut report, self.host.node_id());
-            let mut leads = BTreeSet::new();
-            for group in self.host.groups() {
-                let status = group.status();
-                if status.is_leader() && status.id != SYSTEM_GROUP {
-                    columns.add(&status, rates.measure(&status, now));
-                    leads.insert(status.id);
-                }
-            }
-            rates.of.retain(|group, _| leads.contains(group));
-        }
+        self.fill(&mut report, speaker.node, groups, now);
         report.digest = digest(&report);
         if report.digest == known_digest {
             report = wire::NodeReport {
@@ -131,19 +172,27 @@ impl Reporter {
             };
         }
         // Ages change all the time, so they are no part of what is compared.
-        report.handed = self.handed(now);
+        report.handed = self.handed.tell(now);
         report
     }
 
-    fn handed(&self, now: Instant) -> Vec<wire::Handed> {
-        let mut handed = self.handed.lock();
-        handed.at.retain(|_, at| now.duration_since(*at) < HANDED_FOR);
-        let ago = |at: &Instant| u64::try_from(now.duration_since(*at).as_millis());
-        let tell = |(group, at): (&GroupId, &Instant)| wire::Handed {
-            group: group.get(),
-            ago_ms: ago(at).unwrap_or(u64::MAX),
-        };
-        handed.at.iter().map(tell).collect()
+    fn fill(
+        &mut self,
+        report: &mut wire::NodeReport,
+        own: NodeId,
+        groups: impl Iterator<Item: Borrow<GroupStatus>>,
+        now: Instant,
+    ) {
+        let mut columns = Columns::new(report, own);
+        let mut leads = BTreeSet::new();
+        for status in groups {
+            let status = status.borrow();
+            if status.is_leader() && status.id != SYSTEM_GROUP {
+                columns.add(status, self.rates.measure(status, now));
+                leads.insert(status.id);
+            }
+        }
+        self.rates.of.retain(|group, _| leads.contains(group));
     }
 }
 
