@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shardhost_groups::config::KnownBugs;
-use shardhost_groups::testing::simulation::{Cluster, Coverage, Shape};
+use shardhost_groups::testing::simulation::{Cluster, Shape};
 use shardhost_groups::{GroupId, NodeId};
 
 use crate::{all_seeds_hold, run};

@@ -1,6 +1,6 @@
 //! Inputs for a node's worker, and carrying out its rounds.
 
-use shardhost_groups::policy::PolicyEvent;
+use crate::policy::PolicyEvent;
 use shardhost_proto::peer::MessageKind;
 
 use super::*;
