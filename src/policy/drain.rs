@@ -6,9 +6,9 @@
 //! named, and is not waited for, unless the reason passes by itself: a successor that catches up,
 //! a change of members. A drain is over when two looks in a row find nothing that could go.
 //!
-//! How many transfers are under way grows with each part of a window that went well. It is halved
-//! when one fails, or a group stood still for long: the hosts have as much to do as they bear, and
-//! more at once would make users wait longer and the drain no shorter.
+//! How many transfers are under way grows with each part of a window that went well, and is halved
+//! when one fails or takes long. How many of them users wait for at once is limited beneath: see
+//! the worker.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -33,8 +33,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const RETRY_SOON: Duration = Duration::from_millis(100);
 /// A transfer that took longer than this halves the window: the others are busy.
 const LONG_TRANSFER: Duration = Duration::from_millis(500);
-/// And one for which its group's users waited longer than this.
-const LONG_FREEZE: Duration = Duration::from_millis(50);
 /// Entries that a successor may lack when it is asked.
 const MAX_LAG: u64 = 1_024;
 /// Groups that cannot go, of which the reason is kept.
@@ -297,7 +295,7 @@ impl Executor {
         match outcome {
             Ok(moved) => {
                 self.stuck.remove(&group);
-                self.adapt(number, moved.took < LONG_TRANSFER && moved.stalled < LONG_FREEZE);
+                self.adapt(number, moved.took < LONG_TRANSFER);
                 self.report(|progress| {
                     progress.moved += 1;
                     progress.left = progress.left.saturating_sub(1);
