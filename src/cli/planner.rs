@@ -3,6 +3,7 @@
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use serde_json::{Value, json};
+use shardhost::groups::RejectReason;
 use shardhost::policy::catalog::{Operation, PlannedMoves, PlannerMode};
 use shardhost::policy::executor::ExecutorStatus;
 use shardhost::proto::balance::balance_client::BalanceClient;
@@ -152,7 +153,10 @@ fn described(status: &ExecutorStatus, node: u64) -> Vec<(&'static str, String)> 
         rows.push(("would move", number(status.would_move)));
     }
     let reasons = status.failed.iter().flat_map(|(tier, reasons)| {
-        reasons.iter().map(move |(reason, count)| format!("{count} for {tier}: {reason}"))
+        reasons.iter().map(move |(name, count)| {
+            let words = RejectReason::by_name(name).map_or("", RejectReason::words);
+            format!("{count} for {tier}: {words} [{name}]")
+        })
     });
     let reasons: Vec<String> = reasons.collect();
     if !reasons.is_empty() {

@@ -81,6 +81,7 @@ reasons! {
     Silent "SILENT" "the node did not say whether it takes the leadership"
     Aborted "ABORTED" "the transfer was given up, or another node won"
     NoAnswer "NO_ANSWER" "the leader was told to move it and did not answer"
+    LeaderUnreachable "LEADER_UNREACHABLE" "the leader's node could not be told to move it"
     Stopped "STOPPED" "the replica or its host stopped"
     Faulted "GROUP_FAILED" "the replica failed"
     // It is well where it is.

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use shardhost_groups::RejectReason;
 use shardhost_storage::{GroupId, NodeId};
 
-use super::order::FailReason;
 use crate::policy::planner::{Plan, Tier};
 
 /// Numbers since the executor began.
@@ -12,7 +12,7 @@ use crate::policy::planner::{Plan, Tier};
 pub(super) struct Counts {
     pub(super) ordered: BTreeMap<Tier, u64>,
     pub(super) moved: BTreeMap<Tier, u64>,
-    pub(super) failed: BTreeMap<Tier, BTreeMap<FailReason, u64>>,
+    pub(super) failed: BTreeMap<Tier, BTreeMap<RejectReason, u64>>,
     /// Answers to orders that were given up already.
     pub(super) late_answers: u64,
     pub(super) longest_stall_ms: u64,
@@ -32,8 +32,16 @@ impl Counts {
         self.longest_stall_ms = self.longest_stall_ms.max(stalled_ms);
     }
 
-    pub(super) fn failed(&mut self, tier: Tier, reason: FailReason) {
+    pub(super) fn failed(&mut self, tier: Tier, reason: RejectReason) {
         *self.failed.entry(tier).or_default().entry(reason).or_default() += 1;
+    }
+
+    /// What failed, as it is told.
+    pub(super) fn failed_by_name(&self) -> BTreeMap<Tier, BTreeMap<String, u64>> {
+        let named = |counts: &BTreeMap<RejectReason, u64>| {
+            counts.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect()
+        };
+        self.failed.iter().map(|(tier, counts)| (*tier, named(counts))).collect()
     }
 
     /// A plan that is not carried out. What one after the other plans alike is counted once.

@@ -52,13 +52,14 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use shardhost_groups::RejectReason;
 use shardhost_storage::NodeId;
 
 pub use breaker::BreakerState;
 pub use fence::{Fence, OrderRefusal, Standing};
 pub use hold::{Hold, Wait};
 pub use observation::{Mode, NoPlan, Observation, Round, Stop, StopScope};
-pub use order::{Ending, Epoch, FailReason, Order, Ticket};
+pub use order::{Ending, Epoch, Order, Ticket};
 pub use pace::End;
 pub use record::{Recorded, ReplayError, replay};
 pub use settings::{Backoff, Bounds, BreakerSettings, ExecutorSettings, LoadSettings};
@@ -386,7 +387,7 @@ impl Executor {
         Some(())
     }
 
-    fn failed(&mut self, number: u64, reason: FailReason, now: u64) -> Option<()> {
+    fn failed(&mut self, number: u64, reason: RejectReason, now: u64) -> Option<()> {
         let order = self.ledger.remove(number)?.order;
         self.give_up(&order, reason, now);
         Some(())
@@ -398,17 +399,17 @@ impl Executor {
         let since_ms = self.ledger.since(number)?;
         let end = since_ms.saturating_add(self.settings.answer_ms);
         let order = self.ledger.give_up(number, now.max(end))?;
-        self.give_up(&order, FailReason::NoAnswer, now);
+        self.give_up(&order, RejectReason::NoAnswer, now);
         Some(())
     }
 
-    fn give_up(&mut self, order: &Order, reason: FailReason, now: u64) {
-        if reason.mutes() {
+    fn give_up(&mut self, order: &Order, reason: RejectReason, now: u64) {
+        if order::mutes(reason) {
             let last = self.last.as_ref().and_then(|last| last.made.as_ref().ok());
             let snapshot = last.map(|made| &made.snapshot);
             self.mutes.add((order.group, order.to), snapshot, now);
         }
-        self.pace.end(order, reason.verdict(), self.next, now);
+        self.pace.end(order, order::verdict(reason), self.next, now);
         self.counts.failed(order.tier, reason);
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use shardhost_groups::RejectReason;
 use shardhost_storage::{GroupId, NodeId};
 
 use crate::policy::planner::Tier;
@@ -84,52 +85,10 @@ pub enum Ending {
     /// The leadership was not handed over.
     Failed {
         /// Why not.
-        reason: FailReason,
+        reason: RejectReason,
     },
     /// No answer came. The leadership may have moved, or may still move.
     Unknown,
-}
-
-/// Why a leadership was not handed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum FailReason {
-    /// The order did not fit the host's present: another term, another leader, another life of
-    /// the target, an older planner. Nobody's fault; the next round knows better.
-    Void,
-    /// The kill switch is set where the leader is.
-    Stopped,
-    /// The group changes its members, or another transfer of it is under way.
-    Busy,
-    /// The target, or a policy, refuses.
-    Refused,
-    /// The target lacks entries, or receives a snapshot.
-    Behind,
-    /// The target did not answer the question.
-    TargetSilent,
-    /// The transfer began, and was ended because the group stood still for too long.
-    Aborted,
-    /// The leader's host could not be reached, or knows no orders.
-    Unreachable,
-    /// No answer came in time.
-    NoAnswer,
-}
-
-impl fmt::Display for FailReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Void => "the order did not fit the present any more",
-            Self::Stopped => "planned moves are stopped on the leader's host",
-            Self::Busy => "the group was busy with a change or another transfer",
-            Self::Refused => "the target refused",
-            Self::Behind => "the target was not caught up",
-            Self::TargetSilent => "the target did not answer",
-            Self::Aborted => "the transfer took too long and was ended",
-            Self::Unreachable => "the leader's host could not be reached",
-            Self::NoAnswer => "the leader's host did not answer in time",
-        })
-    }
 }
 
 /// Whose fault an ending is, as far as pace is concerned.
@@ -149,21 +108,27 @@ pub(super) enum Blame {
     Both,
 }
 
-impl FailReason {
-    pub(super) const fn verdict(self) -> Verdict {
-        match self {
-            Self::Void | Self::Stopped | Self::Busy | Self::Refused | Self::Behind => {
-                Verdict::Neutral
-            }
-            Self::TargetSilent => Verdict::Bad(Blame::Receiver),
-            Self::Aborted => Verdict::Bad(Blame::Both),
-            Self::Unreachable | Self::NoAnswer => Verdict::Bad(Blame::Giver),
-        }
+/// What an ending for this reason says of the pace.
+pub(super) const fn verdict(reason: RejectReason) -> Verdict {
+    match reason {
+        RejectReason::Silent | RejectReason::NotLive => Verdict::Bad(Blame::Receiver),
+        RejectReason::Aborted => Verdict::Bad(Blame::Both),
+        RejectReason::LeaderUnreachable | RejectReason::NoAnswer => Verdict::Bad(Blame::Giver),
+        _ => Verdict::Neutral,
     }
+}
 
-    /// Whether the same target is left alone for a while. Where the order was void the next round
-    /// sees another picture, and an unreachable giver says nothing about the target.
-    pub(super) const fn mutes(self) -> bool {
-        !matches!(self, Self::Void | Self::Unreachable)
-    }
+/// Whether the same target is left alone for a while. Where the order did not fit the present the
+/// next round sees another picture, and an unreachable giver says nothing about the target.
+pub(super) const fn mutes(reason: RejectReason) -> bool {
+    !matches!(
+        reason,
+        RejectReason::StaleTerm
+            | RejectReason::StalePlanner
+            | RejectReason::NotLeader
+            | RejectReason::AlreadyLeads
+            | RejectReason::Stopped
+            | RejectReason::Faulted
+            | RejectReason::LeaderUnreachable
+    )
 }

@@ -9,7 +9,7 @@ use super::Executor;
 use super::breaker::BreakerState;
 use super::hold::Hold;
 use super::observation::{Mode, Stop};
-use super::order::{Epoch, FailReason};
+use super::order::Epoch;
 use super::pace::End;
 use crate::policy::planner::{Summary, Tier, ids};
 
@@ -45,8 +45,8 @@ pub struct ExecutorStatus {
     pub ordered: BTreeMap<Tier, u64>,
     /// Orders that ended with the target leading, by tier.
     pub moved: BTreeMap<Tier, u64>,
-    /// Orders that did not, by tier and reason.
-    pub failed: BTreeMap<Tier, BTreeMap<FailReason, u64>>,
+    /// Orders that did not, by tier and name of the reason.
+    pub failed: BTreeMap<Tier, BTreeMap<String, u64>>,
     /// Answers to orders that had been given up.
     pub late_answers: u64,
     /// Different moves that were planned while nothing was to be carried out.
@@ -109,7 +109,7 @@ impl Executor {
             mutes: self.mutes.len() as u64,
             ordered: counts.ordered.clone(),
             moved: counts.moved.clone(),
-            failed: counts.failed.clone(),
+            failed: counts.failed_by_name(),
             late_answers: counts.late_answers,
             would_move: counts.would_move,
             longest_stall_ms: counts.longest_stall_ms,

@@ -13,7 +13,7 @@ use tonic::Status;
 
 use super::Inner;
 use crate::policy::executor::{
-    Ending, Epoch, FailReason, Order, OrderRefusal, Standing, Stop, StopScope, Ticket,
+    Ending, Epoch, Order, OrderRefusal, Standing, Stop, StopScope, Ticket,
 };
 use crate::policy::planner::Tier;
 
@@ -127,26 +127,6 @@ pub(super) fn standing_of(status: &GroupStatus, target_incarnation: Option<u64>)
     Standing { term: status.term.get(), leads: status.is_leader(), target_incarnation }
 }
 
-/// What an executor makes of a reason.
-const fn fail_reason(reason: RejectReason) -> FailReason {
-    use RejectReason as R;
-    match reason {
-        R::StaleTerm
-        | R::StalePlanner
-        | R::NotLeader
-        | R::AlreadyLeads
-        | R::Stopped
-        | R::Faulted => FailReason::Void,
-        R::KillSwitch => FailReason::Stopped,
-        R::TransferInProgress | R::ConfigChangePending => FailReason::Busy,
-        R::NotCaughtUp | R::ApplyBacklog | R::Snapshotting | R::LagUnknown => FailReason::Behind,
-        R::Silent | R::NotLive => FailReason::TargetSilent,
-        R::Aborted => FailReason::Aborted,
-        R::NoAnswer => FailReason::NoAnswer,
-        _ => FailReason::Refused,
-    }
-}
-
 /// Why an order is not tried.
 pub(super) const fn reason_of(refusal: &OrderRefusal) -> RejectReason {
     match refusal {
@@ -190,6 +170,6 @@ pub(super) fn ending_of(outcome: Result<Duration, (RejectReason, String)>) -> En
             Ending::Moved { stalled_ms: u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX) }
         }
         Err((RejectReason::NoAnswer, _)) => Ending::Unknown,
-        Err((reason, _)) => Ending::Failed { reason: fail_reason(reason) },
+        Err((reason, _)) => Ending::Failed { reason },
     }
 }

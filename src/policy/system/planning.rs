@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use shardhost_groups::NodeId;
+use shardhost_groups::{NodeId, RejectReason};
 use shardhost_proto::system as wire;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -20,9 +20,7 @@ use super::facts::{Facts, Gathered, controls};
 use super::moves::{MAX_MOVES, Outcome, ending_of, outcome_from_wire};
 use super::{Inner, now_ms};
 use crate::policy::catalog::View;
-use crate::policy::executor::{
-    Ending, Epoch, Executor, ExecutorSettings, FailReason, Mode, Order, Ticket,
-};
+use crate::policy::executor::{Ending, Epoch, Executor, ExecutorSettings, Mode, Order, Ticket};
 
 /// Between two rounds.
 const ROUND_EVERY: Duration = Duration::from_secs(1);
@@ -247,7 +245,7 @@ async fn send(
         Ok(()) => Ending::Unknown,
         Err(reason) => {
             tracing::debug!(%node, reason, "orders were not taken");
-            Ending::Failed { reason: FailReason::Unreachable }
+            Ending::Failed { reason: RejectReason::LeaderUnreachable }
         }
     };
     for ticket in open.into_values() {

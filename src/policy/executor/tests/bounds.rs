@@ -1,7 +1,8 @@
 //! Nothing grows without end.
 
-use super::super::{Bounds, Ending, ExecutorSettings, FailReason};
+use super::super::{Bounds, Ending, ExecutorSettings};
 use super::build::{Desk, all_on_one, gid};
+use shardhost_groups::RejectReason;
 
 fn bounded(bounds: Bounds) -> Desk {
     let settings = ExecutorSettings { grace_ms: 0, bounds, ..ExecutorSettings::default() };
@@ -29,7 +30,7 @@ fn the_mute_that_ends_first_makes_room_for_another() {
     let mut desk = bounded(Bounds { mutes: 4, ..Bounds::default() });
     desk.plan();
     for order in desk.orders() {
-        desk.fail(&order, FailReason::Refused);
+        desk.fail(&order, RejectReason::Refused);
     }
     assert_eq!(desk.executor.status(desk.now).mutes, 4);
 }
@@ -57,7 +58,7 @@ fn records_are_bounded_by_their_number_and_their_groups() {
             desk.group(number).pin = Some(super::build::id(1));
             desk.plan();
             let order = desk.orders();
-            order.iter().for_each(|order| desk.fail(order, FailReason::Busy));
+            order.iter().for_each(|order| desk.fail(order, RejectReason::TransferInProgress));
         }
         assert_eq!(desk.executor.recorded().count(), kept);
     }

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use shardhost_groups::RejectReason;
 use shardhost_storage::{GroupId, NodeId};
 
-use super::super::{Ending, Epoch, Executor, ExecutorSettings, FailReason, Mode, Observation};
+use super::super::{Ending, Epoch, Executor, ExecutorSettings, Mode, Observation};
 use super::super::{Order, Round, Stop, StopScope};
 use crate::policy::planner::{Group, Node, Plan, Requirement, Snapshot, Voter};
 
@@ -127,7 +128,7 @@ impl Desk {
         self.executor.ended(order.ticket, now, Ending::Moved { stalled_ms: 3 });
     }
 
-    pub(super) fn fail(&mut self, order: &Order, reason: FailReason) {
+    pub(super) fn fail(&mut self, order: &Order, reason: RejectReason) {
         self.executor.ended(order.ticket, self.now, Ending::Failed { reason });
     }
 

@@ -1,7 +1,8 @@
 //! What starts, in which order, and what is remembered of it.
 
-use super::super::{Ending, Epoch, ExecutorSettings, FailReason, Ticket};
+use super::super::{Ending, Epoch, ExecutorSettings, Ticket};
 use super::build::{Desk, all_on_one, gid, group, id};
+use shardhost_groups::RejectReason;
 
 /// Only two moves together lower the score: node 3 may lead what node 1 has too much of only by way
 /// of node 2.
@@ -38,7 +39,7 @@ fn steps_of_a_bundle_start_one_after_the_other() {
 
 #[test]
 fn the_rest_of_a_bundle_does_not_follow_a_step_that_failed() {
-    for ending in [Ending::Failed { reason: FailReason::Refused }, Ending::Unknown] {
+    for ending in [Ending::Failed { reason: RejectReason::Refused }, Ending::Unknown] {
         let mut desk = chain();
         desk.plan();
         let first = desk.orders()[0];
@@ -134,7 +135,7 @@ fn an_order_without_an_answer_is_given_up_and_counts_until_reports_are_newer() {
     desk.round_after(1);
     let status = desk.executor.status(desk.now);
     assert_eq!((status.in_flight, status.unconfirmed), (0, 1));
-    assert_eq!(status.failed[&order.tier][&FailReason::NoAnswer], 1);
+    assert_eq!(status.failed[&order.tier][RejectReason::NoAnswer.name()], 1);
     desk.round_after(1);
     assert_eq!(desk.executor.status(desk.now).unconfirmed, 0);
     // An answer that comes after all this changes nothing but a count.

@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 use super::super::breaker::{Bad, Breaker, Scope};
 use super::super::bucket::Bucket;
 use super::super::window::Window;
-use super::super::{Backoff, BreakerSettings, BreakerState, Ending, ExecutorSettings, FailReason};
+use super::super::{Backoff, BreakerSettings, BreakerState, Ending, ExecutorSettings};
 use super::super::{End, Hold, Order, Rate, Rates, WindowSettings};
 use super::build::{Desk, all_on_one, id};
 use crate::policy::planner::Tier;
+use shardhost_groups::RejectReason;
 
 #[test]
 fn a_window_grows_while_it_goes_well_and_halves_once_for_what_fails_together() {
@@ -119,7 +120,7 @@ fn a_node_that_is_gone_is_forgotten_in_the_end() {
     for _ in 0..20 {
         for order in desk.orders() {
             if order.to == id(3) {
-                desk.fail(&order, FailReason::TargetSilent);
+                desk.fail(&order, RejectReason::Silent);
             } else {
                 desk.obey(&order);
             }
@@ -180,7 +181,7 @@ fn a_target_that_never_answers_is_spared_and_the_others_are_served() {
         for _ in 0..40 {
             for order in desk.orders() {
                 if order.to == id(3) {
-                    desk.fail(&order, FailReason::TargetSilent);
+                    desk.fail(&order, RejectReason::Silent);
                 } else {
                     desk.obey(&order);
                 }
@@ -219,7 +220,7 @@ fn a_group_that_stood_still_for_as_long_as_it_may_slows_nobody_down() {
 }
 
 /// Fails all moves of a round for a reason, and gives the executor's window and troubled ends.
-fn after_failing(reason: FailReason) -> (u32, Vec<(u64, End)>) {
+fn after_failing(reason: RejectReason) -> (u32, Vec<(u64, End)>) {
     let mut desk = Desk::new(2, all_on_one(100, &[1, 2]));
     desk.plan();
     let orders = desk.orders();
@@ -231,15 +232,20 @@ fn after_failing(reason: FailReason) -> (u32, Vec<(u64, End)>) {
 
 #[test]
 fn each_failure_slows_down_who_may_be_blamed_for_it() {
-    for reason in [FailReason::Void, FailReason::Busy, FailReason::Refused, FailReason::Behind] {
+    for reason in [
+        RejectReason::StaleTerm,
+        RejectReason::TransferInProgress,
+        RejectReason::Refused,
+        RejectReason::NotCaughtUp,
+    ] {
         assert_eq!(after_failing(reason), (64, vec![]), "{reason}");
     }
-    for reason in [FailReason::Unreachable, FailReason::NoAnswer] {
+    for reason in [RejectReason::LeaderUnreachable, RejectReason::NoAnswer] {
         assert_eq!(after_failing(reason), (32, vec![(1, End::Giver)]), "{reason}");
     }
     let (giver, receiver) = ((1, End::Giver), (2, End::Receiver));
-    assert_eq!(after_failing(FailReason::TargetSilent), (32, vec![receiver]));
-    assert_eq!(after_failing(FailReason::Aborted), (32, vec![giver, receiver]));
+    assert_eq!(after_failing(RejectReason::Silent), (32, vec![receiver]));
+    assert_eq!(after_failing(RejectReason::Aborted), (32, vec![giver, receiver]));
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::{FailReason, Recorded, ReplayError, replay};
+use super::super::{Recorded, ReplayError, replay};
 use super::build::{Desk, all_on_one, group, id};
+use shardhost_groups::RejectReason;
 
 fn file() -> PathBuf {
     let here = Path::new(file!()).parent().and_then(Path::parent);
@@ -19,7 +20,7 @@ fn scene() -> Desk {
     desk.group(3).load = 100;
     desk.plan();
     let orders = desk.orders();
-    desk.fail(&orders[0], FailReason::TargetSilent);
+    desk.fail(&orders[0], RejectReason::Silent);
     desk.obey(&orders[1]);
     desk.node(3).draining = true;
     desk.silent.insert(id(2), desk.now);

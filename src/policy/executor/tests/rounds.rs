@@ -1,16 +1,17 @@
 //! What is remembered from round to round: targets that failed.
 
+use super::super::ExecutorSettings;
 use super::super::dwell::Dwell;
-use super::super::{ExecutorSettings, FailReason};
 use super::build::{Desk, all_on_one, gid, group, id};
 use crate::policy::planner::{Group, Voter};
+use shardhost_groups::RejectReason;
 
 /// Two groups on node 1 that only node 2 could take one of, which refuses.
 fn refused() -> Desk {
     let mut desk = Desk::new(2, all_on_one(2, &[1, 2]));
     desk.plan();
     let order = desk.orders()[0];
-    desk.fail(&order, FailReason::Refused);
+    desk.fail(&order, RejectReason::Refused);
     desk
 }
 
@@ -23,7 +24,7 @@ fn failures(desk: &mut Desk, seconds: u64, number: u64) -> Vec<u64> {
             if order.group.get() == number {
                 at.push(second);
             }
-            desk.fail(&order, FailReason::Refused);
+            desk.fail(&order, RejectReason::Refused);
         }
     }
     at
@@ -109,9 +110,11 @@ fn news_about_a_target_ends_its_mute_and_nothing_else_does() {
 
 #[test]
 fn what_is_nobodys_fault_mutes_nobody() {
-    for (reason, mutes) in
-        [(FailReason::Void, 0), (FailReason::Unreachable, 0), (FailReason::Behind, 1)]
-    {
+    for (reason, mutes) in [
+        (RejectReason::StaleTerm, 0),
+        (RejectReason::LeaderUnreachable, 0),
+        (RejectReason::NotCaughtUp, 1),
+    ] {
         let mut desk = Desk::new(2, all_on_one(2, &[1, 2]));
         desk.plan();
         let order = desk.orders()[0];
@@ -128,7 +131,7 @@ fn a_group_that_goes_another_way_forgets_nothing_of_the_first() {
         desk.plan();
         for order in desk.orders() {
             if order.to == id(2) {
-                desk.fail(&order, FailReason::Refused)
+                desk.fail(&order, RejectReason::Refused)
             } else {
                 desk.obey(&order)
             }

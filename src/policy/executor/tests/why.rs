@@ -1,9 +1,10 @@
 //! An answer for every group, at every time.
 
-use super::super::{Answer, Ending, FailReason, Hold, Mode, Wait, WindowSettings};
+use super::super::{Answer, Ending, Hold, Mode, Wait, WindowSettings};
 use super::super::{Executor, ExecutorSettings};
 use super::build::{Desk, START, all_on_one, gid, group, id, stop};
 use crate::policy::planner::{Outcome, Stay, Tier};
+use shardhost_groups::RejectReason;
 
 fn answer(desk: &Desk, number: u64) -> Answer {
     let why = desk.executor.why(gid(number), desk.now);
@@ -116,7 +117,7 @@ fn a_move_that_failed_waits_for_the_next_round_and_is_then_muted() {
     let mut desk = two();
     desk.plan();
     let order = desk.orders()[0];
-    desk.fail(&order, FailReason::Refused);
+    desk.fail(&order, RejectReason::Refused);
     assert_eq!(answer(&desk, 1), Answer::NextRound { to: id(2) });
     desk.plan();
     let why = desk.executor.why(gid(1), desk.now);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use shardhost_storage::{GroupId, NodeId};
 
+use super::super::super::order::mutes;
 use super::super::super::{Answer, Ending, Epoch, Mode, Order, Round, Ticket, replay};
 use super::host::Host;
 use super::seat::Seat;
@@ -166,7 +167,7 @@ impl Checks {
             && in_time
         {
             self.coverage.failed += 1;
-            if reason.mutes() {
+            if mutes(reason) {
                 self.failed.insert((ticket.epoch, order.group, order.to), now);
             }
         }

@@ -1,8 +1,9 @@
 //! What a host does with an order: it asks its fence, then its target, then hands over.
 
-use super::super::super::{Ending, Epoch, FailReason, Order, OrderRefusal, Standing};
+use super::super::super::{Ending, Epoch, Order, OrderRefusal, Standing};
 use super::cluster::{Cluster, Event};
 use super::host::Version;
+use shardhost_groups::RejectReason;
 
 /// So long a host waits for a target's answer.
 const TARGET_PATIENCE_MS: u64 = 1_000;
@@ -12,7 +13,7 @@ impl Cluster {
     pub(super) fn ordered(&mut self, by: Epoch, order: Order) -> Result<(), String> {
         let host = &self.hosts[&order.from];
         if !host.up || host.version == Version::Old {
-            self.fail(&order, 5, FailReason::Unreachable);
+            self.fail(&order, 5, RejectReason::LeaderUnreachable);
             return Ok(());
         }
         if !host.answers(self.now) {
@@ -20,7 +21,11 @@ impl Cluster {
         }
         if let Err(refusal) = self.admit(by, &order) {
             let stopped = matches!(refusal, OrderRefusal::Stopped { .. });
-            self.fail(&order, 1, if stopped { FailReason::Stopped } else { FailReason::Void });
+            self.fail(
+                &order,
+                1,
+                if stopped { RejectReason::KillSwitch } else { RejectReason::StaleTerm },
+            );
             return Ok(());
         }
         self.checks.admitted(&self.hosts[&order.from], &order, &self.shards)?;
@@ -28,7 +33,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn fail(&mut self, order: &Order, delay_ms: u64, reason: FailReason) {
+    fn fail(&mut self, order: &Order, delay_ms: u64, reason: RejectReason) {
         self.answer(order, delay_ms, Ending::Failed { reason });
     }
 
@@ -56,16 +61,16 @@ impl Cluster {
         };
         let required = &shard.requirement.capabilities;
         if shard.transferring {
-            return self.fail(&order, 1, FailReason::Busy);
+            return self.fail(&order, 1, RejectReason::TransferInProgress);
         }
         if !shard.voters.contains(&order.to) || target.draining || !target.has(required) {
-            return self.fail(&order, 2, FailReason::Refused);
+            return self.fail(&order, 2, RejectReason::Refused);
         }
         if !target.answers(now) || target.version == Version::Old {
-            return self.fail(&order, TARGET_PATIENCE_MS, FailReason::TargetSilent);
+            return self.fail(&order, TARGET_PATIENCE_MS, RejectReason::Silent);
         }
         if target.lag(now) > self.settings.planner.max_lag_entries {
-            return self.fail(&order, 2, FailReason::Behind);
+            return self.fail(&order, 2, RejectReason::NotCaughtUp);
         }
         shard.transferring = true;
         let stalls = self.faulty && self.chance.per_mille(50);
@@ -82,9 +87,9 @@ impl Cluster {
         shard.transferring = false;
         let holds = shard.leader == Some(order.from) && shard.term == order.term;
         if !holds && !self.sabotage.moves_whatever_the_term() {
-            self.fail(order, 1, FailReason::Void);
+            self.fail(order, 1, RejectReason::StaleTerm);
         } else if !target_up {
-            self.fail(order, 100, FailReason::Aborted);
+            self.fail(order, 100, RejectReason::Aborted);
         } else {
             self.checks.moved(shard, order, now)?;
             shard.hand_to(order.to, now);
