@@ -60,7 +60,7 @@ impl GroupMachines for Replicas {
     fn create(&self, group: GroupId, kind: &str) -> Result<Box<dyn StateMachine>, String> {
         let state = self.state()?;
         // A crash may have come between the end of an earlier replica and that of its state.
-        state.destroy(group).map_err(|error| error.to_string())?;
+        state.make_empty(group).map_err(|error| error.to_string())?;
         machine_of(&state, group, kind)
     }
 

@@ -17,7 +17,7 @@ use super::nodes::{Answer, Order, Usage};
 use super::process::{cpu_time, resident_bytes};
 use super::snapshot::SnapshotNode;
 use super::stall::StallNode;
-use super::{balance, drain, read, restart, write};
+use super::{balance, drain, found, read, restart, write};
 
 /// How long groups may take to be led or to sleep.
 const PATIENCE: Duration = Duration::from_secs(110);
@@ -134,8 +134,7 @@ impl Running {
         config.node = role.node.get();
         config.nodes = setup.addresses.into_iter().map(|(id, at)| (id.to_string(), at)).collect();
         config.alone = false;
-        // What is measured is the groups, and not who balances them.
-        config.catalog = false;
+        config.catalog = setup.catalog;
         config.shards = ShardCounts {
             tables: setup.groups,
             voters: (1..=setup.voters).collect(),
@@ -185,6 +184,13 @@ impl Running {
                     .await?;
                 let led = self.groups.iter().filter(|group| group.status().serving).count();
                 Ok(Answer::Leaders { led: led as u64 })
+            }
+            Order::Found(order) => {
+                let system = self.server.as_ref().and_then(Server::system);
+                let founded = found::carry_out(order, &self.host, system).await?;
+                // Those that came since the start.
+                self.groups = found::shards(&self.host);
+                Ok(Answer::Founded(founded))
             }
             Order::AwaitSleep => {
                 self.until("a group is awake", |group| group.status().asleep).await?;

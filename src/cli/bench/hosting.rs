@@ -36,6 +36,8 @@ pub struct Setup {
     pub voters: u64,
     pub groups: u64,
     pub machine: MachineKind,
+    /// Whether servers keep a catalog. Without one what is measured is the groups alone.
+    pub catalog: bool,
     /// Watch what the machines are given.
     pub watched: bool,
     /// Who is to lead everything at first: all others say that they are draining.
@@ -144,7 +146,7 @@ impl fmt::Debug for Machines {
 impl ReplicaFactory for Machines {
     fn machine(&self, invitation: &Invitation) -> Result<Box<dyn StateMachine>, String> {
         if let Some(state) = &self.state {
-            state.destroy(invitation.group).map_err(|error| error.to_string())?;
+            state.make_empty(invitation.group).map_err(|error| error.to_string())?;
         }
         Ok(self.make(invitation.group))
     }

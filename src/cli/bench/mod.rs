@@ -10,6 +10,7 @@ mod client;
 mod crowd;
 mod drain;
 mod flow;
+mod found;
 mod hosting;
 mod idle;
 mod kill;
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use balance::BalanceArguments;
 use drain::DrainArguments;
+use found::FoundArguments;
 use kill::KillArguments;
 use read::ReadArguments;
 use restart::RestartArguments;
@@ -54,6 +56,8 @@ pub enum Command {
     Restart(RestartArguments),
     /// What idle groups cost, and how soon all are led after all hosts were killed.
     Idle(IdleArguments),
+    /// How soon the shards of a fresh cluster are led, and one more that is created by hand.
+    Found(FoundArguments),
     /// How long a node takes to hand on everything that it leads.
     Drain(DrainArguments),
     /// How soon groups serve again when the node that leads all of them is killed.
@@ -206,6 +210,7 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Restart(arguments) => restart::run(&arguments).await?,
         Command::Idle(arguments) => idle::run(&arguments).await?,
+        Command::Found(arguments) => found::run(&arguments).await?,
         Command::Drain(arguments) => drain::run(&arguments).await?,
         Command::Kill(arguments) => kill::run(&arguments).await?,
         Command::Balance(arguments) => balance::run(&arguments).await?,

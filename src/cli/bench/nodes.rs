@@ -13,6 +13,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use super::balance::{BalanceAnswer, BalanceOrder};
 use super::drain::{DrainOrder, Drained};
 use super::flow::{FlowOrder, Flowed};
+use super::found::{FoundOrder, Founded};
 use super::hosting::Setup;
 use super::kill::{KillOrder, Noted};
 use super::read::{ReadMeasured, ReadOrder};
@@ -45,6 +46,8 @@ pub enum Order {
     Balance(BalanceOrder),
     /// Note what happens when another node is killed.
     Kill(KillOrder),
+    /// Do something for the benchmark of founding.
+    Found(FoundOrder),
     /// Begin or end a steady flow of writes.
     Flow(FlowOrder),
     /// Write.
@@ -76,6 +79,7 @@ pub enum Answer {
     Balance(Box<BalanceAnswer>),
     Noted(Box<Noted>),
     Flowed(Box<Flowed>),
+    Founded(Founded),
     Measured(Box<Measured>),
     Read(Box<ReadMeasured>),
     Stall(Box<StallAnswer>),
@@ -220,6 +224,7 @@ impl Layout {
             voters: self.nodes,
             groups: self.groups,
             machine: self.machine,
+            catalog: false,
             watched: false,
             leader: None,
         }
@@ -256,6 +261,12 @@ impl Nodes {
         change(&mut setup);
         started.all(&Order::Serve(setup), PATIENCE).await?;
         Ok((started, addresses.into_values().collect()))
+    }
+
+    /// Starts the children; also says what each is to hold.
+    pub async fn prepare(layout: &Layout, directory: &Path) -> anyhow::Result<(Self, Setup)> {
+        let (started, addresses) = Self::introduce(layout, directory).await?;
+        Ok((started, layout.setup(addresses)))
     }
 
     /// Starts the children and tells each who it is; gives their addresses.

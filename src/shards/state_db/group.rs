@@ -55,15 +55,10 @@ impl GroupState {
     }
 
     fn remove_leftovers(&self) -> Result<(), StateDbError> {
-        let (first, end) = self.space.whole();
-        let mut options = ReadOptions::default();
-        options.set_iterate_range(first.to_vec()..end.to_vec());
-        let mut records = self.state.shared.db.raw_iterator_opt(options);
-        records.seek_to_first();
-        if records.valid() {
-            return self.state.shared.write(clearing(self.space));
+        match self.state.shared.holds(self.space)? {
+            true => self.state.shared.write(clearing(self.space)),
+            false => Ok(()),
         }
-        records.status().map_err(StateDbError::io("looking for leftovers"))
     }
 
     fn decode_applied(&self, record: &[u8]) -> Result<LogPosition, StateDbError> {

@@ -117,8 +117,24 @@ impl StateDb {
     /// [`StateDbError::Io`]; the state may be there or not, destroy it again.
     pub fn destroy(&self, group: GroupId) -> Result<(), StateDbError> {
         self.shared.forget(group);
-        self.shared.write(group::clearing(Space::new(group)))?;
-        self.shared.flush()
+        self.shared.remove(Space::new(group))?;
+        self.shared.flush()?;
+        self.shared.removal_is_durable(group);
+        Ok(())
+    }
+
+    /// Sees to it that nothing is here of a group that begins; what an earlier one left is removed
+    /// as by [`StateDb::destroy`]. Costs a look, and no write, where nothing is left. Blocks for the
+    /// disk.
+    ///
+    /// # Errors
+    /// [`StateDbError::Io`]; something may be left, try again.
+    pub fn make_empty(&self, group: GroupId) -> Result<(), StateDbError> {
+        match self.shared.is_durably_empty(Space::new(group))? {
+            true => self.shared.forget(group),
+            false => self.destroy(group)?,
+        }
+        Ok(())
     }
 
     /// Counts finished flushes: when it moved, durable positions may have moved.

@@ -7,6 +7,7 @@
 //! applied position of each group as of its last batch among them: both are in the same batch.
 //! (Unordered writes, which would break it, stay off.) The Raft log holds everything behind.
 
+use std::collections::BTreeSet;
 use std::mem;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,14 +17,16 @@ use crossbeam_channel::{Sender, TrySendError};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use rocksdb::{
-    ColumnFamily, DB, DBPinnableSlice, DEFAULT_COLUMN_FAMILY_NAME, WriteBatch, WriteOptions,
+    ColumnFamily, DB, DBPinnableSlice, DEFAULT_COLUMN_FAMILY_NAME, ReadOptions, WriteBatch,
+    WriteOptions,
 };
 use shardhost_storage::GroupId;
 use tokio::sync::watch;
 
 use super::error::StateDbError;
 use super::flusher::Signal;
-use super::keys::FORMAT_KEY;
+use super::group;
+use super::keys::{FORMAT_KEY, Space};
 use super::options::StateDbOptions;
 use super::progress::Progress;
 use crate::shards::codec::Reader;
@@ -37,6 +40,8 @@ pub(crate) struct Shared {
     groups: DashMap<GroupId, Arc<Progress>>,
     /// Groups written since the last flush, each once.
     queue: Mutex<Vec<Arc<Progress>>>,
+    /// Groups whose state is removed, and on disk may not be: a crash would bring it back.
+    removed: Mutex<BTreeSet<GroupId>>,
     unflushed_bytes: AtomicU64,
     flush_bytes: u64,
     flusher: Sender<Signal>,
@@ -62,6 +67,7 @@ impl Shared {
             write,
             groups: DashMap::new(),
             queue: Mutex::default(),
+            removed: Mutex::default(),
             unflushed_bytes: AtomicU64::new(0),
             flush_bytes: options.flush_bytes,
             flusher,
@@ -103,6 +109,33 @@ impl Shared {
         if let Some((_, progress)) = self.groups.remove(&group) {
             progress.retire();
         }
+    }
+
+    /// Removes everything of a group. A crash may bring it back until [`Self::removal_is_durable`].
+    pub(crate) fn remove(&self, space: Space) -> Result<(), StateDbError> {
+        self.removed.lock().insert(space.group());
+        self.write(group::clearing(space))
+    }
+
+    /// To be called after a flush that began when everything of the group was removed.
+    pub(crate) fn removal_is_durable(&self, group: GroupId) {
+        self.removed.lock().remove(&group);
+    }
+
+    /// Whether nothing of a group is here, and a crash brings nothing back.
+    pub(crate) fn is_durably_empty(&self, space: Space) -> Result<bool, StateDbError> {
+        Ok(!self.removed.lock().contains(&space.group()) && !self.holds(space)?)
+    }
+
+    /// Whether anything of a group is here.
+    pub(crate) fn holds(&self, space: Space) -> Result<bool, StateDbError> {
+        let (first, end) = space.whole();
+        let mut options = ReadOptions::default();
+        options.set_iterate_range(first.to_vec()..end.to_vec());
+        let mut records = self.db.raw_iterator_opt(options);
+        records.seek_to_first();
+        records.status().map_err(StateDbError::io("looking for what is left of a group"))?;
+        Ok(records.valid())
     }
 
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StateDbError> {

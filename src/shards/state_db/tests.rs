@@ -291,6 +291,42 @@ fn a_destroyed_group_never_comes_back() {
     }
 }
 
+/// A flush takes milliseconds, and a host begins ten thousand groups at once.
+#[test]
+fn a_group_that_left_nothing_begins_without_a_flush() {
+    let scratch = Scratch::new();
+    put_all(&mut scratch.state.table(GroupId::new(8)), 1..=3);
+    let flushes = scratch.state.flushes();
+    let before = *flushes.borrow();
+    scratch.state.make_empty(GROUP).unwrap();
+    assert_eq!(*flushes.borrow(), before);
+    assert_eq!(applied(&scratch.state.table(GROUP)), None);
+}
+
+#[test]
+fn what_an_earlier_group_left_is_gone_for_good_when_the_next_one_begins() {
+    let scratch = Scratch::new();
+    put_all(&mut scratch.state.table(GROUP), 1..=3);
+    scratch.state.flush_now().unwrap();
+    scratch.state.make_empty(GROUP).unwrap();
+    for state in [&scratch.state, &scratch.crashed().state] {
+        let table = state.table(GROUP);
+        assert_eq!((applied(&table), table.checksum().unwrap().items), (None, 0));
+    }
+}
+
+/// As after a flush that failed: what is seen is not what a crash would leave.
+#[test]
+fn a_removal_that_is_not_durable_is_made_so_before_the_next_group_begins() {
+    let scratch = Scratch::new();
+    put_all(&mut scratch.state.table(GROUP), 1..=3);
+    scratch.state.flush_now().unwrap();
+    scratch.state.shared.remove(Space::new(GROUP)).unwrap();
+    assert_eq!(applied(&scratch.crashed().state.table(GROUP)), Some(3));
+    scratch.state.make_empty(GROUP).unwrap();
+    assert_eq!(applied(&scratch.crashed().state.table(GROUP)), None);
+}
+
 #[test]
 fn a_group_is_not_opened_as_another_kind() {
     let scratch = Scratch::new();
