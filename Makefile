@@ -56,6 +56,7 @@ bench-smoke: announce
 	$(SHARDHOST) bench read --seconds 1 --kinds lease
 	$(SHARDHOST) bench stall --seconds 1 --groups 1 --transfers 3 --changes 1 --replacements 1
 	$(SHARDHOST) bench restart --groups 300
+	$(SHARDHOST) bench found --groups 300 --by-hand 2
 	$(SHARDHOST) bench drain --groups 300
 	$(SHARDHOST) bench drain --groups 300 --load 0.3
 	$(SHARDHOST) bench kill --groups 300

@@ -178,7 +178,7 @@ impl Cluster {
         self.servers.iter().filter(|(_, server)| holds(server)).map(|(node, _)| *node).collect()
     }
 
-    pub async fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) {
+    pub async fn until(&self, what: &str, mut reached: impl FnMut(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         let mut looks = tokio::time::interval(Duration::from_millis(5));
         while !reached(self) {

@@ -1,11 +1,14 @@
 //! Creating and destroying groups.
 
+use std::collections::BTreeSet;
+
 use shardhost::policy::catalog::{Name, NewGroup, Operation, Refusal, Subject};
 use shardhost::policy::system::{CatalogError, SYSTEM_GROUP};
 use shardhost::server::group_of_shard;
 use shardhost::shards::TABLE_KIND;
 use shardhost::shards::table::TableCommand;
 use shardhost::{GroupId, NodeId};
+use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Shape};
 
@@ -140,5 +143,40 @@ async fn a_requirement_is_kept_as_the_catalog_has_it_and_operators_change_both()
     let group = cluster.host(node).group(table).unwrap();
     group.require(shardhost::Requirement::default(), None).await.unwrap();
     cluster.until("the catalog wins", |cluster| requires(cluster, 1).is_some()).await;
+    cluster.stop().await;
+}
+
+/// Each view is compared by every host, so a burst of changes must not make one view each.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_changes_makes_a_few_views_and_each_group_is_created() {
+    const GROUPS: u64 = 200;
+    let cluster = Cluster::start(Shape::new(3, 1)).await;
+    let catalog = cluster.system(1).catalog().clone();
+    let began = Instant::now();
+    let burst = tokio::spawn(async move {
+        for group in 100..100 + GROUPS {
+            let kind = Name::new(Subject::Kind, "table").unwrap();
+            let nodes = [1, 2, 3].map(NodeId::must);
+            let new = NewGroup::new(GroupId::new(group), kind, nodes);
+            catalog.apply(Operation::CreateGroup(new)).await.unwrap();
+        }
+    });
+    let last = GroupId::new(100 + GROUPS - 1);
+    let mut views = BTreeSet::new();
+    cluster
+        .until("the last one is heard of", |cluster| {
+            let view = cluster.system(2).view().unwrap();
+            views.insert(view.revision());
+            view.groups().contains_key(&last)
+        })
+        .await;
+    burst.await.unwrap();
+    let at_most = began.elapsed().as_millis() / 30 + 2;
+    let views = views.len() as u128;
+    assert!(views <= at_most, "{views} views, and {at_most} are one each 30 ms");
+    let held = |cluster: &Cluster| {
+        (100..100 + GROUPS).all(|group| cluster.holders(GroupId::new(group)) == [1, 2, 3])
+    };
+    cluster.until("every host holds every group", held).await;
     cluster.stop().await;
 }

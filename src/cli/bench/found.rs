@@ -69,7 +69,7 @@ const NODES: u64 = 3;
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two looks at all groups, and at one.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 const LOOK_AT_ONE_EVERY: Duration = Duration::from_millis(1);
 /// The first group that is created by hand.
 const FIRST_BY_HAND: u64 = 70;

@@ -59,7 +59,7 @@ pub use self::name::{MAX_NAME_BYTES, Name};
 pub use self::query::{Answer, Change, Content, Query};
 pub use self::reconcile::{
     Action, Blocked, Finding, Held, HeldState, Local, MAX_FINDINGS, Oddity, Reason, Round, Step,
-    reconcile,
+    reconcile, reconcile_only,
 };
 pub use self::record::{
     Advert, DrainFallback, DrainIntent, DrainState, EndedGroup, GroupRecord, GroupState, IntentId,

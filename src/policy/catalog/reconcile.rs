@@ -8,7 +8,7 @@
 //! **Nothing is created twice.** A founder whose disk is younger than the group may have voted
 //! with the disk that is gone. It gets no second first replica; its member is to be replaced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use shardhost_groups::GroupSpec;
@@ -27,8 +27,8 @@ pub struct Local<'a> {
     pub node: NodeId,
     /// The identity of its store.
     pub store: u64,
-    /// All its replicas, and the groups of which only a tombstone is left; but for the system
-    /// group, which no catalog names.
+    /// Its replicas, and the groups of which only a tombstone is left, among those that are looked
+    /// at; but for the system group, which no catalog names.
     pub held: &'a BTreeMap<GroupId, Held>,
 }
 
@@ -185,9 +185,30 @@ pub struct Round {
 /// waiting.
 #[must_use]
 pub fn reconcile(view: &View, local: Local<'_>, from: GroupId, max_steps: usize) -> Round {
+    compare(view, local, groups_from(view, local, from), max_steps)
+}
+
+/// The same for these groups only, in ascending order. What it says of a group is what
+/// [`reconcile`] says of it.
+#[must_use]
+pub fn reconcile_only(
+    view: &View,
+    local: Local<'_>,
+    groups: &BTreeSet<GroupId>,
+    max_steps: usize,
+) -> Round {
+    compare(view, local, groups.iter().copied(), max_steps)
+}
+
+fn compare(
+    view: &View,
+    local: Local<'_>,
+    groups: impl IntoIterator<Item = GroupId>,
+    max_steps: usize,
+) -> Round {
     let home = Home::new(view, local);
     let mut round = Round::default();
-    for group in groups_from(view, local, from) {
+    for group in groups {
         if round.steps.len() >= max_steps {
             round.next = Some(group);
             return round;

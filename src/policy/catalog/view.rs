@@ -1,9 +1,11 @@
 //! What the catalog holds, without the rules of how it changes.
 //!
 //! The system group's machine keeps one; hosts without a replica of it build their own from pages
-//! and changes; the planner and `reconcile` read it. A clone shares the records.
+//! and changes; the planner and `reconcile` read it. A clone shares the records, and what is large as
+//! a whole until one of the two changes it.
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -20,8 +22,8 @@ pub struct View {
     revision: Revision,
     settings: Arc<Settings>,
     nodes: BTreeMap<NodeId, Arc<NodeRecord>>,
-    groups: BTreeMap<GroupId, Arc<GroupRecord>>,
-    ended: BTreeMap<GroupId, EndedGroup>,
+    groups: Arc<BTreeMap<GroupId, Arc<GroupRecord>>>,
+    ended: Arc<BTreeMap<GroupId, EndedGroup>>,
     drains: BTreeMap<NodeId, Arc<DrainIntent>>,
 }
 
@@ -43,12 +45,12 @@ impl View {
     }
     /// The groups, by id.
     #[must_use]
-    pub const fn groups(&self) -> &BTreeMap<GroupId, Arc<GroupRecord>> {
+    pub fn groups(&self) -> &BTreeMap<GroupId, Arc<GroupRecord>> {
         &self.groups
     }
     /// The groups that are gone, by id.
     #[must_use]
-    pub const fn ended(&self) -> &BTreeMap<GroupId, EndedGroup> {
+    pub fn ended(&self) -> &BTreeMap<GroupId, EndedGroup> {
         &self.ended
     }
     /// The drains, by node.
@@ -113,10 +115,10 @@ impl View {
                 self.nodes.insert(node.id, node);
             }
             Record::Group(group) => {
-                self.groups.insert(group.id, group);
+                Arc::make_mut(&mut self.groups).insert(group.id, group);
             }
             Record::Ended(ended) => {
-                self.ended.insert(ended.id, ended);
+                Arc::make_mut(&mut self.ended).insert(ended.id, ended);
             }
             Record::Drain(drain) => {
                 self.drains.insert(drain.node, drain);
@@ -132,10 +134,10 @@ impl View {
                 self.nodes.remove(&node);
             }
             RecordKey::Group(group) => {
-                self.groups.remove(&group);
+                Arc::make_mut(&mut self.groups).remove(&group);
             }
             RecordKey::Ended(group) => {
-                self.ended.remove(&group);
+                Arc::make_mut(&mut self.ended).remove(&group);
             }
             RecordKey::Drain(node) => {
                 self.drains.remove(&node);
@@ -147,6 +149,44 @@ impl View {
     pub fn advance(&mut self, through: Revision) {
         self.revision = self.revision.max(through);
     }
+
+    /// The groups of which this view holds something else than an earlier one. Those that were read
+    /// anew count as different, whatever they are.
+    #[must_use]
+    pub fn groups_unlike(&self, earlier: &Self) -> BTreeSet<GroupId> {
+        let mut unlike = BTreeSet::new();
+        if !Arc::ptr_eq(&self.groups, &earlier.groups) {
+            differences(&self.groups, &earlier.groups, Arc::ptr_eq, &mut unlike);
+        }
+        if !Arc::ptr_eq(&self.ended, &earlier.ended) {
+            differences(&self.ended, &earlier.ended, PartialEq::eq, &mut unlike);
+        }
+        unlike
+    }
+}
+
+/// Adds the keys under which two maps hold different values, or only one of them a value.
+fn differences<V>(
+    one: &BTreeMap<GroupId, V>,
+    other: &BTreeMap<GroupId, V>,
+    same: impl Fn(&V, &V) -> bool,
+    found: &mut BTreeSet<GroupId>,
+) {
+    let (mut left, mut right) = (one.iter().peekable(), other.iter().peekable());
+    while let (Some((a, one)), Some((b, other))) = (left.peek(), right.peek()) {
+        match a.cmp(b) {
+            Ordering::Equal => {
+                if !same(one, other) {
+                    found.insert(**a);
+                }
+                left.next();
+                right.next();
+            }
+            Ordering::Less => found.extend(left.next().map(|(key, _)| *key)),
+            Ordering::Greater => found.extend(right.next().map(|(key, _)| *key)),
+        }
+    }
+    found.extend(left.chain(right).map(|(key, _)| *key));
 }
 
 fn from_node<V>(map: &BTreeMap<NodeId, V>, after: Option<u64>) -> impl Iterator<Item = &V> {

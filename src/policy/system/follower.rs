@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use shardhost_groups::{LogIndex, ReadMode};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{CatalogClient, CatalogError};
@@ -18,6 +19,9 @@ use crate::policy::catalog::{Answer, Content, Query, Record, RecordKind, Revisio
 
 /// Between two questions, for a host without a replica of the system group.
 const ASK_EVERY: Duration = Duration::from_secs(1);
+/// Between two questions at least, so that a burst of changes makes a few views. A change that
+/// comes alone is read at once.
+const GATHER: Duration = Duration::from_millis(30);
 /// After a question that nobody answered.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -43,9 +47,12 @@ struct Follower {
 impl Follower {
     async fn run(mut self) {
         loop {
-            let seen = self.applied_here();
+            let (seen, asked) = (self.applied_here(), Instant::now());
             match self.catch_up().await {
-                Ok(()) => self.until_something_may_have_changed(seen).await,
+                Ok(()) => {
+                    self.until_something_may_have_changed(seen).await;
+                    tokio::time::sleep_until(asked + GATHER).await;
+                }
                 Err(error) => {
                     tracing::debug!(%error, "the catalog cannot be followed");
                     tokio::time::sleep(RETRY_AFTER).await;
@@ -70,14 +77,23 @@ impl Follower {
 
     async fn catch_up(&mut self) -> Result<(), CatalogError> {
         let known = self.view.borrow().as_ref().map(Arc::clone);
-        let Some(known) = known else { return self.list().await };
-        let mut view = View::clone(&known);
+        let (mut view, mut listed) = match known {
+            Some(known) => (View::clone(&known), false),
+            None => (self.list().await?, true),
+        };
+        let mut news = listed;
         loop {
             let answer = self.ask(&Query::Changes { since: self.since, limit: 0 }).await?;
             let Content::Changes { changes, through, more } = answer.content else {
-                return self.list().await;
+                if listed {
+                    // Whoever answers is behind whoever answered before.
+                    let message = format!("changes since revision {} are not told", self.since);
+                    return Err(CatalogError::Unknown { message });
+                }
+                (view, listed, news) = (self.list().await?, true, true);
+                continue;
             };
-            let news = through > self.since;
+            news |= through > self.since;
             for change in changes {
                 match change.record {
                     Some(record) => view.put(record),
@@ -95,8 +111,9 @@ impl Follower {
         }
     }
 
-    /// Reads everything. What changes meanwhile is told by the changes since the first page.
-    async fn list(&mut self) -> Result<(), CatalogError> {
+    /// Reads everything. What changes meanwhile is told by the changes since the first page, and
+    /// until they are taken over the view is of no moment.
+    async fn list(&mut self) -> Result<View, CatalogError> {
         let (mut view, mut first) = (View::default(), None);
         for kind in RecordKind::ALL {
             let mut after = None;
@@ -112,8 +129,7 @@ impl Follower {
             }
         }
         self.since = first.unwrap_or_default();
-        self.view.send_replace(Some(Arc::new(view)));
-        Ok(())
+        Ok(view)
     }
 
     async fn ask(&self, query: &Query) -> Result<Answer, CatalogError> {

@@ -1,26 +1,31 @@
 //! Doing on this host what the catalog intends: creating and destroying replicas, having groups
 //! require what they should, draining; and telling the catalog who belongs to the groups led here.
 //!
-//! What is to be done is decided by [`reconcile`]; here it is carried out. Everything that fails is
-//! tried again in the next round, so a host that was away catches up by itself.
+//! What is to be done is decided by [`reconcile`]; here it is carried out. A round is about the groups
+//! that changed; everything is compared from time to time, and when something failed, so a host that
+//! was away catches up by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shardhost_groups::leadership::{GroupSelector, HookKind};
+use futures::{StreamExt, TryStreamExt, stream};
+use parking_lot::Mutex;
+use shardhost_groups::leadership::{GroupSelector, HookKind, LeadershipEvent};
 use shardhost_groups::machine::StateMachine;
 use shardhost_groups::{GroupId, GroupSpec, GroupStatus, NodeId, OpenGroupError, ReplicaId, Role};
 use shardhost_storage::Membership;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::agenda::{Agenda, Scope};
 use super::client::{CatalogClient, CatalogError};
 use super::{CatalogView, GroupMachines, SYSTEM_GROUP, now_ms};
 use crate::host::Host;
 use crate::policy::catalog::{
     Action, DrainIntent, DrainState as IntentState, Held, HeldState, Local, Oddity, Operation,
-    Round, Step, View, reconcile,
+    RecordKey, Round, Step, View, reconcile, reconcile_only,
 };
 use crate::policy::drains::Drains;
 use crate::policy::{DrainOptions, DrainState, Fallback};
@@ -31,10 +36,14 @@ const ROUND_EVERY: Duration = Duration::from_secs(5);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// While this node is being drained: between two looks at how far that is.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
+/// From what happened to the round about it, so that a burst of changes makes a few rounds.
+const GATHER: Duration = Duration::from_millis(10);
 /// Steps of one round.
 const MAX_STEPS: usize = 4_096;
 /// Groups of which a round tells the catalog the members.
 const MAX_TOLD: usize = 256;
+/// Commands about members under way.
+const TOLD_AT_ONCE: usize = 32;
 
 /// Carries out what the catalog intends, until `stop`.
 pub(super) async fn keep(
@@ -45,13 +54,33 @@ pub(super) async fn keep(
     drains: Arc<Drains>,
     stop: CancellationToken,
 ) {
-    let led = Arc::new(Notify::new());
-    let waker = Arc::clone(&led);
-    let all = GroupSelector::All;
-    let hook = host.on_leadership(all, HookKind::Dispatched, move |_| waker.notify_one());
-    let keeper = Keeper { host, client, view, machines, drains, from: GroupId::new(0), told: 0 };
+    let led = Arc::new(Led::default());
+    let noted = Arc::clone(&led);
+    let note = move |event: &LeadershipEvent| noted.note(event.group());
+    let hook = host.on_leadership(GroupSelector::All, HookKind::Dispatched, note);
+    let agenda = Agenda::new(host.node_id(), Instant::now());
+    let from = GroupId::new(0);
+    let keeper = Keeper { host, client, view, machines, drains, agenda, from, told: 0 };
     stop.run_until_cancelled(keeper.run(&led)).await;
     drop(hook);
+}
+
+/// Groups whose leadership changed here since the last round: at most all that are here.
+#[derive(Default)]
+struct Led {
+    groups: Mutex<BTreeSet<GroupId>>,
+    noted: Notify,
+}
+
+impl Led {
+    fn note(&self, group: GroupId) {
+        self.groups.lock().insert(group);
+        self.noted.notify_one();
+    }
+
+    fn take(&self) -> BTreeSet<GroupId> {
+        std::mem::take(&mut *self.groups.lock())
+    }
 }
 
 /// A replica that is to be created.
@@ -63,64 +92,104 @@ struct Keeper {
     view: watch::Receiver<CatalogView>,
     machines: Arc<dyn GroupMachines>,
     drains: Arc<Drains>,
-    /// Where the next round begins.
+    agenda: Agenda,
+    /// Where the next round about everything begins.
     from: GroupId,
     /// Oddities that were told to people, so that they are told once.
     told: usize,
 }
 
 impl Keeper {
-    async fn run(mut self, led: &Notify) {
+    async fn run(mut self, led: &Led) {
         loop {
             let known = self.view.borrow_and_update().clone();
             let pause = match known {
-                Some(view) => self.round(&view).await,
+                Some(view) => {
+                    self.agenda.take_over(&view, Instant::now());
+                    self.agenda.add(led.take());
+                    self.round(&view).await
+                }
                 None => ROUND_EVERY,
             };
             tokio::select! {
                 changed = self.view.changed() => if changed.is_err() { return },
-                () = led.notified() => {}
+                () = led.noted.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }
+            tokio::time::sleep(GATHER).await;
         }
     }
 
     /// Does what can be done; says when to look again.
     async fn round(&mut self, view: &View) -> Duration {
-        let held = self.held(view);
+        let now = Instant::now();
+        let scope = self.agenda.next(now, now + ROUND_EVERY);
+        let round = self.compare(view, &scope);
+        let steps = round.steps.len();
+        let failed = self.carry_out(round.steps).await;
+        let members = self.tell_members(view, &scope).await;
+        let node = self.host.node_id();
+        let drain = self.follow_drain(view, view.drains().get(&node).map(AsRef::as_ref)).await;
+        let members = members.map(|untold| self.agenda.add(untold));
+        let now = Instant::now();
+        match (failed, members, round.next) {
+            (0, Ok(()), None) => {}
+            // A full round that did something goes on at once.
+            (0, Ok(()), Some(next)) if steps > 0 => self.go_on(scope, next, now),
+            _ => self.agenda.all_by(now + RETRY_AFTER),
+        }
+        let pause = self.agenda.due(now) - now;
+        drain.map_or(pause, |look| look.min(pause))
+    }
+
+    fn compare(&mut self, view: &View, scope: &Scope) -> Round {
+        let held = match scope {
+            Scope::All => self.all_held(view),
+            Scope::Only(groups) => self.held(view, groups.iter().copied()),
+        };
         let (node, store) = (self.host.node_id(), self.host.store_id());
         let local = Local { node, store, held: &held };
+        if let Scope::Only(groups) = scope {
+            return reconcile_only(view, local, groups, MAX_STEPS);
+        }
         let round = reconcile(view, local, self.from, MAX_STEPS);
         self.from = round.next.unwrap_or(GroupId::new(0));
         self.tell_oddities(&round);
-        let steps = round.steps.len();
-        let failed = self.carry_out(round.steps).await;
-        let members = self.tell_members(view).await;
-        let drain = self.follow_drain(view, view.drains().get(&node).map(AsRef::as_ref)).await;
-        match (failed, members, round.next) {
-            (0, Ok(()), None) => drain.unwrap_or(ROUND_EVERY),
-            // A full round that did something goes on at once.
-            (0, Ok(()), Some(_)) if steps > 0 => Duration::ZERO,
-            _ => RETRY_AFTER,
+        round
+    }
+
+    /// What a round had no room for is looked at by the next one.
+    fn go_on(&mut self, scope: Scope, next: GroupId, now: Instant) {
+        match scope {
+            Scope::All => self.agenda.all_by(now),
+            Scope::Only(mut groups) => self.agenda.add(groups.split_off(&next)),
         }
     }
 
     /// What this host holds, with what is left of groups that it held.
-    fn held(&self, view: &View) -> BTreeMap<GroupId, Held> {
-        let mut held = BTreeMap::new();
-        for group in self.host.groups() {
-            if group.id() != SYSTEM_GROUP {
-                held.insert(group.id(), held_of(&group.status()));
-            }
-        }
+    fn all_held(&self, view: &View) -> BTreeMap<GroupId, Held> {
+        let open = self.host.groups().into_iter().map(|group| group.id());
         let node = self.host.node_id();
         let founded = view.groups().values().filter(|group| group.founders.contains(&node));
-        let absent: Vec<GroupId> =
-            founded.map(|group| group.id).filter(|id| !held.contains_key(id)).collect();
-        for id in absent {
-            held.extend(self.left_of(id).map(|left| (id, left)));
-        }
-        held
+        let groups: BTreeSet<GroupId> = open.chain(founded.map(|group| group.id)).collect();
+        self.held(view, groups)
+    }
+
+    /// What this host holds of these groups, or what is left of them if it founded them.
+    fn held(
+        &self,
+        view: &View,
+        groups: impl IntoIterator<Item = GroupId>,
+    ) -> BTreeMap<GroupId, Held> {
+        let node = self.host.node_id();
+        let founded = |id| view.groups().get(&id).is_some_and(|one| one.founders.contains(&node));
+        let held = |id| match self.host.group(id) {
+            Some(group) => Some(held_of(&group.status())),
+            None if founded(id) => self.left_of(id),
+            None => None,
+        };
+        let groups = groups.into_iter().filter(|id| *id != SYSTEM_GROUP);
+        groups.filter_map(|id| Some((id, held(id)?))).collect()
     }
 
     /// What the log holds of a group that is not open here.
@@ -197,7 +266,7 @@ impl Keeper {
             return 0;
         }
         let count = specs.len();
-        if let Ok(fresh) = self.with_machines(specs.clone())
+        if let Ok(fresh) = self.with_machines(specs.clone()).await
             && self.host.create_groups(fresh).await.is_ok()
         {
             tracing::info!(count, "replicas are created as the catalog intends");
@@ -206,7 +275,7 @@ impl Keeper {
         let mut failed = 0;
         for spec in specs {
             let group = spec.id;
-            let created = match self.with_machines(vec![spec]) {
+            let created = match self.with_machines(vec![spec]).await {
                 Ok(fresh) => self.host.create_groups(fresh).await.map(drop),
                 Err(error) => Err(error),
             };
@@ -218,14 +287,16 @@ impl Keeper {
         failed
     }
 
-    fn with_machines(&self, specs: Vec<GroupSpec>) -> Result<Vec<Fresh>, OpenGroupError> {
-        let with_machine = |spec: GroupSpec| {
+    async fn with_machines(&self, specs: Vec<GroupSpec>) -> Result<Vec<Fresh>, OpenGroupError> {
+        let machines = Arc::clone(&self.machines);
+        let with_machine = move |spec: GroupSpec| {
             let group = spec.id;
-            let machine = self.machines.create(group, &spec.kind);
+            let machine = machines.create(group, &spec.kind);
             let invalid = |message| OpenGroupError::Invalid { group, message };
             Ok((spec, machine.map_err(invalid)?))
         };
-        specs.into_iter().map(with_machine).collect()
+        let make = move || specs.into_iter().map(with_machine).collect();
+        tokio::task::spawn_blocking(make).await.unwrap_or(Err(OpenGroupError::Stopping))
     }
 
     async fn destroy(&self, group: GroupId) -> Result<(), String> {
@@ -236,24 +307,30 @@ impl Keeper {
     }
 
     /// Tells the catalog who belongs to the groups that are led here, where it knows otherwise.
-    async fn tell_members(&self, view: &View) -> Result<(), CatalogError> {
-        let mut told = 0;
-        for group in self.host.groups() {
-            let status = group.status();
-            let Some(nodes) = news_of_members(view, &status) else { continue };
-            let config_index = status.config_index();
-            let operation = Operation::RecordMembers { group: status.id, config_index, nodes };
-            match self.client.apply(operation).await {
-                // Somebody told it what is newer.
-                Ok(_) | Err(CatalogError::Refused(_)) => {}
-                Err(error) => return Err(error),
-            }
-            told += 1;
-            if told == MAX_TOLD {
-                break;
-            }
+    /// Returns the groups that there was no room for.
+    async fn tell_members(&self, view: &View, scope: &Scope) -> Result<Vec<GroupId>, CatalogError> {
+        let groups = match scope {
+            Scope::All => self.host.groups(),
+            Scope::Only(ids) => ids.iter().filter_map(|id| self.host.group(*id)).collect(),
+        };
+        let news = groups.iter().filter_map(|group| news_of_members(view, &group.status()));
+        let mut news: Vec<Operation> = news.collect();
+        let untold = news.split_off(news.len().min(MAX_TOLD));
+        let told = news.into_iter().map(|operation| self.tell(operation));
+        stream::iter(told).buffer_unordered(TOLD_AT_ONCE).try_collect::<()>().await?;
+        let group_of = |operation: &Operation| match operation.target() {
+            Some(RecordKey::Group(group)) => Some(group),
+            _ => None,
+        };
+        Ok(untold.iter().filter_map(group_of).collect())
+    }
+
+    async fn tell(&self, operation: Operation) -> Result<(), CatalogError> {
+        match self.client.apply(operation).await {
+            // Somebody told it what is newer.
+            Ok(_) | Err(CatalogError::Refused(_)) => Ok(()),
+            Err(error) => Err(error),
         }
-        Ok(())
     }
 
     /// Drains this node while the catalog intends it. Says when to look again, if soon.
@@ -328,8 +405,9 @@ fn life_of_members(membership: &Membership) -> u32 {
     membership.members.keys().next_back().map_or(0, |replica| life_of(*replica))
 }
 
-/// The nodes of a group that is led here, if the catalog knows the group with others.
-fn news_of_members(view: &View, status: &GroupStatus) -> Option<BTreeSet<NodeId>> {
+/// What the catalog is to be told of the members of a group that is led here, if it knows the group
+/// with others.
+fn news_of_members(view: &View, status: &GroupStatus) -> Option<Operation> {
     let known = view.groups().get(&status.id)?;
     if !status.is_leader() || !status.serving && status.caretaker.is_none() {
         return None;
@@ -337,6 +415,12 @@ fn news_of_members(view: &View, status: &GroupStatus) -> Option<BTreeSet<NodeId>
     let nodes: BTreeSet<NodeId> =
         status.membership.members.values().map(|member| member.node).collect();
     let known_index = known.reported.as_ref().map(|members| members.config_index);
-    let newer = known_index.is_none_or(|known| known < status.config_index());
-    (newer && !nodes.iter().eq(known.members())).then_some(nodes)
+    let config_index = status.config_index();
+    let newer = known_index.is_none_or(|known| known < config_index);
+    let group = status.id;
+    (newer && !nodes.iter().eq(known.members())).then_some(Operation::RecordMembers {
+        group,
+        config_index,
+        nodes,
+    })
 }

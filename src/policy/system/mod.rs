@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`CatalogClient`] | asking the catalog from any host |
 //! | `follower` | a view of the catalog on every host |
-//! | `keeper` | doing on a host what the catalog intends |
+//! | `keeper`, `agenda` | doing on a host what the catalog intends; to which groups |
 //! | `registrar` | telling the catalog of this node, and what it begins with |
 //! | `report`, `facts`, `observe` | what a host tells the planner, and the picture that comes of it |
 //! | `planning`, `moves` | the planner's rounds, and what hosts do with its orders |
@@ -14,6 +14,7 @@
 //! Without a quorum of the system group nothing is created, destroyed or planned. Everything else
 //! goes on: nothing here is asked before a write, a read, an election, a refusal or a drain.
 
+mod agenda;
 mod client;
 mod facts;
 mod follower;

@@ -2,6 +2,7 @@
 //! what a new catalog begins with, that time passes, and that a group is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -19,8 +20,10 @@ use crate::policy::catalog::{
 
 /// Between two comparisons of what is known of this node with what is.
 const COMPARE_EVERY: Duration = Duration::from_secs(2);
-/// Between two looks of the leader of the system group.
+/// Between two looks of the leader of the system group, when nothing changes.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Between two looks at least.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// Ends of groups that are looked at together.
 const MAX_ENDED_AT_ONCE: usize = 1_024;
 /// Commands under way when a new catalog is filled.
@@ -136,46 +139,73 @@ pub(super) struct Beginning {
 pub(super) async fn lead(
     host: Host,
     client: CatalogClient,
-    view: watch::Receiver<CatalogView>,
+    mut view: watch::Receiver<CatalogView>,
     beginning: Beginning,
     lost: CancellationToken,
 ) {
     let work = async {
         let mut trouble = Trouble::default();
+        let (complete, created) = (None, Revision::default());
+        let mut tender = Tender { host, client, beginning, complete, created };
         loop {
-            let known = view.borrow().clone();
+            let known = view.borrow_and_update().clone();
             if let Some(view) = known {
-                let tended = tend(&host, &client, &view, &beginning).await;
-                trouble.tell(tended, "the catalog is not tended");
+                trouble.tell(tender.tend(&view).await, "the catalog is not tended");
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(LOOK_PAUSE).await;
+            let changed = tokio::time::timeout(LOOK_EVERY, view.changed()).await;
+            if changed.is_ok_and(|changed| changed.is_err()) {
+                return;
+            }
         }
     };
     lost.run_until_cancelled(work).await;
 }
 
-async fn tend(
-    host: &Host,
-    client: &CatalogClient,
-    view: &View,
-    beginning: &Beginning,
-) -> Result<(), CatalogError> {
-    if view.settings().revision == Revision::default() {
-        let mode = beginning.planner;
+/// What the leader of the system group remembers from look to look.
+struct Tender {
+    host: Host,
+    client: CatalogClient,
+    beginning: Beginning,
+    /// The view in which nothing was to be done for any group.
+    complete: CatalogView,
+    /// The last change that was made for groups. A view from before it lacks what is there.
+    created: Revision,
+}
+
+impl Tender {
+    async fn tend(&mut self, view: &Arc<View>) -> Result<(), CatalogError> {
+        self.begin_settings(view).await?;
+        let now = now_ms();
+        if view.drains().values().any(|drain| is_due(drain, now)) {
+            self.client.apply(Operation::Tick).await?;
+        }
+        let looked_at = self.complete.as_ref().is_some_and(|one| Arc::ptr_eq(one, view));
+        if looked_at || view.revision() < self.created {
+            return Ok(());
+        }
+        announce_founders(&self.host, &self.client, view, &self.beginning).await?;
+        let ending = finish_ends(&self.client, view).await?;
+        let groups = &self.beginning.groups;
+        let absent: Vec<&NewGroup> = groups.iter().filter(|new| is_absent(view, new)).collect();
+        let able = absent.iter().filter(|new| founders_are_known(view, new));
+        let able = able.map(|new| NewGroup::clone(new)).collect();
+        self.created = create(&self.client, able).await?;
+        self.complete = (ending == 0 && absent.is_empty()).then(|| Arc::clone(view));
+        Ok(())
+    }
+
+    async fn begin_settings(&self, view: &View) -> Result<(), CatalogError> {
+        if view.settings().revision != Revision::default() {
+            return Ok(());
+        }
+        let mode = self.beginning.planner;
         let operation = Operation::SetPlannerMode { mode };
-        match client.apply_expecting(Revision::default(), operation).await {
-            Ok(_) | Err(CatalogError::Refused(Refusal::WrongRevision { .. })) => {}
-            Err(error) => return Err(error),
+        match self.client.apply_expecting(Revision::default(), operation).await {
+            Ok(_) | Err(CatalogError::Refused(Refusal::WrongRevision { .. })) => Ok(()),
+            Err(error) => Err(error),
         }
     }
-    let now = now_ms();
-    if view.drains().values().any(|drain| is_due(drain, now)) {
-        client.apply(Operation::Tick).await?;
-    }
-    announce_founders(host, client, view, beginning).await?;
-    finish_ends(client, view).await?;
-    let missing = beginning.groups.iter().filter(|new| is_missing(view, new));
-    create(client, missing.cloned().collect()).await
 }
 
 /// Whether the time of a drain is over.
@@ -205,8 +235,9 @@ async fn announce_founders(
     Ok(())
 }
 
-/// Has groups forgotten that are gone from every node that may have held them.
-async fn finish_ends(client: &CatalogClient, view: &View) -> Result<(), CatalogError> {
+/// Has groups forgotten that are gone from every node that may have held them. Returns how many are
+/// on their way out.
+async fn finish_ends(client: &CatalogClient, view: &View) -> Result<usize, CatalogError> {
     let ending = view.groups().values().filter(|group| group.state == GroupState::Destroying);
     let ending: Vec<_> = ending.take(MAX_ENDED_AT_ONCE).collect();
     let holders = ending.iter().flat_map(|group| holders_of(view, group));
@@ -230,7 +261,7 @@ async fn finish_ends(client: &CatalogClient, view: &View) -> Result<(), CatalogE
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(ending.len())
 }
 
 /// The nodes that may hold a replica: those that founded the group, and its members.
@@ -240,23 +271,26 @@ fn holders_of(view: &View, group: &GroupRecord) -> Vec<(NodeId, GroupId)> {
     known.map(|node| (node, group.id)).collect()
 }
 
-/// Whether a group is neither there nor over, and its founders are known.
-fn is_missing(view: &View, new: &NewGroup) -> bool {
-    let known = |node: &NodeId| view.nodes().contains_key(node);
-    !view.groups().contains_key(&new.id)
-        && !view.ended().contains_key(&new.id)
-        && new.founders.iter().all(known)
+/// Whether a group is neither there nor over.
+fn is_absent(view: &View, new: &NewGroup) -> bool {
+    !view.groups().contains_key(&new.id) && !view.ended().contains_key(&new.id)
 }
 
-/// Creates groups, many commands at a time.
-async fn create(client: &CatalogClient, groups: Vec<NewGroup>) -> Result<(), CatalogError> {
+fn founders_are_known(view: &View, new: &NewGroup) -> bool {
+    new.founders.iter().all(|node| view.nodes().contains_key(node))
+}
+
+/// Creates groups, many commands at a time. Returns the last change of it.
+async fn create(client: &CatalogClient, groups: Vec<NewGroup>) -> Result<Revision, CatalogError> {
     let commands = groups.into_iter().map(|new| create_one(client.clone(), new));
-    stream::iter(commands).buffer_unordered(CREATED_AT_ONCE).try_collect().await
+    let created = stream::iter(commands).buffer_unordered(CREATED_AT_ONCE);
+    created.try_fold(Revision::default(), |last, one| async move { Ok(last.max(one)) }).await
 }
 
-async fn create_one(client: CatalogClient, new: NewGroup) -> Result<(), CatalogError> {
+async fn create_one(client: CatalogClient, new: NewGroup) -> Result<Revision, CatalogError> {
     match client.apply(Operation::CreateGroup(new)).await {
-        Ok(_) | Err(CatalogError::Refused(Refusal::GroupExists { .. })) => Ok(()),
+        Ok(done) => Ok(done.revision),
+        Err(CatalogError::Refused(Refusal::GroupExists { founded, .. })) => Ok(founded),
         Err(error) => Err(error),
     }
 }

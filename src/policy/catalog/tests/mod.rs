@@ -9,7 +9,7 @@ mod random;
 mod reconcile;
 mod snapshot;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shardhost_storage::{GroupId, NodeId, Requirement};
 

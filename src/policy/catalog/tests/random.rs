@@ -1,6 +1,7 @@
 //! Random commands: snapshots and batches make no difference, whatever happens.
 
 use proptest::prelude::*;
+use shardhost_groups::GroupSpec;
 use shardhost_groups::machine::{ApplyBatch, Command as Committed, StateMachine};
 use shardhost_groups::testing::state_machine::Check;
 use shardhost_storage::{LogIndex, LogPosition};
@@ -155,6 +156,45 @@ fn in_batches(commands: &[Command], sizes: &[usize]) -> CatalogMachine {
     machine
 }
 
+/// What node 1 holds, and the catalog as it saw it last.
+#[derive(Default)]
+struct Home {
+    held: BTreeMap<GroupId, Held>,
+    seen: View,
+}
+
+impl Home {
+    /// What is to be done for the groups that changed, and for all.
+    fn look(&mut self, view: &View) -> (Vec<Step>, Vec<Step>) {
+        let local = Local { node: node(1), store: 1, held: &self.held };
+        let all = reconcile(view, local, GroupId::default(), usize::MAX).steps;
+        let own = RecordKey::Node(node(1));
+        let seen = std::mem::replace(&mut self.seen, view.clone());
+        if seen.record(own) != view.record(own) {
+            return (all.clone(), all);
+        }
+        let changed = view.groups_unlike(&seen);
+        (reconcile_only(view, local, &changed, usize::MAX).steps, all)
+    }
+
+    fn carry_out(&mut self, steps: &[Step]) {
+        for Step { group, action, .. } in steps {
+            let (incarnation, state) = match action {
+                Action::Create { spec } => (lives_before(spec), HeldState::Follows),
+                Action::Destroy { incarnation } => (*incarnation, HeldState::Gone),
+                Action::SetRequirement { .. } => continue,
+            };
+            self.held.insert(*group, Held { incarnation, state });
+        }
+    }
+}
+
+/// How many lives a group had before the one that begins with these members.
+fn lives_before(spec: &GroupSpec) -> u32 {
+    let replica = spec.membership.members.keys().next().map_or(0, |replica| replica.get());
+    u32::try_from(replica >> 32).unwrap()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
@@ -223,6 +263,22 @@ proptest! {
             }
             view.advance(through);
             prop_assert_eq!(&view, catalog.view());
+        }
+    }
+
+    #[test]
+    fn a_host_that_compares_what_changed_does_what_one_that_compares_everything_does(
+        commands in commands(),
+        step in 1..20usize,
+    ) {
+        let (mut catalog, mut host) = (Catalog::default(), Home::default());
+        for some in commands.chunks(step) {
+            for command in some {
+                try_command(&mut catalog, command);
+            }
+            let (steps, everything) = host.look(catalog.view());
+            prop_assert_eq!(&steps, &everything);
+            host.carry_out(&steps);
         }
     }
 
