@@ -214,3 +214,17 @@ fn findings_are_bounded_and_counted() {
     let round = look(&Catalog::default(), &many);
     assert_eq!((round.findings.len(), round.unnamed), (MAX_FINDINGS, 30));
 }
+
+/// Between two looks at the catalog.
+#[test]
+fn a_life_that_began_and_ended_in_between_makes_a_group_differ_and_nothing_else_does() {
+    let mut catalog = with_group();
+    create(&mut catalog, new_group(8, &[1]));
+    destroy(&mut catalog, 7);
+    let earlier = catalog.view().clone();
+    assert_eq!(catalog.view().groups_unlike(&earlier), BTreeSet::new());
+    create(&mut catalog, new_group(7, &[1]));
+    destroy(&mut catalog, 7);
+    put_node(&mut catalog, new_node(4));
+    assert_eq!(catalog.view().groups_unlike(&earlier), BTreeSet::from([group(7)]));
+}
