@@ -162,7 +162,7 @@ pub async fn run(arguments: &FoundArguments) -> anyhow::Result<()> {
     nodes.end().await?;
 
     let seconds = |moment: u64| Duration::from_nanos(moment.saturating_sub(began)).as_secs_f64();
-    let cpu = |usage: &[Usage]| -> Vec<f64> { usage.iter().map(|one| one.cpu_seconds).collect() };
+    let most = |usage: &[Usage], pick: fn(&Usage) -> f64| usage.iter().map(pick).reduce(f64::max);
     let percent = |one: &Usage| one.cpu_seconds / one.seconds * 100.0;
     let median = |pick: fn(&Founded) -> u64| by_hand.get(by_hand.len() / 2).map(pick);
     let figures = json!({
@@ -170,12 +170,12 @@ pub async fn run(arguments: &FoundArguments) -> anyhow::Result<()> {
         "catalog": !arguments.without_catalog,
         "seconds_until_all_held": seconds(founded.held_ns),
         "seconds_until_all_led": seconds(founded.led_ns),
-        "cpu_seconds_of_each_host": cpu(&founding),
-        "log_writes_of_each_host": founding.iter().map(|one| one.log_writes).collect::<Vec<_>>(),
+        "cpu_seconds_of_a_host_at_most": most(&founding, |one| one.cpu_seconds),
+        "log_writes_of_a_host_at_most": most(&founding, |one| one.log_writes as f64),
         "by_hand_held_ms": median(|one| one.held_ns).map(millis),
         "by_hand_led_ms": median(|one| one.led_ns).map(millis),
         "by_hand_led_ms_at_most": by_hand.iter().map(|one| one.led_ns).max().map(millis),
-        "cpu_percent_of_a_core_at_rest": resting.iter().map(percent).collect::<Vec<_>>(),
+        "cpu_percent_of_a_core_at_rest": most(&resting, percent),
     });
     report::print(&figures, arguments.json);
     Ok(())
