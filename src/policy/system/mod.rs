@@ -25,6 +25,8 @@ mod planning;
 mod registrar;
 mod report;
 mod service;
+#[cfg(test)]
+mod simulation;
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -23,9 +23,9 @@ use crate::policy::catalog::View;
 use crate::policy::executor::{Ending, Epoch, Executor, ExecutorSettings, Mode, Order, Ticket};
 
 /// Between two rounds.
-const ROUND_EVERY: Duration = Duration::from_secs(1);
+pub(super) const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// How long reports are waited for; who is later is in the next round.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Outcomes that wait to be told to the executor.
 const MAX_OUTCOMES: usize = 4_096;
 
