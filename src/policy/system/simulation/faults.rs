@@ -46,6 +46,8 @@ impl World {
 
     pub(super) fn strike(&mut self, fault: Fault) -> Result<(), String> {
         match fault {
+            // Who is still drained when everything ends goes on being drained.
+            Fault::Undrain(_) if !self.faulty => Ok(()),
             Fault::Undrain(node) => self.drain(node, false),
             Fault::Calm => {
                 self.cluster.weather = Weather::CALM;

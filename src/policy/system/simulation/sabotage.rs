@@ -3,6 +3,7 @@
 use shardhost_proto::system as wire;
 
 use super::host::Host;
+use super::shape::Shape;
 use crate::policy::executor::{Backoff, ExecutorSettings, OrderRefusal};
 
 /// What is broken.
@@ -48,6 +49,15 @@ impl Sabotage {
             _ => {}
         }
         settings
+    }
+
+    /// What is needed for it to show.
+    pub(super) fn shape(self, mut shape: Shape) -> Shape {
+        if self == Self::BelieveNoise {
+            shape.settings.planner.load_tier = true;
+            shape.rates.values_mut().zip(1..).for_each(|(rate, place)| *rate = 20 * place);
+        }
+        shape
     }
 
     pub(super) fn overrules(self, refusal: &OrderRefusal) -> bool {

@@ -39,7 +39,7 @@ impl Shape {
             if chance.per_mille(400) {
                 shape.requirements.insert(group, any_requirement(&mut chance));
             }
-            shape.rates.insert(group, if loaded { 15 * chance.below(8) } else { 0 });
+            shape.rates.insert(group, if loaded { 12 * chance.below(5) } else { 0 });
         }
         shape.settings.planner.load_tier = loaded;
         shape.cluster.drift = chance.below(30);

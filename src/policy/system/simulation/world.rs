@@ -219,7 +219,7 @@ impl World {
             Event::Look => self.look(),
             Event::Follow => {
                 self.follow();
-                Ok(())
+                self.keep_requirements()
             }
             Event::Writes => self.write(),
             Event::Round(desk) => self.begin_round(desk),
@@ -311,6 +311,24 @@ impl World {
             }
         }
         self.after(FOLLOW_MS, Event::Follow);
+    }
+
+    /// Where a group asks for something else than the catalog says, it is told again: it may have
+    /// had no leader, or one with no time for it.
+    fn keep_requirements(&mut self) -> Result<(), String> {
+        for group in self.groups.clone() {
+            let Some(record) = self.view.groups().get(&group) else { continue };
+            let requirement = record.requirement();
+            let differs = |node: &NodeId| {
+                let status = self.cluster.status(*node, group);
+                status
+                    .is_some_and(|one| one.is_leader() && one.membership.requirement != requirement)
+            };
+            if self.cluster.node_ids().iter().any(differs) {
+                self.cluster.require(group, requirement)?;
+            }
+        }
+        Ok(())
     }
 
     /// Who serves a group.
