@@ -3,7 +3,7 @@
 //!
 //! | who | what it does | until |
 //! |---|---|---|
-//! | a follower on an unfit node | lets its election timeouts go by | so many went by, or a fit candidate turns out to lack entries |
+//! | a follower on an unfit node | lets its election timeouts go by | so many went by, or all fit voters turn out to lack entries |
 //! | one on a draining node | lets some go by, while others could lead | they went by |
 //! | one that handed leadership on | lets them go by | two election timeouts later, or the leader's node is lost |
 //! | a candidate whose votes are split for sure | stands again at once, if its turn comes first | it hears of the next candidate |
@@ -33,6 +33,8 @@ pub(super) struct Candidacy {
     withheld_until: u64,
     /// It stands although it is not fit: nobody who is was found.
     escaping: bool,
+    /// Fit voters that asked for a vote since a leader was heard, and lack entries of this replica.
+    behind: Vec<NodeId>,
 }
 
 impl GroupCore {
@@ -150,6 +152,7 @@ impl GroupCore {
     pub(super) fn rest_assured(&mut self) {
         self.candidacy.passed = 0;
         self.candidacy.escaping = false;
+        self.candidacy.behind = Vec::new();
     }
 
     /// Leadership was handed on: others first, for a while.
@@ -180,7 +183,7 @@ impl GroupCore {
 
     /// Says in a pre-vote why an unfit replica asks for it.
     pub(super) fn excuse(&self, wire: &mut GroupMessage) {
-        wire.escape = wire.kind() == MessageKind::PreVote && self.candidacy.escaping;
+        wire.escape |= wire.kind() == MessageKind::PreVote && self.candidacy.escaping;
     }
 
     /// Refuses a pre-vote to a candidate on an unfit node, and says so; `false`: raft decides.
@@ -194,7 +197,7 @@ impl GroupCore {
             return false;
         }
         let opinion = self.opinion(node, round);
-        self.notice_hopeless(message, &opinion);
+        self.notice_hopeless(node, message, &opinion, round);
         let Opinion::Unfit(unfit) = opinion else { return false };
         if message.escape {
             return false;
@@ -208,11 +211,32 @@ impl GroupCore {
         true
     }
 
-    /// A fit candidate that lacks entries of this replica cannot win without its vote, which it
-    /// will not get: somebody has to lead it there first.
-    fn notice_hopeless(&mut self, message: &GroupMessage, candidate: &Opinion) {
+    /// A fit candidate that lacks entries of this replica does not get its vote. When there is no
+    /// other fit voter that may have them, somebody unfit has to lead it there first.
+    fn notice_hopeless(
+        &mut self,
+        node: NodeId,
+        message: &GroupMessage,
+        candidate: &Opinion,
+        round: &Round,
+    ) {
         let log = &self.raw.raft.raft_log;
-        if !candidate.is_unfit() && !log.is_up_to_date(message.index, message.log_term) {
+        let behind = !log.is_up_to_date(message.index, message.log_term);
+        let known = &mut self.candidacy.behind;
+        known.retain(|other| *other != node);
+        if candidate.is_unfit() || !behind {
+            return;
+        }
+        known.push(node);
+        let known = &self.candidacy.behind;
+        let mut others = self.membership.voters().map(|(_, voter)| voter);
+        let hope = others.any(|voter| {
+            voter != self.config.node
+                && round.nodes.contains(voter)
+                && !known.contains(&voter)
+                && !self.opinion(voter, round).is_unfit()
+        });
+        if !hope {
             self.candidacy.passed = u16::MAX;
         }
     }

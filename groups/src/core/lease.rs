@@ -186,6 +186,7 @@ impl GroupCore {
             MessageKind::TimeoutNow => {
                 wire.stamp = round.began.map_or(0, Moment::get);
                 wire.life = self.lease.life_of(wire.to_replica);
+                wire.escape = self.only_draining_voters_are_left(round);
                 if wire.life == 0 {
                     self.hold_order(wire.clone());
                     return false;

@@ -79,7 +79,7 @@ impl GroupCore {
 
     /// An order to campaign. One that cannot be followed is answered, so that the leader goes on.
     fn step_order(&mut self, message: GroupMessage, round: &mut Round) {
-        match self.refuses_leadership(round) {
+        match self.refuses_leadership(message.escape, round) {
             Some(refusal) => self.send_answer(&message, Some(refusal), round),
             None => self.step_raft(message),
         }

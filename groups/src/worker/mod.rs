@@ -42,7 +42,7 @@ const FAREWELL_TICKS: u8 = 3;
 
 /// Groups of a worker that stand still for a transfer at the same time, at most. More at once would
 /// not be done sooner, and each would stand still for longer.
-pub const MAX_FROZEN: usize = 128;
+pub const MAX_FROZEN: usize = 256;
 
 /// What a worker counted since it started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -185,7 +185,7 @@ fn idle_groups_fall_asleep_and_cost_no_messages() {
 #[test]
 fn of_many_groups_that_are_handed_over_few_stand_still_at_once() {
     let mut shape = Shape::calm();
-    shape.groups = 700;
+    shape.groups = 1_000;
     let mut cluster = Cluster::new(3, &shape);
     cluster.settle_until_asleep().unwrap();
     let (from, to) = (cluster.node_ids()[0], cluster.node_ids()[1]);

@@ -91,7 +91,8 @@ impl GroupCore {
         if let Opinion::Unfit(unfit) = self.opinion(node, round) {
             return Err(TransferError::TargetUnfit { group, node, unfit });
         }
-        if round.nodes.advert(node).is_some_and(|advert| advert.draining) {
+        let draining = round.nodes.advert(node).is_some_and(|advert| advert.draining);
+        if draining && !self.only_draining_voters_are_left(round) {
             return Err(TransferError::TargetDraining { group, node });
         }
         let progress = self.raw.raft.prs().get(replica.get());
@@ -108,6 +109,13 @@ impl GroupCore {
             }
             _ => Ok(replica),
         }
+    }
+
+    /// Whether this leader serves nobody, and whoever could is on a node that is draining: better
+    /// there than nowhere.
+    pub(in crate::core) fn only_draining_voters_are_left(&self, round: &Round) -> bool {
+        let best = || self.ranked_voters(round).into_iter().next();
+        self.caretaker().is_some() && best().is_some_and(|(rank, _)| !rank.unfit && rank.draining)
     }
 
     fn voter_on(&self, node: NodeId) -> Result<ReplicaId, TransferError> {

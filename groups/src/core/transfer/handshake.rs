@@ -63,6 +63,7 @@ impl GroupCore {
         let message = GroupMessage {
             index: self.raw.raft.raft_log.last_index(),
             stamp: asked,
+            escape: self.only_draining_voters_are_left(round),
             declined: self.declined_so_far(round),
             ..self.own_message(MessageKind::TransferAsk, replica)
         };
@@ -126,7 +127,7 @@ impl GroupCore {
 
     /// The leader asks whether this replica would take over.
     pub(in crate::core) fn answer_transfer(&mut self, message: &GroupMessage, round: &mut Round) {
-        let refusal = self.refuses_leadership(round);
+        let refusal = self.refuses_leadership(message.escape, round);
         if refusal.is_none() {
             self.remember_declined(&message.declined);
             if message.term == self.raw.raft.term {
@@ -163,8 +164,13 @@ impl GroupCore {
         }
     }
 
-    /// Why this replica does not take the leadership over, if it does not.
-    pub(in crate::core) fn refuses_leadership(&self, round: &Round) -> Option<TransferRefusal> {
+    /// Why this replica does not take the leadership over, if it does not; as the last resort it
+    /// does although its node is draining.
+    pub(in crate::core) fn refuses_leadership(
+        &self,
+        last_resort: bool,
+        round: &Round,
+    ) -> Option<TransferRefusal> {
         use transfer_refusal::Kind;
         let refusal = |kind: Kind, text: String| Some(TransferRefusal { kind: kind.into(), text });
         if let Some(unfit) = self.own_unfitness(round) {
@@ -172,7 +178,7 @@ impl GroupCore {
             let kind = if lacks { Kind::Unfit } else { Kind::Policy };
             return refusal(kind, unfit.to_string());
         }
-        if round.nodes.own().draining {
+        if round.nodes.own().draining && !last_resort {
             return refusal(Kind::Draining, format!("node {} is draining", self.config.node));
         }
         if self.snapshots.is_installing() {

@@ -6,13 +6,13 @@ use shardhost_groups::{GroupStatus, NodeId, RejectReason};
 use super::super::moves::{LONGEST, MAX_LAG, ending_of, reason_of, standing_of};
 use super::host::{Progress, Running};
 use super::world::{Desk, Event, World};
-use crate::policy::executor::{Ending, FailReason, Order, OrderRefusal, Standing};
+use crate::policy::executor::{Ending, Order, OrderRefusal, Standing};
 
 impl World {
     /// Nobody was reached; the planner's host may notice.
     pub(super) fn order_is_lost(&mut self, by: Desk, order: Order) {
         if self.chance.per_mille(500) {
-            let ending = Ending::Failed { reason: FailReason::Unreachable };
+            let ending = Ending::Failed { reason: RejectReason::LeaderUnreachable };
             let late = self.chance.between(100, 1_500);
             self.after(late, Event::Answered { to: by, order, ending });
         }
@@ -21,7 +21,7 @@ impl World {
     /// An order arrives.
     pub(super) fn ordered(&mut self, by: Desk, order: Order) -> Result<(), String> {
         if !self.hosts[&order.from].serves() {
-            self.answer(by, order, Ending::Failed { reason: FailReason::Unreachable });
+            self.answer(by, order, Ending::Failed { reason: RejectReason::LeaderUnreachable });
             return Ok(());
         }
         let Some(status) = self.cluster.status(order.from, order.group).cloned() else {

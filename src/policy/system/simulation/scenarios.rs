@@ -108,7 +108,6 @@ fn an_election_that_the_wrong_one_wins_is_noticed() {
 /// the two others come back, the one that is behind cannot win; that is no reason for the one that
 /// lacks what is required to stand, as long as the third can win.
 #[test]
-#[ignore = "an unfit follower stands as soon as any fit candidate lacks entries of its own"]
 fn a_fit_candidate_that_is_behind_does_not_make_an_unfit_one_stand() {
     let story = |seed| {
         let mut world = at_rest(seed, 5, 1, &[1, 2, 3, 5])?;

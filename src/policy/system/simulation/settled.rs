@@ -151,7 +151,7 @@ impl World {
             let requirement = &leader.membership.requirement;
             let fit = leader.membership.voters().any(|(_, node)| {
                 let advert = self.cluster.advert(node);
-                !advert.draining && requirement.lacking(&advert.capabilities).next().is_none()
+                requirement.lacking(&advert.capabilities).next().is_none()
             });
             demand(leader.serving || !fit, || {
                 format!("{group} is served by nobody: {:?}", leader.caretaker)
