@@ -7,8 +7,7 @@
 //! a change of members. A drain is over when two looks in a row find nothing that could go.
 //!
 //! How many transfers are under way grows with each part of a window that went well, and is halved
-//! when one fails or takes long. How many of them users wait for at once is limited beneath: see
-//! the worker.
+//! when one fails or takes long: the others are busy. Transfers that fail together count once.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};

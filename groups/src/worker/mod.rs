@@ -40,10 +40,6 @@ const WAKES_PER_SLOT: usize = 512;
 /// Ticks during which a failed replica tells its peers that it does not lead them.
 const FAREWELL_TICKS: u8 = 3;
 
-/// Groups of a worker that stand still for a transfer at the same time, at most. More at once would
-/// not be done sooner, and each would stand still for longer.
-pub const MAX_FROZEN: usize = 256;
-
 /// What a worker counted since it started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkerCounters {
@@ -69,8 +65,6 @@ pub struct WorkerCounters {
 struct Slot {
     core: GroupCore,
     touched: bool,
-    /// It is among those that wait to freeze.
-    waits: bool,
 }
 
 /// The groups of one worker.
@@ -84,8 +78,6 @@ pub struct WorkerCore {
     touched: Vec<GroupId>,
     /// Groups whose leadership is on its way to another replica: each round counts.
     frozen: BTreeSet<GroupId>,
-    /// Groups that wait until others do not stand still any more.
-    waiting_to_freeze: VecDeque<GroupId>,
     live: Arc<LiveNodes>,
     policies: Policies,
     /// The policies as the groups were last told to look at them.
@@ -120,7 +112,6 @@ impl WorkerCore {
             began: self.round.began,
             nodes: Arc::clone(&self.live),
             facts: self.live.revision() + self.policies.revision(),
-            room_to_freeze: MAX_FROZEN.saturating_sub(self.frozen.len()),
             ..Round::default()
         }
     }
@@ -407,7 +398,7 @@ impl WorkerCore {
     fn open(&mut self, core: GroupCore) {
         let group = core.id();
         self.failed.remove(&group);
-        self.groups.insert(group, Box::new(Slot { core, touched: false, waits: false }));
+        self.groups.insert(group, Box::new(Slot { core, touched: false }));
         self.active[slot_of(group)].insert(group);
         self.with(group, |_, _| ());
     }
@@ -421,7 +412,6 @@ impl WorkerCore {
 
     fn deactivate(&mut self, group: GroupId) {
         self.active[slot_of(group)].remove(&group);
-        self.frozen.remove(&group);
     }
 
     fn node_live(&mut self, node: NodeId, incarnation: u64) {
@@ -466,8 +456,7 @@ impl WorkerCore {
         for group in due {
             self.with(group, |core, round| core.tick(round));
         }
-        let frozen: Vec<GroupId> = self.frozen.iter().copied().collect();
-        for group in frozen {
+        for group in std::mem::take(&mut self.frozen) {
             self.with(group, |_, _| ());
         }
         for _ in 0..WAKES_PER_SLOT.min(self.to_wake.len()) {
@@ -522,14 +511,12 @@ impl WorkerCore {
         self.round.ended = now;
         let touched = std::mem::take(&mut self.touched);
         self.counters.rounds += u64::from(!touched.is_empty());
-        touched.into_iter().for_each(|group| self.finish(group));
-        while self.round.room_to_freeze > 0
-            && let Some(group) = self.waiting_to_freeze.pop_front()
-        {
-            if let Some(slot) = self.groups.get_mut(&group) {
-                slot.waits = false;
-                self.finish(group);
+        for group in touched {
+            self.with(group, |core, round| core.finish_round(round));
+            for (group, fault) in std::mem::take(&mut self.round.faults) {
+                self.fail(group, fault);
             }
+            self.settle(group);
         }
         self.touched.clear();
         for event in &self.round.counted {
@@ -537,14 +524,6 @@ impl WorkerCore {
         }
         let next = self.next_round();
         std::mem::replace(&mut self.round, next)
-    }
-
-    fn finish(&mut self, group: GroupId) {
-        self.with(group, |core, round| core.finish_round(round));
-        for (group, fault) in std::mem::take(&mut self.round.faults) {
-            self.fail(group, fault);
-        }
-        self.settle(group);
     }
 
     /// The group goes on without this replica: its data goes, its id stays known.
@@ -568,11 +547,6 @@ impl WorkerCore {
         }
         if slot.core.is_frozen() {
             self.frozen.insert(group);
-        } else if self.frozen.remove(&group) {
-            self.round.room_to_freeze += 1;
-        }
-        if slot.core.waits_to_freeze() && !std::mem::replace(&mut slot.waits, true) {
-            self.waiting_to_freeze.push_back(group);
         }
         if slot.core.is_asleep() {
             self.active[slot_of(group)].remove(&group);

@@ -36,8 +36,6 @@ pub struct Round {
     pub nodes: Arc<LiveNodes>,
     /// Names what is known of nodes and policies together: grows when either changes.
     pub facts: u64,
-    /// So many more groups may stand still for a transfer.
-    pub room_to_freeze: usize,
     /// Proposals that ended without being applied here.
     pub failed: Vec<(Pending, ProposeError)>,
     /// Reads that are answered.

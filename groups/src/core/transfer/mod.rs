@@ -4,7 +4,7 @@
 //! | phase | users | ends with |
 //! |---|---|---|
 //! | asking | are served | the target agrees, declines, or says nothing: then the next one is asked |
-//! | levelling | are served | the target lacks few enough entries, votes are prepared, and few others are frozen |
+//! | levelling | are served | the target lacks few enough entries, and votes are prepared |
 //! | frozen | wait | the target leads, declines after all, or the watchdog ends it |
 //!
 //! Nothing stops before a target has agreed. Proposals that come while the group is frozen are
@@ -213,7 +213,6 @@ impl GroupCore {
         let Some(transfer) = self.transfer.as_mut() else { return };
         let replica = transfer.replica;
         transfer.phase = Phase::Frozen(self.ticks, round.began);
-        round.room_to_freeze = round.room_to_freeze.saturating_sub(1);
         self.void_lease(replica, round);
         // What was queued in this round goes into the log first: raft refuses it afterwards.
         self.propose_queued(round);
@@ -279,10 +278,8 @@ impl GroupCore {
         let Some(transfer) = &self.transfer else { return };
         let (group, node, lag) = (self.id, transfer.to, self.lag_of(transfer.replica));
         let level = lag <= FREEZE_LAG;
-        if self.waits_to_freeze() {
-            if round.room_to_freeze > 0 {
-                self.freeze(round);
-            }
+        if level && self.is_prepared_vote_durable() {
+            self.freeze(round);
         } else if self.ticks - since > u64::from(self.config.give_up_ticks) {
             let after = self.in_time(self.ticks - since);
             let max_lag = FREEZE_LAG;
@@ -382,17 +379,6 @@ impl GroupCore {
     /// Where leadership is being handed to.
     pub(super) fn transferring_to(&self) -> Option<NodeId> {
         self.transfer.as_ref().map(|transfer| transfer.to)
-    }
-
-    /// Whether nothing but the transfers of other groups keeps this one from its end.
-    #[must_use]
-    pub fn waits_to_freeze(&self) -> bool {
-        self.transfer.as_ref().is_some_and(|transfer| {
-            matches!(transfer.phase, Phase::Levelling(_))
-                && self.leads()
-                && self.lag_of(transfer.replica) <= FREEZE_LAG
-                && self.is_prepared_vote_durable()
-        })
     }
 
     /// Whether users wait for a transfer, which must not last.
