@@ -9,19 +9,10 @@ mod leases;
 mod policies;
 
 use shardhost_groups::config::KnownBugs;
-use shardhost_groups::testing::simulation::{Chance, Cluster, Coverage, Shape};
+use shardhost_groups::testing::simulation::{Chance, Cluster, Coverage, Shape, seeds};
 
 /// Seeds of an ordinary run of the test suite.
 const SEEDS: u64 = 200;
-
-fn seeds() -> std::ops::Range<u64> {
-    let read = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
-    match (read("SIMULATION_SEED"), read("SIMULATION_SEEDS")) {
-        (Some(seed), _) => seed..seed + 1,
-        (None, Some(count)) => 0..count,
-        (None, None) => 0..SEEDS,
-    }
-}
 
 /// Runs one seed and gives what the checkers found, and a fingerprint of all that happened.
 fn run(seed: u64, shape: &Shape) -> (Result<(), String>, u64) {
@@ -37,7 +28,7 @@ fn run_cluster(seed: u64, shape: &Shape) -> (Result<(), String>, Cluster) {
 
 fn all_seeds_hold(shape: impl Fn(u64) -> Shape, demand: fn(&Coverage, u64)) {
     let (mut coverage, mut runs) = (Coverage::default(), 0);
-    for seed in seeds() {
+    for seed in seeds(SEEDS) {
         let (outcome, cluster) = run_cluster(seed, &shape(seed));
         coverage.add(cluster.checks());
         runs += 1;

@@ -31,3 +31,15 @@ pub use chance::Chance;
 pub use checks::{Checks, Coverage, Election};
 pub use cluster::{Cluster, Shape};
 pub use network::{Network, Weather};
+
+/// The seeds that a test runs: `ordinary` many, as many as `SIMULATION_SEEDS` says, or the one of
+/// `SIMULATION_SEED`.
+#[must_use]
+pub fn seeds(ordinary: u64) -> std::ops::Range<u64> {
+    let read = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
+    match (read("SIMULATION_SEED"), read("SIMULATION_SEEDS")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, Some(count)) => 0..count,
+        (None, None) => 0..ordinary,
+    }
+}

@@ -33,6 +33,8 @@ mod world;
 use checks::Coverage;
 use sabotage::Sabotage;
 use shape::Shape;
+use shardhost_groups::testing::simulation::seeds;
+
 use world::World;
 
 /// Seeds of an ordinary run of the test suite.
@@ -52,15 +54,6 @@ const QUIET_MS: u64 = 120_000;
 const HOUR_MS: u64 = 3_600_000;
 /// One of so many seeds is watched, and one of so many ends with writes to every group.
 const WATCHED: u64 = 25;
-
-fn seeds() -> std::ops::Range<u64> {
-    let read = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
-    match (read("SIMULATION_SEED"), read("SIMULATION_SEEDS")) {
-        (Some(seed), _) => seed..seed + 1,
-        (None, Some(count)) => 0..count,
-        (None, None) => 0..SEEDS,
-    }
-}
 
 /// Whether a run ends with a look at a cluster at rest, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +89,7 @@ fn story(world: &mut World, finale: Finale) -> Result<(), String> {
 
 #[test]
 fn clusters_of_real_groups_come_to_rest_whatever_goes_wrong() {
-    let (mut coverage, seeds) = (Coverage::default(), seeds());
+    let (mut coverage, seeds) = (Coverage::default(), seeds(SEEDS));
     let single = seeds.end - seeds.start == 1;
     for seed in seeds.clone() {
         let finale = match seed {

@@ -24,6 +24,8 @@ pub(super) use chance::Chance;
 use checks::Coverage;
 use cluster::Cluster;
 use sabotage::Sabotage;
+use shardhost_groups::testing::simulation::seeds;
+
 
 /// Seeds of an ordinary run of the test suite.
 const SEEDS: u64 = 500;
@@ -38,15 +40,6 @@ const SETTLES_WITHIN_MS: u64 = 300_000;
 const QUIET_MS: u64 = 3_600_000;
 /// One of so many seeds is watched for that hour.
 const WATCHED: u64 = 50;
-
-fn seeds() -> std::ops::Range<u64> {
-    let read = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
-    match (read("SIMULATION_SEED"), read("SIMULATION_SEEDS")) {
-        (Some(seed), _) => seed..seed + 1,
-        (None, Some(count)) => 0..count,
-        (None, None) => 0..SEEDS,
-    }
-}
 
 fn run(seed: u64, sabotage: Sabotage, quiet: bool) -> (Result<(), String>, Cluster) {
     let mut cluster = Cluster::new(seed, sabotage);
@@ -64,7 +57,7 @@ fn story(cluster: &mut Cluster, quiet: bool) -> Result<(), String> {
 
 #[test]
 fn clusters_come_to_rest_whatever_goes_wrong() {
-    let (mut coverage, seeds) = (Coverage::default(), seeds());
+    let (mut coverage, seeds) = (Coverage::default(), seeds(SEEDS));
     let single = seeds.end - seeds.start == 1;
     for seed in seeds.clone() {
         let (outcome, cluster) =
