@@ -26,7 +26,6 @@ use cluster::Cluster;
 use sabotage::Sabotage;
 use shardhost_groups::testing::simulation::seeds;
 
-
 /// Seeds of an ordinary run of the test suite.
 const SEEDS: u64 = 500;
 /// How long things go wrong.
