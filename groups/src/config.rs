@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use shardhost_storage::NodeId;
 
+use crate::known_bugs::{KnownBug, KnownBugs};
+
 /// Settings of all groups of one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -74,36 +76,10 @@ pub struct GroupsConfig {
     /// Entries after which a state machine that does not keep itself durable is snapshotted.
     /// Default 10,000.
     pub snapshot_entries: u64,
-    /// Known bugs, put back on purpose so that the simulation can show that it finds them. None.
+    /// Bugs that a test put back on purpose. None, and without the feature `testing` there is no
+    /// way to switch one on.
     #[doc(hidden)]
     pub bugs: KnownBugs,
-}
-
-/// Bugs that multi-raft hosts are known for. Only the simulation switches one on.
-#[doc(hidden)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KnownBugs {
-    /// Messages that promise durability leave before the sync.
-    pub acknowledge_before_sync: bool,
-    /// The vote is not written.
-    pub forget_vote: bool,
-    /// A waiter is resolved by whatever is committed at its index.
-    pub waiter_by_index: bool,
-    /// A lease counts from the answer to a heartbeat.
-    pub lease_from_answer: bool,
-    /// A lease counts before an entry of the own term is applied.
-    pub lease_before_ready: bool,
-    /// A lease goes on during a transfer.
-    pub lease_in_transfer: bool,
-    /// A lease lasts as long as the promise behind it, and longer.
-    pub lease_without_margin: bool,
-    /// A voter forgets its promises when it starts.
-    pub forget_promise: bool,
-    /// An order to campaign is followed however late it comes, and a failed transfer is over at
-    /// once.
-    pub late_timeout_now: bool,
-    /// A vote that was prepared is relied on before it is durable.
-    pub trust_unwritten_vote: bool,
 }
 
 /// What a proposal counts for beside its bytes, in the budgets of bytes in flight.
@@ -140,25 +116,14 @@ impl GroupsConfig {
             log_trail_entries: 1_024,
             log_keep_entries: 100_000,
             snapshot_entries: 10_000,
-            bugs: KnownBugs {
-                acknowledge_before_sync: false,
-                forget_vote: false,
-                waiter_by_index: false,
-                lease_from_answer: false,
-                lease_before_ready: false,
-                lease_in_transfer: false,
-                lease_without_margin: false,
-                forget_promise: false,
-                late_timeout_now: false,
-                trust_unwritten_vote: false,
-            },
+            bugs: KnownBugs::none(),
         }
     }
 
     /// How long a lease lasts; `None`: there are none.
     #[must_use]
     pub fn lease_duration(&self) -> Option<Duration> {
-        if self.bugs.lease_without_margin {
+        if self.bugs.has(KnownBug::LeaseWithoutMargin) {
             return Some(self.election_timeout() * 2);
         }
         let length = self.election_timeout().checked_sub(self.lease_margin?)?;

@@ -30,6 +30,8 @@ mod convert;
 pub mod core;
 pub mod error;
 pub mod handle;
+#[doc(hidden)]
+pub mod known_bugs;
 pub mod leadership;
 mod logging;
 pub mod machine;

@@ -23,6 +23,7 @@ use shardhost_storage::{Member, Membership, ReplicaId};
 use super::gate::Gate;
 use super::{GroupCore, mix};
 use crate::clock::Moment;
+use crate::known_bugs::KnownBug;
 use crate::worker::{LeaseSign, Round};
 
 /// The context by which raft marks the campaign of a transfer.
@@ -153,7 +154,7 @@ impl GroupCore {
     /// Whether an order to campaign is the one that the leader stands by: sent to this life of
     /// the replica, and not before a heartbeat that was answered already.
     pub(super) fn is_current_order(&self, message: &GroupMessage) -> bool {
-        if self.config.bugs.late_timeout_now {
+        if self.config.bugs.has(KnownBug::LateTimeoutNow) {
             return true;
         }
         let current = self.lease.heard_term != self.raw.raft.term
@@ -204,7 +205,7 @@ impl GroupCore {
         }
         let (replica, life) = (message.from_replica, message.life);
         let stamp = match round.began {
-            Some(now) if self.config.bugs.lease_from_answer => now,
+            Some(now) if self.config.bugs.has(KnownBug::LeaseFromAnswer) => now,
             // A stamp of the future is none of ours.
             Some(now) if message.stamp <= now.get() => Moment::new(message.stamp),
             _ => Moment::ZERO,
@@ -230,7 +231,7 @@ impl GroupCore {
 
     /// A transfer failed: only what is answered to a heartbeat sent from here on counts.
     pub(super) fn resume_lease(&mut self, round: &Round) {
-        if self.config.bugs.late_timeout_now {
+        if self.config.bugs.has(KnownBug::LateTimeoutNow) {
             self.lease.owed_by.clear();
             return;
         }
@@ -287,26 +288,29 @@ impl GroupCore {
 
     /// When the newest heartbeats were sent that a quorum answered; zero: there is no lease.
     fn acknowledged(&self) -> Moment {
-        let bugs = &self.config.bugs;
-        let ready = self
-            .led
-            .as_ref()
-            .is_some_and(|led| led.gate == Gate::Open && (led.ready || bugs.lease_before_ready));
+        let bugs = self.config.bugs;
+        let ready = self.led.as_ref().is_some_and(|led| {
+            led.gate == Gate::Open && (led.ready || bugs.has(KnownBug::LeaseBeforeReady))
+        });
         let handing_over = self.is_frozen() || self.raw.raft.lead_transferee.is_some();
-        if !self.leads() || !ready || (handing_over && !bugs.lease_in_transfer) {
+        if !self.leads() || !ready || (handing_over && !bugs.has(KnownBug::LeaseInTransfer)) {
             return Moment::ZERO;
         }
         if self.sleep.is_asking() || self.sleep.is_asleep() {
             return Moment::ZERO;
         }
-        if self.may_be_deposed() && !bugs.lease_in_transfer {
+        if self.may_be_deposed() && !bugs.has(KnownBug::LeaseInTransfer) {
             return Moment::ZERO;
         }
         let mut stamp = self.quorum_stamp(|member| member.voter);
         if self.joint {
             stamp = stamp.min(self.quorum_stamp(|member| member.outgoing_voter));
         }
-        if stamp > self.lease.void_until || bugs.lease_in_transfer { stamp } else { Moment::ZERO }
+        if stamp > self.lease.void_until || bugs.has(KnownBug::LeaseInTransfer) {
+            stamp
+        } else {
+            Moment::ZERO
+        }
     }
 
     /// Whether somebody may still follow an order to campaign: whoever answered a heartbeat that

@@ -15,6 +15,7 @@ use super::{GroupCore, apply::ApplyProgress, sleep::Sleep, snapshot::Snapshots};
 use crate::config::GroupsConfig;
 use crate::convert;
 use crate::error::GroupFault;
+use crate::known_bugs::KnownBug;
 use crate::policy::Policies;
 use crate::replica_log::ReplicaLog;
 
@@ -103,7 +104,7 @@ impl GroupCore {
             .map_err(|error| broken(format!("raft refuses to open {id:?}: {error}")))?;
         let membership = Arc::new(persisted.meta.membership.clone());
         let promised = may_have_promised(&persisted);
-        let config_forgets = config.bugs.forget_promise;
+        let config_forgets = config.bugs.has(KnownBug::ForgetVoteLock);
         let published = super::status::initial(&persisted, applied, &membership);
         let mut core = Self {
             id,

@@ -7,6 +7,7 @@ use shardhost_storage::{LogIndex, Term};
 use super::GroupCore;
 use super::gate::Gate;
 use crate::error::{ProposalRejection, ProposeError, UnknownCause};
+use crate::known_bugs::KnownBug;
 use crate::waiter::Pending;
 use crate::worker::Round;
 
@@ -143,7 +144,9 @@ impl GroupCore {
                 return None;
             }
             let front = self.waiters.pop_front()?;
-            if front.index == index && (front.term == term || self.config.bugs.waiter_by_index) {
+            if front.index == index
+                && (front.term == term || self.config.bugs.has(KnownBug::WaiterByIndex))
+            {
                 return Some(front.pending);
             }
             let by = Term::new(term);
@@ -155,7 +158,7 @@ impl GroupCore {
 
     /// Leadership is gone: nobody can tell any more what becomes of what was proposed.
     pub(super) fn fail_waiters_on_loss(&mut self, round: &mut Round) {
-        if self.config.bugs.waiter_by_index {
+        if self.config.bugs.has(KnownBug::WaiterByIndex) {
             return;
         }
         // What never entered the log surely takes no effect.

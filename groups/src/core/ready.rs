@@ -13,6 +13,7 @@ use shardhost_storage::{Genesis, GroupWrite, LogPosition};
 use super::GroupCore;
 use crate::convert;
 use crate::error::GroupFault;
+use crate::known_bugs::KnownBug;
 use crate::transport::Outgoing;
 use crate::worker::{PersistAck, Round};
 
@@ -84,7 +85,7 @@ impl GroupCore {
         let mut state = self.with_prepared_vote(state);
         self.written_state = state;
         self.forget_other_preparation(&state);
-        if self.config.bugs.forget_vote {
+        if self.config.bugs.has(KnownBug::ForgetVote) {
             state.vote = None;
         }
         state
@@ -99,7 +100,7 @@ impl GroupCore {
         round: &mut Round,
     ) {
         let idle = self.handed_number == self.durable_number && self.is_prepared_vote_durable();
-        if self.config.bugs.acknowledge_before_sync || (write.is_none() && idle) {
+        if self.config.bugs.has(KnownBug::AcknowledgeBeforeSync) || (write.is_none() && idle) {
             self.send_all(after_sync, round);
             if write.is_none() {
                 self.raw.on_persist_ready(number);

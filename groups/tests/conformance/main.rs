@@ -2,7 +2,7 @@
 
 mod sabotage;
 
-use shardhost_groups::config::KnownBugs;
+use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::testing::conformance::{InMemory, Scale, Shown, lines, run};
 
 use sabotage::Sabotage;
@@ -60,16 +60,12 @@ fn the_page_of_promises_names_every_line() {
 /// Hosts that break one promise, and the line that must notice.
 #[test]
 fn the_suite_notices_what_is_broken() {
-    let bugs = |set: fn(&mut KnownBugs)| {
-        let mut bugs = KnownBugs::default();
-        set(&mut bugs);
-        Sabotage { bugs, ..Sabotage::default() }
-    };
+    let bug = |bug| Sabotage { bugs: KnownBugs::from([bug]), ..Sabotage::default() };
     let broken = [
         (Sabotage { syncs_lie: true, ..Sabotage::default() }, "p2_what_was_acknowledged_survives"),
         (Sabotage { no_orders: true, ..Sabotage::default() }, "t1_"),
-        (bugs(|bugs| bugs.waiter_by_index = true), "p8_"),
-        (bugs(|bugs| bugs.lease_in_transfer = true), "l8_"),
+        (bug(KnownBug::WaiterByIndex), "p8_"),
+        (bug(KnownBug::LeaseInTransfer), "l8_"),
     ];
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let shown = broken.map(|(sabotage, name)| async move {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use shardhost_groups::Groups;
-use shardhost_groups::config::KnownBugs;
+use shardhost_groups::known_bugs::KnownBugs;
 use shardhost_groups::storage::NodeId;
 use shardhost_groups::testing::conformance::{
     Cluster, DiskFault, Disks, Factory, InMemory, Links, Start,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shardhost_groups::config::KnownBugs;
+use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::testing::simulation::{Cluster, Shape};
 use shardhost_groups::{GroupId, NodeId};
 
@@ -86,7 +86,7 @@ fn needs_the_rule(bugs: KnownBugs, scenario: fn(&mut Trio) -> Result<(), String>
 /// Answers that were long on their way arrive when the followers have elected another leader.
 #[test]
 fn a_lease_counts_from_the_sending_of_its_heartbeat() {
-    let bugs = KnownBugs { lease_from_answer: true, ..KnownBugs::default() };
+    let bugs = KnownBugs::from([KnownBug::LeaseFromAnswer]);
     needs_the_rule(bugs, |trio| {
         trio.slow_to_leader(950);
         trio.cluster.pass(700)?;
@@ -98,7 +98,7 @@ fn a_lease_counts_from_the_sending_of_its_heartbeat() {
 
 #[test]
 fn a_lease_is_shorter_than_the_promise_behind_it() {
-    let bugs = KnownBugs { lease_without_margin: true, ..KnownBugs::default() };
+    let bugs = KnownBugs::from([KnownBug::LeaseWithoutMargin]);
     needs_the_rule(bugs, |trio| {
         trio.cut_leader_off();
         trio.cluster.clients_work(true);
@@ -109,7 +109,7 @@ fn a_lease_is_shorter_than_the_promise_behind_it() {
 /// The target leads long before the old leader hears of it.
 #[test]
 fn a_lease_is_void_during_a_transfer() {
-    let bugs = KnownBugs { lease_in_transfer: true, ..KnownBugs::default() };
+    let bugs = KnownBugs::from([KnownBug::LeaseInTransfer]);
     needs_the_rule(bugs, |trio| {
         trio.freeze_for(trio.followers[0])?;
         trio.slow_to_leader(1_500);
@@ -122,7 +122,7 @@ fn a_lease_is_void_during_a_transfer() {
 /// once, cut off from the leader, while the other follower campaigns.
 #[test]
 fn a_voter_keeps_its_promise_over_a_restart() {
-    let bugs = KnownBugs { forget_promise: true, ..KnownBugs::default() };
+    let bugs = KnownBugs::from([KnownBug::ForgetVoteLock]);
     needs_the_rule(bugs, |trio| {
         let [stranded, faithful] = trio.followers;
         trio.cut(stranded);
@@ -168,12 +168,12 @@ fn a_seed_complains_without(bugs: KnownBugs, freeze: Duration) {
 
 #[test]
 fn a_lease_needs_an_applied_entry_of_the_own_term() {
-    let bugs = KnownBugs { lease_before_ready: true, ..KnownBugs::default() };
+    let bugs = KnownBugs::from([KnownBug::LeaseBeforeReady]);
     a_seed_complains_without(bugs, Duration::from_millis(100));
 }
 
 #[test]
 fn an_order_to_campaign_is_not_followed_too_late() {
-    let bugs = KnownBugs { late_timeout_now: true, ..KnownBugs::default() };
+    let bugs = KnownBugs::from([KnownBug::LateTimeoutNow]);
     a_seed_complains_without(bugs, Duration::from_millis(1_000));
 }

@@ -8,7 +8,7 @@
 mod leases;
 mod policies;
 
-use shardhost_groups::config::KnownBugs;
+use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::testing::simulation::{Chance, Cluster, Coverage, Shape, seeds};
 
 /// Seeds of an ordinary run of the test suite.
@@ -108,7 +108,7 @@ fn first_complaint(bugs: KnownBugs) -> Option<(u64, String)> {
 
 #[test]
 fn acknowledging_before_the_sync_is_caught() {
-    let bugs = KnownBugs { acknowledge_before_sync: true, ..KnownBugs::default() };
+    let bugs = KnownBugs::from([KnownBug::AcknowledgeBeforeSync]);
     let (seed, violation) = first_complaint(bugs).expect("no seed noticed the bug");
     println!("seed {seed}: {violation}");
 }
@@ -116,7 +116,7 @@ fn acknowledging_before_the_sync_is_caught() {
 #[test]
 fn acknowledging_before_the_sync_is_seen_in_the_very_message() {
     let mut shape = Shape::from_seed(1);
-    shape.config.bugs.acknowledge_before_sync = true;
+    shape.config.bugs = KnownBugs::from([KnownBug::AcknowledgeBeforeSync]);
     let violation = run(1, &shape).0.expect_err("the message was not noticed");
     assert!(violation.contains("before it was durable"), "{violation}");
 }
@@ -125,7 +125,7 @@ fn acknowledging_before_the_sync_is_seen_in_the_very_message() {
 fn relying_on_a_prepared_vote_before_it_is_durable_is_caught() {
     let complaint = (0..200).find_map(|seed| {
         let mut shape = Shape::leasing(seed);
-        shape.config.bugs.trust_unwritten_vote = true;
+        shape.config.bugs = KnownBugs::from([KnownBug::TrustUnwrittenVote]);
         run(seed, &shape).0.err().map(|violation| (seed, violation))
     });
     let (seed, violation) = complaint.expect("no seed noticed the bug");
@@ -136,14 +136,14 @@ fn relying_on_a_prepared_vote_before_it_is_durable_is_caught() {
 #[test]
 fn forgetting_the_vote_is_caught() {
     // A voter that keeps its promises over a restart seldom comes to vote twice in a term.
-    let bugs = KnownBugs { forget_vote: true, forget_promise: true, ..KnownBugs::default() };
+    let bugs = KnownBugs::from([KnownBug::ForgetVote, KnownBug::ForgetVoteLock]);
     let (seed, violation) = first_complaint(bugs).expect("no seed noticed the bug");
     println!("seed {seed}: {violation}");
 }
 
 #[test]
 fn resolving_a_waiter_by_its_index_alone_is_caught() {
-    let bugs = KnownBugs { waiter_by_index: true, ..KnownBugs::default() };
+    let bugs = KnownBugs::from([KnownBug::WaiterByIndex]);
     let (seed, violation) = first_complaint(bugs).expect("no seed noticed the bug");
     println!("seed {seed}: {violation}");
 }

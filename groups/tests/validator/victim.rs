@@ -7,6 +7,7 @@ use std::sync::Arc;
 use shardhost_groups::apply::ApplyWork;
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::core::{GroupCore, Opened, ReplicaStart};
+use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemoryStore,
@@ -34,7 +35,7 @@ impl Victim {
     pub fn new() -> Self {
         let mut config = GroupsConfig::new(NodeId::must(OWN));
         // Orders to campaign are made up here, and name no life of the replica.
-        config.bugs.late_timeout_now = true;
+        config.bugs = KnownBugs::from([KnownBug::LateTimeoutNow]);
         let config = Arc::new(config);
         Self {
             core: WorkerCore::new(Advert::default(), Policies::new()),

@@ -16,6 +16,7 @@ use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupWrite, HardState, NodeId, ReplicaId, Term};
 
 use super::super::GroupCore;
+use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
 use crate::worker::{PersistAck, Round};
 
@@ -69,7 +70,8 @@ impl GroupCore {
 
     /// Whether nothing that was prepared is on its way to the disk.
     pub(in crate::core) fn is_prepared_vote_durable(&self) -> bool {
-        self.preparation.durable == self.preparation.count || self.config.bugs.trust_unwritten_vote
+        self.preparation.durable == self.preparation.count
+            || self.config.bugs.has(KnownBug::TrustUnwrittenVote)
     }
 
     /// Whether the vote that raft gave in its term is one that was prepared, and is durable.

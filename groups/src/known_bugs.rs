@@ -1,0 +1,66 @@
+//! Bugs that multi-Raft hosts are known for, which tests put back to show that they are noticed.
+//!
+//! Only builds with the feature `testing` can switch one on; in every other build
+//! [`KnownBugs::has`] is `false` at compile time and the wrong branch is not in the program.
+
+/// A bug that can be put back on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KnownBug {
+    /// Messages that promise durability leave before the sync.
+    AcknowledgeBeforeSync,
+    /// The vote is not written.
+    ForgetVote,
+    /// A waiter is resolved by whatever is committed at its index.
+    WaiterByIndex,
+    /// A lease counts from the answer to a heartbeat.
+    LeaseFromAnswer,
+    /// A lease counts before an entry of the own term is applied.
+    LeaseBeforeReady,
+    /// A lease goes on during a transfer.
+    LeaseInTransfer,
+    /// A lease lasts as long as the vote lock behind it, and longer.
+    LeaseWithoutMargin,
+    /// A voter forgets its vote locks when it starts.
+    ForgetVoteLock,
+    /// `TimeoutNow` is followed however late it comes, and a failed transfer is over at once.
+    LateTimeoutNow,
+    /// A vote that was prepared is relied on before it is durable.
+    TrustUnwrittenVote,
+}
+
+/// The bugs that are switched on. None by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnownBugs(u64);
+
+impl KnownBugs {
+    /// No bug.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self(0)
+    }
+
+    /// These, and one more.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub const fn and(self, bug: KnownBug) -> Self {
+        Self(self.0 | Self::bit(bug))
+    }
+
+    /// Whether a bug is switched on.
+    #[must_use]
+    pub const fn has(self, bug: KnownBug) -> bool {
+        cfg!(feature = "testing") && self.0 & Self::bit(bug) != 0
+    }
+
+    const fn bit(bug: KnownBug) -> u64 {
+        1 << bug as u64
+    }
+}
+
+#[cfg(feature = "testing")]
+impl<const N: usize> From<[KnownBug; N]> for KnownBugs {
+    fn from(bugs: [KnownBug; N]) -> Self {
+        bugs.into_iter().fold(Self::none(), Self::and)
+    }
+}
