@@ -18,7 +18,7 @@ SHARDHOST = cargo run --release --bin shardhost --
 # Arguments for `make demo` and `make bench`, for example: make demo ARGS=--keep
 ARGS ?=
 
-.PHONY: help setup announce build test demo bench bench-smoke lint
+.PHONY: help setup build test demo bench bench-smoke lint
 
 help:
 	@echo "make demo         hosts that are killed, join, are restarted under a real load; verified"
@@ -32,25 +32,24 @@ help:
 setup:
 	@.ci/setup
 
-announce: setup
-	@echo "== Compiled code: $(CARGO_TARGET_DIR); C++ cache: $(CCACHE_DIR)"
-	@echo "== RocksDB is compiled from 343 C++ files: about 20 minutes on 2 slow cores the first"
-	@echo "== time, about a minute afterwards through ccache. Rust takes some minutes more."
+# Says how long the compiler will be busy, and how far it is with RocksDB.
+COMPILE = .ci/compile
 
-build: announce
-	cargo build --release --bin shardhost
+build: setup
+	@$(COMPILE) cargo build --release --bin shardhost
 
-test: announce
+test: setup
+	@$(COMPILE) cargo test --workspace --no-fail-fast --no-run
 	cargo test --workspace --no-fail-fast
 
-demo: announce
+demo: build
 	$(SHARDHOST) demo $(ARGS)
 
-bench: announce
+bench: build
 	cargo bench --workspace --bench '*'
 	$(SHARDHOST) bench write $(ARGS)
 
-bench-smoke: announce
+bench-smoke: build
 	cargo bench --workspace --bench '*' -- --test
 	$(SHARDHOST) bench write --seconds 2 --groups 8 --outstanding 64
 	$(SHARDHOST) bench read --seconds 1 --kinds lease
@@ -62,6 +61,6 @@ bench-smoke: announce
 	$(SHARDHOST) bench kill --groups 300
 	$(SHARDHOST) bench balance --groups 300
 
-lint: announce
+lint: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings

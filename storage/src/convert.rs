@@ -223,6 +223,7 @@ fn member_to_message(id: ReplicaId, member: &Member) -> log::Member {
         node: member.node.get(),
         role: role.into(),
         outgoing_voter: member.outgoing_voter,
+        never_voted: member.never_voted,
     }
 }
 
@@ -239,7 +240,11 @@ fn member_from_message(message: &log::Member) -> Result<(ReplicaId, Member), Mal
     }
     let voter = role == log::MemberRole::Voter;
     let learner = role == log::MemberRole::Learner;
-    Ok((id, Member { node, voter, learner, outgoing_voter: message.outgoing_voter }))
+    let (outgoing_voter, never_voted) = (message.outgoing_voter, message.never_voted);
+    if never_voted && (voter || outgoing_voter) {
+        return Err(Malformed::new("member", format!("replica {id} votes and never voted")));
+    }
+    Ok((id, Member { node, voter, learner, outgoing_voter, never_voted }))
 }
 
 #[cfg(test)]
@@ -250,7 +255,7 @@ mod tests {
         let node = NodeId::must;
         let members = [
             (ReplicaId::must(1), Member::voter(node(1))),
-            (ReplicaId::must(2), Member { outgoing_voter: true, ..Member::learner(node(2)) }),
+            (ReplicaId::must(2), Member { outgoing_voter: true, never_voted: false, ..Member::learner(node(2)) }),
             (
                 ReplicaId::must(u64::MAX),
                 Member { voter: false, outgoing_voter: true, ..Member::voter(node(3)) },

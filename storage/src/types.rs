@@ -65,18 +65,22 @@ pub struct Member {
     pub learner: bool,
     /// Votes in the outgoing configuration of a joint change.
     pub outgoing_voter: bool,
+    /// Had no vote in any configuration since the replica id was given out. Only such a replica may
+    /// be created anew on an empty disk: one that voted may have promised what the disk held.
+    /// `false` also where an earlier version did not record it.
+    pub never_voted: bool,
 }
 
 impl Member {
     /// A voter of a simple configuration.
     #[must_use]
     pub const fn voter(node: NodeId) -> Self {
-        Self { node, voter: true, learner: false, outgoing_voter: false }
+        Self { node, voter: true, learner: false, outgoing_voter: false, never_voted: false }
     }
     /// A learner of a simple configuration.
     #[must_use]
     pub const fn learner(node: NodeId) -> Self {
-        Self { node, voter: false, learner: true, outgoing_voter: false }
+        Self { node, voter: false, learner: true, outgoing_voter: false, never_voted: true }
     }
 }
 

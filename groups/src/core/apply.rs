@@ -76,16 +76,21 @@ impl GroupCore {
         }
     }
 
-    /// Hands over what was held back, as far as the backlog allows.
+    /// Hands over what was held back, as far as the backlog allows. Each turn of the loop hands
+    /// something over, or ends it.
     pub(super) fn hand_over_committed(&mut self, round: &mut Round) {
         while self.apply.handed < self.apply.released && self.takes_more() {
-            match self.read_committed(self.apply.handed + 1, self.apply.released + 1) {
+            let before = self.apply.handed;
+            match self.read_committed(before + 1, self.apply.released + 1) {
                 Ok(entries) if !entries.is_empty() => self.hand(entries, round),
                 Ok(_) => {
-                    let text = format!("{:?} has no entry {}", self.id, self.apply.handed + 1);
+                    let text = format!("{:?} has no entry {}", self.id, before + 1);
                     return round.fault(self.id, GroupFault::Invariant(text.into()));
                 }
                 Err(fault) => return round.fault(self.id, fault),
+            }
+            if self.apply.handed == before {
+                return;
             }
         }
     }

@@ -12,12 +12,13 @@ use raft::{Changer, ProgressState};
 use shardhost_proto::log::config_change::Kind;
 use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind};
 use shardhost_storage::convert::membership_to_message;
-use shardhost_storage::{Incoming, LogIndex, Membership, NodeId, ReplicaId, Requirement};
+use shardhost_storage::{Incoming, LogIndex, Member, Membership, NodeId, ReplicaId, Requirement};
 use tokio::sync::oneshot;
 
 use super::GroupCore;
 use crate::convert::is_requirement;
 use crate::error::{GroupFault, UnknownCause};
+use crate::known_bugs::KnownBug;
 use crate::membership::{
     ConfigEntry, MembershipChange, MembershipError, Progress, Step, check_expected, plan,
     plan_addition,
@@ -275,7 +276,9 @@ impl GroupCore {
             }
             return true;
         }
-        !self.is_meta_durable()
+        // A change from before the one that counts is part of what is known for long: a replica
+        // that replays its log passes it by.
+        entry.index == self.membership.config_index.get() && !self.is_meta_durable()
     }
 
     fn apply_config(&mut self, entry: &Entry, round: &mut Round) -> Result<(), GroupFault> {
@@ -410,18 +413,25 @@ impl GroupCore {
     /// Tells nodes that should hold a replica and do not.
     pub(super) fn invite_newcomers(&self, live: &LiveNodes, round: &mut Round) {
         let due = (self.ticks + self.id.get()).is_multiple_of(INVITE_TICKS);
-        if !due || !self.leads() || !self.is_meta_durable() {
+        // A leader that is not ready may not have applied yet that a learner became a voter.
+        let ready = self.led.as_ref().is_some_and(|led| led.ready);
+        if !due || !self.leads() || !ready || !self.is_meta_durable() {
             return;
         }
         let prs = self.raw.raft.prs();
         for (id, member) in &self.membership.members {
             let unseen = prs.get(id.get()).is_some_and(|progress| progress.matched == 0);
-            // Voters exist: they were learners that had caught up. One that lost its disk must not
-            // come back as if it had never voted.
-            if unseen && member.learner && !member.outgoing_voter && live.contains(member.node) {
+            if unseen && self.may_be_created(*member) && live.contains(member.node) {
                 round.messages.push(self.invitation(*id, member.node));
             }
         }
+    }
+
+    /// Whether the replica may be created on an empty disk. One that ever had a vote may not: its
+    /// acknowledgements and votes were counted, and an empty log would take them back.
+    fn may_be_created(&self, member: Member) -> bool {
+        let votes = member.voter || member.outgoing_voter;
+        !votes && (member.never_voted || self.config.bugs.has(KnownBug::RecreateVoter))
     }
 
     fn invitation(&self, to: ReplicaId, node: NodeId) -> Outgoing {

@@ -88,6 +88,10 @@ use snapshot::Snapshots;
 use succession::Succession;
 use transfer::{Preparation, Transfer};
 
+/// Readies of raft in one round. Each carries all that is to be done, so a second one only has what
+/// the first brought about.
+const MAX_READIES: u32 = 64;
+
 /// One replica of one group.
 pub struct GroupCore {
     id: GroupId,
@@ -227,10 +231,7 @@ impl GroupCore {
         self.finish_changes();
         self.propose_queued(round);
         self.start_read_round(round);
-        while self.raw.has_ready() {
-            self.take_ready(round);
-            self.observe_leadership(round);
-        }
+        self.take_readies(round);
         self.hand_over_committed(round);
         self.resolve_confirmed_reads(round);
         self.watch_barrier(round);
@@ -238,6 +239,19 @@ impl GroupCore {
         self.renew_promise(round);
         self.publish(round);
         self.publish_lease(round);
+    }
+
+    fn take_readies(&mut self, round: &mut Round) {
+        let mut left = MAX_READIES;
+        while self.raw.has_ready() {
+            if left == 0 {
+                let text = format!("raft finds no end: {MAX_READIES} readies in one round");
+                return round.fault(self.id, GroupFault::Invariant(text.into()));
+            }
+            left -= 1;
+            self.take_ready(round);
+            self.observe_leadership(round);
+        }
     }
 
     /// Ends the replica's life in this process: fails everybody who waits, fires the last edge.

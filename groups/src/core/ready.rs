@@ -5,7 +5,7 @@
 //! durability (votes, acknowledgements) leaves only when what it promises is on disk: it travels
 //! with the log task and is released by the writer after the sync.
 
-use raft::eraftpb::{HardState, Message, MessageType};
+use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType};
 use raft::{GetEntriesContext, ProgressState, Storage};
 use shardhost_proto::peer::MessageKind;
 use shardhost_storage::{Genesis, GroupWrite, LogPosition};
@@ -36,7 +36,7 @@ impl GroupCore {
         let snapshot = installed_position(ready.snapshot());
 
         if let Some(position) = snapshot {
-            self.begin_install(position, number);
+            self.begin_install(position, number, round);
         }
         self.raw.mut_store().append(&entries);
         let hard_state = self.raw.raft.hard_state();
@@ -57,26 +57,41 @@ impl GroupCore {
         &mut self,
         snapshot: Option<LogPosition>,
         hard_state: &HardState,
-        entries: &[raft::eraftpb::Entry],
+        entries: &[Entry],
     ) -> GroupWrite {
         let mut write = GroupWrite::new(self.id);
         write.reset = snapshot;
         write.meta = snapshot.map(|_| (*self.meta).clone());
-        write.hard_state = self.hard_state_to_write(hard_state);
+        write.hard_state = self.hard_state_to_write(hard_state, entries);
         write.entries = entries.iter().map(convert::entry_to_log).collect();
         write
     }
 
     /// The hard state, if it must be written: a term and a vote always, a commit index only now
     /// and then, for it may lag behind and costs a key each time.
-    fn hard_state_to_write(&mut self, state: &HardState) -> Option<shardhost_storage::HardState> {
+    ///
+    /// It may not lag in a batch that carries a change of configuration. A leader proposes one when
+    /// it has applied the change before, so whoever takes it knows that one committed. A replica
+    /// that acknowledged the later change and forgot that the earlier one was committed could be
+    /// elected under the configuration before both, beside a leader of the one after both.
+    fn hard_state_to_write(
+        &mut self,
+        state: &HardState,
+        entries: &[Entry],
+    ) -> Option<shardhost_storage::HardState> {
         let state = self.with_prepared_vote(convert::hard_state_to_log(state));
         let written = &self.written_state;
         let lag = state.commit.get().saturating_sub(written.commit.get());
-        if (state.term, state.vote) == (written.term, written.vote) && lag < COMMIT_LAG {
+        let bound = if self.carries_a_change(entries) { 1 } else { COMMIT_LAG };
+        if (state.term, state.vote) == (written.term, written.vote) && lag < bound {
             return None;
         }
         Some(self.hard_state_with_commit())
+    }
+
+    fn carries_a_change(&self, entries: &[Entry]) -> bool {
+        !self.config.bugs.has(KnownBug::ForgetCommit)
+            && entries.iter().any(|entry| entry.entry_type != EntryType::EntryNormal)
     }
 
     /// The hard state as it is, to be written with the commit index.
@@ -200,7 +215,7 @@ impl GroupCore {
         &self,
         from: u64,
         to: u64,
-    ) -> Result<Vec<raft::eraftpb::Entry>, GroupFault> {
+    ) -> Result<Vec<Entry>, GroupFault> {
         let max = self.config.max_apply_bytes_per_group as u64;
         let context = GetEntriesContext::empty(false);
         self.raw.store().entries(from, to, max, context).map_err(|error| {

@@ -11,7 +11,8 @@ use tokio::sync::oneshot;
 use super::GroupCore;
 use crate::apply::ApplyWork;
 use crate::convert;
-use crate::error::TakeSnapshotError;
+use crate::error::{GroupFault, TakeSnapshotError};
+use crate::known_bugs::KnownBug;
 use crate::transport::{ShipmentOutcome, SnapshotShipment};
 use crate::worker::{PersistAck, Round};
 
@@ -41,7 +42,7 @@ pub(super) struct Snapshots {
     shipping: Vec<(u64, u64)>,
     /// One that is being installed: its place, and the ready that carries it.
     installing: Option<Install>,
-    /// The membership that came with the newest arrived snapshot.
+    /// The membership that came with the snapshot that raft took and has not handed out yet.
     incoming: Option<Box<(LogPosition, Membership)>>,
     /// The log may be truncated up to here.
     compact_to: Option<LogPosition>,
@@ -249,21 +250,33 @@ impl GroupCore {
         if self.snapshots.is_installing() {
             return;
         }
-        self.snapshots.incoming = Some(Box::new((position, membership)));
         self.step_raft(message);
+        let took = self.pending_snapshot() == Some(position);
+        if took || self.config.bugs.has(KnownBug::MembershipOfAnotherSnapshot) {
+            self.snapshots.incoming = Some(Box::new((position, membership)));
+        }
+    }
+
+    /// The snapshot that raft took and did not hand out yet.
+    fn pending_snapshot(&self) -> Option<LogPosition> {
+        let metadata = self.raw.raft.raft_log.unstable.snapshot.as_ref()?.get_metadata();
+        Some(LogPosition::new(metadata.term, metadata.index))
     }
 
     /// Raft took the snapshot: the log starts anew behind it. The state machine is restored when
     /// that is durable; a crash in between is repaired at the next opening.
-    pub(super) fn begin_install(&mut self, position: LogPosition, number: u64) {
-        if let Some(incoming) = self.snapshots.incoming.take()
-            && incoming.0 == position
-        {
-            let before = std::mem::take(&mut self.meta.membership);
-            self.meta.membership = incoming.1;
-            self.install_membership(std::sync::Arc::new(self.meta.membership.clone()));
-            self.contacts.retain(|(id, _)| self.membership.is_yet_to_come(*id));
-            self.lease_after_change(&before);
+    pub(super) fn begin_install(&mut self, position: LogPosition, number: u64, round: &mut Round) {
+        match self.snapshots.incoming.take() {
+            Some(incoming) if incoming.0 == position => self.adopt_membership(incoming.1),
+            other => {
+                let came = other.map(|incoming| incoming.0);
+                let text = format!(
+                    "{:?} installs the snapshot at {position}, but the membership that it has is \
+                     of {came:?}",
+                    self.id
+                );
+                return round.fault(self.id, GroupFault::Invariant(text.into()));
+            }
         }
         self.meta.snapshot = Some(position);
         let conf = convert::conf_state(&self.membership);
@@ -271,6 +284,14 @@ impl GroupCore {
         self.apply.skip_to(position.index.get());
         self.snapshots.compact_to = None;
         self.snapshots.installing = Some(Install { position, number, handed: false });
+    }
+
+    /// The membership of the snapshot that raft took.
+    fn adopt_membership(&mut self, membership: Membership) {
+        let before = std::mem::replace(&mut self.meta.membership, membership);
+        self.install_membership(std::sync::Arc::new(self.meta.membership.clone()));
+        self.contacts.retain(|(id, _)| self.membership.is_yet_to_come(*id));
+        self.lease_after_change(&before);
     }
 
     /// Goes on with an installation whose log write is durable.

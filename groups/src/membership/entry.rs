@@ -121,12 +121,17 @@ impl ConfigEntry {
                 let id = ReplicaId::new(*id)?;
                 let known = self.placements.get(&id).copied();
                 let node = known.or_else(|| before.node_of(id))?;
-                let none = Member { node, voter: false, learner: false, outgoing_voter: false };
+                let never_voted = before.members.get(&id).is_none_or(|member| member.never_voted);
+                let (voter, learner, outgoing_voter) = (false, false, false);
+                let none = Member { node, voter, learner, outgoing_voter, never_voted };
                 give(after.members.entry(id).or_insert(none));
                 Some(())
             })
         };
-        part(&state.voters, |member| member.voter = true)?;
+        part(&state.voters, |member| {
+            member.voter = true;
+            member.never_voted = false;
+        })?;
         part(&state.learners, |member| member.learner = true)?;
         part(&state.learners_next, |member| member.learner = true)?;
         part(&state.voters_outgoing, |member| member.outgoing_voter = true)?;

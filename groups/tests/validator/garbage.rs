@@ -154,7 +154,7 @@ fn kind() -> impl Strategy<Value = i32> {
 
 fn member() -> impl Strategy<Value = Member> {
     (0u64..5, 0u64..5, 0i32..4, any::<bool>()).prop_map(|(replica, node, role, outgoing_voter)| {
-        Member { replica, node, role, outgoing_voter }
+        Member { replica, node, role, outgoing_voter, never_voted: false }
     })
 }
 

@@ -20,6 +20,12 @@ impl Cluster {
         self.crash(node, keep.unwrap_or(0))
     }
 
+    /// The disk of a node that is down is replaced by an empty one.
+    pub fn wipe(&mut self, arguments: &mut Arguments<'_>) -> Done {
+        let node = arguments.node("node")?;
+        self.node(node)?.wipe()
+    }
+
     pub fn restart(&mut self, arguments: &mut Arguments<'_>) -> Done {
         let node = arguments.node("node")?;
         self.start(node)

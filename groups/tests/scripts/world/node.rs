@@ -142,6 +142,16 @@ impl Node {
         self.life += 1;
     }
 
+    /// Replaces the disks by empty ones.
+    pub fn wipe(&mut self) -> Result<(), String> {
+        if self.process.is_some() {
+            return Err("the node is up".to_owned());
+        }
+        (self.store, self.snapshots) = (MemoryStore::new(), MemorySnapshots::new());
+        self.disks.clear();
+        Ok(())
+    }
+
     /// Starts the process from what the disks hold.
     pub fn start(&mut self, config: &Arc<GroupsConfig>) -> Result<(), String> {
         self.process = Some(Process {
