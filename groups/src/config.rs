@@ -76,6 +76,9 @@ pub struct GroupsConfig {
     /// Entries after which a state machine that does not keep itself durable is snapshotted.
     /// Default 10,000.
     pub snapshot_entries: u64,
+    /// The longest that one round of a worker may take. One that takes longer is a
+    /// [`crate::HostFault::Stuck`]. `None`: nobody watches. Default 10 s.
+    pub round_limit: Option<Duration>,
     /// Bugs that a test put back on purpose. None, and without the feature `testing` there is no
     /// way to switch one on.
     #[doc(hidden)]
@@ -116,6 +119,7 @@ impl GroupsConfig {
             log_trail_entries: 1_024,
             log_keep_entries: 100_000,
             snapshot_entries: 10_000,
+            round_limit: Some(Duration::from_secs(10)),
             bugs: KnownBugs::none(),
         }
     }

@@ -9,6 +9,7 @@ use shardhost_storage::{GroupId, LogError, LogIndex, NodeId, Term};
 use crate::machine::QueryError;
 use crate::policy::{RejectReason, Unfit};
 use crate::status::Caretaker;
+use crate::worker::Phase;
 
 /// Where a group is led, as far as the answering replica knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +111,21 @@ pub enum HostFault {
         thread: Arc<str>,
         /// What the panic said.
         message: Arc<str>,
+    },
+    /// A round of a worker does not end: a bug, or a hook or policy of the user that hangs. The
+    /// groups of the worker are mute, and shutting down cannot end them: end the process.
+    #[error(
+        "worker {worker} is stuck for {limit:?} {phase}; the group that it visited last is {group}"
+    )]
+    Stuck {
+        /// Which worker.
+        worker: usize,
+        /// The group that it visited last.
+        group: GroupId,
+        /// What it was doing.
+        phase: Phase,
+        /// The longest that a round may take.
+        limit: std::time::Duration,
     },
 }
 

@@ -306,6 +306,12 @@ async fn stop(
         End::Asked => Shutdown::Graceful { deadline },
         End::Abandoned | End::Failed(_) => Shutdown::Immediate,
     };
+    if let End::Failed(fault @ HostFault::Stuck { .. }) = &end {
+        // Its groups are mute as long as the process lives, and no shutdown would end.
+        tracing::error!(%fault, "the host is stuck and ends at once");
+        eprintln!("error: {fault}; the host ended at once, start it again");
+        std::process::exit(1);
+    }
     tracing::info!(?mode, "stopping; a second signal ends at once");
     tokio::select! {
         () = server.shutdown(mode) => {}

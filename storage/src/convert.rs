@@ -255,7 +255,10 @@ mod tests {
         let node = NodeId::must;
         let members = [
             (ReplicaId::must(1), Member::voter(node(1))),
-            (ReplicaId::must(2), Member { outgoing_voter: true, never_voted: false, ..Member::learner(node(2)) }),
+            (
+                ReplicaId::must(2),
+                Member { outgoing_voter: true, never_voted: false, ..Member::learner(node(2)) },
+            ),
             (
                 ReplicaId::must(u64::MAX),
                 Member { voter: false, outgoing_voter: true, ..Member::voter(node(3)) },

@@ -211,11 +211,7 @@ impl GroupCore {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub(super) fn read_committed(
-        &self,
-        from: u64,
-        to: u64,
-    ) -> Result<Vec<Entry>, GroupFault> {
+    pub(super) fn read_committed(&self, from: u64, to: u64) -> Result<Vec<Entry>, GroupFault> {
         let max = self.config.max_apply_bytes_per_group as u64;
         let context = GetEntriesContext::empty(false);
         self.raw.store().entries(from, to, max, context).map_err(|error| {

@@ -8,6 +8,7 @@
 //! | apply (a few) | work of state machines | applied positions, answers |
 //! | snapshot writer (one) | views of state machines | files |
 //! | dispatcher (one) | edges of leadership | calls of hooks |
+//! | watchdog (one) | where each worker is | a fault of the host, when a round does not end |
 //! | admission (a few) | leaderships that policies are asked about | what they decided |
 
 mod additions;
@@ -21,6 +22,7 @@ mod leadership;
 mod log_writer;
 mod open;
 mod snapshot_writer;
+mod watchdog;
 mod worker_thread;
 
 use std::fmt;
@@ -43,7 +45,7 @@ use crate::leadership::{GroupSelector, LeadershipHub};
 use crate::policy::Policies;
 use crate::transport::Transport;
 use crate::waiter::Budget;
-use crate::worker::WorkerCounters;
+use crate::worker::{Activity, WorkerCounters};
 
 pub use additions::{AdditionGuard, AdditionHooks};
 pub(crate) use apply_pool::Mailbox;
@@ -73,6 +75,8 @@ pub(crate) struct RuntimeShared {
     log: log_writer::LogQueue,
     snapshot_tasks: snapshot_writer::SnapshotQueue,
     counters: Mutex<Vec<WorkerCounters>>,
+    /// Where each worker is.
+    activities: Vec<Arc<Activity>>,
     population: Mutex<Vec<(usize, usize)>>,
     epochs: AtomicU64,
     stopping: AtomicBool,
@@ -242,6 +246,7 @@ impl GroupsBuilder {
             log,
             snapshot_tasks,
             counters: Mutex::new(vec![WorkerCounters::default(); self.workers]),
+            activities: (0..self.workers).map(|_| Arc::default()).collect(),
             population: Mutex::new(vec![(0, 0); self.workers]),
             epochs: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
@@ -280,6 +285,10 @@ impl GroupsBuilder {
         let hub = Arc::clone(&shared.hub);
         threads.dispatcher =
             Some(spawn(&watched, "leadership".to_owned(), move || hub.dispatch())?);
+        let (alive, stop) = crossbeam_channel::bounded(0);
+        let watching = Arc::clone(&shared);
+        let run = move || watchdog::run(&watching, &stop);
+        threads.watchdog = Some((alive, spawn(&watched, "watchdog".to_owned(), run)?));
         Ok(Groups { inner: Arc::new(GroupsInner { shared, threads: Mutex::new(threads) }) })
     }
 }
@@ -308,6 +317,8 @@ struct Threads {
     snapshots: Option<JoinHandle<()>>,
     dispatcher: Option<JoinHandle<()>>,
     admissions: Vec<JoinHandle<()>>,
+    /// Ends when the channel does.
+    watchdog: Option<(crossbeam_channel::Sender<()>, JoinHandle<()>)>,
 }
 
 #[derive(Debug)]
@@ -429,7 +440,15 @@ impl Groups {
         }
         let mut threads = std::mem::take(&mut *self.inner.threads.lock());
         shared.inboxes.iter().for_each(|inbox| inbox.complete(crate::worker::Input::Stop));
+        if matches!(&*shared.health.borrow(), Some(HostFault::Stuck { .. })) {
+            // There is no end to wait for, and the process is to end.
+            threads.workers.clear();
+        }
         threads.workers.drain(..).for_each(join);
+        if let Some((alive, watchdog)) = threads.watchdog.take() {
+            drop(alive);
+            join(watchdog);
+        }
         shared.log.stop();
         threads.log.take().into_iter().for_each(join);
         shared.apply.stop(threads.apply.len());
@@ -456,10 +475,32 @@ fn join(thread: JoinHandle<()>) {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use shardhost_storage::{MemorySnapshots, MemoryStore};
+    use shardhost_storage::{LogPosition, MemorySnapshots, MemoryStore};
 
     use super::*;
+    use crate::handle::GroupSpec;
+    use crate::leadership::HookKind;
+    use crate::machine::{ApplyBatch, ApplyFault, SnapshotWriter, StateMachine};
     use crate::transport::{Outgoing, SnapshotShipment};
+    use crate::worker::Phase;
+
+    /// A state machine that keeps nothing.
+    struct Nothing;
+
+    impl StateMachine for Nothing {
+        fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
+            Ok(None)
+        }
+        fn apply(&mut self, _: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
+            Ok(())
+        }
+        fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
+            Err(ApplyFault::new("it has none"))
+        }
+        fn restore(&mut self, _: LogPosition, _: &mut dyn std::io::Read) -> Result<(), ApplyFault> {
+            Ok(())
+        }
+    }
 
     #[derive(Debug)]
     struct Nowhere;
@@ -490,5 +531,36 @@ mod tests {
         let fault = health.borrow().clone().unwrap().to_string();
         assert!(fault.contains("doomed") && fault.contains("told to panic"), "{fault}");
         groups.shutdown();
+    }
+
+    /// A host whose worker hangs says so, names where, and can still be let go.
+    #[test]
+    fn a_worker_that_hangs_is_noticed_and_hangs_nobody() {
+        let mut config = GroupsConfig::new(NodeId::must(1));
+        config.tick = Duration::from_millis(5);
+        config.round_limit = Some(Duration::from_millis(100));
+        let groups = GroupsBuilder::new(config)
+            .start(
+                Arc::new(MemoryStore::new()),
+                Arc::new(MemorySnapshots::new()),
+                Arc::new(Nowhere),
+            )
+            .unwrap();
+        let (let_go, held) = crossbeam_channel::bounded::<()>(0);
+        let hang = move |_: &_| assert!(held.recv().is_err(), "nothing is sent");
+        let _hook = groups.on_leadership(GroupSelector::All, HookKind::Inline, hang);
+        let spec = GroupSpec::new(GroupId::new(7), [NodeId::must(1)]);
+        groups.create(spec, Box::new(Nothing)).unwrap();
+        let mut health = groups.health();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let stuck = health.wait_for(Option::is_some);
+            tokio::time::timeout(Duration::from_secs(20), stuck).await.unwrap().unwrap();
+        });
+        let fault = health.borrow().clone().unwrap();
+        let HostFault::Stuck { worker, group, phase, .. } = &fault else { panic!("{fault}") };
+        assert_eq!((*worker, *group, *phase), (0, GroupId::new(7), Phase::Effects), "{fault}");
+        groups.shutdown();
+        drop(let_go);
     }
 }

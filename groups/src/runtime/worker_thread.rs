@@ -8,7 +8,7 @@ use crossbeam_channel::{RecvTimeoutError, TryRecvError, select};
 use super::RuntimeShared;
 use super::inbox::{Outlet, peer_bytes};
 use crate::policy::PolicyEvent;
-use crate::worker::{Advert, Input, Round, TICK_SLOTS, WorkerCore};
+use crate::worker::{Advert, Input, Phase, Round, TICK_SLOTS, WorkerCore};
 
 /// Inputs that one round takes at most, so that ticks and messages are not put off for long.
 const INPUTS_PER_ROUND: usize = 4096;
@@ -18,7 +18,9 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// Runs a worker until it is told to stop.
 pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
     let own = Advert { capabilities: shared.config.capabilities.clone(), draining: false };
-    let mut core = WorkerCore::new(own, shared.policies.clone());
+    let mut core = WorkerCore::new(own, shared.policies.clone())
+        .with_activity(Arc::clone(&shared.activities[index]));
+    let activity = Arc::clone(&shared.activities[index]);
     let slot = shared.config.tick / u32::try_from(TICK_SLOTS).unwrap_or(1);
     let mut next_slot = Instant::now() + slot;
     loop {
@@ -30,13 +32,17 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
         let stop = take_inputs(shared, &mut core, outlet, wait);
         let now = Instant::now();
         if now >= next_slot {
+            activity.enter(Phase::Ticks);
             core.tick_slot();
             // A worker that was late does not catch up: a burst of ticks would be taken for the
             // silence of a leader.
             next_slot = now + slot;
         }
+        activity.enter(Phase::Groups);
         let round = core.finish_round(shared.clock.now());
+        activity.enter(Phase::Effects);
         carry_out(shared, index, round);
+        activity.enter(Phase::Waiting);
         if stop {
             core.stop_all();
             carry_out(shared, index, core.finish_round(None));
@@ -64,6 +70,7 @@ fn take_inputs(
     // Whatever the round sends is sent after this moment, and whatever it promises is promised
     // from a later one.
     core.begin(shared.clock.now());
+    core.activity().enter(Phase::Inputs);
     let Some(first) = first else { return false };
     if take(core, outlet, first) {
         return true;
@@ -155,7 +162,9 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
         shared.transport.send(round.messages);
     }
     if !round.log.is_empty() || !round.log.prune.is_empty() {
+        shared.activities[worker].enter(Phase::LogQueue);
         shared.log.push(worker, round.log);
+        shared.activities[worker].enter(Phase::Effects);
     }
     for (id, epoch, work) in round.work {
         with_group(shared, id, epoch, |group| shared.push_work(group, work));

@@ -5,6 +5,7 @@
 //! done. It has no clock, thread, lock or channel, and does no I/O but what a replica reads from
 //! the log. A panic in one group stops that group alone.
 
+mod activity;
 mod input;
 mod nodes;
 mod round;
@@ -28,6 +29,7 @@ use crate::membership::MembershipError;
 use crate::policy::{Policies, PolicyCounters};
 use crate::validate::Refusal;
 
+pub use activity::{Activity, Phase, Seen};
 pub use input::{GroupEvent, Input};
 pub use nodes::{Advert, LiveNodes};
 pub use round::{LeaseSign, LogTask, PersistAck, Round};
@@ -86,6 +88,7 @@ pub struct WorkerCore {
     slot: usize,
     round: Round,
     counters: WorkerCounters,
+    activity: Arc<Activity>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +107,18 @@ impl WorkerCore {
         worker.seen_policies = worker.policies.revision();
         worker.round = worker.next_round();
         worker
+    }
+
+    /// The same, which says where it is in `activity`.
+    #[must_use]
+    pub fn with_activity(self, activity: Arc<Activity>) -> Self {
+        Self { activity, ..self }
+    }
+
+    /// Where this worker is, for a watchdog.
+    #[must_use]
+    pub const fn activity(&self) -> &Arc<Activity> {
+        &self.activity
     }
 
     /// The round that comes next, and what is known when it begins.
@@ -359,6 +374,7 @@ impl WorkerCore {
         act: impl FnOnce(&mut GroupCore, &mut Round) -> T,
     ) -> Option<T> {
         let slot = self.groups.get_mut(&group)?;
+        self.activity.visit(group);
         if !std::mem::replace(&mut slot.touched, true) {
             self.touched.push(group);
         }

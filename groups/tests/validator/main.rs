@@ -8,6 +8,7 @@
 //! | `containment` | a replica that panics all the same is parked alone |
 //! | `installing` | a replica that installs a snapshot does not campaign |
 //! | `notices` | a replica is not talked out of its group by what is no news |
+//! | `two_snapshots_in_one_round` | the membership is that of the snapshot that raft took |
 //! | `victim` | a worker under the test's control |
 
 mod bare_raft;
@@ -16,4 +17,5 @@ mod garbage;
 mod installing;
 mod notices;
 mod table;
+mod two_snapshots_in_one_round;
 mod victim;

@@ -66,6 +66,7 @@ pub struct Checks {
     pub(super) lease_reads: u64,
     pub(super) changes: u64,
     pub(super) retired: u64,
+    pub(super) lost_disks: u64,
     pub(super) caretakers: u64,
     pub(super) stood_again: u64,
 }
@@ -95,6 +96,8 @@ pub struct Coverage {
     pub changes: u64,
     /// Replicas that ended.
     pub retired: u64,
+    /// Disks that were replaced by empty ones.
+    pub lost_disks: u64,
     /// Leaderships that served nobody, for a while at least.
     pub caretakers: u64,
     /// Leaders that were deposed and stood again at once.
@@ -115,6 +118,7 @@ impl Coverage {
         self.lease_reads += checks.lease_reads;
         self.changes += checks.changes;
         self.retired += checks.retired;
+        self.lost_disks += checks.lost_disks;
         self.caretakers += checks.caretakers;
         self.stood_again += checks.stood_again;
     }

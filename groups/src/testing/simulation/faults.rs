@@ -18,7 +18,15 @@ impl Cluster {
             4..=6 => self.partition_for_a_while(&mut chance),
             7 => self.stall(node, chance.between(100, 3_000)),
             8 => self.slow_disk(node, chance.between(20, 400)),
+            9 if self.shape().lost_disks && chance.per_mille(500) => {
+                self.lose_disk(node);
+                let down = chance.between(50, 2_000);
+                self.restart_later(node, down);
+            }
             9 => self.change_weather(&mut chance),
+            10 if self.shape().slow_machines => {
+                self.slow_machines(node, chance.between(1_000, 8_000));
+            }
             10 => self.flush_machines(node),
             _ => self.transfer_something(&mut chance),
         }

@@ -59,6 +59,8 @@ pub struct Node {
     pub disks: BTreeMap<GroupId, Arc<Mutex<MachineDisk>>>,
     pub process: Option<Process>,
     pub stalled_until: u64,
+    /// Until when its state machines take their time.
+    pub machines_slow_until: u64,
     pub disk_delay: u64,
     pub heard: BTreeMap<NodeId, (u64, u64)>,
     pub live: BTreeMap<NodeId, u64>,
@@ -86,6 +88,7 @@ impl Node {
             disks: BTreeMap::new(),
             process: None,
             stalled_until: 0,
+            machines_slow_until: 0,
             disk_delay: 4,
             heard: BTreeMap::new(),
             live: BTreeMap::new(),
@@ -170,6 +173,12 @@ impl Node {
         self.heard.clear();
         self.live.clear();
         self.told.clear();
+    }
+
+    /// Replaces the disks of a node that is down by empty ones.
+    pub fn wipe(&mut self) {
+        (self.store, self.snapshots) = (MemoryStore::new(), MemorySnapshots::new());
+        self.disks.clear();
     }
 
     /// Starts the process from what the disks hold.

@@ -13,9 +13,16 @@ impl Cluster {
         }
         machine.work.push_back(work);
         if !std::mem::replace(&mut machine.scheduled, true) {
-            let delay = if self.chance.per_mille(20) { self.chance.between(50, 600) } else { 1 };
+            let delay = self.machine_delay(id);
             self.after(delay, Event::Apply { node: id, life, group });
         }
+    }
+
+    fn machine_delay(&mut self, id: NodeId) -> u64 {
+        if self.nodes[&id].machines_slow_until > self.now {
+            return self.chance.between(100, 4_000);
+        }
+        if self.chance.per_mille(20) { self.chance.between(50, 600) } else { 1 }
     }
 
     pub(super) fn apply(&mut self, id: NodeId, life: u64, group: GroupId) -> Result<(), String> {
@@ -35,7 +42,9 @@ impl Cluster {
         for (at, command) in fresh {
             self.checks.applied(group, at, command)?;
         }
-        self.after(0, Event::Apply { node: id, life, group });
+        let slow = self.nodes[&id].machines_slow_until > self.now;
+        let delay = if slow { self.machine_delay(id) } else { 0 };
+        self.after(delay, Event::Apply { node: id, life, group });
         self.checks.take_outcomes()?;
         let event = match report {
             ApplyReport::Applied { last, durable } => GroupEvent::Applied { last, durable },

@@ -81,6 +81,10 @@ pub struct Shape {
     pub drift: u64,
     /// Whether memberships are changed.
     pub changes: bool,
+    /// Whether state machines fall behind for seconds.
+    pub slow_machines: bool,
+    /// Whether disks of nodes that vote in no group are replaced by empty ones.
+    pub lost_disks: bool,
     /// Whether leadership is handed over all the time.
     pub transfers: bool,
     /// Whether nodes win and lose capabilities, and groups change what they require.
@@ -114,6 +118,8 @@ impl Shape {
             spares: 0,
             drift: 0,
             changes: false,
+            slow_machines: false,
+            lost_disks: false,
             transfers: false,
             policies: false,
         }
@@ -143,6 +149,20 @@ impl Shape {
         let mut chance = Chance::new(seed ^ 0xcafe);
         shape.spares = chance.between(1, 3);
         shape.changes = true;
+        shape
+    }
+
+    /// Members change while state machines fall behind, nodes crash, and disks are lost on which no
+    /// group counts.
+    pub fn forgetting(seed: u64) -> Self {
+        let mut shape = Self::changing(seed);
+        let mut chance = Chance::new(seed ^ 0xf09e7);
+        shape.nodes = chance.between(3, 4);
+        shape.groups = 1;
+        shape.slow_machines = true;
+        shape.lost_disks = chance.per_mille(500);
+        shape.fault_every = 400;
+        shape.config.max_apply_bytes_per_group = 1;
         shape
     }
 

@@ -31,6 +31,10 @@ impl Cluster {
         self.shape.fault_every
     }
 
+    pub(in super::super) const fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
     /// Clients propose and read from here on, until told otherwise.
     pub fn clients_work(&mut self, work: bool) {
         self.faulty = work;
@@ -57,6 +61,7 @@ impl Cluster {
             self.restart(id)?;
             if let Some(node) = self.nodes.get_mut(&id) {
                 node.stalled_until = 0;
+                node.machines_slow_until = 0;
                 node.disk_delay = 4;
             }
         }
@@ -71,6 +76,7 @@ impl Cluster {
         self.everybody_is_fit()?;
         self.heal()?;
         self.pass(15_000)?;
+        self.remove_lost_members()?;
         self.write_to_every_group()?;
         self.pass(8_000)?;
         self.every_replica_holds_the_same()?;

@@ -11,8 +11,64 @@ impl Cluster {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.crash(keep);
             node.stalled_until = 0;
+            node.machines_slow_until = 0;
             node.disk_delay = 4;
         }
+    }
+
+    /// The state machines take their time for so many milliseconds.
+    pub fn slow_machines(&mut self, id: NodeId, length: u64) {
+        self.tell(|| format!("{id:?} has slow state machines for {length} ms"));
+        let until = self.now + length;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.machines_slow_until = until;
+        }
+    }
+
+    /// The process dies and its disks are replaced by empty ones, if no group counts on them: the
+    /// node votes in none, as the leader of each knows, and no change is under way.
+    pub fn lose_disk(&mut self, id: NodeId) {
+        let groups: Vec<GroupId> = (1..=self.shape.groups).map(GroupId::new).collect();
+        if !groups.iter().all(|group| self.counts_without(*group, id)) {
+            return;
+        }
+        self.crash(id, 0);
+        self.tell(|| format!("{id:?} has new disks"));
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.wipe();
+        }
+        self.checks.lost_disks += 1;
+    }
+
+    fn counts_without(&self, group: GroupId, id: NodeId) -> bool {
+        let Some(leader) = self.leader_of(group) else { return false };
+        let Some(status) = self.status(leader, group) else { return false };
+        let mut members = status.membership.members.values();
+        status.pending_change.is_none()
+            && members.all(|member| member.node != id || !(member.voter || member.outgoing_voter))
+    }
+
+    /// Operators remove members whose disk was replaced and whose number may not be used again.
+    ///
+    /// # Errors
+    /// What a checker found.
+    pub(super) fn remove_lost_members(&mut self) -> Result<(), String> {
+        for group in (1..=self.shape.groups).map(GroupId::new) {
+            let Some(leader) = self.leader_of(group) else { continue };
+            let Some(status) = self.status(leader, group) else { continue };
+            let members = status.membership.members.values();
+            let lost: Vec<NodeId> = members
+                .filter(|member| {
+                    !member.never_voted && !self.nodes[&member.node].disks.contains_key(&group)
+                })
+                .map(|member| member.node)
+                .collect();
+            for node in lost {
+                self.change_members(leader, group, MembershipChange::new().remove(node))?;
+                self.pass(2_000)?;
+            }
+        }
+        Ok(())
     }
 
     /// The process starts after so many milliseconds.

@@ -1,0 +1,35 @@
+//! What a replica must remember: that a change of its configuration was committed, and that its number
+//! had a vote.
+
+use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
+use shardhost_groups::testing::simulation::Shape;
+
+use super::{all_seeds_hold, run};
+
+#[test]
+fn clusters_keep_their_promises_while_machines_lag_and_disks_are_lost() {
+    all_seeds_hold(Shape::forgetting, |coverage, runs| {
+        assert!(coverage.changes > runs, "{coverage:?}");
+        assert!(coverage.lost_disks > runs / 20, "{coverage:?}");
+    });
+}
+
+/// Runs seeds with a bug put back until a checker complains.
+fn complaint(bug: KnownBug) -> String {
+    let complaint = (0..2_000).find_map(|seed| {
+        let mut shape = Shape::forgetting(seed);
+        shape.config.bugs = KnownBugs::from([bug]);
+        run(seed, &shape).0.err().map(|violation| format!("seed {seed}: {violation}"))
+    });
+    complaint.expect("no seed noticed the bug")
+}
+
+#[test]
+fn forgetting_that_a_change_was_committed_is_caught() {
+    println!("{}", complaint(KnownBug::ForgetCommit));
+}
+
+#[test]
+fn creating_a_demoted_voter_on_an_empty_disk_is_caught() {
+    println!("{}", complaint(KnownBug::RecreateVoter));
+}
