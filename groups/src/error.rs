@@ -92,6 +92,23 @@ pub enum GroupFault {
     /// The host cannot go on.
     #[error("{0}")]
     Host(HostFault),
+    /// The leader's log contradicts what is committed here: two histories of the group exist, and a
+    /// data directory that was put back from an older copy, or a disk that lost writes, is the
+    /// cause. The data is kept. Find out which replicas hold the right history before any is
+    /// replaced.
+    #[error(
+        "the history of the group has split: replica {leader}, which leads in term {term}, \
+         contradicts entries up to {committed} that are committed here; a data directory was put \
+         back from an older copy, or a disk lost writes"
+    )]
+    Diverged {
+        /// The replica that leads.
+        leader: u64,
+        /// Its term.
+        term: u64,
+        /// The last index that is known committed here.
+        committed: u64,
+    },
     /// What stands in the log contradicts itself or the peers.
     #[error("an invariant is broken: {0}")]
     Invariant(Arc<str>),

@@ -278,8 +278,8 @@ fn check_append(
         }
     }
     if message.term >= view.term {
-        check_no_committed_conflict(view, message, term_at)?;
         check_two_leaders(view, message)?;
+        check_no_committed_conflict(view, message, term_at)?;
     }
     Ok(())
 }

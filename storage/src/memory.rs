@@ -91,6 +91,15 @@ impl MemoryStore {
         self.inner.lock().sync()
     }
 
+    /// Another store with what is durable in this one: as if its directory had been copied.
+    #[must_use]
+    pub fn copy_of_durable(&self) -> Self {
+        let inner = self.inner.lock();
+        let (durable, visible) = (inner.durable.clone(), inner.durable.clone());
+        let copy = Inner { durable, visible, ..Inner::default() };
+        Self { inner: Arc::new(Mutex::new(copy)) }
+    }
+
     /// Batches that were written and not synced.
     #[must_use]
     pub fn unsynced(&self) -> usize {

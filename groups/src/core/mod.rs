@@ -22,6 +22,7 @@
 //! | `outlook` | what it makes of who could lead, for somebody who asks |
 //! | `requirement` | changing what the group asks of its leader |
 //! | `membership` | changing who belongs to the group |
+//! | `divergence` | a leader that contradicts what is committed |
 //! | `leaving` | the end of a replica that was removed |
 //! | `sleep` | groups that have nothing to do stop ticking |
 //! | `snapshot` | making, shipping and installing snapshots; truncating the log |
@@ -30,6 +31,7 @@
 mod apply;
 mod barrier;
 mod candidacy;
+mod divergence;
 mod gate;
 mod leadership;
 mod lease;
@@ -129,6 +131,8 @@ pub struct GroupCore {
     contacts: Vec<(ReplicaId, NodeId)>,
     /// A node with a group of the same id that was created with other members.
     impostor: Option<NodeId>,
+    /// A leader that contradicts what is committed here.
+    contradiction: divergence::Contradiction,
     /// This replica was removed, and waits to be let go.
     leaving: Option<Box<Leaving>>,
     /// It was let go.

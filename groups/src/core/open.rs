@@ -132,6 +132,7 @@ impl GroupCore {
             lease: super::lease::Lease::opened(promised && !config_forgets),
             contacts: Vec::new(),
             impostor: None,
+            contradiction: Default::default(),
             leaving: None,
             retired: false,
             dismissed: Vec::new(),

@@ -33,6 +33,7 @@ impl GroupCore {
         match self.check(node, &message) {
             Ok(()) => {}
             Err(Refusal::LostTail) => return Stepped::Fatal(self.lost_tail(&message)),
+            Err(Refusal::CommittedConflict) => return self.note_contradiction(&message),
             Err(Refusal::Removed) => {
                 self.send_notice(node, message.from_replica, round);
                 return Stepped::Refused(Refusal::Removed);

@@ -93,6 +93,7 @@ impl Cluster {
             "flush" => self.each(arguments, Self::flush),
             "apply" => self.apply_on(arguments),
             "crash" => self.crash_node(arguments),
+            "back-up" | "put-back" => self.copy(command, arguments),
             "wipe" => self.wipe(arguments),
             "restart" => self.restart(arguments),
             "close" => self.close(arguments),

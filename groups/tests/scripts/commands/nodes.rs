@@ -20,6 +20,17 @@ impl Cluster {
         self.crash(node, keep.unwrap_or(0))
     }
 
+    /// The data directory is copied, or the copy put in its place.
+    pub fn copy(&mut self, command: &str, arguments: &mut Arguments<'_>) -> Done {
+        let node = arguments.node("node")?;
+        let node = self.node(node)?;
+        if command == "back-up" {
+            node.back_up();
+            return Ok(());
+        }
+        node.put_back()
+    }
+
     /// The disk of a node that is down is replaced by an empty one.
     pub fn wipe(&mut self, arguments: &mut Arguments<'_>) -> Done {
         let node = arguments.node("node")?;

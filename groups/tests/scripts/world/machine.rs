@@ -38,6 +38,12 @@ impl MachineDisk {
         }
     }
 
+    /// What a copy of the disk holds.
+    pub fn copy(&self) -> Self {
+        let (live, durable) = (self.durable.clone(), self.durable.clone());
+        Self { live, durable, keeps: self.keeps, fresh: Vec::new() }
+    }
+
     pub fn crash(&mut self) {
         self.live = self.durable.clone();
         self.fresh.clear();

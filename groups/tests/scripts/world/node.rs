@@ -73,6 +73,8 @@ pub struct Node {
     pub store: MemoryStore,
     pub snapshots: MemorySnapshots,
     pub disks: BTreeMap<GroupId, Arc<Mutex<MachineDisk>>>,
+    /// A copy of the data directory.
+    copy: Option<(MemoryStore, BTreeMap<GroupId, Arc<Mutex<MachineDisk>>>)>,
     pub process: Option<Process>,
     pub stalled: BTreeSet<Part>,
     /// The clock of leases, in nanoseconds. Every node has its own.
@@ -94,6 +96,7 @@ impl Node {
             store: MemoryStore::new(),
             snapshots: MemorySnapshots::new(),
             disks: BTreeMap::new(),
+            copy: None,
             process: None,
             stalled: BTreeSet::new(),
             clock: 1_000_000_000,
@@ -140,6 +143,23 @@ impl Node {
         self.disks.values().for_each(|disk| disk.lock().unwrap().crash());
         self.stalled.clear();
         self.life += 1;
+    }
+
+    /// Remembers what is durable, as a copy of the data directory does.
+    pub fn back_up(&mut self) {
+        let disk =
+            |disk: &Arc<Mutex<MachineDisk>>| Arc::new(Mutex::new(disk.lock().unwrap().copy()));
+        let disks = self.disks.iter().map(|(group, old)| (*group, disk(old))).collect();
+        self.copy = Some((self.store.copy_of_durable(), disks));
+    }
+
+    /// Puts the copy back.
+    pub fn put_back(&mut self) -> Result<(), String> {
+        if self.process.is_some() {
+            return Err("the node is up".to_owned());
+        }
+        (self.store, self.disks) = self.copy.take().ok_or("there is no copy")?;
+        Ok(())
     }
 
     /// Replaces the disks by empty ones.
