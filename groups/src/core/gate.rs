@@ -246,12 +246,16 @@ impl GroupCore {
         Some(ReadError::NotServing { group: self.id, reason })
     }
 
+    /// Reads that wait at a leader which serves nobody: also those that it took as a follower.
+    pub(super) fn refuse_readers(&mut self, round: &mut Round) {
+        if let Some(error) = self.refuses_service_to_readers() {
+            self.fail_reads(&error, round);
+        }
+    }
+
     fn refuse_queued(&mut self, round: &mut Round) {
         let Some(reason) = self.refuses_service() else { return };
-        let error = ProposeError::Rejected { group: self.id, reason };
-        for proposal in std::mem::take(&mut self.queued) {
-            round.fail(proposal.pending, error.clone());
-        }
+        self.fail_queued(&ProposeError::Rejected { group: self.id, reason }, round);
     }
 }
 

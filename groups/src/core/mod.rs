@@ -81,7 +81,7 @@ use leadership::Led;
 use lease::Lease;
 use leaving::{Dismissed, Leaving};
 use membership::PendingChange;
-use propose::PlacedWaiter;
+use propose::{PlacedWaiter, QueuedProposal};
 use reads::Reads;
 use sleep::Sleep;
 use snapshot::Snapshots;
@@ -102,7 +102,7 @@ pub struct GroupCore {
     /// Whether it is a joint one: asked in every round.
     joint: bool,
 
-    queued: Vec<Proposal>,
+    queued: Vec<QueuedProposal>,
     waiters: VecDeque<PlacedWaiter>,
     reads: Option<Box<Reads>>,
     /// Rounds of reads that were started. Never starts anew within an opening: an answer to an
