@@ -324,8 +324,10 @@ impl WorkerCore {
             GroupEvent::Durable(durable) => {
                 self.notify(group, epoch, |core, _| core.on_flushed(durable));
             }
-            GroupEvent::Admission { term, answer } => {
-                self.notify(group, epoch, |core, round| core.on_admission(term, answer, round));
+            GroupEvent::Admission { term, question, answer } => {
+                self.notify(group, epoch, |core, round| {
+                    core.on_admission(term, question, answer, round);
+                });
             }
             GroupEvent::SnapshotMade(made) => {
                 self.notify(group, epoch, |core, round| core.on_snapshot_made(made, round));
