@@ -37,6 +37,8 @@ pub enum KnownBug {
     /// A follower goes to sleep for a leader whose process ended, and a leader without a quorum that
     /// lives.
     SleepAfterTheLoss,
+    /// The drawn election timeout replaces the turn of a voter whose leader's node was lost.
+    TurnOfOneTick,
     /// Proposals that a leader holds before they enter its log wait for ever.
     HoldForEver,
     /// After a failed transfer a lease waits for the answer of a target that was removed.

@@ -334,8 +334,9 @@ impl GroupCore {
         for part in [self.id.get(), self.replica.get(), self.raw.raft.term, self.campaigns] {
             lot = mix(lot ^ part);
         }
-        let timeout = ticks + lot % ticks.max(1);
-        self.raw.raft.set_randomized_election_timeout(usize::try_from(timeout).unwrap_or(10));
+        let drawn = usize::try_from(ticks + lot % ticks.max(1)).unwrap_or(10);
+        let timeout = self.turn_timeout().unwrap_or(drawn);
+        self.raw.raft.set_randomized_election_timeout(timeout);
     }
 }
 

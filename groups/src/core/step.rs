@@ -54,8 +54,11 @@ impl GroupCore {
         self.take_sign(&message, round);
         self.wake_on(&message, round);
         match message.kind() {
-            MessageKind::Sleep => self.answer_sleep(&message, round),
-            MessageKind::SleepResponse => self.take_sleep_response(&message),
+            MessageKind::Sleep => self.answer_sleep(node, &message, round),
+            MessageKind::SleepResponse => {
+                let live = std::sync::Arc::clone(&round.nodes);
+                self.take_sleep_response(&message, &live);
+            }
             // The node has the replica already.
             MessageKind::Wake | MessageKind::Invite => {}
             MessageKind::Removed => self.take_notice(node, &message),
