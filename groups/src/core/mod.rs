@@ -212,6 +212,7 @@ impl GroupCore {
         self.expire_change(round);
         self.watch_transfer(round);
         self.ask_again(round);
+        self.outgrow_removed_targets();
         self.tend_gate(round);
         self.tend_succession(round);
         self.invite_newcomers(live, round);
