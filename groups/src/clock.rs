@@ -55,11 +55,29 @@ pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Option<Moment> {
-        let raw = nanoseconds(clock_gettime(ClockId::MonotonicRaw))?;
-        let with_suspension = nanoseconds(clock_gettime(ClockId::Boottime))?;
-        let without = nanoseconds(clock_gettime(ClockId::Monotonic))?;
-        Some(Moment(raw.checked_add(with_suspension.saturating_sub(without))?))
+        (0..ATTEMPTS).find_map(|_| together(|clock| nanoseconds(clock_gettime(clock))))
     }
+}
+
+/// How far apart the readings of one moment may be, and so how wrong it may be: far below the margin
+/// between a lease and the promises behind it.
+const TOGETHER: Duration = Duration::from_micros(100);
+/// Readings are tried so often. A machine that is never left alone for that long has no clock to
+/// rely on.
+const ATTEMPTS: usize = 32;
+
+/// The moment, if nothing came between the readings that make it up: three clocks are read one
+/// after the other, and whatever time passes between two of them, preempted or suspended, goes
+/// missing in their difference. The clock that is read first and last counts both.
+fn together(read: impl Fn(ClockId) -> Option<u64>) -> Option<Moment> {
+    let before = read(ClockId::Boottime)?;
+    let raw = read(ClockId::MonotonicRaw)?;
+    let without_suspension = read(ClockId::Monotonic)?;
+    let after = read(ClockId::Boottime)?;
+    if Moment(after).since(Moment(before)) > TOGETHER {
+        return None;
+    }
+    Some(Moment(raw.checked_add(before.saturating_sub(without_suspension))?))
 }
 
 fn nanoseconds(time: Timespec) -> Option<u64> {
@@ -82,6 +100,36 @@ mod tests {
         let most = real.elapsed() + Duration::from_millis(1);
         assert!(passed >= Duration::from_millis(4) && passed <= most, "{passed:?} of {most:?}");
         assert_eq!(begin.since(end), Duration::ZERO);
+    }
+
+    /// A machine whose clocks are read once each, and what happens between two readings.
+    fn reading(interruptions: [(u64, u64); 4]) -> Option<Moment> {
+        let (awake, suspended) = (std::cell::Cell::new(1_000), std::cell::Cell::new(5_000_000));
+        let reading = std::cell::Cell::new(0);
+        together(|clock| {
+            let (preempted, slept) = interruptions[reading.replace(reading.get() + 1)];
+            awake.set(awake.get() + preempted);
+            suspended.set(suspended.get() + slept);
+            Some(match clock {
+                ClockId::Boottime => awake.get() + suspended.get(),
+                _ => awake.get(),
+            })
+        })
+    }
+
+    #[test]
+    fn a_reading_with_an_interruption_does_not_count() {
+        assert_eq!(reading([(0, 0); 4]), Some(Moment::new(5_001_000)));
+        for at in 1..4 {
+            let mut interruptions = [(0, 0); 4];
+            interruptions[at] = (1_000_000, 0);
+            assert_eq!(reading(interruptions), None, "preempted before reading {at}");
+            interruptions[at] = (0, 1_000_000);
+            assert_eq!(reading(interruptions), None, "suspended before reading {at}");
+            interruptions[at] = (200, 0);
+            let moment = reading(interruptions).unwrap().get();
+            assert!((5_000_800..=5_001_200).contains(&moment), "{moment}");
+        }
     }
 
     #[test]

@@ -42,6 +42,10 @@ pub enum ProposalRejection {
     /// and have not answered yet. Try again a little later, here or where the group is led then.
     #[error("the leader does not serve: {}", caretaker_text(.0))]
     NotServing(Option<Arc<Caretaker>>),
+    /// It was held for [`crate::GroupsConfig::propose_give_up_ticks`] by a leader that does not
+    /// serve yet, and did not enter the log. Try again, here or where the group is led then.
+    #[error("the leader was not ready to take it in time")]
+    Expired,
     /// A barrier is open. Try again when it is closed.
     #[error("proposals are paused by a barrier")]
     Paused,
@@ -209,6 +213,7 @@ impl ProposeError {
                 reason,
                 ProposalRejection::Busy
                     | ProposalRejection::NotServing(_)
+                    | ProposalRejection::Expired
                     | ProposalRejection::Paused
             ),
             _ => false,

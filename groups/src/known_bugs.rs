@@ -34,6 +34,24 @@ pub enum KnownBug {
     LateTimeoutNow,
     /// A vote that was prepared is relied on before it is durable.
     TrustUnwrittenVote,
+    /// A leader that must not serve answers reads that it does not hear of as their leader only.
+    CaretakerAnswersReads,
+    /// An answer of policies to an earlier question counts, and no question is asked while one is
+    /// out.
+    AnyAnswerCounts,
+    /// Sleeping followers do not hear that their leader's replica ended while its node lives.
+    SleepThroughAnEnd,
+    /// A follower goes to sleep for a leader whose process ended, and a leader without a quorum that
+    /// lives.
+    SleepAfterTheLoss,
+    /// The drawn election timeout replaces the turn of a voter whose leader's node was lost.
+    TurnOfOneTick,
+    /// Proposals that a leader holds before they enter its log wait for ever.
+    HoldForEver,
+    /// After a failed transfer a lease waits for the answer of a target that was removed.
+    AwaitRemovedTargets,
+    /// An invitation counts whichever group of the same id it is of.
+    InvitationOfAnotherGroup,
 }
 
 /// The bugs that are switched on. None by default.

@@ -7,9 +7,8 @@
 //! deadline.
 //!
 //! **Definite and unknown.** An error says whether the operation surely took no effect
-//! ([`ClientError::is_definite`]). Once an operation may have taken effect it is not sent again,
-//! unless doing it twice does what doing it once does: a put, a delete, an ack, a send with a
-//! de-duplication id, and all reads. See [`Resend`].
+//! ([`ClientError::is_definite`]). Once a write may have taken effect it is not sent again, unless
+//! the options allow it for those that are idempotent: see [`Resend`]. Reads are.
 //!
 //! **Order.** Two operations are in order when the second is started after the first was
 //! acknowledged. Operations under way at the same time may take effect in any order.

@@ -6,14 +6,16 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Resend {
-    /// If doing it twice leaves the state as doing it once does. Two things may surprise: `existed`
-    /// of a put or a delete, or `stale` of an ack, may tell of the first try; and a first try that
-    /// was held up on its way may still arrive after the second was acknowledged.
-    #[default]
+    /// If it is idempotent: a put, a delete, an ack, a send with a de-duplication id. A first try
+    /// that was held up on its way may take effect after the second was acknowledged, and then it
+    /// overwrites what was acknowledged after that, also of other clients. So this is for keys
+    /// whose writes may be repeated late. `existed` of a put or a delete, or `stale` of an ack, may
+    /// tell of the first try.
     Idempotent,
     /// Never: the operation fails with [`ClientError::OutcomeUnknown`] instead.
     ///
     /// [`ClientError::OutcomeUnknown`]: super::ClientError::OutcomeUnknown
+    #[default]
     Never,
 }
 
@@ -26,7 +28,7 @@ pub struct ClientOptions {
     pub attempt_timeout: Duration,
     /// How long connecting may take. Default 1 s.
     pub connect_timeout: Duration,
-    /// Whether writes are sent again when their outcome is unknown.
+    /// Whether writes are sent again when their outcome is unknown. Default [`Resend::Never`].
     pub resend: Resend,
     /// Operations per connection that may wait to be sent; further ones wait in their callers.
     /// Default 4,096.
@@ -43,10 +45,22 @@ impl Default for ClientOptions {
             deadline: Duration::from_secs(10),
             attempt_timeout: Duration::from_secs(3),
             connect_timeout: Duration::from_secs(1),
-            resend: Resend::Idempotent,
+            resend: Resend::Never,
             max_waiting: 4_096,
             max_in_flight: 16_384,
             max_batch: 1_024,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A put that arrives late would overwrite what somebody else put since.
+    #[test]
+    fn nothing_that_may_have_taken_effect_is_sent_again_unless_it_is_asked_for() {
+        assert_eq!(ClientOptions::default().resend, Resend::Never);
+        assert_eq!(Resend::default(), Resend::Never);
     }
 }

@@ -17,6 +17,7 @@ use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::NodeId;
 
 use super::{GroupCore, mix};
+use crate::known_bugs::KnownBug;
 use crate::policy::{Opinion, PolicyEvent, RejectReason};
 use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
@@ -35,6 +36,16 @@ pub(super) struct Candidacy {
     escaping: bool,
     /// Fit voters that asked for a vote since a leader was heard, and lack entries of this replica.
     behind: Vec<NodeId>,
+    /// When it campaigns after the loss of its leader's node.
+    turn: Option<Turn>,
+}
+
+/// An election timeout of one's own, instead of a drawn one: in this term, until the next campaign.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    term: u64,
+    campaigns: u64,
+    timeout: usize,
 }
 
 impl GroupCore {
@@ -139,6 +150,22 @@ impl GroupCore {
         mix(self.id.get() ^ mix(node.get()))
     }
 
+    /// The next campaign comes after so many ticks without a leader, whatever was drawn.
+    pub(super) fn set_turn(&mut self, timeout: usize) {
+        let (term, campaigns) = (self.raw.raft.term, self.campaigns);
+        self.candidacy.turn = Some(Turn { term, campaigns, timeout });
+        self.pin_election_timeout();
+    }
+
+    /// That timeout, while it holds.
+    pub(super) fn turn_timeout(&self) -> Option<usize> {
+        let holds =
+            |turn: &&Turn| (turn.term, turn.campaigns) == (self.raw.raft.term, self.campaigns);
+        let turn = self.candidacy.turn.as_ref().filter(holds);
+        let forgets = self.config.bugs.has(KnownBug::TurnOfOneTick);
+        turn.filter(|_| !forgets).map(|turn| turn.timeout)
+    }
+
     /// Stands for election before its time is over.
     pub(super) fn stand(&mut self) {
         self.campaigns += 1;
@@ -153,6 +180,7 @@ impl GroupCore {
         self.candidacy.passed = 0;
         self.candidacy.escaping = false;
         self.candidacy.behind = Vec::new();
+        self.candidacy.turn = None;
     }
 
     /// Leadership was handed on: others first, for a while.

@@ -1,10 +1,14 @@
 //! The serve gate: whether a replica that leads serves its users.
 //!
-//! | the gate | proposals and reads | when |
-//! |---|---|---|
-//! | open | taken | the node is fit to lead the group, or unfit softly |
-//! | asked | refused | policies are asked about the leadership |
-//! | closed | refused | the node is unfit, or a policy said no, or gave no answer in time |
+//! | the gate | proposals | reads | when |
+//! |---|---|---|---|
+//! | open | accepted | answered | the node is fit to lead the group, or unfit softly |
+//! | asked | refused | wait | policies are asked about the leadership |
+//! | closed | refused | refused | the node is unfit, or a policy said no, or gave no answer in time |
+//!
+//! Reads are those of every consistency mode that involves the leader, at whichever replica they
+//! were asked. A proof of leadership shows nothing of the state and is given all the same; a stale
+//! read involves no leader.
 //!
 //! A leader whose gate is closed is a *caretaker*: it keeps the group together, and lets it be
 //! repaired. It is decided when a leadership begins, and again when what is known changes.
@@ -15,6 +19,7 @@ use shardhost_storage::{NodeId, Requirement, RequirementMode, Term};
 
 use super::GroupCore;
 use crate::error::{ProposalRejection, ProposeError, ReadError};
+use crate::known_bugs::KnownBug;
 use crate::leadership::EdgeKind;
 use crate::policy::{
     Acquisition, AdmissionFault, AdmissionRequest, Candidate, Decision, Opinion, PolicyEvent, Unfit,
@@ -100,8 +105,9 @@ impl GroupCore {
         match led.gate {
             Gate::ToAsk => {
                 led.gate = Gate::Asked(ticks);
-                let term = led.term;
-                self.ask_policies(term, round);
+                led.questions += 1;
+                let (term, question) = (led.term, led.questions);
+                self.ask_policies(term, question, round);
             }
             Gate::Asked(since) if ticks - since >= limit => {
                 let after = self.config.tick.saturating_mul(u32::from(self.config.admission_ticks));
@@ -111,7 +117,7 @@ impl GroupCore {
         }
     }
 
-    fn ask_policies(&self, term: u64, round: &mut Round) {
+    fn ask_policies(&self, term: u64, question: u64, round: &mut Round) {
         let (group, epoch) = (self.id, self.epoch);
         let acquired = Acquisition {
             group,
@@ -122,25 +128,19 @@ impl GroupCore {
             voters: self.membership.voters().map(|(_, node)| node).collect(),
         };
         let policies = self.policies.asked(group, &self.meta.labels);
-        round.admissions.push(AdmissionRequest { group, epoch, acquired, policies });
+        round.admissions.push(AdmissionRequest { group, epoch, question, acquired, policies });
     }
 
-    /// The policies answered, be it late.
+    /// The policies answered, be it late. What they answered to an earlier question is dropped:
+    /// they were asked again because it may not hold any more.
     pub fn on_admission(
         &mut self,
         term: Term,
+        question: u64,
         answer: Result<Decision, AdmissionFault>,
         round: &mut Round,
     ) {
-        let waits = self.led.as_ref().is_some_and(|led| {
-            let waits = match &led.gate {
-                Gate::Asked(_) => true,
-                Gate::Closed(reason) => matches!(**reason, Caretaker::NoAnswer { .. }),
-                _ => false,
-            };
-            led.term == term.get() && waits
-        });
-        if !waits {
+        if !self.awaits_answer(term, question) {
             return;
         }
         match answer {
@@ -158,6 +158,19 @@ impl GroupCore {
         }
     }
 
+    fn awaits_answer(&self, term: Term, question: u64) -> bool {
+        let Some(led) = self.led.as_ref().filter(|led| led.term == term.get()) else {
+            return false;
+        };
+        let waits = match &led.gate {
+            Gate::Asked(_) => true,
+            Gate::Closed(reason) => matches!(**reason, Caretaker::NoAnswer { .. }),
+            Gate::Open | Gate::ToAsk => false,
+        };
+        let newest = question == led.questions || self.config.bugs.has(KnownBug::AnyAnswerCounts);
+        waits && newest
+    }
+
     /// What is known of nodes, policies or the requirement changed.
     pub(super) fn renew_gate(&mut self, round: &mut Round) {
         let Some(led) = &self.led else { return };
@@ -173,16 +186,19 @@ impl GroupCore {
         self.tend_gate(round);
     }
 
-    /// Policies decide anew about this leadership.
+    /// Policies decide anew about this leadership. A question that is out is asked again: its
+    /// answer may be older than what made somebody ask.
     pub(super) fn ask_policies_again(&mut self) {
         let asks = self.policies.asks(self.id, &self.meta.labels);
+        let asks_once = self.config.bugs.has(KnownBug::AnyAnswerCounts);
         let Some(led) = self.led.as_mut() else { return };
-        let decided = match &led.gate {
+        let to_ask = match &led.gate {
             Gate::Open => asks,
             Gate::Closed(reason) => !matches!(**reason, Caretaker::Unfit(_)),
-            Gate::ToAsk | Gate::Asked(_) => false,
+            Gate::Asked(_) => !asks_once,
+            Gate::ToAsk => false,
         };
-        if decided {
+        if to_ask {
             led.gate = Gate::ToAsk;
         }
     }
@@ -207,9 +223,7 @@ impl GroupCore {
             "leads, and serves nobody");
         self.set_gate(Gate::Closed(Arc::new(reason)));
         self.refuse_queued(round);
-        if let Some(error) = self.refuses_service_to_readers() {
-            self.fail_reads(&error, round);
-        }
+        self.refuse_readers(round);
         self.tell_service(round);
     }
 
@@ -246,12 +260,16 @@ impl GroupCore {
         Some(ReadError::NotServing { group: self.id, reason })
     }
 
+    /// Reads that wait at a leader which serves nobody: also those that it took as a follower.
+    pub(super) fn refuse_readers(&mut self, round: &mut Round) {
+        if let Some(error) = self.refuses_service_to_readers() {
+            self.fail_reads(&error, round);
+        }
+    }
+
     fn refuse_queued(&mut self, round: &mut Round) {
         let Some(reason) = self.refuses_service() else { return };
-        let error = ProposeError::Rejected { group: self.id, reason };
-        for proposal in std::mem::take(&mut self.queued) {
-            round.fail(proposal.pending, error.clone());
-        }
+        self.fail_queued(&ProposeError::Rejected { group: self.id, reason }, round);
     }
 }
 

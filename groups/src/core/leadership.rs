@@ -6,6 +6,7 @@ use shardhost_storage::Term;
 use super::GroupCore;
 use super::gate::{Gate, Told};
 use crate::error::ReadError;
+use crate::known_bugs::KnownBug;
 use crate::leadership::{Edge, EdgeKind, LossCause};
 use crate::worker::Round;
 
@@ -19,6 +20,8 @@ pub(super) struct Led {
     pub(super) ready: bool,
     /// Whether users are served, once it is.
     pub(super) gate: Gate,
+    /// Questions to policies about it so far; the newest has this number.
+    pub(super) questions: u64,
     /// What was told of it.
     pub(super) told: Told,
     /// Somebody was asked to take it over.
@@ -46,10 +49,13 @@ impl GroupCore {
         if leads && self.led.is_none() {
             let gate = self.first_gate(round);
             let told = Told::Nothing;
-            let (ready, offered) = (false, false);
-            self.led = Some(Led { term, first_index: last, ready, gate, told, offered });
+            let (ready, questions, offered) = (false, 0, false);
+            self.led = Some(Led { term, first_index: last, ready, gate, questions, told, offered });
             self.reset_lease();
             self.ask_anew();
+            if !self.config.bugs.has(KnownBug::CaretakerAnswersReads) {
+                self.refuse_readers(round);
+            }
             self.edge(term, EdgeKind::Acquired, round);
             self.tell_service(round);
         }

@@ -11,6 +11,7 @@
 //! | it needs an applied entry of the own term | before, the leader may lack acknowledged writes |
 //! | it is void from the start of a transfer | whoever is told to campaign breaks the promises |
 //! | after transfers that failed, every target must have answered anew | the order to campaign may still be on its way; who answered later refuses it |
+//! | or it was removed, and a quorum holds an entry that it never got | voters that do not know of the removal yet refuse the shorter log |
 //!
 //! Time is told by the worker: the moment a round began (for what is sent and for what runs out)
 //! and the moment it ended (for what is promised), so that every promise outlasts every lease.
@@ -40,6 +41,9 @@ pub(super) struct Lease {
     void_until: Moment,
     /// Whose answers are needed beside those of a quorum: they may have an order to campaign.
     owed_by: Vec<u64>,
+    /// Targets that will never answer, for they were removed, may have every entry before this one.
+    /// Once it is committed, no quorum of whichever configuration they know elects them.
+    outgrows_at: u64,
     published: LeaseSign,
     /// No election is supported before this moment, but of whom that was promised.
     promised_until: Moment,
@@ -244,10 +248,39 @@ impl GroupCore {
         lease.peers.iter_mut().for_each(|peer| peer.stamp = Moment::ZERO);
         lease.void_until = Moment::ZERO;
         lease.owed_by.clear();
+        lease.outgrows_at = 0;
+    }
+
+    /// At every tick: the entry that removed targets never got is made, unless users make it.
+    pub(super) fn outgrow_removed_targets(&mut self) {
+        if self.lease.outgrows_at > self.raw.raft.raft_log.last_index()
+            && self.leads()
+            && let Err(error) = self.raw.propose(Vec::new(), Vec::new())
+        {
+            tracing::debug!(group = %self.id, %error, "no entry now that removed replicas lack");
+        }
+    }
+
+    /// Targets that were removed before they answered are sent nothing from here on.
+    fn release_removed_targets(&mut self) {
+        if self.config.bugs.has(KnownBug::AwaitRemovedTargets) {
+            return;
+        }
+        let membership = &self.membership;
+        let removed =
+            |id: u64| ReplicaId::new(id).is_none_or(|id| !membership.members.contains_key(&id));
+        let lease = &self.lease;
+        let owes = |id: &u64| removed(*id) && lease.stamp_of(*id) <= lease.void_until;
+        let outgrows = lease.owed_by.iter().any(owes);
+        self.lease.owed_by.retain(|id| !removed(*id));
+        if outgrows {
+            self.lease.outgrows_at = self.raw.raft.raft_log.last_index() + 1;
+        }
     }
 
     /// Whoever became a voter has promised nothing yet.
     pub(super) fn lease_after_change(&mut self, before: &Membership) {
+        self.release_removed_targets();
         let membership = std::sync::Arc::clone(&self.membership);
         let part = |membership: &Membership, id: u64| {
             ReplicaId::new(id).and_then(|id| membership.members.get(&id)).copied()
@@ -314,10 +347,11 @@ impl GroupCore {
     }
 
     /// Whether somebody may still follow an order to campaign: whoever answered a heartbeat that
-    /// was sent after the transfer failed does not.
+    /// was sent after the transfer failed does not, and whoever was removed in vain.
     pub(super) fn may_be_deposed(&self) -> bool {
         let lease = &self.lease;
-        lease.owed_by.iter().any(|target| lease.stamp_of(*target) <= lease.void_until)
+        let outgrown = lease.outgrows_at <= self.raw.raft.raft_log.committed;
+        !outgrown || lease.owed_by.iter().any(|target| lease.stamp_of(*target) <= lease.void_until)
     }
 
     /// The oldest of the newest answers that make a quorum with this replica. It never ends when

@@ -83,7 +83,7 @@ use leadership::Led;
 use lease::Lease;
 use leaving::{Dismissed, Leaving};
 use membership::PendingChange;
-use propose::PlacedWaiter;
+use propose::{PlacedWaiter, QueuedProposal};
 use reads::Reads;
 use sleep::Sleep;
 use snapshot::Snapshots;
@@ -108,7 +108,7 @@ pub struct GroupCore {
     /// Whether it is a joint one: asked in every round.
     joint: bool,
 
-    queued: Vec<Proposal>,
+    queued: Vec<QueuedProposal>,
     waiters: VecDeque<PlacedWaiter>,
     reads: Option<Box<Reads>>,
     /// Rounds of reads that were started. Never starts anew within an opening: an answer to an
@@ -220,6 +220,7 @@ impl GroupCore {
         self.expire_change(round);
         self.watch_transfer(round);
         self.ask_again(round);
+        self.outgrow_removed_targets();
         self.tend_gate(round);
         self.tend_succession(round);
         self.invite_newcomers(live, round);
@@ -352,8 +353,9 @@ impl GroupCore {
         for part in [self.id.get(), self.replica.get(), self.raw.raft.term, self.campaigns] {
             lot = mix(lot ^ part);
         }
-        let timeout = ticks + lot % ticks.max(1);
-        self.raw.raft.set_randomized_election_timeout(usize::try_from(timeout).unwrap_or(10));
+        let drawn = usize::try_from(ticks + lot % ticks.max(1)).unwrap_or(10);
+        let timeout = self.turn_timeout().unwrap_or(drawn);
+        self.raw.raft.set_randomized_election_timeout(timeout);
     }
 }
 

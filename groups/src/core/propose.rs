@@ -24,6 +24,13 @@ pub struct Proposal {
     pub pending: Pending,
 }
 
+/// A command that is not in the log yet.
+#[derive(Debug)]
+pub(super) struct QueuedProposal {
+    proposal: Proposal,
+    since: u64,
+}
+
 /// Somebody who waits for the entry at a position.
 #[derive(Debug)]
 pub(super) struct PlacedWaiter {
@@ -37,7 +44,7 @@ impl GroupCore {
     /// Takes a proposal into this round.
     pub fn propose(&mut self, proposal: Proposal) {
         self.wake();
-        self.queued.push(proposal);
+        self.queued.push(QueuedProposal { proposal, since: self.ticks });
     }
 
     /// Proposes everything that was queued, as one message to raft.
@@ -48,18 +55,15 @@ impl GroupCore {
         if self.holds_proposals() {
             return;
         }
-        let queued = std::mem::take(&mut self.queued);
         if let Some(error) = self.refuses_proposals() {
-            for proposal in queued {
-                round.fail(proposal.pending, error.clone());
-            }
-            return;
+            return self.fail_queued(&error, round);
         }
+        let queued = std::mem::take(&mut self.queued);
         let term = self.raw.raft.term;
         let mut entries = Vec::with_capacity(queued.len());
         let mut pending = Vec::with_capacity(queued.len());
         let paused = self.barrier.is_some();
-        for proposal in queued {
+        for QueuedProposal { proposal, .. } in queued {
             match proposal.in_term {
                 _ if paused && !proposal.through_barrier => {
                     round.fail(proposal.pending, Self::paused(self.id));
@@ -163,9 +167,7 @@ impl GroupCore {
         }
         // What never entered the log surely takes no effect.
         let error = ProposeError::NotLeader { group: self.id, hint: self.successor_hint() };
-        for proposal in std::mem::take(&mut self.queued) {
-            round.fail(proposal.pending, error.clone());
-        }
+        self.fail_queued(&error, round);
         let error = ProposeError::Unknown { group: self.id, cause: UnknownCause::LeadershipLost };
         self.fail_waiters(&error, round);
     }
@@ -175,14 +177,33 @@ impl GroupCore {
             round.fail(waiter.pending, error.clone());
         }
         self.waiters = std::collections::VecDeque::new();
-        for proposal in std::mem::take(&mut self.queued) {
-            round.fail(proposal.pending, error.clone());
+        self.fail_queued(error, round);
+    }
+
+    /// Fails what is not in the log yet.
+    pub(super) fn fail_queued(&mut self, error: &ProposeError, round: &mut Round) {
+        for queued in std::mem::take(&mut self.queued) {
+            round.fail(queued.proposal.pending, error.clone());
+        }
+    }
+
+    /// What a leader holds for too long does not enter the log any more. What came later waits
+    /// shorter, so only the front is looked at.
+    fn expire_queued(&mut self, limit: u64, round: &mut Round) {
+        let ticks = self.ticks;
+        let expired = self.queued.partition_point(|queued| ticks - queued.since >= limit);
+        let error = self.rejected(ProposalRejection::Expired);
+        for queued in self.queued.drain(..expired) {
+            round.fail(queued.proposal.pending, error.clone());
         }
     }
 
     /// At every tick: tells those who waited too long that nobody can tell.
     pub(super) fn expire_waiters(&mut self, round: &mut Round) {
         let limit = u64::from(self.config.propose_give_up_ticks);
+        if !self.config.bugs.has(KnownBug::HoldForEver) {
+            self.expire_queued(limit, round);
+        }
         let error = ProposeError::Unknown { group: self.id, cause: UnknownCause::Timeout };
         while self.waiters.front().is_some_and(|front| self.ticks - front.since >= limit) {
             if let Some(front) = self.waiters.pop_front() {

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::GroupCore;
 use crate::error::ReadError;
+use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
 
@@ -84,7 +85,12 @@ impl WaitingRead {
     }
 
     fn needs_apply(&self) -> bool {
-        matches!(&self.reader, Reader::Local { need, .. } if *need != ReadNeed::Leadership)
+        matches!(&self.reader, Reader::Local { .. }) && !self.is_proof()
+    }
+
+    /// Whether it proves leadership only: that shows nothing of the state, so a caretaker may.
+    fn is_proof(&self) -> bool {
+        matches!(&self.reader, Reader::Local { need: ReadNeed::Leadership, .. })
     }
 }
 
@@ -153,6 +159,13 @@ impl GroupCore {
         if count >= self.config.max_reads_per_group {
             return Some(ReadError::Busy { group });
         }
+        if self.leads()
+            && need != ReadNeed::Leadership
+            && !self.config.bugs.has(KnownBug::CaretakerAnswersReads)
+            && let Some(error) = self.refuses_service_to_readers()
+        {
+            return Some(error);
+        }
         if matches!(need, ReadNeed::At(_)) {
             return None;
         }
@@ -162,11 +175,6 @@ impl GroupCore {
         }
         if !self.leads() {
             return Some(ReadError::NotLeader { group, hint: self.leader_hint() });
-        }
-        if need == ReadNeed::Applied
-            && let Some(error) = self.refuses_service_to_readers()
-        {
-            return Some(error);
         }
         let handing_over = self.raw.raft.lead_transferee.is_some();
         handing_over.then_some(ReadError::Transferring { group })
@@ -278,8 +286,11 @@ impl GroupCore {
         if let Some((_, waiting)) = reads.asked.take_if(|(asked, _)| asked == context) {
             let (applied, at_once): (Vec<_>, Vec<_>) =
                 waiting.into_iter().partition(WaitingRead::needs_apply);
-            if !at_once.is_empty() {
-                reads.confirmed.push_front((0, at_once));
+            let (proofs, of_peers): (Vec<_>, Vec<_>) =
+                at_once.into_iter().partition(WaitingRead::is_proof);
+            // Proofs come first: they do not wait for the serving state, as the others do.
+            for first in [of_peers, proofs].into_iter().filter(|reads| !reads.is_empty()) {
+                reads.confirmed.push_front((0, first));
             }
             if !applied.is_empty() {
                 reads.confirm(index, applied);
@@ -287,12 +298,20 @@ impl GroupCore {
         }
     }
 
-    /// Answers the reads whose index is applied.
+    /// Answers the reads whose index is applied. A leader that does not serve its users keeps them
+    /// until it does, whatever confirmed them: it may have been another leader, or this one before
+    /// policies were asked again.
     pub(super) fn resolve_confirmed_reads(&mut self, round: &mut Round) {
         let applied = self.apply.applied();
         let committed = self.raw.raft.raft_log.committed;
+        let withheld = self.leads()
+            && !self.serves()
+            && !self.config.bugs.has(KnownBug::CaretakerAnswersReads);
         while let Some(reads) = self.reads.as_mut() {
-            if reads.confirmed.front().is_none_or(|(index, _)| *index > applied) {
+            let due = |(index, waiting): &(u64, Vec<WaitingRead>)| {
+                *index <= applied && (!withheld || waiting.iter().all(WaitingRead::is_proof))
+            };
+            if !reads.confirmed.front().is_some_and(due) {
                 break;
             }
             let Some((index, ready)) = reads.confirmed.pop_front() else { break };

@@ -5,13 +5,15 @@
 //! Peers on lost nodes are left out, as long as the live voters are a quorum: they are woken for
 //! when their node comes back.
 //!
-//! Whatever happens to a sleeping group wakes it: a proposal, a read, a vote, a message of raft,
-//! the loss of the leader's node, or the return of any member's node.
+//! Whatever happens to a sleeping group wakes it: whatever a client asks of any of its replicas, a
+//! vote, a message of raft, the loss of the leader's node, its return as another process, the end
+//! of the leader's replica, or the return of any member's node to a leader.
 
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{NodeId, ReplicaId};
 
 use super::GroupCore;
+use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
 use crate::worker::{LiveNodes, Round};
 
@@ -74,9 +76,25 @@ impl GroupCore {
         }
     }
 
+    /// A client asks something of this replica. A sleeping follower cannot tell whether its leader
+    /// still exists, so it looks: the leader makes itself heard, or another one is elected.
+    pub fn on_request(&mut self, round: &mut Round) {
+        if self.sleep.is_asleep() && !self.leads() {
+            self.wake();
+            self.nudge_leader(round);
+        }
+    }
+
     /// A peer does not hear the sleeping leader: the leader should make itself heard.
     fn nudge_leader(&self, round: &mut Round) {
         self.send_own(MessageKind::Wake, self.raw.raft.leader_id, false, round);
+    }
+
+    /// Whether its end must be told to its followers: some may sleep, and hear of it in no other way.
+    #[must_use]
+    pub fn keeps_followers_asleep(&self) -> bool {
+        let may_sleep = self.config.sleep_after_ticks > 0;
+        self.leads() && may_sleep && !self.config.bugs.has(KnownBug::SleepThroughAnEnd)
     }
 
     /// Tells every peer to tick again; for a replica that will not lead them any more.
@@ -89,19 +107,22 @@ impl GroupCore {
     /// A node is lost. A sleeping follower of a leader there must look for another one; a
     /// sleeping leader must notice when its quorum is gone.
     pub fn on_node_lost(&mut self, node: NodeId, live: &LiveNodes) {
-        let leader = self.node_of(self.raw.raft.leader_id);
-        let leaderless = !self.leads() && leader.is_none_or(|leader| leader == node);
-        if leaderless {
-            self.stop_withholding();
+        if !self.leads() {
+            return self.on_process_ended(node, live);
         }
-        if !self.sleep.is_asleep() {
+        if self.sleep.is_asleep() && !self.live_voters_are_quorum(live) {
+            self.wake();
+        }
+    }
+
+    /// The process of a node ended, and whatever it led is not led any more.
+    fn on_process_ended(&mut self, node: NodeId, live: &LiveNodes) {
+        let leader = self.node_of(self.raw.raft.leader_id);
+        if self.leads() || leader.is_some_and(|leader| leader != node) {
             return;
         }
-        if self.leads() {
-            if !self.live_voters_are_quorum(live) {
-                self.wake();
-            }
-        } else if leaderless {
+        self.stop_withholding();
+        if self.sleep.is_asleep() {
             self.wake();
             self.take_turn(live);
         }
@@ -122,14 +143,19 @@ impl GroupCore {
         raft.election_elapsed = timeout;
         let drawn = raft.randomized_election_timeout().saturating_sub(timeout);
         let rest = (before * timeout + drawn) / left.len().max(1);
-        raft.set_randomized_election_timeout(timeout + rest);
+        self.set_turn(timeout + rest);
     }
 
-    /// A node came back, or came back as another process.
-    pub fn on_node_live(&mut self, node: NodeId) {
-        let member = self.membership.replica_on(node).is_some();
-        if member && self.sleep.is_asleep() && self.leads() {
+    /// A node came back, or came back as another process. If that was missed by nobody, the earlier
+    /// process ended all the same: its replicas lead nothing, and may not even be there any more.
+    pub fn on_node_live(&mut self, node: NodeId, live: &LiveNodes) {
+        if self.membership.replica_on(node).is_none() {
+            return;
+        }
+        if self.leads() && self.sleep.is_asleep() {
             self.wake();
+        } else if !self.config.bugs.has(KnownBug::SleepThroughAnEnd) {
+            self.on_process_ended(node, live);
         }
     }
 
@@ -206,19 +232,23 @@ impl GroupCore {
         self.sleep = Sleep::Asking { waiting, patience: PATIENCE_TICKS };
     }
 
-    /// The leader asks for sleep.
-    pub(super) fn answer_sleep(&mut self, message: &GroupMessage, round: &mut Round) {
+    /// The leader asks for sleep. Nobody would wake a follower whose leader's process ended before
+    /// the question came.
+    pub(super) fn answer_sleep(&mut self, node: NodeId, message: &GroupMessage, round: &mut Round) {
         let log = &self.raw.raft.raft_log;
         let level = message.index == log.last_index() && message.commit == log.committed;
-        let agrees = level && !self.leads() && self.is_quiescent();
+        let asked_by_the_living = round.nodes.is_live(node, message.life)
+            || self.config.bugs.has(KnownBug::SleepAfterTheLoss);
+        let agrees = level && asked_by_the_living && !self.leads() && self.is_quiescent();
         if agrees {
             self.fall_asleep();
         }
         self.send_own(MessageKind::SleepResponse, message.from_replica, !agrees, round);
     }
 
-    /// A peer answers.
-    pub(super) fn take_sleep_response(&mut self, message: &GroupMessage) {
+    /// A peer answers. When all have, the leader looks once more whether it may sleep: meanwhile
+    /// nodes were lost, or came back.
+    pub(super) fn take_sleep_response(&mut self, message: &GroupMessage, live: &LiveNodes) {
         let (term, last) = (self.raw.raft.term, self.raw.raft.raft_log.last_index());
         let current = message.term == term && message.index == last;
         let Sleep::Asking { waiting, .. } = &mut self.sleep else { return };
@@ -227,12 +257,15 @@ impl GroupCore {
             return;
         }
         waiting.retain(|&peer| peer != message.from_replica);
-        if waiting.is_empty() {
-            if self.leads() && self.is_quiescent() {
-                self.fall_asleep();
-            } else {
-                self.sleep = Sleep::default();
-            }
+        if !waiting.is_empty() {
+            return;
+        }
+        let may_sleep = self.may_lead_into_sleep(live)
+            || (self.is_quiescent() && self.config.bugs.has(KnownBug::SleepAfterTheLoss));
+        if self.leads() && may_sleep {
+            self.fall_asleep();
+        } else {
+            self.sleep = Sleep::default();
         }
     }
 
@@ -261,6 +294,7 @@ impl GroupCore {
         let message = GroupMessage {
             index: log.last_index(),
             commit: log.committed,
+            life: if kind == MessageKind::Sleep { self.config.incarnation } else { 0 },
             reject,
             ..self.own_message(kind, to.get())
         };

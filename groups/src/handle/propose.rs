@@ -71,6 +71,8 @@ impl Group {
             Role::Stopped | Role::Removed => {
                 Some(ProposeError::Rejected { group, reason: ProposalRejection::Stopping })
             }
+            // What a sleeping follower knows of its leader may be out of date: it looks first.
+            _ if status.asleep => None,
             _ => Some(ProposeError::NotLeader { group, hint: status.leader }),
         }
     }

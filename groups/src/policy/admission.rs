@@ -11,6 +11,9 @@ pub struct AdmissionRequest {
     pub group: GroupId,
     /// Which opening of its replica.
     pub epoch: u64,
+    /// Which question about this leadership it is; the answer names it, and one to an earlier
+    /// question is dropped.
+    pub question: u64,
     /// What the policies are told.
     pub(crate) acquired: Acquisition,
     /// Whom to ask, in order.

@@ -168,6 +168,8 @@ pub enum GroupEvent {
     Admission {
         /// The term that was asked about.
         term: Term,
+        /// Which question about it they answer.
+        question: u64,
         /// What they said; the name of the one that gave no answer.
         answer: Result<Decision, AdmissionFault>,
     },

@@ -27,6 +27,7 @@ use crate::error::{
 use crate::leadership::LossCause;
 use crate::membership::MembershipError;
 use crate::policy::{Policies, PolicyCounters};
+use crate::transport::Outgoing;
 use crate::validate::Refusal;
 
 pub use activity::{Activity, Phase, Seen};
@@ -73,8 +74,11 @@ struct Slot {
 #[derive(Debug, Default)]
 pub struct WorkerCore {
     groups: HashMap<GroupId, Box<Slot>>,
-    /// Replicas that stopped after a fault, and for how long their peers are still told.
-    failed: BTreeMap<GroupId, (GroupFault, u8, Box<Slot>)>,
+    /// Replicas that stopped after a fault.
+    failed: BTreeMap<GroupId, GroupFault>,
+    /// What peers of replicas that ended are still told, and how often: a lost message must not
+    /// leave them asleep.
+    farewells: BTreeMap<GroupId, (Vec<Outgoing>, u8)>,
     /// Groups that tick, by slot.
     active: [BTreeSet<GroupId>; TICK_SLOTS],
     touched: Vec<GroupId>,
@@ -146,8 +150,9 @@ impl WorkerCore {
     /// Whether time matters to anything here.
     #[must_use]
     pub fn needs_ticks(&self) -> bool {
-        let farewells = self.failed.values().any(|(_, left, _)| *left > 0);
-        farewells || !self.to_wake.is_empty() || self.active.iter().any(|slot| !slot.is_empty())
+        !self.farewells.is_empty()
+            || !self.to_wake.is_empty()
+            || self.active.iter().any(|slot| !slot.is_empty())
     }
 
     /// A group, for tests.
@@ -210,6 +215,7 @@ impl WorkerCore {
             Input::HostFailed(fault) => self.fail_all(&GroupFault::Host(fault)),
             Input::Stop => self.stop_all(),
             Input::Close { group, cause, done } => {
+                self.leave_followers(group);
                 self.close(group, cause);
                 self.round.closed.extend(done.map(|done| (group, done)));
             }
@@ -252,18 +258,22 @@ impl WorkerCore {
             }
             return;
         }
-        self.with(group, |core, _| {
+        self.with(group, |core, round| {
+            core.on_request(round);
             proposals.into_iter().for_each(|proposal| core.propose(proposal));
         });
     }
 
     fn read(&mut self, group: GroupId, request: crate::core::ReadRequest) {
         if self.groups.contains_key(&group) {
-            self.with(group, |core, round| core.read(request, round));
+            self.with(group, |core, round| {
+                core.on_request(round);
+                core.read(request, round);
+            });
             return;
         }
         let error = match self.failed.get(&group) {
-            Some((fault, ..)) => ReadError::Faulted { group, fault: fault.clone() },
+            Some(fault) => ReadError::Faulted { group, fault: fault.clone() },
             None => ReadError::Stopped { group },
         };
         self.round.read_replies.push((request.waiter, Err(error)));
@@ -271,11 +281,14 @@ impl WorkerCore {
 
     fn change_membership(&mut self, group: GroupId, request: crate::core::MembershipRequest) {
         if self.groups.contains_key(&group) {
-            self.with(group, |core, round| core.change_membership(request, round));
+            self.with(group, |core, round| {
+                core.on_request(round);
+                core.change_membership(request, round);
+            });
             return;
         }
         let error = match self.failed.get(&group) {
-            Some((fault, ..)) => MembershipError::Faulted { group, fault: fault.clone() },
+            Some(fault) => MembershipError::Faulted { group, fault: fault.clone() },
             None => MembershipError::Stopped { group },
         };
         self.round.membership_replies.push((request.waiter, Err(error)));
@@ -283,7 +296,10 @@ impl WorkerCore {
 
     fn barrier(&mut self, group: GroupId, order: BarrierOrder) {
         if self.groups.contains_key(&group) {
-            self.with(group, |core, round| core.barrier(order, round));
+            self.with(group, |core, round| {
+                core.on_request(round);
+                core.barrier(order, round);
+            });
             return;
         }
         let error = BarrierError::Stopped { group };
@@ -302,7 +318,7 @@ impl WorkerCore {
             return;
         }
         let error = match self.failed.get(&group) {
-            Some((fault, ..)) => TakeSnapshotError::Faulted { group, fault: fault.clone() },
+            Some(fault) => TakeSnapshotError::Faulted { group, fault: fault.clone() },
             None => TakeSnapshotError::Stopped { group },
         };
         self.round.snapshot_replies.push((waiter, Err(error)));
@@ -310,11 +326,14 @@ impl WorkerCore {
 
     fn transfer(&mut self, group: GroupId, request: crate::core::TransferRequest) {
         if self.groups.contains_key(&group) {
-            self.with(group, |core, round| core.transfer(request, round));
+            self.with(group, |core, round| {
+                core.on_request(round);
+                core.transfer(request, round);
+            });
             return;
         }
         let error = match self.failed.get(&group) {
-            Some((fault, ..)) => TransferError::Faulted { group, fault: fault.clone() },
+            Some(fault) => TransferError::Faulted { group, fault: fault.clone() },
             None => TransferError::Stopped { group },
         };
         self.round.transfer_replies.push((request.waiter, Err(error)));
@@ -322,7 +341,7 @@ impl WorkerCore {
 
     fn gone_for_proposals(&self, group: GroupId) -> ProposeError {
         let reason = match self.failed.get(&group) {
-            Some((fault, ..)) => ProposalRejection::Failed(fault.clone()),
+            Some(fault) => ProposalRejection::Failed(fault.clone()),
             None => ProposalRejection::Stopping,
         };
         ProposeError::Rejected { group, reason }
@@ -339,8 +358,10 @@ impl WorkerCore {
             GroupEvent::Durable(durable) => {
                 self.notify(group, epoch, |core, _| core.on_flushed(durable));
             }
-            GroupEvent::Admission { term, answer } => {
-                self.notify(group, epoch, |core, round| core.on_admission(term, answer, round));
+            GroupEvent::Admission { term, question, answer } => {
+                self.notify(group, epoch, |core, round| {
+                    core.on_admission(term, question, answer, round);
+                });
             }
             GroupEvent::SnapshotMade(made) => {
                 self.notify(group, epoch, |core, round| core.on_snapshot_made(made, round));
@@ -401,8 +422,18 @@ impl WorkerCore {
         self.counters.failures += 1;
         self.deactivate(group);
         slot.core.fail(&fault, &mut self.round);
-        slot.core.wake_peers(&mut self.round);
-        self.failed.insert(group, (fault, FAREWELL_TICKS, slot));
+        self.bid_farewell(group, &slot.core);
+        self.failed.insert(group, fault);
+    }
+
+    /// Tells the peers of a replica that it does not lead them any more, now and for some ticks.
+    fn bid_farewell(&mut self, group: GroupId, core: &GroupCore) {
+        let sent = self.round.messages.len();
+        core.wake_peers(&mut self.round);
+        let messages = self.round.messages[sent..].to_vec();
+        if !messages.is_empty() {
+            self.farewells.insert(group, (messages, FAREWELL_TICKS));
+        }
     }
 
     fn fail_all(&mut self, fault: &GroupFault) {
@@ -414,9 +445,20 @@ impl WorkerCore {
     fn open(&mut self, core: GroupCore) {
         let group = core.id();
         self.failed.remove(&group);
+        self.farewells.remove(&group);
         self.groups.insert(group, Box::new(Slot { core, touched: false }));
         self.active[slot_of(group)].insert(group);
         self.with(group, |_, _| ());
+    }
+
+    /// A replica ends while its node lives: no loss of a node tells sleeping followers that they
+    /// are not led any more.
+    fn leave_followers(&mut self, group: GroupId) {
+        let Some(slot) = self.groups.remove(&group) else { return };
+        if slot.core.keeps_followers_asleep() {
+            self.bid_farewell(group, &slot.core);
+        }
+        self.groups.insert(group, slot);
     }
 
     fn close(&mut self, group: GroupId, cause: LossCause) {
@@ -478,7 +520,7 @@ impl WorkerCore {
         for _ in 0..WAKES_PER_SLOT.min(self.to_wake.len()) {
             let Some((group, change)) = self.to_wake.pop_front() else { break };
             self.with(group, |core, round| match change {
-                NodeChange::Live(node) => core.on_node_live(node),
+                NodeChange::Live(node) => core.on_node_live(node, &round.nodes),
                 NodeChange::Lost(node) => core.on_node_lost(node, &round.nodes),
                 // The end of the round looks at them.
                 NodeChange::Facts => {}
@@ -507,12 +549,12 @@ impl WorkerCore {
         }
     }
 
-    /// A lost message must not leave the followers of a failed replica asleep.
     fn say_farewell(&mut self) {
-        for (_, left, slot) in self.failed.values_mut().filter(|(_, left, _)| *left > 0) {
+        for (messages, left) in self.farewells.values_mut() {
             *left -= 1;
-            slot.core.wake_peers(&mut self.round);
+            self.round.messages.extend(messages.iter().cloned());
         }
+        self.farewells.retain(|_, (_, left)| *left > 0);
     }
 
     /// Begins a round at this moment, before the first input is taken. What is sent in the round

@@ -43,6 +43,12 @@ impl LiveNodes {
         self.nodes.contains_key(&node)
     }
 
+    /// Whether this process of the node answers.
+    #[must_use]
+    pub fn is_live(&self, node: NodeId, incarnation: u64) -> bool {
+        self.nodes.get(&node).is_some_and(|known| known.incarnation == incarnation)
+    }
+
     /// What a node that answers said of itself; `None`: nothing.
     #[must_use]
     pub fn advert(&self, node: NodeId) -> Option<&Advert> {

@@ -55,6 +55,7 @@
 //! | `lose from=1 kind=…`, `partition node=(1,2)`, `heal` | messages that fit are lost; two sides do not hear each other; no more of that |
 //! | `ship from=1 to=3` | a snapshot arrives (`fail`: it does not) |
 //! | `forge from=1 to=2 kind=Vote term=9 index=1 log-term=2 entries=(2.x) commit=1 …` | a message arrives that nobody sent |
+//! | … `kind=Invite founders=(2,4) without=(1) config=9 newest=7` | the configuration that an invitation, or a notice of removal, shows |
 //! | `network` | shows it |
 //!
 //! | asking | |

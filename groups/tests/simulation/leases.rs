@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::testing::simulation::{Cluster, Shape};
-use shardhost_groups::{GroupId, NodeId};
+use shardhost_groups::{GroupId, MembershipChange, NodeId};
 
 use crate::{all_seeds_hold, run};
 
@@ -170,6 +170,30 @@ fn a_seed_complains_without(bugs: KnownBugs, freeze: Duration) {
 fn a_lease_needs_an_applied_entry_of_the_own_term() {
     let bugs = KnownBugs::from([KnownBug::LeaseBeforeReady]);
     a_seed_complains_without(bugs, Duration::from_millis(100));
+}
+
+/// A transfer fails because its target is cut off, and the target is removed before it is back.
+fn remove_the_target_of_a_failed_transfer(seed: u64, bugs: KnownBugs) -> Result<(), String> {
+    let mut trio = Trio::new(seed, bugs)?;
+    let target = trio.followers[0];
+    trio.cluster.weather.late_orders = 1_000;
+    trio.freeze_for(target)?;
+    trio.cut(target);
+    trio.cluster.pass(1_000)?;
+    trio.cluster.change_members(trio.leader, GROUP, MembershipChange::new().remove(target))?;
+    trio.cluster.pass(2_000)?;
+    trio.cluster.every_leader_gets_a_lease()
+}
+
+#[test]
+fn a_removed_target_of_a_failed_transfer_keeps_no_lease_away() {
+    let bug = KnownBugs::from([KnownBug::AwaitRemovedTargets]);
+    let caught = (0..40).filter_map(|seed| remove_the_target_of_a_failed_transfer(seed, bug).err());
+    assert!(caught.into_iter().any(|text| text.contains("has no lease")));
+    for seed in 0..40 {
+        let held = remove_the_target_of_a_failed_transfer(seed, KnownBugs::default());
+        held.unwrap_or_else(|text| panic!("seed {seed}: {text}"));
+    }
 }
 
 #[test]

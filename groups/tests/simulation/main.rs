@@ -8,9 +8,11 @@
 mod forgetting;
 mod leases;
 mod policies;
+mod sleep;
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::testing::simulation::{Chance, Cluster, Coverage, Shape, seeds};
+use shardhost_groups::testing::simulation::{Cluster, Coverage, Shape, seeds};
+use shardhost_groups::{GroupId, MembershipChange, NodeId};
 
 /// Seeds of an ordinary run of the test suite.
 const SEEDS: u64 = 200;
@@ -149,6 +151,72 @@ fn resolving_a_waiter_by_its_index_alone_is_caught() {
     println!("seed {seed}: {violation}");
 }
 
+/// A leader whose state machine hangs before it has applied what it inherited: what is proposed
+/// there meanwhile, and how much of it is not answered when everybody should have given up.
+fn unanswered_by_a_leader_that_is_not_ready(seed: u64, bugs: KnownBugs) -> Result<usize, String> {
+    let group = GroupId::new(1);
+    let mut shape = Shape::calm();
+    shape.groups = 1;
+    shape.config.bugs = bugs;
+    let mut cluster = Cluster::new(seed, &shape);
+    cluster.pass(4_000)?;
+    let leader = cluster.leader_of(group).ok_or("nobody leads")?;
+    let next = cluster.node_ids().into_iter().find(|id| *id != leader).ok_or("it is alone")?;
+    cluster.hang_machine(next, group, 60_000);
+    cluster.write(leader, group, 3)?;
+    cluster.pass(1_000)?;
+    cluster.transfer(leader, group, next);
+    cluster.pass(1_000)?;
+    cluster.write(next, group, 5)?;
+    cluster.pass(20_000)?;
+    Ok(cluster.checks().unanswered())
+}
+
+#[test]
+fn what_a_leader_holds_too_long_is_given_up() {
+    for seed in 0..20 {
+        let held = unanswered_by_a_leader_that_is_not_ready(seed, KnownBugs::default());
+        assert_eq!(held, Ok(0), "seed {seed}");
+        let bug = KnownBugs::from([KnownBug::HoldForEver]);
+        assert_eq!(unanswered_by_a_leader_that_is_not_ready(seed, bug), Ok(5), "seed {seed}");
+    }
+}
+
+/// A node founds another group under the id of one, and its members come and go until a node is
+/// invited that holds a replica of the first one: whether that is still there afterwards.
+fn survives_the_invitation_of_another_group(bugs: KnownBugs) -> Result<bool, String> {
+    let (group, victim, founder) = (GroupId::new(1), NodeId::must(3), NodeId::must(4));
+    let mut shape = Shape::calm();
+    (shape.groups, shape.spares, shape.config.bugs) = (1, 3, bugs);
+    let mut cluster = Cluster::new(1, &shape);
+    cluster.pass(4_000)?;
+    cluster.found_alone(founder, group)?;
+    cluster.pass(4_000)?;
+    let learner = |node: u64| MembershipChange::new().add_learner(NodeId::must(node));
+    let changes = [
+        learner(5),
+        learner(6),
+        MembershipChange::new().remove(NodeId::must(6)),
+        learner(victim.get()),
+    ];
+    for change in changes {
+        cluster.change_members(founder, group, change)?;
+        cluster.pass(3_000)?;
+    }
+    let invites = cluster.status(founder, group).map(|status| status.membership.replica_on(victim));
+    assert!(invites.flatten().is_some(), "the other group does not invite the node");
+    let first = cluster.status(NodeId::must(1), group).map(|status| status.membership.genesis);
+    let still = cluster.status(victim, group).map(|status| status.membership.genesis);
+    Ok(still == first)
+}
+
+#[test]
+fn an_invitation_of_another_group_ends_no_replica() {
+    let bug = KnownBugs::from([KnownBug::InvitationOfAnotherGroup]);
+    assert_eq!(survives_the_invitation_of_another_group(KnownBugs::default()), Ok(true));
+    assert_eq!(survives_the_invitation_of_another_group(bug), Ok(false));
+}
+
 /// The checkers notice a loss when disks lie: without this, their silence would prove nothing.
 #[test]
 fn disks_that_lie_about_syncs_are_caught() {
@@ -158,35 +226,4 @@ fn disks_that_lie_about_syncs_are_caught() {
         run(seed, &shape).0.err()
     });
     println!("{}", complaint.expect("no seed noticed the lost writes"));
-}
-
-#[test]
-fn idle_groups_fall_asleep_and_cost_no_messages() {
-    let mut shape = Shape::calm();
-    shape.groups = 20;
-    let mut cluster = Cluster::new(5, &shape);
-    cluster.settle_until_asleep().unwrap();
-    let before = cluster.messages_sent();
-    cluster.pass(60_000).unwrap();
-    assert_eq!(cluster.messages_sent(), before, "sleeping groups sent messages");
-    cluster.write_to_every_group().unwrap();
-}
-
-#[test]
-fn sleeping_groups_are_led_again_after_the_loss_of_their_leaders() {
-    for seed in 0..20 {
-        let mut shape = Shape::calm();
-        shape.groups = 30;
-        let mut cluster = Cluster::new(seed, &shape);
-        cluster.settle_until_asleep().unwrap();
-        let mut chance = Chance::new(seed);
-        let victim = cluster.pick_node(&mut chance);
-        cluster.crash(victim, 0);
-        cluster.pass(6_000).unwrap();
-        cluster.every_group_is_led_by_a_live_node().unwrap();
-        cluster.restart(victim).unwrap();
-        cluster.pass(4_000).unwrap();
-        cluster.write_to_every_group().unwrap();
-        cluster.settle_until_asleep().unwrap();
-    }
 }

@@ -1,11 +1,12 @@
 //! Who leads: seeded runs with capabilities that come and go, and scenarios in which it must be a
 //! certain one.
 
+use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::testing::simulation::{Cluster, Shape};
 use shardhost_groups::worker::Advert;
 use shardhost_groups::{GroupId, NodeId, Requirement};
 
-use crate::all_seeds_hold;
+use crate::{all_seeds_hold, run};
 
 const GROUP: GroupId = GroupId::new(1);
 
@@ -56,6 +57,27 @@ fn clusters_keep_their_promises_while_capabilities_come_and_go() {
         assert!(coverage.caretakers > runs, "{coverage:?}");
         assert!(coverage.acknowledged > runs * 50 && coverage.transfers > runs / 2, "{coverage:?}");
     });
+}
+
+/// A seed notices the bug, in these words, in clusters in which capabilities and policies change.
+fn a_seed_notices(bug: KnownBug, words: &str) {
+    let found = (0..2_000).find_map(|seed| {
+        let mut shape = Shape::choosing(seed);
+        shape.config.bugs = KnownBugs::from([bug]);
+        let violation = run(seed, &shape).0.err()?;
+        violation.contains(words).then(|| format!("seed {seed}: {violation}"))
+    });
+    println!("{}", found.expect("no seed noticed the bug"));
+}
+
+#[test]
+fn a_caretaker_that_answers_reads_is_caught() {
+    a_seed_notices(KnownBug::CaretakerAnswersReads, "serves nobody, and answered");
+}
+
+#[test]
+fn an_answer_to_an_earlier_question_that_counts_is_caught() {
+    a_seed_notices(KnownBug::AnyAnswerCounts, "against its policy");
 }
 
 /// Whenever the leader dies, somebody who has what is required is elected, and nobody else is

@@ -63,7 +63,7 @@ async fn check(
     let leads = until_fair(&observer, None, PATIENCE).await?;
     let each: Vec<_> = leads.iter().map(|(node, led)| format!("{led} by node {node}")).collect();
     screen.event(format!("all {} shards are led: {}", layout.shards(), each.join(", ")));
-    // As users have it: what fails with this client is seen by users.
+    // This load may be repeated late (see `trial::load`): what fails all the same, users see.
     let client = load::connect(nodes.addresses().values().cloned(), Resend::Idempotent).await?;
     let load = Load::new(input, rate)?;
     screen.event(format!("writes begin, {} per second", number(rate.into())));

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use super::histories::Histories;
+use super::serving::Serving;
 use crate::core::MembershipOutcome;
 use crate::leadership::{Edge, EdgeKind};
 use crate::transport::Outgoing;
-use crate::{GroupId, LogPosition, NodeId, ProposalSink, ProposeOutcome};
+use crate::{GroupId, GroupStatus, LogPosition, NodeId, ProposalSink, ProposeOutcome};
 use shardhost_proto::peer::MessageKind;
 use shardhost_storage::MemoryStore;
 
@@ -46,6 +47,7 @@ pub struct Election {
 pub struct Checks {
     pub(super) outcomes: Arc<Outcomes>,
     pub(super) histories: Histories,
+    pub(super) serving: Serving,
     proposed: BTreeMap<u64, GroupId>,
     ended: BTreeSet<u64>,
     /// Acknowledged commands: where each stands.
@@ -57,6 +59,8 @@ pub struct Checks {
     leaders: BTreeMap<(GroupId, u64), NodeId>,
     elections: Vec<Election>,
     standings: BTreeMap<(NodeId, GroupId), (u64, Standing)>,
+    /// Replicas that sleep.
+    asleep: BTreeSet<(NodeId, GroupId)>,
     pub(super) definite: u64,
     pub(super) unknown: u64,
     pub(super) reads: u64,
@@ -145,6 +149,11 @@ impl Checks {
     pub(super) fn propose(&mut self, id: u64, group: GroupId) {
         self.proposed.insert(id, group);
         self.histories.put(id, group);
+    }
+
+    /// Commands whose proposers were told nothing.
+    pub fn unanswered(&self) -> usize {
+        self.proposed.len() - self.ended.len()
     }
 
     /// How many commands were acknowledged.
@@ -270,6 +279,41 @@ impl Checks {
     /// A process died: its leaderships ended without a word.
     pub(super) fn forget_node(&mut self, node: NodeId) {
         self.standings.retain(|(holder, _), _| *holder != node);
+        self.serving.forget(|of, _| of == node);
+        self.asleep.retain(|(of, _)| *of != node);
+    }
+
+    /// A replica was closed.
+    pub(super) fn replica_ended(&mut self, node: NodeId, group: GroupId) {
+        self.serving.forget(|of, what| of == node && what == group);
+        self.asleep.remove(&(node, group));
+    }
+
+    /// A replica falls asleep only as long as somebody will wake it: a follower while the node of
+    /// its leader lives, a leader while a quorum does.
+    pub(super) fn sleep(
+        &mut self,
+        node: NodeId,
+        status: &GroupStatus,
+        lives: impl Fn(NodeId) -> bool,
+    ) -> Result<(), String> {
+        self.sleeps += u64::from(status.asleep);
+        let key = (node, status.id);
+        if !status.asleep {
+            self.asleep.remove(&key);
+            return Ok(());
+        }
+        if !self.asleep.insert(key) {
+            return Ok(());
+        }
+        let leader = status.leader.map(|leader| leader.node);
+        let voters: Vec<_> = status.membership.voters().collect();
+        let alive = voters.iter().filter(|(_, voter)| *voter == node || lives(*voter)).count();
+        let safe = match status.is_leader() {
+            true => alive > voters.len() / 2,
+            false => leader.is_some_and(&lives),
+        };
+        if safe { Ok(()) } else { Err(format!("{node:?} sleeps, and nobody wakes it: {status:?}")) }
     }
 
     /// What a message promises is durable on the node that sends it.

@@ -12,7 +12,7 @@ impl Cluster {
         let mut chance = self.chance.clone();
         chance.draw();
         let node = self.pick_node(&mut chance);
-        match chance.below(12) {
+        match chance.below(if self.shape().closes { 18 } else { 12 }) {
             0..=2 => self.crash_and_come_back(node, &mut chance),
             3 => self.crash_all(&mut chance),
             4..=6 => self.partition_for_a_while(&mut chance),
@@ -28,7 +28,8 @@ impl Cluster {
                 self.slow_machines(node, chance.between(1_000, 8_000));
             }
             10 => self.flush_machines(node),
-            _ => self.transfer_something(&mut chance),
+            11 => self.transfer_something(&mut chance),
+            _ => self.close_something(&mut chance)?,
         }
         let every = self.fault_every();
         let next = chance.between(every / 3, every * 2);

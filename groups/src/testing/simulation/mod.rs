@@ -9,7 +9,7 @@
 //! | `cluster` | the clock, the queue of what happens next, and the nodes that it happens to |
 //! | `node`, `machine`, `network` | what a node, its state machines and the network are made of |
 //! | `faults` | what goes wrong, and how often |
-//! | `checks`, `histories` | what must hold, whatever happens |
+//! | `checks`, `histories`, `serving` | what must hold, whatever happens |
 //! | `chance` | chance that follows from a seed |
 //!
 //! It knows no scenarios: whoever uses it lets time pass, does something to the cluster, and asks
@@ -26,6 +26,7 @@ mod histories;
 mod machine;
 mod network;
 mod node;
+mod serving;
 
 pub use chance::Chance;
 pub use checks::{Checks, Coverage, Election};

@@ -1,13 +1,14 @@
 //! One simulated process: a worker, its disks, its state machines, and what is under way there.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use crate::apply::{Applier, ApplyWork, restore_machine};
 use crate::clock::Moment;
 use crate::config::GroupsConfig;
 use crate::core::{GroupCore, Opened, ReadNeed, ReplicaStart};
-use crate::policy::Policies;
+use crate::policy::{Policies, PolicyGuard};
 use crate::worker::{Advert, Input, LeaseSign, LogTask, WorkerCore};
 use crate::{
     GroupId, LogIndex, LogPosition, Membership, NodeId, ReadBarrier, ReadError, StateMachine, Term,
@@ -36,6 +37,8 @@ pub struct Machine {
     pub applier: Applier,
     pub work: VecDeque<ApplyWork>,
     pub scheduled: bool,
+    /// It does nothing before this moment.
+    pub hangs_until: u64,
 }
 
 /// What dies with the process.
@@ -68,6 +71,12 @@ pub struct Node {
     pub advert: Arc<Advert>,
     pub told: BTreeMap<NodeId, Arc<Advert>>,
     pub policies: Policies,
+    /// Whether its policy refuses leaderships, if it has one of its own.
+    pub refuses: Arc<AtomicBool>,
+    /// Groups whose replica here is closed, over restarts too.
+    pub closed: BTreeSet<GroupId>,
+    /// Keeps that policy registered.
+    pub guard: Option<PolicyGuard>,
     /// How fast its clock runs, in thousandths.
     pub pace: u64,
     openings: u64,
@@ -95,6 +104,9 @@ impl Node {
             advert: Arc::default(),
             told: BTreeMap::new(),
             policies: Policies::new(),
+            refuses: Arc::default(),
+            guard: None,
+            closed: BTreeSet::new(),
             pace: 1_000,
             openings: 0,
             slot_debt: 0,
@@ -148,7 +160,8 @@ impl Node {
         self.openings += 1;
         let epoch = self.life * 1_000_000 + self.openings;
         let (replica, applier) = self.open(&self.own_config(config), group, epoch)?;
-        let machine = Machine { epoch, applier, work: VecDeque::new(), scheduled: false };
+        let (work, scheduled, hangs_until) = (VecDeque::new(), false, 0);
+        let machine = Machine { epoch, applier, work, scheduled, hangs_until };
         if let Some(process) = self.process.as_mut() {
             process.core.handle(Input::Open(Box::new(replica)));
             process.machines.insert(group, machine);
@@ -191,10 +204,9 @@ impl Node {
             reads: Vec::new(),
             leases: BTreeMap::new(),
         });
-        for group in self.store.groups().map_err(|error| error.to_string())? {
-            self.open_replica(config, group)?;
-        }
-        Ok(())
+        let mut groups = self.store.groups().map_err(|error| error.to_string())?;
+        groups.retain(|group| !self.closed.contains(group));
+        groups.into_iter().try_for_each(|group| self.open_replica(config, group))
     }
 
     fn open(

@@ -1,6 +1,8 @@
 //! Messages that no correct peer sent, put together by a script.
 
 use bytes::Bytes;
+use shardhost_groups::storage::convert::membership_to_message;
+use shardhost_groups::{Membership, ReplicaId};
 use shardhost_proto::{log, peer};
 
 use crate::commands::arguments::{Arguments, kind_named};
@@ -28,6 +30,22 @@ pub fn message(arguments: &mut Arguments<'_>) -> Result<peer::GroupMessage, Stri
         message.snapshot = Some(peer::SnapshotMeta { position, membership: None });
     }
     Ok(message)
+}
+
+/// The configuration that an invitation or a notice of removal shows: the one that the receiver
+/// knows, or that of a group with other `founders`, `without` some nodes, at index `config`.
+pub fn invitation(
+    arguments: &mut Arguments<'_>,
+    known: Option<Membership>,
+) -> Result<peer::Invitation, String> {
+    let (founders, without) = (arguments.nodes("founders")?, arguments.nodes("without")?);
+    let founded = (!founders.is_empty()).then(|| Membership::initial(founders));
+    let mut membership = founded.or(known).ok_or("the receiver holds no group")?;
+    membership.members.retain(|_, member| !without.contains(&member.node));
+    membership.config_index = arguments.maybe::<u64>("config")?.unwrap_or_default().into();
+    membership.newest_replica = arguments.maybe("newest")?.and_then(ReplicaId::new);
+    let membership = Some(membership_to_message(&membership));
+    Ok(peer::Invitation { membership, ..peer::Invitation::default() })
 }
 
 /// `2.x` is an entry of term 2 with the command `x`; `2.` is an empty one.

@@ -1,7 +1,8 @@
 //! Commands about what is on its way between nodes.
 
-use shardhost_groups::ReplicaId;
 use shardhost_groups::storage::convert::membership_to_message;
+use shardhost_groups::{Membership, ReplicaId};
+use shardhost_proto::peer::MessageKind;
 
 use crate::commands::arguments::Arguments;
 use crate::commands::forge;
@@ -108,6 +109,10 @@ impl Cluster {
         message.group = group.get();
         message.from_replica = arguments.maybe("from-replica")?.unwrap_or(replica_on(from));
         message.to_replica = arguments.maybe("to-replica")?.unwrap_or(replica_on(to));
+        if matches!(message.kind(), MessageKind::Invite | MessageKind::Removed) {
+            let known = status.map(|status| Membership::clone(&status.membership));
+            message.invitation = Some(forge::invitation(arguments, known)?);
+        }
         if let (Some(meta), Some(status)) = (message.snapshot.as_mut(), status) {
             meta.membership = Some(membership_to_message(&status.membership));
         }

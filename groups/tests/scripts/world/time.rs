@@ -85,7 +85,11 @@ impl Cluster {
     fn ask_policies(&mut self, id: NodeId) -> Result<bool, String> {
         let Some(request) = self.process(id)?.admissions.pop_front() else { return Ok(false) };
         let (group, epoch) = (request.group, request.epoch);
-        let event = GroupEvent::Admission { term: request.term(), answer: request.ask() };
+        let event = GroupEvent::Admission {
+            term: request.term(),
+            question: request.question,
+            answer: request.ask(),
+        };
         self.input(id, Input::Group { group, epoch, event })?;
         Ok(true)
     }

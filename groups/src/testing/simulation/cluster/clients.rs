@@ -59,10 +59,20 @@ impl Cluster {
             });
             ids.push(id);
         }
+        let before = self.log_of_caretaker(node, group);
         // A proposal to a node that is down ends at once: dropping it tells the proposer.
         self.input(node, Input::Propose { group, proposals })?;
         self.checks.take_outcomes()?;
+        if before.is_some() && self.log_of_caretaker(node, group) > before {
+            return Err(format!("{node:?} leads {group:?}, serves nobody, and took a proposal"));
+        }
         Ok(ids)
+    }
+
+    /// The term of a leader that serves nobody, and the end of its log.
+    fn log_of_caretaker(&self, node: NodeId, group: GroupId) -> Option<(u64, u64)> {
+        let status = self.status(node, group)?;
+        status.caretaker.as_ref().map(|_| (status.term.get(), status.last.get()))
     }
 
     pub(super) fn read(&mut self) -> Result<(), String> {
@@ -109,6 +119,7 @@ impl Cluster {
             let core = node.process.as_ref().and_then(|process| process.core.group(group));
             let committed = core.map_or(0, |core| core.status().committed.get());
             if lease.is_some_and(|lease| clock < lease.until) {
+                self.is_served(id, group, "a read under a lease")?;
                 let pause = if self.chance.per_mille(20) { 2_000 } else { 3 };
                 let pause = self.chance.below(pause);
                 let node = id;
@@ -133,7 +144,9 @@ impl Cluster {
         }
         let process = self.nodes[&id].process.as_ref();
         let core = process.and_then(|process| process.core.group(group));
-        if core.is_some_and(|core| core.status().applied.get() < committed) {
+        // Whoever asks a replica that was closed meanwhile is told so.
+        let Some(core) = core else { return Ok(()) };
+        if core.status().applied.get() < committed {
             let node = id;
             self.after(1, Event::LeaseAnswer { node, life, group, needed, called, committed });
             return Ok(());
@@ -164,6 +177,9 @@ impl Cluster {
         });
         for (group, need, needed, called, answer) in answered {
             let Ok(barrier) = answer else { continue };
+            if need != ReadNeed::Leadership {
+                self.is_served(id, group, &format!("a read by {need:?}"))?;
+            }
             let by = |text| format!("{text}, asked of {id:?} by {need:?}");
             self.checks.read(group, barrier.read_index.get(), needed).map_err(by)?;
             if need != ReadNeed::Leadership {

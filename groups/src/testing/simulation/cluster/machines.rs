@@ -3,6 +3,16 @@
 use super::*;
 
 impl Cluster {
+    /// A state machine does nothing for so many milliseconds.
+    pub fn hang_machine(&mut self, id: NodeId, group: GroupId, length: u64) {
+        self.tell(|| format!("{id:?} the machine of {group:?} hangs for {length} ms"));
+        let until = self.now + length;
+        let process = self.nodes.get_mut(&id).and_then(|node| node.process.as_mut());
+        if let Some(machine) = process.and_then(|process| process.machines.get_mut(&group)) {
+            machine.hangs_until = until;
+        }
+    }
+
     pub(super) fn queue_work(&mut self, id: NodeId, group: GroupId, epoch: u64, work: ApplyWork) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let life = node.life;
@@ -33,6 +43,11 @@ impl Cluster {
         let Some(process) = node.process.as_mut() else { return Ok(()) };
         let Some(machine) = process.machines.get_mut(&group) else { return Ok(()) };
         let epoch = machine.epoch;
+        if machine.hangs_until > self.now {
+            let wait = machine.hangs_until - self.now;
+            self.after(wait, Event::Apply { node: id, life, group });
+            return Ok(());
+        }
         let Some(work) = machine.work.pop_front() else {
             machine.scheduled = false;
             return Ok(());

@@ -20,7 +20,8 @@ use crate::core::{
     MembershipOrder, MembershipRequest, Proposal, ReadNeed, ReadRequest, TransferRequest,
     TransferTarget,
 };
-use crate::policy::AdmissionRequest;
+use crate::leadership::{GroupSelector, LossCause};
+use crate::policy::{AdmissionFault, AdmissionRequest, Decision};
 use crate::transport::{Outgoing, ShipmentOutcome, SnapshotShipment};
 use crate::waiter::{Charge, Pending, Waiter};
 use crate::worker::{GroupEvent, Input, LogTask, Round};
@@ -35,6 +36,7 @@ use super::chance::Chance;
 use super::checks::Checks;
 use super::network::{Network, Weather};
 use super::node::{Node, PendingRead};
+use super::serving::SwitchedPolicy;
 
 /// Milliseconds of one slot of a tick.
 const SLOT: u64 = 12;
@@ -89,6 +91,10 @@ pub struct Shape {
     pub transfers: bool,
     /// Whether nodes win and lose capabilities, and groups change what they require.
     pub policies: bool,
+    /// Whether every node has a policy that is asked about leaderships and changes its mind.
+    pub asks_policies: bool,
+    /// Whether replicas are closed while their nodes live, and opened again later.
+    pub closes: bool,
 }
 
 impl Shape {
@@ -122,6 +128,8 @@ impl Shape {
             lost_disks: false,
             transfers: false,
             policies: false,
+            asks_policies: false,
+            closes: false,
         }
     }
 
@@ -171,7 +179,26 @@ impl Shape {
         let mut shape = Self::from_seed(seed);
         shape.nodes = 3 + 2 * (seed % 2);
         shape.policies = true;
+        shape.asks_policies = seed.is_multiple_of(2);
         shape.transfers = seed.is_multiple_of(3);
+        shape
+    }
+
+    /// Groups that are idle most of the time, so that they sleep while nodes and replicas come and
+    /// go and messages come late.
+    pub fn sleeping(seed: u64) -> Self {
+        let mut shape = Self::from_seed(seed);
+        let mut chance = Chance::new(seed ^ 0x51ee9);
+        shape.nodes = 3 + 2 * chance.below(2);
+        shape.groups = chance.between(3, 6);
+        shape.duration = 25_000;
+        shape.config.sleep_after_ticks = 5;
+        shape.load_every = chance.between(1_000, 4_000);
+        shape.read_every = chance.between(1_000, 4_000);
+        shape.lease_read_every = 500;
+        shape.fault_every = chance.between(500, 1_500);
+        shape.weather.late = chance.below(100);
+        shape.closes = true;
         shape
     }
 
@@ -256,9 +283,14 @@ enum Event {
         node: NodeId,
         life: u64,
         request: Box<AdmissionRequest>,
+        answer: Result<Decision, AdmissionFault>,
     },
     Restart {
         node: NodeId,
+    },
+    Reopen {
+        node: NodeId,
+        group: GroupId,
     },
     HealNetwork,
     Heartbeats,
@@ -317,6 +349,10 @@ impl Cluster {
             node.pace = cluster.chance.between(1_000 - shape.drift, 1_000 + shape.drift);
             for group in u64::from(!shape.system_group)..=shape.groups {
                 node.create(GroupId::new(group), &shape.founders(group));
+            }
+            if shape.asks_policies {
+                let policy = Arc::new(SwitchedPolicy(Arc::clone(&node.refuses)));
+                node.guard = Some(node.policies.register(GroupSelector::All, policy));
             }
             if shape.lying_disks {
                 node.store.inject(StoreFault::LyingSync);
@@ -420,8 +456,12 @@ impl Cluster {
                 }
                 Ok(())
             }
-            Event::Admission { node, life, request } => self.admit(node, life, &request),
+            Event::Admission { node, life, request, answer } => {
+                self.admit(node, life, &request, answer)
+            }
             Event::Restart { node } => self.restart(node),
+            Event::Reopen { node, group } if self.faulty => self.reopen(node, group),
+            Event::Reopen { .. } => Ok(()),
             Event::HealNetwork => {
                 self.network.heal();
                 Ok(())

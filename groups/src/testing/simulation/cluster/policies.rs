@@ -1,6 +1,7 @@
 //! What nodes say of themselves, what groups require, and what policies are asked.
 
-use crate::policy::AdmissionRequest;
+use std::sync::atomic::Ordering;
+
 use crate::worker::Advert;
 use crate::{GroupStatus, Requirement, RequirementMode};
 
@@ -10,11 +11,15 @@ use super::*;
 const CHANGE_EVERY: u64 = 1_500;
 
 impl Cluster {
-    /// Policies take their time.
+    /// Policies take their time, and some of them longer than anybody waits. They answer from what
+    /// they know when they are asked.
     pub(super) fn ask_policies(&mut self, node: NodeId, request: AdmissionRequest) {
         let life = self.nodes[&node].life;
-        let delay = self.chance.between(1, 60);
-        self.after(delay, Event::Admission { node, life, request: Box::new(request) });
+        let slow = self.faulty && self.chance.per_mille(150);
+        let delay = if slow { self.chance.between(60, 9_000) } else { self.chance.between(1, 60) };
+        self.checks.serving.asked(node, &request);
+        let answer = request.ask();
+        self.after(delay, Event::Admission { node, life, request: Box::new(request), answer });
     }
 
     pub(super) fn admit(
@@ -22,12 +27,41 @@ impl Cluster {
         node: NodeId,
         life: u64,
         request: &AdmissionRequest,
+        answer: Result<Decision, AdmissionFault>,
     ) -> Result<(), String> {
         if !self.is_running(node, life) {
             return Ok(());
         }
-        let event = GroupEvent::Admission { term: request.term(), answer: request.ask() };
-        self.input(node, Input::Group { group: request.group, epoch: request.epoch, event })
+        let (group, epoch, question) = (request.group, request.epoch, request.question);
+        self.tell(|| format!("{node:?} {group:?} question {question} is answered: {answer:?}"));
+        self.checks.serving.answered(node, request, answer == Ok(Decision::Serve));
+        let event = GroupEvent::Admission { term: request.term(), question, answer };
+        self.input(node, Input::Group { group, epoch, event })?;
+        let status = self.status(node, group);
+        status.map_or(Ok(()), |status| self.checks.serving.check(node, status))
+    }
+
+    /// From here on the policy of a node refuses leaderships, or does not, and says so.
+    fn switch_policy(&mut self, id: NodeId, refuses: bool) -> Result<(), String> {
+        self.tell(|| format!("the policy of {id:?} refuses from here on: {refuses}"));
+        self.nodes[&id].refuses.store(refuses, Ordering::Relaxed);
+        let groups: Vec<GroupId> = (1..=self.shape.groups).map(GroupId::new).collect();
+        for group in groups {
+            self.checks.serving.outdated(id, group);
+            self.input(id, Input::Reevaluate { group })?;
+        }
+        Ok(())
+    }
+
+    /// What a client is answered is answered by a replica that serves: not by a leader that must
+    /// not.
+    pub(super) fn is_served(&self, id: NodeId, group: GroupId, what: &str) -> Result<(), String> {
+        match self.status(id, group) {
+            Some(status) if status.is_leader() && status.caretaker.is_some() => {
+                Err(format!("{id:?} leads {group:?}, serves nobody, and answered {what}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether the leader's users wait for a transfer.
@@ -89,7 +123,7 @@ impl Cluster {
         self.after(wait, Event::Policy);
         let group = GroupId::new(chance.between(1, self.shape.groups));
         let node = self.pick_node(&mut chance);
-        let what = chance.below(6);
+        let what = chance.below(if self.shape.asks_policies { 9 } else { 6 });
         let lot = chance.below(4);
         self.chance = chance;
         match what {
@@ -97,7 +131,8 @@ impl Cluster {
             2 => self.advertise(node, advert("fifo", lot == 0)),
             3 => self.advertise(node, advert("ssd", lot == 0)),
             4 => self.advertise(node, advert("both", false)),
-            _ => self.advertise(node, Advert::default()),
+            5 => self.advertise(node, Advert::default()),
+            _ => self.switch_policy(node, lot < 2),
         }
     }
 
@@ -108,6 +143,7 @@ impl Cluster {
         }
         for id in self.node_ids() {
             self.advertise(id, advert("both", false))?;
+            self.switch_policy(id, false)?;
         }
         Ok(())
     }
@@ -118,6 +154,7 @@ impl Cluster {
         id: NodeId,
         status: &GroupStatus,
     ) -> Result<(), String> {
+        self.checks.serving.check(id, status)?;
         let requirement = &status.membership.requirement;
         let present = &self.nodes[&id].advert.capabilities;
         let lacks = requirement.lacking(present).next().is_some();

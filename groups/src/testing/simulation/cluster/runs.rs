@@ -76,11 +76,53 @@ impl Cluster {
         self.everybody_is_fit()?;
         self.heal()?;
         self.pass(15_000)?;
+        self.every_group_with_a_quorum_is_led()?;
+        self.reopen_all()?;
         self.remove_lost_members()?;
         self.write_to_every_group()?;
         self.pass(8_000)?;
         self.every_replica_holds_the_same()?;
+        self.every_leader_asked_its_policies()?;
+        self.every_leader_gets_a_lease()?;
         self.checks.histories.check()
+    }
+
+    /// Each group that works has a leader with a lease before long.
+    ///
+    /// # Errors
+    /// One has none, or a checker found something.
+    pub fn every_leader_gets_a_lease(&mut self) -> Result<(), String> {
+        for group in (1..=self.shape.groups).map(GroupId::new) {
+            let Some(leader) = self.leader_of(group) else { continue };
+            self.propose(leader, group, 1)?;
+            let mut waited = 0;
+            while !self.holds_lease(leader, group) {
+                if waited == 2_000 {
+                    return Err(format!("{group:?} has no lease: {}", self.describe(group)));
+                }
+                self.pass(20)?;
+                waited += 20;
+            }
+        }
+        Ok(())
+    }
+
+    fn holds_lease(&self, id: NodeId, group: GroupId) -> bool {
+        let node = &self.nodes[&id];
+        let lease = node.process.as_ref().and_then(|process| process.leases.get(&group));
+        lease.is_some_and(|lease| node.clock(self.now) < lease.until)
+    }
+
+    fn every_leader_asked_its_policies(&self) -> Result<(), String> {
+        for (id, group) in self
+            .node_ids()
+            .into_iter()
+            .flat_map(|id| (1..=self.shape.groups).map(move |group| (id, GroupId::new(group))))
+        {
+            let status = self.status(id, group);
+            status.map_or(Ok(()), |status| self.checks.serving.settled(id, status))?;
+        }
+        Ok(())
     }
 
     /// Somebody serves each group.
@@ -94,6 +136,35 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// Somebody serves each group of which enough replicas are open; nobody has to ask for it.
+    ///
+    /// # Errors
+    /// A group that nobody serves.
+    pub fn every_group_with_a_quorum_is_led(&self) -> Result<(), String> {
+        let all = self.nodes.len();
+        for group in (1..=self.shape.groups).map(GroupId::new) {
+            let closed = self.nodes.values().filter(|node| node.closed.contains(&group)).count();
+            let led = self.nodes.values().any(|node| node.serves(group));
+            if !led && all - closed > all / 2 {
+                return Err(format!("{group:?} is not led: {}", self.describe(group)));
+            }
+        }
+        Ok(())
+    }
+
+    fn reopen_all(&mut self) -> Result<(), String> {
+        let closed = |node: &Node| node.closed.iter().map(|group| (node.id, *group)).collect();
+        let closed: Vec<(NodeId, GroupId)> =
+            self.nodes.values().flat_map(|node| -> Vec<_> { closed(node) }).collect();
+        if closed.is_empty() {
+            return Ok(());
+        }
+        for (id, group) in closed {
+            self.reopen(id, group)?;
+        }
+        self.pass(10_000)
     }
 
     /// Each group takes a write.

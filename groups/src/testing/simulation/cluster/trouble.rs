@@ -1,6 +1,10 @@
 //! What can be done to a node, and what nodes know of each other's life.
 
+use shardhost_storage::{GroupWrite, HardState, LogBatch};
+
+use super::super::node::Process;
 use super::*;
+use crate::{LogIndex, Term};
 
 impl Cluster {
     /// The process dies. Of the writes that were not synced, `keep` survive.
@@ -93,6 +97,82 @@ impl Cluster {
         self.round(id)
     }
 
+    /// A node founds a group of its own under this id, whoever else has one. It leads in terms that
+    /// the other one does not come to: here, a group has one leader per term.
+    ///
+    /// # Errors
+    /// It holds a replica already, or a checker found something.
+    pub fn found_alone(&mut self, id: NodeId, group: GroupId) -> Result<(), String> {
+        let config = self.shape.config.clone();
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        if !node.create(group, &Membership::initial([id])) {
+            return Err(format!("{id:?} cannot found {group:?}"));
+        }
+        let mut write = GroupWrite::new(group);
+        let (term, commit) = (Term::new(1_000), LogIndex::new(0));
+        write.hard_state = Some(HardState { term, vote: None, commit });
+        let written = node.store.write(&LogBatch { writes: vec![write] });
+        written.map_err(|error| error.to_string())?;
+        node.open_replica(&config, group)?;
+        self.round(id)
+    }
+
+    /// A replica ends while its node lives.
+    ///
+    /// # Errors
+    /// What a checker found.
+    pub fn close(&mut self, id: NodeId, group: GroupId) -> Result<(), String> {
+        self.tell(|| format!("{id:?} closes {group:?}"));
+        self.input(id, Input::Close { group, cause: LossCause::Stopped, done: None })?;
+        self.checks.replica_ended(id, group);
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        node.closed.insert(group);
+        if let Some(process) = node.process.as_mut() {
+            process.machines.remove(&group);
+            process.leases.remove(&group);
+        }
+        if let Some(disk) = node.disks.get(&group) {
+            disk.lock().unwrap().crash();
+        }
+        Ok(())
+    }
+
+    /// A closed replica is opened again, as soon as everything that it wrote is durable, or when
+    /// its node starts.
+    ///
+    /// # Errors
+    /// Its disks hold what it cannot be opened from.
+    pub fn reopen(&mut self, id: NodeId, group: GroupId) -> Result<(), String> {
+        let config = self.shape.config.clone();
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        if !node.closed.contains(&group) {
+            return Ok(());
+        }
+        let writes =
+            |process: &Process| process.log_running.is_some() || !process.log_queue.is_empty();
+        if node.process.as_ref().is_some_and(writes) {
+            self.after(5, Event::Reopen { node: id, group });
+            return Ok(());
+        }
+        node.closed.remove(&group);
+        let stored = node.store.load(group).map_err(|error| error.to_string())?;
+        if node.process.is_none() || stored.is_none() {
+            return Ok(());
+        }
+        node.open_replica(&config, group)?;
+        self.tell(|| format!("{id:?} opens {group:?}"));
+        self.round(id)
+    }
+
+    /// A replica is closed, more often one that leads, and opened again some time later.
+    pub(in super::super) fn close_something(&mut self, chance: &mut Chance) -> Result<(), String> {
+        let group = GroupId::new(chance.between(1, self.shape.groups));
+        let any = self.pick_node(chance);
+        let id = self.leader_of(group).filter(|_| chance.per_mille(600)).unwrap_or(any);
+        self.after(chance.between(1_000, 12_000), Event::Reopen { node: id, group });
+        self.close(id, group)
+    }
+
     /// Everybody reaches everybody again after so many milliseconds.
     pub fn heal_network_later(&mut self, delay: u64) {
         self.tell(|| "the network is cut".to_owned());
@@ -172,7 +252,7 @@ impl Cluster {
                     (Some(life), known) if known != Some(life) => {
                         node.live.insert(from, life);
                         node.told.remove(&from);
-                        changes.push(Input::NodeLive { node: from, incarnation: life });
+                        changes.push(Input::NodeLive { node: from, incarnation: life + 1 });
                     }
                     (None, Some(_)) => {
                         node.live.remove(&from);
@@ -183,7 +263,8 @@ impl Cluster {
                 }
                 if heard && !self.hushed && node.told.get(&from) != Some(&advert) {
                     node.told.insert(from, Arc::clone(&advert));
-                    changes.push(Input::NodeAdvert { node: from, incarnation: life, advert });
+                    let incarnation = life + 1;
+                    changes.push(Input::NodeAdvert { node: from, incarnation, advert });
                 }
             }
             for change in changes {

@@ -87,7 +87,8 @@ impl Cluster {
             drop(waiter.send(answer));
         }
         for (_, _, status) in &round.statuses {
-            self.checks.sleeps += u64::from(status.asleep);
+            let live = &self.nodes[&id].live;
+            self.checks.sleep(id, status, |node| live.contains_key(&node))?;
             self.serves_only_where_it_may(id, status)?;
         }
         if let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) {
@@ -172,6 +173,10 @@ impl Cluster {
         for outgoing in messages {
             self.messages += 1;
             self.print(outgoing.message.index ^ (outgoing.message.kind as u64) << 32);
+            let message = &outgoing.message;
+            if message.kind() == MessageKind::ReadIndexResponse && !message.reject {
+                self.is_served(from, GroupId::new(message.group), "the read of a follower")?;
+            }
             if self.shape.check_messages {
                 self.checks.message(&self.nodes[&from].store, &outgoing)?;
             }
