@@ -144,6 +144,8 @@ pub struct GroupCore {
     durable_number: u64,
     /// The hard state as it was last handed to the log writer.
     written_state: shardhost_storage::HardState,
+    /// Its commit index is to be written although nothing else is.
+    commit_due: bool,
     /// A vote that is on disk before it is given.
     preparation: Preparation,
     /// The newest term whose hard state is durable.
@@ -226,6 +228,7 @@ impl GroupCore {
         self.invite_newcomers(live, round);
         self.tend_leaving(round);
         self.tend_snapshots();
+        self.note_commit_lag();
         self.consider_sleep(live, round);
         self.refresh_peers();
     }

@@ -139,6 +139,7 @@ impl GroupCore {
             handed_number: 0,
             durable_number: 0,
             written_state: hard_state,
+            commit_due: false,
             preparation: Preparation::default(),
             durable_term: hard_state.term.get(),
             meta_changes: 0,

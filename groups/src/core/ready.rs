@@ -21,6 +21,11 @@ use crate::worker::{PersistAck, Round};
 const VOTE_RESPONSE: MessageType = MessageType::MsgRequestVoteResponse;
 /// How far the commit index on disk may lag. After a restart the leader says how far it really is.
 const COMMIT_LAG: u64 = 512;
+/// Ticks without anything new after which a commit index that lags is written all the same, and
+/// ticks after which it is written if there always is something new. A replica that forgot that its
+/// entries were committed would let a leader that never had them cut them off, without a word.
+const COMMIT_QUIET_TICKS: u16 = 5;
+const COMMIT_TICKS: u64 = 50;
 
 impl GroupCore {
     /// Handles one ready of raft.
@@ -92,6 +97,26 @@ impl GroupCore {
     fn carries_a_change(&self, entries: &[Entry]) -> bool {
         !self.config.bugs.has(KnownBug::ForgetCommit)
             && entries.iter().any(|entry| entry.entry_type != EntryType::EntryNormal)
+    }
+
+    /// At ticks: whether the commit index has lagged for long enough.
+    pub(super) fn note_commit_lag(&mut self) {
+        let quiet = self.sleep.quiet_ticks() == Some(COMMIT_QUIET_TICKS);
+        let due = quiet || (self.ticks + self.id.get()).is_multiple_of(COMMIT_TICKS);
+        self.commit_due |= due && self.commit_lags();
+    }
+
+    /// Whether nothing but the commit index differs from what the log writer has.
+    fn commit_lags(&self) -> bool {
+        let state =
+            self.with_prepared_vote(convert::hard_state_to_log(&self.raw.raft.hard_state()));
+        let written = &self.written_state;
+        (state.term, state.vote) == (written.term, written.vote) && state.commit > written.commit
+    }
+
+    /// Takes note that a commit index that lags is written now, if it is time.
+    pub(super) fn take_due_commit(&mut self) -> bool {
+        std::mem::take(&mut self.commit_due) && self.commit_lags()
     }
 
     /// The hard state as it is, to be written with the commit index.

@@ -43,6 +43,14 @@ impl Sleep {
         matches!(self, Self::Asleep)
     }
 
+    /// Ticks in which nothing happened, while awake.
+    pub(super) const fn quiet_ticks(&self) -> Option<u16> {
+        match self {
+            Self::Awake { quiet } => Some(*quiet),
+            Self::Asking { .. } | Self::Asleep => None,
+        }
+    }
+
     pub(super) const fn is_asking(&self) -> bool {
         matches!(self, Self::Asking { .. })
     }

@@ -136,7 +136,8 @@ impl GroupCore {
     fn write_changes(&mut self, round: &mut Round) {
         let compact = self.snapshots.compact_to.take();
         let changed = self.snapshots.written_meta < self.meta_changes;
-        if compact.is_none() && !changed {
+        let commit = self.take_due_commit();
+        if compact.is_none() && !changed && !commit {
             return;
         }
         let mut write = GroupWrite::new(self.id);
@@ -147,6 +148,8 @@ impl GroupCore {
             self.snapshots.written_meta = meta;
             let ack = PersistAck { group, epoch, number: 0, term: 0, meta, prepared: 0 };
             round.log.acks.push(ack);
+        }
+        if changed || commit {
             // Whoever remembers a change of membership must not forget that it was committed: a
             // replica that it removed could neither lead nor let others lead.
             write.hard_state = Some(self.hard_state_with_commit());

@@ -439,11 +439,12 @@ impl Groups {
             return;
         }
         let mut threads = std::mem::take(&mut *self.inner.threads.lock());
-        shared.inboxes.iter().for_each(|inbox| inbox.complete(crate::worker::Input::Stop));
         if matches!(&*shared.health.borrow(), Some(HostFault::Stuck { .. })) {
-            // There is no end to wait for, and the process is to end.
-            threads.workers.clear();
+            // The stuck thread may hold what the others wait for: there is no end to wait for, and
+            // the process is to end.
+            return;
         }
+        shared.inboxes.iter().for_each(|inbox| inbox.complete(crate::worker::Input::Stop));
         threads.workers.drain(..).for_each(join);
         if let Some((alive, watchdog)) = threads.watchdog.take() {
             drop(alive);

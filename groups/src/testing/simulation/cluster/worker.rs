@@ -74,7 +74,13 @@ impl Cluster {
         let round = process.core.finish_round(Some(clock));
         let counters = process.core.counters();
         if counters.failures > 0 {
-            return Err(format!("a replica of {id:?} failed"));
+            let faults =
+                round.statuses.iter().filter_map(|(group, _, status)| match &status.role {
+                    crate::Role::Failed(fault) => Some(format!("{group:?}: {fault}")),
+                    _ => None,
+                });
+            let faults: Vec<String> = faults.collect();
+            return Err(format!("a replica of {id:?} failed: {}", faults.join("; ")));
         }
         self.carry_out(id, round)
     }
