@@ -27,6 +27,8 @@ pub enum KnownBug {
     LateTimeoutNow,
     /// A vote that was prepared is relied on before it is durable.
     TrustUnwrittenVote,
+    /// A replica is closed while the log writer still holds what it handed over.
+    CloseBeforeLog,
 }
 
 /// The bugs that are switched on. None by default.

@@ -13,7 +13,7 @@ use crate::apply::ApplyWork;
 use crate::convert;
 use crate::error::TakeSnapshotError;
 use crate::transport::{ShipmentOutcome, SnapshotShipment};
-use crate::worker::{PersistAck, Round};
+use crate::worker::{PersistAck, Prune, Round};
 
 /// Who waits for a snapshot.
 pub type SnapshotWaiter = oneshot::Sender<Result<LogPosition, TakeSnapshotError>>;
@@ -153,7 +153,7 @@ impl GroupCore {
         if std::mem::take(&mut self.snapshots.named)
             && let Some(keep) = self.meta.snapshot
         {
-            round.log.prune.push((self.id, keep));
+            round.log.prune.push(Prune { group: self.id, epoch: self.epoch, keep });
         }
         if let Some(base) = compact {
             self.raw.mut_store().compact(base);

@@ -20,7 +20,7 @@ use shardhost_storage::{GroupId, Membership};
 use tokio::sync::watch;
 
 use crate::clock::Moment;
-use crate::runtime::{Mailbox, RuntimeShared};
+use crate::runtime::{LifeLock, Mailbox, RuntimeShared};
 use crate::status::GroupStatus;
 use crate::waiter::Budget;
 use crate::worker::{Input, LeaseSign};
@@ -44,6 +44,8 @@ pub(crate) struct GroupShared {
     pub(crate) budget: Arc<Budget>,
     pub(crate) runtime: Arc<RuntimeShared>,
     pub(crate) mailbox: Mailbox,
+    /// Held by work that is done late for this opening of the replica.
+    pub(crate) life: LifeLock,
     pub(crate) kind: Arc<str>,
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
-use tokio::sync::oneshot;
 
 use super::{Advert, PersistAck};
 use crate::core::{
@@ -14,6 +13,7 @@ use crate::core::{
 use crate::error::{GroupFault, HostFault};
 use crate::leadership::LossCause;
 use crate::policy::{AdmissionFault, Decision};
+use crate::runtime::Ending;
 use crate::transport::ShipmentOutcome;
 
 /// One thing that a worker is told. Kept small: channels hold blocks of them.
@@ -140,8 +140,8 @@ pub enum Input {
         group: GroupId,
         /// Why.
         cause: LossCause,
-        /// Who waits for it.
-        done: Option<oneshot::Sender<()>>,
+        /// What is handed on when the replica stopped.
+        ending: Option<Box<Ending>>,
     },
 }
 

@@ -30,7 +30,7 @@ use crate::validate::Refusal;
 
 pub use input::{GroupEvent, Input};
 pub use nodes::{Advert, LiveNodes};
-pub use round::{LeaseSign, LogTask, PersistAck, Round};
+pub use round::{LeaseSign, LogTask, PersistAck, Prune, Round};
 
 /// Groups tick in this many slots, one after the other, so that not all of a worker's groups are
 /// busy at the same moment.
@@ -194,9 +194,12 @@ impl WorkerCore {
             Input::Open(core) => self.open(*core),
             Input::HostFailed(fault) => self.fail_all(&GroupFault::Host(fault)),
             Input::Stop => self.stop_all(),
-            Input::Close { group, cause, done } => {
-                self.close(group, cause);
-                self.round.closed.extend(done.map(|done| (group, done)));
+            Input::Close { group, cause, ending } => {
+                let open = ending.as_ref().and_then(|ending| ending.open_id());
+                if open.is_none_or(|open| self.epoch_of(group) == Some(open.get())) {
+                    self.close(group, cause);
+                }
+                self.round.closed.extend(ending);
             }
         }
     }
@@ -401,6 +404,11 @@ impl WorkerCore {
         self.groups.insert(group, Box::new(Slot { core, touched: false }));
         self.active[slot_of(group)].insert(group);
         self.with(group, |_, _| ());
+    }
+
+    fn epoch_of(&self, group: GroupId) -> Option<u64> {
+        let failed = self.failed.get(&group).map(|(_, _, slot)| slot);
+        self.groups.get(&group).or(failed).map(|slot| slot.core.epoch())
     }
 
     fn close(&mut self, group: GroupId, cause: LossCause) {

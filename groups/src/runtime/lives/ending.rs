@@ -1,0 +1,234 @@
+//! The end of a replica, on its way through the threads of the host.
+
+use std::fmt;
+use std::sync::Arc;
+
+use shardhost_storage::{GroupId, GroupWrite, LogError, LogStore, ReplicaId};
+use tokio::sync::oneshot;
+
+use super::{Lives, OpenId};
+use crate::error::{GroupFault, OpenGroupError};
+use crate::leadership::LossCause;
+
+/// What a replica that is not open left behind is removed by this.
+type Clear = Box<dyn FnOnce() -> Result<(), String> + Send>;
+
+/// Which replica is to be destroyed, and what goes with it.
+#[must_use = "it does nothing until it is given to `Groups::destroy_replica`"]
+pub struct Destruction {
+    pub(in crate::runtime) group: GroupId,
+    pub(in crate::runtime) generation: Option<u32>,
+    clear: Option<Clear>,
+}
+
+impl fmt::Debug for Destruction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "destruction of {:?}, generation {:?}", self.group, self.generation)
+    }
+}
+
+impl Destruction {
+    /// Of this host's replica of the group, whichever it is.
+    pub fn new(group: GroupId) -> Self {
+        Self { group, generation: None, clear: None }
+    }
+    /// Only if the replica is of this generation of the group: one that was ordered for another
+    /// generation destroys nothing.
+    pub const fn generation(mut self, generation: u32) -> Self {
+        self.generation = Some(generation);
+        self
+    }
+    /// Removes the state of a replica that is not open, while nobody can create the next one. A
+    /// replica that is open has a state machine, which is told by
+    /// [`crate::StateMachine::removed`].
+    pub fn clear(mut self, clear: impl FnOnce() -> Result<(), String> + Send + 'static) -> Self {
+        self.clear = Some(Box::new(clear));
+        self
+    }
+}
+
+/// The number of a group's life that a replica belongs to.
+pub(in crate::runtime) const fn generation_of(replica: ReplicaId) -> u32 {
+    (replica.get() >> 32) as u32
+}
+
+/// Refuses what was ordered for another generation.
+pub(in crate::runtime) fn check_generation(
+    group: GroupId,
+    expected: Option<u32>,
+    replica: ReplicaId,
+) -> Result<(), OpenGroupError> {
+    let found = generation_of(replica);
+    match expected {
+        Some(expected) if expected != found => {
+            Err(OpenGroupError::OtherGeneration { group, expected, found })
+        }
+        _ => Ok(()),
+    }
+}
+
+enum Kind {
+    Closing,
+    Destroying(Destruction, oneshot::Sender<Result<(), OpenGroupError>>),
+    /// The group released it; the log holds nothing of it.
+    Released,
+}
+
+/// What the log holds of the replica at its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Fate {
+    Kept,
+    Destroyed,
+    Refused(OpenGroupError),
+}
+
+/// The end of a replica, on its way through the threads of the host: its worker stops it, the log
+/// writer passes all that it was handed, an apply thread drops the state machine. Each hands it
+/// on; none waits. Lost on its way, it tells whoever waits.
+pub struct Ending {
+    lives: Arc<Lives>,
+    group: GroupId,
+    open: Option<OpenId>,
+    kind: Option<Kind>,
+    fate: Fate,
+}
+
+impl fmt::Debug for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "end of {:?} {:?}: {:?}", self.group, self.open, self.fate)
+    }
+}
+
+impl Ending {
+    fn new(lives: &Arc<Lives>, group: GroupId, open: Option<OpenId>, kind: Kind) -> Box<Self> {
+        let fate = if matches!(kind, Kind::Released) { Fate::Destroyed } else { Fate::Kept };
+        Box::new(Self { lives: Arc::clone(lives), group, open, kind: Some(kind), fate })
+    }
+
+    pub(super) fn closing(lives: &Arc<Lives>, group: GroupId, open: OpenId) -> Box<Self> {
+        Self::new(lives, group, Some(open), Kind::Closing)
+    }
+
+    pub(super) fn release(lives: &Arc<Lives>, group: GroupId, open: OpenId) -> Box<Self> {
+        Self::new(lives, group, Some(open), Kind::Released)
+    }
+
+    pub(in crate::runtime) fn destroying(
+        lives: &Arc<Lives>,
+        open: Option<OpenId>,
+        destruction: Destruction,
+        done: oneshot::Sender<Result<(), OpenGroupError>>,
+    ) -> Box<Self> {
+        Self::new(lives, destruction.group, open, Kind::Destroying(destruction, done))
+    }
+
+    /// The group.
+    #[must_use]
+    pub const fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// Which opening ends; `None`: the replica is not open.
+    #[must_use]
+    pub const fn open_id(&self) -> Option<OpenId> {
+        self.open
+    }
+
+    /// Why a leadership ends with the replica.
+    pub(in crate::runtime) const fn cause(&self) -> LossCause {
+        match self.kind {
+            Some(Kind::Closing) | None => LossCause::Stopped,
+            Some(Kind::Destroying(..) | Kind::Released) => LossCause::Removed,
+        }
+    }
+
+    /// What the log writer has to write for it, when everything that the replica handed over is
+    /// written or about to be. `released`: the same batch destroys the replica already.
+    pub(in crate::runtime) fn write(
+        &mut self,
+        store: &dyn LogStore,
+        released: bool,
+    ) -> Option<GroupWrite> {
+        let Some(Kind::Destroying(destruction, _)) = &self.kind else { return None };
+        if released {
+            self.fate = Fate::Destroyed;
+            return None;
+        }
+        match replica_to_destroy(store, destruction) {
+            Ok(replica) => {
+                self.fate = Fate::Destroyed;
+                let mut write = GroupWrite::new(self.group);
+                write.destroy = Some(replica);
+                Some(write)
+            }
+            Err(error) => {
+                self.fate = Fate::Refused(error);
+                None
+            }
+        }
+    }
+
+    /// What the log writer wrote for it is not durable.
+    pub(in crate::runtime) fn refuse(&mut self, error: &LogError) {
+        if matches!(self.kind, Some(Kind::Destroying(..))) && self.fate == Fate::Destroyed {
+            self.fate = Fate::Refused(log_error(self.group, error.clone()));
+        }
+    }
+
+    /// Whether the log holds nothing of the replica any more: what it left behind must go.
+    pub(in crate::runtime) fn is_destroyed(&mut self) -> bool {
+        if self.lives.is_released(self.group) {
+            self.fate = Fate::Destroyed;
+        }
+        self.fate == Fate::Destroyed
+    }
+
+    /// Removes the state of a replica that has no state machine here.
+    pub(in crate::runtime) fn clear(&mut self) -> Result<(), String> {
+        match &mut self.kind {
+            Some(Kind::Destroying(destruction, _)) => {
+                destruction.clear.take().map_or(Ok(()), |clear| clear())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Nothing of the replica is left on any thread. `unregister` runs before the number is free.
+    pub(in crate::runtime) fn finish<T>(mut self: Box<Self>, unregister: impl FnOnce() -> T) -> T {
+        let unregistered = self.lives.ended(self.group, unregister);
+        if let Some(Kind::Destroying(_, done)) = self.kind.take() {
+            let outcome = match &self.fate {
+                Fate::Refused(error) => Err(error.clone()),
+                Fate::Kept | Fate::Destroyed => Ok(()),
+            };
+            // Nobody need wait for it.
+            drop(done.send(outcome));
+        }
+        self.kind = None;
+        unregistered
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if self.kind.is_some() {
+            self.lives.abandoned(self.group);
+        }
+    }
+}
+
+fn replica_to_destroy(
+    store: &dyn LogStore,
+    destruction: &Destruction,
+) -> Result<ReplicaId, OpenGroupError> {
+    let group = destruction.group;
+    let known = store.load(group).map_err(|error| log_error(group, error))?;
+    let replica = known.ok_or(OpenGroupError::Unknown { group })?.meta.replica;
+    check_generation(group, destruction.generation, replica)?;
+    Ok(replica)
+}
+
+/// The log cannot be read or written.
+pub(in crate::runtime) fn log_error(group: GroupId, error: LogError) -> OpenGroupError {
+    OpenGroupError::Faulted { group, fault: GroupFault::Log(error) }
+}
