@@ -144,12 +144,15 @@ impl Group {
         receiver
     }
 
-    /// Hands an input to the worker that owns the group.
-    fn offer(&self, input: Input) -> Result<(), Offered> {
+    /// Hands an order to the worker that owns the group. It is for this opening of the replica.
+    fn offer(&self, order: Input) -> Result<(), Offered> {
+        let (group, epoch) = (self.shared.id, self.shared.epoch);
         let inbox = &self.shared.runtime.inboxes[self.shared.worker];
-        inbox.offer(input).map_err(|error| match error {
-            TrySendError::Full(_) => Offered::Busy,
-            TrySendError::Disconnected(_) => Offered::Stopped,
+        inbox.offer(Input::Order { group, epoch, order: Box::new(order) }).map_err(|error| {
+            match error {
+                TrySendError::Full(_) => Offered::Busy,
+                TrySendError::Disconnected(_) => Offered::Stopped,
+            }
         })
     }
 

@@ -41,7 +41,7 @@ struct MailboxState {
 /// What becomes of work that waits when a replica ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiting {
-    /// It is dropped, which fails whoever waits for it.
+    /// It is dropped, which fails the callers that wait for it.
     Dropped,
     /// It is done first.
     Done,
@@ -257,25 +257,29 @@ fn end(shared: &RuntimeShared, group: Option<&Arc<GroupShared>>, mut ending: Box
 /// The log holds nothing of the replica any more: its state goes.
 fn remove_state(ending: &mut Ending, applier: Option<Applier>) {
     let group = ending.group();
-    match applier {
-        Some(mut applier) => {
-            if let ApplyReport::Failed(fault) = applier.run(ApplyWork::Removed) {
-                tracing::error!(%group, %fault, "the state of a destroyed replica stays");
-            }
+    let removed = match (ending.take_clear(), applier) {
+        (Some(clear), applier) => {
+            drop_machine(group, applier);
+            contain(clear).unwrap_or_else(|fault| Err(fault.to_string()))
+        }
+        (None, Some(mut applier)) => {
+            let report = applier.run(ApplyWork::Removed);
             drop_machine(group, Some(applier));
-        }
-        None => {
-            let cleared = contain(|| ending.clear()).unwrap_or_else(|fault| Err(fault.to_string()));
-            if let Err(error) = cleared {
-                tracing::error!(%group, error, "the state of a destroyed replica stays");
+            match report {
+                ApplyReport::Failed(fault) => Err(fault.to_string()),
+                _ => Ok(()),
             }
         }
+        (None, None) => Ok(()),
+    };
+    if let Err(error) = removed {
+        tracing::error!(%group, error, "the state of a destroyed replica stays");
     }
 }
 
 fn drop_machine(group: GroupId, applier: Option<Applier>) {
     if let Err(fault) = contain(|| drop(applier)) {
-        tracing::error!(%group, %fault, "a state machine does not go in peace");
+        tracing::error!(%group, %fault, "a state machine panicked when it was dropped");
     }
 }
 

@@ -50,7 +50,7 @@ impl Groups {
         self.destroy_replica(Destruction::new(group)).await
     }
 
-    /// The same, with more to be said about it.
+    /// Destroys a replica under the conditions of `destruction`.
     ///
     /// # Errors
     /// As [`Groups::destroy`]; [`OpenGroupError::OtherGeneration`] when it was ordered for another

@@ -150,7 +150,7 @@ impl Merged {
         }
     }
 
-    /// Takes the writes of these groups out, and tells replicas of them that end.
+    /// Takes the writes of these groups out; replicas of them that end are refused.
     fn drop_writes(&mut self, groups: &BTreeSet<GroupId>, error: &LogError) {
         self.task.batch.writes.retain(|write| !groups.contains(&write.group));
         self.task.buried.retain(|(group, _)| !groups.contains(group));
@@ -245,7 +245,7 @@ fn prune_snapshots(shared: &RuntimeShared, prune: Prune) {
     }
 }
 
-/// The log holds nothing of the replica any more: its machine is told, its snapshots go.
+/// The log holds nothing of the replica any more: its state and its snapshots are removed.
 fn release(shared: &RuntimeShared, group: GroupId, epoch: u64) {
     if let Some(ending) = shared.lives.release(group, OpenId::from_epoch(epoch)) {
         let replica = shared.ending_replica(&ending);
@@ -257,7 +257,7 @@ fn release(shared: &RuntimeShared, group: GroupId, epoch: u64) {
 fn expel(shared: &RuntimeShared, merged: &mut Merged, group: GroupId, error: &LogError) {
     tracing::error!(%group, %error, "the log refuses a write; the replica fails");
     let mut dropped = BTreeSet::from([group]);
-    // A write that is nobody's round is one for all of its groups.
+    // A direct write is refused for all of its groups.
     merged.direct.retain(|direct| {
         let concerned = direct.groups.contains(&group);
         if concerned {

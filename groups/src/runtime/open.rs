@@ -195,7 +195,7 @@ impl RuntimeShared {
         drop(self.unregister(group));
     }
 
-    /// Nobody finds the replica any more.
+    /// Removes the replica from the registry.
     pub(super) fn unregister(&self, group: &GroupShared) -> Option<(GroupId, Group)> {
         self.registry.remove_if(&group.id, |_, known| known.shared().epoch == group.epoch)
     }

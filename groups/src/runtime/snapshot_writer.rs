@@ -171,8 +171,8 @@ fn replica_ended() -> io::Error {
     io::Error::other("the replica ended")
 }
 
-/// Where a view is written to. Fails when the host stops or the replica ended: nobody waits for
-/// the rest then.
+/// Where a view is written to. Fails when the host stops or the replica ended: the rest is not
+/// needed then.
 struct Sink<'a> {
     file: &'a mut dyn SnapshotWrite,
     shared: &'a RuntimeShared,

@@ -26,10 +26,22 @@ pub enum Input {
         /// The messages.
         messages: Vec<GroupMessage>,
     },
+    /// An order for one opening of a replica. It is dropped when another one runs: a handle of a
+    /// replica that was closed or destroyed orders nothing from the next.
+    Order {
+        /// The group.
+        group: GroupId,
+        /// Which opening.
+        epoch: u64,
+        /// What.
+        order: Box<Self>,
+    },
     /// Commands for one group.
     Propose {
         /// The group.
         group: GroupId,
+        /// Which opening of its replica is meant; `None`: whichever runs.
+        epoch: Option<u64>,
         /// The commands.
         proposals: Vec<Proposal>,
     },

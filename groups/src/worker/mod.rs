@@ -149,9 +149,10 @@ impl WorkerCore {
                     self.peer_message(from, message);
                 }
             }
-            Input::Propose { group, proposals } => {
+            Input::Order { group, epoch, order } => self.order(group, epoch, *order),
+            Input::Propose { group, epoch, proposals } => {
                 self.counters.proposals += proposals.len() as u64;
-                self.propose(group, proposals);
+                self.propose(group, epoch, proposals);
             }
             Input::Read { group, request } => self.read(group, request),
             Input::Transfer { group, request } => self.transfer(group, request),
@@ -232,8 +233,22 @@ impl WorkerCore {
         }
     }
 
-    fn propose(&mut self, group: GroupId, proposals: Vec<crate::core::Proposal>) {
-        if !self.groups.contains_key(&group) {
+    /// Dropping an order answers its caller that the replica stopped.
+    fn order(&mut self, group: GroupId, epoch: u64, order: Input) {
+        if self.epoch_of(group).is_none_or(|known| known == epoch) {
+            return self.handle(order);
+        }
+        self.counters.stale += 1;
+    }
+
+    fn propose(
+        &mut self,
+        group: GroupId,
+        epoch: Option<u64>,
+        proposals: Vec<crate::core::Proposal>,
+    ) {
+        let runs = self.groups.get(&group).map(|slot| slot.core.epoch());
+        if runs.is_none() || epoch.is_some() && epoch != runs {
             let error = self.gone_for_proposals(group);
             for proposal in proposals {
                 self.round.fail(proposal.pending, error.clone());

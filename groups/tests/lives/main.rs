@@ -2,4 +2,8 @@
 //! callers at once.
 
 mod cases;
+mod orders;
+mod prune;
 mod reopen;
+mod seeds;
+mod world;

@@ -3,14 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
-use shardhost_storage::{GroupId, GroupWrite, LogError, LogStore, ReplicaId};
+use shardhost_storage::{GroupId, GroupMeta, GroupWrite, LogError, LogStore, ReplicaId};
 use tokio::sync::oneshot;
 
 use super::{Lives, OpenId};
 use crate::error::{GroupFault, OpenGroupError};
 use crate::leadership::LossCause;
 
-/// What a replica that is not open left behind is removed by this.
+/// Removes what a state machine kept.
 type Clear = Box<dyn FnOnce() -> Result<(), String> + Send>;
 
 /// Which replica is to be destroyed, and what goes with it.
@@ -32,22 +32,26 @@ impl Destruction {
     pub fn new(group: GroupId) -> Self {
         Self { group, generation: None, clear: None }
     }
+    /// Of the replica that the log described like this, and of no other generation of its group.
+    pub fn of(meta: &GroupMeta) -> Self {
+        Self::new(meta.group).generation(generation_of(meta.replica))
+    }
     /// Only if the replica is of this generation of the group: one that was ordered for another
     /// generation destroys nothing.
     pub const fn generation(mut self, generation: u32) -> Self {
         self.generation = Some(generation);
         self
     }
-    /// Removes the state of a replica that is not open, while nobody can create the next one. A
-    /// replica that is open has a state machine, which is told by
-    /// [`crate::StateMachine::removed`].
+    /// Removes the state, after the state machine of an open replica was dropped and before
+    /// the next replica can be created. Without it [`crate::StateMachine::removed`] is called on the
+    /// state machine of an open replica, and the state of one that is not open stays.
     pub fn clear(mut self, clear: impl FnOnce() -> Result<(), String> + Send + 'static) -> Self {
         self.clear = Some(Box::new(clear));
         self
     }
 }
 
-/// The number of a group's life that a replica belongs to.
+/// The generation of its group that a replica belongs to.
 pub(in crate::runtime) const fn generation_of(replica: ReplicaId) -> u32 {
     (replica.get() >> 32) as u32
 }
@@ -84,7 +88,7 @@ enum Fate {
 
 /// The end of a replica, on its way through the threads of the host: its worker stops it, the log
 /// writer passes all that it was handed, an apply thread drops the state machine. Each hands it
-/// on; none waits. Lost on its way, it tells whoever waits.
+/// on; none waits. Dropped on its way, it wakes the callers that wait.
 pub struct Ending {
     lives: Arc<Lives>,
     group: GroupId,
@@ -183,13 +187,11 @@ impl Ending {
         self.fate == Fate::Destroyed
     }
 
-    /// Removes the state of a replica that has no state machine here.
-    pub(in crate::runtime) fn clear(&mut self) -> Result<(), String> {
+    /// What removes the state, if the state machine does not.
+    pub(in crate::runtime) fn take_clear(&mut self) -> Option<Clear> {
         match &mut self.kind {
-            Some(Kind::Destroying(destruction, _)) => {
-                destruction.clear.take().map_or(Ok(()), |clear| clear())
-            }
-            _ => Ok(()),
+            Some(Kind::Destroying(destruction, _)) => destruction.clear.take(),
+            _ => None,
         }
     }
 
@@ -201,7 +203,7 @@ impl Ending {
                 Fate::Refused(error) => Err(error.clone()),
                 Fate::Kept | Fate::Destroyed => Ok(()),
             };
-            // Nobody need wait for it.
+            // The caller may have gone away.
             drop(done.send(outcome));
         }
         self.kind = None;

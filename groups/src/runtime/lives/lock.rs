@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 /// Held by work that was ordered for one opening of a replica and is done later, on a thread that
-/// nothing orders: removing its old snapshots, finishing a new one. Once the life is over such
-/// work does nothing, so it never touches what belongs to the next one.
+/// nothing orders: removing its old snapshots, finishing a new one. Once the replica ended, such
+/// work does nothing, so it never touches what belongs to the next replica.
 #[derive(Default)]
 pub(crate) struct LifeLock {
     over: AtomicBool,
@@ -21,18 +21,18 @@ impl fmt::Debug for LifeLock {
 }
 
 impl LifeLock {
-    /// Does `work` unless the life is over; the end of the life waits for it.
+    /// Does `work` unless the replica ended; its end waits for the work.
     pub(crate) fn while_alive<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
         let _held = self.work.lock();
         (!self.is_over()).then(work)
     }
 
-    /// Whether the life is over.
+    /// Whether the replica ended.
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
     }
 
-    /// The life is over; waits for work that has begun.
+    /// Marks the replica as ended; waits for work that has begun.
     pub(crate) fn end(&self) {
         let _held = self.work.lock();
         self.over.store(true, Ordering::Release);

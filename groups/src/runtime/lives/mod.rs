@@ -1,4 +1,4 @@
-//! Who owns the life of a group on this host: every creation, opening, close and destruction, for
+//! The owner of each group's life on this host: every creation, opening, close and destruction, for
 //! every caller, is one step that begins and ends here.
 //!
 //! | file | what |
@@ -63,7 +63,7 @@ struct Seat {
     owner: GroupOwner,
     /// Callers that look at the group without holding it.
     lookers: usize,
-    /// Whoever waits for the step to end.
+    /// Callers that wait for the step to end.
     waiters: Vec<oneshot::Sender<()>>,
 }
 
@@ -95,6 +95,7 @@ pub(super) enum Destroying {
 impl Seat {
     fn step_end(&mut self) -> StepEnd {
         let (waiter, end) = oneshot::channel();
+        self.waiters.retain(|waiter| !waiter.is_closed());
         self.waiters.push(waiter);
         end
     }
@@ -105,7 +106,7 @@ impl Owners {
         self.seats.entry(group).or_default()
     }
 
-    /// Wakes whoever waits for a step that ended, and forgets what need not be remembered.
+    /// Wakes the callers that wait for a step that ended; removes a seat that holds no state.
     fn settle(&mut self, group: GroupId) {
         let Some(seat) = self.seats.get_mut(&group) else { return };
         // A waiter that went away is no error.
@@ -222,15 +223,15 @@ impl Lives {
         unregistered
     }
 
-    /// A step was lost with the thread that carried it: the host fails. Whoever waits learns it,
-    /// and nothing more is done with the group.
+    /// A step was lost with the thread that carried it: the host fails. Callers stop waiting, and
+    /// no other step begins.
     fn abandoned(&self, group: GroupId) {
         if let Some(seat) = self.owners.lock().seats.get_mut(&group) {
             seat.waiters.clear();
         }
     }
 
-    /// Nothing begins any more. Steps that have begun go on.
+    /// No step begins after this. Steps that have begun continue.
     pub(super) fn stop(&self) {
         self.owners.lock().stopped = true;
         self.changed.notify_all();

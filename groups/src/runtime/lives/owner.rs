@@ -115,7 +115,7 @@ enum State {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct GroupOwner {
     state: State,
-    /// Steps that brought a replica to life, while anybody looked at the group.
+    /// Creations and openings that began since the owner exists.
     starts: u64,
 }
 
@@ -130,12 +130,12 @@ impl GroupOwner {
         matches!(self.state, State::Open(_))
     }
 
-    /// Steps that began to bring a replica to life so far.
+    /// Creations and openings that began so far.
     pub(super) const fn starts(&self) -> u64 {
         self.starts
     }
 
-    /// Whether a replica could be brought to life.
+    /// Whether a creation or an opening could begin.
     pub(super) const fn may_start(&self) -> Admission {
         match self.state {
             State::Idle => Admission::Granted,
@@ -145,7 +145,7 @@ impl GroupOwner {
         }
     }
 
-    /// A replica is brought to life, if that may be.
+    /// Begins a creation or an opening, if that may be.
     pub(super) fn start(&mut self, step: GroupStep) -> Admission {
         let admission = self.may_start();
         if admission == Admission::Granted {

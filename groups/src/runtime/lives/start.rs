@@ -7,7 +7,8 @@ use shardhost_storage::GroupId;
 use super::{Admission, GroupStep, Lives, OpenId, Owners};
 use crate::error::OpenGroupError;
 
-/// Groups that nobody else does anything with. Dropped, it releases those that were not opened.
+/// Groups that are held for a creation or an opening. Dropped, it releases those that were not
+/// opened.
 #[derive(Debug)]
 #[must_use = "dropping it releases the groups"]
 pub(in crate::runtime) struct StartGuard {
@@ -15,7 +16,7 @@ pub(in crate::runtime) struct StartGuard {
     groups: Vec<GroupId>,
 }
 
-/// Somebody looks at a group without holding it. Notices whether a replica lived meanwhile.
+/// A look at a group that does not hold it. Notices whether a replica was opened meanwhile.
 #[derive(Debug)]
 pub(in crate::runtime) struct Look {
     lives: Arc<Lives>,
@@ -69,7 +70,7 @@ impl Lives {
         self.wait_for(|owners| {
             let seat = owners.of(group);
             let admission = match seat.owner.may_start() {
-                // Looking disturbs nobody.
+                // A look does not disturb the step.
                 Admission::Busy(_) => Admission::Granted,
                 other => other,
             };

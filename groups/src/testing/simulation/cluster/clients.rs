@@ -60,7 +60,7 @@ impl Cluster {
             ids.push(id);
         }
         // A proposal to a node that is down ends at once: dropping it tells the proposer.
-        self.input(node, Input::Propose { group, proposals })?;
+        self.input(node, Input::Propose { group, epoch: None, proposals })?;
         self.checks.take_outcomes()?;
         Ok(ids)
     }
