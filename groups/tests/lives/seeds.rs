@@ -22,6 +22,8 @@ const VOTER: u64 = 3;
 const CALLERS: usize = 5;
 const STEPS: usize = 40;
 const STUCK: Duration = Duration::from_secs(30);
+/// How long a replica may take to hear of a candidate. What it writes then may take longer.
+const HEARD: Duration = Duration::from_millis(5);
 const SEEDS: u64 = 12;
 
 /// Words that were acknowledged, by group and replica.
@@ -170,6 +172,10 @@ impl Trial {
         let term = self.term.fetch_add(1, Ordering::Relaxed);
         let first = 2 + self.dice.roll(2);
         self.vote(first, term);
+        if let Some(group) = self.groups.group(id) {
+            // It may be another one by now, which never hears of the term.
+            group.wait_for(|status| status.term.get() >= term, HEARD).await;
+        }
         self.in_time(self.groups.close(id)).await;
         self.open(id).await;
         self.vote(5 - first, term);

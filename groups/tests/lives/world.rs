@@ -38,16 +38,19 @@ impl Dice {
         (value ^ (value >> 31)) % sides
     }
 
-    /// What a device or a machine takes its time for: mostly nothing, sometimes some milliseconds.
-    pub fn delay(&self) {
-        let micros = match self.roll(8) {
-            0 => 8_000,
-            1..4 => 1_000,
-            _ => 0,
-        };
-        if micros > 0 {
-            thread::sleep(Duration::from_micros(micros));
+    /// What a state machine takes: mostly nothing.
+    fn think(&self) {
+        match self.roll(8) {
+            0 => thread::sleep(Duration::from_millis(4)),
+            1 => thread::sleep(Duration::from_millis(1)),
+            _ => {}
         }
+    }
+
+    /// What a write to the log takes.
+    fn sync(&self) {
+        let slow = self.roll(3) == 0;
+        thread::sleep(Duration::from_millis(if slow { 20 } else { 1 }));
     }
 }
 
@@ -106,7 +109,7 @@ impl LogStore for Around {
     fn write(&self, batch: &LogBatch) -> Logged<()> {
         let creates = |write: &GroupWrite| write.reset.is_some();
         if !batch.writes.iter().all(creates) {
-            self.dice.delay();
+            self.dice.sync();
         }
         self.log.write(batch)
     }
@@ -168,17 +171,17 @@ impl Words {
 
 impl Drop for Words {
     fn drop(&mut self) {
-        self.dice.delay();
+        self.dice.think();
     }
 }
 
 impl StateMachine for Words {
     fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
-        self.dice.delay();
+        self.dice.think();
         Ok(Some(self.applied).filter(|at| *at != LogPosition::default()))
     }
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
-        self.dice.delay();
+        self.dice.think();
         for command in batch.commands() {
             self.words.push(String::from_utf8_lossy(command.data()).into_owned());
             command.respond(self.words.join(" "));

@@ -234,3 +234,105 @@ fn replica_to_destroy(
 pub(in crate::runtime) fn log_error(group: GroupId, error: LogError) -> OpenGroupError {
     OpenGroupError::Faulted { group, fault: GroupFault::Log(error) }
 }
+
+#[cfg(test)]
+mod tests {
+    use shardhost_storage::{
+        HardState, LogBatch, LogIndex, LogPosition, Membership, MemoryStore, NodeId, Term,
+    };
+
+    use super::*;
+
+    const GROUP: GroupId = GroupId::new(7);
+    const GENERATION: u32 = 3;
+
+    fn store() -> MemoryStore {
+        let replica = ReplicaId::must(u64::from(GENERATION) << 32 | 1);
+        let (membership, labels) = (Membership::initial([NodeId::must(1)]), Default::default());
+        let mut write = GroupWrite::new(GROUP);
+        write.meta = Some(GroupMeta {
+            group: GROUP,
+            replica,
+            membership,
+            snapshot: None,
+            labels,
+            kind: String::new(),
+        });
+        let commit = LogIndex::default();
+        write.hard_state = Some(HardState { term: Term::new(1), vote: None, commit });
+        write.reset = Some(LogPosition::default());
+        let store = MemoryStore::new();
+        store.write(&LogBatch { writes: vec![write] }).unwrap();
+        store
+    }
+
+    type Outcome = oneshot::Receiver<Result<(), OpenGroupError>>;
+
+    /// The end of a replica that is not open.
+    fn destroying(destruction: Destruction) -> (Box<Ending>, Outcome) {
+        let lives = Arc::<Lives>::default();
+        lives.destroy(GROUP, || Ok(())).unwrap();
+        let (done, outcome) = oneshot::channel();
+        (Ending::destroying(&lives, None, destruction, done), outcome)
+    }
+
+    fn end(mut ending: Box<Ending>, mut outcome: Outcome) -> (bool, Result<(), OpenGroupError>) {
+        let destroyed = ending.is_destroyed();
+        ending.finish(|| ());
+        (destroyed, outcome.try_recv().unwrap())
+    }
+
+    #[test]
+    fn a_replica_is_destroyed_with_the_id_that_the_log_knows() {
+        let (mut ending, outcome) = destroying(Destruction::new(GROUP).generation(GENERATION));
+        let write = ending.write(&store(), false).unwrap();
+        assert_eq!(write.destroy.map(generation_of), Some(GENERATION));
+        assert_eq!(end(ending, outcome), (true, Ok(())));
+    }
+
+    #[test]
+    fn an_order_for_another_generation_destroys_nothing() {
+        let (mut ending, outcome) = destroying(Destruction::new(GROUP).generation(2));
+        assert_eq!(ending.write(&store(), false), None);
+        let error =
+            OpenGroupError::OtherGeneration { group: GROUP, expected: 2, found: GENERATION };
+        assert_eq!(end(ending, outcome), (false, Err(error)));
+    }
+
+    #[test]
+    fn a_replica_that_is_not_there_cannot_be_destroyed() {
+        let (mut ending, outcome) = destroying(Destruction::new(GROUP));
+        assert_eq!(ending.write(&MemoryStore::new(), false), None);
+        let error = OpenGroupError::Unknown { group: GROUP };
+        assert_eq!(end(ending, outcome), (false, Err(error)));
+    }
+
+    #[test]
+    fn a_replica_that_destroys_itself_in_the_same_batch_is_not_destroyed_again() {
+        let (mut ending, outcome) = destroying(Destruction::new(GROUP));
+        assert_eq!(ending.write(&store(), true), None);
+        assert_eq!(end(ending, outcome), (true, Ok(())));
+    }
+
+    #[test]
+    fn what_the_log_refuses_is_not_destroyed() {
+        let (mut ending, outcome) = destroying(Destruction::new(GROUP));
+        ending.write(&store(), false).unwrap();
+        ending.refuse(&LogError::Poisoned);
+        let (destroyed, outcome) = end(ending, outcome);
+        assert!(!destroyed && matches!(outcome, Err(OpenGroupError::Faulted { .. })));
+    }
+
+    #[test]
+    fn an_ending_that_is_lost_leaves_no_caller_waiting() {
+        let (ending, mut outcome) = destroying(Destruction::new(GROUP));
+        let lives = Arc::clone(&ending.lives);
+        let Ok(super::super::Destroying::Wait(mut wait)) = lives.destroy(GROUP, || Ok(())) else {
+            panic!("another one is under way");
+        };
+        drop(ending);
+        use oneshot::error::TryRecvError;
+        assert_eq!(outcome.try_recv(), Err(TryRecvError::Closed));
+        assert_eq!(wait.try_recv(), Err(TryRecvError::Closed));
+    }
+}

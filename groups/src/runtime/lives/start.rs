@@ -21,7 +21,8 @@ pub(in crate::runtime) struct StartGuard {
 pub(in crate::runtime) struct Look {
     lives: Arc<Lives>,
     group: GroupId,
-    starts: u64,
+    /// Creations and openings that had begun; `None`: one was under way.
+    starts: Option<u64>,
 }
 
 impl Owners {
@@ -66,19 +67,17 @@ impl Lives {
         self: &Arc<Self>,
         group: GroupId,
     ) -> Result<Look, OpenGroupError> {
-        let mut starts = 0;
+        let mut starts = None;
         self.wait_for(|owners| {
             let seat = owners.of(group);
-            let admission = match seat.owner.may_start() {
-                // A look does not disturb the step.
-                Admission::Busy(_) => Admission::Granted,
-                other => other,
-            };
-            if admission == Admission::Granted {
-                seat.lookers += 1;
-                starts = seat.owner.starts();
+            let admission = seat.owner.may_start();
+            // A look does not disturb the step.
+            if !matches!(admission, Admission::Granted | Admission::Busy(_)) {
+                return (group, admission);
             }
-            (group, admission)
+            seat.lookers += 1;
+            starts = (admission == Admission::Granted).then(|| seat.owner.starts());
+            (group, Admission::Granted)
         })?;
         Ok(Look { lives: Arc::clone(self), group, starts })
     }
@@ -117,7 +116,8 @@ impl Look {
     /// Whether no replica lived between the look and the step that `_held` holds.
     pub(in crate::runtime) fn is_current(&self, _held: &StartGuard) -> bool {
         let mut owners = self.lives.owners.lock();
-        owners.of(self.group).owner.starts() == self.starts + 1
+        let starts = owners.of(self.group).owner.starts();
+        self.starts.is_some_and(|seen| seen + 1 == starts)
     }
 }
 
@@ -131,5 +131,65 @@ impl Drop for Look {
                 owners.seats.remove(&self.group);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GROUP: GroupId = GroupId::new(7);
+
+    fn start(lives: &Arc<Lives>) -> StartGuard {
+        lives.start(vec![GROUP], GroupStep::Opening).unwrap()
+    }
+
+    /// Opens a replica and lets it end.
+    fn open_and_end(lives: &Arc<Lives>, held: StartGuard) {
+        let open = held.next_open_id();
+        held.opened(&[open]);
+        assert!(lives.release(GROUP, open).is_some());
+        lives.ended(GROUP, || ());
+    }
+
+    #[test]
+    fn a_look_is_current_when_no_replica_was_opened_since() {
+        let lives = Arc::<Lives>::default();
+        let look = lives.look(GROUP).unwrap();
+        assert!(look.is_current(&start(&lives)));
+    }
+
+    #[test]
+    fn a_look_is_stale_when_a_replica_was_opened_since_or_just_then() {
+        let lives = Arc::<Lives>::default();
+        let before = lives.look(GROUP).unwrap();
+        let held = start(&lives);
+        let during = lives.look(GROUP).unwrap();
+        open_and_end(&lives, held);
+        let held = start(&lives);
+        assert!(!before.is_current(&held), "one was opened and ended");
+        assert!(!during.is_current(&held), "one was being opened");
+    }
+
+    #[test]
+    fn a_group_with_which_nothing_is_done_takes_no_memory() {
+        let lives = Arc::<Lives>::default();
+        drop(lives.look(GROUP).unwrap());
+        drop(start(&lives));
+        let held = start(&lives);
+        open_and_end(&lives, held);
+        assert!(lives.owners.lock().seats.is_empty());
+    }
+
+    #[test]
+    fn groups_are_held_all_or_none() {
+        let lives = Arc::<Lives>::default();
+        let held = start(&lives);
+        let both = vec![GroupId::new(8), GROUP];
+        let refused = lives.start(both.clone(), GroupStep::Creating).unwrap_err();
+        let step = GroupStep::Opening;
+        assert_eq!(refused, OpenGroupError::Busy { group: GROUP, step });
+        drop(held);
+        let _both = lives.start(both, GroupStep::Creating).unwrap();
     }
 }
