@@ -7,7 +7,7 @@ use shardhost_storage::GroupId;
 use tokio::sync::oneshot;
 
 use super::apply_pool::Waiting;
-use super::lives::{Closing, Destroying, check_generation};
+use super::lives::{Closing, Destroying, Registered, check_generation};
 use super::{Destruction, Ending, Groups, RuntimeShared};
 use crate::error::OpenGroupError;
 use crate::handle::GroupShared;
@@ -21,8 +21,7 @@ impl Groups {
     pub async fn close(&self, group: GroupId) -> bool {
         let shared = self.shared();
         loop {
-            let visible = shared.registry.contains_key(&group);
-            let (ended, is_over) = match shared.lives.close(group, visible) {
+            let (ended, is_over) = match shared.lives.close(group, shared.is_registered(group)) {
                 Closing::NotOpen => return false,
                 Closing::Joined(ended) => (ended, true),
                 Closing::Wait(opened) => (opened, false),
@@ -71,6 +70,10 @@ impl Groups {
 }
 
 impl RuntimeShared {
+    fn is_registered(&self, group: GroupId) -> Registered {
+        if self.registry.contains_key(&group) { Registered::Yes } else { Registered::No }
+    }
+
     /// Sends the end of a replica to the worker, the first on its way.
     fn send_ending(&self, ending: Box<Ending>) {
         let (group, cause) = (ending.group(), ending.cause());

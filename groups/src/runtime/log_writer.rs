@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use shardhost_storage::{GroupId, LogBatch, LogError, LogStore};
 
 use super::apply_pool::Waiting;
+use super::lives::InBatch;
 use super::{Ending, OpenId, RuntimeShared};
 use crate::error::{GroupFault, HostFault};
 use crate::worker::{GroupEvent, Input, LogTask, Prune};
@@ -146,7 +147,8 @@ impl Merged {
         for ending in &mut self.endings {
             let group = ending.group();
             let released = self.task.buried.iter().any(|(of, _)| *of == group);
-            self.task.batch.writes.extend(ending.write(store, released));
+            let batch = if released { InBatch::Destroyed } else { InBatch::Kept };
+            self.task.batch.writes.extend(ending.write(store, batch));
         }
     }
 

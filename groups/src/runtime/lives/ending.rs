@@ -78,6 +78,13 @@ enum Kind {
     Released,
 }
 
+/// What a batch of the log does to a replica, beside what its end asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::runtime) enum InBatch {
+    Kept,
+    Destroyed,
+}
+
 /// What the log holds of the replica at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Fate {
@@ -147,14 +154,14 @@ impl Ending {
     }
 
     /// What the log writer has to write for it, when everything that the replica handed over is
-    /// written or about to be. `released`: the same batch destroys the replica already.
+    /// written or about to be, with a batch that keeps or destroys the replica already.
     pub(in crate::runtime) fn write(
         &mut self,
         store: &dyn LogStore,
-        released: bool,
+        batch: InBatch,
     ) -> Option<GroupWrite> {
         let Some(Kind::Destroying(destruction, _)) = &self.kind else { return None };
-        if released {
+        if batch == InBatch::Destroyed {
             self.fate = Fate::Destroyed;
             return None;
         }
@@ -285,7 +292,7 @@ mod tests {
     #[test]
     fn a_replica_is_destroyed_with_the_id_that_the_log_knows() {
         let (mut ending, outcome) = destroying(Destruction::new(GROUP).generation(GENERATION));
-        let write = ending.write(&store(), false).unwrap();
+        let write = ending.write(&store(), InBatch::Kept).unwrap();
         assert_eq!(write.destroy.map(generation_of), Some(GENERATION));
         assert_eq!(end(ending, outcome), (true, Ok(())));
     }
@@ -293,7 +300,7 @@ mod tests {
     #[test]
     fn an_order_for_another_generation_destroys_nothing() {
         let (mut ending, outcome) = destroying(Destruction::new(GROUP).generation(2));
-        assert_eq!(ending.write(&store(), false), None);
+        assert_eq!(ending.write(&store(), InBatch::Kept), None);
         let error =
             OpenGroupError::OtherGeneration { group: GROUP, expected: 2, found: GENERATION };
         assert_eq!(end(ending, outcome), (false, Err(error)));
@@ -302,7 +309,7 @@ mod tests {
     #[test]
     fn a_replica_that_is_not_there_cannot_be_destroyed() {
         let (mut ending, outcome) = destroying(Destruction::new(GROUP));
-        assert_eq!(ending.write(&MemoryStore::new(), false), None);
+        assert_eq!(ending.write(&MemoryStore::new(), InBatch::Kept), None);
         let error = OpenGroupError::Unknown { group: GROUP };
         assert_eq!(end(ending, outcome), (false, Err(error)));
     }
@@ -310,14 +317,14 @@ mod tests {
     #[test]
     fn a_replica_that_destroys_itself_in_the_same_batch_is_not_destroyed_again() {
         let (mut ending, outcome) = destroying(Destruction::new(GROUP));
-        assert_eq!(ending.write(&store(), true), None);
+        assert_eq!(ending.write(&store(), InBatch::Destroyed), None);
         assert_eq!(end(ending, outcome), (true, Ok(())));
     }
 
     #[test]
     fn what_the_log_refuses_is_not_destroyed() {
         let (mut ending, outcome) = destroying(Destruction::new(GROUP));
-        ending.write(&store(), false).unwrap();
+        ending.write(&store(), InBatch::Kept).unwrap();
         ending.refuse(&LogError::Poisoned);
         let (destroyed, outcome) = end(ending, outcome);
         assert!(!destroyed && matches!(outcome, Err(OpenGroupError::Faulted { .. })));

@@ -31,9 +31,11 @@ use tokio::sync::oneshot;
 
 use crate::error::OpenGroupError;
 
+pub(super) use ending::InBatch;
 pub use ending::{Destruction, Ending};
 pub(super) use ending::{check_generation, log_error};
 pub(crate) use lock::LifeLock;
+pub(super) use owner::Registered;
 pub use owner::{GroupStep, OpenId};
 pub(super) use start::StartGuard;
 
@@ -157,14 +159,14 @@ impl Lives {
         Err(OpenGroupError::Busy { group, step: step.unwrap_or(GroupStep::Closing) })
     }
 
-    /// A replica is to be closed. `visible`: it can be found already.
-    pub(super) fn close(self: &Arc<Self>, group: GroupId, visible: bool) -> Closing {
+    /// A replica is to be closed. One that is being opened may be registered already.
+    pub(super) fn close(self: &Arc<Self>, group: GroupId, registered: Registered) -> Closing {
         let mut owners = self.owners.lock();
         let seat = match owners.seats.get_mut(&group) {
             Some(seat) => seat,
             None => return Closing::NotOpen,
         };
-        match seat.owner.close(visible) {
+        match seat.owner.close(registered) {
             ClosingAdmission::NotOpen => Closing::NotOpen,
             ClosingAdmission::Joined => Closing::Joined(seat.step_end()),
             ClosingAdmission::Wait => Closing::Wait(seat.step_end()),

@@ -62,6 +62,13 @@ pub(super) enum Admission {
     Busy(GroupStep),
 }
 
+/// Whether callers can find a replica in the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::runtime) enum Registered {
+    Yes,
+    No,
+}
+
 /// What becomes of a request to close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClosingAdmission {
@@ -167,15 +174,15 @@ impl GroupOwner {
         self.state = State::Idle;
     }
 
-    /// A replica is to be closed. `visible`: it can be found already, though its step has not ended.
-    pub(super) fn close(&mut self, visible: bool) -> ClosingAdmission {
+    /// A replica is to be closed. One that is being opened may be registered already.
+    pub(super) fn close(&mut self, registered: Registered) -> ClosingAdmission {
         match self.state {
             State::Open(open) => {
                 self.end(GroupStep::Closing, Some(open));
                 ClosingAdmission::Granted(open)
             }
             State::Ending { open: Some(_), .. } => ClosingAdmission::Joined,
-            State::Starting(_) if visible => ClosingAdmission::Wait,
+            State::Starting(_) if registered == Registered::Yes => ClosingAdmission::Wait,
             _ => ClosingAdmission::NotOpen,
         }
     }
@@ -267,11 +274,11 @@ mod tests {
     #[test]
     fn a_second_close_joins_the_first_and_touches_no_later_replica() {
         let mut owner = open();
-        assert_eq!(owner.close(true), ClosingAdmission::Granted(OPEN));
-        assert_eq!(owner.close(true), ClosingAdmission::Joined);
+        assert_eq!(owner.close(Registered::Yes), ClosingAdmission::Granted(OPEN));
+        assert_eq!(owner.close(Registered::Yes), ClosingAdmission::Joined);
         assert_eq!(owner.start(GroupStep::Opening), Admission::Wait, "the end comes first");
         owner.ended();
-        assert_eq!(owner.close(false), ClosingAdmission::NotOpen);
+        assert_eq!(owner.close(Registered::No), ClosingAdmission::NotOpen);
         assert_eq!(owner.start(GroupStep::Opening), Admission::Granted);
     }
 
@@ -279,16 +286,16 @@ mod tests {
     fn a_replica_that_can_be_found_already_is_closed_once_it_is_open() {
         let mut owner = GroupOwner::default();
         owner.start(GroupStep::Opening);
-        assert_eq!(owner.close(false), ClosingAdmission::NotOpen);
-        assert_eq!(owner.close(true), ClosingAdmission::Wait);
+        assert_eq!(owner.close(Registered::No), ClosingAdmission::NotOpen);
+        assert_eq!(owner.close(Registered::Yes), ClosingAdmission::Wait);
         owner.opened(OPEN);
-        assert_eq!(owner.close(true), ClosingAdmission::Granted(OPEN));
+        assert_eq!(owner.close(Registered::Yes), ClosingAdmission::Granted(OPEN));
     }
 
     #[test]
     fn destroying_waits_for_an_end_and_is_refused_during_a_start() {
         let mut owner = open();
-        owner.close(true);
+        owner.close(Registered::Yes);
         assert_eq!(owner.destroy(), DestroyingAdmission::Wait);
         owner.ended();
         assert_eq!(owner.destroy(), DestroyingAdmission::Granted(None));
@@ -302,7 +309,7 @@ mod tests {
     fn a_release_counts_for_the_opening_that_was_released() {
         let mut owner = open();
         assert_eq!(owner.release(OTHER), ReleaseAdmission::Stale);
-        assert_eq!(owner.close(true), ClosingAdmission::Granted(OPEN));
+        assert_eq!(owner.close(Registered::Yes), ClosingAdmission::Granted(OPEN));
         assert_eq!(owner.release(OTHER), ReleaseAdmission::Stale);
         assert!(!owner.is_released());
         assert_eq!(owner.release(OPEN), ReleaseAdmission::Joined);
@@ -311,6 +318,6 @@ mod tests {
         assert_eq!(owner.release(OPEN), ReleaseAdmission::Stale);
         let mut other = open();
         assert_eq!(other.release(OPEN), ReleaseAdmission::Granted);
-        assert_eq!(other.close(true), ClosingAdmission::Joined);
+        assert_eq!(other.close(Registered::Yes), ClosingAdmission::Joined);
     }
 }
