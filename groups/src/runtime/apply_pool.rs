@@ -35,7 +35,7 @@ struct MailboxState {
     scheduled: bool,
     closed: bool,
     /// The replica ends when the work that is left is done.
-    ending: Option<Box<Ending>>,
+    ending: Option<Ending>,
 }
 
 /// What becomes of work that waits when a replica ends.
@@ -75,7 +75,7 @@ impl Mailbox {
 
     /// Takes no more work, and ends the replica after what waits. Says whether the mailbox must be
     /// scheduled; the ending comes back if the replica has ended already.
-    fn end(&self, ending: Box<Ending>, waiting: Waiting) -> Result<bool, Box<Ending>> {
+    fn end(&self, ending: Ending, waiting: Waiting) -> Result<bool, Ending> {
         let mut state = self.state.lock();
         if state.closed && state.ending.is_none() {
             return Err(ending);
@@ -90,7 +90,7 @@ impl Mailbox {
     }
 
     /// The end of the replica, if no work comes before it.
-    fn take_ending(&self) -> Option<Box<Ending>> {
+    fn take_ending(&self) -> Option<Ending> {
         let mut state = self.state.lock();
         if !state.work.is_empty() {
             return None;
@@ -136,7 +136,7 @@ impl Mailbox {
 enum Token {
     Group(Arc<GroupShared>),
     /// The end of a replica that is not open.
-    Ending(Box<Ending>),
+    Ending(Ending),
     Stop,
 }
 
@@ -167,12 +167,7 @@ impl ApplyQueue {
     }
 
     /// A replica ends. `group` is what is shared of it, if it is open.
-    pub(super) fn end(
-        &self,
-        group: Option<&Arc<GroupShared>>,
-        ending: Box<Ending>,
-        waiting: Waiting,
-    ) {
+    pub(super) fn end(&self, group: Option<&Arc<GroupShared>>, ending: Ending, waiting: Waiting) {
         let token = match group {
             Some(group) => match group.mailbox.end(ending, waiting) {
                 Ok(true) => Token::Group(Arc::clone(group)),
@@ -237,7 +232,7 @@ fn turn(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>) {
 
 /// The last step of a replica's end: nothing of it is on its way any more but what this waits for.
 /// Only afterwards another replica of the group may be opened or created.
-fn end(shared: &RuntimeShared, group: Option<&Arc<GroupShared>>, mut ending: Box<Ending>) {
+fn end(shared: &RuntimeShared, group: Option<&Arc<GroupShared>>, mut ending: Ending) {
     let applier = group.and_then(|group| {
         group.life.end();
         group.mailbox.applier.lock().take()

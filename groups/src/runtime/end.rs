@@ -30,7 +30,7 @@ impl Groups {
                     (ended, true)
                 }
             };
-            // Dropped when the host stops: then the replica is over as well.
+            // An error when the host has stopped: then the replica has ended as well.
             let is_stopped = ended.await.is_err();
             if is_over || is_stopped {
                 return true;
@@ -41,7 +41,8 @@ impl Groups {
     /// Closes a replica and removes its log, its snapshots and, if it was open, its state. Its
     /// replica id is remembered and never used again.
     ///
-    /// The replica is destroyed even when the future is dropped after it began to wait.
+    /// Once the destruction has begun it continues when the future is dropped. It begins with the
+    /// first poll, unless another step with the group has to end before.
     ///
     /// # Errors
     /// [`OpenGroupError`] when the log cannot be written or holds no such replica.
@@ -75,14 +76,14 @@ impl RuntimeShared {
     }
 
     /// Sends the end of a replica to the worker, the first on its way.
-    fn send_ending(&self, ending: Box<Ending>) {
+    fn send_ending(&self, ending: Ending) {
         let (group, cause) = (ending.group(), ending.cause());
         let input = Input::Close { group, cause, ending: Some(ending) };
         self.inboxes[self.worker_of(group)].complete(input);
     }
 
     /// The last thread on the way: drops the state machine.
-    pub(super) fn end_machine(&self, ending: Box<Ending>) {
+    pub(super) fn end_machine(&self, ending: Ending) {
         let replica = self.ending_replica(&ending);
         self.apply.end(replica.as_ref(), ending, Waiting::Dropped);
     }

@@ -33,7 +33,7 @@ enum Task {
         done: Sender<Result<(), LogError>>,
     },
     /// Everything that a replica handed over is in front of its end.
-    End(Box<Ending>),
+    End(Ending),
     Stop,
 }
 
@@ -66,7 +66,7 @@ impl LogQueue {
     }
 
     /// A replica ends when everything that was pushed before is written.
-    pub(super) fn end(&self, ending: Box<Ending>) {
+    pub(super) fn end(&self, ending: Ending) {
         self.put(Task::End(ending));
     }
 
@@ -118,7 +118,7 @@ struct Merged {
     task: LogTask,
     acks: BTreeMap<usize, Vec<crate::worker::PersistAck>>,
     direct: Vec<Direct>,
-    endings: Vec<Box<Ending>>,
+    endings: Vec<Ending>,
     entries: usize,
     stop: bool,
 }
@@ -231,7 +231,7 @@ fn give_up(shared: &RuntimeShared, mut merged: Merged, error: &LogError) {
     end_all(shared, merged.endings);
 }
 
-fn end_all(shared: &RuntimeShared, endings: Vec<Box<Ending>>) {
+fn end_all(shared: &RuntimeShared, endings: Vec<Ending>) {
     for ending in endings {
         shared.end_machine(ending);
     }

@@ -172,7 +172,7 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
 /// A replica stopped. Its end comes when the log writer has passed all that it handed over: else
 /// the next opening could read a log without it, and what the log holds back would be sent after
 /// that.
-fn end(shared: &RuntimeShared, ending: Box<Ending>) {
+fn end(shared: &RuntimeShared, ending: Ending) {
     if shared.config.bugs.has(KnownBug::CloseBeforeLog) {
         return shared.end_machine(ending);
     }

@@ -153,7 +153,7 @@ pub enum Input {
         /// Why.
         cause: LossCause,
         /// What is handed on when the replica stopped.
-        ending: Option<Box<Ending>>,
+        ending: Option<Ending>,
     },
 }
 

@@ -74,7 +74,7 @@ pub struct Round {
     /// Replicas that this node should hold and does not, and who says so.
     pub invitations: Vec<(NodeId, GroupMessage)>,
     /// Replicas that stopped: each ends when `log` and all that was handed out before is written.
-    pub closed: Vec<Box<Ending>>,
+    pub closed: Vec<Ending>,
     pub(super) faults: Vec<(GroupId, GroupFault)>,
 }
 

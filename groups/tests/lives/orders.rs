@@ -69,7 +69,7 @@ fn a_proposal_for_an_earlier_opening_is_rejected() {
     let mut worker = worker();
     let reason = ProposalRejection::Stopping;
     let expected = ProposeError::Rejected { group: GROUP, reason };
-    assert_eq!(propose(&mut worker, OPEN - 1), [expected.clone()]);
+    assert_eq!(propose(&mut worker, OPEN - 1), std::slice::from_ref(&expected));
     // The one for this opening is looked at: the replica has not campaigned yet.
     let [other] = &propose(&mut worker, OPEN)[..] else { panic!("it is refused at once") };
     assert_ne!(*other, expected);

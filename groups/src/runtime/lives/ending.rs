@@ -96,7 +96,9 @@ enum Fate {
 /// The end of a replica, on its way through the threads of the host: its worker stops it, the log
 /// writer passes all that it was handed, an apply thread drops the state machine. Each hands it
 /// on; none waits. Dropped on its way, it wakes the callers that wait.
-pub struct Ending {
+pub struct Ending(Box<Parts>);
+
+struct Parts {
     lives: Arc<Lives>,
     group: GroupId,
     open: Option<OpenId>,
@@ -106,21 +108,22 @@ pub struct Ending {
 
 impl fmt::Debug for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "end of {:?} {:?}: {:?}", self.group, self.open, self.fate)
+        write!(f, "end of {:?} {:?}: {:?}", self.0.group, self.0.open, self.0.fate)
     }
 }
 
 impl Ending {
-    fn new(lives: &Arc<Lives>, group: GroupId, open: Option<OpenId>, kind: Kind) -> Box<Self> {
+    fn new(lives: &Arc<Lives>, group: GroupId, open: Option<OpenId>, kind: Kind) -> Self {
         let fate = if matches!(kind, Kind::Released) { Fate::Destroyed } else { Fate::Kept };
-        Box::new(Self { lives: Arc::clone(lives), group, open, kind: Some(kind), fate })
+        let lives = Arc::clone(lives);
+        Self(Box::new(Parts { lives, group, open, kind: Some(kind), fate }))
     }
 
-    pub(super) fn closing(lives: &Arc<Lives>, group: GroupId, open: OpenId) -> Box<Self> {
+    pub(super) fn closing(lives: &Arc<Lives>, group: GroupId, open: OpenId) -> Self {
         Self::new(lives, group, Some(open), Kind::Closing)
     }
 
-    pub(super) fn release(lives: &Arc<Lives>, group: GroupId, open: OpenId) -> Box<Self> {
+    pub(super) fn release(lives: &Arc<Lives>, group: GroupId, open: OpenId) -> Self {
         Self::new(lives, group, Some(open), Kind::Released)
     }
 
@@ -129,25 +132,25 @@ impl Ending {
         open: Option<OpenId>,
         destruction: Destruction,
         done: oneshot::Sender<Result<(), OpenGroupError>>,
-    ) -> Box<Self> {
+    ) -> Self {
         Self::new(lives, destruction.group, open, Kind::Destroying(destruction, done))
     }
 
     /// The group.
     #[must_use]
     pub const fn group(&self) -> GroupId {
-        self.group
+        self.0.group
     }
 
     /// Which opening ends; `None`: the replica is not open.
     #[must_use]
     pub const fn open_id(&self) -> Option<OpenId> {
-        self.open
+        self.0.open
     }
 
     /// Why a leadership ends with the replica.
     pub(in crate::runtime) const fn cause(&self) -> LossCause {
-        match self.kind {
+        match self.0.kind {
             Some(Kind::Closing) | None => LossCause::Stopped,
             Some(Kind::Destroying(..) | Kind::Released) => LossCause::Removed,
         }
@@ -160,68 +163,71 @@ impl Ending {
         store: &dyn LogStore,
         batch: InBatch,
     ) -> Option<GroupWrite> {
-        let Some(Kind::Destroying(destruction, _)) = &self.kind else { return None };
+        let Some(Kind::Destroying(destruction, _)) = &self.0.kind else { return None };
         if batch == InBatch::Destroyed {
-            self.fate = Fate::Destroyed;
+            self.0.fate = Fate::Destroyed;
             return None;
         }
         match replica_to_destroy(store, destruction) {
             Ok(replica) => {
-                self.fate = Fate::Destroyed;
-                let mut write = GroupWrite::new(self.group);
+                self.0.fate = Fate::Destroyed;
+                let mut write = GroupWrite::new(self.0.group);
                 write.destroy = Some(replica);
                 Some(write)
             }
             Err(error) => {
-                self.fate = Fate::Refused(error);
+                self.0.fate = Fate::Refused(error);
                 None
             }
         }
     }
 
-    /// What the log writer wrote for it is not durable.
+    /// What the log writer wrote for it is not durable, or was not written at all.
     pub(in crate::runtime) fn refuse(&mut self, error: &LogError) {
-        if matches!(self.kind, Some(Kind::Destroying(..))) && self.fate == Fate::Destroyed {
-            self.fate = Fate::Refused(log_error(self.group, error.clone()));
+        let destroying = matches!(self.0.kind, Some(Kind::Destroying(..)));
+        if destroying && !matches!(self.0.fate, Fate::Refused(_)) {
+            self.0.fate = Fate::Refused(log_error(self.0.group, error.clone()));
         }
     }
 
     /// Whether the log holds nothing of the replica any more: what it left behind must go.
     pub(in crate::runtime) fn is_destroyed(&mut self) -> bool {
-        if self.lives.is_released(self.group) {
-            self.fate = Fate::Destroyed;
+        if self.0.lives.is_released(self.0.group) {
+            self.0.fate = Fate::Destroyed;
         }
-        self.fate == Fate::Destroyed
+        self.0.fate == Fate::Destroyed
     }
 
     /// What removes the state, if the state machine does not.
     pub(in crate::runtime) fn take_clear(&mut self) -> Option<Clear> {
-        match &mut self.kind {
+        match &mut self.0.kind {
             Some(Kind::Destroying(destruction, _)) => destruction.clear.take(),
             _ => None,
         }
     }
 
     /// Nothing of the replica is left on any thread. `unregister` runs before the number is free.
-    pub(in crate::runtime) fn finish<T>(mut self: Box<Self>, unregister: impl FnOnce() -> T) -> T {
-        let unregistered = self.lives.ended(self.group, unregister);
-        if let Some(Kind::Destroying(_, done)) = self.kind.take() {
-            let outcome = match &self.fate {
+    pub(in crate::runtime) fn finish<T>(mut self, unregister: impl FnOnce() -> T) -> T {
+        let unregistered = self.0.lives.ended(self.0.group, unregister);
+        if let Some(Kind::Destroying(_, done)) = self.0.kind.take() {
+            let outcome = match &self.0.fate {
                 Fate::Refused(error) => Err(error.clone()),
-                Fate::Kept | Fate::Destroyed => Ok(()),
+                Fate::Destroyed => Ok(()),
+                // It came past the log writer.
+                Fate::Kept => Err(OpenGroupError::Stopping),
             };
             // The caller may have gone away.
             drop(done.send(outcome));
         }
-        self.kind = None;
+        self.0.kind = None;
         unregistered
     }
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        if self.kind.is_some() {
-            self.lives.abandoned(self.group);
+        if self.0.kind.is_some() {
+            self.0.lives.abandoned(self.0.group);
         }
     }
 }
@@ -276,14 +282,14 @@ mod tests {
     type Outcome = oneshot::Receiver<Result<(), OpenGroupError>>;
 
     /// The end of a replica that is not open.
-    fn destroying(destruction: Destruction) -> (Box<Ending>, Outcome) {
+    fn destroying(destruction: Destruction) -> (Ending, Outcome) {
         let lives = Arc::<Lives>::default();
         lives.destroy(GROUP, || Ok(())).unwrap();
         let (done, outcome) = oneshot::channel();
         (Ending::destroying(&lives, None, destruction, done), outcome)
     }
 
-    fn end(mut ending: Box<Ending>, mut outcome: Outcome) -> (bool, Result<(), OpenGroupError>) {
+    fn end(mut ending: Ending, mut outcome: Outcome) -> (bool, Result<(), OpenGroupError>) {
         let destroyed = ending.is_destroyed();
         ending.finish(|| ());
         (destroyed, outcome.try_recv().unwrap())
@@ -331,9 +337,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_failed_log_did_not_even_take_is_not_destroyed() {
+        let (mut ending, outcome) = destroying(Destruction::new(GROUP));
+        ending.refuse(&LogError::Poisoned);
+        let (destroyed, outcome) = end(ending, outcome);
+        assert!(!destroyed && matches!(outcome, Err(OpenGroupError::Faulted { .. })));
+    }
+
+    #[test]
     fn an_ending_that_is_lost_leaves_no_caller_waiting() {
         let (ending, mut outcome) = destroying(Destruction::new(GROUP));
-        let lives = Arc::clone(&ending.lives);
+        let lives = Arc::clone(&ending.0.lives);
         let Ok(super::super::Destroying::Wait(mut wait)) = lives.destroy(GROUP, || Ok(())) else {
             panic!("another one is under way");
         };

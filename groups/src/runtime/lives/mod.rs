@@ -58,6 +58,8 @@ struct Owners {
     /// Groups that are open, or with which something is done.
     seats: HashMap<GroupId, Seat>,
     stopped: bool,
+    /// The threads have ended: no replica is left.
+    ended: bool,
 }
 
 #[derive(Debug, Default)]
@@ -76,7 +78,7 @@ pub(super) type StepEnd = oneshot::Receiver<()>;
 #[derive(Debug)]
 pub(super) enum Closing {
     /// Send this on its way; the replica is closed when the step ends.
-    Begun(Box<Ending>, StepEnd),
+    Begun(Ending, StepEnd),
     /// Another caller closes it.
     Joined(StepEnd),
     /// Ask again after this.
@@ -162,9 +164,9 @@ impl Lives {
     /// A replica is to be closed. One that is being opened may be registered already.
     pub(super) fn close(self: &Arc<Self>, group: GroupId, registered: Registered) -> Closing {
         let mut owners = self.owners.lock();
-        let seat = match owners.seats.get_mut(&group) {
-            Some(seat) => seat,
-            None => return Closing::NotOpen,
+        let ended = owners.ended;
+        let Some(seat) = owners.seats.get_mut(&group).filter(|_| !ended) else {
+            return Closing::NotOpen;
         };
         match seat.owner.close(registered) {
             ClosingAdmission::NotOpen => Closing::NotOpen,
@@ -201,7 +203,7 @@ impl Lives {
 
     /// The group released a replica, and the log holds nothing of it any more. The end of it, to
     /// be sent on its way; `None`: it is on its way, or over.
-    pub(super) fn release(self: &Arc<Self>, group: GroupId, open: OpenId) -> Option<Box<Ending>> {
+    pub(super) fn release(self: &Arc<Self>, group: GroupId, open: OpenId) -> Option<Ending> {
         let mut owners = self.owners.lock();
         let admission = owners.seats.get_mut(&group)?.owner.release(open);
         drop(owners);
@@ -213,8 +215,8 @@ impl Lives {
         self.owners.lock().seats.get(&group).is_some_and(|seat| seat.owner.is_released())
     }
 
-    /// A step that ended a replica is over: the number is free. `unregister` runs before anybody
-    /// can begin another one.
+    /// A step that ended a replica is over: the number is free. `unregister` runs before another
+    /// step can begin.
     fn ended<T>(&self, group: GroupId, unregister: impl FnOnce() -> T) -> T {
         let mut owners = self.owners.lock();
         let unregistered = unregister();
@@ -241,8 +243,9 @@ impl Lives {
 
     /// The threads of the host have ended, and every replica with them.
     pub(super) fn end(&self) {
-        let waiting = |seat: &mut Seat| std::mem::take(&mut seat.waiters);
-        let waiters: Vec<_> = self.owners.lock().seats.values_mut().flat_map(waiting).collect();
-        drop(waiters);
+        let mut owners = self.owners.lock();
+        owners.ended = true;
+        owners.seats.values_mut().for_each(|seat| seat.waiters.clear());
+        drop(owners);
     }
 }
