@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::runtime::Destruction;
@@ -204,6 +204,22 @@ impl Trial {
         if self.dice.roll(4) == 0 {
             self.maybe_cancelled(group.snapshot()).await;
         }
+    }
+
+    /// Opens or creates the group. A destruction whose caller went away may still be under way.
+    async fn start(&self, id: GroupId) -> Option<Group> {
+        let deadline = Instant::now() + STUCK;
+        while Instant::now() < deadline {
+            if self.groups.is_stored(id).unwrap() {
+                self.open(id).await;
+            } else {
+                self.create(id).await;
+            }
+            if let Some(group) = self.groups.group(id) {
+                return Some(group);
+            }
+        }
+        None
     }
 
     /// When all callers are gone: each group can be used, and has what it acknowledged.
