@@ -130,7 +130,7 @@ impl Trio {
                 }
             };
             let proposals = (0..count).map(proposal).collect();
-            self.workers[0].handle(Input::Propose { group, proposals });
+            self.workers[0].handle(Input::Propose { group, epoch: None, proposals });
         }
         self.finish(0);
         self.settle();

@@ -8,6 +8,7 @@ use shardhost_storage::{GroupId, LogError, LogIndex, NodeId, Term};
 
 use crate::machine::QueryError;
 use crate::policy::{RejectReason, Unfit};
+use crate::runtime::GroupStep;
 use crate::status::Caretaker;
 use crate::worker::Phase;
 
@@ -578,6 +579,24 @@ pub enum OpenGroupError {
     AlreadyOpen {
         /// The group.
         group: GroupId,
+    },
+    /// Another caller's step is under way with it: nothing was done. Try again when that is over.
+    #[error("group {group} is {step} on this host; try again")]
+    Busy {
+        /// The group.
+        group: GroupId,
+        /// What is done with it.
+        step: GroupStep,
+    },
+    /// The order was for another generation of the group: nothing was done, and nothing needs to be.
+    #[error("generation {expected} of group {group} was meant, but generation {found} is here")]
+    OtherGeneration {
+        /// The group.
+        group: GroupId,
+        /// Which generation was meant.
+        expected: u32,
+        /// Which one is here.
+        found: u32,
     },
     /// The log holds no replica of it. Create it first.
     #[error("group {group} is not in this host's log; create it first")]

@@ -52,6 +52,8 @@ pub enum KnownBug {
     AwaitRemovedTargets,
     /// An invitation counts whichever group of the same id it is of.
     InvitationOfAnotherGroup,
+    /// A replica is closed while the log writer still holds what it handed over.
+    CloseBeforeLog,
 }
 
 /// The bugs that are switched on. None by default.

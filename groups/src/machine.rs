@@ -19,8 +19,10 @@ use crate::waiter::Pending;
 /// the same answers from them: no clock, no randomness, no map order. Put what varies into the
 /// command.
 pub trait StateMachine: Send + 'static {
-    /// The last position whose effect this machine holds, called once after opening. `None`: it
-    /// holds nothing, and is restored from a snapshot or replayed from the start of the log.
+    /// The last position whose effect this machine holds. `None`: it holds nothing, and is restored
+    /// from a snapshot or replayed from the start of the log. Called before everything else when
+    /// the replica is opened; [`crate::Groups::open`] calls it once more when another replica of
+    /// the group ran since, and uses the later answer.
     ///
     /// # Errors
     /// A fault stops the group's replica on this host.
@@ -106,8 +108,9 @@ pub trait StateMachine: Send + 'static {
         false
     }
 
-    /// The replica was removed from its group for good, and its log is gone: the state may go as
-    /// well. Nothing is called afterwards.
+    /// The replica was removed from its group for good, or destroyed by hand, and its log is gone:
+    /// the state may go as well. Nothing is called afterwards, and the next replica of the group
+    /// is not created before this returns.
     ///
     /// # Errors
     /// Reported; whatever stays is nobody's.

@@ -17,7 +17,8 @@ const MAX_WAITING: usize = 1_024;
 
 /// Makes the state machines of replicas that this node is invited to hold.
 ///
-/// Called on a thread that may block, one invitation at a time.
+/// Called on a thread that may block, one invitation at a time, while nothing else is done with the
+/// group on this host and the log does not hold it.
 pub trait ReplicaFactory: fmt::Debug + Send + Sync + 'static {
     /// An empty state machine for the replica; whatever an earlier replica of the group left
     /// behind here must be gone.
@@ -55,14 +56,14 @@ pub(super) async fn accept(
 ) {
     while let Some(Some(invitation)) = stop.run_until_cancelled(invitations.recv()).await {
         let (groups, factory) = (groups.clone(), Arc::clone(&factory));
-        let follow = move || follow(&groups, &*factory, &invitation);
+        let follow = move || follow(&groups, factory, &invitation);
         if let Err(error) = tokio::task::spawn_blocking(follow).await {
             tracing::error!(%error, "following an invitation panicked");
         }
     }
 }
 
-fn follow(groups: &Groups, factory: &dyn ReplicaFactory, invitation: &Invitation) {
+fn follow(groups: &Groups, factory: Arc<dyn ReplicaFactory>, invitation: &Invitation) {
     let (group, replica, from) = (invitation.group, invitation.replica, invitation.from);
     match groups.is_stored(group) {
         Ok(false) if groups.group(group).is_none() => {}
@@ -70,14 +71,12 @@ fn follow(groups: &Groups, factory: &dyn ReplicaFactory, invitation: &Invitation
         Ok(_) => return,
         Err(error) => return tracing::error!(%group, %error, "an invitation cannot be followed"),
     }
-    let machine = match factory.machine(invitation) {
-        Ok(machine) => machine,
-        Err(reason) => {
-            return tracing::warn!(%group, %replica, %from, reason, "an invitation is declined");
-        }
-    };
-    match groups.create(invitation.spec(), machine) {
+    let invited = invitation.clone();
+    let machine = Box::new(move || factory.machine(&invited));
+    match groups.create_with(invitation.spec(), machine) {
         Ok(_) => tracing::info!(%group, %replica, %from, "holds a replica by invitation"),
-        Err(error) => tracing::warn!(%group, %replica, %error, "an invitation is not followed"),
+        Err(error) => {
+            tracing::warn!(%group, %replica, %from, %error, "an invitation is not followed");
+        }
     }
 }

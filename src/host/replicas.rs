@@ -1,7 +1,7 @@
 //! Creating, opening, closing and destroying the replicas of a host.
 
 use shardhost_groups::leadership::GroupSelector;
-use shardhost_groups::runtime::AdditionGuard;
+use shardhost_groups::runtime::{AdditionGuard, Destruction, MachineFactory};
 use shardhost_groups::{Group, GroupSpec, OpenGroupError, StateMachine};
 use shardhost_storage::{
     GroupId, GroupMeta, LogError, LogPosition, Membership, NodeId, ReplicaId, SnapshotError,
@@ -24,6 +24,21 @@ impl Host {
         blocking(move || groups.create(spec, Box::new(machine))).await
     }
 
+    /// The same with a state machine that is made once it is certain that nothing else is done
+    /// with the group here and that the log does not hold it: `machine` may remove what an earlier
+    /// replica left behind. It may block.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`]; nothing was created.
+    pub async fn create_group_with(
+        &self,
+        spec: GroupSpec,
+        machine: MachineFactory,
+    ) -> Result<Group, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.create_with(spec, machine)).await
+    }
+
     /// Creates replicas of many groups with one write.
     ///
     /// # Errors
@@ -34,6 +49,18 @@ impl Host {
     ) -> Result<Vec<Group>, OpenGroupError> {
         let groups = self.inner.groups.clone();
         blocking(move || groups.create_many(specs)).await
+    }
+
+    /// The same with state machines that are made as in [`Host::create_group_with`].
+    ///
+    /// # Errors
+    /// [`OpenGroupError`] of the first that cannot be created; none was.
+    pub async fn create_groups_with(
+        &self,
+        specs: Vec<(GroupSpec, MachineFactory)>,
+    ) -> Result<Vec<Group>, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.create_many_with(specs)).await
     }
 
     /// Opens this host's replica of a group that the log holds.
@@ -49,6 +76,19 @@ impl Host {
         blocking(move || groups.open(id, Box::new(machine))).await
     }
 
+    /// The same with a state machine that is made once nothing else is done with the group here.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`].
+    pub async fn open_group_with(
+        &self,
+        id: GroupId,
+        machine: MachineFactory,
+    ) -> Result<Group, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.open_with(id, machine)).await
+    }
+
     /// Creates the group, or opens it if the log holds it already.
     ///
     /// # Errors
@@ -59,14 +99,7 @@ impl Host {
         machine: impl StateMachine,
     ) -> Result<Group, OpenGroupError> {
         let groups = self.inner.groups.clone();
-        blocking(move || {
-            if groups.is_stored(spec.id)? {
-                groups.open(spec.id, Box::new(machine))
-            } else {
-                groups.create(spec, Box::new(machine))
-            }
-        })
-        .await
+        blocking(move || groups.create_or_open(spec, Box::new(move || Ok(Box::new(machine))))).await
     }
 
     /// What the log holds of one group.
@@ -122,6 +155,15 @@ impl Host {
     /// [`OpenGroupError`].
     pub async fn destroy_group(&self, id: GroupId) -> Result<(), OpenGroupError> {
         self.inner.groups.destroy(id).await
+    }
+
+    /// Destroys a replica under the conditions of `destruction`: of which generation, and what is
+    /// removed with it.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`].
+    pub async fn destroy_replica(&self, destruction: Destruction) -> Result<(), OpenGroupError> {
+        self.inner.groups.destroy_replica(destruction).await
     }
 }
 

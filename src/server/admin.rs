@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use shardhost_groups::runtime::LatencySnapshot;
+use shardhost_groups::runtime::{Destruction, LatencySnapshot};
 use shardhost_groups::{
     CaughtUp, Group, GroupId, GroupSpec, LogIndex, Membership, MembershipChange, MembershipError,
     NodeId, OpenGroupError, Requirement, Role, TransferError, Transferred,
@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status};
 use super::catalog::Intentions;
 use super::explain::{advert_to_wire, explanation};
 use super::refusals::{of_capabilities, of_membership, of_opening, of_snapshot, of_transfer};
-use super::replicas::machine_of;
+use super::replicas::empty_machine_of;
 use super::{RESERVED, is_shard};
 use crate::host::Host;
 use crate::policy::system::{SYSTEM_GROUP, System};
@@ -358,18 +358,9 @@ impl Admin for AdminService {
         if self.intentions.create(&request, &voters).await? {
             return Ok(Response::new(group_status(&self.group(request.group)?)));
         }
-        // What an earlier life of the group left behind is nobody's.
-        let known = self.host.stored_group(group).map_err(|error| of_opening(&error))?;
-        if known.is_none() {
-            let state = self.state()?;
-            let cleared = tokio::task::spawn_blocking(move || state.destroy(group)).await;
-            cleared
-                .map_err(|error| Status::internal(error.to_string()))?
-                .map_err(|error| Status::internal(error.to_string()))?;
-        }
-        let machine = machine_of(&self.state()?, group, &request.kind);
-        let machine = machine.map_err(Status::invalid_argument)?;
-        let created = self.host.create_group(spec, machine).await;
+        let (state, kind) = (self.state()?, request.kind);
+        let machine = move || empty_machine_of(&state, group, &kind);
+        let created = self.host.create_group_with(spec, Box::new(machine)).await;
         let created = created.map_err(|error| of_opening(&error))?;
         Ok(Response::new(group_status(&created)))
     }
@@ -391,12 +382,10 @@ impl Admin for AdminService {
         if self.intentions.destroy(id).await? {
             return Ok(Response::new(wire::DestroyGroupReply {}));
         }
-        self.host.destroy_group(id).await.map_err(|error| of_opening(&error))?;
         let state = self.state()?;
-        let destroyed = tokio::task::spawn_blocking(move || state.destroy(id)).await;
-        destroyed
-            .map_err(|error| Status::internal(error.to_string()))?
-            .map_err(|error| Status::internal(error.to_string()))?;
+        let clear = move || state.destroy(id).map_err(|error| error.to_string());
+        let destruction = Destruction::of(&meta).clear(clear);
+        self.host.destroy_replica(destruction).await.map_err(|error| of_opening(&error))?;
         Ok(Response::new(wire::DestroyGroupReply {}))
     }
 

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use shardhost_groups::runtime::MachineFactory;
 use shardhost_groups::{GroupSpec, OpenGroupError};
 use shardhost_storage::{GroupId, GroupMeta, LogError, Membership, NodeId};
 use tonic::service::Routes;
@@ -30,7 +31,7 @@ use crate::shards::{StateDb, StateDbError, StateDbOptions};
 
 pub use config::{ConfigError, ServerConfig};
 pub use lookup::HostLookup;
-use replicas::{Replicas, machine_of};
+use replicas::{Replicas, empty_machine_of, machine_of};
 
 use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 
@@ -231,10 +232,9 @@ async fn open_shards(
     let held: BTreeSet<GroupId> = stored.iter().map(|meta| meta.group).collect();
     report_differences(&wanted, &stored);
     for meta in stored.iter().filter(|meta| meta.group != SYSTEM_GROUP) {
-        let machine = machine_of(state, meta.group, &meta.kind);
-        let machine =
-            machine.map_err(|message| OpenGroupError::Invalid { group: meta.group, message })?;
-        host.open_group(meta.group, machine).await?;
+        let (state, group, kind) = (Arc::clone(state), meta.group, meta.kind.clone());
+        let machine = move || machine_of(&state, group, &kind);
+        host.open_group_with(group, Box::new(machine)).await?;
     }
     if config.catalog {
         // The catalog says what is created.
@@ -244,13 +244,12 @@ async fn open_shards(
     for spec in wanted {
         let ours = spec.membership.replica_on(host.node_id()).is_some();
         if ours && !held.contains(&spec.id) && host.tombstone(spec.id)?.is_none() {
-            let machine = machine_of(state, spec.id, &spec.kind);
-            let group = spec.id;
-            let machine = machine.map_err(|message| OpenGroupError::Invalid { group, message })?;
-            fresh.push((spec, machine));
+            let (state, group, kind) = (Arc::clone(state), spec.id, spec.kind.clone());
+            let machine = move || empty_machine_of(&state, group, &kind);
+            fresh.push((spec, Box::new(machine) as MachineFactory));
         }
     }
-    host.create_groups(fresh).await?;
+    host.create_groups_with(fresh).await?;
     Ok(())
 }
 

@@ -145,6 +145,8 @@ pub(super) fn of_opening(error: &OpenGroupError) -> Status {
         E::AlreadyOpen { .. } | E::Exists { .. } => (Code::AlreadyExists, "GROUP_EXISTS"),
         E::Unknown { .. } => (Code::NotFound, "GROUP_NOT_FOUND"),
         E::Invalid { .. } => (Code::InvalidArgument, "INVALID_GROUP"),
+        E::Busy { .. } => (Code::Unavailable, "GROUP_BUSY"),
+        E::OtherGeneration { .. } => (Code::FailedPrecondition, "OTHER_GENERATION"),
         E::Stopping => (Code::Unavailable, "STOPPED"),
         _ => (Code::Internal, "GROUP_FAILED"),
     };

@@ -26,6 +26,19 @@ pub(super) fn machine_of(
     }
 }
 
+/// The same for a replica that is being created: what an earlier one left behind goes first, for a
+/// crash may have come between its end and that of its state. Only while the group is held for
+/// its creation. Blocks for the disk.
+pub(super) fn empty_machine_of(
+    state: &Arc<StateDb>,
+    group: GroupId,
+    kind: &str,
+) -> Result<Box<dyn StateMachine>, String> {
+    let machine = machine_of(state, group, kind)?;
+    state.make_empty(group).map_err(|error| error.to_string())?;
+    Ok(machine)
+}
+
 /// Makes the machines of replicas that this node is invited to hold.
 #[derive(Default)]
 pub(super) struct Replicas {
@@ -58,10 +71,7 @@ impl ReplicaFactory for Replicas {
 
 impl GroupMachines for Replicas {
     fn create(&self, group: GroupId, kind: &str) -> Result<Box<dyn StateMachine>, String> {
-        let state = self.state()?;
-        // A crash may have come between the end of an earlier replica and that of its state.
-        state.make_empty(group).map_err(|error| error.to_string())?;
-        machine_of(&state, group, kind)
+        empty_machine_of(&self.state()?, group, kind)
     }
 
     fn destroy(&self, group: GroupId) -> Result<(), String> {

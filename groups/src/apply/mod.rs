@@ -227,10 +227,11 @@ impl Applier {
 
     /// Answers a question out of turn, if the machine is so quick that nobody has to wait for it.
     pub(crate) fn answer_at_once(&self, request: &Bytes) -> Option<Result<Bytes, QueryError>> {
-        if self.failed.is_some() || !self.machine.answers_at_once() {
+        if self.failed.is_some() {
             return None;
         }
-        contain(|| self.machine.query(request)).ok()
+        let answer = || self.machine.answers_at_once().then(|| self.machine.query(request));
+        contain(answer).ok().flatten()
     }
 
     fn apply(&mut self, mut commands: Vec<Command>, last: LogPosition) -> ApplyReport {
@@ -254,7 +255,10 @@ impl Applier {
                 waiter.resolve(Ok(Applied::new(position.index, position.term, command.response)));
             }
         }
-        ApplyReport::Applied { last, durable: self.machine.durable_index() }
+        match contain(|| self.machine.durable_index()) {
+            Ok(durable) => ApplyReport::Applied { last, durable },
+            Err(fault) => ApplyReport::Failed(fault),
+        }
     }
 
     fn restore(&mut self, position: LogPosition) -> ApplyReport {
@@ -293,7 +297,7 @@ pub fn restore_machine(
 }
 
 /// Turns a panic of the machine into a fault.
-fn contain<T>(run: impl FnOnce() -> T) -> Result<T, GroupFault> {
+pub(crate) fn contain<T>(run: impl FnOnce() -> T) -> Result<T, GroupFault> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
         let text = format!("the state machine panicked: {}", panic_text(&*panic));
         GroupFault::StateMachine(text.into())

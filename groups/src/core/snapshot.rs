@@ -14,7 +14,7 @@ use crate::convert;
 use crate::error::{GroupFault, TakeSnapshotError};
 use crate::known_bugs::KnownBug;
 use crate::transport::{ShipmentOutcome, SnapshotShipment};
-use crate::worker::{PersistAck, Round};
+use crate::worker::{PersistAck, Prune, Round};
 
 /// Who waits for a snapshot.
 pub type SnapshotWaiter = oneshot::Sender<Result<LogPosition, TakeSnapshotError>>;
@@ -157,7 +157,7 @@ impl GroupCore {
         if std::mem::take(&mut self.snapshots.named)
             && let Some(keep) = self.meta.snapshot
         {
-            round.log.prune.push((self.id, keep));
+            round.log.prune.push(Prune { group: self.id, epoch: self.epoch, keep });
         }
         if let Some(base) = compact {
             self.raw.mut_store().compact(base);

@@ -71,8 +71,9 @@ impl Barrier {
 impl Drop for Barrier {
     fn drop(&mut self) {
         let group = self.group.id();
-        let order = BarrierOrder::Close(self.number);
         let shared = self.group.shared();
-        shared.runtime.inboxes[shared.worker].complete(Input::Barrier { group, order });
+        let order = Box::new(Input::Barrier { group, order: BarrierOrder::Close(self.number) });
+        let order = Input::Order { group, epoch: shared.epoch, order };
+        shared.runtime.inboxes[shared.worker].complete(order);
     }
 }

@@ -20,7 +20,7 @@ use shardhost_storage::{GroupId, Membership};
 use tokio::sync::watch;
 
 use crate::clock::Moment;
-use crate::runtime::{Mailbox, RuntimeShared};
+use crate::runtime::{LifeLock, Mailbox, RuntimeShared};
 use crate::status::GroupStatus;
 use crate::waiter::Budget;
 use crate::worker::{Input, LeaseSign};
@@ -44,6 +44,8 @@ pub(crate) struct GroupShared {
     pub(crate) budget: Arc<Budget>,
     pub(crate) runtime: Arc<RuntimeShared>,
     pub(crate) mailbox: Mailbox,
+    /// Held by work that is done late for this opening of the replica.
+    pub(crate) life: LifeLock,
     pub(crate) kind: Arc<str>,
 }
 
@@ -142,12 +144,15 @@ impl Group {
         receiver
     }
 
-    /// Hands an input to the worker that owns the group.
-    fn offer(&self, input: Input) -> Result<(), Offered> {
+    /// Hands an order to the worker that owns the group. It is for this opening of the replica.
+    fn offer(&self, order: Input) -> Result<(), Offered> {
+        let (group, epoch) = (self.shared.id, self.shared.epoch);
         let inbox = &self.shared.runtime.inboxes[self.shared.worker];
-        inbox.offer(input).map_err(|error| match error {
-            TrySendError::Full(_) => Offered::Busy,
-            TrySendError::Disconnected(_) => Offered::Stopped,
+        inbox.offer(Input::Order { group, epoch, order: Box::new(order) }).map_err(|error| {
+            match error {
+                TrySendError::Full(_) => Offered::Busy,
+                TrySendError::Disconnected(_) => Offered::Stopped,
+            }
         })
     }
 

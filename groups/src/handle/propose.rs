@@ -119,7 +119,8 @@ impl Group {
             return;
         }
         let group = self.shared.id;
-        let input = Input::Propose { group, proposals };
+        let epoch = Some(self.shared.epoch);
+        let input = Input::Propose { group, epoch, proposals };
         let (input, reason) = match self.shared.runtime.inboxes[self.shared.worker].offer(input) {
             Ok(()) => return,
             Err(TrySendError::Full(input)) => (input, ProposalRejection::Busy),

@@ -1,6 +1,9 @@
 //! The threads that run state machines. Every group has a mailbox; a mailbox with work stands
 //! once in the queue that all threads take from. So a group's work is done in order by one thread
 //! at a time, and a slow machine holds up one thread and no other group.
+//!
+//! The end of a replica comes here last: an apply thread drops the machine, after which the
+//! group's number is free.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -9,9 +12,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
+use shardhost_storage::GroupId;
 
-use super::RuntimeShared;
-use crate::apply::{Applier, ApplyReport, ApplyWork};
+use super::{Ending, RuntimeShared};
+use crate::apply::{Applier, ApplyReport, ApplyWork, contain};
 use crate::handle::GroupShared;
 use crate::machine::QueryError;
 use crate::worker::{GroupEvent, Input};
@@ -30,6 +34,17 @@ struct MailboxState {
     work: VecDeque<ApplyWork>,
     scheduled: bool,
     closed: bool,
+    /// The replica ends when the work that is left is done.
+    ending: Option<Ending>,
+}
+
+/// What becomes of work that waits when a replica ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// It is dropped, which fails the callers that wait for it.
+    Dropped,
+    /// It is done first.
+    Done,
 }
 
 impl fmt::Debug for Mailbox {
@@ -58,6 +73,31 @@ impl Mailbox {
         drop(self.applier.lock().take());
     }
 
+    /// Takes no more work, and ends the replica after what waits. Says whether the mailbox must be
+    /// scheduled; the ending comes back if the replica has ended already.
+    fn end(&self, ending: Ending, waiting: Waiting) -> Result<bool, Ending> {
+        let mut state = self.state.lock();
+        if state.closed && state.ending.is_none() {
+            return Err(ending);
+        }
+        state.closed = true;
+        let dropped = (waiting == Waiting::Dropped).then(|| std::mem::take(&mut state.work));
+        state.ending = Some(ending);
+        let schedule = !std::mem::replace(&mut state.scheduled, true);
+        drop(state);
+        drop(dropped);
+        Ok(schedule)
+    }
+
+    /// The end of the replica, if no work comes before it.
+    fn take_ending(&self) -> Option<Ending> {
+        let mut state = self.state.lock();
+        if !state.work.is_empty() {
+            return None;
+        }
+        state.ending.take()
+    }
+
     /// Answers a question on the caller's thread, if the machine is not busy and so quick that
     /// this may be done. `None`: the question must queue.
     pub(crate) fn query_at_once(&self, request: &Bytes) -> Option<Result<Bytes, QueryError>> {
@@ -84,7 +124,7 @@ impl Mailbox {
     /// Ends a turn; says whether there is more to do.
     fn end_turn(&self) -> bool {
         let mut state = self.state.lock();
-        let more = !state.work.is_empty();
+        let more = !state.work.is_empty() || state.ending.is_some();
         if !more {
             state.scheduled = false;
             state.work.shrink_to(4);
@@ -95,10 +135,13 @@ impl Mailbox {
 
 enum Token {
     Group(Arc<GroupShared>),
+    /// The end of a replica that is not open.
+    Ending(Ending),
     Stop,
 }
 
-/// The queue of mailboxes with work. At most one token per group stands in it.
+/// The queue of mailboxes with work. At most one token per group stands in it, and one for the end
+/// of a replica that is not open.
 #[derive(Clone)]
 pub(super) struct ApplyQueue(Sender<Token>);
 
@@ -123,6 +166,21 @@ impl ApplyQueue {
         }
     }
 
+    /// A replica ends. `group` is what is shared of it, if it is open.
+    pub(super) fn end(&self, group: Option<&Arc<GroupShared>>, ending: Ending, waiting: Waiting) {
+        let token = match group {
+            Some(group) => match group.mailbox.end(ending, waiting) {
+                Ok(true) => Token::Group(Arc::clone(group)),
+                Ok(false) => return,
+                Err(ending) => Token::Ending(ending),
+            },
+            None => Token::Ending(ending),
+        };
+        if self.0.send(token).is_err() {
+            tracing::debug!("a replica ended after the apply pool had ended");
+        }
+    }
+
     pub(super) fn stop(&self, threads: usize) {
         for _ in 0..threads {
             if self.0.send(Token::Stop).is_err() {
@@ -134,10 +192,19 @@ impl ApplyQueue {
 
 /// Runs one thread of the pool.
 pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &ApplyOutlet) {
-    while let Ok(Token::Group(group)) = outlet.tokens.recv() {
-        turn(shared, &group);
-        if group.mailbox.end_turn() && outlet.again.send(Token::Group(group)).is_err() {
-            return;
+    while let Ok(token) = outlet.tokens.recv() {
+        match token {
+            Token::Stop => return,
+            Token::Ending(ending) => end(shared, None, ending),
+            Token::Group(group) => {
+                turn(shared, &group);
+                if let Some(ending) = group.mailbox.take_ending() {
+                    end(shared, Some(&group), ending);
+                }
+                if group.mailbox.end_turn() && outlet.again.send(Token::Group(group)).is_err() {
+                    return;
+                }
+            }
         }
     }
 }
@@ -153,10 +220,6 @@ fn turn(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>) {
                 applied = Some(GroupEvent::Applied { last, durable });
             }
             ApplyReport::Nothing => {}
-            ApplyReport::Removed => {
-                *held = None;
-                return forget(shared, group);
-            }
             other => {
                 // In order: what was applied before comes first.
                 applied.take().into_iter().for_each(|event| tell(shared, group, event));
@@ -167,11 +230,52 @@ fn turn(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>) {
     applied.into_iter().for_each(|event| tell(shared, group, event));
 }
 
-/// A replica that was removed is over: only from here on another one of its group may be created.
-/// Whoever still waits learns that the group stopped.
-fn forget(shared: &RuntimeShared, group: &GroupShared) {
-    group.mailbox.shut();
-    shared.registry.remove_if(&group.id, |_, known| known.shared().epoch == group.epoch);
+/// The last step of a replica's end: nothing of it is on its way any more but what this waits for.
+/// Only afterwards another replica of the group may be opened or created.
+fn end(shared: &RuntimeShared, group: Option<&Arc<GroupShared>>, mut ending: Ending) {
+    let applier = group.and_then(|group| {
+        group.life.end();
+        group.mailbox.applier.lock().take()
+    });
+    if ending.is_destroyed() {
+        remove_state(&mut ending, applier);
+        let id = ending.group();
+        if let Err(error) = shared.snapshots.remove_below(id, None) {
+            tracing::warn!(group = %id, %error, "snapshots of a destroyed replica stay");
+        }
+    } else {
+        drop_machine(ending.group(), applier);
+    }
+    drop(ending.finish(|| group.and_then(|group| shared.unregister(group))));
+}
+
+/// The log holds nothing of the replica any more: its state goes.
+fn remove_state(ending: &mut Ending, applier: Option<Applier>) {
+    let group = ending.group();
+    let removed = match (ending.take_clear(), applier) {
+        (Some(clear), applier) => {
+            drop_machine(group, applier);
+            contain(clear).unwrap_or_else(|fault| Err(fault.to_string()))
+        }
+        (None, Some(mut applier)) => {
+            let report = applier.run(ApplyWork::Removed);
+            drop_machine(group, Some(applier));
+            match report {
+                ApplyReport::Failed(fault) => Err(fault.to_string()),
+                _ => Ok(()),
+            }
+        }
+        (None, None) => Ok(()),
+    };
+    if let Err(error) = removed {
+        tracing::error!(%group, error, "the state of a destroyed replica stays");
+    }
+}
+
+fn drop_machine(group: GroupId, applier: Option<Applier>) {
+    if let Err(fault) = contain(|| drop(applier)) {
+        tracing::error!(%group, %fault, "a state machine panicked when it was dropped");
+    }
 }
 
 fn report(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>, report: ApplyReport) {

@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use shardhost_storage::{GroupId, LogBatch, LogError, LogPosition, LogStore};
+use shardhost_storage::{GroupId, LogBatch, LogError, LogStore};
 
-use super::RuntimeShared;
-use crate::apply::ApplyWork;
+use super::apply_pool::Waiting;
+use super::lives::InBatch;
+use super::{Ending, OpenId, RuntimeShared};
 use crate::error::{GroupFault, HostFault};
-use crate::worker::{GroupEvent, Input, LogTask};
+use crate::worker::{GroupEvent, Input, LogTask, Prune};
 
 /// Tasks that may wait. A worker that is so far ahead of the disk waits for it: its groups then
 /// fall silent and others take over, which is what a stuck disk calls for.
@@ -23,8 +24,16 @@ const ENTRIES_PER_WRITE: usize = 1 << 16;
 /// What the writer is asked for.
 #[derive(Debug)]
 enum Task {
-    Round { worker: usize, task: LogTask },
-    Direct { batch: LogBatch, done: Sender<Result<(), LogError>> },
+    Round {
+        worker: usize,
+        task: LogTask,
+    },
+    Direct {
+        batch: LogBatch,
+        done: Sender<Result<(), LogError>>,
+    },
+    /// Everything that a replica handed over is in front of its end.
+    End(Ending),
     Stop,
 }
 
@@ -54,6 +63,11 @@ impl LogQueue {
 
     pub(super) fn push(&self, worker: usize, task: LogTask) {
         self.put(Task::Round { worker, task });
+    }
+
+    /// A replica ends when everything that was pushed before is written.
+    pub(super) fn end(&self, ending: Ending) {
+        self.put(Task::End(ending));
     }
 
     /// Writes a batch that is nobody's round, and waits until it is durable.
@@ -104,6 +118,7 @@ struct Merged {
     task: LogTask,
     acks: BTreeMap<usize, Vec<crate::worker::PersistAck>>,
     direct: Vec<Direct>,
+    endings: Vec<Ending>,
     entries: usize,
     stop: bool,
 }
@@ -122,8 +137,28 @@ impl Merged {
                 self.task.batch.writes.extend(batch.writes);
                 self.direct.push(Direct { groups, done });
             }
+            Task::End(ending) => self.endings.push(ending),
             Task::Stop => self.stop = true,
         }
+    }
+
+    /// Adds what is to be written for replicas that end, behind what they handed over.
+    fn add_endings(&mut self, store: &dyn LogStore) {
+        for ending in &mut self.endings {
+            let group = ending.group();
+            let released = self.task.buried.iter().any(|(of, _)| *of == group);
+            let batch = if released { InBatch::Destroyed } else { InBatch::Kept };
+            self.task.batch.writes.extend(ending.write(store, batch));
+        }
+    }
+
+    /// Takes the writes of these groups out; replicas of them that end are refused.
+    fn drop_writes(&mut self, groups: &BTreeSet<GroupId>, error: &LogError) {
+        self.task.batch.writes.retain(|write| !groups.contains(&write.group));
+        self.task.buried.retain(|(group, _)| !groups.contains(group));
+        self.task.prune.retain(|prune| !groups.contains(&prune.group));
+        let concerned = self.endings.iter_mut().filter(|ending| groups.contains(&ending.group()));
+        concerned.for_each(|ending| ending.refuse(error));
     }
 }
 
@@ -144,8 +179,7 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &LogOutlet) {
         if healthy {
             healthy = write(shared, &*store, merged);
         } else {
-            // Nothing is known about the disk any more: nothing is promised either.
-            merged.direct.iter().for_each(|direct| direct.answer(Err(LogError::Poisoned)));
+            give_up(shared, merged, &LogError::Poisoned);
         }
         if stop {
             return;
@@ -155,6 +189,7 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &LogOutlet) {
 
 /// Writes, and lets go of what waited for it. Says whether the log is still sound.
 fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bool {
+    merged.add_endings(store);
     while !merged.task.batch.writes.is_empty() {
         match store.write(&merged.task.batch) {
             Ok(()) => break,
@@ -163,13 +198,13 @@ fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bo
                 expel(shared, &mut merged, group, &error);
             }
             Err(error) => {
-                merged.direct.iter().for_each(|direct| direct.answer(Err(error.clone())));
+                give_up(shared, merged, &error);
                 shared.fail(&HostFault::Log(error));
                 return false;
             }
         }
     }
-    let Merged { task, acks, direct, .. } = merged;
+    let Merged { task, acks, direct, endings, .. } = merged;
     if !task.releases.is_empty() {
         shared.transport.send(task.releases);
     }
@@ -179,41 +214,66 @@ fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bo
         }
     }
     direct.iter().for_each(|direct| direct.answer(Ok(())));
+    for prune in task.prune {
+        prune_snapshots(shared, prune);
+    }
     for (group, epoch) in task.buried {
-        retire(shared, group, epoch);
+        release(shared, group, epoch);
     }
-    for (group, keep) in task.prune {
-        shared.snapshot_tasks.prune(group, keep);
-    }
+    end_all(shared, endings);
     true
 }
 
-/// The log holds nothing of the replica any more: its snapshots go, and its machine is told.
-fn retire(shared: &RuntimeShared, group: GroupId, epoch: u64) {
-    shared.snapshot_tasks.prune(group, LogPosition::new(u64::MAX, u64::MAX));
-    let known = shared.registry.get(&group).map(|known| known.clone());
-    if let Some(handle) = known.filter(|known| known.shared().epoch == epoch) {
-        shared.push_work(handle.shared(), ApplyWork::Removed);
+/// Nothing is known about the disk any more: nothing is promised either. Replicas end all the same.
+fn give_up(shared: &RuntimeShared, mut merged: Merged, error: &LogError) {
+    merged.direct.iter().for_each(|direct| direct.answer(Err(error.clone())));
+    merged.endings.iter_mut().for_each(|ending| ending.refuse(error));
+    end_all(shared, merged.endings);
+}
+
+fn end_all(shared: &RuntimeShared, endings: Vec<Ending>) {
+    for ending in endings {
+        shared.end_machine(ending);
+    }
+}
+
+/// Old snapshots go, unless the replica that ordered it is over: then they may be another one's.
+fn prune_snapshots(shared: &RuntimeShared, prune: Prune) {
+    let Prune { group, epoch, keep } = prune;
+    let known = shared.registry.get(&group).map(|known| Arc::clone(known.shared()));
+    match known.filter(|known| known.epoch == epoch) {
+        Some(replica) => shared.snapshot_tasks.prune(replica, keep),
+        None => tracing::debug!(%group, epoch, "a prune came after the end of its replica"),
+    }
+}
+
+/// The log holds nothing of the replica any more: its state and its snapshots are removed.
+fn release(shared: &RuntimeShared, group: GroupId, epoch: u64) {
+    if let Some(ending) = shared.lives.release(group, OpenId::from_epoch(epoch)) {
+        let replica = shared.ending_replica(&ending);
+        shared.apply.end(replica.as_ref(), ending, Waiting::Done);
     }
 }
 
 /// Takes everything of one group out of a write, and fails its replica.
 fn expel(shared: &RuntimeShared, merged: &mut Merged, group: GroupId, error: &LogError) {
     tracing::error!(%group, %error, "the log refuses a write; the replica fails");
-    merged.task.batch.writes.retain(|write| write.group != group);
+    let mut dropped = BTreeSet::from([group]);
+    // A direct write is refused for all of its groups.
+    merged.direct.retain(|direct| {
+        let concerned = direct.groups.contains(&group);
+        if concerned {
+            direct.answer(Err(error.clone()));
+            dropped.extend(&direct.groups);
+        }
+        !concerned
+    });
+    merged.drop_writes(&dropped, error);
     merged.task.releases.retain(|release| release.message.group != group.get());
-    merged.task.prune.retain(|(of, _)| *of != group);
     for (worker, acks) in &mut merged.acks {
         for ack in acks.extract_if(.., |ack| ack.group == group) {
             let event = GroupEvent::Failed(GroupFault::Log(error.clone()));
             shared.inboxes[*worker].complete(Input::Group { group, epoch: ack.epoch, event });
         }
     }
-    merged.direct.retain(|direct| {
-        let concerned = direct.groups.contains(&group);
-        if concerned {
-            direct.answer(Err(error.clone()));
-        }
-        !concerned
-    });
 }

@@ -14,21 +14,25 @@
 mod additions;
 mod admissions;
 mod apply_pool;
+mod create;
+mod end;
 mod inbound;
 mod inbox;
 mod invitations;
 mod latency;
 mod leadership;
+mod lives;
 mod log_writer;
 mod open;
 mod snapshot_writer;
+mod stored;
 mod watchdog;
 mod worker_thread;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use dashmap::DashMap;
@@ -52,10 +56,13 @@ pub(crate) use apply_pool::Mailbox;
 pub use inbound::GroupsInbound;
 pub use invitations::{Invitation, InvitationHandler, InvitationSink};
 pub use latency::{Latency, LatencySnapshot};
-pub use open::StateMachineBox;
+pub(crate) use lives::LifeLock;
+pub use lives::{Destruction, Ending, GroupStep, OpenId};
+pub use open::{MachineFactory, StateMachineBox};
 
 use inbox::Inbox;
 use invitations::Invitations;
+use lives::Lives;
 
 /// What all threads and handles share.
 pub(crate) struct RuntimeShared {
@@ -78,7 +85,8 @@ pub(crate) struct RuntimeShared {
     /// Where each worker is.
     activities: Vec<Arc<Activity>>,
     population: Mutex<Vec<(usize, usize)>>,
-    epochs: AtomicU64,
+    /// Who owns what is done with each group.
+    lives: Arc<Lives>,
     stopping: AtomicBool,
     health: watch::Sender<Option<HostFault>>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -248,7 +256,7 @@ impl GroupsBuilder {
             counters: Mutex::new(vec![WorkerCounters::default(); self.workers]),
             activities: (0..self.workers).map(|_| Arc::default()).collect(),
             population: Mutex::new(vec![(0, 0); self.workers]),
-            epochs: AtomicU64::new(0),
+            lives: Arc::default(),
             stopping: AtomicBool::new(false),
             health: watch::Sender::new(None),
             clock: self.clock,
@@ -438,6 +446,7 @@ impl Groups {
         if shared.stopping.swap(true, Ordering::AcqRel) {
             return;
         }
+        shared.lives.stop();
         let mut threads = std::mem::take(&mut *self.inner.threads.lock());
         if matches!(&*shared.health.borrow(), Some(HostFault::Stuck { .. })) {
             // The stuck thread may hold what the others wait for: there is no end to wait for, and
@@ -462,6 +471,7 @@ impl Groups {
         threads.dispatcher.take().into_iter().for_each(join);
         shared.registry.iter().for_each(|group| group.shared().mailbox.close());
         shared.registry.clear();
+        shared.lives.end();
         drop(shared.store.lock().take());
     }
 }

@@ -1,166 +1,171 @@
-//! Creating, opening, closing and destroying replicas.
+//! Bringing replicas to life from what the log holds.
 
-use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
-use shardhost_storage::{
-    EntryKind, GroupId, GroupMeta, GroupWrite, HardState, LogBatch, LogIndex, LogPosition,
-    PersistedGroup, ReplicaId, SnapshotError, Term,
-};
-use tokio::sync::oneshot;
+use shardhost_storage::{EntryKind, GroupId, LogPosition, PersistedGroup};
 
+use super::lives::{GroupStep, LifeLock, OpenId, StartGuard};
+use super::stored::load;
 use super::{Groups, Mailbox, RuntimeShared};
-use crate::apply::{Applier, restore_machine};
+use crate::apply::{Applier, contain, restore_machine};
 use crate::core::{GroupCore, Opened, ReplicaStart};
 use crate::error::{GroupFault, OpenGroupError};
-use crate::handle::{Group, GroupShared, GroupSpec, LeaseCell};
-use crate::leadership::LossCause;
+use crate::handle::{Group, GroupShared, LeaseCell};
 use crate::logging;
-use crate::machine::{ApplyBatch, Command, StateMachine};
+use crate::machine::{ApplyBatch, ApplyFault, Command, StateMachine};
 use crate::waiter::Budget;
 use crate::worker::Input;
 
 /// Any state machine.
 pub type StateMachineBox = Box<dyn StateMachine>;
 
+/// Makes the state machine of one replica, while nothing else is done with its group on this host.
+/// May block. What it answers instead of a machine becomes [`OpenGroupError::Invalid`].
+pub type MachineFactory = Box<dyn FnOnce() -> Result<StateMachineBox, String> + Send>;
+
+/// Where a state machine stands, as it says itself.
+type Standing = Result<Option<LogPosition>, ApplyFault>;
+
+/// A replica that only waits to be registered: nothing of it can fail any more.
+pub(super) struct Prepared {
+    open: OpenId,
+    core: Box<GroupCore>,
+    handle: Group,
+}
+
+impl Prepared {
+    pub(super) fn group(&self) -> GroupId {
+        self.core.id()
+    }
+}
+
+/// Makes a state machine; a panic concerns its group only.
+pub(super) fn make(
+    group: GroupId,
+    factory: MachineFactory,
+) -> Result<StateMachineBox, OpenGroupError> {
+    let made = contain(factory).map_err(|fault| OpenGroupError::Faulted { group, fault })?;
+    made.map_err(|message| OpenGroupError::Invalid { group, message })
+}
+
 impl Groups {
-    /// Creates this host's replica of a new group. Blocks until that is durable.
-    ///
-    /// # Errors
-    /// [`OpenGroupError`]; nothing was created.
-    pub fn create(
-        &self,
-        spec: GroupSpec,
-        machine: StateMachineBox,
-    ) -> Result<Group, OpenGroupError> {
-        let group = spec.id;
-        let mut made = self.create_many(vec![(spec, machine)])?;
-        made.pop().ok_or(OpenGroupError::Unknown { group })
-    }
-
-    /// Creates this host's replicas of many groups with one write. Blocks until it is durable.
-    ///
-    /// # Errors
-    /// [`OpenGroupError`] of the first that cannot be created; none was.
-    pub fn create_many(
-        &self,
-        specs: Vec<(GroupSpec, StateMachineBox)>,
-    ) -> Result<Vec<Group>, OpenGroupError> {
-        let shared = self.shared();
-        let mut batch = LogBatch::default();
-        let mut seen = BTreeSet::new();
-        for (spec, _) in &specs {
-            self.check_new(spec)?;
-            if !seen.insert(spec.id) {
-                return Err(OpenGroupError::AlreadyOpen { group: spec.id });
-            }
-            batch.writes.push(self.first_write(spec)?);
-        }
-        if let Some((spec, _)) = specs.first() {
-            let group = spec.id;
-            shared.log.write(batch).map_err(|error| log_error(group, error))?;
-        }
-        specs.into_iter().map(|(spec, machine)| self.open(spec.id, machine)).collect()
-    }
-
-    fn check_new(&self, spec: &GroupSpec) -> Result<(), OpenGroupError> {
-        let (shared, group) = (self.shared(), spec.id);
-        if shared.is_stopping() {
-            return Err(OpenGroupError::Stopping);
-        }
-        if shared.registry.contains_key(&group) {
-            return Err(OpenGroupError::AlreadyOpen { group });
-        }
-        let known = load(shared, group)?;
-        if known.is_some() {
-            return Err(OpenGroupError::Exists { group });
-        }
-        if !spec.membership.members.values().any(|member| member.voter) {
-            let message = "it has no voter".to_owned();
-            return Err(OpenGroupError::Invalid { group, message });
-        }
-        Ok(())
-    }
-
-    fn first_write(&self, spec: &GroupSpec) -> Result<GroupWrite, OpenGroupError> {
-        let (shared, group) = (self.shared(), spec.id);
-        let node = shared.config.node;
-        let Some(replica) = spec.membership.replica_on(node) else {
-            let message = format!("node {node} is none of its members");
-            return Err(OpenGroupError::Invalid { group, message });
-        };
-        let buried = shared
-            .store()
-            .and_then(|store| store.tombstone(group))
-            .map_err(|error| log_error(group, error))?;
-        if buried.is_some_and(|buried| buried >= replica) {
-            let message = format!(
-                "replica {replica} of it was destroyed here before; a group that is created again \
-                 takes a higher `GroupSpec::incarnation` on every node"
-            );
-            return Err(OpenGroupError::Invalid { group, message });
-        }
-        let mut write = GroupWrite::new(group);
-        write.meta = Some(GroupMeta {
-            group,
-            replica,
-            membership: spec.membership.clone(),
-            snapshot: None,
-            labels: spec.labels.clone(),
-            kind: spec.kind.clone(),
-        });
-        // A group at term 0 makes raft panic when a voter refuses a candidate of term 0.
-        let term = Term::new(1);
-        write.hard_state = Some(HardState { term, vote: None, commit: LogIndex::default() });
-        write.reset = Some(LogPosition::default());
-        Ok(write)
-    }
-
     /// Opens this host's replica of a group from the log. Blocks while the state machine is
     /// restored, if it must be.
     ///
+    /// The machine is asked where it stands before the group is held, so that a slow one keeps
+    /// no other caller from the group; it is asked again when another replica of the group ran
+    /// meanwhile. One that shares its state with other machines of the group is better made in
+    /// [`Groups::open_with`].
+    ///
     /// # Errors
     /// [`OpenGroupError`].
-    pub fn open(
+    pub fn open(&self, group: GroupId, machine: StateMachineBox) -> Result<Group, OpenGroupError> {
+        let lives = &self.shared().lives;
+        let look = lives.look(group)?;
+        let standing = contain(|| machine.applied());
+        let held = lives.start(vec![group], GroupStep::Opening)?;
+        let standing = look.is_current(&held).then_some(standing);
+        let standing = standing.transpose().map_err(|fault| faulted(group, fault))?;
+        self.open_held(held, group, machine, standing)
+    }
+
+    /// The same with a state machine that is made once nothing else is done with the group.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`].
+    pub fn open_with(
         &self,
         group: GroupId,
-        mut machine: StateMachineBox,
+        machine: MachineFactory,
     ) -> Result<Group, OpenGroupError> {
+        let held = self.shared().lives.start(vec![group], GroupStep::Opening)?;
+        if load(self.shared(), group)?.is_none() {
+            return Err(OpenGroupError::Unknown { group });
+        }
+        self.open_held(held, group, make(group, machine)?, None)
+    }
+
+    pub(super) fn open_held(
+        &self,
+        held: StartGuard,
+        group: GroupId,
+        machine: StateMachineBox,
+        standing: Option<Standing>,
+    ) -> Result<Group, OpenGroupError> {
+        let persisted = load(self.shared(), group)?.ok_or(OpenGroupError::Unknown { group })?;
+        let prepared = self.prepare(&held, persisted, machine, standing)?;
+        self.open_prepared(held, vec![prepared])?.pop().ok_or(OpenGroupError::Unknown { group })
+    }
+
+    /// Does everything about a replica that may fail.
+    pub(super) fn prepare(
+        &self,
+        held: &StartGuard,
+        persisted: PersistedGroup,
+        machine: StateMachineBox,
+        standing: Option<Standing>,
+    ) -> Result<Prepared, OpenGroupError> {
+        let group = persisted.meta.group;
+        let open = held.next_open_id();
+        let prepared = contain(|| self.prepare_unguarded(open, persisted, machine, standing));
+        prepared.and_then(|prepared| prepared).map_err(|fault| faulted(group, fault))
+    }
+
+    fn prepare_unguarded(
+        &self,
+        open: OpenId,
+        persisted: PersistedGroup,
+        mut machine: StateMachineBox,
+        standing: Option<Standing>,
+    ) -> Result<Prepared, GroupFault> {
         let shared = self.shared();
-        if shared.is_stopping() {
-            return Err(OpenGroupError::Stopping);
-        }
-        if shared.registry.contains_key(&group) {
-            return Err(OpenGroupError::AlreadyOpen { group });
-        }
-        let persisted = load(shared, group)?;
-        let persisted = persisted.ok_or(OpenGroupError::Unknown { group })?;
-        let faulted = |fault| OpenGroupError::Faulted { group, fault };
-        let applied = bring_level(shared, &mut machine, &persisted).map_err(faulted)?;
-        replay_volatile(shared, &mut machine, &persisted, applied).map_err(faulted)?;
+        let standing = standing.unwrap_or_else(|| machine.applied())?;
+        let applied = bring_level(shared, &mut machine, &persisted, standing)?;
+        replay_volatile(shared, &mut machine, &persisted, applied)?;
         let meta = persisted.meta.clone();
-        let epoch = shared.epochs.fetch_add(1, Ordering::Relaxed) + 1;
-        let durable = machine.durable_index();
-        let policies = shared.policies.clone();
-        let start = ReplicaStart { persisted, applied, durable, epoch, policies };
+        let start = ReplicaStart {
+            persisted,
+            applied,
+            durable: machine.durable_index(),
+            epoch: open.get(),
+            policies: shared.policies.clone(),
+        };
+        let (group, store) = (meta.group, shared.store().map_err(GroupFault::Log)?);
         let logger = logging::logger(group.get());
-        let store = shared.store().map_err(|error| log_error(group, error))?;
-        let core =
-            GroupCore::open(Arc::clone(&shared.config), store, &logger, start).map_err(faulted)?;
-        shared.hub.set_labels(group, meta.labels);
-        let snapshots = Arc::clone(&shared.snapshots);
-        let applier = Applier::new(group, machine, snapshots, applied)
+        let core = GroupCore::open(Arc::clone(&shared.config), store, &logger, start)?;
+        let applier = Applier::new(group, machine, Arc::clone(&shared.snapshots), applied)
             .with_latency(Arc::clone(&shared.latency));
         let handle = self.handle_of(&core, applier, &meta.kind);
-        if let dashmap::Entry::Vacant(vacant) = shared.registry.entry(group) {
-            vacant.insert(handle.clone());
-        } else {
-            return Err(OpenGroupError::AlreadyOpen { group });
+        shared.hub.set_labels(group, meta.labels);
+        Ok(Prepared { open, core: Box::new(core), handle })
+    }
+
+    /// The replicas begin to run.
+    ///
+    /// # Errors
+    /// [`OpenGroupError::Stopping`].
+    pub(super) fn open_prepared(
+        &self,
+        held: StartGuard,
+        prepared: Vec<Prepared>,
+    ) -> Result<Vec<Group>, OpenGroupError> {
+        let shared = self.shared();
+        let opened: Vec<OpenId> = prepared.iter().map(|one| one.open).collect();
+        let run = |Prepared { core, handle, .. }: Prepared| {
+            shared.registry.insert(core.id(), handle.clone());
+            shared.inboxes[handle.shared().worker].complete(Input::Open(core));
+            handle
+        };
+        let handles: Vec<Group> = prepared.into_iter().map(run).collect();
+        if shared.is_stopping() {
+            // The shutdown may have looked for replicas before these were there.
+            handles.iter().for_each(|handle| shared.forget(handle.shared()));
+            return Err(OpenGroupError::Stopping);
         }
-        shared.inboxes[handle.shared().worker].complete(Input::Open(Box::new(core)));
-        Ok(handle)
+        // The worker knows the replicas: they can be closed from here on.
+        held.opened(&opened);
+        Ok(handles)
     }
 
     fn handle_of(&self, core: &GroupCore, applier: Applier, kind: &str) -> Group {
@@ -177,101 +182,27 @@ impl Groups {
             budget: Arc::new(Budget::new(limit, Some(Arc::clone(&shared.budget)))),
             runtime: Arc::clone(shared),
             mailbox: Mailbox::new(applier),
+            life: LifeLock::default(),
             kind: kind.into(),
         }))
     }
+}
 
-    /// Whether the log holds a replica of the group, open or not.
-    ///
-    /// # Errors
-    /// [`OpenGroupError::Faulted`] when the log cannot be read.
-    pub fn is_stored(&self, group: GroupId) -> Result<bool, OpenGroupError> {
-        Ok(load(self.shared(), group)?.is_some())
+impl RuntimeShared {
+    /// The replica is not open any more. Its state machine is dropped.
+    fn forget(&self, group: &GroupShared) {
+        group.mailbox.close();
+        drop(self.unregister(group));
     }
 
-    /// The largest replica id of the group that was destroyed here.
-    ///
-    /// # Errors
-    /// [`OpenGroupError::Faulted`] when the log cannot be read.
-    pub fn tombstone(&self, group: GroupId) -> Result<Option<ReplicaId>, OpenGroupError> {
-        let store = self.shared().store().map_err(|error| log_error(group, error))?;
-        store.tombstone(group).map_err(|error| log_error(group, error))
+    /// Removes the replica from the registry.
+    pub(super) fn unregister(&self, group: &GroupShared) -> Option<(GroupId, Group)> {
+        self.registry.remove_if(&group.id, |_, known| known.shared().epoch == group.epoch)
     }
+}
 
-    /// The snapshots of a group that stand here, ascending.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn snapshots(&self, group: GroupId) -> Result<Vec<LogPosition>, SnapshotError> {
-        self.shared().snapshots.list(group)
-    }
-
-    /// What the log's replica of one group knows of itself, open or not.
-    ///
-    /// # Errors
-    /// [`OpenGroupError::Faulted`] when the log cannot be read.
-    pub fn stored_group(&self, group: GroupId) -> Result<Option<GroupMeta>, OpenGroupError> {
-        Ok(load(self.shared(), group)?.map(|persisted| persisted.meta))
-    }
-
-    /// The groups that the log holds, with what each replica knows of itself.
-    ///
-    /// # Errors
-    /// When the log cannot be read.
-    pub fn stored(&self) -> Result<Vec<GroupMeta>, shardhost_storage::LogError> {
-        let store = self.shared().store()?;
-        let mut stored = Vec::new();
-        for group in store.groups()? {
-            stored.extend(store.load(group)?.map(|persisted| persisted.meta));
-        }
-        Ok(stored)
-    }
-
-    /// Closes a replica and keeps its data; it can be opened again. Waits until its state machine
-    /// was let go. `false`: it was not open.
-    pub async fn close(&self, group: GroupId) -> bool {
-        self.end(group, LossCause::Stopped).await
-    }
-
-    /// Closes a replica and removes its log and snapshots. Its replica id is remembered and never
-    /// used again.
-    ///
-    /// # Errors
-    /// [`OpenGroupError`] when the log cannot be written or holds no such replica.
-    pub async fn destroy(&self, group: GroupId) -> Result<(), OpenGroupError> {
-        self.end(group, LossCause::Removed).await;
-        let shared = Arc::clone(self.shared());
-        let bury = move || {
-            let known = load(&shared, group)?;
-            let known = known.ok_or(OpenGroupError::Unknown { group })?;
-            let mut write = GroupWrite::new(group);
-            write.destroy = Some(known.meta.replica);
-            let batch = LogBatch { writes: vec![write] };
-            shared.log.write(batch).map_err(|error| log_error(group, error))?;
-            if let Err(error) = shared.snapshots.remove_below(group, None) {
-                tracing::warn!(%group, %error, "snapshots of a destroyed replica stay");
-            }
-            Ok(())
-        };
-        tokio::task::spawn_blocking(bury).await.unwrap_or(Err(OpenGroupError::Stopping))
-    }
-
-    async fn end(&self, group: GroupId, cause: LossCause) -> bool {
-        let Some(handle) = self.group(group) else { return false };
-        let (done, ended) = oneshot::channel();
-        let shared = handle.shared();
-        shared.runtime.inboxes[shared.worker].complete(Input::Close {
-            group,
-            cause,
-            done: Some(done),
-        });
-        if ended.await.is_err() {
-            tracing::debug!(%group, "the worker ended before the group was closed");
-        }
-        self.shared().registry.remove(&group);
-        shared.mailbox.close();
-        true
-    }
+const fn faulted(group: GroupId, fault: GroupFault) -> OpenGroupError {
+    OpenGroupError::Faulted { group, fault }
 }
 
 /// Restores the state machine if the log no longer reaches back to where it stands.
@@ -279,8 +210,9 @@ fn bring_level(
     shared: &RuntimeShared,
     machine: &mut StateMachineBox,
     persisted: &PersistedGroup,
+    standing: Option<LogPosition>,
 ) -> Result<LogPosition, GroupFault> {
-    match Opened::decide(persisted, machine.applied()?)? {
+    match Opened::decide(persisted, standing)? {
         Opened::Continue(position) => Ok(position),
         Opened::Restore(position) => {
             let group = persisted.meta.group;
@@ -328,14 +260,4 @@ fn replay_volatile(
         }
     }
     Ok(())
-}
-
-/// What the log knows of this host's replica of a group.
-fn load(shared: &RuntimeShared, group: GroupId) -> Result<Option<PersistedGroup>, OpenGroupError> {
-    let known = shared.store().and_then(|store| store.load(group));
-    known.map_err(|error| log_error(group, error))
-}
-
-fn log_error(group: GroupId, error: shardhost_storage::LogError) -> OpenGroupError {
-    OpenGroupError::Faulted { group, fault: GroupFault::Log(error) }
 }

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use shardhost_storage::{
-    GroupId, LogPosition, LogStore, SnapshotError, SnapshotStore, SnapshotWrite,
-};
+use shardhost_storage::{LogPosition, LogStore, SnapshotError, SnapshotStore, SnapshotWrite};
 
 use super::RuntimeShared;
 use super::apply_pool::tell;
@@ -25,7 +23,7 @@ const MAX_TASKS: usize = 1 << 16;
 
 enum Task {
     Write { group: Arc<GroupShared>, position: LogPosition, view: Box<dyn SnapshotWriter> },
-    Prune { group: GroupId, keep: LogPosition },
+    Prune { group: Arc<GroupShared>, keep: LogPosition },
     Stop,
 }
 
@@ -71,11 +69,14 @@ impl SnapshotQueue {
         self.counters.failures.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn prune(&self, group: GroupId, keep: LogPosition) {
+    pub(super) fn prune(&self, group: Arc<GroupShared>, keep: LogPosition) {
+        let id = group.id;
         match self.tasks.try_send(Task::Prune { group, keep }) {
             Ok(()) => {}
             // The next snapshot of the group removes it.
-            Err(TrySendError::Full(_)) => tracing::warn!(%group, "an old snapshot stays for now"),
+            Err(TrySendError::Full(_)) => {
+                tracing::warn!(group = %id, "an old snapshot stays for now");
+            }
             Err(TrySendError::Disconnected(_)) => {}
         }
     }
@@ -92,27 +93,36 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &SnapshotOutlet) {
     while let Ok(task) = outlet.0.recv() {
         match task {
             Task::Stop => return,
-            Task::Prune { group, keep } => {
-                if let Err(error) = shared.snapshots.remove_below(group, Some(keep)) {
-                    tracing::warn!(%group, %error, "an old snapshot could not be removed");
-                }
-            }
+            Task::Prune { group, keep } => prune(shared, &group, keep),
             Task::Write { group, position, view } => {
-                let made = make(shared, group.id, position, view);
+                let made = make(shared, &group, position, view);
                 tell(shared, &group, GroupEvent::SnapshotMade(made));
             }
         }
     }
 }
 
+/// Removes old snapshots of a replica, unless it is over: then they may be another one's.
+fn prune(shared: &RuntimeShared, replica: &GroupShared, keep: LogPosition) {
+    let group = replica.id;
+    match replica.life.while_alive(|| shared.snapshots.remove_below(group, Some(keep))) {
+        Some(Ok(())) => {}
+        Some(Err(error)) => {
+            tracing::warn!(%group, %error, "an old snapshot could not be removed");
+        }
+        None => tracing::debug!(%group, "a prune came after the end of its replica"),
+    }
+}
+
 /// Makes a snapshot of a view; its place, if that worked.
 fn make(
     shared: &RuntimeShared,
-    group: GroupId,
+    replica: &GroupShared,
     position: LogPosition,
     view: Box<dyn SnapshotWriter>,
 ) -> Option<LogPosition> {
-    match write(shared, group, position, view) {
+    let group = replica.id;
+    match write(shared, replica, position, view) {
         Ok((bytes, _)) => {
             tracing::debug!(%group, %position, bytes, "snapshot made");
             shared.snapshot_tasks.counters.made.fetch_add(1, Ordering::Relaxed);
@@ -120,6 +130,10 @@ fn make(
         }
         Err(error) if shared.is_stopping() => {
             tracing::debug!(%group, %position, %error, "no snapshot: the host stops");
+            None
+        }
+        Err(error) if replica.life.is_over() => {
+            tracing::debug!(%group, %position, %error, "no snapshot: its replica ended");
             None
         }
         Err(error) => {
@@ -133,16 +147,19 @@ fn make(
 /// Writes a view into the store. A panic of the state machine concerns its group only.
 fn write(
     shared: &RuntimeShared,
-    group: GroupId,
+    replica: &GroupShared,
     position: LogPosition,
     view: Box<dyn SnapshotWriter>,
 ) -> Result<(u64, u32), SnapshotError> {
-    let action = "writing the state";
+    let (group, action) = (replica.id, "writing the state");
     let written = catch_unwind(AssertUnwindSafe(|| {
-        let mut file = shared.snapshots.create(group, position)?;
-        let mut sink = Sink { file: &mut *file, shared };
+        let over = || SnapshotError::from_io(group, action, &replica_ended());
+        let created = replica.life.while_alive(|| shared.snapshots.create(group, position));
+        let mut file = created.ok_or_else(over)??;
+        let mut sink = Sink { file: &mut *file, shared, replica };
         view.write_to(&mut sink).map_err(|error| SnapshotError::from_io(group, action, &error))?;
-        file.finish()
+        // Nothing of a replica that is over becomes visible.
+        replica.life.while_alive(|| file.finish()).ok_or_else(over)?
     }));
     written.unwrap_or_else(|panic| {
         let message = format!("the state machine panicked: {}", panic_text(&*panic));
@@ -150,16 +167,25 @@ fn write(
     })
 }
 
-/// Where a view is written to. Fails when the host stops: nobody waits for the rest then.
+fn replica_ended() -> io::Error {
+    io::Error::other("the replica ended")
+}
+
+/// Where a view is written to. Fails when the host stops or the replica ended: the rest is not
+/// needed then.
 struct Sink<'a> {
     file: &'a mut dyn SnapshotWrite,
     shared: &'a RuntimeShared,
+    replica: &'a GroupShared,
 }
 
 impl Write for Sink<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.shared.is_stopping() {
             return Err(io::Error::other("the host stops"));
+        }
+        if self.replica.life.is_over() {
+            return Err(replica_ended());
         }
         self.file.write(bytes)
     }

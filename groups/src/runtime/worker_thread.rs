@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, TryRecvError, select};
 
-use super::RuntimeShared;
 use super::inbox::{Outlet, peer_bytes};
+use super::{Ending, RuntimeShared};
+use crate::known_bugs::KnownBug;
 use crate::policy::PolicyEvent;
 use crate::worker::{Advert, Input, Phase, Round, TICK_SLOTS, WorkerCore};
 
@@ -172,9 +173,19 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
     for shipment in round.shipments {
         shared.transport.send_snapshot(shipment);
     }
-    for (_, done) in round.closed {
-        let _gone = done.send(()).is_err();
+    for ending in round.closed {
+        end(shared, ending);
     }
+}
+
+/// A replica stopped. Its end comes when the log writer has passed all that it handed over: else
+/// the next opening could read a log without it, and what the log holds back would be sent after
+/// that.
+fn end(shared: &RuntimeShared, ending: Ending) {
+    if shared.config.bugs.has(KnownBug::CloseBeforeLog) {
+        return shared.end_machine(ending);
+    }
+    shared.log.end(ending);
 }
 
 fn with_group(

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
-use tokio::sync::oneshot;
 
 use super::{Advert, PersistAck};
 use crate::core::{
@@ -14,6 +13,7 @@ use crate::core::{
 use crate::error::{GroupFault, HostFault};
 use crate::leadership::LossCause;
 use crate::policy::{AdmissionFault, Decision};
+use crate::runtime::Ending;
 use crate::transport::ShipmentOutcome;
 
 /// One thing that a worker is told. Kept small: channels hold blocks of them.
@@ -26,10 +26,22 @@ pub enum Input {
         /// The messages.
         messages: Vec<GroupMessage>,
     },
+    /// An order for one opening of a replica. It is dropped when another one runs: a handle of a
+    /// replica that was closed or destroyed orders nothing from the next.
+    Order {
+        /// The group.
+        group: GroupId,
+        /// Which opening.
+        epoch: u64,
+        /// What.
+        order: Box<Self>,
+    },
     /// Commands for one group.
     Propose {
         /// The group.
         group: GroupId,
+        /// Which opening of its replica is meant; `None`: whichever runs.
+        epoch: Option<u64>,
         /// The commands.
         proposals: Vec<Proposal>,
     },
@@ -140,8 +152,8 @@ pub enum Input {
         group: GroupId,
         /// Why.
         cause: LossCause,
-        /// Who waits for it.
-        done: Option<oneshot::Sender<()>>,
+        /// What is handed on when the replica stopped.
+        ending: Option<Ending>,
     },
 }
 

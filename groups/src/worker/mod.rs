@@ -33,7 +33,7 @@ use crate::validate::Refusal;
 pub use activity::{Activity, Phase, Seen};
 pub use input::{GroupEvent, Input};
 pub use nodes::{Advert, LiveNodes};
-pub use round::{LeaseSign, LogTask, PersistAck, Round};
+pub use round::{LeaseSign, LogTask, PersistAck, Prune, Round};
 
 /// Groups tick in this many slots, one after the other, so that not all of a worker's groups are
 /// busy at the same moment.
@@ -70,12 +70,19 @@ struct Slot {
     touched: bool,
 }
 
+/// A replica that stopped after a fault.
+#[derive(Debug)]
+struct Failed {
+    fault: GroupFault,
+    epoch: u64,
+}
+
 /// The groups of one worker.
 #[derive(Debug, Default)]
 pub struct WorkerCore {
     groups: HashMap<GroupId, Box<Slot>>,
     /// Replicas that stopped after a fault.
-    failed: BTreeMap<GroupId, GroupFault>,
+    failed: BTreeMap<GroupId, Failed>,
     /// What peers of replicas that ended are still told, and how often: a lost message must not
     /// leave them asleep.
     farewells: BTreeMap<GroupId, (Vec<Outgoing>, u8)>,
@@ -169,9 +176,10 @@ impl WorkerCore {
                     self.peer_message(from, message);
                 }
             }
-            Input::Propose { group, proposals } => {
+            Input::Order { group, epoch, order } => self.order(group, epoch, *order),
+            Input::Propose { group, epoch, proposals } => {
                 self.counters.proposals += proposals.len() as u64;
-                self.propose(group, proposals);
+                self.propose(group, epoch, proposals);
             }
             Input::Read { group, request } => self.read(group, request),
             Input::Transfer { group, request } => self.transfer(group, request),
@@ -214,10 +222,13 @@ impl WorkerCore {
             Input::Open(core) => self.open(*core),
             Input::HostFailed(fault) => self.fail_all(&GroupFault::Host(fault)),
             Input::Stop => self.stop_all(),
-            Input::Close { group, cause, done } => {
-                self.leave_followers(group);
-                self.close(group, cause);
-                self.round.closed.extend(done.map(|done| (group, done)));
+            Input::Close { group, cause, ending } => {
+                let open = ending.as_ref().and_then(|ending| ending.open_id());
+                if open.is_none_or(|open| self.epoch_of(group) == Some(open.get())) {
+                    self.leave_followers(group);
+                    self.close(group, cause);
+                }
+                self.round.closed.extend(ending);
             }
         }
     }
@@ -250,8 +261,22 @@ impl WorkerCore {
         }
     }
 
-    fn propose(&mut self, group: GroupId, proposals: Vec<crate::core::Proposal>) {
-        if !self.groups.contains_key(&group) {
+    /// Dropping an order answers its caller that the replica stopped.
+    fn order(&mut self, group: GroupId, epoch: u64, order: Input) {
+        if self.epoch_of(group).is_none_or(|known| known == epoch) {
+            return self.handle(order);
+        }
+        self.counters.stale += 1;
+    }
+
+    fn propose(
+        &mut self,
+        group: GroupId,
+        epoch: Option<u64>,
+        proposals: Vec<crate::core::Proposal>,
+    ) {
+        let runs = self.groups.get(&group).map(|slot| slot.core.epoch());
+        if runs.is_none() || epoch.is_some() && epoch != runs {
             let error = self.gone_for_proposals(group);
             for proposal in proposals {
                 self.round.fail(proposal.pending, error.clone());
@@ -272,7 +297,7 @@ impl WorkerCore {
             });
             return;
         }
-        let error = match self.failed.get(&group) {
+        let error = match self.fault_of(group) {
             Some(fault) => ReadError::Faulted { group, fault: fault.clone() },
             None => ReadError::Stopped { group },
         };
@@ -287,7 +312,7 @@ impl WorkerCore {
             });
             return;
         }
-        let error = match self.failed.get(&group) {
+        let error = match self.fault_of(group) {
             Some(fault) => MembershipError::Faulted { group, fault: fault.clone() },
             None => MembershipError::Stopped { group },
         };
@@ -317,7 +342,7 @@ impl WorkerCore {
             self.with(group, |core, _| core.take_snapshot(waiter));
             return;
         }
-        let error = match self.failed.get(&group) {
+        let error = match self.fault_of(group) {
             Some(fault) => TakeSnapshotError::Faulted { group, fault: fault.clone() },
             None => TakeSnapshotError::Stopped { group },
         };
@@ -332,7 +357,7 @@ impl WorkerCore {
             });
             return;
         }
-        let error = match self.failed.get(&group) {
+        let error = match self.fault_of(group) {
             Some(fault) => TransferError::Faulted { group, fault: fault.clone() },
             None => TransferError::Stopped { group },
         };
@@ -340,7 +365,7 @@ impl WorkerCore {
     }
 
     fn gone_for_proposals(&self, group: GroupId) -> ProposeError {
-        let reason = match self.failed.get(&group) {
+        let reason = match self.fault_of(group) {
             Some(fault) => ProposalRejection::Failed(fault.clone()),
             None => ProposalRejection::Stopping,
         };
@@ -423,7 +448,8 @@ impl WorkerCore {
         self.deactivate(group);
         slot.core.fail(&fault, &mut self.round);
         self.bid_farewell(group, &slot.core);
-        self.failed.insert(group, fault);
+        let epoch = slot.core.epoch();
+        self.failed.insert(group, Failed { fault, epoch });
     }
 
     /// Tells the peers of a replica that it does not lead them any more, now and for some ticks.
@@ -459,6 +485,15 @@ impl WorkerCore {
             self.bid_farewell(group, &slot.core);
         }
         self.groups.insert(group, slot);
+    }
+
+    fn epoch_of(&self, group: GroupId) -> Option<u64> {
+        let failed = self.failed.get(&group).map(|failed| failed.epoch);
+        self.groups.get(&group).map(|slot| slot.core.epoch()).or(failed)
+    }
+
+    fn fault_of(&self, group: GroupId) -> Option<&GroupFault> {
+        self.failed.get(&group).map(|failed| &failed.fault)
     }
 
     fn close(&mut self, group: GroupId, cause: LossCause) {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupId, LogBatch, LogIndex, LogPosition, NodeId};
-use tokio::sync::oneshot;
 
 use crate::apply::ApplyWork;
 use crate::clock::Moment;
@@ -16,6 +15,7 @@ use crate::core::{MembershipOutcome, MembershipWaiter, TransferOutcome};
 use crate::error::{BarrierError, GroupFault, ProposeError, ReadError, TakeSnapshotError};
 use crate::leadership::Edge;
 use crate::policy::{AdmissionRequest, PolicyEvent};
+use crate::runtime::Ending;
 use crate::status::GroupStatus;
 use crate::transport::{Outgoing, SnapshotShipment};
 use crate::waiter::Pending;
@@ -73,8 +73,8 @@ pub struct Round {
     pub shipments: Vec<SnapshotShipment>,
     /// Replicas that this node should hold and does not, and who says so.
     pub invitations: Vec<(NodeId, GroupMessage)>,
-    /// Groups whose life in this process ended, and who waits for it.
-    pub closed: Vec<(GroupId, oneshot::Sender<()>)>,
+    /// Replicas that stopped: each ends when `log` and all that was handed out before is written.
+    pub closed: Vec<Ending>,
     pub(super) faults: Vec<(GroupId, GroupFault)>,
 }
 
@@ -88,10 +88,21 @@ pub struct LogTask {
     /// Which readies are durable then.
     pub acks: Vec<PersistAck>,
     /// Snapshots below these positions are not needed any more then.
-    pub prune: Vec<(GroupId, LogPosition)>,
+    pub prune: Vec<Prune>,
     /// Replicas that ended because their group goes on without them: group, epoch. When the batch
     /// is durable, which destroys them in the log, their state and snapshots may go as well.
     pub buried: Vec<(GroupId, u64)>,
+}
+
+/// Snapshots of a replica that are not needed any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prune {
+    /// The group.
+    pub group: GroupId,
+    /// Which opening of its replica. Ordered by another one, it is dropped.
+    pub epoch: u64,
+    /// Those below this position.
+    pub keep: LogPosition,
 }
 
 /// What everybody may know of a replica's lease.

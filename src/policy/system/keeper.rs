@@ -12,8 +12,8 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use shardhost_groups::leadership::{GroupSelector, HookKind, LeadershipEvent};
-use shardhost_groups::machine::StateMachine;
-use shardhost_groups::{GroupId, GroupSpec, GroupStatus, NodeId, OpenGroupError, ReplicaId, Role};
+use shardhost_groups::runtime::{Destruction, MachineFactory};
+use shardhost_groups::{GroupId, GroupSpec, GroupStatus, NodeId, ReplicaId, Role};
 use shardhost_storage::Membership;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -83,8 +83,8 @@ impl Led {
     }
 }
 
-/// A replica that is to be created.
-type Fresh = (GroupSpec, Box<dyn StateMachine>);
+/// A replica that is to be created, and what makes its state machine.
+type Fresh = (GroupSpec, MachineFactory);
 
 struct Keeper {
     host: Host,
@@ -242,7 +242,7 @@ impl Keeper {
                 }
                 Action::Destroy { incarnation } => {
                     tracing::info!(%group, incarnation, %reason, "a replica is destroyed");
-                    self.destroy(group).await
+                    self.destroy(group, incarnation).await
                 }
                 Action::SetRequirement { requirement } => match self.host.group(group) {
                     Some(replica) => {
@@ -266,20 +266,16 @@ impl Keeper {
             return 0;
         }
         let count = specs.len();
-        if let Ok(fresh) = self.with_machines(specs.clone()).await
-            && self.host.create_groups(fresh).await.is_ok()
-        {
+        let fresh = specs.iter().cloned().map(|spec| self.with_machine(spec)).collect();
+        if self.host.create_groups_with(fresh).await.is_ok() {
             tracing::info!(count, "replicas are created as the catalog intends");
             return 0;
         }
         let mut failed = 0;
         for spec in specs {
+            let (spec, machine) = self.with_machine(spec);
             let group = spec.id;
-            let created = match self.with_machines(vec![spec]).await {
-                Ok(fresh) => self.host.create_groups(fresh).await.map(drop),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = created {
+            if let Err(error) = self.host.create_group_with(spec, machine).await {
                 tracing::warn!(%group, %error, "a replica is not created; tried again");
                 failed += 1;
             }
@@ -287,23 +283,18 @@ impl Keeper {
         failed
     }
 
-    async fn with_machines(&self, specs: Vec<GroupSpec>) -> Result<Vec<Fresh>, OpenGroupError> {
+    fn with_machine(&self, spec: GroupSpec) -> Fresh {
         let machines = Arc::clone(&self.machines);
-        let with_machine = move |spec: GroupSpec| {
-            let group = spec.id;
-            let machine = machines.create(group, &spec.kind);
-            let invalid = |message| OpenGroupError::Invalid { group, message };
-            Ok((spec, machine.map_err(invalid)?))
-        };
-        let make = move || specs.into_iter().map(with_machine).collect();
-        tokio::task::spawn_blocking(make).await.unwrap_or(Err(OpenGroupError::Stopping))
+        let (group, kind) = (spec.id, spec.kind.clone());
+        (spec, Box::new(move || machines.create(group, &kind)))
     }
 
-    async fn destroy(&self, group: GroupId) -> Result<(), String> {
-        self.host.destroy_group(group).await.map_err(|error| error.to_string())?;
+    /// Destroys the replica of one generation of the group, and its state with it.
+    async fn destroy(&self, group: GroupId, generation: u32) -> Result<(), String> {
         let machines = Arc::clone(&self.machines);
-        let destroyed = tokio::task::spawn_blocking(move || machines.destroy(group)).await;
-        destroyed.map_err(|error| error.to_string())?
+        let clear = move || machines.destroy(group);
+        let destruction = Destruction::new(group).generation(generation).clear(clear);
+        self.host.destroy_replica(destruction).await.map_err(|error| error.to_string())
     }
 
     /// Tells the catalog who belongs to the groups that are led here, where it knows otherwise.

@@ -64,7 +64,8 @@ const FRESH_WITHIN: Duration = Duration::from_secs(5);
 /// The catalog as a host knows it; `None`: it was not read since the host started.
 pub(crate) type CatalogView = Option<Arc<View>>;
 
-/// Makes the state machines of groups that the catalog has created.
+/// Makes the state machines of groups that the catalog has created. Called while nothing else is
+/// done with the group on this host.
 pub trait GroupMachines: fmt::Debug + Send + Sync + 'static {
     /// An empty state machine; whatever an earlier replica of the group left behind here is gone.
     ///

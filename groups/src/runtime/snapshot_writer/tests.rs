@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use shardhost_storage::{
-    GroupWrite, LogBatch, LogIndex, MemorySnapshots, MemoryStore, NodeId, SnapshotFault,
+    GroupId, GroupWrite, LogBatch, LogIndex, MemorySnapshots, MemoryStore, NodeId, SnapshotFault,
 };
 
 use super::*;

@@ -45,7 +45,7 @@ impl Cluster {
             let pending = self.answers.proposal(group, format!("n{node} g{group} propose {text}"));
             Proposal { command: Bytes::from(text), in_term, through_barrier, pending }
         });
-        let input = Input::Propose { group, proposals: proposals.collect() };
+        let input = Input::Propose { group, epoch: None, proposals: proposals.collect() };
         if arguments.flag("round-goes-on")? {
             self.begin(node)?.handle(input);
             return Ok(());

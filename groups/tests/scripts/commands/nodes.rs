@@ -44,7 +44,7 @@ impl Cluster {
 
     pub fn close(&mut self, arguments: &mut Arguments<'_>) -> Done {
         let (node, group) = (arguments.node("node")?, arguments.group()?);
-        self.input(node, Input::Close { group, cause: LossCause::Stopped, done: None })
+        self.input(node, Input::Close { group, cause: LossCause::Stopped, ending: None })
     }
 
     pub fn stall(&mut self, arguments: &mut Arguments<'_>) -> Done {

@@ -13,7 +13,7 @@ use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
     SnapshotStore,
 };
-use shardhost_groups::worker::{Advert, Input, LeaseSign, LogTask, WorkerCore};
+use shardhost_groups::worker::{Advert, Input, LeaseSign, LogTask, Prune, WorkerCore};
 use shardhost_groups::{
     GroupId, GroupStatus, LogIndex, LogPosition, Membership, NodeId, StateMachine, Term,
 };
@@ -229,6 +229,14 @@ impl Node {
         let process = self.process.as_ref();
         let sign = process.and_then(|process| process.leases.get(&group));
         sign.is_some_and(|sign| self.now() < sign.until)
+    }
+
+    /// Old snapshots go, unless the replica that ordered it is over.
+    pub fn prune(&self, prune: &Prune) {
+        let machine = self.process.as_ref().and_then(|process| process.machines.get(&prune.group));
+        if machine.is_some_and(|machine| machine.epoch == prune.epoch) {
+            self.snapshots.remove_below(prune.group, Some(prune.keep)).unwrap();
+        }
     }
 
     /// A replica ended and its log is destroyed: its state goes too.

@@ -38,9 +38,8 @@ impl Cluster {
     }
 
     fn finish_write(&mut self, id: NodeId, task: LogTask) -> Done {
-        for (group, keep) in &task.prune {
-            let snapshots = &self.node(id)?.snapshots;
-            snapshots.remove_below(*group, Some(*keep)).map_err(|error| error.to_string())?;
+        for prune in &task.prune {
+            self.node(id)?.prune(prune);
         }
         for write in &task.batch.writes {
             let line = words::write(write);

@@ -61,7 +61,7 @@ impl Cluster {
         }
         let before = self.log_of_caretaker(node, group);
         // A proposal to a node that is down ends at once: dropping it tells the proposer.
-        self.input(node, Input::Propose { group, proposals })?;
+        self.input(node, Input::Propose { group, epoch: None, proposals })?;
         self.checks.take_outcomes()?;
         if before.is_some() && self.log_of_caretaker(node, group) > before {
             return Err(format!("{node:?} leads {group:?}, serves nobody, and took a proposal"));

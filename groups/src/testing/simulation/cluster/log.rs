@@ -44,9 +44,12 @@ impl Cluster {
         node.store.sync().map_err(|error| error.to_string())?;
         let Some(process) = node.process.as_mut() else { return Ok(()) };
         let Some(task) = process.log_running.take() else { return Ok(()) };
-        for (group, keep) in &task.prune {
-            let removed = node.snapshots.remove_below(*group, Some(*keep));
-            removed.map_err(|error| error.to_string())?;
+        for prune in &task.prune {
+            let machine = process.machines.get(&prune.group);
+            if machine.is_some_and(|machine| machine.epoch == prune.epoch) {
+                let removed = node.snapshots.remove_below(prune.group, Some(prune.keep));
+                removed.map_err(|error| error.to_string())?;
+            }
         }
         for (group, _) in &task.buried {
             let removed = node.snapshots.remove_below(*group, None);

@@ -123,7 +123,7 @@ impl Cluster {
     /// What a checker found.
     pub fn close(&mut self, id: NodeId, group: GroupId) -> Result<(), String> {
         self.tell(|| format!("{id:?} closes {group:?}"));
-        self.input(id, Input::Close { group, cause: LossCause::Stopped, done: None })?;
+        self.input(id, Input::Close { group, cause: LossCause::Stopped, ending: None })?;
         self.checks.replica_ended(id, group);
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         node.closed.insert(group);

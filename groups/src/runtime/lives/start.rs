@@ -1,0 +1,195 @@
+//! Holding groups while replicas are brought to life.
+
+use std::sync::Arc;
+
+use shardhost_storage::GroupId;
+
+use super::{Admission, GroupStep, Lives, OpenId, Owners};
+use crate::error::OpenGroupError;
+
+/// Groups that are held for a creation or an opening. Dropped, it releases those that were not
+/// opened.
+#[derive(Debug)]
+#[must_use = "dropping it releases the groups"]
+pub(in crate::runtime) struct StartGuard {
+    lives: Arc<Lives>,
+    groups: Vec<GroupId>,
+}
+
+/// A look at a group that does not hold it. Notices whether a replica was opened meanwhile.
+#[derive(Debug)]
+pub(in crate::runtime) struct Look {
+    lives: Arc<Lives>,
+    group: GroupId,
+    /// Creations and openings that had begun; `None`: one was under way.
+    starts: Option<u64>,
+}
+
+impl Owners {
+    /// Starts all of these groups, or names one that is in the way.
+    fn start_all(&mut self, groups: &[GroupId], step: GroupStep) -> (GroupId, Admission) {
+        let admission = |group: &GroupId| {
+            let seat = self.seats.get(group);
+            (*group, seat.map_or(Admission::Granted, |seat| seat.owner.may_start()))
+        };
+        let blocked = groups.iter().map(admission).find(|(_, one)| *one != Admission::Granted);
+        blocked.unwrap_or_else(|| {
+            groups.iter().for_each(|group| {
+                self.of(*group).owner.start(step);
+            });
+            (groups[0], Admission::Granted)
+        })
+    }
+}
+
+impl Lives {
+    /// Holds these groups, all or none, to bring replicas of them to life. Waits for replicas that
+    /// end.
+    ///
+    /// # Errors
+    /// [`OpenGroupError::AlreadyOpen`], [`OpenGroupError::Busy`], [`OpenGroupError::Stopping`].
+    pub(in crate::runtime) fn start(
+        self: &Arc<Self>,
+        groups: Vec<GroupId>,
+        step: GroupStep,
+    ) -> Result<StartGuard, OpenGroupError> {
+        if !groups.is_empty() {
+            self.wait_for(|owners| owners.start_all(&groups, step))?;
+        }
+        Ok(StartGuard { lives: Arc::clone(self), groups })
+    }
+
+    /// Looks at a group that is not open, without holding it.
+    ///
+    /// # Errors
+    /// As [`Lives::start`].
+    pub(in crate::runtime) fn look(
+        self: &Arc<Self>,
+        group: GroupId,
+    ) -> Result<Look, OpenGroupError> {
+        let mut starts = None;
+        self.wait_for(|owners| {
+            let seat = owners.of(group);
+            let admission = seat.owner.may_start();
+            // A look does not disturb the step.
+            if !matches!(admission, Admission::Granted | Admission::Busy(_)) {
+                return (group, admission);
+            }
+            seat.lookers += 1;
+            starts = (admission == Admission::Granted).then(|| seat.owner.starts());
+            (group, Admission::Granted)
+        })?;
+        Ok(Look { lives: Arc::clone(self), group, starts })
+    }
+}
+
+impl StartGuard {
+    /// The replicas run: from here on they can be closed. In the order of the groups.
+    pub(in crate::runtime) fn opened(mut self, opened: &[OpenId]) {
+        assert_eq!(self.groups.len(), opened.len(), "every group that is held is opened");
+        let mut owners = self.lives.owners.lock();
+        for (group, open) in self.groups.drain(..).zip(opened) {
+            owners.of(group).owner.opened(*open);
+            owners.settle(group);
+        }
+        drop(owners);
+    }
+
+    /// A name for a replica that is about to be opened.
+    pub(in crate::runtime) fn next_open_id(&self) -> OpenId {
+        self.lives.next_open_id()
+    }
+}
+
+impl Drop for StartGuard {
+    fn drop(&mut self) {
+        let mut owners = self.lives.owners.lock();
+        for group in self.groups.drain(..) {
+            owners.of(group).owner.gave_up();
+            owners.settle(group);
+        }
+        drop(owners);
+    }
+}
+
+impl Look {
+    /// Whether no replica lived between the look and the step that `_held` holds.
+    pub(in crate::runtime) fn is_current(&self, _held: &StartGuard) -> bool {
+        let mut owners = self.lives.owners.lock();
+        let starts = owners.of(self.group).owner.starts();
+        self.starts.is_some_and(|seen| seen + 1 == starts)
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        let mut owners = self.lives.owners.lock();
+        if let Some(seat) = owners.seats.get_mut(&self.group) {
+            seat.lookers -= 1;
+            let forget = seat.lookers == 0 && seat.owner.is_idle() && seat.waiters.is_empty();
+            if forget {
+                owners.seats.remove(&self.group);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GROUP: GroupId = GroupId::new(7);
+
+    fn start(lives: &Arc<Lives>) -> StartGuard {
+        lives.start(vec![GROUP], GroupStep::Opening).unwrap()
+    }
+
+    /// Opens a replica and lets it end.
+    fn open_and_end(lives: &Arc<Lives>, held: StartGuard) {
+        let open = held.next_open_id();
+        held.opened(&[open]);
+        assert!(lives.release(GROUP, open).is_some());
+        lives.ended(GROUP, || ());
+    }
+
+    #[test]
+    fn a_look_is_current_when_no_replica_was_opened_since() {
+        let lives = Arc::<Lives>::default();
+        let look = lives.look(GROUP).unwrap();
+        assert!(look.is_current(&start(&lives)));
+    }
+
+    #[test]
+    fn a_look_is_stale_when_a_replica_was_opened_since_or_just_then() {
+        let lives = Arc::<Lives>::default();
+        let before = lives.look(GROUP).unwrap();
+        let held = start(&lives);
+        let during = lives.look(GROUP).unwrap();
+        open_and_end(&lives, held);
+        let held = start(&lives);
+        assert!(!before.is_current(&held), "one was opened and ended");
+        assert!(!during.is_current(&held), "one was being opened");
+    }
+
+    #[test]
+    fn a_group_with_which_nothing_is_done_takes_no_memory() {
+        let lives = Arc::<Lives>::default();
+        drop(lives.look(GROUP).unwrap());
+        drop(start(&lives));
+        let held = start(&lives);
+        open_and_end(&lives, held);
+        assert!(lives.owners.lock().seats.is_empty());
+    }
+
+    #[test]
+    fn groups_are_held_all_or_none() {
+        let lives = Arc::<Lives>::default();
+        let held = start(&lives);
+        let both = vec![GroupId::new(8), GROUP];
+        let refused = lives.start(both.clone(), GroupStep::Creating).unwrap_err();
+        let step = GroupStep::Opening;
+        assert_eq!(refused, OpenGroupError::Busy { group: GROUP, step });
+        drop(held);
+        let _both = lives.start(both, GroupStep::Creating).unwrap();
+    }
+}

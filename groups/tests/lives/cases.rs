@@ -1,0 +1,235 @@
+//! What callers of one host do to each other: through the public interface, with memory stores.
+
+use std::io::Read;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use shardhost_groups::machine::{ApplyBatch, ApplyFault, SnapshotWriter, StateMachine};
+use shardhost_groups::transport::{Outgoing, SnapshotShipment, Transport};
+use shardhost_groups::{Group, GroupSpec, Groups, GroupsBuilder, GroupsConfig};
+use shardhost_storage::{GroupId, LogIndex, LogPosition, MemorySnapshots, MemoryStore, NodeId};
+
+const SOON: Duration = Duration::from_secs(5);
+const ID: GroupId = GroupId::new(7);
+
+#[derive(Debug)]
+struct Alone;
+impl Transport for Alone {
+    fn send(&self, _: Vec<Outgoing>) {}
+    fn send_snapshot(&self, _: SnapshotShipment) {}
+}
+
+/// Remembers what it applied; may wait or fail at chosen places.
+#[derive(Default)]
+struct Words {
+    words: Vec<String>,
+    at_opening: Option<mpsc::Receiver<()>>,
+    before_apply: Option<mpsc::Receiver<()>>,
+    broken: bool,
+    bad_durable: bool,
+}
+impl StateMachine for Words {
+    fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
+        if let Some(gate) = &self.at_opening {
+            gate.recv().ok();
+        }
+        if self.broken { Err(ApplyFault::new("cannot be read just now")) } else { Ok(None) }
+    }
+    fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
+        if let Some(gate) = &self.before_apply {
+            gate.recv().ok();
+        }
+        for command in batch.commands() {
+            self.words.push(String::from_utf8_lossy(command.data()).into_owned());
+            let all = self.words.join(" ");
+            command.respond(all);
+        }
+        Ok(())
+    }
+    fn durable_index(&self) -> Option<LogIndex> {
+        assert!(!self.bad_durable || self.words.is_empty(), "a fault of one state machine");
+        None
+    }
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
+        Err(ApplyFault::new("none"))
+    }
+    fn restore(&mut self, _: LogPosition, _: &mut dyn Read) -> Result<(), ApplyFault> {
+        Err(ApplyFault::new("none"))
+    }
+}
+
+fn host() -> Groups {
+    let mut config = GroupsConfig::new(NodeId::must(1));
+    config.tick = Duration::from_millis(2);
+    GroupsBuilder::new(config)
+        .start(Arc::new(MemoryStore::new()), Arc::new(MemorySnapshots::new()), Arc::new(Alone))
+        .unwrap()
+}
+fn spec(id: GroupId) -> GroupSpec {
+    GroupSpec::new(id, [NodeId::must(1)])
+}
+async fn created(groups: &Groups) -> Group {
+    let group = groups.create(spec(ID), Box::<Words>::default()).unwrap();
+    group.wait_for(|s| s.serving, SOON).await.unwrap();
+    group
+}
+
+/// Two closes of one group, and an opening as soon as the first has returned.
+#[tokio::test]
+async fn a1_a_second_close_does_not_hide_the_reopened_replica() {
+    let groups = host();
+    created(&groups).await;
+    let mut second = Box::pin(groups.close(ID));
+    assert!(futures::poll!(second.as_mut()).is_pending(), "it has asked the worker");
+    assert!(groups.close(ID).await);
+    let again = groups.open(ID, Box::<Words>::default()).expect("closed, so it may be opened");
+    second.await;
+    let seen = groups.group(ID).is_some();
+    let serves = again.wait_for(|s| s.serving, SOON).await.is_some();
+    let third = groups.open(ID, Box::<Words>::default()).is_ok();
+    println!("registered {seen}, serves {serves}, a second replica beside it opens {third}");
+    assert!(seen && serves && !third);
+}
+
+/// A close whose caller gave up.
+#[tokio::test]
+async fn a2_a_close_that_is_given_up_leaves_a_replica_that_can_be_opened() {
+    let groups = host();
+    let group = created(&groups).await;
+    {
+        let mut close = Box::pin(groups.close(ID));
+        assert!(futures::poll!(close.as_mut()).is_pending());
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let role = format!("{:?}", group.status().role);
+    let opened = groups.open(ID, Box::<Words>::default()).map(|_| ()).map_err(|e| e.to_string());
+    println!("registered {}, role {role}, open: {opened:?}", groups.group(ID).is_some());
+    assert!(opened.is_ok() || role == "Leader");
+}
+
+/// A slow opening; beside it the group is opened, written, and closed.
+#[tokio::test]
+async fn b_a_slow_opening_loses_no_acknowledged_write() {
+    let groups = host();
+    created(&groups).await;
+    groups.close(ID).await;
+
+    let (go, gate) = mpsc::channel();
+    let slow = std::thread::spawn({
+        let groups = groups.clone();
+        move || groups.open(ID, Box::new(Words { at_opening: Some(gate), ..Words::default() }))
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let quick = groups.open(ID, Box::<Words>::default()).unwrap();
+    quick.wait_for(|s| s.serving, SOON).await.unwrap();
+    for word in ["one", "two", "three"] {
+        quick.propose(word).await.expect("acknowledged");
+    }
+    groups.close(ID).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+
+    go.send(()).unwrap();
+    drop(go);
+    let late = slow.join().unwrap().expect("it opens");
+    late.wait_for(|s| s.serving, SOON).await.expect("serves");
+    let all = late.propose("four").await.unwrap().response;
+    println!("after three acknowledged words and a fourth: {all:?}");
+    assert_eq!(all, "one two three four");
+}
+
+/// The second machine of a creation cannot be opened.
+#[tokio::test]
+async fn c_of_many_creations_none_is_made_when_one_fails() {
+    let groups = host();
+    let other = GroupId::new(8);
+    let broken = || Box::new(Words { broken: true, ..Words::default() });
+    let failed = groups
+        .create_many(vec![(spec(ID), Box::<Words>::default() as _), (spec(other), broken() as _)])
+        .map(|_| ())
+        .unwrap_err();
+    let left = (groups.group(ID).is_some(), groups.is_stored(other).unwrap());
+    let again = groups
+        .create_many(vec![
+            (spec(ID), Box::<Words>::default() as _),
+            (spec(other), Box::<Words>::default() as _),
+        ])
+        .map(|_| ())
+        .map_err(|e| e.to_string());
+    println!("{failed}; first runs {}, second stored {}; again: {again:?}", left.0, left.1);
+    assert!(left == (false, false) && again.is_ok());
+}
+
+/// A panic in one method of one group's machine.
+#[tokio::test]
+async fn d_a_machine_that_panics_stops_its_group_alone() {
+    let groups = host();
+    let good = created(&groups).await;
+    let bad = Box::new(Words { bad_durable: true, ..Words::default() });
+    let bad = groups.create(spec(GroupId::new(8)), bad).unwrap();
+    bad.wait_for(|s| s.serving, SOON).await.unwrap();
+    println!("bad: {:?}", bad.propose("x").within(SOON).await.map(|_| ()));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let outcome = good.propose("y").within(SOON).await.map(|_| ());
+    println!("good: {outcome:?}, host: {:?}", groups.health().borrow().clone());
+    assert!(outcome.is_ok());
+}
+
+/// The same as a1 among three hosts, and then the hidden replica is asked to lead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a3_a_group_goes_on_after_leadership_went_to_a_reopened_replica() {
+    use shardhost_groups::testing::conformance::Journal;
+    use shardhost_groups::testing::network::Network;
+    let network = Network::new(7);
+    let nodes = [1, 2, 3].map(NodeId::must);
+    let hosts: Vec<Groups> = nodes
+        .iter()
+        .map(|node| {
+            let mut config = GroupsConfig::new(*node);
+            config.tick = Duration::from_millis(10);
+            let (snapshots, port) = (Arc::new(MemorySnapshots::new()), network.port(*node));
+            let groups = GroupsBuilder::new(config)
+                .start(Arc::new(MemoryStore::new()), snapshots.clone(), port.clone())
+                .unwrap();
+            port.attach(groups.inbound(), snapshots, 1);
+            groups
+        })
+        .collect();
+    let spec = GroupSpec::new(ID, nodes);
+    let replicas: Vec<Group> = hosts
+        .iter()
+        .map(|h| h.create(spec.clone(), Box::new(Journal::default())).unwrap())
+        .collect();
+    let waits = replicas.iter().map(|g| Box::pin(g.wait_for(|s| s.serving, SOON * 4)));
+    let (_, at, _) = futures::future::select_all(waits).await;
+    let leader = &replicas[at];
+    leader.propose("add 1").await.ok();
+    let target = (at + 1) % 3;
+    let follower = &hosts[target];
+
+    let mut second = Box::pin(follower.close(ID));
+    assert!(futures::poll!(second.as_mut()).is_pending());
+    follower.close(ID).await;
+    let again = follower.open(ID, Box::new(Journal::default())).unwrap();
+    second.await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    let moved = leader.transfer_leadership(Some(nodes[target])).await.map(|_| ());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let third = &replicas[(at + 2) % 3];
+    let hints = [leader.status().leader.map(|l| l.node), third.status().leader.map(|l| l.node)];
+    println!(
+        "transfer: {moved:?}; ten seconds later the others say {hints:?} leads (node {} was asked), \
+         its own handle says {:?}, and its host knows the group: {}",
+        nodes[target],
+        again.status().role,
+        follower.group(ID).is_some()
+    );
+    let mut taken = false;
+    for group in [leader, third, &again] {
+        let outcome =
+            group.propose("add 2").within(SOON).await.map(|_| ()).map_err(|e| e.to_string());
+        println!("  proposal: {outcome:?}");
+        taken |= outcome.is_ok();
+    }
+    assert!(taken, "no replica takes a proposal");
+}

@@ -1,0 +1,90 @@
+//! A handle of a replica that was closed orders nothing from the next replica of the group.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use shardhost_groups::config::GroupsConfig;
+use shardhost_groups::core::{GroupCore, Proposal, ReplicaStart};
+use shardhost_groups::policy::Policies;
+use shardhost_groups::storage::{
+    GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemoryStore,
+};
+use shardhost_groups::waiter::{Charge, Pending, Waiter};
+use shardhost_groups::worker::{Advert, Input, Round, WorkerCore};
+use shardhost_groups::{
+    GroupId, LogPosition, Membership, NodeId, ProposalRejection, ProposeError, Term,
+};
+use tokio::sync::oneshot;
+
+const GROUP: GroupId = GroupId::new(7);
+const OPEN: u64 = 2;
+
+/// A worker with one replica, which was opened twice.
+fn worker() -> WorkerCore {
+    let store = MemoryStore::new();
+    let membership = Membership::initial([NodeId::must(1)]);
+    let mut write = GroupWrite::new(GROUP);
+    write.meta = Some(GroupMeta {
+        group: GROUP,
+        replica: membership.replica_on(NodeId::must(1)).unwrap(),
+        membership,
+        snapshot: None,
+        labels: Default::default(),
+        kind: String::new(),
+    });
+    write.hard_state =
+        Some(HardState { term: Term::new(1), vote: None, commit: Default::default() });
+    write.reset = Some(LogPosition::default());
+    store.write(&LogBatch { writes: vec![write] }).unwrap();
+    let start = ReplicaStart {
+        persisted: store.load(GROUP).unwrap().unwrap(),
+        applied: LogPosition::default(),
+        durable: None,
+        epoch: OPEN,
+        policies: Policies::new(),
+    };
+    let config = Arc::new(GroupsConfig::new(NodeId::must(1)));
+    let logger = slog::Logger::root(slog::Discard, slog::o!());
+    let core = GroupCore::open(config, Arc::new(store), &logger, start).unwrap();
+    let mut worker = WorkerCore::new(Advert::default(), Policies::new());
+    worker.handle(Input::Open(Box::new(core)));
+    worker.finish_round(None);
+    worker
+}
+
+/// Proposes for an opening; what the round refuses.
+fn propose(worker: &mut WorkerCore, epoch: u64) -> Vec<ProposeError> {
+    let (sender, _answer) = oneshot::channel();
+    let pending = Pending::new(GROUP, Waiter::One(sender), Charge::default(), Instant::now());
+    let command = Bytes::from_static(b"x");
+    let proposals = vec![Proposal { command, in_term: None, through_barrier: false, pending }];
+    worker.handle(Input::Propose { group: GROUP, epoch: Some(epoch), proposals });
+    let Round { failed, .. } = worker.finish_round(None);
+    failed.into_iter().map(|(_, error)| error).collect()
+}
+
+#[test]
+fn a_proposal_for_an_earlier_opening_is_rejected() {
+    let mut worker = worker();
+    let reason = ProposalRejection::Stopping;
+    let expected = ProposeError::Rejected { group: GROUP, reason };
+    assert_eq!(propose(&mut worker, OPEN - 1), std::slice::from_ref(&expected));
+    // The one for this opening is looked at: the replica has not campaigned yet.
+    let [other] = &propose(&mut worker, OPEN)[..] else { panic!("it is refused at once") };
+    assert_ne!(*other, expected);
+}
+
+#[test]
+fn an_order_for_an_earlier_opening_is_dropped() {
+    let mut worker = worker();
+    for (epoch, taken) in [(OPEN - 1, false), (OPEN, true)] {
+        let (waiter, mut answer) = oneshot::channel();
+        let order = Box::new(Input::TakeSnapshot { group: GROUP, waiter });
+        worker.handle(Input::Order { group: GROUP, epoch, order });
+        worker.finish_round(None);
+        let dropped = matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+        assert_eq!(dropped, !taken, "for opening {epoch}");
+    }
+    assert_eq!(worker.counters().stale, 1);
+}

@@ -1,0 +1,189 @@
+//! What a replica promised stands, although it is closed and opened again, or created twice at
+//! once, while the log is slow.
+//!
+//! `close`, or the `open` behind it, waits until the log writer is done with all that the replica
+//! handed to it; a call of `create` that is refused wrote nothing.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use shardhost_groups::storage::*;
+use shardhost_groups::transport::{Inbound, Outgoing, SnapshotShipment, Transport};
+use shardhost_groups::*;
+use shardhost_proto::log::{Entry as WireEntry, EntryKind as WireKind};
+use shardhost_proto::peer::{GroupMessage, MessageKind};
+use tokio::runtime::Runtime;
+
+const GROUP: GroupId = GroupId::new(7);
+
+/// Holds the next call until what `set` gave is dropped; those that come after it pass.
+type Trap = Mutex<Option<Receiver<()>>>;
+
+fn set(trap: &Trap) -> Sender<()> {
+    let (hold, held) = channel();
+    *trap.lock().unwrap() = Some(held);
+    hold
+}
+fn pass(trap: &Trap) {
+    let held = trap.lock().unwrap().take();
+    held.map(|held| held.recv());
+}
+fn caught(trap: &Trap) -> bool {
+    wait(|| trap.lock().unwrap().is_none())
+}
+
+/// What is around the node: a log with one slow write, or one slow look at a tombstone, and a
+/// network that keeps what is sent.
+#[derive(Debug, Default)]
+struct Around {
+    log: MemoryStore,
+    write: Trap,
+    tombstone: Trap,
+    sent: Mutex<Vec<Outgoing>>,
+}
+
+type Logged<T> = Result<T, LogError>;
+#[rustfmt::skip]
+impl LogStore for Around {
+    fn groups(&self) -> Logged<Vec<GroupId>> { self.log.groups() }
+    fn load(&self, group: GroupId) -> Logged<Option<PersistedGroup>> { self.log.load(group) }
+    fn tombstone(&self, group: GroupId) -> Logged<Option<ReplicaId>> { pass(&self.tombstone); self.log.tombstone(group) }
+    fn entries(&self, group: GroupId, from: LogIndex, to: LogIndex, max: u64, out: &mut Vec<Entry>) -> Logged<()> { self.log.entries(group, from, to, max, out) }
+    fn term(&self, group: GroupId, index: LogIndex) -> Logged<Term> { self.log.term(group, index) }
+    fn write(&self, batch: &LogBatch) -> Logged<()> { pass(&self.write); self.log.write(batch) }
+    fn id(&self) -> u64 { self.log.id() }
+    fn stats(&self) -> StoreStats { self.log.stats() }
+}
+#[rustfmt::skip]
+impl Transport for Around {
+    fn send(&self, messages: Vec<Outgoing>) { self.sent.lock().unwrap().extend(messages); }
+    fn send_snapshot(&self, _: SnapshotShipment) {}
+}
+
+struct Nothing;
+#[rustfmt::skip]
+impl StateMachine for Nothing {
+    fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> { Ok(None) }
+    fn apply(&mut self, _: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> { Ok(()) }
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> { Err(ApplyFault::new("none")) }
+    fn restore(&mut self, _: LogPosition, _: &mut dyn std::io::Read) -> Result<(), ApplyFault> { Ok(()) }
+}
+
+/// Waits until it is so, for a second or two at most.
+fn wait(what: impl Fn() -> bool) -> bool {
+    (0..200).any(|_| {
+        thread::sleep(Duration::from_millis(5));
+        what()
+    })
+}
+
+/// Node 1 of three. The test speaks for nodes 2 and 3.
+struct Node {
+    groups: Groups,
+    around: Arc<Around>,
+}
+
+impl Node {
+    fn start() -> Self {
+        let around = Arc::new(Around::default());
+        let built = GroupsBuilder::new(GroupsConfig::new(NodeId::must(1)));
+        let groups = built.start(around.clone(), Arc::<MemorySnapshots>::default(), around.clone());
+        Self { groups: groups.unwrap(), around }
+    }
+    /// A replica with a message of term 5 from node 2 whose effect is held on its way to the log.
+    fn with_held(kind: MessageKind) -> (Self, Sender<()>) {
+        let node = Self::start();
+        node.create().join().unwrap().unwrap();
+        let held = set(&node.around.write);
+        node.deliver(kind, 2, 5);
+        assert!(caught(&node.around.write));
+        (node, held)
+    }
+    fn create(&self) -> JoinHandle<Result<Group, OpenGroupError>> {
+        let groups = self.groups.clone();
+        let spec = GroupSpec::new(GROUP, [1, 2, 3].map(NodeId::must));
+        thread::spawn(move || groups.create(spec, Box::new(Nothing)))
+    }
+    /// Closes and opens the replica. What is held goes on when that is done, or waits.
+    fn reopen(&self, held: impl Sized) -> Group {
+        let groups = self.groups.clone();
+        let reopened = thread::spawn(move || {
+            assert!(Runtime::new().unwrap().block_on(groups.close(GROUP)));
+            groups.open(GROUP, Box::new(Nothing)).unwrap()
+        });
+        println!("opened before the log went on: {}", wait(|| reopened.is_finished()));
+        drop(held);
+        reopened.join().unwrap()
+    }
+    /// `false`: whoever waits has to look again.
+    fn deliver(&self, kind: MessageKind, from: u64, term: u64) -> bool {
+        let mut message = GroupMessage { group: 7, to_replica: 1, term, ..Default::default() };
+        (message.kind, message.from_replica) = (kind.into(), from);
+        if kind == MessageKind::Append {
+            let (kind, data) = (WireKind::Command.into(), "x".into());
+            message.entries.push(WireEntry { kind, term, data, ..Default::default() });
+        }
+        self.groups.inbound().deliver(NodeId::must(from), vec![message]) > 0
+    }
+    /// Sends entry 1 until it is acknowledged.
+    fn append(&self) -> bool {
+        wait(|| self.has_acknowledged() || self.deliver(MessageKind::Append, 2, 5))
+    }
+    /// The nodes that were told this, and not refused it: a vote (index 0), or an entry in the log.
+    fn told(&self, kind: MessageKind, term: u64, index: u64) -> Vec<u64> {
+        let is = |one: &&Outgoing| {
+            let one = &one.message;
+            (one.kind(), one.term, one.index, one.reject) == (kind, term, index, false)
+        };
+        self.around.sent.lock().unwrap().iter().filter(is).map(|one| one.to.get()).collect()
+    }
+    fn votes(&self, term: u64) -> Vec<u64> {
+        self.told(MessageKind::VoteResponse, term, 0)
+    }
+    fn has_acknowledged(&self) -> bool {
+        self.told(MessageKind::AppendResponse, 5, 1).contains(&2)
+    }
+    /// Entry 1 was acknowledged: the replica has it, and elects nobody without it.
+    fn assert_entry_is_kept(&self, opened: &Group) {
+        assert!(wait(|| self.has_acknowledged()));
+        self.deliver(MessageKind::Vote, 3, 6);
+        wait(|| !self.votes(6).is_empty());
+        let (last, votes) = (opened.status().last.get(), self.votes(6));
+        println!("entry 1 is acknowledged; the log ends at {last}; votes without it: {votes:?}");
+        assert!(last >= 1 && votes.is_empty(), "an acknowledged entry is forgotten");
+    }
+}
+
+#[test]
+fn a_vote_is_given_once() {
+    let (node, held) = Node::with_held(MessageKind::Vote);
+    node.reopen(held);
+    node.deliver(MessageKind::Vote, 3, 5);
+    wait(|| node.votes(5).len() > 1);
+    assert!(node.votes(5).len() < 2, "one term, votes for {:?}", node.votes(5));
+}
+
+#[test]
+fn an_acknowledged_entry_is_kept() {
+    let (node, held) = Node::with_held(MessageKind::Append);
+    node.assert_entry_is_kept(&node.reopen(held));
+}
+
+#[test]
+fn a_second_creation_leaves_the_log_alone() {
+    let node = Node::start();
+    let held = set(&node.around.tombstone);
+    let slow = node.create();
+    assert!(caught(&node.around.tombstone), "the first call found no such group");
+    let quick = node.create();
+    wait(|| quick.is_finished());
+    let early = node.append();
+    drop(held);
+    let outcomes = [slow, quick].map(|call| call.join().unwrap().map(drop));
+    println!("the two calls: {outcomes:?}");
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1);
+    assert!(early || node.append());
+    node.assert_entry_is_kept(&node.reopen(()));
+}
