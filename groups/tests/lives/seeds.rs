@@ -228,12 +228,7 @@ impl Trial {
         if self.groups.group(id).is_some() {
             self.complain(format!("{id:?} is closed and can be found"));
         }
-        if self.groups.is_stored(id).unwrap() {
-            self.open(id).await
-        } else {
-            self.create(id).await
-        }
-        let Some(group) = self.groups.group(id) else {
+        let Some(group) = self.start(id).await else {
             return self.complain(format!("{id:?} can neither be opened nor created"));
         };
         if !self.groups.is_stored(id).unwrap() {
