@@ -27,6 +27,8 @@ pub enum KnownBug {
     LateTimeoutNow,
     /// A vote that was prepared is relied on before it is durable.
     TrustUnwrittenVote,
+    /// A replica whose log may have lost something takes part as if it had not.
+    IgnoreDoubt,
 }
 
 /// The bugs that are switched on. None by default.

@@ -13,6 +13,7 @@
 mod additions;
 mod admissions;
 mod apply_pool;
+mod doubt;
 mod inbound;
 mod inbox;
 mod invitations;
@@ -76,6 +77,8 @@ pub(crate) struct RuntimeShared {
     population: Mutex<Vec<(usize, usize)>>,
     epochs: AtomicU64,
     stopping: AtomicBool,
+    /// A doubt about the log was raised while replicas may have been opened from it.
+    pub(crate) doubted: AtomicBool,
     health: watch::Sender<Option<HostFault>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) policies: Policies,
@@ -245,6 +248,7 @@ impl GroupsBuilder {
             population: Mutex::new(vec![(0, 0); self.workers]),
             epochs: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
             health: watch::Sender::new(None),
             clock: self.clock,
             policies: self.policies,

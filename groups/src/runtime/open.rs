@@ -159,7 +159,9 @@ impl Groups {
         } else {
             return Err(OpenGroupError::AlreadyOpen { group });
         }
-        shared.inboxes[handle.shared().worker].complete(Input::Open(Box::new(core)));
+        let worker = handle.shared().worker;
+        shared.inboxes[worker].complete(Input::Open(Box::new(core)));
+        self.catch_up_with_doubt(group, worker);
         Ok(handle)
     }
 
