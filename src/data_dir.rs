@@ -35,7 +35,7 @@ impl DataDir {
     /// # Errors
     /// When another process holds it, or it cannot be written.
     pub fn open(path: &Path) -> io::Result<Self> {
-        fs::create_dir_all(path)?;
+        create_directory(path)?;
         let lock = File::create(path.join("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
             let text = format!(
@@ -72,6 +72,24 @@ impl DataDir {
     #[must_use]
     pub const fn incarnation(&self) -> u64 {
         self.incarnation
+    }
+}
+
+/// Creates a directory where there is none, durably: what is acknowledged in it must not vanish
+/// with it. An earlier attempt may have died before its sync.
+fn create_directory(path: &Path) -> io::Result<()> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    if !path.is_dir() {
+        if !parent.is_dir() {
+            create_directory(parent)?;
+        }
+        fs::create_dir(path)?;
+    }
+    match File::open(parent) {
+        // Somebody else made it, who may look into the parent.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        parent => parent?.sync_all(),
     }
 }
 

@@ -77,7 +77,7 @@
 //! | `apply node=1 group=1`, `flush` | state machines do one piece of work; keep what they hold |
 //! | `stall node=1 part=disk`, `resume …` | its `disk`, `machine`, `worker` or `policies` stand still when others take turns |
 //! | `crash node=1 keep=1`, `restart node=1`, `close node=1` | the process dies, and of the unsynced writes one survives; starts; closes a group |
-//! | `fault node=1 in=sync`, `mend` | the next `write` or `sync` fails, `reads` of a group, an `entry index=3`; `snapshots` are damaged, there is no `space` |
+//! | `fault node=1 in=sync`, `mend` | the next `write` or `sync` fails, `reads` of a group, an `entry index=3`; `snapshots` are damaged, there is no `space`; the next crash takes the `tail` of the log with it |
 //! | `node-lost of=3`, `node-live of=3`, `unreachable node=1 of=3` | what the transport says of node 3 |
 //!
 //! | looking | |

@@ -285,14 +285,22 @@ enum Creation {
     MustExist,
 }
 
+/// Creates a directory where there is none, durably. An earlier attempt may have died before its
+/// sync, so that one that is there is synced into its parent all the same.
 fn create_directory(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    if !path.is_dir() {
+        if !parent.is_dir() {
+            create_directory(parent)?;
+        }
+        fs::create_dir(path)?;
     }
-    fs::create_dir_all(path)?;
-    path.parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+    match File::open(parent) {
+        // Somebody else made it, who may look into the parent.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        parent => parent?.sync_all(),
+    }
 }
 
 fn lock(path: &Path) -> Result<File, LogError> {
