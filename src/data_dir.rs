@@ -26,6 +26,8 @@ pub struct DataDir {
 
 /// Starts that are remembered. Of earlier ones it is assumed that they belong to the directory.
 const MOST_STARTS: usize = 1024;
+/// The starts of the node.
+const STARTS: &str = "incarnation";
 /// Stands in the directory while a roll-back was noticed and not every replica knows of it.
 const ROLLED_BACK: &str = "rolled-back";
 
@@ -43,10 +45,10 @@ impl DataDir {
             );
             io::Error::new(io::ErrorKind::AddrInUse, text)
         })?;
-        let starts = path.join("incarnation");
+        let starts = path.join(STARTS);
         let earlier_starts = read_starts(&starts)?;
         let incarnation = next_incarnation(&earlier_starts);
-        write_starts(&starts, incarnation, &earlier_starts)?;
+        write_starts(&starts, &[&[incarnation], &earlier_starts[..]].concat())?;
         Ok(Self { _lock: lock, path: path.to_owned(), incarnation, earlier_starts })
     }
 
@@ -65,7 +67,7 @@ impl DataDir {
     /// The note that the directory is an older copy, and its replicas may not know it yet.
     #[must_use]
     pub fn rollback_note(&self) -> RollbackNote {
-        RollbackNote { path: self.path.join(ROLLED_BACK) }
+        RollbackNote { path: self.path.join(ROLLED_BACK), starts: self.path.join(STARTS) }
     }
 
     /// Grows with every start of the node.
@@ -98,6 +100,7 @@ fn create_directory(path: &Path) -> io::Result<()> {
 #[derive(Clone, Debug)]
 pub struct RollbackNote {
     path: PathBuf,
+    starts: PathBuf,
 }
 
 impl RollbackNote {
@@ -113,6 +116,21 @@ impl RollbackNote {
     /// When it cannot be written.
     pub fn write(&self, text: &str) -> io::Result<()> {
         replace(&self.path, text.as_bytes())
+    }
+
+    /// Every replica has its own note: the start that a peer saw counts as one of the directory's,
+    /// so that the next one is later also when the clock went back.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn settle(&self, known: u64) -> io::Result<()> {
+        let mut starts = read_starts(&self.starts)?;
+        if !starts.contains(&known) {
+            starts.push(known);
+            starts.sort_unstable_by_key(|start| std::cmp::Reverse(*start));
+            write_starts(&self.starts, &starts)?;
+        }
+        self.remove()
     }
 
     /// Takes it away. When a crash brings it back, the replicas are told once more.
@@ -151,8 +169,8 @@ fn read_starts(path: &Path) -> io::Result<Vec<u64>> {
     })
 }
 
-fn write_starts(path: &Path, own: u64, earlier: &[u64]) -> io::Result<()> {
-    let starts = std::iter::once(&own).chain(earlier).take(MOST_STARTS);
+fn write_starts(path: &Path, starts: &[u64]) -> io::Result<()> {
+    let starts = starts.iter().take(MOST_STARTS);
     let text: String = starts.map(|start| format!("{start}\n")).collect();
     replace(path, text.as_bytes())
 }
@@ -208,9 +226,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("incarnation");
         let many: Vec<u64> = (1..=2 * MOST_STARTS as u64).rev().collect();
-        write_starts(&file, 5000, &many).unwrap();
-        let starts = read_starts(&file).unwrap();
-        assert_eq!((starts.len(), starts[0], starts[1]), (MOST_STARTS, 5000, many[0]));
+        write_starts(&file, &many).unwrap();
+        assert_eq!(read_starts(&file).unwrap(), many[..MOST_STARTS]);
     }
 
     #[test]
@@ -220,9 +237,12 @@ mod tests {
         assert!(!note.exists());
         note.write("known by node 2").unwrap();
         assert!(DataDir::open(directory.path()).unwrap().rollback_note().exists());
-        note.remove().unwrap();
+        let known = u64::MAX / 2;
+        note.settle(known).unwrap();
         note.remove().unwrap();
         assert!(!note.exists());
+        let next = DataDir::open(directory.path()).unwrap();
+        assert_eq!((next.incarnation(), next.earlier_starts()[0]), (known + 1, known));
     }
 
     #[test]

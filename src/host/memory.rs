@@ -19,8 +19,17 @@ pub(super) struct HostMemory {
     note: RollbackNote,
     /// Set before any peer is heard.
     groups: OnceLock<Groups>,
-    /// The first that was noticed. Held while the replicas are told.
-    rollback: Mutex<Option<Rollback>>,
+    /// Held while the replicas are told.
+    noticed: Mutex<Noticed>,
+}
+
+/// What peers said that the data directory does not know.
+#[derive(Debug, Default)]
+struct Noticed {
+    /// The replicas were told, once for all.
+    told: bool,
+    /// What the first peer said, if there were replicas to tell. A node that lost its disk has none.
+    rollback: Option<Rollback>,
 }
 
 impl HostMemory {
@@ -31,8 +40,8 @@ impl HostMemory {
             raise_doubt(store).map_err(io::Error::other)?;
             note.remove()?;
         }
-        let (groups, rollback) = (OnceLock::new(), Mutex::default());
-        Ok(Self { peers: PeerStarts::open(data_dir.peers_path())?, note, groups, rollback })
+        let peers = PeerStarts::open(data_dir.peers_path())?;
+        Ok(Self { peers, note, groups: OnceLock::new(), noticed: Mutex::default() })
     }
 
     pub fn bind(&self, groups: Groups) {
@@ -42,7 +51,7 @@ impl HostMemory {
     }
 
     pub fn rollback(&self) -> Option<Rollback> {
-        *self.rollback.lock()
+        self.noticed.lock().rollback
     }
 }
 
@@ -56,20 +65,26 @@ impl IncarnationMemory for HostMemory {
     }
 
     fn rolled_back(&self, rollback: Rollback) -> io::Result<()> {
-        let mut noticed = self.rollback.lock();
-        if noticed.is_some() {
+        let mut noticed = self.noticed.lock();
+        if noticed.told {
             return Ok(());
         }
         let groups = self.groups.get().ok_or_else(|| io::Error::other("the groups do not run"))?;
         let Rollback { by, known, held } = rollback;
         self.note.write(&format!("node {by} knows {known}, the directory {held}\n"))?;
         let replicas = groups.raise_doubt(Doubt::RolledBack).map_err(io::Error::other)?;
-        self.note.remove()?;
-        *noticed = Some(rollback);
+        self.note.settle(known)?;
+        noticed.told = true;
+        if replicas == 0 {
+            tracing::info!(%by, known, "a peer knows this node from another data directory");
+            return Ok(());
+        }
+        noticed.rollback = Some(rollback);
         tracing::error!(%by, known, held, replicas,
             "the data directory is older than what a peer knows of this node: it was put back from \
              a copy. Its replicas take part in no election before enough of their peers have said \
-             what they hold; `shardhost member replace` gives a group a replica elsewhere");
+             what they hold; `shardhost member replace` gives a group a replica elsewhere. If peers \
+             refuse this start as an older one, the clock went back too: start the node once more");
         Ok(())
     }
 }

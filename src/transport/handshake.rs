@@ -294,6 +294,14 @@ mod tests {
     }
 
     #[test]
+    fn the_refusal_of_an_old_incarnation_says_which_one_is_known() {
+        let node = NodeId::must(1);
+        let refused = Status::from(Refusal::OldIncarnation { node, theirs: 4, seen: 6 });
+        assert_eq!(known_of_refusal(&refused), 6);
+        assert_eq!(known_of_refusal(&Status::from(Refusal::NoHello)), 0);
+    }
+
+    #[test]
     fn a_first_frame_with_more_than_a_hello_is_refused() {
         let alone = Frame { hello: Some(hello()), ..Frame::default() };
         assert!(hello_of(alone.clone()).is_ok());
