@@ -89,7 +89,7 @@ fn create_directory(path: &Path) -> io::Result<()> {
         fs::create_dir(path)?;
     }
     match File::open(parent) {
-        // Somebody else made it, who may look into the parent.
+        // Another user made it, who may look into the parent.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         parent => parent?.sync_all(),
     }

@@ -7,10 +7,10 @@
 //! 1. *Asking.* It asks every other voter for its term and the end of its log, and takes nothing of
 //!    Raft's before so many have answered that each quorum that it ever was part of has another
 //!    member among them: of *n* voters `n - n/2`, none of them in doubt itself. When every other
-//!    voter has answered, those that are in doubt count too: nobody knows more.
+//!    voter has answered, those that are in doubt count too: there is no other copy.
 //! 2. *Bounded.* The newest term and the furthest end of those answers are its floor. Everything
-//!    that was committed with its help ends below the floor, and whoever was elected with it has
-//!    no later term. It takes the floor's term without a vote in it, follows leaders, and gives its
+//!    that was committed with its help ends below the floor, and no leader that was elected with it
+//!    has a later term. It takes the floor's term without a vote in it, follows leaders, and gives its
 //!    vote to candidates whose log reaches the floor. It does not campaign.
 //! 3. When its own log is durable up to the floor, nothing is in doubt any more, and that is
 //!    written.
@@ -19,8 +19,8 @@
 //! answers; it gives up within two election timeouts. Less than all answers are enough only after
 //! that time.
 //!
-//! Who may answer follows from the membership as it is known here. Whoever knows a later one says
-//! so; the replica then catches up with that one first and asks again. A voter that holds a change
+//! Who may answer follows from the membership as it is known here. A voter that knows a later one
+//! says so; the replica then catches up with that one first and asks again. A voter that holds a change
 //! that it has not applied does not answer before it has.
 
 use raft::GetEntriesContext;
@@ -278,7 +278,7 @@ impl GroupCore {
             raft.become_follower(floor.term.get(), raft::INVALID_ID);
         }
         if raft.vote == raft::INVALID_ID {
-            // It may have voted in this term. Nobody else gets another vote of it.
+            // It may have voted in this term, and must not vote in it again.
             raft.vote = own;
         }
         self.pin_election_timeout();

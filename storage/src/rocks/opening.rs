@@ -173,7 +173,7 @@ impl Opening<'_> {
     /// | | written in this run of the machine | power may have been lost since |
     /// |---|---|---|
     /// | the file ends within it | no | no |
-    /// | anything else | yes, and it was damaged | nobody knows |
+    /// | anything else | yes, and it was damaged | unknown |
     fn torn(
         &self,
         place: &WalPlace,
@@ -297,7 +297,7 @@ fn create_directory(path: &Path) -> io::Result<()> {
         fs::create_dir(path)?;
     }
     match File::open(parent) {
-        // Somebody else made it, who may look into the parent.
+        // Another user made it, who may look into the parent.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         parent => parent?.sync_all(),
     }
