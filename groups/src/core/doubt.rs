@@ -10,8 +10,8 @@
 //!    voter has answered, those that are in doubt count too: there is no other copy.
 //! 2. *Bounded.* The newest term and the furthest end of those answers are its floor. Everything
 //!    that was committed with its help ends below the floor, and no leader that was elected with it
-//!    has a later term. It takes the floor's term without a vote in it, follows leaders, and gives its
-//!    vote to candidates whose log reaches the floor. It does not campaign.
+//!    has a later term. It takes the floor's term without a vote in it, follows leaders, and votes
+//!    for candidates whose log reaches the floor. It does not campaign.
 //! 3. When its own log is durable up to the floor, nothing is in doubt any more, and that is
 //!    written.
 //!
@@ -20,8 +20,8 @@
 //! that time.
 //!
 //! Who may answer follows from the membership as it is known here. A voter that knows a later one
-//! says so; the replica then catches up with that one first and asks again. A voter that holds a change
-//! that it has not applied does not answer before it has.
+//! says so; the replica then catches up with that one first and asks again. A voter that holds a
+//! change that it has not applied does not answer before it has.
 
 use raft::GetEntriesContext;
 use shardhost_proto::peer::{GroupMessage, MessageKind};
