@@ -191,7 +191,9 @@ impl Opening<'_> {
             TailShape::Garbled if same_boot => Err(garbled(place)),
             TailShape::Garbled => {
                 tracing::error!(file = %name, offset,
-                    "the last write of the log cannot be read, and power may have been lost since:                      it may have been acknowledged. Cutting it; the replicas of this host take                      part in no election before their peers have said what they hold");
+                    "the last write of the log cannot be read, and power may have been lost since: \
+                     it may have been acknowledged. Cutting it; the replicas of this host take \
+                     part in no election before their peers have said what they hold");
                 let certainty = Certainty::InDoubt(Doubt::TornTail);
                 IdentityFile { certainty, ..file.clone() }.write(self.path)?;
                 Ok((self.cut(place)?, certainty))
@@ -336,7 +338,8 @@ fn damaged(place: &WalPlace, damage: WalDamage) -> LogError {
 fn garbled(place: &WalPlace) -> LogError {
     corrupt(
         place,
-        "the last write cannot be read although it has its full length, and power was not lost          since: it was changed after it was acknowledged",
+        "the last write cannot be read although it has its full length, and power was not lost \
+         since: it was changed after it was acknowledged",
     )
 }
 
