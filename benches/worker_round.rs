@@ -250,7 +250,8 @@ fn start(group: GroupId, node: NodeId) -> ReplicaStart {
     };
     let hard_state = HardState { term: Term::new(1), vote: None, commit: LogIndex::new(0) };
     let base = LogPosition::default();
-    let persisted = PersistedGroup { meta, hard_state, base, last: base };
+    let persisted =
+        PersistedGroup { meta, hard_state, base, last: base, certainty: Default::default() };
     ReplicaStart {
         persisted,
         applied: base,

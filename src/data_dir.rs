@@ -1,4 +1,12 @@
-//! The data directory of a node: one process at a time, and a number that grows with every start.
+//! The data directory of a node: one process at a time, a number that grows with every start, and
+//! which starts there were.
+//!
+//! The number alone would hide that a directory was put back from an older copy: it follows the
+//! clock, so that it grows also when the file is lost. So the directory knows its earlier starts.
+//! Peers remember the starts that they saw (`peers`), and one that the directory does not know
+//! shows that it is an older copy.
+
+pub mod peers;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,8 +19,17 @@ use rustix::fs::{FlockOperation, flock};
 #[derive(Debug)]
 pub struct DataDir {
     _lock: File,
+    path: PathBuf,
     incarnation: u64,
+    earlier_starts: Vec<u64>,
 }
+
+/// Starts that are remembered. Of earlier ones it is assumed that they belong to the directory.
+const MOST_STARTS: usize = 1024;
+/// The starts of the node.
+const STARTS: &str = "incarnation";
+/// Stands in the directory while a roll-back was noticed and not every replica knows of it.
+const ROLLED_BACK: &str = "rolled-back";
 
 impl DataDir {
     /// Creates the directory if it is missing, locks it, and begins another incarnation.
@@ -20,7 +37,7 @@ impl DataDir {
     /// # Errors
     /// When another process holds it, or it cannot be written.
     pub fn open(path: &Path) -> io::Result<Self> {
-        fs::create_dir_all(path)?;
+        create_directory(path)?;
         let lock = File::create(path.join("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
             let text = format!(
@@ -28,8 +45,29 @@ impl DataDir {
             );
             io::Error::new(io::ErrorKind::AddrInUse, text)
         })?;
-        let incarnation = next_incarnation(&path.join("incarnation"))?;
-        Ok(Self { _lock: lock, incarnation })
+        let starts = path.join(STARTS);
+        let earlier_starts = read_starts(&starts)?;
+        let incarnation = next_incarnation(&earlier_starts);
+        write_starts(&starts, &[&[incarnation], &earlier_starts[..]].concat())?;
+        Ok(Self { _lock: lock, path: path.to_owned(), incarnation, earlier_starts })
+    }
+
+    /// The starts that the directory knew before this one, the newest first.
+    #[must_use]
+    pub fn earlier_starts(&self) -> &[u64] {
+        &self.earlier_starts
+    }
+
+    /// Where the starts of peers are remembered.
+    #[must_use]
+    pub fn peers_path(&self) -> PathBuf {
+        self.path.join("peers")
+    }
+
+    /// The note that the directory is an older copy, and its replicas may not know it yet.
+    #[must_use]
+    pub fn rollback_note(&self) -> RollbackNote {
+        RollbackNote { path: self.path.join(ROLLED_BACK), starts: self.path.join(STARTS) }
     }
 
     /// Grows with every start of the node.
@@ -39,22 +77,102 @@ impl DataDir {
     }
 }
 
+/// Creates a directory where there is none, durably: what is acknowledged in it must not vanish
+/// with it. An earlier attempt may have died before its sync.
+fn create_directory(path: &Path) -> io::Result<()> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    if !path.is_dir() {
+        if !parent.is_dir() {
+            create_directory(parent)?;
+        }
+        fs::create_dir(path)?;
+    }
+    match File::open(parent) {
+        // Another user made it, who may look into the parent.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        parent => parent?.sync_all(),
+    }
+}
+
+/// A file that stands there from the moment at which a roll-back is noticed until every replica has
+/// a note of its own.
+#[derive(Clone, Debug)]
+pub struct RollbackNote {
+    path: PathBuf,
+    starts: PathBuf,
+}
+
+impl RollbackNote {
+    /// Whether it stands there.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.path.exists()
+    }
+
+    /// Puts it there, durably.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, text: &str) -> io::Result<()> {
+        replace(&self.path, text.as_bytes())
+    }
+
+    /// Every replica has its own note: the start that a peer saw counts as one of the directory's,
+    /// so that the next one is later also when the clock went back.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn settle(&self, known: u64) -> io::Result<()> {
+        let mut starts = read_starts(&self.starts)?;
+        if !starts.contains(&known) {
+            starts.push(known);
+            starts.sort_unstable_by_key(|start| std::cmp::Reverse(*start));
+            write_starts(&self.starts, &starts)?;
+        }
+        self.remove()
+    }
+
+    /// Takes it away. When a crash brings it back, the replicas are told once more.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Larger than any before, also when the file was lost or the clock went back: the clock and the
 /// file would both have to fail.
-fn next_incarnation(path: &Path) -> io::Result<u64> {
+fn next_incarnation(earlier: &[u64]) -> u64 {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let clock = u64::try_from(clock).unwrap_or(1);
-    let last = match fs::read_to_string(path) {
-        Ok(text) => text.trim().parse::<u64>().map_err(|error| {
-            let text = format!("{} holds no number: {error}", path.display());
-            io::Error::new(io::ErrorKind::InvalidData, text)
-        })?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+    let last = earlier.iter().copied().max().unwrap_or(0);
+    clock.max(last.saturating_add(1))
+}
+
+/// One number in each line, the newest first.
+fn read_starts(path: &Path) -> io::Result<Vec<u64>> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let next = clock.max(last.saturating_add(1));
-    replace(path, next.to_string().as_bytes())?;
-    Ok(next)
+    let starts = text.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>();
+    let starts = starts.ok().filter(|starts| !starts.is_empty());
+    starts.ok_or_else(|| {
+        let text = format!("{} holds something else than numbers", path.display());
+        io::Error::new(io::ErrorKind::InvalidData, text)
+    })
+}
+
+fn write_starts(path: &Path, starts: &[u64]) -> io::Result<()> {
+    let starts = starts.iter().take(MOST_STARTS);
+    let text: String = starts.map(|start| format!("{start}\n")).collect();
+    replace(path, text.as_bytes())
 }
 
 /// Replaces a file so that after a crash either the old or the new content stands there.
@@ -82,7 +200,49 @@ mod tests {
         assert!(refused.to_string().contains("another process"), "{refused}");
         let before = first.incarnation();
         drop(first);
-        assert!(DataDir::open(directory.path()).unwrap().incarnation() > before);
+        let second = DataDir::open(directory.path()).unwrap();
+        assert!(second.incarnation() > before);
+        assert_eq!(second.earlier_starts(), [before]);
+    }
+
+    #[test]
+    fn a_directory_that_was_put_back_does_not_know_the_starts_since() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("incarnation");
+        let first = DataDir::open(directory.path()).unwrap().incarnation();
+        let copy = fs::read(&file).unwrap();
+        let lost = DataDir::open(directory.path()).unwrap().incarnation();
+        fs::write(&file, copy).unwrap();
+        for _ in 0..3 {
+            let later = DataDir::open(directory.path()).unwrap();
+            assert!(later.incarnation() > first);
+            assert!(!later.earlier_starts().contains(&lost));
+            assert_eq!(later.earlier_starts().last(), Some(&first));
+        }
+    }
+
+    #[test]
+    fn the_number_of_starts_that_are_remembered_is_bounded() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("incarnation");
+        let many: Vec<u64> = (1..=2 * MOST_STARTS as u64).rev().collect();
+        write_starts(&file, &many).unwrap();
+        assert_eq!(read_starts(&file).unwrap(), many[..MOST_STARTS]);
+    }
+
+    #[test]
+    fn a_note_of_a_roll_back_stays_until_it_is_taken_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let note = DataDir::open(directory.path()).unwrap().rollback_note();
+        assert!(!note.exists());
+        note.write("known by node 2").unwrap();
+        assert!(DataDir::open(directory.path()).unwrap().rollback_note().exists());
+        let known = u64::MAX / 2;
+        note.settle(known).unwrap();
+        note.remove().unwrap();
+        assert!(!note.exists());
+        let next = DataDir::open(directory.path()).unwrap();
+        assert_eq!((next.incarnation(), next.earlier_starts()[0]), (known + 1, known));
     }
 
     #[test]

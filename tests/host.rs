@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use shardhost::groups::ProposalRejection;
 use shardhost::leadership::{HookKind, LeadershipEvent};
-use shardhost::storage::{LogError, LogStore, MemoryStore, StoreFault};
+use shardhost::storage::{Doubt, LogError, LogStore, MemoryStore, StoreFault};
 use shardhost::{
     ApplyBatch, ApplyFault, Group, GroupId, GroupSelector, GroupSpec, Host, HostConfig,
     LogPosition, NodeId, ProposeError, QueryError, ReadError, ReadMode, Role, Shutdown,
@@ -216,6 +216,75 @@ async fn what_was_acknowledged_is_there_after_a_restart_of_all() {
         let last = leader.query(ReadMode::Linearizable, "last").await.unwrap();
         assert_eq!(last, format!("{group}-19"));
     }
+    cluster.stop().await;
+}
+
+/// Starts a host again, with every replica that its log holds.
+async fn reopen(node: NodeId, directory: &Path, addresses: &[(NodeId, String)]) -> Host {
+    let host = Cluster::host(node, directory, addresses, None, |_| {}).await;
+    for meta in host.stored_groups().unwrap() {
+        host.open_group(meta.group, List::default()).await.unwrap();
+    }
+    host
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap().flatten() {
+        let target = to.join(file.file_name());
+        if file.path().is_dir() {
+            copy(&file.path(), &target);
+        } else {
+            std::fs::copy(file.path(), target).unwrap();
+        }
+    }
+}
+
+/// The data directory of node 2 is put back from a copy, and beside it only node 3 is up, which
+/// lacks what was acknowledged since. It saw the start of node 2 that the copy does not know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_that_was_put_back_takes_part_in_no_election() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let cluster = Cluster::start(3, directory, |_| {}).await;
+    cluster.create(1).await;
+    cluster.leader(1).await.propose("one").await.unwrap();
+    let addresses = cluster.addresses.clone();
+    cluster.stop().await;
+    copy(&directory.join("node-2"), &directory.join("copy"));
+
+    let mut hosts = Vec::new();
+    for (node, _) in &addresses {
+        hosts.push(reopen(*node, directory, &addresses).await);
+    }
+    let start = hosts[1].incarnation().to_string();
+    let seen = || std::fs::read_to_string(directory.join("node-3/peers")).unwrap_or_default();
+    eventually("node 3 saw the start of node 2", || seen().contains(&start)).await;
+    hosts[2].shutdown(Shutdown::Immediate).await;
+    hosts.truncate(2);
+    let cluster = Cluster { hosts, addresses: addresses.clone() };
+    cluster.leader(1).await.propose("two").await.unwrap();
+    cluster.stop().await;
+    std::fs::remove_dir_all(directory.join("node-2")).unwrap();
+    std::fs::rename(directory.join("copy"), directory.join("node-2")).unwrap();
+
+    let two = reopen(NodeId::must(2), directory, &addresses).await;
+    let three = reopen(NodeId::must(3), directory, &addresses).await;
+    eventually("node 2 hears that it was put back", || two.rollback().is_some()).await;
+    let replicas = [&two, &three].map(|host| host.group(GroupId::new(1)).unwrap());
+    let doubt = replicas[0].wait_for(|status| status.doubt.is_some(), PATIENCE).await;
+    assert_eq!(doubt.unwrap().doubt, Some(Doubt::RolledBack));
+    for replica in &replicas {
+        let served = replica.wait_for(|status| status.serving, Duration::from_secs(3)).await;
+        assert!(served.is_none(), "a leader without what was acknowledged");
+    }
+
+    let one = reopen(NodeId::must(1), directory, &addresses).await;
+    let cluster = Cluster { hosts: vec![one, two, three], addresses };
+    let leader = cluster.leader(1).await;
+    assert_eq!(leader.query(ReadMode::Linearizable, "count").await.unwrap(), "2");
+    let settled = replicas[0].wait_for(|status| status.doubt.is_none(), PATIENCE).await;
+    assert!(settled.is_some(), "still in doubt");
     cluster.stop().await;
 }
 

@@ -54,6 +54,8 @@ pub enum KnownBug {
     InvitationOfAnotherGroup,
     /// A replica is closed while the log writer still holds what it handed over.
     CloseBeforeLog,
+    /// A replica whose log may have lost something takes part as if it had not.
+    IgnoreDoubt,
 }
 
 /// The bugs that are switched on. None by default.

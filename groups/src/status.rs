@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shardhost_storage::{GroupId, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Term};
+use shardhost_storage::{
+    Doubt, GroupId, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Term,
+};
 
 use crate::error::{GroupFault, LeaderHint};
 use crate::policy::Unfit;
@@ -140,6 +142,9 @@ pub struct GroupStatus {
     pub impostor: Option<NodeId>,
     /// Asleep: no ticks and no heartbeats until something happens.
     pub asleep: bool,
+    /// The log of this replica may have lost something that it acknowledged. It takes part in no
+    /// election before enough of its peers have said what they hold.
+    pub doubt: Option<Doubt>,
     /// On a leader: how far the others are. Renewed at ticks.
     pub peers: Arc<[PeerProgress]>,
 }

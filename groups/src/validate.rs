@@ -96,6 +96,9 @@ pub enum Refusal {
     Invitation,
     /// From a group of the same id that was created with other members.
     OtherGenesis,
+    /// The log of this replica may have lost something, and the message would have it take part as
+    /// if it had not.
+    InDoubt,
 }
 
 impl fmt::Display for Refusal {
@@ -123,6 +126,7 @@ impl fmt::Display for Refusal {
             Self::StaleOrder => "an order to campaign that came too late",
             Self::Invitation => "impossible invitation",
             Self::OtherGenesis => "from a group that was created with other members",
+            Self::InDoubt => "the log of the replica may have lost something",
         })
     }
 }

@@ -233,6 +233,10 @@ fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
     if group.transferring_to_node != 0 {
         rows.push(("transfer to", format!("node {}", group.transferring_to_node)));
     }
+    if !group.doubt.is_empty() {
+        let what = "its log may have lost acknowledged writes; it takes part in no election yet";
+        rows.push(("in doubt", format!("{}: {what}", group.doubt)));
+    }
     if group.impostor_node != 0 {
         let node = group.impostor_node;
         let what = format!("node {node} created a group of this id with other members");
@@ -316,6 +320,7 @@ fn group_json(group: &GroupStatus) -> Value {
         "caretaker": Some(&group.caretaker).filter(|why| !why.is_empty()),
         "requirement": requirement_json(group.membership.as_ref()),
         "lease": group.lease,
+        "doubt": Some(&group.doubt).filter(|why| !why.is_empty()),
         "paused": group.paused,
         "impostor_node": group.impostor_node,
         "leader_contact_ms": group.leader_contact_ms,

@@ -38,11 +38,32 @@ pub async fn run(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
         println!("{}", as_json(&nodes, &silent));
     } else {
         println!("{}", as_table(&nodes, &silent));
+        nodes.values().flat_map(|node| doubts(&node.status)).for_each(|line| println!("{line}"));
         if arguments.policy {
             println!("\n{}", policy_text(nodes.values().filter_map(counted)));
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a node may have lost, in words.
+fn doubts(status: &HostStatus) -> Vec<String> {
+    let HostStatus { node, in_doubt, rollback, .. } = status;
+    let rolled_back = rollback.as_ref().map(|rollback| {
+        format!(
+            "node {node}: the data directory was put back from an older copy: node {} saw start {}, \
+             the directory knows none after {}; replace its replicas with `shardhost member replace`",
+            rollback.by_node, rollback.known_incarnation, rollback.held_incarnation
+        )
+    });
+    let waiting = (*in_doubt > 0).then(|| {
+        format!(
+            "node {node}: {} replicas may have lost acknowledged writes; each takes part in no \
+             election before enough of its peers have said what they hold",
+            number(*in_doubt)
+        )
+    });
+    rolled_back.into_iter().chain(waiting).collect()
 }
 
 /// What a node counted, unless it is of an older version.
@@ -149,6 +170,12 @@ fn node_json(node: &Node) -> Value {
         "draining": status.advert.as_ref().map(|advert| advert.draining),
         "asleep": status.asleep,
         "failed": status.failed,
+        "in_doubt": status.in_doubt,
+        "rollback": status.rollback.as_ref().map(|rollback| json!({
+            "by_node": rollback.by_node,
+            "known_incarnation": rollback.known_incarnation,
+            "held_incarnation": rollback.held_incarnation,
+        })),
         "acknowledged": status.proposals,
         "ops_per_second": status.ops_per_second,
         "p50_us": status.p50_us,

@@ -5,6 +5,7 @@
 
 mod joining;
 mod leadership;
+mod memory;
 mod replicas;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,10 +31,11 @@ use tonic::service::Routes;
 
 use self::joining::Letterbox;
 pub use self::joining::ReplicaFactory;
+use self::memory::HostMemory;
 use crate::data_dir::DataDir;
 use crate::transport::{
-    GrpcTransport, PeerDirectory, SnapshotLimits, TransportConfig, TransportError, TransportStats,
-    incoming, server,
+    GrpcTransport, IncarnationMemory, PeerDirectory, Rollback, SnapshotLimits, TransportConfig,
+    TransportError, TransportStats, incoming, server,
 };
 
 /// What a host is started from.
@@ -196,6 +198,7 @@ impl HostBuilder {
         let incarnation = data_dir.incarnation();
         let store = open_log(log_store, &config).await?;
         let store_id = store.id();
+        let memory = open_memory(&data_dir, &store, &config).map(Arc::new)?;
         let snapshots = open_snapshots(snapshots, &config)?;
 
         let mut peers = config.peers.clone();
@@ -203,10 +206,15 @@ impl HostBuilder {
         let directory = PeerDirectory::new(peers);
         let mut transport_config =
             TransportConfig::new(config.cluster.clone(), config.node, incarnation, advertise);
+        transport_config.earlier_starts = data_dir.earlier_starts().to_vec();
         transport_config.snapshot = config.snapshots;
         transport_config.advert = advert.clone();
-        let transport =
-            GrpcTransport::new(transport_config, directory.clone(), Arc::clone(&snapshots))?;
+        let transport = GrpcTransport::with_memory(
+            transport_config,
+            directory.clone(),
+            Arc::clone(&snapshots),
+            Arc::clone(&memory) as Arc<dyn IncarnationMemory>,
+        )?;
 
         let mut groups_config = config.groups.clone();
         groups_config.node = config.node;
@@ -222,6 +230,7 @@ impl HostBuilder {
             .on_invitation(letterbox)
             .start(store, snapshots, Arc::new(transport.clone()))
             .map_err(StartError::Thread)?;
+        memory.bind(groups.clone());
         transport.bind(groups.inbound())?;
         let stop = CancellationToken::new();
         if let Some(factory) = factory {
@@ -242,6 +251,7 @@ impl HostBuilder {
             address,
             incarnation,
             store_id,
+            memory,
             stopping: CancellationToken::new(),
             stop,
             _additions: additions,
@@ -303,6 +313,15 @@ async fn open_log(
     Ok(Arc::new(store))
 }
 
+fn open_memory(
+    data_dir: &DataDir,
+    store: &Arc<dyn LogStore>,
+    config: &HostConfig,
+) -> Result<HostMemory, StartError> {
+    let path = || config.data_dir.display().to_string();
+    HostMemory::open(data_dir, &**store).map_err(|error| StartError::Io { path: path(), error })
+}
+
 fn open_snapshots(
     given: Option<Arc<dyn SnapshotStore>>,
     config: &HostConfig,
@@ -329,6 +348,7 @@ struct HostInner {
     address: SocketAddr,
     incarnation: u64,
     store_id: u64,
+    memory: Arc<HostMemory>,
     /// The host begins to stop; what is under way goes on for a while.
     stopping: CancellationToken,
     stop: CancellationToken,
@@ -407,6 +427,11 @@ impl Host {
     #[must_use]
     pub fn store_id(&self) -> u64 {
         self.inner.store_id
+    }
+    /// What shows that the data directory was put back from an older copy, if a peer said so.
+    #[must_use]
+    pub fn rollback(&self) -> Option<Rollback> {
+        self.inner.memory.rollback()
     }
     /// Where this host listens.
     #[must_use]

@@ -16,6 +16,7 @@ use shardhost_proto::admin as wire;
 use shardhost_proto::admin::admin_server::{Admin, AdminServer};
 use shardhost_proto::admin::membership_step::Kind as StepKind;
 use shardhost_proto::log;
+use shardhost_storage::Doubt;
 use shardhost_storage::convert::{membership_to_message, position_to_message};
 use tonic::{Request, Response, Status};
 
@@ -208,6 +209,12 @@ impl Admin for AdminService {
             counters: self.counters(),
             advert: Some(advert_to_wire(&self.host.advert())),
             caretakers: count(&|status| status.caretaker.is_some()),
+            in_doubt: count(&|status| status.doubt.is_some()),
+            rollback: self.host.rollback().map(|rollback| wire::Rollback {
+                by_node: rollback.by.get(),
+                known_incarnation: rollback.known,
+                held_incarnation: rollback.held,
+            }),
             policy: Some(policy_metrics(&stats.workers.policy, self.host.runtime().freezes())),
         }))
     }
@@ -497,6 +504,13 @@ const fn timeout_of(millis: u64) -> Duration {
 }
 
 /// What a node says of one of its groups.
+const fn doubt_name(doubt: Doubt) -> &'static str {
+    match doubt {
+        Doubt::RolledBack => "rolled-back",
+        _ => "torn-tail",
+    }
+}
+
 pub(super) fn group_status(group: &Group) -> wire::GroupStatus {
     let status = group.status();
     let fault = match &status.role {
@@ -534,6 +548,7 @@ pub(super) fn group_status(group: &Group) -> wire::GroupStatus {
         peers: peers.collect(),
         pending_change: status.pending_change.map_or(0, LogIndex::get),
         paused: status.paused,
+        doubt: status.doubt.map(doubt_name).unwrap_or_default().to_owned(),
         impostor_node: status.impostor.map_or(0, NodeId::get),
         serving: status.serving,
         caretaker: status.caretaker.as_ref().map(ToString::to_string).unwrap_or_default(),

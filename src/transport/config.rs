@@ -57,6 +57,9 @@ pub struct TransportConfig {
     pub node: NodeId,
     /// Grows with every start of the node; peers refuse a smaller one than they have seen.
     pub incarnation: u64,
+    /// The starts that the data directory knew before this one, the newest first. A peer that knows
+    /// another one shows that the directory is an older copy.
+    pub earlier_starts: Vec<u64>,
     /// Where peers reach this node, `host:port`. Told to them in the handshake.
     pub address: String,
     /// What this node says of itself at first; see
@@ -121,6 +124,7 @@ impl TransportConfig {
             cluster: cluster.into(),
             node,
             incarnation,
+            earlier_starts: Vec::new(),
             address: address.into(),
             advert: Advert::default(),
             bulk: LaneLimits { bytes: 64 << 20, messages: 1 << 17 },

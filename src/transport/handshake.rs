@@ -15,7 +15,20 @@ pub(super) struct Identity {
     pub cluster: String,
     pub node: NodeId,
     pub incarnation: u64,
+    /// The starts that the data directory knew before this one, the newest first.
+    pub earlier_starts: Vec<u64>,
     pub address: String,
+}
+
+/// A peer knows of a start of this node that its data directory does not: it is an older copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rollback {
+    /// Who knows it.
+    pub by: NodeId,
+    /// The start that it saw.
+    pub known: u64,
+    /// The last start that the directory knew.
+    pub held: u64,
 }
 
 /// A peer whose greeting was in order.
@@ -88,10 +101,24 @@ pub enum Refusal {
     },
 }
 
+/// In a refused greeting: the newest incarnation of the greeting node that is known.
+const KNOWN_INCARNATION: &str = "known-incarnation";
+
+/// The newest incarnation of this node that a peer knew which refused a greeting; 0: it did not say.
+pub(super) fn known_of_refusal(status: &Status) -> u64 {
+    let known = status.metadata().get(KNOWN_INCARNATION);
+    known.and_then(|known| known.to_str().ok()?.parse().ok()).unwrap_or(0)
+}
+
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let text = refusal.to_string();
         match refusal {
+            Refusal::OldIncarnation { seen, .. } => {
+                let mut status = Self::failed_precondition(text);
+                status.metadata_mut().insert(KNOWN_INCARNATION, seen.into());
+                status
+            }
             Refusal::NoHello | Refusal::UnknownLane { .. } => Self::invalid_argument(text),
             Refusal::Late { .. } => Self::deadline_exceeded(text),
             _ => Self::failed_precondition(text),
@@ -102,7 +129,13 @@ impl From<Refusal> for Status {
 impl Identity {
     /// The greeting of a lane to `to`, with what this node says of itself; that of a snapshot
     /// stream has neither.
-    pub fn hello(&self, to: NodeId, lane: Option<Lane>, advert: Option<Advert>) -> Hello {
+    pub fn hello(
+        &self,
+        to: NodeId,
+        lane: Option<Lane>,
+        advert: Option<Advert>,
+        known_incarnation: u64,
+    ) -> Hello {
         let lane = match lane {
             Some(Lane::Bulk) => WireLane::Bulk,
             Some(Lane::Urgent) => WireLane::Urgent,
@@ -117,17 +150,28 @@ impl Identity {
             lane: lane.into(),
             address: self.address.clone(),
             advert,
+            known_incarnation,
         }
     }
 
     /// The answer to a greeting that was in order.
-    pub fn welcome(&self) -> Welcome {
+    pub fn welcome(&self, known_incarnation: u64) -> Welcome {
         Welcome {
             protocol: PROTOCOL_VERSION,
             cluster: self.cluster.clone(),
             node: self.node.get(),
             incarnation: self.incarnation,
+            known_incarnation,
         }
+    }
+
+    /// What follows from the newest incarnation of this node that a peer knows.
+    pub fn check_known(&self, by: NodeId, known: u64) -> Option<Rollback> {
+        let starts = &self.earlier_starts;
+        let oldest = starts.last().copied().unwrap_or(0);
+        let ours = known <= oldest || known == self.incarnation || starts.contains(&known);
+        let held = starts.first().copied().unwrap_or(0);
+        (!ours).then_some(Rollback { by, known, held })
     }
 
     /// Checks a greeting. Whether the node is known is the caller's to check.
@@ -190,12 +234,13 @@ mod tests {
             cluster: "blue".into(),
             node: NodeId::must(node),
             incarnation: 7,
+            earlier_starts: vec![5, 3],
             address: "127.0.0.1:1".into(),
         }
     }
 
     fn hello() -> Hello {
-        identity(1).hello(NodeId::must(2), Some(Lane::Bulk), None)
+        identity(1).hello(NodeId::must(2), Some(Lane::Bulk), None, 0)
     }
 
     #[test]
@@ -225,7 +270,7 @@ mod tests {
     #[test]
     fn a_welcome_from_another_node_or_cluster_is_refused() {
         let to = NodeId::must(2);
-        let mut welcome = identity(2).welcome();
+        let mut welcome = identity(2).welcome(0);
         assert!(identity(1).check_welcome(&welcome, to).is_ok());
         welcome.node = 3;
         assert_eq!(
@@ -234,6 +279,26 @@ mod tests {
         );
         welcome.cluster = "red".into();
         assert!(matches!(identity(1).check_welcome(&welcome, to), Err(Refusal::Cluster { .. })));
+    }
+
+    #[test]
+    fn a_start_that_the_directory_does_not_know_shows_that_it_was_rolled_back() {
+        let (own, by) = (identity(1), NodeId::must(2));
+        // What the directory knows or has forgotten, and this start itself.
+        for known in [0, 1, 3, 5, 7] {
+            assert_eq!(own.check_known(by, known), None, "{known}");
+        }
+        for known in [4, 6, 8] {
+            assert_eq!(own.check_known(by, known), Some(Rollback { by, known, held: 5 }));
+        }
+    }
+
+    #[test]
+    fn the_refusal_of_an_old_incarnation_says_which_one_is_known() {
+        let node = NodeId::must(1);
+        let refused = Status::from(Refusal::OldIncarnation { node, theirs: 4, seen: 6 });
+        assert_eq!(known_of_refusal(&refused), 6);
+        assert_eq!(known_of_refusal(&Status::from(Refusal::NoHello)), 0);
     }
 
     #[test]
@@ -247,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_greeting_without_a_lane_is_refused() {
-        let nowhere = identity(1).hello(NodeId::must(2), None, None);
+        let nowhere = identity(1).hello(NodeId::must(2), None, None, 0);
         assert_eq!(lane_of(&nowhere), Err(Refusal::UnknownLane { lane: 0 }));
         assert_eq!(lane_of(&hello()), Ok(Lane::Bulk));
     }

@@ -87,6 +87,11 @@ impl Liveness {
         }
     }
 
+    /// An earlier process of this host saw this incarnation of the peer.
+    pub fn remember(&self, incarnation: u64) {
+        self.incarnation.fetch_max(incarnation, Ordering::AcqRel);
+    }
+
     pub fn is_live(&self) -> bool {
         self.live.load(Ordering::Acquire)
     }

@@ -14,6 +14,7 @@
 //! | [`codec`], [`handshake`] | frames as bytes; who may talk to whom |
 //! | `service`, `receiver` | the way in |
 //! | `liveness`, `heartbeat`, `advert` | which peers live, and what they say of themselves |
+//! | [`memory`] | which starts of peers were seen, over restarts; that the own directory is an older copy |
 //! | `snapshot` | snapshots, out and in |
 //! | [`stats`] | what is counted |
 //!
@@ -31,6 +32,7 @@ pub mod handshake;
 mod heartbeat;
 mod lane;
 mod liveness;
+pub mod memory;
 mod peer;
 mod receiver;
 mod sender;
@@ -49,6 +51,8 @@ use tokio::runtime::Handle;
 pub use config::{ConfigError, LaneLimits, SnapshotLimits, TransportConfig};
 pub use connection::{incoming, server};
 pub use directory::PeerDirectory;
+pub use handshake::Rollback;
+pub use memory::IncarnationMemory;
 pub use service::PeerService;
 pub use stats::{LaneStats, PeerStats, ShipmentFailure, SnapshotRefusal, TransportStats};
 
@@ -90,8 +94,21 @@ impl GrpcTransport {
         directory: PeerDirectory,
         snapshots: Arc<dyn SnapshotStore>,
     ) -> Result<Self, TransportError> {
+        Self::with_memory(config, directory, snapshots, Arc::new(memory::Forgetful))
+    }
+
+    /// A transport that knows which starts of its peers were seen before.
+    ///
+    /// # Errors
+    /// [`TransportError::Config`].
+    pub fn with_memory(
+        config: TransportConfig,
+        directory: PeerDirectory,
+        snapshots: Arc<dyn SnapshotStore>,
+        memory: Arc<dyn IncarnationMemory>,
+    ) -> Result<Self, TransportError> {
         config.validate()?;
-        Ok(Self { shared: Arc::new(Shared::new(config, directory, snapshots)) })
+        Ok(Self { shared: Arc::new(Shared::new(config, directory, snapshots, memory)) })
     }
 
     /// Starts: connects to all peers of the directory and takes their streams.

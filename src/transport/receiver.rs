@@ -8,6 +8,7 @@ use std::time::Instant;
 use shardhost_groups::transport::{Inbound, Lane};
 use shardhost_groups::worker::Advert;
 use shardhost_proto::peer::{self, Frame, Hello, Welcome};
+use shardhost_storage::NodeId;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
@@ -15,6 +16,7 @@ use tonic::{Response, Status, Streaming};
 use super::advert;
 use super::handshake::{self, Greeting, Refusal};
 use super::liveness::Visit;
+use super::memory;
 use super::peer::Peer;
 use super::shared::{Shared, TaskKind};
 
@@ -27,15 +29,25 @@ pub(super) async fn exchange(
     mut frames: Streaming<Frame>,
 ) -> Result<Response<Answers>, Status> {
     let inbound = shared.inbound().ok_or_else(|| not_serving(&shared))?;
-    let first = within_handshake(&shared, frames.message()).await?;
-    let (peer, visit) = admit(&shared, first.unwrap_or_default(), &inbound)
-        .inspect_err(|refusal| note_refusal(&shared, refusal))?;
+    let first = within_handshake(&shared, frames.message()).await?.unwrap_or_default();
+    if let Ok((peer, known)) = known_by(&shared, &first) {
+        memory::learn_known(&shared, peer, known).await?;
+    }
+    let (peer, visit) =
+        admit(&shared, first, &inbound).inspect_err(|refusal| note_refusal(&shared, refusal))?;
     let (answers, receiver) = mpsc::channel(2);
-    let welcome = Ok(shared.identity.welcome());
+    let welcome = Ok(shared.identity.welcome(shared.memory.newest(peer.node)));
     answers.try_send(welcome).map_err(|error| Status::internal(error.to_string()))?;
     let reception = Reception { shared: Arc::clone(&shared), peer, visit, inbound, frames };
     shared.spawn(TaskKind::Other, reception.run(answers));
     Ok(Response::new(ReceiverStream::new(receiver)))
+}
+
+/// What a greeting in order says that its sender knows of this node.
+fn known_by(shared: &Shared, first: &Frame) -> Result<(NodeId, u64), Refusal> {
+    let hello = first.hello.as_ref().ok_or(Refusal::NoHello)?;
+    let (peer, _) = known_peer(shared, hello)?;
+    Ok((peer.node, hello.known_incarnation))
 }
 
 /// Waits for a part of the handshake.
@@ -118,6 +130,8 @@ impl Reception {
     }
 
     async fn receive(&mut self) -> Result<(), Status> {
+        let greeting = Greeting { node: self.visit.node, incarnation: self.visit.incarnation };
+        let mut confirmed = false;
         let ended = self.visit.ended.clone();
         let ended = ended.cancelled();
         tokio::pin!(ended);
@@ -130,7 +144,12 @@ impl Reception {
                 frame = self.frames.message() => frame?,
             };
             match frame {
-                Some(frame) => self.take(frame)?,
+                Some(frame) => {
+                    if !std::mem::replace(&mut confirmed, true) {
+                        memory::confirm(&self.shared, greeting).await?;
+                    }
+                    self.take(frame)?;
+                }
                 None => return Ok(()),
             }
         }

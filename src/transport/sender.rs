@@ -14,7 +14,8 @@ use tonic::{Request, Status, Streaming};
 
 use super::codec::SenderCodec;
 use super::connection;
-use super::handshake::Refusal;
+use super::handshake::{self, Refusal};
+use super::memory;
 use super::peer::Peer;
 use super::service::EXCHANGE_PATH;
 use super::shared::Shared;
@@ -110,6 +111,7 @@ impl Attempt<'_> {
             .await
             .map_err(|_| Refusal::Late { within })??;
         let greeting = self.shared.identity.check_welcome(&welcome, self.peer.node)?;
+        memory::learn_known(self.shared, greeting.node, welcome.known_incarnation).await?;
         self.peer.liveness.welcomed(greeting)?;
         Ok(answers)
     }
@@ -119,7 +121,8 @@ impl Attempt<'_> {
         channel: tonic::transport::Channel,
     ) -> Result<(Streaming<Welcome>, Welcome), LaneError> {
         let advert = Some(self.shared.advert());
-        let hello = self.shared.identity.hello(self.peer.node, Some(self.lane), advert);
+        let known = self.shared.memory.newest(self.peer.node);
+        let hello = self.shared.identity.hello(self.peer.node, Some(self.lane), advert, known);
         let frames = self.peer.lane(self.lane).attach(hello);
         let mut client = tonic::client::Grpc::new(channel)
             .max_decoding_message_size(WELCOME_MAX_BYTES)
@@ -129,7 +132,14 @@ impl Attempt<'_> {
         })?;
         let path = PathAndQuery::from_static(EXCHANGE_PATH);
         let codec = SenderCodec { buffer_bytes: self.shared.config.frame_target_bytes };
-        let response = client.streaming(Request::new(frames), path, codec).await?;
+        let response = match client.streaming(Request::new(frames), path, codec).await {
+            Ok(response) => response,
+            Err(status) => {
+                let known = handshake::known_of_refusal(&status);
+                memory::learn_known(self.shared, self.peer.node, known).await?;
+                return Err(status.into());
+            }
+        };
         let mut answers = response.into_inner();
         match answers.message().await? {
             Some(welcome) => Ok((answers, welcome)),

@@ -18,6 +18,7 @@ use super::advert;
 use super::config::TransportConfig;
 use super::directory::PeerDirectory;
 use super::handshake::Identity;
+use super::memory::IncarnationMemory;
 use super::peer::Peer;
 use super::sender;
 use super::snapshot::{Receptions, Shipments};
@@ -32,6 +33,7 @@ pub(super) struct Shared {
     pub identity: Identity,
     pub directory: PeerDirectory,
     pub snapshots: Arc<dyn SnapshotStore>,
+    pub memory: Arc<dyn IncarnationMemory>,
     pub peers: ArcSwap<Peers>,
     pub counters: Counters,
     /// Snapshots on their way out and in.
@@ -64,11 +66,13 @@ impl Shared {
         config: TransportConfig,
         directory: PeerDirectory,
         snapshots: Arc<dyn SnapshotStore>,
+        memory: Arc<dyn IncarnationMemory>,
     ) -> Self {
         let identity = Identity {
             cluster: config.cluster.clone(),
             node: config.node,
             incarnation: config.incarnation,
+            earlier_starts: config.earlier_starts.clone(),
             address: config.address.clone(),
         };
         let limits = config.snapshot;
@@ -76,6 +80,7 @@ impl Shared {
             identity,
             directory,
             snapshots,
+            memory,
             peers: ArcSwap::default(),
             counters: Counters::default(),
             shipments: Shipments::new(&limits),
@@ -175,7 +180,9 @@ impl Shared {
         for (node, address) in wanted.iter().filter(|(node, _)| **node != self.config.node) {
             let peer = present.get(node).cloned().unwrap_or_else(|| {
                 let stop = self.stop.child_token();
-                let peer = Arc::new(Peer::new(&self.config, *node, address.clone(), stop));
+                let peer = Peer::new(&self.config, *node, address.clone(), stop);
+                peer.liveness.remember(self.memory.newest(*node));
+                let peer = Arc::new(peer);
                 added.push(Arc::clone(&peer));
                 peer
             });

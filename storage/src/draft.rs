@@ -8,7 +8,7 @@
 
 use crate::ids::{GroupId, LogIndex, LogPosition, ReplicaId, Term};
 use crate::store::LogError;
-use crate::types::{Entry, GroupMeta, GroupWrite, HardState, LogBatch};
+use crate::types::{Certainty, Entry, GroupMeta, GroupWrite, HardState, LogBatch};
 
 /// What a store holds of a group before a batch.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +23,8 @@ pub(crate) struct Standing {
     pub base: LogPosition,
     /// Index of the last entry.
     pub last: LogIndex,
+    /// Whether the log may have lost something.
+    pub certainty: Certainty,
     /// What is held cannot be read: only a write that forgets it all is taken.
     pub damage: Option<LogError>,
 }
@@ -48,6 +50,8 @@ pub(crate) struct Draft<'a> {
     pub meta: Option<&'a GroupMeta>,
     /// Hard state or base differ from what is on disk.
     pub state_changed: bool,
+    /// What is known of losses differs from what is on disk.
+    pub certainty_changed: bool,
     /// Held entries at or above this index are gone.
     pub cut: Option<LogIndex>,
     /// The new entries: contiguous slices, none empty.
@@ -82,6 +86,7 @@ impl<'a> Draft<'a> {
             destroyed: false,
             meta: None,
             state_changed: false,
+            certainty_changed: false,
             cut: None,
             fresh: Vec::new(),
         }
@@ -113,6 +118,10 @@ impl<'a> Draft<'a> {
             self.then.hard_state = state;
             self.state_changed = true;
         }
+        if let Some(certainty) = write.certainty {
+            self.certainty_changed |= certainty != self.then.certainty;
+            self.then.certainty = certainty;
+        }
         if let Some(position) = write.reset {
             self.reset(position)?;
         }
@@ -131,6 +140,8 @@ impl<'a> Draft<'a> {
             return Err(self.refused(format!("replica {replica} is to go, {held} is here")));
         }
         let tombstone = self.then.tombstone.max(Some(replica));
+        let doubted = self.then.certainty.is_in_doubt() || self.then.damage.is_some();
+        self.certainty_changed |= doubted;
         self.then = Standing { tombstone, ..Standing::default() };
         self.meta = None;
         self.destroyed = true;
@@ -173,7 +184,8 @@ impl<'a> Draft<'a> {
             return Err(self.refused("no log can start behind the last index there is"));
         }
         self.drop_entries();
-        self.then.damage = None;
+        // What is known of losses may be what cannot be read.
+        self.certainty_changed |= self.then.damage.take().is_some();
         self.then.base = position;
         self.then.last = position.index;
         self.state_changed = true;

@@ -52,13 +52,13 @@ pub use memory::{MemorySnapshots, MemoryStore, SnapshotFault, StoreFault};
 pub use rate::ByteRate;
 pub use requirement::{CapabilityError, Requirement, RequirementMode};
 #[cfg(feature = "rocksdb")]
-pub use rocks::{Identity, RocksOptions, RocksStore};
+pub use rocks::{BootId, Identity, RocksOptions, RocksStore};
 pub use snapshot::{
     SnapshotAnnouncement, SnapshotError, SnapshotRead, SnapshotReceive, SnapshotStore,
     SnapshotWrite,
 };
 pub use store::{LogError, LogStore, StoreStats};
 pub use types::{
-    Entry, EntryKind, Genesis, GroupMeta, GroupWrite, HardState, Incoming, LogBatch, Member,
-    Membership, PersistedGroup,
+    Certainty, Doubt, Entry, EntryKind, Genesis, GroupMeta, GroupWrite, HardState, Incoming,
+    LogBatch, Member, Membership, PersistedGroup,
 };

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::draft::draft;
 use crate::ids::{GroupId, LogIndex, ReplicaId, Term};
 use crate::store::{LogError, LogStore, StoreStats, store_id};
-use crate::types::{Entry, LogBatch, PersistedGroup};
+use crate::types::{Doubt, Entry, LogBatch, PersistedGroup};
 use state::State;
 
 pub use snapshots::{MemorySnapshots, SnapshotFault};
@@ -37,6 +37,9 @@ pub enum StoreFault {
     /// Syncs say that they succeeded and do nothing, until [`MemoryStore::heal`]. No host can
     /// survive this: it shows that a test would notice a loss.
     LyingSync,
+    /// The next crash takes the last durable batch with it, though its sync had succeeded, and
+    /// leaves every replica in doubt: the end of the log was damaged while power was lost.
+    LoseTail,
 }
 
 /// A [`LogStore`] in memory. Clones are handles of the same store.
@@ -53,6 +56,8 @@ struct Inner {
     /// What reads see: `durable` with `unsynced` on top.
     visible: State,
     unsynced: VecDeque<LogBatch>,
+    /// What was durable before the last batch, while [`StoreFault::LoseTail`] is asked for.
+    before_last: Option<State>,
     poisoned: bool,
     faults: BTreeSet<StoreFault>,
     stats: StoreStats,
@@ -165,7 +170,18 @@ impl Inner {
     fn settle(&mut self, at_most: usize) {
         let count = at_most.min(self.unsynced.len());
         for batch in self.unsynced.drain(..count) {
+            if self.faults.contains(&StoreFault::LoseTail) {
+                self.before_last = Some(self.durable.clone());
+            }
             self.durable.apply(&batch);
+        }
+    }
+
+    /// Goes back to what was durable before the last batch, in doubt.
+    fn lose_tail(&mut self) {
+        if self.faults.remove(&StoreFault::LoseTail) {
+            self.durable = self.before_last.take().unwrap_or_else(|| self.durable.clone());
+            self.durable.raise_doubt(Doubt::TornTail);
         }
     }
 
@@ -173,6 +189,7 @@ impl Inner {
         self.settle(keep);
         let lost = self.unsynced.len();
         self.unsynced.clear();
+        self.lose_tail();
         self.visible = self.durable.clone();
         self.poisoned = false;
         lost

@@ -3,7 +3,7 @@
 //! | where | what |
 //! |---|---|
 //! | `opening` | directory, identity, torn tails and damage: whether to open at all |
-//! | `identity`, `wal` | the identity file; a look at RocksDB's log files from outside |
+//! | `identity`, `wal`, `boot` | the identity file; a look at RocksDB's log files from outside; whether power may have been lost |
 //! | `recovery` | builds the index when a store is opened |
 //! | `index` | what is known in memory of each group |
 //! | `writing`, `reading` | from drafts to a batch; entries while the writer goes on |
@@ -16,6 +16,7 @@
 //! **Invariant:** a request looks nothing up by searching. Keys are known from the index, so
 //! that neither deleted keys nor the number of groups slow anything down.
 
+mod boot;
 mod crc32c;
 mod identity;
 mod index;
@@ -33,13 +34,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use rocksdb::{DB, WriteOptions};
+use rocksdb::{DB, WriteBatch, WriteOptions};
 
 use crate::convert::Malformed;
 use crate::draft::{Draft, Holdings, Standing, draft};
 use crate::ids::{GroupId, LogIndex, ReplicaId, Term};
 use crate::store::{LogError, LogStore, StoreStats};
-use crate::types::{Entry, LogBatch, PersistedGroup};
+use crate::types::{Certainty, Doubt, Entry, LogBatch, PersistedGroup};
 use index::{Index, Record};
 use keys::Part;
 use opening::Directory;
@@ -47,6 +48,7 @@ use reading::{Pass, Request};
 use recovery::Damage;
 use writing::{Staging, column_family};
 
+pub use boot::BootId;
 pub use identity::Identity;
 pub use options::RocksOptions;
 
@@ -103,8 +105,12 @@ impl RocksStore {
         identity: Identity,
         options: RocksOptions,
     ) -> Result<Self, LogError> {
-        let (directory, database) = Directory::open(directory, &identity, &options)?;
+        let (directory, database, certainty) = Directory::open(directory, &identity, &options)?;
         let (index, damage) = recovery::recover(&database)?;
+        if let Certainty::InDoubt(doubt) = certainty {
+            raise_doubt(&database, &index, doubt)?;
+        }
+        directory.renew(&database)?;
         for (group, error) in &damage {
             tracing::error!(%group, %error, "a group's log is damaged");
         }
@@ -130,13 +136,15 @@ impl RocksStore {
         let mut staging = Staging::new(&self.database, &self.index, self.run_bytes)?;
         let new_runs: Vec<_> = drafts.iter().map(|draft| staging.add(draft)).collect();
         let batch = staging.finish();
+        if batch.is_empty() {
+            // An empty batch in the log files means that a torn tail was dropped.
+            return Ok(());
+        }
         writer.unmarked_bytes += batch.size_in_bytes() as u64;
         for draft in drafts {
             self.index.announce(draft);
         }
-        let mut options = WriteOptions::default();
-        options.set_sync(true);
-        let written = self.database.write_opt(batch, &options);
+        let written = self.database.write_opt(batch, &synced());
         written.map_err(|error| database_error("writing", &error))?;
         for (draft, new_runs) in drafts.iter().zip(&new_runs) {
             self.index.settle(draft, new_runs);
@@ -180,12 +188,13 @@ impl LogStore for RocksStore {
 
     fn load(&self, group: GroupId) -> Result<Option<PersistedGroup>, LogError> {
         self.check_undamaged(group)?;
-        let known = |record: &Record| (record.hard_state, record.base, record.last_position());
-        let Ok((hard_state, base, last)) = self.index.look(group, known) else { return Ok(None) };
+        let known = |record: &Record| (record.standing(), record.last_position());
+        let Ok((standing, last)) = self.index.look(group, known) else { return Ok(None) };
+        let Standing { hard_state, base, certainty, .. } = standing;
         // A replica that is being destroyed may be gone from one place already.
         let Some(value) = self.replica_value(group, Part::Meta)? else { return Ok(None) };
         let meta = values::read_meta(group, value).map_err(|error| corrupt(group, &error))?;
-        Ok(Some(PersistedGroup { meta, hard_state, base, last }))
+        Ok(Some(PersistedGroup { meta, hard_state, base, last, certainty }))
     }
 
     fn tombstone(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError> {
@@ -304,6 +313,32 @@ impl fmt::Debug for RocksStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RocksStore").field("directory", &self.directory).finish_non_exhaustive()
     }
+}
+
+/// Notes beside every replica that its log may have lost something.
+fn raise_doubt(database: &DB, index: &Index, doubt: Doubt) -> Result<(), LogError> {
+    let replicas = column_family(database, keys::REPLICAS)?;
+    let (mut batch, mut value) = (WriteBatch::default(), Vec::new());
+    let in_doubt = |group| index.look(group, |record| record.certainty.is_in_doubt());
+    for group in index.groups() {
+        if !in_doubt(group)? {
+            values::doubt(group, doubt, &mut value);
+            batch.put_cf(replicas, keys::replica(group, Part::Doubt), &value);
+            index.raise_doubt(group, doubt);
+        }
+    }
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let written = database.write_opt(batch, &synced());
+    written.map_err(|error| database_error("noting what may be missing", &error))
+}
+
+/// Every write is synced before it counts.
+fn synced() -> WriteOptions {
+    let mut options = WriteOptions::default();
+    options.set_sync(true);
+    options
 }
 
 fn corrupt(group: GroupId, error: &Malformed) -> LogError {

@@ -261,6 +261,35 @@ pub struct GroupMeta {
     pub kind: String,
 }
 
+/// Why acknowledged entries, terms or votes of a replica may be missing from its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Doubt {
+    /// The log ended in a write that could not be read and may have been acknowledged: power may
+    /// have been lost since it was written.
+    TornTail,
+    /// The data directory is an older copy: peers know of a later start of the node.
+    RolledBack,
+}
+
+/// Whether a replica's log has everything that the replica ever acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Certainty {
+    /// It has, as far as the disk can tell.
+    #[default]
+    Sure,
+    /// It may not. Kept until a write settles it, also over restarts.
+    InDoubt(Doubt),
+}
+
+impl Certainty {
+    /// Whether something may be missing.
+    #[must_use]
+    pub const fn is_in_doubt(self) -> bool {
+        matches!(self, Self::InDoubt(_))
+    }
+}
+
 /// What a store knows of one replica when it is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PersistedGroup {
@@ -272,6 +301,8 @@ pub struct PersistedGroup {
     pub base: LogPosition,
     /// The last entry; equals `base` when the log is empty.
     pub last: LogPosition,
+    /// Whether the log may have lost something.
+    pub certainty: Certainty,
 }
 
 /// What one group wants written. The parts take effect in the order of the fields.
@@ -293,6 +324,8 @@ pub struct GroupWrite {
     pub entries: Vec<Entry>,
     /// Entries up to and including this one are not needed any more.
     pub compact: Option<LogPosition>,
+    /// Replace what is known of whether the log lost something.
+    pub certainty: Option<Certainty>,
 }
 
 impl GroupWrite {

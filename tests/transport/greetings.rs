@@ -142,7 +142,7 @@ fn an_answer_in_order_opens_the_lane() {
 }
 
 fn welcome_of_node_2() -> Welcome {
-    Welcome { protocol: 1, cluster: CLUSTER.into(), node: 2, incarnation: 1 }
+    Welcome { protocol: 1, cluster: CLUSTER.into(), node: 2, incarnation: 1, known_incarnation: 0 }
 }
 
 #[test]

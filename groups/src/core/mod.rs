@@ -11,6 +11,7 @@
 //! | `propose` | proposals, and who waits for them |
 //! | `reads` | linearizable reads with shared quorum rounds, and those of followers |
 //! | `lease` | reads without a round: what a leader may rely on, what a voter promised |
+//! | `doubt` | what a replica does whose log may have lost something |
 //! | `barrier` | holding back users' proposals |
 //! | `ready` | what raft wants written, sent and applied |
 //! | `apply` | handing committed entries to the state machine |
@@ -32,6 +33,7 @@ mod apply;
 mod barrier;
 mod candidacy;
 mod divergence;
+mod doubt;
 mod gate;
 mod leadership;
 mod lease;
@@ -79,6 +81,7 @@ pub use transfer::{TransferOutcome, TransferRequest, TransferTarget, TransferWai
 use apply::ApplyProgress;
 use barrier::Barrier;
 use candidacy::Candidacy;
+use doubt::Doubt;
 use leadership::Led;
 use lease::Lease;
 use leaving::{Dismissed, Leaving};
@@ -127,6 +130,8 @@ pub struct GroupCore {
     pending_requirement: u64,
     led: Option<Led>,
     lease: Lease,
+    /// The log may have lost something.
+    doubt: Option<Box<Doubt>>,
     /// Where replicas live that the membership does not know yet.
     contacts: Vec<(ReplicaId, NodeId)>,
     /// A node with a group of the same id that was created with other members.
@@ -204,8 +209,9 @@ impl GroupCore {
             // To campaign, raft would look for entries that the snapshot replaces, and panic.
             self.raw.raft.election_elapsed = 0;
         }
+        self.check_doubt(round);
         if self.will_campaign() {
-            if self.has_promised(round) {
+            if self.has_promised(round) || self.may_not_campaign_in_doubt() {
                 self.raw.raft.election_elapsed -= 1;
             } else if self.stays_out(round) {
                 self.let_timeout_pass();

@@ -9,6 +9,7 @@ use shardhost_storage::{
 use slog::Logger;
 
 use super::candidacy::Candidacy;
+use super::doubt::Doubt;
 use super::succession::Succession;
 use super::transfer::Preparation;
 use super::{GroupCore, apply::ApplyProgress, sleep::Sleep, snapshot::Snapshots};
@@ -105,6 +106,7 @@ impl GroupCore {
         let membership = Arc::new(persisted.meta.membership.clone());
         let promised = may_have_promised(&persisted);
         let config_forgets = config.bugs.has(KnownBug::ForgetVoteLock);
+        let doubt = Doubt::opened(persisted.certainty, membership.config_index);
         let published = super::status::initial(&persisted, applied, &membership);
         let mut core = Self {
             id,
@@ -130,6 +132,7 @@ impl GroupCore {
             pending_requirement: 0,
             led: None,
             lease: super::lease::Lease::opened(promised && !config_forgets),
+            doubt,
             contacts: Vec::new(),
             impostor: None,
             contradiction: Default::default(),
@@ -272,6 +275,7 @@ mod tests {
             hard_state: HardState { term: Term::new(4), vote: None, commit: LogIndex::new(15) },
             base: at(3, 10),
             last: at(4, 20),
+            certainty: Default::default(),
         }
     }
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use raft::{ProgressState, StateRole};
-use shardhost_storage::{LogIndex, LogPosition, Membership, PersistedGroup, ReplicaId, Term};
+use shardhost_storage::{
+    Certainty, LogIndex, LogPosition, Membership, PersistedGroup, ReplicaId, Term,
+};
 
 use super::GroupCore;
 use crate::status::{GroupStatus, PeerProgress, Role};
@@ -37,6 +39,10 @@ pub(super) fn initial(
         paused: false,
         impostor: None,
         asleep: false,
+        doubt: match persisted.certainty {
+            Certainty::Sure => None,
+            Certainty::InDoubt(cause) => Some(cause),
+        },
         peers: Arc::new([]),
     }
 }
@@ -87,6 +93,7 @@ impl GroupCore {
             paused: self.barrier.is_some(),
             impostor: self.impostor,
             asleep: self.sleep.is_asleep(),
+            doubt: self.doubt_cause(),
             peers: if self.leads() { Arc::clone(&self.published.peers) } else { Arc::new([]) },
         }
     }

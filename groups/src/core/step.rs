@@ -35,6 +35,10 @@ impl GroupCore {
         };
         match checked {
             Ok(()) => {}
+            Err(Refusal::LostTail) if self.doubt_cause().is_some() => {
+                self.outbid_leader(message.term);
+                return Stepped::Refused(Refusal::InDoubt);
+            }
             Err(Refusal::LostTail) => return Stepped::Fatal(self.lost_tail(&message)),
             Err(Refusal::CommittedConflict) => return self.note_contradiction(&message),
             Err(Refusal::Removed) => {
@@ -50,6 +54,9 @@ impl GroupCore {
         if self.is_for_successor(&message) {
             self.take_notice(node, &message);
             return Stepped::Taken;
+        }
+        if self.refuses_in_doubt(&message) {
+            return Stepped::Refused(Refusal::InDoubt);
         }
         self.notice_abdication(&message);
         if self.withholds_vote(&message, round) {
@@ -73,6 +80,8 @@ impl GroupCore {
             MessageKind::ReadIndex => self.take_read_index(node, &message, round),
             MessageKind::ReadIndexResponse => self.take_read_answer(&message, round),
             MessageKind::Snapshot => self.step_from_leader(message, round, Self::step_snapshot),
+            MessageKind::RecoveryRequest => self.answer_recovery(&message, round),
+            MessageKind::RecoveryResponse => self.take_recovery(&message),
             MessageKind::TransferAsk => self.answer_transfer(&message, round),
             MessageKind::TransferAnswer => self.take_transfer_answer(&message, round),
             MessageKind::TimeoutNow if !self.is_current_order(&message) => {

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use shardhost_storage::{
-    GroupId, GroupMeta, GroupWrite, HardState, LogBatch, LogIndex, LogPosition, PersistedGroup,
-    Term,
+    Certainty, GroupId, GroupMeta, GroupWrite, HardState, LogBatch, LogIndex, LogPosition,
+    PersistedGroup, Term,
 };
 
 use super::Groups;
@@ -139,6 +139,7 @@ impl Groups {
             hard_state: HardState { term: Term::new(1), vote: None, commit: LogIndex::default() },
             base: LogPosition::default(),
             last: LogPosition::default(),
+            certainty: Certainty::Sure,
         })
     }
 }

@@ -15,6 +15,7 @@ mod additions;
 mod admissions;
 mod apply_pool;
 mod create;
+mod doubt;
 mod end;
 mod inbound;
 mod inbox;
@@ -88,6 +89,8 @@ pub(crate) struct RuntimeShared {
     /// Who owns what is done with each group.
     lives: Arc<Lives>,
     stopping: AtomicBool,
+    /// A doubt about the log was raised while replicas may have been opened from it.
+    pub(crate) doubted: AtomicBool,
     health: watch::Sender<Option<HostFault>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) policies: Policies,
@@ -258,6 +261,7 @@ impl GroupsBuilder {
             population: Mutex::new(vec![(0, 0); self.workers]),
             lives: Arc::default(),
             stopping: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
             health: watch::Sender::new(None),
             clock: self.clock,
             policies: self.policies,

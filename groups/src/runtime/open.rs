@@ -165,6 +165,9 @@ impl Groups {
         }
         // The worker knows the replicas: they can be closed from here on.
         held.opened(&opened);
+        for handle in &handles {
+            self.catch_up_with_doubt(handle.id(), handle.shared().worker);
+        }
         Ok(handles)
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use shardhost_proto::peer::GroupMessage;
-use shardhost_storage::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
+use shardhost_storage::{Doubt, GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 
 use super::{Advert, PersistAck};
 use crate::core::{
@@ -125,6 +125,13 @@ pub enum Input {
         incarnation: u64,
         /// What it said.
         advert: Arc<Advert>,
+    },
+    /// The log may have lost something that these replicas acknowledged.
+    RaiseDoubt {
+        /// Which; `None`: all of the worker.
+        group: Option<GroupId>,
+        /// Why.
+        doubt: Doubt,
     },
     /// This node says this of itself from here on.
     OwnAdvert(Arc<Advert>),

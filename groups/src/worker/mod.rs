@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use shardhost_proto::peer::{GroupMessage, MessageKind};
-use shardhost_storage::{GroupId, GroupWrite, NodeId};
+use shardhost_storage::{Doubt, GroupId, GroupWrite, NodeId};
 
 use crate::apply::panic_text;
 use crate::clock::Moment;
@@ -207,6 +207,7 @@ impl WorkerCore {
                     self.queue_wakes(NodeChange::Facts);
                 }
             }
+            Input::RaiseDoubt { group, doubt } => self.raise_doubt(group, doubt),
             Input::OwnAdvert(advert) => {
                 if self.change_nodes(|nodes| nodes.note_own(advert)) {
                     self.touch_awake();
@@ -505,6 +506,14 @@ impl WorkerCore {
 
     fn deactivate(&mut self, group: GroupId) {
         self.active[slot_of(group)].remove(&group);
+    }
+
+    fn raise_doubt(&mut self, group: Option<GroupId>, doubt: Doubt) {
+        let all = || self.groups.keys().copied().collect();
+        let groups: Vec<GroupId> = group.map_or_else(all, |group| vec![group]);
+        for group in groups {
+            self.with(group, |core, round| core.raise_doubt(doubt, round));
+        }
     }
 
     fn node_live(&mut self, node: NodeId, incarnation: u64) {

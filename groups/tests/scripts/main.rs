@@ -79,7 +79,7 @@
 //! | `stall node=1 part=disk`, `resume …` | its `disk`, `machine`, `worker` or `policies` stand still when others take turns |
 //! | `crash node=1 keep=1`, `restart node=1`, `close node=1` | the process dies, and of the unsynced writes one survives; starts; closes a group |
 //! | `back-up node=1`, `put-back node=1`, `wipe node=1` | the data directory is copied; of a node that is down, the copy is put back, or the disk replaced by an empty one |
-//! | `fault node=1 in=sync`, `mend` | the next `write` or `sync` fails, `reads` of a group, an `entry index=3`; `snapshots` are damaged, there is no `space` |
+//! | `fault node=1 in=sync`, `mend` | the next `write` or `sync` fails, `reads` of a group, an `entry index=3`; `snapshots` are damaged, there is no `space`; the next crash takes the `tail` of the log with it |
 //! | `node-lost of=3`, `node-live of=3`, `unreachable node=1 of=3` | what the transport says of node 3 |
 //!
 //! | looking | |

@@ -143,6 +143,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::transport::memory::Forgetful;
     use crate::transport::{PeerDirectory, TransportConfig};
 
     #[tokio::test]
@@ -153,7 +154,8 @@ mod tests {
         let store = SnapshotFiles::open_with(directory.path(), options).unwrap();
         let config = TransportConfig::new("test", NodeId::must(1), 1, "127.0.0.1:1");
         let directory_of_peers = PeerDirectory::new([]);
-        let shared = Shared::new(config, directory_of_peers, Arc::new(store.clone()));
+        let shared =
+            Shared::new(config, directory_of_peers, Arc::new(store.clone()), Arc::new(Forgetful));
         let shared = Arc::new(shared);
         let forgetting = tokio::spawn(forget_stale(Arc::clone(&shared)));
 

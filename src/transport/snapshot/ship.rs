@@ -227,7 +227,7 @@ impl Shipping {
 
     fn header(&self, source: &dyn SnapshotRead) -> SnapshotFrame {
         let header = SnapshotHeader {
-            hello: Some(self.shared.identity.hello(self.shipment.to, None, None)),
+            hello: Some(self.shared.identity.hello(self.shipment.to, None, None, 0)),
             message: Some(self.shipment.message.clone()),
             size: source.size(),
             crc: source.crc(),

@@ -6,7 +6,9 @@ use super::Groups;
 use crate::draft::{Holdings, Standing};
 use crate::ids::{GroupId, LogIndex, LogPosition, ReplicaId, Term};
 use crate::store::LogError;
-use crate::types::{Entry, GroupMeta, GroupWrite, HardState, LogBatch, PersistedGroup};
+use crate::types::{
+    Certainty, Doubt, Entry, GroupMeta, GroupWrite, HardState, LogBatch, PersistedGroup,
+};
 
 /// All groups and tombstones of a store.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +23,7 @@ struct Replica {
     hard_state: HardState,
     base: LogPosition,
     entries: VecDeque<Entry>,
+    certainty: Certainty,
 }
 
 impl State {
@@ -49,6 +52,13 @@ impl State {
         }
     }
 
+    /// Every replica may have lost something.
+    pub fn raise_doubt(&mut self, doubt: Doubt) {
+        for replica in self.groups.values_mut() {
+            replica.certainty = Certainty::InDoubt(doubt);
+        }
+    }
+
     pub fn groups(&self) -> Vec<GroupId> {
         self.groups.keys().copied().collect()
     }
@@ -64,6 +74,7 @@ impl State {
             hard_state: replica.hard_state,
             base: replica.base,
             last: replica.last(),
+            certainty: replica.certainty,
         })
     }
 
@@ -117,6 +128,7 @@ impl Holdings for State {
             hard_state: replica.hard_state,
             base: replica.base,
             last: replica.last().index,
+            certainty: replica.certainty,
             damage: None,
         });
         Ok(held.unwrap_or(Standing { tombstone, ..Standing::default() }))
@@ -134,12 +146,16 @@ impl Replica {
             hard_state: HardState::default(),
             base: LogPosition::default(),
             entries: VecDeque::new(),
+            certainty: Certainty::default(),
         }
     }
 
     fn apply(&mut self, write: &GroupWrite) {
         if let Some(state) = write.hard_state {
             self.hard_state = state;
+        }
+        if let Some(certainty) = write.certainty {
+            self.certainty = certainty;
         }
         if let Some(position) = write.reset {
             self.entries.clear();

@@ -5,7 +5,8 @@
 //! renewals the numbers in it lag behind, and never lead.
 //!
 //! ```text
-//! magic, 8 bytes | CRC-32 of the rest, 4 | stage, 1 | sequence, 8 | log file, 8 | StoreIdentity
+//! magic, 8 bytes | CRC-32 of the rest, 4 | flags, 1 | sequence, 8 | log file, 8
+//!     | boot id, 16, if the flags say so | StoreIdentity
 //! ```
 
 use std::fs::{self, File};
@@ -16,12 +17,21 @@ use bytes::{Buf, BufMut};
 use prost::Message;
 use shardhost_proto::{DISK_FORMAT, log::StoreIdentity};
 
+use super::boot::BootId;
 use crate::ids::NodeId;
 use crate::store::{LogError, store_id};
+use crate::types::{Certainty, Doubt};
 
 const NAME: &str = "identity";
 const TEMPORARY_NAME: &str = "identity.tmp";
 const MAGIC: &[u8; 8] = b"shardlog";
+
+/// Flag: the store was finished.
+const READY: u8 = 1;
+/// Flag: the boot id follows.
+const BOOT: u8 = 2;
+/// Flag: a tail was cut that may have been acknowledged, and not every replica knows it yet.
+const IN_DOUBT: u8 = 4;
 
 /// Whose log a store keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +81,11 @@ pub(super) struct IdentityFile {
     pub sequence: u64,
     /// Number of the log file that was written: this one or a later one always exists.
     pub log_file: u64,
+    /// The run of the machine in which the log file was begun; `None`: not known.
+    pub boot: Option<BootId>,
+    /// Whether what was cut from the log may have been acknowledged. Written before it is cut, and
+    /// taken back when every replica has a note of its own.
+    pub certainty: Certainty,
     pub identity: StoreIdentity,
 }
 
@@ -105,12 +120,22 @@ impl IdentityFile {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let mut rest = vec![u8::from(self.stage == Stage::Ready)];
+        let mut rest = vec![self.flags()];
         rest.put_u64(self.sequence);
         rest.put_u64(self.log_file);
+        if let Some(boot) = self.boot {
+            rest.put_u128(boot.get());
+        }
         self.identity.encode_raw(&mut rest);
         let crc = crc32fast::hash(&rest).to_be_bytes();
         [MAGIC.as_slice(), &crc, &rest].concat()
+    }
+
+    fn flags(&self) -> u8 {
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        flag(self.stage == Stage::Ready, READY)
+            | flag(self.boot.is_some(), BOOT)
+            | flag(self.certainty.is_in_doubt(), IN_DOUBT)
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, &'static str> {
@@ -119,12 +144,20 @@ impl IdentityFile {
         if u32::from_be_bytes(*crc) != crc32fast::hash(rest) {
             return Err("its checksum is wrong");
         }
-        let stage = rest.try_get_u8().map_err(|_| "it is cut short")?;
+        let flags = rest.try_get_u8().map_err(|_| "it is cut short")?;
         let sequence = rest.try_get_u64().map_err(|_| "it is cut short")?;
         let log_file = rest.try_get_u64().map_err(|_| "it is cut short")?;
-        let stage = if stage == 0 { Stage::Creating } else { Stage::Ready };
+        let boot = match flags & BOOT {
+            0 => None,
+            _ => BootId::new(rest.try_get_u128().map_err(|_| "it is cut short")?),
+        };
+        let stage = if flags & READY == 0 { Stage::Creating } else { Stage::Ready };
+        let certainty = match flags & IN_DOUBT {
+            0 => Certainty::Sure,
+            _ => Certainty::InDoubt(Doubt::TornTail),
+        };
         let identity = StoreIdentity::decode(rest).map_err(|_| "it holds no identity")?;
-        Ok(Self { stage, sequence, log_file, identity })
+        Ok(Self { stage, sequence, log_file, boot, certainty, identity })
     }
 }
 
@@ -153,15 +186,22 @@ mod tests {
 
     fn file() -> IdentityFile {
         let identity = ours().new_store();
-        IdentityFile { stage: Stage::Ready, sequence: 70_000, log_file: 12, identity }
+        let (boot, certainty) = (BootId::new(5), Certainty::Sure);
+        let (sequence, log_file) = (70_000, 12);
+        IdentityFile { stage: Stage::Ready, sequence, log_file, boot, certainty, identity }
     }
 
     #[test]
     fn the_file_is_read_as_it_was_written() {
         let dir = tempfile::tempdir().expect("a directory");
         assert_eq!(IdentityFile::read(dir.path()), Ok(None));
-        for stage in [Stage::Creating, Stage::Ready] {
-            let file = IdentityFile { stage, ..file() };
+        let doubt = Certainty::InDoubt(Doubt::TornTail);
+        for (stage, boot, certainty) in [
+            (Stage::Creating, BootId::new(5), Certainty::Sure),
+            (Stage::Ready, BootId::new(u128::MAX), doubt),
+            (Stage::Ready, None, Certainty::Sure),
+        ] {
+            let file = IdentityFile { stage, boot, certainty, ..file() };
             file.write(dir.path()).expect("written");
             assert_eq!(IdentityFile::read(dir.path()), Ok(Some(file)));
         }

@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 use crate::draft::{Draft, Standing};
 use crate::ids::{GroupId, LogIndex, LogPosition, ReplicaId, Term};
 use crate::store::LogError;
-use crate::types::{Entry, HardState};
+use crate::types::{Certainty, Doubt, Entry, HardState};
 
 const SHARDS: usize = 64;
 
@@ -33,6 +33,7 @@ pub(super) struct Record {
     /// The replica; `None` when what it knew of itself cannot be read.
     pub replica: Option<ReplicaId>,
     pub hard_state: HardState,
+    pub certainty: Certainty,
     /// The entry before the first.
     pub base: LogPosition,
     /// Index of the last entry.
@@ -74,6 +75,7 @@ impl Record {
         Standing {
             replica: self.replica,
             hard_state: self.hard_state,
+            certainty: self.certainty,
             base: self.base,
             last: self.last,
             ..Standing::default()
@@ -173,6 +175,7 @@ impl Record {
         }
         self.replica = draft.then.replica;
         self.hard_state = draft.then.hard_state;
+        self.certainty = draft.then.certainty;
         self.base = draft.then.base;
         self.last = draft.then.last;
         self.runs.extend(new_runs);
@@ -252,6 +255,13 @@ impl Index {
     pub fn insert(&self, group: GroupId, mut record: Record) {
         record.version = self.next_version();
         self.shard(group).write().insert(group, Box::new(record));
+    }
+
+    /// Remembers that the log of a group may have lost something.
+    pub fn raise_doubt(&self, group: GroupId, doubt: Doubt) {
+        if let Some(record) = self.shard(group).write().get_mut(&group) {
+            record.certainty = Certainty::InDoubt(doubt);
+        }
     }
 
     /// All groups, ascending.

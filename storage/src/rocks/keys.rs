@@ -5,6 +5,7 @@
 //! | `default` | `identity` | whose store this is |
 //! | `replicas` | group, `m` | what the replica knows of itself |
 //! | `replicas` | group, `s` | hard state and base |
+//! | `replicas` | group, `d` | why its log may have lost something; absent: it did not |
 //! | `replicas` | group, `t` | the largest replica id destroyed |
 //! | `log` | group, first index | a run of entries |
 
@@ -22,6 +23,7 @@ pub(super) const LOG: &str = "log";
 pub(super) enum Part {
     Meta,
     State,
+    Doubt,
     Tombstone,
 }
 
@@ -30,6 +32,7 @@ pub(super) fn replica(group: GroupId, part: Part) -> [u8; 9] {
     let letter = match part {
         Part::Meta => b'm',
         Part::State => b's',
+        Part::Doubt => b'd',
         Part::Tombstone => b't',
     };
     let mut key = [letter; 9];
@@ -43,6 +46,7 @@ pub(super) fn parse_replica(key: &[u8]) -> Option<(GroupId, Part)> {
     let part = match letter {
         b"m" => Part::Meta,
         b"s" => Part::State,
+        b"d" => Part::Doubt,
         b"t" => Part::Tombstone,
         _ => return None,
     };
@@ -83,7 +87,7 @@ mod tests {
 
     #[test]
     fn replica_keys_sort_by_group_and_parse_back() {
-        let parts = [Part::Meta, Part::State, Part::Tombstone];
+        let parts = [Part::Doubt, Part::Meta, Part::State, Part::Tombstone];
         let names = || BORDERS.into_iter().flat_map(|g| parts.map(|part| (GroupId::new(g), part)));
         let keys: Vec<_> = names().map(|(group, part)| replica(group, part)).collect();
         assert!(keys.is_sorted());

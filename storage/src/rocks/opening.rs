@@ -19,9 +19,10 @@ use rustix::fs::{FlockOperation, flock};
 use shardhost_proto::log::StoreIdentity;
 
 use super::identity::{self, Identity, IdentityFile, Stage, describe, io_error};
-use super::wal::{self, WalPlace, WalState};
-use super::{RocksOptions, database_error, keys};
+use super::wal::{self, TailShape, WalDamage, WalPlace, WalState};
+use super::{BootId, RocksOptions, database_error, keys};
 use crate::store::LogError;
+use crate::types::{Certainty, Doubt};
 
 const LOCK: &str = "lock";
 const DATABASE: &str = "db";
@@ -35,17 +36,19 @@ const LOST_AND_FOUND: &str = "lost+found";
 pub(super) struct Directory {
     path: PathBuf,
     identity: StoreIdentity,
+    boot: Option<BootId>,
     /// Locked until it is closed.
     _lock: File,
 }
 
 impl Directory {
-    /// Opens or creates the store in `path`.
+    /// Opens or creates the store in `path`. Whether something was cut from its log that may have
+    /// been acknowledged is asked again at every opening until [`renew`](Self::renew) is called.
     pub fn open(
         path: &Path,
         identity: &Identity,
         options: &RocksOptions,
-    ) -> Result<(Self, DB), LogError> {
+    ) -> Result<(Self, DB, Certainty), LogError> {
         create_directory(path).map_err(|error| io_error("creating the directory", &error))?;
         let lock = lock(path)?;
         let file = IdentityFile::read(path)?;
@@ -53,7 +56,8 @@ impl Directory {
             identity.check(&file.identity, path)?;
         }
         let opening = Opening { path, database: path.join(DATABASE), options };
-        let (identity, database) = match (file, opening.database.join("CURRENT").exists()) {
+        let present = opening.database.join("CURRENT").exists();
+        let Opened { identity, database, certainty } = match (file, present) {
             (Some(file), true) if file.stage == Stage::Ready => opening.existing(file)?,
             (Some(file), false) if file.stage == Stage::Ready => {
                 return Err(lost(&opening.database, "the database is gone"));
@@ -64,9 +68,8 @@ impl Directory {
                 opening.create(identity.new_store())?
             }
         };
-        let directory = Self { path: path.to_owned(), identity, _lock: lock };
-        directory.renew(&database)?;
-        Ok((directory, database))
+        let directory = Self { path: path.to_owned(), identity, boot: options.boot, _lock: lock };
+        Ok((directory, database, certainty))
     }
 
     /// Which store it is.
@@ -74,7 +77,8 @@ impl Directory {
         self.identity.store
     }
 
-    /// Notes in the identity file how far the log has come.
+    /// Notes in the identity file how far the log has come, that it is written in this run of the
+    /// machine, and that every replica knows of what may be missing.
     pub fn renew(&self, database: &DB) -> Result<(), LogError> {
         let files = wal::files(&self.path.join(DATABASE))
             .map_err(|error| io_error("listing the log files", &error))?;
@@ -82,6 +86,8 @@ impl Directory {
             stage: Stage::Ready,
             sequence: database.latest_sequence_number(),
             log_file: files.last().map_or(0, |(number, _)| *number),
+            boot: self.boot,
+            certainty: Certainty::Sure,
             identity: self.identity.clone(),
         };
         file.write(&self.path)
@@ -93,6 +99,13 @@ struct Opening<'a> {
     path: &'a Path,
     database: PathBuf,
     options: &'a RocksOptions,
+}
+
+/// A database that was opened.
+struct Opened {
+    identity: StoreIdentity,
+    database: DB,
+    certainty: Certainty,
 }
 
 impl Opening<'_> {
@@ -117,11 +130,13 @@ impl Opening<'_> {
 
     /// Creates the store. When it was begun before, it starts over: nothing was ever
     /// acknowledged from it.
-    fn create(&self, identity: StoreIdentity) -> Result<(StoreIdentity, DB), LogError> {
+    fn create(&self, identity: StoreIdentity) -> Result<Opened, LogError> {
         let begun = IdentityFile {
             stage: Stage::Creating,
             sequence: 0,
             log_file: 0,
+            boot: self.options.boot,
+            certainty: Certainty::Sure,
             identity: identity.clone(),
         };
         begun.write(self.path)?;
@@ -137,20 +152,53 @@ impl Opening<'_> {
             .and_then(|()| database.flush())
             .map_err(|error| database_error("creating the log", &error))?;
         sync_directory(&self.database)?;
-        Ok((identity, database))
+        Ok(Opened { identity, database, certainty: Certainty::Sure })
     }
 
-    fn existing(&self, file: IdentityFile) -> Result<(StoreIdentity, DB), LogError> {
+    fn existing(&self, file: IdentityFile) -> Result<Opened, LogError> {
         self.check_log_files(&file)?;
         let state = wal::inspect(&self.database)
             .map_err(|error| io_error("inspecting the log files", &error))?;
-        let database = match state {
-            WalState::Whole => self.whole()?,
-            WalState::TornTail(place) => self.cut(&place)?,
-            WalState::Damaged(place) => return Err(damaged(&place)),
+        let (database, certainty) = match state {
+            WalState::Whole => (self.whole()?, file.certainty),
+            WalState::TornTail(place, shape) => self.torn(&place, shape, &file)?,
+            WalState::Damaged(place, damage) => return Err(damaged(&place, damage)),
         };
         self.check_past(&file, &database)?;
-        Ok((file.identity, database))
+        Ok(Opened { identity: file.identity, database, certainty })
+    }
+
+    /// The last write cannot be read: was it acknowledged?
+    ///
+    /// | | written in this run of the machine | power may have been lost since |
+    /// |---|---|---|
+    /// | the file ends within it | no | no |
+    /// | anything else | yes, and it was damaged | unknown |
+    fn torn(
+        &self,
+        place: &WalPlace,
+        shape: TailShape,
+        file: &IdentityFile,
+    ) -> Result<(DB, Certainty), LogError> {
+        let (name, offset) = (place.file.display(), place.offset);
+        let same_boot = file.boot.is_some() && file.boot == self.options.boot;
+        match shape {
+            TailShape::CutShort => {
+                tracing::warn!(file = %name, offset,
+                    "the log ends within a write that was never acknowledged: cutting it");
+                Ok((self.cut(place)?, file.certainty))
+            }
+            TailShape::Garbled if same_boot => Err(garbled(place)),
+            TailShape::Garbled => {
+                tracing::error!(file = %name, offset,
+                    "the last write of the log cannot be read, and power may have been lost since: \
+                     it may have been acknowledged. Cutting it; the replicas of this host take \
+                     part in no election before their peers have said what they hold");
+                let certainty = Certainty::InDoubt(Doubt::TornTail);
+                IdentityFile { certainty, ..file.clone() }.write(self.path)?;
+                Ok((self.cut(place)?, certainty))
+            }
+        }
     }
 
     fn whole(&self) -> Result<DB, LogError> {
@@ -160,11 +208,9 @@ impl Opening<'_> {
     /// Lets RocksDB drop a torn tail. The file that had it must be gone for good before anything
     /// else is written: a later write behind it would make it look like damage.
     fn cut(&self, place: &WalPlace) -> Result<DB, LogError> {
-        let (file, offset) = (place.file.display(), place.offset);
-        tracing::warn!(%file, offset, "the log ends in a write that was never acknowledged: cutting it");
         let database = self.database(DBRecoveryMode::PointInTime, Creation::MustExist)?;
         if place.file.exists() {
-            let message = format!("{file} is still there");
+            let message = format!("{} is still there", place.file.display());
             return Err(LogError::Io { action: "cutting a torn tail", message });
         }
         sync_directory(&self.database)?;
@@ -241,14 +287,22 @@ enum Creation {
     MustExist,
 }
 
+/// Creates a directory where there is none, durably. An earlier attempt may have died before its
+/// sync, so that one that is there is synced into its parent all the same.
 fn create_directory(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    if !path.is_dir() {
+        if !parent.is_dir() {
+            create_directory(parent)?;
+        }
+        fs::create_dir(path)?;
     }
-    fs::create_dir_all(path)?;
-    path.parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+    match File::open(parent) {
+        // Another user made it, who may look into the parent.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        parent => parent?.sync_all(),
+    }
 }
 
 fn lock(path: &Path) -> Result<File, LogError> {
@@ -269,10 +323,29 @@ fn sync_directory(path: &Path) -> Result<(), LogError> {
         .map_err(|error| io_error("syncing the directory of the database", &error))
 }
 
-fn damaged(place: &WalPlace) -> LogError {
-    let message = "a write that was acknowledged cannot be read; others follow it".to_owned();
+fn damaged(place: &WalPlace, damage: WalDamage) -> LogError {
+    corrupt(
+        place,
+        match damage {
+            WalDamage::Followed => "a write that was acknowledged cannot be read; others follow it",
+            WalDamage::WrongLength => {
+                "the length of the last write was changed after it was written"
+            }
+        },
+    )
+}
+
+fn garbled(place: &WalPlace) -> LogError {
+    corrupt(
+        place,
+        "the last write cannot be read although it has its full length, and power was not lost \
+         since: it was changed after it was acknowledged",
+    )
+}
+
+fn corrupt(place: &WalPlace, message: &str) -> LogError {
     let place = format!("{} offset {}", place.file.display(), place.offset);
-    LogError::Corrupt { place, message }
+    LogError::Corrupt { place, message: message.to_owned() }
 }
 
 fn lost(path: &Path, message: &str) -> LogError {
@@ -290,12 +363,21 @@ mod tests {
 
     fn open(path: &Path) -> Result<Directory, LogError> {
         let options = RocksOptions { write_buffer_bytes: 65536, ..RocksOptions::default() };
-        Directory::open(path, &ours(), &options).map(|(directory, _)| directory)
+        let (directory, database, _) = Directory::open(path, &ours(), &options)?;
+        directory.renew(&database)?;
+        Ok(directory)
     }
 
     fn begin(path: &Path) {
         let identity = ours().new_store();
-        let begun = IdentityFile { stage: Stage::Creating, sequence: 0, log_file: 0, identity };
+        let begun = IdentityFile {
+            stage: Stage::Creating,
+            sequence: 0,
+            log_file: 0,
+            boot: None,
+            certainty: Certainty::Sure,
+            identity,
+        };
         begun.write(path).expect("written");
     }
 

@@ -3,6 +3,8 @@
 
 use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Options};
 
+use super::boot::BootId;
+
 const MIB: usize = 1024 * 1024;
 
 /// What can be chosen about a [`super::RocksStore`].
@@ -23,6 +25,10 @@ pub struct RocksOptions {
     pub run_bytes: u64,
     /// Bytes written after which the high-water mark outside the database is renewed.
     pub high_water_bytes: u64,
+    /// Which run of the machine this is; `None`: not known. By default what the system says. When
+    /// it is not the one in which the log was written, power may have been lost since, and a last
+    /// write that cannot be read is no proof of damage.
+    pub boot: Option<BootId>,
 }
 
 impl Default for RocksOptions {
@@ -34,6 +40,7 @@ impl Default for RocksOptions {
             background_jobs: 2,
             run_bytes: 128 * 1024,
             high_water_bytes: 16 * MIB as u64,
+            boot: BootId::current(),
         }
     }
 }

@@ -16,6 +16,7 @@ use super::{database_error, values};
 use crate::convert::Malformed;
 use crate::ids::{GroupId, LogIndex};
 use crate::store::LogError;
+use crate::types::{Certainty, Doubt};
 
 /// Damaged groups and what is wrong with them.
 pub(super) type Damage = BTreeMap<GroupId, LogError>;
@@ -48,6 +49,7 @@ impl Recovery {
             let taken = match part {
                 Part::Meta => self.meta(group, value.into_vec()),
                 Part::State => self.state(group, value.into_vec()),
+                Part::Doubt => self.doubt(group, value.into_vec()),
                 Part::Tombstone => continue,
             };
             if let Err(error) = taken {
@@ -71,6 +73,14 @@ impl Recovery {
         found.record.last = base.index;
         found.has_state = true;
         Ok(())
+    }
+
+    fn doubt(&mut self, group: GroupId, value: Vec<u8>) -> Result<(), Malformed> {
+        let doubt = values::read_doubt(group, value);
+        // Whatever it says, it would not stand there if nothing were in doubt.
+        let cause = doubt.as_ref().map_or(Doubt::TornTail, |doubt| *doubt);
+        self.groups.entry(group).or_default().record.certainty = Certainty::InDoubt(cause);
+        doubt.map(|_| ())
     }
 
     fn log(&mut self, database: &DB) -> Result<(), LogError> {

@@ -10,7 +10,7 @@ use crate::convert::{
 };
 use crate::frame;
 use crate::ids::{GroupId, LogPosition, ReplicaId};
-use crate::types::{GroupMeta, HardState};
+use crate::types::{Doubt, GroupMeta, HardState};
 
 /// Value of what a replica knows of itself.
 pub(super) fn meta(meta: &GroupMeta, out: &mut Vec<u8>) {
@@ -27,6 +27,15 @@ pub(super) fn state(group: GroupId, state: &HardState, base: LogPosition, out: &
 /// Value of the largest replica id destroyed.
 pub(super) fn tombstone(group: GroupId, replica: ReplicaId, out: &mut Vec<u8>) {
     seal(group, &log::Tombstone { replica: replica.get() }, out);
+}
+
+/// Value of why a log may have lost something.
+pub(super) fn doubt(group: GroupId, doubt: Doubt, out: &mut Vec<u8>) {
+    let cause = match doubt {
+        Doubt::TornTail => log::doubt::Cause::TornTail,
+        Doubt::RolledBack => log::doubt::Cause::RolledBack,
+    };
+    seal(group, &log::Doubt { cause: cause.into() }, out);
 }
 
 /// Reads what [`meta`] wrote.
@@ -55,6 +64,18 @@ pub(super) fn read_tombstone(group: GroupId, value: Vec<u8>) -> Result<ReplicaId
     let message = open::<log::Tombstone>("tombstone", group, value)?;
     ReplicaId::new(message.replica)
         .ok_or_else(|| Malformed::new("tombstone", "the replica id is zero"))
+}
+
+/// Reads what [`doubt`] wrote.
+pub(super) fn read_doubt(group: GroupId, value: Vec<u8>) -> Result<Doubt, Malformed> {
+    let message = open::<log::Doubt>("doubt", group, value)?;
+    match message.cause() {
+        log::doubt::Cause::TornTail => Ok(Doubt::TornTail),
+        log::doubt::Cause::RolledBack => Ok(Doubt::RolledBack),
+        log::doubt::Cause::Unspecified => {
+            Err(Malformed::new("doubt", format!("its cause {} is unknown", message.cause)))
+        }
+    }
 }
 
 fn seal(group: GroupId, message: &impl Message, out: &mut Vec<u8>) {
@@ -107,6 +128,9 @@ mod tests {
         assert_eq!(read_state(GROUP, value), Ok((hard_state, base)));
         let value = written(|out| tombstone(GROUP, replica, out));
         assert_eq!(read_tombstone(GROUP, value), Ok(replica));
+        for cause in [Doubt::TornTail, Doubt::RolledBack] {
+            assert_eq!(read_doubt(GROUP, written(|out| doubt(GROUP, cause, out))), Ok(cause));
+        }
     }
 
     #[test]
@@ -121,6 +145,8 @@ mod tests {
             read_state(GROUP, written(|out| seal(GROUP, &log::ReplicaState::default(), out)))
                 .is_err()
         );
+        let causeless = written(|out| seal(GROUP, &log::Doubt::default(), out));
+        assert!(read_doubt(GROUP, causeless).is_err());
         for length in 0..value.len() {
             assert!(read_meta(GROUP, value[..length].to_vec()).is_err());
         }

@@ -9,7 +9,7 @@ use crate::draft::Draft;
 use crate::ids::LogIndex;
 use crate::run;
 use crate::store::LogError;
-use crate::types::Entry;
+use crate::types::{Certainty, Entry};
 
 /// Entries after which a run is ended, however small they are.
 const RUN_ENTRIES: usize = 4096;
@@ -40,6 +40,7 @@ impl<'a> Staging<'a> {
     /// Adds what a draft changes; returns the first indexes of the runs it adds.
     pub fn add(&mut self, draft: &Draft<'_>) -> Vec<LogIndex> {
         self.replica(draft);
+        self.certainty(draft);
         self.delete_stale_runs(draft);
         self.put_runs(draft)
     }
@@ -65,6 +66,19 @@ impl<'a> Staging<'a> {
         if draft.state_changed {
             values::state(group, &then.hard_state, then.base, &mut self.value);
             self.put(draft, Part::State);
+        }
+    }
+
+    fn certainty(&mut self, draft: &Draft<'_>) {
+        match draft.then.certainty {
+            _ if !draft.certainty_changed => {}
+            Certainty::Sure => {
+                self.batch.delete_cf(self.replicas, keys::replica(draft.group, Part::Doubt));
+            }
+            Certainty::InDoubt(doubt) => {
+                values::doubt(draft.group, doubt, &mut self.value);
+                self.put(draft, Part::Doubt);
+            }
         }
     }
 

@@ -19,13 +19,15 @@ impl Subject for InMemory {
 }
 
 #[cfg(feature = "rocksdb")]
-pub use on_disk::{OnDisk, identity, open, small};
+pub use on_disk::{OnDisk, identity, open, open_after_power_loss, small};
 
 #[cfg(feature = "rocksdb")]
 mod on_disk {
     use std::path::Path;
 
-    use shardhost_storage::{Identity, LogError, LogStore, NodeId, RocksOptions, RocksStore};
+    use shardhost_storage::{
+        BootId, Identity, LogError, LogStore, NodeId, RocksOptions, RocksStore,
+    };
     use tempfile::TempDir;
 
     use super::Subject;
@@ -89,8 +91,15 @@ mod on_disk {
         }
     }
 
-    /// Opens a store of ours.
+    /// Opens a store of ours, in the run of the machine that goes on.
     pub fn open(path: &Path) -> Result<RocksStore, LogError> {
         RocksStore::open(path, identity(), small())
+    }
+
+    /// Opens a store of ours as if the machine had been started anew since.
+    pub fn open_after_power_loss(path: &Path) -> Result<RocksStore, LogError> {
+        let current = BootId::current().map_or(0, BootId::get);
+        let boot = BootId::new(current.wrapping_add(1).max(1));
+        RocksStore::open(path, identity(), RocksOptions { boot, ..small() })
     }
 }

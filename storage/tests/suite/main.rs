@@ -8,6 +8,7 @@
 //! | `snapshot_files` | what can happen to files |
 //! | `differential` | random batches: RocksDB's store against the one in memory |
 //! | `crash`, `identity`, `damage` | what RocksDB's store says to damaged and foreign directories |
+//! | `torn` | what becomes of a last write that cannot be read, and of crashes while it is cut |
 //! | `space` | its size on disk and in memory |
 //!
 //! The rules of both seams are part of the library: `shardhost_storage::testing`.
@@ -30,3 +31,5 @@ mod identity;
 mod images;
 #[cfg(feature = "rocksdb")]
 mod space;
+#[cfg(feature = "rocksdb")]
+mod torn;

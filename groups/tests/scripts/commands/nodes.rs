@@ -67,6 +67,7 @@ impl Cluster {
         match what.as_str() {
             "write" => node.store.inject(StoreFault::Write),
             "sync" => node.store.inject(StoreFault::Sync),
+            "tail" => node.store.inject(StoreFault::LoseTail),
             "reads" => node.store.inject(StoreFault::Reads(group)),
             "entry" => {
                 let index = index.ok_or("index= is missing")?;

@@ -1,7 +1,8 @@
 //! What a store must do with what it is told to write.
 
 use crate::{
-    GroupId, GroupWrite, HardState, LogBatch, LogError, LogPosition, LogStore, ReplicaId, Term,
+    Certainty, Doubt, GroupId, GroupWrite, HardState, LogBatch, LogError, LogPosition, LogStore,
+    ReplicaId, Term,
 };
 
 use super::Subject;
@@ -426,6 +427,27 @@ pub fn large_runs_are_read_whole_and_in_part(subject: &mut dyn Subject) {
         let expected = [entries(1, 9_001..=14_999), entries(2, 15_000..=15_001)].concat();
         assert_eq!(read(store, GROUP, 9_001, 15_002), Ok(expected));
         assert_eq!(read(store, GROUP, 12_345, 12_346), Ok(entries(1, 12_345..=12_345)));
+        subject.reopen();
+    }
+}
+
+/// A doubt about what a log lost stays until a write settles it, and goes with the replica.
+pub fn what_is_in_doubt_stays_so_until_it_is_settled(subject: &mut dyn Subject) {
+    let with =
+        |group, certainty| GroupWrite { certainty: Some(certainty), ..GroupWrite::new(group) };
+    let doubt = Certainty::InDoubt(Doubt::RolledBack);
+    let others = [GroupId::new(1), GroupId::new(2)];
+    write_all(subject.store(), [create(GROUP), create(others[0]), create(others[1])]);
+    assert_eq!(load(subject.store(), GROUP).certainty, Certainty::Sure);
+    write_all(
+        subject.store(),
+        [with(GROUP, doubt), with(others[0], doubt), with(others[1], doubt)],
+    );
+    write_all(subject.store(), [append(GROUP, 1, 1..=3), with(others[0], Certainty::Sure)]);
+    write_all(subject.store(), [destroy(others[1], 1), create_replica(others[1], 2)]);
+    for _ in 0..2 {
+        let found = [GROUP, others[0], others[1]].map(|g| load(subject.store(), g).certainty);
+        assert_eq!(found, [doubt, Certainty::Sure, Certainty::Sure]);
         subject.reopen();
     }
 }

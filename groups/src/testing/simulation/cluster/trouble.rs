@@ -75,6 +75,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// With the next crash of the node, the batch that was durable last is lost, and every replica
+    /// is in doubt.
+    pub fn lose_tail_at_crash(&mut self, id: NodeId) {
+        self.tell(|| format!("{id:?} is going to lose the end of its log"));
+        self.nodes[&id].store.inject(StoreFault::LoseTail);
+    }
+
     /// The process starts after so many milliseconds.
     pub fn restart_later(&mut self, node: NodeId, delay: u64) {
         self.after(delay, Event::Restart { node });

@@ -1,0 +1,81 @@
+//! What outlives the process: which starts of its peers a host has seen, and that its own data
+//! directory was rolled back.
+
+use std::fmt::Debug;
+use std::io;
+use std::sync::Arc;
+
+use shardhost_storage::NodeId;
+use tonic::Status;
+
+use super::handshake::{Greeting, Rollback};
+use super::shared::Shared;
+
+/// Keeps what a host knows of the starts of nodes. Both calls block until what they are told is
+/// durable.
+pub trait IncarnationMemory: Debug + Send + Sync {
+    /// The newest incarnation of a peer that was ever seen; 0: none.
+    fn newest(&self, node: NodeId) -> u64;
+
+    /// A peer was seen.
+    ///
+    /// # Errors
+    /// When it cannot be kept.
+    fn saw(&self, node: NodeId, incarnation: u64) -> io::Result<()>;
+
+    /// A peer knows of a later start of this node than its data directory. When this returns, no
+    /// replica votes as if it had everything that it acknowledged.
+    ///
+    /// # Errors
+    /// When that cannot be kept.
+    fn rolled_back(&self, rollback: Rollback) -> io::Result<()>;
+}
+
+/// Remembers nothing, as a host without a data directory.
+#[derive(Debug, Default)]
+pub struct Forgetful;
+
+impl IncarnationMemory for Forgetful {
+    fn newest(&self, _: NodeId) -> u64 {
+        0
+    }
+    fn saw(&self, _: NodeId, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn rolled_back(&self, _: Rollback) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes in what a peer says that it knows of this node, before any message of the stream is taken
+/// or sent.
+pub(super) async fn learn_known(
+    shared: &Arc<Shared>,
+    by: NodeId,
+    known: u64,
+) -> Result<(), Status> {
+    let Some(rollback) = shared.identity.check_known(by, known) else { return Ok(()) };
+    let memory = Arc::clone(&shared.memory);
+    keep(by, move || memory.rolled_back(rollback)).await
+}
+
+/// A peer has read the answer to its greeting: it heard what was known of it before. Only from here
+/// on its new start stands for the earlier ones, and before anything is taken from it.
+pub(super) async fn confirm(shared: &Arc<Shared>, greeting: Greeting) -> Result<(), Status> {
+    if greeting.incarnation <= shared.memory.newest(greeting.node) {
+        return Ok(());
+    }
+    let memory = Arc::clone(&shared.memory);
+    keep(greeting.node, move || memory.saw(greeting.node, greeting.incarnation)).await
+}
+
+async fn keep(
+    node: NodeId,
+    write: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> Result<(), Status> {
+    let kept = tokio::task::spawn_blocking(write).await;
+    kept.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
+        tracing::error!(%error, %node, "cannot keep what a greeting says of incarnations");
+        Status::unavailable(format!("cannot keep what a greeting says: {error}"))
+    })
+}
