@@ -202,15 +202,35 @@ impl Node {
         run(&[arguments, &["--at", &self.address]].concat()).await
     }
 
-    /// Waits until it leads a group, and returns what it says of it.
+    /// Waits until it leads a group and has decided about serving it, and returns what it says.
     pub async fn await_leading(&self, group: &str) -> Value {
+        let leads = |shown: &Value| {
+            shown["role"] == "leader" && (shown["serving"] == true || !shown["caretaker"].is_null())
+        };
+        self.await_json(&["group", "show", group, "--json"], leads).await
+    }
+
+    /// Repeats a command that looks until what it prints as JSON is so. What one screen shows, another
+    /// one may show a moment later.
+    pub async fn await_json(&self, arguments: &[&str], is: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let shown = self.run(&["group", "show", group, "--json"]).await.json();
-            if shown["role"] == "leader" {
+            let shown = self.run(arguments).await.json();
+            if is(&shown) {
                 return shown;
             }
-            assert!(Instant::now() < deadline, "not in time: {shown}");
+            assert!(Instant::now() < deadline, "not in time: {arguments:?}: {shown}");
+        }
+    }
+
+    /// Repeats a command that looks until what it prints contains all of this.
+    pub async fn await_text(&self, arguments: &[&str], parts: &[&str]) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let shown = self.run(arguments).await.ok();
+            let missing = parts.iter().find(|part| !shown.contains(**part));
+            let Some(missing) = missing else { return };
+            assert!(Instant::now() < deadline, "not in time: {arguments:?}: {missing}: {shown}");
         }
     }
 

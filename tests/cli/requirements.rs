@@ -1,6 +1,6 @@
 //! What an operator says and sees of requirements and capabilities.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::process::Node;
@@ -26,17 +26,14 @@ async fn what_nodes_have_and_groups_require_is_on_every_screen() {
     let status = node.run(&["status", "--json"]).await.json();
     assert_eq!(status["nodes"][0]["capabilities"], json!(["fifo", "ssd"]), "{status}");
     assert_eq!(status["nodes"][0]["draining"], false, "{status}");
-    assert!(node.run(&["status"]).await.ok().contains("fifo, ssd"));
-    let shown = node.run(&["group", "show", QUEUE, "--json"]).await.json();
-    assert_eq!(shown["requirement"], json!({ "capabilities": ["fifo"], "soft": false }));
-    assert_eq!(shown["caretaker"], json!(null));
-    assert!(node.run(&["group", "list"]).await.ok().contains("fifo"));
-    let shown = node.run(&["group", "show", TABLE]).await.ok();
-    assert!(shown.contains("nothing"), "{shown}");
-    let why = node.run(&["leader", "why", QUEUE]).await.ok();
-    for told in ["is led by node 1", "and served", "it requires fifo", "fifo, ssd"] {
-        assert!(why.contains(told), "{told}: {why}");
-    }
+    node.await_text(&["status"], &["fifo, ssd"]).await;
+    let required = json!({ "capabilities": ["fifo"], "soft": false });
+    let meets = |shown: &Value| shown["requirement"] == required && shown["caretaker"].is_null();
+    node.await_json(&["group", "show", QUEUE, "--json"], meets).await;
+    node.await_text(&["group", "list"], &["fifo"]).await;
+    node.await_text(&["group", "show", TABLE], &["nothing"]).await;
+    let parts = ["is led by node 1", "and served", "it requires fifo", "fifo, ssd"];
+    node.await_text(&["leader", "why", QUEUE], &parts).await;
     node.stop().await;
 }
 
@@ -56,23 +53,21 @@ async fn a_requirement_that_nobody_meets_is_refused_meant_explained_and_taken_ba
 
     let meant = node.run(&["group", "require", TABLE, "gpu", "--even-if-nobody"]).await.ok();
     assert!(meant.contains("group 1000000 requires gpu"), "{meant}");
-    let why = node.run(&["leader", "why", TABLE]).await.ok();
-    for told in ["serves nobody: node 1 lacks gpu", "no, lacks gpu", "group require 1000000"] {
-        assert!(why.contains(told), "{told}: {why}");
-    }
-    let why = node.run(&["leader", "why", TABLE, "--json"]).await.json();
-    assert_eq!((&why["leader_node"], &why["serving"]), (&json!(1), &json!(false)), "{why}");
+    let parts = ["serves nobody: node 1 lacks gpu", "no, lacks gpu", "group require 1000000"];
+    node.await_text(&["leader", "why", TABLE], &parts).await;
+    let closed = |why: &Value| why["leader_node"] == 1 && why["serving"] == false;
+    let why = node.await_json(&["leader", "why", TABLE, "--json"], closed).await;
     assert_eq!(why["voters"][0]["lacking"], json!(["gpu"]), "{why}");
-    let shown = node.run(&["group", "show", TABLE]).await.ok();
-    assert!(shown.contains("caretaker, serves nobody: node 1 lacks gpu"), "{shown}");
-    let status = node.run(&["status", "--json"]).await.json();
-    assert_eq!(status["nodes"][0]["caretakers"], 1, "{status}");
+    let closed = ["caretaker, serves nobody: node 1 lacks gpu"];
+    node.await_text(&["group", "show", TABLE], &closed).await;
+    let counted = |status: &Value| status["nodes"][0]["caretakers"] == 1;
+    node.await_json(&["status", "--json"], counted).await;
     let moved = node.run(&["leader", "transfer", TABLE]).await;
     assert!(moved.stderr.contains("no healthy target"), "{moved:?}");
 
     let soft = node.run(&["group", "require", TABLE, "gpu", "--soft", "--json"]).await.json();
     assert_eq!(soft["requirement"], json!({ "capabilities": ["gpu"], "soft": true }), "{soft}");
-    assert!(node.run(&["leader", "why", TABLE]).await.ok().contains("and served"));
+    node.await_text(&["leader", "why", TABLE], &["and served"]).await;
     node.run(&["group", "require", TABLE, "--nothing"]).await.ok();
     node.run(&["table", "put", "color", "blue"]).await.ok();
     node.stop().await;
