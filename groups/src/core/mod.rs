@@ -88,14 +88,15 @@ use leaving::{Dismissed, Leaving};
 use membership::PendingChange;
 use propose::{PlacedWaiter, QueuedProposal};
 use reads::Reads;
+use ready::Taken;
 use sleep::Sleep;
 use snapshot::Snapshots;
 use succession::Succession;
 use transfer::{Preparation, Transfer};
 
-/// Readies of raft in one round. Each carries all that is to be done, so a second one only has what
-/// the first brought about.
-const MAX_READIES: u32 = 64;
+/// Readies of raft in one round that carry nothing. One that carries something makes progress: it
+/// hands out entries or messages that are handed out once.
+const MAX_EMPTY_READIES: u32 = 8;
 
 /// One replica of one group.
 pub struct GroupCore {
@@ -256,14 +257,13 @@ impl GroupCore {
     }
 
     fn take_readies(&mut self, round: &mut Round) {
-        let mut left = MAX_READIES;
+        let mut empty = 0;
         while self.raw.has_ready() {
-            if left == 0 {
-                let text = format!("raft finds no end: {MAX_READIES} readies in one round");
+            empty += u32::from(self.take_ready(round) == Taken::Nothing);
+            if empty > MAX_EMPTY_READIES {
+                let text = format!("raft finds no end: {empty} empty readies in one round");
                 return round.fault(self.id, GroupFault::Invariant(text.into()));
             }
-            left -= 1;
-            self.take_ready(round);
             self.observe_leadership(round);
         }
     }

@@ -6,7 +6,7 @@
 //! with the log task and is released by the writer after the sync.
 
 use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType};
-use raft::{GetEntriesContext, ProgressState, Storage};
+use raft::{GetEntriesContext, ProgressState, Ready, Storage};
 use shardhost_proto::peer::MessageKind;
 use shardhost_storage::{Genesis, GroupWrite, LogPosition};
 
@@ -27,10 +27,31 @@ const COMMIT_LAG: u64 = 512;
 const COMMIT_QUIET_TICKS: u16 = 5;
 const COMMIT_TICKS: u64 = 50;
 
+/// What a ready carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    Something,
+    Nothing,
+}
+
+impl Taken {
+    fn from(ready: &Ready) -> Self {
+        let nothing = ready.entries().is_empty()
+            && ready.committed_entries().is_empty()
+            && ready.messages().is_empty()
+            && ready.persisted_messages().is_empty()
+            && ready.read_states().is_empty()
+            && ready.snapshot().is_empty()
+            && ready.hs().is_none();
+        if nothing { Self::Nothing } else { Self::Something }
+    }
+}
+
 impl GroupCore {
     /// Handles one ready of raft.
-    pub(super) fn take_ready(&mut self, round: &mut Round) {
+    pub(super) fn take_ready(&mut self, round: &mut Round) -> Taken {
         let mut ready = self.raw.ready();
+        let taken = Taken::from(&ready);
         let number = ready.number();
         let at_once = ready.take_messages();
         let after_sync = ready.take_persisted_messages();
@@ -56,6 +77,7 @@ impl GroupCore {
             self.confirm_reads(&state.request_ctx, state.index);
         }
         self.release(committed, round);
+        taken
     }
 
     fn write_of(
