@@ -1,6 +1,7 @@
 //! Who waits for a proposal, and how the outcome reaches them.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -60,7 +61,14 @@ impl Waiter {
     pub fn resolve(self, outcome: ProposeOutcome) {
         match self {
             Self::One(sender) => drop(sender.send(outcome)),
-            Self::Sink { sink, token } => sink.complete(token, outcome),
+            Self::Sink { sink, token } => {
+                // A user's code: its panic must not end the thread of all groups.
+                let complete = AssertUnwindSafe(|| sink.complete(token, outcome));
+                if let Err(panic) = catch_unwind(complete) {
+                    let panic = crate::apply::panic_text(&*panic);
+                    tracing::error!(token, %panic, "a sink of proposals panicked");
+                }
+            }
         }
     }
 }

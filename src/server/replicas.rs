@@ -34,9 +34,11 @@ pub(super) fn empty_machine_of(
     group: GroupId,
     kind: &str,
 ) -> Result<Box<dyn StateMachine>, String> {
-    let machine = machine_of(state, group, kind)?;
-    state.make_empty(group).map_err(|error| error.to_string())?;
-    Ok(machine)
+    // A machine that is made before its state is emptied would belong to what was removed.
+    if matches!(kind, TABLE_KIND | QUEUE_KIND) {
+        state.make_empty(group).map_err(|error| error.to_string())?;
+    }
+    machine_of(state, group, kind)
 }
 
 /// Makes the machines of replicas that this node is invited to hold.

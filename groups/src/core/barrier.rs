@@ -62,6 +62,8 @@ impl GroupCore {
 
     fn open_barrier(&mut self, round: &mut Round) -> BarrierOutcome {
         let group = self.id;
+        // A leadership that was won in this very round has no serving state yet.
+        self.observe_leadership(round);
         if !self.leads() {
             return Err(BarrierError::NotLeader { group, hint: self.leader_hint() });
         }

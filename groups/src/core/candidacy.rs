@@ -34,6 +34,8 @@ pub(super) struct Candidacy {
     withheld_until: u64,
     /// It stands although it is not fit: nobody who is was found.
     escaping: bool,
+    /// Campaigns of this replica since a leader was heard.
+    campaigned: u16,
     /// Fit voters that asked for a vote since a leader was heard, and lack entries of this replica.
     behind: Vec<NodeId>,
     /// When it campaigns after the loss of its leader's node.
@@ -69,7 +71,13 @@ impl GroupCore {
         if stays {
             self.candidacy.passed = self.candidacy.passed.saturating_add(1);
         }
-        self.candidacy.escaping = unfit.is_some() && !stays;
+        if !stays {
+            self.candidacy.campaigned = self.candidacy.campaigned.saturating_add(1);
+        }
+        // Voters judge by what they have applied: one that lags may find this replica unfit for ever,
+        // whatever it is.
+        let refused = self.candidacy.campaigned > self.config.escape_timeouts.saturating_mul(2);
+        self.candidacy.escaping = !stays && (unfit.is_some() || refused);
         let reason = unfit.map_or(RejectReason::Draining, |unfit| unfit.reject_reason());
         stays.then_some(reason)
     }
@@ -178,6 +186,7 @@ impl GroupCore {
     /// A leader was heard: nobody is missing.
     pub(super) fn rest_assured(&mut self) {
         self.candidacy.passed = 0;
+        self.candidacy.campaigned = 0;
         self.candidacy.escaping = false;
         self.candidacy.behind = Vec::new();
         self.candidacy.turn = None;
@@ -202,11 +211,6 @@ impl GroupCore {
     /// Election timeouts that went by since a leader was heard.
     pub(super) const fn passed_timeouts(&self) -> u16 {
         self.candidacy.passed
-    }
-
-    /// Something new is known of who could lead.
-    pub(super) fn reconsider_candidacy(&mut self) {
-        self.candidacy.passed = 0;
     }
 
     /// Says in a pre-vote why an unfit replica asks for it.

@@ -104,6 +104,14 @@ impl GroupCore {
         self.doubt.as_ref().map(|doubt| doubt.cause)
     }
 
+    /// The same for a replica that does not run yet, and whose log says so already.
+    pub fn open_in_doubt(&mut self, cause: Cause) {
+        if self.doubt.is_none() {
+            let certainty = Certainty::InDoubt(cause);
+            self.doubt = Doubt::opened(certainty, self.membership.config_index);
+        }
+    }
+
     /// The log turns out to be older than what this replica acknowledged.
     pub fn raise_doubt(&mut self, cause: Cause, round: &mut Round) {
         if self.doubt.is_some() {
@@ -241,8 +249,9 @@ impl GroupCore {
         doubt.note(Answer {
             replica,
             certainty,
-            // A leader that counts on what was lost here has to be elected anew.
-            term: Term::new(message.term + u64::from(overrated)),
+            // A leader from before may count on what was lost here, below the end of this log too,
+            // where other entries stand now: it has to be elected anew.
+            term: Term::new(message.term + 1),
             last: LogPosition::new(message.log_term, message.index),
             config: LogIndex::new(message.reject_hint),
         });

@@ -143,6 +143,7 @@ impl GroupCore {
         if !self.awaits_answer(term, question) {
             return;
         }
+        self.wake();
         match answer {
             Ok(Decision::Serve) => self.open_gate(round),
             Ok(Decision::Caretaker(reason)) => {
@@ -156,6 +157,12 @@ impl GroupCore {
                 self.close_gate(Caretaker::Panicked { policy }, round);
             }
         }
+    }
+
+    /// Whether it is decided whether users are served.
+    pub(super) fn is_service_settled(&self) -> bool {
+        let gate = self.led.as_ref().map(|led| &led.gate);
+        !matches!(gate, Some(Gate::ToAsk | Gate::Asked(_)))
     }
 
     fn awaits_answer(&self, term: Term, question: u64) -> bool {

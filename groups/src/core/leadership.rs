@@ -115,7 +115,6 @@ impl GroupCore {
         }
         self.seen_facts = round.facts;
         self.forget_declined();
-        self.reconsider_candidacy();
         self.renew_gate(round);
         if self.leads() && self.sleep.is_asleep() && self.wants_successor(round) {
             self.wake();

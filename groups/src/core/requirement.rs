@@ -107,6 +107,9 @@ impl GroupCore {
     /// Somebody asks for another look at who may lead: policies that decided about a leadership
     /// are asked again.
     pub fn reevaluate(&mut self) {
+        if self.leads() {
+            self.wake();
+        }
         self.ask_policies_again();
         self.look_anew();
     }

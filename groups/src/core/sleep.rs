@@ -160,10 +160,30 @@ impl GroupCore {
         if self.membership.replica_on(node).is_none() {
             return;
         }
+        self.count_anew(node);
         if self.leads() && self.sleep.is_asleep() {
             self.wake();
         } else if !self.config.bugs.has(KnownBug::SleepThroughAnEnd) {
             self.on_process_ended(node, live);
+        }
+    }
+
+    /// A member without a vote may have lost its disk: what it acknowledged to this leader does not
+    /// count before it says so again. Until then it gets no vote, and is created if it is not there.
+    fn count_anew(&mut self, node: NodeId) {
+        if !self.leads() {
+            return;
+        }
+        let last = self.raw.raft.raft_log.last_index();
+        let members = self.membership.members.iter();
+        let concerned = members.filter(|(_, member)| member.node == node && member.never_voted);
+        let replicas: Vec<u64> = concerned.map(|(id, _)| id.get()).collect();
+        for replica in replicas {
+            if let Some(progress) = self.raw.raft.mut_prs().get_mut(replica) {
+                progress.matched = 0;
+                progress.become_probe();
+                progress.next_idx = last + 1;
+            }
         }
     }
 
@@ -188,6 +208,7 @@ impl GroupCore {
         let raft = &self.raw.raft;
         let last = raft.raft_log.last_index();
         let served = self.led.as_ref().is_some_and(|led| led.ready);
+        let served = served && self.is_service_settled() && !self.has_failed_successors();
         let level = self.membership.members.iter().all(|(id, member)| {
             !live.contains(member.node)
                 || raft.prs().get(id.get()).is_some_and(|progress| progress.matched == last)

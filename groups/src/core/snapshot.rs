@@ -253,8 +253,10 @@ impl GroupCore {
         if self.snapshots.is_installing() {
             return;
         }
+        let before = self.pending_snapshot();
         self.step_raft(message);
-        let took = self.pending_snapshot() == Some(position);
+        // One of the same place as another that it took is no news to raft.
+        let took = before != Some(position) && self.pending_snapshot() == Some(position);
         if took || self.config.bugs.has(KnownBug::MembershipOfAnotherSnapshot) {
             self.snapshots.incoming = Some(Box::new((position, membership)));
         }

@@ -5,8 +5,6 @@
 //! leadership is handed on at most once per voter, and two nodes that both should not lead never
 //! play ping-pong.
 
-use std::sync::Arc;
-
 use shardhost_storage::{NodeId, ReplicaId};
 
 use super::GroupCore;
@@ -28,6 +26,8 @@ const LEVEL_TICKS: u64 = 3;
 pub(super) struct Succession {
     /// Replicas that declined since the last news, and why.
     declined: Vec<(u64, Declined)>,
+    /// Of these, who failed without having answered no: asked again when nobody else is left.
+    accidents: Vec<u64>,
     /// Whom a policy named when it declined this leadership.
     named: Vec<NodeId>,
     /// No other try before this tick.
@@ -46,6 +46,7 @@ impl GroupCore {
         }
         let candidates = self.successors(round);
         if candidates.is_empty() {
+            self.forgive_accidents();
             self.retry_later(RETRY_TICKS);
         } else if let Err(error) = self.begin_transfer(candidates, Some(SUCCESSION_LAG), round) {
             round.count(PolicyEvent::TransferFailed(error.reason()));
@@ -55,8 +56,7 @@ impl GroupCore {
 
     /// Whether this node should not lead: what the group asks for says so, or a policy.
     pub(super) fn wants_successor(&self, round: &Round) -> bool {
-        let declined = |why: &Arc<Caretaker>| matches!(**why, Caretaker::Declined { .. });
-        self.caretaker().is_some_and(declined) || self.own_unfitness(round).is_some()
+        self.caretaker().is_some_and(|why| is_declined(why)) || self.own_unfitness(round).is_some()
     }
 
     /// Those who may follow, the best first.
@@ -68,11 +68,11 @@ impl GroupCore {
         let ranked = self.ranked_voters(round).into_iter().filter(|(rank, _)| !rank.unfit);
         let fit: Vec<NodeId> =
             ranked.map(|(_, node)| node).filter(|node| !declined(node)).collect();
-        let named = &self.succession.named;
-        if named.is_empty() {
-            return fit;
-        }
-        named.iter().copied().filter(|node| fit.contains(node)).collect()
+        // Whom a policy named counts while it declines, and where one of them is there.
+        let declines = self.caretaker().is_some_and(|why| is_declined(why));
+        let named = self.succession.named.iter().copied().filter(|node| fit.contains(node));
+        let named: Vec<NodeId> = named.filter(|_| declines).collect();
+        if named.is_empty() { fit } else { named }
     }
 
     fn retry_later(&mut self, ticks: u64) {
@@ -88,6 +88,9 @@ impl GroupCore {
             }
             _ => {
                 self.note_declined(replica, error);
+                if is_accident(error) && replica != 0 {
+                    self.succession.accidents.push(replica);
+                }
                 self.retry_later(RETRY_TICKS);
             }
         }
@@ -102,7 +105,19 @@ impl GroupCore {
     /// Something new is known: everybody may be asked again.
     pub(super) fn forget_declined(&mut self) {
         self.succession.declined.clear();
+        self.succession.accidents.clear();
         self.succession.retry_at = 0;
+    }
+
+    /// Who failed by accident may be asked again: nobody else is left.
+    fn forgive_accidents(&mut self) {
+        let accidents = std::mem::take(&mut self.succession.accidents);
+        self.succession.declined.retain(|(replica, _)| !accidents.contains(replica));
+    }
+
+    /// Whether somebody is to be asked again although nothing new is known.
+    pub(super) fn has_failed_successors(&self) -> bool {
+        !self.succession.accidents.is_empty()
     }
 
     pub(super) fn note_declined(&mut self, replica: u64, error: &TransferError) {
@@ -147,4 +162,13 @@ impl GroupCore {
     pub(super) const fn next_succession(&self) -> u64 {
         self.succession.retry_at
     }
+}
+
+const fn is_declined(why: &Caretaker) -> bool {
+    matches!(why, Caretaker::Declined { .. })
+}
+
+/// Whether a transfer failed although its target did not say that it must not lead.
+const fn is_accident(error: &TransferError) -> bool {
+    !matches!(error, TransferError::TargetUnfit { .. } | TransferError::TargetDraining { .. })
 }

@@ -139,8 +139,18 @@ impl Groups {
             hard_state: HardState { term: Term::new(1), vote: None, commit: LogIndex::default() },
             base: LogPosition::default(),
             last: LogPosition::default(),
-            certainty: Certainty::Sure,
+            certainty: self.certainty_of_first(spec),
         })
+    }
+}
+
+impl Groups {
+    /// On a data directory that was put back from an older copy, a replica that seems to be the
+    /// first may have been there before: its peers know. Without peers nobody would ever say.
+    fn certainty_of_first(&self, spec: &GroupSpec) -> Certainty {
+        let voters = spec.membership.members.values().filter(|member| member.voter).count();
+        let raised = self.shared().doubts.raised();
+        raised.filter(|_| voters > 1).map_or(Certainty::Sure, Certainty::InDoubt)
     }
 }
 
@@ -148,6 +158,7 @@ fn first_write(first: &PersistedGroup) -> GroupWrite {
     let mut write = GroupWrite::new(first.meta.group);
     write.meta = Some(first.meta.clone());
     write.hard_state = Some(first.hard_state);
+    write.certainty = first.certainty.is_in_doubt().then_some(first.certainty);
     write.reset = Some(first.base);
     write
 }

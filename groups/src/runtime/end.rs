@@ -88,6 +88,12 @@ impl RuntimeShared {
         self.apply.end(replica.as_ref(), ending, Waiting::Dropped);
     }
 
+    /// The log holds nothing of the replica any more: its state and its snapshots are removed.
+    pub(super) fn end_released(&self, ending: Ending) {
+        let replica = self.ending_replica(&ending);
+        self.apply.end(replica.as_ref(), ending, Waiting::Done);
+    }
+
     fn check_open_generation(
         &self,
         group: GroupId,

@@ -1,15 +1,14 @@
 //! The one thread that writes the shared log. While one sync runs, the tasks of all workers pile
 //! up behind it, and the next write takes them all: batches grow by themselves with the load.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use shardhost_storage::{GroupId, LogBatch, LogError, LogStore};
+use shardhost_storage::{GroupId, GroupWrite, LogBatch, LogError, LogStore};
 
-use super::apply_pool::Waiting;
 use super::lives::InBatch;
 use super::{Ending, OpenId, RuntimeShared};
 use crate::error::{GroupFault, HostFault};
@@ -101,11 +100,15 @@ impl LogQueue {
 /// Somebody who waits for a batch that is nobody's round.
 #[derive(Debug)]
 struct Direct {
-    groups: BTreeSet<GroupId>,
+    writes: Vec<GroupWrite>,
     done: Sender<Result<(), LogError>>,
 }
 
 impl Direct {
+    fn concerns(&self, group: GroupId) -> bool {
+        self.writes.iter().any(|write| write.group == group)
+    }
+
     /// Whoever stopped waiting does not care.
     fn answer(&self, outcome: Result<(), LogError>) {
         drop(self.done.send(outcome));
@@ -133,9 +136,7 @@ impl Merged {
                 self.task.merge(task);
             }
             Task::Direct { batch, done } => {
-                let groups = batch.writes.iter().map(|write| write.group).collect();
-                self.task.batch.writes.extend(batch.writes);
-                self.direct.push(Direct { groups, done });
+                self.direct.push(Direct { writes: batch.writes, done });
             }
             Task::End(ending) => self.endings.push(ending),
             Task::Stop => self.stop = true,
@@ -152,12 +153,43 @@ impl Merged {
         }
     }
 
-    /// Takes the writes of these groups out; replicas of them that end are refused.
-    fn drop_writes(&mut self, groups: &BTreeSet<GroupId>, error: &LogError) {
-        self.task.batch.writes.retain(|write| !groups.contains(&write.group));
-        self.task.buried.retain(|(group, _)| !groups.contains(group));
-        self.task.prune.retain(|prune| !groups.contains(&prune.group));
-        let concerned = self.endings.iter_mut().filter(|ending| groups.contains(&ending.group()));
+    fn has_writes(&self) -> bool {
+        let direct = self.direct.iter().any(|direct| !direct.writes.is_empty());
+        direct || !self.task.batch.writes.is_empty()
+    }
+
+    /// Writes everything as one batch. Direct writes come last, and stay apart from what replicas
+    /// wait for: who is refused does not take the other with it.
+    fn write_to(&mut self, store: &dyn LogStore) -> Result<(), LogError> {
+        let own = self.task.batch.writes.len();
+        for direct in &self.direct {
+            self.task.batch.writes.extend(direct.writes.iter().cloned());
+        }
+        let outcome = store.write(&self.task.batch);
+        self.task.batch.writes.truncate(own);
+        outcome
+    }
+
+    /// Refuses direct writes that concern a group, each as a whole. Says whether there was one.
+    fn refuse_direct(&mut self, group: GroupId, error: &LogError) -> bool {
+        let before = self.direct.len();
+        self.direct.retain(|direct| {
+            let concerned = direct.concerns(group);
+            if concerned {
+                direct.answer(Err(error.clone()));
+            }
+            !concerned
+        });
+        self.direct.len() < before
+    }
+
+    /// Takes everything of one group out that replicas handed over; one that ends is refused.
+    fn drop_group(&mut self, group: GroupId, error: &LogError) {
+        self.task.batch.writes.retain(|write| write.group != group);
+        self.task.buried.retain(|(of, _)| *of != group);
+        self.task.prune.retain(|prune| prune.group != group);
+        self.task.releases.retain(|release| release.message.group != group.get());
+        let concerned = self.endings.iter_mut().filter(|ending| ending.group() == group);
         concerned.for_each(|ending| ending.refuse(error));
     }
 }
@@ -190,12 +222,15 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &LogOutlet) {
 /// Writes, and lets go of what waited for it. Says whether the log is still sound.
 fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bool {
     merged.add_endings(store);
-    while !merged.task.batch.writes.is_empty() {
-        match store.write(&merged.task.batch) {
+    while merged.has_writes() {
+        match merged.write_to(store) {
             Ok(()) => break,
-            // Nothing was written. Only the group whose write makes no sense pays for it.
+            // Nothing was written. Only the write that makes no sense pays for it: one that is
+            // nobody's round, or else that of the group's replica.
             Err(error @ LogError::Invalid { group, .. }) => {
-                expel(shared, &mut merged, group, &error);
+                if !merged.refuse_direct(group, &error) {
+                    expel(shared, &mut merged, group, &error);
+                }
             }
             Err(error) => {
                 give_up(shared, merged, &error);
@@ -250,26 +285,14 @@ fn prune_snapshots(shared: &RuntimeShared, prune: Prune) {
 /// The log holds nothing of the replica any more: its state and its snapshots are removed.
 fn release(shared: &RuntimeShared, group: GroupId, epoch: u64) {
     if let Some(ending) = shared.lives.release(group, OpenId::from_epoch(epoch)) {
-        let replica = shared.ending_replica(&ending);
-        shared.apply.end(replica.as_ref(), ending, Waiting::Done);
+        shared.end_released(ending);
     }
 }
 
 /// Takes everything of one group out of a write, and fails its replica.
 fn expel(shared: &RuntimeShared, merged: &mut Merged, group: GroupId, error: &LogError) {
     tracing::error!(%group, %error, "the log refuses a write; the replica fails");
-    let mut dropped = BTreeSet::from([group]);
-    // A direct write is refused for all of its groups.
-    merged.direct.retain(|direct| {
-        let concerned = direct.groups.contains(&group);
-        if concerned {
-            direct.answer(Err(error.clone()));
-            dropped.extend(&direct.groups);
-        }
-        !concerned
-    });
-    merged.drop_writes(&dropped, error);
-    merged.task.releases.retain(|release| release.message.group != group.get());
+    merged.drop_group(group, error);
     for (worker, acks) in &mut merged.acks {
         for ack in acks.extract_if(.., |ack| ack.group == group) {
             let event = GroupEvent::Failed(GroupFault::Log(error.clone()));

@@ -89,8 +89,8 @@ pub(crate) struct RuntimeShared {
     /// Who owns what is done with each group.
     lives: Arc<Lives>,
     stopping: AtomicBool,
-    /// A doubt about the log was raised while replicas may have been opened from it.
-    pub(crate) doubted: AtomicBool,
+    /// A doubt about the log that was raised.
+    doubts: doubt::Doubts,
     health: watch::Sender<Option<HostFault>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) policies: Policies,
@@ -261,7 +261,7 @@ impl GroupsBuilder {
             population: Mutex::new(vec![(0, 0); self.workers]),
             lives: Arc::default(),
             stopping: AtomicBool::new(false),
-            doubted: AtomicBool::new(false),
+            doubts: doubt::Doubts::default(),
             health: watch::Sender::new(None),
             clock: self.clock,
             policies: self.policies,

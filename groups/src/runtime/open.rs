@@ -38,6 +38,10 @@ impl Prepared {
     pub(super) fn group(&self) -> GroupId {
         self.core.id()
     }
+
+    pub(super) fn core_mut(&mut self) -> &mut GroupCore {
+        &mut self.core
+    }
 }
 
 /// Makes a state machine; a panic concerns its group only.
@@ -157,16 +161,17 @@ impl Groups {
             shared.inboxes[handle.shared().worker].complete(Input::Open(core));
             handle
         };
-        let handles: Vec<Group> = prepared.into_iter().map(run).collect();
+        let handles: Vec<Group> = shared.doubts.in_order(|| {
+            prepared.into_iter().map(|one| shared.with_present_doubt(one)).map(run).collect()
+        });
         if shared.is_stopping() {
             // The shutdown may have looked for replicas before these were there.
             handles.iter().for_each(|handle| shared.forget(handle.shared()));
             return Err(OpenGroupError::Stopping);
         }
         // The worker knows the replicas: they can be closed from here on.
-        held.opened(&opened);
-        for handle in &handles {
-            self.catch_up_with_doubt(handle.id(), handle.shared().worker);
+        for ending in held.opened(&opened) {
+            shared.end_released(ending);
         }
         Ok(handles)
     }

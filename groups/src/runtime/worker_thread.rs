@@ -174,7 +174,9 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
         shared.transport.send_snapshot(shipment);
     }
     for ending in round.closed {
+        shared.activities[worker].enter(Phase::LogQueue);
         end(shared, ending);
+        shared.activities[worker].enter(Phase::Effects);
     }
 }
 

@@ -14,14 +14,16 @@ fn clusters_keep_their_promises_while_machines_lag_and_disks_are_lost() {
     });
 }
 
-/// Runs seeds with a bug put back until a checker complains.
+/// Runs seeds with a bug put back until a checker complains, and shows that it is the bug's fault.
 fn complaint(bug: KnownBug) -> String {
     let complaint = (0..2_000).find_map(|seed| {
         let mut shape = Shape::forgetting(seed);
         shape.config.bugs = KnownBugs::from([bug]);
-        run(seed, &shape).0.err().map(|violation| format!("seed {seed}: {violation}"))
+        run(seed, &shape).0.err().map(|violation| (seed, violation))
     });
-    complaint.expect("no seed noticed the bug")
+    let (seed, violation) = complaint.expect("no seed noticed the bug");
+    run(seed, &Shape::forgetting(seed)).0.unwrap_or_else(|other| panic!("seed {seed}: {other}"));
+    format!("seed {seed}: {violation}")
 }
 
 #[test]

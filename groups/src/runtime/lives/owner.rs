@@ -124,6 +124,17 @@ pub(super) struct GroupOwner {
     state: State,
     /// Creations and openings that began since the owner exists.
     starts: u64,
+    /// The group released the replica that is starting: its worker runs it already.
+    released_early: Option<OpenId>,
+}
+
+/// What a replica that was started comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Started {
+    /// It runs.
+    Open,
+    /// The group released it meanwhile: it ends now.
+    Released,
 }
 
 impl GroupOwner {
@@ -163,15 +174,21 @@ impl GroupOwner {
     }
 
     /// The step that began ends with a replica that runs.
-    pub(super) fn opened(&mut self, open: OpenId) {
+    pub(super) fn opened(&mut self, open: OpenId) -> Started {
         debug_assert!(matches!(self.state, State::Starting(_)), "{:?}", self.state);
-        self.state = State::Open(open);
+        if self.released_early.take() != Some(open) {
+            self.state = State::Open(open);
+            return Started::Open;
+        }
+        self.end(GroupStep::Destroying, Some(open));
+        Started::Released
     }
 
     /// The step that began ends without one.
     pub(super) fn gave_up(&mut self) {
         debug_assert!(matches!(self.state, State::Starting(_)), "{:?}", self.state);
         self.state = State::Idle;
+        self.released_early = None;
     }
 
     /// A replica is to be closed. One that is being opened may be registered already.
@@ -208,6 +225,10 @@ impl GroupOwner {
             }
             State::Ending { open: Some(open), released: flag, .. } if *open == released => {
                 *flag = true;
+                ReleaseAdmission::Joined
+            }
+            State::Starting(_) => {
+                self.released_early = Some(released);
                 ReleaseAdmission::Joined
             }
             _ => ReleaseAdmission::Stale,
@@ -303,6 +324,18 @@ mod tests {
         owner.ended();
         owner.start(GroupStep::Creating);
         assert_eq!(owner.destroy(), DestroyingAdmission::Busy(GroupStep::Creating));
+    }
+
+    #[test]
+    fn a_replica_that_is_released_while_it_starts_ends_when_it_has_started() {
+        let mut owner = GroupOwner::default();
+        owner.start(GroupStep::Creating);
+        assert_eq!(owner.release(OPEN), ReleaseAdmission::Joined);
+        assert_eq!(owner.opened(OPEN), Started::Released);
+        assert_eq!(owner.start(GroupStep::Opening), Admission::Wait, "it ends first");
+        owner.ended();
+        owner.start(GroupStep::Creating);
+        assert_eq!(owner.opened(OTHER), Started::Open, "another one is not concerned");
     }
 
     #[test]

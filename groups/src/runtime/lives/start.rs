@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use shardhost_storage::GroupId;
 
-use super::{Admission, GroupStep, Lives, OpenId, Owners};
+use super::owner::Started;
+use super::{Admission, Ending, GroupStep, Lives, OpenId, Owners};
 use crate::error::OpenGroupError;
 
 /// Groups that are held for a creation or an opening. Dropped, it releases those that were not
@@ -84,15 +85,23 @@ impl Lives {
 }
 
 impl StartGuard {
-    /// The replicas run: from here on they can be closed. In the order of the groups.
-    pub(in crate::runtime) fn opened(mut self, opened: &[OpenId]) {
+    /// The replicas run: from here on they can be closed. In the order of the groups. The ends of
+    /// those that their groups released meanwhile, to be sent on their way.
+    #[must_use]
+    pub(in crate::runtime) fn opened(mut self, opened: &[OpenId]) -> Vec<Ending> {
         assert_eq!(self.groups.len(), opened.len(), "every group that is held is opened");
-        let mut owners = self.lives.owners.lock();
+        let lives = Arc::clone(&self.lives);
+        let mut released = Vec::new();
+        let mut owners = lives.owners.lock();
         for (group, open) in self.groups.drain(..).zip(opened) {
-            owners.of(group).owner.opened(*open);
+            if owners.of(group).owner.opened(*open) == Started::Released {
+                released.push((group, *open));
+            }
             owners.settle(group);
         }
         drop(owners);
+        let end = |(group, open)| Ending::release(&lives, group, open);
+        released.into_iter().map(end).collect()
     }
 
     /// A name for a replica that is about to be opened.
@@ -147,7 +156,7 @@ mod tests {
     /// Opens a replica and lets it end.
     fn open_and_end(lives: &Arc<Lives>, held: StartGuard) {
         let open = held.next_open_id();
-        held.opened(&[open]);
+        assert!(held.opened(&[open]).is_empty());
         assert!(lives.release(GROUP, open).is_some());
         lives.ended(GROUP, || ());
     }

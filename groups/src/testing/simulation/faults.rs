@@ -18,10 +18,9 @@ impl Cluster {
             4..=6 => self.partition_for_a_while(&mut chance),
             7 => self.stall(node, chance.between(100, 3_000)),
             8 => self.slow_disk(node, chance.between(20, 400)),
-            9 if self.shape().lost_disks && chance.per_mille(500) => {
-                self.lose_disk(node);
+            7..=9 if self.shape().lost_disks && chance.per_mille(700) => {
                 let down = chance.between(50, 2_000);
-                self.restart_later(node, down);
+                self.lose_a_disk(down);
             }
             9 => self.change_weather(&mut chance),
             10 if self.shape().slow_machines => {

@@ -29,19 +29,23 @@ impl Cluster {
         }
     }
 
-    /// The process dies and its disks are replaced by empty ones, if no group counts on them: the
-    /// node votes in none, as the leader of each knows, and no change is under way.
-    pub fn lose_disk(&mut self, id: NodeId) {
+    /// A process dies and its disks are replaced by empty ones, if there is one with replicas on
+    /// which no group counts: the node votes in none, as the leader of each knows, and no change is
+    /// under way.
+    pub fn lose_a_disk(&mut self, down: u64) {
         let groups: Vec<GroupId> = (1..=self.shape.groups).map(GroupId::new).collect();
-        if !groups.iter().all(|group| self.counts_without(*group, id)) {
-            return;
-        }
+        let spare = |id: &NodeId| {
+            !self.nodes[id].disks.is_empty()
+                && groups.iter().all(|group| self.counts_without(*group, *id))
+        };
+        let Some(id) = self.node_ids().into_iter().find(spare) else { return };
         self.crash(id, 0);
         self.tell(|| format!("{id:?} has new disks"));
         if let Some(node) = self.nodes.get_mut(&id) {
             node.wipe();
         }
         self.checks.lost_disks += 1;
+        self.restart_later(id, down);
     }
 
     fn counts_without(&self, group: GroupId, id: NodeId) -> bool {
@@ -52,7 +56,8 @@ impl Cluster {
             && members.all(|member| member.node != id || !(member.voter || member.outgoing_voter))
     }
 
-    /// Operators remove members whose disk was replaced and whose number may not be used again.
+    /// Operators remove members whose disk was replaced and that nobody makes anew: their number may
+    /// not be used again, or their leader takes them for slow.
     ///
     /// # Errors
     /// What a checker found.
@@ -62,9 +67,7 @@ impl Cluster {
             let Some(status) = self.status(leader, group) else { continue };
             let members = status.membership.members.values();
             let lost: Vec<NodeId> = members
-                .filter(|member| {
-                    !member.never_voted && !self.nodes[&member.node].disks.contains_key(&group)
-                })
+                .filter(|member| !self.nodes[&member.node].disks.contains_key(&group))
                 .map(|member| member.node)
                 .collect();
             for node in lost {
