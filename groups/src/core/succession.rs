@@ -170,5 +170,6 @@ const fn is_declined(why: &Caretaker) -> bool {
 
 /// Whether a transfer failed although its target did not say that it must not lead.
 const fn is_accident(error: &TransferError) -> bool {
-    !matches!(error, TransferError::TargetUnfit { .. } | TransferError::TargetDraining { .. })
+    use TransferError::{TargetDraining, TargetRefused, TargetUnfit};
+    !matches!(error, TargetUnfit { .. } | TargetDraining { .. } | TargetRefused { .. })
 }
