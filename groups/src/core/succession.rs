@@ -28,6 +28,8 @@ pub(super) struct Succession {
     declined: Vec<(u64, Declined)>,
     /// Of these, who failed without having answered no: asked again when nobody else is left.
     accidents: Vec<u64>,
+    /// Until then they are about to be asked again.
+    forgiven_until: u64,
     /// Whom a policy named when it declined this leadership.
     named: Vec<NodeId>,
     /// No other try before this tick.
@@ -46,8 +48,8 @@ impl GroupCore {
         }
         let candidates = self.successors(round);
         if candidates.is_empty() {
-            self.forgive_accidents();
             self.retry_later(RETRY_TICKS);
+            self.forgive_accidents();
         } else if let Err(error) = self.begin_transfer(candidates, Some(SUCCESSION_LAG), round) {
             round.count(PolicyEvent::TransferFailed(error.reason()));
             self.succession_failed(0, &error);
@@ -112,12 +114,15 @@ impl GroupCore {
     /// Who failed by accident may be asked again: nobody else is left.
     fn forgive_accidents(&mut self) {
         let accidents = std::mem::take(&mut self.succession.accidents);
+        if !accidents.is_empty() {
+            self.succession.forgiven_until = self.succession.retry_at;
+        }
         self.succession.declined.retain(|(replica, _)| !accidents.contains(replica));
     }
 
     /// Whether somebody is to be asked again although nothing new is known.
     pub(super) fn has_failed_successors(&self) -> bool {
-        !self.succession.accidents.is_empty()
+        !self.succession.accidents.is_empty() || self.ticks <= self.succession.forgiven_until
     }
 
     pub(super) fn note_declined(&mut self, replica: u64, error: &TransferError) {

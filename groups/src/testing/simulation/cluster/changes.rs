@@ -30,12 +30,15 @@ impl Cluster {
         let any = |from: &[NodeId], chance: &mut Chance| {
             chance.pick(from).unwrap_or_else(|| NodeId::must(1))
         };
-        let learners: Vec<NodeId> = membership.learners().map(|(_, node)| node).collect();
+        // An operator who insists on the vote of a replica that is gone takes the group apart.
+        let there = |node: &NodeId| !self.shape.lost_disks || !self.nodes[node].disks.is_empty();
+        let learners: Vec<NodeId> =
+            membership.learners().map(|(_, node)| node).filter(there).collect();
         let (stranger, member) = (any(&strangers, chance), any(&members, chance));
         let learner = any(&learners, chance);
         let change = MembershipChange::new();
         let when = match chance.below(3) {
-            0 => CaughtUp::Unchecked,
+            0 if !self.shape.lost_disks => CaughtUp::Unchecked,
             lag => CaughtUp::MaxLag(lag * 5),
         };
         let expecting = chance.per_mille(300).then_some(membership.config_index);
