@@ -1,6 +1,6 @@
 //! A leader that should not lead looks for somebody who may, without being told to.
 //!
-//! Whoever declined, or failed to take over, is not asked again before something new is known of
+//! Whoever declined is not asked again before something new is known of
 //! nodes, members or policies; and whoever takes over is told who declined. So without news a
 //! leadership is handed on at most once per voter, and two nodes that both should not lead never
 //! play ping-pong.

@@ -66,15 +66,18 @@ pub enum Part {
     Policies,
 }
 
+/// The disks of a node's state machines.
+type MachineDisks = BTreeMap<GroupId, Arc<Mutex<MachineDisk>>>;
+
 /// A node: a process that comes and goes, and disks that stay.
 pub struct Node {
     pub id: NodeId,
     pub life: u64,
     pub store: MemoryStore,
     pub snapshots: MemorySnapshots,
-    pub disks: BTreeMap<GroupId, Arc<Mutex<MachineDisk>>>,
+    pub disks: MachineDisks,
     /// A copy of the data directory.
-    copy: Option<(MemoryStore, BTreeMap<GroupId, Arc<Mutex<MachineDisk>>>)>,
+    copy: Option<(MemoryStore, MachineDisks)>,
     pub process: Option<Process>,
     pub stalled: BTreeSet<Part>,
     /// The clock of leases, in nanoseconds. Every node has its own.

@@ -116,8 +116,8 @@ fn clusters_of_real_groups_come_to_rest_whatever_goes_wrong() {
 /// Runs seeds with something broken until a check complains.
 fn complaint(sabotage: Sabotage) -> Option<(u64, String)> {
     let noisy = sabotage == Sabotage::BelieveNoise;
-    // Clusters under load take long, and the first that shows it is the 65th.
-    let first = if noisy { 60 } else { 0 };
+    // Clusters under load take long, and 14 is the first that shows it.
+    let first = if noisy { 9 } else { 0 };
     (first..SABOTAGED_SEEDS).find_map(|seed| {
         let finale = if noisy { Finale::Watched { ms: QUIET_MS } } else { Finale::Short };
         let violation = run(seed, sabotage, finale).0.err()?;
