@@ -30,8 +30,3 @@ fn complaint(bug: KnownBug) -> String {
 fn forgetting_that_a_change_was_committed_is_caught() {
     println!("{}", complaint(KnownBug::ForgetCommit));
 }
-
-#[test]
-fn creating_a_demoted_voter_on_an_empty_disk_is_caught() {
-    println!("{}", complaint(KnownBug::RecreateVoter));
-}

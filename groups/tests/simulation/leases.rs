@@ -155,7 +155,7 @@ fn a_round_of_reads_is_not_confirmed_by_answers_to_an_earlier_one() {
 
 /// A stale read that a seed comes upon.
 fn a_seed_complains_without(bugs: KnownBugs, freeze: Duration) {
-    let found = (0..1_000).find_map(|seed| {
+    let found = (0..2_000).find_map(|seed| {
         let mut shape = Shape::leasing(seed);
         shape.config.bugs = bugs;
         shape.config.freeze_timeout = freeze;
