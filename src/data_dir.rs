@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
+use shardhost_storage::create_directory;
 
 /// A locked data directory. The lock goes with the value, or with the process.
 #[derive(Debug)]
@@ -74,24 +75,6 @@ impl DataDir {
     #[must_use]
     pub const fn incarnation(&self) -> u64 {
         self.incarnation
-    }
-}
-
-/// Creates a directory where there is none, durably: what is acknowledged in it must not vanish
-/// with it. An earlier attempt may have died before its sync.
-fn create_directory(path: &Path) -> io::Result<()> {
-    let Some(parent) = path.parent() else { return Ok(()) };
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    if !path.is_dir() {
-        if !parent.is_dir() {
-            create_directory(parent)?;
-        }
-        fs::create_dir(path)?;
-    }
-    match File::open(parent) {
-        // Another user made it, who may look into the parent.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        parent => parent?.sync_all(),
     }
 }
 

@@ -14,8 +14,6 @@ pub enum KnownBug {
     /// A change of configuration is acknowledged without a durable word that the one before it was
     /// committed.
     ForgetCommit,
-    /// The membership of a snapshot is taken for that of another one that Raft took.
-    MembershipOfAnotherSnapshot,
     /// A demoted voter whose disk was replaced is created again under the number that voted.
     RecreateVoter,
     /// A waiter is resolved by whatever is committed at its index.

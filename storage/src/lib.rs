@@ -30,6 +30,7 @@
 )]
 
 pub mod convert;
+mod directory;
 mod draft;
 pub mod files;
 mod frame;
@@ -46,6 +47,7 @@ pub mod store;
 pub mod testing;
 pub mod types;
 
+pub use directory::create_directory;
 pub use files::{SnapshotFiles, SnapshotFilesOptions};
 pub use ids::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 pub use memory::{MemorySnapshots, MemoryStore, SnapshotFault, StoreFault};

@@ -12,7 +12,6 @@ use super::GroupCore;
 use crate::apply::ApplyWork;
 use crate::convert;
 use crate::error::{GroupFault, TakeSnapshotError};
-use crate::known_bugs::KnownBug;
 use crate::transport::{ShipmentOutcome, SnapshotShipment};
 use crate::worker::{PersistAck, Prune, Round};
 
@@ -256,8 +255,7 @@ impl GroupCore {
         let before = self.pending_snapshot();
         self.step_raft(message);
         // One of the same place as another that it took is no news to raft.
-        let took = before != Some(position) && self.pending_snapshot() == Some(position);
-        if took || self.config.bugs.has(KnownBug::MembershipOfAnotherSnapshot) {
+        if before != Some(position) && self.pending_snapshot() == Some(position) {
             self.snapshots.incoming = Some(Box::new((position, membership)));
         }
     }

@@ -233,3 +233,20 @@ async fn a3_a_group_goes_on_after_leadership_went_to_a_reopened_replica() {
     }
     assert!(taken, "no replica takes a proposal");
 }
+
+/// A leader that has not caught up; the configuration says after how many ticks it gives up.
+#[tokio::test]
+async fn e_a_proposal_is_given_up_after_the_ticks_of_the_configuration() {
+    let groups = host();
+    let group = created(&groups).await;
+    group.propose("one").await.unwrap();
+    groups.close(ID).await;
+    let (open, gate) = mpsc::channel::<()>();
+    let behind = Words { before_apply: Some(gate), ..Words::default() };
+    let group = groups.open(ID, Box::new(behind)).unwrap();
+    group.wait_for(|status| status.is_leader(), SOON).await.expect("it leads");
+    let wait = groups.config().tick * u32::from(groups.config().propose_give_up_ticks) * 20;
+    let answer = group.propose("two").within(wait).await.expect_err("it is not ready");
+    drop(open);
+    assert!(answer.is_definite(), "it never entered the log: {answer}");
+}

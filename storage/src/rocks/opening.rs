@@ -10,7 +10,6 @@
 //! is, then what the write-ahead log looks like, and only then RocksDB, which rewrites that log.
 
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 
 use prost::Message;
@@ -21,6 +20,7 @@ use shardhost_proto::log::StoreIdentity;
 use super::identity::{self, Identity, IdentityFile, Stage, describe, io_error};
 use super::wal::{self, TailShape, WalDamage, WalPlace, WalState};
 use super::{BootId, RocksOptions, database_error, keys};
+use crate::directory::create_directory;
 use crate::store::LogError;
 use crate::types::{Certainty, Doubt};
 
@@ -285,24 +285,6 @@ impl Opening<'_> {
 enum Creation {
     Create,
     MustExist,
-}
-
-/// Creates a directory where there is none, durably. An earlier attempt may have died before its
-/// sync, so that one that is there is synced into its parent all the same.
-fn create_directory(path: &Path) -> io::Result<()> {
-    let Some(parent) = path.parent() else { return Ok(()) };
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    if !path.is_dir() {
-        if !parent.is_dir() {
-            create_directory(parent)?;
-        }
-        fs::create_dir(path)?;
-    }
-    match File::open(parent) {
-        // Another user made it, who may look into the parent.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        parent => parent?.sync_all(),
-    }
 }
 
 fn lock(path: &Path) -> Result<File, LogError> {

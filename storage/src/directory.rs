@@ -1,0 +1,27 @@
+//! Directories that outlive a loss of power.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+/// Creates a directory, and those above it, where there is none, durably: what is acknowledged in it
+/// must not vanish with it. One that is there is synced into its parent all the same, for an earlier
+/// attempt may have died before its sync.
+///
+/// # Errors
+/// When a directory can be neither made nor synced. A parent that may not be read is another user's,
+/// and left alone.
+pub fn create_directory(path: &Path) -> io::Result<()> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    if !path.is_dir() {
+        if !parent.is_dir() {
+            create_directory(parent)?;
+        }
+        fs::create_dir(path)?;
+    }
+    match File::open(parent) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        parent => parent?.sync_all(),
+    }
+}
