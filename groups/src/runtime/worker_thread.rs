@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, TryRecvError, select};
 
+use shardhost_storage::GroupId;
+
 use super::inbox::{Outlet, peer_bytes};
 use super::{Ending, RuntimeShared};
 use crate::known_bugs::KnownBug;
 use crate::policy::PolicyEvent;
-use crate::worker::{Advert, Input, Phase, Round, TICK_SLOTS, WorkerCore};
+use crate::worker::{Advert, Input, LeaseSign, Phase, Round, TICK_SLOTS, WorkerCore};
 
 /// Inputs that one round takes at most, so that ticks and messages are not put off for long.
 const INPUTS_PER_ROUND: usize = 4096;
@@ -121,6 +123,7 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
             shared.freezes.record(stood);
         }
     }
+    withdraw_leases(shared, &round.leases);
     for (pending, error) in round.failed {
         pending.resolve(Err(error));
     }
@@ -131,9 +134,7 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
     for (id, epoch, status) in round.statuses {
         with_group(shared, id, epoch, |group| group.publish(status));
     }
-    for (id, epoch, sign) in round.leases {
-        with_group(shared, id, epoch, |group| group.lease.publish(sign));
-    }
+    grant_leases(shared, &round.leases);
     shared.hub.publish(round.edges);
     for (waiter, answer) in round.transfer_replies {
         drop(waiter.send(answer));
@@ -180,6 +181,24 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
     }
 }
 
+/// Whoever sees that a replica failed, stopped or follows finds no lease of it any more.
+fn withdraw_leases(shared: &RuntimeShared, leases: &[(GroupId, u64, LeaseSign)]) {
+    for (id, epoch, sign) in leases.iter().filter(|(_, _, sign)| !sign.is_lease()) {
+        with_group(shared, *id, *epoch, |group| group.lease.publish(*sign));
+    }
+}
+
+/// Whoever sees a lease sees the leadership that it is of, which may have ended in the same round.
+fn grant_leases(shared: &RuntimeShared, leases: &[(GroupId, u64, LeaseSign)]) {
+    for (id, epoch, sign) in leases {
+        with_group(shared, *id, *epoch, |group| {
+            if !sign.is_lease() || group.status.load().is_leader() {
+                group.lease.publish(*sign);
+            }
+        });
+    }
+}
+
 /// A replica stopped. Its end comes when the log writer has passed all that it handed over: else
 /// the next opening could read a log without it, and what the log holds back would be sent after
 /// that.
@@ -192,7 +211,7 @@ fn end(shared: &RuntimeShared, ending: Ending) {
 
 fn with_group(
     shared: &RuntimeShared,
-    id: shardhost_storage::GroupId,
+    id: GroupId,
     epoch: u64,
     act: impl FnOnce(&Arc<crate::handle::GroupShared>),
 ) {

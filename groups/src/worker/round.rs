@@ -42,8 +42,9 @@ pub struct Round {
     pub read_replies: Vec<(ReadWaiter, Result<crate::core::ReadBarrier, ReadError>)>,
     /// Statuses that changed: group, epoch, status.
     pub statuses: Vec<(GroupId, u64, Arc<GroupStatus>)>,
-    /// Leases that changed: group, epoch, lease. Nobody relies on one that is over when a message
-    /// of this round leaves.
+    /// Leases that changed: group, epoch, lease. Those that end are taken back before anything
+    /// else is told, those that begin are told after the statuses. Nobody relies on one that is
+    /// over when a message of this round leaves.
     pub leases: Vec<(GroupId, u64, LeaseSign)>,
     /// Edges of leadership.
     pub edges: Vec<Edge>,
@@ -114,6 +115,14 @@ pub struct LeaseSign {
     pub acknowledged: Moment,
     /// When the leader was heard last, about; zero: never, or this replica leads.
     pub contact: Moment,
+}
+
+impl LeaseSign {
+    /// Whether it gives a lease, be it one that ran out.
+    #[must_use]
+    pub fn is_lease(&self) -> bool {
+        self.until > Moment::ZERO
+    }
 }
 
 /// Everything up to this ready of this replica is durable.

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shardhost_proto::peer::MessageKind;
 use shardhost_storage::NodeId;
 
-use super::super::world::{answered, eventually};
+use super::super::world::{PATIENCE, answered, eventually};
 use super::super::{Leader, Outcome, Plan, Trial, Unmet, World};
 use super::GROUP;
 use super::held::HeldTransfer;
@@ -85,8 +85,18 @@ pub(super) async fn l2_only_a_leader_that_a_quorum_answered_has_a_lease(trial: T
 
 pub(super) async fn l2_a_failed_replica_has_no_lease(trial: Trial) -> Outcome {
     let (_world, leader) = with_lease(&trial).await?;
+    let group = Group::clone(&leader);
+    // Looks without a pause: whoever sees the failure sees no lease, however soon it looks.
+    let at_the_failure = tokio::task::spawn_blocking(move || {
+        let start = Instant::now();
+        while group.status().is_leader() {
+            assert!(start.elapsed() < PATIENCE, "it still leads");
+            std::hint::spin_loop();
+        }
+        group.lease()
+    });
     answered("a failure", leader.propose("fail")).await.expect_err("the journal fails");
-    eventually("the failure", || !leader.status().is_leader()).await;
+    assert_eq!(at_the_failure.await.expect("it looks until the failure"), None);
     assert_eq!(leader.lease(), None);
     Ok(())
 }
