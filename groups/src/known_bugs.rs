@@ -54,6 +54,8 @@ pub enum KnownBug {
     CloseBeforeLog,
     /// A replica whose log may have lost something takes part as if it had not.
     IgnoreDoubt,
+    /// A replica that was told of its removal campaigns at every election timeout.
+    RemovedCampaigns,
 }
 
 /// The bugs that are switched on. None by default.

@@ -176,6 +176,9 @@ impl GroupCore {
 
     /// Stands for election before its time is over.
     pub(super) fn stand(&mut self) {
+        if self.may_not_campaign_in_doubt() {
+            return;
+        }
         self.campaigns += 1;
         if let Err(error) = self.raw.campaign() {
             tracing::debug!(group = %self.id, %error, "a replica does not stand for election");

@@ -13,6 +13,7 @@ use shardhost_storage::{Member, Membership, NodeId, ReplicaId};
 
 use super::GroupCore;
 use crate::convert;
+use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
 
@@ -26,6 +27,11 @@ pub(super) struct Leaving {
 /// Ticks between two questions of a replica that waits to be let go, and two notices to one that
 /// was removed.
 const PROBE_TICKS: u64 = 5;
+/// Of so many election timeouts, a replica that was told of its removal campaigns after one. It would
+/// step down at the next notice, and end the terms of those that the group goes on with. It does
+/// campaign now and then, because members that have not applied the removal may need its vote and
+/// lack entries of its log.
+const TIMEOUTS_PER_CAMPAIGN: u64 = 8;
 /// Notices that a leader sends by itself; whoever missed them all is told when it asks.
 const NOTICES: u8 = 6;
 
@@ -84,6 +90,13 @@ impl GroupCore {
             tracing::info!(group = %self.id, replica = %self.replica, "removed from the group");
             self.leaving = Some(Box::new(Leaving::new((*self.membership).clone())));
         }
+    }
+
+    /// Whether this replica was removed, and skips this campaign for the sake of those that remain.
+    pub(super) fn leaves_campaigns_to_others(&self) -> bool {
+        self.leaving.is_some()
+            && !self.campaigns.is_multiple_of(TIMEOUTS_PER_CAMPAIGN)
+            && !self.config.bugs.has(KnownBug::RemovedCampaigns)
     }
 
     /// A member says that the group goes on without this replica.

@@ -30,3 +30,13 @@ fn complaint(bug: KnownBug) -> String {
 fn forgetting_that_a_change_was_committed_is_caught() {
     println!("{}", complaint(KnownBug::ForgetCommit));
 }
+
+#[test]
+fn a_number_that_voted_and_is_given_to_an_empty_disk_is_caught() {
+    println!("{}", complaint(KnownBug::RecreateVoter));
+}
+
+#[test]
+fn a_removed_replica_that_campaigns_on_is_caught() {
+    println!("{}", complaint(KnownBug::RemovedCampaigns));
+}
