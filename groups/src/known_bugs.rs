@@ -56,6 +56,8 @@ pub enum KnownBug {
     IgnoreDoubt,
     /// A replica that was told of its removal campaigns at every election timeout.
     RemovedCampaigns,
+    /// A leader whose policy panics or gives no answer keeps the leadership, and asks no more.
+    SilentPolicyKeepsLeadership,
 }
 
 /// The bugs that are switched on. None by default.

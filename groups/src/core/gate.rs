@@ -27,6 +27,11 @@ use crate::policy::{
 use crate::status::Caretaker;
 use crate::worker::Round;
 
+/// Ticks before policies of which one panicked are asked again; twice as many each time.
+const PANIC_RETRY_TICKS: u64 = 50;
+/// Panics in one leadership after which only news make a leader ask again.
+const MAX_PANICS: u32 = 6;
+
 /// Whether users are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Gate {
@@ -103,11 +108,9 @@ impl GroupCore {
         let (ticks, limit) = (self.ticks, u64::from(self.config.admission_ticks));
         let Some(led) = self.led.as_mut().filter(|led| led.ready) else { return };
         match led.gate {
-            Gate::ToAsk => {
-                led.gate = Gate::Asked(ticks);
-                led.questions += 1;
-                let (term, question) = (led.term, led.questions);
-                self.ask_policies(term, question, round);
+            Gate::ToAsk => self.ask_policies(round),
+            Gate::Closed(_) if led.asks_again_at.is_some_and(|tick| ticks >= tick) => {
+                self.ask_policies(round);
             }
             Gate::Asked(since) if ticks - since >= limit => {
                 let after = self.config.tick.saturating_mul(u32::from(self.config.admission_ticks));
@@ -117,8 +120,13 @@ impl GroupCore {
         }
     }
 
-    fn ask_policies(&self, term: u64, question: u64, round: &mut Round) {
-        let (group, epoch) = (self.id, self.epoch);
+    fn ask_policies(&mut self, round: &mut Round) {
+        let (group, epoch, ticks) = (self.id, self.epoch, self.ticks);
+        let Some(led) = self.led.as_mut() else { return };
+        led.gate = Gate::Asked(ticks);
+        led.asks_again_at = None;
+        led.questions += 1;
+        let (term, question) = (led.term, led.questions);
         let acquired = Acquisition {
             group,
             term: Term::new(term),
@@ -154,15 +162,29 @@ impl GroupCore {
                 self.close_gate(Caretaker::Declined { reason: reason.into() }, round);
             }
             Err(AdmissionFault { policy }) => {
+                self.ask_after_panic();
                 self.close_gate(Caretaker::Panicked { policy }, round);
             }
         }
     }
 
+    /// What made a policy panic may pass, so that it is asked again, ever more rarely. One that gives
+    /// no answer is not: the question is out, and another one would wait behind it.
+    fn ask_after_panic(&mut self) {
+        let ticks = self.ticks;
+        let Some(led) = self.led.as_mut() else { return };
+        let pause = PANIC_RETRY_TICKS << led.panics.min(MAX_PANICS);
+        led.panics += 1;
+        let asks =
+            led.panics < MAX_PANICS && !self.config.bugs.has(KnownBug::SilentPolicyKeepsLeadership);
+        led.asks_again_at = asks.then_some(ticks + pause);
+    }
+
     /// Whether it is decided whether users are served.
     pub(super) fn is_service_settled(&self) -> bool {
-        let gate = self.led.as_ref().map(|led| &led.gate);
-        !matches!(gate, Some(Gate::ToAsk | Gate::Asked(_)))
+        self.led.as_ref().is_none_or(|led| {
+            led.asks_again_at.is_none() && !matches!(led.gate, Gate::ToAsk | Gate::Asked(_))
+        })
     }
 
     fn awaits_answer(&self, term: Term, question: u64) -> bool {
@@ -206,6 +228,7 @@ impl GroupCore {
             Gate::ToAsk => false,
         };
         if to_ask {
+            led.panics = 0;
             led.gate = Gate::ToAsk;
         }
     }

@@ -22,6 +22,10 @@ pub(super) struct Led {
     pub(super) gate: Gate,
     /// Questions to policies about it so far; the newest has this number.
     pub(super) questions: u64,
+    /// Policies that panicked when they were asked about it.
+    pub(super) panics: u32,
+    /// They are asked once more at this tick.
+    pub(super) asks_again_at: Option<u64>,
     /// What was told of it.
     pub(super) told: Told,
     /// Somebody was asked to take it over.
@@ -48,9 +52,17 @@ impl GroupCore {
         }
         if leads && self.led.is_none() {
             let gate = self.first_gate(round);
-            let told = Told::Nothing;
-            let (ready, questions, offered) = (false, 0, false);
-            self.led = Some(Led { term, first_index: last, ready, gate, questions, told, offered });
+            self.led = Some(Led {
+                term,
+                first_index: last,
+                ready: false,
+                gate,
+                questions: 0,
+                panics: 0,
+                asks_again_at: None,
+                told: Told::Nothing,
+                offered: false,
+            });
             self.reset_lease();
             self.ask_anew();
             if !self.config.bugs.has(KnownBug::CaretakerAnswersReads) {

@@ -10,6 +10,7 @@ use shardhost_storage::{NodeId, ReplicaId};
 use super::GroupCore;
 use super::outlook::Declined;
 use crate::error::TransferError;
+use crate::known_bugs::KnownBug;
 use crate::policy::PolicyEvent;
 use crate::status::Caretaker;
 use crate::worker::Round;
@@ -56,9 +57,21 @@ impl GroupCore {
         }
     }
 
-    /// Whether this node should not lead: what the group asks for says so, or a policy.
+    /// Whether this node should not lead: what the group asks for says so, or a policy, which may do
+    /// it by giving no answer.
     pub(super) fn wants_successor(&self, round: &Round) -> bool {
-        self.caretaker().is_some_and(|why| is_declined(why)) || self.own_unfitness(round).is_some()
+        self.caretaker().is_some_and(|why| self.is_left_to_others(why))
+            || self.own_unfitness(round).is_some()
+    }
+
+    fn is_left_to_others(&self, why: &Caretaker) -> bool {
+        match why {
+            Caretaker::Declined { .. } => true,
+            Caretaker::NoAnswer { .. } | Caretaker::Panicked { .. } => {
+                !self.config.bugs.has(KnownBug::SilentPolicyKeepsLeadership)
+            }
+            _ => false,
+        }
     }
 
     /// Those who may follow, the best first.

@@ -80,6 +80,11 @@ fn an_answer_to_an_earlier_question_that_counts_is_caught() {
     a_seed_notices(KnownBug::AnyAnswerCounts, "against its policy");
 }
 
+#[test]
+fn a_silent_policy_that_keeps_the_leadership_is_caught() {
+    a_seed_notices(KnownBug::SilentPolicyKeepsLeadership, "is not led");
+}
+
 /// Whenever the leader dies, somebody who has what is required is elected, and nobody else is
 /// even for a moment.
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use shardhost_groups::core::{MembershipOrder, MembershipRequest};
 use shardhost_groups::leadership::GroupSelector;
@@ -16,7 +17,11 @@ use crate::world::{Cluster, Done};
 
 /// A policy that says what its script says, once leadership was acquired.
 #[derive(Debug)]
-struct Scripted(Decision);
+struct Scripted {
+    decision: Decision,
+    /// Panics that come before it decides.
+    panics: AtomicU32,
+}
 
 impl LeadershipPolicy for Scripted {
     fn name(&self) -> &'static str {
@@ -29,7 +34,10 @@ impl LeadershipPolicy for Scripted {
         true
     }
     fn on_acquired(&self, _: &Acquisition) -> Decision {
-        self.0.clone()
+        let left =
+            self.panics.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        assert!(left.is_err(), "the policy was told to panic");
+        self.decision.clone()
     }
 }
 
@@ -83,6 +91,7 @@ impl Cluster {
     pub fn policy(&mut self, arguments: &mut Arguments<'_>) -> Done {
         let id = arguments.node("node")?;
         let reason: String = arguments.maybe("reason")?.unwrap_or_else(|| "so-it-is".to_owned());
+        let panics = AtomicU32::new(arguments.maybe("panics")?.unwrap_or(0));
         let decision = match arguments.one::<String>("says")?.as_str() {
             "serve" => Decision::Serve,
             "caretaker" => Decision::Caretaker(reason),
@@ -91,7 +100,9 @@ impl Cluster {
         };
         let node = self.node(id)?;
         node.guards.clear();
-        node.guards.push(node.policies.register(GroupSelector::All, Arc::new(Scripted(decision))));
+        node.guards.push(
+            node.policies.register(GroupSelector::All, Arc::new(Scripted { decision, panics })),
+        );
         Ok(())
     }
 

@@ -17,10 +17,7 @@ impl Cluster {
         let mut chance = self.chance.clone();
         let order = self.draw_order(&membership, &mut chance);
         self.chance = chance;
-        self.tell(|| format!("{leader:?} is asked: {group:?} {order:?}"));
-        let (waiter, _forgotten) = oneshot::channel();
-        let request = Box::new(MembershipRequest { order, waiter });
-        self.input(leader, Input::ChangeMembership { group, request })
+        self.order_membership(leader, group, order)
     }
 
     fn draw_order(&self, membership: &Membership, chance: &mut Chance) -> MembershipOrder {

@@ -70,10 +70,26 @@ impl Cluster {
         group: GroupId,
         change: MembershipChange,
     ) -> Result<(), String> {
-        self.tell(|| format!("{node:?} is asked: {group:?} {change:?}"));
+        self.order_membership(node, group, MembershipOrder::Change(change))
+    }
+
+    /// An operator gives up an addition that is not finished.
+    ///
+    /// # Errors
+    /// What a checker found.
+    pub fn cancel_addition(&mut self, node: NodeId, group: GroupId) -> Result<(), String> {
+        self.order_membership(node, group, MembershipOrder::CancelAddition { expecting: None })
+    }
+
+    pub(super) fn order_membership(
+        &mut self,
+        node: NodeId,
+        group: GroupId,
+        order: MembershipOrder,
+    ) -> Result<(), String> {
+        self.tell(|| format!("{node:?} is asked: {group:?} {order:?}"));
         let (waiter, _forgotten) = oneshot::channel();
-        let request =
-            Box::new(MembershipRequest { order: MembershipOrder::Change(change), waiter });
+        let request = Box::new(MembershipRequest { order, waiter });
         self.input(node, Input::ChangeMembership { group, request })
     }
 

@@ -11,14 +11,18 @@ use super::*;
 const CHANGE_EVERY: u64 = 1_500;
 
 impl Cluster {
-    /// Policies take their time, and some of them longer than anybody waits. They answer from what
-    /// they know when they are asked.
+    /// Policies take their time, and some of them longer than a leader waits; now and then one panics,
+    /// or gives no answer. They answer from what they know when they are asked.
     pub(super) fn ask_policies(&mut self, node: NodeId, request: AdmissionRequest) {
         let life = self.nodes[&node].life;
         let slow = self.faulty && self.chance.per_mille(150);
         let delay = if slow { self.chance.between(60, 9_000) } else { self.chance.between(1, 60) };
         self.checks.serving.asked(node, &request);
-        let answer = request.ask();
+        let answer = match self.chance.below(if self.faulty { 40 } else { 1 }) {
+            39 => return self.tell(|| format!("the policy of {node:?} hangs")),
+            38 => Err(AdmissionFault { policy: "panics" }),
+            _ => request.ask(),
+        };
         self.after(delay, Event::Admission { node, life, request: Box::new(request), answer });
     }
 
@@ -143,7 +147,9 @@ impl Cluster {
         }
         for id in self.node_ids() {
             self.advertise(id, advert("both", false))?;
-            self.switch_policy(id, false)?;
+            if self.nodes[&id].refuses.load(Ordering::Relaxed) {
+                self.switch_policy(id, false)?;
+            }
         }
         Ok(())
     }

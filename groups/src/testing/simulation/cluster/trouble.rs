@@ -70,6 +70,12 @@ impl Cluster {
                 .filter(|member| !self.nodes[&member.node].disks.contains_key(&group))
                 .map(|member| member.node)
                 .collect();
+            let incoming = status.membership.incoming.map(|incoming| incoming.replica);
+            let incoming = incoming.and_then(|replica| status.membership.node_of(replica));
+            if incoming.is_some_and(|node| lost.contains(&node)) {
+                self.cancel_addition(leader, group)?;
+                self.pass(2_000)?;
+            }
             for node in lost {
                 self.change_members(leader, group, MembershipChange::new().remove(node))?;
                 self.pass(2_000)?;
