@@ -10,6 +10,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={}", root.join(file).display());
     }
     let descriptors = protox::compile(&files, [&root])?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        // Rare, and large beside the messages of every write.
+        .boxed(".shardhost.peer.v1.GroupMessage.recovery")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -58,6 +58,10 @@ pub enum KnownBug {
     RemovedCampaigns,
     /// A leader whose policy panics or gives no answer keeps the leadership, and asks no more.
     SilentPolicyKeepsLeadership,
+    /// What a learner acknowledged counts when it gets a vote, although its node may have lost its disk.
+    CountLostLearner,
+    /// A vote lock is forgotten when the clock cannot be read.
+    UnlockWithoutClock,
 }
 
 /// The bugs that are switched on. None by default.

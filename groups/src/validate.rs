@@ -94,6 +94,8 @@ pub enum Refusal {
     StaleOrder,
     /// An invitation or a notice without a membership that makes sense.
     Invitation,
+    /// An answer about what was lost without memberships that make sense, or one where none belongs.
+    Recovery,
     /// From a group of the same id that was created with other members.
     OtherGenesis,
     /// The log of this replica may have lost something, and the message would have it take part as
@@ -125,6 +127,7 @@ impl fmt::Display for Refusal {
             Self::Promised => "a vote that was promised not to be given",
             Self::StaleOrder => "an order to campaign that came too late",
             Self::Invitation => "impossible invitation",
+            Self::Recovery => "impossible answer about what was lost",
             Self::OtherGenesis => "from a group that was created with other members",
             Self::InDoubt => "the log of the replica may have lost something",
         })
@@ -161,6 +164,7 @@ pub fn validate(
         MessageKind::TimeoutNow | MessageKind::Sleep => check_from_leader(view, message),
         MessageKind::ReadIndexResponse => check_from_leader(view, message),
         MessageKind::Invite | MessageKind::Removed => check_invitation(view.membership, message),
+        MessageKind::RecoveryResponse => check_recovery(view, message),
         _ => Ok(()),
     }
 }
@@ -203,6 +207,8 @@ fn check_first_contact(
             | MessageKind::Wake
             | MessageKind::Removed
             | MessageKind::Invite
+            | MessageKind::RecoveryRequest
+            | MessageKind::RecoveryResponse
     );
     let elsewhere = view.contacts.iter().any(|(id, known)| *id == from && *known != node);
     if may_come_first && !elsewhere { Ok(()) } else { Err(Refusal::Stranger) }
@@ -257,6 +263,23 @@ fn check_placement(kind: MessageKind, message: &GroupMessage) -> Result<(), Refu
     let invites = matches!(kind, MessageKind::Invite | MessageKind::Removed);
     if invites != message.invitation.is_some() {
         return Err(Refusal::Invitation);
+    }
+    if (kind == MessageKind::RecoveryResponse) != message.recovery.is_some() {
+        return Err(Refusal::Recovery);
+    }
+    Ok(())
+}
+
+/// The memberships of an answer about what was lost are those of this group.
+fn check_recovery(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
+    let answer = message.recovery.as_ref().ok_or(Refusal::Recovery)?;
+    if answer.committed >= MAX_NUMBER || answer.matched >= MAX_NUMBER {
+        return Err(Refusal::Index);
+    }
+    let applied = answer.applied.as_ref().ok_or(Refusal::Recovery)?;
+    for wire in std::iter::once(applied).chain(&answer.unapplied) {
+        let membership = convert::membership_from_wire(wire).ok_or(Refusal::Recovery)?;
+        check_genesis(view, membership.genesis)?;
     }
     Ok(())
 }

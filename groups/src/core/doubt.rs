@@ -19,23 +19,35 @@
 //! answers; it gives up within two election timeouts. Less than all answers are enough only after
 //! that time.
 //!
-//! Who may answer follows from the membership as it is known here. A voter that knows a later one
-//! says so; the replica then catches up with that one first and asks again. A voter that holds a
-//! change that it has not applied does not answer before it has.
+//! Who is asked follows from the configurations that are known: the one that this replica applied, and
+//! those that answers show. An answer names the configuration that its sender applied and those that
+//! unapplied changes in its log lead to. A configuration takes effect only after its entry was committed
+//! under the one before, so the answers of one configuration show the next one, if there is one, and its
+//! voters are asked, too. Configurations older than one that is known to be committed are asked only for a
+//! while: their voters may be gone. Doubt ends when this replica has applied what the answers
+//! know to be committed of configurations, because it must not campaign in an older one.
 
-use raft::GetEntriesContext;
-use shardhost_proto::peer::{GroupMessage, MessageKind};
+use std::collections::BTreeMap;
+
+use raft::{Changer, GetEntriesContext};
+use shardhost_proto::peer::{GroupMessage, MessageKind, RecoveryAnswer};
+use shardhost_storage::convert::membership_to_message;
 use shardhost_storage::{
-    Certainty, Doubt as Cause, GroupWrite, LogIndex, LogPosition, Member, ReplicaId, Term,
+    Certainty, Doubt as Cause, GroupWrite, LogIndex, LogPosition, Member, Membership, NodeId,
+    ReplicaId, Term,
 };
 
 use super::GroupCore;
+use crate::convert;
 use crate::known_bugs::KnownBug;
+use crate::membership::ConfigEntry;
 use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
 
 /// Ticks between two requests to a voter that has not answered.
 const ASK_TICKS: u64 = 5;
+/// Unapplied changes that an answer names. A voter with more of them applies first.
+const MAX_UNAPPLIED_CHANGES: usize = 8;
 
 /// What is known about what this replica may have lost.
 #[derive(Debug)]
@@ -43,22 +55,22 @@ pub(super) struct Doubt {
     cause: Cause,
     /// Ticks since it was raised.
     ticks: u64,
-    /// The configuration whose voters are asked.
-    config: LogIndex,
     answers: Vec<Answer>,
     floor: Option<Floor>,
 }
 
 /// What another voter said.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Answer {
     replica: ReplicaId,
     certainty: Certainty,
     term: Term,
     /// The last entry of its log that is durable.
     last: LogPosition,
-    /// The configuration that it has applied.
-    config: LogIndex,
+    /// The configuration that it has applied, and those that changes in its log lead to.
+    configs: Vec<Membership>,
+    /// The newest of these that it knows to be committed.
+    committed_config: LogIndex,
 }
 
 /// What this replica may have been part of ends here.
@@ -66,16 +78,17 @@ struct Answer {
 struct Floor {
     term: Term,
     last: LogPosition,
+    /// The newest configuration that is known to be committed.
     config: LogIndex,
 }
 
 impl Doubt {
-    pub(super) fn opened(certainty: Certainty, config: LogIndex) -> Option<Box<Self>> {
+    pub(super) fn opened(certainty: Certainty) -> Option<Box<Self>> {
         match certainty {
             Certainty::Sure => None,
             Certainty::InDoubt(cause) => {
                 let (answers, floor) = (Vec::new(), None);
-                Some(Box::new(Self { cause, ticks: 0, config, answers, floor }))
+                Some(Box::new(Self { cause, ticks: 0, answers, floor }))
             }
         }
     }
@@ -89,11 +102,26 @@ impl Doubt {
         self.answers.iter().find(|answer| answer.replica == replica)
     }
 
+    /// The newest configuration that a voter whose log is whole knows to be committed.
+    fn committed_config(&self) -> LogIndex {
+        let sure = self.answers.iter().filter(|answer| !answer.certainty.is_in_doubt());
+        sure.map(|answer| answer.committed_config).max().unwrap_or_default()
+    }
+
+    /// Whether each quorum of these voters that `own` was ever part of has another member among those
+    /// that answered. `given_up`: candidates that `own` voted for have given up.
+    fn is_covered(&self, voters: &[ReplicaId], own: ReplicaId, given_up: bool) -> bool {
+        let others = voters.iter().filter(|id| **id != own);
+        let answers: Vec<_> = others.clone().filter_map(|id| self.answered(*id)).collect();
+        let sure = answers.iter().filter(|answer| !answer.certainty.is_in_doubt()).count();
+        answers.len() == others.count() || (given_up && sure >= voters.len() - voters.len() / 2)
+    }
+
     fn floor_of_answers(&self) -> Floor {
         self.answers.iter().fold(Floor::default(), |floor, answer| Floor {
             term: floor.term.max(answer.term),
             last: floor.last.max(answer.last),
-            config: floor.config.max(answer.config),
+            config: floor.config.max(answer.committed_config),
         })
     }
 }
@@ -108,7 +136,7 @@ impl GroupCore {
     pub fn open_in_doubt(&mut self, cause: Cause) {
         if self.doubt.is_none() {
             let certainty = Certainty::InDoubt(cause);
-            self.doubt = Doubt::opened(certainty, self.membership.config_index);
+            self.doubt = Doubt::opened(certainty);
         }
     }
 
@@ -118,7 +146,7 @@ impl GroupCore {
             return;
         }
         let certainty = Certainty::InDoubt(cause);
-        self.doubt = Doubt::opened(certainty, self.membership.config_index);
+        self.doubt = Doubt::opened(certainty);
         let term = self.raw.raft.term;
         self.raw.raft.become_follower(term, raft::INVALID_ID);
         self.pin_election_timeout();
@@ -138,8 +166,7 @@ impl GroupCore {
             (_, None) => true,
             (MessageKind::TimeoutNow | MessageKind::TransferAsk | MessageKind::Sleep, _) => true,
             (MessageKind::Vote | MessageKind::PreVote, Some(floor)) => {
-                floor.config > doubt.config
-                    || LogPosition::new(message.log_term, message.index) < floor.last
+                LogPosition::new(message.log_term, message.index) < floor.last
             }
             _ => false,
         }
@@ -177,54 +204,79 @@ impl GroupCore {
 
     fn ask_voters(&self, round: &mut Round) {
         let Some(doubt) = &self.doubt else { return };
-        for (id, member) in &self.membership.members {
-            let votes = member.voter || member.outgoing_voter;
-            if votes && *id != self.replica && doubt.answered(*id).is_none() {
-                let request = GroupMessage {
-                    stamp: self.life(),
-                    ..self.own_message(MessageKind::RecoveryRequest, id.get())
-                };
-                let (to, lane) = (member.node, Lane::Urgent);
-                round.messages.push(Outgoing { to, lane, message: request });
-            }
+        let mut voters: BTreeMap<ReplicaId, NodeId> = BTreeMap::new();
+        for config in self.known_configs() {
+            let members = config.members.iter();
+            let voting = members.filter(|(_, member)| member.voter || member.outgoing_voter);
+            voters.extend(voting.map(|(id, member)| (*id, member.node)));
         }
+        voters.retain(|id, _| *id != self.replica && doubt.answered(*id).is_none());
+        for (id, to) in voters {
+            let request = GroupMessage {
+                stamp: self.life(),
+                ..self.own_message(MessageKind::RecoveryRequest, id.get())
+            };
+            round.messages.push(Outgoing { to, lane: Lane::Urgent, message: request });
+        }
+    }
+
+    /// The configurations under which this replica may have voted and acknowledged, as far as is known.
+    fn known_configs(&self) -> impl Iterator<Item = &Membership> {
+        let answers = self.doubt.iter().flat_map(|doubt| &doubt.answers);
+        std::iter::once(&*self.membership).chain(answers.flat_map(|answer| &answer.configs))
     }
 
     /// A peer does not know what it lost.
     pub(super) fn answer_recovery(&self, message: &GroupMessage, round: &mut Round) {
         let Some(to) = self.node_of(message.from_replica) else { return };
-        let Some(last) = self.durable_end() else { return };
+        if self.snapshots.is_installing() {
+            return;
+        }
+        let (Some(last), Some(unapplied)) = (self.persisted_end(), self.unapplied_configs()) else {
+            return;
+        };
         let progress = self.raw.raft.prs().get(message.from_replica);
         let matched = progress.filter(|_| self.leads()).map_or(0, |progress| progress.matched);
+        let recovery = RecoveryAnswer {
+            applied: Some(membership_to_message(&self.membership)),
+            unapplied: unapplied.iter().map(membership_to_message).collect(),
+            committed: self.raw.raft.raft_log.committed,
+            matched,
+        };
         let answer = GroupMessage {
             stamp: message.stamp,
             log_term: last.term.get(),
             index: last.index.get(),
-            commit: matched,
-            reject_hint: self.membership.config_index.get(),
             reject: self.doubt.is_some(),
+            recovery: Some(Box::new(recovery)),
             ..self.own_message(MessageKind::RecoveryResponse, message.from_replica)
         };
         round.messages.push(Outgoing { to, lane: Lane::Urgent, message: answer });
     }
 
-    /// The last entry that is durable here; `None` while that cannot be said, or a change of the
-    /// membership stands in the log that is not applied.
-    fn durable_end(&self) -> Option<LogPosition> {
+    /// The memberships that changes in the log lead to, which are not applied; `None` when there are too
+    /// many, or one cannot be read now.
+    fn unapplied_configs(&self) -> Option<Vec<Membership>> {
         let log = &self.raw.raft.raft_log;
-        if self.snapshots.is_installing() {
-            return None;
-        }
         let (applied, last) = (self.apply.applied(), log.last_index());
-        if applied < last {
-            let context = GetEntriesContext::empty(false);
-            let pending = log.slice(applied + 1, last + 1, raft::NO_LIMIT, context).ok()?;
-            let plain = raft::eraftpb::EntryType::EntryNormal;
-            if pending.iter().any(|entry| entry.entry_type != plain) {
+        if applied >= last {
+            return Some(Vec::new());
+        }
+        let context = GetEntriesContext::empty(false);
+        let entries = log.slice(applied + 1, last + 1, raft::NO_LIMIT, context).ok()?;
+        let changes = entries.iter().filter(|entry| is_change(entry));
+        let mut tracker = self.raw.raft.prs().clone();
+        let mut configs: Vec<Membership> = Vec::new();
+        for entry in changes {
+            if configs.len() == MAX_UNAPPLIED_CHANGES {
                 return None;
             }
+            let config = ConfigEntry::decode(&entry.data, &entry.context)?;
+            let before = configs.last().unwrap_or(&self.membership);
+            let after = foresee(&mut tracker, &config, before, LogIndex::new(entry.index))?;
+            configs.push(after);
         }
-        self.persisted_end()
+        Some(configs)
     }
 
     fn persisted_end(&self) -> Option<LogPosition> {
@@ -240,12 +292,18 @@ impl GroupCore {
         else {
             return;
         };
-        if message.stamp != own {
+        let Some(recovery) = message.recovery.as_ref().filter(|_| message.stamp == own) else {
             return;
-        }
+        };
+        let configs = recovery.applied.iter().chain(&recovery.unapplied);
+        let configs: Option<Vec<_>> = configs.map(convert::membership_from_wire).collect();
+        let Some(configs) = configs.filter(|configs| !configs.is_empty()) else { return };
+        let committed = LogIndex::new(recovery.committed);
+        let indexes = configs.iter().map(|config| config.config_index);
+        let committed_config = indexes.filter(|index| *index <= committed).max();
         let certainty =
             if message.reject { Certainty::InDoubt(doubt.cause) } else { Certainty::Sure };
-        let overrated = message.commit > self.raw.raft.raft_log.last_index();
+        let overrated = recovery.matched > self.raw.raft.raft_log.last_index();
         doubt.note(Answer {
             replica,
             certainty,
@@ -253,7 +311,8 @@ impl GroupCore {
             // where other entries stand now: it has to be elected anew.
             term: Term::new(message.term + 1),
             last: LogPosition::new(message.log_term, message.index),
-            config: LogIndex::new(message.reject_hint),
+            configs,
+            committed_config: committed_config.unwrap_or_default(),
         });
         if overrated && doubt.floor.is_some() {
             self.outbid_leader(message.term);
@@ -265,15 +324,19 @@ impl GroupCore {
     fn is_enough_known(&self) -> bool {
         let Some(doubt) = &self.doubt else { return false };
         let given_up = doubt.ticks > 2 * u64::from(self.config.election_ticks);
-        let answered = |votes: fn(&Member) -> bool| {
-            let voters = self.membership.members.iter().filter(|(_, member)| votes(member));
-            let others: Vec<_> = voters.filter(|(id, _)| **id != self.replica).collect();
-            let answers = others.iter().filter_map(|(id, _)| doubt.answered(**id));
-            let sure = answers.clone().filter(|answer| !answer.certainty.is_in_doubt()).count();
-            let all = others.len() + 1;
-            answers.count() == others.len() || (given_up && sure >= all - all / 2)
+        let committed = doubt.committed_config();
+        let voters = |config: &Membership, votes: fn(&Member) -> bool| -> Vec<ReplicaId> {
+            let members = config.members.iter().filter(|(_, member)| votes(member));
+            members.map(|(id, _)| *id).collect()
         };
-        answered(|member| member.voter) && answered(|member| member.outgoing_voter)
+        // Whoever voted in an older configuration may be gone.
+        let counts = |config: &&Membership| !given_up || config.config_index >= committed;
+        self.known_configs().filter(counts).all(|config| {
+            let halves: [fn(&Member) -> bool; 2] = [|one| one.voter, |one| one.outgoing_voter];
+            halves
+                .iter()
+                .all(|half| doubt.is_covered(&voters(config, *half), self.replica, given_up))
+        })
     }
 
     /// From here on it takes part, within bounds.
@@ -298,15 +361,8 @@ impl GroupCore {
 
     /// Whether what may have been lost is there again.
     fn check_floor(&mut self, round: &mut Round) {
-        let Some(doubt) = &mut self.doubt else { return };
-        let Some(floor) = doubt.floor else { return };
-        if self.membership.config_index != doubt.config {
-            doubt.config = self.membership.config_index;
-            doubt.answers.clear();
-            doubt.floor = None;
-            return;
-        }
-        let known = floor.config <= doubt.config && !self.snapshots.is_installing();
+        let Some(floor) = self.doubt.as_ref().and_then(|doubt| doubt.floor) else { return };
+        let known = floor.config <= self.membership.config_index && !self.snapshots.is_installing();
         if known && self.persisted_end().is_some_and(|end| end >= floor.last) {
             self.doubt = None;
             self.write_certainty(Certainty::Sure, round);
@@ -318,4 +374,29 @@ impl GroupCore {
         let certainty = Some(certainty);
         round.log.batch.writes.push(GroupWrite { certainty, ..GroupWrite::new(self.id) });
     }
+}
+
+fn is_change(entry: &raft::eraftpb::Entry) -> bool {
+    entry.entry_type != raft::eraftpb::EntryType::EntryNormal
+}
+
+/// The membership after a change that is not applied, and raft's view of it, which moves on.
+fn foresee(
+    tracker: &mut raft::ProgressTracker,
+    config: &ConfigEntry,
+    before: &Membership,
+    index: LogIndex,
+) -> Option<Membership> {
+    let change = config.to_raft();
+    let mut changer = Changer::new(tracker);
+    let (next, changes) = if change.leave_joint() {
+        changer.leave_joint().ok()?
+    } else if let Some(auto_leave) = change.enter_joint() {
+        changer.enter_joint(auto_leave, &change.changes).ok()?
+    } else {
+        changer.simple(&change.changes).ok()?
+    };
+    let after = config.apply(before, &next.to_conf_state(), index)?;
+    tracker.apply_conf(next, changes, 1);
+    Some(after)
 }

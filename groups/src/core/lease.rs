@@ -30,6 +30,10 @@ use crate::worker::{LeaseSign, Round};
 /// The context by which raft marks the campaign of a transfer.
 const TRANSFER_CAMPAIGN: &[u8] = b"CampaignTransfer";
 
+/// Election timeouts in ticks after which a vote lock ends while the clock cannot be read. Ticks may come
+/// faster than their length for a while, after a stall.
+const LOCK_TIMEOUTS_WITHOUT_CLOCK: u64 = 4;
+
 /// Groups of so many voters beside the leader cost no allocation.
 const FEW_VOTERS: usize = 8;
 
@@ -49,8 +53,10 @@ pub(super) struct Lease {
     promised_until: Moment,
     /// The replica that was last heard as leader; 0: it is not known who was.
     promised_to: u64,
-    /// The leader was heard in this round.
+    /// The leader was heard in this round, or since the clock could be read last.
     heard: bool,
+    /// The tick in which it was heard last.
+    heard_tick: u64,
     /// The newest stamp of the leader of `heard_term`.
     heard_stamp: Moment,
     heard_term: u64,
@@ -109,8 +115,20 @@ impl GroupCore {
 
     /// Whether a promise keeps this replica from supporting an election, its own included.
     pub(super) fn has_promised(&self, round: &Round) -> bool {
-        let running = round.began.is_some_and(|now| now < self.lease.promised_until);
-        running || self.lease.heard
+        let lease = &self.lease;
+        let running = match round.began {
+            Some(now) => now < lease.promised_until,
+            None if self.config.bugs.has(KnownBug::UnlockWithoutClock) => false,
+            None => lease.promised_until > Moment::ZERO && !self.is_lock_over_in_ticks(),
+        };
+        running || lease.heard
+    }
+
+    /// Whether so many ticks passed since the leader was heard that the vote lock is over whatever time
+    /// it is.
+    fn is_lock_over_in_ticks(&self) -> bool {
+        let ticks = LOCK_TIMEOUTS_WITHOUT_CLOCK * u64::from(self.config.election_ticks);
+        self.ticks.saturating_sub(self.lease.heard_tick) >= ticks
     }
 
     /// Whether a vote must not be given, whatever raft would do.
@@ -138,6 +156,7 @@ impl GroupCore {
         let term = raft.term;
         let lease = &mut self.lease;
         lease.heard = true;
+        lease.heard_tick = self.ticks;
         lease.promised_to = from;
         let now = round.began.unwrap_or(lease.contact);
         if now.since(lease.contact) >= self.config.tick {
@@ -168,10 +187,16 @@ impl GroupCore {
 
     /// At the end of a round: what was heard in it is promised from here on.
     pub(super) fn renew_promise(&mut self, round: &Round) {
-        if std::mem::take(&mut self.lease.heard)
-            && let Some(now) = round.ended
-        {
-            self.lease.promised_until = now + self.config.election_timeout();
+        let over =
+            self.is_lock_over_in_ticks() || self.config.bugs.has(KnownBug::UnlockWithoutClock);
+        match round.ended {
+            Some(now) if self.lease.heard => {
+                self.lease.heard = false;
+                self.lease.promised_until = now + self.config.election_timeout();
+            }
+            // From when the lock counts is not known; it holds.
+            None if over => self.lease.heard = false,
+            _ => {}
         }
         self.lease.echo = None;
     }
@@ -214,12 +239,24 @@ impl GroupCore {
             Some(now) if message.stamp <= now.get() => Moment::new(message.stamp),
             _ => Moment::ZERO,
         };
+        let earlier = std::mem::replace(&mut self.lease.peer(replica).life, life);
+        if earlier != 0 && earlier != life {
+            self.count_reopened(replica);
+        }
         let peer = self.lease.peer(replica);
-        peer.life = life;
         if message.kind() == MessageKind::HeartbeatResponse {
             peer.stamp = peer.stamp.max(stamp);
         }
         self.release_order(replica, life, round);
+    }
+
+    /// A replica answers that was opened anew. One that never voted may have lost its disk.
+    fn count_reopened(&mut self, replica: u64) {
+        let member = ReplicaId::new(replica).and_then(|id| self.membership.members.get(&id));
+        let bug = self.config.bugs.has(KnownBug::CountLostLearner);
+        if member.is_some_and(|member| member.never_voted) && !bug {
+            self.count_replica_anew(replica);
+        }
     }
 
     // ---- the lease of a leader ----

@@ -70,6 +70,7 @@ impl MembershipOrder {
                 Step::AddVoter(node) => Some(*node),
                 _ => None,
             }),
+            Self::Replace { new, .. } => Some(*new),
             _ => None,
         }
     }
@@ -125,7 +126,7 @@ impl GroupCore {
             check_expected(self.id, &self.membership, *expecting)?;
             return self.propose_requirement(requirement, *whoever_meets_it, round);
         }
-        let entry = self.plan_order(order)?;
+        let entry = self.plan_order(order, &round.nodes)?;
         self.check_live_quorum(&round.nodes)?;
         // What was queued in this round goes into the log first.
         self.propose_queued(round);
@@ -161,18 +162,22 @@ impl GroupCore {
         self.joint.then_some(self.membership.config_index)
     }
 
-    fn plan_order(&self, order: &MembershipOrder) -> Result<ConfigEntry, MembershipError> {
+    fn plan_order(
+        &self,
+        order: &MembershipOrder,
+        live: &LiveNodes,
+    ) -> Result<ConfigEntry, MembershipError> {
         let (group, membership) = (self.id, &*self.membership);
         match order {
             MembershipOrder::CancelAddition { expecting } => {
                 let new = self.incoming_node().ok_or(MembershipError::NothingToCancel { group })?;
                 let mut change = MembershipChange::new().remove(new);
                 change.expecting = *expecting;
-                self.plan_change(&change)
+                self.plan_change(&change, live)
             }
             MembershipOrder::Change(change) => {
                 self.check_no_addition()?;
-                self.plan_change(change)
+                self.plan_change(change, live)
             }
             MembershipOrder::Replace { old, new, expecting } => {
                 self.check_no_addition()?;
@@ -195,12 +200,24 @@ impl GroupCore {
         self.membership.node_of(self.membership.incoming?.replica)
     }
 
-    fn plan_change(&self, change: &MembershipChange) -> Result<ConfigEntry, MembershipError> {
-        let prs = self.raw.raft.prs();
-        let matched =
-            |id: ReplicaId| LogIndex::new(prs.get(id.get()).map_or(0, |progress| progress.matched));
+    fn plan_change(
+        &self,
+        change: &MembershipChange,
+        live: &LiveNodes,
+    ) -> Result<ConfigEntry, MembershipError> {
+        let matched = |id: ReplicaId| LogIndex::new(self.matched_if_live(id, live));
         let last = LogIndex::new(self.raw.raft.raft_log.last_index());
         plan(self.id, &self.membership, change, &Progress { last, matched: &matched })
+    }
+
+    /// What a replica is known to hold; nothing when its node does not answer: it may come back without
+    /// its disk.
+    fn matched_if_live(&self, id: ReplicaId, live: &LiveNodes) -> u64 {
+        let node = self.membership.node_of(id);
+        let answers = node.is_some_and(|node| node == self.config.node || live.contains(node));
+        let counts = answers || self.config.bugs.has(KnownBug::CountLostLearner);
+        let progress = self.raw.raft.prs().get(id.get()).filter(|_| counts);
+        progress.map_or(0, |progress| progress.matched)
     }
 
     fn check_live_quorum(&self, live: &LiveNodes) -> Result<(), MembershipError> {
@@ -282,12 +299,14 @@ impl GroupCore {
     }
 
     fn apply_config(&mut self, entry: &Entry, round: &mut Round) -> Result<(), GroupFault> {
+        let id = self.id;
         let broken = |what: &str| {
-            let text = format!("{:?} cannot apply its entry {}: {what}", self.id, entry.index);
+            let text = format!("{id:?} cannot apply its entry {}: {what}", entry.index);
             GroupFault::Invariant(text.into())
         };
         let config = ConfigEntry::decode(&entry.data, &entry.context)
             .ok_or_else(|| broken("it is no membership change"))?;
+        self.count_new_voters_anew(&config);
         let applied = self.raw.apply_conf_change(&config.to_raft());
         let state = applied.map_err(|error| broken(&error.to_string()))?;
         let after = config.apply(&self.membership, &state, LogIndex::new(entry.index));
@@ -304,6 +323,21 @@ impl GroupCore {
         self.consider_leaving();
         self.renew_peers();
         Ok(())
+    }
+
+    /// What a learner acknowledged does not count for the quorums in which it gets a vote: it may have
+    /// lost its disk since. It says again what it holds.
+    fn count_new_voters_anew(&mut self, config: &ConfigEntry) {
+        if self.config.bugs.has(KnownBug::CountLostLearner) {
+            return;
+        }
+        for (kind, id) in &config.changes {
+            let member = self.membership.members.get(id);
+            let votes = member.is_some_and(|member| member.voter || member.outgoing_voter);
+            if *kind == Kind::AddVoter && !votes {
+                self.count_replica_anew(id.get());
+            }
+        }
     }
 
     /// This is the membership from here on; gives the one before.
@@ -372,7 +406,7 @@ impl GroupCore {
     }
 
     /// Goes on with a joint change or an addition, whoever began it.
-    pub(super) fn finish_changes(&mut self) {
+    pub(super) fn finish_changes(&mut self, live: &LiveNodes) {
         if !self.has_unfinished_change() || self.transfer.is_some() {
             return;
         }
@@ -383,7 +417,7 @@ impl GroupCore {
         }
         let next = match self.membership.incoming {
             _ if self.joint => Some(ConfigEntry::leave_joint()),
-            Some(incoming) => self.give_vote(incoming),
+            Some(incoming) => self.give_vote(incoming, live),
             None => None,
         };
         if let Some(entry) = next
@@ -395,12 +429,13 @@ impl GroupCore {
 
     /// The change that makes a voter of the learner, and removes the member that it replaces in
     /// the same step, when it has caught up.
-    fn give_vote(&self, incoming: Incoming) -> Option<ConfigEntry> {
+    fn give_vote(&self, incoming: Incoming, live: &LiveNodes) -> Option<ConfigEntry> {
         let Incoming { replica, replaces } = incoming;
         let raft = &self.raw.raft;
         let progress = raft.prs().get(replica.get())?;
-        let level = progress.matched + ADDITION_LAG >= raft.raft_log.last_index();
-        let follows = progress.state == ProgressState::Replicate && progress.matched > 0;
+        let matched = self.matched_if_live(replica, live);
+        let level = matched + ADDITION_LAG >= raft.raft_log.last_index();
+        let follows = progress.state == ProgressState::Replicate && matched > 0;
         let node = self.membership.node_of(replica)?;
         let mut entry = ConfigEntry::default();
         entry.changes.push((Kind::AddVoter, replica));

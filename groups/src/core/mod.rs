@@ -243,7 +243,7 @@ impl GroupCore {
     /// Does everything that the inputs of this round brought up.
     pub fn finish_round(&mut self, round: &mut Round) {
         self.observe_leadership(round);
-        self.finish_changes();
+        self.finish_changes(&Arc::clone(&round.nodes));
         self.propose_queued(round);
         self.start_read_round(round);
         self.take_readies(round);

@@ -106,7 +106,7 @@ impl GroupCore {
         let membership = Arc::new(persisted.meta.membership.clone());
         let promised = may_have_promised(&persisted);
         let config_forgets = config.bugs.has(KnownBug::ForgetVoteLock);
-        let doubt = Doubt::opened(persisted.certainty, membership.config_index);
+        let doubt = Doubt::opened(persisted.certainty);
         let published = super::status::initial(&persisted, applied, &membership);
         let mut core = Self {
             id,

@@ -168,22 +168,32 @@ impl GroupCore {
         }
     }
 
+    /// Whether this replica leads, and a member on that node may have lost its disk and be created anew.
+    #[must_use]
+    pub fn counts_on_learner_of(&self, node: NodeId) -> bool {
+        let mut members = self.membership.members.values();
+        self.leads() && members.any(|member| member.node == node && member.never_voted)
+    }
+
     /// A member without a vote may have lost its disk: what it acknowledged to this leader does not
     /// count before it says so again. Until then it gets no vote, and is created if it is not there.
     fn count_anew(&mut self, node: NodeId) {
+        let members = self.membership.members.iter();
+        let concerned = members.filter(|(_, member)| member.node == node && member.never_voted);
+        let replicas: Vec<u64> = concerned.map(|(id, _)| id.get()).collect();
+        replicas.into_iter().for_each(|replica| self.count_replica_anew(replica));
+    }
+
+    /// What a replica acknowledged to this leader counts only once it says so again.
+    pub(super) fn count_replica_anew(&mut self, replica: u64) {
         if !self.leads() {
             return;
         }
         let last = self.raw.raft.raft_log.last_index();
-        let members = self.membership.members.iter();
-        let concerned = members.filter(|(_, member)| member.node == node && member.never_voted);
-        let replicas: Vec<u64> = concerned.map(|(id, _)| id.get()).collect();
-        for replica in replicas {
-            if let Some(progress) = self.raw.raft.mut_prs().get_mut(replica) {
-                progress.matched = 0;
-                progress.become_probe();
-                progress.next_idx = last + 1;
-            }
+        if let Some(progress) = self.raw.raft.mut_prs().get_mut(replica) {
+            progress.matched = 0;
+            progress.become_probe();
+            progress.next_idx = last + 1;
         }
     }
 

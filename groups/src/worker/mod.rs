@@ -110,6 +110,11 @@ enum NodeChange {
     Facts,
 }
 
+/// Whether a replica that is awake must hear of a change, too.
+fn concerns_awake(core: &GroupCore, change: NodeChange) -> bool {
+    matches!(change, NodeChange::Live(node) if core.counts_on_learner_of(node))
+}
+
 impl WorkerCore {
     /// A worker without groups, on a node that says this of itself.
     #[must_use]
@@ -542,7 +547,7 @@ impl WorkerCore {
         let mut asleep: Vec<GroupId> = self
             .groups
             .iter()
-            .filter(|(_, slot)| slot.core.is_asleep())
+            .filter(|(_, slot)| slot.core.is_asleep() || concerns_awake(&slot.core, change))
             .map(|(group, _)| *group)
             .collect();
         asleep.sort_unstable();

@@ -40,3 +40,8 @@ fn a_number_that_voted_and_is_given_to_an_empty_disk_is_caught() {
 fn a_removed_replica_that_campaigns_on_is_caught() {
     println!("{}", complaint(KnownBug::RemovedCampaigns));
 }
+
+#[test]
+fn a_learner_that_counts_without_its_disk_is_caught() {
+    println!("{}", complaint(KnownBug::CountLostLearner));
+}

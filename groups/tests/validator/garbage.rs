@@ -6,7 +6,7 @@ use shardhost_groups::{GroupId, LogPosition, Membership, NodeId, Role};
 use shardhost_proto::log::{
     Entry, EntryKind, LogPosition as WirePosition, Member, Membership as WireMembership,
 };
-use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind, SnapshotMeta};
+use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind, RecoveryAnswer, SnapshotMeta};
 
 use crate::victim::{Victim, command, message};
 
@@ -149,7 +149,7 @@ fn number() -> impl Strategy<Value = Number> {
 }
 
 fn kind() -> impl Strategy<Value = i32> {
-    prop_oneof![9 => 1i32..=10, 1 => 0i32..25, 2 => 20i32..=24]
+    prop_oneof![9 => 1i32..=10, 1 => 0i32..30, 3 => 20i32..=28]
 }
 
 fn member() -> impl Strategy<Value = Member> {
@@ -249,7 +249,25 @@ fn build(victim: &Victim, garbage: &Garbage) -> GroupMessage {
         escape: garbage.reject,
         refusal: None,
         declined: vec![garbage.commit_term.around(term)],
+        recovery: recovery(garbage, last),
     }
+}
+
+/// Of the kind that carries one mostly some memberships, of the others mostly none.
+fn recovery(garbage: &Garbage, last: u64) -> Option<Box<RecoveryAnswer>> {
+    let answers = garbage.kind == i32::from(MessageKind::RecoveryResponse);
+    let metadata = garbage.snapshot.as_ref().filter(|_| answers || garbage.reject)?;
+    let membership = |auto_leave| WireMembership {
+        members: metadata.members.clone(),
+        auto_leave,
+        ..Default::default()
+    };
+    Some(Box::new(RecoveryAnswer {
+        applied: Some(membership(false)),
+        unapplied: if garbage.reject { vec![membership(metadata.auto_leave)] } else { Vec::new() },
+        committed: garbage.commit.around(last),
+        matched: garbage.hint.around(last),
+    }))
 }
 
 /// Of the kinds that carry one mostly some membership, of the others mostly none.
