@@ -70,7 +70,7 @@ impl MembershipOrder {
                 Step::AddVoter(node) => Some(*node),
                 _ => None,
             }),
-            Self::Replace { new, .. } => Some(*new),
+            // A replacement is watched through the membership, which records it.
             _ => None,
         }
     }
