@@ -136,6 +136,25 @@ fn a_voter_keeps_its_promise_over_a_restart() {
     });
 }
 
+/// A leader lives by the vote lock of one follower alone. That one is killed, comes back at once, cut off
+/// from the leader, and cannot read its clock, while the other follower campaigns.
+#[test]
+fn a_vote_lock_holds_without_a_clock() {
+    let bugs = KnownBugs::from([KnownBug::UnlockWithoutClock]);
+    needs_the_rule(bugs, |trio| {
+        let [stranded, faithful] = trio.followers;
+        trio.cut(stranded);
+        trio.cluster.pass(2_000)?;
+        trio.cluster.crash(faithful, 2);
+        trio.cut(faithful);
+        trio.cluster.clients_work(true);
+        trio.cluster.pass(10)?;
+        trio.cluster.lose_clock(faithful);
+        trio.cluster.restart(faithful)?;
+        trio.cluster.pass(3_000)
+    });
+}
+
 /// Answers to the heartbeats of one round of reads come when that round is long over and the
 /// leader is cut off: they confirm no later one.
 #[test]

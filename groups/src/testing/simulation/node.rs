@@ -85,6 +85,21 @@ pub struct Node {
     /// Whether its state machines keep themselves: by group.
     pub keeps: fn(u64, GroupId) -> bool,
     pub keeping: u64,
+    /// Its clock cannot be read.
+    pub blind: bool,
+    /// Of a thousand windows of its time, in how many its clock cannot be read.
+    pub blind_windows: u64,
+}
+
+/// Milliseconds of a window in which a clock can be read, or cannot.
+const BLIND_WINDOW: u64 = 20;
+
+/// The finaliser of splitmix64.
+const fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
 }
 
 impl Node {
@@ -112,6 +127,8 @@ impl Node {
             slot_debt: 0,
             keeps: |keeping, group| keeping + group.get() % 2 >= 2,
             keeping: 0,
+            blind: false,
+            blind_windows: 0,
         }
     }
 
@@ -119,6 +136,13 @@ impl Node {
     pub fn clock(&self, now: u64) -> Moment {
         // Clocks of different nodes have nothing to do with each other.
         Moment::new(1_000_000_000_000 * self.id.get() + now * self.pace * 1_000)
+    }
+
+    /// The same as its worker reads it; `None`: it cannot be read now.
+    pub fn read_clock(&self, now: u64) -> Option<Moment> {
+        let window = mix(self.id.get() ^ mix(now / BLIND_WINDOW));
+        let fails = self.blind || window % 1_000 < self.blind_windows;
+        (!fails).then(|| self.clock(now))
     }
 
     /// Milliseconds of the world until its worker's next slot.

@@ -81,6 +81,8 @@ pub struct Shape {
     pub spares: u64,
     /// By how much the speeds of clocks may differ from the world's, in thousandths.
     pub drift: u64,
+    /// Of a thousand short windows of a node's time, in how many its clock cannot be read.
+    pub blind_windows: u64,
     /// Whether memberships are changed.
     pub changes: bool,
     /// Whether state machines fall behind for seconds.
@@ -123,6 +125,7 @@ impl Shape {
             read_every: 200,
             spares: 0,
             drift: 0,
+            blind_windows: 0,
             changes: false,
             slow_machines: false,
             lost_disks: false,
@@ -140,6 +143,7 @@ impl Shape {
         shape.nodes = 3 + 2 * chance.below(2);
         shape.groups = 1;
         shape.drift = 50;
+        shape.blind_windows = 30 * (seed % 3);
         shape.duration = chance.between(5_000, 9_000);
         shape.load_every = 25;
         shape.transfers = true;
@@ -346,6 +350,7 @@ impl Cluster {
         for &id in &ids {
             let mut node = Node::new(id);
             node.keeping = shape.keeping;
+            node.blind_windows = shape.blind_windows;
             node.pace = cluster.chance.between(1_000 - shape.drift, 1_000 + shape.drift);
             for group in u64::from(!shape.system_group)..=shape.groups {
                 node.create(GroupId::new(group), &shape.founders(group));

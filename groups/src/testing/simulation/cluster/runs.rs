@@ -63,6 +63,8 @@ impl Cluster {
                 node.stalled_until = 0;
                 node.machines_slow_until = 0;
                 node.disk_delay = 4;
+                node.blind = false;
+                node.blind_windows = 0;
             }
         }
         Ok(())

@@ -7,6 +7,14 @@ use super::*;
 use crate::{LogIndex, Term};
 
 impl Cluster {
+    /// From here on the clock of a node cannot be read.
+    pub fn lose_clock(&mut self, id: NodeId) {
+        self.tell(|| format!("the clock of {id:?} cannot be read"));
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.blind = true;
+        }
+    }
+
     /// The process dies. Of the writes that were not synced, `keep` survive.
     pub fn crash(&mut self, id: NodeId, keep: usize) {
         self.tell(|| format!("{id:?} crashes, keeping {keep} unsynced writes"));

@@ -60,18 +60,18 @@ impl Cluster {
     pub(super) fn begin(&mut self, id: NodeId) {
         let now = self.now;
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        let clock = node.clock(now);
+        let clock = node.read_clock(now);
         if let Some(process) = node.process.as_mut() {
-            process.core.begin(Some(clock));
+            process.core.begin(clock);
         }
     }
 
     pub(super) fn round(&mut self, id: NodeId) -> Result<(), String> {
         let now = self.now;
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        let clock = node.clock(now);
+        let clock = node.read_clock(now);
         let Some(process) = node.process.as_mut() else { return Ok(()) };
-        let round = process.core.finish_round(Some(clock));
+        let round = process.core.finish_round(clock);
         let counters = process.core.counters();
         if counters.failures > 0 {
             let faults =
