@@ -172,7 +172,9 @@ impl GroupCore {
     #[must_use]
     pub fn counts_on_learner_of(&self, node: NodeId) -> bool {
         let mut members = self.membership.members.values();
-        self.leads() && members.any(|member| member.node == node && member.never_voted)
+        self.leads()
+            && members.any(|member| member.node == node && member.never_voted)
+            && !self.config.bugs.has(KnownBug::CountLostLearner)
     }
 
     /// A member without a vote may have lost its disk: what it acknowledged to this leader does not

@@ -93,6 +93,7 @@ mod words;
 mod world;
 
 use commands::Script;
+use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 
 const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts/cases");
 
@@ -149,5 +150,39 @@ fn no_script_holds_a_mistake() {
             let text = std::fs::read_to_string(format!("{CASES}/{folder}/{name}")).unwrap();
             assert!(!text.contains(commands::MISTAKE), "{folder}/{name}");
         }
+    }
+}
+
+/// What each script shows that needs a rule: without the rule its trace is another one.
+const NEEDS: &[(KnownBug, &str)] = &[
+    (KnownBug::RecreateVoter, "membership/demoted_and_wiped_stays_away.txt"),
+    (KnownBug::CountLostLearner, "membership/vote_for_a_wiped_learner.txt"),
+    (KnownBug::RemovedCampaigns, "membership/removed_one_does_not_stand_in_the_way.txt"),
+    (KnownBug::ForgetCommit, "membership/commit_is_remembered.txt"),
+    (KnownBug::InvitationOfAnotherGroup, "membership/invitation_of_another_group.txt"),
+    (KnownBug::SilentPolicyKeepsLeadership, "policies/no_answer_hands_on_before_sleep.txt"),
+    (KnownBug::SilentPolicyKeepsLeadership, "policies/a_policy_that_panicked_is_asked_again.txt"),
+    (KnownBug::CaretakerAnswersReads, "policies/caretaker_follower_read.txt"),
+    (KnownBug::IgnoreDoubt, "persistence/lost_tail_while_another_lags.txt"),
+    (KnownBug::IgnoreDoubt, "persistence/doubt_replaced.txt"),
+    (KnownBug::TurnOfOneTick, "sleep/turns.txt"),
+];
+
+#[test]
+fn scripts_notice_the_rules_that_they_need() {
+    if std::env::var("REWRITE").is_ok() {
+        // The files would be written with what is wrong.
+        return;
+    }
+    for (bug, script) in NEEDS {
+        let path = format!("{CASES}/{script}");
+        assert!(std::path::Path::new(&path).exists(), "{script} is not there");
+        let runs = std::panic::catch_unwind(|| {
+            datadriven::walk(&path, |file| {
+                let mut script = Script::with_bugs(KnownBugs::from([*bug]));
+                file.run(|case| script.run(case));
+            });
+        });
+        assert!(runs.is_err(), "{script} does not notice {bug:?}");
     }
 }

@@ -32,16 +32,6 @@ fn forgetting_that_a_change_was_committed_is_caught() {
 }
 
 #[test]
-fn a_number_that_voted_and_is_given_to_an_empty_disk_is_caught() {
-    println!("{}", complaint(KnownBug::RecreateVoter));
-}
-
-#[test]
 fn a_removed_replica_that_campaigns_on_is_caught() {
     println!("{}", complaint(KnownBug::RemovedCampaigns));
-}
-
-#[test]
-fn a_learner_that_counts_without_its_disk_is_caught() {
-    println!("{}", complaint(KnownBug::CountLostLearner));
 }

@@ -12,6 +12,7 @@ mod view;
 
 use datadriven::TestCase;
 use shardhost_groups::NodeId;
+use shardhost_groups::known_bugs::KnownBugs;
 
 use crate::world::{Cluster, Done};
 use arguments::Arguments;
@@ -23,9 +24,15 @@ pub const MISTAKE: &str = "mistake: ";
 #[derive(Default)]
 pub struct Script {
     cluster: Option<Cluster>,
+    bugs: KnownBugs,
 }
 
 impl Script {
+    /// A script in clusters in which these bugs are put back.
+    pub fn with_bugs(bugs: KnownBugs) -> Self {
+        Self { bugs, ..Self::default() }
+    }
+
     /// Runs one command and gives its trace.
     pub fn run(&mut self, case: &mut TestCase) -> String {
         let mut lines = match self.command(case) {
@@ -46,7 +53,7 @@ impl Script {
         let mut arguments = Arguments(case);
         let quiet = arguments.flag("quiet")?;
         if command == "cluster" {
-            self.cluster = Some(setup::create(&mut arguments)?);
+            self.cluster = Some(setup::create(&mut arguments, self.bugs)?);
         }
         let cluster = self.cluster.as_mut().ok_or("a script begins with a cluster")?;
         cluster.command(&command, &mut arguments)?;

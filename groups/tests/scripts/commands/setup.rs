@@ -1,6 +1,7 @@
 //! The cluster that a script begins with.
 
 use shardhost_groups::config::GroupsConfig;
+use shardhost_groups::known_bugs::KnownBugs;
 use shardhost_groups::storage::Member;
 use shardhost_groups::{Membership, NodeId};
 
@@ -8,7 +9,7 @@ use crate::commands::arguments::Arguments;
 use crate::world::Cluster;
 
 /// A cluster of members and spare nodes, all of them running.
-pub fn create(arguments: &mut Arguments<'_>) -> Result<Cluster, String> {
+pub fn create(arguments: &mut Arguments<'_>, bugs: KnownBugs) -> Result<Cluster, String> {
     let nodes: Option<u64> = arguments.maybe("nodes")?;
     let mut voters = arguments.nodes("voters")?;
     voters.extend((1..=nodes.unwrap_or(0)).filter_map(NodeId::new));
@@ -22,7 +23,8 @@ pub fn create(arguments: &mut Arguments<'_>) -> Result<Cluster, String> {
     let spare = arguments.nodes("spare")?;
     let groups = arguments.maybe("groups")?.unwrap_or(1);
     let keeps = arguments.flag("keeps")?;
-    let config = config(arguments)?;
+    let mut config = config(arguments)?;
+    config.bugs = bugs;
     let mut cluster = Cluster::new(config, &membership, &spare, keeps);
     cluster.create(groups, &membership)?;
     cluster.take_trace();
