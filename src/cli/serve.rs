@@ -88,6 +88,12 @@ pub struct ServeArguments {
     /// Seconds for which a group that was moved for balance rests.
     #[arg(long, value_name = "SECONDS")]
     planner_rest: Option<u64>,
+    /// Found a new cluster without asking these founders whether their disks are new. Only for a
+    /// cluster that surely holds no data: if one of them took part in a founding before, there are two
+    /// clusters with one name afterwards, and acknowledged writes of one of them are lost. Give it to
+    /// every founder that is there; those left out are removed from their groups and added again.
+    #[arg(long, value_name = "NODES", value_delimiter = ',')]
+    found_without: Vec<u64>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -140,6 +146,7 @@ pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         };
         config.alone = false;
         config.shards.voters.clone_from(&arguments.voters);
+        config.found_without.extend(&arguments.found_without);
         config.validate()?;
         orders = Some(incoming);
         listener = Some(bound);
@@ -186,6 +193,9 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     config.planner_rest = arguments.planner_rest.unwrap_or(config.planner_rest);
     config.workers = arguments.workers.unwrap_or(config.workers);
     config.apply_threads = arguments.apply_threads.unwrap_or(config.apply_threads);
+    if !arguments.supervised {
+        config.found_without.extend(&arguments.found_without);
+    }
     config.validate()?;
     Ok(config)
 }

@@ -3,6 +3,7 @@
 //! The host puts things together and takes them apart in the right order. What a message, a write
 //! or a leadership means is the business of the parts.
 
+pub(crate) mod founding;
 mod joining;
 mod leadership;
 mod memory;
@@ -29,6 +30,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use self::founding::{Founding, Foundings, Scope};
 use self::joining::Letterbox;
 pub use self::joining::ReplicaFactory;
 use self::memory::HostMemory;
@@ -204,6 +206,7 @@ impl HostBuilder {
         let mut peers = config.peers.clone();
         peers.insert(config.node, advertise.clone());
         let directory = PeerDirectory::new(peers);
+        let foundings = open_foundings(&config, store_id, &directory)?;
         let mut transport_config =
             TransportConfig::new(config.cluster.clone(), config.node, incarnation, advertise);
         transport_config.earlier_starts = data_dir.earlier_starts().to_vec();
@@ -252,6 +255,7 @@ impl HostBuilder {
             incarnation,
             store_id,
             memory,
+            foundings,
             stopping: CancellationToken::new(),
             stop,
             _additions: additions,
@@ -322,6 +326,18 @@ fn open_memory(
     HostMemory::open(data_dir, &**store).map_err(|error| StartError::Io { path: path(), error })
 }
 
+fn open_foundings(
+    config: &HostConfig,
+    store_id: u64,
+    directory: &PeerDirectory,
+) -> Result<Foundings, StartError> {
+    let (node, cluster) = (config.node, config.cluster.clone());
+    let identity = founding::Identity { node, cluster, store_id };
+    let path = || config.data_dir.display().to_string();
+    Foundings::open(&config.data_dir, &identity, directory)
+        .map_err(|error| StartError::Io { path: path(), error })
+}
+
 fn open_snapshots(
     given: Option<Arc<dyn SnapshotStore>>,
     config: &HostConfig,
@@ -349,6 +365,7 @@ struct HostInner {
     incarnation: u64,
     store_id: u64,
     memory: Arc<HostMemory>,
+    foundings: Foundings,
     /// The host begins to stop; what is under way goes on for a while.
     stopping: CancellationToken,
     stop: CancellationToken,
@@ -406,6 +423,7 @@ impl Host {
         let Some(listener) = serving.listener.take() else { return };
         let stop = self.inner.stop.clone();
         let routes = services.add_service(self.inner.transport.service());
+        let routes = routes.add_service(self.inner.foundings.service());
         let incoming = incoming(listener);
         serving.task = Some(tokio::spawn(async move {
             let stopped = async move { stop.cancelled().await };
@@ -427,6 +445,17 @@ impl Host {
     #[must_use]
     pub fn store_id(&self) -> u64 {
         self.inner.store_id
+    }
+    /// Who may create the first replicas of a cluster.
+    pub(crate) fn founding(&self, scope: Scope) -> &Founding {
+        self.inner.foundings.of(scope)
+    }
+    /// For whom this node waits before the cluster is founded, and what an operator can do; `None`:
+    /// for nobody.
+    #[must_use]
+    pub fn founding_waits_for(&self) -> Option<String> {
+        let foundings = &self.inner.foundings;
+        foundings.system.waiting().or_else(|| foundings.shards.waiting())
     }
     /// What shows that the data directory was put back from an older copy, if a peer said so.
     #[must_use]

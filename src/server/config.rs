@@ -19,7 +19,7 @@
 //! queues-require = ["fifo"]
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -90,6 +90,11 @@ pub struct ServerConfig {
     /// How many shards of each kind there are, and who holds them at first.
     #[serde(default)]
     pub shards: ShardCounts,
+    /// Founders that the founding of a new cluster does not wait for: an operator said so when the
+    /// node was started, and takes the risk that one of them holds a replica after all. Never in a
+    /// file, where it would be forgotten.
+    #[serde(skip)]
+    pub found_without: BTreeSet<u64>,
     /// Threads for Raft; the default serves on machines of up to eight cores.
     #[serde(default = "default_workers")]
     pub workers: usize,
@@ -217,6 +222,7 @@ impl ServerConfig {
             planner_rest: default_rest(),
             catalog: true,
             shards: ShardCounts::default(),
+            found_without: BTreeSet::new(),
             workers: default_workers(),
             apply_threads: default_apply_threads(),
         }
@@ -286,6 +292,7 @@ impl ServerConfig {
                 return Err(wrong(key, format!("{count} shards; at most {MAX_SHARDS}")));
             }
         }
+        self.validate_left_out(node)?;
         self.validate_capabilities()?;
         if let Some(zone) = &self.zone {
             Name::new(Subject::Zone, zone).map_err(|error| wrong("zone", error.to_string()))?;
@@ -298,6 +305,18 @@ impl ServerConfig {
         }
         if self.apply_threads == 0 || self.apply_threads > 64 {
             return Err(wrong("apply-threads", "it must be 1 to 64".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn validate_left_out(&self, own: NodeId) -> Result<(), ConfigError> {
+        let founders = if self.catalog { self.system_founders() } else { self.shard_founders() };
+        for node in &self.found_without {
+            let named = NodeId::new(*node).filter(|node| *node != own);
+            if !named.is_some_and(|node| founders.contains(&node)) {
+                let message = format!("node {node} is not another founder of the cluster");
+                return Err(wrong("found-without", message));
+            }
         }
         Ok(())
     }
@@ -363,13 +382,26 @@ impl ServerConfig {
         voters
     }
 
+    /// The nodes that found the shards of a cluster without a catalog.
+    pub(super) fn shard_founders(&self) -> BTreeSet<NodeId> {
+        self.founders().into_iter().collect()
+    }
+
+    /// The nodes that found the system group.
+    fn system_founders(&self) -> BTreeSet<NodeId> {
+        self.shard_founders().into_iter().take(MAX_FOUNDERS).collect()
+    }
+
+    /// The founders that are not waited for.
+    pub(super) fn left_out(&self) -> BTreeSet<NodeId> {
+        self.found_without.iter().filter_map(|node| NodeId::new(*node)).collect()
+    }
+
     /// How this node takes part in the system group. Must be valid.
     #[must_use]
     pub fn system(&self) -> SystemOptions {
-        let mut founders = self.founders();
-        founders.sort_unstable();
-        founders.truncate(MAX_FOUNDERS);
-        let mut options = SystemOptions::new(founders);
+        let mut options = SystemOptions::new(self.system_founders());
+        options.found_without = self.left_out();
         options.zone.clone_from(&self.zone);
         options.weight = self.weight;
         options.planner = self.planner.into();

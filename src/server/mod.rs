@@ -8,6 +8,7 @@ mod balance;
 mod catalog;
 pub mod config;
 mod explain;
+mod founding;
 pub mod health;
 mod lookup;
 mod refusals;
@@ -17,7 +18,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shardhost_groups::runtime::MachineFactory;
 use shardhost_groups::{GroupSpec, OpenGroupError};
 use shardhost_storage::{GroupId, GroupMeta, LogError, Membership, NodeId};
 use tonic::service::Routes;
@@ -31,7 +31,7 @@ use crate::shards::{StateDb, StateDbError, StateDbOptions};
 
 pub use config::{ConfigError, ServerConfig};
 pub use lookup::HostLookup;
-use replicas::{Replicas, empty_machine_of, machine_of};
+use replicas::{Replicas, machine_of};
 
 use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 
@@ -59,6 +59,9 @@ pub enum ServerError {
     /// The state of the shards cannot be opened.
     #[error(transparent)]
     State(#[from] StateDbError),
+    /// What a founder remembers cannot be written.
+    #[error("the record of the founding cannot be written: {0}")]
+    Founding(std::io::Error),
     /// A group cannot be created or opened.
     #[error(transparent)]
     Group(#[from] OpenGroupError),
@@ -131,6 +134,9 @@ impl Server {
         let directory = config.data_dir.join("state");
         let state = StateDb::open(&directory, StateDbOptions::default())?;
         open_shards(host, &state, config).await?;
+        if !config.catalog {
+            founding::found_shards(host, &state, config).await?;
+        }
         replicas.open(&state);
         let system = match config.catalog {
             true => {
@@ -177,14 +183,20 @@ impl Server {
     }
 
     /// Waits until this node holds the shards that it founds, or held them before; false: that takes
-    /// longer. The catalog creates those of a new cluster once it has a quorum.
+    /// longer. Those of a new cluster are created once every founder has said that its disk is new.
     pub async fn await_shards(&self, within: Duration) -> bool {
         let deadline = tokio::time::Instant::now() + within;
         for group in self.founded.iter() {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            let moved_away = self.host.tombstone(*group).is_ok_and(|left| left.is_some());
-            let Some(system) = self.system.as_ref().filter(|_| !moved_away) else { continue };
-            if !system.await_replica(*group, true, left).await {
+            if self.host.tombstone(*group).is_ok_and(|left| left.is_some()) {
+                // Moved away.
+                continue;
+            }
+            let held = match &self.system {
+                Some(system) => system.await_replica(*group, true, left).await,
+                None => founding::await_replica(&self.host, *group, left).await,
+            };
+            if !held {
                 return false;
             }
         }
@@ -211,8 +223,7 @@ impl Server {
     }
 }
 
-/// Opens the shards that the log holds. Without a catalog, creates those that the configuration names
-/// and that this node never held: one that was moved away from here does not come back.
+/// Opens the shards that the log holds.
 async fn open_shards(
     host: &Host,
     state: &Arc<StateDb>,
@@ -229,27 +240,12 @@ async fn open_shards(
             kind: first.kind.clone(),
         });
     }
-    let held: BTreeSet<GroupId> = stored.iter().map(|meta| meta.group).collect();
     report_differences(&wanted, &stored);
     for meta in stored.iter().filter(|meta| meta.group != SYSTEM_GROUP) {
         let (state, group, kind) = (Arc::clone(state), meta.group, meta.kind.clone());
         let machine = move || machine_of(&state, group, &kind);
         host.open_group_with(group, Box::new(machine)).await?;
     }
-    if config.catalog {
-        // The catalog says what is created.
-        return Ok(());
-    }
-    let mut fresh = Vec::new();
-    for spec in wanted {
-        let ours = spec.membership.replica_on(host.node_id()).is_some();
-        if ours && !held.contains(&spec.id) && host.tombstone(spec.id)?.is_none() {
-            let (state, group, kind) = (Arc::clone(state), spec.id, spec.kind.clone());
-            let machine = move || empty_machine_of(&state, group, &kind);
-            fresh.push((spec, Box::new(machine) as MachineFactory));
-        }
-    }
-    host.create_groups_with(fresh).await?;
     Ok(())
 }
 
