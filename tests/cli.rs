@@ -5,6 +5,7 @@ mod cli {
     mod operations;
     pub mod process;
     mod requirements;
+    mod shard_map;
 }
 
 use std::collections::{BTreeMap, BTreeSet};

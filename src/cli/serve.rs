@@ -12,6 +12,7 @@ use serde_json::json;
 use shardhost::Shutdown;
 use shardhost::groups::HostFault;
 use shardhost::server::{Server, ServerConfig, config};
+use shardhost::shards::MapMismatch;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -276,6 +277,8 @@ enum End {
     Asked,
     Abandoned,
     Failed(HostFault),
+    /// The configuration contradicts what the cluster has.
+    Contradicted(MapMismatch),
 }
 
 async fn until_end(
@@ -285,6 +288,7 @@ async fn until_end(
 ) -> End {
     let mut health = server.host().health();
     tokio::select! {
+        mismatch = server.contradicted() => End::Contradicted(mismatch),
         () = signals.next() => End::Asked,
         () = until_abandoned(orders) => End::Abandoned,
         failed = health.wait_for(Option::is_some) => match failed {
@@ -314,7 +318,7 @@ async fn stop(
 ) -> anyhow::Result<ExitCode> {
     let mode = match end {
         End::Asked => Shutdown::Graceful { deadline },
-        End::Abandoned | End::Failed(_) => Shutdown::Immediate,
+        End::Abandoned | End::Failed(_) | End::Contradicted(_) => Shutdown::Immediate,
     };
     if let End::Failed(fault @ HostFault::Stuck { .. }) = &end {
         // Its groups are mute as long as the process lives, and no shutdown would end.
@@ -337,6 +341,9 @@ async fn stop(
         )),
         End::Failed(fault) => {
             Err(anyhow!(fault).context("the host stopped after a bug; start it again"))
+        }
+        End::Contradicted(mismatch) => {
+            Err(anyhow!(mismatch).context("the node does not start with this configuration"))
         }
         End::Asked | End::Abandoned => Ok(ExitCode::SUCCESS),
     }

@@ -36,8 +36,8 @@ pub use self::joining::ReplicaFactory;
 use self::memory::HostMemory;
 use crate::data_dir::DataDir;
 use crate::transport::{
-    GrpcTransport, IncarnationMemory, PeerDirectory, Rollback, SnapshotLimits, TransportConfig,
-    TransportError, TransportStats, incoming, server,
+    GrpcTransport, IncarnationMemory, MapTag, PeerDirectory, Rollback, SnapshotLimits,
+    TransportConfig, TransportError, TransportStats, incoming, server,
 };
 
 /// What a host is started from.
@@ -67,6 +67,8 @@ pub struct HostConfig {
     pub snapshots: SnapshotLimits,
     /// Bounds of what snapshots take of the disk.
     pub snapshot_files: SnapshotFilesOptions,
+    /// The map of shards, where the cluster has no catalog. Hosts that have another one are refused.
+    pub shard_map: Option<MapTag>,
     /// Threads for Raft.
     pub workers: usize,
     /// Threads for state machines.
@@ -89,6 +91,7 @@ impl HostConfig {
             log: RocksOptions::default(),
             snapshots: SnapshotLimits::default(),
             snapshot_files: SnapshotFilesOptions::default(),
+            shard_map: None,
             workers: 1,
             apply_threads: 2,
         }
@@ -212,6 +215,7 @@ impl HostBuilder {
         transport_config.earlier_starts = data_dir.earlier_starts().to_vec();
         transport_config.snapshot = config.snapshots;
         transport_config.advert = advert.clone();
+        transport_config.shard_map.clone_from(&config.shard_map);
         let transport = GrpcTransport::with_memory(
             transport_config,
             directory.clone(),

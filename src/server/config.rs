@@ -26,17 +26,18 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use shardhost_groups::GroupSpec;
 use shardhost_storage::requirement::capability_names;
-use shardhost_storage::{NodeId, Requirement};
+use shardhost_storage::{GroupId, NodeId, Requirement};
 
-use super::group_of_shard;
+use super::{FIRST_QUEUE, FIRST_TABLE, group_of_shard};
 use crate::host::HostConfig;
 use crate::policy::catalog::{Label, Name, NewGroup, PlannerMode, Subject};
 use crate::policy::planner::snapshot::MAX_WEIGHT;
 use crate::policy::system::{MAX_FOUNDERS, SystemOptions};
+use crate::shards::{KindShards, ShardMap};
 use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
+use crate::transport::MapTag;
 
-/// Shards of one kind at most.
-pub const MAX_SHARDS: u64 = 100_000;
+pub use crate::shards::map::MAX_SHARDS;
 
 /// What a server is started from. Equal on all nodes but for `node`, `data-dir`, `listen` and
 /// `capabilities`.
@@ -365,6 +366,8 @@ impl ServerConfig {
         host.capabilities = self.capabilities.iter().cloned().collect();
         host.workers = self.workers;
         host.apply_threads = self.apply_threads;
+        // With a catalog, that has the map.
+        host.shard_map = (!self.catalog).then(|| MapTag::of(&self.shard_map()));
         host
     }
 
@@ -397,11 +400,24 @@ impl ServerConfig {
         self.found_without.iter().filter_map(|node| NodeId::new(*node)).collect()
     }
 
+    /// The map of shards that the configuration names. Must be valid.
+    #[must_use]
+    pub fn shard_map(&self) -> ShardMap {
+        let kind = |kind: &str, count, first| {
+            (kind.to_owned(), KindShards { count, first_group: GroupId::new(first) })
+        };
+        ShardMap::first([
+            kind(TABLE, self.shards.tables, FIRST_TABLE),
+            kind(QUEUE, self.shards.queues, FIRST_QUEUE),
+        ])
+    }
+
     /// How this node takes part in the system group. Must be valid.
     #[must_use]
     pub fn system(&self) -> SystemOptions {
         let mut options = SystemOptions::new(self.system_founders());
         options.found_without = self.left_out();
+        options.shard_map = Some(self.shard_map());
         options.zone.clone_from(&self.zone);
         options.weight = self.weight;
         options.planner = self.planner.into();

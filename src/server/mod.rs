@@ -13,6 +13,7 @@ pub mod health;
 mod lookup;
 mod refusals;
 mod replicas;
+mod shard_map;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,11 +28,13 @@ use crate::policy::drains::Drains;
 use crate::policy::system::{GroupMachines, SYSTEM_GROUP, System};
 use crate::policy::{Drain, DrainOptions};
 use crate::service::{directory_server, queue_server, table_server};
-use crate::shards::{StateDb, StateDbError, StateDbOptions};
+use crate::shards::{MapMismatch, StateDb, StateDbError, StateDbOptions};
 
 pub use config::{ConfigError, ServerConfig};
-pub use lookup::HostLookup;
+use lookup::HostLookup;
 use replicas::{Replicas, machine_of};
+use shard_map::CurrentMap;
+pub use shard_map::OpenMapError;
 
 use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 
@@ -59,6 +62,9 @@ pub enum ServerError {
     /// The state of the shards cannot be opened.
     #[error(transparent)]
     State(#[from] StateDbError),
+    /// The configuration differs from the map of shards of the cluster, or that cannot be read.
+    #[error(transparent)]
+    Map(#[from] OpenMapError),
     /// What a founder remembers cannot be written.
     #[error("the record of the founding cannot be written: {0}")]
     Founding(std::io::Error),
@@ -97,6 +103,7 @@ pub struct Server {
     drains: Arc<Drains>,
     /// The shards of the configuration that this node founds.
     founded: Arc<[GroupId]>,
+    map: Arc<CurrentMap>,
 }
 
 impl Server {
@@ -110,6 +117,7 @@ impl Server {
         listener: Option<std::net::TcpListener>,
     ) -> Result<Self, ServerError> {
         config.validate()?;
+        let map = Arc::new(CurrentMap::open(&config.data_dir, config.shard_map())?);
         let host_config: HostConfig = config.host();
         let replicas = Arc::new(Replicas::default());
         let mut builder = Host::builder(host_config).replica_factory(Arc::clone(&replicas) as _);
@@ -117,7 +125,7 @@ impl Server {
             builder = builder.listener(listener);
         }
         let host = builder.start().await?;
-        match Self::open(&host, &config, &replicas).await {
+        match Self::open(&host, &config, &replicas, map).await {
             Ok(server) => Ok(server),
             Err(error) => {
                 host.shutdown(Shutdown::Immediate).await;
@@ -130,12 +138,14 @@ impl Server {
         host: &Host,
         config: &ServerConfig,
         replicas: &Arc<Replicas>,
+        map: Arc<CurrentMap>,
     ) -> Result<Self, ServerError> {
         let directory = config.data_dir.join("state");
         let state = StateDb::open(&directory, StateDbOptions::default())?;
         open_shards(host, &state, config).await?;
         if !config.catalog {
-            founding::found_shards(host, &state, config).await?;
+            map.use_configured();
+            founding::found_shards(host, &state, config, &map).await?;
         }
         replicas.open(&state);
         let system = match config.catalog {
@@ -145,17 +155,21 @@ impl Server {
             }
             false => None,
         };
+        if let Some(system) = &system {
+            let follow = Arc::clone(&map).follow(system.views(), host.stopping());
+            tokio::spawn(follow);
+        }
         let own = || Arc::new(Drains::new(host));
         let drains = system.as_ref().map_or_else(own, |system| Arc::clone(system.drains()));
         let own = |spec: &GroupSpec| spec.membership.replica_on(host.node_id()).is_some();
         let founded = config.group_specs().into_iter().filter(own).map(|spec| spec.id).collect();
-        let server = Self { host: host.clone(), state, system, drains, founded };
-        server.answer(config);
+        let server = Self { host: host.clone(), state, system, drains, founded, map };
+        server.answer();
         Ok(server)
     }
 
-    fn answer(&self, config: &ServerConfig) {
-        let lookup: Arc<HostLookup> = Arc::new(HostLookup::new(&self.host, config));
+    fn answer(&self) {
+        let lookup: Arc<HostLookup> = Arc::new(HostLookup::new(&self.host, &self.map));
         let admin = admin::admin_server(self.host.clone(), &self.state, self.system.as_ref());
         let balance = balance::balance_server(&self.host, &self.drains, self.system.as_ref());
         let mut routes = Routes::new(table_server(Arc::clone(&lookup) as _))
@@ -180,6 +194,16 @@ impl Server {
     #[must_use]
     pub const fn system(&self) -> Option<&System> {
         self.system.as_ref()
+    }
+
+    /// Until it is known that the catalog has another map of shards than the configuration: then this
+    /// server is to be stopped. Cancel-safe.
+    pub async fn contradicted(&self) -> MapMismatch {
+        let mut mismatch = self.map.mismatch();
+        match mismatch.wait_for(Option::is_some).await.map(|found| found.clone()) {
+            Ok(Some(mismatch)) => mismatch,
+            _ => std::future::pending().await,
+        }
     }
 
     /// Waits until this node holds the shards that it founds, or held them before; false: that takes

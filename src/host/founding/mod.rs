@@ -31,7 +31,7 @@ use tonic::{Request, Response, Status};
 use self::decide::{Agreement, Cause, Phase, Record, Report, StoreId, Verdict, list};
 use self::record::RecordFile;
 pub(crate) use self::wire::Scope;
-use crate::transport::PeerDirectory;
+use crate::transport::{MapTag, PeerDirectory, check_map};
 
 /// How long a connection to a founder may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -60,6 +60,8 @@ pub(crate) struct Founders {
     pub nodes: BTreeSet<NodeId>,
     /// Those that an operator said are not waited for.
     pub without: BTreeSet<NodeId>,
+    /// What the shards follow from, where they are founded.
+    pub shard_map: Option<MapTag>,
 }
 
 /// The founding of one scope on this host. Cheap to clone.
@@ -90,6 +92,7 @@ struct State {
     agreement: Option<Agreement>,
     /// It is waited for a decision.
     waiting: bool,
+    shard_map: Option<MapTag>,
     /// Why founders were not heard, the last time they were asked.
     silent: BTreeMap<NodeId, String>,
 }
@@ -121,7 +124,8 @@ impl Founding {
         let stored = file.read().map_err(|error| {
             io::Error::new(error.kind(), format!("{}: {error}", file.path().display()))
         })?;
-        let state = State { stored, agreement: None, waiting: false, silent: BTreeMap::new() };
+        let (agreement, shard_map, silent) = (None, None, BTreeMap::new());
+        let state = State { stored, agreement, waiting: false, shard_map, silent };
         let inner = Inner {
             scope,
             node: identity.node,
@@ -144,7 +148,8 @@ impl Founding {
         let inner = Arc::clone(&self.inner);
         let begun = move || {
             let mut state = inner.state.lock();
-            let Founders { nodes, without } = founders;
+            let Founders { nodes, without, shard_map } = founders;
+            state.shard_map = shard_map;
             let stored = state.stored.clone();
             let mut agreement = Agreement::new(inner.node, inner.store, nodes, without, stored);
             if holds {
@@ -225,7 +230,7 @@ impl Founding {
         let channel = endpoint.connect().await.map_err(|error| format!("{address}: {error}"))?;
         let answered = FoundingClient::new(channel).exchange(report).await;
         let answer = answered.map_err(|status| format!("{address}: {}", status.message()))?;
-        let report = wire::from_wire(&answer.into_inner(), &inner.cluster, inner.node)?;
+        let report = inner.read(&answer.into_inner())?;
         if report.node != node {
             return Err(format!("{address}: node {} is there", report.node));
         }
@@ -268,6 +273,14 @@ impl Inner {
         Ok(())
     }
 
+    /// Reads a report of a founder that means the same cluster and shards.
+    fn read(&self, message: &proto::FounderReport) -> Result<Report, String> {
+        let ours = self.state.lock().shard_map.clone();
+        let same = check_map(ours.as_ref(), message.shard_map.as_ref());
+        same.map_err(|refusal| refusal.to_string())?;
+        wire::from_wire(message, &self.cluster, self.node)
+    }
+
     fn report(&self, to: NodeId) -> Result<proto::FounderReport, Status> {
         let state = self.state.lock();
         let report = match (&state.agreement, &state.stored) {
@@ -280,7 +293,9 @@ impl Inner {
                 )));
             }
         };
-        Ok(wire::to_wire(&report, &self.cluster, to, self.scope))
+        let mut message = wire::to_wire(&report, &self.cluster, to, self.scope);
+        message.shard_map = state.shard_map.as_ref().map(MapTag::to_wire);
+        Ok(message)
     }
 }
 
@@ -379,8 +394,7 @@ impl FoundingRpc for FoundingService {
         let founding =
             self.foundings.of(wire::scope_of(&message).map_err(Status::invalid_argument)?);
         let inner = &founding.inner;
-        let report = wire::from_wire(&message, &inner.cluster, inner.node);
-        let report = report.map_err(Status::failed_precondition)?;
+        let report = inner.read(&message).map_err(Status::failed_precondition)?;
         if inner.directory.address(report.node).is_none() {
             let (node, by) = (report.node, inner.node);
             return Err(Status::failed_precondition(format!(

@@ -51,6 +51,7 @@ pub(super) fn to_wire(
         stores: stores
             .map(|(node, store)| wire::FounderStore { node: node.get(), store: store.get() })
             .collect(),
+        shard_map: None,
     }
 }
 

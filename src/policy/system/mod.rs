@@ -10,6 +10,7 @@
 //! | `registrar` | telling the catalog of this node, and what it begins with |
 //! | `report`, `facts`, `observe` | what a host tells the planner, and the picture that comes of it |
 //! | `planning`, `moves` | the planner's rounds, and what hosts do with its orders |
+//! | `shard_map` | which shards there are, as the catalog has it |
 //! | `service` | all of it over gRPC |
 //!
 //! Without a quorum of the system group nothing is created, destroyed or planned. Everything else
@@ -27,6 +28,7 @@ mod planning;
 mod registrar;
 mod report;
 mod service;
+mod shard_map;
 #[cfg(test)]
 mod simulation;
 
@@ -51,6 +53,7 @@ use super::catalog::{NewGroup, Operation, PlannerMode, View};
 use super::drains::Drains;
 use super::executor::{Epoch, ExecutorSettings, Fence};
 use crate::host::Host;
+use crate::shards::ShardMap;
 
 /// The system group. No other group may have this number.
 pub const SYSTEM_GROUP: GroupId = GroupId::new(0);
@@ -104,6 +107,8 @@ pub struct SystemOptions {
     pub weight: u32,
     /// Whether leaderships are moved for balance, until somebody changes it in the catalog.
     pub planner: PlannerMode,
+    /// The map of shards that a new catalog begins with; `None`: it gets none from here.
+    pub shard_map: Option<ShardMap>,
     /// The groups that there are to be. One that was destroyed does not come back.
     pub groups: Vec<NewGroup>,
     /// The pace of planned moves, where this node plans.
@@ -120,6 +125,7 @@ impl SystemOptions {
             zone: None,
             weight: 1,
             planner: PlannerMode::Off,
+            shard_map: None,
             groups: Vec::new(),
             executor: ExecutorSettings::default(),
         }
@@ -177,7 +183,11 @@ impl System {
         });
         let executor = options.executor;
         let facts = NodeFacts { zone: options.zone, weight: options.weight };
-        let beginning = registrar::Beginning { planner: options.planner, groups: options.groups };
+        let beginning = registrar::Beginning {
+            planner: options.planner,
+            shard_map: options.shard_map,
+            groups: options.groups,
+        };
         let watcher = || inner.view.subscribe();
         tokio::spawn(follower::follow(
             host.clone(),
@@ -218,6 +228,10 @@ impl System {
     #[must_use]
     pub fn view(&self) -> Option<Arc<View>> {
         self.inner.view.borrow().clone()
+    }
+    /// The catalog as this host knows it, and its changes.
+    pub(crate) fn views(&self) -> watch::Receiver<CatalogView> {
+        self.inner.view.subscribe()
     }
     /// The catalog as it is at least when this is called.
     ///
