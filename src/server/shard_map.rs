@@ -231,7 +231,7 @@ mod tests {
         current.take(Arc::new(map(8))).await;
         assert_eq!(current.get().as_deref(), Some(&map(8)));
         let mismatch = current.mismatch().borrow().clone().unwrap();
-        assert_eq!((mismatch.cluster, mismatch.configured), (map(8), map(16)));
+        assert_eq!((*mismatch.cluster, *mismatch.configured), (map(8), map(16)));
         let later = ShardMap { version: 2, ..map(8) };
         current.take(Arc::new(later.clone())).await;
         current.take(Arc::new(map(8))).await;

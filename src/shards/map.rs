@@ -51,9 +51,9 @@ pub struct ShardMap {
 )]
 pub struct MapMismatch {
     /// What the cluster has.
-    pub cluster: ShardMap,
+    pub cluster: Box<ShardMap>,
     /// What was said instead.
-    pub configured: ShardMap,
+    pub configured: Box<ShardMap>,
 }
 
 impl ShardMap {
@@ -135,7 +135,8 @@ impl ShardMap {
         if self.hash == configured.hash && self.kinds == configured.kinds {
             return Ok(());
         }
-        Err(MapMismatch { cluster: self.clone(), configured: configured.clone() })
+        let (cluster, configured) = (Box::new(self.clone()), Box::new(configured.clone()));
+        Err(MapMismatch { cluster, configured })
     }
 }
 

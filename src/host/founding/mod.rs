@@ -174,8 +174,10 @@ impl Founding {
             }
             self.ask_all().await;
             match self.verdict() {
+                Some(Verdict::Found) => break Outcome::Found,
                 Some(Verdict::Wait(causes)) => log.tell(self, &causes),
-                _ => break Outcome::Found,
+                // It did not begin to take part, so it never founds.
+                None => {}
             }
             let changed = self.inner.changed.notified();
             if tokio::time::timeout(pause, changed).await.is_err() {

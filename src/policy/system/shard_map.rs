@@ -17,8 +17,8 @@ pub(super) async fn found(
     match client.apply(Operation::FoundShardMap { map: configured.clone() }).await {
         Ok(_) => Ok(Agreement::Same),
         Err(CatalogError::Refused(Refusal::OtherShardMap { cluster })) => {
-            let cluster = ShardMap::clone(&cluster);
-            let configured = configured.clone();
+            let cluster = Box::new(ShardMap::clone(&cluster));
+            let configured = Box::new(configured.clone());
             Ok(Agreement::Differs(MapMismatch { cluster, configured }))
         }
         Err(error) => Err(error),
