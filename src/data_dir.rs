@@ -164,7 +164,7 @@ fn write_starts(path: &Path, starts: &[u64]) -> io::Result<()> {
 }
 
 /// Replaces a file so that after a crash either the old or the new content stands there.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let next: PathBuf = path.with_extension("next");
     let mut file = File::create(&next)?;
     file.write_all(content)?;

@@ -1,9 +1,11 @@
 //! The program itself, as real processes on loopback.
 
 mod cli {
+    mod founding;
     mod operations;
     pub mod process;
     mod requirements;
+    mod shard_map;
 }
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -121,7 +121,7 @@ impl RawStream {
 
 fn put(id: u64, group: GroupId, key: &str) -> TableRequest {
     let put = Put { key: key.to_owned().into(), value: "v".into() };
-    TableRequest { id, group: group.get(), operation: Some(Operation::Put(put)) }
+    TableRequest { id, group: group.get(), map: 0, operation: Some(Operation::Put(put)) }
 }
 
 fn table(shard: u64) -> GroupId {
@@ -281,7 +281,7 @@ async fn a_bad_request_disturbs_no_other_of_its_batch() {
         Operation::Get(Get { key: "k".into(), consistency: consistency.into() })
     };
     let request =
-        |id, group: GroupId, operation| TableRequest { id, group: group.get(), operation };
+        |id, group: GroupId, operation| TableRequest { id, group: group.get(), map: 0, operation };
     let requests = vec![
         put(1, table(0), "before"),
         request(2, table(0), None),
@@ -323,7 +323,7 @@ async fn a_follower_names_the_leader_and_its_address() {
     told.wait_for(|status| status.leader.is_some(), SOON).await.unwrap();
     let mut stream = cluster.stream_to(follower).await;
     let get = Operation::Get(Get { key: "k".into(), consistency: 0 });
-    let get = TableRequest { id: 2, group: table(0).get(), operation: Some(get) };
+    let get = TableRequest { id: 2, group: table(0).get(), map: 0, operation: Some(get) };
     let answers = stream.ask(vec![put(1, table(0), "k"), get]).await;
     for answer in answers.values() {
         let Answer::Failure(failure) = answer else { panic!("{answer:?}") };

@@ -12,6 +12,7 @@ use serde_json::json;
 use shardhost::Shutdown;
 use shardhost::groups::HostFault;
 use shardhost::server::{Server, ServerConfig, config};
+use shardhost::shards::MapMismatch;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -88,6 +89,12 @@ pub struct ServeArguments {
     /// Seconds for which a group that was moved for balance rests.
     #[arg(long, value_name = "SECONDS")]
     planner_rest: Option<u64>,
+    /// Found a new cluster without asking these founders whether their disks are new. Only for a
+    /// cluster that surely holds no data: if one of them took part in a founding before, there are two
+    /// clusters with one name afterwards, and acknowledged writes of one of them are lost. Give it to
+    /// every founder that is there; those left out are removed from their groups and added again.
+    #[arg(long, value_name = "NODES", value_delimiter = ',')]
+    found_without: Vec<u64>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -140,6 +147,7 @@ pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         };
         config.alone = false;
         config.shards.voters.clone_from(&arguments.voters);
+        config.found_without.extend(&arguments.found_without);
         config.validate()?;
         orders = Some(incoming);
         listener = Some(bound);
@@ -186,6 +194,9 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     config.planner_rest = arguments.planner_rest.unwrap_or(config.planner_rest);
     config.workers = arguments.workers.unwrap_or(config.workers);
     config.apply_threads = arguments.apply_threads.unwrap_or(config.apply_threads);
+    if !arguments.supervised {
+        config.found_without.extend(&arguments.found_without);
+    }
     config.validate()?;
     Ok(config)
 }
@@ -266,6 +277,8 @@ enum End {
     Asked,
     Abandoned,
     Failed(HostFault),
+    /// The configuration contradicts what the cluster has.
+    Contradicted(MapMismatch),
 }
 
 async fn until_end(
@@ -275,6 +288,7 @@ async fn until_end(
 ) -> End {
     let mut health = server.host().health();
     tokio::select! {
+        mismatch = server.contradicted() => End::Contradicted(mismatch),
         () = signals.next() => End::Asked,
         () = until_abandoned(orders) => End::Abandoned,
         failed = health.wait_for(Option::is_some) => match failed {
@@ -304,7 +318,7 @@ async fn stop(
 ) -> anyhow::Result<ExitCode> {
     let mode = match end {
         End::Asked => Shutdown::Graceful { deadline },
-        End::Abandoned | End::Failed(_) => Shutdown::Immediate,
+        End::Abandoned | End::Failed(_) | End::Contradicted(_) => Shutdown::Immediate,
     };
     if let End::Failed(fault @ HostFault::Stuck { .. }) = &end {
         // Its groups are mute as long as the process lives, and no shutdown would end.
@@ -327,6 +341,9 @@ async fn stop(
         )),
         End::Failed(fault) => {
             Err(anyhow!(fault).context("the host stopped after a bug; start it again"))
+        }
+        End::Contradicted(mismatch) => {
+            Err(anyhow!(mismatch).context("the node does not start with this configuration"))
         }
         End::Asked | End::Abandoned => Ok(ExitCode::SUCCESS),
     }

@@ -46,9 +46,12 @@ pub async fn run(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a node may have lost, in words.
+/// What a node waits for before it founds, and what it may have lost, in words.
 fn doubts(status: &HostStatus) -> Vec<String> {
-    let HostStatus { node, in_doubt, rollback, .. } = status;
+    let HostStatus { node, in_doubt, rollback, founding_waits_for, .. } = status;
+    let unfounded = (!founding_waits_for.is_empty()).then(|| {
+        format!("node {node}: the cluster is not founded by this node: {founding_waits_for}")
+    });
     let rolled_back = rollback.as_ref().map(|rollback| {
         format!(
             "node {node}: the data directory was put back from an older copy: node {} saw start {}, \
@@ -63,7 +66,7 @@ fn doubts(status: &HostStatus) -> Vec<String> {
             number(*in_doubt)
         )
     });
-    rolled_back.into_iter().chain(waiting).collect()
+    unfounded.into_iter().chain(rolled_back).chain(waiting).collect()
 }
 
 /// What a node counted, unless it is of an older version.
@@ -171,6 +174,7 @@ fn node_json(node: &Node) -> Value {
         "asleep": status.asleep,
         "failed": status.failed,
         "in_doubt": status.in_doubt,
+        "founding_waits_for": Some(&status.founding_waits_for).filter(|text| !text.is_empty()),
         "rollback": status.rollback.as_ref().map(|rollback| json!({
             "by_node": rollback.by_node,
             "known_incarnation": rollback.known_incarnation,

@@ -11,8 +11,8 @@ use super::backoff::Backoff;
 use super::connection::{CallError, Connection};
 use super::error::ClientError;
 use super::options::{ClientOptions, Resend};
-use super::routes::Routes;
-use super::wire::Wire;
+use super::routes::{Located, Routes, Target};
+use super::wire::{Place, Wire};
 
 /// What doing an operation twice would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,16 +48,28 @@ impl<W: Wire> Caller<W> {
     /// Carries out an operation on a shard, wherever it is led.
     pub(super) async fn call(
         &self,
-        shard: usize,
+        target: Target,
         operation: W::Operation,
         nature: Nature,
     ) -> Result<W::Answer, ClientError> {
         let mut trial = Trial::new(self.resends(nature), nature, self.options.deadline);
+        let mut first = None;
         while let Some(until) = trial.next(self.options.attempt_timeout) {
-            let Some(node) = self.routes.target(shard, trial.attempt) else {
-                return Err(self.no_target(shard));
+            // Anew for each try: the map of shards may have changed.
+            let Some(located) = self.routes.locate(&target) else {
+                return Err(self.nowhere(&target));
             };
-            let sent = self.call_node(node, shard, operation.clone());
+            let Located { shard, place } = located;
+            let map = *first.get_or_insert(place.map);
+            if map != place.map && matches!(target, Target::Shard(_)) {
+                trial.last = "the map of shards changed, and the number of a shard with it".into();
+                break;
+            }
+            let Some(node) = self.routes.target(shard, trial.attempt) else {
+                let message = "the directory names no node".into();
+                return Err(ClientError::Unavailable { message });
+            };
+            let sent = self.call_node(node, place, operation.clone());
             let error = match timeout_at(until, sent).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => error,
@@ -73,11 +85,14 @@ impl<W: Wire> Caller<W> {
     pub(super) async fn call_at(
         &self,
         node: u64,
-        shard: usize,
+        target: Target,
         operation: W::Operation,
     ) -> Result<W::Answer, ClientError> {
         let mut trial = Trial::new(Resend::Never, Nature::Read, self.options.deadline);
-        let answer = timeout_at(trial.deadline, self.call_node(node, shard, operation)).await;
+        let Some(Located { place, .. }) = self.routes.locate(&target) else {
+            return Err(self.nowhere(&target));
+        };
+        let answer = timeout_at(trial.deadline, self.call_node(node, place, operation)).await;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
@@ -96,24 +111,23 @@ impl<W: Wire> Caller<W> {
         }
     }
 
-    fn no_target(&self, shard: usize) -> ClientError {
-        match self.routes.len().checked_sub(1) {
-            None => ClientError::NoShards { kind: W::KIND },
-            Some(last) if shard > last => ClientError::NoSuchShard { shard, last },
-            Some(_) => ClientError::Unavailable { message: "the directory names no node".into() },
+    /// Why there is no shard for an operation.
+    fn nowhere(&self, target: &Target) -> ClientError {
+        match (self.routes.len().checked_sub(1), target) {
+            (Some(last), Target::Shard(shard)) => ClientError::NoSuchShard { shard: *shard, last },
+            _ => ClientError::NoShards { kind: W::KIND },
         }
     }
 
     async fn call_node(
         &self,
         node: u64,
-        shard: usize,
+        place: Place,
         operation: W::Operation,
     ) -> Result<W::Answer, CallError> {
-        let unknown = |what| CallError::NotSent(format!("the directory names no {what}"));
-        let route = self.routes.get(shard).ok_or_else(|| unknown(format!("shard {shard}")))?;
-        let address = self.routes.address(node).ok_or_else(|| unknown(format!("node {node}")))?;
-        self.connection(node, address).call(route.group, operation).await
+        let unknown = || CallError::NotSent(format!("the directory names no node {node}"));
+        let address = self.routes.address(node).ok_or_else(unknown)?;
+        self.connection(node, address).call(place, operation).await
     }
 
     fn connection(&self, node: u64, address: String) -> Connection<W> {
@@ -221,6 +235,7 @@ impl Trial {
             | FailureReason::Overloaded
             | FailureReason::Transferring
             | FailureReason::NotServing
+            | FailureReason::WrongMap
             | FailureReason::UnknownGroup => {
                 self.last = message;
                 Ok(())
@@ -300,6 +315,7 @@ mod tests {
             failed(FailureReason::Transferring),
             failed(FailureReason::NotServing),
             failed(FailureReason::UnknownGroup),
+            failed(FailureReason::WrongMap),
         ];
         for error in refusals {
             let mut trial = trial(Resend::Never, Nature::Once);

@@ -1,6 +1,5 @@
 //! What a client does with queues.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +13,8 @@ use shardhost_storage::{GroupId, NodeId};
 
 use super::caller::{Caller, Nature};
 use super::error::ClientError;
+use super::routes::Target;
 use super::wire::QueueWire;
-use crate::shards::routing::shard_of;
 
 /// A client of the cluster's queues. Cheap to clone.
 #[derive(Clone)]
@@ -57,15 +56,17 @@ impl QueueClient {
     /// # Errors
     /// [`ClientError::NoShards`].
     pub fn shard_of(&self, partition_key: &[u8]) -> Result<usize, ClientError> {
-        let shards = NonZeroUsize::new(self.shards());
-        let shards = shards.ok_or(ClientError::NoShards { kind: crate::shards::QUEUE_KIND })?;
-        Ok(shard_of(partition_key, shards))
+        let target = Target::Key(Bytes::copy_from_slice(partition_key));
+        let located = self.caller.routes().locate(&target);
+        let none = ClientError::NoShards { kind: crate::shards::QUEUE_KIND };
+        located.map(|located| located.shard).ok_or(none)
     }
 
     /// The group of a shard.
     #[must_use]
     pub fn group(&self, shard: usize) -> Option<GroupId> {
-        self.caller.routes().get(shard).map(|route| GroupId::new(route.group))
+        let located = self.caller.routes().locate(&Target::Shard(shard))?;
+        Some(GroupId::new(located.place.group))
     }
 
     /// Appends a message. Messages of one partition key keep their order if each is sent after
@@ -86,9 +87,9 @@ impl QueueClient {
             body: body.into(),
             dedup_id: dedup_id.into(),
         };
-        let shard = self.shard_of(&send.partition_key)?;
+        let target = Target::Key(send.partition_key.clone());
         let nature = if send.dedup_id.is_empty() { Nature::Once } else { Nature::Idempotent };
-        match self.caller.call(shard, Operation::Send(send), nature).await? {
+        match self.caller.call(target, Operation::Send(send), nature).await? {
             Answer::Sent(sent) => Ok(sent),
             other => Err(unexpected(&other)),
         }
@@ -132,7 +133,10 @@ impl QueueClient {
     ) -> Result<Received, ClientError> {
         let visibility_ms = u64::try_from(visibility.as_millis()).unwrap_or(u64::MAX);
         let receive = Receive { max_messages, visibility_ms, partition_key };
-        let answer = self.caller.call(shard, Operation::Receive(receive), Nature::Once).await?;
+        let answer = self
+            .caller
+            .call(Target::Shard(shard), Operation::Receive(receive), Nature::Once)
+            .await?;
         let Deliveries { messages, more } = deliveries(answer)?;
         Ok(Received { shard, messages, more })
     }
@@ -147,7 +151,11 @@ impl QueueClient {
         receipts: impl IntoIterator<Item = u64>,
     ) -> Result<Acked, ClientError> {
         let ack = Ack { receipts: receipts.into_iter().collect() };
-        match self.caller.call(shard, Operation::Ack(ack), Nature::Idempotent).await? {
+        match self
+            .caller
+            .call(Target::Shard(shard), Operation::Ack(ack), Nature::Idempotent)
+            .await?
+        {
             Answer::Acked(acked) => Ok(acked),
             other => Err(unexpected(&other)),
         }
@@ -164,7 +172,7 @@ impl QueueClient {
         limit: Option<u32>,
     ) -> Result<Deliveries, ClientError> {
         let operation = peek(from_sequence, limit, Consistency::Linearizable);
-        deliveries(self.caller.call(shard, operation, Nature::Read).await?)
+        deliveries(self.caller.call(Target::Shard(shard), operation, Nature::Read).await?)
     }
 
     /// As [`QueueClient::peek`], but what the replica on `node` has, however old.
@@ -179,7 +187,7 @@ impl QueueClient {
         limit: Option<u32>,
     ) -> Result<Deliveries, ClientError> {
         let operation = peek(from_sequence, limit, Consistency::Stale);
-        deliveries(self.caller.call_at(node.get(), shard, operation).await?)
+        deliveries(self.caller.call_at(node.get(), Target::Shard(shard), operation).await?)
     }
 }
 

@@ -1,20 +1,25 @@
 //! Where the shards of one kind are led, as far as the client knows.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::RwLock;
 use shardhost_proto::client::directory_client::DirectoryClient;
-use shardhost_proto::client::{Shard, ShardsReply, ShardsRequest};
+use shardhost_proto::client::{MapTag, Shard, ShardsReply, ShardsRequest};
 use shardhost_storage::NodeId;
 use tokio::sync::Mutex;
-use tokio::time::{Duration, Instant, timeout};
+use tokio::time::{Duration, Instant, sleep, timeout};
 use tracing::warn;
 
 use super::channel;
 use super::error::ClientError;
 use super::options::ClientOptions;
-use super::wire::Wire;
+use super::wire::{Place, Wire};
+use crate::service::MAP_UNKNOWN;
+use crate::shards::map::HASH;
+use crate::shards::routing::shard_of;
 
 /// The directory is not asked more often than this, however many operations want to know.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(50);
@@ -29,8 +34,26 @@ pub(super) struct Route {
     term: u64,
 }
 
+/// What an operation is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// A key: the map of shards says where it lies.
+    Key(Bytes),
+    /// A shard by its number.
+    Shard(usize),
+}
+
+/// Where an operation goes, by one map of shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Located {
+    pub(super) shard: usize,
+    pub(super) place: Place,
+}
+
 #[derive(Debug, Default)]
 struct Known {
+    /// The map that the shards follow from.
+    map: MapTag,
     shards: Vec<Route>,
     /// Addresses by node.
     nodes: BTreeMap<u64, String>,
@@ -60,9 +83,8 @@ impl Routes {
             asked: Mutex::default(),
             options: Arc::clone(options),
         };
-        let reply = routes.ask_any().await?;
-        let shards = reply.shards.iter().map(Route::from).collect();
-        *routes.known.write() = Known { shards, nodes: reply.nodes.into_iter().collect() };
+        let reply = routes.ask_first().await?;
+        *routes.known.write() = Known::from(reply);
         Ok(routes)
     }
 
@@ -71,8 +93,15 @@ impl Routes {
         self.known.read().shards.len()
     }
 
-    pub(super) fn get(&self, shard: usize) -> Option<Route> {
-        self.known.read().shards.get(shard).copied()
+    /// Where an operation goes; `None`: there is no such shard.
+    pub(super) fn locate(&self, target: &Target) -> Option<Located> {
+        let known = self.known.read();
+        let shard = match target {
+            Target::Key(key) => shard_of(key, NonZeroUsize::new(known.shards.len())?),
+            Target::Shard(shard) => *shard,
+        };
+        let group = known.shards.get(shard)?.group;
+        Some(Located { shard, place: Place { group, map: known.map.fingerprint } })
     }
 
     pub(super) fn nodes(&self) -> BTreeMap<NodeId, String> {
@@ -123,61 +152,159 @@ impl Routes {
             return;
         }
         match self.ask_any().await {
-            Ok(reply) => self.merge(reply),
-            Err(error) => warn!(%error, kind = self.kind, "the directory cannot be asked"),
+            Ok(reply) => self.known.write().merge(reply, self.kind),
+            Err(AskError { message: error, .. }) => {
+                warn!(error, kind = self.kind, "the directory cannot be asked");
+            }
         }
         *asked = Some(Instant::now());
     }
 
-    fn merge(&self, reply: ShardsReply) {
-        let mut known = self.known.write();
-        if reply.shards.len() != known.shards.len() {
-            // Keys belong to shards by their number, which never changes in the life of a
-            // cluster.
-            let (before, after) = (known.shards.len(), reply.shards.len());
-            warn!(before, after, kind = self.kind, "a node names another number of shards");
-            return;
-        }
-        known.nodes.extend(reply.nodes);
-        for (route, shard) in known.shards.iter_mut().zip(&reply.shards) {
-            let told = Route::from(shard);
-            if told.leader != 0 && (told.term >= route.term || route.leader == 0) {
-                *route = told;
+    /// Asks until a node knows the map of shards: one that just started may have to read it first.
+    async fn ask_first(&self) -> Result<ShardsReply, ClientError> {
+        let deadline = Instant::now() + self.options.deadline;
+        loop {
+            match self.ask_any().await {
+                Err(AskError { is_starting: true, .. }) if Instant::now() < deadline => {
+                    sleep(REFRESH_INTERVAL).await;
+                }
+                answered => return answered.map_err(ClientError::from),
             }
         }
     }
 
-    async fn ask_any(&self) -> Result<ShardsReply, ClientError> {
+    async fn ask_any(&self) -> Result<ShardsReply, AskError> {
         let mut addresses: Vec<String> = self.known.read().nodes.values().cloned().collect();
         addresses.extend(self.seeds.iter().cloned());
         // Not always the same node first: it may be the one that knows least.
         let turn = rand::random_range(0..addresses.len().max(1));
         let turn = turn.min(addresses.len());
         addresses.rotate_left(turn);
-        let mut last = "no address was given".to_owned();
+        let mut last = AskError::new("no address was given");
         for address in addresses {
             match self.ask(&address).await {
                 Ok(reply) => return Ok(reply),
-                Err(message) => last = format!("{address}: {message}"),
+                Err(AskError { message, is_starting }) => {
+                    let is_starting = is_starting || last.is_starting;
+                    last = AskError { message: format!("{address}: {message}"), is_starting };
+                }
             }
         }
-        Err(ClientError::Unavailable { message: last })
+        Err(last)
     }
 
-    async fn ask(&self, address: &str) -> Result<ShardsReply, String> {
-        let channel = channel::open(address, &self.options)?;
+    async fn ask(&self, address: &str) -> Result<ShardsReply, AskError> {
+        let channel = channel::open(address, &self.options).map_err(AskError::new)?;
         let mut client = DirectoryClient::new(channel);
         let request = ShardsRequest { kind: self.kind.to_owned() };
-        match timeout(self.options.connect_timeout, client.shards(request)).await {
-            Ok(Ok(reply)) => Ok(reply.into_inner()),
-            Ok(Err(status)) => Err(status.to_string()),
-            Err(_) => Err(format!("no answer within {:?}", self.options.connect_timeout)),
+        let reply = match timeout(self.options.connect_timeout, client.shards(request)).await {
+            Ok(Ok(reply)) => reply.into_inner(),
+            Ok(Err(status)) => {
+                let is_starting = status.metadata().contains_key(MAP_UNKNOWN);
+                return Err(AskError { message: status.to_string(), is_starting });
+            }
+            Err(_) => {
+                let within = self.options.connect_timeout;
+                return Err(AskError::new(format!("no answer within {within:?}")));
+            }
+        };
+        match reply.map.as_ref().map(|map| map.hash.as_str()) {
+            None | Some(HASH) => Ok(reply),
+            Some(hash) => Err(AskError::new(format!(
+                "the cluster hashes keys with {hash:?}, this client knows {HASH:?}; update it"
+            ))),
         }
+    }
+}
+
+/// Why the directory was not read.
+#[derive(Debug)]
+struct AskError {
+    message: String,
+    /// A node answered that does not know the map of shards yet.
+    is_starting: bool,
+}
+
+impl AskError {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), is_starting: false }
+    }
+}
+
+impl From<AskError> for ClientError {
+    fn from(error: AskError) -> Self {
+        Self::Unavailable { message: error.message }
+    }
+}
+
+impl Known {
+    /// Takes over what a node says of the shards: all of it when its map is later.
+    fn merge(&mut self, reply: ShardsReply, kind: &str) {
+        let map = reply.map.clone().unwrap_or_default();
+        if map.version > self.map.version {
+            *self = Self::from(reply);
+            return;
+        }
+        let same = map.fingerprint == self.map.fingerprint;
+        if !same || reply.shards.len() != self.shards.len() {
+            // A node that has not heard of a later map; or nodes that contradict each other.
+            let (known, named) = (self.shards.len(), reply.shards.len());
+            warn!(known, named, version = map.version, kind, "a node names other shards");
+            return;
+        }
+        self.nodes.extend(reply.nodes);
+        for (route, shard) in self.shards.iter_mut().zip(&reply.shards) {
+            let told = Route::from(shard);
+            if told.leader != 0 && (told.term >= route.term || route.leader == 0) {
+                *route = told;
+            }
+        }
+    }
+}
+
+impl From<ShardsReply> for Known {
+    fn from(reply: ShardsReply) -> Self {
+        let shards = reply.shards.iter().map(Route::from).collect();
+        let map = reply.map.unwrap_or_default();
+        Self { map, shards, nodes: reply.nodes.into_iter().collect() }
     }
 }
 
 impl From<&Shard> for Route {
     fn from(shard: &Shard) -> Self {
         Self { group: shard.group, leader: shard.leader_node, term: shard.term }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(version: u64, shards: u64) -> ShardsReply {
+        let map = MapTag { fingerprint: 100 * version + shards, version, hash: HASH.to_owned() };
+        let shard = |group| Shard { group, leader_node: 1, term: 3, ..Shard::default() };
+        let shards = (0..shards).map(shard).collect();
+        ShardsReply { shards, nodes: [(1, "one".to_owned())].into(), map: Some(map) }
+    }
+
+    #[test]
+    fn a_later_map_replaces_what_is_known_and_no_other_one_does() {
+        let mut known = Known::from(reply(2, 8));
+        known.merge(reply(1, 16), "table");
+        known.merge(reply(2, 16), "table");
+        assert_eq!((known.shards.len(), known.map.version), (8, 2));
+        known.merge(reply(3, 16), "table");
+        assert_eq!((known.shards.len(), known.map.version), (16, 3));
+    }
+
+    #[test]
+    fn a_node_of_an_earlier_version_tells_of_leaders() {
+        let plain = |leader_node| ShardsReply {
+            shards: vec![Shard { group: 7, leader_node, term: 3, ..Shard::default() }],
+            ..ShardsReply::default()
+        };
+        let mut known = Known::from(plain(1));
+        known.merge(plain(2), "table");
+        assert_eq!((known.shards[0].leader, known.map.fingerprint), (2, 0));
     }
 }

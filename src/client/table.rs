@@ -1,6 +1,5 @@
 //! What a client does with tables.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,8 +13,8 @@ use shardhost_storage::{GroupId, NodeId};
 
 use super::caller::{Caller, Nature};
 use super::error::ClientError;
+use super::routes::Target;
 use super::wire::TableWire;
-use crate::shards::routing::shard_of;
 use crate::shards::table::{DEFAULT_SCAN_LIMIT, MAX_SCAN_LIMIT};
 
 /// A client of the cluster's tables. Cheap to clone.
@@ -47,8 +46,8 @@ impl TableClient {
     /// The group that a key belongs to.
     #[must_use]
     pub fn group_of(&self, key: &[u8]) -> Option<GroupId> {
-        let shard = self.shard(key).ok()?;
-        self.caller.routes().get(shard).map(|route| GroupId::new(route.group))
+        let located = self.caller.routes().locate(&Target::Key(Bytes::copy_from_slice(key)))?;
+        Some(GroupId::new(located.place.group))
     }
 
     /// Sets a value.
@@ -61,9 +60,9 @@ impl TableClient {
         value: impl Into<Bytes>,
     ) -> Result<Written, ClientError> {
         let (key, value) = (key.into(), value.into());
-        let shard = self.shard(&key)?;
+        let target = Target::Key(key.clone());
         let operation = Operation::Put(Put { key, value });
-        written(self.caller.call(shard, operation, Nature::Idempotent).await?)
+        written(self.caller.call(target, operation, Nature::Idempotent).await?)
     }
 
     /// Removes a key.
@@ -72,9 +71,9 @@ impl TableClient {
     /// [`ClientError`].
     pub async fn delete(&self, key: impl Into<Bytes>) -> Result<Written, ClientError> {
         let key = key.into();
-        let shard = self.shard(&key)?;
+        let target = Target::Key(key.clone());
         let operation = Operation::Delete(Delete { key });
-        written(self.caller.call(shard, operation, Nature::Idempotent).await?)
+        written(self.caller.call(target, operation, Nature::Idempotent).await?)
     }
 
     /// Sets or removes (`value` of `None`) a value if what stands there is `expect` (`None`:
@@ -89,9 +88,9 @@ impl TableClient {
         value: Option<Bytes>,
     ) -> Result<Written, ClientError> {
         let key = key.into();
-        let shard = self.shard(&key)?;
+        let target = Target::Key(key.clone());
         let operation = Operation::CompareAndSet(CompareAndSet { key, expect, value });
-        written(self.caller.call(shard, operation, Nature::Once).await?)
+        written(self.caller.call(target, operation, Nature::Once).await?)
     }
 
     /// The value of a key, as fresh as can be: it sees every write acknowledged before.
@@ -112,9 +111,9 @@ impl TableClient {
         consistency: Consistency,
     ) -> Result<Option<Bytes>, ClientError> {
         let key = key.into();
-        let shard = self.shard(&key)?;
+        let target = Target::Key(key.clone());
         let operation = Operation::Get(Get { key, consistency: consistency.into() });
-        value(self.caller.call(shard, operation, Nature::Read).await?)
+        value(self.caller.call(target, operation, Nature::Read).await?)
     }
 
     /// The value of a key as the replica on `node` has it, however old. Wait with
@@ -128,9 +127,9 @@ impl TableClient {
         key: impl Into<Bytes>,
     ) -> Result<Option<Bytes>, ClientError> {
         let key = key.into();
-        let shard = self.shard(&key)?;
+        let target = Target::Key(key.clone());
         let operation = Operation::Get(Get { key, consistency: Consistency::Stale.into() });
-        value(self.caller.call_at(node.get(), shard, operation).await?)
+        value(self.caller.call_at(node.get(), target, operation).await?)
     }
 
     /// The first pairs of the range `from` (inclusive) to `to` (exclusive; empty: to the end),
@@ -155,16 +154,10 @@ impl TableClient {
 
     async fn scan_shard(&self, shard: usize, scan: &Scan) -> Result<Pairs, ClientError> {
         let operation = Operation::Scan(scan.clone());
-        match self.caller.call(shard, operation, Nature::Read).await? {
+        match self.caller.call(Target::Shard(shard), operation, Nature::Read).await? {
             Answer::Pairs(pairs) => Ok(pairs),
             other => Err(unexpected(&other)),
         }
-    }
-
-    fn shard(&self, key: &[u8]) -> Result<usize, ClientError> {
-        let shards = NonZeroUsize::new(self.shards());
-        let shards = shards.ok_or(ClientError::NoShards { kind: crate::shards::TABLE_KIND })?;
-        Ok(shard_of(key, shards))
     }
 }
 

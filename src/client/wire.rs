@@ -19,6 +19,14 @@ use crate::shards::{QUEUE_KIND, TABLE_KIND};
 /// An answer by the id of its request; `None` when the node sent an empty one.
 pub(super) type Answered<A> = (u64, Option<Result<A, Failure>>);
 
+/// Where an operation goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) group: u64,
+    /// Fingerprint of the map of shards that the group follows from; 0: a node of an older version.
+    pub(super) map: u64,
+}
+
 /// One kind of shard, as it is spoken to.
 pub(super) trait Wire: Send + Sync + 'static {
     /// Name of the kind.
@@ -34,8 +42,8 @@ pub(super) trait Wire: Send + Sync + 'static {
 
     /// Bytes of an operation on the wire.
     fn size(operation: &Self::Operation) -> usize;
-    /// A batch of (id, group, operation).
-    fn batch(operations: impl Iterator<Item = (u64, u64, Self::Operation)>) -> Self::Batch;
+    /// A batch of operations, each with its id.
+    fn batch(operations: impl Iterator<Item = (u64, Place, Self::Operation)>) -> Self::Batch;
     /// The answers of a batch of replies.
     fn answers(replies: Self::Replies) -> impl Iterator<Item = Answered<Self::Answer>> + Send;
     /// Opens the stream to a node.
@@ -59,9 +67,12 @@ impl Wire for TableWire {
         operation.encoded_len()
     }
 
-    fn batch(operations: impl Iterator<Item = (u64, u64, Self::Operation)>) -> TableBatch {
+    fn batch(operations: impl Iterator<Item = (u64, Place, Self::Operation)>) -> TableBatch {
         let requests = operations
-            .map(|(id, group, operation)| TableRequest { id, group, operation: Some(operation) })
+            .map(|(id, Place { group, map }, operation)| {
+                let operation = Some(operation);
+                TableRequest { id, group, operation, map }
+            })
             .collect();
         TableBatch { requests }
     }
@@ -99,9 +110,12 @@ impl Wire for QueueWire {
         operation.encoded_len()
     }
 
-    fn batch(operations: impl Iterator<Item = (u64, u64, Self::Operation)>) -> QueueBatch {
+    fn batch(operations: impl Iterator<Item = (u64, Place, Self::Operation)>) -> QueueBatch {
         let requests = operations
-            .map(|(id, group, operation)| QueueRequest { id, group, operation: Some(operation) })
+            .map(|(id, Place { group, map }, operation)| {
+                let operation = Some(operation);
+                QueueRequest { id, group, operation, map }
+            })
             .collect();
         QueueBatch { requests }
     }

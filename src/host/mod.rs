@@ -3,6 +3,7 @@
 //! The host puts things together and takes them apart in the right order. What a message, a write
 //! or a leadership means is the business of the parts.
 
+pub(crate) mod founding;
 mod joining;
 mod leadership;
 mod memory;
@@ -29,13 +30,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use self::founding::{Founding, Foundings, Scope};
 use self::joining::Letterbox;
 pub use self::joining::ReplicaFactory;
 use self::memory::HostMemory;
 use crate::data_dir::DataDir;
 use crate::transport::{
-    GrpcTransport, IncarnationMemory, PeerDirectory, Rollback, SnapshotLimits, TransportConfig,
-    TransportError, TransportStats, incoming, server,
+    GrpcTransport, IncarnationMemory, MapTag, PeerDirectory, Rollback, SnapshotLimits,
+    TransportConfig, TransportError, TransportStats, incoming, server,
 };
 
 /// What a host is started from.
@@ -65,6 +67,8 @@ pub struct HostConfig {
     pub snapshots: SnapshotLimits,
     /// Bounds of what snapshots take of the disk.
     pub snapshot_files: SnapshotFilesOptions,
+    /// The map of shards, where the cluster has no catalog. Hosts that have another one are refused.
+    pub shard_map: Option<MapTag>,
     /// Threads for Raft.
     pub workers: usize,
     /// Threads for state machines.
@@ -87,6 +91,7 @@ impl HostConfig {
             log: RocksOptions::default(),
             snapshots: SnapshotLimits::default(),
             snapshot_files: SnapshotFilesOptions::default(),
+            shard_map: None,
             workers: 1,
             apply_threads: 2,
         }
@@ -204,11 +209,13 @@ impl HostBuilder {
         let mut peers = config.peers.clone();
         peers.insert(config.node, advertise.clone());
         let directory = PeerDirectory::new(peers);
+        let foundings = open_foundings(&config, store_id, &directory)?;
         let mut transport_config =
             TransportConfig::new(config.cluster.clone(), config.node, incarnation, advertise);
         transport_config.earlier_starts = data_dir.earlier_starts().to_vec();
         transport_config.snapshot = config.snapshots;
         transport_config.advert = advert.clone();
+        transport_config.shard_map.clone_from(&config.shard_map);
         let transport = GrpcTransport::with_memory(
             transport_config,
             directory.clone(),
@@ -252,6 +259,7 @@ impl HostBuilder {
             incarnation,
             store_id,
             memory,
+            foundings,
             stopping: CancellationToken::new(),
             stop,
             _additions: additions,
@@ -322,6 +330,18 @@ fn open_memory(
     HostMemory::open(data_dir, &**store).map_err(|error| StartError::Io { path: path(), error })
 }
 
+fn open_foundings(
+    config: &HostConfig,
+    store_id: u64,
+    directory: &PeerDirectory,
+) -> Result<Foundings, StartError> {
+    let (node, cluster) = (config.node, config.cluster.clone());
+    let identity = founding::Identity { node, cluster, store_id };
+    let path = || config.data_dir.display().to_string();
+    Foundings::open(&config.data_dir, &identity, directory)
+        .map_err(|error| StartError::Io { path: path(), error })
+}
+
 fn open_snapshots(
     given: Option<Arc<dyn SnapshotStore>>,
     config: &HostConfig,
@@ -349,6 +369,7 @@ struct HostInner {
     incarnation: u64,
     store_id: u64,
     memory: Arc<HostMemory>,
+    foundings: Foundings,
     /// The host begins to stop; what is under way goes on for a while.
     stopping: CancellationToken,
     stop: CancellationToken,
@@ -406,6 +427,7 @@ impl Host {
         let Some(listener) = serving.listener.take() else { return };
         let stop = self.inner.stop.clone();
         let routes = services.add_service(self.inner.transport.service());
+        let routes = routes.add_service(self.inner.foundings.service());
         let incoming = incoming(listener);
         serving.task = Some(tokio::spawn(async move {
             let stopped = async move { stop.cancelled().await };
@@ -427,6 +449,17 @@ impl Host {
     #[must_use]
     pub fn store_id(&self) -> u64 {
         self.inner.store_id
+    }
+    /// Who may create the first replicas of a cluster.
+    pub(crate) fn founding(&self, scope: Scope) -> &Founding {
+        self.inner.foundings.of(scope)
+    }
+    /// For whom this node waits before the cluster is founded, and what an operator can do; `None`:
+    /// for nobody.
+    #[must_use]
+    pub fn founding_waits_for(&self) -> Option<String> {
+        let foundings = &self.inner.foundings;
+        foundings.system.waiting().or_else(|| foundings.shards.waiting())
     }
     /// What shows that the data directory was put back from an older copy, if a peer said so.
     #[must_use]

@@ -216,6 +216,7 @@ impl Admin for AdminService {
                 held_incarnation: rollback.held,
             }),
             policy: Some(policy_metrics(&stats.workers.policy, self.host.runtime().freezes())),
+            founding_waits_for: self.host.founding_waits_for().unwrap_or_default(),
         }))
     }
 

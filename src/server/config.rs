@@ -19,24 +19,25 @@
 //! queues-require = ["fifo"]
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use shardhost_groups::GroupSpec;
 use shardhost_storage::requirement::capability_names;
-use shardhost_storage::{NodeId, Requirement};
+use shardhost_storage::{GroupId, NodeId, Requirement};
 
-use super::group_of_shard;
+use super::{FIRST_QUEUE, FIRST_TABLE, group_of_shard};
 use crate::host::HostConfig;
 use crate::policy::catalog::{Label, Name, NewGroup, PlannerMode, Subject};
 use crate::policy::planner::snapshot::MAX_WEIGHT;
 use crate::policy::system::{MAX_FOUNDERS, SystemOptions};
+use crate::shards::{KindShards, ShardMap};
 use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
+use crate::transport::MapTag;
 
-/// Shards of one kind at most.
-pub const MAX_SHARDS: u64 = 100_000;
+pub use crate::shards::map::MAX_SHARDS;
 
 /// What a server is started from. Equal on all nodes but for `node`, `data-dir`, `listen` and
 /// `capabilities`.
@@ -90,6 +91,11 @@ pub struct ServerConfig {
     /// How many shards of each kind there are, and who holds them at first.
     #[serde(default)]
     pub shards: ShardCounts,
+    /// Founders that the founding of a new cluster does not wait for: an operator said so when the
+    /// node was started, and takes the risk that one of them holds a replica after all. Never in a
+    /// file, where it would be forgotten.
+    #[serde(skip)]
+    pub found_without: BTreeSet<u64>,
     /// Threads for Raft; the default serves on machines of up to eight cores.
     #[serde(default = "default_workers")]
     pub workers: usize,
@@ -217,6 +223,7 @@ impl ServerConfig {
             planner_rest: default_rest(),
             catalog: true,
             shards: ShardCounts::default(),
+            found_without: BTreeSet::new(),
             workers: default_workers(),
             apply_threads: default_apply_threads(),
         }
@@ -286,6 +293,7 @@ impl ServerConfig {
                 return Err(wrong(key, format!("{count} shards; at most {MAX_SHARDS}")));
             }
         }
+        self.validate_left_out(node)?;
         self.validate_capabilities()?;
         if let Some(zone) = &self.zone {
             Name::new(Subject::Zone, zone).map_err(|error| wrong("zone", error.to_string()))?;
@@ -298,6 +306,18 @@ impl ServerConfig {
         }
         if self.apply_threads == 0 || self.apply_threads > 64 {
             return Err(wrong("apply-threads", "it must be 1 to 64".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn validate_left_out(&self, own: NodeId) -> Result<(), ConfigError> {
+        let founders = if self.catalog { self.system_founders() } else { self.shard_founders() };
+        for node in &self.found_without {
+            let named = NodeId::new(*node).filter(|node| *node != own);
+            if !named.is_some_and(|node| founders.contains(&node)) {
+                let message = format!("node {node} is not another founder of the cluster");
+                return Err(wrong("found-without", message));
+            }
         }
         Ok(())
     }
@@ -346,6 +366,8 @@ impl ServerConfig {
         host.capabilities = self.capabilities.iter().cloned().collect();
         host.workers = self.workers;
         host.apply_threads = self.apply_threads;
+        // With a catalog, that has the map.
+        host.shard_map = (!self.catalog).then(|| MapTag::of(&self.shard_map()));
         host
     }
 
@@ -363,13 +385,39 @@ impl ServerConfig {
         voters
     }
 
+    /// The nodes that found the shards of a cluster without a catalog.
+    pub(super) fn shard_founders(&self) -> BTreeSet<NodeId> {
+        self.founders().into_iter().collect()
+    }
+
+    /// The nodes that found the system group.
+    fn system_founders(&self) -> BTreeSet<NodeId> {
+        self.shard_founders().into_iter().take(MAX_FOUNDERS).collect()
+    }
+
+    /// The founders that are not waited for.
+    pub(super) fn left_out(&self) -> BTreeSet<NodeId> {
+        self.found_without.iter().filter_map(|node| NodeId::new(*node)).collect()
+    }
+
+    /// The map of shards that the configuration names. Must be valid.
+    #[must_use]
+    pub fn shard_map(&self) -> ShardMap {
+        let kind = |kind: &str, count, first| {
+            (kind.to_owned(), KindShards { count, first_group: GroupId::new(first) })
+        };
+        ShardMap::first([
+            kind(TABLE, self.shards.tables, FIRST_TABLE),
+            kind(QUEUE, self.shards.queues, FIRST_QUEUE),
+        ])
+    }
+
     /// How this node takes part in the system group. Must be valid.
     #[must_use]
     pub fn system(&self) -> SystemOptions {
-        let mut founders = self.founders();
-        founders.sort_unstable();
-        founders.truncate(MAX_FOUNDERS);
-        let mut options = SystemOptions::new(founders);
+        let mut options = SystemOptions::new(self.system_founders());
+        options.found_without = self.left_out();
+        options.shard_map = Some(self.shard_map());
         options.zone.clone_from(&self.zone);
         options.weight = self.weight;
         options.planner = self.planner.into();

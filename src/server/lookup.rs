@@ -1,35 +1,29 @@
 //! What the client services ask of the host.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use shardhost_groups::Group;
 use shardhost_storage::{GroupId, NodeId};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{ServerConfig, group_of_shard};
+use super::shard_map::CurrentMap;
 use crate::host::Host;
 use crate::service::GroupLookup;
-use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
+use crate::shards::ShardMap;
 
-/// The shards of a host's configuration.
+/// The shards of a host.
 #[derive(Debug)]
-pub struct HostLookup {
+pub(super) struct HostLookup {
     host: Host,
-    tables: Vec<GroupId>,
-    queues: Vec<GroupId>,
+    map: Arc<CurrentMap>,
 }
 
 impl HostLookup {
-    /// Derives the shards from the configuration.
-    #[must_use]
-    pub fn new(host: &Host, config: &ServerConfig) -> Self {
-        let all = |kind, count| (0..count).filter_map(|n| group_of_shard(kind, n)).collect();
-        Self {
-            host: host.clone(),
-            tables: all(TABLE, config.shards.tables),
-            queues: all(QUEUE, config.shards.queues),
-        }
+    /// The shards of the cluster's map.
+    pub(super) fn new(host: &Host, map: &Arc<CurrentMap>) -> Self {
+        Self { host: host.clone(), map: Arc::clone(map) }
     }
 }
 
@@ -38,12 +32,8 @@ impl GroupLookup for HostLookup {
         self.host.group(id)
     }
 
-    fn shards(&self, kind: &str) -> Vec<GroupId> {
-        match kind {
-            TABLE => self.tables.clone(),
-            QUEUE => self.queues.clone(),
-            _ => Vec::new(),
-        }
+    fn map(&self) -> Option<Arc<ShardMap>> {
+        self.map.get()
     }
 
     fn addresses(&self) -> BTreeMap<NodeId, String> {

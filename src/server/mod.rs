@@ -8,16 +8,17 @@ mod balance;
 mod catalog;
 pub mod config;
 mod explain;
+mod founding;
 pub mod health;
 mod lookup;
 mod refusals;
 mod replicas;
+mod shard_map;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shardhost_groups::runtime::MachineFactory;
 use shardhost_groups::{GroupSpec, OpenGroupError};
 use shardhost_storage::{GroupId, GroupMeta, LogError, Membership, NodeId};
 use tonic::service::Routes;
@@ -27,11 +28,13 @@ use crate::policy::drains::Drains;
 use crate::policy::system::{GroupMachines, SYSTEM_GROUP, System};
 use crate::policy::{Drain, DrainOptions};
 use crate::service::{directory_server, queue_server, table_server};
-use crate::shards::{StateDb, StateDbError, StateDbOptions};
+use crate::shards::{MapMismatch, StateDb, StateDbError, StateDbOptions};
 
 pub use config::{ConfigError, ServerConfig};
-pub use lookup::HostLookup;
-use replicas::{Replicas, empty_machine_of, machine_of};
+use lookup::HostLookup;
+use replicas::{Replicas, machine_of};
+use shard_map::CurrentMap;
+pub use shard_map::OpenMapError;
 
 use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 
@@ -59,6 +62,12 @@ pub enum ServerError {
     /// The state of the shards cannot be opened.
     #[error(transparent)]
     State(#[from] StateDbError),
+    /// The configuration differs from the map of shards of the cluster, or that cannot be read.
+    #[error(transparent)]
+    Map(#[from] OpenMapError),
+    /// What a founder remembers cannot be written.
+    #[error("the record of the founding cannot be written: {0}")]
+    Founding(std::io::Error),
     /// A group cannot be created or opened.
     #[error(transparent)]
     Group(#[from] OpenGroupError),
@@ -94,6 +103,7 @@ pub struct Server {
     drains: Arc<Drains>,
     /// The shards of the configuration that this node founds.
     founded: Arc<[GroupId]>,
+    map: Arc<CurrentMap>,
 }
 
 impl Server {
@@ -107,6 +117,7 @@ impl Server {
         listener: Option<std::net::TcpListener>,
     ) -> Result<Self, ServerError> {
         config.validate()?;
+        let map = Arc::new(CurrentMap::open(&config.data_dir, config.shard_map())?);
         let host_config: HostConfig = config.host();
         let replicas = Arc::new(Replicas::default());
         let mut builder = Host::builder(host_config).replica_factory(Arc::clone(&replicas) as _);
@@ -114,7 +125,7 @@ impl Server {
             builder = builder.listener(listener);
         }
         let host = builder.start().await?;
-        match Self::open(&host, &config, &replicas).await {
+        match Self::open(&host, &config, &replicas, map).await {
             Ok(server) => Ok(server),
             Err(error) => {
                 host.shutdown(Shutdown::Immediate).await;
@@ -127,10 +138,15 @@ impl Server {
         host: &Host,
         config: &ServerConfig,
         replicas: &Arc<Replicas>,
+        map: Arc<CurrentMap>,
     ) -> Result<Self, ServerError> {
         let directory = config.data_dir.join("state");
         let state = StateDb::open(&directory, StateDbOptions::default())?;
         open_shards(host, &state, config).await?;
+        if !config.catalog {
+            map.use_configured();
+            founding::found_shards(host, &state, config, &map).await?;
+        }
         replicas.open(&state);
         let system = match config.catalog {
             true => {
@@ -139,17 +155,21 @@ impl Server {
             }
             false => None,
         };
+        if let Some(system) = &system {
+            let follow = Arc::clone(&map).follow(system.views(), host.stopping());
+            tokio::spawn(follow);
+        }
         let own = || Arc::new(Drains::new(host));
         let drains = system.as_ref().map_or_else(own, |system| Arc::clone(system.drains()));
         let own = |spec: &GroupSpec| spec.membership.replica_on(host.node_id()).is_some();
         let founded = config.group_specs().into_iter().filter(own).map(|spec| spec.id).collect();
-        let server = Self { host: host.clone(), state, system, drains, founded };
-        server.answer(config);
+        let server = Self { host: host.clone(), state, system, drains, founded, map };
+        server.answer();
         Ok(server)
     }
 
-    fn answer(&self, config: &ServerConfig) {
-        let lookup: Arc<HostLookup> = Arc::new(HostLookup::new(&self.host, config));
+    fn answer(&self) {
+        let lookup: Arc<HostLookup> = Arc::new(HostLookup::new(&self.host, &self.map));
         let admin = admin::admin_server(self.host.clone(), &self.state, self.system.as_ref());
         let balance = balance::balance_server(&self.host, &self.drains, self.system.as_ref());
         let mut routes = Routes::new(table_server(Arc::clone(&lookup) as _))
@@ -176,15 +196,31 @@ impl Server {
         self.system.as_ref()
     }
 
+    /// Until it is known that the catalog has another map of shards than the configuration: then this
+    /// server is to be stopped. Cancel-safe.
+    pub async fn contradicted(&self) -> MapMismatch {
+        let mut mismatch = self.map.mismatch();
+        match mismatch.wait_for(Option::is_some).await.map(|found| found.clone()) {
+            Ok(Some(mismatch)) => mismatch,
+            _ => std::future::pending().await,
+        }
+    }
+
     /// Waits until this node holds the shards that it founds, or held them before; false: that takes
-    /// longer. The catalog creates those of a new cluster once it has a quorum.
+    /// longer. Those of a new cluster are created once every founder has said that its disk is new.
     pub async fn await_shards(&self, within: Duration) -> bool {
         let deadline = tokio::time::Instant::now() + within;
         for group in self.founded.iter() {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            let moved_away = self.host.tombstone(*group).is_ok_and(|left| left.is_some());
-            let Some(system) = self.system.as_ref().filter(|_| !moved_away) else { continue };
-            if !system.await_replica(*group, true, left).await {
+            if self.host.tombstone(*group).is_ok_and(|left| left.is_some()) {
+                // Moved away.
+                continue;
+            }
+            let held = match &self.system {
+                Some(system) => system.await_replica(*group, true, left).await,
+                None => founding::await_replica(&self.host, *group, left).await,
+            };
+            if !held {
                 return false;
             }
         }
@@ -211,8 +247,7 @@ impl Server {
     }
 }
 
-/// Opens the shards that the log holds. Without a catalog, creates those that the configuration names
-/// and that this node never held: one that was moved away from here does not come back.
+/// Opens the shards that the log holds.
 async fn open_shards(
     host: &Host,
     state: &Arc<StateDb>,
@@ -229,27 +264,12 @@ async fn open_shards(
             kind: first.kind.clone(),
         });
     }
-    let held: BTreeSet<GroupId> = stored.iter().map(|meta| meta.group).collect();
     report_differences(&wanted, &stored);
     for meta in stored.iter().filter(|meta| meta.group != SYSTEM_GROUP) {
         let (state, group, kind) = (Arc::clone(state), meta.group, meta.kind.clone());
         let machine = move || machine_of(&state, group, &kind);
         host.open_group_with(group, Box::new(machine)).await?;
     }
-    if config.catalog {
-        // The catalog says what is created.
-        return Ok(());
-    }
-    let mut fresh = Vec::new();
-    for spec in wanted {
-        let ours = spec.membership.replica_on(host.node_id()).is_some();
-        if ours && !held.contains(&spec.id) && host.tombstone(spec.id)?.is_none() {
-            let (state, group, kind) = (Arc::clone(state), spec.id, spec.kind.clone());
-            let machine = move || empty_machine_of(&state, group, &kind);
-            fresh.push((spec, Box::new(machine) as MachineFactory));
-        }
-    }
-    host.create_groups_with(fresh).await?;
     Ok(())
 }
 

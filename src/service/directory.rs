@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use shardhost_proto::client::directory_server::Directory;
-use shardhost_proto::client::{Shard, ShardsReply, ShardsRequest};
+use shardhost_proto::client::{MapTag, Shard, ShardsReply, ShardsRequest};
 use shardhost_storage::GroupId;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
-use super::GroupLookup;
-use crate::shards::{QUEUE_KIND, TABLE_KIND};
+use super::{GroupLookup, MAP_UNKNOWN};
+use crate::shards::{QUEUE_KIND, ShardMap, TABLE_KIND};
 
 /// The directory of one host.
 pub struct DirectoryService {
@@ -34,6 +35,18 @@ impl DirectoryService {
     }
 }
 
+fn map_unknown() -> Status {
+    let text = "this node has not read the map of shards from the catalog yet; ask again";
+    let mut status = Status::unavailable(text);
+    status.metadata_mut().insert(MAP_UNKNOWN, MetadataValue::from_static("1"));
+    status
+}
+
+/// Names a map to clients.
+pub(super) fn tag_of(map: &ShardMap) -> MapTag {
+    MapTag { fingerprint: map.fingerprint(), version: map.version, hash: map.hash.clone() }
+}
+
 #[tonic::async_trait]
 impl Directory for DirectoryService {
     async fn shards(
@@ -46,9 +59,10 @@ impl Directory for DirectoryService {
                 "there are no shards of kind {kind:?}; ask for {TABLE_KIND:?} or {QUEUE_KIND:?}"
             )));
         }
-        let shards = self.lookup.shards(&kind).into_iter().map(|id| self.shard(id)).collect();
+        let map = self.lookup.map().ok_or_else(map_unknown)?;
+        let shards = map.groups(&kind).map(|id| self.shard(id)).collect();
         let nodes = self.lookup.addresses();
         let nodes = nodes.into_iter().map(|(node, address)| (node.get(), address)).collect();
-        Ok(Response::new(ShardsReply { shards, nodes }))
+        Ok(Response::new(ShardsReply { shards, nodes, map: Some(tag_of(&map)) }))
     }
 }

@@ -6,6 +6,8 @@ use shardhost_proto::client::{Failure, FailureReason};
 use shardhost_storage::GroupId;
 
 use super::GroupLookup;
+use super::directory::tag_of;
+use crate::shards::ShardMap;
 
 /// A failure without a leader to ask.
 pub(super) fn failure(reason: FailureReason, message: impl ToString) -> Failure {
@@ -16,6 +18,15 @@ pub(super) fn failure(reason: FailureReason, message: impl ToString) -> Failure 
 pub(super) fn unknown_group(group: GroupId, kind: &str) -> Failure {
     let message = format!("this node serves no {kind} shard in group {group}");
     failure(FailureReason::UnknownGroup, message)
+}
+
+/// The request follows from another map of shards than the one that this node uses, if it knows one.
+pub(super) fn wrong_map(map: Option<&ShardMap>) -> Failure {
+    let message = match map {
+        Some(map) => format!("the request is for another map of shards; the cluster has {map}"),
+        None => "this node has not read the map of shards from the catalog yet".to_owned(),
+    };
+    Failure { map: map.map(tag_of), ..failure(FailureReason::WrongMap, message) }
 }
 
 /// A write was not acknowledged.

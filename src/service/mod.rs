@@ -23,6 +23,7 @@ mod table;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::shards::ShardMap;
 use shardhost_groups::Group;
 use shardhost_proto::client::directory_server::DirectoryServer;
 use shardhost_proto::client::queue_server::QueueServer;
@@ -51,14 +52,16 @@ pub const MAX_READ_WEIGHT: u32 = 256;
 /// Weight of a scan or a peek, whose answer may be some MiB large.
 pub const RANGE_READ_WEIGHT: u32 = 8;
 
+/// In the metadata of a refused question for shards: the node does not know them yet.
+pub(crate) const MAP_UNKNOWN: &str = "map-unknown";
+
 /// What the services ask of the host.
 pub trait GroupLookup: Send + Sync + 'static {
     /// The replica of a group on this host.
     fn group(&self, id: GroupId) -> Option<Group>;
 
-    /// The groups of all shards of a kind, on this host or not, by shard number: the same list on
-    /// every node.
-    fn shards(&self, kind: &str) -> Vec<GroupId>;
+    /// Which shards the cluster has; `None`: that is not known here yet.
+    fn map(&self) -> Option<Arc<ShardMap>>;
 
     /// Where the clients of each node connect to.
     fn addresses(&self) -> BTreeMap<NodeId, String>;

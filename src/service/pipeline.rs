@@ -67,6 +67,8 @@ pub trait Protocol: Send + Sync + 'static {
 /// A request, understood.
 pub struct Planned {
     pub(super) id: u64,
+    /// Fingerprint of the map of shards that the group follows from; 0: an older client.
+    pub(super) map: u64,
     pub(super) group: GroupId,
     pub(super) plan: Plan,
 }
@@ -200,12 +202,19 @@ async fn read<P: Protocol>(
 /// Starts everything a batch asks for. Each request is completed exactly once.
 fn start<P: Protocol>(stream: &Arc<Stream>, requests: Vec<P::Request>) {
     let now_ms = now_ms();
+    let map = stream.lookup.map();
+    // Once for all: the map changes while requests are under way, and each names its own.
+    let current = map.as_ref().map_or(0, |map| map.fingerprint());
     let mut submitted = Vec::new();
     let mut writes: HashMap<GroupId, Vec<(u64, Bytes)>> = HashMap::new();
     for request in requests {
-        let Planned { id, group, plan } = P::plan(request, now_ms);
+        let Planned { id, map: meant, group, plan } = P::plan(request, now_ms);
         let charge = REQUEST_OVERHEAD_BYTES + plan.bytes();
         stream.in_flight.add(charge);
+        if meant != 0 && meant != current {
+            stream.complete(id, charge, Outcome::Failed(failure::wrong_map(map.as_deref())));
+            continue;
+        }
         match plan {
             Plan::Write(command) => {
                 writes.entry(group).or_default().push((submitted.len() as u64, command));

@@ -48,7 +48,7 @@ impl Protocol for TableProtocol {
             None => Plan::Invalid("the request names no operation".into()),
             Some(operation) => plan(operation),
         };
-        Planned { id: request.id, group: GroupId::new(request.group), plan }
+        Planned { id: request.id, map: request.map, group: GroupId::new(request.group), plan }
     }
 
     fn written(id: u64, applied: &Applied) -> TableReply {

@@ -8,12 +8,14 @@
 //! | [`state_db`] | the state of all groups of a host in one RocksDB, without a log of its own |
 //! | [`table`] | put, delete, compare-and-set, get and scan over byte keys |
 //! | [`queue`] | messages in order per partition key: send, receive, ack, peek |
+//! | [`map`] | which shards a cluster has |
 //! | [`routing`] | which shard a key belongs to |
 //!
 //! What is here knows neither Raft nor networks: it is given committed commands and answers them.
 
 mod codec;
 mod hash;
+pub mod map;
 pub mod queue;
 pub mod routing;
 pub mod state_db;
@@ -22,6 +24,7 @@ pub mod table;
 mod testing;
 
 pub use codec::DecodeError;
+pub use map::{KindShards, MapMismatch, ShardMap};
 pub use queue::QueueMachine;
 pub use state_db::{StateDb, StateDbError, StateDbOptions};
 pub use table::TableMachine;

@@ -8,6 +8,7 @@ use shardhost_groups::worker::Advert;
 use shardhost_storage::NodeId;
 
 use super::advert::ADVERT_MAX_BYTES;
+use super::map_tag::MapTag;
 
 /// Most bytes of a heartbeat in a frame, which may join any message: its tag, its length, its
 /// sequence, and what the node says of itself.
@@ -65,6 +66,8 @@ pub struct TransportConfig {
     /// What this node says of itself at first; see
     /// [`set_advert`](super::GrpcTransport::set_advert).
     pub advert: Advert,
+    /// The map of shards, where the cluster has no catalog. Peers that have another one are refused.
+    pub shard_map: Option<MapTag>,
 
     /// Bound of the lane of appends and their responses, per peer.
     pub bulk: LaneLimits,
@@ -127,6 +130,7 @@ impl TransportConfig {
             earlier_starts: Vec::new(),
             address: address.into(),
             advert: Advert::default(),
+            shard_map: None,
             bulk: LaneLimits { bytes: 64 << 20, messages: 1 << 17 },
             urgent: LaneLimits { bytes: 16 << 20, messages: 1 << 17 },
             reconnecting: LaneLimits { bytes: 1 << 20, messages: 4096 },

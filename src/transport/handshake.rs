@@ -9,6 +9,8 @@ use shardhost_proto::peer::{Advert, Frame, Hello, Lane as WireLane, Welcome};
 use shardhost_storage::NodeId;
 use tonic::Status;
 
+use super::map_tag::{self, MapTag};
+
 /// Who this process says it is.
 #[derive(Clone, Debug)]
 pub(super) struct Identity {
@@ -18,6 +20,8 @@ pub(super) struct Identity {
     /// The starts that the data directory knew before this one, the newest first.
     pub earlier_starts: Vec<u64>,
     pub address: String,
+    /// The map of shards, where the cluster has no catalog.
+    pub shard_map: Option<MapTag>,
 }
 
 /// A peer knows of a start of this node that its data directory does not: it is an older copy.
@@ -73,6 +77,14 @@ pub enum Refusal {
         node: u64,
         /// The node that refused.
         by: NodeId,
+    },
+    /// The peer has another map of shards. Make the numbers of shards equal.
+    #[error("the peer has {theirs}, this host {ours}; make the numbers of shards equal")]
+    ShardMap {
+        /// What the peer has.
+        theirs: String,
+        /// What this host has.
+        ours: String,
     },
     /// A later start of the same node was seen: the older process must end.
     #[error("node {node} greets with incarnation {theirs}, but {seen} was already seen")]
@@ -151,6 +163,7 @@ impl Identity {
             address: self.address.clone(),
             advert,
             known_incarnation,
+            shard_map: self.shard_map.as_ref().map(MapTag::to_wire),
         }
     }
 
@@ -180,6 +193,7 @@ impl Identity {
         if hello.to_node != self.node.get() {
             return Err(Refusal::WrongNode { wanted: hello.to_node, found: self.node.get() });
         }
+        map_tag::check(self.shard_map.as_ref(), hello.shard_map.as_ref())?;
         match NodeId::new(hello.node).filter(|node| *node != self.node) {
             Some(node) => Ok(Greeting { node, incarnation: hello.incarnation }),
             None => Err(Refusal::UnknownNode { node: hello.node, by: self.node }),
@@ -236,6 +250,7 @@ mod tests {
             incarnation: 7,
             earlier_starts: vec![5, 3],
             address: "127.0.0.1:1".into(),
+            shard_map: None,
         }
     }
 
@@ -265,6 +280,23 @@ mod tests {
             let refusal = identity(2).check_hello(&hello).unwrap_err().to_string();
             assert!(refusal.contains(told), "{refusal}");
         }
+    }
+
+    #[test]
+    fn a_peer_with_another_map_of_shards_is_refused_with_both() {
+        let with = |node, fingerprint, text: &str| {
+            let shard_map = Some(MapTag { fingerprint, text: text.into() });
+            Identity { shard_map, ..identity(node) }
+        };
+        let hello = |from: &Identity| from.hello(NodeId::must(2), Some(Lane::Bulk), None, 0);
+        let eight = with(2, 8, "8 table shards");
+        assert!(eight.check_hello(&hello(&with(1, 8, "8 table shards"))).is_ok());
+        let refused = eight.check_hello(&hello(&with(1, 16, "16 table shards"))).unwrap_err();
+        let text = refused.to_string();
+        assert!(text.contains("the peer has 16 table shards, this host 8 table"), "{text}");
+        // One that has a catalog, or is of an older version, compares nothing.
+        assert!(eight.check_hello(&hello(&identity(1))).is_ok());
+        assert!(identity(2).check_hello(&hello(&with(1, 16, "16 table shards"))).is_ok());
     }
 
     #[test]

@@ -74,6 +74,7 @@ impl Shared {
             incarnation: config.incarnation,
             earlier_starts: config.earlier_starts.clone(),
             address: config.address.clone(),
+            shard_map: config.shard_map.clone(),
         };
         let limits = config.snapshot;
         Self {

@@ -22,6 +22,7 @@ use super::{
     MAX_ADDRESS_BYTES, MAX_CAPABILITIES, MAX_COMMAND_BYTES, MAX_LABEL_BYTES, MAX_LABELS,
     MAX_MEMBERS, MAX_PREFERENCES, MAX_TEXT_BYTES, MAX_TIME_MS,
 };
+use crate::shards::ShardMap;
 
 /// A change of the catalog, with the time of whoever proposed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,6 +135,12 @@ pub enum Operation {
     /// Time passes: ends drains that have expired, and applies the fallback of those whose
     /// deadline has passed. Proposed by the leader of the system group while there are drains.
     Tick,
+    /// Founds the map of shards. What is founded stays: another one is refused, and so is one that
+    /// contradicts the shards that an earlier version created.
+    FoundShardMap {
+        /// The map.
+        map: ShardMap,
+    },
 }
 
 /// A group to be created.
@@ -258,7 +265,9 @@ impl Operation {
             | Self::FinishDestroy { group } => RecordKey::Group(*group),
             Self::PutNode(new) => RecordKey::Node(new.id),
             Self::Advertise { node, .. } | Self::RemoveNode { node } => RecordKey::Node(*node),
-            Self::SetPlannerMode { .. } | Self::SetPlannedMoves { .. } => RecordKey::Settings,
+            Self::SetPlannerMode { .. }
+            | Self::SetPlannedMoves { .. }
+            | Self::FoundShardMap { .. } => RecordKey::Settings,
             Self::BeginDrain(new) => RecordKey::Drain(new.node),
             Self::ExtendDrain { node, .. }
             | Self::FinishDrain { node, .. }
@@ -282,6 +291,7 @@ impl Operation {
             Self::SetPlannedMoves { reason, .. } => {
                 check_text(Subject::Reason, reason, 0, MAX_TEXT_BYTES)
             }
+            Self::FoundShardMap { map } => map.validate().map_err(malformed),
             Self::BeginDrain(new) => check_text(Subject::Owner, &new.owner, 1, MAX_TEXT_BYTES),
             Self::DestroyGroup { .. }
             | Self::FinishDestroy { .. }

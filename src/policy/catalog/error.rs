@@ -4,11 +4,13 @@
 //! bounded room, and has a name that never changes.
 
 use std::fmt;
+use std::sync::Arc;
 
 use shardhost_storage::{GroupId, LogIndex, NodeId};
 
 use super::name::MAX_NAME_BYTES;
 use super::record::{DrainState, IntentId, Place, RecordKey, Revision};
+use crate::shards::ShardMap;
 
 /// Groups that a refusal names at most; it says how many there are.
 pub const MAX_NAMED_GROUPS: usize = 10;
@@ -325,6 +327,12 @@ pub enum Refusal {
         /// What it came to.
         state: DrainState,
     },
+    /// The cluster has another map of shards. Put the number of shards back.
+    #[error("the cluster has {cluster}; put the number of shards back")]
+    OtherShardMap {
+        /// What it has.
+        cluster: Arc<ShardMap>,
+    },
     /// Groups would have nobody to lead them. Give them members elsewhere, or accept it.
     #[error(
         "without node {node} nobody could lead {total} groups: {}; give them capable members \
@@ -391,6 +399,7 @@ impl Refusal {
             Self::NotDraining { .. } => "NOT_DRAINING",
             Self::WrongIntent { .. } => "WRONG_INTENT",
             Self::DrainOver { .. } => "DRAIN_OVER",
+            Self::OtherShardMap { .. } => "OTHER_SHARD_MAP",
             Self::Stranded { .. } => "STRANDED",
             Self::UnknownVersion { .. } => "UNKNOWN_VERSION",
             Self::Malformed { .. } => "MALFORMED",

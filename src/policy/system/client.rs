@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt;
 use parking_lot::Mutex;
 use shardhost_groups::{GroupId, NodeId, ProposeError, ReadMode};
 use shardhost_proto::system as wire;
@@ -23,8 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::{SYSTEM_GROUP, now_ms};
 use crate::host::Host;
 use crate::policy::catalog::{
-    Answer, Command, Content, Done, Operation, Query, Record, RecordKey, Refusal, Revision,
-    UNKNOWN_STORE, decode_reply,
+    Answer, Command, Done, Operation, Query, Refusal, Revision, decode_reply,
 };
 
 /// How long a command or a question is tried.
@@ -35,8 +33,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long others are asked before this node founds a group.
-const START_PATIENCE: Duration = Duration::from_millis(300);
 /// Between two tries, when nobody knows who leads.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -236,26 +232,6 @@ impl CatalogClient {
                 Asked::Elsewhere { leader: None, reason: status.message().to_owned() }
             }
         }
-    }
-
-    /// Whether somebody who answers knows this node with another disk than the one it has.
-    pub(super) async fn knows_another_disk(&self) -> bool {
-        let host = &self.inner.host;
-        let (own, store) = (host.node_id(), host.store_id());
-        let query = Query::Get(RecordKey::Node(own)).encode();
-        let others = host.directory().addresses();
-        let others = others.keys().copied().filter(|node| *node != own);
-        // Those that start at the same time do not answer yet.
-        let answers = others.map(|node| {
-            let asked = tokio::time::timeout(START_PATIENCE, self.query_at(node, query.clone()));
-            asked.map(Result::ok)
-        });
-        futures::future::join_all(answers).await.into_iter().any(|asked| {
-            let Some(Asked::Answered(bytes)) = asked else { return false };
-            let Ok(answer) = Answer::decode(&bytes) else { return false };
-            let Content::Found(Some(Record::Node(known))) = answer.content else { return false };
-            known.store != UNKNOWN_STORE && known.store != store
-        })
     }
 
     /// Those of these groups of which a node holds no replica.

@@ -5,10 +5,12 @@
 //! |---|---|
 //! | [`CatalogClient`] | asking the catalog from any host |
 //! | `follower` | a view of the catalog on every host |
+//! | `founding` | this host's replica of the system group: opened, or created by the first founders |
 //! | `keeper`, `agenda` | doing on a host what the catalog intends; to which groups |
 //! | `registrar` | telling the catalog of this node, and what it begins with |
 //! | `report`, `facts`, `observe` | what a host tells the planner, and the picture that comes of it |
 //! | `planning`, `moves` | the planner's rounds, and what hosts do with its orders |
+//! | `shard_map` | which shards there are, as the catalog has it |
 //! | `service` | all of it over gRPC |
 //!
 //! Without a quorum of the system group nothing is created, destroyed or planned. Everything else
@@ -18,6 +20,7 @@ mod agenda;
 mod client;
 mod facts;
 mod follower;
+mod founding;
 mod keeper;
 mod moves;
 mod observe;
@@ -25,6 +28,7 @@ mod planning;
 mod registrar;
 mod report;
 mod service;
+mod shard_map;
 #[cfg(test)]
 mod simulation;
 
@@ -37,7 +41,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use shardhost_groups::leadership::GroupSelector;
 use shardhost_groups::machine::StateMachine;
-use shardhost_groups::{GroupId, GroupSpec, NodeId, OpenGroupError};
+use shardhost_groups::{GroupId, NodeId, OpenGroupError};
 use shardhost_proto::system::system_server::SystemServer;
 use shardhost_proto::{balance, system as wire};
 use tokio::sync::watch;
@@ -45,10 +49,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::client::{CatalogClient, CatalogError};
 pub use self::service::SystemService;
-use super::catalog::{CatalogMachine, NewGroup, Operation, PlannerMode, View};
+use super::catalog::{NewGroup, Operation, PlannerMode, View};
 use super::drains::Drains;
 use super::executor::{Epoch, ExecutorSettings, Fence};
 use crate::host::Host;
+use crate::shards::ShardMap;
 
 /// The system group. No other group may have this number.
 pub const SYSTEM_GROUP: GroupId = GroupId::new(0);
@@ -93,12 +98,17 @@ pub(crate) struct NodeFacts {
 pub struct SystemOptions {
     /// The nodes that found the system group, equal on all of them.
     pub founders: BTreeSet<NodeId>,
+    /// Founders whose word is not waited for when the system group is founded, as an operator said.
+    /// If one of them holds the group after all, there are two catalogs.
+    pub found_without: BTreeSet<NodeId>,
     /// What fails together with this node.
     pub zone: Option<String>,
     /// How many leaders this node takes, compared with others; 0: none.
     pub weight: u32,
     /// Whether leaderships are moved for balance, until somebody changes it in the catalog.
     pub planner: PlannerMode,
+    /// The map of shards that a new catalog begins with; `None`: it gets none from here.
+    pub shard_map: Option<ShardMap>,
     /// The groups that there are to be. One that was destroyed does not come back.
     pub groups: Vec<NewGroup>,
     /// The pace of planned moves, where this node plans.
@@ -111,9 +121,11 @@ impl SystemOptions {
     pub fn new(founders: impl IntoIterator<Item = NodeId>) -> Self {
         Self {
             founders: founders.into_iter().collect(),
+            found_without: BTreeSet::new(),
             zone: None,
             weight: 1,
             planner: PlannerMode::Off,
+            shard_map: None,
             groups: Vec::new(),
             executor: ExecutorSettings::default(),
         }
@@ -154,9 +166,9 @@ impl System {
         machines: Arc<dyn GroupMachines>,
     ) -> Result<Self, OpenGroupError> {
         let client = CatalogClient::new(host, options.founders.iter().copied());
-        open_replica(host, &options, &client).await?;
         // What is under way when the host begins to stop is not finished here.
         let stop = host.stopping().child_token();
+        founding::open_or_found(host, &options, &stop).await?;
         let view = watch::Sender::new(None);
         let drains = Arc::new(Drains::new(host));
         let inner = Arc::new(Inner {
@@ -171,7 +183,11 @@ impl System {
         });
         let executor = options.executor;
         let facts = NodeFacts { zone: options.zone, weight: options.weight };
-        let beginning = registrar::Beginning { planner: options.planner, groups: options.groups };
+        let beginning = registrar::Beginning {
+            planner: options.planner,
+            shard_map: options.shard_map,
+            groups: options.groups,
+        };
         let watcher = || inner.view.subscribe();
         tokio::spawn(follower::follow(
             host.clone(),
@@ -212,6 +228,10 @@ impl System {
     #[must_use]
     pub fn view(&self) -> Option<Arc<View>> {
         self.inner.view.borrow().clone()
+    }
+    /// The catalog as this host knows it, and its changes.
+    pub(crate) fn views(&self) -> watch::Receiver<CatalogView> {
+        self.inner.view.subscribe()
     }
     /// The catalog as it is at least when this is called.
     ///
@@ -304,35 +324,6 @@ impl Inner {
 pub(crate) fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Opens the replica that the log holds. A founder without one creates it, unless the catalog knows
-/// this node with another disk: then a replica that voted is lost, and must be replaced.
-async fn open_replica(
-    host: &Host,
-    options: &SystemOptions,
-    client: &CatalogClient,
-) -> Result<(), OpenGroupError> {
-    if host.stored_group(SYSTEM_GROUP)?.is_some() {
-        host.open_group(SYSTEM_GROUP, CatalogMachine::default()).await?;
-        return Ok(());
-    }
-    let founder = options.founders.contains(&host.node_id());
-    if !founder || host.tombstone(SYSTEM_GROUP)?.is_some() {
-        return Ok(());
-    }
-    if client.knows_another_disk().await {
-        tracing::error!(
-            node = %host.node_id(),
-            "the disk of this node is not the one that the catalog knows: its replica of the \
-             system group is lost and is not created anew; remove the node from group 0 and add it \
-             again"
-        );
-        return Ok(());
-    }
-    let spec = GroupSpec::new(SYSTEM_GROUP, options.founders.iter().copied()).kind(SYSTEM_KIND);
-    host.create_group(spec, CatalogMachine::default()).await?;
-    Ok(())
 }
 
 /// While this host leads the system group, it tends the catalog and plans.

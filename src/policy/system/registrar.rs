@@ -11,12 +11,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{CatalogClient, CatalogError};
+use super::shard_map::{self, Agreement};
 use super::{CatalogView, NodeFacts, now_ms};
 use crate::host::Host;
 use crate::policy::catalog::{
     Advert, DrainIntent, DrainState, GroupRecord, GroupState, Name, NewGroup, NewNode, NodeRecord,
     Operation, PlannerMode, Refusal, Revision, Subject, UNKNOWN_STORE, View,
 };
+use crate::shards::ShardMap;
 
 /// Between two comparisons of what is known of this node with what is.
 const COMPARE_EVERY: Duration = Duration::from_secs(2);
@@ -131,6 +133,8 @@ fn is_as(known: &NodeRecord, new: &NewNode) -> bool {
 pub(super) struct Beginning {
     /// Whether leaderships are moved for balance.
     pub(super) planner: PlannerMode,
+    /// The map of shards.
+    pub(super) shard_map: Option<ShardMap>,
     /// The groups that there are to be.
     pub(super) groups: Vec<NewGroup>,
 }
@@ -146,7 +150,8 @@ pub(super) async fn lead(
     let work = async {
         let mut trouble = Trouble::default();
         let (complete, created) = (None, Revision::default());
-        let mut tender = Tender { host, client, beginning, complete, created };
+        let told_mismatch = false;
+        let mut tender = Tender { host, client, beginning, complete, created, told_mismatch };
         loop {
             let known = view.borrow_and_update().clone();
             if let Some(view) = known {
@@ -171,6 +176,8 @@ struct Tender {
     complete: CatalogView,
     /// The last change that was made for groups. A view from before it lacks what is there.
     created: Revision,
+    /// A configuration that contradicts the catalog is told once.
+    told_mismatch: bool,
 }
 
 impl Tender {
@@ -186,13 +193,27 @@ impl Tender {
         }
         announce_founders(&self.host, &self.client, view, &self.beginning).await?;
         let ending = finish_ends(&self.client, view).await?;
-        let groups = &self.beginning.groups;
+        let groups = if self.may_create(view).await? { &self.beginning.groups[..] } else { &[] };
         let absent: Vec<&NewGroup> = groups.iter().filter(|new| is_absent(view, new)).collect();
         let able = absent.iter().filter(|new| founders_are_known(view, new));
         let able = able.map(|new| NewGroup::clone(new)).collect();
         self.created = create(&self.client, able).await?;
         self.complete = (ending == 0 && absent.is_empty()).then(|| Arc::clone(view));
         Ok(())
+    }
+
+    /// Whether the groups of the configuration belong to the map of shards of the catalog.
+    async fn may_create(&mut self, view: &View) -> Result<bool, CatalogError> {
+        let Some(configured) = &self.beginning.shard_map else { return Ok(true) };
+        match shard_map::found(&self.client, view, configured).await? {
+            Agreement::Same => Ok(true),
+            Agreement::Differs(mismatch) => {
+                if !std::mem::replace(&mut self.told_mismatch, true) {
+                    tracing::error!(%mismatch, "no shards are created from this configuration");
+                }
+                Ok(false)
+            }
+        }
     }
 
     async fn begin_settings(&self, view: &View) -> Result<(), CatalogError> {

@@ -10,9 +10,10 @@ use super::super::wire;
 use super::super::wire::command::Operation as Message;
 use super::record::{advert_to, capabilities_of};
 use super::{
-    fallback_from, fallback_to, labels_from, labels_to, mode_from, mode_to, moves_from, moves_to,
-    node_from, nodes_from, nodes_to, optional_name_from, optional_name_to, placement_from,
-    placement_to, present, requirement_from, requirement_to, stranding_from, stranding_to,
+    fallback_from, fallback_to, labels_from, labels_to, map_from, map_to, mode_from, mode_to,
+    moves_from, moves_to, node_from, nodes_from, nodes_to, optional_name_from, optional_name_to,
+    placement_from, placement_to, present, requirement_from, requirement_to, stranding_from,
+    stranding_to,
 };
 
 /// The message of a command.
@@ -85,6 +86,9 @@ fn operation_to(operation: &Operation) -> Message {
             Message::EndDrain(wire::EndDrain { node, intent })
         }
         Operation::Tick => Message::Tick(wire::Tick {}),
+        Operation::FoundShardMap { map } => {
+            Message::FoundShardMap(wire::FoundShardMap { shard_map: Some(map_to(map)) })
+        }
     }
 }
 
@@ -146,6 +150,10 @@ fn operation_from(message: Message) -> Result<Operation, Refusal> {
             Operation::EndDrain { node, intent }
         }
         Message::Tick(_) => Operation::Tick,
+        Message::FoundShardMap(message) => {
+            let map = map_from(&present(message.shard_map, "map of shards")?)?;
+            Operation::FoundShardMap { map }
+        }
     })
 }
 

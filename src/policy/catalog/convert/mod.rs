@@ -4,6 +4,7 @@
 mod command;
 mod record;
 mod reply;
+mod shard_map;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -25,6 +26,7 @@ use super::{MAX_CAPABILITIES, MAX_PREFERENCES, VERSION, log, wire};
 pub(super) use command::{command_from_message, command_to_message};
 pub(super) use record::{boxed, compact, record_from_message, record_to_message, sorted};
 pub(super) use reply::{reply_from_message, reply_to_message};
+use shard_map::{map_from, map_to};
 
 /// A message behind the byte that says its version.
 pub(super) fn versioned(message: &impl Message) -> Bytes {

@@ -15,9 +15,9 @@ use super::super::wire;
 use super::super::wire::record::Record as Message;
 use super::{
     drain_state_from, drain_state_to, fallback_from, fallback_to, group_state_from, group_state_to,
-    labels_from, labels_to, mode_from, mode_to, moves_from, moves_to, names_from, names_to,
-    node_from, nodes_from, nodes_to, optional_name_from, optional_name_to, placement_from,
-    placement_to, present, requirement_from, requirement_to,
+    labels_from, labels_to, map_from, map_to, mode_from, mode_to, moves_from, moves_to, names_from,
+    names_to, node_from, nodes_from, nodes_to, optional_name_from, optional_name_to,
+    placement_from, placement_to, present, requirement_from, requirement_to,
 };
 
 /// The message of a record.
@@ -50,6 +50,7 @@ fn settings_to(settings: &Settings) -> wire::Settings {
         moves: moves_to(settings.moves),
         reason: settings.reason.as_ref().to_owned(),
         since_ms: settings.since_ms,
+        shard_map: settings.shard_map.as_deref().map(map_to),
     }
 }
 
@@ -60,6 +61,7 @@ fn settings_of(message: wire::Settings) -> Result<Settings, Refusal> {
         moves: moves_from(message.moves)?,
         reason: message.reason.into(),
         since_ms: message.since_ms,
+        shard_map: message.shard_map.as_ref().map(map_from).transpose()?.map(Arc::new),
     })
 }
 

@@ -1,5 +1,7 @@
 //! Replies and their messages. A refusal travels as its name and those of the fields that it has.
 
+use std::sync::Arc;
+
 use shardhost_storage::{GroupId, LogIndex, NodeId};
 
 use super::super::error::{Refusal, StrandedGroup, Subject};
@@ -8,9 +10,10 @@ use super::super::reply::{Done, Effect, Reply};
 use super::super::wire;
 use super::super::wire::reply::Outcome;
 use super::{
-    cause_from, cause_to, drain_state_from, drain_state_to, key_from, key_to, malformed, node_from,
-    place_from, place_to, present,
+    cause_from, cause_to, drain_state_from, drain_state_to, key_from, key_to, malformed, map_from,
+    map_to, node_from, place_from, place_to, present,
 };
+use crate::shards::ShardMap;
 
 /// The message of a reply.
 pub(in super::super) fn reply_to_message(reply: &Reply) -> wire::Reply {
@@ -133,6 +136,15 @@ impl Part<Vec<wire::StrandedGroup>> for Vec<StrandedGroup> {
     }
 }
 
+impl Part<Option<wire::ShardMap>> for Arc<ShardMap> {
+    fn to_part(&self) -> Option<wire::ShardMap> {
+        Some(map_to(self))
+    }
+    fn from_part(part: &Option<wire::ShardMap>) -> Result<Self, Refusal> {
+        Ok(Self::new(map_from(present(part.as_ref(), "map of shards")?)?))
+    }
+}
+
 /// Which field of the message each field of a refusal travels in.
 macro_rules! refusals {
     ($($name:literal $variant:ident { $($field:ident: $slot:ident),* };)*) => {
@@ -186,6 +198,7 @@ refusals! {
     "NOT_DRAINING" NotDraining { node: node, intent: given };
     "WRONG_INTENT" WrongIntent { node: node, given: given, actual: actual, owner: text };
     "DRAIN_OVER" DrainOver { node: node, state: actual };
+    "OTHER_SHARD_MAP" OtherShardMap { cluster: shard_map };
     "STRANDED" Stranded { node: node, groups: stranded, total: actual };
     "UNKNOWN_VERSION" UnknownVersion { given: given, known: actual };
     "MALFORMED" Malformed { detail: text };

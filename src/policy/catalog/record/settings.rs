@@ -1,6 +1,9 @@
 //! What holds for the whole cluster.
 
+use std::sync::Arc;
+
 use super::Revision;
+use crate::shards::ShardMap;
 
 /// Whether leadership is moved for balance and preference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,4 +40,6 @@ pub struct Settings {
     pub reason: Box<str>,
     /// When the kill switch was set, in milliseconds since 1970; 0: never.
     pub since_ms: u64,
+    /// Which shards there are; `None`: that was not founded.
+    pub shard_map: Option<Arc<ShardMap>>,
 }

@@ -12,6 +12,7 @@
 mod drains;
 mod groups;
 mod nodes;
+mod shard_map;
 mod weight;
 
 use std::collections::VecDeque;
@@ -90,6 +91,7 @@ impl Catalog {
             Operation::FinishDrain { node, intent } => self.finish_drain(*node, *intent),
             Operation::EndDrain { node, intent } => self.end_drain(*node, *intent),
             Operation::Tick => Ok(self.tick(now_ms)),
+            Operation::FoundShardMap { map } => self.found_shard_map(map),
         }
     }
 

@@ -7,6 +7,7 @@ mod groups;
 mod nodes;
 mod random;
 mod reconcile;
+mod shard_map;
 mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -7,6 +7,7 @@ use shardhost_groups::testing::state_machine::Check;
 use shardhost_storage::{LogIndex, LogPosition};
 
 use super::*;
+use crate::shards::{KindShards, ShardMap};
 
 fn nodes() -> impl Strategy<Value = BTreeSet<NodeId>> {
     proptest::collection::btree_set((1..6u64).prop_map(node), 0..4)
@@ -105,7 +106,12 @@ fn on_settings() -> impl Strategy<Value = Operation> {
     let mode =
         prop_oneof![Just(PlannerMode::Off), Just(PlannerMode::Shadow), Just(PlannerMode::On)];
     let moves = prop_oneof![Just(PlannedMoves::Allowed), Just(PlannedMoves::Stopped)];
+    let map = |tables| {
+        let shards = KindShards { count: tables, first_group: group(1_000_000) };
+        ShardMap::first([("table".to_owned(), shards)])
+    };
     prop_oneof![
+        (0..3u64).prop_map(move |tables| Operation::FoundShardMap { map: map(tables) }),
         mode.prop_map(|mode| Operation::SetPlannerMode { mode }),
         (moves, "[a-z]{0,3}")
             .prop_map(|(moves, reason)| Operation::SetPlannedMoves { moves, reason }),

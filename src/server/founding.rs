@@ -1,0 +1,138 @@
+//! The first replicas of the shards of a cluster without a catalog: created by each founder once every
+//! founder has said that its disk is new.
+
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use shardhost_groups::runtime::MachineFactory;
+use shardhost_groups::{GroupSpec, OpenGroupError};
+use shardhost_storage::GroupId;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::replicas::empty_machine_of;
+use super::shard_map::CurrentMap;
+use super::{ServerConfig, ServerError, is_shard};
+use crate::host::Host;
+use crate::host::founding::{Founders, Outcome, Scope};
+use crate::shards::StateDb;
+use crate::transport::MapTag;
+
+/// Between two looks whether a replica is there.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Creates the shards that this node founds: at once where that is decided already, or this node
+/// founds alone, else in the background.
+pub(super) async fn found_shards(
+    host: &Host,
+    state: &Arc<StateDb>,
+    config: &ServerConfig,
+    map: &Arc<CurrentMap>,
+) -> Result<(), ServerError> {
+    let founders = config.shard_founders();
+    let wanted = config.group_specs();
+    let holds = holds_shards(host, &wanted)?;
+    if holds {
+        // A directory of an earlier version has no map yet.
+        remember(map).await.map_err(ServerError::Founding)?;
+    }
+    if wanted.is_empty() || !founders.contains(&host.node_id()) {
+        return Ok(());
+    }
+    let (nodes, without) = (founders, config.left_out());
+    let shard_map = Some(MapTag::of(&config.shard_map()));
+    let founders = Founders { nodes, without, shard_map };
+    let founding = host.founding(Scope::Shards);
+    if founding.begin(founders, holds).await.map_err(ServerError::Founding)? {
+        remember(map).await.map_err(ServerError::Founding)?;
+        return Ok(create(host, state, wanted).await?);
+    }
+    if !holds {
+        let (host, state) = (host.clone(), Arc::downgrade(state));
+        let stopping = host.stopping();
+        let found = found_later(host, state, wanted, Arc::clone(map));
+        tokio::spawn(async move { stopping.run_until_cancelled(found).await });
+    }
+    Ok(())
+}
+
+/// Whether shards were created here before.
+fn holds_shards(host: &Host, wanted: &[GroupSpec]) -> Result<bool, ServerError> {
+    if host.stored_groups()?.iter().any(|meta| is_shard(meta.group)) {
+        return Ok(true);
+    }
+    for spec in wanted {
+        if host.tombstone(spec.id)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The state is not kept open while it is waited.
+async fn found_later(
+    host: Host,
+    state: Weak<StateDb>,
+    wanted: Vec<GroupSpec>,
+    map: Arc<CurrentMap>,
+) {
+    let held = || match holds_shards(&host, &wanted) {
+        Ok(held) => held,
+        Err(error) => {
+            tracing::error!(%error, "it is not known whether shards are here");
+            false
+        }
+    };
+    if host.founding(Scope::Shards).await_decision(held).await == Outcome::Held {
+        return;
+    }
+    if let Err(error) = remember(&map).await {
+        tracing::error!(%error, "the map of shards cannot be remembered: no shards are created");
+        return;
+    }
+    let Some(state) = state.upgrade() else { return };
+    let count = wanted.len();
+    match create(&host, &state, wanted.clone()).await {
+        Ok(()) => tracing::info!(count, "the shards are founded here"),
+        Err(error) => tracing::error!(%error, "the shards are not created; restart the host"),
+    }
+}
+
+/// Makes the map durable before shards follow from it.
+async fn remember(map: &Arc<CurrentMap>) -> io::Result<()> {
+    let map = Arc::clone(map);
+    let remembered = tokio::task::spawn_blocking(move || map.remember_configured()).await;
+    remembered.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// Creates the shards that this node never held: one that was moved away from here does not come
+/// back.
+async fn create(
+    host: &Host,
+    state: &Arc<StateDb>,
+    wanted: Vec<GroupSpec>,
+) -> Result<(), OpenGroupError> {
+    let mut fresh = Vec::new();
+    for spec in wanted {
+        if host.stored_group(spec.id)?.is_none() && host.tombstone(spec.id)?.is_none() {
+            let (state, group, kind) = (Arc::clone(state), spec.id, spec.kind.clone());
+            let machine = move || empty_machine_of(&state, group, &kind);
+            fresh.push((spec, Box::new(machine) as MachineFactory));
+        }
+    }
+    host.create_groups_with(fresh).await.map(drop)
+}
+
+/// Waits until this host holds a replica of a group; false: that takes longer.
+pub(super) async fn await_replica(host: &Host, group: GroupId, within: Duration) -> bool {
+    let deadline = Instant::now() + within;
+    let mut ticks = tokio::time::interval(POLL_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    while host.group(group).is_none() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        ticks.tick().await;
+    }
+    true
+}

@@ -1,0 +1,249 @@
+//! Who founds a cluster, and who does not: real processes whose disks are taken away.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use super::process::{Ended, run};
+
+/// Longer than anything takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Clusters of this process so far: each has addresses of its own.
+static CLUSTERS: AtomicU64 = AtomicU64::new(0);
+
+/// Servers from configuration files. Killed when dropped.
+pub struct Servers {
+    directory: TempDir,
+    addresses: BTreeMap<u64, String>,
+    running: BTreeMap<u64, Child>,
+    /// What the files say beside node, directory and addresses.
+    pub settings: String,
+    pub shards: String,
+}
+
+impl Servers {
+    pub fn new(nodes: u64, settings: &str, shards: &str) -> Self {
+        let number = CLUSTERS.fetch_add(1, Ordering::Relaxed) % 100 + 100;
+        let network = std::process::id() % 200 + 1;
+        let address = |node| {
+            // Nobody else's connection takes the port of a node that is down.
+            let own = format!("127.{number}.{network}.{node}:0");
+            let free = TcpListener::bind(own).unwrap();
+            (node, free.local_addr().unwrap().to_string())
+        };
+        Self {
+            directory: TempDir::new().unwrap(),
+            addresses: (1..=nodes).map(address).collect(),
+            running: BTreeMap::new(),
+            settings: settings.to_owned(),
+            shards: shards.to_owned(),
+        }
+    }
+
+    pub fn address(&self, node: u64) -> &str {
+        &self.addresses[&node]
+    }
+
+    pub fn data_dir(&self, node: u64) -> PathBuf {
+        self.directory.path().join(format!("node-{node}"))
+    }
+
+    fn log_path(&self, node: u64) -> PathBuf {
+        self.directory.path().join(format!("log-{node}"))
+    }
+
+    fn config(&self, node: u64) -> PathBuf {
+        let path = self.directory.path().join(format!("config-{node}"));
+        let (data, own) = (self.data_dir(node), &self.addresses[&node]);
+        let nodes = self.addresses.iter();
+        let nodes: String = nodes.map(|(node, at)| format!("{node} = \"{at}\"\n")).collect();
+        let text = format!(
+            "node = {node}\ndata-dir = {data:?}\nlisten = \"{own}\"\n{}\n[nodes]\n{nodes}\n\
+             [shards]\n{}\n",
+            self.settings, self.shards
+        );
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn command(&self, node: u64, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shardhost"));
+        command.env_remove("SHARDHOST_AT").env("SHARDHOST_LOG", "warn").kill_on_drop(true);
+        command.arg("serve").arg("--config").arg(self.config(node)).args(more);
+        command
+    }
+
+    /// Starts a node. What it logs replaces what it logged before.
+    pub fn start(&mut self, node: u64, more: &[&str]) {
+        let log = File::create(self.log_path(node)).unwrap();
+        let mut command = self.command(node, more);
+        let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.running.insert(node, command.spawn().unwrap());
+    }
+
+    /// Runs a node that ends by itself, and returns what it says.
+    pub async fn refused(&self, node: u64) -> String {
+        let mut command = self.command(node, &[]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = tokio::time::timeout(PATIENCE, command.output()).await;
+        let output = output.expect("it ends in time").unwrap();
+        assert!(!output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    pub async fn kill(&mut self, node: u64) {
+        self.running.remove(&node).unwrap().kill().await.unwrap();
+    }
+
+    pub async fn kill_all(&mut self) {
+        for mut child in std::mem::take(&mut self.running).into_values() {
+            child.kill().await.unwrap();
+        }
+    }
+
+    pub fn lose_disk(&self, node: u64) {
+        std::fs::remove_dir_all(self.data_dir(node)).unwrap();
+    }
+
+    pub async fn run(&self, node: u64, arguments: &[&str]) -> Ended {
+        run(&[arguments, &["--at", &self.addresses[&node]]].concat()).await
+    }
+
+    fn log(&self, node: u64) -> String {
+        std::fs::read_to_string(self.log_path(node)).unwrap_or_default()
+    }
+
+    /// Waits until a node logged all of this.
+    pub async fn await_log(&self, node: u64, words: &[&str]) {
+        let logged = || async { words.iter().all(|words| self.log(node).contains(words)) };
+        self.until(&format!("node {node} logs {words:?}"), logged).await;
+    }
+
+    pub async fn until<F: Future<Output = bool>>(&self, what: &str, mut is: impl FnMut() -> F) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut looks = tokio::time::interval(Duration::from_millis(50));
+        while !is().await {
+            let logs: Vec<String> = self.addresses.keys().map(|node| self.log(*node)).collect();
+            assert!(Instant::now() < deadline, "not in time: {what}: {logs:#?}");
+            looks.tick().await;
+        }
+    }
+
+    /// What a node says of itself, once it answers.
+    pub async fn status(&self, node: u64) -> Value {
+        let shown = self.run(node, &["status", "--json"]).await;
+        let nodes = shown.json()["nodes"].as_array().cloned().unwrap_or_default();
+        nodes.into_iter().find(|one| one["node"] == node).unwrap_or_default()
+    }
+
+    /// Waits until a key has this value.
+    pub async fn await_value(&self, node: u64, key: &str, value: &str) {
+        self.until(&format!("{key} is {value}"), || async {
+            let got = self.run(node, &["table", "get", key]).await;
+            got.code == 0 && got.stdout.contains(value)
+        })
+        .await;
+    }
+
+    /// Writes a key, as soon as somebody takes it.
+    pub async fn put(&self, node: u64, key: &str, value: &str) {
+        self.until(&format!("{key} is written"), || async {
+            self.run(node, &["table", "put", key, value]).await.code == 0
+        })
+        .await;
+    }
+}
+
+fn exists(directory: &Path, name: &str) -> bool {
+    directory.join(name).exists()
+}
+
+/// The system group where there is a catalog, and each shard where there is none.
+const BOTH: [(&str, &str); 2] =
+    [("catalog = true", "founding-system"), ("catalog = false", "founding-shards")];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_founder_that_lost_its_disk_waits_and_never_founds_a_second_cluster() {
+    for (settings, record) in BOTH {
+        let mut servers = Servers::new(3, settings, "tables = 4");
+        for node in 1..=3 {
+            servers.start(node, &[]);
+        }
+        servers.put(1, "key", "kept").await;
+        servers.kill_all().await;
+        assert!(exists(&servers.data_dir(1), record));
+        servers.lose_disk(1);
+
+        servers.start(1, &[]);
+        servers.await_log(1, &["node 2 does not answer", "node 3 does not answer"]).await;
+        let status = servers.status(1).await;
+        let waits_for = status["founding_waits_for"].as_str().unwrap_or_default();
+        assert!(waits_for.contains("node 3 does not answer"), "{status}");
+        assert_eq!(status["groups"], 0, "{status}");
+
+        servers.start(2, &[]);
+        servers.await_log(1, &["node 2 holds the groups", "add it again"]).await;
+        servers.start(3, &[]);
+        servers.await_value(2, "key", "kept").await;
+        let status = servers.status(1).await;
+        assert_eq!(status["groups"], 0, "{settings}: {status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_cluster_is_founded_when_its_last_founder_comes_however_often_they_are_killed() {
+    for (settings, _) in BOTH {
+        let mut servers = Servers::new(3, settings, "tables = 2");
+        servers.start(1, &[]);
+        servers.start(2, &[]);
+        servers.await_log(1, &["node 3 does not answer"]).await;
+        servers.kill(1).await;
+        servers.start(1, &[]);
+        servers.await_log(1, &["node 3 does not answer"]).await;
+        assert_eq!(servers.status(1).await["groups"], 0);
+        servers.start(3, &[]);
+        servers.kill(2).await;
+        servers.start(2, &[]);
+        servers.put(1, "key", "first").await;
+        servers
+            .until("nobody waits", || async {
+                servers.status(3).await["founding_waits_for"].is_null()
+            })
+            .await;
+        // What is founded needs no agreement any more.
+        servers.kill_all().await;
+        servers.start(1, &[]);
+        servers.start(3, &[]);
+        servers.await_value(3, "key", "first").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_founds_without_a_founder_that_then_comes_too_late() {
+    for (settings, _) in BOTH {
+        let mut servers = Servers::new(3, settings, "tables = 2");
+        servers.start(1, &["--found-without", "3"]);
+        servers.start(2, &["--found-without", "3"]);
+        servers.put(1, "key", "by two").await;
+        servers.start(3, &[]);
+        servers.await_log(3, &["founded without the disk of this node"]).await;
+        assert_eq!(servers.status(3).await["groups"], 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_other_founders_can_be_left_out() {
+    let arguments = ["serve", "--data-dir", "x", "--found-without", "7"];
+    let ended = run(&arguments).await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.stderr.contains("node 7 is not another founder"), "{ended:?}");
+}
