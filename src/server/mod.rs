@@ -229,12 +229,17 @@ async fn open_shards(
             kind: first.kind.clone(),
         });
     }
-    let held: BTreeSet<GroupId> = stored.iter().map(|meta| meta.group).collect();
+    let parked = host.parked_replicas().into_iter().map(|parked| parked.group);
+    let held: BTreeSet<GroupId> = stored.iter().map(|meta| meta.group).chain(parked).collect();
     report_differences(&wanted, &stored);
     for meta in stored.iter().filter(|meta| meta.group != SYSTEM_GROUP) {
         let (state, group, kind) = (Arc::clone(state), meta.group, meta.kind.clone());
         let machine = move || machine_of(&state, group, &kind);
-        host.open_group_with(group, Box::new(machine)).await?;
+        match host.open_group_with(group, Box::new(machine)).await {
+            // One replica that cannot be opened keeps no other from being served.
+            Err(_) if host.parked_replica(group).is_some() => {}
+            opened => drop(opened?),
+        }
     }
     if config.catalog {
         // The catalog says what is created.

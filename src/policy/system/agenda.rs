@@ -130,7 +130,7 @@ mod tests {
         let (mut catalog, mut agenda) = settled(now, again);
         assert_eq!(agenda.due(now), again);
         create(&mut catalog, 1_000..1_002);
-        run(&mut catalog, Operation::DestroyGroup { group: GroupId::new(5) });
+        run(&mut catalog, Operation::DestroyGroup { group: GroupId::new(5), generation: None });
         agenda.take_over(&view(&catalog), now);
         agenda.add(groups([7]));
         assert_eq!(agenda.due(now), now);

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use shardhost_groups::{GroupId, NodeId};
@@ -11,11 +11,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{CatalogClient, CatalogError};
-use super::{CatalogView, NodeFacts, now_ms};
+use super::drain_clocks::DrainClocks;
+use super::{CatalogView, NodeFacts};
 use crate::host::Host;
 use crate::policy::catalog::{
-    Advert, DrainIntent, DrainState, GroupRecord, GroupState, Name, NewGroup, NewNode, NodeRecord,
-    Operation, PlannerMode, Refusal, Revision, Subject, UNKNOWN_STORE, View,
+    Advert, GroupRecord, GroupState, Name, NewGroup, NewNode, NodeRecord, Operation, PlannerMode,
+    Refusal, Revision, Subject, UNKNOWN_STORE, View,
 };
 
 /// Between two comparisons of what is known of this node with what is.
@@ -146,7 +147,8 @@ pub(super) async fn lead(
     let work = async {
         let mut trouble = Trouble::default();
         let (complete, created) = (None, Revision::default());
-        let mut tender = Tender { host, client, beginning, complete, created };
+        let clocks = DrainClocks::default();
+        let mut tender = Tender { host, client, beginning, clocks, complete, created };
         loop {
             let known = view.borrow_and_update().clone();
             if let Some(view) = known {
@@ -167,6 +169,7 @@ struct Tender {
     host: Host,
     client: CatalogClient,
     beginning: Beginning,
+    clocks: DrainClocks,
     /// The view in which nothing was to be done for any group.
     complete: CatalogView,
     /// The last change that was made for groups. A view from before it lacks what is there.
@@ -176,9 +179,15 @@ struct Tender {
 impl Tender {
     async fn tend(&mut self, view: &Arc<View>) -> Result<(), CatalogError> {
         self.begin_settings(view).await?;
-        let now = now_ms();
-        if view.drains().values().any(|drain| is_due(drain, now)) {
-            self.client.apply(Operation::Tick).await?;
+        for (drain, passed_ms) in self.clocks.to_tell(view, Instant::now()) {
+            let (node, intent) = (drain.node, drain.id);
+            let operation = Operation::PassTime { node, intent, passed_ms };
+            match self.client.apply_expecting(drain.revision, operation).await {
+                Ok(done) => self.clocks.told(node, done.revision, passed_ms),
+                // Somebody changed it meanwhile.
+                Err(CatalogError::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         let looked_at = self.complete.as_ref().is_some_and(|one| Arc::ptr_eq(one, view));
         if looked_at || view.revision() < self.created {
@@ -206,12 +215,6 @@ impl Tender {
             Err(error) => Err(error),
         }
     }
-}
-
-/// Whether the time of a drain is over.
-fn is_due(drain: &DrainIntent, now_ms: u64) -> bool {
-    let overdue = drain.state == DrainState::Draining && drain.deadline_ms <= now_ms;
-    overdue || drain.expires_ms <= now_ms
 }
 
 /// Registers founders that were never here, so that groups begin without waiting for them. They say

@@ -50,17 +50,27 @@ fn a_founder_creates_what_it_does_not_hold() {
 fn a_group_of_which_other_founders_hold_a_replica_is_created_here_too() {
     // The catalog names the group, and its leader told of its members: it was created elsewhere.
     let mut catalog = with_group();
-    let nodes = [1, 2, 3].map(node).into();
-    let index = shardhost_storage::LogIndex::new(1);
-    run(&mut catalog, Operation::RecordMembers { group: group(7), config_index: index, nodes })
-        .unwrap();
+    run(&mut catalog, members(1, &[1, 2, 3], Some(&[1, 2, 3]))).unwrap();
     assert!(matches!(one(&look(&catalog, &[])).0, Action::Create { .. }));
     // It was moved away from here since: nothing is to be created.
-    let nodes = [2, 3].map(node).into();
-    let index = shardhost_storage::LogIndex::new(9);
-    run(&mut catalog, Operation::RecordMembers { group: group(7), config_index: index, nodes })
-        .unwrap();
+    run(&mut catalog, members(9, &[2, 3], Some(&[2, 3]))).unwrap();
     assert_eq!(look(&catalog, &[]), Round::default());
+}
+
+#[test]
+fn the_first_replica_of_a_member_that_was_replaced_is_not_created() {
+    // Removed, and added again: its member has another replica, which its leader invites.
+    let mut catalog = with_group();
+    run(&mut catalog, members(9, &[1, 2, 3], Some(&[2, 3]))).unwrap();
+    assert_eq!(look(&catalog, &[]), Round::default());
+    // A version that did not say whether it was replaced.
+    let mut catalog = with_group();
+    run(&mut catalog, members(9, &[1, 2, 3], None)).unwrap();
+    assert_eq!(look(&catalog, &[]), Round::default());
+    // Another one was replaced: this founder's member is still the first.
+    let mut catalog = with_group();
+    run(&mut catalog, members(9, &[1, 2, 3], Some(&[1, 3]))).unwrap();
+    assert!(matches!(one(&look(&catalog, &[])).0, Action::Create { .. }));
 }
 
 #[test]
@@ -90,7 +100,7 @@ fn a_lost_catalog_destroys_nothing() {
 #[test]
 fn an_end_that_was_ordered_destroys_that_life_and_no_other() {
     let mut catalog = with_group();
-    run(&mut catalog, Operation::DestroyGroup { group: group(7) }).unwrap();
+    run(&mut catalog, Operation::DestroyGroup { group: group(7), generation: None }).unwrap();
     for state in [HeldState::Follows, HeldState::Failed, HeldState::Leads(hard(&["x"]))] {
         let round = look(&catalog, &[(7, held(0, state))]);
         let (action, reason) = one(&round);
