@@ -112,7 +112,7 @@ mod tests {
     fn settled(now: Instant, again: Instant) -> (Catalog, Agenda) {
         let mut catalog = Catalog::default();
         put_node(&mut catalog, NODE, 101);
-        create(&mut catalog, 0..1_000);
+        create(&mut catalog, 1..1_000);
         let mut agenda = Agenda::new(NODE, now);
         agenda.take_over(&view(&catalog), now);
         assert_eq!(agenda.next(now, again), Scope::All);

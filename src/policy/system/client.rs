@@ -17,6 +17,7 @@ use shardhost_groups::{GroupId, NodeId, ProposeError, ReadMode};
 use shardhost_proto::system as wire;
 use shardhost_proto::system::catalog_reply::Reply as WireReply;
 use shardhost_proto::system::system_client::SystemClient;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
@@ -84,6 +85,9 @@ struct Inner {
     channels: Mutex<BTreeMap<String, SystemClient<Channel>>>,
     /// The process of each node that said that it understands the commands of this version.
     formats: Mutex<BTreeMap<NodeId, u64>>,
+    /// Somebody here waits until this revision is known.
+    wanted: AtomicU64,
+    hurry: Notify,
 }
 
 /// What came of asking one node.
@@ -105,6 +109,8 @@ impl CatalogClient {
             hint: AtomicU64::new(0),
             channels: Mutex::default(),
             formats: Mutex::default(),
+            wanted: AtomicU64::new(0),
+            hurry: Notify::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -136,6 +142,22 @@ impl CatalogClient {
         operation: Operation,
     ) -> Result<Done, CatalogError> {
         self.run(&Command::new(now_ms(), operation).expecting(revision)).await
+    }
+
+    /// Somebody here waits until the view has this revision, which was told of.
+    pub(super) fn want(&self, revision: Revision) {
+        self.inner.wanted.fetch_max(revision.get(), Ordering::Relaxed);
+        self.inner.hurry.notify_one();
+    }
+
+    /// The latest revision that somebody here waits for.
+    pub(super) fn wanted(&self) -> Revision {
+        Revision::new(self.inner.wanted.load(Ordering::Relaxed))
+    }
+
+    /// Resolves when somebody waits for a revision.
+    pub(super) async fn hurried(&self) {
+        self.inner.hurry.notified().await;
     }
 
     async fn run(&self, command: &Command) -> Result<Done, CatalogError> {

@@ -52,6 +52,10 @@ impl Follower {
         loop {
             let (seen, asked) = (self.source.applied_here(), Instant::now());
             let known = self.view.borrow().as_ref().map(Arc::clone);
+            if seen.is_none() {
+                // Who is asked may be behind what somebody here was told.
+                self.reader.least = self.reader.least.max(self.source.client.wanted());
+            }
             match self.reader.catch_up(known, &mut self.source).await {
                 Ok(news) => {
                     if let Some(view) = news {
@@ -98,7 +102,10 @@ impl Replicas {
     async fn until_something_may_have_changed(&self, seen: Option<LogIndex>) {
         let group = self.host.group(SYSTEM_GROUP).filter(|_| self.trouble.is_none());
         let (Some(group), Some(seen)) = (group, seen) else {
-            return tokio::time::sleep(ASK_EVERY).await;
+            return tokio::select! {
+                () = tokio::time::sleep(ASK_EVERY) => {}
+                () = self.client.hurried() => {}
+            };
         };
         // One that was closed meanwhile is looked up anew.
         let moved = |status: &shardhost_groups::GroupStatus| {

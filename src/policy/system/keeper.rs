@@ -11,6 +11,9 @@
 //! A view may be behind. What creates replicas or changes a group is therefore decided once more by the
 //! catalog as it is, after the group was looked at, and a change is for the configuration that was seen.
 
+mod looking;
+mod members;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,20 +22,22 @@ use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use shardhost_groups::leadership::{GroupSelector, HookKind, LeadershipEvent};
 use shardhost_groups::runtime::{Destruction, MachineFactory};
-use shardhost_groups::{GroupId, GroupSpec, GroupStatus, LogIndex, NodeId, ReplicaId, Role};
-use shardhost_storage::Membership;
+use shardhost_groups::{GroupId, GroupSpec, LogIndex};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::looking::Looked;
+pub(crate) use self::looking::life_of;
+use self::members::news_of_members;
 use super::agenda::{Agenda, Scope};
 use super::client::{CatalogClient, CatalogError};
-use super::{CatalogView, GroupMachines, SYSTEM_GROUP, fresh_view};
+use super::{CatalogView, GroupMachines, fresh_view};
 use crate::host::Host;
 use crate::policy::catalog::{
-    Action, DrainIntent, DrainState as IntentState, GroupRecord, Held, HeldState, Local, Oddity,
-    Operation, RecordKey, Round, Step, View, reconcile, reconcile_only,
+    Action, DrainIntent, DrainState as IntentState, Local, Oddity, Operation, RecordKey, Round,
+    Step, View, reconcile, reconcile_only,
 };
 use crate::policy::drains::Drains;
 use crate::policy::{DrainOptions, DrainState, Fallback};
@@ -106,14 +111,6 @@ struct Ended {
     failed: Option<String>,
 }
 
-/// The replicas of some groups, as they were when they were looked at.
-#[derive(Debug, Default)]
-struct Looked {
-    held: BTreeMap<GroupId, Held>,
-    /// The configurations of those that are open.
-    configs: BTreeMap<GroupId, LogIndex>,
-}
-
 struct Keeper {
     host: Host,
     client: CatalogClient,
@@ -150,12 +147,17 @@ impl Keeper {
                 () = tokio::time::sleep(pause) => {}
             }
             tokio::time::sleep(GATHER).await;
+            while let Some(ended) = self.steps.try_join_next() {
+                self.settle(ended);
+            }
         }
     }
 
     /// Does what can be done; says when to look again.
     async fn round(&mut self, view: &View) -> Duration {
         let now = Instant::now();
+        let node = self.host.node_id();
+        let drain = self.follow_drain(view, view.drains().get(&node).map(AsRef::as_ref)).await;
         let scope = self.agenda.next(now, now + ROUND_EVERY);
         let looked = self.look(view, &scope);
         let mut round = self.compare(view, &looked, &scope);
@@ -164,8 +166,6 @@ impl Keeper {
         self.decide_anew(&mut round.steps, &looked).await;
         self.carry_out(round.steps, &looked.configs);
         let members = self.tell_members(view, &scope).await;
-        let node = self.host.node_id();
-        let drain = self.follow_drain(view, view.drains().get(&node).map(AsRef::as_ref)).await;
         let now = Instant::now();
         match members.map(|untold| self.agenda.add(untold)) {
             Ok(()) => match round.next {
@@ -178,13 +178,6 @@ impl Keeper {
         }
         let pause = self.agenda.due(now) - now;
         drain.map_or(pause, |look| look.min(pause))
-    }
-
-    fn look(&self, view: &View, scope: &Scope) -> Looked {
-        match scope {
-            Scope::All => self.all_held(view),
-            Scope::Only(groups) => self.held(view, groups.iter().copied()),
-        }
     }
 
     fn compare(&mut self, view: &View, looked: &Looked, scope: &Scope) -> Round {
@@ -230,72 +223,6 @@ impl Keeper {
         match scope {
             Scope::All => self.agenda.all_by(now),
             Scope::Only(mut groups) => self.agenda.add(groups.split_off(&next)),
-        }
-    }
-
-    /// What this host holds, with what is left of groups that it held.
-    fn all_held(&self, view: &View) -> Looked {
-        let open = self.host.groups().into_iter().map(|group| group.id());
-        let node = self.host.node_id();
-        let founded = view.groups().values().filter(|group| group.founders.contains(&node));
-        let mut groups: BTreeSet<GroupId> = open.chain(founded.map(|group| group.id)).collect();
-        groups.extend(self.host.parked_replicas().into_iter().map(|parked| parked.group));
-        groups.extend(self.host.remains());
-        self.held(view, groups)
-    }
-
-    /// What this host holds of these groups, or what is left of them.
-    fn held(&self, view: &View, groups: impl IntoIterator<Item = GroupId>) -> Looked {
-        let mut looked = Looked::default();
-        for id in groups.into_iter().filter(|id| *id != SYSTEM_GROUP) {
-            let held = match self.host.group(id) {
-                Some(group) => {
-                    let status = group.status();
-                    looked.configs.insert(id, status.config_index());
-                    Some(held_of(&status))
-                }
-                None => self.parked(view, id).or_else(|| self.left_of(view, id)),
-            };
-            looked.held.extend(held.map(|held| (id, held)));
-        }
-        looked
-    }
-
-    /// A replica that could not be opened can be destroyed all the same.
-    fn parked(&self, view: &View, id: GroupId) -> Option<Held> {
-        let parked = self.host.parked_replica(id)?;
-        let intended = || view.groups().get(&id).map(|record| record.incarnation);
-        // Of one whose id cannot be read the generation is not known: it may be the one that is meant.
-        let incarnation = parked.replica.map(life_of).or_else(intended)?;
-        Some(Held { incarnation, state: HeldState::Failed })
-    }
-
-    /// What is left of a group that is not open here, if it matters: this node founded it, or state of
-    /// it remains, which is to be destroyed again.
-    fn left_of(&self, view: &View, id: GroupId) -> Option<Held> {
-        let node = self.host.node_id();
-        let founded = view.groups().get(&id).is_some_and(|one| one.founders.contains(&node));
-        let remains = self.host.has_remains(id);
-        if !founded && !remains {
-            return None;
-        }
-        let stored = self.host.stored_group(id);
-        let tombstone = stored.and_then(|stored| match stored {
-            // On its way in or out.
-            Some(meta) => Ok(Some((life_of_members(&meta.membership), HeldState::Ending))),
-            None => {
-                let left = self.host.tombstone(id)?;
-                let state = if remains { HeldState::Failed } else { HeldState::Gone };
-                Ok(left.map(|replica| (life_of(replica), state)))
-            }
-        });
-        match tombstone {
-            Ok(left) => left.map(|(incarnation, state)| Held { incarnation, state }),
-            // What is not known to be absent is not created.
-            Err(error) => {
-                tracing::error!(group = %id, %error, "what is left of a group is not known");
-                Some(Held { incarnation: 0, state: HeldState::Ending })
-            }
         }
     }
 
@@ -494,63 +421,4 @@ async fn destroy(
 fn options_of(intent: &DrainIntent) -> DrainOptions {
     // Whatever is to happen then, the catalog does, and this node follows.
     DrainOptions::default().deadline(intent.left()).fallback(Fallback::KeepDraining)
-}
-
-fn held_of(status: &GroupStatus) -> Held {
-    let state = match &status.role {
-        Role::Leader => HeldState::Leads(status.membership.requirement.clone()),
-        Role::Failed(_) => HeldState::Failed,
-        Role::Stopped | Role::Removed => HeldState::Ending,
-        _ => HeldState::Follows,
-    };
-    Held { incarnation: life_of(status.replica), state }
-}
-
-/// How many lives a group had before the one that a replica belongs to.
-pub(crate) const fn life_of(replica: ReplicaId) -> u32 {
-    (replica.get() >> 32) as u32
-}
-
-fn life_of_members(membership: &Membership) -> u32 {
-    membership.members.keys().next_back().map_or(0, |replica| life_of(*replica))
-}
-
-/// What the catalog is to be told of the members of a group that is led here, if it knows the group
-/// with others.
-fn news_of_members(view: &View, status: &GroupStatus) -> Option<Operation> {
-    let known = view.groups().get(&status.id)?;
-    let generation = life_of(status.replica);
-    let leads = status.is_leader() && (status.serving || status.caretaker.is_some());
-    // What is led here may be another generation than the catalog knows.
-    if !leads || generation != known.incarnation {
-        return None;
-    }
-    let members = &status.membership.members;
-    let nodes: BTreeSet<NodeId> = members.values().map(|member| member.node).collect();
-    let is_first = |(replica, node): &(ReplicaId, NodeId)| is_founding(known, *replica, *node);
-    let replicas = members.iter().map(|(replica, member)| (*replica, member.node));
-    let founding: BTreeSet<NodeId> = replicas.filter(is_first).map(|(_, node)| node).collect();
-    let config_index = status.config_index();
-    let reported = known.reported.as_ref();
-    let newer = reported.is_none_or(|known| known.config_index < config_index);
-    let more = reported
-        .is_some_and(|known| known.config_index == config_index && known.founding.is_none());
-    let told = nodes.iter().eq(known.members())
-        && known.founding_members().is_some_and(|known| founding.iter().eq(known));
-    let (group, founding, generation) = (status.id, Some(founding), Some(generation));
-    (!told && (newer || more)).then_some(Operation::RecordMembers {
-        group,
-        config_index,
-        nodes,
-        founding,
-        generation,
-    })
-}
-
-/// Whether a member is the one that its node founded the group with. Replica ids are never given
-/// out twice, and those of the founders are the first.
-fn is_founding(record: &GroupRecord, replica: ReplicaId, node: NodeId) -> bool {
-    let place = (replica.get() & u64::from(u32::MAX)).checked_sub(1);
-    let founder = place.and_then(|place| record.founders.get(usize::try_from(place).ok()?));
-    founder == Some(&node)
 }

@@ -226,7 +226,7 @@ impl System {
     /// # Errors
     /// [`CatalogError::Unknown`]: this host does not hear of it in time.
     pub async fn view_at(&self, revision: Revision) -> Result<Arc<View>, CatalogError> {
-        view_at(&mut self.inner.view.subscribe(), revision).await
+        view_at(&self.inner.client, &mut self.inner.view.subscribe(), revision).await
     }
     /// The drains of this node.
     #[must_use]
@@ -306,15 +306,19 @@ async fn fresh_view(
     view: &mut watch::Receiver<CatalogView>,
 ) -> Result<Arc<View>, CatalogError> {
     let revision = client.revision().await?;
-    view_at(view, revision).await
+    view_at(client, view, revision).await
 }
 
 /// The catalog as this host knows it, once it knows this revision.
 async fn view_at(
+    client: &CatalogClient,
     view: &mut watch::Receiver<CatalogView>,
     revision: Revision,
 ) -> Result<Arc<View>, CatalogError> {
     let fresh = |view: &CatalogView| view.as_ref().is_some_and(|view| view.revision() >= revision);
+    if !fresh(&view.borrow()) {
+        client.want(revision);
+    }
     let waited = tokio::time::timeout(FRESH_WITHIN, view.wait_for(fresh)).await;
     let known = waited.ok().and_then(Result::ok).and_then(|view| view.clone());
     known.ok_or_else(|| CatalogError::Unknown {

@@ -85,7 +85,13 @@ async fn compare(
     let known = view.nodes().get(&node).map(AsRef::as_ref);
     let record = new_node(host, known, facts)?;
     if known.is_none_or(|known| !is_as(known, &record)) {
-        client.apply(Operation::PutNode(record)).await?;
+        // What operators changed stays: a view may be from before that.
+        let seen = known.map_or_else(Revision::default, |known| known.revision);
+        match client.apply_expecting(seen, Operation::PutNode(record)).await {
+            Ok(_) => {}
+            Err(CatalogError::Refused(Refusal::WrongRevision { .. })) => return Ok(()),
+            Err(error) => return Err(error),
+        }
     }
     let (incarnation, capabilities) = (host.incarnation(), names(host)?);
     let advert = known.and_then(|known| known.advert.as_ref());

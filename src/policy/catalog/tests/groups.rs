@@ -343,18 +343,18 @@ fn the_whole_catalog_has_a_bound() {
 fn ends_are_forgotten_beyond_their_bound_and_their_numbers_are_not() {
     let mut catalog = three_nodes();
     let mut apply = |operation| catalog.apply(&Command::new(NOW, operation)).unwrap();
-    for number in 0..MAX_ENDED as u64 + 2 {
+    for number in 1..=MAX_ENDED as u64 + 2 {
         let group = group(number);
         // The first one had more lives than the others.
-        let incarnation = (number == 0).then_some(8);
+        let incarnation = (number == 1).then_some(8);
         apply(Operation::CreateGroup(NewGroup { incarnation, ..new_group(number, &[1]) }));
         apply(Operation::DestroyGroup { group, generation: None });
         apply(Operation::FinishDestroy { group });
     }
     assert_eq!(catalog.view().ended().len(), MAX_ENDED);
-    assert_eq!(catalog.view().ended().keys().next(), Some(&group(2)));
-    assert_eq!(create(&mut catalog, new_group(0, &[1])).incarnation, Some(9));
+    assert_eq!(catalog.view().ended().keys().next(), Some(&group(3)));
     assert_eq!(create(&mut catalog, new_group(1, &[1])).incarnation, Some(9));
-    assert_eq!(create(&mut catalog, new_group(2, &[1])).incarnation, Some(1), "it is remembered");
+    assert_eq!(create(&mut catalog, new_group(2, &[1])).incarnation, Some(9));
+    assert_eq!(create(&mut catalog, new_group(3, &[1])).incarnation, Some(1), "it is remembered");
     assert_eq!(create(&mut catalog, new_group(u64::MAX, &[1])).incarnation, Some(9));
 }

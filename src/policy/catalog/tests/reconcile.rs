@@ -201,7 +201,7 @@ fn the_leader_is_told_what_to_ask_for() {
 #[test]
 fn rounds_are_bounded_in_order_and_come_around() {
     let mut catalog = three_nodes();
-    for number in (0..10).rev() {
+    for number in (1..=10).rev() {
         create(&mut catalog, new_group(number, &[1]));
     }
     let none = BTreeMap::new();
@@ -211,9 +211,9 @@ fn rounds_are_bounded_in_order_and_come_around() {
         let groups: Vec<u64> = round.steps.iter().map(|step| step.group.get()).collect();
         (groups, round.next)
     };
-    assert_eq!(round(0), (vec![0, 1, 2, 3], Some(group(4))));
-    assert_eq!(round(4), (vec![4, 5, 6, 7], Some(group(8))));
-    assert_eq!(round(8), (vec![8, 9, 0, 1], Some(group(2))));
+    assert_eq!(round(0), (vec![1, 2, 3, 4], Some(group(5))));
+    assert_eq!(round(5), (vec![5, 6, 7, 8], Some(group(9))));
+    assert_eq!(round(9), (vec![9, 10, 1, 2], Some(group(3))));
     let all = reconcile(catalog.view(), local, group(3), 10);
     assert_eq!((all.steps.len(), all.next), (10, None));
 }
