@@ -176,7 +176,8 @@ async fn a_state_machine_that_hangs_stops_what_is_done_with_its_group_alone() {
     let node = NodeId::must(1);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let config = HostConfig::new(node, directory.path()).peers([(node, address)]);
+    let mut config = HostConfig::new(node, directory.path()).peers([(node, address.clone())]);
+    config.listen = address.parse().unwrap();
     let host = Host::builder(config).listener(listener).start().await.unwrap();
     let machines = Arc::<Hanging>::default();
     host.serve(Default::default());

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shardhost_groups::machine::{ApplyBatch, ApplyFault, SnapshotWriter, StateMachine};
 use shardhost_groups::runtime::{Destruction, MachineFactory};
@@ -365,4 +365,50 @@ async fn g_a_replica_that_cannot_be_opened_is_parked() {
     again.wait_for(|s| s.serving, SOON).await.expect("it serves");
     groups.destroy(other).await.expect("one that is parked can be destroyed");
     assert!(groups.parked().is_empty() && !groups.is_stored(other).unwrap());
+}
+
+/// A replica that does not run cannot ask whether it is still needed; it ends when it is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn h_a_failed_replica_ends_when_its_group_goes_on_without_it() {
+    use shardhost_groups::MembershipChange;
+    use shardhost_groups::testing::conformance::Journal;
+    use shardhost_groups::testing::network::Network;
+    let network = Network::new(7);
+    let nodes = [1, 2, 3].map(NodeId::must);
+    let hosts: Vec<Groups> = nodes
+        .iter()
+        .map(|node| {
+            let mut config = GroupsConfig::new(*node);
+            config.tick = Duration::from_millis(10);
+            let (snapshots, port) = (Arc::new(MemorySnapshots::new()), network.port(*node));
+            let groups = GroupsBuilder::new(config)
+                .start(Arc::new(MemoryStore::new()), snapshots.clone(), port.clone())
+                .unwrap();
+            port.attach(groups.inbound(), snapshots, 1);
+            groups
+        })
+        .collect();
+    let spec = GroupSpec::new(ID, nodes);
+    let (state, bad) = Keeper::new(true, 0);
+    let bad = hosts[2].create(spec.clone(), bad).unwrap();
+    let good: Vec<Group> = hosts[..2]
+        .iter()
+        .map(|host| host.create(spec.clone(), Box::new(Journal::default())).unwrap())
+        .collect();
+    // Whoever leads first, the command fails the third and one of the others leads.
+    let deadline = Instant::now() + SOON * 4;
+    while !matches!(bad.status().role, Role::Failed(_)) {
+        assert!(Instant::now() < deadline, "it does not fail: {:?}", bad.status().role);
+        for group in good.iter().chain([&bad]) {
+            drop(group.propose("add 1").within(SOON / 10).await);
+        }
+    }
+    let waits = good.iter().map(|group| Box::pin(group.wait_for(|s| s.serving, SOON * 4)));
+    let (_, at, _) = futures::future::select_all(waits).await;
+    good[at].change_membership(MembershipChange::new().remove(nodes[2])).await.unwrap();
+    while hosts[2].is_stored(ID).unwrap() || hosts[2].group(ID).is_some() {
+        assert!(Instant::now() < deadline + SOON * 4, "it is still there");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!state.load(Ordering::SeqCst), "its state stays");
 }
