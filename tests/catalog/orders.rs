@@ -180,8 +180,8 @@ async fn a_state_machine_that_hangs_stops_what_is_done_with_its_group_alone() {
     config.listen = address.parse().unwrap();
     let host = Host::builder(config).listener(listener).start().await.unwrap();
     let machines = Arc::<Hanging>::default();
-    host.serve(Default::default());
     let system = System::start(&host, SystemOptions::new([node]), machines.clone()).await.unwrap();
+    host.serve(tonic::service::Routes::new(system.service()));
     let until = async |what: &str, reached: &dyn Fn() -> bool| {
         let deadline = Instant::now() + PATIENCE;
         while !reached() {
