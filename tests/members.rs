@@ -328,11 +328,11 @@ async fn groups_are_created_destroyed_and_created_anew() {
         assert_eq!(status.replica >> 32, u64::from(incarnation));
         let twice = cluster.admin(1).await.create_group(create(incarnation)).await.unwrap_err();
         assert_eq!(twice.code(), Code::AlreadyExists);
-        let wrong = DestroyGroupRequest { group: 77, expect: Some(5) };
+        let wrong = DestroyGroupRequest { group: 77, expect: Some(5), generation: None };
         let wrong = cluster.admin(1).await.destroy_group(wrong).await.unwrap_err();
         assert_eq!(reason(&wrong), "WRONG_CONFIG");
         for node in [1, 2, 4] {
-            let request = DestroyGroupRequest { group: 77, expect: Some(0) };
+            let request = DestroyGroupRequest { group: 77, expect: Some(0), generation: None };
             cluster.admin(node).await.destroy_group(request).await.unwrap();
         }
         let again = cluster.admin(1).await.create_group(create(incarnation)).await.unwrap_err();

@@ -626,6 +626,16 @@ pub enum OpenGroupError {
         /// Why.
         fault: GroupFault,
     },
+    /// The replica is destroyed, and its state is not removed: destroy it again.
+    #[error(
+        "the log of group {group} is destroyed, its state remains: {message}; destroy it again"
+    )]
+    StateRemains {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        message: String,
+    },
     /// The host is stopping.
     #[error("the host is stopping")]
     Stopping,

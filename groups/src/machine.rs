@@ -110,10 +110,11 @@ pub trait StateMachine: Send + 'static {
 
     /// The replica was removed from its group for good, or destroyed by hand, and its log is gone:
     /// the state may go as well. Nothing is called afterwards, and the next replica of the group
-    /// is not created before this returns.
+    /// is not created before this returns. It is called of a machine that failed, too.
     ///
     /// # Errors
-    /// Reported; whatever stays is nobody's.
+    /// Why the state remains: whoever destroys the replica is told, and may do it again. Then this is
+    /// called again.
     fn removed(&mut self) -> Result<(), ApplyFault> {
         Ok(())
     }

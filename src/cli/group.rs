@@ -7,6 +7,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use shardhost::proto::admin::{
     CreateGroupRequest, DestroyGroupRequest, GroupStatus, ListGroupsRequest, PeerProgress,
+    ShowGroupRequest,
 };
 use shardhost::proto::log::{Member, MemberRole};
 
@@ -109,9 +110,12 @@ async fn create(request: CreateGroupRequest, target: &Target) -> anyhow::Result<
     Ok(())
 }
 
-/// Destroys the replica of every member; those that are gone already are no error.
+/// Destroys the replica of every member of the generation that is seen; those that are gone already
+/// are no error.
 async fn destroy(group: u64, expect: u64, target: &Target) -> anyhow::Result<()> {
-    let (_, status) = target.leader_of(group).await?;
+    let Some(status) = seen(group, target).await? else {
+        return destroy_in_catalog(group, expect, target).await;
+    };
     let index = status.membership.as_ref().map_or(0, |membership| membership.config_index);
     if index != expect {
         anyhow::bail!(
@@ -119,21 +123,58 @@ async fn destroy(group: u64, expect: u64, target: &Target) -> anyhow::Result<()>
              {expect}; look at the members again"
         );
     }
+    // The high half of a replica's number.
+    let generation = u32::try_from(status.replica >> 32).ok().filter(|_| status.replica != 0);
     for member in members(&status) {
         let mut node = target.node_numbered(member.node).await?;
         // The leader was asked: a follower may not have applied that configuration yet.
-        match node.admin.destroy_group(DestroyGroupRequest { group, expect: None }).await {
+        let request = DestroyGroupRequest { group, expect: None, generation };
+        match node.admin.destroy_group(request).await {
             Ok(_) => {}
             Err(status) if status.code() == tonic::Code::NotFound => {}
             Err(status) => return Err(said(&node.address, &status)),
         }
     }
+    told_destroyed(group, target);
+    Ok(())
+}
+
+/// Orders the end of a group of which the node that is asked holds nothing: no host may be able to
+/// create a replica of it.
+async fn destroy_in_catalog(group: u64, expect: u64, target: &Target) -> anyhow::Result<()> {
+    let mut node = target.node().await?;
+    let request = DestroyGroupRequest { group, expect: Some(expect), generation: None };
+    let ordered = node.admin.destroy_group(request).await;
+    ordered.map_err(|status| said(&node.address, &status))?;
+    told_destroyed(group, target);
+    Ok(())
+}
+
+fn told_destroyed(group: u64, target: &Target) {
     if target.json {
         println!("{}", json!({ "group": group, "destroyed": true }));
     } else {
         println!("group {group} is destroyed; created again it takes a higher --incarnation");
     }
-    Ok(())
+}
+
+/// What the leader of a group says of it. If nobody leads it: what the node says that is asked, whose
+/// replica failed and names the members; `None`: that node holds no replica.
+async fn seen(group: u64, target: &Target) -> anyhow::Result<Option<GroupStatus>> {
+    let unled = match target.leader_of(group).await {
+        Ok((_, status)) => return Ok(Some(status)),
+        Err(error) => error,
+    };
+    let mut node = target.node().await?;
+    match node.admin.show_group(ShowGroupRequest { group }).await {
+        Ok(status) if is_readable_and_failed(status.get_ref()) => Ok(Some(status.into_inner())),
+        Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
+        _ => Err(unled),
+    }
+}
+
+fn is_readable_and_failed(status: &GroupStatus) -> bool {
+    status.role == "failed" && !members(status).is_empty()
 }
 
 async fn list(target: &Target) -> anyhow::Result<()> {

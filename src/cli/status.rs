@@ -39,6 +39,7 @@ pub async fn run(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
     } else {
         println!("{}", as_table(&nodes, &silent));
         nodes.values().flat_map(|node| doubts(&node.status)).for_each(|line| println!("{line}"));
+        nodes.values().flat_map(|node| failures(&node.status)).for_each(|line| println!("{line}"));
         if arguments.policy {
             println!("\n{}", policy_text(nodes.values().filter_map(counted)));
         }
@@ -67,6 +68,18 @@ fn doubts(status: &HostStatus) -> Vec<String> {
         )
     });
     unfounded.into_iter().chain(rolled_back).chain(waiting).collect()
+}
+
+/// Which replicas of a node failed, in words.
+fn failures(status: &HostStatus) -> Vec<String> {
+    let HostStatus { node, failed, failed_replicas, .. } = status;
+    let shown = failed_replicas.iter().map(|one| {
+        format!("node {node}: the replica of group {} failed: {}", one.group, one.cause)
+    });
+    let hidden = failed.saturating_sub(failed_replicas.len() as u64);
+    let more = (hidden > 0 && !failed_replicas.is_empty())
+        .then(|| format!("node {node}: {} more; see `shardhost group list`", number(hidden)));
+    shown.chain(more).collect()
 }
 
 /// What a node counted, unless it is of an older version.
@@ -173,6 +186,10 @@ fn node_json(node: &Node) -> Value {
         "draining": status.advert.as_ref().map(|advert| advert.draining),
         "asleep": status.asleep,
         "failed": status.failed,
+        "failed_replicas": status.failed_replicas.iter().map(|one| json!({
+            "group": one.group,
+            "cause": one.cause,
+        })).collect::<Vec<_>>(),
         "in_doubt": status.in_doubt,
         "founding_waits_for": Some(&status.founding_waits_for).filter(|text| !text.is_empty()),
         "rollback": status.rollback.as_ref().map(|rollback| json!({

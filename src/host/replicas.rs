@@ -1,7 +1,7 @@
 //! Creating, opening, closing and destroying the replicas of a host.
 
 use shardhost_groups::leadership::GroupSelector;
-use shardhost_groups::runtime::{AdditionGuard, Destruction, MachineFactory};
+use shardhost_groups::runtime::{AdditionGuard, Destruction, MachineFactory, ParkedReplica};
 use shardhost_groups::{Group, GroupSpec, OpenGroupError, StateMachine};
 use shardhost_storage::{
     GroupId, GroupMeta, LogError, LogPosition, Membership, NodeId, ReplicaId, SnapshotError,
@@ -136,10 +136,34 @@ impl Host {
         self.inner.groups.snapshots(id)
     }
 
-    /// What the log holds, open or not.
+    /// The replicas that the log holds and that could not be opened, with the cause of each.
+    #[must_use]
+    pub fn parked_replicas(&self) -> Vec<ParkedReplica> {
+        self.inner.groups.parked()
+    }
+
+    /// This host's replica of a group, if it could not be opened.
+    #[must_use]
+    pub fn parked_replica(&self, id: GroupId) -> Option<ParkedReplica> {
+        self.inner.groups.parked_replica(id)
+    }
+
+    /// The groups of which a replica was destroyed here and its state remains: to be destroyed again.
+    #[must_use]
+    pub fn remains(&self) -> Vec<GroupId> {
+        self.inner.groups.remains()
+    }
+
+    /// Whether a replica of the group was destroyed here and its state remains.
+    #[must_use]
+    pub fn has_remains(&self, id: GroupId) -> bool {
+        self.inner.groups.has_remains(id)
+    }
+
+    /// What the log holds, open or not. Replicas that cannot be read are left out, and are parked.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// When the log as a whole cannot be read.
     pub fn stored_groups(&self) -> Result<Vec<GroupMeta>, LogError> {
         self.inner.groups.stored()
     }

@@ -1,6 +1,7 @@
 //! What operators ask of a host, over gRPC.
 
 mod metrics;
+mod shown;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -16,19 +17,22 @@ use shardhost_proto::admin as wire;
 use shardhost_proto::admin::admin_server::{Admin, AdminServer};
 use shardhost_proto::admin::membership_step::Kind as StepKind;
 use shardhost_proto::log;
-use shardhost_storage::Doubt;
 use shardhost_storage::convert::{membership_to_message, position_to_message};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::catalog::Intentions;
 use super::explain::{advert_to_wire, explanation};
-use super::refusals::{of_capabilities, of_membership, of_opening, of_snapshot, of_transfer};
-use super::replicas::empty_machine_of;
+use super::refusals::{
+    of_capabilities, of_membership, of_opening, of_snapshot, of_transfer, refusal,
+};
+use super::replicas::{check_kind, empty_machine_of};
 use super::{RESERVED, is_shard};
 use crate::host::Host;
-use crate::policy::system::{SYSTEM_GROUP, System};
+use crate::policy::system::{SYSTEM_GROUP, System, life_of};
 use crate::shards::StateDb;
 use metrics::policy_metrics;
+pub(super) use shown::group_status;
+use shown::{failed_replicas, parked_status};
 
 /// Rates and quantiles are of about this much time.
 const WINDOW: Duration = Duration::from_secs(5);
@@ -115,11 +119,13 @@ impl AdminService {
     fn spec_of(&self, request: &wire::CreateGroupRequest) -> Result<GroupSpec, Status> {
         let id = GroupId::new(request.group);
         if is_shard(id) || id == SYSTEM_GROUP {
-            return Err(Status::invalid_argument(format!(
+            return Err(reserved(format_args!(
                 "groups 0 and {RESERVED} belong to the cluster and the shards of its configuration; \
                  take another number"
             )));
         }
+        check_kind(&request.kind)
+            .map_err(|message| refusal(Code::InvalidArgument, "UNKNOWN_KIND", &message, []))?;
         let voters: Result<Vec<_>, _> = request.voters.iter().map(|node| node_id(*node)).collect();
         let voters = voters?;
         for node in &voters {
@@ -135,6 +141,29 @@ impl AdminService {
             spec = spec.label(key, value);
         }
         Ok(spec.incarnation(request.incarnation))
+    }
+
+    /// The generation of the replica here, or of what remains of it, if it has this configuration;
+    /// `None`: there is none, or its id cannot be read.
+    fn generation_here(&self, id: GroupId, expect: Option<u64>) -> Result<Option<u32>, Status> {
+        if let Some(parked) = self.host.parked_replica(id)
+            && parked.meta.is_none()
+        {
+            // It can be destroyed, but nobody knows its configuration.
+            return Ok(parked.replica.map(life_of));
+        }
+        let Some(meta) = self.host.stored_group(id).map_err(|error| of_opening(&error))? else {
+            let left = self.host.has_remains(id).then(|| self.host.tombstone(id)).transpose();
+            let left = left.map_err(|error| of_opening(&error))?;
+            return Ok(left.flatten().map(life_of));
+        };
+        let membership = self.host.group(id).map(|group| group.membership());
+        let actual = membership.map_or(meta.membership.config_index, |known| known.config_index);
+        if let Some(expected) = expect.map(LogIndex::new).filter(|index| *index != actual) {
+            let group = id;
+            return Err(of_membership(&MembershipError::WrongConfig { group, expected, actual }));
+        }
+        Ok(Some(life_of(meta.replica)))
     }
 
     /// Somebody who means another machine than the one in the directory is told so.
@@ -181,6 +210,7 @@ impl Admin for AdminService {
         _: Request<wire::StatusRequest>,
     ) -> Result<Response<wire::HostStatus>, Status> {
         let groups = self.host.groups();
+        let parked = self.host.parked_replicas();
         let statuses: Vec<_> = groups.iter().map(Group::status).collect();
         let count = |test: &dyn Fn(&shardhost_groups::GroupStatus) -> bool| {
             statuses.iter().filter(|status| test(status)).count() as u64
@@ -193,10 +223,11 @@ impl Admin for AdminService {
             incarnation: self.host.incarnation(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            groups: groups.len() as u64,
+            groups: (groups.len() + parked.len()) as u64,
             leaders: count(&|status| status.is_leader()),
             asleep: count(&|status| status.asleep),
-            failed: count(&|status| matches!(status.role, Role::Failed(_))),
+            failed: count(&|status| matches!(status.role, Role::Failed(_))) + parked.len() as u64,
+            failed_replicas: failed_replicas(&statuses, &parked),
             proposals: stats.acknowledged,
             log_writes: stats.log_writes,
             log_groups_written: stats.log_group_writes,
@@ -224,7 +255,9 @@ impl Admin for AdminService {
         &self,
         _: Request<wire::ListGroupsRequest>,
     ) -> Result<Response<wire::GroupList>, Status> {
-        let groups = self.host.groups().iter().map(group_status).collect();
+        let mut groups: Vec<_> = self.host.groups().iter().map(group_status).collect();
+        groups.extend(self.host.parked_replicas().iter().map(parked_status));
+        groups.sort_unstable_by_key(|group| group.group);
         Ok(Response::new(wire::GroupList { groups }))
     }
 
@@ -232,7 +265,11 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::ShowGroupRequest>,
     ) -> Result<Response<wire::GroupStatus>, Status> {
-        Ok(Response::new(group_status(&self.group(request.into_inner().group)?)))
+        let id = request.into_inner().group;
+        if let Some(parked) = self.host.parked_replica(GroupId::new(id)) {
+            return Ok(Response::new(parked_status(&parked)));
+        }
+        Ok(Response::new(group_status(&self.group(id)?)))
     }
 
     async fn transfer_leader(
@@ -287,7 +324,7 @@ impl Admin for AdminService {
             membership_reply(request.timeout_ms, group.require(requirement, expect)).await
         };
         if let (Err(_), Some(before)) = (&changed, before) {
-            self.intentions.put_back(group.id(), before).await;
+            self.intentions.put_back(before).await;
         }
         changed
     }
@@ -379,20 +416,28 @@ impl Admin for AdminService {
     ) -> Result<Response<wire::DestroyGroupReply>, Status> {
         let request = request.into_inner();
         let id = GroupId::new(request.group);
-        let known = self.host.stored_group(id).map_err(|error| of_opening(&error))?;
-        let meta = known.ok_or_else(|| of_opening(&OpenGroupError::Unknown { group: id }))?;
-        let membership = self.host.group(id).map(|group| group.membership());
-        let actual = membership.map_or(meta.membership.config_index, |known| known.config_index);
-        if let Some(expected) = request.expect.map(LogIndex::new).filter(|index| *index != actual) {
-            let group = id;
-            return Err(of_membership(&MembershipError::WrongConfig { group, expected, actual }));
+        if id == SYSTEM_GROUP {
+            return Err(reserved(format_args!(
+                "group 0 is the catalog of the cluster and cannot be destroyed; a member of it is \
+                 replaced with `shardhost member replace 0`"
+            )));
         }
-        if self.intentions.destroy(id).await? {
+        let here = self.generation_here(id, request.expect)?;
+        let asked = match request.generation.or(here) {
+            Some(generation) => Some(generation),
+            None => self.intentions.generation_of(id, request.expect).await?,
+        };
+        let unknown = || of_opening(&OpenGroupError::Unknown { group: id });
+        let generation = asked.ok_or_else(unknown)?;
+        if self.intentions.destroy(id, generation).await? {
             return Ok(Response::new(wire::DestroyGroupReply {}));
+        }
+        if here.is_none() && !self.host.has_remains(id) {
+            return Err(unknown());
         }
         let state = self.state()?;
         let clear = move || state.destroy(id).map_err(|error| error.to_string());
-        let destruction = Destruction::of(&meta).clear(clear);
+        let destruction = Destruction::new(id).generation(generation).clear(clear);
         self.host.destroy_replica(destruction).await.map_err(|error| of_opening(&error))?;
         Ok(Response::new(wire::DestroyGroupReply {}))
     }
@@ -504,56 +549,7 @@ const fn timeout_of(millis: u64) -> Duration {
     }
 }
 
-/// What a node says of one of its groups.
-const fn doubt_name(doubt: Doubt) -> &'static str {
-    match doubt {
-        Doubt::RolledBack => "rolled-back",
-        _ => "torn-tail",
-    }
-}
-
-pub(super) fn group_status(group: &Group) -> wire::GroupStatus {
-    let status = group.status();
-    let fault = match &status.role {
-        Role::Failed(fault) => fault.to_string(),
-        _ => String::new(),
-    };
-    let contact = group.last_contact();
-    let peers = status.peers.iter().map(|peer| wire::PeerProgress {
-        replica: peer.replica.get(),
-        node: peer.node.get(),
-        matched: peer.matched.get(),
-        next: peer.next.get(),
-        state: peer.state.to_owned(),
-        recently_active: peer.recently_active,
-    });
-    wire::GroupStatus {
-        group: status.id.get(),
-        replica: status.replica.get(),
-        kind: group.kind().to_owned(),
-        role: status.role.name().to_owned(),
-        term: status.term.get(),
-        leader_node: status.leader.map_or(0, |leader| leader.node.get()),
-        first_index: status.first.get(),
-        last_index: status.last.get(),
-        committed: status.committed.get(),
-        applied: status.applied.get(),
-        snapshot: status.snapshot.map(|position| log::LogPosition {
-            term: position.term.get(),
-            index: position.index.get(),
-        }),
-        membership: Some(shardhost_storage::convert::membership_to_message(&status.membership)),
-        asleep: status.asleep,
-        fault,
-        transferring_to_node: status.transferring_to.map_or(0, NodeId::get),
-        peers: peers.collect(),
-        pending_change: status.pending_change.map_or(0, LogIndex::get),
-        paused: status.paused,
-        doubt: status.doubt.map(doubt_name).unwrap_or_default().to_owned(),
-        impostor_node: status.impostor.map_or(0, NodeId::get),
-        serving: status.serving,
-        caretaker: status.caretaker.as_ref().map(ToString::to_string).unwrap_or_default(),
-        lease: group.lease().is_some_and(|lease| lease.valid),
-        leader_contact_ms: contact.and_then(|since| u64::try_from(since.as_millis()).ok()),
-    }
+/// A number that no operator's group can have.
+fn reserved(message: std::fmt::Arguments<'_>) -> Status {
+    refusal(Code::InvalidArgument, "RESERVED_GROUP", &message, [])
 }

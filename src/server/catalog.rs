@@ -3,17 +3,20 @@
 
 use std::time::Duration;
 
-use shardhost_groups::{GroupId, NodeId, Requirement};
+use shardhost_groups::{GroupId, LogIndex, MembershipError, NodeId, Requirement};
 use shardhost_proto::admin as wire;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::refusals::refusal;
+use super::refusals::{of_membership, refusal};
 use crate::host::Host;
-use crate::policy::catalog::{Label, Name, NewGroup, Operation, Refusal, Subject};
+use crate::policy::catalog::{Label, Name, NewGroup, Operation, Refusal, Revision, Subject};
 use crate::policy::system::{CatalogError, System};
 
 /// How long a replica may take to come or to go.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at a group that is on its way out.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What the catalog answered, as it travels: refusals by their own names.
 pub(super) fn of_catalog(error: &CatalogError) -> Status {
@@ -32,7 +35,8 @@ const fn code_of(refusal: &Refusal) -> Code {
         R::UnknownGroup { .. } | R::UnknownNode { .. } | R::UnknownZone { .. } => Code::NotFound,
         R::GroupExists { .. } | R::AlreadyDraining { .. } => Code::AlreadyExists,
         R::WrongRevision { .. } | R::StaleAdvert { .. } | R::StaleMembers { .. } => Code::Aborted,
-        R::BadName { .. }
+        R::ReservedGroup { .. }
+        | R::BadName { .. }
         | R::OverLimit { .. }
         | R::Missing { .. }
         | R::Repeated { .. }
@@ -70,14 +74,20 @@ impl Intentions {
             let key = Name::new(Subject::Label, key).map_err(refused)?;
             new.labels.push(Label { key, value: value.as_str().into() });
         }
-        let created = system.catalog().apply(Operation::CreateGroup(new)).await;
-        let refused = created.err().map(|error| {
-            let exists = matches!(&error, CatalogError::Refused(Refusal::GroupExists { .. }));
-            (exists, of_catalog(&error))
-        });
-        if let Some((false, status)) = refused {
-            return Err(status);
-        }
+        let refused = match self.create_in_catalog(system, new).await {
+            Ok(()) => None,
+            Err(error @ CatalogError::Refused(Refusal::GroupExists { .. })) => {
+                // One that exists and has no replica to come here.
+                let view = system.view();
+                let known = view.as_ref().and_then(|view| view.groups().get(&id));
+                let node = self.host.node_id();
+                if known.is_some_and(|known| !known.has_member(node)) {
+                    return Err(of_catalog(&error));
+                }
+                Some(of_catalog(&error))
+            }
+            Err(error) => return Err(of_catalog(&error)),
+        };
         if !system.await_replica(id, true, PATIENCE).await {
             return Err(Status::deadline_exceeded(format!(
                 "group {id} is in the catalog, and its replica on node {} is not there yet; the \
@@ -86,19 +96,57 @@ impl Intentions {
             )));
         }
         match refused {
-            Some((_, status)) => Err(status),
+            Some(status) => Err(status),
             None => Ok(true),
         }
     }
 
-    /// Has the end of a group ordered, and waits for that of its replica here. False: the catalog
-    /// does not know the group, or there is none.
-    pub(super) async fn destroy(&self, group: GroupId) -> Result<bool, Status> {
+    /// Has a group recorded; waits while an earlier one of that number is on its way out.
+    async fn create_in_catalog(&self, system: &System, new: NewGroup) -> Result<(), CatalogError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match system.catalog().apply(Operation::CreateGroup(new.clone())).await {
+                Err(CatalogError::Refused(Refusal::Destroying { .. }))
+                    if Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                created => return created.map(drop),
+            }
+        }
+    }
+
+    /// The generation of a group that the catalog knows as it is, if it knows the group with this
+    /// configuration; `None`: it knows no such group, or there is no catalog.
+    pub(super) async fn generation_of(
+        &self,
+        group: GroupId,
+        expect: Option<u64>,
+    ) -> Result<Option<u32>, Status> {
+        let Some(system) = &self.system else { return Ok(None) };
+        let view = system.fresh_view().await.map_err(|error| of_catalog(&error))?;
+        let Some(known) = view.groups().get(&group) else { return Ok(None) };
+        // Until somebody tells otherwise, it is that of the founders.
+        let told = known.reported.as_ref().map(|members| members.config_index);
+        let actual = told.unwrap_or_default();
+        if let Some(expected) = expect.map(LogIndex::new).filter(|index| *index != actual) {
+            return Err(of_membership(&MembershipError::WrongConfig { group, expected, actual }));
+        }
+        Ok(Some(known.incarnation))
+    }
+
+    /// Has the end of a generation of a group ordered, and waits for that of its replica here. False:
+    /// the catalog does not know it, or there is none.
+    pub(super) async fn destroy(&self, group: GroupId, generation: u32) -> Result<bool, Status> {
         let Some(system) = &self.system else { return Ok(false) };
-        match system.catalog().apply(Operation::DestroyGroup { group }).await {
+        let order = Operation::DestroyGroup { group, generation: Some(generation) };
+        match system.catalog().apply(order).await {
             // Ordered before, or gone already everywhere else.
             Ok(_) | Err(CatalogError::Refused(Refusal::Destroying { .. })) => {}
-            Err(CatalogError::Refused(Refusal::UnknownGroup { .. })) => return Ok(false),
+            // What is here of another generation is none of the catalog's.
+            Err(CatalogError::Refused(
+                Refusal::UnknownGroup { .. } | Refusal::OtherGeneration { .. },
+            )) => return Ok(false),
             Err(error) => return Err(of_catalog(&error)),
         }
         if system.await_replica(group, false, PATIENCE).await {
@@ -110,31 +158,59 @@ impl Intentions {
         )))
     }
 
-    /// Tells the catalog what a group is to require; `None`: it does not know the group, or there
-    /// is no catalog. What it intended before is returned, to be put back when the group refuses.
+    /// Tells the catalog what a group is to require, and waits until this host knows it, so that
+    /// nothing here acts on what was meant before; `None`: the catalog does not know the group, or
+    /// there is none. What it intended before is returned, to be put back when the group refuses.
     pub(super) async fn require(
         &self,
         group: GroupId,
         requirement: &Requirement,
-    ) -> Result<Option<Requirement>, Status> {
+    ) -> Result<Option<Before>, Status> {
         let Some(system) = &self.system else { return Ok(None) };
-        let view = system.view();
-        let known = view.as_ref().and_then(|view| view.groups().get(&group));
-        let Some(before) = known.map(|group| group.requirement()) else { return Ok(None) };
-        let requirement = requirement.clone();
-        let operation = Operation::SetRequirement { group, requirement };
-        match system.catalog().apply(operation).await {
-            Ok(_) => Ok(Some(before)),
-            Err(error) => Err(of_catalog(&error)),
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let view = system.fresh_view().await.map_err(|error| of_catalog(&error))?;
+            let Some(known) = view.groups().get(&group) else { return Ok(None) };
+            let requirement = requirement.clone();
+            let operation = Operation::SetRequirement { group, requirement };
+            let done = match system.catalog().apply_expecting(known.revision, operation).await {
+                Ok(done) => done,
+                // Somebody else changed the group: what was before is another thing.
+                Err(CatalogError::Refused(Refusal::WrongRevision { .. }))
+                    if Instant::now() < deadline =>
+                {
+                    continue;
+                }
+                Err(error) => return Err(of_catalog(&error)),
+            };
+            system.view_at(done.revision).await.map_err(|error| of_catalog(&error))?;
+            let requirement = known.requirement();
+            return Ok(Some(Before { group, requirement, changed: done.revision }));
         }
     }
 
-    /// Tells the catalog again what it intended before.
-    pub(super) async fn put_back(&self, group: GroupId, requirement: Requirement) {
+    /// Tells the catalog again what it intended before, unless somebody changed the group since.
+    pub(super) async fn put_back(&self, before: Before) {
         let Some(system) = &self.system else { return };
+        let Before { group, requirement, changed } = before;
         let operation = Operation::SetRequirement { group, requirement };
-        if let Err(error) = system.catalog().apply(operation).await {
-            tracing::error!(%group, %error, "the catalog intends what the group refused");
+        match system.catalog().apply_expecting(changed, operation).await {
+            Ok(_) => {}
+            Err(CatalogError::Refused(Refusal::WrongRevision { .. })) => {
+                tracing::info!(%group, "what the group is to require was changed meanwhile");
+            }
+            Err(error) => {
+                tracing::error!(%group, %error, "the catalog intends what the group refused");
+            }
         }
     }
+}
+
+/// What the catalog intended of a group before it was changed.
+#[derive(Debug)]
+pub(super) struct Before {
+    group: GroupId,
+    requirement: Requirement,
+    /// The revision of the change: only that one is taken back.
+    changed: Revision,
 }

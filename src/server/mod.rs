@@ -268,7 +268,11 @@ async fn open_shards(
     for meta in stored.iter().filter(|meta| meta.group != SYSTEM_GROUP) {
         let (state, group, kind) = (Arc::clone(state), meta.group, meta.kind.clone());
         let machine = move || machine_of(&state, group, &kind);
-        host.open_group_with(group, Box::new(machine)).await?;
+        match host.open_group_with(group, Box::new(machine)).await {
+            // One replica that cannot be opened keeps no other from being served.
+            Err(_) if host.parked_replica(group).is_some() => {}
+            opened => drop(opened?),
+        }
     }
     Ok(())
 }

@@ -12,6 +12,17 @@ use crate::policy::catalog::CatalogMachine;
 use crate::policy::system::{GroupMachines, SYSTEM_GROUP, SYSTEM_KIND};
 use crate::shards::{QUEUE_KIND, StateDb, TABLE_KIND};
 
+/// The kinds of groups that this host can hold, for operators.
+const KINDS: [&str; 2] = [TABLE_KIND, QUEUE_KIND];
+
+/// Refuses a kind that operators cannot mean.
+pub(super) fn check_kind(kind: &str) -> Result<(), String> {
+    if KINDS.contains(&kind) {
+        return Ok(());
+    }
+    Err(format!("there is no kind `{kind}`; the kinds are {}", KINDS.join(" and ")))
+}
+
 /// The state machine of a group of this kind.
 pub(super) fn machine_of(
     state: &Arc<StateDb>,

@@ -197,6 +197,10 @@ impl LogStore for RocksStore {
         Ok(Some(PersistedGroup { meta, hard_state, base, last, certainty }))
     }
 
+    fn replica(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError> {
+        Ok(self.index.look(group, |record| record.replica).ok().flatten())
+    }
+
     fn tombstone(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError> {
         let value = self.replica_value(group, Part::Tombstone)?;
         let read = |value| values::read_tombstone(group, value);

@@ -62,6 +62,15 @@ pub trait LogStore: fmt::Debug + Send + Sync + 'static {
     /// written); [`LogError::Io`] and [`LogError::Poisoned`] are final.
     fn write(&self, batch: &LogBatch) -> Result<(), LogError>;
 
+    /// The id of the replica that the store holds of a group, also where the rest of it is damaged;
+    /// `None`: it holds none, or its id is what is damaged.
+    ///
+    /// # Errors
+    /// [`LogError`] when the log cannot be read.
+    fn replica(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError> {
+        Ok(self.load(group)?.map(|persisted| persisted.meta.replica))
+    }
+
     /// Which store this is: a number that it was given when it was created, that it keeps, and that
     /// no other has. So a node that lost its disk is told from one that restarted.
     fn id(&self) -> u64;

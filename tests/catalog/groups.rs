@@ -31,10 +31,10 @@ async fn a_group_is_created_and_destroyed_by_the_hosts_also_by_one_that_was_away
 
     cluster.stop_node(3).await;
     let catalog = cluster.system(2).catalog().clone();
-    catalog.apply(Operation::DestroyGroup { group: GROUP }).await.unwrap();
+    catalog.apply(Operation::DestroyGroup { group: GROUP, generation: None }).await.unwrap();
     cluster.until("two hosts hold it no more", |cluster| cluster.holders(GROUP).is_empty()).await;
     let again = catalog.apply(new_group([1, 2, 3])).await;
-    let waits = matches!(&again, Err(CatalogError::Refused(Refusal::GroupExists { .. })));
+    let waits = matches!(&again, Err(CatalogError::Refused(Refusal::Destroying { .. })));
     assert!(waits, "the third may hold it: {again:?}");
     cluster.start_node(3).await;
     let ended = |cluster: &Cluster| {

@@ -4,4 +4,5 @@
 mod cluster;
 mod drains;
 mod groups;
+mod orders;
 mod planning;

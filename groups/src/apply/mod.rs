@@ -179,7 +179,9 @@ impl Applier {
     /// Does one thing. A panic of the machine is contained: the replica fails, and whoever waits
     /// in this work sees its waiter dropped or failed.
     pub fn run(&mut self, work: ApplyWork) -> ApplyReport {
-        if let Some(fault) = &self.failed {
+        // A machine that failed is still to let go of its state.
+        let refuses = !matches!(work, ApplyWork::Removed);
+        if let Some(fault) = self.failed.as_ref().filter(|_| refuses) {
             return refuse(self.group, work, fault);
         }
         let report = match work {
@@ -219,10 +221,10 @@ impl Applier {
     }
 
     fn remove(&mut self) -> ApplyReport {
-        if let Err(fault) = self.machine.removed() {
-            tracing::error!(group = %self.group, %fault, "the state of a removed replica stays");
+        match self.machine.removed() {
+            Ok(()) => ApplyReport::Removed,
+            Err(fault) => ApplyReport::Failed(fault.into()),
         }
-        ApplyReport::Removed
     }
 
     /// Answers a question out of turn, if the machine is so quick that nobody has to wait for it.
@@ -316,8 +318,10 @@ fn refuse(group: GroupId, work: ApplyWork, fault: &GroupFault) -> ApplyReport {
         }
         ApplyWork::Query { reply, .. } => drop(reply.send(Err(failed()))),
         ApplyWork::Checksum { reply } => drop(reply.send(Err(failed()))),
-        ApplyWork::Restore { .. } | ApplyWork::Snapshot | ApplyWork::Durable => {}
-        ApplyWork::Removed => return ApplyReport::Removed,
+        ApplyWork::Restore { .. }
+        | ApplyWork::Snapshot
+        | ApplyWork::Durable
+        | ApplyWork::Removed => {}
     }
     ApplyReport::Nothing
 }

@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 use shardhost_storage::GroupId;
 
+use super::lives::Clear;
 use super::{Ending, RuntimeShared};
 use crate::apply::{Applier, ApplyReport, ApplyWork, contain};
 use crate::handle::GroupShared;
@@ -243,37 +244,51 @@ fn end(shared: &RuntimeShared, group: Option<&Arc<GroupShared>>, mut ending: End
         if let Err(error) = shared.snapshots.remove_below(id, None) {
             tracing::warn!(group = %id, %error, "snapshots of a destroyed replica stay");
         }
+        shared.parked.forget(id);
     } else {
         drop_machine(ending.group(), applier);
     }
     drop(ending.finish(|| group.and_then(|group| shared.unregister(group))));
 }
 
-/// The log holds nothing of the replica any more: its state goes.
+/// The log holds nothing of the replica any more: its state goes. What cannot be removed remains, for
+/// an order that is repeated.
 fn remove_state(ending: &mut Ending, applier: Option<Applier>) {
     let group = ending.group();
-    let removed = match (ending.take_clear(), applier) {
+    let clear: Option<Clear> = match (ending.take_clear(), applier) {
         (Some(clear), applier) => {
             drop_machine(group, applier);
-            contain(clear).unwrap_or_else(|fault| Err(fault.to_string()))
+            // Whoever orders it again brings the means.
+            drop_machine(group, ending.take_remains());
+            let cleared = contain(clear).unwrap_or_else(|fault| Err(fault.to_string()));
+            return cleared.unwrap_or_else(|message| state_remains(ending, message, None));
         }
-        (None, Some(mut applier)) => {
-            let report = applier.run(ApplyWork::Removed);
-            drop_machine(group, Some(applier));
-            match report {
-                ApplyReport::Failed(fault) => Err(fault.to_string()),
-                _ => Ok(()),
-            }
-        }
-        (None, None) => Ok(()),
+        (None, Some(applier)) => Some(clear_by(applier)),
+        (None, None) => ending.take_remains(),
     };
-    if let Err(error) = removed {
-        tracing::error!(%group, error, "the state of a destroyed replica stays");
+    let Some(mut clear) = clear else { return };
+    match clear() {
+        Ok(()) => drop_machine(group, Some(clear)),
+        Err(message) => state_remains(ending, message, Some(clear)),
     }
 }
 
-fn drop_machine(group: GroupId, applier: Option<Applier>) {
-    if let Err(fault) = contain(|| drop(applier)) {
+/// A machine removes its own state.
+fn clear_by(mut applier: Applier) -> Clear {
+    Box::new(move || match applier.run(ApplyWork::Removed) {
+        ApplyReport::Failed(fault) => Err(fault.to_string()),
+        _ => Ok(()),
+    })
+}
+
+fn state_remains(ending: &mut Ending, message: String, clear: Option<Clear>) {
+    let group = ending.group();
+    tracing::error!(%group, message, "the state of a destroyed replica remains");
+    ending.leave_state(message, clear);
+}
+
+fn drop_machine<T>(group: GroupId, machine: Option<T>) {
+    if let Err(fault) = contain(|| drop(machine)) {
         tracing::error!(%group, %fault, "a state machine panicked when it was dropped");
     }
 }

@@ -86,7 +86,9 @@ impl Groups {
         let (shared, group) = (self.shared(), spec.id);
         let held = shared.lives.start(vec![group], GroupStep::Opening)?;
         if load(shared, group)?.is_some() {
-            return self.open_held(held, group, make(group, machine)?, None);
+            let opened = self.open_made(held, group, machine);
+            shared.parked.note(group, &opened);
+            return opened;
         }
         let mut made = self.create_held(held, vec![(spec, machine)])?;
         made.pop().ok_or(OpenGroupError::Unknown { group })

@@ -76,7 +76,7 @@ impl RuntimeShared {
     }
 
     /// Sends the end of a replica to the worker, the first on its way.
-    fn send_ending(&self, ending: Ending) {
+    pub(super) fn send_ending(&self, ending: Ending) {
         let (group, cause) = (ending.group(), ending.cause());
         let input = Input::Close { group, cause, ending: Some(ending) };
         self.inboxes[self.worker_of(group)].complete(input);

@@ -25,6 +25,7 @@ mod leadership;
 mod lives;
 mod log_writer;
 mod open;
+mod parked;
 mod snapshot_writer;
 mod stored;
 mod watchdog;
@@ -60,6 +61,7 @@ pub use latency::{Latency, LatencySnapshot};
 pub(crate) use lives::LifeLock;
 pub use lives::{Destruction, Ending, GroupStep, OpenId};
 pub use open::{MachineFactory, StateMachineBox};
+pub use parked::ParkedReplica;
 
 use inbox::Inbox;
 use invitations::Invitations;
@@ -88,6 +90,8 @@ pub(crate) struct RuntimeShared {
     population: Mutex<Vec<(usize, usize)>>,
     /// Who owns what is done with each group.
     lives: Arc<Lives>,
+    /// Replicas that could not be opened.
+    parked: parked::Parked,
     stopping: AtomicBool,
     /// A doubt about the log that was raised.
     doubts: doubt::Doubts,
@@ -260,6 +264,7 @@ impl GroupsBuilder {
             activities: (0..self.workers).map(|_| Arc::default()).collect(),
             population: Mutex::new(vec![(0, 0); self.workers]),
             lives: Arc::default(),
+            parked: parked::Parked::default(),
             stopping: AtomicBool::new(false),
             doubts: doubt::Doubts::default(),
             health: watch::Sender::new(None),

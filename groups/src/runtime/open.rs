@@ -70,8 +70,12 @@ impl Groups {
         let standing = contain(|| machine.applied());
         let held = lives.start(vec![group], GroupStep::Opening)?;
         let standing = look.is_current(&held).then_some(standing);
-        let standing = standing.transpose().map_err(|fault| faulted(group, fault))?;
-        self.open_held(held, group, machine, standing)
+        let opened = standing
+            .transpose()
+            .map_err(|fault| faulted(group, fault))
+            .and_then(|standing| self.open_held(held, group, machine, standing));
+        self.shared().parked.note(group, &opened);
+        opened
     }
 
     /// The same with a state machine that is made once nothing else is done with the group.
@@ -84,6 +88,17 @@ impl Groups {
         machine: MachineFactory,
     ) -> Result<Group, OpenGroupError> {
         let held = self.shared().lives.start(vec![group], GroupStep::Opening)?;
+        let opened = self.open_made(held, group, machine);
+        self.shared().parked.note(group, &opened);
+        opened
+    }
+
+    pub(super) fn open_made(
+        &self,
+        held: StartGuard,
+        group: GroupId,
+        machine: MachineFactory,
+    ) -> Result<Group, OpenGroupError> {
         if load(self.shared(), group)?.is_none() {
             return Err(OpenGroupError::Unknown { group });
         }

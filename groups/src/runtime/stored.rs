@@ -5,6 +5,7 @@ use shardhost_storage::{
 };
 
 use super::lives::log_error;
+use super::parked::concerns_one_group;
 use super::{Groups, RuntimeShared};
 use crate::error::OpenGroupError;
 
@@ -42,15 +43,22 @@ impl Groups {
         Ok(load(self.shared(), group)?.map(|persisted| persisted.meta))
     }
 
-    /// The groups that the log holds, with what each replica knows of itself.
+    /// The groups that the log holds, with what each replica knows of itself. Those that cannot be
+    /// read are left out, and are parked: see [`Groups::parked`].
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// When the log as a whole cannot be read.
     pub fn stored(&self) -> Result<Vec<GroupMeta>, shardhost_storage::LogError> {
         let store = self.shared().store()?;
         let mut stored = Vec::new();
         for group in store.groups()? {
-            stored.extend(store.load(group)?.map(|persisted| persisted.meta));
+            match store.load(group) {
+                Ok(persisted) => stored.extend(persisted.map(|persisted| persisted.meta)),
+                Err(error) if concerns_one_group(&error) => {
+                    self.shared().parked.park(group, log_error(group, error));
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(stored)
     }

@@ -157,6 +157,9 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
     for (from, message) in round.invitations {
         shared.invitations.hand_on(shared.config.node, from, &message);
     }
+    for (from, message) in round.notices {
+        shared.dismissed(from, &message);
+    }
     for request in round.admissions {
         shared.admissions.push(request);
     }

@@ -257,13 +257,17 @@ impl WorkerCore {
         }
     }
 
-    /// A stranger's message creates nothing. An invitation is handed to the host, which decides.
+    /// A stranger's message creates nothing. An invitation, and a notice for a replica that does not
+    /// run, are handed to the host, which decides.
     fn message_for_unknown(&mut self, from: NodeId, group: GroupId, message: GroupMessage) {
         let failed = self.failed.contains_key(&group);
         if message.kind() == MessageKind::Invite && !failed {
             self.round.invitations.push((from, message));
-        } else {
-            self.counters.unknown_group += 1;
+            return;
+        }
+        self.counters.unknown_group += 1;
+        if message.kind() == MessageKind::Removed {
+            self.round.notices.push((from, message));
         }
     }
 

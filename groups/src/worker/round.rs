@@ -74,6 +74,8 @@ pub struct Round {
     pub shipments: Vec<SnapshotShipment>,
     /// Replicas that this node should hold and does not, and who says so.
     pub invitations: Vec<(NodeId, GroupMessage)>,
+    /// Notices that groups go on without replicas that do not run here, and who says so.
+    pub notices: Vec<(NodeId, GroupMessage)>,
     /// Replicas that stopped: each ends when `log` and all that was handed out before is written.
     pub closed: Vec<Ending>,
     pub(super) faults: Vec<(GroupId, GroupFault)>,
@@ -195,6 +197,7 @@ impl Round {
             && self.barrier_replies.is_empty()
             && self.drain_replies.is_empty()
             && self.invitations.is_empty()
+            && self.notices.is_empty()
             && self.edges.is_empty()
             && self.admissions.is_empty()
             && self.outlooks.is_empty()

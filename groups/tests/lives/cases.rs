@@ -1,12 +1,16 @@
 //! What callers of one host do to each other: through the public interface, with memory stores.
 
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shardhost_groups::machine::{ApplyBatch, ApplyFault, SnapshotWriter, StateMachine};
+use shardhost_groups::runtime::{Destruction, MachineFactory};
 use shardhost_groups::transport::{Outgoing, SnapshotShipment, Transport};
-use shardhost_groups::{Group, GroupSpec, Groups, GroupsBuilder, GroupsConfig};
+use shardhost_groups::{
+    Group, GroupSpec, Groups, GroupsBuilder, GroupsConfig, OpenGroupError, Role,
+};
 use shardhost_storage::{GroupId, LogIndex, LogPosition, MemorySnapshots, MemoryStore, NodeId};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -249,4 +253,162 @@ async fn e_a_proposal_is_given_up_after_the_ticks_of_the_configuration() {
     let answer = group.propose("two").within(wait).await.expect_err("it is not ready");
     drop(open);
     assert!(answer.is_definite(), "it never entered the log: {answer}");
+}
+
+/// Keeps state that outlives it; may fail when it applies, and so often when it is to remove it.
+struct Keeper {
+    state: Arc<AtomicBool>,
+    refuses: Arc<AtomicUsize>,
+    panics: bool,
+}
+impl Keeper {
+    fn new(panics: bool, refuses: usize) -> (Arc<AtomicBool>, Box<Self>) {
+        let (state, refuses) = (Arc::new(AtomicBool::new(true)), Arc::new(refuses.into()));
+        (Arc::clone(&state), Box::new(Self { state, refuses, panics }))
+    }
+}
+impl StateMachine for Keeper {
+    fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
+        Ok(None)
+    }
+    fn apply(&mut self, _: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
+        assert!(!self.panics, "told to panic");
+        Ok(())
+    }
+    fn removed(&mut self) -> Result<(), ApplyFault> {
+        let refuses = |left: usize| left.checked_sub(1);
+        if self.refuses.fetch_update(Ordering::SeqCst, Ordering::SeqCst, refuses).is_ok() {
+            return Err(ApplyFault::new("the disk is busy"));
+        }
+        self.state.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
+        Err(ApplyFault::new("none"))
+    }
+    fn restore(&mut self, _: LogPosition, _: &mut dyn Read) -> Result<(), ApplyFault> {
+        Err(ApplyFault::new("none"))
+    }
+}
+
+/// A machine that failed has state all the same.
+#[tokio::test]
+async fn f1_destroying_a_failed_replica_removes_its_state() {
+    let groups = host();
+    let (state, machine) = Keeper::new(true, 0);
+    let group = groups.create(spec(ID), machine).unwrap();
+    group.wait_for(|s| s.serving, SOON).await.unwrap();
+    group.propose("x").within(SOON).await.expect_err("its machine panics");
+    group.wait_for(|s| matches!(s.role, Role::Failed(_)), SOON).await.expect("it fails");
+    groups.destroy(ID).await.expect("a failed replica can be destroyed");
+    assert!(!state.load(Ordering::SeqCst), "its state stays");
+}
+
+/// Whoever destroys a replica whose state cannot be removed learns it, and can do it again.
+#[tokio::test]
+async fn f2_a_destruction_whose_state_remains_is_repeated() {
+    let groups = host();
+    let (state, machine) = Keeper::new(false, 2);
+    let group = groups.create(spec(ID), machine).unwrap();
+    group.wait_for(|s| s.serving, SOON).await.unwrap();
+    for _ in 0..2 {
+        let remains = groups.destroy(ID).await.expect_err("its state remains");
+        assert!(matches!(remains, OpenGroupError::StateRemains { .. }), "{remains}");
+        assert!(!groups.is_stored(ID).unwrap() && groups.has_remains(ID));
+        assert!(state.load(Ordering::SeqCst));
+    }
+    groups.destroy(ID).await.expect("it can be removed at last");
+    assert!(!state.load(Ordering::SeqCst) && groups.remains().is_empty());
+    let gone = groups.destroy(ID).await.expect_err("nothing is left");
+    assert!(matches!(gone, OpenGroupError::Unknown { .. }), "{gone}");
+}
+
+/// The means to remove the state come with the order, also with the one that repeats it.
+#[tokio::test]
+async fn f3_what_clears_the_state_may_fail_and_be_given_again() {
+    let groups = host();
+    created(&groups).await;
+    let order = |outcome: Result<(), String>| {
+        groups.destroy_replica(Destruction::new(ID).generation(0).clear(move || outcome))
+    };
+    let remains = order(Err("the disk is full".to_owned())).await.unwrap_err();
+    assert!(remains.to_string().contains("the disk is full"), "{remains}");
+    order(Ok(())).await.expect("it is removed");
+    assert!(groups.remains().is_empty());
+    // The next replica begins without what remained of this one.
+    let again = groups.create(spec(ID).incarnation(1), Box::<Words>::default()).unwrap();
+    again.wait_for(|s| s.serving, SOON).await.expect("it serves");
+}
+
+/// A replica whose machine cannot be opened is parked: it is named with the cause, it keeps nobody
+/// from anything, and it can be destroyed, or opened when the cause is gone.
+#[tokio::test]
+async fn g_a_replica_that_cannot_be_opened_is_parked() {
+    let groups = host();
+    let other = GroupId::new(8);
+    created(&groups).await;
+    groups.create(spec(other), Box::<Words>::default()).unwrap();
+    groups.close(ID).await;
+    groups.close(other).await;
+    let broken = || Box::new(Words { broken: true, ..Words::default() });
+    groups.open(ID, broken()).expect_err("it cannot be read");
+    let nobody: MachineFactory = Box::new(|| Err("of no known kind".to_owned()));
+    groups.open_with(other, nobody).expect_err("nobody makes it");
+    let parked = groups.parked();
+    let causes: Vec<String> = parked.iter().map(|one| one.cause.to_string()).collect();
+    assert_eq!(parked.iter().map(|one| one.group).collect::<Vec<_>>(), [ID, other]);
+    assert!(causes[0].contains("cannot be read just now"), "{causes:?}");
+    assert!(causes[1].contains("of no known kind"), "{causes:?}");
+    assert!(parked.iter().all(|one| one.meta.is_some() && one.replica.is_some()));
+
+    let again = groups.open(ID, Box::<Words>::default()).expect("the cause is gone");
+    again.wait_for(|s| s.serving, SOON).await.expect("it serves");
+    groups.destroy(other).await.expect("one that is parked can be destroyed");
+    assert!(groups.parked().is_empty() && !groups.is_stored(other).unwrap());
+}
+
+/// A replica that does not run cannot ask whether it is still needed; it ends when it is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn h_a_failed_replica_ends_when_its_group_goes_on_without_it() {
+    use shardhost_groups::MembershipChange;
+    use shardhost_groups::testing::conformance::Journal;
+    use shardhost_groups::testing::network::Network;
+    let network = Network::new(7);
+    let nodes = [1, 2, 3].map(NodeId::must);
+    let hosts: Vec<Groups> = nodes
+        .iter()
+        .map(|node| {
+            let mut config = GroupsConfig::new(*node);
+            config.tick = Duration::from_millis(10);
+            let (snapshots, port) = (Arc::new(MemorySnapshots::new()), network.port(*node));
+            let groups = GroupsBuilder::new(config)
+                .start(Arc::new(MemoryStore::new()), snapshots.clone(), port.clone())
+                .unwrap();
+            port.attach(groups.inbound(), snapshots, 1);
+            groups
+        })
+        .collect();
+    let spec = GroupSpec::new(ID, nodes);
+    let (state, bad) = Keeper::new(true, 0);
+    let bad = hosts[2].create(spec.clone(), bad).unwrap();
+    let good: Vec<Group> = hosts[..2]
+        .iter()
+        .map(|host| host.create(spec.clone(), Box::new(Journal::default())).unwrap())
+        .collect();
+    // Whoever leads first, the command fails the third and one of the others leads.
+    let deadline = Instant::now() + SOON * 4;
+    while !matches!(bad.status().role, Role::Failed(_)) {
+        assert!(Instant::now() < deadline, "it does not fail: {:?}", bad.status().role);
+        for group in good.iter().chain([&bad]) {
+            drop(group.propose("add 1").within(SOON / 10).await);
+        }
+    }
+    let waits = good.iter().map(|group| Box::pin(group.wait_for(|s| s.serving, SOON * 4)));
+    let (_, at, _) = futures::future::select_all(waits).await;
+    good[at].change_membership(MembershipChange::new().remove(nodes[2])).await.unwrap();
+    while hosts[2].is_stored(ID).unwrap() || hosts[2].group(ID).is_some() {
+        assert!(Instant::now() < deadline + SOON * 4, "it is still there");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!state.load(Ordering::SeqCst), "its state stays");
 }

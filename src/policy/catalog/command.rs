@@ -20,7 +20,7 @@ use super::record::{
 };
 use super::{
     MAX_ADDRESS_BYTES, MAX_CAPABILITIES, MAX_COMMAND_BYTES, MAX_LABEL_BYTES, MAX_LABELS,
-    MAX_MEMBERS, MAX_PREFERENCES, MAX_TEXT_BYTES, MAX_TIME_MS,
+    MAX_MEMBERS, MAX_PASSED_MS, MAX_PREFERENCES, MAX_TEXT_BYTES, MAX_TIME_MS, SYSTEM_GROUP,
 };
 use crate::shards::ShardMap;
 
@@ -65,11 +65,17 @@ pub enum Operation {
         config_index: LogIndex,
         /// The members, 1 to [`MAX_MEMBERS`].
         nodes: BTreeSet<NodeId>,
+        /// Those of them whose member is the one that the group was founded with; `None`: not said.
+        founding: Option<BTreeSet<NodeId>>,
+        /// The generation of the group that it is told of; `None`: not said.
+        generation: Option<u32>,
     },
     /// Orders the end of a group: hosts destroy their replicas.
     DestroyGroup {
         /// The group.
         group: GroupId,
+        /// Only this generation of it; `None`: whichever it is.
+        generation: Option<u32>,
     },
     /// All replicas of a group whose end was ordered are gone. To be proposed with the revision of
     /// that order: one that comes late must not end the wait for the replicas of the next life.
@@ -132,14 +138,26 @@ pub enum Operation {
         /// The drain.
         intent: IntentId,
     },
-    /// Time passes: ends drains that have expired, and applies the fallback of those whose
-    /// deadline has passed. Proposed by the leader of the system group while there are drains.
+    /// Time passes, by the clock of whoever proposes it: ends drains that have expired, and applies
+    /// the fallback of those whose deadline has passed. Of versions without
+    /// [`Operation::PassTime`]; at time 0 it changes nothing.
     Tick,
     /// Founds the map of shards. What is founded stays: another one is refused, and so is one that
     /// contradicts the shards that an earlier version created.
     FoundShardMap {
         /// The map.
         map: ShardMap,
+    },
+    /// So much time has passed for a drain, on a clock that never jumps: ends it if it has expired,
+    /// and applies its fallback if its deadline has passed. Proposed by the leader of the system
+    /// group.
+    PassTime {
+        /// The node.
+        node: NodeId,
+        /// The drain.
+        intent: IntentId,
+        /// At most [`MAX_PASSED_MS`]; 0 changes nothing.
+        passed_ms: u64,
     },
 }
 
@@ -261,7 +279,7 @@ impl Operation {
             Self::SetRequirement { group, .. }
             | Self::SetPlacement { group, .. }
             | Self::RecordMembers { group, .. }
-            | Self::DestroyGroup { group }
+            | Self::DestroyGroup { group, .. }
             | Self::FinishDestroy { group } => RecordKey::Group(*group),
             Self::PutNode(new) => RecordKey::Node(new.id),
             Self::Advertise { node, .. } | Self::RemoveNode { node } => RecordKey::Node(*node),
@@ -271,7 +289,8 @@ impl Operation {
             Self::BeginDrain(new) => RecordKey::Drain(new.node),
             Self::ExtendDrain { node, .. }
             | Self::FinishDrain { node, .. }
-            | Self::EndDrain { node, .. } => RecordKey::Drain(*node),
+            | Self::EndDrain { node, .. }
+            | Self::PassTime { node, .. } => RecordKey::Drain(*node),
             Self::Tick => return None,
         })
     }
@@ -281,8 +300,19 @@ impl Operation {
             Self::CreateGroup(new) => new.check(),
             Self::SetRequirement { requirement, .. } => check_requirement(requirement),
             Self::SetPlacement { placement, .. } => check_placement(placement),
-            Self::RecordMembers { nodes, .. } => {
-                check_count(Subject::Member, nodes.len(), MAX_MEMBERS)
+            Self::RecordMembers { nodes, founding, .. } => {
+                check_count(Subject::Member, nodes.len(), MAX_MEMBERS)?;
+                match founding {
+                    Some(founding) if !founding.is_subset(nodes) => {
+                        Err(malformed("a founding member is none of the members"))
+                    }
+                    _ => Ok(()),
+                }
+            }
+            Self::DestroyGroup { group, .. } => check_not_reserved(*group),
+            Self::PassTime { passed_ms, .. } if *passed_ms > MAX_PASSED_MS => {
+                let (subject, given) = (Subject::Now, *passed_ms);
+                Err(Refusal::BadTime { subject, given, from: 0, to: MAX_PASSED_MS })
             }
             Self::PutNode(new) => check_text(Subject::Address, &new.address, 1, MAX_ADDRESS_BYTES),
             Self::Advertise { capabilities, .. } => {
@@ -293,14 +323,36 @@ impl Operation {
             }
             Self::FoundShardMap { map } => map.validate().map_err(malformed),
             Self::BeginDrain(new) => check_text(Subject::Owner, &new.owner, 1, MAX_TEXT_BYTES),
-            Self::DestroyGroup { .. }
-            | Self::FinishDestroy { .. }
+            Self::FinishDestroy { .. }
             | Self::RemoveNode { .. }
             | Self::SetPlannerMode { .. }
             | Self::ExtendDrain { .. }
             | Self::FinishDrain { .. }
             | Self::EndDrain { .. }
-            | Self::Tick => Ok(()),
+            | Self::Tick
+            | Self::PassTime { .. } => Ok(()),
+        }
+    }
+
+    /// The same as versions understand it that know neither generations nor passed time, for as
+    /// long as one of them holds a replica of the system group: what it refused and others carried
+    /// out, their states would differ by. `None`: they know it as it is.
+    #[must_use]
+    pub fn for_earlier_versions(&self) -> Option<Self> {
+        match self {
+            Self::DestroyGroup { group, generation: Some(_) } => {
+                Some(Self::DestroyGroup { group: *group, generation: None })
+            }
+            Self::RecordMembers { group, config_index, nodes, founding, generation }
+                if founding.is_some() || generation.is_some() =>
+            {
+                let (group, config_index, nodes) = (*group, *config_index, nodes.clone());
+                let (founding, generation) = (None, None);
+                Some(Self::RecordMembers { group, config_index, nodes, founding, generation })
+            }
+            // They take their number of shards from their files; this changes nothing.
+            Self::PassTime { .. } | Self::FoundShardMap { .. } => Some(Self::Tick),
+            _ => None,
         }
     }
 }
@@ -321,6 +373,7 @@ impl NewGroup {
     }
 
     fn check(&self) -> Result<(), Refusal> {
+        check_not_reserved(self.id)?;
         check_count(Subject::Founder, self.founders.len(), MAX_MEMBERS)?;
         check_limit(Subject::Label, self.labels.len(), MAX_LABELS)?;
         let mut keys: Vec<&Name> = self.labels.iter().map(|label| &label.key).collect();
@@ -332,6 +385,14 @@ impl NewGroup {
         check_requirement(&self.requirement)?;
         check_placement(&self.placement)
     }
+}
+
+/// The system group is no group of the catalog: it cannot end or begin by its own order.
+fn check_not_reserved(group: GroupId) -> Result<(), Refusal> {
+    if group == SYSTEM_GROUP {
+        return Err(Refusal::ReservedGroup { group });
+    }
+    Ok(())
 }
 
 fn check_requirement(requirement: &Requirement) -> Result<(), Refusal> {

@@ -139,6 +139,22 @@ pub enum Refusal {
         /// The group.
         group: GroupId,
     },
+    /// The number belongs to the cluster: the group is neither created nor destroyed. Take another.
+    #[error("group {group} is the catalog's own; take another number")]
+    ReservedGroup {
+        /// The group.
+        group: GroupId,
+    },
+    /// Another generation of the group is there than was meant. Look at it, and decide anew.
+    #[error("generation {given} of group {group} is meant, generation {actual} is there")]
+    OtherGeneration {
+        /// The group.
+        group: GroupId,
+        /// The generation that was meant.
+        given: u32,
+        /// The one that is there.
+        actual: u32,
+    },
     /// There is such a group. Take another id, or destroy that one first.
     #[error("group {group} exists since revision {founded}; take another id or destroy it first")]
     GroupExists {
@@ -378,6 +394,8 @@ impl Refusal {
         match self {
             Self::WrongRevision { .. } => "WRONG_REVISION",
             Self::UnknownGroup { .. } => "UNKNOWN_GROUP",
+            Self::ReservedGroup { .. } => "RESERVED_GROUP",
+            Self::OtherGeneration { .. } => "OTHER_GENERATION",
             Self::GroupExists { .. } => "GROUP_EXISTS",
             Self::LifeOver { .. } => "LIFE_OVER",
             Self::Destroying { .. } => "DESTROYING",

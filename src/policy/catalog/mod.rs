@@ -50,6 +50,7 @@ mod tests;
 mod view;
 
 use shardhost_proto::{catalog as wire, log};
+use shardhost_storage::GroupId;
 
 pub use self::command::{Command, NewDrain, NewGroup, NewNode, Operation, Stranding};
 pub use self::error::{MAX_NAMED_GROUPS, Refusal, StrandedCause, StrandedGroup, Subject};
@@ -78,6 +79,13 @@ const VERSION: u8 = 1;
 /// The store of a node that was announced and never seen.
 pub const UNKNOWN_STORE: u64 = 0;
 
+/// The commands that this version understands; 1: those without generations, founding members and
+/// passed time. What another format has is proposed when all replicas of the system group know it.
+pub const COMMAND_FORMAT: u32 = 2;
+
+/// The group whose state the catalog is. It names no such group.
+pub const SYSTEM_GROUP: GroupId = GroupId::new(0);
+
 /// Groups at most.
 pub const MAX_GROUPS: usize = 200_000;
 /// Groups that are gone and remembered. Beyond, the one with the least id is forgotten.
@@ -102,6 +110,8 @@ pub const MAX_ADDRESS_BYTES: usize = 256;
 pub const MAX_TEXT_BYTES: usize = 256;
 /// Longest time from its command to the expiry of a drain: seven days.
 pub const MAX_DRAIN_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
+/// Longest time that passes with one command: an hour.
+pub const MAX_PASSED_MS: u64 = 60 * 60 * 1_000;
 /// Largest time a command may carry: the end of the year 9999, in milliseconds.
 pub const MAX_TIME_MS: u64 = 253_402_300_799_999;
 /// Longest command, in bytes. Nothing within the other bounds comes near it.

@@ -112,7 +112,7 @@ mod tests {
     fn settled(now: Instant, again: Instant) -> (Catalog, Agenda) {
         let mut catalog = Catalog::default();
         put_node(&mut catalog, NODE, 101);
-        create(&mut catalog, 0..1_000);
+        create(&mut catalog, 1..1_000);
         let mut agenda = Agenda::new(NODE, now);
         agenda.take_over(&view(&catalog), now);
         assert_eq!(agenda.next(now, again), Scope::All);
@@ -130,7 +130,7 @@ mod tests {
         let (mut catalog, mut agenda) = settled(now, again);
         assert_eq!(agenda.due(now), again);
         create(&mut catalog, 1_000..1_002);
-        run(&mut catalog, Operation::DestroyGroup { group: GroupId::new(5) });
+        run(&mut catalog, Operation::DestroyGroup { group: GroupId::new(5), generation: None });
         agenda.take_over(&view(&catalog), now);
         agenda.add(groups([7]));
         assert_eq!(agenda.due(now), now);

@@ -4,7 +4,7 @@
 //! A command is sent again only when it surely was not taken; whoever gets
 //! [`CatalogError::Unknown`] looks at the catalog and decides anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,13 +16,14 @@ use shardhost_groups::{GroupId, NodeId, ProposeError, ReadMode};
 use shardhost_proto::system as wire;
 use shardhost_proto::system::catalog_reply::Reply as WireReply;
 use shardhost_proto::system::system_client::SystemClient;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
 use super::{SYSTEM_GROUP, now_ms};
 use crate::host::Host;
 use crate::policy::catalog::{
-    Answer, Command, Done, Operation, Query, Refusal, Revision, decode_reply,
+    Answer, COMMAND_FORMAT, Command, Done, Operation, Query, Refusal, Revision, decode_reply,
 };
 
 /// How long a command or a question is tried.
@@ -33,6 +34,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a node may take to say which commands it understands.
+const FORMAT_PATIENCE: Duration = Duration::from_millis(500);
 /// Between two tries, when nobody knows who leads.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -76,6 +79,11 @@ struct Inner {
     /// Who led last, as somebody said; 0: not known.
     hint: AtomicU64,
     channels: Mutex<BTreeMap<String, SystemClient<Channel>>>,
+    /// The process of each node that said that it understands the commands of this version.
+    formats: Mutex<BTreeMap<NodeId, u64>>,
+    /// Somebody here waits until this revision is known.
+    wanted: AtomicU64,
+    hurry: Notify,
 }
 
 /// What came of asking one node.
@@ -96,6 +104,9 @@ impl CatalogClient {
             founders: founders.into_iter().collect(),
             hint: AtomicU64::new(0),
             channels: Mutex::default(),
+            formats: Mutex::default(),
+            wanted: AtomicU64::new(0),
+            hurry: Notify::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -106,6 +117,15 @@ impl CatalogClient {
     /// [`CatalogError`].
     pub async fn apply(&self, operation: Operation) -> Result<Done, CatalogError> {
         self.run(&Command::new(now_ms(), operation)).await
+    }
+
+    /// The revision of the catalog, at least as it is when this is called.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn revision(&self) -> Result<Revision, CatalogError> {
+        // At time 0 nothing is due: it changes nothing, and comes after everything before it.
+        Ok(self.run(&Command::new(0, Operation::Tick)).await?.revision)
     }
 
     /// Has an operation carried out, unless somebody changed the record since `revision`.
@@ -120,12 +140,37 @@ impl CatalogClient {
         self.run(&Command::new(now_ms(), operation).expecting(revision)).await
     }
 
+    /// Somebody here waits until the view has this revision, which was told of.
+    pub(super) fn want(&self, revision: Revision) {
+        self.inner.wanted.fetch_max(revision.get(), Ordering::Relaxed);
+        self.inner.hurry.notify_one();
+    }
+
+    /// The latest revision that somebody here waits for.
+    pub(super) fn wanted(&self) -> Revision {
+        Revision::new(self.inner.wanted.load(Ordering::Relaxed))
+    }
+
+    /// Resolves when somebody waits for a revision.
+    pub(super) async fn hurried(&self) {
+        self.inner.hurry.notified().await;
+    }
+
     async fn run(&self, command: &Command) -> Result<Done, CatalogError> {
         // What makes no sense anywhere needs no round.
         command.check()?;
-        let bytes = command.encode();
-        let answer = self.until_answered(|node| self.propose_to(node, bytes.clone())).await?;
-        Ok(decode_reply(&answer)?)
+        let propose = async |command: &Command| {
+            let bytes = command.encode();
+            let answer = self.until_answered(|node| self.propose_to(node, bytes.clone())).await?;
+            Ok::<Done, CatalogError>(decode_reply(&answer)?)
+        };
+        let reply = propose(command).await;
+        // Whoever leads may be of an earlier version, which refuses what it does not know.
+        let not_known = matches!(reply, Err(CatalogError::Refused(Refusal::Malformed { .. })));
+        match for_earlier_versions(command).filter(|_| not_known) {
+            Some(earlier) => propose(&earlier).await,
+            None => reply,
+        }
     }
 
     /// Asks the catalog as some node has it, which may be a little behind.
@@ -133,8 +178,24 @@ impl CatalogClient {
     /// # Errors
     /// [`CatalogError`].
     pub async fn query(&self, query: &Query) -> Result<Answer, CatalogError> {
+        self.query_since(query, Revision::default()).await
+    }
+
+    /// The same of a node that has everything up to this revision.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn query_since(
+        &self,
+        query: &Query,
+        least: Revision,
+    ) -> Result<Answer, CatalogError> {
         let bytes = query.encode();
-        let answer = self.until_answered(|node| self.query_at(node, bytes.clone())).await?;
+        let ask = |node| {
+            let asked = self.query_at(node, bytes.clone());
+            async move { not_behind(asked.await, least) }
+        };
+        let answer = self.until_answered(ask).await?;
         Ok(Answer::decode(&answer)?)
     }
 
@@ -191,7 +252,7 @@ impl CatalogClient {
 
     async fn propose_to(&self, node: NodeId, command: Bytes) -> Asked {
         if node == self.inner.host.node_id() {
-            return match propose_here(&self.inner.host, command).await {
+            return match self.propose_here(command).await {
                 Ok(answer) => Asked::Answered(answer),
                 Err(NotHere::Elsewhere { leader, reason }) => Asked::Elsewhere { leader, reason },
                 Err(NotHere::Unknown(message)) => Asked::Unknown(message),
@@ -212,6 +273,64 @@ impl CatalogClient {
                 }
             }
         }
+    }
+
+    /// Proposes a command to this host's replica of the system group, as all replicas of it
+    /// understand the command.
+    pub(super) async fn propose_here(&self, command: Bytes) -> Result<Bytes, NotHere> {
+        let command = self.understood(command).await;
+        propose_here(&self.inner.host, command).await
+    }
+
+    async fn understood(&self, bytes: Bytes) -> Bytes {
+        let Ok(command) = Command::decode(&bytes) else { return bytes };
+        match for_earlier_versions(&command) {
+            Some(earlier) if !self.all_know_format().await => earlier.encode(),
+            _ => bytes,
+        }
+    }
+
+    /// Whether all replicas of the system group understand the commands of this version. One that
+    /// does not answer may not, unless it did before and was not heard as another process since.
+    async fn all_know_format(&self) -> bool {
+        let host = &self.inner.host;
+        let Some(group) = host.group(SYSTEM_GROUP) else { return false };
+        let membership = group.membership();
+        let nodes: BTreeSet<NodeId> =
+            membership.members.values().map(|member| member.node).collect();
+        let peers = host.transport_stats().peers;
+        let heard = |node| peers.iter().find(|peer| peer.node == node)?.incarnation;
+        let asked =
+            nodes.into_iter().filter(|node| *node != host.node_id()).map(|node| async move {
+                let life = heard(node);
+                let known = self.inner.formats.lock().get(&node).copied();
+                if known.is_some_and(|known| life.is_none_or(|life| life == known)) {
+                    return true;
+                }
+                let knows = self.knows_format(node).await;
+                if let (true, Some(life)) = (knows, life) {
+                    self.inner.formats.lock().insert(node, life);
+                }
+                knows
+            });
+        futures::future::join_all(asked).await.into_iter().all(|knows| knows)
+    }
+
+    async fn knows_format(&self, node: NodeId) -> bool {
+        let asking = async {
+            let (mut client, address) = self.connect(node).await.ok()?;
+            match client.format(wire::FormatRequest {}).await {
+                Ok(reply) => Some(reply.into_inner().catalog >= COMMAND_FORMAT),
+                Err(status) => {
+                    if status.code() != tonic::Code::Unimplemented {
+                        self.forget(&address);
+                    }
+                    None
+                }
+            }
+        };
+        let answer = tokio::time::timeout(FORMAT_PATIENCE, asking).await;
+        answer.ok().flatten().unwrap_or(false)
     }
 
     async fn query_at(&self, node: NodeId, query: Bytes) -> Asked {
@@ -315,8 +434,28 @@ pub(super) enum NotHere {
     Unknown(String),
 }
 
+/// What an earlier version understands of a command; `None`: it understands all of it.
+fn for_earlier_versions(command: &Command) -> Option<Command> {
+    let operation = command.operation.for_earlier_versions()?;
+    // Time that passes names no record there.
+    let expected = command.expected.filter(|_| operation.target().is_some());
+    Some(Command { operation, expected, ..command.clone() })
+}
+
+/// An answer counts if it is of this revision or a later one.
+fn not_behind(asked: Asked, least: Revision) -> Asked {
+    let Asked::Answered(bytes) = asked else { return asked };
+    match Answer::decode(&bytes) {
+        Ok(answer) if answer.revision < least => Asked::Elsewhere {
+            leader: None,
+            reason: format!("it has revision {}, {least} is known", answer.revision),
+        },
+        _ => Asked::Answered(bytes),
+    }
+}
+
 /// Proposes a command to this host's replica of the system group.
-pub(super) async fn propose_here(host: &Host, command: Bytes) -> Result<Bytes, NotHere> {
+async fn propose_here(host: &Host, command: Bytes) -> Result<Bytes, NotHere> {
     let Some(group) = host.group(SYSTEM_GROUP) else {
         let reason = "it holds no replica of the system group".to_owned();
         return Err(NotHere::Elsewhere { leader: None, reason });

@@ -16,13 +16,17 @@ pub(super) async fn open_or_found(
     options: &SystemOptions,
     stop: &CancellationToken,
 ) -> Result<(), OpenGroupError> {
-    let stored = host.stored_group(SYSTEM_GROUP)?.is_some();
+    // One that cannot even be read is held, too.
+    let stored = !matches!(host.stored_group(SYSTEM_GROUP), Ok(None));
     let holds = stored || host.tombstone(SYSTEM_GROUP)?.is_some();
     let founder = options.founders.contains(&host.node_id());
     let decided = founder && begin(host, options, holds).await?;
     if stored {
-        host.open_group(SYSTEM_GROUP, CatalogMachine::default()).await?;
-        return Ok(());
+        return match host.open_group(SYSTEM_GROUP, CatalogMachine::default()).await {
+            // It is parked; the catalog is followed by asking others.
+            Err(_) if host.parked_replica(SYSTEM_GROUP).is_some() => Ok(()),
+            opened => opened.map(drop),
+        };
     }
     if !founder || holds {
         return Ok(());

@@ -4,6 +4,15 @@
 //! What is to be done is decided by [`reconcile`]; here it is carried out. A round is about the groups
 //! that changed; everything is compared from time to time, and when something failed, so a host that
 //! was away catches up by itself.
+//!
+//! Steps are carried out side by side, and no round waits for them: of a group whose step is under way,
+//! held up by a state machine, no other step begins, and all other groups go on.
+//!
+//! A view may be behind. What creates replicas or changes a group is therefore decided once more by the
+//! catalog as it is, after the group was looked at, and a change is for the configuration that was seen.
+
+mod looking;
+mod members;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,19 +22,22 @@ use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use shardhost_groups::leadership::{GroupSelector, HookKind, LeadershipEvent};
 use shardhost_groups::runtime::{Destruction, MachineFactory};
-use shardhost_groups::{GroupId, GroupSpec, GroupStatus, NodeId, ReplicaId, Role};
-use shardhost_storage::Membership;
+use shardhost_groups::{GroupId, GroupSpec, LogIndex};
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::looking::Looked;
+pub(crate) use self::looking::life_of;
+use self::members::news_of_members;
 use super::agenda::{Agenda, Scope};
 use super::client::{CatalogClient, CatalogError};
-use super::{CatalogView, GroupMachines, SYSTEM_GROUP, now_ms};
+use super::{CatalogView, GroupMachines, fresh_view};
 use crate::host::Host;
 use crate::policy::catalog::{
-    Action, DrainIntent, DrainState as IntentState, Held, HeldState, Local, Oddity, Operation,
-    RecordKey, Round, Step, View, reconcile, reconcile_only,
+    Action, DrainIntent, DrainState as IntentState, Local, Oddity, Operation, RecordKey, Round,
+    Step, View, reconcile, reconcile_only,
 };
 use crate::policy::drains::Drains;
 use crate::policy::{DrainOptions, DrainState, Fallback};
@@ -40,6 +52,10 @@ const DRAIN_LOOK: Duration = Duration::from_millis(100);
 const GATHER: Duration = Duration::from_millis(10);
 /// Steps of one round.
 const MAX_STEPS: usize = 4_096;
+/// Groups with which something is under way.
+const MAX_UNDER_WAY: usize = 16_384;
+/// Replicas that are created with one write.
+const CREATED_TOGETHER: usize = 512;
 /// Groups of which a round tells the catalog the members.
 const MAX_TOLD: usize = 256;
 /// Commands about members under way.
@@ -60,7 +76,9 @@ pub(super) async fn keep(
     let hook = host.on_leadership(GroupSelector::All, HookKind::Dispatched, note);
     let agenda = Agenda::new(host.node_id(), Instant::now());
     let from = GroupId::new(0);
-    let keeper = Keeper { host, client, view, machines, drains, agenda, from, told: 0 };
+    let (steps, under_way) = (JoinSet::new(), BTreeSet::new());
+    let mut keeper =
+        Keeper { host, client, view, machines, drains, agenda, steps, under_way, from, told: 0 };
     stop.run_until_cancelled(keeper.run(&led)).await;
     drop(hook);
 }
@@ -86,6 +104,13 @@ impl Led {
 /// A replica that is to be created, and what makes its state machine.
 type Fresh = (GroupSpec, MachineFactory);
 
+/// What was done with some groups, or why not: tried again then.
+#[derive(Debug)]
+struct Ended {
+    groups: Vec<GroupId>,
+    failed: Option<String>,
+}
+
 struct Keeper {
     host: Host,
     client: CatalogClient,
@@ -93,6 +118,10 @@ struct Keeper {
     machines: Arc<dyn GroupMachines>,
     drains: Arc<Drains>,
     agenda: Agenda,
+    /// What is under way.
+    steps: JoinSet<Ended>,
+    /// The groups that it is about.
+    under_way: BTreeSet<GroupId>,
     /// Where the next round about everything begins.
     from: GroupId,
     /// Oddities that were told to people, so that they are told once.
@@ -100,7 +129,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(mut self, led: &Led) {
+    async fn run(&mut self, led: &Led) {
         loop {
             let known = self.view.borrow_and_update().clone();
             let pause = match known {
@@ -114,41 +143,45 @@ impl Keeper {
             tokio::select! {
                 changed = self.view.changed() => if changed.is_err() { return },
                 () = led.noted.notified() => {}
+                Some(ended) = self.steps.join_next() => self.settle(ended),
                 () = tokio::time::sleep(pause) => {}
             }
             tokio::time::sleep(GATHER).await;
+            while let Some(ended) = self.steps.try_join_next() {
+                self.settle(ended);
+            }
         }
     }
 
     /// Does what can be done; says when to look again.
     async fn round(&mut self, view: &View) -> Duration {
         let now = Instant::now();
-        let scope = self.agenda.next(now, now + ROUND_EVERY);
-        let round = self.compare(view, &scope);
-        let steps = round.steps.len();
-        let failed = self.carry_out(round.steps).await;
-        let members = self.tell_members(view, &scope).await;
         let node = self.host.node_id();
         let drain = self.follow_drain(view, view.drains().get(&node).map(AsRef::as_ref)).await;
-        let members = members.map(|untold| self.agenda.add(untold));
+        let scope = self.agenda.next(now, now + ROUND_EVERY);
+        let looked = self.look(view, &scope);
+        let mut round = self.compare(view, &looked, &scope);
+        let steps = round.steps.len();
+        round.steps.retain(|step| !self.under_way.contains(&step.group));
+        self.decide_anew(&mut round.steps, &looked).await;
+        self.carry_out(round.steps, &looked.configs);
+        let members = self.tell_members(view, &scope).await;
         let now = Instant::now();
-        match (failed, members, round.next) {
-            (0, Ok(()), None) => {}
-            // A full round that did something goes on at once.
-            (0, Ok(()), Some(next)) if steps > 0 => self.go_on(scope, next, now),
-            _ => self.agenda.all_by(now + RETRY_AFTER),
+        match members.map(|untold| self.agenda.add(untold)) {
+            Ok(()) => match round.next {
+                None => {}
+                // A full round that did something goes on at once.
+                Some(next) if steps > 0 => self.go_on(scope, next, now),
+                Some(_) => self.agenda.all_by(now + RETRY_AFTER),
+            },
+            Err(_) => self.agenda.all_by(now + RETRY_AFTER),
         }
         let pause = self.agenda.due(now) - now;
         drain.map_or(pause, |look| look.min(pause))
     }
 
-    fn compare(&mut self, view: &View, scope: &Scope) -> Round {
-        let held = match scope {
-            Scope::All => self.all_held(view),
-            Scope::Only(groups) => self.held(view, groups.iter().copied()),
-        };
-        let (node, store) = (self.host.node_id(), self.host.store_id());
-        let local = Local { node, store, held: &held };
+    fn compare(&mut self, view: &View, looked: &Looked, scope: &Scope) -> Round {
+        let local = self.local(looked);
         if let Scope::Only(groups) = scope {
             return reconcile_only(view, local, groups, MAX_STEPS);
         }
@@ -158,58 +191,38 @@ impl Keeper {
         round
     }
 
+    fn local<'a>(&self, looked: &'a Looked) -> Local<'a> {
+        Local { node: self.host.node_id(), store: self.host.store_id(), held: &looked.held }
+    }
+
+    /// The steps that remain when the catalog is asked as it is: a change of it that was acknowledged
+    /// before a group was looked at is not undone, and no replica is founded of a member that is
+    /// replaced. Ends that were ordered stay ordered.
+    async fn decide_anew(&mut self, steps: &mut Vec<Step>, looked: &Looked) {
+        let depends = |step: &Step| !matches!(step.action, Action::Destroy { .. });
+        let groups: BTreeSet<GroupId> =
+            steps.iter().filter(|step| depends(step)).map(|step| step.group).collect();
+        if groups.is_empty() {
+            return;
+        }
+        steps.retain(|step| !depends(step));
+        match fresh_view(&self.client, &mut self.view.clone()).await {
+            Ok(view) => {
+                let anew = reconcile_only(&view, self.local(looked), &groups, MAX_STEPS);
+                steps.extend(anew.steps);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the catalog is not followed; tried again");
+                self.agenda.all_by(Instant::now() + RETRY_AFTER);
+            }
+        }
+    }
+
     /// What a round had no room for is looked at by the next one.
     fn go_on(&mut self, scope: Scope, next: GroupId, now: Instant) {
         match scope {
             Scope::All => self.agenda.all_by(now),
             Scope::Only(mut groups) => self.agenda.add(groups.split_off(&next)),
-        }
-    }
-
-    /// What this host holds, with what is left of groups that it held.
-    fn all_held(&self, view: &View) -> BTreeMap<GroupId, Held> {
-        let open = self.host.groups().into_iter().map(|group| group.id());
-        let node = self.host.node_id();
-        let founded = view.groups().values().filter(|group| group.founders.contains(&node));
-        let groups: BTreeSet<GroupId> = open.chain(founded.map(|group| group.id)).collect();
-        self.held(view, groups)
-    }
-
-    /// What this host holds of these groups, or what is left of them if it founded them.
-    fn held(
-        &self,
-        view: &View,
-        groups: impl IntoIterator<Item = GroupId>,
-    ) -> BTreeMap<GroupId, Held> {
-        let node = self.host.node_id();
-        let founded = |id| view.groups().get(&id).is_some_and(|one| one.founders.contains(&node));
-        let held = |id| match self.host.group(id) {
-            Some(group) => Some(held_of(&group.status())),
-            None if founded(id) => self.left_of(id),
-            None => None,
-        };
-        let groups = groups.into_iter().filter(|id| *id != SYSTEM_GROUP);
-        groups.filter_map(|id| Some((id, held(id)?))).collect()
-    }
-
-    /// What the log holds of a group that is not open here.
-    fn left_of(&self, id: GroupId) -> Option<Held> {
-        let stored = self.host.stored_group(id);
-        let tombstone = stored.and_then(|stored| match stored {
-            // On its way in or out.
-            Some(meta) => Ok(Some((life_of_members(&meta.membership), HeldState::Ending))),
-            None => {
-                let left = self.host.tombstone(id)?;
-                Ok(left.map(|replica| (life_of(replica), HeldState::Gone)))
-            }
-        });
-        match tombstone {
-            Ok(left) => left.map(|(incarnation, state)| Held { incarnation, state }),
-            // What is not known to be absent is not created.
-            Err(error) => {
-                tracing::error!(group = %id, %error, "what is left of a group is not known");
-                Some(Held { incarnation: 0, state: HeldState::Ending })
-            }
         }
     }
 
@@ -230,71 +243,70 @@ impl Keeper {
         self.told = oddities;
     }
 
-    /// Carries steps out; says how many failed.
-    async fn carry_out(&self, steps: Vec<Step>) -> usize {
-        let (mut fresh, mut failed) = (Vec::new(), 0);
+    /// Begins to carry steps out.
+    fn carry_out(&mut self, steps: Vec<Step>, configs: &BTreeMap<GroupId, LogIndex>) {
+        let mut fresh = Vec::new();
         for Step { group, action, reason } in steps {
-            let done = match action {
+            if self.under_way.len() >= MAX_UNDER_WAY {
+                self.agenda.all_by(Instant::now() + RETRY_AFTER);
+                break;
+            }
+            self.under_way.insert(group);
+            match action {
                 Action::Create { spec } => {
                     tracing::debug!(%group, %reason, "a replica is created");
                     fresh.push(spec);
-                    Ok(())
                 }
                 Action::Destroy { incarnation } => {
                     tracing::info!(%group, incarnation, %reason, "a replica is destroyed");
-                    self.destroy(group, incarnation).await
+                    let (host, machines) = (self.host.clone(), Arc::clone(&self.machines));
+                    self.begin(group, destroy(host, machines, group, incarnation));
                 }
-                Action::SetRequirement { requirement } => match self.host.group(group) {
-                    Some(replica) => {
-                        let changed = replica.require(requirement, None).await;
+                Action::SetRequirement { requirement } => {
+                    let (host, seen) = (self.host.clone(), configs.get(&group).copied());
+                    self.begin(group, async move {
+                        let Some(replica) = host.group(group) else { return Ok(()) };
+                        let changed = replica.require(requirement, seen).await;
                         changed.map(drop).map_err(|error| error.to_string())
-                    }
-                    None => Ok(()),
-                },
-            };
-            if let Err(error) = done {
-                tracing::warn!(%group, %reason, error, "the catalog is not followed; tried again");
-                failed += 1;
+                    });
+                }
             }
         }
-        failed + self.create(fresh).await
+        for specs in fresh.chunks(CREATED_TOGETHER) {
+            let (host, machines) = (self.host.clone(), Arc::clone(&self.machines));
+            self.steps.spawn(create(host, machines, specs.to_vec()));
+        }
     }
 
-    /// Creates replicas: all with one write, or those that can be, one by one.
-    async fn create(&self, specs: Vec<GroupSpec>) -> usize {
-        if specs.is_empty() {
-            return 0;
-        }
-        let count = specs.len();
-        let fresh = specs.iter().cloned().map(|spec| self.with_machine(spec)).collect();
-        if self.host.create_groups_with(fresh).await.is_ok() {
-            tracing::info!(count, "replicas are created as the catalog intends");
-            return 0;
-        }
-        let mut failed = 0;
-        for spec in specs {
-            let (spec, machine) = self.with_machine(spec);
-            let group = spec.id;
-            if let Err(error) = self.host.create_group_with(spec, machine).await {
-                tracing::warn!(%group, %error, "a replica is not created; tried again");
-                failed += 1;
+    fn begin(
+        &mut self,
+        group: GroupId,
+        step: impl Future<Output = Result<(), String>> + Send + 'static,
+    ) {
+        self.steps.spawn(async move { Ended { groups: vec![group], failed: step.await.err() } });
+    }
+
+    /// Work is over; the groups that it was about can be looked at again.
+    fn settle(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                tracing::error!(%error, "a step that the catalog intends panicked");
+                // Which groups it was about is not known: a step with any of them may begin again,
+                // for a group is held by one step at a time anyway.
+                self.under_way.clear();
+                self.agenda.all_by(Instant::now() + RETRY_AFTER);
+                return;
             }
+        };
+        ended.groups.iter().for_each(|group| {
+            self.under_way.remove(group);
+        });
+        if let Some(error) = ended.failed {
+            let group = ended.groups.first();
+            tracing::warn!(?group, error, "the catalog is not followed; tried again");
+            self.agenda.all_by(Instant::now() + RETRY_AFTER);
         }
-        failed
-    }
-
-    fn with_machine(&self, spec: GroupSpec) -> Fresh {
-        let machines = Arc::clone(&self.machines);
-        let (group, kind) = (spec.id, spec.kind.clone());
-        (spec, Box::new(move || machines.create(group, &kind)))
-    }
-
-    /// Destroys the replica of one generation of the group, and its state with it.
-    async fn destroy(&self, group: GroupId, generation: u32) -> Result<(), String> {
-        let machines = Arc::clone(&self.machines);
-        let clear = move || machines.destroy(group);
-        let destruction = Destruction::new(group).generation(generation).clear(clear);
-        self.host.destroy_replica(destruction).await.map_err(|error| error.to_string())
     }
 
     /// Tells the catalog who belongs to the groups that are led here, where it knows otherwise.
@@ -371,47 +383,42 @@ impl Keeper {
     }
 }
 
-fn options_of(intent: &DrainIntent) -> DrainOptions {
-    let left = Duration::from_millis(intent.deadline_ms.saturating_sub(now_ms()));
-    // Whatever is to happen then, the catalog does, and this node follows.
-    DrainOptions::default().deadline(left).fallback(Fallback::KeepDraining)
-}
-
-fn held_of(status: &GroupStatus) -> Held {
-    let state = match &status.role {
-        Role::Leader => HeldState::Leads(status.membership.requirement.clone()),
-        Role::Failed(_) => HeldState::Failed,
-        Role::Stopped | Role::Removed => HeldState::Ending,
-        _ => HeldState::Follows,
+/// Creates replicas: all with one write, or those that can be, one by one.
+async fn create(host: Host, machines: Arc<dyn GroupMachines>, specs: Vec<GroupSpec>) -> Ended {
+    let with_machine = |spec: &GroupSpec| -> Fresh {
+        let (machines, spec) = (Arc::clone(&machines), spec.clone());
+        let (group, kind) = (spec.id, spec.kind.clone());
+        (spec, Box::new(move || machines.create(group, &kind)))
     };
-    Held { incarnation: life_of(status.replica), state }
-}
-
-/// How many lives a group had before the one that a replica belongs to.
-pub(super) const fn life_of(replica: ReplicaId) -> u32 {
-    (replica.get() >> 32) as u32
-}
-
-fn life_of_members(membership: &Membership) -> u32 {
-    membership.members.keys().next_back().map_or(0, |replica| life_of(*replica))
-}
-
-/// What the catalog is to be told of the members of a group that is led here, if it knows the group
-/// with others.
-fn news_of_members(view: &View, status: &GroupStatus) -> Option<Operation> {
-    let known = view.groups().get(&status.id)?;
-    if !status.is_leader() || !status.serving && status.caretaker.is_none() {
-        return None;
+    let (count, groups) = (specs.len(), specs.iter().map(|spec| spec.id).collect());
+    if host.create_groups_with(specs.iter().map(with_machine).collect()).await.is_ok() {
+        tracing::info!(count, "replicas are created as the catalog intends");
+        return Ended { groups, failed: None };
     }
-    let nodes: BTreeSet<NodeId> =
-        status.membership.members.values().map(|member| member.node).collect();
-    let known_index = known.reported.as_ref().map(|members| members.config_index);
-    let config_index = status.config_index();
-    let newer = known_index.is_none_or(|known| known < config_index);
-    let group = status.id;
-    (newer && !nodes.iter().eq(known.members())).then_some(Operation::RecordMembers {
-        group,
-        config_index,
-        nodes,
-    })
+    let mut failed = None;
+    for fresh in specs.iter().map(with_machine) {
+        let (group, (spec, machine)) = (fresh.0.id, fresh);
+        if let Err(error) = host.create_group_with(spec, machine).await {
+            tracing::warn!(%group, %error, "a replica is not created; tried again");
+            failed.get_or_insert_with(|| error.to_string());
+        }
+    }
+    Ended { groups, failed }
+}
+
+/// Destroys the replica of one generation of the group, and its state with it.
+async fn destroy(
+    host: Host,
+    machines: Arc<dyn GroupMachines>,
+    group: GroupId,
+    generation: u32,
+) -> Result<(), String> {
+    let clear = move || machines.destroy(group);
+    let destruction = Destruction::new(group).generation(generation).clear(clear);
+    host.destroy_replica(destruction).await.map_err(|error| error.to_string())
+}
+
+fn options_of(intent: &DrainIntent) -> DrainOptions {
+    // Whatever is to happen then, the catalog does, and this node follows.
+    DrainOptions::default().deadline(intent.left()).fallback(Fallback::KeepDraining)
 }

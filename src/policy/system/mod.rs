@@ -7,7 +7,7 @@
 //! | `follower` | a view of the catalog on every host |
 //! | `founding` | this host's replica of the system group: opened, or created by the first founders |
 //! | `keeper`, `agenda` | doing on a host what the catalog intends; to which groups |
-//! | `registrar` | telling the catalog of this node, and what it begins with |
+//! | `registrar`, `drain_clocks` | telling the catalog of this node, what it begins with, and that time passes |
 //! | `report`, `facts`, `observe` | what a host tells the planner, and the picture that comes of it |
 //! | `planning`, `moves` | the planner's rounds, and what hosts do with its orders |
 //! | `shard_map` | which shards there are, as the catalog has it |
@@ -18,6 +18,7 @@
 
 mod agenda;
 mod client;
+mod drain_clocks;
 mod facts;
 mod follower;
 mod founding;
@@ -48,15 +49,15 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::client::{CatalogClient, CatalogError};
+pub(crate) use self::keeper::life_of;
 pub use self::service::SystemService;
-use super::catalog::{NewGroup, Operation, PlannerMode, View};
+pub use super::catalog::SYSTEM_GROUP;
+use super::catalog::{NewGroup, PlannerMode, Revision, View};
 use super::drains::Drains;
 use super::executor::{Epoch, ExecutorSettings, Fence};
 use crate::host::Host;
 use crate::shards::ShardMap;
 
-/// The system group. No other group may have this number.
-pub const SYSTEM_GROUP: GroupId = GroupId::new(0);
 /// The kind of its state machine.
 pub const SYSTEM_KIND: &str = "catalog";
 /// Nodes that found the system group at most, when nothing else is said: more voters make it slower
@@ -238,16 +239,14 @@ impl System {
     /// # Errors
     /// [`CatalogError`]: it does not answer, or this host does not hear of it in time.
     pub async fn fresh_view(&self) -> Result<Arc<View>, CatalogError> {
-        // Time passing changes nothing that is not due, and comes after everything before it.
-        let now = self.inner.client.apply(Operation::Tick).await?;
-        let mut view = self.inner.view.subscribe();
-        let fresh =
-            |view: &CatalogView| view.as_ref().is_some_and(|view| view.revision() >= now.revision);
-        let waited = tokio::time::timeout(FRESH_WITHIN, view.wait_for(fresh)).await;
-        let known = waited.ok().and_then(Result::ok).and_then(|view| view.clone());
-        known.ok_or_else(|| CatalogError::Unknown {
-            message: format!("revision {} is not heard of here", now.revision),
-        })
+        fresh_view(&self.inner.client, &mut self.inner.view.subscribe()).await
+    }
+    /// The catalog as this host knows it, once it knows this revision.
+    ///
+    /// # Errors
+    /// [`CatalogError::Unknown`]: this host does not hear of it in time.
+    pub async fn view_at(&self, revision: Revision) -> Result<Arc<View>, CatalogError> {
+        view_at(&self.inner.client, &mut self.inner.view.subscribe(), revision).await
     }
     /// The drains of this node.
     #[must_use]
@@ -276,8 +275,8 @@ impl System {
         let leader_node = leader.map_or(0, |leader| leader.node.get());
         let mut reply = balance::PlannerReply { leader_node, ..Default::default() };
         let Some(planner) = self.inner.planner.lock().clone() else { return Ok(reply) };
-        let planner = planner.lock();
-        let now = now_ms();
+        let now = planner.clock.now_ms();
+        let planner = planner.executor.lock();
         let unwritable = |error: serde_json::Error| tonic::Status::internal(error.to_string());
         let status = serde_json::to_vec(&planner.status(now)).map_err(unwritable)?;
         reply.status = status.into();
@@ -304,9 +303,10 @@ impl System {
 }
 
 impl Inner {
-    /// Whether no replica of a group is here, or on its way out.
+    /// Whether no replica of a group is here, or on its way out, and nothing remains of one.
     fn is_gone(&self, group: GroupId) -> Result<bool, OpenGroupError> {
-        Ok(self.host.group(group).is_none() && self.host.stored_group(group)?.is_none())
+        let held = self.host.group(group).is_some() || self.host.has_remains(group);
+        Ok(!held && self.host.stored_group(group)?.is_none())
     }
 
     /// What this host tells a planner.
@@ -318,6 +318,32 @@ impl Inner {
     fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }
+}
+
+/// The catalog as it is at least when this is called.
+async fn fresh_view(
+    client: &CatalogClient,
+    view: &mut watch::Receiver<CatalogView>,
+) -> Result<Arc<View>, CatalogError> {
+    let revision = client.revision().await?;
+    view_at(client, view, revision).await
+}
+
+/// The catalog as this host knows it, once it knows this revision.
+async fn view_at(
+    client: &CatalogClient,
+    view: &mut watch::Receiver<CatalogView>,
+    revision: Revision,
+) -> Result<Arc<View>, CatalogError> {
+    let fresh = |view: &CatalogView| view.as_ref().is_some_and(|view| view.revision() >= revision);
+    if !fresh(&view.borrow()) {
+        client.want(revision);
+    }
+    let waited = tokio::time::timeout(FRESH_WITHIN, view.wait_for(fresh)).await;
+    let known = waited.ok().and_then(Result::ok).and_then(|view| view.clone());
+    known.ok_or_else(|| CatalogError::Unknown {
+        message: format!("revision {revision} is not heard of here"),
+    })
 }
 
 /// Milliseconds since 1970, by this machine's clock.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::facts::{Facts, Gathered, controls};
 use super::moves::{MAX_MOVES, Outcome, ending_of, outcome_from_wire};
-use super::{Inner, now_ms};
+use super::{Inner, now_ms as time_of_day_ms};
 use crate::policy::catalog::View;
 use crate::policy::executor::{Ending, Epoch, Executor, ExecutorSettings, Mode, Order, Ticket};
 
@@ -29,8 +29,13 @@ pub(super) const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Outcomes that wait to be told to the executor.
 const MAX_OUTCOMES: usize = 4_096;
 
-/// The executor of this host's leadership of the system group, shared with those who ask it.
-pub(super) type Shared = Arc<Mutex<Executor>>;
+/// The executor of this host's leadership of the system group and its clock, shared with those who
+/// ask it.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    pub(super) executor: Arc<Mutex<Executor>>,
+    pub(super) clock: PlannerClock,
+}
 
 /// Plans until `lost`.
 pub(super) async fn plan(
@@ -39,14 +44,17 @@ pub(super) async fn plan(
     settings: ExecutorSettings,
     lost: CancellationToken,
 ) {
-    let executor: Shared = Arc::new(Mutex::new(Executor::new(epoch, now_ms(), settings)));
+    let clock = PlannerClock::new(Instant::now(), time_of_day_ms());
+    let executor = Arc::new(Mutex::new(Executor::new(epoch, clock.now_ms(), settings)));
     if let Some(inner) = inner.upgrade() {
-        *inner.planner.lock() = Some(Arc::clone(&executor));
+        let executor = Arc::clone(&executor);
+        *inner.planner.lock() = Some(Shared { executor, clock });
     }
     let (sender, outcomes) = mpsc::channel(MAX_OUTCOMES);
     let driver = Driver {
         inner: inner.clone(),
         executor,
+        clock,
         epoch,
         sender,
         facts: Facts::default(),
@@ -57,15 +65,42 @@ pub(super) async fn plan(
     if let Some(inner) = inner.upgrade() {
         let mut current = inner.planner.lock();
         // A later leadership may have begun.
-        if current.as_ref().is_some_and(|current| current.lock().epoch() == epoch) {
+        if current.as_ref().is_some_and(|current| current.executor.lock().epoch() == epoch) {
             *current = None;
         }
     }
 }
 
+/// The time of one planner: it begins with the time of day and never jumps, whatever becomes of that.
+/// All times that a planner keeps are of this clock; what hosts tell of the past, they tell by its
+/// age.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PlannerClock {
+    began: Instant,
+    began_ms: u64,
+}
+
+impl PlannerClock {
+    /// A clock that begins at `began`, which is `began_ms` milliseconds after 1970.
+    pub(super) const fn new(began: Instant, began_ms: u64) -> Self {
+        Self { began, began_ms }
+    }
+
+    /// Milliseconds, at least those that it began with.
+    pub(super) fn at(&self, now: Instant) -> u64 {
+        let passed = now.saturating_duration_since(self.began).as_millis();
+        self.began_ms.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn now_ms(&self) -> u64 {
+        self.at(Instant::now())
+    }
+}
+
 struct Driver {
     inner: Weak<Inner>,
-    executor: Shared,
+    executor: Arc<Mutex<Executor>>,
+    clock: PlannerClock,
     epoch: Epoch,
     sender: mpsc::Sender<(Ticket, Ending)>,
     facts: Facts,
@@ -93,7 +128,7 @@ impl Driver {
                     }
                     let mut executor = self.executor.lock();
                     for (ticket, ending) in ended.drain(..) {
-                        executor.ended(ticket, now_ms(), ending);
+                        executor.ended(ticket, self.clock.now_ms(), ending);
                     }
                 }
                 Some(_) = self.sending.join_next() => continue,
@@ -110,9 +145,9 @@ impl Driver {
         if mode == Mode::Off {
             self.executor.lock().control(mode, stopped);
         } else if self.gathering.is_empty() {
-            self.facts.look_who_is_alive(&live_nodes(&inner), now_ms());
+            self.facts.look_who_is_alive(&live_nodes(&inner), self.clock.now_ms());
             let known = self.facts.known_digests();
-            self.gathering.push(tokio::spawn(gather(inner, view, self.epoch, known)));
+            self.gathering.push(tokio::spawn(gather(inner, view, (self.epoch, self.clock), known)));
         }
         Some(())
     }
@@ -123,10 +158,11 @@ impl Driver {
         let controls = controls(&gathered.view, inner.local_stop());
         drop(inner);
         self.facts.take_in(gathered);
-        if self.facts.rest(&self.executor.lock().status(now_ms())) {
+        let now_ms = self.clock.now_ms();
+        if self.facts.rest(&self.executor.lock().status(now_ms)) {
             return;
         }
-        let Some(observation) = self.facts.observation(now_ms(), controls) else { return };
+        let Some(observation) = self.facts.observation(now_ms, controls) else { return };
         let executor = Arc::clone(&self.executor);
         let planned = tokio::task::spawn_blocking(move || executor.lock().round(observation)).await;
         match planned {
@@ -152,7 +188,7 @@ impl Driver {
                 let (mode, stopped) = controls(view, inner.local_stop());
                 executor.control(mode, stopped);
             }
-            executor.next_orders(now_ms())
+            executor.next_orders(self.clock.now_ms())
         };
         let mut by_giver: BTreeMap<NodeId, Vec<Order>> = BTreeMap::new();
         for order in orders {
@@ -178,10 +214,10 @@ fn live_nodes(inner: &Inner) -> BTreeMap<NodeId, u64> {
 async fn gather(
     inner: Arc<Inner>,
     view: Arc<View>,
-    epoch: Epoch,
+    (epoch, clock): (Epoch, PlannerClock),
     known: BTreeMap<NodeId, u64>,
 ) -> Gathered {
-    let asked_ms = now_ms();
+    let asked_ms = clock.now_ms();
     let asks = view.nodes().keys().map(|node| {
         let request = wire::ReportRequest {
             epoch: epoch.get(),

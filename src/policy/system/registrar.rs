@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use shardhost_groups::{GroupId, NodeId};
@@ -11,12 +11,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{CatalogClient, CatalogError};
+use super::drain_clocks::DrainClocks;
 use super::shard_map::{self, Agreement};
-use super::{CatalogView, NodeFacts, now_ms};
+use super::{CatalogView, NodeFacts};
 use crate::host::Host;
 use crate::policy::catalog::{
-    Advert, DrainIntent, DrainState, GroupRecord, GroupState, Name, NewGroup, NewNode, NodeRecord,
-    Operation, PlannerMode, Refusal, Revision, Subject, UNKNOWN_STORE, View,
+    Advert, GroupRecord, GroupState, Name, NewGroup, NewNode, NodeRecord, Operation, PlannerMode,
+    Refusal, Revision, Subject, UNKNOWN_STORE, View,
 };
 use crate::shards::ShardMap;
 
@@ -86,7 +87,13 @@ async fn compare(
     let known = view.nodes().get(&node).map(AsRef::as_ref);
     let record = new_node(host, known, facts)?;
     if known.is_none_or(|known| !is_as(known, &record)) {
-        client.apply(Operation::PutNode(record)).await?;
+        // What operators changed stays: a view may be from before that.
+        let seen = known.map_or_else(Revision::default, |known| known.revision);
+        match client.apply_expecting(seen, Operation::PutNode(record)).await {
+            Ok(_) => {}
+            Err(CatalogError::Refused(Refusal::WrongRevision { .. })) => return Ok(()),
+            Err(error) => return Err(error),
+        }
     }
     let (incarnation, capabilities) = (host.incarnation(), names(host)?);
     let advert = known.and_then(|known| known.advert.as_ref());
@@ -150,8 +157,9 @@ pub(super) async fn lead(
     let work = async {
         let mut trouble = Trouble::default();
         let (complete, created) = (None, Revision::default());
-        let told_mismatch = false;
-        let mut tender = Tender { host, client, beginning, complete, created, told_mismatch };
+        let (clocks, told_mismatch) = (DrainClocks::default(), false);
+        let mut tender =
+            Tender { host, client, beginning, clocks, complete, created, told_mismatch };
         loop {
             let known = view.borrow_and_update().clone();
             if let Some(view) = known {
@@ -172,6 +180,7 @@ struct Tender {
     host: Host,
     client: CatalogClient,
     beginning: Beginning,
+    clocks: DrainClocks,
     /// The view in which nothing was to be done for any group.
     complete: CatalogView,
     /// The last change that was made for groups. A view from before it lacks what is there.
@@ -183,9 +192,15 @@ struct Tender {
 impl Tender {
     async fn tend(&mut self, view: &Arc<View>) -> Result<(), CatalogError> {
         self.begin_settings(view).await?;
-        let now = now_ms();
-        if view.drains().values().any(|drain| is_due(drain, now)) {
-            self.client.apply(Operation::Tick).await?;
+        for (drain, passed_ms) in self.clocks.to_tell(view, Instant::now()) {
+            let (node, intent) = (drain.node, drain.id);
+            let operation = Operation::PassTime { node, intent, passed_ms };
+            match self.client.apply_expecting(drain.revision, operation).await {
+                Ok(done) => self.clocks.told(node, done.revision, passed_ms),
+                // Somebody changed it meanwhile.
+                Err(CatalogError::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         let looked_at = self.complete.as_ref().is_some_and(|one| Arc::ptr_eq(one, view));
         if looked_at || view.revision() < self.created {
@@ -227,12 +242,6 @@ impl Tender {
             Err(error) => Err(error),
         }
     }
-}
-
-/// Whether the time of a drain is over.
-fn is_due(drain: &DrainIntent, now_ms: u64) -> bool {
-    let overdue = drain.state == DrainState::Draining && drain.deadline_ms <= now_ms;
-    overdue || drain.expires_ms <= now_ms
 }
 
 /// Registers founders that were never here, so that groups begin without waiting for them. They say

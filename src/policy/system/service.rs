@@ -11,8 +11,8 @@ use shardhost_proto::system::system_server::System as SystemRpc;
 use tonic::{Request, Response, Status};
 
 use super::Inner;
-use super::client::{NotHere, propose_here, query_here};
-use crate::policy::catalog::{Command, encode_reply};
+use super::client::{NotHere, query_here};
+use crate::policy::catalog::{COMMAND_FORMAT, Command, encode_reply};
 
 /// See [`super::System::service`].
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl SystemRpc for SystemService {
         if let Err(refusal) = Command::decode(&command).and_then(|command| command.check()) {
             return Ok(answer(encode_reply(&Err(refusal))));
         }
-        match propose_here(&self.inner.host, command).await {
+        match self.inner.client.propose_here(command).await {
             Ok(bytes) => Ok(answer(bytes)),
             Err(NotHere::Elsewhere { leader, reason }) => {
                 Ok(elsewhere(leader.map_or(0, |node| node.get()), reason))
@@ -66,18 +66,22 @@ impl SystemRpc for SystemService {
         request: Request<wire::GoneRequest>,
     ) -> Result<Response<wire::GoneReply>, Status> {
         let mut groups = request.into_inner().groups;
-        let mut trouble = None;
         groups.retain(|group| match self.inner.is_gone(GroupId::new(*group)) {
             Ok(gone) => gone,
+            // What is not known to be gone is not; the others are told of all the same.
             Err(error) => {
-                trouble = Some(error);
+                tracing::warn!(group, %error, "what is left of a group is not known");
                 false
             }
         });
-        match trouble {
-            Some(error) => Err(Status::internal(error.to_string())),
-            None => Ok(Response::new(wire::GoneReply { groups })),
-        }
+        Ok(Response::new(wire::GoneReply { groups }))
+    }
+
+    async fn format(
+        &self,
+        _: Request<wire::FormatRequest>,
+    ) -> Result<Response<wire::FormatReply>, Status> {
+        Ok(Response::new(wire::FormatReply { catalog: COMMAND_FORMAT }))
     }
 
     async fn report(

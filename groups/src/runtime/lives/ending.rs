@@ -6,7 +6,7 @@ use std::sync::Arc;
 use shardhost_storage::{GroupId, GroupMeta, GroupWrite, LogError, LogStore, ReplicaId};
 use tokio::sync::oneshot;
 
-use super::{Lives, OpenId};
+use super::{Lives, OpenId, remains as lives};
 use crate::error::{GroupFault, OpenGroupError};
 use crate::leadership::LossCause;
 
@@ -90,6 +90,8 @@ pub(in crate::runtime) enum InBatch {
 enum Fate {
     Kept,
     Destroyed,
+    /// The log holds nothing of it, but its state was not removed.
+    StateRemains(String),
     Refused(OpenGroupError),
 }
 
@@ -168,12 +170,17 @@ impl Ending {
             self.0.fate = Fate::Destroyed;
             return None;
         }
-        match replica_to_destroy(store, destruction) {
-            Ok(replica) => {
+        let remains = destruction.clear.is_some() || self.0.lives.has_remains(self.0.group);
+        match replica_to_destroy(store, destruction, remains) {
+            Ok(ToDestroy::Replica(replica)) => {
                 self.0.fate = Fate::Destroyed;
                 let mut write = GroupWrite::new(self.0.group);
                 write.destroy = Some(replica);
                 Some(write)
+            }
+            Ok(ToDestroy::Remains) => {
+                self.0.fate = Fate::Destroyed;
+                None
             }
             Err(error) => {
                 self.0.fate = Fate::Refused(error);
@@ -206,12 +213,27 @@ impl Ending {
         }
     }
 
+    /// What removes the state that an earlier destruction left behind.
+    pub(in crate::runtime) fn take_remains(&mut self) -> Option<lives::Clear> {
+        self.0.lives.forget_remains(self.0.group)
+    }
+
+    /// The state could not be removed: whoever destroys the replica again removes it.
+    pub(in crate::runtime) fn leave_state(&mut self, message: String, clear: Option<lives::Clear>) {
+        self.0.lives.keep_remains(self.0.group, clear);
+        self.0.fate = Fate::StateRemains(message);
+    }
+
     /// Nothing of the replica is left on any thread. `unregister` runs before the number is free.
     pub(in crate::runtime) fn finish<T>(mut self, unregister: impl FnOnce() -> T) -> T {
         let unregistered = self.0.lives.ended(self.0.group, unregister);
         if let Some(Kind::Destroying(_, done)) = self.0.kind.take() {
             let outcome = match &self.0.fate {
                 Fate::Refused(error) => Err(error.clone()),
+                Fate::StateRemains(message) => {
+                    let (group, message) = (self.0.group, message.clone());
+                    Err(OpenGroupError::StateRemains { group, message })
+                }
                 Fate::Destroyed => Ok(()),
                 // It came past the log writer.
                 Fate::Kept => Err(OpenGroupError::Stopping),
@@ -232,15 +254,45 @@ impl Drop for Ending {
     }
 }
 
+/// What is there to be destroyed.
+enum ToDestroy {
+    Replica(ReplicaId),
+    /// The log holds nothing any more; its state may remain.
+    Remains,
+}
+
 fn replica_to_destroy(
     store: &dyn LogStore,
     destruction: &Destruction,
-) -> Result<ReplicaId, OpenGroupError> {
+    remains: bool,
+) -> Result<ToDestroy, OpenGroupError> {
     let group = destruction.group;
-    let known = store.load(group).map_err(|error| log_error(group, error))?;
-    let replica = known.ok_or(OpenGroupError::Unknown { group })?.meta.replica;
-    check_generation(group, destruction.generation, replica)?;
-    Ok(replica)
+    let failed = |error| log_error(group, error);
+    // Also one that cannot be read: only its id must be known.
+    if let Some(replica) = store.replica(group).map_err(failed)? {
+        check_generation(group, destruction.generation, replica)?;
+        return Ok(ToDestroy::Replica(replica));
+    }
+    match (store.load(group), destruction.generation) {
+        (Ok(_), _) => {}
+        // Not even its id can be read: no replica of its generation comes back to this host.
+        (Err(LogError::Corrupt { .. }), Some(generation)) => {
+            return Ok(ToDestroy::Replica(last_of(generation)));
+        }
+        (Err(error), _) => return Err(failed(error)),
+    }
+    match store.tombstone(group).map_err(failed)?.filter(|_| remains) {
+        Some(replica) => {
+            check_generation(group, destruction.generation, replica)?;
+            Ok(ToDestroy::Remains)
+        }
+        None => Err(OpenGroupError::Unknown { group }),
+    }
+}
+
+/// The largest id that a replica of a generation can have.
+const fn last_of(generation: u32) -> ReplicaId {
+    ReplicaId::must((generation as u64) << 32 | u32::MAX as u64)
 }
 
 /// The log cannot be read or written.
@@ -301,6 +353,29 @@ mod tests {
         let write = ending.write(&store(), InBatch::Kept).unwrap();
         assert_eq!(write.destroy.map(generation_of), Some(GENERATION));
         assert_eq!(end(ending, outcome), (true, Ok(())));
+    }
+
+    #[test]
+    fn state_that_remains_is_removed_by_an_order_that_is_repeated() {
+        let store = store();
+        let (mut ending, outcome) = destroying(Destruction::new(GROUP));
+        let write = ending.write(&store, InBatch::Kept).unwrap();
+        store.write(&LogBatch { writes: vec![write] }).unwrap();
+        let lives = Arc::clone(&ending.0.lives);
+        ending.leave_state("the disk is full".to_owned(), None);
+        let (_, outcome) = end(ending, outcome);
+        let message = "the disk is full".to_owned();
+        assert_eq!(outcome, Err(OpenGroupError::StateRemains { group: GROUP, message }));
+        assert!(lives.has_remains(GROUP));
+        // Also by another process, which knows how.
+        let order = || Destruction::new(GROUP).generation(GENERATION).clear(|| Ok(()));
+        let (mut ending, outcome) = destroying(order());
+        assert_eq!(ending.write(&store, InBatch::Kept), None);
+        assert_eq!(end(ending, outcome), (true, Ok(())));
+        // Of that generation only.
+        let (mut ending, outcome) = destroying(order().generation(2));
+        assert_eq!(ending.write(&store, InBatch::Kept), None);
+        assert!(matches!(end(ending, outcome).1, Err(OpenGroupError::OtherGeneration { .. })));
     }
 
     #[test]

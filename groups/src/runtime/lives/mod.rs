@@ -6,6 +6,7 @@
 //! | `owner` | what may be done next with one group; pure |
 //! | `start` | holding groups while replicas are brought to life |
 //! | `ending` | the end of a replica, on its way through the threads |
+//! | `remains` | what destroyed replicas left behind |
 //! | `lock` | what late work of a replica must hold so that its end waits for it |
 //!
 //! A step does not depend on its caller. Replicas are brought to life on the caller's thread,
@@ -18,6 +19,7 @@
 mod ending;
 mod lock;
 mod owner;
+mod remains;
 mod start;
 
 use std::collections::HashMap;
@@ -37,7 +39,10 @@ pub(super) use ending::{check_generation, log_error};
 pub(crate) use lock::LifeLock;
 pub(super) use owner::Registered;
 pub use owner::{GroupStep, OpenId};
+pub(super) use remains::Clear;
 pub(super) use start::StartGuard;
+
+use remains::Remains;
 
 use owner::{Admission, ClosingAdmission, DestroyingAdmission, GroupOwner, ReleaseAdmission};
 
@@ -51,6 +56,7 @@ pub(crate) struct Lives {
     /// A step ended, or the host stops.
     changed: Condvar,
     openings: AtomicU64,
+    remains: Remains,
 }
 
 #[derive(Debug, Default)]

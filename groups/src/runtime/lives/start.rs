@@ -56,6 +56,8 @@ impl Lives {
     ) -> Result<StartGuard, OpenGroupError> {
         if !groups.is_empty() {
             self.wait_for(|owners| owners.start_all(&groups, step))?;
+            // A machine that is dropped does not remove what the next one makes.
+            groups.iter().for_each(|group| drop(self.forget_remains(*group)));
         }
         Ok(StartGuard { lives: Arc::clone(self), groups })
     }

@@ -8,7 +8,7 @@ use super::super::name::Name;
 use super::super::record::{IntentId, Revision};
 use super::super::wire;
 use super::super::wire::command::Operation as Message;
-use super::record::{advert_to, capabilities_of};
+use super::record::{advert_to, capabilities_of, founding_from, members_to};
 use super::{
     fallback_from, fallback_to, labels_from, labels_to, map_from, map_to, mode_from, mode_to,
     moves_from, moves_to, node_from, nodes_from, nodes_to, optional_name_from, optional_name_to,
@@ -45,13 +45,14 @@ fn operation_to(operation: &Operation) -> Message {
             let placement = placement_to(placement);
             Message::SetPlacement(wire::SetPlacement { group: group.get(), placement })
         }
-        Operation::RecordMembers { group, config_index, nodes } => {
-            let config_index = config_index.get();
-            let members = Some(wire::Members { config_index, nodes: nodes_to(nodes) });
-            Message::RecordMembers(wire::RecordMembers { group: group.get(), members })
+        Operation::RecordMembers { group, config_index, nodes, founding, generation } => {
+            let members = Some(members_to(*config_index, nodes, founding.as_ref()));
+            let (group, generation) = (group.get(), *generation);
+            Message::RecordMembers(wire::RecordMembers { group, members, generation })
         }
-        Operation::DestroyGroup { group } => {
-            Message::DestroyGroup(wire::DestroyGroup { group: group.get() })
+        Operation::DestroyGroup { group, generation } => {
+            let (group, generation) = (group.get(), *generation);
+            Message::DestroyGroup(wire::DestroyGroup { group, generation })
         }
         Operation::FinishDestroy { group } => {
             Message::FinishDestroy(wire::FinishDestroy { group: group.get() })
@@ -85,9 +86,13 @@ fn operation_to(operation: &Operation) -> Message {
             let (node, intent) = (node.get(), intent.begun().get());
             Message::EndDrain(wire::EndDrain { node, intent })
         }
-        Operation::Tick => Message::Tick(wire::Tick {}),
         Operation::FoundShardMap { map } => {
             Message::FoundShardMap(wire::FoundShardMap { shard_map: Some(map_to(map)) })
+        }
+        Operation::Tick => Message::Tick(wire::Tick::default()),
+        Operation::PassTime { node, intent, passed_ms } => {
+            let (node, intent) = (node.get(), intent.begun().get());
+            Message::Tick(wire::Tick { passed_ms: Some(*passed_ms), node, intent })
         }
     }
 }
@@ -108,12 +113,15 @@ fn operation_from(message: Message) -> Result<Operation, Refusal> {
             Operation::RecordMembers {
                 group: GroupId::new(message.group),
                 config_index: LogIndex::new(members.config_index),
+                founding: founding_from(&members)?,
                 nodes: nodes_from(Subject::Member, &members.nodes)?,
+                generation: message.generation,
             }
         }
-        Message::DestroyGroup(message) => {
-            Operation::DestroyGroup { group: GroupId::new(message.group) }
-        }
+        Message::DestroyGroup(message) => Operation::DestroyGroup {
+            group: GroupId::new(message.group),
+            generation: message.generation,
+        },
         Message::FinishDestroy(message) => {
             Operation::FinishDestroy { group: GroupId::new(message.group) }
         }
@@ -149,10 +157,14 @@ fn operation_from(message: Message) -> Result<Operation, Refusal> {
             let (node, intent) = (node_from(message.node)?, intent_of(message.intent));
             Operation::EndDrain { node, intent }
         }
-        Message::Tick(_) => Operation::Tick,
         Message::FoundShardMap(message) => {
             let map = map_from(&present(message.shard_map, "map of shards")?)?;
             Operation::FoundShardMap { map }
+        }
+        Message::Tick(wire::Tick { passed_ms: None, .. }) => Operation::Tick,
+        Message::Tick(wire::Tick { passed_ms: Some(passed_ms), node, intent }) => {
+            let (node, intent) = (node_from(node)?, intent_of(intent));
+            Operation::PassTime { node, intent, passed_ms }
         }
     })
 }

@@ -107,10 +107,27 @@ fn node_of(message: wire::Node) -> Result<NodeRecord, Refusal> {
     })
 }
 
+pub(super) fn members_to<'a>(
+    config_index: LogIndex,
+    nodes: impl IntoIterator<Item = &'a NodeId>,
+    founding: Option<impl IntoIterator<Item = &'a NodeId>>,
+) -> wire::Members {
+    wire::Members {
+        config_index: config_index.get(),
+        nodes: nodes_to(nodes),
+        founding_known: founding.is_some(),
+        founding: founding.map(nodes_to).unwrap_or_default(),
+    }
+}
+
+/// The founding members, if they are told.
+pub(super) fn founding_from(members: &wire::Members) -> Result<Option<BTreeSet<NodeId>>, Refusal> {
+    members.founding_known.then(|| nodes_from(Subject::Member, &members.founding)).transpose()
+}
+
 fn group_to(group: &GroupRecord) -> wire::Group {
-    let members = |members: &Members| wire::Members {
-        config_index: members.config_index.get(),
-        nodes: nodes_to(&members.nodes),
+    let members = |members: &Members| {
+        members_to(members.config_index, &members.nodes, members.founding.as_deref())
     };
     wire::Group {
         group: group.id.get(),
@@ -131,7 +148,9 @@ fn group_to(group: &GroupRecord) -> wire::Group {
 fn group_of(message: wire::Group) -> Result<GroupRecord, Refusal> {
     let members = |members: &wire::Members| {
         let nodes = sorted(nodes_from(Subject::Member, &members.nodes)?);
-        Ok(Box::new(Members { config_index: LogIndex::new(members.config_index), nodes }))
+        let founding = founding_from(members)?.map(sorted);
+        let config_index = LogIndex::new(members.config_index);
+        Ok(Box::new(Members { config_index, nodes, founding }))
     };
     let requirement = requirement_from(message.requirement.as_ref())?;
     let (capabilities, mode) = compact(&requirement)?;
@@ -200,6 +219,7 @@ fn drain_to(drain: &DrainIntent) -> wire::Drain {
         begun_ms: drain.begun_ms,
         deadline_ms: drain.deadline_ms,
         expires_ms: drain.expires_ms,
+        clock_ms: if drain.clock_ms == drain.begun_ms { 0 } else { drain.clock_ms },
     }
 }
 
@@ -214,5 +234,6 @@ fn drain_of(message: wire::Drain) -> Result<DrainIntent, Refusal> {
         begun_ms: message.begun_ms,
         deadline_ms: message.deadline_ms,
         expires_ms: message.expires_ms,
+        clock_ms: if message.clock_ms == 0 { message.begun_ms } else { message.clock_ms },
     })
 }

@@ -177,6 +177,8 @@ macro_rules! refusals {
 refusals! {
     "WRONG_REVISION" WrongRevision { record: record, expected: given, actual: actual };
     "UNKNOWN_GROUP" UnknownGroup { group: group };
+    "RESERVED_GROUP" ReservedGroup { group: group };
+    "OTHER_GENERATION" OtherGeneration { group: group, given: given, actual: actual };
     "GROUP_EXISTS" GroupExists { group: group, founded: actual };
     "LIFE_OVER" LifeOver { group: group, given: given, next: actual };
     "DESTROYING" Destroying { group: group, since: actual };

@@ -1,5 +1,7 @@
 //! Drains: a node is to lead nothing, for whom, and until when.
 
+use std::time::Duration;
+
 use shardhost_storage::NodeId;
 
 use super::{IntentId, Revision};
@@ -44,13 +46,22 @@ pub struct DrainIntent {
     pub fallback: DrainFallback,
     /// When it was asked for, in milliseconds since 1970.
     pub begun_ms: u64,
-    /// Until when it is to be done.
+    /// Until when it is to be done, on its own clock.
     pub deadline_ms: u64,
-    /// When it ends by itself, done or not: its owner may be gone.
+    /// When it ends by itself, done or not, on its own clock: its owner may be gone.
     pub expires_ms: u64,
+    /// How late it is for this drain: the time of whoever began or extended it, and what passed
+    /// since by the clocks of leaders of the system group, which never jump.
+    pub clock_ms: u64,
 }
 
 impl DrainIntent {
+    /// How long it is until the deadline, as of this record.
+    #[must_use]
+    pub const fn left(&self) -> Duration {
+        Duration::from_millis(self.deadline_ms.saturating_sub(self.clock_ms))
+    }
+
     /// Whether the node is to lead nothing.
     #[must_use]
     pub fn keeps_leaders_away(&self) -> bool {

@@ -62,6 +62,21 @@ pub struct Members {
     pub config_index: LogIndex,
     /// In ascending order.
     pub nodes: Box<[NodeId]>,
+    /// Those of them whose member is the one that the group was founded with, in ascending order;
+    /// `None`: that was not told.
+    pub founding: Option<Box<[NodeId]>>,
+}
+
+impl Members {
+    /// Whether this may be told after `last`: it is later, the same, or says of the same
+    /// configuration what `last` does not.
+    #[must_use]
+    pub fn supersedes(&self, last: &Self) -> bool {
+        let more = self.config_index == last.config_index
+            && self.nodes == last.nodes
+            && last.founding.is_none();
+        self == last || more || self.config_index > last.config_index
+    }
 }
 
 /// A group as it is meant to be.
@@ -114,6 +129,16 @@ impl GroupRecord {
     #[must_use]
     pub fn has_member(&self, node: NodeId) -> bool {
         self.members().binary_search(&node).is_ok()
+    }
+
+    /// The members that are those that the group was founded with, as far as was told, in ascending
+    /// order; `None`: who belongs to it changed, and it was not told for whom.
+    #[must_use]
+    pub fn founding_members(&self) -> Option<&[NodeId]> {
+        match &self.reported {
+            None => Some(&self.founders),
+            Some(members) => members.founding.as_deref(),
+        }
     }
 
     /// What its founders create it from. What it asks of its leader then is how it begins; whoever

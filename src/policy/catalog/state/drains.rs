@@ -40,6 +40,7 @@ impl Catalog {
             begun_ms: now_ms,
             deadline_ms: new.deadline_ms,
             expires_ms: new.expires_ms,
+            clock_ms: now_ms,
         };
         self.store(Record::Drain(Arc::new(intent)))
     }
@@ -55,7 +56,10 @@ impl Catalog {
         let known = self.drain(node, intent)?;
         check_not_over(known)?;
         check_times(now_ms, deadline_ms, expires_ms)?;
-        let intent = DrainIntent { deadline_ms, expires_ms, ..known.clone() };
+        // While no time was passed, it is that of versions that know no clock but the time of day.
+        let untold = known.clock_ms == known.begun_ms;
+        let clock_ms = if untold { known.clock_ms } else { now_ms };
+        let intent = DrainIntent { deadline_ms, expires_ms, clock_ms, ..known.clone() };
         self.store(Record::Drain(Arc::new(intent)))
     }
 
@@ -73,12 +77,12 @@ impl Catalog {
         Ok(Done::changed(self.remove(RecordKey::Drain(node))))
     }
 
-    /// Time has passed.
+    /// It is so late, for every drain. At time 0 nothing is due.
     pub(super) fn tick(&mut self, now_ms: u64) -> Done {
         let before = self.view.revision();
         let drains: Vec<_> = self.view.drains().values().map(Arc::clone).collect();
         for drain in drains {
-            self.pass_time(&drain, now_ms);
+            self.end_if_due(&drain, now_ms);
         }
         match self.view.revision() {
             after if after == before => Done::unchanged(after),
@@ -86,7 +90,22 @@ impl Catalog {
         }
     }
 
-    fn pass_time(&mut self, drain: &DrainIntent, now_ms: u64) {
+    /// So much time has passed for a drain.
+    pub(super) fn pass_time(&mut self, node: NodeId, intent: IntentId, passed_ms: u64) -> Reply {
+        let known = self.drain(node, intent)?;
+        if passed_ms == 0 {
+            return Ok(Done::unchanged(known.revision));
+        }
+        let clock_ms = known.clock_ms.saturating_add(passed_ms).min(known.expires_ms);
+        let drain = DrainIntent { clock_ms, ..known.clone() };
+        if !self.end_if_due(&drain, clock_ms) {
+            self.put(Record::Drain(Arc::new(drain)));
+        }
+        Ok(Done::changed(self.view.revision()))
+    }
+
+    /// Ends a drain, or applies its fallback, if that is due; says whether it was.
+    fn end_if_due(&mut self, drain: &DrainIntent, now_ms: u64) -> bool {
         if drain.expires_ms <= now_ms {
             self.remove(RecordKey::Drain(drain.node));
         } else if drain.state == DrainState::Draining && drain.deadline_ms <= now_ms {
@@ -95,7 +114,10 @@ impl Catalog {
                 DrainFallback::Proceed => DrainState::Partial,
             };
             self.put(Record::Drain(Arc::new(DrainIntent { state, ..drain.clone() })));
+        } else {
+            return false;
         }
+        true
     }
 
     /// The drain of a node, if it is the one that is meant.

@@ -1,9 +1,8 @@
 //! Groups: created, described, destroyed, and remembered when they are gone.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use shardhost_storage::{GroupId, LogIndex, NodeId, Requirement};
+use shardhost_storage::{GroupId, NodeId, Requirement};
 
 use super::super::command::NewGroup;
 use super::super::convert::{boxed, compact, sorted};
@@ -18,8 +17,9 @@ use super::{Catalog, check_limit};
 impl Catalog {
     pub(super) fn create_group(&mut self, new: &NewGroup) -> Reply {
         let group = new.id;
-        if let Some(known) = self.view.groups().get(&group) {
-            return Err(Refusal::GroupExists { group, founded: known.founded });
+        if self.view.groups().contains_key(&group) {
+            let founded = self.active(group)?.founded;
+            return Err(Refusal::GroupExists { group, founded });
         }
         check_limit(Subject::Groups, self.view.groups().len() + 1, MAX_GROUPS)?;
         if let Some(node) = new.founders.iter().find(|node| !self.view.nodes().contains_key(node)) {
@@ -83,21 +83,21 @@ impl Catalog {
     pub(super) fn record_members(
         &mut self,
         group: GroupId,
-        config_index: LogIndex,
-        nodes: &BTreeSet<NodeId>,
+        told: Members,
+        generation: Option<u32>,
     ) -> Reply {
         let known = self.active(group)?;
-        let told = Members { config_index, nodes: sorted(nodes.clone()) };
-        let other = known.reported.as_deref().filter(|last| **last != told);
-        if let Some(last) = other.filter(|last| config_index <= last.config_index) {
-            let (given, actual) = (config_index, last.config_index);
+        check_generation(known, generation)?;
+        if let Some(last) = known.reported.as_deref().filter(|last| !told.supersedes(last)) {
+            let (given, actual) = (told.config_index, last.config_index);
             return Err(Refusal::StaleMembers { group, given, actual });
         }
         let record = GroupRecord { reported: Some(Box::new(told)), ..known.clone() };
         self.store(Record::Group(Arc::new(record)))
     }
 
-    pub(super) fn destroy_group(&mut self, group: GroupId) -> Reply {
+    pub(super) fn destroy_group(&mut self, group: GroupId, generation: Option<u32>) -> Reply {
+        check_generation(self.group(group)?, generation)?;
         let record = GroupRecord { state: GroupState::Destroying, ..self.active(group)?.clone() };
         Ok(Done::changed(self.put(Record::Group(Arc::new(record)))))
     }
@@ -183,5 +183,14 @@ impl Catalog {
                 known.is_some_and(|known| known.zone.as_ref() == Some(zone))
             }
         }
+    }
+}
+
+/// Refuses what is said of another generation of a group.
+fn check_generation(known: &GroupRecord, given: Option<u32>) -> Result<(), Refusal> {
+    let (group, actual) = (known.id, known.incarnation);
+    match given {
+        Some(given) if given != actual => Err(Refusal::OtherGeneration { group, given, actual }),
+        _ => Ok(()),
     }
 }

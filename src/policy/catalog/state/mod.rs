@@ -4,10 +4,11 @@
 //! Every changed record takes the next revision, and the feed tells which. A refused command
 //! changes nothing: each operation checks everything before its first change.
 //!
-//! Time is not kept. A command's time is held against the times in it, and is forgotten: one
-//! proposer whose clock is ahead does not make the commands of others look late. Drains end by a
-//! `Tick` and not by the way of other commands: only the leader of the system group proposes it,
-//! so one clock decides, and when a drain ended is an entry of the log like any other change.
+//! No time of day is kept. A command's time is held against the times in it, and is forgotten: one
+//! proposer whose clock is ahead does not make the commands of others look late. Each drain has a
+//! clock of its own, which begins with that of whoever asked for the drain and is moved on by what
+//! passed on the leader of the system group (`PassTime`): no clock that jumps ends a drain, and when
+//! it ended is an entry of the log like any other change.
 
 mod drains;
 mod groups;
@@ -22,7 +23,7 @@ use super::command::{Command, Operation, check_limit};
 use super::digest::Digest;
 use super::error::{Refusal, Subject};
 use super::feed::{Compacted, Feed};
-use super::record::{PlannedMoves, PlannerMode, Record, RecordKey, Revision, Settings};
+use super::record::{Members, PlannedMoves, PlannerMode, Record, RecordKey, Revision, Settings};
 use super::reply::{Done, Reply};
 use super::view::View;
 use super::{MAX_CATALOG_BYTES, convert};
@@ -70,10 +71,17 @@ impl Catalog {
                 self.set_requirement(*group, requirement)
             }
             Operation::SetPlacement { group, placement } => self.set_placement(*group, placement),
-            Operation::RecordMembers { group, config_index, nodes } => {
-                self.record_members(*group, *config_index, nodes)
+            Operation::RecordMembers { group, config_index, nodes, founding, generation } => {
+                let told = Members {
+                    config_index: *config_index,
+                    nodes: convert::sorted(nodes.clone()),
+                    founding: founding.clone().map(convert::sorted),
+                };
+                self.record_members(*group, told, *generation)
             }
-            Operation::DestroyGroup { group } => self.destroy_group(*group),
+            Operation::DestroyGroup { group, generation } => {
+                self.destroy_group(*group, *generation)
+            }
             Operation::FinishDestroy { group } => self.finish_destroy(*group),
             Operation::PutNode(new) => self.put_node(new),
             Operation::Advertise { node, incarnation, capabilities } => {
@@ -92,6 +100,9 @@ impl Catalog {
             Operation::EndDrain { node, intent } => self.end_drain(*node, *intent),
             Operation::Tick => Ok(self.tick(now_ms)),
             Operation::FoundShardMap { map } => self.found_shard_map(map),
+            Operation::PassTime { node, intent, passed_ms } => {
+                self.pass_time(*node, *intent, *passed_ms)
+            }
         }
     }
 

@@ -27,7 +27,10 @@ fn node_bytes(node: &NodeRecord) -> usize {
 
 fn group_bytes(group: &GroupRecord) -> usize {
     let labels = group.labels.iter().map(|label| name_bytes(&label.key) + text(&label.value));
-    let members = |members: &Members| ITEM_BYTES + nodes(members.nodes.len());
+    let members = |members: &Members| {
+        let founding = members.founding.as_ref().map_or(0, |founding| founding.len());
+        ITEM_BYTES + nodes(members.nodes.len() + founding)
+    };
     group.kind.as_str().len()
         + nodes(group.founders.len())
         + labels.sum::<usize>()

@@ -93,7 +93,7 @@ fn subjects_have_numbers_that_stay() {
 #[test]
 fn the_formats_stay() {
     // What stands in logs and travels between versions: a change of these bytes is a new version.
-    let command = Command::new(5, Operation::DestroyGroup { group: group(300) });
+    let command = Command::new(5, Operation::DestroyGroup { group: group(300), generation: None });
     let destroy = [1, 0x08, 5, 0x3a, 3, 0x08, 0xac, 0x02];
     assert_eq!(command.encode()[..], destroy);
     let done = Done { revision: revision(9), effect: Effect::Changed, incarnation: Some(0) };

@@ -33,6 +33,75 @@ fn advertise(catalog: &mut Catalog, number: u64, list: &[&str]) {
     run(catalog, advert).unwrap();
 }
 
+/// Time passes for all drains on the leader of the system group, whatever its time of day.
+fn pass(catalog: &mut Catalog, passed_ms: u64, now_ms: u64) {
+    if passed_ms > MAX_PASSED_MS {
+        pass(catalog, passed_ms - MAX_PASSED_MS, now_ms);
+    }
+    let passed_ms = passed_ms.min(MAX_PASSED_MS);
+    let drains: Vec<_> = catalog.view().drains().values().cloned().collect();
+    for drain in drains {
+        let operation = Operation::PassTime { node: drain.node, intent: drain.id, passed_ms };
+        let command = Command::new(now_ms, operation).expecting(drain.revision);
+        run_command(catalog, &command).unwrap();
+    }
+}
+
+const DAY: u64 = 24 * HOUR;
+
+#[test]
+fn a_clock_that_is_two_days_ahead_ends_no_drain() {
+    let mut catalog = three_nodes();
+    let new = NewDrain { deadline_ms: NOW + DAY, expires_ms: NOW + DAY, ..drain(1) };
+    begin(&mut catalog, new);
+    pass(&mut catalog, 6_000, NOW + 2 * DAY);
+    assert_eq!(state(&catalog, 1), Some(DrainState::Draining));
+    let left = catalog.view().drains()[&node(1)].left();
+    assert_eq!(left.as_secs(), 24 * 3_600 - 6);
+    // Nor does one that is behind keep it.
+    pass(&mut catalog, DAY - 6_001, 0);
+    assert_eq!(state(&catalog, 1), Some(DrainState::Draining));
+    pass(&mut catalog, 1, 0);
+    assert_eq!(state(&catalog, 1), None);
+}
+
+#[test]
+fn each_drain_has_the_clock_of_whoever_asked_for_it() {
+    let mut catalog = three_nodes();
+    begin(&mut catalog, drain(1));
+    let ahead = NewDrain {
+        deadline_ms: NOW + 2 * DAY + HOUR,
+        expires_ms: NOW + 2 * DAY + 2 * HOUR,
+        ..drain(2)
+    };
+    let command = Command::new(NOW + 2 * DAY, Operation::BeginDrain(ahead));
+    let intent = IntentId::new(run_command(&mut catalog, &command).unwrap().revision);
+    pass(&mut catalog, HOUR - 1, NOW);
+    assert_eq!(state(&catalog, 1), Some(DrainState::Draining));
+    assert_eq!(state(&catalog, 2), Some(DrainState::Draining));
+    // Extended by somebody whose clock is right.
+    let (deadline_ms, expires_ms) = (NOW + 2 * HOUR, NOW + 3 * HOUR);
+    let longer = Operation::ExtendDrain { node: node(2), intent, deadline_ms, expires_ms };
+    run_command(&mut catalog, &Command::new(NOW + HOUR, longer)).unwrap();
+    pass(&mut catalog, 1, NOW);
+    assert_eq!(state(&catalog, 1), Some(DrainState::GivenUp));
+    assert_eq!(state(&catalog, 2), Some(DrainState::Draining));
+    pass(&mut catalog, HOUR - 1, NOW);
+    assert_eq!(state(&catalog, 2), Some(DrainState::GivenUp));
+}
+
+#[test]
+fn no_time_changes_nothing_and_too_much_is_refused() {
+    let mut catalog = three_nodes();
+    let intent = begin(&mut catalog, drain(1));
+    let pass = |passed_ms| Operation::PassTime { node: node(1), intent, passed_ms };
+    let late = Command::new(NOW + 9 * DAY, pass(0));
+    assert_eq!(run_command(&mut catalog, &late).unwrap().effect, Effect::Unchanged);
+    assert_eq!(tick(&mut catalog, 0).effect, Effect::Unchanged);
+    let operation = pass(MAX_PASSED_MS + 1);
+    says(&refused(&mut catalog, operation), &["3600001", "to 3600000"]);
+}
+
 #[test]
 fn a_drain_is_begun_finished_and_ended_by_its_name() {
     let mut catalog = with_group();
@@ -197,6 +266,6 @@ fn a_node_that_takes_no_leaders_is_no_other_member() {
 fn groups_that_end_strand_nobody() {
     let mut catalog = three_nodes();
     create(&mut catalog, new_group(7, &[1]));
-    run(&mut catalog, Operation::DestroyGroup { group: group(7) }).unwrap();
+    run(&mut catalog, Operation::DestroyGroup { group: group(7), generation: None }).unwrap();
     begin(&mut catalog, drain(1));
 }

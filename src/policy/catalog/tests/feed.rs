@@ -71,7 +71,7 @@ fn a_page_has_a_bound_in_bytes() {
     let text: Box<str> = "x".repeat(MAX_LABEL_BYTES).into();
     let label = |number: usize| Label { key: name(&number.to_string()), value: text.clone() };
     let labels: Vec<Label> = (0..MAX_LABELS).map(label).collect();
-    for number in 0..1_000 {
+    for number in 1..=1_000 {
         create(&mut catalog, NewGroup { labels: labels.clone(), ..new_group(number, &[1]) });
     }
     let query = Query::List { kind: RecordKind::Group, after: None, limit: 0 };
@@ -115,14 +115,14 @@ fn a_reader_that_follows_sees_what_is() {
     let mut catalog = three_nodes();
     let mut view = View::default();
     for number in 0..40 {
-        create(&mut catalog, new_group(number % 7, &[1, 2]));
+        create(&mut catalog, new_group(1 + number % 7, &[1, 2]));
         if number % 3 == 0 {
             set_weight(&mut catalog, number as u32);
         }
         // Three at a time, so that some records change again before they are told.
         let (told, through, _) = changes(&catalog, view.revision().get(), 3);
         follow(&mut view, told, through);
-        destroy(&mut catalog, number % 7);
+        destroy(&mut catalog, 1 + number % 7);
     }
     // Each page tells at least one of the changes that are left.
     for _ in 0..catalog.view().revision().get() {

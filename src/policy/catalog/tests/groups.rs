@@ -9,11 +9,7 @@ fn set_placement(number: u64, placement: Placement) -> Operation {
 }
 
 fn members(index: u64, nodes: &[u64]) -> Operation {
-    Operation::RecordMembers {
-        group: group(7),
-        config_index: LogIndex::new(index),
-        nodes: nodes.iter().map(|number| node(*number)).collect(),
-    }
+    super::members(index, nodes, None)
 }
 
 #[test]
@@ -170,7 +166,7 @@ fn nothing_is_known_of_a_group_that_is_not_there() {
     for operation in [
         Operation::SetRequirement { group: group(8), requirement },
         set_placement(8, Placement::default()),
-        Operation::DestroyGroup { group: group(8) },
+        Operation::DestroyGroup { group: group(8), generation: None },
         Operation::FinishDestroy { group: group(8) },
     ] {
         let refusal = refused(&mut catalog, operation);
@@ -193,13 +189,59 @@ fn members_are_as_the_latest_configuration_says() {
 }
 
 #[test]
+fn what_is_told_of_another_generation_is_refused() {
+    let mut catalog = with_group();
+    destroy(&mut catalog, 7);
+    create(&mut catalog, new_group(7, &[1, 2, 3]));
+    let late = Refusal::OtherGeneration { group: group(7), given: 0, actual: 1 };
+    let members = |generation| match members(20, &[1]) {
+        Operation::RecordMembers { group, config_index, nodes, founding, .. } => {
+            Operation::RecordMembers { group, config_index, nodes, founding, generation }
+        }
+        other => other,
+    };
+    assert_eq!(refused(&mut catalog, members(Some(0))), late);
+    let end = |generation| Operation::DestroyGroup { group: group(7), generation };
+    assert_eq!(refused(&mut catalog, end(Some(0))), late);
+    says(&late, &["generation 0 of group 7", "generation 1 is there"]);
+    run(&mut catalog, members(Some(1))).unwrap();
+    run(&mut catalog, end(Some(1))).unwrap();
+    // A repeated order names the generation whose end it was.
+    assert_eq!(refused(&mut catalog, end(Some(0))), late);
+    assert_eq!(refused(&mut catalog, end(Some(1))).name(), "DESTROYING");
+}
+
+#[test]
+fn who_is_still_a_first_member_is_told_later_of_the_same_configuration() {
+    let mut catalog = with_group();
+    run(&mut catalog, members(20, &[1, 3])).unwrap();
+    assert_eq!(catalog.view().groups()[&group(7)].founding_members(), None);
+    run(&mut catalog, super::members(20, &[1, 3], Some(&[3]))).unwrap();
+    let known = &catalog.view().groups()[&group(7)];
+    assert_eq!(known.founding_members(), Some(&[node(3)][..]));
+    // Who does not know it takes nothing back.
+    assert_eq!(refused(&mut catalog, members(20, &[1, 3])).name(), "STALE_MEMBERS");
+    let stranger = refused(&mut catalog, super::members(21, &[1], Some(&[3])));
+    says(&stranger, &["none of the members"]);
+}
+
+#[test]
+fn the_catalogs_own_group_is_neither_created_nor_destroyed() {
+    let mut catalog = with_group();
+    let expected = Refusal::ReservedGroup { group: group(0) };
+    assert_eq!(refused(&mut catalog, Operation::CreateGroup(new_group(0, &[1]))), expected);
+    let end = Operation::DestroyGroup { group: group(0), generation: None };
+    assert_eq!(refused(&mut catalog, end), expected);
+}
+
+#[test]
 fn nothing_changes_a_group_once_its_end_is_ordered() {
     let mut catalog = with_group();
     let early = refused(&mut catalog, Operation::FinishDestroy { group: group(7) });
     says(&early, &["group 7 is active since revision 4"]);
-    run(&mut catalog, Operation::DestroyGroup { group: group(7) }).unwrap();
+    run(&mut catalog, Operation::DestroyGroup { group: group(7), generation: None }).unwrap();
     for operation in [
-        Operation::DestroyGroup { group: group(7) },
+        Operation::DestroyGroup { group: group(7), generation: None },
         Operation::SetRequirement { group: group(7), requirement: hard(&["a"]) },
         set_placement(7, Placement::default()),
         members(9, &[1]),
@@ -208,8 +250,9 @@ fn nothing_changes_a_group_once_its_end_is_ordered() {
         assert_eq!(refusal, Refusal::Destroying { group: group(7), since: revision(5) });
         says(&refusal, &["group 7", "revision 5"]);
     }
-    let exists = refused(&mut catalog, Operation::CreateGroup(new_group(7, &[1])));
-    assert_eq!(exists.name(), "GROUP_EXISTS");
+    // Whoever creates it again learns why it has to wait.
+    let again = refused(&mut catalog, Operation::CreateGroup(new_group(7, &[1])));
+    assert_eq!(again, Refusal::Destroying { group: group(7), since: revision(5) });
 }
 
 #[test]
@@ -266,7 +309,7 @@ fn an_expected_revision_fences_every_change_of_a_record() {
 #[test]
 fn there_are_so_many_groups_and_no_more() {
     let mut catalog = three_nodes();
-    for number in 0..MAX_GROUPS as u64 {
+    for number in 1..=MAX_GROUPS as u64 {
         catalog.apply(&Command::new(NOW, Operation::CreateGroup(new_group(number, &[1])))).unwrap();
     }
     let one_more = Operation::CreateGroup(new_group(u64::MAX, &[1]));
@@ -300,18 +343,18 @@ fn the_whole_catalog_has_a_bound() {
 fn ends_are_forgotten_beyond_their_bound_and_their_numbers_are_not() {
     let mut catalog = three_nodes();
     let mut apply = |operation| catalog.apply(&Command::new(NOW, operation)).unwrap();
-    for number in 0..MAX_ENDED as u64 + 2 {
+    for number in 1..=MAX_ENDED as u64 + 2 {
         let group = group(number);
         // The first one had more lives than the others.
-        let incarnation = (number == 0).then_some(8);
+        let incarnation = (number == 1).then_some(8);
         apply(Operation::CreateGroup(NewGroup { incarnation, ..new_group(number, &[1]) }));
-        apply(Operation::DestroyGroup { group });
+        apply(Operation::DestroyGroup { group, generation: None });
         apply(Operation::FinishDestroy { group });
     }
     assert_eq!(catalog.view().ended().len(), MAX_ENDED);
-    assert_eq!(catalog.view().ended().keys().next(), Some(&group(2)));
-    assert_eq!(create(&mut catalog, new_group(0, &[1])).incarnation, Some(9));
+    assert_eq!(catalog.view().ended().keys().next(), Some(&group(3)));
     assert_eq!(create(&mut catalog, new_group(1, &[1])).incarnation, Some(9));
-    assert_eq!(create(&mut catalog, new_group(2, &[1])).incarnation, Some(1), "it is remembered");
+    assert_eq!(create(&mut catalog, new_group(2, &[1])).incarnation, Some(9));
+    assert_eq!(create(&mut catalog, new_group(3, &[1])).incarnation, Some(1), "it is remembered");
     assert_eq!(create(&mut catalog, new_group(u64::MAX, &[1])).incarnation, Some(9));
 }

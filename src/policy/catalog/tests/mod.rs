@@ -12,7 +12,7 @@ mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shardhost_storage::{GroupId, NodeId, Requirement};
+use shardhost_storage::{GroupId, LogIndex, NodeId, Requirement};
 
 use super::*;
 
@@ -121,6 +121,18 @@ pub(super) fn hard(list: &[&str]) -> Requirement {
 }
 
 pub(super) fn destroy(catalog: &mut Catalog, number: u64) {
-    run(catalog, Operation::DestroyGroup { group: group(number) }).unwrap();
+    run(catalog, Operation::DestroyGroup { group: group(number), generation: None }).unwrap();
     run(catalog, Operation::FinishDestroy { group: group(number) }).unwrap();
+}
+
+/// What is told of the members of group 7, and which of them are the first.
+pub(super) fn members(index: u64, nodes: &[u64], founding: Option<&[u64]>) -> Operation {
+    let set = |list: &[u64]| list.iter().map(|number| node(*number)).collect();
+    Operation::RecordMembers {
+        group: group(7),
+        config_index: LogIndex::new(index),
+        nodes: set(nodes),
+        founding: founding.map(set),
+        generation: None,
+    }
 }

@@ -52,11 +52,14 @@ fn on_groups() -> impl Strategy<Value = Operation> {
             .prop_map(|(group, requirement)| Operation::SetRequirement { group, requirement }),
         2 => (id(), placement())
             .prop_map(|(group, placement)| Operation::SetPlacement { group, placement }),
-        2 => (id(), 1..9u64, nodes()).prop_map(|(group, index, nodes)| {
-            let config_index = LogIndex::new(index);
-            Operation::RecordMembers { group, config_index, nodes }
-        }),
-        1 => id().prop_map(|group| Operation::DestroyGroup { group }),
+        2 => (id(), 1..9u64, nodes(), any::<bool>(), incarnation()).prop_map(
+            |(group, index, nodes, told, generation)| {
+                let (config_index, founding) = (LogIndex::new(index), told.then(|| nodes.clone()));
+                Operation::RecordMembers { group, config_index, nodes, founding, generation }
+            }
+        ),
+        1 => (id(), incarnation())
+            .prop_map(|(group, generation)| Operation::DestroyGroup { group, generation }),
         2 => id().prop_map(|group| Operation::FinishDestroy { group }),
     ]
 }
@@ -98,7 +101,9 @@ fn on_drains() -> impl Strategy<Value = Operation> {
         }),
         1 => (id(), intent()).prop_map(|(node, intent)| Operation::FinishDrain { node, intent }),
         1 => (id(), intent()).prop_map(|(node, intent)| Operation::EndDrain { node, intent }),
-        2 => Just(Operation::Tick),
+        1 => Just(Operation::Tick),
+        2 => (id(), intent(), 0..20u64)
+            .prop_map(|(node, intent, passed_ms)| Operation::PassTime { node, intent, passed_ms }),
     ]
 }
 
@@ -313,7 +318,7 @@ fn the_machine_keeps_its_side_of_the_contract() {
         let new = new_group(number % 9, &[1 + number % 3, 2]);
         commands.push(Command::new(NOW, Operation::CreateGroup(new)));
         let group = group(number % 5);
-        commands.push(Command::new(NOW, Operation::DestroyGroup { group }));
+        commands.push(Command::new(NOW, Operation::DestroyGroup { group, generation: None }));
         commands.push(Command::new(NOW, Operation::FinishDestroy { group }));
     }
     let queries = [

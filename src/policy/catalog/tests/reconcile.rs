@@ -50,17 +50,27 @@ fn a_founder_creates_what_it_does_not_hold() {
 fn a_group_of_which_other_founders_hold_a_replica_is_created_here_too() {
     // The catalog names the group, and its leader told of its members: it was created elsewhere.
     let mut catalog = with_group();
-    let nodes = [1, 2, 3].map(node).into();
-    let index = shardhost_storage::LogIndex::new(1);
-    run(&mut catalog, Operation::RecordMembers { group: group(7), config_index: index, nodes })
-        .unwrap();
+    run(&mut catalog, members(1, &[1, 2, 3], Some(&[1, 2, 3]))).unwrap();
     assert!(matches!(one(&look(&catalog, &[])).0, Action::Create { .. }));
     // It was moved away from here since: nothing is to be created.
-    let nodes = [2, 3].map(node).into();
-    let index = shardhost_storage::LogIndex::new(9);
-    run(&mut catalog, Operation::RecordMembers { group: group(7), config_index: index, nodes })
-        .unwrap();
+    run(&mut catalog, members(9, &[2, 3], Some(&[2, 3]))).unwrap();
     assert_eq!(look(&catalog, &[]), Round::default());
+}
+
+#[test]
+fn the_first_replica_of_a_member_that_was_replaced_is_not_created() {
+    // Removed, and added again: its member has another replica, which its leader invites.
+    let mut catalog = with_group();
+    run(&mut catalog, members(9, &[1, 2, 3], Some(&[2, 3]))).unwrap();
+    assert_eq!(look(&catalog, &[]), Round::default());
+    // A version that did not say whether it was replaced.
+    let mut catalog = with_group();
+    run(&mut catalog, members(9, &[1, 2, 3], None)).unwrap();
+    assert_eq!(look(&catalog, &[]), Round::default());
+    // Another one was replaced: this founder's member is still the first.
+    let mut catalog = with_group();
+    run(&mut catalog, members(9, &[1, 2, 3], Some(&[1, 3]))).unwrap();
+    assert!(matches!(one(&look(&catalog, &[])).0, Action::Create { .. }));
 }
 
 #[test]
@@ -90,7 +100,7 @@ fn a_lost_catalog_destroys_nothing() {
 #[test]
 fn an_end_that_was_ordered_destroys_that_life_and_no_other() {
     let mut catalog = with_group();
-    run(&mut catalog, Operation::DestroyGroup { group: group(7) }).unwrap();
+    run(&mut catalog, Operation::DestroyGroup { group: group(7), generation: None }).unwrap();
     for state in [HeldState::Follows, HeldState::Failed, HeldState::Leads(hard(&["x"]))] {
         let round = look(&catalog, &[(7, held(0, state))]);
         let (action, reason) = one(&round);
@@ -191,7 +201,7 @@ fn the_leader_is_told_what_to_ask_for() {
 #[test]
 fn rounds_are_bounded_in_order_and_come_around() {
     let mut catalog = three_nodes();
-    for number in (0..10).rev() {
+    for number in (1..=10).rev() {
         create(&mut catalog, new_group(number, &[1]));
     }
     let none = BTreeMap::new();
@@ -201,9 +211,9 @@ fn rounds_are_bounded_in_order_and_come_around() {
         let groups: Vec<u64> = round.steps.iter().map(|step| step.group.get()).collect();
         (groups, round.next)
     };
-    assert_eq!(round(0), (vec![0, 1, 2, 3], Some(group(4))));
-    assert_eq!(round(4), (vec![4, 5, 6, 7], Some(group(8))));
-    assert_eq!(round(8), (vec![8, 9, 0, 1], Some(group(2))));
+    assert_eq!(round(0), (vec![1, 2, 3, 4], Some(group(5))));
+    assert_eq!(round(5), (vec![5, 6, 7, 8], Some(group(9))));
+    assert_eq!(round(9), (vec![9, 10, 1, 2], Some(group(3))));
     let all = reconcile(catalog.view(), local, group(3), 10);
     assert_eq!((all.steps.len(), all.next), (10, None));
 }

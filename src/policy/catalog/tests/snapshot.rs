@@ -23,7 +23,7 @@ fn fault(bytes: &[u8]) -> String {
 fn rich() -> Catalog {
     let mut catalog = three_nodes();
     put_node(&mut catalog, in_zone(4, "east"));
-    for number in 0..4_000 {
+    for number in 1..=4_000 {
         create(
             &mut catalog,
             NewGroup { requirement: hard(&["fifo"]), ..new_group(number, &[1, 4]) },

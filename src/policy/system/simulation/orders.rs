@@ -136,7 +136,7 @@ impl World {
         order: Order,
         ending: Ending,
     ) -> Result<(), String> {
-        let now_ms = self.clock();
+        let now_ms = self.planner_clock(to.node);
         let Some(seat) =
             self.seats.get_mut(&to.node).filter(|seat| seat.executor.epoch() == to.epoch)
         else {

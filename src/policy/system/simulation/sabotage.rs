@@ -30,6 +30,8 @@ pub(super) enum Sabotage {
     DeafCore,
     /// Nodes go on saying what they said first, whatever becomes of them.
     KeepAdverts,
+    /// Planners go by the time of day.
+    TimeOfDay,
     /// Another balancer moves leaders too.
     SecondBalancer,
 }

@@ -8,7 +8,7 @@ use super::host::Version;
 use super::sabotage::Sabotage;
 use super::shape::{Shape, advert};
 use super::world::World;
-use crate::policy::catalog::{Operation, PlannedMoves};
+use crate::policy::catalog::{Operation, Placement, PlannedMoves};
 
 const GROUP: GroupId = GroupId::new(1);
 
@@ -83,6 +83,27 @@ fn a_group_that_nobody_may_lead_is_repaired_by_a_new_member() {
         served_by(&world, node(1))?;
         world.settle(30_000)
     });
+}
+
+/// The time of day of all nodes jumps a day ahead for five seconds: what is wanted afterwards is done as
+/// soon as ever. A planner that goes by the time of day takes every report for a day old from then on.
+#[test]
+fn a_time_of_day_that_jumps_holds_no_planner() {
+    let story = |seed, sabotage| {
+        let mut world = sabotaged(seed, 5, 2, &[1, 2, 3, 4, 5], sabotage)?;
+        world.ahead_ms = 24 * 60 * 60 * 1_000;
+        world.pass(5_000)?;
+        world.ahead_ms = 0;
+        let server = world.server_of(GROUP).ok_or("nobody serves")?;
+        let pin = (2..=4).map(node).find(|id| *id != server);
+        let placement = Placement { pin, ..Placement::default() };
+        world.change(Operation::SetPlacement { group: GROUP, placement })?;
+        world.pass(30_000)?;
+        served_by(&world, pin.ok_or("no other voter")?)
+    };
+    for_seeds(|seed| story(seed, Sabotage::Nothing));
+    let held = (0..20).filter(|seed| story(*seed, Sabotage::TimeOfDay).is_err()).count();
+    assert_eq!(held, 20, "a planner that goes by the time of day is held");
 }
 
 /// A follower comes to lack what the group requires, and the leader dies: the other follower is

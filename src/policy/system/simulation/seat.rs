@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use shardhost_groups::NodeId;
 use shardhost_proto::system as wire;
 
 use super::super::facts::{Facts, Gathered, controls};
-use super::super::planning::{REPORT_TIMEOUT, ROUND_EVERY};
+use super::super::planning::{PlannerClock, REPORT_TIMEOUT, ROUND_EVERY};
 use super::super::report::Speaker;
 use super::sabotage::Sabotage;
 use super::world::{Desk, Event, World};
@@ -21,6 +22,7 @@ pub(super) struct Seat {
     pub(super) executor: Executor,
     pub(super) facts: Facts,
     pub(super) began_ms: u64,
+    pub(super) clock: PlannerClock,
     /// What the last round planned.
     pub(super) made: Option<Arc<Recorded>>,
     gathering: Option<Gathering>,
@@ -39,11 +41,16 @@ struct Gathering {
 pub(super) type Answer = Option<Box<wire::NodeReport>>;
 
 impl Seat {
-    pub(super) fn new(desk: Desk, now_ms: u64, settings: ExecutorSettings) -> Self {
+    pub(super) fn new(
+        desk: Desk,
+        (now, now_ms): (Instant, u64),
+        settings: ExecutorSettings,
+    ) -> Self {
         Self {
             executor: Executor::new(desk.epoch, now_ms, settings),
             facts: Facts::default(),
             began_ms: now_ms,
+            clock: PlannerClock::new(now, now_ms),
             made: None,
             gathering: None,
         }
@@ -51,6 +58,14 @@ impl Seat {
 }
 
 impl World {
+    /// What the planner of a node takes for the time.
+    pub(super) fn planner_clock(&self, node: NodeId) -> u64 {
+        match self.seats.get(&node) {
+            Some(seat) if self.sabotage != Sabotage::TimeOfDay => seat.clock.at(self.instant()),
+            _ => self.time_of_day(),
+        }
+    }
+
     /// The planner that sits at a desk, unless its leadership is over.
     pub(super) fn seat(&mut self, desk: Desk) -> Option<&mut Seat> {
         let lives = self.cluster.life(desk.node) == self.hosts[&desk.node].life;
@@ -78,7 +93,7 @@ impl World {
         let (mode, stopped) = self.sabotage.controls(controls);
         let mut live = self.cluster.heard_by(desk.node).clone();
         live.extend(self.cluster.life(desk.node).map(|life| (desk.node, life)));
-        let now_ms = self.clock();
+        let now_ms = self.planner_clock(desk.node);
         let Some(seat) = self.seat(desk) else { return Ok(()) };
         if mode == Mode::Off {
             seat.executor.control(mode, stopped);
@@ -151,7 +166,7 @@ impl World {
     }
 
     fn round(&mut self, desk: Desk) -> Result<(), String> {
-        let now_ms = self.clock();
+        let now_ms = self.planner_clock(desk.node);
         let controls_of = |view: &View, stop| controls(view, stop);
         let local = self.hosts[&desk.node].local_stop();
         let sabotage = self.sabotage;
@@ -179,7 +194,7 @@ impl World {
 
     /// Sends what may start.
     pub(super) fn send_orders(&mut self, desk: Desk) -> Result<(), String> {
-        let now_ms = self.clock();
+        let now_ms = self.planner_clock(desk.node);
         let Some(truth) = self.controls(desk.node) else { return Ok(()) };
         let (mode, stopped) = self.sabotage.controls(truth.clone());
         let Some(seat) = self.seat(desk) else { return Ok(()) };

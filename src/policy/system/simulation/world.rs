@@ -79,6 +79,8 @@ pub(super) struct World {
     catalog: Catalog,
     view: Arc<View>,
     base: Instant,
+    /// How far the time of day is ahead of what it should be.
+    pub(super) ahead_ms: u64,
     events: BTreeMap<(u64, u64), Event>,
     events_made: u64,
 }
@@ -103,6 +105,7 @@ impl World {
             catalog: Catalog::default(),
             view: Arc::default(),
             base: Instant::now(),
+            ahead_ms: 0,
             events: BTreeMap::new(),
             events_made: 0,
             cluster,
@@ -177,6 +180,11 @@ impl World {
     pub(super) fn after(&mut self, delay_ms: u64, event: Event) {
         self.events_made += 1;
         self.events.insert((self.cluster.now() + delay_ms, self.events_made), event);
+    }
+
+    /// The time of day of all nodes, which somebody may set wrong.
+    pub(super) const fn time_of_day(&self) -> u64 {
+        self.clock() + self.ahead_ms
     }
 
     /// What the clocks of planners show.
@@ -279,7 +287,8 @@ impl World {
         };
         if seated != Some(epoch) {
             let desk = Desk { epoch, node };
-            let seat = Seat::new(desk, self.clock(), self.shape.settings.clone());
+            let seat =
+                Seat::new(desk, (self.instant(), self.time_of_day()), self.shape.settings.clone());
             self.seats.insert(node, seat);
             self.checks.coverage.planners += 1;
             let first = self.chance.between(1, 1_000);

@@ -1,0 +1,167 @@
+//! Replicas that the log holds and that cannot be opened: a state machine that is ahead of its log, or
+//! that nobody can make, or a log that is damaged. They are parked with the cause, the others go on,
+//! and a destruction, or the notice that the group goes on without them, ends them.
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+use shardhost_proto::peer::GroupMessage;
+use shardhost_storage::{Genesis, GroupId, GroupMeta, LogError, Membership, NodeId, ReplicaId};
+use tokio::sync::oneshot;
+
+use super::lives::{Destroying, log_error};
+use super::stored::load;
+use super::{Destruction, Ending, Groups, RuntimeShared};
+use crate::convert;
+use crate::error::OpenGroupError;
+use crate::handle::Group;
+use crate::status::Role;
+
+/// A replica that cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ParkedReplica {
+    /// The group.
+    pub group: GroupId,
+    /// The replica; `None`: not even its id can be read.
+    pub replica: Option<ReplicaId>,
+    /// What it knows of itself; `None`: that cannot be read.
+    pub meta: Option<GroupMeta>,
+    /// Why it cannot be opened.
+    pub cause: OpenGroupError,
+}
+
+/// Why replicas cannot be opened. At most as many as the log holds.
+#[derive(Debug, Default)]
+pub(super) struct Parked(Mutex<BTreeMap<GroupId, OpenGroupError>>);
+
+impl Parked {
+    /// What came of opening a replica that the log holds.
+    pub(super) fn note(&self, group: GroupId, opened: &Result<Group, OpenGroupError>) {
+        match opened {
+            Ok(_) | Err(OpenGroupError::Unknown { .. }) => self.forget(group),
+            Err(cause @ (OpenGroupError::Faulted { .. } | OpenGroupError::Invalid { .. })) => {
+                self.park(group, cause.clone());
+            }
+            // Another step is under way with it, or it is open.
+            Err(_) => {}
+        }
+    }
+
+    pub(super) fn park(&self, group: GroupId, cause: OpenGroupError) {
+        let mut parked = self.0.lock();
+        if parked.get(&group) != Some(&cause) {
+            tracing::error!(%group, %cause, "the replica is parked; the others go on");
+            parked.insert(group, cause);
+        }
+    }
+
+    pub(super) fn forget(&self, group: GroupId) {
+        self.0.lock().remove(&group);
+    }
+
+    fn cause(&self, group: GroupId) -> Option<OpenGroupError> {
+        self.0.lock().get(&group).cloned()
+    }
+}
+
+impl Groups {
+    /// The replicas that the log holds and that could not be opened, by group.
+    #[must_use]
+    pub fn parked(&self) -> Vec<ParkedReplica> {
+        let groups: Vec<GroupId> = self.shared().parked.0.lock().keys().copied().collect();
+        groups.into_iter().filter_map(|group| self.parked_replica(group)).collect()
+    }
+
+    /// This host's replica of the group, if it could not be opened.
+    #[must_use]
+    pub fn parked_replica(&self, group: GroupId) -> Option<ParkedReplica> {
+        let shared = self.shared();
+        let cause = shared.parked.cause(group)?;
+        let meta = load(shared, group).ok().flatten().map(|persisted| persisted.meta);
+        let known = meta.as_ref().map(|meta| meta.replica);
+        let replica = known.or_else(|| shared.store().ok()?.replica(group).ok().flatten());
+        Some(ParkedReplica { group, replica, meta, cause })
+    }
+
+    /// The groups of which a replica was destroyed here and its state remains, in ascending order.
+    #[must_use]
+    pub fn remains(&self) -> Vec<GroupId> {
+        self.shared().lives.remains()
+    }
+
+    /// Whether a replica of the group was destroyed here and its state remains.
+    #[must_use]
+    pub fn has_remains(&self, group: GroupId) -> bool {
+        self.shared().lives.has_remains(group)
+    }
+}
+
+/// What is wrong with the log of one group only.
+pub(super) const fn concerns_one_group(error: &LogError) -> bool {
+    matches!(error, LogError::Corrupt { .. })
+}
+
+impl RuntimeShared {
+    /// A member says that the group goes on without a replica that does not run. It takes part in
+    /// nothing, so nobody needs it any more, and one member's word of what is committed is enough.
+    pub(super) fn dismissed(&self, from: NodeId, message: &GroupMessage) {
+        let group = GroupId::new(message.group);
+        let failed = self
+            .registry
+            .get(&group)
+            .is_some_and(|known| matches!(known.status().role, Role::Failed(_)));
+        if !failed && self.parked.cause(group).is_none() {
+            return;
+        }
+        let known = match self.store().map_err(|error| log_error(group, error)) {
+            Ok(store) => store.load(group).map_err(|error| log_error(group, error)),
+            Err(error) => Err(error),
+        };
+        let meta = match known {
+            Ok(Some(persisted)) => persisted.meta,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(%group, %from, %error, "a notice of removal cannot be checked");
+                return;
+            }
+        };
+        if !is_dismissal(&meta, from, message) {
+            tracing::debug!(%group, %from, "a notice of removal does not count");
+            return;
+        }
+        match self.lives.destroy(group, || Ok(())) {
+            Ok(Destroying::Granted(open)) => {
+                tracing::info!(%group, replica = %meta.replica, %from, "removed from the group: it ends");
+                // Nobody waits for it.
+                let (done, _) = oneshot::channel();
+                let destruction = Destruction::of(&meta);
+                self.send_ending(Ending::destroying(&self.lives, open, destruction, done));
+            }
+            // It ends already, or the notice comes again.
+            Ok(Destroying::Wait(_)) | Err(_) => {}
+        }
+    }
+}
+
+/// Whether a member of a later configuration says that this very replica was removed from its group.
+fn is_dismissal(meta: &GroupMeta, from: NodeId, message: &GroupMessage) -> bool {
+    let told = || -> Option<(Membership, NodeId)> {
+        let wire = message.invitation.as_ref()?.membership.as_ref()?;
+        let membership = convert::membership_from_wire(wire)?;
+        let sender = ReplicaId::new(message.from_replica)?;
+        let node = membership.members.get(&sender)?.node;
+        Some((membership, node))
+    };
+    let Some((membership, sender)) = told() else { return false };
+    let same_group = meta.membership.may_be(Genesis::new(message.genesis))
+        && meta.membership.may_be(membership.genesis);
+    sender == from
+        && same_group
+        && message.to_replica == meta.replica.get()
+        && membership.config_index >= meta.membership.config_index
+        && membership.was_removed(meta.replica)
+}
+
+#[cfg(test)]
+mod tests;

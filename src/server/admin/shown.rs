@@ -1,0 +1,95 @@
+//! What a node says of its groups, and of those that failed.
+
+use std::sync::Arc;
+
+use shardhost_groups::runtime::ParkedReplica;
+use shardhost_groups::{Group, GroupStatus, LogIndex, NodeId, ReplicaId, Role};
+use shardhost_proto::{admin as wire, log};
+use shardhost_storage::Doubt;
+use shardhost_storage::convert::membership_to_message;
+
+/// Failed replicas that a node names at most when it tells how it is.
+const MAX_FAILED_SHOWN: usize = 10;
+
+pub(super) fn failed_replicas(
+    statuses: &[Arc<GroupStatus>],
+    parked: &[ParkedReplica],
+) -> Vec<wire::FailedReplica> {
+    let failed = statuses.iter().filter_map(|status| match &status.role {
+        Role::Failed(fault) => Some((status.id, fault.to_string())),
+        _ => None,
+    });
+    let parked = parked.iter().map(|parked| (parked.group, parked.cause.to_string()));
+    let mut all: Vec<_> = failed.chain(parked).collect();
+    all.sort_unstable();
+    let shown = all.into_iter().take(MAX_FAILED_SHOWN);
+    shown.map(|(group, cause)| wire::FailedReplica { group: group.get(), cause }).collect()
+}
+
+/// What a node says of a replica that it could not open.
+pub(super) fn parked_status(parked: &ParkedReplica) -> wire::GroupStatus {
+    let meta = parked.meta.as_ref();
+    wire::GroupStatus {
+        group: parked.group.get(),
+        replica: parked.replica.map_or(0, ReplicaId::get),
+        kind: meta.map(|meta| meta.kind.clone()).unwrap_or_default(),
+        role: "failed".to_owned(),
+        membership: meta.map(|meta| membership_to_message(&meta.membership)),
+        fault: parked.cause.to_string(),
+        ..wire::GroupStatus::default()
+    }
+}
+
+const fn doubt_name(doubt: Doubt) -> &'static str {
+    match doubt {
+        Doubt::RolledBack => "rolled-back",
+        _ => "torn-tail",
+    }
+}
+
+/// What a node says of one of its groups.
+pub(in super::super) fn group_status(group: &Group) -> wire::GroupStatus {
+    let status = group.status();
+    let fault = match &status.role {
+        Role::Failed(fault) => fault.to_string(),
+        _ => String::new(),
+    };
+    let contact = group.last_contact();
+    let peers = status.peers.iter().map(|peer| wire::PeerProgress {
+        replica: peer.replica.get(),
+        node: peer.node.get(),
+        matched: peer.matched.get(),
+        next: peer.next.get(),
+        state: peer.state.to_owned(),
+        recently_active: peer.recently_active,
+    });
+    wire::GroupStatus {
+        group: status.id.get(),
+        replica: status.replica.get(),
+        kind: group.kind().to_owned(),
+        role: status.role.name().to_owned(),
+        term: status.term.get(),
+        leader_node: status.leader.map_or(0, |leader| leader.node.get()),
+        first_index: status.first.get(),
+        last_index: status.last.get(),
+        committed: status.committed.get(),
+        applied: status.applied.get(),
+        snapshot: status.snapshot.map(|position| log::LogPosition {
+            term: position.term.get(),
+            index: position.index.get(),
+        }),
+        membership: Some(shardhost_storage::convert::membership_to_message(&status.membership)),
+        asleep: status.asleep,
+        fault,
+        transferring_to_node: status.transferring_to.map_or(0, NodeId::get),
+        peers: peers.collect(),
+        pending_change: status.pending_change.map_or(0, LogIndex::get),
+        paused: status.paused,
+        doubt: status.doubt.map(doubt_name).unwrap_or_default().to_owned(),
+        impostor_node: status.impostor.map_or(0, NodeId::get),
+        serving: status.serving,
+        caretaker: status.caretaker.as_ref().map(ToString::to_string).unwrap_or_default(),
+        lease: group.lease().is_some_and(|lease| lease.valid),
+        leader_contact_ms: contact.and_then(|since| u64::try_from(since.as_millis()).ok()),
+    }
+}
