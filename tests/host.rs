@@ -575,3 +575,46 @@ async fn groups_that_exist_or_do_not_are_told_apart() {
     assert!(matches!(error, OpenGroupError::Invalid { .. }), "{error}");
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_caller_of_a_shutdown_waits_for_the_end_and_for_openings_under_way() {
+    use shardhost::groups::OpenGroupError;
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(1, directory.path(), |_| {}).await;
+    cluster.create(1).await;
+    let host = cluster.hosts[0].clone();
+    assert!(host.close_group(GroupId::new(1)).await);
+    let (enters, entered) = std::sync::mpsc::channel();
+    let (let_go, gate) = std::sync::mpsc::channel::<()>();
+    let groups = host.runtime().clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        let machine = move || {
+            enters.send(()).map_err(|error| error.to_string())?;
+            gate.recv().map_err(|error| error.to_string())?;
+            Ok(Box::new(List::default()) as Box<dyn StateMachine>)
+        };
+        groups.open_with(GroupId::new(1), Box::new(machine))
+    });
+    entered.recv().unwrap();
+    let mut calls: Vec<_> = (0..2)
+        .map(|_| {
+            let host = host.clone();
+            tokio::spawn(async move { host.shutdown(Shutdown::Immediate).await })
+        })
+        .collect();
+    for call in &mut calls {
+        let early = tokio::time::timeout(Duration::from_secs(1), call).await;
+        assert!(early.is_err(), "it returned while a replica was being opened");
+    }
+    let busy = Host::start(host.config().clone()).await.unwrap_err();
+    assert!(busy.to_string().contains("another process"), "{busy}");
+    let_go.send(()).unwrap();
+    let opened = opening.await.unwrap();
+    assert!(matches!(opened, Err(OpenGroupError::Stopping)), "{opened:?}");
+    for call in calls {
+        call.await.unwrap();
+        let mut config = host.config().clone();
+        config.listen.set_port(0);
+        Host::start(config).await.unwrap().shutdown(Shutdown::Immediate).await;
+    }
+}

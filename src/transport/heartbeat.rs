@@ -68,6 +68,9 @@ impl<'a> Pulse<'a> {
 
     fn attend(&self, peer: &Peer, now: Instant) {
         peer.urgent.beat(self.sequence);
+        if peer.liveness.is_heard_within(self.shared.config.heartbeat_interval * 3, now) {
+            peer.bulk.give_up_if_stalled(now, self.patience.calm);
+        }
         let mut dropped = Vec::new();
         peer.bulk.expire(now, &mut dropped);
         peer.urgent.expire(now, &mut dropped);
