@@ -108,8 +108,8 @@ pub enum Refusal {
     /// clocks of both nodes. The `incarnation` file of a data directory that was started with such
     /// a clock keeps the start.
     #[error(
-        "node {node} greets with incarnation {theirs}, which is {} s later than the clock of this \
-         host allows ({} h ahead)", seconds(theirs, latest), CLOCKS_DIFFER.as_secs() / 3600
+        "node {node} greets with incarnation {theirs}, which is {} h later than the clock of this \
+         host allows ({} h ahead)", hours(theirs, latest), CLOCKS_DIFFER.as_secs() / 3600
     )]
     AheadOfClock {
         /// The node.
@@ -122,8 +122,8 @@ pub enum Refusal {
     /// A peer says that it saw a start of this node that cannot be: it is further ahead than clocks
     /// may differ. Set the clocks of both nodes.
     #[error(
-        "node {by} says that it knows incarnation {known} of this node, which is {} s later than \
-         the clock of this host allows ({} h ahead)", seconds(known, latest),
+        "node {by} says that it knows incarnation {known} of this node, which is {} h later than \
+         the clock of this host allows ({} h ahead)", hours(known, latest),
         CLOCKS_DIFFER.as_secs() / 3600
     )]
     KnownAheadOfClock {
@@ -151,9 +151,10 @@ pub enum Refusal {
     },
 }
 
-/// How much later a start is than another one, in seconds.
-const fn seconds(later: &u64, than: &u64) -> u64 {
-    later.saturating_sub(*than).div_ceil(1_000_000)
+/// How much later a start is than another one, in whole hours and at least one: the text of a
+/// refusal that is repeated should be the same.
+const fn hours(later: &u64, than: &u64) -> u64 {
+    later.saturating_sub(*than).div_ceil(3_600_000_000)
 }
 
 /// In a refused greeting: the newest incarnation of the greeting node that is known.

@@ -49,6 +49,7 @@ impl<'a> Pulse<'a> {
         self.sequence += 1;
         for peer in self.shared.peers.load().values() {
             self.attend(peer, now);
+            self.look_at_bulk(peer, now, judges);
             if judges {
                 peer.liveness.judge(now, self.patience, &self.inbound);
             }
@@ -66,11 +67,19 @@ impl<'a> Pulse<'a> {
         !forgiven
     }
 
+    /// A bulk connection of which a peer takes nothing, although the peer is heard, is made anew. One
+    /// that is not heard, or not by a process that stood still, may take it when it is.
+    fn look_at_bulk(&self, peer: &Peer, now: Instant, judges: bool) {
+        let lately = self.shared.config.heartbeat_interval * 3;
+        if judges && peer.liveness.is_heard_within(lately, now) {
+            peer.bulk.give_up_if_stalled(now, self.patience.calm);
+        } else {
+            peer.bulk.excuse(now);
+        }
+    }
+
     fn attend(&self, peer: &Peer, now: Instant) {
         peer.urgent.beat(self.sequence);
-        if peer.liveness.is_heard_within(self.shared.config.heartbeat_interval * 3, now) {
-            peer.bulk.give_up_if_stalled(now, self.patience.calm);
-        }
         let mut dropped = Vec::new();
         peer.bulk.expire(now, &mut dropped);
         peer.urgent.expire(now, &mut dropped);

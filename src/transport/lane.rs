@@ -190,6 +190,11 @@ impl LaneQueue {
         }
     }
 
+    /// What the peer has not taken of the present stream counts as handed to it now.
+    pub fn excuse(&self, now: Instant) {
+        self.state.lock().progress.excuse(now);
+    }
+
     /// Waits until the present stream is given up.
     pub async fn stalled(&self) {
         loop {

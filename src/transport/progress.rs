@@ -38,6 +38,11 @@ impl Progress {
         }
     }
 
+    /// The peer is not heard, or this process stood still: what it owes counts from here on.
+    pub fn excuse(&mut self, now: Instant) {
+        self.owed_since = self.owed_since.map(|_| now);
+    }
+
     /// Whether the peer has taken nothing for this long, although there was something.
     pub fn is_stalled(&self, now: Instant, patience: Duration) -> bool {
         let owed_for = self.owed_since.map(|since| now.saturating_duration_since(since));
@@ -75,6 +80,18 @@ mod tests {
         progress.handed(begin);
         progress.taken(u64::MAX, begin);
         assert!(progress.is_stalled(begin + PATIENCE, PATIENCE));
+    }
+
+    #[test]
+    fn a_peer_that_comes_back_has_its_time_again() {
+        let begin = Instant::now();
+        let mut progress = Progress::begin(true);
+        progress.excuse(begin);
+        assert!(!progress.is_stalled(begin + PATIENCE, PATIENCE), "it owed nothing");
+        progress.handed(begin);
+        progress.excuse(begin + PATIENCE);
+        assert!(!progress.is_stalled(begin + PATIENCE * 3 / 2, PATIENCE));
+        assert!(progress.is_stalled(begin + PATIENCE * 2, PATIENCE));
     }
 
     #[test]

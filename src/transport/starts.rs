@@ -177,7 +177,11 @@ impl Starts {
     }
 
     fn check_time(&self, theirs: u64, sight: Sight) -> Result<(), Refusal> {
-        let latest = sight.latest.max(self.confirmed.saturating_add(CLOCKS_DIFFER_MICROS));
+        let known = match self.confirmed {
+            0 => 0,
+            known => known.saturating_add(CLOCKS_DIFFER_MICROS),
+        };
+        let latest = sight.latest.max(known);
         if theirs > latest.min(crate::data_dir::LATEST_START) {
             return Err(Refusal::AheadOfClock { node: self.node, theirs, latest });
         }
