@@ -128,6 +128,9 @@ impl RollbackNote {
     }
 }
 
+/// No clock says a later start, in the year 2255: what is above it was never one.
+pub const LATEST_START: u64 = 1 << 53;
+
 /// The low bits of an incarnation, which are drawn.
 const DRAWN: u64 = (1 << 16) - 1;
 
@@ -137,7 +140,7 @@ const DRAWN: u64 = (1 << 16) - 1;
 fn next_incarnation(earlier: &[u64]) -> u64 {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
     let clock = u64::try_from(clock).unwrap_or(1);
-    let last = earlier.iter().copied().max().unwrap_or(0);
+    let last = earlier.iter().copied().filter(|start| *start <= LATEST_START).max().unwrap_or(0);
     let drawn = rand::random::<u64>() & DRAWN;
     (clock & !DRAWN | drawn).max(last.saturating_add(1).saturating_add(drawn))
 }
@@ -225,7 +228,7 @@ mod tests {
         assert!(!note.exists());
         note.write("known by node 2").unwrap();
         assert!(DataDir::open(directory.path()).unwrap().rollback_note().exists());
-        let known = u64::MAX / 2;
+        let known = LATEST_START - (1 << 20);
         note.settle(known).unwrap();
         note.remove().unwrap();
         assert!(!note.exists());

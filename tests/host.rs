@@ -575,3 +575,90 @@ async fn groups_that_exist_or_do_not_are_told_apart() {
     assert!(matches!(error, OpenGroupError::Invalid { .. }), "{error}");
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_caller_of_a_shutdown_waits_for_the_end_and_for_openings_under_way() {
+    use shardhost::groups::OpenGroupError;
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(1, directory.path(), |_| {}).await;
+    cluster.create(1).await;
+    let host = cluster.hosts[0].clone();
+    assert!(host.close_group(GroupId::new(1)).await);
+    let (enters, entered) = std::sync::mpsc::channel();
+    let (let_go, gate) = std::sync::mpsc::channel::<()>();
+    let groups = host.runtime().clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        let machine = move || {
+            enters.send(()).map_err(|error| error.to_string())?;
+            gate.recv().map_err(|error| error.to_string())?;
+            Ok(Box::new(List::default()) as Box<dyn StateMachine>)
+        };
+        groups.open_with(GroupId::new(1), Box::new(machine))
+    });
+    entered.recv().unwrap();
+    let mut calls: Vec<_> = (0..2)
+        .map(|_| {
+            let host = host.clone();
+            tokio::spawn(async move { host.shutdown(Shutdown::Immediate).await })
+        })
+        .collect();
+    for call in &mut calls {
+        let early = tokio::time::timeout(Duration::from_secs(1), call).await;
+        assert!(early.is_err(), "it returned while a replica was being opened");
+    }
+    let busy = Host::start(host.config().clone()).await.unwrap_err();
+    assert!(busy.to_string().contains("another process"), "{busy}");
+    let_go.send(()).unwrap();
+    let opened = opening.await.unwrap();
+    assert!(matches!(opened, Err(OpenGroupError::Stopping)), "{opened:?}");
+    for call in calls {
+        call.await.unwrap();
+        let mut config = host.config().clone();
+        config.listen.set_port(0);
+        Host::start(config).await.unwrap().shutdown(Shutdown::Immediate).await;
+    }
+}
+
+/// A copy of node 2's directory is started elsewhere, with a log of its own, and ends again. The
+/// right node 2 stays up; the others hear it again, and it gives a group its majority.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_that_comes_and_goes_leaves_the_node_where_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(3, directory.path(), |_| {}).await;
+    cluster.create(1).await;
+    cluster.leader(1).await.propose("one").await.unwrap();
+    let two = NodeId::must(2);
+    let process_of_two = |host: &Host| {
+        let peers = host.transport_stats().peers;
+        let peer = peers.into_iter().find(|peer| peer.node == two).unwrap();
+        (peer.live, peer.incarnation)
+    };
+
+    let starts = |node: &str| directory.path().join(node).join("incarnation");
+    std::fs::create_dir_all(directory.path().join("clone")).unwrap();
+    std::fs::copy(starts("node-2"), starts("clone")).unwrap();
+    let config = HostConfig::new(two, directory.path().join("clone"));
+    let clone = Host::start(config.peers(cluster.addresses.clone())).await.unwrap();
+    let later = (true, Some(clone.incarnation()));
+    eventually("node 1 hears the clone", || process_of_two(&cluster.hosts[0]) == later).await;
+    eventually("node 2 says who refuses it", || {
+        let peers = cluster.hosts[1].transport_stats().peers;
+        peers.iter().any(|peer| peer.refused_by.is_some())
+    })
+    .await;
+    clone.shutdown(Shutdown::Immediate).await;
+
+    let right = (true, Some(cluster.hosts[1].incarnation()));
+    for host in [0, 2] {
+        let hears = || process_of_two(&cluster.hosts[host]) == right;
+        eventually("the right node 2 is heard again", hears).await;
+    }
+    // What the clone acknowledged in its name is not there.
+    let replica = cluster.hosts[1].group(GroupId::new(1)).unwrap();
+    let sure = replica.wait_for(|status| status.doubt.is_none(), PATIENCE).await;
+    assert!(sure.is_some(), "still in doubt");
+    cluster.hosts.remove(2).shutdown(Shutdown::Immediate).await;
+    let second = cluster.leader(1).await.propose("two").await.unwrap();
+    assert_eq!(second.response, "2");
+    cluster.stop().await;
+}

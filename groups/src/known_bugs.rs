@@ -50,6 +50,14 @@ pub enum KnownBug {
     AwaitRemovedTargets,
     /// An invitation counts whichever group of the same id it is of.
     InvitationOfAnotherGroup,
+    /// A proposal that a state machine has is waited for as long as the machine takes.
+    AwaitHungMachines,
+    /// The membership of a snapshot that raft took is lost.
+    LoseSnapshotMembership,
+    /// What else raft wanted done is done after a snapshot could not be installed.
+    GoOnAfterFault,
+    /// A replica that hears of another group of its id keeps it to itself.
+    OneGroupIsTold,
     /// A replica is closed while the log writer still holds what it handed over.
     CloseBeforeLog,
     /// A replica whose log may have lost something takes part as if it had not.

@@ -11,7 +11,7 @@ use std::slice;
 use bytes::Bytes;
 use shardhost_storage::{GroupId, LogIndex, LogPosition};
 
-use crate::waiter::Pending;
+use crate::waiter::Handed;
 
 /// What a group's committed commands do.
 ///
@@ -194,7 +194,7 @@ pub struct Command {
     pub(crate) position: LogPosition,
     pub(crate) data: Bytes,
     pub(crate) response: Bytes,
-    pub(crate) waiter: Option<Pending>,
+    pub(crate) waiter: Option<Handed>,
 }
 
 impl Command {

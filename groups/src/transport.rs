@@ -3,11 +3,13 @@
 //! The groups hand out batches of [`Outgoing`] and take batches in through [`Inbound`]. They know
 //! nodes by id only: addresses, connections and encryption are the transport's.
 
-use crate::worker::Advert;
 use std::fmt;
 
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupId, LogPosition, NodeId, ReplicaId};
+
+use crate::handle::Group;
+use crate::worker::Advert;
 
 /// How a message travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,8 +66,14 @@ pub trait Inbound: fmt::Debug + Send + Sync + 'static {
     /// message names.
     fn snapshot_arrived(&self, from: NodeId, message: GroupMessage);
 
-    /// Whether a snapshot for this replica would be taken now. Asked before its bytes are read.
-    fn wants_snapshot(&self, group: GroupId, replica: ReplicaId, position: LogPosition) -> bool;
+    /// Whether a snapshot for this replica would be taken now, and if so, by which opening of it.
+    /// Asked before its bytes are read.
+    fn wants_snapshot(
+        &self,
+        group: GroupId,
+        replica: ReplicaId,
+        position: LogPosition,
+    ) -> Option<Recipient>;
 
     /// A shipment ended.
     fn snapshot_shipped(&self, group: GroupId, to: ReplicaId, outcome: ShipmentOutcome);
@@ -83,6 +91,34 @@ pub trait Inbound: fmt::Debug + Send + Sync + 'static {
 
     /// Messages for these replicas of `node` were dropped.
     fn unreachable(&self, node: NodeId, replicas: Vec<(GroupId, ReplicaId)>);
+}
+
+/// The opening of a replica that a snapshot is received for. The next opening, which may be of
+/// another replica or of another group with the same number, must not find it.
+#[derive(Clone, Debug, Default)]
+pub struct Recipient {
+    opening: Option<Group>,
+}
+
+impl Recipient {
+    /// An opening that never ends, where there are no replicas.
+    #[must_use]
+    pub fn endless() -> Self {
+        Self::default()
+    }
+
+    pub(crate) const fn of(opening: Group) -> Self {
+        Self { opening: Some(opening) }
+    }
+
+    /// Does what puts the snapshot in its place, unless the replica was closed or destroyed; its
+    /// end waits for that. Blocks.
+    pub fn while_open<T>(&self, publish: impl FnOnce() -> T) -> Option<T> {
+        match &self.opening {
+            Some(group) => group.shared().life.while_alive(publish),
+            None => Some(publish()),
+        }
+    }
 }
 
 /// How the shipment of a snapshot ended.

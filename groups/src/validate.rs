@@ -4,6 +4,10 @@
 //! This module decides, from the message and a small view of the replica alone, whether a message
 //! is one that a correct peer could have sent. It knows nothing of connections: cluster, node and
 //! incarnation were checked before.
+//!
+//! Numbers are held against what the sender can know: an index against the end of its log, a term
+//! against that of the message, and all of them against how far a peer can be ahead. What is beyond
+//! is refused and not remembered, because a number that only grows would be taken for good.
 
 use std::fmt;
 
@@ -16,8 +20,13 @@ use crate::membership::{ConfigEntry, decode_requirement};
 
 /// A term may be ahead of ours by this much at most; more is damage, not progress.
 pub const MAX_TERM_JUMP: u64 = 1 << 32;
-/// Indexes and terms stay below this.
+/// Indexes and terms stay below this, and so do moments: nanoseconds of a clock that began when the
+/// machine did.
 pub const MAX_NUMBER: u64 = 1 << 62;
+/// A log may be ahead of ours by this many entries at most: more than a group commits in years.
+pub const MAX_INDEX_JUMP: u64 = 1 << 44;
+/// A membership may know replicas with numbers ahead of ours by this much at most.
+pub const MAX_REPLICA_JUMP: u64 = 1 << 32;
 /// Payload bytes of all entries of one message.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Bytes of a message's context.
@@ -58,8 +67,10 @@ pub enum Refusal {
     Stranger,
     /// The term is zero, absurdly large, or far ahead.
     Term,
-    /// An index is absurdly large.
+    /// An index is absurdly large, or one that the sender's log cannot have.
     Index,
+    /// A moment of the sender's clock is absurdly late.
+    Moment,
     /// The entry that an append continues, or that a candidate's log ends with, has a term but no
     /// index, the other way round, or a term that it cannot have.
     PreviousEntry,
@@ -111,6 +122,7 @@ impl fmt::Display for Refusal {
             Self::Stranger => "stranger",
             Self::Term => "impossible term",
             Self::Index => "impossible index",
+            Self::Moment => "impossible moment",
             Self::PreviousEntry => "impossible previous entry",
             Self::EntryTerm => "impossible term of an entry",
             Self::EntryKind => "unknown kind of entry",
@@ -146,10 +158,11 @@ pub fn validate(
     term_at: impl Fn(u64) -> Option<u64>,
 ) -> Result<(), Refusal> {
     let kind = MessageKind::try_from(message.kind).map_err(|_| Refusal::Kind)?;
+    // Groups of one id that were created with other members number their replicas in other ways.
+    check_genesis(view, Genesis::new(message.genesis))?;
     if message.to_replica != view.replica.get() {
         return Err(Refusal::WrongReplica);
     }
-    check_genesis(view, Genesis::new(message.genesis))?;
     check_sender(view, node, kind, message)?;
     check_numbers(view, message)?;
     check_placement(kind, message)?;
@@ -225,7 +238,33 @@ pub(crate) fn check_invitation(ours: &Membership, message: &GroupMessage) -> Res
     let membership = membership.and_then(convert::membership_from_wire);
     let membership = membership.ok_or(Refusal::Invitation)?;
     let same = ours.genesis.is_none() || ours.genesis == membership.genesis;
-    if same { Ok(()) } else { Err(Refusal::OtherGenesis) }
+    if !same {
+        return Err(Refusal::OtherGenesis);
+    }
+    let known = newest_of(ours);
+    let plausible = has_plausible_numbers(&membership, told_end(message), known);
+    if plausible { Ok(()) } else { Err(Refusal::Invitation) }
+}
+
+/// Up to where the sender of a membership says that its log is committed; an older version does not.
+pub(crate) const fn told_end(message: &GroupMessage) -> u64 {
+    if message.commit == 0 { MAX_NUMBER - 1 } else { message.commit }
+}
+
+/// Whether a membership can be that of a replica whose log ends at `end`, and its replicas can have
+/// these numbers where the newest known one is `newest`.
+pub(crate) fn has_plausible_numbers(membership: &Membership, end: u64, newest: u64) -> bool {
+    let config = membership.config_index.get();
+    config <= end
+        && config < MAX_NUMBER
+        && newest_of(membership) <= newest.saturating_add(MAX_REPLICA_JUMP)
+}
+
+/// The highest number of a replica that a membership knows, of those that were removed too.
+fn newest_of(membership: &Membership) -> u64 {
+    let member = membership.members.last_key_value().map_or(0, |(id, _)| id.get());
+    let incoming = membership.incoming.map_or(0, |incoming| incoming.replica.get());
+    membership.newest_replica.map_or(0, ReplicaId::get).max(member).max(incoming)
 }
 
 /// Two groups of one id have nothing to say to each other: their votes must not mix.
@@ -243,8 +282,18 @@ fn check_numbers(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), R
         return Err(Refusal::Term);
     }
     let indexes = [message.index, message.commit, message.reject_hint, message.request_snapshot];
-    if indexes.iter().any(|&number| number >= MAX_NUMBER) {
+    let furthest = view.last_index.saturating_add(MAX_INDEX_JUMP).min(MAX_NUMBER - 1);
+    if indexes.iter().any(|&number| number > furthest) {
         return Err(Refusal::Index);
+    }
+    // The stamps of other kinds are names, not moments.
+    let kind = message.kind();
+    let timed = matches!(
+        kind,
+        MessageKind::Heartbeat | MessageKind::HeartbeatResponse | MessageKind::TimeoutNow
+    );
+    if timed && message.stamp >= MAX_NUMBER {
+        return Err(Refusal::Moment);
     }
     let payload: usize = message.entries.iter().map(|e| e.data.len() + e.context.len()).sum();
     if payload > MAX_MESSAGE_BYTES || message.context.len() > MAX_CONTEXT_BYTES {
@@ -272,14 +321,21 @@ fn check_placement(kind: MessageKind, message: &GroupMessage) -> Result<(), Refu
 
 /// The memberships of an answer about what was lost are those of this group.
 fn check_recovery(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
+    if (message.index == 0) != (message.log_term == 0) || message.log_term > message.term {
+        return Err(Refusal::PreviousEntry);
+    }
+    let furthest = view.last_index.saturating_add(MAX_INDEX_JUMP).min(MAX_NUMBER - 1);
     let answer = message.recovery.as_ref().ok_or(Refusal::Recovery)?;
-    if answer.committed >= MAX_NUMBER || answer.matched >= MAX_NUMBER {
+    if answer.committed > furthest || answer.matched > furthest {
         return Err(Refusal::Index);
     }
     let applied = answer.applied.as_ref().ok_or(Refusal::Recovery)?;
     for wire in std::iter::once(applied).chain(&answer.unapplied) {
         let membership = convert::membership_from_wire(wire).ok_or(Refusal::Recovery)?;
         check_genesis(view, membership.genesis)?;
+        if membership.config_index.get() > furthest {
+            return Err(Refusal::Index);
+        }
     }
     Ok(())
 }
@@ -303,7 +359,11 @@ fn check_append(
             // Raft would panic on what it cannot read, and so would every restart.
             Ok(EntryKind::Config) => {
                 let config = ConfigEntry::decode(&entry.data, &entry.context);
-                config.ok_or(Refusal::EntryConfig)?;
+                let config = config.ok_or(Refusal::EntryConfig)?;
+                let newest = config.placements.keys().next_back().map_or(0, |id| id.get());
+                if newest > newest_of(view.membership).saturating_add(MAX_REPLICA_JUMP) {
+                    return Err(Refusal::EntryConfig);
+                }
             }
             Ok(EntryKind::Requirement) => {
                 decode_requirement(&entry.data).ok_or(Refusal::EntryConfig)?;
@@ -395,14 +455,17 @@ fn check_snapshot(
 ) -> Result<(), Refusal> {
     let meta = message.snapshot.as_ref().ok_or(Refusal::Snapshot)?;
     let position = meta.position.as_ref().ok_or(Refusal::Snapshot)?;
-    let in_bounds = position.index > 0 && position.index < MAX_NUMBER;
+    let furthest = view.last_index.saturating_add(MAX_INDEX_JUMP).min(MAX_NUMBER - 1);
+    let in_bounds = position.index > 0 && position.index <= furthest;
     if !in_bounds || position.term == 0 || position.term > message.term {
         return Err(Refusal::Snapshot);
     }
     let wire = meta.membership.as_ref().ok_or(Refusal::Snapshot)?;
     let membership = convert::membership_from_wire(wire).ok_or(Refusal::Snapshot)?;
     check_genesis(view, membership.genesis)?;
-    if !is_sound(&membership, view) {
+    // The membership is the present one of the leader, which may be later than the snapshot.
+    let (end, known) = (told_end(message), newest_of(view.membership));
+    if !is_sound(&membership, view) || !has_plausible_numbers(&membership, end, known) {
         return Err(Refusal::Snapshot);
     }
     check_two_leaders(view, message)?;

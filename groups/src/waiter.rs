@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use shardhost_storage::{GroupId, LogIndex, Term};
 use tokio::sync::oneshot;
 
@@ -121,6 +122,35 @@ impl Drop for Pending {
     }
 }
 
+/// A waiter whose proposal is in the hands of a state machine. It is answered by the machine, or by
+/// whoever finds that the machine takes too long: by one of them, whoever is first.
+#[derive(Debug)]
+pub(crate) struct Handed(Arc<Mutex<Option<Pending>>>);
+
+/// The other end of a [`Handed`], which keeps nobody waiting.
+#[derive(Debug)]
+pub(crate) struct HandedWatch(Weak<Mutex<Option<Pending>>>);
+
+impl Handed {
+    pub(crate) fn new(pending: Pending) -> (Self, HandedWatch) {
+        let place = Arc::new(Mutex::new(Some(pending)));
+        let watch = HandedWatch(Arc::downgrade(&place));
+        (Self(place), watch)
+    }
+
+    /// Whoever waits still.
+    pub(crate) fn take(self) -> Option<Pending> {
+        self.0.lock().take()
+    }
+}
+
+impl HandedWatch {
+    /// Takes whoever waits still from the state machine.
+    pub(crate) fn take(&self) -> Option<Pending> {
+        self.0.upgrade()?.lock().take()
+    }
+}
+
 /// Bytes in flight, bounded for a group and for the host that the group belongs to.
 #[derive(Debug)]
 pub struct Budget {
@@ -187,8 +217,6 @@ impl Drop for Charge {
 
 #[cfg(test)]
 mod tests {
-    use parking_lot::Mutex;
-
     use super::*;
 
     #[derive(Default)]
@@ -231,6 +259,22 @@ mod tests {
         let sink = Arc::new(Outcomes::default());
         pending(&sink, 5, Charge::default()).resolve(applied());
         assert_eq!(*sink.0.lock(), [(5, applied())]);
+    }
+
+    #[test]
+    fn a_waiter_in_a_machines_hands_is_answered_by_whoever_is_first() {
+        let sink = Arc::new(Outcomes::default());
+        let (handed, watch) = Handed::new(pending(&sink, 1, Charge::default()));
+        handed.take().unwrap().resolve(applied());
+        assert!(watch.take().is_none());
+        let (handed, watch) = Handed::new(pending(&sink, 2, Charge::default()));
+        let timeout = ProposeError::Unknown { group: GROUP, cause: UnknownCause::Timeout };
+        watch.take().unwrap().resolve(Err(timeout.clone()));
+        assert!(handed.take().is_none());
+        assert_eq!(*sink.0.lock(), [(1, applied()), (2, Err(timeout))]);
+        let (handed, _watch) = Handed::new(pending(&sink, 3, Charge::default()));
+        drop(handed);
+        assert!(unknown(&sink.0.lock()[2].1), "the watch keeps nobody waiting");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
-use shardhost::proto::admin::{HostStatus, PolicyMetrics};
+use shardhost::proto::admin::{HostStatus, PeerStatus, PolicyMetrics};
 
 use super::output::{Column, millis, number, table};
 use super::policy_metrics::{policy_json, policy_text};
@@ -40,6 +40,7 @@ pub async fn run(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
         println!("{}", as_table(&nodes, &silent));
         nodes.values().flat_map(|node| doubts(&node.status)).for_each(|line| println!("{line}"));
         nodes.values().flat_map(|node| failures(&node.status)).for_each(|line| println!("{line}"));
+        nodes.values().flat_map(|node| refusals(&node.status)).for_each(|line| println!("{line}"));
         if arguments.policy {
             println!("\n{}", policy_text(nodes.values().filter_map(counted)));
         }
@@ -80,6 +81,19 @@ fn failures(status: &HostStatus) -> Vec<String> {
     let more = (hidden > 0 && !failed_replicas.is_empty())
         .then(|| format!("node {node}: {} more; see `shardhost group list`", number(hidden)));
     shown.chain(more).collect()
+}
+
+/// Which processes the node refuses, and who refuses it, in words.
+fn refusals(status: &HostStatus) -> Vec<String> {
+    let node = status.node;
+    let line = |peer: &PeerStatus| {
+        let refused = (!peer.refused.is_empty())
+            .then(|| format!("node {} is refused by node {node}: {}", peer.node, peer.refused));
+        let refused_by = (!peer.refused_by.is_empty())
+            .then(|| format!("node {node} is refused by node {}: {}", peer.node, peer.refused_by));
+        [refused, refused_by]
+    };
+    status.peers.iter().flat_map(line).flatten().collect()
 }
 
 /// What a node counted, unless it is of an older version.
@@ -169,6 +183,8 @@ fn node_json(node: &Node) -> Value {
                 "reconnects": peer.reconnects,
                 "capabilities": peer.advert.as_ref().map(|advert| &advert.capabilities),
                 "draining": peer.advert.as_ref().map(|advert| advert.draining),
+                "refused": Some(&peer.refused).filter(|cause| !cause.is_empty()),
+                "refused_by": Some(&peer.refused_by).filter(|cause| !cause.is_empty()),
             })
         })
         .collect();
@@ -208,4 +224,29 @@ fn node_json(node: &Node) -> Value {
         "policy": status.policy.as_ref().map(policy_json),
         "peers": peers,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_refused_and_whoever_refuses_are_named_with_the_cause() {
+        let peer = |node, refused: &str, refused_by: &str| PeerStatus {
+            node,
+            refused: refused.to_owned(),
+            refused_by: refused_by.to_owned(),
+            ..PeerStatus::default()
+        };
+        let peers =
+            vec![peer(2, "a later start was seen", ""), peer(3, "", "unknown"), peer(4, "", "")];
+        let status = HostStatus { node: 1, peers, ..HostStatus::default() };
+        assert_eq!(
+            refusals(&status),
+            [
+                "node 2 is refused by node 1: a later start was seen",
+                "node 1 is refused by node 3: unknown",
+            ]
+        );
+    }
 }

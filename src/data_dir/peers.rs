@@ -11,9 +11,9 @@ use std::path::PathBuf;
 use parking_lot::Mutex;
 use shardhost_storage::NodeId;
 
-use super::replace;
+use super::{LATEST_START, replace};
 
-/// The newest incarnation of each peer that was seen.
+/// The newest incarnation of each peer that was seen, none above [`LATEST_START`].
 #[derive(Debug)]
 pub struct PeerStarts {
     path: PathBuf,
@@ -26,7 +26,7 @@ impl PeerStarts {
     /// # Errors
     /// When the file cannot be read or is damaged. It must not be taken for an empty one.
     pub fn open(path: PathBuf) -> io::Result<Self> {
-        let newest = match fs::read_to_string(&path) {
+        let mut newest = match fs::read_to_string(&path) {
             Ok(text) => parse(&text).ok_or_else(|| {
                 let text = format!("{} is damaged", path.display());
                 io::Error::new(io::ErrorKind::InvalidData, text)
@@ -34,6 +34,13 @@ impl PeerStarts {
             Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(error),
         };
+        newest.retain(|node, start| {
+            let possible = *start <= LATEST_START;
+            if !possible {
+                tracing::warn!(%node, start, "forgot a start of a peer that no clock can say");
+            }
+            possible
+        });
         Ok(Self { path, newest: Mutex::new(newest) })
     }
 
@@ -94,6 +101,17 @@ mod tests {
         for peers in [peers, PeerStarts::open(path).unwrap()] {
             assert_eq!((peers.newest(two), peers.newest(three)), (8, 9));
         }
+    }
+
+    #[test]
+    fn a_start_that_no_clock_can_say_is_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("peers");
+        let peers = PeerStarts::open(path.clone()).unwrap();
+        peers.saw(NodeId::must(2), u64::MAX).unwrap();
+        peers.saw(NodeId::must(3), 7).unwrap();
+        let peers = PeerStarts::open(path).unwrap();
+        assert_eq!((peers.newest(NodeId::must(2)), peers.newest(NodeId::must(3))), (0, 7));
     }
 
     #[test]

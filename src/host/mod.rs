@@ -271,6 +271,7 @@ impl HostBuilder {
                 task: None,
                 data_dir: Some(data_dir),
             })),
+            ending: Arc::default(),
         })
     }
 }
@@ -402,6 +403,8 @@ pub enum Shutdown {
 pub struct Host {
     inner: Arc<HostInner>,
     serving: Arc<parking_lot::Mutex<Serving>>,
+    /// Held by the one call that takes the host apart; the others wait for it.
+    ending: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Host {
@@ -528,13 +531,14 @@ impl Host {
         self.inner.groups.health()
     }
 
-    /// Stops the host. When it returns, the data directory may be opened again. Calls after the
-    /// first do nothing.
+    /// Stops the host. When it returns, the data directory may be opened again, whoever called it
+    /// first. A call that does not hand leaderships over ends the hand-over of an earlier one.
     pub async fn shutdown(&self, mode: Shutdown) {
         self.inner.stopping.cancel();
         if let Shutdown::Graceful { deadline } = mode {
             self.hand_everything_over(deadline).await;
         }
+        let _ending = self.ending.lock().await;
         // Peers and shipments first: they want the listener to be there.
         self.inner.transport.shutdown().await;
         self.inner.stop.cancel();

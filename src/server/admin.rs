@@ -107,6 +107,8 @@ impl AdminService {
             frames_sent: peer.bulk.frames + peer.urgent.frames,
             reconnects: peer.reconnects,
             advert: peer.advert.as_ref().map(advert_to_wire),
+            refused: peer.refused.clone().unwrap_or_default(),
+            refused_by: peer.refused_by.clone().unwrap_or_default(),
         });
         peers.collect()
     }

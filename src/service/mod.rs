@@ -13,6 +13,7 @@
 //! The services know groups by their handles only; who holds which replica, and why, is the
 //! host's.
 
+mod clock;
 mod directory;
 mod failure;
 mod in_flight;

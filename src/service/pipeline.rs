@@ -10,7 +10,6 @@ use std::marker::PhantomData;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -25,6 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 use tracing::debug;
 
+use super::clock::SteadyClock;
 use super::failure;
 use super::in_flight::InFlight;
 use super::{
@@ -201,7 +201,7 @@ async fn read<P: Protocol>(
 
 /// Starts everything a batch asks for. Each request is completed exactly once.
 fn start<P: Protocol>(stream: &Arc<Stream>, requests: Vec<P::Request>) {
-    let now_ms = now_ms();
+    let now_ms = CLOCK.now_ms();
     let map = stream.lookup.map();
     // Once for all: the map changes while requests are under way, and each names its own.
     let current = map.as_ref().map_or(0, |map| map.fingerprint());
@@ -244,12 +244,8 @@ impl Plan {
     }
 }
 
-/// The time for commands that carry one. A clock before 1970 counts as 1970: the shard's own time
-/// never runs backwards.
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
+/// The time for commands that carry one; one for the process, as its machine has one.
+static CLOCK: SteadyClock = SteadyClock::new();
 
 fn submit<P: Protocol>(
     stream: &Arc<Stream>,

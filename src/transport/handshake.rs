@@ -1,7 +1,6 @@
 //! Who may talk to whom: the checks of `Hello` and `Welcome`, as pure functions.
 //!
-//! Nothing here knows streams or what was seen before; incarnations are compared where they are
-//! remembered, in `liveness`.
+//! Nothing here knows streams or what was seen before; incarnations are compared in `starts`.
 
 use shardhost_groups::transport::Lane;
 use shardhost_proto::PROTOCOL_VERSION;
@@ -10,6 +9,7 @@ use shardhost_storage::NodeId;
 use tonic::Status;
 
 use super::map_tag::{self, MapTag};
+use super::starts::{CLOCKS_DIFFER, MOST_STARTS_TOLD};
 
 /// Who this process says it is.
 #[derive(Clone, Debug)]
@@ -36,10 +36,12 @@ pub struct Rollback {
 }
 
 /// A peer whose greeting was in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Greeting {
     pub node: NodeId,
     pub incarnation: u64,
+    /// The newest starts of its data directory, this one first; empty: it did not say.
+    pub starts: Vec<u64>,
 }
 
 /// Why a peer is refused. Each names what was found and what was expected.
@@ -93,8 +95,55 @@ pub enum Refusal {
         node: NodeId,
         /// The incarnation in the greeting.
         theirs: u64,
-        /// The newest incarnation seen.
+        /// The incarnation that stands for the node.
         seen: u64,
+        /// The newest incarnation from which messages were taken; 0: none.
+        known: u64,
+    },
+    /// Another process of the same node lives, with a data directory that the greeting one is no
+    /// successor of. End one of the two; a node whose disk was lost is let in when it was silent for
+    /// the liveness timeout.
+    #[error(
+        "node {node} greets with incarnation {theirs}, but the process with incarnation {seen} \
+         lives, which its data directory does not know: two processes have one node number"
+    )]
+    SecondProcess {
+        /// The node.
+        node: NodeId,
+        /// The incarnation in the greeting.
+        theirs: u64,
+        /// The incarnation that stands for the node.
+        seen: u64,
+    },
+    /// An incarnation is a time, and this one is further ahead than clocks may differ. Set the
+    /// clocks of both nodes. The `incarnation` file of a data directory that was started with such
+    /// a clock keeps the start.
+    #[error(
+        "node {node} greets with incarnation {theirs}, which is {} h later than the clock of this \
+         host allows ({} h ahead)", hours(theirs, latest), CLOCKS_DIFFER.as_secs() / 3600
+    )]
+    AheadOfClock {
+        /// The node.
+        node: NodeId,
+        /// The incarnation in the greeting.
+        theirs: u64,
+        /// The latest that is believed.
+        latest: u64,
+    },
+    /// A peer says that it saw a start of this node that cannot be: it is further ahead than clocks
+    /// may differ. Set the clocks of both nodes.
+    #[error(
+        "node {by} says that it knows incarnation {known} of this node, which is {} h later than \
+         the clock of this host allows ({} h ahead)", hours(known, latest),
+        CLOCKS_DIFFER.as_secs() / 3600
+    )]
+    KnownAheadOfClock {
+        /// Who says so.
+        by: NodeId,
+        /// The incarnation that it says.
+        known: u64,
+        /// The latest that is believed.
+        latest: u64,
     },
     /// The first frame carries no greeting, or not only one.
     #[error("the first frame must carry a hello and nothing else")]
@@ -113,6 +162,12 @@ pub enum Refusal {
     },
 }
 
+/// How much later a start is than another one, in whole hours and at least one: the text of a
+/// refusal that is repeated should be the same.
+const fn hours(later: &u64, than: &u64) -> u64 {
+    later.saturating_sub(*than).div_ceil(3_600_000_000)
+}
+
 /// In a refused greeting: the newest incarnation of the greeting node that is known.
 const KNOWN_INCARNATION: &str = "known-incarnation";
 
@@ -126,9 +181,9 @@ impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let text = refusal.to_string();
         match refusal {
-            Refusal::OldIncarnation { seen, .. } => {
+            Refusal::OldIncarnation { known, .. } => {
                 let mut status = Self::failed_precondition(text);
-                status.metadata_mut().insert(KNOWN_INCARNATION, seen.into());
+                status.metadata_mut().insert(KNOWN_INCARNATION, known.into());
                 status
             }
             Refusal::NoHello | Refusal::UnknownLane { .. } => Self::invalid_argument(text),
@@ -164,27 +219,47 @@ impl Identity {
             advert,
             known_incarnation,
             shard_map: self.shard_map.as_ref().map(MapTag::to_wire),
+            starts: self.starts(),
+            // Messages of the urgent lane are small, and its peer is heard or lost.
+            wants_taken: lane == WireLane::Bulk,
         }
     }
 
+    /// The newest starts of the data directory, this one first.
+    fn starts(&self) -> Vec<u64> {
+        let earlier = self.earlier_starts.iter().take(MOST_STARTS_TOLD - 1);
+        std::iter::once(&self.incarnation).chain(earlier).copied().collect()
+    }
+
     /// The answer to a greeting that was in order.
-    pub fn welcome(&self, known_incarnation: u64) -> Welcome {
+    pub fn welcome(&self, known_incarnation: u64, hello: &Hello) -> Welcome {
         Welcome {
             protocol: PROTOCOL_VERSION,
             cluster: self.cluster.clone(),
             node: self.node.get(),
             incarnation: self.incarnation,
             known_incarnation,
+            tells_taken: hello.wants_taken,
+            taken_frames: 0,
         }
     }
 
-    /// What follows from the newest incarnation of this node that a peer knows.
-    pub fn check_known(&self, by: NodeId, known: u64) -> Option<Rollback> {
+    /// What follows from the newest incarnation of this node that a peer knows. `latest` is the
+    /// latest that it can be.
+    pub fn check_known(
+        &self,
+        by: NodeId,
+        known: u64,
+        latest: u64,
+    ) -> Result<Option<Rollback>, Refusal> {
         let starts = &self.earlier_starts;
         let oldest = starts.last().copied().unwrap_or(0);
         let ours = known <= oldest || known == self.incarnation || starts.contains(&known);
         let held = starts.first().copied().unwrap_or(0);
-        (!ours).then_some(Rollback { by, known, held })
+        if !ours && known > latest {
+            return Err(Refusal::KnownAheadOfClock { by, known, latest });
+        }
+        Ok((!ours).then_some(Rollback { by, known, held }))
     }
 
     /// Checks a greeting. Whether the node is known is the caller's to check.
@@ -195,7 +270,10 @@ impl Identity {
         }
         map_tag::check(self.shard_map.as_ref(), hello.shard_map.as_ref())?;
         match NodeId::new(hello.node).filter(|node| *node != self.node) {
-            Some(node) => Ok(Greeting { node, incarnation: hello.incarnation }),
+            Some(node) => {
+                let starts = hello.starts.iter().take(MOST_STARTS_TOLD).copied().collect();
+                Ok(Greeting { node, incarnation: hello.incarnation, starts })
+            }
             None => Err(Refusal::UnknownNode { node: hello.node, by: self.node }),
         }
     }
@@ -206,7 +284,7 @@ impl Identity {
         if welcome.node != to.get() {
             return Err(Refusal::WrongNode { wanted: to.get(), found: welcome.node });
         }
-        Ok(Greeting { node: to, incarnation: welcome.incarnation })
+        Ok(Greeting { node: to, incarnation: welcome.incarnation, starts: Vec::new() })
     }
 
     fn check_side(&self, protocol: u32, cluster: &str) -> Result<(), Refusal> {
@@ -261,7 +339,8 @@ mod tests {
     #[test]
     fn a_greeting_in_order_names_its_node_and_incarnation() {
         let greeting = identity(2).check_hello(&hello()).unwrap();
-        assert_eq!(greeting, Greeting { node: NodeId::must(1), incarnation: 7 });
+        let starts = vec![7, 5, 3];
+        assert_eq!(greeting, Greeting { node: NodeId::must(1), incarnation: 7, starts });
     }
 
     #[test]
@@ -302,7 +381,7 @@ mod tests {
     #[test]
     fn a_welcome_from_another_node_or_cluster_is_refused() {
         let to = NodeId::must(2);
-        let mut welcome = identity(2).welcome(0);
+        let mut welcome = identity(2).welcome(0, &hello());
         assert!(identity(1).check_welcome(&welcome, to).is_ok());
         welcome.node = 3;
         assert_eq!(
@@ -318,18 +397,24 @@ mod tests {
         let (own, by) = (identity(1), NodeId::must(2));
         // What the directory knows or has forgotten, and this start itself.
         for known in [0, 1, 3, 5, 7] {
-            assert_eq!(own.check_known(by, known), None, "{known}");
+            assert_eq!(own.check_known(by, known, 8), Ok(None), "{known}");
         }
         for known in [4, 6, 8] {
-            assert_eq!(own.check_known(by, known), Some(Rollback { by, known, held: 5 }));
+            let rollback = Rollback { by, known, held: 5 };
+            assert_eq!(own.check_known(by, known, 8), Ok(Some(rollback)));
+        }
+        // It would be kept as a start of the directory, and no start is later than that.
+        for known in [9, u64::MAX] {
+            let refused = Refusal::KnownAheadOfClock { by, known, latest: 8 };
+            assert_eq!(own.check_known(by, known, 8), Err(refused));
         }
     }
 
     #[test]
     fn the_refusal_of_an_old_incarnation_says_which_one_is_known() {
         let node = NodeId::must(1);
-        let refused = Status::from(Refusal::OldIncarnation { node, theirs: 4, seen: 6 });
-        assert_eq!(known_of_refusal(&refused), 6);
+        let refused = Status::from(Refusal::OldIncarnation { node, theirs: 4, seen: 6, known: 5 });
+        assert_eq!(known_of_refusal(&refused), 5);
         assert_eq!(known_of_refusal(&Status::from(Refusal::NoHello)), 0);
     }
 

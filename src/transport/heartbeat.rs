@@ -49,6 +49,7 @@ impl<'a> Pulse<'a> {
         self.sequence += 1;
         for peer in self.shared.peers.load().values() {
             self.attend(peer, now);
+            self.look_at_bulk(peer, now, judges);
             if judges {
                 peer.liveness.judge(now, self.patience, &self.inbound);
             }
@@ -64,6 +65,17 @@ impl<'a> Pulse<'a> {
         self.last = now;
         self.last_was_late = late;
         !forgiven
+    }
+
+    /// A bulk connection of which a peer takes nothing, although the peer is heard, is made anew. One
+    /// that is not heard, or not by a process that stood still, may take it when it is.
+    fn look_at_bulk(&self, peer: &Peer, now: Instant, judges: bool) {
+        let lately = self.shared.config.heartbeat_interval * 3;
+        if judges && peer.liveness.is_heard_within(lately, now) {
+            peer.bulk.give_up_if_stalled(now, self.patience.calm);
+        } else {
+            peer.bulk.excuse(now);
+        }
     }
 
     fn attend(&self, peer: &Peer, now: Instant) {

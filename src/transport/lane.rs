@@ -17,8 +17,10 @@ use prost::Message;
 use prost::encoding::encoded_len_varint;
 use shardhost_proto::peer::{Advert, Frame, GroupMessage, Hello, NodeHeartbeat};
 use shardhost_storage::{GroupId, ReplicaId};
+use tokio::sync::Notify;
 
 use super::config::{LaneLimits, TransportConfig};
+use super::progress::Progress;
 use super::stats::LaneStats;
 
 /// A replica whose messages were dropped.
@@ -69,6 +71,8 @@ struct Bounds {
 pub(super) struct LaneQueue {
     bounds: Bounds,
     state: Mutex<State>,
+    /// Told when the present stream carries nothing any more.
+    stalled: Notify,
 }
 
 #[derive(Debug)]
@@ -82,6 +86,9 @@ struct State {
     /// What the node says of itself from here on; a heartbeat takes it along.
     advert: Option<Advert>,
     taker: Option<Waker>,
+    /// Of the present stream.
+    progress: Progress,
+    given_up: bool,
     closing: bool,
     stats: LaneStats,
 }
@@ -106,7 +113,7 @@ impl LaneQueue {
             frame_messages: config.frame_max_messages,
             frame_entries: config.frame_max_entries,
         };
-        Self { bounds, state: Mutex::new(State::new()) }
+        Self { bounds, state: Mutex::new(State::new()), stalled: Notify::new() }
     }
 
     /// Takes what fits, in order, and leaves the addressees of the rest in `dropped`.
@@ -152,16 +159,52 @@ impl LaneQueue {
         FrameStream { lane: Arc::clone(self), number, hello: Some(hello) }
     }
 
-    /// The peer said welcome: frames may go.
-    pub fn open(&self) {
+    /// The peer said welcome: frames may go. `tells_taken`: it says how many it has taken.
+    pub fn open(&self, tells_taken: bool) {
         let taker = {
             let mut state = self.state.lock();
+            state.progress = Progress::begin(tells_taken);
+            state.given_up = false;
             state.phase = Phase::Open;
             state.stats.connected = true;
             state.stats.connects += 1;
             state.taker.take()
         };
         wake(taker);
+    }
+
+    /// The peer says how many frames of the present stream it has taken.
+    pub fn taken(&self, frames: u64) {
+        self.state.lock().progress.taken(frames, Instant::now());
+    }
+
+    /// Gives the present stream up when the peer has taken nothing of it for this long, although
+    /// there was something.
+    pub fn give_up_if_stalled(&self, now: Instant, patience: Duration) {
+        let mut state = self.state.lock();
+        if state.phase == Phase::Open && state.progress.is_stalled(now, patience) {
+            state.stats.stalls += 1;
+            state.progress = Progress::default();
+            state.given_up = true;
+            self.stalled.notify_waiters();
+        }
+    }
+
+    /// What the peer has not taken of the present stream counts as handed to it now.
+    pub fn excuse(&self, now: Instant) {
+        self.state.lock().progress.excuse(now);
+    }
+
+    /// Waits until the present stream is given up.
+    pub async fn stalled(&self) {
+        loop {
+            let mut stalled = std::pin::pin!(self.stalled.notified());
+            stalled.as_mut().enable();
+            if self.state.lock().given_up {
+                return;
+            }
+            stalled.await;
+        }
     }
 
     /// The connection is gone, or was never made. What waits is kept for the grace.
@@ -226,6 +269,8 @@ impl State {
             heartbeat: None,
             advert: None,
             taker: None,
+            progress: Progress::default(),
+            given_up: false,
             closing: false,
             stats: LaneStats::default(),
         }
@@ -275,6 +320,7 @@ impl State {
             return None;
         }
         self.stats.frames += 1;
+        self.progress.handed(Instant::now());
         self.stats.messages += messages.len() as u64;
         Some(Frame { hello: None, heartbeat, messages })
     }
@@ -380,7 +426,7 @@ mod tests {
     fn opened(lane: &Arc<LaneQueue>) -> FrameStream {
         let mut stream = lane.attach(Hello::default());
         assert!(stream.next().now_or_never().flatten().unwrap().hello.is_some());
-        lane.open();
+        lane.open(false);
         stream
     }
 
@@ -426,7 +472,7 @@ mod tests {
         push(&lane, vec![message(1, 0)]);
         assert!(stream.next().now_or_never().flatten().unwrap().hello.is_some());
         assert!(stream.next().now_or_never().is_none());
-        lane.open();
+        lane.open(false);
         assert_eq!(groups(&stream.next().now_or_never().flatten().unwrap()), [1]);
     }
 

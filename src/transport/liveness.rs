@@ -22,9 +22,11 @@ use parking_lot::Mutex;
 use shardhost_groups::transport::{Inbound, Lane};
 use shardhost_groups::worker::Advert;
 use shardhost_storage::NodeId;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::handshake::{Greeting, Refusal};
+use super::starts::{Place, Sight, Starts};
 
 /// What is known of the life of one peer.
 #[derive(Debug)]
@@ -35,16 +37,19 @@ pub(super) struct Liveness {
     last_heard: AtomicU64,
     suspected: AtomicBool,
     live: AtomicBool,
-    /// The newest incarnation seen, in a greeting or in an answer to ours; 0: none. Written under
-    /// the lock.
+    /// The incarnation that stands for the peer, by a greeting or an answer to ours; 0: none.
+    /// Written under the lock, from `Known::starts`.
     incarnation: AtomicU64,
+    /// Told when another incarnation stands for the peer.
+    displaced: Notify,
     known: Mutex<Known>,
     /// Ends every stream of the peer.
     stop: CancellationToken,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Known {
+    starts: Starts,
     /// The incarnation that was last told to be live.
     told: Option<u64>,
     /// What the newest incarnation said of itself last.
@@ -82,18 +87,44 @@ impl Liveness {
             suspected: AtomicBool::new(false),
             live: AtomicBool::new(false),
             incarnation: AtomicU64::new(0),
-            known: Mutex::default(),
+            displaced: Notify::new(),
+            known: Mutex::new(Known::new(node)),
             stop,
         }
     }
 
     /// An earlier process of this host saw this incarnation of the peer.
     pub fn remember(&self, incarnation: u64) {
-        self.incarnation.fetch_max(incarnation, Ordering::AcqRel);
+        let mut known = self.known.lock();
+        known.starts.remember(incarnation);
+        self.incarnation.store(known.starts.seen(), Ordering::Release);
+    }
+
+    /// The first frame of a stream came.
+    pub fn confirm(&self, incarnation: u64) {
+        self.known.lock().starts.confirm(incarnation);
+    }
+
+    /// Waits until another incarnation than this one stands for the peer.
+    pub async fn displaced(&self, incarnation: u64) {
+        loop {
+            let mut displaced = std::pin::pin!(self.displaced.notified());
+            displaced.as_mut().enable();
+            if self.incarnation() != Some(incarnation) {
+                return;
+            }
+            displaced.await;
+        }
     }
 
     pub fn is_live(&self) -> bool {
         self.live.load(Ordering::Acquire)
+    }
+
+    /// Whether the peer lives, and was heard lately.
+    pub fn is_heard_within(&self, time: Duration, now: Instant) -> bool {
+        let patience = Patience { calm: time, suspected: time };
+        self.is_live() && !self.is_silent(now, patience)
     }
 
     pub fn incarnation(&self) -> Option<u64> {
@@ -109,14 +140,17 @@ impl Liveness {
     /// ends; all streams of an earlier incarnation end.
     pub fn admit(
         &self,
-        greeting: Greeting,
+        greeting: &Greeting,
+        latest: u64,
         lane: Lane,
         said: Option<Advert>,
         now: Instant,
         inbound: &Arc<dyn Inbound>,
     ) -> Result<Visit, Refusal> {
         let mut known = self.known.lock();
-        self.note(&mut known, greeting.incarnation)?;
+        let sight = self.sight(&known, latest);
+        let place = known.starts.greets(greeting, sight)?;
+        self.note(&mut known, place);
         let ended = self.stop.child_token();
         if let Some(previous) = known.stream(lane).replace(ended.clone()) {
             previous.cancel();
@@ -130,9 +164,25 @@ impl Liveness {
         Ok(Visit { node: self.node, incarnation: greeting.incarnation, lane, ended })
     }
 
-    /// The peer answered a greeting of this node.
-    pub fn welcomed(&self, greeting: Greeting) -> Result<(), Refusal> {
-        self.note(&mut self.known.lock(), greeting.incarnation)
+    /// A stream of a snapshot greets.
+    pub fn visits(&self, greeting: &Greeting, latest: u64) -> Result<(), Refusal> {
+        let known = self.known.lock();
+        known.starts.visits(greeting.incarnation, self.sight(&known, latest))
+    }
+
+    /// The process at the peer's address answered a greeting. When that was sent, `asked` stood for
+    /// the peer.
+    pub fn welcomed(
+        &self,
+        greeting: &Greeting,
+        asked: Option<u64>,
+        latest: u64,
+    ) -> Result<(), Refusal> {
+        let mut known = self.known.lock();
+        let sight = self.sight(&known, latest);
+        let place = known.starts.answers(greeting.incarnation, asked.unwrap_or(0), sight)?;
+        self.note(&mut known, place);
+        Ok(())
     }
 
     /// A frame came on a stream.
@@ -179,17 +229,18 @@ impl Liveness {
         }
     }
 
-    fn note(&self, known: &mut Known, theirs: u64) -> Result<(), Refusal> {
-        let seen = self.incarnation.load(Ordering::Acquire);
-        if theirs < seen {
-            return Err(Refusal::OldIncarnation { node: self.node, theirs, seen });
-        }
-        if theirs > seen {
+    fn sight(&self, known: &Known, latest: u64) -> Sight {
+        let heard = self.is_live() && known.told == Some(known.starts.seen());
+        Sight { heard, latest }
+    }
+
+    fn note(&self, known: &mut Known, place: Place) {
+        if place == Place::Taken {
             known.end_streams();
             known.advert = None;
-            self.incarnation.store(theirs, Ordering::Release);
+            self.incarnation.store(known.starts.seen(), Ordering::Release);
+            self.displaced.notify_waiters();
         }
-        Ok(())
     }
 
     /// Tells that the peer lives and what it says of itself, if that is news.
@@ -230,6 +281,11 @@ impl Liveness {
 }
 
 impl Known {
+    fn new(node: NodeId) -> Self {
+        let starts = Starts::new(node);
+        Self { starts, told: None, advert: None, bulk: None, urgent: None }
+    }
+
     fn stream(&mut self, lane: Lane) -> &mut Option<CancellationToken> {
         match lane {
             Lane::Bulk => &mut self.bulk,
@@ -255,231 +311,4 @@ impl Known {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use shardhost_groups::transport::ShipmentOutcome;
-    use shardhost_proto::peer::GroupMessage;
-    use shardhost_storage::{GroupId, LogPosition, ReplicaId};
-
-    const PATIENCE: Patience =
-        Patience { calm: Duration::from_secs(1), suspected: Duration::from_millis(200) };
-
-    #[derive(Clone, Debug, PartialEq, Eq)]
-    enum Edge {
-        Live(u64),
-        /// By the one name in it.
-        Said(u64, String),
-        Lost,
-    }
-    use Edge::{Live, Lost};
-
-    #[derive(Debug, Default)]
-    struct Edges(Mutex<Vec<Edge>>);
-
-    impl Inbound for Edges {
-        fn deliver(&self, _: NodeId, _: Vec<GroupMessage>) -> usize {
-            0
-        }
-        fn snapshot_arrived(&self, _: NodeId, _: GroupMessage) {}
-        fn wants_snapshot(&self, _: GroupId, _: ReplicaId, _: LogPosition) -> bool {
-            false
-        }
-        fn snapshot_shipped(&self, _: GroupId, _: ReplicaId, _: ShipmentOutcome) {}
-        fn peer_live(&self, _: NodeId, incarnation: u64) {
-            self.0.lock().push(Live(incarnation));
-        }
-        fn peer_advert(&self, _: NodeId, incarnation: u64, advert: Advert) {
-            let names = advert.capabilities.into_iter().collect::<String>();
-            self.0.lock().push(Edge::Said(incarnation, names));
-        }
-        fn peer_lost(&self, _: NodeId) {
-            self.0.lock().push(Lost);
-        }
-        fn unreachable(&self, _: NodeId, _: Vec<(GroupId, ReplicaId)>) {}
-    }
-
-    fn advert(name: &str) -> Advert {
-        Advert { capabilities: [name.to_owned()].into(), draining: false }
-    }
-
-    fn said(incarnation: u64, name: &str) -> Edge {
-        Edge::Said(incarnation, name.to_owned())
-    }
-
-    struct Case {
-        edges: Arc<Edges>,
-        inbound: Arc<dyn Inbound>,
-        start: Instant,
-        liveness: Liveness,
-    }
-
-    impl Case {
-        fn new() -> Self {
-            let edges = Arc::new(Edges::default());
-            let inbound: Arc<dyn Inbound> = edges.clone();
-            let start = Instant::now();
-            let liveness = Liveness::new(NodeId::must(2), start, CancellationToken::new());
-            Self { edges, inbound, start, liveness }
-        }
-
-        fn at(&self, milliseconds: u64) -> Instant {
-            self.start + Duration::from_millis(milliseconds)
-        }
-
-        fn admit(&self, incarnation: u64, lane: Lane) -> Result<Visit, Refusal> {
-            let greeting = Greeting { node: NodeId::must(2), incarnation };
-            self.liveness.admit(greeting, lane, None, self.start, &self.inbound)
-        }
-
-        /// Lets a stream in whose greeting says one name of its node.
-        fn admit_saying(&self, incarnation: u64, lane: Lane, name: &str) -> Visit {
-            let greeting = Greeting { node: NodeId::must(2), incarnation };
-            let said = Some(advert(name));
-            self.liveness.admit(greeting, lane, said, self.start, &self.inbound).unwrap()
-        }
-
-        fn says(&self, visit: &Visit, name: &str) {
-            self.liveness.said(visit, advert(name), &self.inbound);
-        }
-
-        fn heard_at(&self, milliseconds: u64, visit: &Visit) {
-            self.liveness.heard(visit, self.at(milliseconds), &self.inbound);
-        }
-
-        fn judge_at(&self, milliseconds: u64) {
-            self.liveness.judge(self.at(milliseconds), PATIENCE, &self.inbound);
-        }
-
-        fn edges(&self) -> Vec<Edge> {
-            self.edges.0.lock().clone()
-        }
-    }
-
-    #[test]
-    fn silence_for_the_timeout_is_loss_and_a_frame_is_life_again() {
-        let case = Case::new();
-        let visit = case.admit(1, Lane::Urgent).unwrap();
-        case.judge_at(999);
-        assert_eq!(case.edges(), [Live(1)]);
-        case.judge_at(1000);
-        case.judge_at(2000);
-        assert_eq!(case.edges(), [Live(1), Lost]);
-        case.heard_at(2001, &visit);
-        assert_eq!(case.edges(), [Live(1), Lost, Live(1)]);
-    }
-
-    #[test]
-    fn a_suspicion_shortens_the_patience_until_the_next_frame() {
-        let case = Case::new();
-        let visit = case.admit(1, Lane::Urgent).unwrap();
-        case.liveness.suspect();
-        case.judge_at(199);
-        case.heard_at(199, &visit);
-        case.judge_at(500);
-        assert_eq!(case.edges(), [Live(1)]);
-        case.liveness.suspect();
-        case.judge_at(501);
-        assert_eq!(case.edges(), [Live(1), Lost]);
-    }
-
-    #[test]
-    fn a_new_incarnation_is_told_and_ends_the_streams_of_the_old_one() {
-        let case = Case::new();
-        let bulk = case.admit(1, Lane::Bulk).unwrap();
-        let urgent = case.admit(1, Lane::Urgent).unwrap();
-        case.admit(2, Lane::Urgent).unwrap();
-        assert!(bulk.ended.is_cancelled() && urgent.ended.is_cancelled());
-        assert_eq!(case.edges(), [Live(1), Live(2)]);
-    }
-
-    #[test]
-    fn a_frame_of_an_ended_stream_is_no_life() {
-        let case = Case::new();
-        let visit = case.admit(1, Lane::Urgent).unwrap();
-        case.judge_at(1000);
-        visit.ended.cancel();
-        case.heard_at(1001, &visit);
-        assert_eq!(case.edges(), [Live(1), Lost]);
-    }
-
-    #[test]
-    fn an_old_incarnation_is_refused_also_when_only_an_answer_told_of_the_new_one() {
-        let case = Case::new();
-        case.liveness.welcomed(Greeting { node: NodeId::must(2), incarnation: 5 }).unwrap();
-        let refusal = case.admit(4, Lane::Bulk).unwrap_err();
-        assert_eq!(refusal, Refusal::OldIncarnation { node: NodeId::must(2), theirs: 4, seen: 5 });
-        assert!(case.edges().is_empty());
-    }
-
-    #[test]
-    fn a_second_stream_of_a_lane_ends_the_first_and_leaves_the_other_lane() {
-        let case = Case::new();
-        let bulk = case.admit(1, Lane::Bulk).unwrap();
-        let urgent = case.admit(1, Lane::Urgent).unwrap();
-        case.admit(1, Lane::Bulk).unwrap();
-        assert!(bulk.ended.is_cancelled());
-        assert!(!urgent.ended.is_cancelled());
-        assert_eq!(case.edges(), [Live(1)]);
-    }
-
-    #[test]
-    fn a_forgotten_peer_is_lost_once() {
-        let case = Case::new();
-        case.admit(1, Lane::Bulk).unwrap();
-        case.liveness.forget(&case.inbound);
-        case.liveness.forget(&case.inbound);
-        assert_eq!(case.edges(), [Live(1), Lost]);
-    }
-
-    #[test]
-    fn what_a_node_says_is_told_after_its_life_and_when_it_changes() {
-        let case = Case::new();
-        let visit = case.admit_saying(1, Lane::Urgent, "ssd");
-        case.says(&visit, "ssd");
-        case.says(&visit, "fifo");
-        assert_eq!(case.edges(), [Live(1), said(1, "ssd"), said(1, "fifo")]);
-        assert_eq!(case.liveness.advert(), Some(advert("fifo")));
-    }
-
-    #[test]
-    fn a_node_that_is_heard_again_says_what_it_said_before() {
-        let case = Case::new();
-        let visit = case.admit_saying(1, Lane::Urgent, "ssd");
-        case.judge_at(1000);
-        case.heard_at(1001, &visit);
-        assert_eq!(case.edges(), [Live(1), said(1, "ssd"), Lost, Live(1), said(1, "ssd")]);
-    }
-
-    #[test]
-    fn another_incarnation_has_said_nothing_yet() {
-        let case = Case::new();
-        let before = case.admit_saying(1, Lane::Urgent, "ssd");
-        case.admit(2, Lane::Bulk).unwrap();
-        case.says(&before, "fifo");
-        assert_eq!(case.edges(), [Live(1), said(1, "ssd"), Live(2)]);
-        assert_eq!(case.liveness.advert(), None);
-        case.admit_saying(2, Lane::Urgent, "gpu");
-        assert_eq!(case.edges().last(), Some(&said(2, "gpu")));
-    }
-
-    #[test]
-    fn a_greeting_of_the_bulk_lane_that_comes_late_does_not_take_back_what_was_said() {
-        let case = Case::new();
-        case.admit_saying(1, Lane::Bulk, "old");
-        let urgent = case.admit_saying(1, Lane::Urgent, "old");
-        case.says(&urgent, "fresh");
-        case.admit_saying(1, Lane::Bulk, "old");
-        assert_eq!(case.edges(), [Live(1), said(1, "old"), said(1, "fresh")]);
-    }
-
-    #[test]
-    fn what_a_lost_node_says_is_told_when_it_lives() {
-        let case = Case::new();
-        let visit = case.admit(1, Lane::Urgent).unwrap();
-        case.judge_at(1000);
-        case.says(&visit, "ssd");
-        assert_eq!(case.edges(), [Live(1), Lost]);
-        case.heard_at(1001, &visit);
-        assert_eq!(case.edges(), [Live(1), Lost, Live(1), said(1, "ssd")]);
-    }
-}
+mod tests;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use shardhost_storage::NodeId;
 use tonic::Status;
 
-use super::handshake::{Greeting, Rollback};
+use super::handshake::Rollback;
+use super::receiver::note_refusal;
 use super::shared::Shared;
 
 /// Keeps what a host knows of the starts of nodes. Both calls block until what they are told is
@@ -54,19 +55,25 @@ pub(super) async fn learn_known(
     by: NodeId,
     known: u64,
 ) -> Result<(), Status> {
-    let Some(rollback) = shared.identity.check_known(by, known) else { return Ok(()) };
+    let rollback = shared.identity.check_known(by, known, shared.horizon.latest());
+    let rollback = rollback.inspect_err(|refusal| note_refusal(shared, Some(by), refusal))?;
+    let Some(rollback) = rollback else { return Ok(()) };
     let memory = Arc::clone(&shared.memory);
     keep(by, move || memory.rolled_back(rollback)).await
 }
 
 /// A peer has read the answer to its greeting: it heard what was known of it before. Only from here
 /// on its new start stands for the earlier ones, and before anything is taken from it.
-pub(super) async fn confirm(shared: &Arc<Shared>, greeting: Greeting) -> Result<(), Status> {
-    if greeting.incarnation <= shared.memory.newest(greeting.node) {
+pub(super) async fn confirm(
+    shared: &Arc<Shared>,
+    node: NodeId,
+    incarnation: u64,
+) -> Result<(), Status> {
+    if incarnation <= shared.memory.newest(node) {
         return Ok(());
     }
     let memory = Arc::clone(&shared.memory);
-    keep(greeting.node, move || memory.saw(greeting.node, greeting.incarnation)).await
+    keep(node, move || memory.saw(node, incarnation)).await
 }
 
 async fn keep(

@@ -10,10 +10,11 @@
 //! |---|---|
 //! | [`config`], [`directory`] | settings and bounds; where nodes are reached |
 //! | `dispatch`, `lane` | the way out: sorting a batch, the bounded queues |
-//! | `sender`, `connection` | keeping lanes connected; HTTP/2 settings |
+//! | `sender`, `connection`, `progress` | keeping lanes connected; HTTP/2 settings; what stalls |
 //! | [`codec`], [`handshake`] | frames as bytes; who may talk to whom |
 //! | `service`, `receiver` | the way in |
 //! | `liveness`, `heartbeat`, `advert` | which peers live, and what they say of themselves |
+//! | `starts`, `refusals` | which process is a peer; what either side refuses of the other |
 //! | [`memory`] | which starts of peers were seen, over restarts; that the own directory is an older copy |
 //! | `snapshot` | snapshots, out and in |
 //! | [`stats`] | what is counted |
@@ -35,11 +36,14 @@ mod liveness;
 mod map_tag;
 pub mod memory;
 mod peer;
+mod progress;
 mod receiver;
+mod refusals;
 mod sender;
 mod service;
 mod shared;
 mod snapshot;
+mod starts;
 pub mod stats;
 
 use std::sync::Arc;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::config::TransportConfig;
 use super::lane::{Dropped, LaneQueue};
 use super::liveness::Liveness;
+use super::refusals::Refusals;
 use super::stats::{Counter, PeerStats};
 
 /// Replicas whose drops are remembered until they are reported. Drops beyond it are counted
@@ -32,6 +33,7 @@ pub(super) struct Peer {
     /// Ends the peer's tasks and streams.
     pub stop: CancellationToken,
     pub received: Received,
+    pub refusals: Refusals,
     unreachable: Mutex<HashSet<Dropped>>,
 }
 
@@ -59,6 +61,7 @@ impl Peer {
             greeted: Notify::new(),
             stop,
             received: Received::default(),
+            refusals: Refusals::default(),
             unreachable: Mutex::default(),
         }
     }
@@ -113,6 +116,8 @@ impl Peer {
             received_messages: self.received.messages.get(),
             received_frames: self.received.frames.get(),
             inbox_drops: self.received.inbox_drops.get(),
+            refused: self.refusals.ours(Instant::now()),
+            refused_by: self.refusals.theirs(),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Each frame becomes one delivery. What a stream carries can end that stream and nothing else.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shardhost_groups::transport::{Inbound, Lane};
 use shardhost_groups::worker::Advert;
@@ -20,8 +20,14 @@ use super::memory;
 use super::peer::Peer;
 use super::shared::{Shared, TaskKind};
 
-/// The answers to a stream: one welcome, and how it ended.
+/// The answers to a stream: one welcome, how many frames were taken if the sender wants to know, and
+/// how it ended.
 pub(super) type Answers = ReceiverStream<Result<Welcome, Status>>;
+
+/// Time between two words on how many frames were taken.
+const TAKEN_INTERVAL: Duration = Duration::from_millis(100);
+/// Answers that wait: the welcome, a word on what was taken, and how the stream ended.
+const MOST_ANSWERS: usize = 3;
 
 /// Shakes hands and starts to receive.
 pub(super) async fn exchange(
@@ -33,12 +39,15 @@ pub(super) async fn exchange(
     if let Ok((peer, known)) = known_by(&shared, &first) {
         memory::learn_known(&shared, peer, known).await?;
     }
-    let (peer, visit) =
-        admit(&shared, first, &inbound).inspect_err(|refusal| note_refusal(&shared, refusal))?;
-    let (answers, receiver) = mpsc::channel(2);
-    let welcome = Ok(shared.identity.welcome(shared.memory.newest(peer.node)));
+    let claimed = first.hello.as_ref().and_then(|hello| NodeId::new(hello.node));
+    let hello = first.hello.clone().unwrap_or_default();
+    let (peer, visit) = admit(&shared, first, &inbound)
+        .inspect_err(|refusal| note_refusal(&shared, claimed, refusal))?;
+    let (answers, receiver) = mpsc::channel(MOST_ANSWERS);
+    let welcome = Ok(shared.identity.welcome(shared.memory.newest(peer.node), &hello));
     answers.try_send(welcome).map_err(|error| Status::internal(error.to_string()))?;
-    let reception = Reception { shared: Arc::clone(&shared), peer, visit, inbound, frames };
+    let taken = hello.wants_taken.then(Taken::default);
+    let reception = Reception { shared: Arc::clone(&shared), peer, visit, inbound, frames, taken };
     shared.spawn(TaskKind::Other, reception.run(answers));
     Ok(Response::new(ReceiverStream::new(receiver)))
 }
@@ -58,7 +67,7 @@ pub(super) async fn within_handshake<T>(
     let within = shared.config.handshake_timeout;
     tokio::time::timeout(within, part).await.unwrap_or_else(|_| {
         let refusal = Refusal::Late { within };
-        note_refusal(shared, &refusal);
+        note_refusal(shared, None, &refusal);
         Err(refusal.into())
     })
 }
@@ -71,9 +80,12 @@ pub(super) fn known_peer(shared: &Shared, hello: &Hello) -> Result<(Arc<Peer>, G
     Ok((peer, greeting))
 }
 
-/// Counts and logs a refused greeting.
-pub(super) fn note_refusal(shared: &Shared, refusal: &Refusal) {
+/// Counts and logs a refused greeting, and remembers it of the node that it claims to be from.
+pub(super) fn note_refusal(shared: &Shared, claimed: Option<NodeId>, refusal: &Refusal) {
     shared.counters.refused_greetings.add(1);
+    if let Some(peer) = claimed.and_then(|node| shared.peer(node)) {
+        peer.refusals.refused(refusal.to_string(), Instant::now());
+    }
     tracing::warn!(%refusal, "refused a peer");
 }
 
@@ -90,7 +102,8 @@ fn admit(
     let lane = handshake::lane_of(&hello)?;
     let (peer, greeting) = known_peer(shared, &hello)?;
     let said = hello.advert.take().and_then(|said| readable(shared, &peer, said));
-    let visit = peer.liveness.admit(greeting, lane, said, Instant::now(), inbound)?;
+    let latest = shared.horizon.latest();
+    let visit = peer.liveness.admit(&greeting, latest, lane, said, Instant::now(), inbound)?;
     peer.greeted.notify_waiters();
     Ok((peer, visit))
 }
@@ -113,11 +126,49 @@ struct Reception {
     visit: Visit,
     inbound: Arc<dyn Inbound>,
     frames: Streaming<Frame>,
+    /// What the sender wants to know.
+    taken: Option<Taken>,
+}
+
+/// How many frames of a stream were taken.
+#[derive(Debug, Default)]
+struct Taken {
+    frames: u64,
+    /// What the sender was told last.
+    told: u64,
+    /// When it is told more.
+    due: Option<Instant>,
+}
+
+impl Taken {
+    fn count(&mut self) {
+        self.frames += 1;
+        self.due.get_or_insert_with(|| Instant::now() + TAKEN_INTERVAL);
+    }
+
+    /// Waits until the sender is to be told.
+    async fn is_due(taken: &Option<Self>) {
+        match taken.as_ref().and_then(|taken| taken.due) {
+            Some(due) => tokio::time::sleep_until(due.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Tells the sender. Leaves the last place for how the stream ended; a sender that does not read
+    /// is told later.
+    fn tell(&mut self, answers: &mpsc::Sender<Result<Welcome, Status>>) {
+        let welcome = Welcome { taken_frames: self.frames, ..Welcome::default() };
+        let told = answers.capacity() > 1 && answers.try_send(Ok(welcome)).is_ok();
+        if told {
+            self.told = self.frames;
+        }
+        self.due = (self.told < self.frames).then(|| Instant::now() + TAKEN_INTERVAL);
+    }
 }
 
 impl Reception {
     async fn run(mut self, answers: mpsc::Sender<Result<Welcome, Status>>) {
-        if let Err(status) = self.receive().await {
+        if let Err(status) = self.receive(&answers).await {
             tracing::debug!(visit = ?self.visit, %status, "a stream from a peer ended");
             self.shared.counters.broken_streams.add(1);
             if answers.try_send(Err(status)).is_err() {
@@ -129,8 +180,11 @@ impl Reception {
         }
     }
 
-    async fn receive(&mut self) -> Result<(), Status> {
-        let greeting = Greeting { node: self.visit.node, incarnation: self.visit.incarnation };
+    async fn receive(
+        &mut self,
+        answers: &mpsc::Sender<Result<Welcome, Status>>,
+    ) -> Result<(), Status> {
+        let Visit { node, incarnation, .. } = self.visit;
         let mut confirmed = false;
         let ended = self.visit.ended.clone();
         let ended = ended.cancelled();
@@ -141,14 +195,24 @@ impl Reception {
                 () = &mut ended => {
                     return Err(Status::aborted("superseded by a newer stream, or not wanted"));
                 }
+                () = Taken::is_due(&self.taken) => {
+                    if let Some(taken) = &mut self.taken {
+                        taken.tell(answers);
+                    }
+                    continue;
+                }
                 frame = self.frames.message() => frame?,
             };
             match frame {
                 Some(frame) => {
                     if !std::mem::replace(&mut confirmed, true) {
-                        memory::confirm(&self.shared, greeting).await?;
+                        memory::confirm(&self.shared, node, incarnation).await?;
+                        self.peer.liveness.confirm(incarnation);
                     }
                     self.take(frame)?;
+                    if let Some(taken) = &mut self.taken {
+                        taken.count();
+                    }
                 }
                 None => return Ok(()),
             }

@@ -4,7 +4,7 @@
 //! past it, pulled from the lane by the connection. It decides when to try again, with back-off.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::Rng;
 use shardhost_groups::transport::Lane;
@@ -35,6 +35,10 @@ pub(super) enum LaneError {
     Closed,
     #[error("the peer sent a second welcome")]
     SecondWelcome,
+    #[error("another process of the node greeted")]
+    Displaced,
+    #[error("the peer lives and takes nothing of this connection")]
+    Stalled,
 }
 
 impl From<Status> for LaneError {
@@ -98,22 +102,28 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     async fn run(&mut self, address: &str) -> LaneError {
         match self.greet(address).await {
-            Ok(answers) => self.stay(answers).await,
-            Err(error) => error,
+            Ok((answers, welcome)) => self.stay(answers, &welcome).await,
+            Err(error) => {
+                if let LaneError::WrongPlace(refusal) = &error {
+                    self.peer.refusals.refused(refusal.to_string(), Instant::now());
+                }
+                error
+            }
         }
     }
 
     /// Connects and shakes hands.
-    async fn greet(&self, address: &str) -> Result<Streaming<Welcome>, LaneError> {
+    async fn greet(&self, address: &str) -> Result<(Streaming<Welcome>, Welcome), LaneError> {
         let channel = connection::connect(&self.shared.config, address).await?;
+        let asked = self.peer.liveness.incarnation();
         let within = self.shared.config.handshake_timeout;
         let (answers, welcome) = tokio::time::timeout(within, self.exchange(channel))
             .await
             .map_err(|_| Refusal::Late { within })??;
         let greeting = self.shared.identity.check_welcome(&welcome, self.peer.node)?;
         memory::learn_known(self.shared, greeting.node, welcome.known_incarnation).await?;
-        self.peer.liveness.welcomed(greeting)?;
-        Ok(answers)
+        self.peer.liveness.welcomed(&greeting, asked, self.shared.horizon.latest())?;
+        Ok((answers, welcome))
     }
 
     async fn exchange(
@@ -135,6 +145,7 @@ impl Attempt<'_> {
         let response = match client.streaming(Request::new(frames), path, codec).await {
             Ok(response) => response,
             Err(status) => {
+                self.note_refusal(&status);
                 let known = handshake::known_of_refusal(&status);
                 memory::learn_known(self.shared, self.peer.node, known).await?;
                 return Err(status.into());
@@ -147,18 +158,46 @@ impl Attempt<'_> {
         }
     }
 
-    /// Lets the lane flow until the peer ends it or the connection breaks.
-    async fn stay(&mut self, mut answers: Streaming<Welcome>) -> LaneError {
+    /// A refusal of the greeting stays in the status of this node until it is let in.
+    fn note_refusal(&self, status: &Status) {
+        if status.code() == tonic::Code::FailedPrecondition {
+            let cause = status.message().chars().take(LONGEST_CAUSE).collect();
+            self.peer.refusals.refused_by_peer(Some(cause));
+        }
+    }
+
+    /// Lets the lane flow until the peer ends it, another process takes its place, or the
+    /// connection breaks.
+    async fn stay(&mut self, answers: Streaming<Welcome>, welcome: &Welcome) -> LaneError {
         tracing::info!(node = %self.peer.node, lane = ?self.lane, "connected to a peer");
         self.backoff.reset();
-        self.peer.lane(self.lane).open();
-        match answers.message().await {
-            Ok(Some(_)) => LaneError::SecondWelcome,
-            Ok(None) => LaneError::Closed,
-            Err(status) => status.into(),
+        self.peer.refusals.refused_by_peer(None);
+        let lane = self.peer.lane(self.lane);
+        lane.open(welcome.tells_taken);
+        tokio::select! {
+            error = self.listen(answers, welcome) => error,
+            () = self.peer.liveness.displaced(welcome.incarnation) => LaneError::Displaced,
+            () = lane.stalled() => LaneError::Stalled,
+        }
+    }
+
+    /// Takes in what the peer says of the stream, until it ends.
+    async fn listen(&self, mut answers: Streaming<Welcome>, welcome: &Welcome) -> LaneError {
+        loop {
+            match answers.message().await {
+                Ok(Some(answer)) if welcome.tells_taken && answer.taken_frames > 0 => {
+                    self.peer.lane(self.lane).taken(answer.taken_frames);
+                }
+                Ok(Some(_)) => return LaneError::SecondWelcome,
+                Ok(None) => return LaneError::Closed,
+                Err(status) => return status.into(),
+            }
         }
     }
 }
+
+/// Characters of what a peer says that are kept.
+const LONGEST_CAUSE: usize = 512;
 
 /// A welcome is a name and three numbers.
 const WELCOME_MAX_BYTES: usize = 64 << 10;

@@ -22,6 +22,7 @@ use super::memory::IncarnationMemory;
 use super::peer::Peer;
 use super::sender;
 use super::snapshot::{Receptions, Shipments};
+use super::starts::Horizon;
 use super::stats::{Counters, TransportStats};
 
 /// The peers of the directory.
@@ -31,6 +32,7 @@ pub(super) type Peers = BTreeMap<NodeId, Arc<Peer>>;
 pub(super) struct Shared {
     pub config: TransportConfig,
     pub identity: Identity,
+    pub horizon: Horizon,
     pub directory: PeerDirectory,
     pub snapshots: Arc<dyn SnapshotStore>,
     pub memory: Arc<dyn IncarnationMemory>,
@@ -78,6 +80,7 @@ impl Shared {
         };
         let limits = config.snapshot;
         Self {
+            horizon: Horizon::new(config.incarnation),
             identity,
             directory,
             snapshots,

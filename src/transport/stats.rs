@@ -15,6 +15,9 @@ pub struct LaneStats {
     pub connected: bool,
     /// How often a connection was made.
     pub connects: u64,
+    /// Connections given up because the peer took nothing of them for the liveness timeout, while it
+    /// lived.
+    pub stalls: u64,
     /// Messages handed to a connection.
     pub messages: u64,
     /// Frames handed to a connection, heartbeats included.
@@ -55,6 +58,11 @@ pub struct PeerStats {
     pub received_frames: u64,
     /// Messages from it that found a full inbox.
     pub inbox_drops: u64,
+    /// Why this node refused, in the last 15 s, a process that greets or answers as this peer. It
+    /// need not be the one that is `live`.
+    pub refused: Option<String>,
+    /// Why the peer refuses this node, which it did when it was last greeted.
+    pub refused_by: Option<String>,
 }
 
 /// The transport since it started.

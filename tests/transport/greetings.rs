@@ -142,7 +142,8 @@ fn an_answer_in_order_opens_the_lane() {
 }
 
 fn welcome_of_node_2() -> Welcome {
-    Welcome { protocol: 1, cluster: CLUSTER.into(), node: 2, incarnation: 1, known_incarnation: 0 }
+    let cluster = CLUSTER.into();
+    Welcome { protocol: 1, cluster, node: 2, incarnation: 1, ..Welcome::default() }
 }
 
 #[test]
@@ -157,4 +158,92 @@ fn an_older_process_of_a_node_stays_out_beside_the_newer_one() {
     one.wait("refusals of both lanes", |host| host.transport.stats().refused_greetings >= 2);
     assert!(one.recorder.read(|told| told.delivered.is_empty()));
     assert_eq!(one.peer(2).unwrap().incarnation, Some(9));
+}
+
+/// Another process of node 2, at an address of its own, which knows where node 1 is.
+fn second_process(one: &Host, incarnation: u64, earlier_starts: &[u64]) -> Host {
+    let elsewhere = Cluster::new();
+    elsewhere.directory.set(node(1), &one.address);
+    Host::start(&elsewhere, 2, incarnation, |config| {
+        config.earlier_starts = earlier_starts.to_vec();
+    })
+}
+
+/// Both lanes flow both ways between node 1 and the process that is node 2.
+fn talk(one: &Host, two: &Host, index: u64) {
+    one.wait_connected(2);
+    two.wait_connected(1);
+    one.send(vec![message(2, Lane::Bulk, index, 1), message(2, Lane::Urgent, index, 1)]);
+    two.send(vec![message(1, Lane::Bulk, index, 1), message(1, Lane::Urgent, index, 1)]);
+    for host in [one, two] {
+        for lane in [Lane::Bulk, Lane::Urgent] {
+            host.recorder.wait("a message", |told| told.indexes(lane).contains(&index));
+        }
+    }
+}
+
+#[test]
+fn a_greeting_from_the_end_of_time_locks_nobody_out() {
+    let (one, two) = Cluster::new().pair();
+    let known = Hello { known_incarnation: u64::MAX, ..greeting_of_node_2(1) };
+    for forged in [greeting_of_node_2(u64::MAX), known] {
+        let status = Stranger::at(&one).greet(forged).unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains("than the clock of this host allows"), "{status}");
+    }
+    let peer = one.peer(2).unwrap();
+    assert_eq!((peer.incarnation, peer.reconnects), (Some(1), 0));
+    assert!(peer.refused.unwrap().contains("clock of this host"));
+    talk(&one, &two, 1);
+    assert_eq!(one.recorder.read(|told| told.edges.clone()), [Edge::Live(node(2), 1)]);
+}
+
+#[test]
+fn a_forged_greeting_within_the_clock_locks_a_node_out_for_moments_only() {
+    let (one, two) = Cluster::new().pair();
+    let stranger = Stranger::at(&one);
+    stranger.greet(Hello { starts: vec![5, 1], ..greeting_of_node_2(5) }).unwrap();
+    one.recorder.wait_edge(Edge::Live(node(2), 5));
+    // Its connection stays, and says nothing.
+    one.recorder.wait("the right one", |told| told.edges.last() == Some(&Edge::Live(node(2), 1)));
+    talk(&one, &two, 1);
+    assert_eq!(one.peer(2).unwrap().incarnation, Some(1));
+    stranger.leave();
+}
+
+#[test]
+fn a_node_is_let_in_again_when_its_clone_has_gone() {
+    let (one, two) = Cluster::new().pair();
+    let clone = second_process(&one, 9, &[1]);
+    one.recorder.wait_edge(Edge::Live(node(2), 9));
+    clone.wait("the clone's lanes", |host| host.peer(1).unwrap().urgent.connected);
+    two.wait("the refusal", |host| host.peer(1).unwrap().refused_by.is_some());
+    let told = two.peer(1).unwrap().refused_by.unwrap();
+    assert!(told.contains("incarnation 1, but 9 was already seen"), "{told}");
+    one.wait("the refusal of the process at the address", |host| {
+        host.peer(2).unwrap().refused.is_some_and(|cause| cause.contains("incarnation 1, but 9"))
+    });
+    clone.kill();
+    one.recorder.wait("the right one", |told| told.edges.last() == Some(&Edge::Live(node(2), 1)));
+    talk(&one, &two, 1);
+    assert_eq!(two.peer(1).unwrap().refused_by, None);
+}
+
+#[test]
+fn a_process_with_another_data_directory_stays_out_while_the_node_lives() {
+    let (one, two) = Cluster::new().pair();
+    talk(&one, &two, 1);
+    let other = second_process(&one, 9, &[]);
+    other.wait("the refusal", |host| host.peer(1).unwrap().refused_by.is_some());
+    let told = other.peer(1).unwrap().refused_by.unwrap();
+    assert!(told.contains("two processes have one node number"), "{told}");
+    talk(&one, &two, 2);
+    assert_eq!(one.recorder.read(|told| told.edges.clone()), [Edge::Live(node(2), 1)]);
+    // A node that lost its disk comes back like this.
+    two.kill();
+    one.recorder.wait_edge(Edge::Live(node(2), 9));
+}
+
+fn greeting_of_node_2(incarnation: u64) -> Hello {
+    Hello { node: 2, to_node: 1, incarnation, ..hello() }
 }

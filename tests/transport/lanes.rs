@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use shardhost::transport::LaneLimits;
 use shardhost_groups::transport::Lane;
 
-use crate::fixture::{Cluster, GROUP, Host, REPLICA, message, node};
+use crate::fixture::{Cluster, Edge, GROUP, Host, Proxy, REPLICA, message, node};
 
 #[test]
 fn messages_of_both_lanes_arrive_in_the_order_they_were_sent() {
@@ -147,4 +147,46 @@ fn shutting_down_sends_what_waits() {
     two.recorder.wait("all messages", |told| told.delivered.len() == 30_000);
     one.send(vec![message(2, Lane::Bulk, 30_000, 1)]);
     assert_eq!(one.transport.stats().unknown_node_drops, 1);
+}
+
+#[test]
+fn a_bulk_connection_that_stalls_without_breaking_is_made_anew() {
+    let cluster = Cluster::new();
+    let two = cluster.host(2);
+    let proxy = Proxy::that_stalls(&two.address, 100 << 10);
+    cluster.directory.set(node(2), &proxy.address);
+    let one = cluster.host(1);
+    one.wait_connected(2);
+    one.recorder.wait_edge(Edge::Live(node(2), 1));
+    let began = Instant::now();
+    // The wire takes them all; what it had not carried is lost, as when a connection breaks.
+    one.send((0..200).map(|index| message(2, Lane::Bulk, index, 1 << 10)).collect());
+    one.wait("another connection", |host| {
+        let bulk = host.peer(2).unwrap().bulk;
+        bulk.stalls == 1 && bulk.connects == 2
+    });
+    one.send(vec![message(2, Lane::Bulk, 1_000, 1)]);
+    two.recorder.wait("the message", |told| told.indexes(Lane::Bulk).contains(&1_000));
+    assert!(began.elapsed() < Duration::from_secs(5), "only the keepalive of HTTP/2 noticed");
+    assert_eq!(one.peer(2).unwrap().urgent.connects, 1, "the other lane was well");
+    assert_eq!(one.recorder.read(|told| told.edges.clone()), [Edge::Live(node(2), 1)]);
+}
+
+#[test]
+fn a_lane_that_is_slow_or_idle_is_not_given_up() {
+    let cluster = Cluster::new();
+    let one = Host::start(&cluster, 1, 1, |config| {
+        config.liveness_timeout = Duration::from_millis(300);
+    });
+    let two = cluster.host(2);
+    one.wait_connected(2);
+    // Of every frame it is said that it was taken, of the last one too.
+    for index in 0..3 {
+        one.send(vec![message(2, Lane::Bulk, index, 1)]);
+        let frames = one.peer(2).unwrap().received_frames;
+        one.wait("ten heartbeats", |host| host.peer(2).unwrap().received_frames >= frames + 10);
+    }
+    two.recorder.wait("all", |told| told.indexes(Lane::Bulk) == [0, 1, 2]);
+    let bulk = one.peer(2).unwrap().bulk;
+    assert_eq!((bulk.stalls, bulk.connects), (0, 1));
 }

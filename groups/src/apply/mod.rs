@@ -18,7 +18,7 @@ use crate::machine::{
     ApplyBatch, ApplyFault, Command, QueryError, SnapshotWriter, StateChecksum, StateMachine,
 };
 use crate::runtime::Latency;
-use crate::waiter::Applied;
+use crate::waiter::{Applied, Handed};
 
 /// One thing to do with a state machine.
 pub enum ApplyWork {
@@ -249,7 +249,7 @@ impl Applier {
         self.position.store(last.index.get(), Ordering::Release);
         let now = self.latency.as_ref().map(|_| Instant::now());
         for command in commands {
-            if let Some(waiter) = command.waiter {
+            if let Some(waiter) = command.waiter.and_then(Handed::take) {
                 if let (Some(latency), Some(now)) = (&self.latency, now) {
                     latency.record(now.saturating_duration_since(waiter.submitted()));
                 }
@@ -311,7 +311,8 @@ fn refuse(group: GroupId, work: ApplyWork, fault: &GroupFault) -> ApplyReport {
     let failed = || QueryError::Failed(fault.to_string());
     match work {
         ApplyWork::Commands { commands, .. } => {
-            for waiter in commands.into_iter().filter_map(|command| command.waiter) {
+            let waiters = commands.into_iter().filter_map(|command| command.waiter?.take());
+            for waiter in waiters {
                 let fault = fault.clone();
                 waiter.resolve(Err(crate::error::ProposeError::Faulted { group, fault }));
             }

@@ -120,7 +120,7 @@ impl GroupCore {
                 continue;
             }
             self.supersede_change(&entry, round);
-            let waiter = self.take_waiter(entry.term, entry.index, round);
+            let waiter = self.hand_waiter(entry.term, entry.index, round);
             if !entry.data.is_empty() {
                 bytes += entry.data.len() + size_of::<Command>();
                 let position = LogPosition::new(entry.term, entry.index);
@@ -156,6 +156,7 @@ impl GroupCore {
     }
 
     fn advance_applied(&mut self, index: u64) {
+        self.forget_handed(index);
         if index > self.apply.applied {
             self.apply.applied = index;
             self.raw.advance_apply_to(index);

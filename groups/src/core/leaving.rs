@@ -145,10 +145,17 @@ impl GroupCore {
         };
         let message = GroupMessage {
             index: self.membership.config_index.get(),
+            commit: self.known_committed(),
             invitation: Some(invitation),
             ..self.own_message(MessageKind::Removed, to)
         };
         round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
+    }
+
+    /// Up to where the group has committed, as far as this replica can tell: whoever was invited
+    /// knows the configuration before the entries that lead to it.
+    pub(super) fn known_committed(&self) -> u64 {
+        self.raw.raft.raft_log.committed.max(self.membership.config_index.get())
     }
 
     /// A change removed replicas; a leader tells them.

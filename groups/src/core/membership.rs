@@ -477,6 +477,7 @@ impl GroupCore {
         };
         let message = GroupMessage {
             invitation: Some(invitation),
+            commit: self.known_committed(),
             ..self.own_message(MessageKind::Invite, to.get())
         };
         Outgoing { to: node, lane: Lane::Urgent, message }

@@ -86,7 +86,7 @@ use leadership::Led;
 use lease::Lease;
 use leaving::{Dismissed, Leaving};
 use membership::PendingChange;
-use propose::{PlacedWaiter, QueuedProposal};
+use propose::{HandedWaiter, PlacedWaiter, QueuedProposal};
 use reads::Reads;
 use ready::Taken;
 use sleep::Sleep;
@@ -114,6 +114,8 @@ pub struct GroupCore {
 
     queued: Vec<QueuedProposal>,
     waiters: VecDeque<PlacedWaiter>,
+    /// Whose entry the state machine has.
+    handed: VecDeque<HandedWaiter>,
     reads: Option<Box<Reads>>,
     /// Rounds of reads that were started. Never starts anew within an opening: an answer to an
     /// earlier round must not be taken for one to a later round.
@@ -246,7 +248,9 @@ impl GroupCore {
         self.finish_changes(&Arc::clone(&round.nodes));
         self.propose_queued(round);
         self.start_read_round(round);
-        self.take_readies(round);
+        if !self.take_readies(round) {
+            return;
+        }
         self.hand_over_committed(round);
         self.resolve_confirmed_reads(round);
         self.watch_barrier(round);
@@ -256,16 +260,23 @@ impl GroupCore {
         self.publish_lease(round);
     }
 
-    fn take_readies(&mut self, round: &mut Round) {
+    /// Handles what raft wants done; `false`: the replica fails, and nothing more is done for it.
+    fn take_readies(&mut self, round: &mut Round) -> bool {
         let mut empty = 0;
         while self.raw.has_ready() {
-            empty += u32::from(self.take_ready(round) == Taken::Nothing);
+            match self.take_ready(round) {
+                Taken::Something => {}
+                Taken::Nothing => empty += 1,
+                Taken::GivenUp => return false,
+            }
             if empty > MAX_EMPTY_READIES {
                 let text = format!("raft finds no end: {empty} empty readies in one round");
-                return round.fault(self.id, GroupFault::Invariant(text.into()));
+                round.fault(self.id, GroupFault::Invariant(text.into()));
+                return false;
             }
             self.observe_leadership(round);
         }
+        true
     }
 
     /// Ends the replica's life in this process: fails everybody who waits, fires the last edge.

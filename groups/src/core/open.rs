@@ -120,6 +120,7 @@ impl GroupCore {
             membership,
             queued: Vec::new(),
             waiters: std::collections::VecDeque::new(),
+            handed: std::collections::VecDeque::new(),
             reads: None,
             read_rounds: 0,
             transfer: None,

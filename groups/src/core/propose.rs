@@ -8,7 +8,7 @@ use super::GroupCore;
 use super::gate::Gate;
 use crate::error::{ProposalRejection, ProposeError, UnknownCause};
 use crate::known_bugs::KnownBug;
-use crate::waiter::Pending;
+use crate::waiter::{Handed, HandedWatch, Pending};
 use crate::worker::Round;
 
 /// One command on its way into the log.
@@ -29,6 +29,14 @@ pub struct Proposal {
 pub(super) struct QueuedProposal {
     proposal: Proposal,
     since: u64,
+}
+
+/// Somebody who waits for a state machine that has the entry.
+#[derive(Debug)]
+pub(super) struct HandedWaiter {
+    index: u64,
+    since: u64,
+    watch: HandedWatch,
 }
 
 /// Somebody who waits for the entry at a position.
@@ -135,14 +143,29 @@ impl GroupCore {
         ProposeError::Rejected { group: self.id, reason }
     }
 
-    /// Who waits for the entry that was committed at this position. Waiters whose entry lost its
-    /// place learn so.
-    pub(super) fn take_waiter(
+    /// Who waits for the entry that was committed at this position and has a command; from here on
+    /// the state machine is waited for. One that has nothing to apply answers nobody.
+    pub(super) fn hand_waiter(
         &mut self,
         term: u64,
         index: u64,
         round: &mut Round,
-    ) -> Option<Pending> {
+    ) -> Option<Handed> {
+        let PlacedWaiter { since, pending, .. } = self.take_waiter(term, index, round)?;
+        let (handed, watch) = Handed::new(pending);
+        self.handed.push_back(HandedWaiter { index, since, watch });
+        Some(handed)
+    }
+
+    /// The state machine has applied everything up to here, and answered.
+    pub(super) fn forget_handed(&mut self, applied: u64) {
+        while self.handed.front().is_some_and(|front| front.index <= applied) {
+            self.handed.pop_front();
+        }
+    }
+
+    /// Waiters whose entry lost its place learn so.
+    fn take_waiter(&mut self, term: u64, index: u64, round: &mut Round) -> Option<PlacedWaiter> {
         while let Some(front) = self.waiters.front() {
             if front.index > index {
                 return None;
@@ -151,7 +174,7 @@ impl GroupCore {
             if front.index == index
                 && (front.term == term || self.config.bugs.has(KnownBug::WaiterByIndex))
             {
-                return Some(front.pending);
+                return Some(front);
             }
             let by = Term::new(term);
             let at = LogIndex::new(front.index);
@@ -205,6 +228,13 @@ impl GroupCore {
             self.expire_queued(limit, round);
         }
         let error = ProposeError::Unknown { group: self.id, cause: UnknownCause::Timeout };
+        let hung = !self.config.bugs.has(KnownBug::AwaitHungMachines);
+        while self.handed.front().is_some_and(|front| hung && self.ticks - front.since >= limit) {
+            let expired = self.handed.pop_front().and_then(|front| front.watch.take());
+            if let Some(pending) = expired {
+                round.fail(pending, error.clone());
+            }
+        }
         while self.waiters.front().is_some_and(|front| self.ticks - front.since >= limit) {
             if let Some(front) = self.waiters.pop_front() {
                 round.fail(front.pending, error.clone());
@@ -214,7 +244,7 @@ impl GroupCore {
 
     /// Whether somebody waits for a proposal.
     pub(super) fn has_waiters(&self) -> bool {
-        !self.waiters.is_empty() || !self.queued.is_empty()
+        !self.waiters.is_empty() || !self.queued.is_empty() || !self.handed.is_empty()
     }
 }
 

@@ -32,6 +32,8 @@ const COMMIT_TICKS: u64 = 50;
 pub(super) enum Taken {
     Something,
     Nothing,
+    /// The replica fails because of it: nothing of it was handed on.
+    GivenUp,
 }
 
 impl Taken {
@@ -61,8 +63,13 @@ impl GroupCore {
         let must_sync = ready.must_sync();
         let snapshot = installed_position(ready.snapshot());
 
-        if let Some(position) = snapshot {
-            self.begin_install(position, number, round);
+        if let Some(position) = snapshot
+            && let Err(fault) = self.begin_install(position, number)
+        {
+            round.fault(self.id, fault);
+            if !self.config.bugs.has(KnownBug::GoOnAfterFault) {
+                return Taken::GivenUp;
+            }
         }
         self.raw.mut_store().append(&entries);
         let hard_state = self.raw.raft.hard_state();

@@ -320,6 +320,7 @@ impl GroupCore {
         raft.raft_log.unstable.entries.shrink_to(0);
         raft.msgs.shrink_to(0);
         self.waiters.shrink_to_fit();
+        self.handed.shrink_to_fit();
         self.queued.shrink_to_fit();
         self.apply.shrink();
         self.lease.shrink();

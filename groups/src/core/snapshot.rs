@@ -12,6 +12,7 @@ use super::GroupCore;
 use crate::apply::ApplyWork;
 use crate::convert;
 use crate::error::{GroupFault, TakeSnapshotError};
+use crate::known_bugs::KnownBug;
 use crate::transport::{ShipmentOutcome, SnapshotShipment};
 use crate::worker::{PersistAck, Prune, Round};
 
@@ -209,6 +210,7 @@ impl GroupCore {
         let membership = Some(shardhost_storage::convert::membership_to_message(&self.membership));
         let wire = log::LogPosition { term: position.term.get(), index: position.index.get() };
         message.snapshot = Some(SnapshotMeta { position: Some(wire), membership });
+        message.commit = self.known_committed();
         self.snapshots.shipping.retain(|(replica, _)| *replica != message.to_replica);
         self.snapshots.shipping.push((message.to_replica, position.index.get()));
         round.shipments.push(SnapshotShipment { to, position, message });
@@ -255,7 +257,8 @@ impl GroupCore {
         let before = self.pending_snapshot();
         self.step_raft(message);
         // One of the same place as another that it took is no news to raft.
-        if before != Some(position) && self.pending_snapshot() == Some(position) {
+        let taken = before != Some(position) && self.pending_snapshot() == Some(position);
+        if taken && !self.config.bugs.has(KnownBug::LoseSnapshotMembership) {
             self.snapshots.incoming = Some(Box::new((position, membership)));
         }
     }
@@ -268,7 +271,14 @@ impl GroupCore {
 
     /// Raft took the snapshot: the log starts anew behind it. The state machine is restored when
     /// that is durable; a crash in between is repaired at the next opening.
-    pub(super) fn begin_install(&mut self, position: LogPosition, number: u64, round: &mut Round) {
+    ///
+    /// # Errors
+    /// Nothing is known of the membership that came with it. The replica must write nothing more.
+    pub(super) fn begin_install(
+        &mut self,
+        position: LogPosition,
+        number: u64,
+    ) -> Result<(), GroupFault> {
         match self.snapshots.incoming.take() {
             Some(incoming) if incoming.0 == position => self.adopt_membership(incoming.1),
             other => {
@@ -278,7 +288,7 @@ impl GroupCore {
                      of {came:?}",
                     self.id
                 );
-                return round.fault(self.id, GroupFault::Invariant(text.into()));
+                return Err(GroupFault::Invariant(text.into()));
             }
         }
         self.meta.snapshot = Some(position);
@@ -287,6 +297,7 @@ impl GroupCore {
         self.apply.skip_to(position.index.get());
         self.snapshots.compact_to = None;
         self.snapshots.installing = Some(Install { position, number, handed: false });
+        Ok(())
     }
 
     /// The membership of the snapshot that raft took.

@@ -1,12 +1,13 @@
 //! Messages from peers: checked, then given to raft or to the host's own protocol of sleep.
 
 use shardhost_proto::peer::{GroupMessage, MessageKind};
-use shardhost_storage::{LogIndex, NodeId, ReplicaId};
+use shardhost_storage::{Genesis, LogIndex, NodeId, ReplicaId};
 
 use super::GroupCore;
 use crate::convert;
 use crate::error::GroupFault;
 use crate::known_bugs::KnownBug;
+use crate::transport::{Lane, Outgoing};
 use crate::validate::{Refusal, ReplicaView, check_invitation, validate};
 use crate::worker::Round;
 
@@ -47,6 +48,7 @@ impl GroupCore {
             }
             Err(Refusal::OtherGenesis) => {
                 self.note_impostor(node);
+                self.answer_impostor(node, &message, round);
                 return Stepped::Refused(Refusal::OtherGenesis);
             }
             Err(refusal) => return Stepped::Refused(refusal),
@@ -133,6 +135,21 @@ impl GroupCore {
                 "the node holds a group of the same id that was created with other members; one \
                  of the two must be destroyed");
         }
+    }
+
+    /// Tells the other group of this id that there are two: the nodes of the one need not be members
+    /// of the other, which would never hear of it. Only what introduces its sender is answered, and
+    /// the answer is nothing of the kind.
+    fn answer_impostor(&self, node: NodeId, message: &GroupMessage, round: &mut Round) {
+        let says_whose = message.genesis != 0 || message.invitation.is_some();
+        let introduced = says_whose && message.kind() != MessageKind::Wake;
+        if !introduced || self.config.bugs.has(KnownBug::OneGroupIsTold) {
+            return;
+        }
+        let genesis = self.membership.genesis.map_or(0, Genesis::get);
+        let answer = self.own_message(MessageKind::Wake, message.from_replica);
+        let message = GroupMessage { genesis, ..answer };
+        round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
     }
 
     /// Remembers where a replica lives that the membership does not know yet.

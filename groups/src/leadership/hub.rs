@@ -58,6 +58,17 @@ struct Hook {
     told: BTreeMap<GroupId, Standing>,
 }
 
+impl Hook {
+    /// Whether an event of this group is for the hook. The labels of a group go with its replica,
+    /// and the loss of its leadership may be told later.
+    fn hears_of(&self, labels: &Labels, group: GroupId) -> bool {
+        self.told.contains_key(&group) || selects(&self.groups, labels, group)
+    }
+}
+
+/// The labels of each group that is open.
+type Labels = BTreeMap<GroupId, BTreeMap<String, String>>;
+
 /// How a group is led here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Standing {
@@ -76,7 +87,7 @@ enum Service {
 #[derive(Default)]
 struct State {
     standings: BTreeMap<GroupId, Standing>,
-    labels: BTreeMap<GroupId, BTreeMap<String, String>>,
+    labels: Labels,
     hooks: BTreeMap<u64, Hook>,
     queue: VecDeque<Queued>,
     overflowed: bool,
@@ -162,6 +173,12 @@ impl LeadershipHub {
         self.lock().labels.insert(group, labels);
     }
 
+    /// The replica ended; the next one names its own labels. Hooks that were told of its leadership
+    /// are told of the loss all the same.
+    pub fn forget_labels(&self, group: GroupId) {
+        self.lock().labels.remove(&group);
+    }
+
     /// Whether the selector means this group.
     pub fn selects(&self, groups: &GroupSelector, group: GroupId) -> bool {
         selects(groups, &self.lock().labels, group)
@@ -207,7 +224,7 @@ impl LeadershipHub {
         let State { hooks, labels, .. } = state;
         for hook in hooks.values_mut().filter(|hook| hook.kind == HookKind::Inline) {
             let active = hook.active.load(Ordering::Acquire);
-            if !active || !selects(&hook.groups, labels, event.group()) {
+            if !active || !hook.hears_of(labels, event.group()) {
                 continue;
             }
             note(&mut hook.told, event);
@@ -411,7 +428,7 @@ fn next_calls(state: &mut State) -> Vec<Call> {
         Some(Queued::Edge(event)) => hooks
             .values_mut()
             .filter(|hook| hook.kind == HookKind::Dispatched && hook.since < event.revision())
-            .filter(|hook| selects(&hook.groups, labels, event.group()))
+            .filter(|hook| hook.hears_of(labels, event.group()))
             .filter_map(|hook| follows(&hook.told, &event).then(|| call_of(hook, event)))
             .collect(),
     }

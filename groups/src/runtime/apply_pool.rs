@@ -248,6 +248,9 @@ fn end(shared: &RuntimeShared, group: Option<&Arc<GroupShared>>, mut ending: End
     } else {
         drop_machine(ending.group(), applier);
     }
+    if group.is_some() {
+        shared.hub.forget_labels(ending.group());
+    }
     drop(ending.finish(|| group.and_then(|group| shared.unregister(group))));
 }
 

@@ -7,7 +7,7 @@ use shardhost_storage::{GroupId, LogPosition, NodeId, ReplicaId};
 
 use super::RuntimeShared;
 use super::inbox::peer_bytes;
-use crate::transport::{Inbound, ShipmentOutcome};
+use crate::transport::{Inbound, Recipient, ShipmentOutcome};
 use crate::worker::{Advert, Input};
 
 /// The groups of a host, as the transport sees them.
@@ -58,12 +58,18 @@ impl Inbound for GroupsInbound {
         }
     }
 
-    fn wants_snapshot(&self, group: GroupId, replica: ReplicaId, position: LogPosition) -> bool {
-        let Some(group) = self.shared.registry.get(&group) else { return false };
+    fn wants_snapshot(
+        &self,
+        group: GroupId,
+        replica: ReplicaId,
+        position: LogPosition,
+    ) -> Option<Recipient> {
+        let group = self.shared.registry.get(&group)?.clone();
         let status = group.status();
         let running =
             !matches!(status.role, crate::status::Role::Failed(_) | crate::status::Role::Stopped);
-        running && status.replica == replica && position.index > status.committed
+        let wanted = running && status.replica == replica && position.index > status.committed;
+        wanted.then(|| Recipient::of(group))
     }
 
     fn snapshot_shipped(&self, group: GroupId, to: ReplicaId, outcome: ShipmentOutcome) {

@@ -9,6 +9,7 @@ use shardhost_storage::convert::membership_from_message;
 use shardhost_storage::{GroupId, Membership, NodeId, ReplicaId};
 
 use crate::handle::GroupSpec;
+use crate::validate::{has_plausible_numbers, told_end};
 
 /// A node was added to a group and is asked to hold a replica of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +78,8 @@ fn read(node: NodeId, from: NodeId, message: &GroupMessage) -> Option<Invitation
     let membership = membership_from_message(wire.membership.as_ref()?).ok()?;
     let replica = ReplicaId::new(message.to_replica)?;
     let sender = membership.members.get(&ReplicaId::new(message.from_replica)?)?;
-    let ours = membership.node_of(replica) == Some(node) && sender.node == from;
+    let plausible = has_plausible_numbers(&membership, told_end(message), 0);
+    let ours = plausible && membership.node_of(replica) == Some(node) && sender.node == from;
     ours.then(|| Invitation {
         from,
         group: GroupId::new(message.group),

@@ -306,7 +306,8 @@ impl GroupsBuilder {
         let watching = Arc::clone(&shared);
         let run = move || watchdog::run(&watching, &stop);
         threads.watchdog = Some((alive, spawn(&watched, "watchdog".to_owned(), run)?));
-        Ok(Groups { inner: Arc::new(GroupsInner { shared, threads: Mutex::new(threads) }) })
+        let inner = GroupsInner { shared, threads: Mutex::new(threads), ending: Mutex::new(()) };
+        Ok(Groups { inner: Arc::new(inner) })
     }
 }
 
@@ -342,6 +343,8 @@ struct Threads {
 struct GroupsInner {
     shared: Arc<RuntimeShared>,
     threads: Mutex<Threads>,
+    /// Held while the groups are shut down: whoever else asks for it waits for the end.
+    ending: Mutex<()>,
 }
 
 /// The groups of one host, and the threads that run them. Cheap to clone.
@@ -449,9 +452,11 @@ impl Groups {
     }
 
     /// Stops every group, lets what was handed to the log become durable, and ends the threads.
-    /// Blocks until then. Calls after the first do nothing.
+    /// Creations and openings that have begun are waited for, and refused at their end; no other
+    /// begins. Blocks until then, whoever called it first.
     pub fn shutdown(&self) {
         let shared = self.shared();
+        let _ending = self.inner.ending.lock();
         if shared.stopping.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -462,6 +467,7 @@ impl Groups {
             // the process is to end.
             return;
         }
+        shared.lives.wait_for_starts();
         shared.inboxes.iter().for_each(|inbox| inbox.complete(crate::worker::Input::Stop));
         threads.workers.drain(..).for_each(join);
         if let Some((alive, watchdog)) = threads.watchdog.take() {

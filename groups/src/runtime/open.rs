@@ -1,5 +1,6 @@
 //! Bringing replicas to life from what the log holds.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -32,6 +33,7 @@ pub(super) struct Prepared {
     open: OpenId,
     core: Box<GroupCore>,
     handle: Group,
+    labels: BTreeMap<String, String>,
 }
 
 impl Prepared {
@@ -156,8 +158,7 @@ impl Groups {
         let applier = Applier::new(group, machine, Arc::clone(&shared.snapshots), applied)
             .with_latency(Arc::clone(&shared.latency));
         let handle = self.handle_of(&core, applier, &meta.kind);
-        shared.hub.set_labels(group, meta.labels);
-        Ok(Prepared { open, core: Box::new(core), handle })
+        Ok(Prepared { open, core: Box::new(core), handle, labels: meta.labels })
     }
 
     /// The replicas begin to run.
@@ -171,7 +172,10 @@ impl Groups {
     ) -> Result<Vec<Group>, OpenGroupError> {
         let shared = self.shared();
         let opened: Vec<OpenId> = prepared.iter().map(|one| one.open).collect();
-        let run = |Prepared { core, handle, .. }: Prepared| {
+        let run = |Prepared { core, handle, labels, .. }: Prepared| {
+            if !labels.is_empty() {
+                shared.hub.set_labels(core.id(), labels);
+            }
             shared.registry.insert(core.id(), handle.clone());
             shared.inboxes[handle.shared().worker].complete(Input::Open(core));
             handle

@@ -9,8 +9,9 @@ mod activity;
 mod input;
 mod nodes;
 mod round;
+mod wakes;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -34,6 +35,8 @@ pub use activity::{Activity, Phase, Seen};
 pub use input::{GroupEvent, Input};
 pub use nodes::{Advert, LiveNodes};
 pub use round::{LeaseSign, LogTask, PersistAck, Prune, Round};
+
+use wakes::{NodeChange, Wakes};
 
 /// Groups tick in this many slots, one after the other, so that not all of a worker's groups are
 /// busy at the same moment.
@@ -95,19 +98,11 @@ pub struct WorkerCore {
     policies: Policies,
     /// The policies as the groups were last told to look at them.
     seen_policies: u64,
-    to_wake: VecDeque<(GroupId, NodeChange)>,
+    to_wake: Wakes,
     slot: usize,
     round: Round,
     counters: WorkerCounters,
     activity: Arc<Activity>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum NodeChange {
-    Live(NodeId),
-    Lost(NodeId),
-    /// What is known of nodes, or of policies, changed.
-    Facts,
 }
 
 /// Whether a replica that is awake must hear of a change, too.
@@ -514,6 +509,7 @@ impl WorkerCore {
     }
 
     fn deactivate(&mut self, group: GroupId) {
+        self.to_wake.forget(group);
         self.active[slot_of(group)].remove(&group);
     }
 
@@ -555,7 +551,7 @@ impl WorkerCore {
             .map(|(group, _)| *group)
             .collect();
         asleep.sort_unstable();
-        self.to_wake.extend(asleep.into_iter().map(|group| (group, change)));
+        asleep.into_iter().for_each(|group| self.to_wake.push(group, change));
     }
 
     /// Moves the logical clock on by one slot: the groups of that slot tick once. A whole tick
@@ -570,14 +566,16 @@ impl WorkerCore {
         for group in std::mem::take(&mut self.frozen) {
             self.with(group, |_, _| ());
         }
-        for _ in 0..WAKES_PER_SLOT.min(self.to_wake.len()) {
-            let Some((group, change)) = self.to_wake.pop_front() else { break };
-            self.with(group, |core, round| match change {
-                NodeChange::Live(node) => core.on_node_live(node, &round.nodes),
-                NodeChange::Lost(node) => core.on_node_lost(node, &round.nodes),
-                // The end of the round looks at them.
-                NodeChange::Facts => {}
-            });
+        for _ in 0..WAKES_PER_SLOT {
+            let Some((group, changes)) = self.to_wake.pop() else { break };
+            for change in changes {
+                self.with(group, |core, round| match change {
+                    NodeChange::Live(node) => core.on_node_live(node, &round.nodes),
+                    NodeChange::Lost(node) => core.on_node_lost(node, &round.nodes),
+                    // The end of the round looks at them.
+                    NodeChange::Facts => {}
+                });
+            }
         }
         if self.slot == 0 {
             self.say_farewell();

@@ -183,10 +183,41 @@ fn what_a_leader_holds_too_long_is_given_up() {
     }
 }
 
+/// A leader's state machine hangs: how many of the writes that it was handed are not answered when
+/// everybody should have given up.
+fn unanswered_by_a_machine_that_hangs(seed: u64, bugs: KnownBugs) -> Result<usize, String> {
+    let group = GroupId::new(1);
+    let mut shape = Shape::calm();
+    shape.groups = 1;
+    shape.config.bugs = bugs;
+    let mut cluster = Cluster::new(seed, &shape);
+    cluster.pass(4_000)?;
+    let leader = cluster.leader_of(group).ok_or("nobody leads")?;
+    cluster.hang_machine(leader, group, 60_000);
+    cluster.write(leader, group, 5)?;
+    cluster.pass(20_000)?;
+    Ok(cluster.checks().unanswered())
+}
+
+#[test]
+fn what_a_machine_holds_too_long_is_given_up() {
+    for seed in 0..20 {
+        let held = unanswered_by_a_machine_that_hangs(seed, KnownBugs::default());
+        assert_eq!(held, Ok(0), "seed {seed}");
+        let bug = KnownBugs::from([KnownBug::AwaitHungMachines]);
+        assert_eq!(unanswered_by_a_machine_that_hangs(seed, bug), Ok(5), "seed {seed}");
+    }
+}
+
+/// Who founds another group of the same id.
+const FOUNDER: NodeId = NodeId::must(4);
+/// Whom it invites.
+const VICTIM: NodeId = NodeId::must(3);
+
 /// A node founds another group under the id of one, and its members come and go until a node is
-/// invited that holds a replica of the first one: whether that is still there afterwards.
-fn survives_the_invitation_of_another_group(bugs: KnownBugs) -> Result<bool, String> {
-    let (group, victim, founder) = (GroupId::new(1), NodeId::must(3), NodeId::must(4));
+/// invited that holds a replica of the first one.
+fn invited_by_another_group(bugs: KnownBugs) -> Result<Cluster, String> {
+    let (group, victim, founder) = (GroupId::new(1), VICTIM, FOUNDER);
     let mut shape = Shape::calm();
     (shape.groups, shape.spares, shape.config.bugs) = (1, 3, bugs);
     let mut cluster = Cluster::new(1, &shape);
@@ -206,9 +237,30 @@ fn survives_the_invitation_of_another_group(bugs: KnownBugs) -> Result<bool, Str
     }
     let invites = cluster.status(founder, group).map(|status| status.membership.replica_on(victim));
     assert!(invites.flatten().is_some(), "the other group does not invite the node");
+    Ok(cluster)
+}
+
+/// Whether the replica of the first group is still there afterwards.
+fn survives_the_invitation_of_another_group(bugs: KnownBugs) -> Result<bool, String> {
+    let (group, cluster) = (GroupId::new(1), invited_by_another_group(bugs)?);
     let first = cluster.status(NodeId::must(1), group).map(|status| status.membership.genesis);
-    let still = cluster.status(victim, group).map(|status| status.membership.genesis);
+    let still = cluster.status(VICTIM, group).map(|status| status.membership.genesis);
     Ok(still == first)
+}
+
+/// Who says that there are two groups of the same id.
+fn who_says_that_there_are_two(bugs: KnownBugs) -> Result<[Option<NodeId>; 2], String> {
+    let (group, cluster) = (GroupId::new(1), invited_by_another_group(bugs)?);
+    let says = |node| cluster.status(node, group).and_then(|status| status.impostor);
+    Ok([says(VICTIM), says(FOUNDER)])
+}
+
+#[test]
+fn two_groups_of_one_id_both_say_so() {
+    let both = [Some(FOUNDER), Some(VICTIM)];
+    assert_eq!(who_says_that_there_are_two(KnownBugs::default()), Ok(both));
+    let bug = KnownBugs::from([KnownBug::OneGroupIsTold]);
+    assert_eq!(who_says_that_there_are_two(bug), Ok([Some(FOUNDER), None]));
 }
 
 #[test]

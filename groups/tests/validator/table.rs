@@ -2,7 +2,8 @@
 
 use shardhost_groups::storage::convert::membership_to_message;
 use shardhost_groups::validate::{
-    MAX_CONTEXT_BYTES, MAX_MESSAGE_BYTES, MAX_NUMBER, MAX_TERM_JUMP, Refusal, ReplicaView, validate,
+    MAX_CONTEXT_BYTES, MAX_INDEX_JUMP, MAX_MESSAGE_BYTES, MAX_NUMBER, MAX_REPLICA_JUMP,
+    MAX_TERM_JUMP, Refusal, ReplicaView, validate,
 };
 use shardhost_groups::{Membership, NodeId, ReplicaId};
 use shardhost_proto::log::{EntryKind, LogPosition};
@@ -688,6 +689,71 @@ fn impossible_snapshots_are_refused() {
             |m| {
                 *position(m) = LogPosition { term: 2, index: 4 };
             },
+            Ok(()),
+        ),
+    ]);
+}
+
+#[test]
+fn numbers_that_their_sender_cannot_know_are_refused() {
+    use MessageKind as Kind;
+    let (follows, index) = (State::Follows, Err(Refusal::Index));
+    let (moment, snapshot) = (Err(Refusal::Moment), Err(Refusal::Snapshot));
+    assert_rows(&[
+        row("a log in reach", follows, Kind::Append, |m| m.index = LAST + MAX_INDEX_JUMP, Ok(())),
+        row("no log", follows, Kind::Append, |m| m.index = LAST + MAX_INDEX_JUMP + 1, index),
+        row("no commit", follows, Kind::Append, |m| m.commit = LAST + MAX_INDEX_JUMP + 1, index),
+        row("the last moment", follows, Kind::Heartbeat, |m| m.stamp = MAX_NUMBER - 1, Ok(())),
+        row("no moment", follows, Kind::Heartbeat, |m| m.stamp = MAX_NUMBER, moment),
+        row("no moment", follows, Kind::TimeoutNow, |m| m.stamp = u64::MAX, moment),
+        row("a name, no moment", follows, Kind::RecoveryRequest, |m| m.stamp = u64::MAX, Ok(())),
+        row(
+            "a snapshot out of reach",
+            follows,
+            Kind::Snapshot,
+            |m| position(m).index = LAST + MAX_INDEX_JUMP + 1,
+            snapshot,
+        ),
+        row(
+            "a configuration up to the leader's commit",
+            follows,
+            Kind::Snapshot,
+            |m| (m.commit, members(m).config_index) = (30, 30),
+            Ok(()),
+        ),
+        row(
+            "a configuration beyond it",
+            follows,
+            Kind::Snapshot,
+            |m| (m.commit, members(m).config_index) = (30, 31),
+            snapshot,
+        ),
+        row(
+            "a configuration beyond every log",
+            follows,
+            Kind::Snapshot,
+            |m| members(m).config_index = u64::MAX,
+            snapshot,
+        ),
+        row(
+            "a replica number out of nowhere",
+            follows,
+            Kind::Snapshot,
+            |m| members(m).newest_replica = 4 + MAX_REPLICA_JUMP,
+            snapshot,
+        ),
+        row(
+            "a configuration that the log cannot hold",
+            follows,
+            Kind::RecoveryResponse,
+            |m| (m.index, m.log_term, m.reject_hint) = (8, 5, 9),
+            index,
+        ),
+        row(
+            "what a voter holds",
+            follows,
+            Kind::RecoveryResponse,
+            |m| (m.index, m.log_term, m.reject_hint) = (8, 5, 8),
             Ok(()),
         ),
     ]);

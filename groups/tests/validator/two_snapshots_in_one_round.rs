@@ -2,6 +2,7 @@
 //! takes the first; the second is no news. The membership of the second must not be taken for that
 //! of the first: then the replica votes and counts by one configuration and sends by another.
 
+use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::storage::Member;
 use shardhost_groups::storage::convert::membership_to_message;
 use shardhost_groups::worker::Input;
@@ -37,4 +38,25 @@ fn the_membership_is_that_of_the_snapshot_that_raft_took() {
     assert_eq!(victim.failures(), 0);
     let members: Vec<u64> = status.membership.members.keys().map(|id| id.get()).collect();
     assert_eq!(members, [1, 2, 3, 4], "the membership of the snapshot at 9");
+}
+
+/// Writes that a replica still hands to the log in the round in which it finds that it cannot
+/// install the snapshot that raft took.
+fn writes_of_the_last_round(bugs: KnownBugs) -> usize {
+    let mut victim = Victim::with_bugs(bugs);
+    victim.open(1, LogPosition::default());
+    victim.follow(1, 2, 3, 6, 4);
+    victim.settle();
+    let arrived = snapshot(1, 3, 9, membership_to_message(&with_a_fourth()));
+    victim.core.handle(Input::Peer { from: NodeId::must(2), messages: vec![arrived] });
+    let round = victim.core.finish_round(None);
+    assert_eq!(victim.failures(), 1);
+    round.log.batch.writes.len()
+}
+
+#[test]
+fn a_replica_that_cannot_install_a_snapshot_writes_nothing_more() {
+    let lost = KnownBugs::from([KnownBug::LoseSnapshotMembership]);
+    assert_eq!(writes_of_the_last_round(lost), 0);
+    assert_ne!(writes_of_the_last_round(lost.and(KnownBug::GoOnAfterFault)), 0);
 }

@@ -33,9 +33,14 @@ pub struct Victim {
 
 impl Victim {
     pub fn new() -> Self {
-        let mut config = GroupsConfig::new(NodeId::must(OWN));
         // Orders to campaign are made up here, and name no life of the replica.
-        config.bugs = KnownBugs::from([KnownBug::LateTimeoutNow]);
+        Self::with_bugs(KnownBugs::from([KnownBug::LateTimeoutNow]))
+    }
+
+    /// With these bugs.
+    pub fn with_bugs(bugs: KnownBugs) -> Self {
+        let mut config = GroupsConfig::new(NodeId::must(OWN));
+        config.bugs = bugs;
         let config = Arc::new(config);
         Self {
             core: WorkerCore::new(Advert::default(), Policies::new()),

@@ -30,6 +30,17 @@ pub enum OrderRefusal {
         /// The newest that was heard.
         seen: Epoch,
     },
+    /// No planner can be of that epoch: epochs are terms of the system group.
+    #[error(
+        "the order is of epoch {given}, and the system group is at most in term {most}: no planner \
+         gave it"
+    )]
+    ImpossibleEpoch {
+        /// The order's.
+        given: Epoch,
+        /// The latest that is believed here.
+        most: Epoch,
+    },
     /// The kill switch is set here.
     #[error("planned moves are stopped {stop}")]
     Stopped {
@@ -60,11 +71,28 @@ pub enum OrderRefusal {
     },
 }
 
+/// An epoch may be ahead of what this host knows of the system group's term by this much. A replica
+/// of that group hears of every term at once, unless it is cut off.
+const TERMS_AHEAD: u64 = 1 << 16;
+/// The same where the host has no replica of the system group.
+const EPOCHS_AHEAD: u64 = 1 << 32;
+/// A planner asks for reports every few seconds. One of which nothing was heard for this long is in
+/// charge no more, if it ever was.
+const FORGOTTEN_AFTER_MS: u64 = 10 * 60 * 1_000;
+
 /// What a host remembers of planners. It need not survive a restart: an order is for one term of a
 /// group too, and no term survives one.
+///
+/// Nothing proves that an epoch is a planner's. One that the system group cannot have reached is
+/// refused and not remembered; one that is believed and never heard again gives way to the planner
+/// that goes on asking, after ten minutes. Until then a planner that was replaced gets nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Fence {
     seen: Option<Epoch>,
+    /// When the newest was last heard, in milliseconds of a clock that never goes back.
+    heard_ms: u64,
+    /// The term of the system group, where a replica of it is here.
+    system_term: Option<u64>,
     stop: Option<Stop>,
 }
 
@@ -75,18 +103,32 @@ impl Fence {
         self.seen
     }
 
-    /// A planner of this epoch asked for something: a report, or a move.
+    /// A planner of this epoch asked for something: a report, or a move. `now_ms` counts from any
+    /// beginning and never goes back.
     ///
     /// # Errors
-    /// A later one was heard before. It must get nothing.
-    pub fn hear(&mut self, epoch: Epoch) -> Result<(), OrderRefusal> {
-        match self.seen {
-            Some(seen) if seen > epoch => Err(OrderRefusal::StaleEpoch { given: epoch, seen }),
-            _ => {
-                self.seen = Some(epoch);
-                Ok(())
-            }
+    /// A later one was heard before, or the epoch cannot be. It must get nothing.
+    pub fn hear(&mut self, epoch: Epoch, now_ms: u64) -> Result<(), OrderRefusal> {
+        let silent = now_ms.saturating_sub(self.heard_ms) > FORGOTTEN_AFTER_MS;
+        let seen = self.seen.filter(|_| !silent);
+        if let Some(seen) = seen.filter(|seen| *seen > epoch) {
+            return Err(OrderRefusal::StaleEpoch { given: epoch, seen });
         }
+        let most = match self.system_term {
+            Some(term) => term.saturating_add(TERMS_AHEAD),
+            None => seen.map_or(0, Epoch::get).saturating_add(EPOCHS_AHEAD),
+        };
+        if epoch.get() > most {
+            return Err(OrderRefusal::ImpossibleEpoch { given: epoch, most: Epoch::new(most) });
+        }
+        self.seen = Some(epoch);
+        self.heard_ms = now_ms;
+        Ok(())
+    }
+
+    /// The term of the system group as its replica here knows it; `None`: there is none here.
+    pub fn system_term(&mut self, term: Option<u64>) {
+        self.system_term = term;
     }
 
     /// A kill switch was set, or is set no more.
@@ -98,8 +140,13 @@ impl Fence {
     ///
     /// # Errors
     /// It is not; the cheapest reason that was found.
-    pub fn admit(&mut self, order: &Order, standing: &Standing) -> Result<(), OrderRefusal> {
-        self.hear(order.ticket.epoch)?;
+    pub fn admit(
+        &mut self,
+        order: &Order,
+        standing: &Standing,
+        now_ms: u64,
+    ) -> Result<(), OrderRefusal> {
+        self.hear(order.ticket.epoch, now_ms)?;
         if let Some(stop) = &self.stop {
             return Err(OrderRefusal::Stopped { stop: stop.clone() });
         }

@@ -37,7 +37,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use shardhost_groups::leadership::GroupSelector;
@@ -151,6 +151,7 @@ struct Inner {
     stopped: AtomicBool,
     /// What this host heard of planners.
     fence: Mutex<Fence>,
+    begun: Instant,
     /// While this host leads the system group.
     planner: Mutex<Option<planning::Shared>>,
 }
@@ -180,6 +181,7 @@ impl System {
             reporter: report::Reporter::new(host),
             stopped: AtomicBool::new(false),
             fence: Mutex::default(),
+            begun: Instant::now(),
             planner: Mutex::default(),
         });
         let executor = options.executor;

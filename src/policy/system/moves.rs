@@ -11,7 +11,7 @@ use shardhost_groups::{GroupId, GroupStatus, NodeId, RejectReason};
 use shardhost_proto::system as wire;
 use tonic::Status;
 
-use super::Inner;
+use super::{Inner, SYSTEM_GROUP};
 use crate::policy::executor::{
     Ending, Epoch, Order, OrderRefusal, Standing, Stop, StopScope, Ticket,
 };
@@ -35,7 +35,9 @@ pub(super) struct Outcome {
 impl Inner {
     /// A planner of this epoch asked for something.
     pub(super) fn hear(&self, epoch: u64) -> Result<(), Status> {
-        let heard = self.fence.lock().hear(Epoch::new(epoch));
+        let mut fence = self.fence.lock();
+        fence.system_term(self.system_term());
+        let heard = fence.hear(Epoch::new(epoch), self.uptime_ms());
         heard.map_err(|refusal| Status::failed_precondition(refusal.to_string()))
     }
 
@@ -98,7 +100,8 @@ impl Inner {
         let admitted = {
             let mut fence = self.fence.lock();
             fence.stop(self.local_stop());
-            fence.admit(&order, &standing)
+            fence.system_term(self.system_term());
+            fence.admit(&order, &standing, self.uptime_ms())
         };
         if let Err(refusal) = admitted {
             return Outcome { ticket, moved: Err((reason_of(&refusal), refusal.to_string())) };
@@ -113,6 +116,16 @@ impl Inner {
             Err(_) => Err((RejectReason::NoAnswer, "the transfer goes on".to_owned())),
         };
         Outcome { ticket, moved }
+    }
+
+    /// The term of the system group, where a replica of it is here.
+    fn system_term(&self) -> Option<u64> {
+        self.host.group(SYSTEM_GROUP).map(|group| group.status().term.get())
+    }
+
+    /// Since the host takes part, by a clock that never goes back.
+    fn uptime_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// The local switch as a planner is told of it.
@@ -130,7 +143,9 @@ pub(super) fn standing_of(status: &GroupStatus, target_incarnation: Option<u64>)
 /// Why an order is not tried.
 pub(super) const fn reason_of(refusal: &OrderRefusal) -> RejectReason {
     match refusal {
-        OrderRefusal::StaleEpoch { .. } => RejectReason::StalePlanner,
+        OrderRefusal::StaleEpoch { .. } | OrderRefusal::ImpossibleEpoch { .. } => {
+            RejectReason::StalePlanner
+        }
         OrderRefusal::Stopped { .. } => RejectReason::KillSwitch,
         OrderRefusal::NotLeader => RejectReason::NotLeader,
         _ => RejectReason::StaleTerm,

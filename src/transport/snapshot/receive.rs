@@ -1,8 +1,9 @@
-//! Receiving: nothing stands in the snapshot store before size and checksum are right.
+//! Receiving: nothing stands in the snapshot store before size and checksum are right, nor after the
+//! replica that it is for was closed or destroyed.
 
 use std::sync::Arc;
 
-use shardhost_groups::transport::Inbound;
+use shardhost_groups::transport::{Inbound, Recipient};
 use shardhost_proto::peer::{
     GroupMessage, MessageKind, SnapshotFrame, SnapshotHeader, SnapshotReceipt,
 };
@@ -60,6 +61,7 @@ struct Reception {
     shared: Arc<Shared>,
     inbound: Arc<dyn Inbound>,
     plan: Plan,
+    recipient: Recipient,
     frames: Streaming<SnapshotFrame>,
     /// Bytes that are there, from the first.
     received: u64,
@@ -74,12 +76,12 @@ impl Reception {
         let inbound = shared.inbound().ok_or_else(not_serving)?;
         let first = within_handshake(shared, frames.message()).await?;
         let plan = Plan::new(shared, first.unwrap_or_default())?;
-        plan.ask(&inbound)?;
+        let recipient = plan.ask(&inbound)?;
         let claim = Claim::new(shared, plan.announced.group, plan.announced.from).await?;
         let (writer, received) =
             Writer::start(Arc::clone(&shared.snapshots), plan.announced).await?;
         let shared = Arc::clone(shared);
-        Ok(Self { writer, claim, shared, inbound, plan, frames, received })
+        Ok(Self { writer, claim, shared, inbound, plan, recipient, frames, received })
     }
 
     async fn run(self, answers: mpsc::Sender<Result<SnapshotReceipt, Status>>) {
@@ -107,10 +109,10 @@ impl Reception {
             () = superseded.cancelled() => Err(ReceiveError::Superseded),
             taken = self.take() => taken,
         };
-        let Self { writer, claim: _claim, shared, inbound, plan, .. } = self;
+        let Self { writer, claim: _claim, shared, inbound, plan, recipient, .. } = self;
         match taken {
             Ok(()) => {
-                writer.finish().await?;
+                writer.finish(recipient).await?;
                 inbound.snapshot_arrived(plan.announced.from, plan.message);
                 Ok(plan.announced.size)
             }
@@ -169,7 +171,9 @@ impl Plan {
             return Err(ReceiveError::Header("a snapshot begins with its header alone"));
         }
         let header = first.header.ok_or(ReceiveError::Header("a snapshot without a header"))?;
-        let from = greeted(shared, &header).inspect_err(|refusal| note_refusal(shared, refusal))?;
+        let claimed = header.hello.as_ref().and_then(|hello| NodeId::new(hello.node));
+        let from = greeted(shared, &header)
+            .inspect_err(|refusal| note_refusal(shared, claimed, refusal))?;
         let message = header.message.ok_or(ReceiveError::Header("a header without a message"))?;
         if message.kind() != MessageKind::Snapshot {
             return Err(ReceiveError::Header("the message of a header is no snapshot message"));
@@ -185,21 +189,18 @@ impl Plan {
     }
 
     /// Asks the groups whether they want the snapshot, before its bytes are read.
-    fn ask(&self, inbound: &Arc<dyn Inbound>) -> Result<(), ReceiveError> {
+    fn ask(&self, inbound: &Arc<dyn Inbound>) -> Result<Recipient, ReceiveError> {
         let SnapshotAnnouncement { group, position, .. } = self.announced;
         let replica = self.replica;
-        if inbound.wants_snapshot(group, replica, position) {
-            Ok(())
-        } else {
-            Err(ReceiveError::Unwanted { group, replica, position })
-        }
+        let recipient = inbound.wants_snapshot(group, replica, position);
+        recipient.ok_or(ReceiveError::Unwanted { group, replica, position })
     }
 }
 
 fn greeted(shared: &Shared, header: &SnapshotHeader) -> Result<NodeId, Refusal> {
     let hello = header.hello.as_ref().ok_or(Refusal::NoHello)?;
     let (peer, greeting) = known_peer(shared, hello)?;
-    peer.liveness.welcomed(greeting)?;
+    peer.liveness.visits(&greeting, shared.horizon.latest())?;
     Ok(peer.node)
 }
 

@@ -31,6 +31,8 @@ pub(super) enum ReceiveError {
     Stalled(Duration),
     #[error(transparent)]
     Store(#[from] SnapshotError),
+    #[error("the replica that the snapshot is for was closed or destroyed meanwhile")]
+    Ended,
     #[error("the writing thread panicked")]
     Panicked,
     #[error("{}", .0.message())]
@@ -46,7 +48,7 @@ impl ReceiveError {
         match self {
             Self::Header(_) => R::Malformed,
             Self::Greeting(_) => R::Greeting,
-            Self::Unwanted { .. } => R::Unwanted,
+            Self::Unwanted { .. } | Self::Ended => R::Unwanted,
             Self::Busy(_) => R::Busy,
             Self::Duplicate { .. } => R::Duplicate,
             Self::Superseded => R::Superseded,
@@ -79,7 +81,7 @@ impl From<ReceiveError> for Status {
         match error {
             E::Header(_) | E::TooLong { .. } | E::TooShort { .. } => Self::invalid_argument(text),
             E::Greeting(refusal) => refusal.into(),
-            E::Unwanted { .. } => Self::failed_precondition(text),
+            E::Unwanted { .. } | E::Ended => Self::failed_precondition(text),
             E::Busy(_) => Self::resource_exhausted(text),
             E::Duplicate { .. } => Self::already_exists(text),
             E::Superseded => Self::aborted(text),

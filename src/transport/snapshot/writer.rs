@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use shardhost_groups::transport::Recipient;
 use shardhost_storage::{SnapshotAnnouncement, SnapshotError, SnapshotReceive, SnapshotStore};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -13,16 +14,38 @@ use super::refusal::ReceiveError;
 /// What the thread is given. Without an end, nothing is kept.
 enum Part {
     Chunk(Bytes),
-    /// All came.
-    End,
+    /// All came; it is for this opening of a replica.
+    End(Recipient),
     /// The stream broke.
     Pause,
+}
+
+/// Why the thread ended without a snapshot.
+enum WriteError {
+    Store(SnapshotError),
+    /// The replica was closed or destroyed meanwhile.
+    Ended,
+}
+
+impl From<SnapshotError> for WriteError {
+    fn from(error: SnapshotError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<WriteError> for ReceiveError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Store(error) => Self::Store(error),
+            WriteError::Ended => Self::Ended,
+        }
+    }
 }
 
 /// The thread, as its feeder sees it.
 pub(super) struct Writer {
     parts: mpsc::Sender<Part>,
-    thread: JoinHandle<Result<u64, SnapshotError>>,
+    thread: JoinHandle<Result<u64, WriteError>>,
 }
 
 impl Writer {
@@ -53,8 +76,8 @@ impl Writer {
     }
 
     /// Checks the whole and makes it a snapshot.
-    pub async fn finish(mut self) -> Result<(), ReceiveError> {
-        self.put(Part::End).await?;
+    pub async fn finish(mut self, recipient: Recipient) -> Result<(), ReceiveError> {
+        self.put(Part::End(recipient)).await?;
         self.thread.await.map_err(|_| ReceiveError::Panicked)??;
         Ok(())
     }
@@ -85,16 +108,96 @@ impl Writer {
 fn write(
     mut reception: Box<dyn SnapshotReceive>,
     mut parts: mpsc::Receiver<Part>,
-) -> Result<u64, SnapshotError> {
+) -> Result<u64, WriteError> {
     loop {
         match parts.blocking_recv() {
             Some(Part::Chunk(chunk)) => reception.append(&chunk)?,
-            Some(Part::End) => {
+            Some(Part::End(recipient)) => {
                 let size = reception.received();
-                return reception.finish().map(|()| size);
+                let finished = recipient.while_open(|| reception.finish());
+                finished.ok_or(WriteError::Ended)??;
+                return Ok(size);
             }
-            Some(Part::Pause) => return reception.pause(),
+            Some(Part::Pause) => return Ok(reception.pause()?),
             None => return Ok(0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost_groups::transport::{Outgoing, SnapshotShipment, Transport};
+    use shardhost_groups::{
+        ApplyBatch, ApplyFault, GroupId, GroupSpec, Groups, GroupsBuilder, GroupsConfig,
+        LogPosition, NodeId, ReplicaId, SnapshotWriter, StateMachine,
+    };
+    use shardhost_storage::{MemorySnapshots, MemoryStore};
+
+    use super::*;
+
+    /// A state machine that keeps nothing.
+    struct Nothing;
+
+    impl StateMachine for Nothing {
+        fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
+            Ok(None)
+        }
+        fn apply(&mut self, _: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
+            Ok(())
+        }
+        fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
+            Err(ApplyFault::new("it has none"))
+        }
+        fn restore(&mut self, _: LogPosition, _: &mut dyn std::io::Read) -> Result<(), ApplyFault> {
+            Ok(())
+        }
+    }
+
+    #[derive(Debug)]
+    struct Nowhere;
+
+    impl Transport for Nowhere {
+        fn send(&self, _: Vec<Outgoing>) {}
+        fn send_snapshot(&self, _: SnapshotShipment) {}
+    }
+
+    const GROUP: GroupId = GroupId::new(7);
+    const POSITION: LogPosition = LogPosition::new(3, 40);
+
+    fn recipient(groups: &Groups) -> Recipient {
+        use shardhost_groups::transport::Inbound;
+        groups.inbound().wants_snapshot(GROUP, ReplicaId::must(1), POSITION).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_was_received_for_an_earlier_opening_is_not_published() {
+        let snapshots = Arc::new(MemorySnapshots::new());
+        let store: Arc<dyn SnapshotStore> = snapshots.clone();
+        let groups = GroupsBuilder::new(GroupsConfig::new(NodeId::must(1)))
+            .start(Arc::new(MemoryStore::new()), Arc::clone(&store), Arc::new(Nowhere))
+            .unwrap();
+        let members = [1, 2].map(NodeId::must);
+        groups.create(GroupSpec::new(GROUP, members), Box::new(Nothing)).unwrap();
+        let announced = |from| SnapshotAnnouncement {
+            from: NodeId::must(from),
+            group: GROUP,
+            position: POSITION,
+            size: 4,
+            crc: crc32fast::hash(b"data"),
+        };
+        let earlier = recipient(&groups);
+        let (mut writer, _) = Writer::start(Arc::clone(&store), announced(2)).await.unwrap();
+        writer.append(Bytes::from_static(b"data")).await.unwrap();
+        assert!(groups.close(GROUP).await);
+        groups.open(GROUP, Box::new(Nothing)).unwrap();
+        let refused = writer.finish(earlier).await.unwrap_err();
+        assert!(matches!(refused, ReceiveError::Ended), "{refused}");
+        assert!(snapshots.open(GROUP, POSITION).is_err(), "it was published");
+
+        let (mut writer, _) = Writer::start(store, announced(2)).await.unwrap();
+        writer.append(Bytes::from_static(b"data")).await.unwrap();
+        writer.finish(recipient(&groups)).await.unwrap();
+        assert!(snapshots.open(GROUP, POSITION).is_ok());
+        tokio::task::spawn_blocking(move || groups.shutdown()).await.unwrap();
     }
 }

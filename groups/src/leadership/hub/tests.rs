@@ -143,6 +143,24 @@ fn selectors_choose_groups() {
 }
 
 #[test]
+fn the_labels_of_a_replica_that_ended_are_forgotten_and_its_loss_is_told() {
+    for kind in [HookKind::Inline, HookKind::Dispatched] {
+        let hub = LeadershipHub::new();
+        let zone_a = BTreeMap::from([("zone".to_owned(), "a".to_owned())]);
+        hub.set_labels(GROUP, zone_a);
+        let label = GroupSelector::Label { key: "zone".into(), value: "a".into() };
+        let (_guard, story) = listen(&hub, kind, label);
+        hub.publish(vec![acquired(GROUP, 1)]);
+        dispatch(&hub);
+        hub.forget_labels(GROUP);
+        hub.publish(vec![lost(GROUP, 1), acquired(GROUP, 2)]);
+        dispatch(&hub);
+        assert_eq!(told(&story), ["1+1", "1-1"], "{kind:?}");
+        assert!(hub.state.lock().labels.is_empty());
+    }
+}
+
+#[test]
 fn inline_hooks_run_before_publishing_returns_and_dispatched_ones_later() {
     let hub = LeadershipHub::new();
     let (_inline, at_once) = listen(&hub, HookKind::Inline, GroupSelector::All);

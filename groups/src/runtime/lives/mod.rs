@@ -66,6 +66,8 @@ struct Owners {
     stopped: bool,
     /// The threads have ended: no replica is left.
     ended: bool,
+    /// Creations and openings under way.
+    starting: usize,
 }
 
 #[derive(Debug, Default)]
@@ -245,6 +247,15 @@ impl Lives {
     pub(super) fn stop(&self) {
         self.owners.lock().stopped = true;
         self.changed.notify_all();
+    }
+
+    /// Waits until no creation or opening is under way. None begins after [`Lives::stop`]; those that
+    /// had begun end on their callers' threads, and have the log open until then.
+    pub(super) fn wait_for_starts(&self) {
+        let mut owners = self.owners.lock();
+        while owners.starting > 0 {
+            self.changed.wait(&mut owners);
+        }
     }
 
     /// The threads of the host have ended, and every replica with them.

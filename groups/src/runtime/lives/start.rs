@@ -38,7 +38,7 @@ impl Owners {
             groups.iter().for_each(|group| {
                 self.of(*group).owner.start(step);
             });
-            (groups[0], Admission::Granted)
+            (groups.first().copied().unwrap_or_default(), Admission::Granted)
         })
     }
 }
@@ -54,11 +54,13 @@ impl Lives {
         groups: Vec<GroupId>,
         step: GroupStep,
     ) -> Result<StartGuard, OpenGroupError> {
-        if !groups.is_empty() {
-            self.wait_for(|owners| owners.start_all(&groups, step))?;
-            // A machine that is dropped does not remove what the next one makes.
-            groups.iter().for_each(|group| drop(self.forget_remains(*group)));
-        }
+        self.wait_for(|owners| {
+            let answer = owners.start_all(&groups, step);
+            owners.starting += usize::from(answer.1 == Admission::Granted);
+            answer
+        })?;
+        // A machine that is dropped does not remove what the next one makes.
+        groups.iter().for_each(|group| drop(self.forget_remains(*group)));
         Ok(StartGuard { lives: Arc::clone(self), groups })
     }
 
@@ -119,7 +121,9 @@ impl Drop for StartGuard {
             owners.of(group).owner.gave_up();
             owners.settle(group);
         }
+        owners.starting -= 1;
         drop(owners);
+        self.lives.changed.notify_all();
     }
 }
 
@@ -150,6 +154,7 @@ mod tests {
     use super::*;
 
     const GROUP: GroupId = GroupId::new(7);
+    const OTHER: GroupId = GroupId::new(8);
 
     fn start(lives: &Arc<Lives>) -> StartGuard {
         lives.start(vec![GROUP], GroupStep::Opening).unwrap()
@@ -161,6 +166,27 @@ mod tests {
         assert!(held.opened(&[open]).is_empty());
         assert!(lives.release(GROUP, open).is_some());
         lives.ended(GROUP, || ());
+    }
+
+    #[test]
+    fn a_stop_waits_for_the_starts_that_have_begun_and_lets_none_begin() {
+        let lives = Arc::<Lives>::default();
+        let (given_up, opened) = (start(&lives), lives.start(vec![OTHER], GroupStep::Creating));
+        lives.stop();
+        let refused = lives.start(vec![GroupId::new(9)], GroupStep::Opening);
+        assert_eq!(refused.unwrap_err(), OpenGroupError::Stopping);
+        let stopper = std::thread::spawn({
+            let lives = Arc::clone(&lives);
+            move || lives.wait_for_starts()
+        });
+        drop(given_up);
+        assert_eq!(lives.owners.lock().starting, 1);
+        assert!(!stopper.is_finished());
+        let opened = opened.unwrap();
+        let open = opened.next_open_id();
+        assert!(opened.opened(&[open]).is_empty());
+        stopper.join().unwrap();
+        assert_eq!(lives.owners.lock().starting, 0);
     }
 
     #[test]

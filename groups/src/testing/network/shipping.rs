@@ -86,11 +86,11 @@ impl Shipments {
             return Ok(ShipmentOutcome::Failed);
         };
         let (group, position) = (shipment.group(), shipment.position);
-        let wanted = ReplicaId::new(shipment.message.to_replica)
-            .is_some_and(|replica| receiver.inbound.wants_snapshot(group, replica, position));
-        if !wanted {
+        let replica = ReplicaId::new(shipment.message.to_replica);
+        let wants = |replica| receiver.inbound.wants_snapshot(group, replica, position);
+        let Some(recipient) = replica.and_then(wants) else {
             return Ok(ShipmentOutcome::Failed);
-        }
+        };
         let mut source = match sender.snapshots.open(group, position) {
             Ok(source) => source,
             Err(SnapshotError::Missing { .. } | SnapshotError::Corrupt { .. }) => {
@@ -113,7 +113,10 @@ impl Shipments {
             }
             sink.append(&chunk[..count])?;
         }
-        sink.finish()?;
+        match recipient.while_open(|| sink.finish()) {
+            Some(finished) => finished?,
+            None => return Ok(ShipmentOutcome::Failed),
+        }
         receiver.inbound.snapshot_arrived(from, shipment.message.clone());
         Ok(ShipmentOutcome::Delivered)
     }

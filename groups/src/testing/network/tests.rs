@@ -11,7 +11,9 @@ use shardhost_storage::{
 };
 
 use super::{Fate, Network, Port, Trouble};
-use crate::transport::{Inbound, Lane, Outgoing, ShipmentOutcome, SnapshotShipment, Transport};
+use crate::transport::{
+    Inbound, Lane, Outgoing, Recipient, ShipmentOutcome, SnapshotShipment, Transport,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const GROUP: GroupId = GroupId::new(5);
@@ -56,8 +58,8 @@ impl Inbound for Seen {
     fn snapshot_arrived(&self, _: NodeId, _: GroupMessage) {
         self.note(Event::Arrived);
     }
-    fn wants_snapshot(&self, _: GroupId, _: ReplicaId, position: LogPosition) -> bool {
-        position == AT
+    fn wants_snapshot(&self, _: GroupId, _: ReplicaId, position: LogPosition) -> Option<Recipient> {
+        (position == AT).then(Recipient::endless)
     }
     fn snapshot_shipped(&self, _: GroupId, _: ReplicaId, outcome: ShipmentOutcome) {
         self.note(Event::Shipped(outcome));

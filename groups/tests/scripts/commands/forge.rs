@@ -17,6 +17,7 @@ pub fn message(arguments: &mut Arguments<'_>) -> Result<peer::GroupMessage, Stri
         index: number("index")?,
         log_term: number("log-term")?,
         commit: number("commit")?,
+        stamp: number("stamp")?,
         reject_hint: number("hint")?,
         request_snapshot: number("request-snapshot")?,
         kind: kind_named(&kind)?.into(),

@@ -103,6 +103,7 @@ impl Cluster {
             "back-up" | "put-back" => self.copy(command, arguments),
             "wipe" => self.wipe(arguments),
             "restart" => self.restart(arguments),
+            "found" => self.found(arguments),
             "close" => self.close(arguments),
             "stall" => self.stall(arguments),
             "resume" => self.resume(arguments),

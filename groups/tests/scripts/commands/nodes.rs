@@ -3,7 +3,7 @@
 use shardhost_groups::leadership::LossCause;
 use shardhost_groups::storage::{SnapshotFault, StoreFault};
 use shardhost_groups::worker::Input;
-use shardhost_groups::{LogIndex, NodeId};
+use shardhost_groups::{LogIndex, Membership, NodeId};
 
 use crate::commands::arguments::Arguments;
 use crate::world::node::Part;
@@ -40,6 +40,13 @@ impl Cluster {
     pub fn restart(&mut self, arguments: &mut Arguments<'_>) -> Done {
         let node = arguments.node("node")?;
         self.start(node)
+    }
+
+    /// A node creates a group with members of its own choice.
+    pub fn found(&mut self, arguments: &mut Arguments<'_>) -> Done {
+        let (node, group) = (arguments.node("node")?, arguments.group()?);
+        let membership = Membership::initial(arguments.nodes("members")?);
+        self.create_on(node, group, &membership)
     }
 
     pub fn close(&mut self, arguments: &mut Arguments<'_>) -> Done {

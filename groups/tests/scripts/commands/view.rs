@@ -36,8 +36,10 @@ impl Cluster {
             let asleep = if status.asleep { " asleep" } else { "" };
             let to =
                 status.transferring_to.map_or(String::new(), |to| format!(" transferring-to={to}"));
+            let contested =
+                status.impostor.map_or(String::new(), |node| format!(" contested-by=n{node}"));
             self.say(format!(
-                "n{id} g{group} {}{serving} log={}..{} commit={} applied={}{to}{asleep}",
+                "n{id} g{group} {}{serving} log={}..{} commit={} applied={}{to}{asleep}{contested}",
                 words::role(&status),
                 status.first,
                 status.last,

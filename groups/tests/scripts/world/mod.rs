@@ -290,6 +290,17 @@ impl Cluster {
         self.round(id)
     }
 
+    /// A node creates a group while it runs.
+    pub fn create_on(&mut self, id: NodeId, group: GroupId, membership: &Membership) -> Done {
+        let config = self.config_of(id);
+        if !self.node(id)?.create(group, membership) {
+            return Err(format!("n{id} holds g{group}, or is no member"));
+        }
+        self.begin(id)?;
+        self.node(id)?.open(&config, group)?;
+        self.round(id)
+    }
+
     /// The disks of a node are well again.
     pub fn mend(&mut self, id: NodeId) -> Done {
         let node = self.node(id)?;

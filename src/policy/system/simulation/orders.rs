@@ -49,11 +49,11 @@ impl World {
     fn admit(&mut self, by: Desk, order: &Order, status: &GroupStatus) -> Result<(), OrderRefusal> {
         let life = self.cluster.heard_by(order.from).get(&order.to).copied();
         let standing: Standing = standing_of(status, life);
-        let sabotage = self.sabotage;
+        let (sabotage, now_ms) = (self.sabotage, self.cluster.now());
         let Some(host) = self.hosts.get_mut(&order.from) else { return Ok(()) };
         host.heard = host.heard.max(by.epoch);
         host.fence.stop(host.local_stop());
-        match host.fence.admit(order, &standing) {
+        match host.fence.admit(order, &standing, now_ms) {
             Err(refusal) if sabotage.overrules(&refusal) => Ok(()),
             verdict => verdict,
         }

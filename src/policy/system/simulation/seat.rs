@@ -120,11 +120,11 @@ impl World {
 
     /// A host is asked for a report. Planners that were replaced get none.
     pub(super) fn asked(&mut self, by: Desk, id: NodeId, asked_ms: u64, known_digest: u64) {
-        let now = self.instant();
+        let (now, now_ms) = (self.instant(), self.cluster.now());
         let advert = self.cluster.advert(id).clone();
         let Some(host) = self.hosts.get_mut(&id) else { return };
         let Some(life) = host.life else { return };
-        let report = if host.serves() && host.fence.hear(by.epoch).is_ok() {
+        let report = if host.serves() && host.fence.hear(by.epoch, now_ms).is_ok() {
             host.heard = host.heard.max(by.epoch);
             let speaker = Speaker { node: id, incarnation: life, advert, stopped: host.stopped };
             let cluster = &self.cluster;

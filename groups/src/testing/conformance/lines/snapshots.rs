@@ -129,10 +129,16 @@ pub(super) async fn s6_only_snapshots_that_help_are_wanted(trial: Trial) -> Outc
         let at = |index: u64| LogPosition::new(written.term.get(), index);
         let (stale, newer) = (at(written.index.get()), at(written.index.get() + 1_000));
         let stranger = ReplicaId::must(own.get() + 77);
-        assert!(inbound.wants_snapshot(GROUP, own, newer), "{node:?}");
-        assert!(!inbound.wants_snapshot(GROUP, own, stale), "{node:?}: it has all of it");
-        assert!(!inbound.wants_snapshot(GROUP, stranger, newer), "{node:?}: another replica");
-        assert!(!inbound.wants_snapshot(GroupId::new(99), own, newer), "{node:?}: no such group");
+        assert!(inbound.wants_snapshot(GROUP, own, newer).is_some(), "{node:?}");
+        assert!(inbound.wants_snapshot(GROUP, own, stale).is_none(), "{node:?}: it has all of it");
+        assert!(
+            inbound.wants_snapshot(GROUP, stranger, newer).is_none(),
+            "{node:?}: another replica"
+        );
+        assert!(
+            inbound.wants_snapshot(GroupId::new(99), own, newer).is_none(),
+            "{node:?}: no such group"
+        );
     }
     Ok(())
 }

@@ -190,7 +190,7 @@ impl Cluster {
     fn asked(&mut self, by: Epoch, id: NodeId) {
         let now = self.now;
         let Some(host) = self.hosts.get_mut(&id).filter(|host| host.reports(now)) else { return };
-        let heard = host.fence.hear(by);
+        let heard = host.fence.hear(by, now);
         if heard.is_err() && !self.sabotage.hosts_forget_epochs() {
             return;
         }

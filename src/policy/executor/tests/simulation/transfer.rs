@@ -44,10 +44,11 @@ impl Cluster {
             leads: shard.is_some_and(|shard| shard.leader == Some(order.from)),
             target_incarnation: self.hosts.get(&order.to).map(|host| host.incarnation),
         };
+        let now = self.now;
         let Some(host) = self.hosts.get_mut(&order.from) else {
             return Err(OrderRefusal::NotLeader);
         };
-        let verdict = host.fence.admit(order, &standing);
+        let verdict = host.fence.admit(order, &standing, now);
         host.heard = host.heard.max(by);
         if self.sabotage.overrules(verdict.as_ref().err()) { Ok(()) } else { verdict }
     }

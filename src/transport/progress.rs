@@ -1,0 +1,104 @@
+//! How far a peer has come with the frames of a stream, by what it says.
+//!
+//! A connection that carries nothing any more need not break: HTTP/2 notices after ten seconds, and
+//! takes megabytes for the wire meanwhile. The receiver of a bulk lane says how many frames it has
+//! taken; a stream of which nothing more is taken for long is given up, however much its connection
+//! still accepts.
+
+use std::time::{Duration, Instant};
+
+/// The frames of one stream of a lane.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Whether the peer says what it has taken; an older version does not.
+    told: bool,
+    handed: u64,
+    taken: u64,
+    /// Since when the peer owes a word.
+    owed_since: Option<Instant>,
+}
+
+impl Progress {
+    /// A stream begins. What the lane counted before is forgotten.
+    pub fn begin(told: bool) -> Self {
+        Self { told, ..Self::default() }
+    }
+
+    /// A frame was handed to the connection.
+    pub fn handed(&mut self, now: Instant) {
+        self.handed += 1;
+        self.owed_since.get_or_insert(now);
+    }
+
+    /// The peer says how many frames it has taken. It cannot have taken more than it was handed.
+    pub fn taken(&mut self, frames: u64, now: Instant) {
+        if frames > self.taken && frames <= self.handed {
+            self.taken = frames;
+            self.owed_since = (frames < self.handed).then_some(now);
+        }
+    }
+
+    /// The peer is not heard, or this process stood still: what it owes counts from here on.
+    pub fn excuse(&mut self, now: Instant) {
+        self.owed_since = self.owed_since.map(|_| now);
+    }
+
+    /// Whether the peer has taken nothing for this long, although there was something.
+    pub fn is_stalled(&self, now: Instant, patience: Duration) -> bool {
+        let owed_for = self.owed_since.map(|since| now.saturating_duration_since(since));
+        self.told && owed_for.is_some_and(|owed| owed >= patience)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_stream_is_stalled_when_the_peer_takes_nothing_of_what_it_was_handed() {
+        let begin = Instant::now();
+        let at = |milliseconds| begin + Duration::from_millis(milliseconds);
+        let mut progress = Progress::begin(true);
+        assert!(!progress.is_stalled(at(9_000), PATIENCE), "there was nothing to take");
+        progress.handed(at(0));
+        progress.handed(at(500));
+        assert!(!progress.is_stalled(at(999), PATIENCE));
+        assert!(progress.is_stalled(at(1_000), PATIENCE));
+        progress.taken(1, at(1_000));
+        assert!(!progress.is_stalled(at(1_999), PATIENCE), "it goes on, however slowly");
+        assert!(progress.is_stalled(at(2_000), PATIENCE));
+        progress.taken(2, at(2_000));
+        assert!(!progress.is_stalled(at(9_000), PATIENCE));
+    }
+
+    #[test]
+    fn what_a_peer_cannot_have_taken_says_nothing() {
+        let begin = Instant::now();
+        let mut progress = Progress::begin(true);
+        progress.handed(begin);
+        progress.taken(u64::MAX, begin);
+        assert!(progress.is_stalled(begin + PATIENCE, PATIENCE));
+    }
+
+    #[test]
+    fn a_peer_that_comes_back_has_its_time_again() {
+        let begin = Instant::now();
+        let mut progress = Progress::begin(true);
+        progress.excuse(begin);
+        assert!(!progress.is_stalled(begin + PATIENCE, PATIENCE), "it owed nothing");
+        progress.handed(begin);
+        progress.excuse(begin + PATIENCE);
+        assert!(!progress.is_stalled(begin + PATIENCE * 3 / 2, PATIENCE));
+        assert!(progress.is_stalled(begin + PATIENCE * 2, PATIENCE));
+    }
+
+    #[test]
+    fn a_peer_of_an_older_version_owes_no_word() {
+        let begin = Instant::now();
+        let mut progress = Progress::begin(false);
+        progress.handed(begin);
+        assert!(!progress.is_stalled(begin + PATIENCE, PATIENCE));
+    }
+}
