@@ -31,6 +31,8 @@ const MOST_STARTS: usize = 1024;
 const STARTS: &str = "incarnation";
 /// Stands in the directory while a roll-back was noticed and not every replica knows of it.
 const ROLLED_BACK: &str = "rolled-back";
+/// Stands there once the directory turned out to be an older copy.
+const WAS_ROLLED_BACK: &str = "was-rolled-back";
 
 impl DataDir {
     /// Creates the directory if it is missing, locks it, and begins another incarnation.
@@ -68,7 +70,11 @@ impl DataDir {
     /// The note that the directory is an older copy, and its replicas may not know it yet.
     #[must_use]
     pub fn rollback_note(&self) -> RollbackNote {
-        RollbackNote { path: self.path.join(ROLLED_BACK), starts: self.path.join(STARTS) }
+        RollbackNote {
+            path: self.path.join(ROLLED_BACK),
+            starts: self.path.join(STARTS),
+            mark: self.path.join(WAS_ROLLED_BACK),
+        }
     }
 
     /// Grows with every start of the node.
@@ -84,6 +90,7 @@ impl DataDir {
 pub struct RollbackNote {
     path: PathBuf,
     starts: PathBuf,
+    mark: PathBuf,
 }
 
 impl RollbackNote {
@@ -114,6 +121,20 @@ impl RollbackNote {
             write_starts(&self.starts, &starts)?;
         }
         self.remove()
+    }
+
+    /// Whether replicas here were told that the directory is an older copy, by any process since.
+    #[must_use]
+    pub fn was_rolled_back(&self) -> bool {
+        self.mark.exists()
+    }
+
+    /// Remembers that, durably and for good: replicas that the copy never knew may have been here.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn mark_rolled_back(&self, text: &str) -> io::Result<()> {
+        replace(&self.mark, text.as_bytes())
     }
 
     /// Takes it away. When a crash brings it back, the replicas are told once more.

@@ -70,6 +70,8 @@ pub enum KnownBug {
     CountLostLearner,
     /// A vote lock is forgotten when the clock cannot be read.
     UnlockWithoutClock,
+    /// A replica in doubt does not learn from its peers what is committed.
+    IgnoreCommitOfAnswers,
 }
 
 /// The bugs that are switched on. None by default.

@@ -326,6 +326,9 @@ fn check_recovery(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), 
     }
     let furthest = view.last_index.saturating_add(MAX_INDEX_JUMP).min(MAX_NUMBER - 1);
     let answer = message.recovery.as_ref().ok_or(Refusal::Recovery)?;
+    if answer.committed_term > message.term {
+        return Err(Refusal::Term);
+    }
     if answer.committed > furthest || answer.matched > furthest {
         return Err(Refusal::Index);
     }

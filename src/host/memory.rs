@@ -26,8 +26,8 @@ pub(super) struct HostMemory {
 /// What peers said that the data directory does not know.
 #[derive(Debug, Default)]
 struct Noticed {
-    /// The replicas were told, once for all.
-    told: bool,
+    /// The latest lost start of which the replicas were told; 0: none.
+    told: u64,
     /// What the first peer said, if there were replicas to tell. A node that lost its disk has none.
     rollback: Option<Rollback>,
 }
@@ -37,7 +37,10 @@ impl HostMemory {
     pub fn open(data_dir: &DataDir, store: &dyn LogStore) -> io::Result<Self> {
         let note = data_dir.rollback_note();
         if note.exists() {
-            raise_doubt(store).map_err(io::Error::other)?;
+            let replicas = raise_doubt(store).map_err(io::Error::other)?;
+            if replicas > 0 {
+                note.mark_rolled_back("an earlier process did not come to tell its replicas\n")?;
+            }
             note.remove()?;
         }
         let peers = PeerStarts::open(data_dir.peers_path())?;
@@ -45,6 +48,9 @@ impl HostMemory {
     }
 
     pub fn bind(&self, groups: Groups) {
+        if self.note.was_rolled_back() {
+            groups.doubt_creations(Doubt::RolledBack);
+        }
         if self.groups.set(groups).is_err() {
             tracing::error!("a host was bound to its groups twice");
         }
@@ -66,15 +72,19 @@ impl IncarnationMemory for HostMemory {
 
     fn rolled_back(&self, rollback: Rollback) -> io::Result<()> {
         let mut noticed = self.noticed.lock();
-        if noticed.told {
+        if rollback.known <= noticed.told {
             return Ok(());
         }
         let groups = self.groups.get().ok_or_else(|| io::Error::other("the groups do not run"))?;
         let Rollback { by, known, held } = rollback;
-        self.note.write(&format!("node {by} knows {known}, the directory {held}\n"))?;
+        let text = format!("node {by} knows {known}, the directory {held}\n");
+        self.note.write(&text)?;
         let replicas = groups.raise_doubt(Doubt::RolledBack).map_err(io::Error::other)?;
+        if replicas > 0 {
+            self.note.mark_rolled_back(&text)?;
+        }
         self.note.settle(known)?;
-        noticed.told = true;
+        noticed.told = known;
         if replicas == 0 {
             tracing::info!(%by, known, "a peer knows this node from another data directory");
             return Ok(());
@@ -90,11 +100,14 @@ impl IncarnationMemory for HostMemory {
 }
 
 /// Notes beside every replica in the log that it may have lost something.
-fn raise_doubt(store: &dyn LogStore) -> Result<(), LogError> {
+fn raise_doubt(store: &dyn LogStore) -> Result<usize, LogError> {
     let certainty = Some(Certainty::InDoubt(Doubt::RolledBack));
     let groups = store.groups()?.into_iter();
     // A damaged replica takes part in nothing.
     let groups = groups.filter(|group| matches!(store.load(*group), Ok(Some(_))));
-    let writes = groups.map(|group| GroupWrite { certainty, ..GroupWrite::new(group) }).collect();
-    store.write(&LogBatch { writes })
+    let writes: Vec<_> =
+        groups.map(|group| GroupWrite { certainty, ..GroupWrite::new(group) }).collect();
+    let count = writes.len();
+    store.write(&LogBatch { writes })?;
+    Ok(count)
 }

@@ -123,6 +123,12 @@ impl MemoryStore {
         self.inner.lock().faults.insert(fault);
     }
 
+    /// Whether a fault was asked for and has not happened.
+    #[must_use]
+    pub fn awaits(&self, fault: StoreFault) -> bool {
+        self.inner.lock().faults.contains(&fault)
+    }
+
     /// Takes back every fault that was asked for. A poisoned store stays so until it crashes.
     pub fn heal(&self) {
         self.inner.lock().faults.clear();

@@ -46,6 +46,9 @@ use crate::worker::Round;
 
 /// Ticks between two requests to a voter that has not answered.
 const ASK_TICKS: u64 = 5;
+/// Bytes of unapplied entries that are looked through for an answer, on the thread of the worker. A voter
+/// with more of them applies first.
+const MAX_UNAPPLIED_BYTES: u64 = 8 << 20;
 /// Unapplied changes that an answer names. A voter with more of them applies first.
 const MAX_UNAPPLIED_CHANGES: usize = 8;
 
@@ -232,16 +235,22 @@ impl GroupCore {
         if self.snapshots.is_installing() {
             return;
         }
-        let (Some(last), Some(unapplied)) = (self.persisted_end(), self.unapplied_configs()) else {
-            return;
-        };
         let progress = self.raw.raft.prs().get(message.from_replica);
         let matched = progress.filter(|_| self.leads()).map_or(0, |progress| progress.matched);
+        // A leader may commit what the asker acknowledged and lost, before its own disk has it.
+        let end = self.raw.raft.raft_log.persisted.max(matched);
+        let (Some(last), Some(unapplied)) = (self.position_of(end), self.unapplied_configs())
+        else {
+            return;
+        };
+        let committed = self.raw.raft.raft_log.committed;
+        let committed_term = self.raw.raft.raft_log.term(committed).unwrap_or(0);
         let recovery = RecoveryAnswer {
             applied: Some(membership_to_message(&self.membership)),
             unapplied: unapplied.iter().map(membership_to_message).collect(),
-            committed: self.raw.raft.raft_log.committed,
+            committed,
             matched,
+            committed_term,
         };
         let answer = GroupMessage {
             stamp: message.stamp,
@@ -263,7 +272,10 @@ impl GroupCore {
             return Some(Vec::new());
         }
         let context = GetEntriesContext::empty(false);
-        let entries = log.slice(applied + 1, last + 1, raft::NO_LIMIT, context).ok()?;
+        let entries = log.slice(applied + 1, last + 1, MAX_UNAPPLIED_BYTES, context).ok()?;
+        if entries.len() as u64 != last - applied {
+            return None;
+        }
         let changes = entries.iter().filter(|entry| is_change(entry));
         let mut tracker = self.raw.raft.prs().clone();
         let mut configs: Vec<Membership> = Vec::new();
@@ -280,9 +292,12 @@ impl GroupCore {
     }
 
     fn persisted_end(&self) -> Option<LogPosition> {
-        let log = &self.raw.raft.raft_log;
-        let term = log.term(log.persisted).ok()?;
-        Some(LogPosition::new(term, log.persisted))
+        self.position_of(self.raw.raft.raft_log.persisted)
+    }
+
+    fn position_of(&self, index: u64) -> Option<LogPosition> {
+        let term = self.raw.raft.raft_log.term(index).ok()?;
+        Some(LogPosition::new(term, index))
     }
 
     /// A voter says what it holds.
@@ -316,6 +331,18 @@ impl GroupCore {
         });
         if overrated && doubt.floor.is_some() {
             self.outbid_leader(message.term);
+        }
+        if !self.config.bugs.has(KnownBug::IgnoreCommitOfAnswers) {
+            self.take_commit(recovery.committed, recovery.committed_term);
+        }
+    }
+
+    /// A peer knows what is committed, and this log holds the same entry there. It may be the only one
+    /// that can lead, and must apply the changes of its configuration before.
+    fn take_commit(&mut self, index: u64, term: u64) {
+        let log = &mut self.raw.raft.raft_log;
+        if term > 0 && index <= log.persisted && !self.snapshots.is_installing() {
+            log.maybe_commit(index, term);
         }
     }
 

@@ -1,7 +1,9 @@
 //! The log of this host turns out to be older than what its replicas acknowledged.
 
 use parking_lot::Mutex;
-use shardhost_storage::{Certainty, Doubt, GroupWrite, LogBatch, LogError};
+use shardhost_storage::{
+    Certainty, Doubt, GroupId, GroupWrite, LogBatch, LogError, LogPosition, PersistedGroup,
+};
 
 use super::open::Prepared;
 use super::{Groups, RuntimeShared};
@@ -24,6 +26,11 @@ impl Doubts {
         *self.raised.lock()
     }
 
+    /// From here on what is created here is in doubt.
+    fn raise(&self, doubt: Doubt) {
+        *self.raised.lock() = Some(doubt);
+    }
+
     /// Hands replicas to their workers; no doubt is raised meanwhile.
     pub(super) fn in_order<T>(&self, hand_over: impl FnOnce() -> T) -> T {
         let _held = self.order.lock();
@@ -32,6 +39,12 @@ impl Doubts {
 }
 
 impl Groups {
+    /// An earlier process found that the data directory is older than what its replicas acknowledged:
+    /// a replica that is created here may have been there before, and asks its peers first.
+    pub fn doubt_creations(&self, doubt: Doubt) {
+        self.shared().doubts.raise(doubt);
+    }
+
     /// From here on no replica takes part in an election before enough of its peers have said what
     /// they hold. Blocks until that is durable; says of how many replicas.
     ///
@@ -39,7 +52,7 @@ impl Groups {
     /// When the log cannot be read or written.
     pub fn raise_doubt(&self, doubt: Doubt) -> Result<usize, LogError> {
         let shared = self.shared();
-        *shared.doubts.raised.lock() = Some(doubt);
+        shared.doubts.raise(doubt);
         let mut attempts = ATTEMPTS;
         let count = loop {
             attempts -= 1;
@@ -77,11 +90,12 @@ impl RuntimeShared {
         let Some(raised) = self.doubts.raised() else { return prepared };
         let group = prepared.group();
         match self.store().and_then(|store| store.load(group)) {
-            Ok(Some(known)) => {
-                if let Certainty::InDoubt(doubt) = known.certainty {
-                    prepared.core_mut().open_in_doubt(doubt);
-                }
-            }
+            Ok(Some(known)) => match known.certainty {
+                Certainty::InDoubt(doubt) => prepared.core_mut().open_in_doubt(doubt),
+                // It was being created while the doubt was raised, which did not see it.
+                Certainty::Sure if is_new(&known) => self.doubt_new(group, raised, &mut prepared),
+                Certainty::Sure => {}
+            },
             Ok(None) => {}
             Err(error) => {
                 tracing::error!(%group, %error, "cannot read whether the replica is in doubt");
@@ -90,4 +104,21 @@ impl RuntimeShared {
         }
         prepared
     }
+
+    fn doubt_new(&self, group: GroupId, doubt: Doubt, prepared: &mut Prepared) {
+        prepared.core_mut().open_in_doubt(doubt);
+        let certainty = Some(Certainty::InDoubt(doubt));
+        let writes = vec![GroupWrite { certainty, ..GroupWrite::new(group) }];
+        if let Err(error) = self.log.write(LogBatch { writes }) {
+            // The host stops with its log; until then the replica is in doubt in memory.
+            tracing::error!(%group, %error, "the doubt about a new replica cannot be written");
+        }
+    }
+}
+
+/// Whether a replica never did anything, and has others to ask.
+fn is_new(known: &PersistedGroup) -> bool {
+    let members = known.meta.membership.members.values();
+    let voters = members.filter(|member| member.voter || member.outgoing_voter).count();
+    voters > 1 && known.last == LogPosition::default() && known.hard_state.vote.is_none()
 }

@@ -4,6 +4,8 @@ use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::testing::simulation::{Cluster, Shape};
 use shardhost_groups::{GroupId, NodeId};
 
+use crate::{all_seeds_hold, run};
+
 const GROUP: GroupId = GroupId::new(1);
 
 /// Acknowledged by the leader and one follower, which loses it in a loss of power, while the leader
@@ -50,4 +52,31 @@ fn an_acknowledged_write_survives_that_one_replica_loses_its_tail() {
     for seed in 0..20 {
         play(seed, KnownBugs::default()).unwrap_or_else(|text| panic!("seed {seed}: {text}"));
     }
+}
+
+#[test]
+fn clusters_keep_their_promises_while_logs_lose_their_ends() {
+    all_seeds_hold(Shape::doubting, |coverage, runs| {
+        assert!(coverage.changes > runs / 2, "{coverage:?}");
+        assert!(coverage.lost_tails > runs / 3, "{coverage:?}");
+    });
+}
+
+fn a_seed_notices(bug: KnownBug) {
+    let found = (0..2_000).find_map(|seed| {
+        let mut shape = Shape::doubting(seed);
+        shape.config.bugs = KnownBugs::from([bug]);
+        run(seed, &shape).0.err().map(|violation| format!("seed {seed}: {violation}"))
+    });
+    println!("{}", found.expect("no seed noticed the bug"));
+}
+
+#[test]
+fn a_seed_notices_that_lost_ends_are_ignored() {
+    a_seed_notices(KnownBug::IgnoreDoubt);
+}
+
+#[test]
+fn a_seed_notices_that_answers_do_not_tell_what_is_committed() {
+    a_seed_notices(KnownBug::IgnoreCommitOfAnswers);
 }

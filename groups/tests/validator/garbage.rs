@@ -249,12 +249,12 @@ fn build(victim: &Victim, garbage: &Garbage) -> GroupMessage {
         escape: garbage.reject,
         refusal: None,
         declined: vec![garbage.commit_term.around(term)],
-        recovery: recovery(garbage, last),
+        recovery: recovery(garbage, term, last),
     }
 }
 
 /// Of the kind that carries one mostly some memberships, of the others mostly none.
-fn recovery(garbage: &Garbage, last: u64) -> Option<Box<RecoveryAnswer>> {
+fn recovery(garbage: &Garbage, term: u64, last: u64) -> Option<Box<RecoveryAnswer>> {
     let answers = garbage.kind == i32::from(MessageKind::RecoveryResponse);
     let metadata = garbage.snapshot.as_ref().filter(|_| answers || garbage.reject)?;
     let membership = |auto_leave| WireMembership {
@@ -267,6 +267,7 @@ fn recovery(garbage: &Garbage, last: u64) -> Option<Box<RecoveryAnswer>> {
         unapplied: if garbage.reject { vec![membership(metadata.auto_leave)] } else { Vec::new() },
         committed: garbage.commit.around(last),
         matched: garbage.hint.around(last),
+        committed_term: garbage.log_term.around(term),
     }))
 }
 

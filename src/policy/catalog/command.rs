@@ -333,28 +333,6 @@ impl Operation {
             | Self::PassTime { .. } => Ok(()),
         }
     }
-
-    /// The same as versions understand it that know neither generations nor passed time, for as
-    /// long as one of them holds a replica of the system group: what it refused and others carried
-    /// out, their states would differ by. `None`: they know it as it is.
-    #[must_use]
-    pub fn for_earlier_versions(&self) -> Option<Self> {
-        match self {
-            Self::DestroyGroup { group, generation: Some(_) } => {
-                Some(Self::DestroyGroup { group: *group, generation: None })
-            }
-            Self::RecordMembers { group, config_index, nodes, founding, generation }
-                if founding.is_some() || generation.is_some() =>
-            {
-                let (group, config_index, nodes) = (*group, *config_index, nodes.clone());
-                let (founding, generation) = (None, None);
-                Some(Self::RecordMembers { group, config_index, nodes, founding, generation })
-            }
-            // They take their number of shards from their files; this changes nothing.
-            Self::PassTime { .. } | Self::FoundShardMap { .. } => Some(Self::Tick),
-            _ => None,
-        }
-    }
 }
 
 impl NewGroup {

@@ -79,10 +79,6 @@ const VERSION: u8 = 1;
 /// The store of a node that was announced and never seen.
 pub const UNKNOWN_STORE: u64 = 0;
 
-/// The commands that this version understands; 1: those without generations, founding members and
-/// passed time. What another format has is proposed when all replicas of the system group know it.
-pub const COMMAND_FORMAT: u32 = 2;
-
 /// The group whose state the catalog is. It names no such group.
 pub const SYSTEM_GROUP: GroupId = GroupId::new(0);
 

@@ -4,7 +4,7 @@
 //! A command is sent again only when it surely was not taken; whoever gets
 //! [`CatalogError::Unknown`] looks at the catalog and decides anew.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::{SYSTEM_GROUP, now_ms};
 use crate::host::Host;
 use crate::policy::catalog::{
-    Answer, COMMAND_FORMAT, Command, Done, Operation, Query, Refusal, Revision, decode_reply,
+    Answer, Command, Done, Operation, Query, Refusal, Revision, decode_reply,
 };
 
 /// How long a command or a question is tried.
@@ -34,8 +34,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long a node may take to say which commands it understands.
-const FORMAT_PATIENCE: Duration = Duration::from_millis(500);
 /// Between two tries, when nobody knows who leads.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -79,8 +77,6 @@ struct Inner {
     /// Who led last, as somebody said; 0: not known.
     hint: AtomicU64,
     channels: Mutex<BTreeMap<String, SystemClient<Channel>>>,
-    /// The process of each node that said that it understands the commands of this version.
-    formats: Mutex<BTreeMap<NodeId, u64>>,
     /// Somebody here waits until this revision is known.
     wanted: AtomicU64,
     hurry: Notify,
@@ -104,7 +100,6 @@ impl CatalogClient {
             founders: founders.into_iter().collect(),
             hint: AtomicU64::new(0),
             channels: Mutex::default(),
-            formats: Mutex::default(),
             wanted: AtomicU64::new(0),
             hurry: Notify::new(),
         };
@@ -159,18 +154,9 @@ impl CatalogClient {
     async fn run(&self, command: &Command) -> Result<Done, CatalogError> {
         // What makes no sense anywhere needs no round.
         command.check()?;
-        let propose = async |command: &Command| {
-            let bytes = command.encode();
-            let answer = self.until_answered(|node| self.propose_to(node, bytes.clone())).await?;
-            Ok::<Done, CatalogError>(decode_reply(&answer)?)
-        };
-        let reply = propose(command).await;
-        // Whoever leads may be of an earlier version, which refuses what it does not know.
-        let not_known = matches!(reply, Err(CatalogError::Refused(Refusal::Malformed { .. })));
-        match for_earlier_versions(command).filter(|_| not_known) {
-            Some(earlier) => propose(&earlier).await,
-            None => reply,
-        }
+        let bytes = command.encode();
+        let answer = self.until_answered(|node| self.propose_to(node, bytes.clone())).await?;
+        Ok(decode_reply(&answer)?)
     }
 
     /// Asks the catalog as some node has it, which may be a little behind.
@@ -252,7 +238,7 @@ impl CatalogClient {
 
     async fn propose_to(&self, node: NodeId, command: Bytes) -> Asked {
         if node == self.inner.host.node_id() {
-            return match self.propose_here(command).await {
+            return match propose_here(&self.inner.host, command).await {
                 Ok(answer) => Asked::Answered(answer),
                 Err(NotHere::Elsewhere { leader, reason }) => Asked::Elsewhere { leader, reason },
                 Err(NotHere::Unknown(message)) => Asked::Unknown(message),
@@ -273,64 +259,6 @@ impl CatalogClient {
                 }
             }
         }
-    }
-
-    /// Proposes a command to this host's replica of the system group, as all replicas of it
-    /// understand the command.
-    pub(super) async fn propose_here(&self, command: Bytes) -> Result<Bytes, NotHere> {
-        let command = self.understood(command).await;
-        propose_here(&self.inner.host, command).await
-    }
-
-    async fn understood(&self, bytes: Bytes) -> Bytes {
-        let Ok(command) = Command::decode(&bytes) else { return bytes };
-        match for_earlier_versions(&command) {
-            Some(earlier) if !self.all_know_format().await => earlier.encode(),
-            _ => bytes,
-        }
-    }
-
-    /// Whether all replicas of the system group understand the commands of this version. One that
-    /// does not answer may not, unless it did before and was not heard as another process since.
-    async fn all_know_format(&self) -> bool {
-        let host = &self.inner.host;
-        let Some(group) = host.group(SYSTEM_GROUP) else { return false };
-        let membership = group.membership();
-        let nodes: BTreeSet<NodeId> =
-            membership.members.values().map(|member| member.node).collect();
-        let peers = host.transport_stats().peers;
-        let heard = |node| peers.iter().find(|peer| peer.node == node)?.incarnation;
-        let asked =
-            nodes.into_iter().filter(|node| *node != host.node_id()).map(|node| async move {
-                let life = heard(node);
-                let known = self.inner.formats.lock().get(&node).copied();
-                if known.is_some_and(|known| life.is_none_or(|life| life == known)) {
-                    return true;
-                }
-                let knows = self.knows_format(node).await;
-                if let (true, Some(life)) = (knows, life) {
-                    self.inner.formats.lock().insert(node, life);
-                }
-                knows
-            });
-        futures::future::join_all(asked).await.into_iter().all(|knows| knows)
-    }
-
-    async fn knows_format(&self, node: NodeId) -> bool {
-        let asking = async {
-            let (mut client, address) = self.connect(node).await.ok()?;
-            match client.format(wire::FormatRequest {}).await {
-                Ok(reply) => Some(reply.into_inner().catalog >= COMMAND_FORMAT),
-                Err(status) => {
-                    if status.code() != tonic::Code::Unimplemented {
-                        self.forget(&address);
-                    }
-                    None
-                }
-            }
-        };
-        let answer = tokio::time::timeout(FORMAT_PATIENCE, asking).await;
-        answer.ok().flatten().unwrap_or(false)
     }
 
     async fn query_at(&self, node: NodeId, query: Bytes) -> Asked {
@@ -435,13 +363,6 @@ pub(super) enum NotHere {
 }
 
 /// What an earlier version understands of a command; `None`: it understands all of it.
-fn for_earlier_versions(command: &Command) -> Option<Command> {
-    let operation = command.operation.for_earlier_versions()?;
-    // Time that passes names no record there.
-    let expected = command.expected.filter(|_| operation.target().is_some());
-    Some(Command { operation, expected, ..command.clone() })
-}
-
 /// An answer counts if it is of this revision or a later one.
 fn not_behind(asked: Asked, least: Revision) -> Asked {
     let Asked::Answered(bytes) = asked else { return asked };
@@ -455,7 +376,7 @@ fn not_behind(asked: Asked, least: Revision) -> Asked {
 }
 
 /// Proposes a command to this host's replica of the system group.
-async fn propose_here(host: &Host, command: Bytes) -> Result<Bytes, NotHere> {
+pub(super) async fn propose_here(host: &Host, command: Bytes) -> Result<Bytes, NotHere> {
     let Some(group) = host.group(SYSTEM_GROUP) else {
         let reason = "it holds no replica of the system group".to_owned();
         return Err(NotHere::Elsewhere { leader: None, reason });

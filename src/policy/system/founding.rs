@@ -1,6 +1,8 @@
 //! This host's replica of the system group: opened when the log holds it; created by a founder once
 //! every founder has said that its disk is new.
 
+use std::time::Duration;
+
 use shardhost_groups::{GroupSpec, OpenGroupError};
 use tokio_util::sync::CancellationToken;
 
@@ -8,6 +10,9 @@ use super::{SYSTEM_GROUP, SYSTEM_KIND, SystemOptions};
 use crate::host::Host;
 use crate::host::founding::{Founders, Outcome, Scope};
 use crate::policy::catalog::CatalogMachine;
+
+/// Between two tries of a founder to create its replica.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Opens the replica that the log holds. Without one, a founder creates it when the founders agree:
 /// at once where this node founds alone, else in the background until `stop`.
@@ -56,8 +61,15 @@ async fn found_later(host: Host, spec: GroupSpec) {
     if host.founding(Scope::System).await_decision(held).await == Outcome::Held {
         return;
     }
-    match host.create_group(spec, CatalogMachine::default()).await {
-        Ok(_) => tracing::info!("the system group is founded here"),
-        Err(error) => tracing::error!(%error, "the replica of the system group is not created"),
+    let mut tries = tokio::time::interval(RETRY_INTERVAL);
+    loop {
+        tries.tick().await;
+        match host.create_group(spec.clone(), CatalogMachine::default()).await {
+            Ok(_) => return tracing::info!("the system group is founded here"),
+            Err(_) if held() => return,
+            Err(error) => {
+                tracing::error!(%error, "the replica of the system group is not created yet");
+            }
+        }
     }
 }

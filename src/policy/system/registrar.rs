@@ -2,6 +2,7 @@
 //! what a new catalog begins with, that time passes, and that a group is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -158,8 +159,17 @@ pub(super) async fn lead(
         let mut trouble = Trouble::default();
         let (complete, created) = (None, Revision::default());
         let (clocks, told_mismatch) = (DrainClocks::default(), false);
-        let mut tender =
-            Tender { host, client, beginning, clocks, complete, created, told_mismatch };
+        let last_ending = GroupId::new(0);
+        let mut tender = Tender {
+            host,
+            client,
+            beginning,
+            clocks,
+            complete,
+            created,
+            told_mismatch,
+            last_ending,
+        };
         loop {
             let known = view.borrow_and_update().clone();
             if let Some(view) = known {
@@ -187,6 +197,8 @@ struct Tender {
     created: Revision,
     /// A configuration that contradicts the catalog is told once.
     told_mismatch: bool,
+    /// The last group that was looked at on its way out.
+    last_ending: GroupId,
 }
 
 impl Tender {
@@ -207,7 +219,7 @@ impl Tender {
             return Ok(());
         }
         announce_founders(&self.host, &self.client, view, &self.beginning).await?;
-        let ending = finish_ends(&self.client, view).await?;
+        let ending = finish_ends(&self.client, view, &mut self.last_ending).await?;
         let groups = if self.may_create(view).await? { &self.beginning.groups[..] } else { &[] };
         let absent: Vec<&NewGroup> = groups.iter().filter(|new| is_absent(view, new)).collect();
         let able = absent.iter().filter(|new| founders_are_known(view, new));
@@ -258,7 +270,8 @@ async fn announce_founders(
         let Some(address) = host.directory().address(id) else { continue };
         let new = NewNode { id, address, zone: None, weight: 1, store: UNKNOWN_STORE };
         match client.apply_expecting(Revision::default(), Operation::PutNode(new)).await {
-            Ok(_) | Err(CatalogError::Refused(_)) => {}
+            // Another one was faster.
+            Ok(_) | Err(CatalogError::Refused(Refusal::WrongRevision { .. })) => {}
             Err(error) => return Err(error),
         }
     }
@@ -267,9 +280,18 @@ async fn announce_founders(
 
 /// Has groups forgotten that are gone from every node that may have held them. Returns how many are
 /// on their way out.
-async fn finish_ends(client: &CatalogClient, view: &View) -> Result<usize, CatalogError> {
-    let ending = view.groups().values().filter(|group| group.state == GroupState::Destroying);
+async fn finish_ends(
+    client: &CatalogClient,
+    view: &View,
+    last: &mut GroupId,
+) -> Result<usize, CatalogError> {
+    // Round and round: some wait for a node that is down.
+    let later = view.groups().range((Bound::Excluded(*last), Bound::Unbounded));
+    let earlier = view.groups().range(..=*last);
+    let groups = later.chain(earlier).map(|(_, group)| group);
+    let ending = groups.filter(|group| group.state == GroupState::Destroying);
     let ending: Vec<_> = ending.take(MAX_ENDED_AT_ONCE).collect();
+    *last = ending.last().map_or(GroupId::new(0), |group| group.id);
     let holders = ending.iter().flat_map(|group| holders_of(view, group));
     let mut still_held: BTreeMap<GroupId, usize> = BTreeMap::new();
     let mut asked: BTreeMap<NodeId, Vec<GroupId>> = BTreeMap::new();

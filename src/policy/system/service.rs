@@ -11,8 +11,8 @@ use shardhost_proto::system::system_server::System as SystemRpc;
 use tonic::{Request, Response, Status};
 
 use super::Inner;
-use super::client::{NotHere, query_here};
-use crate::policy::catalog::{COMMAND_FORMAT, Command, encode_reply};
+use super::client::{NotHere, propose_here, query_here};
+use crate::policy::catalog::{Command, encode_reply};
 
 /// See [`super::System::service`].
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl SystemRpc for SystemService {
         if let Err(refusal) = Command::decode(&command).and_then(|command| command.check()) {
             return Ok(answer(encode_reply(&Err(refusal))));
         }
-        match self.inner.client.propose_here(command).await {
+        match propose_here(&self.inner.host, command).await {
             Ok(bytes) => Ok(answer(bytes)),
             Err(NotHere::Elsewhere { leader, reason }) => {
                 Ok(elsewhere(leader.map_or(0, |node| node.get()), reason))
@@ -75,13 +75,6 @@ impl SystemRpc for SystemService {
             }
         });
         Ok(Response::new(wire::GoneReply { groups }))
-    }
-
-    async fn format(
-        &self,
-        _: Request<wire::FormatRequest>,
-    ) -> Result<Response<wire::FormatReply>, Status> {
-        Ok(Response::new(wire::FormatReply { catalog: COMMAND_FORMAT }))
     }
 
     async fn report(

@@ -71,6 +71,7 @@ pub struct Checks {
     pub(super) changes: u64,
     pub(super) retired: u64,
     pub(super) lost_disks: u64,
+    pub(super) lost_tails: u64,
     pub(super) caretakers: u64,
     pub(super) stood_again: u64,
 }
@@ -102,6 +103,8 @@ pub struct Coverage {
     pub retired: u64,
     /// Disks that were replaced by empty ones.
     pub lost_disks: u64,
+    /// Logs that lost their end.
+    pub lost_tails: u64,
     /// Leaderships that served nobody, for a while at least.
     pub caretakers: u64,
     /// Leaders that were deposed and stood again at once.
@@ -123,6 +126,7 @@ impl Coverage {
         self.changes += checks.changes;
         self.retired += checks.retired;
         self.lost_disks += checks.lost_disks;
+        self.lost_tails += checks.lost_tails;
         self.caretakers += checks.caretakers;
         self.stood_again += checks.stood_again;
     }

@@ -16,6 +16,9 @@ impl Cluster {
             0..=2 => self.crash_and_come_back(node, &mut chance),
             3 => self.crash_all(&mut chance),
             4..=6 => self.partition_for_a_while(&mut chance),
+            7 if self.shape().lost_tails && chance.per_mille(700) => {
+                self.lose_a_tail(node, &mut chance);
+            }
             7 => self.stall(node, chance.between(100, 3_000)),
             8 => self.slow_disk(node, chance.between(20, 400)),
             7..=9 if self.shape().lost_disks && chance.per_mille(700) => {

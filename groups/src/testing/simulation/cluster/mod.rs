@@ -89,6 +89,8 @@ pub struct Shape {
     pub slow_machines: bool,
     /// Whether disks of nodes that vote in no group are replaced by empty ones.
     pub lost_disks: bool,
+    /// Whether logs lose their ends, of one node at a time.
+    pub lost_tails: bool,
     /// Whether leadership is handed over all the time.
     pub transfers: bool,
     /// Whether nodes win and lose capabilities, and groups change what they require.
@@ -129,6 +131,7 @@ impl Shape {
             changes: false,
             slow_machines: false,
             lost_disks: false,
+            lost_tails: false,
             transfers: false,
             policies: false,
             asks_policies: false,
@@ -161,6 +164,25 @@ impl Shape {
         let mut chance = Chance::new(seed ^ 0xcafe);
         shape.spares = chance.between(1, 3);
         shape.changes = true;
+        shape
+    }
+
+    /// Members change while nodes crash, and now and then a log loses its end with the power: of one node
+    /// at a time, so that what was acknowledged stands elsewhere.
+    pub fn doubting(seed: u64) -> Self {
+        let mut shape = Self::changing(seed);
+        let mut chance = Chance::new(seed ^ 0xd0b7);
+        shape.nodes = chance.between(3, 5);
+        shape.groups = 1;
+        shape.duration = chance.between(8_000, 16_000);
+        shape.lost_tails = true;
+        shape.fault_every = 500;
+        shape.load_every = 40;
+        // A machine that keeps more than the log, or a log that begins behind a snapshot that it forgot,
+        // is parked.
+        shape.keeping = 0;
+        shape.config.log_keep_entries = 1_000_000;
+        shape.config.log_trail_entries = 1_000_000;
         shape
     }
 
@@ -288,6 +310,10 @@ enum Event {
         life: u64,
         request: Box<AdmissionRequest>,
         answer: Result<Decision, AdmissionFault>,
+    },
+    LosePower {
+        node: NodeId,
+        down: u64,
     },
     Restart {
         node: NodeId,
@@ -463,6 +489,11 @@ impl Cluster {
             }
             Event::Admission { node, life, request, answer } => {
                 self.admit(node, life, &request, answer)
+            }
+            Event::LosePower { node, down } => {
+                self.crash(node, 0);
+                self.restart_later(node, down);
+                Ok(())
             }
             Event::Restart { node } => self.restart(node),
             Event::Reopen { node, group } if self.faulty => self.reopen(node, group),

@@ -99,6 +99,26 @@ impl Cluster {
         self.nodes[&id].store.inject(StoreFault::LoseTail);
     }
 
+    /// A node loses the end of its log with the power, unless the log of one is in question already.
+    pub fn lose_a_tail(&mut self, id: NodeId, chance: &mut Chance) {
+        let groups: Vec<GroupId> = (1..=self.shape.groups).map(GroupId::new).collect();
+        let in_doubt = |node: &Node, group: &GroupId| {
+            let known = node.store.load_durable(*group);
+            known.is_some_and(|known| known.certainty.is_in_doubt())
+        };
+        let in_question = self.nodes.values().any(|node| {
+            node.store.awaits(StoreFault::LoseTail)
+                || groups.iter().any(|group| in_doubt(node, group))
+        });
+        if in_question || self.nodes[&id].process.is_none() {
+            return;
+        }
+        self.lose_tail_at_crash(id);
+        self.checks.lost_tails += 1;
+        let down = chance.between(50, 3_000);
+        self.after(chance.between(20, 400), Event::LosePower { node: id, down });
+    }
+
     /// The process starts after so many milliseconds.
     pub fn restart_later(&mut self, node: NodeId, delay: u64) {
         self.after(delay, Event::Restart { node });
