@@ -155,6 +155,23 @@ async fn every_write_takes_effect_once_while_answers_are_lost() {
     fixture.stop().await;
 }
 
+/// Shows that the losses are of answers to writes that took effect: without sessions a resent put
+/// or delete finds what its first copy did.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_sessions_the_same_losses_give_answers_of_second_copies() {
+    let fixture = Fixture::start().await;
+    let words = fixture.client(Resend::Idempotent).await.table();
+    fixture.proxy.be_lossy(true);
+    let mut of_second_copies = 0;
+    for write in 0..WORKERS * WRITES {
+        let put = words.put("key", write.to_string()).await.unwrap();
+        of_second_copies += usize::from(put.existed);
+        of_second_copies += usize::from(!words.delete("key").await.unwrap().existed);
+    }
+    assert!(of_second_copies > 0, "answers were lost {} times", fixture.proxy.losses());
+    fixture.stop().await;
+}
+
 /// Sends puts of sessions without a client's help, and returns their answers by number.
 async fn put_in_sessions(address: &str, sessions: Vec<Session>) -> Vec<Answer> {
     let request = |(id, session)| TableRequest {

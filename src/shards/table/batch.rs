@@ -88,15 +88,11 @@ impl<'a> Batch<'a> {
         mut sessions: Option<&mut Sessions>,
     ) {
         for ((decoded, place), command) in self.commands.iter().zip(&self.places).zip(answered) {
-            let place = &mut self.values[*place];
+            let index = command.position().index.get();
             let response = match decoded {
-                Ok(Decoded { tag, command: decoded }) => match (tag, &mut sessions) {
-                    (Some(tag), Some(sessions)) => {
-                        let index = command.position().index.get();
-                        run_in_session(*decoded, tag, index, place, sessions)
-                    }
-                    _ => run_one(*decoded, place),
-                },
+                Ok(decoded) => {
+                    run(*decoded, index, &mut self.values[*place], sessions.as_deref_mut())
+                }
                 Err(error) => TableResponse::Invalid { message: error.to_string() }.encode(),
             };
             command.respond(response);
@@ -117,18 +113,20 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Runs a command unless it was applied before.
-fn run_in_session<'a>(
-    command: TableCommand<'a>,
-    tag: &SessionTag,
+/// Runs a command, unless it is part of a session in which it was applied before.
+fn run<'a>(
+    decoded: Decoded<'a>,
     index: u64,
     place: &mut Value<'a>,
-    sessions: &mut Sessions,
+    sessions: Option<&mut Sessions>,
 ) -> Bytes {
-    match sessions.admit(tag, index) {
+    let (Some(tag), Some(sessions)) = (decoded.tag, sessions) else {
+        return run_one(decoded.command, place);
+    };
+    match sessions.admit(&tag, index) {
         Admission::Fresh => {
-            let answer = run_one(command, place);
-            sessions.remember(tag, shortened(&answer));
+            let answer = run_one(decoded.command, place);
+            sessions.remember(&tag, shortened(&answer));
             answer
         }
         Admission::Duplicate(answer) => answer,

@@ -228,6 +228,16 @@ proptest! {
     }
 }
 
+#[test]
+fn a_batch_without_a_valid_command_is_answered() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let garbage = [Bytes::new(), in_session(1, 1, &Bytes::from_static(b"garbage"))];
+    for answer in answers(&mut table, 1, &garbage) {
+        assert!(matches!(answer, TableResponse::Invalid { .. }), "{answer:?}");
+    }
+}
+
 fn in_session(sequence: u64, lowest_unanswered: u64, command: &Bytes) -> Bytes {
     let tag = SessionTag { id: 77, start: 1, sequence, lowest_unanswered, now_ms: 1_000 };
     tag.wrap(command)
