@@ -550,7 +550,7 @@ fn the_sessions_of_a_queue_survive_a_crash_and_travel_with_a_snapshot() {
     let scratch = Scratch::new();
     let mut queue = scratch.state.queue(GROUP);
     let send = in_session(1, &QueueCommand::send(1_000, b"key", b"body", b""));
-    let first = apply(&mut queue, 1, &[send.clone()]);
+    let first = apply(&mut queue, 1, std::slice::from_ref(&send));
     let sum = queue.checksum().unwrap();
     scratch.state.flush_now().unwrap();
     let crashed = scratch.crashed();
@@ -559,7 +559,7 @@ fn the_sessions_of_a_queue_survive_a_crash_and_travel_with_a_snapshot() {
     restore(&mut restored, 1, &snapshot_of(&mut queue));
     for machine in [&mut crashed.state.queue(GROUP), &mut restored] {
         assert_eq!(machine.checksum().unwrap(), sum);
-        assert_eq!(apply(machine, 2, &[send.clone()]), first);
+        assert_eq!(apply(machine, 2, std::slice::from_ref(&send)), first);
         assert_eq!(machine.checksum().unwrap().items, 1);
     }
 }

@@ -257,7 +257,7 @@ fn a_late_copy_of_a_put_overwrites_nothing_in_a_session_and_does_without() {
     let commands = [late.clone(), late.clone(), in_session(2, 1, &new), late.clone()];
     assert_eq!(answers(&mut table, 1, &commands), [false, false, true, false].map(done));
     // Once more in another batch, and when the client has declared it as answered.
-    assert_eq!(answers(&mut table, 5, &[late.clone()]), [done(false)]);
+    assert_eq!(answers(&mut table, 5, std::slice::from_ref(&late)), [done(false)]);
     let settling = in_session(3, 3, &delete("x"));
     let settled = TableResponse::Refused(SessionRefusal::Settled);
     assert_eq!(answers(&mut table, 6, &[settling, late]), [done(false), settled]);
@@ -283,7 +283,7 @@ fn sessions_survive_a_crash_and_travel_with_a_snapshot() {
     let mut table = scratch.state.table(GROUP);
     let plain = table.checksum().unwrap();
     let write = in_session(1, 1, &compare_and_set("k", None, Some("1")));
-    apply(&mut table, 1, &[write.clone()]);
+    apply(&mut table, 1, std::slice::from_ref(&write));
     let sum = table.checksum().unwrap();
     assert_eq!((sum.items, plain.items), (1, 0));
     assert_ne!(sum.checksum, plain.checksum);
@@ -298,7 +298,7 @@ fn sessions_survive_a_crash_and_travel_with_a_snapshot() {
     restore(&mut restored, 1, &snapshot_of(&mut table));
     for machine in [&mut found, &mut restored] {
         assert_eq!(machine.checksum().unwrap(), sum);
-        assert_eq!(answers(machine, 2, &[write.clone()]), [done(false)]);
+        assert_eq!(answers(machine, 2, std::slice::from_ref(&write)), [done(false)]);
         assert_eq!(get(machine, "k").as_deref(), Some(&b"1"[..]));
     }
     assert_eq!(found.checksum().unwrap(), restored.checksum().unwrap());
