@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use shardhost::client::{Client, ClientError, ClientOptions, Resend};
+use shardhost::client::{Client, ClientError, ClientOptions};
 use shardhost::server::config::ShardCounts;
 use shardhost::server::{Server, ServerConfig, group_of_shard};
 use shardhost::service::{MAX_BATCH_REQUESTS, MAX_IN_FLIGHT_REQUESTS};
@@ -64,11 +64,7 @@ impl Cluster {
     }
 
     async fn client(&self) -> Client {
-        self.client_that_resends(Resend::default()).await
-    }
-
-    async fn client_that_resends(&self, resend: Resend) -> Client {
-        let options = ClientOptions { deadline: SOON, resend, ..ClientOptions::default() };
+        let options = ClientOptions { deadline: SOON, ..ClientOptions::default() };
         Client::connect(self.addresses.values().cloned(), options).await.unwrap()
     }
 
@@ -121,7 +117,13 @@ impl RawStream {
 
 fn put(id: u64, group: GroupId, key: &str) -> TableRequest {
     let put = Put { key: key.to_owned().into(), value: "v".into() };
-    TableRequest { id, group: group.get(), map: 0, operation: Some(Operation::Put(put)) }
+    TableRequest {
+        id,
+        group: group.get(),
+        map: 0,
+        session: None,
+        operation: Some(Operation::Put(put)),
+    }
 }
 
 fn table(shard: u64) -> GroupId {
@@ -245,9 +247,7 @@ async fn a_queue_delivers_each_partition_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_operations_at_once_survive_the_loss_of_a_host() {
     let mut cluster = Cluster::start().await;
-    // Nobody else writes these keys, and nothing comes after the second round: a put may be
-    // repeated late.
-    let client = cluster.client_that_resends(Resend::Idempotent).await;
+    let client = cluster.client().await;
     let words = client.table();
     let victim = cluster.leader_of(table(0)).await;
     let put_all = |round: u32| {
@@ -280,8 +280,12 @@ async fn a_bad_request_disturbs_no_other_of_its_batch() {
     let get = |consistency: Consistency| {
         Operation::Get(Get { key: "k".into(), consistency: consistency.into() })
     };
-    let request =
-        |id, group: GroupId, operation| TableRequest { id, group: group.get(), map: 0, operation };
+    let request = |id, group: GroupId, operation| TableRequest {
+        id,
+        group: group.get(),
+        operation,
+        ..TableRequest::default()
+    };
     let requests = vec![
         put(1, table(0), "before"),
         request(2, table(0), None),
@@ -323,7 +327,12 @@ async fn a_follower_names_the_leader_and_its_address() {
     told.wait_for(|status| status.leader.is_some(), SOON).await.unwrap();
     let mut stream = cluster.stream_to(follower).await;
     let get = Operation::Get(Get { key: "k".into(), consistency: 0 });
-    let get = TableRequest { id: 2, group: table(0).get(), map: 0, operation: Some(get) };
+    let get = TableRequest {
+        id: 2,
+        group: table(0).get(),
+        operation: Some(get),
+        ..TableRequest::default()
+    };
     let answers = stream.ask(vec![put(1, table(0), "k"), get]).await;
     for answer in answers.values() {
         let Answer::Failure(failure) = answer else { panic!("{answer:?}") };

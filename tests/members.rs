@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use shardhost::client::{Client, ClientOptions, Resend};
+use shardhost::client::{Client, ClientOptions};
 use shardhost::proto::admin::admin_client::AdminClient;
 use shardhost::proto::admin::membership_step::Kind;
 use shardhost::proto::admin::{
@@ -138,9 +138,8 @@ impl Cluster {
     }
 
     async fn client(&self) -> Client {
-        // Hosts end while it writes, and nobody else writes these keys: that may be repeated late.
-        let resend = Resend::Idempotent;
-        let options = ClientOptions { deadline: PATIENCE, resend, ..ClientOptions::default() };
+        // Hosts end while it writes.
+        let options = ClientOptions { deadline: PATIENCE, ..ClientOptions::default() };
         Client::connect(self.addresses.values().cloned(), options).await.unwrap()
     }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use shardhost::shards::queue::{QueueCommand, QueueQuery, QueueResponse, Receipt};
+use shardhost::shards::queue::{QueueCommand, QueueOperation, QueueQuery, QueueResponse, Receipt};
+use shardhost::shards::session::SessionTag;
 use shardhost::shards::table::{TableAnswer, TableCommand, TableQuery, TableResponse};
 use shardhost::shards::{StateDb, StateDbOptions};
 use shardhost_groups::machine::{ApplyBatch, Command, StateMachine};
@@ -421,8 +422,56 @@ fn messages_in(machine: &impl StateMachine) -> Vec<(u64, u32)> {
     answer.messages.iter().map(|message| (message.sequence, message.attempt)).collect()
 }
 
+/// The commands as writes of three sessions, each followed by a copy of it or of an earlier one
+/// that its client still waits for. A copy gets the first answer.
+fn in_sessions(commands: Vec<(Bytes, Bytes)>) -> Vec<(Bytes, Bytes)> {
+    let mut sent = Vec::new();
+    let mut all = Vec::new();
+    for (command, answer) in commands {
+        // A table's delete may read as one, and is then no part of a session either.
+        let is_receive = QueueCommand::decode(&command)
+            .is_ok_and(|command| matches!(command.operation, QueueOperation::Receive { .. }));
+        if is_receive {
+            all.push((command, answer));
+            continue;
+        }
+        let sequence = sent.len() as u64 + 1;
+        let lowest_unanswered = sequence.saturating_sub(5).max(1);
+        let id = sequence % 3;
+        let tag = SessionTag { id, start: 1, sequence, lowest_unanswered, now_ms: 1_000 };
+        sent.push((tag.wrap(&command), answer));
+        all.push(sent[sent.len() - 1].clone());
+        let back = (sequence % 3) as usize;
+        all.push(sent[sent.len().saturating_sub(1 + back)].clone());
+    }
+    all
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_table_in_sessions_applies_no_copy_through_crashes_and_snapshots(
+        steps in table_steps(), schedule in schedule(),
+    ) {
+        let mut model = TableModel::new();
+        let commands = steps.iter().map(|step| table_command(&mut model, step)).collect();
+        let tried = run(|state| state.table(GROUP), &in_sessions(commands), &schedule);
+        prop_assert_eq!(pairs_in(&tried.machine), model);
+    }
+
+    #[test]
+    fn a_queue_in_sessions_applies_no_copy_through_crashes_and_snapshots(
+        steps in queue_steps(), schedule in schedule(),
+    ) {
+        let mut model = QueueModel::default();
+        let commands =
+            steps.iter().map(|(elapsed_ms, step)| model.command(*elapsed_ms, step)).collect();
+        let tried = run(|state| state.queue(GROUP), &in_sessions(commands), &schedule);
+        let expected: Vec<_> =
+            model.messages.iter().map(|message| (message.sequence, message.attempt)).collect();
+        prop_assert_eq!(messages_in(&tried.machine), expected);
+    }
 
     #[test]
     fn a_table_answers_as_its_model_through_crashes_and_snapshots(

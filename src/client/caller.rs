@@ -12,7 +12,8 @@ use super::connection::{CallError, Connection};
 use super::error::ClientError;
 use super::options::{ClientOptions, Resend};
 use super::routes::{Located, Routes, Target};
-use super::wire::{Place, Wire};
+use super::session::{Sessions, Ticket};
+use super::wire::{Outgoing, Place, Wire};
 
 /// What doing an operation twice would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,18 +24,32 @@ pub(super) enum Nature {
     Idempotent,
     /// Twice is not as once.
     Once,
+    /// Twice is not as once, and its answer is too large for a shard to keep.
+    Receive,
+}
+
+/// How an operation is repeated once it may have taken effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repeat {
+    /// Not at all.
+    Never,
+    /// As it is.
+    Plainly,
+    /// As part of a session, by the same number.
+    InSession,
 }
 
 /// Sends the operations of one kind of shard.
 pub(super) struct Caller<W: Wire> {
     routes: Routes,
     connections: DashMap<u64, (String, Connection<W>)>,
+    sessions: Sessions,
     options: Arc<ClientOptions>,
 }
 
 impl<W: Wire> Caller<W> {
     pub(super) fn new(routes: Routes, options: Arc<ClientOptions>) -> Self {
-        Self { routes, connections: DashMap::new(), options }
+        Self { routes, connections: DashMap::new(), sessions: Sessions::default(), options }
     }
 
     pub(super) const fn routes(&self) -> &Routes {
@@ -52,12 +67,12 @@ impl<W: Wire> Caller<W> {
         operation: W::Operation,
         nature: Nature,
     ) -> Result<W::Answer, ClientError> {
-        let mut trial = Trial::new(self.resends(nature), nature, self.options.deadline);
-        let mut first = None;
-        while let Some(until) = trial.next(self.options.attempt_timeout) {
+        let mut trial = Trial::new(self.repeats(nature), nature, self.options.deadline);
+        let (mut first, mut ticket) = (None, None);
+        while trial.begin() {
             // Anew for each try: the map of shards may have changed.
             let Some(located) = self.routes.locate(&target) else {
-                return Err(self.nowhere(&target));
+                return Err(trial.give_up_for(self.nowhere(&target)));
             };
             let Located { shard, place } = located;
             let map = *first.get_or_insert(place.map);
@@ -66,19 +81,61 @@ impl<W: Wire> Caller<W> {
                 break;
             }
             let Some(node) = self.routes.target(shard, trial.attempt) else {
-                let message = "the directory names no node".into();
-                return Err(ClientError::Unavailable { message });
+                trial.last = "the directory names no node".into();
+                break;
             };
-            let sent = self.call_node(node, place, operation.clone());
+            let session = match self.ticket(place, &mut ticket, &mut trial).await {
+                Ok(ticket) => ticket.map(Ticket::session),
+                Err(NoTicket) => break,
+            };
+            let outgoing = Outgoing { place, session, operation: operation.clone() };
+            let until = trial.until(self.options.attempt_timeout);
+            let sent = self.call_node(node, outgoing);
             let error = match timeout_at(until, sent).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => error,
                 Err(_) => CallError::Lost(format!("node {node} did not answer in time")),
             };
             trial.note(&error)?;
+            if let Some(start) = session_over(&error)
+                && let Some(over) = ticket.take()
+            {
+                self.sessions.renew(&over, start);
+            }
             self.prepare_next(shard, node, &error, &mut trial).await;
         }
         Err(trial.give_up())
+    }
+
+    /// The number of a write in the session of its shard, the same for each try there.
+    async fn ticket<'t>(
+        &self,
+        place: Place,
+        ticket: &'t mut Option<Ticket>,
+        trial: &mut Trial,
+    ) -> Result<Option<&'t Ticket>, NoTicket> {
+        if trial.repeat != Repeat::InSession {
+            return Ok(None);
+        }
+        if ticket.as_ref().is_some_and(|ticket| ticket.group() != place.group) {
+            if trial.in_doubt {
+                trial.last = "the key belongs to another shard now, which does not know whether \
+                              the write took effect"
+                    .into();
+                return Err(NoTicket);
+            }
+            *ticket = None;
+        }
+        if ticket.is_none() {
+            match timeout_at(trial.deadline, self.sessions.ticket(place.group)).await {
+                Ok(taken) => *ticket = Some(taken),
+                Err(_) => {
+                    trial.last = "too many writes to the shard are unanswered".into();
+                    return Err(NoTicket);
+                }
+            }
+        }
+        Ok(ticket.as_ref())
     }
 
     /// Carries out an operation on the replica of a shard that `node` holds, once.
@@ -88,11 +145,12 @@ impl<W: Wire> Caller<W> {
         target: Target,
         operation: W::Operation,
     ) -> Result<W::Answer, ClientError> {
-        let mut trial = Trial::new(Resend::Never, Nature::Read, self.options.deadline);
+        let mut trial = Trial::new(Repeat::Never, Nature::Read, self.options.deadline);
         let Some(Located { place, .. }) = self.routes.locate(&target) else {
             return Err(self.nowhere(&target));
         };
-        let answer = timeout_at(trial.deadline, self.call_node(node, place, operation)).await;
+        let outgoing = Outgoing { place, session: None, operation };
+        let answer = timeout_at(trial.deadline, self.call_node(node, outgoing)).await;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
@@ -103,11 +161,15 @@ impl<W: Wire> Caller<W> {
         }
     }
 
-    fn resends(&self, nature: Nature) -> Resend {
-        match nature {
-            Nature::Read => Resend::Idempotent,
-            Nature::Idempotent => self.options.resend,
-            Nature::Once => Resend::Never,
+    fn repeats(&self, nature: Nature) -> Repeat {
+        match (nature, self.options.resend) {
+            (Nature::Read, _) | (Nature::Idempotent, Resend::Idempotent) => Repeat::Plainly,
+            (Nature::Idempotent | Nature::Once, Resend::ExactlyOnce)
+                if self.routes.understands_sessions() =>
+            {
+                Repeat::InSession
+            }
+            _ => Repeat::Never,
         }
     }
 
@@ -122,12 +184,11 @@ impl<W: Wire> Caller<W> {
     async fn call_node(
         &self,
         node: u64,
-        place: Place,
-        operation: W::Operation,
+        outgoing: Outgoing<W::Operation>,
     ) -> Result<W::Answer, CallError> {
         let unknown = || CallError::NotSent(format!("the directory names no node {node}"));
         let address = self.routes.address(node).ok_or_else(unknown)?;
-        self.connection(node, address).call(place, operation).await
+        self.connection(node, address).call(outgoing).await
     }
 
     fn connection(&self, node: u64, address: String) -> Connection<W> {
@@ -154,6 +215,8 @@ impl<W: Wire> Caller<W> {
                     trial.pause().await;
                 }
             }
+            // Nothing is wrong with the node: another session is begun at once.
+            CallError::Failed(_) if session_over(error).is_some() && trial.attempt == 1 => {}
             CallError::Failed(failure) if is_passing(failure.reason()) => trial.pause().await,
             _ => {
                 self.routes.doubt(shard, node);
@@ -172,12 +235,28 @@ fn names_another_leader(failure: &Failure, asked: u64) -> bool {
 
 /// The same node will take it after a while.
 const fn is_passing(reason: FailureReason) -> bool {
-    matches!(reason, FailureReason::Overloaded | FailureReason::Transferring)
+    matches!(
+        reason,
+        FailureReason::Overloaded | FailureReason::Transferring | FailureReason::SessionOver
+    )
 }
+
+/// The shard dropped the session, and names a start for another one (0: it names none).
+fn session_over(error: &CallError) -> Option<u64> {
+    match error {
+        CallError::Failed(failure) if failure.reason() == FailureReason::SessionOver => {
+            Some(failure.session_start)
+        }
+        _ => None,
+    }
+}
+
+/// An operation cannot be part of a session any more; its trial says why.
+struct NoTicket;
 
 /// What is known of an operation under way.
 struct Trial {
-    resend: Resend,
+    repeat: Repeat,
     nature: Nature,
     deadline: Instant,
     /// Tries so far.
@@ -189,9 +268,9 @@ struct Trial {
 }
 
 impl Trial {
-    fn new(resend: Resend, nature: Nature, within: Duration) -> Self {
+    fn new(repeat: Repeat, nature: Nature, within: Duration) -> Self {
         Self {
-            resend,
+            repeat,
             nature,
             deadline: Instant::now() + within,
             attempt: 0,
@@ -201,16 +280,22 @@ impl Trial {
         }
     }
 
-    /// Until when the next try may take; `None` when there is no time for one.
-    fn next(&mut self, attempt_timeout: Duration) -> Option<Instant> {
-        let now = Instant::now();
-        if now >= self.deadline {
-            return None;
+    /// Begins another try, if there is time for one.
+    fn begin(&mut self) -> bool {
+        if Instant::now() >= self.deadline {
+            return false;
         }
         self.attempt += 1;
-        match self.resend {
-            Resend::Idempotent => Some(self.deadline.min(now + attempt_timeout)),
-            Resend::Never => Some(self.deadline),
+        true
+    }
+
+    /// Until when a try that is sent now may take.
+    fn until(&self, attempt_timeout: Duration) -> Instant {
+        match self.repeat {
+            Repeat::Plainly | Repeat::InSession => {
+                self.deadline.min(Instant::now() + attempt_timeout)
+            }
+            Repeat::Never => self.deadline,
         }
     }
 
@@ -240,7 +325,13 @@ impl Trial {
                 self.last = message;
                 Ok(())
             }
-            FailureReason::Invalid => Err(ClientError::Invalid { message }),
+            // The copy that was refused took no effect. An earlier one, from before the session was
+            // dropped, may have: nothing tells any more.
+            FailureReason::SessionOver => {
+                self.last = message;
+                if self.in_doubt { Err(self.give_up_now()) } else { Ok(()) }
+            }
+            FailureReason::Invalid => Err(self.give_up_for(ClientError::Invalid { message })),
             FailureReason::OutcomeUnknown
             | FailureReason::GroupFailed
             | FailureReason::Unspecified => self.doubt(message),
@@ -252,15 +343,24 @@ impl Trial {
         if self.nature != Nature::Read {
             self.in_doubt = true;
         }
-        match self.resend {
-            Resend::Idempotent => Ok(()),
-            Resend::Never => Err(self.give_up_now()),
+        match self.repeat {
+            Repeat::Plainly | Repeat::InSession => Ok(()),
+            Repeat::Never => Err(self.give_up_now()),
         }
     }
 
     async fn pause(&mut self) {
         let left = self.deadline.saturating_duration_since(Instant::now());
         sleep(self.backoff.pause().min(left)).await;
+    }
+
+    /// The error for a cause that is definite for the newest try: not for the operation, if an
+    /// earlier try may have taken effect.
+    fn give_up_for(&self, cause: ClientError) -> ClientError {
+        match self.in_doubt {
+            true => ClientError::OutcomeUnknown { message: cause.to_string() },
+            false => cause,
+        }
     }
 
     fn give_up(mut self) -> ClientError {
@@ -289,20 +389,21 @@ mod tests {
         CallError::Lost("gone".into())
     }
 
-    fn trial(resend: Resend, nature: Nature) -> Trial {
-        Trial::new(resend, nature, Duration::from_secs(60))
+    fn trial(repeat: Repeat, nature: Nature) -> Trial {
+        Trial::new(repeat, nature, Duration::from_secs(60))
     }
 
     #[tokio::test]
-    async fn what_may_have_taken_effect_is_not_sent_again_unless_twice_is_as_once() {
+    async fn what_may_have_taken_effect_is_not_sent_again_unless_that_does_no_harm() {
         let unknown =
             [lost(), failed(FailureReason::OutcomeUnknown), failed(FailureReason::GroupFailed)];
         for error in unknown {
-            let refused = trial(Resend::Never, Nature::Once).note(&error).unwrap_err();
+            let refused = trial(Repeat::Never, Nature::Once).note(&error).unwrap_err();
             assert!(matches!(refused, ClientError::OutcomeUnknown { .. }), "{error:?}");
             assert!(!refused.is_definite());
-            assert_eq!(trial(Resend::Idempotent, Nature::Idempotent).note(&error), Ok(()));
-            assert_eq!(trial(Resend::Idempotent, Nature::Read).note(&error), Ok(()));
+            assert_eq!(trial(Repeat::Plainly, Nature::Idempotent).note(&error), Ok(()));
+            assert_eq!(trial(Repeat::InSession, Nature::Once).note(&error), Ok(()));
+            assert_eq!(trial(Repeat::Plainly, Nature::Read).note(&error), Ok(()));
         }
     }
 
@@ -318,7 +419,7 @@ mod tests {
             failed(FailureReason::WrongMap),
         ];
         for error in refusals {
-            let mut trial = trial(Resend::Never, Nature::Once);
+            let mut trial = trial(Repeat::Never, Nature::Once);
             assert_eq!(trial.note(&error), Ok(()), "{error:?}");
             assert!(trial.give_up().is_definite(), "{error:?}");
         }
@@ -326,22 +427,37 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_after_an_unknown_outcome_leaves_it_unknown() {
-        let mut trial = trial(Resend::Idempotent, Nature::Idempotent);
+        let mut trial = trial(Repeat::Plainly, Nature::Idempotent);
         assert_eq!(trial.note(&lost()), Ok(()));
         assert_eq!(trial.note(&failed(FailureReason::Overloaded)), Ok(()));
+        let invalid = trial.note(&failed(FailureReason::Invalid)).unwrap_err();
+        assert!(!invalid.is_definite(), "{invalid}");
+        assert!(!trial.give_up_for(ClientError::NoShards { kind: "table" }).is_definite());
         assert!(!trial.give_up().is_definite());
     }
 
     #[tokio::test]
+    async fn a_write_of_a_session_that_is_over_is_definite_only_if_no_copy_is_in_doubt() {
+        let over = failed(FailureReason::SessionOver);
+        let mut first = trial(Repeat::InSession, Nature::Once);
+        assert_eq!(first.note(&failed(FailureReason::NotLeader)), Ok(()));
+        assert_eq!(first.note(&over), Ok(()));
+        assert!(first.give_up().is_definite());
+        let mut second = trial(Repeat::InSession, Nature::Once);
+        assert_eq!(second.note(&lost()), Ok(()));
+        assert!(matches!(second.note(&over), Err(ClientError::OutcomeUnknown { .. })));
+    }
+
+    #[tokio::test]
     async fn an_unanswered_read_changed_nothing() {
-        let mut trial = trial(Resend::Idempotent, Nature::Read);
+        let mut trial = trial(Repeat::Plainly, Nature::Read);
         assert_eq!(trial.note(&lost()), Ok(()));
         assert!(matches!(trial.give_up(), ClientError::Timeout { .. }));
     }
 
     #[tokio::test]
     async fn an_invalid_request_is_not_tried_again() {
-        let mut trial = trial(Resend::Idempotent, Nature::Read);
+        let mut trial = trial(Repeat::Plainly, Nature::Read);
         let refused = trial.note(&failed(FailureReason::Invalid)).unwrap_err();
         assert!(matches!(refused, ClientError::Invalid { .. }));
     }

@@ -15,7 +15,7 @@ use tonic::Streaming;
 
 use super::channel;
 use super::options::ClientOptions;
-use super::wire::{Place, Wire};
+use super::wire::{Outgoing, Wire};
 
 /// Batches that wait for the connection's window.
 const BATCHES: usize = 2;
@@ -39,8 +39,7 @@ type Reply<W> = oneshot::Sender<Result<<W as Wire>::Answer, CallError>>;
 
 /// An operation on its way.
 struct Call<W: Wire> {
-    place: Place,
-    operation: W::Operation,
+    outgoing: Outgoing<W::Operation>,
     reply: Reply<W>,
 }
 
@@ -66,12 +65,11 @@ impl<W: Wire> Connection<W> {
     /// Sends one operation and waits for its answer.
     pub(super) async fn call(
         &self,
-        place: Place,
-        operation: W::Operation,
+        outgoing: Outgoing<W::Operation>,
     ) -> Result<W::Answer, CallError> {
         let (reply, answer) = oneshot::channel();
         let ended = || CallError::NotSent("the connection's task ended".into());
-        self.calls.send(Call { place, operation, reply }).await.map_err(|_| ended())?;
+        self.calls.send(Call { outgoing, reply }).await.map_err(|_| ended())?;
         answer.await.unwrap_or_else(|_| Err(CallError::Lost("the connection's task ended".into())))
     }
 }
@@ -185,10 +183,10 @@ impl<W: Wire> Task<W> {
             if call.reply.is_closed() {
                 continue;
             }
-            bytes += W::size(&call.operation);
+            bytes += W::size(&call.outgoing.operation);
             self.last_id += 1;
             self.pending.insert(self.last_id, call.reply);
-            batch.push((self.last_id, call.place, call.operation));
+            batch.push((self.last_id, call.outgoing));
         }
         W::batch(batch.into_iter())
     }

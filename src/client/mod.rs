@@ -7,8 +7,13 @@
 //! deadline.
 //!
 //! **Definite and unknown.** An error says whether the operation surely took no effect
-//! ([`ClientError::is_definite`]). Once a write may have taken effect it is not sent again, unless
-//! the options allow it for those that are idempotent: see [`Resend`]. Reads are.
+//! ([`ClientError::is_definite`]).
+//!
+//! **Exactly once.** A write whose outcome is unknown is sent again, and takes effect once: it is
+//! part of a session, and the shard answers a copy of what it applied with the first answer. So an
+//! unknown outcome is left only when the deadline ends, or when the shard dropped the session (it
+//! keeps the most recently used 4,096, for 30 minutes). A receive is not sent again. The options
+//! switch this off: see [`Resend`].
 //!
 //! **Order.** Two operations are in order when the second is started after the first was
 //! acknowledged. Operations under way at the same time may take effect in any order.
@@ -28,6 +33,7 @@ mod error;
 mod options;
 mod queue;
 mod routes;
+mod session;
 mod table;
 mod wire;
 

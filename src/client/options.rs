@@ -2,11 +2,17 @@
 
 use std::time::Duration;
 
-/// Whether an operation that may have taken effect is sent again.
+/// Whether a write that may have taken effect is sent again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Resend {
-    /// If it is idempotent: a put, a delete, an ack, a send with a de-duplication id. A first try
+    /// Always, and it takes effect once: puts, deletes, compare-and-sets, sends and acks are part
+    /// of a session, in which the shard recognizes what it applied. To nodes of a version without
+    /// sessions nothing is sent again. Receives are not: what a lost answer named comes back when
+    /// its visibility ends.
+    #[default]
+    ExactlyOnce,
+    /// Without a session, if it is idempotent: a put, a delete, an ack, a send with a de-duplication id. A first try
     /// that was held up on its way may take effect after the second was acknowledged, and then it
     /// overwrites what was acknowledged after that, also of other clients. So this is for keys
     /// whose writes may be repeated late. `existed` of a put or a delete, or `stale` of an ack, may
@@ -15,7 +21,6 @@ pub enum Resend {
     /// Never: the operation fails with [`ClientError::OutcomeUnknown`] instead.
     ///
     /// [`ClientError::OutcomeUnknown`]: super::ClientError::OutcomeUnknown
-    #[default]
     Never,
 }
 
@@ -28,7 +33,8 @@ pub struct ClientOptions {
     pub attempt_timeout: Duration,
     /// How long connecting may take. Default 1 s.
     pub connect_timeout: Duration,
-    /// Whether writes are sent again when their outcome is unknown. Default [`Resend::Never`].
+    /// Whether writes are sent again when their outcome is unknown. Default
+    /// [`Resend::ExactlyOnce`].
     pub resend: Resend,
     /// Operations per connection that may wait to be sent; further ones wait in their callers.
     /// Default 4,096.
@@ -45,7 +51,7 @@ impl Default for ClientOptions {
             deadline: Duration::from_secs(10),
             attempt_timeout: Duration::from_secs(3),
             connect_timeout: Duration::from_secs(1),
-            resend: Resend::Never,
+            resend: Resend::ExactlyOnce,
             max_waiting: 4_096,
             max_in_flight: 16_384,
             max_batch: 1_024,
@@ -57,10 +63,10 @@ impl Default for ClientOptions {
 mod tests {
     use super::*;
 
-    /// A put that arrives late would overwrite what somebody else put since.
+    /// Without a session a put that arrives late would overwrite what another client put since.
     #[test]
-    fn nothing_that_may_have_taken_effect_is_sent_again_unless_it_is_asked_for() {
-        assert_eq!(ClientOptions::default().resend, Resend::Never);
-        assert_eq!(Resend::default(), Resend::Never);
+    fn what_may_have_taken_effect_is_sent_again_in_a_session_only_unless_it_is_asked_for() {
+        assert_eq!(ClientOptions::default().resend, Resend::ExactlyOnce);
+        assert_eq!(Resend::default(), Resend::ExactlyOnce);
     }
 }

@@ -71,8 +71,8 @@ impl QueueClient {
 
     /// Appends a message. Messages of one partition key keep their order if each is sent after
     /// the one before was acknowledged. With a de-duplication id it is stored once, however often
-    /// it is sent within the window; without (an empty one), a send whose outcome is unknown is
-    /// not repeated.
+    /// it is sent within the window, by whatever client. Without one (empty) it is stored once
+    /// per call, see [`super::Resend`].
     ///
     /// # Errors
     /// [`ClientError`].
@@ -135,7 +135,7 @@ impl QueueClient {
         let receive = Receive { max_messages, visibility_ms, partition_key };
         let answer = self
             .caller
-            .call(Target::Shard(shard), Operation::Receive(receive), Nature::Once)
+            .call(Target::Shard(shard), Operation::Receive(receive), Nature::Receive)
             .await?;
         let Deliveries { messages, more } = deliveries(answer)?;
         Ok(Received { shard, messages, more })

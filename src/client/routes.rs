@@ -55,6 +55,8 @@ struct Known {
     /// The map that the shards follow from.
     map: MapTag,
     shards: Vec<Route>,
+    /// The node that was asked last understands sessions.
+    sessions: bool,
     /// Addresses by node.
     nodes: BTreeMap<u64, String>,
 }
@@ -102,6 +104,11 @@ impl Routes {
         };
         let group = known.shards.get(shard)?.group;
         Some(Located { shard, place: Place { group, map: known.map.fingerprint } })
+    }
+
+    /// Whether the shards understand sessions, as far as is known.
+    pub(super) fn understands_sessions(&self) -> bool {
+        self.known.read().sessions
     }
 
     pub(super) fn nodes(&self) -> BTreeMap<NodeId, String> {
@@ -252,6 +259,7 @@ impl Known {
             warn!(known, named, version = map.version, kind, "a node names other shards");
             return;
         }
+        self.sessions = reply.sessions;
         self.nodes.extend(reply.nodes);
         for (route, shard) in self.shards.iter_mut().zip(&reply.shards) {
             let told = Route::from(shard);
@@ -266,7 +274,7 @@ impl From<ShardsReply> for Known {
     fn from(reply: ShardsReply) -> Self {
         let shards = reply.shards.iter().map(Route::from).collect();
         let map = reply.map.unwrap_or_default();
-        Self { map, shards, nodes: reply.nodes.into_iter().collect() }
+        Self { map, shards, sessions: reply.sessions, nodes: reply.nodes.into_iter().collect() }
     }
 }
 
@@ -284,7 +292,8 @@ mod tests {
         let map = MapTag { fingerprint: 100 * version + shards, version, hash: HASH.to_owned() };
         let shard = |group| Shard { group, leader_node: 1, term: 3, ..Shard::default() };
         let shards = (0..shards).map(shard).collect();
-        ShardsReply { shards, nodes: [(1, "one".to_owned())].into(), map: Some(map) }
+        let nodes = [(1, "one".to_owned())].into();
+        ShardsReply { shards, nodes, map: Some(map), sessions: true }
     }
 
     #[test]

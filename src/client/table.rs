@@ -80,7 +80,8 @@ impl TableClient {
     /// nothing). `done` of the answer says whether it was.
     ///
     /// # Errors
-    /// [`ClientError`]. It is never sent twice.
+    /// [`ClientError`]. `actual` is absent, though `existed`, if the answer had to be repeated and
+    /// the value is longer than about 100 bytes.
     pub async fn compare_and_set(
         &self,
         key: impl Into<Bytes>,

@@ -5,8 +5,8 @@ use std::future::Future;
 use shardhost_proto::client::queue_client::QueueClient;
 use shardhost_proto::client::table_client::TableClient;
 use shardhost_proto::client::{
-    Failure, QueueBatch, QueueReplies, QueueRequest, TableBatch, TableReplies, TableRequest,
-    queue_reply, queue_request, table_reply, table_request,
+    Failure, QueueBatch, QueueReplies, QueueRequest, Session, TableBatch, TableReplies,
+    TableRequest, queue_reply, queue_request, table_reply, table_request,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,6 +27,15 @@ pub(super) struct Place {
     pub(super) map: u64,
 }
 
+/// An operation as it is sent.
+#[derive(Clone, Debug)]
+pub(super) struct Outgoing<O> {
+    pub(super) place: Place,
+    /// Of a write that may be sent again.
+    pub(super) session: Option<Session>,
+    pub(super) operation: O,
+}
+
 /// One kind of shard, as it is spoken to.
 pub(super) trait Wire: Send + Sync + 'static {
     /// Name of the kind.
@@ -43,7 +52,7 @@ pub(super) trait Wire: Send + Sync + 'static {
     /// Bytes of an operation on the wire.
     fn size(operation: &Self::Operation) -> usize;
     /// A batch of operations, each with its id.
-    fn batch(operations: impl Iterator<Item = (u64, Place, Self::Operation)>) -> Self::Batch;
+    fn batch(operations: impl Iterator<Item = (u64, Outgoing<Self::Operation>)>) -> Self::Batch;
     /// The answers of a batch of replies.
     fn answers(replies: Self::Replies) -> impl Iterator<Item = Answered<Self::Answer>> + Send;
     /// Opens the stream to a node.
@@ -67,11 +76,11 @@ impl Wire for TableWire {
         operation.encoded_len()
     }
 
-    fn batch(operations: impl Iterator<Item = (u64, Place, Self::Operation)>) -> TableBatch {
+    fn batch(operations: impl Iterator<Item = (u64, Outgoing<Self::Operation>)>) -> TableBatch {
         let requests = operations
-            .map(|(id, Place { group, map }, operation)| {
-                let operation = Some(operation);
-                TableRequest { id, group, operation, map }
+            .map(|(id, Outgoing { place, session, operation })| {
+                let (Place { group, map }, operation) = (place, Some(operation));
+                TableRequest { id, group, operation, map, session }
             })
             .collect();
         TableBatch { requests }
@@ -110,11 +119,11 @@ impl Wire for QueueWire {
         operation.encoded_len()
     }
 
-    fn batch(operations: impl Iterator<Item = (u64, Place, Self::Operation)>) -> QueueBatch {
+    fn batch(operations: impl Iterator<Item = (u64, Outgoing<Self::Operation>)>) -> QueueBatch {
         let requests = operations
-            .map(|(id, Place { group, map }, operation)| {
-                let operation = Some(operation);
-                QueueRequest { id, group, operation, map }
+            .map(|(id, Outgoing { place, session, operation })| {
+                let (Place { group, map }, operation) = (place, Some(operation));
+                QueueRequest { id, group, operation, map, session }
             })
             .collect();
         QueueBatch { requests }

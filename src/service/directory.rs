@@ -63,6 +63,6 @@ impl Directory for DirectoryService {
         let shards = map.groups(&kind).map(|id| self.shard(id)).collect();
         let nodes = self.lookup.addresses();
         let nodes = nodes.into_iter().map(|(node, address)| (node.get(), address)).collect();
-        Ok(Response::new(ShardsReply { shards, nodes, map: Some(tag_of(&map)) }))
+        Ok(Response::new(ShardsReply { shards, nodes, map: Some(tag_of(&map)), sessions: true }))
     }
 }

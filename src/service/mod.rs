@@ -19,6 +19,7 @@ mod failure;
 mod in_flight;
 mod pipeline;
 mod queue;
+mod session;
 mod table;
 
 use std::collections::BTreeMap;

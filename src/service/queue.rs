@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::failure::failure;
 use super::pipeline::{PipelineService, Plan, Planned, Protocol, ReplyStream};
+use super::session;
 use super::table::read_mode;
 use crate::shards::QUEUE_KIND;
 use crate::shards::queue::{QueueCommand, QueueQuery, QueueResponse, Receipt};
@@ -48,7 +49,10 @@ impl Protocol for QueueProtocol {
     fn plan(request: QueueRequest, now_ms: u64) -> Planned {
         let plan = match request.operation {
             None => Plan::Invalid("the request names no operation".into()),
-            Some(operation) => plan(operation, now_ms),
+            Some(Operation::Receive(_)) if request.session.is_some() => {
+                Plan::Invalid("a receive cannot be part of a session".into())
+            }
+            Some(operation) => session::join(plan(operation, now_ms), request.session, now_ms),
         };
         Planned { id: request.id, map: request.map, group: GroupId::new(request.group), plan }
     }
@@ -66,6 +70,7 @@ impl Protocol for QueueProtocol {
             Ok(QueueResponse::Full) => {
                 Answer::Failure(failure(FailureReason::Overloaded, "the queue shard is full"))
             }
+            Ok(QueueResponse::Refused(refusal)) => Answer::Failure(session::refused(refusal)),
             Err(error) => Answer::Failure(failure(FailureReason::GroupFailed, error)),
         };
         QueueReply { id, result: Some(result) }

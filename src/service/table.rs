@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::failure::failure;
 use super::pipeline::{PipelineService, Plan, Planned, Protocol, ReplyStream};
+use super::session;
 use crate::shards::TABLE_KIND;
 use crate::shards::table::{TableAnswer, TableCommand, TableQuery, TableResponse};
 
@@ -43,10 +44,10 @@ impl Protocol for TableProtocol {
         batch.requests
     }
 
-    fn plan(request: TableRequest, _now_ms: u64) -> Planned {
+    fn plan(request: TableRequest, now_ms: u64) -> Planned {
         let plan = match request.operation {
             None => Plan::Invalid("the request names no operation".into()),
-            Some(operation) => plan(operation),
+            Some(operation) => session::join(plan(operation), request.session, now_ms),
         };
         Planned { id: request.id, map: request.map, group: GroupId::new(request.group), plan }
     }
@@ -59,6 +60,7 @@ impl Protocol for TableProtocol {
             Ok(TableResponse::Invalid { message }) => {
                 Answer::Failure(failure(FailureReason::Invalid, message))
             }
+            Ok(TableResponse::Refused(refusal)) => Answer::Failure(session::refused(refusal)),
             Err(error) => Answer::Failure(failure(FailureReason::GroupFailed, error)),
         };
         TableReply { id, result: Some(result) }

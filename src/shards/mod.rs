@@ -9,6 +9,7 @@
 //! | [`table`] | put, delete, compare-and-set, get and scan over byte keys |
 //! | [`queue`] | messages in order per partition key: send, receive, ack, peek |
 //! | [`map`] | which shards a cluster has |
+//! | [`session`] | resent writes take effect once |
 //! | [`routing`] | which shard a key belongs to |
 //!
 //! What is here knows neither Raft nor networks: it is given committed commands and answers them.
@@ -18,6 +19,7 @@ mod hash;
 pub mod map;
 pub mod queue;
 pub mod routing;
+pub mod session;
 pub mod state_db;
 pub mod table;
 #[cfg(test)]

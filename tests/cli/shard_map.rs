@@ -88,7 +88,7 @@ async fn put_with(address: &str, group: u64, map: u64) -> TableReply {
     let mut client = TableClient::connect(format!("http://{address}")).await.unwrap();
     let put = Put { key: "other".into(), value: "value".into() };
     let operation = Some(Operation::Put(put));
-    let request = TableRequest { id: 1, group, map, operation };
+    let request = TableRequest { id: 1, group, map, session: None, operation };
     let batches = tokio_stream::iter([TableBatch { requests: vec![request] }]);
     let mut replies = client.pipeline(batches).await.unwrap().into_inner();
     replies.message().await.unwrap().unwrap().replies.remove(0)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use shardhost::client::{Client, ClientOptions, Resend};
+use shardhost::client::{Client, ClientOptions};
 use shardhost::leadership::{HookGuard, HookKind, LeadershipEvent};
 use shardhost::server::config::{Planner, ShardCounts};
 use shardhost::server::{Server, ServerConfig, group_of_shard};
@@ -180,9 +180,8 @@ impl Cluster {
     }
 
     pub async fn client(&self, deadline: Duration) -> Client {
-        // Hosts end while it writes, and nobody else writes these keys: that may be repeated late.
-        let resend = Resend::Idempotent;
-        let options = ClientOptions { deadline, resend, ..ClientOptions::default() };
+        // Hosts end while it writes.
+        let options = ClientOptions { deadline, ..ClientOptions::default() };
         Client::connect(self.addresses.values().cloned(), options).await.unwrap()
     }
 }

@@ -190,12 +190,14 @@ impl GroupCore {
         }
     }
 
-    /// A replica without a vote does not campaign: when it hears of no leader for long, it has to
-    /// ask by other means whether it still belongs to the group.
+    /// A replica without a vote, or in doubt, does not campaign: when it hears of no leader for long, it
+    /// has to ask by other means whether it still belongs to the group.
     fn is_lonely(&self) -> bool {
         let raft = &self.raw.raft;
         let long = 2 * raft.election_timeout();
-        !self.leads() && !raft.promotable() && raft.election_elapsed >= long
+        let silent = !raft.promotable() && raft.election_elapsed >= long;
+        let doubts = self.may_not_campaign_in_doubt() && raft.leader_id == raft::INVALID_ID;
+        !self.leads() && (silent || doubts)
     }
 
     fn probe(&self, membership: &Membership, round: &mut Round) {

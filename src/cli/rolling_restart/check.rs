@@ -63,8 +63,8 @@ async fn check(
     let leads = until_fair(&observer, None, PATIENCE).await?;
     let each: Vec<_> = leads.iter().map(|(node, led)| format!("{led} by node {node}")).collect();
     screen.event(format!("all {} shards are led: {}", layout.shards(), each.join(", ")));
-    // This load may be repeated late (see `trial::load`): what fails all the same, users see.
-    let client = load::connect(nodes.addresses().values().cloned(), Resend::Idempotent).await?;
+    // What fails although the client resends it, users see.
+    let client = load::connect(nodes.addresses().values().cloned(), Resend::ExactlyOnce).await?;
     let load = Load::new(input, rate)?;
     screen.event(format!("writes begin, {} per second", number(rate.into())));
     let restarts = async |load: &Load| {

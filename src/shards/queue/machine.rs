@@ -18,6 +18,8 @@ use super::record::{self, COUNTERS, DEDUP, DELIVERY, DedupRecord, Delivered, MES
 use super::response::QueueResponse;
 use super::store::{self, Loaded};
 use super::{MAX_DELIVERY_BYTES, MAX_MESSAGES, MAX_SEQUENCE, Receipt};
+use crate::shards::codec::DecodeError;
+use crate::shards::session::{Admission, SessionTag};
 use crate::shards::state_db::{GroupState, StateDbError};
 
 /// A queue shard's replicated state. Keeps itself in the host's [`StateDb`]; what it needs in
@@ -56,11 +58,15 @@ impl StateMachine for QueueMachine {
         let mut loaded = self.take_loaded()?;
         let mut work = Work::new(&self.state, &mut loaded);
         for command in batch.commands() {
-            let response = match QueueCommand::decode(command.data()) {
-                Ok(decoded) => work.run(decoded)?,
-                Err(error) => QueueResponse::Invalid { message: error.to_string() },
+            let index = command.position().index.get();
+            let response = match Decoded::read(command.data()) {
+                Ok(Decoded { tag: Some(tag), command }) => {
+                    work.run_in_session(command, &tag, index)?
+                }
+                Ok(Decoded { tag: None, command }) => work.run(command)?.encode(),
+                Err(error) => QueueResponse::Invalid { message: error.to_string() }.encode(),
             };
-            command.respond(response.encode());
+            command.respond(response);
         }
         let writes = work.finish();
         self.state.commit(writes, last)?;
@@ -101,6 +107,26 @@ impl StateMachine for QueueMachine {
     }
 }
 
+/// A command, and its place in a session if it has one.
+struct Decoded<'a> {
+    tag: Option<SessionTag>,
+    command: QueueCommand<'a>,
+}
+
+impl<'a> Decoded<'a> {
+    fn read(data: &'a [u8]) -> Result<Self, DecodeError> {
+        let (tag, command) = SessionTag::split(data)?;
+        let command = QueueCommand::decode(command)?;
+        match command.operation {
+            // Its answer is too large to be kept.
+            QueueOperation::Receive { .. } if tag.is_some() => {
+                Err(DecodeError::Invalid("session of a receive"))
+            }
+            _ => Ok(Self { tag, command }),
+        }
+    }
+}
+
 /// One batch of commands being applied.
 struct Work<'a> {
     state: &'a GroupState,
@@ -113,6 +139,28 @@ struct Work<'a> {
 impl<'a> Work<'a> {
     fn new(state: &'a GroupState, loaded: &'a mut Loaded) -> Self {
         Self { state, loaded, writes: WriteBatch::default(), sent: HashMap::new() }
+    }
+
+    /// Runs a command unless it was applied before.
+    fn run_in_session(
+        &mut self,
+        command: QueueCommand<'_>,
+        tag: &SessionTag,
+        index: u64,
+    ) -> Result<Bytes, StateDbError> {
+        match self.loaded.sessions.admit(tag, index) {
+            Admission::Fresh => {
+                let response = self.run(command)?;
+                let answer = response.encode();
+                // A send to a full queue changed nothing: the same number may be sent again.
+                if response != QueueResponse::Full {
+                    self.loaded.sessions.remember(tag, answer.clone());
+                }
+                Ok(answer)
+            }
+            Admission::Duplicate(answer) => Ok(answer),
+            Admission::Refused(refusal) => Ok(QueueResponse::Refused(refusal).encode()),
+        }
     }
 
     fn run(&mut self, command: QueueCommand<'_>) -> Result<QueueResponse, StateDbError> {
@@ -134,7 +182,7 @@ impl<'a> Work<'a> {
     }
 
     fn send(&mut self, partition_key: &[u8], body: &[u8], dedup_id: &[u8]) -> QueueResponse {
-        let Loaded { index, dedup } = &mut *self.loaded;
+        let Loaded { index, dedup, .. } = &mut *self.loaded;
         if let Some(sequence) = dedup.find(dedup_id, index.now_ms()) {
             return QueueResponse::Sent { sequence, duplicate: true };
         }
@@ -154,7 +202,7 @@ impl<'a> Work<'a> {
 
     fn remember(&mut self, id: &[u8], sequence: u64) {
         let space = self.state.space();
-        let Loaded { index, dedup } = &mut *self.loaded;
+        let Loaded { index, dedup, .. } = &mut *self.loaded;
         let sent_ms = index.now_ms();
         let ordinal = dedup.insert(id, sequence, sent_ms);
         let record = DedupRecord { sent_ms, sequence, id };
@@ -208,7 +256,9 @@ impl<'a> Work<'a> {
 
     fn finish(mut self) -> WriteBatch {
         let counters = self.loaded.counters().encode();
-        self.writes.put(self.state.space().prefix(COUNTERS), counters);
+        let space = self.state.space();
+        self.writes.put(space.prefix(COUNTERS), counters);
+        self.loaded.sessions.write(space, &mut self.writes);
         self.writes
     }
 }

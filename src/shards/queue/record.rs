@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::{MAX_BODY_BYTES, MAX_DEDUP_ID_BYTES, MAX_PARTITION_KEY_BYTES, MAX_SEQUENCE};
 use crate::shards::codec::{self, DecodeError, Reader, check_limit};
+use crate::shards::session;
 
 /// Kind byte of the one record of counters.
 pub(super) const COUNTERS: u8 = 0x20;
@@ -161,6 +162,6 @@ pub(super) fn check(kind: u8, rest: &[u8], value: &[u8]) -> Result<(), DecodeErr
             check_limit("id's length", id.len() as u64, MAX_DEDUP_ID_BYTES as u64)?;
             number_of(rest).map(drop)
         }
-        other => Err(DecodeError::Kind(other)),
+        other => session::check_record(other, rest, value),
     }
 }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use shardhost_proto::client::{Acked, Deliveries};
 
 use crate::shards::codec::{self, DecodeError, Reader};
+use crate::shards::session::{self, SessionRefusal};
 
 const SENT: u8 = 1;
 const DELIVERIES: u8 = 2;
@@ -33,6 +34,8 @@ pub enum QueueResponse {
     },
     /// The shard holds as many messages as it may; nothing was stored. Receive and ack some.
     Full,
+    /// The command is not applied, because its session does not allow it.
+    Refused(SessionRefusal),
 }
 
 impl QueueResponse {
@@ -59,6 +62,7 @@ impl QueueResponse {
                 out
             }
             Self::Full => codec::start(FULL, 0),
+            Self::Refused(refusal) => refusal.encode(),
         };
         out.into()
     }
@@ -84,6 +88,7 @@ impl QueueResponse {
                 return Ok(Self::Invalid { message });
             }
             FULL => Self::Full,
+            session::REFUSED => return SessionRefusal::decode(reader).map(Self::Refused),
             other => return Err(DecodeError::Kind(other)),
         };
         reader.finish()?;

@@ -12,6 +12,7 @@ use super::record::{
     COUNTERS, Counters, DEDUP, DELIVERY, DedupRecord, Delivered, MESSAGE, Message, number_of,
 };
 use crate::shards::hash::SequenceSum;
+use crate::shards::session::{self, Sessions};
 use crate::shards::state_db::{GroupState, Scan, StateDbError};
 
 /// What stands in memory of a queue in use.
@@ -19,6 +20,7 @@ use crate::shards::state_db::{GroupState, Scan, StateDbError};
 pub(super) struct Loaded {
     pub(super) index: Index,
     pub(super) dedup: DedupWindow,
+    pub(super) sessions: Sessions,
 }
 
 impl Loaded {
@@ -53,7 +55,8 @@ pub(super) fn load(state: &GroupState) -> Result<Loaded, StateDbError> {
         let size = body.len() as u32;
         index.insert(Stored { sequence, partition_key, size, attempt, deadline_ms });
     }
-    Ok(Loaded { index, dedup: load_dedup(state, &counters)? })
+    let dedup = load_dedup(state, &counters)?;
+    Ok(Loaded { index, dedup, sessions: Sessions::load(state)? })
 }
 
 fn counters(state: &GroupState) -> Result<Counters, StateDbError> {
@@ -174,6 +177,7 @@ pub(super) fn checksum(state: &GroupState) -> Result<StateChecksum, StateDbError
     let items = add_records(state, MESSAGE, counters.first_sequence, &mut sum)?;
     add_records(state, DELIVERY, counters.first_sequence, &mut sum)?;
     add_records(state, DEDUP, counters.dedup.start, &mut sum)?;
+    session::add_to_checksum(state, &mut sum)?;
     Ok(StateChecksum { items, checksum: sum.value() })
 }
 

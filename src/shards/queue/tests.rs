@@ -4,6 +4,7 @@ use shardhost_groups::machine::{QueryError, StateMachine};
 use shardhost_proto::client::{Acked, Deliveries, Peek};
 
 use super::*;
+use crate::shards::session::SessionTag;
 use crate::shards::testing::{GROUP, Scratch, apply, restore, snapshot_of};
 
 /// What a case does at a time, and what must come of it.
@@ -512,5 +513,53 @@ proptest! {
             }
             data.drain(..2);
         }
+    }
+}
+
+fn in_session(sequence: u64, command: &Bytes) -> Bytes {
+    let tag = SessionTag { id: 77, start: 1, sequence, lowest_unanswered: 1, now_ms: 1_000 };
+    tag.wrap(command)
+}
+
+#[test]
+fn a_send_and_an_ack_of_a_session_take_effect_once() {
+    let scratch = Scratch::new();
+    let mut queue = scratch.state.queue(GROUP);
+    let send = in_session(1, &QueueCommand::send(1_000, b"key", b"body", b""));
+    let ack = QueueCommand::ack(1_000, [Receipt::new(1, 1)].into_iter());
+    let receive = QueueCommand::receive(1_000, 10, 60_000, b"");
+    let commands = [&send, &send, &receive, &in_session(2, &ack), &in_session(2, &ack), &send]
+        .map(Bytes::clone);
+    let answers: Vec<_> = apply(&mut queue, 1, &commands)
+        .iter()
+        .map(|answer| QueueResponse::decode(answer).unwrap())
+        .collect();
+    let sent = QueueResponse::Sent { sequence: 1, duplicate: false };
+    let acked = QueueResponse::Acked(Acked { acked: 1, stale: 0 });
+    assert_eq!([&answers[0], &answers[1], &answers[5]], [&sent; 3]);
+    assert_eq!([&answers[3], &answers[4]], [&acked; 2]);
+    assert_eq!(queue.checksum().unwrap().items, 0);
+
+    let refused = &apply(&mut queue, 7, &[in_session(3, &receive)])[0];
+    let refused = QueueResponse::decode(refused).unwrap();
+    assert!(matches!(refused, QueueResponse::Invalid { .. }), "{refused:?}");
+}
+
+#[test]
+fn the_sessions_of_a_queue_survive_a_crash_and_travel_with_a_snapshot() {
+    let scratch = Scratch::new();
+    let mut queue = scratch.state.queue(GROUP);
+    let send = in_session(1, &QueueCommand::send(1_000, b"key", b"body", b""));
+    let first = apply(&mut queue, 1, std::slice::from_ref(&send));
+    let sum = queue.checksum().unwrap();
+    scratch.state.flush_now().unwrap();
+    let crashed = scratch.crashed();
+    let other = Scratch::new();
+    let mut restored = other.state.queue(GROUP);
+    restore(&mut restored, 1, &snapshot_of(&mut queue));
+    for machine in [&mut crashed.state.queue(GROUP), &mut restored] {
+        assert_eq!(machine.checksum().unwrap(), sum);
+        assert_eq!(apply(machine, 2, std::slice::from_ref(&send)), first);
+        assert_eq!(machine.checksum().unwrap().items, 1);
     }
 }

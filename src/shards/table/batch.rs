@@ -12,6 +12,7 @@ use shardhost_groups::machine::Command;
 use super::command::{TableCommand, TableResponse};
 use super::machine::PAIR;
 use crate::shards::codec::DecodeError;
+use crate::shards::session::{Admission, MAX_ANSWER_BYTES, SessionTag, Sessions};
 use crate::shards::state_db::{GroupState, StateDbError};
 
 /// What stands at a key.
@@ -31,9 +32,23 @@ impl Value<'_> {
     }
 }
 
+/// A command, and its place in a session if it has one.
+#[derive(Clone, Copy)]
+struct Decoded<'a> {
+    tag: Option<SessionTag>,
+    command: TableCommand<'a>,
+}
+
+impl<'a> Decoded<'a> {
+    fn read(data: &'a [u8]) -> Result<Self, DecodeError> {
+        let (tag, command) = SessionTag::split(data)?;
+        Ok(Self { tag, command: TableCommand::decode(command)? })
+    }
+}
+
 /// The commands of a batch, and the keys they name.
 pub(super) struct Batch<'a> {
-    commands: Vec<Result<TableCommand<'a>, DecodeError>>,
+    commands: Vec<Result<Decoded<'a>, DecodeError>>,
     /// For each command that was decoded, its place in `keys`.
     places: Vec<usize>,
     /// As they stand in the store, sorted, each once.
@@ -44,11 +59,11 @@ pub(super) struct Batch<'a> {
 impl<'a> Batch<'a> {
     /// Decodes the commands and reads what stands at their keys.
     pub(super) fn read(state: &'a GroupState, data: &'a [Bytes]) -> Result<Self, StateDbError> {
-        let commands: Vec<_> = data.iter().map(|data| TableCommand::decode(data)).collect();
+        let commands: Vec<_> = data.iter().map(|data| Decoded::read(data)).collect();
         let mut order: Vec<(&[u8], usize)> = commands
             .iter()
             .enumerate()
-            .filter_map(|(at, command)| command.as_ref().ok().map(|command| (command.key(), at)))
+            .filter_map(|(at, decoded)| Some((decoded.as_ref().ok()?.command.key(), at)))
             .collect();
         order.sort_unstable();
         let mut places = vec![0; commands.len()];
@@ -65,11 +80,19 @@ impl<'a> Batch<'a> {
         Ok(Self { commands, places, keys, values })
     }
 
-    /// Runs the commands in their order and gives each its answer.
-    pub(super) fn run<'c>(&mut self, answered: impl Iterator<Item = &'c mut Command>) {
+    /// Runs the commands in their order and gives each its answer. `sessions` are there if a
+    /// command is part of one.
+    pub(super) fn run<'c>(
+        &mut self,
+        answered: impl Iterator<Item = &'c mut Command>,
+        mut sessions: Option<&mut Sessions>,
+    ) {
         for ((decoded, place), command) in self.commands.iter().zip(&self.places).zip(answered) {
+            let index = command.position().index.get();
             let response = match decoded {
-                Ok(decoded) => run_one(*decoded, &mut self.values[*place]),
+                Ok(decoded) => {
+                    run(*decoded, index, &mut self.values[*place], sessions.as_deref_mut())
+                }
                 Err(error) => TableResponse::Invalid { message: error.to_string() }.encode(),
             };
             command.respond(response);
@@ -88,6 +111,35 @@ impl<'a> Batch<'a> {
         }
         writes
     }
+}
+
+/// Runs a command, unless it is part of a session in which it was applied before.
+fn run<'a>(
+    decoded: Decoded<'a>,
+    index: u64,
+    place: &mut Value<'a>,
+    sessions: Option<&mut Sessions>,
+) -> Bytes {
+    let (Some(tag), Some(sessions)) = (decoded.tag, sessions) else {
+        return run_one(decoded.command, place);
+    };
+    match sessions.admit(&tag, index) {
+        Admission::Fresh => {
+            let answer = run_one(decoded.command, place);
+            sessions.remember(&tag, shortened(&answer));
+            answer
+        }
+        Admission::Duplicate(answer) => answer,
+        Admission::Refused(refusal) => TableResponse::Refused(refusal).encode(),
+    }
+}
+
+/// An answer as it is kept: a long value that stood where another one was expected is left out.
+fn shortened(answer: &Bytes) -> Bytes {
+    if answer.len() <= MAX_ANSWER_BYTES {
+        return answer.clone();
+    }
+    TableResponse::Written { done: false, existed: true, actual: None }.encode()
 }
 
 fn run_one<'a>(command: TableCommand<'a>, place: &mut Value<'a>) -> Bytes {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use crate::shards::codec::{self, DecodeError, Reader};
+use crate::shards::session::{self, SessionRefusal};
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
@@ -159,6 +160,8 @@ pub enum TableResponse {
         /// Why.
         message: String,
     },
+    /// The command is not applied, because its session does not allow it.
+    Refused(SessionRefusal),
 }
 
 impl TableResponse {
@@ -190,6 +193,7 @@ impl TableResponse {
                 out.extend_from_slice(message.as_bytes());
                 out.into()
             }
+            Self::Refused(refusal) => refusal.encode().into(),
         }
     }
 
@@ -208,6 +212,7 @@ impl TableResponse {
                 }
                 Ok(Self::Written { done: flags & DONE != 0, existed: flags & EXISTED != 0, actual })
             }
+            session::REFUSED => SessionRefusal::decode(reader).map(Self::Refused),
             INVALID => {
                 Ok(Self::Invalid { message: String::from_utf8_lossy(reader.rest()).into_owned() })
             }

@@ -14,6 +14,7 @@ use super::query::{TableAnswer, TableQuery, pairs_of};
 use super::{MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_VALUE_BYTES};
 use crate::shards::codec::{DecodeError, check_limit};
 use crate::shards::hash::SequenceSum;
+use crate::shards::session::{self, SessionTag, Sessions};
 use crate::shards::state_db::{GroupState, StateDbError};
 
 /// Kind byte of a pair: behind it stands the key.
@@ -24,11 +25,23 @@ pub(super) const PAIR: u8 = 0x10;
 /// [`StateDb`]: crate::shards::StateDb
 pub struct TableMachine {
     state: GroupState,
+    /// Loaded with the first write of a session.
+    sessions: Option<Box<Sessions>>,
 }
 
 impl TableMachine {
     pub(crate) const fn new(state: GroupState) -> Self {
-        Self { state }
+        Self { state, sessions: None }
+    }
+
+    /// The sessions, if a command of a batch needs them.
+    fn take_sessions(&mut self, data: &[Bytes]) -> Result<Option<Box<Sessions>>, StateDbError> {
+        match self.sessions.take() {
+            None if data.iter().any(|data| SessionTag::is_in_session(data)) => {
+                Ok(Some(Box::new(Sessions::load(&self.state)?)))
+            }
+            sessions => Ok(sessions),
+        }
     }
 
     fn get(&self, get: &Get) -> Result<Value, StateDbError> {
@@ -66,6 +79,7 @@ impl TableMachine {
             sum.add(key);
             sum.add(value);
         }
+        session::add_to_checksum(&self.state, &mut sum)?;
         Ok(StateChecksum { items, checksum: sum.value() })
     }
 }
@@ -78,9 +92,17 @@ impl StateMachine for TableMachine {
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
         let last = batch.last();
         let data: Vec<Bytes> = batch.commands().map(|command| command.data().clone()).collect();
+        // Taken out: should anything fail, no sessions stay that are ahead of what was written.
+        let mut sessions = self.take_sessions(&data)?;
         let mut work = Batch::read(&self.state, &data)?;
-        work.run(batch.commands());
-        Ok(self.state.commit(work.writes(), last)?)
+        work.run(batch.commands(), sessions.as_deref_mut());
+        let mut writes = work.writes();
+        if let Some(sessions) = &mut sessions {
+            sessions.write(self.state.space(), &mut writes);
+        }
+        self.state.commit(writes, last)?;
+        self.sessions = sessions;
+        Ok(())
     }
 
     fn query(&self, request: &Bytes) -> Result<Bytes, QueryError> {
@@ -97,6 +119,7 @@ impl StateMachine for TableMachine {
     }
 
     fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault> {
+        self.sessions = None;
         Ok(self.state.restore(at, source, check_record)?)
     }
 
@@ -124,7 +147,7 @@ impl StateMachine for TableMachine {
 
 fn check_record(kind: u8, key: &[u8], value: &[u8]) -> Result<(), DecodeError> {
     if kind != PAIR {
-        return Err(DecodeError::Kind(kind));
+        return session::check_record(kind, key, value);
     }
     check_limit("key's length", key.len() as u64, MAX_KEY_BYTES as u64)?;
     check_limit("value's length", value.len() as u64, MAX_VALUE_BYTES as u64)

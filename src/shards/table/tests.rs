@@ -5,7 +5,8 @@ use shardhost_proto::client::{Get, Pairs, Scan, Value};
 
 use super::*;
 use crate::shards::DecodeError;
-use crate::shards::testing::{GROUP, Scratch, apply};
+use crate::shards::session::{SessionRefusal, SessionTag};
+use crate::shards::testing::{GROUP, Scratch, apply, restore, snapshot_of};
 
 fn put(key: &str, value: &str) -> Bytes {
     TableCommand::Put { key: key.as_bytes(), value: value.as_bytes() }.encode()
@@ -225,4 +226,80 @@ proptest! {
             data.drain(..2);
         }
     }
+}
+
+#[test]
+fn a_batch_without_a_valid_command_is_answered() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let garbage = [Bytes::new(), in_session(1, 1, &Bytes::from_static(b"garbage"))];
+    for answer in answers(&mut table, 1, &garbage) {
+        assert!(matches!(answer, TableResponse::Invalid { .. }), "{answer:?}");
+    }
+}
+
+fn in_session(sequence: u64, lowest_unanswered: u64, command: &Bytes) -> Bytes {
+    let tag = SessionTag { id: 77, start: 1, sequence, lowest_unanswered, now_ms: 1_000 };
+    tag.wrap(command)
+}
+
+/// The first put was held up on its way, was sent again, and arrives once more at the end.
+#[test]
+fn a_late_copy_of_a_put_overwrites_nothing_in_a_session_and_does_without() {
+    let scratch = Scratch::new();
+    let mut plain = scratch.state.table(GROUP);
+    let (old, new) = (put("k", "old"), put("k", "new"));
+    apply(&mut plain, 1, &[old.clone(), new.clone(), old.clone()]);
+    assert_eq!(get(&plain, "k").as_deref(), Some(&b"old"[..]));
+
+    let mut table = scratch.state.table(8.into());
+    let late = in_session(1, 1, &old);
+    let commands = [late.clone(), late.clone(), in_session(2, 1, &new), late.clone()];
+    assert_eq!(answers(&mut table, 1, &commands), [false, false, true, false].map(done));
+    // Once more in another batch, and when the client has declared it as answered.
+    assert_eq!(answers(&mut table, 5, std::slice::from_ref(&late)), [done(false)]);
+    let settling = in_session(3, 3, &delete("x"));
+    let settled = TableResponse::Refused(SessionRefusal::Settled);
+    assert_eq!(answers(&mut table, 6, &[settling, late]), [done(false), settled]);
+    assert_eq!(get(&table, "k").as_deref(), Some(&b"new"[..]));
+}
+
+#[test]
+fn a_failed_compare_and_set_stays_failed_and_leaves_out_a_long_value() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let long = "v".repeat(500);
+    let set = in_session(1, 1, &compare_and_set("k", None, Some("mine")));
+    let commands = [put("k", &long), set.clone(), delete("k"), set];
+    let first = failed(Some(&long));
+    let again = TableResponse::Written { done: false, existed: true, actual: None };
+    assert_eq!(answers(&mut table, 1, &commands), [done(false), first, done(true), again]);
+    assert_eq!(get(&table, "k"), None);
+}
+
+#[test]
+fn sessions_survive_a_crash_and_travel_with_a_snapshot() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let plain = table.checksum().unwrap();
+    let write = in_session(1, 1, &compare_and_set("k", None, Some("1")));
+    apply(&mut table, 1, std::slice::from_ref(&write));
+    let sum = table.checksum().unwrap();
+    assert_eq!((sum.items, plain.items), (1, 0));
+    assert_ne!(sum.checksum, plain.checksum);
+    scratch.state.flush_now().unwrap();
+
+    let crashed = scratch.crashed();
+    let mut found = crashed.state.table(GROUP);
+    let other = Scratch::new();
+    let mut restored = other.state.table(GROUP);
+    // What it remembers in memory is replaced, too.
+    apply(&mut restored, 1, &[in_session(1, 1, &delete("k"))]);
+    restore(&mut restored, 1, &snapshot_of(&mut table));
+    for machine in [&mut found, &mut restored] {
+        assert_eq!(machine.checksum().unwrap(), sum);
+        assert_eq!(answers(machine, 2, std::slice::from_ref(&write)), [done(false)]);
+        assert_eq!(get(machine, "k").as_deref(), Some(&b"1"[..]));
+    }
+    assert_eq!(found.checksum().unwrap(), restored.checksum().unwrap());
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use parking_lot::Mutex;
 use shardhost::GroupId;
-use shardhost::client::{Client, ClientOptions, Resend, TableClient};
+use shardhost::client::{Client, ClientOptions, TableClient};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -35,9 +35,7 @@ impl ClientLoad {
         rate: u64,
         others: u64,
     ) -> anyhow::Result<Self> {
-        // What a key holds in the end is not looked at: a write may be repeated late.
-        let options = ClientOptions { resend: Resend::Idempotent, ..ClientOptions::default() };
-        let table = Client::connect(addresses, options).await?.table();
+        let table = Client::connect(addresses, ClientOptions::default()).await?.table();
         let measured = |key: &String| table.group_of(key.as_bytes()) == Some(GroupId::new(group));
         let keys = (0..KEYS).map(|key| format!("key-{key:05}"));
         let (own, rest): (Vec<String>, Vec<String>) = keys.partition(measured);
