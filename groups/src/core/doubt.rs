@@ -120,11 +120,15 @@ impl Doubt {
         answers.len() == others.count() || (given_up && sure >= voters.len() - voters.len() / 2)
     }
 
-    fn floor_of_answers(&self) -> Floor {
-        self.answers.iter().fold(Floor::default(), |floor, answer| Floor {
-            term: floor.term.max(answer.term),
-            last: floor.last.max(answer.last),
-            config: floor.config.max(answer.committed_config),
+    /// The floor, to which the logs of these voters count.
+    fn floor_of_answers(&self, voters: &BTreeMap<ReplicaId, NodeId>) -> Floor {
+        self.answers.iter().fold(Floor::default(), |floor, answer| {
+            let counts = voters.contains_key(&answer.replica);
+            Floor {
+                term: floor.term.max(answer.term),
+                last: if counts { floor.last.max(answer.last) } else { floor.last },
+                config: floor.config.max(answer.committed_config),
+            }
         })
     }
 }
@@ -207,12 +211,7 @@ impl GroupCore {
 
     fn ask_voters(&self, round: &mut Round) {
         let Some(doubt) = &self.doubt else { return };
-        let mut voters: BTreeMap<ReplicaId, NodeId> = BTreeMap::new();
-        for config in self.known_configs() {
-            let members = config.members.iter();
-            let voting = members.filter(|(_, member)| member.voter || member.outgoing_voter);
-            voters.extend(voting.map(|(id, member)| (*id, member.node)));
-        }
+        let mut voters = self.voters_since(LogIndex::default());
         voters.retain(|id, _| *id != self.replica && doubt.answered(*id).is_none());
         for (id, to) in voters {
             let request = GroupMessage {
@@ -221,6 +220,20 @@ impl GroupCore {
             };
             round.messages.push(Outgoing { to, lane: Lane::Urgent, message: request });
         }
+    }
+
+    /// Who votes in the known configurations from this one on.
+    fn voters_since(&self, oldest: LogIndex) -> BTreeMap<ReplicaId, NodeId> {
+        let configs = self.known_configs().filter(|config| config.config_index >= oldest);
+        let members = configs.flat_map(|config| &config.members);
+        let voting = members.filter(|(_, member)| member.voter || member.outgoing_voter);
+        voting.map(|(id, member)| (*id, member.node)).collect()
+    }
+
+    /// The newest configuration that is known to be committed: what is applied here was.
+    fn committed_config(&self) -> LogIndex {
+        let answered = self.doubt.as_ref().map(|doubt| doubt.committed_config());
+        answered.unwrap_or_default().max(self.membership.config_index)
     }
 
     /// The configurations under which this replica may have voted and acknowledged, as far as is known.
@@ -351,7 +364,7 @@ impl GroupCore {
     fn is_enough_known(&self) -> bool {
         let Some(doubt) = &self.doubt else { return false };
         let given_up = doubt.ticks > 2 * u64::from(self.config.election_ticks);
-        let committed = doubt.committed_config();
+        let committed = self.committed_config();
         let voters = |config: &Membership, votes: fn(&Member) -> bool| -> Vec<ReplicaId> {
             let members = config.members.iter().filter(|(_, member)| votes(member));
             members.map(|(id, _)| *id).collect()
@@ -369,8 +382,12 @@ impl GroupCore {
     /// From here on it takes part, within bounds.
     fn take_floor(&mut self, round: &mut Round) {
         let own = self.replica.get();
+        // A voter of an older configuration cannot lead, however long its log is: to wait for it would
+        // be to wait for ever. It alone may hold what a leader committed between the commit of the next
+        // configuration and its own application of it.
+        let voters = self.voters_since(self.committed_config());
         let Some(doubt) = &mut self.doubt else { return };
-        let floor = doubt.floor_of_answers();
+        let floor = doubt.floor_of_answers(&voters);
         doubt.floor = Some(floor);
         let raft = &mut self.raw.raft;
         if floor.term.get() > raft.term {

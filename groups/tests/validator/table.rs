@@ -7,7 +7,7 @@ use shardhost_groups::validate::{
 };
 use shardhost_groups::{Membership, NodeId, ReplicaId};
 use shardhost_proto::log::{EntryKind, LogPosition};
-use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind, SnapshotMeta};
+use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind, RecoveryAnswer, SnapshotMeta};
 
 use crate::victim::{command, message};
 
@@ -87,6 +87,14 @@ fn sound(kind: MessageKind) -> GroupMessage {
                 membership: Some(membership_to_message(&membership())),
             });
         }
+        MessageKind::RecoveryResponse => {
+            sound.recovery = Some(Box::new(RecoveryAnswer {
+                applied: Some(membership_to_message(&membership())),
+                committed: COMMITTED,
+                committed_term: 4,
+                ..RecoveryAnswer::default()
+            }));
+        }
         _ => {}
     }
     sound
@@ -94,6 +102,10 @@ fn sound(kind: MessageKind) -> GroupMessage {
 
 fn position(message: &mut GroupMessage) -> &mut LogPosition {
     message.snapshot.as_mut().unwrap().position.as_mut().unwrap()
+}
+
+fn recovery(message: &mut GroupMessage) -> &mut RecoveryAnswer {
+    message.recovery.as_mut().unwrap()
 }
 
 fn members(message: &mut GroupMessage) -> &mut shardhost_proto::log::Membership {
@@ -743,17 +755,38 @@ fn numbers_that_their_sender_cannot_know_are_refused() {
             snapshot,
         ),
         row(
-            "a configuration that the log cannot hold",
+            "a commit out of nowhere",
             follows,
             Kind::RecoveryResponse,
-            |m| (m.index, m.log_term, m.reject_hint) = (8, 5, 9),
+            |m| recovery(m).committed = LAST + MAX_INDEX_JUMP + 1,
             index,
+        ),
+        row(
+            "a configuration out of nowhere",
+            follows,
+            Kind::RecoveryResponse,
+            |m| recovery(m).applied.as_mut().unwrap().config_index = LAST + MAX_INDEX_JUMP + 1,
+            index,
+        ),
+        row(
+            "a commit of a term to come",
+            follows,
+            Kind::RecoveryResponse,
+            |m| recovery(m).committed_term = TERM + 1,
+            Err(Refusal::Term),
+        ),
+        row(
+            "nothing of what it asks",
+            follows,
+            Kind::RecoveryResponse,
+            |m| m.recovery = None,
+            Err(Refusal::Recovery),
         ),
         row(
             "what a voter holds",
             follows,
             Kind::RecoveryResponse,
-            |m| (m.index, m.log_term, m.reject_hint) = (8, 5, 8),
+            |m| (m.index, m.log_term) = (8, 5),
             Ok(()),
         ),
     ]);
