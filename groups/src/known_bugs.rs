@@ -70,6 +70,8 @@ pub enum KnownBug {
     CountLostLearner,
     /// A vote lock is forgotten when the clock cannot be read.
     UnlockWithoutClock,
+    /// The replica with the number 3 does not apply every fifth entry.
+    SkipCommands,
 }
 
 /// The bugs that are switched on. None by default.
