@@ -71,6 +71,8 @@ impl SnapshotWriter for View {
 
 /// Three hosts with a replica each, and what their machines hold.
 struct Trio {
+    /// Carries messages as long as it is there.
+    _network: Network,
     hosts: Vec<Groups>,
     replicas: Vec<Group>,
     states: Vec<Arc<Mutex<State>>>,
@@ -86,7 +88,7 @@ impl Trio {
             host.create(GroupSpec::new(ID, nodes), Box::new(machine.clone())).unwrap()
         };
         let replicas = hosts.iter().zip(&machines).map(create).collect();
-        Self { hosts, replicas, states }
+        Self { _network: network, hosts, replicas, states }
     }
 
     /// Writes where the group is led, whoever that is by then; returns the place of that replica.
