@@ -266,4 +266,23 @@ mod tests {
             ]
         );
     }
+
+    #[test]
+    fn groups_whose_replicas_differ_are_named() {
+        let status = HostStatus {
+            node: 2,
+            differing: 12,
+            differing_groups: vec![7, 9],
+            ..HostStatus::default()
+        };
+        assert_eq!(
+            alarms(&status),
+            [
+                "node 2: the replicas of group 7 differ, and there is no majority",
+                "node 2: the replicas of group 9 differ, and there is no majority",
+                "node 2: so do those of 10 more groups; see `shardhost group show`",
+            ]
+        );
+        assert!(alarms(&HostStatus::default()).is_empty());
+    }
 }

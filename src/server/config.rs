@@ -514,6 +514,16 @@ mod tests {
     }
 
     #[test]
+    fn replicas_are_compared_unless_that_is_switched_off() {
+        let groups = example().host().groups;
+        assert_eq!(groups.consistency_ticks, 36_000);
+        assert_eq!(groups.consistency_asleep, Some(Duration::from_secs(86_400)));
+        let never = ServerConfig { consistency_check: 0, consistency_check_asleep: 0, ..example() };
+        let groups = never.host().groups;
+        assert_eq!((groups.consistency_ticks, groups.consistency_asleep), (0, None));
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_by_name() {
         let refused = |change: &dyn Fn(&mut ServerConfig)| {
             let mut config = example();
