@@ -76,6 +76,14 @@ pub struct GroupsConfig {
     /// Entries after which a state machine that does not keep itself durable is snapshotted.
     /// Default 10,000.
     pub snapshot_entries: u64,
+    /// Ticks after which a leader that is awake has the replicas of its group compared; 0: it does
+    /// not. Default 0.
+    pub consistency_ticks: u32,
+    /// Within this time each sleeping group is woken once to be compared; `None`: none is. Needs
+    /// [`Self::consistency_ticks`], too. Default `None`.
+    pub consistency_asleep: Option<Duration>,
+    /// Bytes of state machines that this host reads per second to compare them. Default 4 MiB.
+    pub consistency_bytes_per_second: u64,
     /// The longest that one round of a worker may take. One that takes longer is a
     /// [`crate::HostFault::Stuck`]. `None`: nobody watches. Default 10 s.
     pub round_limit: Option<Duration>,
@@ -119,6 +127,9 @@ impl GroupsConfig {
             log_trail_entries: 1_024,
             log_keep_entries: 100_000,
             snapshot_entries: 10_000,
+            consistency_ticks: 0,
+            consistency_asleep: None,
+            consistency_bytes_per_second: 4 << 20,
             round_limit: Some(Duration::from_secs(10)),
             bugs: KnownBugs::none(),
         }

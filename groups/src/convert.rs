@@ -78,7 +78,19 @@ pub(crate) const REQUIREMENT_MARK: Bytes = Bytes::from_static(b"requirement");
 
 /// Whether the entry says what the group asks of its leader.
 pub(crate) fn is_requirement(entry: &eraftpb::Entry) -> bool {
-    entry.entry_type == eraftpb::EntryType::EntryNormal && !entry.context.is_empty()
+    entry.entry_type == eraftpb::EntryType::EntryNormal && entry.context == REQUIREMENT_MARK
+}
+
+/// What tells the entry at which replicas are compared from the one that a leader starts its term
+/// with. It travels and is not written: an earlier version takes the entry for an empty one, and a
+/// replica that reads it from its log does not take part in the comparison.
+pub(crate) const CHECK_MARK: Bytes = Bytes::from_static(b"check");
+
+/// Whether replicas are compared at this entry.
+pub(crate) fn is_check(entry: &eraftpb::Entry) -> bool {
+    entry.entry_type == eraftpb::EntryType::EntryNormal
+        && entry.data.is_empty()
+        && entry.context == CHECK_MARK
 }
 
 /// Whether the entries stand right behind the message's index, without a gap.
@@ -92,7 +104,8 @@ fn entry_to_wire(entry: eraftpb::Entry) -> log::Entry {
         eraftpb::EntryType::EntryNormal => log::EntryKind::Command,
         _ => log::EntryKind::Config,
     };
-    let context = if kind == log::EntryKind::Config { entry.context } else { Bytes::new() };
+    let travels = kind == log::EntryKind::Config || is_check(&entry);
+    let context = if travels { entry.context } else { Bytes::new() };
     log::Entry { kind: kind.into(), term: entry.term, data: entry.data, context }
 }
 
@@ -104,6 +117,7 @@ fn entry_from_wire(wire: log::Entry, index: u64) -> eraftpb::Entry {
     let context = match wire.kind() {
         log::EntryKind::Requirement => REQUIREMENT_MARK,
         log::EntryKind::Config => wire.context,
+        _ if wire.data.is_empty() && wire.context == CHECK_MARK => CHECK_MARK,
         _ => Bytes::new(),
     };
     let log::Entry { term, data, .. } = wire;
@@ -160,7 +174,10 @@ pub(crate) fn entry_to_log(entry: &eraftpb::Entry) -> Entry {
             _ => EntryKind::Config,
         },
         data: entry.data.clone(),
-        context: if is_requirement(entry) { Bytes::new() } else { entry.context.clone() },
+        context: match entry.entry_type {
+            eraftpb::EntryType::EntryNormal => Bytes::new(),
+            _ => entry.context.clone(),
+        },
     }
 }
 

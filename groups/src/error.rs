@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use shardhost_storage::{GroupId, LogError, LogIndex, NodeId, Term};
 
+use crate::apply::StateSum;
 use crate::machine::QueryError;
 use crate::policy::{RejectReason, Unfit};
 use crate::runtime::GroupStep;
@@ -113,6 +114,21 @@ pub enum GroupFault {
         term: u64,
         /// The last index that is known committed here.
         committed: u64,
+    },
+    /// The state machine of this replica does not hold what those of a majority hold at the same
+    /// applied position: a bug of the machine, or a disk that damaged its state. The data is kept
+    /// for whoever looks for the cause; replace the replica by a fresh one.
+    #[error(
+        "the state of this replica differs from that of a majority at index {index}: it has {own}, \
+         they have {others}; the state machine or the disk damaged it"
+    )]
+    Inconsistent {
+        /// The applied index at which they were compared.
+        index: LogIndex,
+        /// What this replica holds there.
+        own: StateSum,
+        /// What a majority holds there.
+        others: StateSum,
     },
     /// What stands in the log contradicts itself or the peers.
     #[error("an invariant is broken: {0}")]

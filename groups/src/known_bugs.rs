@@ -72,6 +72,8 @@ pub enum KnownBug {
     UnlockWithoutClock,
     /// A replica in doubt does not learn from its peers what is committed.
     IgnoreCommitOfAnswers,
+    /// The replica with the number 3 does not apply every fifth entry.
+    SkipCommands,
 }
 
 /// The bugs that are switched on. None by default.

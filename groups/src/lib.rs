@@ -55,7 +55,8 @@ pub use error::{
 };
 pub use handle::{Group, GroupSpec, Propose, ReadMode, Transferred};
 pub use machine::{
-    ApplyBatch, ApplyFault, Command, QueryError, SnapshotWriter, StateChecksum, StateMachine,
+    ApplyBatch, ApplyFault, Command, ConsistencyView, QueryError, SnapshotWriter, StateChecksum,
+    StateMachine,
 };
 pub use membership::{CaughtUp, MembershipChange, MembershipError};
 pub use policy::{LeadershipPolicy, RejectReason};

@@ -127,6 +127,18 @@ pub trait StateMachine: Send + 'static {
     fn checksum(&self) -> Result<StateChecksum, QueryError> {
         Err(QueryError::Unsupported)
     }
+
+    /// A stable view of the state as of the last applied batch, whose bytes are equal on replicas
+    /// that applied the same commands, however they were batched, whether they were restored
+    /// from a snapshot, and wherever the applied position stands. Must be quick: the bytes are
+    /// written elsewhere, slowly, and only a checksum of them is kept. A replica whose bytes
+    /// differ from those of a majority is stopped. `None`: this machine is not compared.
+    ///
+    /// # Errors
+    /// A fault is reported; the replica is not compared this time, and goes on.
+    fn consistency_view(&mut self) -> Result<Option<ConsistencyView>, ApplyFault> {
+        Ok(None)
+    }
 }
 
 impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
@@ -168,6 +180,24 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
     }
     fn checksum(&self) -> Result<StateChecksum, QueryError> {
         (**self).checksum()
+    }
+    fn consistency_view(&mut self) -> Result<Option<ConsistencyView>, ApplyFault> {
+        (**self).consistency_view()
+    }
+}
+
+/// What replicas are compared by.
+pub struct ConsistencyView {
+    /// Names how the bytes are made. Another number where a version makes other bytes of the same
+    /// state: replicas with different formats are not compared.
+    pub format: u32,
+    /// Writes the bytes.
+    pub writer: Box<dyn SnapshotWriter>,
+}
+
+impl fmt::Debug for ConsistencyView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "view in format {}", self.format)
     }
 }
 

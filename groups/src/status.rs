@@ -145,6 +145,11 @@ pub struct GroupStatus {
     /// The log of this replica may have lost something that it acknowledged. It takes part in no
     /// election before enough of its peers have said what they hold.
     pub doubt: Option<Doubt>,
+    /// The newest index at which this replica was found equal to a majority, since it was opened.
+    pub checked: Option<LogIndex>,
+    /// The replicas of the group differ at this index, and no majority of them agrees: nobody can
+    /// tell which of them are right, and all go on. Ends when a majority is found equal.
+    pub differs: Option<LogIndex>,
     /// On a leader: how far the others are. Renewed at ticks.
     pub peers: Arc<[PeerProgress]>,
 }

@@ -12,7 +12,7 @@
 use std::fmt;
 
 use shardhost_proto::log::EntryKind;
-use shardhost_proto::peer::{GroupMessage, MessageKind};
+use shardhost_proto::peer::{ChecksumVerdict, GroupMessage, MessageKind};
 use shardhost_storage::{Genesis, Membership, NodeId, ReplicaId};
 
 use crate::convert;
@@ -107,6 +107,8 @@ pub enum Refusal {
     Invitation,
     /// An answer about what was lost without memberships that make sense, or one where none belongs.
     Recovery,
+    /// A comparison of replicas without a checksum or a verdict, or one where none belongs.
+    Checksum,
     /// From a group of the same id that was created with other members.
     OtherGenesis,
     /// The log of this replica may have lost something, and the message would have it take part as
@@ -140,6 +142,7 @@ impl fmt::Display for Refusal {
             Self::StaleOrder => "an order to campaign that came too late",
             Self::Invitation => "impossible invitation",
             Self::Recovery => "impossible answer about what was lost",
+            Self::Checksum => "impossible comparison of replicas",
             Self::OtherGenesis => "from a group that was created with other members",
             Self::InDoubt => "the log of the replica may have lost something",
         })
@@ -178,6 +181,11 @@ pub fn validate(
         MessageKind::ReadIndexResponse => check_from_leader(view, message),
         MessageKind::Invite | MessageKind::Removed => check_invitation(view.membership, message),
         MessageKind::RecoveryResponse => check_recovery(view, message),
+        MessageKind::Checksum => check_checksum(view, message),
+        MessageKind::ChecksumVerdict => {
+            check_checksum(view, message)?;
+            check_from_leader(view, message)
+        }
         _ => Ok(()),
     }
 }
@@ -316,7 +324,23 @@ fn check_placement(kind: MessageKind, message: &GroupMessage) -> Result<(), Refu
     if (kind == MessageKind::RecoveryResponse) != message.recovery.is_some() {
         return Err(Refusal::Recovery);
     }
+    let compares = matches!(kind, MessageKind::Checksum | MessageKind::ChecksumVerdict);
+    let judges = kind == MessageKind::ChecksumVerdict;
+    if compares != message.checksum.is_some() || judges != (message.verdict != 0) {
+        return Err(Refusal::Checksum);
+    }
     Ok(())
+}
+
+/// A checksum, or what became of it, is about an entry that both can have.
+fn check_checksum(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
+    if message.index == 0 || message.log_term == 0 || message.log_term > message.term {
+        return Err(Refusal::PreviousEntry);
+    }
+    if message.index > view.last_index {
+        return Err(Refusal::AckBeyondLog);
+    }
+    ChecksumVerdict::try_from(message.verdict).map(|_| ()).map_err(|_| Refusal::Checksum)
 }
 
 /// The memberships of an answer about what was lost are those of this group.

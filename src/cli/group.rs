@@ -278,6 +278,14 @@ fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
         let what = "its log may have lost acknowledged writes; it takes part in no election yet";
         rows.push(("in doubt", format!("{}: {what}", group.doubt)));
     }
+    if group.checked != 0 {
+        rows.push(("compared", format!("equal to a majority at {}", number(group.checked))));
+    }
+    if group.differs != 0 {
+        let (id, index) = (group.group, number(group.differs));
+        let what = "differ, and there is no majority";
+        rows.push(("ALARM", format!("the replicas of group {id} {what} (at index {index})")));
+    }
     if group.impostor_node != 0 {
         let node = group.impostor_node;
         let what = format!("node {node} created a group of this id with other members");
@@ -364,6 +372,8 @@ fn group_json(group: &GroupStatus) -> Value {
         "doubt": Some(&group.doubt).filter(|why| !why.is_empty()),
         "paused": group.paused,
         "impostor_node": group.impostor_node,
+        "checked": group.checked,
+        "differs": group.differs,
         "leader_contact_ms": group.leader_contact_ms,
         "config_index": group.membership.as_ref().map_or(0, |m| m.config_index),
         "pending_change": group.pending_change,

@@ -89,6 +89,9 @@ pub struct ServeArguments {
     /// Seconds for which a group that was moved for balance rests.
     #[arg(long, value_name = "SECONDS")]
     planner_rest: Option<u64>,
+    /// Seconds after which the replicas of a shard are compared; 0: never.
+    #[arg(long, value_name = "SECONDS")]
+    consistency_check: Option<u64>,
     /// Found a new cluster without asking these founders whether their disks are new. Only for a
     /// cluster that surely holds no data: if one of them took part in a founding before, there are two
     /// clusters with one name afterwards, and acknowledged writes of one of them are lost. Give it to
@@ -192,6 +195,7 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     config.planner = arguments.planner.map_or(config.planner, Into::into);
     config.planner_warm_up = arguments.planner_warm_up.unwrap_or(config.planner_warm_up);
     config.planner_rest = arguments.planner_rest.unwrap_or(config.planner_rest);
+    config.consistency_check = arguments.consistency_check.unwrap_or(config.consistency_check);
     config.workers = arguments.workers.unwrap_or(config.workers);
     config.apply_threads = arguments.apply_threads.unwrap_or(config.apply_threads);
     if !arguments.supervised {

@@ -39,6 +39,7 @@ pub async fn run(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
     } else {
         println!("{}", as_table(&nodes, &silent));
         nodes.values().flat_map(|node| doubts(&node.status)).for_each(|line| println!("{line}"));
+        nodes.values().flat_map(|node| alarms(&node.status)).for_each(|line| println!("{line}"));
         nodes.values().flat_map(|node| failures(&node.status)).for_each(|line| println!("{line}"));
         nodes.values().flat_map(|node| refusals(&node.status)).for_each(|line| println!("{line}"));
         if arguments.policy {
@@ -69,6 +70,20 @@ fn doubts(status: &HostStatus) -> Vec<String> {
         )
     });
     unfounded.into_iter().chain(rolled_back).chain(waiting).collect()
+}
+
+/// Of which groups a node knows that the replicas differ, in words.
+fn alarms(status: &HostStatus) -> Vec<String> {
+    let HostStatus { node, differing, differing_groups, .. } = status;
+    let shown = differing_groups.iter().map(|group| {
+        format!("node {node}: the replicas of group {group} differ, and there is no majority")
+    });
+    let hidden = differing.saturating_sub(differing_groups.len() as u64);
+    let more = (hidden > 0).then(|| {
+        let count = number(hidden);
+        format!("node {node}: so do those of {count} more groups; see `shardhost group show`")
+    });
+    shown.chain(more).collect()
 }
 
 /// Which replicas of a node failed, in words.
@@ -206,6 +221,8 @@ fn node_json(node: &Node) -> Value {
             "group": one.group,
             "cause": one.cause,
         })).collect::<Vec<_>>(),
+        "differing": status.differing,
+        "differing_groups": status.differing_groups,
         "in_doubt": status.in_doubt,
         "founding_waits_for": Some(&status.founding_waits_for).filter(|text| !text.is_empty()),
         "rollback": status.rollback.as_ref().map(|rollback| json!({
@@ -248,5 +265,24 @@ mod tests {
                 "node 1 is refused by node 3: unknown",
             ]
         );
+    }
+
+    #[test]
+    fn groups_whose_replicas_differ_are_named() {
+        let status = HostStatus {
+            node: 2,
+            differing: 12,
+            differing_groups: vec![7, 9],
+            ..HostStatus::default()
+        };
+        assert_eq!(
+            alarms(&status),
+            [
+                "node 2: the replicas of group 7 differ, and there is no majority",
+                "node 2: the replicas of group 9 differ, and there is no majority",
+                "node 2: so do those of 10 more groups; see `shardhost group show`",
+            ]
+        );
+        assert!(alarms(&HostStatus::default()).is_empty());
     }
 }

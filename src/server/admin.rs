@@ -32,7 +32,7 @@ use crate::policy::system::{SYSTEM_GROUP, System, life_of};
 use crate::shards::StateDb;
 use metrics::policy_metrics;
 pub(super) use shown::group_status;
-use shown::{failed_replicas, parked_status};
+use shown::{differing_groups, failed_replicas, parked_status};
 
 /// Rates and quantiles are of about this much time.
 const WINDOW: Duration = Duration::from_secs(5);
@@ -242,6 +242,8 @@ impl Admin for AdminService {
             counters: self.counters(),
             advert: Some(advert_to_wire(&self.host.advert())),
             caretakers: count(&|status| status.caretaker.is_some()),
+            differing: count(&|status| status.differs.is_some()),
+            differing_groups: differing_groups(&statuses),
             in_doubt: count(&|status| status.doubt.is_some()),
             rollback: self.host.rollback().map(|rollback| wire::Rollback {
                 by_node: rollback.by.get(),

@@ -22,6 +22,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shardhost_groups::GroupSpec;
@@ -83,6 +84,13 @@ pub struct ServerConfig {
     /// Seconds for which a group that was moved for balance rests.
     #[serde(default = "default_rest")]
     pub planner_rest: u64,
+    /// Seconds after which the replicas of a shard are compared, each by a checksum of its state at one
+    /// applied index; 0: never.
+    #[serde(default = "default_consistency_check")]
+    pub consistency_check: u64,
+    /// Seconds within which a shard that sleeps is woken once to be compared; 0: it sleeps on.
+    #[serde(default = "default_consistency_check_asleep")]
+    pub consistency_check_asleep: u64,
     /// Whether the cluster keeps a catalog of what it intends, in a group of its own. Without it
     /// nothing is planned, drains end with their process, and each node creates its replicas by
     /// itself.
@@ -157,6 +165,12 @@ const fn default_warm_up() -> u64 {
 const fn default_rest() -> u64 {
     300
 }
+const fn default_consistency_check() -> u64 {
+    60 * 60
+}
+const fn default_consistency_check_asleep() -> u64 {
+    24 * 60 * 60
+}
 fn default_cluster() -> String {
     "shardhost".to_owned()
 }
@@ -221,6 +235,8 @@ impl ServerConfig {
             planner: Planner::default(),
             planner_warm_up: default_warm_up(),
             planner_rest: default_rest(),
+            consistency_check: default_consistency_check(),
+            consistency_check_asleep: default_consistency_check_asleep(),
             catalog: true,
             shards: ShardCounts::default(),
             found_without: BTreeSet::new(),
@@ -366,6 +382,11 @@ impl ServerConfig {
         host.capabilities = self.capabilities.iter().cloned().collect();
         host.workers = self.workers;
         host.apply_threads = self.apply_threads;
+        let ticks = Duration::from_secs(self.consistency_check).as_millis()
+            / host.groups.tick.as_millis().max(1);
+        host.groups.consistency_ticks = u32::try_from(ticks).unwrap_or(u32::MAX);
+        let asleep = Duration::from_secs(self.consistency_check_asleep);
+        host.groups.consistency_asleep = (!asleep.is_zero()).then_some(asleep);
         // With a catalog, that has the map.
         host.shard_map = (!self.catalog).then(|| MapTag::of(&self.shard_map()));
         host
@@ -490,6 +511,16 @@ mod tests {
         first.validate().unwrap();
         assert_eq!(first.group_specs(), second.group_specs());
         assert_eq!(first.group_specs().len(), 5);
+    }
+
+    #[test]
+    fn replicas_are_compared_unless_that_is_switched_off() {
+        let groups = example().host().groups;
+        assert_eq!(groups.consistency_ticks, 36_000);
+        assert_eq!(groups.consistency_asleep, Some(Duration::from_secs(86_400)));
+        let never = ServerConfig { consistency_check: 0, consistency_check_asleep: 0, ..example() };
+        let groups = never.host().groups;
+        assert_eq!((groups.consistency_ticks, groups.consistency_asleep), (0, None));
     }
 
     #[test]

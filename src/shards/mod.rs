@@ -15,6 +15,8 @@
 //! What is here knows neither Raft nor networks: it is given committed commands and answers them.
 
 mod codec;
+#[cfg(test)]
+mod compared;
 mod hash;
 pub mod map;
 pub mod queue;

@@ -2,6 +2,8 @@
 //! replica, run by one thread at a time; in production by the apply pool, in simulation by the
 //! test.
 
+mod sum;
+
 use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,10 +17,13 @@ use tokio::sync::oneshot;
 
 use crate::error::GroupFault;
 use crate::machine::{
-    ApplyBatch, ApplyFault, Command, QueryError, SnapshotWriter, StateChecksum, StateMachine,
+    ApplyBatch, ApplyFault, Command, ConsistencyView, QueryError, SnapshotWriter, StateChecksum,
+    StateMachine,
 };
 use crate::runtime::Latency;
 use crate::waiter::{Applied, Handed};
+
+pub use sum::{StateSum, Summed, sum_of};
 
 /// One thing to do with a state machine.
 pub enum ApplyWork {
@@ -47,6 +52,11 @@ pub enum ApplyWork {
         /// Who asks.
         reply: oneshot::Sender<Result<Bytes, QueryError>>,
     },
+    /// Take a view to be compared with those of other replicas, as of this position.
+    Check {
+        /// The check entry.
+        position: LogPosition,
+    },
     /// Compute the checksum.
     Checksum {
         /// Who asks: the answer, and the position that it is of.
@@ -63,6 +73,7 @@ impl fmt::Debug for ApplyWork {
             Self::Durable => f.write_str("durable"),
             Self::Removed => f.write_str("removed"),
             Self::Query { .. } => f.write_str("query"),
+            Self::Check { position } => write!(f, "check {position}"),
             Self::Checksum { .. } => f.write_str("checksum"),
         }
     }
@@ -91,6 +102,13 @@ pub enum ApplyReport {
         /// The view.
         view: Result<Box<dyn SnapshotWriter>, ApplyFault>,
     },
+    /// A view to be compared, `None` if the machine is not, or the reason why there is none.
+    CheckTaken {
+        /// The check entry.
+        position: LogPosition,
+        /// The view.
+        view: Result<Option<ConsistencyView>, ApplyFault>,
+    },
     /// What would survive a crash.
     Durable(Option<LogIndex>),
     /// The machine was told that its replica was removed; it is not needed any more.
@@ -107,6 +125,7 @@ impl fmt::Debug for ApplyReport {
             Self::Applied { last, .. } => write!(f, "applied {last}"),
             Self::Restored { position, .. } => write!(f, "restored {position}"),
             Self::SnapshotTaken { position, .. } => write!(f, "snapshot taken {position}"),
+            Self::CheckTaken { position, .. } => write!(f, "check taken {position}"),
             Self::Durable(index) => write!(f, "durable {index:?}"),
             Self::Removed => f.write_str("removed"),
             Self::Failed(fault) => write!(f, "failed: {fault}"),
@@ -201,6 +220,9 @@ impl Applier {
             ApplyWork::Snapshot => {
                 let view = self.machine.snapshot();
                 ApplyReport::SnapshotTaken { position: self.applied, view }
+            }
+            ApplyWork::Check { position } => {
+                ApplyReport::CheckTaken { position, view: self.machine.consistency_view() }
             }
             ApplyWork::Durable => match self.machine.make_durable() {
                 Ok(()) => ApplyReport::Durable(self.machine.durable_index()),
@@ -321,6 +343,7 @@ fn refuse(group: GroupId, work: ApplyWork, fault: &GroupFault) -> ApplyReport {
         ApplyWork::Checksum { reply } => drop(reply.send(Err(failed()))),
         ApplyWork::Restore { .. }
         | ApplyWork::Snapshot
+        | ApplyWork::Check { .. }
         | ApplyWork::Durable
         | ApplyWork::Removed => {}
     }

@@ -7,8 +7,9 @@ use shardhost_storage::{LogIndex, LogPosition};
 
 use super::GroupCore;
 use crate::apply::ApplyWork;
-use crate::convert::is_requirement;
+use crate::convert::{is_check, is_requirement};
 use crate::error::GroupFault;
+use crate::known_bugs::KnownBug;
 use crate::machine::Command;
 use crate::worker::Round;
 
@@ -121,15 +122,38 @@ impl GroupCore {
             }
             self.supersede_change(&entry, round);
             let waiter = self.hand_waiter(entry.term, entry.index, round);
-            if !entry.data.is_empty() {
+            let position = LogPosition::new(entry.term, entry.index);
+            if is_check(&entry) {
+                self.hand_batch(std::mem::take(&mut commands), bytes, position, round);
+                bytes = 0;
+                round.apply(self.id, self.epoch, ApplyWork::Check { position });
+            } else if !entry.data.is_empty() && !self.skips(entry.index) {
                 bytes += entry.data.len() + size_of::<Command>();
-                let position = LogPosition::new(entry.term, entry.index);
                 let mut command = Command::new(position, entry.data);
                 command.waiter = waiter;
                 commands.push(command);
             }
         }
-        let Some(last) = last else { return };
+        if let Some(last) = last {
+            self.hand_batch(commands, bytes, last, round);
+        }
+    }
+
+    fn skips(&self, index: u64) -> bool {
+        let skips = self.config.bugs.has(KnownBug::SkipCommands);
+        skips && self.replica.get() == 3 && index.is_multiple_of(5)
+    }
+
+    fn hand_batch(
+        &mut self,
+        commands: Vec<Command>,
+        bytes: usize,
+        last: LogPosition,
+        round: &mut Round,
+    ) {
+        if last.index.get() == self.apply.handed {
+            return;
+        }
         self.apply.handed = last.index.get();
         if commands.is_empty() && self.apply.in_flight.is_empty() {
             return self.advance_applied(last.index.get());

@@ -23,6 +23,7 @@
 //! | `outlook` | what it makes of who could lead, for somebody who asks |
 //! | `requirement` | changing what the group asks of its leader |
 //! | `membership` | changing who belongs to the group |
+//! | `consistency` | whether the state machines of all replicas hold the same |
 //! | `divergence` | a leader that contradicts what is committed |
 //! | `leaving` | the end of a replica that was removed |
 //! | `sleep` | groups that have nothing to do stop ticking |
@@ -32,6 +33,7 @@
 mod apply;
 mod barrier;
 mod candidacy;
+mod consistency;
 mod divergence;
 mod doubt;
 mod gate;
@@ -81,6 +83,7 @@ pub use transfer::{TransferOutcome, TransferRequest, TransferTarget, TransferWai
 use apply::ApplyProgress;
 use barrier::Barrier;
 use candidacy::Candidacy;
+use consistency::Consistency;
 use doubt::Doubt;
 use leadership::Led;
 use lease::Lease;
@@ -141,6 +144,7 @@ pub struct GroupCore {
     impostor: Option<NodeId>,
     /// A leader that contradicts what is committed here.
     contradiction: divergence::Contradiction,
+    consistency: Consistency,
     /// This replica was removed, and waits to be let go.
     leaving: Option<Box<Leaving>>,
     /// It was let go.
@@ -238,6 +242,7 @@ impl GroupCore {
         self.tend_leaving(round);
         self.tend_snapshots();
         self.note_commit_lag();
+        self.tend_consistency(round);
         self.consider_sleep(live, round);
         self.refresh_peers();
     }

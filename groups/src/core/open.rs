@@ -137,6 +137,7 @@ impl GroupCore {
             contacts: Vec::new(),
             impostor: None,
             contradiction: Default::default(),
+            consistency: Default::default(),
             leaving: None,
             retired: false,
             dismissed: Vec::new(),

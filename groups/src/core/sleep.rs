@@ -75,6 +75,8 @@ impl GroupCore {
         match message.kind() {
             MessageKind::HeartbeatResponse | MessageKind::SleepResponse => return,
             MessageKind::Sleep => return,
+            // Replicas are compared while they sleep.
+            MessageKind::Checksum | MessageKind::ChecksumVerdict => return,
             MessageKind::Heartbeat if !was_asleep => return,
             _ => self.wake(),
         }

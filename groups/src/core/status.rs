@@ -43,6 +43,8 @@ pub(super) fn initial(
             Certainty::Sure => None,
             Certainty::InDoubt(cause) => Some(cause),
         },
+        checked: None,
+        differs: None,
         peers: Arc::new([]),
     }
 }
@@ -94,6 +96,8 @@ impl GroupCore {
             impostor: self.impostor,
             asleep: self.sleep.is_asleep(),
             doubt: self.doubt_cause(),
+            checked: self.consistency.checked(),
+            differs: self.consistency.differs(),
             peers: if self.leads() { Arc::clone(&self.published.peers) } else { Arc::new([]) },
         }
     }

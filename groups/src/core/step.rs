@@ -84,6 +84,8 @@ impl GroupCore {
             MessageKind::Snapshot => self.step_from_leader(message, round, Self::step_snapshot),
             MessageKind::RecoveryRequest => self.answer_recovery(&message, round),
             MessageKind::RecoveryResponse => self.take_recovery(&message),
+            MessageKind::Checksum => self.take_checksum(&message, round),
+            MessageKind::ChecksumVerdict => self.take_verdict(&message, round),
             MessageKind::TransferAsk => self.answer_transfer(&message, round),
             MessageKind::TransferAnswer => self.take_transfer_answer(&message, round),
             MessageKind::TimeoutNow if !self.is_current_order(&message) => {

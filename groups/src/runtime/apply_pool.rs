@@ -309,6 +309,9 @@ fn report(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>, report: ApplyRe
                 GroupEvent::SnapshotMade(None)
             }
         },
+        ApplyReport::CheckTaken { position, view } => {
+            return shared.checks.compute(shared, group, position, view);
+        }
         ApplyReport::Applied { last, durable } => GroupEvent::Applied { last, durable },
         ApplyReport::Removed | ApplyReport::Nothing => return,
     };

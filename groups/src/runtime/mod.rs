@@ -7,6 +7,7 @@
 //! | log writer (one) | the log tasks of all workers | one durable write for all that wait |
 //! | apply (a few) | work of state machines | applied positions, answers |
 //! | snapshot writer (one) | views of state machines | files |
+//! | consistency (one) | views of state machines | their checksums; a word to groups that sleep |
 //! | dispatcher (one) | edges of leadership | calls of hooks |
 //! | watchdog (one) | where each worker is | a fault of the host, when a round does not end |
 //! | admission (a few) | leaderships that policies are asked about | what they decided |
@@ -14,6 +15,7 @@
 mod additions;
 mod admissions;
 mod apply_pool;
+mod checker;
 mod create;
 mod doubt;
 mod end;
@@ -84,6 +86,7 @@ pub(crate) struct RuntimeShared {
     apply: apply_pool::ApplyQueue,
     log: log_writer::LogQueue,
     snapshot_tasks: snapshot_writer::SnapshotQueue,
+    checks: checker::CheckQueue,
     counters: Mutex<Vec<WorkerCounters>>,
     /// Where each worker is.
     activities: Vec<Arc<Activity>>,
@@ -175,6 +178,10 @@ pub struct GroupsStats {
     pub policy_panics: u64,
     /// Their answers on Raft threads that took too long.
     pub slow_policies: u64,
+    /// Checksums of state machines that were computed to compare replicas.
+    pub checksums: u64,
+    /// Those that were not, for the host was busy with others or a machine could not show its state.
+    pub checksums_skipped: u64,
     /// Snapshots of state machines that were made here.
     pub snapshots_made: u64,
     /// Snapshots that could not be made: the disk is full, or a state machine failed. The log of
@@ -246,6 +253,7 @@ impl GroupsBuilder {
         let (log, log_outlet) = log_writer::LogQueue::new();
         let (admissions, admission_outlet) = admissions::AdmissionQueue::new();
         let (snapshot_tasks, snapshot_outlet) = snapshot_writer::SnapshotQueue::new();
+        let (checks, check_outlet) = checker::CheckQueue::new();
         snapshot_writer::remove_unnamed(&*store, &*snapshots);
         let shared = Arc::new(RuntimeShared {
             inboxes,
@@ -260,6 +268,7 @@ impl GroupsBuilder {
             apply,
             log,
             snapshot_tasks,
+            checks,
             counters: Mutex::new(vec![WorkerCounters::default(); self.workers]),
             activities: (0..self.workers).map(|_| Arc::default()).collect(),
             population: Mutex::new(vec![(0, 0); self.workers]),
@@ -294,6 +303,9 @@ impl GroupsBuilder {
         let writer = Arc::clone(&shared);
         let run = move || snapshot_writer::run(&writer, &snapshot_outlet);
         threads.snapshots = Some(spawn(&watched, "snapshots".to_owned(), run)?);
+        let checked = Arc::clone(&shared);
+        let run = move || checker::run(&checked, &check_outlet);
+        threads.checks = Some(spawn(&watched, "consistency".to_owned(), run)?);
         for index in 0..admissions::THREADS {
             let (shared, outlet) = (Arc::clone(&shared), admission_outlet.clone());
             let run = move || admissions::run(&shared, &outlet);
@@ -333,6 +345,7 @@ struct Threads {
     log: Option<JoinHandle<()>>,
     apply: Vec<JoinHandle<()>>,
     snapshots: Option<JoinHandle<()>>,
+    checks: Option<JoinHandle<()>>,
     dispatcher: Option<JoinHandle<()>>,
     admissions: Vec<JoinHandle<()>>,
     /// Ends when the channel does.
@@ -448,6 +461,8 @@ impl Groups {
         let snapshots = &shared.snapshot_tasks.counters;
         stats.snapshots_made = snapshots.made.load(Ordering::Relaxed);
         stats.snapshot_failures = snapshots.failures.load(Ordering::Relaxed);
+        stats.checksums = shared.checks.made.load(Ordering::Relaxed);
+        stats.checksums_skipped = shared.checks.skipped.load(Ordering::Relaxed);
         stats
     }
 
@@ -480,6 +495,8 @@ impl Groups {
         threads.apply.drain(..).for_each(join);
         shared.snapshot_tasks.stop();
         threads.snapshots.take().into_iter().for_each(join);
+        shared.checks.stop();
+        threads.checks.take().into_iter().for_each(join);
         // A policy that hangs keeps nobody from going: these threads end by themselves.
         threads.admissions.drain(..).for_each(|_| shared.admissions.stop_one());
         shared.hub.stop();

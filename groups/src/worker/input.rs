@@ -6,6 +6,7 @@ use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{Doubt, GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 
 use super::{Advert, PersistAck};
+use crate::apply::Summed;
 use crate::core::{
     BarrierOrder, GroupCore, MembershipRequest, OutlookWaiter, Proposal, ReadRequest,
     SnapshotWaiter, TransferRequest,
@@ -147,6 +148,13 @@ pub enum Input {
         /// The group.
         group: GroupId,
     },
+    /// Of the groups that are led here and sleep, this part of so many is compared.
+    CheckSleeping {
+        /// Which part, from 0.
+        part: u64,
+        /// How many there are, at least 1.
+        of: u64,
+    },
     /// No replica of this host can go on.
     HostFailed(HostFault),
     /// The worker ends.
@@ -194,6 +202,13 @@ pub enum GroupEvent {
     },
     /// A snapshot stands in the snapshot store; `None`: it could not be made.
     SnapshotMade(Option<LogPosition>),
+    /// What the state machine holds at a check entry.
+    Summed {
+        /// The entry.
+        position: LogPosition,
+        /// What it holds.
+        summed: Summed,
+    },
     /// The replica cannot go on.
     Failed(GroupFault),
 }

@@ -220,6 +220,7 @@ impl WorkerCore {
             Input::Reevaluate { group } => {
                 self.with(group, |core, _| core.reevaluate());
             }
+            Input::CheckSleeping { part, of } => self.check_sleeping(part, of),
             Input::Open(core) => self.open(*core),
             Input::HostFailed(fault) => self.fail_all(&GroupFault::Host(fault)),
             Input::Stop => self.stop_all(),
@@ -396,6 +397,9 @@ impl WorkerCore {
             GroupEvent::SnapshotMade(made) => {
                 self.notify(group, epoch, |core, round| core.on_snapshot_made(made, round));
             }
+            GroupEvent::Summed { position, summed } => {
+                self.notify(group, epoch, |core, round| core.on_summed(position, summed, round));
+            }
             GroupEvent::Failed(fault) => {
                 if self.is_current(group, epoch) {
                     self.fail(group, fault);
@@ -541,6 +545,18 @@ impl WorkerCore {
         news
     }
 
+    /// Leaders that sleep have their replicas compared.
+    fn check_sleeping(&mut self, part: u64, of: u64) {
+        let groups = self.groups.iter();
+        let due: Vec<GroupId> = groups
+            .filter(|(group, slot)| spread(**group) % of.max(1) == part && slot.core.is_asleep())
+            .map(|(group, _)| *group)
+            .collect();
+        for group in due {
+            self.with(group, |core, round| core.check_asleep(round));
+        }
+    }
+
     /// Sleeping groups learn of a change in portions: woken all at once they would starve those
     /// that work.
     fn queue_wakes(&mut self, change: NodeChange) {
@@ -672,6 +688,12 @@ impl WorkerCore {
             self.close(group, LossCause::Stopped);
         }
     }
+}
+
+/// Numbers of groups that follow each other, spread over everything.
+pub(crate) const fn spread(group: GroupId) -> u64 {
+    let mixed = group.get().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ (mixed >> 32)
 }
 
 fn slot_of(group: GroupId) -> usize {

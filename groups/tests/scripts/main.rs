@@ -36,6 +36,7 @@
 //! | `cluster voters=(1,2) learners=(3) spare=(4)` | others than voters; a spare node holds nothing yet |
 //! | … `keeps` | state machines keep themselves on disk; `flush` writes them |
 //! | … `freeze=1` | ticks that proposals wait for a transfer |
+//! | … `check=40` | ticks after which a leader has the replicas compared; it begins within as many |
 //! | … `sleep=5` `trail=2` `keep-log=4` `snapshot-every=9` `append-bytes=1` `inflight=2` `apply-bytes=1` `seed=3` | settings, as in `GroupsConfig` |
 //!
 //! | time | |
@@ -76,10 +77,11 @@
 //! |---|---|
 //! | `write`, `sync`, `persist` | the log writer writes what waits; syncs it; both |
 //! | `apply node=1 group=1`, `flush` | state machines do one piece of work; keep what they hold |
+//! | `check-asleep node=1` | it is time to compare the replicas of groups that it leads and that sleep |
 //! | `stall node=1 part=disk`, `resume …` | its `disk`, `machine`, `worker` or `policies` stand still when others take turns |
 //! | `crash node=1 keep=1`, `restart node=1`, `close node=1` | the process dies, and of the unsynced writes one survives; starts; closes a group |
 //! | `back-up node=1`, `put-back node=1`, `wipe node=1` | the data directory is copied; of a node that is down, the copy is put back, or the disk replaced by an empty one |
-//! | `fault node=1 in=sync`, `mend` | the next `write` or `sync` fails, `reads` of a group, an `entry index=3`; `snapshots` are damaged, there is no `space`; the next crash takes the `tail` of the log with it |
+//! | `fault node=1 in=sync`, `mend` | the next `write` or `sync` fails, `reads` of a group, an `entry index=3`; `snapshots` are damaged, the last word that a state `machine` holds is another one, there is no `space`; the next crash takes the `tail` of the log with it |
 //! | `node-lost of=3`, `node-live of=3`, `unreachable node=1 of=3` | what the transport says of node 3 |
 //!
 //! | looking | |
@@ -112,7 +114,7 @@ macro_rules! folders {
 
 folders! {
     elections replication persistence proposals reads transfers sleep snapshots failures validator
-    membership leases barriers policies
+    membership leases barriers policies consistency
 }
 
 fn run(folder: &str) {
@@ -166,6 +168,7 @@ const NEEDS: &[(KnownBug, &str)] = &[
     (KnownBug::IgnoreDoubt, "persistence/lost_tail_while_another_lags.txt"),
     (KnownBug::IgnoreDoubt, "persistence/doubt_replaced.txt"),
     (KnownBug::TurnOfOneTick, "sleep/turns.txt"),
+    (KnownBug::SkipCommands, "consistency/all_are_equal.txt"),
 ];
 
 #[test]

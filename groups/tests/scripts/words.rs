@@ -54,10 +54,19 @@ fn fields(m: &GroupMessage) -> String {
             format!(" declines {kind:?}: {why}")
         }
         MessageKind::TransferAnswer => " agrees".to_owned(),
+        MessageKind::Checksum => format!(" at={}@{}{}", m.index, m.log_term, sum(m)),
+        MessageKind::ChecksumVerdict => {
+            format!(" at={}@{} {:?}{}", m.index, m.log_term, m.verdict(), sum(m))
+        }
         MessageKind::Sleep => format!(" last={} commit={}", m.index, m.commit),
         MessageKind::SleepResponse => if m.reject { " refuses" } else { " agrees" }.to_owned(),
         _ => String::new(),
     }
+}
+
+fn sum(message: &GroupMessage) -> String {
+    let sum = message.checksum.as_ref();
+    sum.map_or_else(String::new, |sum| format!(" sum={:016x} bytes={}", sum.sum, sum.bytes))
 }
 
 /// Reads carry a context that ends in the number of their round.
@@ -75,6 +84,9 @@ fn wire_entries(previous: u64, entries: &[log::Entry]) -> String {
     let words = entries.iter().zip(previous + 1..).map(|(entry, index)| {
         if entry.kind() == log::EntryKind::Requirement {
             return format!("{} requirement", LogPosition::new(entry.term, index));
+        }
+        if entry.kind() == log::EntryKind::Command && !entry.context.is_empty() {
+            return format!("{} check", LogPosition::new(entry.term, index));
         }
         let config = entry.kind() == log::EntryKind::Config;
         one_entry(LogPosition::new(entry.term, index), config, &entry.data)
@@ -180,6 +192,19 @@ pub fn changes(before: Option<&GroupStatus>, status: &GroupStatus) -> Vec<String
     }
     if differs(&|status| format!("{:?}", status.snapshot)) {
         lines.push(format!("snapshot {:?}", status.snapshot.unwrap_or_default()));
+    }
+    if differs(&|status| format!("{:?}", status.checked))
+        && let Some(index) = status.checked
+    {
+        lines.push(format!("equal to a majority at {index}"));
+    }
+    if differs(&|status| format!("{:?}", status.differs)) {
+        lines.push(match status.differs {
+            Some(index) => format!("alarm: replicas differ at {index}, there is no majority"),
+            None if before.is_none() => String::new(),
+            None => "the alarm ends".to_owned(),
+        });
+        lines.retain(|line| !line.is_empty());
     }
     if differs(&|status| status.asleep.to_string()) {
         lines.push(if status.asleep { "asleep" } else { "awake" }.to_owned());

@@ -5,6 +5,7 @@
 //!
 //! `SIMULATION_SEEDS=2000` runs more seeds, `SIMULATION_SEED=17` runs one and prints its story.
 
+mod consistency;
 mod doubt;
 mod forgetting;
 mod leases;

@@ -6,7 +6,9 @@ use shardhost_groups::{GroupId, LogPosition, Membership, NodeId, Role};
 use shardhost_proto::log::{
     Entry, EntryKind, LogPosition as WirePosition, Member, Membership as WireMembership,
 };
-use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind, RecoveryAnswer, SnapshotMeta};
+use shardhost_proto::peer::{
+    GroupMessage, Invitation, MessageKind, RecoveryAnswer, SnapshotMeta, StateChecksum,
+};
 
 use crate::victim::{Victim, command, message};
 
@@ -250,7 +252,26 @@ fn build(victim: &Victim, garbage: &Garbage) -> GroupMessage {
         refusal: None,
         declined: vec![garbage.commit_term.around(term)],
         recovery: recovery(garbage, term, last),
+        checksum: checksum(garbage),
+        verdict: verdict(garbage),
     }
+}
+
+/// Of the kinds that compare replicas mostly some checksum, of the others none.
+fn checksum(garbage: &Garbage) -> Option<StateChecksum> {
+    let compares = [MessageKind::Checksum, MessageKind::ChecksumVerdict];
+    let (bytes, sum) = (u64::from(garbage.reject), 7);
+    compares.map(i32::from).contains(&garbage.kind).then_some(StateChecksum {
+        format: 1,
+        bytes,
+        sum,
+    })
+}
+
+/// One that nobody knows, too.
+fn verdict(garbage: &Garbage) -> i32 {
+    let judges = garbage.kind == i32::from(MessageKind::ChecksumVerdict);
+    if judges { garbage.context.len() as i32 % 4 } else { 0 }
 }
 
 /// Of the kind that carries one mostly some memberships, of the others mostly none.

@@ -7,7 +7,10 @@ use shardhost_groups::validate::{
 };
 use shardhost_groups::{Membership, NodeId, ReplicaId};
 use shardhost_proto::log::{EntryKind, LogPosition};
-use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind, RecoveryAnswer, SnapshotMeta};
+use shardhost_proto::peer::{
+    ChecksumVerdict, GroupMessage, Invitation, MessageKind, RecoveryAnswer, SnapshotMeta,
+    StateChecksum,
+};
 
 use crate::victim::{command, message};
 
@@ -94,6 +97,13 @@ fn sound(kind: MessageKind) -> GroupMessage {
                 committed_term: 4,
                 ..RecoveryAnswer::default()
             }));
+        }
+        MessageKind::Checksum | MessageKind::ChecksumVerdict => {
+            (sound.index, sound.log_term) = (COMMITTED, 4);
+            sound.checksum = Some(StateChecksum { format: 1, bytes: 3, sum: 7 });
+            if kind == MessageKind::ChecksumVerdict {
+                sound.set_verdict(ChecksumVerdict::Majority);
+            }
         }
         _ => {}
     }
@@ -788,6 +798,47 @@ fn numbers_that_their_sender_cannot_know_are_refused() {
             Kind::RecoveryResponse,
             |m| (m.index, m.log_term) = (8, 5),
             Ok(()),
+        ),
+    ]);
+}
+
+#[test]
+fn comparisons_of_replicas_are_about_entries_that_are_there_and_judged_by_the_leader() {
+    use MessageKind as Kind;
+    let (leads, follows, bad) = (State::Leads, State::Follows, Err(Refusal::Checksum));
+    let (entry, beyond) = (Err(Refusal::PreviousEntry), Err(Refusal::AckBeyondLog));
+    assert_rows(&[
+        row("a checksum", leads, Kind::Checksum, |_| {}, Ok(())),
+        row("of nothing", leads, Kind::Checksum, |m| m.checksum = None, bad),
+        row("that judges", leads, Kind::Checksum, |m| m.verdict = 1, bad),
+        row("of no entry", leads, Kind::Checksum, |m| m.index = 0, entry),
+        row("of no term", leads, Kind::Checksum, |m| m.log_term = 0, entry),
+        row("of a later term", leads, Kind::Checksum, |m| m.log_term = TERM + 1, entry),
+        row("beyond the log", leads, Kind::Checksum, |m| m.index = LAST + 1, beyond),
+        row("a verdict", follows, Kind::ChecksumVerdict, |_| {}, Ok(())),
+        row("none", follows, Kind::ChecksumVerdict, |m| m.verdict = 0, bad),
+        row("an unknown one", follows, Kind::ChecksumVerdict, |m| m.verdict = 9, bad),
+        row("about nothing", follows, Kind::ChecksumVerdict, |m| m.checksum = None, bad),
+        row(
+            "of a follower",
+            follows,
+            Kind::ChecksumVerdict,
+            |m| m.from_replica = 3,
+            Err(Refusal::NotFromLeader),
+        ),
+        row(
+            "of a former leader",
+            leads,
+            Kind::ChecksumVerdict,
+            |_| {},
+            Err(Refusal::NotFromLeader),
+        ),
+        row(
+            "a checksum where none belongs",
+            follows,
+            Kind::Heartbeat,
+            |m| m.checksum = Some(StateChecksum::default()),
+            bad,
         ),
     ]);
 }

@@ -4,7 +4,8 @@ use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 use shardhost_groups::machine::{
-    ApplyBatch, ApplyFault, QueryError, SnapshotWriter, StateChecksum, StateMachine,
+    ApplyBatch, ApplyFault, ConsistencyView, QueryError, SnapshotWriter, StateChecksum,
+    StateMachine,
 };
 use shardhost_storage::LogPosition;
 
@@ -13,6 +14,9 @@ use super::query::Query;
 use super::reply::{Reply, encode_reply};
 use super::snapshot::{read_snapshot, write_snapshot};
 use super::state::Catalog;
+
+/// Replicas are compared where they digest the same; raised when the digest of an equal catalog changes.
+const COMPARED_FORMAT: u32 = 2;
 
 /// The system group's replicated state.
 #[derive(Debug, Default)]
@@ -57,6 +61,12 @@ impl StateMachine for CatalogMachine {
         Ok(Box::new(Writer(self.catalog.clone())))
     }
 
+    /// Its digest is compared: the bytes of a snapshot may differ between versions.
+    fn consistency_view(&mut self) -> Result<Option<ConsistencyView>, ApplyFault> {
+        let writer = Box::new(DigestWriter(self.catalog.clone()));
+        Ok(Some(ConsistencyView { format: COMPARED_FORMAT, writer }))
+    }
+
     fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault> {
         self.catalog = read_snapshot(source).map_err(ApplyFault::new)?;
         self.applied = Some(at);
@@ -66,6 +76,15 @@ impl StateMachine for CatalogMachine {
     fn checksum(&self) -> Result<StateChecksum, QueryError> {
         let items = self.catalog.view().all().count() as u64;
         Ok(StateChecksum { items, checksum: self.catalog.digest() })
+    }
+}
+
+/// Writes the digest of a view.
+struct DigestWriter(Catalog);
+
+impl SnapshotWriter for DigestWriter {
+    fn write_to(self: Box<Self>, sink: &mut dyn Write) -> io::Result<()> {
+        sink.write_all(&self.0.digest().to_le_bytes())
     }
 }
 

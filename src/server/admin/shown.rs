@@ -26,6 +26,15 @@ pub(super) fn failed_replicas(
     shown.map(|(group, cause)| wire::FailedReplica { group: group.get(), cause }).collect()
 }
 
+/// The first groups whose replicas differ, with no majority that agrees.
+pub(super) fn differing_groups(statuses: &[Arc<GroupStatus>]) -> Vec<u64> {
+    let differing = statuses.iter().filter(|status| status.differs.is_some());
+    let mut all: Vec<u64> = differing.map(|status| status.id.get()).collect();
+    all.sort_unstable();
+    all.truncate(MAX_FAILED_SHOWN);
+    all
+}
+
 /// What a node says of a replica that it could not open.
 pub(super) fn parked_status(parked: &ParkedReplica) -> wire::GroupStatus {
     let meta = parked.meta.as_ref();
@@ -87,6 +96,8 @@ pub(in super::super) fn group_status(group: &Group) -> wire::GroupStatus {
         paused: status.paused,
         doubt: status.doubt.map(doubt_name).unwrap_or_default().to_owned(),
         impostor_node: status.impostor.map_or(0, NodeId::get),
+        checked: status.checked.map_or(0, LogIndex::get),
+        differs: status.differs.map_or(0, LogIndex::get),
         serving: status.serving,
         caretaker: status.caretaker.as_ref().map(ToString::to_string).unwrap_or_default(),
         lease: group.lease().is_some_and(|lease| lease.valid),

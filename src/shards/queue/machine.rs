@@ -6,7 +6,8 @@ use std::io::Read;
 use bytes::Bytes;
 use rocksdb::WriteBatch;
 use shardhost_groups::machine::{
-    ApplyBatch, ApplyFault, QueryError, SnapshotWriter, StateChecksum, StateMachine,
+    ApplyBatch, ApplyFault, ConsistencyView, QueryError, SnapshotWriter, StateChecksum,
+    StateMachine,
 };
 use shardhost_proto::client::{Acked, Deliveries, Delivery};
 use shardhost_storage::{LogIndex, LogPosition};
@@ -20,7 +21,7 @@ use super::store::{self, Loaded};
 use super::{MAX_DELIVERY_BYTES, MAX_MESSAGES, MAX_SEQUENCE, Receipt};
 use crate::shards::codec::DecodeError;
 use crate::shards::session::{Admission, SessionTag};
-use crate::shards::state_db::{GroupState, StateDbError};
+use crate::shards::state_db::{COMPARED_FORMAT, GroupState, StateDbError};
 
 /// A queue shard's replicated state. Keeps itself in the host's [`StateDb`]; what it needs in
 /// memory is loaded with the first command.
@@ -83,6 +84,11 @@ impl StateMachine for QueueMachine {
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
         Ok(self.state.snapshot()?)
+    }
+
+    fn consistency_view(&mut self) -> Result<Option<ConsistencyView>, ApplyFault> {
+        let writer = self.state.snapshot()?;
+        Ok(Some(ConsistencyView { format: COMPARED_FORMAT, writer }))
     }
 
     fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault> {

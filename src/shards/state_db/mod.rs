@@ -41,6 +41,10 @@ pub use self::views::MAX_OPEN_VIEWS;
 use super::queue::QueueMachine;
 use super::table::TableMachine;
 
+/// Replicas are compared by the bytes of their snapshots, which hold no position and nothing of one
+/// host. Another number where a version writes other bytes of the same state.
+pub(crate) const COMPARED_FORMAT: u32 = 1;
+
 /// Which machine a group's state belongs to, as it stands on disk and in snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MachineKind {

@@ -4,7 +4,8 @@ use std::io::Read;
 
 use bytes::Bytes;
 use shardhost_groups::machine::{
-    ApplyBatch, ApplyFault, QueryError, SnapshotWriter, StateChecksum, StateMachine,
+    ApplyBatch, ApplyFault, ConsistencyView, QueryError, SnapshotWriter, StateChecksum,
+    StateMachine,
 };
 use shardhost_proto::client::{Get, Pair, Pairs, Scan, Value};
 use shardhost_storage::{LogIndex, LogPosition};
@@ -15,7 +16,7 @@ use super::{MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_VALUE_BYTES};
 use crate::shards::codec::{DecodeError, check_limit};
 use crate::shards::hash::SequenceSum;
 use crate::shards::session::{self, SessionTag, Sessions};
-use crate::shards::state_db::{GroupState, StateDbError};
+use crate::shards::state_db::{COMPARED_FORMAT, GroupState, StateDbError};
 
 /// Kind byte of a pair: behind it stands the key.
 pub(super) const PAIR: u8 = 0x10;
@@ -116,6 +117,11 @@ impl StateMachine for TableMachine {
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
         Ok(self.state.snapshot()?)
+    }
+
+    fn consistency_view(&mut self) -> Result<Option<ConsistencyView>, ApplyFault> {
+        let writer = self.state.snapshot()?;
+        Ok(Some(ConsistencyView { format: COMPARED_FORMAT, writer }))
     }
 
     fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault> {

@@ -3,7 +3,9 @@
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
 
-use crate::{ApplyBatch, ApplyFault, LogIndex, LogPosition, SnapshotWriter, StateMachine};
+use crate::{
+    ApplyBatch, ApplyFault, ConsistencyView, LogIndex, LogPosition, SnapshotWriter, StateMachine,
+};
 
 /// What a machine holds: which command stands where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,6 +67,10 @@ impl StateMachine for ListMachine {
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
         Ok(Box::new(View(self.disk.lock().unwrap().live.clone())))
+    }
+
+    fn consistency_view(&mut self) -> Result<Option<ConsistencyView>, ApplyFault> {
+        Ok(Some(ConsistencyView { format: 1, writer: self.snapshot()? }))
     }
 
     fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault> {

@@ -13,6 +13,7 @@ mod view;
 use datadriven::TestCase;
 use shardhost_groups::NodeId;
 use shardhost_groups::known_bugs::KnownBugs;
+use shardhost_groups::worker::Input;
 
 use crate::world::{Cluster, Done};
 use arguments::Arguments;
@@ -114,6 +115,9 @@ impl Cluster {
             "unreachable" => self.unreachable(arguments),
             "network" => self.show_network(),
             "status" | "disk" | "machine" | "membership" | "lease" => self.look(command, arguments),
+            "check-asleep" => self.each(arguments, |cluster, node| {
+                cluster.input(node, Input::CheckSleeping { part: 0, of: 1 })
+            }),
             "counters" => self.each(arguments, Self::show_counters),
             _ => Err(format!("there is no command {command}")),
         }

@@ -81,6 +81,7 @@ impl Cluster {
                 node.store.inject(StoreFault::DamagedEntry(group, index));
             }
             "snapshots" => node.corrupt_snapshots(group),
+            "machine" => node.corrupt_machine(group)?,
             "space" => node.snapshots.inject(SnapshotFault::NoSpace),
             other => return Err(format!("nothing can be wrong with {other}")),
         }

@@ -37,6 +37,7 @@ fn config(arguments: &mut Arguments<'_>) -> Result<GroupsConfig, String> {
     config.sleep_after_ticks = arguments.maybe("sleep")?.unwrap_or(0);
     let freeze: u32 = arguments.maybe("freeze")?.unwrap_or(10);
     config.freeze_timeout = config.tick * freeze;
+    config.consistency_ticks = arguments.maybe("check")?.unwrap_or(0);
     config.seed = arguments.maybe("seed")?.unwrap_or(0);
     config.log_trail_entries = arguments.maybe("trail")?.unwrap_or(config.log_trail_entries);
     config.log_keep_entries = arguments.maybe("keep-log")?.unwrap_or(config.log_keep_entries);

@@ -38,8 +38,10 @@ impl Cluster {
                 status.transferring_to.map_or(String::new(), |to| format!(" transferring-to={to}"));
             let contested =
                 status.impostor.map_or(String::new(), |node| format!(" contested-by=n{node}"));
+            let differs =
+                status.differs.map_or(String::new(), |index| format!(" differ-at={index}"));
             self.say(format!(
-                "n{id} g{group} {}{serving} log={}..{} commit={} applied={}{to}{asleep}{contested}",
+                "n{id} g{group} {}{serving} log={}..{} commit={} applied={}{to}{asleep}{contested}{differs}",
                 words::role(&status),
                 status.first,
                 status.last,

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
 
 use shardhost_groups::{
-    ApplyBatch, ApplyFault, LogIndex, LogPosition, SnapshotWriter, StateMachine,
+    ApplyBatch, ApplyFault, ConsistencyView, LogIndex, LogPosition, SnapshotWriter, StateMachine,
 };
 
 /// The command that makes a machine panic, and the one that it refuses to apply.
@@ -81,6 +81,10 @@ impl StateMachine for ListMachine {
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
         Ok(Box::new(View(self.disk.lock().unwrap().live.clone())))
+    }
+
+    fn consistency_view(&mut self) -> Result<Option<ConsistencyView>, ApplyFault> {
+        Ok(Some(ConsistencyView { format: 1, writer: self.snapshot()? }))
     }
 
     fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault> {

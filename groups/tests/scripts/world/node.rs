@@ -253,6 +253,15 @@ impl Node {
         self.snapshots.remove_below(group, None).unwrap();
     }
 
+    /// Changes a word in what a state machine holds.
+    pub fn corrupt_machine(&self, group: GroupId) -> Result<(), String> {
+        let disk = self.disks.get(&group).ok_or("there is no machine")?;
+        let mut disk = disk.lock().unwrap();
+        let (_, word) = disk.live.commands.last_mut().ok_or("the machine is empty")?;
+        *word = word.to_uppercase();
+        Ok(())
+    }
+
     /// Damages every snapshot of a group that is kept here.
     pub fn corrupt_snapshots(&self, group: GroupId) {
         for position in self.snapshots.list(group).unwrap_or_default() {

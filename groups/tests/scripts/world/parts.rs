@@ -1,6 +1,6 @@
 //! What stands around a worker: the log writer, the state machines, and the shipping of snapshots.
 
-use shardhost_groups::apply::ApplyReport;
+use shardhost_groups::apply::{ApplyReport, Summed, sum_of};
 use shardhost_groups::storage::{LogError, SnapshotError, SnapshotStore};
 use shardhost_groups::transport::{ShipmentOutcome, SnapshotShipment};
 use shardhost_groups::worker::{GroupEvent, Input, LogTask};
@@ -123,6 +123,13 @@ impl Cluster {
                     Err(error) => format!("n{id} g{group} made no snapshot: {error}"),
                 });
                 GroupEvent::SnapshotMade(written.is_ok().then_some(position))
+            }
+            ApplyReport::CheckTaken { position, view } => {
+                let view = view.map_err(|fault| fault.to_string())?;
+                let view = view.ok_or("the machine is not compared")?;
+                let sum = sum_of(view, &mut |_| Ok(())).map_err(|error| error.to_string())?;
+                self.say(format!("n{id} g{group} checksum at {position}: {sum}"));
+                GroupEvent::Summed { position, summed: Summed::Sum(sum) }
             }
             ApplyReport::Removed | ApplyReport::Nothing => return Ok(None),
         }))

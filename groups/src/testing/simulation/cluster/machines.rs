@@ -1,6 +1,7 @@
 //! A node's state machines, run some time after they were given work.
 
 use super::*;
+use crate::apply::{Summed, sum_of};
 
 impl Cluster {
     /// A state machine does nothing for so many milliseconds.
@@ -77,6 +78,17 @@ impl Cluster {
                 view.write_to(&mut sink).map_err(|error| error.to_string())?;
                 sink.finish().map_err(|error| error.to_string())?;
                 GroupEvent::SnapshotMade(Some(position))
+            }
+            ApplyReport::CheckTaken { position, view } => {
+                let view = view.map_err(|fault| fault.to_string())?;
+                let summed = match view {
+                    None => Summed::Unsupported,
+                    Some(view) => {
+                        let sum = sum_of(view, &mut |_| Ok(())).map_err(|e| e.to_string())?;
+                        Summed::Sum(sum)
+                    }
+                };
+                GroupEvent::Summed { position, summed }
             }
             ApplyReport::Removed | ApplyReport::Nothing => return Ok(()),
         };
