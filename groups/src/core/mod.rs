@@ -218,9 +218,12 @@ impl GroupCore {
         }
         self.check_doubt(round);
         if self.will_campaign() {
-            if self.has_promised(round) || self.may_not_campaign_in_doubt() {
+            if self.has_promised(round) {
                 self.raw.raft.election_elapsed -= 1;
-            } else if self.leaves_campaigns_to_others() || self.stays_out(round) {
+            } else if self.may_not_campaign_in_doubt()
+                || self.leaves_campaigns_to_others()
+                || self.stays_out(round)
+            {
                 self.let_timeout_pass();
             } else {
                 self.campaigns += 1;
