@@ -555,5 +555,5 @@ const fn timeout_of(millis: u64) -> Duration {
 
 /// A number that no operator's group can have.
 fn reserved(message: std::fmt::Arguments<'_>) -> Status {
-    refusal(Code::InvalidArgument, "RESERVED_GROUP", &message, [])
+    refusal(Code::InvalidArgument, "RESERVED_GROUP", message, [])
 }

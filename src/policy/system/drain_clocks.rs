@@ -31,7 +31,7 @@ struct DrainClock {
 impl DrainClocks {
     /// The drains of which the catalog is to be told how much time passed, in milliseconds: those that
     /// are due, and those of which it was not told for long. Time counts from the first look.
-    pub(super) fn to_tell<'a>(
+    pub(super) fn due_reports<'a>(
         &mut self,
         view: &'a View,
         now: Instant,
@@ -110,7 +110,7 @@ mod tests {
     /// A look of a leader whose time of day is `now_ms`.
     fn tend(catalog: &mut Catalog, clocks: &mut DrainClocks, now: Instant, now_ms: u64) -> usize {
         let view = catalog.view().clone();
-        let told = clocks.to_tell(&view, now);
+        let told = clocks.due_reports(&view, now);
         for (drain, passed_ms) in &told {
             let operation =
                 Operation::PassTime { node: drain.node, intent: drain.id, passed_ms: *passed_ms };
@@ -167,7 +167,7 @@ mod tests {
         let before = catalog.view().clone();
         assert_eq!(tend(&mut catalog, &mut clocks, began, NOW_MS), 0);
         assert_eq!(tend(&mut catalog, &mut clocks, began + TELL_EVERY, NOW_MS), 1);
-        assert!(clocks.to_tell(&before, began + TELL_EVERY * 2).is_empty());
+        assert!(clocks.due_reports(&before, began + TELL_EVERY * 2).is_empty());
         // The same again, by a caller that does not know what became of it.
         let drain = &before.drains()[&NODE];
         let operation = Operation::PassTime { node: NODE, intent: drain.id, passed_ms: 5_000 };

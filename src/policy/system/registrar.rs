@@ -204,7 +204,7 @@ struct Tender {
 impl Tender {
     async fn tend(&mut self, view: &Arc<View>) -> Result<(), CatalogError> {
         self.begin_settings(view).await?;
-        for (drain, passed_ms) in self.clocks.to_tell(view, Instant::now()) {
+        for (drain, passed_ms) in self.clocks.due_reports(view, Instant::now()) {
             let (node, intent) = (drain.node, drain.id);
             let operation = Operation::PassTime { node, intent, passed_ms };
             match self.client.apply_expecting(drain.revision, operation).await {
