@@ -173,10 +173,13 @@ impl Node {
             Some(HardState { term: Term::new(1), vote: None, commit: LogIndex::new(0) });
         write.reset = Some(LogPosition::default());
         self.store.write(&LogBatch { writes: vec![write] }).unwrap();
-        let keeps = (self.keeps)(self.keeping, group);
-        let disk = MachineDisk { keeps, ..MachineDisk::default() };
-        self.disks.insert(group, Arc::new(Mutex::new(disk)));
+        self.disks.insert(group, self.empty_disk(group));
         true
+    }
+
+    fn empty_disk(&self, group: GroupId) -> Arc<Mutex<MachineDisk>> {
+        let keeps = (self.keeps)(self.keeping, group);
+        Arc::new(Mutex::new(MachineDisk { keeps, ..MachineDisk::default() }))
     }
 
     /// Opens a replica in the running process.
@@ -230,6 +233,11 @@ impl Node {
         });
         let mut groups = self.store.groups().map_err(|error| error.to_string())?;
         groups.retain(|group| !self.closed.contains(group));
+        for group in &groups {
+            // A log that lost its end may have forgotten that a replica was destroyed, with its state.
+            let empty = self.empty_disk(*group);
+            self.disks.entry(*group).or_insert(empty);
+        }
         groups.into_iter().try_for_each(|group| self.open_replica(config, group))
     }
 
