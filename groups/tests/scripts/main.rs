@@ -166,7 +166,6 @@ const NEEDS: &[(KnownBug, &str)] = &[
     (KnownBug::SilentPolicyKeepsLeadership, "policies/a_policy_that_panicked_is_asked_again.txt"),
     (KnownBug::CaretakerAnswersReads, "policies/caretaker_follower_read.txt"),
     (KnownBug::IgnoreDoubt, "persistence/lost_tail_while_another_lags.txt"),
-    (KnownBug::IgnoreDoubt, "persistence/doubt_replaced.txt"),
     (KnownBug::TurnOfOneTick, "sleep/turns.txt"),
     (KnownBug::SkipCommands, "consistency/all_are_equal.txt"),
 ];
