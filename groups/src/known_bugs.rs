@@ -70,8 +70,6 @@ pub enum KnownBug {
     CountLostLearner,
     /// A vote lock is forgotten when the clock cannot be read.
     UnlockWithoutClock,
-    /// A replica in doubt does not learn from its peers what is committed.
-    IgnoreCommitOfAnswers,
     /// The replica with the number 3 does not apply every fifth entry.
     SkipCommands,
 }

@@ -315,12 +315,14 @@ impl State {
         let heartbeat = self.heartbeat.take();
         let heartbeat =
             heartbeat.map(|sequence| NodeHeartbeat { sequence, advert: self.advert.take() });
+        let before = self.stats.bytes;
         let messages = self.take_messages(bounds);
         if heartbeat.is_none() && messages.is_empty() {
             return None;
         }
         self.stats.frames += 1;
-        self.progress.handed(Instant::now());
+        let bytes = self.stats.bytes - before;
+        self.progress.handed(bytes, Instant::now());
         self.stats.messages += messages.len() as u64;
         Some(Frame { hello: None, heartbeat, messages })
     }

@@ -5,7 +5,12 @@
 //! taken; a stream of which nothing more is taken for long is given up, however much its connection
 //! still accepts.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+
+/// The slowest link that is no stalled one, in bytes per second: a frame may take as long as it needs
+/// at this rate, beside the time in which any is taken.
+const SLOWEST_RATE: u64 = 64 << 10;
 
 /// The frames of one stream of a lane.
 #[derive(Debug, Default)]
@@ -14,6 +19,8 @@ pub(super) struct Progress {
     told: bool,
     handed: u64,
     taken: u64,
+    /// Bytes of the frames that were handed and not taken; as many as a connection accepts.
+    owed: VecDeque<u64>,
     /// Since when the peer owes a word.
     owed_since: Option<Instant>,
 }
@@ -25,14 +32,20 @@ impl Progress {
     }
 
     /// A frame was handed to the connection.
-    pub fn handed(&mut self, now: Instant) {
+    pub fn handed(&mut self, bytes: u64, now: Instant) {
+        if !self.told {
+            return;
+        }
         self.handed += 1;
+        self.owed.push_back(bytes);
         self.owed_since.get_or_insert(now);
     }
 
     /// The peer says how many frames it has taken. It cannot have taken more than it was handed.
     pub fn taken(&mut self, frames: u64, now: Instant) {
         if frames > self.taken && frames <= self.handed {
+            let news = usize::try_from(frames - self.taken).unwrap_or(usize::MAX);
+            self.owed.drain(..news.min(self.owed.len()));
             self.taken = frames;
             self.owed_since = (frames < self.handed).then_some(now);
         }
@@ -43,10 +56,13 @@ impl Progress {
         self.owed_since = self.owed_since.map(|_| now);
     }
 
-    /// Whether the peer has taken nothing for this long, although there was something.
+    /// Whether the peer has taken nothing for this long, and for as long as the next frame needs on a
+    /// slow link, although there was something.
     pub fn is_stalled(&self, now: Instant, patience: Duration) -> bool {
         let owed_for = self.owed_since.map(|since| now.saturating_duration_since(since));
-        self.told && owed_for.is_some_and(|owed| owed >= patience)
+        let bytes = self.owed.front().copied().unwrap_or(0);
+        let allowed = patience + Duration::from_millis(bytes.saturating_mul(1_000) / SLOWEST_RATE);
+        self.told && owed_for.is_some_and(|owed| owed >= allowed)
     }
 }
 
@@ -62,8 +78,8 @@ mod tests {
         let at = |milliseconds| begin + Duration::from_millis(milliseconds);
         let mut progress = Progress::begin(true);
         assert!(!progress.is_stalled(at(9_000), PATIENCE), "there was nothing to take");
-        progress.handed(at(0));
-        progress.handed(at(500));
+        progress.handed(0, at(0));
+        progress.handed(0, at(500));
         assert!(!progress.is_stalled(at(999), PATIENCE));
         assert!(progress.is_stalled(at(1_000), PATIENCE));
         progress.taken(1, at(1_000));
@@ -74,10 +90,22 @@ mod tests {
     }
 
     #[test]
+    fn a_large_frame_has_the_time_that_it_needs_on_a_slow_link() {
+        let begin = Instant::now();
+        let mut progress = Progress::begin(true);
+        progress.handed(2 * SLOWEST_RATE, begin);
+        progress.handed(0, begin);
+        assert!(!progress.is_stalled(begin + PATIENCE * 2, PATIENCE));
+        assert!(progress.is_stalled(begin + PATIENCE * 3, PATIENCE));
+        progress.taken(1, begin + PATIENCE * 3);
+        assert!(progress.is_stalled(begin + PATIENCE * 4, PATIENCE));
+    }
+
+    #[test]
     fn what_a_peer_cannot_have_taken_says_nothing() {
         let begin = Instant::now();
         let mut progress = Progress::begin(true);
-        progress.handed(begin);
+        progress.handed(0, begin);
         progress.taken(u64::MAX, begin);
         assert!(progress.is_stalled(begin + PATIENCE, PATIENCE));
     }
@@ -88,7 +116,7 @@ mod tests {
         let mut progress = Progress::begin(true);
         progress.excuse(begin);
         assert!(!progress.is_stalled(begin + PATIENCE, PATIENCE), "it owed nothing");
-        progress.handed(begin);
+        progress.handed(0, begin);
         progress.excuse(begin + PATIENCE);
         assert!(!progress.is_stalled(begin + PATIENCE * 3 / 2, PATIENCE));
         assert!(progress.is_stalled(begin + PATIENCE * 2, PATIENCE));
@@ -98,7 +126,7 @@ mod tests {
     fn a_peer_of_an_older_version_owes_no_word() {
         let begin = Instant::now();
         let mut progress = Progress::begin(false);
-        progress.handed(begin);
+        progress.handed(0, begin);
         assert!(!progress.is_stalled(begin + PATIENCE, PATIENCE));
     }
 }

@@ -345,9 +345,7 @@ impl GroupCore {
         if overrated && doubt.floor.is_some() {
             self.outbid_leader(message.term);
         }
-        if !self.config.bugs.has(KnownBug::IgnoreCommitOfAnswers) {
-            self.take_commit(recovery.committed, recovery.committed_term);
-        }
+        self.take_commit(recovery.committed, recovery.committed_term);
     }
 
     /// A peer knows what is committed, and this log holds the same entry there. It may be the only one

@@ -75,8 +75,3 @@ fn a_seed_notices(bug: KnownBug) {
 fn a_seed_notices_that_lost_ends_are_ignored() {
     a_seed_notices(KnownBug::IgnoreDoubt);
 }
-
-#[test]
-fn a_seed_notices_that_answers_do_not_tell_what_is_committed() {
-    a_seed_notices(KnownBug::IgnoreCommitOfAnswers);
-}
