@@ -94,14 +94,6 @@ pub struct Node {
 /// Milliseconds of a window in which a clock can be read, or cannot.
 const BLIND_WINDOW: u64 = 20;
 
-/// The finaliser of splitmix64.
-const fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
-}
-
 impl Node {
     pub fn new(id: NodeId) -> Self {
         Self {
@@ -140,7 +132,7 @@ impl Node {
 
     /// The same as its worker reads it; `None`: it cannot be read now.
     pub fn read_clock(&self, now: u64) -> Option<Moment> {
-        let window = mix(self.id.get() ^ mix(now / BLIND_WINDOW));
+        let window = crate::core::mix(self.id.get() ^ crate::core::mix(now / BLIND_WINDOW));
         let fails = self.blind || window % 1_000 < self.blind_windows;
         (!fails).then(|| self.clock(now))
     }
