@@ -33,6 +33,10 @@ const STARTS: &str = "incarnation";
 const ROLLED_BACK: &str = "rolled-back";
 /// Stands there once the directory turned out to be an older copy.
 const WAS_ROLLED_BACK: &str = "was-rolled-back";
+/// Stands there once peers turned out to know starts of the node that were on another disk.
+const DISK_WAS_LOST: &str = "disk-was-lost";
+/// The latest start that was lost and of which every replica knows.
+const LOST_STARTS: &str = "lost-starts";
 
 impl DataDir {
     /// Creates the directory if it is missing, locks it, and begins another incarnation.
@@ -74,6 +78,8 @@ impl DataDir {
             path: self.path.join(ROLLED_BACK),
             starts: self.path.join(STARTS),
             mark: self.path.join(WAS_ROLLED_BACK),
+            disk_lost: self.path.join(DISK_WAS_LOST),
+            lost: self.path.join(LOST_STARTS),
         }
     }
 
@@ -91,6 +97,8 @@ pub struct RollbackNote {
     path: PathBuf,
     starts: PathBuf,
     mark: PathBuf,
+    disk_lost: PathBuf,
+    lost: PathBuf,
 }
 
 impl RollbackNote {
@@ -108,12 +116,26 @@ impl RollbackNote {
         replace(&self.path, text.as_bytes())
     }
 
+    /// The latest start that was lost and of which every replica knows; 0: none was. Of those before it
+    /// that the directory does not know the replicas need not be told: what they may have lost with
+    /// them, they know already. All starts since are later.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn told_through(&self) -> io::Result<u64> {
+        match fs::exists(&self.lost)? {
+            true => Ok(read_starts(&self.lost)?.into_iter().max().unwrap_or(0)),
+            false => Ok(0),
+        }
+    }
+
     /// Every replica has its own note: the start that a peer saw counts as one of the directory's,
     /// so that the next one is later also when the clock went back.
     ///
     /// # Errors
     /// When that cannot be written.
     pub fn settle(&self, known: u64) -> io::Result<()> {
+        write_starts(&self.lost, &[known.max(self.told_through()?)])?;
         let mut starts = read_starts(&self.starts)?;
         if !starts.contains(&known) {
             starts.push(known);
@@ -135,6 +157,20 @@ impl RollbackNote {
     /// When it cannot be written.
     pub fn mark_rolled_back(&self, text: &str) -> io::Result<()> {
         replace(&self.mark, text.as_bytes())
+    }
+
+    /// Whether the node had another disk before, as peers said to any process since.
+    #[must_use]
+    pub fn disk_was_lost(&self) -> bool {
+        self.disk_lost.exists()
+    }
+
+    /// Remembers that, durably and for good: replicas may have been there that nobody here knows.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn mark_disk_lost(&self, text: &str) -> io::Result<()> {
+        replace(&self.disk_lost, text.as_bytes())
     }
 
     /// Takes it away. When a crash brings it back, the replicas are told once more.
@@ -256,6 +292,9 @@ mod tests {
         let next = DataDir::open(directory.path()).unwrap();
         assert!(next.incarnation() > known, "{}", next.incarnation());
         assert_eq!(next.earlier_starts()[0], known);
+        assert_eq!(next.rollback_note().told_through().unwrap(), known);
+        next.rollback_note().settle(known - 1).unwrap();
+        assert_eq!(next.rollback_note().told_through().unwrap(), known);
     }
 
     #[test]

@@ -24,9 +24,9 @@ pub(super) struct HostMemory {
 }
 
 /// What peers said that the data directory does not know.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Noticed {
-    /// The latest lost start of which the replicas were told; 0: none.
+    /// The latest lost start of which the replicas were told, by any process; 0: none.
     told: u64,
     /// What the first peer said, if there were replicas to tell. A node that lost its disk has none.
     rollback: Option<Rollback>,
@@ -37,19 +37,24 @@ impl HostMemory {
     pub fn open(data_dir: &DataDir, store: &dyn LogStore) -> io::Result<Self> {
         let note = data_dir.rollback_note();
         if note.exists() {
-            let replicas = raise_doubt(store).map_err(io::Error::other)?;
-            if replicas > 0 {
+            // Which of the two it was stands there already, unless an earlier version wrote the note.
+            if !note.disk_was_lost() {
                 note.mark_rolled_back("an earlier process did not come to tell its replicas\n")?;
             }
+            raise_doubt(store).map_err(io::Error::other)?;
             note.remove()?;
         }
         let peers = PeerStarts::open(data_dir.peers_path())?;
-        Ok(Self { peers, note, groups: OnceLock::new(), noticed: Mutex::default() })
+        let noticed = Noticed { told: note.told_through()?, rollback: None };
+        Ok(Self { peers, note, groups: OnceLock::new(), noticed: Mutex::new(noticed) })
     }
 
     pub fn bind(&self, groups: Groups) {
         if self.note.was_rolled_back() {
             groups.doubt_creations(Doubt::RolledBack);
+        }
+        if self.note.disk_was_lost() {
+            groups.disk_was_lost();
         }
         if self.groups.set(groups).is_err() {
             tracing::error!("a host was bound to its groups twice");
@@ -79,10 +84,16 @@ impl IncarnationMemory for HostMemory {
         let Rollback { by, known, held } = rollback;
         let text = format!("node {by} knows {known}, the directory {held}\n");
         self.note.write(&text)?;
-        let replicas = groups.raise_doubt(Doubt::RolledBack).map_err(io::Error::other)?;
-        if replicas > 0 {
+        // A directory that knows no earlier start is a new one: the node lost its disk. Another is an
+        // older copy, and any replica may have been here.
+        if held == 0 {
+            self.note.mark_disk_lost(&text)?;
+            groups.disk_was_lost();
+        } else {
             self.note.mark_rolled_back(&text)?;
+            groups.doubt_creations(Doubt::RolledBack);
         }
+        let replicas = groups.raise_doubt(Doubt::RolledBack).map_err(io::Error::other)?;
         self.note.settle(known)?;
         noticed.told = known;
         if replicas == 0 {
@@ -110,4 +121,120 @@ fn raise_doubt(store: &dyn LogStore) -> Result<usize, LogError> {
     let count = writes.len();
     store.write(&LogBatch { writes })?;
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use shardhost_groups::testing::alone::{Alone, Stateless};
+    use shardhost_groups::{GroupSpec, GroupsBuilder, GroupsConfig};
+    use shardhost_storage::{GroupId, MemorySnapshots, MemoryStore};
+
+    use super::*;
+
+    /// One process of node 1 after the other, on one log.
+    struct Process {
+        directory: DataDir,
+        memory: HostMemory,
+        groups: Groups,
+        store: Arc<MemoryStore>,
+    }
+
+    impl Process {
+        fn start(path: &Path, store: &Arc<MemoryStore>) -> Self {
+            let directory = DataDir::open(path).unwrap();
+            let memory = HostMemory::open(&directory, &**store).unwrap();
+            let groups = GroupsBuilder::new(GroupsConfig::new(NodeId::must(1)))
+                .start(Arc::clone(store) as _, Arc::new(MemorySnapshots::new()), Arc::new(Alone))
+                .unwrap();
+            memory.bind(groups.clone());
+            Self { directory, memory, groups, store: Arc::clone(store) }
+        }
+
+        fn hears(&self, known: u64) {
+            let held = self.directory.earlier_starts().first().copied().unwrap_or(0);
+            self.memory.rolled_back(Rollback { by: NodeId::must(2), known, held }).unwrap();
+        }
+
+        /// Creates a group of three; whether its replica is in doubt.
+        fn doubts(&self, group: u64, of: impl FnOnce(GroupSpec) -> GroupSpec) -> bool {
+            let spec = of(GroupSpec::new(GroupId::new(group), (1..=3).map(NodeId::must)));
+            self.groups.create(spec, Box::new(Stateless)).unwrap();
+            self.is_in_doubt(group)
+        }
+
+        fn is_in_doubt(&self, group: u64) -> bool {
+            self.store.load(GroupId::new(group)).unwrap().unwrap().certainty.is_in_doubt()
+        }
+
+        fn end(self) {
+            self.groups.shutdown();
+        }
+    }
+
+    const fn as_is(spec: GroupSpec) -> GroupSpec {
+        spec
+    }
+
+    #[test]
+    fn a_directory_that_was_put_back_doubts_what_is_created_there_in_every_process() {
+        let (directory, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::new()));
+        let first = Process::start(directory.path(), &store);
+        assert!(!first.doubts(1, as_is));
+        first.end();
+        let told = Process::start(directory.path(), &store);
+        told.hears(LATER);
+        assert!(told.is_in_doubt(1));
+        assert!(told.doubts(2, GroupSpec::on_known_disk));
+        told.end();
+        let later = Process::start(directory.path(), &store);
+        assert!(later.doubts(3, GroupSpec::on_known_disk));
+        assert!(later.memory.rollback().is_none());
+        later.end();
+    }
+
+    #[test]
+    fn a_new_directory_of_a_known_node_doubts_what_was_founded_on_another_disk() {
+        let (directory, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::new()));
+        let told = Process::start(directory.path(), &store);
+        told.hears(LATER);
+        assert!(told.doubts(1, as_is));
+        assert!(!told.doubts(2, GroupSpec::on_known_disk));
+        assert!(told.memory.rollback().is_none());
+        told.end();
+        let later = Process::start(directory.path(), &store);
+        assert!(later.doubts(3, as_is));
+        assert!(!later.doubts(4, GroupSpec::on_known_disk));
+        later.end();
+    }
+
+    /// Starts that were lost together are told one by one, also to later processes.
+    #[test]
+    fn a_replica_hears_once_of_the_starts_that_were_lost_together() {
+        let (directory, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::new()));
+        Process::start(directory.path(), &store).end();
+        let told = Process::start(directory.path(), &store);
+        assert!(!told.doubts(1, as_is));
+        told.hears(LATER);
+        told.hears(LATER - 1);
+        told.end();
+        settle(&store, 1);
+        let later = Process::start(directory.path(), &store);
+        later.hears(LATER - 2);
+        assert!(!later.is_in_doubt(1));
+        later.hears(LATER + 1);
+        assert!(later.is_in_doubt(1));
+        later.end();
+    }
+
+    /// Later than what a clock says today, and possible.
+    const LATER: u64 = crate::data_dir::LATEST_START - 10;
+
+    fn settle(store: &MemoryStore, group: u64) {
+        let sure =
+            GroupWrite { certainty: Some(Certainty::Sure), ..GroupWrite::new(GroupId::new(group)) };
+        store.write(&LogBatch { writes: vec![sure] }).unwrap();
+    }
 }

@@ -18,6 +18,8 @@ use crate::host::founding::{Founders, Outcome, Scope};
 use crate::shards::StateDb;
 use crate::transport::MapTag;
 
+/// Between two tries to create shards.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two looks whether a replica is there.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -90,11 +92,15 @@ async fn found_later(
         tracing::error!(%error, "the map of shards cannot be remembered: no shards are created");
         return;
     }
-    let Some(state) = state.upgrade() else { return };
-    let count = wanted.len();
-    match create(&host, &state, wanted.clone()).await {
-        Ok(()) => tracing::info!(count, "the shards are founded here"),
-        Err(error) => tracing::error!(%error, "the shards are not created; restart the host"),
+    let mut tries = tokio::time::interval(RETRY_INTERVAL);
+    tries.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        tries.tick().await;
+        let Some(state) = state.upgrade() else { return };
+        match create(&host, &state, wanted.clone()).await {
+            Ok(()) => return tracing::info!(count = wanted.len(), "the shards are founded here"),
+            Err(error) => tracing::error!(%error, "not all shards are created here; tried again"),
+        }
     }
 }
 
@@ -105,22 +111,37 @@ async fn remember(map: &Arc<CurrentMap>) -> io::Result<()> {
     remembered.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-/// Creates the shards that this node never held: one that was moved away from here does not come
-/// back.
+/// Creates the shards that this node never held: all with one write, or those that can be, one by
+/// one. One that was moved away from here does not come back.
+///
+/// # Errors
+/// Of the first that cannot be created; those before and after it are there.
 async fn create(
     host: &Host,
     state: &Arc<StateDb>,
     wanted: Vec<GroupSpec>,
 ) -> Result<(), OpenGroupError> {
-    let mut fresh = Vec::new();
+    let mut missing = Vec::new();
     for spec in wanted {
         if host.stored_group(spec.id)?.is_none() && host.tombstone(spec.id)?.is_none() {
-            let (state, group, kind) = (Arc::clone(state), spec.id, spec.kind.clone());
-            let machine = move || empty_machine_of(&state, group, &kind);
-            fresh.push((spec, Box::new(machine) as MachineFactory));
+            // The founders said of their disks that they are new.
+            missing.push(spec.on_known_disk());
         }
     }
-    host.create_groups_with(fresh).await.map(drop)
+    let fresh = |spec: &GroupSpec| {
+        let (state, group, kind) = (Arc::clone(state), spec.id, spec.kind.clone());
+        let machine = move || empty_machine_of(&state, group, &kind);
+        (spec.clone(), Box::new(machine) as MachineFactory)
+    };
+    if host.create_groups_with(missing.iter().map(fresh).collect()).await.is_ok() {
+        return Ok(());
+    }
+    let mut outcome = Ok(());
+    for (spec, machine) in missing.iter().map(fresh) {
+        let created = host.create_group_with(spec, machine).await.map(drop);
+        outcome = outcome.and(created);
+    }
+    outcome
 }
 
 /// Waits until this host holds a replica of a group; false: that takes longer.

@@ -1,16 +1,13 @@
 //! Orders that nobody can mean, orders that come late or twice, and replicas that stand in the way.
 
-use std::io::Read;
 use std::sync::{Arc, Condvar, Mutex};
 
 use shardhost::policy::catalog::{Name, NewGroup, Operation, Subject};
 use shardhost::policy::system::{GroupMachines, SYSTEM_GROUP, System, SystemOptions};
 use shardhost::proto::admin::admin_client::AdminClient;
 use shardhost::proto::admin::{DestroyGroupRequest, ShowGroupRequest, StatusRequest};
-use shardhost::{
-    ApplyBatch, ApplyFault, GroupId, GroupSpec, Host, HostConfig, LogPosition, NodeId, Shutdown,
-    SnapshotWriter, StateMachine,
-};
+use shardhost::{GroupId, GroupSpec, Host, HostConfig, NodeId, Shutdown, StateMachine};
+use shardhost_groups::testing::alone::Stateless;
 use tempfile::TempDir;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -30,24 +27,6 @@ fn destroy(group: GroupId) -> Operation {
 
 async fn admin(cluster: &Cluster, node: u64) -> AdminClient<Channel> {
     AdminClient::connect(format!("http://{}", cluster.addresses[&node])).await.unwrap()
-}
-
-/// A state machine that keeps nothing.
-struct Nothing;
-
-impl StateMachine for Nothing {
-    fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
-        Ok(None)
-    }
-    fn apply(&mut self, _: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
-        Ok(())
-    }
-    fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
-        Err(ApplyFault::new("it has none"))
-    }
-    fn restore(&mut self, _: LogPosition, _: &mut dyn Read) -> Result<(), ApplyFault> {
-        Ok(())
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,7 +107,7 @@ async fn an_order_that_is_repeated_ends_no_later_generation() {
 async fn a_replica_that_cannot_be_opened_keeps_no_node_from_starting() {
     let mut cluster = Cluster::start(Shape::new(3, 1)).await;
     let spec = GroupSpec::new(GROUP, [NodeId::must(3)]).kind("odd");
-    cluster.host(3).create_group(spec, Nothing).await.unwrap();
+    cluster.host(3).create_group(spec, Stateless).await.unwrap();
     cluster.stop_node(3).await;
     cluster.start_node(3).await;
     let table = shardhost::server::group_of_shard("table", 0).unwrap();
@@ -159,7 +138,7 @@ struct Hanging {
 
 impl GroupMachines for Hanging {
     fn create(&self, _: GroupId, _: &str) -> Result<Box<dyn StateMachine>, String> {
-        Ok(Box::new(Nothing))
+        Ok(Box::new(Stateless))
     }
     fn destroy(&self, group: GroupId) -> Result<(), String> {
         if group == GROUP {

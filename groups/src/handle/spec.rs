@@ -16,6 +16,8 @@ pub struct GroupSpec {
     pub kind: String,
     /// Words for selectors.
     pub labels: BTreeMap<String, String>,
+    /// See [`GroupSpec::on_known_disk`].
+    pub on_known_disk: bool,
 }
 
 impl GroupSpec {
@@ -24,7 +26,8 @@ impl GroupSpec {
     #[must_use]
     pub fn new(id: GroupId, voters: impl IntoIterator<Item = NodeId>) -> Self {
         let membership = Membership::initial(voters);
-        Self { id, membership, kind: String::new(), labels: BTreeMap::new() }
+        let (kind, labels) = (String::new(), BTreeMap::new());
+        Self { id, membership, kind, labels, on_known_disk: false }
     }
     /// The group had this many lives before, all destroyed. The ids of its replicas start anew
     /// behind those of earlier lives, so that nothing that is left of them is taken for this one.
@@ -50,6 +53,14 @@ impl GroupSpec {
     #[must_use]
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.insert(key.into(), value.into());
+        self
+    }
+    /// Whoever decided that the group begins knew the disk that this node has: no replica of this life
+    /// of the group was on another disk of it. Where the node lost a disk, a replica without this word
+    /// asks the others first; see [`Groups::disk_was_lost`](crate::Groups::disk_was_lost).
+    #[must_use]
+    pub const fn on_known_disk(mut self) -> Self {
+        self.on_known_disk = true;
         self
     }
 }

@@ -104,7 +104,8 @@ impl Groups {
         let batch = LogBatch { writes: firsts.iter().map(first_write).collect() };
         let machines = specs.into_iter().zip(firsts);
         let prepared = machines.map(|((spec, machine), first)| {
-            self.prepare(&held, first, make(spec.id, machine)?, None)
+            let prepared = self.prepare(&held, first, make(spec.id, machine)?, None)?;
+            Ok(if spec.on_known_disk { prepared.founded_on_known_disk() } else { prepared })
         });
         let prepared: Vec<Prepared> = prepared.collect::<Result<_, _>>()?;
         if let Some(first) = prepared.first() {
@@ -147,11 +148,12 @@ impl Groups {
 }
 
 impl Groups {
-    /// On a data directory that was put back from an older copy, a replica that seems to be the
-    /// first may have been there before: its peers know. Without peers nobody would ever say.
+    /// On a data directory that was put back from an older copy, or that replaces a lost one, a
+    /// replica that seems to be the first may have been there before: its peers know. Without peers
+    /// nobody would ever say.
     fn certainty_of_first(&self, spec: &GroupSpec) -> Certainty {
         let voters = spec.membership.members.values().filter(|member| member.voter).count();
-        let raised = self.shared().doubts.raised();
+        let raised = self.shared().doubts.of_creation(spec.on_known_disk);
         raised.filter(|_| voters > 1).map_or(Certainty::Sure, Certainty::InDoubt)
     }
 }

@@ -16,19 +16,34 @@ const ATTEMPTS: usize = 16;
 /// of a doubt after it got a replica that does not know of it.
 #[derive(Debug, Default)]
 pub(super) struct Doubts {
-    raised: Mutex<Option<Doubt>>,
+    raised: Mutex<Raised>,
     order: Mutex<()>,
 }
 
+/// What is doubted of replicas that are created here.
+#[derive(Clone, Copy, Debug, Default)]
+struct Raised {
+    /// Any may have been here before.
+    any: Option<Doubt>,
+    /// Those may that were founded on another disk of the node.
+    disk_lost: bool,
+}
+
 impl Doubts {
-    /// The doubt that was raised since the host started.
-    pub(super) fn raised(&self) -> Option<Doubt> {
-        *self.raised.lock()
+    /// What is doubted of a replica that is created; `on_known_disk`: it is founded on this disk.
+    pub(super) fn of_creation(&self, on_known_disk: bool) -> Option<Doubt> {
+        let raised = *self.raised.lock();
+        let lost = raised.disk_lost && !on_known_disk;
+        raised.any.or(lost.then_some(Doubt::RolledBack))
     }
 
     /// From here on what is created here is in doubt.
     fn raise(&self, doubt: Doubt) {
-        *self.raised.lock() = Some(doubt);
+        self.raised.lock().any = Some(doubt);
+    }
+
+    fn disk_was_lost(&self) {
+        self.raised.lock().disk_lost = true;
     }
 
     /// Hands replicas to their workers; no doubt is raised meanwhile.
@@ -45,14 +60,22 @@ impl Groups {
         self.shared().doubts.raise(doubt);
     }
 
-    /// From here on no replica takes part in an election before enough of its peers have said what
-    /// they hold. Blocks until that is durable; says of how many replicas.
+    /// The node had another disk before this one: a replica that is created here asks its peers first,
+    /// for it may have voted on the other one, unless its spec says
+    /// [`on_known_disk`](crate::GroupSpec::on_known_disk).
+    pub fn disk_was_lost(&self) {
+        self.shared().doubts.disk_was_lost();
+    }
+
+    /// From here on no replica that is here takes part in an election before enough of its peers have
+    /// said what they hold. Blocks until that is durable; says of how many replicas. Those that come
+    /// later are doubted as [`Groups::doubt_creations`] and [`Groups::disk_was_lost`] say, which come
+    /// first.
     ///
     /// # Errors
     /// When the log cannot be read or written.
     pub fn raise_doubt(&self, doubt: Doubt) -> Result<usize, LogError> {
         let shared = self.shared();
-        shared.doubts.raise(doubt);
         let mut attempts = ATTEMPTS;
         let count = loop {
             attempts -= 1;
@@ -87,7 +110,9 @@ impl RuntimeShared {
 
     /// A replica that was opened from what the log held before a doubt was raised learns of it.
     pub(super) fn with_present_doubt(&self, mut prepared: Prepared) -> Prepared {
-        let Some(raised) = self.doubts.raised() else { return prepared };
+        let Some(raised) = self.doubts.of_creation(prepared.on_known_disk()) else {
+            return prepared;
+        };
         let group = prepared.group();
         match self.store().and_then(|store| store.load(group)) {
             Ok(Some(known)) => match known.certainty {

@@ -518,50 +518,19 @@ fn join(thread: JoinHandle<()>) {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use shardhost_storage::{LogPosition, MemorySnapshots, MemoryStore};
+    use shardhost_storage::{MemorySnapshots, MemoryStore};
 
     use super::*;
     use crate::handle::GroupSpec;
     use crate::leadership::HookKind;
-    use crate::machine::{ApplyBatch, ApplyFault, SnapshotWriter, StateMachine};
-    use crate::transport::{Outgoing, SnapshotShipment};
+    use crate::testing::alone::{Alone, Stateless};
     use crate::worker::Phase;
-
-    /// A state machine that keeps nothing.
-    struct Nothing;
-
-    impl StateMachine for Nothing {
-        fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
-            Ok(None)
-        }
-        fn apply(&mut self, _: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
-            Ok(())
-        }
-        fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
-            Err(ApplyFault::new("it has none"))
-        }
-        fn restore(&mut self, _: LogPosition, _: &mut dyn std::io::Read) -> Result<(), ApplyFault> {
-            Ok(())
-        }
-    }
-
-    #[derive(Debug)]
-    struct Nowhere;
-
-    impl Transport for Nowhere {
-        fn send(&self, _: Vec<Outgoing>) {}
-        fn send_snapshot(&self, _: SnapshotShipment) {}
-    }
 
     /// A host that lost a thread says so, and can still be shut down.
     #[test]
     fn a_thread_that_panics_fails_the_host_and_hangs_nobody() {
         let groups = GroupsBuilder::new(GroupsConfig::new(NodeId::must(1)))
-            .start(
-                Arc::new(MemoryStore::new()),
-                Arc::new(MemorySnapshots::new()),
-                Arc::new(Nowhere),
-            )
+            .start(Arc::new(MemoryStore::new()), Arc::new(MemorySnapshots::new()), Arc::new(Alone))
             .unwrap();
         let health = groups.health();
         let thread = spawn(groups.shared(), "doomed".to_owned(), || panic!("told to panic"));
@@ -583,17 +552,13 @@ mod tests {
         config.tick = Duration::from_millis(5);
         config.round_limit = Some(Duration::from_millis(100));
         let groups = GroupsBuilder::new(config)
-            .start(
-                Arc::new(MemoryStore::new()),
-                Arc::new(MemorySnapshots::new()),
-                Arc::new(Nowhere),
-            )
+            .start(Arc::new(MemoryStore::new()), Arc::new(MemorySnapshots::new()), Arc::new(Alone))
             .unwrap();
         let (let_go, held) = crossbeam_channel::bounded::<()>(0);
         let hang = move |_: &_| assert!(held.recv().is_err(), "nothing is sent");
         let _hook = groups.on_leadership(GroupSelector::All, HookKind::Inline, hang);
         let spec = GroupSpec::new(GroupId::new(7), [NodeId::must(1)]);
-        groups.create(spec, Box::new(Nothing)).unwrap();
+        groups.create(spec, Box::new(Stateless)).unwrap();
         let mut health = groups.health();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {

@@ -34,9 +34,20 @@ pub(super) struct Prepared {
     core: Box<GroupCore>,
     handle: Group,
     labels: BTreeMap<String, String>,
+    /// It is created, and founded on the disk that the node has.
+    on_known_disk: bool,
 }
 
 impl Prepared {
+    pub(super) const fn on_known_disk(&self) -> bool {
+        self.on_known_disk
+    }
+
+    pub(super) fn founded_on_known_disk(mut self) -> Self {
+        self.on_known_disk = true;
+        self
+    }
+
     pub(super) fn group(&self) -> GroupId {
         self.core.id()
     }
@@ -158,7 +169,8 @@ impl Groups {
         let applier = Applier::new(group, machine, Arc::clone(&shared.snapshots), applied)
             .with_latency(Arc::clone(&shared.latency));
         let handle = self.handle_of(&core, applier, &meta.kind);
-        Ok(Prepared { open, core: Box::new(core), handle, labels: meta.labels })
+        let (core, labels) = (Box::new(core), meta.labels);
+        Ok(Prepared { open, core, handle, labels, on_known_disk: false })
     }
 
     /// The replicas begin to run.

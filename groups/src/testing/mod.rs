@@ -3,6 +3,7 @@
 //!
 //! | where | what |
 //! |---|---|
+//! | [`alone`] | a host without others, a group without state |
 //! | [`conformance`] | what a group promises, as a suite for any way of making hosts |
 //! | [`linearizability`] | whether a history of operations could have come one at a time |
 //! | [`network`] | a network inside one process, with trouble on command |
@@ -11,6 +12,7 @@
 //!
 //! Only with feature `testing`. Nothing of the library knows this module.
 
+pub mod alone;
 pub mod conformance;
 pub mod linearizability;
 pub mod network;

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use shardhost_groups::storage::*;
+use shardhost_groups::testing::alone::Stateless;
 use shardhost_groups::transport::{Inbound, Outgoing, SnapshotShipment, Transport};
 use shardhost_groups::*;
 use shardhost_proto::log::{Entry as WireEntry, EntryKind as WireKind};
@@ -62,15 +63,6 @@ impl Transport for Around {
     fn send_snapshot(&self, _: SnapshotShipment) {}
 }
 
-struct Nothing;
-#[rustfmt::skip]
-impl StateMachine for Nothing {
-    fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> { Ok(None) }
-    fn apply(&mut self, _: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> { Ok(()) }
-    fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> { Err(ApplyFault::new("none")) }
-    fn restore(&mut self, _: LogPosition, _: &mut dyn std::io::Read) -> Result<(), ApplyFault> { Ok(()) }
-}
-
 /// Waits until it is so, for a second or two at most.
 fn wait(what: impl Fn() -> bool) -> bool {
     (0..200).any(|_| {
@@ -104,14 +96,14 @@ impl Node {
     fn create(&self) -> JoinHandle<Result<Group, OpenGroupError>> {
         let groups = self.groups.clone();
         let spec = GroupSpec::new(GROUP, [1, 2, 3].map(NodeId::must));
-        thread::spawn(move || groups.create(spec, Box::new(Nothing)))
+        thread::spawn(move || groups.create(spec, Box::new(Stateless)))
     }
     /// Closes and opens the replica. What is held goes on when that is done, or waits.
     fn reopen(&self, held: impl Sized) -> Group {
         let groups = self.groups.clone();
         let reopened = thread::spawn(move || {
             assert!(Runtime::new().unwrap().block_on(groups.close(GROUP)));
-            groups.open(GROUP, Box::new(Nothing)).unwrap()
+            groups.open(GROUP, Box::new(Stateless)).unwrap()
         });
         println!("opened before the log went on: {}", wait(|| reopened.is_finished()));
         drop(held);

@@ -297,7 +297,8 @@ impl<'a> Home<'a> {
                 Verdict::Odd(Oddity::LostReplica { founded, store_since })
             }
             Ok(_) => {
-                Verdict::Do(Action::Create { spec: intended.spec() }, Reason::Founder { founded })
+                let spec = intended.spec().on_known_disk();
+                Verdict::Do(Action::Create { spec }, Reason::Founder { founded })
             }
         }
     }

@@ -37,6 +37,8 @@ pub(super) async fn open_or_found(
         return Ok(());
     }
     let spec = GroupSpec::new(SYSTEM_GROUP, options.founders.iter().copied()).kind(SYSTEM_KIND);
+    // The founders said of their disks that they are new.
+    let spec = spec.on_known_disk();
     if decided {
         host.create_group(spec, CatalogMachine::default()).await?;
         return Ok(());

@@ -126,40 +126,13 @@ fn write(
 
 #[cfg(test)]
 mod tests {
-    use shardhost_groups::transport::{Outgoing, SnapshotShipment, Transport};
+    use shardhost_groups::testing::alone::{Alone, Stateless};
     use shardhost_groups::{
-        ApplyBatch, ApplyFault, GroupId, GroupSpec, Groups, GroupsBuilder, GroupsConfig,
-        LogPosition, NodeId, ReplicaId, SnapshotWriter, StateMachine,
+        GroupId, GroupSpec, Groups, GroupsBuilder, GroupsConfig, LogPosition, NodeId, ReplicaId,
     };
     use shardhost_storage::{MemorySnapshots, MemoryStore};
 
     use super::*;
-
-    /// A state machine that keeps nothing.
-    struct Nothing;
-
-    impl StateMachine for Nothing {
-        fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
-            Ok(None)
-        }
-        fn apply(&mut self, _: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
-            Ok(())
-        }
-        fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
-            Err(ApplyFault::new("it has none"))
-        }
-        fn restore(&mut self, _: LogPosition, _: &mut dyn std::io::Read) -> Result<(), ApplyFault> {
-            Ok(())
-        }
-    }
-
-    #[derive(Debug)]
-    struct Nowhere;
-
-    impl Transport for Nowhere {
-        fn send(&self, _: Vec<Outgoing>) {}
-        fn send_snapshot(&self, _: SnapshotShipment) {}
-    }
 
     const GROUP: GroupId = GroupId::new(7);
     const POSITION: LogPosition = LogPosition::new(3, 40);
@@ -174,10 +147,10 @@ mod tests {
         let snapshots = Arc::new(MemorySnapshots::new());
         let store: Arc<dyn SnapshotStore> = snapshots.clone();
         let groups = GroupsBuilder::new(GroupsConfig::new(NodeId::must(1)))
-            .start(Arc::new(MemoryStore::new()), Arc::clone(&store), Arc::new(Nowhere))
+            .start(Arc::new(MemoryStore::new()), Arc::clone(&store), Arc::new(Alone))
             .unwrap();
         let members = [1, 2].map(NodeId::must);
-        groups.create(GroupSpec::new(GROUP, members), Box::new(Nothing)).unwrap();
+        groups.create(GroupSpec::new(GROUP, members), Box::new(Stateless)).unwrap();
         let announced = |from| SnapshotAnnouncement {
             from: NodeId::must(from),
             group: GROUP,
@@ -189,7 +162,7 @@ mod tests {
         let (mut writer, _) = Writer::start(Arc::clone(&store), announced(2)).await.unwrap();
         writer.append(Bytes::from_static(b"data")).await.unwrap();
         assert!(groups.close(GROUP).await);
-        groups.open(GROUP, Box::new(Nothing)).unwrap();
+        groups.open(GROUP, Box::new(Stateless)).unwrap();
         let refused = writer.finish(earlier).await.unwrap_err();
         assert!(matches!(refused, ReceiveError::Ended), "{refused}");
         assert!(snapshots.open(GROUP, POSITION).is_err(), "it was published");

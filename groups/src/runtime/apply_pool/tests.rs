@@ -13,7 +13,7 @@ use super::*;
 use crate::handle::{Group, GroupSpec};
 use crate::machine::{ApplyBatch, ApplyFault, Command, SnapshotWriter, StateMachine};
 use crate::runtime::{Groups, GroupsBuilder};
-use crate::transport::{Outgoing, SnapshotShipment, Transport};
+use crate::testing::alone::Alone;
 use crate::{GroupsConfig, ProposeError};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -101,15 +101,6 @@ impl StateMachine for Echo {
     fn restore(&mut self, _: LogPosition, _: &mut dyn Read) -> Result<(), ApplyFault> {
         Err(ApplyFault::new("none"))
     }
-}
-
-/// A host without others.
-#[derive(Debug)]
-struct Alone;
-
-impl Transport for Alone {
-    fn send(&self, _: Vec<Outgoing>) {}
-    fn send_snapshot(&self, _: SnapshotShipment) {}
 }
 
 fn host(apply_threads: usize) -> Groups {

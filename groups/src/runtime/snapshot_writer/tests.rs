@@ -15,7 +15,7 @@ use crate::error::TakeSnapshotError;
 use crate::handle::{Group, GroupSpec};
 use crate::machine::{ApplyBatch, ApplyFault, StateMachine};
 use crate::runtime::{Groups, GroupsBuilder};
-use crate::transport::{Outgoing, SnapshotShipment, Transport};
+use crate::testing::alone::Alone;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const GROUP: GroupId = GroupId::new(1);
@@ -97,14 +97,6 @@ impl SnapshotWriter for View {
             }
         }
     }
-}
-
-#[derive(Debug)]
-struct Alone;
-
-impl Transport for Alone {
-    fn send(&self, _: Vec<Outgoing>) {}
-    fn send_snapshot(&self, _: SnapshotShipment) {}
 }
 
 /// A host of one group that leads alone.

@@ -37,7 +37,7 @@ fn a_founder_creates_what_it_does_not_hold() {
     let round = look(&catalog, &[]);
     let (action, reason) = one(&round);
     let spec = GroupSpec::new(group(7), [1, 2, 3].map(node)).kind("queue");
-    assert_eq!(*action, Action::Create { spec });
+    assert_eq!(*action, Action::Create { spec: spec.on_known_disk() });
     assert_eq!(*reason, Reason::Founder { founded: revision(4) });
     let follows = [(7, held(0, HeldState::Follows))];
     assert_eq!(look(&catalog, &follows), Round::default());
@@ -128,7 +128,7 @@ fn a_host_that_was_away_learns_which_lives_are_over() {
     assert_eq!(look(&catalog, &stale), round);
     let gone = look(&catalog, &[(7, held(0, HeldState::Gone))]);
     let spec = GroupSpec::new(group(7), [node(1)]).kind("queue").incarnation(1);
-    assert_eq!(*one(&gone).0, Action::Create { spec });
+    assert_eq!(*one(&gone).0, Action::Create { spec: spec.on_known_disk() });
     let again = look(&catalog, &[(7, held(1, HeldState::Gone))]);
     assert_eq!(again, Round::default(), "this life was here and went: it does not come back");
 }
