@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::fill::{self, FillArguments};
 use super::group::role_of;
 use super::output::{Column, number, table};
+use super::rebuild::{self, RebuildArguments};
 use super::target::{Node, Target, said};
 
 /// Between two looks at a change that takes its time.
@@ -59,7 +60,7 @@ pub enum Command {
         #[command(flatten)]
         change: Change,
     },
-    /// Replace a member, also one that is dead, by another node.
+    /// Replace a member, also one that is dead, by another node, or by a new replica on the same node.
     ///
     /// The step that is reached is recorded in the group: whoever leads goes on with it, whatever
     /// becomes of this command. Run it again to watch it to its end.
@@ -84,6 +85,12 @@ pub enum Command {
     /// The fullest nodes give, and rather what they cannot lead themselves. Run it again to go on
     /// where it stopped; leaderships follow with `shardhost balance now`.
     Fill(FillArguments),
+    /// Replace every replica of a node by a new one on the same node, from what the others hold.
+    ///
+    /// For a node that lost its disk, whose data directory was put back from an older copy, or
+    /// whose replicas differ from those of others. A replica that the others cannot do without is
+    /// kept, and named. Run it again for those.
+    Rebuild(RebuildArguments),
 }
 
 /// A change of one member.
@@ -145,10 +152,17 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Replace { group, target, cancel: true, expect, .. } => {
             cancel(*group, *expect, target).await?;
         }
+        Command::Replace { group, old, new, expect: None, target, .. } if old == new => {
+            return rebuild::run(&RebuildArguments::of_group(*old, *group, target)).await;
+        }
+        Command::Replace { old, new, .. } if old == new => {
+            bail!("a new replica on the same node takes two changes: leave --expect out")
+        }
         Command::Replace { group, old, new, expect, target, .. } => {
             replace(*group, (*old, *new), *expect, target).await?;
         }
         Command::Fill(arguments) => return fill::run(arguments).await,
+        Command::Rebuild(arguments) => return rebuild::run(arguments).await,
     }
     Ok(ExitCode::SUCCESS)
 }

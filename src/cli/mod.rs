@@ -19,6 +19,8 @@ mod place;
 mod planner;
 mod policy_metrics;
 mod queue;
+mod reached;
+mod rebuild;
 mod requirement;
 mod rolling_restart;
 mod serve;

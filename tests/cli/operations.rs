@@ -44,6 +44,44 @@ async fn a_node_that_joined_is_filled_with_its_part_and_a_second_time_with_nothi
     assert_eq!(cluster.run(&["table", "get", "color"]).await.ok().trim(), "blue");
 }
 
+/// A node lost its disk: its replicas do not come back by themselves, for they voted. One command gives it
+/// new ones, the system group's included, and they carry what another loss takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_lost_its_disk_gets_all_its_replicas_anew_by_one_command() {
+    let directory = TempDir::new().unwrap();
+    let mut cluster = Supervised::start(directory.path(), 3, 1).await;
+    for key in 0..12 {
+        cluster.run(&["table", "put", &format!("k{key}"), &format!("v{key}")]).await.ok();
+    }
+    cluster.kill(3).await;
+    std::fs::remove_dir_all(directory.path().join("node-3")).unwrap();
+    cluster.restart(3).await;
+    assert_eq!(held(&cluster).await, [4, 4, 0]);
+
+    let planned = cluster.run(&["member", "rebuild", "3", "--dry-run", "--json"]).await.json();
+    assert_eq!(planned["groups"].as_array().unwrap().len(), 5, "{planned}");
+    let rebuild = &["member", "rebuild", "3", "--json", "--timeout", "60"];
+    let rebuilt = cluster.run(rebuild).await.json();
+    assert_eq!(rebuilt, serde_json::json!({ "node": 3, "rebuilt": 5, "failed": {} }));
+    assert_eq!(held(&cluster).await, [4, 4, 4]);
+
+    // The same for one group whose replica is in order.
+    let group = &planned["groups"][1].to_string();
+    cluster.run(&["member", "replace", group, "3", "3", "--timeout", "60"]).await.ok();
+
+    cluster.kill(1).await;
+    for key in 0..12 {
+        let read = ["table", "get", &format!("k{key}"), "--timeout", "60"];
+        assert_eq!(cluster.run(&read).await.ok().trim(), format!("v{key}"));
+    }
+    // Two of three are left: none of them can be done without.
+    let kept = cluster.run(&["member", "rebuild", "2", "--json", "--timeout", "2"]).await;
+    assert_eq!(kept.code, 1, "{kept:?}");
+    let failed = kept.json();
+    assert_eq!(failed["rebuilt"], 0, "{failed}");
+    assert!(failed["failed"].to_string().contains("other voters take part, 2 must"), "{failed}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_nobody_knows_is_not_filled_and_one_is_told_what_to_do() {
     let directory = TempDir::new().unwrap();

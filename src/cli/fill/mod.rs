@@ -1,27 +1,27 @@
 //! `shardhost member fill`: a node that joined gets its fair part of the replicas, each in the place
 //! of another node's.
 //!
-//! [`choose`] decides which, [`carry_out`] replaces one after the other in every group. What is
+//! [`choose`] decides which, [`carry_out`] has one after the other replaced in every group. What is
 //! under way is recorded in the groups, so it may be stopped and begun again at any time.
 
-mod carry_out;
 mod choose;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
-use shardhost::proto::admin::HostStatus;
+use shardhost::proto::admin::{HostStatus, ReplaceMemberRequest};
 
-use self::carry_out::Cluster;
 use self::choose::{Nodes, Shard, Step};
+use super::member::Replacing;
 use super::observe::{Leader, Observer};
 use super::output::{Column, number, table};
-use super::target::{Node, Target};
+use super::reached::{REQUEST_MS, Reached, hand_over};
+use super::target::{Target, said};
 
 /// Steps and troubles that are shown.
 const SHOWN: usize = 20;
@@ -70,9 +70,9 @@ pub async fn fill(node: u64, target: &Target) -> anyhow::Result<Filled> {
     Ok(carry_out(node, steps, survey.cluster, target.patience()).await)
 }
 
-async fn carry_out(new: u64, steps: Vec<Step>, cluster: Cluster, within: Duration) -> Filled {
+async fn carry_out(new: u64, steps: Vec<Step>, cluster: Reached, within: Duration) -> Filled {
     let cluster = &cluster;
-    let replace = |step: Step| async move { (step, cluster.replace(step, new, within).await) };
+    let replace = |step: Step| async move { (step, replace(cluster, step, new, within).await) };
     let mut outcomes = stream::iter(steps).map(replace).buffer_unordered(WINDOW);
     let mut filled = Filled::default();
     while let Some((step, outcome)) = outcomes.next().await {
@@ -84,36 +84,53 @@ async fn carry_out(new: u64, steps: Vec<Step>, cluster: Cluster, within: Duratio
     filled
 }
 
+/// Replaces one member, and waits until that is done.
+async fn replace(cluster: &Reached, step: Step, new: u64, within: Duration) -> anyhow::Result<()> {
+    let Step { group, old } = step;
+    cluster
+        .carry_on(group, within, async |leader, status| {
+            match Replacing::of(status, old, new) {
+                Replacing::Done => return Ok(true),
+                Replacing::UnderWay => return Ok(false),
+                Replacing::NotBegun => {}
+            }
+            if leader.status.node == old {
+                hand_over(leader, group, status).await?;
+                return Ok(false);
+            }
+            let request = ReplaceMemberRequest {
+                group,
+                old_node: old,
+                new_node: new,
+                expect: None,
+                timeout_ms: REQUEST_MS,
+            };
+            let begun = leader.admin.clone().replace_member(request).await;
+            begun.map_err(|status| said(&leader.address, &status))?;
+            Ok(false)
+        })
+        .await
+}
+
 /// What the nodes that answer say of the shards, and of what they have.
 struct Survey {
-    cluster: Cluster,
+    cluster: Reached,
     nodes: Nodes,
     shards: Vec<Shard>,
 }
 
 impl Survey {
     async fn new(node: u64, target: &Target) -> anyhow::Result<Self> {
-        let first = target.node().await?;
-        let mut reached = BTreeMap::new();
-        for address in first.all_addresses() {
-            // A node that does not answer can give replicas away all the same.
-            let Ok(one) = Node::connect(&address).await else { continue };
-            reached.insert(one.status.node, one);
-        }
-        if !reached.contains_key(&node) {
-            bail!(
-                "node {node} does not answer, or is unknown at {}; start it, with the addresses of \
-                 all nodes in its configuration, and name it in theirs",
-                first.address
-            );
-        }
+        let cluster = Reached::all(target).await?;
+        cluster.require(node)?;
+        let reached = cluster.nodes();
         let addresses = reached.iter().map(|(id, one)| (*id, one.address.clone())).collect();
         let leaders = Observer::new(&addresses, 0)?.await_led(target.patience()).await;
         let leaders = leaders.context("replicas are replaced by those that lead")?;
         let nodes = reached.values().map(|one| (one.status.node, capabilities(&one.status)));
         let nodes = nodes.collect();
         let shards = leaders.iter().filter(|(_, leader)| leader.settled).map(shard).collect();
-        Ok(Self { cluster: Cluster::new(reached), nodes, shards })
+        Ok(Self { cluster, nodes, shards })
     }
 
     fn steps(&self, new: u64) -> Vec<Step> {

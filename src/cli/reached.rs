@@ -1,44 +1,75 @@
-//! One replica replaced after the other, whoever leads meanwhile.
+//! The nodes of a cluster that answered, and a change of one group's members that is carried on step by
+//! step, whoever leads meanwhile.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::bail;
-use shardhost::proto::admin::{GroupStatus, ReplaceMemberRequest, TransferLeaderToFitRequest};
+use shardhost::proto::admin::{GroupStatus, TransferLeaderToFitRequest};
 use tokio::time::Instant;
 
-use super::choose::Step;
-use crate::cli::group::role_of;
-use crate::cli::member::Replacing;
-use crate::cli::target::{Node, said};
+use super::group::role_of;
+use super::target::{Node, Target, said};
 
-/// Between two looks at a replacement.
+/// Between two looks at a change.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long one request may take.
-const REQUEST_MS: u64 = 5_000;
+/// How long one request may take, in milliseconds.
+pub const REQUEST_MS: u64 = 5_000;
 /// Entries that a successor may lack.
 const MAX_LAG: u64 = 1_024;
 
 /// The nodes that answered.
-pub struct Cluster {
+pub struct Reached {
     nodes: BTreeMap<u64, Node>,
 }
 
-impl Cluster {
-    /// These nodes.
-    pub const fn new(nodes: BTreeMap<u64, Node>) -> Self {
-        Self { nodes }
+impl Reached {
+    /// Asks every node that the first one knows. Those that do not answer are left out.
+    pub async fn all(target: &Target) -> anyhow::Result<Self> {
+        let first = target.node().await?;
+        let mut nodes = BTreeMap::new();
+        for address in first.all_addresses() {
+            let Ok(one) = Node::connect(&address).await else { continue };
+            nodes.insert(one.status.node, one);
+        }
+        Ok(Self { nodes })
     }
 
-    /// Replaces one member, and waits until that is done.
-    pub async fn replace(&self, step: Step, new: u64, within: Duration) -> anyhow::Result<()> {
+    /// By number.
+    pub const fn nodes(&self) -> &BTreeMap<u64, Node> {
+        &self.nodes
+    }
+
+    /// Fails when a node does not answer that is to get replicas.
+    pub fn require(&self, node: u64) -> anyhow::Result<()> {
+        if self.nodes.contains_key(&node) {
+            return Ok(());
+        }
+        let asked = self.nodes.values().next().map_or("", |one| one.address.as_str());
+        bail!(
+            "node {node} does not answer, or is unknown at {asked}; start it, with the addresses of \
+             all nodes in its configuration, and name it in theirs"
+        )
+    }
+
+    /// Asks the leader of a group, again and again, what comes next, until that is nothing. Another
+    /// change may be under way and somebody else lead by then, so a refusal is not the end.
+    pub async fn carry_on(
+        &self,
+        group: u64,
+        within: Duration,
+        next: impl AsyncFn(&Node, &GroupStatus) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
         let deadline = Instant::now() + within;
         let mut refused = None;
         loop {
-            match self.go_on(step, new).await {
+            let done = match self.leader_of(group).await {
+                Ok((leader, status)) => next(leader, &status).await,
+                Err(error) => Err(error),
+            };
+            match done {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
-                // Another change may be under way, or somebody else lead by now.
                 Err(error) => refused = Some(error),
             }
             if Instant::now() > deadline {
@@ -47,30 +78,6 @@ impl Cluster {
             }
             tokio::time::sleep(LOOK).await;
         }
-    }
-
-    /// Does what comes next, if anything; says whether it is done.
-    async fn go_on(&self, Step { group, old }: Step, new: u64) -> anyhow::Result<bool> {
-        let (leader, status) = self.leader_of(group).await?;
-        match Replacing::of(&status, old, new) {
-            Replacing::Done => return Ok(true),
-            Replacing::UnderWay => return Ok(false),
-            Replacing::NotBegun => {}
-        }
-        if leader.status.node == old {
-            hand_over(leader, group, &status).await?;
-            return Ok(false);
-        }
-        let request = ReplaceMemberRequest {
-            group,
-            old_node: old,
-            new_node: new,
-            expect: None,
-            timeout_ms: REQUEST_MS,
-        };
-        let begun = leader.admin.clone().replace_member(request).await;
-        begun.map_err(|status| said(&leader.address, &status))?;
-        Ok(false)
     }
 
     async fn leader_of(&self, group: u64) -> anyhow::Result<(&Node, GroupStatus)> {
@@ -94,7 +101,7 @@ impl Cluster {
 }
 
 /// A leader that is to go hands over first, so that nobody has to be elected.
-async fn hand_over(leader: &Node, group: u64, status: &GroupStatus) -> anyhow::Result<()> {
+pub async fn hand_over(leader: &Node, group: u64, status: &GroupStatus) -> anyhow::Result<()> {
     let members = status.membership.iter().flat_map(|membership| &membership.members);
     let voters = members.filter(|member| role_of(member) == "voter").map(|member| member.node);
     let nodes: Vec<u64> = voters.filter(|node| *node != leader.status.node).collect();
