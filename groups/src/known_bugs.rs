@@ -70,6 +70,10 @@ pub enum KnownBug {
     CountLostLearner,
     /// A vote lock is forgotten when the clock cannot be read.
     UnlockWithoutClock,
+    /// Of several successors that failed by accident only the last is asked again.
+    ForgiveTheLast,
+    /// A successor that declined for a reason that passes by itself is not asked again.
+    RefusedForGood,
     /// The replica with the number 3 does not apply every fifth entry.
     SkipCommands,
 }

@@ -3,7 +3,8 @@
 //! Whoever declined is not asked again before something new is known of
 //! nodes, members or policies; and whoever takes over is told who declined. So without news a
 //! leadership is handed on at most once per voter, and two nodes that both should not lead never
-//! play ping-pong.
+//! play ping-pong. Nothing is told when a voter that was silent answers again, or one that was busy
+//! is done: those are asked again when nobody else is left.
 
 use shardhost_storage::{NodeId, ReplicaId};
 
@@ -27,7 +28,8 @@ const LEVEL_TICKS: u64 = 3;
 pub(super) struct Succession {
     /// Replicas that declined since the last news, and why.
     declined: Vec<(u64, Declined)>,
-    /// Of these, who failed without having answered no: asked again when nobody else is left.
+    /// Of these, who failed without having answered no, or whose reason passes by itself: asked
+    /// again when nobody else is left.
     accidents: Vec<u64>,
     /// Until then they are about to be asked again.
     forgiven_until: u64,
@@ -103,7 +105,8 @@ impl GroupCore {
             }
             _ => {
                 self.note_declined(replica, error);
-                if is_accident(error) && replica != 0 {
+                let forgives = self.config.bugs.has(KnownBug::ForgiveTheLast);
+                if forgives && self.may_be_asked_again(error) && replica != 0 {
                     self.succession.accidents.push(replica);
                 }
                 self.retry_later(RETRY_TICKS);
@@ -138,15 +141,29 @@ impl GroupCore {
         !self.succession.accidents.is_empty() || self.ticks <= self.succession.forgiven_until
     }
 
+    /// A replica did not come to lead, for this reason. The first one counts: a transfer that fails
+    /// names the worst of all reasons, which need not be that of whoever was asked last.
     pub(super) fn note_declined(&mut self, replica: u64, error: &TransferError) {
         let (reason, words) = (Some(error.reason()), error.to_string().into());
-        self.add_declined(replica, Declined { reason, words });
+        let news = self.add_declined(replica, Declined { reason, words });
+        if news && self.may_be_asked_again(error) && !self.config.bugs.has(KnownBug::ForgiveTheLast)
+        {
+            self.succession.accidents.push(replica);
+        }
     }
 
-    fn add_declined(&mut self, replica: u64, why: Declined) {
-        if replica != 0 && self.declined().all(|known| known != replica) {
+    fn may_be_asked_again(&self, error: &TransferError) -> bool {
+        let passes = error.reason().passes_by_itself();
+        is_accident(error) || (passes && !self.config.bugs.has(KnownBug::RefusedForGood))
+    }
+
+    /// Says whether it is news.
+    fn add_declined(&mut self, replica: u64, why: Declined) -> bool {
+        let news = replica != 0 && self.declined().all(|known| known != replica);
+        if news {
             self.succession.declined.push((replica, why));
         }
+        news
     }
 
     /// Whoever handed, or is about to hand, its leadership on says who declined.
@@ -163,6 +180,12 @@ impl GroupCore {
     /// A leadership ended, and what a policy said of it.
     pub(super) fn forget_named(&mut self) {
         self.succession.named.clear();
+    }
+
+    /// Those of whom a successor need not know: they are asked again.
+    pub(super) fn is_forgivable(&self, replica: u64) -> bool {
+        self.succession.accidents.contains(&replica)
+            && !self.config.bugs.has(KnownBug::ForgiveTheLast)
     }
 
     /// Replicas that declined since the last news.

@@ -164,6 +164,8 @@ const NEEDS: &[(KnownBug, &str)] = &[
     (KnownBug::InvitationOfAnotherGroup, "membership/invitation_of_another_group.txt"),
     (KnownBug::SilentPolicyKeepsLeadership, "policies/no_answer_hands_on_before_sleep.txt"),
     (KnownBug::SilentPolicyKeepsLeadership, "policies/a_policy_that_panicked_is_asked_again.txt"),
+    (KnownBug::ForgiveTheLast, "policies/a_silent_successor_behind_one_that_declined.txt"),
+    (KnownBug::RefusedForGood, "policies/a_successor_that_installs_a_snapshot_is_asked_again.txt"),
     (KnownBug::CaretakerAnswersReads, "policies/caretaker_follower_read.txt"),
     (KnownBug::IgnoreDoubt, "persistence/lost_tail_while_another_lags.txt"),
     (KnownBug::TurnOfOneTick, "sleep/turns.txt"),

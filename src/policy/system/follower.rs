@@ -165,7 +165,8 @@ impl Source for Replicas {
 /// What is remembered of the answers so far.
 #[derive(Debug, Default)]
 struct Reader {
-    /// Changes up to this one are in the view.
+    /// Changes up to this one are in the view that was handed out last: not those of a page behind
+    /// which another one failed.
     since: Revision,
     /// Somebody answered who had everything up to this one. What was read of it is not whole before
     /// the changes up to there are taken over.
@@ -180,23 +181,25 @@ impl Reader {
         known: CatalogView,
         source: &mut impl Source,
     ) -> Result<Option<View>, CatalogError> {
-        let (mut view, mut listed) = match known {
-            Some(known) => (View::clone(&known), false),
-            None => (self.list(source).await?, true),
+        let mut listed = known.is_none();
+        let (mut view, mut since) = match known {
+            Some(known) => (View::clone(&known), self.since),
+            None => self.list(source).await?,
         };
         let mut news = listed;
         loop {
-            let query = Query::Changes { since: self.since, limit: 0 };
+            let query = Query::Changes { since, limit: 0 };
             let answer = source.ask(&query, self.least).await?;
             let Content::Changes { changes, through, more } = answer.content else {
                 if listed {
-                    let message = format!("changes since revision {} are not told", self.since);
+                    let message = format!("changes since revision {since} are not told");
                     return Err(CatalogError::Unknown { message });
                 }
-                (view, listed, news) = (self.list(source).await?, true, true);
+                (view, since) = self.list(source).await?;
+                (listed, news) = (true, true);
                 continue;
             };
-            news |= through > self.since;
+            news |= through > since;
             for change in changes {
                 match change.record {
                     Some(record) => view.put(record),
@@ -204,17 +207,18 @@ impl Reader {
                 }
             }
             view.advance(through);
-            (self.since, self.least) = (through, self.least.max(through));
+            (since, self.least) = (through, self.least.max(through));
             if !more {
+                self.since = since;
                 return Ok(news.then_some(view));
             }
         }
     }
 
-    /// Reads everything. Each page is at least of the revision of the first, whoever answers: what
-    /// changed since then is told by the changes, and until they are taken over the view is of no
-    /// moment.
-    async fn list(&mut self, source: &mut impl Source) -> Result<View, CatalogError> {
+    /// Reads everything, and says from which revision to go on. Each page is at least of the revision
+    /// of the first, whoever answers: what changed since then is told by the changes, and until they
+    /// are taken over the view is of no moment.
+    async fn list(&mut self, source: &mut impl Source) -> Result<(View, Revision), CatalogError> {
         let (mut view, mut first) = (View::default(), None);
         for kind in RecordKind::ALL {
             let mut after = None;
@@ -231,8 +235,7 @@ impl Reader {
                 }
             }
         }
-        self.since = first.unwrap_or_default();
-        Ok(view)
+        Ok((view, first.unwrap_or_default()))
     }
 }
 

@@ -194,7 +194,8 @@ impl GroupCore {
 
     /// The replicas that should not be asked again, this one among them if it is not fit.
     fn declined_so_far(&self, round: &Round) -> Vec<u64> {
-        let mut declined: Vec<u64> = self.declined().collect();
+        let mut declined: Vec<u64> =
+            self.declined().filter(|replica| !self.is_forgivable(*replica)).collect();
         if self.own_unfitness(round).is_some() {
             declined.push(self.replica.get());
         }

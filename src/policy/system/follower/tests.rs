@@ -108,3 +108,50 @@ async fn pages_of_replicas_that_differ_make_the_view_that_one_of_them_has() {
         assert_eq!(known.as_deref(), Some(ahead.view()));
     }
 }
+
+/// Its first answers are those of the catalog; then nobody answers.
+struct Failing {
+    catalog: Catalog,
+    answers: usize,
+}
+
+impl Source for Failing {
+    async fn ask(&mut self, query: &Query, _: Revision) -> Result<Answer, CatalogError> {
+        let Some(left) = self.answers.checked_sub(1) else {
+            return Err(CatalogError::Unknown { message: "nobody answers".to_owned() });
+        };
+        self.answers = left;
+        Ok(query.answer(&self.catalog).unwrap())
+    }
+}
+
+/// A reader knows one group, and of what came later it gets so many answers before nobody answers.
+/// What it knows when somebody answers again; nothing, if it had everything before. How many answers
+/// it got the first time.
+async fn interrupted(later: &Catalog, answers: usize) -> (CatalogView, usize) {
+    let (mut reader, mut known) = (Reader::default(), None);
+    read(&mut reader, &mut known, &mut InTurn::new([catalog(1)])).await;
+    let mut source = Failing { catalog: later.clone(), answers };
+    let outcome = reader.catch_up(known.clone(), &mut source).await;
+    if outcome.is_ok() {
+        return (None, answers - source.answers);
+    }
+    read(&mut reader, &mut known, &mut InTurn::new([later.clone()])).await;
+    (known, answers)
+}
+
+#[tokio::test]
+async fn changes_of_a_page_behind_which_nobody_answers_are_asked_for_again() {
+    // As many as are told, and more than are told: then everything is listed anew.
+    for groups in [2_500, 20_000] {
+        let later = catalog(groups);
+        let (_, whole) = interrupted(&later, usize::MAX).await;
+        assert!(whole > 2, "it takes several pages");
+        for answers in (0..whole).step_by(whole.div_ceil(12)).chain([whole - 1]) {
+            let (known, _) = interrupted(&later, answers).await;
+            let known = known.expect("it was interrupted");
+            assert_eq!(known.groups().len(), later.view().groups().len(), "after {answers}");
+            assert!(*known == *later.view(), "after {answers} answers");
+        }
+    }
+}
