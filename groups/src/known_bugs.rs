@@ -70,6 +70,9 @@ pub enum KnownBug {
     CountLostLearner,
     /// A vote lock is forgotten when the clock cannot be read.
     UnlockWithoutClock,
+    /// All that is committed and not applied is read at once: when a replica is opened, and before it
+    /// campaigns.
+    ReadBacklogAtOnce,
     /// The replica with the number 3 does not apply every fifth entry.
     SkipCommands,
 }

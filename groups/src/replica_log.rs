@@ -25,8 +25,13 @@ pub(crate) struct ReplicaLog {
     tail_bytes: usize,
     snapshot: Option<(LogPosition, ConfState)>,
     snapshot_wanted: Cell<bool>,
+    /// Raft is told where entries stand, and not what they are.
+    hollow: Cell<bool>,
     fault: RefCell<Option<LogError>>,
 }
+
+/// Entries without content that are handed out at a time.
+const HOLLOW_ENTRIES: u64 = 4096;
 
 impl ReplicaLog {
     pub(crate) fn new(
@@ -46,8 +51,16 @@ impl ReplicaLog {
             tail_bytes: 0,
             snapshot: None,
             snapshot_wanted: Cell::new(false),
+            hollow: Cell::new(false),
             fault: RefCell::new(None),
         }
+    }
+
+    /// From here on entries are read without their content, term and kind, or with them again. For
+    /// committed entries of which only the place is wanted: a ready reads them all, and there may be
+    /// more than a round has time for.
+    pub(crate) fn set_hollow(&self, hollow: bool) {
+        self.hollow.set(hollow);
     }
 
     pub(crate) const fn base(&self) -> LogPosition {
@@ -203,6 +216,12 @@ fn entry_bytes(entry: &Entry) -> usize {
     entry.data.len() + size_of::<Entry>()
 }
 
+/// The first entries of `low..high`, which say no more than where they stand.
+fn hollow_entries(low: u64, high: u64) -> Vec<Entry> {
+    let end = high.min(low.saturating_add(HOLLOW_ENTRIES));
+    (low..end).map(|index| Entry { index, ..Entry::default() }).collect()
+}
+
 impl Storage for ReplicaLog {
     fn initial_state(&self) -> raft::Result<RaftState> {
         Ok(self.initial.clone())
@@ -215,6 +234,9 @@ impl Storage for ReplicaLog {
         max_size: impl Into<Option<u64>>,
         _context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
+        if self.hollow.get() {
+            return Ok(hollow_entries(low, high));
+        }
         let max = max_size.into().unwrap_or(u64::MAX);
         let mut entries = self.read(low, high, max).map_err(|error| self.to_raft(error))?;
         let read = entries.last().map_or(low, |entry| entry.index + 1);

@@ -67,12 +67,18 @@ impl ApplyProgress {
 }
 
 impl GroupCore {
-    /// Raft says that these entries are committed, and durable here.
-    pub(super) fn release(&mut self, committed: Vec<Entry>, round: &mut Round) {
+    /// Whether what raft says to be committed next goes to the state machine at once.
+    pub(super) fn hands_over_at_once(&self) -> bool {
+        self.apply.handed == self.apply.released && self.takes_more()
+    }
+
+    /// Raft says that these entries are committed, and durable here. When they are held back, only
+    /// their places count.
+    pub(super) fn release(&mut self, committed: Vec<Entry>, held_back: bool, round: &mut Round) {
         let Some(last) = committed.last() else { return };
-        let in_order = self.apply.handed == self.apply.released;
+        let at_once = !held_back && self.hands_over_at_once();
         self.apply.released = last.index;
-        if in_order && self.takes_more() {
+        if at_once {
             self.hand(committed, round);
         }
     }
