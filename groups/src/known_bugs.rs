@@ -73,6 +73,8 @@ pub enum KnownBug {
     /// All that is committed and not applied is read at once: when a replica is opened, and before it
     /// campaigns.
     ReadBacklogAtOnce,
+    /// Entries stay in memory until they are applied, however many they are.
+    KeepBacklogInMemory,
     /// The replica with the number 3 does not apply every fifth entry.
     SkipCommands,
 }

@@ -1,7 +1,8 @@
 //! What raft sees of a replica's log: a tail in memory in front of the shared store.
 //!
 //! Entries are in the tail from the moment raft hands them out for writing, so that they can be
-//! read before they are durable. Only what is durable and applied may leave the tail.
+//! read before they are durable. Only what is durable may leave the tail; what the state machine has not
+//! applied stays as long as it is not too much.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -116,6 +117,11 @@ impl ReplicaLog {
                 self.tail_bytes -= entry_bytes(&entry);
             }
         }
+    }
+
+    /// Bytes of the entries in the tail.
+    pub(crate) const fn cached_bytes(&self) -> usize {
+        self.tail_bytes
     }
 
     /// Gives spare memory back.

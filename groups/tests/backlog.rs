@@ -20,6 +20,8 @@ use shardhost_groups::worker::{Advert, GroupEvent, Input, Round, TICK_SLOTS, Wor
 use shardhost_groups::{
     GroupId, GroupsConfig, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Role, Term,
 };
+use shardhost_proto::log as wire;
+use shardhost_proto::peer::{GroupMessage, MessageKind};
 
 const GROUP: GroupId = GroupId::new(7);
 const NODE: NodeId = NodeId::must(1);
@@ -78,20 +80,23 @@ impl LogStore for Counting {
     }
 }
 
-/// A host with one group that is its only voter's, and whose machine has applied nothing.
+/// A host with one group, whose machine has applied nothing.
 struct Host {
     worker: WorkerCore,
     log: Counting,
     /// How far the state machine gets with the work that it has.
     waiting: Option<(u64, LogPosition)>,
+    /// Commands that the state machine got.
+    commands: Vec<LogIndex>,
     /// The most that one round read.
     most_read: u64,
 }
 
 impl Host {
-    fn open(bugs: KnownBugs) -> Self {
+    /// With what `first` says of the replica.
+    fn open(first: GroupWrite, bugs: KnownBugs) -> Self {
         let log = Counting { store: MemoryStore::new(), read: Arc::default() };
-        log.store.write(&LogBatch { writes: vec![committed()] }).unwrap();
+        log.store.write(&LogBatch { writes: vec![first] }).unwrap();
         let mut config = GroupsConfig::new(NODE);
         config.bugs = bugs;
         let persisted = log.load(GROUP).unwrap().unwrap();
@@ -102,7 +107,8 @@ impl Host {
         let core = GroupCore::open(Arc::new(config), store, &logger, start).unwrap();
         let mut worker = WorkerCore::new(Advert::default(), Policies::new());
         worker.handle(Input::Open(Box::new(core)));
-        let mut host = Self { worker, log, waiting: None, most_read: 0 };
+        let (waiting, commands) = (None, Vec::new());
+        let mut host = Self { worker, log, waiting, commands, most_read: 0 };
         host.round();
         host
     }
@@ -114,7 +120,8 @@ impl Host {
         let read = self.log.read.load(Ordering::Relaxed) - before;
         self.most_read = self.most_read.max(read);
         for (_, epoch, work) in work {
-            if let ApplyWork::Commands { last, .. } = work {
+            if let ApplyWork::Commands { last, commands } = work {
+                self.commands.extend(commands.iter().map(|command| command.position().index));
                 self.waiting = Some((epoch, last));
             }
         }
@@ -149,7 +156,24 @@ impl Host {
     }
 }
 
-/// All that stands in the log, and is committed.
+/// A replica of which the log holds nothing else.
+fn created(voters: impl IntoIterator<Item = NodeId>) -> GroupWrite {
+    let mut write = GroupWrite::new(GROUP);
+    write.meta = Some(GroupMeta {
+        group: GROUP,
+        replica: ReplicaId::must(1),
+        membership: Membership::initial(voters),
+        snapshot: None,
+        labels: Default::default(),
+        kind: String::new(),
+    });
+    let commit = LogIndex::default();
+    write.hard_state = Some(HardState { term: Term::new(2), vote: None, commit });
+    write.reset = Some(LogPosition::default());
+    write
+}
+
+/// A lone voter whose commands are all committed.
 fn committed() -> GroupWrite {
     let (term, data) = (Term::new(2), Bytes::from(vec![7; COMMAND_BYTES]));
     let entry = |index| Entry {
@@ -159,17 +183,8 @@ fn committed() -> GroupWrite {
         data: data.clone(),
         context: Bytes::new(),
     };
-    let mut write = GroupWrite::new(GROUP);
-    write.meta = Some(GroupMeta {
-        group: GROUP,
-        replica: ReplicaId::must(1),
-        membership: Membership::initial([NODE]),
-        snapshot: None,
-        labels: Default::default(),
-        kind: String::new(),
-    });
+    let mut write = created([NODE]);
     write.hard_state = Some(HardState { term, vote: None, commit: LogIndex::new(COMMANDS) });
-    write.reset = Some(LogPosition::default());
     write.entries = (1..=COMMANDS).map(entry).collect();
     write
 }
@@ -177,7 +192,7 @@ fn committed() -> GroupWrite {
 /// What one round reads at most: when the replica opens, and while elections are due and its
 /// machine does nothing.
 fn most_read(bugs: KnownBugs) -> (u64, u64) {
-    let mut host = Host::open(bugs);
+    let mut host = Host::open(committed(), bugs);
     let at_opening = std::mem::take(&mut host.most_read);
     for _ in 0..TICKS {
         host.tick();
@@ -202,7 +217,7 @@ fn reading_all_of_it_is_noticed() {
 /// It does not stand while it could serve nobody, and leads when everything is applied.
 #[test]
 fn it_leads_when_its_machine_has_caught_up() {
-    let mut host = Host::open(KnownBugs::none());
+    let mut host = Host::open(committed(), KnownBugs::none());
     for _ in 0..TICKS {
         host.tick();
     }
@@ -215,4 +230,54 @@ fn it_leads_when_its_machine_has_caught_up() {
     assert_eq!(host.role(), Role::Leader);
     let status = Arc::clone(host.worker.group(GROUP).unwrap().status());
     assert!(status.serving && status.applied > LogIndex::new(COMMANDS), "{status:?}");
+}
+
+/// What a follower keeps in memory after its leader sent it all commands, committed, of which its
+/// machine applies none.
+fn follow(bugs: KnownBugs) -> (Host, usize) {
+    let nodes = [1, 2, 3].map(NodeId::must);
+    let mut host = Host::open(created(nodes), bugs);
+    let data = Bytes::from(vec![7; COMMAND_BYTES]);
+    for before in 0..COMMANDS {
+        let command = wire::Entry {
+            kind: wire::EntryKind::Command.into(),
+            term: 2,
+            data: data.clone(),
+            context: Bytes::new(),
+        };
+        let append = GroupMessage {
+            group: GROUP.get(),
+            from_replica: 2,
+            to_replica: 1,
+            kind: MessageKind::Append.into(),
+            term: 2,
+            log_term: if before == 0 { 0 } else { 2 },
+            index: before,
+            commit: before + 1,
+            entries: vec![command],
+            ..GroupMessage::default()
+        };
+        host.worker.handle(Input::Peer { from: nodes[1], messages: vec![append] });
+        host.round();
+    }
+    let cached = host.worker.group(GROUP).unwrap().cached_bytes();
+    (host, cached)
+}
+
+/// Beside the 1 MiB for followers a little behind, and entries that are being written.
+const CACHED_BYTES: usize = (8 << 20) + 4 * COMMAND_BYTES;
+
+#[test]
+fn what_waits_for_a_machine_waits_in_the_log_and_is_applied_in_order() {
+    let (mut host, cached) = follow(KnownBugs::none());
+    assert!(cached <= CACHED_BYTES, "{cached} bytes are in memory");
+    assert!(host.commands.len() < 64, "{} commands wait for the machine", host.commands.len());
+    host.apply_all();
+    assert!(host.commands.iter().copied().eq((1..=COMMANDS).map(LogIndex::new)), "in order");
+}
+
+#[test]
+fn keeping_it_in_memory_is_noticed() {
+    let (_, cached) = follow(KnownBugs::from([KnownBug::KeepBacklogInMemory]));
+    assert!(cached > CACHED_BYTES, "{cached} bytes are in memory");
 }

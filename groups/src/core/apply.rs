@@ -194,10 +194,13 @@ impl GroupCore {
         }
     }
 
-    /// Lets entries leave memory that are durable, applied, and with every peer that keeps up.
+    /// Lets entries leave memory that are durable, applied, and with every peer that keeps up. What is
+    /// durable and waits for the state machine leaves, too, when it is more than the machine may have
+    /// waiting: it is read again.
     pub(super) fn trim_tail(&mut self) {
         let raft = &self.raw.raft;
-        let settled = self.apply.applied.min(raft.raft_log.persisted);
+        let persisted = raft.raft_log.persisted;
+        let settled = self.apply.applied.min(persisted);
         let mut everywhere = settled;
         if self.leads() {
             for (_, progress) in raft.prs().iter() {
@@ -208,5 +211,14 @@ impl GroupCore {
         let log = self.raw.mut_store();
         log.trim(everywhere, 0);
         log.trim(settled, keep);
+        if !self.config.bugs.has(KnownBug::KeepBacklogInMemory) {
+            log.trim(persisted, keep.saturating_add(self.config.max_apply_bytes_per_group));
+        }
+    }
+
+    /// Bytes of entries that are held in memory, beside those that raft has not handed out.
+    #[must_use]
+    pub fn cached_bytes(&self) -> usize {
+        self.raw.store().cached_bytes()
     }
 }
