@@ -13,6 +13,9 @@ use crate::known_bugs::KnownBug;
 use crate::machine::Command;
 use crate::worker::Round;
 
+/// Bytes of durable entries that stay in memory for a state machine that has not come to them.
+const UNAPPLIED_BYTES: usize = 8 << 20;
+
 /// Where the state machine stands, as the replica knows.
 #[derive(Debug)]
 pub(super) struct ApplyProgress {
@@ -195,8 +198,7 @@ impl GroupCore {
     }
 
     /// Lets entries leave memory that are durable, applied, and with every peer that keeps up. What is
-    /// durable and waits for the state machine leaves, too, when it is more than the machine may have
-    /// waiting: it is read again.
+    /// durable and waits for the state machine leaves, too, when it is much: it is read again.
     pub(super) fn trim_tail(&mut self) {
         let raft = &self.raw.raft;
         let persisted = raft.raft_log.persisted;
@@ -212,7 +214,7 @@ impl GroupCore {
         log.trim(everywhere, 0);
         log.trim(settled, keep);
         if !self.config.bugs.has(KnownBug::KeepBacklogInMemory) {
-            log.trim(persisted, keep.saturating_add(self.config.max_apply_bytes_per_group));
+            log.trim(persisted, keep.saturating_add(UNAPPLIED_BYTES));
         }
     }
 
