@@ -65,7 +65,7 @@ pub struct GroupsConfig {
     /// Default 100.
     pub propose_give_up_ticks: u16,
     /// Entries that are kept in memory of one group at most, for followers a little behind; in
-    /// bytes. Default 1 MiB.
+    /// bytes. Those that wait for the state machine are beside that, up to 8 MiB. Default 1 MiB.
     pub max_cached_bytes_per_group: usize,
     /// Entries kept in the log behind what is applied and durable, so that a follower a little
     /// behind needs no snapshot. Default 1,024.

@@ -74,6 +74,11 @@ pub enum KnownBug {
     ForgiveTheLast,
     /// A successor that declined for a reason that passes by itself is not asked again.
     RefusedForGood,
+    /// All that is committed and not applied is read at once: when a replica is opened, and before it
+    /// campaigns.
+    ReadBacklogAtOnce,
+    /// Entries stay in memory until they are applied, however many they are.
+    KeepBacklogInMemory,
     /// The replica with the number 3 does not apply every fifth entry.
     SkipCommands,
 }

@@ -1,7 +1,8 @@
 //! What raft sees of a replica's log: a tail in memory in front of the shared store.
 //!
 //! Entries are in the tail from the moment raft hands them out for writing, so that they can be
-//! read before they are durable. Only what is durable and applied may leave the tail.
+//! read before they are durable. Only what is durable may leave the tail; what the state machine has not
+//! applied stays as long as it is not too much.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -25,8 +26,13 @@ pub(crate) struct ReplicaLog {
     tail_bytes: usize,
     snapshot: Option<(LogPosition, ConfState)>,
     snapshot_wanted: Cell<bool>,
+    /// Raft is told where entries stand, and not what they are.
+    hollow: Cell<bool>,
     fault: RefCell<Option<LogError>>,
 }
+
+/// Entries without content that are handed out at a time.
+const HOLLOW_ENTRIES: u64 = 4096;
 
 impl ReplicaLog {
     pub(crate) fn new(
@@ -46,8 +52,16 @@ impl ReplicaLog {
             tail_bytes: 0,
             snapshot: None,
             snapshot_wanted: Cell::new(false),
+            hollow: Cell::new(false),
             fault: RefCell::new(None),
         }
+    }
+
+    /// From here on entries are read without their content, term and kind, or with them again. For
+    /// committed entries of which only the place is wanted: a ready reads them all, and there may be
+    /// more than a round has time for.
+    pub(crate) fn set_hollow(&self, hollow: bool) {
+        self.hollow.set(hollow);
     }
 
     pub(crate) const fn base(&self) -> LogPosition {
@@ -103,6 +117,11 @@ impl ReplicaLog {
                 self.tail_bytes -= entry_bytes(&entry);
             }
         }
+    }
+
+    /// Bytes of the entries in the tail.
+    pub(crate) const fn cached_bytes(&self) -> usize {
+        self.tail_bytes
     }
 
     /// Gives spare memory back.
@@ -203,6 +222,12 @@ fn entry_bytes(entry: &Entry) -> usize {
     entry.data.len() + size_of::<Entry>()
 }
 
+/// The first entries of `low..high`, which say no more than where they stand.
+fn hollow_entries(low: u64, high: u64) -> Vec<Entry> {
+    let end = high.min(low.saturating_add(HOLLOW_ENTRIES));
+    (low..end).map(|index| Entry { index, ..Entry::default() }).collect()
+}
+
 impl Storage for ReplicaLog {
     fn initial_state(&self) -> raft::Result<RaftState> {
         Ok(self.initial.clone())
@@ -215,6 +240,9 @@ impl Storage for ReplicaLog {
         max_size: impl Into<Option<u64>>,
         _context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
+        if self.hollow.get() {
+            return Ok(hollow_entries(low, high));
+        }
         let max = max_size.into().unwrap_or(u64::MAX);
         let mut entries = self.read(low, high, max).map_err(|error| self.to_raft(error))?;
         let read = entries.last().map_or(low, |entry| entry.index + 1);

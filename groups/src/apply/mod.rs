@@ -64,6 +64,17 @@ pub enum ApplyWork {
     },
 }
 
+impl ApplyWork {
+    /// Whether whoever asks went away: the answer would be for nobody.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Query { reply, .. } => reply.is_closed(),
+            Self::Checksum { reply } => reply.is_closed(),
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Debug for ApplyWork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -13,6 +13,9 @@ use crate::known_bugs::KnownBug;
 use crate::machine::Command;
 use crate::worker::Round;
 
+/// Bytes of durable entries that stay in memory for a state machine that has not come to them.
+const UNAPPLIED_BYTES: usize = 8 << 20;
+
 /// Where the state machine stands, as the replica knows.
 #[derive(Debug)]
 pub(super) struct ApplyProgress {
@@ -67,12 +70,18 @@ impl ApplyProgress {
 }
 
 impl GroupCore {
-    /// Raft says that these entries are committed, and durable here.
-    pub(super) fn release(&mut self, committed: Vec<Entry>, round: &mut Round) {
+    /// Whether what raft says to be committed next goes to the state machine at once.
+    pub(super) fn hands_over_at_once(&self) -> bool {
+        self.apply.handed == self.apply.released && self.takes_more()
+    }
+
+    /// Raft says that these entries are committed, and durable here. When they are held back, only
+    /// their places count.
+    pub(super) fn release(&mut self, committed: Vec<Entry>, held_back: bool, round: &mut Round) {
         let Some(last) = committed.last() else { return };
-        let in_order = self.apply.handed == self.apply.released;
+        let at_once = !held_back && self.hands_over_at_once();
         self.apply.released = last.index;
-        if in_order && self.takes_more() {
+        if at_once {
             self.hand(committed, round);
         }
     }
@@ -188,10 +197,12 @@ impl GroupCore {
         }
     }
 
-    /// Lets entries leave memory that are durable, applied, and with every peer that keeps up.
+    /// Lets entries leave memory that are durable, applied, and with every peer that keeps up. What is
+    /// durable and waits for the state machine leaves, too, when it is much: it is read again.
     pub(super) fn trim_tail(&mut self) {
         let raft = &self.raw.raft;
-        let settled = self.apply.applied.min(raft.raft_log.persisted);
+        let persisted = raft.raft_log.persisted;
+        let settled = self.apply.applied.min(persisted);
         let mut everywhere = settled;
         if self.leads() {
             for (_, progress) in raft.prs().iter() {
@@ -202,5 +213,14 @@ impl GroupCore {
         let log = self.raw.mut_store();
         log.trim(everywhere, 0);
         log.trim(settled, keep);
+        if !self.config.bugs.has(KnownBug::KeepBacklogInMemory) {
+            log.trim(persisted, keep.saturating_add(UNAPPLIED_BYTES));
+        }
+    }
+
+    /// Bytes of entries that are held in memory, beside those that raft has not handed out.
+    #[must_use]
+    pub fn cached_bytes(&self) -> usize {
+        self.raw.store().cached_bytes()
     }
 }

@@ -7,12 +7,13 @@
 //! | one on a draining node | lets some go by, while others could lead | they went by |
 //! | one that handed leadership on | lets them go by | two election timeouts later, or the leader's node is lost |
 //! | a candidate whose votes are split for sure | stands again at once, if its turn comes first | it hears of the next candidate |
+//! | one whose state machine has much to apply | lets them go by | little is left |
 //! | a voter | refuses the pre-vote of an unfit candidate | the candidate says that nobody fit was found |
 //!
 //! A vote is never refused for such a reason: a group must always come to a leader, be it one that
 //! serves nobody.
 
-use raft::{INVALID_ID, StateRole};
+use raft::{GetEntriesContext, INVALID_ID, StateRole};
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::NodeId;
 
@@ -24,6 +25,10 @@ use crate::worker::Round;
 
 /// Election timeouts that a follower on a draining node lets go by, while others could lead.
 const DRAINING_PATIENCE: u16 = 2;
+/// Entries that are committed and not applied, and their bytes, with which a replica stands for
+/// election at most: raft looks through them all first, on the worker's thread and in memory.
+const MAX_UNAPPLIED_ENTRIES: u64 = 1 << 18;
+const MAX_UNAPPLIED_BYTES: u64 = 64 << 20;
 
 /// What keeps this replica from standing for election.
 #[derive(Debug, Default)]
@@ -97,6 +102,22 @@ impl GroupCore {
     fn knows_better(&self, round: &Round) -> bool {
         let ranked = self.ranked_voters(round);
         ranked.first().is_some_and(|(rank, _)| !rank.unfit && !rank.unknown && !rank.draining)
+    }
+
+    /// Whether so much waits for the state machine that this replica does not stand for election. As
+    /// a leader it would serve nobody before all of that is applied.
+    pub(super) fn lags_too_far(&self) -> bool {
+        if self.config.bugs.has(KnownBug::ReadBacklogAtOnce) {
+            return false;
+        }
+        let log = &self.raw.raft.raft_log;
+        let (first, end) = (log.first_index().max(log.applied + 1), log.committed + 1);
+        let count = end.saturating_sub(first);
+        if count == 0 || count > MAX_UNAPPLIED_ENTRIES {
+            return count > 0;
+        }
+        let read = log.slice(first, end, MAX_UNAPPLIED_BYTES, GetEntriesContext::empty(false));
+        read.map_or(true, |entries| (entries.len() as u64) < count)
     }
 
     /// Lets an election timeout go by, as a follower that knows no leader: merely to wait longer
@@ -176,7 +197,7 @@ impl GroupCore {
 
     /// Stands for election before its time is over.
     pub(super) fn stand(&mut self) {
-        if self.may_not_campaign_in_doubt() {
+        if self.may_not_campaign_in_doubt() || self.lags_too_far() {
             return;
         }
         self.campaigns += 1;

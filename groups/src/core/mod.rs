@@ -222,6 +222,7 @@ impl GroupCore {
                 self.raw.raft.election_elapsed -= 1;
             } else if self.may_not_campaign_in_doubt()
                 || self.leaves_campaigns_to_others()
+                || self.lags_too_far()
                 || self.stays_out(round)
             {
                 self.let_timeout_pass();

@@ -52,7 +52,12 @@ impl Taken {
 impl GroupCore {
     /// Handles one ready of raft.
     pub(super) fn take_ready(&mut self, round: &mut Round) -> Taken {
+        // What is not handed over now is read again when its turn comes.
+        let held_back = !self.hands_over_at_once();
+        let hollow = held_back && !self.config.bugs.has(KnownBug::ReadBacklogAtOnce);
+        self.raw.store().set_hollow(hollow);
         let mut ready = self.raw.ready();
+        self.raw.store().set_hollow(false);
         let taken = Taken::from(&ready);
         let number = ready.number();
         let at_once = ready.take_messages();
@@ -83,7 +88,7 @@ impl GroupCore {
         for state in read_states {
             self.confirm_reads(&state.request_ctx, state.index);
         }
-        self.release(committed, round);
+        self.release(committed, held_back, round);
         taken
     }
 

@@ -177,7 +177,7 @@ impl Group {
         // The work queues behind everything that the barrier waited for.
         let _barrier = self.read_barrier(mode).await?;
         let (reply, answer) = oneshot::channel();
-        self.shared.runtime.push_work(&self.shared, ApplyWork::Query { request, reply });
+        self.ask_machine(ApplyWork::Query { request, reply })?;
         Ok(self.answered(answer).await??)
     }
 
@@ -187,8 +187,13 @@ impl Group {
     /// [`ReadError`].
     pub async fn checksum(&self) -> Result<(LogPosition, StateChecksum), ReadError> {
         let (reply, answer) = oneshot::channel();
-        self.shared.runtime.push_work(&self.shared, ApplyWork::Checksum { reply });
+        self.ask_machine(ApplyWork::Checksum { reply })?;
         Ok(self.answered(answer).await??)
+    }
+
+    fn ask_machine(&self, question: ApplyWork) -> Result<(), ReadError> {
+        let asked = self.shared.runtime.ask_machine(&self.shared, question);
+        asked.map_err(|_| ReadError::Busy { group: self.shared.id })
     }
 
     async fn answered<T>(&self, answer: oneshot::Receiver<T>) -> Result<T, ReadError> {

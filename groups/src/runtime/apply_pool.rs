@@ -23,6 +23,8 @@ use crate::worker::{GroupEvent, Input};
 
 /// Pieces of work that a thread does for one group before it looks after another.
 const WORK_PER_TURN: usize = 64;
+/// Questions to one machine after which those are dropped whose askers went away.
+const QUESTIONS_PER_LOOK: usize = 1024;
 
 /// The work of one group's state machine, and the machine.
 pub(crate) struct Mailbox {
@@ -33,11 +35,29 @@ pub(crate) struct Mailbox {
 #[derive(Default)]
 struct MailboxState {
     work: VecDeque<ApplyWork>,
+    /// Questions that came since those whose askers went away were dropped.
+    asked: usize,
     scheduled: bool,
     closed: bool,
     /// The replica ends when the work that is left is done.
     ending: Option<Ending>,
 }
+
+impl MailboxState {
+    /// A question comes. Drops those of askers who went away, now and then: a machine that hangs
+    /// answers nobody, and whoever gives up asks again.
+    fn note_question(&mut self) {
+        self.asked += 1;
+        if self.asked >= QUESTIONS_PER_LOOK {
+            self.asked = 0;
+            self.work.retain(|work| !work.is_abandoned());
+        }
+    }
+}
+
+/// A state machine has as many questions waiting as it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoRoom;
 
 /// What becomes of work that waits when a replica ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +135,17 @@ impl Mailbox {
         !std::mem::replace(&mut state.scheduled, true)
     }
 
+    /// Adds a question, unless `most` pieces of work wait; says whether the mailbox must be scheduled.
+    fn ask(&self, question: ApplyWork, most: usize) -> Result<bool, NoRoom> {
+        let mut state = self.state.lock();
+        state.note_question();
+        if state.work.len() >= most {
+            return Err(NoRoom);
+        }
+        drop(state);
+        Ok(self.add(question))
+    }
+
     fn take(&self) -> VecDeque<ApplyWork> {
         let mut state = self.state.lock();
         let take = state.work.len().min(WORK_PER_TURN);
@@ -165,6 +196,21 @@ impl ApplyQueue {
         if group.mailbox.add(work) && self.0.send(Token::Group(Arc::clone(group))).is_err() {
             tracing::debug!("work came after the apply pool had ended");
         }
+    }
+
+    /// A question to a group's machine, of which `most` pieces of work may wait.
+    pub(super) fn ask(
+        &self,
+        group: &Arc<GroupShared>,
+        question: ApplyWork,
+        most: usize,
+    ) -> Result<(), NoRoom> {
+        if group.mailbox.ask(question, most)?
+            && self.0.send(Token::Group(Arc::clone(group))).is_err()
+        {
+            tracing::debug!("a question came after the apply pool had ended");
+        }
+        Ok(())
     }
 
     /// A replica ends. `group` is what is shared of it, if it is open.

@@ -132,6 +132,15 @@ impl RuntimeShared {
         self.apply.push(group, work);
     }
 
+    /// Queues a question to a group's state machine.
+    pub(crate) fn ask_machine(
+        &self,
+        group: &Arc<GroupShared>,
+        question: ApplyWork,
+    ) -> Result<(), apply_pool::NoRoom> {
+        self.apply.ask(group, question, self.config.max_reads_per_group)
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }

@@ -189,6 +189,10 @@ impl GroupCore {
             let text = format!("{backlog} entries are to be applied, {MAX_BACKLOG} may be");
             return refusal(Kind::Behind, text);
         }
+        if self.lags_too_far() {
+            let text = format!("{backlog} entries are to be applied, which are too large");
+            return refusal(Kind::Behind, text);
+        }
         None
     }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use shardhost_storage::{
     GroupId, LogPosition, MemorySnapshots, MemoryStore, NodeId, SnapshotStore,
 };
+use tokio::sync::oneshot;
 
 use super::*;
 use crate::handle::{Group, GroupSpec};
@@ -46,6 +47,47 @@ fn what_stands_between_commands_keeps_its_place() {
     let between = || [commands(1, 2), ApplyWork::Snapshot, commands(3, 4), ApplyWork::Durable];
     let merged = merge(between().into());
     assert_eq!(shape(&merged), shape(&between()));
+}
+
+fn mailbox() -> Mailbox {
+    let snapshots: Arc<dyn SnapshotStore> = Arc::new(MemorySnapshots::new());
+    let machine = Box::new(Echo { applied: LogPosition::default(), gate: None });
+    Mailbox::new(Applier::new(GroupId::new(1), machine, snapshots, LogPosition::default()))
+}
+
+/// A question, and who asks it.
+fn question() -> (ApplyWork, oneshot::Receiver<Result<Bytes, QueryError>>) {
+    let (reply, asker) = oneshot::channel();
+    (ApplyWork::Query { request: Bytes::from_static(b"x"), reply }, asker)
+}
+
+#[test]
+fn questions_of_those_who_went_away_do_not_pile_up_before_a_machine_that_hangs() {
+    let mailbox = mailbox();
+    mailbox.add(commands(1, 1));
+    for _ in 0..10 * QUESTIONS_PER_LOOK {
+        let (question, asker) = question();
+        drop(asker);
+        mailbox.ask(question, usize::MAX).unwrap();
+    }
+    let waiting = mailbox.state.lock().work.len();
+    assert!(waiting <= QUESTIONS_PER_LOOK, "{waiting} wait");
+    let first = mailbox.state.lock().work.pop_front();
+    assert!(matches!(first, Some(ApplyWork::Commands { .. })), "what is no question stays");
+}
+
+#[test]
+fn a_question_that_finds_no_room_is_refused_until_others_are_given_up() {
+    let (mailbox, most) = (mailbox(), 2 * QUESTIONS_PER_LOOK);
+    let ask = || {
+        let (question, asker) = question();
+        mailbox.ask(question, most).map(|_| asker)
+    };
+    let askers: Vec<_> = (0..most).map(|_| ask().unwrap()).collect();
+    assert_eq!(ask().err(), Some(NoRoom));
+    drop(askers);
+    let refused = (0..most).take_while(|_| ask().is_err()).count();
+    assert!(refused < QUESTIONS_PER_LOOK, "{refused} were refused although nobody waits");
 }
 
 #[test]
