@@ -68,6 +68,8 @@ pub enum KnownBug {
     SilentPolicyKeepsLeadership,
     /// What a learner acknowledged counts when it gets a vote, although its node may have lost its disk.
     CountLostLearner,
+    /// An answer of a learner that was on its way when the learner's disk was lost counts.
+    CountLateAnswers,
     /// A vote lock is forgotten when the clock cannot be read.
     UnlockWithoutClock,
     /// Of several successors that failed by accident only the last is asked again.

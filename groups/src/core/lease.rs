@@ -73,6 +73,20 @@ struct PeerSign {
     life: u64,
     /// When the newest heartbeat that it answered was sent.
     stamp: Moment,
+    life_check: LifeCheck,
+}
+
+/// Whether a replica that never voted is still in the life whose answers come: one of an earlier life may
+/// be on its way, and the disk behind it gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum LifeCheck {
+    /// As far as is known, it is.
+    #[default]
+    Passed,
+    /// It answers again once it answered a heartbeat that is yet to be sent.
+    Wanted,
+    /// It answers again once it answered a heartbeat that was sent then or later.
+    Since(Moment),
 }
 
 impl Lease {
@@ -84,7 +98,12 @@ impl Lease {
     fn peer(&mut self, replica: u64) -> &mut PeerSign {
         let at = self.peers.iter().position(|peer| peer.replica == replica);
         let at = at.unwrap_or_else(|| {
-            self.peers.push(PeerSign { replica, life: 0, stamp: Moment::ZERO });
+            self.peers.push(PeerSign {
+                replica,
+                life: 0,
+                stamp: Moment::ZERO,
+                life_check: LifeCheck::Passed,
+            });
             self.peers.len() - 1
         });
         &mut self.peers[at]
@@ -206,7 +225,13 @@ impl GroupCore {
     /// Puts the stamps of leases on an outgoing message. `false`: it must not leave yet.
     pub(super) fn stamp(&mut self, wire: &mut GroupMessage, round: &Round) -> bool {
         match wire.kind() {
-            MessageKind::Heartbeat => wire.stamp = round.began.map_or(0, Moment::get),
+            MessageKind::Heartbeat => {
+                wire.stamp = round.began.map_or(0, Moment::get);
+                let peer = self.lease.peer(wire.to_replica);
+                if let (LifeCheck::Wanted, Some(now)) = (peer.life_check, round.began) {
+                    peer.life_check = LifeCheck::Since(now);
+                }
+            }
             MessageKind::HeartbeatResponse => {
                 wire.life = self.life();
                 let answered = self.lease.echo.filter(|(to, _)| *to == wire.to_replica);
@@ -227,10 +252,11 @@ impl GroupCore {
         true
     }
 
-    /// A peer answered in this leadership.
-    pub(super) fn take_sign(&mut self, message: &GroupMessage, round: &mut Round) {
+    /// A peer answered in this leadership. Says whether that counts: an answer of a replica that may have
+    /// lost its disk does not, before it is certain that the life that gave it goes on.
+    pub(super) fn take_sign(&mut self, message: &GroupMessage, round: &mut Round) -> bool {
         if !self.leads() || message.term != self.raw.raft.term || message.life == 0 {
-            return;
+            return true;
         }
         let (replica, life) = (message.from_replica, message.life);
         let stamp = match round.began {
@@ -246,8 +272,22 @@ impl GroupCore {
         let peer = self.lease.peer(replica);
         if message.kind() == MessageKind::HeartbeatResponse {
             peer.stamp = peer.stamp.max(stamp);
+            if matches!(peer.life_check, LifeCheck::Since(then) if stamp >= then) {
+                peer.life_check = LifeCheck::Passed;
+            }
         }
+        let checked = peer.life_check == LifeCheck::Passed;
         self.release_order(replica, life, round);
+        checked
+            || message.kind() != MessageKind::AppendResponse
+            || self.config.bugs.has(KnownBug::CountLateAnswers)
+    }
+
+    /// The answers of a replica count from the first heartbeat that it answers from here on.
+    pub(super) fn check_life(&mut self, replica: u64) {
+        if self.leads() {
+            self.lease.peer(replica).life_check = LifeCheck::Wanted;
+        }
     }
 
     /// A replica answers that was opened anew. One that never voted may have lost its disk.
@@ -256,6 +296,7 @@ impl GroupCore {
         let bug = self.config.bugs.has(KnownBug::CountLostLearner);
         if member.is_some_and(|member| member.never_voted) && !bug {
             self.count_replica_anew(replica);
+            self.check_life(replica);
         }
     }
 
@@ -282,7 +323,9 @@ impl GroupCore {
     /// A leadership begins or ends: it starts from nothing.
     pub(super) fn reset_lease(&mut self) {
         let lease = &mut self.lease;
-        lease.peers.iter_mut().for_each(|peer| peer.stamp = Moment::ZERO);
+        for peer in &mut lease.peers {
+            (peer.stamp, peer.life_check) = (Moment::ZERO, LifeCheck::Passed);
+        }
         lease.void_until = Moment::ZERO;
         lease.owed_by.clear();
         lease.outgrows_at = 0;

@@ -185,7 +185,10 @@ impl GroupCore {
         let members = self.membership.members.iter();
         let concerned = members.filter(|(_, member)| member.node == node && member.never_voted);
         let replicas: Vec<u64> = concerned.map(|(id, _)| id.get()).collect();
-        replicas.into_iter().for_each(|replica| self.count_replica_anew(replica));
+        for replica in replicas {
+            self.count_replica_anew(replica);
+            self.check_life(replica);
+        }
     }
 
     /// What a replica acknowledged to this leader counts only once it says so again.

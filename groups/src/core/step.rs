@@ -68,8 +68,11 @@ impl GroupCore {
             return Stepped::Taken;
         }
         self.note_contact(node, &message);
-        self.take_sign(&message, round);
+        let counts = self.take_sign(&message, round);
         self.wake_on(&message, round);
+        if !counts {
+            return Stepped::Taken;
+        }
         match message.kind() {
             MessageKind::Sleep => self.answer_sleep(node, &message, round),
             MessageKind::SleepResponse => {
