@@ -180,3 +180,34 @@ async fn a_burst_of_changes_makes_a_few_views_and_each_group_is_created() {
     cluster.until("every host holds every group", held).await;
     cluster.stop().await;
 }
+
+/// Where the process of a node listened that led the system group, somebody takes connections and says
+/// nothing, as a process does that hangs. Another node leads, and is found.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_hangs_keeps_nobody_from_the_catalog() {
+    let mut cluster = Cluster::start(Shape::new(4, 1)).await;
+    let first = NodeId::must(1);
+    let leads = |cluster: &Cluster| cluster.server_of(SYSTEM_GROUP);
+    cluster.until("the catalog is led", |cluster| leads(cluster).is_some()).await;
+    let leader = leads(&cluster).unwrap();
+    if leader != 1 {
+        let group = cluster.host(leader).group(SYSTEM_GROUP).unwrap();
+        group.transfer_leadership(Some(first)).await.unwrap();
+    }
+    // The node without a replica of the catalog knows who leads.
+    let catalog = cluster.system(4).catalog().clone();
+    catalog.revision().await.unwrap();
+
+    cluster.stop_node(1).await;
+    let hangs = tokio::net::TcpListener::bind(&cluster.addresses[&1]).await.unwrap();
+    cluster.until("another leads it", |cluster| leads(cluster).is_some()).await;
+    // The first question may be the one that shows that the node hangs.
+    let mut answers = Vec::new();
+    for _ in 0..4 {
+        answers.push(catalog.revision().await);
+    }
+    assert!(answers[1..].iter().all(Result::is_ok), "{answers:?}");
+    drop(hangs);
+    cluster.start_node(1).await;
+    cluster.stop().await;
+}

@@ -4,7 +4,7 @@
 //! A command is sent again only when it surely was not taken; whoever gets
 //! [`CatalogError::Unknown`] looks at the catalog and decides anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -76,6 +76,9 @@ struct Inner {
     founders: Vec<NodeId>,
     /// Who led last, as somebody said; 0: not known.
     hint: AtomicU64,
+    /// Nodes that said nothing when they were asked last: they are asked after all others. A process
+    /// that hangs takes connections, and nobody can tell what it does with a command.
+    silent: Mutex<BTreeSet<NodeId>>,
     channels: Mutex<BTreeMap<String, SystemClient<Channel>>>,
     /// Somebody here waits until this revision is known.
     wanted: AtomicU64,
@@ -99,6 +102,7 @@ impl CatalogClient {
             host: host.clone(),
             founders: founders.into_iter().collect(),
             hint: AtomicU64::new(0),
+            silent: Mutex::default(),
             channels: Mutex::default(),
             wanted: AtomicU64::new(0),
             hurry: Notify::new(),
@@ -214,7 +218,7 @@ impl CatalogClient {
     }
 
     /// Whom to ask: who leads as far as this host or somebody else knows, this host, the founders,
-    /// and then all others, who may know more.
+    /// and then all others, who may know more. Whoever was silent comes last.
     fn candidates(&self) -> Vec<NodeId> {
         let host = &self.inner.host;
         let local = host.group(SYSTEM_GROUP).and_then(|group| group.status().leader);
@@ -233,7 +237,20 @@ impl CatalogClient {
                 distinct.push(node);
             }
         }
+        let silent = self.inner.silent.lock();
+        // Stable: each part keeps its order.
+        distinct.sort_by_key(|node| silent.contains(node));
         distinct
+    }
+
+    /// A node answered, or did not.
+    fn note_answer(&self, node: NodeId, answered: bool) {
+        let mut silent = self.inner.silent.lock();
+        if answered {
+            silent.remove(&node);
+        } else {
+            silent.insert(node);
+        }
     }
 
     async fn propose_to(&self, node: NodeId, command: Bytes) -> Asked {
@@ -246,9 +263,11 @@ impl CatalogClient {
         }
         let (mut client, address) = match self.connect(node).await {
             Ok(client) => client,
-            Err(reason) => return Asked::Elsewhere { leader: None, reason },
+            Err(reason) => return self.not_connected(node, reason),
         };
-        match client.propose(wire::ProposeRequest { command }).await {
+        let answer = client.propose(wire::ProposeRequest { command }).await;
+        self.note_answer(node, answer.is_ok());
+        match answer {
             Ok(reply) => read_reply(reply.into_inner()),
             Err(status) => {
                 self.forget(&address);
@@ -270,15 +289,22 @@ impl CatalogClient {
         }
         let (mut client, address) = match self.connect(node).await {
             Ok(client) => client,
-            Err(reason) => return Asked::Elsewhere { leader: None, reason },
+            Err(reason) => return self.not_connected(node, reason),
         };
-        match client.query(wire::QueryRequest { query }).await {
+        let answer = client.query(wire::QueryRequest { query }).await;
+        self.note_answer(node, answer.is_ok());
+        match answer {
             Ok(reply) => read_reply(reply.into_inner()),
             Err(status) => {
                 self.forget(&address);
                 Asked::Elsewhere { leader: None, reason: status.message().to_owned() }
             }
         }
+    }
+
+    fn not_connected(&self, node: NodeId, reason: String) -> Asked {
+        self.note_answer(node, false);
+        Asked::Elsewhere { leader: None, reason }
     }
 
     /// Those of these groups of which a node holds no replica.
