@@ -9,7 +9,7 @@ use futures::future::join_all;
 use shardhost::client::{Client, ClientError, ClientOptions};
 use shardhost::server::config::ShardCounts;
 use shardhost::server::{Server, ServerConfig, group_of_shard};
-use shardhost::service::{MAX_BATCH_REQUESTS, MAX_IN_FLIGHT_REQUESTS};
+use shardhost::service::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_IN_FLIGHT_REQUESTS};
 use shardhost::shards::table::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use shardhost::shards::{QUEUE_KIND, TABLE_KIND};
 use shardhost::{GroupId, LogIndex, NodeId, Shutdown};
@@ -315,6 +315,33 @@ async fn a_bad_request_disturbs_no_other_of_its_batch() {
         (8, None),
     ];
     assert_eq!(reasons, expected);
+    cluster.stop().await;
+}
+
+/// An operation that no stream takes is refused by the client: it would break the stream of all
+/// others, again with each try.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_that_is_far_too_large_disturbs_no_other() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let (words, jobs) = (client.table(), client.queue());
+    words.put("k", "before").await.unwrap();
+    let shard = jobs.shard_of(b"k").unwrap();
+    let huge = || Bytes::from(vec![7; 2 * MAX_BATCH_BYTES]);
+    let (put, sent, acked) = tokio::join!(
+        timeout(SOON / 3, words.put("k", huge())),
+        timeout(SOON / 3, jobs.send("k", huge(), "id")),
+        timeout(SOON / 3, jobs.ack(shard, (0..MAX_BATCH_BYTES as u64).map(|at| u64::MAX - at))),
+    );
+    let refused = [
+        put.expect("it is refused at once").unwrap_err(),
+        sent.expect("it is refused at once").unwrap_err(),
+        acked.expect("it is refused at once").unwrap_err(),
+    ];
+    for error in refused {
+        assert!(matches!(error, ClientError::Invalid { .. }) && error.is_definite(), "{error}");
+    }
+    assert_eq!(words.get("k").await.unwrap().as_deref(), Some(&b"before"[..]));
     cluster.stop().await;
 }
 

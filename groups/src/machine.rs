@@ -102,9 +102,11 @@ pub trait StateMachine: Send + 'static {
         Ok(())
     }
 
-    /// Whether [`StateMachine::query`] never blocks and takes microseconds, so that whoever reads
-    /// under a lease may run it on its own thread.
-    fn answers_at_once(&self) -> bool {
+    /// Whether [`StateMachine::query`] answers this request in microseconds, whatever the state is,
+    /// and never blocks. A reader under a lease then runs it on its own thread, which usually
+    /// serves the network of the whole host: a request that can take long must return `false`.
+    fn answers_at_once(&self, request: &Bytes) -> bool {
+        let _ = request;
         false
     }
 
@@ -172,8 +174,8 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
     fn replay(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
         (**self).replay(batch)
     }
-    fn answers_at_once(&self) -> bool {
-        (**self).answers_at_once()
+    fn answers_at_once(&self, request: &Bytes) -> bool {
+        (**self).answers_at_once(request)
     }
     fn removed(&mut self) -> Result<(), ApplyFault> {
         (**self).removed()

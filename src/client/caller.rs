@@ -8,7 +8,7 @@ use shardhost_proto::client::{Failure, FailureReason};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::backoff::Backoff;
-use super::connection::{CallError, Connection};
+use super::connection::{CallError, Connection, MAX_OPERATION_BYTES};
 use super::error::ClientError;
 use super::options::{ClientOptions, Resend};
 use super::routes::{Located, Routes, Target};
@@ -67,12 +67,29 @@ impl<W: Wire> Caller<W> {
         operation: W::Operation,
         nature: Nature,
     ) -> Result<W::Answer, ClientError> {
+        check_size(W::size(&operation))?;
         let mut trial = Trial::new(self.repeats(nature), nature, self.options.deadline);
-        let (mut first, mut ticket) = (None, None);
+        let mut ticket = None;
+        let outcome = self.try_until_done(&target, operation, &mut trial, &mut ticket).await;
+        // Else a copy may be on its way, and the ticket is given up.
+        if let Some(ticket) = ticket.filter(|_| outcome.is_ok() || !trial.in_doubt) {
+            ticket.answered();
+        }
+        outcome
+    }
+
+    async fn try_until_done(
+        &self,
+        target: &Target,
+        operation: W::Operation,
+        trial: &mut Trial,
+        ticket: &mut Option<Ticket>,
+    ) -> Result<W::Answer, ClientError> {
+        let mut first = None;
         while trial.begin() {
             // Anew for each try: the map of shards may have changed.
-            let Some(located) = self.routes.locate(&target) else {
-                return Err(trial.give_up_for(self.nowhere(&target)));
+            let Some(located) = self.routes.locate(target) else {
+                return Err(trial.give_up_for(self.nowhere(target)));
             };
             let Located { shard, place } = located;
             let map = *first.get_or_insert(place.map);
@@ -84,11 +101,12 @@ impl<W: Wire> Caller<W> {
                 trial.last = "the directory names no node".into();
                 break;
             };
-            let session = match self.ticket(place, &mut ticket, &mut trial).await {
-                Ok(ticket) => ticket.map(Ticket::session),
+            let taken = match self.ticket(place, ticket, trial).await {
+                Ok(taken) => taken,
                 Err(NoTicket) => break,
             };
-            let outgoing = Outgoing { place, session, operation: operation.clone() };
+            let (session, receipt) = (taken.map(Ticket::session), taken.map(Ticket::receipt));
+            let outgoing = Outgoing { place, session, receipt, operation: operation.clone() };
             let until = trial.until(self.options.attempt_timeout);
             let sent = self.call_node(node, outgoing);
             let error = match timeout_at(until, sent).await {
@@ -96,15 +114,15 @@ impl<W: Wire> Caller<W> {
                 Ok(Err(error)) => error,
                 Err(_) => CallError::Lost(format!("node {node} did not answer in time")),
             };
-            trial.note(&error)?;
             if let Some(start) = session_over(&error)
                 && let Some(over) = ticket.take()
             {
                 self.sessions.renew(&over, start);
             }
-            self.prepare_next(shard, node, &error, &mut trial).await;
+            trial.note(&error)?;
+            self.prepare_next(shard, node, &error, trial).await;
         }
-        Err(trial.give_up())
+        Err(trial.give_up_now())
     }
 
     /// The number of a write in the session of its shard, the same for each try there.
@@ -124,13 +142,17 @@ impl<W: Wire> Caller<W> {
                     .into();
                 return Err(NoTicket);
             }
-            *ticket = None;
+            if let Some(unused) = ticket.take() {
+                unused.answered();
+            }
         }
         if ticket.is_none() {
             match timeout_at(trial.deadline, self.sessions.ticket(place.group)).await {
                 Ok(taken) => *ticket = Some(taken),
                 Err(_) => {
-                    trial.last = "too many writes to the shard are unanswered".into();
+                    let why = "too many writes to the shard are unanswered, or one that is older \
+                               than one that was given up";
+                    trial.last = why.into();
                     return Err(NoTicket);
                 }
             }
@@ -149,7 +171,8 @@ impl<W: Wire> Caller<W> {
         let Some(Located { place, .. }) = self.routes.locate(&target) else {
             return Err(self.nowhere(&target));
         };
-        let outgoing = Outgoing { place, session: None, operation };
+        check_size(W::size(&operation))?;
+        let outgoing = Outgoing { place, session: None, receipt: None, operation };
         let answer = timeout_at(trial.deadline, self.call_node(node, outgoing)).await;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
@@ -227,6 +250,16 @@ impl<W: Wire> Caller<W> {
             }
         }
     }
+}
+
+/// Refuses what no stream takes: it would break the stream of all others, with each try again.
+fn check_size(bytes: usize) -> Result<(), ClientError> {
+    if bytes <= MAX_OPERATION_BYTES {
+        return Ok(());
+    }
+    let message =
+        format!("the operation has {bytes} bytes, at most {MAX_OPERATION_BYTES} are sent");
+    Err(ClientError::Invalid { message })
 }
 
 fn names_another_leader(failure: &Failure, asked: u64) -> bool {

@@ -15,12 +15,17 @@ use tonic::Streaming;
 
 use super::channel;
 use super::options::ClientOptions;
+use super::session::AnswerReceipt;
 use super::wire::{Outgoing, Wire};
+use crate::service::MAX_BATCH_BYTES;
 
 /// Batches that wait for the connection's window.
 const BATCHES: usize = 2;
 /// A batch ends with the operation that reaches this size.
 const BATCH_BYTES: usize = 512 * 1024;
+/// Longest operation that is sent: with it a batch is within what a node takes. No valid operation
+/// comes near it.
+pub(super) const MAX_OPERATION_BYTES: usize = MAX_BATCH_BYTES / 2;
 
 /// Why an operation has no answer.
 #[derive(Clone, Debug)]
@@ -74,6 +79,12 @@ impl<W: Wire> Connection<W> {
     }
 }
 
+/// Whoever waits for the answer to an operation.
+struct Pending<W: Wire> {
+    reply: Reply<W>,
+    receipt: Option<AnswerReceipt>,
+}
+
 struct Task<W: Wire> {
     address: String,
     options: Arc<ClientOptions>,
@@ -81,7 +92,7 @@ struct Task<W: Wire> {
     /// Taken from `calls` and not sent yet.
     waiting: VecDeque<Call<W>>,
     /// Sent and not answered yet.
-    pending: HashMap<u64, Reply<W>>,
+    pending: HashMap<u64, Pending<W>>,
     last_id: u64,
 }
 
@@ -185,8 +196,10 @@ impl<W: Wire> Task<W> {
             }
             bytes += W::size(&call.outgoing.operation);
             self.last_id += 1;
-            self.pending.insert(self.last_id, call.reply);
-            batch.push((self.last_id, call.outgoing));
+            let Call { mut outgoing, reply } = call;
+            let receipt = outgoing.receipt.take();
+            self.pending.insert(self.last_id, Pending { reply, receipt });
+            batch.push((self.last_id, outgoing));
         }
         W::batch(batch.into_iter())
     }
@@ -198,16 +211,20 @@ impl<W: Wire> Task<W> {
                 Some(Err(failure)) => Err(CallError::Failed(failure)),
                 None => Err(CallError::Empty),
             };
-            if let Some(reply) = self.pending.remove(&id) {
-                // Refused when the caller has given up.
-                drop(reply.send(result));
+            let Some(Pending { reply, receipt }) = self.pending.remove(&id) else { continue };
+            let is_answer = result.is_ok();
+            // Refused when the caller has given up, or sends it once more.
+            if reply.send(result).is_ok()
+                && let Some(receipt) = receipt.filter(|_| is_answer)
+            {
+                receipt.answered();
             }
         }
     }
 
     fn fail(&mut self, why: &str) {
-        for (_, reply) in self.pending.drain() {
-            drop(reply.send(Err(CallError::Lost(why.to_owned()))));
+        for (_, pending) in self.pending.drain() {
+            drop(pending.reply.send(Err(CallError::Lost(why.to_owned()))));
         }
         while let Ok(call) = self.calls.try_recv() {
             self.waiting.push_back(call);

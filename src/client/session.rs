@@ -1,8 +1,12 @@
 //! The sessions of a client: one per shard that it writes to, begun with the first write there.
 //!
 //! A write takes a number ([`Ticket`]) and keeps it however often it is sent. The number counts as
-//! unanswered until the ticket is dropped, so a write that was given up is settled, too: a copy of
-//! it that arrives after a later write is refused.
+//! unanswered until its answer came, or the ticket is dropped. A write names the lowest unanswered
+//! number, and the shard refuses copies of everything below.
+//!
+//! **Given up.** A write that was given up without an answer may have a copy on its way, which must
+//! not overwrite a later write. So no write begins before all numbers up to that of the given-up
+//! one are answered: then each later write names a higher one as the lowest unanswered.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -62,6 +66,17 @@ struct Session {
 struct Numbers {
     next: u64,
     unanswered: BTreeSet<u64>,
+    /// The largest number that was given up; 0: none.
+    given_up: u64,
+}
+
+/// How a number ceases to be unanswered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Its outcome is known, and no copy can take effect any more.
+    Answered,
+    /// A copy may be on its way.
+    GivenUp,
 }
 
 impl Numbers {
@@ -69,14 +84,16 @@ impl Numbers {
         self.unanswered.first().copied().unwrap_or(self.next)
     }
 
+    /// Whether another write may begin.
     fn has_room(&self) -> bool {
-        self.next - self.lowest_unanswered() < WINDOW
+        let lowest = self.lowest_unanswered();
+        self.next - lowest < WINDOW && lowest > self.given_up
     }
 }
 
 impl Session {
     fn begin(group: u64, start: u64) -> Arc<Self> {
-        let numbers = Mutex::new(Numbers { next: 1, unanswered: BTreeSet::new() });
+        let numbers = Mutex::new(Numbers { next: 1, unanswered: BTreeSet::new(), given_up: 0 });
         Arc::new(Self { group, id: rand::random(), start, numbers, room: Notify::new() })
     }
 
@@ -105,10 +122,12 @@ impl Session {
         Some(sequence)
     }
 
-    fn release(&self, sequence: u64) {
+    fn release(&self, sequence: u64, end: End) {
         let mut numbers = self.numbers.lock();
         let before = numbers.has_room();
-        numbers.unanswered.remove(&sequence);
+        if numbers.unanswered.remove(&sequence) && end == End::GivenUp {
+            numbers.given_up = numbers.given_up.max(sequence);
+        }
         if !before && numbers.has_room() {
             self.room.notify_one();
         }
@@ -131,14 +150,40 @@ impl Ticket {
     /// The session as it is sent.
     pub(super) fn session(&self) -> client::Session {
         let Session { id, start, .. } = *self.session;
-        let lowest_unanswered = self.session.numbers.lock().lowest_unanswered();
+        let lowest = self.session.numbers.lock().lowest_unanswered();
+        // Below it only when an answer came and its receiver had just given up waiting.
+        let lowest_unanswered = lowest.min(self.sequence);
         client::Session { id, start, sequence: self.sequence, lowest_unanswered }
+    }
+
+    /// For whoever gets the answer.
+    pub(super) fn receipt(&self) -> AnswerReceipt {
+        AnswerReceipt { session: Arc::clone(&self.session), sequence: self.sequence }
+    }
+
+    /// The outcome is known, and no copy can take effect any more.
+    pub(super) fn answered(&self) {
+        self.session.release(self.sequence, End::Answered);
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.session.release(self.sequence);
+        self.session.release(self.sequence, End::GivenUp);
+    }
+}
+
+/// Where the answer of a write is noted when it comes, whether or not its caller looks at it soon.
+#[derive(Clone, Debug)]
+pub(super) struct AnswerReceipt {
+    session: Arc<Session>,
+    sequence: u64,
+}
+
+impl AnswerReceipt {
+    /// The answer came.
+    pub(super) fn answered(&self) {
+        self.session.release(self.sequence, End::Answered);
     }
 }
 
@@ -155,9 +200,10 @@ mod tests {
         let other = sessions.ticket(8).await;
         assert_ne!(first.session().id, other.session().id);
         assert_eq!((second.session().sequence, second.session().lowest_unanswered), (2, 1));
-        drop(first);
+        first.answered();
         assert_eq!(second.session().lowest_unanswered, 2);
-        drop(second);
+        assert_eq!(first.session().lowest_unanswered, 1, "never above its own number");
+        second.receipt().answered();
         let third = sessions.ticket(7).await.session();
         assert_eq!((third.sequence, third.lowest_unanswered), (3, 3));
     }
@@ -172,12 +218,42 @@ mod tests {
         }
         let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(sessions.ticket(7))).collect();
         assert!(waiting.iter_mut().all(|ticket| ticket.now_or_never().is_none()));
-        others.pop();
+        others.pop().unwrap().answered();
         assert!(waiting.iter_mut().all(|ticket| ticket.now_or_never().is_none()));
-        drop(oldest);
+        oldest.answered();
         for ticket in waiting.drain(..1) {
             assert_eq!(ticket.await.session().sequence, WINDOW + 1);
         }
+    }
+
+    /// The shard must know of each later write that the one given up is settled.
+    #[tokio::test]
+    async fn after_a_write_was_given_up_the_next_one_waits_for_those_before_it() {
+        let sessions = Sessions::default();
+        let (older, given_up, newer) =
+            (sessions.ticket(7).await, sessions.ticket(7).await, sessions.ticket(7).await);
+        drop(given_up);
+        let mut later = Box::pin(sessions.ticket(7));
+        assert!((&mut later).now_or_never().is_none());
+        assert!(sessions.ticket(8).now_or_never().is_some(), "another shard is not held up");
+        newer.answered();
+        assert!((&mut later).now_or_never().is_none());
+        older.answered();
+        let later = later.await.session();
+        assert_eq!((later.sequence, later.lowest_unanswered), (4, 4));
+    }
+
+    #[tokio::test]
+    async fn a_write_that_was_answered_or_is_the_oldest_holds_up_nothing() {
+        let sessions = Sessions::default();
+        let (oldest, second, third) =
+            (sessions.ticket(7).await, sessions.ticket(7).await, sessions.ticket(7).await);
+        third.answered();
+        drop(third);
+        sessions.ticket(7).now_or_never().expect("nothing was given up").answered();
+        drop(oldest);
+        let later = sessions.ticket(7).now_or_never().unwrap().session();
+        assert_eq!(later.lowest_unanswered, second.session().sequence);
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
+use super::session::AnswerReceipt;
 use crate::service::MAX_BATCH_BYTES;
 use crate::shards::{QUEUE_KIND, TABLE_KIND};
 
@@ -33,6 +34,8 @@ pub(super) struct Outgoing<O> {
     pub(super) place: Place,
     /// Of a write that may be sent again.
     pub(super) session: Option<Session>,
+    /// Where its answer is noted.
+    pub(super) receipt: Option<AnswerReceipt>,
     pub(super) operation: O,
 }
 
@@ -78,7 +81,7 @@ impl Wire for TableWire {
 
     fn batch(operations: impl Iterator<Item = (u64, Outgoing<Self::Operation>)>) -> TableBatch {
         let requests = operations
-            .map(|(id, Outgoing { place, session, operation })| {
+            .map(|(id, Outgoing { place, session, operation, .. })| {
                 let (Place { group, map }, operation) = (place, Some(operation));
                 TableRequest { id, group, operation, map, session }
             })
@@ -121,7 +124,7 @@ impl Wire for QueueWire {
 
     fn batch(operations: impl Iterator<Item = (u64, Outgoing<Self::Operation>)>) -> QueueBatch {
         let requests = operations
-            .map(|(id, Outgoing { place, session, operation })| {
+            .map(|(id, Outgoing { place, session, operation, .. })| {
                 let (Place { group, map }, operation) = (place, Some(operation));
                 QueueRequest { id, group, operation, map, session }
             })

@@ -19,6 +19,7 @@ mod failure;
 mod in_flight;
 mod pipeline;
 mod queue;
+mod reads;
 mod session;
 mod table;
 
@@ -51,6 +52,8 @@ pub const REQUEST_OVERHEAD_BYTES: usize = 128;
 /// Weight of the reads of one stream that may be running or waiting to be sent: a get weighs 1,
 /// a scan or a peek [`RANGE_READ_WEIGHT`].
 pub const MAX_READ_WEIGHT: u32 = 256;
+/// How much of it one group may have: what hangs in its state machine keeps no other group waiting.
+pub const MAX_GROUP_READ_WEIGHT: u32 = MAX_READ_WEIGHT / 4;
 /// Weight of a scan or a peek, whose answer may be some MiB large.
 pub const RANGE_READ_WEIGHT: u32 = 8;
 

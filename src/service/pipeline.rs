@@ -17,8 +17,8 @@ use prost::Message;
 use shardhost_groups::{Applied, Group, ProposalSink, ProposeOutcome, ReadError, ReadMode};
 use shardhost_proto::client::{Failure, FailureReason};
 use shardhost_storage::GroupId;
+use tokio::sync::Notify;
 use tokio::sync::mpsc;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::yield_now;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
@@ -27,8 +27,9 @@ use tracing::debug;
 use super::clock::SteadyClock;
 use super::failure;
 use super::in_flight::InFlight;
+use super::reads::{ReadPlace, Reads};
 use super::{
-    GroupLookup, MAX_BATCH_REQUESTS, MAX_IN_FLIGHT_BYTES, MAX_IN_FLIGHT_REQUESTS, MAX_READ_WEIGHT,
+    GroupLookup, MAX_BATCH_REQUESTS, MAX_IN_FLIGHT_BYTES, MAX_IN_FLIGHT_REQUESTS,
     RANGE_READ_WEIGHT, REQUEST_OVERHEAD_BYTES,
 };
 
@@ -107,7 +108,7 @@ impl<P: Protocol> PipelineService<P> {
             outbox: Mutex::default(),
             completed: Notify::new(),
             in_flight: InFlight::new(MAX_IN_FLIGHT_REQUESTS, MAX_IN_FLIGHT_BYTES),
-            reads: Arc::new(Semaphore::new(MAX_READ_WEIGHT as usize)),
+            reads: Reads::new(),
             ended: AtomicBool::new(false),
         });
         tokio::spawn(read::<P>(Arc::clone(&stream), batches, replies.clone()));
@@ -122,7 +123,7 @@ struct Stream {
     outbox: Mutex<Vec<Completed>>,
     completed: Notify,
     in_flight: InFlight,
-    reads: Arc<Semaphore>,
+    reads: Arc<Reads>,
     /// The client sends no more.
     ended: AtomicBool,
 }
@@ -137,7 +138,7 @@ struct Completed {
 enum Outcome {
     Write(ProposeOutcome),
     /// Keeps its place among the reads until it is sent.
-    Read(Result<Bytes, ReadError>, Option<OwnedSemaphorePermit>),
+    Read(Result<Bytes, ReadError>, ReadPlace),
     Failed(Failure),
 }
 
@@ -302,10 +303,9 @@ fn start_read<P: Protocol>(
         Err(failure) => return stream.complete(id, charge, Outcome::Failed(failure)),
     };
     tokio::spawn(async move {
-        // The semaphore is never closed; without a permit the read would only be less bounded.
-        let permit = Arc::clone(&stream.reads).acquire_many_owned(weight).await.ok();
+        let place = Arc::clone(&stream.reads).place(group.id(), weight).await;
         let answer = group.query(mode, request).await;
-        stream.complete(id, charge, Outcome::Read(answer, permit));
+        stream.complete(id, charge, Outcome::Read(answer, place));
     });
 }
 
@@ -348,12 +348,12 @@ struct Batch<P: Protocol> {
     replies: Vec<P::Reply>,
     bytes: usize,
     charge: usize,
-    permits: Vec<OwnedSemaphorePermit>,
+    places: Vec<ReadPlace>,
 }
 
 impl<P: Protocol> Default for Batch<P> {
     fn default() -> Self {
-        Self { replies: Vec::new(), bytes: 0, charge: 0, permits: Vec::new() }
+        Self { replies: Vec::new(), bytes: 0, charge: 0, places: Vec::new() }
     }
 }
 
@@ -363,8 +363,8 @@ impl<P: Protocol> Batch<P> {
         let reply = match completed.outcome {
             Outcome::Write(Ok(applied)) => P::written(id, &applied),
             Outcome::Write(Err(error)) => P::failed(id, failure::of_proposal(&error, lookup)),
-            Outcome::Read(answer, permit) => {
-                self.permits.extend(permit);
+            Outcome::Read(answer, place) => {
+                self.places.push(place);
                 match answer {
                     Ok(answer) => P::answered(id, &answer),
                     Err(error) => P::failed(id, failure::of_read(&error, lookup)),

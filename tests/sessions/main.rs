@@ -94,6 +94,35 @@ async fn a_put_that_arrives_late_overwrites_no_later_one() {
     assert_eq!(value_after_a_late_copy(Resend::ExactlyOnce).await, "later-blue");
 }
 
+/// A put that was given up is no later than the next one either, also while an older write of the
+/// session has no answer as far as its caller knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_that_was_given_up_overwrites_no_later_one_when_it_arrives() {
+    let fixture = Fixture::start().await;
+    let client = fixture.client(Resend::ExactlyOnce).await;
+    let words = client.table();
+    let first = words.put("color", "none").await.unwrap();
+    // Its caller looks for the answer at the end only.
+    let mut older = Box::pin(words.put("size", "large"));
+    assert!(futures::poll!(&mut older).is_pending());
+    let older_is_in = LogIndex::new(first.index + 1);
+    client.wait_applied(NodeId::must(1), table(), older_is_in, SOON).await.unwrap();
+
+    fixture.proxy.hold_up(b"early-red");
+    tokio::select! {
+        early = words.put("color", "early-red") => panic!("it is held up: {early:?}"),
+        () = fixture.proxy.held() => {}
+    }
+    let later = words.put("color", "later-blue").await.unwrap();
+    let connection = fixture.proxy.release().await;
+    let late = LogIndex::new(later.index + 1);
+    client.wait_applied(NodeId::must(1), table(), late, SOON).await.unwrap();
+    assert_eq!(words.get("color").await.unwrap().as_deref(), Some(&b"later-blue"[..]));
+    assert!(older.await.unwrap().done);
+    drop(connection);
+    fixture.stop().await;
+}
+
 /// What sessions are for, and why this is not the default.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_session_a_put_that_arrives_late_overwrites_a_later_one() {

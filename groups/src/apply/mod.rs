@@ -265,7 +265,8 @@ impl Applier {
         if self.failed.is_some() {
             return None;
         }
-        let answer = || self.machine.answers_at_once().then(|| self.machine.query(request));
+        let machine = &self.machine;
+        let answer = || machine.answers_at_once(request).then(|| machine.query(request));
         contain(answer).ok().flatten()
     }
 

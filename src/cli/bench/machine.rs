@@ -42,7 +42,7 @@ impl StateMachine for Counter {
         Ok(Bytes::copy_from_slice(&self.count.to_be_bytes()))
     }
 
-    fn answers_at_once(&self) -> bool {
+    fn answers_at_once(&self, _: &Bytes) -> bool {
         true
     }
 

@@ -133,9 +133,10 @@ impl StateMachine for TableMachine {
         Some(self.state.durable())
     }
 
-    /// A look-up in memory tables and cached blocks; a scan is bounded in bytes.
-    fn answers_at_once(&self) -> bool {
-        true
+    /// A get is a look-up in memory tables and cached blocks. A scan is bounded by what it returns,
+    /// and not by the deleted keys that it passes.
+    fn answers_at_once(&self, request: &Bytes) -> bool {
+        TableQuery::is_get(request)
     }
 
     fn make_durable(&mut self) -> Result<(), ApplyFault> {

@@ -39,6 +39,11 @@ impl TableQuery {
         }
     }
 
+    /// Whether a question is [`TableQuery::Get`], as far as its first bytes tell.
+    pub(super) fn is_get(data: &[u8]) -> bool {
+        matches!(Reader::versioned(data), Ok((_, GET)))
+    }
+
     /// Reads and checks a question.
     ///
     /// # Errors

@@ -55,6 +55,20 @@ fn scan(machine: &TableMachine, from: &str, to: &str, limit: u32) -> (Vec<String
     }
 }
 
+/// A scan passes the keys that were deleted, however many, and returns none of them: it must not
+/// run where the network of the whole host is served.
+#[test]
+fn only_gets_are_answered_on_the_thread_of_whoever_asks() {
+    let scratch = Scratch::new();
+    let table = scratch.state.table(GROUP);
+    let get = TableQuery::Get(Get { key: "a".into(), consistency: 0 }).encode();
+    assert!(table.answers_at_once(&get));
+    let scan = TableQuery::Scan(Scan { limit: 1, ..Scan::default() }).encode();
+    for question in [scan, Bytes::from_static(b"??"), Bytes::new()] {
+        assert!(!table.answers_at_once(&question), "{question:?}");
+    }
+}
+
 #[test]
 fn commands_of_one_batch_see_the_effects_of_the_ones_before() {
     let scratch = Scratch::new();

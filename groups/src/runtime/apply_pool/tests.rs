@@ -112,6 +112,17 @@ fn a_turn_takes_a_bounded_share_and_comes_back_for_the_rest() {
     assert!(!mailbox.add(ApplyWork::Durable), "a closed one takes nothing");
 }
 
+#[test]
+fn only_questions_that_are_quick_are_answered_on_the_thread_of_whoever_asks() {
+    let snapshots: Arc<dyn SnapshotStore> = Arc::new(MemorySnapshots::new());
+    let machine = Box::new(Echo { applied: LogPosition::default(), gate: None });
+    let start = LogPosition::default();
+    let mailbox = Mailbox::new(Applier::new(GroupId::new(1), machine, snapshots, start));
+    let ask = |question: &'static [u8]| mailbox.query_at_once(&Bytes::from_static(question));
+    assert_eq!(ask(b"quick"), Some(Ok(Bytes::from_static(b"quick"))));
+    assert_eq!(ask(b"slow"), None, "it queues");
+}
+
 /// Answers what it is told. With a gate, it waits there before it applies anything.
 struct Echo {
     applied: LogPosition,
@@ -134,6 +145,14 @@ impl StateMachine for Echo {
         }
         self.applied = batch.last();
         Ok(())
+    }
+
+    fn query(&self, request: &Bytes) -> Result<Bytes, QueryError> {
+        Ok(request.clone())
+    }
+
+    fn answers_at_once(&self, request: &Bytes) -> bool {
+        request == "quick"
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {

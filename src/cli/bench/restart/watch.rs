@@ -119,8 +119,8 @@ impl StateMachine for Watched {
     fn make_durable(&mut self) -> Result<(), ApplyFault> {
         self.machine.make_durable()
     }
-    fn answers_at_once(&self) -> bool {
-        self.machine.answers_at_once()
+    fn answers_at_once(&self, request: &Bytes) -> bool {
+        self.machine.answers_at_once(request)
     }
     fn removed(&mut self) -> Result<(), ApplyFault> {
         self.machine.removed()

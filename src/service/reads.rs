@@ -1,0 +1,128 @@
+//! How many reads of one stream run or wait to be sent, and how many of them one group may have.
+//!
+//! A read keeps its place until its answer is handed to the connection. Reads of a state machine
+//! that hangs keep theirs for long, so no group may have them all.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use shardhost_storage::GroupId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{MAX_GROUP_READ_WEIGHT, MAX_READ_WEIGHT};
+
+/// The reads of one stream.
+#[derive(Debug)]
+pub(super) struct Reads {
+    all: Arc<Semaphore>,
+    /// The shares of the groups that have reads, or that reads wait for.
+    shares: Mutex<HashMap<GroupId, Share>>,
+}
+
+#[derive(Debug)]
+struct Share {
+    places: Arc<Semaphore>,
+    users: usize,
+}
+
+/// A read's use of the share of its group; the share goes with the last one.
+#[derive(Debug)]
+struct Use {
+    reads: Arc<Reads>,
+    group: GroupId,
+}
+
+/// The place of one read, free again when this is dropped.
+#[derive(Debug)]
+pub(super) struct ReadPlace {
+    _all: Option<OwnedSemaphorePermit>,
+    _share: Option<OwnedSemaphorePermit>,
+    _use: Use,
+}
+
+impl Reads {
+    pub(super) fn new() -> Arc<Self> {
+        let all = Arc::new(Semaphore::new(MAX_READ_WEIGHT as usize));
+        Arc::new(Self { all, shares: Mutex::default() })
+    }
+
+    /// Waits for a place: first for one of the group's, then for one of the stream's. So what waits
+    /// for a group that hangs is in the way of no other.
+    pub(super) async fn place(self: Arc<Self>, group: GroupId, weight: u32) -> ReadPlace {
+        let places = self.enter(group);
+        let used = Use { reads: Arc::clone(&self), group };
+        // No semaphore is ever closed; without a permit the read would only be less bounded.
+        let share = places.acquire_many_owned(weight).await.ok();
+        let all = Arc::clone(&self.all).acquire_many_owned(weight).await.ok();
+        ReadPlace { _all: all, _share: share, _use: used }
+    }
+
+    fn enter(&self, group: GroupId) -> Arc<Semaphore> {
+        let mut shares = self.shares.lock();
+        let share = shares.entry(group).or_insert_with(|| Share {
+            places: Arc::new(Semaphore::new(MAX_GROUP_READ_WEIGHT as usize)),
+            users: 0,
+        });
+        share.users += 1;
+        Arc::clone(&share.places)
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let mut shares = self.reads.shares.lock();
+        if let Some(share) = shares.get_mut(&self.group) {
+            share.users -= 1;
+            if share.users == 0 {
+                shares.remove(&self.group);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::service::RANGE_READ_WEIGHT;
+
+    const ONE: GroupId = GroupId::new(1);
+
+    /// Takes places until none is free.
+    fn take_all(reads: &Arc<Reads>, group: GroupId, weight: u32) -> Vec<ReadPlace> {
+        std::iter::from_fn(|| Arc::clone(reads).place(group, weight).now_or_never()).collect()
+    }
+
+    #[test]
+    fn a_group_has_a_part_of_the_places_and_leaves_the_others() {
+        let reads = Reads::new();
+        let hung = take_all(&reads, ONE, 1);
+        assert_eq!(hung.len(), MAX_GROUP_READ_WEIGHT as usize);
+        let mut waits = Box::pin(Arc::clone(&reads).place(ONE, 1));
+        assert!((&mut waits).now_or_never().is_none());
+        let others = take_all(&reads, GroupId::new(2), RANGE_READ_WEIGHT);
+        assert_eq!(others.len(), (MAX_GROUP_READ_WEIGHT / RANGE_READ_WEIGHT) as usize);
+        drop(hung);
+        assert!(waits.now_or_never().is_some());
+    }
+
+    #[test]
+    fn all_groups_together_have_the_places_of_the_stream() {
+        let reads = Reads::new();
+        let groups = (1..).map(GroupId::new);
+        let taken: Vec<_> = groups.map(|group| take_all(&reads, group, 1)).take(20).collect();
+        assert_eq!(taken.iter().map(Vec::len).sum::<usize>(), MAX_READ_WEIGHT as usize);
+    }
+
+    #[test]
+    fn a_group_without_reads_takes_no_memory() {
+        let reads = Reads::new();
+        let places = take_all(&reads, ONE, 1);
+        drop(Arc::clone(&reads).place(ONE, 1).now_or_never());
+        assert_eq!(reads.shares.lock().len(), 1);
+        drop(places);
+        assert!(reads.shares.lock().is_empty());
+    }
+}
