@@ -191,7 +191,7 @@ async fn a_founder_that_lost_its_disk_waits_and_never_founds_a_second_cluster() 
         assert_eq!(status["groups"], 0, "{status}");
 
         servers.start(2, &[]);
-        servers.await_log(1, &["node 2 holds the groups", "add it again"]).await;
+        servers.await_log(1, &["node 2 holds the groups", "member rebuild"]).await;
         servers.start(3, &[]);
         servers.await_value(2, "key", "kept").await;
         let status = servers.status(1).await;

@@ -154,17 +154,19 @@ impl fmt::Display for Cause {
             Self::AlreadyFounded { by, own: Some(own) } => write!(
                 f,
                 "node {by} holds the groups, which were founded with disk {own} of this node; that \
-                 disk is lost: remove this node from its groups and add it again"
+                 disk is lost: `shardhost member rebuild` gives this node new replicas"
             ),
             Self::AlreadyFounded { by, own: None } => write!(
                 f,
                 "node {by} holds the groups, which were founded without the disk of this node; add \
-                 this node to them, or remove it and add it again where it is a member"
+                 this node to them; where it is a member, `shardhost member rebuild` gives it a new \
+                 replica"
             ),
             Self::LogReplaced { recorded, own } => write!(
                 f,
                 "the data directory has log {own} and a record of log {recorded}; the log is lost: \
-                 remove the data directory, remove this node from its groups and add it again"
+                 remove the data directory, start, and have `shardhost member rebuild` give this node \
+                 new replicas"
             ),
             Self::FoundersChanged { recorded } => write!(
                 f,

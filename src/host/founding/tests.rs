@@ -73,7 +73,7 @@ fn a_founder_that_lost_its_disk_waits_and_is_refused_by_each_of_the_others() {
         let by = known_by.report().node;
         let expected = Cause::AlreadyFounded { by, own: Some(StoreId::new(11)) };
         assert!(causes(&empty).contains(&expected), "{:?}", causes(&empty));
-        assert!(expected.needs_operator() && expected.to_string().contains("add it again"));
+        assert!(expected.needs_operator() && expected.to_string().contains("member rebuild"));
         assert_eq!(empty.record().phase, Phase::Gathering);
     }
 }

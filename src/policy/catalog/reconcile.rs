@@ -402,11 +402,11 @@ impl fmt::Display for Blocked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownNode { node } => {
-                write!(f, "the catalog does not know node {node}; register it")
+                write!(f, "the catalog does not know node {node} yet; the node registers itself")
             }
             Self::OtherStore { here, registered } => write!(
                 f,
-                "store {here:016x} is here, {registered:016x} is registered; register this one"
+                "store {here:016x} is here, {registered:016x} is registered; the node registers this one"
             ),
         }
     }
