@@ -323,10 +323,10 @@ impl fmt::Debug for RocksStore {
 fn raise_doubt(database: &DB, index: &Index, doubt: Doubt) -> Result<(), LogError> {
     let replicas = column_family(database, keys::REPLICAS)?;
     let (mut batch, mut value) = (WriteBatch::default(), Vec::new());
-    let in_doubt = |group| index.look(group, |record| record.certainty.is_in_doubt());
+    let sure = |group| index.look(group, |record| record.certainty == Certainty::Sure);
     for group in index.groups() {
-        if !in_doubt(group)? {
-            values::doubt(group, doubt, &mut value);
+        if sure(group)? {
+            values::doubt(group, values::cause_of(doubt), &mut value);
             batch.put_cf(replicas, keys::replica(group, Part::Doubt), &value);
             index.raise_doubt(group, doubt);
         }
