@@ -202,6 +202,11 @@ impl Node {
         run(&[arguments, &["--at", &self.address]].concat()).await
     }
 
+    /// Begins a command against it, whose output nobody reads before [`Running::end`].
+    pub fn begin(&self, arguments: &[&str]) -> Running {
+        start(&[arguments, &["--at", &self.address]].concat())
+    }
+
     /// Waits until it leads a group and has decided about serving it, and returns what it says.
     pub async fn await_leading(&self, group: &str) -> Value {
         let leads = |shown: &Value| {
