@@ -354,11 +354,12 @@ async fn messages_of_healthy_shards_are_shown_when_another_one_does_not_answer()
 async fn a_message_that_was_not_removed_any_more_is_told() {
     let directory = TempDir::new().unwrap();
     let node = Node::start(&directory.path().display().to_string(), &[]).await;
-    // More than a pipe holds.
-    let body = "m".repeat(100_000);
+    // More than a pipe and a buffer hold.
+    let body = "m".repeat(200_000);
     node.run(&["queue", "send", "x", &body]).await.ok();
     let receive = ["queue", "receive", "--ack", "--visibility", "1", "--json"];
-    let slow = node.begin(&receive);
+    let mut slow = node.begin(&receive);
+    slow.await_output().await;
     let others = ["queue", "receive", "--visibility", "60", "--json"];
     let second = |shown: &Value| shown["messages"][0]["attempt"] == 2;
     node.await_json(&others, second).await;

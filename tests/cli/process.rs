@@ -90,6 +90,12 @@ impl Running {
         }
     }
 
+    /// Waits until it has printed something, and takes nothing of that but what a buffer holds.
+    pub async fn await_output(&mut self) {
+        let printed = timeout(PATIENCE, self.lines.get_mut().fill_buf()).await.unwrap().unwrap();
+        assert!(!printed.is_empty(), "it ended");
+    }
+
     fn keep(&mut self, line: &str) {
         self.seen.push_str(line);
         self.seen.push('\n');
