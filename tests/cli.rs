@@ -295,6 +295,80 @@ async fn messages_are_sent_received_and_acked_from_the_command_line() {
     node.stop().await;
 }
 
+/// The keys share a shard, and still each has its own ids.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_id_for_two_partition_keys_is_two_messages() {
+    let directory = TempDir::new().unwrap();
+    let node = Node::start(&directory.path().display().to_string(), &[]).await;
+    let send = |key| ["queue", "send", key, "a body", "--dedup-id", "order-1", "--json"];
+    for key in ["x", "y", "z"] {
+        assert_eq!(node.run(&send(key)).await.json()["duplicate"], false, "{key}");
+        assert_eq!(node.run(&send(key)).await.json()["duplicate"], true, "{key}");
+    }
+    let received = node.run(&["queue", "receive", "--ack", "--json"]).await.json();
+    let messages = received["messages"].as_array().unwrap();
+    let keys: Vec<&Value> = messages.iter().map(|message| &message["partition_key"]).collect();
+    assert_eq!(keys, ["x", "y", "z"]);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_partition_key_is_refused_and_takes_nothing() {
+    let directory = TempDir::new().unwrap();
+    let node = Node::start(&directory.path().display().to_string(), &[]).await;
+    node.run(&["queue", "send", "x", "a body"]).await.ok();
+    for arguments in [
+        &["queue", "receive", "--partition-key", "", "--ack"][..],
+        &["queue", "send", "", "a body"],
+    ] {
+        let refused = node.run(arguments).await;
+        assert_eq!(refused.code, 2, "{refused:?}");
+    }
+    let received = node.run(&["queue", "receive", "--ack", "--json"]).await.json();
+    assert_eq!(received["messages"].as_array().unwrap().len(), 1, "{received}");
+    node.stop().await;
+}
+
+/// One of four shards serves nobody: what the others gave is shown, and it is said that one is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_healthy_shards_are_shown_when_another_one_does_not_answer() {
+    let directory = TempDir::new().unwrap();
+    let node = Node::start(&directory.path().display().to_string(), &["--queues", "4"]).await;
+    for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        node.run(&["queue", "send", key, "a body"]).await.ok();
+    }
+    let stopped = ["group", "require", "2000003", "gpu", "--even-if-nobody"];
+    node.run(&stopped).await.ok();
+    node.await_text(&["group", "show", "2000003"], &["serves nobody"]).await;
+    let received = node.run(&["queue", "receive", "--timeout", "2", "--ack", "--json"]).await;
+    assert_eq!(received.code, 3, "{received:?}");
+    let shown = received.json();
+    assert!(!shown["messages"].as_array().unwrap().is_empty(), "{shown}");
+    assert!(shown["failed"]["3"].is_string(), "{shown}");
+    assert!(received.stderr.contains("shard 3: "), "{received:?}");
+    node.stop().await;
+}
+
+/// The reader of the output is so slow that somebody else gets the message before it is removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_was_not_removed_any_more_is_told() {
+    let directory = TempDir::new().unwrap();
+    let node = Node::start(&directory.path().display().to_string(), &[]).await;
+    // More than a pipe and a buffer hold.
+    let body = "m".repeat(200_000);
+    node.run(&["queue", "send", "x", &body]).await.ok();
+    let receive = ["queue", "receive", "--ack", "--visibility", "1", "--json"];
+    let mut slow = node.begin(&receive);
+    slow.await_output().await;
+    let others = ["queue", "receive", "--visibility", "60", "--json"];
+    let second = |shown: &Value| shown["messages"][0]["attempt"] == 2;
+    node.await_json(&others, second).await;
+    let ended = slow.end().await;
+    assert_eq!(ended.code, 3, "{ended:?}");
+    assert!(ended.stderr.contains("1 of these messages were not removed"), "{}", ended.stderr);
+    node.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_sees_the_nodes_and_their_groups() {
     let directory = TempDir::new().unwrap();

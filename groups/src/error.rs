@@ -130,6 +130,12 @@ pub enum GroupFault {
         /// What a majority holds there.
         others: StateSum,
     },
+    /// The replica stopped as [`GroupFault::Inconsistent`] in an earlier process. It is not opened again.
+    #[error(
+        "the state of this replica was found to differ from that of a majority; `shardhost member \
+         replace GROUP NODE NODE` gives this node a new one"
+    )]
+    FoundToDiffer,
     /// What stands in the log contradicts itself or the peers.
     #[error("an invariant is broken: {0}")]
     Invariant(Arc<str>),

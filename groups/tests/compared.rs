@@ -150,6 +150,16 @@ async fn a_replica_whose_state_was_damaged_stops_and_answers_no_reads() {
         assert!(trio.hosts[other].stats().checksums > 0);
     }
     trio.write("more").await;
+
+    // No restart makes it right; it can be destroyed.
+    let host = &trio.hosts[damaged];
+    host.close(ID).await;
+    let state = Arc::clone(&trio.states[damaged]);
+    let refused = host.open(ID, Box::new(Words { applied: None, state })).unwrap_err();
+    assert!(refused.to_string().contains("was found to differ"), "{refused}");
+    assert!(host.parked().iter().any(|parked| parked.group == ID), "{:?}", host.parked());
+    host.destroy(ID).await.unwrap();
+    assert!(!host.is_stored(ID).unwrap());
 }
 
 /// Nobody asks anything of the group: it sleeps, is woken to be compared, and sleeps again.

@@ -1,12 +1,15 @@
 //! `shardhost queue`: single messages in and out.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::bail;
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use shardhost::client::{QueueClient, Received};
-use shardhost::proto::client::Delivery;
+use shardhost::client::{ClientError, QueueClient, Received};
+use shardhost::proto::client::{Acked, Delivery};
 
 use super::output::{Column, bytes_json, number, table, text};
 use super::target::Target;
@@ -17,24 +20,29 @@ pub enum Command {
     /// Append a message.
     Send {
         /// Messages of one partition key are delivered in order.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         partition_key: String,
         /// The message.
         body: String,
-        /// A message with the id of an earlier one is not stored again.
+        /// A message with the id of an earlier one of the same partition key is not stored again, for
+        /// five minutes. Another key may use the id for another message.
         #[arg(long, value_name = "ID", default_value = "")]
         dedup_id: String,
         #[command(flatten)]
         target: Target,
     },
     /// Take messages; without --ack they come back when their visibility ends.
+    ///
+    /// Ends with exit code 3 when not all was done: a shard gave no answer, or messages that were printed
+    /// could not be removed, because their visibility was over.
     Receive(ReceiveArguments),
 }
 
 /// What to receive.
 #[derive(Debug, Args)]
 pub struct ReceiveArguments {
-    /// Only messages of this partition key.
-    #[arg(long, value_name = "KEY")]
+    /// Only messages of this partition key; left out: of any.
+    #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
     partition_key: Option<String>,
     /// How many at most.
     #[arg(long, default_value_t = 10)]
@@ -55,7 +63,7 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Send { partition_key, body, dedup_id, target } => {
             send(partition_key, body, dedup_id, &target).await?;
         }
-        Command::Receive(arguments) => receive(&arguments).await?,
+        Command::Receive(arguments) => return receive(&arguments).await,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -80,52 +88,93 @@ async fn send(
     Ok(())
 }
 
-async fn receive(arguments: &ReceiveArguments) -> anyhow::Result<()> {
-    let queue = arguments.target.client().await?.queue();
-    let received = take(&queue, arguments).await?;
-    show(&received, arguments.target.json);
-    if arguments.ack {
-        for part in &received {
-            queue.ack(part.shard, part.receipts()).await?;
-        }
+/// What came of a receive.
+#[derive(Debug, Default)]
+struct Taken {
+    parts: Vec<Received>,
+    /// Shards that gave no answer, and why.
+    failed: BTreeMap<usize, String>,
+    /// Messages that were to be removed and were not, by shard: somebody else has them by now, or will.
+    stale: BTreeMap<usize, u32>,
+}
+
+impl Taken {
+    const fn is_whole(&self) -> bool {
+        self.failed.is_empty() && self.stale.is_empty()
     }
-    Ok(())
+}
+
+/// Exit code of what was done in part.
+const PARTLY: u8 = 3;
+
+async fn receive(arguments: &ReceiveArguments) -> anyhow::Result<ExitCode> {
+    let queue = arguments.target.client().await?.queue();
+    let mut taken = take(&queue, arguments).await?;
+    // Before they are removed: what is lost on the way to a reader comes again.
+    show(&taken, arguments.target.json);
+    if arguments.ack {
+        ack(&queue, &mut taken).await;
+    }
+    tell(&taken);
+    Ok(if taken.is_whole() { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) })
 }
 
 /// From the shard of the partition key, or from one shard after the other until it is enough.
-async fn take(queue: &QueueClient, arguments: &ReceiveArguments) -> anyhow::Result<Vec<Received>> {
+async fn take(queue: &QueueClient, arguments: &ReceiveArguments) -> anyhow::Result<Taken> {
     let visibility = Duration::from_secs(arguments.visibility);
     if let Some(key) = &arguments.partition_key {
         let received = queue.receive_partition(key.clone(), arguments.max, visibility).await?;
-        return Ok(vec![received]);
+        return Ok(Taken { parts: vec![received], ..Taken::default() });
     }
     let mut left = arguments.max;
-    let mut parts = Vec::new();
+    let mut taken = Taken::default();
     for shard in 0..queue.shards() {
         if left == 0 {
             break;
         }
-        let part = queue.receive(shard, left, visibility).await?;
-        left = left.saturating_sub(u32::try_from(part.messages.len()).unwrap_or(u32::MAX));
-        parts.push(part);
+        match queue.receive(shard, left, visibility).await {
+            Ok(part) => {
+                left = left.saturating_sub(u32::try_from(part.messages.len()).unwrap_or(u32::MAX));
+                taken.parts.push(part);
+            }
+            Err(error @ ClientError::Invalid { .. }) => return Err(error.into()),
+            Err(error) => {
+                taken.failed.insert(shard, error.to_string());
+            }
+        }
     }
-    Ok(parts)
+    if taken.parts.is_empty() && !taken.failed.is_empty() {
+        let words: Vec<&str> = taken.failed.values().map(String::as_str).collect();
+        bail!("no shard of the queue answers: {}", words[0]);
+    }
+    Ok(taken)
 }
 
-fn show(parts: &[Received], json: bool) {
-    let messages =
-        || parts.iter().flat_map(|part| part.messages.iter().map(|message| (part.shard, message)));
+/// Removes what was received.
+async fn ack(queue: &QueueClient, taken: &mut Taken) {
+    for part in taken.parts.iter().filter(|part| !part.messages.is_empty()) {
+        match queue.ack(part.shard, part.receipts()).await {
+            Ok(Acked { stale: 0, .. }) => {}
+            Ok(acked) => drop(taken.stale.insert(part.shard, acked.stale)),
+            Err(error) => drop(taken.failed.insert(part.shard, format!("not removed: {error}"))),
+        }
+    }
+}
+
+fn messages(taken: &Taken) -> impl Iterator<Item = (usize, &Delivery)> {
+    taken.parts.iter().flat_map(|part| part.messages.iter().map(|message| (part.shard, message)))
+}
+
+fn show(taken: &Taken, json: bool) {
     if json {
         let shown: Vec<Value> =
-            messages().map(|(shard, message)| message_json(shard, message)).collect();
-        println!("{}", json!({ "messages": shown }));
-        return;
+            messages(taken).map(|(shard, message)| message_json(shard, message)).collect();
+        return println!("{}", json!({ "messages": shown, "failed": taken.failed }));
     }
-    if messages().next().is_none() {
-        println!("no message can be received now");
-        return;
+    if messages(taken).next().is_none() {
+        return println!("no message can be received now");
     }
-    let rows = messages().map(|(shard, message)| {
+    let rows = messages(taken).map(|(shard, message)| {
         vec![
             shard.to_string(),
             number(message.sequence),
@@ -135,6 +184,19 @@ fn show(parts: &[Received], json: bool) {
         ]
     });
     println!("{}", table(&COLUMNS, rows));
+}
+
+/// Says what was not done.
+fn tell(taken: &Taken) {
+    for (shard, error) in &taken.failed {
+        eprintln!("shard {shard}: {error}");
+    }
+    for (shard, stale) in &taken.stale {
+        eprintln!(
+            "shard {shard}: {stale} of these messages were not removed: their visibility was over, and \
+             they are received again; give more time with --visibility"
+        );
+    }
 }
 
 const COLUMNS: [Column; 5] = [

@@ -70,12 +70,12 @@ impl QueueClient {
     }
 
     /// Appends a message. Messages of one partition key keep their order if each is sent after
-    /// the one before was acknowledged. With a de-duplication id it is stored once, however often
-    /// it is sent within the window, by whatever client. Without one (empty) it is stored once
-    /// per call, see [`super::Resend`].
+    /// the one before was acknowledged. With a de-duplication id it is stored once for its partition
+    /// key, however often it is sent within the window, by whatever client. Without one (empty) it is
+    /// stored once per call, see [`super::Resend`].
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`]; [`ClientError::Invalid`] when the partition key is empty.
     pub async fn send(
         &self,
         partition_key: impl Into<Bytes>,
@@ -83,7 +83,7 @@ impl QueueClient {
         dedup_id: impl Into<Bytes>,
     ) -> Result<Sent, ClientError> {
         let send = Send {
-            partition_key: partition_key.into(),
+            partition_key: named(partition_key.into())?,
             body: body.into(),
             dedup_id: dedup_id.into(),
         };
@@ -112,14 +112,14 @@ impl QueueClient {
     /// As [`QueueClient::receive`], but messages of one partition key only.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`]; [`ClientError::Invalid`] when the key is empty: no message has that one.
     pub async fn receive_partition(
         &self,
         partition_key: impl Into<Bytes>,
         max_messages: u32,
         visibility: Duration,
     ) -> Result<Received, ClientError> {
-        let partition_key = partition_key.into();
+        let partition_key = named(partition_key.into())?;
         let shard = self.shard_of(&partition_key)?;
         self.receive_of(shard, max_messages, visibility, partition_key).await
     }
@@ -189,6 +189,14 @@ impl QueueClient {
         let operation = peek(from_sequence, limit, Consistency::Stale);
         deliveries(self.caller.call_at(node.get(), Target::Shard(shard), operation).await?)
     }
+}
+
+/// On the wire an empty key means any.
+fn named(partition_key: Bytes) -> Result<Bytes, ClientError> {
+    if partition_key.is_empty() {
+        return Err(ClientError::Invalid { message: "the partition key is empty".to_owned() });
+    }
+    Ok(partition_key)
 }
 
 fn peek(from_sequence: u64, limit: Option<u32>, consistency: Consistency) -> Operation {

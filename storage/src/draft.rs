@@ -119,6 +119,7 @@ impl<'a> Draft<'a> {
             self.state_changed = true;
         }
         if let Some(certainty) = write.certainty {
+            let certainty = self.then.certainty.then(certainty);
             self.certainty_changed |= certainty != self.then.certainty;
             self.then.certainty = certainty;
         }
@@ -140,7 +141,7 @@ impl<'a> Draft<'a> {
             return Err(self.refused(format!("replica {replica} is to go, {held} is here")));
         }
         let tombstone = self.then.tombstone.max(Some(replica));
-        let doubted = self.then.certainty.is_in_doubt() || self.then.damage.is_some();
+        let doubted = self.then.certainty != Certainty::Sure || self.then.damage.is_some();
         self.certainty_changed |= doubted;
         self.then = Standing { tombstone, ..Standing::default() };
         self.meta = None;

@@ -40,7 +40,7 @@ use crate::convert::Malformed;
 use crate::draft::{Draft, Holdings, Standing, draft};
 use crate::ids::{GroupId, LogIndex, ReplicaId, Term};
 use crate::store::{LogError, LogStore, StoreStats};
-use crate::types::{Certainty, Doubt, Entry, LogBatch, PersistedGroup};
+use crate::types::{Certainty, Doubt, Entry, GroupMeta, LogBatch, PersistedGroup};
 use index::{Index, Record};
 use keys::Part;
 use opening::Directory;
@@ -192,9 +192,14 @@ impl LogStore for RocksStore {
         let Ok((standing, last)) = self.index.look(group, known) else { return Ok(None) };
         let Standing { hard_state, base, certainty, .. } = standing;
         // A replica that is being destroyed may be gone from one place already.
-        let Some(value) = self.replica_value(group, Part::Meta)? else { return Ok(None) };
-        let meta = values::read_meta(group, value).map_err(|error| corrupt(group, &error))?;
+        let Some(meta) = self.meta(group)? else { return Ok(None) };
         Ok(Some(PersistedGroup { meta, hard_state, base, last, certainty }))
+    }
+
+    fn meta(&self, group: GroupId) -> Result<Option<GroupMeta>, LogError> {
+        let value = self.replica_value(group, Part::Meta)?;
+        let read = |value| values::read_meta(group, value);
+        value.map(read).transpose().map_err(|error| corrupt(group, &error))
     }
 
     fn replica(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError> {
@@ -323,10 +328,10 @@ impl fmt::Debug for RocksStore {
 fn raise_doubt(database: &DB, index: &Index, doubt: Doubt) -> Result<(), LogError> {
     let replicas = column_family(database, keys::REPLICAS)?;
     let (mut batch, mut value) = (WriteBatch::default(), Vec::new());
-    let in_doubt = |group| index.look(group, |record| record.certainty.is_in_doubt());
+    let sure = |group| index.look(group, |record| record.certainty == Certainty::Sure);
     for group in index.groups() {
-        if !in_doubt(group)? {
-            values::doubt(group, doubt, &mut value);
+        if sure(group)? {
+            values::doubt(group, values::cause_of(doubt), &mut value);
             batch.put_cf(replicas, keys::replica(group, Part::Doubt), &value);
             index.raise_doubt(group, doubt);
         }

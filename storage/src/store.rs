@@ -4,7 +4,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use crate::ids::{GroupId, LogIndex, LogPosition, ReplicaId, Term};
-use crate::types::{Entry, LogBatch, PersistedGroup};
+use crate::types::{Entry, GroupMeta, LogBatch, PersistedGroup};
 
 /// The log of every group of one host.
 ///
@@ -25,6 +25,15 @@ pub trait LogStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`LogError::Io`], [`LogError::Corrupt`].
     fn load(&self, group: GroupId) -> Result<Option<PersistedGroup>, LogError>;
+
+    /// What the replica knows of itself, also when its entries are damaged; `None` as for
+    /// [`LogStore::load`].
+    ///
+    /// # Errors
+    /// [`LogError::Io`], [`LogError::Corrupt`]: this, too, is damaged.
+    fn meta(&self, group: GroupId) -> Result<Option<GroupMeta>, LogError> {
+        Ok(self.load(group)?.map(|known| known.meta))
+    }
 
     /// The largest replica id of `group` that was destroyed here.
     ///

@@ -280,6 +280,9 @@ pub enum Certainty {
     Sure,
     /// It may not. Kept until a write settles it, also over restarts.
     InDoubt(Doubt),
+    /// Whatever the log has, the state made from it was found to differ from that of a majority. Kept as
+    /// long as the replica: no other write than its destruction takes it back.
+    Differs,
 }
 
 impl Certainty {
@@ -287,6 +290,15 @@ impl Certainty {
     #[must_use]
     pub const fn is_in_doubt(self) -> bool {
         matches!(self, Self::InDoubt(_))
+    }
+
+    /// What is known after it is said to be `next`.
+    #[must_use]
+    pub(crate) const fn then(self, next: Self) -> Self {
+        match self {
+            Self::Differs => self,
+            Self::Sure | Self::InDoubt(_) => next,
+        }
     }
 }
 

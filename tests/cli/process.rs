@@ -90,6 +90,12 @@ impl Running {
         }
     }
 
+    /// Waits until it has printed something, and takes nothing of that but what a buffer holds.
+    pub async fn await_output(&mut self) {
+        let printed = timeout(PATIENCE, self.lines.get_mut().fill_buf()).await.unwrap().unwrap();
+        assert!(!printed.is_empty(), "it ended");
+    }
+
     fn keep(&mut self, line: &str) {
         self.seen.push_str(line);
         self.seen.push('\n');
@@ -200,6 +206,11 @@ impl Node {
     /// Runs a command against it.
     pub async fn run(&self, arguments: &[&str]) -> Ended {
         run(&[arguments, &["--at", &self.address]].concat()).await
+    }
+
+    /// Begins a command against it, whose output nobody reads before [`Running::end`].
+    pub fn begin(&self, arguments: &[&str]) -> Running {
+        start(&[arguments, &["--at", &self.address]].concat())
     }
 
     /// Waits until it leads a group and has decided about serving it, and returns what it says.

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::{Entry, Message, MessageType};
 use shardhost_proto::peer::{self, ChecksumVerdict, GroupMessage, MessageKind};
-use shardhost_storage::{LogIndex, LogPosition, Member, Membership, ReplicaId};
+use shardhost_storage::{Certainty, LogIndex, LogPosition, Member, Membership, ReplicaId};
 
 use super::GroupCore;
 use crate::apply::{StateSum, Summed};
@@ -292,6 +292,8 @@ impl GroupCore {
             // Nobody can compare them.
             Judgement::Majority(others) if others.format != own.format => {}
             Judgement::Majority(others) => {
+                // A restart does not make it right.
+                self.write_certainty(Certainty::Differs, round);
                 let fault = GroupFault::Inconsistent { index: at.index, own, others };
                 round.fault(self.id, fault);
             }

@@ -88,7 +88,7 @@ struct Floor {
 impl Doubt {
     pub(super) fn opened(certainty: Certainty) -> Option<Box<Self>> {
         match certainty {
-            Certainty::Sure => None,
+            Certainty::Sure | Certainty::Differs => None,
             Certainty::InDoubt(cause) => {
                 let (answers, floor) = (Vec::new(), None);
                 Some(Box::new(Self { cause, ticks: 0, answers, floor }))
@@ -412,7 +412,7 @@ impl GroupCore {
         }
     }
 
-    fn write_certainty(&self, certainty: Certainty, round: &mut Round) {
+    pub(super) fn write_certainty(&self, certainty: Certainty, round: &mut Round) {
         let certainty = Some(certainty);
         round.log.batch.writes.push(GroupWrite { certainty, ..GroupWrite::new(self.id) });
     }

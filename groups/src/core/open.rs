@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use raft::{Config, RawNode, ReadOnlyOption};
 use shardhost_storage::{
-    GroupId, HardState, LogIndex, LogPosition, LogStore, PersistedGroup, Term,
+    Certainty, GroupId, HardState, LogIndex, LogPosition, LogStore, PersistedGroup, Term,
 };
 use slog::Logger;
 
@@ -48,11 +48,14 @@ impl Opened {
     /// Decides from what the log holds and where the machine says it stands.
     ///
     /// # Errors
-    /// [`GroupFault::Invariant`] when the two contradict each other.
+    /// [`GroupFault::Invariant`] when the two contradict each other, [`GroupFault::FoundToDiffer`].
     pub fn decide(
         persisted: &PersistedGroup,
         machine: Option<LogPosition>,
     ) -> Result<Self, GroupFault> {
+        if persisted.certainty == Certainty::Differs {
+            return Err(GroupFault::FoundToDiffer);
+        }
         let machine = machine.unwrap_or_default();
         if machine.index > persisted.last.index {
             return Err(broken(format!(

@@ -40,7 +40,7 @@ pub(super) fn initial(
         impostor: None,
         asleep: false,
         doubt: match persisted.certainty {
-            Certainty::Sure => None,
+            Certainty::Sure | Certainty::Differs => None,
             Certainty::InDoubt(cause) => Some(cause),
         },
         checked: None,

@@ -119,7 +119,7 @@ impl RuntimeShared {
                 Certainty::InDoubt(doubt) => prepared.core_mut().open_in_doubt(doubt),
                 // It was being created while the doubt was raised, which did not see it.
                 Certainty::Sure if is_new(&known) => self.doubt_new(group, raised, &mut prepared),
-                Certainty::Sure => {}
+                Certainty::Sure | Certainty::Differs => {}
             },
             Ok(None) => {}
             Err(error) => {

@@ -9,8 +9,7 @@ use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{Genesis, GroupId, GroupMeta, LogError, Membership, NodeId, ReplicaId};
 use tokio::sync::oneshot;
 
-use super::lives::{Destroying, log_error};
-use super::stored::load;
+use super::lives::Destroying;
 use super::{Destruction, Ending, Groups, RuntimeShared};
 use crate::convert;
 use crate::error::OpenGroupError;
@@ -78,7 +77,7 @@ impl Groups {
     pub fn parked_replica(&self, group: GroupId) -> Option<ParkedReplica> {
         let shared = self.shared();
         let cause = shared.parked.cause(group)?;
-        let meta = load(shared, group).ok().flatten().map(|persisted| persisted.meta);
+        let meta = shared.store().and_then(|store| store.meta(group)).ok().flatten();
         let known = meta.as_ref().map(|meta| meta.replica);
         let replica = known.or_else(|| shared.store().ok()?.replica(group).ok().flatten());
         Some(ParkedReplica { group, replica, meta, cause })
@@ -114,12 +113,8 @@ impl RuntimeShared {
         if !failed && self.parked.cause(group).is_none() {
             return;
         }
-        let known = match self.store().map_err(|error| log_error(group, error)) {
-            Ok(store) => store.load(group).map_err(|error| log_error(group, error)),
-            Err(error) => Err(error),
-        };
-        let meta = match known {
-            Ok(Some(persisted)) => persisted.meta,
+        let meta = match self.store().and_then(|store| store.meta(group)) {
+            Ok(Some(meta)) => meta,
             Ok(None) => return,
             Err(error) => {
                 tracing::warn!(%group, %from, %error, "a notice of removal cannot be checked");

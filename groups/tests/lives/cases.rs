@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use shardhost_groups::machine::{ApplyBatch, ApplyFault, SnapshotWriter, StateMachine};
 use shardhost_groups::runtime::{Destruction, MachineFactory};
-use shardhost_groups::transport::{Outgoing, SnapshotShipment, Transport};
+use shardhost_groups::testing::alone::Alone;
+use shardhost_groups::testing::conformance::Journal;
+use shardhost_groups::testing::network::Network;
 use shardhost_groups::{
     Group, GroupSpec, Groups, GroupsBuilder, GroupsConfig, OpenGroupError, Role,
 };
@@ -16,25 +18,20 @@ use shardhost_storage::{GroupId, LogIndex, LogPosition, MemorySnapshots, MemoryS
 const SOON: Duration = Duration::from_secs(5);
 const ID: GroupId = GroupId::new(7);
 
-#[derive(Debug)]
-struct Alone;
-impl Transport for Alone {
-    fn send(&self, _: Vec<Outgoing>) {}
-    fn send_snapshot(&self, _: SnapshotShipment) {}
-}
-
 /// Remembers what it applied; may wait or fail at chosen places.
 #[derive(Default)]
 struct Words {
     words: Vec<String>,
-    at_opening: Option<mpsc::Receiver<()>>,
+    /// Says that the opening has begun, and waits.
+    at_opening: Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>,
     before_apply: Option<mpsc::Receiver<()>>,
     broken: bool,
     bad_durable: bool,
 }
 impl StateMachine for Words {
     fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
-        if let Some(gate) = &self.at_opening {
+        if let Some((begun, gate)) = &self.at_opening {
+            begun.send(()).ok();
             gate.recv().ok();
         }
         if self.broken { Err(ApplyFault::new("cannot be read just now")) } else { Ok(None) }
@@ -69,6 +66,32 @@ fn host() -> Groups {
         .start(Arc::new(MemoryStore::new()), Arc::new(MemorySnapshots::new()), Arc::new(Alone))
         .unwrap()
 }
+/// Hosts that reach each other as long as the network is there.
+fn three_hosts(nodes: [NodeId; 3]) -> (Network, Vec<Groups>) {
+    let network = Network::new(7);
+    let host = |node: NodeId| {
+        let mut config = GroupsConfig::new(node);
+        config.tick = Duration::from_millis(10);
+        let (snapshots, port) = (Arc::new(MemorySnapshots::new()), network.port(node));
+        let groups = GroupsBuilder::new(config)
+            .start(Arc::new(MemoryStore::new()), snapshots.clone(), port.clone())
+            .unwrap();
+        port.attach(groups.inbound(), snapshots, 1);
+        groups
+    };
+    let hosts = nodes.map(host).into();
+    (network, hosts)
+}
+
+/// Looks again and again until it is so.
+async fn until(what: &str, is: impl Fn() -> bool) {
+    let deadline = Instant::now() + SOON * 4;
+    while !is() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 fn spec(id: GroupId) -> GroupSpec {
     GroupSpec::new(id, [NodeId::must(1)])
 }
@@ -104,11 +127,10 @@ async fn a2_a_close_that_is_given_up_leaves_a_replica_that_can_be_opened() {
         let mut close = Box::pin(groups.close(ID));
         assert!(futures::poll!(close.as_mut()).is_pending());
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let role = format!("{:?}", group.status().role);
-    let opened = groups.open(ID, Box::<Words>::default()).map(|_| ()).map_err(|e| e.to_string());
-    println!("registered {}, role {role}, open: {opened:?}", groups.group(ID).is_some());
-    assert!(opened.is_ok() || role == "Leader");
+    drop(group);
+    until("it can be opened", || groups.open(ID, Box::<Words>::default()).is_ok()).await;
+    let again = groups.group(ID).expect("it is open");
+    again.wait_for(|s| s.serving, SOON).await.expect("serves");
 }
 
 /// A slow opening; beside it the group is opened, written, and closed.
@@ -119,18 +141,19 @@ async fn b_a_slow_opening_loses_no_acknowledged_write() {
     groups.close(ID).await;
 
     let (go, gate) = mpsc::channel();
+    let (begins, begun) = mpsc::channel();
     let slow = std::thread::spawn({
         let groups = groups.clone();
-        move || groups.open(ID, Box::new(Words { at_opening: Some(gate), ..Words::default() }))
+        let at_opening = Some((begins, gate));
+        move || groups.open(ID, Box::new(Words { at_opening, ..Words::default() }))
     });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    begun.recv().expect("the opening asks the machine where it stands");
     let quick = groups.open(ID, Box::<Words>::default()).unwrap();
     quick.wait_for(|s| s.serving, SOON).await.unwrap();
     for word in ["one", "two", "three"] {
         quick.propose(word).await.expect("acknowledged");
     }
     groups.close(ID).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
 
     go.send(()).unwrap();
     drop(go);
@@ -172,7 +195,7 @@ async fn d_a_machine_that_panics_stops_its_group_alone() {
     let bad = groups.create(spec(GroupId::new(8)), bad).unwrap();
     bad.wait_for(|s| s.serving, SOON).await.unwrap();
     println!("bad: {:?}", bad.propose("x").within(SOON).await.map(|_| ()));
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    until("it fails", || matches!(bad.status().role, Role::Failed(_))).await;
     let outcome = good.propose("y").within(SOON).await.map(|_| ());
     println!("good: {outcome:?}, host: {:?}", groups.health().borrow().clone());
     assert!(outcome.is_ok());
@@ -181,23 +204,8 @@ async fn d_a_machine_that_panics_stops_its_group_alone() {
 /// The same as a1 among three hosts, and then the hidden replica is asked to lead.
 #[tokio::test(flavor = "multi_thread")]
 async fn a3_a_group_goes_on_after_leadership_went_to_a_reopened_replica() {
-    use shardhost_groups::testing::conformance::Journal;
-    use shardhost_groups::testing::network::Network;
-    let network = Network::new(7);
     let nodes = [1, 2, 3].map(NodeId::must);
-    let hosts: Vec<Groups> = nodes
-        .iter()
-        .map(|node| {
-            let mut config = GroupsConfig::new(*node);
-            config.tick = Duration::from_millis(10);
-            let (snapshots, port) = (Arc::new(MemorySnapshots::new()), network.port(*node));
-            let groups = GroupsBuilder::new(config)
-                .start(Arc::new(MemoryStore::new()), snapshots.clone(), port.clone())
-                .unwrap();
-            port.attach(groups.inbound(), snapshots, 1);
-            groups
-        })
-        .collect();
+    let (_network, hosts) = three_hosts(nodes);
     let spec = GroupSpec::new(ID, nodes);
     let replicas: Vec<Group> = hosts
         .iter()
@@ -215,27 +223,23 @@ async fn a3_a_group_goes_on_after_leadership_went_to_a_reopened_replica() {
     follower.close(ID).await;
     let again = follower.open(ID, Box::new(Journal::default())).unwrap();
     second.await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    again.wait_for(|status| status.leader.is_some(), SOON * 4).await.expect("it follows");
 
     let moved = leader.transfer_leadership(Some(nodes[target])).await.map(|_| ());
-    tokio::time::sleep(Duration::from_secs(10)).await;
     let third = &replicas[(at + 2) % 3];
-    let hints = [leader.status().leader.map(|l| l.node), third.status().leader.map(|l| l.node)];
-    println!(
-        "transfer: {moved:?}; ten seconds later the others say {hints:?} leads (node {} was asked), \
-         its own handle says {:?}, and its host knows the group: {}",
-        nodes[target],
-        again.status().role,
-        follower.group(ID).is_some()
-    );
-    let mut taken = false;
-    for group in [leader, third, &again] {
-        let outcome =
-            group.propose("add 2").within(SOON).await.map(|_| ()).map_err(|e| e.to_string());
-        println!("  proposal: {outcome:?}");
-        taken |= outcome.is_ok();
+    let deadline = Instant::now() + SOON * 4;
+    let mut refused = Vec::new();
+    while Instant::now() < deadline {
+        for group in [leader, third, &again] {
+            match group.propose("add 2").within(SOON / 10).await {
+                Ok(_) => return,
+                Err(error) => refused.push(error.to_string()),
+            }
+        }
     }
-    assert!(taken, "no replica takes a proposal");
+    panic!(
+        "after a transfer, which ended with {moved:?}, no replica takes a proposal: {refused:?}"
+    );
 }
 
 /// A leader that has not caught up; the configuration says after how many ticks it gives up.
@@ -371,23 +375,8 @@ async fn g_a_replica_that_cannot_be_opened_is_parked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn h_a_failed_replica_ends_when_its_group_goes_on_without_it() {
     use shardhost_groups::MembershipChange;
-    use shardhost_groups::testing::conformance::Journal;
-    use shardhost_groups::testing::network::Network;
-    let network = Network::new(7);
     let nodes = [1, 2, 3].map(NodeId::must);
-    let hosts: Vec<Groups> = nodes
-        .iter()
-        .map(|node| {
-            let mut config = GroupsConfig::new(*node);
-            config.tick = Duration::from_millis(10);
-            let (snapshots, port) = (Arc::new(MemorySnapshots::new()), network.port(*node));
-            let groups = GroupsBuilder::new(config)
-                .start(Arc::new(MemoryStore::new()), snapshots.clone(), port.clone())
-                .unwrap();
-            port.attach(groups.inbound(), snapshots, 1);
-            groups
-        })
-        .collect();
+    let (_network, hosts) = three_hosts(nodes);
     let spec = GroupSpec::new(ID, nodes);
     let (state, bad) = Keeper::new(true, 0);
     let bad = hosts[2].create(spec.clone(), bad).unwrap();
@@ -406,9 +395,7 @@ async fn h_a_failed_replica_ends_when_its_group_goes_on_without_it() {
     let waits = good.iter().map(|group| Box::pin(group.wait_for(|s| s.serving, SOON * 4)));
     let (_, at, _) = futures::future::select_all(waits).await;
     good[at].change_membership(MembershipChange::new().remove(nodes[2])).await.unwrap();
-    while hosts[2].is_stored(ID).unwrap() || hosts[2].group(ID).is_some() {
-        assert!(Instant::now() < deadline + SOON * 4, "it is still there");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let gone = || !hosts[2].is_stored(ID).unwrap() && hosts[2].group(ID).is_none();
+    until("it is gone", gone).await;
     assert!(!state.load(Ordering::SeqCst), "its state stays");
 }

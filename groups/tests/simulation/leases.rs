@@ -122,37 +122,35 @@ fn a_lease_is_void_during_a_transfer() {
 /// once, cut off from the leader, while the other follower campaigns.
 #[test]
 fn a_voter_keeps_its_promise_over_a_restart() {
-    let bugs = KnownBugs::from([KnownBug::ForgetVoteLock]);
-    needs_the_rule(bugs, |trio| {
-        let [stranded, faithful] = trio.followers;
-        trio.cut(stranded);
-        trio.cluster.pass(2_000)?;
-        trio.cluster.crash(faithful, 2);
-        trio.cut(faithful);
-        trio.cluster.clients_work(true);
-        trio.cluster.pass(10)?;
-        trio.cluster.restart(faithful)?;
-        trio.cluster.pass(3_000)
+    needs_the_rule(KnownBugs::from([KnownBug::ForgetVoteLock]), |trio| {
+        a_lone_supporter_restarts(trio, |_, _| {})
     });
 }
 
-/// A leader lives by the vote lock of one follower alone. That one is killed, comes back at once, cut off
-/// from the leader, and cannot read its clock, while the other follower campaigns.
+/// The same, and the follower cannot read its clock when it comes back.
 #[test]
 fn a_vote_lock_holds_without_a_clock() {
-    let bugs = KnownBugs::from([KnownBug::UnlockWithoutClock]);
-    needs_the_rule(bugs, |trio| {
-        let [stranded, faithful] = trio.followers;
-        trio.cut(stranded);
-        trio.cluster.pass(2_000)?;
-        trio.cluster.crash(faithful, 2);
-        trio.cut(faithful);
-        trio.cluster.clients_work(true);
-        trio.cluster.pass(10)?;
-        trio.cluster.lose_clock(faithful);
-        trio.cluster.restart(faithful)?;
-        trio.cluster.pass(3_000)
+    needs_the_rule(KnownBugs::from([KnownBug::UnlockWithoutClock]), |trio| {
+        a_lone_supporter_restarts(trio, Cluster::lose_clock)
     });
+}
+
+/// A leader lives by the vote lock of one follower alone. That one is killed and comes back at once, cut off
+/// from the leader, while the other follower campaigns.
+fn a_lone_supporter_restarts(
+    trio: &mut Trio,
+    meanwhile: impl FnOnce(&mut Cluster, NodeId),
+) -> Result<(), String> {
+    let [stranded, faithful] = trio.followers;
+    trio.cut(stranded);
+    trio.cluster.pass(2_000)?;
+    trio.cluster.crash(faithful, 2);
+    trio.cut(faithful);
+    trio.cluster.clients_work(true);
+    trio.cluster.pass(10)?;
+    meanwhile(&mut trio.cluster, faithful);
+    trio.cluster.restart(faithful)?;
+    trio.cluster.pass(3_000)
 }
 
 /// Answers to the heartbeats of one round of reads come when that round is long over and the

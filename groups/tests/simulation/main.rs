@@ -153,16 +153,22 @@ fn resolving_a_waiter_by_its_index_alone_is_caught() {
     println!("seed {seed}: {violation}");
 }
 
-/// A leader whose state machine hangs before it has applied what it inherited: what is proposed
-/// there meanwhile, and how much of it is not answered when everybody should have given up.
-fn unanswered_by_a_leader_that_is_not_ready(seed: u64, bugs: KnownBugs) -> Result<usize, String> {
-    let group = GroupId::new(1);
+/// A calm cluster of one group, and who leads it.
+fn one_led_group(seed: u64, bugs: KnownBugs) -> Result<(Cluster, NodeId), String> {
     let mut shape = Shape::calm();
     shape.groups = 1;
     shape.config.bugs = bugs;
     let mut cluster = Cluster::new(seed, &shape);
     cluster.pass(4_000)?;
-    let leader = cluster.leader_of(group).ok_or("nobody leads")?;
+    let leader = cluster.leader_of(GroupId::new(1)).ok_or("nobody leads")?;
+    Ok((cluster, leader))
+}
+
+/// A leader whose state machine hangs before it has applied what it inherited: what is proposed
+/// there meanwhile, and how much of it is not answered when everybody should have given up.
+fn unanswered_by_a_leader_that_is_not_ready(seed: u64, bugs: KnownBugs) -> Result<usize, String> {
+    let group = GroupId::new(1);
+    let (mut cluster, leader) = one_led_group(seed, bugs)?;
     let next = cluster.node_ids().into_iter().find(|id| *id != leader).ok_or("it is alone")?;
     cluster.hang_machine(next, group, 60_000);
     cluster.write(leader, group, 3)?;
@@ -188,12 +194,7 @@ fn what_a_leader_holds_too_long_is_given_up() {
 /// everybody should have given up.
 fn unanswered_by_a_machine_that_hangs(seed: u64, bugs: KnownBugs) -> Result<usize, String> {
     let group = GroupId::new(1);
-    let mut shape = Shape::calm();
-    shape.groups = 1;
-    shape.config.bugs = bugs;
-    let mut cluster = Cluster::new(seed, &shape);
-    cluster.pass(4_000)?;
-    let leader = cluster.leader_of(group).ok_or("nobody leads")?;
+    let (mut cluster, leader) = one_led_group(seed, bugs)?;
     cluster.hang_machine(leader, group, 60_000);
     cluster.write(leader, group, 5)?;
     cluster.pass(20_000)?;

@@ -35,7 +35,8 @@ pub enum QueueOperation<'a> {
         partition_key: &'a [u8],
         /// At most [`MAX_BODY_BYTES`].
         body: &'a [u8],
-        /// At most [`MAX_DEDUP_ID_BYTES`]; empty: the message is never a duplicate.
+        /// At most [`MAX_DEDUP_ID_BYTES`]; empty: the message is never a duplicate. It counts for the
+        /// partition key: another key may use it for another message.
         dedup_id: &'a [u8],
     },
     /// Takes messages, hiding them from others for a while.

@@ -1,4 +1,5 @@
-//! The window of de-duplication ids: bounded by count and by time.
+//! The window of de-duplication ids: bounded by count, by time and by bytes. An id counts for one
+//! partition key: the same id of another key is another one, whether or not the keys share a shard.
 //!
 //! Ids leave in the order they came, a few per insertion, so that no single command pays for a
 //! long pause; one that is too old but has not left yet counts as unknown. What leaves when
@@ -8,10 +9,19 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{DEDUP_WINDOW_IDS, DEDUP_WINDOW_MS};
+use super::{DEDUP_WINDOW_BYTES, DEDUP_WINDOW_IDS, DEDUP_WINDOW_MS};
+use crate::shards::codec;
 
 /// Ids that leave for each that comes: more than one, so that the old ones run out.
 const EVICTIONS_PER_ID: usize = 4;
+
+/// An id and the partition key that it counts for, as one.
+pub(super) fn scoped(partition_key: &[u8], id: &[u8]) -> Vec<u8> {
+    let mut scoped = Vec::with_capacity(2 + partition_key.len() + id.len());
+    codec::put_bytes(&mut scoped, partition_key);
+    scoped.extend_from_slice(id);
+    scoped
+}
 
 /// One id in the window.
 #[derive(Clone, Debug)]
@@ -35,6 +45,8 @@ pub(super) struct DedupWindow {
     order: VecDeque<Entry>,
     /// Ordinal of the first entry of `order`.
     first: u64,
+    /// Of the ids in `order`.
+    bytes: usize,
 }
 
 impl DedupWindow {
@@ -60,6 +72,7 @@ impl DedupWindow {
         let id: Arc<[u8]> = id.into();
         // The newest use counts; an older, expired one leaves the order by itself later.
         self.uses.insert(Arc::clone(&id), Use { ordinal, sequence, sent_ms });
+        self.bytes += id.len();
         self.order.push_back(Entry { id, sent_ms });
         ordinal
     }
@@ -75,6 +88,7 @@ impl DedupWindow {
 
     fn front_is_over(&self, now_ms: u64) -> bool {
         self.order.len() > DEDUP_WINDOW_IDS
+            || self.bytes > DEDUP_WINDOW_BYTES
             || self.order.front().is_some_and(|entry| is_over(entry.sent_ms, now_ms))
     }
 
@@ -82,6 +96,7 @@ impl DedupWindow {
         let Some(entry) = self.order.pop_front() else {
             return;
         };
+        self.bytes -= entry.id.len();
         if self.uses.get(&entry.id).is_some_and(|newest| newest.ordinal == self.first) {
             self.uses.remove(&entry.id);
         }
@@ -122,6 +137,32 @@ mod tests {
         assert_eq!(window.find(&0u64.to_be_bytes(), 0), None);
         assert_eq!(window.find(&1u64.to_be_bytes(), 0), Some(1));
         assert_eq!(window.ordinals().count(), DEDUP_WINDOW_IDS);
+    }
+
+    #[test]
+    fn ids_leave_when_they_are_too_large_together() {
+        let mut window = DedupWindow::default();
+        let id = |number: u64| [&number.to_be_bytes()[..], &[0; 1024]].concat();
+        let fit = DEDUP_WINDOW_BYTES / id(0).len();
+        for number in 0..fit as u64 {
+            window.insert(&id(number), number, 0);
+            assert!(window.evict(0).is_empty());
+        }
+        window.insert(&id(u64::MAX), 7, 0);
+        assert_eq!(window.evict(0), 0..1);
+        assert_eq!((window.find(&id(0), 0), window.find(&id(1), 0)), (None, Some(1)));
+    }
+
+    #[test]
+    fn an_id_counts_for_its_key_alone() {
+        let all = [("k", "id"), ("ki", "d"), ("", "kid"), ("kid", ""), ("k", "di")];
+        for (at, (key, id)) in all.iter().enumerate() {
+            for (other, other_id) in &all[at + 1..] {
+                let [one, two] = [(key, id), (other, other_id)]
+                    .map(|(key, id)| scoped(key.as_bytes(), id.as_bytes()));
+                assert_ne!(one, two);
+            }
+        }
     }
 
     #[test]

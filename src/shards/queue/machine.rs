@@ -13,6 +13,7 @@ use shardhost_proto::client::{Acked, Deliveries, Delivery};
 use shardhost_storage::{LogIndex, LogPosition};
 
 use super::command::{QueueCommand, QueueOperation, Receipts};
+use super::dedup::scoped;
 use super::index::{Take, Taken};
 use super::query::QueueQuery;
 use super::record::{self, COUNTERS, DEDUP, DELIVERY, DedupRecord, Delivered, MESSAGE, Message};
@@ -189,7 +190,9 @@ impl<'a> Work<'a> {
 
     fn send(&mut self, partition_key: &[u8], body: &[u8], dedup_id: &[u8]) -> QueueResponse {
         let Loaded { index, dedup, .. } = &mut *self.loaded;
-        if let Some(sequence) = dedup.find(dedup_id, index.now_ms()) {
+        let id = (!dedup_id.is_empty()).then(|| scoped(partition_key, dedup_id));
+        let known = id.as_ref().and_then(|id| dedup.find(id, index.now_ms()));
+        if let Some(sequence) = known {
             return QueueResponse::Sent { sequence, duplicate: true };
         }
         if index.len() >= MAX_MESSAGES || index.last_sequence() >= MAX_SEQUENCE {
@@ -200,8 +203,8 @@ impl<'a> Work<'a> {
         let record = Message::encode(partition_key, body);
         self.writes.put(self.state.space().number_key(MESSAGE, sequence), &record);
         self.sent.insert(sequence, record);
-        if !dedup_id.is_empty() {
-            self.remember(dedup_id, sequence);
+        if let Some(id) = id {
+            self.remember(&id, sequence);
         }
         QueueResponse::Sent { sequence, duplicate: false }
     }

@@ -47,7 +47,7 @@ pub use self::response::QueueResponse;
 pub const MAX_PARTITION_KEY_BYTES: usize = 1024;
 /// Longest body of a message, in bytes.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;
-/// Longest de-duplication id, in bytes.
+/// Longest de-duplication id, in bytes. It counts for one partition key.
 pub const MAX_DEDUP_ID_BYTES: usize = 256;
 /// Messages that one receive takes at most.
 pub const MAX_RECEIVE: u32 = 1_000;
@@ -68,5 +68,7 @@ pub const MAX_MESSAGES: usize = 5_000_000;
 pub const DEDUP_WINDOW_MS: u64 = 5 * 60 * 1_000;
 /// How many de-duplication ids a shard remembers.
 pub const DEDUP_WINDOW_IDS: usize = 100_000;
+/// Bytes of these ids and of the partition keys that they count for, together.
+pub const DEDUP_WINDOW_BYTES: usize = 32 * 1024 * 1024;
 /// Largest time a command may carry: the end of the year 9999, in milliseconds.
 pub const MAX_TIME_MS: u64 = 253_402_300_799_999;

@@ -159,7 +159,9 @@ pub(super) fn check(kind: u8, rest: &[u8], value: &[u8]) -> Result<(), DecodeErr
         DELIVERY => Delivered::decode(value).and_then(|_| number_of(rest)).map(drop),
         DEDUP => {
             let id = DedupRecord::decode(value)?.id;
-            check_limit("id's length", id.len() as u64, MAX_DEDUP_ID_BYTES as u64)?;
+            // With the partition key that it counts for, and the length of that.
+            let longest = (2 + MAX_PARTITION_KEY_BYTES + MAX_DEDUP_ID_BYTES) as u64;
+            check_limit("id's length", id.len() as u64, longest)?;
             number_of(rest).map(drop)
         }
         other => session::check_record(other, rest, value),

@@ -55,7 +55,7 @@ impl State {
     /// Every replica may have lost something.
     pub fn raise_doubt(&mut self, doubt: Doubt) {
         for replica in self.groups.values_mut() {
-            replica.certainty = Certainty::InDoubt(doubt);
+            replica.certainty = replica.certainty.then(Certainty::InDoubt(doubt));
         }
     }
 
@@ -155,7 +155,7 @@ impl Replica {
             self.hard_state = state;
         }
         if let Some(certainty) = write.certainty {
-            self.certainty = certainty;
+            self.certainty = self.certainty.then(certainty);
         }
         if let Some(position) = write.reset {
             self.entries.clear();

@@ -260,7 +260,7 @@ impl Index {
     /// Remembers that the log of a group may have lost something.
     pub fn raise_doubt(&self, group: GroupId, doubt: Doubt) {
         if let Some(record) = self.shard(group).write().get_mut(&group) {
-            record.certainty = Certainty::InDoubt(doubt);
+            record.certainty = record.certainty.then(Certainty::InDoubt(doubt));
         }
     }
 

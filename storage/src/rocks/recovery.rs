@@ -76,11 +76,12 @@ impl Recovery {
     }
 
     fn doubt(&mut self, group: GroupId, value: Vec<u8>) -> Result<(), Malformed> {
-        let doubt = values::read_doubt(group, value);
+        let certainty = values::read_doubt(group, value);
         // Whatever it says, it would not stand there if nothing were in doubt.
-        let cause = doubt.as_ref().map_or(Doubt::TornTail, |doubt| *doubt);
-        self.groups.entry(group).or_default().record.certainty = Certainty::InDoubt(cause);
-        doubt.map(|_| ())
+        let unreadable = Certainty::InDoubt(Doubt::TornTail);
+        let known = certainty.as_ref().map_or(unreadable, |certainty| *certainty);
+        self.groups.entry(group).or_default().record.certainty = known;
+        certainty.map(|_| ())
     }
 
     fn log(&mut self, database: &DB) -> Result<(), LogError> {

@@ -10,7 +10,7 @@ use crate::convert::{
 };
 use crate::frame;
 use crate::ids::{GroupId, LogPosition, ReplicaId};
-use crate::types::{Doubt, GroupMeta, HardState};
+use crate::types::{Certainty, Doubt, GroupMeta, HardState};
 
 /// Value of what a replica knows of itself.
 pub(super) fn meta(meta: &GroupMeta, out: &mut Vec<u8>) {
@@ -29,12 +29,16 @@ pub(super) fn tombstone(group: GroupId, replica: ReplicaId, out: &mut Vec<u8>) {
     seal(group, &log::Tombstone { replica: replica.get() }, out);
 }
 
-/// Value of why a log may have lost something.
-pub(super) fn doubt(group: GroupId, doubt: Doubt, out: &mut Vec<u8>) {
-    let cause = match doubt {
+/// How it is written why a log may have lost something.
+pub(super) const fn cause_of(doubt: Doubt) -> log::doubt::Cause {
+    match doubt {
         Doubt::TornTail => log::doubt::Cause::TornTail,
         Doubt::RolledBack => log::doubt::Cause::RolledBack,
-    };
+    }
+}
+
+/// Value of why a log may have lost something, or that a state differs.
+pub(super) fn doubt(group: GroupId, cause: log::doubt::Cause, out: &mut Vec<u8>) {
     seal(group, &log::Doubt { cause: cause.into() }, out);
 }
 
@@ -67,11 +71,12 @@ pub(super) fn read_tombstone(group: GroupId, value: Vec<u8>) -> Result<ReplicaId
 }
 
 /// Reads what [`doubt`] wrote.
-pub(super) fn read_doubt(group: GroupId, value: Vec<u8>) -> Result<Doubt, Malformed> {
+pub(super) fn read_doubt(group: GroupId, value: Vec<u8>) -> Result<Certainty, Malformed> {
     let message = open::<log::Doubt>("doubt", group, value)?;
     match message.cause() {
-        log::doubt::Cause::TornTail => Ok(Doubt::TornTail),
-        log::doubt::Cause::RolledBack => Ok(Doubt::RolledBack),
+        log::doubt::Cause::TornTail => Ok(Certainty::InDoubt(Doubt::TornTail)),
+        log::doubt::Cause::RolledBack => Ok(Certainty::InDoubt(Doubt::RolledBack)),
+        log::doubt::Cause::Differs => Ok(Certainty::Differs),
         log::doubt::Cause::Unspecified => {
             Err(Malformed::new("doubt", format!("its cause {} is unknown", message.cause)))
         }
@@ -128,9 +133,12 @@ mod tests {
         assert_eq!(read_state(GROUP, value), Ok((hard_state, base)));
         let value = written(|out| tombstone(GROUP, replica, out));
         assert_eq!(read_tombstone(GROUP, value), Ok(replica));
-        for cause in [Doubt::TornTail, Doubt::RolledBack] {
-            assert_eq!(read_doubt(GROUP, written(|out| doubt(GROUP, cause, out))), Ok(cause));
+        for known in [Doubt::TornTail, Doubt::RolledBack] {
+            let value = written(|out| doubt(GROUP, cause_of(known), out));
+            assert_eq!(read_doubt(GROUP, value), Ok(Certainty::InDoubt(known)));
         }
+        let value = written(|out| doubt(GROUP, log::doubt::Cause::Differs, out));
+        assert_eq!(read_doubt(GROUP, value), Ok(Certainty::Differs));
     }
 
     #[test]

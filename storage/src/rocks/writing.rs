@@ -1,6 +1,7 @@
 //! From drafts to one batch of the database.
 
 use rocksdb::{ColumnFamily, DB, WriteBatch};
+use shardhost_proto::log;
 
 use super::index::Index;
 use super::keys::{self, Part};
@@ -75,11 +76,14 @@ impl<'a> Staging<'a> {
             Certainty::Sure => {
                 self.batch.delete_cf(self.replicas, keys::replica(draft.group, Part::Doubt));
             }
-            Certainty::InDoubt(doubt) => {
-                values::doubt(draft.group, doubt, &mut self.value);
-                self.put(draft, Part::Doubt);
-            }
+            Certainty::InDoubt(doubt) => self.doubt(draft, values::cause_of(doubt)),
+            Certainty::Differs => self.doubt(draft, log::doubt::Cause::Differs),
         }
+    }
+
+    fn doubt(&mut self, draft: &Draft<'_>, cause: log::doubt::Cause) {
+        values::doubt(draft.group, cause, &mut self.value);
+        self.put(draft, Part::Doubt);
     }
 
     fn put(&mut self, draft: &Draft<'_>, part: Part) {

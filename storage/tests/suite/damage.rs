@@ -1,7 +1,7 @@
 //! Damage inside values, which RocksDB's own checksums cannot see: it concerns one group.
 
 use rocksdb::{DB, Options, WriteBatch};
-use shardhost_storage::{GroupId, LogError, LogStore};
+use shardhost_storage::{GroupId, LogError, LogStore, ReplicaId};
 
 use crate::fixtures::{
     GROUP, OnDisk, append, create, create_replica, destroy, entries, index, load, read, reset,
@@ -127,6 +127,18 @@ fn a_damaged_replica_can_be_destroyed_and_made_again() {
     write_all(subject.rocks(), [append(GROUP, 5, 1..=2)]);
     for _ in 0..2 {
         assert_eq!(view(subject.rocks(), GROUP).expect("readable").entries, entries(5, 1..=2));
+        subject.close();
+        subject.open().expect("a store");
+    }
+}
+
+#[test]
+fn a_replica_with_a_damaged_log_still_knows_which_one_it_is() {
+    let mut subject = with_a_flipped_run();
+    for _ in 0..2 {
+        assert!(subject.rocks().load(GROUP).is_err());
+        let meta = subject.rocks().meta(GROUP).expect("readable").expect("there");
+        assert_eq!((meta.group, meta.replica), (GROUP, ReplicaId::must(1)));
         subject.close();
         subject.open().expect("a store");
     }

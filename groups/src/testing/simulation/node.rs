@@ -14,7 +14,7 @@ use crate::{
     GroupId, LogIndex, LogPosition, Membership, NodeId, ReadBarrier, ReadError, StateMachine, Term,
 };
 use shardhost_storage::{
-    GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
+    Certainty, GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
     SnapshotStore,
 };
 use tokio::sync::oneshot;
@@ -225,12 +225,19 @@ impl Node {
         });
         let mut groups = self.store.groups().map_err(|error| error.to_string())?;
         groups.retain(|group| !self.closed.contains(group));
+        groups.retain(|group| !self.differs(*group));
         for group in &groups {
             // A log that lost its end may have forgotten that a replica was destroyed, with its state.
             let empty = self.empty_disk(*group);
             self.disks.entry(*group).or_insert(empty);
         }
         groups.into_iter().try_for_each(|group| self.open_replica(config, group))
+    }
+
+    /// A host parks such a replica.
+    fn differs(&self, group: GroupId) -> bool {
+        let known = self.store.load(group);
+        known.is_ok_and(|known| known.is_some_and(|one| one.certainty == Certainty::Differs))
     }
 
     fn open(

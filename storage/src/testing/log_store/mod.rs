@@ -162,6 +162,7 @@ macro_rules! __log_store_rules {
                 groups_at_the_borders_of_their_keys_do_not_touch
                 large_runs_are_read_whole_and_in_part
                 what_is_in_doubt_stays_so_until_it_is_settled
+                what_was_found_to_differ_stays_so
                 an_empty_batch_is_fine
                 the_counters_count
                 a_store_keeps_its_number_for_ever

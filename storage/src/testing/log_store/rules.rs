@@ -452,6 +452,23 @@ pub fn what_is_in_doubt_stays_so_until_it_is_settled(subject: &mut dyn Subject) 
     }
 }
 
+/// That a state differs is taken back by nothing but the end of the replica.
+pub fn what_was_found_to_differ_stays_so(subject: &mut dyn Subject) {
+    let with = |certainty| GroupWrite { certainty: Some(certainty), ..GroupWrite::new(GROUP) };
+    write_all(subject.store(), [create(GROUP), with(Certainty::Differs)]);
+    for said in [Certainty::Sure, Certainty::InDoubt(Doubt::RolledBack)] {
+        write_all(subject.store(), [with(said), append(GROUP, 1, 1..=3)]);
+        assert_eq!(load(subject.store(), GROUP).certainty, Certainty::Differs);
+        subject.reopen();
+        assert_eq!(load(subject.store(), GROUP).certainty, Certainty::Differs);
+    }
+    write_all(subject.store(), [destroy(GROUP, 1), create_replica(GROUP, 2)]);
+    for _ in 0..2 {
+        assert_eq!(load(subject.store(), GROUP).certainty, Certainty::Sure);
+        subject.reopen();
+    }
+}
+
 /// A batch without writes succeeds.
 pub fn an_empty_batch_is_fine(subject: &mut dyn Subject) {
     assert_eq!(subject.store().write(&LogBatch::default()), Ok(()));
