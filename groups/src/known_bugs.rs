@@ -70,6 +70,8 @@ pub enum KnownBug {
     CountLostLearner,
     /// An answer of a learner that was on its way when the learner's disk was lost counts.
     CountLateAnswers,
+    /// A change of members is made although too few of the voters of then answer.
+    ChangeIntoStandstill,
     /// A vote lock is forgotten when the clock cannot be read.
     UnlockWithoutClock,
     /// Of several successors that failed by accident only the last is asked again.

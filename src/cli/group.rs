@@ -1,6 +1,7 @@
 //! `shardhost group`: the groups of a node, as that node sees them; creating and destroying groups,
 //! and changing what they require.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use clap::Subcommand;
@@ -93,6 +94,10 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
 /// that was interrupted can be run again.
 async fn create(request: CreateGroupRequest, target: &Target) -> anyhow::Result<()> {
     let group = request.group;
+    let mut named = BTreeSet::new();
+    if let Some(twice) = request.voters.iter().find(|voter| !named.insert(**voter)) {
+        anyhow::bail!("node {twice} is named twice among the voters");
+    }
     for voter in &request.voters {
         let mut node = target.node_numbered(*voter).await?;
         match node.admin.create_group(request.clone()).await {

@@ -214,13 +214,17 @@ impl Executor {
         tracing::info!(?state, left, moved, ?took, "a drain is over");
     }
 
-    /// Returns when two looks in a row found nothing that could go.
+    /// Returns when two looks in a row found nothing that could go, right after the second one: what falls
+    /// to the node between a last look and the end would stay.
     async fn empty_the_node(&mut self) {
         let mut empty_looks = 0;
-        while empty_looks < 2 {
+        loop {
             let plan = self.plan();
             if plan.is_empty() {
                 empty_looks += u32::from(!self.stuck.values().any(|stuck| stuck.passes));
+                if empty_looks >= 2 {
+                    return;
+                }
                 tokio::time::sleep(LOOK_EVERY).await;
                 continue;
             }

@@ -26,6 +26,7 @@ use super::refusals::{
     of_capabilities, of_membership, of_opening, of_snapshot, of_transfer, refusal,
 };
 use super::replicas::{check_kind, empty_machine_of};
+use super::shard_map::CurrentMap;
 use super::{RESERVED, is_shard};
 use crate::host::Host;
 use crate::policy::system::{SYSTEM_GROUP, System, life_of};
@@ -46,13 +47,14 @@ pub(super) fn admin_server(
     host: Host,
     state: &Arc<StateDb>,
     system: Option<&System>,
+    map: Arc<CurrentMap>,
 ) -> AdminServer<AdminService> {
     let intentions = Intentions::new(&host, system);
     let started = Instant::now();
     let first = (started, host.runtime().latency().snapshot());
     let samples = Arc::new(Mutex::new(VecDeque::from([first])));
     let state = Arc::downgrade(state);
-    AdminServer::new(AdminService { host, intentions, state, started, samples })
+    AdminServer::new(AdminService { host, intentions, state, map, started, samples })
 }
 
 /// See [`admin_server`].
@@ -62,11 +64,26 @@ pub struct AdminService {
     intentions: Intentions,
     /// Streams that outlive the server must not keep its state open.
     state: Weak<StateDb>,
+    map: Arc<CurrentMap>,
     started: Instant,
     samples: Arc<Mutex<VecDeque<(Instant, LatencySnapshot)>>>,
 }
 
 impl AdminService {
+    /// The keys of a shard belong to its group for good: without it they would be nowhere.
+    fn check_no_shard(&self, id: GroupId) -> Result<(), Status> {
+        let map = self.map.get();
+        let Some((kind, shard)) = map.as_ref().and_then(|map| map.shard_of(id)) else {
+            return Ok(());
+        };
+        let message = format!(
+            "group {id} is shard {shard} of the {kind}, whose keys belong to it for good; \
+             `shardhost member rebuild NODE --group {id}` gives a node a new replica of it"
+        );
+        let facts = [("kind", kind.to_owned()), ("shard", shard.to_string())];
+        Err(refusal(Code::FailedPrecondition, "IS_A_SHARD", message, facts))
+    }
+
     fn group(&self, id: u64) -> Result<Group, Status> {
         self.host.group(GroupId::new(id)).ok_or_else(|| {
             Status::not_found(format!(
@@ -426,6 +443,7 @@ impl Admin for AdminService {
                  replaced with `shardhost member replace 0`"
             )));
         }
+        self.check_no_shard(id)?;
         let here = self.generation_here(id, request.expect)?;
         let asked = match request.generation.or(here) {
             Some(generation) => Some(generation),

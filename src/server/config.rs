@@ -291,7 +291,11 @@ impl ServerConfig {
                            no nodes, for a cluster of this node alone";
             return Err(wrong("nodes", message.to_owned()));
         }
+        let mut named = BTreeSet::new();
         for voter in &self.shards.voters {
+            if !named.insert(voter) {
+                return Err(wrong("voters", format!("node {voter} is named twice")));
+            }
             if !NodeId::new(*voter).is_some_and(|voter| nodes.contains_key(&voter)) {
                 let message = format!("node {voter} is not among the nodes; add its address");
                 return Err(wrong("voters", message));
@@ -366,7 +370,12 @@ impl ServerConfig {
                 let message = format!("`{address}` of node {node} is not host:port");
                 return Err(wrong("nodes", message));
             }
-            nodes.insert(node, address.clone());
+            if nodes.insert(node, address.clone()).is_some() {
+                return Err(wrong(
+                    "nodes",
+                    format!("node {node} is named twice, once as `{number}`"),
+                ));
+            }
         }
         Ok(nodes)
     }
@@ -538,6 +547,12 @@ mod tests {
             c.nodes.insert("1".to_owned(), "127.0.0.1:7402".to_owned());
         });
         assert!(same.contains("both have the address"), "{same}");
+        let twice = refused(&|c| {
+            c.nodes.insert("01".to_owned(), "127.0.0.1:7409".to_owned());
+        });
+        assert!(twice.contains("node 1 is named twice"), "{twice}");
+        let twice = refused(&|c| c.shards.voters = vec![1, 1]);
+        assert!(twice.contains("voters") && twice.contains("node 1 is named twice"), "{twice}");
         let port = refused(&|c| {
             c.nodes.insert("1".to_owned(), "somewhere".to_owned());
         });

@@ -170,7 +170,10 @@ impl Server {
 
     fn answer(&self) {
         let lookup: Arc<HostLookup> = Arc::new(HostLookup::new(&self.host, &self.map));
-        let admin = admin::admin_server(self.host.clone(), &self.state, self.system.as_ref());
+        let admin = {
+            let map = Arc::clone(&self.map);
+            admin::admin_server(self.host.clone(), &self.state, self.system.as_ref(), map)
+        };
         let balance = balance::balance_server(&self.host, &self.drains, self.system.as_ref());
         let mut routes = Routes::new(table_server(Arc::clone(&lookup) as _))
             .add_service(queue_server(Arc::clone(&lookup) as _))

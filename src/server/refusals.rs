@@ -67,6 +67,11 @@ pub(super) fn of_membership(error: &MembershipError) -> Status {
             "NO_QUORUM",
             vec![("live", live.to_string()), ("needed", needed.to_string())],
         ),
+        E::NoQuorumAfter { live, needed, .. } => (
+            Code::FailedPrecondition,
+            "NO_QUORUM_AFTER",
+            vec![("live", live.to_string()), ("needed", needed.to_string())],
+        ),
         E::AdditionInProgress { node, .. } => named(Code::Aborted, "ADDITION_IN_PROGRESS", node),
         E::NothingToCancel { .. } => (Code::FailedPrecondition, "NOTHING_TO_CANCEL", vec![]),
         E::Cancelled { node, .. } => named(Code::Aborted, "CANCELLED", node),

@@ -107,6 +107,15 @@ impl ShardMap {
         numbers.map(move |number| GroupId::new(first.saturating_add(number)))
     }
 
+    /// The kind and the number of the shard that a group is.
+    #[must_use]
+    pub fn shard_of(&self, group: GroupId) -> Option<(&str, u64)> {
+        self.kinds.iter().find_map(|(kind, shards)| {
+            let number = group.get().checked_sub(shards.first_group.get())?;
+            (number < shards.count).then_some((kind.as_str(), number))
+        })
+    }
+
     /// A number that differs where maps differ; never 0.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {

@@ -43,6 +43,17 @@ async fn what_operators_cannot_mean_is_refused_before_it_is_recorded() {
     let catalog = cluster.refusal(&["group", "destroy", "0", "--expect", &index]).await;
     assert!(catalog.contains("RESERVED_GROUP"), "{catalog}");
     assert_eq!(cluster.holders(SYSTEM_GROUP), [1, 2, 3]);
+
+    // Its keys would be nowhere.
+    let shown = cluster.answer(&["member", "list", "1000000"]).await;
+    let index = shown["config_index"].as_u64().unwrap_or(0).to_string();
+    let shard = cluster.refusal(&["group", "destroy", "1000000", "--expect", &index]).await;
+    assert!(shard.contains("shard 0 of the table") && shard.contains("IS_A_SHARD"), "{shard}");
+    assert_eq!(cluster.holders(GroupId::new(1_000_000)), [1, 2, 3]);
+
+    let twice = ["group", "create", "70", "--kind", "table", "--voters", "1,1,2"];
+    let twice = cluster.refusal(&twice).await;
+    assert!(twice.contains("node 1 is named twice"), "{twice}");
     cluster.system(1).fresh_view().await.expect("the catalog answers");
     cluster.stop().await;
 }

@@ -21,7 +21,7 @@ use crate::error::{GroupFault, UnknownCause};
 use crate::known_bugs::KnownBug;
 use crate::membership::{
     ConfigEntry, MembershipChange, MembershipError, Progress, Step, check_expected, plan,
-    plan_addition,
+    plan_addition, voters_after,
 };
 use crate::transport::{Lane, Outgoing};
 use crate::worker::{LiveNodes, Round};
@@ -128,6 +128,7 @@ impl GroupCore {
         }
         let entry = self.plan_order(order, &round.nodes)?;
         self.check_live_quorum(&round.nodes)?;
+        self.check_live_quorum_after(&entry, &round.nodes)?;
         // What was queued in this round goes into the log first.
         self.propose_queued(round);
         self.propose_config(&entry)
@@ -229,6 +230,30 @@ impl GroupCore {
             return Ok(());
         }
         Err(MembershipError::NoQuorum { group: self.id, live: answering, needed })
+    }
+
+    /// A change that leaves too few voters that answer could not be taken back: nothing is committed any
+    /// more before one of the others is there again.
+    fn check_live_quorum_after(
+        &self,
+        entry: &ConfigEntry,
+        live: &LiveNodes,
+    ) -> Result<(), MembershipError> {
+        if entry.changes.is_empty() || self.config.bugs.has(KnownBug::ChangeIntoStandstill) {
+            return Ok(());
+        }
+        let voters = voters_after(&self.membership, entry);
+        let node_of = |id: &ReplicaId| {
+            self.membership.node_of(*id).or_else(|| entry.placements.get(id).copied())
+        };
+        let answers = |id: &&ReplicaId| {
+            node_of(id).is_some_and(|node| node == self.config.node || live.contains(node))
+        };
+        let (answering, needed) = (voters.iter().filter(answers).count(), voters.len() / 2 + 1);
+        if answering >= needed {
+            return Ok(());
+        }
+        Err(MembershipError::NoQuorumAfter { group: self.id, live: answering, needed })
     }
 
     /// Puts a change into the log; returns where it stands.

@@ -135,6 +135,20 @@ pub enum MembershipError {
         /// How many a quorum needs.
         needed: usize,
     },
+    /// Definite. After the change too few of the voters would answer: the group would stand still, and
+    /// could not be changed back. Remove a voter that does not answer first, or wait until it does.
+    #[error(
+        "after the change only {live} voters of group {group} would answer, and it would need {needed}; \
+         remove one that does not answer first"
+    )]
+    NoQuorumAfter {
+        /// The group.
+        group: GroupId,
+        /// Voters of then that answer now, the leader among them.
+        live: usize,
+        /// How many a quorum would need.
+        needed: usize,
+    },
     /// Definite. A voter is being added, or replaced by another. Wait for its end, or cancel it.
     #[error("node {node} is being added to group {group}; wait for it or cancel it")]
     AdditionInProgress {

@@ -14,7 +14,7 @@ use shardhost_storage::{LogIndex, NodeId};
 pub use error::MembershipError;
 
 pub(crate) use entry::{ConfigEntry, decode_requirement, encode_requirement};
-pub(crate) use plan::{Progress, check_expected, plan, plan_addition};
+pub(crate) use plan::{Progress, check_expected, plan, plan_addition, voters_after};
 
 /// Steps of one change at most.
 pub const MAX_STEPS: usize = 32;

@@ -29,7 +29,9 @@ pub(crate) fn plan(
     for step in &change.steps {
         planner.add(*step)?;
     }
-    check_voters_left(group, membership, &planner.entry)?;
+    if voters_after(membership, &planner.entry).is_empty() {
+        return Err(MembershipError::LastVoter { group });
+    }
     Ok(planner.entry)
 }
 
@@ -95,11 +97,8 @@ fn check_steps(group: GroupId, change: &MembershipChange) -> Result<(), Membersh
     Ok(())
 }
 
-fn check_voters_left(
-    group: GroupId,
-    membership: &Membership,
-    entry: &ConfigEntry,
-) -> Result<(), MembershipError> {
+/// Who has a vote when the change is made.
+pub(crate) fn voters_after(membership: &Membership, entry: &ConfigEntry) -> BTreeSet<ReplicaId> {
     let mut voters: BTreeSet<ReplicaId> = membership.voters().map(|(id, _)| id).collect();
     for (kind, id) in &entry.changes {
         match kind {
@@ -107,7 +106,7 @@ fn check_voters_left(
             Kind::Remove | Kind::AddLearner => voters.remove(id),
         };
     }
-    if voters.is_empty() { Err(MembershipError::LastVoter { group }) } else { Ok(()) }
+    voters
 }
 
 fn member_on(membership: &Membership, node: NodeId) -> Option<(ReplicaId, Member)> {

@@ -9,12 +9,14 @@ use crate::cli::observe::Observer;
 use crate::cli::output::{number, seconds};
 
 /// What came of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Restarted {
     pub node: u64,
     /// Leaderships that it handed on, and that it kept.
     pub moved: u64,
     pub left: u64,
+    /// Why it kept some.
+    pub why: Option<String>,
     pub drain: Duration,
     /// From SIGTERM until it served again.
     pub down: Duration,
@@ -25,9 +27,14 @@ pub struct Restarted {
 impl Restarted {
     /// What happened, in a line.
     pub fn event(&self) -> String {
+        let why = self.why.as_deref().unwrap_or("it came to lead them while the drain ended");
+        let kept = match self.left {
+            0 => String::new(),
+            left => format!(" and kept {left} ({why})"),
+        };
         format!(
-            "node {} handed {} leaderships on in {}, was back {} after SIGTERM, and had caught up {} \
-             later",
+            "node {} handed {} leaderships on in {}{kept}, was back {} after SIGTERM, and had caught up \
+             {} later",
             self.node,
             number(self.moved),
             seconds(self.drain),
@@ -56,6 +63,7 @@ pub async fn restart(
         node,
         moved: drained.moved,
         left: drained.left,
+        why: drained.why,
         drain: drained.took,
         down,
         catch_up: started.elapsed(),

@@ -255,16 +255,22 @@ impl System {
     pub fn drains(&self) -> &Arc<Drains> {
         &self.inner.drains
     }
-    /// Waits until this host holds a replica of a group, or holds none; false: that takes longer.
+    /// Waits until a replica of a group is open on this host, or parked, or until nothing is left of one;
+    /// false: that takes longer. One that the log holds may not be open yet.
     pub async fn await_replica(&self, group: GroupId, held: bool, within: Duration) -> bool {
         let deadline = tokio::time::Instant::now() + within;
         let mut ticks = tokio::time::interval(Duration::from_millis(10));
         loop {
             ticks.tick().await;
-            match self.inner.is_gone(group) {
-                Ok(gone) if gone != held => return true,
-                _ if tokio::time::Instant::now() > deadline => return false,
-                _ => {}
+            let reached = match held {
+                true => self.inner.is_here(group),
+                false => matches!(self.inner.is_gone(group), Ok(true)),
+            };
+            if reached {
+                return true;
+            }
+            if tokio::time::Instant::now() > deadline {
+                return false;
             }
         }
     }
@@ -305,6 +311,10 @@ impl System {
 }
 
 impl Inner {
+    fn is_here(&self, group: GroupId) -> bool {
+        self.host.group(group).is_some() || self.host.parked_replica(group).is_some()
+    }
+
     /// Whether no replica of a group is here, or on its way out, and nothing remains of one.
     fn is_gone(&self, group: GroupId) -> Result<bool, OpenGroupError> {
         let held = self.host.group(group).is_some() || self.host.has_remains(group);
