@@ -197,8 +197,7 @@ async fn list(target: &Target) -> anyhow::Result<()> {
 }
 
 async fn show(group: u64, target: &Target) -> anyhow::Result<()> {
-    let node = target.node().await?;
-    let status = node.group(group).await?;
+    let (node, status) = target.holder_of(group).await?;
     if target.json {
         println!("{}", group_json(&status));
         return Ok(());

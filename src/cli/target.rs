@@ -90,18 +90,47 @@ impl Target {
         Node::connect(&address).await
     }
 
-    /// The node that leads a group, found by asking from node to node.
+    /// The first node that holds a replica of a group, and what it says of it.
+    pub async fn holder_of(&self, group: u64) -> anyhow::Result<(Node, GroupStatus)> {
+        let start = self.node().await?;
+        let unknown = match start.group(group).await {
+            Ok(status) => return Ok((start, status)),
+            Err(error) => error,
+        };
+        for address in start.all_addresses() {
+            if let Ok(node) = Node::connect(&address).await
+                && let Ok(status) = node.group(group).await
+            {
+                return Ok((node, status));
+            }
+        }
+        Err(unknown)
+    }
+
+    /// The node that leads a group, found by asking from node to node; the first need not hold a replica.
     pub async fn leader_of(&self, group: u64) -> anyhow::Result<(Node, GroupStatus)> {
         let deadline = Instant::now() + self.patience();
-        let start = self.node().await?;
-        let mut node = start.clone();
+        let mut node = self.node().await?;
+        let mut all = All { addresses: node.all_addresses(), at: 0, strangers: 0 };
+        let mut said = None;
         loop {
             let status = match node.group(group).await {
                 Ok(status) if is_settled(&status) => return Ok((node, status)),
-                Ok(status) => status,
-                Err(error) if node.address == start.address => return Err(error),
-                Err(_) => GroupStatus::default(),
+                Ok(status) => {
+                    (all.strangers, said) = (0, None);
+                    status
+                }
+                Err(error) => {
+                    all.strangers += 1;
+                    said.get_or_insert(error);
+                    GroupStatus::default()
+                }
             };
+            if all.are_strangers()
+                && let Some(said) = said
+            {
+                return Err(said);
+            }
             if Instant::now() > deadline {
                 bail!(
                     "group {group} has no leader that can be reached after {:?}; `shardhost \
@@ -109,25 +138,50 @@ impl Target {
                     self.patience()
                 );
             }
-            node = next_node(&node, &start, &status).await;
+            node = match leader_named(&node, &status).await {
+                Some(leader) => leader,
+                None => all.next().await.unwrap_or(node),
+            };
         }
     }
+}
+
+/// All nodes of a cluster, asked one after the other.
+struct All {
+    addresses: Vec<String>,
+    at: usize,
+    /// How many in a row know nothing of the group, or do not answer.
+    strangers: usize,
+}
+
+impl All {
+    /// The next one that answers; `None`: none does.
+    async fn next(&mut self) -> Option<Node> {
+        tokio::time::sleep(PAUSE).await;
+        for _ in 0..self.addresses.len() {
+            self.at = (self.at + 1) % self.addresses.len();
+            match Node::connect(&self.addresses[self.at]).await {
+                Ok(node) => return Some(node),
+                Err(_) => self.strangers += 1,
+            }
+        }
+        None
+    }
+
+    fn are_strangers(&self) -> bool {
+        self.strangers >= self.addresses.len()
+    }
+}
+
+/// The leader that `node` named.
+async fn leader_named(node: &Node, status: &GroupStatus) -> Option<Node> {
+    let address = node.address_of(status.leader_node)?;
+    Node::connect(&address).await.ok()
 }
 
 /// Whether a node leads a group and has found out whether it serves.
 fn is_settled(status: &GroupStatus) -> bool {
     status.role == "leader" && (status.serving || !status.caretaker.is_empty())
-}
-
-/// Whom to ask after `node`, which said `status`.
-async fn next_node(node: &Node, start: &Node, status: &GroupStatus) -> Node {
-    if let Some(address) = node.address_of(status.leader_node)
-        && let Ok(leader) = Node::connect(&address).await
-    {
-        return leader;
-    }
-    tokio::time::sleep(PAUSE).await;
-    start.clone()
 }
 
 impl Node {

@@ -35,6 +35,18 @@ async fn a_node_that_joined_is_filled_with_its_part_and_a_second_time_with_nothi
     assert_eq!(shown["steps"].as_array().unwrap().len(), 6, "{shown}");
     assert_eq!(shown["after"], serde_json::json!({ "1": 6, "2": 6, "3": 6, "4": 6 }));
     assert_eq!(held(&cluster).await, [8, 8, 8, 0], "a dry run changes nothing");
+    // Questions about groups can be asked where no replica is.
+    let at = &cluster.addresses()[&4];
+    for ask in [&["member", "list", "1000000"][..], &["group", "show", "1000000"]] {
+        run(&[ask, &["--at", at]].concat()).await.ok();
+    }
+    let began = Instant::now();
+    let unknown = run(&["member", "list", "7", "--at", at, "--timeout", "60"]).await;
+    assert!(unknown.code == 1 && unknown.stderr.contains("group 7"), "{unknown:?}");
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "nobody knows it, and it is waited all the same"
+    );
 
     let filled = cluster.run(&["member", "fill", "4", "--json", "--timeout", "60"]).await.json();
     assert_eq!(filled["gained"], 6, "{filled}");
