@@ -99,7 +99,7 @@ struct Taken {
 }
 
 impl Taken {
-    const fn is_whole(&self) -> bool {
+    fn is_whole(&self) -> bool {
         self.failed.is_empty() && self.stale.is_empty()
     }
 }

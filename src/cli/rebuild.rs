@@ -75,19 +75,31 @@ pub async fn run(arguments: &RebuildArguments) -> anyhow::Result<ExitCode> {
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// A replica that is to be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Old {
+    replica: u64,
+    /// It has no vote, and its successor gets none.
+    learns: bool,
+}
+
 /// The replicas that a node has by the newest configuration that anybody knows, by group.
-async fn replicas_on(cluster: &Reached, node: u64) -> anyhow::Result<BTreeMap<u64, u64>> {
-    let mut newest: BTreeMap<u64, (u64, Option<u64>)> = BTreeMap::new();
+async fn replicas_on(cluster: &Reached, node: u64) -> anyhow::Result<BTreeMap<u64, Old>> {
+    let mut newest: BTreeMap<u64, (u64, Option<Old>)> = BTreeMap::new();
     for one in cluster.nodes().values() {
         let mut admin = one.admin.clone();
         let listed = in_time(&one.address, admin.list_groups(ListGroupsRequest {})).await;
         let listed = listed.context("which groups there are is asked of every node")?;
         for group in listed.groups {
             let Some(membership) = &group.membership else { continue };
-            let here = member_on(&group, node).map(|member| member.replica);
-            let known = newest.entry(group.group).or_insert((0, None));
-            if membership.config_index >= known.0 {
-                *known = (membership.config_index, here.or(known.1));
+            let here = member_on(&group, node).map(|member| Old {
+                replica: member.replica,
+                learns: role_of(member) == "learner",
+            });
+            let index = membership.config_index;
+            let known = newest.entry(group.group).or_insert((index, here));
+            if index > known.0 {
+                *known = (index, here);
             }
         }
     }
@@ -102,10 +114,10 @@ fn member_on(status: &GroupStatus, node: u64) -> Option<&Member> {
 async fn rebuild_all(
     cluster: &Reached,
     node: u64,
-    replicas: &BTreeMap<u64, u64>,
+    replicas: &BTreeMap<u64, Old>,
     within: Duration,
 ) -> BTreeMap<u64, String> {
-    let rebuild = |(group, old): (&u64, &u64)| {
+    let rebuild = |(group, old): (&u64, &Old)| {
         let (group, old) = (*group, *old);
         async move { (group, rebuild(cluster, (group, node, old), within).await) }
     };
@@ -122,14 +134,15 @@ async fn rebuild_all(
 /// Replaces replica `old` of a group by a new one on its node, and waits until that has its vote.
 async fn rebuild(
     cluster: &Reached,
-    (group, node, old): (u64, u64, u64),
+    (group, node, old): (u64, u64, Old),
     within: Duration,
 ) -> anyhow::Result<()> {
     cluster
         .carry_on(group, within, async |leader, status| {
-            match Next::of(status, node, old) {
+            match Next::of(status, node, old.replica) {
                 Next::Done => return Ok(true),
                 Next::Wait => {}
+                Next::Add if old.learns => change(leader, group, Kind::AddLearner, node).await?,
                 Next::Add => change(leader, group, Kind::AddVoter, node).await?,
                 Next::Remove if leader.status.node == node => {
                     hand_over(leader, group, status).await?
@@ -214,7 +227,7 @@ fn enough(live: usize, others: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn show(node: u64, replicas: &BTreeMap<u64, u64>, as_json: bool) {
+fn show(node: u64, replicas: &BTreeMap<u64, Old>, as_json: bool) {
     let groups: Vec<u64> = replicas.keys().copied().collect();
     if as_json {
         return println!("{}", json!({ "node": node, "groups": groups }));

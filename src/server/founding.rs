@@ -47,7 +47,15 @@ pub(super) async fn found_shards(
     let founding = host.founding(Scope::Shards);
     if founding.begin(founders, holds).await.map_err(ServerError::Founding)? {
         remember(map).await.map_err(ServerError::Founding)?;
-        return Ok(create(host, state, wanted).await?);
+        if let Err(error) = create(host, state, wanted.clone()).await {
+            // What is there serves meanwhile.
+            tracing::error!(%error, "not all shards are created here; tried again");
+            let (host, state) = (host.clone(), Arc::downgrade(state));
+            let stopping = host.stopping();
+            let create = create_later(host, state, wanted);
+            tokio::spawn(async move { stopping.run_until_cancelled(create).await });
+        }
+        return Ok(());
     }
     if !holds {
         let (host, state) = (host.clone(), Arc::downgrade(state));
@@ -92,14 +100,26 @@ async fn found_later(
         tracing::error!(%error, "the map of shards cannot be remembered: no shards are created");
         return;
     }
+    create_later(host, state, wanted).await;
+}
+
+/// Creates shards until all are there.
+async fn create_later(host: Host, state: Weak<StateDb>, wanted: Vec<GroupSpec>) {
     let mut tries = tokio::time::interval(RETRY_INTERVAL);
     tries.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut told = None;
     loop {
         tries.tick().await;
         let Some(state) = state.upgrade() else { return };
         match create(&host, &state, wanted.clone()).await {
             Ok(()) => return tracing::info!(count = wanted.len(), "the shards are founded here"),
-            Err(error) => tracing::error!(%error, "not all shards are created here; tried again"),
+            Err(error) => {
+                let error = error.to_string();
+                if told.as_ref() != Some(&error) {
+                    tracing::error!(%error, "not all shards are created here; tried again");
+                    told = Some(error);
+                }
+            }
         }
     }
 }
@@ -123,7 +143,9 @@ async fn create(
 ) -> Result<(), OpenGroupError> {
     let mut missing = Vec::new();
     for spec in wanted {
-        if host.stored_group(spec.id)?.is_none() && host.tombstone(spec.id)?.is_none() {
+        // One that cannot be read is here.
+        let held = !matches!(host.stored_group(spec.id), Ok(None));
+        if !held && host.tombstone(spec.id)?.is_none() {
             // The founders said of their disks that they are new.
             missing.push(spec.on_known_disk());
         }

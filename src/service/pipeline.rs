@@ -303,7 +303,11 @@ fn start_read<P: Protocol>(
         Err(failure) => return stream.complete(id, charge, Outcome::Failed(failure)),
     };
     tokio::spawn(async move {
-        let place = Arc::clone(&stream.reads).place(group.id(), weight).await;
+        let Some(place) = Arc::clone(&stream.reads).place(group.id(), weight).await else {
+            let text = "reads of this group wait for its state machine, and it may have no more";
+            let failure = failure::failure(FailureReason::Overloaded, text);
+            return stream.complete(id, charge, Outcome::Failed(failure));
+        };
         let answer = group.query(mode, request).await;
         stream.complete(id, charge, Outcome::Read(answer, place));
     });

@@ -5,12 +5,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use shardhost_storage::GroupId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::{MAX_GROUP_READ_WEIGHT, MAX_READ_WEIGHT};
+
+/// How long a read waits for one of the places of its group.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The reads of one stream.
 #[derive(Debug)]
@@ -48,14 +53,15 @@ impl Reads {
     }
 
     /// Waits for a place: first for one of the group's, then for one of the stream's. So what waits
-    /// for a group that hangs is in the way of no other.
-    pub(super) async fn place(self: Arc<Self>, group: GroupId, weight: u32) -> ReadPlace {
+    /// for a group that hangs is in the way of no other. `None`: the group has none for too long; what
+    /// waits there counts as under way, for the client and for the stream, so it must not be much.
+    pub(super) async fn place(self: Arc<Self>, group: GroupId, weight: u32) -> Option<ReadPlace> {
         let places = self.enter(group);
         let used = Use { reads: Arc::clone(&self), group };
         // No semaphore is ever closed; without a permit the read would only be less bounded.
-        let share = places.acquire_many_owned(weight).await.ok();
+        let share = timeout(PLACE_TIMEOUT, places.acquire_many_owned(weight)).await.ok()?.ok();
         let all = Arc::clone(&self.all).acquire_many_owned(weight).await.ok();
-        ReadPlace { _all: all, _share: share, _use: used }
+        Some(ReadPlace { _all: all, _share: share, _use: used })
     }
 
     fn enter(&self, group: GroupId) -> Arc<Semaphore> {
@@ -92,11 +98,21 @@ mod tests {
 
     /// Takes places until none is free.
     fn take_all(reads: &Arc<Reads>, group: GroupId, weight: u32) -> Vec<ReadPlace> {
-        std::iter::from_fn(|| Arc::clone(reads).place(group, weight).now_or_never()).collect()
+        let place = || Arc::clone(reads).place(group, weight).now_or_never()?;
+        std::iter::from_fn(place).collect()
     }
 
-    #[test]
-    fn a_group_has_a_part_of_the_places_and_leaves_the_others() {
+    #[tokio::test(start_paused = true)]
+    async fn a_read_does_not_wait_for_ever_for_the_places_of_a_group_that_hangs() {
+        let reads = Reads::new();
+        let hung = take_all(&reads, ONE, 1);
+        assert!(Arc::clone(&reads).place(ONE, 1).await.is_none());
+        drop(hung);
+        assert!(Arc::clone(&reads).place(ONE, 1).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_group_has_a_part_of_the_places_and_leaves_the_others() {
         let reads = Reads::new();
         let hung = take_all(&reads, ONE, 1);
         assert_eq!(hung.len(), MAX_GROUP_READ_WEIGHT as usize);
@@ -108,16 +124,16 @@ mod tests {
         assert!(waits.now_or_never().is_some());
     }
 
-    #[test]
-    fn all_groups_together_have_the_places_of_the_stream() {
+    #[tokio::test(start_paused = true)]
+    async fn all_groups_together_have_the_places_of_the_stream() {
         let reads = Reads::new();
         let groups = (1..).map(GroupId::new);
         let taken: Vec<_> = groups.map(|group| take_all(&reads, group, 1)).take(20).collect();
         assert_eq!(taken.iter().map(Vec::len).sum::<usize>(), MAX_READ_WEIGHT as usize);
     }
 
-    #[test]
-    fn a_group_without_reads_takes_no_memory() {
+    #[tokio::test(start_paused = true)]
+    async fn a_group_without_reads_takes_no_memory() {
         let reads = Reads::new();
         let places = take_all(&reads, ONE, 1);
         drop(Arc::clone(&reads).place(ONE, 1).now_or_never());

@@ -65,6 +65,10 @@ pub(super) struct Lease {
     contact: Moment,
 }
 
+/// Election timeouts after which an answer is not one of an earlier life, as far as anybody can tell without
+/// a clock.
+const CHECK_TIMEOUTS: u64 = 4;
+
 /// What a peer's answers said in this leadership.
 #[derive(Clone, Copy, Debug)]
 struct PeerSign {
@@ -83,8 +87,10 @@ enum LifeCheck {
     /// As far as is known, it is.
     #[default]
     Passed,
-    /// It answers again once it answered a heartbeat that is yet to be sent.
-    Wanted,
+    /// It answers again once it answered a heartbeat that is yet to be sent. As long as the clock cannot be
+    /// read no heartbeat has a stamp: then an answer to one does that comes [`CHECK_TIMEOUTS`] later than
+    /// this tick, when nothing of an earlier life can be on its way any more.
+    Wanted { since: u64 },
     /// It answers again once it answered a heartbeat that was sent then or later.
     Since(Moment),
 }
@@ -228,7 +234,7 @@ impl GroupCore {
             MessageKind::Heartbeat => {
                 wire.stamp = round.began.map_or(0, Moment::get);
                 let peer = self.lease.peer(wire.to_replica);
-                if let (LifeCheck::Wanted, Some(now)) = (peer.life_check, round.began) {
+                if let (LifeCheck::Wanted { .. }, Some(now)) = (peer.life_check, round.began) {
                     peer.life_check = LifeCheck::Since(now);
                 }
             }
@@ -269,10 +275,16 @@ impl GroupCore {
         if earlier != 0 && earlier != life {
             self.count_reopened(replica);
         }
+        let patience = CHECK_TIMEOUTS * u64::from(self.config.election_ticks);
         let peer = self.lease.peer(replica);
         if message.kind() == MessageKind::HeartbeatResponse {
             peer.stamp = peer.stamp.max(stamp);
-            if matches!(peer.life_check, LifeCheck::Since(then) if stamp >= then) {
+            let passes = match peer.life_check {
+                LifeCheck::Passed => true,
+                LifeCheck::Wanted { since } => self.ticks.saturating_sub(since) >= patience,
+                LifeCheck::Since(then) => stamp >= then,
+            };
+            if passes {
                 peer.life_check = LifeCheck::Passed;
             }
         }
@@ -286,7 +298,7 @@ impl GroupCore {
     /// The answers of a replica count from the first heartbeat that it answers from here on.
     pub(super) fn check_life(&mut self, replica: u64) {
         if self.leads() {
-            self.lease.peer(replica).life_check = LifeCheck::Wanted;
+            self.lease.peer(replica).life_check = LifeCheck::Wanted { since: self.ticks };
         }
     }
 

@@ -162,7 +162,6 @@ impl GroupCore {
         if self.membership.replica_on(node).is_none() {
             return;
         }
-        self.count_anew(node);
         if self.leads() && self.sleep.is_asleep() {
             self.wake();
         } else if !self.config.bugs.has(KnownBug::SleepThroughAnEnd) {
@@ -181,7 +180,7 @@ impl GroupCore {
 
     /// A member without a vote may have lost its disk: what it acknowledged to this leader does not
     /// count before it says so again. Until then it gets no vote, and is created if it is not there.
-    fn count_anew(&mut self, node: NodeId) {
+    pub fn count_anew(&mut self, node: NodeId) {
         let members = self.membership.members.iter();
         let concerned = members.filter(|(_, member)| member.node == node && member.never_voted);
         let replicas: Vec<u64> = concerned.map(|(id, _)| id.get()).collect();

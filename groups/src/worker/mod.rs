@@ -527,7 +527,18 @@ impl WorkerCore {
 
     fn node_live(&mut self, node: NodeId, incarnation: u64) {
         if self.change_nodes(|nodes| nodes.insert(node, incarnation)) {
+            self.count_learners_anew(node);
             self.queue_wakes(NodeChange::Live(node));
+        }
+    }
+
+    /// From here on the node counts as one that answers, so what its learners said before must not:
+    /// the groups learn of the node in portions, and a learner may be about to get a vote.
+    fn count_learners_anew(&mut self, node: NodeId) {
+        let counting = self.groups.iter().filter(|(_, slot)| slot.core.counts_on_learner_of(node));
+        let groups: Vec<GroupId> = counting.map(|(group, _)| *group).collect();
+        for group in groups {
+            self.with(group, |core, _| core.count_anew(node));
         }
     }
 
