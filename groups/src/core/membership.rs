@@ -332,8 +332,16 @@ impl GroupCore {
         let config = ConfigEntry::decode(&entry.data, &entry.context)
             .ok_or_else(|| broken("it is no membership change"))?;
         self.count_new_voters_anew(&config);
-        let applied = self.raw.apply_conf_change(&config.to_raft());
-        let state = applied.map_err(|error| broken(&error.to_string()))?;
+        let leaves_nothing = config.changes.is_empty() && !self.joint;
+        let state = if leaves_nothing {
+            // No leader of this program writes one, and it is no reason to stop: it changes nothing, here
+            // as on every other replica.
+            tracing::warn!(group = %self.id, index = entry.index, "an entry leaves no joint configuration");
+            self.raw.raft.prs().conf().to_conf_state()
+        } else {
+            let applied = self.raw.apply_conf_change(&config.to_raft());
+            applied.map_err(|error| broken(&error.to_string()))?
+        };
         let after = config.apply(&self.membership, &state, LogIndex::new(entry.index));
         let after = after.ok_or_else(|| broken("nobody knows where a member lives"))?;
         tracing::info!(group = %self.id, index = entry.index, members = %after,

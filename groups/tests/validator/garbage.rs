@@ -344,6 +344,34 @@ proptest! {
     }
 }
 
+/// The end of a joint configuration that was never begun, committed at once.
+#[test]
+fn an_entry_that_leaves_no_joint_configuration_changes_nothing() {
+    let mut victim = replicas_in_every_state();
+    let garbage = Garbage {
+        group: 1,
+        from: 2,
+        to: 1,
+        kind: MessageKind::Append.into(),
+        term: Number::Near(2),
+        log_term: Number::Zero,
+        index: Number::Zero,
+        commit: Number::Any(1),
+        commit_term: Number::Zero,
+        reject: false,
+        hint: Number::Zero,
+        request_snapshot: Number::Zero,
+        context: Vec::new(),
+        entries: vec![(Number::Near(0), 0, 0)],
+        snapshot: None,
+    };
+    let message = build(&victim, &garbage);
+    victim.deliver(message);
+    victim.settle();
+    let status = victim.status(1);
+    assert_eq!((victim.failures(), status.applied.get()), (0, 1), "{status:?}");
+}
+
 /// Garbage that is all refused would prove nothing.
 #[test]
 fn a_good_part_of_the_garbage_passes() {

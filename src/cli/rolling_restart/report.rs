@@ -18,7 +18,7 @@ use crate::cli::trial::verify::Verified;
 const SHOWN_FAULTS: usize = 10;
 
 /// One host.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Step {
     pub restarted: Restarted,
     /// What it leads in the end, when everybody has a fair part again.
