@@ -45,7 +45,8 @@ impl<'a> Catalog<'a> {
         let mut address = self.node.address.clone();
         loop {
             let mut client = client(&address)?;
-            let answer = client.propose(ProposeRequest { command: command.clone() }).await;
+            let answer =
+                client.propose(ProposeRequest { command: command.clone(), founding: 0 }).await;
             let answer = answer.map_err(|status| said(&address, &status))?.into_inner();
             match self.read(answer)? {
                 Ok(bytes) => return Ok(decode_reply(&bytes)?),
@@ -77,7 +78,7 @@ impl<'a> Catalog<'a> {
         let query = query.encode();
         let mut last = String::new();
         for address in self.node.all_addresses() {
-            let request = QueryRequest { query: query.clone() };
+            let request = QueryRequest { query: query.clone(), founding: 0 };
             match client(&address)?.query(request).await {
                 Ok(answer) => match self.read(answer.into_inner())? {
                     Ok(bytes) => return Ok(Answer::decode(&bytes)?),

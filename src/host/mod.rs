@@ -36,7 +36,7 @@ pub use self::joining::ReplicaFactory;
 use self::memory::HostMemory;
 use crate::data_dir::DataDir;
 use crate::transport::{
-    GrpcTransport, IncarnationMemory, MapTag, PeerDirectory, Rollback, SnapshotLimits,
+    FoundedBy, GrpcTransport, IncarnationMemory, MapTag, PeerDirectory, Rollback, SnapshotLimits,
     TransportConfig, TransportError, TransportStats, incoming, server,
 };
 
@@ -223,6 +223,7 @@ impl HostBuilder {
             Arc::clone(&memory) as Arc<dyn IncarnationMemory>,
         )?;
 
+        foundings.bind(&transport.founded());
         let mut groups_config = config.groups.clone();
         groups_config.node = config.node;
         groups_config.incarnation = incarnation;
@@ -452,6 +453,10 @@ impl Host {
     #[must_use]
     pub fn store_id(&self) -> u64 {
         self.inner.store_id
+    }
+    /// Which founding this node's cluster comes from, as far as it knows.
+    pub(crate) fn founded(&self) -> FoundedBy {
+        self.inner.transport.founded()
     }
     /// Who may create the first replicas of a cluster.
     pub(crate) fn founding(&self, scope: Scope) -> &Founding {

@@ -18,6 +18,7 @@ mod codec;
 #[cfg(test)]
 mod compared;
 mod hash;
+pub(crate) use hash::xxh64;
 pub mod map;
 pub mod queue;
 pub mod routing;

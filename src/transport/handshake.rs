@@ -8,6 +8,7 @@ use shardhost_proto::peer::{Advert, Frame, Hello, Lane as WireLane, Welcome};
 use shardhost_storage::NodeId;
 use tonic::Status;
 
+use super::founded::FoundedBy;
 use super::map_tag::{self, MapTag};
 use super::starts::{CLOCKS_DIFFER, MOST_STARTS_TOLD};
 
@@ -22,6 +23,7 @@ pub(super) struct Identity {
     pub address: String,
     /// The map of shards, where the cluster has no catalog.
     pub shard_map: Option<MapTag>,
+    pub founded: FoundedBy,
 }
 
 /// A peer knows of a start of this node that its data directory does not: it is an older copy.
@@ -88,6 +90,13 @@ pub enum Refusal {
         /// What this host has.
         ours: String,
     },
+    /// The peer's cluster has the same name and was founded on other disks: the data directories of one
+    /// cluster stand beside those of another. Put them where they belong.
+    #[error(
+        "the peer's cluster was founded on other disks than this one: they are two clusters of one name; \
+         see that each node has its own data directory"
+    )]
+    OtherFounding,
     /// A later start of the same node was seen: the older process must end.
     #[error("node {node} greets with incarnation {theirs}, but {seen} was already seen")]
     OldIncarnation {
@@ -222,6 +231,7 @@ impl Identity {
             starts: self.starts(),
             // Messages of the urgent lane are small, and its peer is heard or lost.
             wants_taken: lane == WireLane::Bulk,
+            founding: self.founded.get(),
         }
     }
 
@@ -267,6 +277,9 @@ impl Identity {
         self.check_side(hello.protocol, &hello.cluster)?;
         if hello.to_node != self.node.get() {
             return Err(Refusal::WrongNode { wanted: hello.to_node, found: self.node.get() });
+        }
+        if !self.founded.may_be(hello.founding) {
+            return Err(Refusal::OtherFounding);
         }
         map_tag::check(self.shard_map.as_ref(), hello.shard_map.as_ref())?;
         match NodeId::new(hello.node).filter(|node| *node != self.node) {
@@ -329,6 +342,7 @@ mod tests {
             earlier_starts: vec![5, 3],
             address: "127.0.0.1:1".into(),
             shard_map: None,
+            founded: FoundedBy::default(),
         }
     }
 
@@ -376,6 +390,24 @@ mod tests {
         // One that has a catalog, or is of an older version, compares nothing.
         assert!(eight.check_hello(&hello(&identity(1))).is_ok());
         assert!(identity(2).check_hello(&hello(&with(1, 16, "16 table shards"))).is_ok());
+    }
+
+    #[test]
+    fn a_peer_of_another_founding_is_refused() {
+        let founded = |by| {
+            let one = identity(1);
+            one.founded.set(by);
+            one.hello(NodeId::must(2), Some(Lane::Bulk), None, 0)
+        };
+        let two = identity(2);
+        assert!(two.check_hello(&founded(5)).is_ok(), "it does not know of its own");
+        two.founded.set(7);
+        assert_eq!(two.check_hello(&founded(5)), Err(Refusal::OtherFounding));
+        assert!(two.check_hello(&founded(7)).is_ok());
+        assert!(
+            two.check_hello(&founded(0)).is_ok(),
+            "one that was added, or of an earlier version"
+        );
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub mod config;
 mod connection;
 pub mod directory;
 mod dispatch;
+mod founded;
 pub mod handshake;
 mod heartbeat;
 mod lane;
@@ -56,6 +57,7 @@ use tokio::runtime::Handle;
 pub use config::{ConfigError, LaneLimits, SnapshotLimits, TransportConfig};
 pub use connection::{incoming, server};
 pub use directory::PeerDirectory;
+pub use founded::FoundedBy;
 pub use handshake::Rollback;
 pub use map_tag::MapTag;
 pub(crate) use map_tag::check as check_map;
@@ -141,6 +143,12 @@ impl GrpcTransport {
     #[must_use]
     pub fn service(&self) -> PeerService {
         PeerService::new(Arc::clone(&self.shared))
+    }
+
+    /// Which founding this node's cluster comes from: peers of another one are refused once it is set.
+    #[must_use]
+    pub fn founded(&self) -> FoundedBy {
+        self.shared.identity.founded.clone()
     }
 
     /// From here on this node says this of itself: to those that are connected with the next

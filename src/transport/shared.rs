@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::advert;
 use super::config::TransportConfig;
 use super::directory::PeerDirectory;
+use super::founded::FoundedBy;
 use super::handshake::Identity;
 use super::memory::IncarnationMemory;
 use super::peer::Peer;
@@ -77,6 +78,7 @@ impl Shared {
             earlier_starts: config.earlier_starts.clone(),
             address: config.address.clone(),
             shard_map: config.shard_map.clone(),
+            founded: FoundedBy::default(),
         };
         let limits = config.snapshot;
         Self {

@@ -171,6 +171,46 @@ fn exists(directory: &Path, name: &str) -> bool {
 const BOTH: [(&str, &str); 2] =
     [("catalog = true", "founding-system"), ("catalog = false", "founding-shards")];
 
+/// All nodes were started once on other, empty directories: a second cluster of one name. The directories of
+/// the first are put back one node at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_clusters_of_one_name_do_not_become_one_when_directories_are_mixed_up() {
+    for (settings, record) in BOTH {
+        let mut servers = Servers::new(3, settings, "tables = 4");
+        let aside = |servers: &Servers, node: u64, name: &str| {
+            servers.data_dir(node).with_file_name(format!("{name}-{node}"))
+        };
+        for value in ["first", "second"] {
+            (1..=3).for_each(|node| servers.start(node, &[]));
+            servers.put(1, "key", value).await;
+            servers.await_value(1, "key", value).await;
+            servers.kill_all().await;
+            for node in 1..=3 {
+                assert!(exists(&servers.data_dir(node), record));
+                let to = aside(&servers, node, value);
+                std::fs::rename(servers.data_dir(node), to).unwrap();
+            }
+        }
+        let put = |servers: &Servers, node: u64, value: &str| {
+            std::fs::rename(aside(servers, node, value), servers.data_dir(node)).unwrap();
+        };
+        put(&servers, 1, "first");
+        put(&servers, 2, "second");
+        put(&servers, 3, "second");
+        (1..=3).for_each(|node| servers.start(node, &[]));
+        servers.await_value(2, "key", "second").await;
+        servers.await_log(1, &["founded on other disks"]).await;
+        // The others go where they belong: the first cluster is whole.
+        servers.kill_all().await;
+        for node in [2, 3] {
+            std::fs::rename(servers.data_dir(node), aside(&servers, node, "second")).unwrap();
+            put(&servers, node, "first");
+        }
+        (1..=3).for_each(|node| servers.start(node, &[]));
+        servers.await_value(1, "key", "first").await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_founder_that_lost_its_disk_waits_and_never_founds_a_second_cluster() {
     for (settings, record) in BOTH {

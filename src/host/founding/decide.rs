@@ -16,6 +16,8 @@ use std::fmt;
 
 use shardhost_storage::NodeId;
 
+use crate::shards::xxh64;
+
 /// The number that a log was given when it was created. A node whose disk was lost has another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct StoreId(u64);
@@ -62,6 +64,21 @@ pub(crate) struct Record {
     pub founders: BTreeSet<NodeId>,
     /// The store of each founder that reported, this one included.
     pub stores: Stores,
+}
+
+impl Record {
+    /// A name of the founding, equal on every founder and never 0; `None`: it is not decided.
+    pub fn founding(&self) -> Option<u64> {
+        if self.phase != Phase::Decided {
+            return None;
+        }
+        let founders = self.stores.iter();
+        let bytes: Vec<u8> = founders
+            .flat_map(|(node, store)| [node.get(), store.get()])
+            .flat_map(u64::to_le_bytes)
+            .collect();
+        Some(xxh64(&bytes, 0).max(1))
+    }
 }
 
 /// What a founder says of itself; durable there when it is sent.

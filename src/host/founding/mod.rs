@@ -14,7 +14,7 @@ mod wire;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -31,7 +31,7 @@ use tonic::{Request, Response, Status};
 use self::decide::{Agreement, Cause, Phase, Record, Report, StoreId, Verdict, list};
 use self::record::RecordFile;
 pub(crate) use self::wire::Scope;
-use crate::transport::{MapTag, PeerDirectory, check_map};
+use crate::transport::{FoundedBy, MapTag, PeerDirectory, check_map};
 
 /// How long a connection to a founder may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -82,6 +82,8 @@ struct Inner {
     state: Mutex<State>,
     /// A founder reported something new.
     changed: Notify,
+    /// Told when the cluster is founded.
+    founded: OnceLock<FoundedBy>,
 }
 
 #[derive(Debug)]
@@ -135,6 +137,7 @@ impl Founding {
             file,
             state: Mutex::new(state),
             changed: Notify::new(),
+            founded: OnceLock::new(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -259,6 +262,15 @@ impl Founding {
 }
 
 impl Inner {
+    fn tell_founded(&self, record: &Record) {
+        // A log that was replaced since belongs to no founding.
+        if record.store == self.store
+            && let (Some(founding), Some(founded)) = (record.founding(), self.founded.get())
+        {
+            founded.set(founding);
+        }
+    }
+
     /// Makes the record durable before anybody sees it.
     fn keep(&self, state: &mut State, agreement: Agreement) -> io::Result<()> {
         let record = agreement.record();
@@ -269,6 +281,7 @@ impl Inner {
                 let founders = list(&record.stores.keys().copied().collect());
                 tracing::info!(scope = ?self.scope, founders, "every founder has a new disk: the \
                     cluster is founded");
+                self.tell_founded(record);
             }
         }
         state.agreement = Some(agreement);
@@ -365,6 +378,21 @@ impl Foundings {
     pub fn open(data_dir: &Path, identity: &Identity, at: &PeerDirectory) -> io::Result<Self> {
         let open = |scope| Founding::open(data_dir, scope, identity.clone(), at.clone());
         Ok(Self { system: open(Scope::System)?, shards: open(Scope::Shards)? })
+    }
+
+    /// Tells which founding the cluster comes from, now and when it is founded. That of the system group
+    /// counts, where there is one.
+    pub fn bind(&self, founded: &FoundedBy) {
+        for one in [&self.shards, &self.system] {
+            let inner = &one.inner;
+            if inner.founded.set(founded.clone()).is_err() {
+                tracing::error!("a founding was bound twice");
+            }
+            let state = inner.state.lock();
+            if let Some(record) = &state.stored {
+                inner.tell_founded(record);
+            }
+        }
     }
 
     pub const fn of(&self, scope: Scope) -> &Founding {

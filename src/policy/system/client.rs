@@ -265,7 +265,8 @@ impl CatalogClient {
             Ok(client) => client,
             Err(reason) => return self.not_connected(node, reason),
         };
-        let answer = client.propose(wire::ProposeRequest { command }).await;
+        let founding = self.inner.host.founded().get();
+        let answer = client.propose(wire::ProposeRequest { command, founding }).await;
         self.note_answer(node, answer.is_ok());
         match answer {
             Ok(reply) => read_reply(reply.into_inner()),
@@ -291,7 +292,8 @@ impl CatalogClient {
             Ok(client) => client,
             Err(reason) => return self.not_connected(node, reason),
         };
-        let answer = client.query(wire::QueryRequest { query }).await;
+        let founding = self.inner.host.founded().get();
+        let answer = client.query(wire::QueryRequest { query, founding }).await;
         self.note_answer(node, answer.is_ok());
         match answer {
             Ok(reply) => read_reply(reply.into_inner()),

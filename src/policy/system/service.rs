@@ -20,6 +20,9 @@ pub struct SystemService {
     pub(super) inner: Arc<Inner>,
 }
 
+/// What a node is told that belongs to another founding of a cluster of the same name.
+const OTHER_CLUSTER: &str = "its cluster was founded on other disks: two clusters have one name";
+
 fn answer(bytes: bytes::Bytes) -> Response<wire::CatalogReply> {
     Response::new(wire::CatalogReply { reply: Some(WireReply::Answer(bytes)) })
 }
@@ -37,7 +40,10 @@ impl SystemRpc for SystemService {
         &self,
         request: Request<wire::ProposeRequest>,
     ) -> Result<Response<wire::CatalogReply>, Status> {
-        let command = request.into_inner().command;
+        let wire::ProposeRequest { command, founding } = request.into_inner();
+        if !self.inner.host.founded().may_be(founding) {
+            return Ok(elsewhere(0, OTHER_CLUSTER.to_owned()));
+        }
         // What makes no sense does not get into the log.
         if let Err(refusal) = Command::decode(&command).and_then(|command| command.check()) {
             return Ok(answer(encode_reply(&Err(refusal))));
@@ -55,7 +61,11 @@ impl SystemRpc for SystemService {
         &self,
         request: Request<wire::QueryRequest>,
     ) -> Result<Response<wire::CatalogReply>, Status> {
-        match query_here(&self.inner.host, request.into_inner().query).await {
+        let wire::QueryRequest { query, founding } = request.into_inner();
+        if !self.inner.host.founded().may_be(founding) {
+            return Ok(elsewhere(0, OTHER_CLUSTER.to_owned()));
+        }
+        match query_here(&self.inner.host, query).await {
             Ok(bytes) => Ok(answer(bytes)),
             Err(reason) => Ok(elsewhere(0, reason)),
         }
