@@ -268,6 +268,13 @@ pub(crate) fn has_plausible_numbers(membership: &Membership, end: u64, newest: u
         && newest_of(membership) <= newest.saturating_add(MAX_REPLICA_JUMP)
 }
 
+/// The number below those of all replicas of the generation that a membership is of. Where nothing of the
+/// group is known, its own members tell which generation that is.
+pub(crate) fn floor_of_generation(membership: &Membership) -> u64 {
+    let lowest = membership.members.first_key_value().map_or(0, |(id, _)| id.get());
+    lowest & !(MAX_REPLICA_JUMP - 1)
+}
+
 /// The highest number of a replica that a membership knows, of those that were removed too.
 fn newest_of(membership: &Membership) -> u64 {
     let member = membership.members.last_key_value().map_or(0, |(id, _)| id.get());

@@ -159,7 +159,10 @@ fn told_destroyed(group: u64, target: &Target) {
     if target.json {
         println!("{}", json!({ "group": group, "destroyed": true }));
     } else {
-        println!("group {group} is destroyed; created again it takes a higher --incarnation");
+        println!(
+            "group {group} is destroyed; in a cluster without a catalog it takes a higher --incarnation \
+             when it is created again"
+        );
     }
 }
 

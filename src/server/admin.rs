@@ -236,6 +236,7 @@ impl Admin for AdminService {
         };
         let stats = self.host.stats();
         let (window, seconds) = self.window();
+        let in_doubt = count(&|status| status.doubt.is_some());
         Ok(Response::new(wire::HostStatus {
             node: self.host.node_id().get(),
             cluster: self.host.config().cluster.clone(),
@@ -261,11 +262,14 @@ impl Admin for AdminService {
             caretakers: count(&|status| status.caretaker.is_some()),
             differing: count(&|status| status.differs.is_some()),
             differing_groups: differing_groups(&statuses),
-            in_doubt: count(&|status| status.doubt.is_some()),
-            rollback: self.host.rollback().map(|rollback| wire::Rollback {
-                by_node: rollback.by.get(),
-                known_incarnation: rollback.known,
-                held_incarnation: rollback.held,
+            in_doubt,
+            // Once no replica is in doubt nothing is to be done about it any more.
+            rollback: self.host.rollback().filter(|_| in_doubt > 0).map(|rollback| {
+                wire::Rollback {
+                    by_node: rollback.by.get(),
+                    known_incarnation: rollback.known,
+                    held_incarnation: rollback.held,
+                }
             }),
             policy: Some(policy_metrics(&stats.workers.policy, self.host.runtime().freezes())),
             founding_waits_for: self.host.founding_waits_for().unwrap_or_default(),

@@ -81,6 +81,13 @@ async fn a_node_that_lost_its_disk_gets_all_its_replicas_anew_by_one_command() {
     let group = &planned["groups"][1].to_string();
     cluster.run(&["member", "replace", group, "3", "3", "--timeout", "60"]).await.ok();
 
+    // And for one of a group that was destroyed and created again.
+    let create = ["group", "create", "77", "--kind", "table", "--voters", "1,2,3"];
+    cluster.run(&create).await.ok();
+    cluster.run(&["group", "destroy", "77", "--expect", "0"]).await.ok();
+    cluster.run(&[&create[..], &["--timeout", "60"]].concat()).await.ok();
+    cluster.run(&["member", "replace", "77", "3", "3", "--timeout", "60"]).await.ok();
+
     cluster.kill(1).await;
     for key in 0..12 {
         let read = ["table", "get", &format!("k{key}"), "--timeout", "60"];

@@ -9,7 +9,7 @@ use shardhost_storage::convert::membership_from_message;
 use shardhost_storage::{GroupId, Membership, NodeId, ReplicaId};
 
 use crate::handle::GroupSpec;
-use crate::validate::{has_plausible_numbers, told_end};
+use crate::validate::{floor_of_generation, has_plausible_numbers, told_end};
 
 /// A node was added to a group and is asked to hold a replica of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +78,8 @@ fn read(node: NodeId, from: NodeId, message: &GroupMessage) -> Option<Invitation
     let membership = membership_from_message(wire.membership.as_ref()?).ok()?;
     let replica = ReplicaId::new(message.to_replica)?;
     let sender = membership.members.get(&ReplicaId::new(message.from_replica)?)?;
-    let plausible = has_plausible_numbers(&membership, told_end(message), 0);
+    let floor = floor_of_generation(&membership);
+    let plausible = has_plausible_numbers(&membership, told_end(message), floor);
     let ours = plausible && membership.node_of(replica) == Some(node) && sender.node == from;
     ours.then(|| Invitation {
         from,
@@ -88,4 +89,46 @@ fn read(node: NodeId, from: NodeId, message: &GroupMessage) -> Option<Invitation
         labels: wire.labels.clone().into_iter().collect(),
         membership,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost_proto::peer::Invitation as WireInvitation;
+    use shardhost_storage::convert::membership_to_message;
+
+    use super::*;
+    use crate::GroupSpec;
+
+    /// What the leader on node 1 sends to node 3, whose member has this number in the group.
+    fn invites(spec: GroupSpec, raise: u64) -> Option<Invitation> {
+        let mut membership: Membership = spec.membership;
+        let (last, member) = membership.members.pop_last().unwrap();
+        let last = ReplicaId::must(last.get() + raise);
+        membership.members.insert(last, member);
+        membership.newest_replica = Some(last);
+        let leader = membership.members.keys().next().unwrap().get();
+        let message = GroupMessage {
+            group: 7,
+            from_replica: leader,
+            to_replica: last.get(),
+            commit: 9,
+            invitation: Some(WireInvitation {
+                membership: Some(membership_to_message(&membership)),
+                ..WireInvitation::default()
+            }),
+            ..GroupMessage::default()
+        };
+        read(NodeId::must(3), NodeId::must(1), &message)
+    }
+
+    #[test]
+    fn a_replica_of_any_generation_is_invited_and_none_of_another_one_than_its_leader() {
+        let spec = || GroupSpec::new(GroupId::new(7), (1..=3).map(NodeId::must));
+        for generation in [0, 1, 2, 70_000, u32::MAX - 1] {
+            assert!(invites(spec().incarnation(generation), 0).is_some(), "{generation}");
+            assert!(invites(spec().incarnation(generation), 1 << 20).is_some(), "{generation}");
+        }
+        assert!(invites(spec(), 1 << 33).is_none());
+        assert!(invites(spec().incarnation(5), 1 << 33).is_none());
+    }
 }
