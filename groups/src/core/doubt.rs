@@ -12,6 +12,7 @@
 //!    that was committed with its help ends below the floor, and no leader that was elected with it
 //!    has a later term. It takes the floor's term without a vote in it, follows leaders, and votes
 //!    for candidates whose log reaches the floor. It does not campaign.
+//!    One that never had a vote, as the answers show, has no floor: it was part of no quorum.
 //! 3. When its own log is durable up to the floor, nothing is in doubt any more, and that is
 //!    written.
 //!
@@ -379,6 +380,9 @@ impl GroupCore {
 
     /// From here on it takes part, within bounds.
     fn take_floor(&mut self, round: &mut Round) {
+        if self.never_had_a_vote() {
+            return self.settle_doubt(round);
+        }
         let own = self.replica.get();
         // A voter of an older configuration cannot lead, however long its log is: to wait for it would
         // be to wait for ever. It alone may hold what a leader committed between the commit of the next
@@ -406,10 +410,25 @@ impl GroupCore {
         let Some(floor) = self.doubt.as_ref().and_then(|doubt| doubt.floor) else { return };
         let known = floor.config <= self.membership.config_index && !self.snapshots.is_installing();
         if known && self.persisted_end().is_some_and(|end| end >= floor.last) {
-            self.doubt = None;
-            self.write_certainty(Certainty::Sure, round);
-            tracing::info!(group = %self.id, "a replica is in doubt no longer");
+            self.settle_doubt(round);
         }
+    }
+
+    fn settle_doubt(&mut self, round: &mut Round) {
+        self.doubt = None;
+        self.write_certainty(Certainty::Sure, round);
+        tracing::info!(group = %self.id, "a replica is in doubt no longer");
+    }
+
+    /// Whether no configuration up to the newest one that the answers show gave this replica a vote: no
+    /// quorum was ever made with it, so it can have lost nothing that counts. What it acknowledged as a
+    /// learner its leader counts anew.
+    fn never_had_a_vote(&self) -> bool {
+        let with_it = self.known_configs().filter_map(|config| {
+            let member = config.members.get(&self.replica)?;
+            Some((config.config_index, member.never_voted))
+        });
+        with_it.max_by_key(|(index, _)| *index).is_some_and(|(_, never_voted)| never_voted)
     }
 
     pub(super) fn write_certainty(&self, certainty: Certainty, round: &mut Round) {
