@@ -159,6 +159,7 @@ fn no_script_holds_a_mistake() {
 const NEEDS: &[(KnownBug, &str)] = &[
     (KnownBug::RecreateVoter, "membership/demoted_and_wiped_stays_away.txt"),
     (KnownBug::CountLostLearner, "membership/vote_for_a_wiped_learner.txt"),
+    (KnownBug::CountLostLearner, "membership/promote_before_the_tick.txt"),
     (KnownBug::ChangeIntoStandstill, "membership/no_change_into_a_standstill.txt"),
     (KnownBug::CountLateAnswers, "membership/late_answer_of_a_lost_disk.txt"),
     (KnownBug::RemovedCampaigns, "membership/removed_one_does_not_stand_in_the_way.txt"),
