@@ -158,21 +158,9 @@ impl ReplicaLog {
             return Ok(self.read_tail(from - in_tail, to, max_bytes));
         }
         let mut stored = Vec::new();
-        let end = LogIndex::new(to.min(in_tail));
-        self.store.entries(self.group, LogIndex::new(from), end, max_bytes, &mut stored)?;
-        let mut entries: Vec<Entry> = stored.into_iter().map(convert::entry_from_log).collect();
-        let bytes: u64 = entries.iter().map(|entry| entry_bytes(entry) as u64).sum();
-        let whole = entries.last().is_some_and(|last| last.index + 1 == in_tail);
-        // The range may run from the store into the tail.
-        if whole && to > in_tail && bytes < max_bytes {
-            let mut rest = self.read_tail(0, to, max_bytes - bytes);
-            // One entry is read whatever its size, and there is one already.
-            if rest.first().is_some_and(|first| entry_bytes(first) as u64 > max_bytes - bytes) {
-                rest.clear();
-            }
-            entries.extend(rest);
-        }
-        Ok(entries)
+        let to = LogIndex::new(to.min(in_tail));
+        self.store.entries(self.group, LogIndex::new(from), to, max_bytes, &mut stored)?;
+        Ok(stored.into_iter().map(convert::entry_from_log).collect())
     }
 
     fn read_tail(&self, skip: u64, to: u64, max_bytes: u64) -> Vec<Entry> {
@@ -256,7 +244,13 @@ impl Storage for ReplicaLog {
             return Ok(hollow_entries(low, high));
         }
         let max = max_size.into().unwrap_or(u64::MAX);
-        self.read(low, high, max).map_err(|error| self.to_raft(error))
+        let mut entries = self.read(low, high, max).map_err(|error| self.to_raft(error))?;
+        let read = entries.last().map_or(low, |entry| entry.index + 1);
+        // The range may run from the store into the tail.
+        if max == u64::MAX && read < high {
+            entries.extend(self.read(read, high, max).map_err(|error| self.to_raft(error))?);
+        }
+        Ok(entries)
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use raft::GetEntriesContext;
 use raft::eraftpb::{Entry, EntryType};
 use shardhost_storage::{LogIndex, LogPosition};
 
@@ -216,6 +217,30 @@ impl GroupCore {
         if !self.config.bugs.has(KnownBug::KeepBacklogInMemory) {
             log.trim(persisted, keep.saturating_add(UNAPPLIED_BYTES));
         }
+    }
+
+    /// All entries `first..end`; `None` when they are more than so many bytes, or cannot be read now. A range
+    /// is read part by part, because it may run from the store into memory.
+    pub(super) fn entries_within(
+        &self,
+        first: u64,
+        end: u64,
+        max_bytes: u64,
+    ) -> Option<Vec<Entry>> {
+        let log = &self.raw.raft.raft_log;
+        let (mut entries, mut next, mut left) = (Vec::new(), first, max_bytes);
+        while next < end {
+            let part = log.slice(next, end, left, GetEntriesContext::empty(false)).ok()?;
+            let bytes: u64 = part.iter().map(|entry| entry.data.len() as u64).sum();
+            // One entry is read whatever its size.
+            if part.is_empty() || bytes > left {
+                return None;
+            }
+            left -= bytes;
+            next += part.len() as u64;
+            entries.extend(part);
+        }
+        Some(entries)
     }
 
     /// Bytes of entries that are held in memory, beside those that raft has not handed out.

@@ -13,7 +13,7 @@
 //! A vote is never refused for such a reason: a group must always come to a leader, be it one that
 //! serves nobody.
 
-use raft::{GetEntriesContext, INVALID_ID, StateRole};
+use raft::{INVALID_ID, StateRole};
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::NodeId;
 
@@ -116,8 +116,7 @@ impl GroupCore {
         if count == 0 || count > MAX_UNAPPLIED_ENTRIES {
             return count > 0;
         }
-        let read = log.slice(first, end, MAX_UNAPPLIED_BYTES, GetEntriesContext::empty(false));
-        read.map_or(true, |entries| (entries.len() as u64) < count)
+        self.entries_within(first, end, MAX_UNAPPLIED_BYTES).is_none()
     }
 
     /// Lets an election timeout go by, as a follower that knows no leader: merely to wait longer

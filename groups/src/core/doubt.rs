@@ -30,7 +30,7 @@
 
 use std::collections::BTreeMap;
 
-use raft::{Changer, GetEntriesContext};
+use raft::Changer;
 use shardhost_proto::peer::{GroupMessage, MessageKind, RecoveryAnswer};
 use shardhost_storage::convert::membership_to_message;
 use shardhost_storage::{
@@ -285,11 +285,7 @@ impl GroupCore {
         if applied >= last {
             return Some(Vec::new());
         }
-        let context = GetEntriesContext::empty(false);
-        let entries = log.slice(applied + 1, last + 1, MAX_UNAPPLIED_BYTES, context).ok()?;
-        if entries.len() as u64 != last - applied {
-            return None;
-        }
+        let entries = self.entries_within(applied + 1, last + 1, MAX_UNAPPLIED_BYTES)?;
         let changes = entries.iter().filter(|entry| is_change(entry));
         let mut tracker = self.raw.raft.prs().clone();
         let mut configs: Vec<Membership> = Vec::new();

@@ -40,6 +40,11 @@ impl GroupCore {
                 self.outbid_leader(message.term);
                 return Stepped::Refused(Refusal::InDoubt);
             }
+            // Meant for another disk of the node: the leader counts anew what such a replica holds as soon
+            // as it hears of the node's new process.
+            Err(Refusal::LostTail) if self.never_voted() => {
+                return Stepped::Refused(Refusal::LostTail);
+            }
             Err(Refusal::LostTail) => return Stepped::Fatal(self.lost_tail(&message)),
             Err(Refusal::CommittedConflict) => return self.note_contradiction(&message),
             Err(Refusal::Removed) => {
@@ -195,6 +200,11 @@ impl GroupCore {
             let first = raft.raft_log.first_index();
             (index + 1 >= first).then(|| raft.raft_log.term(index).ok()).flatten()
         })
+    }
+
+    /// Whether this replica has had no vote, as far as it has applied.
+    fn never_voted(&self) -> bool {
+        self.membership.members.get(&self.replica).is_some_and(|member| member.never_voted)
     }
 
     fn lost_tail(&self, message: &GroupMessage) -> GroupFault {
