@@ -355,7 +355,7 @@ async fn a_message_that_was_not_removed_any_more_is_told() {
     let directory = TempDir::new().unwrap();
     let node = Node::start(&directory.path().display().to_string(), &[]).await;
     // More than a pipe and a buffer hold.
-    let body = "m".repeat(200_000);
+    let body = "m".repeat(120_000);
     node.run(&["queue", "send", "x", &body]).await.ok();
     let receive = ["queue", "receive", "--ack", "--visibility", "1", "--json"];
     let mut slow = node.begin(&receive);

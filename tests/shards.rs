@@ -301,8 +301,8 @@ struct QueueModel {
     now_ms: u64,
     sent: u64,
     messages: Vec<ModelMessage>,
-    /// Id, time, sequence, in the order they came.
-    ids: Vec<(u8, u64, u64)>,
+    /// Partition key and id, time, sequence, in the order they came.
+    ids: Vec<((u8, u8), u64, u64)>,
     receipts: Vec<u64>,
 }
 
@@ -334,7 +334,7 @@ impl QueueModel {
         };
         let command = QueueCommand::send(self.now_ms, &[key], &body(self.sent + 1), id_bytes);
         let known = self.ids.iter().rev().find(|(known, sent_ms, _)| {
-            Some(*known) == id && self.now_ms - sent_ms < 5 * 60 * 1_000
+            Some(*known) == id.map(|id| (key, id)) && self.now_ms - sent_ms < 5 * 60 * 1_000
         });
         if let Some((_, _, sequence)) = known {
             return (command, QueueResponse::Sent { sequence: *sequence, duplicate: true });
@@ -342,7 +342,7 @@ impl QueueModel {
         self.sent += 1;
         let sequence = self.sent;
         self.messages.push(ModelMessage { sequence, key, attempt: 0, hidden_until_ms: 0 });
-        self.ids.extend(id.map(|id| (id, self.now_ms, sequence)));
+        self.ids.extend(id.map(|id| ((key, id), self.now_ms, sequence)));
         (command, QueueResponse::Sent { sequence, duplicate: false })
     }
 

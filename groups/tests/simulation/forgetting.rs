@@ -30,8 +30,3 @@ fn complaint(bug: KnownBug) -> String {
 fn forgetting_that_a_change_was_committed_is_caught() {
     println!("{}", complaint(KnownBug::ForgetCommit));
 }
-
-#[test]
-fn a_removed_replica_that_campaigns_on_is_caught() {
-    println!("{}", complaint(KnownBug::RemovedCampaigns));
-}

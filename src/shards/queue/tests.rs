@@ -273,7 +273,9 @@ fn a_message_with_a_known_id_is_not_stored_again() {
         [
             (0, SendWithId("a1", "x", Outcome::Stored)),
             (0, SendWithId("a2", "x", Outcome::DuplicateOf(1))),
-            (0, SendWithId("b1", "x", Outcome::DuplicateOf(1))),
+            // An id is of its partition key.
+            (0, SendWithId("b1", "x", Outcome::Stored)),
+            (0, SendWithId("b2", "x", Outcome::DuplicateOf(2))),
             (0, SendWithId("a3", "y", Outcome::Stored)),
             (0, SendWithId("a4", "", Outcome::Stored)),
             (0, SendWithId("a5", "", Outcome::Stored)),
@@ -281,8 +283,8 @@ fn a_message_with_a_known_id_is_not_stored_again() {
             (0, Ack(0, Good::Yes)),
             (END - 1, SendWithId("a6", "x", Outcome::DuplicateOf(1))),
             (END, SendWithId("a7", "x", Outcome::Stored)),
-            (END, SendWithId("a8", "x", Outcome::DuplicateOf(5))),
-            (END, Receive(9, &["a3", "a4", "a5", "a7"])),
+            (END, SendWithId("a8", "x", Outcome::DuplicateOf(6))),
+            (END, Receive(9, &["b1", "a3", "a4", "a5", "a7"])),
         ],
     );
 }
