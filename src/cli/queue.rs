@@ -143,9 +143,8 @@ async fn take(queue: &QueueClient, arguments: &ReceiveArguments) -> anyhow::Resu
             }
         }
     }
-    if taken.parts.is_empty() && !taken.failed.is_empty() {
-        let words: Vec<&str> = taken.failed.values().map(String::as_str).collect();
-        bail!("no shard of the queue answers: {}", words[0]);
+    if let Some(why) = taken.failed.values().next().filter(|_| taken.parts.is_empty()) {
+        bail!("no shard of the queue answers: {why}");
     }
     Ok(taken)
 }

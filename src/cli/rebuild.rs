@@ -181,10 +181,9 @@ impl Next {
         let busy = membership.incoming.is_some()
             || membership.members.iter().any(|member| member.outgoing_voter);
         match member_on(status, node) {
-            Some(new) if new.replica != old && role_of(new) == "voter" && !busy => Self::Done,
             _ if busy => Self::Wait,
             Some(member) if member.replica == old => Self::Remove,
-            // It came back as a learner, which nobody recorded as more.
+            // Nothing is recorded that is still to be done with it.
             Some(_) => Self::Done,
             None => Self::Add,
         }

@@ -215,16 +215,20 @@ impl GroupCore {
     /// its disk.
     fn matched_if_live(&self, id: ReplicaId, live: &LiveNodes) -> u64 {
         let node = self.membership.node_of(id);
-        let answers = node.is_some_and(|node| node == self.config.node || live.contains(node));
-        let counts = answers || self.config.bugs.has(KnownBug::CountLostLearner);
+        let counts = node.is_some_and(|node| self.answers(node, live))
+            || self.config.bugs.has(KnownBug::CountLostLearner);
         let progress = self.raw.raft.prs().get(id.get()).filter(|_| counts);
         progress.map_or(0, |progress| progress.matched)
     }
 
+    /// Whether a node answers, this one included.
+    fn answers(&self, node: NodeId, live: &LiveNodes) -> bool {
+        node == self.config.node || live.contains(node)
+    }
+
     fn check_live_quorum(&self, live: &LiveNodes) -> Result<(), MembershipError> {
-        let own = self.config.node;
         let voters = self.membership.voters().count();
-        let answering = self.membership.voters().filter(|(_, n)| *n == own || live.contains(*n));
+        let answering = self.membership.voters().filter(|(_, node)| self.answers(*node, live));
         let (answering, needed) = (answering.count(), voters / 2 + 1);
         if answering >= needed {
             return Ok(());
@@ -246,9 +250,7 @@ impl GroupCore {
         let node_of = |id: &ReplicaId| {
             self.membership.node_of(*id).or_else(|| entry.placements.get(id).copied())
         };
-        let answers = |id: &&ReplicaId| {
-            node_of(id).is_some_and(|node| node == self.config.node || live.contains(node))
-        };
+        let answers = |id: &&ReplicaId| node_of(id).is_some_and(|node| self.answers(node, live));
         let (answering, needed) = (voters.iter().filter(answers).count(), voters.len() / 2 + 1);
         if answering >= needed {
             return Ok(());
