@@ -1,6 +1,7 @@
 //! The program itself, as real processes on loopback.
 
 mod cli {
+    mod disks;
     mod founding;
     mod operations;
     pub mod process;

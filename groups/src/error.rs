@@ -92,6 +92,10 @@ pub enum GroupFault {
     /// The state machine gave up or panicked.
     #[error("{0}")]
     StateMachine(Arc<str>),
+    /// What the state machine keeps on this host is damaged. The data is kept until another replica
+    /// takes this one's place.
+    #[error("{0}")]
+    StateDamaged(Arc<str>),
     /// The shared log failed or is damaged for this group.
     #[error("{0}")]
     Log(LogError),
@@ -148,6 +152,9 @@ pub enum HostFault {
     /// The shared log failed. Check the disk.
     #[error(transparent)]
     Log(LogError),
+    /// What the state machines of this host share failed, as their database: [`crate::Groups::fail`].
+    #[error("{0}")]
+    State(Arc<str>),
     /// A thread of the host panicked: a bug. The message says where.
     #[error("thread {thread} panicked: {message}")]
     Thread {

@@ -83,6 +83,10 @@ pub enum KnownBug {
     ReadBacklogAtOnce,
     /// Entries stay in memory until they are applied, however many they are.
     KeepBacklogInMemory,
+    /// A node or replica that is impaired, as by a disk that hangs, leads on.
+    LeadImpaired,
+    /// A replica whose state is lost goes on from the start of its log.
+    ApplyWithoutState,
     /// The replica with the number 3 does not apply every fifth entry.
     SkipCommands,
 }

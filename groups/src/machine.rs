@@ -33,7 +33,8 @@ pub trait StateMachine: Send + 'static {
     ///
     /// # Errors
     /// A fault stops this replica; the batch does not count as applied, and is applied again
-    /// after a restart.
+    /// after a restart. One that passes ([`ApplyFault::passing`]) stops nothing: the same batch comes
+    /// again until it is applied.
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault>;
 
     /// Answers a question without changing anything. Called when everything that must be seen is
@@ -304,19 +305,50 @@ impl<'a> ApplyBatch<'a> {
     }
 }
 
-/// A state machine cannot go on. Stops this group's replica on this host, and nothing else.
+/// What can be done about a fault of a state machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FaultKind {
+    /// Nothing: the replica stops, its data is kept.
+    #[default]
+    Broken,
+    /// It passes by itself, as a full disk does: nothing was changed, and the same is tried again
+    /// until it works. Meanwhile the replica hands its leadership on.
+    Passing,
+    /// What the machine keeps on this host is damaged: the replica stops, and another one with the
+    /// state of its peers may take its place.
+    Damaged,
+}
+
+/// A state machine cannot go on. Concerns this group's replica on this host, and nothing else;
+/// its kind says what becomes of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the state machine failed: {message}")]
 pub struct ApplyFault {
     /// What happened.
     pub message: String,
+    /// What can be done about it.
+    pub kind: FaultKind,
 }
 
 impl ApplyFault {
-    /// A fault with its reason.
+    /// A fault with its reason, which stops the replica.
     #[must_use]
     pub fn new(message: impl fmt::Display) -> Self {
-        Self { message: message.to_string() }
+        Self { message: message.to_string(), kind: FaultKind::Broken }
+    }
+
+    /// One that passes by itself. The machine must be as it was before the call: the same call comes
+    /// again, in a second at most.
+    #[must_use]
+    pub fn passing(message: impl fmt::Display) -> Self {
+        Self { message: message.to_string(), kind: FaultKind::Passing }
+    }
+
+    /// One that shows that what the machine keeps is damaged.
+    #[must_use]
+    pub fn damaged(message: impl fmt::Display) -> Self {
+        Self { message: message.to_string(), kind: FaultKind::Damaged }
     }
 }
 
@@ -333,4 +365,7 @@ pub enum QueryError {
     /// The machine could not read its state.
     #[error("the state machine could not answer: {0}")]
     Failed(String),
+    /// What the machine would have to read is damaged. The caller is told, and the replica stops.
+    #[error("the state machine could not answer: its state is damaged: {0}")]
+    Damaged(String),
 }

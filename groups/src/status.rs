@@ -150,6 +150,9 @@ pub struct GroupStatus {
     /// The replicas of the group differ at this index, and no majority of them agrees: nobody can
     /// tell which of them are right, and all go on. Ends when a majority is found equal.
     pub differs: Option<LogIndex>,
+    /// Why the state machine stands still, while the same is tried again and again: a full disk.
+    /// Such a replica does not lead as long as another can.
+    pub stalled: Option<Arc<str>>,
     /// On a leader: how far the others are. Renewed at ticks.
     pub peers: Arc<[PeerProgress]>,
 }

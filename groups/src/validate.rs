@@ -451,12 +451,15 @@ fn check_heartbeat(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(),
 }
 
 fn check_response(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
-    // No replica of this version asks for a snapshot, and raft would try for ever to make one
-    // that reaches far enough.
-    if message.request_snapshot != 0 {
+    let current = view.leads && message.term == view.term;
+    // Raft would try for ever to make one that reaches far enough.
+    let asks = message.request_snapshot != 0;
+    let sound = message.reject
+        && message.kind() == MessageKind::AppendResponse
+        && (!current || message.request_snapshot <= view.last_index);
+    if asks && !sound {
         return Err(Refusal::Snapshot);
     }
-    let current = view.leads && message.term == view.term;
     if current && message.index > view.last_index {
         return Err(Refusal::AckBeyondLog);
     }

@@ -101,7 +101,8 @@ impl Host {
         config.bugs = bugs;
         let persisted = log.load(GROUP).unwrap().unwrap();
         let (applied, policies) = (LogPosition::default(), Policies::new());
-        let start = ReplicaStart { persisted, applied, durable: None, epoch: 1, policies };
+        let start =
+            ReplicaStart { persisted, applied, durable: None, lost: false, epoch: 1, policies };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let store: Arc<dyn LogStore> = Arc::new(log.clone());
         let core = GroupCore::open(Arc::new(config), store, &logger, start).unwrap();

@@ -3,21 +3,24 @@
 //! What follows from it is decided by the groups; here it is only passed on, to them and to the
 //! peers.
 
-use shardhost_groups::GroupId;
+use std::sync::Arc;
+
 use shardhost_groups::leadership::{
     GroupSelector, HookGuard, HookKind, LeaderAcquired, LeaderLost, LeaderScope, LeaderTaskGuard,
     LeadershipEvent, LeadershipEvents,
 };
 use shardhost_groups::policy::{LeadershipPolicy, PolicyGuard};
-use shardhost_groups::worker::Advert;
+use shardhost_groups::worker::{Advert, Impairment};
+use shardhost_groups::{GroupId, HostFault};
 use shardhost_storage::{CapabilityError, NodeId, requirement::capability_names};
+use tokio::sync::watch;
 
-use super::{Host, HostConfig};
+use super::{Host, HostConfig, HostInner};
 
 /// What a host says of itself when it starts.
 pub(super) fn first_advert(config: &HostConfig) -> Result<Advert, CapabilityError> {
     let capabilities = capability_names(config.capabilities.iter().cloned())?;
-    Ok(Advert { capabilities, draining: false })
+    Ok(Advert { capabilities, ..Advert::default() })
 }
 
 impl Host {
@@ -101,6 +104,48 @@ impl Host {
         self.change_advert(|advert| advert.draining = draining);
     }
 
+    /// Says that this node should lead nothing for now, for a reason of this source, or that the
+    /// reason is gone. Its leaderships are handed to others, its replicas go on following.
+    pub fn impair(&self, source: &'static str, cause: Option<Impairment>) {
+        self.inner.groups.impair(source, cause);
+    }
+
+    /// From here on the replicas of this host take no entries of their leaders, or take them again.
+    pub(crate) fn take_entries(&self, takes: bool) {
+        self.inner.groups.take_entries(takes);
+    }
+
+    /// This host cannot go on, because of what its state machines share: as [`Groups::fail`].
+    ///
+    /// [`Groups::fail`]: shardhost_groups::Groups::fail
+    pub fn fail(&self, fault: &HostFault) {
+        self.inner.groups.fail(fault);
+    }
+
+    /// Why this node should lead nothing for now: what [`Host::impair`] says, or that its log hangs.
+    #[must_use]
+    pub fn impairment(&self) -> watch::Receiver<Option<Impairment>> {
+        self.inner.groups.impairment()
+    }
+
+    /// Has the peers told why this node should lead nothing, as long as the host is there.
+    pub(super) fn tell_impairments(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (mut impairment, stop) = (self.impairment(), self.inner.stop.clone());
+        let inner = Arc::downgrade(&self.inner);
+        async move {
+            loop {
+                let impaired = impairment.borrow_and_update().clone();
+                let Some(inner) = inner.upgrade() else { return };
+                inner.change_advert(|advert| advert.impaired = impaired);
+                drop(inner);
+                tokio::select! {
+                    changed = impairment.changed() => if changed.is_err() { return },
+                    () = stop.cancelled() => return,
+                }
+            }
+        }
+    }
+
     /// What this node says of itself.
     #[must_use]
     pub fn advert(&self) -> Advert {
@@ -114,14 +159,20 @@ impl Host {
     }
 
     fn change_advert(&self, change: impl FnOnce(&mut Advert)) {
-        let mut advert = self.inner.advert.lock();
+        self.inner.change_advert(change);
+    }
+}
+
+impl HostInner {
+    fn change_advert(&self, change: impl FnOnce(&mut Advert)) {
+        let mut advert = self.advert.lock();
         let before = advert.clone();
         change(&mut advert);
         if *advert != before {
             tracing::info!(capabilities = ?advert.capabilities, draining = advert.draining,
-                "the node says something else of itself");
-            self.inner.groups.set_advert(advert.clone());
-            self.inner.transport.set_advert(&advert);
+                impaired = ?advert.impaired, "the node says something else of itself");
+            self.groups.set_advert(advert.clone());
+            self.transport.set_advert(&advert);
         }
     }
 }

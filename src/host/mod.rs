@@ -265,7 +265,7 @@ impl HostBuilder {
             stop,
             _additions: additions,
         };
-        Ok(Host {
+        let host = Host {
             inner: Arc::new(inner),
             serving: Arc::new(parking_lot::Mutex::new(Serving {
                 listener: Some(listener),
@@ -273,7 +273,9 @@ impl HostBuilder {
                 data_dir: Some(data_dir),
             })),
             ending: Arc::default(),
-        })
+        };
+        tokio::spawn(host.tell_impairments());
+        Ok(host)
     }
 }
 

@@ -104,6 +104,10 @@ pub struct ServerConfig {
     /// file, where it would be forgotten.
     #[serde(skip)]
     pub found_without: BTreeSet<u64>,
+    /// Whether what the disk damaged of the state is recovered without an operator, from what can be
+    /// read and from other replicas.
+    #[serde(default = "yes")]
+    pub repair: bool,
     /// Threads for Raft; the default serves on machines of up to eight cores.
     #[serde(default = "default_workers")]
     pub workers: usize,
@@ -240,6 +244,7 @@ impl ServerConfig {
             catalog: true,
             shards: ShardCounts::default(),
             found_without: BTreeSet::new(),
+            repair: true,
             workers: default_workers(),
             apply_threads: default_apply_threads(),
         }

@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn a_node_is_judged_by_what_it_said() {
         let requirement = Requirement::hard(["fifo", "ssd"]).unwrap();
-        let advert = Advert { capabilities: ["ssd".to_owned()].into(), draining: false };
+        let advert = Advert { capabilities: ["ssd".to_owned()].into(), ..Advert::default() };
         let lacks = (Fitness::Unfit, vec!["fifo".to_owned()]);
         assert_eq!(judged(&requirement, Some(&advert)), lacks);
         assert_eq!(judged(&requirement, None), (Fitness::Unknown, vec![]));

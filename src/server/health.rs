@@ -1,12 +1,13 @@
 //! Health as load balancers ask for it (`grpc.health.v1`): of the process, and of each group.
 //!
-//! The empty name is the process: it serves until it stops or can not go on. `group/<number>` is a
+//! The empty name is the process: it serves until it stops or can not go on, and not while it is
+//! impaired so that nobody is served by what it leads. `group/<number>` is a
 //! group: it serves where it is led and takes proposals.
 
 use std::pin::Pin;
 
 use futures::Stream;
-use shardhost_groups::{Group, GroupId};
+use shardhost_groups::{Group, GroupId, RequirementMode};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -50,10 +51,16 @@ impl HealthService {
         })
     }
 
+    fn is_impaired(&self) -> bool {
+        let impairment = self.host.impairment();
+        let impairment = impairment.borrow();
+        impairment.as_ref().is_some_and(|why| why.mode == RequirementMode::Hard)
+    }
+
     fn status(&self, subject: &Subject) -> ServingStatus {
         let serves = self.host.is_serving()
             && match subject {
-                Subject::Process => true,
+                Subject::Process => !self.is_impaired(),
                 Subject::Group(group) => group.check_serving().is_ok(),
             };
         if serves { ServingStatus::Serving } else { ServingStatus::NotServing }
@@ -98,6 +105,7 @@ impl HealthService {
     ) {
         let stopping = self.host.stopping();
         let mut health = self.host.health();
+        let mut impairment = self.host.impairment();
         let mut changes = match subject {
             Subject::Process => None,
             Subject::Group(group) => Some(group.watch()),
@@ -118,6 +126,7 @@ impl HealthService {
             let goes_on = tokio::select! {
                 goes_on = changed => goes_on,
                 changed = health.changed() => changed.is_ok(),
+                changed = impairment.changed() => changed.is_ok(),
                 () = stopping.cancelled() => false,
                 () = sender.closed() => return,
             };

@@ -12,8 +12,11 @@ mod founding;
 pub mod health;
 mod lookup;
 mod refusals;
+mod repair;
 mod replicas;
 mod shard_map;
+mod space;
+mod state_health;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -158,6 +161,11 @@ impl Server {
         if let Some(system) = &system {
             let follow = Arc::clone(&map).follow(system.views(), host.stopping());
             tokio::spawn(follow);
+        }
+        tokio::spawn(state_health::follow(host.clone(), state.health()));
+        tokio::spawn(space::watch(host.clone(), config.data_dir.clone()));
+        if config.repair {
+            tokio::spawn(repair::follow(host.clone(), Arc::downgrade(&state)));
         }
         let own = || Arc::new(Drains::new(host));
         let drains = system.as_ref().map_or_else(own, |system| Arc::clone(system.drains()));

@@ -31,7 +31,7 @@ mod testing;
 pub use codec::DecodeError;
 pub use map::{KindShards, MapMismatch, ShardMap};
 pub use queue::QueueMachine;
-pub use state_db::{StateDb, StateDbError, StateDbOptions};
+pub use state_db::{Salvaged, StateDb, StateDbError, StateDbOptions, StateHealth};
 pub use table::TableMachine;
 
 /// Name of the table kind, as groups and the directory of shards spell it.

@@ -1,10 +1,9 @@
 //! What the tests of the machines share: a state in a temporary directory, and its crash image.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs;
 use std::io::Cursor;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -37,10 +36,12 @@ impl Scratch {
         loop {
             let image = TempDir::new().unwrap();
             let before = files_in(self.path());
-            let whole = before
-                .iter()
-                .all(|name| fs::copy(self.path().join(name), image.path().join(name)).is_ok());
-            if whole && files_in(self.path()) == before {
+            let copy = |name: &PathBuf| {
+                let to = image.path().join(name);
+                fs::create_dir_all(to.parent().unwrap()).unwrap();
+                fs::copy(self.path().join(name), to).is_ok()
+            };
+            if before.iter().all(copy) && files_in(self.path()) == before {
                 return Self::open(image);
             }
         }
@@ -56,8 +57,20 @@ impl Scratch {
     }
 }
 
-fn files_in(directory: &Path) -> BTreeSet<OsString> {
-    fs::read_dir(directory).unwrap().map(|file| file.unwrap().file_name()).collect()
+/// The files of a directory and of those in it, by their paths within.
+fn files_in(directory: &Path) -> BTreeSet<PathBuf> {
+    let mut files = BTreeSet::new();
+    let mut to_visit = vec![PathBuf::new()];
+    while let Some(within) = to_visit.pop() {
+        for entry in fs::read_dir(directory.join(&within)).unwrap() {
+            let path = within.join(entry.unwrap().file_name());
+            match directory.join(&path).is_dir() {
+                true => to_visit.push(path),
+                false => drop(files.insert(path)),
+            }
+        }
+    }
+    files
 }
 
 pub(crate) fn open(path: &Path) -> Arc<StateDb> {

@@ -3,7 +3,8 @@
 //!
 //! Knows neither streams nor who is live; what was said is remembered in `liveness`.
 
-use shardhost_groups::worker::Advert;
+use shardhost_groups::RequirementMode;
+use shardhost_groups::worker::{Advert, Impairment};
 use shardhost_proto::peer;
 use shardhost_storage::CapabilityError;
 use shardhost_storage::requirement::{MAX_CAPABILITIES, MAX_CAPABILITY_BYTES, capability_names};
@@ -12,12 +13,26 @@ use shardhost_storage::requirement::{MAX_CAPABILITIES, MAX_CAPABILITY_BYTES, cap
 /// and the tag and length of the whole.
 pub(super) const ADVERT_MAX_BYTES: usize = MAX_CAPABILITIES * (MAX_CAPABILITY_BYTES + 2) + 2 + 4;
 
+/// Characters of the reason why a node is impaired, at most.
+const MAX_REASON_CHARS: usize = 512;
+
 /// What this node says of itself.
 pub(super) fn to_wire(advert: &Advert) -> peer::Advert {
     peer::Advert {
         capabilities: advert.capabilities.iter().cloned().collect(),
         draining: advert.draining,
+        impaired: advert.impaired.as_ref().map(said).unwrap_or_default(),
+        impaired_softly: advert
+            .impaired
+            .as_ref()
+            .is_some_and(|impairment| impairment.mode == RequirementMode::Soft),
     }
+}
+
+/// The reason, which is never empty and not longer than a peer reads.
+fn said(impairment: &Impairment) -> String {
+    let reason: String = impairment.reason.chars().take(MAX_REASON_CHARS).collect();
+    if reason.is_empty() { "it does not say why".to_owned() } else { reason }
 }
 
 /// What a peer said of itself.
@@ -30,7 +45,10 @@ pub(super) fn from_wire(advert: peer::Advert) -> Result<Advert, CapabilityError>
         return Err(CapabilityError::TooMany { count });
     }
     let capabilities = capability_names(advert.capabilities)?;
-    Ok(Advert { capabilities, draining: advert.draining })
+    let mode = if advert.impaired_softly { RequirementMode::Soft } else { RequirementMode::Hard };
+    let reason: String = advert.impaired.chars().take(MAX_REASON_CHARS).collect();
+    let impaired = (!reason.is_empty()).then(|| Impairment { reason: reason.into(), mode });
+    Ok(Advert { capabilities, draining: advert.draining, impaired })
 }
 
 #[cfg(test)]
@@ -40,7 +58,7 @@ mod tests {
     use super::*;
 
     fn said(capabilities: Vec<String>) -> peer::Advert {
-        peer::Advert { capabilities, draining: true }
+        peer::Advert { capabilities, draining: true, ..peer::Advert::default() }
     }
 
     fn longest_names(count: usize) -> Vec<String> {
@@ -51,7 +69,9 @@ mod tests {
     fn an_advert_comes_back_as_it_was() {
         for names in [&[][..], &["fifo", "disk/ssd"]] {
             let capabilities = names.iter().map(|name| (*name).to_owned()).collect();
-            let advert = Advert { capabilities, draining: true };
+            let impaired =
+                Some(Impairment { reason: "a disk".into(), mode: RequirementMode::Soft });
+            let advert = Advert { capabilities, draining: true, impaired };
             assert_eq!(from_wire(to_wire(&advert)), Ok(advert));
         }
     }

@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn too_many_names_of_capabilities_are_refused_wherever_they_stand() {
         let decoded = |capabilities: Vec<String>| {
-            let advert = Some(Advert { capabilities, draining: false });
+            let advert = Some(Advert { capabilities, ..Advert::default() });
             let hello = Hello { advert: advert.clone(), ..Hello::default() };
             let greeting = Frame { hello: Some(hello), ..Frame::default() };
             let heartbeat = Some(NodeHeartbeat { sequence: 1, advert });

@@ -440,7 +440,7 @@ mod tests {
     fn what_the_node_says_of_itself_goes_with_the_next_heartbeat_and_with_no_other() {
         let lane = lane(|_| ());
         let mut stream = opened(&lane);
-        let advert = |name: &str| Advert { capabilities: vec![name.into()], draining: false };
+        let advert = |name: &str| Advert { capabilities: vec![name.into()], ..Advert::default() };
         lane.say(advert("ssd"));
         lane.say(advert("fifo"));
         push(&lane, vec![message(1, 0)]);
@@ -459,7 +459,7 @@ mod tests {
     fn what_was_not_said_when_a_connection_broke_is_said_on_the_next() {
         let lane = lane(|_| ());
         drop(opened(&lane));
-        lane.say(Advert { capabilities: Vec::new(), draining: true });
+        lane.say(Advert { capabilities: Vec::new(), draining: true, ..Advert::default() });
         lane.detach();
         let mut stream = opened(&lane);
         lane.beat(1);

@@ -10,12 +10,15 @@ use shardhost_storage::requirement::MAX_CAPABILITIES;
 use crate::fixture::{Cluster, Edge, Host, Stranger, hello, message, node};
 
 fn advert(names: &[&str]) -> Advert {
-    Advert { capabilities: names.iter().map(|name| (*name).to_owned()).collect(), draining: false }
+    Advert {
+        capabilities: names.iter().map(|name| (*name).to_owned()).collect(),
+        ..Advert::default()
+    }
 }
 
 fn said(names: &[&str]) -> peer::Advert {
     let capabilities = names.iter().map(|name| (*name).to_owned()).collect();
-    peer::Advert { capabilities, draining: false }
+    peer::Advert { capabilities, ..peer::Advert::default() }
 }
 
 /// What a host was told of another one, in order.
@@ -134,7 +137,7 @@ fn an_older_version_that_says_nothing_is_unknown() {
 fn what_cannot_be_read_is_counted_and_keeps_nobody_from_talking() {
     let two = host_that_knows_node_1();
     let names: Vec<String> = (0..=MAX_CAPABILITIES).map(|number| format!("c{number}")).collect();
-    let too_many = peer::Advert { capabilities: names, draining: false };
+    let too_many = peer::Advert { capabilities: names, ..peer::Advert::default() };
     for malformed in [said(&["Fifo"]), said(&[""]), said(&["a b"]), too_many] {
         Stranger::at(&two).greet(greeting(Some(malformed))).unwrap();
     }

@@ -17,8 +17,8 @@ use tokio::sync::oneshot;
 
 use crate::error::GroupFault;
 use crate::machine::{
-    ApplyBatch, ApplyFault, Command, ConsistencyView, QueryError, SnapshotWriter, StateChecksum,
-    StateMachine,
+    ApplyBatch, ApplyFault, Command, ConsistencyView, FaultKind, QueryError, SnapshotWriter,
+    StateChecksum, StateMachine,
 };
 use crate::runtime::Latency;
 use crate::waiter::{Applied, Handed};
@@ -65,6 +65,12 @@ pub enum ApplyWork {
 }
 
 impl ApplyWork {
+    /// Whether it is a question. One that is here may be answered at once: whoever sent it waited until
+    /// everything was applied that the answer must show.
+    pub(crate) const fn is_question(&self) -> bool {
+        matches!(self, Self::Query { .. } | Self::Checksum { .. })
+    }
+
     /// Whether whoever asks went away: the answer would be for nobody.
     pub(crate) fn is_abandoned(&self) -> bool {
         match self {
@@ -126,6 +132,13 @@ pub enum ApplyReport {
     Removed,
     /// The machine cannot go on.
     Failed(GroupFault),
+    /// The machine cannot do this now, and is as it was: it is to be tried again.
+    Stalled {
+        /// What was to be done.
+        work: ApplyWork,
+        /// Why it was not.
+        fault: ApplyFault,
+    },
     /// Nothing that the replica needs to know.
     Nothing,
 }
@@ -140,6 +153,7 @@ impl fmt::Debug for ApplyReport {
             Self::Durable(index) => write!(f, "durable {index:?}"),
             Self::Removed => f.write_str("removed"),
             Self::Failed(fault) => write!(f, "failed: {fault}"),
+            Self::Stalled { work, fault } => write!(f, "{work:?} stalled: {fault}"),
             Self::Nothing => f.write_str("nothing"),
         }
     }
@@ -151,6 +165,8 @@ pub struct Applier {
     machine: Box<dyn StateMachine>,
     snapshots: Arc<dyn SnapshotStore>,
     applied: LogPosition,
+    /// The state is lost: questions are not answered before a snapshot replaced it.
+    lost: bool,
     failed: Option<GroupFault>,
     latency: Option<Arc<Latency>>,
     /// Where the machine stands, for readers; moved before anybody learns that it moved.
@@ -173,7 +189,15 @@ impl Applier {
         applied: LogPosition,
     ) -> Self {
         let position = Arc::new(AtomicU64::new(applied.index.get()));
-        Self { group, machine, snapshots, applied, failed: None, latency: None, position }
+        let (lost, failed, latency) = (false, None, None);
+        Self { group, machine, snapshots, applied, lost, failed, latency, position }
+    }
+
+    /// Wraps a machine whose state is lost, of a log that begins behind `base`. It answers nothing
+    /// until it is restored.
+    #[must_use]
+    pub fn lost(self) -> Self {
+        Self { lost: true, ..self }
     }
 
     /// Counts how long acknowledged proposals took.
@@ -214,6 +238,10 @@ impl Applier {
         if let Some(fault) = self.failed.as_ref().filter(|_| refuses) {
             return refuse(self.group, work, fault);
         }
+        if self.lost && work.is_question() {
+            let fault = GroupFault::StateDamaged("the state of this replica is lost".into());
+            return refuse(self.group, work, &fault);
+        }
         let report = match work {
             ApplyWork::Commands { commands, last } => self.apply(commands, last),
             other => contain(|| self.run_inner(other)).unwrap_or_else(ApplyReport::Failed),
@@ -236,19 +264,15 @@ impl Applier {
                 ApplyReport::CheckTaken { position, view: self.machine.consistency_view() }
             }
             ApplyWork::Durable => match self.machine.make_durable() {
-                Ok(()) => ApplyReport::Durable(self.machine.durable_index()),
-                Err(fault) => ApplyReport::Failed(fault.into()),
+                Err(fault) if fault.kind != FaultKind::Passing => ApplyReport::Failed(fault.into()),
+                // It is asked for again.
+                Ok(()) | Err(_) => ApplyReport::Durable(self.machine.durable_index()),
             },
             ApplyWork::Removed => self.remove(),
-            ApplyWork::Query { request, reply } => {
-                // An asker that went away is no error.
-                drop(reply.send(self.machine.query(&request)));
-                ApplyReport::Nothing
-            }
+            ApplyWork::Query { request, reply } => answer(reply, self.machine.query(&request)),
             ApplyWork::Checksum { reply } => {
                 let position = self.applied;
-                drop(reply.send(self.machine.checksum().map(|sum| (position, sum))));
-                ApplyReport::Nothing
+                answer(reply, self.machine.checksum().map(|sum| (position, sum)))
             }
         }
     }
@@ -262,20 +286,33 @@ impl Applier {
 
     /// Answers a question out of turn, if the machine is so quick that nobody has to wait for it.
     pub(crate) fn answer_at_once(&self, request: &Bytes) -> Option<Result<Bytes, QueryError>> {
-        if self.failed.is_some() {
+        if self.failed.is_some() || self.lost {
             return None;
         }
         let machine = &self.machine;
         let answer = || machine.answers_at_once(request).then(|| machine.query(request));
-        contain(answer).ok().flatten()
+        let answer = contain(answer).ok().flatten();
+        // Damage is for the apply thread to find, which stops the replica.
+        answer.filter(|answer| !matches!(answer, Err(QueryError::Damaged(_))))
     }
 
     fn apply(&mut self, mut commands: Vec<Command>, last: LogPosition) -> ApplyReport {
         let applied = contain(|| {
             let mut batch = ApplyBatch::new(self.group, last, &mut commands);
-            self.machine.apply(&mut batch).map_err(GroupFault::from)
+            self.machine.apply(&mut batch)
         });
-        if let Err(fault) = applied.and_then(|applied| applied) {
+        let fault = match applied {
+            Ok(Ok(())) => None,
+            Ok(Err(fault)) if fault.kind == FaultKind::Passing => {
+                return ApplyReport::Stalled {
+                    work: ApplyWork::Commands { commands, last },
+                    fault,
+                };
+            }
+            Ok(Err(fault)) => Some(GroupFault::from(fault)),
+            Err(fault) => Some(fault),
+        };
+        if let Some(fault) = fault {
             refuse(self.group, ApplyWork::Commands { commands, last }, &fault);
             return ApplyReport::Failed(fault);
         }
@@ -298,21 +335,57 @@ impl Applier {
     }
 
     fn restore(&mut self, position: LogPosition) -> ApplyReport {
-        match restore_machine(&mut *self.machine, &*self.snapshots, self.group, position) {
+        match restore_from(&mut *self.machine, &*self.snapshots, self.group, position) {
             Ok(()) => {
+                self.lost = false;
                 self.applied = position;
                 self.position.store(position.index.get(), Ordering::Release);
                 ApplyReport::Restored { position, durable: self.machine.durable_index() }
             }
-            Err(fault) => ApplyReport::Failed(fault),
+            Err(fault) if fault.kind == FaultKind::Passing => {
+                ApplyReport::Stalled { work: ApplyWork::Restore { position }, fault }
+            }
+            Err(fault) => ApplyReport::Failed(fault.into()),
         }
     }
 }
 
 impl From<ApplyFault> for GroupFault {
     fn from(fault: ApplyFault) -> Self {
-        Self::StateMachine(fault.to_string().into())
+        let text = fault.to_string().into();
+        match fault.kind {
+            FaultKind::Damaged => Self::StateDamaged(text),
+            FaultKind::Broken | FaultKind::Passing => Self::StateMachine(text),
+        }
     }
+}
+
+/// Answers whoever asks; one that went away is no error. Damage that a question finds is a fault of
+/// the replica.
+fn answer<T>(
+    reply: oneshot::Sender<Result<T, QueryError>>,
+    answer: Result<T, QueryError>,
+) -> ApplyReport {
+    let damage = match &answer {
+        Err(error @ QueryError::Damaged(_)) => Some(error.to_string()),
+        _ => None,
+    };
+    drop(reply.send(answer));
+    damage.map_or(ApplyReport::Nothing, |text| {
+        ApplyReport::Failed(GroupFault::StateDamaged(text.into()))
+    })
+}
+
+fn restore_from(
+    machine: &mut dyn StateMachine,
+    snapshots: &dyn SnapshotStore,
+    group: GroupId,
+    position: LogPosition,
+) -> Result<(), ApplyFault> {
+    let mut source = snapshots
+        .open(group, position)
+        .map_err(|error| ApplyFault::new(format_args!("no snapshot to restore: {error}")))?;
+    machine.restore(position, &mut source)
 }
 
 /// Replaces a machine's state by the snapshot at `position`, whose bytes are checked first.
@@ -325,11 +398,7 @@ pub fn restore_machine(
     group: GroupId,
     position: LogPosition,
 ) -> Result<(), GroupFault> {
-    let mut source = snapshots
-        .open(group, position)
-        .map_err(|error| GroupFault::StateMachine(error.to_string().into()))?;
-    machine.restore(position, &mut source)?;
-    Ok(())
+    Ok(restore_from(machine, snapshots, group, position)?)
 }
 
 /// Turns a panic of the machine into a fault.

@@ -108,6 +108,7 @@ impl GroupCore {
 
     fn takes_more(&self) -> bool {
         !self.snapshots.is_installing()
+            && !self.lacks_state()
             && self.apply.in_flight_bytes < self.config.max_apply_bytes_per_group
             && (self.is_meta_durable() || self.apply.handed < self.membership_hold())
     }

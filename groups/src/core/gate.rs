@@ -25,7 +25,7 @@ use crate::policy::{
     Acquisition, AdmissionFault, AdmissionRequest, Candidate, Decision, Opinion, PolicyEvent, Unfit,
 };
 use crate::status::Caretaker;
-use crate::worker::Round;
+use crate::worker::{Advert, Impairment, Round};
 
 /// Ticks before policies of which one panicked are asked again; twice as many each time.
 const PANIC_RETRY_TICKS: u64 = 50;
@@ -68,7 +68,48 @@ impl GroupCore {
             labels: &self.meta.labels,
             kind: &self.meta.kind,
             capabilities: advert.map(|advert| &advert.capabilities),
+            impaired: self.impairment(is_here, advert),
         }
+    }
+
+    /// Why the node should lead nothing for now, or the replica here should not lead.
+    fn impairment<'a>(
+        &'a self,
+        is_here: bool,
+        advert: Option<&'a Advert>,
+    ) -> Option<&'a Impairment> {
+        let said = advert.and_then(|advert| advert.impaired.as_ref());
+        if self.config.bugs.has(KnownBug::LeadImpaired) {
+            return None;
+        }
+        match &self.stalled {
+            Some(stalled) if is_here => Some(stalled),
+            _ => said,
+        }
+    }
+
+    /// The state machine cannot go on for now, or goes on again. Whoever waits is told when it has
+    /// waited too long; others are looked for to lead.
+    pub fn on_stalled(&mut self, why: Option<Arc<str>>, round: &mut Round) {
+        let mode = RequirementMode::Hard;
+        let stalled = why.map(|reason| Box::new(Impairment { reason, mode }));
+        if self.stalled == stalled {
+            return;
+        }
+        match &stalled {
+            Some(why) => tracing::error!(group = %self.id, reason = %why.reason,
+                "the state machine stands still; the same is tried again"),
+            None => tracing::info!(group = %self.id, "the state machine goes on"),
+        }
+        self.stalled = stalled;
+        self.wake();
+        self.look_anew();
+        self.notice_facts(round);
+    }
+
+    /// Why the state machine stands still, if it does.
+    pub(super) fn stalled(&self) -> Option<Arc<str>> {
+        self.stalled.as_ref().map(|impairment| Arc::clone(&impairment.reason))
     }
 
     /// Why this node should not lead, if it should not.

@@ -46,6 +46,7 @@ mod outlook;
 mod propose;
 mod reads;
 mod ready;
+mod recovery;
 mod requirement;
 mod sleep;
 mod snapshot;
@@ -135,6 +136,10 @@ pub struct GroupCore {
     /// A change of the requirement that this leader proposed: where it stands.
     pending_requirement: u64,
     led: Option<Led>,
+    /// The state machine cannot go on for now.
+    stalled: Option<Box<crate::worker::Impairment>>,
+    /// The state machine's state is lost, and another replica's is asked for.
+    lost: bool,
     lease: Lease,
     /// The log may have lost something.
     doubt: Option<Box<Doubt>>,
@@ -217,10 +222,12 @@ impl GroupCore {
             self.raw.raft.election_elapsed = 0;
         }
         self.check_doubt(round);
+        self.ask_for_state();
         if self.will_campaign() {
             if self.has_promised(round) {
                 self.raw.raft.election_elapsed -= 1;
             } else if self.may_not_campaign_in_doubt()
+                || self.may_not_campaign_without_state()
                 || self.leaves_campaigns_to_others()
                 || self.lags_too_far()
                 || self.stays_out(round)

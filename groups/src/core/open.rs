@@ -29,6 +29,8 @@ pub struct ReplicaStart {
     pub applied: LogPosition,
     /// What of it survives a crash, as [`crate::StateMachine::durable_index`] says.
     pub durable: Option<LogIndex>,
+    /// The state is lost ([`Opened::Lost`]): what is applied counts up to the log's base.
+    pub lost: bool,
     /// Which opening of the replica in this process this is.
     pub epoch: u64,
     /// Who is asked who may lead.
@@ -42,10 +44,16 @@ pub enum Opened {
     Continue(LogPosition),
     /// The machine is behind the log's base and must be restored from this snapshot first.
     Restore(LogPosition),
+    /// The machine is behind the log's base, where this is, and no snapshot is here: its state is
+    /// lost. A snapshot of another replica must replace it; until then nothing is applied.
+    Lost(LogPosition),
 }
 
 impl Opened {
     /// Decides from what the log holds and where the machine says it stands.
+    ///
+    /// What a lost state costs is its replica's part in leading and reading, not its vote: the log is
+    /// whole. A replica that is the only one has nobody to ask.
     ///
     /// # Errors
     /// [`GroupFault::Invariant`] when the two contradict each other, [`GroupFault::FoundToDiffer`].
@@ -69,6 +77,7 @@ impl Opened {
         }
         match persisted.meta.snapshot {
             Some(snapshot) if snapshot.index >= persisted.base.index => Ok(Self::Restore(snapshot)),
+            _ if persisted.meta.membership.members.len() > 1 => Ok(Self::Lost(persisted.base)),
             other => Err(broken(format!(
                 "the state machine of {:?} stands at {machine}, the log starts after {}, and the \
                  newest snapshot is {other:?}",
@@ -93,7 +102,7 @@ impl GroupCore {
         logger: &Logger,
         start: ReplicaStart,
     ) -> Result<Self, GroupFault> {
-        let ReplicaStart { persisted, applied, durable, epoch, policies } = start;
+        let ReplicaStart { persisted, applied, durable, lost, epoch, policies } = start;
         let id = persisted.meta.group;
         let hard_state = check_start(&persisted, applied)?;
         let conf = convert::conf_state(&persisted.meta.membership);
@@ -130,6 +139,8 @@ impl GroupCore {
             succession: Succession::default(),
             candidacy: Candidacy::default(),
             seen_facts: 0,
+            stalled: lost.then(|| Box::new(super::recovery::impairment())),
+            lost,
             barrier: None,
             barriers: 0,
             change: None,
@@ -159,6 +170,9 @@ impl GroupCore {
             ticks: 0,
             published: Arc::new(published),
         };
+        if lost {
+            tracing::error!(group = %core.id, "the state of this replica is lost; it is asked for");
+        }
         core.pin_election_timeout();
         core.campaign_soon_if_alone();
         core.consider_leaving();
@@ -320,11 +334,18 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_behind_the_log_without_a_snapshot_cannot_open() {
-        refused(Opened::decide(&without_snapshot(), Some(at(2, 5))), "the newest snapshot is None");
+    fn a_machine_behind_the_log_without_a_snapshot_has_lost_its_state() {
         let mut stale = persisted();
         stale.meta.snapshot = Some(at(3, 9));
-        refused(Opened::decide(&stale, None), "the log starts after");
+        for persisted in [without_snapshot(), stale] {
+            for machine in [None, Some(at(2, 5))] {
+                let decided = Opened::decide(&persisted, machine).unwrap();
+                assert_eq!(decided, Opened::Lost(at(3, 10)));
+            }
+        }
+        let mut alone = without_snapshot();
+        alone.meta.membership = Membership::initial([NodeId::must(1)]);
+        refused(Opened::decide(&alone, None), "the newest snapshot is None");
     }
 
     #[test]

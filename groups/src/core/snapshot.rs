@@ -104,7 +104,7 @@ impl GroupCore {
     pub(super) fn ask_for_snapshot(&mut self, round: &mut Round) {
         self.snapshots.wanted |= self.raw.store().take_snapshot_wanted();
         let due = self.snapshots.wanted && self.ticks >= self.snapshots.paused_until;
-        let needed = due || !self.snapshots.asking.is_empty();
+        let needed = (due || !self.snapshots.asking.is_empty()) && !self.lacks_state();
         if needed && self.snapshots.making.is_none() && !self.snapshots.is_installing() {
             self.snapshots.making = Some(self.apply.applied());
             self.snapshots.wanted = false;
@@ -320,7 +320,13 @@ impl GroupCore {
     }
 
     /// The state machine was restored.
-    pub fn on_restored(&mut self, position: LogPosition, durable: Option<LogIndex>) {
+    pub fn on_restored(
+        &mut self,
+        position: LogPosition,
+        durable: Option<LogIndex>,
+        round: &mut Round,
+    ) {
+        self.state_is_back(round);
         self.snapshots.installing = None;
         self.apply.finish_restore(position.index.get());
         self.apply.durable = durable;

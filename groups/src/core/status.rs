@@ -45,6 +45,7 @@ pub(super) fn initial(
         },
         checked: None,
         differs: None,
+        stalled: None,
         peers: Arc::new([]),
     }
 }
@@ -98,6 +99,7 @@ impl GroupCore {
             doubt: self.doubt_cause(),
             checked: self.consistency.checked(),
             differs: self.consistency.differs(),
+            stalled: self.stalled(),
             peers: if self.leads() { Arc::clone(&self.published.peers) } else { Arc::new([]) },
         }
     }

@@ -55,6 +55,7 @@ mod tests {
             labels: &BTreeMap::new(),
             kind: "table",
             capabilities: present.as_ref(),
+            impaired: None,
         })
     }
 

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `question` | what a policy is asked, and what it may say |
 //! | `capability` | the policy that every host has: nodes without a group's capabilities |
+//! | `health` | the policy that every host has: nodes and replicas that are impaired |
 //! | `admission` | asking the policies about a leadership that was acquired |
 //! | `registry` | the policies of a host, and whom they are about |
 //! | `counters` | what came of it, counted by reason |
@@ -17,6 +18,7 @@
 mod admission;
 mod capability;
 mod counters;
+mod health;
 mod question;
 mod reason;
 mod registry;
@@ -24,6 +26,7 @@ mod registry;
 pub use admission::{AdmissionFault, AdmissionRequest};
 pub use capability::CapabilityPolicy;
 pub use counters::{ByReason, PolicyCounters, PolicyEvent};
+pub use health::HealthPolicy;
 pub use question::{
     Acquisition, Candidate, Decision, LeadershipPolicy, Opinion, PolicyOpinion, Unfit,
 };

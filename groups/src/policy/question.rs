@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use shardhost_storage::{GroupId, NodeId, Requirement, RequirementMode, Term};
 
-use super::{CapabilityPolicy, RejectReason};
+use super::{CapabilityPolicy, HealthPolicy, RejectReason};
+use crate::worker::Impairment;
 
 /// Says who may lead.
 ///
@@ -59,6 +60,9 @@ pub struct Candidate<'a> {
     pub kind: &'a str,
     /// What the node said it has; `None`: it did not say.
     pub capabilities: Option<&'a BTreeSet<String>>,
+    /// Why the node should lead nothing for now, if it said so; of the node that the policy runs on
+    /// also why its replica should not.
+    pub impaired: Option<&'a Impairment>,
 }
 
 /// What a policy makes of a candidate.
@@ -95,11 +99,13 @@ pub struct Unfit {
 }
 
 impl Unfit {
-    /// The cause by name: what the group requires, or a policy of users.
+    /// The cause by name: what the group requires, the health of the node, or a policy of users.
     #[must_use]
     pub fn reject_reason(&self) -> RejectReason {
         if self.policy == CapabilityPolicy::NAME {
             RejectReason::Incapable
+        } else if self.policy == HealthPolicy::NAME {
+            RejectReason::Unfit
         } else {
             RejectReason::PolicyDeclined
         }

@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use shardhost_storage::GroupId;
 
 use super::{
-    Acquisition, Candidate, CapabilityPolicy, Decision, LeadershipPolicy, Opinion, PolicyOpinion,
+    Acquisition, Candidate, CapabilityPolicy, Decision, HealthPolicy, LeadershipPolicy, Opinion,
+    PolicyOpinion,
 };
 use crate::apply::panic_text;
 use crate::leadership::GroupSelector;
@@ -103,7 +104,7 @@ impl AskedPolicy {
 }
 
 impl Policies {
-    /// The policy of capabilities alone.
+    /// The policies of capabilities and of health alone.
     #[must_use]
     pub fn new() -> Self {
         let shared = Shared {
@@ -114,8 +115,11 @@ impl Policies {
             slow: AtomicU64::new(0),
         };
         let policies = Self { shared: Arc::new(shared) };
-        let own = Arc::new(CapabilityPolicy);
-        policies.add(GroupSelector::All, own, Location::caller(), false);
+        let own: [Arc<dyn LeadershipPolicy>; 2] =
+            [Arc::new(CapabilityPolicy), Arc::new(HealthPolicy)];
+        for policy in own {
+            policies.add(GroupSelector::All, policy, Location::caller(), false);
+        }
         policies
     }
 
@@ -286,6 +290,7 @@ mod tests {
             labels: &BTreeMap::new(),
             kind: "table",
             capabilities: None,
+            impaired: None,
         };
         let mut guards = Vec::new();
         let (soft, hard) = (unfit(RequirementMode::Soft), unfit(RequirementMode::Hard));

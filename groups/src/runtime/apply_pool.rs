@@ -2,12 +2,16 @@
 //! once in the queue that all threads take from. So a group's work is done in order by one thread
 //! at a time, and a slow machine holds up one thread and no other group.
 //!
+//! Work that a machine cannot do now, as on a full disk, goes back to the front of its mailbox, which
+//! rests for a moment (*stalled*) and is tried again; questions are answered meanwhile.
+//!
 //! The end of a replica comes here last: an apply thread drops the machine, after which the
 //! group's number is free.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -26,6 +30,11 @@ const WORK_PER_TURN: usize = 64;
 /// Questions to one machine after which those are dropped whose askers went away.
 const QUESTIONS_PER_LOOK: usize = 1024;
 
+/// How long a stalled mailbox rests first; twice as long each further time.
+const FIRST_REST: Duration = Duration::from_millis(100);
+/// The longest that it rests.
+const LONGEST_REST: Duration = Duration::from_secs(1);
+
 /// The work of one group's state machine, and the machine.
 pub(crate) struct Mailbox {
     state: Mutex<MailboxState>,
@@ -37,7 +46,12 @@ struct MailboxState {
     work: VecDeque<ApplyWork>,
     /// Questions that came since those whose askers went away were dropped.
     asked: usize,
+    /// A token of it is in the queue, a thread is at it, or it rests.
     scheduled: bool,
+    /// It rests: no token of it is in the queue.
+    rests: bool,
+    /// Times in a row that its work could not be done.
+    stalls: u32,
     closed: bool,
     /// The replica ends when the work that is left is done.
     ending: Option<Ending>,
@@ -102,9 +116,11 @@ impl Mailbox {
             return Err(ending);
         }
         state.closed = true;
-        let dropped = (waiting == Waiting::Dropped).then(|| std::mem::take(&mut state.work));
+        let rests = std::mem::take(&mut state.rests);
+        let drops = rests || waiting == Waiting::Dropped;
+        let dropped = drops.then(|| std::mem::take(&mut state.work));
         state.ending = Some(ending);
-        let schedule = !std::mem::replace(&mut state.scheduled, true);
+        let schedule = !std::mem::replace(&mut state.scheduled, true) || rests;
         drop(state);
         drop(dropped);
         Ok(schedule)
@@ -153,16 +169,50 @@ impl Mailbox {
         std::mem::replace(&mut state.work, rest)
     }
 
-    /// Ends a turn; says whether there is more to do.
-    fn end_turn(&self) -> bool {
+    /// Puts work back that cannot be done now. A replica that ends does not wait for it.
+    fn put_back(&self, work: Vec<ApplyWork>) {
         let mut state = self.state.lock();
-        let more = !state.work.is_empty() || state.ending.is_some();
-        if !more {
+        state.stalls = state.stalls.saturating_add(1);
+        if state.closed {
+            drop(state);
+            return drop(work);
+        }
+        work.into_iter().rev().for_each(|work| state.work.push_front(work));
+    }
+
+    /// Work was done. Says whether earlier work could not be.
+    fn went_on(&self) -> bool {
+        std::mem::take(&mut self.state.lock().stalls) > 0
+    }
+
+    /// Ends a turn; says what comes next.
+    fn end_turn(&self) -> Next {
+        let mut state = self.state.lock();
+        if state.work.is_empty() && state.ending.is_none() {
             state.scheduled = false;
             state.work.shrink_to(4);
+            return Next::Nothing;
         }
-        more
+        if state.stalls == 0 || state.ending.is_some() {
+            return Next::Again;
+        }
+        state.rests = true;
+        let rest = FIRST_REST.saturating_mul(1 << (state.stalls - 1).min(8));
+        Next::Rest(rest.min(LONGEST_REST))
     }
+
+    /// The rest is over; says whether it still rested.
+    fn end_rest(&self) -> bool {
+        std::mem::take(&mut self.state.lock().rests)
+    }
+}
+
+/// What comes after a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Nothing,
+    Again,
+    Rest(Duration),
 }
 
 enum Token {
@@ -175,13 +225,18 @@ enum Token {
 /// The queue of mailboxes with work. At most one token per group stands in it, and one for the end
 /// of a replica that is not open.
 #[derive(Clone)]
-pub(super) struct ApplyQueue(Sender<Token>);
+pub(super) struct ApplyQueue(Sender<Token>, Arc<Resting>);
+
+/// Mailboxes that rest, and until when. At most one entry per open replica.
+#[derive(Default)]
+struct Resting(Mutex<Vec<(Instant, Arc<GroupShared>)>>);
 
 /// Where threads take from.
 #[derive(Clone)]
 pub(super) struct ApplyOutlet {
     tokens: Receiver<Token>,
     again: Sender<Token>,
+    resting: Arc<Resting>,
 }
 
 impl ApplyQueue {
@@ -189,7 +244,18 @@ impl ApplyQueue {
         // Bounded by the number of groups: each has at most one token in it.
         let (sender, tokens) = unbounded();
         let again = sender.clone();
-        (Self(sender), ApplyOutlet { tokens, again })
+        let resting = Arc::<Resting>::default();
+        (Self(sender, Arc::clone(&resting)), ApplyOutlet { tokens, again, resting })
+    }
+
+    /// Schedules the mailboxes that have rested.
+    pub(super) fn end_rests(&self, now: Instant) {
+        let rested: Vec<_> = self.1.0.lock().extract_if(.., |(until, _)| *until <= now).collect();
+        for (_, group) in rested {
+            if group.mailbox.end_rest() && self.0.send(Token::Group(group)).is_err() {
+                tracing::debug!("a mailbox had rested when the apply pool had ended");
+            }
+        }
     }
 
     pub(super) fn push(&self, group: &Arc<GroupShared>, work: ApplyWork) {
@@ -248,8 +314,16 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &ApplyOutlet) {
                 if let Some(ending) = group.mailbox.take_ending() {
                     end(shared, Some(&group), ending);
                 }
-                if group.mailbox.end_turn() && outlet.again.send(Token::Group(group)).is_err() {
-                    return;
+                match group.mailbox.end_turn() {
+                    Next::Nothing => {}
+                    Next::Again => {
+                        if outlet.again.send(Token::Group(group)).is_err() {
+                            return;
+                        }
+                    }
+                    Next::Rest(rest) => {
+                        outlet.resting.0.lock().push((Instant::now() + rest, group))
+                    }
                 }
             }
         }
@@ -261,12 +335,27 @@ fn turn(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>) {
     let mut held = group.mailbox.applier.lock();
     let Some(applier) = held.as_mut() else { return };
     let mut applied = None;
-    for work in merge(work) {
-        match applier.run(work) {
+    let mut work = merge(work).into_iter();
+    while let Some(one) = work.next() {
+        let done = applier.run(one);
+        let went_on = matches!(done, ApplyReport::Applied { .. } | ApplyReport::Restored { .. });
+        if went_on && group.mailbox.went_on() {
+            tell(shared, group, GroupEvent::Stalled(None));
+        }
+        match done {
             ApplyReport::Applied { last, durable } => {
                 applied = Some(GroupEvent::Applied { last, durable });
             }
             ApplyReport::Nothing => {}
+            ApplyReport::Stalled { work: stalled, fault } => {
+                let (questions, rest): (Vec<_>, Vec<_>) = work.partition(ApplyWork::is_question);
+                group.mailbox.put_back(std::iter::once(stalled).chain(rest).collect());
+                tell(shared, group, GroupEvent::Stalled(Some(fault.to_string().into())));
+                for question in questions {
+                    report(shared, group, applier.run(question));
+                }
+                break;
+            }
             other => {
                 // In order: what was applied before comes first.
                 applied.take().into_iter().for_each(|event| tell(shared, group, event));
@@ -316,7 +405,8 @@ fn remove_state(ending: &mut Ending, applier: Option<Applier>) {
         (None, None) => ending.take_remains(),
     };
     let Some(mut clear) = clear else { return };
-    match clear() {
+    let cleared = contain(&mut clear).unwrap_or_else(|fault| Err(fault.to_string()));
+    match cleared {
         Ok(()) => drop_machine(group, Some(clear)),
         Err(message) => state_remains(ending, message, Some(clear)),
     }
@@ -359,7 +449,7 @@ fn report(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>, report: ApplyRe
             return shared.checks.compute(shared, group, position, view);
         }
         ApplyReport::Applied { last, durable } => GroupEvent::Applied { last, durable },
-        ApplyReport::Removed | ApplyReport::Nothing => return,
+        ApplyReport::Removed | ApplyReport::Nothing | ApplyReport::Stalled { .. } => return,
     };
     tell(shared, group, event);
 }

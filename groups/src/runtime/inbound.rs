@@ -1,6 +1,7 @@
 //! What arrives from other nodes, on its way to the workers.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupId, LogPosition, NodeId, ReplicaId};
@@ -39,7 +40,11 @@ impl GroupsInbound {
 }
 
 impl Inbound for GroupsInbound {
-    fn deliver(&self, from: NodeId, messages: Vec<GroupMessage>) -> usize {
+    fn deliver(&self, from: NodeId, mut messages: Vec<GroupMessage>) -> usize {
+        if self.shared.takes_no_entries.load(Ordering::Relaxed) {
+            // As if they were lost: whoever sent them sends them again.
+            messages.retain(|message| message.entries.is_empty());
+        }
         let workers = self.shared.inboxes.len();
         if workers == 1 {
             return self.put(0, from, messages);
@@ -68,7 +73,10 @@ impl Inbound for GroupsInbound {
         let status = group.status();
         let running =
             !matches!(status.role, crate::status::Role::Failed(_) | crate::status::Role::Stopped);
-        let wanted = running && status.replica == replica && position.index > status.committed;
+        // One whose state is lost wants what it has of the log as a snapshot.
+        let news = position.index > status.committed
+            || (status.stalled.is_some() && position.index == status.committed);
+        let wanted = running && status.replica == replica && news;
         wanted.then(|| Recipient::of(group))
     }
 

@@ -9,7 +9,7 @@ use crate::leadership::{
     LeadershipEvent, LeadershipEvents,
 };
 use crate::policy::{LeadershipPolicy, PolicyGuard};
-use crate::worker::{Advert, Input};
+use crate::worker::Advert;
 
 impl Groups {
     /// Calls `hook` for every edge of leadership of these groups on this host, beginning with
@@ -78,11 +78,8 @@ impl Groups {
     }
 
     /// This node says this of itself from here on: its groups are looked at anew. The transport
-    /// has to tell the others.
+    /// has to tell the others. Whether it is impaired is said by [`Groups::impair`] alone.
     pub fn set_advert(&self, advert: Advert) {
-        let advert = Arc::new(advert);
-        for inbox in &self.shared().inboxes {
-            inbox.complete(Input::OwnAdvert(Arc::clone(&advert)));
-        }
+        self.shared().impairments.set_advert(advert, &self.shared().inboxes);
     }
 }

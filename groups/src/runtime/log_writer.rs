@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -94,6 +94,21 @@ impl LogQueue {
         if self.0.send(task).is_err() {
             tracing::debug!("a log task came after the log writer had ended");
         }
+    }
+}
+
+/// Whether the writer is at a write, and at which: odd while it is.
+#[derive(Debug, Default)]
+pub(super) struct LogActivity(AtomicU64);
+
+impl LogActivity {
+    /// The write that is under way, by its number.
+    pub(super) fn writing(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Acquire)).filter(|number| number % 2 == 1)
+    }
+
+    fn turn(&self) {
+        self.0.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -223,7 +238,10 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &LogOutlet) {
 fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bool {
     merged.add_endings(store);
     while merged.has_writes() {
-        match merged.write_to(store) {
+        shared.log_activity.turn();
+        let written = merged.write_to(store);
+        shared.log_activity.turn();
+        match written {
             Ok(()) => break,
             // Nothing was written. Only the write that makes no sense pays for it: one that is
             // nobody's round, or else that of the group's replica.

@@ -9,7 +9,7 @@
 //! | snapshot writer (one) | views of state machines | files |
 //! | consistency (one) | views of state machines | their checksums; a word to groups that sleep |
 //! | dispatcher (one) | edges of leadership | calls of hooks |
-//! | watchdog (one) | where each worker is | a fault of the host, when a round does not end |
+//! | watchdog (one) | where each worker and the log writer is | a fault of the host, when a round does not end; an impairment, when a write does not |
 //! | admission (a few) | leaderships that policies are asked about | what they decided |
 
 mod additions;
@@ -19,6 +19,7 @@ mod checker;
 mod create;
 mod doubt;
 mod end;
+mod impairments;
 mod inbound;
 mod inbox;
 mod invitations;
@@ -53,7 +54,7 @@ use crate::leadership::{GroupSelector, LeadershipHub};
 use crate::policy::Policies;
 use crate::transport::Transport;
 use crate::waiter::Budget;
-use crate::worker::{Activity, WorkerCounters};
+use crate::worker::{Activity, Advert, Impairment, WorkerCounters};
 
 pub use additions::{AdditionGuard, AdditionHooks};
 pub(crate) use apply_pool::Mailbox;
@@ -99,6 +100,12 @@ pub(crate) struct RuntimeShared {
     /// A doubt about the log that was raised.
     doubts: doubt::Doubts,
     health: watch::Sender<Option<HostFault>>,
+    /// Why this host should lead nothing for now.
+    impairments: impairments::Impairments,
+    /// Nothing that peers send may make the log longer.
+    pub(crate) takes_no_entries: AtomicBool,
+    /// Whether the log writer is at a write.
+    log_activity: log_writer::LogActivity,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) policies: Policies,
     admissions: admissions::AdmissionQueue,
@@ -143,6 +150,11 @@ impl RuntimeShared {
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Something is wrong with this host, or is not any more.
+    pub(crate) fn impair(&self, source: &'static str, cause: Option<Impairment>) {
+        self.impairments.set(source, cause, &self.inboxes);
     }
 
     /// The host cannot go on: nothing more is acknowledged, and it must end.
@@ -286,6 +298,9 @@ impl GroupsBuilder {
             stopping: AtomicBool::new(false),
             doubts: doubt::Doubts::default(),
             health: watch::Sender::new(None),
+            impairments: impairments::Impairments::new(first_advert(&config)),
+            takes_no_entries: AtomicBool::new(false),
+            log_activity: log_writer::LogActivity::default(),
             clock: self.clock,
             policies: self.policies,
             admissions,
@@ -330,6 +345,11 @@ impl GroupsBuilder {
         let inner = GroupsInner { shared, threads: Mutex::new(threads), ending: Mutex::new(()) };
         Ok(Groups { inner: Arc::new(inner) })
     }
+}
+
+/// What a host says of itself when it starts.
+fn first_advert(config: &GroupsConfig) -> Advert {
+    Advert { capabilities: config.capabilities.clone(), ..Advert::default() }
 }
 
 /// Starts a thread; when it panics, the host fails instead of going on without it.
@@ -398,6 +418,31 @@ impl Groups {
         let mut groups: Vec<_> = self.shared().registry.iter().map(|g| g.clone()).collect();
         groups.sort_unstable_by_key(Group::id);
         groups
+    }
+
+    /// Why this host should lead nothing for now: a disk that hangs, or what
+    /// [`Groups::impair`] says. The transport has to tell the others.
+    #[must_use]
+    pub fn impairment(&self) -> watch::Receiver<Option<Impairment>> {
+        self.shared().impairments.watch()
+    }
+
+    /// Says that this host should lead nothing for now, for a reason of this source, or that the
+    /// reason is gone. The groups that it leads are handed to others; its replicas go on following.
+    pub fn impair(&self, source: &'static str, cause: Option<Impairment>) {
+        self.shared().impair(source, cause);
+    }
+
+    /// From here on the replicas of this host take no entries of their leaders, or take them again.
+    /// For a disk that is about to be full: a write of the log that fails ends the host.
+    pub fn take_entries(&self, takes: bool) {
+        self.shared().takes_no_entries.store(!takes, Ordering::Relaxed);
+    }
+
+    /// The host cannot go on, because of what its state machines share. Nothing more is acknowledged;
+    /// whoever runs the host sees the fault and ends it. The first fault counts.
+    pub fn fail(&self, fault: &HostFault) {
+        self.shared().fail(fault);
     }
 
     /// What takes messages from other nodes, for the transport.

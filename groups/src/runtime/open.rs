@@ -153,13 +153,16 @@ impl Groups {
     ) -> Result<Prepared, GroupFault> {
         let shared = self.shared();
         let standing = standing.unwrap_or_else(|| machine.applied())?;
-        let applied = bring_level(shared, &mut machine, &persisted, standing)?;
-        replay_volatile(shared, &mut machine, &persisted, applied)?;
+        let Level { applied, lost } = bring_level(shared, &mut machine, &persisted, standing)?;
+        if !lost {
+            replay_volatile(shared, &mut machine, &persisted, applied)?;
+        }
         let meta = persisted.meta.clone();
         let start = ReplicaStart {
             persisted,
             applied,
             durable: machine.durable_index(),
+            lost,
             epoch: open.get(),
             policies: shared.policies.clone(),
         };
@@ -168,6 +171,7 @@ impl Groups {
         let core = GroupCore::open(Arc::clone(&shared.config), store, &logger, start)?;
         let applier = Applier::new(group, machine, Arc::clone(&shared.snapshots), applied)
             .with_latency(Arc::clone(&shared.latency));
+        let applier = if lost { applier.lost() } else { applier };
         let handle = self.handle_of(&core, applier, &meta.kind);
         let (core, labels) = (Box::new(core), meta.labels);
         Ok(Prepared { open, core, handle, labels, on_known_disk: false })
@@ -244,19 +248,34 @@ const fn faulted(group: GroupId, fault: GroupFault) -> OpenGroupError {
     OpenGroupError::Faulted { group, fault }
 }
 
+/// Where a state machine stands when its replica is opened.
+struct Level {
+    applied: LogPosition,
+    /// Its state is lost.
+    lost: bool,
+}
+
 /// Restores the state machine if the log no longer reaches back to where it stands.
 fn bring_level(
     shared: &RuntimeShared,
     machine: &mut StateMachineBox,
     persisted: &PersistedGroup,
     standing: Option<LogPosition>,
-) -> Result<LogPosition, GroupFault> {
+) -> Result<Level, GroupFault> {
     match Opened::decide(persisted, standing)? {
-        Opened::Continue(position) => Ok(position),
+        Opened::Continue(applied) => Ok(Level { applied, lost: false }),
+        Opened::Lost(applied) => Ok(Level { applied, lost: true }),
         Opened::Restore(position) => {
             let group = persisted.meta.group;
-            restore_machine(&mut **machine, &*shared.snapshots, group, position)?;
-            Ok(position)
+            let restored = restore_machine(&mut **machine, &*shared.snapshots, group, position);
+            let others = persisted.meta.membership.members.len() > 1;
+            match restored {
+                Err(error) if others => {
+                    tracing::error!(%group, %error, "the snapshot here cannot be used");
+                    Ok(Level { applied: persisted.base, lost: true })
+                }
+                restored => restored.map(|()| Level { applied: position, lost: false }),
+            }
         }
     }
 }

@@ -1,15 +1,23 @@
-//! Notices a worker whose round does not end. Its groups are mute then: no heartbeats, no answers,
+//! Notices a worker whose round does not end, and a write of the log that does not.
+//!
+//! Of a worker: its groups are mute then: no heartbeats, no answers,
 //! and nobody else can take them over as long as the process holds its sockets and sleeping groups
 //! rely on it. Better that the process ends.
+//!
+//! Of the log: what the host leads accepts writes that nobody can acknowledge here. The host is
+//! *impaired* from an election timeout on: it hands its leaderships on, and takes none until writes
+//! ended in time for as long.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use shardhost_storage::RequirementMode;
+
 use super::RuntimeShared;
 use crate::error::HostFault;
-use crate::worker::Seen;
+use crate::worker::{Impairment, Seen};
 
 /// One worker, as the watchdog sees it.
 #[derive(Debug, Default)]
@@ -55,13 +63,18 @@ impl Watched {
 /// Watches until the channel ends.
 pub(super) fn run(shared: &Arc<RuntimeShared>, stop: &Receiver<()>) {
     let every = shared.config.tick.max(Duration::from_millis(1));
-    let Some(limit) = shared.config.round_limit else { return };
+    let limit = shared.config.round_limit.unwrap_or(Duration::MAX);
     let looks = |time: Duration| {
         u32::try_from(time.as_micros().div_ceil(every.as_micros())).unwrap_or(u32::MAX).max(1)
     };
     let limits = Limits { slow: looks(shared.config.election_timeout()), stuck: looks(limit) };
     let mut watched: Vec<Watched> = shared.activities.iter().map(|_| Watched::default()).collect();
+    let mut log = WatchedLog::default();
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(every) {
+        shared.apply.end_rests(Instant::now());
+        if let Some(hangs) = log.look(shared.log_activity.writing(), limits.slow) {
+            shared.impair("log", hangs.then(|| log_hangs(shared.config.election_timeout())));
+        }
         for (worker, (watched, activity)) in watched.iter_mut().zip(&shared.activities).enumerate()
         {
             let seen = activity.look();
@@ -83,6 +96,38 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, stop: &Receiver<()>) {
     }
 }
 
+/// The log, as the watchdog sees it.
+#[derive(Debug, Default)]
+struct WatchedLog {
+    write: u64,
+    /// Looks in a row that found the same write under way.
+    looks: u32,
+    /// Looks in a row that found none that takes long, while the log counts as hanging.
+    calm: u32,
+    hangs: bool,
+}
+
+impl WatchedLog {
+    /// Says whether the log hangs, when that is news. Counts looks, not time, as [`Watched`] does.
+    fn look(&mut self, writing: Option<u64>, limit: u32) -> Option<bool> {
+        match writing {
+            Some(write) if write == self.write => self.looks = self.looks.saturating_add(1),
+            other => (self.write, self.looks) = (other.unwrap_or(0), 0),
+        }
+        let slow = self.looks >= limit;
+        self.calm = if slow { 0 } else { self.calm.saturating_add(1) };
+        let hangs = slow || (self.hangs && self.calm < limit);
+        (std::mem::replace(&mut self.hangs, hangs) != hangs).then_some(hangs)
+    }
+}
+
+fn log_hangs(limit: Duration) -> Impairment {
+    let reason = format!(
+        "a write of the log takes longer than {limit:?}; look after the disk of the data directory"
+    );
+    Impairment { reason: reason.into(), mode: RequirementMode::Hard }
+}
+
 #[cfg(test)]
 mod tests {
     use shardhost_storage::GroupId;
@@ -94,6 +139,19 @@ mod tests {
 
     fn seen(round: u64, phase: Phase) -> Seen {
         Seen { round, phase, group: GroupId::new(7) }
+    }
+
+    #[test]
+    fn a_log_hangs_from_a_long_write_on_until_it_was_calm_for_as_long() {
+        let mut log = WatchedLog::default();
+        let mut look = |writing| log.look(writing, 3);
+        assert_eq!([1, 3, 5, 7].map(|write| look(Some(write))), [None; 4], "each is another one");
+        assert_eq!([(); 3].map(|()| look(Some(7))), [None, None, Some(true)]);
+        assert_eq!([(); 9].map(|()| look(Some(7))), [None; 9]);
+        assert_eq!([look(None), look(Some(9))], [None; 2]);
+        assert_eq!([(); 2].map(|()| look(Some(9))), [Some(false), None]);
+        assert_eq!([look(Some(9)), look(None)], [Some(true), None]);
+        assert_eq!([look(None), look(None), look(None)], [None, Some(false), None]);
     }
 
     fn looks(watched: &mut Watched, at: Seen, count: usize) -> Vec<Finding> {

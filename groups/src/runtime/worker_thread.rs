@@ -11,7 +11,7 @@ use super::inbox::{Outlet, peer_bytes};
 use super::{Ending, RuntimeShared};
 use crate::known_bugs::KnownBug;
 use crate::policy::PolicyEvent;
-use crate::worker::{Advert, Input, LeaseSign, Phase, Round, TICK_SLOTS, WorkerCore};
+use crate::worker::{Input, LeaseSign, Phase, Round, TICK_SLOTS, WorkerCore};
 
 /// Inputs that one round takes at most, so that ticks and messages are not put off for long.
 const INPUTS_PER_ROUND: usize = 4096;
@@ -20,7 +20,7 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs a worker until it is told to stop.
 pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
-    let own = Advert { capabilities: shared.config.capabilities.clone(), draining: false };
+    let own = super::first_advert(&shared.config);
     let mut core = WorkerCore::new(own, shared.policies.clone())
         .with_activity(Arc::clone(&shared.activities[index]));
     let activity = Arc::clone(&shared.activities[index]);

@@ -209,6 +209,8 @@ pub enum GroupEvent {
         /// What it holds.
         summed: Summed,
     },
+    /// The state machine cannot go on for now, for this reason; `None`: it goes on again.
+    Stalled(Option<Arc<str>>),
     /// The replica cannot go on.
     Failed(GroupFault),
 }

@@ -33,7 +33,7 @@ use crate::validate::Refusal;
 
 pub use activity::{Activity, Phase, Seen};
 pub use input::{GroupEvent, Input};
-pub use nodes::{Advert, LiveNodes};
+pub use nodes::{Advert, Impairment, LiveNodes};
 pub use round::{LeaseSign, LogTask, PersistAck, Prune, Round};
 
 use wakes::{NodeChange, Wakes};
@@ -384,7 +384,9 @@ impl WorkerCore {
                 self.notify(group, epoch, |core, _| core.on_applied(last.index, durable));
             }
             GroupEvent::Restored { position, durable } => {
-                self.notify(group, epoch, |core, _| core.on_restored(position, durable));
+                self.notify(group, epoch, |core, round| {
+                    core.on_restored(position, durable, round);
+                });
             }
             GroupEvent::Durable(durable) => {
                 self.notify(group, epoch, |core, _| core.on_flushed(durable));
@@ -399,6 +401,9 @@ impl WorkerCore {
             }
             GroupEvent::Summed { position, summed } => {
                 self.notify(group, epoch, |core, round| core.on_summed(position, summed, round));
+            }
+            GroupEvent::Stalled(why) => {
+                self.notify(group, epoch, |core, round| core.on_stalled(why, round));
             }
             GroupEvent::Failed(fault) => {
                 if self.is_current(group, epoch) {

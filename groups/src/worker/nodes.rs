@@ -3,7 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use shardhost_storage::NodeId;
+use shardhost_storage::{NodeId, RequirementMode};
+
+/// Why a node should lead nothing for now, as a disk that hangs or fills up. It passes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Impairment {
+    /// For people: what is wrong, and what to do.
+    pub reason: Arc<str>,
+    /// Hard: what it leads all the same is not served. Soft: it is, until others take over.
+    pub mode: RequirementMode,
+}
 
 /// What a node says of itself, once per pair of nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,6 +21,8 @@ pub struct Advert {
     pub capabilities: BTreeSet<String>,
     /// It hands its leaderships away, and takes none as long as others can.
     pub draining: bool,
+    /// Why it should lead nothing for now; `None`: nothing is wrong.
+    pub impaired: Option<Impairment>,
 }
 
 /// A node that answers.
@@ -111,7 +122,7 @@ mod tests {
     use super::*;
 
     fn advert(name: &str) -> Arc<Advert> {
-        Arc::new(Advert { capabilities: [name.to_owned()].into(), draining: false })
+        Arc::new(Advert { capabilities: [name.to_owned()].into(), ..Advert::default() })
     }
 
     #[test]

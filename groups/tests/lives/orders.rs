@@ -41,6 +41,7 @@ fn worker() -> WorkerCore {
         persisted: store.load(GROUP).unwrap().unwrap(),
         applied: LogPosition::default(),
         durable: None,
+        lost: false,
         epoch: OPEN,
         policies: Policies::new(),
     };

@@ -10,6 +10,7 @@ mod doubt;
 mod forgetting;
 mod leases;
 mod policies;
+mod recovery;
 mod sleep;
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};

@@ -4,7 +4,7 @@
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::testing::simulation::{Cluster, Shape};
 use shardhost_groups::worker::Advert;
-use shardhost_groups::{GroupId, NodeId, Requirement};
+use shardhost_groups::{GroupId, NodeId, Requirement, RequirementMode};
 
 use crate::{all_seeds_hold, run};
 
@@ -12,7 +12,7 @@ const GROUP: GroupId = GroupId::new(1);
 
 fn having(names: &[&str]) -> Advert {
     let capabilities = names.iter().map(|name| (*name).to_owned()).collect();
-    Advert { capabilities, draining: false }
+    Advert { capabilities, ..Advert::default() }
 }
 
 fn draining() -> Advert {
@@ -57,6 +57,80 @@ fn clusters_keep_their_promises_while_capabilities_come_and_go() {
         assert!(coverage.caretakers > runs, "{coverage:?}");
         assert!(coverage.acknowledged > runs * 50 && coverage.transfers > runs / 2, "{coverage:?}");
     });
+}
+
+/// What the users of a group get while its leader is impaired: another leader, within seconds, and
+/// none on that node before it is over; the writes go on.
+fn an_impaired_leader_hands_over(
+    seed: u64,
+    bug: Option<KnownBug>,
+    impair: impl Fn(&mut Cluster, NodeId) -> Result<(), String>,
+    heal: impl Fn(&mut Cluster, NodeId) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut shape = Shape::calm();
+    shape.groups = 1;
+    shape.config.seed = seed;
+    shape.config.sleep_after_ticks = if seed.is_multiple_of(2) { 0 } else { 10 };
+    shape.config.bugs = bug.map_or_else(KnownBugs::none, |bug| KnownBugs::from([bug]));
+    let mut cluster = Cluster::new(seed, &shape);
+    cluster.pass(4_000)?;
+    let leader = led_by(&cluster, &[1, 2, 3])?;
+    cluster.clients_work(true);
+    impair(&mut cluster, leader)?;
+    cluster.pass(4_000)?;
+    let others: Vec<u64> = (1..=3).filter(|node| *node != leader.get()).collect();
+    let next = led_by(&cluster, &others)?;
+    let before = cluster.status(next, GROUP).ok_or("no status")?.applied;
+    cluster.pass(4_000)?;
+    let next = led_by(&cluster, &others)?;
+    let applied = cluster.status(next, GROUP).ok_or("no status")?.applied;
+    if applied <= before {
+        return Err(format!("{next:?} leads and applies nothing behind {before}"));
+    }
+    heal(&mut cluster, leader)?;
+    cluster.pass(2_000)?;
+    cluster.clients_work(false);
+    // The others cannot go on: it leads again, and what it applies is what they applied.
+    for node in others {
+        cluster.crash(NodeId::must(node), usize::MAX);
+    }
+    cluster.restart_later(next, 500);
+    cluster.pass(8_000)?;
+    led_by(&cluster, &[leader.get(), next.get()])?;
+    Ok(())
+}
+
+fn hangs(cluster: &mut Cluster, node: NodeId) -> Result<(), String> {
+    cluster.impair(node, RequirementMode::Hard)
+}
+
+fn recovers(cluster: &mut Cluster, node: NodeId) -> Result<(), String> {
+    cluster.advertise(node, Advert::default())
+}
+
+fn stalls(cluster: &mut Cluster, node: NodeId) -> Result<(), String> {
+    cluster.stall_machine(node, GROUP, 8_000);
+    Ok(())
+}
+
+#[test]
+fn a_leader_whose_disk_hangs_hands_over_and_comes_back() {
+    for_seeds(|seed| an_impaired_leader_hands_over(seed, None, hangs, recovers));
+}
+
+#[test]
+fn a_leader_whose_machine_stands_still_hands_over_and_goes_on() {
+    for_seeds(|seed| an_impaired_leader_hands_over(seed, None, stalls, |_, _| Ok(())));
+}
+
+#[test]
+fn an_impaired_leader_that_leads_on_is_caught() {
+    let bug = Some(KnownBug::LeadImpaired);
+    for impair in [hangs, stalls] {
+        let found = an_impaired_leader_hands_over(1, bug, impair, |_, _| Ok(()));
+        let found = found.expect_err("it handed over all the same");
+        assert!(found.contains("while it is impaired") || found.contains("leads"), "{found}");
+    }
 }
 
 /// A seed notices the bug, in these words, in clusters in which capabilities and policies change.

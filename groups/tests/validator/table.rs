@@ -546,13 +546,30 @@ fn responses_that_would_poison_the_progress_are_refused() {
             Ok(()),
         ),
         row(
-            "a snapshot that no replica asks for",
+            "a replica asks for a snapshot of what is in the log",
             State::Leads,
             AppendResponse,
             |m| {
                 m.reject = true;
                 m.request_snapshot = 3;
             },
+            Ok(()),
+        ),
+        row(
+            "a replica asks for a snapshot of what is not",
+            State::Leads,
+            AppendResponse,
+            |m| {
+                m.reject = true;
+                m.request_snapshot = 1_000;
+            },
+            Err(Refusal::Snapshot),
+        ),
+        row(
+            "a replica asks for a snapshot and acknowledges",
+            State::Leads,
+            AppendResponse,
+            |m| m.request_snapshot = 3,
             Err(Refusal::Snapshot),
         ),
     ]);

@@ -85,7 +85,8 @@ impl Victim {
             panic!("a machine at the base needs no restore");
         };
         let policies = Policies::new();
-        let start = ReplicaStart { persisted, applied, durable: None, epoch: 1, policies };
+        let start =
+            ReplicaStart { persisted, applied, durable: None, lost: false, epoch: 1, policies };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let store = Arc::new(self.store.clone());
         let core = GroupCore::open(Arc::clone(&self.config), store, &logger, start).unwrap();

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use rocksdb::ErrorKind;
 use shardhost_groups::machine::{ApplyFault, QueryError};
 use shardhost_storage::GroupId;
 
@@ -29,6 +30,23 @@ pub enum StateDbError {
         found: u64,
         /// The format this version knows.
         expected: u64,
+    },
+    /// The disk is full, or the process has as many files open as it may. Nothing was changed; the
+    /// same works when that is over.
+    #[error("the state waits while {action}: {message}")]
+    Passing {
+        /// What was being done.
+        action: &'static str,
+        /// What RocksDB says.
+        message: String,
+    },
+    /// A part of the state cannot be read: its checksum is wrong, or the disk does not give it.
+    #[error("the state is damaged, found while {action}: {message}")]
+    Damaged {
+        /// What was being done.
+        action: &'static str,
+        /// What RocksDB says, with the file.
+        message: String,
     },
     /// The disk failed. What is on disk is unchanged or whole; the host should stop.
     #[error("the state failed while {action}: {message}")]
@@ -83,6 +101,12 @@ pub enum StateDbError {
         /// The group.
         group: GroupId,
     },
+    /// Machines of a cell's groups are open, so it cannot be recovered now. Close their replicas.
+    #[error("cell {cell} of the state is in use")]
+    Busy {
+        /// Which.
+        cell: usize,
+    },
     /// As many views for snapshots are open as there may be. Try again when one is written.
     #[error("{limit} snapshot views are open already")]
     TooManyViews {
@@ -95,19 +119,61 @@ pub enum StateDbError {
 }
 
 impl StateDbError {
+    /// What a failure of RocksDB means. It keeps a failed flush or compaction, and refuses every write
+    /// with its words until that is over; after a full disk it finds out by itself.
     pub(crate) fn io(action: &'static str) -> impl FnOnce(rocksdb::Error) -> Self {
-        move |error| Self::Io { action, message: error.into_string() }
+        move |error| {
+            let damaged = error.kind() == ErrorKind::Corruption;
+            let message = error.into_string();
+            if damaged || is_unreadable(&message) {
+                Self::Damaged { action, message }
+            } else if message.contains(NO_SPACE) || (is_read(action) && message.contains(NO_FILE)) {
+                Self::Passing { action, message }
+            } else {
+                Self::Io { action, message }
+            }
+        }
     }
+}
+
+/// ENOSPC, as the system says it.
+const NO_SPACE: &str = "No space left on device";
+/// EMFILE. A look-up passes; a flush that met it is kept by RocksDB for good.
+const NO_FILE: &str = "Too many open files";
+/// What is done when nothing is to be written.
+const READS: [&str; 4] = ["reading", "scanning", "reading a snapshot view", LOOKING];
+/// A look for the rest of a group.
+pub(crate) const LOOKING: &str = "looking for what is left of a group";
+
+fn is_read(action: &str) -> bool {
+    READS.contains(&action)
+}
+
+/// The disk does not give what it has: no other block is concerned.
+fn is_unreadable(message: &str) -> bool {
+    let reads = message.contains("While pread") || message.contains("While read");
+    reads && message.contains("Input/output error")
 }
 
 impl From<StateDbError> for ApplyFault {
     fn from(error: StateDbError) -> Self {
-        Self::new(error)
+        match error {
+            // After a failure of the disk the host stops, and does not park every group first.
+            StateDbError::Passing { .. } | StateDbError::Io { .. } => Self::passing(error),
+            // Nothing of it shows that the disk did it: where a program is wrong, its peers are, too.
+            StateDbError::Damaged { .. } => Self::damaged(error),
+            _ => Self::new(error),
+        }
     }
 }
 
 impl From<StateDbError> for QueryError {
     fn from(error: StateDbError) -> Self {
-        Self::Failed(error.to_string())
+        match error {
+            StateDbError::Damaged { .. }
+            | StateDbError::Corrupt { .. }
+            | StateDbError::Inconsistent { .. } => Self::Damaged(error.to_string()),
+            _ => Self::Failed(error.to_string()),
+        }
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use tracing::error;
 
+use super::cells::Cells;
 use super::error::StateDbError;
-use super::shared::Shared;
 
 /// What the flusher is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub(crate) enum Signal {
     Stop,
 }
 
+/// Between two tries to flush on a full disk.
+const RETRY: Duration = Duration::from_secs(1);
 /// Signals that may wait: one to flush is as good as many.
 pub(crate) const SIGNALS: usize = 1;
 
@@ -31,14 +33,14 @@ pub(crate) struct Flusher {
 
 impl Flusher {
     pub(crate) fn start(
-        shared: Arc<Shared>,
+        cells: Arc<Cells>,
         signals: (Sender<Signal>, Receiver<Signal>),
         interval: Duration,
     ) -> Result<Self, StateDbError> {
         let (sender, receiver) = signals;
         let thread = thread::Builder::new()
             .name("state-flush".into())
-            .spawn(move || run(&shared, &receiver, interval))
+            .spawn(move || run(&cells, &receiver, interval))
             .map_err(|error| StateDbError::Io {
                 action: "starting the flush thread",
                 message: error.to_string(),
@@ -57,12 +59,14 @@ impl Drop for Flusher {
     }
 }
 
-fn run(shared: &Shared, signals: &Receiver<Signal>, interval: Duration) {
+fn run(cells: &Cells, signals: &Receiver<Signal>, interval: Duration) {
     loop {
-        match signals.recv_timeout(interval) {
-            Ok(Signal::Flush) => flush(shared),
-            Err(RecvTimeoutError::Timeout) if shared.has_unflushed() => flush(shared),
-            Err(RecvTimeoutError::Timeout) => {}
+        // What waits for space shows that there is some by being flushed.
+        let waits = cells.common().health.waits();
+        let pause = if waits { interval.min(RETRY) } else { interval };
+        match signals.recv_timeout(pause) {
+            Ok(Signal::Flush) => flush(cells, false),
+            Err(RecvTimeoutError::Timeout) => flush(cells, waits),
             Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return,
         }
     }
@@ -70,8 +74,16 @@ fn run(shared: &Shared, signals: &Receiver<Signal>, interval: Duration) {
 
 /// A failed flush leaves the durable positions where they are, so the Raft log keeps what is not
 /// on disk. RocksDB writes a whole new file the next time; nothing relies on the failed one.
-fn flush(shared: &Shared) {
-    if let Err(error) = shared.flush() {
-        error!(%error, "the state of the shards could not be made durable");
+fn flush(cells: &Cells, all: bool) {
+    cells.common().flush_begins();
+    for cell in cells.all() {
+        if !all && !cell.shared.has_unflushed() {
+            continue;
+        }
+        match cell.shared.flush() {
+            // Whoever runs the host was told, once.
+            Ok(()) | Err(StateDbError::Passing { .. } | StateDbError::Io { .. }) => {}
+            Err(error) => error!(%error, "the state of the shards could not be made durable"),
+        }
     }
 }

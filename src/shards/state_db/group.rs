@@ -7,9 +7,11 @@ use rocksdb::{DB, DBPinnableSlice, DBRawIteratorWithThreadMode, ReadOptions, Wri
 use shardhost_groups::machine::SnapshotWriter;
 use shardhost_storage::{GroupId, LogIndex, LogPosition};
 
+use super::cells::OpenCell;
 use super::error::StateDbError;
 use super::keys::{APPLIED, PREFIX_BYTES, Space};
 use super::progress::Progress;
+use super::shared::Shared;
 use super::stream::{GroupReader, GroupWriter, Record};
 use super::{MachineKind, StateDb};
 use crate::shards::codec::{self, DecodeError, Reader};
@@ -20,9 +22,11 @@ const RESTORE_BATCH_BYTES: usize = 1024 * 1024;
 /// Checks a record of a snapshot: its kind byte, the rest of its key, its value.
 pub(crate) type RecordCheck = fn(u8, &[u8], &[u8]) -> Result<(), DecodeError>;
 
-/// The state of one group. Cheap: two pointers and three numbers.
+/// The state of one group. Cheap: a few pointers and numbers.
 pub(crate) struct GroupState {
     state: Arc<StateDb>,
+    /// The database that it is in; an error: that cannot be opened.
+    cell: Result<Arc<OpenCell>, StateDbError>,
     progress: Arc<Progress>,
     space: Space,
     kind: MachineKind,
@@ -30,8 +34,17 @@ pub(crate) struct GroupState {
 
 impl GroupState {
     pub(crate) fn new(state: Arc<StateDb>, group: GroupId, kind: MachineKind) -> Self {
-        let progress = state.shared.progress(group);
-        Self { state, progress, space: Space::new(group), kind }
+        let cell = state.cells.of(group);
+        let progress = cell.as_ref().map(|cell| cell.shared.progress(group)).unwrap_or_default();
+        Self { state, cell, progress, space: Space::new(group), kind }
+    }
+
+    fn cell(&self) -> Result<&OpenCell, StateDbError> {
+        self.cell.as_deref().map_err(Clone::clone)
+    }
+
+    fn shared(&self) -> Result<&Shared, StateDbError> {
+        Ok(&self.cell()?.shared)
     }
 
     pub(crate) const fn space(&self) -> Space {
@@ -55,8 +68,9 @@ impl GroupState {
     }
 
     fn remove_leftovers(&self) -> Result<(), StateDbError> {
-        match self.state.shared.holds(self.space)? {
-            true => self.state.shared.write(clearing(self.space)),
+        let shared = self.shared()?;
+        match shared.holds(self.space)? {
+            true => shared.write(clearing(self.space)),
             false => Ok(()),
         }
     }
@@ -79,9 +93,9 @@ impl GroupState {
         self.state.destroy(self.group())
     }
 
-    /// Makes everything durable that the host's shards wrote.
+    /// Makes everything durable that the shards of its cell wrote.
     pub(crate) fn flush(&self) -> Result<(), StateDbError> {
-        self.state.flush_now()
+        self.shared()?.flush()
     }
 
     /// What is on disk for certain.
@@ -90,7 +104,7 @@ impl GroupState {
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, StateDbError> {
-        self.state.shared.db.get_pinned(key).map_err(StateDbError::io("reading"))
+        self.shared()?.get(key)
     }
 
     /// What stands at each of these keys, which must be sorted.
@@ -101,7 +115,7 @@ impl GroupState {
         match keys {
             // A look-up of one has a cheaper way.
             [key] => Ok(vec![self.get(key)?]),
-            keys => self.state.shared.get_sorted(keys),
+            keys => self.shared()?.get_sorted(keys),
         }
     }
 
@@ -114,9 +128,16 @@ impl GroupState {
         // RocksDB refuses a range that ends before it starts; to a caller it is an empty one.
         options.set_iterate_upper_bound(end.max(start.clone()));
         options.set_iterate_lower_bound(start);
-        let mut records = self.state.shared.db.raw_iterator_opt(options);
-        records.seek_to_first();
-        Scan { records, started: false }
+        let (shared, error) = match &self.cell {
+            Ok(cell) => (Some(&*cell.shared), None),
+            Err(error) => (None, Some(error.clone())),
+        };
+        let records = shared.map(|shared| {
+            let mut records = shared.db.raw_iterator_opt(options);
+            records.seek_to_first();
+            (shared, records)
+        });
+        Scan { records, error, started: false }
     }
 
     /// Writes the effects of a batch and, with them, the position that they lead to.
@@ -129,7 +150,7 @@ impl GroupState {
             return Err(StateDbError::Destroyed { group: self.group() });
         }
         batch.put(self.space.prefix(APPLIED), self.encode_applied(last));
-        self.state.shared.commit(&self.progress, batch, last.index.get())
+        self.shared()?.commit(&self.progress, batch, last.index.get())
     }
 
     fn encode_applied(&self, last: LogPosition) -> Vec<u8> {
@@ -141,7 +162,7 @@ impl GroupState {
 
     /// A view of the state as of the last write, to be written elsewhere.
     pub(crate) fn snapshot(&self) -> Result<Box<dyn SnapshotWriter>, StateDbError> {
-        let view = self.state.views.open(self.space)?;
+        let view = self.cell()?.views.open(self.space)?;
         Ok(Box::new(GroupWriter { kind: self.kind, view }))
     }
 
@@ -163,7 +184,7 @@ impl GroupState {
         while let Some(record) = reader.next().map_err(|message| self.half_restored(message))? {
             self.put_record(&mut batch, &record, check)?;
             if batch.size_in_bytes() >= RESTORE_BATCH_BYTES {
-                self.state.shared.write(std::mem::take(&mut batch))?;
+                self.shared()?.write(std::mem::take(&mut batch))?;
             }
         }
         self.commit(batch, at)
@@ -173,8 +194,9 @@ impl GroupState {
         if self.progress.is_retired() {
             return Err(StateDbError::Destroyed { group: self.group() });
         }
-        self.state.shared.start_restore(&self.progress);
-        self.state.shared.write(clearing(self.space))
+        let shared = self.shared()?;
+        shared.start_restore(&self.progress);
+        shared.write(clearing(self.space))
     }
 
     fn put_record(
@@ -222,21 +244,29 @@ pub(crate) type Entry<'a> = (&'a [u8], &'a [u8]);
 
 /// Records in the order of their keys, as of the moment the scan began.
 pub(crate) struct Scan<'a> {
-    records: DBRawIteratorWithThreadMode<'a, DB>,
+    records: Option<(&'a Shared, DBRawIteratorWithThreadMode<'a, DB>)>,
+    /// Why there are none.
+    error: Option<StateDbError>,
     started: bool,
 }
 
 impl Scan<'_> {
     /// The next record; `None` behind the last one.
     pub(crate) fn next(&mut self) -> Result<Option<Entry<'_>>, StateDbError> {
+        if let Some(error) = &self.error {
+            return Err(error.clone());
+        }
+        let Some((shared, records)) = &mut self.records else { return Ok(None) };
         if self.started {
-            self.records.next();
+            records.next();
         }
         self.started = true;
-        if !self.records.valid() {
-            self.records.status().map_err(StateDbError::io("scanning"))?;
+        if !records.valid() {
+            let status = records.status().map_err(StateDbError::io("scanning"));
+            shared.note_failure(&status);
+            status?;
             return Ok(None);
         }
-        Ok(self.records.item().map(|(key, value)| (&key[PREFIX_BYTES..], value)))
+        Ok(records.item().map(|(key, value)| (&key[PREFIX_BYTES..], value)))
     }
 }

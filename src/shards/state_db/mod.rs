@@ -1,4 +1,4 @@
-//! The state of all shards of a host, in one RocksDB without a log of its own.
+//! The state of all shards of a host, in a few RocksDBs without logs of their own.
 //!
 //! The Raft log is the log: the position a group has applied is written in the same batch as the
 //! effects of its commands, and after a crash the group replays what lies behind the position it
@@ -9,18 +9,22 @@
 //!
 //! [`durable_index`]: shardhost_groups::machine::StateMachine::durable_index
 
+mod cells;
 mod error;
 mod flusher;
 mod group;
+mod health;
 mod keys;
 mod options;
 mod progress;
+mod salvage;
 mod shared;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod views;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,13 +34,15 @@ use shardhost_storage::GroupId;
 use tokio::sync::watch;
 use tracing::error;
 
+use self::cells::Cells;
 pub use self::error::StateDbError;
 use self::flusher::{Flusher, SIGNALS};
 pub(crate) use self::group::{GroupState, Scan};
+pub use self::health::StateHealth;
 pub(crate) use self::keys::Space;
 pub use self::options::{Compression, StateDbOptions};
-use self::shared::Shared;
-use self::views::Keeper;
+pub use self::salvage::Salvaged;
+use self::shared::Common;
 pub use self::views::MAX_OPEN_VIEWS;
 use super::queue::QueueMachine;
 use super::table::TableMachine;
@@ -54,8 +60,8 @@ pub(crate) enum MachineKind {
 
 /// The state of all shards of one host.
 ///
-/// Two threads belong to it, whatever the number of groups: one that flushes and one that holds
-/// the views snapshots are written from. When the last machine and the last handle are dropped
+/// Some threads belong to it, whatever the number of groups: one that flushes, and one per cell that
+/// holds the views snapshots are written from. When the last machine and the last handle are dropped
 /// the threads end and everything is flushed.
 ///
 /// ```no_run
@@ -68,11 +74,10 @@ pub(crate) enum MachineKind {
 /// # Ok::<_, shardhost::shards::StateDbError>(())
 /// ```
 pub struct StateDb {
-    shared: Arc<Shared>,
+    cells: Arc<Cells>,
     path: PathBuf,
     /// `None` only while dropping.
     flusher: Option<Flusher>,
-    views: Keeper,
 }
 
 impl StateDb {
@@ -87,10 +92,10 @@ impl StateDb {
     ) -> Result<Arc<Self>, StateDbError> {
         let path = path.as_ref().to_owned();
         let signals = bounded(SIGNALS);
-        let shared = Arc::new(Shared::open(&path, &options, signals.0.clone())?);
-        let flusher = Flusher::start(Arc::clone(&shared), signals, options.flush_interval)?;
-        let views = Keeper::start(Arc::clone(&shared))?;
-        Ok(Arc::new(Self { shared, path, flusher: Some(flusher), views }))
+        let common = Arc::new(Common::new(options.flush_bytes, signals.0.clone()));
+        let cells = Arc::new(Cells::open(&path, &options, common)?);
+        let flusher = Flusher::start(Arc::clone(&cells), signals, options.flush_interval)?;
+        Ok(Arc::new(Self { cells, path, flusher: Some(flusher) }))
     }
 
     /// The machine of a table shard. One at a time per group.
@@ -110,7 +115,8 @@ impl StateDb {
     /// # Errors
     /// [`StateDbError::Io`]; nothing more is durable than before.
     pub fn flush_now(&self) -> Result<(), StateDbError> {
-        self.shared.flush()
+        self.cells.common().flush_begins();
+        self.cells.all().iter().try_for_each(|cell| cell.shared.flush())
     }
 
     /// Removes the state of a group for good; its machine must be dropped before, and writes
@@ -120,10 +126,11 @@ impl StateDb {
     /// # Errors
     /// [`StateDbError::Io`]; the state may be there or not, destroy it again.
     pub fn destroy(&self, group: GroupId) -> Result<(), StateDbError> {
-        self.shared.forget(group);
-        self.shared.remove(Space::new(group))?;
-        self.shared.flush()?;
-        self.shared.removal_is_durable(group);
+        let cell = self.cells.of(group)?;
+        cell.shared.forget(group);
+        cell.shared.remove(Space::new(group))?;
+        cell.shared.flush()?;
+        cell.shared.removal_is_durable(group);
         Ok(())
     }
 
@@ -134,17 +141,58 @@ impl StateDb {
     /// # Errors
     /// [`StateDbError::Io`]; something may be left, try again.
     pub fn make_empty(&self, group: GroupId) -> Result<(), StateDbError> {
-        match self.shared.is_durably_empty(Space::new(group))? {
-            true => self.shared.forget(group),
+        let cell = self.cells.of(group)?;
+        match cell.shared.is_durably_empty(Space::new(group))? {
+            true => cell.shared.forget(group),
             false => self.destroy(group)?,
         }
         Ok(())
     }
 
+    /// How the state is. Whoever runs the host stops it when it failed.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<StateHealth> {
+        self.cells.common().health.watch()
+    }
+
+    /// The cells in which damage was found since the start: [`StateDb::recover`] one.
+    #[must_use]
+    pub fn damaged_cells(&self) -> watch::Receiver<BTreeSet<usize>> {
+        self.cells.common().damaged()
+    }
+
+    /// The cell that holds the state of a group.
+    #[must_use]
+    pub fn cell_of(&self, group: GroupId) -> usize {
+        self.cells.index_of(group)
+    }
+
+    /// Whether a cell may be recovered: not when three damaged ones were put aside.
+    #[must_use]
+    pub fn may_recover(&self, cell: usize) -> bool {
+        salvage::has_place(&self.cells.path(cell))
+    }
+
+    /// Writes a damaged cell anew, with those of its groups that can be read; the others are at no
+    /// position afterwards, and what was there is put aside. `groups` are all that belong to the
+    /// cell, and their machines must be dropped. Blocks for the disk.
+    ///
+    /// # Errors
+    /// [`StateDbError::Busy`] when a machine is open, [`StateDbError::Damaged`] when three damaged
+    /// ones were put aside before; nothing changed. [`StateDbError::Passing`]: there is no room, try
+    /// again.
+    pub fn recover(&self, cell: usize, groups: &[GroupId]) -> Result<Salvaged, StateDbError> {
+        let (options, pools) = (self.cells.options(), self.cells.pools());
+        let salvaged =
+            self.cells.mend(cell, |path| salvage::salvage(path, groups, options, pools))?;
+        self.cells.common().unmark_damaged(cell);
+        Ok(salvaged)
+    }
+
     /// Counts finished flushes: when it moved, durable positions may have moved.
     #[must_use]
     pub fn flushes(&self) -> watch::Receiver<u64> {
-        self.shared.flushes()
+        self.cells.common().flushes()
     }
 
     /// Where the state is kept.
@@ -157,7 +205,7 @@ impl StateDb {
 impl Drop for StateDb {
     fn drop(&mut self) {
         drop(self.flusher.take());
-        if let Err(error) = self.shared.flush() {
+        if let Err(error) = self.flush_now() {
             error!(%error, "the state of the shards could not be flushed on close");
         }
     }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, LogLevel, Options};
+use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, LogLevel, Options, WriteBufferManager};
+
+use super::cells::Pools;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -10,6 +12,8 @@ const BLOOM_BITS_PER_KEY: f64 = 10.0;
 /// Part of a memtable that is given to its bloom filter: a look-up of a key that is not there,
 /// the usual one before a put, then seldom walks the skip list.
 const MEMTABLE_BLOOM_RATIO: f64 = 0.02;
+/// Of all memtables together, what one of a cell may be.
+const MEMTABLE_SHARE: usize = 4;
 const INFO_LOG_FILES: usize = 2;
 const INFO_LOG_BYTES: usize = 4 * MIB;
 
@@ -27,9 +31,12 @@ pub enum Compression {
 /// Limits of a [`super::StateDb`]. Memory at most: memtables, cache, and a few MiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateDbOptions {
-    /// Bytes of one memtable.
+    /// Databases that the groups are spread over, so that damage to one concerns few groups. Counts
+    /// when the directory is new; 1 to 256.
+    pub cells: usize,
+    /// Bytes of memtables of all cells together; a cell has one of a quarter of it at most.
     pub memtable_bytes: usize,
-    /// Memtables in memory: one being written, the others being flushed. At least 2.
+    /// Memtables of a cell in memory: one being written, the others being flushed. At least 2.
     pub memtables: usize,
     /// Bytes of the cache of blocks read from disk.
     pub block_cache_bytes: usize,
@@ -39,7 +46,7 @@ pub struct StateDbOptions {
     pub flush_interval: Duration,
     /// Threads of RocksDB for flushes and compactions.
     pub background_jobs: usize,
-    /// Files RocksDB holds open at most.
+    /// Files RocksDB holds open at most, about.
     pub max_open_files: usize,
     /// How blocks are compressed.
     pub compression: Compression,
@@ -49,7 +56,8 @@ impl Default for StateDbOptions {
     /// For a host that has a few hundred MiB to spare.
     fn default() -> Self {
         Self {
-            memtable_bytes: 64 * MIB,
+            cells: 8,
+            memtable_bytes: 256 * MIB,
             memtables: 4,
             block_cache_bytes: 128 * MIB,
             flush_bytes: 48 * MIB as u64,
@@ -66,7 +74,8 @@ impl StateDbOptions {
     #[must_use]
     pub fn small() -> Self {
         Self {
-            memtable_bytes: 4 * MIB,
+            cells: 2,
+            memtable_bytes: 12 * MIB,
             memtables: 3,
             block_cache_bytes: 8 * MIB,
             flush_bytes: 3 * MIB as u64,
@@ -83,37 +92,47 @@ impl StateDbOptions {
         self
     }
 
-    pub(crate) fn rocks(&self) -> Options {
+    /// What all cells share.
+    pub(crate) fn pools(&self) -> Pools {
+        Pools {
+            cache: Cache::new_lru_cache(self.block_cache_bytes),
+            memtables: WriteBufferManager::new_write_buffer_manager(self.memtable_bytes, false),
+        }
+    }
+
+    pub(crate) fn rocks(&self, pools: &Pools) -> Options {
         let mut options = Options::default();
         options.create_if_missing(true);
-        options.set_write_buffer_size(self.memtable_bytes);
+        options.set_write_buffer_size(self.memtable_bytes / MEMTABLE_SHARE);
+        options.set_write_buffer_manager(&pools.memtables);
         options.set_max_write_buffer_number(as_c_int(self.memtables.max(2)));
         options.set_max_background_jobs(as_c_int(self.background_jobs.max(1)));
-        options.set_max_open_files(as_c_int(self.max_open_files));
+        options
+            .set_max_open_files(as_c_int(self.max_open_files.div_ceil(self.cells.max(1)).max(16)));
         options.set_compression_type(match self.compression {
             Compression::None => DBCompressionType::None,
             Compression::Lz4 => DBCompressionType::Lz4,
         });
         options.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO);
         options.set_memtable_whole_key_filtering(true);
-        options.set_block_based_table_factory(&self.blocks());
+        options.set_block_based_table_factory(&blocks(pools));
         options.set_level_compaction_dynamic_level_bytes(true);
         options.set_keep_log_file_num(INFO_LOG_FILES);
         options.set_max_log_file_size(INFO_LOG_BYTES);
         options.set_log_level(LogLevel::Warn);
         options
     }
+}
 
-    fn blocks(&self) -> BlockBasedOptions {
-        let mut blocks = BlockBasedOptions::default();
-        blocks.set_block_cache(&Cache::new_lru_cache(self.block_cache_bytes));
-        blocks.set_block_size(16 * KIB);
-        blocks.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
-        // Counted against the cache, so that memory stays bounded whatever the data.
-        blocks.set_cache_index_and_filter_blocks(true);
-        blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
-        blocks
-    }
+fn blocks(pools: &Pools) -> BlockBasedOptions {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(&pools.cache);
+    blocks.set_block_size(16 * KIB);
+    blocks.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
+    // Counted against the cache, so that memory stays bounded whatever the data.
+    blocks.set_cache_index_and_filter_blocks(true);
+    blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    blocks
 }
 
 fn as_c_int(value: usize) -> i32 {

@@ -1,4 +1,4 @@
-//! The database and the flush: what the threads of a [`super::StateDb`] share.
+//! The database of a cell and the flush: what the threads of a [`super::StateDb`] share.
 //!
 //! **Why a crash leaves a prefix.** Nothing is written to a RocksDB log. A write batch goes whole
 //! into one memtable; memtables are flushed and recorded in the manifest in the order they were
@@ -17,15 +17,17 @@ use crossbeam_channel::{Sender, TrySendError};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use rocksdb::{
-    ColumnFamily, DB, DBPinnableSlice, DEFAULT_COLUMN_FAMILY_NAME, ReadOptions, WriteBatch,
-    WriteOptions,
+    ColumnFamily, DB, DBPinnableSlice, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, ReadOptions,
+    WriteBatch, WriteOptions,
 };
 use shardhost_storage::GroupId;
 use tokio::sync::watch;
 
-use super::error::StateDbError;
+use super::cells::Pools;
+use super::error::{LOOKING, StateDbError};
 use super::flusher::Signal;
 use super::group;
+use super::health::Health;
 use super::keys::{FORMAT_KEY, Space};
 use super::options::StateDbOptions;
 use super::progress::Progress;
@@ -36,43 +38,103 @@ const FORMAT: u8 = 1;
 
 pub(crate) struct Shared {
     pub(crate) db: DB,
+    cell: usize,
+    common: Arc<Common>,
     write: WriteOptions,
     groups: DashMap<GroupId, Arc<Progress>>,
     /// Groups written since the last flush, each once.
     queue: Mutex<Vec<Arc<Progress>>>,
     /// Groups whose state is removed, and on disk may not be: a crash would bring it back.
     removed: Mutex<BTreeSet<GroupId>>,
-    unflushed_bytes: AtomicU64,
-    flush_bytes: u64,
-    flusher: Sender<Signal>,
     /// One flush at a time; also held while a restore begins.
     flushing: Mutex<()>,
+}
+
+/// What all cells of a state share.
+pub(crate) struct Common {
+    unflushed_bytes: AtomicU64,
+    flush_bytes: u64,
+    flusher: Option<Sender<Signal>>,
     flushes: watch::Sender<u64>,
+    pub(crate) health: Health,
+    /// Cells in which damage was found.
+    damaged: watch::Sender<BTreeSet<usize>>,
+}
+
+impl Common {
+    pub(crate) fn new(flush_bytes: u64, flusher: Sender<Signal>) -> Self {
+        Self { flush_bytes, flusher: Some(flusher), ..Self::alone() }
+    }
+
+    /// For a database that nobody flushes by itself.
+    pub(crate) fn alone() -> Self {
+        Self {
+            unflushed_bytes: AtomicU64::new(0),
+            flush_bytes: u64::MAX,
+            flusher: None,
+            flushes: watch::Sender::new(0),
+            health: Health::default(),
+            damaged: watch::Sender::new(BTreeSet::new()),
+        }
+    }
+
+    pub(crate) fn flushes(&self) -> watch::Receiver<u64> {
+        self.flushes.subscribe()
+    }
+
+    pub(crate) fn mark_damaged(&self, cell: usize) {
+        self.damaged.send_if_modified(|damaged| damaged.insert(cell));
+    }
+
+    pub(crate) fn unmark_damaged(&self, cell: usize) {
+        self.damaged.send_if_modified(|damaged| damaged.remove(&cell));
+    }
+
+    pub(crate) fn damaged(&self) -> watch::Receiver<BTreeSet<usize>> {
+        self.damaged.subscribe()
+    }
+
+    fn count_bytes(&self, bytes: u64) {
+        let before = self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let due = before < self.flush_bytes && before.saturating_add(bytes) >= self.flush_bytes;
+        if due && let Some(flusher) = &self.flusher {
+            match flusher.try_send(Signal::Flush) {
+                // A full channel means a flush is about to start anyway; a closed one, that the
+                // state is being closed, which flushes.
+                Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+            }
+        }
+    }
+
+    /// Everything that was written so far is about to be flushed.
+    pub(crate) fn flush_begins(&self) {
+        self.unflushed_bytes.store(0, Ordering::Relaxed);
+    }
 }
 
 impl Shared {
     pub(crate) fn open(
         path: &Path,
+        cell: usize,
         options: &StateDbOptions,
-        flusher: Sender<Signal>,
+        pools: &Pools,
+        common: &Arc<Common>,
     ) -> Result<Self, StateDbError> {
-        let db = open_db(path, options).map_err(|error| StateDbError::Open {
-            path: path.to_owned(),
-            message: error.into_string(),
+        let db = open_db(path, options, pools).map_err(|error| match error.kind() {
+            ErrorKind::Corruption => StateDbError::io("opening")(error),
+            _ => StateDbError::Open { path: path.to_owned(), message: error.into_string() },
         })?;
         let mut write = WriteOptions::default();
         write.disable_wal(true);
         let shared = Self {
             db,
+            cell,
+            common: Arc::clone(common),
             write,
             groups: DashMap::new(),
             queue: Mutex::default(),
             removed: Mutex::default(),
-            unflushed_bytes: AtomicU64::new(0),
-            flush_bytes: options.flush_bytes,
-            flusher,
             flushing: Mutex::default(),
-            flushes: watch::Sender::new(0),
         };
         shared.check_format(path)?;
         Ok(shared)
@@ -97,7 +159,7 @@ impl Shared {
         let mut batch = WriteBatch::default();
         batch.put(FORMAT_KEY, [FORMAT]);
         self.write(batch)?;
-        self.flush()
+        self.db.flush().map_err(StateDbError::io("flushing its format"))
     }
 
     /// What is known of a group in this process.
@@ -134,12 +196,20 @@ impl Shared {
         options.set_iterate_range(first.to_vec()..end.to_vec());
         let mut records = self.db.raw_iterator_opt(options);
         records.seek_to_first();
-        records.status().map_err(StateDbError::io("looking for what is left of a group"))?;
+        let status = records.status().map_err(StateDbError::io(LOOKING));
+        self.note_failure(&status);
+        status?;
         Ok(records.valid())
     }
 
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StateDbError> {
-        self.db.write_opt(batch, &self.write).map_err(StateDbError::io("writing"))
+        let written = self.db.write_opt(batch, &self.write).map_err(StateDbError::io("writing"));
+        // A write that succeeds does not show that what waits for space can be flushed.
+        if written.is_err() {
+            self.common.health.note(self.cell, &written);
+            self.note_failure(&written);
+        }
+        written
     }
 
     /// Writes the batch that brings a group to `index`.
@@ -155,18 +225,25 @@ impl Shared {
         if progress.written(index) {
             self.queue.lock().push(Arc::clone(progress));
         }
-        self.count_bytes(bytes);
+        self.common.count_bytes(bytes);
         Ok(())
     }
 
-    fn count_bytes(&self, bytes: u64) {
-        let before = self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if before < self.flush_bytes && before.saturating_add(bytes) >= self.flush_bytes {
-            match self.flusher.try_send(Signal::Flush) {
-                // A full channel means a flush is about to start anyway; a closed one, that the
-                // state is being closed, which flushes.
-                Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, StateDbError> {
+        let found = self.db.get_pinned(key).map_err(StateDbError::io("reading"));
+        self.note_failure(&found);
+        found
+    }
+
+    /// A failure for a reason that does not pass shows that the disk failed, or damaged this cell.
+    pub(crate) fn note_failure<T>(&self, outcome: &Result<T, StateDbError>) {
+        match outcome {
+            Err(StateDbError::Io { .. }) => self.common.health.note(self.cell, outcome),
+            Err(error @ StateDbError::Damaged { .. }) => {
+                tracing::error!(cell = self.cell, %error, "a part of the state is damaged");
+                self.common.mark_damaged(self.cell);
             }
+            _ => {}
         }
     }
 
@@ -176,7 +253,10 @@ impl Shared {
         keys: &[Vec<u8>],
     ) -> Result<Vec<Option<DBPinnableSlice<'_>>>, StateDbError> {
         let found = self.db.batched_multi_get_cf(self.family()?, keys, true);
-        found.into_iter().map(|value| value.map_err(StateDbError::io("reading"))).collect()
+        let found =
+            found.into_iter().map(|value| value.map_err(StateDbError::io("reading"))).collect();
+        self.note_failure(&found);
+        found
     }
 
     /// The one column family, which a look-up of many keys must be told.
@@ -193,16 +273,18 @@ impl Shared {
     pub(crate) fn flush(&self) -> Result<(), StateDbError> {
         let _one = self.flushing.lock();
         let waiting = mem::take(&mut *self.queue.lock());
-        self.unflushed_bytes.store(0, Ordering::Relaxed);
         let marks: Vec<u64> = waiting.iter().map(|progress| progress.start_flush()).collect();
-        if let Err(error) = self.db.flush().map_err(StateDbError::io("flushing")) {
+        let flushed = self.db.flush().map_err(StateDbError::io("flushing"));
+        self.common.health.note(self.cell, &flushed);
+        self.note_failure(&flushed);
+        if let Err(error) = flushed {
             self.requeue(waiting);
             return Err(error);
         }
         for (progress, mark) in waiting.iter().zip(marks) {
             progress.flushed(mark);
         }
-        self.flushes.send_modify(|count| *count += 1);
+        self.common.flushes.send_modify(|count| *count += 1);
         Ok(())
     }
 
@@ -216,14 +298,10 @@ impl Shared {
         let _no_flush = self.flushing.lock();
         progress.start_restore();
     }
-
-    pub(crate) fn flushes(&self) -> watch::Receiver<u64> {
-        self.flushes.subscribe()
-    }
 }
 
-fn open_db(path: &Path, options: &StateDbOptions) -> Result<DB, rocksdb::Error> {
-    let rocks = options.rocks();
+fn open_db(path: &Path, options: &StateDbOptions, pools: &Pools) -> Result<DB, rocksdb::Error> {
+    let rocks = options.rocks(pools);
     let families = [(DEFAULT_COLUMN_FAMILY_NAME, rocks.clone())];
     DB::open_cf_with_opts(&rocks, path, families)
 }

@@ -321,7 +321,7 @@ fn a_removal_that_is_not_durable_is_made_so_before_the_next_group_begins() {
     let scratch = Scratch::new();
     put_all(&mut scratch.state.table(GROUP), 1..=3);
     scratch.state.flush_now().unwrap();
-    scratch.state.shared.remove(Space::new(GROUP)).unwrap();
+    scratch.state.cells.of(GROUP).unwrap().shared.remove(keys::Space::new(GROUP)).unwrap();
     assert_eq!(applied(&scratch.crashed().state.table(GROUP)), Some(3));
     scratch.state.make_empty(GROUP).unwrap();
     assert_eq!(applied(&scratch.crashed().state.table(GROUP)), None);
@@ -372,4 +372,173 @@ fn a_view_fails_when_the_state_is_closed() {
     let writer = table.snapshot().unwrap();
     drop((table, scratch));
     assert!(writer.write_to(&mut Vec::new()).is_err());
+}
+
+/// Two groups of one cell, each with more than a block of records, closed and on disk. Returns the
+/// directory and the file that holds them.
+fn two_on_disk() -> (tempfile::TempDir, PathBuf) {
+    let scratch = Scratch::new();
+    for group in [GROUP, NEIGHBOUR] {
+        let mut table = scratch.state.table(group);
+        let value = noise(group.get(), 1_000);
+        let put = |key: u64| TableCommand::Put { key: &key.to_be_bytes(), value: &value }.encode();
+        apply(&mut table, 1, &(1..=100).map(put).collect::<Vec<_>>());
+    }
+    assert_eq!(scratch.state.cell_of(GROUP), scratch.state.cell_of(NEIGHBOUR));
+    let cell = scratch.path().join(format!("cell-{:02}", scratch.state.cell_of(GROUP)));
+    let directory = scratch.close();
+    let is_table = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "sst");
+    let files = std::fs::read_dir(&cell).unwrap().map(|file| file.unwrap().path());
+    let largest = files.filter(is_table).max_by_key(|path| path.metadata().unwrap().len());
+    (directory, largest.unwrap())
+}
+
+const NEIGHBOUR: GroupId = GroupId::new(GROUP.get() + 2);
+
+/// Bytes that no compression makes smaller.
+fn noise(seed: u64, count: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_be_bytes()[3]
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// Damages the first block that holds this value.
+fn damage(file: &Path, value: &[u8]) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let at = bytes.windows(value.len()).position(|window| window == value).expect("the value");
+    bytes[at] ^= 0xff;
+    std::fs::write(file, bytes).unwrap();
+}
+
+fn items(state: &Arc<StateDb>, group: GroupId) -> Result<u64, String> {
+    let sum = state.table(group).checksum();
+    sum.map(|sum| sum.items).map_err(|error| error.to_string())
+}
+
+#[test]
+fn damage_to_a_group_costs_that_group_alone() {
+    let (directory, file) = two_on_disk();
+    damage(&file, &noise(GROUP.get(), 1_000));
+    let state = open(directory.path());
+    let cell = state.cell_of(GROUP);
+    assert!(state.damaged_cells().borrow().is_empty(), "nobody has looked");
+    let fault = items(&state, GROUP).unwrap_err();
+    assert!(fault.contains("is damaged"), "{fault}");
+    assert_eq!(items(&state, NEIGHBOUR), Ok(100));
+    assert!(state.damaged_cells().borrow().contains(&cell));
+
+    let table = state.table(NEIGHBOUR);
+    let busy = state.recover(cell, &[GROUP, NEIGHBOUR]).unwrap_err();
+    assert_eq!(busy, StateDbError::Busy { cell });
+    drop(table);
+    let salvaged = state.recover(cell, &[GROUP, NEIGHBOUR]).unwrap();
+    assert_eq!(salvaged.lost, [GROUP].into());
+    assert!(salvaged.aside.join("CURRENT").exists(), "what was there is kept");
+    assert!(state.damaged_cells().borrow().is_empty());
+    assert_eq!(applied(&state.table(GROUP)), None, "it is at no position");
+    assert_eq!((items(&state, NEIGHBOUR), applied(&state.table(NEIGHBOUR))), (Ok(100), Some(100)));
+    put_all(&mut state.table(GROUP), 1..=3);
+    drop(state);
+    let state = open(directory.path());
+    assert_eq!((items(&state, GROUP), items(&state, NEIGHBOUR)), (Ok(3), Ok(100)));
+}
+
+#[test]
+fn a_compaction_that_meets_damage_stops_the_cell_and_no_other() {
+    let (directory, file) = two_on_disk();
+    damage(&file, &noise(GROUP.get(), 1_000));
+    let state = open(directory.path());
+    let (mut neighbour, mut other) = (state.table(NEIGHBOUR), state.table(GroupId::new(8)));
+    // A second file, of some of the same keys: the first is read to be merged with it.
+    apply(&mut state.table(NEIGHBOUR), 101, &(1..=100).map(put).collect::<Vec<_>>());
+    state.flush_now().unwrap();
+    state.cells.of(NEIGHBOUR).unwrap().shared.db.compact_range(None::<&[u8]>, None::<&[u8]>);
+    let mut command = [shardhost_groups::machine::Command::new(LogPosition::new(1, 201), put(1))];
+    let last = LogPosition::new(1, 201);
+    let mut batch = shardhost_groups::machine::ApplyBatch::new(NEIGHBOUR, last, &mut command);
+    let fault = neighbour.apply(&mut batch).unwrap_err();
+    assert_eq!(fault.kind, shardhost_groups::machine::FaultKind::Damaged, "{fault}");
+    put_all(&mut other, 1..=3);
+    drop(neighbour);
+    let salvaged = state.recover(state.cell_of(GROUP), &[GROUP, NEIGHBOUR]).unwrap();
+    assert_eq!(salvaged.lost, [GROUP].into());
+    assert_eq!(items(&state, NEIGHBOUR), Ok(100));
+    put_all(&mut state.table(NEIGHBOUR), 201..=201);
+}
+
+#[test]
+fn a_cell_that_cannot_be_opened_keeps_no_other_from_it() {
+    let (directory, file) = two_on_disk();
+    let current = file.with_file_name("CURRENT");
+    let manifest = std::fs::read_to_string(&current).unwrap();
+    let manifest = file.with_file_name(manifest.trim());
+    let mut bytes = std::fs::read(&manifest).unwrap();
+    bytes[20] ^= 0xff;
+    std::fs::write(&manifest, bytes).unwrap();
+    let state = open(directory.path());
+    let fault = state.table(GROUP).applied().unwrap_err();
+    assert_eq!(fault.kind, shardhost_groups::machine::FaultKind::Damaged, "{fault}");
+    put_all(&mut state.table(GroupId::new(8)), 1..=3);
+    let cell = state.cell_of(GROUP);
+    assert!(state.damaged_cells().borrow().contains(&cell));
+    let salvaged = state.recover(cell, &[GROUP, NEIGHBOUR]).unwrap();
+    assert_eq!(salvaged.lost, [GROUP, NEIGHBOUR].into());
+    put_all(&mut state.table(GROUP), 1..=3);
+}
+
+#[test]
+fn damage_that_comes_again_and_again_is_left_to_an_operator() {
+    let (directory, _) = two_on_disk();
+    let state = open(directory.path());
+    let cell = state.cell_of(GROUP);
+    for _ in 0..3 {
+        state.recover(cell, &[GROUP, NEIGHBOUR]).unwrap();
+    }
+    let refused = state.recover(cell, &[GROUP, NEIGHBOUR]).unwrap_err();
+    assert!(refused.to_string().contains("stand beside"), "{refused}");
+}
+
+#[test]
+fn a_crash_between_the_steps_of_a_recovery_leaves_one_cell_or_the_other() {
+    let (directory, file) = two_on_disk();
+    let cell = file.parent().unwrap().to_owned();
+    let with = |suffix: &str| cell.with_extension(suffix);
+    // The new one is ready, the old one still stands.
+    copy_directory(&cell, &with("ready"));
+    assert_eq!(items(&open(directory.path()), GROUP), Ok(100));
+    assert!(with("damaged-1").exists() && !with("ready").exists());
+    // The old one was put aside already.
+    std::fs::rename(&cell, with("ready")).unwrap();
+    assert_eq!(items(&open(directory.path()), GROUP), Ok(100));
+    // A new one that was not finished counts for nothing.
+    std::fs::create_dir(with("new")).unwrap();
+    assert_eq!(items(&open(directory.path()), GROUP), Ok(100));
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn the_state_of_an_earlier_version_opens_as_one_cell() {
+    let (directory, file) = two_on_disk();
+    let earlier = tempfile::TempDir::new().unwrap();
+    let earlier = earlier.path().join("state");
+    copy_directory(file.parent().unwrap(), &earlier);
+    let state = open(&earlier);
+    assert_eq!((items(&state, GROUP), items(&state, NEIGHBOUR)), (Ok(100), Ok(100)));
+    assert_eq!(state.cell_of(GROUP), state.cell_of(GroupId::new(8)));
+    state.recover(0, &[GROUP, NEIGHBOUR]).unwrap();
+    assert_eq!(items(&state, GROUP), Ok(100));
+    drop((state, directory));
+    assert_eq!(items(&open(&earlier), NEIGHBOUR), Ok(100));
 }

@@ -134,6 +134,7 @@ fn run(shared: &Shared, requests: &Receiver<Request>) {
                     .get(&view)
                     .ok_or(StateDbError::Closed)
                     .and_then(|view| read_chunk(view, space, &from));
+                shared.note_failure(&chunk);
                 answer(&reply, chunk);
             }
             Request::Close { view } => drop(open.remove(&view)),

@@ -51,7 +51,7 @@ impl Inbound for Edges {
 }
 
 fn advert(name: &str) -> Advert {
-    Advert { capabilities: [name.to_owned()].into(), draining: false }
+    Advert { capabilities: [name.to_owned()].into(), ..Advert::default() }
 }
 
 fn said(incarnation: u64, name: &str) -> Edge {

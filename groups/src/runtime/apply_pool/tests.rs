@@ -1,6 +1,7 @@
 //! Work is merged, done in order, and one slow state machine holds up no other group.
 
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -11,11 +12,13 @@ use shardhost_storage::{
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::error::GroupFault;
 use crate::handle::{Group, GroupSpec};
 use crate::machine::{ApplyBatch, ApplyFault, Command, SnapshotWriter, StateMachine};
 use crate::runtime::{Groups, GroupsBuilder};
+use crate::status::Role;
 use crate::testing::alone::Alone;
-use crate::{GroupsConfig, ProposeError};
+use crate::{GroupsConfig, ProposeError, ReadMode};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -51,7 +54,7 @@ fn what_stands_between_commands_keeps_its_place() {
 
 fn mailbox() -> Mailbox {
     let snapshots: Arc<dyn SnapshotStore> = Arc::new(MemorySnapshots::new());
-    let machine = Box::new(Echo { applied: LogPosition::default(), gate: None });
+    let machine = Box::new(Echo::default());
     Mailbox::new(Applier::new(GroupId::new(1), machine, snapshots, LogPosition::default()))
 }
 
@@ -93,7 +96,7 @@ fn a_question_that_finds_no_room_is_refused_until_others_are_given_up() {
 #[test]
 fn a_turn_takes_a_bounded_share_and_comes_back_for_the_rest() {
     let snapshots: Arc<dyn SnapshotStore> = Arc::new(MemorySnapshots::new());
-    let machine = Box::new(Echo { applied: LogPosition::default(), gate: None });
+    let machine = Box::new(Echo::default());
     let start = LogPosition::default();
     let mailbox = Mailbox::new(Applier::new(GroupId::new(1), machine, snapshots, start));
 
@@ -102,9 +105,9 @@ fn a_turn_takes_a_bounded_share_and_comes_back_for_the_rest() {
         assert!(!mailbox.add(ApplyWork::Durable), "it is scheduled once");
     }
     assert_eq!(mailbox.take().len(), WORK_PER_TURN);
-    assert!(mailbox.end_turn(), "there is more");
+    assert_eq!(mailbox.end_turn(), Next::Again, "there is more");
     assert_eq!(mailbox.take().len(), 1);
-    assert!(!mailbox.end_turn());
+    assert_eq!(mailbox.end_turn(), Next::Nothing);
     assert!(mailbox.add(ApplyWork::Durable), "it must be scheduled again");
 
     mailbox.close();
@@ -115,7 +118,7 @@ fn a_turn_takes_a_bounded_share_and_comes_back_for_the_rest() {
 #[test]
 fn only_questions_that_are_quick_are_answered_on_the_thread_of_whoever_asks() {
     let snapshots: Arc<dyn SnapshotStore> = Arc::new(MemorySnapshots::new());
-    let machine = Box::new(Echo { applied: LogPosition::default(), gate: None });
+    let machine = Box::new(Echo::default());
     let start = LogPosition::default();
     let mailbox = Mailbox::new(Applier::new(GroupId::new(1), machine, snapshots, start));
     let ask = |question: &'static [u8]| mailbox.query_at_once(&Bytes::from_static(question));
@@ -124,9 +127,19 @@ fn only_questions_that_are_quick_are_answered_on_the_thread_of_whoever_asks() {
 }
 
 /// Answers what it is told. With a gate, it waits there before it applies anything.
+#[derive(Default)]
 struct Echo {
     applied: LogPosition,
     gate: Option<mpsc::Receiver<()>>,
+    disk: Disk,
+    heard: u64,
+}
+
+/// What an [`Echo`] would write to.
+#[derive(Clone, Default)]
+struct Disk {
+    full: Arc<AtomicBool>,
+    damaged: Arc<AtomicBool>,
 }
 
 impl StateMachine for Echo {
@@ -138,16 +151,28 @@ impl StateMachine for Echo {
         if let Some(gate) = self.gate.take() {
             gate.recv_timeout(DEADLINE).map_err(ApplyFault::new)?;
         }
+        let heard = self.heard;
         for command in batch.commands() {
             let data = command.data().clone();
             assert_ne!(data, "panic", "a state machine on purpose");
+            self.heard += 1;
             command.respond(data);
+        }
+        if self.disk.full.load(Ordering::Relaxed) {
+            self.heard = heard;
+            return Err(ApplyFault::passing("the disk is full"));
         }
         self.applied = batch.last();
         Ok(())
     }
 
     fn query(&self, request: &Bytes) -> Result<Bytes, QueryError> {
+        if self.disk.damaged.load(Ordering::Relaxed) {
+            return Err(QueryError::Damaged("a block of it".to_owned()));
+        }
+        if request == "heard" {
+            return Ok(self.heard.to_string().into());
+        }
         Ok(request.clone())
     }
 
@@ -176,8 +201,16 @@ fn host(apply_threads: usize) -> Groups {
 }
 
 async fn open(groups: &Groups, id: u64, gate: Option<mpsc::Receiver<()>>) -> Group {
+    open_machine(groups, id, Echo { gate, ..Echo::default() }).await
+}
+
+async fn open_on(groups: &Groups, id: u64, disk: &Disk) -> Group {
+    open_machine(groups, id, Echo { disk: disk.clone(), ..Echo::default() }).await
+}
+
+async fn open_machine(groups: &Groups, id: u64, machine: Echo) -> Group {
     let spec = GroupSpec::new(GroupId::new(id), [NodeId::must(1)]);
-    let machine = Box::new(Echo { applied: LogPosition::default(), gate });
+    let machine = Box::new(machine);
     let group = groups.create(spec, machine).unwrap();
     group.wait_for(|status| status.serving, DEADLINE).await.expect("it leads alone");
     group
@@ -225,5 +258,66 @@ async fn a_machine_that_panics_stops_its_group_alone() {
     }
     let later = echo(&bad, "after").await.unwrap_err();
     assert!(later.is_definite() && later.to_string().contains("on purpose"), "{later}");
+    groups.shutdown();
+}
+
+#[tokio::test]
+async fn what_a_full_disk_refuses_is_done_once_when_there_is_room() {
+    let groups = host(1);
+    let disk = Disk::default();
+    let stalled = open_on(&groups, 1, &disk).await;
+    let other = open(&groups, 2, None).await;
+    assert_eq!(echo(&stalled, "first").await.unwrap(), "first");
+
+    disk.full.store(true, Ordering::Relaxed);
+    let waiting = tokio::spawn({
+        let stalled = stalled.clone();
+        async move { echo(&stalled, "second").await }
+    });
+    let told = stalled.wait_for(|status| status.stalled.is_some(), DEADLINE).await.unwrap();
+    assert!(told.stalled.as_ref().unwrap().contains("the disk is full"));
+    assert!(!told.serving && told.role == Role::Leader, "nobody else can lead it");
+    let refused = echo(&stalled, "third").await.unwrap_err();
+    assert!(refused.is_definite() && refused.to_string().contains("the disk is full"), "{refused}");
+    let heard = stalled.query(ReadMode::Stale, "heard").await.unwrap();
+    assert_eq!(heard, "1", "what was refused changed nothing");
+    assert_eq!(echo(&other, "fine").await.unwrap(), "fine");
+    assert!(!waiting.is_finished(), "it waits");
+
+    disk.full.store(false, Ordering::Relaxed);
+    assert_eq!(waiting.await.unwrap().unwrap(), "second");
+    stalled.wait_for(|status| status.serving, DEADLINE).await.expect("it serves again");
+    assert_eq!(echo(&stalled, "fourth").await.unwrap(), "fourth");
+    assert_eq!(stalled.query(ReadMode::Stale, "heard").await.unwrap(), "3", "each once");
+    groups.shutdown();
+}
+
+#[tokio::test]
+async fn a_replica_that_stands_still_can_end() {
+    let groups = host(1);
+    let disk = Disk::default();
+    let group = open_on(&groups, 1, &disk).await;
+    disk.full.store(true, Ordering::Relaxed);
+    let waiting = tokio::spawn({
+        let group = group.clone();
+        async move { echo(&group, "lost").await }
+    });
+    group.wait_for(|status| status.stalled.is_some(), DEADLINE).await.unwrap();
+    let closing = groups.close(GroupId::new(1));
+    assert!(tokio::time::timeout(DEADLINE, closing).await.expect("it ends in time"));
+    assert!(!waiting.await.unwrap().unwrap_err().is_definite(), "it is committed");
+    groups.shutdown();
+}
+
+#[tokio::test]
+async fn a_question_that_finds_damage_stops_its_replica() {
+    let groups = host(1);
+    let disk = Disk::default();
+    let group = open_on(&groups, 1, &disk).await;
+    disk.damaged.store(true, Ordering::Relaxed);
+    let answer = group.query(ReadMode::Linearizable, "quick").await.unwrap_err();
+    assert!(answer.to_string().contains("damaged"), "{answer}");
+    let failed = |role: &Role| matches!(role, Role::Failed(GroupFault::StateDamaged(_)));
+    group.wait_for(|status| failed(&status.role), DEADLINE).await.expect("it goes on");
     groups.shutdown();
 }

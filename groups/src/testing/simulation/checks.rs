@@ -71,6 +71,7 @@ pub struct Checks {
     pub(super) changes: u64,
     pub(super) retired: u64,
     pub(super) lost_disks: u64,
+    pub(super) lost_states: u64,
     pub(super) lost_tails: u64,
     pub(super) caretakers: u64,
     pub(super) stood_again: u64,
@@ -103,6 +104,8 @@ pub struct Coverage {
     pub retired: u64,
     /// Disks that were replaced by empty ones.
     pub lost_disks: u64,
+    /// States of state machines that were lost.
+    pub lost_states: u64,
     /// Logs that lost their end.
     pub lost_tails: u64,
     /// Leaderships that served nobody, for a while at least.
@@ -126,6 +129,7 @@ impl Coverage {
         self.changes += checks.changes;
         self.retired += checks.retired;
         self.lost_disks += checks.lost_disks;
+        self.lost_states += checks.lost_states;
         self.lost_tails += checks.lost_tails;
         self.caretakers += checks.caretakers;
         self.stood_again += checks.stood_again;

@@ -19,6 +19,10 @@ impl Cluster {
             7 if self.shape().lost_tails && chance.per_mille(700) => {
                 self.lose_a_tail(node, &mut chance);
             }
+            7 if self.shape().lost_states && chance.per_mille(700) => {
+                let down = chance.between(50, 2_000);
+                self.lose_a_state(down);
+            }
             7 => self.stall(node, chance.between(100, 3_000)),
             8 => self.slow_disk(node, chance.between(20, 400)),
             7..=9 if self.shape().lost_disks && chance.per_mille(700) => {

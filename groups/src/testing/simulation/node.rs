@@ -39,6 +39,10 @@ pub struct Machine {
     pub scheduled: bool,
     /// It does nothing before this moment.
     pub hangs_until: u64,
+    /// It refuses to apply before this moment, as on a full disk.
+    pub stalls_until: u64,
+    /// Its replica was told that it stands still.
+    pub stalled: bool,
 }
 
 /// What dies with the process.
@@ -179,8 +183,15 @@ impl Node {
         self.openings += 1;
         let epoch = self.life * 1_000_000 + self.openings;
         let (replica, applier) = self.open(&self.own_config(config), group, epoch)?;
-        let (work, scheduled, hangs_until) = (VecDeque::new(), false, 0);
-        let machine = Machine { epoch, applier, work, scheduled, hangs_until };
+        let machine = Machine {
+            epoch,
+            applier,
+            work: VecDeque::new(),
+            scheduled: false,
+            hangs_until: 0,
+            stalls_until: 0,
+            stalled: false,
+        };
         if let Some(process) = self.process.as_mut() {
             process.core.handle(Input::Open(Box::new(replica)));
             process.machines.insert(group, machine);
@@ -211,6 +222,15 @@ impl Node {
     pub fn wipe(&mut self) {
         (self.store, self.snapshots) = (MemoryStore::new(), MemorySnapshots::new());
         self.disks.clear();
+    }
+
+    /// Removes what a state machine of a node that is down keeps, and its snapshots.
+    pub fn lose_state(&mut self, group: GroupId) {
+        let empty = self.empty_disk(group);
+        self.disks.insert(group, empty);
+        if let Err(error) = self.snapshots.remove_below(group, None) {
+            tracing::debug!(%error, "no snapshots");
+        }
     }
 
     /// Starts the process from what the disks hold.
@@ -251,22 +271,32 @@ impl Node {
         let persisted = persisted.ok_or_else(|| text(&"vanished"))?;
         let mut machine = ListMachine { disk: Arc::clone(&self.disks[&group]) };
         let stands = machine.applied().map_err(|error| text(&error))?;
+        let mut lost = false;
         let applied = match Opened::decide(&persisted, stands).map_err(|e| text(&e))? {
             Opened::Continue(at) => at,
-            Opened::Restore(at) => {
-                restore_machine(&mut machine, &self.snapshots, group, at).map_err(|e| text(&e))?;
+            Opened::Lost(at) => {
+                lost = true;
                 at
+            }
+            Opened::Restore(at) => {
+                let restored = restore_machine(&mut machine, &self.snapshots, group, at);
+                lost = restored.is_err() && persisted.meta.membership.members.len() > 1;
+                match lost {
+                    true => persisted.base,
+                    false => restored.map(|()| at).map_err(|error| text(&error))?,
+                }
             }
         };
         let durable = machine.durable_index();
         let policies = self.policies.clone();
-        let start = ReplicaStart { persisted, applied, durable, epoch, policies };
+        let start = ReplicaStart { persisted, applied, durable, lost, epoch, policies };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let store = Arc::new(self.store.clone());
         let core = GroupCore::open(Arc::clone(config), store, &logger, start)
             .map_err(|fault| text(&fault))?;
         let snapshots: Arc<dyn SnapshotStore> = Arc::new(self.snapshots.clone());
-        Ok((core, Applier::new(group, Box::new(machine), snapshots, applied)))
+        let applier = Applier::new(group, Box::new(machine), snapshots, applied);
+        Ok((core, if lost { applier.lost() } else { applier }))
     }
 
     /// The term of its replica.

@@ -63,7 +63,7 @@ impl Cluster {
         let (id, draining) = (arguments.node("node")?, arguments.flag("draining")?);
         let capabilities: BTreeSet<String> = arguments.all("names")?.into_iter().collect();
         let silently = arguments.flag("silently")?;
-        let advert = Advert { capabilities, draining };
+        let advert = Advert { capabilities, draining, ..Advert::default() };
         self.node(id)?.advert = advert.clone();
         let advert = Arc::new(advert);
         if self.runs(id) {

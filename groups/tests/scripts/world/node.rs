@@ -199,8 +199,13 @@ impl Node {
         let epoch = self.life * 1_000_000 + group.get() * 1_000 + persisted.meta.replica.get();
         let mut machine = ListMachine { disk: Arc::clone(&self.disks[&group]) };
         let stands = machine.applied().map_err(|error| text(&error))?;
+        let mut lost = false;
         let applied = match Opened::decide(&persisted, stands).map_err(|error| text(&error))? {
             Opened::Continue(at) => at,
+            Opened::Lost(at) => {
+                lost = true;
+                at
+            }
             Opened::Restore(at) => {
                 restore_machine(&mut machine, &self.snapshots, group, at).map_err(|e| text(&e))?;
                 at
@@ -208,13 +213,14 @@ impl Node {
         };
         let durable = machine.durable_index();
         let policies = self.policies.clone();
-        let start = ReplicaStart { persisted, applied, durable, epoch, policies };
+        let start = ReplicaStart { persisted, applied, durable, lost, epoch, policies };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let store = Arc::new(self.store.clone());
         let core = GroupCore::open(Arc::clone(config), store, &logger, start)
             .map_err(|fault| text(&fault))?;
         let snapshots: Arc<dyn SnapshotStore> = Arc::new(self.snapshots.clone());
         let applier = Applier::new(group, Box::new(machine), snapshots, applied);
+        let applier = if lost { applier.lost() } else { applier };
         let (work, told) = (VecDeque::new(), applied.index);
         let process = self.process.as_mut().ok_or("the node is down")?;
         process.machines.insert(group, Machine { epoch, applier, work, told });

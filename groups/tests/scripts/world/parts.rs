@@ -131,6 +131,7 @@ impl Cluster {
                 self.say(format!("n{id} g{group} checksum at {position}: {sum}"));
                 GroupEvent::Summed { position, summed: Summed::Sum(sum) }
             }
+            ApplyReport::Stalled { fault, .. } => return Err(format!("it stalls: {fault}")),
             ApplyReport::Removed | ApplyReport::Nothing => return Ok(None),
         }))
     }

@@ -69,7 +69,10 @@ impl Shape {
 
 /// What says that a node has these capabilities.
 pub(super) fn advert(names: &[&str]) -> Advert {
-    Advert { capabilities: names.iter().map(|name| (*name).to_owned()).collect(), draining: false }
+    Advert {
+        capabilities: names.iter().map(|name| (*name).to_owned()).collect(),
+        ..Advert::default()
+    }
 }
 
 /// What a node may say of itself.

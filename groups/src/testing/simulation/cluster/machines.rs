@@ -3,6 +3,9 @@
 use super::*;
 use crate::apply::{Summed, sum_of};
 
+/// Milliseconds before work is tried again that could not be done.
+const STALL_REST: u64 = 200;
+
 impl Cluster {
     /// A state machine does nothing for so many milliseconds.
     pub fn hang_machine(&mut self, id: NodeId, group: GroupId, length: u64) {
@@ -12,6 +15,45 @@ impl Cluster {
         if let Some(machine) = process.and_then(|process| process.machines.get_mut(&group)) {
             machine.hangs_until = until;
         }
+    }
+
+    /// A state machine refuses to apply anything for so many milliseconds, as on a full disk.
+    pub fn stall_machine(&mut self, id: NodeId, group: GroupId, length: u64) {
+        self.tell(|| format!("{id:?} the machine of {group:?} stands still for {length} ms"));
+        let until = self.now + length;
+        let process = self.nodes.get_mut(&id).and_then(|node| node.process.as_mut());
+        if let Some(machine) = process.and_then(|process| process.machines.get_mut(&group)) {
+            machine.stalls_until = until;
+        }
+    }
+
+    /// What the apply pool does with work that cannot be done now: it stays where it is, the replica
+    /// is told, and later it is tried again.
+    fn stands_still(&mut self, id: NodeId, life: u64, group: GroupId) -> Result<bool, String> {
+        let now = self.now;
+        let process = self.nodes.get_mut(&id).and_then(|node| node.process.as_mut());
+        let machine = process.and_then(|process| process.machines.get_mut(&group));
+        let Some(machine) = machine else { return Ok(false) };
+        let epoch = machine.epoch;
+        let applies = matches!(
+            machine.work.front(),
+            Some(ApplyWork::Commands { .. } | ApplyWork::Restore { .. })
+        );
+        let stalls = applies && machine.stalls_until > now;
+        if stalls {
+            self.after(STALL_REST, Event::Apply { node: id, life, group });
+        }
+        let process = self.nodes.get_mut(&id).and_then(|node| node.process.as_mut());
+        let machine = process.and_then(|process| process.machines.get_mut(&group));
+        let told = machine.is_none_or(|machine| {
+            let stays = machine.stalled && !applies;
+            std::mem::replace(&mut machine.stalled, stalls || stays)
+        });
+        if applies && told != stalls {
+            let event = GroupEvent::Stalled(stalls.then(|| "the disk is full".into()));
+            self.input(id, Input::Group { group, epoch, event })?;
+        }
+        Ok(stalls)
     }
 
     pub(super) fn queue_work(&mut self, id: NodeId, group: GroupId, epoch: u64, work: ApplyWork) {
@@ -49,6 +91,12 @@ impl Cluster {
             self.after(wait, Event::Apply { node: id, life, group });
             return Ok(());
         }
+        if self.stands_still(id, life, group)? {
+            return Ok(());
+        }
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let Some(process) = node.process.as_mut() else { return Ok(()) };
+        let Some(machine) = process.machines.get_mut(&group) else { return Ok(()) };
         let Some(work) = machine.work.pop_front() else {
             machine.scheduled = false;
             return Ok(());
@@ -90,6 +138,7 @@ impl Cluster {
                 };
                 GroupEvent::Summed { position, summed }
             }
+            ApplyReport::Stalled { fault, .. } => return Err(format!("it stalls: {fault}")),
             ApplyReport::Removed | ApplyReport::Nothing => return Ok(()),
         };
         self.input(id, Input::Group { group, epoch, event })

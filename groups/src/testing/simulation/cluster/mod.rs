@@ -89,6 +89,8 @@ pub struct Shape {
     pub slow_machines: bool,
     /// Whether disks of nodes that vote in no group are replaced by empty ones.
     pub lost_disks: bool,
+    /// Whether the first node loses what its state machines keep.
+    pub lost_states: bool,
     /// Whether logs lose their ends, of one node at a time.
     pub lost_tails: bool,
     /// Whether leadership is handed over all the time.
@@ -133,6 +135,7 @@ impl Shape {
             lost_disks: false,
             lost_tails: false,
             transfers: false,
+            lost_states: false,
             policies: false,
             asks_policies: false,
             closes: false,
@@ -197,6 +200,17 @@ impl Shape {
         shape.lost_disks = chance.per_mille(500);
         shape.fault_every = 400;
         shape.config.max_apply_bytes_per_group = 1;
+        shape
+    }
+
+    /// Now and then the first node loses the state of its machines, and their snapshots, not its log.
+    pub fn losing_state(seed: u64) -> Self {
+        let mut shape = Self::from_seed(seed);
+        let mut chance = Chance::new(seed ^ 0x105e);
+        shape.nodes = chance.between(2, 5);
+        shape.lost_states = true;
+        shape.fault_every = 500;
+        shape.load_every = 30;
         shape
     }
 

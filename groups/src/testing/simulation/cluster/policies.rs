@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::worker::Advert;
+use crate::worker::{Advert, Impairment};
 use crate::{GroupStatus, Requirement, RequirementMode};
 
 use super::*;
@@ -100,6 +100,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// From here on the node says that it is impaired, until it says something else.
+    ///
+    /// # Errors
+    /// What a checker found.
+    pub fn impair(&mut self, id: NodeId, mode: RequirementMode) -> Result<(), String> {
+        let impaired = Some(Impairment { reason: "the disk hangs".into(), mode });
+        self.advertise(id, Advert { impaired, ..advert("both", false) })
+    }
+
     /// Whoever leads the group is asked to make this its requirement, whether it serves or not.
     pub fn require(&mut self, group: GroupId, requirement: Requirement) -> Result<(), String> {
         let leads = |node: &&Node| {
@@ -133,7 +142,13 @@ impl Cluster {
         match what {
             0 | 1 => self.require(group, requirement(lot)),
             2 => self.advertise(node, advert("fifo", lot == 0)),
+            3 if lot == 1 => self.impair(node, RequirementMode::Hard),
             3 => self.advertise(node, advert("ssd", lot == 0)),
+            4 if lot == 1 => self.impair(node, RequirementMode::Soft),
+            4 if lot == 2 => {
+                self.stall_machine(node, group, 4_000);
+                Ok(())
+            }
             4 => self.advertise(node, advert("both", false)),
             5 => self.advertise(node, Advert::default()),
             _ => self.switch_policy(node, lot < 2),
@@ -168,6 +183,11 @@ impl Cluster {
         if status.serving && !status.asleep && lacks && requirement.mode == RequirementMode::Hard {
             return Err(format!("{id:?} serves {:?} without {requirement}", status.id));
         }
+        let impaired = self.nodes[&id].advert.impaired.as_ref();
+        let hard = impaired.is_some_and(|why| why.mode == RequirementMode::Hard);
+        if status.serving && !status.asleep && (hard || status.stalled.is_some()) {
+            return Err(format!("{id:?} serves {:?} while it is impaired", status.id));
+        }
         Ok(())
     }
 }
@@ -183,5 +203,6 @@ fn requirement(lot: u64) -> Requirement {
 
 fn advert(what: &str, draining: bool) -> Advert {
     let names: &[&str] = if what == "both" { &["fifo", "ssd"] } else { &[what] };
-    Advert { capabilities: names.iter().map(|name| (*name).to_owned()).collect(), draining }
+    let capabilities = names.iter().map(|name| (*name).to_owned()).collect();
+    Advert { capabilities, draining, ..Advert::default() }
 }

@@ -56,6 +56,27 @@ impl Cluster {
         self.restart_later(id, down);
     }
 
+    /// The process of the first node dies, and with it what its state machines keep. That the others
+    /// keep theirs is what makes it good.
+    pub fn lose_a_state(&mut self, down: u64) {
+        let id = NodeId::must(1);
+        self.crash(id, usize::MAX);
+        for group in (1..=self.shape.groups).map(GroupId::new) {
+            self.lose_state(id, group);
+        }
+        self.checks.lost_states += 1;
+        self.restart_later(id, down);
+    }
+
+    /// What the state machine of a node that is down keeps, and its snapshots, are gone.
+    pub fn lose_state(&mut self, id: NodeId, group: GroupId) {
+        self.tell(|| format!("{id:?} loses the state of {group:?}"));
+        self.checks.forget_node(id);
+        if let Some(node) = self.nodes.get_mut(&id).filter(|node| node.disks.contains_key(&group)) {
+            node.lose_state(group);
+        }
+    }
+
     fn counts_without(&self, group: GroupId, id: NodeId) -> bool {
         let Some(leader) = self.leader_of(group) else { return false };
         let Some(status) = self.status(leader, group) else { return false };

@@ -1,0 +1,125 @@
+//! Why this host should lead nothing for now. What finds it out says so under a name of its own;
+//! together it is what the host says of itself, to its groups at once and to its peers by whoever
+//! follows [`crate::Groups::impairment`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use shardhost_storage::RequirementMode;
+use tokio::sync::watch;
+
+use super::inbox::Inbox;
+use crate::worker::{Advert, Impairment, Input};
+
+/// What is wrong, by who found it, and what the host says of itself beside it.
+#[derive(Debug)]
+pub(super) struct Impairments {
+    /// Held while the workers are told, so that all hear of changes in one order.
+    state: Mutex<State>,
+    told: watch::Sender<Option<Impairment>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    advert: Advert,
+    causes: BTreeMap<&'static str, Impairment>,
+}
+
+impl State {
+    /// All that is wrong; hard, if anything is.
+    fn together(&self) -> Option<Impairment> {
+        let mode =
+            self.causes.values().map(|cause| cause.mode).max_by_key(|mode| is_hard(*mode))?;
+        let reasons: Vec<&str> = self.causes.values().map(|cause| &*cause.reason).collect();
+        Some(Impairment { reason: reasons.join("; ").into(), mode })
+    }
+
+    fn said(&self) -> Arc<Advert> {
+        Arc::new(Advert { impaired: self.together(), ..self.advert.clone() })
+    }
+}
+
+const fn is_hard(mode: RequirementMode) -> bool {
+    matches!(mode, RequirementMode::Hard)
+}
+
+impl Impairments {
+    /// Nothing is wrong yet.
+    pub(super) fn new(advert: Advert) -> Self {
+        let state = State { advert, causes: BTreeMap::new() };
+        Self { state: Mutex::new(state), told: watch::Sender::new(None) }
+    }
+
+    /// What this host says of itself from here on. What is wrong with it is not the caller's to say.
+    pub(super) fn set_advert(&self, advert: Advert, inboxes: &[Inbox]) {
+        let mut state = self.state.lock();
+        state.advert = advert;
+        tell(&state.said(), inboxes);
+    }
+
+    /// Something is wrong, or is not any more. Says whether that is news.
+    pub(super) fn set(
+        &self,
+        source: &'static str,
+        cause: Option<Impairment>,
+        inboxes: &[Inbox],
+    ) -> bool {
+        let mut state = self.state.lock();
+        let before = match &cause {
+            Some(cause) => state.causes.insert(source, cause.clone()),
+            None => state.causes.remove(source),
+        };
+        if before == cause {
+            return false;
+        }
+        match &cause {
+            Some(cause) => tracing::error!(source, reason = %cause.reason,
+                "this host is impaired: it leads nothing as long as others can"),
+            None => tracing::info!(source, "this host is no longer impaired"),
+        }
+        tell(&state.said(), inboxes);
+        let together = state.together();
+        self.told.send_if_modified(|told| {
+            let news = *told != together;
+            told.clone_from(&together);
+            news
+        });
+        true
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Option<Impairment>> {
+        self.told.subscribe()
+    }
+}
+
+fn tell(advert: &Arc<Advert>, inboxes: &[Inbox]) {
+    for inbox in inboxes {
+        inbox.complete(Input::OwnAdvert(Arc::clone(advert)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn because(reason: &str, mode: RequirementMode) -> Option<Impairment> {
+        Some(Impairment { reason: reason.into(), mode })
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_together_and_ends_cause_by_cause() {
+        let impairments = Impairments::new(Advert::default());
+        let seen = impairments.watch();
+        let said = || seen.borrow().clone();
+        assert!(impairments.set("space", because("little space", RequirementMode::Soft), &[]));
+        assert!(!impairments.set("space", because("little space", RequirementMode::Soft), &[]));
+        assert_eq!(said(), because("little space", RequirementMode::Soft));
+        assert!(impairments.set("log", because("a write hangs", RequirementMode::Hard), &[]));
+        assert_eq!(said(), because("a write hangs; little space", RequirementMode::Hard));
+        assert!(impairments.set("log", None, &[]));
+        assert_eq!(said(), because("little space", RequirementMode::Soft));
+        assert!(impairments.set("space", None, &[]));
+        assert_eq!(said(), None);
+    }
+}

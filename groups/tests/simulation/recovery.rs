@@ -1,0 +1,79 @@
+//! State machines that lose their state: a replica is given another one's, and nothing is applied before.
+
+use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
+use shardhost_groups::testing::simulation::{Cluster, Shape};
+use shardhost_groups::{GroupId, NodeId};
+
+use super::{all_seeds_hold, run};
+
+const GROUP: GroupId = GroupId::new(1);
+
+#[test]
+fn clusters_keep_their_promises_while_states_are_lost() {
+    all_seeds_hold(Shape::losing_state, |coverage, runs| {
+        assert!(coverage.lost_states > runs, "{coverage:?}");
+        assert!(coverage.acknowledged > runs * 50, "{coverage:?}");
+    });
+}
+
+/// These nodes lose the state of a group whose log was truncated, one of them perhaps its leader.
+fn comes_back(seed: u64, lost: &[u64]) -> Result<(), String> {
+    let mut shape = Shape::calm();
+    (shape.groups, shape.keeping, shape.config.seed) = (1, seed % 3, seed);
+    shape.config.sleep_after_ticks = if seed.is_multiple_of(2) { 0 } else { 10 };
+    let mut cluster = Cluster::new(seed, &shape);
+    cluster.pass(4_000)?;
+    cluster.clients_work(true);
+    cluster.pass(12_000)?;
+    let lost: Vec<NodeId> = lost.iter().copied().map(NodeId::must).collect();
+    let status = |cluster: &Cluster, node| {
+        cluster.status(node, GROUP).cloned().ok_or_else(|| format!("{node:?} has no replica"))
+    };
+    if status(&cluster, lost[0])?.first.get() == 1 {
+        return Err("the log was never truncated".to_owned());
+    }
+    for node in &lost {
+        cluster.crash(*node, usize::MAX);
+        cluster.lose_state(*node, GROUP);
+        cluster.restart_later(*node, 300);
+    }
+    cluster.pass(600)?;
+    for node in &lost {
+        let stalled = status(&cluster, *node)?.stalled;
+        stalled.ok_or_else(|| format!("{node:?} does not say that its state is lost"))?;
+    }
+    cluster.pass(8_000)?;
+    cluster.clients_work(false);
+    cluster.pass(6_000)?;
+    let leader = cluster.leader_of(GROUP).ok_or("nobody serves the group")?;
+    let applied = status(&cluster, leader)?.applied;
+    for node in &lost {
+        let found = status(&cluster, *node)?;
+        if found.stalled.is_some() || found.applied != applied {
+            return Err(format!("{node:?} stands at {}, not at {applied}", found.applied));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_lost_state_is_replaced_by_that_of_another_replica() {
+    for seed in 0..40 {
+        for lost in [&[1][..], &[2], &[3, 1], &[2, 3]] {
+            comes_back(seed, lost)
+                .unwrap_or_else(|violation| panic!("seed {seed}, {lost:?} lost: {violation}"));
+        }
+    }
+}
+
+#[test]
+fn going_on_without_the_state_is_caught() {
+    let found = (0..200).find_map(|seed| {
+        let mut shape = Shape::losing_state(seed);
+        shape.config.bugs = KnownBugs::from([KnownBug::ApplyWithoutState]);
+        run(seed, &shape).0.err().map(|violation| (seed, violation))
+    });
+    let (seed, violation) = found.expect("no seed noticed the bug");
+    run(seed, &Shape::losing_state(seed)).0.unwrap_or_else(|other| panic!("seed {seed}: {other}"));
+    println!("seed {seed}: {violation}");
+}
