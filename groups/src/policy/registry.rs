@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(policies.complaints().0, 5, "the panic is counted each time");
         let said: Vec<_> =
             policies.opinions(&candidate).into_iter().map(|one| one.policy).collect();
-        assert_eq!(said, ["capability", "says", "says", "says", "says", "says"]);
+        assert_eq!(said, ["capability", "health", "says", "says", "says", "says", "says"]);
         drop(guards);
         assert_eq!(policies.opinion(&candidate), Opinion::Fit, "nobody is registered any more");
     }

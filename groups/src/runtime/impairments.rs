@@ -76,7 +76,7 @@ impl Impairments {
         match &cause {
             Some(cause) => tracing::error!(source, reason = %cause.reason,
                 "this host is impaired: it leads nothing as long as others can"),
-            None => tracing::info!(source, "this host is no longer impaired"),
+            None => tracing::warn!(source, "this host is no longer impaired"),
         }
         tell(&state.said(), inboxes);
         let together = state.together();

@@ -192,6 +192,7 @@ impl StateMachine for Echo {
 fn host(apply_threads: usize) -> Groups {
     let mut config = GroupsConfig::new(NodeId::must(1));
     config.tick = Duration::from_millis(2);
+    config.propose_give_up_ticks = u16::MAX;
     let store = Arc::new(MemoryStore::new());
     let snapshots = Arc::new(MemorySnapshots::new());
     GroupsBuilder::new(config)
