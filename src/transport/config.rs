@@ -12,7 +12,7 @@ use super::map_tag::MapTag;
 
 /// Most bytes of a heartbeat in a frame, which may join any message: its tag, its length, its
 /// sequence, and what the node says of itself.
-pub(super) const HEARTBEAT_MAX_BYTES: usize = 16 + ADVERT_MAX_BYTES;
+pub(super) const HEARTBEAT_MAX_BYTES: usize = 32 + ADVERT_MAX_BYTES;
 
 /// How much a lane may hold. Whatever is reached first is the bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
