@@ -89,7 +89,11 @@ pub enum Command {
     ///
     /// For a node that lost its disk, whose data directory was put back from an older copy, or
     /// whose replicas differ from those of others. A replica that the others cannot do without is
-    /// kept, and named. Run it again for those.
+    /// kept, and named. Run it again for those. An interrupted run first finishes the groups of which it
+    /// removed a replica.
+    ///
+    /// Ends with exit code 3 when nodes do not answer or groups have fewer voters than most and none on
+    /// the node: both are named, and an earlier run may have left the groups so.
     Rebuild(RebuildArguments),
 }
 

@@ -1,8 +1,8 @@
 //! The command line. Each subcommand has a file; what they print goes to standard output, what
 //! goes wrong to standard error, with the thing to do.
 //!
-//! The program ends with 0 when all went well, 1 when something went wrong, and 2 when the
-//! arguments make no sense.
+//! The program ends with 0 when all went well, 1 when something went wrong, 2 when the
+//! arguments make no sense, and 3 when something remains undone or unknown that it names.
 
 mod balance;
 mod bench;

@@ -18,13 +18,14 @@ pub const REQUEST_MS: u64 = 5_000;
 /// Entries that a successor may lack.
 const MAX_LAG: u64 = 1_024;
 
-/// The nodes that answered.
+/// The nodes that answered, and which did not.
 pub struct Reached {
     nodes: BTreeMap<u64, Node>,
+    silent: BTreeMap<u64, String>,
 }
 
 impl Reached {
-    /// Asks every node that the first one knows. Those that do not answer are left out.
+    /// Asks every node that the first one knows.
     pub async fn all(target: &Target) -> anyhow::Result<Self> {
         let first = target.node().await?;
         let mut nodes = BTreeMap::new();
@@ -32,7 +33,14 @@ impl Reached {
             let Ok(one) = Node::connect(&address).await else { continue };
             nodes.insert(one.status.node, one);
         }
-        Ok(Self { nodes })
+        let known = first.status.peers.iter().map(|peer| (peer.node, peer.address.clone()));
+        let silent = known.filter(|(node, _)| !nodes.contains_key(node)).collect();
+        Ok(Self { nodes, silent })
+    }
+
+    /// Where those are expected that did not answer, by number.
+    pub const fn silent(&self) -> &BTreeMap<u64, String> {
+        &self.silent
     }
 
     /// By number.
@@ -61,6 +69,18 @@ impl Reached {
         next: impl AsyncFn(&Node, &GroupStatus) -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
         let deadline = Instant::now() + within;
+        let is_over = || Instant::now() > deadline;
+        let carried = self.carry_on_until(group, is_over, next).await;
+        carried.map_err(|error| error.context(format!("not in its place after {within:?}")))
+    }
+
+    /// The same until `is_over`.
+    pub async fn carry_on_until(
+        &self,
+        group: u64,
+        is_over: impl Fn() -> bool,
+        next: impl AsyncFn(&Node, &GroupStatus) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
         let mut refused = None;
         loop {
             let done = match self.leader_of(group).await {
@@ -72,9 +92,8 @@ impl Reached {
                 Ok(false) => {}
                 Err(error) => refused = Some(error),
             }
-            if Instant::now() > deadline {
-                let refused = refused.unwrap_or_else(|| anyhow::anyhow!("it catches up"));
-                return Err(refused.context(format!("not in its place after {within:?}")));
+            if is_over() {
+                return Err(refused.unwrap_or_else(|| anyhow::anyhow!("it catches up")));
             }
             tokio::time::sleep(LOOK).await;
         }

@@ -114,11 +114,7 @@ impl<W: Wire> Caller<W> {
                 Ok(Err(error)) => error,
                 Err(_) => CallError::Lost(format!("node {node} did not answer in time")),
             };
-            if let Some(start) = session_over(&error)
-                && let Some(over) = ticket.take()
-            {
-                self.sessions.renew(&over, start);
-            }
+            after_refusal(&self.sessions, ticket, &error);
             trial.note(&error)?;
             self.prepare_next(shard, node, &error, trial).await;
         }
@@ -238,8 +234,9 @@ impl<W: Wire> Caller<W> {
                     trial.pause().await;
                 }
             }
-            // Nothing is wrong with the node: another session is begun at once.
-            CallError::Failed(_) if session_over(error).is_some() && trial.attempt == 1 => {}
+            // Nothing is wrong with the node: another number, or session, is taken at once.
+            CallError::Failed(failure)
+                if failure.reason() == FailureReason::SessionOver && trial.attempt == 1 => {}
             CallError::Failed(failure) if is_passing(failure.reason()) => trial.pause().await,
             _ => {
                 self.routes.doubt(shard, node);
@@ -274,13 +271,20 @@ const fn is_passing(reason: FailureReason) -> bool {
     )
 }
 
-/// The shard dropped the session, and names a start for another one (0: it names none).
-fn session_over(error: &CallError) -> Option<u64> {
-    match error {
-        CallError::Failed(failure) if failure.reason() == FailureReason::SessionOver => {
-            Some(failure.session_start)
-        }
-        _ => None,
+/// Takes the ticket of a write away that the shard refuses because of its session, whose number is no
+/// good any more. The shard names the start of another session where it dropped this one. Where it names
+/// none the session lives, and only this number is over: other writes may stand behind one of the
+/// session that was given up.
+fn after_refusal(sessions: &Sessions, ticket: &mut Option<Ticket>, error: &CallError) {
+    let CallError::Failed(failure) = error else { return };
+    if failure.reason() != FailureReason::SessionOver {
+        return;
+    }
+    let Some(over) = ticket.take() else { return };
+    match failure.session_start {
+        // No copy of it can take effect any more.
+        0 => over.answered(),
+        start => sessions.renew(&over, start),
     }
 }
 
@@ -358,8 +362,8 @@ impl Trial {
                 self.last = message;
                 Ok(())
             }
-            // The copy that was refused took no effect. An earlier one, from before the session was
-            // dropped, may have: nothing tells any more.
+            // The copy that was refused took no effect. An earlier one may have, whose answer the shard
+            // dropped, alone or with the session: nothing tells any more.
             FailureReason::SessionOver => {
                 self.last = message;
                 if self.in_doubt { Err(self.give_up_now()) } else { Ok(()) }
@@ -412,6 +416,8 @@ impl Trial {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     fn failed(reason: FailureReason) -> CallError {
@@ -479,6 +485,26 @@ mod tests {
         let mut second = trial(Repeat::InSession, Nature::Once);
         assert_eq!(second.note(&lost()), Ok(()));
         assert!(matches!(second.note(&over), Err(ClientError::OutcomeUnknown { .. })));
+    }
+
+    /// Another write of the session was given up, and a later one must not begin before it is settled:
+    /// also after a refusal of the third.
+    #[tokio::test]
+    async fn a_session_lives_on_after_a_number_of_it_was_refused_as_settled() {
+        let (sessions, over) = (Sessions::default(), FailureReason::SessionOver);
+        let older = sessions.ticket(7).await;
+        let mut refused = Some(sessions.ticket(7).await);
+        let settled = Failure { reason: over.into(), session_start: 0, ..Failure::default() };
+        after_refusal(&sessions, &mut refused, &CallError::Failed(settled));
+        assert!(refused.is_none(), "another try takes another number");
+        let next = sessions.ticket(7).now_or_never().expect("nothing was given up");
+        assert_eq!((next.session().id, next.session().sequence), (older.session().id, 3));
+        drop(next);
+        assert!(sessions.ticket(7).now_or_never().is_none(), "it waits for the oldest");
+        let dropped = Failure { reason: over.into(), session_start: 77, ..Failure::default() };
+        let mut older = Some(older);
+        after_refusal(&sessions, &mut older, &CallError::Failed(dropped));
+        assert_eq!(sessions.ticket(7).await.session().start, 77);
     }
 
     #[tokio::test]

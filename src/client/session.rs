@@ -34,12 +34,11 @@ impl Sessions {
     }
 
     /// Replaces the session of a ticket, unless another write did; `start` is one that the shard
-    /// accepts, if it is not 0.
+    /// accepts.
     pub(super) fn renew(&self, over: &Ticket, start: u64) {
         let group = over.session.group;
         let mut by_group = self.by_group.lock();
         if by_group.get(&group).is_some_and(|current| Arc::ptr_eq(current, &over.session)) {
-            let start = if start == 0 { now_ms() } else { start };
             by_group.insert(group, Session::begin(group, start));
         }
     }

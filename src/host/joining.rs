@@ -12,6 +12,9 @@ use shardhost_groups::runtime::{Invitation, InvitationSink};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::founding::Foundings;
+use crate::transport::GrpcTransport;
+
 /// Invitations that may wait.
 const MAX_WAITING: usize = 1_024;
 
@@ -47,29 +50,53 @@ impl InvitationSink for Letterbox {
     }
 }
 
-/// Follows invitations until the host stops.
-pub(super) async fn accept(
+/// What it takes to follow an invitation. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Joining {
     groups: Groups,
     factory: Arc<dyn ReplicaFactory>,
+    foundings: Foundings,
+    transport: GrpcTransport,
+}
+
+impl Joining {
+    pub(super) fn new(
+        groups: Groups,
+        factory: Arc<dyn ReplicaFactory>,
+        foundings: &Foundings,
+        transport: &GrpcTransport,
+    ) -> Self {
+        Self { groups, factory, foundings: foundings.clone(), transport: transport.clone() }
+    }
+}
+
+/// Follows invitations until the host stops.
+pub(super) async fn accept(
+    joining: Joining,
     mut invitations: mpsc::Receiver<Invitation>,
     stop: CancellationToken,
 ) {
     while let Some(Some(invitation)) = stop.run_until_cancelled(invitations.recv()).await {
-        let (groups, factory) = (groups.clone(), Arc::clone(&factory));
-        let follow = move || follow(&groups, factory, &invitation);
+        let joining = joining.clone();
+        let follow = move || follow(joining, &invitation);
         if let Err(error) = tokio::task::spawn_blocking(follow).await {
             tracing::error!(%error, "following an invitation panicked");
         }
     }
 }
 
-fn follow(groups: &Groups, factory: Arc<dyn ReplicaFactory>, invitation: &Invitation) {
+fn follow(joining: Joining, invitation: &Invitation) {
+    let Joining { groups, factory, foundings, transport } = joining;
     let (group, replica, from) = (invitation.group, invitation.replica, invitation.from);
     match groups.is_stored(group) {
         Ok(false) if groups.group(group).is_none() => {}
         // The replica is there, or an earlier one is still on its way out.
         Ok(_) => return,
         Err(error) => return tracing::error!(%group, %error, "an invitation cannot be followed"),
+    }
+    // The first replica of a node makes it a member of its inviter's cluster.
+    if let Err(error) = foundings.before_creation(&groups, transport.founding_of(from)) {
+        return tracing::error!(%group, %error, "which cluster is joined cannot be written down");
     }
     let invited = invitation.clone();
     let machine = Box::new(move || factory.machine(&invited));

@@ -31,8 +31,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use self::founding::{Founding, Foundings, Scope};
-use self::joining::Letterbox;
 pub use self::joining::ReplicaFactory;
+use self::joining::{Joining, Letterbox};
 use self::memory::HostMemory;
 use crate::data_dir::DataDir;
 use crate::transport::{
@@ -68,6 +68,7 @@ pub struct HostConfig {
     /// Bounds of what snapshots take of the disk.
     pub snapshot_files: SnapshotFilesOptions,
     /// The map of shards, where the cluster has no catalog. Hosts that have another one are refused.
+    /// With it the founding of the shards says which cluster this is, without it that of the catalog.
     pub shard_map: Option<MapTag>,
     /// Threads for Raft.
     pub workers: usize,
@@ -223,7 +224,9 @@ impl HostBuilder {
             Arc::clone(&memory) as Arc<dyn IncarnationMemory>,
         )?;
 
-        foundings.bind(&transport.founded());
+        // A cluster without a catalog names its map.
+        let scope = config.shard_map.as_ref().map_or(Scope::System, |_| Scope::Shards);
+        foundings.bind(scope, &transport.founded());
         let mut groups_config = config.groups.clone();
         groups_config.node = config.node;
         groups_config.incarnation = incarnation;
@@ -242,7 +245,8 @@ impl HostBuilder {
         transport.bind(groups.inbound())?;
         let stop = CancellationToken::new();
         if let Some(factory) = factory {
-            let accept = joining::accept(groups.clone(), factory, invitations, stop.clone());
+            let joining = Joining::new(groups.clone(), factory, &foundings, &transport);
+            let accept = joining::accept(joining, invitations, stop.clone());
             tokio::spawn(accept);
         }
         let known = directory.clone();

@@ -1,5 +1,8 @@
 //! Creating, opening, closing and destroying the replicas of a host.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use shardhost_groups::leadership::GroupSelector;
 use shardhost_groups::runtime::{AdditionGuard, Destruction, MachineFactory, ParkedReplica};
 use shardhost_groups::{Group, GroupSpec, OpenGroupError, StateMachine};
@@ -20,8 +23,8 @@ impl Host {
         spec: GroupSpec,
         machine: impl StateMachine,
     ) -> Result<Group, OpenGroupError> {
-        let groups = self.inner.groups.clone();
-        blocking(move || groups.create(spec, Box::new(machine))).await
+        let (groups, join) = (self.inner.groups.clone(), self.joining([&spec]));
+        blocking(move || join().and_then(|()| groups.create(spec, Box::new(machine)))).await
     }
 
     /// The same with a state machine that is made once it is certain that nothing else is done
@@ -35,8 +38,8 @@ impl Host {
         spec: GroupSpec,
         machine: MachineFactory,
     ) -> Result<Group, OpenGroupError> {
-        let groups = self.inner.groups.clone();
-        blocking(move || groups.create_with(spec, machine)).await
+        let (groups, join) = (self.inner.groups.clone(), self.joining([&spec]));
+        blocking(move || join().and_then(|()| groups.create_with(spec, machine))).await
     }
 
     /// Creates replicas of many groups with one write.
@@ -47,8 +50,9 @@ impl Host {
         &self,
         specs: Vec<(GroupSpec, Box<dyn StateMachine>)>,
     ) -> Result<Vec<Group>, OpenGroupError> {
+        let join = self.joining(specs.iter().map(|(spec, _)| spec));
         let groups = self.inner.groups.clone();
-        blocking(move || groups.create_many(specs)).await
+        blocking(move || join().and_then(|()| groups.create_many(specs))).await
     }
 
     /// The same with state machines that are made as in [`Host::create_group_with`].
@@ -59,8 +63,9 @@ impl Host {
         &self,
         specs: Vec<(GroupSpec, MachineFactory)>,
     ) -> Result<Vec<Group>, OpenGroupError> {
+        let join = self.joining(specs.iter().map(|(spec, _)| spec));
         let groups = self.inner.groups.clone();
-        blocking(move || groups.create_many_with(specs)).await
+        blocking(move || join().and_then(|()| groups.create_many_with(specs))).await
     }
 
     /// Opens this host's replica of a group that the log holds.
@@ -98,8 +103,36 @@ impl Host {
         spec: GroupSpec,
         machine: impl StateMachine,
     ) -> Result<Group, OpenGroupError> {
-        let groups = self.inner.groups.clone();
-        blocking(move || groups.create_or_open(spec, Box::new(move || Ok(Box::new(machine))))).await
+        let (groups, join) = (self.inner.groups.clone(), self.joining([&spec]));
+        let machine: MachineFactory = Box::new(move || Ok(Box::new(machine)));
+        blocking(move || join().and_then(|()| groups.create_or_open(spec, machine))).await
+    }
+
+    /// What precedes the creation of replicas: where they are the first ones here, this node belongs to
+    /// the cluster of the other members from here on, as far as they said of one.
+    fn joining<'a>(
+        &self,
+        specs: impl IntoIterator<Item = &'a GroupSpec>,
+    ) -> impl FnOnce() -> Result<(), OpenGroupError> + Send + 'static {
+        let (inner, mut nodes) = (Arc::clone(&self.inner), BTreeSet::new());
+        let mut group = None;
+        if self.founded().get() == 0 {
+            for spec in specs {
+                group.get_or_insert(spec.id);
+                nodes.extend(spec.membership.members.values().map(|member| member.node));
+            }
+        }
+        move || {
+            let Some(group) = group else { return Ok(()) };
+            let said = nodes.iter().map(|node| inner.transport.founding_of(*node));
+            let said: BTreeSet<u64> = said.filter(|said| *said != 0).collect();
+            // Where they disagree, nothing tells which cluster is meant.
+            let said = said.first().copied().filter(|_| said.len() == 1).unwrap_or(0);
+            inner.foundings.before_creation(&inner.groups, said).map_err(|error| {
+                let message = format!("which cluster is joined cannot be written down: {error}");
+                OpenGroupError::Invalid { group, message }
+            })
+        }
     }
 
     /// What the log holds of one group.

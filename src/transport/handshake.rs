@@ -251,6 +251,7 @@ impl Identity {
             known_incarnation,
             tells_taken: hello.wants_taken,
             taken_frames: 0,
+            founding: self.founded.get(),
         }
     }
 
@@ -278,9 +279,7 @@ impl Identity {
         if hello.to_node != self.node.get() {
             return Err(Refusal::WrongNode { wanted: hello.to_node, found: self.node.get() });
         }
-        if !self.founded.may_be(hello.founding) {
-            return Err(Refusal::OtherFounding);
-        }
+        self.check_founding(hello.founding)?;
         map_tag::check(self.shard_map.as_ref(), hello.shard_map.as_ref())?;
         match NodeId::new(hello.node).filter(|node| *node != self.node) {
             Some(node) => {
@@ -297,7 +296,13 @@ impl Identity {
         if welcome.node != to.get() {
             return Err(Refusal::WrongNode { wanted: to.get(), found: welcome.node });
         }
+        self.check_founding(welcome.founding)?;
         Ok(Greeting { node: to, incarnation: welcome.incarnation, starts: Vec::new() })
+    }
+
+    /// Checks which founding a peer says that its cluster comes from; 0: it does not know.
+    pub fn check_founding(&self, said: u64) -> Result<(), Refusal> {
+        self.founded.may_be(said).then_some(()).ok_or(Refusal::OtherFounding)
     }
 
     fn check_side(&self, protocol: u32, cluster: &str) -> Result<(), Refusal> {
@@ -408,6 +413,18 @@ mod tests {
             two.check_hello(&founded(0)).is_ok(),
             "one that was added, or of an earlier version"
         );
+    }
+
+    #[test]
+    fn an_answer_of_another_founding_is_refused() {
+        let (one, two) = (identity(1), identity(2));
+        two.founded.set(7);
+        let welcome = two.welcome(0, &hello());
+        assert!(one.check_welcome(&welcome, two.node).is_ok(), "it does not know of its own");
+        one.founded.set(5);
+        assert_eq!(one.check_welcome(&welcome, two.node), Err(Refusal::OtherFounding));
+        let older = Welcome { founding: 0, ..welcome };
+        assert!(one.check_welcome(&older, two.node).is_ok(), "one of an earlier version");
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl<'a> Pulse<'a> {
     }
 
     fn attend(&self, peer: &Peer, now: Instant) {
-        peer.urgent.beat(self.sequence);
+        peer.urgent.beat(self.sequence, self.shared.identity.founded.get());
         let mut dropped = Vec::new();
         peer.bulk.expire(now, &mut dropped);
         peer.urgent.expire(now, &mut dropped);

@@ -82,7 +82,7 @@ struct State {
     stream: u64,
     waiting: VecDeque<Queued>,
     waiting_bytes: usize,
-    heartbeat: Option<u64>,
+    heartbeat: Option<NodeHeartbeat>,
     /// What the node says of itself from here on; a heartbeat takes it along.
     advert: Option<Advert>,
     taker: Option<Waker>,
@@ -129,12 +129,13 @@ impl LaneQueue {
         wake(taker);
     }
 
-    /// Lets the next frame carry a heartbeat. Without a connection there is none.
-    pub fn beat(&self, sequence: u64) {
+    /// Lets the next frame carry a heartbeat, which says which founding the node's cluster comes from.
+    /// Without a connection there is none.
+    pub fn beat(&self, sequence: u64, founding: u64) {
         let taker = {
             let mut state = self.state.lock();
             if state.phase == Phase::Open {
-                state.heartbeat = Some(sequence);
+                state.heartbeat = Some(NodeHeartbeat { sequence, advert: None, founding });
             }
             state.taker_if_due()
         };
@@ -313,8 +314,7 @@ impl State {
 
     fn next_frame(&mut self, bounds: &Bounds) -> Option<Frame> {
         let heartbeat = self.heartbeat.take();
-        let heartbeat =
-            heartbeat.map(|sequence| NodeHeartbeat { sequence, advert: self.advert.take() });
+        let heartbeat = heartbeat.map(|beat| NodeHeartbeat { advert: self.advert.take(), ..beat });
         let before = self.stats.bytes;
         let messages = self.take_messages(bounds);
         if heartbeat.is_none() && messages.is_empty() {
@@ -447,7 +447,7 @@ mod tests {
         let first = stream.next().now_or_never().flatten().unwrap();
         assert_eq!((groups(&first), first.heartbeat), (vec![1], None));
         let mut said = |sequence| {
-            lane.beat(sequence);
+            lane.beat(sequence, 0);
             let frame = stream.next().now_or_never().flatten().unwrap();
             frame.heartbeat.unwrap().advert
         };
@@ -462,7 +462,7 @@ mod tests {
         lane.say(Advert { capabilities: Vec::new(), draining: true, ..Advert::default() });
         lane.detach();
         let mut stream = opened(&lane);
-        lane.beat(1);
+        lane.beat(1, 0);
         let frame = stream.next().now_or_never().flatten().unwrap();
         assert!(frame.heartbeat.unwrap().advert.unwrap().draining);
     }
@@ -556,9 +556,9 @@ mod tests {
         let lane = lane(|_| ());
         let mut stream = opened(&lane);
         push(&lane, vec![message(1, 0)]);
-        lane.beat(5);
+        lane.beat(5, 8);
         let frame = stream.next().now_or_never().flatten().unwrap();
-        assert_eq!(frame.heartbeat, Some(NodeHeartbeat { sequence: 5, advert: None }));
+        assert_eq!(frame.heartbeat, Some(NodeHeartbeat { sequence: 5, advert: None, founding: 8 }));
         assert_eq!(groups(&frame), [1]);
     }
 

@@ -151,6 +151,13 @@ impl GrpcTransport {
         self.shared.identity.founded.clone()
     }
 
+    /// Which founding the cluster of a node comes from, as it said last; 0: it does not know, or has
+    /// not been heard.
+    #[must_use]
+    pub fn founding_of(&self, node: shardhost_storage::NodeId) -> u64 {
+        self.shared.peer(node).map_or(0, |peer| peer.founding())
+    }
+
     /// From here on this node says this of itself: to those that are connected with the next
     /// heartbeat, to others when they are. The groups have to be told beside it.
     pub fn set_advert(&self, advert: &Advert) {

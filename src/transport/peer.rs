@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -34,6 +35,8 @@ pub(super) struct Peer {
     pub stop: CancellationToken,
     pub received: Received,
     pub refusals: Refusals,
+    /// Which founding the peer said last that its cluster comes from; 0: it does not know.
+    founding: AtomicU64,
     unreachable: Mutex<HashSet<Dropped>>,
 }
 
@@ -62,6 +65,7 @@ impl Peer {
             stop,
             received: Received::default(),
             refusals: Refusals::default(),
+            founding: AtomicU64::new(0),
             unreachable: Mutex::default(),
         }
     }
@@ -71,6 +75,16 @@ impl Peer {
             Lane::Bulk => &self.bulk,
             Lane::Urgent => &self.urgent,
         }
+    }
+
+    /// Which founding the peer said last that its cluster comes from; 0: it does not know.
+    pub fn founding(&self) -> u64 {
+        self.founding.load(Ordering::Acquire)
+    }
+
+    /// The peer says which founding its cluster comes from.
+    pub fn said_founding(&self, founding: u64) {
+        self.founding.store(founding, Ordering::Release);
     }
 
     /// Remembers whose messages were dropped, to report each replica once per heartbeat.

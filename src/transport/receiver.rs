@@ -104,6 +104,7 @@ fn admit(
     let said = hello.advert.take().and_then(|said| readable(shared, &peer, said));
     let latest = shared.horizon.latest();
     let visit = peer.liveness.admit(&greeting, latest, lane, said, Instant::now(), inbound)?;
+    peer.said_founding(hello.founding);
     peer.greeted.notify_waiters();
     Ok((peer, visit))
 }
@@ -223,6 +224,10 @@ impl Reception {
         if frame.hello.is_some() {
             return Err(Status::invalid_argument("a second hello in a stream"));
         }
+        if let Some(heartbeat) = frame.heartbeat.as_ref().filter(|beat| beat.founding != 0) {
+            self.peer.said_founding(heartbeat.founding);
+        }
+        self.check_founding()?;
         self.peer.liveness.heard(&self.visit, Instant::now(), &self.inbound);
         if let Some(said) = frame.heartbeat.and_then(|heartbeat| heartbeat.advert)
             && let Some(said) = readable(&self.shared, &self.peer, said)
@@ -237,5 +242,11 @@ impl Reception {
             received.inbox_drops.add(dropped);
         }
         Ok(())
+    }
+
+    /// Both sides may have greeted before they knew which founding their clusters come from.
+    fn check_founding(&self) -> Result<(), Refusal> {
+        let said = self.shared.identity.check_founding(self.peer.founding());
+        said.inspect_err(|refusal| note_refusal(&self.shared, Some(self.visit.node), refusal))
     }
 }

@@ -39,6 +39,8 @@ pub(super) enum LaneError {
     Displaced,
     #[error("the peer lives and takes nothing of this connection")]
     Stalled,
+    #[error("the peer's cluster turned out to be founded on other disks than this one")]
+    OtherFounding,
 }
 
 impl From<Status> for LaneError {
@@ -123,6 +125,7 @@ impl Attempt<'_> {
         let greeting = self.shared.identity.check_welcome(&welcome, self.peer.node)?;
         memory::learn_known(self.shared, greeting.node, welcome.known_incarnation).await?;
         self.peer.liveness.welcomed(&greeting, asked, self.shared.horizon.latest())?;
+        self.peer.said_founding(welcome.founding);
         Ok((answers, welcome))
     }
 
@@ -178,6 +181,7 @@ impl Attempt<'_> {
             error = self.listen(answers, welcome) => error,
             () = self.peer.liveness.displaced(welcome.incarnation) => LaneError::Displaced,
             () = lane.stalled() => LaneError::Stalled,
+            () = self.shared.identity.founded.differs(welcome.founding) => LaneError::OtherFounding,
         }
     }
 

@@ -211,6 +211,73 @@ async fn two_clusters_of_one_name_do_not_become_one_when_directories_are_mixed_u
     }
 }
 
+/// A node whose replicas came by invitation founded nothing itself, and belongs to the cluster of those that
+/// invited it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuilt_node_does_not_join_a_second_cluster_of_one_name() {
+    for (settings, record) in BOTH {
+        let mut servers = Servers::new(3, settings, "tables = 4");
+        let aside = |servers: &Servers, node: u64, name: &str| {
+            servers.data_dir(node).with_file_name(format!("{name}-{node}"))
+        };
+        for value in ["first", "second"] {
+            (1..=3).for_each(|node| servers.start(node, &[]));
+            servers.put(1, "key", value).await;
+            servers.await_value(1, "key", value).await;
+            if value == "first" {
+                servers.kill(3).await;
+                servers.lose_disk(3);
+                servers.start(3, &[]);
+                servers.await_log(3, &["holds the groups", "member rebuild"]).await;
+                let rebuild = ["member", "rebuild", "3", "--timeout", "60"];
+                servers.run(1, &rebuild).await.ok();
+                assert!(exists(&servers.data_dir(3), "founding-joined"), "{settings}");
+            }
+            servers.kill_all().await;
+            for node in 1..=3 {
+                assert!(exists(&servers.data_dir(node), record));
+                let to = aside(&servers, node, value);
+                std::fs::rename(servers.data_dir(node), to).unwrap();
+            }
+        }
+        for (node, value) in [(1, "first"), (2, "second"), (3, "first")] {
+            std::fs::rename(aside(&servers, node, value), servers.data_dir(node)).unwrap();
+            servers.start(node, &[]);
+        }
+        servers.await_log(2, &["founded on other disks"]).await;
+        servers.await_log(3, &["founded on other disks"]).await;
+        servers.await_value(3, "key", "first").await;
+        let refused = async || {
+            let status = servers.status(3).await;
+            status["peers"].to_string().contains("founded on other disks")
+        };
+        servers.until("node 3 refuses node 2", refused).await;
+    }
+}
+
+/// What was founded without a catalog tells nothing of a cluster that has one: not every node takes part in
+/// the founding of the system group.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_gets_a_catalog_keeps_all_its_members() {
+    let mut servers = Servers::new(3, "catalog = false", "tables = 4");
+    (1..=3).for_each(|node| servers.start(node, &[]));
+    servers.put(1, "key", "old").await;
+    servers.kill_all().await;
+    assert!(exists(&servers.data_dir(3), "founding-shards"));
+
+    servers.settings = "catalog = true".to_owned();
+    (1..=2).for_each(|node| servers.start(node, &["--found-without", "3"]));
+    servers.put(1, "key", "new").await;
+    assert!(exists(&servers.data_dir(1), "founding-system"));
+    servers.start(3, &[]);
+    servers.await_log(3, &["founded without the disk of this node"]).await;
+    servers.await_value(3, "key", "new").await;
+    // Its replicas carry what another loss takes.
+    servers.kill(1).await;
+    servers.put(3, "key", "carried").await;
+    servers.await_value(3, "key", "carried").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_founder_that_lost_its_disk_waits_and_never_founds_a_second_cluster() {
     for (settings, record) in BOTH {

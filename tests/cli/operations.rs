@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::process::{Supervised, await_gone, run, until};
+use super::process::{Supervised, await_gone, run, start, until};
 
 /// How many replicas each of four nodes holds.
 async fn held(cluster: &Supervised) -> Vec<u64> {
@@ -74,7 +74,10 @@ async fn a_node_that_lost_its_disk_gets_all_its_replicas_anew_by_one_command() {
     assert_eq!(planned["groups"].as_array().unwrap().len(), 5, "{planned}");
     let rebuild = &["member", "rebuild", "3", "--json", "--timeout", "60"];
     let rebuilt = cluster.run(rebuild).await.json();
-    assert_eq!(rebuilt, serde_json::json!({ "node": 3, "rebuilt": 5, "failed": {} }));
+    let expected = serde_json::json!({
+        "node": 3, "rebuilt": 5, "failed": {}, "to_run": [], "silent_nodes": [], "short_groups": {},
+    });
+    assert_eq!(rebuilt, expected);
     assert_eq!(held(&cluster).await, [4, 4, 4]);
 
     // The same for one group whose replica is in order.
@@ -88,7 +91,22 @@ async fn a_node_that_lost_its_disk_gets_all_its_replicas_anew_by_one_command() {
     cluster.run(&[&create[..], &["--timeout", "60"]].concat()).await.ok();
     cluster.run(&["member", "replace", "77", "3", "3", "--timeout", "60"]).await.ok();
 
+    // As after a run that ended between the removal of the old replica and the addition of the new one,
+    // which nothing records.
+    cluster.run(&["member", "remove", group, "3", "--timeout", "60"]).await.ok();
+    let missed = cluster.run(rebuild).await;
+    assert_eq!(missed.code, 3, "{missed:?}");
+    assert_eq!(missed.json()["short_groups"], serde_json::json!({ group: 2 }), "{missed:?}");
+    let told = cluster.run(&["member", "rebuild", "3", "--timeout", "60"]).await;
+    let command = format!("`shardhost member add {group} 3`");
+    assert!(told.code == 3 && told.stdout.contains(&command), "{told:?}");
+    cluster.run(&["member", "add", group, "3", "--timeout", "60"]).await.ok();
+
     cluster.kill(1).await;
+    // Groups that only the node holds that is down are not known.
+    let partial = cluster.run(&["member", "rebuild", "3", "--dry-run", "--json"]).await;
+    assert_eq!(partial.code, 3, "{partial:?}");
+    assert_eq!(partial.json()["silent_nodes"], serde_json::json!([1]), "{partial:?}");
     for key in 0..12 {
         let read = ["table", "get", &format!("k{key}"), "--timeout", "60"];
         assert_eq!(cluster.run(&read).await.ok().trim(), format!("v{key}"));
@@ -99,6 +117,46 @@ async fn a_node_that_lost_its_disk_gets_all_its_replicas_anew_by_one_command() {
     let failed = kept.json();
     assert_eq!(failed["rebuilt"], 0, "{failed}");
     assert!(failed["failed"].to_string().contains("other voters take part, 2 must"), "{failed}");
+}
+
+/// An interrupted rebuild leaves no group without a voter, and a second one does the rest.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_is_interrupted_finishes_what_it_began_and_begins_nothing_more() {
+    let directory = TempDir::new().unwrap();
+    let mut cluster = Supervised::start(directory.path(), 200, 0).await;
+    cluster.run(&["table", "put", "color", "blue", "--timeout", "60"]).await.ok();
+    cluster.kill(3).await;
+    std::fs::remove_dir_all(directory.path().join("node-3")).unwrap();
+    cluster.restart(3).await;
+
+    let at = cluster.addresses()[&1].clone();
+    let rebuild = ["member", "rebuild", "3", "--json", "--timeout", "60", "--at", &at];
+    let running = start(&rebuild);
+    let begun = Instant::now();
+    while held(&cluster).await[2] == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing is rebuilt");
+    }
+    running.signal(Signal::INT);
+    let ended = running.end().await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.stderr.contains("interrupted"), "{ended:?}");
+    let first = ended.json();
+    let left = first["failed"].as_object().unwrap().len();
+    assert!(left > 0 && first["rebuilt"].as_u64().unwrap() > 0, "{first}");
+    assert_eq!(first["to_run"], serde_json::json!([]), "{first}");
+    // A follower may hear of the last additions a moment later.
+    let whole = |group: &Value| group["members"].as_array().unwrap().len() == 3;
+    loop {
+        let listed = cluster.run(&["group", "list", "--json"]).await.json();
+        let groups = listed["groups"].as_array().unwrap();
+        let Some(short) = groups.iter().find(|group| !whole(group)) else { break };
+        assert!(begun.elapsed() < Duration::from_secs(100), "{short}");
+    }
+
+    let second = run(&rebuild).await.json();
+    assert_eq!((&second["rebuilt"], &second["failed"]), (&201.into(), &serde_json::json!({})));
+    assert_eq!(second["short_groups"], serde_json::json!({}), "{second}");
+    assert_eq!(held(&cluster).await, [200, 200, 200]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shardhost_groups::transport::Lane;
-use shardhost_proto::peer::{Frame, GroupMessage, Hello, Welcome};
+use shardhost_proto::peer::{Frame, GroupMessage, Hello, NodeHeartbeat, Welcome};
 use tonic::Code;
 
 use crate::fixture::{CLUSTER, Cluster, Edge, Host, Impostor, Stranger, hello, message, node};
@@ -129,6 +129,39 @@ fn an_answer_from_another_node_or_cluster_opens_no_lane() {
         assert_eq!(one.peer(2).unwrap().bulk.connects, 0);
         assert_eq!(impostor.messages(), 0);
     }
+}
+
+/// Both greeted before either knew which founding its cluster comes from.
+#[test]
+fn streams_end_when_it_turns_out_that_they_lead_to_a_cluster_of_another_founding() {
+    let cluster = Cluster::new();
+    let impostor = Impostor::start(Welcome { founding: 5, ..welcome_of_node_2() });
+    cluster.directory.set(node(2), &impostor.address);
+    let one = cluster.host(1);
+    one.send(vec![message(2, Lane::Bulk, 1, 1)]);
+    one.wait("the message", |_| impostor.messages() == 1);
+    assert_eq!(one.transport.founding_of(node(2)), 5);
+    one.transport.founded().set(7);
+    one.wait("both lanes to end", |host| {
+        let peer = host.peer(2).unwrap();
+        !peer.bulk.connected && !peer.urgent.connected && peer.refused.is_some()
+    });
+    one.send(vec![message(2, Lane::Bulk, 2, 1)]);
+    let greetings = impostor.greetings();
+    one.wait("more attempts", |_| impostor.greetings() >= greetings + 4);
+    assert_eq!(impostor.messages(), 1);
+
+    let two = host_that_knows_node_1();
+    let beat = |founding| {
+        let heartbeat = Some(NodeHeartbeat { sequence: 1, advert: None, founding });
+        let messages = vec![GroupMessage { group: 1, ..GroupMessage::default() }];
+        prost::Message::encode_to_vec(&Frame { heartbeat, messages, ..Frame::default() })
+    };
+    two.transport.founded().set(7);
+    let ended = Stranger::at(&two).exchange_bytes(hello(), vec![beat(0), beat(7), beat(5)]);
+    assert_eq!(ended.code(), Code::FailedPrecondition, "{ended}");
+    assert!(ended.message().contains("founded on other disks"), "{ended}");
+    assert_eq!(two.peer(1).unwrap().received_messages, 2);
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Founding: who may create the first replicas of a cluster, and when.
 //!
 //! `decide` decides, `record` keeps what is decided on, `wire` and the service here carry reports
-//! between founders. Nothing here creates a group: whoever does waits for the decision.
+//! between founders; `joined` keeps what a node without a part in that belongs to. Nothing here creates a group: whoever does waits for the decision.
 
 pub(crate) mod decide;
+mod joined;
 mod record;
 #[cfg(test)]
 mod simulation;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use parking_lot::Mutex;
+use shardhost_groups::Groups;
 use shardhost_proto::peer as proto;
 use shardhost_proto::peer::founding_client::FoundingClient;
 use shardhost_proto::peer::founding_server::{Founding as FoundingRpc, FoundingServer};
@@ -29,6 +31,7 @@ use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status};
 
 use self::decide::{Agreement, Cause, Phase, Record, Report, StoreId, Verdict, list};
+use self::joined::Joined;
 use self::record::RecordFile;
 pub(crate) use self::wire::Scope;
 use crate::transport::{FoundedBy, MapTag, PeerDirectory, check_map};
@@ -368,31 +371,43 @@ impl WaitLog {
 pub(super) struct Foundings {
     pub system: Founding,
     pub shards: Founding,
+    joined: Arc<Joined>,
 }
 
 impl Foundings {
-    /// Reads both records.
+    /// Reads both records, and which founding was joined.
     ///
     /// # Errors
     /// When one cannot be read, or is damaged.
     pub fn open(data_dir: &Path, identity: &Identity, at: &PeerDirectory) -> io::Result<Self> {
         let open = |scope| Founding::open(data_dir, scope, identity.clone(), at.clone());
-        Ok(Self { system: open(Scope::System)?, shards: open(Scope::Shards)? })
+        let store = StoreId::new(identity.store_id);
+        let joined = Arc::new(Joined::open(data_dir.join("founding-joined"), store)?);
+        Ok(Self { system: open(Scope::System)?, shards: open(Scope::Shards)?, joined })
     }
 
-    /// Tells which founding the cluster comes from, now and when it is founded. That of the system group
-    /// counts, where there is one.
-    pub fn bind(&self, founded: &FoundedBy) {
-        for one in [&self.shards, &self.system] {
-            let inner = &one.inner;
-            if inner.founded.set(founded.clone()).is_err() {
-                tracing::error!("a founding was bound twice");
-            }
-            let state = inner.state.lock();
-            if let Some(record) = &state.stored {
-                inner.tell_founded(record);
-            }
+    /// Tells which founding of this scope the cluster comes from, now and when it is founded or joined.
+    /// The other scope does not count: it may be decided on some nodes only, where the cluster got or
+    /// lost its catalog since.
+    pub fn bind(&self, scope: Scope, founded: &FoundedBy) {
+        let inner = &self.of(scope).inner;
+        if inner.founded.set(founded.clone()).is_err() {
+            tracing::error!("a founding was bound twice");
         }
+        let state = inner.state.lock();
+        if let Some(record) = &state.stored {
+            inner.tell_founded(record);
+        }
+        self.joined.bind(scope, founded);
+    }
+
+    /// Before this node creates a replica among nodes that said this of their founding (0: they do not
+    /// know).
+    ///
+    /// # Errors
+    /// When what follows from it cannot be written down: the replica must not be created.
+    pub fn before_creation(&self, groups: &Groups, said: u64) -> io::Result<()> {
+        self.joined.before_creation(groups, said)
     }
 
     pub const fn of(&self, scope: Scope) -> &Founding {

@@ -1,0 +1,208 @@
+//! How far this command is with each group: between the removal of a replica and the addition of its
+//! successor nothing is recorded anywhere but here.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use shardhost::proto::admin::GroupStatus;
+use tokio::time::Instant;
+
+use super::survey::{Old, member_on};
+
+/// How much longer it is tried to add a replica whose predecessor may have been removed.
+pub const GRACE: Duration = Duration::from_secs(30);
+
+/// What comes next in one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Its replica goes.
+    Remove,
+    /// A new one comes.
+    Add,
+    /// Something is under way.
+    Wait,
+    /// The new one has its place.
+    Done,
+}
+
+impl Next {
+    /// What the leader's status says about replica `old` on `node`.
+    pub fn of(status: &GroupStatus, node: u64, old: u64) -> Self {
+        let Some(membership) = &status.membership else { return Self::Wait };
+        let busy = membership.incoming.is_some()
+            || membership.members.iter().any(|member| member.outgoing_voter);
+        match member_on(status, node) {
+            _ if busy => Self::Wait,
+            Some(member) if member.replica == old => Self::Remove,
+            // Nothing is recorded that is still to be done with it.
+            Some(_) => Self::Done,
+            None => Self::Add,
+        }
+    }
+}
+
+/// The groups that may be, or come to be, without a replica on the node, and when no more is begun.
+#[derive(Debug)]
+pub struct Course {
+    node: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The replica may have been removed, and nobody took the addition of its successor yet.
+    between: BTreeMap<u64, Old>,
+    /// Somebody wants this command to end.
+    interrupted: Option<Instant>,
+}
+
+impl Course {
+    /// Nothing was begun.
+    pub fn new(node: u64) -> Self {
+        Self { node, state: Mutex::default() }
+    }
+
+    /// The command is to end; whether that is said for the first time.
+    pub fn interrupt(&self, now: Instant) -> bool {
+        let mut state = self.state.lock();
+        let first = state.interrupted.is_none();
+        state.interrupted.get_or_insert(now);
+        first
+    }
+
+    /// Whether the command is to end.
+    pub fn is_interrupted(&self) -> bool {
+        self.state.lock().interrupted.is_some()
+    }
+
+    /// Whether the replica of a group that was tried until `deadline` is not removed any more.
+    pub fn is_due(&self, deadline: Instant, now: Instant) -> bool {
+        now > self.state.lock().last_beginning(deadline)
+    }
+
+    /// Whether a group that was tried until `deadline` is left as it is.
+    pub fn is_over(&self, group: u64, deadline: Instant, now: Instant) -> bool {
+        let state = self.state.lock();
+        let grace = if state.between.contains_key(&group) { GRACE } else { Duration::ZERO };
+        now > state.last_beginning(deadline) + grace
+    }
+
+    /// A removal, or an addition, is about to be sent. Whether that was so before.
+    pub fn enter(&self, group: u64, old: Old) -> bool {
+        self.state.lock().between.insert(group, old).is_some()
+    }
+
+    /// The group has its old replica for sure, or its new one.
+    pub fn leave(&self, group: u64) {
+        self.state.lock().between.remove(&group);
+    }
+
+    /// Takes in what a leader says of a group, and returns what comes next.
+    pub fn next(&self, status: &GroupStatus, old: Old) -> Next {
+        let next = Next::of(status, self.node, old.replica);
+        if member_on(status, self.node).is_some_and(|member| member.replica != old.replica) {
+            self.leave(status.group);
+        }
+        next
+    }
+
+    /// What an operator does where a group is left between the two steps.
+    pub fn addition(&self, group: u64) -> Option<String> {
+        let old = self.state.lock().between.get(&group).copied()?;
+        Some(old.addition(group, self.node))
+    }
+}
+
+impl State {
+    fn last_beginning(&self, deadline: Instant) -> Instant {
+        self.interrupted.map_or(deadline, |at| at.min(deadline))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost::proto::log::{Incoming, Member, MemberRole, Membership};
+
+    use super::*;
+
+    const OLD: Old = Old { replica: 3, learns: false };
+
+    fn member(node: u64, replica: u64, role: MemberRole) -> Member {
+        Member { node, replica, role: role.into(), ..Member::default() }
+    }
+
+    /// Node `n` has replica `n`.
+    fn status(nodes: &[u64]) -> GroupStatus {
+        let members = nodes.iter().map(|node| member(*node, *node, MemberRole::Voter)).collect();
+        let membership = Some(Membership { members, ..Membership::default() });
+        GroupStatus { group: 7, membership, ..GroupStatus::default() }
+    }
+
+    /// Its new replica catches up.
+    fn incoming() -> GroupStatus {
+        let mut now = status(&[1, 2, 3]);
+        let membership = now.membership.as_mut().unwrap();
+        membership.members[2] = member(3, 4, MemberRole::Learner);
+        membership.incoming = Some(Incoming { replica: 4, replaces: 0 });
+        now
+    }
+
+    #[test]
+    fn a_replica_is_removed_then_added_then_waited_for() {
+        assert_eq!(Next::of(&status(&[1, 2, 3]), 3, 3), Next::Remove);
+        assert_eq!(Next::of(&status(&[1, 2]), 3, 3), Next::Add);
+        let mut now = incoming();
+        assert_eq!(Next::of(&now, 3, 3), Next::Wait);
+        let membership = now.membership.as_mut().unwrap();
+        membership.incoming = None;
+        membership.members[2] = member(3, 4, MemberRole::Voter);
+        assert_eq!(Next::of(&now, 3, 3), Next::Done);
+    }
+
+    /// The outcome of the removal is unknown at the deadline, and it is committed later.
+    #[tokio::test(start_paused = true)]
+    async fn a_group_whose_replica_may_be_gone_is_not_left_before_the_new_one_is_taken() {
+        let deadline = Instant::now();
+        let (course, late) = (Course::new(3), deadline + Duration::from_millis(1));
+        let is_over = |group, now| course.is_over(group, deadline, now);
+        assert!(!is_over(7, deadline) && is_over(7, late));
+        assert_eq!(course.next(&status(&[1, 2, 3]), OLD), Next::Remove);
+        assert!(!course.enter(7, OLD));
+        assert!(!is_over(7, late), "the removal may come");
+        assert!(is_over(8, late) && course.is_due(deadline, late), "nothing is begun any more");
+        assert_eq!(course.next(&status(&[1, 2]), OLD), Next::Add);
+        assert!(course.enter(7, OLD));
+        assert!(!is_over(7, late));
+        assert_eq!(course.next(&incoming(), OLD), Next::Wait);
+        assert!(is_over(7, late), "what is recorded goes on by itself");
+        assert_eq!(course.addition(7), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_group_that_is_left_between_the_two_steps_is_told_what_to_do() {
+        let deadline = Instant::now();
+        let course = Course::new(3);
+        course.enter(7, OLD);
+        course.enter(8, Old { learns: true, ..OLD });
+        let later = deadline + GRACE + Duration::from_millis(1);
+        assert!(course.is_over(7, deadline, later), "it ends some time");
+        assert_eq!(course.addition(7).unwrap(), "shardhost member add 7 3");
+        assert_eq!(course.addition(8).unwrap(), "shardhost member add 8 3 --learner");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_interruption_waits_for_groups_between_the_two_steps_and_begins_no_other() {
+        let now = Instant::now();
+        let (course, deadline) = (Course::new(3), now + Duration::from_secs(3_600));
+        let is_over = |group, now| course.is_over(group, deadline, now);
+        course.enter(7, OLD);
+        assert!(course.interrupt(now) && !course.interrupt(now + GRACE));
+        let later = now + Duration::from_millis(1);
+        assert!(course.is_interrupted() && course.is_due(deadline, later));
+        assert!(is_over(8, later) && !is_over(7, later));
+        assert!(is_over(7, later + GRACE));
+        course.leave(7);
+        assert!(is_over(7, later));
+    }
+}

@@ -1,0 +1,421 @@
+//! `shardhost member rebuild`: every replica of a node is replaced by a new one on the same node, which
+//! gets everything from the others: the node lost its disk, was put back from an older copy, or holds
+//! what differs.
+//!
+//! A node holds one replica of a group, so the old one is removed before the new one is added. What is
+//! under way is recorded in the group; only between the two steps nothing is.
+
+mod course;
+mod survey;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::Args;
+use futures::{StreamExt, stream};
+use serde_json::json;
+use shardhost::proto::admin::membership_step::Kind;
+use shardhost::proto::admin::{ChangeMembershipRequest, GroupStatus, MembershipStep};
+use tokio::time::Instant;
+use tonic_types::StatusExt;
+
+use self::course::{Course, GRACE, Next};
+use self::survey::{Old, Survey};
+use super::group::role_of;
+use super::output::number;
+use super::reached::{REQUEST_MS, Reached, hand_over};
+use super::serve::Signals;
+use super::target::{Node, Target, said};
+
+/// Troubles that are shown.
+const SHOWN: usize = 20;
+/// Replicas that are rebuilt at a time.
+const WINDOW: usize = 16;
+/// How much longer than it may take a request is waited for.
+const ANSWER_MS: u64 = 3_000;
+/// Exit code: all that is known was done, and something is not known.
+const PARTLY: u8 = 3;
+
+/// Which replicas are rebuilt.
+#[derive(Clone, Debug, Args)]
+pub struct RebuildArguments {
+    /// The node whose replicas are replaced.
+    node: u64,
+    /// Only these groups.
+    #[arg(long = "group", value_name = "GROUP", value_delimiter = ',')]
+    groups: Vec<u64>,
+    /// Show which groups that are, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+impl RebuildArguments {
+    /// One replica.
+    pub fn of_group(node: u64, group: u64, target: &Target) -> Self {
+        Self { node, groups: vec![group], dry_run: false, target: target.clone() }
+    }
+}
+
+/// Rebuilds the replicas of a node, or shows which that would be.
+pub async fn run(arguments: &RebuildArguments) -> anyhow::Result<ExitCode> {
+    let RebuildArguments { node, groups, dry_run, target } = arguments;
+    let cluster = Reached::all(target).await?;
+    cluster.require(*node)?;
+    let mut survey = Survey::of(&cluster, *node).await?;
+    if !groups.is_empty() {
+        survey = only(survey, groups, *node, &cluster)?;
+    }
+    let unknown = Unknown::of(&cluster, &survey);
+    if *dry_run {
+        show(*node, &survey, &unknown, target.json);
+        return Ok(unknown.exit_code());
+    }
+    let course = Course::new(*node);
+    let failed = rebuild_all(&cluster, *node, &survey.replicas, &course, target.patience()).await?;
+    let rebuilt = survey.replicas.len() - failed.len();
+    report(*node, rebuilt, &failed, &unknown, target.json);
+    Ok(if failed.is_empty() { unknown.exit_code() } else { ExitCode::FAILURE })
+}
+
+/// Leaves only what is wanted.
+fn only(survey: Survey, groups: &[u64], node: u64, cluster: &Reached) -> anyhow::Result<Survey> {
+    let wanted: BTreeSet<u64> = groups.iter().copied().collect();
+    let Survey { mut replicas, usual, .. } = survey;
+    if let Some(group) = wanted.iter().find(|group| !replicas.contains_key(group)) {
+        let silent: Vec<String> = cluster.silent().keys().map(ToString::to_string).collect();
+        let silent = match silent.is_empty() {
+            true => String::new(),
+            false => format!(" (of what nodes {} hold nothing is known)", silent.join(", ")),
+        };
+        bail!(
+            "node {node} is no member of group {group}{silent}; `member add {group} {node}` makes it \
+             one, also where an earlier run removed its replica and did not come to add another"
+        );
+    }
+    replicas.retain(|group, _| wanted.contains(group));
+    Ok(Survey { replicas, short: BTreeMap::new(), usual })
+}
+
+/// Why the node may lack replicas that nobody names.
+struct Unknown {
+    /// Nodes that do not answer, and where they are expected.
+    silent: BTreeMap<u64, String>,
+    /// Groups that have fewer voters than most, and how many.
+    short: BTreeMap<u64, usize>,
+    usual: usize,
+}
+
+impl Unknown {
+    fn of(cluster: &Reached, survey: &Survey) -> Self {
+        let (silent, short) = (cluster.silent().clone(), survey.short.clone());
+        Self { silent, short, usual: survey.usual }
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        let whole = self.silent.is_empty() && self.short.is_empty();
+        if whole { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) }
+    }
+
+    fn show(&self, node: u64) {
+        for (silent, address) in &self.silent {
+            println!(
+                "node {silent} ({address}) does not answer: groups that only such nodes hold are not \
+                 known; run this again when it does"
+            );
+        }
+        for (group, voters) in &self.short {
+            let usual = self.usual;
+            println!(
+                "group {group} has {voters} voters and none on node {node}, most groups have {usual}: if \
+                 an earlier run removed that one, `shardhost member add {group} {node}` adds another"
+            );
+        }
+    }
+
+    fn silent_nodes(&self) -> Vec<u64> {
+        self.silent.keys().copied().collect()
+    }
+}
+
+/// Why a group has no new replica.
+struct Failure {
+    cause: String,
+    /// What adds one, where the old one may be gone.
+    addition: Option<String>,
+}
+
+async fn rebuild_all(
+    cluster: &Reached,
+    node: u64,
+    replicas: &BTreeMap<u64, Old>,
+    course: &Course,
+    within: Duration,
+) -> anyhow::Result<BTreeMap<u64, Failure>> {
+    let mut signals = Signals::listen()?;
+    let one = |(group, old): (&u64, &Old)| {
+        let rebuild = Rebuild { cluster, course, node, group: *group, old: *old };
+        async move { (rebuild.group, rebuild.run(within).await) }
+    };
+    let mut outcomes = stream::iter(replicas).map(one).buffer_unordered(WINDOW);
+    let mut open: BTreeSet<u64> = replicas.keys().copied().collect();
+    let mut failed = BTreeMap::new();
+    let fails = |group, cause| Failure { cause, addition: course.addition(group) };
+    loop {
+        let next = tokio::select! {
+            next = outcomes.next() => next,
+            () = signals.next() => {
+                if !course.interrupt(Instant::now()) {
+                    break;
+                }
+                eprintln!(
+                    "interrupted: groups whose replica may be removed get another one first, for at most \
+                     {GRACE:?}; interrupt once more to end at once"
+                );
+                continue;
+            }
+        };
+        let Some((group, outcome)) = next else { break };
+        open.remove(&group);
+        if let Err(error) = outcome {
+            failed.insert(group, fails(group, format!("{error:#}")));
+        }
+    }
+    // Those that an interruption left where they were.
+    failed.extend(open.into_iter().map(|group| (group, fails(group, INTERRUPTED.to_owned()))));
+    Ok(failed)
+}
+
+const INTERRUPTED: &str = "interrupted";
+
+/// The replacement of one replica by a new one on its node.
+struct Rebuild<'a> {
+    cluster: &'a Reached,
+    course: &'a Course,
+    node: u64,
+    group: u64,
+    old: Old,
+}
+
+impl Rebuild<'_> {
+    /// Waits until the new replica has its place.
+    async fn run(&self, within: Duration) -> anyhow::Result<()> {
+        let Self { cluster, course, group, .. } = *self;
+        if course.is_interrupted() {
+            bail!(INTERRUPTED);
+        }
+        let deadline = Instant::now() + within;
+        let is_over = || course.is_over(group, deadline, Instant::now());
+        let step =
+            async |leader: &Node, status: &GroupStatus| self.step(leader, status, deadline).await;
+        let done = cluster.carry_on_until(group, is_over, step).await;
+        done.map_err(|error| match course.is_interrupted() {
+            true => error.context(INTERRUPTED),
+            false => error.context(format!("not in its place after {within:?}")),
+        })
+    }
+
+    /// Does what comes next; whether that was nothing.
+    async fn step(
+        &self,
+        leader: &Node,
+        status: &GroupStatus,
+        deadline: Instant,
+    ) -> anyhow::Result<bool> {
+        let Self { cluster, course, node, group, old } = *self;
+        match course.next(status, old) {
+            Next::Done => return Ok(true),
+            Next::Wait => {}
+            Next::Add => {
+                course.enter(group, old);
+                let kind = if old.learns { Kind::AddLearner } else { Kind::AddVoter };
+                change(leader, group, kind, node).await.map_err(Unchanged::into_error)?;
+            }
+            // A removal that was sent may still come.
+            Next::Remove if course.is_due(deadline, Instant::now()) => {}
+            Next::Remove if leader.status.node == node => hand_over(leader, group, status).await?,
+            Next::Remove => {
+                check_others(cluster, status, node).await?;
+                let before = course.enter(group, old);
+                let removed = change(leader, group, Kind::Remove, node).await;
+                if matches!(removed, Err(Unchanged::Refused(_))) && !before {
+                    course.leave(group);
+                }
+                removed.map_err(Unchanged::into_error)?;
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// A change that was not confirmed.
+enum Unchanged {
+    /// It was refused, and takes no effect.
+    Refused(anyhow::Error),
+    /// It may take effect, now or later.
+    Unknown(anyhow::Error),
+}
+
+impl Unchanged {
+    fn of(leader: &Node, status: &tonic::Status) -> Self {
+        let error = said(&leader.address, status);
+        // What is not known to be definite is not.
+        let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
+        let definite = reason.is_some_and(|reason| !IN_DOUBT.contains(&reason.as_str()));
+        if definite { Self::Refused(error) } else { Self::Unknown(error) }
+    }
+
+    fn into_error(self) -> anyhow::Error {
+        match self {
+            Self::Refused(error) => error,
+            Self::Unknown(error) => error.context("its outcome is not known"),
+        }
+    }
+}
+
+/// Reasons that leave open what becomes of a change.
+const IN_DOUBT: [&str; 3] = ["OUTCOME_UNKNOWN", "STOPPED", "GROUP_FAILED"];
+
+async fn change(leader: &Node, group: u64, kind: Kind, node: u64) -> Result<(), Unchanged> {
+    let step = MembershipStep { kind: kind.into(), node, ..MembershipStep::default() };
+    let request =
+        ChangeMembershipRequest { group, steps: vec![step], expect: None, timeout_ms: REQUEST_MS };
+    let mut admin = leader.admin.clone();
+    let within = Duration::from_millis(REQUEST_MS + ANSWER_MS);
+    let silent = || anyhow::anyhow!("{} does not answer", leader.address);
+    let changed = tokio::time::timeout(within, admin.change_membership(request)).await;
+    let changed = changed.map_err(|_| Unchanged::Unknown(silent()))?;
+    changed.map(drop).map_err(|status| Unchanged::of(leader, &status))
+}
+
+/// Whether those that stay can do without the replica: else the group would stand still with its
+/// removal until another one comes back. A group that sleeps hears of nobody, so each is asked.
+async fn check_others(cluster: &Reached, status: &GroupStatus, node: u64) -> anyhow::Result<()> {
+    let others = other_voters(status, node);
+    let ask = |other: u64| async move {
+        let Some(other) = cluster.nodes().get(&other) else { return false };
+        other.group(status.group).await.is_ok_and(|held| takes_part(&held))
+    };
+    let answers = futures::future::join_all(others.iter().copied().map(ask)).await;
+    let live = answers.iter().filter(|takes_part| **takes_part).count();
+    enough(live, others.len())
+}
+
+fn other_voters(status: &GroupStatus, node: u64) -> Vec<u64> {
+    let members = status.membership.iter().flat_map(|all| &all.members);
+    let others = members.filter(|member| role_of(member) == "voter" && member.node != node);
+    others.map(|member| member.node).collect()
+}
+
+/// Whether a replica does its part in the group.
+fn takes_part(held: &GroupStatus) -> bool {
+    held.role != "failed" && held.doubt.is_empty()
+}
+
+/// Whether so many of the other voters are enough.
+fn enough(live: usize, others: usize) -> anyhow::Result<()> {
+    let needed = others / 2 + 1;
+    if others == 0 {
+        bail!("it is the only voter: nobody else has what it holds");
+    }
+    if live < needed {
+        bail!("{live} of the {others} other voters take part, {needed} must");
+    }
+    Ok(())
+}
+
+fn show(node: u64, survey: &Survey, unknown: &Unknown, as_json: bool) {
+    let groups: Vec<u64> = survey.replicas.keys().copied().collect();
+    if as_json {
+        let (silent, short) = (unknown.silent_nodes(), &unknown.short);
+        return println!(
+            "{}",
+            json!({ "node": node, "groups": groups, "silent_nodes": silent, "short_groups": short })
+        );
+    }
+    println!("node {node} would get {} new replicas", number(groups.len() as u64));
+    for group in groups.iter().take(SHOWN) {
+        println!("group {group}");
+    }
+    if groups.len() > SHOWN {
+        println!("and {} more", number((groups.len() - SHOWN) as u64));
+    }
+    unknown.show(node);
+}
+
+fn report(
+    node: u64,
+    rebuilt: usize,
+    failed: &BTreeMap<u64, Failure>,
+    unknown: &Unknown,
+    as_json: bool,
+) {
+    if as_json {
+        let causes: BTreeMap<u64, &str> =
+            failed.iter().map(|(group, failure)| (*group, failure.cause.as_str())).collect();
+        let additions: Vec<&String> =
+            failed.values().filter_map(|failure| failure.addition.as_ref()).collect();
+        return println!(
+            "{}",
+            json!({
+                "node": node,
+                "rebuilt": rebuilt,
+                "failed": causes,
+                "to_run": additions,
+                "silent_nodes": unknown.silent_nodes(),
+                "short_groups": unknown.short,
+            })
+        );
+    }
+    println!("node {node} has {} new replicas", number(rebuilt as u64));
+    for (group, Failure { cause, .. }) in failed.iter().take(SHOWN) {
+        println!("group {group}: {cause}");
+    }
+    if failed.len() > SHOWN {
+        println!("and {} more failed", number((failed.len() - SHOWN) as u64));
+    }
+    // All of them: nothing else knows.
+    for (group, failure) in failed {
+        if let Some(addition) = &failure.addition {
+            println!(
+                "group {group} may be without its replica on node {node}, now or soon: once `member list \
+                 {group}` does not show one, run `{addition}`"
+            );
+        }
+    }
+    unknown.show(node);
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost::proto::log::{Member, MemberRole, Membership};
+
+    use super::*;
+
+    /// Node `n` has replica `n`.
+    fn status(nodes: &[u64]) -> GroupStatus {
+        let voter = |node: &u64| Member {
+            node: *node,
+            replica: *node,
+            role: MemberRole::Voter.into(),
+            ..Member::default()
+        };
+        let members = nodes.iter().map(voter).collect();
+        let membership = Some(Membership { members, ..Membership::default() });
+        GroupStatus { membership, ..GroupStatus::default() }
+    }
+
+    #[test]
+    fn a_replica_stays_that_the_others_cannot_do_without() {
+        assert_eq!(other_voters(&status(&[1, 2, 3]), 3), [1, 2]);
+        for (live, others) in [(2, 2), (1, 1), (3, 4), (2, 3)] {
+            assert!(enough(live, others).is_ok(), "{live} of {others}");
+        }
+        for (live, others) in [(0, 0), (1, 2), (0, 1), (2, 4)] {
+            assert!(enough(live, others).is_err(), "{live} of {others}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Which replicas a node has, and which groups may lack one there: what is known of that, and what is
+//! not.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use shardhost::proto::admin::{GroupStatus, ListGroupsRequest};
+use shardhost::proto::log::Member;
+
+use crate::cli::group::role_of;
+use crate::cli::reached::Reached;
+use crate::cli::target::in_time;
+
+/// A replica that is to be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Old {
+    /// Its number.
+    pub replica: u64,
+    /// It has no vote, and its successor gets none.
+    pub learns: bool,
+}
+
+impl Old {
+    /// The command that adds its successor, when it is removed.
+    pub fn addition(self, group: u64, node: u64) -> String {
+        let learner = if self.learns { " --learner" } else { "" };
+        format!("shardhost member add {group} {node}{learner}")
+    }
+}
+
+/// What the nodes that answer say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// The replicas that the node has, by group.
+    pub replicas: BTreeMap<u64, Old>,
+    /// Groups of which the node has none, and that have fewer voters than most: by group, how many.
+    /// An earlier run may have removed one and not added its successor, which nothing records.
+    pub short: BTreeMap<u64, usize>,
+    /// How many voters most groups have.
+    pub usual: usize,
+}
+
+/// A group by the newest configuration that anybody knows.
+#[derive(Clone, Copy, Debug)]
+struct Newest {
+    index: u64,
+    here: Option<Old>,
+    voters: usize,
+}
+
+impl Survey {
+    /// Asks every node that was reached.
+    pub async fn of(cluster: &Reached, node: u64) -> anyhow::Result<Self> {
+        let mut groups = Vec::new();
+        for one in cluster.nodes().values() {
+            let mut admin = one.admin.clone();
+            let listed = in_time(&one.address, admin.list_groups(ListGroupsRequest {})).await;
+            groups.extend(listed.context("which groups there are is asked of every node")?.groups);
+        }
+        Ok(Self::from(&groups, node))
+    }
+
+    fn from(statuses: &[GroupStatus], node: u64) -> Self {
+        let mut newest: BTreeMap<u64, Newest> = BTreeMap::new();
+        for status in statuses {
+            let Some(one) = Newest::of(status, node) else { continue };
+            let known = newest.entry(status.group).or_insert(one);
+            if one.index > known.index {
+                *known = one;
+            }
+        }
+        let usual = usual(newest.values().map(|one| one.voters));
+        let here = |(group, one): (&u64, &Newest)| Some((*group, one.here?));
+        let lacking = newest.iter().filter(|(_, one)| one.here.is_none());
+        let short = lacking.filter(|(_, one)| is_short(one.voters, usual));
+        let short = short.map(|(group, one)| (*group, one.voters)).collect();
+        Self { replicas: newest.iter().filter_map(here).collect(), short, usual }
+    }
+}
+
+impl Newest {
+    fn of(status: &GroupStatus, node: u64) -> Option<Self> {
+        let membership = status.membership.as_ref()?;
+        let here = member_on(status, node)
+            .map(|member| Old { replica: member.replica, learns: role_of(member) == "learner" });
+        let voters = membership.members.iter().filter(|member| role_of(member) == "voter").count();
+        Some(Self { index: membership.config_index, here, voters })
+    }
+}
+
+/// The member on a node.
+pub fn member_on(status: &GroupStatus, node: u64) -> Option<&Member> {
+    status.membership.iter().flat_map(|all| &all.members).find(|member| member.node == node)
+}
+
+/// The number that is met most often; of two such the larger one. 0: there is none.
+fn usual(voters: impl Iterator<Item = usize>) -> usize {
+    let mut met: BTreeMap<usize, usize> = BTreeMap::new();
+    voters.for_each(|voters| *met.entry(voters).or_default() += 1);
+    met.into_iter().max_by_key(|(voters, times)| (*times, *voters)).map_or(0, |(voters, _)| voters)
+}
+
+/// Whether so many voters are one less than meant, as far as numbers tell: fewer than most groups
+/// have, or an even number where most have an odd one.
+const fn is_short(voters: usize, usual: usize) -> bool {
+    voters < usual || (voters.is_multiple_of(2) && !usual.is_multiple_of(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost::proto::log::{MemberRole, Membership};
+
+    use super::*;
+
+    fn group(group: u64, config_index: u64, voters: &[u64], learners: &[u64]) -> GroupStatus {
+        let member = |node: &u64, role: MemberRole| Member {
+            node: *node,
+            replica: *node,
+            role: role.into(),
+            ..Member::default()
+        };
+        let voters = voters.iter().map(|node| member(node, MemberRole::Voter));
+        let learners = learners.iter().map(|node| member(node, MemberRole::Learner));
+        let members = voters.chain(learners).collect();
+        let membership = Some(Membership { config_index, members, ..Membership::default() });
+        GroupStatus { group, membership, ..GroupStatus::default() }
+    }
+
+    #[test]
+    fn a_group_that_an_earlier_run_left_without_its_voter_is_told_apart_by_their_number() {
+        let seen = [
+            group(1, 5, &[1, 2, 3], &[]),
+            group(2, 9, &[1, 2], &[]),
+            // What a node says that has not heard of the removal.
+            group(2, 5, &[1, 2, 3], &[]),
+            group(3, 5, &[1, 2, 4], &[3]),
+            group(4, 5, &[1, 2, 4], &[]),
+            group(5, 5, &[1, 2, 4, 5], &[]),
+        ];
+        let survey = Survey::from(&seen, 3);
+        let (voter, learner) =
+            (Old { replica: 3, learns: false }, Old { replica: 3, learns: true });
+        assert_eq!(survey.replicas, BTreeMap::from([(1, voter), (3, learner)]));
+        assert_eq!((survey.short, survey.usual), (BTreeMap::from([(2, 2), (5, 4)]), 3));
+        assert_eq!(learner.addition(3, 3), "shardhost member add 3 3 --learner");
+    }
+
+    #[test]
+    fn groups_that_all_have_two_voters_lack_none() {
+        let seen = [group(1, 0, &[1, 2], &[]), group(2, 0, &[2, 4], &[])];
+        assert_eq!(Survey::from(&seen, 3).short, BTreeMap::new());
+        assert_eq!(Survey::from(&[], 3), Survey::default());
+    }
+}
