@@ -14,15 +14,13 @@ use clap::Args;
 use futures::{StreamExt, stream};
 use serde_json::json;
 use shardhost::proto::admin::membership_step::Kind;
-use shardhost::proto::admin::{
-    ChangeMembershipRequest, GroupStatus, ListGroupsRequest, MembershipStep,
-};
+use shardhost::proto::admin::{ChangeMembershipRequest, GroupStatus, MembershipStep};
 use shardhost::proto::log::Member;
 
 use super::group::role_of;
 use super::output::number;
 use super::reached::{REQUEST_MS, Reached, hand_over};
-use super::target::{Node, Target, in_time, said};
+use super::target::{Node, Target, all_groups, in_time, said};
 
 /// Troubles that are shown.
 const SHOWN: usize = 20;
@@ -88,9 +86,9 @@ async fn replicas_on(cluster: &Reached, node: u64) -> anyhow::Result<BTreeMap<u6
     let mut newest: BTreeMap<u64, (u64, Option<Old>)> = BTreeMap::new();
     for one in cluster.nodes().values() {
         let mut admin = one.admin.clone();
-        let listed = in_time(&one.address, admin.list_groups(ListGroupsRequest {})).await;
+        let listed = in_time(&one.address, all_groups(&mut admin)).await;
         let listed = listed.context("which groups there are is asked of every node")?;
-        for group in listed.groups {
+        for group in listed {
             let Some(membership) = &group.membership else { continue };
             let here = member_on(&group, node).map(|member| Old {
                 replica: member.replica,

@@ -35,9 +35,11 @@ use self::joining::Letterbox;
 pub use self::joining::ReplicaFactory;
 use self::memory::HostMemory;
 use crate::data_dir::DataDir;
+use crate::descriptors::Descriptors;
 use crate::transport::{
-    FoundedBy, GrpcTransport, IncarnationMemory, MapTag, PeerDirectory, Rollback, SnapshotLimits,
-    TransportConfig, TransportError, TransportStats, incoming, server,
+    ConnectionLimits, ConnectionStats, Connections, FoundedBy, GrpcTransport, IncarnationMemory,
+    MapTag, PeerDirectory, Rollback, SnapshotLimits, TransportConfig, TransportError,
+    TransportStats, admit_clients, incoming_within, server,
 };
 
 /// What a host is started from.
@@ -69,6 +71,8 @@ pub struct HostConfig {
     pub snapshot_files: SnapshotFilesOptions,
     /// The map of shards, where the cluster has no catalog. Hosts that have another one are refused.
     pub shard_map: Option<MapTag>,
+    /// Bounds of the connections that the listener holds open.
+    pub connections: ConnectionLimits,
     /// Threads for Raft.
     pub workers: usize,
     /// Threads for state machines.
@@ -92,6 +96,7 @@ impl HostConfig {
             snapshots: SnapshotLimits::default(),
             snapshot_files: SnapshotFilesOptions::default(),
             shard_map: None,
+            connections: Descriptors::current().connections,
             workers: 1,
             apply_threads: 2,
         }
@@ -250,6 +255,7 @@ impl HostBuilder {
             let unknown = || format!("node {node} is not in the directory of this node");
             known.address(node).map(|_| ()).ok_or_else(unknown)
         });
+        let connections = Connections::new(config.connections);
         let inner = HostInner {
             config,
             groups,
@@ -263,6 +269,7 @@ impl HostBuilder {
             foundings,
             stopping: CancellationToken::new(),
             stop,
+            connections,
             _additions: additions,
         };
         Ok(Host {
@@ -375,6 +382,7 @@ struct HostInner {
     /// The host begins to stop; what is under way goes on for a while.
     stopping: CancellationToken,
     stop: CancellationToken,
+    connections: Arc<Connections>,
     _additions: AdditionGuard,
 }
 
@@ -430,9 +438,9 @@ impl Host {
         let mut serving = self.serving.lock();
         let Some(listener) = serving.listener.take() else { return };
         let stop = self.inner.stop.clone();
-        let routes = services.add_service(self.inner.transport.service());
-        let routes = routes.add_service(self.inner.foundings.service());
-        let incoming = incoming(listener);
+        let clients = admit_clients(services.add_service(self.inner.foundings.service()));
+        let routes = clients.add_service(self.inner.transport.service());
+        let incoming = incoming_within(listener, &self.inner.connections);
         serving.task = Some(tokio::spawn(async move {
             let stopped = async move { stop.cancelled().await };
             server().add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
@@ -514,6 +522,11 @@ impl Host {
     #[must_use]
     pub fn transport_stats(&self) -> TransportStats {
         self.inner.transport.stats()
+    }
+    /// How many connections the listener holds open.
+    #[must_use]
+    pub fn connections(&self) -> ConnectionStats {
+        self.inner.connections.stats()
     }
     /// Whether the host runs and nothing keeps it from going on.
     #[must_use]

@@ -89,6 +89,15 @@ pub enum StateDbError {
         /// The limit.
         limit: usize,
     },
+    /// A scan came upon more deleted keys than it may pass. They go when the database is compacted; try
+    /// again later, or with a range that leaves them out.
+    #[error(
+        "more than {limit} deleted keys are in the way; try again later, or scan a range without them"
+    )]
+    TooManyDeleted {
+        /// The limit.
+        limit: u64,
+    },
     /// The state is closed.
     #[error("the state is closed")]
     Closed,
@@ -108,6 +117,9 @@ impl From<StateDbError> for ApplyFault {
 
 impl From<StateDbError> for QueryError {
     fn from(error: StateDbError) -> Self {
-        Self::Failed(error.to_string())
+        match error {
+            StateDbError::TooManyDeleted { .. } => Self::TooMuch(error.to_string()),
+            _ => Self::Failed(error.to_string()),
+        }
     }
 }

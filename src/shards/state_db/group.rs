@@ -3,7 +3,9 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use rocksdb::{DB, DBPinnableSlice, DBRawIteratorWithThreadMode, ReadOptions, WriteBatch};
+use rocksdb::{
+    DB, DBPinnableSlice, DBRawIteratorWithThreadMode, ErrorKind, ReadOptions, WriteBatch,
+};
 use shardhost_groups::machine::SnapshotWriter;
 use shardhost_storage::{GroupId, LogIndex, LogPosition};
 
@@ -96,7 +98,7 @@ impl GroupState {
     /// What stands at each of these keys, which must be sorted.
     pub(crate) fn get_sorted(
         &self,
-        keys: &[Vec<u8>],
+        keys: &[&[u8]],
     ) -> Result<Vec<Option<DBPinnableSlice<'_>>>, StateDbError> {
         match keys {
             // A look-up of one has a cheaper way.
@@ -107,6 +109,19 @@ impl GroupState {
 
     /// All records of `kind` whose keys' rest is at or after `from`, and before `to` if given.
     pub(crate) fn scan(&self, kind: u8, from: &[u8], to: Option<&[u8]>) -> Scan<'_> {
+        // 0: as many as there are.
+        self.scan_passing(kind, from, to, 0)
+    }
+
+    /// The same, but a step that would pass more than `limit` deleted keys is an error instead. A
+    /// range whose keys were deleted is as much work as one that is full.
+    pub(crate) fn scan_passing(
+        &self,
+        kind: u8,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: u64,
+    ) -> Scan<'_> {
         let end =
             to.map_or_else(|| self.space.end_of(kind).to_vec(), |to| self.space.key(kind, to));
         let start = self.space.key(kind, from);
@@ -114,9 +129,10 @@ impl GroupState {
         // RocksDB refuses a range that ends before it starts; to a caller it is an empty one.
         options.set_iterate_upper_bound(end.max(start.clone()));
         options.set_iterate_lower_bound(start);
+        options.set_max_skippable_internal_keys(limit);
         let mut records = self.state.shared.db.raw_iterator_opt(options);
         records.seek_to_first();
-        Scan { records, started: false }
+        Scan { records, started: false, limit }
     }
 
     /// Writes the effects of a batch and, with them, the position that they lead to.
@@ -224,6 +240,8 @@ pub(crate) type Entry<'a> = (&'a [u8], &'a [u8]);
 pub(crate) struct Scan<'a> {
     records: DBRawIteratorWithThreadMode<'a, DB>,
     started: bool,
+    /// Deleted keys that a step may pass; 0: any number.
+    limit: u64,
 }
 
 impl Scan<'_> {
@@ -234,8 +252,13 @@ impl Scan<'_> {
         }
         self.started = true;
         if !self.records.valid() {
-            self.records.status().map_err(StateDbError::io("scanning"))?;
-            return Ok(None);
+            return match self.records.status() {
+                Ok(()) => Ok(None),
+                Err(error) if self.limit > 0 && error.kind() == ErrorKind::Incomplete => {
+                    Err(StateDbError::TooManyDeleted { limit: self.limit })
+                }
+                Err(error) => Err(StateDbError::io("scanning")(error)),
+            };
         }
         Ok(self.records.item().map(|(key, value)| (&key[PREFIX_BYTES..], value)))
     }

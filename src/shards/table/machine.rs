@@ -12,7 +12,7 @@ use shardhost_storage::{LogIndex, LogPosition};
 
 use super::batch::Batch;
 use super::query::{TableAnswer, TableQuery, pairs_of};
-use super::{MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_VALUE_BYTES};
+use super::{MAX_DELETED_PASSED, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_VALUE_BYTES};
 use crate::shards::codec::{DecodeError, check_limit};
 use crate::shards::hash::SequenceSum;
 use crate::shards::session::{self, SessionTag, Sessions};
@@ -52,10 +52,20 @@ impl TableMachine {
 
     fn scan(&self, scan: &Scan) -> Result<Pairs, StateDbError> {
         let to = (!scan.to.is_empty()).then_some(&scan.to[..]);
-        let mut found = self.state.scan(PAIR, &scan.from, to);
+        let mut found = self.state.scan_passing(PAIR, &scan.from, to, MAX_DELETED_PASSED);
         let mut answer = Pairs::default();
         let mut bytes = 0;
-        while let Some((key, value)) = found.next()? {
+        loop {
+            let (key, value) = match found.next() {
+                Ok(Some(pair)) => pair,
+                Ok(None) => break,
+                // Whoever asks goes on behind the last pair.
+                Err(StateDbError::TooManyDeleted { .. }) if !answer.pairs.is_empty() => {
+                    answer.more = true;
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
             bytes += key.len() + value.len();
             let full = answer.pairs.len() == pairs_of(scan)
                 || (bytes > MAX_SCAN_BYTES && !answer.pairs.is_empty());
@@ -91,17 +101,18 @@ impl StateMachine for TableMachine {
     }
 
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
-        let last = batch.last();
         let data: Vec<Bytes> = batch.commands().map(|command| command.data().clone()).collect();
         // Taken out: should anything fail, no sessions stay that are ahead of what was written.
         let mut sessions = self.take_sessions(&data)?;
         let mut work = Batch::read(&self.state, &data)?;
+        // An empty batch is read whole.
+        batch.cut(work.len());
         work.run(batch.commands(), sessions.as_deref_mut());
         let mut writes = work.writes();
         if let Some(sessions) = &mut sessions {
             sessions.write(self.state.space(), &mut writes);
         }
-        self.state.commit(writes, last)?;
+        self.state.commit(writes, batch.last())?;
         self.sessions = sessions;
         Ok(())
     }

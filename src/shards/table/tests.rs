@@ -1,7 +1,10 @@
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use proptest::prelude::*;
-use shardhost_groups::machine::{QueryError, StateMachine};
+use shardhost_groups::machine::{ApplyBatch, Command, QueryError, StateMachine};
 use shardhost_proto::client::{Get, Pairs, Scan, Value};
+use shardhost_storage::LogPosition;
 
 use super::*;
 use crate::shards::DecodeError;
@@ -316,4 +319,298 @@ fn sessions_survive_a_crash_and_travel_with_a_snapshot() {
         assert_eq!(get(machine, "k").as_deref(), Some(&b"1"[..]));
     }
     assert_eq!(found.checksum().unwrap(), restored.checksum().unwrap());
+}
+
+/// Applies commands as one batch, and says how many of them the machine took of it.
+fn taken_of(machine: &mut TableMachine, first: u64, data: &[Bytes]) -> (usize, Vec<Bytes>) {
+    let mut commands: Vec<Command> = (first..)
+        .zip(data)
+        .map(|(index, data)| Command::new(LogPosition::new(1, index), data.clone()))
+        .collect();
+    let last = LogPosition::new(1, first + data.len() as u64 - 1);
+    let mut batch = ApplyBatch::new(GROUP, last, &mut commands);
+    machine.apply(&mut batch).unwrap();
+    let (count, reached) = (batch.len(), batch.last());
+    assert_eq!(reached.index.get(), first + count as u64 - 1);
+    assert_eq!(machine.applied().unwrap(), Some(reached));
+    (count, commands.iter().map(|command| command.response().clone()).collect())
+}
+
+/// A few bytes of commands that read and answer many MiB are applied in parts, each of bounded size.
+#[test]
+fn a_batch_ends_where_it_would_read_too_much() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let large = "v".repeat(MAX_VALUE_BYTES);
+    let keys: Vec<String> = (0..100).map(|number| format!("key {number:03}")).collect();
+    let puts: Vec<Bytes> = keys.iter().map(|key| put(key, &large)).collect();
+    apply(&mut table, 1, &puts);
+    // Backwards, and with other commands between them.
+    let fail = |key: &String| [compare_and_set(key, Some("?"), None), put("other", "1")];
+    let commands: Vec<Bytes> = keys.iter().rev().flat_map(fail).collect();
+    let (mut at, mut parts) = (0, 0);
+    while at < commands.len() {
+        let (count, answers) = taken_of(&mut table, 101 + at as u64, &commands[at..]);
+        let bytes: usize = answers.iter().map(Bytes::len).sum();
+        assert!(bytes <= batch::MAX_READ_BYTES + 33 * MAX_VALUE_BYTES, "{bytes} bytes");
+        for (command, answer) in commands[at..at + count].iter().zip(&answers) {
+            let fails = TableCommand::decode(command).unwrap().key() != b"other";
+            assert_eq!(answer.len() > MAX_VALUE_BYTES, fails);
+        }
+        at += count;
+        parts += 1;
+    }
+    assert!(parts > 2, "{parts} parts");
+}
+
+/// The value that many failed expectations name is in memory once.
+#[test]
+fn answers_that_name_the_same_value_share_its_bytes() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    apply(&mut table, 1, &[put("k", &"v".repeat(MAX_VALUE_BYTES))]);
+    let mut commands = vec![compare_and_set("k", Some("?"), None); 1_000];
+    commands.push(put("k", "w"));
+    commands.push(compare_and_set("k", Some("?"), None));
+    let (count, answers) = taken_of(&mut table, 2, &commands);
+    assert_eq!(count, commands.len());
+    let shared = answers[..1_000].iter().all(|answer| answer.as_ptr() == answers[0].as_ptr());
+    assert!(shared && answers[0].len() > MAX_VALUE_BYTES);
+    assert_eq!(TableResponse::decode(&answers[1_001]).unwrap(), failed(Some("w")));
+}
+
+/// A scan does a bounded work however many keys were deleted, and says that there is more.
+#[test]
+fn a_scan_ends_where_too_many_deleted_keys_are_in_the_way() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    apply(&mut table, 1, &[put("a", "1"), put("z", "2")]);
+    let keys: Vec<String> =
+        (0..MAX_DELETED_PASSED + 10).map(|number| format!("k{number}")).collect();
+    let mut at = 3;
+    for part in keys.chunks(20_000) {
+        let commands: Vec<Bytes> =
+            part.iter().flat_map(|key| [put(key, ""), delete(key)]).collect();
+        apply(&mut table, at, &commands);
+        at += commands.len() as u64;
+    }
+    assert_eq!(scan(&table, "", "", 0), (vec!["a".to_owned()], true));
+}
+
+#[test]
+fn a_scan_sees_no_key_of_another_group() {
+    let scratch = Scratch::new();
+    let neighbours = [GROUP.get() - 1, GROUP.get(), GROUP.get() + 1];
+    let mut tables = neighbours.map(|id| scratch.state.table(id.into()));
+    for table in &mut tables {
+        apply(table, 1, &[put("\0", "v"), put("\u{10ffff}", "v")]);
+    }
+    assert_eq!(scan(&tables[1], "", "", 0).0.len(), 2);
+}
+
+#[test]
+fn an_invalid_query_is_refused() {
+    let scratch = Scratch::new();
+    let table = scratch.state.table(GROUP);
+    let too_many = Scan { limit: MAX_SCAN_LIMIT + 1, ..Scan::default() };
+    for query in [Bytes::from_static(b"??"), Bytes::new(), TableQuery::Scan(too_many).encode()] {
+        assert!(matches!(table.query(&query), Err(QueryError::Invalid(_))), "{query:?}");
+    }
+}
+
+#[test]
+fn an_unknown_version_is_named() {
+    assert_eq!(TableCommand::decode(&[9, 1, 0]), Err(DecodeError::Version(9)));
+}
+
+proptest! {
+    #[test]
+    fn commands_are_read_as_they_were_written(
+        key in prop::collection::vec(any::<u8>(), 0..20),
+        expect: Option<Vec<u8>>,
+        value: Option<Vec<u8>>,
+    ) {
+        let put = TableCommand::Put { key: &key, value: value.as_deref().unwrap_or_default() };
+        let delete = TableCommand::Delete { key: &key };
+        let (expect, value) = (expect.as_deref(), value.as_deref());
+        let compare_and_set = TableCommand::CompareAndSet { key: &key, expect, value };
+        for command in [put, delete, compare_and_set] {
+            let encoded = command.encode();
+            prop_assert_eq!(TableCommand::decode(&encoded), Ok(command));
+        }
+    }
+
+    #[test]
+    fn garbage_is_refused_and_panics_nowhere(mut data: Vec<u8>) {
+        for kind in 0..5 {
+            data.splice(0..0, [1, kind]);
+            let bytes = Bytes::copy_from_slice(&data);
+            drop((TableCommand::decode(&data), TableResponse::decode(&bytes)));
+            drop((TableQuery::decode(&bytes), TableAnswer::decode(&bytes)));
+            data.drain(..2);
+        }
+    }
+}
+
+#[test]
+fn a_batch_without_a_valid_command_is_answered() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let garbage = [Bytes::new(), in_session(1, 1, &Bytes::from_static(b"garbage"))];
+    for answer in answers(&mut table, 1, &garbage) {
+        assert!(matches!(answer, TableResponse::Invalid { .. }), "{answer:?}");
+    }
+}
+
+fn in_session(sequence: u64, lowest_unanswered: u64, command: &Bytes) -> Bytes {
+    let tag = SessionTag { id: 77, start: 1, sequence, lowest_unanswered, now_ms: 1_000 };
+    tag.wrap(command)
+}
+
+/// The first put was held up on its way, was sent again, and arrives once more at the end.
+#[test]
+fn a_late_copy_of_a_put_overwrites_nothing_in_a_session_and_does_without() {
+    let scratch = Scratch::new();
+    let mut plain = scratch.state.table(GROUP);
+    let (old, new) = (put("k", "old"), put("k", "new"));
+    apply(&mut plain, 1, &[old.clone(), new.clone(), old.clone()]);
+    assert_eq!(get(&plain, "k").as_deref(), Some(&b"old"[..]));
+
+    let mut table = scratch.state.table(8.into());
+    let late = in_session(1, 1, &old);
+    let commands = [late.clone(), late.clone(), in_session(2, 1, &new), late.clone()];
+    assert_eq!(answers(&mut table, 1, &commands), [false, false, true, false].map(done));
+    // Once more in another batch, and when the client has declared it as answered.
+    assert_eq!(answers(&mut table, 5, std::slice::from_ref(&late)), [done(false)]);
+    let settling = in_session(3, 3, &delete("x"));
+    let settled = TableResponse::Refused(SessionRefusal::Settled);
+    assert_eq!(answers(&mut table, 6, &[settling, late]), [done(false), settled]);
+    assert_eq!(get(&table, "k").as_deref(), Some(&b"new"[..]));
+}
+
+#[test]
+fn a_failed_compare_and_set_stays_failed_and_leaves_out_a_long_value() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let long = "v".repeat(500);
+    let set = in_session(1, 1, &compare_and_set("k", None, Some("mine")));
+    let commands = [put("k", &long), set.clone(), delete("k"), set];
+    let first = failed(Some(&long));
+    let again = TableResponse::Written { done: false, existed: true, actual: None };
+    assert_eq!(answers(&mut table, 1, &commands), [done(false), first, done(true), again]);
+    assert_eq!(get(&table, "k"), None);
+}
+
+#[test]
+fn sessions_survive_a_crash_and_travel_with_a_snapshot() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let plain = table.checksum().unwrap();
+    let write = in_session(1, 1, &compare_and_set("k", None, Some("1")));
+    apply(&mut table, 1, std::slice::from_ref(&write));
+    let sum = table.checksum().unwrap();
+    assert_eq!((sum.items, plain.items), (1, 0));
+    assert_ne!(sum.checksum, plain.checksum);
+    scratch.state.flush_now().unwrap();
+
+    let crashed = scratch.crashed();
+    let mut found = crashed.state.table(GROUP);
+    let other = Scratch::new();
+    let mut restored = other.state.table(GROUP);
+    // What it remembers in memory is replaced, too.
+    apply(&mut restored, 1, &[in_session(1, 1, &delete("k"))]);
+    restore(&mut restored, 1, &snapshot_of(&mut table));
+    for machine in [&mut found, &mut restored] {
+        assert_eq!(machine.checksum().unwrap(), sum);
+        assert_eq!(answers(machine, 2, std::slice::from_ref(&write)), [done(false)]);
+        assert_eq!(get(machine, "k").as_deref(), Some(&b"1"[..]));
+    }
+    assert_eq!(found.checksum().unwrap(), restored.checksum().unwrap());
+}
+
+/// Applies commands as one batch, and says how many of them the machine took of it.
+fn taken_of(machine: &mut TableMachine, first: u64, data: &[Bytes]) -> (usize, Vec<Bytes>) {
+    let mut commands: Vec<Command> = (first..)
+        .zip(data)
+        .map(|(index, data)| Command::new(LogPosition::new(1, index), data.clone()))
+        .collect();
+    let last = LogPosition::new(1, first + data.len() as u64 - 1);
+    let mut batch = ApplyBatch::new(GROUP, last, &mut commands);
+    machine.apply(&mut batch).unwrap();
+    let (count, reached) = (batch.len(), batch.last());
+    assert_eq!(reached.index.get(), first + count as u64 - 1);
+    assert_eq!(machine.applied().unwrap(), Some(reached));
+    (count, commands.iter().map(|command| command.response().clone()).collect())
+}
+
+/// A few bytes of commands that read and answer many MiB are applied in parts, each of bounded size.
+#[test]
+fn a_batch_ends_where_it_would_read_too_much() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let large = "v".repeat(MAX_VALUE_BYTES);
+    let keys: Vec<String> = (0..100).map(|number| format!("key {number:03}")).collect();
+    let puts: Vec<Bytes> = keys.iter().map(|key| put(key, &large)).collect();
+    apply(&mut table, 1, &puts);
+    // Backwards, and with other commands between them.
+    let fail = |key: &String| [compare_and_set(key, Some("?"), None), put("other", "1")];
+    let commands: Vec<Bytes> = keys.iter().rev().flat_map(fail).collect();
+    let (mut at, mut parts) = (0, 0);
+    while at < commands.len() {
+        let (count, answers) = taken_of(&mut table, 101 + at as u64, &commands[at..]);
+        let bytes: usize = answers.iter().map(Bytes::len).sum();
+        assert!(bytes <= batch::MAX_READ_BYTES + 33 * MAX_VALUE_BYTES, "{bytes} bytes");
+        for (command, answer) in commands[at..at + count].iter().zip(&answers) {
+            let fails = TableCommand::decode(command).unwrap().key() != b"other";
+            assert_eq!(answer.len() > MAX_VALUE_BYTES, fails);
+        }
+        at += count;
+        parts += 1;
+    }
+    assert!(parts > 2, "{parts} parts");
+}
+
+/// The value that many failed expectations name is in memory once.
+#[test]
+fn answers_that_name_the_same_value_share_its_bytes() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    apply(&mut table, 1, &[put("k", &"v".repeat(MAX_VALUE_BYTES))]);
+    let mut commands = vec![compare_and_set("k", Some("?"), None); 1_000];
+    commands.push(put("k", "w"));
+    commands.push(compare_and_set("k", Some("?"), None));
+    let (count, answers) = taken_of(&mut table, 2, &commands);
+    assert_eq!(count, commands.len());
+    let shared = answers[..1_000].iter().all(|answer| answer.as_ptr() == answers[0].as_ptr());
+    assert!(shared && answers[0].len() > MAX_VALUE_BYTES);
+    assert_eq!(TableResponse::decode(&answers[1_001]).unwrap(), failed(Some("w")));
+}
+
+/// A scan does a bounded work however many keys were deleted, and says that there is more.
+#[test]
+fn a_scan_ends_where_too_many_deleted_keys_are_in_the_way() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let deleted = MAX_DELETED_PASSED + 10;
+    let commands: Vec<Bytes> =
+        (0..deleted).map(|number| delete_there(&format!("k{number:07}"))).collect();
+    let mut at = 1;
+    apply(&mut table, at, &[put("a", "1"), put("z", "2")]);
+    at += 2;
+    for part in commands.chunks(20_000) {
+        apply(&mut table, at, part);
+        at += part.len() as u64;
+    }
+    assert_eq!(scan(&table, "", "", 0), (vec!["a".to_owned()], true));
+    let query = TableQuery::Scan(Scan { from: "b".into(), ..Scan::default() });
+    let refused = table.query(&query.encode()).unwrap_err();
+    assert!(matches!(refused, QueryError::TooMuch(_)), "{refused}");
+    // They are compacted away without anybody's asking for it.
+    scratch.state.flush_now().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while table.query(&query.encode()).is_err() {
+        assert!(Instant::now() < deadline, "they stay");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(scan(&table, "b", "", 0), (vec!["z".to_owned()], false));
 }
