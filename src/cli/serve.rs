@@ -142,7 +142,10 @@ pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     let mut listener = None;
     if arguments.supervised {
         let mut incoming = read_orders();
-        let bound = bind(config.listen).await?;
+        let bound = tokio::select! {
+            bound = bind(config.listen) => bound?,
+            () = signals.next() => return Ok(ExitCode::SUCCESS),
+        };
         say(&Report::Listening { address: bound.local_addr()?.to_string() })?;
         config.nodes = tokio::select! {
             nodes = await_start(&mut incoming) => nodes?,

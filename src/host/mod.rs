@@ -321,7 +321,8 @@ async fn open_log(
     let directory = config.data_dir.join("log");
     let identity =
         shardhost_storage::Identity { cluster: config.cluster.clone(), node: config.node };
-    let options = config.log.clone();
+    let mut options = config.log.clone();
+    options.max_open_files = options.max_open_files.min(Descriptors::current().log_files);
     let open = move || RocksStore::open(&directory, identity, options);
     let store = tokio::task::spawn_blocking(open).await.map_err(|error| StartError::Io {
         path: config.data_dir.display().to_string(),

@@ -122,7 +122,6 @@ impl Server {
         let descriptors = Descriptors::raise();
         let mut host_config: HostConfig = config.host();
         host_config.connections = descriptors.connections;
-        host_config.log.max_open_files = descriptors.log_files;
         let replicas = Arc::new(Replicas::default());
         let mut builder = Host::builder(host_config).replica_factory(Arc::clone(&replicas) as _);
         if let Some(listener) = listener {
