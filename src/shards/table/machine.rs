@@ -50,9 +50,11 @@ impl TableMachine {
         Ok(Value { value: found.map(|value| Bytes::copy_from_slice(&value)) })
     }
 
-    fn scan(&self, scan: &Scan) -> Result<Pairs, StateDbError> {
+    /// The pairs of a range. Ends where more than `deleted` keys in a row were deleted, with an error if
+    /// no pair was found before.
+    pub(super) fn scan(&self, scan: &Scan, deleted: u64) -> Result<Pairs, StateDbError> {
         let to = (!scan.to.is_empty()).then_some(&scan.to[..]);
-        let mut found = self.state.scan_passing(PAIR, &scan.from, to, MAX_DELETED_PASSED);
+        let mut found = self.state.scan_passing(PAIR, &scan.from, to, deleted);
         let mut answer = Pairs::default();
         let mut bytes = 0;
         loop {
@@ -121,7 +123,7 @@ impl StateMachine for TableMachine {
         let query = TableQuery::decode(request);
         let answer = match query.map_err(|error| QueryError::Invalid(error.to_string()))? {
             TableQuery::Get(get) => TableAnswer::Value(self.get(&get)?),
-            TableQuery::Scan(scan) => TableAnswer::Pairs(self.scan(&scan)?),
+            TableQuery::Scan(scan) => TableAnswer::Pairs(self.scan(&scan, MAX_DELETED_PASSED)?),
         };
         Ok(answer.encode())
     }

@@ -7,9 +7,9 @@ use shardhost_proto::client::{Get, Pairs, Scan, Value};
 use shardhost_storage::LogPosition;
 
 use super::*;
-use crate::shards::DecodeError;
 use crate::shards::session::{SessionRefusal, SessionTag};
 use crate::shards::testing::{GROUP, Scratch, apply, restore, snapshot_of};
+use crate::shards::{DecodeError, StateDbError};
 
 fn put(key: &str, value: &str) -> Bytes {
     TableCommand::Put { key: key.as_bytes(), value: value.as_bytes() }.encode()
@@ -382,26 +382,24 @@ fn answers_that_name_the_same_value_share_its_bytes() {
 /// A scan does a bounded work however many keys were deleted, and says that there is more.
 #[test]
 fn a_scan_ends_where_too_many_deleted_keys_are_in_the_way() {
+    const KEYS: u64 = 20_000;
     let scratch = Scratch::new();
     let mut table = scratch.state.table(GROUP);
-    apply(&mut table, 1, &[put("a", "1"), put("z", "2")]);
-    let keys: Vec<String> =
-        (0..MAX_DELETED_PASSED + 10).map(|number| format!("k{number}")).collect();
-    let mut at = 3;
-    for part in keys.chunks(20_000) {
-        let commands: Vec<Bytes> =
-            part.iter().flat_map(|key| [put(key, ""), delete(key)]).collect();
-        apply(&mut table, at, &commands);
-        at += commands.len() as u64;
-    }
-    assert_eq!(scan(&table, "", "", 0), (vec!["a".to_owned()], true));
-    let query = TableQuery::Scan(Scan { from: "b".into(), ..Scan::default() }).encode();
-    let refused = table.query(&query).unwrap_err();
-    assert!(matches!(refused, QueryError::TooMuch(_)), "{refused}");
+    let keys = (0..KEYS).map(|number| format!("k{number}"));
+    let mut commands = vec![put("a", "1"), put("z", "2")];
+    commands.extend(keys.flat_map(|key| [put(&key, ""), delete(&key)]));
+    apply(&mut table, 1, &commands);
+    let from = |key: &str| Scan { from: Bytes::copy_from_slice(key.as_bytes()), ..Scan::default() };
+    let found = table.scan(&from(""), KEYS / 2).unwrap();
+    assert_eq!((found.pairs.len(), found.more), (1, true));
+    let refused = table.scan(&from("b"), KEYS / 2).unwrap_err();
+    assert_eq!(refused, StateDbError::TooManyDeleted { limit: KEYS / 2 });
+    assert!(matches!(QueryError::from(refused), QueryError::TooMuch(_)));
+    assert_eq!(table.scan(&from("b"), 2 * KEYS).unwrap().pairs.len(), 1);
     // They are compacted away without anybody's asking for it.
     scratch.state.flush_now().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
-    while table.query(&query).is_err() {
+    while table.scan(&from("b"), 10).is_err() {
         assert!(Instant::now() < deadline, "they stay");
         std::thread::sleep(Duration::from_millis(10));
     }
