@@ -84,7 +84,10 @@ pub fn failed(error: &anyhow::Error) -> ExitCode {
 /// A print that fails panics. When that is because the reader is gone, the command has nothing more to
 /// do; other panics are logged as everything else is.
 fn note_panic(panic: &PanicHookInfo<'_>) {
-    let text = panic.payload_as_str().unwrap_or("a panic without a message");
+    let payload = panic.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let text = text.unwrap_or("a panic without a message");
     if let Some(why) = text.strip_prefix("failed printing to stdout: ") {
         if why.contains("Broken pipe") {
             exit(CLOSED_PIPE);
