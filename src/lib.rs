@@ -29,6 +29,7 @@ struct Readme;
 
 pub mod client;
 mod data_dir;
+mod descriptors;
 pub mod host;
 pub mod policy;
 pub mod server;
@@ -36,6 +37,7 @@ pub mod service;
 pub mod shards;
 pub mod transport;
 
+pub use descriptors::Descriptors;
 pub use host::{Host, HostBuilder, HostConfig, Shutdown, StartError};
 pub use shardhost_groups as groups;
 pub use shardhost_groups::policy::{

@@ -7,7 +7,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use shardhost::service::{GroupLookup, MAX_READ_WEIGHT, table_server};
+use shardhost::service::{
+    ClientBudget, DEFAULT_CLIENT_BYTES, GroupLookup, MAX_READ_WEIGHT, table_server,
+};
 use shardhost::shards::{ShardMap, StateDb, StateDbOptions, TABLE_KIND};
 use shardhost::{
     ApplyBatch, ApplyFault, Group, GroupId, GroupSpec, Host, HostConfig, LogPosition, NodeId,
@@ -117,7 +119,10 @@ async fn start(directory: &TempDir, gate: &Arc<Gate>) -> (Host, String) {
     for group in &groups {
         group.wait_for(|status| status.serving, SOON).await.expect("it leads alone");
     }
-    host.serve(Routes::new(table_server(Arc::new(Lookup(host.clone())))));
+    host.serve(Routes::new(table_server(
+        Arc::new(Lookup(host.clone())),
+        &ClientBudget::new(DEFAULT_CLIENT_BYTES),
+    )));
     (host, address)
 }
 

@@ -13,7 +13,7 @@ use shardhost::shards::queue::{QueueCommand, QueueOperation, QueueQuery, QueueRe
 use shardhost::shards::session::SessionTag;
 use shardhost::shards::table::{TableAnswer, TableCommand, TableQuery, TableResponse};
 use shardhost::shards::{StateDb, StateDbOptions};
-use shardhost_groups::machine::{ApplyBatch, Command, StateMachine};
+use shardhost_groups::machine::{Command, StateMachine, apply_all};
 use shardhost_proto::client::{Acked, Peek, Scan};
 use shardhost_storage::{GroupId, LogPosition};
 use tempfile::TempDir;
@@ -80,7 +80,7 @@ impl<M: StateMachine> Replica<M> {
         let mut commands: Vec<Command> = (from..to)
             .map(|place| Command::new(position(place + 1), self.log[place].clone()))
             .collect();
-        self.machine.apply(&mut ApplyBatch::new(GROUP, position(to), &mut commands)).unwrap();
+        apply_all(&mut self.machine, GROUP, position(to), &mut commands).unwrap();
         for (command, expected) in commands.iter().zip(&self.answers[from..to]) {
             assert_eq!(command.response(), expected, "at {}", command.position());
         }
@@ -137,7 +137,7 @@ impl<M: StateMachine> Replica<M> {
             .map(|(index, data)| Command::new(position(index), data.clone()))
             .collect();
         let last = position(log.len().max(1));
-        self.machine.apply(&mut ApplyBatch::new(GROUP, last, &mut commands)).unwrap();
+        apply_all(&mut self.machine, GROUP, last, &mut commands).unwrap();
     }
 }
 

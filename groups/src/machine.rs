@@ -29,7 +29,8 @@ pub trait StateMachine: Send + 'static {
     fn applied(&self) -> Result<Option<LogPosition>, ApplyFault>;
 
     /// Applies a batch of commands in order. When it returns, the whole batch counts as applied,
-    /// and the answers go to those who proposed.
+    /// and the answers go to those who proposed; see [`ApplyBatch::cut`] for batches that would take
+    /// too much memory.
     ///
     /// # Errors
     /// A fault stops this replica; the batch does not count as applied, and is applied again
@@ -289,6 +290,18 @@ impl<'a> ApplyBatch<'a> {
     pub const fn last(&self) -> LogPosition {
         self.last
     }
+    /// Ends this batch after its first `count` commands, at least one: all of them at once would take
+    /// too much memory, for what they read or answer. The others come again, with the next call of
+    /// [`StateMachine::apply`]. To be called before [`ApplyBatch::last`] is used, which moves. A machine
+    /// must do with each command what it would do without a cut.
+    pub fn cut(&mut self, count: usize) {
+        let count = count.max(1);
+        if count < self.commands.len() {
+            let (kept, _) = std::mem::take(&mut self.commands).split_at_mut(count);
+            self.last = kept[count - 1].position;
+            self.commands = kept;
+        }
+    }
     /// The commands, in order.
     pub fn commands(&mut self) -> slice::IterMut<'_, Command> {
         self.commands.iter_mut()
@@ -302,6 +315,28 @@ impl<'a> ApplyBatch<'a> {
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.commands.is_empty()
+    }
+}
+
+/// Applies commands in as many batches as the machine cuts them to.
+///
+/// # Errors
+/// The fault of the machine. What came before is applied.
+pub fn apply_all(
+    machine: &mut (impl StateMachine + ?Sized),
+    group: GroupId,
+    last: LogPosition,
+    commands: &mut [Command],
+) -> Result<(), ApplyFault> {
+    let mut rest = commands;
+    loop {
+        let mut batch = ApplyBatch::new(group, last, rest);
+        machine.apply(&mut batch)?;
+        let applied = batch.len();
+        if applied == rest.len() {
+            return Ok(());
+        }
+        rest = &mut rest[applied..];
     }
 }
 
@@ -362,6 +397,10 @@ pub enum QueryError {
     /// The question makes no sense to the machine.
     #[error("the query is invalid: {0}")]
     Invalid(String),
+    /// The machine would have to do more for the answer than it does for one question. Ask for less, or
+    /// later.
+    #[error("the query asks for too much: {0}")]
+    TooMuch(String),
     /// The machine could not read its state.
     #[error("the state machine could not answer: {0}")]
     Failed(String),

@@ -7,15 +7,14 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use shardhost::proto::admin::{
-    CreateGroupRequest, DestroyGroupRequest, GroupStatus, ListGroupsRequest, PeerProgress,
-    ShowGroupRequest,
+    CreateGroupRequest, DestroyGroupRequest, GroupStatus, PeerProgress, ShowGroupRequest,
 };
 use shardhost::proto::log::{Member, MemberRole};
 
 use super::output::{Column, facts, number, table};
 use super::place::{PlaceArguments, place};
 use super::requirement::{RequireArguments, require, requirement_json, requirement_text};
-use super::target::{Target, in_time, said};
+use super::target::{Target, all_groups, in_time, said};
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -187,8 +186,7 @@ fn is_readable_and_failed(status: &GroupStatus) -> bool {
 
 async fn list(target: &Target) -> anyhow::Result<()> {
     let mut node = target.node().await?;
-    let listed = in_time(&node.address, node.admin.list_groups(ListGroupsRequest {})).await?;
-    let groups = listed.groups;
+    let groups = in_time(&node.address, all_groups(&mut node.admin)).await?;
     if target.json {
         let groups: Vec<Value> = groups.iter().map(group_json).collect();
         println!("{}", json!({ "node": node.status.node, "groups": groups }));

@@ -12,6 +12,7 @@ mod drain;
 mod fill;
 mod group;
 mod leader;
+mod logging;
 mod member;
 mod observe;
 mod output;
@@ -32,11 +33,9 @@ mod target;
 mod trial;
 mod why;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 /// A Multi-Raft shard host: thousands of Raft groups in one process.
 #[derive(Debug, Parser)]
@@ -100,26 +99,24 @@ impl Command {
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("SHARDHOST_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(arguments.command.log_level()));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    match run(arguments.command) {
-        Ok(code) => code,
+    let ended = match logging::start(arguments.command.log_level()) {
+        Ok(()) => run(arguments.command).unwrap_or_else(|error| logging::failed(&error)),
         Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            logging::failed(&error);
+            ExitCode::from(2)
         }
-    }
+    };
+    logging::flush();
+    ended
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .worker_threads(std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8)))
+        // One more than one: what holds a thread up for a moment must not hide a signal.
+        .worker_threads(
+            std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8)),
+        )
         .build()?;
     runtime.block_on(async {
         match command {

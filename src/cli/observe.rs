@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use futures::future::join_all;
 use shardhost::proto::admin::admin_client::AdminClient;
 use shardhost::proto::admin::{
-    ChecksumReply, ChecksumRequest, GroupStatus, HostStatus, ListGroupsRequest, StatusRequest,
+    ChecksumReply, ChecksumRequest, GroupStatus, HostStatus, StatusRequest,
 };
 use shardhost::proto::log::{Member, Membership};
 use shardhost::shards::{QUEUE_KIND, TABLE_KIND};
@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 
 use super::group::role_of;
-use super::target::admin;
+use super::target::{admin, all_groups};
 
 /// How long one answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -83,8 +83,8 @@ impl Observer {
     /// The shards of a node; `None` when it does not answer.
     pub async fn shards(&self, node: u64) -> Option<Vec<GroupStatus>> {
         let mut admin = self.channels.get(&node)?.clone();
-        let answer = timeout(ANSWER_TIMEOUT, admin.list_groups(ListGroupsRequest {})).await;
-        let mut groups = answer.ok()?.ok()?.into_inner().groups;
+        let mut groups =
+            timeout(ANSWER_TIMEOUT, all_groups(&mut admin)).await.ok()?.ok()?.into_inner();
         groups.retain(|group| [TABLE_KIND, QUEUE_KIND].contains(&group.kind.as_str()));
         Some(groups)
     }

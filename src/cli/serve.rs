@@ -142,7 +142,10 @@ pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     let mut listener = None;
     if arguments.supervised {
         let mut incoming = read_orders();
-        let bound = bind(config.listen).await?;
+        let bound = tokio::select! {
+            bound = bind(config.listen) => bound?,
+            () = signals.next() => return Ok(ExitCode::SUCCESS),
+        };
         say(&Report::Listening { address: bound.local_addr()?.to_string() })?;
         config.nodes = tokio::select! {
             nodes = await_start(&mut incoming) => nodes?,
@@ -155,14 +158,18 @@ pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         orders = Some(incoming);
         listener = Some(bound);
     }
+    let deadline = Duration::from_secs(arguments.shutdown_timeout);
     let patience = if config.alone { SHARDS_PATIENCE_ALONE } else { SHARDS_PATIENCE };
-    let server = start(config, listener).await?;
-    if !server.await_shards(patience).await {
-        tracing::info!("not every shard is there yet; they come when enough nodes are");
+    let server = start(config, listener, &mut signals).await?;
+    tokio::select! {
+        () = signals.next() => return stop(server, End::Asked, &mut signals, deadline).await,
+        there = server.await_shards(patience) => if !there {
+            tracing::info!("not every shard is there yet; they come when enough nodes are");
+        },
     }
-    announce(&arguments, &server)?;
+    announce(&arguments, &server);
     let end = until_end(&server, &mut signals, orders).await;
-    stop(server, end, &mut signals, Duration::from_secs(arguments.shutdown_timeout)).await
+    stop(server, end, &mut signals, deadline).await
 }
 
 /// The file, with what the flags say instead.
@@ -219,31 +226,54 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     }
 }
 
-async fn start(config: ServerConfig, listener: Option<TcpListener>) -> anyhow::Result<Server> {
+/// Starts the server. Told to stop before that is done, the process ends at once: nothing was promised
+/// to anybody yet, and reading a long log may take minutes.
+async fn start(
+    config: ServerConfig,
+    listener: Option<TcpListener>,
+    signals: &mut Signals,
+) -> anyhow::Result<Server> {
     let (node, directory) = (config.node, config.data_dir.display().to_string());
-    let started = Server::start(config, listener).await;
+    // A task of its own: the databases are opened on its thread.
+    let mut starting = tokio::spawn(Server::start(config, listener));
+    let started = tokio::select! {
+        started = &mut starting => started?,
+        () = signals.next() => {
+            tracing::info!("told to stop while starting; ending at once");
+            super::logging::exit(0);
+        }
+    };
     started.with_context(|| format!("node {node} with its data in {directory} does not start"))
 }
 
-fn announce(arguments: &ServeArguments, server: &Server) -> anyhow::Result<()> {
+/// Says that the host serves. Whether anybody hears it is nothing to the host.
+fn announce(arguments: &ServeArguments, server: &Server) {
+    if let Err(error) = print_started(arguments, server) {
+        tracing::warn!(%error, "standard output cannot be written");
+    }
+}
+
+fn print_started(arguments: &ServeArguments, server: &Server) -> anyhow::Result<()> {
     let host = server.host();
     let groups = host.groups().len() as u64;
     let (node, cluster, address) = (host.node_id(), &host.config().cluster, host.address());
     if arguments.supervised {
         return say(&Report::Started { groups });
     }
+    let mut output = std::io::stdout().lock();
     if arguments.json {
         let started = json!({
             "node": node.get(), "cluster": cluster, "address": address.to_string(), "groups": groups
         });
-        println!("{started}");
+        writeln!(output, "{started}")?;
     } else {
-        println!(
+        writeln!(
+            output,
             "node {node} of cluster {cluster} serves {groups} groups at {address}; stop it with \
              Ctrl-C or SIGTERM"
-        );
+        )?;
     }
-    Ok(std::io::stdout().flush()?)
+    Ok(output.flush()?)
 }
 
 fn say(report: &Report) -> anyhow::Result<()> {
@@ -327,15 +357,17 @@ async fn stop(
     if let End::Failed(fault @ HostFault::Stuck { .. }) = &end {
         // Its groups are mute as long as the process lives, and no shutdown would end.
         tracing::error!(%fault, "the host is stuck and ends at once");
-        eprintln!("error: {fault}; the host ended at once, start it again");
-        std::process::exit(1);
+        super::logging::complain(&format!(
+            "error: {fault}; the host ended at once, start it again"
+        ));
+        super::logging::exit(1);
     }
     tracing::info!(?mode, "stopping; a second signal ends at once");
     tokio::select! {
         () = server.shutdown(mode) => {}
         () = signals.next() => {
             tracing::warn!("ending at once");
-            std::process::exit(1);
+            super::logging::exit(1);
         }
     }
     match end {
@@ -363,6 +395,13 @@ impl Signals {
     pub(super) fn listen() -> anyhow::Result<Self> {
         let terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+        // A terminal that went away is no order to stop.
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                tracing::info!("SIGHUP: there is nothing to read anew, the host goes on");
+            }
+        });
         Ok(Self { terminate, interrupt })
     }
 

@@ -6,7 +6,9 @@ use anyhow::{Context, bail};
 use clap::Args;
 use shardhost::client::{Client, ClientOptions};
 use shardhost::proto::admin::admin_client::AdminClient;
-use shardhost::proto::admin::{GroupStatus, HostStatus, ShowGroupRequest, StatusRequest};
+use shardhost::proto::admin::{
+    GroupStatus, HostStatus, ListGroupsRequest, ShowGroupRequest, StatusRequest,
+};
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
@@ -247,6 +249,23 @@ pub async fn in_time<T>(
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
     let answer = answer.with_context(|| format!("{address} does not answer"))?;
     Ok(answer.map_err(|status| said(address, &status))?.into_inner())
+}
+
+/// All groups of a node, page by page.
+pub async fn all_groups(
+    admin: &mut AdminClient<Channel>,
+) -> Result<tonic::Response<Vec<GroupStatus>>, tonic::Status> {
+    let mut groups: Vec<GroupStatus> = Vec::new();
+    loop {
+        let after_group = groups.last().map(|group| group.group);
+        let request = ListGroupsRequest { after_group, limit: 0 };
+        let page = admin.list_groups(request).await?.into_inner();
+        let ends = !page.more || page.groups.is_empty();
+        groups.extend(page.groups);
+        if ends {
+            return Ok(tonic::Response::new(groups));
+        }
+    }
 }
 
 /// What a node refused, without the wrapping: its words, and the name of the reason.

@@ -35,9 +35,11 @@ pub use self::joining::ReplicaFactory;
 use self::joining::{Joining, Letterbox};
 use self::memory::HostMemory;
 use crate::data_dir::DataDir;
+use crate::descriptors::Descriptors;
 use crate::transport::{
-    FoundedBy, GrpcTransport, IncarnationMemory, MapTag, PeerDirectory, Rollback, SnapshotLimits,
-    TransportConfig, TransportError, TransportStats, incoming, server,
+    ConnectionLimits, ConnectionStats, Connections, FoundedBy, GrpcTransport, IncarnationMemory,
+    MapTag, PeerDirectory, Rollback, SnapshotLimits, TransportConfig, TransportError,
+    TransportStats, admit_clients, incoming_within, server,
 };
 
 /// What a host is started from.
@@ -70,6 +72,8 @@ pub struct HostConfig {
     /// The map of shards, where the cluster has no catalog. Hosts that have another one are refused.
     /// With it the founding of the shards says which cluster this is, without it that of the catalog.
     pub shard_map: Option<MapTag>,
+    /// Bounds of the connections that the listener holds open.
+    pub connections: ConnectionLimits,
     /// Threads for Raft.
     pub workers: usize,
     /// Threads for state machines.
@@ -93,6 +97,7 @@ impl HostConfig {
             snapshots: SnapshotLimits::default(),
             snapshot_files: SnapshotFilesOptions::default(),
             shard_map: None,
+            connections: Descriptors::current().connections,
             workers: 1,
             apply_threads: 2,
         }
@@ -254,6 +259,7 @@ impl HostBuilder {
             let unknown = || format!("node {node} is not in the directory of this node");
             known.address(node).map(|_| ()).ok_or_else(unknown)
         });
+        let connections = Connections::new(config.connections);
         let inner = HostInner {
             config,
             groups,
@@ -267,6 +273,7 @@ impl HostBuilder {
             foundings,
             stopping: CancellationToken::new(),
             stop,
+            connections,
             _additions: additions,
         };
         let host = Host {
@@ -320,7 +327,8 @@ async fn open_log(
     let directory = config.data_dir.join("log");
     let identity =
         shardhost_storage::Identity { cluster: config.cluster.clone(), node: config.node };
-    let options = config.log.clone();
+    let mut options = config.log.clone();
+    options.max_open_files = options.max_open_files.min(Descriptors::current().log_files);
     let open = move || RocksStore::open(&directory, identity, options);
     let store = tokio::task::spawn_blocking(open).await.map_err(|error| StartError::Io {
         path: config.data_dir.display().to_string(),
@@ -381,6 +389,7 @@ struct HostInner {
     /// The host begins to stop; what is under way goes on for a while.
     stopping: CancellationToken,
     stop: CancellationToken,
+    connections: Arc<Connections>,
     _additions: AdditionGuard,
 }
 
@@ -436,9 +445,9 @@ impl Host {
         let mut serving = self.serving.lock();
         let Some(listener) = serving.listener.take() else { return };
         let stop = self.inner.stop.clone();
-        let routes = services.add_service(self.inner.transport.service());
-        let routes = routes.add_service(self.inner.foundings.service());
-        let incoming = incoming(listener);
+        let clients = admit_clients(services.add_service(self.inner.foundings.service()));
+        let routes = clients.add_service(self.inner.transport.service());
+        let incoming = incoming_within(listener, &self.inner.connections);
         serving.task = Some(tokio::spawn(async move {
             let stopped = async move { stop.cancelled().await };
             server().add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
@@ -520,6 +529,11 @@ impl Host {
     #[must_use]
     pub fn transport_stats(&self) -> TransportStats {
         self.inner.transport.stats()
+    }
+    /// How many connections the listener holds open.
+    #[must_use]
+    pub fn connections(&self) -> ConnectionStats {
+        self.inner.connections.stats()
     }
     /// Whether the host runs and nothing keeps it from going on.
     #[must_use]

@@ -18,6 +18,7 @@ use shardhost_proto::admin::admin_server::{Admin, AdminServer};
 use shardhost_proto::admin::membership_step::Kind as StepKind;
 use shardhost_proto::log;
 use shardhost_storage::convert::{membership_to_message, position_to_message};
+use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status};
 
 use super::catalog::Intentions;
@@ -33,12 +34,14 @@ use crate::policy::system::{SYSTEM_GROUP, System, life_of};
 use crate::shards::StateDb;
 use metrics::policy_metrics;
 pub(super) use shown::group_status;
-use shown::{differing_groups, failed_replicas, parked_status};
+use shown::{differing_groups, failed_replicas, page_of_groups, parked_status};
 
 /// Rates and quantiles are of about this much time.
 const WINDOW: Duration = Duration::from_secs(5);
 /// Times at which the window is looked at, at most.
 const SAMPLES: usize = 64;
+/// Checksums that are asked for at once. They are computed one by one.
+const MAX_CHECKSUMS: usize = 16;
 /// A deadline that nobody set.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -54,7 +57,17 @@ pub(super) fn admin_server(
     let first = (started, host.runtime().latency().snapshot());
     let samples = Arc::new(Mutex::new(VecDeque::from([first])));
     let state = Arc::downgrade(state);
-    AdminServer::new(AdminService { host, intentions, state, map, started, samples })
+    let (checksum, checksums_waiting) = (Semaphore::new(1), Semaphore::new(MAX_CHECKSUMS));
+    AdminServer::new(AdminService {
+        host,
+        intentions,
+        state,
+        map,
+        started,
+        samples,
+        checksum,
+        checksums_waiting,
+    })
 }
 
 /// See [`admin_server`].
@@ -67,6 +80,16 @@ pub struct AdminService {
     map: Arc<CurrentMap>,
     started: Instant,
     samples: Arc<Mutex<VecDeque<(Instant, LatencySnapshot)>>>,
+    /// Held by the one checksum that is computed.
+    checksum: Semaphore,
+    /// Held by that one, and those behind it.
+    checksums_waiting: Semaphore,
+}
+
+fn too_many_checksums() -> Status {
+    Status::resource_exhausted(format!(
+        "{MAX_CHECKSUMS} checksums are computed or wait on this node already; ask for fewer at once"
+    ))
 }
 
 impl AdminService {
@@ -278,12 +301,11 @@ impl Admin for AdminService {
 
     async fn list_groups(
         &self,
-        _: Request<wire::ListGroupsRequest>,
+        request: Request<wire::ListGroupsRequest>,
     ) -> Result<Response<wire::GroupList>, Status> {
-        let mut groups: Vec<_> = self.host.groups().iter().map(group_status).collect();
-        groups.extend(self.host.parked_replicas().iter().map(parked_status));
-        groups.sort_unstable_by_key(|group| group.group);
-        Ok(Response::new(wire::GroupList { groups }))
+        let (host, request) = (self.host.clone(), request.into_inner());
+        let page = tokio::task::spawn_blocking(move || page_of_groups(&host, &request)).await;
+        page.map(Response::new).map_err(|error| Status::internal(error.to_string()))
     }
 
     async fn show_group(
@@ -474,6 +496,10 @@ impl Admin for AdminService {
     ) -> Result<Response<wire::ChecksumReply>, Status> {
         let request = request.into_inner();
         let group = self.group(request.group)?;
+        // Each reads a whole shard, on a thread that others need, too.
+        let waiting = self.checksums_waiting.try_acquire();
+        let _waiting = waiting.map_err(|_| too_many_checksums())?;
+        let _alone = self.checksum.acquire().await;
         let within = timeout_of(request.timeout_ms);
         let reached =
             |status: &shardhost_groups::GroupStatus| status.applied.get() >= request.min_applied;

@@ -34,6 +34,7 @@ use crate::host::HostConfig;
 use crate::policy::catalog::{Label, Name, NewGroup, PlannerMode, Subject};
 use crate::policy::planner::snapshot::MAX_WEIGHT;
 use crate::policy::system::{MAX_FOUNDERS, SystemOptions};
+use crate::service::{DEFAULT_CLIENT_BYTES, MIN_CLIENT_BYTES};
 use crate::shards::{KindShards, ShardMap};
 use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 use crate::transport::MapTag;
@@ -114,6 +115,9 @@ pub struct ServerConfig {
     /// Threads for state machines.
     #[serde(default = "default_apply_threads")]
     pub apply_threads: usize,
+    /// MiB that requests and answers of all clients may take together.
+    #[serde(default = "default_client_memory_mib")]
+    pub client_memory_mib: usize,
 }
 
 /// How many shards of each kind there are.
@@ -184,6 +188,13 @@ fn default_listen() -> SocketAddr {
 const fn default_workers() -> usize {
     1
 }
+/// Beyond this the budget of clients bounds nothing.
+const MAX_CLIENT_MEMORY_MIB: usize = 4 * 1024;
+
+const fn default_client_memory_mib() -> usize {
+    DEFAULT_CLIENT_BYTES / (1024 * 1024)
+}
+
 const fn default_apply_threads() -> usize {
     2
 }
@@ -247,6 +258,7 @@ impl ServerConfig {
             repair: true,
             workers: default_workers(),
             apply_threads: default_apply_threads(),
+            client_memory_mib: default_client_memory_mib(),
         }
     }
 
@@ -331,6 +343,11 @@ impl ServerConfig {
         }
         if self.apply_threads == 0 || self.apply_threads > 64 {
             return Err(wrong("apply-threads", "it must be 1 to 64".to_owned()));
+        }
+        let least = MIN_CLIENT_BYTES / (1024 * 1024);
+        if !(least..=MAX_CLIENT_MEMORY_MIB).contains(&self.client_memory_mib) {
+            let bounds = format!("it must be {least} to {MAX_CLIENT_MEMORY_MIB}");
+            return Err(wrong("client-memory-mib", bounds));
         }
         Ok(())
     }

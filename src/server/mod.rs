@@ -26,11 +26,12 @@ use shardhost_groups::{GroupSpec, OpenGroupError};
 use shardhost_storage::{GroupId, GroupMeta, LogError, Membership, NodeId};
 use tonic::service::Routes;
 
+use crate::descriptors::Descriptors;
 use crate::host::{Host, HostConfig, Shutdown, StartError};
 use crate::policy::drains::Drains;
 use crate::policy::system::{GroupMachines, SYSTEM_GROUP, System};
 use crate::policy::{Drain, DrainOptions};
-use crate::service::{directory_server, queue_server, table_server};
+use crate::service::{ClientBudget, directory_server, queue_server, table_server};
 use crate::shards::{MapMismatch, StateDb, StateDbError, StateDbOptions};
 
 pub use config::{ConfigError, ServerConfig};
@@ -121,14 +122,16 @@ impl Server {
     ) -> Result<Self, ServerError> {
         config.validate()?;
         let map = Arc::new(CurrentMap::open(&config.data_dir, config.shard_map())?);
-        let host_config: HostConfig = config.host();
+        let descriptors = Descriptors::raise();
+        let mut host_config: HostConfig = config.host();
+        host_config.connections = descriptors.connections;
         let replicas = Arc::new(Replicas::default());
         let mut builder = Host::builder(host_config).replica_factory(Arc::clone(&replicas) as _);
         if let Some(listener) = listener {
             builder = builder.listener(listener);
         }
         let host = builder.start().await?;
-        match Self::open(&host, &config, &replicas, map).await {
+        match Self::open(&host, &config, &replicas, map, descriptors).await {
             Ok(server) => Ok(server),
             Err(error) => {
                 host.shutdown(Shutdown::Immediate).await;
@@ -142,9 +145,12 @@ impl Server {
         config: &ServerConfig,
         replicas: &Arc<Replicas>,
         map: Arc<CurrentMap>,
+        descriptors: Descriptors,
     ) -> Result<Self, ServerError> {
         let directory = config.data_dir.join("state");
-        let state = StateDb::open(&directory, StateDbOptions::default())?;
+        let mut options = StateDbOptions::default();
+        options.max_open_files = options.max_open_files.min(descriptors.state_files);
+        let state = StateDb::open(&directory, options)?;
         open_shards(host, &state, config).await?;
         if !config.catalog {
             map.use_configured();
@@ -172,19 +178,21 @@ impl Server {
         let own = |spec: &GroupSpec| spec.membership.replica_on(host.node_id()).is_some();
         let founded = config.group_specs().into_iter().filter(own).map(|spec| spec.id).collect();
         let server = Self { host: host.clone(), state, system, drains, founded, map };
-        server.answer();
+        server.answer(config.client_memory_mib.saturating_mul(1024 * 1024));
         Ok(server)
     }
 
-    fn answer(&self) {
+    /// `client_bytes`: what all clients may hold of the memory.
+    fn answer(&self, client_bytes: usize) {
         let lookup: Arc<HostLookup> = Arc::new(HostLookup::new(&self.host, &self.map));
         let admin = {
             let map = Arc::clone(&self.map);
             admin::admin_server(self.host.clone(), &self.state, self.system.as_ref(), map)
         };
         let balance = balance::balance_server(&self.host, &self.drains, self.system.as_ref());
-        let mut routes = Routes::new(table_server(Arc::clone(&lookup) as _))
-            .add_service(queue_server(Arc::clone(&lookup) as _))
+        let budget = ClientBudget::new(client_bytes);
+        let mut routes = Routes::new(table_server(Arc::clone(&lookup) as _, &budget))
+            .add_service(queue_server(Arc::clone(&lookup) as _, &budget))
             .add_service(directory_server(lookup))
             .add_service(health::health_server(self.host.clone()))
             .add_service(balance)

@@ -55,6 +55,13 @@ const fn of_rejection(reason: &ProposalRejection) -> FailureReason {
     }
 }
 
+/// A write took effect, or was found not to apply, and its answer is too long for the memory that is left.
+pub(super) fn unanswered(reason: FailureReason) -> Failure {
+    let text = "the answer is too long for what this node may keep for its clients now; take fewer \
+                answers at once, and read them";
+    failure(reason, text)
+}
+
 /// A read was not answered.
 pub(super) fn of_read(error: &ReadError, lookup: &dyn GroupLookup) -> Failure {
     let (reason, hint) = match error {
@@ -67,6 +74,7 @@ pub(super) fn of_read(error: &ReadError, lookup: &dyn GroupLookup) -> Failure {
         ReadError::Faulted { .. } | ReadError::Query(QueryError::Failed(_)) => {
             (FailureReason::GroupFailed, None)
         }
+        ReadError::Query(QueryError::TooMuch(_)) => (FailureReason::Overloaded, None),
         ReadError::Query(_) => (FailureReason::Invalid, None),
         // Busy, a slow machine, and what is added later: a read may always be asked again.
         _ => (FailureReason::Overloaded, None),

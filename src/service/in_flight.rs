@@ -30,6 +30,11 @@ impl InFlight {
         self.bytes.fetch_add(bytes, Ordering::SeqCst);
     }
 
+    /// More bytes of what was added before.
+    pub(super) fn grow(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::SeqCst);
+    }
+
     pub(super) fn remove(&self, requests: usize, bytes: usize) {
         self.requests.fetch_sub(requests, Ordering::SeqCst);
         self.bytes.fetch_sub(bytes, Ordering::SeqCst);

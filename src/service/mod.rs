@@ -8,11 +8,13 @@
 //! |---|---|
 //! | [`GroupLookup`] | what the services ask of the host |
 //! | [`table_server`], [`queue_server`] | the pipelined services of the two kinds of shard |
+//! | [`ClientBudget`] | what all clients of a host may hold of its memory |
 //! | [`directory_server`] | which shards there are, and who leads them |
 //!
 //! The services know groups by their handles only; who holds which replica, and why, is the
 //! host's.
 
+mod budget;
 mod clock;
 mod directory;
 mod failure;
@@ -27,6 +29,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::shards::ShardMap;
+use crate::shards::queue::{MAX_BODY_BYTES, MAX_DELIVERY_BYTES};
+use crate::shards::table::{MAX_SCAN_BYTES, MAX_VALUE_BYTES};
 use shardhost_groups::Group;
 use shardhost_proto::client::directory_server::DirectoryServer;
 use shardhost_proto::client::queue_server::QueueServer;
@@ -34,12 +38,16 @@ use shardhost_proto::client::table_server::TableServer;
 use shardhost_storage::{GroupId, NodeId};
 use tokio_util::sync::CancellationToken;
 
+pub use self::budget::{
+    ClientBudget, DEFAULT_CLIENT_BYTES, MAX_STREAMS, MIN_CLIENT_BYTES, STALL_TIMEOUT,
+};
 pub use self::directory::DirectoryService;
 pub use self::pipeline::PipelineService;
 pub use self::queue::QueueProtocol;
 pub use self::table::TableProtocol;
 
-/// Largest batch of requests or replies, encoded. What arrives larger ends the stream.
+/// Largest batch of requests or replies, encoded. What arrives larger ends the stream, with an error
+/// that names this.
 pub const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// Requests in one batch. More end the stream.
 pub const MAX_BATCH_REQUESTS: usize = 16_384;
@@ -56,6 +64,12 @@ pub const MAX_READ_WEIGHT: u32 = 256;
 pub const MAX_GROUP_READ_WEIGHT: u32 = MAX_READ_WEIGHT / 4;
 /// Weight of a scan or a peek, whose answer may be some MiB large.
 pub const RANGE_READ_WEIGHT: u32 = 8;
+
+/// The most that the answer to a get may be, encoded.
+const MAX_GET_ANSWER_BYTES: usize = MAX_VALUE_BYTES + 1024;
+/// The most that the answer to a scan or a peek may be, encoded: with the lengths of many small items.
+const MAX_RANGE_ANSWER_BYTES: usize = MAX_SCAN_BYTES + 512 * 1024;
+const _: () = assert!(MAX_DELIVERY_BYTES <= MAX_SCAN_BYTES && MAX_BODY_BYTES <= MAX_VALUE_BYTES);
 
 /// In the metadata of a refused question for shards: the node does not know them yet.
 pub(crate) const MAP_UNKNOWN: &str = "map-unknown";
@@ -84,15 +98,21 @@ pub trait GroupLookup: Send + Sync + 'static {
 }
 
 /// The table service of a host.
-pub fn table_server(lookup: Arc<dyn GroupLookup>) -> TableServer<PipelineService<TableProtocol>> {
-    TableServer::new(PipelineService::new(lookup))
+pub fn table_server(
+    lookup: Arc<dyn GroupLookup>,
+    budget: &Arc<ClientBudget>,
+) -> TableServer<PipelineService<TableProtocol>> {
+    TableServer::new(PipelineService::new(lookup, budget))
         .max_decoding_message_size(MAX_BATCH_BYTES)
         .max_encoding_message_size(MAX_BATCH_BYTES)
 }
 
 /// The queue service of a host.
-pub fn queue_server(lookup: Arc<dyn GroupLookup>) -> QueueServer<PipelineService<QueueProtocol>> {
-    QueueServer::new(PipelineService::new(lookup))
+pub fn queue_server(
+    lookup: Arc<dyn GroupLookup>,
+    budget: &Arc<ClientBudget>,
+) -> QueueServer<PipelineService<QueueProtocol>> {
+    QueueServer::new(PipelineService::new(lookup, budget))
         .max_decoding_message_size(MAX_BATCH_BYTES)
         .max_encoding_message_size(MAX_BATCH_BYTES)
 }

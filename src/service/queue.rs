@@ -8,7 +8,7 @@ use shardhost_proto::client::queue_reply::Result as Answer;
 use shardhost_proto::client::queue_request::Operation;
 use shardhost_proto::client::queue_server::Queue;
 use shardhost_proto::client::{
-    Failure, FailureReason, QueueBatch, QueueReplies, QueueReply, QueueRequest, Sent,
+    Failure, FailureReason, QueueBatch, QueueReplies, QueueReply, QueueRequest, Receive, Sent,
 };
 use shardhost_storage::GroupId;
 use tonic::{Request, Response, Status, Streaming};
@@ -18,7 +18,7 @@ use super::pipeline::{PipelineService, Plan, Planned, Protocol, ReplyStream};
 use super::session;
 use super::table::read_mode;
 use crate::shards::QUEUE_KIND;
-use crate::shards::queue::{QueueCommand, QueueQuery, QueueResponse, Receipt};
+use crate::shards::queue::{QueueCommand, QueueQuery, QueueResponse, Receipt, Receivable};
 
 /// How queues are spoken to.
 pub struct QueueProtocol;
@@ -31,12 +31,14 @@ impl Queue for PipelineService<QueueProtocol> {
         &self,
         request: Request<Streaming<QueueBatch>>,
     ) -> Result<Response<Self::PipelineStream>, Status> {
-        Ok(self.serve(request.into_inner()))
+        self.serve(request)
     }
 }
 
 impl Protocol for QueueProtocol {
     const KIND: &'static str = QUEUE_KIND;
+    // Only a receive has a long answer: its messages are hidden until its visibility ends.
+    const UNANSWERED: FailureReason = FailureReason::OutcomeUnknown;
     type Batch = QueueBatch;
     type Request = QueueRequest;
     type Reply = QueueReply;
@@ -102,12 +104,20 @@ fn plan(operation: Operation, now_ms: u64) -> Plan {
         Operation::Send(send) => {
             write(QueueCommand::send(now_ms, &send.partition_key, &send.body, &send.dedup_id))
         }
-        Operation::Receive(receive) => write(QueueCommand::receive(
+        // One that takes nothing is not worth a write to the log.
+        Operation::Receive(receive) => match write(QueueCommand::receive(
             now_ms,
             receive.max_messages,
             receive.visibility_ms,
             &receive.partition_key,
-        )),
+        )) {
+            Plan::Write(command) => {
+                let Receive { partition_key, .. } = receive;
+                let query = QueueQuery::Receivable(Receivable { now_ms, partition_key }).encode();
+                Plan::WriteUnless { command, query }
+            }
+            other => other,
+        },
         Operation::Ack(ack) => {
             let receipts = ack.receipts.into_iter().map(Receipt::from_number);
             write(QueueCommand::ack(now_ms, receipts))

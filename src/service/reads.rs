@@ -1,4 +1,5 @@
-//! How many reads of one stream run or wait to be sent, and how many of them one group may have.
+//! How many reads run or wait to be sent, and how many of them one group may have: of one stream, by
+//! weight, and of all streams of a host, by bytes.
 //!
 //! A read keeps its place until its answer is handed to the connection. Reads of a state machine
 //! that hangs keep theirs for long, so no group may have them all.
@@ -12,15 +13,15 @@ use shardhost_storage::GroupId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::{MAX_GROUP_READ_WEIGHT, MAX_READ_WEIGHT};
-
 /// How long a read waits for one of the places of its group.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The reads of one stream.
+/// The reads of one stream, or of all.
 #[derive(Debug)]
 pub(super) struct Reads {
     all: Arc<Semaphore>,
+    /// What one group may have.
+    group_share: usize,
     /// The shares of the groups that have reads, or that reads wait for.
     shares: Mutex<HashMap<GroupId, Share>>,
 }
@@ -41,15 +42,29 @@ struct Use {
 /// The place of one read, free again when this is dropped.
 #[derive(Debug)]
 pub(super) struct ReadPlace {
-    _all: Option<OwnedSemaphorePermit>,
-    _share: Option<OwnedSemaphorePermit>,
+    all: Option<OwnedSemaphorePermit>,
+    share: Option<OwnedSemaphorePermit>,
     _use: Use,
 }
 
+impl ReadPlace {
+    /// Gives back what is above `weight`.
+    pub(super) fn shrink_to(&mut self, weight: usize) {
+        for permit in [&mut self.all, &mut self.share].into_iter().flatten() {
+            drop(permit.split(permit.num_permits().saturating_sub(weight)));
+        }
+    }
+}
+
 impl Reads {
-    pub(super) fn new() -> Arc<Self> {
-        let all = Arc::new(Semaphore::new(MAX_READ_WEIGHT as usize));
-        Arc::new(Self { all, shares: Mutex::default() })
+    pub(super) fn new(all: usize, group_share: usize) -> Arc<Self> {
+        let all = Arc::new(Semaphore::new(all));
+        Arc::new(Self { all, group_share, shares: Mutex::default() })
+    }
+
+    /// What nobody has.
+    pub(super) fn free(&self) -> usize {
+        self.all.available_permits()
     }
 
     /// Waits for a place: first for one of the group's, then for one of the stream's. So what waits
@@ -61,13 +76,13 @@ impl Reads {
         // No semaphore is ever closed; without a permit the read would only be less bounded.
         let share = timeout(PLACE_TIMEOUT, places.acquire_many_owned(weight)).await.ok()?.ok();
         let all = Arc::clone(&self.all).acquire_many_owned(weight).await.ok();
-        Some(ReadPlace { _all: all, _share: share, _use: used })
+        Some(ReadPlace { all, share, _use: used })
     }
 
     fn enter(&self, group: GroupId) -> Arc<Semaphore> {
         let mut shares = self.shares.lock();
         let share = shares.entry(group).or_insert_with(|| Share {
-            places: Arc::new(Semaphore::new(MAX_GROUP_READ_WEIGHT as usize)),
+            places: Arc::new(Semaphore::new(self.group_share)),
             users: 0,
         });
         share.users += 1;
@@ -93,9 +108,13 @@ mod tests {
     use tokio::task::unconstrained;
 
     use super::*;
-    use crate::service::RANGE_READ_WEIGHT;
+    use crate::service::{MAX_GROUP_READ_WEIGHT, MAX_READ_WEIGHT, RANGE_READ_WEIGHT};
 
     const ONE: GroupId = GroupId::new(1);
+
+    fn reads() -> Arc<Reads> {
+        Reads::new(MAX_READ_WEIGHT as usize, MAX_GROUP_READ_WEIGHT as usize)
+    }
 
     /// Takes places until none is free.
     fn take_all(reads: &Arc<Reads>, group: GroupId, weight: u32) -> Vec<ReadPlace> {
@@ -106,7 +125,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_read_does_not_wait_for_ever_for_the_places_of_a_group_that_hangs() {
-        let reads = Reads::new();
+        let reads = reads();
         let hung = take_all(&reads, ONE, 1);
         assert!(Arc::clone(&reads).place(ONE, 1).await.is_none());
         drop(hung);
@@ -115,7 +134,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_group_has_a_part_of_the_places_and_leaves_the_others() {
-        let reads = Reads::new();
+        let reads = reads();
         let hung = take_all(&reads, ONE, 1);
         assert_eq!(hung.len(), MAX_GROUP_READ_WEIGHT as usize);
         let mut waits = Box::pin(unconstrained(Arc::clone(&reads).place(ONE, 1)));
@@ -128,7 +147,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn all_groups_together_have_the_places_of_the_stream() {
-        let reads = Reads::new();
+        let reads = reads();
         let groups = (1..).map(GroupId::new);
         let taken: Vec<_> = groups.map(|group| take_all(&reads, group, 1)).take(20).collect();
         assert_eq!(taken.iter().map(Vec::len).sum::<usize>(), MAX_READ_WEIGHT as usize);
@@ -136,7 +155,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_group_without_reads_takes_no_memory() {
-        let reads = Reads::new();
+        let reads = reads();
         let places = take_all(&reads, ONE, 1);
         drop(Arc::clone(&reads).place(ONE, 1).now_or_never());
         assert_eq!(reads.shares.lock().len(), 1);

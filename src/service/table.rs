@@ -29,12 +29,14 @@ impl Table for PipelineService<TableProtocol> {
         &self,
         request: Request<Streaming<TableBatch>>,
     ) -> Result<Response<Self::PipelineStream>, Status> {
-        Ok(self.serve(request.into_inner()))
+        self.serve(request)
     }
 }
 
 impl Protocol for TableProtocol {
     const KIND: &'static str = TABLE_KIND;
+    // Only a failed expectation has a long answer: nothing changed.
+    const UNANSWERED: FailureReason = FailureReason::Overloaded;
     type Batch = TableBatch;
     type Request = TableRequest;
     type Reply = TableReply;

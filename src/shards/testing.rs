@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use shardhost_groups::machine::{ApplyBatch, Command, StateMachine};
+use shardhost_groups::machine::{Command, StateMachine, apply_all};
 use shardhost_storage::{GroupId, LogPosition};
 use tempfile::TempDir;
 
@@ -84,7 +84,7 @@ pub(crate) fn apply(machine: &mut impl StateMachine, first: u64, data: &[Bytes])
         .map(|(index, data)| Command::new(LogPosition::new(1, index), data.clone()))
         .collect();
     let last = LogPosition::new(1, first + data.len() as u64 - 1);
-    machine.apply(&mut ApplyBatch::new(GROUP, last, &mut commands)).unwrap();
+    apply_all(machine, GROUP, last, &mut commands).unwrap();
     commands.iter().map(|command| command.response().clone()).collect()
 }
 

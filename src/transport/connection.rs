@@ -6,8 +6,6 @@
 use std::error::Error;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 
 use super::config::TransportConfig;
@@ -55,13 +53,6 @@ pub fn server() -> Server {
         .max_concurrent_streams(MOST_STREAMS_PER_CONNECTION)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-}
-
-/// The connections of a listener, without Nagle's delay, for
-/// [`serve_with_incoming`](tonic::transport::server::Router::serve_with_incoming).
-#[must_use]
-pub fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 
 /// An error with all its causes in a line.

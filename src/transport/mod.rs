@@ -12,6 +12,7 @@
 //! | `dispatch`, `lane` | the way out: sorting a batch, the bounded queues |
 //! | `sender`, `connection`, `progress` | keeping lanes connected; HTTP/2 settings; what stalls |
 //! | [`codec`], [`handshake`] | frames as bytes; who may talk to whom |
+//! | `listener` | connections: how many of each kind, and for how long they may say nothing |
 //! | `service`, `receiver` | the way in |
 //! | `liveness`, `heartbeat`, `advert` | which peers live, and what they say of themselves |
 //! | `starts`, `refusals` | which process is a peer; what either side refuses of the other |
@@ -33,6 +34,7 @@ mod founded;
 pub mod handshake;
 mod heartbeat;
 mod lane;
+mod listener;
 mod liveness;
 mod map_tag;
 pub mod memory;
@@ -55,10 +57,14 @@ use shardhost_storage::SnapshotStore;
 use tokio::runtime::Handle;
 
 pub use config::{ConfigError, LaneLimits, SnapshotLimits, TransportConfig};
-pub use connection::{incoming, server};
+pub use connection::server;
 pub use directory::PeerDirectory;
 pub use founded::FoundedBy;
 pub use handshake::Rollback;
+pub use listener::{
+    Accepted, Connection, ConnectionLimits, ConnectionStats, Connections, Incoming, admit_clients,
+    incoming, incoming_within,
+};
 pub use map_tag::MapTag;
 pub(crate) use map_tag::check as check_map;
 pub use memory::IncarnationMemory;

@@ -15,6 +15,7 @@ use tonic::{Response, Status, Streaming};
 
 use super::advert;
 use super::handshake::{self, Greeting, Refusal};
+use super::listener::Connection;
 use super::liveness::Visit;
 use super::memory;
 use super::peer::Peer;
@@ -32,6 +33,7 @@ const MOST_ANSWERS: usize = 3;
 /// Shakes hands and starts to receive.
 pub(super) async fn exchange(
     shared: Arc<Shared>,
+    connection: Option<Connection>,
     mut frames: Streaming<Frame>,
 ) -> Result<Response<Answers>, Status> {
     let inbound = shared.inbound().ok_or_else(|| not_serving(&shared))?;
@@ -43,6 +45,7 @@ pub(super) async fn exchange(
     let hello = first.hello.clone().unwrap_or_default();
     let (peer, visit) = admit(&shared, first, &inbound)
         .inspect_err(|refusal| note_refusal(&shared, claimed, refusal))?;
+    count_as_peer(connection.as_ref())?;
     let (answers, receiver) = mpsc::channel(MOST_ANSWERS);
     let welcome = Ok(shared.identity.welcome(shared.memory.newest(peer.node), &hello));
     answers.try_send(welcome).map_err(|error| Status::internal(error.to_string()))?;
@@ -50,6 +53,12 @@ pub(super) async fn exchange(
     let reception = Reception { shared: Arc::clone(&shared), peer, visit, inbound, frames, taken };
     shared.spawn(TaskKind::Other, reception.run(answers));
     Ok(Response::new(ReceiverStream::new(receiver)))
+}
+
+/// The connection is a peer's, whose greeting was in order.
+pub(super) fn count_as_peer(connection: Option<&Connection>) -> Result<(), Status> {
+    let counted = connection.map_or(Ok(()), Connection::admit_peer);
+    counted.map_err(|full| Status::resource_exhausted(full.to_string()))
 }
 
 /// What a greeting in order says that its sender knows of this node.

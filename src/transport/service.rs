@@ -78,7 +78,8 @@ impl StreamingService<Frame> for Exchange {
     type Future = BoxFuture<Response<Answers>, Status>;
 
     fn call(&mut self, request: Request<Streaming<Frame>>) -> Self::Future {
-        Box::pin(receiver::exchange(Arc::clone(&self.0), request.into_inner()))
+        let connection = request.extensions().get().cloned();
+        Box::pin(receiver::exchange(Arc::clone(&self.0), connection, request.into_inner()))
     }
 }
 
@@ -90,6 +91,7 @@ impl StreamingService<SnapshotFrame> for Snapshot {
     type Future = BoxFuture<Response<Receipts>, Status>;
 
     fn call(&mut self, request: Request<Streaming<SnapshotFrame>>) -> Self::Future {
-        Box::pin(snapshot::receive(Arc::clone(&self.0), request.into_inner()))
+        let connection = request.extensions().get().cloned();
+        Box::pin(snapshot::receive(Arc::clone(&self.0), connection, request.into_inner()))
     }
 }

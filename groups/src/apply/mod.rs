@@ -297,27 +297,41 @@ impl Applier {
     }
 
     fn apply(&mut self, mut commands: Vec<Command>, last: LogPosition) -> ApplyReport {
-        let applied = contain(|| {
-            let mut batch = ApplyBatch::new(self.group, last, &mut commands);
-            self.machine.apply(&mut batch)
-        });
-        let fault = match applied {
-            Ok(Ok(())) => None,
-            Ok(Err(fault)) if fault.kind == FaultKind::Passing => {
-                return ApplyReport::Stalled {
-                    work: ApplyWork::Commands { commands, last },
-                    fault,
-                };
-            }
-            Ok(Err(fault)) => Some(GroupFault::from(fault)),
-            Err(fault) => Some(fault),
-        };
-        if let Some(fault) = fault {
+        loop {
+            let applied = contain(|| {
+                let mut batch = ApplyBatch::new(self.group, last, &mut commands);
+                self.machine.apply(&mut batch).map(|()| (batch.len(), batch.last()))
+            });
+            let fault = match applied {
+                Ok(Ok((count, reached))) => {
+                    // The machine may have cut the batch: what it has answered goes before it answers more.
+                    let rest = commands.split_off(count);
+                    self.note_applied(commands, reached);
+                    commands = rest;
+                    if commands.is_empty() {
+                        break;
+                    }
+                    continue;
+                }
+                Ok(Err(fault)) if fault.kind == FaultKind::Passing => {
+                    let work = ApplyWork::Commands { commands, last };
+                    return ApplyReport::Stalled { work, fault };
+                }
+                Ok(Err(fault)) => GroupFault::from(fault),
+                Err(fault) => fault,
+            };
             refuse(self.group, ApplyWork::Commands { commands, last }, &fault);
             return ApplyReport::Failed(fault);
         }
-        self.applied = last;
-        self.position.store(last.index.get(), Ordering::Release);
+        match contain(|| self.machine.durable_index()) {
+            Ok(durable) => ApplyReport::Applied { last, durable },
+            Err(fault) => ApplyReport::Failed(fault),
+        }
+    }
+
+    fn note_applied(&mut self, commands: Vec<Command>, reached: LogPosition) {
+        self.applied = reached;
+        self.position.store(reached.index.get(), Ordering::Release);
         let now = self.latency.as_ref().map(|_| Instant::now());
         for command in commands {
             if let Some(waiter) = command.waiter.and_then(Handed::take) {
@@ -327,10 +341,6 @@ impl Applier {
                 let position = command.position;
                 waiter.resolve(Ok(Applied::new(position.index, position.term, command.response)));
             }
-        }
-        match contain(|| self.machine.durable_index()) {
-            Ok(durable) => ApplyReport::Applied { last, durable },
-            Err(fault) => ApplyReport::Failed(fault),
         }
     }
 

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use shardhost::proto::admin::{GroupStatus, ListGroupsRequest};
+use shardhost::proto::admin::GroupStatus;
 use shardhost::proto::log::Member;
 
 use crate::cli::group::role_of;
 use crate::cli::reached::Reached;
-use crate::cli::target::in_time;
+use crate::cli::target::{all_groups, in_time};
 
 /// A replica that is to be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +54,8 @@ impl Survey {
         let mut groups = Vec::new();
         for one in cluster.nodes().values() {
             let mut admin = one.admin.clone();
-            let listed = in_time(&one.address, admin.list_groups(ListGroupsRequest {})).await;
-            groups.extend(listed.context("which groups there are is asked of every node")?.groups);
+            let listed = in_time(&one.address, all_groups(&mut admin)).await;
+            groups.extend(listed.context("which groups there are is asked of every node")?);
         }
         Ok(Self::from(&groups, node))
     }

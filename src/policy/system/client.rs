@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
+use super::service::MAX_GONE;
 use super::{SYSTEM_GROUP, now_ms};
 use crate::host::Host;
 use crate::policy::catalog::{
@@ -316,14 +317,18 @@ impl CatalogClient {
         groups: &[GroupId],
     ) -> Result<Vec<GroupId>, String> {
         let (mut client, address) = self.connect(node).await?;
-        let groups = groups.iter().map(|group| group.get()).collect();
-        match client.gone(wire::GoneRequest { groups }).await {
-            Ok(reply) => Ok(reply.into_inner().groups.into_iter().map(GroupId::new).collect()),
-            Err(status) => {
-                self.forget(&address);
-                Err(status.message().to_owned())
+        let mut gone = Vec::new();
+        for part in groups.chunks(MAX_GONE) {
+            let groups = part.iter().map(|group| group.get()).collect();
+            match client.gone(wire::GoneRequest { groups }).await {
+                Ok(reply) => gone.extend(reply.into_inner().groups.into_iter().map(GroupId::new)),
+                Err(status) => {
+                    self.forget(&address);
+                    return Err(status.message().to_owned());
+                }
             }
         }
+        Ok(gone)
     }
 
     /// A connection to a node that stands when this returns, so that what fails before was not

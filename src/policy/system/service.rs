@@ -20,6 +20,9 @@ pub struct SystemService {
     pub(super) inner: Arc<Inner>,
 }
 
+/// Groups that one question of what is gone may name.
+pub(super) const MAX_GONE: usize = 4_096;
+
 /// What a node is told that belongs to another founding of a cluster of the same name.
 const OTHER_CLUSTER: &str = "its cluster was founded on other disks: two clusters have one name";
 
@@ -76,14 +79,26 @@ impl SystemRpc for SystemService {
         request: Request<wire::GoneRequest>,
     ) -> Result<Response<wire::GoneReply>, Status> {
         let mut groups = request.into_inner().groups;
-        groups.retain(|group| match self.inner.is_gone(GroupId::new(*group)) {
-            Ok(gone) => gone,
-            // What is not known to be gone is not; the others are told of all the same.
-            Err(error) => {
-                tracing::warn!(group, %error, "what is left of a group is not known");
-                false
-            }
+        if groups.len() > MAX_GONE {
+            return Err(Status::invalid_argument(format!(
+                "a question about {} groups; ask about at most {MAX_GONE} at once",
+                groups.len()
+            )));
+        }
+        let inner = Arc::clone(&self.inner);
+        // Each is looked for on disk.
+        let looked = tokio::task::spawn_blocking(move || {
+            groups.retain(|group| match inner.is_gone(GroupId::new(*group)) {
+                Ok(gone) => gone,
+                // What is not known to be gone is not; the others are told of all the same.
+                Err(error) => {
+                    tracing::warn!(group, %error, "what is left of a group is not known");
+                    false
+                }
+            });
+            groups
         });
+        let groups = looked.await.map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(wire::GoneReply { groups }))
     }
 

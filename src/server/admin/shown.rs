@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use shardhost_groups::runtime::ParkedReplica;
-use shardhost_groups::{Group, GroupStatus, LogIndex, NodeId, ReplicaId, Role};
+use shardhost_groups::{Group, GroupId, GroupStatus, LogIndex, NodeId, ReplicaId, Role};
 use shardhost_proto::{admin as wire, log};
 use shardhost_storage::Doubt;
 use shardhost_storage::convert::membership_to_message;
+
+use crate::host::Host;
 
 /// Failed replicas that a node names at most when it tells how it is.
 const MAX_FAILED_SHOWN: usize = 10;
@@ -103,4 +105,27 @@ pub(in super::super) fn group_status(group: &Group) -> wire::GroupStatus {
         lease: group.lease().is_some_and(|lease| lease.valid),
         leader_contact_ms: contact.and_then(|since| u64::try_from(since.as_millis()).ok()),
     }
+}
+
+/// Groups of a page.
+const MAX_PAGE: usize = 2_000;
+
+/// The groups and parked replicas behind a page, by number, as many as fit into one.
+pub(super) fn page_of_groups(host: &Host, request: &wire::ListGroupsRequest) -> wire::GroupList {
+    let limit = match request.limit as usize {
+        0 => MAX_PAGE,
+        limit => limit.min(MAX_PAGE),
+    };
+    let is_behind = |id: GroupId| request.after_group.is_none_or(|after| id.get() > after);
+    let mut open = host.groups();
+    open.retain(|group| is_behind(group.id()));
+    open.sort_unstable_by_key(Group::id);
+    let mut parked = host.parked_replicas();
+    parked.retain(|parked| is_behind(parked.group));
+    let more = open.len() + parked.len() > limit;
+    let open = open.iter().take(limit).map(group_status);
+    let mut groups: Vec<_> = open.chain(parked.iter().map(parked_status)).collect();
+    groups.sort_unstable_by_key(|group| group.group);
+    groups.truncate(limit);
+    wire::GroupList { groups, more }
 }

@@ -111,6 +111,22 @@ impl Index {
         !self.available.is_empty()
     }
 
+    /// Whether a receive at this time would deliver something.
+    pub(super) fn would_deliver(&self, now_ms: u64, partition_key: Option<&[u8]>) -> bool {
+        let now_ms = self.now_ms.max(now_ms);
+        match partition_key {
+            None => {
+                let earliest = self.in_flight.first();
+                self.has_available() || earliest.is_some_and(|(until_ms, _)| *until_ms <= now_ms)
+            }
+            Some(key) => self.slots.get(key).is_some_and(|slot| {
+                let partition = &self.partitions[*slot as usize];
+                let is_over = partition.in_flight > 0 && partition.deadline_ms <= now_ms;
+                partition.listed.is_some() || is_over
+            }),
+        }
+    }
+
     /// Moves the time, never backwards, and makes available what was hidden until then.
     pub(super) fn advance(&mut self, now_ms: u64) {
         self.now_ms = self.now_ms.max(now_ms);

@@ -15,7 +15,7 @@ use shardhost_storage::{LogIndex, LogPosition};
 use super::command::{QueueCommand, QueueOperation, Receipts};
 use super::dedup::scoped;
 use super::index::{Take, Taken};
-use super::query::QueueQuery;
+use super::query::{QueueQuery, Receivable};
 use super::record::{self, COUNTERS, DEDUP, DELIVERY, DedupRecord, Delivered, MESSAGE, Message};
 use super::response::QueueResponse;
 use super::store::{self, Loaded};
@@ -23,6 +23,9 @@ use super::{MAX_DELIVERY_BYTES, MAX_MESSAGES, MAX_SEQUENCE, Receipt};
 use crate::shards::codec::DecodeError;
 use crate::shards::session::{Admission, SessionTag};
 use crate::shards::state_db::{COMPARED_FORMAT, GroupState, StateDbError};
+
+/// A batch of commands ends with the receive whose answer brings the answers to more than this.
+const MAX_BATCH_DELIVERY_BYTES: usize = 8 * 1024 * 1024;
 
 /// A queue shard's replicated state. Keeps itself in the host's [`StateDb`]; what it needs in
 /// memory is loaded with the first command.
@@ -52,13 +55,13 @@ impl StateMachine for QueueMachine {
     }
 
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
-        let last = batch.last();
         if batch.is_empty() {
-            return Ok(self.state.commit(WriteBatch::default(), last)?);
+            return Ok(self.state.commit(WriteBatch::default(), batch.last())?);
         }
         // Taken out: should anything fail, no index stays that is ahead of what was written.
         let mut loaded = self.take_loaded()?;
         let mut work = Work::new(&self.state, &mut loaded);
+        let mut run = 0;
         for command in batch.commands() {
             let index = command.position().index.get();
             let response = match Decoded::read(command.data()) {
@@ -69,18 +72,41 @@ impl StateMachine for QueueMachine {
                 Err(error) => QueueResponse::Invalid { message: error.to_string() }.encode(),
             };
             command.respond(response);
+            run += 1;
+            if work.delivered_bytes > MAX_BATCH_DELIVERY_BYTES {
+                break;
+            }
         }
+        batch.cut(run);
         let writes = work.finish();
-        self.state.commit(writes, last)?;
+        self.state.commit(writes, batch.last())?;
         self.loaded = Some(loaded);
         Ok(())
     }
 
     fn query(&self, request: &Bytes) -> Result<Bytes, QueryError> {
         let query = QueueQuery::decode(request);
-        let QueueQuery::Peek(peek) =
-            query.map_err(|error| QueryError::Invalid(error.to_string()))?;
-        Ok(QueueQuery::encode_answer(&store::peek(&self.state, &peek)?))
+        match query.map_err(|error| QueryError::Invalid(error.to_string()))? {
+            QueueQuery::Peek(peek) => {
+                Ok(QueueQuery::encode_answer(&store::peek(&self.state, &peek)?))
+            }
+            QueueQuery::Receivable(Receivable { now_ms, partition_key }) => {
+                let key = (!partition_key.is_empty()).then_some(&partition_key[..]);
+                let takes_something = match &self.loaded {
+                    Some(loaded) => loaded.index.would_deliver(now_ms, key),
+                    None => store::has_messages(&self.state)?,
+                };
+                Ok(match takes_something {
+                    true => Bytes::new(),
+                    false => QueueQuery::encode_answer(&Deliveries::default()),
+                })
+            }
+        }
+    }
+
+    /// What a receive would take is looked up in memory, once that is loaded.
+    fn answers_at_once(&self, request: &Bytes) -> bool {
+        self.loaded.is_some() && QueueQuery::is_receivable(request)
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
@@ -141,11 +167,19 @@ struct Work<'a> {
     writes: WriteBatch,
     /// Records of messages sent in this batch, which cannot be read from disk yet.
     sent: HashMap<u64, Bytes>,
+    /// Bytes of the messages that the answers hold.
+    delivered_bytes: usize,
 }
 
 impl<'a> Work<'a> {
     fn new(state: &'a GroupState, loaded: &'a mut Loaded) -> Self {
-        Self { state, loaded, writes: WriteBatch::default(), sent: HashMap::new() }
+        Self {
+            state,
+            loaded,
+            writes: WriteBatch::default(),
+            sent: HashMap::new(),
+            delivered_bytes: 0,
+        }
     }
 
     /// Runs a command unless it was applied before.
@@ -238,6 +272,7 @@ impl<'a> Work<'a> {
             Some(record) => store::decode_message(self.state, sequence, record)?,
             None => store::message(self.state, sequence)?,
         };
+        self.delivered_bytes += message.body.len() + message.partition_key.len();
         Ok(Delivery {
             sequence,
             partition_key: message.partition_key,

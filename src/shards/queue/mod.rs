@@ -22,7 +22,7 @@
 //! |---|---|
 //! | [`QueueCommand`] | send, receive, ack: what stands in the Raft log |
 //! | [`QueueResponse`] | what a command answers |
-//! | [`QueueQuery`] | peek: what a group's `query` takes; it answers `Deliveries` |
+//! | [`QueueQuery`] | peek, and whether a receive would take something: what a group's `query` takes; it answers `Deliveries` |
 //! | [`QueueMachine`] | the state machine |
 
 mod command;
@@ -39,7 +39,7 @@ mod tests;
 
 pub use self::command::{QueueCommand, QueueOperation, Receipts};
 pub use self::machine::QueueMachine;
-pub use self::query::QueueQuery;
+pub use self::query::{QueueQuery, Receivable};
 pub use self::receipt::{MAX_ATTEMPT, MAX_SEQUENCE, Receipt};
 pub use self::response::QueueResponse;
 

@@ -59,6 +59,12 @@ pub(super) fn load(state: &GroupState) -> Result<Loaded, StateDbError> {
     Ok(Loaded { index, dedup, sessions: Sessions::load(state)? })
 }
 
+/// Whether a message is there, in flight or not.
+pub(super) fn has_messages(state: &GroupState) -> Result<bool, StateDbError> {
+    let first = counters(state)?.first_sequence.to_be_bytes();
+    Ok(state.scan(MESSAGE, &first, None).next()?.is_some())
+}
+
 fn counters(state: &GroupState) -> Result<Counters, StateDbError> {
     match state.get(&state.space().prefix(COUNTERS))? {
         Some(record) => {

@@ -1,7 +1,8 @@
 use bytes::Bytes;
 use proptest::prelude::*;
-use shardhost_groups::machine::{QueryError, StateMachine};
+use shardhost_groups::machine::{ApplyBatch, Command, QueryError, StateMachine};
 use shardhost_proto::client::{Acked, Deliveries, Peek};
+use shardhost_storage::LogPosition;
 
 use super::*;
 use crate::shards::session::SessionTag;
@@ -86,6 +87,8 @@ impl Case {
     }
 
     fn receive(&mut self, now_ms: u64, max: u32, key: &str, expected: &[&str]) {
+        let foreseen = takes_nothing(&self.machine, now_ms, key);
+        assert_eq!(foreseen, expected.is_empty(), "{}", self.place());
         let command = QueueCommand::receive(now_ms, max, VISIBILITY_MS, key.as_bytes());
         let QueueResponse::Deliveries(Deliveries { messages, .. }) = self.answer(command) else {
             panic!("{}", self.place());
@@ -564,4 +567,59 @@ fn the_sessions_of_a_queue_survive_a_crash_and_travel_with_a_snapshot() {
         assert_eq!(apply(machine, 2, std::slice::from_ref(&send)), first);
         assert_eq!(machine.checksum().unwrap().items, 1);
     }
+}
+
+/// Whether the machine says that a receive would take nothing.
+fn takes_nothing(queue: &QueueMachine, now_ms: u64, key: &str) -> bool {
+    let partition_key = Bytes::copy_from_slice(key.as_bytes());
+    let query = QueueQuery::Receivable(Receivable { now_ms, partition_key });
+    let answer = queue.query(&query.encode()).unwrap();
+    if answer.is_empty() {
+        return false;
+    }
+    assert_eq!(QueueQuery::decode_answer(&answer).unwrap(), Deliveries::default());
+    true
+}
+
+#[test]
+fn a_queue_that_is_not_loaded_says_only_that_it_has_no_messages() {
+    let scratch = Scratch::new();
+    let mut queue = scratch.state.queue(GROUP);
+    assert!(takes_nothing(&queue, 0, ""));
+    assert!(!queue.answers_at_once(&QueueQuery::Receivable(Receivable::default()).encode()));
+    let (send, all) =
+        (QueueCommand::send(0, b"a", b"body", b""), QueueCommand::receive(0, 1, 100, b""));
+    apply(&mut queue, 1, &[send, all]);
+    assert!(queue.answers_at_once(&QueueQuery::Receivable(Receivable::default()).encode()));
+    assert!(takes_nothing(&queue, 99, "") && !takes_nothing(&queue, 100, ""));
+    let reopened = scratch.state.queue(GROUP);
+    assert!(!takes_nothing(&reopened, 0, ""), "it is in flight, which is not known yet");
+}
+
+/// Commands of a few bytes whose answers are large are applied in parts.
+#[test]
+fn a_batch_ends_where_its_answers_would_be_too_large() {
+    let scratch = Scratch::new();
+    let mut queue = scratch.state.queue(GROUP);
+    let body = vec![1; MAX_BODY_BYTES];
+    let sends: Vec<Bytes> =
+        (0..40u8).map(|key| QueueCommand::send(0, &[key], &body, b"")).collect();
+    apply(&mut queue, 1, &sends);
+    let receives = vec![QueueCommand::receive(0, 1, 100, b""); 40];
+    let mut commands: Vec<Command> = (41..)
+        .zip(&receives)
+        .map(|(index, data)| Command::new(LogPosition::new(1, index), data.clone()))
+        .collect();
+    let mut batch = ApplyBatch::new(GROUP, LogPosition::new(1, 80), &mut commands);
+    queue.apply(&mut batch).unwrap();
+    let taken = batch.len();
+    assert!((8..=10).contains(&taken), "{taken}");
+    assert_eq!(queue.applied().unwrap(), Some(LogPosition::new(1, 40 + taken as u64)));
+    let rest = apply(&mut queue, 41 + taken as u64, &receives[taken..]);
+    let received = commands[..taken].iter().map(|command| command.response()).chain(&rest);
+    let sequences = received.map(|answer| match QueueResponse::decode(answer).unwrap() {
+        QueueResponse::Deliveries(deliveries) => deliveries.messages[0].sequence,
+        other => panic!("{other:?}"),
+    });
+    assert!(sequences.eq(1..=40));
 }

@@ -113,6 +113,15 @@ pub enum StateDbError {
         /// The limit.
         limit: usize,
     },
+    /// A scan came upon more deleted keys than it may pass. They go when the database is compacted; try
+    /// again later, or with a range that leaves them out.
+    #[error(
+        "more than {limit} deleted keys are in the way; try again later, or scan a range without them"
+    )]
+    TooManyDeleted {
+        /// The limit.
+        limit: u64,
+    },
     /// The state is closed.
     #[error("the state is closed")]
     Closed,
@@ -173,6 +182,7 @@ impl From<StateDbError> for QueryError {
             StateDbError::Damaged { .. }
             | StateDbError::Corrupt { .. }
             | StateDbError::Inconsistent { .. } => Self::Damaged(error.to_string()),
+            StateDbError::TooManyDeleted { .. } => Self::TooMuch(error.to_string()),
             _ => Self::Failed(error.to_string()),
         }
     }

@@ -3,7 +3,9 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use rocksdb::{DB, DBPinnableSlice, DBRawIteratorWithThreadMode, ReadOptions, WriteBatch};
+use rocksdb::{
+    DB, DBPinnableSlice, DBRawIteratorWithThreadMode, ErrorKind, ReadOptions, WriteBatch,
+};
 use shardhost_groups::machine::SnapshotWriter;
 use shardhost_storage::{GroupId, LogIndex, LogPosition};
 
@@ -110,7 +112,7 @@ impl GroupState {
     /// What stands at each of these keys, which must be sorted.
     pub(crate) fn get_sorted(
         &self,
-        keys: &[Vec<u8>],
+        keys: &[&[u8]],
     ) -> Result<Vec<Option<DBPinnableSlice<'_>>>, StateDbError> {
         match keys {
             // A look-up of one has a cheaper way.
@@ -121,6 +123,19 @@ impl GroupState {
 
     /// All records of `kind` whose keys' rest is at or after `from`, and before `to` if given.
     pub(crate) fn scan(&self, kind: u8, from: &[u8], to: Option<&[u8]>) -> Scan<'_> {
+        // 0: as many as there are.
+        self.scan_passing(kind, from, to, 0)
+    }
+
+    /// The same, but a step that would pass more than `limit` deleted keys is an error instead. A
+    /// range whose keys were deleted is as much work as one that is full.
+    pub(crate) fn scan_passing(
+        &self,
+        kind: u8,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: u64,
+    ) -> Scan<'_> {
         let end =
             to.map_or_else(|| self.space.end_of(kind).to_vec(), |to| self.space.key(kind, to));
         let start = self.space.key(kind, from);
@@ -128,6 +143,7 @@ impl GroupState {
         // RocksDB refuses a range that ends before it starts; to a caller it is an empty one.
         options.set_iterate_upper_bound(end.max(start.clone()));
         options.set_iterate_lower_bound(start);
+        options.set_max_skippable_internal_keys(limit);
         let (shared, error) = match &self.cell {
             Ok(cell) => (Some(&*cell.shared), None),
             Err(error) => (None, Some(error.clone())),
@@ -137,7 +153,7 @@ impl GroupState {
             records.seek_to_first();
             (shared, records)
         });
-        Scan { records, error, started: false }
+        Scan { records, error, started: false, limit }
     }
 
     /// Writes the effects of a batch and, with them, the position that they lead to.
@@ -248,6 +264,8 @@ pub(crate) struct Scan<'a> {
     /// Why there are none.
     error: Option<StateDbError>,
     started: bool,
+    /// Deleted keys that a step may pass; 0: any number.
+    limit: u64,
 }
 
 impl Scan<'_> {
@@ -262,10 +280,14 @@ impl Scan<'_> {
         }
         self.started = true;
         if !records.valid() {
-            let status = records.status().map_err(StateDbError::io("scanning"));
+            let status = records.status().map_err(|error| match error.kind() {
+                ErrorKind::Incomplete if self.limit > 0 => {
+                    StateDbError::TooManyDeleted { limit: self.limit }
+                }
+                _ => StateDbError::io("scanning")(error),
+            });
             shared.note_failure(&status);
-            status?;
-            return Ok(None);
+            return status.map(|()| None);
         }
         Ok(records.item().map(|(key, value)| (&key[PREFIX_BYTES..], value)))
     }

@@ -250,9 +250,9 @@ impl Shared {
     /// What stands at each of these keys, which must be sorted.
     pub(crate) fn get_sorted(
         &self,
-        keys: &[Vec<u8>],
+        keys: &[&[u8]],
     ) -> Result<Vec<Option<DBPinnableSlice<'_>>>, StateDbError> {
-        let found = self.db.batched_multi_get_cf(self.family()?, keys, true);
+        let found = self.db.batched_multi_get_cf(self.family()?, keys.iter().copied(), true);
         let found =
             found.into_iter().map(|value| value.map_err(StateDbError::io("reading"))).collect();
         self.note_failure(&found);

@@ -12,7 +12,7 @@ use shardhost_storage::{LogIndex, LogPosition};
 
 use super::batch::Batch;
 use super::query::{TableAnswer, TableQuery, pairs_of};
-use super::{MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_VALUE_BYTES};
+use super::{MAX_DELETED_PASSED, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_VALUE_BYTES};
 use crate::shards::codec::{DecodeError, check_limit};
 use crate::shards::hash::SequenceSum;
 use crate::shards::session::{self, SessionTag, Sessions};
@@ -50,12 +50,24 @@ impl TableMachine {
         Ok(Value { value: found.map(|value| Bytes::copy_from_slice(&value)) })
     }
 
-    fn scan(&self, scan: &Scan) -> Result<Pairs, StateDbError> {
+    /// The pairs of a range. Ends where more than `deleted` keys in a row were deleted, with an error if
+    /// no pair was found before.
+    pub(super) fn scan(&self, scan: &Scan, deleted: u64) -> Result<Pairs, StateDbError> {
         let to = (!scan.to.is_empty()).then_some(&scan.to[..]);
-        let mut found = self.state.scan(PAIR, &scan.from, to);
+        let mut found = self.state.scan_passing(PAIR, &scan.from, to, deleted);
         let mut answer = Pairs::default();
         let mut bytes = 0;
-        while let Some((key, value)) = found.next()? {
+        loop {
+            let (key, value) = match found.next() {
+                Ok(Some(pair)) => pair,
+                Ok(None) => break,
+                // Whoever asks goes on behind the last pair.
+                Err(StateDbError::TooManyDeleted { .. }) if !answer.pairs.is_empty() => {
+                    answer.more = true;
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
             bytes += key.len() + value.len();
             let full = answer.pairs.len() == pairs_of(scan)
                 || (bytes > MAX_SCAN_BYTES && !answer.pairs.is_empty());
@@ -91,17 +103,18 @@ impl StateMachine for TableMachine {
     }
 
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
-        let last = batch.last();
         let data: Vec<Bytes> = batch.commands().map(|command| command.data().clone()).collect();
         // Taken out: should anything fail, no sessions stay that are ahead of what was written.
         let mut sessions = self.take_sessions(&data)?;
         let mut work = Batch::read(&self.state, &data)?;
+        // An empty batch is read whole.
+        batch.cut(work.len());
         work.run(batch.commands(), sessions.as_deref_mut());
         let mut writes = work.writes();
         if let Some(sessions) = &mut sessions {
             sessions.write(self.state.space(), &mut writes);
         }
-        self.state.commit(writes, last)?;
+        self.state.commit(writes, batch.last())?;
         self.sessions = sessions;
         Ok(())
     }
@@ -110,7 +123,7 @@ impl StateMachine for TableMachine {
         let query = TableQuery::decode(request);
         let answer = match query.map_err(|error| QueryError::Invalid(error.to_string()))? {
             TableQuery::Get(get) => TableAnswer::Value(self.get(&get)?),
-            TableQuery::Scan(scan) => TableAnswer::Pairs(self.scan(&scan)?),
+            TableQuery::Scan(scan) => TableAnswer::Pairs(self.scan(&scan, MAX_DELETED_PASSED)?),
         };
         Ok(answer.encode())
     }

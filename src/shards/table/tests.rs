@@ -1,12 +1,15 @@
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use proptest::prelude::*;
-use shardhost_groups::machine::{QueryError, StateMachine};
+use shardhost_groups::machine::{ApplyBatch, Command, QueryError, StateMachine};
 use shardhost_proto::client::{Get, Pairs, Scan, Value};
+use shardhost_storage::LogPosition;
 
 use super::*;
-use crate::shards::DecodeError;
 use crate::shards::session::{SessionRefusal, SessionTag};
 use crate::shards::testing::{GROUP, Scratch, apply, restore, snapshot_of};
+use crate::shards::{DecodeError, StateDbError};
 
 fn put(key: &str, value: &str) -> Bytes {
     TableCommand::Put { key: key.as_bytes(), value: value.as_bytes() }.encode()
@@ -316,4 +319,89 @@ fn sessions_survive_a_crash_and_travel_with_a_snapshot() {
         assert_eq!(get(machine, "k").as_deref(), Some(&b"1"[..]));
     }
     assert_eq!(found.checksum().unwrap(), restored.checksum().unwrap());
+}
+
+/// Applies commands as one batch, and says how many of them the machine took of it.
+fn taken_of(machine: &mut TableMachine, first: u64, data: &[Bytes]) -> (usize, Vec<Bytes>) {
+    let mut commands: Vec<Command> = (first..)
+        .zip(data)
+        .map(|(index, data)| Command::new(LogPosition::new(1, index), data.clone()))
+        .collect();
+    let last = LogPosition::new(1, first + data.len() as u64 - 1);
+    let mut batch = ApplyBatch::new(GROUP, last, &mut commands);
+    machine.apply(&mut batch).unwrap();
+    let (count, reached) = (batch.len(), batch.last());
+    assert_eq!(reached.index.get(), first + count as u64 - 1);
+    assert_eq!(machine.applied().unwrap(), Some(reached));
+    (count, commands.iter().map(|command| command.response().clone()).collect())
+}
+
+/// A few bytes of commands that read and answer many MiB are applied in parts, each of bounded size.
+#[test]
+fn a_batch_ends_where_it_would_read_too_much() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let large = "v".repeat(MAX_VALUE_BYTES);
+    let keys: Vec<String> = (0..100).map(|number| format!("key {number:03}")).collect();
+    let puts: Vec<Bytes> = keys.iter().map(|key| put(key, &large)).collect();
+    apply(&mut table, 1, &puts);
+    // Backwards, and with other commands between them.
+    let fail = |key: &String| [compare_and_set(key, Some("?"), None), put("other", "1")];
+    let commands: Vec<Bytes> = keys.iter().rev().flat_map(fail).collect();
+    let (mut at, mut parts) = (0, 0);
+    while at < commands.len() {
+        let (count, answers) = taken_of(&mut table, 101 + at as u64, &commands[at..]);
+        let bytes: usize = answers.iter().map(Bytes::len).sum();
+        assert!(bytes <= batch::MAX_READ_BYTES + 33 * MAX_VALUE_BYTES, "{bytes} bytes");
+        for (command, answer) in commands[at..at + count].iter().zip(&answers) {
+            let fails = TableCommand::decode(command).unwrap().key() != b"other";
+            assert_eq!(answer.len() > MAX_VALUE_BYTES, fails);
+        }
+        at += count;
+        parts += 1;
+    }
+    assert!(parts > 2, "{parts} parts");
+}
+
+/// The value that many failed expectations name is in memory once.
+#[test]
+fn answers_that_name_the_same_value_share_its_bytes() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    apply(&mut table, 1, &[put("k", &"v".repeat(MAX_VALUE_BYTES))]);
+    let mut commands = vec![compare_and_set("k", Some("?"), None); 1_000];
+    commands.push(put("k", "w"));
+    commands.push(compare_and_set("k", Some("?"), None));
+    let (count, answers) = taken_of(&mut table, 2, &commands);
+    assert_eq!(count, commands.len());
+    let shared = answers[..1_000].iter().all(|answer| answer.as_ptr() == answers[0].as_ptr());
+    assert!(shared && answers[0].len() > MAX_VALUE_BYTES);
+    assert_eq!(TableResponse::decode(&answers[1_001]).unwrap(), failed(Some("w")));
+}
+
+/// A scan does a bounded work however many keys were deleted, and says that there is more.
+#[test]
+fn a_scan_ends_where_too_many_deleted_keys_are_in_the_way() {
+    const KEYS: u64 = 20_000;
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let keys = (0..KEYS).map(|number| format!("k{number}"));
+    let mut commands = vec![put("a", "1"), put("z", "2")];
+    commands.extend(keys.flat_map(|key| [put(&key, ""), delete(&key)]));
+    apply(&mut table, 1, &commands);
+    let from = |key: &str| Scan { from: Bytes::copy_from_slice(key.as_bytes()), ..Scan::default() };
+    let found = table.scan(&from(""), KEYS / 2).unwrap();
+    assert_eq!((found.pairs.len(), found.more), (1, true));
+    let refused = table.scan(&from("b"), KEYS / 2).unwrap_err();
+    assert_eq!(refused, StateDbError::TooManyDeleted { limit: KEYS / 2 });
+    assert!(matches!(QueryError::from(refused), QueryError::TooMuch(_)));
+    assert_eq!(table.scan(&from("b"), 2 * KEYS).unwrap().pairs.len(), 1);
+    // They are compacted away without anybody's asking for it.
+    scratch.state.flush_now().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while table.scan(&from("b"), 10).is_err() {
+        assert!(Instant::now() < deadline, "they stay");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(scan(&table, "b", "", 0), (vec!["z".to_owned()], false));
 }

@@ -17,7 +17,10 @@ use super::receptions::Claim;
 use super::refusal::ReceiveError;
 use super::writer::Writer;
 use crate::transport::handshake::Refusal;
-use crate::transport::receiver::{known_peer, not_serving, note_refusal, within_handshake};
+use crate::transport::listener::Connection;
+use crate::transport::receiver::{
+    count_as_peer, known_peer, not_serving, note_refusal, within_handshake,
+};
 use crate::transport::shared::{Shared, TaskKind};
 use crate::transport::stats::SnapshotRefusal;
 
@@ -27,6 +30,7 @@ pub(in crate::transport) type Receipts = ReceiverStream<Result<SnapshotReceipt, 
 /// Answers the header of a snapshot and starts to receive the rest.
 pub(in crate::transport) async fn receive(
     shared: Arc<Shared>,
+    connection: Option<Connection>,
     frames: Streaming<SnapshotFrame>,
 ) -> Result<Response<Receipts>, Status> {
     let begun = tokio::select! {
@@ -34,6 +38,7 @@ pub(in crate::transport) async fn receive(
         begun = Reception::begin(&shared, frames) => begun,
     };
     let reception = begun.map_err(|error| refuse(&shared, error))?;
+    count_as_peer(connection.as_ref())?;
     let (answers, receipts) = mpsc::channel(2);
     let first = Ok(SnapshotReceipt { size: reception.received });
     answers.try_send(first).map_err(|error| Status::internal(error.to_string()))?;

@@ -20,6 +20,8 @@ pub struct RocksOptions {
     pub block_cache_bytes: usize,
     /// Threads that flush and compact.
     pub background_jobs: u8,
+    /// Table files that may be open at once.
+    pub max_open_files: usize,
     /// Payload bytes after which a run of entries is ended and the next one started: a read in
     /// the middle of a run reads all of it.
     pub run_bytes: u64,
@@ -38,6 +40,7 @@ impl Default for RocksOptions {
             write_buffers: 3,
             block_cache_bytes: 16 * MIB,
             background_jobs: 2,
+            max_open_files: 512,
             run_bytes: 128 * 1024,
             high_water_bytes: 16 * MIB as u64,
             boot: BootId::current(),
@@ -57,6 +60,7 @@ impl RocksOptions {
         options.set_allow_concurrent_memtable_write(false);
         options.set_enable_write_thread_adaptive_yield(false);
         options.set_max_background_jobs(i32::from(self.background_jobs));
+        options.set_max_open_files(i32::try_from(self.max_open_files).unwrap_or(i32::MAX));
         options.set_max_total_wal_size(self.memtable_bytes() as u64);
         options.set_bytes_per_sync(MIB as u64);
         options.set_max_manifest_file_size(16 * MIB);

@@ -11,7 +11,7 @@ use shardhost_storage::{GroupId, LogIndex, LogPosition};
 use super::script::Script;
 use super::{Broken, Reopen};
 use crate::machine::{
-    ApplyBatch, ApplyFault, QueryError, SnapshotWriter, StateChecksum, StateMachine,
+    ApplyFault, QueryError, SnapshotWriter, StateChecksum, StateMachine, apply_all,
 };
 
 /// The group that batches are said to be of.
@@ -82,7 +82,7 @@ impl<M: StateMachine> Instance<M> {
     fn apply(&mut self, script: &Script, range: Range<usize>) -> Result<(), Broken> {
         let last = script.position(range.end);
         let mut commands = script.batch(range.clone());
-        let applied = self.machine.apply(&mut ApplyBatch::new(GROUP, last, &mut commands));
+        let applied = apply_all(&mut self.machine, GROUP, last, &mut commands);
         applied.map_err(|fault| {
             let detail = format!("commands {range:?}: {fault}");
             Broken::new("a command must not stop the group", detail)

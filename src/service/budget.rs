@@ -1,0 +1,157 @@
+//! What all clients of a host may hold of its memory together.
+//!
+//! Half is for reads: a read takes the most that its answer may be before it begins, and gives back what
+//! the answer does not need. Half is for writes: their commands, and answers that are long. Either is
+//! held until the connection has taken the answer, and given back when the client goes away. A client
+//! that takes nothing for [`STALL_TIMEOUT`] while others wait loses its connection.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use shardhost_storage::GroupId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
+use tonic::Status;
+
+use super::reads::{ReadPlace, Reads};
+use super::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, REQUEST_OVERHEAD_BYTES};
+
+/// Bytes of all clients together, unless the configuration says otherwise.
+pub const DEFAULT_CLIENT_BYTES: usize = 512 * 1024 * 1024;
+/// With less, a single batch would not fit.
+pub const MIN_CLIENT_BYTES: usize =
+    4 * (MAX_BATCH_BYTES + MAX_BATCH_REQUESTS * REQUEST_OVERHEAD_BYTES);
+/// Streams that clients may have open at a host.
+pub const MAX_STREAMS: usize = 1_024;
+/// How long a client may leave an answer where it is while others wait for memory.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The reads of a group may hold one part in so many: a group that hangs keeps no other from its reads.
+const GROUP_PART: usize = 4;
+/// Whoever waits longer than this for memory waits for a client that does not take its answers.
+const SHORT_WAIT: Duration = Duration::from_millis(50);
+
+/// The memory that the clients of a host share.
+#[derive(Debug)]
+pub struct ClientBudget {
+    reads: Arc<Reads>,
+    writes: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    /// When somebody had to wait, or was refused, last.
+    waited: Mutex<Option<Instant>>,
+    /// Bytes of either half.
+    half: u32,
+}
+
+impl ClientBudget {
+    /// `bytes` for all clients together, at least [`MIN_CLIENT_BYTES`].
+    #[must_use]
+    pub fn new(bytes: usize) -> Arc<Self> {
+        let half = u32::try_from(bytes.max(MIN_CLIENT_BYTES) / 2).unwrap_or(u32::MAX / 2);
+        let writes = Arc::new(Semaphore::new(half as usize));
+        let streams = Arc::new(Semaphore::new(MAX_STREAMS));
+        let reads = Reads::new(half as usize, half as usize / GROUP_PART);
+        Arc::new(Self { reads, writes, streams, waited: Mutex::new(None), half })
+    }
+
+    /// Bytes that are in use.
+    #[must_use]
+    pub fn used_bytes(&self) -> usize {
+        let free = self.reads.free() + self.writes.available_permits();
+        2 * self.half as usize - free
+    }
+
+    /// A place for one more stream.
+    pub(super) fn stream(&self) -> Result<OwnedSemaphorePermit, Status> {
+        Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "this node has {MAX_STREAMS} streams of clients and takes no more; close some, or ask \
+                 another node"
+            ))
+        })
+    }
+
+    /// Waits until there are `bytes` for the commands of a batch.
+    pub(super) async fn commands(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.half);
+        // The semaphore is never closed.
+        self.noting_waits(Arc::clone(&self.writes).acquire_many_owned(bytes)).await.ok()
+    }
+
+    /// Remembers it if this takes long.
+    async fn noting_waits<T>(&self, taking: impl Future<Output = T>) -> T {
+        let mut taking = pin!(taking);
+        if let Ok(taken) = timeout(SHORT_WAIT, &mut taking).await {
+            return taken;
+        }
+        self.note_wait();
+        let taken = taking.await;
+        self.note_wait();
+        taken
+    }
+
+    fn note_wait(&self) {
+        *self.waited.lock() = Some(Instant::now());
+    }
+
+    /// What a write answered, if there is room for it now: it is there already, and cannot wait.
+    pub(super) fn answer(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, NoRoom> {
+        if bytes <= REQUEST_OVERHEAD_BYTES {
+            // Counted with its command.
+            return Ok(None);
+        }
+        let bytes = u32::try_from(bytes).map_err(|_| NoRoom)?;
+        let permit = Arc::clone(&self.writes).try_acquire_many_owned(bytes);
+        permit.map(Some).map_err(|_| {
+            self.note_wait();
+            NoRoom
+        })
+    }
+
+    /// Waits until there are `bytes` for the answer to a read of a group; `None`: other reads of the
+    /// group have all that it may have, for too long.
+    pub(super) async fn read(&self, group: GroupId, bytes: usize) -> Option<ReadPlace> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.half / GROUP_PART as u32);
+        self.noting_waits(Arc::clone(&self.reads).place(group, bytes)).await
+    }
+
+    /// Whether others wait, or did not long ago, for what clients hold.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.waited.lock().is_some_and(|waited| waited.elapsed() < STALL_TIMEOUT)
+    }
+}
+
+/// Clients hold all the memory that they may.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NoRoom;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_held_is_counted_until_it_is_dropped() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        let commands = budget.commands(1_000).await;
+        let answer = budget.answer(2_000).unwrap();
+        let mut read = budget.read(GroupId::new(1), 5_000).await.unwrap();
+        assert_eq!(budget.used_bytes(), 8_000);
+        read.shrink_to(500);
+        assert_eq!(budget.used_bytes(), 3_500);
+        drop((commands, answer, read));
+        assert_eq!(budget.used_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_finds_no_room_is_refused_and_a_short_one_is_not() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        let all = budget.commands(usize::MAX).await;
+        assert!(!budget.is_scarce(), "nobody waited yet");
+        assert!(budget.answer(REQUEST_OVERHEAD_BYTES + 1).is_err());
+        assert!(budget.answer(REQUEST_OVERHEAD_BYTES).is_ok());
+        assert!(budget.is_scarce());
+        drop(all);
+        assert!(budget.answer(REQUEST_OVERHEAD_BYTES + 1).is_ok());
+    }
+}

@@ -1,0 +1,207 @@
+//! What the reader, the writer and everything in flight of one stream share.
+
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use shardhost_groups::{Group, ProposeOutcome, ReadError};
+use shardhost_proto::client::Failure;
+use shardhost_storage::GroupId;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::Protocol;
+use crate::service::budget::ClientBudget;
+use crate::service::in_flight::InFlight;
+use crate::service::reads::{ReadPlace, Reads};
+use crate::service::{
+    GroupLookup, MAX_GROUP_READ_WEIGHT, MAX_IN_FLIGHT_BYTES, MAX_IN_FLIGHT_REQUESTS,
+    MAX_READ_WEIGHT, failure,
+};
+
+pub(super) struct Stream {
+    pub(super) lookup: Arc<dyn GroupLookup>,
+    pub(super) budget: Arc<ClientBudget>,
+    /// `None`: the client is gone, and nothing is kept for it.
+    outbox: Mutex<Option<Vec<Completed>>>,
+    pub(super) completed: Notify,
+    pub(super) in_flight: InFlight,
+    pub(super) reads: Arc<Reads>,
+    /// The client sends no more.
+    ended: AtomicBool,
+    /// What is wrong with what it sent.
+    fault: Mutex<Option<Status>>,
+    /// Cancelled when the client is gone.
+    pub(super) gone: CancellationToken,
+    handed: Mutex<Handed>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Batches of replies that the connection has not taken yet.
+#[derive(Debug)]
+struct Handed {
+    batches: usize,
+    /// When it took one last, or there was none.
+    taken: Instant,
+}
+
+/// A request that has its outcome.
+pub(super) struct Completed {
+    pub(super) id: u64,
+    pub(super) charge: Charge,
+    pub(super) outcome: Outcome,
+}
+
+pub(super) enum Outcome {
+    Write(ProposeOutcome),
+    /// It took effect, and what it answered is not kept.
+    Unanswered,
+    Read(Result<Bytes, ReadError>),
+    Failed(Failure),
+}
+
+/// What a request holds until its reply is taken.
+#[derive(Debug, Default)]
+pub(super) struct Charge {
+    /// Bytes that count for its stream.
+    pub(super) bytes: usize,
+    /// Of the host's budget for writes.
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// Among the reads of the stream and of the host.
+    pub(super) places: Vec<ReadPlace>,
+}
+
+impl Charge {
+    pub(super) fn absorb(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.places.extend(other.places);
+        if let Some(permit) = other.permit {
+            self.hold(permit);
+        }
+    }
+
+    /// Holds a permit of the host's budget for writes, too.
+    fn hold(&mut self, more: OwnedSemaphorePermit) {
+        match &mut self.permit {
+            Some(permit) => permit.merge(more),
+            None => self.permit = Some(more),
+        }
+    }
+}
+
+impl Stream {
+    pub(super) fn new(
+        lookup: Arc<dyn GroupLookup>,
+        budget: Arc<ClientBudget>,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            lookup,
+            budget,
+            outbox: Mutex::new(Some(Vec::new())),
+            completed: Notify::new(),
+            in_flight: InFlight::new(MAX_IN_FLIGHT_REQUESTS, MAX_IN_FLIGHT_BYTES),
+            reads: Reads::new(MAX_READ_WEIGHT as usize, MAX_GROUP_READ_WEIGHT as usize),
+            ended: AtomicBool::new(false),
+            fault: Mutex::new(None),
+            gone: CancellationToken::new(),
+            handed: Mutex::new(Handed { batches: 0, taken: Instant::now() }),
+            _place: place,
+        }
+    }
+
+    /// A request has its outcome. The answer to a write for which clients have no memory left is
+    /// dropped, and the client is told so.
+    pub(super) fn complete(&self, id: u64, mut charge: Charge, mut outcome: Outcome) {
+        if let Outcome::Write(Ok(applied)) = &outcome {
+            match self.budget.answer(applied.response.len()) {
+                Ok(None) => {}
+                Ok(Some(permit)) => {
+                    self.in_flight.grow(applied.response.len());
+                    charge.bytes += applied.response.len();
+                    charge.hold(permit);
+                }
+                Err(_) => outcome = Outcome::Unanswered,
+            }
+        }
+        let mut outbox = self.outbox.lock();
+        match &mut *outbox {
+            Some(completed) => completed.push(Completed { id, charge, outcome }),
+            None => {
+                drop(outbox);
+                self.in_flight.remove(1, charge.bytes);
+                return;
+            }
+        }
+        drop(outbox);
+        self.completed.notify_one();
+    }
+
+    /// What has completed since it was taken last.
+    pub(super) fn take_completed(&self) -> Vec<Completed> {
+        self.outbox.lock().as_mut().map(mem::take).unwrap_or_default()
+    }
+
+    /// The client sends no more.
+    pub(super) fn end(&self, fault: Option<Status>) {
+        *self.fault.lock() = fault;
+        self.ended.store(true, Ordering::SeqCst);
+        self.completed.notify_one();
+    }
+
+    pub(super) fn take_fault(&self) -> Option<Status> {
+        self.fault.lock().take()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.ended.load(Ordering::SeqCst) && self.in_flight.is_empty()
+    }
+
+    /// The client is gone: lets go of everything that is kept for it. What completes later is dropped,
+    /// and reads that wait are given up. Otherwise they would wait for places that what has completed
+    /// holds, and keep it.
+    pub(super) fn abandon(&self) {
+        let kept = self.outbox.lock().take();
+        self.gone.cancel();
+        for Completed { charge, .. } in kept.into_iter().flatten() {
+            self.in_flight.remove(1, charge.bytes);
+        }
+    }
+
+    /// A batch of replies waits for the connection.
+    pub(super) fn hand_over(&self) {
+        let mut handed = self.handed.lock();
+        if handed.batches == 0 {
+            handed.taken = Instant::now();
+        }
+        handed.batches += 1;
+    }
+
+    /// The connection has taken a batch of `requests` replies, or never will.
+    pub(super) fn taken(&self, requests: usize, bytes: usize) {
+        let mut handed = self.handed.lock();
+        handed.batches -= 1;
+        handed.taken = Instant::now();
+        drop(handed);
+        self.in_flight.remove(requests, bytes);
+        self.completed.notify_one();
+    }
+
+    /// Since when the connection has taken none of the replies that wait for it.
+    pub(super) fn waits_since(&self) -> Option<Instant> {
+        let handed = self.handed.lock();
+        (handed.batches > 0).then_some(handed.taken)
+    }
+
+    /// The replica that serves a group, if it is of this kind.
+    pub(super) fn group<P: Protocol>(&self, id: GroupId) -> Result<Group, Failure> {
+        match self.lookup.group(id) {
+            Some(group) if group.kind() == P::KIND => Ok(group),
+            _ => Err(failure::unknown_group(id, P::KIND)),
+        }
+    }
+}

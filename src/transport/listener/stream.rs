@@ -1,0 +1,227 @@
+//! Accepts connections, and watches over each as it is read.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Sleep, sleep};
+use tokio_stream::Stream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::Connected;
+
+use super::table::{Connection, Connections};
+
+/// A pause after an accept that failed: it would fail again at once, for as long as no descriptor is
+/// free.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A failing accept is logged so often.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The connections of a listener, within the shares that the process has of open files. Services
+/// beside those of the peers must stand behind [`admit_clients`](super::admit_clients): connections on
+/// which nothing was let in end after ten seconds.
+#[must_use]
+pub fn incoming(listener: TcpListener) -> Incoming {
+    let limits = crate::Descriptors::current().connections;
+    incoming_within(listener, &Connections::new(limits))
+}
+
+/// The connections of a listener, counted in `connections`. Never ends, and never fails.
+#[must_use]
+pub fn incoming_within(listener: TcpListener, connections: &Arc<Connections>) -> Incoming {
+    let connections = Arc::clone(connections);
+    Incoming { listener, connections, pause: None, logged: None }
+}
+
+/// See [`incoming`].
+#[derive(Debug)]
+pub struct Incoming {
+    listener: TcpListener,
+    connections: Arc<Connections>,
+    pause: Option<Pin<Box<Sleep>>>,
+    /// When a failure was logged last.
+    logged: Option<Instant>,
+}
+
+impl Incoming {
+    fn note_failure(&mut self, error: &io::Error) {
+        let now = Instant::now();
+        if self.logged.is_none_or(|logged| now.duration_since(logged) >= LOG_INTERVAL) {
+            self.logged = Some(now);
+            let open = self.connections.stats();
+            tracing::warn!(%error, ?open, "a connection cannot be accepted; trying on");
+        }
+    }
+}
+
+impl Stream for Incoming {
+    type Item = io::Result<Accepted>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(pause) = &mut self.pause {
+                ready!(pause.as_mut().poll(cx));
+                self.pause = None;
+            }
+            match ready!(self.listener.poll_accept(cx)) {
+                Ok((stream, _)) => {
+                    return Poll::Ready(Some(Ok(Accepted::new(stream, &self.connections))));
+                }
+                Err(error) => {
+                    self.note_failure(&error);
+                    self.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
+                }
+            }
+        }
+    }
+}
+
+/// One connection. It is counted until this is dropped.
+#[derive(Debug)]
+pub struct Accepted {
+    stream: TcpStream,
+    connection: Connection,
+    connections: Arc<Connections>,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Until when its first request must be let in; `None`: it was.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl Accepted {
+    fn new(stream: TcpStream, connections: &Arc<Connections>) -> Self {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps Nagle's delay");
+        }
+        let (connection, cut): (Connection, CancellationToken) = connections.enter();
+        let deadline = Some(Box::pin(sleep(connections.first_request())));
+        let connections = Arc::clone(connections);
+        Self { stream, connection, connections, cut: Box::pin(cut.cancelled_owned()), deadline }
+    }
+
+    /// Whether the connection is over, whatever the other side does.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
+        }
+        let Some(deadline) = &mut self.deadline else { return Poll::Pending };
+        if deadline.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.deadline = None;
+        if !self.connection.is_silent() {
+            return Poll::Pending;
+        }
+        self.connection.note_ended();
+        self.connection.cut();
+        Poll::Ready(io::ErrorKind::TimedOut.into())
+    }
+}
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        self.connections.leave(self.connection.id());
+    }
+}
+
+impl Connected for Accepted {
+    type ConnectInfo = Connection;
+
+    fn connect_info(&self) -> Connection {
+        self.connection.clone()
+    }
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Poll::Ready(error) = self.poll_end(cx) {
+            return Poll::Ready(Err(error));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buffer)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio_stream::StreamExt;
+
+    use super::*;
+    use crate::transport::ConnectionLimits;
+
+    async fn listen(limits: ConnectionLimits) -> (Incoming, std::net::SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (incoming_within(listener, &Connections::new(limits)), address)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_says_nothing_ends_and_one_that_was_let_in_stays() {
+        let first_request = Duration::from_millis(50);
+        let limits = ConnectionLimits { first_request, ..ConnectionLimits::of(64) };
+        let (mut incoming, address) = listen(limits).await;
+        let (_silent, _known) = (
+            TcpStream::connect(address).await.unwrap(),
+            TcpStream::connect(address).await.unwrap(),
+        );
+        let mut silent = incoming.next().await.unwrap().unwrap();
+        let mut known = incoming.next().await.unwrap().unwrap();
+        known.connection.admit_client().unwrap();
+        let ended = silent.read_u8().await.unwrap_err();
+        assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
+        let read = tokio::time::timeout(4 * first_request, known.read_u8()).await;
+        assert!(read.is_err(), "it waits: {read:?}");
+        drop((silent, known));
+        let stats = incoming.connections.stats();
+        assert_eq!((stats.silent, stats.clients, stats.ended), (0, 0, 1));
+    }
+
+    #[tokio::test]
+    async fn a_connection_can_be_cut_while_it_is_read() {
+        let (mut incoming, address) = listen(ConnectionLimits::of(64)).await;
+        let _far = TcpStream::connect(address).await.unwrap();
+        let mut accepted = incoming.next().await.unwrap().unwrap();
+        let connection = accepted.connection.clone();
+        let read = tokio::spawn(async move { accepted.read_u8().await.map_err(|e| e.kind()) });
+        tokio::task::yield_now().await;
+        connection.cut();
+        assert_eq!(read.await.unwrap(), Err(io::ErrorKind::ConnectionAborted));
+    }
+}

@@ -1,0 +1,52 @@
+//! Connections never take the descriptors that the databases need.
+
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::host::{Host, open_files};
+
+/// Open files that the host is allowed.
+const LIMIT: usize = 256;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_say_nothing_end_and_keep_nobody_out() {
+    let directory = TempDir::new().unwrap();
+    let mut host = Host::start(directory.path(), &format!("ulimit -n {LIMIT};"), "error");
+    let mut idle = Vec::new();
+    for _ in 0..LIMIT + 64 {
+        // The backlog of a listener that does not accept fills up.
+        let connect = timeout(Duration::from_secs(5), TcpStream::connect(&host.address)).await;
+        idle.push(connect.expect("the listener accepts").unwrap());
+    }
+    let begin = Instant::now();
+    for number in 0..20 {
+        host.serves(&format!("among many {number}")).await;
+    }
+    assert!(begin.elapsed() < Duration::from_secs(8), "it takes {:?}", begin.elapsed());
+    assert!(open_files(host.process()) < LIMIT * 3 / 4, "{}", open_files(host.process()));
+    // Some at once, because of the others; the last ones because they said nothing for ten seconds.
+    let ended = async {
+        for stream in &mut idle {
+            // A greeting, and then its end, or that it broke.
+            let mut said = Vec::new();
+            let ended = stream.read_to_end(&mut said).await;
+            assert!(said.len() < 1_024, "{} bytes, {ended:?}", said.len());
+        }
+    };
+    timeout(Duration::from_secs(30), ended).await.expect("all of them end");
+    host.serves("afterwards").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_of_open_files_is_raised_as_far_as_the_system_allows() {
+    let directory = TempDir::new().unwrap();
+    let host = Host::start(directory.path(), "ulimit -Sn 128; ulimit -Hn 640;", "error");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", host.process())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    assert_eq!(numbers, [640, 640], "{line}");
+}
