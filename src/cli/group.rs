@@ -12,7 +12,7 @@ use shardhost::proto::admin::{
 };
 use shardhost::proto::log::{Member, MemberRole};
 
-use super::output::{Column, facts, number, table};
+use super::output::{Column, facts, number, table, whole};
 use super::place::{PlaceArguments, place};
 use super::requirement::{RequireArguments, require, requirement_json, requirement_text};
 use super::target::{Target, in_time, said};
@@ -61,7 +61,7 @@ pub enum Command {
         /// Number of the group.
         group: u64,
         /// Only if the configuration is that of this index; see `member list`.
-        #[arg(long, value_name = "INDEX")]
+        #[arg(long, value_name = "INDEX", value_parser = whole)]
         expect: u64,
         #[command(flatten)]
         target: Target,

@@ -32,15 +32,17 @@ mod target;
 mod trial;
 mod why;
 
+use std::ffi::OsStr;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// A Multi-Raft shard host: thousands of Raft groups in one process.
 #[derive(Debug, Parser)]
-#[command(version, about, propagate_version = true)]
+#[command(name = "shardhost", bin_name = "shardhost", version, about, propagate_version = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -100,12 +102,20 @@ impl Command {
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("SHARDHOST_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(arguments.command.log_level()));
+    let level = arguments.command.log_level();
+    let filter = match log_filter(std::env::var_os("SHARDHOST_LOG").as_deref(), level) {
+        Ok(filter) => filter,
+        Err(why) => {
+            eprintln!("error: SHARDHOST_LOG is wrong: {why}");
+            return ExitCode::from(2);
+        }
+    };
+    // https://no-color.org
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal() && !no_color)
         .init();
     match run(arguments.command) {
         Ok(code) => code,
@@ -114,6 +124,26 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What is logged: as the environment says, if it says something.
+fn log_filter(given: Option<&OsStr>, level: &str) -> Result<EnvFilter, String> {
+    let Some(given) = given.filter(|given| !given.is_empty()) else {
+        return Ok(EnvFilter::new(level));
+    };
+    let given = given.to_str().ok_or("it is not UTF-8")?;
+    for directive in given.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
+        let is_level = directive.parse::<LevelFilter>().is_ok();
+        let names_level = directive.contains(['=', '[']);
+        // A module alone silences all others, a misspelt level would too.
+        if !is_level && !names_level && !directive.starts_with("shardhost") {
+            return Err(format!(
+                "`{directive}` is no level: those are off, error, warn, info, debug and trace; \
+                 a module is written `module=level`"
+            ));
+        }
+    }
+    EnvFilter::builder().parse(given).map_err(|error| format!("`{given}`: {error}"))
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -138,4 +168,24 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Queue(command) => queue::run(command).await,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_logged_is_what_was_meant_or_it_is_refused() {
+        let filter = |given: &str| log_filter(Some(OsStr::new(given)), "info");
+        for good in
+            ["", "debug", "WARN", "off", "shardhost=trace,warn", "h2=info", "shardhost::client"]
+        {
+            filter(good).unwrap();
+        }
+        for bad in ["debgu", "foo=bar=baz", "warn,verbose", "shardhost=loud"] {
+            let refused = filter(bad).unwrap_err();
+            assert!(refused.contains('`'), "{bad}: {refused}");
+        }
+        assert_eq!(log_filter(None, "warn").unwrap().to_string(), "warn");
+    }
 }
