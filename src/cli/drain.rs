@@ -144,18 +144,15 @@ async fn begin(
     let begun = balance.drain(request).await.map_err(|status| said(&address, &status))?;
     let mut status = begun.into_inner();
     let mut overdue_since = None;
-    while wait {
-        match status.state() {
-            State::Running => {}
-            // Whether it is given up, the catalog says, a moment after the node.
-            State::Overdue if gives_up && status.draining => {
-                let since = *overdue_since.get_or_insert_with(Instant::now);
-                if since.elapsed() > target.patience() {
-                    break;
-                }
-            }
-            _ => break,
+    let mut goes_on = |status: &DrainStatus| match status.state() {
+        State::Running => true,
+        // Whether it is given up, the catalog says, a moment after the node.
+        State::Overdue if gives_up && status.draining => {
+            overdue_since.get_or_insert_with(Instant::now).elapsed() < target.patience()
         }
+        _ => false,
+    };
+    while wait && goes_on(&status) {
         tokio::time::sleep(LOOK_EVERY).await;
         let looked = balance.get_drain(GetDrainRequest {}).await;
         status = looked.map_err(|status| said(&address, &status))?.into_inner();
@@ -294,6 +291,14 @@ fn show(status: &DrainStatus, target: &Target) {
         return println!("{drain}");
     }
     let takes = if status.draining { "takes no leaderships" } else { "takes leaderships" };
+    if status.state() == State::Unspecified {
+        let rows = [
+            ("node", format!("{}, {takes}", status.node)),
+            ("drain", word(status).to_owned()),
+            ("leads", number(status.left)),
+        ];
+        return println!("{}", facts(rows));
+    }
     let mut rows = vec![
         ("node", format!("{}, {takes}", status.node)),
         ("drain", word(status).to_owned()),

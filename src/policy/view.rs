@@ -134,7 +134,7 @@ pub fn stranded_without(snapshot: &planner::Snapshot, node: NodeId) -> Vec<Stran
         let others = group.voters.iter().filter(|voter| voter.node != node);
         let others = others.filter_map(|voter| nodes.get(&voter.node).copied());
         let able: Vec<_> = others.filter(|other| other.weight > 0).collect();
-        let cause = StrandedCause::of(&able, |other| capable(&other), |other| other.draining)
+        let cause = StrandedCause::of(&able, |other| capable(other), |other| other.draining)
             .or_else(|| {
                 let live = |other: &&planner::Node| other.live && !other.draining && capable(other);
                 (!able.iter().any(live)).then_some(StrandedCause::NotLive)
