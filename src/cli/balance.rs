@@ -17,8 +17,10 @@ use shardhost::proto::balance::balance_client::BalanceClient;
 
 use super::output::{Column, number, table};
 use super::planner as planner_cli;
-use super::target::{Node, Target, channel, said};
+use super::target::{Node, Target, channel, in_time, said};
 
+/// Longest view: JSON of some hundred thousand groups.
+const MAX_VIEW_BYTES: usize = 128 * 1024 * 1024;
 /// Moves that are shown.
 const SHOWN: usize = 20;
 /// Transfers under way.
@@ -133,14 +135,11 @@ fn is_settled(group: &planner::Group) -> bool {
 async fn look_once(target: &Target) -> anyhow::Result<(Snapshot, BTreeMap<NodeId, Node>)> {
     let first = target.node().await?;
     let (mut views, mut nodes) = (Vec::new(), BTreeMap::new());
-    for address in first.all_addresses() {
-        // Nodes that do not answer are left out: nothing of theirs is moved.
-        let Ok(node) = Node::connect(&address).await else { continue };
+    let addresses = first.all_addresses();
+    let asked = addresses.iter().map(|address| view_of(address));
+    for answer in futures::future::join_all(asked).await {
+        let Some((node, view)) = answer? else { continue };
         let id = NodeId::new(node.status.node).context("a node without a number")?;
-        let view = BalanceClient::new(channel(&address)?).view(ViewRequest {}).await;
-        let view = view.map_err(|status| said(&address, &status))?.into_inner();
-        let view = serde_json::from_slice(&view.snapshot)
-            .with_context(|| format!("{address} gives a view that cannot be read"))?;
         views.push((id, view));
         nodes.insert(id, node);
     }
@@ -150,6 +149,17 @@ async fn look_once(target: &Target) -> anyhow::Result<(Snapshot, BTreeMap<NodeId
     snapshot.settings.grace_ms = 0;
     snapshot.settings.max_lag_entries = MAX_LAG;
     Ok((snapshot, nodes))
+}
+
+/// What a node knows. One that does not answer is left out: nothing of its is moved.
+async fn view_of(address: &str) -> anyhow::Result<Option<(Node, Snapshot)>> {
+    let Ok(node) = Node::connect(address).await else { return Ok(None) };
+    let client = BalanceClient::new(channel(address)?);
+    let mut client = client.max_decoding_message_size(MAX_VIEW_BYTES);
+    let view = in_time(address, client.view(ViewRequest {})).await?;
+    let view = serde_json::from_slice(&view.snapshot)
+        .with_context(|| format!("{address} gives a view that cannot be read"))?;
+    Ok(Some((node, view)))
 }
 
 async fn show_plan(why: Option<u64>, target: &Target) -> anyhow::Result<ExitCode> {

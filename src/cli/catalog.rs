@@ -38,7 +38,16 @@ impl<'a> Catalog<'a> {
     ) -> anyhow::Result<Done> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let command = Command { now_ms, expected, operation };
+        self.run(&Command { now_ms, expected, operation }).await
+    }
+
+    /// Whether it can be changed: it carries out what changes nothing.
+    pub async fn check(&self) -> anyhow::Result<()> {
+        // At time 0 nothing is due.
+        self.run(&Command::new(0, Operation::Tick)).await.map(drop)
+    }
+
+    async fn run(&self, command: &Command) -> anyhow::Result<Done> {
         command.check()?;
         let command = command.encode();
         let deadline = Instant::now() + self.target.patience();
@@ -47,7 +56,16 @@ impl<'a> Catalog<'a> {
             let mut client = client(&address)?;
             let answer =
                 client.propose(ProposeRequest { command: command.clone(), founding: 0 }).await;
-            let answer = answer.map_err(|status| said(&address, &status))?.into_inner();
+            let answer = match answer {
+                Ok(answer) => answer.into_inner(),
+                // It surely was not sent: another one is asked.
+                Err(status) if is_not_sent(&status) && Instant::now() < deadline => {
+                    address = self.node.address_after(&address, 0);
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+                Err(status) => return Err(said(&address, &status)),
+            };
             match self.read(answer)? {
                 Ok(bytes) => return Ok(decode_reply(&bytes)?),
                 Err(Elsewhere { reason, .. }) if Instant::now() > deadline => {
@@ -96,6 +114,18 @@ impl<'a> Catalog<'a> {
             Reply::Elsewhere(elsewhere) => Ok(Err(elsewhere)),
         }
     }
+}
+
+/// Whether there was no connection to send on.
+fn is_not_sent(status: &tonic::Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn client(address: &str) -> anyhow::Result<SystemClient<Channel>> {

@@ -1,21 +1,27 @@
 //! `shardhost drain`: emptying a node of its leaderships, and taking it back.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Subcommand;
 use serde_json::json;
+use shardhost::NodeId;
+use shardhost::policy::catalog::{DrainIntent, MAX_DRAIN_MS, Operation, Record, RecordKey};
 use shardhost::proto::balance::balance_client::BalanceClient;
 use shardhost::proto::balance::drain_status::State;
 use shardhost::proto::balance::{DrainRequest, DrainStatus, GetDrainRequest, UndrainRequest};
 use tonic::transport::Channel;
 
-use super::output::{facts, number};
-use super::target::{Target, channel, said};
+use super::catalog::Catalog;
+use super::output::{facts, number, span};
+use super::target::{Node, Target, channel, said};
 
 /// Between two looks at how far a drain is.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A drain lasts for a week at most.
+const MAX_SECONDS: u64 = MAX_DRAIN_MS / 1_000;
 /// Leaderships that stay, of which the reason is shown.
 const SHOWN: usize = 20;
 
@@ -23,18 +29,20 @@ const SHOWN: usize = 20;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Hand every leadership of a node to others, and wait until that is done. The node takes none
-    /// until `drain end`.
+    /// until `drain end`, and hands on what falls to it. Exits with 0 only if the node leads nothing.
     Begin {
         /// The node.
         node: u64,
         /// How long it may take, in seconds.
-        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        #[arg(long, value_name = "SECONDS", default_value_t = 60,
+              value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
         deadline: u64,
         /// When it takes longer, let the node take leaderships again.
         #[arg(long)]
         or_undrain: bool,
         /// When the drain ends by itself, in seconds: whoever asked may be gone.
-        #[arg(long, value_name = "SECONDS", default_value_t = 24 * 60 * 60)]
+        #[arg(long, value_name = "SECONDS", default_value_t = 24 * 60 * 60,
+              value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
         expires: u64,
         /// Begin although groups would have nobody left who could lead them.
         #[arg(long)]
@@ -87,15 +95,36 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
             begin(*node, request, !no_wait, target).await
         }
         Command::Status { node, target } => {
-            let (mut balance, address) = reach(*node, target).await?;
-            let status = balance.get_drain(GetDrainRequest {}).await;
-            show(&status.map_err(|status| said(&address, &status))?.into_inner(), target);
+            match reach(*node, target).await? {
+                Reached::Answers { mut balance, address } => {
+                    let status = balance.get_drain(GetDrainRequest {}).await;
+                    let status = status.map_err(|status| said(&address, &status))?;
+                    show(&status.into_inner(), target);
+                }
+                Reached::Silent(silence) => {
+                    let known = recorded(*node, target).await.with_context(|| silence)?;
+                    show_recorded(*node, known.as_ref(), target);
+                }
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::End { node, target } => {
-            let (mut balance, address) = reach(*node, target).await?;
-            let status = balance.undrain(UndrainRequest {}).await;
-            show(&status.map_err(|status| said(&address, &status))?.into_inner(), target);
+            match reach(*node, target).await? {
+                Reached::Answers { mut balance, address } => {
+                    let status = balance.undrain(UndrainRequest {}).await;
+                    let status = status.map_err(|status| said(&address, &status))?;
+                    show(&status.into_inner(), target);
+                }
+                Reached::Silent(silence) => {
+                    let known = recorded(*node, target).await.with_context(|| silence)?;
+                    if let Some(drain) = known {
+                        let (node, intent) = (drain.node, drain.id);
+                        let end = Operation::EndDrain { node, intent };
+                        Catalog::reach(target).await?.apply(None, end).await?;
+                    }
+                    show_recorded(*node, None, target);
+                }
+            }
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -107,34 +136,130 @@ async fn begin(
     wait: bool,
     target: &Target,
 ) -> anyhow::Result<ExitCode> {
-    let (mut balance, address) = reach(node, target).await?;
+    let (mut balance, address) = match reach(node, target).await? {
+        Reached::Answers { balance, address } => (balance, address),
+        Reached::Silent(silence) => bail!("{silence}; a node is drained while it runs"),
+    };
+    let gives_up = request.undrain_when_overdue;
     let begun = balance.drain(request).await.map_err(|status| said(&address, &status))?;
     let mut status = begun.into_inner();
-    while wait && status.state() == State::Running {
+    let mut overdue_since = None;
+    let mut goes_on = |status: &DrainStatus| match status.state() {
+        State::Running => true,
+        // Whether it is given up, the catalog says, a moment after the node.
+        State::Overdue if gives_up && status.draining => {
+            overdue_since.get_or_insert_with(Instant::now).elapsed() < target.patience()
+        }
+        _ => false,
+    };
+    while wait && goes_on(&status) {
         tokio::time::sleep(LOOK_EVERY).await;
         let looked = balance.get_drain(GetDrainRequest {}).await;
         status = looked.map_err(|status| said(&address, &status))?.into_inner();
     }
     show(&status, target);
-    match status.state() {
-        State::Overdue => bail!(
-            "node {node} still has {} leaderships; `shardhost drain status {node}` says why",
-            status.left
-        ),
-        _ => Ok(ExitCode::SUCCESS),
+    match wait.then(|| what_is_missing(&status)).flatten() {
+        Some(missing) => bail!(missing),
+        None => Ok(ExitCode::SUCCESS),
     }
 }
 
-async fn reach(node: u64, target: &Target) -> anyhow::Result<(BalanceClient<Channel>, String)> {
-    let node = target.node_numbered(node).await?;
-    Ok((BalanceClient::new(channel(&node.address)?), node.address))
+/// Why a node that was to be drained is not empty and kept empty; `None`: it is.
+fn what_is_missing(status: &DrainStatus) -> Option<String> {
+    let DrainStatus { node, left, draining, .. } = status;
+    let left = number(*left);
+    if !draining {
+        return Some(format!(
+            "the drain of node {node} is over, it was ended or given up: the node leads {left} groups, \
+             and takes leaderships"
+        ));
+    }
+    match status.state() {
+        State::Done if status.left == 0 => None,
+        State::Done => Some(format!(
+            "node {node} still leads {left} groups that cannot go as things are; it goes on trying: \
+             `shardhost drain status {node}` says why"
+        )),
+        State::Overdue => Some(format!(
+            "node {node} still leads {left} groups after its deadline; it goes on trying: `shardhost \
+             drain status {node}` says why"
+        )),
+        _ => Some(format!("node {node} still leads {left} groups")),
+    }
 }
 
+/// A node, or what keeps it from being asked.
+enum Reached {
+    Answers { balance: BalanceClient<Channel>, address: String },
+    Silent(String),
+}
+
+async fn reach(number: u64, target: &Target) -> anyhow::Result<Reached> {
+    let start = target.node().await?;
+    let address = match start.status.node == number {
+        true => start.address,
+        false => {
+            let Some(address) = start.address_of(number) else {
+                bail!(
+                    "{} knows no node {number}; `shardhost status` shows the nodes",
+                    start.address
+                )
+            };
+            if let Err(error) = Node::connect(&address).await {
+                return Ok(Reached::Silent(format!("node {number} does not answer ({error:#})")));
+            }
+            address
+        }
+    };
+    Ok(Reached::Answers { balance: BalanceClient::new(channel(&address)?), address })
+}
+
+/// The drain of a node that the catalog intends; `None`: it intends none.
+async fn recorded(node: u64, target: &Target) -> anyhow::Result<Option<Arc<DrainIntent>>> {
+    let node = NodeId::new(node).context("nodes are numbered from 1")?;
+    match Catalog::reach(target).await?.record(RecordKey::Drain(node)).await? {
+        Some(Record::Drain(drain)) => Ok(Some(drain)),
+        Some(other) => bail!("the catalog answers something else: {other:?}"),
+        None => Ok(None),
+    }
+}
+
+/// Shows what the catalog says of a node that does not answer.
+fn show_recorded(node: u64, drain: Option<&Arc<DrainIntent>>, target: &Target) {
+    let draining = drain.is_some_and(|drain| drain.keeps_leaders_away());
+    let state = drain.map_or_else(|| "not draining".to_owned(), |drain| drain.state.to_string());
+    let left = drain.map(|drain| drain.expires_ms.saturating_sub(drain.clock_ms));
+    if target.json {
+        let drain = json!({
+            "node": node,
+            "answers": false,
+            "draining": draining,
+            "state": state,
+            "owner": drain.map(|drain| &drain.owner),
+            "expires_in_ms": left,
+            "durable": true,
+        });
+        return println!("{drain}");
+    }
+    let takes = if draining { "is to take no leaderships" } else { "is to take leaderships" };
+    let mut rows = vec![
+        ("node", format!("{node}, does not answer; {takes} when it is back")),
+        ("drain", state),
+    ];
+    if let Some((drain, left)) = drain.zip(left) {
+        rows.push(("asked by", drain.owner.to_string()));
+        rows.push(("lasts", format!("until it is ended, or expires in {}", span(left))));
+    }
+    println!("{}", facts(rows));
+}
+
+/// How far a drain is: `blocked` is one that is done but for what cannot go.
 const fn word(status: &DrainStatus) -> &'static str {
     match (status.draining, status.state) {
         (false, 0) => "not draining",
         (true, 0) => "draining",
         (_, 1) => "running",
+        (_, 2) if status.left > 0 => "blocked",
         (_, 2) => "done",
         (_, 3) => "overdue",
         _ => "cancelled",
@@ -160,10 +285,20 @@ fn show(status: &DrainStatus, target: &Target) {
             "elapsed_ms": status.elapsed_ms,
             "undrainable": undrainable,
             "durable": status.durable,
+            "expires_in_ms": status.expires_in_ms,
+            "answers": true,
         });
         return println!("{drain}");
     }
     let takes = if status.draining { "takes no leaderships" } else { "takes leaderships" };
+    if status.state() == State::Unspecified {
+        let rows = [
+            ("node", format!("{}, {takes}", status.node)),
+            ("drain", word(status).to_owned()),
+            ("leads", number(status.left)),
+        ];
+        return println!("{}", facts(rows));
+    }
     let mut rows = vec![
         ("node", format!("{}, {takes}", status.node)),
         ("drain", word(status).to_owned()),
@@ -173,9 +308,12 @@ fn show(status: &DrainStatus, target: &Target) {
     ];
     if !status.owner.is_empty() {
         rows.insert(2, ("asked by", status.owner.clone()));
-        let lasts =
-            if status.durable { "until it is ended, or expires" } else { "until the node stops" };
-        rows.insert(3, ("lasts", lasts.to_owned()));
+        let lasts = match (status.durable, status.expires_in_ms) {
+            (false, _) => "until it is ended, or the node stops".to_owned(),
+            (true, None) => "until it is ended, or expires".to_owned(),
+            (true, Some(left)) => format!("until it is ended, or expires in {}", span(left)),
+        };
+        rows.insert(3, ("lasts", lasts));
     }
     let stuck = status.undrainable.iter().take(SHOWN);
     let stuck: Vec<_> = stuck.map(|one| format!("group {}: {}", one.group, one.reason)).collect();
@@ -183,4 +321,28 @@ fn show(status: &DrainStatus, target: &Target) {
         rows.push(("cannot go", stuck.join("\n")));
     }
     println!("{}", facts(rows));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(state: State, left: u64, draining: bool) -> DrainStatus {
+        DrainStatus { node: 4, state: state.into(), left, draining, ..DrainStatus::default() }
+    }
+
+    #[test]
+    fn a_drain_succeeded_only_if_the_node_is_empty_and_kept_empty() {
+        assert_eq!(what_is_missing(&status(State::Done, 0, true)), None);
+        for (state, left, draining, words) in [
+            (State::Done, 3, true, "still leads 3 groups that cannot go"),
+            (State::Overdue, 64, true, "still leads 64 groups after its deadline"),
+            (State::Overdue, 4, false, "it was ended or given up: the node leads 4 groups"),
+            (State::Cancelled, 0, false, "it was ended or given up: the node leads 0 groups"),
+            (State::Unspecified, 64, false, "it was ended or given up: the node leads 64 groups"),
+        ] {
+            let missing = what_is_missing(&status(state, left, draining)).unwrap();
+            assert!(missing.contains(words), "{missing}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use shardhost::proto::admin::{
 };
 use shardhost::proto::log::{Member, MemberRole};
 
-use super::output::{Column, facts, number, table};
+use super::output::{Column, facts, number, table, whole};
 use super::place::{PlaceArguments, place};
 use super::requirement::{RequireArguments, require, requirement_json, requirement_text};
 use super::target::{Target, all_groups, in_time, said};
@@ -60,7 +60,7 @@ pub enum Command {
         /// Number of the group.
         group: u64,
         /// Only if the configuration is that of this index; see `member list`.
-        #[arg(long, value_name = "INDEX")]
+        #[arg(long, value_name = "INDEX", value_parser = whole)]
         expect: u64,
         #[command(flatten)]
         target: Target,

@@ -3,6 +3,7 @@
 //! A thread writes them. What it cannot write in time is dropped and counted: a terminal that was
 //! stopped, a pipe that nobody reads, or one that is closed, is no reason for a host to stand still.
 
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines that wait to be written.
@@ -45,12 +47,29 @@ pub fn start(level: &str) -> anyhow::Result<()> {
 }
 
 fn filter(level: &str) -> anyhow::Result<EnvFilter> {
-    match std::env::var("SHARDHOST_LOG") {
-        Ok(wanted) if !wanted.is_empty() => EnvFilter::builder().parse(&wanted).map_err(|error| {
-            anyhow::anyhow!("SHARDHOST_LOG is {wanted:?}: {error}; write a level, as `debug`")
-        }),
-        _ => Ok(EnvFilter::new(level)),
+    let given = std::env::var_os("SHARDHOST_LOG");
+    log_filter(given.as_deref(), level)
+        .map_err(|why| anyhow::anyhow!("SHARDHOST_LOG is wrong: {why}"))
+}
+
+/// What is logged: as the environment says, if it says something.
+fn log_filter(given: Option<&OsStr>, level: &str) -> Result<EnvFilter, String> {
+    let Some(given) = given.filter(|given| !given.is_empty()) else {
+        return Ok(EnvFilter::new(level));
+    };
+    let given = given.to_str().ok_or("it is not UTF-8")?;
+    for directive in given.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
+        let is_level = directive.parse::<LevelFilter>().is_ok();
+        let names_level = directive.contains(['=', '[']);
+        // A module alone silences all others, a misspelt level would too.
+        if !is_level && !names_level && !directive.starts_with("shardhost") {
+            return Err(format!(
+                "`{directive}` is no level: those are off, error, warn, info, debug and trace; \
+                 a module is written `module=level`"
+            ));
+        }
     }
+    EnvFilter::builder().parse(given).map_err(|error| format!("`{given}`: {error}"))
 }
 
 /// Says something that is not part of the log.
@@ -279,5 +298,20 @@ mod tests {
         lines.flush();
         assert_eq!(lines.counts.dropped.load(Ordering::Relaxed), 3);
         assert_eq!(lines.counts.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_is_logged_is_what_was_meant_or_it_is_refused() {
+        let filter = |given: &str| log_filter(Some(OsStr::new(given)), "info");
+        for good in
+            ["", "debug", "WARN", "off", "shardhost=trace,warn", "h2=info", "shardhost::client"]
+        {
+            filter(good).unwrap();
+        }
+        for bad in ["debgu", "foo=bar=baz", "warn,verbose", "shardhost=loud"] {
+            let refused = filter(bad).unwrap_err();
+            assert!(refused.contains('`'), "{bad}: {refused}");
+        }
+        assert_eq!(log_filter(None, "warn").unwrap().to_string(), "warn");
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::fill::{self, FillArguments};
 use super::group::role_of;
-use super::output::{Column, number, table};
+use super::output::{Column, number, table, whole};
 use super::rebuild::{self, RebuildArguments};
 use super::target::{Node, Target, said};
 
@@ -72,7 +72,7 @@ pub enum Command {
         /// The node that gets one.
         new: u64,
         /// Only if the configuration is still that of this index.
-        #[arg(long, value_name = "INDEX")]
+        #[arg(long, value_name = "INDEX", value_parser = whole)]
         expect: Option<u64>,
         /// Give up the replacement or addition that is under way.
         #[arg(long)]
@@ -105,7 +105,7 @@ pub struct Change {
     /// The node.
     node: u64,
     /// Only if the configuration is still that of this index; see `member list`.
-    #[arg(long, value_name = "INDEX")]
+    #[arg(long, value_name = "INDEX", value_parser = whole)]
     expect: Option<u64>,
     #[command(flatten)]
     target: Target,
@@ -119,7 +119,7 @@ pub struct WhenCaughtUp {
     #[arg(long, value_name = "ENTRIES")]
     max_lag: Option<u64>,
     /// At least everything up to this index.
-    #[arg(long, value_name = "INDEX")]
+    #[arg(long, value_name = "INDEX", value_parser = whole)]
     at_least: Option<u64>,
     /// Whatever it has.
     #[arg(long)]

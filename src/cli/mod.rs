@@ -39,7 +39,7 @@ use clap::{Parser, Subcommand};
 
 /// A Multi-Raft shard host: thousands of Raft groups in one process.
 #[derive(Debug, Parser)]
-#[command(version, about, propagate_version = true)]
+#[command(name = "shardhost", bin_name = "shardhost", version, about, propagate_version = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

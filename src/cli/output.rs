@@ -69,6 +69,15 @@ pub fn number(value: u64) -> String {
     shown
 }
 
+/// A whole number as it is typed, or as [`number`] prints it.
+pub fn whole(text: &str) -> Result<u64, String> {
+    let plain = text.replace(',', "");
+    match plain.parse::<u64>() {
+        Ok(value) if text == plain || text == number(value) => Ok(value),
+        _ => Err("it is no whole number".to_owned()),
+    }
+}
+
 /// Microseconds as milliseconds; nothing for none.
 pub fn millis(micros: u64) -> String {
     match micros {
@@ -80,6 +89,18 @@ pub fn millis(micros: u64) -> String {
 /// Seconds with two digits behind the point.
 pub fn seconds(duration: Duration) -> String {
     format!("{:.2} s", duration.as_secs_f64())
+}
+
+/// A time span of milliseconds in its two largest units.
+pub fn span(millis: u64) -> String {
+    let seconds = millis.div_ceil(1_000);
+    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, _, _) => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
 }
 
 /// Bytes for people.
@@ -106,6 +127,26 @@ mod tests {
     fn thousands_stand_apart() {
         let shown = [0, 7, 999, 1_000, 208_668, 1_234_567].map(number);
         assert_eq!(shown, ["0", "7", "999", "1,000", "208,668", "1,234,567"]);
+    }
+
+    #[test]
+    fn numbers_that_are_printed_can_be_typed() {
+        for value in [0, 999, 1_000, 1_176, u64::MAX] {
+            assert_eq!(whole(&number(value)), Ok(value));
+            assert_eq!(whole(&value.to_string()), Ok(value));
+        }
+        for wrong in ["", "1,17", ",1", "1.176", "-1", "1,,176", "18446744073709551616"] {
+            assert!(whole(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn spans_of_time_have_units() {
+        let shown = [0, 1, 59_000, 3_599_000, 3_600_000, 86_399_000, 90_000_000].map(span);
+        assert_eq!(
+            shown,
+            ["0 s", "1 s", "59 s", "59 min 59 s", "1 h 0 min", "23 h 59 min", "1 d 1 h"]
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use shardhost::policy::catalog::{
 use shardhost::{GroupId, NodeId};
 
 use super::catalog::Catalog;
+use super::output::whole;
 use super::target::Target;
 
 /// Where a leader is wanted. Without any wish: anywhere.
@@ -26,7 +27,7 @@ pub struct PlaceArguments {
     #[arg(long, value_name = "WORD")]
     spread: Option<String>,
     /// Only if nobody changed the group in the catalog since this revision.
-    #[arg(long, value_name = "REVISION")]
+    #[arg(long, value_name = "REVISION", value_parser = whole)]
     expect: Option<u64>,
     #[command(flatten)]
     target: Target,

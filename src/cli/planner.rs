@@ -99,7 +99,13 @@ pub async fn ask(request: PlannerRequest, target: &Target) -> anyhow::Result<Pla
 /// Shows what the planner is at, and why a group is where it is.
 pub async fn status(why: Option<u64>, target: &Target) -> anyhow::Result<()> {
     let request = PlannerRequest { why_group: why.unwrap_or(0), last_round: false };
+    if why == Some(0) {
+        bail!("group 0 is the catalog: it is led where it falls, and no planner moves it");
+    }
     let reply = ask(request, target).await?;
+    if let Some(group) = why.filter(|_| reply.why_unknown) {
+        bail!("the catalog knows no group {group}; `shardhost group list` shows those that are");
+    }
     if target.json {
         let status: Value = serde_json::from_slice(&reply.status)?;
         println!("{}", json!({ "node": reply.leader_node, "planner": status, "why": reply.why }));

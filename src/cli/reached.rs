@@ -29,8 +29,9 @@ impl Reached {
     pub async fn all(target: &Target) -> anyhow::Result<Self> {
         let first = target.node().await?;
         let mut nodes = BTreeMap::new();
-        for address in first.all_addresses() {
-            let Ok(one) = Node::connect(&address).await else { continue };
+        let addresses = first.all_addresses();
+        let asked = addresses.iter().map(|address| Node::connect(address));
+        for one in futures::future::join_all(asked).await.into_iter().flatten() {
             nodes.insert(one.status.node, one);
         }
         let known = first.status.peers.iter().map(|peer| (peer.node, peer.address.clone()));

@@ -10,6 +10,7 @@ use shardhost::storage::convert::requirement_from_message;
 use tonic::Code;
 use tonic_types::StatusExt;
 
+use super::output::whole;
 use super::target::{Target, said};
 
 /// What a group is to ask of whoever leads it.
@@ -27,7 +28,7 @@ pub struct RequireArguments {
     #[arg(long)]
     soft: bool,
     /// Only if the configuration is still that of this index; see `member list`.
-    #[arg(long, value_name = "INDEX")]
+    #[arg(long, value_name = "INDEX", value_parser = whole)]
     expect: Option<u64>,
     /// Also when no voter is known to have it: then nobody is served until one has.
     #[arg(long)]

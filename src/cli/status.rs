@@ -1,16 +1,21 @@
-//! `shardhost status`: the nodes of a cluster in a table.
+//! `shardhost status`: the nodes of a cluster in a table, and whether all is well with them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use shardhost::proto::admin::{HostStatus, PeerStatus, PolicyMetrics};
+use shardhost::proto::admin::{GroupCount, HostStatus, PeerStatus, PolicyMetrics};
 
+use super::catalog::Catalog;
 use super::output::{Column, millis, number, table};
 use super::policy_metrics::{policy_json, policy_text};
 use super::requirement::{capabilities_text, draining_text};
 use super::target::{Node, Target};
+
+/// How long the catalog may take to answer.
+const CATALOG_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What to show.
 #[derive(Debug, Args)]
@@ -26,27 +31,153 @@ pub struct StatusArguments {
 pub async fn run(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
     let target = &arguments.target;
     let first = target.node().await?;
-    let mut silent: BTreeMap<String, u64> = BTreeMap::new();
-    let mut nodes = BTreeMap::new();
-    for address in addresses(&first, target) {
-        match Node::connect(&address).await {
+    let (mut nodes, mut silent) = (BTreeMap::new(), BTreeMap::new());
+    // Side by side: one that hangs keeps the others from nothing.
+    let asked = addresses(&first, target).into_iter().map(|address| async move {
+        let answer = Node::connect(&address).await;
+        (address, answer)
+    });
+    let (answers, catalog) =
+        futures::future::join(futures::future::join_all(asked), catalog_trouble(&first, target))
+            .await;
+    for (address, answer) in answers {
+        match answer {
             Ok(node) => drop(nodes.insert(node.status.node, node)),
-            Err(_) => drop(silent.insert(address.clone(), number_of(&first, &address))),
+            Err(error) => {
+                let number = number_of(&first, &address);
+                silent.insert(address, (number, format!("{error:#}")));
+            }
         }
     }
+    let findings = findings(nodes.values().map(|node| &node.status), &silent, catalog);
     if target.json {
-        println!("{}", as_json(&nodes, &silent));
+        println!("{}", as_json(&nodes, &silent, &findings));
     } else {
         println!("{}", as_table(&nodes, &silent));
-        nodes.values().flat_map(|node| doubts(&node.status)).for_each(|line| println!("{line}"));
-        nodes.values().flat_map(|node| alarms(&node.status)).for_each(|line| println!("{line}"));
-        nodes.values().flat_map(|node| failures(&node.status)).for_each(|line| println!("{line}"));
-        nodes.values().flat_map(|node| refusals(&node.status)).for_each(|line| println!("{line}"));
+        findings.iter().for_each(|line| println!("{line}"));
+        println!("{}", verdict(nodes.len(), &findings));
         if arguments.policy {
             println!("\n{}", policy_text(nodes.values().filter_map(counted)));
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Nodes that did not answer, by address: their number, if it is known, and why.
+type Silent = BTreeMap<String, (u64, String)>;
+
+/// Why the catalog cannot be changed; `None`: it can, or there is none.
+async fn catalog_trouble(first: &Node, target: &Target) -> Option<String> {
+    if !first.status.has_catalog {
+        return None;
+    }
+    let asked = async { Catalog::reach(target).await?.check().await };
+    match tokio::time::timeout(CATALOG_TIMEOUT, asked).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(format!("the catalog does not answer: {error:#}")),
+        Err(_) => Some(format!(
+            "the catalog does not answer within {} s: nothing is created, destroyed or planned; \
+             `shardhost group show 0` says more",
+            CATALOG_TIMEOUT.as_secs()
+        )),
+    }
+}
+
+/// Everything that is not as it should be, in words. Nodes that drain are.
+fn findings<'a>(
+    nodes: impl Iterator<Item = &'a HostStatus>,
+    silent: &Silent,
+    catalog: Option<String>,
+) -> Vec<String> {
+    let nodes: Vec<&HostStatus> = nodes.collect();
+    let answering: BTreeSet<u64> = nodes.iter().map(|status| status.node).collect();
+    let mut found: Vec<String> = Vec::new();
+    for (address, (node, why)) in silent {
+        found.push(match node {
+            0 => format!("{address} does not answer: {why}"),
+            node => format!("node {node} at {address} does not answer: {why}"),
+        });
+    }
+    found.extend(catalog);
+    let each = |lines: fn(&HostStatus) -> Vec<String>| nodes.iter().flat_map(move |one| lines(one));
+    found.extend(each(leaderless));
+    found.extend(each(missing));
+    found.extend(short(&nodes, &answering));
+    found.extend(each(caretakers));
+    found.extend(each(doubts));
+    found.extend(each(alarms));
+    found.extend(each(failures));
+    found.extend(each(refusals));
+    found
+}
+
+fn verdict(nodes: usize, findings: &[String]) -> String {
+    let nodes = number(nodes as u64);
+    match findings.len() {
+        0 => format!("all is well: {nodes} nodes answer, and every group has a leader"),
+        1 => format!("NOT WELL: 1 finding; {nodes} nodes answer"),
+        more => format!("NOT WELL: {} findings; {nodes} nodes answer", number(more as u64)),
+    }
+}
+
+/// Some groups in words, with the first of them; `None`: there are none.
+fn some_groups(groups: Option<&GroupCount>) -> Option<String> {
+    let groups = groups.filter(|groups| groups.count > 0)?;
+    let first: Vec<String> = groups.first.iter().map(u64::to_string).collect();
+    let more = if groups.count > first.len() as u64 { ", …" } else { "" };
+    Some(format!("{} ({}{more})", number(groups.count), first.join(", ")))
+}
+
+/// The groups of which a node knows no leader.
+fn leaderless(status: &HostStatus) -> Vec<String> {
+    let groups = some_groups(status.leaderless.as_ref());
+    let line =
+        |groups| format!("node {}: no leader is known of {groups} of its groups", status.node);
+    groups.map(line).into_iter().collect()
+}
+
+/// The groups of which a node should hold a replica, and holds none.
+fn missing(status: &HostStatus) -> Vec<String> {
+    let node = status.node;
+    let groups = some_groups(status.missing.as_ref()).map(|groups| {
+        format!(
+            "node {node}: the catalog intends replicas of {groups} groups here, and there are none; \
+             if its disk was lost, `shardhost member rebuild {node}` gives it new ones"
+        )
+    });
+    let unread = (status.has_catalog && !status.catalog_known)
+        .then(|| format!("node {node}: it has not read the catalog since it started"));
+    groups.into_iter().chain(unread).collect()
+}
+
+/// The groups that go without a voter, by the node that does not answer their leaders.
+fn short(nodes: &[&HostStatus], answering: &BTreeSet<u64>) -> Vec<String> {
+    let mut by_node: BTreeMap<u64, u64> = BTreeMap::new();
+    for short in nodes.iter().flat_map(|status| &status.short) {
+        let groups = short.groups.as_ref().map_or(0, |groups| groups.count);
+        *by_node.entry(short.node).or_default() += groups;
+    }
+    let line = |(node, count): (&u64, &u64)| {
+        let how = match answering.contains(node) {
+            true => "which does not answer their leaders",
+            false => "which does not answer",
+        };
+        format!("{} groups go without their voter on node {node}, {how}", number(*count))
+    };
+    by_node.iter().map(line).collect()
+}
+
+/// Groups that are led and not served.
+fn caretakers(status: &HostStatus) -> Vec<String> {
+    let HostStatus { node, caretakers, .. } = status;
+    let line = || {
+        format!(
+            "node {node}: {} groups are led here and serve nobody; `shardhost leader why GROUP` says \
+             why",
+            number(*caretakers)
+        )
+    };
+    (*caretakers > 0).then(line).into_iter().collect()
 }
 
 /// What a node waits for before it founds, and what it may have lost, in words.
@@ -145,9 +276,9 @@ const COLUMNS: [Column; 14] = [
     Column::Left("draining"),
 ];
 
-fn as_table(nodes: &BTreeMap<u64, Node>, silent: &BTreeMap<String, u64>) -> String {
+fn as_table(nodes: &BTreeMap<u64, Node>, silent: &Silent) -> String {
     let answered = nodes.values().map(|node| row(&node.address, &node.status));
-    let missing = silent.iter().map(|(address, node)| {
+    let missing = silent.iter().map(|(address, (node, _))| {
         let mut row = vec!["-".to_owned(); COLUMNS.len()];
         row[0] = if *node == 0 { "?".to_owned() } else { node.to_string() };
         row[1] = format!("{address} (no answer)");
@@ -175,10 +306,15 @@ fn row(address: &str, status: &HostStatus) -> Vec<String> {
     ]
 }
 
-fn as_json(nodes: &BTreeMap<u64, Node>, silent: &BTreeMap<String, u64>) -> Value {
+fn as_json(nodes: &BTreeMap<u64, Node>, silent: &Silent, findings: &[String]) -> Value {
     let nodes: Vec<Value> = nodes.values().map(node_json).collect();
     let silent: Vec<&String> = silent.keys().collect();
-    json!({ "nodes": nodes, "no_answer": silent })
+    json!({
+        "nodes": nodes,
+        "no_answer": silent,
+        "healthy": findings.is_empty(),
+        "findings": findings,
+    })
 }
 
 fn node_json(node: &Node) -> Value {
@@ -224,6 +360,8 @@ fn node_json(node: &Node) -> Value {
         "differing": status.differing,
         "differing_groups": status.differing_groups,
         "in_doubt": status.in_doubt,
+        "leaderless": status.leaderless.as_ref().map_or(0, |groups| groups.count),
+        "missing": status.missing.as_ref().map_or(0, |groups| groups.count),
         "founding_waits_for": Some(&status.founding_waits_for).filter(|text| !text.is_empty()),
         "rollback": status.rollback.as_ref().map(|rollback| json!({
             "by_node": rollback.by_node,
@@ -245,7 +383,53 @@ fn node_json(node: &Node) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use shardhost::proto::admin::ShortVoters;
+
     use super::*;
+
+    #[test]
+    fn everything_that_is_not_well_is_found_and_nothing_else() {
+        let well = HostStatus { node: 1, groups: 65, leaders: 65, ..HostStatus::default() };
+        let found = findings([&well].into_iter(), &Silent::new(), None);
+        assert!(found.is_empty(), "{found:?}");
+        assert!(verdict(1, &found).starts_with("all is well"));
+
+        let groups = |count, first: &[u64]| Some(GroupCount { count, first: first.to_vec() });
+        let short = |node, count| ShortVoters { node, groups: groups(count, &[]) };
+        let one = HostStatus {
+            node: 1,
+            leaderless: groups(64, &[0, 7]),
+            short: vec![short(3, 20)],
+            has_catalog: true,
+            catalog_known: true,
+            ..HostStatus::default()
+        };
+        let two = HostStatus {
+            node: 2,
+            missing: groups(1, &[7]),
+            short: vec![short(3, 22)],
+            caretakers: 4,
+            has_catalog: true,
+            ..HostStatus::default()
+        };
+        let silent = Silent::from([("10.0.0.3:7400".to_owned(), (3, "it hangs".to_owned()))]);
+        let catalog = Some("the catalog does not answer".to_owned());
+        let found = findings([&one, &two].into_iter(), &silent, catalog);
+        let words = [
+            "node 3 at 10.0.0.3:7400 does not answer: it hangs",
+            "the catalog does not answer",
+            "node 1: no leader is known of 64 (0, 7, …) of its groups",
+            "node 2: the catalog intends replicas of 1 (7) groups here",
+            "node 2: it has not read the catalog",
+            "42 groups go without their voter on node 3, which does not answer",
+            "node 2: 4 groups are led here and serve nobody",
+        ];
+        for (line, words) in found.iter().zip(words) {
+            assert!(line.starts_with(words), "{words}: {line}");
+        }
+        assert_eq!(found.len(), words.len(), "{found:#?}");
+        assert_eq!(verdict(2, &found), "NOT WELL: 7 findings; 2 nodes answer");
+    }
 
     #[test]
     fn whoever_is_refused_and_whoever_refuses_are_named_with_the_cause() {

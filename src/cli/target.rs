@@ -9,6 +9,7 @@ use shardhost::proto::admin::admin_client::AdminClient;
 use shardhost::proto::admin::{
     GroupStatus, HostStatus, ListGroupsRequest, ShowGroupRequest, StatusRequest,
 };
+use shardhost::server::config::check_address;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
@@ -233,6 +234,7 @@ pub fn admin(address: &str) -> anyhow::Result<AdminClient<Channel>> {
 
 /// A channel to a node; it connects when it is used, and again whenever that is needed.
 pub fn channel(address: &str) -> anyhow::Result<Channel> {
+    check_address(address)?;
     let uri = format!("http://{address}");
     let endpoint = Endpoint::from_shared(uri)
         .with_context(|| format!("`{address}` is no address; write host:port"))?

@@ -3,15 +3,22 @@
 mod opinions;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use shardhost::proto::admin::voter_fitness::Fitness;
-use shardhost::proto::admin::{ExplainLeaderRequest, GroupStatus, LeaderExplanation, VoterFitness};
+use shardhost::proto::admin::{
+    ExplainLeaderRequest, GroupStatus, LeaderExplanation, ShowGroupRequest, VoterFitness,
+};
+use tonic::Code;
 
 use super::output::{Column, number, table};
 use super::requirement::{capabilities_text, draining_text, requirement_json, requirement_text};
-use super::target::{Node, Target, in_time};
+use super::target::{Node, Target, admin, in_time};
 use opinions::{declined_json, of_replica, of_voters, opinions_json, word};
+
+/// How long a node may take to say whether it holds a replica.
+const REPLICA_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Explains the leadership of a group.
 pub async fn why(group: u64, target: &Target) -> anyhow::Result<()> {
@@ -32,6 +39,8 @@ struct Findings {
     views: BTreeMap<u64, LeaderExplanation>,
     /// Why others said nothing, by address.
     silent: BTreeMap<String, String>,
+    /// Voters' nodes that answer and have no replica that could lead, and why.
+    without: BTreeMap<u64, &'static str>,
 }
 
 impl Findings {
@@ -49,11 +58,28 @@ impl Findings {
                 Err(error) => drop(findings.silent.insert(address, format!("{error:#}"))),
             }
         }
+        findings.look_for_replicas(&start).await;
         if findings.views.is_empty() {
             let said: Vec<&str> = findings.silent.values().map(String::as_str).collect();
             anyhow::bail!("no node says anything of group {group}: {}", said.join("; "));
         }
         Ok(findings)
+    }
+
+    /// Asks the voters' nodes whether they hold what the group takes them to hold: a node that lost its
+    /// disk answers, and has nothing.
+    async fn look_for_replicas(&mut self, start: &Node) {
+        let Some(best) = self.best() else { return };
+        let (own, group) = (best.node, self.group);
+        let others = best.voters.iter().map(|voter| voter.node).filter(|node| *node != own);
+        let asked = others.filter_map(|node| {
+            let own = (start.status.node == node).then(|| start.address.clone());
+            let address = own.or_else(|| start.address_of(node))?;
+            Some(async move { (node, replica_at(&address, group).await) })
+        });
+        let answers: Vec<_> = asked.collect();
+        let answers = futures::future::join_all(answers).await;
+        self.without.extend(answers.into_iter().filter_map(|(node, why)| Some((node, why?))));
     }
 
     async fn ask(&mut self, node: &Node) {
@@ -95,12 +121,24 @@ impl Findings {
         lines.push(format!("it requires {required} of its leader"));
         let by = if self.leader().is_some() { "" } else { ", as far as that node knows" };
         lines.push(format!("its voters as node {} sees them{by}:", best.node));
-        lines.push(table(&COLUMNS, best.voters.iter().map(|voter| row(voter, best))));
+        let rows = best.voters.iter().map(|voter| row(voter, best, self.unfit(voter)));
+        lines.push(table(&COLUMNS, rows));
+        lines.extend(self.without.iter().map(|(node, why)| {
+            let group = self.group;
+            format!(
+                "node {node} {why}; `shardhost member rebuild {node} --group {group}` gives it a new one"
+            )
+        }));
         lines.extend(of_voters(best));
         lines.extend(self.views.values().flat_map(of_replica));
         lines.extend(self.silent.values().map(|why| format!("no answer: {why}")));
-        lines.extend(advice(self.group, best));
+        lines.extend(advice(self.group, best, &self.without));
         lines.join("\n")
+    }
+
+    /// Why a voter cannot lead, whatever it has.
+    fn unfit(&self, voter: &VoterFitness) -> Option<&'static str> {
+        self.without.get(&voter.node).copied()
     }
 
     fn nobody_leads(&self) -> String {
@@ -137,10 +175,24 @@ impl Findings {
             "transferring_to_node": status(best).transferring_to_node,
             "requirement": requirement_json(status(best).membership.as_ref()),
             "voters_seen_by_node": best.node,
-            "voters": best.voters.iter().map(voter_json).collect::<Vec<_>>(),
+            "voters": best
+                .voters
+                .iter()
+                .map(|voter| voter_json(voter, self.unfit(voter)))
+                .collect::<Vec<_>>(),
             "answers": answers.collect::<Vec<_>>(),
             "no_answer": self.silent,
         })
+    }
+}
+
+/// What keeps the replica of a group on a node from leading; `None`: it is there, or nobody knows.
+async fn replica_at(address: &str, group: u64) -> Option<&'static str> {
+    let mut admin = admin(address).ok()?;
+    let asked = admin.show_group(ShowGroupRequest { group });
+    match tokio::time::timeout(REPLICA_TIMEOUT, asked).await.ok()? {
+        Ok(status) => (status.into_inner().role == "failed").then_some("has a replica that failed"),
+        Err(status) => (status.code() == Code::NotFound).then_some("holds no replica"),
     }
 }
 
@@ -176,7 +228,7 @@ const COLUMNS: [Column; 6] = [
     Column::Right("lacks entries"),
 ];
 
-fn row(voter: &VoterFitness, view: &LeaderExplanation) -> Vec<String> {
+fn row(voter: &VoterFitness, view: &LeaderExplanation, unfit: Option<&'static str>) -> Vec<String> {
     let leads = voter.node == view.node && status(view).role == "leader";
     let lag = match (leads, voter.installing, voter.lag) {
         (true, ..) => "leads".to_owned(),
@@ -188,7 +240,7 @@ fn row(voter: &VoterFitness, view: &LeaderExplanation) -> Vec<String> {
         voter.node.to_string(),
         if voter.live { "yes" } else { "no" }.to_owned(),
         capabilities_text(voter.advert.as_ref()),
-        fit(voter),
+        unfit.map_or_else(|| fit(voter), |why| format!("no, {why}")),
         draining_text(voter.advert.as_ref()).to_owned(),
         lag,
     ]
@@ -204,11 +256,18 @@ fn fit(voter: &VoterFitness) -> String {
 }
 
 /// What can be done about a leader that serves nobody.
-fn advice(group: u64, view: &LeaderExplanation) -> Option<String> {
+fn advice(
+    group: u64,
+    view: &LeaderExplanation,
+    without: &BTreeMap<u64, &'static str>,
+) -> Option<String> {
     if status(view).caretaker.is_empty() {
         return None;
     }
-    let others = || view.voters.iter().filter(|voter| voter.node != view.node);
+    let others = || {
+        let others = view.voters.iter().filter(|voter| voter.node != view.node);
+        others.filter(|voter| !without.contains_key(&voter.node))
+    };
     let fit = |live: bool| -> Vec<String> {
         let fit = others().filter(|voter| voter.fitness() == Fitness::Fit && voter.live == live);
         fit.map(|voter| voter.node.to_string()).collect()
@@ -232,7 +291,7 @@ fn advice(group: u64, view: &LeaderExplanation) -> Option<String> {
     ))
 }
 
-fn voter_json(voter: &VoterFitness) -> Value {
+fn voter_json(voter: &VoterFitness, unfit: Option<&'static str>) -> Value {
     let advert = voter.advert.as_ref();
     json!({
         "node": voter.node,
@@ -240,7 +299,8 @@ fn voter_json(voter: &VoterFitness) -> Value {
         "live": voter.live,
         "capabilities": advert.map(|advert| &advert.capabilities),
         "draining": advert.map(|advert| advert.draining),
-        "fitness": word(voter.fitness()),
+        "fitness": word(if unfit.is_some() { Fitness::Unfit } else { voter.fitness() }),
+        "unfit": unfit,
         "opinions": opinions_json(voter),
         "declined": declined_json(voter),
         "lacking": voter.lacking,
@@ -279,7 +339,21 @@ mod tests {
 
     fn findings(views: Vec<LeaderExplanation>) -> Findings {
         let views = views.into_iter().map(|view| (view.node, view)).collect();
-        Findings { group: 7, views, silent: BTreeMap::new() }
+        Findings { group: 7, views, ..Findings::default() }
+    }
+
+    #[test]
+    fn a_voter_whose_disk_is_lost_is_not_called_fit() {
+        let voters = vec![voter(1, true, Fitness::Unfit), voter(3, true, Fitness::Fit)];
+        let mut found = findings(vec![view(1, "leader", "node 1 lacks fifo", voters)]);
+        assert!(found.text().contains("node 3 could serve it"));
+        found.without.insert(3, "holds no replica");
+        let text = found.text();
+        assert!(text.contains("no, holds no replica"), "{text}");
+        assert!(text.contains("member rebuild 3 --group 7"), "{text}");
+        assert!(!text.contains("node 3 could serve it"), "{text}");
+        let json = found.json();
+        assert_eq!(json["voters"][1]["fitness"], "unfit", "{json}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! How a node is connected to.
 
+use std::error::Error;
 use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
@@ -11,6 +12,23 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// A node that vanished without a word is noticed after both.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a node refused, or what went wrong on the way, in words for people: the message, and the cause
+/// that lies deepest.
+pub(super) fn words_of(status: &tonic::Status) -> String {
+    let mut deepest = status.source();
+    while let Some(next) = deepest.and_then(Error::source) {
+        deepest = Some(next);
+    }
+    let message = match status.message() {
+        "" => status.code().description(),
+        message => message,
+    };
+    match deepest.map(ToString::to_string) {
+        Some(cause) if !message.contains(&cause) => format!("{message}: {cause}"),
+        _ => message.to_owned(),
+    }
+}
 
 /// A channel that connects when it is first used.
 pub(super) fn open(address: &str, options: &ClientOptions) -> Result<Channel, String> {
@@ -26,4 +44,31 @@ pub(super) fn open(address: &str, options: &ClientOptions) -> Result<Channel, St
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
     Ok(endpoint.connect_lazy())
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost_proto::admin::ShowGroupRequest;
+    use shardhost_proto::admin::admin_client::AdminClient;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_is_not_there_is_told_without_the_types_of_the_library() {
+        let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let channel = open(&unused.to_string(), &ClientOptions::default()).unwrap();
+        let asked = AdminClient::new(channel).show_group(ShowGroupRequest { group: 7 }).await;
+        let status = asked.unwrap_err();
+        let words = words_of(&status);
+        assert!(words.contains("refused"), "{words}");
+        for raw in ["source", "Transport(", "ConnectError", "Os {"] {
+            assert!(!words.contains(raw), "{raw}: {words}");
+        }
+    }
+
+    #[test]
+    fn what_a_node_says_itself_is_said_as_it_is() {
+        assert_eq!(words_of(&tonic::Status::not_found("no group 7 here")), "no group 7 here");
+        assert!(!words_of(&tonic::Status::unavailable("")).is_empty());
+    }
 }

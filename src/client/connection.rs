@@ -139,7 +139,10 @@ impl<W: Wire> Task<W> {
         let (batches, receiver) = mpsc::channel(BATCHES);
         match timeout(self.options.connect_timeout, W::open(channel, receiver)).await {
             Ok(Ok(replies)) => Ok(Open { batches, replies }),
-            Ok(Err(status)) => Err(format!("{} cannot be reached: {status}", self.address)),
+            Ok(Err(status)) => {
+                let why = channel::words_of(&status);
+                Err(format!("{} cannot be reached: {why}", self.address))
+            }
             Err(_) => Err(format!(
                 "{} did not answer within {:?}",
                 self.address, self.options.connect_timeout
@@ -159,7 +162,10 @@ impl<W: Wire> Task<W> {
                 replies = open.replies.message() => match replies {
                     Ok(Some(replies)) => self.answer(replies),
                     Ok(None) => return format!("{} ended the stream", self.address),
-                    Err(status) => return format!("the stream to {} broke: {status}", self.address),
+                    Err(status) => {
+                        let why = channel::words_of(&status);
+                        return format!("the stream to {} broke: {why}", self.address);
+                    }
                 },
                 count = self.calls.recv_many(&mut taken, self.options.max_batch),
                     if callers_left && self.waiting.len() < self.options.max_batch =>

@@ -150,6 +150,8 @@ impl Client {
         let channel = channel::open(&address, self.table.options())?;
         let request = ShowGroupRequest { group: group.get() };
         let status = AdminClient::new(channel).show_group(request).await;
-        status.map(|status| status.into_inner().applied).map_err(|status| status.to_string())
+        status
+            .map(|status| status.into_inner().applied)
+            .map_err(|status| channel::words_of(&status))
     }
 }

@@ -208,7 +208,7 @@ impl Routes {
             Ok(Ok(reply)) => reply.into_inner(),
             Ok(Err(status)) => {
                 let is_starting = status.metadata().contains_key(MAP_UNKNOWN);
-                return Err(AskError { message: status.to_string(), is_starting });
+                return Err(AskError { message: channel::words_of(&status), is_starting });
             }
             Err(_) => {
                 let within = self.options.connect_timeout;

@@ -18,6 +18,7 @@ pub mod drains;
 pub mod executor;
 pub mod planner;
 pub mod system;
+mod utc;
 pub mod view;
 
 pub use drain::{Drain, DrainOptions, DrainProgress, DrainState, Fallback};

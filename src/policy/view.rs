@@ -3,6 +3,10 @@
 //!
 //! What it says of logs is good for the groups that are led here; of others it knows no lag, so
 //! nobody is a target for them.
+//!
+//! What the catalog intends (weights, zones, drains, pins, preferences, labels) is added by the same
+//! functions wherever a picture is made: for the planner, for `balance now`, and for the targets of
+//! a drain.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +14,13 @@ use shardhost_groups::worker::Advert;
 use shardhost_groups::{GroupId, GroupStatus, NodeId};
 use shardhost_storage::RequirementMode as Mode;
 
+use super::catalog::{self, GroupRecord, NodeRecord, StrandedCause, StrandedGroup, View};
 use super::planner;
+use super::planner::snapshot::MAX_WEIGHT;
 use super::system::SYSTEM_GROUP;
 use crate::host::Host;
 
-/// What the planner is told of every node: they are equal until somebody says otherwise.
+/// What the planner is told of every node: they are equal until the catalog says otherwise.
 const WEIGHT: u32 = 1;
 
 /// A snapshot of what `host` knows, at this time of the planner's clock.
@@ -74,6 +80,75 @@ pub fn merge(views: Vec<(NodeId, planner::Snapshot)>) -> planner::Snapshot {
     merged.nodes = nodes.into_values().collect();
     merged.groups = groups.into_values().collect();
     merged
+}
+
+/// Adds what the catalog intends to what a host knows.
+pub fn add_intentions(snapshot: &mut planner::Snapshot, view: &View) {
+    for node in &mut snapshot.nodes {
+        if let Some(record) = view.nodes().get(&node.id) {
+            intend_node(node, record, view);
+        }
+    }
+    for group in &mut snapshot.groups {
+        if let Some(record) = view.groups().get(&group.id) {
+            intend_group(group, record);
+        }
+    }
+}
+
+/// What the catalog intends with a node.
+pub(super) fn intend_node(node: &mut planner::Node, record: &NodeRecord, view: &View) {
+    node.weight = record.weight.min(MAX_WEIGHT);
+    node.zone = record.zone.as_ref().map(ToString::to_string).unwrap_or_default();
+    node.draining |= view.drains().get(&node.id).is_some_and(|drain| drain.keeps_leaders_away());
+}
+
+/// Where the catalog would have a group led.
+pub(super) fn intend_group(group: &mut planner::Group, record: &GroupRecord) {
+    let Some(placement) = record.placement.as_deref() else { return };
+    group.preference = placement.preference.iter().map(place_of).collect();
+    group.pin = placement.pin;
+    group.label = placement.spread.as_ref().map(ToString::to_string);
+}
+
+fn place_of(place: &catalog::Place) -> planner::Place {
+    match place {
+        catalog::Place::Node(node) => planner::Place::Node(*node),
+        catalog::Place::Zone(zone) => planner::Place::Zone(zone.to_string()),
+    }
+}
+
+/// The groups of a picture that nobody could lead without a node, and why. Those that it could not lead
+/// either are not its concern.
+#[must_use]
+pub fn stranded_without(snapshot: &planner::Snapshot, node: NodeId) -> Vec<StrandedGroup> {
+    let nodes: BTreeMap<NodeId, &planner::Node> =
+        snapshot.nodes.iter().map(|node| (node.id, node)).collect();
+    let Some(leaving) = nodes.get(&node) else { return Vec::new() };
+    let stranded = |group: &planner::Group| {
+        let capable = |node: &&planner::Node| !lacks(node, &group.requirement);
+        let member = group.voters.iter().any(|voter| voter.node == node);
+        if !member || leaving.weight == 0 || !capable(leaving) {
+            return None;
+        }
+        let others = group.voters.iter().filter(|voter| voter.node != node);
+        let others = others.filter_map(|voter| nodes.get(&voter.node).copied());
+        let able: Vec<_> = others.filter(|other| other.weight > 0).collect();
+        let cause = StrandedCause::of(&able, |other| capable(other), |other| other.draining)
+            .or_else(|| {
+                let live = |other: &&planner::Node| other.live && !other.draining && capable(other);
+                (!able.iter().any(live)).then_some(StrandedCause::NotLive)
+            })?;
+        Some(StrandedGroup { group: group.id, cause })
+    };
+    snapshot.groups.iter().filter_map(stranded).collect()
+}
+
+/// Whether a node is known to lack what a group insists on. One that said nothing may have it.
+fn lacks(node: &planner::Node, requirement: &planner::Requirement) -> bool {
+    let hard = requirement.mode == planner::RequirementMode::Hard;
+    let known = node.capabilities.as_ref();
+    hard && known.is_some_and(|known| !requirement.capabilities.is_subset(known))
 }
 
 fn own_node(host: &Host) -> planner::Node {
@@ -195,5 +270,38 @@ mod tests {
             let incarnations: Vec<_> = merged.nodes.iter().map(|node| node.incarnation).collect();
             assert_eq!((draining, incarnations), (vec![true, true], vec![5, 3]));
         }
+    }
+
+    fn picture(nodes: &[(u64, u32, bool)], capable: &[u64]) -> planner::Snapshot {
+        let of = |(id, weight, live): &(u64, u32, bool)| {
+            let has = capable.contains(id).then(|| "fifo".to_owned());
+            let advert = Advert { capabilities: has.into_iter().collect(), draining: false };
+            let known = node(NodeId::must(*id), *live, 1, Some(&advert));
+            planner::Node { weight: *weight, ..known }
+        };
+        let mut group = group(1, 1, None);
+        group.requirement.capabilities.insert("fifo".to_owned());
+        let nodes = nodes.iter().map(of).collect();
+        planner::Snapshot { nodes, groups: vec![group], ..planner::Snapshot::default() }
+    }
+
+    #[test]
+    fn a_group_is_stranded_when_nobody_who_answers_could_lead_it() {
+        let cause = |snapshot: &planner::Snapshot, node| {
+            stranded_without(snapshot, NodeId::must(node)).first().map(|one| one.cause)
+        };
+        let all = [(1, 1, true), (2, 1, true), (3, 1, true)];
+        assert_eq!(cause(&picture(&all, &[1, 3]), 1), None);
+        assert_eq!(cause(&picture(&all, &[1, 3]), 2), None, "it leads nothing of it anyway");
+        assert_eq!(cause(&picture(&all, &[1]), 1), Some(StrandedCause::NotCapable));
+        let away = [(1, 1, true), (2, 1, true), (3, 1, false)];
+        assert_eq!(cause(&picture(&away, &[1, 3]), 1), Some(StrandedCause::NotLive));
+        let weightless = [(1, 1, true), (2, 0, true), (3, 0, true)];
+        assert_eq!(cause(&picture(&weightless, &[1, 2, 3]), 1), Some(StrandedCause::NoMember));
+        let mut drains = picture(&all, &[1, 3]);
+        drains.nodes[2].draining = true;
+        assert_eq!(cause(&drains, 1), Some(StrandedCause::Draining));
+        drains.groups[0].requirement.mode = planner::RequirementMode::Soft;
+        assert_eq!(cause(&drains, 1), None, "another one serves it anyway");
     }
 }

@@ -3,7 +3,7 @@
 mod metrics;
 mod shown;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,10 @@ use crate::policy::system::{SYSTEM_GROUP, System, life_of};
 use crate::shards::StateDb;
 use metrics::policy_metrics;
 pub(super) use shown::group_status;
-use shown::{differing_groups, failed_replicas, page_of_groups, parked_status};
+use shown::{
+    differing_groups, failed_replicas, leaderless, missing, page_of_groups, parked_status,
+    short_voters,
+};
 
 /// Rates and quantiles are of about this much time.
 const WINDOW: Duration = Duration::from_secs(5);
@@ -42,6 +45,10 @@ const WINDOW: Duration = Duration::from_secs(5);
 const SAMPLES: usize = 64;
 /// Checksums that are asked for at once. They are computed one by one.
 const MAX_CHECKSUMS: usize = 16;
+/// A change waits for the one before it for so long, then it looks whether it may begin.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Between two looks at least.
+const PAUSE: Duration = Duration::from_millis(10);
 /// A deadline that nobody set.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -260,6 +267,10 @@ impl Admin for AdminService {
         let stats = self.host.stats();
         let (window, seconds) = self.window();
         let in_doubt = count(&|status| status.doubt.is_some());
+        let peers = self.peers();
+        let live = peers.iter().filter(|peer| peer.live).filter_map(|peer| NodeId::new(peer.node));
+        let live: BTreeSet<NodeId> = live.chain([self.host.node_id()]).collect();
+        let view = self.intentions.view();
         Ok(Response::new(wire::HostStatus {
             node: self.host.node_id().get(),
             cluster: self.host.config().cluster.clone(),
@@ -276,7 +287,7 @@ impl Admin for AdminService {
             log_groups_written: stats.log_group_writes,
             log_bytes: stats.log_bytes,
             rounds: stats.workers.rounds,
-            peers: self.peers(),
+            peers,
             ops_per_second: window.count() as f64 / seconds,
             p50_us: window.quantile_us(500),
             p99_us: window.quantile_us(990),
@@ -296,6 +307,11 @@ impl Admin for AdminService {
             }),
             policy: Some(policy_metrics(&stats.workers.policy, self.host.runtime().freezes())),
             founding_waits_for: self.host.founding_waits_for().unwrap_or_default(),
+            leaderless: Some(leaderless(&statuses)),
+            short: short_voters(&statuses, &live),
+            missing: view.as_deref().map(|view| missing(&self.host, view)),
+            has_catalog: self.intentions.has_catalog(),
+            catalog_known: view.is_some(),
         }))
     }
 
@@ -361,14 +377,16 @@ impl Admin for AdminService {
         let expect = request.expect.map(LogIndex::new);
         // Whoever leads is asked: what others say of the group may be old.
         if !group.status().is_leader() {
-            return membership_reply(request.timeout_ms, group.require(requirement, expect)).await;
+            let require = || group.require(requirement.clone(), expect);
+            return membership_reply(request.timeout_ms, after_others(&group, require)).await;
         }
         let before = self.intentions.require(group.id(), &requirement).await?;
         let changed = if request.even_if_nobody {
-            let change = group.require_unchecked(requirement, expect);
-            membership_reply(request.timeout_ms, change).await
+            let require = || group.require_unchecked(requirement.clone(), expect);
+            membership_reply(request.timeout_ms, after_others(&group, require)).await
         } else {
-            membership_reply(request.timeout_ms, group.require(requirement, expect)).await
+            let require = || group.require(requirement.clone(), expect);
+            membership_reply(request.timeout_ms, after_others(&group, require)).await
         };
         if let (Err(_), Some(before)) = (&changed, before) {
             self.intentions.put_back(before).await;
@@ -390,7 +408,8 @@ impl Admin for AdminService {
         if let Some(index) = request.expect {
             change = change.expecting(LogIndex::new(index));
         }
-        membership_reply(request.timeout_ms, group.change_membership(change)).await
+        let make = || group.change_membership(change.clone());
+        membership_reply(request.timeout_ms, after_others(&group, make)).await
     }
 
     async fn replace_member(
@@ -401,7 +420,8 @@ impl Admin for AdminService {
         let group = self.group(request.group)?;
         let (old, new) = (node_id(request.old_node)?, node_id(request.new_node)?);
         let expect = request.expect.map(LogIndex::new);
-        membership_reply(request.timeout_ms, group.replace_member(old, new, expect)).await
+        let make = || group.replace_member(old, new, expect);
+        membership_reply(request.timeout_ms, after_others(&group, make)).await
     }
 
     async fn cancel_addition(
@@ -410,8 +430,8 @@ impl Admin for AdminService {
     ) -> Result<Response<wire::MembershipReply>, Status> {
         let request = request.into_inner();
         let group = self.group(request.group)?;
-        let cancelled = group.cancel_addition(request.expect.map(LogIndex::new));
-        membership_reply(request.timeout_ms, cancelled).await
+        let cancel = || group.cancel_addition(request.expect.map(LogIndex::new));
+        membership_reply(request.timeout_ms, after_others(&group, cancel)).await
     }
 
     async fn take_snapshot(
@@ -538,13 +558,51 @@ async fn transferred(
     }))
 }
 
+/// Makes a change when those before it are applied: only one can be under way. When that takes too long,
+/// what was refused last is still known.
+struct AfterOthers<F> {
+    change: F,
+    refused: Arc<Mutex<Option<MembershipError>>>,
+}
+
+/// See [`AfterOthers`].
+fn after_others<M, C>(
+    group: &Group,
+    make: M,
+) -> AfterOthers<impl Future<Output = Result<Arc<Membership>, MembershipError>>>
+where
+    M: Fn() -> C,
+    C: Future<Output = Result<Arc<Membership>, MembershipError>>,
+{
+    let (group, refused) = (group.clone(), Arc::new(Mutex::new(None)));
+    let last = Arc::clone(&refused);
+    let change = async move {
+        loop {
+            match make().await {
+                Err(error @ MembershipError::ConfigChangePending { .. }) => {
+                    *last.lock() = Some(error);
+                }
+                changed => return changed,
+            }
+            group.wait_for(|status| status.pending_change.is_none(), LOOK_AGAIN).await;
+            // What the status says may be of a moment ago.
+            tokio::time::sleep(PAUSE).await;
+            last.lock().take();
+        }
+    };
+    AfterOthers { change, refused }
+}
+
 async fn membership_reply(
     timeout_ms: u64,
-    change: impl Future<Output = Result<Arc<Membership>, MembershipError>>,
+    after: AfterOthers<impl Future<Output = Result<Arc<Membership>, MembershipError>>>,
 ) -> Result<Response<wire::MembershipReply>, Status> {
-    let changed = tokio::time::timeout(timeout_of(timeout_ms), change).await;
+    let changed = tokio::time::timeout(timeout_of(timeout_ms), after.change).await;
     let membership = changed
-        .map_err(|_| Status::deadline_exceeded("the change goes on; look at the members"))?
+        .map_err(|_| match after.refused.lock().take() {
+            Some(error) => of_membership(&error),
+            None => Status::deadline_exceeded("the change goes on; look at the members"),
+        })?
         .map_err(|error| of_membership(&error))?;
     let membership = Some(membership_to_message(&membership));
     Ok(Response::new(wire::MembershipReply { membership }))

@@ -9,17 +9,19 @@ use std::time::Duration;
 use shardhost_proto::balance as wire;
 use shardhost_proto::balance::balance_server::{Balance, BalanceServer};
 use shardhost_proto::balance::drain_status::State;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::catalog::of_catalog;
+use super::refusals::refusal;
 use crate::host::Host;
 use crate::policy::catalog::{
-    DrainFallback, IntentId, MAX_DRAIN_MS, MAX_TEXT_BYTES, NewDrain, Operation, Stranding,
+    DrainFallback, IntentId, MAX_DRAIN_MS, MAX_NAMED_GROUPS, MAX_TEXT_BYTES, NewDrain, Operation,
+    Refusal, Stranding,
 };
 use crate::policy::drains::{DrainReport, Drains};
-use crate::policy::planner::Settings;
+use crate::policy::planner::{Settings, Snapshot};
 use crate::policy::system::{CatalogError, System, now_ms};
-use crate::policy::view::local_view;
+use crate::policy::view::{add_intentions, local_view, stranded_without};
 use crate::policy::{DrainOptions, DrainProgress, DrainState, Fallback};
 
 /// A drain ends by itself after so long, when nobody says otherwise: its owner may be gone.
@@ -48,9 +50,13 @@ impl BalanceService {
         let report = self.drains.report();
         let state =
             report.as_ref().map_or(State::Unspecified, |one| state_to_wire(one.progress.state));
-        let durable = report.as_ref().is_some_and(|report| report.intent.is_some());
-        let (owner, progress) =
-            report.map(|DrainReport { owner, progress, .. }| (owner, progress)).unwrap_or_default();
+        let intent = report.as_ref().and_then(|report| report.intent);
+        let durable = intent.is_some();
+        let led = || self.host.groups().iter().filter(|one| one.status().is_leader()).count();
+        let (owner, progress) = match report {
+            Some(DrainReport { owner, progress, .. }) => (owner, progress),
+            None => (String::new(), DrainProgress { left: led(), ..DrainProgress::default() }),
+        };
         let DrainProgress { left, moved, failed, window, elapsed, undrainable, .. } = progress;
         let undrainable = undrainable
             .into_iter()
@@ -67,7 +73,37 @@ impl BalanceService {
             elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             undrainable: undrainable.collect(),
             durable,
+            expires_in_ms: intent.and_then(|intent| self.expires_in_ms(intent)),
         }
+    }
+
+    /// How long it is until a drain of the catalog's ends by itself.
+    fn expires_in_ms(&self, intent: IntentId) -> Option<u64> {
+        let view = self.system.as_ref()?.view()?;
+        let drain = view.drains().get(&self.host.node_id()).filter(|drain| drain.id == intent)?;
+        Some(drain.expires_ms.saturating_sub(drain.clock_ms))
+    }
+
+    /// The cluster as this node knows it, with what the catalog intends.
+    fn picture(&self) -> Snapshot {
+        let mut snapshot = local_view(&self.host, now_ms(), Settings::default());
+        if let Some(view) = self.system.as_ref().and_then(System::view) {
+            add_intentions(&mut snapshot, &view);
+        }
+        snapshot
+    }
+
+    /// Refuses to leave groups that nobody who answers could lead: which nodes answer, the catalog does
+    /// not know.
+    fn check_stranded(&self) -> Result<(), Status> {
+        let node = self.host.node_id();
+        let mut groups = stranded_without(&self.picture(), node);
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let total = groups.len();
+        groups.truncate(MAX_NAMED_GROUPS);
+        Err(of_catalog(&Refusal::Stranded { node, groups, total }.into()))
     }
 
     /// Tells the catalog; `None`: there is none, or it does not answer.
@@ -138,18 +174,17 @@ impl Balance for BalanceService {
             options =
                 options.deadline(Duration::from_millis(request.deadline_ms.min(MAX_DRAIN_MS)));
         }
-        if request.undrain_when_overdue {
-            options = options.fallback(Fallback::Undrain);
+        if !request.accept_stranded {
+            self.check_stranded()?;
         }
         let intent = self.intend(&request, options.deadline).await?;
-        match self.drains.begin(options, owner_of(&request), intent) {
-            Ok(()) => {}
-            // The catalog was followed before this got here.
-            Err(_)
-                if intent.is_some()
-                    && self.drains.report().and_then(|one| one.intent) == intent => {}
-            Err(error) => return Err(Status::already_exists(error.to_string())),
+        // What the catalog intends, it gives up at the deadline itself.
+        if intent.is_none() && request.undrain_when_overdue {
+            options = options.fallback(Fallback::Undrain);
         }
+        self.drains.begin(options, owner_of(&request), intent).map_err(|error| {
+            refusal(Code::AlreadyExists, "ALREADY_DRAINING", error.to_string(), [])
+        })?;
         Ok(Response::new(self.status()))
     }
 
@@ -184,8 +219,7 @@ impl Balance for BalanceService {
         &self,
         _: Request<wire::ViewRequest>,
     ) -> Result<Response<wire::ViewReply>, Status> {
-        let view = local_view(&self.host, now_ms(), Settings::default());
-        let snapshot = serde_json::to_vec(&view)
+        let snapshot = serde_json::to_vec(&self.picture())
             .map_err(|error| Status::internal(format!("the view cannot be written: {error}")))?;
         Ok(Response::new(wire::ViewReply { snapshot: snapshot.into() }))
     }

@@ -1,6 +1,7 @@
 //! What operators ask of single groups, where there is a catalog: it is told to the catalog, and done
 //! by the hosts. What the catalog does not know is done here, as without one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shardhost_groups::{GroupId, LogIndex, MembershipError, NodeId, Requirement};
@@ -10,7 +11,7 @@ use tonic::{Code, Status};
 
 use super::refusals::{of_membership, refusal};
 use crate::host::Host;
-use crate::policy::catalog::{Label, Name, NewGroup, Operation, Refusal, Revision, Subject};
+use crate::policy::catalog::{Label, Name, NewGroup, Operation, Refusal, Revision, Subject, View};
 use crate::policy::system::{CatalogError, System};
 
 /// How long a replica may take to come or to go.
@@ -56,6 +57,16 @@ pub(super) struct Intentions {
 impl Intentions {
     pub(super) fn new(host: &Host, system: Option<&System>) -> Self {
         Self { host: host.clone(), system: system.cloned() }
+    }
+
+    /// Whether the cluster keeps a catalog.
+    pub(super) const fn has_catalog(&self) -> bool {
+        self.system.is_some()
+    }
+
+    /// The catalog as this host knows it; `None`: there is none, or it was not read yet.
+    pub(super) fn view(&self) -> Option<Arc<View>> {
+        self.system.as_ref()?.view()
     }
 
     /// Has a group created, and waits for its replica here. False: there is no catalog.

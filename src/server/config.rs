@@ -20,7 +20,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -387,11 +387,8 @@ impl ServerConfig {
             let node = number.parse().ok().and_then(NodeId::new).ok_or_else(|| {
                 wrong("nodes", format!("`{number}` is no number of a node; they start at 1"))
             })?;
-            let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-            if port.is_none_or(|port| port == 0) {
-                let message = format!("`{address}` of node {node} is not host:port");
-                return Err(wrong("nodes", message));
-            }
+            check_address(address)
+                .map_err(|error| wrong("nodes", format!("that of node {node}: {error}")))?;
             if nodes.insert(node, address.clone()).is_some() {
                 return Err(wrong(
                     "nodes",
@@ -502,6 +499,47 @@ impl ServerConfig {
     }
 }
 
+/// Why a text is no address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{address}` is not host:port{why}")]
+pub struct AddressError {
+    address: String,
+    why: &'static str,
+}
+
+/// Checks that a text is `host:port`: a name, an IPv4 address, or an IPv6 address in brackets, and a port
+/// from 1 on. Whether the name is known is not looked up.
+///
+/// # Errors
+/// [`AddressError`].
+pub fn check_address(address: &str) -> Result<(), AddressError> {
+    let wrong = |why| Err(AddressError { address: address.to_owned(), why });
+    if address.contains("://") || address.contains('/') {
+        return wrong("; leave the scheme and the path out");
+    }
+    let Some((host, port)) = address.rsplit_once(':') else {
+        return wrong("; the port is missing");
+    };
+    let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits || port.parse::<u16>().map_or(true, |port| port == 0) {
+        return wrong("; the port is 1 to 65535");
+    }
+    if let Some(inner) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        return match inner.parse::<Ipv6Addr>() {
+            Ok(_) => Ok(()),
+            Err(_) => wrong("; between the brackets stands no IPv6 address"),
+        };
+    }
+    if host.contains(':') {
+        return wrong("; an IPv6 address stands in brackets, as in [::1]:7400");
+    }
+    let in_names = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if host.is_empty() || !host.bytes().all(in_names) {
+        return wrong("; a host has letters, digits, '.', '-' and '_'");
+    }
+    Ok(())
+}
+
 /// A group as the catalog creates it. Kinds and labels of shards are names.
 fn new_group(spec: &GroupSpec) -> Option<NewGroup> {
     let kind = Name::new(Subject::Kind, &spec.kind).ok()?;
@@ -579,6 +617,36 @@ mod tests {
             c.nodes.insert("1".to_owned(), "somewhere".to_owned());
         });
         assert!(port.contains("host:port"), "{port}");
+    }
+
+    #[test]
+    fn an_address_is_a_host_and_a_port() {
+        for good in ["10.0.0.1:7400", "host-1.example.org:1", "[::1]:7400", "my_host:65535"] {
+            check_address(good).unwrap();
+        }
+        for (bad, why) in [
+            ("http://x", "scheme"),
+            ("http://x:7400", "scheme"),
+            ("x:7400/path", "path"),
+            ("a b:1", "a host has"),
+            ("::1:7400", "in brackets"),
+            ("[::1:7400", "in brackets"),
+            ("[x]:7400", "no IPv6 address"),
+            (":7400", "a host has"),
+            ("x", "port is missing"),
+            ("x:", "1 to 65535"),
+            ("x:+7", "1 to 65535"),
+            ("x:0", "1 to 65535"),
+            ("x:65536", "1 to 65535"),
+            ("user@x:1", "a host has"),
+        ] {
+            let error = check_address(bad).unwrap_err().to_string();
+            assert!(error.contains("host:port") && error.contains(why), "{bad}: {error}");
+            let mut config = example();
+            config.nodes.insert("1".to_owned(), bad.to_owned());
+            let refused = config.validate().unwrap_err().to_string();
+            assert!(refused.contains("that of node 1"), "{refused}");
+        }
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct Shape {
     /// What nodes have; those that are not named have nothing.
     pub has: BTreeMap<u64, &'static [&'static str]>,
     pub require: &'static [&'static str],
+    /// How many leaders nodes take, compared with others; those that are not named take one.
+    pub weights: BTreeMap<u64, u32>,
 }
 
 impl Shape {
@@ -43,6 +45,7 @@ impl Shape {
             rest_seconds: 300,
             has: BTreeMap::new(),
             require: &[],
+            weights: BTreeMap::new(),
         }
     }
 }
@@ -95,6 +98,7 @@ impl Cluster {
         config.alone = false;
         config.nodes = self.addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect();
         config.planner = self.shape.planner;
+        config.weight = self.shape.weights.get(&node).copied().unwrap_or(1);
         config.planner_warm_up = 0;
         config.planner_rest = self.shape.rest_seconds;
         config.capabilities = self

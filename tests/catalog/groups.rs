@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 
 use shardhost::policy::catalog::{Name, NewGroup, Operation, Refusal, Subject};
 use shardhost::policy::system::{CatalogError, SYSTEM_GROUP};
+use shardhost::proto::admin::admin_client::AdminClient;
+use shardhost::proto::admin::membership_step::Kind;
+use shardhost::proto::admin::{ChangeMembershipRequest, MembershipStep};
 use shardhost::server::group_of_shard;
 use shardhost::shards::TABLE_KIND;
 use shardhost::shards::table::TableCommand;
@@ -209,5 +212,34 @@ async fn a_node_that_hangs_keeps_nobody_from_the_catalog() {
     assert!(answers[1..].iter().all(Result::is_ok), "{answers:?}");
     drop(hangs);
     cluster.start_node(1).await;
+    cluster.stop().await;
+}
+
+/// Only one change of members can be under way; another one waits for it, and is not refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_right_after_a_change_waits_for_it() {
+    let cluster = Cluster::start(Shape::new(3, 1)).await;
+    let table = group_of_shard(TABLE_KIND, 0).unwrap();
+    cluster.until("it is served", |cluster| cluster.server_of(table).is_some()).await;
+    let leader = cluster.server_of(table).unwrap();
+    let address = format!("http://{}", cluster.addresses[&leader]);
+    let admin = AdminClient::connect(address).await.unwrap();
+    let change = |kind: Kind, node: u64| {
+        let mut admin = admin.clone();
+        let step = MembershipStep { kind: kind.into(), node, ..MembershipStep::default() };
+        let request = ChangeMembershipRequest {
+            group: table.get(),
+            steps: vec![step],
+            expect: None,
+            timeout_ms: 30_000,
+        };
+        async move { admin.change_membership(request).await }
+    };
+    let others: Vec<u64> = (1..=3).filter(|node| *node != leader).collect();
+    for kind in [Kind::Demote, Kind::Promote] {
+        let (one, other) = tokio::join!(change(kind, others[0]), change(kind, others[1]));
+        one.unwrap();
+        other.unwrap();
+    }
     cluster.stop().await;
 }

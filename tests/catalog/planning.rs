@@ -1,6 +1,8 @@
 //! The automatic planner.
 
 use serde_json::Value;
+use shardhost::NodeId;
+use shardhost::policy::catalog::{Operation, Placement};
 use shardhost::policy::executor::Recorded;
 use shardhost::policy::system::SYSTEM_GROUP;
 use shardhost::server::config::Planner;
@@ -99,11 +101,13 @@ async fn a_pin_is_obeyed_and_what_contradicts_is_refused() {
 async fn every_round_can_be_planned_again_and_every_group_has_an_answer() {
     let cluster = Cluster::start(planned()).await;
     cluster.until("everybody leads a third", is_even).await;
-    for group in ["1000000", "1000011", "4711"] {
+    for group in ["1000000", "1000011"] {
         let status = cluster.run(&["balance", "status", "--why", group]).await;
         let status: Value = serde_json::from_slice(&status.stdout).unwrap();
         assert!(status["why"].as_str().is_some_and(|why| !why.is_empty()), "{status}");
     }
+    let nobody = cluster.refusal(&["balance", "status", "--why", "4711"]).await;
+    assert!(nobody.contains("no group 4711"), "{nobody}");
     let round = cluster.answer(&["balance", "recorded"]).await;
     let recorded: Recorded = serde_json::from_value(round).unwrap();
     shardhost::policy::executor::replay(&recorded).unwrap();
@@ -123,4 +127,46 @@ async fn await_status(cluster: &Cluster, reached: impl Fn(&Value) -> bool) -> Va
         }
         assert!(tokio::time::Instant::now() < deadline, "never came to be: {status}");
     }
+}
+
+/// Without a planner, `balance now` and drains decide as it would: by weights and pins.
+#[tokio::test(flavor = "multi_thread")]
+async fn balance_now_and_drains_keep_to_weights_and_pins() {
+    let mut shape = Shape::new(3, TABLES);
+    shape.weights = [(2, 0)].into();
+    let cluster = Cluster::start(shape).await;
+    for shard in 0..8 {
+        let placement = Placement { pin: Some(NodeId::must(3)), ..Placement::default() };
+        let group = group_of_shard(TABLE_KIND, shard).unwrap();
+        let operation = Operation::SetPlacement { group, placement };
+        cluster.system(1).catalog().apply(operation).await.unwrap();
+    }
+    for node in 1..=3 {
+        cluster.system(node).fresh_view().await.unwrap();
+    }
+    cluster.until("all are led", |cluster| cluster.led().values().sum::<u64>() == TABLES).await;
+    cluster.answer(&["balance", "now"]).await;
+    let as_wished = |cluster: &Cluster| cluster.led() == [(1, 4), (2, 0), (3, 8)].into();
+    cluster.until("everything is where it is wanted", as_wished).await;
+    let plan = cluster.answer(&["balance", "plan"]).await;
+    assert!(plan["plan"]["moves"].as_array().unwrap().is_empty(), "{}", plan["plan"]["moves"]);
+    // The one node that takes leaders gets them all; the other one has no weight.
+    let drained = cluster.answer(&["drain", "begin", "1"]).await;
+    assert_eq!(drained["left"], 0, "{drained}");
+    let all_at_one = |cluster: &Cluster| cluster.led() == [(1, 0), (2, 0), (3, 12)].into();
+    cluster.until("one leads everything", all_at_one).await;
+    let last = cluster.refusal(&["drain", "begin", "3"]).await;
+    assert!(last.contains("STRANDED") && last.contains("are being drained"), "{last}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_explained_of_a_group_that_does_not_exist() {
+    let cluster = Cluster::start(planned()).await;
+    cluster.answer(&["balance", "status", "--why", "1000000"]).await;
+    let unknown = cluster.refusal(&["balance", "status", "--why", "99"]).await;
+    assert!(unknown.contains("no group 99"), "{unknown}");
+    let system = cluster.refusal(&["balance", "status", "--why", "0"]).await;
+    assert!(system.contains("group 0"), "{system}");
+    cluster.stop().await;
 }

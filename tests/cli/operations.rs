@@ -69,6 +69,20 @@ async fn a_node_that_lost_its_disk_gets_all_its_replicas_anew_by_one_command() {
     std::fs::remove_dir_all(directory.path().join("node-3")).unwrap();
     cluster.restart(3).await;
     assert_eq!(held(&cluster).await, [4, 4, 0]);
+    // It answers, and is not called fit.
+    let finds = |status: &Value| status["findings"].to_string().contains("member rebuild 3");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let sick = cluster.run(&["status", "--json"]).await;
+        assert_eq!(sick.code, 1, "{sick:?}");
+        if finds(&sick.json()) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{sick:?}");
+    }
+    let why = cluster.run(&["leader", "why", "1000000", "--json"]).await.json();
+    let lost = why["voters"].as_array().unwrap().iter().find(|voter| voter["node"] == 3).unwrap();
+    assert_eq!((&lost["fitness"], &lost["unfit"]), (&"unfit".into(), &"holds no replica".into()));
 
     let planned = cluster.run(&["member", "rebuild", "3", "--dry-run", "--json"]).await.json();
     assert_eq!(planned["groups"].as_array().unwrap().len(), 5, "{planned}");

@@ -104,7 +104,8 @@ impl Fleet {
     async fn restart(&self, number: u64, command: &str) -> anyhow::Result<Restarted> {
         let node = self.nodes.get(&number).context("it is gone")?;
         let drained = drain::drain(number, &node.address, OWNER).await?;
-        if let Some(why) = &drained.why {
+        if drained.left > 0 {
+            let why = drained.why.as_deref().unwrap_or("look at its drain");
             bail!("{} leaderships cannot go, {why}", drained.left);
         }
         let began = Instant::now();

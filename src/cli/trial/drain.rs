@@ -9,7 +9,7 @@ use shardhost::proto::balance::{DrainRequest, GetDrainRequest, UndrainRequest};
 use tonic::transport::Channel;
 
 use super::PATIENCE;
-use crate::cli::target::channel;
+use crate::cli::target::{channel, said};
 
 /// Between two looks at how far it is.
 const LOOK: Duration = Duration::from_millis(10);
@@ -30,13 +30,14 @@ pub async fn drain(node: u64, address: &str, owner: &str) -> anyhow::Result<Drai
     let mut balance = client(address)?;
     let began = Instant::now();
     let request = DrainRequest { owner: owner.to_owned(), ..DrainRequest::default() };
-    let mut status = balance.drain(request).await.with_context(refused)?.into_inner();
+    let told = |status: tonic::Status| said(address, &status).context(refused());
+    let mut status = balance.drain(request).await.map_err(told)?.into_inner();
     while status.state() == State::Running {
         if began.elapsed() > PATIENCE {
             bail!("node {node} still has {} leaderships after {PATIENCE:?}", status.left);
         }
         tokio::time::sleep(LOOK).await;
-        status = balance.get_drain(GetDrainRequest {}).await.with_context(refused)?.into_inner();
+        status = balance.get_drain(GetDrainRequest {}).await.map_err(told)?.into_inner();
     }
     if !matches!(status.state(), State::Done | State::Overdue) {
         bail!("somebody ended the drain of node {node} before it was over");
@@ -50,7 +51,9 @@ pub async fn drain(node: u64, address: &str, owner: &str) -> anyhow::Result<Drai
 /// Lets a host take leaderships again.
 pub async fn end(node: u64, address: &str) -> anyhow::Result<()> {
     let ended = client(address)?.undrain(UndrainRequest {}).await;
-    ended.with_context(|| format!("the drain of node {node} cannot be ended"))?;
+    ended
+        .map_err(|status| said(address, &status))
+        .with_context(|| format!("the drain of node {node} cannot be ended"))?;
     Ok(())
 }
 

@@ -108,6 +108,29 @@ pub enum StrandedCause {
     NoMember,
     /// The group insists on capabilities that all of them are known to lack.
     NotCapable,
+    /// Those that could lead it are being drained.
+    Draining,
+    /// Those that could lead it do not answer. Only hosts know that.
+    NotLive,
+}
+
+impl StrandedCause {
+    /// Why none of these other members that take leaders could lead a group, as far as that does not
+    /// depend on who answers; `None`: one could.
+    pub(in crate::policy) fn of<T>(
+        others: &[T],
+        capable: impl Fn(&T) -> bool,
+        draining: impl Fn(&T) -> bool,
+    ) -> Option<Self> {
+        if others.is_empty() {
+            return Some(Self::NoMember);
+        }
+        let mut able = others.iter().filter(|other| capable(other)).peekable();
+        if able.peek().is_none() {
+            return Some(Self::NotCapable);
+        }
+        able.all(draining).then_some(Self::Draining)
+    }
 }
 
 /// A group that a drain would leave without anybody to lead it.
@@ -442,6 +465,8 @@ impl fmt::Display for StrandedGroup {
         let why = match self.cause {
             StrandedCause::NoMember => "no other member",
             StrandedCause::NotCapable => "no other is capable",
+            StrandedCause::Draining => "the others that could are being drained",
+            StrandedCause::NotLive => "the others that could do not answer",
         };
         write!(f, "{} ({why})", self.group)
     }

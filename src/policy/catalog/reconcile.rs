@@ -382,12 +382,13 @@ impl fmt::Display for Oddity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown => f.write_str(
-                "the catalog does not know it; create it there, or destroy the replica by hand",
+                "the catalog does not know it, as far as this host has read it; it is kept: create it \
+                 in the catalog if it is to stay",
             ),
             Self::OtherLife { held, intended } => write!(
                 f,
-                "life {held} is held, the catalog knows life {intended}; destroy it by hand if it \
-                 is over"
+                "life {held} is held, the catalog knows life {intended}, as far as this host has read \
+                 it; it is kept"
             ),
             Self::LostReplica { founded, store_since } => write!(
                 f,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use shardhost_storage::NodeId;
 
 use super::settings::BreakerSettings;
+use crate::policy::utc::Utc;
 
 /// What a breaker looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +58,9 @@ impl fmt::Display for BreakerState {
             Self::Closed => f.write_str("closed: moves start"),
             Self::Open { until_ms, bad, of } => write!(
                 f,
-                "open until {until_ms} ms: {bad} of the last {of} moves failed or stopped their \
-                 group for too long; nothing starts"
+                "open until {}: {bad} of the last {of} moves failed or stopped their group for too \
+                 long; nothing starts",
+                Utc(*until_ms)
             ),
             Self::Probing { good, wanted } => {
                 write!(f, "trying a few moves: {good} of {wanted} went well")

@@ -8,6 +8,7 @@ use shardhost_storage::NodeId;
 use super::breaker::BreakerState;
 use super::observation::Stop;
 use crate::policy::planner::{Tier, ids};
+use crate::policy::utc::Utc;
 
 /// Why no planned move starts at all. Refusals and drains, which hosts do by themselves, go on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,20 +62,21 @@ impl fmt::Display for Hold {
             Self::Grace { until_ms, longest_ms, silent } if !silent.is_empty() => write!(
                 f,
                 "the planner began a short time ago; it waits for reports of {}, and goes on at \
-                 {} ms in any case",
+                 {} in any case",
                 nodes(silent),
-                longest_ms.max(until_ms)
+                Utc(*longest_ms.max(until_ms))
             ),
             Self::Grace { until_ms, .. } => {
                 write!(
                     f,
-                    "the planner began a short time ago; it moves nothing until {until_ms} ms"
+                    "the planner began a short time ago; it moves nothing until {}",
+                    Utc(*until_ms)
                 )
             }
             Self::PlanTooOld { made_at_ms } => write!(
                 f,
-                "the last plan is of {made_at_ms} ms, too old to be carried out; look why no \
-                 round follows"
+                "the last plan is of {}, too old to be carried out; look why no round follows",
+                Utc(*made_at_ms)
             ),
             Self::Breaker(state) => write!(f, "the circuit breaker is {state}"),
         }

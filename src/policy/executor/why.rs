@@ -14,6 +14,7 @@ use super::record::Recorded;
 use super::status::TroubledNode;
 use super::{Executor, ledger};
 use crate::policy::planner::{self, Explanation, Tier, ids};
+use crate::policy::utc::Utc;
 
 /// The whole answer for one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,8 +94,8 @@ impl fmt::Display for Answer {
         match self {
             Self::UnderWay { ticket, to, since_ms } => write!(
                 f,
-                "is moving to node {to} since {since_ms} ms (ticket {ticket}); its host has yet \
-                 to answer"
+                "is moving to node {to} since {} (ticket {ticket}); its host has yet to answer",
+                Utc(*since_ms)
             ),
             Self::Unconfirmed { ticket, to } => write!(
                 f,

@@ -15,6 +15,7 @@ use super::sheet::{Duty, Scope, Sheet, dwells_until};
 use super::snapshot::Snapshot;
 use super::state::State;
 use super::target::{self, TargetVerdict};
+use crate::policy::utc::Utc;
 
 /// Why a group stays where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,13 +86,14 @@ impl fmt::Display for Stay {
                 "is moving to node {to} (ticket {ticket}); both ends have yet to confirm it"
             ),
             Self::Dwells { until_ms } => {
-                write!(f, "stays: it moved a short time ago and rests until {until_ms} ms")
+                let until = Utc(*until_ms);
+                write!(f, "stays: it moved a short time ago and rests until {until}")
             }
             Self::NoTarget => f.write_str("stays: none of its other voters can take it"),
             Self::AllMuted { until_ms } => write!(
                 f,
-                "stays: every voter that could take it failed to; one is asked again from \
-                 {until_ms} ms on"
+                "stays: every voter that could take it failed to; one is asked again from {} on",
+                Utc(*until_ms)
             ),
             Self::Deferred { to, tier, reason } => {
                 write!(f, "waits to move to node {to} ({tier}): {reason}")

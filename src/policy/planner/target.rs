@@ -8,6 +8,7 @@ use shardhost_storage::NodeId;
 
 use super::index::{Fitness, Index, Standing};
 use super::snapshot::{Group, Mute, Place, Voter};
+use crate::policy::utc::Utc;
 
 /// What speaks against a voter's node as a target, the most lasting reason first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,7 +169,7 @@ impl fmt::Display for TargetVerdict {
             Self::LagUnknown => f.write_str("is not known to be caught up"),
             Self::Lags { entries } => write!(f, "lacks {entries} entries"),
             Self::Muted { until_ms } => {
-                write!(f, "failed to take it, and is not asked until {until_ms} ms")
+                write!(f, "failed to take it, and is not asked until {}", Utc(*until_ms))
             }
         }
     }

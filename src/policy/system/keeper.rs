@@ -35,12 +35,12 @@ use super::agenda::{Agenda, Scope};
 use super::client::{CatalogClient, CatalogError};
 use super::{CatalogView, GroupMachines, fresh_view};
 use crate::host::Host;
+use crate::policy::DrainState;
 use crate::policy::catalog::{
     Action, DrainIntent, DrainState as IntentState, Local, Oddity, Operation, RecordKey, Round,
     Step, View, reconcile, reconcile_only,
 };
 use crate::policy::drains::Drains;
-use crate::policy::{DrainOptions, DrainState, Fallback};
 
 /// However quiet it is, everything is compared this often.
 const ROUND_EVERY: Duration = Duration::from_secs(5);
@@ -338,48 +338,34 @@ impl Keeper {
 
     /// Drains this node while the catalog intends it. Says when to look again, if soon.
     async fn follow_drain(&self, view: &View, intent: Option<&DrainIntent>) -> Option<Duration> {
-        let report = self.drains.report();
-        let ours = report.as_ref().and_then(|report| report.intent);
         let goes_on =
             |intent: &&DrainIntent| intent.keeps_leaders_away() && !self.drains.is_ended(intent.id);
-        let intent = intent.filter(goes_on);
-        match (intent, report) {
-            (None, _) => {
-                // A view from before the drain does not know that it is over.
-                if ours.is_some_and(|ours| ours.begun() <= view.revision()) {
-                    tracing::info!("the drain of this node is over; it takes leaderships again");
-                    self.drains.end(ours);
-                }
-                None
-            }
-            (Some(intent), Some(report)) if ours == Some(intent.id) => {
-                match (report.progress.state, intent.state) {
-                    (DrainState::Done, IntentState::Draining) if report.progress.left == 0 => {
-                        let operation =
-                            Operation::FinishDrain { node: intent.node, intent: intent.id };
-                        if let Err(error) = self.client.apply(operation).await {
-                            tracing::warn!(%error, "the catalog is not told of the end of a drain");
-                            return Some(RETRY_AFTER);
-                        }
-                        None
-                    }
-                    (DrainState::Running, _) => Some(DRAIN_LOOK),
-                    _ => None,
-                }
-            }
-            (Some(intent), _) => {
+        let Some(intent) = intent.filter(goes_on) else {
+            let ours = self.drains.report().and_then(|report| report.intent);
+            // A view from before the drain does not know that it is over.
+            if ours.is_some_and(|ours| ours.begun() <= view.revision()) {
+                tracing::info!("the drain of this node is over; it takes leaderships again");
                 self.drains.end(ours);
-                let begun = self.drains.begin(
-                    options_of(intent),
-                    intent.owner.to_string(),
-                    Some(intent.id),
-                );
-                if let Err(error) = begun {
-                    tracing::error!(%error, "the drain that the catalog intends does not begin");
-                }
-                Some(DRAIN_LOOK)
             }
+            return None;
+        };
+        self.drains.follow(intent);
+        if intent.state == IntentState::Drained {
+            return None;
         }
+        let progress = self.drains.report()?.progress;
+        if progress.state == DrainState::Running {
+            return Some(DRAIN_LOOK);
+        }
+        if progress.left > 0 {
+            return Some(RETRY_AFTER);
+        }
+        let operation = Operation::FinishDrain { node: intent.node, intent: intent.id };
+        if let Err(error) = self.client.apply(operation).await {
+            tracing::warn!(%error, "the catalog is not told of the end of a drain");
+            return Some(RETRY_AFTER);
+        }
+        None
     }
 }
 
@@ -416,9 +402,4 @@ async fn destroy(
     let clear = move || machines.destroy(group);
     let destruction = Destruction::new(group).generation(generation).clear(clear);
     host.destroy_replica(destruction).await.map_err(|error| error.to_string())
-}
-
-fn options_of(intent: &DrainIntent) -> DrainOptions {
-    // Whatever is to happen then, the catalog does, and this node follows.
-    DrainOptions::default().deadline(intent.left()).fallback(Fallback::KeepDraining)
 }

@@ -172,7 +172,7 @@ impl System {
         let stop = host.stopping().child_token();
         founding::open_or_found(host, &options, &stop).await?;
         let view = watch::Sender::new(None);
-        let drains = Arc::new(Drains::new(host));
+        let drains = Arc::new(Drains::with_catalog(host, view.subscribe()));
         let inner = Arc::new(Inner {
             host: host.clone(),
             client: client.clone(),
@@ -289,7 +289,10 @@ impl System {
         let status = serde_json::to_vec(&planner.status(now)).map_err(unwritable)?;
         reply.status = status.into();
         if request.why_group > 0 {
-            reply.why = planner.why(GroupId::new(request.why_group), now).to_string();
+            let group = GroupId::new(request.why_group);
+            reply.why = planner.why(group, now).to_string();
+            let view = self.view();
+            reply.why_unknown = view.is_some_and(|view| !view.groups().contains_key(&group));
         }
         if request.last_round
             && let Some(last) = planner.recorded().last()

@@ -10,9 +10,10 @@ use shardhost_groups::{GroupId, NodeId};
 use shardhost_storage::RequirementMode;
 
 use super::report::{LedGroup, Reported};
-use crate::policy::catalog::{self, GroupRecord, GroupState, NodeRecord, View};
-use crate::policy::planner::snapshot::{MAX_LOAD, MAX_WEIGHT};
+use crate::policy::catalog::{GroupRecord, GroupState, NodeRecord, View};
+use crate::policy::planner::snapshot::MAX_LOAD;
 use crate::policy::planner::{self, Snapshot};
+use crate::policy::view::{intend_group, intend_node};
 
 /// The newest report of a node.
 #[derive(Clone, Debug)]
@@ -69,19 +70,19 @@ fn node_of(record: &NodeRecord, sources: Sources<'_>) -> planner::Node {
         alive.is_none_or(|alive| alive.incarnation == reported.incarnation)
     };
     let heard = heard.filter(same_life);
-    let drained = sources.view.drains().get(&record.id);
-    planner::Node {
+    let mut node = planner::Node {
         id: record.id,
-        weight: record.weight.min(MAX_WEIGHT),
-        zone: record.zone.as_ref().map(ToString::to_string).unwrap_or_default(),
+        weight: record.weight,
+        zone: String::new(),
         capabilities: heard.map(|reported| reported.capabilities.clone()),
-        draining: heard.is_some_and(|reported| reported.draining)
-            || drained.is_some_and(|drain| drain.keeps_leaders_away()),
+        draining: heard.is_some_and(|reported| reported.draining),
         fit: true,
         live: alive.is_some(),
         incarnation: alive.map_or(0, |alive| alive.incarnation),
         live_since_ms: alive.map_or(0, |alive| alive.since_ms),
-    }
+    };
+    intend_node(&mut node, record, sources.view);
+    node
 }
 
 /// Who says that it leads which group, in the highest term.
@@ -131,8 +132,7 @@ fn group_of(
             members.map(|node| planner::Voter { node, lag: None }).collect()
         }
     };
-    let placement = record.placement.as_deref();
-    planner::Group {
+    let mut group = planner::Group {
         id: record.id,
         leader: leading.map(|(node, _)| node),
         last_leader: leading
@@ -144,14 +144,15 @@ fn group_of(
             Some((_, led)) => requirement_of(&led.requirement),
             None => requirement_of(&record.requirement()),
         },
-        preference: placement
-            .map_or_else(Vec::new, |placement| placement.preference.iter().map(place_of).collect()),
-        pin: placement.and_then(|placement| placement.pin),
-        label: placement.and_then(|placement| placement.spread.as_ref()).map(ToString::to_string),
+        preference: Vec::new(),
+        pin: None,
+        label: None,
         load: leading
             .map_or(0, |(_, led)| u32::try_from(led.operations).unwrap_or(MAX_LOAD).min(MAX_LOAD)),
         moved_at_ms: None,
-    }
+    };
+    intend_group(&mut group, record);
+    group
 }
 
 /// What a voter lacks, as its leader knows; what the leader does not name is level.
@@ -168,13 +169,6 @@ fn requirement_of(requirement: &shardhost_storage::Requirement) -> planner::Requ
         RequirementMode::Soft => planner::RequirementMode::Soft,
     };
     planner::Requirement { capabilities: requirement.capabilities.clone(), mode }
-}
-
-fn place_of(place: &catalog::Place) -> planner::Place {
-    match place {
-        catalog::Place::Node(node) => planner::Place::Node(*node),
-        catalog::Place::Zone(zone) => planner::Place::Zone(zone.to_string()),
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What a node says of its groups, and of those that failed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use shardhost_groups::runtime::ParkedReplica;
@@ -9,6 +10,7 @@ use shardhost_storage::Doubt;
 use shardhost_storage::convert::membership_to_message;
 
 use crate::host::Host;
+use crate::policy::catalog::{GroupState, View};
 
 /// Failed replicas that a node names at most when it tells how it is.
 const MAX_FAILED_SHOWN: usize = 10;
@@ -35,6 +37,55 @@ pub(super) fn differing_groups(statuses: &[Arc<GroupStatus>]) -> Vec<u64> {
     all.sort_unstable();
     all.truncate(MAX_FAILED_SHOWN);
     all
+}
+
+/// Some groups: how many there are, and the first of them.
+fn count_of(groups: impl IntoIterator<Item = GroupId>) -> wire::GroupCount {
+    let mut all: Vec<u64> = groups.into_iter().map(GroupId::get).collect();
+    all.sort_unstable();
+    let count = all.len() as u64;
+    all.truncate(MAX_FAILED_SHOWN);
+    wire::GroupCount { count, first: all }
+}
+
+/// The groups of which this node knows no leader. What failed has none to know.
+pub(super) fn leaderless(statuses: &[Arc<GroupStatus>]) -> wire::GroupCount {
+    let running = |status: &&Arc<GroupStatus>| {
+        !matches!(status.role, Role::Failed(_) | Role::Stopped | Role::Removed)
+    };
+    let without = statuses.iter().filter(running).filter(|status| status.leader.is_none());
+    count_of(without.map(|status| status.id))
+}
+
+/// The voters of groups that are led here that are on nodes that do not answer.
+pub(super) fn short_voters(
+    statuses: &[Arc<GroupStatus>],
+    live: &BTreeSet<NodeId>,
+) -> Vec<wire::ShortVoters> {
+    let mut short: BTreeMap<NodeId, Vec<GroupId>> = BTreeMap::new();
+    for status in statuses.iter().filter(|status| status.is_leader()) {
+        let silent = status.membership.voters().filter(|(_, node)| !live.contains(node));
+        silent.for_each(|(_, node)| short.entry(node).or_default().push(status.id));
+    }
+    let of_node = |(node, groups): (NodeId, Vec<GroupId>)| wire::ShortVoters {
+        node: node.get(),
+        groups: Some(count_of(groups)),
+    };
+    short.into_iter().map(of_node).collect()
+}
+
+/// The groups of which the catalog intends a replica on this node, and there is none, not even one
+/// that failed.
+pub(super) fn missing(host: &Host, view: &View) -> wire::GroupCount {
+    let node = host.node_id();
+    let intended = view
+        .groups()
+        .values()
+        .filter(|group| group.state == GroupState::Active && group.members().contains(&node));
+    let absent = intended
+        .map(|group| group.id)
+        .filter(|group| host.group(*group).is_none() && host.parked_replica(*group).is_none());
+    count_of(absent)
 }
 
 /// What a node says of a replica that it could not open.

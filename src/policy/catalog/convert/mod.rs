@@ -76,7 +76,7 @@ same_enum!(
 );
 same_enum!(fallback_to, fallback_from, DrainFallback, "fallback of a drain", GiveUp, Proceed);
 same_enum!(stranding_to, stranding_from, Stranding, "stranding", Refuse, Accept);
-same_enum!(cause_to, cause_from, StrandedCause, "cause", NoMember, NotCapable);
+same_enum!(cause_to, cause_from, StrandedCause, "cause", NoMember, NotCapable, Draining, NotLive);
 same_enum!(kind_to, kind_from, RecordKind, "kind of record", Settings, Node, Group, Ended, Drain);
 
 /// A part that every message of its kind has.

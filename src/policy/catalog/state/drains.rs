@@ -22,7 +22,9 @@ impl Catalog {
     pub(super) fn begin_drain(&mut self, new: &NewDrain, now_ms: u64) -> Reply {
         let node = new.node;
         self.node(node)?;
-        if let Some(known) = self.view.drains().get(&node) {
+        // One that was given up keeps nobody away, and makes room.
+        let known = self.view.drains().get(&node);
+        if let Some(known) = known.filter(|known| known.keeps_leaders_away()) {
             let owner = known.owner.as_ref().to_owned();
             return Err(Refusal::AlreadyDraining { node, intent: known.id, owner });
         }
@@ -158,23 +160,19 @@ impl Catalog {
         if known.weight == 0 || !capable(known) {
             return None;
         }
-        let mut others = self.others(group, node).peekable();
-        if others.peek().is_none() {
-            return Some(StrandedCause::NoMember);
-        }
-        (!others.any(capable)).then_some(StrandedCause::NotCapable)
+        let others: Vec<&NodeRecord> = self.others(group, node).collect();
+        StrandedCause::of(&others, |other| capable(other), |other| self.is_drained(other.id))
     }
 
-    /// The other members that take leaders.
+    /// The other members that take leaders, when they are not drained.
     fn others<'a>(
         &'a self,
         group: &'a GroupRecord,
         node: NodeId,
     ) -> impl Iterator<Item = &'a NodeRecord> {
         let registered = group.members().iter().filter_map(|id| self.view.nodes().get(id));
-        registered
-            .map(AsRef::as_ref)
-            .filter(move |other| other.id != node && other.weight > 0 && !self.is_drained(other.id))
+        let others = registered.map(AsRef::as_ref);
+        others.filter(move |other| other.id != node && other.weight > 0)
     }
 
     fn is_drained(&self, node: NodeId) -> bool {

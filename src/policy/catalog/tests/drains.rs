@@ -214,7 +214,7 @@ fn a_drain_that_leaves_a_group_without_another_member_is_refused() {
     begin(&mut catalog, NewDrain { stranding: Stranding::Accept, ..drain(1) });
     // What another drain takes away does not count.
     let refusal = refused(&mut catalog, Operation::BeginDrain(drain(2)));
-    says(&refusal, &["1 groups: 20 (no other member);"]);
+    says(&refusal, &["1 groups: 20 (the others that could are being drained);"]);
     // The deadline of the first one passes: its node takes leaders again.
     tick(&mut catalog, NOW + HOUR);
     begin(&mut catalog, drain(2));
@@ -267,5 +267,34 @@ fn groups_that_end_strand_nobody() {
     let mut catalog = three_nodes();
     create(&mut catalog, new_group(7, &[1]));
     run(&mut catalog, Operation::DestroyGroup { group: group(7), generation: None }).unwrap();
+    begin(&mut catalog, drain(1));
+}
+
+#[test]
+fn a_drain_that_was_given_up_makes_room_for_another() {
+    let mut catalog = with_group();
+    let given_up = begin(&mut catalog, drain(1));
+    tick(&mut catalog, NOW + HOUR);
+    assert_eq!(state(&catalog, 1), Some(DrainState::GivenUp));
+    let next = begin(&mut catalog, NewDrain { owner: "boris".to_owned(), ..drain(1) });
+    assert!(next > given_up);
+    assert_eq!(state(&catalog, 1), Some(DrainState::Draining));
+    assert_eq!(&*catalog.view().drains()[&node(1)].owner, "boris");
+    let late = Operation::EndDrain { node: node(1), intent: given_up };
+    says(&refused(&mut catalog, late), &["of boris"]);
+}
+
+/// Three members: one is not capable, the other is drained. The drain is what can be ended.
+#[test]
+fn the_cause_that_is_named_is_the_one_that_keeps_the_capable_away() {
+    let mut catalog = three_nodes();
+    create(&mut catalog, NewGroup { requirement: hard(&["fifo"]), ..new_group(7, &[1, 2, 3]) });
+    advertise(&mut catalog, 1, &["fifo"]);
+    advertise(&mut catalog, 2, &["ssd"]);
+    advertise(&mut catalog, 3, &["fifo"]);
+    let intent = begin(&mut catalog, drain(3));
+    let refusal = refused(&mut catalog, Operation::BeginDrain(drain(1)));
+    says(&refusal, &["7 (the others that could are being drained)"]);
+    run(&mut catalog, Operation::EndDrain { node: node(3), intent }).unwrap();
     begin(&mut catalog, drain(1));
 }
