@@ -383,6 +383,8 @@ async fn an_operator_sees_the_nodes_and_their_groups() {
     assert_eq!((&shown["kind"], &shown["leader_node"]), (&"table".into(), &1.into()), "{shown}");
     let status = node.run(&["status", "--json"]).await.json();
     assert_eq!(status["nodes"][0]["groups"], 4, "three shards and the catalog: {status}");
+    let healthy = |status: &Value| status["healthy"] == true;
+    node.await_json(&["status", "--json"], healthy).await;
     for shown in [&["group", "list"][..], &["group", "show", "2000000"], &["status"]] {
         assert!(node.run(shown).await.ok().contains("│"), "{shown:?}");
     }

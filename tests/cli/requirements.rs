@@ -23,7 +23,8 @@ async fn node(directory: &TempDir) -> Node {
 async fn what_nodes_have_and_groups_require_is_on_every_screen() {
     let directory = TempDir::new().unwrap();
     let node = node(&directory).await;
-    let status = node.run(&["status", "--json"]).await.json();
+    let healthy = |status: &Value| status["healthy"] == true;
+    let status = node.await_json(&["status", "--json"], healthy).await;
     assert_eq!(status["nodes"][0]["capabilities"], json!(["fifo", "ssd"]), "{status}");
     assert_eq!(status["nodes"][0]["draining"], false, "{status}");
     node.await_text(&["status"], &["fifo, ssd"]).await;
