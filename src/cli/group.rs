@@ -316,6 +316,7 @@ fn leader(group: &GroupStatus) -> String {
 
 fn state(group: &GroupStatus) -> String {
     match (group.fault.as_str(), group.caretaker.as_str(), group.asleep) {
+        ("", "", _) if !group.stalled.is_empty() => format!("stands still: {}", group.stalled),
         ("", "", true) => "asleep".to_owned(),
         ("", "", false) => "awake".to_owned(),
         ("", reason, _) => format!("caretaker, serves nobody: {reason}"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use shardhost::proto::admin::{GroupCount, HostStatus, PeerStatus, PolicyMetrics};
+use shardhost::proto::admin::{GroupCount, HostStatus, PeerStatus, PolicyMetrics, Stalled};
 
 use super::catalog::Catalog;
 use super::output::{Column, millis, number, table};
@@ -100,6 +100,7 @@ fn findings<'a>(
     }
     found.extend(catalog);
     let each = |lines: fn(&HostStatus) -> Vec<String>| nodes.iter().flat_map(move |one| lines(one));
+    found.extend(each(impairments));
     found.extend(each(leaderless));
     found.extend(each(missing));
     found.extend(short(&nodes, &answering));
@@ -109,6 +110,17 @@ fn findings<'a>(
     found.extend(each(failures));
     found.extend(each(refusals));
     found
+}
+
+/// What is wrong with a node, or with the state of its replicas.
+fn impairments(status: &HostStatus) -> Vec<String> {
+    let node = (!status.impaired.is_empty()).then(|| {
+        format!("node {} leads nothing while others can: {}", status.node, status.impaired)
+    });
+    let replica = |stalled: &Stalled| {
+        format!("node {}: the replica of group {}: {}", status.node, stalled.group, stalled.reason)
+    };
+    node.into_iter().chain(status.stalled.iter().map(replica)).collect()
 }
 
 fn verdict(nodes: usize, findings: &[String]) -> String {

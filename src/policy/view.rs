@@ -162,7 +162,7 @@ fn node(id: NodeId, live: bool, incarnation: u64, advert: Option<&Advert>) -> pl
         zone: String::new(),
         capabilities: advert.map(|advert| advert.capabilities.clone()),
         draining: advert.is_some_and(|advert| advert.draining),
-        fit: true,
+        fit: advert.is_none_or(|advert| advert.impaired.is_none()),
         live,
         incarnation,
         live_since_ms: 0,
@@ -275,7 +275,7 @@ mod tests {
     fn picture(nodes: &[(u64, u32, bool)], capable: &[u64]) -> planner::Snapshot {
         let of = |(id, weight, live): &(u64, u32, bool)| {
             let has = capable.contains(id).then(|| "fifo".to_owned());
-            let advert = Advert { capabilities: has.into_iter().collect(), draining: false };
+            let advert = Advert { capabilities: has.into_iter().collect(), ..Advert::default() };
             let known = node(NodeId::must(*id), *live, 1, Some(&advert));
             planner::Node { weight: *weight, ..known }
         };

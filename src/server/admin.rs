@@ -35,8 +35,8 @@ use crate::shards::StateDb;
 use metrics::policy_metrics;
 pub(super) use shown::group_status;
 use shown::{
-    differing_groups, failed_replicas, leaderless, missing, page_of_groups, parked_status,
-    short_voters,
+    differing_groups, failed_replicas, impairment, leaderless, missing, page_of_groups,
+    parked_status, short_voters, stalled,
 };
 
 /// Rates and quantiles are of about this much time.
@@ -308,6 +308,8 @@ impl Admin for AdminService {
             policy: Some(policy_metrics(&stats.workers.policy, self.host.runtime().freezes())),
             founding_waits_for: self.host.founding_waits_for().unwrap_or_default(),
             leaderless: Some(leaderless(&statuses)),
+            impaired: impairment(&self.host),
+            stalled: stalled(&statuses),
             short: short_voters(&statuses, &live),
             missing: view.as_deref().map(|view| missing(&self.host, view)),
             has_catalog: self.intentions.has_catalog(),

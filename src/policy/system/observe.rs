@@ -76,7 +76,7 @@ fn node_of(record: &NodeRecord, sources: Sources<'_>) -> planner::Node {
         zone: String::new(),
         capabilities: heard.map(|reported| reported.capabilities.clone()),
         draining: heard.is_some_and(|reported| reported.draining),
-        fit: true,
+        fit: heard.is_none_or(|reported| !reported.impaired),
         live: alive.is_some(),
         incarnation: alive.map_or(0, |alive| alive.incarnation),
         live_since_ms: alive.map_or(0, |alive| alive.since_ms),

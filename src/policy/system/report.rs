@@ -156,6 +156,7 @@ impl Memory {
             node: speaker.node.get(),
             incarnation: speaker.incarnation,
             draining: speaker.advert.draining,
+            impaired: speaker.advert.impaired.is_some(),
             capabilities: speaker.advert.capabilities.into_iter().collect(),
             planned_moves_stopped: speaker.stopped,
             ..wire::NodeReport::default()
@@ -290,6 +291,7 @@ pub(super) struct LedGroup {
 pub(super) struct Reported {
     pub(super) incarnation: u64,
     pub(super) draining: bool,
+    pub(super) impaired: bool,
     pub(super) capabilities: BTreeSet<String>,
     pub(super) stopped: bool,
     pub(super) groups: BTreeMap<GroupId, LedGroup>,
@@ -357,6 +359,7 @@ pub(super) fn read(report: wire::NodeReport) -> Result<Reported, BadReport> {
     Ok(Reported {
         incarnation: report.incarnation,
         draining: report.draining,
+        impaired: report.impaired,
         capabilities: report.capabilities.into_iter().collect(),
         stopped: report.planned_moves_stopped,
         groups,

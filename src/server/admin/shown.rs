@@ -152,6 +152,7 @@ pub(in super::super) fn group_status(group: &Group) -> wire::GroupStatus {
         checked: status.checked.map_or(0, LogIndex::get),
         differs: status.differs.map_or(0, LogIndex::get),
         serving: status.serving,
+        stalled: status.stalled.as_deref().unwrap_or_default().to_owned(),
         caretaker: status.caretaker.as_ref().map(ToString::to_string).unwrap_or_default(),
         lease: group.lease().is_some_and(|lease| lease.valid),
         leader_contact_ms: contact.and_then(|since| u64::try_from(since.as_millis()).ok()),
@@ -179,4 +180,19 @@ pub(super) fn page_of_groups(host: &Host, request: &wire::ListGroupsRequest) -> 
     groups.sort_unstable_by_key(|group| group.group);
     groups.truncate(limit);
     wire::GroupList { groups, more }
+}
+
+/// Why the node should lead nothing for now; empty: nothing is wrong.
+pub(super) fn impairment(host: &Host) -> String {
+    let impairment = host.impairment();
+    impairment.borrow().as_ref().map(|why| why.reason.to_string()).unwrap_or_default()
+}
+
+/// The first replicas whose state machine stands still, or lost its state.
+pub(super) fn stalled(statuses: &[Arc<GroupStatus>]) -> Vec<wire::Stalled> {
+    let stalled = statuses.iter().filter_map(|status| {
+        let reason = status.stalled.as_ref()?.to_string();
+        Some(wire::Stalled { group: status.id.get(), reason })
+    });
+    stalled.take(MAX_FAILED_SHOWN).collect()
 }

@@ -14,9 +14,6 @@ const BLOOM_BITS_PER_KEY: f64 = 10.0;
 const MEMTABLE_BLOOM_RATIO: f64 = 0.02;
 /// Of all memtables together, what one of a cell may be.
 const MEMTABLE_SHARE: usize = 4;
-/// A file is compacted soon if so many of so many keys in a row are deletions.
-const DELETIONS: usize = 8 * KIB;
-const DELETIONS_WINDOW: usize = 16 * KIB;
 const INFO_LOG_FILES: usize = 2;
 const INFO_LOG_BYTES: usize = 4 * MIB;
 
@@ -120,8 +117,6 @@ impl StateDbOptions {
         options.set_memtable_whole_key_filtering(true);
         options.set_block_based_table_factory(&blocks(pools));
         options.set_level_compaction_dynamic_level_bytes(true);
-        // Scans pass deleted keys until they are compacted away.
-        options.add_compact_on_deletion_collector_factory(DELETIONS_WINDOW, DELETIONS, 0.0);
         options.set_keep_log_file_num(INFO_LOG_FILES);
         options.set_max_log_file_size(INFO_LOG_BYTES);
         options.set_log_level(LogLevel::Warn);

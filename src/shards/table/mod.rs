@@ -31,4 +31,4 @@ pub const MAX_SCAN_LIMIT: u32 = 10_000;
 pub const MAX_SCAN_BYTES: usize = 2 * 1024 * 1024;
 /// Deleted keys between two pairs that a scan passes, until they are compacted away. With more it ends
 /// there, and is refused if it found nothing before.
-pub const MAX_DELETED_PASSED: u64 = 500_000;
+pub const MAX_DELETED_PASSED: u64 = 2_000_000;
