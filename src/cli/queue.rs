@@ -48,7 +48,7 @@ pub struct ReceiveArguments {
     #[arg(long, default_value_t = 10)]
     max: u32,
     /// How long others do not see them, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=43_200))]
     visibility: u64,
     /// Remove them from the queue once they are printed.
     #[arg(long)]

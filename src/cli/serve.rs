@@ -62,7 +62,7 @@ pub struct ServeArguments {
     #[arg(long, value_name = "COUNT")]
     apply_threads: Option<usize>,
     /// Seconds that handing over leadership may take when stopping.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=86_400))]
     shutdown_timeout: u64,
     /// The nodes that hold the shards when they are created; by default all. A node that joins a
     /// running cluster is none of them.
@@ -92,6 +92,10 @@ pub struct ServeArguments {
     /// Seconds after which the replicas of a shard are compared; 0: never.
     #[arg(long, value_name = "SECONDS")]
     consistency_check: Option<u64>,
+    /// Do not open the replicas of these groups: one that keeps the host from running, or ends it. They
+    /// are parked, the others start; a start without this flag opens them again.
+    #[arg(long, value_name = "GROUPS", value_delimiter = ',')]
+    park: Vec<u64>,
     /// Found a new cluster without asking these founders whether their disks are new. Only for a
     /// cluster that surely holds no data: if one of them took part in a founding before, there are two
     /// clusters with one name afterwards, and acknowledged writes of one of them are lost. Give it to
@@ -154,6 +158,7 @@ pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         config.alone = false;
         config.shards.voters.clone_from(&arguments.voters);
         config.found_without.extend(&arguments.found_without);
+        config.park.extend(&arguments.park);
         config.validate()?;
         orders = Some(incoming);
         listener = Some(bound);
@@ -207,6 +212,7 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     config.apply_threads = arguments.apply_threads.unwrap_or(config.apply_threads);
     if !arguments.supervised {
         config.found_without.extend(&arguments.found_without);
+        config.park.extend(&arguments.park);
     }
     config.validate()?;
     Ok(config)

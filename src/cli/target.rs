@@ -35,7 +35,7 @@ pub struct Target {
     #[arg(long)]
     pub json: bool,
     /// How long to try, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=86_400))]
     pub timeout: u64,
 }
 

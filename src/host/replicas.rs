@@ -201,6 +201,12 @@ impl Host {
         self.inner.groups.stored()
     }
 
+    /// Leaves a replica that the log holds closed, and says why: see [`Host::parked_replica`]. Opening
+    /// it ends that.
+    pub fn park_group(&self, id: GroupId, why: &str) {
+        self.inner.groups.park(id, why);
+    }
+
     /// Closes a group's replica here and keeps its data.
     pub async fn close_group(&self, id: GroupId) -> bool {
         self.inner.groups.close(id).await

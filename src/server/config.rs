@@ -33,7 +33,7 @@ use super::{FIRST_QUEUE, FIRST_TABLE, group_of_shard};
 use crate::host::HostConfig;
 use crate::policy::catalog::{Label, Name, NewGroup, PlannerMode, Subject};
 use crate::policy::planner::snapshot::MAX_WEIGHT;
-use crate::policy::system::{MAX_FOUNDERS, SystemOptions};
+use crate::policy::system::{MAX_FOUNDERS, SYSTEM_GROUP, SystemOptions};
 use crate::service::{DEFAULT_CLIENT_BYTES, MIN_CLIENT_BYTES};
 use crate::shards::{KindShards, ShardMap};
 use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
@@ -109,6 +109,10 @@ pub struct ServerConfig {
     /// read and from other replicas.
     #[serde(default = "yes")]
     pub repair: bool,
+    /// Groups whose replicas here are parked instead of opened. Never in a file, where it would be
+    /// forgotten.
+    #[serde(skip)]
+    pub park: BTreeSet<u64>,
     /// Threads for Raft; the default serves on machines of up to eight cores.
     #[serde(default = "default_workers")]
     pub workers: usize,
@@ -255,6 +259,7 @@ impl ServerConfig {
             catalog: true,
             shards: ShardCounts::default(),
             found_without: BTreeSet::new(),
+            park: BTreeSet::new(),
             repair: true,
             workers: default_workers(),
             apply_threads: default_apply_threads(),
@@ -343,6 +348,10 @@ impl ServerConfig {
         }
         if self.apply_threads == 0 || self.apply_threads > 64 {
             return Err(wrong("apply-threads", "it must be 1 to 64".to_owned()));
+        }
+        if self.park.contains(&SYSTEM_GROUP.get()) {
+            let message = "group 0 is the catalog, without which a host of it does not start";
+            return Err(wrong("park", message.to_owned()));
         }
         let least = MIN_CLIENT_BYTES / (1024 * 1024);
         if !(least..=MAX_CLIENT_MEMORY_MIB).contains(&self.client_memory_mib) {

@@ -171,7 +171,7 @@ impl Server {
         tokio::spawn(state_health::follow(host.clone(), state.health()));
         tokio::spawn(space::watch(host.clone(), config.data_dir.clone()));
         if config.repair {
-            tokio::spawn(repair::follow(host.clone(), Arc::downgrade(&state)));
+            tokio::spawn(repair::follow(host.clone(), Arc::downgrade(&state), config.park.clone()));
         }
         let own = || Arc::new(Drains::new(host));
         let drains = system.as_ref().map_or_else(own, |system| Arc::clone(system.drains()));
@@ -286,6 +286,10 @@ async fn open_shards(
     report_differences(&wanted, &stored);
     for meta in stored.iter().filter(|meta| meta.group != SYSTEM_GROUP) {
         let (state, group, kind) = (Arc::clone(state), meta.group, meta.kind.clone());
+        if config.park.contains(&group.get()) {
+            host.park_group(group, "an operator parked it with `serve --park`");
+            continue;
+        }
         let machine = move || machine_of(&state, group, &kind);
         match host.open_group_with(group, Box::new(machine)).await {
             // One replica that cannot be opened keeps no other from being served.

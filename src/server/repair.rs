@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 100;
 
 /// Recovers damaged cells until the host stops.
-pub(super) async fn follow(host: Host, state: Weak<StateDb>) {
+pub(super) async fn follow(host: Host, state: Weak<StateDb>, park: BTreeSet<u64>) {
     let Some(mut damaged) = state.upgrade().map(|state| state.damaged_cells()) else { return };
     let stopping = host.stopping();
     let mut given_up = BTreeSet::new();
@@ -45,7 +45,7 @@ pub(super) async fn follow(host: Host, state: Weak<StateDb>) {
                 );
                 continue;
             }
-            if let Err(error) = recover(&host, &state, cell).await {
+            if let Err(error) = recover(&host, &state, cell, &park).await {
                 failed = true;
                 tracing::error!(cell, %error, "a damaged part of the state is not recovered");
             }
@@ -62,7 +62,12 @@ pub(super) async fn follow(host: Host, state: Weak<StateDb>) {
     }
 }
 
-async fn recover(host: &Host, state: &Arc<StateDb>, cell: usize) -> Result<(), String> {
+async fn recover(
+    host: &Host,
+    state: &Arc<StateDb>,
+    cell: usize,
+    park: &BTreeSet<u64>,
+) -> Result<(), String> {
     let stored = host.stored_groups().map_err(|error| error.to_string())?;
     let here = |meta: &GroupMeta| meta.group != SYSTEM_GROUP && state.cell_of(meta.group) == cell;
     let metas: Vec<GroupMeta> = stored.into_iter().filter(here).collect();
@@ -70,7 +75,8 @@ async fn recover(host: &Host, state: &Arc<StateDb>, cell: usize) -> Result<(), S
     tracing::warn!(cell, replicas = groups.len(), "recovering a damaged part of the state");
     join_all(groups.iter().map(|group| host.close_group(*group))).await;
     let salvaged = salvage(state, cell, &groups).await;
-    let opened = join_all(metas.iter().map(|meta| open(host, state, meta))).await;
+    let open_again = metas.iter().filter(|meta| !park.contains(&meta.group.get()));
+    let opened = join_all(open_again.map(|meta| open(host, state, meta))).await;
     let salvaged = salvaged.map_err(|error| error.to_string())?;
     tracing::warn!(cell, lost = ?salvaged.lost, aside = %salvaged.aside.display(),
         opened = opened.iter().filter(|opened| **opened).count(),

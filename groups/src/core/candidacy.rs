@@ -196,10 +196,7 @@ impl GroupCore {
 
     /// Stands for election before its time is over.
     pub(super) fn stand(&mut self) {
-        if self.may_not_campaign_in_doubt()
-            || self.may_not_campaign_without_state()
-            || self.lags_too_far()
-        {
+        if self.may_not_campaign_in_doubt() || self.lacks_state() || self.lags_too_far() {
             return;
         }
         self.campaigns += 1;

@@ -223,11 +223,11 @@ impl GroupCore {
         }
         self.check_doubt(round);
         self.ask_for_state();
+        self.leave_leadership_without_state(live);
         if self.will_campaign() {
             if self.has_promised(round) {
                 self.raw.raft.election_elapsed -= 1;
             } else if self.may_not_campaign_in_doubt()
-                || self.may_not_campaign_without_state()
                 || self.leaves_campaigns_to_others()
                 || self.lags_too_far()
                 || self.stays_out(round)

@@ -1,6 +1,9 @@
 //! A replica whose state machine lost its state: the disk damaged it, or somebody removed it. The log is
-//! whole, so it votes and acknowledges as ever. It applies nothing, leads nothing, and asks whoever
+//! whole, so it votes and acknowledges as ever. It applies nothing, serves nobody, and asks whoever
 //! leads for a snapshot, which replaces state and log.
+//!
+//! It leads only when nobody else comes to it, as any unfit node: its log may be the one that has what
+//! was acknowledged. It brings another voter level with it, and leaves.
 //!
 //! Nothing of this is written down: whoever opens such a replica sees that its machine is behind the
 //! log's base.
@@ -10,7 +13,7 @@ use shardhost_storage::RequirementMode;
 
 use super::GroupCore;
 use crate::known_bugs::KnownBug;
-use crate::worker::{Impairment, Round};
+use crate::worker::{Impairment, LiveNodes, Round};
 
 /// What such a replica says of itself.
 pub(super) fn impairment() -> Impairment {
@@ -40,9 +43,27 @@ impl GroupCore {
         }
     }
 
-    /// A leader cannot be given a snapshot.
-    pub(super) fn may_not_campaign_without_state(&self) -> bool {
-        self.lacks_state()
+    /// At every tick: a leader cannot be given a snapshot. As soon as somebody else has all that it
+    /// has, it leads no more.
+    pub(super) fn leave_leadership_without_state(&mut self, live: &LiveNodes) {
+        if !self.lacks_state() || !self.leads() {
+            return;
+        }
+        let (raft, own) = (&self.raw.raft, self.replica);
+        let last = raft.raft_log.last_index();
+        let level = self.membership.voters().any(|(replica, node)| {
+            let progress = raft.prs().get(replica.get());
+            replica != own
+                && live.contains(node)
+                && progress.is_some_and(|progress| progress.matched == last)
+        });
+        if level {
+            tracing::info!(group = %self.id, "another voter has the log: it may lead");
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, INVALID_ID);
+            self.withhold_candidacy();
+            self.pin_election_timeout();
+        }
     }
 
     /// A snapshot is the state from here on.

@@ -72,6 +72,13 @@ impl Groups {
         groups.into_iter().filter_map(|group| self.parked_replica(group)).collect()
     }
 
+    /// Leaves a replica that the log holds and that is not open closed, and says why. Opening it ends
+    /// that.
+    pub fn park(&self, group: GroupId, why: &str) {
+        let message = why.to_owned();
+        self.shared().parked.park(group, OpenGroupError::Invalid { group, message });
+    }
+
     /// This host's replica of the group, if it could not be opened.
     #[must_use]
     pub fn parked_replica(&self, group: GroupId) -> Option<ParkedReplica> {

@@ -27,7 +27,7 @@ pub struct RollingRestartArguments {
     #[arg(long, value_name = "COMMAND")]
     with: Option<String>,
     /// How long each host may take to come back, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(..=86_400))]
     deadline: u64,
     #[command(flatten)]
     check_arguments: CheckArguments,
