@@ -256,6 +256,7 @@ fn start(group: GroupId, node: NodeId) -> ReplicaStart {
         persisted,
         applied: base,
         durable: Some(LogIndex::new(0)),
+        lost: false,
         epoch: 1,
         policies: Policies::new(),
     }

@@ -2,9 +2,8 @@
 //! replays and snapshots.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -157,20 +156,35 @@ fn scratch_directory() -> TempDir {
 
 /// A copy of a directory as it is at one moment: made again while files come and go.
 fn copy_of(directory: &Path) -> TempDir {
-    loop {
+    for _ in 0..1_000 {
         let copy = scratch_directory();
         let before = files_in(directory);
-        let whole = before
-            .iter()
-            .all(|name| fs::copy(directory.join(name), copy.path().join(name)).is_ok());
-        if whole && files_in(directory) == before {
+        let copied = |name: &PathBuf| {
+            let to = copy.path().join(name);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(directory.join(name), to).is_ok()
+        };
+        if before.iter().all(copied) && files_in(directory) == before {
             return copy;
         }
     }
+    panic!("{} does not hold still", directory.display());
 }
 
-fn files_in(directory: &Path) -> BTreeSet<OsString> {
-    fs::read_dir(directory).unwrap().map(|file| file.unwrap().file_name()).collect()
+/// The files of a directory and of those in it, by their paths within.
+fn files_in(directory: &Path) -> BTreeSet<PathBuf> {
+    let mut files = BTreeSet::new();
+    let mut to_visit = vec![PathBuf::new()];
+    while let Some(within) = to_visit.pop() {
+        for entry in fs::read_dir(directory.join(&within)).unwrap() {
+            let path = within.join(entry.unwrap().file_name());
+            match directory.join(&path).is_dir() {
+                true => to_visit.push(path),
+                false => drop(files.insert(path)),
+            }
+        }
+    }
+    files
 }
 
 /// Runs the commands on a suffering replica and on a calm one that gets them one by one.

@@ -94,13 +94,21 @@ impl BalanceService {
     }
 
     /// Refuses to leave groups that nobody who answers could lead: which nodes answer, the catalog does
-    /// not know.
-    fn check_stranded(&self) -> Result<(), Status> {
+    /// not know. What this node knows of the others lags: a drain that has just ended, or a node that has
+    /// just come back, is known a heartbeat later.
+    async fn check_stranded(&self) -> Result<(), Status> {
         let node = self.host.node_id();
-        let mut groups = stranded_without(&self.picture(), node);
-        if groups.is_empty() {
-            return Ok(());
-        }
+        let deadline = tokio::time::Instant::now() + NEWS_PATIENCE;
+        let mut groups = loop {
+            let groups = stranded_without(&self.picture(), node);
+            if groups.is_empty() {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() >= deadline {
+                break groups;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        };
         let total = groups.len();
         groups.truncate(MAX_NAMED_GROUPS);
         Err(of_catalog(&Refusal::Stranded { node, groups, total }.into()))
@@ -140,6 +148,10 @@ impl BalanceService {
     }
 }
 
+/// How long news of other nodes may take to come here, and between two looks.
+const NEWS_PATIENCE: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 fn owner_of(request: &wire::DrainRequest) -> String {
     match request.owner.is_empty() {
         true => "somebody".to_owned(),
@@ -175,7 +187,7 @@ impl Balance for BalanceService {
                 options.deadline(Duration::from_millis(request.deadline_ms.min(MAX_DRAIN_MS)));
         }
         if !request.accept_stranded {
-            self.check_stranded()?;
+            self.check_stranded().await?;
         }
         let intent = self.intend(&request, options.deadline).await?;
         // What the catalog intends, it gives up at the deadline itself.

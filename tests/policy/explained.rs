@@ -128,8 +128,9 @@ async fn what_policies_say_of_each_voter_and_who_declined_is_explained() {
     let own = voter(&seen, node);
     assert_eq!(own.fitness(), Fitness::Unfit);
     let said: Vec<_> = own.opinions.iter().map(|one| (&*one.policy, one.fitness())).collect();
-    assert_eq!(said, [("capability", Fitness::Fit), ("not-here", Fitness::Unfit)]);
-    let objection = &own.opinions[1];
+    let (fit, unfit) = (Fitness::Fit, Fitness::Unfit);
+    assert_eq!(said, [("capability", fit), ("health", fit), ("not-here", unfit)]);
+    let objection = &own.opinions[2];
     assert_eq!(objection.reason, RejectReason::PolicyDeclined.name());
     assert_eq!((&*objection.words, objection.soft), (&*format!("node {node} is busy"), false));
     for other in others {

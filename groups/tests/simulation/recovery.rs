@@ -26,7 +26,15 @@ fn comes_back(seed: u64, lost: &[u64]) -> Result<(), String> {
     let mut cluster = Cluster::new(seed, &shape);
     cluster.pass(4_000)?;
     cluster.clients_work(true);
-    cluster.pass(12_000)?;
+    let first = |cluster: &Cluster, node| {
+        cluster.status(NodeId::must(node), GROUP).map_or(1, |status| status.first.get())
+    };
+    for _ in 0..60 {
+        cluster.pass(1_000)?;
+        if (1..=3).all(|node| first(&cluster, node) > 1) {
+            break;
+        }
+    }
     let lost: Vec<NodeId> = lost.iter().copied().map(NodeId::must).collect();
     let status = |cluster: &Cluster, node| {
         cluster.status(node, GROUP).cloned().ok_or_else(|| format!("{node:?} has no replica"))

@@ -58,7 +58,7 @@ pub(crate) struct Cells {
     /// An earlier version wrote it: the directory is the only cell.
     single: bool,
     /// Held as long as the state is open.
-    _lock: File,
+    _lock: Option<File>,
     /// One cell is recovered at a time.
     mending: Mutex<()>,
 }
@@ -69,16 +69,16 @@ impl Cells {
         options: &StateDbOptions,
         common: Arc<Common>,
     ) -> Result<Self, StateDbError> {
-        let lock = lock(directory).map_err(|error| StateDbError::Open {
-            path: directory.to_owned(),
-            message: error.to_string(),
-        })?;
         // Of a single cell the directory itself is put aside.
         super::salvage::finish(directory).map_err(|error| StateDbError::Open {
             path: directory.to_owned(),
             message: error.to_string(),
         })?;
         let layout = Layout::of(directory, options.cells).map_err(|error| StateDbError::Open {
+            path: directory.to_owned(),
+            message: error.to_string(),
+        })?;
+        let lock = layout.lock(directory).map_err(|error| StateDbError::Open {
             path: directory.to_owned(),
             message: error.to_string(),
         })?;
@@ -225,21 +225,6 @@ impl Cells {
     }
 }
 
-/// Takes the directory for this process. The file stands beside it, as a single cell moves as a whole.
-fn lock(directory: &Path) -> io::Result<File> {
-    let mut name = directory.file_name().unwrap_or_default().to_owned();
-    name.push(".lock");
-    let file = directory.with_file_name(name);
-    if let Some(parent) = file.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    let lock = File::create(file)?;
-    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
-        io::Error::new(io::ErrorKind::AddrInUse, format!("in use by another process ({error})"))
-    })?;
-    Ok(lock)
-}
-
 /// How a directory is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
@@ -248,6 +233,18 @@ struct Layout {
 }
 
 impl Layout {
+    /// Takes the directory for this process. Of a single cell RocksDB does it: the cell moves as a whole.
+    fn lock(self, directory: &Path) -> io::Result<Option<File>> {
+        if self.single {
+            return Ok(None);
+        }
+        let lock = File::create(directory.join("lock"))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+            io::Error::new(io::ErrorKind::AddrInUse, format!("in use by another process ({error})"))
+        })?;
+        Ok(Some(lock))
+    }
+
     /// What stands in a directory; a new one is given so many cells.
     fn of(directory: &Path, wanted: usize) -> io::Result<Self> {
         if directory.join(ROCKS_CURRENT).exists() {
