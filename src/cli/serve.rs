@@ -381,6 +381,10 @@ async fn stop(
             "the log failed and the host stopped; check the disk (space, permissions, health), \
              then start the host again",
         )),
+        End::Failed(HostFault::State(error)) => Err(anyhow!("{error}").context(
+            "the state of the shards failed and the host stopped; check the disk (permissions, \
+             health) and the limit of open files, then start the host again",
+        )),
         End::Failed(fault) => {
             Err(anyhow!(fault).context("the host stopped after a bug; start it again"))
         }

@@ -31,6 +31,7 @@ fn comes_back(seed: u64, lost: &[u64]) -> Result<(), String> {
     };
     for _ in 0..60 {
         cluster.pass(1_000)?;
+        (1..=3).for_each(|node| cluster.flush_machines(NodeId::must(node)));
         if (1..=3).all(|node| first(&cluster, node) > 1) {
             break;
         }

@@ -142,7 +142,7 @@ impl Cells {
     }
 
     fn exists(&self, index: usize) -> bool {
-        self.path(index).join(ROCKS_CURRENT).exists()
+        self.path(index).exists()
     }
 
     /// The database of a group, which is opened if it is not.
@@ -265,7 +265,11 @@ impl Layout {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if directory.join("cell-00").exists() {
-                    let said = format!("{} is missing", file.display());
+                    let said = format!(
+                        "{} is missing: write the number of cells into it that it was made with, 8 by \
+                         default",
+                        file.display()
+                    );
                     return Err(io::Error::new(io::ErrorKind::InvalidData, said));
                 }
                 let count = wanted.clamp(1, MAX_CELLS);

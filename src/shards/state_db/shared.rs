@@ -120,8 +120,11 @@ impl Shared {
         pools: &Pools,
         common: &Arc<Common>,
     ) -> Result<Self, StateDbError> {
+        check_whole(path)?;
         let db = open_db(path, options, pools).map_err(|error| match error.kind() {
-            ErrorKind::Corruption => StateDbError::io("opening")(error),
+            _ if is_damage(&error) => {
+                StateDbError::Damaged { action: "opening", message: error.into_string() }
+            }
             _ => StateDbError::Open { path: path.to_owned(), message: error.into_string() },
         })?;
         let mut write = WriteOptions::default();
@@ -298,6 +301,40 @@ impl Shared {
         let _no_flush = self.flushing.lock();
         progress.start_restore();
     }
+}
+
+/// Whether a database that cannot be opened is damaged, rather than in use, of another version, or on
+/// a disk that is full or not ours.
+fn is_damage(error: &rocksdb::Error) -> bool {
+    const PASSING: [&str; 6] = [
+        "/LOCK",
+        "lock hold",
+        "Permission denied",
+        "Read-only file system",
+        "No space left on device",
+        "Too many open files",
+    ];
+    let text = error.to_string();
+    match error.kind() {
+        ErrorKind::Corruption => true,
+        ErrorKind::IOError => !PASSING.iter().any(|words| text.contains(words)),
+        _ => false,
+    }
+}
+
+/// A database that lost the file that names its parts would be made anew, and the parts removed.
+fn check_whole(path: &Path) -> Result<(), StateDbError> {
+    if path.join("CURRENT").exists() {
+        return Ok(());
+    }
+    let mut files = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let has_tables =
+        files.any(|file| Path::new(&file.file_name()).extension().is_some_and(|e| e == "sst"));
+    if !has_tables {
+        return Ok(());
+    }
+    let message = format!("{} has tables and no CURRENT", path.display());
+    Err(StateDbError::Damaged { action: "opening", message })
 }
 
 fn open_db(path: &Path, options: &StateDbOptions, pools: &Pools) -> Result<DB, rocksdb::Error> {

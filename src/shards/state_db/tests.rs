@@ -492,6 +492,26 @@ fn a_cell_that_cannot_be_opened_keeps_no_other_from_it() {
 }
 
 #[test]
+fn a_cell_that_lost_files_keeps_no_other_from_being_opened() {
+    let losses: [fn(&Path); 2] = [
+        |cell| std::fs::remove_file(cell.join("CURRENT")).unwrap(),
+        |cell| std::fs::write(cell.join("CURRENT"), "MANIFEST-999999\n").unwrap(),
+    ];
+    for lose in losses {
+        let (directory, file) = two_on_disk();
+        lose(file.parent().unwrap());
+        let state = open(directory.path());
+        let fault = state.table(GROUP).applied().unwrap_err();
+        assert_eq!(fault.kind, shardhost_groups::machine::FaultKind::Damaged, "{fault}");
+        put_all(&mut state.table(GroupId::new(8)), 1..=3);
+        let salvaged = state.recover(state.cell_of(GROUP), &[GROUP, NEIGHBOUR]).unwrap();
+        let kept = salvaged.aside.join(file.file_name().unwrap());
+        assert!(kept.exists(), "what was there is kept");
+        put_all(&mut state.table(GROUP), 1..=3);
+    }
+}
+
+#[test]
 fn damage_that_comes_again_and_again_is_left_to_an_operator() {
     let (directory, _) = two_on_disk();
     let state = open(directory.path());

@@ -102,7 +102,8 @@ impl Accepted {
         Self { stream, connection, connections, cut: Box::pin(cut.cancelled_owned()), deadline }
     }
 
-    /// Whether the connection is over, whatever the other side does.
+    /// Whether the connection is over, whatever the other side does. Asked whenever it is read or written:
+    /// while the other side takes nothing, nothing is read.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         if self.cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
@@ -154,6 +155,9 @@ impl AsyncWrite for Accepted {
         cx: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(error) = self.poll_end(cx) {
+            return Poll::Ready(Err(error));
+        }
         Pin::new(&mut self.stream).poll_write(cx, buffer)
     }
 
@@ -162,6 +166,9 @@ impl AsyncWrite for Accepted {
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(error) = self.poll_end(cx) {
+            return Poll::Ready(Err(error));
+        }
         Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
     }
 
@@ -170,6 +177,9 @@ impl AsyncWrite for Accepted {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Poll::Ready(error) = self.poll_end(cx) {
+            return Poll::Ready(Err(error));
+        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -180,7 +190,7 @@ impl AsyncWrite for Accepted {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio_stream::StreamExt;
 
     use super::*;
@@ -211,6 +221,19 @@ mod tests {
         drop((silent, known));
         let stats = incoming.connections.stats();
         assert_eq!((stats.silent, stats.clients, stats.ended), (0, 0, 1));
+    }
+
+    #[tokio::test]
+    async fn a_connection_whose_other_side_takes_nothing_ends_all_the_same() {
+        let first_request = Duration::from_millis(50);
+        let limits = ConnectionLimits { first_request, ..ConnectionLimits::of(64) };
+        let (mut incoming, address) = listen(limits).await;
+        let _far = TcpStream::connect(address).await.unwrap();
+        let mut accepted = incoming.next().await.unwrap().unwrap();
+        let much = vec![0; 64 << 20];
+        let ended = tokio::time::timeout(Duration::from_secs(20), accepted.write_all(&much)).await;
+        let ended = ended.expect("it is written on and on").unwrap_err();
+        assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
     }
 
     #[tokio::test]

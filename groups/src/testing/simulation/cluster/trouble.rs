@@ -262,7 +262,7 @@ impl Cluster {
     }
 
     /// The state machines make durable what they hold.
-    pub(in super::super) fn flush_machines(&mut self, id: NodeId) {
+    pub fn flush_machines(&mut self, id: NodeId) {
         self.nodes[&id].disks.values().for_each(|disk| disk.lock().unwrap().flush());
     }
 
