@@ -18,7 +18,7 @@ pub enum Command {
         /// Number of the group.
         group: u64,
         /// The node that should lead; by default the one that is furthest.
-        #[arg(long, value_name = "NODE")]
+        #[arg(long, value_name = "NODE", value_parser = clap::value_parser!(u64).range(1..))]
         to: Option<u64>,
         /// Nodes to try in this order; the first that is fit gets it.
         #[arg(long, value_name = "NODES", value_delimiter = ',', conflicts_with = "to")]

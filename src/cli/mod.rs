@@ -98,6 +98,11 @@ impl Command {
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
+    let mut given = std::env::args().skip(1);
+    if given.next().as_deref() == Some(logging::EXIT) {
+        let code = given.next().and_then(|code| code.parse().ok());
+        return ExitCode::from(code.unwrap_or(1));
+    }
     let arguments = Arguments::parse();
     let ended = match logging::start(arguments.command.log_level()) {
         Ok(()) => run(arguments.command).unwrap_or_else(|error| logging::failed(&error)),

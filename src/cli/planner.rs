@@ -67,13 +67,18 @@ fn tell(target: &Target, json: Value, text: String) {
     if target.json { println!("{json}") } else { println!("{text}") }
 }
 
+const NOBODY_PLANS: &str = "nobody plans: the system group has no leader that serves; `shardhost group \
+     show 0` says more, and everything but planning goes on";
+
 /// What the planner says, wherever it runs.
 pub async fn ask(request: PlannerRequest, target: &Target) -> anyhow::Result<PlannerReply> {
     let deadline = Instant::now() + target.patience();
     let start = target.node().await?;
     let mut address = start.address.clone();
     loop {
-        let asked = BalanceClient::new(channel(&address)?).planner(request).await;
+        let mut client = BalanceClient::new(channel(&address)?);
+        let asked = tokio::time::timeout_at(deadline, client.planner(request)).await;
+        let Ok(asked) = asked else { bail!("{address} does not answer; {NOBODY_PLANS}") };
         let reply = match asked {
             Ok(reply) => reply.into_inner(),
             // It does not plan, and says why nobody does; one that is gone is passed over.
@@ -86,10 +91,7 @@ pub async fn ask(request: PlannerRequest, target: &Target) -> anyhow::Result<Pla
             return Ok(reply);
         }
         if Instant::now() > deadline {
-            bail!(
-                "nobody plans: the system group has no leader that serves; `shardhost group show 0` \
-                 says more, and everything but planning goes on"
-            );
+            bail!("{NOBODY_PLANS}");
         }
         address = start.address_after(&address, reply.leader_node);
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;

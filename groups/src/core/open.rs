@@ -78,11 +78,15 @@ impl Opened {
         match persisted.meta.snapshot {
             Some(snapshot) if snapshot.index >= persisted.base.index => Ok(Self::Restore(snapshot)),
             _ if persisted.meta.membership.members.len() > 1 => Ok(Self::Lost(persisted.base)),
-            other => Err(broken(format!(
-                "the state machine of {:?} stands at {machine}, the log starts after {}, and the \
-                 newest snapshot is {other:?}",
-                persisted.meta.group, persisted.base
-            ))),
+            other => Err(GroupFault::StateDamaged(
+                format!(
+                    "the state of {} is lost, and it has no other replica to ask: the state machine \
+                     stands at {machine}, the log starts after {}, and the newest snapshot is {other:?}; \
+                     put the state back, from a copy or from what was put aside",
+                    persisted.meta.group, persisted.base
+                )
+                .into(),
+            )),
         }
     }
 }
@@ -345,7 +349,7 @@ mod tests {
         }
         let mut alone = without_snapshot();
         alone.meta.membership = Membership::initial([NodeId::must(1)]);
-        refused(Opened::decide(&alone, None), "the newest snapshot is None");
+        refused(Opened::decide(&alone, None), "no other replica to ask");
     }
 
     #[test]

@@ -129,13 +129,19 @@ fn copy(
     }
 }
 
-/// Without compactions, which would stop at the damage.
+/// Without compactions, which would stop at the damage; and though some of its files cannot be used,
+/// which costs the groups that are in them.
 fn open_damaged(path: &Path, options: &StateDbOptions, pools: &Pools) -> Result<DB, StateDbError> {
     let mut rocks = options.rocks(pools);
     rocks.create_if_missing(false);
     rocks.set_disable_auto_compactions(true);
     rocks.set_skip_stats_update_on_db_open(true);
-    DB::open(&rocks, path).map_err(StateDbError::io("opening a damaged cell"))
+    let opened = DB::open(&rocks, path).or_else(|error| {
+        tracing::warn!(%error, "a damaged cell is opened without the files that cannot be used");
+        rocks.set_paranoid_checks(false);
+        DB::open(&rocks, path)
+    });
+    opened.map_err(StateDbError::io("opening a damaged cell"))
 }
 
 /// Whether another cell may be put aside.

@@ -511,6 +511,47 @@ fn a_cell_that_lost_files_keeps_no_other_from_being_opened() {
     }
 }
 
+/// A group in a file of its own is not lost with the file of another, once both are compacted.
+#[test]
+fn a_file_that_cannot_be_used_costs_the_groups_that_are_in_it() {
+    let losses: [fn(&Path); 3] = [
+        |file| {
+            let mut bytes = std::fs::read(file).unwrap();
+            let at = bytes.len() - 20;
+            bytes[at] ^= 0xff;
+            std::fs::write(file, bytes).unwrap();
+        },
+        |file| std::fs::remove_file(file).unwrap(),
+        |file| std::fs::write(file, b"short").unwrap(),
+    ];
+    for lose in losses {
+        let scratch = Scratch::new();
+        let mut files = Vec::new();
+        let cell = scratch.path().join(format!("cell-{:02}", scratch.state.cell_of(GROUP)));
+        for group in [GROUP, NEIGHBOUR] {
+            apply(&mut scratch.state.table(group), 1, &(1..=100).map(put).collect::<Vec<_>>());
+            scratch.state.flush_now().unwrap();
+            // Files of the newest level are all needed to read any group.
+            let open = scratch.state.cells.of(group).unwrap();
+            open.shared.db.compact_range(None::<&[u8]>, None::<&[u8]>);
+            let known: Vec<_> =
+                std::fs::read_dir(&cell).unwrap().map(|f| f.unwrap().path()).collect();
+            let is_new = |path: &PathBuf| {
+                path.extension().is_some_and(|extension| extension == "sst")
+                    && !files.contains(path)
+            };
+            let new = known.into_iter().filter(is_new).max().unwrap();
+            files.push(new);
+        }
+        let directory = scratch.close();
+        lose(&files[1]);
+        let state = open(directory.path());
+        let salvaged = state.recover(state.cell_of(GROUP), &[GROUP, NEIGHBOUR]).unwrap();
+        assert_eq!(salvaged.lost, [NEIGHBOUR].into());
+        assert_eq!(items(&state, GROUP), Ok(100));
+    }
+}
+
 #[test]
 fn damage_that_comes_again_and_again_is_left_to_an_operator() {
     let (directory, _) = two_on_disk();
