@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use super::founding::Servers;
 
@@ -75,8 +74,11 @@ async fn disks_that_were_full_for_a_while_are_served_again_without_anybodys_doin
     // Two of three: nothing is acknowledged, nobody ends, and afterwards everything is.
     disks[0].fill(1 << 20);
     disks[1].fill(1 << 20);
-    servers.await_log(2, &["this host is impaired"]).await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    let both_are_full = || async {
+        let shown = servers.run(3, &["status"]).await.stdout;
+        [1, 2].iter().all(|node| shown.contains(&format!("node {node} leads nothing")))
+    };
+    servers.until("both are known to be full", both_are_full).await;
     assert!(!writes(&servers, 3, "two").await, "one disk of three acknowledged a write");
     disks[0].free();
     disks[1].free();

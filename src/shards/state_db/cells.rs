@@ -69,19 +69,14 @@ impl Cells {
         options: &StateDbOptions,
         common: Arc<Common>,
     ) -> Result<Self, StateDbError> {
+        let refused = |error: io::Error| StateDbError::Open {
+            path: directory.to_owned(),
+            message: error.to_string(),
+        };
         // Of a single cell the directory itself is put aside.
-        super::salvage::finish(directory).map_err(|error| StateDbError::Open {
-            path: directory.to_owned(),
-            message: error.to_string(),
-        })?;
-        let layout = Layout::of(directory, options.cells).map_err(|error| StateDbError::Open {
-            path: directory.to_owned(),
-            message: error.to_string(),
-        })?;
-        let lock = layout.lock(directory).map_err(|error| StateDbError::Open {
-            path: directory.to_owned(),
-            message: error.to_string(),
-        })?;
+        super::salvage::finish(directory).map_err(refused)?;
+        let layout = Layout::of(directory, options.cells).map_err(refused)?;
+        let lock = layout.lock(directory).map_err(refused)?;
         let cells = Self {
             directory: directory.to_owned(),
             options: options.clone(),
