@@ -10,7 +10,7 @@ use bytes::Bytes;
 use shardhost::service::{
     ClientBudget, DEFAULT_CLIENT_BYTES, GroupLookup, MAX_READ_WEIGHT, table_server,
 };
-use shardhost::shards::{ShardMap, StateDb, StateDbOptions, TABLE_KIND};
+use shardhost::shards::{ShardMap, ShardTimes, StateDb, StateDbOptions, TABLE_KIND};
 use shardhost::{
     ApplyBatch, ApplyFault, Group, GroupId, GroupSpec, Host, HostConfig, LogPosition, NodeId,
     QueryError, Shutdown, SnapshotWriter, StateMachine,
@@ -86,7 +86,7 @@ impl SnapshotWriter for Nothing {
     }
 }
 
-struct Lookup(Host);
+struct Lookup(Host, Arc<ShardTimes>);
 
 impl GroupLookup for Lookup {
     fn group(&self, id: GroupId) -> Option<Group> {
@@ -95,6 +95,10 @@ impl GroupLookup for Lookup {
 
     fn map(&self) -> Option<Arc<ShardMap>> {
         None
+    }
+
+    fn times(&self) -> Arc<ShardTimes> {
+        Arc::clone(&self.1)
     }
 
     fn addresses(&self) -> BTreeMap<NodeId, String> {
@@ -120,7 +124,7 @@ async fn start(directory: &TempDir, gate: &Arc<Gate>) -> (Host, String) {
         group.wait_for(|status| status.serving, SOON).await.expect("it leads alone");
     }
     host.serve(Routes::new(table_server(
-        Arc::new(Lookup(host.clone())),
+        Arc::new(Lookup(host.clone(), Arc::clone(state.times()))),
         &ClientBudget::new(DEFAULT_CLIENT_BYTES),
     )));
     (host, address)

@@ -11,6 +11,7 @@ use shardhost::proto::admin::{
 };
 use shardhost::proto::log::{Member, MemberRole};
 
+use super::advance_time::{AdvanceTimeArguments, advance_time};
 use super::output::{Column, facts, number, table, whole};
 use super::place::{PlaceArguments, place};
 use super::requirement::{RequireArguments, require, requirement_json, requirement_text};
@@ -55,6 +56,8 @@ pub enum Command {
     /// Say where the leader of a group is wanted; without a wish, anywhere. Replaces what was said
     /// before.
     Place(PlaceArguments),
+    /// Move the time of a queue shard forward: hidden messages are received again earlier.
+    AdvanceTime(AdvanceTimeArguments),
     /// Destroy a group for good: the replicas of all its members, and their data.
     Destroy {
         /// Number of the group.
@@ -84,6 +87,7 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
         }
         Command::Require(arguments) => require(arguments).await?,
         Command::Place(arguments) => place(arguments).await?,
+        Command::AdvanceTime(arguments) => advance_time(arguments).await?,
         Command::Destroy { group, expect, target } => destroy(*group, *expect, target).await?,
     }
     Ok(ExitCode::SUCCESS)

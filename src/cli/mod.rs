@@ -4,6 +4,7 @@
 //! The program ends with 0 when all went well, 1 when something went wrong, 2 when the
 //! arguments make no sense, and 3 when something remains undone or unknown that it names.
 
+mod advance_time;
 mod balance;
 mod bench;
 mod catalog;

@@ -101,6 +101,7 @@ fn findings<'a>(
     found.extend(catalog);
     let each = |lines: fn(&HostStatus) -> Vec<String>| nodes.iter().flat_map(move |one| lines(one));
     found.extend(each(impairments));
+    found.extend(each(clocks));
     found.extend(each(leaderless));
     found.extend(each(missing));
     found.extend(short(&nodes, &answering));
@@ -121,6 +122,12 @@ fn impairments(status: &HostStatus) -> Vec<String> {
         format!("node {}: the replica of group {}: {}", status.node, stalled.group, stalled.reason)
     };
     node.into_iter().chain(status.stalled.iter().map(replica)).collect()
+}
+
+/// How the wall clock of a node disagrees with those of others.
+fn clocks(status: &HostStatus) -> Vec<String> {
+    let HostStatus { node, clock, .. } = status;
+    (!clock.is_empty()).then(|| format!("node {node}: {clock}")).into_iter().collect()
 }
 
 fn verdict(nodes: usize, findings: &[String]) -> String {

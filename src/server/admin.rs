@@ -28,10 +28,12 @@ use super::refusals::{
 };
 use super::replicas::{check_kind, empty_machine_of};
 use super::shard_map::CurrentMap;
+use super::shard_time;
 use super::{RESERVED, is_shard};
 use crate::host::Host;
 use crate::policy::system::{SYSTEM_GROUP, System, life_of};
 use crate::shards::StateDb;
+use crate::transport::TransportStats;
 use metrics::policy_metrics;
 pub(super) use shown::group_status;
 use shown::{
@@ -140,8 +142,7 @@ impl AdminService {
         (counts, now.duration_since(at).as_secs_f64().max(0.001))
     }
 
-    fn peers(&self) -> Vec<wire::PeerStatus> {
-        let stats = self.host.transport_stats();
+    fn peers(&self, stats: &TransportStats) -> Vec<wire::PeerStatus> {
         let address = |node: NodeId| self.host.directory().address(node).unwrap_or_default();
         let peers = stats.peers.iter().map(|peer| wire::PeerStatus {
             node: peer.node.get(),
@@ -267,7 +268,9 @@ impl Admin for AdminService {
         let stats = self.host.stats();
         let (window, seconds) = self.window();
         let in_doubt = count(&|status| status.doubt.is_some());
-        let peers = self.peers();
+        let transport = self.host.transport_stats();
+        let clock = transport.clock_alarm();
+        let peers = self.peers(&transport);
         let live = peers.iter().filter(|peer| peer.live).filter_map(|peer| NodeId::new(peer.node));
         let live: BTreeSet<NodeId> = live.chain([self.host.node_id()]).collect();
         let view = self.intentions.view();
@@ -309,6 +312,7 @@ impl Admin for AdminService {
             founding_waits_for: self.host.founding_waits_for().unwrap_or_default(),
             leaderless: Some(leaderless(&statuses)),
             impaired: impairment(&self.host),
+            clock: clock.map(|alarm| alarm.to_string()).unwrap_or_default(),
             stalled: stalled(&statuses),
             short: short_voters(&statuses, &live),
             missing: view.as_deref().map(|view| missing(&self.host, view)),
@@ -459,6 +463,20 @@ impl Admin for AdminService {
         let positions = listed.map_err(|error| Status::internal(error.to_string()))?;
         let positions = positions.into_iter().map(position_to_message).collect();
         Ok(Response::new(wire::SnapshotList { positions }))
+    }
+
+    async fn advance_time(
+        &self,
+        request: Request<wire::AdvanceTimeRequest>,
+    ) -> Result<Response<wire::AdvanceTimeReply>, Status> {
+        let request = request.into_inner();
+        let (group, state) = (self.group(request.group)?, self.state()?);
+        let advanced = shard_time::advance(&group, state.times(), request.by_ms);
+        let time_ms =
+            tokio::time::timeout(timeout_of(request.timeout_ms), advanced).await.map_err(
+                |_| Status::deadline_exceeded("it is not known whether the time was moved"),
+            )??;
+        Ok(Response::new(wire::AdvanceTimeReply { time_ms }))
     }
 
     async fn create_group(

@@ -11,19 +11,20 @@ use tokio_util::sync::CancellationToken;
 use super::shard_map::CurrentMap;
 use crate::host::Host;
 use crate::service::GroupLookup;
-use crate::shards::ShardMap;
+use crate::shards::{ShardMap, ShardTimes};
 
 /// The shards of a host.
 #[derive(Debug)]
 pub(super) struct HostLookup {
     host: Host,
     map: Arc<CurrentMap>,
+    times: Arc<ShardTimes>,
 }
 
 impl HostLookup {
     /// The shards of the cluster's map.
-    pub(super) fn new(host: &Host, map: &Arc<CurrentMap>) -> Self {
-        Self { host: host.clone(), map: Arc::clone(map) }
+    pub(super) fn new(host: &Host, map: &Arc<CurrentMap>, times: &Arc<ShardTimes>) -> Self {
+        Self { host: host.clone(), map: Arc::clone(map), times: Arc::clone(times) }
     }
 }
 
@@ -34,6 +35,10 @@ impl GroupLookup for HostLookup {
 
     fn map(&self) -> Option<Arc<ShardMap>> {
         self.map.get()
+    }
+
+    fn times(&self) -> Arc<ShardTimes> {
+        Arc::clone(&self.times)
     }
 
     fn addresses(&self) -> BTreeMap<NodeId, String> {

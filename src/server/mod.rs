@@ -15,6 +15,7 @@ mod refusals;
 mod repair;
 mod replicas;
 mod shard_map;
+mod shard_time;
 mod space;
 mod state_health;
 
@@ -184,7 +185,8 @@ impl Server {
 
     /// `client_bytes`: what all clients may hold of the memory.
     fn answer(&self, client_bytes: usize) {
-        let lookup: Arc<HostLookup> = Arc::new(HostLookup::new(&self.host, &self.map));
+        let lookup: Arc<HostLookup> =
+            Arc::new(HostLookup::new(&self.host, &self.map, self.state.times()));
         let admin = {
             let map = Arc::clone(&self.map);
             admin::admin_server(self.host.clone(), &self.state, self.system.as_ref(), map)

@@ -4,7 +4,9 @@
 use std::collections::HashMap;
 
 use shardhost_groups::error::TakeSnapshotError;
-use shardhost_groups::{LeaderHint, MembershipError, OpenGroupError, RejectReason, TransferError};
+use shardhost_groups::{
+    LeaderHint, MembershipError, OpenGroupError, ProposeError, RejectReason, TransferError,
+};
 use shardhost_storage::CapabilityError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -136,6 +138,19 @@ fn facts_of(error: &TransferError) -> Vec<(&'static str, String)> {
         | E::Aborted { to: node, .. } => vec![("node", node.to_string())],
         _ => vec![],
     }
+}
+
+/// A command that did not take effect, or may have.
+pub(super) fn of_proposal(error: &ProposeError) -> Status {
+    let (code, reason, facts) = match error {
+        ProposeError::NotLeader { hint, .. } => {
+            (Code::Unavailable, "NOT_LEADER", leader(hint.as_ref()))
+        }
+        ProposeError::Faulted { .. } => (Code::Internal, "GROUP_FAILED", vec![]),
+        definite if definite.is_definite() => (Code::Unavailable, "REFUSED", vec![]),
+        _ => (Code::DeadlineExceeded, "OUTCOME_UNKNOWN", vec![]),
+    };
+    refusal(code, reason, error, facts)
 }
 
 /// Names of capabilities that are none, or too many of them.

@@ -15,7 +15,6 @@
 //! host's.
 
 mod budget;
-mod clock;
 mod directory;
 mod failure;
 mod in_flight;
@@ -28,9 +27,9 @@ mod table;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::shards::ShardMap;
 use crate::shards::queue::{MAX_BODY_BYTES, MAX_DELIVERY_BYTES};
 use crate::shards::table::{MAX_SCAN_BYTES, MAX_VALUE_BYTES};
+use crate::shards::{ShardMap, ShardTimes};
 use shardhost_groups::Group;
 use shardhost_proto::client::directory_server::DirectoryServer;
 use shardhost_proto::client::queue_server::QueueServer;
@@ -81,6 +80,9 @@ pub trait GroupLookup: Send + Sync + 'static {
 
     /// Which shards the cluster has; `None`: that is not known here yet.
     fn map(&self) -> Option<Arc<ShardMap>>;
+
+    /// What time it is for the shards.
+    fn times(&self) -> Arc<ShardTimes>;
 
     /// Where the clients of each node connect to.
     fn addresses(&self) -> BTreeMap<NodeId, String>;

@@ -19,6 +19,7 @@ use super::session;
 use super::table::read_mode;
 use crate::shards::QUEUE_KIND;
 use crate::shards::queue::{QueueCommand, QueueQuery, QueueResponse, Receipt, Receivable};
+use crate::shards::time::Stamps;
 
 /// How queues are spoken to.
 pub struct QueueProtocol;
@@ -48,15 +49,17 @@ impl Protocol for QueueProtocol {
         batch.requests
     }
 
-    fn plan(request: QueueRequest, now_ms: u64) -> Planned {
+    fn plan(request: QueueRequest, stamps: &Stamps<'_>) -> Planned {
+        let group = GroupId::new(request.group);
+        let now_ms = stamps.now_ms(group);
         let plan = match request.operation {
             None => Plan::Invalid("the request names no operation".into()),
             Some(Operation::Receive(_)) if request.session.is_some() => {
                 Plan::Invalid("a receive cannot be part of a session".into())
             }
-            Some(operation) => session::join(plan(operation, now_ms), request.session, now_ms),
+            Some(operation) => session::join(plan(operation, now_ms), request.session, || now_ms),
         };
-        Planned { id: request.id, map: request.map, group: GroupId::new(request.group), plan }
+        Planned { id: request.id, map: request.map, group, plan }
     }
 
     fn written(id: u64, applied: &Applied) -> QueueReply {

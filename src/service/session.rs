@@ -6,11 +6,13 @@ use super::failure::failure;
 use super::pipeline::Plan;
 use crate::shards::session::{SessionRefusal, SessionTag};
 
-/// Puts a write into the session that the request names. A read takes no part in one.
-pub(super) fn join(plan: Plan, session: Option<Session>, now_ms: u64) -> Plan {
+/// Puts a write into the session that the request names, at the time of the shard. A read takes no
+/// part in one.
+pub(super) fn join(plan: Plan, session: Option<Session>, now_ms: impl FnOnce() -> u64) -> Plan {
     match (plan, session) {
         (Plan::Write(command), Some(session)) => {
             let Session { id, start, sequence, lowest_unanswered } = session;
+            let now_ms = now_ms();
             let tag = SessionTag { id, start, sequence, lowest_unanswered, now_ms };
             match tag.check() {
                 Ok(()) => Plan::Write(tag.wrap(&command)),

@@ -17,6 +17,7 @@ use super::pipeline::{PipelineService, Plan, Planned, Protocol, ReplyStream};
 use super::session;
 use crate::shards::TABLE_KIND;
 use crate::shards::table::{TableAnswer, TableCommand, TableQuery, TableResponse};
+use crate::shards::time::Stamps;
 
 /// How tables are spoken to.
 pub struct TableProtocol;
@@ -46,12 +47,15 @@ impl Protocol for TableProtocol {
         batch.requests
     }
 
-    fn plan(request: TableRequest, now_ms: u64) -> Planned {
+    fn plan(request: TableRequest, stamps: &Stamps<'_>) -> Planned {
+        let group = GroupId::new(request.group);
         let plan = match request.operation {
             None => Plan::Invalid("the request names no operation".into()),
-            Some(operation) => session::join(plan(operation), request.session, now_ms),
+            Some(operation) => {
+                session::join(plan(operation), request.session, || stamps.now_ms(group))
+            }
         };
-        Planned { id: request.id, map: request.map, group: GroupId::new(request.group), plan }
+        Planned { id: request.id, map: request.map, group, plan }
     }
 
     fn written(id: u64, applied: &Applied) -> TableReply {

@@ -11,6 +11,7 @@
 //! | [`map`] | which shards a cluster has |
 //! | [`session`] | resent writes take effect once |
 //! | [`routing`] | which shard a key belongs to |
+//! | [`time`] | what time it is for a shard |
 //!
 //! What is here knows neither Raft nor networks: it is given committed commands and answers them.
 
@@ -27,12 +28,14 @@ pub mod state_db;
 pub mod table;
 #[cfg(test)]
 mod testing;
+pub mod time;
 
 pub use codec::DecodeError;
 pub use map::{KindShards, MapMismatch, ShardMap};
 pub use queue::QueueMachine;
 pub use state_db::{Salvaged, StateDb, StateDbError, StateDbOptions, StateHealth};
 pub use table::TableMachine;
+pub use time::ShardTimes;
 
 /// Name of the table kind, as groups and the directory of shards spell it.
 pub const TABLE_KIND: &str = "table";

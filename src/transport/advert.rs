@@ -89,7 +89,8 @@ mod tests {
     fn the_largest_advert_is_within_its_bound() {
         let largest = said(longest_names(MAX_CAPABILITIES));
         from_wire(largest.clone()).unwrap();
-        let heartbeat = peer::NodeHeartbeat { sequence: 0, advert: Some(largest), founding: 0 };
+        let heartbeat =
+            peer::NodeHeartbeat { sequence: 0, advert: Some(largest), founding: 0, wall_ms: 0 };
         let length = heartbeat.encoded_len();
         assert!((ADVERT_MAX_BYTES - 4..=ADVERT_MAX_BYTES).contains(&length), "{length}");
     }

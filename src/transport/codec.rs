@@ -347,7 +347,7 @@ mod tests {
     #[test]
     fn a_frame_within_bounds_comes_back_as_it_was() {
         let frame = Frame {
-            heartbeat: Some(NodeHeartbeat { sequence: 9, advert: None, founding: 4 }),
+            heartbeat: Some(NodeHeartbeat { sequence: 9, advert: None, founding: 4, wall_ms: 0 }),
             ..frame(4, 2)
         };
         assert_eq!(decode(bytes_of(&frame), BOUNDS), Ok(frame));
@@ -366,7 +366,7 @@ mod tests {
             let advert = Some(Advert { capabilities, ..Advert::default() });
             let hello = Hello { advert: advert.clone(), ..Hello::default() };
             let greeting = Frame { hello: Some(hello), ..Frame::default() };
-            let heartbeat = Some(NodeHeartbeat { sequence: 1, advert, founding: 0 });
+            let heartbeat = Some(NodeHeartbeat { sequence: 1, advert, founding: 0, wall_ms: 0 });
             let beat = Frame { heartbeat, ..Frame::default() };
             [greeting, beat].map(|frame| decode(bytes_of(&frame), BOUNDS).is_ok())
         };

@@ -11,8 +11,8 @@ use super::advert::ADVERT_MAX_BYTES;
 use super::map_tag::MapTag;
 
 /// Most bytes of a heartbeat in a frame, which may join any message: its tag, its length, its
-/// sequence, its founding, and what the node says of itself.
-pub(super) const HEARTBEAT_MAX_BYTES: usize = 32 + ADVERT_MAX_BYTES;
+/// sequence, its founding, its time, and what the node says of itself.
+pub(super) const HEARTBEAT_MAX_BYTES: usize = 48 + ADVERT_MAX_BYTES;
 
 /// How much a lane may hold. Whatever is reached first is the bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,7 +167,7 @@ impl TransportConfig {
             (
                 "frame_max_bytes",
                 self.frame_max_bytes > HEARTBEAT_MAX_BYTES,
-                "must exceed what a heartbeat takes, 4,262 bytes",
+                "must exceed what a heartbeat takes, 4,278 bytes",
             ),
             ("frame_max_bytes", self.frame_max_bytes <= 1 << 30, "must be at most 1 GiB"),
             ("frame_max_messages", self.frame_max_messages > 0, "must be at least 1"),

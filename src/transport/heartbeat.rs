@@ -2,14 +2,19 @@
 //! looks who is silent, drops what waited too long for a connection, and reports drops.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shardhost_groups::transport::Inbound;
+use shardhost_proto::peer::NodeHeartbeat;
 use tokio::time::MissedTickBehavior;
 
+use super::clocks;
 use super::liveness::Patience;
 use super::peer::Peer;
 use super::shared::Shared;
+
+/// How often the clocks of the peers are compared with that of this node.
+const CLOCKS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Beats until the transport ends.
 pub(super) async fn run(shared: Arc<Shared>, inbound: Arc<dyn Inbound>) {
@@ -31,6 +36,8 @@ struct Pulse<'a> {
     sequence: u64,
     last: Instant,
     last_was_late: bool,
+    clocks_compared: Instant,
+    clock_alarm: bool,
 }
 
 impl<'a> Pulse<'a> {
@@ -40,7 +47,16 @@ impl<'a> Pulse<'a> {
             suspected: shared.config.heartbeat_interval * 2,
         };
         let last = Instant::now();
-        Self { shared, inbound, patience, sequence: 0, last, last_was_late: false }
+        Self {
+            shared,
+            inbound,
+            patience,
+            sequence: 0,
+            last,
+            last_was_late: false,
+            clocks_compared: last,
+            clock_alarm: false,
+        }
     }
 
     fn beat(&mut self) {
@@ -54,6 +70,21 @@ impl<'a> Pulse<'a> {
                 peer.liveness.judge(now, self.patience, &self.inbound);
             }
         }
+        if now.saturating_duration_since(self.clocks_compared) >= CLOCKS_INTERVAL {
+            self.clocks_compared = now;
+            self.compare_clocks(now);
+        }
+    }
+
+    /// Says once when the clock of this node is found wrong, and once when it is right again.
+    fn compare_clocks(&mut self, now: Instant) {
+        let alarm = self.shared.clock_alarm(now);
+        match (alarm, self.clock_alarm) {
+            (Some(alarm), false) => tracing::warn!(%alarm, "wall clocks differ"),
+            (None, true) => tracing::info!("wall clocks agree again"),
+            _ => {}
+        }
+        self.clock_alarm = alarm.is_some();
     }
 
     /// A process that was itself stopped for a while has not heard anybody: its first beat
@@ -79,7 +110,12 @@ impl<'a> Pulse<'a> {
     }
 
     fn attend(&self, peer: &Peer, now: Instant) {
-        peer.urgent.beat(self.sequence, self.shared.identity.founded.get());
+        peer.urgent.beat(NodeHeartbeat {
+            sequence: self.sequence,
+            advert: None,
+            founding: self.shared.identity.founded.get(),
+            wall_ms: clocks::wall_ms(),
+        });
         let mut dropped = Vec::new();
         peer.bulk.expire(now, &mut dropped);
         peer.urgent.expire(now, &mut dropped);

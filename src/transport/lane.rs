@@ -129,13 +129,13 @@ impl LaneQueue {
         wake(taker);
     }
 
-    /// Lets the next frame carry a heartbeat, which says which founding the node's cluster comes from.
-    /// Without a connection there is none.
-    pub fn beat(&self, sequence: u64, founding: u64) {
+    /// Lets the next frame carry a heartbeat, with what the node last said of itself. Without a
+    /// connection there is none.
+    pub fn beat(&self, heartbeat: NodeHeartbeat) {
         let taker = {
             let mut state = self.state.lock();
             if state.phase == Phase::Open {
-                state.heartbeat = Some(NodeHeartbeat { sequence, advert: None, founding });
+                state.heartbeat = Some(heartbeat);
             }
             state.taker_if_due()
         };
@@ -436,6 +436,10 @@ mod tests {
         frame.messages.iter().map(|message| message.group).collect()
     }
 
+    fn heartbeat(sequence: u64, founding: u64) -> NodeHeartbeat {
+        NodeHeartbeat { sequence, advert: None, founding, wall_ms: 0 }
+    }
+
     #[test]
     fn what_the_node_says_of_itself_goes_with_the_next_heartbeat_and_with_no_other() {
         let lane = lane(|_| ());
@@ -447,7 +451,7 @@ mod tests {
         let first = stream.next().now_or_never().flatten().unwrap();
         assert_eq!((groups(&first), first.heartbeat), (vec![1], None));
         let mut said = |sequence| {
-            lane.beat(sequence, 0);
+            lane.beat(heartbeat(sequence, 0));
             let frame = stream.next().now_or_never().flatten().unwrap();
             frame.heartbeat.unwrap().advert
         };
@@ -462,7 +466,7 @@ mod tests {
         lane.say(Advert { capabilities: Vec::new(), draining: true, ..Advert::default() });
         lane.detach();
         let mut stream = opened(&lane);
-        lane.beat(1, 0);
+        lane.beat(heartbeat(1, 0));
         let frame = stream.next().now_or_never().flatten().unwrap();
         assert!(frame.heartbeat.unwrap().advert.unwrap().draining);
     }
@@ -556,9 +560,9 @@ mod tests {
         let lane = lane(|_| ());
         let mut stream = opened(&lane);
         push(&lane, vec![message(1, 0)]);
-        lane.beat(5, 8);
+        lane.beat(heartbeat(5, 8));
         let frame = stream.next().now_or_never().flatten().unwrap();
-        assert_eq!(frame.heartbeat, Some(NodeHeartbeat { sequence: 5, advert: None, founding: 8 }));
+        assert_eq!(frame.heartbeat, Some(heartbeat(5, 8)));
         assert_eq!(groups(&frame), [1]);
     }
 

@@ -15,6 +15,7 @@
 //! | `listener` | connections: how many of each kind, and for how long they may say nothing |
 //! | `service`, `receiver` | the way in |
 //! | `liveness`, `heartbeat`, `advert` | which peers live, and what they say of themselves |
+//! | `clocks` | whether the wall clocks of the nodes agree |
 //! | `starts`, `refusals` | which process is a peer; what either side refuses of the other |
 //! | [`memory`] | which starts of peers were seen, over restarts; that the own directory is an older copy |
 //! | `snapshot` | snapshots, out and in |
@@ -25,7 +26,8 @@
 //! does.
 
 mod advert;
-pub mod codec;
+pub mod clocks;
+mod codec;
 pub mod config;
 mod connection;
 pub mod directory;
@@ -56,6 +58,7 @@ use shardhost_groups::worker::Advert;
 use shardhost_storage::SnapshotStore;
 use tokio::runtime::Handle;
 
+pub use clocks::ClockAlarm;
 pub use config::{ConfigError, LaneLimits, SnapshotLimits, TransportConfig};
 pub use connection::server;
 pub use directory::PeerDirectory;

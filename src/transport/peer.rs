@@ -11,6 +11,7 @@ use shardhost_storage::NodeId;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::clocks::PeerClock;
 use super::config::TransportConfig;
 use super::lane::{Dropped, LaneQueue};
 use super::liveness::Liveness;
@@ -35,6 +36,7 @@ pub(super) struct Peer {
     pub stop: CancellationToken,
     pub received: Received,
     pub refusals: Refusals,
+    pub clock: PeerClock,
     /// Which founding the peer said last that its cluster comes from; 0: it does not know.
     founding: AtomicU64,
     unreachable: Mutex<HashSet<Dropped>>,
@@ -65,6 +67,7 @@ impl Peer {
             stop,
             received: Received::default(),
             refusals: Refusals::default(),
+            clock: PeerClock::default(),
             founding: AtomicU64::new(0),
             unreachable: Mutex::default(),
         }
@@ -132,6 +135,7 @@ impl Peer {
             inbox_drops: self.received.inbox_drops.get(),
             refused: self.refusals.ours(Instant::now()),
             refused_by: self.refusals.theirs(),
+            clock_ahead_ms: self.clock.ahead_ms(Instant::now()),
         }
     }
 }

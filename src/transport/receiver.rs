@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use shardhost_groups::transport::{Inbound, Lane};
 use shardhost_groups::worker::Advert;
-use shardhost_proto::peer::{self, Frame, Hello, Welcome};
+use shardhost_proto::peer::{self, Frame, Hello, NodeHeartbeat, Welcome};
 use shardhost_storage::NodeId;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
 use super::advert;
+use super::clocks;
 use super::handshake::{self, Greeting, Refusal};
 use super::listener::Connection;
 use super::liveness::Visit;
@@ -233,8 +234,8 @@ impl Reception {
         if frame.hello.is_some() {
             return Err(Status::invalid_argument("a second hello in a stream"));
         }
-        if let Some(heartbeat) = frame.heartbeat.as_ref().filter(|beat| beat.founding != 0) {
-            self.peer.said_founding(heartbeat.founding);
+        if let Some(heartbeat) = &frame.heartbeat {
+            self.note_heartbeat(heartbeat);
         }
         self.check_founding()?;
         self.peer.liveness.heard(&self.visit, Instant::now(), &self.inbound);
@@ -251,6 +252,15 @@ impl Reception {
             received.inbox_drops.add(dropped);
         }
         Ok(())
+    }
+
+    fn note_heartbeat(&self, heartbeat: &NodeHeartbeat) {
+        if heartbeat.founding != 0 {
+            self.peer.said_founding(heartbeat.founding);
+        }
+        if heartbeat.wall_ms != 0 {
+            self.peer.clock.said(heartbeat.wall_ms, clocks::wall_ms(), Instant::now());
+        }
     }
 
     /// Both sides may have greeted before they knew which founding their clusters come from.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
@@ -15,6 +16,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::advert;
+use super::clocks::ClockAlarm;
 use super::config::TransportConfig;
 use super::directory::PeerDirectory;
 use super::founded::FoundedBy;
@@ -208,6 +210,13 @@ impl Shared {
         for (_, peer) in present.iter().filter(|(node, _)| !wanted.contains_key(node)) {
             peer.retire(inbound);
         }
+    }
+
+    /// Whether the wall clocks of the peers that are heard agree with this node's.
+    pub fn clock_alarm(&self, now: Instant) -> Option<ClockAlarm> {
+        let peers = self.peers.load();
+        let ahead = |peer: &Arc<Peer>| Some((peer.node, peer.clock.ahead_ms(now)?));
+        ClockAlarm::judge(&peers.values().filter_map(ahead).collect::<Vec<_>>())
     }
 
     fn start_senders(self: &Arc<Self>, peer: &Arc<Peer>) {

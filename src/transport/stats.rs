@@ -7,6 +7,8 @@ use parking_lot::Mutex;
 use shardhost_groups::worker::Advert;
 use shardhost_storage::NodeId;
 
+use super::clocks::ClockAlarm;
+
 /// One lane to one peer since the transport started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -63,6 +65,18 @@ pub struct PeerStats {
     pub refused: Option<String>,
     /// Why the peer refuses this node, which it did when it was last greeted.
     pub refused_by: Option<String>,
+    /// By how many milliseconds its wall clock is ahead of this node's; `None`: it was not heard for
+    /// some seconds, or is of an older version.
+    pub clock_ahead_ms: Option<i64>,
+}
+
+impl TransportStats {
+    /// Whether the wall clocks of the nodes that are heard agree with this node's.
+    #[must_use]
+    pub fn clock_alarm(&self) -> Option<ClockAlarm> {
+        let ahead = |peer: &PeerStats| Some((peer.node, peer.clock_ahead_ms?));
+        ClockAlarm::judge(&self.peers.iter().filter_map(ahead).collect::<Vec<_>>())
+    }
 }
 
 /// The transport since it started.

@@ -41,6 +41,17 @@ impl Entry {
     pub fn payload_bytes(&self) -> u64 {
         (self.data.len() + self.context.len()) as u64
     }
+
+    /// A CRC-32 of kind, payload and context, to compare entries of different logs.
+    #[must_use]
+    pub fn checksum(&self) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&[self.kind as u8]);
+        hasher.update(&(self.data.len() as u64).to_be_bytes());
+        hasher.update(&self.data);
+        hasher.update(&self.context);
+        hasher.finalize()
+    }
 }
 
 /// What Raft must not forget between two starts.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use shardhost::service::{
     ClientBudget, GroupLookup, MAX_BATCH_BYTES, MIN_CLIENT_BYTES, STALL_TIMEOUT, table_server,
 };
-use shardhost::shards::{ShardMap, StateDb, StateDbOptions, TABLE_KIND};
+use shardhost::shards::{ShardMap, ShardTimes, StateDb, StateDbOptions, TABLE_KIND};
 use shardhost::{Group, GroupId, GroupSpec, Host, HostConfig, NodeId};
 use shardhost_proto::client::table_client::TableClient;
 use shardhost_proto::client::table_reply::Result as Answer;
@@ -28,7 +28,7 @@ const TABLE: GroupId = GroupId::new(1);
 const SOON: Duration = Duration::from_secs(30);
 const MIB: usize = 1024 * 1024;
 
-struct Lookup(Host);
+struct Lookup(Host, Arc<ShardTimes>);
 
 impl GroupLookup for Lookup {
     fn group(&self, id: GroupId) -> Option<Group> {
@@ -37,6 +37,10 @@ impl GroupLookup for Lookup {
 
     fn map(&self) -> Option<Arc<ShardMap>> {
         None
+    }
+
+    fn times(&self) -> Arc<ShardTimes> {
+        Arc::clone(&self.1)
     }
 
     fn addresses(&self) -> BTreeMap<NodeId, String> {
@@ -72,7 +76,10 @@ impl Fixture {
         let group = host.create_group(spec, state.table(TABLE)).await.unwrap();
         group.wait_for(|status| status.serving, SOON).await.expect("it leads alone");
         let budget = ClientBudget::new(MIN_CLIENT_BYTES);
-        host.serve(Routes::new(table_server(Arc::new(Lookup(host.clone())), &budget)));
+        host.serve(Routes::new(table_server(
+            Arc::new(Lookup(host.clone(), Arc::clone(state.times()))),
+            &budget,
+        )));
         let fixture = Self { address, budget, _host: host, _directory: directory };
         let mut calls = fixture.connect().await;
         let put = Put { key: "large".into(), value: vec![7; MIB].into() };

@@ -146,7 +146,7 @@ fn what_cannot_be_read_is_counted_and_keeps_nobody_from_talking() {
 
     // What was said well stands, and a stream goes on after what was not.
     let beat = |advert| {
-        let heartbeat = Some(NodeHeartbeat { sequence: 1, advert, founding: 0 });
+        let heartbeat = Some(NodeHeartbeat { sequence: 1, advert, founding: 0, wall_ms: 0 });
         let frame = Frame { heartbeat, ..Frame::default() };
         prost::Message::encode_to_vec(&frame)
     };

@@ -29,6 +29,7 @@ mod lives;
 mod log_writer;
 mod open;
 mod parked;
+mod skip;
 mod snapshot_writer;
 mod stored;
 mod watchdog;
@@ -65,6 +66,7 @@ pub(crate) use lives::LifeLock;
 pub use lives::{Destruction, Ending, GroupStep, OpenId};
 pub use open::{MachineFactory, StateMachineBox};
 pub use parked::ParkedReplica;
+pub use skip::{MAX_REWRITTEN_BYTES, StoredEntry};
 
 use inbox::Inbox;
 use invitations::Invitations;

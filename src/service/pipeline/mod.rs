@@ -25,6 +25,7 @@ use self::stream::Stream;
 pub use self::writer::ReplyStream;
 use super::GroupLookup;
 use super::budget::ClientBudget;
+use crate::shards::time::Stamps;
 
 /// Batches of replies that wait for the connection.
 const REPLY_BATCHES: usize = 2;
@@ -46,8 +47,8 @@ pub trait Protocol: Send + Sync + 'static {
 
     /// The requests of a batch.
     fn requests(batch: Self::Batch) -> Vec<Self::Request>;
-    /// What is to be done for a request. `now_ms` is the time for commands that carry one.
-    fn plan(request: Self::Request, now_ms: u64) -> Planned;
+    /// What is to be done for a request, with the time for commands that carry one.
+    fn plan(request: Self::Request, stamps: &Stamps<'_>) -> Planned;
     /// The reply to a write that took effect.
     fn written(id: u64, applied: &Applied) -> Self::Reply;
     /// The reply to a read.

@@ -15,14 +15,10 @@ use tracing::debug;
 use super::stream::{Charge, Outcome, Stream};
 use super::writer::Sent;
 use super::{Plan, Planned, Protocol};
-use crate::service::clock::SteadyClock;
 use crate::service::{
     MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_GET_ANSWER_BYTES, MAX_RANGE_ANSWER_BYTES,
     RANGE_READ_WEIGHT, REQUEST_OVERHEAD_BYTES, failure,
 };
-
-/// The time for commands that carry one; one for the process, as its machine has one.
-static CLOCK: SteadyClock = SteadyClock::new();
 
 /// Takes batches until the client ends, errs, or no longer takes replies, or the host stops.
 pub(super) async fn read<P: Protocol>(
@@ -65,8 +61,9 @@ async fn read_all<P: Protocol>(
             )));
         }
         let planned: Vec<Planned> = {
-            let now_ms = CLOCK.now_ms();
-            requests.into_iter().map(|request| P::plan(request, now_ms)).collect()
+            let times = stream.lookup.times();
+            let stamps = times.stamps();
+            requests.into_iter().map(|request| P::plan(request, &stamps)).collect()
         };
         let bytes = planned.iter().map(charge_of).sum();
         let permit = stream.budget.commands(bytes).await;

@@ -51,7 +51,9 @@ impl QueueMachine {
 
 impl StateMachine for QueueMachine {
     fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
-        Ok(self.state.applied()?)
+        let applied = self.state.applied()?;
+        self.state.time().opened(store::counters(&self.state)?.now_ms);
+        Ok(applied)
     }
 
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
@@ -80,6 +82,7 @@ impl StateMachine for QueueMachine {
         batch.cut(run);
         let writes = work.finish();
         self.state.commit(writes, batch.last())?;
+        self.state.time().applied(loaded.time_ms());
         self.loaded = Some(loaded);
         Ok(())
     }
@@ -120,7 +123,9 @@ impl StateMachine for QueueMachine {
 
     fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault> {
         self.loaded = None;
-        Ok(self.state.restore(at, source, record::check)?)
+        self.state.restore(at, source, record::check)?;
+        self.state.time().applied(store::counters(&self.state)?.now_ms);
+        Ok(())
     }
 
     fn durable_index(&self) -> Option<LogIndex> {

@@ -24,6 +24,11 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
+    /// The time of the shard.
+    pub(super) fn time_ms(&self) -> u64 {
+        self.index.now_ms().max(self.sessions.time_ms())
+    }
+
     pub(super) fn counters(&self) -> Counters {
         Counters {
             now_ms: self.index.now_ms(),
@@ -65,7 +70,7 @@ pub(super) fn has_messages(state: &GroupState) -> Result<bool, StateDbError> {
     Ok(state.scan(MESSAGE, &first, None).next()?.is_some())
 }
 
-fn counters(state: &GroupState) -> Result<Counters, StateDbError> {
+pub(super) fn counters(state: &GroupState) -> Result<Counters, StateDbError> {
     match state.get(&state.space().prefix(COUNTERS))? {
         Some(record) => {
             Counters::decode(&record).map_err(|cause| corrupt(state, "the counters", cause))

@@ -30,7 +30,7 @@ mod tests;
 use crate::shards::codec::{self, DecodeError, Reader};
 
 pub(crate) use self::record::{add_to_checksum, check as check_record};
-pub(crate) use self::sessions::{Admission, Sessions};
+pub(crate) use self::sessions::{Admission, Sessions, time_ms};
 pub use self::tag::SessionTag;
 
 /// Sequence numbers of one session that may be unanswered at once.

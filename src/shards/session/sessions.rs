@@ -84,6 +84,20 @@ fn bytes_of(answer: &Bytes) -> usize {
     ANSWER_BYTES + answer.len()
 }
 
+/// The time of a shard that has no other clock than its sessions; 0: none told it one.
+pub(crate) fn time_ms(state: &GroupState) -> Result<u64, StateDbError> {
+    Ok(header(state)?.now_ms)
+}
+
+fn header(state: &GroupState) -> Result<Header, StateDbError> {
+    match state.get(&state.space().prefix(HEADER))? {
+        Some(header) => {
+            Header::decode(&header).map_err(|cause| state.corrupt("the sessions", cause))
+        }
+        None => Ok(Header::default()),
+    }
+}
+
 /// The sessions of a shard. All that happens here follows from the commands alone, one by one, so
 /// replicas agree however the commands are batched.
 #[derive(Debug, Default)]
@@ -107,17 +121,19 @@ impl Sessions {
 
     /// Reads the sessions of a group.
     pub(crate) fn load(state: &GroupState) -> Result<Self, StateDbError> {
-        let mut loaded = Self::default();
+        let mut loaded = Self { header: header(state)?, ..Self::default() };
         let corrupt = |cause| state.corrupt("the sessions", cause);
-        if let Some(header) = state.get(&state.space().prefix(HEADER))? {
-            loaded.header = Header::decode(&header).map_err(corrupt)?;
-        }
         let mut records = state.scan(SESSION, &[], None);
         while let Some((key, value)) = records.next()? {
             let id = record::id_of(key).map_err(corrupt)?;
             loaded.insert(id, Session::decode(value).map_err(corrupt)?);
         }
         Ok(loaded)
+    }
+
+    /// The time of the shard, as far as writes of sessions told it.
+    pub(crate) const fn time_ms(&self) -> u64 {
+        self.header.now_ms
     }
 
     fn insert(&mut self, id: u64, session: Session) {

@@ -17,6 +17,7 @@ use super::shared::Shared;
 use super::stream::{GroupReader, GroupWriter, Record};
 use super::{MachineKind, StateDb};
 use crate::shards::codec::{self, DecodeError, Reader};
+use crate::shards::time::TimeOfShard;
 
 /// A restore writes batches of about this size.
 const RESTORE_BATCH_BYTES: usize = 1024 * 1024;
@@ -32,13 +33,15 @@ pub(crate) struct GroupState {
     progress: Arc<Progress>,
     space: Space,
     kind: MachineKind,
+    time: TimeOfShard,
 }
 
 impl GroupState {
     pub(crate) fn new(state: Arc<StateDb>, group: GroupId, kind: MachineKind) -> Self {
         let cell = state.cells.of(group);
         let progress = cell.as_ref().map(|cell| cell.shared.progress(group)).unwrap_or_default();
-        Self { state, cell, progress, space: Space::new(group), kind }
+        let time = state.times.begin(group);
+        Self { state, cell, progress, space: Space::new(group), kind, time }
     }
 
     fn cell(&self) -> Result<&OpenCell, StateDbError> {
@@ -55,6 +58,11 @@ impl GroupState {
 
     pub(crate) const fn group(&self) -> GroupId {
         self.space.group()
+    }
+
+    /// Told by the machine what time it is for the shard.
+    pub(crate) const fn time(&self) -> &TimeOfShard {
+        &self.time
     }
 
     /// The position as of the last write. At none, whatever else is there is what a restore left

@@ -46,6 +46,7 @@ use self::shared::Common;
 pub use self::views::MAX_OPEN_VIEWS;
 use super::queue::QueueMachine;
 use super::table::TableMachine;
+use super::time::ShardTimes;
 
 /// Replicas are compared by the bytes of their snapshots, which hold no position and nothing of one
 /// host. Another number where a version writes other bytes of the same state.
@@ -75,6 +76,7 @@ pub(crate) enum MachineKind {
 /// ```
 pub struct StateDb {
     cells: Arc<Cells>,
+    times: Arc<ShardTimes>,
     path: PathBuf,
     /// `None` only while dropping.
     flusher: Option<Flusher>,
@@ -95,7 +97,8 @@ impl StateDb {
         let common = Arc::new(Common::new(options.flush_bytes, signals.0.clone()));
         let cells = Arc::new(Cells::open(&path, &options, common)?);
         let flusher = Flusher::start(Arc::clone(&cells), signals, options.flush_interval)?;
-        Ok(Arc::new(Self { cells, path, flusher: Some(flusher) }))
+        let times = Arc::default();
+        Ok(Arc::new(Self { cells, times, path, flusher: Some(flusher) }))
     }
 
     /// The machine of a table shard. One at a time per group.
@@ -193,6 +196,12 @@ impl StateDb {
     #[must_use]
     pub fn flushes(&self) -> watch::Receiver<u64> {
         self.cells.common().flushes()
+    }
+
+    /// What time it is for the shards whose machines are open.
+    #[must_use]
+    pub const fn times(&self) -> &Arc<ShardTimes> {
+        &self.times
     }
 
     /// Where the state is kept.

@@ -99,7 +99,9 @@ impl TableMachine {
 
 impl StateMachine for TableMachine {
     fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
-        Ok(self.state.applied()?)
+        let applied = self.state.applied()?;
+        self.state.time().opened(session::time_ms(&self.state)?);
+        Ok(applied)
     }
 
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
@@ -115,6 +117,9 @@ impl StateMachine for TableMachine {
             sessions.write(self.state.space(), &mut writes);
         }
         self.state.commit(writes, batch.last())?;
+        if let Some(sessions) = &sessions {
+            self.state.time().applied(sessions.time_ms());
+        }
         self.sessions = sessions;
         Ok(())
     }
@@ -139,7 +144,9 @@ impl StateMachine for TableMachine {
 
     fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault> {
         self.sessions = None;
-        Ok(self.state.restore(at, source, check_record)?)
+        self.state.restore(at, source, check_record)?;
+        self.state.time().applied(session::time_ms(&self.state)?);
+        Ok(())
     }
 
     fn durable_index(&self) -> Option<LogIndex> {

@@ -1,0 +1,181 @@
+//! Getting past a command that no replica of a group can apply: it fails or kills the state machine of
+//! each, so the group stands still for good.
+//!
+//! An operator has the entry replaced by an empty one, in the log of every replica, while none of them
+//! runs. The replicas stay equal: nobody has applied the command, and a log that is replicated or
+//! replayed later holds the empty entry. That it is the same entry everywhere is checked by its term
+//! and a checksum; that every replica is reached is up to the caller.
+
+use shardhost_storage::{
+    Entry, EntryKind, GroupId, GroupWrite, LogBatch, LogIndex, PersistedGroup, Term,
+};
+
+use super::lives::{GroupStep, StartGuard, log_error};
+use super::open::{MachineFactory, make};
+use super::stored::load;
+use super::{Groups, RuntimeShared};
+use crate::apply::contain;
+use crate::error::OpenGroupError;
+use crate::handle::Group;
+
+/// What may stand in the log from the entry on. It is rewritten in one step.
+pub const MAX_REWRITTEN_BYTES: u64 = 256 * 1024 * 1024;
+
+/// An entry of a log, as operators compare it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredEntry {
+    /// Its place.
+    pub index: LogIndex,
+    /// Term it was appended in.
+    pub term: Term,
+    /// Whether it carries nothing for a state machine: a leader began, or it was skipped.
+    pub is_empty: bool,
+    /// Bytes of the payload.
+    pub bytes: u64,
+    /// Of kind and payload.
+    pub checksum: u32,
+}
+
+impl StoredEntry {
+    fn of(entry: &Entry) -> Self {
+        Self {
+            index: entry.index,
+            term: entry.term,
+            is_empty: entry.kind == EntryKind::Command && entry.payload_bytes() == 0,
+            bytes: entry.payload_bytes(),
+            checksum: entry.checksum(),
+        }
+    }
+}
+
+impl Groups {
+    /// What stands at an index of the log of this host's replica, open or not; `None`: nothing yet.
+    ///
+    /// # Errors
+    /// [`OpenGroupError::Unknown`], [`OpenGroupError::Invalid`] when the log begins behind it,
+    /// [`OpenGroupError::Faulted`] when it cannot be read.
+    pub fn stored_entry(
+        &self,
+        group: GroupId,
+        index: LogIndex,
+    ) -> Result<Option<StoredEntry>, OpenGroupError> {
+        let persisted = load(self.shared(), group)?.ok_or(OpenGroupError::Unknown { group })?;
+        check_in_log(&persisted, index)?;
+        if index > persisted.last.index {
+            return Ok(None);
+        }
+        let found = entries(self.shared(), group, index, index, u64::MAX)?;
+        Ok(found.first().map(StoredEntry::of))
+    }
+
+    /// Replaces a command in the log of this host's replica by nothing, and opens the replica, which
+    /// must be closed. Where it is replaced already, or the log ends before it, the replica is only
+    /// opened. Blocks until that is durable.
+    ///
+    /// Every replica of the group must be treated so before it runs again.
+    ///
+    /// # Errors
+    /// [`OpenGroupError::Invalid`]: another entry stands there, or the state machine has applied it;
+    /// nothing was changed. Else as [`Groups::open`].
+    pub fn skip_entry(
+        &self,
+        group: GroupId,
+        entry: StoredEntry,
+        machine: MachineFactory,
+    ) -> Result<Group, OpenGroupError> {
+        let held = self.shared().lives.start(vec![group], GroupStep::Opening)?;
+        let opened = self.skip_held(held, group, entry, machine);
+        self.shared().parked.note(group, &opened);
+        opened
+    }
+
+    fn skip_held(
+        &self,
+        held: StartGuard,
+        group: GroupId,
+        entry: StoredEntry,
+        machine: MachineFactory,
+    ) -> Result<Group, OpenGroupError> {
+        let shared = self.shared();
+        let persisted = load(shared, group)?.ok_or(OpenGroupError::Unknown { group })?;
+        check_in_log(&persisted, entry.index)?;
+        let machine = make(group, machine)?;
+        let standing = contain(|| machine.applied());
+        let standing = standing.map_err(|fault| OpenGroupError::Faulted { group, fault })?;
+        if let Ok(Some(applied)) = &standing
+            && applied.index >= entry.index
+        {
+            let applied = applied.index;
+            let message = format!(
+                "its state machine has applied entry {} (it is at {applied}); a replica that fails \
+                 where this one does not is to be replaced, not the command skipped",
+                entry.index
+            );
+            return Err(OpenGroupError::Invalid { group, message });
+        }
+        if entry.index <= persisted.last.index {
+            rewrite(shared, &persisted, entry)?;
+        }
+        self.open_held(held, group, machine, Some(standing))
+    }
+}
+
+fn check_in_log(persisted: &PersistedGroup, index: LogIndex) -> Result<(), OpenGroupError> {
+    let (group, base) = (persisted.meta.group, persisted.base.index);
+    if index > base {
+        return Ok(());
+    }
+    let message = format!("its log begins behind {base}: entry {index} is applied");
+    Err(OpenGroupError::Invalid { group, message })
+}
+
+/// Writes the log from the entry on once more, with an empty entry in its place.
+fn rewrite(
+    shared: &RuntimeShared,
+    persisted: &PersistedGroup,
+    entry: StoredEntry,
+) -> Result<(), OpenGroupError> {
+    let (group, last) = (persisted.meta.group, persisted.last.index);
+    let mut entries = entries(shared, group, entry.index, last, MAX_REWRITTEN_BYTES)?;
+    let invalid = |message| OpenGroupError::Invalid { group, message };
+    let followed = last.get() - entry.index.get();
+    if entries.len() as u64 <= followed {
+        return Err(invalid(format!(
+            "{followed} entries stand behind entry {}, more than {MAX_REWRITTEN_BYTES} bytes",
+            entry.index
+        )));
+    }
+    let Some(first) = entries.first_mut() else {
+        return Err(invalid(format!("entry {} cannot be read", entry.index)));
+    };
+    let found = StoredEntry::of(first);
+    if found.is_empty && found.term == entry.term {
+        return Ok(());
+    }
+    if found != entry || first.kind != EntryKind::Command {
+        return Err(invalid(format!("another entry stands at {}: {found:?}", entry.index)));
+    }
+    tracing::warn!(%group, index = %entry.index, term = %entry.term, bytes = entry.bytes,
+        "an operator has a command skipped");
+    first.data.clear();
+    first.context.clear();
+    let write = GroupWrite { entries, ..GroupWrite::new(group) };
+    let written = shared.store().and_then(|store| store.write(&LogBatch { writes: vec![write] }));
+    written.map_err(|error| log_error(group, error))
+}
+
+fn entries(
+    shared: &RuntimeShared,
+    group: GroupId,
+    first: LogIndex,
+    last: LogIndex,
+    max_bytes: u64,
+) -> Result<Vec<Entry>, OpenGroupError> {
+    let mut entries = Vec::new();
+    let behind = LogIndex::new(last.get().saturating_add(1));
+    let read = shared
+        .store()
+        .and_then(|store| store.entries(group, first, behind, max_bytes, &mut entries));
+    read.map_err(|error| log_error(group, error))?;
+    Ok(entries)
+}

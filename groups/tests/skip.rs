@@ -1,0 +1,172 @@
+//! A command that fails the state machine of every replica, and how an operator gets past it.
+
+#![expect(clippy::unwrap_used, reason = "a test that broke ends with a panic")]
+
+use std::io::Read;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use shardhost_groups::runtime::StoredEntry;
+use shardhost_groups::testing::network::Network;
+use shardhost_groups::{
+    ApplyBatch, ApplyFault, Group, GroupSpec, Groups, GroupsBuilder, GroupsConfig, LogIndex,
+    LogPosition, OpenGroupError, Role, SnapshotWriter, StateMachine,
+};
+use shardhost_storage::{GroupId, MemorySnapshots, MemoryStore, NodeId};
+
+const SOON: Duration = Duration::from_secs(20);
+const ID: GroupId = GroupId::new(7);
+
+/// What the disk of a machine holds.
+#[derive(Debug, Default)]
+struct Disk {
+    applied: Option<LogPosition>,
+    words: Vec<String>,
+}
+
+/// Keeps words, and cannot bear `poison`.
+#[derive(Debug, Default)]
+struct Words(Arc<Mutex<Disk>>);
+
+impl StateMachine for Words {
+    fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
+        Ok(self.0.lock().unwrap().applied)
+    }
+
+    fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
+        let mut disk = self.0.lock().unwrap();
+        for command in batch.commands() {
+            let word = String::from_utf8_lossy(command.data()).into_owned();
+            if word == "poison" {
+                return Err(ApplyFault::new("poison"));
+            }
+            disk.words.push(word);
+            disk.applied = Some(command.position());
+        }
+        disk.applied = Some(batch.last());
+        Ok(())
+    }
+
+    fn durable_index(&self) -> Option<LogIndex> {
+        self.0.lock().unwrap().applied.map(|at| at.index)
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
+        Err(ApplyFault::new("none is taken here"))
+    }
+
+    fn restore(&mut self, _: LogPosition, _: &mut dyn Read) -> Result<(), ApplyFault> {
+        Err(ApplyFault::new("none is taken here"))
+    }
+}
+
+struct Trio {
+    _network: Network,
+    hosts: Vec<Groups>,
+    disks: Vec<Arc<Mutex<Disk>>>,
+}
+
+impl Trio {
+    fn start() -> (Self, Vec<Group>) {
+        let (network, nodes) = (Network::new(7), [1, 2, 3].map(NodeId::must));
+        let start = |node: &NodeId| {
+            let mut config = GroupsConfig::new(*node);
+            config.tick = Duration::from_millis(10);
+            let (snapshots, port) = (Arc::new(MemorySnapshots::new()), network.port(*node));
+            let groups = GroupsBuilder::new(config)
+                .start(Arc::new(MemoryStore::new()), snapshots.clone(), port.clone())
+                .unwrap();
+            port.attach(groups.inbound(), snapshots, 1);
+            groups
+        };
+        let hosts: Vec<Groups> = nodes.iter().map(start).collect();
+        let disks: Vec<Arc<Mutex<Disk>>> = nodes.iter().map(|_| Arc::default()).collect();
+        let create = |(host, disk): (&Groups, &Arc<Mutex<Disk>>)| {
+            host.create(GroupSpec::new(ID, nodes), Box::new(Words(Arc::clone(disk)))).unwrap()
+        };
+        let replicas = hosts.iter().zip(&disks).map(create).collect();
+        (Self { _network: network, hosts, disks }, replicas)
+    }
+
+    fn machine(&self, at: usize) -> Box<Words> {
+        Box::new(Words(Arc::clone(&self.disks[at])))
+    }
+
+    fn skip(&self, at: usize, entry: StoredEntry) -> Result<Group, OpenGroupError> {
+        let machine = self.machine(at);
+        self.hosts[at].skip_entry(ID, entry, Box::new(move || Ok(machine)))
+    }
+}
+
+async fn leader_of(replicas: &[Group]) -> &Group {
+    let waits = replicas.iter().map(|one| Box::pin(one.wait_for(|status| status.serving, SOON)));
+    let (served, at, _) = futures::future::select_all(waits).await;
+    served.expect("somebody serves");
+    &replicas[at]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_gets_past_a_command_that_fails_every_replica() {
+    let (trio, replicas) = Trio::start();
+    leader_of(&replicas).await.propose("one").await.unwrap();
+    let poisoned = leader_of(&replicas).await;
+    poisoned.propose("poison").await.expect_err("its machine fails");
+    for replica in &replicas {
+        let failed = replica.wait_for(|status| matches!(status.role, Role::Failed(_)), SOON).await;
+        failed.expect("each of them fails");
+    }
+    // An operator finds it behind what was applied.
+    let index = LogIndex::new(replicas[0].status().applied.get() + 1);
+    for host in &trio.hosts {
+        assert!(host.close(ID).await);
+    }
+    // A replica that only runs again fails again.
+    let again = trio.hosts[0].open(ID, trio.machine(0));
+    again.expect_err("the log holds the command");
+
+    let entry = trio.hosts[0].stored_entry(ID, index).unwrap().expect("it is there");
+    assert!(!entry.is_empty && entry.bytes == 6);
+    let replicas: Vec<Group> = (0..3).map(|at| trio.skip(at, entry).unwrap()).collect();
+    leader_of(&replicas).await.propose("two").await.unwrap();
+    let all = |at: usize| {
+        let replica = &replicas[at];
+        replica.wait_for(move |status| status.applied.get() > index.get() + 1, SOON)
+    };
+    for at in 0..3 {
+        all(at).await.expect("it applies what follows");
+        assert_eq!(trio.disks[at].lock().unwrap().words, ["one", "two"]);
+        let here = trio.hosts[at].stored_entry(ID, index).unwrap().expect("it is there");
+        assert!(here.is_empty && here.term == entry.term);
+    }
+
+    // Done twice, it changes nothing but that the state machine is past it.
+    assert!(trio.hosts[0].close(ID).await);
+    let message = trio.skip(0, entry).expect_err("it is applied").to_string();
+    assert!(message.contains("has applied entry"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_very_entry_that_was_meant_is_skipped() {
+    let (trio, replicas) = Trio::start();
+    leader_of(&replicas).await.propose("poison").await.expect_err("its machine fails");
+    let failed = replicas[1].wait_for(|status| matches!(status.role, Role::Failed(_)), SOON).await;
+    failed.expect("each of them fails");
+    let index = LogIndex::new(replicas[1].status().applied.get() + 1);
+    let entry = trio.hosts[1].stored_entry(ID, index).unwrap().unwrap();
+    trio.skip(1, entry).expect_err("it is open");
+    assert!(trio.hosts[1].close(ID).await);
+
+    for other in [
+        StoredEntry { checksum: entry.checksum ^ 1, ..entry },
+        StoredEntry { bytes: 7, ..entry },
+        StoredEntry { term: shardhost_groups::Term::new(entry.term.get() + 1), ..entry },
+    ] {
+        let message = trio.skip(1, other).expect_err("another entry").to_string();
+        assert!(message.contains("another entry stands at"), "{message}");
+    }
+    assert_eq!(trio.hosts[1].stored_entry(ID, index).unwrap(), Some(entry), "nothing changed");
+    // Where the log ends before it there is nothing to skip: it comes from the others, empty.
+    let behind = StoredEntry { index: LogIndex::new(index.get() + 100), ..entry };
+    assert_eq!(trio.hosts[1].stored_entry(ID, behind.index).unwrap(), None);
+    trio.skip(1, entry).unwrap();
+}
