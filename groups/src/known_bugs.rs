@@ -87,6 +87,8 @@ pub enum KnownBug {
     LeadImpaired,
     /// A replica whose state is lost goes on from the start of its log.
     ApplyWithoutState,
+    /// Such a replica asks for a snapshot whatever becomes of the group meanwhile.
+    AskForStateForEver,
     /// The replica with the number 3 does not apply every fifth entry.
     SkipCommands,
 }

@@ -15,6 +15,7 @@ use super::advance_time::{AdvanceTimeArguments, advance_time};
 use super::output::{Column, facts, number, table, whole};
 use super::place::{PlaceArguments, place};
 use super::requirement::{RequireArguments, require, requirement_json, requirement_text};
+use super::skip::{SkipArguments, skip};
 use super::target::{Target, all_groups, in_time, said};
 
 /// What to do.
@@ -58,6 +59,8 @@ pub enum Command {
     Place(PlaceArguments),
     /// Move the time of a queue shard forward: hidden messages are received again earlier.
     AdvanceTime(AdvanceTimeArguments),
+    /// Go on without a command that fails the state machine of every replica.
+    Skip(SkipArguments),
     /// Destroy a group for good: the replicas of all its members, and their data.
     Destroy {
         /// Number of the group.
@@ -87,6 +90,7 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
         }
         Command::Require(arguments) => require(arguments).await?,
         Command::Place(arguments) => place(arguments).await?,
+        Command::Skip(arguments) => return skip(arguments).await,
         Command::AdvanceTime(arguments) => advance_time(arguments).await?,
         Command::Destroy { group, expect, target } => destroy(*group, *expect, target).await?,
     }

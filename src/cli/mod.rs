@@ -26,6 +26,7 @@ mod rebuild;
 mod requirement;
 mod rolling_restart;
 mod serve;
+mod skip;
 mod snapshot;
 mod status;
 mod supervised;

@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use shardhost_groups::leadership::GroupSelector;
-use shardhost_groups::runtime::{AdditionGuard, Destruction, MachineFactory, ParkedReplica};
+use shardhost_groups::runtime::{
+    AdditionGuard, Destruction, MachineFactory, ParkedReplica, StoredEntry,
+};
 use shardhost_groups::{Group, GroupSpec, OpenGroupError, StateMachine};
 use shardhost_storage::{
-    GroupId, GroupMeta, LogError, LogPosition, Membership, NodeId, ReplicaId, SnapshotError,
+    GroupId, GroupMeta, LogError, LogIndex, LogPosition, Membership, NodeId, ReplicaId,
+    SnapshotError,
 };
 
 use super::Host;
@@ -133,6 +136,35 @@ impl Host {
                 OpenGroupError::Invalid { group, message }
             })
         }
+    }
+
+    /// What stands at an index of the log of this host's replica, open or not; `None`: nothing yet.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`] when the log cannot be read, or begins behind the index.
+    pub async fn stored_entry(
+        &self,
+        id: GroupId,
+        index: LogIndex,
+    ) -> Result<Option<StoredEntry>, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.stored_entry(id, index)).await
+    }
+
+    /// Replaces a command in the log of this host's replica by nothing, and opens the replica, which
+    /// must be closed. Every member must do so before its replica runs again.
+    ///
+    /// # Errors
+    /// [`OpenGroupError::Invalid`]: another entry stands there, or it is applied; nothing changed.
+    /// Else as [`Host::open_group`].
+    pub async fn skip_entry(
+        &self,
+        id: GroupId,
+        entry: StoredEntry,
+        machine: MachineFactory,
+    ) -> Result<Group, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.skip_entry(id, entry, machine)).await
     }
 
     /// What the log holds of one group.

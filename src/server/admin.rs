@@ -28,8 +28,8 @@ use super::refusals::{
 };
 use super::replicas::{check_kind, empty_machine_of};
 use super::shard_map::CurrentMap;
-use super::shard_time;
 use super::{RESERVED, is_shard};
+use super::{shard_time, skip};
 use crate::host::Host;
 use crate::policy::system::{SYSTEM_GROUP, System, life_of};
 use crate::shards::StateDb;
@@ -463,6 +463,22 @@ impl Admin for AdminService {
         let positions = listed.map_err(|error| Status::internal(error.to_string()))?;
         let positions = positions.into_iter().map(position_to_message).collect();
         Ok(Response::new(wire::SnapshotList { positions }))
+    }
+
+    async fn look_at_entry(
+        &self,
+        request: Request<wire::LookAtEntryRequest>,
+    ) -> Result<Response<wire::EntryReply>, Status> {
+        let entry = skip::look(&self.host, &self.state()?, request.into_inner()).await?;
+        Ok(Response::new(entry))
+    }
+
+    async fn skip_entry(
+        &self,
+        request: Request<wire::SkipEntryRequest>,
+    ) -> Result<Response<wire::SkipEntryReply>, Status> {
+        skip::skip(&self.host, &self.state()?, request.into_inner()).await?;
+        Ok(Response::new(wire::SkipEntryReply {}))
     }
 
     async fn advance_time(

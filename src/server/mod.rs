@@ -16,6 +16,7 @@ mod repair;
 mod replicas;
 mod shard_map;
 mod shard_time;
+mod skip;
 mod space;
 mod state_health;
 

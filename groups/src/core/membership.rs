@@ -222,7 +222,7 @@ impl GroupCore {
     }
 
     /// Whether a node answers, this one included.
-    fn answers(&self, node: NodeId, live: &LiveNodes) -> bool {
+    pub(super) fn answers(&self, node: NodeId, live: &LiveNodes) -> bool {
         node == self.config.node || live.contains(node)
     }
 

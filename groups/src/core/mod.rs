@@ -73,6 +73,7 @@ use crate::worker::Round;
 
 pub use barrier::{BarrierOrder, BarrierOutcome, BarrierWaiter, DrainWaiter};
 pub use membership::{MembershipOrder, MembershipOutcome, MembershipRequest, MembershipWaiter};
+pub(crate) use open::has_another_voter;
 pub use open::{Opened, ReplicaStart};
 pub use outlook::{Declined, Outlook, OutlookWaiter, VoterOutlook};
 pub use propose::Proposal;
@@ -139,7 +140,7 @@ pub struct GroupCore {
     /// The state machine cannot go on for now.
     stalled: Option<Box<crate::worker::Impairment>>,
     /// The state machine's state is lost, and another replica's is asked for.
-    lost: bool,
+    recovery: recovery::Recovery,
     lease: Lease,
     /// The log may have lost something.
     doubt: Option<Box<Doubt>>,
@@ -222,7 +223,7 @@ impl GroupCore {
             self.raw.raft.election_elapsed = 0;
         }
         self.check_doubt(round);
-        self.ask_for_state();
+        self.tend_recovery(live);
         self.leave_leadership_without_state(live);
         if self.will_campaign() {
             if self.has_promised(round) {

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use raft::{Config, RawNode, ReadOnlyOption};
 use shardhost_storage::{
-    Certainty, GroupId, HardState, LogIndex, LogPosition, LogStore, PersistedGroup, Term,
+    Certainty, EntryKind, GroupId, HardState, LogIndex, LogPosition, LogStore, PersistedGroup, Term,
 };
 use slog::Logger;
 
 use super::candidacy::Candidacy;
 use super::doubt::Doubt;
+use super::recovery::Recovery;
 use super::succession::Succession;
 use super::transfer::Preparation;
 use super::{GroupCore, apply::ApplyProgress, sleep::Sleep, snapshot::Snapshots};
@@ -77,10 +78,10 @@ impl Opened {
         }
         match persisted.meta.snapshot {
             Some(snapshot) if snapshot.index >= persisted.base.index => Ok(Self::Restore(snapshot)),
-            _ if persisted.meta.membership.members.len() > 1 => Ok(Self::Lost(persisted.base)),
+            _ if has_another_voter(persisted) => Ok(Self::Lost(persisted.base)),
             other => Err(GroupFault::StateDamaged(
                 format!(
-                    "the state of {} is lost, and it has no other replica to ask: the state machine \
+                    "the state of {} is lost, and it has no other voter to ask: the state machine \
                      stands at {machine}, the log starts after {}, and the newest snapshot is {other:?}; \
                      put the state back, from a copy or from what was put aside",
                     persisted.meta.group, persisted.base
@@ -89,6 +90,12 @@ impl Opened {
             )),
         }
     }
+}
+
+/// Whether somebody else has the group's state and may lead it.
+pub(crate) fn has_another_voter(persisted: &PersistedGroup) -> bool {
+    let own = persisted.meta.replica;
+    persisted.meta.membership.voters().any(|(replica, _)| replica != own)
 }
 
 fn broken(message: String) -> GroupFault {
@@ -111,12 +118,17 @@ impl GroupCore {
         let hard_state = check_start(&persisted, applied)?;
         let conf = convert::conf_state(&persisted.meta.membership);
         let initial = (convert::hard_state_from_log(&hard_state), conf.clone());
-        let mut log = ReplicaLog::new(id, store, initial, persisted.base, persisted.last);
+        let mut log =
+            ReplicaLog::new(id, Arc::clone(&store), initial, persisted.base, persisted.last);
         check_term(&log, id, applied)?;
         if let Some(snapshot) = persisted.meta.snapshot {
             log.set_snapshot(snapshot, conf);
         }
-        let raft_config = raft_config(&config, persisted.meta.replica.get(), applied);
+        let passed = match lost && !config.bugs.has(KnownBug::ApplyWithoutState) {
+            true => unchanged_up_to(&*store, &persisted, hard_state.commit)?,
+            false => applied.index,
+        };
+        let raft_config = raft_config(&config, persisted.meta.replica.get(), passed);
         let raw = RawNode::new(&raft_config, log, logger)
             .map_err(|error| broken(format!("raft refuses to open {id:?}: {error}")))?;
         let membership = Arc::new(persisted.meta.membership.clone());
@@ -144,7 +156,7 @@ impl GroupCore {
             candidacy: Candidacy::default(),
             seen_facts: 0,
             stalled: lost.then(|| Box::new(super::recovery::impairment())),
-            lost,
+            recovery: Recovery::opened(lost),
             barrier: None,
             barriers: 0,
             change: None,
@@ -251,12 +263,43 @@ fn check_term(log: &ReplicaLog, id: GroupId, applied: LogPosition) -> Result<(),
     Err(broken(format!("{id:?} applied {applied}, but the log holds term {term} there")))
 }
 
-fn raft_config(config: &GroupsConfig, replica: u64, applied: LogPosition) -> Config {
+/// Bytes of the log that are looked through at a time.
+const LOOKED_THROUGH_BYTES: u64 = 1 << 20;
+
+/// How far a replica that applies nothing counts its log as applied to raft: up to the first change of
+/// members that is committed and not in its membership, for raft lets nobody stand for election who
+/// has one to apply. Without a state nothing else would ever be passed.
+fn unchanged_up_to(
+    store: &dyn LogStore,
+    persisted: &PersistedGroup,
+    commit: LogIndex,
+) -> Result<LogIndex, GroupFault> {
+    let meta = &persisted.meta;
+    let mut passed = persisted.base.index.max(meta.membership.config_index).min(commit);
+    while passed < commit {
+        let mut entries = Vec::new();
+        store
+            .entries(meta.group, passed.next(), commit.next(), LOOKED_THROUGH_BYTES, &mut entries)
+            .map_err(GroupFault::Log)?;
+        if entries.is_empty() {
+            break;
+        }
+        for entry in entries {
+            if entry.kind == EntryKind::Config {
+                return Ok(passed);
+            }
+            passed = entry.index;
+        }
+    }
+    Ok(passed)
+}
+
+fn raft_config(config: &GroupsConfig, replica: u64, applied: LogIndex) -> Config {
     Config {
         id: replica,
         election_tick: usize::from(config.election_ticks),
         heartbeat_tick: usize::from(config.heartbeat_ticks),
-        applied: applied.index.get(),
+        applied: applied.get(),
         max_size_per_msg: config.max_append_bytes,
         max_inflight_msgs: config.max_inflight_appends,
         check_quorum: true,
@@ -276,7 +319,10 @@ fn raft_config(config: &GroupsConfig, replica: u64, applied: LogPosition) -> Con
 mod tests {
     use std::collections::BTreeMap;
 
-    use shardhost_storage::{GroupMeta, Membership, NodeId, ReplicaId};
+    use bytes::Bytes;
+    use shardhost_storage::{
+        Entry, GroupMeta, GroupWrite, LogBatch, Membership, MemoryStore, NodeId, ReplicaId,
+    };
 
     use super::*;
 
@@ -349,7 +395,42 @@ mod tests {
         }
         let mut alone = without_snapshot();
         alone.meta.membership = Membership::initial([NodeId::must(1)]);
-        refused(Opened::decide(&alone, None), "no other replica to ask");
+        refused(Opened::decide(&alone, None), "no other voter to ask");
+        alone.meta.membership = Membership::initial([1, 2].map(NodeId::must));
+        let learner = alone.meta.membership.members.get_mut(&ReplicaId::must(1));
+        learner.map(|member| (member.voter, member.learner) = (false, true)).unwrap();
+        refused(Opened::decide(&alone, None), "no other voter to ask");
+    }
+
+    #[test]
+    fn a_lost_state_passes_what_is_committed_up_to_a_change_of_members() {
+        let store = MemoryStore::new();
+        let persisted = without_snapshot();
+        let entry = |index: u64, kind| Entry {
+            term: Term::new(4),
+            index: LogIndex::new(index),
+            kind,
+            data: Bytes::from_static(b"x"),
+            context: Bytes::new(),
+        };
+        let kind = |index| match index {
+            13 | 17 => EntryKind::Config,
+            _ => EntryKind::Command,
+        };
+        let mut write = GroupWrite::new(persisted.meta.group);
+        (write.meta, write.reset) = (Some(persisted.meta.clone()), Some(persisted.base));
+        write.hard_state = Some(persisted.hard_state);
+        write.entries = (11..=20).map(|index| entry(index, kind(index))).collect();
+        store.write(&LogBatch { writes: vec![write] }).unwrap();
+        let passed = |config_index, commit| {
+            let mut persisted = persisted.clone();
+            persisted.meta.membership.config_index = LogIndex::new(config_index);
+            unchanged_up_to(&store, &persisted, LogIndex::new(commit)).unwrap().get()
+        };
+        assert_eq!(passed(0, 20), 12, "the change at 13 is still to be applied");
+        assert_eq!(passed(13, 20), 16, "it is in the membership, the one at 17 is not");
+        assert_eq!(passed(17, 20), 20);
+        assert_eq!((passed(0, 10), passed(13, 15)), (10, 15), "no further than is committed");
     }
 
     #[test]

@@ -8,12 +8,41 @@
 //! Nothing of this is written down: whoever opens such a replica sees that its machine is behind the
 //! log's base.
 
-use raft::{INVALID_ID, INVALID_INDEX, StateRole};
-use shardhost_storage::RequirementMode;
+use raft::{INVALID_ID, INVALID_INDEX, ProgressState, StateRole};
+use shardhost_storage::{LogPosition, ReplicaId, RequirementMode};
 
 use super::GroupCore;
 use crate::known_bugs::KnownBug;
 use crate::worker::{Impairment, LiveNodes, Round};
+
+/// What is known of a lost state.
+#[derive(Debug)]
+pub(super) struct Recovery {
+    lost: bool,
+    /// The term in which a snapshot was asked for last.
+    asked_in: u64,
+}
+
+impl Recovery {
+    pub(super) const fn opened(lost: bool) -> Self {
+        Self { lost, asked_in: 0 }
+    }
+
+    pub(super) const fn is_lost(&self) -> bool {
+        self.lost
+    }
+}
+
+/// Whether a group can do without one replica's acknowledgements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standby {
+    /// The other voters that answer are a quorum.
+    Spared,
+    /// Not while one of the others does not answer.
+    Needed,
+    /// Its acknowledgement is part of every quorum.
+    AlwaysNeeded,
+}
 
 /// What such a replica says of itself.
 pub(super) fn impairment() -> Impairment {
@@ -24,23 +53,115 @@ pub(super) fn impairment() -> Impairment {
 impl GroupCore {
     /// Whether nothing may be applied, for there is nothing to apply it to.
     pub(super) fn lacks_state(&self) -> bool {
-        self.lost && !self.config.bugs.has(KnownBug::ApplyWithoutState)
+        self.recovery.lost && !self.config.bugs.has(KnownBug::ApplyWithoutState)
     }
 
-    /// At every tick: asks for a snapshot, once there is a leader whose first entry is here. Raft asks
-    /// on until one is taken, and takes no entries meanwhile: none is acknowledged that the
-    /// snapshot could lack.
-    pub(super) fn ask_for_state(&mut self) {
+    /// At every tick: asks for a snapshot, and takes that back when the group needs this replica for
+    /// something else.
+    pub(super) fn tend_recovery(&mut self, live: &LiveNodes) {
+        self.drop_vain_requests(live);
+        if !self.recovery.lost {
+            return;
+        }
+        let standby = self.standby(live);
+        if self.raw.raft.pending_request_snapshot == INVALID_INDEX {
+            self.ask_for_state(standby);
+        } else if !self.keeps_asking(standby) && !self.keeps_request_for_ever() {
+            tracing::info!(group = %self.id, "it asks for no snapshot while the group needs its log");
+            self.raw.raft.pending_request_snapshot = INVALID_INDEX;
+        }
+    }
+
+    /// Raft asks on until a snapshot is taken, and takes no entries meanwhile: none is acknowledged
+    /// that the snapshot could lack. So nothing may depend on this replica's acknowledgements.
+    fn ask_for_state(&mut self, standby: Standby) {
         let raft = &self.raw.raft;
-        let may = self.lost
+        let log = &raft.raft_log;
+        let may = match standby {
+            Standby::Spared => true,
+            Standby::Needed => false,
+            Standby::AlwaysNeeded => log.committed == log.last_index(),
+        };
+        let may = (may || self.keeps_request_for_ever())
             && raft.state == StateRole::Follower
             && raft.leader_id != INVALID_ID
-            && raft.pending_request_snapshot == INVALID_INDEX
             && !self.snapshots.is_installing()
             && self.doubt.is_none();
-        if may && let Err(error) = self.raw.request_snapshot() {
+        if !may {
+            return;
+        }
+        self.recovery.asked_in = raft.term;
+        if let Err(error) = self.raw.request_snapshot() {
             tracing::debug!(group = %self.id, %error, "the leader cannot be asked for a snapshot yet");
         }
+    }
+
+    /// Whether what it asked for is still to be had. A leader of a later term can make no snapshot
+    /// before it has committed an entry of its term, for which it may need this replica.
+    fn keeps_asking(&self, standby: Standby) -> bool {
+        let raft = &self.raw.raft;
+        let may = match standby {
+            Standby::Spared => true,
+            Standby::Needed => false,
+            Standby::AlwaysNeeded => raft.raft_log.committed >= raft.pending_request_snapshot,
+        };
+        may && raft.term == self.recovery.asked_in
+    }
+
+    fn keeps_request_for_ever(&self) -> bool {
+        self.config.bugs.has(KnownBug::AskForStateForEver)
+    }
+
+    /// Whether the group commits without this replica's acknowledgements.
+    fn standby(&self, live: &LiveNodes) -> Standby {
+        self.standby_of(self.replica, live)
+    }
+
+    fn standby_of(&self, replica: ReplicaId, live: &LiveNodes) -> Standby {
+        let voters = self.membership.voters().count();
+        let others = || self.membership.voters().filter(|(id, _)| *id != replica);
+        let answering = others().filter(|(_, node)| self.answers(*node, live)).count();
+        let quorum = voters / 2 + 1;
+        if others().count() == voters || answering >= quorum {
+            Standby::Spared
+        } else if others().count() >= quorum {
+            Standby::Needed
+        } else {
+            Standby::AlwaysNeeded
+        }
+    }
+
+    /// A leader that was asked for a snapshot sends no entries before it has one. One that it cannot
+    /// make, because it cannot commit that far without the replica that asks, it forgets.
+    fn drop_vain_requests(&mut self, live: &LiveNodes) {
+        if !self.leads() || self.keeps_request_for_ever() {
+            return;
+        }
+        let committed = self.raw.raft.raft_log.committed;
+        let vain = |(id, progress): (&u64, &raft::Progress)| {
+            let replica = ReplicaId::new(*id)?;
+            let asked = progress.pending_request_snapshot;
+            let under_way = progress.state == ProgressState::Snapshot;
+            let vain = match self.standby_of(replica, live) {
+                Standby::Spared => false,
+                Standby::Needed => true,
+                Standby::AlwaysNeeded => asked > committed,
+            };
+            (asked != INVALID_INDEX && !under_way && vain).then_some(*id)
+        };
+        let vain: Vec<u64> = self.raw.raft.prs().iter().filter_map(vain).collect();
+        for id in vain {
+            if let Some(progress) = self.raw.raft.mut_prs().get_mut(id) {
+                progress.pending_request_snapshot = INVALID_INDEX;
+                progress.resume();
+            }
+        }
+    }
+
+    /// Whether a snapshot that arrives would replace more of the log than it holds: an earlier request
+    /// was answered late, and entries were acknowledged since.
+    pub(super) fn comes_too_late(&self, position: LogPosition) -> bool {
+        position.index.get() < self.raw.raft.pending_request_snapshot
     }
 
     /// At every tick: a leader cannot be given a snapshot. As soon as somebody else has all that it
@@ -68,7 +189,7 @@ impl GroupCore {
 
     /// A snapshot is the state from here on.
     pub(super) fn state_is_back(&mut self, round: &mut Round) {
-        if std::mem::take(&mut self.lost) {
+        if std::mem::take(&mut self.recovery.lost) {
             tracing::info!(group = %self.id, "the lost state was replaced by a snapshot");
             self.on_stalled(None, round);
         }

@@ -240,7 +240,7 @@ impl GroupCore {
             && log.persisted == last
             && self.apply.applied() == last
             && self.apply.is_idle()
-            && !self.lost
+            && !self.recovery.is_lost()
             && self.handed_number == self.durable_number
             && !self.has_waiters()
             && !self.has_reads()

@@ -251,7 +251,7 @@ impl GroupCore {
         let membership =
             meta.and_then(|m| m.membership.as_ref()).and_then(convert::membership_from_wire);
         let (Some(position), Some(membership)) = (position, membership) else { return };
-        if self.snapshots.is_installing() {
+        if self.snapshots.is_installing() || self.comes_too_late(position) {
             return;
         }
         let before = self.pending_snapshot();

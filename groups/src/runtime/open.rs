@@ -10,7 +10,7 @@ use super::lives::{GroupStep, LifeLock, OpenId, StartGuard};
 use super::stored::load;
 use super::{Groups, Mailbox, RuntimeShared};
 use crate::apply::{Applier, contain, restore_machine};
-use crate::core::{GroupCore, Opened, ReplicaStart};
+use crate::core::{GroupCore, Opened, ReplicaStart, has_another_voter};
 use crate::error::{GroupFault, OpenGroupError};
 use crate::handle::{Group, GroupShared, LeaseCell};
 use crate::logging;
@@ -268,7 +268,7 @@ fn bring_level(
         Opened::Restore(position) => {
             let group = persisted.meta.group;
             let restored = restore_machine(&mut **machine, &*shared.snapshots, group, position);
-            let others = persisted.meta.membership.members.len() > 1;
+            let others = has_another_voter(persisted);
             match restored {
                 Err(error) if others => {
                     tracing::error!(%group, %error, "the snapshot here cannot be used");

@@ -94,3 +94,63 @@ fn going_on_without_the_state_is_caught() {
     run(seed, &Shape::losing_state(seed)).0.unwrap_or_else(|other| panic!("seed {seed}: {other}"));
     println!("seed {seed}: {violation}");
 }
+
+/// One voter is gone, another one without its state, and the leader starts anew: the group needs the
+/// log of the replica that waits for a snapshot.
+fn goes_on_with_two(seed: u64, bugs: KnownBugs) -> Result<(), String> {
+    let mut shape = Shape::calm();
+    (shape.groups, shape.keeping, shape.config.seed) = (1, seed % 3, seed);
+    (shape.config.sleep_after_ticks, shape.config.bugs) = (0, bugs);
+    let mut cluster = Cluster::new(seed, &shape);
+    cluster.pass(4_000)?;
+    cluster.clients_work(true);
+    let nodes = [1, 2, 3].map(NodeId::must);
+    let first = |cluster: &Cluster, node| {
+        cluster.status(node, GROUP).map_or(1, |status| status.first.get())
+    };
+    for _ in 0..60 {
+        cluster.pass(1_000)?;
+        nodes.iter().for_each(|node| cluster.flush_machines(*node));
+        if nodes.iter().all(|node| first(&cluster, *node) > 1) {
+            break;
+        }
+    }
+    let leader = cluster.leader_of(GROUP).ok_or("nobody serves the group")?;
+    let mut others = nodes.iter().copied().filter(|node| *node != leader);
+    let (Some(lost), Some(gone)) = (others.next(), others.next()) else {
+        return Err("there are three".to_owned());
+    };
+    // It comes back at a time at which the first two have each other only.
+    cluster.crash(lost, usize::MAX);
+    cluster.lose_state(lost, GROUP);
+    cluster.restart_later(lost, 50);
+    cluster.pass(30 + seed % 40)?;
+    cluster.crash(gone, usize::MAX);
+    cluster.pass(seed % 60)?;
+    cluster.crash(leader, usize::MAX);
+    cluster.restart_later(leader, 20);
+    cluster.pass(30_000)?;
+    match cluster.leader_of(GROUP) {
+        Some(_) => Ok(()),
+        None => Err(format!("{leader:?} and {lost:?} serve nobody")),
+    }
+}
+
+#[test]
+fn a_replica_without_its_state_acknowledges_what_a_quorum_needs() {
+    for seed in 0..100 {
+        goes_on_with_two(seed, KnownBugs::default())
+            .unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
+    }
+}
+
+#[test]
+fn asking_for_the_state_for_ever_is_caught() {
+    let bugs = || KnownBugs::from([KnownBug::AskForStateForEver]);
+    let found =
+        (0..400).find_map(|seed| goes_on_with_two(seed, bugs()).err().map(|why| (seed, why)));
+    let (seed, violation) = found.expect("no seed noticed the bug");
+    let without = goes_on_with_two(seed, KnownBugs::default());
+    without.unwrap_or_else(|other| panic!("seed {seed}: {other}"));
+    println!("seed {seed}: {violation}");
+}

@@ -11,8 +11,10 @@
 //! sender is told the sequence of the earlier one, as long as that id is in the window: sent
 //! within [`DEDUP_WINDOW_MS`] and among the last [`DEDUP_WINDOW_IDS`] ids of the shard.
 //!
-//! **Time** is part of the commands (milliseconds of whoever proposed), for a state machine has no
-//! clock; the shard's time is the largest it has seen and never runs backwards.
+//! **Time** is part of the commands, for a state machine has no clock; the shard's time is the largest it
+//! has seen and never runs backwards. Whoever proposes asks [`ShardTimes`] for it.
+//!
+//! [`ShardTimes`]: crate::shards::ShardTimes
 //!
 //! **Memory.** An index of what is in the shard stands in memory once it is used: about 80 bytes
 //! a message and 200 bytes and its key a partition key, whatever the bodies; about 100 bytes

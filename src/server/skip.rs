@@ -1,0 +1,101 @@
+//! An operator gets past a command that fails or kills the state machine of every replica of a group.
+
+use std::sync::Arc;
+
+use shardhost_groups::runtime::StoredEntry;
+use shardhost_groups::{Group, GroupId, LogIndex, OpenGroupError, Role, Term};
+use shardhost_proto::admin as wire;
+use tonic::{Code, Status};
+
+use super::refusals::{of_opening, refusal};
+use super::replicas::machine_of;
+use crate::host::Host;
+use crate::shards::StateDb;
+
+/// What stands at an index of this host's replica, and how the replica is.
+pub(super) async fn look(
+    host: &Host,
+    state: &Arc<StateDb>,
+    request: wire::LookAtEntryRequest,
+) -> Result<wire::EntryReply, Status> {
+    let (id, index) = (GroupId::new(request.group), LogIndex::new(request.index));
+    let entry = host.stored_entry(id, index).await.map_err(|error| of_opening(&error))?;
+    let open = host.group(id);
+    let applied = match &open {
+        Some(group) => Some(group.status().applied),
+        None => closed_at(host, state, id).await?,
+    };
+    let entry_reply = |entry: StoredEntry| wire::EntryReply {
+        present: true,
+        term: entry.term.get(),
+        empty: entry.is_empty,
+        bytes: entry.bytes,
+        checksum: entry.checksum,
+        ..wire::EntryReply::default()
+    };
+    Ok(wire::EntryReply {
+        running: open.as_ref().is_some_and(runs),
+        applied: applied.map(LogIndex::get),
+        ..entry.map_or_else(wire::EntryReply::default, entry_reply)
+    })
+}
+
+/// Where the state machine of a replica stands that is not open; `None`: it cannot say.
+async fn closed_at(
+    host: &Host,
+    state: &Arc<StateDb>,
+    id: GroupId,
+) -> Result<Option<LogIndex>, Status> {
+    let kind = kind_of(host, id)?;
+    let state = Arc::clone(state);
+    let asked = tokio::task::spawn_blocking(move || {
+        let machine = machine_of(&state, id, &kind).ok()?;
+        machine.applied().ok().map(|at| at.unwrap_or_default().index)
+    });
+    asked.await.map_err(|error| Status::internal(error.to_string()))
+}
+
+/// Replaces an entry by nothing, and opens the replica, which must have failed or be parked.
+pub(super) async fn skip(
+    host: &Host,
+    state: &Arc<StateDb>,
+    request: wire::SkipEntryRequest,
+) -> Result<(), Status> {
+    let id = GroupId::new(request.group);
+    let entry = StoredEntry {
+        index: LogIndex::new(request.index),
+        term: Term::new(request.term),
+        is_empty: false,
+        bytes: request.bytes,
+        checksum: request.checksum,
+    };
+    if let Some(group) = host.group(id) {
+        if runs(&group) {
+            let message = format!(
+                "the replica of group {id} on node {} runs: nothing keeps it from its next command",
+                host.node_id()
+            );
+            return Err(refusal(Code::FailedPrecondition, "REPLICA_RUNS", message, []));
+        }
+        host.close_group(id).await;
+    }
+    let (state, kind) = (Arc::clone(state), kind_of(host, id)?);
+    let machine = move || machine_of(&state, id, &kind);
+    let skipped = host.skip_entry(id, entry, Box::new(machine)).await;
+    skipped.map(drop).map_err(|error| match error {
+        OpenGroupError::Invalid { message, .. } => {
+            refusal(Code::FailedPrecondition, "OTHER_ENTRY", message, [])
+        }
+        error => of_opening(&error),
+    })
+}
+
+fn runs(group: &Group) -> bool {
+    !matches!(group.status().role, Role::Failed(_) | Role::Stopped | Role::Removed)
+}
+
+fn kind_of(host: &Host, id: GroupId) -> Result<String, Status> {
+    let meta = host.stored_group(id).map_err(|error| of_opening(&error))?;
+    let unknown = || of_opening(&OpenGroupError::Unknown { group: id });
+    meta.map(|meta| meta.kind).ok_or_else(unknown)
+}
