@@ -4,6 +4,7 @@ mod cli {
     mod disks;
     mod founding;
     mod operations;
+    mod parked;
     pub mod process;
     mod requirements;
     mod shard_map;

@@ -85,6 +85,8 @@ pub enum KnownBug {
     KeepBacklogInMemory,
     /// A node or replica that is impaired, as by a disk that hangs, leads on.
     LeadImpaired,
+    /// A leader hands over only once its own disk has a vote for the target.
+    WaitForOwnDisk,
     /// A replica whose state is lost goes on from the start of its log.
     ApplyWithoutState,
     /// Such a replica asks for a snapshot whatever becomes of the group meanwhile.

@@ -326,9 +326,11 @@ impl GroupsBuilder {
             let run = move || apply_pool::run(&shared, &outlet);
             threads.apply.push(spawn(&watched, format!("apply-{index}"), run)?);
         }
-        let writer = Arc::clone(&shared);
-        let run = move || snapshot_writer::run(&writer, &snapshot_outlet);
-        threads.snapshots = Some(spawn(&watched, "snapshots".to_owned(), run)?);
+        for index in 0..snapshot_writer::THREADS {
+            let (shared, outlet) = (Arc::clone(&shared), snapshot_outlet.clone());
+            let run = move || snapshot_writer::run(&shared, &outlet);
+            threads.snapshots.push(spawn(&watched, format!("snapshots-{index}"), run)?);
+        }
         let checked = Arc::clone(&shared);
         let run = move || checker::run(&checked, &check_outlet);
         threads.checks = Some(spawn(&watched, "consistency".to_owned(), run)?);
@@ -375,7 +377,7 @@ struct Threads {
     workers: Vec<JoinHandle<()>>,
     log: Option<JoinHandle<()>>,
     apply: Vec<JoinHandle<()>>,
-    snapshots: Option<JoinHandle<()>>,
+    snapshots: Vec<JoinHandle<()>>,
     checks: Option<JoinHandle<()>>,
     dispatcher: Option<JoinHandle<()>>,
     admissions: Vec<JoinHandle<()>>,
@@ -549,8 +551,8 @@ impl Groups {
         threads.log.take().into_iter().for_each(join);
         shared.apply.stop(threads.apply.len());
         threads.apply.drain(..).for_each(join);
-        shared.snapshot_tasks.stop();
-        threads.snapshots.take().into_iter().for_each(join);
+        threads.snapshots.iter().for_each(|_| shared.snapshot_tasks.stop_one());
+        threads.snapshots.drain(..).for_each(join);
         shared.checks.stop();
         threads.checks.take().into_iter().for_each(join);
         // A policy that hangs keeps nobody from going: these threads end by themselves.

@@ -1,5 +1,6 @@
-//! The one thread that writes views of state machines to the snapshot store, and removes
-//! snapshots that nobody needs any more. One at a time, which bounds what they cost the host.
+//! Writes views of state machines to the snapshot store, and removes snapshots that nobody needs any
+//! more. One at a time, which bounds what they cost the host; one that takes long keeps no others
+//! waiting, for it may be a state machine that hangs.
 //!
 //! What cannot be written is told to the group, which asks again later.
 
@@ -7,8 +8,10 @@ use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use parking_lot::{Condvar, Mutex};
 use shardhost_storage::{LogPosition, LogStore, SnapshotError, SnapshotStore, SnapshotWrite};
 
 use super::RuntimeShared;
@@ -17,6 +20,11 @@ use crate::apply::panic_text;
 use crate::handle::GroupShared;
 use crate::machine::SnapshotWriter;
 use crate::worker::GroupEvent;
+
+/// Views that are written side by side at most, when each takes longer than [`TURN`].
+pub(super) const THREADS: usize = 4;
+/// A view that takes longer no longer keeps others waiting.
+const TURN: Duration = Duration::from_secs(10);
 
 /// Snapshots and removals that may wait. One that finds no room is tried again later.
 const MAX_TASKS: usize = 1 << 16;
@@ -30,6 +38,7 @@ enum Task {
 /// Where tasks are put, and what became of them.
 pub(super) struct SnapshotQueue {
     tasks: Sender<Task>,
+    turns: Turns,
     pub counters: SnapshotCounters,
 }
 
@@ -40,14 +49,15 @@ pub(super) struct SnapshotCounters {
     pub failures: AtomicU64,
 }
 
-/// Where the writer takes them.
+/// Where the writers take them.
+#[derive(Clone)]
 pub(super) struct SnapshotOutlet(Receiver<Task>);
 
 impl SnapshotQueue {
     pub(super) fn new() -> (Self, SnapshotOutlet) {
         let (sender, receiver) = bounded(MAX_TASKS);
         let counters = SnapshotCounters::default();
-        (Self { tasks: sender, counters }, SnapshotOutlet(receiver))
+        (Self { tasks: sender, turns: Turns::new(TURN), counters }, SnapshotOutlet(receiver))
     }
 
     pub(super) fn write(
@@ -81,21 +91,67 @@ impl SnapshotQueue {
         }
     }
 
-    pub(super) fn stop(&self) {
+    /// Ends one writer.
+    pub(super) fn stop_one(&self) {
         if self.tasks.send(Task::Stop).is_err() {
             tracing::debug!("the snapshot writer had ended");
         }
     }
 }
 
-/// Runs the writer until it is told to stop.
+/// Whose turn it is to write a view.
+struct Turns {
+    length: Duration,
+    current: Mutex<Turn>,
+    over: Condvar,
+}
+
+#[derive(Default)]
+struct Turn {
+    number: u64,
+    /// `None`: it is over.
+    began: Option<Instant>,
+}
+
+impl Turns {
+    const fn new(length: Duration) -> Self {
+        let turn = Turn { number: 0, began: None };
+        Self { length, current: Mutex::new(turn), over: Condvar::new() }
+    }
+
+    /// Runs a task when the one before it ended, or took its time.
+    fn take<T>(&self, task: impl FnOnce() -> T) -> T {
+        let number = self.begin();
+        let done = task();
+        let mut current = self.current.lock();
+        if current.number == number {
+            current.began = None;
+            self.over.notify_one();
+        }
+        done
+    }
+
+    fn begin(&self) -> u64 {
+        let mut current = self.current.lock();
+        while let Some(began) = current.began
+            && began.elapsed() < self.length
+        {
+            self.over.wait_until(&mut current, began + self.length);
+        }
+        *current = Turn { number: current.number + 1, began: Some(Instant::now()) };
+        current.number
+    }
+}
+
+/// Runs a writer until it is told to stop.
 pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &SnapshotOutlet) {
     while let Ok(task) = outlet.0.recv() {
         match task {
             Task::Stop => return,
             Task::Prune { group, keep } => prune(shared, &group, keep),
             Task::Write { group, position, view } => {
-                let made = make(shared, &group, position, view);
+                let turns = &shared.snapshot_tasks.turns;
+                let made = turns.take(|| make(shared, &group, position, view));
                 tell(shared, &group, GroupEvent::SnapshotMade(made));
             }
         }

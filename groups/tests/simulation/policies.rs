@@ -100,11 +100,14 @@ fn an_impaired_leader_hands_over(
     Ok(())
 }
 
+/// Its disk takes nothing, which the host notices.
 fn hangs(cluster: &mut Cluster, node: NodeId) -> Result<(), String> {
+    cluster.hang_log(node, 60_000);
     cluster.impair(node, RequirementMode::Hard)
 }
 
 fn recovers(cluster: &mut Cluster, node: NodeId) -> Result<(), String> {
+    cluster.hang_log(node, 0);
     cluster.advertise(node, Advert::default())
 }
 
@@ -131,6 +134,14 @@ fn an_impaired_leader_that_leads_on_is_caught() {
         let found = found.expect_err("it handed over all the same");
         assert!(found.contains("while it is impaired") || found.contains("leads"), "{found}");
     }
+}
+
+#[test]
+fn a_leader_that_waits_for_its_own_disk_is_caught() {
+    let bug = Some(KnownBug::WaitForOwnDisk);
+    let found = an_impaired_leader_hands_over(1, bug, hangs, recovers);
+    let found = found.expect_err("it handed over all the same");
+    assert!(found.contains("leads"), "{found}");
 }
 
 /// A seed notices the bug, in these words, in clusters in which capabilities and policies change.

@@ -17,6 +17,7 @@ mod health;
 mod keys;
 mod options;
 mod progress;
+mod retries;
 mod salvage;
 mod shared;
 mod stream;

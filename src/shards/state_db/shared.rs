@@ -12,6 +12,7 @@ use std::mem;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use crossbeam_channel::{Sender, TrySendError};
 use dashmap::DashMap;
@@ -31,6 +32,7 @@ use super::health::Health;
 use super::keys::{FORMAT_KEY, Space};
 use super::options::StateDbOptions;
 use super::progress::Progress;
+use super::retries::Retries;
 use crate::shards::codec::Reader;
 
 /// Version of the layout of keys and records.
@@ -57,6 +59,7 @@ pub(crate) struct Common {
     flusher: Option<Sender<Signal>>,
     flushes: watch::Sender<u64>,
     pub(crate) health: Health,
+    retries: Mutex<Retries>,
     /// Cells in which damage was found.
     damaged: watch::Sender<BTreeSet<usize>>,
 }
@@ -74,6 +77,7 @@ impl Common {
             flusher: None,
             flushes: watch::Sender::new(0),
             health: Health::default(),
+            retries: Mutex::default(),
             damaged: watch::Sender::new(BTreeSet::new()),
         }
     }
@@ -272,13 +276,19 @@ impl Shared {
         !self.queue.lock().is_empty()
     }
 
-    /// Makes everything durable that was written before the call, and publishes it.
+    /// Makes everything durable that was written before the call, and publishes it. Shortly after a
+    /// failure nothing is tried, and the answer is the same again.
     pub(crate) fn flush(&self) -> Result<(), StateDbError> {
         let _one = self.flushing.lock();
+        let resting = self.common.retries.lock().resting(self.cell, Instant::now());
+        if let Some(error) = resting {
+            return Err(error);
+        }
         let waiting = mem::take(&mut *self.queue.lock());
         let marks: Vec<u64> = waiting.iter().map(|progress| progress.start_flush()).collect();
         let flushed = self.db.flush().map_err(StateDbError::io("flushing"));
         self.common.health.note(self.cell, &flushed);
+        self.common.retries.lock().note(self.cell, &flushed, Instant::now());
         self.note_failure(&flushed);
         if let Err(error) = flushed {
             self.requeue(waiting);

@@ -27,6 +27,7 @@ use tokio::sync::oneshot;
 use super::GroupCore;
 use crate::clock::Moment;
 use crate::error::{LeaderHint, TransferError};
+use crate::known_bugs::KnownBug;
 use crate::policy::PolicyEvent;
 use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
@@ -71,6 +72,9 @@ pub struct TransferRequest {
 const FREEZE_LAG: u64 = 1_024;
 /// Ticks after which a target that was asked counts as silent.
 const ASK_TICKS: u64 = 5;
+
+/// Ticks that the votes that a transfer needs may take to be durable. After that it goes on without.
+const PREPARE_TICKS: u64 = 5;
 
 /// A transfer under way.
 #[derive(Debug)]
@@ -278,7 +282,10 @@ impl GroupCore {
         let Some(transfer) = &self.transfer else { return };
         let (group, node, lag) = (self.id, transfer.to, self.lag_of(transfer.replica));
         let level = lag <= FREEZE_LAG;
-        if level && self.is_prepared_vote_durable() {
+        // A disk that is slow, or hangs, must not keep the leadership where it is: others can elect the
+        // target, whose vote is durable. This replica's follows when it can.
+        let waited = self.ticks - since >= PREPARE_TICKS && !self.waits_for_own_disk();
+        if level && (self.is_prepared_vote_durable() || waited) {
             self.freeze(round);
         } else if self.ticks - since > u64::from(self.config.give_up_ticks) {
             let after = self.in_time(self.ticks - since);
@@ -289,6 +296,10 @@ impl GroupCore {
             };
             self.try_another(error, round);
         }
+    }
+
+    fn waits_for_own_disk(&self) -> bool {
+        self.config.bugs.has(KnownBug::WaitForOwnDisk)
     }
 
     /// Whether users have waited long enough. Nothing extends it.

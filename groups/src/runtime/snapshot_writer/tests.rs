@@ -287,3 +287,47 @@ fn s3_snapshots_that_no_replica_names_are_removed_at_the_start() {
     assert_eq!(snapshots.list(named), Ok(vec![positions[1]]));
     assert_eq!(snapshots.groups(), Ok(vec![named]));
 }
+
+#[test]
+fn a_view_that_takes_long_keeps_no_other_waiting() {
+    let turns = Turns::new(Duration::from_millis(50));
+    let (order, hangs) = (Mutex::new(Vec::new()), std::sync::Barrier::new(2));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            turns.take(|| {
+                order.lock().push("hangs");
+                hangs.wait();
+                // Until the others are done.
+                hangs.wait();
+            });
+        });
+        hangs.wait();
+        let began = Instant::now();
+        turns.take(|| order.lock().push("first"));
+        assert!(began.elapsed() >= Duration::from_millis(40), "it waited for its turn");
+        turns.take(|| order.lock().push("second"));
+        hangs.wait();
+    });
+    assert_eq!(*order.lock(), ["hangs", "first", "second"]);
+    // The one whose turn was long over ended nobody else's.
+    assert_eq!(turns.current.lock().number, 3);
+    assert!(turns.current.lock().began.is_none());
+}
+
+#[test]
+fn views_are_written_one_at_a_time() {
+    let (turns, running) = (Turns::new(DEADLINE), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    turns.take(|| {
+                        assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0);
+                        std::thread::yield_now();
+                        running.fetch_sub(1, Ordering::SeqCst);
+                    });
+                }
+            });
+        }
+    });
+}

@@ -69,6 +69,8 @@ pub struct Node {
     /// Until when its state machines take their time.
     pub machines_slow_until: u64,
     pub disk_delay: u64,
+    /// No sync of its log ends before.
+    pub log_hangs_until: u64,
     pub heard: BTreeMap<NodeId, (u64, u64)>,
     pub live: BTreeMap<NodeId, u64>,
     /// What it says of itself, and what it was told of others.
@@ -110,6 +112,7 @@ impl Node {
             stalled_until: 0,
             machines_slow_until: 0,
             disk_delay: 4,
+            log_hangs_until: 0,
             heard: BTreeMap::new(),
             live: BTreeMap::new(),
             advert: Arc::default(),

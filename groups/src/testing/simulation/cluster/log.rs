@@ -2,7 +2,19 @@
 
 use super::*;
 
+/// A sync that hangs is looked at again after this, in milliseconds: the disk may go on earlier.
+const LOOK_AGAIN: u64 = 20;
+
 impl Cluster {
+    /// No sync of a node's log ends for so many milliseconds; 0: the disk goes on.
+    pub fn hang_log(&mut self, id: NodeId, length: u64) {
+        self.tell(|| format!("{id:?} the disk of the log hangs for {length} ms"));
+        let until = self.now + length;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.log_hangs_until = until;
+        }
+    }
+
     pub(super) fn queue_log(&mut self, id: NodeId, task: LogTask) {
         if task.is_empty() && task.prune.is_empty() {
             return;
@@ -38,6 +50,11 @@ impl Cluster {
 
     pub(super) fn log_done(&mut self, id: NodeId, life: u64) -> Result<(), String> {
         if !self.is_running(id, life) {
+            return Ok(());
+        }
+        let hangs = self.nodes[&id].log_hangs_until.saturating_sub(self.now);
+        if hangs > 0 {
+            self.after(hangs.min(LOOK_AGAIN), Event::LogDone { node: id, life });
             return Ok(());
         }
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };

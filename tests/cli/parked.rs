@@ -1,0 +1,66 @@
+//! A replica that is left closed at the start, and a command that is skipped.
+
+use super::founding::Servers;
+
+const TABLE: &str = "1000000";
+
+async fn last_index(servers: &Servers) -> u64 {
+    let shown = servers.run(1, &["group", "show", TABLE, "--json"]).await.json();
+    shown["last_index"].as_u64().unwrap()
+}
+
+async fn role(servers: &Servers, node: u64) -> String {
+    let shown = servers.run(node, &["group", "show", TABLE, "--json"]).await;
+    shown.json()["role"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_gets_past_a_command_with_the_replicas_parked() {
+    let mut servers = Servers::new(3, "", "tables = 1\nqueues = 0\n");
+    (1..=3).for_each(|node| servers.start(node, &[]));
+    servers.put(1, "before", "value").await;
+    servers.put(1, "poison", "value").await;
+    let index = last_index(&servers).await.to_string();
+    servers.kill_all().await;
+    // The state machines have applied nothing: whatever they apply comes from the log.
+    for node in 1..=3 {
+        std::fs::remove_dir_all(servers.data_dir(node).join("state")).unwrap();
+    }
+
+    let skip = ["group", "skip", TABLE, "--index", &index];
+    let confirm = ["group", "skip", TABLE, "--index", &index, "--confirm"];
+    for node in [1, 2] {
+        servers.start(node, &["--park", TABLE]);
+        servers.await_log(node, &["an operator parked it"]).await;
+    }
+    servers.until("node 1 answers", || async { role(&servers, 1).await == "failed" }).await;
+    let refused = servers.run(1, &confirm).await;
+    assert_eq!(refused.code, 1, "node 3 has the command, too: {refused:?}");
+    assert!(refused.stderr.contains("--without 3"), "{refused:?}");
+
+    servers.start(3, &["--park", TABLE]);
+    for node in 1..=3 {
+        servers.until("it answers", || async { role(&servers, node).await == "failed" }).await;
+    }
+    let nothing = servers.run(2, &["group", "skip", TABLE, "--index", "999"]).await;
+    assert!(nothing.code == 1 && nothing.stderr.contains("nothing stands at 999"), "{nothing:?}");
+    let shown = servers.run(2, &skip).await.ok();
+    assert!(shown.contains("would be skipped") && shown.contains("--confirm"), "{shown}");
+    assert_eq!(role(&servers, 1).await, "failed", "it was only shown");
+
+    let skipped = servers.run(2, &confirm).await.ok();
+    assert!(skipped.contains("is skipped"), "{skipped}");
+    servers.put(1, "after", "value").await;
+    servers.await_value(3, "before", "value").await;
+    let gone = servers.run(2, &["table", "get", "poison"]).await;
+    assert!(!gone.stdout.contains("value"), "{gone:?}");
+    for node in 1..=3 {
+        servers.until("it runs", || async { role(&servers, node).await != "failed" }).await;
+    }
+    let again = servers.run(3, &confirm).await.ok();
+    assert!(again.contains("is skipped already"), "{again}");
+    // What was applied is not skipped.
+    let before = (index.parse::<u64>().unwrap() - 1).to_string();
+    let refused = servers.run(1, &["group", "skip", TABLE, "--index", &before, "--confirm"]).await;
+    assert!(refused.code == 1 && refused.stderr.contains("has applied"), "{refused:?}");
+}
