@@ -18,6 +18,8 @@ mod budget;
 mod clock;
 mod directory;
 mod failure;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 mod in_flight;
 mod pipeline;
 mod queue;
@@ -33,8 +35,6 @@ use crate::shards::queue::{MAX_BODY_BYTES, MAX_DELIVERY_BYTES};
 use crate::shards::table::{MAX_SCAN_BYTES, MAX_VALUE_BYTES};
 use shardhost_groups::Group;
 use shardhost_proto::client::directory_server::DirectoryServer;
-use shardhost_proto::client::queue_server::QueueServer;
-use shardhost_proto::client::table_server::TableServer;
 use shardhost_storage::{GroupId, NodeId};
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +42,8 @@ pub use self::budget::{
     ClientBudget, DEFAULT_CLIENT_BYTES, MAX_STREAMS, MIN_CLIENT_BYTES, STALL_TIMEOUT,
 };
 pub use self::directory::DirectoryService;
-pub use self::pipeline::PipelineService;
+pub use self::pipeline::PipelineServer;
+use self::pipeline::PipelineService;
 pub use self::queue::QueueProtocol;
 pub use self::table::TableProtocol;
 
@@ -101,20 +102,16 @@ pub trait GroupLookup: Send + Sync + 'static {
 pub fn table_server(
     lookup: Arc<dyn GroupLookup>,
     budget: &Arc<ClientBudget>,
-) -> TableServer<PipelineService<TableProtocol>> {
-    TableServer::new(PipelineService::new(lookup, budget))
-        .max_decoding_message_size(MAX_BATCH_BYTES)
-        .max_encoding_message_size(MAX_BATCH_BYTES)
+) -> PipelineServer<TableProtocol> {
+    PipelineServer::new(PipelineService::new(lookup, budget))
 }
 
 /// The queue service of a host.
 pub fn queue_server(
     lookup: Arc<dyn GroupLookup>,
     budget: &Arc<ClientBudget>,
-) -> QueueServer<PipelineService<QueueProtocol>> {
-    QueueServer::new(PipelineService::new(lookup, budget))
-        .max_decoding_message_size(MAX_BATCH_BYTES)
-        .max_encoding_message_size(MAX_BATCH_BYTES)
+) -> PipelineServer<QueueProtocol> {
+    PipelineServer::new(PipelineService::new(lookup, budget))
 }
 
 /// The directory of a host.

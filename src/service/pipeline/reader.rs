@@ -17,8 +17,8 @@ use super::writer::Sent;
 use super::{Plan, Planned, Protocol};
 use crate::service::clock::SteadyClock;
 use crate::service::{
-    MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_GET_ANSWER_BYTES, MAX_RANGE_ANSWER_BYTES,
-    RANGE_READ_WEIGHT, REQUEST_OVERHEAD_BYTES, failure,
+    MAX_BATCH_BYTES, MAX_GET_ANSWER_BYTES, MAX_RANGE_ANSWER_BYTES, RANGE_READ_WEIGHT,
+    REQUEST_OVERHEAD_BYTES, failure,
 };
 
 /// The time for commands that carry one; one for the process, as its machine has one.
@@ -58,12 +58,6 @@ async fn read_all<P: Protocol>(
                 return Some(explained(error));
             }
         };
-        if requests.len() > MAX_BATCH_REQUESTS {
-            return Some(Status::invalid_argument(format!(
-                "a batch of {} requests; send at most {MAX_BATCH_REQUESTS}",
-                requests.len()
-            )));
-        }
         let planned: Vec<Planned> = {
             let now_ms = CLOCK.now_ms();
             requests.into_iter().map(|request| P::plan(request, now_ms)).collect()
