@@ -18,11 +18,16 @@ SHARDHOST = cargo run --release --bin shardhost --
 # Arguments for `make demo` and `make bench`, for example: make demo ARGS=--keep
 ARGS ?=
 
-.PHONY: help setup build test demo bench bench-smoke lint
+# Seconds of mutations per test, and where they begin.
+FUZZ_SECONDS ?= 60
+FUZZ_SEED ?= $(shell date +%s)
+
+.PHONY: help setup build test fuzz demo bench bench-smoke lint
 
 help:
 	@echo "make demo         hosts that are killed, join, are restarted under a real load; verified"
 	@echo "make test         all tests"
+	@echo "make fuzz         bytes from outside, mutated for a minute per kind; about four minutes"
 	@echo "make build        the binary, in $(CARGO_TARGET_DIR)/release/shardhost"
 	@echo "make bench        all benchmarks; takes long"
 	@echo "make bench-smoke  every benchmark once, in a few seconds each"
@@ -41,6 +46,9 @@ build: setup
 test: setup
 	@$(COMPILE) cargo test --workspace --no-fail-fast --no-run
 	cargo test --workspace --no-fail-fast
+
+fuzz: setup
+	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(FUZZ_SEED) cargo test --test fuzz -- --test-threads=2
 
 demo: build
 	$(SHARDHOST) demo $(ARGS)

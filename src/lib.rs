@@ -30,6 +30,9 @@ struct Readme;
 pub mod client;
 mod data_dir;
 mod descriptors;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod host;
 pub mod policy;
 pub mod server;

@@ -1,6 +1,7 @@
 //! The program itself, as real processes on loopback.
 
 mod cli {
+    mod commands;
     mod disks;
     mod founding;
     mod operations;
@@ -387,7 +388,7 @@ async fn an_operator_sees_the_nodes_and_their_groups() {
     let healthy = |status: &Value| status["healthy"] == true;
     node.await_json(&["status", "--json"], healthy).await;
     for shown in [&["group", "list"][..], &["group", "show", "2000000"], &["status"]] {
-        assert!(node.run(shown).await.ok().contains("│"), "{shown:?}");
+        assert!(node.run(shown).await.ok().contains("| "), "{shown:?}");
     }
     let unknown = node.run(&["group", "show", "7"]).await;
     assert_eq!(unknown.code, 1);

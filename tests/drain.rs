@@ -140,6 +140,44 @@ async fn a_drained_node_leads_nothing_and_gets_its_part_back() {
     cluster.stop().await;
 }
 
+/// Everybody leads as many tables, and all the work is at one node: its busy tables are shared out.
+#[tokio::test(flavor = "multi_thread")]
+async fn balance_now_weighs_load() {
+    let cluster = Cluster::start().await;
+    cluster.answer(&["balance", "now"]).await;
+    let thirds = |led: &BTreeMap<u64, u64>| led.values().all(|count| *count == TABLES / 3);
+    cluster.until("everybody leads a third", thirds).await;
+    let busy: Vec<_> = cluster.host(1).groups();
+    let busy: Vec<_> = busy
+        .into_iter()
+        .filter(|group| group.id() != SYSTEM_GROUP && group.status().serving)
+        .map(|group| group.id())
+        .collect();
+    let addresses: Vec<String> = cluster.addresses.values().cloned().collect();
+    let client = Client::connect(addresses, ClientOptions::default()).await.unwrap();
+    let table = client.table();
+    let keys: Vec<Vec<u8>> = (0..2_000_u32)
+        .map(|key| key.to_be_bytes().to_vec())
+        .filter(|key| table.group_of(key).is_some_and(|group| busy.contains(&group)))
+        .collect();
+    let load = tokio::spawn(async move {
+        loop {
+            let writes = keys.iter().take(200).map(|key| table.put(key.clone(), vec![7; 8]));
+            futures::future::join_all(writes).await;
+        }
+    });
+    let planned = cluster.answer(&["balance", "plan"]).await;
+    let moves = planned["plan"]["moves"].as_array().unwrap();
+    assert!(!moves.is_empty(), "{}", planned["plan"]["summary"]);
+    let of = |step: &Value, field: &str| step[field].as_u64().unwrap();
+    let away = moves.iter().filter(|step| {
+        of(step, "from") == 1 && busy.iter().any(|group| group.get() == of(step, "group"))
+    });
+    assert!(away.count() > 0, "{moves:?}");
+    load.abort();
+    cluster.stop().await;
+}
+
 /// Nobody is left to take anything: what cannot go is named, and nobody waits for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_go_is_named_and_is_not_waited_for() {

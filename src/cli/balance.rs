@@ -29,6 +29,10 @@ const WINDOW: usize = 64;
 const MAX_ROUNDS: usize = 8;
 /// How long leaderships that were acquired a moment ago are waited for.
 const SETTLE: Duration = Duration::from_secs(3);
+/// For how long it is measured how busy groups are.
+const MEASURE: Duration = Duration::from_secs(1);
+/// Operations per second of a group below which it counts as idle.
+const IDLE_BELOW: u32 = 10;
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Entries that a target may lack.
@@ -46,6 +50,8 @@ pub enum Command {
         target: Target,
     },
     /// Move what the plan says, in rounds, until nothing is left to move.
+    ///
+    /// Ends with exit code 3 when it was done in part: nodes do not answer, or groups have no leader.
     Now {
         #[command(flatten)]
         target: Target,
@@ -113,13 +119,33 @@ fn done(ended: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
     ended.map(|()| ExitCode::SUCCESS)
 }
 
+/// What all nodes that answer know, how they are reached, and which do not answer.
+struct Looked {
+    snapshot: Snapshot,
+    nodes: BTreeMap<NodeId, Node>,
+    silent: Vec<u64>,
+}
+
+impl Looked {
+    /// Groups that nobody leads, as far as the nodes that answer know.
+    fn without_leader(&self) -> usize {
+        self.snapshot.groups.iter().filter(|group| group.leader.is_none()).count()
+    }
+}
+
+/// Exit code of what was done in part.
+const PARTLY: u8 = 3;
+
 /// What all nodes that answer know, and how they are reached. Leaders that were elected a moment
-/// ago do not know yet how far the others are: they are waited for.
-async fn look(target: &Target) -> anyhow::Result<(Snapshot, BTreeMap<NodeId, Node>)> {
-    let deadline = Instant::now() + SETTLE;
+/// ago do not know yet how far the others are: they are waited for. Looks more than once, because that
+/// is what it takes to tell how busy groups are.
+async fn look(target: &Target) -> anyhow::Result<Looked> {
+    let began = Instant::now();
     loop {
+        let asked = began.elapsed();
         let looked = look_once(target).await?;
-        if Instant::now() > deadline || looked.0.groups.iter().all(is_settled) {
+        let measured = asked >= MEASURE;
+        if asked > SETTLE || measured && looked.snapshot.groups.iter().all(is_settled) {
             return Ok(looked);
         }
         tokio::time::sleep(LOOK_EVERY).await;
@@ -132,7 +158,7 @@ fn is_settled(group: &planner::Group) -> bool {
     group.leader.is_some() && (group.voters.len() == 1 || others.any(|voter| voter.lag.is_some()))
 }
 
-async fn look_once(target: &Target) -> anyhow::Result<(Snapshot, BTreeMap<NodeId, Node>)> {
+async fn look_once(target: &Target) -> anyhow::Result<Looked> {
     let first = target.node().await?;
     let (mut views, mut nodes) = (Vec::new(), BTreeMap::new());
     let addresses = first.all_addresses();
@@ -148,7 +174,14 @@ async fn look_once(target: &Target) -> anyhow::Result<(Snapshot, BTreeMap<NodeId
     snapshot.settings.dwell_ms = 0;
     snapshot.settings.grace_ms = 0;
     snapshot.settings.max_lag_entries = MAX_LAG;
-    Ok((snapshot, nodes))
+    snapshot.settings.load_tier = true;
+    for group in snapshot.groups.iter_mut().filter(|group| group.load < IDLE_BELOW) {
+        group.load = 0;
+    }
+    let known = first.status.peers.iter().map(|peer| peer.node);
+    let answers = |node: &u64| NodeId::new(*node).is_some_and(|node| nodes.contains_key(&node));
+    let silent = known.filter(|node| !answers(node)).collect();
+    Ok(Looked { snapshot, nodes, silent })
 }
 
 /// What a node knows. One that does not answer is left out: nothing of its is moved.
@@ -163,8 +196,9 @@ async fn view_of(address: &str) -> anyhow::Result<Option<(Node, Snapshot)>> {
 }
 
 async fn show_plan(why: Option<u64>, target: &Target) -> anyhow::Result<ExitCode> {
-    let (snapshot, _) = look(target).await?;
-    let plan = planner::plan(&snapshot)?;
+    let looked = look(target).await?;
+    let snapshot = &looked.snapshot;
+    let plan = planner::plan(snapshot)?;
     if target.json {
         println!("{}", json!({ "snapshot": snapshot, "plan": plan }));
         return Ok(ExitCode::SUCCESS);
@@ -177,8 +211,11 @@ async fn show_plan(why: Option<u64>, target: &Target) -> anyhow::Result<ExitCode
     for finding in &plan.summary.findings {
         println!("note: {finding}");
     }
+    if let Some(missing) = missing(&looked) {
+        println!("note: {missing}");
+    }
     if let Some(group) = why {
-        match planner::why(&snapshot, &plan, group.into())? {
+        match planner::why(snapshot, &plan, group.into())? {
             Some(explanation) => println!("{explanation}"),
             None => bail!("no node that answers knows group {group}"),
         }
@@ -206,15 +243,16 @@ fn summary(plan: &Plan) -> String {
 }
 
 async fn balance(target: &Target) -> anyhow::Result<ExitCode> {
-    let (mut moved, mut failed) = (0_u64, Vec::new());
-    for round in 0..MAX_ROUNDS {
-        let (snapshot, nodes) = look(target).await?;
-        let plan = planner::plan(&snapshot)?;
-        if plan.moves.is_empty() {
-            return report(moved, &failed, round, target);
+    let (mut moved, mut failed, mut round) = (0_u64, Vec::new(), 0);
+    loop {
+        let looked = look(target).await?;
+        let plan = planner::plan(&looked.snapshot)?;
+        if plan.moves.is_empty() || round == MAX_ROUNDS {
+            return report(moved, &failed, round, &looked, target);
         }
+        round += 1;
         failed.clear();
-        let moves = stream::iter(&plan.moves).map(|step| carry_out(step, &nodes));
+        let moves = stream::iter(&plan.moves).map(|step| carry_out(step, &looked.nodes));
         let outcomes: Vec<_> = moves.buffer_unordered(WINDOW).collect().await;
         for outcome in outcomes {
             match outcome {
@@ -223,7 +261,20 @@ async fn balance(target: &Target) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    report(moved, &failed, MAX_ROUNDS, target)
+}
+
+/// What was not looked at or could not be moved; `None`: the plan is for the whole cluster.
+fn missing(looked: &Looked) -> Option<String> {
+    let mut parts = Vec::new();
+    if !looked.silent.is_empty() {
+        let silent: Vec<_> = looked.silent.iter().map(ToString::to_string).collect();
+        parts.push(format!("nodes that do not answer: {}", silent.join(", ")));
+    }
+    match looked.without_leader() {
+        0 => {}
+        groups => parts.push(format!("groups without a leader: {}", number(groups as u64))),
+    }
+    (!parts.is_empty()).then(|| format!("{}; nothing of theirs is moved", parts.join("; ")))
 }
 
 async fn carry_out(step: &planner::Move, nodes: &BTreeMap<NodeId, Node>) -> anyhow::Result<()> {
@@ -242,13 +293,30 @@ fn report(
     moved: u64,
     failed: &[String],
     rounds: usize,
+    looked: &Looked,
     target: &Target,
 ) -> anyhow::Result<ExitCode> {
+    let missing = missing(looked);
     if target.json {
-        println!("{}", json!({ "moved": moved, "failed": failed, "rounds": rounds }));
+        let shown = json!({
+            "moved": moved,
+            "failed": failed,
+            "rounds": rounds,
+            "silent_nodes": looked.silent,
+            "groups_without_leader": looked.without_leader(),
+        });
+        println!("{shown}");
     } else {
-        println!("{} leaderships moved in {rounds} rounds", number(moved));
+        let partly = if missing.is_some() { "partly balanced: " } else { "" };
+        println!("{partly}{} leaderships moved in {rounds} rounds", number(moved));
         failed.iter().take(SHOWN).for_each(|error| println!("not moved: {error}"));
+        if let Some(missing) = &missing {
+            println!("{missing}");
+        }
     }
-    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(match (failed.is_empty(), missing) {
+        (false, _) => ExitCode::FAILURE,
+        (true, Some(_)) => ExitCode::from(PARTLY),
+        (true, None) => ExitCode::SUCCESS,
+    })
 }

@@ -16,7 +16,8 @@ use tonic::transport::Channel;
 
 use super::catalog::Catalog;
 use super::output::{facts, number, span};
-use super::target::{Node, Target, channel, said};
+use super::reached;
+use super::target::{Node, Target, admin, all_groups, channel, in_time, said};
 
 /// Between two looks at how far a drain is.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -29,7 +30,8 @@ const SHOWN: usize = 20;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Hand every leadership of a node to others, and wait until that is done. The node takes none
-    /// until `drain end`, and hands on what falls to it. Exits with 0 only if the node leads nothing.
+    /// until `drain end`, and hands on what falls to it. Exits with 0 only if the node leads nothing and
+    /// others lead what it holds, and with 3 if that has no leader at all.
     Begin {
         /// The node.
         node: u64,
@@ -99,7 +101,7 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 Reached::Answers { mut balance, address } => {
                     let status = balance.get_drain(GetDrainRequest {}).await;
                     let status = status.map_err(|status| said(&address, &status))?;
-                    show(&status.into_inner(), target);
+                    show(&status.into_inner(), None, target);
                 }
                 Reached::Silent(silence) => {
                     let known = recorded(*node, target).await.with_context(|| silence)?;
@@ -113,7 +115,7 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 Reached::Answers { mut balance, address } => {
                     let status = balance.undrain(UndrainRequest {}).await;
                     let status = status.map_err(|status| said(&address, &status))?;
-                    show(&status.into_inner(), target);
+                    show(&status.into_inner(), None, target);
                 }
                 Reached::Silent(silence) => {
                     let known = recorded(*node, target).await.with_context(|| silence)?;
@@ -157,12 +159,70 @@ async fn begin(
         let looked = balance.get_drain(GetDrainRequest {}).await;
         status = looked.map_err(|status| said(&address, &status))?.into_inner();
     }
-    show(&status, target);
-    match wait.then(|| what_is_missing(&status)).flatten() {
-        Some(missing) => bail!(missing),
-        None => Ok(ExitCode::SUCCESS),
+    if let Some(missing) = wait.then(|| what_is_missing(&status)).flatten() {
+        show(&status, None, target);
+        bail!(missing);
+    }
+    let unled = match wait {
+        true => Unled::look(&address, target).await?,
+        false => None,
+    };
+    show(&status, unled.as_ref(), target);
+    Ok(match unled {
+        Some(unled) => {
+            eprintln!("{}", unled.words(node));
+            ExitCode::from(PARTLY)
+        }
+        None => ExitCode::SUCCESS,
+    })
+}
+
+/// Exit code of what was done in part.
+const PARTLY: u8 = 3;
+
+/// What a node that was emptied holds and nobody leads.
+struct Unled {
+    groups: u64,
+    /// Nodes that do not answer.
+    silent: Vec<u64>,
+}
+
+impl Unled {
+    /// Asks the node which of its groups nobody leads; `None`: all are led. Who leads a group that was
+    /// just handed on is known a moment later.
+    async fn look(address: &str, target: &Target) -> anyhow::Result<Option<Self>> {
+        let deadline = Instant::now() + NEWS_PATIENCE;
+        let groups = loop {
+            let mut admin = admin(address)?;
+            let listed = in_time(address, all_groups(&mut admin)).await?;
+            let unled =
+                listed.iter().filter(|group| group.leader_node == 0 && group.fault.is_empty());
+            match unled.count() as u64 {
+                0 => return Ok(None),
+                groups if Instant::now() > deadline => break groups,
+                _ => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        };
+        let silent = reached::Reached::all(target).await?.silent().keys().copied().collect();
+        Ok(Some(Self { groups, silent }))
+    }
+
+    fn words(&self, node: u64) -> String {
+        let groups = number(self.groups);
+        let silent: Vec<_> = self.silent.iter().map(ToString::to_string).collect();
+        let silent = match silent.is_empty() {
+            true => String::new(),
+            false => format!("; nodes that do not answer: {}", silent.join(", ")),
+        };
+        format!(
+            "partly done: node {node} leads nothing, but nobody leads {groups} of the groups that it \
+             holds{silent}"
+        )
     }
 }
+
+/// How long news of who leads may take.
+const NEWS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Why a node that was to be drained is not empty and kept empty; `None`: it is.
 fn what_is_missing(status: &DrainStatus) -> Option<String> {
@@ -266,7 +326,8 @@ const fn word(status: &DrainStatus) -> &'static str {
     }
 }
 
-fn show(status: &DrainStatus, target: &Target) {
+fn show(status: &DrainStatus, unled: Option<&Unled>, target: &Target) {
+    let word = if unled.is_some() { "partly done" } else { word(status) };
     if target.json {
         let undrainable: Vec<_> = status
             .undrainable
@@ -276,7 +337,7 @@ fn show(status: &DrainStatus, target: &Target) {
         let drain = json!({
             "node": status.node,
             "draining": status.draining,
-            "state": word(status),
+            "state": word,
             "owner": status.owner,
             "left": status.left,
             "moved": status.moved,
@@ -287,6 +348,8 @@ fn show(status: &DrainStatus, target: &Target) {
             "durable": status.durable,
             "expires_in_ms": status.expires_in_ms,
             "answers": true,
+            "groups_without_leader": unled.map(|unled| unled.groups),
+            "silent_nodes": unled.map(|unled| &unled.silent),
         });
         return println!("{drain}");
     }
@@ -294,14 +357,14 @@ fn show(status: &DrainStatus, target: &Target) {
     if status.state() == State::Unspecified {
         let rows = [
             ("node", format!("{}, {takes}", status.node)),
-            ("drain", word(status).to_owned()),
+            ("drain", word.to_owned()),
             ("leads", number(status.left)),
         ];
         return println!("{}", facts(rows));
     }
     let mut rows = vec![
         ("node", format!("{}, {takes}", status.node)),
-        ("drain", word(status).to_owned()),
+        ("drain", word.to_owned()),
         ("left", number(status.left)),
         ("moved", number(status.moved)),
         ("took", format!("{:.1} s", status.elapsed_ms as f64 / 1e3)),

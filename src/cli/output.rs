@@ -1,9 +1,11 @@
 //! How things are shown: aligned tables with numbers at the right, and JSON.
 
+use std::io::IsTerminal;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{CellAlignment, Table};
+use comfy_table::presets::{ASCII_FULL_CONDENSED, UTF8_FULL_CONDENSED};
+use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde_json::{Value, json};
 
 /// Where the cells of a column stand.
@@ -30,10 +32,64 @@ impl Column {
     }
 }
 
+/// What tables are drawn for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Screen {
+    /// A terminal with lines; tables are as wide as it is.
+    Lines,
+    /// A terminal that shows ASCII; tables are as wide as it is.
+    Ascii,
+    /// A file or a pipe: ASCII, a line per row, however long.
+    Pipe,
+}
+
+impl Screen {
+    /// Where standard output goes.
+    fn current() -> Self {
+        static SCREEN: OnceLock<Screen> = OnceLock::new();
+        *SCREEN.get_or_init(|| {
+            let variable = |name: &str| std::env::var(name).ok();
+            Self::of(std::io::stdout().is_terminal(), variable)
+        })
+    }
+
+    /// The first of these variables that says something names the encoding.
+    fn of(is_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> Self {
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+            .into_iter()
+            .find_map(|name| variable(name).filter(|locale| !locale.is_empty()));
+        let encoding = locale.unwrap_or_default().to_ascii_lowercase().replace('-', "");
+        match (is_terminal, encoding.contains("utf8")) {
+            (false, _) => Self::Pipe,
+            (true, true) => Self::Lines,
+            (true, false) => Self::Ascii,
+        }
+    }
+
+    fn empty_table(self) -> Table {
+        let mut table = Table::new();
+        table.load_style(if self == Self::Lines {
+            UTF8_FULL_CONDENSED
+        } else {
+            ASCII_FULL_CONDENSED
+        });
+        if self != Self::Pipe {
+            table.set_content_arrangement(ContentArrangement::Dynamic);
+        }
+        table
+    }
+}
+
 /// A table with a line per row.
 pub fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
+    drawn(Screen::current().empty_table(), columns, rows)
+}
+
+fn drawn(
+    mut table: Table,
+    columns: &[Column],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> String {
     table.set_header(columns.iter().map(|column| column.title()));
     for row in rows {
         table.add_row(row);
@@ -48,8 +104,7 @@ pub fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) ->
 
 /// A table of names and what they are.
 pub fn facts(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
+    let mut table = Screen::current().empty_table();
     for (name, value) in rows {
         table.add_row([name.to_owned(), value]);
     }
@@ -153,9 +208,47 @@ mod tests {
     fn numbers_stand_at_the_right_of_their_column() {
         let columns = [Column::Left("name"), Column::Right("count")];
         let rows = [("a", "1"), ("b", "1,000")];
-        let shown = table(&columns, rows.map(|(name, count)| vec![name.into(), count.into()]));
-        assert!(shown.contains("┆     1 │"), "{shown}");
-        assert!(shown.contains("┆ 1,000 │"), "{shown}");
+        let shown = |screen: Screen| {
+            let rows = rows.map(|(name, count)| vec![name.into(), count.into()]);
+            drawn(screen.empty_table(), &columns, rows)
+        };
+        let lines = shown(Screen::Lines);
+        assert!(lines.contains("┆     1 │"), "{lines}");
+        assert!(lines.contains("┆ 1,000 │"), "{lines}");
+        for screen in [Screen::Ascii, Screen::Pipe] {
+            let plain = shown(screen);
+            assert!(plain.is_ascii() && plain.contains("| 1,000 |"), "{plain}");
+        }
+    }
+
+    #[test]
+    fn a_table_is_no_wider_than_its_terminal() {
+        let columns = [Column::Left("name"), Column::Left("what")];
+        let long = "a long word ".repeat(20);
+        let rows = || [vec!["a".to_owned(), long.clone()]];
+        let mut narrow = Screen::Ascii.empty_table();
+        narrow.set_width(60);
+        let narrow = drawn(narrow, &columns, rows());
+        assert!(narrow.lines().all(|line| line.len() <= 60), "{narrow}");
+        let pipe = drawn(Screen::Pipe.empty_table(), &columns, rows());
+        assert_eq!(pipe.lines().count(), 5, "a line per row: {pipe}");
+    }
+
+    #[test]
+    fn lines_are_drawn_where_they_can_be_seen() {
+        let of = |is_terminal, locale: &[(&str, &str)]| {
+            let variable = |name: &str| {
+                let found = locale.iter().find(|(key, _)| *key == name);
+                found.map(|(_, value)| (*value).to_owned())
+            };
+            Screen::of(is_terminal, variable)
+        };
+        let utf8 = [("LANG", "de_DE.UTF-8")];
+        assert_eq!(of(true, &utf8), Screen::Lines);
+        assert_eq!(of(true, &[("LC_ALL", ""), ("LC_CTYPE", "C.utf8")]), Screen::Lines);
+        assert_eq!(of(false, &utf8), Screen::Pipe);
+        assert_eq!(of(true, &[("LC_ALL", "C"), ("LANG", "de_DE.UTF-8")]), Screen::Ascii);
+        assert_eq!(of(true, &[]), Screen::Ascii);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use shardhost::Shutdown;
 use shardhost::groups::HostFault;
+use shardhost::server::config::parse_listen;
 use shardhost::server::{Server, ServerConfig, config};
 use shardhost::shards::MapMismatch;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -44,7 +45,7 @@ pub struct ServeArguments {
     #[arg(long, value_name = "DIRECTORY")]
     data_dir: Option<PathBuf>,
     /// Where to listen; port 0 takes a free one.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_listen)]
     listen: Option<SocketAddr>,
     /// Where a node is reached, once for each node.
     #[arg(long = "peer", value_name = "NODE=ADDRESS", value_parser = parse_peer)]

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use bytes::Bytes;
-use clap::Subcommand;
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use shardhost::NodeId;
 
@@ -18,6 +19,7 @@ pub enum Command {
     /// Set the value of a key.
     Put {
         /// The key.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         key: String,
         /// The value.
         value: String,
@@ -34,6 +36,17 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Remove a key. Ends with 0 whether or not it was there, and says which.
+    Delete {
+        /// The key.
+        key: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Set or remove the value of a key if what is there is what is expected.
+    ///
+    /// Ends with exit code 3 if it is not; then nothing changed, and what is there is printed.
+    Cas(CasArguments),
     /// Print a range of keys in their order.
     Scan {
         /// The first key.
@@ -50,10 +63,37 @@ pub enum Command {
     },
 }
 
+/// What to compare and to set.
+#[derive(Debug, Args)]
+pub struct CasArguments {
+    /// The key.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    key: String,
+    /// The value that must be there.
+    #[arg(long, value_name = "VALUE", required_unless_present = "expect_absent")]
+    expect: Option<String>,
+    /// The key must not be there.
+    #[arg(long, conflicts_with = "expect")]
+    expect_absent: bool,
+    /// The value that is put there.
+    #[arg(long, value_name = "VALUE", required_unless_present = "remove")]
+    value: Option<String>,
+    /// The key is removed.
+    #[arg(long, conflicts_with = "value")]
+    remove: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Exit code of a write whose expectation failed.
+const NOT_AS_EXPECTED: u8 = 3;
+
 /// Reads or writes the table.
 pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Put { key, value, target } => put(key, value, &target).await,
+        Command::Delete { key, target } => delete(key, &target).await,
+        Command::Cas(arguments) => compare_and_set(arguments).await,
         Command::Get { key, stale, target } => get(key, stale, &target).await,
         Command::Scan { from, to, limit, target } => scan(from, to, limit, &target).await,
     }
@@ -71,6 +111,51 @@ async fn put(key: String, value: String, target: &Target) -> anyhow::Result<Exit
         println!("{what} in group {group} at index {}", written.index);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn delete(key: String, target: &Target) -> anyhow::Result<ExitCode> {
+    let words = target.client().await?.table();
+    let written = words.delete(key.clone()).await?;
+    let (index, existed) = (written.index, written.existed);
+    match target.json {
+        true => println!("{}", json!({ "key": key, "index": index, "existed": existed })),
+        false if existed => println!("removed at index {index}"),
+        false => println!("there was no key `{key}`"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn compare_and_set(arguments: CasArguments) -> anyhow::Result<ExitCode> {
+    let CasArguments { key, expect, value, target, .. } = arguments;
+    let words = target.client().await?.table();
+    let removes = value.is_none();
+    let written =
+        words.compare_and_set(key.clone(), expect.map(Bytes::from), value.map(Bytes::from)).await?;
+    if target.json {
+        println!(
+            "{}",
+            json!({
+                "key": key,
+                "done": written.done,
+                "existed": written.existed,
+                "index": written.index,
+                "actual": written.actual.as_deref().map_or(Value::Null, bytes_json),
+            })
+        );
+    } else if written.done {
+        println!("{} at index {}", if removes { "removed" } else { "set" }, written.index);
+    }
+    if written.done {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !target.json {
+        match &written.actual {
+            Some(actual) => eprintln!("not done: the value of `{key}` is {}", text(actual)),
+            None if written.existed => eprintln!("not done: `{key}` has another value"),
+            None => eprintln!("not done: there is no key `{key}`"),
+        }
+    }
+    Ok(ExitCode::from(NOT_AS_EXPECTED))
 }
 
 async fn get(key: String, stale: Option<u64>, target: &Target) -> anyhow::Result<ExitCode> {

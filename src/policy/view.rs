@@ -8,7 +8,8 @@
 //! functions wherever a picture is made: for the planner, for `balance now`, and for the targets of
 //! a drain.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use shardhost_groups::worker::Advert;
 use shardhost_groups::{GroupId, GroupStatus, NodeId};
@@ -16,8 +17,8 @@ use shardhost_storage::RequirementMode as Mode;
 
 use super::catalog::{self, GroupRecord, NodeRecord, StrandedCause, StrandedGroup, View};
 use super::planner;
-use super::planner::snapshot::MAX_WEIGHT;
-use super::system::SYSTEM_GROUP;
+use super::planner::snapshot::{MAX_LOAD, MAX_WEIGHT};
+use super::system::{Rates, SYSTEM_GROUP};
 use crate::host::Host;
 
 /// What the planner is told of every node: they are equal until the catalog says otherwise.
@@ -46,6 +47,21 @@ pub fn local_view(host: &Host, now_ms: u64, settings: planner::Settings) -> plan
         moves: Vec::new(),
         mutes: Vec::new(),
     }
+}
+
+/// Adds how busy the groups are that `host` leads: operations per second, roughly. 0 at first, for it
+/// takes two looks to tell.
+pub(crate) fn add_loads(snapshot: &mut planner::Snapshot, host: &Host, rates: &mut Rates) {
+    let now = Instant::now();
+    let mut leads = BTreeSet::new();
+    for group in snapshot.groups.iter_mut().filter(|group| group.leader == Some(host.node_id())) {
+        if let Some(known) = host.group(group.id) {
+            let rate = rates.measure(&known.status(), now);
+            group.load = u32::try_from(rate).unwrap_or(MAX_LOAD).min(MAX_LOAD);
+            leads.insert(group.id);
+        }
+    }
+    rates.keep(&leads);
 }
 
 /// What several hosts know, as one snapshot: of a group what its leader says, of a node what it

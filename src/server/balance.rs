@@ -20,8 +20,8 @@ use crate::policy::catalog::{
 };
 use crate::policy::drains::{DrainReport, Drains};
 use crate::policy::planner::{Settings, Snapshot};
-use crate::policy::system::{CatalogError, System, now_ms};
-use crate::policy::view::{add_intentions, local_view, stranded_without};
+use crate::policy::system::{CatalogError, Rates, System, now_ms};
+use crate::policy::view::{add_intentions, add_loads, local_view, stranded_without};
 use crate::policy::{DrainOptions, DrainProgress, DrainState, Fallback};
 
 /// A drain ends by itself after so long, when nobody says otherwise: its owner may be gone.
@@ -34,7 +34,8 @@ pub(super) fn balance_server(
     system: Option<&System>,
 ) -> BalanceServer<BalanceService> {
     let (host, drains, system) = (host.clone(), Arc::clone(drains), system.cloned());
-    BalanceServer::new(BalanceService { host, drains, system })
+    let rates = parking_lot::Mutex::default();
+    BalanceServer::new(BalanceService { host, drains, system, rates })
 }
 
 /// See [`balance_server`].
@@ -43,6 +44,8 @@ pub struct BalanceService {
     host: Host,
     drains: Arc<Drains>,
     system: Option<System>,
+    /// How busy the groups are that are led here.
+    rates: parking_lot::Mutex<Rates>,
 }
 
 impl BalanceService {
@@ -87,6 +90,7 @@ impl BalanceService {
     /// The cluster as this node knows it, with what the catalog intends.
     fn picture(&self) -> Snapshot {
         let mut snapshot = local_view(&self.host, now_ms(), Settings::default());
+        add_loads(&mut snapshot, &self.host, &mut self.rates.lock());
         if let Some(view) = self.system.as_ref().and_then(System::view) {
             add_intentions(&mut snapshot, &view);
         }

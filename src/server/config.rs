@@ -20,7 +20,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,6 +40,7 @@ use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 use crate::transport::MapTag;
 
 pub use crate::shards::map::MAX_SHARDS;
+pub use crate::transport::address::{AddressError, check_address};
 
 /// What a server is started from. Equal on all nodes but for `node`, `data-dir`, `listen` and
 /// `capabilities`.
@@ -56,7 +57,7 @@ pub struct ServerConfig {
     #[serde(default)]
     pub data_dir: PathBuf,
     /// Where to listen.
-    #[serde(default = "default_listen")]
+    #[serde(default = "default_listen", deserialize_with = "listen_address")]
     pub listen: SocketAddr,
     /// What this node has; shards may require some of it of their leaders.
     #[serde(default)]
@@ -189,6 +190,28 @@ fn default_cluster() -> String {
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 7400))
 }
+fn listen_address<'de, D: serde::Deserializer<'de>>(given: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(given)?;
+    parse_listen(&text).map_err(serde::de::Error::custom)
+}
+
+/// The address to listen on that a text names: an address of this machine, or `localhost`, with a port.
+///
+/// # Errors
+/// What is wrong. A name may have many addresses, of other machines, so only `localhost` is taken.
+pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let port = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
+    port.map(|port| SocketAddr::from(([127, 0, 0, 1], port))).ok_or_else(|| {
+        format!(
+            "cannot listen on `{text}`; name an IP address of this machine and a port, as in \
+             0.0.0.0:7400 for all of its addresses, or localhost:7400"
+        )
+    })
+}
+
 const fn default_workers() -> usize {
     1
 }
@@ -285,8 +308,15 @@ impl ServerConfig {
         let shown = || path.display().to_string();
         let text = std::fs::read_to_string(path)
             .map_err(|error| ConfigError::Read { path: shown(), error })?;
-        toml::from_str(&text)
-            .map_err(|error| ConfigError::Parse { path: shown(), message: error.to_string() })
+        Self::from_text(&shown(), &text)
+    }
+
+    /// Reads the text of a configuration file, of which errors name the path.
+    pub(crate) fn from_text(path: &str, text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: error.to_string(),
+        })
     }
 
     /// Checks what the types do not.
@@ -506,47 +536,6 @@ impl ServerConfig {
             .chain(of_kind(QUEUE, shards.queues, &shards.queues_require))
             .collect()
     }
-}
-
-/// Why a text is no address.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{address}` is not host:port{why}")]
-pub struct AddressError {
-    address: String,
-    why: &'static str,
-}
-
-/// Checks that a text is `host:port`: a name, an IPv4 address, or an IPv6 address in brackets, and a port
-/// from 1 on. Whether the name is known is not looked up.
-///
-/// # Errors
-/// [`AddressError`].
-pub fn check_address(address: &str) -> Result<(), AddressError> {
-    let wrong = |why| Err(AddressError { address: address.to_owned(), why });
-    if address.contains("://") || address.contains('/') {
-        return wrong("; leave the scheme and the path out");
-    }
-    let Some((host, port)) = address.rsplit_once(':') else {
-        return wrong("; the port is missing");
-    };
-    let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-    if !digits || port.parse::<u16>().map_or(true, |port| port == 0) {
-        return wrong("; the port is 1 to 65535");
-    }
-    if let Some(inner) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        return match inner.parse::<Ipv6Addr>() {
-            Ok(_) => Ok(()),
-            Err(_) => wrong("; between the brackets stands no IPv6 address"),
-        };
-    }
-    if host.contains(':') {
-        return wrong("; an IPv6 address stands in brackets, as in [::1]:7400");
-    }
-    let in_names = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    if host.is_empty() || !host.bytes().all(in_names) {
-        return wrong("; a host has letters, digits, '.', '-' and '_'");
-    }
-    Ok(())
 }
 
 /// A group as the catalog creates it. Kinds and labels of shards are names.

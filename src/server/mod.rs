@@ -9,6 +9,8 @@ mod catalog;
 pub mod config;
 mod explain;
 mod founding;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 pub mod health;
 mod lookup;
 mod refusals;

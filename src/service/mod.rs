@@ -17,6 +17,8 @@
 mod budget;
 mod directory;
 mod failure;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 mod in_flight;
 mod pipeline;
 mod queue;
@@ -32,8 +34,6 @@ use crate::shards::table::{MAX_SCAN_BYTES, MAX_VALUE_BYTES};
 use crate::shards::{ShardMap, ShardTimes};
 use shardhost_groups::Group;
 use shardhost_proto::client::directory_server::DirectoryServer;
-use shardhost_proto::client::queue_server::QueueServer;
-use shardhost_proto::client::table_server::TableServer;
 use shardhost_storage::{GroupId, NodeId};
 use tokio_util::sync::CancellationToken;
 
@@ -41,7 +41,8 @@ pub use self::budget::{
     ClientBudget, DEFAULT_CLIENT_BYTES, MAX_STREAMS, MIN_CLIENT_BYTES, STALL_TIMEOUT,
 };
 pub use self::directory::DirectoryService;
-pub use self::pipeline::PipelineService;
+pub use self::pipeline::PipelineServer;
+use self::pipeline::PipelineService;
 pub use self::queue::QueueProtocol;
 pub use self::table::TableProtocol;
 
@@ -103,20 +104,16 @@ pub trait GroupLookup: Send + Sync + 'static {
 pub fn table_server(
     lookup: Arc<dyn GroupLookup>,
     budget: &Arc<ClientBudget>,
-) -> TableServer<PipelineService<TableProtocol>> {
-    TableServer::new(PipelineService::new(lookup, budget))
-        .max_decoding_message_size(MAX_BATCH_BYTES)
-        .max_encoding_message_size(MAX_BATCH_BYTES)
+) -> PipelineServer<TableProtocol> {
+    PipelineServer::new(PipelineService::new(lookup, budget))
 }
 
 /// The queue service of a host.
 pub fn queue_server(
     lookup: Arc<dyn GroupLookup>,
     budget: &Arc<ClientBudget>,
-) -> QueueServer<PipelineService<QueueProtocol>> {
-    QueueServer::new(PipelineService::new(lookup, budget))
-        .max_decoding_message_size(MAX_BATCH_BYTES)
-        .max_encoding_message_size(MAX_BATCH_BYTES)
+) -> PipelineServer<QueueProtocol> {
+    PipelineServer::new(PipelineService::new(lookup, budget))
 }
 
 /// The directory of a host.

@@ -18,6 +18,8 @@
 mod codec;
 #[cfg(test)]
 mod compared;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 mod hash;
 pub(crate) use hash::xxh64;
 pub mod map;

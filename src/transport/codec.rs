@@ -16,6 +16,9 @@ use super::config::TransportConfig;
 
 /// Most bytes of snapshot metadata in a frame. Snapshots have streams of their own.
 const SNAPSHOT_META_MAX_BYTES: usize = 64 << 10;
+/// Most members, memberships, capabilities and labels in a frame, for each message that it may hold. Few
+/// messages have any.
+const MEMBERS_PER_MESSAGE: usize = 16;
 /// Most names in what a node says of itself, far above what is taken from one.
 const ADVERT_MAX_NAMES: usize = 1 << 10;
 /// Most bytes of the header of a snapshot stream.
@@ -79,7 +82,7 @@ pub fn decode(mut buffer: impl Buf, bounds: FrameBounds) -> Result<Frame, FrameE
 }
 
 /// Reads a frame of a snapshot stream whose bytes are the whole of `buffer`.
-fn decode_snapshot(mut buffer: impl Buf) -> Result<SnapshotFrame, FrameError> {
+pub(super) fn decode_snapshot(mut buffer: impl Buf) -> Result<SnapshotFrame, FrameError> {
     let whole = buffer.copy_to_bytes(buffer.remaining());
     let (mut bytes, mut header_bytes) = (&whole[..], 0);
     while let Some((number, content)) = next_field(&mut bytes)? {
@@ -98,6 +101,7 @@ struct Census {
     entries: usize,
     snapshot_bytes: usize,
     names: usize,
+    members: usize,
 }
 
 /// Field numbers of the messages in peer.proto.
@@ -110,12 +114,22 @@ mod field {
     pub const ADVERT_NAMES: u64 = 1;
     pub const MESSAGE_ENTRIES: u64 = 15;
     pub const MESSAGE_SNAPSHOT: u64 = 16;
+    pub const MESSAGE_INVITATION: u64 = 19;
+    pub const MESSAGE_RECOVERY: u64 = 24;
+    pub const SNAPSHOT_MEMBERSHIP: u64 = 2;
+    pub const INVITATION_MEMBERSHIP: u64 = 1;
+    pub const INVITATION_LABELS: u64 = 3;
+    pub const RECOVERY_APPLIED: u64 = 1;
+    pub const RECOVERY_UNAPPLIED: u64 = 2;
+    pub const MEMBERSHIP_MEMBERS: u64 = 2;
+    pub const MEMBERSHIP_REQUIREMENT: u64 = 7;
+    pub const REQUIREMENT_CAPABILITIES: u64 = 1;
     pub const SNAPSHOT_HEADER: u64 = 1;
 }
 
 impl Census {
     fn new(bounds: FrameBounds) -> Self {
-        Self { bounds, messages: 0, entries: 0, snapshot_bytes: 0, names: 0 }
+        Self { bounds, messages: 0, entries: 0, snapshot_bytes: 0, names: 0, members: 0 }
     }
 
     fn frame(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
@@ -159,11 +173,60 @@ impl Census {
                     self.snapshot_bytes += content.len();
                     let most = SNAPSHOT_META_MAX_BYTES;
                     within(self.snapshot_bytes, most, "bytes of snapshot metadata")?;
+                    self.memberships(content, |number| number == field::SNAPSHOT_MEMBERSHIP)?;
                 }
+                field::MESSAGE_INVITATION => {
+                    self.labels(content)?;
+                    self.memberships(content, |number| number == field::INVITATION_MEMBERSHIP)?;
+                }
+                field::MESSAGE_RECOVERY => self.memberships(content, |number| {
+                    matches!(number, field::RECOVERY_APPLIED | field::RECOVERY_UNAPPLIED)
+                })?,
                 _ => {}
             }
         }
         Ok(())
+    }
+}
+
+impl Census {
+    /// Counts the memberships in a part of a message, and what they hold.
+    fn memberships(&mut self, mut bytes: &[u8], is: fn(u64) -> bool) -> Result<(), FrameError> {
+        while let Some((number, mut content)) = next_field(&mut bytes)? {
+            if !is(number) {
+                continue;
+            }
+            self.member()?;
+            while let Some((number, mut content)) = next_field(&mut content)? {
+                match number {
+                    field::MEMBERSHIP_MEMBERS => self.member()?,
+                    field::MEMBERSHIP_REQUIREMENT => {
+                        while let Some((number, _)) = next_field(&mut content)? {
+                            if number == field::REQUIREMENT_CAPABILITIES {
+                                self.member()?;
+                            }
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn labels(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
+        while let Some((number, _)) = next_field(&mut bytes)? {
+            if number == field::INVITATION_LABELS {
+                self.member()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn member(&mut self) -> Result<(), FrameError> {
+        self.members += 1;
+        let most = self.bounds.messages.saturating_mul(MEMBERS_PER_MESSAGE);
+        within(self.members, most, "members, memberships and labels")
     }
 }
 
@@ -172,7 +235,7 @@ fn within(count: usize, most: usize, what: &'static str) -> Result<(), FrameErro
 }
 
 /// The next field's number and, for a length-delimited one, its content.
-fn next_field<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u64, &'a [u8])>, FrameError> {
+pub(crate) fn next_field<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u64, &'a [u8])>, FrameError> {
     if bytes.is_empty() {
         return Ok(None);
     }
@@ -189,7 +252,9 @@ fn next_field<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u64, &'a [u8])>, Frame
     };
     let length = usize::try_from(length).ok().filter(|length| *length <= bytes.len());
     let Some(length) = length else {
-        return Err(FrameError::Malformed("a field is longer than the frame".into()));
+        return Err(FrameError::Malformed(
+            "a field is longer than the bytes that are there".into(),
+        ));
     };
     let (content, rest) = bytes.split_at(length);
     *bytes = rest;
@@ -385,6 +450,61 @@ mod tests {
         });
         let error = decode(bytes_of(&frame), BOUNDS).unwrap_err();
         assert!(error.to_string().contains("snapshot metadata"), "{error}");
+    }
+
+    #[test]
+    fn too_many_members_are_refused_wherever_they_stand() {
+        use shardhost_proto::log::{Member, Membership, Requirement};
+        use shardhost_proto::peer::{Invitation, RecoveryAnswer, SnapshotMeta};
+        let most = BOUNDS.messages * MEMBERS_PER_MESSAGE;
+        let members =
+            |count| Membership { members: vec![Member::default(); count], ..Default::default() };
+        let names = |count| {
+            let requirement = Requirement { capabilities: vec![String::new(); count], soft: false };
+            Membership { requirement: Some(requirement), ..Membership::default() }
+        };
+        let invited = |membership| GroupMessage {
+            invitation: Some(Invitation { membership: Some(membership), ..Default::default() }),
+            ..GroupMessage::default()
+        };
+        let snapshot = |membership| GroupMessage {
+            snapshot: Some(SnapshotMeta { membership: Some(membership), ..Default::default() }),
+            ..GroupMessage::default()
+        };
+        let answer = |unapplied| GroupMessage {
+            recovery: Some(Box::new(RecoveryAnswer { unapplied, ..Default::default() })),
+            ..GroupMessage::default()
+        };
+        let labels = |count: usize| {
+            let labels = (0..count).map(|label| (label.to_string(), String::new())).collect();
+            let invitation = Some(Invitation { labels, ..Invitation::default() });
+            GroupMessage { invitation, ..GroupMessage::default() }
+        };
+        let decoded = |message| {
+            let frame = Frame { messages: vec![message], ..Frame::default() };
+            decode(bytes_of(&frame), BOUNDS).map(drop).map_err(|error| error.to_string())
+        };
+        for message in [
+            invited(members(most - 1)),
+            invited(names(most - 1)),
+            snapshot(members(most - 1)),
+            answer(vec![Membership::default(); most]),
+            labels(most),
+        ] {
+            assert_eq!(decoded(message), Ok(()));
+        }
+        for message in [
+            invited(members(most)),
+            invited(names(most)),
+            snapshot(members(most)),
+            answer(vec![Membership::default(); most + 1]),
+            labels(most + 1),
+        ] {
+            assert_eq!(
+                decoded(message),
+                Err(format!("a frame holds more than {most} members, memberships and labels"))
+            );
+        }
     }
 
     #[test]

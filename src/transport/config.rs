@@ -107,6 +107,9 @@ pub struct TransportConfig {
     pub backoff_min: Duration,
     /// Longest wait between two attempts.
     pub backoff_max: Duration,
+    /// How long a lane that goes to an address from a greeting waits before the configured one of its
+    /// peer is looked at. Longer each time that nobody was there, up to 32 times.
+    pub configured_look_after: Duration,
     /// How long [`shutdown`](super::GrpcTransport::shutdown) lets lanes run empty.
     pub drain_timeout: Duration,
 
@@ -145,6 +148,7 @@ impl TransportConfig {
             handshake_timeout: Duration::from_secs(2),
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(2),
+            configured_look_after: Duration::from_secs(10),
             drain_timeout: Duration::from_millis(500),
             snapshot: SnapshotLimits::default(),
         }
@@ -181,6 +185,7 @@ impl TransportConfig {
             ("connect_timeout", !self.connect_timeout.is_zero(), "must be above zero"),
             ("handshake_timeout", !self.handshake_timeout.is_zero(), "must be above zero"),
             ("backoff_min", !self.backoff_min.is_zero(), "must be above zero"),
+            ("configured_look_after", !self.configured_look_after.is_zero(), "must be above zero"),
             ("backoff_max", self.backoff_max >= self.backoff_min, "must be at least backoff_min"),
         ];
         let failed = bounds.into_iter().find(|(_, holds, _)| !holds);

@@ -8,7 +8,7 @@
 //!
 //! | where | what |
 //! |---|---|
-//! | [`config`], [`directory`] | settings and bounds; where nodes are reached |
+//! | [`config`], [`directory`], [`address`] | settings and bounds; where nodes are reached; what greetings say of that |
 //! | `dispatch`, `lane` | the way out: sorting a batch, the bounded queues |
 //! | `sender`, `connection`, `progress` | keeping lanes connected; HTTP/2 settings; what stalls |
 //! | [`codec`], [`handshake`] | frames as bytes; who may talk to whom |
@@ -25,6 +25,7 @@
 //! addressed replica and its length. It does not check what messages say; the groups' validator
 //! does.
 
+pub mod address;
 mod advert;
 pub mod clocks;
 mod codec;
@@ -33,6 +34,8 @@ mod connection;
 pub mod directory;
 mod dispatch;
 mod founded;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 pub mod handshake;
 mod heartbeat;
 mod lane;

@@ -11,6 +11,7 @@ use shardhost_storage::NodeId;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::address::may_be_learnt;
 use super::clocks::PeerClock;
 use super::config::TransportConfig;
 use super::lane::{Dropped, LaneQueue};
@@ -26,7 +27,10 @@ const MOST_UNREACHABLE: usize = 1 << 16;
 #[derive(Debug)]
 pub(super) struct Peer {
     pub node: NodeId,
+    /// As the directory says.
     pub address: watch::Sender<String>,
+    /// Where its last greeting said that it listens, if that is elsewhere.
+    learnt: Mutex<Option<String>>,
     pub bulk: Arc<LaneQueue>,
     pub urgent: Arc<LaneQueue>,
     pub liveness: Liveness,
@@ -60,6 +64,7 @@ impl Peer {
         Self {
             node,
             address: watch::Sender::new(address),
+            learnt: Mutex::default(),
             bulk: Arc::new(LaneQueue::new(config, config.bulk)),
             urgent: Arc::new(LaneQueue::new(config, config.urgent)),
             liveness: Liveness::new(node, Instant::now(), stop.clone()),
@@ -71,6 +76,22 @@ impl Peer {
             founding: AtomicU64::new(0),
             unreachable: Mutex::default(),
         }
+    }
+
+    /// A greeting in order says where the peer listens.
+    pub fn learn_address(&self, said: &str) {
+        let elsewhere = *self.address.borrow() != said && may_be_learnt(said);
+        *self.learnt.lock() = elsewhere.then(|| said.to_owned());
+    }
+
+    /// The node is where the directory says.
+    pub fn forget_learnt(&self) {
+        *self.learnt.lock() = None;
+    }
+
+    /// Where its last greeting said that it listens, if that is elsewhere.
+    pub fn learnt(&self) -> Option<String> {
+        self.learnt.lock().clone()
     }
 
     pub fn lane(&self, lane: Lane) -> &Arc<LaneQueue> {

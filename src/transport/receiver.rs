@@ -103,7 +103,7 @@ pub(super) fn not_serving(shared: &Shared) -> Status {
     Status::unavailable(format!("node {} takes no messages", shared.config.node))
 }
 
-fn admit(
+pub(super) fn admit(
     shared: &Shared,
     first: Frame,
     inbound: &Arc<dyn Inbound>,
@@ -115,6 +115,7 @@ fn admit(
     let latest = shared.horizon.latest();
     let visit = peer.liveness.admit(&greeting, latest, lane, said, Instant::now(), inbound)?;
     peer.said_founding(hello.founding);
+    peer.learn_address(&hello.address);
     peer.greeted.notify_waiters();
     Ok((peer, visit))
 }
@@ -220,7 +221,7 @@ impl Reception {
                         memory::confirm(&self.shared, node, incarnation).await?;
                         self.peer.liveness.confirm(incarnation);
                     }
-                    self.take(frame)?;
+                    take(&self.shared, &self.peer, &self.visit, &self.inbound, frame)?;
                     if let Some(taken) = &mut self.taken {
                         taken.count();
                     }
@@ -229,43 +230,49 @@ impl Reception {
             }
         }
     }
+}
 
-    fn take(&self, frame: Frame) -> Result<(), Status> {
-        if frame.hello.is_some() {
-            return Err(Status::invalid_argument("a second hello in a stream"));
-        }
-        if let Some(heartbeat) = &frame.heartbeat {
-            self.note_heartbeat(heartbeat);
-        }
-        self.check_founding()?;
-        self.peer.liveness.heard(&self.visit, Instant::now(), &self.inbound);
-        if let Some(said) = frame.heartbeat.and_then(|heartbeat| heartbeat.advert)
-            && let Some(said) = readable(&self.shared, &self.peer, said)
-        {
-            self.peer.liveness.said(&self.visit, said, &self.inbound);
-        }
-        let received = &self.peer.received;
-        received.frames.add(1);
-        if !frame.messages.is_empty() {
-            received.messages.add(frame.messages.len());
-            let dropped = self.inbound.deliver(self.visit.node, frame.messages);
-            received.inbox_drops.add(dropped);
-        }
-        Ok(())
+/// Takes one frame of a stream that passed the handshake.
+pub(super) fn take(
+    shared: &Shared,
+    peer: &Peer,
+    visit: &Visit,
+    inbound: &Arc<dyn Inbound>,
+    frame: Frame,
+) -> Result<(), Status> {
+    if frame.hello.is_some() {
+        return Err(Status::invalid_argument("a second hello in a stream"));
     }
+    if let Some(heartbeat) = &frame.heartbeat {
+        note_heartbeat(peer, heartbeat);
+    }
+    check_founding(shared, peer, visit)?;
+    peer.liveness.heard(visit, Instant::now(), inbound);
+    if let Some(said) = frame.heartbeat.and_then(|heartbeat| heartbeat.advert)
+        && let Some(said) = readable(shared, peer, said)
+    {
+        peer.liveness.said(visit, said, inbound);
+    }
+    peer.received.frames.add(1);
+    if !frame.messages.is_empty() {
+        peer.received.messages.add(frame.messages.len());
+        let dropped = inbound.deliver(visit.node, frame.messages);
+        peer.received.inbox_drops.add(dropped);
+    }
+    Ok(())
+}
 
-    fn note_heartbeat(&self, heartbeat: &NodeHeartbeat) {
-        if heartbeat.founding != 0 {
-            self.peer.said_founding(heartbeat.founding);
-        }
-        if heartbeat.wall_ms != 0 {
-            self.peer.clock.said(heartbeat.wall_ms, clocks::wall_ms(), Instant::now());
-        }
+fn note_heartbeat(peer: &Peer, heartbeat: &NodeHeartbeat) {
+    if heartbeat.founding != 0 {
+        peer.said_founding(heartbeat.founding);
     }
+    if heartbeat.wall_ms != 0 {
+        peer.clock.said(heartbeat.wall_ms, clocks::wall_ms(), Instant::now());
+    }
+}
 
-    /// Both sides may have greeted before they knew which founding their clusters come from.
-    fn check_founding(&self) -> Result<(), Refusal> {
-        let said = self.shared.identity.check_founding(self.peer.founding());
-        said.inspect_err(|refusal| note_refusal(&self.shared, Some(self.visit.node), refusal))
-    }
+/// Both sides may have greeted before they knew which founding their clusters come from.
+fn check_founding(shared: &Shared, peer: &Peer, visit: &Visit) -> Result<(), Refusal> {
+    let said = shared.identity.check_founding(peer.founding());
+    said.inspect_err(|refusal| note_refusal(shared, Some(visit.node), refusal))
 }

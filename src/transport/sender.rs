@@ -1,7 +1,8 @@
 //! The task that keeps one lane to one peer connected.
 //!
 //! It connects, greets, checks the answer, opens the lane, and waits for the end; frames flow
-//! past it, pulled from the lane by the connection. It decides when to try again, with back-off.
+//! past it, pulled from the lane by the connection. It decides when to try again, with back-off; where,
+//! `address` decides.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +13,9 @@ use shardhost_proto::peer::Welcome;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Request, Status, Streaming};
 
+use super::address::{Course, Next, Outcome, Place};
 use super::codec::SenderCodec;
+use super::config::TransportConfig;
 use super::connection;
 use super::handshake::{self, Refusal};
 use super::memory;
@@ -39,6 +42,8 @@ pub(super) enum LaneError {
     Displaced,
     #[error("the peer lives and takes nothing of this connection")]
     Stalled,
+    #[error("somebody listens at the configured address of the peer, which is tried again")]
+    ConfiguredListens,
     #[error("the peer's cluster turned out to be founded on other disks than this one")]
     OtherFounding,
 }
@@ -53,24 +58,52 @@ impl From<Status> for LaneError {
 pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>, lane: Lane) {
     let mut backoff = Backoff::new(shared.config.backoff_min, shared.config.backoff_max);
     let mut address = peer.address.subscribe();
+    let mut course = Course::new(shared.config.configured_look_after);
     let mut logged = None;
     loop {
-        let target = address.borrow_and_update().clone();
-        let mut attempt = Attempt { shared: &shared, peer: &peer, lane, backoff: &mut backoff };
+        let configured = address.borrow_and_update().clone();
+        let learnt = peer.learnt();
+        let place = course.place(learnt.is_some());
+        let target = match place {
+            Place::Configured => configured.clone(),
+            Place::Learnt => learnt.unwrap_or_else(|| configured.clone()),
+        };
+        let mut attempt = Attempt {
+            shared: &shared,
+            peer: &peer,
+            lane,
+            backoff: &mut backoff,
+            place,
+            was_there: false,
+        };
         let ended = tokio::select! {
             () = peer.stop.cancelled() => break,
             _ = address.changed() => None,
             error = attempt.run(&target) => Some(error),
+            () = listens(&shared.config, &configured, course.look_after()),
+                if place == Place::Learnt => Some(LaneError::ConfiguredListens),
         };
+        let was_there = attempt.was_there;
         peer.lane(lane).detach();
         if shared.draining.is_cancelled() {
             break;
         }
-        let Some(error) = ended else { continue };
+        let Some(error) = ended else {
+            course = Course::new(shared.config.configured_look_after);
+            continue;
+        };
         if lane == Lane::Urgent {
             peer.liveness.suspect();
         }
         log(&peer, lane, &error, &mut logged);
+        let outcome = match &error {
+            LaneError::ConfiguredListens => Outcome::ConfiguredListens,
+            _ if was_there => Outcome::WasThere,
+            _ => Outcome::NotThere,
+        };
+        if course.ended(outcome, peer.learnt().is_some()) == Next::AtOnce {
+            continue;
+        }
         tokio::select! {
             () = peer.stop.cancelled() => break,
             () = shared.draining.cancelled() => break,
@@ -80,6 +113,17 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>, lane: Lane) {
         }
     }
     peer.lane(lane).detach();
+}
+
+/// Waits until somebody listens at an address; the first look is after `wait`.
+async fn listens(config: &TransportConfig, address: &str, wait: Duration) {
+    loop {
+        tokio::time::sleep(wait).await;
+        let connected = tokio::net::TcpStream::connect(address);
+        if let Ok(Ok(_)) = tokio::time::timeout(config.connect_timeout, connected).await {
+            return;
+        }
+    }
 }
 
 /// Warns once per cause, not once per attempt.
@@ -99,6 +143,9 @@ struct Attempt<'a> {
     peer: &'a Arc<Peer>,
     lane: Lane,
     backoff: &'a mut Backoff,
+    place: Place,
+    /// The node that is meant answered.
+    was_there: bool,
 }
 
 impl Attempt<'_> {
@@ -115,7 +162,7 @@ impl Attempt<'_> {
     }
 
     /// Connects and shakes hands.
-    async fn greet(&self, address: &str) -> Result<(Streaming<Welcome>, Welcome), LaneError> {
+    async fn greet(&mut self, address: &str) -> Result<(Streaming<Welcome>, Welcome), LaneError> {
         let channel = connection::connect(&self.shared.config, address).await?;
         let asked = self.peer.liveness.incarnation();
         let within = self.shared.config.handshake_timeout;
@@ -123,10 +170,24 @@ impl Attempt<'_> {
             .await
             .map_err(|_| Refusal::Late { within })??;
         let greeting = self.shared.identity.check_welcome(&welcome, self.peer.node)?;
+        self.found_at(address);
         memory::learn_known(self.shared, greeting.node, welcome.known_incarnation).await?;
         self.peer.liveness.welcomed(&greeting, asked, self.shared.horizon.latest())?;
         self.peer.said_founding(welcome.founding);
         Ok((answers, welcome))
+    }
+
+    /// The node answers at this address.
+    fn found_at(&mut self, address: &str) {
+        self.was_there = true;
+        let node = self.peer.node;
+        match self.place {
+            Place::Configured => {
+                self.peer.forget_learnt();
+                self.shared.directory.note_found(node, None);
+            }
+            Place::Learnt => self.shared.directory.note_found(node, Some(address)),
+        }
     }
 
     async fn exchange(
@@ -172,7 +233,18 @@ impl Attempt<'_> {
     /// Lets the lane flow until the peer ends it, another process takes its place, or the
     /// connection breaks.
     async fn stay(&mut self, answers: Streaming<Welcome>, welcome: &Welcome) -> LaneError {
-        tracing::info!(node = %self.peer.node, lane = ?self.lane, "connected to a peer");
+        let (node, lane) = (self.peer.node, self.lane);
+        match self.place {
+            Place::Configured => tracing::info!(%node, ?lane, "connected to a peer"),
+            Place::Learnt => tracing::warn!(
+                %node,
+                ?lane,
+                address = self.shared.directory.address(node),
+                configured = *self.peer.address.borrow(),
+                "connected to a peer at the address that its greeting names, which is not the configured \
+                 one; correct the configuration"
+            ),
+        }
         self.backoff.reset();
         self.peer.refusals.refused_by_peer(None);
         let lane = self.peer.lane(self.lane);

@@ -181,7 +181,7 @@ impl Shared {
 
     /// Makes the peers what the directory says. Called by one task at a time.
     pub fn follow_directory(self: &Arc<Self>, inbound: &Arc<dyn Inbound>) {
-        let wanted = self.directory.addresses();
+        let wanted = self.directory.configured();
         let present = self.peers.load_full();
         let mut peers = Peers::new();
         let mut added = Vec::new();

@@ -10,6 +10,8 @@
 //! take the last of it, and a snapshot that is announced is refused before its first byte when it
 //! would not fit.
 
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 mod paused;
 mod reader;
 mod reception;

@@ -18,6 +18,8 @@
 
 mod boot;
 mod crc32c;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 mod identity;
 mod index;
 mod keys;

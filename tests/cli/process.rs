@@ -326,8 +326,24 @@ impl Supervised {
     /// Starts one of them where it was.
     #[allow(dead_code, reason = "only some tests need it")]
     pub async fn restart(&mut self, node: u64) {
+        self.restart_with(node, &[]).await;
+    }
+
+    /// The same with more arguments.
+    #[allow(dead_code, reason = "only some tests need it")]
+    pub async fn restart_with(&mut self, node: u64, more: &[&str]) {
         let address = self.addresses[&node].clone();
-        let (mut host, _) = self.spawn(node, &address).await;
+        let (mut host, _) = self.spawn(node, &address, more).await;
+        host.order(&self.start_order()).await;
+        host.report().await;
+        self.hosts.insert(node, host);
+    }
+
+    /// Starts one of them at another port, of which the others are not told.
+    #[allow(dead_code, reason = "only some tests need it")]
+    pub async fn restart_elsewhere(&mut self, node: u64) {
+        let (mut host, address) = self.spawn(node, "127.0.0.1:0", &[]).await;
+        assert_ne!(self.addresses.insert(node, address.clone()), Some(address));
         host.order(&self.start_order()).await;
         host.report().await;
         self.hosts.insert(node, host);
@@ -364,7 +380,7 @@ impl Supervised {
     /// Starts all of them where they were.
     pub async fn restart_all(&mut self) {
         for (node, address) in self.addresses.clone() {
-            let (host, address) = self.spawn(node, &address).await;
+            let (host, address) = self.spawn(node, &address, &[]).await;
             self.hosts.insert(node, host);
             self.addresses.insert(node, address);
         }
@@ -383,12 +399,13 @@ impl Supervised {
         voters.join(",")
     }
 
-    async fn spawn(&self, node: u64, listen: &str) -> (Host, String) {
+    async fn spawn(&self, node: u64, listen: &str, more: &[&str]) -> (Host, String) {
         let mut child = program()
             .args(["serve", "--supervised", "--listen", listen])
             .args(["--node", &node.to_string()])
             .args(["--tables", &self.tables.to_string(), "--queues", &self.queues.to_string()])
             .args(["--voters", &self.voters()])
+            .args(more)
             .arg("--data-dir")
             .arg(self.directory.join(format!("node-{node}")))
             .stdin(Stdio::piped())

@@ -1,5 +1,6 @@
 //! The gRPC transport over real sockets on loopback: what arrives, what is refused, who lives.
 
+mod addresses;
 mod adverts;
 mod fixture;
 mod greetings;

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
-use shardhost_proto::peer::GroupMessage;
+use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{Genesis, GroupId, GroupMeta, LogError, Membership, NodeId, ReplicaId};
 use tokio::sync::oneshot;
 
@@ -59,6 +59,10 @@ impl Parked {
         self.0.lock().remove(&group);
     }
 
+    pub(super) fn is_parked(&self, group: GroupId) -> bool {
+        self.0.lock().contains_key(&group)
+    }
+
     fn cause(&self, group: GroupId) -> Option<OpenGroupError> {
         self.0.lock().get(&group).cloned()
     }
@@ -109,8 +113,9 @@ pub(super) const fn concerns_one_group(error: &LogError) -> bool {
 }
 
 impl RuntimeShared {
-    /// A member says that the group goes on without a replica that does not run. It takes part in
-    /// nothing, so nobody needs it any more, and one member's word of what is committed is enough.
+    /// A member says that the group goes on without a replica that does not run, or invites this node to
+    /// hold another one in its place. It takes part in nothing, so nobody needs it any more, and one
+    /// member's word of what is committed is enough. The invitation is repeated, and finds it gone.
     pub(super) fn dismissed(&self, from: NodeId, message: &GroupMessage) {
         let group = GroupId::new(message.group);
         let failed = self
@@ -128,8 +133,8 @@ impl RuntimeShared {
                 return;
             }
         };
-        if !is_dismissal(&meta, from, message) {
-            tracing::debug!(%group, %from, "a notice of removal does not count");
+        if !is_dismissal(&meta, from, message) && !is_successor(&meta, from, message) {
+            tracing::debug!(%group, %from, "a notice of removal, or an invitation, does not count");
             return;
         }
         match self.lives.destroy(group, || Ok(())) {
@@ -148,21 +153,34 @@ impl RuntimeShared {
 
 /// Whether a member of a later configuration says that this very replica was removed from its group.
 fn is_dismissal(meta: &GroupMeta, from: NodeId, message: &GroupMessage) -> bool {
-    let told = || -> Option<(Membership, NodeId)> {
-        let wire = message.invitation.as_ref()?.membership.as_ref()?;
-        let membership = convert::membership_from_wire(wire)?;
-        let sender = ReplicaId::new(message.from_replica)?;
-        let node = membership.members.get(&sender)?.node;
-        Some((membership, node))
-    };
-    let Some((membership, sender)) = told() else { return false };
+    message.kind() == MessageKind::Removed
+        && message.to_replica == meta.replica.get()
+        && goes_on_without(meta, from, message).is_some()
+}
+
+/// Whether a member of a later configuration invites the node of a removed replica to hold another one.
+fn is_successor(meta: &GroupMeta, from: NodeId, message: &GroupMessage) -> bool {
+    let node = meta.membership.node_of(meta.replica);
+    let invited = ReplicaId::new(message.to_replica);
+    message.kind() == MessageKind::Invite
+        && goes_on_without(meta, from, message)
+            .is_some_and(|told| invited.is_some_and(|one| told.node_of(one) == node))
+        && node.is_some()
+}
+
+/// The configuration of this very group, without the replica, that a member of it shows.
+fn goes_on_without(meta: &GroupMeta, from: NodeId, message: &GroupMessage) -> Option<Membership> {
+    let wire = message.invitation.as_ref()?.membership.as_ref()?;
+    let membership = convert::membership_from_wire(wire)?;
+    let sender = ReplicaId::new(message.from_replica)?;
+    let node = membership.members.get(&sender)?.node;
     let same_group = meta.membership.may_be(Genesis::new(message.genesis))
         && meta.membership.may_be(membership.genesis);
-    sender == from
+    let without = node == from
         && same_group
-        && message.to_replica == meta.replica.get()
         && membership.config_index >= meta.membership.config_index
-        && membership.was_removed(meta.replica)
+        && membership.was_removed(meta.replica);
+    without.then_some(membership)
 }
 
 #[cfg(test)]

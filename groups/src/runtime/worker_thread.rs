@@ -155,7 +155,10 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
         drop(waiter.send(outlook));
     }
     for (from, message) in round.invitations {
-        shared.invitations.hand_on(shared.config.node, from, &message);
+        match shared.parked.is_parked(GroupId::new(message.group)) {
+            true => shared.dismissed(from, &message),
+            false => shared.invitations.hand_on(shared.config.node, from, &message),
+        }
     }
     for (from, message) in round.notices {
         shared.dismissed(from, &message);

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`alone`] | a host without others, a group without state |
 //! | [`conformance`] | what a group promises, as a suite for any way of making hosts |
+//! | [`fuzz`] | what a message from outside goes through before a replica acts on it |
 //! | [`linearizability`] | whether a history of operations could have come one at a time |
 //! | [`network`] | a network inside one process, with trouble on command |
 //! | [`simulation`] | whole clusters in one thread, from a seed |
@@ -14,6 +15,7 @@
 
 pub mod alone;
 pub mod conformance;
+pub mod fuzz;
 pub mod linearizability;
 pub mod network;
 pub mod simulation;

@@ -253,7 +253,7 @@ impl WorkerCore {
         }
     }
 
-    /// A stranger's message creates nothing. An invitation, and a notice for a replica that does not
+    /// A stranger's message creates nothing. An invitation, and what is said to a replica that does not
     /// run, are handed to the host, which decides.
     fn message_for_unknown(&mut self, from: NodeId, group: GroupId, message: GroupMessage) {
         let failed = self.failed.contains_key(&group);
@@ -262,7 +262,7 @@ impl WorkerCore {
             return;
         }
         self.counters.unknown_group += 1;
-        if message.kind() == MessageKind::Removed {
+        if matches!(message.kind(), MessageKind::Removed | MessageKind::Invite) {
             self.round.notices.push((from, message));
         }
     }

@@ -37,6 +37,8 @@ mod convert;
 mod digest;
 mod error;
 mod feed;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 mod machine;
 mod name;
 mod query;

@@ -50,6 +50,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::client::{CatalogClient, CatalogError};
 pub(crate) use self::keeper::life_of;
+pub(crate) use self::report::Rates;
 pub use self::service::SystemService;
 pub use super::catalog::SYSTEM_GROUP;
 use super::catalog::{NewGroup, PlannerMode, Revision, View};

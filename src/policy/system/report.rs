@@ -66,9 +66,9 @@ impl Handed {
     }
 }
 
-/// Committed entries, then and now.
+/// Committed entries of the groups that are led here, then and now.
 #[derive(Debug, Default)]
-struct Rates {
+pub(crate) struct Rates {
     of: BTreeMap<GroupId, Rate>,
 }
 
@@ -80,8 +80,8 @@ struct Rate {
 }
 
 impl Rates {
-    /// Operations per second of a group, roughly.
-    fn measure(&mut self, status: &GroupStatus, now: Instant) -> u64 {
+    /// Operations per second of a group, roughly; 0 until it was asked for twice, a second apart.
+    pub(crate) fn measure(&mut self, status: &GroupStatus, now: Instant) -> u64 {
         let committed = status.committed.get();
         let known = self.of.entry(status.id);
         let rate = known.or_insert(Rate { since: now, committed, per_second: 0 });
@@ -93,6 +93,11 @@ impl Rates {
             *rate = Rate { since: now, committed, per_second };
         }
         rate.per_second
+    }
+
+    /// Forgets the groups that are not led here any more.
+    pub(crate) fn keep(&mut self, leads: &BTreeSet<GroupId>) {
+        self.of.retain(|group, _| leads.contains(group));
     }
 }
 
@@ -193,7 +198,7 @@ impl Memory {
                 leads.insert(status.id);
             }
         }
-        self.rates.of.retain(|group, _| leads.contains(group));
+        self.rates.keep(&leads);
     }
 }
 

@@ -7,6 +7,7 @@
 //! [`ClientBudget`]. When a client goes away, all that it held is let go at once.
 
 mod reader;
+mod server;
 mod stream;
 mod writer;
 
@@ -21,6 +22,9 @@ use shardhost_storage::GroupId;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
+pub use self::server::PipelineServer;
+#[cfg(feature = "testing")]
+pub(super) use self::server::decode;
 use self::stream::Stream;
 pub use self::writer::ReplyStream;
 use super::GroupLookup;
@@ -34,6 +38,8 @@ const REPLY_BATCHES: usize = 2;
 pub trait Protocol: Send + Sync + 'static {
     /// Name of the kind.
     const KIND: &'static str;
+    /// Name of its gRPC service, whose one method is `Pipeline`.
+    const SERVICE: &'static str;
     /// What a client may do when the answer to its write was too long to be kept for it.
     const UNANSWERED: FailureReason;
     /// What a client sends.

@@ -16,8 +16,8 @@ use super::stream::{Charge, Outcome, Stream};
 use super::writer::Sent;
 use super::{Plan, Planned, Protocol};
 use crate::service::{
-    MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_GET_ANSWER_BYTES, MAX_RANGE_ANSWER_BYTES,
-    RANGE_READ_WEIGHT, REQUEST_OVERHEAD_BYTES, failure,
+    MAX_BATCH_BYTES, MAX_GET_ANSWER_BYTES, MAX_RANGE_ANSWER_BYTES, RANGE_READ_WEIGHT,
+    REQUEST_OVERHEAD_BYTES, failure,
 };
 
 /// Takes batches until the client ends, errs, or no longer takes replies, or the host stops.
@@ -54,12 +54,6 @@ async fn read_all<P: Protocol>(
                 return Some(explained(error));
             }
         };
-        if requests.len() > MAX_BATCH_REQUESTS {
-            return Some(Status::invalid_argument(format!(
-                "a batch of {} requests; send at most {MAX_BATCH_REQUESTS}",
-                requests.len()
-            )));
-        }
         let planned: Vec<Planned> = {
             let times = stream.lookup.times();
             let stamps = times.stamps();

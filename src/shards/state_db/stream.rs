@@ -24,6 +24,9 @@ const MAX_KEY_BYTES: u32 = 8 * 1024;
 /// Longest value of a record: the longest queue message, and what stands with it.
 const MAX_VALUE_BYTES: u32 = 2 * 1024 * 1024;
 
+/// Memory that a record is given before its bytes are there.
+const READ_AHEAD_BYTES: usize = 16 * 1024;
+
 /// Appends a record.
 pub(crate) fn put_record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     // Keys and values are bounded far below 4 GiB when they are written.
@@ -117,9 +120,13 @@ impl<'a> GroupReader<'a> {
         Ok(bytes)
     }
 
+    /// Takes memory for what comes, not for what is announced.
     fn vec(&mut self, length: u32) -> Result<Vec<u8>, String> {
-        let mut bytes = vec![0; length as usize];
-        self.source.read_exact(&mut bytes).map_err(|error| error.to_string())?;
-        Ok(bytes)
+        let mut bytes = Vec::with_capacity((length as usize).min(READ_AHEAD_BYTES));
+        let read = self.source.by_ref().take(length.into()).read_to_end(&mut bytes);
+        match read.map_err(|error| error.to_string())? == length as usize {
+            true => Ok(bytes),
+            false => Err("it ends early".into()),
+        }
     }
 }

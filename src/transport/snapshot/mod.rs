@@ -25,6 +25,8 @@ mod ship;
 mod shipments;
 mod writer;
 
+#[cfg(feature = "testing")]
+pub(super) use receive::announced;
 pub(super) use receive::{Receipts, receive};
 pub(super) use receptions::{Receptions, forget_stale};
 pub(super) use ship::ship;

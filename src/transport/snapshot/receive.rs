@@ -46,6 +46,15 @@ pub(in crate::transport) async fn receive(
     Ok(Response::new(ReceiverStream::new(receipts)))
 }
 
+/// What the first frame of a stream announces, if it is in order.
+#[cfg(feature = "testing")]
+pub(in crate::transport) fn announced(
+    shared: &Shared,
+    first: SnapshotFrame,
+) -> Result<SnapshotAnnouncement, Status> {
+    Plan::new(shared, first).map(|plan| plan.announced).map_err(Status::from)
+}
+
 /// Counts and logs a refusal.
 fn refuse(shared: &Shared, error: ReceiveError) -> Status {
     let refusal = error.refusal();

@@ -181,7 +181,8 @@ impl Shipping {
         let source = self.open().await?;
         let mut furthest = None;
         loop {
-            let address = peer.address.borrow().clone();
+            let address = self.shared.directory.address(peer.node);
+            let address = address.ok_or(ShipError::UnknownNode(peer.node))?;
             let mut stream = OneStream::new(self, &source);
             match stream.run(&address).await {
                 Err(error) if error.is_of_the_stream() && stream.began_at > furthest => {

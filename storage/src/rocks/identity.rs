@@ -53,6 +53,12 @@ impl Identity {
         }
     }
 
+    /// Whether a store would be ours but for the name of the cluster.
+    pub(super) fn differs_by_cluster_alone(&self, found: &StoreIdentity) -> bool {
+        let (cluster, store) = (found.cluster.clone(), found.store);
+        *found == StoreIdentity { cluster, store, ..self.new_store() }
+    }
+
     /// Checks that a store is ours.
     pub(super) fn check(&self, found: &StoreIdentity, path: &Path) -> Result<(), LogError> {
         let expected = StoreIdentity { store: found.store, ..self.new_store() };
@@ -119,7 +125,7 @@ impl IdentityFile {
         File::open(directory)?.sync_all()
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut rest = vec![self.flags()];
         rest.put_u64(self.sequence);
         rest.put_u64(self.log_file);
@@ -127,8 +133,12 @@ impl IdentityFile {
             rest.put_u128(boot.get());
         }
         self.identity.encode_raw(&mut rest);
-        let crc = crc32fast::hash(&rest).to_be_bytes();
-        [MAGIC.as_slice(), &crc, &rest].concat()
+        Self::sealed(&rest)
+    }
+
+    /// The file with this content behind its checksum.
+    pub(super) fn sealed(rest: &[u8]) -> Vec<u8> {
+        [MAGIC.as_slice(), &crc32fast::hash(rest).to_be_bytes(), rest].concat()
     }
 
     fn flags(&self) -> u8 {
@@ -138,7 +148,7 @@ impl IdentityFile {
             | flag(self.certainty.is_in_doubt(), IN_DOUBT)
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, &'static str> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, &'static str> {
         let rest = bytes.strip_prefix(MAGIC).ok_or("it is not an identity file")?;
         let (crc, mut rest) = rest.split_first_chunk::<4>().ok_or("it is cut short")?;
         if u32::from_be_bytes(*crc) != crc32fast::hash(rest) {

@@ -51,11 +51,22 @@ impl Directory {
     ) -> Result<(Self, DB, Certainty), LogError> {
         create_directory(path).map_err(|error| io_error("creating the directory", &error))?;
         let lock = lock(path)?;
-        let file = IdentityFile::read(path)?;
-        if let Some(file) = &file {
-            identity.check(&file.identity, path)?;
-        }
+        let mut file = IdentityFile::read(path)?;
         let opening = Opening { path, database: path.join(DATABASE), options };
+        if let Some(file) = &mut file
+            && let Err(foreign) = identity.check(&file.identity, path)
+        {
+            if !identity.differs_by_cluster_alone(&file.identity) || !opening.is_unused(file) {
+                return Err(foreign);
+            }
+            tracing::warn!(
+                found = describe(&file.identity),
+                cluster = identity.cluster,
+                "the log was begun for a cluster of another name and never held anything: it is begun anew"
+            );
+            file.stage = Stage::Creating;
+            file.identity.cluster.clone_from(&identity.cluster);
+        }
         let present = opening.database.join("CURRENT").exists();
         let Opened { identity, database, certainty } = match (file, present) {
             (Some(file), true) if file.stage == Stage::Ready => opening.existing(file)?,
@@ -126,6 +137,26 @@ impl Opening<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether nothing was ever written to a store: then whose it is may still be corrected. Looks
+    /// without changing anything; what cannot be looked at may hold something.
+    fn is_unused(&self, file: &IdentityFile) -> bool {
+        if file.stage == Stage::Creating {
+            return true;
+        }
+        let families = [rocksdb::DEFAULT_COLUMN_FAMILY_NAME, keys::REPLICAS, keys::LOG];
+        let options = self.options.database(DBRecoveryMode::AbsoluteConsistency);
+        let opened = DB::open_cf_for_read_only(&options, &self.database, families, false);
+        opened.is_ok_and(|database| {
+            [keys::REPLICAS, keys::LOG].into_iter().all(|name| {
+                database.cf_handle(name).is_some_and(|family| {
+                    let mut records = database.raw_iterator_cf(family);
+                    records.seek_to_first();
+                    !records.valid() && records.status().is_ok()
+                })
+            })
+        })
     }
 
     /// Creates the store. When it was begun before, it starts over: nothing was ever
@@ -393,6 +424,32 @@ mod tests {
         let words = refused.to_string();
         assert!(words.contains("format 2") && words.contains("format 1"), "{words}");
         assert_eq!(IdentityFile::read(directory.path()), Ok(Some(file)));
+    }
+
+    #[test]
+    fn a_log_that_never_held_anything_takes_a_corrected_name_of_its_cluster() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let options = RocksOptions { write_buffer_bytes: 65536, ..RocksOptions::default() };
+        let open_as = |cluster: &str, node: u64, write: bool| {
+            let identity = Identity { cluster: cluster.to_owned(), node: NodeId::must(node) };
+            let (opened, database, _) = Directory::open(directory.path(), &identity, &options)?;
+            if write {
+                let family = database.cf_handle(keys::REPLICAS).expect("a family");
+                let mut synced = WriteOptions::default();
+                synced.set_sync(true);
+                database.put_cf_opt(family, b"12345678m", b"value", &synced).expect("written");
+            }
+            opened.renew(&database)?;
+            Ok::<_, LogError>(opened.identity.clone())
+        };
+        let typo = open_as("nroth", 3, false).expect("a new store");
+        let refused = open_as("north", 4, false).expect_err("another node");
+        assert!(matches!(refused, LogError::Foreign { .. }), "{refused}");
+        let corrected = open_as("north", 3, true).expect("nothing was written");
+        assert_eq!((corrected.cluster.as_str(), corrected.store), ("north", typo.store));
+        assert_eq!(open_as("north", 3, false).as_ref(), Ok(&corrected), "and stays so");
+        let refused = open_as("nroth", 3, false).expect_err("something was written");
+        assert!(refused.to_string().contains("\"north\""), "{refused}");
     }
 
     #[test]

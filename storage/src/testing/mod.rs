@@ -5,6 +5,7 @@
 //! | [`log_store`] | the rules of [`crate::LogStore`] |
 //! | [`snapshot_store`] | the rules of [`crate::SnapshotStore`] |
 //! | [`fixtures`] | short words for what such tests write and read |
+//! | [`fuzz`] | what the fuzzing of decoders works with (with feature `rocksdb`) |
 //!
 //! Both suites want a *subject*: a new store, and a way to let its host die and start again. They
 //! cannot know what a crash does to the bytes of a particular store; tests of that (a torn tail,
@@ -13,6 +14,8 @@
 //! Only with feature `testing`.
 
 pub mod fixtures;
+#[cfg(feature = "rocksdb")]
+pub mod fuzz;
 pub mod log_store;
 pub mod snapshot_store;
 

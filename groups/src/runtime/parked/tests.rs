@@ -59,3 +59,49 @@ fn a_notice_of_others_for_others_or_from_before_does_not_count() {
     assert!(!counts(&meta().membership, message.clone(), FROM), "the replica is still a member");
     assert!(!is_dismissal(&meta(), FROM, &message), "it shows no configuration");
 }
+
+/// Node 2 invites node 1 to hold replica 4 in the place of replica 1.
+fn invitation() -> (Membership, GroupMessage) {
+    let (mut membership, mut message) = notice();
+    let invited = ReplicaId::must(4);
+    membership.members.insert(invited, shardhost_storage::Member::learner(NodeId::must(1)));
+    membership.newest_replica = Some(invited);
+    message.kind = MessageKind::Invite.into();
+    message.to_replica = 4;
+    (membership, message)
+}
+
+fn supersedes(membership: &Membership, mut message: GroupMessage, from: NodeId) -> bool {
+    let membership = Some(membership_to_message(membership));
+    message.invitation = Some(Invitation { membership, ..Invitation::default() });
+    is_successor(&meta(), from, &message)
+}
+
+#[test]
+fn an_invitation_for_another_replica_ends_the_one_that_was_removed() {
+    let (membership, message) = invitation();
+    assert!(supersedes(&membership, message, FROM));
+}
+
+#[test]
+fn an_invitation_ends_nothing_that_is_a_member_or_of_another_group_or_node() {
+    let (membership, message) = invitation();
+    assert!(!supersedes(&membership, message.clone(), NodeId::must(3)), "another node sent it");
+    let for_itself = GroupMessage { to_replica: 1, ..message.clone() };
+    assert!(!supersedes(&membership, for_itself, FROM), "it is for the replica itself");
+    let for_another = GroupMessage { to_replica: 3, ..message.clone() };
+    assert!(!supersedes(&membership, for_another, FROM), "it is for another node");
+    let other = GroupMessage { genesis: message.genesis.wrapping_add(1).max(1), ..message.clone() };
+    assert!(!supersedes(&membership, other, FROM), "it is of another group of that number");
+    let mut still = membership.clone();
+    still.members.insert(ReplicaId::must(1), shardhost_storage::Member::voter(NodeId::must(1)));
+    assert!(!supersedes(&still, message.clone(), FROM), "the replica is still a member");
+    let mut earlier = membership;
+    let mut known = meta();
+    known.membership.config_index = LogIndex::new(20);
+    earlier.config_index = LogIndex::new(9);
+    let shown = Some(membership_to_message(&earlier));
+    let invitation = Some(Invitation { membership: shown, ..Invitation::default() });
+    let message = GroupMessage { invitation, ..message };
+    assert!(!is_successor(&known, FROM, &message), "it is of an earlier configuration");
+}

@@ -1,0 +1,219 @@
+//! Where nodes are reached, as text, and where a lane connects to: the configured address of its peer, or
+//! the one that the peer's greeting named.
+//!
+//! A node that was started at another address is found by its greeting, which says where it listens.
+//! Nothing proves a greeting, so what it says counts for little:
+//!
+//! * The configured address comes first. The learnt one is tried while the configured one does not lead
+//!   to the node.
+//! * Where the configured address leads to the node, the learnt one is forgotten.
+//! * While a lane goes to the learnt address, the configured one is looked at again and again, and
+//!   tried when somebody listens there. Each time that this was in vain, the next look waits longer.
+//!
+//! Pure but for the text of the address: time and connections are the caller's.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+/// Why a text is no address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{address}` is not host:port{why}")]
+pub struct AddressError {
+    address: String,
+    why: &'static str,
+}
+
+/// Checks that a text is `host:port`: a name, an IPv4 address, or an IPv6 address in brackets, and a port
+/// from 1 on. Whether the name is known is not looked up.
+///
+/// # Errors
+/// [`AddressError`].
+pub fn check_address(address: &str) -> Result<(), AddressError> {
+    let wrong = |why| Err(AddressError { address: address.to_owned(), why });
+    if address.contains("://") || address.contains('/') {
+        return wrong("; leave the scheme and the path out");
+    }
+    let Some((host, port)) = address.rsplit_once(':') else {
+        return wrong("; the port is missing");
+    };
+    let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits || port.parse::<u16>().map_or(true, |port| port == 0) {
+        return wrong("; the port is 1 to 65535");
+    }
+    if let Some(inner) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        return match inner.parse::<Ipv6Addr>() {
+            Ok(_) => Ok(()),
+            Err(_) => wrong("; between the brackets stands no IPv6 address"),
+        };
+    }
+    if host.contains(':') {
+        return wrong("; an IPv6 address stands in brackets, as in [::1]:7400");
+    }
+    let in_names = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if host.is_empty() || !host.bytes().all(in_names) {
+        return wrong("; a host has letters, digits, '.', '-' and '_'");
+    }
+    Ok(())
+}
+
+/// Bytes of an address that is learnt, at most.
+const MAX_LEARNT_BYTES: usize = 255;
+
+/// Whether an address that a greeting names is one that others can connect to.
+pub(super) fn may_be_learnt(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or("", |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let anywhere = host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    address.len() <= MAX_LEARNT_BYTES && check_address(address).is_ok() && !anywhere
+}
+
+/// Which of its addresses a peer is tried at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// That of the directory.
+    Configured,
+    /// That of its greeting.
+    Learnt,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The address did not lead to the node.
+    NotThere,
+    /// The node answered there. The lane may have been open for long.
+    WasThere,
+    /// Somebody listens at the configured address while the lane goes to the learnt one.
+    ConfiguredListens,
+}
+
+/// When the next attempt is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// At once.
+    AtOnce,
+    /// After the back-off.
+    Later,
+}
+
+/// The looks at the configured address wait up to so many times longer.
+const MAX_LOOK_FACTOR: u32 = 32;
+
+/// The way of one lane between the addresses of its peer.
+#[derive(Clone, Debug)]
+pub(super) struct Course {
+    place: Place,
+    /// How long a lane stays at the learnt address before the configured one is looked at.
+    look_after: Duration,
+    least_look_after: Duration,
+}
+
+impl Course {
+    /// Begins at the configured address.
+    pub fn new(look_after: Duration) -> Self {
+        Self { place: Place::Configured, look_after, least_look_after: look_after }
+    }
+
+    /// Where the next attempt goes. Without a learnt address there is one place only.
+    pub fn place(&mut self, learnt: bool) -> Place {
+        if !learnt {
+            self.place = Place::Configured;
+        }
+        self.place
+    }
+
+    /// How long to wait before the configured address is looked at.
+    pub const fn look_after(&self) -> Duration {
+        self.look_after
+    }
+
+    /// Takes in how an attempt ended.
+    pub fn ended(&mut self, outcome: Outcome, learnt: bool) -> Next {
+        match (self.place, outcome) {
+            (Place::Configured, Outcome::WasThere) => {
+                self.look_after = self.least_look_after;
+                Next::Later
+            }
+            (Place::Configured, _) if learnt => {
+                self.place = Place::Learnt;
+                Next::AtOnce
+            }
+            (Place::Configured, _) => Next::Later,
+            (Place::Learnt, Outcome::ConfiguredListens) => {
+                let most = self.least_look_after * MAX_LOOK_FACTOR;
+                self.look_after = (self.look_after * 2).min(most);
+                self.place = Place::Configured;
+                Next::AtOnce
+            }
+            // It may have been restarted there.
+            (Place::Learnt, Outcome::WasThere) => Next::Later,
+            (Place::Learnt, Outcome::NotThere) => {
+                self.place = Place::Configured;
+                Next::Later
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOOK: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn what_others_cannot_connect_to_is_not_learnt() {
+        for good in ["10.0.0.2:7400", "node-2.example:1", "[fe80::1]:7400"] {
+            assert!(may_be_learnt(good), "{good}");
+        }
+        let long = format!("{}:7400", "x".repeat(MAX_LEARNT_BYTES));
+        for bad in ["", "x", "0.0.0.0:7400", "[::]:7400", "http://x:1", "a b:1", "x:0", &long] {
+            assert!(!may_be_learnt(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_learnt_address_is_tried_where_the_configured_one_does_not_lead_to_the_node() {
+        let mut course = Course::new(LOOK);
+        assert_eq!(course.place(true), Place::Configured);
+        assert_eq!(course.ended(Outcome::NotThere, true), Next::AtOnce);
+        assert_eq!(course.place(true), Place::Learnt);
+        assert_eq!(course.ended(Outcome::NotThere, true), Next::Later);
+        assert_eq!(course.place(true), Place::Configured);
+    }
+
+    #[test]
+    fn a_node_that_answers_at_its_configured_address_is_not_looked_for_elsewhere() {
+        let mut course = Course::new(LOOK);
+        assert_eq!(course.ended(Outcome::WasThere, true), Next::Later);
+        assert_eq!(course.place(true), Place::Configured);
+        assert_eq!(course.ended(Outcome::NotThere, false), Next::Later);
+        assert_eq!(course.place(false), Place::Configured);
+    }
+
+    #[test]
+    fn a_lane_comes_back_to_the_configured_address_and_less_often_in_vain() {
+        let mut course = Course::new(LOOK);
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            course.ended(Outcome::NotThere, true);
+            assert_eq!(course.place(true), Place::Learnt);
+            waits.push(course.look_after().as_secs());
+            assert_eq!(course.ended(Outcome::ConfiguredListens, true), Next::AtOnce);
+            assert_eq!(course.place(true), Place::Configured);
+        }
+        assert_eq!(waits, [10, 20, 40, 80, 160, 320, 320]);
+        course.ended(Outcome::WasThere, true);
+        assert_eq!(course.look_after(), LOOK);
+    }
+
+    #[test]
+    fn a_lane_that_broke_at_the_learnt_address_is_made_anew_there_once() {
+        let mut course = Course::new(LOOK);
+        course.ended(Outcome::NotThere, true);
+        assert_eq!(course.ended(Outcome::WasThere, true), Next::Later);
+        assert_eq!(course.place(true), Place::Learnt);
+        course.ended(Outcome::NotThere, true);
+        assert_eq!(course.place(true), Place::Configured);
+    }
+}

@@ -1,0 +1,83 @@
+//! Nodes that are not where the directory says: their greetings name where they are.
+
+use std::time::Duration;
+
+use shardhost_groups::transport::Lane;
+use shardhost_proto::peer::{Hello, Welcome};
+
+use crate::fixture::{CLUSTER, Cluster, Host, Impostor, Stranger, hello, message, node};
+
+/// A host with a directory of its own.
+fn host(cluster: &Cluster, id: u64, incarnation: u64) -> Host {
+    Host::start(cluster, id, incarnation, |config| {
+        config.configured_look_after = Duration::from_millis(100);
+        config.backoff_max = Duration::from_millis(100);
+    })
+}
+
+/// Sends until one message arrives.
+fn reaches(from: &Host, to: &Host) {
+    from.wait_connected(to.id.get());
+    let already = to.recorder.read(|told| told.delivered.len());
+    from.wait("a message that arrives", |host| {
+        host.send(vec![message(to.id.get(), Lane::Bulk, 1, 10)]);
+        to.recorder.read(|told| told.delivered.len() > already)
+    });
+}
+
+#[test]
+fn a_node_that_was_restarted_elsewhere_is_found_by_its_greeting() {
+    let (ones, twos) = (Cluster::new(), Cluster::new());
+    let one = host(&ones, 1, 1);
+    twos.directory.set(node(1), &one.address);
+    let two = host(&twos, 2, 1);
+    ones.directory.set(node(2), &two.address);
+    reaches(&one, &two);
+    let before = two.address.clone();
+    two.kill();
+    let two = host(&twos, 2, 2);
+    assert_ne!(two.address, before);
+    reaches(&one, &two);
+    assert_eq!(ones.directory.address(node(2)), Some(two.address.clone()), "for clients, too");
+}
+
+#[test]
+fn a_forged_greeting_does_not_redirect_for_good() {
+    let (ones, twos) = (Cluster::new(), Cluster::new());
+    let one = host(&ones, 1, 1);
+    let two = host(&twos, 2, 1);
+    let configured = two.kill();
+    ones.directory.set(node(2), &configured);
+    let impostor = Impostor::start(Welcome {
+        protocol: 1,
+        cluster: CLUSTER.to_owned(),
+        node: 2,
+        incarnation: 5,
+        ..Welcome::default()
+    });
+    let forged =
+        Hello { node: 2, to_node: 1, incarnation: 5, address: impostor.address.clone(), ..hello() };
+    Stranger::at(&one).greet(forged).unwrap();
+    one.wait("a connection to the impostor", |_| impostor.greetings() > 0);
+    assert_eq!(ones.directory.address(node(2)), Some(impostor.address.clone()));
+    // It greets nobody: that its address leads to it is enough.
+    let two = Host::start_at(&twos, 2, 6, &configured, |_| ());
+    one.wait("the configured address", |_| {
+        ones.directory.address(node(2)) == Some(configured.clone())
+    });
+    reaches(&one, &two);
+}
+
+#[test]
+fn addresses_that_nobody_can_connect_to_are_not_taken_over() {
+    let (ones, twos) = (Cluster::new(), Cluster::new());
+    let one = host(&ones, 1, 1);
+    let two = host(&twos, 2, 1);
+    ones.directory.set(node(2), &two.address);
+    for (incarnation, address) in (2..).zip(["0.0.0.0:1", "http://x", "", "[::]:9", "x:0"]) {
+        let address = address.to_owned();
+        let greeting = Hello { node: 2, to_node: 1, incarnation, address, ..hello() };
+        Stranger::at(&one).greet(greeting).unwrap();
+        assert_eq!(ones.directory.address(node(2)), Some(two.address.clone()));
+    }
+}
