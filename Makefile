@@ -18,11 +18,18 @@ SHARDHOST = cargo run --release --bin shardhost --
 # Arguments for `make demo` and `make bench`, for example: make demo ARGS=--keep
 ARGS ?=
 
-.PHONY: help setup build test demo bench bench-smoke lint
+# What goes wrong in `make chaos`, for how long; tests/faults/chaos says more.
+CHAOS_SECONDS ?= 120
+CHAOS_SEED ?= $(shell od -An -N2 -tu2 /dev/urandom | tr -d ' ')
+CHAOS_NODES ?= 3
+CHAOS_FAULTS ?=
+
+.PHONY: help setup build test chaos demo bench bench-smoke lint
 
 help:
 	@echo "make demo         hosts that are killed, join, are restarted under a real load; verified"
 	@echo "make test         all tests"
+	@echo "make chaos        hosts under load while disks, clocks and links fail, from a seed; CHAOS_SECONDS=600"
 	@echo "make build        the binary, in $(CARGO_TARGET_DIR)/release/shardhost"
 	@echo "make bench        all benchmarks; takes long"
 	@echo "make bench-smoke  every benchmark once, in a few seconds each"
@@ -41,6 +48,13 @@ build: setup
 test: setup
 	@$(COMPILE) cargo test --workspace --no-fail-fast --no-run
 	cargo test --workspace --no-fail-fast
+
+chaos: export CHAOS_SECONDS := $(CHAOS_SECONDS)
+chaos: export CHAOS_SEED := $(CHAOS_SEED)
+chaos: export CHAOS_NODES := $(CHAOS_NODES)
+chaos: export CHAOS_FAULTS := $(CHAOS_FAULTS)
+chaos: setup
+	cargo test --test faults chaos_loses_nothing -- --nocapture
 
 demo: build
 	$(SHARDHOST) demo $(ARGS)

@@ -6,6 +6,7 @@ mod cli {
     mod operations;
     pub mod process;
     mod requirements;
+    mod servers;
     mod shard_map;
 }
 

@@ -2,6 +2,7 @@
 //! looks who is silent, drops what waited too long for a connection, and reports drops.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use shardhost_groups::transport::Inbound;
@@ -79,7 +80,9 @@ impl<'a> Pulse<'a> {
     }
 
     fn attend(&self, peer: &Peer, now: Instant) {
-        peer.urgent.beat(self.sequence, self.shared.identity.founded.get());
+        if !self.shared.silent.load(Ordering::Relaxed) {
+            peer.urgent.beat(self.sequence, self.shared.identity.founded.get());
+        }
         let mut dropped = Vec::new();
         peer.bulk.expire(now, &mut dropped);
         peer.urgent.expire(now, &mut dropped);
