@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use shardhost::client::{Client, ClientOptions};
 use shardhost::proto::client::Consistency;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::machine;
 use crate::servers::Servers;
@@ -23,17 +24,24 @@ fn shim() -> Result<&'static Shim, &'static str> {
     SHIM.get_or_init(Shim::compile).as_ref().map_err(String::as_str)
 }
 
+/// These tests have deadlines, and load the machine: one after the other.
+async fn turn() -> OwnedMutexGuard<()> {
+    static TURN: OnceLock<Arc<Mutex<()>>> = OnceLock::new();
+    Arc::clone(TURN.get_or_init(Arc::default)).lock_owned().await
+}
+
 /// Servers, and what is wrong with the machine of each.
 pub struct Cluster {
     pub servers: Servers,
     faults: BTreeMap<u64, Faults>,
     pub tables: u64,
     pub queues: u64,
+    _turn: OwnedMutexGuard<()>,
 }
 
 impl Cluster {
     /// Makes servers that are yet to be started. `None`: this machine cannot, which is noted.
-    pub fn new(test: &str, nodes: u64, tables: u64, queues: u64) -> Option<Self> {
+    pub async fn new(test: &str, nodes: u64, tables: u64, queues: u64) -> Option<Self> {
         let shim = match shim() {
             Ok(shim) => shim,
             Err(why) => {
@@ -42,6 +50,7 @@ impl Cluster {
             }
         };
         machine::ran(test);
+        let turn = turn().await;
         let shards = format!("tables = {tables}\nqueues = {queues}\n");
         let mut servers = Servers::new(nodes, "planner = \"off\"", &shards);
         let faults: BTreeMap<u64, Faults> =
@@ -49,7 +58,7 @@ impl Cluster {
         for (node, faults) in &faults {
             servers.set_environment(*node, faults.environment());
         }
-        Some(Self { servers, faults, tables, queues })
+        Some(Self { servers, faults, tables, queues, _turn: turn })
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = u64> + use<> {

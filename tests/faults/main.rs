@@ -11,7 +11,6 @@ mod road;
 mod servers;
 
 mod chaos;
-mod clocks;
 mod cluster;
 mod disks;
 mod machine;

@@ -5,12 +5,13 @@
 //! | a message whose send was acknowledged was received, or is still there | at the end |
 //! | a message whose send was refused for good is never seen | always |
 //! | a message has one place: what is sent once is stored once | always |
+//! | what is there can be received, soon after its visibility ended | at the end |
 //! | a message that was removed is removed once, and is not seen by who asks after that | always |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use shardhost::client::{Client, ClientError, QueueClient, Received};
@@ -20,10 +21,14 @@ use shardhost::proto::client::{Delivery, Sent};
 const KEYS: u64 = 16;
 /// Messages of one receive at most.
 const BATCH: u32 = 16;
+/// Messages of one receive at the end.
+const MAX_RECEIVE: u32 = 500;
 /// One in so many batches is not acked, and comes back.
 const FORGOTTEN: u64 = 8;
 /// For how long what was received is hidden.
 const VISIBILITY: Duration = Duration::from_secs(3);
+/// What is there at the end is received within this time: it may just have been hidden.
+const RECEIVED_WITHIN: Duration = Duration::from_secs(40);
 /// Faults that are told of; where there are many, the first ones matter.
 const MAX_FAULTS: usize = 20;
 
@@ -173,7 +178,8 @@ impl QueueLoad {
     /// What is wrong, a line each.
     pub async fn verify(&self, client: &Client) -> Result<usize, String> {
         for shard in 0..client.queue().shards() {
-            self.look(&client.queue(), shard).await?;
+            let there = self.look(&client.queue(), shard).await?;
+            self.receive_all(&client.queue(), shard, there).await?;
         }
         let mut ledger = self.ledger.lock();
         let lost: Vec<String> = ledger.acknowledged.difference(&ledger.seen).cloned().collect();
@@ -187,8 +193,41 @@ impl QueueLoad {
         }
     }
 
-    async fn look(&self, queue: &QueueClient, shard: usize) -> Result<(), String> {
-        let mut from = 0;
+    /// Receives and acks until everything that is there is gone.
+    async fn receive_all(
+        &self,
+        queue: &QueueClient,
+        shard: usize,
+        mut there: BTreeSet<u64>,
+    ) -> Result<(), String> {
+        let deadline = Instant::now() + RECEIVED_WITHIN;
+        while let Some(first) = there.first() {
+            if Instant::now() > deadline {
+                let left = there.len();
+                return Err(format!(
+                    "{left} messages of shard {shard}, {first} is the first, are there and are not \
+                     received within {RECEIVED_WITHIN:?}"
+                ));
+            }
+            let asked = self.ledger.lock().moment + 1;
+            let Ok(received) = queue.receive(shard, MAX_RECEIVE, VISIBILITY).await else {
+                continue;
+            };
+            self.note_received(&received, asked);
+            let taken: BTreeSet<u64> = received.messages.iter().map(|one| one.sequence).collect();
+            there.retain(|sequence| !taken.contains(sequence));
+            if received.messages.is_empty() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            } else {
+                self.ack(queue, &received).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sees everything in a shard.
+    async fn look(&self, queue: &QueueClient, shard: usize) -> Result<BTreeSet<u64>, String> {
+        let (mut from, mut found) = (0, BTreeSet::new());
         loop {
             let asked = self.ledger.lock().moment + 1;
             let there = queue.peek(shard, from, Some(1_000)).await;
@@ -196,7 +235,8 @@ impl QueueLoad {
                 there.map_err(|error| format!("shard {shard} cannot be looked at: {error}"))?;
             let mut ledger = self.ledger.lock();
             there.messages.iter().for_each(|message| ledger.see(shard, message, asked));
-            let Some(last) = there.messages.last().filter(|_| there.more) else { return Ok(()) };
+            found.extend(there.messages.iter().map(|message| message.sequence));
+            let Some(last) = there.messages.last().filter(|_| there.more) else { return Ok(found) };
             from = last.sequence + 1;
         }
     }

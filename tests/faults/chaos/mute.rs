@@ -55,7 +55,7 @@ async fn stream(
             ..TableRequest::default()
         };
         let requests = (0..GETS).map(get).collect();
-        batches.try_send(TableBatch { requests, ..TableBatch::default() }).ok()?;
+        batches.try_send(TableBatch { requests }).ok()?;
     }
     let replies = client.pipeline(ReceiverStream::new(receiver)).await.ok()?.into_inner();
     Some((batches, replies))

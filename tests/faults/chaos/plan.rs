@@ -44,6 +44,16 @@ impl Kind {
         Self::Drain,
     ];
 
+    /// What is known to break a promise, and goes wrong only when it is asked for by name. A state that is
+    /// full several times within seconds stays so in RocksDB, whose recovery waits for flushes that
+    /// never end failing; a clock that is up to an hour wrong is the time of the shards.
+    pub const NOT_MENDED: [Self; 3] = [Self::StateFull, Self::ClockAhead, Self::ClockBehind];
+
+    /// What goes wrong when nothing is asked for.
+    pub fn usual() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|kind| !Self::NOT_MENDED.contains(kind)).collect()
+    }
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Kill => "kill",
@@ -141,7 +151,10 @@ impl Iterator for Plan {
             kind,
             node,
             variant: rng.random_range(0..8),
-            hold: Duration::from_millis(rng.random_range(200..7_000)),
+            hold: Duration::from_millis(match rng.random_ratio(1, 8) {
+                true => rng.random_range(8_000..20_000),
+                false => rng.random_range(200..7_000),
+            }),
             pause: Duration::from_millis(rng.random_range(0..2_500)),
             beside,
             settles: rng.random_ratio(1, 3),
