@@ -82,6 +82,19 @@ impl Ledger {
         self.seen.insert(body);
     }
 
+    /// Once everything that is there was seen.
+    fn verdict(&mut self) -> Result<usize, String> {
+        let lost: Vec<String> = self.acknowledged.difference(&self.seen).cloned().collect();
+        for body in lost {
+            self.fault(format!("{body} was acknowledged, was never received, and is not there"));
+        }
+        if self.faults.is_empty() {
+            Ok(self.acknowledged.len())
+        } else {
+            Err(self.faults.join("\n"))
+        }
+    }
+
     /// All these were removed by one answer.
     fn remove(&mut self, messages: &[Delivery]) {
         self.moment += 1;
@@ -181,16 +194,7 @@ impl QueueLoad {
             let there = self.look(&client.queue(), shard).await?;
             self.receive_all(&client.queue(), shard, there).await?;
         }
-        let mut ledger = self.ledger.lock();
-        let lost: Vec<String> = ledger.acknowledged.difference(&ledger.seen).cloned().collect();
-        for body in lost {
-            ledger.fault(format!("{body} was acknowledged, was never received, and is not there"));
-        }
-        if ledger.faults.is_empty() {
-            Ok(ledger.acknowledged.len())
-        } else {
-            Err(ledger.faults.join("\n"))
-        }
+        self.ledger.lock().verdict()
     }
 
     /// Receives and acks until everything that is there is gone.
@@ -240,4 +244,50 @@ impl QueueLoad {
             from = last.sequence + 1;
         }
     }
+}
+
+fn message(body: &str, sequence: u64) -> Delivery {
+    Delivery { sequence, body: body.to_owned().into(), ..Delivery::default() }
+}
+
+fn ledger(acknowledged: &[&str]) -> Ledger {
+    let acknowledged = acknowledged.iter().map(|body| (*body).to_owned()).collect();
+    Ledger { acknowledged, ..Ledger::default() }
+}
+
+#[test]
+fn a_ledger_in_order_has_no_faults() {
+    let mut ledger = ledger(&["one", "two"]);
+    ledger.see(0, &message("one", 1), 1);
+    ledger.remove(&[message("one", 1)]);
+    // Asked before that was known, and its outcome unknown to whoever sent it.
+    ledger.see(0, &message("one", 1), 1);
+    ledger.see(1, &message("two", 1), 2);
+    ledger.see(1, &message("unknown", 2), 2);
+    assert_eq!(ledger.verdict(), Ok(2));
+}
+
+#[test]
+fn a_ledger_finds_what_is_lost_doubled_refused_or_removed_and_there() {
+    let found = |mut ledger: Ledger, words: &str| {
+        let faults = ledger.verdict().expect_err(words);
+        assert!(faults.contains(words), "{faults}");
+    };
+    found(ledger(&["one"]), "never received");
+    let mut doubled = ledger(&[]);
+    doubled.see(0, &message("one", 1), 1);
+    doubled.see(0, &message("one", 2), 1);
+    found(doubled, "stored twice");
+    let mut refused = ledger(&[]);
+    refused.refused.insert("one".to_owned());
+    refused.see(0, &message("one", 1), 1);
+    found(refused, "refused for good");
+    let mut removed = ledger(&[]);
+    removed.remove(&[message("one", 1)]);
+    removed.see(0, &message("one", 1), 2);
+    found(removed, "was removed");
+    let mut twice = ledger(&[]);
+    twice.remove(&[message("one", 1)]);
+    twice.remove(&[message("one", 1)]);
+    found(twice, "removed twice");
 }

@@ -40,6 +40,10 @@ use plan::{Kind, Plan, Step};
 const SERVED_WITHIN: Duration = Duration::from_secs(30);
 /// Until nothing is wrong with the cluster any more, after the last healing.
 const WELL_WITHIN: Duration = Duration::from_secs(90);
+/// The variant of a log that hangs in which it does not go on, but fails.
+const FAILS_AT_LAST: u32 = 7;
+/// What a host says that ends because its state does not go on.
+const GAVE_UP: &str = "there is room again";
 /// A command of an operator, which may find nobody who answers.
 const COMMAND: Duration = Duration::from_secs(10);
 /// What failed ends the host within.
@@ -136,6 +140,8 @@ struct Chaos {
     active: Vec<Active>,
     /// Nodes whose end nobody wonders about.
     excused: BTreeSet<u64>,
+    /// Nodes whose state was full: RocksDB may not go on by itself, and then the host ends.
+    was_full: BTreeSet<u64>,
     /// Nodes whose drain is yet to be ended.
     drained: BTreeSet<u64>,
     began: Instant,
@@ -164,6 +170,7 @@ impl Chaos {
             roads,
             active: Vec::new(),
             excused: BTreeSet::new(),
+            was_full: BTreeSet::new(),
             drained: BTreeSet::new(),
             began: Instant::now(),
         }
@@ -213,7 +220,7 @@ impl Chaos {
                 }
                 tokio::time::sleep(step.pause).await;
             }
-            self.nobody_ended()?;
+            self.restart_who_gave_up().await?;
             self.begin(step, control).await;
         }
         self.end_all().await?;
@@ -277,6 +284,9 @@ impl Chaos {
         faults.set(slot, &directory, operations, effect);
         if kind.may_end() {
             self.excused.insert(node);
+        }
+        if kind == Kind::StateFull {
+            self.was_full.insert(node);
         }
     }
 
@@ -349,12 +359,25 @@ impl Chaos {
             Kind::Stop => self.cluster.servers.signal(node, Signal::CONT),
             Kind::Cut => self.roads_of(step).into_iter().for_each(Road::open),
             Kind::ClockAhead | Kind::ClockBehind => self.cluster.faults(node).shift_clock(0),
+            Kind::LogHangs if step.variant == FAILS_AT_LAST => self.fail_at_last(node).await,
             Kind::LogHangs | Kind::LogSlow => self.cluster.faults(node).heal(Slot::Log),
             Kind::StateHangs | Kind::StateFull => self.cluster.faults(node).heal(Slot::State),
             Kind::LogFails => self.end_failure(node, Slot::Log).await,
             Kind::StateFails => self.end_failure(node, Slot::State).await,
             Kind::MuteClients | Kind::Transfer | Kind::Drain => {}
         }
+    }
+
+    /// What hung returns with an error.
+    async fn fail_at_last(&mut self, node: u64) {
+        self.excused.insert(node);
+        self.cluster.faults(node).fail_what_hangs(Slot::Log, Errno::IO);
+        let deadline = Instant::now() + ENDS_WITHIN;
+        let mut looks = tokio::time::interval(Duration::from_millis(20));
+        while self.cluster.servers.ended(node).is_none() && Instant::now() < deadline {
+            looks.tick().await;
+        }
+        self.end_failure(node, Slot::Log).await;
     }
 
     /// A host that saw a failure ends, and is started again.
@@ -385,9 +408,22 @@ impl Chaos {
     fn nobody_ended(&mut self) -> Result<(), String> {
         for node in self.cluster.nodes() {
             let Some(status) = self.cluster.servers.ended(node) else { continue };
-            if !self.excused.contains(&node) {
-                let log = self.cluster.servers.log(node);
+            let log = self.cluster.servers.log(node);
+            let gave_up = self.was_full.contains(&node) && log.contains(GAVE_UP);
+            if !gave_up && !self.excused.contains(&node) {
                 return Err(format!("node {node} ended by itself with {status}: {log}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what a supervisor of processes does.
+    async fn restart_who_gave_up(&mut self) -> Result<(), String> {
+        self.nobody_ended()?;
+        for node in self.was_full.clone() {
+            if self.cluster.servers.ended(node).is_some() {
+                self.say(&format!("node {node} gave up waiting for its state"));
+                self.restart_if_ended(node).await;
             }
         }
         Ok(())
@@ -398,6 +434,7 @@ impl Chaos {
         for node in std::mem::take(&mut self.excused) {
             self.restart_if_ended(node).await;
         }
+        self.restart_who_gave_up().await?;
         let began = Instant::now();
         self.cluster.serves_all(control, SERVED_WITHIN).await;
         self.say(&format!("every shard is served, {:?} after the last healing", began.elapsed()));
@@ -412,10 +449,11 @@ impl Chaos {
     }
 
     /// Nothing is wrong with the cluster, as an operator sees it.
-    async fn await_well(&self) -> Result<(), String> {
+    async fn await_well(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + WELL_WITHIN;
         let mut looks = tokio::time::interval(Duration::from_millis(500));
         loop {
+            self.restart_who_gave_up().await?;
             let mut found = Vec::new();
             for node in self.cluster.nodes() {
                 found.push(self.cluster.findings(node).await);

@@ -44,10 +44,9 @@ impl Kind {
         Self::Drain,
     ];
 
-    /// What is known to break a promise, and goes wrong only when it is asked for by name. A state that is
-    /// full several times within seconds stays so in RocksDB, whose recovery waits for flushes that
-    /// never end failing; a clock that is up to an hour wrong is the time of the shards.
-    pub const NOT_MENDED: [Self; 3] = [Self::StateFull, Self::ClockAhead, Self::ClockBehind];
+    /// What is known to break a promise, and goes wrong only when it is asked for by name: a clock that is up
+    /// to an hour wrong is the time of the shards.
+    pub const NOT_MENDED: [Self; 2] = [Self::ClockAhead, Self::ClockBehind];
 
     /// What goes wrong when nothing is asked for.
     pub fn usual() -> Vec<Self> {
