@@ -22,12 +22,19 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= $(shell date +%s)
 
-.PHONY: help setup build test fuzz demo bench bench-smoke lint
+# What goes wrong in `make chaos`, for how long; tests/faults/chaos says more.
+CHAOS_SECONDS ?= 120
+CHAOS_SEED ?= $(shell od -An -N2 -tu2 /dev/urandom | tr -d ' ')
+CHAOS_NODES ?= 3
+CHAOS_FAULTS ?=
+
+.PHONY: help setup build test fuzz chaos demo bench bench-smoke lint
 
 help:
 	@echo "make demo         hosts that are killed, join, are restarted under a real load; verified"
 	@echo "make test         all tests"
 	@echo "make fuzz         bytes from outside, mutated for a minute per kind; about four minutes"
+	@echo "make chaos        hosts under load while disks, clocks and links fail, from a seed; CHAOS_SECONDS=600"
 	@echo "make build        the binary, in $(CARGO_TARGET_DIR)/release/shardhost"
 	@echo "make bench        all benchmarks; takes long"
 	@echo "make bench-smoke  every benchmark once, in a few seconds each"
@@ -48,7 +55,14 @@ test: setup
 	cargo test --workspace --no-fail-fast
 
 fuzz: setup
-	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(FUZZ_SEED) cargo test --test fuzz -- --test-threads=2
+	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(FUZZ_SEED) cargo test --workspace --test fuzz -- --test-threads=2
+
+chaos: export CHAOS_SECONDS := $(CHAOS_SECONDS)
+chaos: export CHAOS_SEED := $(CHAOS_SEED)
+chaos: export CHAOS_NODES := $(CHAOS_NODES)
+chaos: export CHAOS_FAULTS := $(CHAOS_FAULTS)
+chaos: setup
+	cargo test --workspace --test faults chaos_loses_nothing -- --nocapture
 
 demo: build
 	$(SHARDHOST) demo $(ARGS)

@@ -8,6 +8,7 @@ mod cli {
     mod parked;
     pub mod process;
     mod requirements;
+    mod servers;
     mod shard_map;
 }
 

@@ -54,6 +54,13 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// every path. A shipment may take over from an earlier one to the same replica: then both
     /// are reported with the outcome of the later one.
     fn send_snapshot(&self, shipment: SnapshotShipment);
+
+    /// From here on peers hear nothing of this node, its heartbeats included, or hear it again. The
+    /// groups send nothing meanwhile; a transport that tells peers by itself that the node lives must
+    /// stop that, else groups that sleep on other nodes rely on it.
+    fn set_silent(&self, silent: bool) {
+        let _ = silent;
+    }
 }
 
 /// Takes what arrives from other nodes. Implemented by the groups' runtime; no call blocks.

@@ -26,6 +26,8 @@ const BIND_PATIENCE: Duration = Duration::from_secs(10);
 const SHARDS_PATIENCE: Duration = Duration::from_secs(2);
 /// The same for a node that waits for nobody else.
 const SHARDS_PATIENCE_ALONE: Duration = Duration::from_secs(30);
+/// How long closing may take after leaderships were handed over: a disk that hangs is not waited for.
+const CLOSING_PATIENCE: Duration = Duration::from_secs(20);
 /// How long the supervisor may take to name the other nodes.
 const ORDER_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -372,6 +374,15 @@ async fn stop(
     tracing::info!(?mode, "stopping; a second signal ends at once");
     tokio::select! {
         () = server.shutdown(mode) => {}
+        () = tokio::time::sleep(deadline + CLOSING_PATIENCE) => {
+            // What was acknowledged is in the log; the next start does what was left undone.
+            tracing::error!("the databases do not close; ending without that");
+            super::logging::complain(
+                "error: the databases did not close in time and the host ended without that; look \
+                 after the disk of the data directory",
+            );
+            super::logging::exit(1);
+        }
         () = signals.next() => {
             tracing::warn!("ending at once");
             super::logging::exit(1);

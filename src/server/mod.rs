@@ -172,7 +172,7 @@ impl Server {
             let follow = Arc::clone(&map).follow(system.views(), host.stopping());
             tokio::spawn(follow);
         }
-        tokio::spawn(state_health::follow(host.clone(), state.health()));
+        tokio::spawn(state_health::follow(host.clone(), state.health(), directory));
         tokio::spawn(space::watch(host.clone(), config.data_dir.clone()));
         if config.repair {
             tokio::spawn(repair::follow(host.clone(), Arc::downgrade(&state), config.park.clone()));

@@ -1,5 +1,9 @@
 //! What follows for the host from how the state of its shards is.
 
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
 use shardhost_groups::worker::Impairment;
 use shardhost_groups::{HostFault, RequirementMode};
 use tokio::sync::watch;
@@ -9,29 +13,90 @@ use crate::shards::StateHealth;
 
 /// The name under which the host is impaired.
 const SOURCE: &str = "state";
+/// Between two looks at whether there is room after all.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Looks in a row that found room while the state went on waiting, after which it is not waited for any
+/// more. RocksDB looks every five seconds, and gives each of its databases one try.
+const MAX_LOOKS: u32 = 4;
+/// What is written to see whether there is room.
+const PROBE_BYTES: usize = 1 << 20;
+const PROBE_NAME: &str = "room";
 
-/// While the state waits for space the host leads nothing that others can lead; when it failed, the
-/// host stops. Until the host stops.
-pub(super) async fn follow(host: Host, mut health: watch::Receiver<StateHealth>) {
+/// While the state waits for space the host leads nothing that others can lead; when it failed, or does not
+/// go on although there is room, the host stops. Until the host stops.
+pub(super) async fn follow(
+    host: Host,
+    mut health: watch::Receiver<StateHealth>,
+    directory: PathBuf,
+) {
     let stopping = host.stopping();
+    let mut looks = 0;
     loop {
-        match &*health.borrow_and_update() {
-            StateHealth::Well => host.impair(SOURCE, None),
+        let waits = match &*health.borrow_and_update() {
+            StateHealth::Well => {
+                host.impair(SOURCE, None);
+                None
+            }
             StateHealth::Waits(error) => {
                 let reason = format!(
                     "{error}; free space on the disk of the data directory, or files of the process"
                 );
                 let mode = RequirementMode::Hard;
                 host.impair(SOURCE, Some(Impairment { reason: reason.into(), mode }));
+                Some(error.to_string())
             }
             StateHealth::Failed(error) => {
                 host.fail(&HostFault::State(error.to_string().into()));
                 return;
             }
-        }
+        };
         tokio::select! {
-            changed = health.changed() => if changed.is_err() { return },
+            changed = health.changed() => match changed {
+                Ok(()) => looks = 0,
+                Err(_) => return,
+            },
+            () = tokio::time::sleep(LOOK_EVERY), if waits.is_some() => {
+                looks = if has_room(directory.clone()).await { looks + 1 } else { 0 };
+            }
             () = stopping.cancelled() => return,
         }
+        if let Some(error) = waits.filter(|_| looks >= MAX_LOOKS) {
+            // A start opens it anew, and what it lacks is in the log.
+            let fault = format!("there is room again, and still {error}");
+            host.fail(&HostFault::State(fault.into()));
+            return;
+        }
+    }
+}
+
+/// Whether a file can be made and written where the state stands.
+async fn has_room(directory: PathBuf) -> bool {
+    let probed = tokio::task::spawn_blocking(move || probe(&directory)).await;
+    matches!(probed, Ok(Ok(())))
+}
+
+fn probe(directory: &Path) -> io::Result<()> {
+    let path = directory.join(PROBE_NAME);
+    let written = std::fs::File::create(&path).and_then(|mut file| {
+        file.write_all(&vec![0; PROBE_BYTES])?;
+        file.sync_data()
+    });
+    let removed = match std::fs::remove_file(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    };
+    written.and(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_where_a_file_can_be_written_and_nothing_stays_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        probe(directory.path()).unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+        assert!(probe(&directory.path().join("missing")).is_err());
     }
 }

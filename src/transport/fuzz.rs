@@ -266,9 +266,14 @@ fn seeds() -> Vec<Seed> {
         seeds.push(Seed::new(name.replace("message_kind_", ""), with(&[of(vec![message])])));
     }
     let said = greeting(None).advert;
-    let heartbeat = Some(NodeHeartbeat { sequence: 3, advert: said, founding: 9 });
+    let heartbeat = Some(NodeHeartbeat { sequence: 3, advert: said, founding: 9, wall_ms: 7 });
     seeds.push(Seed::new("heartbeat", with(&[Frame { heartbeat, ..Frame::default() }])));
-    let heartbeat = Some(NodeHeartbeat { sequence: u64::MAX, advert: None, founding: u64::MAX });
+    let heartbeat = Some(NodeHeartbeat {
+        sequence: u64::MAX,
+        advert: None,
+        founding: u64::MAX,
+        wall_ms: u64::MAX,
+    });
     seeds.push(Seed::new("heartbeat-late", with(&[Frame { heartbeat, ..Frame::default() }])));
     seeds.extend(bombs().into_iter().map(|(name, message)| Seed::new(name, with(&[of(message)]))));
     let snapshot = messages().into_iter().find(|one| one.kind() == MessageKind::Snapshot);

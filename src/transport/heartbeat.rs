@@ -2,6 +2,7 @@
 //! looks who is silent, drops what waited too long for a connection, and reports drops.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use shardhost_groups::transport::Inbound;
@@ -110,12 +111,14 @@ impl<'a> Pulse<'a> {
     }
 
     fn attend(&self, peer: &Peer, now: Instant) {
-        peer.urgent.beat(NodeHeartbeat {
-            sequence: self.sequence,
-            advert: None,
-            founding: self.shared.identity.founded.get(),
-            wall_ms: clocks::wall_ms(),
-        });
+        if !self.shared.silent.load(Ordering::Relaxed) {
+            peer.urgent.beat(NodeHeartbeat {
+                sequence: self.sequence,
+                advert: None,
+                founding: self.shared.identity.founded.get(),
+                wall_ms: clocks::wall_ms(),
+            });
+        }
         let mut dropped = Vec::new();
         peer.bulk.expire(now, &mut dropped);
         peer.urgent.expire(now, &mut dropped);

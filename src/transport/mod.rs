@@ -55,6 +55,7 @@ mod starts;
 pub mod stats;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use shardhost_groups::transport::{Inbound, Outgoing, SnapshotShipment, Transport};
 use shardhost_groups::worker::Advert;
@@ -224,5 +225,9 @@ impl Transport for GrpcTransport {
 
     fn send_snapshot(&self, shipment: SnapshotShipment) {
         snapshot::ship(&self.shared, shipment);
+    }
+
+    fn set_silent(&self, silent: bool) {
+        self.shared.silent.store(silent, Ordering::Relaxed);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -41,6 +42,8 @@ pub(super) struct Shared {
     pub memory: Arc<dyn IncarnationMemory>,
     pub peers: ArcSwap<Peers>,
     pub counters: Counters,
+    /// Peers are not told that this node lives.
+    pub silent: AtomicBool,
     /// Snapshots on their way out and in.
     pub shipments: Shipments,
     pub receptions: Receptions,
@@ -91,6 +94,7 @@ impl Shared {
             memory,
             peers: ArcSwap::default(),
             counters: Counters::default(),
+            silent: AtomicBool::new(false),
             shipments: Shipments::new(&limits),
             receptions: Receptions::new(&limits),
             draining: CancellationToken::new(),

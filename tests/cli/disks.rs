@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::founding::Servers;
+use super::servers::Servers;
 
 /// A small file system of its own, unmounted when dropped.
 struct SmallDisk(PathBuf);

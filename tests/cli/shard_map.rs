@@ -9,7 +9,7 @@ use shardhost::proto::client::{
     FailureReason, Put, ShardsReply, ShardsRequest, TableBatch, TableReply, TableRequest,
 };
 
-use super::founding::Servers;
+use super::servers::Servers;
 
 async fn started(nodes: u64, settings: &str, tables: u64) -> Servers {
     let mut servers = Servers::new(nodes, settings, &format!("tables = {tables}"));

@@ -259,7 +259,7 @@ fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bo
     }
     let Merged { task, acks, direct, endings, .. } = merged;
     if !task.releases.is_empty() {
-        shared.transport.send(task.releases);
+        shared.send(task.releases);
     }
     for (worker, acks) in acks {
         if !acks.is_empty() {

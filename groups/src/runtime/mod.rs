@@ -53,7 +53,7 @@ use crate::error::HostFault;
 use crate::handle::{Group, GroupShared};
 use crate::leadership::{GroupSelector, LeadershipHub};
 use crate::policy::Policies;
-use crate::transport::Transport;
+use crate::transport::{Outgoing, Transport};
 use crate::waiter::Budget;
 use crate::worker::{Activity, Advert, Impairment, WorkerCounters};
 
@@ -106,6 +106,8 @@ pub(crate) struct RuntimeShared {
     impairments: impairments::Impairments,
     /// Nothing that peers send may make the log longer.
     pub(crate) takes_no_entries: AtomicBool,
+    /// Nothing is sent to peers, and nothing of theirs is taken: as if this host stood still.
+    silent: AtomicBool,
     /// Whether the log writer is at a write.
     log_activity: log_writer::LogActivity,
     pub(crate) clock: Arc<dyn Clock>,
@@ -152,6 +154,25 @@ impl RuntimeShared {
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Sends messages to other nodes, unless this host is silent.
+    fn send(&self, messages: Vec<Outgoing>) {
+        if !self.is_silent() {
+            self.transport.send(messages);
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
+
+    /// This host takes no part from here on, as if it stood still, or does again. Its peers then hear
+    /// nothing of it, and elect others.
+    fn set_silent(&self, silent: bool) {
+        if self.silent.swap(silent, Ordering::Relaxed) != silent {
+            self.transport.set_silent(silent);
+        }
     }
 
     /// Something is wrong with this host, or is not any more.
@@ -302,6 +323,7 @@ impl GroupsBuilder {
             health: watch::Sender::new(None),
             impairments: impairments::Impairments::new(first_advert(&config)),
             takes_no_entries: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
             log_activity: log_writer::LogActivity::default(),
             clock: self.clock,
             policies: self.policies,

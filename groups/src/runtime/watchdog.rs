@@ -6,7 +6,8 @@
 //!
 //! Of the log: what the host leads accepts writes that nobody can acknowledge here. The host is
 //! *impaired* from an election timeout on: it hands its leaderships on, and takes none until writes
-//! ended in time for as long.
+//! ended in time for as long. When the write takes longer still, the host takes no part until it ends: who
+//! hands leaderships on may need the log for it, and peers that hear nothing elect others.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,8 +73,8 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, stop: &Receiver<()>) {
     let mut log = WatchedLog::default();
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(every) {
         shared.apply.end_rests(Instant::now());
-        if let Some(hangs) = log.look(shared.log_activity.writing(), limits.slow) {
-            shared.impair("log", hangs.then(|| log_hangs(shared.config.election_timeout())));
+        if let Some(news) = log.look(shared.log_activity.writing(), limits.slow) {
+            follow_log(shared, news);
         }
         for (worker, (watched, activity)) in watched.iter_mut().zip(&shared.activities).enumerate()
         {
@@ -96,6 +97,21 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, stop: &Receiver<()>) {
     }
 }
 
+/// Election timeouts that a write of the log takes before the host takes no part any more. Less, and
+/// nobody had the time to take over; more, and users wait.
+const SILENT_AFTER: u32 = 3;
+
+/// How the log is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum LogHealth {
+    #[default]
+    Well,
+    /// A write takes longer than an election timeout, or one did a moment ago.
+    Hangs,
+    /// A write takes so long that the host takes no part until it ends.
+    Silent,
+}
+
 /// The log, as the watchdog sees it.
 #[derive(Debug, Default)]
 struct WatchedLog {
@@ -104,28 +120,51 @@ struct WatchedLog {
     looks: u32,
     /// Looks in a row that found none that takes long, while the log counts as hanging.
     calm: u32,
-    hangs: bool,
+    health: LogHealth,
 }
 
 impl WatchedLog {
-    /// Says whether the log hangs, when that is news. Counts looks, not time, as [`Watched`] does.
-    fn look(&mut self, writing: Option<u64>, limit: u32) -> Option<bool> {
+    /// Says how the log is, when that is news. Counts looks, not time, as [`Watched`] does.
+    fn look(&mut self, writing: Option<u64>, limit: u32) -> Option<LogHealth> {
         match writing {
             Some(write) if write == self.write => self.looks = self.looks.saturating_add(1),
             other => (self.write, self.looks) = (other.unwrap_or(0), 0),
         }
         let slow = self.looks >= limit;
         self.calm = if slow { 0 } else { self.calm.saturating_add(1) };
-        let hangs = slow || (self.hangs && self.calm < limit);
-        (std::mem::replace(&mut self.hangs, hangs) != hangs).then_some(hangs)
+        let hung = self.health != LogHealth::Well;
+        let health = if self.looks >= limit.saturating_mul(SILENT_AFTER) {
+            LogHealth::Silent
+        } else if slow || (hung && self.calm < limit) {
+            LogHealth::Hangs
+        } else {
+            LogHealth::Well
+        };
+        (std::mem::replace(&mut self.health, health) != health).then_some(health)
     }
 }
 
-fn log_hangs(limit: Duration) -> Impairment {
-    let reason = format!(
-        "a write of the log takes longer than {limit:?}; look after the disk of the data directory"
+/// What follows for the host from how its log is.
+fn follow_log(shared: &RuntimeShared, health: LogHealth) {
+    let timeout = shared.config.election_timeout();
+    let because = |reason: String| {
+        let reason = format!("{reason}; look after the disk of the data directory");
+        Some(Impairment { reason: reason.into(), mode: RequirementMode::Hard })
+    };
+    shared.impair(
+        "log",
+        match health {
+            LogHealth::Well => None,
+            LogHealth::Hangs => {
+                because(format!("a write of the log takes longer than {timeout:?}"))
+            }
+            LogHealth::Silent => because(format!(
+                "a write of the log takes longer than {:?}: this host takes no part until it ends",
+                timeout.saturating_mul(SILENT_AFTER)
+            )),
+        },
     );
-    Impairment { reason: reason.into(), mode: RequirementMode::Hard }
+    shared.set_silent(health == LogHealth::Silent);
 }
 
 #[cfg(test)]
@@ -145,13 +184,24 @@ mod tests {
     fn a_log_hangs_from_a_long_write_on_until_it_was_calm_for_as_long() {
         let mut log = WatchedLog::default();
         let mut look = |writing| log.look(writing, 3);
+        let (well, hangs) = (Some(LogHealth::Well), Some(LogHealth::Hangs));
         assert_eq!([1, 3, 5, 7].map(|write| look(Some(write))), [None; 4], "each is another one");
-        assert_eq!([(); 3].map(|()| look(Some(7))), [None, None, Some(true)]);
-        assert_eq!([(); 9].map(|()| look(Some(7))), [None; 9]);
+        assert_eq!([(); 3].map(|()| look(Some(7))), [None, None, hangs]);
+        assert_eq!([(); 5].map(|()| look(Some(7))), [None; 5]);
         assert_eq!([look(None), look(Some(9))], [None; 2]);
-        assert_eq!([(); 2].map(|()| look(Some(9))), [Some(false), None]);
-        assert_eq!([look(Some(9)), look(None)], [Some(true), None]);
-        assert_eq!([look(None), look(None), look(None)], [None, Some(false), None]);
+        assert_eq!([(); 2].map(|()| look(Some(9))), [well, None]);
+        assert_eq!([look(Some(9)), look(None)], [hangs, None]);
+        assert_eq!([look(None), look(None), look(None)], [None, well, None]);
+    }
+
+    #[test]
+    fn a_host_whose_log_hangs_for_long_is_silent_until_the_write_ends() {
+        let mut log = WatchedLog::default();
+        let mut look = |writing| log.look(writing, 3);
+        let found: Vec<LogHealth> = (0..20).filter_map(|_| look(Some(1))).collect();
+        assert_eq!(found, [LogHealth::Hangs, LogHealth::Silent]);
+        assert_eq!([look(Some(3)), look(None)], [Some(LogHealth::Hangs), None]);
+        assert_eq!([look(None), look(None)], [Some(LogHealth::Well), None]);
     }
 
     fn looks(watched: &mut Watched, at: Seen, count: usize) -> Vec<Finding> {

@@ -167,7 +167,7 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
         shared.admissions.push(request);
     }
     if !round.messages.is_empty() {
-        shared.transport.send(round.messages);
+        shared.send(round.messages);
     }
     if !round.log.is_empty() || !round.log.prune.is_empty() {
         shared.activities[worker].enter(Phase::LogQueue);
