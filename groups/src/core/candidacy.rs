@@ -122,9 +122,18 @@ impl GroupCore {
     /// Lets an election timeout go by, as a follower that knows no leader: merely to wait longer
     /// would keep others' candidates from its vote.
     pub(super) fn let_timeout_pass(&mut self) {
-        let term = self.raw.raft.term;
-        self.raw.raft.become_follower(term, INVALID_ID);
         self.campaigns += 1;
+        self.follow_nobody();
+    }
+
+    /// Follows, as one that knows no leader of its term.
+    pub(super) fn follow_nobody(&mut self) {
+        self.follow_nobody_in(self.raw.raft.term);
+    }
+
+    /// The same in this term or a later one.
+    pub(super) fn follow_nobody_in(&mut self, term: u64) {
+        self.raw.raft.become_follower(term, INVALID_ID);
         self.pin_election_timeout();
     }
 
@@ -132,11 +141,9 @@ impl GroupCore {
     /// it ignores everybody who asks while a leader is heard.
     pub(super) fn notice_abdication(&mut self, message: &GroupMessage) {
         let asks = matches!(message.kind(), MessageKind::PreVote | MessageKind::Vote);
-        let raft = &mut self.raw.raft;
+        let raft = &self.raw.raft;
         if asks && message.from_replica == raft.leader_id && message.term > raft.term {
-            let term = raft.term;
-            raft.become_follower(term, INVALID_ID);
-            self.pin_election_timeout();
+            self.follow_nobody();
         }
     }
 

@@ -155,9 +155,7 @@ impl GroupCore {
         }
         let certainty = Certainty::InDoubt(cause);
         self.doubt = Doubt::opened(certainty);
-        let term = self.raw.raft.term;
-        self.raw.raft.become_follower(term, raft::INVALID_ID);
-        self.pin_election_timeout();
+        self.follow_nobody();
         self.write_certainty(certainty, round);
         self.wake();
     }
@@ -189,9 +187,7 @@ impl GroupCore {
     /// never sends again what was acknowledged in it.
     pub(super) fn outbid_leader(&mut self, term: u64) {
         if self.doubt.as_ref().is_some_and(|doubt| doubt.floor.is_some()) {
-            let term = self.raw.raft.term.max(term) + 1;
-            self.raw.raft.become_follower(term, raft::INVALID_ID);
-            self.pin_election_timeout();
+            self.follow_nobody_in(self.raw.raft.term.max(term) + 1);
         }
     }
 

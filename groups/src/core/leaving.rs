@@ -81,9 +81,7 @@ impl GroupCore {
         let votes = member.is_some_and(|member| member.voter || member.outgoing_voter);
         if self.leads() && !votes {
             // Raft goes on leading without a vote of its own, and panics at the next answer.
-            let term = self.raw.raft.term;
-            self.raw.raft.become_follower(term, 0);
-            self.pin_election_timeout();
+            self.follow_nobody();
         }
         let removed = !self.membership.members.contains_key(&self.replica);
         if removed && self.leaving.is_none() {
@@ -104,9 +102,7 @@ impl GroupCore {
         let Some((from, membership)) = self.checked_notice(node, message) else { return };
         self.wake();
         if self.leads() {
-            let term = self.raw.raft.term;
-            self.raw.raft.become_follower(term, 0);
-            self.pin_election_timeout();
+            self.follow_nobody();
         }
         let leaving =
             self.leaving.get_or_insert_with(|| Box::new(Leaving::new(membership.clone())));

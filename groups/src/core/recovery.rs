@@ -180,10 +180,8 @@ impl GroupCore {
         });
         if level {
             tracing::info!(group = %self.id, "another voter has the log: it may lead");
-            let term = self.raw.raft.term;
-            self.raw.raft.become_follower(term, INVALID_ID);
             self.withhold_candidacy();
-            self.pin_election_timeout();
+            self.follow_nobody();
         }
     }
 
