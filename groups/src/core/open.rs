@@ -395,9 +395,10 @@ mod tests {
         }
         let mut alone = without_snapshot();
         alone.meta.membership = Membership::initial([NodeId::must(1)]);
+        alone.meta.replica = ReplicaId::must(1);
         refused(Opened::decide(&alone, None), "no other voter to ask");
         alone.meta.membership = Membership::initial([1, 2].map(NodeId::must));
-        let learner = alone.meta.membership.members.get_mut(&ReplicaId::must(1));
+        let learner = alone.meta.membership.members.get_mut(&ReplicaId::must(2));
         learner.map(|member| (member.voter, member.learner) = (false, true)).unwrap();
         refused(Opened::decide(&alone, None), "no other voter to ask");
     }
