@@ -18,14 +18,12 @@ use super::{MAX_BATCH_REQUESTS, QueueProtocol, TableProtocol};
 use crate::shards::queue::{QueueCommand, QueueQuery};
 use crate::shards::session::SessionTag;
 use crate::shards::table::{TableCommand, TableQuery};
+use crate::shards::time::ShardTimes;
 
 const TABLE: u8 = 0;
 const QUEUE: u8 = 1;
 /// The rest is what a machine answered.
 const ANSWER: u8 = 2;
-
-/// The time of commands that carry one.
-const NOW_MS: u64 = 1_800_000_000_000;
 
 /// The target.
 #[must_use]
@@ -62,8 +60,10 @@ fn check_batch<P: Protocol>(
     };
     let requests = P::requests(batch);
     assert!(requests.len() <= MAX_BATCH_REQUESTS);
+    let times = ShardTimes::default();
+    let stamps = times.stamps();
     for request in requests {
-        let planned = P::plan(request, NOW_MS);
+        let planned = P::plan(request, &stamps);
         let asks = matches!(planned.plan, Plan::Get(..) | Plan::Range(..));
         match planned.plan {
             Plan::Write(command) => assert!(is_command(&command), "no replica takes {command:?}"),

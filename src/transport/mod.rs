@@ -27,8 +27,8 @@
 
 pub mod address;
 mod advert;
-pub mod clocks;
-mod codec;
+mod clocks;
+pub mod codec;
 pub mod config;
 mod connection;
 pub mod directory;

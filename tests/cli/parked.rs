@@ -1,6 +1,6 @@
 //! A replica that is left closed at the start, and a command that is skipped.
 
-use super::founding::Servers;
+use super::servers::Servers;
 
 const TABLE: &str = "1000000";
 
