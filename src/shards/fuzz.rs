@@ -14,7 +14,8 @@ use shardhost_storage::testing::fuzz::{Seed, Target, names_what_is_wrong};
 use shardhost_storage::{GroupId, LogPosition};
 use tempfile::TempDir;
 
-use super::queue::{QueueCommand, QueueQuery, QueueResponse, Receipt};
+use super::codec;
+use super::queue::{MAX_SEQUENCE, QueueCommand, QueueQuery, QueueResponse, Receipt};
 use super::session::SessionTag;
 use super::state_db::{StateDb, StateDbOptions};
 use super::table::{TableAnswer, TableCommand, TableQuery, TableResponse};
@@ -291,11 +292,81 @@ fn command_seeds() -> Vec<Seed> {
     let inner = TableCommand::Delete { key: b"apple" }.encode();
     let both = [first.wrap(&inner), last.wrap(&inner), first.wrap(&inner)];
     seeds.push(Seed::new("table-sessions", framed(TABLE | CARRIED, &both)));
+    let number = SessionTag { sequence: u64::MAX, lowest_unanswered: u64::MAX, ..first };
+    let last = [number.wrap(&inner), number.wrap(&inner)];
+    seeds.push(Seed::new("table-last-number-of-a-session", framed(TABLE | CARRIED, &last)));
     seeds
 }
 
+/// The records of a snapshot, and its end.
+fn records(kind: u8, records: &[(&[u8], Vec<u8>)]) -> Vec<u8> {
+    let mut out = vec![kind];
+    for (key, value) in records {
+        for length in [key.len(), value.len()] {
+            out.extend_from_slice(&u32::try_from(length).expect("short").to_le_bytes());
+        }
+        out.extend_from_slice(key);
+        out.extend_from_slice(value);
+    }
+    out.extend_from_slice(&u32::MAX.to_le_bytes());
+    out.extend_from_slice(&(records.len() as u64).to_le_bytes());
+    out
+}
+
+/// Snapshots whose numbers are as large as can be.
+fn last_numbers() -> Vec<Seed> {
+    let numbers = |kind: u8, numbers: &[u64]| {
+        let mut out = codec::start(kind, 0);
+        numbers.iter().for_each(|number| codec::put_number(&mut out, *number));
+        out
+    };
+    let (counters, message, delivery, dedup) = (0x20, 0x21, 0x22, 0x23);
+    let at = |kind: u8, number: u64| [&[kind][..], &number.to_be_bytes()].concat();
+    let mut hello = codec::start(message, 0);
+    codec::put_bytes(&mut hello, b"anna");
+    let id = [&numbers(dedup, &[5, 1])[..], b"id"].concat();
+    let ids = records(
+        QUEUE,
+        &[
+            (&[counters], numbers(counters, &[9, 1, 1, u64::MAX, u64::MAX])),
+            (&at(dedup, u64::MAX), id),
+        ],
+    );
+    let attempts = records(
+        QUEUE,
+        &[
+            (&[counters], numbers(counters, &[9, 1, 1, 0, 0])),
+            (&at(message, 1), hello.clone()),
+            (&at(delivery, 1), numbers(delivery, &[u32::MAX.into(), 0])),
+        ],
+    );
+    let late = records(
+        QUEUE,
+        &[
+            (&[counters], numbers(counters, &[u64::MAX, MAX_SEQUENCE, u64::MAX, 0, 0])),
+            (&at(message, MAX_SEQUENCE), hello),
+            (&at(delivery, MAX_SEQUENCE), numbers(delivery, &[3, u64::MAX])),
+        ],
+    );
+    let (header, session) = (0x30, 0x31);
+    let mut answers = numbers(session, &[1, u64::MAX, u64::MAX, u64::MAX - 1]);
+    for answer in [0, 0] {
+        codec::put_number(&mut answers, answer);
+        codec::put_bytes(&mut answers, b"answer");
+    }
+    let sessions = records(
+        TABLE,
+        &[(&[header], numbers(header, &[u64::MAX, u64::MAX])), (&at(session, 9), answers)],
+    );
+    [("queue-last-id", ids), ("queue-last-attempt", attempts), ("queue-late", late)]
+        .into_iter()
+        .chain([("table-last-session", sessions)])
+        .map(|(name, bytes)| Seed::new(name, bytes))
+        .collect()
+}
+
 fn snapshot_seeds() -> Vec<Seed> {
-    let mut seeds = Vec::new();
+    let mut seeds = last_numbers();
     for (name, kind) in [("table", TABLE), ("queue", QUEUE)] {
         with_groups(|state, [one, _, _]| {
             let mut machine = machine(state, kind, one);

@@ -4,6 +4,9 @@
 //! A node that was started at another address is found by its greeting, which says where it listens.
 //! Nothing proves a greeting, so what it says counts for little:
 //!
+//! * Only a change counts: a process that was reached at the configured address names what stands for it,
+//!   and may name another one, as behind a proxy or a tunnel. What a later process names is learnt if it
+//!   is something else than that.
 //! * The configured address comes first. The learnt one is tried while the configured one does not lead
 //!   to the node.
 //! * Where the configured address leads to the node, the learnt one is forgotten.
@@ -65,6 +68,52 @@ pub(super) fn may_be_learnt(address: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let anywhere = host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
     address.len() <= MAX_LEARNT_BYTES && check_address(address).is_ok() && !anywhere
+}
+
+/// What the greetings of a peer say of its address.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Named {
+    /// The last greeting: which process, and the address that it named.
+    last: Option<(u64, String)>,
+    /// The process that answered at the configured address last.
+    reached: Option<u64>,
+    /// What a process named that answered at the configured address: the two are one place.
+    usual: Option<String>,
+    /// Where the last greeting says that the node is, if it moved.
+    moved_to: Option<String>,
+}
+
+impl Named {
+    /// A process of the peer greeted and named its address.
+    pub fn greeted(&mut self, incarnation: u64, address: &str, configured: &str) {
+        self.last = Some((incarnation, address.to_owned()));
+        if self.reached == Some(incarnation) {
+            return self.note_usual();
+        }
+        let usual = self.usual.as_deref();
+        let moved = usual.is_some_and(|usual| usual != address) && address != configured;
+        self.moved_to = (moved && may_be_learnt(address)).then(|| address.to_owned());
+    }
+
+    /// A process of the peer answered at the configured address.
+    pub fn reached(&mut self, incarnation: u64) {
+        self.reached = Some(incarnation);
+        self.note_usual();
+    }
+
+    fn note_usual(&mut self) {
+        self.moved_to = None;
+        if let Some((last, address)) = &self.last
+            && Some(*last) == self.reached
+        {
+            self.usual = Some(address.clone());
+        }
+    }
+
+    /// Where the node is, if that is not where it should be.
+    pub fn moved_to(&self) -> Option<&str> {
+        self.moved_to.as_deref()
+    }
 }
 
 /// Which of its addresses a peer is tried at.
@@ -170,6 +219,35 @@ mod tests {
         for bad in ["", "x", "0.0.0.0:7400", "[::]:7400", "http://x:1", "a b:1", "x:0", &long] {
             assert!(!may_be_learnt(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn only_a_change_of_what_is_named_is_a_move() {
+        let mut named = Named::default();
+        // Behind a proxy: it names itself, and is reached elsewhere. Whichever comes first.
+        named.greeted(1, "b:1", "proxy:1");
+        assert_eq!(named.moved_to(), None, "it was not reached yet");
+        named.reached(1);
+        named.greeted(2, "b:1", "proxy:1");
+        assert_eq!(named.moved_to(), None, "it was restarted where it was");
+        named.reached(2);
+        named.greeted(3, "b:2", "proxy:1");
+        assert_eq!(named.moved_to(), Some("b:2"));
+        named.reached(3);
+        assert_eq!(named.moved_to(), None, "the proxy leads to it");
+        named.greeted(4, "b:2", "proxy:1");
+        assert_eq!(named.moved_to(), None);
+        for back in ["proxy:1", "0.0.0.0:1"] {
+            named.greeted(5, "b:3", "proxy:1");
+            assert_eq!(named.moved_to(), Some("b:3"));
+            named.greeted(6, back, "proxy:1");
+            assert_eq!(named.moved_to(), None, "{back}");
+        }
+        let mut late = Named::default();
+        late.reached(1);
+        late.greeted(1, "b:1", "a:1");
+        late.greeted(2, "b:2", "a:1");
+        assert_eq!(late.moved_to(), Some("b:2"));
     }
 
     #[test]

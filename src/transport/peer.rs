@@ -11,7 +11,7 @@ use shardhost_storage::NodeId;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::address::may_be_learnt;
+use super::address::Named;
 use super::clocks::PeerClock;
 use super::config::TransportConfig;
 use super::lane::{Dropped, LaneQueue};
@@ -29,8 +29,8 @@ pub(super) struct Peer {
     pub node: NodeId,
     /// As the directory says.
     pub address: watch::Sender<String>,
-    /// Where its last greeting said that it listens, if that is elsewhere.
-    learnt: Mutex<Option<String>>,
+    /// What its greetings say of its address.
+    named: Mutex<Named>,
     pub bulk: Arc<LaneQueue>,
     pub urgent: Arc<LaneQueue>,
     pub liveness: Liveness,
@@ -64,7 +64,7 @@ impl Peer {
         Self {
             node,
             address: watch::Sender::new(address),
-            learnt: Mutex::default(),
+            named: Mutex::default(),
             bulk: Arc::new(LaneQueue::new(config, config.bulk)),
             urgent: Arc::new(LaneQueue::new(config, config.urgent)),
             liveness: Liveness::new(node, Instant::now(), stop.clone()),
@@ -79,19 +79,18 @@ impl Peer {
     }
 
     /// A greeting in order says where the peer listens.
-    pub fn learn_address(&self, said: &str) {
-        let elsewhere = *self.address.borrow() != said && may_be_learnt(said);
-        *self.learnt.lock() = elsewhere.then(|| said.to_owned());
+    pub fn greeted_from(&self, incarnation: u64, address: &str) {
+        self.named.lock().greeted(incarnation, address, &self.address.borrow());
     }
 
-    /// The node is where the directory says.
-    pub fn forget_learnt(&self) {
-        *self.learnt.lock() = None;
+    /// The node answered where the directory says.
+    pub fn is_where_it_should_be(&self, incarnation: u64) {
+        self.named.lock().reached(incarnation);
     }
 
-    /// Where its last greeting said that it listens, if that is elsewhere.
-    pub fn learnt(&self) -> Option<String> {
-        self.learnt.lock().clone()
+    /// Where its last greeting said that it listens, if it moved.
+    pub fn moved_to(&self) -> Option<String> {
+        self.named.lock().moved_to().map(str::to_owned)
     }
 
     pub fn lane(&self, lane: Lane) -> &Arc<LaneQueue> {

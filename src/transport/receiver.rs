@@ -115,7 +115,7 @@ pub(super) fn admit(
     let latest = shared.horizon.latest();
     let visit = peer.liveness.admit(&greeting, latest, lane, said, Instant::now(), inbound)?;
     peer.said_founding(hello.founding);
-    peer.learn_address(&hello.address);
+    peer.greeted_from(greeting.incarnation, &hello.address);
     peer.greeted.notify_waiters();
     Ok((peer, visit))
 }

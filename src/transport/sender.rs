@@ -62,7 +62,7 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>, lane: Lane) {
     let mut logged = None;
     loop {
         let configured = address.borrow_and_update().clone();
-        let learnt = peer.learnt();
+        let learnt = peer.moved_to();
         let place = course.place(learnt.is_some());
         let target = match place {
             Place::Configured => configured.clone(),
@@ -101,7 +101,7 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>, lane: Lane) {
             _ if was_there => Outcome::WasThere,
             _ => Outcome::NotThere,
         };
-        if course.ended(outcome, peer.learnt().is_some()) == Next::AtOnce {
+        if course.ended(outcome, peer.moved_to().is_some()) == Next::AtOnce {
             continue;
         }
         tokio::select! {
@@ -170,7 +170,7 @@ impl Attempt<'_> {
             .await
             .map_err(|_| Refusal::Late { within })??;
         let greeting = self.shared.identity.check_welcome(&welcome, self.peer.node)?;
-        self.found_at(address);
+        self.found_at(address, welcome.incarnation);
         memory::learn_known(self.shared, greeting.node, welcome.known_incarnation).await?;
         self.peer.liveness.welcomed(&greeting, asked, self.shared.horizon.latest())?;
         self.peer.said_founding(welcome.founding);
@@ -178,12 +178,12 @@ impl Attempt<'_> {
     }
 
     /// The node answers at this address.
-    fn found_at(&mut self, address: &str) {
+    fn found_at(&mut self, address: &str, incarnation: u64) {
         self.was_there = true;
         let node = self.peer.node;
         match self.place {
             Place::Configured => {
-                self.peer.forget_learnt();
+                self.peer.is_where_it_should_be(incarnation);
                 self.shared.directory.note_found(node, None);
             }
             Place::Learnt => self.shared.directory.note_found(node, Some(address)),

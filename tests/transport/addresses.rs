@@ -33,6 +33,7 @@ fn a_node_that_was_restarted_elsewhere_is_found_by_its_greeting() {
     let two = host(&twos, 2, 1);
     ones.directory.set(node(2), &two.address);
     reaches(&one, &two);
+    reaches(&two, &one);
     let before = two.address.clone();
     two.kill();
     let two = host(&twos, 2, 2);
@@ -41,13 +42,21 @@ fn a_node_that_was_restarted_elsewhere_is_found_by_its_greeting() {
     assert_eq!(ones.directory.address(node(2)), Some(two.address.clone()), "for clients, too");
 }
 
+/// Host 1, which is connected to a host 2 that ended then, and where that was.
+fn host_that_lost_node_2(ones: &Cluster, twos: &Cluster) -> (Host, String) {
+    let one = host(ones, 1, 1);
+    twos.directory.set(node(1), &one.address);
+    let two = host(twos, 2, 1);
+    ones.directory.set(node(2), &two.address);
+    reaches(&one, &two);
+    reaches(&two, &one);
+    (one, two.kill())
+}
+
 #[test]
 fn a_forged_greeting_does_not_redirect_for_good() {
     let (ones, twos) = (Cluster::new(), Cluster::new());
-    let one = host(&ones, 1, 1);
-    let two = host(&twos, 2, 1);
-    let configured = two.kill();
-    ones.directory.set(node(2), &configured);
+    let (one, configured) = host_that_lost_node_2(&ones, &twos);
     let impostor = Impostor::start(Welcome {
         protocol: 1,
         cluster: CLUSTER.to_owned(),
@@ -55,15 +64,15 @@ fn a_forged_greeting_does_not_redirect_for_good() {
         incarnation: 5,
         ..Welcome::default()
     });
-    let forged =
-        Hello { node: 2, to_node: 1, incarnation: 5, address: impostor.address.clone(), ..hello() };
+    let address = impostor.address.clone();
+    let forged = Hello { node: 2, to_node: 1, incarnation: 5, address, ..hello() };
     Stranger::at(&one).greet(forged).unwrap();
     one.wait("a connection to the impostor", |_| impostor.greetings() > 0);
     assert_eq!(ones.directory.address(node(2)), Some(impostor.address.clone()));
     // It greets nobody: that its address leads to it is enough.
-    let two = Host::start_at(&twos, 2, 6, &configured, |_| ());
+    let two = Host::start_at(&Cluster::new(), 2, 6, &configured, |_| ());
     one.wait("the configured address", |_| {
-        ones.directory.address(node(2)) == Some(configured.clone())
+        ones.directory.address(node(2)).as_ref() == Some(&configured)
     });
     reaches(&one, &two);
 }
@@ -71,13 +80,11 @@ fn a_forged_greeting_does_not_redirect_for_good() {
 #[test]
 fn addresses_that_nobody_can_connect_to_are_not_taken_over() {
     let (ones, twos) = (Cluster::new(), Cluster::new());
-    let one = host(&ones, 1, 1);
-    let two = host(&twos, 2, 1);
-    ones.directory.set(node(2), &two.address);
+    let (one, configured) = host_that_lost_node_2(&ones, &twos);
     for (incarnation, address) in (2..).zip(["0.0.0.0:1", "http://x", "", "[::]:9", "x:0"]) {
         let address = address.to_owned();
         let greeting = Hello { node: 2, to_node: 1, incarnation, address, ..hello() };
         Stranger::at(&one).greet(greeting).unwrap();
-        assert_eq!(ones.directory.address(node(2)), Some(two.address.clone()));
+        assert_eq!(ones.directory.address(node(2)).as_ref(), Some(&configured));
     }
 }

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::{MAX_BODY_BYTES, MAX_DEDUP_ID_BYTES, MAX_PARTITION_KEY_BYTES, MAX_SEQUENCE};
+use super::{
+    MAX_ATTEMPT, MAX_BODY_BYTES, MAX_DEDUP_ID_BYTES, MAX_PARTITION_KEY_BYTES, MAX_SEQUENCE,
+};
 use crate::shards::codec::{self, DecodeError, Reader, check_limit};
 use crate::shards::session;
 
@@ -52,6 +54,12 @@ impl Counters {
         };
         reader.finish()?;
         check_limit("sequence", counters.last_sequence, MAX_SEQUENCE)?;
+        // An id is that of a message.
+        check_limit(
+            "ordinal of an id",
+            counters.dedup.start.max(counters.dedup.end),
+            MAX_SEQUENCE,
+        )?;
         Ok(counters)
     }
 }
@@ -104,6 +112,7 @@ impl Delivered {
         let attempt = u32::try_from(reader.number()?).map_err(|_| DecodeError::BadNumber)?;
         let deadline_ms = reader.number()?;
         reader.finish()?;
+        check_limit("attempt", attempt.into(), MAX_ATTEMPT.into())?;
         Ok(Self { attempt, deadline_ms })
     }
 }
@@ -165,5 +174,23 @@ pub(super) fn check(kind: u8, rest: &[u8], value: &[u8]) -> Result<(), DecodeErr
             number_of(rest).map(drop)
         }
         other => session::check_record(other, rest, value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A snapshot comes from another host: what a queue counts on must hold.
+    #[test]
+    fn numbers_that_no_queue_comes_to_are_refused() {
+        let counters = |start, end| Counters { dedup: start..end, ..Counters::default() };
+        for (start, end) in [(u64::MAX, u64::MAX), (0, MAX_SEQUENCE + 1)] {
+            assert!(Counters::decode(&counters(start, end).encode()).is_err());
+        }
+        assert!(Counters::decode(&counters(3, MAX_SEQUENCE).encode()).is_ok());
+        let delivered = |attempt| Delivered { attempt, deadline_ms: 5 }.encode();
+        assert!(Delivered::decode(&delivered(MAX_ATTEMPT)).is_ok());
+        assert!(Delivered::decode(&delivered(MAX_ATTEMPT + 1)).is_err());
     }
 }

@@ -48,7 +48,8 @@ impl Session {
         for (sequence, answer) in &self.answers {
             codec::put_number(&mut out, sequence - next);
             codec::put_bytes(&mut out, answer);
-            next = sequence + 1;
+            // Behind the last number there is none.
+            next = sequence.saturating_add(1);
         }
         out
     }
@@ -63,14 +64,16 @@ impl Session {
             ..Self::default()
         };
         let first = session.lowest_unanswered;
-        let mut next = first;
+        let mut next = Some(first);
         while !reader.rest().is_empty() {
-            let sequence = next.checked_add(reader.number()?).ok_or(DecodeError::BadNumber)?;
+            let ahead = reader.number()?;
+            let sequence = next.and_then(|next| next.checked_add(ahead));
+            let sequence = sequence.ok_or(DecodeError::BadNumber)?;
             check_limit("answers of a session", sequence - first, WINDOW - 1)?;
             let answer = reader.bytes()?;
             check_limit("length of an answer", answer.len() as u64, MAX_ANSWER_BYTES as u64)?;
             session.answers.insert(sequence, Bytes::copy_from_slice(answer));
-            next = sequence.checked_add(1).ok_or(DecodeError::BadNumber)?;
+            next = sequence.checked_add(1);
         }
         Ok(session)
     }

@@ -300,3 +300,13 @@ fn sum(state: &GroupState) -> u64 {
     add_to_checksum(state, &mut sum).unwrap();
     sum.value()
 }
+
+/// What a client may choose: a shard that cannot read what it wrote for it is lost at its next start.
+#[test]
+fn the_last_number_of_a_session_is_read_as_it_was_written() {
+    for lowest_unanswered in [u64::MAX - 1, u64::MAX] {
+        let answers = (lowest_unanswered..=u64::MAX).map(|number| (number, answer(1))).collect();
+        let session = Session { start: 1, lowest_unanswered, answers, ..Session::default() };
+        assert_eq!(Session::decode(&session.encode()), Ok(session));
+    }
+}
