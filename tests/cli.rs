@@ -12,6 +12,9 @@ mod cli {
     mod shard_map;
 }
 
+#[path = "faults/machine.rs"]
+mod machine;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::path::Path;

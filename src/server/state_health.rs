@@ -14,10 +14,10 @@ use crate::shards::StateHealth;
 /// The name under which the host is impaired.
 const SOURCE: &str = "state";
 /// Between two looks at whether there is room after all.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// Looks in a row that found room while the state went on waiting, after which it is not waited for any
-/// more. RocksDB looks every five seconds, and gives each of its databases one try.
-const MAX_LOOKS: u32 = 4;
+/// more. RocksDB looks every five seconds, and goes on then, or does not.
+const MAX_LOOKS: u32 = 5;
 /// What is written to see whether there is room.
 const PROBE_BYTES: usize = 1 << 20;
 const PROBE_NAME: &str = "room";

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::servers::Servers;
+use crate::machine;
+
+const FULL_DISKS: &str = "disks_that_were_full_for_a_while_are_served_again_without_anybodys_doing";
 
 /// A small file system of its own, unmounted when dropped.
 struct SmallDisk(PathBuf);
@@ -53,11 +56,11 @@ async fn disks_that_were_full_for_a_while_are_served_again_without_anybodys_doin
     let mut disks = Vec::new();
     for node in 1..=3 {
         let Some(disk) = SmallDisk::mount(&servers.data_dir(node), 200) else {
-            eprintln!("skipped: no file system can be mounted here");
-            return;
+            return machine::skipped(FULL_DISKS, "no file system can be mounted here");
         };
         disks.push(disk);
     }
+    machine::ran(FULL_DISKS);
     (1..=3).for_each(|node| servers.start(node, &[]));
     servers.put(1, "before", "value").await;
 

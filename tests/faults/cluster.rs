@@ -151,6 +151,15 @@ impl Cluster {
     /// Waits until every shard takes a write, and says how long that took. Panics after `limit`.
     pub async fn serves_all(&self, client: &Client, limit: Duration) -> Duration {
         let began = Instant::now();
+        if !self.serves_within(client, limit).await {
+            let logs: Vec<String> = self.nodes().map(|node| self.servers.log(node)).collect();
+            panic!("not every shard is served within {limit:?}: {logs:#?}");
+        }
+        began.elapsed()
+    }
+
+    /// Whether every shard takes a write within this time.
+    pub async fn serves_within(&self, client: &Client, limit: Duration) -> bool {
         let tables = keys_of_tables(client);
         let queues = keys_of_queues(client);
         let puts = tables.iter().map(|key| async move {
@@ -162,11 +171,7 @@ impl Cluster {
         let all = async {
             futures::join!(futures::future::join_all(puts), futures::future::join_all(sends))
         };
-        if tokio::time::timeout(limit, all).await.is_err() {
-            let logs: Vec<String> = self.nodes().map(|node| self.servers.log(node)).collect();
-            panic!("not every shard is served within {limit:?}: {logs:#?}");
-        }
-        began.elapsed()
+        tokio::time::timeout(limit, all).await.is_ok()
     }
 
     /// The value of a key as the leader of its shard has it.

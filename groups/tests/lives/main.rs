@@ -2,6 +2,7 @@
 //! callers at once.
 
 mod cases;
+mod hung;
 mod orders;
 mod prune;
 mod reopen;

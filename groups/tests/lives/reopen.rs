@@ -4,6 +4,7 @@
 //! `close`, or the `open` behind it, waits until the log writer is done with all that the replica
 //! handed to it; a call of `create` that is refused wrote nothing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -22,7 +23,7 @@ const GROUP: GroupId = GroupId::new(7);
 /// Holds the next call until what `set` gave is dropped; those that come after it pass.
 type Trap = Mutex<Option<Receiver<()>>>;
 
-fn set(trap: &Trap) -> Sender<()> {
+pub(super) fn set(trap: &Trap) -> Sender<()> {
     let (hold, held) = channel();
     *trap.lock().unwrap() = Some(held);
     hold
@@ -31,18 +32,20 @@ fn pass(trap: &Trap) {
     let held = trap.lock().unwrap().take();
     held.map(|held| held.recv());
 }
-fn caught(trap: &Trap) -> bool {
+pub(super) fn caught(trap: &Trap) -> bool {
     wait(|| trap.lock().unwrap().is_none())
 }
 
 /// What is around the node: a log with one slow write, or one slow look at a tombstone, and a
 /// network that keeps what is sent.
 #[derive(Debug, Default)]
-struct Around {
+pub(super) struct Around {
     log: MemoryStore,
-    write: Trap,
+    pub(super) write: Trap,
     tombstone: Trap,
     sent: Mutex<Vec<Outgoing>>,
+    /// Peers are not told that the node lives.
+    pub(super) silent: AtomicBool,
 }
 
 type Logged<T> = Result<T, LogError>;
@@ -61,10 +64,11 @@ impl LogStore for Around {
 impl Transport for Around {
     fn send(&self, messages: Vec<Outgoing>) { self.sent.lock().unwrap().extend(messages); }
     fn send_snapshot(&self, _: SnapshotShipment) {}
+    fn set_silent(&self, silent: bool) { self.silent.store(silent, Ordering::SeqCst); }
 }
 
 /// Waits until it is so, for a second or two at most.
-fn wait(what: impl Fn() -> bool) -> bool {
+pub(super) fn wait(what: impl Fn() -> bool) -> bool {
     (0..200).any(|_| {
         thread::sleep(Duration::from_millis(5));
         what()
@@ -72,15 +76,20 @@ fn wait(what: impl Fn() -> bool) -> bool {
 }
 
 /// Node 1 of three. The test speaks for nodes 2 and 3.
-struct Node {
+pub(super) struct Node {
     groups: Groups,
-    around: Arc<Around>,
+    pub(super) around: Arc<Around>,
 }
 
 impl Node {
     fn start() -> Self {
+        Self::ticking(GroupsConfig::new(NodeId::must(1)).tick)
+    }
+    pub(super) fn ticking(tick: Duration) -> Self {
         let around = Arc::new(Around::default());
-        let built = GroupsBuilder::new(GroupsConfig::new(NodeId::must(1)));
+        let mut config = GroupsConfig::new(NodeId::must(1));
+        config.tick = tick;
+        let built = GroupsBuilder::new(config);
         let groups = built.start(around.clone(), Arc::<MemorySnapshots>::default(), around.clone());
         Self { groups: groups.unwrap(), around }
     }
@@ -93,7 +102,7 @@ impl Node {
         assert!(caught(&node.around.write));
         (node, held)
     }
-    fn create(&self) -> JoinHandle<Result<Group, OpenGroupError>> {
+    pub(super) fn create(&self) -> JoinHandle<Result<Group, OpenGroupError>> {
         let groups = self.groups.clone();
         let spec = GroupSpec::new(GROUP, [1, 2, 3].map(NodeId::must));
         thread::spawn(move || groups.create(spec, Box::new(Stateless)))
@@ -110,7 +119,7 @@ impl Node {
         reopened.join().unwrap()
     }
     /// `false`: whoever waits has to look again.
-    fn deliver(&self, kind: MessageKind, from: u64, term: u64) -> bool {
+    pub(super) fn deliver(&self, kind: MessageKind, from: u64, term: u64) -> bool {
         let mut message = GroupMessage { group: 7, to_replica: 1, term, ..Default::default() };
         (message.kind, message.from_replica) = (kind.into(), from);
         if kind == MessageKind::Append {
@@ -120,11 +129,11 @@ impl Node {
         self.groups.inbound().deliver(NodeId::must(from), vec![message]) > 0
     }
     /// Sends entry 1 until it is acknowledged.
-    fn append(&self) -> bool {
+    pub(super) fn append(&self) -> bool {
         wait(|| self.has_acknowledged() || self.deliver(MessageKind::Append, 2, 5))
     }
     /// The nodes that were told this, and not refused it: a vote (index 0), or an entry in the log.
-    fn told(&self, kind: MessageKind, term: u64, index: u64) -> Vec<u64> {
+    pub(super) fn told(&self, kind: MessageKind, term: u64, index: u64) -> Vec<u64> {
         let is = |one: &&Outgoing| {
             let one = &one.message;
             (one.kind(), one.term, one.index, one.reject) == (kind, term, index, false)

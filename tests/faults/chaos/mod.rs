@@ -14,6 +14,7 @@
 //! What goes wrong and when depends on the seed only; what the processes make of it on the machine, too. A run
 //! that fails keeps the data directories.
 
+mod load;
 mod mute;
 mod plan;
 
@@ -25,19 +26,19 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use rustix::io::Errno;
 use rustix::process::Signal;
-use shardhost::client::{Client, ClientOptions, Resend};
-use tokio::task::JoinHandle;
+use shardhost::client::Client;
 
 use crate::cluster::Cluster;
-use crate::queues::QueueLoad;
 use crate::road::Road;
 use crate::shim::{Effect, Operations, Slot};
-use crate::tables::TableLoad;
+use load::Load;
 use mute::Mute;
 use plan::{Kind, Plan, Step};
 
 /// After everything is healed.
 const SERVED_WITHIN: Duration = Duration::from_secs(30);
+/// Between two looks whether a host gave up meanwhile.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// Until nothing is wrong with the cluster any more, after the last healing.
 const WELL_WITHIN: Duration = Duration::from_secs(90);
 /// The variant of a log that hangs in which it does not go on, but fails.
@@ -52,14 +53,6 @@ const TABLES: u64 = 4;
 const QUEUES: u64 = 3;
 /// Things that go wrong at a time.
 const AT_A_TIME: usize = 2;
-const TABLE_CLIENTS: u64 = 6;
-const SENDERS: u64 = 3;
-const RECEIVERS: u64 = 2;
-const PAUSE: Duration = Duration::from_millis(4);
-/// Answers after which the clients of the table go on to other keys.
-const PER_EPOCH: u64 = 2_000;
-/// Longer than any operation is tried, and than all that a client is at when it is told to end.
-const CLIENTS_END: Duration = Duration::from_secs(60);
 const CHECKING: Duration = Duration::from_secs(180);
 /// A key whose value is large, for those who do not read it.
 const LARGE_KEY: &str = "large";
@@ -147,13 +140,6 @@ struct Chaos {
     began: Instant,
 }
 
-/// The clients.
-struct Load {
-    tables: Arc<TableLoad>,
-    queues: Arc<QueueLoad>,
-    tasks: Vec<JoinHandle<()>>,
-}
-
 impl Chaos {
     async fn new(mut cluster: Cluster) -> Self {
         let mut roads = BTreeMap::new();
@@ -187,7 +173,7 @@ impl Chaos {
         self.cluster.serves_all(&control, WELL_WITHIN).await;
         let large = control.table().put(LARGE_KEY, vec![7; LARGE_BYTES]).await;
         large.map_err(|error| error.to_string())?;
-        let load = self.load().await;
+        let load = Load::start(&self.cluster).await;
         self.began = Instant::now();
         self.play(settings, &control).await?;
         let load = load.end().await?;
@@ -434,9 +420,16 @@ impl Chaos {
         for node in std::mem::take(&mut self.excused) {
             self.restart_if_ended(node).await;
         }
-        self.restart_who_gave_up().await?;
         let began = Instant::now();
-        self.cluster.serves_all(control, SERVED_WITHIN).await;
+        self.restart_who_gave_up().await?;
+        while !self.cluster.serves_within(control, LOOK_EVERY).await {
+            if began.elapsed() > SERVED_WITHIN {
+                return Err(format!(
+                    "not every shard is served {SERVED_WITHIN:?} after the last healing"
+                ));
+            }
+            self.restart_who_gave_up().await?;
+        }
         self.say(&format!("every shard is served, {:?} after the last healing", began.elapsed()));
         while let Some(node) = self.drained.first().copied() {
             if self.order(&["drain", "end", &node.to_string()]).await {
@@ -466,51 +459,5 @@ impl Chaos {
             }
             looks.tick().await;
         }
-    }
-
-    async fn load(&self) -> Load {
-        let tables = TableLoad::new(PER_EPOCH, PAUSE);
-        let queues = QueueLoad::new(PAUSE);
-        let mut tasks = Vec::new();
-        for number in 0..TABLE_CLIENTS {
-            // What is resent in a session must be as good as what is not resent.
-            let resend = if number % 2 == 0 { Resend::ExactlyOnce } else { Resend::Never };
-            let client = self.connect(resend).await;
-            tasks.push(tokio::spawn(Arc::clone(&tables).work(client, number)));
-        }
-        for number in 0..SENDERS {
-            let client = self.connect(Resend::ExactlyOnce).await;
-            tasks.push(tokio::spawn(Arc::clone(&queues).send(client, number)));
-        }
-        for _ in 0..RECEIVERS {
-            let client = self.connect(Resend::ExactlyOnce).await;
-            tasks.push(tokio::spawn(Arc::clone(&queues).receive(client)));
-        }
-        Load { tables, queues, tasks }
-    }
-
-    async fn connect(&self, resend: Resend) -> Client {
-        let options = ClientOptions {
-            deadline: Duration::from_secs(5),
-            attempt_timeout: Duration::from_secs(1),
-            resend,
-            ..ClientOptions::default()
-        };
-        let addresses = self.cluster.nodes().map(|node| self.cluster.servers.address(node));
-        let addresses: Vec<String> = addresses.map(str::to_owned).collect();
-        Client::connect(addresses, options).await.expect("all of them are there")
-    }
-}
-
-impl Load {
-    async fn end(mut self) -> Result<Self, String> {
-        self.tables.stop();
-        self.queues.stop();
-        for task in std::mem::take(&mut self.tasks) {
-            let ended = tokio::time::timeout(CLIENTS_END, task).await;
-            let ended = ended.map_err(|_| "the operation of a client does not end".to_owned())?;
-            ended.map_err(|error| format!("a client failed: {error}"))?;
-        }
-        Ok(self)
     }
 }
