@@ -30,6 +30,7 @@ struct Readme;
 pub mod client;
 mod data_dir;
 mod descriptors;
+mod disk_space;
 pub mod host;
 pub mod policy;
 pub mod server;
