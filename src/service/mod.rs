@@ -38,10 +38,11 @@ use shardhost_storage::{GroupId, NodeId};
 use tokio_util::sync::CancellationToken;
 
 pub use self::budget::{
-    ClientBudget, DEFAULT_CLIENT_BYTES, MAX_STREAMS, MIN_CLIENT_BYTES, STALL_TIMEOUT,
+    ClientBudget, DEFAULT_CLIENT_BYTES, MAX_STREAMS, MAX_STREAMS_PER_CONNECTION, MIN_CLIENT_BYTES,
+    STALL_TIMEOUT,
 };
 pub use self::directory::DirectoryService;
-pub use self::pipeline::PipelineService;
+pub use self::pipeline::{PipelineService, Unread};
 pub use self::queue::QueueProtocol;
 pub use self::table::TableProtocol;
 
@@ -103,20 +104,18 @@ pub trait GroupLookup: Send + Sync + 'static {
 pub fn table_server(
     lookup: Arc<dyn GroupLookup>,
     budget: &Arc<ClientBudget>,
-) -> TableServer<PipelineService<TableProtocol>> {
-    TableServer::new(PipelineService::new(lookup, budget))
-        .max_decoding_message_size(MAX_BATCH_BYTES)
-        .max_encoding_message_size(MAX_BATCH_BYTES)
+) -> Unread<TableServer<PipelineService<TableProtocol>>> {
+    let server = TableServer::new(PipelineService::new(lookup, budget));
+    Unread(server.max_encoding_message_size(MAX_BATCH_BYTES))
 }
 
 /// The queue service of a host.
 pub fn queue_server(
     lookup: Arc<dyn GroupLookup>,
     budget: &Arc<ClientBudget>,
-) -> QueueServer<PipelineService<QueueProtocol>> {
-    QueueServer::new(PipelineService::new(lookup, budget))
-        .max_decoding_message_size(MAX_BATCH_BYTES)
-        .max_encoding_message_size(MAX_BATCH_BYTES)
+) -> Unread<QueueServer<PipelineService<QueueProtocol>>> {
+    let server = QueueServer::new(PipelineService::new(lookup, budget));
+    Unread(server.max_encoding_message_size(MAX_BATCH_BYTES))
 }
 
 /// The directory of a host.
