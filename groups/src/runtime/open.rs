@@ -161,7 +161,6 @@ impl Groups {
             replay_volatile(shared, &mut *machine, &persisted, applied)?;
         }
         let meta = persisted.meta.clone();
-        let after = after_restore(shared, &persisted, applied);
         let start = ReplicaStart {
             persisted,
             applied,
@@ -178,7 +177,7 @@ impl Groups {
         let (applier, waits) = match state {
             State::Whole => (applier, None),
             State::Lost => (applier.lost(), None),
-            State::Waits(fault) => (applier.unrestored(after), Some(fault)),
+            State::Waits(fault, after) => (applier.unrestored(after), Some(fault)),
         };
         let handle = self.handle_of(&core, applier, &meta.kind);
         if waits.is_some() {
@@ -279,13 +278,14 @@ enum State {
     Whole,
     /// It is lost: others are asked for it.
     Lost,
-    /// It is in the snapshot where it stands, which could not be restored yet, for a reason that passes.
-    Waits(ApplyFault),
+    /// It is in the snapshot where it stands, which could not be restored yet, for a reason that passes;
+    /// and what comes after that.
+    Waits(ApplyFault, AfterRestore),
 }
 
 /// Restores the state machine if the log no longer reaches back to where it stands.
 fn bring_level(
-    shared: &RuntimeShared,
+    shared: &Arc<RuntimeShared>,
     machine: &mut StateMachineBox,
     persisted: &PersistedGroup,
     standing: Option<LogPosition>,
@@ -301,7 +301,7 @@ fn bring_level(
                 Ok(()) => (position, State::Whole),
                 Err(fault) if fault.kind == FaultKind::Passing => {
                     tracing::warn!(%group, %fault, "the snapshot here cannot be restored yet");
-                    (position, State::Waits(fault))
+                    (position, State::Waits(fault, after_restore(shared, persisted, position)))
                 }
                 Err(error) if others => {
                     tracing::error!(%group, %error, "the snapshot here cannot be used");

@@ -71,8 +71,8 @@ pub(crate) fn salvage(
     }
     .map_err(file_error)?;
     has_room(path, disk)?;
-    let into = Into { fresh: &fresh, options, pools, disk };
-    let written = into
+    let copying = Copying { fresh: &fresh, options, pools, disk };
+    let written = copying
         .write(path, groups)
         .and_then(|lost| put_in_place(path, &fresh, &aside).map_err(file_error).map(|()| lost));
     if written.is_err()
@@ -192,14 +192,14 @@ fn is_cell(name: Option<&str>) -> bool {
 }
 
 /// Where a cell is written anew, and with what.
-struct Into<'a> {
+struct Copying<'a> {
     fresh: &'a Path,
     options: &'a StateDbOptions,
     pools: &'a Pools,
     disk: &'a Disk,
 }
 
-impl Into<'_> {
+impl Copying<'_> {
     /// Copies what can be read of these groups; returns the others.
     fn write(&self, path: &Path, groups: &[GroupId]) -> Result<BTreeSet<GroupId>, StateDbError> {
         let common = Arc::new(Common::alone());
