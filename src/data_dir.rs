@@ -59,6 +59,16 @@ impl DataDir {
         Ok(Self { _lock: lock, path: path.to_owned(), incarnation, earlier_starts })
     }
 
+    /// Does something with a directory that no process has open; nothing where one has, or where it was
+    /// never opened. For what must be done before anything can be written.
+    pub fn while_free(path: &Path, run: impl FnOnce()) {
+        let lock = File::options().write(true).open(path.join("lock"));
+        let Ok(lock) = lock else { return };
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            run();
+        }
+    }
+
     /// The starts that the directory knew before this one, the newest first.
     #[must_use]
     pub fn earlier_starts(&self) -> &[u64] {
@@ -105,7 +115,7 @@ impl RollbackNote {
     /// Whether it stands there.
     #[must_use]
     pub fn exists(&self) -> bool {
-        self.path.exists()
+        stands(&self.path)
     }
 
     /// Puts it there, durably.
@@ -148,7 +158,7 @@ impl RollbackNote {
     /// Whether replicas here were told that the directory is an older copy, by any process since.
     #[must_use]
     pub fn was_rolled_back(&self) -> bool {
-        self.mark.exists()
+        stands(&self.mark)
     }
 
     /// Remembers that, durably and for good: replicas that the copy never knew may have been here.
@@ -162,7 +172,7 @@ impl RollbackNote {
     /// Whether the node had another disk before, as peers said to any process since.
     #[must_use]
     pub fn disk_was_lost(&self) -> bool {
-        self.disk_lost.exists()
+        stands(&self.disk_lost)
     }
 
     /// Remembers that, durably and for good: replicas may have been there that nobody here knows.
@@ -183,6 +193,11 @@ impl RollbackNote {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a mark of what may have been lost stands. One that cannot be looked at may.
+fn stands(mark: &Path) -> bool {
+    mark.try_exists().unwrap_or(true)
 }
 
 /// No clock says a later start, in the year 2255: what is above it was never one.

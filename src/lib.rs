@@ -30,6 +30,7 @@ struct Readme;
 pub mod client;
 mod data_dir;
 mod descriptors;
+mod disk_space;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod fuzz;

@@ -59,7 +59,9 @@ pub trait StateMachine: Send + 'static {
     /// Afterwards [`StateMachine::applied`] is at `at`.
     ///
     /// # Errors
-    /// A fault stops this replica; the restore is done again after a restart.
+    /// A fault stops this replica; the restore is done again after a restart. After one that passes
+    /// ([`ApplyFault::passing`]) the machine may hold a part of either state: it is asked nothing, and
+    /// gives no views, before the same restore was called again and done.
     fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault>;
 
     /// The last index whose effect survives a crash of the process, for machines that keep
@@ -347,8 +349,8 @@ pub enum FaultKind {
     /// Nothing: the replica stops, its data is kept.
     #[default]
     Broken,
-    /// It passes by itself, as a full disk does: nothing was changed, and the same is tried again
-    /// until it works. Meanwhile the replica hands its leadership on.
+    /// It passes by itself, as a full disk does: nothing was changed (a restore may stop anywhere), and
+    /// the same is tried again until it works. Meanwhile the replica hands its leadership on.
     Passing,
     /// What the machine keeps on this host is damaged: the replica stops, and another one with the
     /// state of its peers may take its place.
@@ -373,8 +375,8 @@ impl ApplyFault {
         Self { message: message.to_string(), kind: FaultKind::Broken }
     }
 
-    /// One that passes by itself. The machine must be as it was before the call: the same call comes
-    /// again, in a second at most.
+    /// One that passes by itself. The machine must be as it was before the call, unless that was
+    /// [`StateMachine::restore`]: the same call comes again, in a second at most.
     #[must_use]
     pub fn passing(message: impl fmt::Display) -> Self {
         Self { message: message.to_string(), kind: FaultKind::Passing }

@@ -336,6 +336,11 @@ fn members(group: &GroupStatus) -> &[Member] {
     group.membership.as_ref().map_or(&[], |membership| &membership.members)
 }
 
+/// The index of the configuration that a status shows.
+pub(super) fn config_index(group: &GroupStatus) -> Option<u64> {
+    group.membership.as_ref().map(|membership| membership.config_index)
+}
+
 pub(super) fn role_of(member: &Member) -> &'static str {
     match member.role() {
         MemberRole::Voter => "voter",

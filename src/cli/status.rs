@@ -101,6 +101,7 @@ fn findings<'a>(
     found.extend(catalog);
     let each = |lines: fn(&HostStatus) -> Vec<String>| nodes.iter().flat_map(move |one| lines(one));
     found.extend(each(impairments));
+    found.extend(each(unrecovered));
     found.extend(each(clocks));
     found.extend(each(leaderless));
     found.extend(each(missing));
@@ -122,6 +123,14 @@ fn impairments(status: &HostStatus) -> Vec<String> {
         format!("node {}: the replica of group {}: {}", status.node, stalled.group, stalled.reason)
     };
     node.into_iter().chain(status.stalled.iter().map(replica)).collect()
+}
+
+/// What the disk of a node damaged and what is not recovered.
+fn unrecovered(status: &HostStatus) -> Vec<String> {
+    let one = |why: &String| {
+        format!("node {}: the state is damaged and not recovered: {why}", status.node)
+    };
+    status.unrecovered.iter().map(one).collect()
 }
 
 /// How the wall clock of a node disagrees with those of others.
@@ -468,6 +477,14 @@ mod tests {
                 "node 1 is refused by node 3: unknown",
             ]
         );
+    }
+
+    #[test]
+    fn a_damaged_part_that_is_not_recovered_is_told_with_the_cause() {
+        let why = vec!["part 3: no room".to_owned()];
+        let status = HostStatus { node: 2, unrecovered: why, ..HostStatus::default() };
+        let told = "node 2: the state is damaged and not recovered: part 3: no room";
+        assert_eq!(unrecovered(&status), [told]);
     }
 
     #[test]

@@ -230,6 +230,12 @@ impl AdminService {
         }
     }
 
+    /// What is damaged of the state and not recovered, for people.
+    fn unrecovered(&self) -> Vec<String> {
+        let cells = self.state.upgrade().map(|state| state.unrecovered()).unwrap_or_default();
+        cells.into_iter().map(|(cell, why)| format!("part {cell}: {why}")).collect()
+    }
+
     fn counters(&self) -> HashMap<String, u64> {
         let stats = self.host.stats();
         let mut counters = HashMap::from([
@@ -318,6 +324,7 @@ impl Admin for AdminService {
             missing: view.as_deref().map(|view| missing(&self.host, view)),
             has_catalog: self.intentions.has_catalog(),
             catalog_known: view.is_some(),
+            unrecovered: self.unrecovered(),
         }))
     }
 

@@ -23,6 +23,7 @@ mod space;
 mod state_health;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use shardhost_groups::{GroupSpec, OpenGroupError};
 use shardhost_storage::{GroupId, GroupMeta, LogError, Membership, NodeId};
 use tonic::service::Routes;
 
+use crate::data_dir::DataDir;
 use crate::descriptors::Descriptors;
 use crate::host::{Host, HostConfig, Shutdown, StartError};
 use crate::policy::drains::Drains;
@@ -130,6 +132,7 @@ impl Server {
         let mut host_config: HostConfig = config.host();
         host_config.connections = descriptors.connections;
         let replicas = Arc::new(Replicas::default());
+        make_room_for_log(&config.data_dir).await;
         let mut builder = Host::builder(host_config).replica_factory(Arc::clone(&replicas) as _);
         if let Some(listener) = listener {
             builder = builder.listener(listener);
@@ -151,7 +154,7 @@ impl Server {
         map: Arc<CurrentMap>,
         descriptors: Descriptors,
     ) -> Result<Self, ServerError> {
-        let directory = config.data_dir.join("state");
+        let directory = config.data_dir.join(STATE);
         let mut options = StateDbOptions::default();
         options.max_open_files = options.max_open_files.min(descriptors.state_files);
         let state = StateDb::open(&directory, options)?;
@@ -268,6 +271,24 @@ impl Server {
         if let Err(error) = tokio::task::spawn_blocking(move || drop(state)).await {
             tracing::error!(%error, "the state of the shards was not closed in order");
         }
+    }
+}
+
+/// Where the state of the shards is, in the data directory.
+const STATE: &str = "state";
+
+/// What a crash left of a recovery may hold all room of the disk, without which the log cannot be opened.
+async fn make_room_for_log(data_dir: &Path) {
+    let data_dir = data_dir.to_owned();
+    let remove = move || {
+        DataDir::while_free(&data_dir, || {
+            if let Err(error) = StateDb::remove_unfinished(data_dir.join(STATE)) {
+                tracing::error!(%error, "what an unfinished recovery left holds room");
+            }
+        });
+    };
+    if let Err(error) = tokio::task::spawn_blocking(remove).await {
+        tracing::error!(%error, "what an unfinished recovery left was not looked for");
     }
 }
 

@@ -8,20 +8,17 @@
 //!
 //! It comes back by itself when there is space again.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shardhost_groups::RequirementMode;
 use shardhost_groups::worker::Impairment;
 
+use crate::disk_space::DiskSpace;
 use crate::host::Host;
 
 /// The name under which the host is impaired.
 const SOURCE: &str = "space";
-/// Little space on a large disk, and of a small one its so-and-so-manieth part.
-const LOW_BYTES: u64 = 1 << 30;
-const LOW_PART: u64 = 20;
 /// Almost none: this part of little.
 const LEAST_PART: u64 = 4;
 /// Between two looks, and when there is not much more than little.
@@ -36,49 +33,29 @@ enum Room {
     None,
 }
 
-/// Free and all bytes of a file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Space {
-    free: u64,
-    all: u64,
-}
-
-impl Space {
-    fn of(directory: &Path) -> io::Result<Self> {
-        let found = rustix::fs::statvfs(directory)?;
-        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
-        Ok(Self { free: bytes(found.f_bavail), all: bytes(found.f_blocks) })
-    }
-
-    const fn low(self) -> u64 {
-        let part = self.all / LOW_PART;
-        if part < LOW_BYTES { part } else { LOW_BYTES }
-    }
-
-    /// What that much is after `before`. A little more than what made it scarce must come back, so that
-    /// leaderships do not come and go with every file.
-    const fn room(self, before: Room) -> Room {
-        let (low, least) = (self.low(), self.low() / LEAST_PART);
-        let spare = low / 8;
-        let least = if matches!(before, Room::None) { least + spare } else { least };
-        let low = if matches!(before, Room::Enough) { low } else { low + spare };
-        if self.free < least {
-            Room::None
-        } else if self.free < low {
-            Room::Little
-        } else {
-            Room::Enough
-        }
+/// What that much is after `before`. A little more than what made it scarce must come back, so that
+/// leaderships do not come and go with every file.
+const fn room(space: DiskSpace, before: Room) -> Room {
+    let (low, least) = (space.low(), space.low() / LEAST_PART);
+    let spare = low / 8;
+    let least = if matches!(before, Room::None) { least + spare } else { least };
+    let low = if matches!(before, Room::Enough) { low } else { low + spare };
+    if space.free < least {
+        Room::None
+    } else if space.free < low {
+        Room::Little
+    } else {
+        Room::Enough
     }
 }
 
 /// Watches until the host stops.
 pub(super) async fn watch(host: Host, directory: PathBuf) {
     let stopping = host.stopping();
-    let mut room = Room::Enough;
+    let mut known = Room::Enough;
     let mut readable = true;
     loop {
-        let looked = Space::of(&directory);
+        let looked = DiskSpace::of(&directory);
         let mut pause = LOOK;
         match looked {
             Ok(space) => {
@@ -86,11 +63,11 @@ pub(super) async fn watch(host: Host, directory: PathBuf) {
                 if space.free < space.low().saturating_mul(4) {
                     pause = LOOK_CLOSELY;
                 }
-                let now = space.room(room);
-                if now != room {
+                let now = room(space, known);
+                if now != known {
                     follow(&host, now, space, &directory);
                 }
-                room = now;
+                known = now;
             }
             Err(error) if readable => {
                 readable = false;
@@ -105,7 +82,7 @@ pub(super) async fn watch(host: Host, directory: PathBuf) {
     }
 }
 
-fn follow(host: &Host, room: Room, space: Space, directory: &Path) {
+fn follow(host: &Host, room: Room, space: DiskSpace, directory: &Path) {
     let mode = match room {
         Room::Enough => None,
         Room::Little => Some(RequirementMode::Soft),
@@ -133,8 +110,7 @@ mod tests {
     #[test]
     fn space_is_scarce_in_two_steps_and_comes_back_with_something_to_spare() {
         let all = 200 * MIB;
-        let room = |free, before| Space { free: free * MIB, all }.room(before);
-        assert_eq!(Space { free: 0, all }.low(), 10 * MIB);
+        let room = |free, before| room(DiskSpace { free: free * MIB, all }, before);
         assert_eq!(room(11, Room::Enough), Room::Enough);
         assert_eq!(room(9, Room::Enough), Room::Little);
         assert_eq!(room(2, Room::Little), Room::None);
@@ -142,18 +118,5 @@ mod tests {
         assert_eq!(room(4, Room::None), Room::Little);
         assert_eq!(room(11, Room::Little), Room::Little);
         assert_eq!(room(12, Room::Little), Room::Enough);
-    }
-
-    #[test]
-    fn a_large_disk_keeps_a_gibibyte() {
-        assert_eq!(Space { free: 0, all: 4 << 40 }.low(), 1 << 30);
-    }
-
-    #[test]
-    fn the_space_of_a_directory_is_read() {
-        let directory = tempfile::tempdir().unwrap();
-        let space = Space::of(directory.path()).unwrap();
-        assert!(space.all > 0 && space.free <= space.all, "{space:?}");
-        assert!(Space::of(&directory.path().join("missing")).is_err());
     }
 }

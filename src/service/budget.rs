@@ -1,10 +1,15 @@
 //! What all clients of a host may hold of its memory together.
 //!
 //! Half is for reads: a read takes the most that its answer may be before it begins, and gives back what
-//! the answer does not need. Half is for writes: their commands, and answers that are long. Either is
-//! held until the connection has taken the answer, and given back when the client goes away. A client
-//! that takes nothing for [`STALL_TIMEOUT`] while others wait loses its connection.
+//! the answer does not need. Half is for writes: batches of requests from before they are read, then their
+//! commands, and answers that are long. Either is held until the connection has taken the answer, and
+//! given back when the client goes away. A client that takes nothing for [`STALL_TIMEOUT`] while others
+//! wait loses its connection; one whose batch is not whole by then, its stream.
+//!
+//! The number of streams is bounded, of the host and of each connection. While others are refused, a
+//! stream that does nothing for [`STALL_TIMEOUT`] ends.
 
+use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +30,8 @@ pub const MIN_CLIENT_BYTES: usize =
     4 * (MAX_BATCH_BYTES + MAX_BATCH_REQUESTS * REQUEST_OVERHEAD_BYTES);
 /// Streams that clients may have open at a host.
 pub const MAX_STREAMS: usize = 1_024;
+/// Those that one connection may have of them.
+pub const MAX_STREAMS_PER_CONNECTION: usize = MAX_STREAMS / 4;
 /// How long a client may leave an answer where it is while others wait for memory.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The reads of a group may hold one part in so many: a group that hangs keeps no other from its reads.
@@ -37,7 +44,7 @@ const SHORT_WAIT: Duration = Duration::from_millis(50);
 pub struct ClientBudget {
     reads: Arc<Reads>,
     writes: Arc<Semaphore>,
-    streams: Arc<Semaphore>,
+    streams: Mutex<Streams>,
     /// When somebody had to wait, or was refused, last.
     waited: Mutex<Option<Instant>>,
     /// Bytes of either half.
@@ -50,7 +57,7 @@ impl ClientBudget {
     pub fn new(bytes: usize) -> Arc<Self> {
         let half = u32::try_from(bytes.max(MIN_CLIENT_BYTES) / 2).unwrap_or(u32::MAX / 2);
         let writes = Arc::new(Semaphore::new(half as usize));
-        let streams = Arc::new(Semaphore::new(MAX_STREAMS));
+        let streams = Mutex::default();
         let reads = Reads::new(half as usize, half as usize / GROUP_PART);
         Arc::new(Self { reads, writes, streams, waited: Mutex::new(None), half })
     }
@@ -62,14 +69,33 @@ impl ClientBudget {
         2 * self.half as usize - free
     }
 
-    /// A place for one more stream.
-    pub(super) fn stream(&self) -> Result<OwnedSemaphorePermit, Status> {
-        Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!(
+    /// A place for one more stream of a connection; `None`: nobody knows of which.
+    pub(super) fn stream(self: &Arc<Self>, connection: Option<u64>) -> Result<StreamPlace, Status> {
+        let mut streams = self.streams.lock();
+        if streams.open >= MAX_STREAMS {
+            streams.refused = Some(Instant::now());
+            return Err(Status::resource_exhausted(format!(
                 "this node has {MAX_STREAMS} streams of clients and takes no more; close some, or ask \
                  another node"
-            ))
-        })
+            )));
+        }
+        if let Some(connection) = connection {
+            let of_connection = streams.of.entry(connection).or_default();
+            if *of_connection >= MAX_STREAMS_PER_CONNECTION {
+                return Err(Status::resource_exhausted(format!(
+                    "this connection has {MAX_STREAMS_PER_CONNECTION} streams and gets no more; close \
+                     some"
+                )));
+            }
+            *of_connection += 1;
+        }
+        streams.open += 1;
+        Ok(StreamPlace { budget: Arc::clone(self), connection })
+    }
+
+    /// Whether somebody was refused a stream not long ago.
+    pub(super) fn lacks_places(&self) -> bool {
+        self.streams.lock().refused.is_some_and(|refused| refused.elapsed() < STALL_TIMEOUT)
     }
 
     /// Waits until there are `bytes` for the commands of a batch.
@@ -77,6 +103,13 @@ impl ClientBudget {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.half);
         // The semaphore is never closed.
         self.noting_waits(Arc::clone(&self.writes).acquire_many_owned(bytes)).await.ok()
+    }
+
+    /// More for the commands of a batch than was set aside for it, if that is there: whoever holds a part
+    /// must not wait for the rest.
+    pub(super) fn more_commands(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        Arc::clone(&self.writes).try_acquire_many_owned(bytes).ok()
     }
 
     /// Remembers it if this takes long.
@@ -122,6 +155,38 @@ impl ClientBudget {
     }
 }
 
+/// The streams that are open.
+#[derive(Debug, Default)]
+struct Streams {
+    open: usize,
+    /// By connection.
+    of: HashMap<u64, usize>,
+    /// When one was refused last.
+    refused: Option<Instant>,
+}
+
+/// The place of a stream among those of the host and of its connection.
+#[derive(Debug)]
+pub(super) struct StreamPlace {
+    budget: Arc<ClientBudget>,
+    connection: Option<u64>,
+}
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        let mut streams = self.budget.streams.lock();
+        streams.open -= 1;
+        if let Some(connection) = self.connection
+            && let Some(open) = streams.of.get_mut(&connection)
+        {
+            *open -= 1;
+            if *open == 0 {
+                streams.of.remove(&connection);
+            }
+        }
+    }
+}
+
 /// Clients hold all the memory that they may.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NoRoom;
@@ -129,6 +194,29 @@ pub(super) struct NoRoom;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn one_connection_gets_a_part_of_the_streams() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        let mut first: Vec<_> =
+            (0..MAX_STREAMS_PER_CONNECTION).map(|_| budget.stream(Some(1)).unwrap()).collect();
+        let refused = budget.stream(Some(1)).unwrap_err();
+        assert!(refused.message().contains("this connection has"), "{refused}");
+        assert!(!budget.lacks_places(), "others find one");
+        let others: Vec<_> = (2..=4)
+            .flat_map(|connection| (0..MAX_STREAMS_PER_CONNECTION).map(move |_| connection))
+            .collect();
+        let others: Vec<_> =
+            others.into_iter().map(|connection| budget.stream(Some(connection)).unwrap()).collect();
+        let refused = budget.stream(Some(5)).unwrap_err();
+        assert!(refused.message().contains("this node has"), "{refused}");
+        assert!(budget.lacks_places());
+        first.pop();
+        let fifth = budget.stream(Some(5)).unwrap();
+        drop((first, others, fifth));
+        let streams = budget.streams.lock();
+        assert!(streams.open == 0 && streams.of.is_empty(), "{streams:?}");
+    }
 
     #[tokio::test]
     async fn what_is_held_is_counted_until_it_is_dropped() {

@@ -54,7 +54,7 @@ fn check_batch<P: Protocol>(
     is_command: fn(&[u8]) -> bool,
     is_query: fn(&Bytes) -> bool,
 ) {
-    let batch = match decode::<P>(bytes) {
+    let batch = match decode::<P::Batch>(bytes) {
         Ok(batch) => batch,
         Err(status) => return names_what_is_wrong(status.message()),
     };

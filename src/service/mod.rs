@@ -34,15 +34,17 @@ use crate::shards::table::{MAX_SCAN_BYTES, MAX_VALUE_BYTES};
 use crate::shards::{ShardMap, ShardTimes};
 use shardhost_groups::Group;
 use shardhost_proto::client::directory_server::DirectoryServer;
+use shardhost_proto::client::queue_server::QueueServer;
+use shardhost_proto::client::table_server::TableServer;
 use shardhost_storage::{GroupId, NodeId};
 use tokio_util::sync::CancellationToken;
 
 pub use self::budget::{
-    ClientBudget, DEFAULT_CLIENT_BYTES, MAX_STREAMS, MIN_CLIENT_BYTES, STALL_TIMEOUT,
+    ClientBudget, DEFAULT_CLIENT_BYTES, MAX_STREAMS, MAX_STREAMS_PER_CONNECTION, MIN_CLIENT_BYTES,
+    STALL_TIMEOUT,
 };
 pub use self::directory::DirectoryService;
-pub use self::pipeline::PipelineServer;
-use self::pipeline::PipelineService;
+pub use self::pipeline::{PipelineService, Unread};
 pub use self::queue::QueueProtocol;
 pub use self::table::TableProtocol;
 
@@ -104,16 +106,18 @@ pub trait GroupLookup: Send + Sync + 'static {
 pub fn table_server(
     lookup: Arc<dyn GroupLookup>,
     budget: &Arc<ClientBudget>,
-) -> PipelineServer<TableProtocol> {
-    PipelineServer::new(PipelineService::new(lookup, budget))
+) -> Unread<TableServer<PipelineService<TableProtocol>>> {
+    let server = TableServer::new(PipelineService::new(lookup, budget));
+    Unread(server.max_encoding_message_size(MAX_BATCH_BYTES))
 }
 
 /// The queue service of a host.
 pub fn queue_server(
     lookup: Arc<dyn GroupLookup>,
     budget: &Arc<ClientBudget>,
-) -> PipelineServer<QueueProtocol> {
-    PipelineServer::new(PipelineService::new(lookup, budget))
+) -> Unread<QueueServer<PipelineService<QueueProtocol>>> {
+    let server = QueueServer::new(PipelineService::new(lookup, budget));
+    Unread(server.max_encoding_message_size(MAX_BATCH_BYTES))
 }
 
 /// The directory of a host.

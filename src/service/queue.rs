@@ -6,14 +6,15 @@ use bytes::Bytes;
 use shardhost_groups::Applied;
 use shardhost_proto::client::queue_reply::Result as Answer;
 use shardhost_proto::client::queue_request::Operation;
-use shardhost_proto::client::queue_server::SERVICE_NAME;
+use shardhost_proto::client::queue_server::Queue;
 use shardhost_proto::client::{
     Failure, FailureReason, QueueBatch, QueueReplies, QueueReply, QueueRequest, Receive, Sent,
 };
 use shardhost_storage::GroupId;
+use tonic::{Request, Response, Status, Streaming};
 
 use super::failure::failure;
-use super::pipeline::{Plan, Planned, Protocol};
+use super::pipeline::{PipelineService, Plan, Planned, Protocol, ReplyStream};
 use super::session;
 use super::table::read_mode;
 use crate::shards::QUEUE_KIND;
@@ -23,9 +24,20 @@ use crate::shards::time::Stamps;
 /// How queues are spoken to.
 pub struct QueueProtocol;
 
+#[tonic::async_trait]
+impl Queue for PipelineService<QueueProtocol> {
+    type PipelineStream = ReplyStream<QueueProtocol>;
+
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<QueueBatch>>,
+    ) -> Result<Response<Self::PipelineStream>, Status> {
+        self.serve(request)
+    }
+}
+
 impl Protocol for QueueProtocol {
     const KIND: &'static str = QUEUE_KIND;
-    const SERVICE: &'static str = SERVICE_NAME;
     // Only a receive has a long answer: its messages are hidden until its visibility ends.
     const UNANSWERED: FailureReason = FailureReason::OutcomeUnknown;
     type Batch = QueueBatch;

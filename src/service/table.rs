@@ -4,15 +4,16 @@ use bytes::Bytes;
 use shardhost_groups::{Applied, ReadMode};
 use shardhost_proto::client::table_reply::Result as Answer;
 use shardhost_proto::client::table_request::Operation;
-use shardhost_proto::client::table_server::SERVICE_NAME;
+use shardhost_proto::client::table_server::Table;
 use shardhost_proto::client::{
     Consistency, Failure, FailureReason, TableBatch, TableReplies, TableReply, TableRequest,
     Written,
 };
 use shardhost_storage::GroupId;
+use tonic::{Request, Response, Status, Streaming};
 
 use super::failure::failure;
-use super::pipeline::{Plan, Planned, Protocol};
+use super::pipeline::{PipelineService, Plan, Planned, Protocol, ReplyStream};
 use super::session;
 use crate::shards::TABLE_KIND;
 use crate::shards::table::{TableAnswer, TableCommand, TableQuery, TableResponse};
@@ -21,9 +22,20 @@ use crate::shards::time::Stamps;
 /// How tables are spoken to.
 pub struct TableProtocol;
 
+#[tonic::async_trait]
+impl Table for PipelineService<TableProtocol> {
+    type PipelineStream = ReplyStream<TableProtocol>;
+
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<TableBatch>>,
+    ) -> Result<Response<Self::PipelineStream>, Status> {
+        self.serve(request)
+    }
+}
+
 impl Protocol for TableProtocol {
     const KIND: &'static str = TABLE_KIND;
-    const SERVICE: &'static str = SERVICE_NAME;
     // Only a failed expectation has a long answer: nothing changed.
     const UNANSWERED: FailureReason = FailureReason::Overloaded;
     type Batch = TableBatch;

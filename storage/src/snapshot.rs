@@ -201,6 +201,16 @@ pub enum SnapshotError {
         /// The group.
         group: GroupId,
     },
+    /// The process, or the system, has no file or no memory left for it. It is tried again.
+    #[error("a snapshot of group {group} waits while {action}: {message}")]
+    Scarce {
+        /// The group.
+        group: GroupId,
+        /// What was being done.
+        action: &'static str,
+        /// The cause.
+        message: String,
+    },
     /// The disk failed.
     #[error("a snapshot of group {group} failed while {action}: {message}")]
     Io {
@@ -223,6 +233,9 @@ impl SnapshotError {
             (None, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
                 Self::DiskFull { group }
             }
+            (None, _) if is_scarce(error) => {
+                Self::Scarce { group, action, message: error.to_string() }
+            }
             (None, _) => Self::Io { group, action, message: error.to_string() },
         }
     }
@@ -232,6 +245,20 @@ impl SnapshotError {
     pub const fn is_lack_of_space(&self) -> bool {
         matches!(self, Self::NoSpace { .. } | Self::DiskFull { .. })
     }
+
+    /// Whether the same may work later: it says nothing of the snapshot.
+    #[must_use]
+    pub const fn passes(&self) -> bool {
+        self.is_lack_of_space() || matches!(self, Self::Scarce { .. })
+    }
+}
+
+/// Whether the process or the system has no more files or memory.
+fn is_scarce(error: &io::Error) -> bool {
+    const FILES: [rustix::io::Errno; 2] = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
+    let code = error.raw_os_error();
+    error.kind() == io::ErrorKind::OutOfMemory
+        || FILES.iter().any(|files| code == Some(files.raw_os_error()))
 }
 
 impl From<SnapshotError> for io::Error {
@@ -242,7 +269,7 @@ impl From<SnapshotError> for io::Error {
             SnapshotError::NoSpace { .. } | SnapshotError::DiskFull { .. } => {
                 io::ErrorKind::StorageFull
             }
-            SnapshotError::Io { .. } => io::ErrorKind::Other,
+            SnapshotError::Scarce { .. } | SnapshotError::Io { .. } => io::ErrorKind::Other,
         };
         Self::new(kind, error)
     }
@@ -262,7 +289,17 @@ mod tests {
             assert!(full.is_lack_of_space());
         }
         let broken = SnapshotError::from_io(GROUP, "writing", &rustix::io::Errno::IO.into());
-        assert!(matches!(broken, SnapshotError::Io { .. }) && !broken.is_lack_of_space());
+        assert!(matches!(broken, SnapshotError::Io { .. }) && !broken.passes());
+    }
+
+    #[test]
+    fn too_many_files_say_nothing_of_a_snapshot() {
+        for errno in [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE, rustix::io::Errno::NOMEM]
+        {
+            let scarce = SnapshotError::from_io(GROUP, "opening", &errno.into());
+            assert!(matches!(scarce, SnapshotError::Scarce { .. }) && scarce.passes(), "{scarce}");
+            assert!(!scarce.is_lack_of_space());
+        }
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shardhost::service::{
-    ClientBudget, GroupLookup, MAX_BATCH_BYTES, MIN_CLIENT_BYTES, STALL_TIMEOUT, table_server,
+    ClientBudget, GroupLookup, MAX_BATCH_BYTES, MAX_STREAMS, MAX_STREAMS_PER_CONNECTION,
+    MIN_CLIENT_BYTES, STALL_TIMEOUT, table_server,
 };
 use shardhost::shards::{ShardMap, ShardTimes, StateDb, StateDbOptions, TABLE_KIND};
 use shardhost::{Group, GroupId, GroupSpec, Host, HostConfig, NodeId};
@@ -22,7 +23,8 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
-use tonic::{Code, Streaming};
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
 
 const TABLE: GroupId = GroupId::new(1);
 const SOON: Duration = Duration::from_secs(30);
@@ -90,12 +92,13 @@ impl Fixture {
 
     /// A stream on a connection of its own.
     async fn connect(&self) -> Calls {
+        open(&mut self.client().await).await.unwrap()
+    }
+
+    /// A connection of its own.
+    async fn client(&self) -> TableClient<Channel> {
         let client = TableClient::connect(format!("http://{}", self.address)).await.unwrap();
-        let mut client = client.max_decoding_message_size(MAX_BATCH_BYTES);
-        let (batches, receiver) = mpsc::channel(1);
-        let stream = ReceiverStream::new(receiver);
-        let replies = client.pipeline(stream).await.unwrap().into_inner();
-        Calls { batches, replies }
+        client.max_decoding_message_size(MAX_BATCH_BYTES)
     }
 
     async fn until_nothing_is_held(&self) {
@@ -107,6 +110,13 @@ impl Fixture {
         let held = || format!("{} bytes are held", self.budget.used_bytes());
         assert!(timeout(SOON, freed).await.is_ok(), "{}", held());
     }
+}
+
+/// A stream on this connection.
+async fn open(client: &mut TableClient<Channel>) -> Result<Calls, Status> {
+    let (batches, receiver) = mpsc::channel(1);
+    let replies = client.pipeline(ReceiverStream::new(receiver)).await?.into_inner();
+    Ok(Calls { batches, replies })
 }
 
 impl Calls {
@@ -219,4 +229,42 @@ async fn a_batch_that_is_too_large_is_answered_with_the_limit() {
     let ended = timeout(SOON, calls.replies.message()).await.unwrap().unwrap_err();
     assert_eq!(ended.code(), Code::OutOfRange, "{ended}");
     assert!(ended.message().contains(&MAX_BATCH_BYTES.to_string()), "{ended}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_a_client_leaks_keep_no_other_from_one() {
+    let fixture = Fixture::start().await;
+    let mut leaked = Vec::new();
+    let mut leaks = Vec::new();
+    while leaked.len() < MAX_STREAMS {
+        let mut client = fixture.client().await;
+        for _ in 0..MAX_STREAMS_PER_CONNECTION.min(MAX_STREAMS - leaked.len()) {
+            // A stream of the fixture may not have ended yet.
+            match open(&mut client).await {
+                Ok(calls) => leaked.push(calls),
+                Err(refused) => assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}"),
+            }
+        }
+        if leaks.is_empty() {
+            let refused = open(&mut client).await.map(drop).unwrap_err();
+            assert!(refused.message().contains("this connection has"), "{refused}");
+        }
+        leaks.push(client);
+    }
+    let mut other = fixture.client().await;
+    let refused = open(&mut other).await.map(drop).unwrap_err();
+    assert!(refused.message().contains("this node has"), "{refused}");
+    let served = async {
+        loop {
+            match open(&mut other).await {
+                Ok(calls) => return calls,
+                Err(_) => sleep(Duration::from_millis(200)).await,
+            }
+        }
+    };
+    let mut calls = timeout(SOON, served).await.expect("idle streams give way");
+    calls.send([get()]).await;
+    assert!(matches!(calls.answers(1).await[..], [Answer::Value(_)]));
+    let ended = timeout(SOON, leaked[0].replies.message()).await.unwrap().unwrap_err();
+    assert_eq!(ended.code(), Code::Unavailable, "{ended}");
 }

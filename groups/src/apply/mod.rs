@@ -132,7 +132,8 @@ pub enum ApplyReport {
     Removed,
     /// The machine cannot go on.
     Failed(GroupFault),
-    /// The machine cannot do this now, and is as it was: it is to be tried again.
+    /// The machine cannot do this now: it is to be tried again. It is as it was; of a restore, it may hold
+    /// a part of either state, and answers nothing before that is done.
     Stalled {
         /// What was to be done.
         work: ApplyWork,
@@ -165,13 +166,19 @@ pub struct Applier {
     machine: Box<dyn StateMachine>,
     snapshots: Arc<dyn SnapshotStore>,
     applied: LogPosition,
-    /// The state is lost: questions are not answered before a snapshot replaced it.
+    /// The state is lost, or is being replaced: nothing is told of it before a snapshot is the state.
     lost: bool,
+    /// What is done after the restore that the replica was opened without.
+    opening: Option<AfterRestore>,
     failed: Option<GroupFault>,
     latency: Option<Arc<Latency>>,
     /// Where the machine stands, for readers; moved before anybody learns that it moved.
     position: Arc<AtomicU64>,
 }
+
+/// What a machine is given once it is restored, when its replica is opened.
+pub(crate) type AfterRestore =
+    Box<dyn FnOnce(&mut dyn StateMachine) -> Result<(), GroupFault> + Send>;
 
 impl fmt::Debug for Applier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -189,8 +196,8 @@ impl Applier {
         applied: LogPosition,
     ) -> Self {
         let position = Arc::new(AtomicU64::new(applied.index.get()));
-        let (lost, failed, latency) = (false, None, None);
-        Self { group, machine, snapshots, applied, lost, failed, latency, position }
+        let (lost, opening, failed, latency) = (false, None, None, None);
+        Self { group, machine, snapshots, applied, lost, opening, failed, latency, position }
     }
 
     /// Wraps a machine whose state is lost, of a log that begins behind `base`. It answers nothing
@@ -198,6 +205,12 @@ impl Applier {
     #[must_use]
     pub fn lost(self) -> Self {
         Self { lost: true, ..self }
+    }
+
+    /// Wraps a machine that could not be restored yet, for a reason that passes. Its first work is that
+    /// restore, to where the replica knows that it stands; then comes `after`.
+    pub(crate) fn unrestored(self, after: AfterRestore) -> Self {
+        Self { lost: true, opening: Some(after), ..self }
     }
 
     /// Counts how long acknowledged proposals took.
@@ -239,7 +252,7 @@ impl Applier {
             return refuse(self.group, work, fault);
         }
         if self.lost && work.is_question() {
-            let fault = GroupFault::StateDamaged("the state of this replica is lost".into());
+            let fault = GroupFault::StateDamaged(NO_STATE.into());
             return refuse(self.group, work, &fault);
         }
         let report = match work {
@@ -257,11 +270,12 @@ impl Applier {
             ApplyWork::Commands { .. } => ApplyReport::Nothing,
             ApplyWork::Restore { position } => self.restore(position),
             ApplyWork::Snapshot => {
-                let view = self.machine.snapshot();
+                let view = self.view(|machine| machine.snapshot());
                 ApplyReport::SnapshotTaken { position: self.applied, view }
             }
             ApplyWork::Check { position } => {
-                ApplyReport::CheckTaken { position, view: self.machine.consistency_view() }
+                let view = self.view(|machine| machine.consistency_view());
+                ApplyReport::CheckTaken { position, view }
             }
             ApplyWork::Durable => match self.machine.make_durable() {
                 Err(fault) if fault.kind != FaultKind::Passing => ApplyReport::Failed(fault.into()),
@@ -274,6 +288,17 @@ impl Applier {
                 let position = self.applied;
                 answer(reply, self.machine.checksum().map(|sum| (position, sum)))
             }
+        }
+    }
+
+    /// A view of the state, if there is one: others would take it for all that the replica holds.
+    fn view<T>(
+        &mut self,
+        take: impl FnOnce(&mut dyn StateMachine) -> Result<T, ApplyFault>,
+    ) -> Result<T, ApplyFault> {
+        match self.lost {
+            true => Err(ApplyFault::passing(NO_STATE)),
+            false => take(&mut *self.machine),
         }
     }
 
@@ -345,12 +370,24 @@ impl Applier {
     }
 
     fn restore(&mut self, position: LogPosition) -> ApplyReport {
+        // Whatever stops it half-way, nobody sees a part of a state.
+        self.lost = true;
         match restore_from(&mut *self.machine, &*self.snapshots, self.group, position) {
             Ok(()) => {
+                let after = self.opening.take();
+                let opens = after.is_some();
+                if let Some(Err(fault)) = after.map(|after| after(&mut *self.machine)) {
+                    return ApplyReport::Failed(fault);
+                }
                 self.lost = false;
                 self.applied = position;
                 self.position.store(position.index.get(), Ordering::Release);
-                ApplyReport::Restored { position, durable: self.machine.durable_index() }
+                let durable = self.machine.durable_index();
+                match opens {
+                    // The replica stands there since it was opened.
+                    true => ApplyReport::Durable(durable),
+                    false => ApplyReport::Restored { position, durable },
+                }
             }
             Err(fault) if fault.kind == FaultKind::Passing => {
                 ApplyReport::Stalled { work: ApplyWork::Restore { position }, fault }
@@ -386,15 +423,20 @@ fn answer<T>(
     })
 }
 
-fn restore_from(
+/// What is said instead of an answer.
+const NO_STATE: &str = "the state of this replica is lost or being replaced";
+
+/// The same as [`restore_machine`], with what can be done about a fault.
+pub(crate) fn restore_from(
     machine: &mut dyn StateMachine,
     snapshots: &dyn SnapshotStore,
     group: GroupId,
     position: LogPosition,
 ) -> Result<(), ApplyFault> {
-    let mut source = snapshots
-        .open(group, position)
-        .map_err(|error| ApplyFault::new(format_args!("no snapshot to restore: {error}")))?;
+    let mut source = snapshots.open(group, position).map_err(|error| match error.passes() {
+        true => ApplyFault::passing(format_args!("the snapshot to restore: {error}")),
+        false => ApplyFault::new(format_args!("no snapshot to restore: {error}")),
+    })?;
     machine.restore(position, &mut source)
 }
 
@@ -447,3 +489,6 @@ pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without a message".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

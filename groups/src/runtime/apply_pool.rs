@@ -93,6 +93,14 @@ impl Mailbox {
         Self { state: Mutex::default(), applier: Mutex::new(Some(applier)) }
     }
 
+    /// The first work of a machine could not be done when its replica was opened. The mailbox counts as
+    /// scheduled; see [`ApplyQueue::begin`].
+    pub(super) fn begins_with(&self, work: ApplyWork) {
+        let mut state = self.state.lock();
+        state.work.push_front(work);
+        (state.scheduled, state.stalls) = (true, 1);
+    }
+
     /// Takes no more work, and drops what waits.
     fn shut(&self) {
         let mut state = self.state.lock();
@@ -258,6 +266,13 @@ impl ApplyQueue {
         }
     }
 
+    /// Schedules a mailbox that [begins](Mailbox::begins_with) with work, when its worker knows of it.
+    pub(super) fn begin(&self, group: &Arc<GroupShared>) {
+        if self.0.send(Token::Group(Arc::clone(group))).is_err() {
+            tracing::debug!("a replica began after the apply pool had ended");
+        }
+    }
+
     pub(super) fn push(&self, group: &Arc<GroupShared>, work: ApplyWork) {
         if group.mailbox.add(work) && self.0.send(Token::Group(Arc::clone(group))).is_err() {
             tracing::debug!("work came after the apply pool had ended");
@@ -338,7 +353,11 @@ fn turn(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>) {
     let mut work = merge(work).into_iter();
     while let Some(one) = work.next() {
         let done = applier.run(one);
-        let went_on = matches!(done, ApplyReport::Applied { .. } | ApplyReport::Restored { .. });
+        // What stalled comes first: when anything else is done, it was.
+        let went_on = matches!(
+            done,
+            ApplyReport::Applied { .. } | ApplyReport::Restored { .. } | ApplyReport::Durable(_)
+        );
         if went_on && group.mailbox.went_on() {
             tell(shared, group, GroupEvent::Stalled(None));
         }

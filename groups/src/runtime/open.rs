@@ -8,15 +8,15 @@ use shardhost_storage::{EntryKind, GroupId, LogPosition, PersistedGroup};
 
 use super::lives::{GroupStep, LifeLock, OpenId, StartGuard};
 use super::stored::load;
-use super::{Groups, Mailbox, RuntimeShared};
-use crate::apply::{Applier, contain, restore_machine};
+use super::{Groups, Mailbox, RuntimeShared, apply_pool};
+use crate::apply::{AfterRestore, Applier, ApplyWork, contain, restore_from};
 use crate::core::{GroupCore, Opened, ReplicaStart, has_another_voter};
 use crate::error::{GroupFault, OpenGroupError};
 use crate::handle::{Group, GroupShared, LeaseCell};
 use crate::logging;
-use crate::machine::{ApplyBatch, ApplyFault, Command, StateMachine};
+use crate::machine::{ApplyBatch, ApplyFault, Command, FaultKind, StateMachine};
 use crate::waiter::Budget;
-use crate::worker::Input;
+use crate::worker::{GroupEvent, Input};
 
 /// Any state machine.
 pub type StateMachineBox = Box<dyn StateMachine>;
@@ -34,6 +34,8 @@ pub(super) struct Prepared {
     core: Box<GroupCore>,
     handle: Group,
     labels: BTreeMap<String, String>,
+    /// Why its machine is not restored yet.
+    waits: Option<ApplyFault>,
     /// It is created, and founded on the disk that the node has.
     on_known_disk: bool,
 }
@@ -153,9 +155,10 @@ impl Groups {
     ) -> Result<Prepared, GroupFault> {
         let shared = self.shared();
         let standing = standing.unwrap_or_else(|| machine.applied())?;
-        let Level { applied, lost } = bring_level(shared, &mut machine, &persisted, standing)?;
-        if !lost {
-            replay_volatile(shared, &mut machine, &persisted, applied)?;
+        let Level { applied, state } = bring_level(shared, &mut machine, &persisted, standing)?;
+        let lost = matches!(state, State::Lost);
+        if matches!(state, State::Whole) {
+            replay_volatile(shared, &mut *machine, &persisted, applied)?;
         }
         let meta = persisted.meta.clone();
         let start = ReplicaStart {
@@ -171,10 +174,17 @@ impl Groups {
         let core = GroupCore::open(Arc::clone(&shared.config), store, &logger, start)?;
         let applier = Applier::new(group, machine, Arc::clone(&shared.snapshots), applied)
             .with_latency(Arc::clone(&shared.latency));
-        let applier = if lost { applier.lost() } else { applier };
+        let (applier, waits) = match state {
+            State::Whole => (applier, None),
+            State::Lost => (applier.lost(), None),
+            State::Waits(fault, after) => (applier.unrestored(after), Some(fault)),
+        };
         let handle = self.handle_of(&core, applier, &meta.kind);
+        if waits.is_some() {
+            handle.shared().mailbox.begins_with(ApplyWork::Restore { position: applied });
+        }
         let (core, labels) = (Box::new(core), meta.labels);
-        Ok(Prepared { open, core, handle, labels, on_known_disk: false })
+        Ok(Prepared { open, core, handle, labels, waits, on_known_disk: false })
     }
 
     /// The replicas begin to run.
@@ -188,12 +198,21 @@ impl Groups {
     ) -> Result<Vec<Group>, OpenGroupError> {
         let shared = self.shared();
         let opened: Vec<OpenId> = prepared.iter().map(|one| one.open).collect();
-        let run = |Prepared { core, handle, labels, .. }: Prepared| {
+        let run = |Prepared { core, handle, labels, waits, .. }: Prepared| {
             if !labels.is_empty() {
                 shared.hub.set_labels(core.id(), labels);
             }
             shared.registry.insert(core.id(), handle.clone());
-            shared.inboxes[handle.shared().worker].complete(Input::Open(core));
+            let group = handle.shared();
+            shared.inboxes[group.worker].complete(Input::Open(core));
+            if let Some(fault) = waits {
+                apply_pool::tell(
+                    shared,
+                    group,
+                    GroupEvent::Stalled(Some(fault.to_string().into())),
+                );
+                shared.apply.begin(group);
+            }
             handle
         };
         let handles: Vec<Group> = shared.doubts.in_order(|| {
@@ -251,31 +270,46 @@ const fn faulted(group: GroupId, fault: GroupFault) -> OpenGroupError {
 /// Where a state machine stands when its replica is opened.
 struct Level {
     applied: LogPosition,
-    /// Its state is lost.
-    lost: bool,
+    state: State,
+}
+
+/// What a state machine holds when its replica is opened.
+enum State {
+    Whole,
+    /// It is lost: others are asked for it.
+    Lost,
+    /// It is in the snapshot where it stands, which could not be restored yet, for a reason that passes;
+    /// and what comes after that.
+    Waits(ApplyFault, AfterRestore),
 }
 
 /// Restores the state machine if the log no longer reaches back to where it stands.
 fn bring_level(
-    shared: &RuntimeShared,
+    shared: &Arc<RuntimeShared>,
     machine: &mut StateMachineBox,
     persisted: &PersistedGroup,
     standing: Option<LogPosition>,
 ) -> Result<Level, GroupFault> {
     match Opened::decide(persisted, standing)? {
-        Opened::Continue(applied) => Ok(Level { applied, lost: false }),
-        Opened::Lost(applied) => Ok(Level { applied, lost: true }),
+        Opened::Continue(applied) => Ok(Level { applied, state: State::Whole }),
+        Opened::Lost(applied) => Ok(Level { applied, state: State::Lost }),
         Opened::Restore(position) => {
             let group = persisted.meta.group;
-            let restored = restore_machine(&mut **machine, &*shared.snapshots, group, position);
+            let restored = restore_from(&mut **machine, &*shared.snapshots, group, position);
             let others = has_another_voter(persisted);
-            match restored {
+            let (applied, state) = match restored {
+                Ok(()) => (position, State::Whole),
+                Err(fault) if fault.kind == FaultKind::Passing => {
+                    tracing::warn!(%group, %fault, "the snapshot here cannot be restored yet");
+                    (position, State::Waits(fault, after_restore(shared, persisted, position)))
+                }
                 Err(error) if others => {
                     tracing::error!(%group, %error, "the snapshot here cannot be used");
-                    Ok(Level { applied: persisted.base, lost: true })
+                    (persisted.base, State::Lost)
                 }
-                restored => restored.map(|()| Level { applied: position, lost: false }),
-            }
+                Err(fault) => return Err(fault.into()),
+            };
+            Ok(Level { applied, state })
         }
     }
 }
@@ -283,10 +317,20 @@ fn bring_level(
 /// Bytes of the log that are read at a time for commands to be replayed.
 const REPLAY_BYTES: u64 = 1 << 20;
 
+/// What a machine that is restored later is given again.
+fn after_restore(
+    shared: &Arc<RuntimeShared>,
+    persisted: &PersistedGroup,
+    applied: LogPosition,
+) -> AfterRestore {
+    let (shared, persisted) = (Arc::clone(shared), persisted.clone());
+    Box::new(move |machine| replay_volatile(&shared, machine, &persisted, applied))
+}
+
 /// Gives the machine again what it held in memory only.
 fn replay_volatile(
     shared: &RuntimeShared,
-    machine: &mut StateMachineBox,
+    machine: &mut dyn StateMachine,
     persisted: &PersistedGroup,
     applied: LogPosition,
 ) -> Result<(), GroupFault> {
@@ -319,3 +363,6 @@ fn replay_volatile(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

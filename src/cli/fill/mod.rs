@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use shardhost::proto::admin::{HostStatus, ReplaceMemberRequest};
 
 use self::choose::{Nodes, Shard, Step};
+use super::group::config_index;
 use super::member::Replacing;
 use super::observe::{Leader, Observer};
 use super::output::{Column, number, table};
@@ -102,7 +103,8 @@ async fn replace(cluster: &Reached, step: Step, new: u64, within: Duration) -> a
                 group,
                 old_node: old,
                 new_node: new,
-                expect: None,
+                // What was judged is what is changed.
+                expect: config_index(status),
                 timeout_ms: REQUEST_MS,
             };
             let begun = leader.admin.clone().replace_member(request).await;

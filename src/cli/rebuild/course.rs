@@ -126,7 +126,7 @@ mod tests {
 
     use super::*;
 
-    const OLD: Old = Old { replica: 3, learns: false };
+    const OLD: Old = Old { replica: 3, learns: false, voters: 3 };
 
     fn member(node: u64, replica: u64, role: MemberRole) -> Member {
         Member { node, replica, role: role.into(), ..Member::default() }

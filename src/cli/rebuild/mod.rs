@@ -22,8 +22,8 @@ use tokio::time::Instant;
 use tonic_types::StatusExt;
 
 use self::course::{Course, GRACE, Next};
-use self::survey::{Old, Survey};
-use super::group::role_of;
+use self::survey::{Old, Survey, voters_of};
+use super::group::{config_index, role_of};
 use super::output::number;
 use super::reached::{REQUEST_MS, Reached, hand_over};
 use super::serve::Signals;
@@ -75,7 +75,7 @@ pub async fn run(arguments: &RebuildArguments) -> anyhow::Result<ExitCode> {
         return Ok(unknown.exit_code());
     }
     let course = Course::new(*node);
-    let failed = rebuild_all(&cluster, *node, &survey.replicas, &course, target.patience()).await?;
+    let failed = rebuild_all(&cluster, *node, &survey, &course, target.patience()).await?;
     let rebuilt = survey.replicas.len() - failed.len();
     report(*node, rebuilt, &failed, &unknown, target.json);
     Ok(if failed.is_empty() { unknown.exit_code() } else { ExitCode::FAILURE })
@@ -151,17 +151,18 @@ struct Failure {
 async fn rebuild_all(
     cluster: &Reached,
     node: u64,
-    replicas: &BTreeMap<u64, Old>,
+    survey: &Survey,
     course: &Course,
     within: Duration,
 ) -> anyhow::Result<BTreeMap<u64, Failure>> {
     let mut signals = Signals::listen()?;
     let one = |(group, old): (&u64, &Old)| {
-        let rebuild = Rebuild { cluster, course, node, group: *group, old: *old };
+        let usual = survey.usual;
+        let rebuild = Rebuild { cluster, course, node, group: *group, old: *old, usual };
         async move { (rebuild.group, rebuild.run(within).await) }
     };
-    let mut outcomes = stream::iter(replicas).map(one).buffer_unordered(WINDOW);
-    let mut open: BTreeSet<u64> = replicas.keys().copied().collect();
+    let mut outcomes = stream::iter(&survey.replicas).map(one).buffer_unordered(WINDOW);
+    let mut open: BTreeSet<u64> = survey.replicas.keys().copied().collect();
     let mut failed = BTreeMap::new();
     let fails = |group, cause| Failure { cause, addition: course.addition(group) };
     loop {
@@ -198,6 +199,8 @@ struct Rebuild<'a> {
     node: u64,
     group: u64,
     old: Old,
+    /// How many voters most groups have.
+    usual: usize,
 }
 
 impl Rebuild<'_> {
@@ -225,22 +228,23 @@ impl Rebuild<'_> {
         status: &GroupStatus,
         deadline: Instant,
     ) -> anyhow::Result<bool> {
-        let Self { cluster, course, node, group, old } = *self;
+        let Self { cluster, course, node, group, old, usual } = *self;
         match course.next(status, old) {
             Next::Done => return Ok(true),
             Next::Wait => {}
             Next::Add => {
                 course.enter(group, old);
                 let kind = if old.learns { Kind::AddLearner } else { Kind::AddVoter };
-                change(leader, group, kind, node).await.map_err(Unchanged::into_error)?;
+                change(leader, status, kind, node).await.map_err(Unchanged::into_error)?;
             }
             // A removal that was sent may still come.
             Next::Remove if course.is_due(deadline, Instant::now()) => {}
             Next::Remove if leader.status.node == node => hand_over(leader, group, status).await?,
             Next::Remove => {
+                check_voters(voters_of(status), old, usual)?;
                 check_others(cluster, status, node).await?;
                 let before = course.enter(group, old);
-                let removed = change(leader, group, Kind::Remove, node).await;
+                let removed = change(leader, status, Kind::Remove, node).await;
                 if matches!(removed, Err(Unchanged::Refused(_))) && !before {
                     course.leave(group);
                 }
@@ -279,16 +283,46 @@ impl Unchanged {
 /// Reasons that leave open what becomes of a change.
 const IN_DOUBT: [&str; 3] = ["OUTCOME_UNKNOWN", "STOPPED", "GROUP_FAILED"];
 
-async fn change(leader: &Node, group: u64, kind: Kind, node: u64) -> Result<(), Unchanged> {
-    let step = MembershipStep { kind: kind.into(), node, ..MembershipStep::default() };
-    let request =
-        ChangeMembershipRequest { group, steps: vec![step], expect: None, timeout_ms: REQUEST_MS };
+/// Changes the configuration that `status` shows, and no other one: what was judged by it is not known of
+/// what others made of it meanwhile.
+async fn change(
+    leader: &Node,
+    status: &GroupStatus,
+    kind: Kind,
+    node: u64,
+) -> Result<(), Unchanged> {
+    let request = request_of(status, kind, node);
     let mut admin = leader.admin.clone();
     let within = Duration::from_millis(REQUEST_MS + ANSWER_MS);
     let silent = || anyhow::anyhow!("{} does not answer", leader.address);
     let changed = tokio::time::timeout(within, admin.change_membership(request)).await;
     let changed = changed.map_err(|_| Unchanged::Unknown(silent()))?;
     changed.map(drop).map_err(|status| Unchanged::of(leader, &status))
+}
+
+fn request_of(status: &GroupStatus, kind: Kind, node: u64) -> ChangeMembershipRequest {
+    let step = MembershipStep { kind: kind.into(), node, ..MembershipStep::default() };
+    let (group, expect) = (status.group, config_index(status));
+    ChangeMembershipRequest { group, steps: vec![step], expect, timeout_ms: REQUEST_MS }
+}
+
+/// Whether the group still has the voters that it had when this command looked, and is not left with a
+/// single one where most groups have more: somebody else may have removed one, and not added the next
+/// yet, as a rebuild of another node does.
+fn check_voters(now: usize, old: Old, usual: usize) -> anyhow::Result<()> {
+    if old.learns {
+        return Ok(());
+    }
+    if now < old.voters {
+        bail!("it has {now} voters now, and had {}: another change comes first", old.voters);
+    }
+    if now == 2 && usual > 2 {
+        bail!(
+            "one voter would be left with all that the group holds; most groups have {usual}: add \
+             another with `member add` first"
+        );
+    }
+    Ok(())
 }
 
 /// Whether those that stay can do without the replica: else the group would stand still with its
@@ -404,8 +438,29 @@ mod tests {
             ..Member::default()
         };
         let members = nodes.iter().map(voter).collect();
-        let membership = Some(Membership { members, ..Membership::default() });
-        GroupStatus { membership, ..GroupStatus::default() }
+        let membership = Some(Membership { members, config_index: 17, ..Membership::default() });
+        GroupStatus { group: 7, membership, ..GroupStatus::default() }
+    }
+
+    /// Nodes 2 and 3 are rebuilt at once: the second looked at three voters, or at two.
+    #[test]
+    fn a_group_from_which_somebody_else_took_a_voter_keeps_the_others() {
+        let old = |voters| Old { replica: 2, learns: false, voters };
+        assert!(check_voters(3, old(3), 3).is_ok());
+        let refused = check_voters(2, old(3), 3).unwrap_err();
+        assert!(refused.to_string().contains("has 2 voters now, and had 3"), "{refused}");
+        let refused = check_voters(2, old(2), 3).unwrap_err();
+        assert!(refused.to_string().contains("one voter would be left"), "{refused}");
+        assert!(check_voters(2, old(2), 2).is_ok(), "groups of two are as they should be");
+        assert!(check_voters(2, Old { learns: true, ..old(3) }, 3).is_ok());
+    }
+
+    #[test]
+    fn what_was_judged_is_what_is_changed() {
+        for kind in [Kind::Remove, Kind::AddVoter] {
+            let request = request_of(&status(&[1, 2, 3]), kind, 2);
+            assert_eq!((request.group, request.expect), (7, Some(17)));
+        }
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub struct Old {
     pub replica: u64,
     /// It has no vote, and its successor gets none.
     pub learns: bool,
+    /// Voters that the group had when it was looked at, with this one if it is one.
+    pub voters: usize,
 }
 
 impl Old {
@@ -81,11 +83,20 @@ impl Survey {
 impl Newest {
     fn of(status: &GroupStatus, node: u64) -> Option<Self> {
         let membership = status.membership.as_ref()?;
-        let here = member_on(status, node)
-            .map(|member| Old { replica: member.replica, learns: role_of(member) == "learner" });
-        let voters = membership.members.iter().filter(|member| role_of(member) == "voter").count();
+        let voters = voters_of(status);
+        let here = member_on(status, node).map(|member| Old {
+            replica: member.replica,
+            learns: role_of(member) == "learner",
+            voters,
+        });
         Some(Self { index: membership.config_index, here, voters })
     }
+}
+
+/// How many voters a group has.
+pub fn voters_of(status: &GroupStatus) -> usize {
+    let members = status.membership.iter().flat_map(|all| &all.members);
+    members.filter(|member| role_of(member) == "voter").count()
 }
 
 /// The member on a node.
@@ -138,8 +149,10 @@ mod tests {
             group(5, 5, &[1, 2, 4, 5], &[]),
         ];
         let survey = Survey::from(&seen, 3);
-        let (voter, learner) =
-            (Old { replica: 3, learns: false }, Old { replica: 3, learns: true });
+        let (voter, learner) = (
+            Old { replica: 3, learns: false, voters: 3 },
+            Old { replica: 3, learns: true, voters: 3 },
+        );
         assert_eq!(survey.replicas, BTreeMap::from([(1, voter), (3, learner)]));
         assert_eq!((survey.short, survey.usual), (BTreeMap::from([(2, 2), (5, 4)]), 3));
         assert_eq!(learner.addition(3, 3), "shardhost member add 3 3 --learner");

@@ -1,13 +1,14 @@
 //! One stream of requests and replies, whatever the kind of shard.
 //!
-//! A [`reader`] takes batches and starts what they ask for; a [`writer`] sends what has completed.
+//! Batches [arrive](arrival) one after the other; a [`reader`] takes them and starts what they ask for; a [`writer`] sends what has completed.
 //! They share a [`Stream`] with an outbox. A request counts as in flight until its reply was taken by
 //! the connection, and a reader with too much in flight reads no further: a client that does not read
 //! its replies is soon not read either. What all streams hold together is bounded by the
 //! [`ClientBudget`]. When a client goes away, all that it held is let go at once.
 
+mod arrival;
+mod counted;
 mod reader;
-mod server;
 mod stream;
 mod writer;
 
@@ -22,14 +23,16 @@ use shardhost_storage::GroupId;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
-pub use self::server::PipelineServer;
+use self::arrival::Batches;
+pub use self::arrival::Unread;
 #[cfg(feature = "testing")]
-pub(super) use self::server::decode;
+pub(super) use self::counted::decode;
 use self::stream::Stream;
 pub use self::writer::ReplyStream;
 use super::GroupLookup;
 use super::budget::ClientBudget;
 use crate::shards::time::Stamps;
+use crate::transport::Connection;
 
 /// Batches of replies that wait for the connection.
 const REPLY_BATCHES: usize = 2;
@@ -38,8 +41,6 @@ const REPLY_BATCHES: usize = 2;
 pub trait Protocol: Send + Sync + 'static {
     /// Name of the kind.
     const KIND: &'static str;
-    /// Name of its gRPC service, whose one method is `Pipeline`.
-    const SERVICE: &'static str;
     /// What a client may do when the answer to its write was too long to be kept for it.
     const UNANSWERED: FailureReason;
     /// What a client sends.
@@ -118,14 +119,14 @@ impl<P: Protocol> PipelineService<P> {
     /// Serves one stream.
     pub(super) fn serve(
         &self,
-        request: Request<Streaming<P::Batch>>,
+        mut request: Request<Streaming<P::Batch>>,
     ) -> Result<Response<ReplyStream<P>>, Status> {
-        let place = self.budget.stream()?;
-        let connection = request.extensions().get().cloned();
+        let connection: Option<Connection> = request.extensions().get().cloned();
+        let place = self.budget.stream(connection.as_ref().map(Connection::id))?;
+        let batches = Batches::of(&mut request, &self.budget)?;
         let (replies, receiver) = mpsc::channel(REPLY_BATCHES);
-        let stream = Stream::new(Arc::clone(&self.lookup), Arc::clone(&self.budget), place);
-        let stream = Arc::new(stream);
-        let batches = request.into_inner();
+        let (lookup, budget) = (Arc::clone(&self.lookup), Arc::clone(&self.budget));
+        let stream = Arc::new(Stream::new(lookup, budget, place, batches.since()));
         tokio::spawn(reader::read::<P>(Arc::clone(&stream), batches, replies.clone()));
         tokio::spawn(writer::write::<P>(stream, replies, connection));
         Ok(Response::new(ReplyStream::new(receiver)))

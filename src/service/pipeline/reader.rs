@@ -9,12 +9,15 @@ use shardhost_groups::{Group, ProposalSink, ProposeOutcome, ReadMode};
 use shardhost_proto::client::FailureReason;
 use shardhost_storage::GroupId;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tonic::{Code, Status, Streaming};
+use tokio::time::sleep;
+use tonic::{Code, Status};
 use tracing::debug;
 
+use super::arrival::{Arrived, Batches};
 use super::stream::{Charge, Outcome, Stream};
 use super::writer::Sent;
 use super::{Plan, Planned, Protocol};
+use crate::service::budget::STALL_TIMEOUT;
 use crate::service::{
     MAX_BATCH_BYTES, MAX_GET_ANSWER_BYTES, MAX_RANGE_ANSWER_BYTES, RANGE_READ_WEIGHT,
     REQUEST_OVERHEAD_BYTES, failure,
@@ -23,7 +26,7 @@ use crate::service::{
 /// Takes batches until the client ends, errs, or no longer takes replies, or the host stops.
 pub(super) async fn read<P: Protocol>(
     stream: Arc<Stream>,
-    batches: Streaming<P::Batch>,
+    batches: Batches,
     replies: mpsc::Sender<Sent<P>>,
 ) {
     let stopped = stream.lookup.stopped();
@@ -34,35 +37,60 @@ pub(super) async fn read<P: Protocol>(
         }
         () = stopped.cancelled() => None,
         () = stream.gone.cancelled() => None,
+        fault = until_in_the_way(&stream) => Some(fault),
         fault = read_all::<P>(&stream, batches) => fault,
     };
     stream.end(fault);
 }
 
+/// Until the stream must end for others.
+async fn until_in_the_way(stream: &Stream) -> Status {
+    loop {
+        sleep(STALL_TIMEOUT / 4).await;
+        if let Some(fault) = stream.in_the_way() {
+            return fault;
+        }
+    }
+}
+
 /// Until the client ends, and what is wrong with what it sent.
-async fn read_all<P: Protocol>(
-    stream: &Arc<Stream>,
-    mut batches: Streaming<P::Batch>,
-) -> Option<Status> {
+async fn read_all<P: Protocol>(stream: &Arc<Stream>, mut batches: Batches) -> Option<Status> {
     loop {
         stream.in_flight.room().await;
-        let requests = match batches.message().await {
-            Ok(Some(batch)) => P::requests(batch),
+        let (requests, permit) = match batches.next::<P::Batch>().await {
+            Ok(Some(Arrived { batch, permit })) => (P::requests(batch), permit),
             Ok(None) => return None,
             Err(error) => {
                 debug!(%error, kind = P::KIND, "a client's stream broke off");
                 return Some(explained(error));
             }
         };
+        stream.hear();
         let planned: Vec<Planned> = {
             let times = stream.lookup.times();
             let stamps = times.stamps();
             requests.into_iter().map(|request| P::plan(request, &stamps)).collect()
         };
         let bytes = planned.iter().map(charge_of).sum();
-        let permit = stream.budget.commands(bytes).await;
-        start::<P>(stream, planned, permit);
+        start::<P>(stream, planned, fitted(stream, permit, bytes));
     }
+}
+
+/// What a batch needs of what was set aside for it: the rest goes back, and what lacks is taken if it is
+/// there.
+fn fitted(
+    stream: &Stream,
+    permit: Option<OwnedSemaphorePermit>,
+    bytes: usize,
+) -> Option<OwnedSemaphorePermit> {
+    let mut permit = permit?;
+    let held = permit.num_permits();
+    if held > bytes {
+        drop(permit.split(held - bytes));
+    } else if let Some(more) = stream.budget.more_commands(bytes - held) {
+        permit.merge(more);
+    }
+    Some(permit)
 }
 
 /// Names the limit to a client whose batch is too large.

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::Protocol;
-use crate::service::budget::ClientBudget;
+use crate::service::budget::{ClientBudget, STALL_TIMEOUT, StreamPlace};
 use crate::service::in_flight::InFlight;
 use crate::service::reads::{ReadPlace, Reads};
 use crate::service::{
@@ -38,7 +38,11 @@ pub(super) struct Stream {
     /// Cancelled when the client is gone.
     pub(super) gone: CancellationToken,
     handed: Mutex<Handed>,
-    _place: OwnedSemaphorePermit,
+    /// Since when a batch is on its way from the client.
+    arriving: Arc<Mutex<Option<Instant>>>,
+    /// When the last batch came, or the stream began.
+    heard: Mutex<Instant>,
+    _place: StreamPlace,
 }
 
 /// Batches of replies that the connection has not taken yet.
@@ -97,7 +101,8 @@ impl Stream {
     pub(super) fn new(
         lookup: Arc<dyn GroupLookup>,
         budget: Arc<ClientBudget>,
-        place: OwnedSemaphorePermit,
+        place: StreamPlace,
+        arriving: Arc<Mutex<Option<Instant>>>,
     ) -> Self {
         Self {
             lookup,
@@ -110,6 +115,8 @@ impl Stream {
             fault: Mutex::new(None),
             gone: CancellationToken::new(),
             handed: Mutex::new(Handed { batches: 0, taken: Instant::now() }),
+            arriving,
+            heard: Mutex::new(Instant::now()),
             _place: place,
         }
     }
@@ -189,6 +196,30 @@ impl Stream {
         drop(handed);
         self.in_flight.remove(requests, bytes);
         self.completed.notify_one();
+    }
+
+    /// A batch came.
+    pub(super) fn hear(&self) {
+        *self.heard.lock() = Instant::now();
+    }
+
+    /// Why the stream must end for others, if it must: it holds memory for a batch that does not become
+    /// whole, or does nothing while others are refused a stream.
+    pub(super) fn in_the_way(&self) -> Option<Status> {
+        let is_late = |since: Instant| since.elapsed() >= STALL_TIMEOUT;
+        let arriving = *self.arriving.lock();
+        if arriving.is_some_and(is_late) && self.budget.is_scarce() {
+            return Some(Status::resource_exhausted(format!(
+                "a batch was not whole within {STALL_TIMEOUT:?}, and others wait for memory"
+            )));
+        }
+        let idle = arriving.is_none() && self.in_flight.is_empty() && is_late(*self.heard.lock());
+        (idle && self.budget.lacks_places()).then(|| {
+            Status::unavailable(format!(
+                "the stream did nothing for {STALL_TIMEOUT:?}, and others wait for one; open another \
+                 when it is needed"
+            ))
+        })
     }
 
     /// Since when the connection has taken none of the replies that wait for it.

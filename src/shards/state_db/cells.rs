@@ -90,7 +90,7 @@ impl Cells {
         for index in 0..layout.count {
             super::salvage::finish(&cells.path(index))
                 .map_err(|error| cells.open_error(index, error.to_string()))?;
-            if cells.exists(index) {
+            if cells.exists(index)? {
                 cells.open_at_start(index)?;
             }
         }
@@ -136,8 +136,9 @@ impl Cells {
         }
     }
 
-    fn exists(&self, index: usize) -> bool {
-        self.path(index).exists()
+    fn exists(&self, index: usize) -> Result<bool, StateDbError> {
+        let exists = self.path(index).try_exists();
+        exists.map_err(|error| self.open_error(index, error.to_string()))
     }
 
     /// The database of a group, which is opened if it is not.
@@ -181,8 +182,13 @@ impl Cells {
         let _one = self.mending.lock();
         self.close(index)?;
         // Nobody waits for it: whoever comes meanwhile is told that it is closed.
-        let mended = mend(&self.path(index));
-        // What could not be mended is as it was.
+        let path = self.path(index);
+        let mended = mend(&path);
+        // What could not be mended is as it was. One that is not there is not made anew: what is left
+        // of it stands beside it.
+        if !path.try_exists().unwrap_or(false) {
+            return mended.and_then(|_| Err(self.open_error(index, "it is missing".to_owned())));
+        }
         let cell = self.open_cell(index)?;
         *self.slots[index].write() = Slot::Open(Arc::new(cell));
         mended
@@ -190,7 +196,8 @@ impl Cells {
 
     fn close(&self, index: usize) -> Result<(), StateDbError> {
         let mut slot = self.slots[index].write();
-        let closed = StateDbError::Damaged {
+        // Whoever comes meanwhile is not told of damage: that may be elsewhere in the cell.
+        let closed = StateDbError::Passing {
             action: "opening",
             message: format!("cell {index} is not recovered yet"),
         };
@@ -242,7 +249,7 @@ impl Layout {
 
     /// What stands in a directory; a new one is given so many cells.
     fn of(directory: &Path, wanted: usize) -> io::Result<Self> {
-        if directory.join(ROCKS_CURRENT).exists() {
+        if directory.join(ROCKS_CURRENT).try_exists()? {
             return Ok(Self { count: 1, single: true });
         }
         fs::create_dir_all(directory)?;
@@ -259,7 +266,7 @@ impl Layout {
                 Ok(Self { count, single: false })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if directory.join("cell-00").exists() {
+                if directory.join("cell-00").try_exists()? {
                     let said = format!(
                         "{} is missing: write the number of cells into it that it was made with, 8 by \
                          default",

@@ -40,6 +40,19 @@ pub enum StateDbError {
         /// What RocksDB says.
         message: String,
     },
+    /// A copy of state would take room that the log needs. Nothing was changed, or what a restore cleared
+    /// waits for it; the same works when there is room.
+    #[error(
+        "{action} needs {needed} bytes of the disk, and {available} may be taken: the rest must stay free"
+    )]
+    NoRoom {
+        /// What would be done.
+        action: &'static str,
+        /// Bytes that it needs.
+        needed: u64,
+        /// Bytes that may be taken.
+        available: u64,
+    },
     /// A part of the state cannot be read: its checksum is wrong, or the disk does not give it.
     #[error("the state is damaged, found while {action}: {message}")]
     Damaged {
@@ -145,6 +158,46 @@ impl StateDbError {
     }
 }
 
+/// What it means that a database, or something in it, cannot be opened or read where damage is
+/// expected: only what the disk does not give is lost, whatever else may be tried again.
+pub(crate) fn damage_or_passing(
+    action: &'static str,
+) -> impl FnOnce(rocksdb::Error) -> StateDbError {
+    move |error| {
+        let (damaged, kind) = (is_damage(&error), error.kind());
+        let message = error.into_string();
+        match kind {
+            _ if damaged => StateDbError::Damaged { action, message },
+            ErrorKind::IOError => StateDbError::Passing { action, message },
+            _ => StateDbError::Io { action, message },
+        }
+    }
+}
+
+/// Whether a database that cannot be opened or read is damaged, rather than in use, of another version,
+/// or on a disk that is full or not ours.
+pub(crate) fn is_damage(error: &rocksdb::Error) -> bool {
+    const PASSING: [&str; 8] = [
+        "/LOCK",
+        "lock hold",
+        "Permission denied",
+        "Read-only file system",
+        NO_SPACE,
+        "Disk quota exceeded",
+        // Also of the whole system.
+        NO_FILE,
+        "Cannot allocate memory",
+    ];
+    match error.kind() {
+        ErrorKind::Corruption => true,
+        ErrorKind::IOError => {
+            let text = error.to_string();
+            !PASSING.iter().any(|words| text.contains(words))
+        }
+        _ => false,
+    }
+}
+
 /// ENOSPC, as the system says it.
 const NO_SPACE: &str = "No space left on device";
 /// EMFILE. A look-up passes; a flush that met it is kept by RocksDB for good.
@@ -168,7 +221,9 @@ impl From<StateDbError> for ApplyFault {
     fn from(error: StateDbError) -> Self {
         match error {
             // After a failure of the disk the host stops, and does not park every group first.
-            StateDbError::Passing { .. } | StateDbError::Io { .. } => Self::passing(error),
+            StateDbError::Passing { .. }
+            | StateDbError::NoRoom { .. }
+            | StateDbError::Io { .. } => Self::passing(error),
             // Nothing of it shows that the disk did it: where a program is wrong, its peers are, too.
             StateDbError::Damaged { .. } => Self::damaged(error),
             _ => Self::new(error),

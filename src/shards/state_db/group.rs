@@ -28,7 +28,7 @@ pub(crate) type RecordCheck = fn(u8, &[u8], &[u8]) -> Result<(), DecodeError>;
 /// The state of one group. Cheap: a few pointers and numbers.
 pub(crate) struct GroupState {
     state: Arc<StateDb>,
-    /// The database that it is in; an error: that cannot be opened.
+    /// The database that it is in; an error: that cannot be opened, or the group is removed.
     cell: Result<Arc<OpenCell>, StateDbError>,
     progress: Arc<Progress>,
     space: Space,
@@ -98,8 +98,11 @@ impl GroupState {
         Ok(LogPosition::new(term, index))
     }
 
-    /// Removes everything of the group for good, and flushes. Nothing is written afterwards.
-    pub(crate) fn remove(&self) -> Result<(), StateDbError> {
+    /// Removes everything of the group for good, and flushes. Nothing is read or written afterwards. Its
+    /// database is let go, also when this fails: nobody may be there who tries again, and a cell that
+    /// is in use is not recovered.
+    pub(crate) fn remove(&mut self) -> Result<(), StateDbError> {
+        self.cell = Err(StateDbError::Destroyed { group: self.group() });
         self.state.destroy(self.group())
     }
 
@@ -194,7 +197,8 @@ impl GroupState {
     ///
     /// The first batch removes the group's state together with its applied position, and only
     /// the last one writes a position again. A crash in between leaves, since the disk holds a
-    /// prefix of the batches, either the old state whole or a group that is at no position.
+    /// prefix of the batches, either the old state whole or a group that is at no position. So does an
+    /// error that passes, as of a full disk: nothing may be read then before it is restored again.
     pub(crate) fn restore(
         &self,
         at: LogPosition,
@@ -203,15 +207,23 @@ impl GroupState {
     ) -> Result<(), StateDbError> {
         let mut reader = GroupReader::open(self.kind, source)
             .map_err(|message| self.refused(format!("{message}; nothing was changed")))?;
+        self.check_room()?;
         self.clear()?;
         let mut batch = WriteBatch::default();
         while let Some(record) = reader.next().map_err(|message| self.half_restored(message))? {
             self.put_record(&mut batch, &record, check)?;
             if batch.size_in_bytes() >= RESTORE_BATCH_BYTES {
+                self.check_room()?;
                 self.shared()?.write(std::mem::take(&mut batch))?;
             }
         }
         self.commit(batch, at)
+    }
+
+    /// Whether the next batch of a restore leaves the log enough of the disk.
+    fn check_room(&self) -> Result<(), StateDbError> {
+        let disk = &self.state.cells.common().disk;
+        disk.has_room_for_restore(RESTORE_BATCH_BYTES as u64)
     }
 
     fn clear(&self) -> Result<(), StateDbError> {

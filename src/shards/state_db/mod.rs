@@ -18,6 +18,7 @@ mod keys;
 mod options;
 mod progress;
 mod retries;
+mod room;
 mod salvage;
 mod shared;
 mod stream;
@@ -25,8 +26,9 @@ mod stream;
 mod tests;
 mod views;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -42,6 +44,7 @@ pub(crate) use self::group::{GroupState, Scan};
 pub use self::health::StateHealth;
 pub(crate) use self::keys::Space;
 pub use self::options::{Compression, StateDbOptions};
+use self::room::Disk;
 pub use self::salvage::Salvaged;
 use self::shared::Common;
 pub use self::views::MAX_OPEN_VIEWS;
@@ -95,7 +98,8 @@ impl StateDb {
     ) -> Result<Arc<Self>, StateDbError> {
         let path = path.as_ref().to_owned();
         let signals = bounded(SIGNALS);
-        let common = Arc::new(Common::new(options.flush_bytes, signals.0.clone()));
+        let disk = Disk::of(&path);
+        let common = Arc::new(Common::new(options.flush_bytes, signals.0.clone(), disk));
         let cells = Arc::new(Cells::open(&path, &options, common)?);
         let flusher = Flusher::start(Arc::clone(&cells), signals, options.flush_interval)?;
         let times = Arc::default();
@@ -177,18 +181,49 @@ impl StateDb {
         salvage::has_place(&self.cells.path(cell))
     }
 
+    /// Whether there is room for a damaged cell to be written anew. To be asked before its replicas are
+    /// closed. Blocks for the disk.
+    ///
+    /// # Errors
+    /// [`StateDbError::NoRoom`], or [`StateDbError::Passing`] when that cannot be found out.
+    pub fn has_room_to_recover(&self, cell: usize) -> Result<(), StateDbError> {
+        salvage::has_room(&self.cells.path(cell), &self.cells.common().disk)
+    }
+
+    /// Remembers why a damaged cell is not recovered, until it is; whether nothing was known before.
+    pub fn note_unrecovered(&self, cell: usize, why: impl Into<String>) -> bool {
+        self.cells.common().note_unrecovered(cell, why.into())
+    }
+
+    /// The damaged cells that are not recovered, and why.
+    #[must_use]
+    pub fn unrecovered(&self) -> BTreeMap<usize, String> {
+        self.cells.common().unrecovered()
+    }
+
+    /// Removes what a crash left of recoveries that were not finished, in the state in `path`, which
+    /// no process has open. It holds room that the log may need to be opened.
+    ///
+    /// # Errors
+    /// Any of the file system.
+    pub fn remove_unfinished(path: impl AsRef<Path>) -> io::Result<()> {
+        salvage::remove_unfinished(path.as_ref())
+    }
+
     /// Writes a damaged cell anew, with those of its groups that can be read; the others are at no
     /// position afterwards, and what was there is put aside. `groups` are all that belong to the
     /// cell, and their machines must be dropped. Blocks for the disk.
     ///
     /// # Errors
     /// [`StateDbError::Busy`] when a machine is open, [`StateDbError::Damaged`] when three damaged
-    /// ones were put aside before; nothing changed. [`StateDbError::Passing`]: there is no room, try
-    /// again.
+    /// ones were put aside before. [`StateDbError::NoRoom`], [`StateDbError::Passing`], and any other:
+    /// try again. Nothing changed then, and nothing of the new one is left.
     pub fn recover(&self, cell: usize, groups: &[GroupId]) -> Result<Salvaged, StateDbError> {
+        self.has_room_to_recover(cell)?;
         let (options, pools) = (self.cells.options(), self.cells.pools());
-        let salvaged =
-            self.cells.mend(cell, |path| salvage::salvage(path, groups, options, pools))?;
+        let disk = &self.cells.common().disk;
+        let salvage = |path: &Path| salvage::salvage(path, groups, options, pools, disk);
+        let salvaged = self.cells.mend(cell, salvage)?;
         self.cells.common().unmark_damaged(cell);
         Ok(salvaged)
     }

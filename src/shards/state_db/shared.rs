@@ -7,7 +7,8 @@
 //! applied position of each group as of its last batch among them: both are in the same batch.
 //! (Unordered writes, which would break it, stay off.) The Raft log holds everything behind.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::mem;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,14 +19,14 @@ use crossbeam_channel::{Sender, TrySendError};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use rocksdb::{
-    ColumnFamily, DB, DBPinnableSlice, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, ReadOptions,
-    WriteBatch, WriteOptions,
+    ColumnFamily, DB, DBPinnableSlice, DEFAULT_COLUMN_FAMILY_NAME, ReadOptions, WriteBatch,
+    WriteOptions,
 };
 use shardhost_storage::GroupId;
 use tokio::sync::watch;
 
 use super::cells::Pools;
-use super::error::{LOOKING, StateDbError};
+use super::error::{LOOKING, StateDbError, is_damage};
 use super::flusher::Signal;
 use super::group;
 use super::health::Health;
@@ -33,6 +34,7 @@ use super::keys::{FORMAT_KEY, Space};
 use super::options::StateDbOptions;
 use super::progress::Progress;
 use super::retries::Retries;
+use super::room::Disk;
 use crate::shards::codec::Reader;
 
 /// Version of the layout of keys and records.
@@ -62,11 +64,14 @@ pub(crate) struct Common {
     retries: Mutex<Retries>,
     /// Cells in which damage was found.
     damaged: watch::Sender<BTreeSet<usize>>,
+    /// Of these, those that are not recovered, and why.
+    unrecovered: Mutex<BTreeMap<usize, String>>,
+    pub(crate) disk: Disk,
 }
 
 impl Common {
-    pub(crate) fn new(flush_bytes: u64, flusher: Sender<Signal>) -> Self {
-        Self { flush_bytes, flusher: Some(flusher), ..Self::alone() }
+    pub(crate) fn new(flush_bytes: u64, flusher: Sender<Signal>, disk: Disk) -> Self {
+        Self { flush_bytes, flusher: Some(flusher), disk, ..Self::alone() }
     }
 
     /// For a database that nobody flushes by itself.
@@ -79,6 +84,8 @@ impl Common {
             health: Health::default(),
             retries: Mutex::default(),
             damaged: watch::Sender::new(BTreeSet::new()),
+            unrecovered: Mutex::default(),
+            disk: Disk::default(),
         }
     }
 
@@ -91,11 +98,21 @@ impl Common {
     }
 
     pub(crate) fn unmark_damaged(&self, cell: usize) {
+        self.unrecovered.lock().remove(&cell);
         self.damaged.send_if_modified(|damaged| damaged.remove(&cell));
     }
 
     pub(crate) fn damaged(&self) -> watch::Receiver<BTreeSet<usize>> {
         self.damaged.subscribe()
+    }
+
+    /// Says why a damaged cell is not recovered; whether nothing was said of it before.
+    pub(crate) fn note_unrecovered(&self, cell: usize, why: String) -> bool {
+        self.unrecovered.lock().insert(cell, why).is_none()
+    }
+
+    pub(crate) fn unrecovered(&self) -> BTreeMap<usize, String> {
+        self.unrecovered.lock().clone()
     }
 
     fn count_bytes(&self, bytes: u64) {
@@ -313,38 +330,27 @@ impl Shared {
     }
 }
 
-/// Whether a database that cannot be opened is damaged, rather than in use, of another version, or on
-/// a disk that is full or not ours.
-fn is_damage(error: &rocksdb::Error) -> bool {
-    const PASSING: [&str; 6] = [
-        "/LOCK",
-        "lock hold",
-        "Permission denied",
-        "Read-only file system",
-        "No space left on device",
-        "Too many open files",
-    ];
-    let text = error.to_string();
-    match error.kind() {
-        ErrorKind::Corruption => true,
-        ErrorKind::IOError => !PASSING.iter().any(|words| text.contains(words)),
-        _ => false,
-    }
-}
-
 /// A database that lost the file that names its parts would be made anew, and the parts removed.
-fn check_whole(path: &Path) -> Result<(), StateDbError> {
-    if path.join("CURRENT").exists() {
+pub(super) fn check_whole(path: &Path) -> Result<(), StateDbError> {
+    let unknown = |error: io::Error| StateDbError::Open {
+        path: path.to_owned(),
+        message: format!("its files cannot be listed: {error}"),
+    };
+    if path.join("CURRENT").try_exists().map_err(unknown)? {
         return Ok(());
     }
-    let mut files = std::fs::read_dir(path).into_iter().flatten().flatten();
-    let has_tables =
-        files.any(|file| Path::new(&file.file_name()).extension().is_some_and(|e| e == "sst"));
-    if !has_tables {
-        return Ok(());
+    let files = match std::fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        files => files.map_err(unknown)?,
+    };
+    for file in files {
+        let name = file.map_err(unknown)?.file_name();
+        if Path::new(&name).extension().is_some_and(|extension| extension == "sst") {
+            let message = format!("{} has tables and no CURRENT", path.display());
+            return Err(StateDbError::Damaged { action: "opening", message });
+        }
     }
-    let message = format!("{} has tables and no CURRENT", path.display());
-    Err(StateDbError::Damaged { action: "opening", message })
+    Ok(())
 }
 
 fn open_db(path: &Path, options: &StateDbOptions, pools: &Pools) -> Result<DB, rocksdb::Error> {

@@ -8,6 +8,7 @@ use shardhost_groups::machine::StateMachine;
 use shardhost_storage::{GroupId, LogPosition};
 
 use super::*;
+use crate::disk_space::DiskSpace;
 use crate::shards::table::TableCommand;
 use crate::shards::testing::{GROUP, Scratch, apply, open, restore, snapshot_of};
 
@@ -448,16 +449,21 @@ fn damage_to_a_group_costs_that_group_alone() {
     assert_eq!((items(&state, GROUP), items(&state, NEIGHBOUR)), (Ok(3), Ok(100)));
 }
 
+/// A compaction of the damaged cell meets the damage, and stops it.
+fn meet_damage(state: &Arc<StateDb>) {
+    // A second file, of some of the same keys: the first is read to be merged with it.
+    apply(&mut state.table(NEIGHBOUR), 101, &(1..=100).map(put).collect::<Vec<_>>());
+    state.flush_now().unwrap();
+    state.cells.of(NEIGHBOUR).unwrap().shared.db.compact_range(None::<&[u8]>, None::<&[u8]>);
+}
+
 #[test]
 fn a_compaction_that_meets_damage_stops_the_cell_and_no_other() {
     let (directory, file) = two_on_disk();
     damage(&file, &noise(GROUP.get(), 1_000));
     let state = open(directory.path());
     let (mut neighbour, mut other) = (state.table(NEIGHBOUR), state.table(GroupId::new(8)));
-    // A second file, of some of the same keys: the first is read to be merged with it.
-    apply(&mut state.table(NEIGHBOUR), 101, &(1..=100).map(put).collect::<Vec<_>>());
-    state.flush_now().unwrap();
-    state.cells.of(NEIGHBOUR).unwrap().shared.db.compact_range(None::<&[u8]>, None::<&[u8]>);
+    meet_damage(&state);
     let mut command = [shardhost_groups::machine::Command::new(LogPosition::new(1, 201), put(1))];
     let last = LogPosition::new(1, 201);
     let mut batch = shardhost_groups::machine::ApplyBatch::new(NEIGHBOUR, last, &mut command);
@@ -469,6 +475,97 @@ fn a_compaction_that_meets_damage_stops_the_cell_and_no_other() {
     assert_eq!(salvaged.lost, [GROUP].into());
     assert_eq!(items(&state, NEIGHBOUR), Ok(100));
     put_all(&mut state.table(NEIGHBOUR), 201..=201);
+}
+
+/// The state of a destroyed replica remains where it cannot be removed, and somebody may try again.
+#[test]
+fn a_state_that_cannot_be_removed_keeps_no_cell_from_being_recovered() {
+    let (directory, file) = two_on_disk();
+    damage(&file, &noise(GROUP.get(), 1_000));
+    let state = open(directory.path());
+    let mut remains = state.table(GROUP);
+    meet_damage(&state);
+    let fault = remains.removed().unwrap_err();
+    assert!(fault.message.contains("damaged"), "{fault}");
+    let salvaged = state.recover(state.cell_of(GROUP), &[NEIGHBOUR]).unwrap();
+    assert_eq!(salvaged.lost, BTreeSet::new());
+    assert_eq!(items(&state, NEIGHBOUR), Ok(100));
+    remains.removed().unwrap();
+    assert_eq!(items(&state, GROUP), Ok(0));
+}
+
+/// What cannot be opened for now, as by a process with too many files, is not lost.
+#[test]
+fn what_passes_is_not_taken_for_loss() {
+    let (directory, file) = two_on_disk();
+    let cell = file.parent().unwrap();
+    let state = open(directory.path());
+    let (options, pools) = (state.cells.options(), state.cells.pools());
+    let disk = &state.cells.common().disk;
+    // Somebody has it open: its lock is refused.
+    let outcome = salvage::salvage(cell, &[GROUP, NEIGHBOUR], options, pools, disk);
+    assert!(matches!(outcome, Err(StateDbError::Passing { .. })), "{outcome:?}");
+    assert!(!cell.with_extension("new").exists(), "what was begun holds no room");
+    assert!(!cell.with_extension("damaged-1").exists());
+    assert_eq!(items(&state, GROUP), Ok(100));
+}
+
+/// Little is 10 MiB of this disk.
+fn disk_with(free_mib: u64) -> Option<DiskSpace> {
+    Some(DiskSpace { free: free_mib << 20, all: 200 << 20 })
+}
+
+#[test]
+fn a_cell_for_which_there_is_no_room_stays_open_and_nothing_is_written() {
+    let (directory, file) = two_on_disk();
+    let cell = file.parent().unwrap();
+    damage(&file, &noise(GROUP.get(), 1_000));
+    let state = open(directory.path());
+    assert!(items(&state, GROUP).is_err());
+    let index = state.cell_of(GROUP);
+    let neighbour = state.table(NEIGHBOUR);
+    *state.cells.common().disk.pretended.lock() = disk_with(10);
+    let refused = state.has_room_to_recover(index).unwrap_err();
+    assert!(matches!(refused, StateDbError::NoRoom { available: 0, .. }), "{refused:?}");
+    assert!(refused.to_string().contains("may be taken"), "{refused}");
+    let refused = state.recover(index, &[GROUP, NEIGHBOUR]).unwrap_err();
+    assert!(matches!(refused, StateDbError::NoRoom { .. }), "it is not even closed: {refused:?}");
+    assert_eq!(neighbour.checksum().unwrap().items, 100);
+    assert!(!cell.with_extension("new").exists());
+
+    assert!(state.note_unrecovered(index, refused.to_string()), "said for the first time");
+    assert!(!state.note_unrecovered(index, refused.to_string()));
+    drop(neighbour);
+    *state.cells.common().disk.pretended.lock() = disk_with(100);
+    state.recover(index, &[GROUP, NEIGHBOUR]).unwrap();
+    assert!(state.unrecovered().is_empty());
+}
+
+#[test]
+fn a_restore_leaves_the_log_what_it_needs_and_is_done_when_there_is_room() {
+    let scratch = Scratch::new();
+    let mut source = scratch.state.table(GroupId::new(1));
+    put_all(&mut source, 1..=3);
+    let snapshot = snapshot_of(&mut source);
+    let mut table = scratch.state.table(GROUP);
+    put_all(&mut table, 1..=9);
+    let disk = &scratch.state.cells.common().disk.pretended;
+    *disk.lock() = disk_with(5);
+    let fault = table.restore(LogPosition::new(1, 30), &mut &snapshot[..]).unwrap_err();
+    assert_eq!(fault.kind, shardhost_groups::machine::FaultKind::Passing, "{fault}");
+    assert_eq!((applied(&table), table.checksum().unwrap().items), (Some(9), 9), "as it was");
+    *disk.lock() = disk_with(6);
+    restore(&mut table, 30, &snapshot);
+    assert_eq!((applied(&table), table.checksum().unwrap().items), (Some(30), 3));
+}
+
+#[test]
+fn what_an_unfinished_recovery_left_holds_no_room_at_the_next_start() {
+    let (directory, file) = two_on_disk();
+    let cell = file.parent().unwrap();
+    copy_directory(cell, &cell.with_extension("new"));
+    assert_eq!(items(&open(directory.path()), GROUP), Ok(100));
+    assert!(!cell.with_extension("new").exists());
 }
 
 #[test]

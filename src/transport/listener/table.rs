@@ -173,7 +173,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub(super) const fn id(&self) -> u64 {
+    /// Its number among those of the listener.
+    pub(crate) const fn id(&self) -> u64 {
         self.id
     }
 
