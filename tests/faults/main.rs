@@ -11,6 +11,7 @@ mod road;
 mod servers;
 
 mod chaos;
+mod clocks;
 mod cluster;
 mod disks;
 mod machine;

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `CHAOS_SECONDS` | for how long things go wrong | 40 |
 //! | `CHAOS_SEED` | the seed | 1 |
-//! | `CHAOS_FAULTS` | what may go wrong, separated by commas ([`Kind::name`]) | all but [`Kind::NOT_MENDED`] |
+//! | `CHAOS_FAULTS` | what may go wrong, separated by commas ([`Kind::name`]) | all |
 //! | `CHAOS_NODES` | hosts, 3 or more | 3 |
 //!
 //! What goes wrong and when depends on the seed only; what the processes make of it on the machine, too. A run
@@ -77,7 +77,7 @@ impl Settings {
         Self {
             seconds: number("CHAOS_SECONDS", 40),
             seed: number("CHAOS_SEED", 1),
-            kinds: kinds.map_or_else(Kind::usual, |names| Kind::parse(&names)),
+            kinds: kinds.map_or_else(|| Kind::ALL.to_vec(), |names| Kind::parse(&names)),
             nodes: number("CHAOS_NODES", 3),
         }
     }

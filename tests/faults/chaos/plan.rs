@@ -44,15 +44,6 @@ impl Kind {
         Self::Drain,
     ];
 
-    /// What is known to break a promise, and goes wrong only when it is asked for by name: a clock that is up
-    /// to an hour wrong is the time of the shards.
-    pub const NOT_MENDED: [Self; 2] = [Self::ClockAhead, Self::ClockBehind];
-
-    /// What goes wrong when nothing is asked for.
-    pub fn usual() -> Vec<Self> {
-        Self::ALL.into_iter().filter(|kind| !Self::NOT_MENDED.contains(kind)).collect()
-    }
-
     pub const fn name(self) -> &'static str {
         match self {
             Self::Kill => "kill",
