@@ -21,7 +21,11 @@ pub(crate) struct Disk {
 
 impl Disk {
     pub(crate) fn of(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), ..Self::default() }
+        Self {
+            directory: directory.to_owned(),
+            #[cfg(test)]
+            pretended: parking_lot::Mutex::default(),
+        }
     }
 
     fn space(&self) -> io::Result<DiskSpace> {
