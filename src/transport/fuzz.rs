@@ -254,7 +254,7 @@ fn seeds() -> Vec<Seed> {
     };
     let of = |messages: Vec<GroupMessage>| Frame { messages, ..Frame::default() };
     let mut seeds = vec![
-        Seed::new("hello-bulk", stream(MESSAGES, &[bulk.clone()])),
+        Seed::new("hello-bulk", stream(MESSAGES, std::slice::from_ref(&bulk))),
         Seed::new("hello-urgent", stream(MESSAGES, &[hello(Some(Lane::Urgent))])),
         Seed::new("hello-nowhere", stream(MESSAGES, &[hello(None)])),
         Seed::new("hello-twice", stream(MESSAGES, &[bulk.clone(), bulk.clone()])),

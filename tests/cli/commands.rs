@@ -1,12 +1,13 @@
 //! What single commands do, print and end with.
 
 use std::path::Path;
+use std::time::Instant;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::process::{Node, Supervised, run};
+use super::process::{Node, PATIENCE, Supervised, run};
 
 const SHARD: &str = "1000000";
 
@@ -106,7 +107,7 @@ async fn a_host_listens_on_localhost_and_says_what_else_it_takes() {
     let directory = TempDir::new().unwrap();
     let data = directory.path().display().to_string();
     let node = Node::start(&data, &["--listen", "localhost:0"]).await;
-    node.run(&["status"]).await.ok();
+    node.await_json(&["status", "--json"], |status| status["healthy"] == true).await;
     node.stop().await;
     let config = write(directory.path(), "listen = \"db1:7400\"\nalone = true\nnode = 1\n");
     let refused = run(&["serve", "--config", &config, "--data-dir", &data]).await;
@@ -170,12 +171,27 @@ async fn a_host_that_moved_is_found(cluster: &mut Supervised) {
     assert_eq!(read.ok().trim(), "red");
 }
 
+/// Waits until the host at this address leads no group.
+async fn leads_nothing(at: &str) {
+    let began = Instant::now();
+    loop {
+        let list = run(&["group", "list", "--at", at, "--json"]).await.json();
+        let groups = list["groups"].as_array().cloned().unwrap_or_default();
+        if !groups.is_empty() && groups.iter().all(|group| group["role"] != "leader") {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "it leads on without a quorum: {list}");
+    }
+}
+
 async fn commands_without_a_quorum_end_partly(cluster: &Supervised) {
     let one = cluster.addresses()[&1].clone();
     for node in [2, 3] {
         cluster.signal(node, Signal::STOP);
     }
     let at = &["--at", &one, "--json"];
+    // Until it has noticed, it leads on, and a drain is blocked.
+    leads_nothing(&one).await;
     let drained = run(&[&["drain", "begin", "1", "--even-if-nobody"][..], at].concat()).await;
     assert_eq!(drained.code, 3, "{drained:?}");
     assert!(drained.stderr.contains("do not answer: 2, 3"), "{drained:?}");
