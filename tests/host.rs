@@ -515,6 +515,9 @@ async fn a_data_directory_of_somebody_else_is_refused_with_both_names() {
     let path = directory.path().join("data");
     let config = |node: u64| HostConfig::new(NodeId::must(node), &path);
     let host = Host::start(config(1)).await.unwrap();
+    // A log that never held anything is nobody's.
+    let spec = GroupSpec::new(GroupId::new(1), nodes(1));
+    host.create_group(spec, List::default()).await.unwrap();
     let busy = Host::start(config(1)).await.unwrap_err();
     assert!(busy.to_string().contains("another process"), "{busy}");
     host.shutdown(Shutdown::Immediate).await;

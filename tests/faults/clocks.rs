@@ -51,7 +51,12 @@ async fn receive(client: &Client) -> Vec<Vec<u8>> {
 
 /// What was received and not acked comes back when its visibility ends.
 async fn messages_come_back(client: &Client) {
-    let first = receive(client).await;
+    // They may be hidden since they were received before.
+    let (hidden, mut first) = (Instant::now(), receive(client).await);
+    while first.is_empty() {
+        assert!(hidden.elapsed() < SOON, "they do not come back");
+        first = receive(client).await;
+    }
     assert_eq!(first.len(), 2, "{first:?}");
     let began = Instant::now();
     let mut back = Vec::new();
@@ -75,7 +80,6 @@ async fn ahead_for_one_send(test: &str, shift: i64, wrong: Wrong) {
     // Nor when another host leads, which never had such a clock.
     cluster.servers.kill(1).await;
     assert!(send(&client, "wrong", "wrong").await, "the id was forgotten");
-    tokio::time::sleep(VISIBILITY * 2).await;
     messages_come_back(&client).await;
 }
 

@@ -149,13 +149,16 @@ impl Opening<'_> {
         let options = self.options.database(DBRecoveryMode::AbsoluteConsistency);
         let opened = DB::open_cf_for_read_only(&options, &self.database, families, false);
         opened.is_ok_and(|database| {
-            [keys::REPLICAS, keys::LOG].into_iter().all(|name| {
-                database.cf_handle(name).is_some_and(|family| {
-                    let mut records = database.raw_iterator_cf(family);
-                    records.seek_to_first();
-                    !records.valid() && records.status().is_ok()
+            // One that lost what it held was used.
+            let whole = database.latest_sequence_number() >= file.sequence;
+            whole
+                && [keys::REPLICAS, keys::LOG].into_iter().all(|name| {
+                    database.cf_handle(name).is_some_and(|family| {
+                        let mut records = database.raw_iterator_cf(family);
+                        records.seek_to_first();
+                        !records.valid() && records.status().is_ok()
+                    })
                 })
-            })
         })
     }
 
