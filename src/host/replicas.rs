@@ -151,8 +151,8 @@ impl Host {
         blocking(move || groups.stored_entry(id, index)).await
     }
 
-    /// Replaces a command in the log of this host's replica by nothing, and opens the replica, which
-    /// must be closed. Every member must do so before its replica runs again.
+    /// Replaces a command in the log of this host's replica by nothing. The replica must be closed, and
+    /// stays so: every member must do the same before any replica runs again.
     ///
     /// # Errors
     /// [`OpenGroupError::Invalid`]: another entry stands there, or it is applied; nothing changed.
@@ -162,7 +162,7 @@ impl Host {
         id: GroupId,
         entry: StoredEntry,
         machine: MachineFactory,
-    ) -> Result<Group, OpenGroupError> {
+    ) -> Result<(), OpenGroupError> {
         let groups = self.inner.groups.clone();
         blocking(move || groups.skip_entry(id, entry, machine)).await
     }

@@ -488,6 +488,14 @@ impl Admin for AdminService {
         Ok(Response::new(wire::SkipEntryReply {}))
     }
 
+    async fn open_replica(
+        &self,
+        request: Request<wire::OpenReplicaRequest>,
+    ) -> Result<Response<wire::OpenReplicaReply>, Status> {
+        skip::open(&self.host, &self.state()?, request.into_inner()).await?;
+        Ok(Response::new(wire::OpenReplicaReply {}))
+    }
+
     async fn advance_time(
         &self,
         request: Request<wire::AdvanceTimeRequest>,

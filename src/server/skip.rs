@@ -29,6 +29,7 @@ pub(super) async fn look(
         present: true,
         term: entry.term.get(),
         empty: entry.is_empty,
+        command: entry.is_command,
         bytes: entry.bytes,
         checksum: entry.checksum,
         ..wire::EntryReply::default()
@@ -55,7 +56,7 @@ async fn closed_at(
     asked.await.map_err(|error| Status::internal(error.to_string()))
 }
 
-/// Replaces an entry by nothing, and opens the replica, which must have failed or be parked.
+/// Replaces an entry by nothing. The replica, which must have failed or be parked, is closed afterwards.
 pub(super) async fn skip(
     host: &Host,
     state: &Arc<StateDb>,
@@ -66,6 +67,7 @@ pub(super) async fn skip(
         index: LogIndex::new(request.index),
         term: Term::new(request.term),
         is_empty: false,
+        is_command: true,
         bytes: request.bytes,
         checksum: request.checksum,
     };
@@ -78,16 +80,34 @@ pub(super) async fn skip(
             return Err(refusal(Code::FailedPrecondition, "REPLICA_RUNS", message, []));
         }
         host.close_group(id).await;
+        host.park_group(id, "an operator has a command skipped: `group skip` opens it at the end");
     }
     let (state, kind) = (Arc::clone(state), kind_of(host, id)?);
     let machine = move || machine_of(&state, id, &kind);
     let skipped = host.skip_entry(id, entry, Box::new(machine)).await;
-    skipped.map(drop).map_err(|error| match error {
+    skipped.map_err(|error| match error {
         OpenGroupError::Invalid { message, .. } => {
             refusal(Code::FailedPrecondition, "OTHER_ENTRY", message, [])
         }
         error => of_opening(&error),
     })
+}
+
+/// Opens a replica that is parked; one that is open already stays so.
+pub(super) async fn open(
+    host: &Host,
+    state: &Arc<StateDb>,
+    request: wire::OpenReplicaRequest,
+) -> Result<(), Status> {
+    let id = GroupId::new(request.group);
+    if host.group(id).as_ref().is_some_and(runs) {
+        return Ok(());
+    }
+    host.close_group(id).await;
+    let (state, kind) = (Arc::clone(state), kind_of(host, id)?);
+    let machine = move || machine_of(&state, id, &kind);
+    let opened = host.open_group_with(id, Box::new(machine)).await;
+    opened.map(drop).map_err(|error| of_opening(&error))
 }
 
 fn runs(group: &Group) -> bool {

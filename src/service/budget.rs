@@ -6,6 +6,9 @@
 //! given back when the client goes away. A client that takes nothing for [`STALL_TIMEOUT`] while others
 //! wait loses its connection; one whose batch is not whole by then, its stream.
 //!
+//! Of the batches that are on their way, or wait for room, those of one connection have a share: they come
+//! one after the other, and keep no other connection waiting for more than one of theirs.
+//!
 //! The number of streams is bounded, of the host and of each connection. While others are refused, a
 //! stream that does nothing for [`STALL_TIMEOUT`] ends.
 
@@ -36,6 +39,8 @@ pub const MAX_STREAMS_PER_CONNECTION: usize = MAX_STREAMS / 4;
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The reads of a group may hold one part in so many: a group that hangs keeps no other from its reads.
 const GROUP_PART: usize = 4;
+/// The batches of one connection that are on their way have one part in so many of the half for writes.
+const CONNECTION_PART: usize = 4;
 /// Whoever waits longer than this for memory waits for a client that does not take its answers.
 const SHORT_WAIT: Duration = Duration::from_millis(50);
 
@@ -45,8 +50,7 @@ pub struct ClientBudget {
     reads: Arc<Reads>,
     writes: Arc<Semaphore>,
     streams: Mutex<Streams>,
-    /// When somebody had to wait, or was refused, last.
-    waited: Mutex<Option<Instant>>,
+    waits: Mutex<Waits>,
     /// Bytes of either half.
     half: u32,
 }
@@ -59,7 +63,7 @@ impl ClientBudget {
         let writes = Arc::new(Semaphore::new(half as usize));
         let streams = Mutex::default();
         let reads = Reads::new(half as usize, half as usize / GROUP_PART);
-        Arc::new(Self { reads, writes, streams, waited: Mutex::new(None), half })
+        Arc::new(Self { reads, writes, streams, waits: Mutex::default(), half })
     }
 
     /// Bytes that are in use.
@@ -79,18 +83,37 @@ impl ClientBudget {
                  another node"
             )));
         }
+        let mut arrivals = None;
         if let Some(connection) = connection {
-            let of_connection = streams.of.entry(connection).or_default();
-            if *of_connection >= MAX_STREAMS_PER_CONNECTION {
+            let known = streams.of.entry(connection);
+            let of_connection = known.or_insert_with(|| OfConnection::new(self.share()));
+            if of_connection.open >= MAX_STREAMS_PER_CONNECTION {
                 return Err(Status::resource_exhausted(format!(
                     "this connection has {MAX_STREAMS_PER_CONNECTION} streams and gets no more; close \
                      some"
                 )));
             }
-            *of_connection += 1;
+            of_connection.open += 1;
+            arrivals = Some(Arc::clone(&of_connection.arrivals));
         }
         streams.open += 1;
-        Ok(StreamPlace { budget: Arc::clone(self), connection })
+        Ok(StreamPlace { budget: Arc::clone(self), connection, arrivals })
+    }
+
+    /// What the batches of one connection may take that are on their way: the largest one at least.
+    fn share(&self) -> usize {
+        (self.half as usize / CONNECTION_PART).max(MIN_CLIENT_BYTES / 4)
+    }
+
+    /// Waits until it is the turn of a batch of this size among those of its connection.
+    pub(super) async fn turn(
+        &self,
+        arrivals: &Arc<Semaphore>,
+        bytes: usize,
+    ) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes.min(self.share())).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        self.noting_waits(Arc::clone(arrivals).acquire_many_owned(bytes)).await.ok()
     }
 
     /// Whether somebody was refused a stream not long ago.
@@ -118,14 +141,12 @@ impl ClientBudget {
         if let Ok(taken) = timeout(SHORT_WAIT, &mut taking).await {
             return taken;
         }
-        self.note_wait();
-        let taken = taking.await;
-        self.note_wait();
-        taken
+        let _waits = Waiting::begin(&self.waits);
+        taking.await
     }
 
     fn note_wait(&self) {
-        *self.waited.lock() = Some(Instant::now());
+        self.waits.lock().last = Some(Instant::now());
     }
 
     /// What a write answered, if there is room for it now: it is there already, and cannot wait.
@@ -151,7 +172,35 @@ impl ClientBudget {
 
     /// Whether others wait, or did not long ago, for what clients hold.
     pub(super) fn is_scarce(&self) -> bool {
-        self.waited.lock().is_some_and(|waited| waited.elapsed() < STALL_TIMEOUT)
+        let waits = self.waits.lock();
+        waits.now > 0 || waits.last.is_some_and(|waited| waited.elapsed() < STALL_TIMEOUT)
+    }
+}
+
+/// Who waits for memory.
+#[derive(Debug, Default)]
+struct Waits {
+    /// How many do.
+    now: usize,
+    /// When one of them went on or went away, or somebody was refused, last.
+    last: Option<Instant>,
+}
+
+/// One who waits, until it is dropped.
+struct Waiting<'a>(&'a Mutex<Waits>);
+
+impl<'a> Waiting<'a> {
+    fn begin(waits: &'a Mutex<Waits>) -> Self {
+        waits.lock().now += 1;
+        Self(waits)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waits = self.0.lock();
+        waits.now -= 1;
+        waits.last = Some(Instant::now());
     }
 }
 
@@ -160,9 +209,23 @@ impl ClientBudget {
 struct Streams {
     open: usize,
     /// By connection.
-    of: HashMap<u64, usize>,
+    of: HashMap<u64, OfConnection>,
     /// When one was refused last.
     refused: Option<Instant>,
+}
+
+/// The streams of one connection.
+#[derive(Debug)]
+struct OfConnection {
+    open: usize,
+    /// Bytes of batches that may be on their way.
+    arrivals: Arc<Semaphore>,
+}
+
+impl OfConnection {
+    fn new(share: usize) -> Self {
+        Self { open: 0, arrivals: Arc::new(Semaphore::new(share)) }
+    }
 }
 
 /// The place of a stream among those of the host and of its connection.
@@ -170,6 +233,15 @@ struct Streams {
 pub(super) struct StreamPlace {
     budget: Arc<ClientBudget>,
     connection: Option<u64>,
+    arrivals: Option<Arc<Semaphore>>,
+}
+
+impl StreamPlace {
+    /// What the batches of its connection take that are on their way; `None`: it is not known whose
+    /// stream it is.
+    pub(super) fn arrivals(&self) -> Option<Arc<Semaphore>> {
+        self.arrivals.clone()
+    }
 }
 
 impl Drop for StreamPlace {
@@ -177,10 +249,10 @@ impl Drop for StreamPlace {
         let mut streams = self.budget.streams.lock();
         streams.open -= 1;
         if let Some(connection) = self.connection
-            && let Some(open) = streams.of.get_mut(&connection)
+            && let Some(of_connection) = streams.of.get_mut(&connection)
         {
-            *open -= 1;
-            if *open == 0 {
+            of_connection.open -= 1;
+            if of_connection.open == 0 {
                 streams.of.remove(&connection);
             }
         }
@@ -216,6 +288,46 @@ mod tests {
         drop((first, others, fifth));
         let streams = budget.streams.lock();
         assert!(streams.open == 0 && streams.of.is_empty(), "{streams:?}");
+    }
+
+    #[tokio::test]
+    async fn memory_is_scarce_as_long_as_somebody_waits() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        tokio::time::pause();
+        let all = budget.commands(usize::MAX).await;
+        let waits = {
+            let budget = Arc::clone(&budget);
+            tokio::spawn(async move { budget.commands(1).await })
+        };
+        tokio::time::sleep(STALL_TIMEOUT * 10).await;
+        assert!(budget.is_scarce(), "it waits for long");
+        drop(all);
+        drop(waits.await.unwrap());
+        assert!(budget.is_scarce(), "it waited a moment ago");
+        tokio::time::sleep(STALL_TIMEOUT * 2).await;
+        assert!(!budget.is_scarce());
+        // One who goes away does not wait any more.
+        let all = budget.commands(usize::MAX).await;
+        assert!(timeout(STALL_TIMEOUT, budget.commands(1)).await.is_err());
+        drop(all);
+        tokio::time::sleep(STALL_TIMEOUT * 2).await;
+        assert!(!budget.is_scarce());
+    }
+
+    #[tokio::test]
+    async fn batches_of_one_connection_leave_room_for_those_of_others() {
+        let budget = ClientBudget::new(4 * MIN_CLIENT_BYTES);
+        let (one, other) = (budget.stream(Some(1)).unwrap(), budget.stream(Some(2)).unwrap());
+        let again = budget.stream(Some(1)).unwrap();
+        let turn = async |place: &StreamPlace| {
+            budget.turn(&place.arrivals().unwrap(), usize::MAX).await.unwrap()
+        };
+        tokio::time::pause();
+        let first = turn(&one).await;
+        assert!(timeout(STALL_TIMEOUT, turn(&again)).await.is_err(), "one after the other");
+        let second = turn(&other).await;
+        drop(first);
+        drop((turn(&again).await, second));
     }
 
     #[tokio::test]

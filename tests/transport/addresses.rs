@@ -71,8 +71,10 @@ fn a_forged_greeting_does_not_redirect_for_good() {
         impostor.greetings() > 0
             && ones.directory.address(node(2)).as_ref() == Some(&impostor.address)
     });
-    // It greets nobody: that its address leads to it is enough.
-    let two = Host::start_at(&Cluster::new(), 2, 6, &configured, |_| ());
+    // It reaches nobody: that its address leads to it is enough.
+    let alone = Cluster::new();
+    alone.directory.set(node(1), "127.0.0.1:1");
+    let two = Host::start_at(&alone, 2, 6, &configured, |_| ());
     one.wait("the configured address", |_| {
         ones.directory.address(node(2)).as_ref() == Some(&configured)
     });

@@ -10,13 +10,12 @@ use shardhost_storage::{
     Entry, EntryKind, GroupId, GroupWrite, LogBatch, LogIndex, PersistedGroup, Term,
 };
 
-use super::lives::{GroupStep, StartGuard, log_error};
+use super::lives::{GroupStep, log_error};
 use super::open::{MachineFactory, make};
 use super::stored::load;
 use super::{Groups, RuntimeShared};
 use crate::apply::contain;
 use crate::error::OpenGroupError;
-use crate::handle::Group;
 
 /// What may stand in the log from the entry on. It is rewritten in one step.
 pub const MAX_REWRITTEN_BYTES: u64 = 256 * 1024 * 1024;
@@ -30,6 +29,8 @@ pub struct StoredEntry {
     pub term: Term,
     /// Whether it carries nothing for a state machine: a leader began, or it was skipped.
     pub is_empty: bool,
+    /// Whether it is for the state machine, not for the group.
+    pub is_command: bool,
     /// Bytes of the payload.
     pub bytes: u64,
     /// Of kind and payload.
@@ -42,6 +43,7 @@ impl StoredEntry {
             index: entry.index,
             term: entry.term,
             is_empty: entry.kind == EntryKind::Command && entry.payload_bytes() == 0,
+            is_command: entry.kind == EntryKind::Command,
             bytes: entry.payload_bytes(),
             checksum: entry.checksum(),
         }
@@ -68,11 +70,11 @@ impl Groups {
         Ok(found.first().map(StoredEntry::of))
     }
 
-    /// Replaces a command in the log of this host's replica by nothing, and opens the replica, which
-    /// must be closed. Where it is replaced already, or the log ends before it, the replica is only
-    /// opened. Blocks until that is durable.
+    /// Replaces a command in the log of this host's replica by nothing. The replica must be closed, and
+    /// stays so. Where the command is replaced already, or the log ends before it, nothing is done.
+    /// Blocks until it is durable.
     ///
-    /// Every replica of the group must be treated so before it runs again.
+    /// Every replica of the group must be treated so before any of them runs again.
     ///
     /// # Errors
     /// [`OpenGroupError::Invalid`]: another entry stands there, or the state machine has applied it;
@@ -82,20 +84,9 @@ impl Groups {
         group: GroupId,
         entry: StoredEntry,
         machine: MachineFactory,
-    ) -> Result<Group, OpenGroupError> {
-        let held = self.shared().lives.start(vec![group], GroupStep::Opening)?;
-        let opened = self.skip_held(held, group, entry, machine);
-        self.shared().parked.note(group, &opened);
-        opened
-    }
-
-    fn skip_held(
-        &self,
-        held: StartGuard,
-        group: GroupId,
-        entry: StoredEntry,
-        machine: MachineFactory,
-    ) -> Result<Group, OpenGroupError> {
+    ) -> Result<(), OpenGroupError> {
+        // Nothing is opened: held so that nobody else opens it meanwhile.
+        let _held = self.shared().lives.start(vec![group], GroupStep::Opening)?;
         let shared = self.shared();
         let persisted = load(shared, group)?.ok_or(OpenGroupError::Unknown { group })?;
         check_in_log(&persisted, entry.index)?;
@@ -113,10 +104,10 @@ impl Groups {
             );
             return Err(OpenGroupError::Invalid { group, message });
         }
-        if entry.index <= persisted.last.index {
-            rewrite(shared, &persisted, entry)?;
+        match entry.index <= persisted.last.index {
+            true => rewrite(shared, &persisted, entry),
+            false => Ok(()),
         }
-        self.open_held(held, group, machine, Some(standing))
     }
 }
 
@@ -152,8 +143,14 @@ fn rewrite(
     if found.is_empty && found.term == entry.term {
         return Ok(());
     }
-    if found != entry || first.kind != EntryKind::Command {
-        return Err(invalid(format!("another entry stands at {}: {found:?}", entry.index)));
+    if !found.is_command {
+        return Err(invalid(format!("entry {} is for the group, not a command", entry.index)));
+    }
+    if found != entry {
+        return Err(invalid(format!(
+            "another entry stands at {}, of term {} and {} bytes with checksum {:08x}",
+            entry.index, found.term, found.bytes, found.checksum
+        )));
     }
     tracing::warn!(%group, index = %entry.index, term = %entry.term, bytes = entry.bytes,
         "an operator has a command skipped");

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::Message;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
@@ -21,7 +21,7 @@ use tonic::codegen::{Body as HttpBody, Service, StdError};
 use tonic::server::NamedService;
 
 use super::counted::decode;
-use crate::service::budget::ClientBudget;
+use crate::service::budget::{ClientBudget, StreamPlace};
 use crate::service::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, REQUEST_OVERHEAD_BYTES};
 
 /// In front of each message: whether it is compressed, and its length.
@@ -96,6 +96,8 @@ impl<S: NamedService> NamedService for Unread<S> {
 pub(super) struct Batches {
     next: NextBytes,
     budget: Arc<ClientBudget>,
+    /// Those of the connection that are on their way.
+    arrivals: Option<Arc<Semaphore>>,
     /// What came last, as far as it is not taken.
     rest: Bytes,
     /// Since when a batch is on its way that has its room.
@@ -113,17 +115,20 @@ impl Batches {
     pub(super) fn of<T>(
         request: &mut tonic::Request<T>,
         budget: &Arc<ClientBudget>,
+        place: &StreamPlace,
     ) -> Result<Self, Status> {
         let body = request.extensions_mut().remove::<RawBody>();
         let next = body.and_then(|body| body.0.lock().take());
         let next =
             next.ok_or_else(|| Status::internal("the body of the request was read before"))?;
-        Ok(Self::new(next, budget))
+        let mut batches = Self::new(next, budget);
+        batches.arrivals = place.arrivals();
+        Ok(batches)
     }
 
     fn new(next: NextBytes, budget: &Arc<ClientBudget>) -> Self {
         let budget = Arc::clone(budget);
-        Self { next, budget, rest: Bytes::new(), since: Arc::default() }
+        Self { next, budget, arrivals: None, rest: Bytes::new(), since: Arc::default() }
     }
 
     /// Since when a batch is on its way that has its room.
@@ -139,7 +144,13 @@ impl Batches {
         &mut self,
     ) -> Result<Option<Arrived<B>>, Status> {
         let Some(length) = self.header().await? else { return Ok(None) };
-        let permit = self.budget.commands(room_for(length)).await;
+        let room = room_for(length);
+        // Until the batch is there: what it needs then is a matter of its own.
+        let _turn = match &self.arrivals {
+            Some(arrivals) => self.budget.turn(arrivals, room).await,
+            None => None,
+        };
+        let permit = self.budget.commands(room).await;
         *self.since.lock() = Some(Instant::now());
         let message = self.message(length).await?;
         *self.since.lock() = None;

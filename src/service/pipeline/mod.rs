@@ -123,7 +123,7 @@ impl<P: Protocol> PipelineService<P> {
     ) -> Result<Response<ReplyStream<P>>, Status> {
         let connection: Option<Connection> = request.extensions().get().cloned();
         let place = self.budget.stream(connection.as_ref().map(Connection::id))?;
-        let batches = Batches::of(&mut request, &self.budget)?;
+        let batches = Batches::of(&mut request, &self.budget, &place)?;
         let (replies, receiver) = mpsc::channel(REPLY_BATCHES);
         let (lookup, budget) = (Arc::clone(&self.lookup), Arc::clone(&self.budget));
         let stream = Arc::new(Stream::new(lookup, budget, place, batches.since()));
