@@ -11,6 +11,9 @@ async fn last_index(servers: &Servers) -> u64 {
 
 async fn role(servers: &Servers, node: u64) -> String {
     let shown = servers.run(node, &["group", "show", TABLE, "--json"]).await;
+    if shown.code != 0 {
+        return "does not answer yet".to_owned();
+    }
     shown.json()["role"].as_str().unwrap_or_default().to_owned()
 }
 
