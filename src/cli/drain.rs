@@ -100,8 +100,13 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
             match reach(*node, target).await? {
                 Reached::Answers { mut balance, address } => {
                     let status = balance.get_drain(GetDrainRequest {}).await;
-                    let status = status.map_err(|status| said(&address, &status))?;
-                    show(&status.into_inner(), None, target);
+                    let status = status.map_err(|status| said(&address, &status))?.into_inner();
+                    // The same judgement as that of `begin`.
+                    let unled = match word(&status) {
+                        "done" => Unled::look(&address, target).await?,
+                        _ => None,
+                    };
+                    show(&status, unled.as_ref(), target);
                 }
                 Reached::Silent(silence) => {
                     let known = recorded(*node, target).await.with_context(|| silence)?;

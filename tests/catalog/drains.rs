@@ -154,7 +154,10 @@ async fn a_drain_that_is_under_way_follows_a_later_deadline() {
     loop {
         match cluster.system(1).catalog().apply(operation.clone()).await {
             Err(CatalogError::Unknown { .. }) => {}
-            extended => break drop(extended.unwrap()),
+            extended => {
+                extended.unwrap();
+                break;
+            }
         }
     }
     cluster

@@ -205,6 +205,8 @@ async fn commands_without_a_quorum_end_partly(cluster: &Supervised) {
     assert!(drained.stderr.contains("do not answer: 2, 3"), "{drained:?}");
     assert_eq!(drained.json()["state"], "partly done", "{drained:?}");
     assert_eq!(drained.json()["silent_nodes"], json!([2, 3]), "{drained:?}");
+    let looked = run(&[&["drain", "status", "1"][..], at].concat()).await.json();
+    assert_eq!(looked["state"], "partly done", "{looked}");
     let balanced = run(&[&["balance", "now"][..], at].concat()).await;
     assert_eq!(balanced.code, 3, "{balanced:?}");
     assert_eq!(balanced.json()["silent_nodes"], json!([2, 3]), "{balanced:?}");
