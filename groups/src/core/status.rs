@@ -64,6 +64,8 @@ impl GroupCore {
     pub(super) fn publish_end(&mut self, role: Role, round: &mut Round) {
         let mut status = (*self.published).clone();
         status.role = role;
+        // What came in the same round as its end counts: an operator looks for what stands behind it.
+        status.applied = LogIndex::new(self.apply.applied());
         status.serving = false;
         status.caretaker = None;
         status.leader = None;
