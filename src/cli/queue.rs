@@ -285,20 +285,10 @@ async fn peek(
         bail!("no shard of the queue answers: {why}");
     }
     if target.json {
-        let shown: Vec<Value> =
-            messages(&taken).map(|(shard, message)| message_json(shard, message)).collect();
+        let shown = messages_json(&taken);
         println!("{}", json!({ "messages": shown, "more": more, "failed": taken.failed }));
     } else {
-        let rows = messages(&taken).map(|(shard, message)| {
-            vec![
-                shard.to_string(),
-                number(message.sequence),
-                text(&message.partition_key),
-                text(&message.body),
-                message.attempt.to_string(),
-            ]
-        });
-        println!("{}", table(&COLUMNS[..5], rows));
+        println!("{}", table(&COLUMNS[..5], messages(&taken).map(row)));
         if more {
             println!("there is more; show it with --limit, or with --shard and --from");
         }
@@ -322,24 +312,33 @@ fn messages(taken: &Taken) -> impl Iterator<Item = (usize, &Delivery)> {
     taken.parts.iter().flat_map(|part| part.messages.iter().map(|message| (part.shard, message)))
 }
 
+fn messages_json(taken: &Taken) -> Vec<Value> {
+    messages(taken).map(|(shard, message)| message_json(shard, message)).collect()
+}
+
+/// What is shown of a message, but for its receipt.
+fn row((shard, message): (usize, &Delivery)) -> Vec<String> {
+    vec![
+        shard.to_string(),
+        number(message.sequence),
+        text(&message.partition_key),
+        text(&message.body),
+        message.attempt.to_string(),
+    ]
+}
+
 fn show(taken: &Taken, json: bool) {
     if json {
-        let shown: Vec<Value> =
-            messages(taken).map(|(shard, message)| message_json(shard, message)).collect();
+        let shown = messages_json(taken);
         return println!("{}", json!({ "messages": shown, "failed": taken.failed }));
     }
     if messages(taken).next().is_none() {
         return println!("no message can be received now");
     }
     let rows = messages(taken).map(|(shard, message)| {
-        vec![
-            shard.to_string(),
-            number(message.sequence),
-            text(&message.partition_key),
-            text(&message.body),
-            message.attempt.to_string(),
-            Receipt { shard, number: message.receipt }.to_string(),
-        ]
+        let mut row = row((shard, message));
+        row.push(Receipt { shard, number: message.receipt }.to_string());
+        row
     });
     println!("{}", table(&COLUMNS, rows));
 }

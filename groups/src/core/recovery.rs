@@ -139,15 +139,16 @@ impl GroupCore {
         }
         let committed = self.raw.raft.raft_log.committed;
         let vain = |(id, progress): (&u64, &raft::Progress)| {
-            let replica = ReplicaId::new(*id)?;
             let asked = progress.pending_request_snapshot;
-            let under_way = progress.state == ProgressState::Snapshot;
-            let vain = match self.standby_of(replica, live) {
+            if asked == INVALID_INDEX || progress.state == ProgressState::Snapshot {
+                return None;
+            }
+            let vain = match self.standby_of(ReplicaId::new(*id)?, live) {
                 Standby::Spared => false,
                 Standby::Needed => true,
                 Standby::AlwaysNeeded => asked > committed,
             };
-            (asked != INVALID_INDEX && !under_way && vain).then_some(*id)
+            vain.then_some(*id)
         };
         let vain: Vec<u64> = self.raw.raft.prs().iter().filter_map(vain).collect();
         for id in vain {
