@@ -12,10 +12,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rustix::time::{ClockId, clock_gettime};
-use shardhost::shards::queue::{MAX_RECEIVE, QueueCommand, QueueMachine, Receipt};
-use shardhost::shards::table::TableCommand;
-use shardhost::shards::{StateDb, StateDbOptions};
 use shardhost_groups::machine::{ApplyBatch, Command, StateMachine};
+use shardhost_server::shards::queue::{MAX_RECEIVE, QueueCommand, QueueMachine, Receipt};
+use shardhost_server::shards::table::TableCommand;
+use shardhost_server::shards::{StateDb, StateDbOptions};
 use shardhost_storage::{GroupId, LogPosition};
 use tempfile::TempDir;
 

@@ -6,7 +6,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use shardhost::policy::planner::{Group, Node, Plan, Requirement, Snapshot, Voter, plan};
+use shardhost_policy::planner::{Group, Node, Plan, Requirement, Snapshot, Voter, plan};
 use shardhost_storage::{GroupId, NodeId};
 
 /// Groups and nodes.

@@ -11,6 +11,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let descriptors = protox::compile(&files, [&root])?;
     tonic_prost_build::configure()
+        .build_client(cfg!(feature = "client"))
+        .build_server(cfg!(feature = "server"))
         .bytes(".")
         // Rare, and large beside the messages of every write.
         .boxed(".shardhost.peer.v1.GroupMessage.recovery")

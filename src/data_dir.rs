@@ -9,12 +9,12 @@
 pub mod peers;
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
-use shardhost_storage::create_directory;
+use shardhost_storage::{create_directory, replace_file};
 
 /// A locked data directory. The lock goes with the value, or with the process.
 #[derive(Debug)]
@@ -123,7 +123,7 @@ impl RollbackNote {
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, text: &str) -> io::Result<()> {
-        replace(&self.path, text.as_bytes())
+        replace_file(&self.path, text.as_bytes())
     }
 
     /// The latest start that was lost and of which every replica knows; 0: none was. Of those before it
@@ -166,7 +166,7 @@ impl RollbackNote {
     /// # Errors
     /// When it cannot be written.
     pub fn mark_rolled_back(&self, text: &str) -> io::Result<()> {
-        replace(&self.mark, text.as_bytes())
+        replace_file(&self.mark, text.as_bytes())
     }
 
     /// Whether the node had another disk before, as peers said to any process since.
@@ -180,7 +180,7 @@ impl RollbackNote {
     /// # Errors
     /// When it cannot be written.
     pub fn mark_disk_lost(&self, text: &str) -> io::Result<()> {
-        replace(&self.disk_lost, text.as_bytes())
+        replace_file(&self.disk_lost, text.as_bytes())
     }
 
     /// Takes it away. When a crash brings it back, the replicas are told once more.
@@ -235,20 +235,7 @@ fn read_starts(path: &Path) -> io::Result<Vec<u64>> {
 fn write_starts(path: &Path, starts: &[u64]) -> io::Result<()> {
     let starts = starts.iter().take(MOST_STARTS);
     let text: String = starts.map(|start| format!("{start}\n")).collect();
-    replace(path, text.as_bytes())
-}
-
-/// Replaces a file so that after a crash either the old or the new content stands there.
-pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let next: PathBuf = path.with_extension("next");
-    let mut file = File::create(&next)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&next, path)?;
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
+    replace_file(path, text.as_bytes())
 }
 
 #[cfg(test)]

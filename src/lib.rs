@@ -6,13 +6,16 @@
 //! | where | what |
 //! |---|---|
 //! | [`host`] | [`Host`]: everything put together |
-//! | [`server`] | a host of tables and queues, from a configuration file |
-//! | [`shards`] | the two kinds of shard: tables and partitioned queues |
-//! | [`service`], [`client`] | how clients reach them over gRPC |
-//! | [`policy`] | who should lead what: the planner, and what a cluster intends |
 //! | [`transport`] | how hosts reach each other |
+//! | [`driver`] | the catalog, the planner and drains, at work on a host |
+//! | [`policy`] | what they decide: a crate of its own, without I/O |
 //! | [`groups`] | the Raft groups themselves, a crate of its own |
 //! | [`storage`] | their log, a crate of its own |
+//!
+//! Tables and queues are in the crate `shardhost-server`, their client in `shardhost-client`.
+//!
+//! The feature `rocksdb`, on by default, is the log on disk. Without it a host needs another
+//! [`LogStore`](storage::LogStore), and nothing of C++ is compiled.
 
 #![forbid(unsafe_code)]
 #![warn(
@@ -27,18 +30,10 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-pub mod client;
-mod data_dir;
+pub mod data_dir;
 mod descriptors;
-mod disk_space;
-#[cfg(feature = "testing")]
-#[doc(hidden)]
-pub mod fuzz;
+pub mod driver;
 pub mod host;
-pub mod policy;
-pub mod server;
-pub mod service;
-pub mod shards;
 pub mod transport;
 
 pub use descriptors::Descriptors;
@@ -47,8 +42,6 @@ pub use shardhost_groups as groups;
 pub use shardhost_groups::policy::{
     Acquisition, Candidate, Decision, LeadershipPolicy, Opinion, PolicyGuard, RejectReason, Unfit,
 };
-#[cfg(feature = "testing")]
-pub use shardhost_groups::testing;
 pub use shardhost_groups::worker::Advert;
 pub use shardhost_groups::{
     Applied, ApplyBatch, ApplyFault, Command, Group, GroupId, GroupSpec, GroupStatus, LogIndex,
@@ -57,5 +50,6 @@ pub use shardhost_groups::{
 };
 pub use shardhost_groups::{Caretaker, Requirement, RequirementMode};
 pub use shardhost_groups::{leadership, leadership::GroupSelector};
+pub use shardhost_policy as policy;
 pub use shardhost_proto as proto;
 pub use shardhost_storage as storage;

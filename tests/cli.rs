@@ -26,7 +26,7 @@ use bytes::Bytes;
 use cli::process::{Node, Supervised, await_gone, run, start};
 use parking_lot::Mutex;
 use serde_json::Value;
-use shardhost::client::{Client, ClientOptions};
+use shardhost_client::{Client, ClientOptions};
 use tempfile::TempDir;
 
 /// Writes lines to load, so that no word list is needed.

@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use shardhost::client::{Client, ClientError, ClientOptions};
-use shardhost::server::config::ShardCounts;
-use shardhost::server::{Server, ServerConfig, group_of_shard};
-use shardhost::service::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_IN_FLIGHT_REQUESTS};
-use shardhost::shards::table::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
-use shardhost::shards::{QUEUE_KIND, TABLE_KIND};
 use shardhost::{GroupId, LogIndex, NodeId, Shutdown};
+use shardhost_client::{Client, ClientError, ClientOptions};
 use shardhost_proto::client::table_client::TableClient;
 use shardhost_proto::client::table_reply::Result as Answer;
 use shardhost_proto::client::table_request::Operation;
 use shardhost_proto::client::{
     Consistency, FailureReason, Get, Put, TableBatch, TableReply, TableRequest,
 };
+use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
+use shardhost_server::config::ShardCounts;
+use shardhost_server::service::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_IN_FLIGHT_REQUESTS};
+use shardhost_server::shards::table::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use shardhost_server::{Server, ServerConfig, group_of_shard};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::timeout;

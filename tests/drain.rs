@@ -6,12 +6,12 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use shardhost::client::{Client, ClientOptions};
-use shardhost::policy::system::SYSTEM_GROUP;
-use shardhost::policy::{Drain, DrainOptions, DrainState, Fallback};
-use shardhost::server::config::{Planner, ShardCounts};
-use shardhost::server::{Server, ServerConfig};
+use shardhost::driver::SYSTEM_GROUP;
+use shardhost::driver::{Drain, DrainOptions, DrainState, Fallback};
 use shardhost::{Host, Shutdown};
+use shardhost_client::{Client, ClientOptions};
+use shardhost_server::config::{Planner, ShardCounts};
+use shardhost_server::{Server, ServerConfig};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(60);

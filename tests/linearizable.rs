@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use process::Supervised;
 use rustix::process::Signal;
-use shardhost::client::{Client, ClientOptions, Resend};
+use shardhost_client::{Client, ClientOptions, Resend};
 use tables::TableLoad;
 use tempfile::TempDir;
 

@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use shardhost::client::{Client, ClientOptions};
-use shardhost::proto::admin::admin_client::AdminClient;
-use shardhost::proto::admin::membership_step::Kind;
-use shardhost::proto::admin::{
+use shardhost::{GroupId, Shutdown};
+use shardhost_client::{Client, ClientOptions};
+use shardhost_proto::admin::admin_client::AdminClient;
+use shardhost_proto::admin::membership_step::Kind;
+use shardhost_proto::admin::{
     ChangeMembershipRequest, CreateGroupRequest, DestroyGroupRequest, GroupStatus,
     ListSnapshotsRequest, MembershipStep, ReplaceMemberRequest, ShowGroupRequest,
     TakeSnapshotRequest, TransferLeaderRequest, TransferLeaderToFitRequest,
 };
-use shardhost::server::config::{Planner, ShardCounts};
-use shardhost::server::{Server, ServerConfig};
-use shardhost::{GroupId, Shutdown};
+use shardhost_server::config::{Planner, ShardCounts};
+use shardhost_server::{Server, ServerConfig};
 use tempfile::TempDir;
 use tonic::Code;
 use tonic::transport::Channel;

@@ -7,10 +7,6 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use shardhost::service::{
-    ClientBudget, DEFAULT_CLIENT_BYTES, GroupLookup, MAX_READ_WEIGHT, table_server,
-};
-use shardhost::shards::{ShardMap, ShardTimes, StateDb, StateDbOptions, TABLE_KIND};
 use shardhost::{
     ApplyBatch, ApplyFault, Group, GroupId, GroupSpec, Host, HostConfig, LogPosition, NodeId,
     QueryError, Shutdown, SnapshotWriter, StateMachine,
@@ -19,6 +15,11 @@ use shardhost_proto::client::table_client::TableClient;
 use shardhost_proto::client::table_reply::Result as Answer;
 use shardhost_proto::client::table_request::Operation;
 use shardhost_proto::client::{Consistency, Get, Scan, TableBatch, TableRequest};
+use shardhost_proto::shard_map::{ShardMap, TABLE_KIND};
+use shardhost_server::service::{
+    ClientBudget, DEFAULT_CLIENT_BYTES, GroupLookup, MAX_READ_WEIGHT, table_server,
+};
+use shardhost_server::shards::{ShardTimes, StateDb, StateDbOptions};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::timeout;

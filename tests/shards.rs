@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use shardhost::shards::queue::{QueueCommand, QueueOperation, QueueQuery, QueueResponse, Receipt};
-use shardhost::shards::session::SessionTag;
-use shardhost::shards::table::{TableAnswer, TableCommand, TableQuery, TableResponse};
-use shardhost::shards::{StateDb, StateDbOptions};
 use shardhost_groups::machine::{Command, StateMachine, apply_all};
 use shardhost_proto::client::{Acked, Peek, Scan};
+use shardhost_server::shards::queue::{
+    QueueCommand, QueueOperation, QueueQuery, QueueResponse, Receipt,
+};
+use shardhost_server::shards::session::SessionTag;
+use shardhost_server::shards::table::{TableAnswer, TableCommand, TableQuery, TableResponse};
+use shardhost_server::shards::{StateDb, StateDbOptions};
 use shardhost_storage::{GroupId, LogPosition};
 use tempfile::TempDir;
 

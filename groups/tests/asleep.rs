@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::testing::conformance::Journal;
-use shardhost_groups::testing::network::Network;
 use shardhost_groups::{Group, GroupSpec, Groups, GroupsBuilder, GroupsConfig};
 use shardhost_storage::{GroupId, MemorySnapshots, MemoryStore, NodeId};
+use shardhost_testing::conformance::Journal;
+use shardhost_testing::network::Network;
 
 const SOON: Duration = Duration::from_secs(20);
 const ID: GroupId = GroupId::new(7);

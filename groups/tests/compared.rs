@@ -6,12 +6,12 @@ use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use shardhost_groups::testing::network::Network;
 use shardhost_groups::{
     ApplyBatch, ApplyFault, ConsistencyView, Group, GroupFault, GroupSpec, Groups, GroupsBuilder,
     GroupsConfig, LogPosition, ReadMode, Role, SnapshotWriter, StateMachine,
 };
 use shardhost_storage::{GroupId, MemorySnapshots, MemoryStore, NodeId};
+use shardhost_testing::network::Network;
 
 const SOON: Duration = Duration::from_secs(20);
 const ID: GroupId = GroupId::new(7);

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use shardhost_groups::runtime::StoredEntry;
-use shardhost_groups::testing::network::Network;
 use shardhost_groups::{
     ApplyBatch, ApplyFault, Group, GroupSpec, Groups, GroupsBuilder, GroupsConfig, LogIndex,
     LogPosition, OpenGroupError, Role, SnapshotWriter, StateMachine,
 };
 use shardhost_storage::{GroupId, MemorySnapshots, MemoryStore, NodeId};
+use shardhost_testing::network::Network;
 
 const SOON: Duration = Duration::from_secs(20);
 const ID: GroupId = GroupId::new(7);

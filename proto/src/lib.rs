@@ -1,45 +1,67 @@
 //! The messages of shardhost: what stands on disk and what travels between nodes and to clients.
 //!
-//! The types are generated from the `.proto` files beside this crate. This crate knows nothing
-//! of Raft's rules: it only says how things are written down. What is read from a disk or a peer
-//! is checked by the crates that use it.
-#![allow(missing_docs, clippy::all)]
+//! Beside the messages stands what hosts and clients must agree on.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`ids`] | the numbers that name nodes, groups, replicas, terms and log positions |
+//! | [`shard_map`] | which shards a cluster has |
+//! | [`routing`] | the shard that a key belongs to |
+//! | [`hash`] | the hash of keys, and checksums of sequences |
+//! | [`limits`] | bounds of requests |
+//! | [`fields`] | a message, field by field, before it is decoded |
+//!
+//! The messages are generated from the `.proto` files beside this crate. This crate knows nothing
+//! of Raft's rules. What is read from a disk or a peer is checked by the crates that use it.
+//!
+//! The features `client` and `server` add the gRPC stubs; without them the crate needs no tonic.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs, clippy::unwrap_used)]
+
+pub mod fields;
+pub mod hash;
+pub mod ids;
+pub mod limits;
+pub mod routing;
+pub mod shard_map;
 
 // Generated code refers to other packages by their path, so the modules nest as the packages do.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
 mod shardhost {
     pub mod log {
         pub mod v1 {
-            tonic::include_proto!("shardhost.log.v1");
+            include!(concat!(env!("OUT_DIR"), "/shardhost.log.v1.rs"));
         }
     }
     pub mod peer {
         pub mod v1 {
-            tonic::include_proto!("shardhost.peer.v1");
+            include!(concat!(env!("OUT_DIR"), "/shardhost.peer.v1.rs"));
         }
     }
     pub mod client {
         pub mod v1 {
-            tonic::include_proto!("shardhost.client.v1");
+            include!(concat!(env!("OUT_DIR"), "/shardhost.client.v1.rs"));
         }
     }
     pub mod admin {
         pub mod v1 {
-            tonic::include_proto!("shardhost.admin.v1");
+            include!(concat!(env!("OUT_DIR"), "/shardhost.admin.v1.rs"));
         }
     }
     pub mod balance {
         pub mod v1 {
-            tonic::include_proto!("shardhost.balance.v1");
+            include!(concat!(env!("OUT_DIR"), "/shardhost.balance.v1.rs"));
         }
     }
     pub mod catalog {
         pub mod v1 {
-            tonic::include_proto!("shardhost.catalog.v1");
+            include!(concat!(env!("OUT_DIR"), "/shardhost.catalog.v1.rs"));
         }
     }
     pub mod system {
         pub mod v1 {
-            tonic::include_proto!("shardhost.system.v1");
+            include!(concat!(env!("OUT_DIR"), "/shardhost.system.v1.rs"));
         }
     }
 }

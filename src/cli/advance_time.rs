@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde_json::json;
-use shardhost::proto::admin::AdvanceTimeRequest;
+use shardhost_proto::admin::AdvanceTimeRequest;
 
 use super::output::number;
 use super::target::{Target, said};

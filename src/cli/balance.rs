@@ -9,11 +9,11 @@ use clap::Subcommand;
 use futures::{StreamExt, stream};
 use serde_json::json;
 use shardhost::NodeId;
-use shardhost::policy::planner::{self, Plan, Snapshot};
-use shardhost::policy::view::merge;
-use shardhost::proto::admin::TransferLeaderToFitRequest;
-use shardhost::proto::balance::ViewRequest;
-use shardhost::proto::balance::balance_client::BalanceClient;
+use shardhost_policy::inputs::view::merge;
+use shardhost_policy::planner::{self, Plan, Snapshot};
+use shardhost_proto::admin::TransferLeaderToFitRequest;
+use shardhost_proto::balance::ViewRequest;
+use shardhost_proto::balance::balance_client::BalanceClient;
 
 use super::output::{Column, number, table};
 use super::planner as planner_cli;

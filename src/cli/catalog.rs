@@ -3,12 +3,12 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use shardhost::policy::catalog::{
+use shardhost_policy::catalog::{
     Answer, Command, Content, Done, Operation, Query, Record, RecordKey, Revision, decode_reply,
 };
-use shardhost::proto::system::catalog_reply::Reply;
-use shardhost::proto::system::system_client::SystemClient;
-use shardhost::proto::system::{CatalogReply, Elsewhere, ProposeRequest, QueryRequest};
+use shardhost_proto::system::catalog_reply::Reply;
+use shardhost_proto::system::system_client::SystemClient;
+use shardhost_proto::system::{CatalogReply, Elsewhere, ProposeRequest, QueryRequest};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 

@@ -8,10 +8,10 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 use serde_json::json;
 use shardhost::NodeId;
-use shardhost::policy::catalog::{DrainIntent, MAX_DRAIN_MS, Operation, Record, RecordKey};
-use shardhost::proto::balance::balance_client::BalanceClient;
-use shardhost::proto::balance::drain_status::State;
-use shardhost::proto::balance::{DrainRequest, DrainStatus, GetDrainRequest, UndrainRequest};
+use shardhost_policy::catalog::{DrainIntent, MAX_DRAIN_MS, Operation, Record, RecordKey};
+use shardhost_proto::balance::balance_client::BalanceClient;
+use shardhost_proto::balance::drain_status::State;
+use shardhost_proto::balance::{DrainRequest, DrainStatus, GetDrainRequest, UndrainRequest};
 use tonic::transport::Channel;
 
 use super::catalog::Catalog;

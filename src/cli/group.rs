@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
-use shardhost::proto::admin::{
+use shardhost_proto::admin::{
     CreateGroupRequest, DestroyGroupRequest, GroupStatus, PeerProgress, ShowGroupRequest,
 };
-use shardhost::proto::log::{Member, MemberRole};
+use shardhost_proto::log::{Member, MemberRole};
 
 use super::advance_time::{AdvanceTimeArguments, advance_time};
 use super::output::{Column, facts, number, table, whole};

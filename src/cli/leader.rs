@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use serde_json::json;
-use shardhost::proto::admin::{TransferLeaderRequest, TransferLeaderToFitRequest};
+use shardhost_proto::admin::{TransferLeaderRequest, TransferLeaderToFitRequest};
 
 use super::output::millis;
 use super::target::{Target, said};

@@ -314,7 +314,7 @@ mod tests {
     fn what_is_logged_is_what_was_meant_or_it_is_refused() {
         let filter = |given: &str| log_filter(Some(OsStr::new(given)), "info");
         for good in
-            ["", "debug", "WARN", "off", "shardhost=trace,warn", "h2=info", "shardhost::client"]
+            ["", "debug", "WARN", "off", "shardhost=trace,warn", "h2=info", "shardhost_client"]
         {
             filter(good).unwrap();
         }

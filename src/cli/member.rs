@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use shardhost::proto::admin::membership_step::{CaughtUp, Kind};
-use shardhost::proto::admin::{
+use shardhost_proto::admin::membership_step::{CaughtUp, Kind};
+use shardhost_proto::admin::{
     CancelAdditionRequest, ChangeMembershipRequest, GroupStatus, MembershipStep,
     ReplaceMemberRequest,
 };
-use shardhost::proto::log::{Incoming, Member, Membership};
+use shardhost_proto::log::{Incoming, Member, Membership};
 use tokio::time::Instant;
 
 use super::fill::{self, FillArguments};

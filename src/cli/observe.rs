@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures::future::join_all;
-use shardhost::proto::admin::admin_client::AdminClient;
-use shardhost::proto::admin::{
+use shardhost_proto::admin::admin_client::AdminClient;
+use shardhost_proto::admin::{
     ChecksumReply, ChecksumRequest, GroupStatus, HostStatus, StatusRequest,
 };
-use shardhost::proto::log::{Member, Membership};
-use shardhost::shards::{QUEUE_KIND, TABLE_KIND};
+use shardhost_proto::log::{Member, Membership};
+use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
 use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 

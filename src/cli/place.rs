@@ -3,10 +3,10 @@
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::json;
-use shardhost::policy::catalog::{
+use shardhost::{GroupId, NodeId};
+use shardhost_policy::catalog::{
     Name, Operation, Place, Placement, Record, RecordKey, Revision, Subject,
 };
-use shardhost::{GroupId, NodeId};
 
 use super::catalog::Catalog;
 use super::output::whole;

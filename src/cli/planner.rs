@@ -4,10 +4,10 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use shardhost::groups::RejectReason;
-use shardhost::policy::catalog::{Operation, PlannedMoves, PlannerMode};
-use shardhost::policy::executor::ExecutorStatus;
-use shardhost::proto::balance::balance_client::BalanceClient;
-use shardhost::proto::balance::{LocalSwitch, PlannerReply, PlannerRequest};
+use shardhost_policy::catalog::{Operation, PlannedMoves, PlannerMode};
+use shardhost_policy::executor::ExecutorStatus;
+use shardhost_proto::balance::balance_client::BalanceClient;
+use shardhost_proto::balance::{LocalSwitch, PlannerReply, PlannerRequest};
 use tokio::time::Instant;
 use tonic::Code;
 

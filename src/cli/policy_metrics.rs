@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use shardhost::groups::RejectReason;
-use shardhost::proto::admin::{PolicyMetrics, ReasonCount};
+use shardhost_proto::admin::{PolicyMetrics, ReasonCount};
 
 use super::output::{Column, millis, number, table};
 

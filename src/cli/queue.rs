@@ -10,8 +10,8 @@ use anyhow::bail;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use shardhost::client::{ClientError, QueueClient, Received};
-use shardhost::proto::client::{Acked, Delivery};
+use shardhost_client::{ClientError, QueueClient, Received};
+use shardhost_proto::client::{Acked, Delivery};
 
 use super::output::{Column, bytes_json, number, table, text, whole};
 use super::target::Target;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::bail;
-use shardhost::proto::admin::{GroupStatus, TransferLeaderToFitRequest};
+use shardhost_proto::admin::{GroupStatus, TransferLeaderToFitRequest};
 use tokio::time::Instant;
 
 use super::group::role_of;

@@ -4,9 +4,9 @@
 use anyhow::Context;
 use clap::Args;
 use serde_json::{Value, json};
-use shardhost::proto::admin::{ChangeRequirementRequest, NodeAdvert};
-use shardhost::proto::log::{Membership, Requirement};
 use shardhost::storage::convert::requirement_from_message;
+use shardhost_proto::admin::{ChangeRequirementRequest, NodeAdvert};
+use shardhost_proto::log::{Membership, Requirement};
 use tonic::Code;
 use tonic_types::StatusExt;
 

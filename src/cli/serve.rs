@@ -11,9 +11,9 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use shardhost::Shutdown;
 use shardhost::groups::HostFault;
-use shardhost::server::config::parse_listen;
-use shardhost::server::{Server, ServerConfig, config};
-use shardhost::shards::MapMismatch;
+use shardhost_proto::shard_map::MapMismatch;
+use shardhost_server::config::parse_listen;
+use shardhost_server::{Server, ServerConfig, config};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -113,7 +113,7 @@ pub struct ServeArguments {
     supervised: bool,
 }
 
-/// See [`shardhost::server::config::Planner`].
+/// See [`shardhost_server::config::Planner`].
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Planner {
     /// Nothing is planned.

@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::json;
-use shardhost::proto::admin::{
+use shardhost_proto::admin::{
     EntryReply, LookAtEntryRequest, OpenReplicaRequest, SkipEntryRequest,
 };
-use shardhost::proto::log::Membership;
+use shardhost_proto::log::Membership;
 
 use super::output::{Column, number, table, whole};
 use super::target::{Node, Target, in_time, said};

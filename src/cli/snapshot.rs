@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
-use shardhost::proto::admin::{ListSnapshotsRequest, TakeSnapshotRequest};
-use shardhost::proto::log::LogPosition;
+use shardhost_proto::admin::{ListSnapshotsRequest, TakeSnapshotRequest};
+use shardhost_proto::log::LogPosition;
 
 use super::output::{Column, number, table};
 use super::target::{Target, in_time, said};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use shardhost::proto::admin::{GroupCount, HostStatus, PeerStatus, PolicyMetrics, Stalled};
+use shardhost_proto::admin::{GroupCount, HostStatus, PeerStatus, PolicyMetrics, Stalled};
 
 use super::catalog::Catalog;
 use super::output::{Column, millis, number, table};
@@ -411,7 +411,7 @@ fn node_json(node: &Node) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use shardhost::proto::admin::ShortVoters;
+    use shardhost_proto::admin::ShortVoters;
 
     use super::*;
 

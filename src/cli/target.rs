@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use shardhost::client::{Client, ClientOptions};
-use shardhost::proto::admin::admin_client::AdminClient;
-use shardhost::proto::admin::{
+use shardhost_client::{Client, ClientOptions};
+use shardhost_proto::admin::admin_client::AdminClient;
+use shardhost_proto::admin::{
     GroupStatus, HostStatus, ListGroupsRequest, ShowGroupRequest, StatusRequest,
 };
-use shardhost::server::config::check_address;
+use shardhost_server::config::check_address;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;

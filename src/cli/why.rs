@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use shardhost::proto::admin::voter_fitness::Fitness;
-use shardhost::proto::admin::{
+use shardhost_proto::admin::voter_fitness::Fitness;
+use shardhost_proto::admin::{
     ExplainLeaderRequest, GroupStatus, LeaderExplanation, ShowGroupRequest, VoterFitness,
 };
 use tonic::Code;
@@ -311,7 +311,7 @@ fn voter_json(voter: &VoterFitness, unfit: Option<&'static str>) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use shardhost::proto::admin::NodeAdvert;
+    use shardhost_proto::admin::NodeAdvert;
 
     use super::*;
 

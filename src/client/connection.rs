@@ -17,7 +17,7 @@ use super::channel;
 use super::options::ClientOptions;
 use super::session::AnswerReceipt;
 use super::wire::{Outgoing, Wire};
-use crate::service::MAX_BATCH_BYTES;
+use shardhost_proto::limits::MAX_BATCH_BYTES;
 
 /// Batches that wait for the connection's window.
 const BATCHES: usize = 2;

@@ -9,7 +9,7 @@ use shardhost_proto::client::queue_request::Operation;
 use shardhost_proto::client::{
     Ack, Acked, Consistency, Deliveries, Delivery, Peek, Receive, Send, Sent,
 };
-use shardhost_storage::{GroupId, NodeId};
+use shardhost_proto::ids::{GroupId, NodeId};
 
 use super::caller::{Caller, Nature};
 use super::error::ClientError;
@@ -58,7 +58,7 @@ impl QueueClient {
     pub fn shard_of(&self, partition_key: &[u8]) -> Result<usize, ClientError> {
         let target = Target::Key(Bytes::copy_from_slice(partition_key));
         let located = self.caller.routes().locate(&target);
-        let none = ClientError::NoShards { kind: crate::shards::QUEUE_KIND };
+        let none = ClientError::NoShards { kind: shardhost_proto::shard_map::QUEUE_KIND };
         located.map(|located| located.shard).ok_or(none)
     }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use shardhost_proto::client::directory_client::DirectoryClient;
 use shardhost_proto::client::{MapTag, Shard, ShardsReply, ShardsRequest};
-use shardhost_storage::NodeId;
+use shardhost_proto::ids::NodeId;
 use tokio::sync::Mutex;
 use tokio::time::{Duration, Instant, sleep, timeout};
 use tracing::warn;
@@ -17,9 +17,9 @@ use super::channel;
 use super::error::ClientError;
 use super::options::ClientOptions;
 use super::wire::{Place, Wire};
-use crate::service::MAP_UNKNOWN;
-use crate::shards::map::HASH;
-use crate::shards::routing::shard_of;
+use shardhost_proto::limits::MAP_UNKNOWN;
+use shardhost_proto::routing::shard_of;
+use shardhost_proto::shard_map::HASH;
 
 /// The directory is not asked more often than this, however many operations want to know.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(50);

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use shardhost_proto::client;
 use tokio::sync::Notify;
 
-use crate::shards::session::WINDOW;
+use shardhost_proto::limits::SESSION_WINDOW as WINDOW;
 
 /// The sessions of one client and kind of shard, by group.
 #[derive(Debug, Default)]

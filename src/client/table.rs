@@ -9,13 +9,13 @@ use shardhost_proto::client::table_request::Operation;
 use shardhost_proto::client::{
     CompareAndSet, Consistency, Delete, Get, Pair, Pairs, Put, Scan, Value, Written,
 };
-use shardhost_storage::{GroupId, NodeId};
+use shardhost_proto::ids::{GroupId, NodeId};
 
 use super::caller::{Caller, Nature};
 use super::error::ClientError;
 use super::routes::Target;
 use super::wire::TableWire;
-use crate::shards::table::{DEFAULT_SCAN_LIMIT, MAX_SCAN_LIMIT};
+use shardhost_proto::limits::{DEFAULT_SCAN_LIMIT, MAX_SCAN_LIMIT};
 
 /// A client of the cluster's tables. Cheap to clone.
 #[derive(Clone)]

@@ -14,8 +14,8 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::session::AnswerReceipt;
-use crate::service::MAX_BATCH_BYTES;
-use crate::shards::{QUEUE_KIND, TABLE_KIND};
+use shardhost_proto::limits::MAX_BATCH_BYTES;
+use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
 
 /// An answer by the id of its request; `None` when the node sent an empty one.
 pub(super) type Answered<A> = (u64, Option<Result<A, Failure>>);

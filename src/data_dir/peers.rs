@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use parking_lot::Mutex;
 use shardhost_storage::NodeId;
 
-use super::{LATEST_START, replace};
+use super::LATEST_START;
 
 /// The newest incarnation of each peer that was seen, none above [`LATEST_START`].
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl PeerStarts {
         }
         let mut then = newest.clone();
         then.insert(node, incarnation);
-        replace(&self.path, text_of(&then).as_bytes())?;
+        shardhost_storage::replace_file(&self.path, text_of(&then).as_bytes())?;
         *newest = then;
         Ok(())
     }

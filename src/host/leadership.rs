@@ -111,7 +111,7 @@ impl Host {
     }
 
     /// From here on the replicas of this host take no entries of their leaders, or take them again.
-    pub(crate) fn take_entries(&self, takes: bool) {
+    pub fn take_entries(&self, takes: bool) {
         self.inner.groups.take_entries(takes);
     }
 

@@ -3,7 +3,7 @@
 //! The host puts things together and takes them apart in the right order. What a message, a write
 //! or a leadership means is the business of the parts.
 
-pub(crate) mod founding;
+pub mod founding;
 mod joining;
 mod leadership;
 mod memory;
@@ -21,8 +21,8 @@ use shardhost_groups::runtime::{AdditionGuard, GroupsStats};
 use shardhost_groups::worker::Advert;
 use shardhost_groups::{Group, Groups, GroupsBuilder, GroupsConfig, HostFault};
 use shardhost_storage::{
-    CapabilityError, GroupId, LogError, LogStore, NodeId, RocksOptions, RocksStore, SnapshotFiles,
-    SnapshotFilesOptions, SnapshotStore,
+    CapabilityError, GroupId, LogError, LogStore, NodeId, SnapshotFiles, SnapshotFilesOptions,
+    SnapshotStore,
 };
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -64,7 +64,8 @@ pub struct HostConfig {
     /// Settings of the groups. Its node, incarnation and capabilities are set by the host.
     pub groups: GroupsConfig,
     /// Settings of the log.
-    pub log: RocksOptions,
+    #[cfg(feature = "rocksdb")]
+    pub log: shardhost_storage::RocksOptions,
     /// Bounds of snapshots on their way to and from other hosts.
     pub snapshots: SnapshotLimits,
     /// Bounds of what snapshots take of the disk.
@@ -93,7 +94,8 @@ impl HostConfig {
             peers: BTreeMap::new(),
             capabilities: BTreeSet::new(),
             groups: GroupsConfig::new(node),
-            log: RocksOptions::default(),
+            #[cfg(feature = "rocksdb")]
+            log: shardhost_storage::RocksOptions::default(),
             snapshots: SnapshotLimits::default(),
             snapshot_files: SnapshotFilesOptions::default(),
             shard_map: None,
@@ -153,6 +155,9 @@ pub enum StartError {
     /// The transport's settings are wrong.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// This build has no log of its own.
+    #[error("built without the feature `rocksdb`: give the builder a log store")]
+    NoLogStore,
     /// The system refuses a thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
@@ -324,17 +329,28 @@ async fn open_log(
     if let Some(store) = given {
         return Ok(store);
     }
+    open_own_log(config).await
+}
+
+/// The log in the data directory.
+#[cfg(feature = "rocksdb")]
+async fn open_own_log(config: &HostConfig) -> Result<Arc<dyn LogStore>, StartError> {
     let directory = config.data_dir.join("log");
     let identity =
         shardhost_storage::Identity { cluster: config.cluster.clone(), node: config.node };
     let mut options = config.log.clone();
     options.max_open_files = options.max_open_files.min(Descriptors::current().log_files);
-    let open = move || RocksStore::open(&directory, identity, options);
+    let open = move || shardhost_storage::RocksStore::open(&directory, identity, options);
     let store = tokio::task::spawn_blocking(open).await.map_err(|error| StartError::Io {
         path: config.data_dir.display().to_string(),
         error: io::Error::other(error),
     })??;
     Ok(Arc::new(store))
+}
+
+#[cfg(not(feature = "rocksdb"))]
+async fn open_own_log(_: &HostConfig) -> Result<Arc<dyn LogStore>, StartError> {
+    Err(StartError::NoLogStore)
 }
 
 fn open_memory(
@@ -474,7 +490,7 @@ impl Host {
         self.inner.transport.founded()
     }
     /// Who may create the first replicas of a cluster.
-    pub(crate) fn founding(&self, scope: Scope) -> &Founding {
+    pub fn founding(&self, scope: Scope) -> &Founding {
         self.inner.foundings.of(scope)
     }
     /// For whom this node waits before the cluster is founded, and what an operator can do; `None`:

@@ -30,11 +30,11 @@ use super::replicas::{check_kind, empty_machine_of};
 use super::shard_map::CurrentMap;
 use super::{RESERVED, is_shard};
 use super::{shard_time, skip};
-use crate::host::Host;
-use crate::policy::system::{SYSTEM_GROUP, System, life_of};
 use crate::shards::StateDb;
-use crate::transport::TransportStats;
 use metrics::policy_metrics;
+use shardhost::driver::{SYSTEM_GROUP, System, life_of};
+use shardhost::host::Host;
+use shardhost::transport::TransportStats;
 pub(super) use shown::group_status;
 use shown::{
     differing_groups, failed_replicas, impairment, leaderless, missing, page_of_groups,

@@ -13,16 +13,19 @@ use tonic::{Code, Request, Response, Status};
 
 use super::catalog::of_catalog;
 use super::refusals::refusal;
-use crate::host::Host;
-use crate::policy::catalog::{
+use shardhost::driver::drains::{DrainReport, Drains};
+use shardhost::driver::view::{add_loads, local_view};
+use shardhost::driver::{
+    CatalogError, DrainOptions, DrainProgress, DrainState, Fallback, System, now_ms,
+};
+use shardhost::host::Host;
+use shardhost_policy::catalog::{
     DrainFallback, IntentId, MAX_DRAIN_MS, MAX_NAMED_GROUPS, MAX_TEXT_BYTES, NewDrain, Operation,
     Refusal, Stranding,
 };
-use crate::policy::drains::{DrainReport, Drains};
-use crate::policy::planner::{Settings, Snapshot};
-use crate::policy::system::{CatalogError, Rates, System, now_ms};
-use crate::policy::view::{add_intentions, add_loads, local_view, stranded_without};
-use crate::policy::{DrainOptions, DrainProgress, DrainState, Fallback};
+use shardhost_policy::inputs::report::Rates;
+use shardhost_policy::inputs::view::{add_intentions, stranded_without};
+use shardhost_policy::planner::{Settings, Snapshot};
 
 /// A drain ends by itself after so long, when nobody says otherwise: its owner may be gone.
 const EXPIRES_AFTER_MS: u64 = 24 * 60 * 60 * 1_000;
@@ -58,7 +61,11 @@ impl BalanceService {
         let led = || self.host.groups().iter().filter(|one| one.status().is_leader()).count();
         let (owner, progress) = match report {
             Some(DrainReport { owner, progress, .. }) => (owner, progress),
-            None => (String::new(), DrainProgress { left: led(), ..DrainProgress::default() }),
+            None => {
+                let mut progress = DrainProgress::default();
+                progress.left = led();
+                (String::new(), progress)
+            }
         };
         let DrainProgress { left, moved, failed, window, elapsed, undrainable, .. } = progress;
         let undrainable = undrainable

@@ -10,9 +10,11 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::refusals::{of_membership, refusal};
-use crate::host::Host;
-use crate::policy::catalog::{Label, Name, NewGroup, Operation, Refusal, Revision, Subject, View};
-use crate::policy::system::{CatalogError, System};
+use shardhost::driver::{CatalogError, System};
+use shardhost::host::Host;
+use shardhost_policy::catalog::{
+    Label, Name, NewGroup, Operation, Refusal, Revision, Subject, View,
+};
 
 /// How long a replica may take to come or to go.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -30,17 +30,17 @@ use shardhost_storage::requirement::capability_names;
 use shardhost_storage::{GroupId, NodeId, Requirement};
 
 use super::{FIRST_QUEUE, FIRST_TABLE, group_of_shard};
-use crate::host::HostConfig;
-use crate::policy::catalog::{Label, Name, NewGroup, PlannerMode, Subject};
-use crate::policy::planner::snapshot::MAX_WEIGHT;
-use crate::policy::system::{MAX_FOUNDERS, SYSTEM_GROUP, SystemOptions};
 use crate::service::{DEFAULT_CLIENT_BYTES, MIN_CLIENT_BYTES};
-use crate::shards::{KindShards, ShardMap};
-use crate::shards::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
-use crate::transport::MapTag;
+use shardhost::driver::{MAX_FOUNDERS, SYSTEM_GROUP, SystemOptions};
+use shardhost::host::HostConfig;
+use shardhost::transport::MapTag;
+use shardhost_policy::catalog::{Label, Name, NewGroup, PlannerMode, Subject};
+use shardhost_policy::planner::snapshot::MAX_WEIGHT;
+use shardhost_proto::shard_map::{KindShards, ShardMap};
+use shardhost_proto::shard_map::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 
-pub use crate::shards::map::MAX_SHARDS;
-pub use crate::transport::address::{AddressError, check_address};
+pub use shardhost::transport::address::{AddressError, check_address};
+pub use shardhost_proto::shard_map::MAX_SHARDS;
 
 /// What a server is started from. Equal on all nodes but for `node`, `data-dir`, `listen` and
 /// `capabilities`.

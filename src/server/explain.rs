@@ -13,7 +13,7 @@ use shardhost_proto::admin as wire;
 use shardhost_proto::admin::voter_fitness::Fitness;
 
 use super::admin::group_status;
-use crate::host::Host;
+use shardhost::host::Host;
 
 /// How long a replica may take to say what it makes of who could lead.
 const OUTLOOK_TIMEOUT: Duration = Duration::from_secs(1);

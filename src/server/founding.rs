@@ -13,10 +13,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::replicas::empty_machine_of;
 use super::shard_map::CurrentMap;
 use super::{ServerConfig, ServerError, is_shard};
-use crate::host::Host;
-use crate::host::founding::{Founders, Outcome, Scope};
 use crate::shards::StateDb;
-use crate::transport::MapTag;
+use shardhost::host::Host;
+use shardhost::host::founding::{Founders, Outcome, Scope};
+use shardhost::transport::MapTag;
 
 /// Between two tries to create shards.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);

@@ -15,7 +15,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use crate::host::Host;
+use shardhost::host::Host;
 
 /// Before the number of a group in the name of its service.
 const GROUP_PREFIX: &str = "group/";

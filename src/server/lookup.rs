@@ -9,9 +9,10 @@ use shardhost_storage::{GroupId, NodeId};
 use tokio_util::sync::CancellationToken;
 
 use super::shard_map::CurrentMap;
-use crate::host::Host;
 use crate::service::GroupLookup;
-use crate::shards::{ShardMap, ShardTimes};
+use crate::shards::ShardTimes;
+use shardhost::host::Host;
+use shardhost_proto::shard_map::ShardMap;
 
 /// The shards of a host.
 #[derive(Debug)]

@@ -19,9 +19,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::replicas::machine_of;
-use crate::host::Host;
-use crate::policy::system::SYSTEM_GROUP;
 use crate::shards::{StateDb, StateDbError};
+use shardhost::driver::SYSTEM_GROUP;
+use shardhost::host::Host;
 
 /// Before another try of a cell after its first one that failed; twice as long each further time,
 const FIRST_PAUSE: Duration = Duration::from_secs(5);

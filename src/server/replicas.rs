@@ -7,10 +7,11 @@ use shardhost_groups::machine::StateMachine;
 use shardhost_groups::runtime::Invitation;
 use shardhost_storage::GroupId;
 
-use crate::host::ReplicaFactory;
-use crate::policy::catalog::CatalogMachine;
-use crate::policy::system::{GroupMachines, SYSTEM_GROUP, SYSTEM_KIND};
-use crate::shards::{QUEUE_KIND, StateDb, TABLE_KIND};
+use crate::shards::StateDb;
+use shardhost::driver::{GroupMachines, SYSTEM_GROUP, SYSTEM_KIND};
+use shardhost::host::ReplicaFactory;
+use shardhost_policy::catalog::CatalogMachine;
+use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
 
 /// The kinds of groups that this host can hold, for operators.
 const KINDS: [&str; 2] = [TABLE_KIND, QUEUE_KIND];

@@ -17,9 +17,9 @@ use shardhost_storage::GroupId;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::data_dir::replace;
-use crate::policy::system::CatalogView;
-use crate::shards::{KindShards, MapMismatch, ShardMap};
+use shardhost::driver::CatalogView;
+use shardhost_proto::shard_map::{KindShards, MapMismatch, ShardMap};
+use shardhost_storage::replace_file;
 
 /// The file in the data directory.
 const NAME: &str = "shard-map";
@@ -70,7 +70,7 @@ impl CurrentMap {
         self.use_configured();
         match self.path.exists() {
             true => Ok(()),
-            false => replace(&self.path, text_of(&self.configured).as_bytes()),
+            false => replace_file(&self.path, text_of(&self.configured).as_bytes()),
         }
     }
 
@@ -110,7 +110,8 @@ impl CurrentMap {
             self.mismatch.send_replace(Some(mismatch));
         }
         let (path, text) = (self.path.clone(), text_of(&map));
-        let written = tokio::task::spawn_blocking(move || replace(&path, text.as_bytes())).await;
+        let written =
+            tokio::task::spawn_blocking(move || replace_file(&path, text.as_bytes())).await;
         if let Err(error) = written.unwrap_or_else(|error| Err(io::Error::other(error))) {
             // Without it the next start compares with the catalog only.
             tracing::error!(%error, "the map of shards cannot be remembered");

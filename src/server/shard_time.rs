@@ -4,9 +4,9 @@ use shardhost_groups::Group;
 use tonic::{Code, Status};
 
 use super::refusals::{of_proposal, refusal};
-use crate::shards::QUEUE_KIND;
 use crate::shards::queue::{MAX_TIME_MS, MAX_VISIBILITY_MS, QueueCommand};
 use crate::shards::time::ShardTimes;
+use shardhost_proto::shard_map::QUEUE_KIND;
 
 /// Proposes a command that does nothing and carries a later time; returns that time. This host must
 /// lead the group.

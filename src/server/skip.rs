@@ -9,8 +9,8 @@ use tonic::{Code, Status};
 
 use super::refusals::{of_opening, refusal};
 use super::replicas::machine_of;
-use crate::host::Host;
 use crate::shards::StateDb;
+use shardhost::host::Host;
 
 /// What stands at an index of this host's replica, and how the replica is.
 pub(super) async fn look(

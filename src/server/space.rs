@@ -15,7 +15,7 @@ use shardhost_groups::RequirementMode;
 use shardhost_groups::worker::Impairment;
 
 use crate::disk_space::DiskSpace;
-use crate::host::Host;
+use shardhost::host::Host;
 
 /// The name under which the host is impaired.
 const SOURCE: &str = "space";

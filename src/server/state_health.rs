@@ -8,8 +8,8 @@ use shardhost_groups::worker::Impairment;
 use shardhost_groups::{HostFault, RequirementMode};
 use tokio::sync::watch;
 
-use crate::host::Host;
 use crate::shards::StateHealth;
+use shardhost::host::Host;
 
 /// The name under which the host is impaired.
 const SOURCE: &str = "state";

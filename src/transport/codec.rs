@@ -7,6 +7,7 @@
 
 use bytes::Buf;
 use prost::Message;
+use shardhost_proto::fields::{MalformedField, next_field};
 use shardhost_proto::peer::{Frame, SnapshotFrame, SnapshotReceipt, Welcome};
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -85,7 +86,7 @@ pub fn decode(mut buffer: impl Buf, bounds: FrameBounds) -> Result<Frame, FrameE
 pub(super) fn decode_snapshot(mut buffer: impl Buf) -> Result<SnapshotFrame, FrameError> {
     let whole = buffer.copy_to_bytes(buffer.remaining());
     let (mut bytes, mut header_bytes) = (&whole[..], 0);
-    while let Some((number, content)) = next_field(&mut bytes)? {
+    while let Some((number, content)) = next_field(&mut bytes).map_err(malformed)? {
         if number == field::SNAPSHOT_HEADER {
             header_bytes += content.len();
             within(header_bytes, SNAPSHOT_HEADER_MAX_BYTES, "bytes of snapshot header")?;
@@ -133,7 +134,7 @@ impl Census {
     }
 
     fn frame(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
-        while let Some((number, content)) = next_field(&mut bytes)? {
+        while let Some((number, content)) = next_field(&mut bytes).map_err(malformed)? {
             match number {
                 field::FRAME_MESSAGES => {
                     self.messages += 1;
@@ -150,11 +151,11 @@ impl Census {
 
     /// Counts the names in the adverts that stand in the field `advert` of a message.
     fn adverts(&mut self, advert: u64, mut bytes: &[u8]) -> Result<(), FrameError> {
-        while let Some((number, mut content)) = next_field(&mut bytes)? {
+        while let Some((number, mut content)) = next_field(&mut bytes).map_err(malformed)? {
             if number != advert {
                 continue;
             }
-            while let Some((number, _)) = next_field(&mut content)? {
+            while let Some((number, _)) = next_field(&mut content).map_err(malformed)? {
                 self.names += usize::from(number == field::ADVERT_NAMES);
                 within(self.names, ADVERT_MAX_NAMES, "names of capabilities")?;
             }
@@ -163,7 +164,7 @@ impl Census {
     }
 
     fn message(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
-        while let Some((number, content)) = next_field(&mut bytes)? {
+        while let Some((number, content)) = next_field(&mut bytes).map_err(malformed)? {
             match number {
                 field::MESSAGE_ENTRIES => {
                     self.entries += 1;
@@ -192,16 +193,16 @@ impl Census {
 impl Census {
     /// Counts the memberships in a part of a message, and what they hold.
     fn memberships(&mut self, mut bytes: &[u8], is: fn(u64) -> bool) -> Result<(), FrameError> {
-        while let Some((number, mut content)) = next_field(&mut bytes)? {
+        while let Some((number, mut content)) = next_field(&mut bytes).map_err(malformed)? {
             if !is(number) {
                 continue;
             }
             self.member()?;
-            while let Some((number, mut content)) = next_field(&mut content)? {
+            while let Some((number, mut content)) = next_field(&mut content).map_err(malformed)? {
                 match number {
                     field::MEMBERSHIP_MEMBERS => self.member()?,
                     field::MEMBERSHIP_REQUIREMENT => {
-                        while let Some((number, _)) = next_field(&mut content)? {
+                        while let Some((number, _)) = next_field(&mut content).map_err(malformed)? {
                             if number == field::REQUIREMENT_CAPABILITIES {
                                 self.member()?;
                             }
@@ -215,7 +216,7 @@ impl Census {
     }
 
     fn labels(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
-        while let Some((number, _)) = next_field(&mut bytes)? {
+        while let Some((number, _)) = next_field(&mut bytes).map_err(malformed)? {
             if number == field::INVITATION_LABELS {
                 self.member()?;
             }
@@ -230,47 +231,12 @@ impl Census {
     }
 }
 
+fn malformed(error: MalformedField) -> FrameError {
+    FrameError::Malformed(error.to_string())
+}
+
 fn within(count: usize, most: usize, what: &'static str) -> Result<(), FrameError> {
     if count > most { Err(FrameError::TooMany { what, most }) } else { Ok(()) }
-}
-
-/// The next field's number and, for a length-delimited one, its content.
-pub(crate) fn next_field<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u64, &'a [u8])>, FrameError> {
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    let key = varint(bytes)?;
-    let length = match key & 7 {
-        0 => {
-            varint(bytes)?;
-            0
-        }
-        1 => 8,
-        2 => varint(bytes)?,
-        5 => 4,
-        other => return Err(FrameError::Malformed(format!("wire type {other}"))),
-    };
-    let length = usize::try_from(length).ok().filter(|length| *length <= bytes.len());
-    let Some(length) = length else {
-        return Err(FrameError::Malformed(
-            "a field is longer than the bytes that are there".into(),
-        ));
-    };
-    let (content, rest) = bytes.split_at(length);
-    *bytes = rest;
-    Ok(Some((key >> 3, content)))
-}
-
-fn varint(bytes: &mut &[u8]) -> Result<u64, FrameError> {
-    let mut value = 0;
-    for (place, byte) in bytes.iter().take(10).enumerate() {
-        value |= u64::from(byte & 0x7f) << (place * 7);
-        if byte & 0x80 == 0 {
-            *bytes = &bytes[place + 1..];
-            return Ok(value);
-        }
-    }
-    Err(FrameError::Malformed("a number has no end".into()))
 }
 
 /// Frames out, welcomes in: the sender's side of an exchange.

@@ -3,7 +3,7 @@
 use shardhost_proto::peer as wire;
 
 use super::handshake::Refusal;
-use crate::shards::ShardMap;
+use shardhost_proto::shard_map::ShardMap;
 
 /// Longest text of a peer about its map that is repeated, in characters.
 const LONGEST_TEXT_TOLD: usize = 200;

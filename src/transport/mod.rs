@@ -35,7 +35,8 @@ pub mod directory;
 mod dispatch;
 mod founded;
 #[cfg(feature = "testing")]
-pub(crate) mod fuzz;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod handshake;
 mod heartbeat;
 mod lane;

@@ -1,7 +1,7 @@
 //! Directories that outlive a loss of power.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 /// Creates a directory, and those above it, where there is none, durably: what is acknowledged in it
@@ -23,5 +23,21 @@ pub fn create_directory(path: &Path) -> io::Result<()> {
     match File::open(parent) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         parent => parent?.sync_all(),
+    }
+}
+
+/// Replaces a file: after a crash either the old or the new content stands there. Blocks for two syncs.
+///
+/// # Errors
+/// When it cannot be written; the old content is still there, unless only the sync of the directory failed.
+pub fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let next = path.with_extension("next");
+    let mut file = File::create(&next)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&next, path)?;
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
     }
 }

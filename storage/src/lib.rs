@@ -6,7 +6,7 @@
 //!
 //! | where | what |
 //! |---|---|
-//! | [`ids`] | the numbers that name nodes, groups, replicas, terms and log places |
+//! | [`ids`] | the numbers that name nodes, groups, replicas, terms and log positions |
 //! | [`types`] | what is written: entries, hard state, membership, batches |
 //! | [`requirement`] | what a group asks of its leader |
 //! | [`store`] | the [`LogStore`] seam and its errors |
@@ -34,7 +34,6 @@ mod directory;
 mod draft;
 pub mod files;
 mod frame;
-pub mod ids;
 pub mod memory;
 pub mod rate;
 pub mod requirement;
@@ -47,14 +46,14 @@ pub mod store;
 pub mod testing;
 pub mod types;
 
-pub use directory::create_directory;
+pub use directory::{create_directory, replace_file};
 pub use files::{SnapshotFiles, SnapshotFilesOptions};
-pub use ids::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 pub use memory::{MemorySnapshots, MemoryStore, SnapshotFault, StoreFault};
 pub use rate::ByteRate;
 pub use requirement::{CapabilityError, Requirement, RequirementMode};
 #[cfg(feature = "rocksdb")]
 pub use rocks::{BootId, Identity, RocksOptions, RocksStore};
+pub use shardhost_proto::ids::{self, GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 pub use snapshot::{
     SnapshotAnnouncement, SnapshotError, SnapshotRead, SnapshotReceive, SnapshotStore,
     SnapshotWrite,

@@ -6,11 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use shardhost::service::{
-    ClientBudget, GroupLookup, MAX_BATCH_BYTES, MAX_STREAMS, MAX_STREAMS_PER_CONNECTION,
-    MIN_CLIENT_BYTES, STALL_TIMEOUT, table_server,
-};
-use shardhost::shards::{ShardMap, ShardTimes, StateDb, StateDbOptions, TABLE_KIND};
 use shardhost::{Group, GroupId, GroupSpec, Host, HostConfig, NodeId};
 use shardhost_proto::client::table_client::TableClient;
 use shardhost_proto::client::table_reply::Result as Answer;
@@ -18,6 +13,13 @@ use shardhost_proto::client::table_request::Operation;
 use shardhost_proto::client::{
     CompareAndSet, FailureReason, Get, Put, TableBatch, TableReplies, TableRequest,
 };
+use shardhost_proto::limits::MAX_BATCH_BYTES;
+use shardhost_proto::shard_map::{ShardMap, TABLE_KIND};
+use shardhost_server::service::{
+    ClientBudget, GroupLookup, MAX_STREAMS, MAX_STREAMS_PER_CONNECTION, MIN_CLIENT_BYTES,
+    STALL_TIMEOUT, table_server,
+};
+use shardhost_server::shards::{ShardTimes, StateDb, StateDbOptions};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use shardhost::Shutdown;
-use shardhost::client::{Client, ClientOptions};
-use shardhost::proto::admin::ListGroupsRequest;
-use shardhost::proto::admin::admin_client::AdminClient;
-use shardhost::proto::system::GoneRequest;
-use shardhost::proto::system::system_client::SystemClient;
-use shardhost::server::{Server, ServerConfig};
+use shardhost_client::{Client, ClientOptions};
+use shardhost_proto::admin::ListGroupsRequest;
+use shardhost_proto::admin::admin_client::AdminClient;
+use shardhost_proto::system::GoneRequest;
+use shardhost_proto::system::system_client::SystemClient;
+use shardhost_server::{Server, ServerConfig};
 use tempfile::TempDir;
 use tonic::Code;
 

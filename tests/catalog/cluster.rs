@@ -8,11 +8,11 @@ use std::process::Output;
 use std::time::Duration;
 
 use serde_json::Value;
-use shardhost::policy::catalog::View;
-use shardhost::policy::system::{SYSTEM_GROUP, System};
-use shardhost::server::config::{Planner, ShardCounts};
-use shardhost::server::{Server, ServerConfig};
+use shardhost::driver::{SYSTEM_GROUP, System};
 use shardhost::{GroupId, Host, Shutdown};
+use shardhost_policy::catalog::View;
+use shardhost_server::config::{Planner, ShardCounts};
+use shardhost_server::{Server, ServerConfig};
 use tempfile::TempDir;
 use tokio::time::Instant;
 

@@ -1,10 +1,10 @@
 //! Drains that the catalog knows of.
 
 use shardhost::NodeId;
-use shardhost::client::{Client, ClientOptions};
-use shardhost::policy::DrainOptions;
-use shardhost::policy::catalog::{DrainState, Operation};
-use shardhost::policy::system::CatalogError;
+use shardhost::driver::CatalogError;
+use shardhost::driver::DrainOptions;
+use shardhost_client::{Client, ClientOptions};
+use shardhost_policy::catalog::{DrainState, Operation};
 
 use crate::cluster::{Cluster, PATIENCE, Shape};
 

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use shardhost::policy::catalog::{Name, NewGroup, Operation, Refusal, Subject};
-use shardhost::policy::system::{CatalogError, SYSTEM_GROUP};
-use shardhost::proto::admin::admin_client::AdminClient;
-use shardhost::proto::admin::membership_step::Kind;
-use shardhost::proto::admin::{ChangeMembershipRequest, MembershipStep};
-use shardhost::server::group_of_shard;
-use shardhost::shards::TABLE_KIND;
-use shardhost::shards::table::TableCommand;
+use shardhost::driver::{CatalogError, SYSTEM_GROUP};
 use shardhost::{GroupId, NodeId};
+use shardhost_policy::catalog::{Name, NewGroup, Operation, Refusal, Subject};
+use shardhost_proto::admin::admin_client::AdminClient;
+use shardhost_proto::admin::membership_step::Kind;
+use shardhost_proto::admin::{ChangeMembershipRequest, MembershipStep};
+use shardhost_proto::shard_map::TABLE_KIND;
+use shardhost_server::group_of_shard;
+use shardhost_server::shards::table::TableCommand;
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Shape};

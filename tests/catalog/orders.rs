@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Condvar, Mutex};
 
-use shardhost::policy::catalog::{Name, NewGroup, Operation, Subject};
-use shardhost::policy::system::{GroupMachines, SYSTEM_GROUP, System, SystemOptions};
-use shardhost::proto::admin::admin_client::AdminClient;
-use shardhost::proto::admin::{DestroyGroupRequest, ShowGroupRequest, StatusRequest};
+use shardhost::driver::{GroupMachines, SYSTEM_GROUP, System, SystemOptions};
 use shardhost::{GroupId, GroupSpec, Host, HostConfig, NodeId, Shutdown, StateMachine};
 use shardhost_groups::testing::alone::Stateless;
+use shardhost_policy::catalog::{Name, NewGroup, Operation, Subject};
+use shardhost_proto::admin::admin_client::AdminClient;
+use shardhost_proto::admin::{DestroyGroupRequest, ShowGroupRequest, StatusRequest};
 use tempfile::TempDir;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -121,7 +121,7 @@ async fn a_replica_that_cannot_be_opened_keeps_no_node_from_starting() {
     cluster.host(3).create_group(spec, Stateless).await.unwrap();
     cluster.stop_node(3).await;
     cluster.start_node(3).await;
-    let table = shardhost::server::group_of_shard("table", 0).unwrap();
+    let table = shardhost_server::group_of_shard("table", 0).unwrap();
     cluster.until("the others run", |cluster| cluster.holders(table) == [1, 2, 3]).await;
 
     let mut third = admin(&cluster, 3).await;

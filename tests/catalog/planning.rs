@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 use shardhost::NodeId;
-use shardhost::policy::catalog::{Operation, Placement};
-use shardhost::policy::executor::Recorded;
-use shardhost::policy::system::SYSTEM_GROUP;
-use shardhost::server::config::Planner;
-use shardhost::server::group_of_shard;
-use shardhost::shards::TABLE_KIND;
+use shardhost::driver::SYSTEM_GROUP;
+use shardhost_policy::catalog::{Operation, Placement};
+use shardhost_policy::executor::Recorded;
+use shardhost_proto::shard_map::TABLE_KIND;
+use shardhost_server::config::Planner;
+use shardhost_server::group_of_shard;
 
 use crate::cluster::{Cluster, Shape};
 
@@ -110,7 +110,7 @@ async fn every_round_can_be_planned_again_and_every_group_has_an_answer() {
     assert!(nobody.contains("no group 4711"), "{nobody}");
     let round = cluster.answer(&["balance", "recorded"]).await;
     let recorded: Recorded = serde_json::from_value(round).unwrap();
-    shardhost::policy::executor::replay(&recorded).unwrap();
+    shardhost_policy::executor::replay(&recorded).unwrap();
     cluster.stop().await;
 }
 

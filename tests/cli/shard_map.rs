@@ -1,11 +1,11 @@
 //! The map of shards: founded once, and refused where a configuration says otherwise.
 
-use shardhost::client::{Client, ClientOptions};
-use shardhost::proto::client::directory_client::DirectoryClient;
-use shardhost::proto::client::table_client::TableClient;
-use shardhost::proto::client::table_reply::Result as Answer;
-use shardhost::proto::client::table_request::Operation;
-use shardhost::proto::client::{
+use shardhost_client::{Client, ClientOptions};
+use shardhost_proto::client::directory_client::DirectoryClient;
+use shardhost_proto::client::table_client::TableClient;
+use shardhost_proto::client::table_reply::Result as Answer;
+use shardhost_proto::client::table_request::Operation;
+use shardhost_proto::client::{
     FailureReason, Put, ShardsReply, ShardsRequest, TableBatch, TableReply, TableRequest,
 };
 

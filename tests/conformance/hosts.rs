@@ -17,10 +17,10 @@ use shardhost::storage::{
 use shardhost::{Host, HostConfig, Shutdown, StateMachine};
 use shardhost_groups::Groups;
 use shardhost_groups::runtime::Invitation;
-use shardhost_groups::testing::conformance::{
+use shardhost_testing::conformance::{
     Cluster, DiskFault, Disks, Factory, Links, MachineMaker, Start,
 };
-use shardhost_groups::testing::network::Trouble;
+use shardhost_testing::network::Trouble;
 use tempfile::TempDir;
 
 use crate::disk::{Gate, GatedLog, GatedSnapshots, damage_snapshot, image};

@@ -4,7 +4,7 @@ mod disk;
 mod hosts;
 mod road;
 
-use shardhost_groups::testing::conformance::{Scale, lines, run};
+use shardhost_testing::conformance::{Scale, lines, run};
 
 use hosts::RealHosts;
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use shardhost::client::Client;
+use shardhost_client::Client;
 
 use crate::cluster::Cluster;
 

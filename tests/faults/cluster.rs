@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use shardhost::client::{Client, ClientOptions};
-use shardhost::proto::client::Consistency;
+use shardhost_client::{Client, ClientOptions};
+use shardhost_proto::client::Consistency;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::machine;

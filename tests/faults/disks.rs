@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::process::Signal;
-use shardhost::client::Client;
+use shardhost_client::Client;
 use tokio::task::JoinHandle;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;

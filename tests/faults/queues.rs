@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use shardhost::client::{Client, ClientError, QueueClient, Received};
-use shardhost::proto::client::{Delivery, Sent};
+use shardhost_client::{Client, ClientError, QueueClient, Received};
+use shardhost_proto::client::{Delivery, Sent};
 
 /// Partition keys, spread over the shards.
 const KEYS: u64 = 16;

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use shardhost::client::{Client, ClientError};
-use shardhost::proto::client::Written;
-use shardhost_groups::testing::linearizability::table::{Action, Answer, Table, TableOp};
-use shardhost_groups::testing::linearizability::{Call, Limits, Recorder, check};
+use shardhost_client::{Client, ClientError};
+use shardhost_proto::client::Written;
+use shardhost_testing::linearizability::table::{Action, Answer, Table, TableOp};
+use shardhost_testing::linearizability::{Call, Limits, Recorder, check};
 
 /// Keys that are in use at a time.
 const KEYS: u64 = 4;

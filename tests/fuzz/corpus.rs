@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use shardhost::fuzz::{Seed, Target};
+use shardhost_storage::testing::fuzz::{Seed, Target};
 
 /// All files of a target, by name; written anew with `REWRITE=1`.
 pub fn of(target: &Target) -> Vec<Seed> {

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use shardhost::fuzz::{Seed, Target};
+use shardhost_storage::testing::fuzz::{Seed, Target};
 
 use super::memory;
 use super::mutate::Mutator;

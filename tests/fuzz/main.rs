@@ -1,4 +1,4 @@
-//! Bytes from outside: each target of `shardhost::fuzz` gets every file of its corpus, and then mutations
+//! Bytes from outside: each target (`targets.rs`) gets every file of its corpus, and then mutations
 //! of them for some time. An input fails when the target panics, takes too much memory, or too long.
 //!
 //! | variable | what |
@@ -12,8 +12,9 @@ mod corpus;
 mod driver;
 mod memory;
 mod mutate;
+mod targets;
 
-use shardhost::fuzz::{Target, targets};
+use targets::{Target, targets};
 
 #[global_allocator]
 static ALLOCATOR: memory::Counting = memory::Counting;
@@ -84,7 +85,8 @@ fn planted_faults_are_found() {
             std::hint::black_box(Vec::<u8>::with_capacity(length.min(64 << 20)));
         }
     }
-    let seeds = || vec![shardhost::fuzz::Seed::new("one", vec![0, 0, 0, 9, 1, 2, 3, 4])];
+    let seeds =
+        || vec![shardhost_storage::testing::fuzz::Seed::new("one", vec![0, 0, 0, 9, 1, 2, 3, 4])];
     for (run, word) in
         [(panics as fn(&[u8]), "a length is believed"), (allocates, "bytes of memory")]
     {

@@ -3,7 +3,7 @@
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use shardhost::fuzz::Seed;
+use shardhost_storage::testing::fuzz::Seed;
 
 /// Inputs grow up to here.
 const MOST_BYTES: usize = 64 * 1024;

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use shardhost::client::{Client, ClientOptions};
 use shardhost::leadership::{HookGuard, HookKind, LeadershipEvent};
-use shardhost::server::config::{Planner, ShardCounts};
-use shardhost::server::{Server, ServerConfig, group_of_shard};
-use shardhost::shards::{QUEUE_KIND, TABLE_KIND};
 use shardhost::{
     Group, GroupId, GroupSelector, GroupStatus, Host, NodeId, ProposeError, Shutdown, TransferError,
 };
+use shardhost_client::{Client, ClientOptions};
+use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
+use shardhost_server::config::{Planner, ShardCounts};
+use shardhost_server::{Server, ServerConfig, group_of_shard};
 use tempfile::TempDir;
 
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -2,20 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use shardhost::policy::planner::{self, Settings};
-use shardhost::policy::view::local_view;
-use shardhost::policy::{Drain, DrainOptions, DrainState};
-use shardhost::proto::admin::admin_client::AdminClient;
-use shardhost::proto::admin::voter_fitness::Fitness;
-use shardhost::proto::admin::{
-    ChangeRequirementRequest, ExplainLeaderRequest, LeaderExplanation, ReasonCount, StatusRequest,
-    VoterFitness,
-};
-use shardhost::proto::log;
+use shardhost::driver::view::local_view;
+use shardhost::driver::{Drain, DrainOptions, DrainState};
 use shardhost::{
     Candidate, Group, GroupId, GroupSelector, Host, LeadershipPolicy, NodeId, Opinion,
     RejectReason, Requirement, RequirementMode, Unfit,
 };
+use shardhost_policy::planner::{self, Settings};
+use shardhost_proto::admin::admin_client::AdminClient;
+use shardhost_proto::admin::voter_fitness::Fitness;
+use shardhost_proto::admin::{
+    ChangeRequirementRequest, ExplainLeaderRequest, LeaderExplanation, ReasonCount, StatusRequest,
+    VoterFitness,
+};
+use shardhost_proto::log;
 use tonic::transport::Channel;
 use tonic_types::StatusExt;
 

@@ -5,13 +5,13 @@ mod explained;
 
 use std::time::Duration;
 
-use shardhost::client::ClientError;
 use shardhost::groups::{LeaderHint, MembershipError, ProposalRejection};
-use shardhost::shards::TABLE_KIND;
 use shardhost::{
     Acquisition, Candidate, Caretaker, Decision, GroupSelector, GroupStatus, LeadershipPolicy,
     Opinion, PolicyGuard, ProposeError, Requirement, RequirementMode, Unfit,
 };
+use shardhost_client::ClientError;
+use shardhost_proto::shard_map::TABLE_KIND;
 
 use cluster::{Cluster, PATIENCE, propose, queue, table, transfer};
 

@@ -8,17 +8,17 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
-use shardhost::client::{Client, ClientOptions, QueueClient, Resend, TableClient};
-use shardhost::server::config::ShardCounts;
-use shardhost::server::{Server, ServerConfig, group_of_shard};
-use shardhost::shards::TABLE_KIND;
-use shardhost::shards::session::MAX_SESSIONS;
 use shardhost::{GroupId, LogIndex, NodeId, Shutdown};
+use shardhost_client::{Client, ClientOptions, QueueClient, Resend, TableClient};
 use shardhost_proto::client::table_reply::Result as Answer;
 use shardhost_proto::client::table_request::Operation;
 use shardhost_proto::client::{
     FailureReason, Put, Session, TableBatch, TableRequest, table_client,
 };
+use shardhost_proto::shard_map::TABLE_KIND;
+use shardhost_server::config::ShardCounts;
+use shardhost_server::shards::session::MAX_SESSIONS;
+use shardhost_server::{Server, ServerConfig, group_of_shard};
 use tempfile::TempDir;
 
 use self::proxy::Proxy;

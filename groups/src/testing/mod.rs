@@ -1,22 +1,15 @@
-//! For those who build on this crate: what tests a state machine, a log store, a transport, or
-//! what clients saw.
+//! What tests of this crate, and of those above it, need of its inside.
 //!
 //! | where | what |
 //! |---|---|
 //! | [`alone`] | a host without others, a group without state |
-//! | [`conformance`] | what a group promises, as a suite for any way of making hosts |
 //! | [`fuzz`] | what a message from outside goes through before a replica acts on it |
-//! | [`linearizability`] | whether a history of operations could have come one at a time |
-//! | [`network`] | a network inside one process, with trouble on command |
-//! | [`simulation`] | whole clusters in one thread, from a seed |
-//! | [`state_machine`] | whether a state machine keeps its side |
 //!
-//! Only with feature `testing`. Nothing of the library knows this module.
+//! Only with feature `testing`. Nothing of the library knows this module. Suites and the simulation are the
+//! crate `shardhost-testing`.
 
 pub mod alone;
-pub mod conformance;
 pub mod fuzz;
-pub mod linearizability;
-pub mod network;
-pub mod simulation;
-pub mod state_machine;
+
+pub use crate::apply::panic_text;
+pub use crate::core::mix;

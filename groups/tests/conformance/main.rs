@@ -3,11 +3,11 @@
 mod sabotage;
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::testing::conformance::{InMemory, Scale, Shown, lines, run};
+use shardhost_testing::conformance::{InMemory, Scale, Shown, lines, run};
 
 use sabotage::Sabotage;
 
-shardhost_groups::conformance_tests!(
+shardhost_testing::conformance_tests!(
     InMemory::new(),
     skipped: [g7_the_data_of_another_node_is_refused, x4_a_node_is_followed_to_another_address]
 );

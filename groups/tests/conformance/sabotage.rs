@@ -7,11 +7,9 @@ use futures::future::BoxFuture;
 use shardhost_groups::Groups;
 use shardhost_groups::known_bugs::KnownBugs;
 use shardhost_groups::storage::NodeId;
-use shardhost_groups::testing::conformance::{
-    Cluster, DiskFault, Disks, Factory, InMemory, Links, Start,
-};
-use shardhost_groups::testing::network::{Envelope, Fate, Network, Tap};
 use shardhost_proto::peer::MessageKind;
+use shardhost_testing::conformance::{Cluster, DiskFault, Disks, Factory, InMemory, Links, Start};
+use shardhost_testing::network::{Envelope, Fate, Network, Tap};
 
 /// What is broken.
 #[derive(Clone, Copy, Debug, Default)]

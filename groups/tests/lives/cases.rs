@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use shardhost_groups::machine::{ApplyBatch, ApplyFault, SnapshotWriter, StateMachine};
 use shardhost_groups::runtime::{Destruction, MachineFactory};
 use shardhost_groups::testing::alone::Alone;
-use shardhost_groups::testing::conformance::Journal;
-use shardhost_groups::testing::network::Network;
 use shardhost_groups::{
     Group, GroupSpec, Groups, GroupsBuilder, GroupsConfig, OpenGroupError, Role,
 };
 use shardhost_storage::{GroupId, LogIndex, LogPosition, MemorySnapshots, MemoryStore, NodeId};
+use shardhost_testing::conformance::Journal;
+use shardhost_testing::network::Network;
 
 const SOON: Duration = Duration::from_secs(5);
 const ID: GroupId = GroupId::new(7);

@@ -2,8 +2,8 @@
 //! does not do what the others do is found.
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::testing::simulation::{Cluster, Shape, seeds};
 use shardhost_groups::{GroupId, NodeId};
+use shardhost_testing::simulation::{Cluster, Shape, seeds};
 
 /// Ticks between two checks: many within a run.
 const EVERY: u32 = 40;

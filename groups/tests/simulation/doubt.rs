@@ -1,8 +1,8 @@
 //! A replica that lost the end of its log must not help to elect one that never had it.
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::testing::simulation::{Cluster, Shape};
 use shardhost_groups::{GroupId, NodeId};
+use shardhost_testing::simulation::{Cluster, Shape};
 
 use crate::{all_seeds_hold, run};
 

@@ -2,7 +2,7 @@
 //! had a vote.
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::testing::simulation::Shape;
+use shardhost_testing::simulation::Shape;
 
 use super::{all_seeds_hold, run};
 

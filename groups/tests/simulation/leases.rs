@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::testing::simulation::{Cluster, Shape};
 use shardhost_groups::{GroupId, MembershipChange, NodeId};
+use shardhost_testing::simulation::{Cluster, Shape};
 
 use crate::{all_seeds_hold, run};
 

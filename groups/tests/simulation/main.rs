@@ -1,6 +1,6 @@
 //! Whole clusters in one thread, from a seed.
 //!
-//! The world is `shardhost_groups::testing::simulation`; here are the runs through it. A failing
+//! The world is `shardhost_testing::simulation`; here are the runs through it. A failing
 //! seed prints the command that replays it, and replays exactly.
 //!
 //! `SIMULATION_SEEDS=2000` runs more seeds, `SIMULATION_SEED=17` runs one and prints its story.
@@ -14,8 +14,8 @@ mod recovery;
 mod sleep;
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::testing::simulation::{Cluster, Coverage, Shape, seeds};
 use shardhost_groups::{GroupId, MembershipChange, NodeId};
+use shardhost_testing::simulation::{Cluster, Coverage, Shape, seeds};
 
 /// Seeds of an ordinary run of the test suite.
 const SEEDS: u64 = 200;

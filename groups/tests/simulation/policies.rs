@@ -2,9 +2,9 @@
 //! certain one.
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::testing::simulation::{Cluster, Shape};
 use shardhost_groups::worker::Advert;
 use shardhost_groups::{GroupId, NodeId, Requirement, RequirementMode};
+use shardhost_testing::simulation::{Cluster, Shape};
 
 use crate::{all_seeds_hold, run};
 

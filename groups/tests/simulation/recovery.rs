@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::testing::simulation::{Cluster, Shape};
 use shardhost_groups::{GroupId, NodeId};
+use shardhost_testing::simulation::{Cluster, Shape};
 
 use super::{all_seeds_hold, run};
 

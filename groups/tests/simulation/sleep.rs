@@ -1,8 +1,8 @@
 //! Groups that sleep: they cost nothing, and whatever ends their leader, they are led again.
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::testing::simulation::{Chance, Cluster, Shape};
 use shardhost_groups::{GroupId, NodeId};
+use shardhost_testing::simulation::{Chance, Cluster, Shape};
 
 use crate::{all_seeds_hold, run};
 

@@ -6,24 +6,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use shardhost::client::Resend;
+use shardhost_client::Resend;
 
 use super::join::{self, Joined, Shares};
 use super::rates::Rates;
 use super::report::Report;
 use super::service::{CAPABILITY, ServiceWatch};
 use super::{DemoArguments, Sabotage};
-use crate::cli::observe::{Leader, Observer};
-use crate::cli::output::{number, seconds};
-use crate::cli::trial::PATIENCE;
-use crate::cli::trial::input::Input;
-use crate::cli::trial::load::{self, Load};
-use crate::cli::trial::nodes::{Layout, Nodes};
-use crate::cli::trial::restart::{self, Restarted};
-use crate::cli::trial::screen::Screen;
-use crate::cli::trial::shares::leads;
-use crate::cli::trial::under_load::under_load;
-use crate::cli::trial::verify::Verification;
+use crate::observe::{Leader, Observer};
+use crate::output::{number, seconds};
+use crate::trial::PATIENCE;
+use crate::trial::input::Input;
+use crate::trial::load::{self, Load};
+use crate::trial::nodes::{Layout, Nodes};
+use crate::trial::restart::{self, Restarted};
+use crate::trial::screen::Screen;
+use crate::trial::shares::leads;
+use crate::trial::under_load::under_load;
+use crate::trial::verify::Verification;
 
 /// How long the load runs before something happens.
 const CALM: Duration = Duration::from_millis(500);

@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-use crate::cli::fill;
-use crate::cli::observe::Observer;
-use crate::cli::output::{number, seconds};
-use crate::cli::target::Target;
-use crate::cli::trial::PATIENCE;
-use crate::cli::trial::balance::until_fair;
-use crate::cli::trial::nodes::{Layout, Nodes};
-use crate::cli::trial::screen::Screen;
-use crate::cli::trial::shares::{is_fair, leads, votes};
+use crate::fill;
+use crate::observe::Observer;
+use crate::output::{number, seconds};
+use crate::target::Target;
+use crate::trial::PATIENCE;
+use crate::trial::balance::until_fair;
+use crate::trial::nodes::{Layout, Nodes};
+use crate::trial::screen::Screen;
+use crate::trial::shares::{is_fair, leads, votes};
 
 /// A host that joined.
 #[derive(Clone, Copy, Debug)]

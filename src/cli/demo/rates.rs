@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use shardhost::proto::admin::HostStatus;
+use shardhost_proto::admin::HostStatus;
 
-use crate::cli::observe::Observer;
+use crate::observe::Observer;
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(250);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use crate::cli::observe::Observer;
+use crate::observe::Observer;
 
 /// What the queues require of the host that leads them.
 pub const CAPABILITY: &str = "fifo";

@@ -14,7 +14,7 @@ use anyhow::Context;
 use clap::Args;
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
-use shardhost::proto::admin::{HostStatus, ReplaceMemberRequest};
+use shardhost_proto::admin::{HostStatus, ReplaceMemberRequest};
 
 use self::choose::{Nodes, Shard, Step};
 use super::group::config_index;

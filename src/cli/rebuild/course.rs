@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use shardhost::proto::admin::GroupStatus;
+use shardhost_proto::admin::GroupStatus;
 use tokio::time::Instant;
 
 use super::survey::{Old, member_on};
@@ -122,7 +122,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use shardhost::proto::log::{Incoming, Member, MemberRole, Membership};
+    use shardhost_proto::log::{Incoming, Member, MemberRole, Membership};
 
     use super::*;
 

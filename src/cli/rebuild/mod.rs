@@ -16,8 +16,8 @@ use anyhow::bail;
 use clap::Args;
 use futures::{StreamExt, stream};
 use serde_json::json;
-use shardhost::proto::admin::membership_step::Kind;
-use shardhost::proto::admin::{ChangeMembershipRequest, GroupStatus, MembershipStep};
+use shardhost_proto::admin::membership_step::Kind;
+use shardhost_proto::admin::{ChangeMembershipRequest, GroupStatus, MembershipStep};
 use tokio::time::Instant;
 use tonic_types::StatusExt;
 
@@ -425,7 +425,7 @@ fn report(
 
 #[cfg(test)]
 mod tests {
-    use shardhost::proto::log::{Member, MemberRole, Membership};
+    use shardhost_proto::log::{Member, MemberRole, Membership};
 
     use super::*;
 

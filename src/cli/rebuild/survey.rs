@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use shardhost::proto::admin::GroupStatus;
-use shardhost::proto::log::Member;
+use shardhost_proto::admin::GroupStatus;
+use shardhost_proto::log::Member;
 
-use crate::cli::group::role_of;
-use crate::cli::reached::Reached;
-use crate::cli::target::{all_groups, in_time};
+use crate::group::role_of;
+use crate::reached::Reached;
+use crate::target::{all_groups, in_time};
 
 /// A replica that is to be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ const fn is_short(voters: usize, usual: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use shardhost::proto::log::{MemberRole, Membership};
+    use shardhost_proto::log::{MemberRole, Membership};
 
     use super::*;
 

@@ -4,21 +4,21 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shardhost::client::Resend;
+use shardhost_client::Resend;
 
 use super::CheckArguments;
 use super::report::{Report, Step};
-use crate::cli::observe::Observer;
-use crate::cli::output::{number, seconds};
-use crate::cli::trial::balance::until_fair;
-use crate::cli::trial::input::Input;
-use crate::cli::trial::load::{self, Load};
-use crate::cli::trial::nodes::{Layout, Nodes};
-use crate::cli::trial::restart::restart;
-use crate::cli::trial::screen::Screen;
-use crate::cli::trial::under_load::under_load;
-use crate::cli::trial::verify::Verification;
-use crate::cli::trial::{PATIENCE, interruption, temporary_directory};
+use crate::observe::Observer;
+use crate::output::{number, seconds};
+use crate::trial::balance::until_fair;
+use crate::trial::input::Input;
+use crate::trial::load::{self, Load};
+use crate::trial::nodes::{Layout, Nodes};
+use crate::trial::restart::restart;
+use crate::trial::screen::Screen;
+use crate::trial::under_load::under_load;
+use crate::trial::verify::Verification;
+use crate::trial::{PATIENCE, interruption, temporary_directory};
 
 /// How long the load runs before the first host is restarted, and after each.
 const CALM: Duration = Duration::from_millis(500);

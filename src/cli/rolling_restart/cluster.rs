@@ -11,10 +11,10 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::cli::observe::Observer;
-use crate::cli::output::{number, seconds};
-use crate::cli::target::{Node, Target};
-use crate::cli::trial::drain::{self, Drained};
+use crate::observe::Observer;
+use crate::output::{number, seconds};
+use crate::target::{Node, Target};
+use crate::trial::drain::{self, Drained};
 
 /// Who asks for the drains.
 const OWNER: &str = "a rolling restart";

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cli::output::{Column, millis, number, seconds, table};
-use crate::cli::trial::findings::Fault;
-use crate::cli::trial::load::Load;
-use crate::cli::trial::nodes::Layout;
-use crate::cli::trial::restart::Restarted;
-use crate::cli::trial::screen::Screen;
-use crate::cli::trial::verify::Verified;
+use crate::output::{Column, millis, number, seconds, table};
+use crate::trial::findings::Fault;
+use crate::trial::load::Load;
+use crate::trial::nodes::Layout;
+use crate::trial::restart::Restarted;
+use crate::trial::screen::Screen;
+use crate::trial::verify::Verified;
 
 /// Faults that are shown one by one.
 const SHOWN_FAULTS: usize = 10;

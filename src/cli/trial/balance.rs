@@ -7,7 +7,7 @@ use anyhow::bail;
 use tokio::time::Instant;
 
 use super::shares::{are_fair, leads};
-use crate::cli::observe::Observer;
+use crate::observe::Observer;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);

@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use shardhost::proto::balance::balance_client::BalanceClient;
-use shardhost::proto::balance::drain_status::State;
-use shardhost::proto::balance::{DrainRequest, GetDrainRequest, UndrainRequest};
+use shardhost_proto::balance::balance_client::BalanceClient;
+use shardhost_proto::balance::drain_status::State;
+use shardhost_proto::balance::{DrainRequest, GetDrainRequest, UndrainRequest};
 use tonic::transport::Channel;
 
 use super::PATIENCE;
-use crate::cli::target::{channel, said};
+use crate::target::{channel, said};
 
 /// Between two looks at how far it is.
 const LOOK: Duration = Duration::from_millis(10);

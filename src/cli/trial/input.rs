@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use shardhost::shards::routing::key_hash;
-use shardhost::shards::table::MAX_KEY_BYTES;
+use shardhost_proto::routing::key_hash;
+use shardhost_server::shards::table::MAX_KEY_BYTES;
 
 /// Debian's word list.
 const WORDS: &str = "/usr/share/dict/words";

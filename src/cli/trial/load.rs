@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
-use shardhost::client::{Client, ClientError, ClientOptions, QueueClient, Resend, TableClient};
+use shardhost_client::{Client, ClientError, ClientOptions, QueueClient, Resend, TableClient};
 use tokio::task::JoinSet;
 
 use super::book::{Book, PartitionBook, SentMessage};

@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpSocket;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::cli::supervised::{Order, Report};
+use crate::supervised::{Order, Report};
 
 /// How long a host may take for a step of its start.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::nodes::Nodes;
 use super::{PATIENCE, drain};
-use crate::cli::observe::Observer;
-use crate::cli::output::{number, seconds};
+use crate::observe::Observer;
+use crate::output::{number, seconds};
 
 /// What came of it.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
 
-use crate::cli::output::number;
+use crate::output::number;
 
 /// Something that happened.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::cli::observe::Leader;
+use crate::observe::Leader;
 
 /// Whether a part is within one of the average of so many parts that make this sum.
 pub const fn is_fair(part: u64, sum: u64, parts: u64) -> bool {

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use shardhost::client::Client;
+use shardhost_client::Client;
 
 use super::load::Load;
 use super::screen::Screen;
-use crate::cli::output::{number, seconds};
+use crate::output::{number, seconds};
 
 /// Writes while `act` goes on, and then until every line is written. Gives the load back, and what
 /// came of the act.

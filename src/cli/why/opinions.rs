@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use shardhost::proto::admin::voter_fitness::Fitness;
-use shardhost::proto::admin::{LeaderExplanation, PolicyOpinion, VoterFitness};
+use shardhost_proto::admin::voter_fitness::Fitness;
+use shardhost_proto::admin::{LeaderExplanation, PolicyOpinion, VoterFitness};
 
 /// What is forgotten, and when, of those who declined.
 const UNTIL_NEWS: &str =
@@ -104,7 +104,7 @@ pub const fn word(fitness: Fitness) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use shardhost::proto::admin::DeclinedLeadership;
+    use shardhost_proto::admin::DeclinedLeadership;
 
     use super::*;
 

@@ -16,7 +16,7 @@ use std::fmt;
 
 use shardhost_storage::NodeId;
 
-use crate::shards::xxh64;
+use shardhost_proto::hash::xxh64;
 
 /// The number that a log was given when it was created. A node whose disk was lost has another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -21,8 +21,8 @@ use shardhost_groups::Groups;
 
 use super::Scope;
 use super::decide::StoreId;
-use crate::data_dir::replace;
 use crate::transport::FoundedBy;
+use shardhost_storage::replace_file;
 
 /// The founding that this node joined.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ impl Joined {
         let _writing = self.writing.lock();
         if founded.get() == 0 {
             let stored = Stored { store: self.store, scope: *scope, founding: said };
-            replace(&self.path, text_of(stored).as_bytes())?;
+            replace_file(&self.path, text_of(stored).as_bytes())?;
             if founded.learn(said) {
                 tracing::info!(founding = format!("{said:016x}"), "this node joins a cluster");
             }

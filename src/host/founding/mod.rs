@@ -33,7 +33,7 @@ use tonic::{Request, Response, Status};
 use self::decide::{Agreement, Cause, Phase, Record, Report, StoreId, Verdict, list};
 use self::joined::Joined;
 use self::record::RecordFile;
-pub(crate) use self::wire::Scope;
+pub use self::wire::Scope;
 use crate::transport::{FoundedBy, MapTag, PeerDirectory, check_map};
 
 /// How long a connection to a founder may take.
@@ -49,7 +49,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How the wait of a founder ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     /// The groups are to be created here.
     Found,
     /// The log holds them: this node was added to them.
@@ -58,7 +58,7 @@ pub(crate) enum Outcome {
 
 /// Who founds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Founders {
+pub struct Founders {
     /// As the configuration names them.
     pub nodes: BTreeSet<NodeId>,
     /// Those that an operator said are not waited for.
@@ -69,7 +69,7 @@ pub(crate) struct Founders {
 
 /// The founding of one scope on this host. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Founding {
+pub struct Founding {
     inner: Arc<Inner>,
 }
 

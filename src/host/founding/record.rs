@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use shardhost_storage::NodeId;
 
 use super::decide::{Phase, Record, StoreId, list};
-use crate::data_dir::replace;
+use shardhost_storage::replace_file;
 
 /// Where the record of one scope is kept.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ impl RecordFile {
     /// # Errors
     /// When it cannot be written: then the old one stands.
     pub fn write(&self, record: &Record) -> io::Result<()> {
-        replace(&self.path, text_of(record).as_bytes())
+        replace_file(&self.path, text_of(record).as_bytes())
     }
 }
 

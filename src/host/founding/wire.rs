@@ -8,7 +8,7 @@ use super::decide::{Phase, Record, Report, StoreId};
 
 /// What is founded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scope {
+pub enum Scope {
     /// The system group.
     System,
     /// The shards of a cluster without a catalog.

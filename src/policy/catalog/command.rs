@@ -22,7 +22,7 @@ use super::{
     MAX_ADDRESS_BYTES, MAX_CAPABILITIES, MAX_COMMAND_BYTES, MAX_LABEL_BYTES, MAX_LABELS,
     MAX_MEMBERS, MAX_PASSED_MS, MAX_PREFERENCES, MAX_TEXT_BYTES, MAX_TIME_MS, SYSTEM_GROUP,
 };
-use crate::shards::ShardMap;
+use shardhost_proto::shard_map::ShardMap;
 
 /// A change of the catalog, with the time of whoever proposed it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use shardhost_storage::{GroupId, LogIndex, NodeId};
 
 use super::name::MAX_NAME_BYTES;
 use super::record::{DrainState, IntentId, Place, RecordKey, Revision};
-use crate::shards::ShardMap;
+use shardhost_proto::shard_map::ShardMap;
 
 /// Groups that a refusal names at most; it says how many there are.
 pub const MAX_NAMED_GROUPS: usize = 10;
@@ -117,7 +117,7 @@ pub enum StrandedCause {
 impl StrandedCause {
     /// Why none of these other members that take leaders could lead a group, as far as that does not
     /// depend on who answers; `None`: one could.
-    pub(in crate::policy) fn of<T>(
+    pub(crate) fn of<T>(
         others: &[T],
         capable: impl Fn(&T) -> bool,
         draining: impl Fn(&T) -> bool,

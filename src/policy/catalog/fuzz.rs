@@ -12,7 +12,7 @@ use shardhost_storage::testing::fuzz::{Seed, Target, names_what_is_wrong};
 use shardhost_storage::{GroupId, LogIndex, LogPosition, NodeId, Requirement};
 
 use super::*;
-use crate::shards::{KindShards, ShardMap};
+use shardhost_proto::shard_map::{KindShards, ShardMap};
 
 /// Commands or frames of an input at most: time is bounded by them.
 const MOST_PARTS: usize = 256;

@@ -38,7 +38,8 @@ mod digest;
 mod error;
 mod feed;
 #[cfg(feature = "testing")]
-pub(crate) mod fuzz;
+#[doc(hidden)]
+pub mod fuzz;
 mod machine;
 mod name;
 mod query;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use shardhost_storage::NodeId;
 
 use super::settings::BreakerSettings;
-use crate::policy::utc::Utc;
+use crate::utc::Utc;
 
 /// What a breaker looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

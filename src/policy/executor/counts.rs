@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardhost_groups::RejectReason;
 use shardhost_storage::{GroupId, NodeId};
 
-use crate::policy::planner::{Plan, Tier};
+use crate::planner::{Plan, Tier};
 
 /// Numbers since the executor began.
 #[derive(Clone, Debug, Default)]

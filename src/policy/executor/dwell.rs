@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use shardhost_storage::GroupId;
 
-use crate::policy::planner::Group;
+use crate::planner::Group;
 
 /// When groups moved.
 #[derive(Clone, Debug)]

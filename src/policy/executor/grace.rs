@@ -7,7 +7,7 @@ use shardhost_storage::NodeId;
 
 use super::hold::Hold;
 use super::settings::ExecutorSettings;
-use crate::policy::planner::Node;
+use crate::planner::Node;
 
 /// Ends when its time has passed and every live node reported, or after a longer time.
 #[derive(Clone, Debug)]

@@ -7,8 +7,8 @@ use shardhost_storage::NodeId;
 
 use super::breaker::BreakerState;
 use super::observation::Stop;
-use crate::policy::planner::{Tier, ids};
-use crate::policy::utc::Utc;
+use crate::planner::{Tier, ids};
+use crate::utc::Utc;
 
 /// Why no planned move starts at all. Refusals and drains, which hosts do by themselves, go on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use shardhost_storage::{GroupId, NodeId};
 
 use super::order::Order;
-use crate::policy::planner::{Group, LedgerMove, Move};
+use crate::planner::{Group, LedgerMove, Move};
 
 /// A move that was ordered.
 #[derive(Clone, Debug)]

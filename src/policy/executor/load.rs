@@ -6,7 +6,7 @@
 use shardhost_storage::GroupId;
 
 use super::settings::LoadSettings;
-use crate::policy::planner::{Group, snapshot::MAX_LOAD};
+use crate::planner::{Group, snapshot::MAX_LOAD};
 
 /// Smoothed loads are kept in thousandths of an operation per second.
 const UNIT: u64 = 1_000;

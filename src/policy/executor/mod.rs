@@ -66,9 +66,9 @@ pub use settings::{Backoff, Bounds, BreakerSettings, ExecutorSettings, LoadSetti
 pub use settings::{Rate, Rates, WindowSettings};
 pub use status::{ExecutorStatus, PlanStatus, TroubledNode};
 pub use why::{Answer, Why};
-pub(in crate::policy) use window::Window;
+pub use window::Window;
 
-use crate::policy::planner::{self, Move, Snapshot};
+use crate::planner::{self, Move, Snapshot};
 use counts::Counts;
 use dwell::Dwell;
 use grace::Grace;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardhost_storage::{GroupId, NodeId};
 
 use super::settings::Backoff;
-use crate::policy::planner::{Group, Mute, Requirement, Snapshot};
+use crate::planner::{Group, Mute, Requirement, Snapshot};
 
 /// What could be the cause of a failure. When it is different, the target is asked again.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use shardhost_storage::NodeId;
 
 use super::hold::Hold;
 use super::record::Recorded;
-use crate::policy::planner::{Snapshot, SnapshotError};
+use crate::planner::{Snapshot, SnapshotError};
 
 /// Whether plans are made and carried out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ use super::order::{Blame, Order, Verdict};
 use super::queue::Lane;
 use super::settings::ExecutorSettings;
 use super::window::Window;
-use crate::policy::planner::Tier;
+use crate::planner::Tier;
 
 /// What an ending says about one kind of moves.
 #[derive(Clone, Copy, Debug)]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shardhost_storage::{GroupId, NodeId};
 
-use crate::policy::planner::{Move, Tier};
+use crate::planner::{Move, Tier};
 
 /// What moves have in common that wait for the same things.
 pub(super) type Lane = (NodeId, NodeId, Tier);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::settings::Bounds;
-use crate::policy::planner::{self, Plan, Snapshot, SnapshotError};
+use crate::planner::{self, Plan, Snapshot, SnapshotError};
 
 /// A snapshot, and the plan that was made from it. As JSON it is a test.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! Numbers that pace the executor: limits, patience, back-off. Data only.
 
-use crate::policy::planner::{self, Tier};
+use crate::planner::{self, Tier};
 
 /// A time that doubles with each failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

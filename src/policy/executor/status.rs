@@ -11,7 +11,7 @@ use super::hold::Hold;
 use super::observation::{Mode, Stop};
 use super::order::Epoch;
 use super::pace::End;
-use crate::policy::planner::{Summary, Tier, ids};
+use crate::planner::{Summary, Tier, ids};
 
 /// What the executor is at, and what came of it since it began.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,8 +13,8 @@ use super::pace::End;
 use super::record::Recorded;
 use super::status::TroubledNode;
 use super::{Executor, ledger};
-use crate::policy::planner::{self, Explanation, Tier, ids};
-use crate::policy::utc::Utc;
+use crate::planner::{self, Explanation, Tier, ids};
+use crate::utc::Utc;
 
 /// The whole answer for one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use super::settings::WindowSettings;
 
 /// A window that grows while moves go well and is halved when one does not.
 #[derive(Clone, Debug)]
-pub(in crate::policy) struct Window {
+pub struct Window {
     settings: WindowSettings,
     size: u32,
     /// Moves that went well since it grew.
@@ -17,33 +17,43 @@ pub(in crate::policy) struct Window {
 }
 
 impl Window {
-    pub(in crate::policy) fn new(settings: WindowSettings) -> Self {
+    /// A window of the first size, within its bounds.
+    #[must_use]
+    pub fn new(settings: WindowSettings) -> Self {
         let size = settings.first.clamp(settings.least, settings.most);
         Self { settings, size, good: 0, in_flight: 0, cut_from: 0 }
     }
 
-    pub(in crate::policy) const fn size(&self) -> u32 {
+    /// Moves that may be under way.
+    #[must_use]
+    pub const fn size(&self) -> u32 {
         self.size
     }
 
-    pub(in crate::policy) const fn in_flight(&self) -> u32 {
+    /// Moves that are under way.
+    #[must_use]
+    pub const fn in_flight(&self) -> u32 {
         self.in_flight
     }
 
-    pub(in crate::policy) const fn has_room(&self) -> bool {
+    /// Whether one more may start.
+    #[must_use]
+    pub const fn has_room(&self) -> bool {
         self.in_flight < self.size
     }
 
-    pub(in crate::policy) const fn start(&mut self) {
+    /// A move starts.
+    pub const fn start(&mut self) {
         self.in_flight += 1;
     }
 
-    pub(in crate::policy) const fn end(&mut self) {
+    /// A move ended, however.
+    pub const fn end(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
     /// A move went well. Grows by an eighth of its first size with each eighth of a window.
-    pub(in crate::policy) fn grow(&mut self) {
+    pub fn grow(&mut self) {
         self.good += 1;
         if self.good >= self.size / 8 {
             self.size = (self.size + (self.settings.first / 8).max(1)).min(self.settings.most);
@@ -52,7 +62,7 @@ impl Window {
     }
 
     /// The move of this number did not go well; `next` is the number of the next to start.
-    pub(in crate::policy) fn cut(&mut self, number: u64, next: u64) {
+    pub fn cut(&mut self, number: u64, next: u64) {
         if number >= self.cut_from {
             self.size = (self.size / 2).max(self.settings.least);
             self.cut_from = next;

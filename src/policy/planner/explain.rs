@@ -15,7 +15,7 @@ use super::sheet::{Duty, Scope, Sheet, dwells_until};
 use super::snapshot::Snapshot;
 use super::state::State;
 use super::target::{self, TargetVerdict};
-use crate::policy::utc::Utc;
+use crate::utc::Utc;
 
 /// Why a group stays where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

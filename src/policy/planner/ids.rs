@@ -8,38 +8,30 @@ fn checked<E: Error>(value: u64) -> Result<NodeId, E> {
 }
 
 /// A node's id as a number that is not zero.
-pub(in crate::policy) mod node {
+pub(crate) mod node {
     use super::*;
 
-    pub(in crate::policy) fn serialize<S: Serializer>(
-        id: &NodeId,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(id: &NodeId, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_u64(id.get())
     }
 
-    pub(in crate::policy) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<NodeId, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<NodeId, D::Error> {
         checked(u64::deserialize(from)?)
     }
 }
 
 /// A node's id or null.
-pub(in crate::policy) mod node_option {
+pub(crate) mod node_option {
     use super::*;
 
-    pub(in crate::policy) fn serialize<S: Serializer>(
-        id: &Option<NodeId>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(id: &Option<NodeId>, to: S) -> Result<S::Ok, S::Error> {
         match id {
             Some(id) => to.serialize_some(&id.get()),
             None => to.serialize_none(),
         }
     }
 
-    pub(in crate::policy) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<Option<NodeId>, D::Error> {
         Option::<u64>::deserialize(from)?.map(checked).transpose()
@@ -47,20 +39,15 @@ pub(in crate::policy) mod node_option {
 }
 
 /// A group's id as a number.
-pub(in crate::policy) mod group {
+pub(crate) mod group {
     use super::*;
     use shardhost_storage::GroupId;
 
-    pub(in crate::policy) fn serialize<S: Serializer>(
-        id: &GroupId,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(id: &GroupId, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_u64(id.get())
     }
 
-    pub(in crate::policy) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<GroupId, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<GroupId, D::Error> {
         u64::deserialize(from).map(GroupId::new)
     }
 }

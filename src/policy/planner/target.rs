@@ -8,7 +8,7 @@ use shardhost_storage::NodeId;
 
 use super::index::{Fitness, Index, Standing};
 use super::snapshot::{Group, Mute, Place, Voter};
-use crate::policy::utc::Utc;
+use crate::utc::Utc;
 
 /// What speaks against a voter's node as a target, the most lasting reason first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,8 +9,8 @@ use shardhost_proto::{admin as wire, log};
 use shardhost_storage::Doubt;
 use shardhost_storage::convert::membership_to_message;
 
-use crate::host::Host;
-use crate::policy::catalog::{GroupState, View};
+use shardhost::host::Host;
+use shardhost_policy::catalog::{GroupState, View};
 
 /// Failed replicas that a node names at most when it tells how it is.
 const MAX_FAILED_SHOWN: usize = 10;

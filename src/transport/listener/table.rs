@@ -174,7 +174,8 @@ pub struct Connection {
 
 impl Connection {
     /// Its number among those of the listener.
-    pub(crate) const fn id(&self) -> u64 {
+    #[must_use]
+    pub const fn id(&self) -> u64 {
         self.id
     }
 
@@ -212,7 +213,7 @@ impl Connection {
     }
 
     /// Ends the connection with everything on it.
-    pub(crate) fn cut(&self) {
+    pub fn cut(&self) {
         if let Some(open) = self.table.state.lock().open.get(&self.id) {
             open.cut.cancel();
         }

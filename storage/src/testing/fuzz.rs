@@ -3,6 +3,7 @@
 //! bounds what an input may allocate and how long it may take, and names the input that failed.
 
 pub use crate::files::fuzz::snapshot_files;
+#[cfg(feature = "rocksdb")]
 pub use crate::rocks::fuzz::log_values;
 
 /// One kind of bytes from outside.

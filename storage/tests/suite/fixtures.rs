@@ -1,7 +1,7 @@
 //! The stores under test.
 
-use shardhost_storage::testing::log_store::Subject;
 use shardhost_storage::{LogStore, MemoryStore};
+use shardhost_testing::log_store::Subject;
 
 pub use shardhost_storage::testing::fixtures::*;
 

@@ -1,10 +1,10 @@
 //! The rules of the log seam, for each store.
 
 mod memory {
-    shardhost_storage::log_store_tests!(crate::fixtures::InMemory::default());
+    shardhost_testing::log_store_tests!(crate::fixtures::InMemory::default());
 }
 
 #[cfg(feature = "rocksdb")]
 mod rocks {
-    shardhost_storage::log_store_tests!(crate::fixtures::OnDisk::default());
+    shardhost_testing::log_store_tests!(crate::fixtures::OnDisk::default());
 }

@@ -2,11 +2,11 @@
 
 use std::io::{ErrorKind, Read, Write};
 
-use shardhost_storage::testing::snapshot_store::{announce, content, get, put};
 use shardhost_storage::{
     LogBatch, LogError, LogPosition, LogStore, MemorySnapshots, MemoryStore, SnapshotAnnouncement,
     SnapshotError, SnapshotFault, SnapshotStore, StoreFault,
 };
+use shardhost_testing::snapshot_store::{announce, content, get, put};
 
 use crate::fixtures::{
     GROUP, append, compact, create, entries, hard_state, index, load, read, reset, view, write,

@@ -6,11 +6,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use shardhost_storage::testing::snapshot_store::{announce, content, get, put};
 use shardhost_storage::{
     GroupId, LogPosition, SnapshotAnnouncement, SnapshotError, SnapshotFiles, SnapshotFilesOptions,
     SnapshotStore,
 };
+use shardhost_testing::snapshot_store::{announce, content, get, put};
 
 use crate::fixtures::GROUP;
 

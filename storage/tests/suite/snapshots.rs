@@ -1,14 +1,14 @@
 //! The rules of the snapshot seam, for each store.
 
-use shardhost_storage::testing::snapshot_store::Subject;
 use shardhost_storage::{MemorySnapshots, SnapshotFiles, SnapshotStore};
+use shardhost_testing::snapshot_store::Subject;
 
 mod memory {
-    shardhost_storage::snapshot_store_tests!(super::InMemory::default());
+    shardhost_testing::snapshot_store_tests!(super::InMemory::default());
 }
 
 mod files {
-    shardhost_storage::snapshot_store_tests!(super::InFiles::default());
+    shardhost_testing::snapshot_store_tests!(super::InFiles::default());
 }
 
 #[derive(Default)]

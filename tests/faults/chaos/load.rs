@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shardhost::client::{Client, ClientOptions, Resend};
+use shardhost_client::{Client, ClientOptions, Resend};
 use tokio::task::JoinHandle;
 
 use crate::cluster::Cluster;

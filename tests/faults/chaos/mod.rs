@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use rustix::io::Errno;
 use rustix::process::Signal;
-use shardhost::client::Client;
+use shardhost_client::Client;
 
 use crate::cluster::Cluster;
 use crate::road::Road;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use shardhost::proto::client::table_client::TableClient;
-use shardhost::proto::client::table_request::Operation;
-use shardhost::proto::client::{Get, TableBatch, TableReplies, TableRequest};
+use shardhost_proto::client::table_client::TableClient;
+use shardhost_proto::client::table_request::Operation;
+use shardhost_proto::client::{Get, TableBatch, TableReplies, TableRequest};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;

@@ -11,15 +11,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context;
-use shardhost::client::{Client, ClientOptions};
 use shardhost::{GroupId, NodeId};
+use shardhost_client::{Client, ClientOptions};
 
 use super::findings::Findings;
 use super::load::Load;
 use super::nodes::Layout;
 use super::screen::Screen;
-use crate::cli::observe::Observer;
-use crate::cli::output::number;
+use crate::observe::Observer;
+use crate::output::number;
 
 /// Everything that a verification needs.
 pub struct Verification<'a> {

@@ -7,16 +7,16 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use futures::future::try_join_all;
 use shardhost::NodeId;
-use shardhost::client::{ClientError, QueueClient};
-use shardhost::proto::client::Delivery;
+use shardhost_client::{ClientError, QueueClient};
+use shardhost_proto::client::Delivery;
 use tokio::time::Instant;
 
 use super::{Verification, Verified};
-use crate::cli::output::text;
-use crate::cli::trial::PATIENCE;
-use crate::cli::trial::book::PartitionBook;
-use crate::cli::trial::findings::{Fault, Findings};
-use crate::cli::trial::input::Input;
+use crate::output::text;
+use crate::trial::PATIENCE;
+use crate::trial::book::PartitionBook;
+use crate::trial::findings::{Fault, Findings};
+use crate::trial::input::Input;
 
 /// Messages of one peek.
 const PEEK: u32 = 5_000;
@@ -73,7 +73,7 @@ async fn peek_page(
     node: NodeId,
     shard: usize,
     from: u64,
-) -> Result<shardhost::proto::client::Deliveries, ClientError> {
+) -> Result<shardhost_proto::client::Deliveries, ClientError> {
     let mut tries = 0;
     loop {
         let page = queue.peek_via(node, shard, from, Some(PEEK)).await;
@@ -230,7 +230,7 @@ fn compare(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::trial::book::SentMessage;
+    use crate::trial::book::SentMessage;
 
     fn input() -> Input {
         let file = tempfile::NamedTempFile::new().unwrap();

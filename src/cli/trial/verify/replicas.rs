@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use anyhow::bail;
 use futures::StreamExt;
 use futures::future::try_join_all;
-use shardhost::proto::admin::ChecksumReply;
+use shardhost_proto::admin::ChecksumReply;
 use tokio::time::Instant;
 
 use super::{Verification, Verified};
-use crate::cli::trial::PATIENCE;
+use crate::trial::PATIENCE;
 
 /// Groups compared side by side.
 const IN_FLIGHT: usize = 8;

@@ -7,13 +7,13 @@ use anyhow::Context;
 use bytes::Bytes;
 use futures::StreamExt;
 use shardhost::NodeId;
-use shardhost::client::{ClientError, TableClient};
-use shardhost::server::group_of_shard;
-use shardhost::shards::TABLE_KIND;
+use shardhost_client::{ClientError, TableClient};
+use shardhost_proto::shard_map::TABLE_KIND;
+use shardhost_server::group_of_shard;
 
 use super::{Verification, Verified};
-use crate::cli::output::text;
-use crate::cli::trial::findings::{Fault, Findings};
+use crate::output::text;
+use crate::trial::findings::{Fault, Findings};
 
 /// Reads under way at any moment.
 const IN_FLIGHT: usize = 1_024;

@@ -13,7 +13,7 @@ use super::{
     cause_from, cause_to, drain_state_from, drain_state_to, key_from, key_to, malformed, map_from,
     map_to, node_from, place_from, place_to, present,
 };
-use crate::shards::ShardMap;
+use shardhost_proto::shard_map::ShardMap;
 
 /// The message of a reply.
 pub(in super::super) fn reply_to_message(reply: &Reply) -> wire::Reply {

@@ -7,7 +7,7 @@ use shardhost_storage::GroupId;
 use super::super::command::malformed;
 use super::super::error::Refusal;
 use super::super::wire;
-use crate::shards::{KindShards, ShardMap};
+use shardhost_proto::shard_map::{KindShards, ShardMap};
 
 pub(in super::super) fn map_to(map: &ShardMap) -> wire::ShardMap {
     let kind = |(kind, shards): (&String, &KindShards)| wire::ShardKind {

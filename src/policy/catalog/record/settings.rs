@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Revision;
-use crate::shards::ShardMap;
+use shardhost_proto::shard_map::ShardMap;
 
 /// Whether leadership is moved for balance and preference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

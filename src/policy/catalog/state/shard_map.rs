@@ -7,8 +7,8 @@ use super::super::record::{Record, Settings};
 use super::super::reply::{Done, Reply};
 use super::super::view::View;
 use super::Catalog;
-use crate::shards::map::MAX_SHARDS;
-use crate::shards::{KindShards, ShardMap};
+use shardhost_proto::shard_map::MAX_SHARDS;
+use shardhost_proto::shard_map::{KindShards, ShardMap};
 
 /// The label that shards have, and other groups have not.
 const SHARD_LABEL: &str = "shard";

@@ -3,11 +3,11 @@
 use proptest::prelude::*;
 use shardhost_groups::GroupSpec;
 use shardhost_groups::machine::{ApplyBatch, Command as Committed, StateMachine};
-use shardhost_groups::testing::state_machine::Check;
 use shardhost_storage::{LogIndex, LogPosition};
+use shardhost_testing::state_machine::Check;
 
 use super::*;
-use crate::shards::{KindShards, ShardMap};
+use shardhost_proto::shard_map::{KindShards, ShardMap};
 
 fn nodes() -> impl Strategy<Value = BTreeSet<NodeId>> {
     proptest::collection::btree_set((1..6u64).prop_map(node), 0..4)

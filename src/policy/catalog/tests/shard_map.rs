@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::shards::{KindShards, ShardMap};
+use shardhost_proto::shard_map::{KindShards, ShardMap};
 
 const FIRST_TABLE: u64 = 1_000_000;
 

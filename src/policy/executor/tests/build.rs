@@ -7,7 +7,7 @@ use shardhost_storage::{GroupId, NodeId};
 
 use super::super::{Ending, Epoch, Executor, ExecutorSettings, Mode, Observation};
 use super::super::{Order, Round, Stop, StopScope};
-use crate::policy::planner::{Group, Node, Plan, Requirement, Snapshot, Voter};
+use crate::planner::{Group, Node, Plan, Requirement, Snapshot, Voter};
 
 /// When a desk begins: late enough for every node to be up for long.
 pub(super) const START: u64 = 10_000_000;

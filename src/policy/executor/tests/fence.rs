@@ -2,7 +2,7 @@
 
 use super::super::{Epoch, Fence, Order, OrderRefusal, Standing, Ticket};
 use super::build::{gid, id, stop};
-use crate::policy::planner::Tier;
+use crate::planner::Tier;
 
 fn order(epoch: u64) -> Order {
     Order {

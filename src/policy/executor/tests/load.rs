@@ -3,7 +3,7 @@
 use super::super::load::Loads;
 use super::super::{ExecutorSettings, LoadSettings};
 use super::build::group;
-use crate::policy::planner::Group;
+use crate::planner::Group;
 
 fn loads() -> Loads {
     Loads::new(ExecutorSettings::default().load)

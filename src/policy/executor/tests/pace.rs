@@ -8,7 +8,7 @@ use super::super::window::Window;
 use super::super::{Backoff, BreakerSettings, BreakerState, Ending, ExecutorSettings};
 use super::super::{End, Hold, Order, Rate, Rates, WindowSettings};
 use super::build::{Desk, all_on_one, id};
-use crate::policy::planner::Tier;
+use crate::planner::Tier;
 use shardhost_groups::RejectReason;
 
 #[test]

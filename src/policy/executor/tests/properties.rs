@@ -11,7 +11,7 @@ use super::super::window::Window;
 use super::super::{Backoff, Rate, WindowSettings};
 use super::build::{gid, id};
 use super::simulation::Chance;
-use crate::policy::planner::{Move, Tier};
+use crate::planner::{Move, Tier};
 
 const SEEDS: u64 = 200;
 

@@ -3,7 +3,7 @@
 use super::super::ExecutorSettings;
 use super::super::dwell::Dwell;
 use super::build::{Desk, all_on_one, gid, group, id};
-use crate::policy::planner::{Group, Voter};
+use crate::planner::{Group, Voter};
 use shardhost_groups::RejectReason;
 
 /// Two groups on node 1 that only node 2 could take one of, which refuses.

@@ -3,7 +3,7 @@
 use super::super::{Answer, Ending, Hold, Mode, Wait, WindowSettings};
 use super::super::{Executor, ExecutorSettings};
 use super::build::{Desk, START, all_on_one, gid, group, id, stop};
-use crate::policy::planner::{Outcome, Stay, Tier};
+use crate::planner::{Outcome, Stay, Tier};
 use shardhost_groups::RejectReason;
 
 fn answer(desk: &Desk, number: u64) -> Answer {

@@ -10,7 +10,7 @@ use super::host::Host;
 use super::seat::Seat;
 use super::shape::{DWELL_MS, MUTE_MS};
 use super::shard::{Hosts, Shard};
-use crate::policy::planner::{self, Tier};
+use crate::planner::{self, Tier};
 
 /// News older than this have reached everybody.
 const NEWS_ARE_HEARD_MS: u64 = 20_000;

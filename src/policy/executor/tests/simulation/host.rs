@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use shardhost_storage::NodeId;
 
 use super::super::super::{Epoch, Fence};
-use crate::policy::planner::Node;
+use crate::planner::Node;
 
 /// What a host understands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

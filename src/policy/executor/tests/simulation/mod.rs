@@ -24,7 +24,7 @@ pub(super) use chance::Chance;
 use checks::Coverage;
 use cluster::Cluster;
 use sabotage::Sabotage;
-use shardhost_groups::testing::simulation::seeds;
+use shardhost_testing::simulation::seeds;
 
 /// Seeds of an ordinary run of the test suite.
 const SEEDS: u64 = 500;

@@ -8,7 +8,7 @@ use shardhost_storage::{GroupId, NodeId};
 use super::super::super::{
     Bounds, Epoch, Executor, ExecutorSettings, Mode, Observation, Round, Stop,
 };
-use crate::policy::planner::{Group, Node, Snapshot};
+use crate::planner::{Group, Node, Snapshot};
 
 /// What a host said at one time.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use super::super::super::Answer;
 use super::cluster::Cluster;
 use super::host::Host;
 use super::shard::Shard;
-use crate::policy::planner::{Snapshot, check, plan};
+use crate::planner::{Snapshot, check, plan};
 
 impl Cluster {
     /// Lets time pass until nothing is left to move.

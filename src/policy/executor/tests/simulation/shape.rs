@@ -8,7 +8,7 @@ use super::super::super::{Backoff, Bounds, ExecutorSettings};
 use super::chance::Chance;
 use super::host::Host;
 use super::shard::{Hosts, Shard};
-use crate::policy::planner::{Requirement, RequirementMode};
+use crate::planner::{Requirement, RequirementMode};
 
 /// How long a group rests in the simulation.
 pub(super) const DWELL_MS: u64 = 60_000;

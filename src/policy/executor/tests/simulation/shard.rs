@@ -6,7 +6,7 @@ use shardhost_storage::{GroupId, NodeId};
 
 use super::chance::Chance;
 use super::host::Host;
-use crate::policy::planner::{Group, Requirement, Voter};
+use crate::planner::{Group, Requirement, Voter};
 
 /// All hosts.
 pub(super) type Hosts = BTreeMap<NodeId, Host>;

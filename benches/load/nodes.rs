@@ -1,0 +1,356 @@
+//! The children of a benchmark, as the parent sees them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use super::balance::{BalanceAnswer, BalanceOrder};
+use super::drain::{DrainOrder, Drained};
+use super::flow::{FlowOrder, Flowed};
+use super::found::{FoundOrder, Founded};
+use super::hosting::Setup;
+use super::kill::{KillOrder, Noted};
+use super::read::{ReadMeasured, ReadOrder};
+use super::restart::{RestartAnswer, RestartOrder};
+use super::snapshot::{SnapshotAnswer, SnapshotOrder};
+use super::stall::{StallAnswer, StallOrder};
+use super::tally::Counted;
+use super::{MachineKind, WriteArguments};
+
+/// How long a child may take for an answer that needs no work.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What the parent tells a child.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// Who the child is.
+    Be { node: u64, nodes: u64, directory: PathBuf, workers: usize, apply_threads: usize },
+    /// Start, and create or open the groups.
+    Join(Setup),
+    /// Start the server of as many tables as there are groups.
+    Serve(Setup),
+    /// Wait until every group has a leader that some node knows.
+    AwaitLeaders,
+    /// Hand over what another node should lead.
+    Spread,
+    /// Hand everything on, or take leaderships again.
+    Drain(DrainOrder),
+    /// Say what is known, or hand some of it on.
+    Balance(BalanceOrder),
+    /// Note what happens when another node is killed.
+    Kill(KillOrder),
+    /// Do something for the benchmark of founding.
+    Found(FoundOrder),
+    /// Begin or end a steady flow of writes.
+    Flow(FlowOrder),
+    /// Write.
+    Write(WriteArguments),
+    /// Read and write.
+    Read(ReadOrder),
+    /// Do something for the stall benchmark.
+    Stall(StallOrder),
+    /// Do something for the restart benchmark.
+    Restart(RestartOrder),
+    /// Wait until every group sleeps.
+    AwaitSleep,
+    /// Say what was used since the last time.
+    Usage,
+    /// Do something for the snapshot benchmark.
+    Snapshot(SnapshotOrder),
+    /// End.
+    End,
+}
+
+/// What a child answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    Listening { address: String },
+    Done,
+    Leaders { led: u64 },
+    Drained(Drained),
+    Balance(Box<BalanceAnswer>),
+    Noted(Box<Noted>),
+    Flowed(Box<Flowed>),
+    Founded(Founded),
+    Measured(Box<Measured>),
+    Read(Box<ReadMeasured>),
+    Stall(Box<StallAnswer>),
+    Restart(Box<RestartAnswer>),
+    Usage(Usage),
+    Snapshot(Box<SnapshotAnswer>),
+    Failed { message: String },
+}
+
+/// What a child used between two questions.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Usage {
+    pub seconds: f64,
+    pub cpu_seconds: f64,
+    pub resident_bytes: u64,
+    pub log_writes: u64,
+    pub log_group_writes: u64,
+    pub log_entries: u64,
+    pub messages: u64,
+    pub frames: u64,
+    pub rounds: u64,
+}
+
+impl Usage {
+    /// What was used since `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            seconds: self.seconds - earlier.seconds,
+            cpu_seconds: self.cpu_seconds - earlier.cpu_seconds,
+            resident_bytes: self.resident_bytes,
+            log_writes: self.log_writes - earlier.log_writes,
+            log_group_writes: self.log_group_writes - earlier.log_group_writes,
+            log_entries: self.log_entries - earlier.log_entries,
+            messages: self.messages - earlier.messages,
+            frames: self.frames - earlier.frames,
+            rounds: self.rounds - earlier.rounds,
+        }
+    }
+}
+
+/// What one child measured.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Measured {
+    pub acknowledged: u64,
+    pub failed: u64,
+    pub usage: Usage,
+    /// Latencies in microseconds, with how often each was seen.
+    pub latencies: Vec<(u64, u64)>,
+}
+
+impl Measured {
+    /// What was counted, and what that took.
+    pub fn new(counted: &Counted, usage: Usage) -> Self {
+        let (acknowledged, failed) = (counted.succeeded, counted.failed);
+        Self { acknowledged, failed, usage, latencies: counted.latencies_us() }
+    }
+
+    /// Of a node that was written to from outside.
+    pub const fn of_usage(usage: Usage) -> Self {
+        Self { acknowledged: 0, failed: 0, usage, latencies: Vec::new() }
+    }
+}
+
+/// One child.
+#[derive(Debug)]
+pub struct Node {
+    pub number: u64,
+    child: Child,
+    orders: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Node {
+    async fn start(number: u64) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("cannot find this program")?;
+        let mut child = Command::new(program)
+            .arg("node")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot start a node")?;
+        let orders = child.stdin.take().context("a node without standard input")?;
+        let output = child.stdout.take().context("a node without standard output")?;
+        let answers = BufReader::new(output).lines();
+        Ok(Self { number, child, orders, answers })
+    }
+
+    /// Gives an order without waiting for the answer.
+    pub async fn order(&mut self, order: &Order) -> anyhow::Result<()> {
+        let mut line = serde_json::to_string(order)?;
+        line.push('\n');
+        self.orders.write_all(line.as_bytes()).await.context("a node went away")?;
+        Ok(self.orders.flush().await?)
+    }
+
+    /// The answer to the last order.
+    pub async fn answer(&mut self, within: Duration) -> anyhow::Result<Answer> {
+        let line = tokio::time::timeout(within, self.answers.next_line())
+            .await
+            .with_context(|| format!("node {} gave no answer within {within:?}", self.number))??;
+        let line = line.with_context(|| format!("node {} ended", self.number))?;
+        match serde_json::from_str(&line).with_context(|| format!("what is this: {line}"))? {
+            Answer::Failed { message } => bail!("node {}: {message}", self.number),
+            answer => Ok(answer),
+        }
+    }
+}
+
+/// All children of a benchmark.
+#[derive(Debug)]
+pub struct Nodes {
+    pub nodes: Vec<Node>,
+}
+
+/// How the children of a benchmark are started.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    pub nodes: u64,
+    pub groups: u64,
+    pub machine: MachineKind,
+    pub workers: usize,
+    pub apply_threads: usize,
+}
+
+impl Layout {
+    /// Of a write benchmark.
+    pub const fn of(arguments: &WriteArguments) -> Self {
+        Self {
+            nodes: arguments.nodes,
+            groups: arguments.groups,
+            machine: arguments.machine,
+            workers: arguments.workers,
+            apply_threads: arguments.apply_threads,
+        }
+    }
+
+    /// What each child holds: a voter of every group.
+    fn setup(&self, addresses: BTreeMap<u64, String>) -> Setup {
+        Setup {
+            addresses,
+            voters: self.nodes,
+            groups: self.groups,
+            machine: self.machine,
+            catalog: false,
+            watched: false,
+            leader: None,
+        }
+    }
+}
+
+impl Nodes {
+    /// Starts the children, lets them find each other, and creates or opens the groups.
+    pub async fn start(layout: &Layout, directory: &Path) -> anyhow::Result<Self> {
+        Self::start_as(layout, directory, |_| {}).await
+    }
+
+    /// The same, where the children hold what `change` makes of the usual.
+    pub async fn start_as(
+        layout: &Layout,
+        directory: &Path,
+        change: impl FnOnce(&mut Setup),
+    ) -> anyhow::Result<Self> {
+        let (mut started, addresses) = Self::introduce(layout, directory).await?;
+        let mut setup = layout.setup(addresses);
+        change(&mut setup);
+        started.all(&Order::Join(setup), PATIENCE).await?;
+        Ok(started)
+    }
+
+    /// The same for children that run servers; also says where they listen.
+    pub async fn start_servers(
+        layout: &Layout,
+        directory: &Path,
+        change: impl FnOnce(&mut Setup),
+    ) -> anyhow::Result<(Self, Vec<String>)> {
+        let (mut started, addresses) = Self::introduce(layout, directory).await?;
+        let mut setup = layout.setup(addresses.clone());
+        change(&mut setup);
+        started.all(&Order::Serve(setup), PATIENCE).await?;
+        Ok((started, addresses.into_values().collect()))
+    }
+
+    /// Starts the children; also says what each is to hold.
+    pub async fn prepare(layout: &Layout, directory: &Path) -> anyhow::Result<(Self, Setup)> {
+        let (started, addresses) = Self::introduce(layout, directory).await?;
+        Ok((started, layout.setup(addresses)))
+    }
+
+    /// Starts the children and tells each who it is; gives their addresses.
+    pub async fn introduce(
+        layout: &Layout,
+        directory: &Path,
+    ) -> anyhow::Result<(Self, BTreeMap<u64, String>)> {
+        let mut started = Self { nodes: Vec::new() };
+        let mut addresses = BTreeMap::new();
+        for number in 1..=layout.nodes {
+            let mut node = Node::start(number).await?;
+            let be = Order::Be {
+                node: number,
+                nodes: layout.nodes,
+                directory: directory.join(format!("node-{number}")),
+                workers: layout.workers,
+                apply_threads: layout.apply_threads,
+            };
+            node.order(&be).await?;
+            match node.answer(PATIENCE).await? {
+                Answer::Listening { address } => addresses.insert(number, address),
+                other => bail!("node {number} answered {other:?}"),
+            };
+            started.nodes.push(node);
+        }
+        Ok((started, addresses))
+    }
+
+    /// Gives an order to all and waits for all answers.
+    pub async fn all(&mut self, order: &Order, within: Duration) -> anyhow::Result<Vec<Answer>> {
+        for node in &mut self.nodes {
+            node.order(order).await?;
+        }
+        let mut answers = Vec::new();
+        for node in &mut self.nodes {
+            answers.push(node.answer(within).await?);
+        }
+        Ok(answers)
+    }
+
+    /// Gives an order to one, by its number, and waits for its answer.
+    pub async fn one(
+        &mut self,
+        number: u64,
+        order: &Order,
+        within: Duration,
+    ) -> anyhow::Result<Answer> {
+        let node = self.nodes.iter_mut().find(|node| node.number == number);
+        let node = node.with_context(|| format!("there is no node {number}"))?;
+        node.order(order).await?;
+        node.answer(within).await
+    }
+
+    /// What all used since they were last asked.
+    pub async fn usage(&mut self) -> anyhow::Result<Vec<Usage>> {
+        let answers = self.all(&Order::Usage, PATIENCE).await?;
+        let usage = answers.into_iter().filter_map(|answer| match answer {
+            Answer::Usage(usage) => Some(usage),
+            _ => None,
+        });
+        Ok(usage.collect())
+    }
+
+    /// Kills one child, by its number, as a crash does.
+    pub async fn kill_one(&mut self, number: u64) -> anyhow::Result<()> {
+        let place = self.nodes.iter().position(|node| node.number == number);
+        let place = place.with_context(|| format!("there is no node {number}"))?;
+        Ok(self.nodes.remove(place).child.kill().await?)
+    }
+
+    /// Kills all children as a power cut does.
+    pub async fn kill(mut self) -> anyhow::Result<()> {
+        for node in &mut self.nodes {
+            node.child.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Ends all children in order.
+    pub async fn end(mut self) -> anyhow::Result<()> {
+        self.all(&Order::End, PATIENCE).await?;
+        for node in &mut self.nodes {
+            node.child.wait().await?;
+        }
+        Ok(())
+    }
+}

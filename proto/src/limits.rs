@@ -1,0 +1,15 @@
+//! Bounds that hosts enforce and clients know, so that a client refuses before it sends.
+
+/// Largest batch of requests or replies, in bytes, encoded. A larger one ends the stream, with an error
+/// that names this.
+pub const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// Requests in one batch. More end the stream.
+pub const MAX_BATCH_REQUESTS: usize = 16_384;
+/// Pairs that a scan of a table returns when it names no limit.
+pub const DEFAULT_SCAN_LIMIT: u32 = 1_000;
+/// Pairs that a scan of a table returns at most.
+pub const MAX_SCAN_LIMIT: u32 = 10_000;
+/// Sequence numbers of one session that may be unanswered at once.
+pub const SESSION_WINDOW: u64 = 2_048;
+/// Metadata key of a refused request for the directory of shards: the node does not know them yet.
+pub const MAP_UNKNOWN: &str = "map-unknown";

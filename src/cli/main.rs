@@ -1,0 +1,142 @@
+//! The program `shardhost`. Each subcommand has a file; what they print goes to standard output, what
+//! goes wrong to standard error, with the thing to do.
+//!
+//! The program ends with 0 when all went well, 1 when something went wrong, 2 when the
+//! arguments make no sense, and 3 when something remains undone or unknown that it names.
+
+mod advance_time;
+mod balance;
+mod catalog;
+mod demo;
+mod drain;
+mod fill;
+mod group;
+mod leader;
+mod logging;
+mod member;
+mod observe;
+mod output;
+mod place;
+mod planner;
+mod policy_metrics;
+mod queue;
+mod reached;
+mod rebuild;
+mod requirement;
+mod rolling_restart;
+mod serve;
+mod skip;
+mod snapshot;
+mod status;
+mod supervised;
+mod table;
+mod target;
+mod trial;
+mod why;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A Multi-Raft shard host: thousands of Raft groups in one process.
+#[derive(Debug, Parser)]
+#[command(name = "shardhost", bin_name = "shardhost", version, about, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a host of tables and queues until it is told to stop.
+    Serve(Box<serve::ServeArguments>),
+    /// Load a real input into three hosts, kill one, let a fourth join, and verify every write.
+    Demo(demo::DemoArguments),
+    /// Show the nodes of a cluster.
+    Status(status::StatusArguments),
+    /// Show the groups of a node, create and destroy groups, change what they require.
+    #[command(subcommand)]
+    Group(group::Command),
+    /// Move leadership, and explain it.
+    #[command(subcommand)]
+    Leader(leader::Command),
+    /// Hand on every leadership of a node, and take it back.
+    #[command(subcommand)]
+    Drain(drain::Command),
+    /// Restart every host of a cluster, one after the other, without anybody's noticing.
+    RollingRestart(rolling_restart::RollingRestartArguments),
+    /// Show which leaderships would better be elsewhere, and move them.
+    #[command(subcommand)]
+    Balance(balance::Command),
+    /// Show and change who belongs to a group.
+    #[command(subcommand)]
+    Member(member::Command),
+    /// Take and show snapshots.
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
+    /// Read and write the table.
+    #[command(subcommand)]
+    Table(table::Command),
+    /// Send to and receive from the queue.
+    #[command(subcommand)]
+    Queue(queue::Command),
+}
+
+impl Command {
+    /// What is logged unless the environment says otherwise.
+    const fn log_level(&self) -> &'static str {
+        match self {
+            Self::Serve(_) => "info",
+            // They say themselves what went wrong.
+            _ => "error",
+        }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Runs the command that the arguments name.
+fn main() -> ExitCode {
+    let mut given = std::env::args().skip(1);
+    if given.next().as_deref() == Some(logging::EXIT) {
+        let code = given.next().and_then(|code| code.parse().ok());
+        return ExitCode::from(code.unwrap_or(1));
+    }
+    let arguments = Arguments::parse();
+    let ended = match logging::start(arguments.command.log_level()) {
+        Ok(()) => run(arguments.command).unwrap_or_else(|error| logging::failed(&error)),
+        Err(error) => {
+            logging::failed(&error);
+            ExitCode::from(2)
+        }
+    };
+    logging::flush();
+    ended
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // One more than one: what holds a thread up for a moment must not hide a signal.
+        .worker_threads(
+            std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8)),
+        )
+        .build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Serve(arguments) => serve::run(*arguments).await,
+            Command::Demo(arguments) => demo::run(&arguments).await,
+            Command::Status(arguments) => status::run(&arguments).await,
+            Command::Group(command) => group::run(&command).await,
+            Command::Leader(command) => leader::run(&command).await,
+            Command::Drain(command) => drain::run(&command).await,
+            Command::RollingRestart(arguments) => rolling_restart::run(&arguments).await,
+            Command::Balance(command) => balance::run(&command).await,
+            Command::Member(command) => member::run(&command).await,
+            Command::Snapshot(command) => snapshot::run(&command).await,
+            Command::Table(command) => table::run(command).await,
+            Command::Queue(command) => queue::run(command).await,
+        }
+    })
+}

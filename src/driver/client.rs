@@ -1,0 +1,435 @@
+//! Asking the catalog, from any host: the replica of the system group that leads is found and asked,
+//! here or over the network.
+//!
+//! A command is sent again only when it surely was not taken; whoever gets
+//! [`CatalogError::Unknown`] looks at the catalog and decides anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use shardhost_groups::{GroupId, NodeId, ProposeError, ReadMode};
+use shardhost_proto::system as wire;
+use shardhost_proto::system::catalog_reply::Reply as WireReply;
+use shardhost_proto::system::system_client::SystemClient;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tonic::transport::{Channel, Endpoint};
+
+use super::service::MAX_GONE;
+use super::{SYSTEM_GROUP, now_ms};
+use crate::host::Host;
+use shardhost_policy::catalog::{
+    Answer, Command, Done, Operation, Query, Refusal, Revision, decode_reply,
+};
+
+/// How long a command or a question is tried.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one node may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest answer: the report of a node that leads some hundred thousand groups.
+const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Between two tries, when nobody knows who leads.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The catalog did not do what it was asked, or could not be asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CatalogError {
+    /// It refused, and changed nothing.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Nobody who leads the system group was found; nothing changed. The groups themselves go on
+    /// without it.
+    #[error(
+        "the catalog does not answer ({last}); it needs a quorum of nodes {founders}: `shardhost \
+         group show 0` on one of them says more"
+    )]
+    Unreachable {
+        /// The nodes that hold the system group, as far as is known.
+        founders: String,
+        /// What the last one said.
+        last: String,
+    },
+    /// It may have been carried out, now or later.
+    #[error("it is not known whether the catalog did it: {message}; look, and ask again")]
+    Unknown {
+        /// What went wrong.
+        message: String,
+    },
+}
+
+/// A handle of the catalog. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct CatalogClient {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    host: Host,
+    founders: Vec<NodeId>,
+    /// Who led last, as somebody said; 0: not known.
+    hint: AtomicU64,
+    /// Nodes that said nothing when they were asked last: they are asked after all others. A process
+    /// that hangs takes connections, and nobody can tell what it does with a command.
+    silent: Mutex<BTreeSet<NodeId>>,
+    channels: Mutex<BTreeMap<String, SystemClient<Channel>>>,
+    /// Somebody here waits until this revision is known.
+    wanted: AtomicU64,
+    hurry: Notify,
+}
+
+/// What came of asking one node.
+enum Asked {
+    Answered(Bytes),
+    /// It surely did nothing.
+    Elsewhere {
+        leader: Option<NodeId>,
+        reason: String,
+    },
+    Unknown(String),
+}
+
+impl CatalogClient {
+    pub(super) fn new(host: &Host, founders: impl IntoIterator<Item = NodeId>) -> Self {
+        let inner = Inner {
+            host: host.clone(),
+            founders: founders.into_iter().collect(),
+            hint: AtomicU64::new(0),
+            silent: Mutex::default(),
+            channels: Mutex::default(),
+            wanted: AtomicU64::new(0),
+            hurry: Notify::new(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Has an operation carried out.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn apply(&self, operation: Operation) -> Result<Done, CatalogError> {
+        self.run(&Command::new(now_ms(), operation)).await
+    }
+
+    /// The revision of the catalog, at least as it is when this is called.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn revision(&self) -> Result<Revision, CatalogError> {
+        // At time 0 nothing is due: it changes nothing, and comes after everything before it.
+        Ok(self.run(&Command::new(0, Operation::Tick)).await?.revision)
+    }
+
+    /// Has an operation carried out, unless somebody changed the record since `revision`.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn apply_expecting(
+        &self,
+        revision: Revision,
+        operation: Operation,
+    ) -> Result<Done, CatalogError> {
+        self.run(&Command::new(now_ms(), operation).expecting(revision)).await
+    }
+
+    /// Somebody here waits until the view has this revision, which was told of.
+    pub(super) fn want(&self, revision: Revision) {
+        self.inner.wanted.fetch_max(revision.get(), Ordering::Relaxed);
+        self.inner.hurry.notify_one();
+    }
+
+    /// The latest revision that somebody here waits for.
+    pub(super) fn wanted(&self) -> Revision {
+        Revision::new(self.inner.wanted.load(Ordering::Relaxed))
+    }
+
+    /// Resolves when somebody waits for a revision.
+    pub(super) async fn hurried(&self) {
+        self.inner.hurry.notified().await;
+    }
+
+    async fn run(&self, command: &Command) -> Result<Done, CatalogError> {
+        // What makes no sense anywhere needs no round.
+        command.check()?;
+        let bytes = command.encode();
+        let answer = self.until_answered(|node| self.propose_to(node, bytes.clone())).await?;
+        Ok(decode_reply(&answer)?)
+    }
+
+    /// Asks the catalog as some node has it, which may be a little behind.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn query(&self, query: &Query) -> Result<Answer, CatalogError> {
+        self.query_since(query, Revision::default()).await
+    }
+
+    /// The same of a node that has everything up to this revision.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn query_since(
+        &self,
+        query: &Query,
+        least: Revision,
+    ) -> Result<Answer, CatalogError> {
+        let bytes = query.encode();
+        let ask = |node| {
+            let asked = self.query_at(node, bytes.clone());
+            async move { not_behind(asked.await, least) }
+        };
+        let answer = self.until_answered(ask).await?;
+        Ok(Answer::decode(&answer)?)
+    }
+
+    /// Asks one node after another, beginning with this one and who is said to lead.
+    async fn until_answered<F: Future<Output = Asked>>(
+        &self,
+        ask: impl Fn(NodeId) -> F,
+    ) -> Result<Bytes, CatalogError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            for node in self.candidates() {
+                match ask(node).await {
+                    Asked::Answered(bytes) => return Ok(bytes),
+                    Asked::Unknown(message) => return Err(CatalogError::Unknown { message }),
+                    Asked::Elsewhere { leader, reason } => {
+                        self.inner.hint.store(leader.map_or(0, NodeId::get), Ordering::Relaxed);
+                        if Instant::now() > deadline {
+                            return Err(self.unreachable(format!("node {node}: {reason}")));
+                        }
+                    }
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn unreachable(&self, last: String) -> CatalogError {
+        let founders = self.inner.founders.iter().map(ToString::to_string);
+        CatalogError::Unreachable { founders: founders.collect::<Vec<_>>().join(", "), last }
+    }
+
+    /// Whom to ask: who leads as far as this host or somebody else knows, this host, the founders,
+    /// and then all others, who may know more. Whoever was silent comes last.
+    fn candidates(&self) -> Vec<NodeId> {
+        let host = &self.inner.host;
+        let local = host.group(SYSTEM_GROUP).and_then(|group| group.status().leader);
+        let hinted = NodeId::new(self.inner.hint.load(Ordering::Relaxed));
+        let others = host.directory().addresses();
+        let all = local
+            .map(|leader| leader.node)
+            .into_iter()
+            .chain(hinted)
+            .chain([host.node_id()])
+            .chain(self.inner.founders.iter().copied())
+            .chain(others.keys().copied());
+        let mut distinct = Vec::new();
+        for node in all {
+            if !distinct.contains(&node) {
+                distinct.push(node);
+            }
+        }
+        let silent = self.inner.silent.lock();
+        // Stable: each part keeps its order.
+        distinct.sort_by_key(|node| silent.contains(node));
+        distinct
+    }
+
+    /// A node answered, or did not.
+    fn note_answer(&self, node: NodeId, answered: bool) {
+        let mut silent = self.inner.silent.lock();
+        if answered {
+            silent.remove(&node);
+        } else {
+            silent.insert(node);
+        }
+    }
+
+    async fn propose_to(&self, node: NodeId, command: Bytes) -> Asked {
+        if node == self.inner.host.node_id() {
+            return match propose_here(&self.inner.host, command).await {
+                Ok(answer) => Asked::Answered(answer),
+                Err(NotHere::Elsewhere { leader, reason }) => Asked::Elsewhere { leader, reason },
+                Err(NotHere::Unknown(message)) => Asked::Unknown(message),
+            };
+        }
+        let (mut client, address) = match self.connect(node).await {
+            Ok(client) => client,
+            Err(reason) => return self.not_connected(node, reason),
+        };
+        let founding = self.inner.host.founded().get();
+        let answer = client.propose(wire::ProposeRequest { command, founding }).await;
+        self.note_answer(node, answer.is_ok());
+        match answer {
+            Ok(reply) => read_reply(reply.into_inner()),
+            Err(status) => {
+                self.forget(&address);
+                let reason = status.message().to_owned();
+                match surely_not_sent(&status) {
+                    true => Asked::Elsewhere { leader: None, reason },
+                    false => Asked::Unknown(reason),
+                }
+            }
+        }
+    }
+
+    async fn query_at(&self, node: NodeId, query: Bytes) -> Asked {
+        if node == self.inner.host.node_id() {
+            return match query_here(&self.inner.host, query).await {
+                Ok(answer) => Asked::Answered(answer),
+                Err(reason) => Asked::Elsewhere { leader: None, reason },
+            };
+        }
+        let (mut client, address) = match self.connect(node).await {
+            Ok(client) => client,
+            Err(reason) => return self.not_connected(node, reason),
+        };
+        let founding = self.inner.host.founded().get();
+        let answer = client.query(wire::QueryRequest { query, founding }).await;
+        self.note_answer(node, answer.is_ok());
+        match answer {
+            Ok(reply) => read_reply(reply.into_inner()),
+            Err(status) => {
+                self.forget(&address);
+                Asked::Elsewhere { leader: None, reason: status.message().to_owned() }
+            }
+        }
+    }
+
+    fn not_connected(&self, node: NodeId, reason: String) -> Asked {
+        self.note_answer(node, false);
+        Asked::Elsewhere { leader: None, reason }
+    }
+
+    /// Those of these groups of which a node holds no replica.
+    pub(super) async fn gone(
+        &self,
+        node: NodeId,
+        groups: &[GroupId],
+    ) -> Result<Vec<GroupId>, String> {
+        let (mut client, address) = self.connect(node).await?;
+        let mut gone = Vec::new();
+        for part in groups.chunks(MAX_GONE) {
+            let groups = part.iter().map(|group| group.get()).collect();
+            match client.gone(wire::GoneRequest { groups }).await {
+                Ok(reply) => gone.extend(reply.into_inner().groups.into_iter().map(GroupId::new)),
+                Err(status) => {
+                    self.forget(&address);
+                    return Err(status.message().to_owned());
+                }
+            }
+        }
+        Ok(gone)
+    }
+
+    /// A connection to a node that stands when this returns, so that what fails before was not
+    /// sent.
+    pub(super) async fn connect(
+        &self,
+        node: NodeId,
+    ) -> Result<(SystemClient<Channel>, String), String> {
+        let address = self.inner.host.directory().address(node);
+        let address = address.ok_or_else(|| "its address is not known".to_owned())?;
+        if let Some(client) = self.inner.channels.lock().get(&address) {
+            return Ok((client.clone(), address));
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| error.to_string())?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT)
+            .tcp_nodelay(true);
+        let channel = endpoint.connect().await.map_err(|error| format!("{address}: {error}"))?;
+        let client = SystemClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
+        self.inner.channels.lock().insert(address.clone(), client.clone());
+        Ok((client, address))
+    }
+
+    /// The connection to this address is not used again.
+    pub(super) fn forget(&self, address: &str) {
+        self.inner.channels.lock().remove(address);
+    }
+}
+
+/// Whether there was no connection to send on.
+fn surely_not_sent(status: &tonic::Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn read_reply(reply: wire::CatalogReply) -> Asked {
+    match reply.reply {
+        Some(WireReply::Answer(answer)) => Asked::Answered(answer),
+        Some(WireReply::Elsewhere(elsewhere)) => Asked::Elsewhere {
+            leader: NodeId::new(elsewhere.leader_node),
+            reason: elsewhere.reason,
+        },
+        None => Asked::Elsewhere { leader: None, reason: "an answer without content".to_owned() },
+    }
+}
+
+/// Why this host's replica did not carry a command out.
+pub(super) enum NotHere {
+    /// It surely did nothing.
+    Elsewhere {
+        /// Who leads, as far as it knows.
+        leader: Option<NodeId>,
+        /// Why.
+        reason: String,
+    },
+    /// It may yet.
+    Unknown(String),
+}
+
+/// What an earlier version understands of a command; `None`: it understands all of it.
+/// An answer counts if it is of this revision or a later one.
+fn not_behind(asked: Asked, least: Revision) -> Asked {
+    let Asked::Answered(bytes) = asked else { return asked };
+    match Answer::decode(&bytes) {
+        Ok(answer) if answer.revision < least => Asked::Elsewhere {
+            leader: None,
+            reason: format!("it has revision {}, {least} is known", answer.revision),
+        },
+        _ => Asked::Answered(bytes),
+    }
+}
+
+/// Proposes a command to this host's replica of the system group.
+pub(super) async fn propose_here(host: &Host, command: Bytes) -> Result<Bytes, NotHere> {
+    let Some(group) = host.group(SYSTEM_GROUP) else {
+        let reason = "it holds no replica of the system group".to_owned();
+        return Err(NotHere::Elsewhere { leader: None, reason });
+    };
+    match group.propose(command).within(ANSWER_TIMEOUT).await {
+        Ok(applied) => Ok(applied.response),
+        Err(error @ ProposeError::NotLeader { .. }) => {
+            let leader = error.leader_hint().map(|hint| hint.node);
+            Err(NotHere::Elsewhere { leader, reason: error.to_string() })
+        }
+        Err(error) if error.is_definite() => {
+            Err(NotHere::Elsewhere { leader: None, reason: error.to_string() })
+        }
+        Err(error) => Err(NotHere::Unknown(error.to_string())),
+    }
+}
+
+/// Asks this host's replica of the system group.
+pub(super) async fn query_here(host: &Host, query: Bytes) -> Result<Bytes, String> {
+    let group = host.group(SYSTEM_GROUP);
+    let group = group.ok_or_else(|| "it holds no replica of the system group".to_owned())?;
+    group.query(ReadMode::Stale, query).await.map_err(|error| error.to_string())
+}

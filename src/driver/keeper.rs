@@ -1,0 +1,405 @@
+//! Doing on this host what the catalog intends: creating and destroying replicas, having groups
+//! require what they should, draining; and telling the catalog who belongs to the groups led here.
+//!
+//! What is to be done is decided by [`reconcile`]; here it is carried out. A round is about the groups
+//! that changed; everything is compared from time to time, and when something failed, so a host that
+//! was away catches up by itself.
+//!
+//! Steps are carried out side by side, and no round waits for them: of a group whose step is under way,
+//! held up by a state machine, no other step begins, and all other groups go on.
+//!
+//! A view may be behind. What creates replicas or changes a group is therefore decided once more by the
+//! catalog as it is, after the group was looked at, and a change is for the configuration that was seen.
+
+mod looking;
+mod members;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use parking_lot::Mutex;
+use shardhost_groups::leadership::{GroupSelector, HookKind, LeadershipEvent};
+use shardhost_groups::runtime::{Destruction, MachineFactory};
+use shardhost_groups::{GroupId, GroupSpec, LogIndex};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::looking::Looked;
+pub use self::looking::life_of;
+use self::members::news_of_members;
+use super::agenda::{Agenda, Scope};
+use super::client::{CatalogClient, CatalogError};
+use super::{CatalogView, GroupMachines, fresh_view};
+use crate::driver::DrainState;
+use crate::driver::drains::Drains;
+use crate::host::Host;
+use shardhost_policy::catalog::{
+    Action, DrainIntent, DrainState as IntentState, Local, Oddity, Operation, RecordKey, Round,
+    Step, View, reconcile, reconcile_only,
+};
+
+/// However quiet it is, everything is compared this often.
+const ROUND_EVERY: Duration = Duration::from_secs(5);
+/// After a round in which something could not be done.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// While this node is being drained: between two looks at how far that is.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
+/// From what happened to the round about it, so that a burst of changes makes a few rounds.
+const GATHER: Duration = Duration::from_millis(10);
+/// Steps of one round.
+const MAX_STEPS: usize = 4_096;
+/// Groups with which something is under way.
+const MAX_UNDER_WAY: usize = 16_384;
+/// Replicas that are created with one write.
+const CREATED_TOGETHER: usize = 512;
+/// Groups of which a round tells the catalog the members.
+const MAX_TOLD: usize = 256;
+/// Commands about members under way.
+const TOLD_AT_ONCE: usize = 32;
+
+/// Carries out what the catalog intends, until `stop`.
+pub(super) async fn keep(
+    host: Host,
+    client: CatalogClient,
+    view: watch::Receiver<CatalogView>,
+    machines: Arc<dyn GroupMachines>,
+    drains: Arc<Drains>,
+    stop: CancellationToken,
+) {
+    let led = Arc::new(Led::default());
+    let noted = Arc::clone(&led);
+    let note = move |event: &LeadershipEvent| noted.note(event.group());
+    let hook = host.on_leadership(GroupSelector::All, HookKind::Dispatched, note);
+    let agenda = Agenda::new(host.node_id(), Instant::now());
+    let from = GroupId::new(0);
+    let (steps, under_way) = (JoinSet::new(), BTreeSet::new());
+    let mut keeper =
+        Keeper { host, client, view, machines, drains, agenda, steps, under_way, from, told: 0 };
+    stop.run_until_cancelled(keeper.run(&led)).await;
+    drop(hook);
+}
+
+/// Groups whose leadership changed here since the last round: at most all that are here.
+#[derive(Default)]
+struct Led {
+    groups: Mutex<BTreeSet<GroupId>>,
+    noted: Notify,
+}
+
+impl Led {
+    fn note(&self, group: GroupId) {
+        self.groups.lock().insert(group);
+        self.noted.notify_one();
+    }
+
+    fn take(&self) -> BTreeSet<GroupId> {
+        std::mem::take(&mut *self.groups.lock())
+    }
+}
+
+/// A replica that is to be created, and what makes its state machine.
+type Fresh = (GroupSpec, MachineFactory);
+
+/// What was done with some groups, or why not: tried again then.
+#[derive(Debug)]
+struct Ended {
+    groups: Vec<GroupId>,
+    failed: Option<String>,
+}
+
+struct Keeper {
+    host: Host,
+    client: CatalogClient,
+    view: watch::Receiver<CatalogView>,
+    machines: Arc<dyn GroupMachines>,
+    drains: Arc<Drains>,
+    agenda: Agenda,
+    /// What is under way.
+    steps: JoinSet<Ended>,
+    /// The groups that it is about.
+    under_way: BTreeSet<GroupId>,
+    /// Where the next round about everything begins.
+    from: GroupId,
+    /// Oddities that were told to people, so that they are told once.
+    told: usize,
+}
+
+impl Keeper {
+    async fn run(&mut self, led: &Led) {
+        loop {
+            let known = self.view.borrow_and_update().clone();
+            let pause = match known {
+                Some(view) => {
+                    self.agenda.take_over(&view, Instant::now());
+                    self.agenda.add(led.take());
+                    self.round(&view).await
+                }
+                None => ROUND_EVERY,
+            };
+            tokio::select! {
+                changed = self.view.changed() => if changed.is_err() { return },
+                () = led.noted.notified() => {}
+                Some(ended) = self.steps.join_next() => self.settle(ended),
+                () = tokio::time::sleep(pause) => {}
+            }
+            tokio::time::sleep(GATHER).await;
+            while let Some(ended) = self.steps.try_join_next() {
+                self.settle(ended);
+            }
+        }
+    }
+
+    /// Does what can be done; says when to look again.
+    async fn round(&mut self, view: &View) -> Duration {
+        let now = Instant::now();
+        let node = self.host.node_id();
+        let drain = self.follow_drain(view, view.drains().get(&node).map(AsRef::as_ref)).await;
+        let scope = self.agenda.next(now, now + ROUND_EVERY);
+        let looked = self.look(view, &scope);
+        let mut round = self.compare(view, &looked, &scope);
+        let steps = round.steps.len();
+        round.steps.retain(|step| !self.under_way.contains(&step.group));
+        self.decide_anew(&mut round.steps, &looked).await;
+        self.carry_out(round.steps, &looked.configs);
+        let members = self.tell_members(view, &scope).await;
+        let now = Instant::now();
+        match members.map(|untold| self.agenda.add(untold)) {
+            Ok(()) => match round.next {
+                None => {}
+                // A full round that did something goes on at once.
+                Some(next) if steps > 0 => self.go_on(scope, next, now),
+                Some(_) => self.agenda.all_by(now + RETRY_AFTER),
+            },
+            Err(_) => self.agenda.all_by(now + RETRY_AFTER),
+        }
+        let pause = self.agenda.due(now) - now;
+        drain.map_or(pause, |look| look.min(pause))
+    }
+
+    fn compare(&mut self, view: &View, looked: &Looked, scope: &Scope) -> Round {
+        let local = self.local(looked);
+        if let Scope::Only(groups) = scope {
+            return reconcile_only(view, local, groups, MAX_STEPS);
+        }
+        let round = reconcile(view, local, self.from, MAX_STEPS);
+        self.from = round.next.unwrap_or(GroupId::new(0));
+        self.tell_oddities(&round);
+        round
+    }
+
+    fn local<'a>(&self, looked: &'a Looked) -> Local<'a> {
+        Local { node: self.host.node_id(), store: self.host.store_id(), held: &looked.held }
+    }
+
+    /// The steps that remain when the catalog is asked as it is: a change of it that was acknowledged
+    /// before a group was looked at is not undone, and no replica is founded of a member that is
+    /// replaced. Ends that were ordered stay ordered.
+    async fn decide_anew(&mut self, steps: &mut Vec<Step>, looked: &Looked) {
+        let depends = |step: &Step| !matches!(step.action, Action::Destroy { .. });
+        let groups: BTreeSet<GroupId> =
+            steps.iter().filter(|step| depends(step)).map(|step| step.group).collect();
+        if groups.is_empty() {
+            return;
+        }
+        steps.retain(|step| !depends(step));
+        match fresh_view(&self.client, &mut self.view.clone()).await {
+            Ok(view) => {
+                let anew = reconcile_only(&view, self.local(looked), &groups, MAX_STEPS);
+                steps.extend(anew.steps);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the catalog is not followed; tried again");
+                self.agenda.all_by(Instant::now() + RETRY_AFTER);
+            }
+        }
+    }
+
+    /// What a round had no room for is looked at by the next one.
+    fn go_on(&mut self, scope: Scope, next: GroupId, now: Instant) {
+        match scope {
+            Scope::All => self.agenda.all_by(now),
+            Scope::Only(mut groups) => self.agenda.add(groups.split_off(&next)),
+        }
+    }
+
+    fn tell_oddities(&mut self, round: &Round) {
+        let oddities = round.findings.len() + round.unnamed + usize::from(round.blocked.is_some());
+        if oddities > 0 && oddities != self.told {
+            if let Some(blocked) = &round.blocked {
+                tracing::error!(%blocked, "no replicas are created here");
+            }
+            for finding in &round.findings {
+                let (group, oddity) = (finding.group, finding.oddity);
+                match oddity {
+                    Oddity::Unknown => tracing::info!(%group, %oddity, "left alone"),
+                    _ => tracing::warn!(%group, %oddity, "left alone"),
+                }
+            }
+        }
+        self.told = oddities;
+    }
+
+    /// Begins to carry steps out.
+    fn carry_out(&mut self, steps: Vec<Step>, configs: &BTreeMap<GroupId, LogIndex>) {
+        let mut fresh = Vec::new();
+        for Step { group, action, reason } in steps {
+            if self.under_way.len() >= MAX_UNDER_WAY {
+                self.agenda.all_by(Instant::now() + RETRY_AFTER);
+                break;
+            }
+            self.under_way.insert(group);
+            match action {
+                Action::Create { spec } => {
+                    tracing::debug!(%group, %reason, "a replica is created");
+                    fresh.push(spec);
+                }
+                Action::Destroy { incarnation } => {
+                    tracing::info!(%group, incarnation, %reason, "a replica is destroyed");
+                    let (host, machines) = (self.host.clone(), Arc::clone(&self.machines));
+                    self.begin(group, destroy(host, machines, group, incarnation));
+                }
+                Action::SetRequirement { requirement } => {
+                    let (host, seen) = (self.host.clone(), configs.get(&group).copied());
+                    self.begin(group, async move {
+                        let Some(replica) = host.group(group) else { return Ok(()) };
+                        let changed = replica.require(requirement, seen).await;
+                        changed.map(drop).map_err(|error| error.to_string())
+                    });
+                }
+            }
+        }
+        for specs in fresh.chunks(CREATED_TOGETHER) {
+            let (host, machines) = (self.host.clone(), Arc::clone(&self.machines));
+            self.steps.spawn(create(host, machines, specs.to_vec()));
+        }
+    }
+
+    fn begin(
+        &mut self,
+        group: GroupId,
+        step: impl Future<Output = Result<(), String>> + Send + 'static,
+    ) {
+        self.steps.spawn(async move { Ended { groups: vec![group], failed: step.await.err() } });
+    }
+
+    /// Work is over; the groups that it was about can be looked at again.
+    fn settle(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                tracing::error!(%error, "a step that the catalog intends panicked");
+                // Which groups it was about is not known: a step with any of them may begin again,
+                // for a group is held by one step at a time anyway.
+                self.under_way.clear();
+                self.agenda.all_by(Instant::now() + RETRY_AFTER);
+                return;
+            }
+        };
+        ended.groups.iter().for_each(|group| {
+            self.under_way.remove(group);
+        });
+        if let Some(error) = ended.failed {
+            let group = ended.groups.first();
+            tracing::warn!(?group, error, "the catalog is not followed; tried again");
+            self.agenda.all_by(Instant::now() + RETRY_AFTER);
+        }
+    }
+
+    /// Tells the catalog who belongs to the groups that are led here, where it knows otherwise.
+    /// Returns the groups that there was no room for.
+    async fn tell_members(&self, view: &View, scope: &Scope) -> Result<Vec<GroupId>, CatalogError> {
+        let groups = match scope {
+            Scope::All => self.host.groups(),
+            Scope::Only(ids) => ids.iter().filter_map(|id| self.host.group(*id)).collect(),
+        };
+        let news = groups.iter().filter_map(|group| news_of_members(view, &group.status()));
+        let mut news: Vec<Operation> = news.collect();
+        let untold = news.split_off(news.len().min(MAX_TOLD));
+        let told = news.into_iter().map(|operation| self.tell(operation));
+        stream::iter(told).buffer_unordered(TOLD_AT_ONCE).try_collect::<()>().await?;
+        let group_of = |operation: &Operation| match operation.target() {
+            Some(RecordKey::Group(group)) => Some(group),
+            _ => None,
+        };
+        Ok(untold.iter().filter_map(group_of).collect())
+    }
+
+    async fn tell(&self, operation: Operation) -> Result<(), CatalogError> {
+        match self.client.apply(operation).await {
+            // Somebody told it what is newer.
+            Ok(_) | Err(CatalogError::Refused(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Drains this node while the catalog intends it. Says when to look again, if soon.
+    async fn follow_drain(&self, view: &View, intent: Option<&DrainIntent>) -> Option<Duration> {
+        let goes_on =
+            |intent: &&DrainIntent| intent.keeps_leaders_away() && !self.drains.is_ended(intent.id);
+        let Some(intent) = intent.filter(goes_on) else {
+            let ours = self.drains.report().and_then(|report| report.intent);
+            // A view from before the drain does not know that it is over.
+            if ours.is_some_and(|ours| ours.begun() <= view.revision()) {
+                tracing::info!("the drain of this node is over; it takes leaderships again");
+                self.drains.end(ours);
+            }
+            return None;
+        };
+        self.drains.follow(intent);
+        if intent.state == IntentState::Drained {
+            return None;
+        }
+        let progress = self.drains.report()?.progress;
+        if progress.state == DrainState::Running {
+            return Some(DRAIN_LOOK);
+        }
+        if progress.left > 0 {
+            return Some(RETRY_AFTER);
+        }
+        let operation = Operation::FinishDrain { node: intent.node, intent: intent.id };
+        if let Err(error) = self.client.apply(operation).await {
+            tracing::warn!(%error, "the catalog is not told of the end of a drain");
+            return Some(RETRY_AFTER);
+        }
+        None
+    }
+}
+
+/// Creates replicas: all with one write, or those that can be, one by one.
+async fn create(host: Host, machines: Arc<dyn GroupMachines>, specs: Vec<GroupSpec>) -> Ended {
+    let with_machine = |spec: &GroupSpec| -> Fresh {
+        let (machines, spec) = (Arc::clone(&machines), spec.clone());
+        let (group, kind) = (spec.id, spec.kind.clone());
+        (spec, Box::new(move || machines.create(group, &kind)))
+    };
+    let (count, groups) = (specs.len(), specs.iter().map(|spec| spec.id).collect());
+    if host.create_groups_with(specs.iter().map(with_machine).collect()).await.is_ok() {
+        tracing::info!(count, "replicas are created as the catalog intends");
+        return Ended { groups, failed: None };
+    }
+    let mut failed = None;
+    for fresh in specs.iter().map(with_machine) {
+        let (group, (spec, machine)) = (fresh.0.id, fresh);
+        if let Err(error) = host.create_group_with(spec, machine).await {
+            tracing::warn!(%group, %error, "a replica is not created; tried again");
+            failed.get_or_insert_with(|| error.to_string());
+        }
+    }
+    Ended { groups, failed }
+}
+
+/// Destroys the replica of one generation of the group, and its state with it.
+async fn destroy(
+    host: Host,
+    machines: Arc<dyn GroupMachines>,
+    group: GroupId,
+    generation: u32,
+) -> Result<(), String> {
+    let clear = move || machines.destroy(group);
+    let destruction = Destruction::new(group).generation(generation).clear(clear);
+    host.destroy_replica(destruction).await.map_err(|error| error.to_string())
+}

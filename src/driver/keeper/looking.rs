@@ -1,0 +1,113 @@
+//! What this host holds of groups, and what is left of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shardhost_groups::{GroupId, GroupStatus, LogIndex, ReplicaId, Role};
+use shardhost_storage::Membership;
+
+use super::super::SYSTEM_GROUP;
+use super::super::agenda::Scope;
+use super::Keeper;
+use shardhost_policy::catalog::{Held, HeldState, View};
+
+/// The replicas of some groups, as they were when they were looked at.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    pub(super) held: BTreeMap<GroupId, Held>,
+    /// The configurations of those that are open.
+    pub(super) configs: BTreeMap<GroupId, LogIndex>,
+}
+
+impl Keeper {
+    pub(super) fn look(&self, view: &View, scope: &Scope) -> Looked {
+        match scope {
+            Scope::All => self.all_held(view),
+            Scope::Only(groups) => self.held(view, groups.iter().copied()),
+        }
+    }
+
+    /// What this host holds, with what is left of groups that it held.
+    fn all_held(&self, view: &View) -> Looked {
+        let open = self.host.groups().into_iter().map(|group| group.id());
+        let node = self.host.node_id();
+        let founded = view.groups().values().filter(|group| group.founders.contains(&node));
+        let mut groups: BTreeSet<GroupId> = open.chain(founded.map(|group| group.id)).collect();
+        groups.extend(self.host.parked_replicas().into_iter().map(|parked| parked.group));
+        groups.extend(self.host.remains());
+        self.held(view, groups)
+    }
+
+    /// What this host holds of these groups, or what is left of them.
+    fn held(&self, view: &View, groups: impl IntoIterator<Item = GroupId>) -> Looked {
+        let mut looked = Looked::default();
+        for id in groups.into_iter().filter(|id| *id != SYSTEM_GROUP) {
+            let held = match self.host.group(id) {
+                Some(group) => {
+                    let status = group.status();
+                    looked.configs.insert(id, status.config_index());
+                    Some(held_of(&status))
+                }
+                None => self.parked(view, id).or_else(|| self.left_of(view, id)),
+            };
+            looked.held.extend(held.map(|held| (id, held)));
+        }
+        looked
+    }
+
+    /// A replica that could not be opened can be destroyed all the same.
+    fn parked(&self, view: &View, id: GroupId) -> Option<Held> {
+        let parked = self.host.parked_replica(id)?;
+        let intended = || view.groups().get(&id).map(|record| record.incarnation);
+        // Of one whose id cannot be read the generation is not known: it may be the one that is meant.
+        let incarnation = parked.replica.map(life_of).or_else(intended)?;
+        Some(Held { incarnation, state: HeldState::Failed })
+    }
+
+    /// What is left of a group that is not open here, if it matters: this node founded it, or state of
+    /// it remains, which is to be destroyed again.
+    fn left_of(&self, view: &View, id: GroupId) -> Option<Held> {
+        let node = self.host.node_id();
+        let founded = view.groups().get(&id).is_some_and(|one| one.founders.contains(&node));
+        let remains = self.host.has_remains(id);
+        if !founded && !remains {
+            return None;
+        }
+        let stored = self.host.stored_group(id);
+        let tombstone = stored.and_then(|stored| match stored {
+            // On its way in or out.
+            Some(meta) => Ok(Some((life_of_members(&meta.membership), HeldState::Ending))),
+            None => {
+                let left = self.host.tombstone(id)?;
+                let state = if remains { HeldState::Failed } else { HeldState::Gone };
+                Ok(left.map(|replica| (life_of(replica), state)))
+            }
+        });
+        match tombstone {
+            Ok(left) => left.map(|(incarnation, state)| Held { incarnation, state }),
+            // What is not known to be absent is not created.
+            Err(error) => {
+                tracing::error!(group = %id, %error, "what is left of a group is not known");
+                Some(Held { incarnation: 0, state: HeldState::Ending })
+            }
+        }
+    }
+}
+
+fn held_of(status: &GroupStatus) -> Held {
+    let state = match &status.role {
+        Role::Leader => HeldState::Leads(status.membership.requirement.clone()),
+        Role::Failed(_) => HeldState::Failed,
+        Role::Stopped | Role::Removed => HeldState::Ending,
+        _ => HeldState::Follows,
+    };
+    Held { incarnation: life_of(status.replica), state }
+}
+
+/// How many lives a group had before the one that a replica belongs to.
+pub const fn life_of(replica: ReplicaId) -> u32 {
+    (replica.get() >> 32) as u32
+}
+
+fn life_of_members(membership: &Membership) -> u32 {
+    membership.members.keys().next_back().map_or(0, |replica| life_of(*replica))
+}

@@ -1,0 +1,398 @@
+//! What drives the policy on a host: it follows the catalog and carries it out, runs the planner where the
+//! system group is led, and empties nodes of their leaderships.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`CatalogClient`] | requests to the catalog from any host |
+//! | `follower` | a view of the catalog on every host |
+//! | `founding` | this host's replica of the system group: opened, or created by the initial members |
+//! | `keeper`, `agenda` | what the catalog intends is done on this host; for which groups |
+//! | `registrar`, `drain_clocks` | this node, its first settings and the passing of time are reported to the catalog |
+//! | `planning`, `moves`, `reporter` | the planner's passes, its orders on a host, the reports to it |
+//! | `shard_map` | which shards there are, as the catalog has it |
+//! | [`drain`], [`drains`] | a node is emptied of its leaderships, and kept empty |
+//! | [`view`] | what one host knows of the cluster, as the planner wants it |
+//! | `service` | all of it over gRPC |
+//!
+//! Without a quorum of the system group nothing is created, destroyed or planned. Everything else
+//! continues: nothing here is asked before a write, a read, an election, a refusal or a drain.
+
+mod agenda;
+mod client;
+pub mod drain;
+mod drain_clocks;
+pub mod drains;
+mod follower;
+mod founding;
+mod keeper;
+mod moves;
+mod planning;
+mod registrar;
+mod reporter;
+mod service;
+mod shard_map;
+pub mod view;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use shardhost_groups::leadership::GroupSelector;
+use shardhost_groups::machine::StateMachine;
+use shardhost_groups::{GroupId, NodeId, OpenGroupError};
+use shardhost_proto::system::system_server::SystemServer;
+use shardhost_proto::{balance, system as wire};
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub use self::client::{CatalogClient, CatalogError};
+pub use self::drain::{Drain, DrainOptions, DrainProgress, DrainState, Fallback};
+use self::drains::Drains;
+pub use self::keeper::life_of;
+use self::reporter::Reporter;
+pub use self::service::SystemService;
+use crate::host::Host;
+pub use shardhost_policy::catalog::SYSTEM_GROUP;
+use shardhost_policy::catalog::{NewGroup, PlannerMode, Revision, View};
+use shardhost_policy::executor::{Epoch, ExecutorSettings, Fence};
+use shardhost_proto::shard_map::ShardMap;
+
+/// The kind of its state machine.
+pub const SYSTEM_KIND: &str = "catalog";
+/// Nodes that found the system group at most, when nothing else is said: more voters make it slower
+/// and not safer.
+pub const MAX_FOUNDERS: usize = 5;
+
+/// How long a host may take to hear of what the catalog did.
+const FRESH_WITHIN: Duration = Duration::from_secs(5);
+
+/// The catalog as a host knows it; `None`: it was not read since the host started.
+pub type CatalogView = Option<Arc<View>>;
+
+/// Makes the state machines of groups that the catalog has created. Called while nothing else is
+/// done with the group on this host.
+pub trait GroupMachines: fmt::Debug + Send + Sync + 'static {
+    /// An empty state machine; whatever an earlier replica of the group left behind here is gone.
+    ///
+    /// # Errors
+    /// Why this host cannot hold such a group. It is tried again.
+    fn create(&self, group: GroupId, kind: &str) -> Result<Box<dyn StateMachine>, String>;
+
+    /// Removes what the state machine of a replica that was destroyed kept. Blocks.
+    ///
+    /// # Errors
+    /// Why it is still there.
+    fn destroy(&self, group: GroupId) -> Result<(), String>;
+}
+
+/// What a node is, beside what it advertises; as it is told to a catalog that does not know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NodeFacts {
+    pub(crate) zone: Option<String>,
+    pub(crate) weight: u32,
+}
+
+/// How a host takes part.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SystemOptions {
+    /// The nodes that found the system group, equal on all of them.
+    pub founders: BTreeSet<NodeId>,
+    /// Founders whose word is not waited for when the system group is founded, as an operator said.
+    /// If one of them holds the group after all, there are two catalogs.
+    pub found_without: BTreeSet<NodeId>,
+    /// What fails together with this node.
+    pub zone: Option<String>,
+    /// How many leaders this node takes, compared with others; 0: none.
+    pub weight: u32,
+    /// Whether leaderships are moved for balance, until somebody changes it in the catalog.
+    pub planner: PlannerMode,
+    /// The map of shards that a new catalog begins with; `None`: it gets none from here.
+    pub shard_map: Option<ShardMap>,
+    /// The groups that there are to be. One that was destroyed does not come back.
+    pub groups: Vec<NewGroup>,
+    /// The pace of planned moves, where this node plans.
+    pub executor: ExecutorSettings,
+}
+
+impl SystemOptions {
+    /// Founded by these nodes; nothing is planned.
+    #[must_use]
+    pub fn new(founders: impl IntoIterator<Item = NodeId>) -> Self {
+        Self {
+            founders: founders.into_iter().collect(),
+            found_without: BTreeSet::new(),
+            zone: None,
+            weight: 1,
+            planner: PlannerMode::Off,
+            shard_map: None,
+            groups: Vec::new(),
+            executor: ExecutorSettings::default(),
+        }
+    }
+}
+
+/// This host's part in the system group. Its tasks end when the last clone goes.
+#[derive(Clone, Debug)]
+pub struct System {
+    inner: Arc<Inner>,
+    _stop: Arc<DropGuard>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    host: Host,
+    client: CatalogClient,
+    view: watch::Sender<CatalogView>,
+    drains: Arc<Drains>,
+    reporter: Reporter,
+    /// The local switch.
+    stopped: AtomicBool,
+    /// What this host heard of planners.
+    fence: Mutex<Fence>,
+    begun: Instant,
+    /// While this host leads the system group.
+    planner: Mutex<Option<planning::Shared>>,
+}
+
+impl System {
+    /// Opens this host's replica of the system group, or founds the group with the others, and
+    /// begins to follow the catalog. Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`]; nothing runs then.
+    pub async fn start(
+        host: &Host,
+        options: SystemOptions,
+        machines: Arc<dyn GroupMachines>,
+    ) -> Result<Self, OpenGroupError> {
+        let client = CatalogClient::new(host, options.founders.iter().copied());
+        // What is under way when the host begins to stop is not finished here.
+        let stop = host.stopping().child_token();
+        founding::open_or_found(host, &options, &stop).await?;
+        let view = watch::Sender::new(None);
+        let drains = Arc::new(Drains::with_catalog(host, view.subscribe()));
+        let inner = Arc::new(Inner {
+            host: host.clone(),
+            client: client.clone(),
+            view,
+            drains: Arc::clone(&drains),
+            reporter: Reporter::new(host),
+            stopped: AtomicBool::new(false),
+            fence: Mutex::default(),
+            begun: Instant::now(),
+            planner: Mutex::default(),
+        });
+        let executor = options.executor;
+        let facts = NodeFacts { zone: options.zone, weight: options.weight };
+        let beginning = registrar::Beginning {
+            planner: options.planner,
+            shard_map: options.shard_map,
+            groups: options.groups,
+        };
+        let watcher = || inner.view.subscribe();
+        tokio::spawn(follower::follow(
+            host.clone(),
+            client.clone(),
+            inner.view.clone(),
+            stop.clone(),
+        ));
+        tokio::spawn(keeper::keep(
+            host.clone(),
+            client.clone(),
+            watcher(),
+            machines,
+            drains,
+            stop.clone(),
+        ));
+        tokio::spawn(registrar::register(
+            host.clone(),
+            client.clone(),
+            watcher(),
+            facts,
+            stop.clone(),
+        ));
+        lead_when_elected(&inner, beginning, executor, stop.clone());
+        Ok(Self { inner, _stop: Arc::new(stop.drop_guard()) })
+    }
+
+    /// The gRPC service.
+    #[must_use]
+    pub fn service(&self) -> SystemServer<SystemService> {
+        SystemServer::new(SystemService { inner: Arc::clone(&self.inner) })
+    }
+    /// Asks the catalog.
+    #[must_use]
+    pub fn catalog(&self) -> &CatalogClient {
+        &self.inner.client
+    }
+    /// The catalog as this host knows it; `None`: it was not read since the host started.
+    #[must_use]
+    pub fn view(&self) -> Option<Arc<View>> {
+        self.inner.view.borrow().clone()
+    }
+    /// The catalog as this host knows it, and its changes.
+    pub fn views(&self) -> watch::Receiver<CatalogView> {
+        self.inner.view.subscribe()
+    }
+    /// The catalog as it is at least when this is called.
+    ///
+    /// # Errors
+    /// [`CatalogError`]: it does not answer, or this host does not hear of it in time.
+    pub async fn fresh_view(&self) -> Result<Arc<View>, CatalogError> {
+        fresh_view(&self.inner.client, &mut self.inner.view.subscribe()).await
+    }
+    /// The catalog as this host knows it, once it knows this revision.
+    ///
+    /// # Errors
+    /// [`CatalogError::Unknown`]: this host does not hear of it in time.
+    pub async fn view_at(&self, revision: Revision) -> Result<Arc<View>, CatalogError> {
+        view_at(&self.inner.client, &mut self.inner.view.subscribe(), revision).await
+    }
+    /// The drains of this node.
+    #[must_use]
+    pub fn drains(&self) -> &Arc<Drains> {
+        &self.inner.drains
+    }
+    /// Waits until a replica of a group is open on this host, or parked, or until nothing is left of one;
+    /// false: that takes longer. One that the log holds may not be open yet.
+    pub async fn await_replica(&self, group: GroupId, held: bool, within: Duration) -> bool {
+        let deadline = tokio::time::Instant::now() + within;
+        let mut ticks = tokio::time::interval(Duration::from_millis(10));
+        loop {
+            ticks.tick().await;
+            let reached = match held {
+                true => self.inner.is_here(group),
+                false => matches!(self.inner.is_gone(group), Ok(true)),
+            };
+            if reached {
+                return true;
+            }
+            if tokio::time::Instant::now() > deadline {
+                return false;
+            }
+        }
+    }
+    /// What the planner says of itself, where this host leads the system group.
+    pub fn planner_reply(
+        &self,
+        request: &balance::PlannerRequest,
+    ) -> Result<balance::PlannerReply, tonic::Status> {
+        let leader = self.inner.host.group(SYSTEM_GROUP).and_then(|group| group.status().leader);
+        let leader_node = leader.map_or(0, |leader| leader.node.get());
+        let mut reply = balance::PlannerReply { leader_node, ..Default::default() };
+        let Some(planner) = self.inner.planner.lock().clone() else { return Ok(reply) };
+        let now = planner.clock.now_ms();
+        let planner = planner.executor.lock();
+        let unwritable = |error: serde_json::Error| tonic::Status::internal(error.to_string());
+        let status = serde_json::to_vec(&planner.status(now)).map_err(unwritable)?;
+        reply.status = status.into();
+        if request.why_group > 0 {
+            let group = GroupId::new(request.why_group);
+            reply.why = planner.why(group, now).to_string();
+            let view = self.view();
+            reply.why_unknown = view.is_some_and(|view| !view.groups().contains_key(&group));
+        }
+        if request.last_round
+            && let Some(last) = planner.recorded().last()
+        {
+            reply.round = serde_json::to_vec(last).map_err(unwritable)?.into();
+        }
+        Ok(reply)
+    }
+    /// The local switch: whether planned moves may leave this node. It lasts until the host stops,
+    /// and concerns neither refusal nor drain.
+    pub fn stop_planned_moves(&self, stopped: bool) {
+        self.inner.stopped.store(stopped, Ordering::Relaxed);
+    }
+    /// Whether the local switch is set.
+    #[must_use]
+    pub fn planned_moves_are_stopped(&self) -> bool {
+        self.inner.stopped.load(Ordering::Relaxed)
+    }
+}
+
+impl Inner {
+    fn is_here(&self, group: GroupId) -> bool {
+        self.host.group(group).is_some() || self.host.parked_replica(group).is_some()
+    }
+
+    /// Whether no replica of a group is here, or on its way out, and nothing remains of one.
+    fn is_gone(&self, group: GroupId) -> Result<bool, OpenGroupError> {
+        let held = self.host.group(group).is_some() || self.host.has_remains(group);
+        Ok(!held && self.host.stored_group(group)?.is_none())
+    }
+
+    /// What this host tells a planner.
+    fn report(&self, request: wire::ReportRequest) -> Result<wire::NodeReport, tonic::Status> {
+        self.hear(request.epoch)?;
+        Ok(self.reporter.report(request.known_digest, self.is_stopped()))
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+}
+
+/// The catalog as it is at least when this is called.
+async fn fresh_view(
+    client: &CatalogClient,
+    view: &mut watch::Receiver<CatalogView>,
+) -> Result<Arc<View>, CatalogError> {
+    let revision = client.revision().await?;
+    view_at(client, view, revision).await
+}
+
+/// The catalog as this host knows it, once it knows this revision.
+async fn view_at(
+    client: &CatalogClient,
+    view: &mut watch::Receiver<CatalogView>,
+    revision: Revision,
+) -> Result<Arc<View>, CatalogError> {
+    let fresh = |view: &CatalogView| view.as_ref().is_some_and(|view| view.revision() >= revision);
+    if !fresh(&view.borrow()) {
+        client.want(revision);
+    }
+    let waited = tokio::time::timeout(FRESH_WITHIN, view.wait_for(fresh)).await;
+    let known = waited.ok().and_then(Result::ok).and_then(|view| view.clone());
+    known.ok_or_else(|| CatalogError::Unknown {
+        message: format!("revision {revision} is not heard of here"),
+    })
+}
+
+/// Milliseconds since 1970, by this machine's clock.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// While this host leads the system group, it tends the catalog and plans.
+fn lead_when_elected(
+    inner: &Arc<Inner>,
+    beginning: registrar::Beginning,
+    executor: ExecutorSettings,
+    stop: CancellationToken,
+) {
+    let weak = Arc::downgrade(inner);
+    let guard = inner.host.while_leader(GroupSelector::One(SYSTEM_GROUP), move |scope| {
+        let (weak, beginning, executor) = (weak.clone(), beginning.clone(), executor.clone());
+        async move {
+            let Some(inner) = weak.upgrade() else { return };
+            let (client, view) = (inner.client.clone(), inner.view.subscribe());
+            let host = inner.host.clone();
+            drop(inner);
+            let lost = scope.cancelled;
+            let tend = registrar::lead(host, client, view, beginning, lost.clone());
+            let epoch = Epoch::new(scope.term.get());
+            tokio::join!(tend, planning::plan(weak, epoch, executor, lost));
+        }
+    });
+    tokio::spawn(async move {
+        stop.cancelled().await;
+        drop(guard);
+    });
+}

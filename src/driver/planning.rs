@@ -1,0 +1,320 @@
+//! The planner at work, on the leader of the system group: every second it gathers what the hosts
+//! report, has the executor plan a round, sends its orders, and tells it how they end.
+//!
+//! What is planned and when is the executor's; here it gets its facts and its messages out.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use shardhost_groups::{NodeId, RejectReason};
+use shardhost_policy::inputs::clock::{PlannerClock, REPORT_TIMEOUT, ROUND_EVERY};
+use shardhost_policy::inputs::facts::{Facts, Gathered, controls};
+use shardhost_policy::inputs::moves::ending_of;
+use shardhost_proto::system as wire;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::moves::{MAX_MOVES, Outcome, outcome_from_wire};
+use super::{Inner, now_ms as time_of_day_ms};
+use shardhost_policy::catalog::View;
+use shardhost_policy::executor::{Ending, Epoch, Executor, ExecutorSettings, Mode, Order, Ticket};
+
+/// Outcomes that wait to be told to the executor.
+const MAX_OUTCOMES: usize = 4_096;
+
+/// The executor of this host's leadership of the system group and its clock, shared with those who
+/// ask it.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    pub(super) executor: Arc<Mutex<Executor>>,
+    pub(super) clock: PlannerClock,
+}
+
+/// Plans until `lost`.
+pub(super) async fn plan(
+    inner: Weak<Inner>,
+    epoch: Epoch,
+    settings: ExecutorSettings,
+    lost: CancellationToken,
+) {
+    let clock = PlannerClock::new(Instant::now(), time_of_day_ms());
+    let executor = Arc::new(Mutex::new(Executor::new(epoch, clock.now_ms(), settings)));
+    if let Some(inner) = inner.upgrade() {
+        let executor = Arc::clone(&executor);
+        *inner.planner.lock() = Some(Shared { executor, clock });
+    }
+    let (sender, outcomes) = mpsc::channel(MAX_OUTCOMES);
+    let driver = Driver {
+        inner: inner.clone(),
+        executor,
+        clock,
+        epoch,
+        sender,
+        facts: Facts::default(),
+        gathering: FuturesUnordered::new(),
+        sending: JoinSet::new(),
+    };
+    lost.run_until_cancelled(driver.run(outcomes)).await;
+    if let Some(inner) = inner.upgrade() {
+        let mut current = inner.planner.lock();
+        // A later leadership may have begun.
+        if current.as_ref().is_some_and(|current| current.executor.lock().epoch() == epoch) {
+            *current = None;
+        }
+    }
+}
+
+struct Driver {
+    inner: Weak<Inner>,
+    executor: Arc<Mutex<Executor>>,
+    clock: PlannerClock,
+    epoch: Epoch,
+    sender: mpsc::Sender<(Ticket, Ending)>,
+    facts: Facts,
+    /// The reports of the next round, while they are waited for: one at most.
+    gathering: FuturesUnordered<JoinHandle<Gathered>>,
+    /// Requests with orders that are under way.
+    sending: JoinSet<()>,
+}
+
+impl Driver {
+    async fn run(mut self, mut outcomes: mpsc::Receiver<(Ticket, Ending)>) {
+        let mut rounds = tokio::time::interval(ROUND_EVERY);
+        rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ended = Vec::new();
+        loop {
+            tokio::select! {
+                _ = rounds.tick() => if self.begin_round().is_none() { return },
+                Some(gathered) = self.gathering.next() => match gathered {
+                    Ok(gathered) => self.round(gathered).await,
+                    Err(error) => tracing::error!(%error, "gathering reports panicked"),
+                },
+                count = outcomes.recv_many(&mut ended, MAX_OUTCOMES) => {
+                    if count == 0 {
+                        return;
+                    }
+                    let mut executor = self.executor.lock();
+                    for (ticket, ending) in ended.drain(..) {
+                        executor.ended(ticket, self.clock.now_ms(), ending);
+                    }
+                }
+                Some(_) = self.sending.join_next() => continue,
+            }
+            self.send_orders();
+        }
+    }
+
+    /// Begins to gather, unless the last reports are still waited for. `None`: the host is stopping.
+    fn begin_round(&mut self) -> Option<()> {
+        let inner = self.inner.upgrade()?;
+        let Some(view) = inner.view.borrow().clone() else { return Some(()) };
+        let (mode, stopped) = controls(&view, inner.local_stop());
+        if mode == Mode::Off {
+            self.executor.lock().control(mode, stopped);
+        } else if self.gathering.is_empty() {
+            self.facts.look_who_is_alive(&live_nodes(&inner), self.clock.now_ms());
+            let known = self.facts.known_digests();
+            self.gathering.push(tokio::spawn(gather(inner, view, (self.epoch, self.clock), known)));
+        }
+        Some(())
+    }
+
+    /// Plans from what was gathered.
+    async fn round(&mut self, gathered: Gathered) {
+        let Some(inner) = self.inner.upgrade() else { return };
+        let controls = controls(&gathered.view, inner.local_stop());
+        drop(inner);
+        self.facts.take_in(gathered);
+        let now_ms = self.clock.now_ms();
+        if self.facts.rest(&self.executor.lock().status(now_ms)) {
+            return;
+        }
+        let Some(observation) = self.facts.observation(now_ms, controls) else { return };
+        let executor = Arc::clone(&self.executor);
+        let planned = tokio::task::spawn_blocking(move || executor.lock().round(observation)).await;
+        match planned {
+            Ok(round) => {
+                if let Ok(made) = &round.made
+                    && !made.plan.moves.is_empty()
+                {
+                    tracing::info!(moves = made.plan.moves.len(), hold = ?round.hold,
+                        "leaderships are to be moved");
+                }
+            }
+            Err(error) => tracing::error!(%error, "a round of the planner panicked"),
+        }
+    }
+
+    /// Sends what may start, one request per host and batch.
+    fn send_orders(&mut self) {
+        let Some(inner) = self.inner.upgrade() else { return };
+        let orders = {
+            let mut executor = self.executor.lock();
+            // A switch that was set since the last round counts at once.
+            if let Some(view) = inner.view.borrow().as_deref() {
+                let (mode, stopped) = controls(view, inner.local_stop());
+                executor.control(mode, stopped);
+            }
+            executor.next_orders(self.clock.now_ms())
+        };
+        let mut by_giver: BTreeMap<NodeId, Vec<Order>> = BTreeMap::new();
+        for order in orders {
+            by_giver.entry(order.from).or_default().push(order);
+        }
+        for (node, orders) in by_giver {
+            for batch in orders.chunks(MAX_MOVES) {
+                let (inner, sender) = (Arc::clone(&inner), self.sender.clone());
+                self.sending.spawn(send(inner, node, batch.to_vec(), sender));
+            }
+        }
+    }
+}
+
+/// Which processes this host hears, and its own.
+fn live_nodes(inner: &Inner) -> BTreeMap<NodeId, u64> {
+    let peers = inner.host.transport_stats().peers.into_iter().filter(|peer| peer.live);
+    let peers = peers.filter_map(|peer| Some((peer.node, peer.incarnation?)));
+    peers.chain([(inner.host.node_id(), inner.host.incarnation())]).collect()
+}
+
+/// Asks every node for its report, and waits for those that answer in time.
+async fn gather(
+    inner: Arc<Inner>,
+    view: Arc<View>,
+    (epoch, clock): (Epoch, PlannerClock),
+    known: BTreeMap<NodeId, u64>,
+) -> Gathered {
+    let asked_ms = clock.now_ms();
+    let asks = view.nodes().keys().map(|node| {
+        let request = wire::ReportRequest {
+            epoch: epoch.get(),
+            planner_node: inner.host.node_id().get(),
+            known_digest: known.get(node).copied().unwrap_or(0),
+        };
+        let (inner, node) = (Arc::clone(&inner), *node);
+        async move { (node, ask(&inner, node, request).await) }
+    });
+    let mut reports = Vec::new();
+    for (node, answer) in futures::future::join_all(asks).await {
+        match answer {
+            Ok(report) => reports.push((node, report)),
+            Err(reason) => tracing::debug!(%node, reason, "no report"),
+        }
+    }
+    Gathered { view, asked_ms, reports }
+}
+
+async fn ask(
+    inner: &Arc<Inner>,
+    node: NodeId,
+    request: wire::ReportRequest,
+) -> Result<wire::NodeReport, String> {
+    if node == inner.host.node_id() {
+        return inner.report(request).map_err(|status| status.message().to_owned());
+    }
+    let asking = async {
+        let (mut client, address) = inner.client.connect(node).await?;
+        match client.report(request).await {
+            Ok(report) => Ok(report.into_inner()),
+            Err(status) => {
+                inner.client.forget(&address);
+                Err(status.message().to_owned())
+            }
+        }
+    };
+    let answer = tokio::time::timeout(REPORT_TIMEOUT, asking).await;
+    answer.unwrap_or_else(|_| Err("it did not answer in time".to_owned()))
+}
+
+/// Has a host carry orders out, and passes on how each ended.
+async fn send(
+    inner: Arc<Inner>,
+    node: NodeId,
+    orders: Vec<Order>,
+    sender: mpsc::Sender<(Ticket, Ending)>,
+) {
+    let mut open: BTreeMap<u64, Ticket> =
+        orders.iter().map(|order| (order.ticket.number, order.ticket)).collect();
+    let reached = if node == inner.host.node_id() {
+        let mut outcomes = inner.try_all(orders);
+        while let Some(outcome) = outcomes.next().await {
+            settle(&mut open, outcome, &sender).await;
+        }
+        Ok(())
+    } else {
+        send_to_peer(&inner, node, &orders, &mut open, &sender).await
+    };
+    let rest = match reached {
+        Ok(()) => Ending::Unknown,
+        Err(reason) => {
+            tracing::debug!(%node, reason, "orders were not taken");
+            Ending::Failed { reason: RejectReason::LeaderUnreachable }
+        }
+    };
+    for ticket in open.into_values() {
+        pass_on(&sender, ticket, rest).await;
+    }
+}
+
+/// An error: the orders surely did not arrive.
+async fn send_to_peer(
+    inner: &Inner,
+    node: NodeId,
+    orders: &[Order],
+    open: &mut BTreeMap<u64, Ticket>,
+    sender: &mpsc::Sender<(Ticket, Ending)>,
+) -> Result<(), String> {
+    let (mut client, address) = inner.client.connect(node).await?;
+    let epoch = orders.first().map_or(0, |order| order.ticket.epoch.get());
+    let moves = orders.iter().map(|order| wire::Move {
+        ticket: order.ticket.number,
+        group: order.group.get(),
+        to: order.to.get(),
+        to_incarnation: order.to_incarnation,
+        term: order.term,
+    });
+    let planner_node = inner.host.node_id().get();
+    let request = wire::MoveRequest { epoch, planner_node, moves: moves.collect() };
+    let mut outcomes = match client.r#move(request).await {
+        Ok(outcomes) => outcomes.into_inner(),
+        Err(status) => {
+            inner.client.forget(&address);
+            tracing::debug!(%node, %status, "what became of orders is not known");
+            return Ok(());
+        }
+    };
+    while let Some(outcome) = outcomes.next().await {
+        match outcome {
+            Ok(outcome) => settle(open, outcome_from_wire(outcome), sender).await,
+            Err(status) => {
+                tracing::debug!(%node, %status, "what became of some orders is not known");
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn settle(
+    open: &mut BTreeMap<u64, Ticket>,
+    outcome: Outcome,
+    sender: &mpsc::Sender<(Ticket, Ending)>,
+) {
+    let Some(ticket) = open.remove(&outcome.ticket) else { return };
+    if let Err((reason, message)) = &outcome.moved {
+        tracing::debug!(%ticket, reason = reason.name(), message, "a leadership was not moved");
+    }
+    pass_on(sender, ticket, ending_of(outcome.moved)).await;
+}
+
+/// The planner may be over; then nobody wants to know.
+async fn pass_on(sender: &mpsc::Sender<(Ticket, Ending)>, ticket: Ticket, ending: Ending) {
+    if sender.send((ticket, ending)).await.is_err() {
+        tracing::debug!(%ticket, "an order ended after its planner");
+    }
+}

@@ -1,0 +1,348 @@
+//! Telling the catalog what nobody else can: each host of itself, and the leader of the system group
+//! what a new catalog begins with, that time passes, and that a group is gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, TryStreamExt, stream};
+use shardhost_groups::{GroupId, NodeId};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::client::{CatalogClient, CatalogError};
+use super::drain_clocks::DrainClocks;
+use super::shard_map::{self, Agreement};
+use super::{CatalogView, NodeFacts};
+use crate::host::Host;
+use shardhost_policy::catalog::{
+    Advert, GroupRecord, GroupState, Name, NewGroup, NewNode, NodeRecord, Operation, PlannerMode,
+    Refusal, Revision, Subject, UNKNOWN_STORE, View,
+};
+use shardhost_proto::shard_map::ShardMap;
+
+/// Between two comparisons of what is known of this node with what is.
+const COMPARE_EVERY: Duration = Duration::from_secs(2);
+/// Between two looks of the leader of the system group, when nothing changes.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Between two looks at least.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// Ends of groups that are looked at together.
+const MAX_ENDED_AT_ONCE: usize = 1_024;
+/// Commands under way when a new catalog is filled.
+const CREATED_AT_ONCE: usize = 256;
+
+/// Tells of trouble when it begins or becomes another, and not while it goes on.
+#[derive(Default)]
+struct Trouble {
+    told: Option<String>,
+}
+
+impl Trouble {
+    fn tell(&mut self, outcome: Result<(), CatalogError>, what: &'static str) {
+        let error = outcome.err().map(|error| error.to_string());
+        if let Some(error) = &error
+            && self.told.as_ref() != Some(error)
+        {
+            tracing::warn!(error, what);
+        }
+        self.told = error;
+    }
+}
+
+/// Keeps the catalog's record of this node true, until `stop`.
+pub(super) async fn register(
+    host: Host,
+    client: CatalogClient,
+    mut view: watch::Receiver<CatalogView>,
+    facts: NodeFacts,
+    stop: CancellationToken,
+) {
+    let keep = async {
+        let mut trouble = Trouble::default();
+        loop {
+            let known = view.borrow_and_update().clone();
+            if let Some(view) = known {
+                let compared = compare(&host, &client, &view, &facts).await;
+                trouble.tell(compared, "the catalog does not know this node as it is");
+            }
+            // A change of anything may be one of this node's record; at most so often.
+            tokio::time::sleep(COMPARE_EVERY / 20).await;
+            let changed = tokio::time::timeout(COMPARE_EVERY, view.changed()).await;
+            if changed.is_ok_and(|changed| changed.is_err()) {
+                return;
+            }
+        }
+    };
+    stop.run_until_cancelled(keep).await;
+}
+
+async fn compare(
+    host: &Host,
+    client: &CatalogClient,
+    view: &View,
+    facts: &NodeFacts,
+) -> Result<(), CatalogError> {
+    let node = host.node_id();
+    let known = view.nodes().get(&node).map(AsRef::as_ref);
+    let record = new_node(host, known, facts)?;
+    if known.is_none_or(|known| !is_as(known, &record)) {
+        // What operators changed stays: a view may be from before that.
+        let seen = known.map_or_else(Revision::default, |known| known.revision);
+        match client.apply_expecting(seen, Operation::PutNode(record)).await {
+            Ok(_) => {}
+            Err(CatalogError::Refused(Refusal::WrongRevision { .. })) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+    let (incarnation, capabilities) = (host.incarnation(), names(host)?);
+    let advert = known.and_then(|known| known.advert.as_ref());
+    let said = |advert: &Advert| {
+        advert.incarnation == incarnation && advert.capabilities.iter().eq(&capabilities)
+    };
+    if !advert.is_some_and(said) {
+        client.apply(Operation::Advertise { node, incarnation, capabilities }).await?;
+    }
+    Ok(())
+}
+
+fn names(host: &Host) -> Result<BTreeSet<Name>, Refusal> {
+    let advert = host.advert();
+    advert.capabilities.iter().map(|name| Name::new(Subject::Capability, name)).collect()
+}
+
+/// This node as its configuration says. What operators changed in the catalog stays: zone and weight
+/// are given by the configuration only while the node is new.
+fn new_node(
+    host: &Host,
+    known: Option<&NodeRecord>,
+    facts: &NodeFacts,
+) -> Result<NewNode, Refusal> {
+    let zone = facts.zone.as_deref().map(|zone| Name::new(Subject::Zone, zone)).transpose()?;
+    let id = host.node_id();
+    // A node that was announced and never seen is new.
+    let known = known.filter(|known| known.store != UNKNOWN_STORE);
+    Ok(NewNode {
+        id,
+        address: host.directory().address(id).unwrap_or_else(|| host.address().to_string()),
+        zone: known.map_or(zone, |known| known.zone.clone()),
+        weight: known.map_or(facts.weight, |known| known.weight),
+        store: host.store_id(),
+    })
+}
+
+fn is_as(known: &NodeRecord, new: &NewNode) -> bool {
+    *known.address == *new.address && known.store == new.store
+}
+
+/// What a new catalog begins with.
+#[derive(Clone, Debug)]
+pub(super) struct Beginning {
+    /// Whether leaderships are moved for balance.
+    pub(super) planner: PlannerMode,
+    /// The map of shards.
+    pub(super) shard_map: Option<ShardMap>,
+    /// The groups that there are to be.
+    pub(super) groups: Vec<NewGroup>,
+}
+
+/// What the leader of the system group does for the catalog, until `lost`.
+pub(super) async fn lead(
+    host: Host,
+    client: CatalogClient,
+    mut view: watch::Receiver<CatalogView>,
+    beginning: Beginning,
+    lost: CancellationToken,
+) {
+    let work = async {
+        let mut trouble = Trouble::default();
+        let (complete, created) = (None, Revision::default());
+        let (clocks, told_mismatch) = (DrainClocks::default(), false);
+        let last_ending = GroupId::new(0);
+        let mut tender = Tender {
+            host,
+            client,
+            beginning,
+            clocks,
+            complete,
+            created,
+            told_mismatch,
+            last_ending,
+        };
+        loop {
+            let known = view.borrow_and_update().clone();
+            if let Some(view) = known {
+                trouble.tell(tender.tend(&view).await, "the catalog is not tended");
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+            let changed = tokio::time::timeout(LOOK_EVERY, view.changed()).await;
+            if changed.is_ok_and(|changed| changed.is_err()) {
+                return;
+            }
+        }
+    };
+    lost.run_until_cancelled(work).await;
+}
+
+/// What the leader of the system group remembers from look to look.
+struct Tender {
+    host: Host,
+    client: CatalogClient,
+    beginning: Beginning,
+    clocks: DrainClocks,
+    /// The view in which nothing was to be done for any group.
+    complete: CatalogView,
+    /// The last change that was made for groups. A view from before it lacks what is there.
+    created: Revision,
+    /// A configuration that contradicts the catalog is told once.
+    told_mismatch: bool,
+    /// The last group that was looked at on its way out.
+    last_ending: GroupId,
+}
+
+impl Tender {
+    async fn tend(&mut self, view: &Arc<View>) -> Result<(), CatalogError> {
+        self.begin_settings(view).await?;
+        for (drain, passed_ms) in self.clocks.due_reports(view, Instant::now()) {
+            let (node, intent) = (drain.node, drain.id);
+            let operation = Operation::PassTime { node, intent, passed_ms };
+            match self.client.apply_expecting(drain.revision, operation).await {
+                Ok(done) => self.clocks.told(node, done.revision, passed_ms),
+                // Somebody changed it meanwhile.
+                Err(CatalogError::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let looked_at = self.complete.as_ref().is_some_and(|one| Arc::ptr_eq(one, view));
+        if looked_at || view.revision() < self.created {
+            return Ok(());
+        }
+        announce_founders(&self.host, &self.client, view, &self.beginning).await?;
+        let ending = finish_ends(&self.client, view, &mut self.last_ending).await?;
+        let groups = if self.may_create(view).await? { &self.beginning.groups[..] } else { &[] };
+        let absent: Vec<&NewGroup> = groups.iter().filter(|new| is_absent(view, new)).collect();
+        let able = absent.iter().filter(|new| founders_are_known(view, new));
+        let able = able.map(|new| NewGroup::clone(new)).collect();
+        self.created = create(&self.client, able).await?;
+        self.complete = (ending == 0 && absent.is_empty()).then(|| Arc::clone(view));
+        Ok(())
+    }
+
+    /// Whether the groups of the configuration belong to the map of shards of the catalog.
+    async fn may_create(&mut self, view: &View) -> Result<bool, CatalogError> {
+        let Some(configured) = &self.beginning.shard_map else { return Ok(true) };
+        match shard_map::found(&self.client, view, configured).await? {
+            Agreement::Same => Ok(true),
+            Agreement::Differs(mismatch) => {
+                if !std::mem::replace(&mut self.told_mismatch, true) {
+                    tracing::error!(%mismatch, "no shards are created from this configuration");
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    async fn begin_settings(&self, view: &View) -> Result<(), CatalogError> {
+        if view.settings().revision != Revision::default() {
+            return Ok(());
+        }
+        let mode = self.beginning.planner;
+        let operation = Operation::SetPlannerMode { mode };
+        match self.client.apply_expecting(Revision::default(), operation).await {
+            Ok(_) | Err(CatalogError::Refused(Refusal::WrongRevision { .. })) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Registers founders that were never here, so that groups begin without waiting for them. They say
+/// themselves who they are when they come.
+async fn announce_founders(
+    host: &Host,
+    client: &CatalogClient,
+    view: &View,
+    beginning: &Beginning,
+) -> Result<(), CatalogError> {
+    let founders = beginning.groups.iter().flat_map(|new| &new.founders);
+    let founders: BTreeSet<NodeId> = founders.copied().collect();
+    for id in founders.into_iter().filter(|id| !view.nodes().contains_key(id)) {
+        let Some(address) = host.directory().address(id) else { continue };
+        let new = NewNode { id, address, zone: None, weight: 1, store: UNKNOWN_STORE };
+        match client.apply_expecting(Revision::default(), Operation::PutNode(new)).await {
+            // Another one was faster.
+            Ok(_) | Err(CatalogError::Refused(Refusal::WrongRevision { .. })) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Has groups forgotten that are gone from every node that may have held them. Returns how many are
+/// on their way out.
+async fn finish_ends(
+    client: &CatalogClient,
+    view: &View,
+    last: &mut GroupId,
+) -> Result<usize, CatalogError> {
+    // Round and round: some wait for a node that is down.
+    let later = view.groups().range((Bound::Excluded(*last), Bound::Unbounded));
+    let earlier = view.groups().range(..=*last);
+    let groups = later.chain(earlier).map(|(_, group)| group);
+    let ending = groups.filter(|group| group.state == GroupState::Destroying);
+    let ending: Vec<_> = ending.take(MAX_ENDED_AT_ONCE).collect();
+    *last = ending.last().map_or(GroupId::new(0), |group| group.id);
+    let holders = ending.iter().flat_map(|group| holders_of(view, group));
+    let mut still_held: BTreeMap<GroupId, usize> = BTreeMap::new();
+    let mut asked: BTreeMap<NodeId, Vec<GroupId>> = BTreeMap::new();
+    for (node, group) in holders {
+        *still_held.entry(group).or_default() += 1;
+        asked.entry(node).or_default().push(group);
+    }
+    for (node, groups) in asked {
+        // A node that does not answer may hold them.
+        let gone = client.gone(node, &groups).await.unwrap_or_default();
+        for group in gone {
+            still_held.entry(group).and_modify(|count| *count = count.saturating_sub(1));
+        }
+    }
+    for group in ending.iter().filter(|group| still_held.get(&group.id).is_none_or(|n| *n == 0)) {
+        let operation = Operation::FinishDestroy { group: group.id };
+        match client.apply_expecting(group.revision, operation).await {
+            Ok(_) | Err(CatalogError::Refused(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(ending.len())
+}
+
+/// The nodes that may hold a replica: those that founded the group, and its members.
+fn holders_of(view: &View, group: &GroupRecord) -> Vec<(NodeId, GroupId)> {
+    let nodes: BTreeSet<NodeId> = group.founders.iter().chain(group.members()).copied().collect();
+    let known = nodes.into_iter().filter(|node| view.nodes().contains_key(node));
+    known.map(|node| (node, group.id)).collect()
+}
+
+/// Whether a group is neither there nor over.
+fn is_absent(view: &View, new: &NewGroup) -> bool {
+    !view.groups().contains_key(&new.id) && !view.ended().contains_key(&new.id)
+}
+
+fn founders_are_known(view: &View, new: &NewGroup) -> bool {
+    new.founders.iter().all(|node| view.nodes().contains_key(node))
+}
+
+/// Creates groups, many commands at a time. Returns the last change of it.
+async fn create(client: &CatalogClient, groups: Vec<NewGroup>) -> Result<Revision, CatalogError> {
+    let commands = groups.into_iter().map(|new| create_one(client.clone(), new));
+    let created = stream::iter(commands).buffer_unordered(CREATED_AT_ONCE);
+    created.try_fold(Revision::default(), |last, one| async move { Ok(last.max(one)) }).await
+}
+
+async fn create_one(client: CatalogClient, new: NewGroup) -> Result<Revision, CatalogError> {
+    match client.apply(Operation::CreateGroup(new)).await {
+        Ok(done) => Ok(done.revision),
+        Err(CatalogError::Refused(Refusal::GroupExists { founded, .. })) => Ok(founded),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,118 @@
+//! The system group over gRPC: commands and questions for the catalog, reports for the planner, and
+//! the moves that it orders.
+
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+use shardhost_groups::GroupId;
+use shardhost_proto::system as wire;
+use shardhost_proto::system::catalog_reply::Reply as WireReply;
+use shardhost_proto::system::system_server::System as SystemRpc;
+use tonic::{Request, Response, Status};
+
+use super::Inner;
+use super::client::{NotHere, propose_here, query_here};
+use shardhost_policy::catalog::{Command, encode_reply};
+
+/// See [`super::System::service`].
+#[derive(Debug)]
+pub struct SystemService {
+    pub(super) inner: Arc<Inner>,
+}
+
+/// Groups that one question of what is gone may name.
+pub(super) const MAX_GONE: usize = 4_096;
+
+/// What a node is told that belongs to another founding of a cluster of the same name.
+const OTHER_CLUSTER: &str = "its cluster was founded on other disks: two clusters have one name";
+
+fn answer(bytes: bytes::Bytes) -> Response<wire::CatalogReply> {
+    Response::new(wire::CatalogReply { reply: Some(WireReply::Answer(bytes)) })
+}
+
+fn elsewhere(leader_node: u64, reason: String) -> Response<wire::CatalogReply> {
+    let elsewhere = wire::Elsewhere { leader_node, reason };
+    Response::new(wire::CatalogReply { reply: Some(WireReply::Elsewhere(elsewhere)) })
+}
+
+#[tonic::async_trait]
+impl SystemRpc for SystemService {
+    type MoveStream = BoxStream<'static, Result<wire::MoveOutcome, Status>>;
+
+    async fn propose(
+        &self,
+        request: Request<wire::ProposeRequest>,
+    ) -> Result<Response<wire::CatalogReply>, Status> {
+        let wire::ProposeRequest { command, founding } = request.into_inner();
+        if !self.inner.host.founded().may_be(founding) {
+            return Ok(elsewhere(0, OTHER_CLUSTER.to_owned()));
+        }
+        // What makes no sense does not get into the log.
+        if let Err(refusal) = Command::decode(&command).and_then(|command| command.check()) {
+            return Ok(answer(encode_reply(&Err(refusal))));
+        }
+        match propose_here(&self.inner.host, command).await {
+            Ok(bytes) => Ok(answer(bytes)),
+            Err(NotHere::Elsewhere { leader, reason }) => {
+                Ok(elsewhere(leader.map_or(0, |node| node.get()), reason))
+            }
+            Err(NotHere::Unknown(message)) => Err(Status::unknown(message)),
+        }
+    }
+
+    async fn query(
+        &self,
+        request: Request<wire::QueryRequest>,
+    ) -> Result<Response<wire::CatalogReply>, Status> {
+        let wire::QueryRequest { query, founding } = request.into_inner();
+        if !self.inner.host.founded().may_be(founding) {
+            return Ok(elsewhere(0, OTHER_CLUSTER.to_owned()));
+        }
+        match query_here(&self.inner.host, query).await {
+            Ok(bytes) => Ok(answer(bytes)),
+            Err(reason) => Ok(elsewhere(0, reason)),
+        }
+    }
+
+    async fn gone(
+        &self,
+        request: Request<wire::GoneRequest>,
+    ) -> Result<Response<wire::GoneReply>, Status> {
+        let mut groups = request.into_inner().groups;
+        if groups.len() > MAX_GONE {
+            return Err(Status::invalid_argument(format!(
+                "a question about {} groups; ask about at most {MAX_GONE} at once",
+                groups.len()
+            )));
+        }
+        let inner = Arc::clone(&self.inner);
+        // Each is looked for on disk.
+        let looked = tokio::task::spawn_blocking(move || {
+            groups.retain(|group| match inner.is_gone(GroupId::new(*group)) {
+                Ok(gone) => gone,
+                // What is not known to be gone is not; the others are told of all the same.
+                Err(error) => {
+                    tracing::warn!(group, %error, "what is left of a group is not known");
+                    false
+                }
+            });
+            groups
+        });
+        let groups = looked.await.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(wire::GoneReply { groups }))
+    }
+
+    async fn report(
+        &self,
+        request: Request<wire::ReportRequest>,
+    ) -> Result<Response<wire::NodeReport>, Status> {
+        Ok(Response::new(self.inner.report(request.into_inner())?))
+    }
+
+    async fn r#move(
+        &self,
+        request: Request<wire::MoveRequest>,
+    ) -> Result<Response<Self::MoveStream>, Status> {
+        Ok(Response::new(self.inner.carry_out(request.into_inner())?))
+    }
+}

@@ -1,0 +1,79 @@
+//! Planners, hosts and cores that are broken on purpose, to see that the checks notice.
+
+use shardhost_proto::system as wire;
+
+use super::host::Host;
+use super::shape::Shape;
+use crate::executor::{Backoff, ExecutorSettings, OrderRefusal};
+
+/// What is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sabotage {
+    Nothing,
+    /// The planner lets groups rest for no time.
+    NoDwell,
+    /// The planner goes on when it hears of a kill switch.
+    IgnoreStop,
+    /// A fresh planner begins at once.
+    NoGrace,
+    /// A target that failed once is left alone for a day.
+    MuteForADay,
+    /// Each measurement of load is taken for the truth.
+    BelieveNoise,
+    /// Hosts obey planners that were replaced.
+    IgnoreEpoch,
+    /// Hosts hand over whatever the term.
+    IgnoreTerm,
+    /// Hosts say again and again what they said first.
+    RepeatReports,
+    /// A node that loses a capability tells others, and not itself.
+    DeafCore,
+    /// Nodes go on saying what they said first, whatever becomes of them.
+    KeepAdverts,
+    /// Planners go by the time of day.
+    TimeOfDay,
+    /// Another balancer moves leaders too.
+    SecondBalancer,
+}
+
+impl Sabotage {
+    pub(super) fn settings(self, mut settings: ExecutorSettings) -> ExecutorSettings {
+        match self {
+            Self::NoDwell => settings.planner.dwell_ms = 0,
+            Self::NoGrace => (settings.grace_ms, settings.grace_longest_ms) = (0, 0),
+            Self::MuteForADay => {
+                settings.mute = Backoff { first_ms: 86_400_000, longest_ms: 86_400_000 };
+            }
+            Self::BelieveNoise => {
+                settings.planner.load_tolerance_percent = 1;
+                settings.load.smoothing_ms = 0;
+            }
+            _ => {}
+        }
+        settings
+    }
+
+    /// What is needed for it to show.
+    pub(super) fn shape(self, mut shape: Shape) -> Shape {
+        if self == Self::BelieveNoise {
+            shape.settings.planner.load_tier = true;
+            shape.rates.values_mut().zip(1..).for_each(|(rate, place)| *rate = 20 * place);
+        }
+        shape
+    }
+
+    pub(super) fn overrules(self, refusal: &OrderRefusal) -> bool {
+        match self {
+            Self::IgnoreEpoch => matches!(refusal, OrderRefusal::StaleEpoch { .. }),
+            Self::IgnoreTerm => matches!(refusal, OrderRefusal::OtherTerm { .. }),
+            _ => false,
+        }
+    }
+
+    pub(super) fn report(self, host: &mut Host, report: wire::NodeReport) -> wire::NodeReport {
+        match self {
+            Self::RepeatReports => host.first_report.get_or_insert(report).clone(),
+            _ => report,
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! A planner at work on the node that leads the system group: what its driver does with sockets, here
+//! with messages that are late, lost, or cut off.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use shardhost_groups::NodeId;
+use shardhost_proto::system as wire;
+
+use super::sabotage::Sabotage;
+use super::world::{Desk, Event, World};
+use crate::catalog::View;
+use crate::executor::{Executor, ExecutorSettings, Mode, Recorded, Stop};
+use crate::inputs::clock::{PlannerClock, REPORT_TIMEOUT, ROUND_EVERY};
+use crate::inputs::facts::{Facts, Gathered, controls};
+use crate::inputs::report::Speaker;
+
+/// An executor, and what it knows.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) executor: Executor,
+    pub(super) facts: Facts,
+    pub(super) began_ms: u64,
+    pub(super) clock: PlannerClock,
+    /// What the last round planned.
+    pub(super) made: Option<Arc<Recorded>>,
+    gathering: Option<Gathering>,
+}
+
+/// Reports that are waited for.
+#[derive(Debug)]
+struct Gathering {
+    view: Arc<View>,
+    asked_ms: u64,
+    waits: BTreeSet<NodeId>,
+    reports: BTreeMap<NodeId, wire::NodeReport>,
+}
+
+/// The answer to one question for a report; `None`: a refusal, or no such service.
+pub(super) type Answer = Option<Box<wire::NodeReport>>;
+
+impl Seat {
+    pub(super) fn new(
+        desk: Desk,
+        (now, now_ms): (Instant, u64),
+        settings: ExecutorSettings,
+    ) -> Self {
+        Self {
+            executor: Executor::new(desk.epoch, now_ms, settings),
+            facts: Facts::default(),
+            began_ms: now_ms,
+            clock: PlannerClock::new(now, now_ms),
+            made: None,
+            gathering: None,
+        }
+    }
+}
+
+impl World {
+    /// What the planner of a node takes for the time.
+    pub(super) fn planner_clock(&self, node: NodeId) -> u64 {
+        match self.seats.get(&node) {
+            Some(seat) if self.sabotage != Sabotage::TimeOfDay => seat.clock.at(self.instant()),
+            _ => self.time_of_day(),
+        }
+    }
+
+    /// The planner that sits at a desk, unless its leadership is over.
+    pub(super) fn seat(&mut self, desk: Desk) -> Option<&mut Seat> {
+        let lives = self.cluster.life(desk.node) == self.hosts[&desk.node].life;
+        let seat = self.seats.get_mut(&desk.node);
+        seat.filter(|seat| lives && seat.executor.epoch() == desk.epoch)
+    }
+
+    /// Whether and what the catalog, as a node knows it, and the node's own switch let planners do.
+    pub(super) fn controls(&self, node: NodeId) -> Option<(Mode, Option<Stop>)> {
+        let host = &self.hosts[&node];
+        Some(controls(host.view.as_deref()?, host.local_stop()))
+    }
+
+    /// A planner asks for reports, unless the last ones are still waited for.
+    pub(super) fn begin_round(&mut self, desk: Desk) -> Result<(), String> {
+        if self.seat(desk).is_none() {
+            return Ok(());
+        }
+        self.after(ROUND_EVERY.as_millis() as u64, Event::Round(desk));
+        let (Some(controls), Some(view)) =
+            (self.controls(desk.node), self.hosts[&desk.node].view.clone())
+        else {
+            return Ok(());
+        };
+        let (mode, stopped) = self.sabotage.controls(controls);
+        let mut live = self.cluster.heard_by(desk.node).clone();
+        live.extend(self.cluster.life(desk.node).map(|life| (desk.node, life)));
+        let now_ms = self.planner_clock(desk.node);
+        let Some(seat) = self.seat(desk) else { return Ok(()) };
+        if mode == Mode::Off {
+            seat.executor.control(mode, stopped);
+        } else if seat.gathering.is_none() {
+            seat.facts.look_who_is_alive(&live, now_ms);
+            let known = seat.facts.known_digests();
+            let waits = view.nodes().keys().copied().collect();
+            seat.gathering =
+                Some(Gathering { view, asked_ms: now_ms, waits, reports: BTreeMap::new() });
+            self.ask_everybody(desk, now_ms, &known);
+        }
+        self.send_orders(desk)
+    }
+
+    fn ask_everybody(&mut self, desk: Desk, asked_ms: u64, known: &BTreeMap<NodeId, u64>) {
+        for host in self.cluster.node_ids() {
+            if let Some(delay) = self.travel(desk.node, host) {
+                let known_digest = known.get(&host).copied().unwrap_or(0);
+                self.after(delay, Event::Asked { by: desk, host, asked_ms, known_digest });
+            }
+        }
+        self.after(REPORT_TIMEOUT.as_millis() as u64, Event::GatherEnds { desk, asked_ms });
+    }
+
+    /// A host is asked for a report. Planners that were replaced get none.
+    pub(super) fn asked(&mut self, by: Desk, id: NodeId, asked_ms: u64, known_digest: u64) {
+        let (now, now_ms) = (self.instant(), self.cluster.now());
+        let advert = self.cluster.advert(id).clone();
+        let Some(host) = self.hosts.get_mut(&id) else { return };
+        let Some(life) = host.life else { return };
+        let report = if host.serves() && host.fence.hear(by.epoch, now_ms).is_ok() {
+            host.heard = host.heard.max(by.epoch);
+            let speaker = Speaker { node: id, incarnation: life, advert, stopped: host.stopped };
+            let cluster = &self.cluster;
+            let statuses = self.groups.iter().filter_map(|group| cluster.status(id, *group));
+            let report = host.memory.report(speaker, statuses, known_digest, now);
+            Some(Box::new(self.sabotage.report(host, report)))
+        } else {
+            None
+        };
+        if let Some(delay) = self.travel(id, by.node) {
+            self.after(delay, Event::Reported { to: by, host: id, asked_ms, report });
+        }
+    }
+
+    /// An answer came. Those to earlier questions are too late.
+    pub(super) fn reported(
+        &mut self,
+        to: Desk,
+        host: NodeId,
+        asked_ms: u64,
+        report: Answer,
+    ) -> Result<(), String> {
+        let Some(seat) = self.seat(to) else { return Ok(()) };
+        let current = seat.gathering.as_mut().filter(|current| current.asked_ms == asked_ms);
+        let Some(current) = current else { return Ok(()) };
+        current.waits.remove(&host);
+        current.reports.extend(report.map(|report| (host, *report)));
+        if current.waits.is_empty() { self.round(to) } else { Ok(()) }
+    }
+
+    /// Whoever did not answer by now is in the next round.
+    pub(super) fn gather_ends(&mut self, desk: Desk, asked_ms: u64) -> Result<(), String> {
+        let seat = self.seat(desk);
+        let waits = seat.and_then(|seat| seat.gathering.as_ref());
+        if waits.is_some_and(|gathering| gathering.asked_ms == asked_ms) {
+            return self.round(desk);
+        }
+        Ok(())
+    }
+
+    fn round(&mut self, desk: Desk) -> Result<(), String> {
+        let now_ms = self.planner_clock(desk.node);
+        let controls_of = |view: &View, stop| controls(view, stop);
+        let local = self.hosts[&desk.node].local_stop();
+        let sabotage = self.sabotage;
+        let Some(seat) =
+            self.seats.get_mut(&desk.node).filter(|seat| seat.executor.epoch() == desk.epoch)
+        else {
+            return Ok(());
+        };
+        let Some(Gathering { view, asked_ms, reports, .. }) = seat.gathering.take() else {
+            return Ok(());
+        };
+        let controls = sabotage.controls(controls_of(&view, local));
+        self.checks.gathered(desk, asked_ms, reports.keys());
+        let reports = reports.into_iter().collect();
+        seat.facts.take_in(Gathered { view, asked_ms, reports });
+        if seat.facts.rest(&seat.executor.status(now_ms)) {
+            return self.send_orders(desk);
+        }
+        let Some(observation) = seat.facts.observation(now_ms, controls) else { return Ok(()) };
+        let round = seat.executor.round(observation);
+        seat.made = round.made.as_ref().ok().cloned();
+        self.checks.round(seat, &round, now_ms)?;
+        self.send_orders(desk)
+    }
+
+    /// Sends what may start.
+    pub(super) fn send_orders(&mut self, desk: Desk) -> Result<(), String> {
+        let now_ms = self.planner_clock(desk.node);
+        let Some(truth) = self.controls(desk.node) else { return Ok(()) };
+        let (mode, stopped) = self.sabotage.controls(truth.clone());
+        let Some(seat) = self.seat(desk) else { return Ok(()) };
+        seat.executor.control(mode, stopped);
+        let orders = seat.executor.next_orders(now_ms);
+        let began_ms = seat.began_ms;
+        for order in &orders {
+            self.checks.started((truth.clone(), began_ms), order, now_ms, &self.hosts)?;
+            self.watch.ordered(order.group, self.cluster.now());
+        }
+        let ambush = self.ambush.take_if(|_| !orders.is_empty());
+        for order in orders {
+            match self.travel(desk.node, order.from) {
+                Some(delay) => {
+                    let late = ambush.map_or(0, |_| self.chance.between(500, 7_000));
+                    self.after(delay + late, Event::Ordered { by: desk, order });
+                }
+                None => self.order_is_lost(desk, order),
+            }
+        }
+        if let Some(ambush) = ambush {
+            self.spring(ambush, desk.node);
+        }
+        Ok(())
+    }
+}
+
+impl Sabotage {
+    fn controls(self, truth: (Mode, Option<Stop>)) -> (Mode, Option<Stop>) {
+        if self == Self::IgnoreStop { (Mode::On, None) } else { truth }
+    }
+}

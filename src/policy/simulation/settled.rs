@@ -1,0 +1,162 @@
+//! When a cluster is at rest, whether that is the best it can come to, and whether it stays so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use shardhost_groups::NodeId;
+
+use super::checks::demand;
+use super::seat::Seat;
+use super::world::World;
+use crate::catalog::SYSTEM_GROUP;
+use crate::catalog::View;
+use crate::executor::{Answer, Hold, Mode};
+use crate::inputs::facts::{Facts, Gathered};
+use crate::inputs::report::{Memory, Speaker};
+use crate::planner::{Snapshot, check, plan};
+
+impl World {
+    /// Lets time pass until nothing is left to move.
+    pub(super) fn settle(&mut self, within_ms: u64) -> Result<(), String> {
+        let end = self.cluster.now() + within_ms;
+        loop {
+            self.pass(500)?;
+            match self.unrest() {
+                None => return Ok(()),
+                Some(what) if self.cluster.now() > end => {
+                    return Err(format!("not at rest after {within_ms} ms: {what}"));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Lets time pass, in which nobody may be told to move anything, and no leadership moves.
+    pub(super) fn stay(&mut self, length_ms: u64) -> Result<(), String> {
+        let seen = |world: &Self| {
+            (world.checks.coverage.ordered, world.cluster.checks().elections().len())
+        };
+        let (before, end) = (seen(self), self.cluster.now() + length_ms);
+        while self.cluster.now() < end {
+            self.pass(5_000)?;
+            demand(seen(self) == before, || {
+                format!("was at rest with {before:?}, and has {:?} orders, elections", seen(self))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Who plans, if that is one alone.
+    pub(super) fn planner(&self) -> Option<&Seat> {
+        let mut seats = self.seats.values();
+        seats.next().filter(|_| seats.next().is_none())
+    }
+
+    /// What there still is to do, if anything.
+    fn unrest(&self) -> Option<String> {
+        let Some(seat) = self.planner() else { return Some("not one planner".to_owned()) };
+        let status = seat.executor.status(self.clock());
+        let Some(last) = &status.plan else { return Some("nothing is planned".to_owned()) };
+        match status.hold {
+            // Nothing changes, so no round follows at once.
+            None | Some(Hold::PlanTooOld { .. }) => {}
+            Some(hold) => return Some(hold.to_string()),
+        }
+        let left = last.moves + last.deferred + status.in_flight + status.unconfirmed;
+        if left > 0 {
+            return Some(format!("{left} moves are left: {}", self.waiting(seat)));
+        }
+        let served = || self.groups_are_served().and_then(|()| self.drains_say_why());
+        self.better(seat).or_else(|| served().err())
+    }
+
+    /// What keeps the moves that are left.
+    fn waiting(&self, seat: &Seat) -> String {
+        let answers = self.groups.iter().map(|id| seat.executor.why(*id, self.clock()));
+        let waiting = answers.filter(|why| why.answer != Answer::AsPlanned);
+        waiting.map(|why| why.to_string()).collect::<Vec<_>>().join("\n")
+    }
+
+    /// What a planner would do that sees everything as it is and remembers nothing.
+    fn better(&self, seat: &Seat) -> Option<String> {
+        let made = seat.made.as_ref()?;
+        let mut truth = match self.truth()?.canonicalise() {
+            Ok(truth) => truth,
+            Err(error) => return Some(error.to_string()),
+        };
+        truth.now_ms = self.clock();
+        truth.settings = made.snapshot.settings.clone();
+        (truth.settings.dwell_ms, truth.settings.grace_ms) = (0, 0);
+        let loads: BTreeMap<_, _> =
+            made.snapshot.groups.iter().map(|group| (group.id, group.load)).collect();
+        for group in &mut truth.groups {
+            group.load = loads.get(&group.id).copied().unwrap_or(0);
+            if group.leader.is_none() {
+                return Some(format!("group {} has no leader", group.id));
+            }
+        }
+        let plan = plan(&truth).ok()?;
+        if let Err(error) = check(&truth, &plan) {
+            return Some(error.to_string());
+        }
+        plan.moves.first().map(|step| format!("{step:?} would be better"))
+    }
+
+    /// Everything as it is, told by all hosts at once.
+    fn truth(&self) -> Option<Snapshot> {
+        let view: Arc<View> = Arc::clone(self.view());
+        let nodes = self.cluster.node_ids().into_iter();
+        let live: BTreeMap<NodeId, u64> =
+            nodes.filter_map(|node| Some((node, self.cluster.life(node)?))).collect();
+        let reports = live.iter().map(|(node, life)| {
+            let advert = self.cluster.advert(*node).clone();
+            let speaker = Speaker { node: *node, incarnation: *life, advert, stopped: false };
+            let statuses = self.groups.iter().filter_map(|id| self.cluster.status(*node, *id));
+            (*node, Memory::default().report(speaker, statuses, 0, self.instant()))
+        });
+        let mut facts = Facts::default();
+        facts.look_who_is_alive(&live, self.clock());
+        facts.take_in(Gathered { view, asked_ms: self.clock(), reports: reports.collect() });
+        Some(facts.observation(self.clock(), (Mode::On, None))?.snapshot)
+    }
+
+    /// Where a drained node leads all the same, the plan says that nobody else can, and why.
+    fn drains_say_why(&self) -> Result<(), String> {
+        let made = self.planner().and_then(|seat| seat.made.as_ref());
+        let Some(made) = made else { return Err("nobody plans".to_owned()) };
+        for node in self.cluster.node_ids() {
+            let leads = |id: &&shardhost_groups::GroupId| {
+                self.cluster.status(node, **id).is_some_and(|status| status.is_leader())
+            };
+            if !self.cluster.advert(node).draining {
+                continue;
+            }
+            for id in self.groups.iter().filter(leads) {
+                let told = made.plan.stuck.iter().any(|stuck| stuck.group == *id);
+                demand(told, || format!("node {node} drains, leads {id}, and nobody says why"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever has what a group requires of its leader serves it. One that drains may go on serving,
+    /// and is handed nothing, so a caretaker may keep the group from it until the drain ends.
+    fn groups_are_served(&self) -> Result<(), String> {
+        for group in self.groups.iter().chain([&SYSTEM_GROUP]) {
+            let statuses = |node: &NodeId| self.cluster.status(*node, *group);
+            let nodes = self.cluster.node_ids();
+            let Some(leader) = nodes.iter().filter_map(statuses).find(|one| one.is_leader()) else {
+                return Err(format!("{group} has no leader"));
+            };
+            let requirement = &leader.membership.requirement;
+            let fit = leader.membership.voters().any(|(_, node)| {
+                let advert = self.cluster.advert(node);
+                requirement.lacking(&advert.capabilities).next().is_none()
+            });
+            demand(leader.serving || !fit, || {
+                format!("{group} is served by nobody: {:?}", leader.caretaker)
+            })?;
+        }
+        Ok(())
+    }
+}

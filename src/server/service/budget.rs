@@ -1,0 +1,358 @@
+//! What all clients of a host may hold of its memory together.
+//!
+//! Half is for reads: a read takes the most that its answer may be before it begins, and gives back what
+//! the answer does not need. Half is for writes: batches of requests from before they are read, then their
+//! commands, and answers that are long. Either is held until the connection has taken the answer, and
+//! given back when the client goes away. A client that takes nothing for [`STALL_TIMEOUT`] while others
+//! wait loses its connection; one whose batch is not whole by then, its stream.
+//!
+//! Of the batches that are on their way, or wait for room, those of one connection have a share: they come
+//! one after the other, and keep no other connection waiting for more than one of theirs.
+//!
+//! The number of streams is bounded, of the host and of each connection. While others are refused, a
+//! stream that does nothing for [`STALL_TIMEOUT`] ends.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use shardhost_storage::GroupId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
+use tonic::Status;
+
+use super::REQUEST_OVERHEAD_BYTES;
+use super::reads::{ReadPlace, Reads};
+use shardhost_proto::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS};
+
+/// Bytes of all clients together, unless the configuration says otherwise.
+pub const DEFAULT_CLIENT_BYTES: usize = 512 * 1024 * 1024;
+/// With less, a single batch would not fit.
+pub const MIN_CLIENT_BYTES: usize =
+    4 * (MAX_BATCH_BYTES + MAX_BATCH_REQUESTS * REQUEST_OVERHEAD_BYTES);
+/// Streams that clients may have open at a host.
+pub const MAX_STREAMS: usize = 1_024;
+/// Those that one connection may have of them.
+pub const MAX_STREAMS_PER_CONNECTION: usize = MAX_STREAMS / 4;
+/// How long a client may leave an answer where it is while others wait for memory.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The reads of a group may hold one part in so many: a group that hangs keeps no other from its reads.
+const GROUP_PART: usize = 4;
+/// The batches of one connection that are on their way have one part in so many of the half for writes.
+const CONNECTION_PART: usize = 4;
+/// Whoever waits longer than this for memory waits for a client that does not take its answers.
+const SHORT_WAIT: Duration = Duration::from_millis(50);
+
+/// The memory that the clients of a host share.
+#[derive(Debug)]
+pub struct ClientBudget {
+    reads: Arc<Reads>,
+    writes: Arc<Semaphore>,
+    streams: Mutex<Streams>,
+    waits: Mutex<Waits>,
+    /// Bytes of either half.
+    half: u32,
+}
+
+impl ClientBudget {
+    /// `bytes` for all clients together, at least [`MIN_CLIENT_BYTES`].
+    #[must_use]
+    pub fn new(bytes: usize) -> Arc<Self> {
+        let half = u32::try_from(bytes.max(MIN_CLIENT_BYTES) / 2).unwrap_or(u32::MAX / 2);
+        let writes = Arc::new(Semaphore::new(half as usize));
+        let streams = Mutex::default();
+        let reads = Reads::new(half as usize, half as usize / GROUP_PART);
+        Arc::new(Self { reads, writes, streams, waits: Mutex::default(), half })
+    }
+
+    /// Bytes that are in use.
+    #[must_use]
+    pub fn used_bytes(&self) -> usize {
+        let free = self.reads.free() + self.writes.available_permits();
+        2 * self.half as usize - free
+    }
+
+    /// A place for one more stream of a connection; `None`: nobody knows of which.
+    pub(super) fn stream(self: &Arc<Self>, connection: Option<u64>) -> Result<StreamPlace, Status> {
+        let mut streams = self.streams.lock();
+        if streams.open >= MAX_STREAMS {
+            streams.refused = Some(Instant::now());
+            return Err(Status::resource_exhausted(format!(
+                "this node has {MAX_STREAMS} streams of clients and takes no more; close some, or ask \
+                 another node"
+            )));
+        }
+        let mut arrivals = None;
+        if let Some(connection) = connection {
+            let known = streams.of.entry(connection);
+            let of_connection = known.or_insert_with(|| OfConnection::new(self.share()));
+            if of_connection.open >= MAX_STREAMS_PER_CONNECTION {
+                return Err(Status::resource_exhausted(format!(
+                    "this connection has {MAX_STREAMS_PER_CONNECTION} streams and gets no more; close \
+                     some"
+                )));
+            }
+            of_connection.open += 1;
+            arrivals = Some(Arc::clone(&of_connection.arrivals));
+        }
+        streams.open += 1;
+        Ok(StreamPlace { budget: Arc::clone(self), connection, arrivals })
+    }
+
+    /// What the batches of one connection may take that are on their way: the largest one at least.
+    fn share(&self) -> usize {
+        (self.half as usize / CONNECTION_PART).max(MIN_CLIENT_BYTES / 4)
+    }
+
+    /// Waits until it is the turn of a batch of this size among those of its connection.
+    pub(super) async fn turn(
+        &self,
+        arrivals: &Arc<Semaphore>,
+        bytes: usize,
+    ) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes.min(self.share())).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        self.noting_waits(Arc::clone(arrivals).acquire_many_owned(bytes)).await.ok()
+    }
+
+    /// Whether somebody was refused a stream not long ago.
+    pub(super) fn lacks_places(&self) -> bool {
+        self.streams.lock().refused.is_some_and(|refused| refused.elapsed() < STALL_TIMEOUT)
+    }
+
+    /// Waits until there are `bytes` for the commands of a batch.
+    pub(super) async fn commands(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.half);
+        // The semaphore is never closed.
+        self.noting_waits(Arc::clone(&self.writes).acquire_many_owned(bytes)).await.ok()
+    }
+
+    /// More for the commands of a batch than was set aside for it, if that is there: whoever holds a part
+    /// must not wait for the rest.
+    pub(super) fn more_commands(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        Arc::clone(&self.writes).try_acquire_many_owned(bytes).ok()
+    }
+
+    /// Remembers it if this takes long.
+    async fn noting_waits<T>(&self, taking: impl Future<Output = T>) -> T {
+        let mut taking = pin!(taking);
+        if let Ok(taken) = timeout(SHORT_WAIT, &mut taking).await {
+            return taken;
+        }
+        let _waits = Waiting::begin(&self.waits);
+        taking.await
+    }
+
+    fn note_wait(&self) {
+        self.waits.lock().last = Some(Instant::now());
+    }
+
+    /// What a write answered, if there is room for it now: it is there already, and cannot wait.
+    pub(super) fn answer(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, NoRoom> {
+        if bytes <= REQUEST_OVERHEAD_BYTES {
+            // Counted with its command.
+            return Ok(None);
+        }
+        let bytes = u32::try_from(bytes).map_err(|_| NoRoom)?;
+        let permit = Arc::clone(&self.writes).try_acquire_many_owned(bytes);
+        permit.map(Some).map_err(|_| {
+            self.note_wait();
+            NoRoom
+        })
+    }
+
+    /// Waits until there are `bytes` for the answer to a read of a group; `None`: other reads of the
+    /// group have all that it may have, for too long.
+    pub(super) async fn read(&self, group: GroupId, bytes: usize) -> Option<ReadPlace> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.half / GROUP_PART as u32);
+        self.noting_waits(Arc::clone(&self.reads).place(group, bytes)).await
+    }
+
+    /// Whether others wait, or did not long ago, for what clients hold.
+    pub(super) fn is_scarce(&self) -> bool {
+        let waits = self.waits.lock();
+        waits.now > 0 || waits.last.is_some_and(|waited| waited.elapsed() < STALL_TIMEOUT)
+    }
+}
+
+/// Who waits for memory.
+#[derive(Debug, Default)]
+struct Waits {
+    /// How many do.
+    now: usize,
+    /// When one of them went on or went away, or somebody was refused, last.
+    last: Option<Instant>,
+}
+
+/// One who waits, until it is dropped.
+struct Waiting<'a>(&'a Mutex<Waits>);
+
+impl<'a> Waiting<'a> {
+    fn begin(waits: &'a Mutex<Waits>) -> Self {
+        waits.lock().now += 1;
+        Self(waits)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waits = self.0.lock();
+        waits.now -= 1;
+        waits.last = Some(Instant::now());
+    }
+}
+
+/// The streams that are open.
+#[derive(Debug, Default)]
+struct Streams {
+    open: usize,
+    /// By connection.
+    of: HashMap<u64, OfConnection>,
+    /// When one was refused last.
+    refused: Option<Instant>,
+}
+
+/// The streams of one connection.
+#[derive(Debug)]
+struct OfConnection {
+    open: usize,
+    /// Bytes of batches that may be on their way.
+    arrivals: Arc<Semaphore>,
+}
+
+impl OfConnection {
+    fn new(share: usize) -> Self {
+        Self { open: 0, arrivals: Arc::new(Semaphore::new(share)) }
+    }
+}
+
+/// The place of a stream among those of the host and of its connection.
+#[derive(Debug)]
+pub(super) struct StreamPlace {
+    budget: Arc<ClientBudget>,
+    connection: Option<u64>,
+    arrivals: Option<Arc<Semaphore>>,
+}
+
+impl StreamPlace {
+    /// What the batches of its connection take that are on their way; `None`: it is not known whose
+    /// stream it is.
+    pub(super) fn arrivals(&self) -> Option<Arc<Semaphore>> {
+        self.arrivals.clone()
+    }
+}
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        let mut streams = self.budget.streams.lock();
+        streams.open -= 1;
+        if let Some(connection) = self.connection
+            && let Some(of_connection) = streams.of.get_mut(&connection)
+        {
+            of_connection.open -= 1;
+            if of_connection.open == 0 {
+                streams.of.remove(&connection);
+            }
+        }
+    }
+}
+
+/// Clients hold all the memory that they may.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NoRoom;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_connection_gets_a_part_of_the_streams() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        let mut first: Vec<_> =
+            (0..MAX_STREAMS_PER_CONNECTION).map(|_| budget.stream(Some(1)).unwrap()).collect();
+        let refused = budget.stream(Some(1)).unwrap_err();
+        assert!(refused.message().contains("this connection has"), "{refused}");
+        assert!(!budget.lacks_places(), "others find one");
+        let others: Vec<_> = (2..=4)
+            .flat_map(|connection| (0..MAX_STREAMS_PER_CONNECTION).map(move |_| connection))
+            .collect();
+        let others: Vec<_> =
+            others.into_iter().map(|connection| budget.stream(Some(connection)).unwrap()).collect();
+        let refused = budget.stream(Some(5)).unwrap_err();
+        assert!(refused.message().contains("this node has"), "{refused}");
+        assert!(budget.lacks_places());
+        first.pop();
+        let fifth = budget.stream(Some(5)).unwrap();
+        drop((first, others, fifth));
+        let streams = budget.streams.lock();
+        assert!(streams.open == 0 && streams.of.is_empty(), "{streams:?}");
+    }
+
+    #[tokio::test]
+    async fn memory_is_scarce_as_long_as_somebody_waits() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        tokio::time::pause();
+        let all = budget.commands(usize::MAX).await;
+        let waits = {
+            let budget = Arc::clone(&budget);
+            tokio::spawn(async move { budget.commands(1).await })
+        };
+        tokio::time::sleep(STALL_TIMEOUT * 10).await;
+        assert!(budget.is_scarce(), "it waits for long");
+        drop(all);
+        drop(waits.await.unwrap());
+        assert!(budget.is_scarce(), "it waited a moment ago");
+        tokio::time::sleep(STALL_TIMEOUT * 2).await;
+        assert!(!budget.is_scarce());
+        // One who goes away does not wait any more.
+        let all = budget.commands(usize::MAX).await;
+        assert!(timeout(STALL_TIMEOUT, budget.commands(1)).await.is_err());
+        drop(all);
+        tokio::time::sleep(STALL_TIMEOUT * 2).await;
+        assert!(!budget.is_scarce());
+    }
+
+    #[tokio::test]
+    async fn batches_of_one_connection_leave_room_for_those_of_others() {
+        let budget = ClientBudget::new(4 * MIN_CLIENT_BYTES);
+        let (one, other) = (budget.stream(Some(1)).unwrap(), budget.stream(Some(2)).unwrap());
+        let again = budget.stream(Some(1)).unwrap();
+        let turn = async |place: &StreamPlace| {
+            budget.turn(&place.arrivals().unwrap(), usize::MAX).await.unwrap()
+        };
+        tokio::time::pause();
+        let first = turn(&one).await;
+        assert!(timeout(STALL_TIMEOUT, turn(&again)).await.is_err(), "one after the other");
+        let second = turn(&other).await;
+        drop(first);
+        drop((turn(&again).await, second));
+    }
+
+    #[tokio::test]
+    async fn what_is_held_is_counted_until_it_is_dropped() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        let commands = budget.commands(1_000).await;
+        let answer = budget.answer(2_000).unwrap();
+        let mut read = budget.read(GroupId::new(1), 5_000).await.unwrap();
+        assert_eq!(budget.used_bytes(), 8_000);
+        read.shrink_to(500);
+        assert_eq!(budget.used_bytes(), 3_500);
+        drop((commands, answer, read));
+        assert_eq!(budget.used_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_finds_no_room_is_refused_and_a_short_one_is_not() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        let all = budget.commands(usize::MAX).await;
+        assert!(!budget.is_scarce(), "nobody waited yet");
+        assert!(budget.answer(REQUEST_OVERHEAD_BYTES + 1).is_err());
+        assert!(budget.answer(REQUEST_OVERHEAD_BYTES).is_ok());
+        assert!(budget.is_scarce());
+        drop(all);
+        assert!(budget.answer(REQUEST_OVERHEAD_BYTES + 1).is_ok());
+    }
+}

@@ -1,0 +1,181 @@
+//! Sends what has completed, and lets go of it once the connection has taken it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio::task::yield_now;
+use tokio::time::sleep;
+use tonic::Status;
+
+use super::Protocol;
+use super::stream::{Charge, Completed, Outcome, Stream};
+use crate::service::budget::STALL_TIMEOUT;
+use crate::service::{GroupLookup, failure};
+use shardhost::transport::Connection;
+
+/// A batch of replies ends with the reply that reaches this size.
+const REPLY_BATCH_BYTES: usize = 256 * 1024;
+
+/// What goes to the connection: a batch and what it holds, or how the stream ended.
+pub(super) type Sent<P> = Result<(<P as Protocol>::Replies, Held), Status>;
+
+/// What the replies of a batch hold until the connection has taken it.
+pub(super) struct Held {
+    stream: Arc<Stream>,
+    requests: usize,
+    charge: Charge,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // The permits first: whoever is woken finds them.
+        let Charge { bytes, permit, places } = std::mem::take(&mut self.charge);
+        drop((permit, places));
+        self.stream.taken(self.requests, bytes);
+    }
+}
+
+/// The batches of replies of one stream, as the connection takes them.
+pub struct ReplyStream<P: Protocol> {
+    batches: mpsc::Receiver<Sent<P>>,
+    /// Of the batch that was taken last: it is on its way until the next one is asked for.
+    held: Option<Held>,
+}
+
+impl<P: Protocol> ReplyStream<P> {
+    pub(super) const fn new(batches: mpsc::Receiver<Sent<P>>) -> Self {
+        Self { batches, held: None }
+    }
+}
+
+impl<P: Protocol> Unpin for ReplyStream<P> {}
+
+impl<P: Protocol> tokio_stream::Stream for ReplyStream<P> {
+    type Item = Result<P::Replies, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.held = None;
+        self.batches.poll_recv(cx).map(|sent| {
+            sent.map(|sent| {
+                sent.map(|(replies, held)| {
+                    self.held = Some(held);
+                    replies
+                })
+            })
+        })
+    }
+}
+
+/// Sends what has completed until nothing more can complete, or the client is gone.
+pub(super) async fn write<P: Protocol>(
+    stream: Arc<Stream>,
+    replies: mpsc::Sender<Sent<P>>,
+    connection: Option<Connection>,
+) {
+    tokio::select! {
+        written = write_all::<P>(&stream, &replies) => if written.is_ok() {
+            return;
+        },
+        () = replies.closed() => {}
+        () = until_stalled(&stream) => {
+            tracing::warn!(kind = P::KIND, "a client takes no answers while others wait for memory");
+            if let Some(connection) = connection {
+                connection.cut();
+            }
+        }
+    }
+    stream.abandon();
+}
+
+/// Until the client has left its answers where they are for too long, and others need the memory.
+async fn until_stalled(stream: &Stream) {
+    loop {
+        sleep(STALL_TIMEOUT / 4).await;
+        let waits = stream.waits_since().is_some_and(|since| since.elapsed() >= STALL_TIMEOUT);
+        if waits && stream.budget.is_scarce() {
+            return;
+        }
+    }
+}
+
+async fn write_all<P: Protocol>(
+    stream: &Arc<Stream>,
+    replies: &mpsc::Sender<Sent<P>>,
+) -> Result<(), ClientGone> {
+    while !stream.is_over() {
+        stream.completed.notified().await;
+        // What completes together goes out together.
+        yield_now().await;
+        send_all::<P>(stream, stream.take_completed(), replies).await?;
+    }
+    match stream.take_fault() {
+        Some(fault) => replies.send(Err(fault)).await.map_err(|_| ClientGone),
+        None => Ok(()),
+    }
+}
+
+/// The client no longer takes replies.
+struct ClientGone;
+
+async fn send_all<P: Protocol>(
+    stream: &Arc<Stream>,
+    completed: Vec<Completed>,
+    replies: &mpsc::Sender<Sent<P>>,
+) -> Result<(), ClientGone> {
+    let mut batch = Batch::<P>::default();
+    for one in completed {
+        batch.add(one, stream);
+        if batch.bytes >= REPLY_BATCH_BYTES {
+            std::mem::take(&mut batch).send(stream, replies).await?;
+        }
+    }
+    batch.send(stream, replies).await
+}
+
+/// Replies that go out together, and what they free when they are out.
+struct Batch<P: Protocol> {
+    replies: Vec<P::Reply>,
+    bytes: usize,
+    charge: Charge,
+}
+
+impl<P: Protocol> Default for Batch<P> {
+    fn default() -> Self {
+        Self { replies: Vec::new(), bytes: 0, charge: Charge::default() }
+    }
+}
+
+impl<P: Protocol> Batch<P> {
+    fn add(&mut self, completed: Completed, stream: &Stream) {
+        let Completed { id, charge, outcome } = completed;
+        let lookup: &dyn GroupLookup = &*stream.lookup;
+        let reply = match outcome {
+            Outcome::Write(Ok(applied)) => P::written(id, &applied),
+            Outcome::Write(Err(error)) => P::failed(id, failure::of_proposal(&error, lookup)),
+            Outcome::Unanswered => P::failed(id, failure::unanswered(P::UNANSWERED)),
+            Outcome::Read(Ok(answer)) => P::answered(id, &answer),
+            Outcome::Read(Err(error)) => P::failed(id, failure::of_read(&error, lookup)),
+            Outcome::Failed(failure) => P::failed(id, failure),
+        };
+        self.bytes += reply.encoded_len();
+        self.charge.absorb(charge);
+        self.replies.push(reply);
+    }
+
+    async fn send(
+        self,
+        stream: &Arc<Stream>,
+        replies: &mpsc::Sender<Sent<P>>,
+    ) -> Result<(), ClientGone> {
+        let Self { replies: batch, charge, .. } = self;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        stream.hand_over();
+        let held = Held { stream: Arc::clone(stream), requests: batch.len(), charge };
+        replies.send(Ok((P::replies(batch), held))).await.map_err(|_| ClientGone)
+    }
+}

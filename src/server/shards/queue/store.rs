@@ -1,0 +1,214 @@
+//! Reads a queue from its records: the index after a restart, a peek, a checksum.
+
+use bytes::Bytes;
+use shardhost_groups::machine::StateChecksum;
+use shardhost_proto::client::{Deliveries, Delivery, Peek};
+
+use super::MAX_DELIVERY_BYTES;
+use super::dedup::DedupWindow;
+use super::index::{Index, Stored};
+use super::query::messages_of;
+use super::record::{
+    COUNTERS, Counters, DEDUP, DELIVERY, DedupRecord, Delivered, MESSAGE, Message, number_of,
+};
+use crate::shards::session::{self, Sessions};
+use crate::shards::state_db::{GroupState, Scan, StateDbError};
+use shardhost_proto::hash::SequenceSum;
+
+/// What stands in memory of a queue in use.
+#[derive(Debug, Default)]
+pub(super) struct Loaded {
+    pub(super) index: Index,
+    pub(super) dedup: DedupWindow,
+    pub(super) sessions: Sessions,
+}
+
+impl Loaded {
+    /// The time of the shard.
+    pub(super) fn time_ms(&self) -> u64 {
+        self.index.now_ms().max(self.sessions.time_ms())
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        Counters {
+            now_ms: self.index.now_ms(),
+            last_sequence: self.index.last_sequence(),
+            first_sequence: self.index.first_sequence(),
+            dedup: self.dedup.ordinals(),
+        }
+    }
+}
+
+/// Rebuilds what stands in memory.
+pub(super) fn load(state: &GroupState) -> Result<Loaded, StateDbError> {
+    let counters = counters(state)?;
+    let mut index = Index::at(counters.now_ms, counters.last_sequence);
+    let first = counters.first_sequence.to_be_bytes();
+    let mut deliveries = DeliveryCursor::open(state, &first)?;
+    let mut messages = state.scan(MESSAGE, &first, None);
+    while let Some((key, value)) = messages.next()? {
+        let sequence = number_of(key).map_err(|cause| corrupt(state, "a message", cause))?;
+        if sequence > counters.last_sequence {
+            let last = counters.last_sequence;
+            let message = format!("a message stands at {sequence}, the last one sent is {last}");
+            return Err(state.inconsistent(message));
+        }
+        let (partition_key, body) =
+            Message::split(value).map_err(|cause| corrupt(state, "a message", cause))?;
+        let Delivered { attempt, deadline_ms } = deliveries.of(sequence)?;
+        // A body is bounded far below 4 GiB.
+        let size = body.len() as u32;
+        index.insert(Stored { sequence, partition_key, size, attempt, deadline_ms });
+    }
+    let dedup = load_dedup(state, &counters)?;
+    Ok(Loaded { index, dedup, sessions: Sessions::load(state)? })
+}
+
+/// Whether a message is there, in flight or not.
+pub(super) fn has_messages(state: &GroupState) -> Result<bool, StateDbError> {
+    let first = counters(state)?.first_sequence.to_be_bytes();
+    Ok(state.scan(MESSAGE, &first, None).next()?.is_some())
+}
+
+pub(super) fn counters(state: &GroupState) -> Result<Counters, StateDbError> {
+    match state.get(&state.space().prefix(COUNTERS))? {
+        Some(record) => {
+            Counters::decode(&record).map_err(|cause| corrupt(state, "the counters", cause))
+        }
+        None => Ok(Counters::default()),
+    }
+}
+
+fn load_dedup(state: &GroupState, counters: &Counters) -> Result<DedupWindow, StateDbError> {
+    let mut window = DedupWindow::at(counters.dedup.start);
+    let mut records = state.scan(DEDUP, &counters.dedup.start.to_be_bytes(), None);
+    while let Some((_, value)) = records.next()? {
+        let record = DedupRecord::decode(value).map_err(|cause| corrupt(state, "an id", cause))?;
+        window.insert(record.id, record.sequence, record.sent_ms);
+    }
+    if window.ordinals() != counters.dedup {
+        return Err(state.inconsistent(format!(
+            "the window of ids holds {:?} and should hold {:?}",
+            window.ordinals(),
+            counters.dedup
+        )));
+    }
+    Ok(window)
+}
+
+/// Walks the deliveries beside the messages.
+struct DeliveryCursor<'a> {
+    state: &'a GroupState,
+    records: Scan<'a>,
+    next: Option<(u64, Delivered)>,
+}
+
+impl<'a> DeliveryCursor<'a> {
+    fn open(state: &'a GroupState, from: &[u8]) -> Result<Self, StateDbError> {
+        let mut cursor = Self { state, records: state.scan(DELIVERY, from, None), next: None };
+        cursor.step()?;
+        Ok(cursor)
+    }
+
+    /// The newest delivery of `sequence`, which must grow from call to call.
+    fn of(&mut self, sequence: u64) -> Result<Delivered, StateDbError> {
+        while let Some((at, delivered)) = self.next
+            && at <= sequence
+        {
+            if at == sequence {
+                return Ok(delivered);
+            }
+            self.step()?;
+        }
+        Ok(Delivered::default())
+    }
+
+    fn step(&mut self) -> Result<(), StateDbError> {
+        self.next = match self.records.next()? {
+            None => None,
+            Some((key, value)) => {
+                let parts = number_of(key).and_then(|at| Ok((at, Delivered::decode(value)?)));
+                Some(parts.map_err(|cause| corrupt(self.state, "a delivery", cause))?)
+            }
+        };
+        Ok(())
+    }
+}
+
+/// One message.
+pub(super) fn message(state: &GroupState, sequence: u64) -> Result<Message, StateDbError> {
+    let record = state.get(&state.space().number_key(MESSAGE, sequence))?.ok_or_else(|| {
+        state.inconsistent(format!("message {sequence} is in the index and not on disk"))
+    })?;
+    decode_message(state, sequence, &Bytes::copy_from_slice(&record))
+}
+
+pub(super) fn decode_message(
+    state: &GroupState,
+    sequence: u64,
+    record: &Bytes,
+) -> Result<Message, StateDbError> {
+    Message::decode(record).map_err(|cause| corrupt(state, &format!("message {sequence}"), cause))
+}
+
+/// The messages of the shard in order.
+pub(super) fn peek(state: &GroupState, peek: &Peek) -> Result<Deliveries, StateDbError> {
+    let first = counters(state)?.first_sequence.max(peek.from_sequence).to_be_bytes();
+    let mut deliveries = DeliveryCursor::open(state, &first)?;
+    let mut messages = state.scan(MESSAGE, &first, None);
+    let (mut answer, mut bytes) = (Deliveries::default(), 0);
+    while let Some((key, value)) = messages.next()? {
+        bytes += value.len();
+        let full = answer.messages.len() == messages_of(peek)
+            || (bytes > MAX_DELIVERY_BYTES && !answer.messages.is_empty());
+        if full {
+            answer.more = true;
+            break;
+        }
+        let sequence = number_of(key).map_err(|cause| corrupt(state, "a message", cause))?;
+        let message = decode_message(state, sequence, &Bytes::copy_from_slice(value))?;
+        answer.messages.push(Delivery {
+            sequence,
+            partition_key: message.partition_key,
+            body: message.body,
+            receipt: 0,
+            attempt: deliveries.of(sequence)?.attempt,
+        });
+    }
+    Ok(answer)
+}
+
+/// Messages, and a checksum over them, their deliveries, the ids and the counters.
+pub(super) fn checksum(state: &GroupState) -> Result<StateChecksum, StateDbError> {
+    let mut sum = SequenceSum::default();
+    let counters = counters(state)?;
+    let numbers =
+        [counters.now_ms, counters.last_sequence, counters.dedup.start, counters.dedup.end];
+    numbers.into_iter().for_each(|number| sum.add_number(number));
+    let items = add_records(state, MESSAGE, counters.first_sequence, &mut sum)?;
+    add_records(state, DELIVERY, counters.first_sequence, &mut sum)?;
+    add_records(state, DEDUP, counters.dedup.start, &mut sum)?;
+    session::add_to_checksum(state, &mut sum)?;
+    Ok(StateChecksum { items, checksum: sum.value() })
+}
+
+fn add_records(
+    state: &GroupState,
+    kind: u8,
+    from: u64,
+    sum: &mut SequenceSum,
+) -> Result<u64, StateDbError> {
+    let mut count = 0;
+    let mut records = state.scan(kind, &from.to_be_bytes(), None);
+    while let Some((key, value)) = records.next()? {
+        count += 1;
+        sum.add(key);
+        sum.add(value);
+    }
+    sum.add_number(count);
+    Ok(count)
+}
+
+fn corrupt(state: &GroupState, at: &str, cause: crate::shards::codec::DecodeError) -> StateDbError {
+    state.corrupt(at, cause)
+}

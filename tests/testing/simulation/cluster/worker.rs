@@ -1,0 +1,203 @@
+//! Inputs for a node's worker, and carrying out its rounds.
+
+use shardhost_groups::policy::PolicyEvent;
+use shardhost_proto::peer::MessageKind;
+
+use super::*;
+
+impl Cluster {
+    pub(super) fn is_running(&self, node: NodeId, life: u64) -> bool {
+        let node = &self.nodes[&node];
+        node.life == life && node.process.is_some()
+    }
+
+    /// When the node's worker is stalled, the moment when it goes on.
+    pub(super) fn stalled(&self, node: NodeId) -> Option<u64> {
+        let until = self.nodes[&node].stalled_until;
+        (until > self.now).then(|| until - self.now)
+    }
+
+    pub(super) fn slot(&mut self, node: NodeId, life: u64) -> Result<(), String> {
+        if !self.is_running(node, life) {
+            return Ok(());
+        }
+        if let Some(wait) = self.stalled(node) {
+            self.after(wait, Event::Slot { node, life });
+            return Ok(());
+        }
+        let next = self.nodes.get_mut(&node).map_or(SLOT, |node| node.next_slot(SLOT));
+        self.after(next, Event::Slot { node, life });
+        self.begin(node);
+        if let Some(process) = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut()) {
+            process.core.tick_slot();
+        }
+        self.round(node)
+    }
+
+    pub(super) fn arrive(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        messages: Vec<GroupMessage>,
+    ) -> Result<(), String> {
+        if let Some(wait) = self.stalled(to) {
+            self.after(wait, Event::Messages { from, to, messages });
+            return Ok(());
+        }
+        self.input(to, Input::Peer { from, messages })
+    }
+
+    /// Gives an input to a node's worker, if the node runs, and carries out the round.
+    pub(super) fn input(&mut self, node: NodeId, input: Input) -> Result<(), String> {
+        self.begin(node);
+        if let Some(process) = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut()) {
+            process.core.handle(input);
+        }
+        self.round(node)
+    }
+
+    /// Tells a node's worker what time it is.
+    pub(super) fn begin(&mut self, id: NodeId) {
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let clock = node.read_clock(now);
+        if let Some(process) = node.process.as_mut() {
+            process.core.begin(clock);
+        }
+    }
+
+    pub(super) fn round(&mut self, id: NodeId) -> Result<(), String> {
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let clock = node.read_clock(now);
+        let Some(process) = node.process.as_mut() else { return Ok(()) };
+        let round = process.core.finish_round(clock);
+        let counters = process.core.counters();
+        if counters.failures > 0 {
+            let faults =
+                round.statuses.iter().filter_map(|(group, _, status)| match &status.role {
+                    shardhost_groups::Role::Failed(fault) => Some(format!("{group:?}: {fault}")),
+                    _ => None,
+                });
+            let faults: Vec<String> = faults.collect();
+            return Err(format!("a replica of {id:?} failed: {}", faults.join("; ")));
+        }
+        self.carry_out(id, round)
+    }
+
+    pub(super) fn carry_out(&mut self, id: NodeId, round: Round) -> Result<(), String> {
+        for (pending, error) in round.failed {
+            pending.resolve(Err(error));
+        }
+        for (waiter, answer) in round.read_replies {
+            drop(waiter.send(answer));
+        }
+        for (_, _, status) in &round.statuses {
+            let live = &self.nodes[&id].live;
+            self.checks.sleep(id, status, |node| live.contains_key(&node))?;
+            self.serves_only_where_it_may(id, status)?;
+        }
+        if let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) {
+            process.leases.extend(round.leases.into_iter().map(|(group, _, sign)| (group, sign)));
+        }
+        for edge in &round.edges {
+            self.tell(|| format!("{id:?} {edge:?}"));
+            self.print(edge.term.get());
+            self.checks.edge(id, edge)?;
+        }
+        let again = round.counted.iter().filter(|event| **event == PolicyEvent::StoodAgain);
+        self.checks.stood_again += again.count() as u64;
+        for (waiter, answer) in round.transfer_replies {
+            self.tell(|| format!("{id:?} transfer {answer:?}"));
+            self.checks.transfers += u64::from(answer.is_ok());
+            drop(waiter.send(answer));
+        }
+        for (waiter, outcome) in round.membership_replies {
+            self.tell(|| format!("{id:?} membership {outcome:?}"));
+            self.checks.membership_answer(&outcome);
+            drop(waiter.send(outcome));
+        }
+        for (waiter, outcome) in round.barrier_replies {
+            drop(waiter.send(outcome));
+        }
+        for (waiter, outcome) in round.drain_replies {
+            drop(waiter.send(outcome));
+        }
+        for request in round.admissions {
+            self.ask_policies(id, request);
+        }
+        self.send(id, round.messages)?;
+        self.queue_log(id, round.log);
+        for (group, epoch, work) in round.work {
+            self.queue_work(id, group, epoch, work);
+        }
+        for shipment in round.shipments {
+            self.ship(id, shipment);
+        }
+        for (from, message) in round.invitations {
+            self.invited(id, from, &message)?;
+        }
+        self.checks.take_outcomes()?;
+        self.take_reads(id)
+    }
+
+    /// A replica ended; its machine's state goes.
+    pub(super) fn retire(&mut self, id: NodeId, group: GroupId, epoch: u64) {
+        self.tell(|| format!("{id:?} {group:?} retired"));
+        self.checks.retired += 1;
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let Some(process) = node.process.as_mut() else { return };
+        if process.machines.get(&group).is_some_and(|machine| machine.epoch == epoch) {
+            process.machines.remove(&group);
+            process.leases.remove(&group);
+            node.disks.remove(&group);
+        }
+    }
+
+    /// A node should hold a replica: as a host does, it makes an empty one.
+    fn invited(&mut self, id: NodeId, from: NodeId, message: &GroupMessage) -> Result<(), String> {
+        let group = GroupId::new(message.group);
+        let config = self.shape.config.clone();
+        let wire = message.invitation.as_ref().and_then(|one| one.membership.as_ref());
+        let membership = wire.and_then(|wire| membership_from_message(wire).ok());
+        let Some(membership) = membership else { return Ok(()) };
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let stored = node.store.load(group).map_err(|error| error.to_string())?;
+        let named = membership.replica_on(id).map(|replica| replica.get());
+        if stored.is_some() || named != Some(message.to_replica) {
+            return Ok(());
+        }
+        if !node.create(group, &membership) {
+            return Ok(());
+        }
+        node.open_replica(&config, group)?;
+        self.tell(|| format!("{id:?} {group:?} invited by {from:?}"));
+        self.round(id)
+    }
+
+    pub(super) fn send(&mut self, from: NodeId, messages: Vec<Outgoing>) -> Result<(), String> {
+        for outgoing in messages {
+            self.messages += 1;
+            self.print(outgoing.message.index ^ (outgoing.message.kind as u64) << 32);
+            let message = &outgoing.message;
+            if message.kind() == MessageKind::ReadIndexResponse && !message.reject {
+                self.is_served(from, GroupId::new(message.group), "the read of a follower")?;
+            }
+            if self.shape.check_messages {
+                self.checks.message(&self.nodes[&from].store, &outgoing)?;
+            }
+            if !self.network.passes(from, outgoing.to) {
+                continue;
+            }
+            let mut chance = self.chance.clone();
+            let order = outgoing.message.kind() == MessageKind::TimeoutNow;
+            for delay in self.network.arrivals(self.weather, order, &mut chance) {
+                let messages = vec![outgoing.message.clone()];
+                let delay = delay + self.network.detour(from, outgoing.to);
+                self.after(delay, Event::Messages { from, to: outgoing.to, messages });
+            }
+            self.chance = chance;
+        }
+        Ok(())
+    }
+}
