@@ -14,9 +14,10 @@ use shardhost_proto::client::table_request::Operation;
 use shardhost_proto::client::{
     Consistency, FailureReason, Get, Put, TableBatch, TableReply, TableRequest,
 };
+use shardhost_proto::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS};
 use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
 use shardhost_server::config::ShardCounts;
-use shardhost_server::service::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_IN_FLIGHT_REQUESTS};
+use shardhost_server::service::MAX_IN_FLIGHT_REQUESTS;
 use shardhost_server::shards::table::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use shardhost_server::{Server, ServerConfig, group_of_shard};
 use tempfile::TempDir;
