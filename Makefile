@@ -13,7 +13,8 @@ CCACHED = $(if $(shell command -v ccache),ccache )
 export CC = $(CCACHED)cc
 export CXX = $(CCACHED)c++
 
-SHARDHOST = cargo run --release --bin shardhost --
+SHARDHOST = cargo run --release --package shardhost-cli --
+BENCH = cargo run --release --package shardhost-bench --bin shardhost-bench --
 
 # Arguments for `make demo` and `make bench`, for example: make demo ARGS=--keep
 ARGS ?=
@@ -48,7 +49,7 @@ setup:
 COMPILE = .ci/compile
 
 build: setup
-	@$(COMPILE) cargo build --release --bin shardhost
+	@$(COMPILE) cargo build --release --package shardhost-cli
 
 test: setup
 	@$(COMPILE) cargo test --workspace --no-fail-fast --no-run
@@ -67,22 +68,23 @@ chaos: setup
 demo: build
 	$(SHARDHOST) demo $(ARGS)
 
-bench: build
+bench: setup
 	cargo bench --workspace --bench '*'
-	$(SHARDHOST) bench write $(ARGS)
+	$(BENCH) write $(ARGS)
 
-bench-smoke: build
+bench-smoke: setup
 	cargo bench --workspace --bench '*' -- --test
-	$(SHARDHOST) bench write --seconds 2 --groups 8 --outstanding 64
-	$(SHARDHOST) bench read --seconds 1 --kinds lease
-	$(SHARDHOST) bench stall --seconds 1 --groups 1 --transfers 3 --changes 1 --replacements 1
-	$(SHARDHOST) bench restart --groups 300
-	$(SHARDHOST) bench found --groups 300 --by-hand 2
-	$(SHARDHOST) bench drain --groups 300
-	$(SHARDHOST) bench drain --groups 300 --load 0.3
-	$(SHARDHOST) bench kill --groups 300
-	$(SHARDHOST) bench balance --groups 300
+	$(BENCH) write --seconds 2 --groups 8 --outstanding 64
+	$(BENCH) read --seconds 1 --kinds lease
+	$(BENCH) stall --seconds 1 --groups 1 --transfers 3 --changes 1 --replacements 1
+	$(BENCH) restart --groups 300
+	$(BENCH) found --groups 300 --by-hand 2
+	$(BENCH) drain --groups 300
+	$(BENCH) drain --groups 300 --load 0.3
+	$(BENCH) kill --groups 300
+	$(BENCH) balance --groups 300
 
 lint: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	.ci/dependencies

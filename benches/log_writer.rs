@@ -125,7 +125,6 @@ impl Log for Rocks {
     }
 }
 
-/// The raft-engine crate.
 struct OtherEngine {
     engine: Engine,
     ends: Ends,

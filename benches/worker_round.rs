@@ -71,7 +71,6 @@ impl LogStore for NoLog {
     }
 }
 
-/// Counts proposals that ended.
 #[derive(Default)]
 struct Count(AtomicU64);
 

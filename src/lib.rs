@@ -18,12 +18,7 @@
 //! [`LogStore`](storage::LogStore), and nothing of C++ is compiled.
 
 #![forbid(unsafe_code)]
-#![warn(
-    missing_docs,
-    clippy::await_holding_lock,
-    clippy::let_underscore_must_use,
-    clippy::unwrap_used
-)]
+#![warn(clippy::await_holding_lock, clippy::let_underscore_must_use, clippy::unwrap_used)]
 
 /// The programs of the README, compiled and run.
 #[cfg(doctest)]

@@ -27,7 +27,6 @@ pub struct BalanceArguments {
     pub crowd: CrowdArguments,
 }
 
-/// Rounds at most.
 const MAX_ROUNDS: u64 = 8;
 /// Between two looks at whether the leader knows how far the others are.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -42,20 +41,24 @@ const CHECKED_GROUPS: u64 = 1_000;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BalanceOrder {
-    /// Say what it knows.
     View,
     /// Hand these groups to these nodes, so many at a time.
-    Move { to: Vec<(u64, u64)>, window: usize },
+    Move {
+        to: Vec<(u64, u64)>,
+        window: usize,
+    },
 }
 
 /// What a node answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BalanceAnswer {
-    /// What it knows.
     View(Snapshot),
     /// How many went, and why the others did not.
-    Moved { moved: u64, failed: Vec<String> },
+    Moved {
+        moved: u64,
+        failed: Vec<String>,
+    },
 }
 
 /// Carries out what a node is told.
@@ -80,7 +83,6 @@ async fn hand_over(host: &Host, group: u64, to: u64) -> Result<(), String> {
     moved.map(|_| ()).map_err(|error| format!("group {group}: {error}"))
 }
 
-/// What came of it.
 #[derive(Debug, Default)]
 struct Balanced {
     /// Plans that were made, the last of which finds nothing to move.

@@ -40,7 +40,6 @@ struct State {
     snapshots: Option<SnapshotNode>,
 }
 
-/// The running node.
 struct Running {
     host: Host,
     groups: Vec<Group>,

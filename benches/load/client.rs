@@ -64,7 +64,6 @@ struct Load {
     stop: tokio_util::sync::CancellationToken,
 }
 
-/// What every writer needs.
 #[derive(Clone)]
 struct Writer {
     table: TableClient,

@@ -39,7 +39,6 @@ fn fraction(text: &str) -> Result<f64, String> {
 pub enum DrainOrder {
     /// Drain, and say what came of it.
     Drain,
-    /// Take leaderships again.
     Undrain,
 }
 

@@ -38,7 +38,6 @@ pub struct Flow {
     /// Groups that are probes, and the time between two writes to each, in nanoseconds.
     pub probes: u64,
     pub probe_every_ns: u64,
-    /// Bytes of a write.
     pub size: usize,
 }
 
@@ -65,7 +64,6 @@ impl Flow {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FlowOrder {
-    /// Begin.
     Begin(Flow),
     /// End, and say what came of it.
     End,
@@ -78,7 +76,6 @@ pub struct Flowed {
     pub counted: Counted,
     /// Those that surely took no effect; the error says who leads.
     pub refused: u64,
-    /// Those that may have.
     pub unknown: u64,
     /// When the writes of each probe were acknowledged.
     pub probes: BTreeMap<u64, Vec<u64>>,

@@ -59,7 +59,6 @@ pub enum FoundOrder {
 /// When it was so, on the clock of this machine, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Founded {
-    /// A replica is here.
     held_ns: u64,
     /// Its leader is known here.
     led_ns: u64,

@@ -30,7 +30,6 @@ use super::tally::{Counted, Tally};
 /// What a child is to hold.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Setup {
-    /// Where all nodes listen.
     pub addresses: BTreeMap<u64, String>,
     /// Nodes 1 to this one hold a voter of every group; those above hold nothing at first.
     pub voters: u64,

@@ -44,10 +44,11 @@ const WARM_UP: Duration = Duration::from_secs(2);
 #[serde(rename_all = "kebab-case")]
 pub enum KillOrder {
     /// Note when this node is gone, and when groups serve here.
-    Watch { node: u64 },
+    Watch {
+        node: u64,
+    },
     /// Say how many groups serve here that did not.
     Count,
-    /// Say everything.
     Tell,
 }
 

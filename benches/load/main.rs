@@ -206,7 +206,6 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(run(arguments.command))
 }
 
-/// Runs a benchmark.
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Write(mut arguments) if arguments.mode == Mode::Client => {

@@ -30,8 +30,13 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
-    /// Who the child is.
-    Be { node: u64, nodes: u64, directory: PathBuf, workers: usize, apply_threads: usize },
+    Be {
+        node: u64,
+        nodes: u64,
+        directory: PathBuf,
+        workers: usize,
+        apply_threads: usize,
+    },
     /// Start, and create or open the groups.
     Join(Setup),
     /// Start the server of as many tables as there are groups.
@@ -50,9 +55,7 @@ pub enum Order {
     Found(FoundOrder),
     /// Begin or end a steady flow of writes.
     Flow(FlowOrder),
-    /// Write.
     Write(WriteArguments),
-    /// Read and write.
     Read(ReadOrder),
     /// Do something for the stall benchmark.
     Stall(StallOrder),
@@ -64,7 +67,6 @@ pub enum Order {
     Usage,
     /// Do something for the snapshot benchmark.
     Snapshot(SnapshotOrder),
-    /// End.
     End,
 }
 

@@ -54,7 +54,6 @@ pub struct RestartArguments {
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(320);
-/// Between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 const NODES: u64 = 3;
 

@@ -203,7 +203,6 @@ impl Cluster {
         answers.into_iter().map(stall_answer).collect()
     }
 
-    /// Who leads the group.
     async fn leader(&mut self) -> anyhow::Result<u64> {
         let group = self.group;
         let deadline = Instant::now() + PATIENCE;

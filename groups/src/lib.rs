@@ -16,12 +16,7 @@
 //! lock or channel, so a whole cluster of it runs in one thread from a seed.
 
 #![forbid(unsafe_code)]
-#![warn(
-    missing_docs,
-    clippy::await_holding_lock,
-    clippy::let_underscore_must_use,
-    clippy::unwrap_used
-)]
+#![warn(clippy::await_holding_lock, clippy::let_underscore_must_use, clippy::unwrap_used)]
 
 pub mod apply;
 pub mod clock;

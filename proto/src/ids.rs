@@ -26,9 +26,7 @@ pub struct LogIndex(u64);
 /// A place in a log together with the term of the entry there: the two name an entry for ever.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct LogPosition {
-    /// Term of the entry.
     pub term: Term,
-    /// Index of the entry.
     pub index: LogIndex,
 }
 

@@ -17,7 +17,7 @@
 //! The features `client` and `server` add the gRPC stubs; without them the crate needs no tonic.
 
 #![forbid(unsafe_code)]
-#![warn(missing_docs, clippy::unwrap_used)]
+#![warn(clippy::unwrap_used)]
 
 pub mod fields;
 pub mod hash;

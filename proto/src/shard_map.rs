@@ -27,7 +27,6 @@ pub const MAX_NAME_BYTES: usize = 64;
 /// The shards of one kind: as many groups as there are shards, with consecutive numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KindShards {
-    /// How many.
     pub count: u64,
     /// The group of the first one.
     pub first_group: GroupId,
@@ -53,9 +52,7 @@ pub struct ShardMap {
      founded: put the number of shards back in the configuration of this node"
 )]
 pub struct MapMismatch {
-    /// What the cluster has.
     pub cluster: Box<ShardMap>,
-    /// What was said instead.
     pub configured: Box<ShardMap>,
 }
 

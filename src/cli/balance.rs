@@ -21,9 +21,7 @@ use super::target::{Node, Target, channel, in_time, said};
 
 /// Longest view: JSON of some hundred thousand groups.
 const MAX_VIEW_BYTES: usize = 128 * 1024 * 1024;
-/// Moves that are shown.
 const SHOWN: usize = 20;
-/// Transfers under way.
 const WINDOW: usize = 64;
 /// Rounds of one `balance now`.
 const MAX_ROUNDS: usize = 8;
@@ -33,7 +31,6 @@ const SETTLE: Duration = Duration::from_secs(3);
 const MEASURE: Duration = Duration::from_secs(1);
 /// Operations per second of a group below which it counts as idle.
 const IDLE_BELOW: u32 = 10;
-/// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Entries that a target may lack.
 const MAX_LAG: u64 = 1_024;

@@ -19,7 +19,6 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines that wait to be written.
 const MAX_LINES: usize = 16_384;
-/// Bytes of them.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// How long the end of the process waits for the last lines.
 const LAST_LINES: Duration = Duration::from_millis(500);
@@ -148,7 +147,6 @@ struct Lines {
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// Bytes that wait.
     waiting: AtomicUsize,
     /// Lines that were dropped since the reader was told last.
     dropped: AtomicU64,
@@ -164,7 +162,6 @@ impl Lines {
         Ok(Self { sender, counts })
     }
 
-    /// Never blocks.
     fn add(&self, line: Vec<u8>) {
         let bytes = line.len();
         let waiting = self.counts.waiting.fetch_add(bytes, Ordering::Relaxed);

@@ -21,7 +21,6 @@ use super::target::{admin, all_groups};
 
 /// How long one answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Where a shard is led, and what its leader says of it.
@@ -30,7 +29,6 @@ pub struct Leader {
     pub node: u64,
     pub term: u64,
     pub committed: u64,
-    /// Whether it serves users.
     pub serving: bool,
     /// The nodes that have a vote, ascending.
     pub voters: Vec<u64>,

@@ -11,9 +11,7 @@ use serde_json::{Value, json};
 /// Where the cells of a column stand.
 #[derive(Clone, Copy, Debug)]
 pub enum Column {
-    /// Words.
     Left(&'static str),
-    /// Numbers.
     Right(&'static str),
 }
 
@@ -44,7 +42,6 @@ enum Screen {
 }
 
 impl Screen {
-    /// Where standard output goes.
     fn current() -> Self {
         static SCREEN: OnceLock<Screen> = OnceLock::new();
         *SCREEN.get_or_init(|| {

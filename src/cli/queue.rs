@@ -297,7 +297,6 @@ async fn peek(
     Ok(if taken.is_whole() { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) })
 }
 
-/// Removes what was received.
 async fn ack(queue: &QueueClient, taken: &mut Taken) {
     for part in taken.parts.iter().filter(|part| !part.messages.is_empty()) {
         match queue.ack(part.shard, part.receipts()).await {

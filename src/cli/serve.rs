@@ -315,7 +315,6 @@ async fn await_start(
     }
 }
 
-/// Why a host stops.
 enum End {
     Asked,
     Abandoned,

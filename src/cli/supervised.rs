@@ -15,12 +15,9 @@ use serde::{Deserialize, Serialize};
 pub enum Report {
     /// It has bound its address and waits for those of the others.
     Listening {
-        /// `host:port`.
         address: String,
     },
-    /// It serves.
     Started {
-        /// Its groups.
         groups: u64,
     },
 }
@@ -29,7 +26,6 @@ pub enum Report {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
-    /// Start.
     Start {
         /// Where all nodes listen, this one included.
         nodes: BTreeMap<String, String>,

@@ -42,9 +42,7 @@ pub struct Target {
 /// A node that answered.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Its address.
     pub address: String,
-    /// The channel to it.
     pub admin: AdminClient<Channel>,
     /// What it said of itself.
     pub status: HostStatus,

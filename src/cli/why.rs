@@ -35,7 +35,6 @@ pub async fn why(group: u64, target: &Target) -> anyhow::Result<()> {
 #[derive(Debug, Default)]
 struct Findings {
     group: u64,
-    /// By node.
     views: BTreeMap<u64, LeaderExplanation>,
     /// Why others said nothing, by address.
     silent: BTreeMap<String, String>,

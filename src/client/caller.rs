@@ -18,9 +18,7 @@ use super::wire::{Outgoing, Place, Wire};
 /// What doing an operation twice would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Nature {
-    /// Changes nothing.
     Read,
-    /// Twice is as once.
     Idempotent,
     /// Twice is not as once.
     Once,
@@ -31,9 +29,7 @@ pub(super) enum Nature {
 /// How an operation is repeated once it may have taken effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Repeat {
-    /// Not at all.
     Never,
-    /// As it is.
     Plainly,
     /// As part of a session, by the same number.
     InSession,
@@ -296,7 +292,6 @@ struct Trial {
     repeat: Repeat,
     nature: Nature,
     deadline: Instant,
-    /// Tries so far.
     attempt: usize,
     backoff: Backoff,
     /// An earlier try may have taken effect: nothing that follows makes the operation definite.

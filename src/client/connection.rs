@@ -30,11 +30,9 @@ pub(super) const MAX_OPERATION_BYTES: usize = MAX_BATCH_BYTES / 2;
 /// Why an operation has no answer.
 #[derive(Clone, Debug)]
 pub(super) enum CallError {
-    /// It never left.
     NotSent(String),
     /// It left, and the stream broke before its answer.
     Lost(String),
-    /// The node refused it.
     Failed(Failure),
     /// The node answered with nothing.
     Empty,
@@ -96,7 +94,6 @@ struct Task<W: Wire> {
     last_id: u64,
 }
 
-/// An open stream.
 struct Open<W: Wire> {
     batches: mpsc::Sender<W::Batch>,
     replies: Streaming<W::Replies>,

@@ -6,49 +6,26 @@
 pub enum ClientError {
     /// Definite. The request is wrong: a key too long, a limit too high. Change it.
     #[error("the request is invalid: {message}")]
-    Invalid {
-        /// What is wrong.
-        message: String,
-    },
+    Invalid { message: String },
     /// Definite. The cluster has no shards of this kind.
     #[error("the cluster has no {kind} shards")]
-    NoShards {
-        /// The kind.
-        kind: &'static str,
-    },
+    NoShards { kind: &'static str },
     /// Definite. There is no such shard.
     #[error("there is no shard {shard}; the last one is {last}")]
-    NoSuchShard {
-        /// What was asked for.
-        shard: usize,
-        /// The largest there is.
-        last: usize,
-    },
+    NoSuchShard { shard: usize, last: usize },
     /// Definite. No node took the operation before its deadline; the message is the last refusal.
     /// Try again later.
     #[error("no node took the operation in time; the last refusal was: {message}")]
-    Unavailable {
-        /// The last refusal.
-        message: String,
-    },
+    Unavailable { message: String },
     /// A read, or a wait, that was not answered in time. Nothing changed.
     #[error("there was no answer in time: {message}")]
-    Timeout {
-        /// What was waited for.
-        message: String,
-    },
+    Timeout { message: String },
     /// Not definite. The operation may have taken effect or may yet: read to find out.
     #[error("it is unknown whether the operation takes effect: {message}")]
-    OutcomeUnknown {
-        /// Why.
-        message: String,
-    },
+    OutcomeUnknown { message: String },
     /// A node broke the protocol. Not definite for a write.
     #[error("a node answered what was not asked: {message}")]
-    Protocol {
-        /// What it answered.
-        message: String,
-    },
+    Protocol { message: String },
 }
 
 impl ClientError {

@@ -27,7 +27,6 @@ pub struct QueueClient {
 pub struct Received {
     /// The shard they came from.
     pub shard: usize,
-    /// The messages.
     pub messages: Vec<Delivery>,
     /// The shard has more that could be received now.
     pub more: bool,

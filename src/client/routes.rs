@@ -24,11 +24,9 @@ use shardhost_proto::shard_map::HASH;
 /// The directory is not asked more often than this, however many operations want to know.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(50);
 
-/// One shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) group: u64,
-    /// 0: unknown.
     pub(super) leader: u64,
     /// Term in which it led.
     term: u64,
@@ -57,7 +55,6 @@ struct Known {
     shards: Vec<Route>,
     /// The node that was asked last understands sessions.
     sessions: bool,
-    /// Addresses by node.
     nodes: BTreeMap<u64, String>,
 }
 

@@ -50,14 +50,12 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
-/// One session.
 #[derive(Debug)]
 struct Session {
     group: u64,
     id: u64,
     start: u64,
     numbers: Mutex<Numbers>,
-    /// A number became free.
     room: Notify,
 }
 
@@ -180,7 +178,6 @@ pub(super) struct AnswerReceipt {
 }
 
 impl AnswerReceipt {
-    /// The answer came.
     pub(super) fn answered(&self) {
         self.session.release(self.sequence, End::Answered);
     }

@@ -20,7 +20,6 @@ use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
 /// An answer by the id of its request; `None` when the node sent an empty one.
 pub(super) type Answered<A> = (u64, Option<Result<A, Failure>>);
 
-/// Where an operation goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) group: u64,
@@ -41,15 +40,11 @@ pub(super) struct Outgoing<O> {
 
 /// One kind of shard, as it is spoken to.
 pub(super) trait Wire: Send + Sync + 'static {
-    /// Name of the kind.
     const KIND: &'static str;
     /// What is to be done.
     type Operation: Clone + Send + Sync + 'static;
-    /// What came of it.
     type Answer: Send + 'static;
-    /// What is sent.
     type Batch: Send + 'static;
-    /// What arrives.
     type Replies: Send + 'static;
 
     /// Bytes of an operation on the wire.
@@ -65,7 +60,6 @@ pub(super) trait Wire: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Streaming<Self::Replies>, Status>> + Send;
 }
 
-/// Tables.
 pub(super) struct TableWire;
 
 impl Wire for TableWire {
@@ -108,7 +102,6 @@ impl Wire for TableWire {
     }
 }
 
-/// Queues.
 pub(super) struct QueueWire;
 
 impl Wire for QueueWire {

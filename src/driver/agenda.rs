@@ -12,12 +12,9 @@ use tokio::time::Instant;
 use super::CatalogView;
 use shardhost_policy::catalog::{RecordKey, View};
 
-/// What a round compares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// Everything.
     All,
-    /// These groups.
     Only(BTreeSet<GroupId>),
 }
 
@@ -28,12 +25,10 @@ pub(super) struct Agenda {
     /// The catalog as it was when groups were put on the agenda last.
     seen: CatalogView,
     groups: BTreeSet<GroupId>,
-    /// When everything is compared.
     all_at: Instant,
 }
 
 impl Agenda {
-    /// Everything is compared first.
     pub(super) fn new(node: NodeId, now: Instant) -> Self {
         Self { node, seen: None, groups: BTreeSet::new(), all_at: now }
     }

@@ -59,10 +59,7 @@ pub enum CatalogError {
     },
     /// It may have been carried out, now or later.
     #[error("it is not known whether the catalog did it: {message}; look, and ask again")]
-    Unknown {
-        /// What went wrong.
-        message: String,
-    },
+    Unknown { message: String },
 }
 
 /// A handle of the catalog. Cheap to clone.
@@ -89,11 +86,7 @@ struct Inner {
 /// What came of asking one node.
 enum Asked {
     Answered(Bytes),
-    /// It surely did nothing.
-    Elsewhere {
-        leader: Option<NodeId>,
-        reason: String,
-    },
+    Elsewhere { leader: Option<NodeId>, reason: String },
     Unknown(String),
 }
 
@@ -384,14 +377,11 @@ fn read_reply(reply: wire::CatalogReply) -> Asked {
 
 /// Why this host's replica did not carry a command out.
 pub(super) enum NotHere {
-    /// It surely did nothing.
     Elsewhere {
         /// Who leads, as far as it knows.
         leader: Option<NodeId>,
-        /// Why.
         reason: String,
     },
-    /// It may yet.
     Unknown(String),
 }
 

@@ -33,7 +33,6 @@ use super::view::local_view;
 use super::{CatalogView, SYSTEM_GROUP};
 use crate::host::Host;
 
-/// Transfers under way.
 const WINDOW: WindowSettings = WindowSettings { first: 64, least: 8, most: 1_024 };
 /// Between two looks at what is left, when nothing is under way.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -103,7 +102,6 @@ pub enum DrainState {
     Done,
     /// The deadline passed, and the node was never empty.
     Overdue,
-    /// It was ended.
     Cancelled,
 }
 
@@ -111,13 +109,10 @@ pub enum DrainState {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainProgress {
-    /// How far it is.
     pub state: DrainState,
     /// Leaderships that are here, those that cannot go among them.
     pub left: usize,
-    /// Transfers that took place.
     pub moved: u64,
-    /// Transfers that did not.
     pub failed: u64,
     /// Transfers that may be under way.
     pub window: usize,
@@ -286,7 +281,6 @@ struct Executor {
     deadline: Deadline,
     fallback: Fallback,
     window: Window,
-    /// Transfers that were begun.
     begun: u64,
     /// Groups that could not go.
     stuck: BTreeMap<GroupId, Stuck>,
@@ -297,7 +291,6 @@ struct Executor {
 struct Stuck {
     /// For people, and the name of the reason.
     words: String,
-    /// It passes by itself.
     passes: bool,
     /// When it is tried again.
     again: Instant,

@@ -19,9 +19,7 @@ use shardhost_policy::catalog::{DrainIntent, DrainState as IntentState, IntentId
      far it is, `shardhost drain end {node}` ends it"
 )]
 pub struct AlreadyDraining {
-    /// The node.
     pub node: NodeId,
-    /// Who asked for it.
     pub owner: String,
 }
 
@@ -52,9 +50,7 @@ pub struct Drains {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DrainReport {
-    /// How far it is.
     pub progress: DrainProgress,
-    /// Who asked for it.
     pub owner: String,
     /// What it is in the catalog; `None`: nothing, it ends with the process.
     pub intent: Option<IntentId>,

@@ -73,7 +73,6 @@ impl Follower {
     }
 }
 
-/// Who is asked.
 trait Source {
     /// The answer of a replica of the catalog that has everything up to `least`.
     fn ask(

@@ -50,7 +50,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
 /// From what happened to the round about it, so that a burst of changes makes a few rounds.
 const GATHER: Duration = Duration::from_millis(10);
-/// Steps of one round.
 const MAX_STEPS: usize = 4_096;
 /// Groups with which something is under way.
 const MAX_UNDER_WAY: usize = 16_384;
@@ -118,7 +117,6 @@ struct Keeper {
     machines: Arc<dyn GroupMachines>,
     drains: Arc<Drains>,
     agenda: Agenda,
-    /// What is under way.
     steps: JoinSet<Ended>,
     /// The groups that it is about.
     under_way: BTreeSet<GroupId>,

@@ -149,7 +149,6 @@ struct Inner {
     view: watch::Sender<CatalogView>,
     drains: Arc<Drains>,
     reporter: Reporter,
-    /// The local switch.
     stopped: AtomicBool,
     /// What this host heard of planners.
     fence: Mutex<Fence>,

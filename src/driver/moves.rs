@@ -16,7 +16,6 @@ use shardhost_policy::executor::{Epoch, Order, Stop, StopScope, Ticket};
 use shardhost_policy::inputs::moves::{LONGEST, MAX_LAG, reason_of, standing_of};
 use shardhost_policy::planner::Tier;
 
-/// Orders of one request.
 pub(super) const MAX_MOVES: usize = 1_024;
 /// How an order ended on its host.
 #[derive(Clone, Debug, PartialEq, Eq)]

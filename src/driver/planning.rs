@@ -35,7 +35,6 @@ pub(super) struct Shared {
     pub(super) clock: PlannerClock,
 }
 
-/// Plans until `lost`.
 pub(super) async fn plan(
     inner: Weak<Inner>,
     epoch: Epoch,

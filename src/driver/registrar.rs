@@ -141,7 +141,6 @@ fn is_as(known: &NodeRecord, new: &NewNode) -> bool {
 pub(super) struct Beginning {
     /// Whether leaderships are moved for balance.
     pub(super) planner: PlannerMode,
-    /// The map of shards.
     pub(super) shard_map: Option<ShardMap>,
     /// The groups that there are to be.
     pub(super) groups: Vec<NewGroup>,

@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use super::founding::Foundings;
 use crate::transport::GrpcTransport;
 
-/// Invitations that may wait.
 const MAX_WAITING: usize = 1_024;
 
 /// Makes the state machines of replicas that this node is invited to hold.

@@ -46,7 +46,6 @@ use crate::transport::{
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct HostConfig {
-    /// This process.
     pub node: NodeId,
     /// Name of the cluster; hosts of another one are refused.
     pub cluster: String,
@@ -63,7 +62,6 @@ pub struct HostConfig {
     pub capabilities: BTreeSet<String>,
     /// Settings of the groups. Its node, incarnation and capabilities are set by the host.
     pub groups: GroupsConfig,
-    /// Settings of the log.
     #[cfg(feature = "rocksdb")]
     pub log: shardhost_storage::RocksOptions,
     /// Bounds of snapshots on their way to and from other hosts.
@@ -75,9 +73,7 @@ pub struct HostConfig {
     pub shard_map: Option<MapTag>,
     /// Bounds of the connections that the listener holds open.
     pub connections: ConnectionLimits,
-    /// Threads for Raft.
     pub workers: usize,
-    /// Threads for state machines.
     pub apply_threads: usize,
 }
 
@@ -133,22 +129,12 @@ pub enum StartError {
     Log(#[from] LogError),
     /// A file or directory cannot be used.
     #[error("{path}: {error}")]
-    Io {
-        /// Which.
-        path: String,
-        /// Why.
-        error: io::Error,
-    },
+    Io { path: String, error: io::Error },
     /// The address cannot be listened on. Choose another, or end who uses it.
     #[error(
         "cannot listen on {address}: {error}; choose another address, or end the process that has it"
     )]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        error: io::Error,
-    },
+    Listen { address: SocketAddr, error: io::Error },
     /// A capability has a name that is none, or there are too many.
     #[error("the capabilities of the node are wrong: {0}")]
     Capabilities(CapabilityError),
@@ -421,10 +407,7 @@ struct Serving {
 #[non_exhaustive]
 pub enum Shutdown {
     /// Hands leadership of its groups to others first, for at most this long.
-    Graceful {
-        /// The bound.
-        deadline: Duration,
-    },
+    Graceful { deadline: Duration },
     /// At once. Nothing that was acknowledged is lost.
     Immediate,
 }

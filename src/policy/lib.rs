@@ -16,12 +16,7 @@
 //! This crate has no threads, no sockets, no disk and no clock: time is an argument.
 
 #![forbid(unsafe_code)]
-#![warn(
-    missing_docs,
-    clippy::await_holding_lock,
-    clippy::let_underscore_must_use,
-    clippy::unwrap_used
-)]
+#![warn(clippy::await_holding_lock, clippy::let_underscore_must_use, clippy::unwrap_used)]
 
 pub mod catalog;
 pub mod executor;

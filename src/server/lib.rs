@@ -12,12 +12,7 @@
 //! from `voters` in the configuration of the node that founds the cluster, and later from its catalog.
 
 #![forbid(unsafe_code)]
-#![warn(
-    missing_docs,
-    clippy::await_holding_lock,
-    clippy::let_underscore_must_use,
-    clippy::unwrap_used
-)]
+#![warn(clippy::await_holding_lock, clippy::let_underscore_must_use, clippy::unwrap_used)]
 
 pub mod admin;
 mod balance;

@@ -119,13 +119,10 @@ impl Named {
 /// Which of its addresses a peer is tried at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// That of the directory.
     Configured,
-    /// That of its greeting.
     Learnt,
 }
 
-/// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// The address did not lead to the node.
@@ -139,9 +136,7 @@ pub(super) enum Outcome {
 /// When the next attempt is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// At once.
     AtOnce,
-    /// After the back-off.
     Later,
 }
 

@@ -73,17 +73,9 @@ fn difference(peer_ms: u64, own_ms: u64) -> i64 {
 pub enum ClockAlarm {
     /// This node's clock is ahead of that of a majority, which agrees, by so many milliseconds; or
     /// behind it, if negative.
-    Wrong {
-        /// Milliseconds.
-        ahead_ms: i64,
-    },
+    Wrong { ahead_ms: i64 },
     /// No majority agrees. The clock that is furthest from this node's is ahead by so much.
-    NoMajority {
-        /// Whose clock it is.
-        node: NodeId,
-        /// Milliseconds.
-        ahead_ms: i64,
-    },
+    NoMajority { node: NodeId, ahead_ms: i64 },
 }
 
 impl ClockAlarm {

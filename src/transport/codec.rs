@@ -30,7 +30,6 @@ pub(super) const SNAPSHOT_FRAME_MAX_BYTES: usize = (4 << 20) + SNAPSHOT_HEADER_M
 /// What a frame may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct FrameBounds {
-    /// Messages.
     pub messages: usize,
     /// Entries of all messages together.
     pub entries: usize,
@@ -48,12 +47,7 @@ impl FrameBounds {
 pub enum FrameError {
     /// More of something than a frame may hold.
     #[error("a frame holds more than {most} {what}")]
-    TooMany {
-        /// Of what.
-        what: &'static str,
-        /// The bound.
-        most: usize,
-    },
+    TooMany { what: &'static str, most: usize },
     /// The bytes are no frame.
     #[error("a frame cannot be read: {0}")]
     Malformed(String),

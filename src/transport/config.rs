@@ -19,7 +19,6 @@ pub(super) const HEARTBEAT_MAX_BYTES: usize = 48 + ADVERT_MAX_BYTES;
 pub struct LaneLimits {
     /// Encoded bytes of the messages that wait.
     pub bytes: usize,
-    /// Messages that wait.
     pub messages: usize,
 }
 
@@ -113,7 +112,6 @@ pub struct TransportConfig {
     /// How long [`shutdown`](super::GrpcTransport::shutdown) lets lanes run empty.
     pub drain_timeout: Duration,
 
-    /// Bounds of snapshot streams.
     pub snapshot: SnapshotLimits,
 }
 
@@ -240,9 +238,7 @@ impl Default for SnapshotLimits {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("transport setting {setting} {bound}")]
 pub struct ConfigError {
-    /// Name of the setting.
     pub setting: &'static str,
-    /// What holds for it.
     pub bound: &'static str,
 }
 

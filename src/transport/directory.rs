@@ -13,7 +13,6 @@ use tokio::sync::watch;
 /// The addresses of all nodes, this one included. Clones share their content.
 #[derive(Clone, Debug)]
 pub struct PeerDirectory {
-    /// As they were set.
     addresses: Arc<ArcSwap<BTreeMap<NodeId, String>>>,
     /// Where nodes were found that are not where they should be.
     found: Arc<ArcSwap<BTreeMap<NodeId, String>>>,

@@ -29,7 +29,6 @@ pub(super) struct Identity {
 /// A peer knows of a start of this node that its data directory does not: it is an older copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rollback {
-    /// Who knows it.
     pub by: NodeId,
     /// The start that it saw.
     pub known: u64,
@@ -52,20 +51,10 @@ pub(super) struct Greeting {
 pub enum Refusal {
     /// The peer speaks another version. Upgrade the older host.
     #[error("the peer speaks protocol {theirs}, this host speaks {ours}")]
-    Protocol {
-        /// The peer's version.
-        theirs: u32,
-        /// This host's version.
-        ours: u32,
-    },
+    Protocol { theirs: u32, ours: u32 },
     /// The peer belongs to another cluster. Correct the addresses of one of them.
     #[error("the peer belongs to cluster {theirs:?}, this host to {ours:?}")]
-    Cluster {
-        /// The peer's cluster.
-        theirs: String,
-        /// This host's cluster.
-        ours: String,
-    },
+    Cluster { theirs: String, ours: String },
     /// An address leads to another node than it should. Correct the directory.
     #[error("node {wanted} was meant, but node {found} was reached")]
     WrongNode {
@@ -76,20 +65,10 @@ pub enum Refusal {
     },
     /// The peer is not in the directory of this host. Add it, or leave it out on purpose.
     #[error("node {node} is not in the directory of node {by}")]
-    UnknownNode {
-        /// The node that greeted.
-        node: u64,
-        /// The node that refused.
-        by: NodeId,
-    },
+    UnknownNode { node: u64, by: NodeId },
     /// The peer has another map of shards. Make the numbers of shards equal.
     #[error("the peer has {theirs}, this host {ours}; make the numbers of shards equal")]
-    ShardMap {
-        /// What the peer has.
-        theirs: String,
-        /// What this host has.
-        ours: String,
-    },
+    ShardMap { theirs: String, ours: String },
     /// The peer's cluster has the same name and was founded on other disks: the data directories of one
     /// cluster stand beside those of another. Put them where they belong.
     #[error(
@@ -100,7 +79,6 @@ pub enum Refusal {
     /// A later start of the same node was seen: the older process must end.
     #[error("node {node} greets with incarnation {theirs}, but {seen} was already seen")]
     OldIncarnation {
-        /// The node.
         node: NodeId,
         /// The incarnation in the greeting.
         theirs: u64,
@@ -117,7 +95,6 @@ pub enum Refusal {
          lives, which its data directory does not know: two processes have one node number"
     )]
     SecondProcess {
-        /// The node.
         node: NodeId,
         /// The incarnation in the greeting.
         theirs: u64,
@@ -132,7 +109,6 @@ pub enum Refusal {
          host allows ({} h ahead)", hours(theirs, latest), CLOCKS_DIFFER.as_secs() / 3600
     )]
     AheadOfClock {
-        /// The node.
         node: NodeId,
         /// The incarnation in the greeting.
         theirs: u64,
@@ -147,7 +123,6 @@ pub enum Refusal {
         CLOCKS_DIFFER.as_secs() / 3600
     )]
     KnownAheadOfClock {
-        /// Who says so.
         by: NodeId,
         /// The incarnation that it says.
         known: u64,
@@ -165,10 +140,7 @@ pub enum Refusal {
     },
     /// No greeting, or no answer to it, came in time.
     #[error("the handshake took longer than {within:?}")]
-    Late {
-        /// The bound.
-        within: std::time::Duration,
-    },
+    Late { within: std::time::Duration },
 }
 
 /// How much later a start is than another one, in whole hours and at least one: the text of a

@@ -86,7 +86,6 @@ struct State {
     /// What the node says of itself from here on; a heartbeat takes it along.
     advert: Option<Advert>,
     taker: Option<Waker>,
-    /// Of the present stream.
     progress: Progress,
     given_up: bool,
     closing: bool,

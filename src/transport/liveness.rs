@@ -33,7 +33,6 @@ use super::starts::{Place, Sight, Starts};
 pub(super) struct Liveness {
     node: NodeId,
     started: Instant,
-    /// Milliseconds after `started`.
     last_heard: AtomicU64,
     suspected: AtomicBool,
     live: AtomicBool,

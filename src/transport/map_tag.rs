@@ -13,7 +13,6 @@ const LONGEST_TEXT_TOLD: usize = 200;
 pub struct MapTag {
     /// Differs where maps differ; never 0.
     pub fingerprint: u64,
-    /// The map, for people.
     pub text: String,
 }
 

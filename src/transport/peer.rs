@@ -27,7 +27,6 @@ const MOST_UNREACHABLE: usize = 1 << 16;
 #[derive(Debug)]
 pub(super) struct Peer {
     pub node: NodeId,
-    /// As the directory says.
     pub address: watch::Sender<String>,
     /// What its greetings say of its address.
     named: Mutex<Named>,

@@ -161,7 +161,6 @@ impl Attempt<'_> {
         }
     }
 
-    /// Connects and shakes hands.
     async fn greet(&mut self, address: &str) -> Result<(Streaming<Welcome>, Welcome), LaneError> {
         let channel = connection::connect(&self.shared.config, address).await?;
         let asked = self.peer.liveness.incarnation();

@@ -65,7 +65,6 @@ pub(super) struct Shared {
 pub(super) enum TaskKind {
     /// Sends a lane; ends by itself when the lane has run empty.
     Sender,
-    /// Ends when told to.
     Other,
 }
 

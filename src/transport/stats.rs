@@ -28,9 +28,7 @@ pub struct LaneStats {
     pub bytes: u64,
     /// Messages dropped: lane full, no connection, or too large for a frame.
     pub dropped: u64,
-    /// Messages that wait.
     pub waiting_messages: u64,
-    /// Encoded bytes that wait.
     pub waiting_bytes: u64,
 }
 
@@ -38,9 +36,7 @@ pub struct LaneStats {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PeerStats {
-    /// The peer.
     pub node: NodeId,
-    /// Where it is reached.
     pub address: String,
     /// Whether it is heard of.
     pub live: bool,
@@ -50,7 +46,6 @@ pub struct PeerStats {
     pub advert: Option<Advert>,
     /// Connections made after the first, both lanes together.
     pub reconnects: u64,
-    /// The lane of appends.
     pub bulk: LaneStats,
     /// The lane of heartbeats and votes.
     pub urgent: LaneStats,
@@ -90,35 +85,27 @@ pub struct TransportStats {
     /// Messages larger than a frame may be. They can never be sent: raise the bound on every
     /// host, or lower what an append may hold.
     pub oversized_drops: u64,
-    /// Greetings that were refused.
     pub refused_greetings: u64,
     /// Times that what a peer said of itself could not be read. What it said before stands.
     pub refused_adverts: u64,
     /// Streams from peers that ended because of what they carried, or broke.
     pub broken_streams: u64,
-    /// Snapshots delivered to peers.
     pub snapshots_sent: u64,
-    /// Shipments that failed.
     pub snapshots_failed: u64,
-    /// The same by cause.
     pub shipment_failures: BTreeMap<ShipmentFailure, u64>,
     /// Streams that did not begin at the first byte, because the receiver had some from before.
     pub snapshots_resumed: u64,
     /// Bytes of snapshots handed to connections.
     pub snapshot_bytes_sent: u64,
-    /// Snapshots being sent.
     pub snapshots_sending: usize,
     /// Shipments that wait for their turn.
     pub snapshots_waiting: usize,
-    /// Snapshots received whole.
     pub snapshots_received: u64,
     /// Snapshots refused, damaged or broken off while they were received.
     pub snapshots_refused: u64,
-    /// The same by cause.
     pub snapshot_refusals: BTreeMap<SnapshotRefusal, u64>,
     /// Bytes of snapshots that came.
     pub snapshot_bytes_received: u64,
-    /// Snapshots being received.
     pub snapshots_receiving: usize,
 }
 
@@ -129,7 +116,6 @@ pub enum ShipmentFailure {
     /// As many shipments wait as may. They take longer than they come: raise the rate or the
     /// number that is sent at once.
     TooMany,
-    /// The transport ends.
     Stopping,
     /// The peer is not in the directory, or left it.
     UnknownNode,
@@ -143,7 +129,6 @@ pub enum ShipmentFailure {
     Unreachable,
     /// The receiver said no; its own counters say why.
     Refused,
-    /// The stream broke.
     Broken,
     /// Nothing moved for the stall timeout.
     Stalled,
@@ -179,7 +164,6 @@ pub enum SnapshotRefusal {
     Stalled,
     /// The stream broke; what had come was kept.
     Broken,
-    /// The disk failed.
     Disk,
     /// This host takes no messages yet, or no longer.
     NotServing,
@@ -201,7 +185,6 @@ impl Counter {
     }
 }
 
-/// Counters by cause.
 #[derive(Debug)]
 pub(super) struct Causes<T>(Mutex<BTreeMap<T, u64>>);
 

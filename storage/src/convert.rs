@@ -15,7 +15,6 @@ use crate::types::{Entry, EntryKind, Genesis, GroupMeta, HardState, Incoming, Me
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {message}")]
 pub struct Malformed {
-    /// The kind of message.
     pub what: &'static str,
     /// What is wrong with it.
     pub message: String,

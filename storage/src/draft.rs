@@ -17,7 +17,6 @@ pub(crate) struct Standing {
     pub replica: Option<ReplicaId>,
     /// The largest replica id destroyed so far.
     pub tombstone: Option<ReplicaId>,
-    /// Raft's hard state.
     pub hard_state: HardState,
     /// The entry before the first.
     pub base: LogPosition,
@@ -40,7 +39,6 @@ pub(crate) trait Holdings {
 /// What a batch comes to for one group.
 #[derive(Debug)]
 pub(crate) struct Draft<'a> {
-    /// The group.
     pub group: GroupId,
     /// What the store is to hold afterwards.
     pub then: Standing,

@@ -11,7 +11,6 @@ use bytes::Bytes;
 
 use crate::ids::GroupId;
 
-/// Bytes before the payload.
 pub(crate) const HEADER_BYTES: usize = 8;
 
 /// The frame does not hold what was put into it.

@@ -22,12 +22,7 @@
 //! This crate knows neither Raft nor networks: it keeps what it is given and gives it back.
 
 #![forbid(unsafe_code)]
-#![warn(
-    missing_docs,
-    clippy::await_holding_lock,
-    clippy::let_underscore_must_use,
-    clippy::unwrap_used
-)]
+#![warn(clippy::await_holding_lock, clippy::let_underscore_must_use, clippy::unwrap_used)]
 
 pub mod convert;
 mod directory;

@@ -51,7 +51,6 @@ pub struct MemoryStore {
 #[derive(Debug, Default)]
 struct Inner {
     id: StoreNumber,
-    /// What a crash leaves.
     durable: State,
     /// What reads see: `durable` with `unsynced` on top.
     visible: State,

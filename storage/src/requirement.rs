@@ -44,10 +44,7 @@ pub enum CapabilityError {
     },
     /// More than [`MAX_CAPABILITIES`].
     #[error("{count} capabilities, at most {MAX_CAPABILITIES} are possible")]
-    TooMany {
-        /// How many there are.
-        count: usize,
-    },
+    TooMany { count: usize },
 }
 
 impl Requirement {

@@ -98,13 +98,9 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
 pub struct SnapshotAnnouncement {
     /// The host that sends it. State machines on two hosts may write one state in two ways.
     pub from: NodeId,
-    /// Whose state it is.
     pub group: GroupId,
-    /// Where in the log.
     pub position: LogPosition,
-    /// Its bytes.
     pub size: u64,
-    /// Their CRC-32.
     pub crc: u32,
 }
 
@@ -148,7 +144,6 @@ pub trait SnapshotReceive: Send {
 /// A snapshot being read. A read that finds other bytes than were written fails at the end with
 /// [`io::ErrorKind::InvalidData`].
 pub trait SnapshotRead: io::Read + Send {
-    /// Bytes of the snapshot.
     fn size(&self) -> u64;
     /// CRC-32 of its bytes.
     fn crc(&self) -> u32;
@@ -166,30 +161,16 @@ pub trait SnapshotRead: io::Read + Send {
 pub enum SnapshotError {
     /// There is no snapshot at that position.
     #[error("group {group} has no snapshot at {position}")]
-    Missing {
-        /// The group.
-        group: GroupId,
-        /// The position asked for.
-        position: LogPosition,
-    },
+    Missing { group: GroupId, position: LogPosition },
     /// The bytes are not what was written or announced; nothing was handed out.
     #[error("the snapshot of group {group} at {position} is damaged: {message}")]
-    Corrupt {
-        /// The group.
-        group: GroupId,
-        /// The position.
-        position: LogPosition,
-        /// What is wrong.
-        message: String,
-    },
+    Corrupt { group: GroupId, position: LogPosition, message: String },
     /// It would not fit; nothing was written. Free space; it is tried again.
     #[error(
         "a snapshot of group {group} needs {needed} bytes, {available} are available to snapshots"
     )]
     NoSpace {
-        /// The group.
         group: GroupId,
-        /// Bytes that it needs.
         needed: u64,
         /// Bytes that may be taken: what is free, without what is kept free for the log and what
         /// others were promised.
@@ -197,30 +178,13 @@ pub enum SnapshotError {
     },
     /// The disk became full while it was written. Free space; it is tried again.
     #[error("the disk became full while a snapshot of group {group} was written")]
-    DiskFull {
-        /// The group.
-        group: GroupId,
-    },
+    DiskFull { group: GroupId },
     /// The process, or the system, has no file or no memory left for it. It is tried again.
     #[error("a snapshot of group {group} waits while {action}: {message}")]
-    Scarce {
-        /// The group.
-        group: GroupId,
-        /// What was being done.
-        action: &'static str,
-        /// The cause.
-        message: String,
-    },
+    Scarce { group: GroupId, action: &'static str, message: String },
     /// The disk failed.
     #[error("a snapshot of group {group} failed while {action}: {message}")]
-    Io {
-        /// The group.
-        group: GroupId,
-        /// What was being done.
-        action: &'static str,
-        /// The cause.
-        message: String,
-    },
+    Io { group: GroupId, action: &'static str, message: String },
 }
 
 impl SnapshotError {

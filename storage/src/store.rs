@@ -101,11 +101,8 @@ pub(crate) fn store_id() -> u64 {
 pub struct StoreStats {
     /// Batches written, each with one sync.
     pub writes: u64,
-    /// Group writes in them.
     pub group_writes: u64,
-    /// Entries in them.
     pub entries: u64,
-    /// Payload bytes in them.
     pub bytes: u64,
 }
 
@@ -117,7 +114,6 @@ pub enum LogError {
     /// is there.
     #[error("the Raft log failed while {action}: {message}")]
     Io {
-        /// What was being done.
         action: &'static str,
         /// The cause, as the library said it.
         message: String,
@@ -127,69 +123,39 @@ pub enum LogError {
     Poisoned,
     /// What was read is not what was written. Restore this replica from its peers.
     #[error("the Raft log is damaged at {place}: {message}")]
-    Corrupt {
-        /// File, key or offset.
-        place: String,
-        /// What is wrong there.
-        message: String,
-    },
+    Corrupt { place: String, message: String },
     /// The log belongs to somebody else, or to another version. Point the host at its own data
     /// directory.
     #[error(
         "{path} holds {found}, this host is {expected}; give each node a data directory of its own"
     )]
-    Foreign {
-        /// The directory.
-        path: String,
-        /// What was found.
-        found: String,
-        /// What was expected.
-        expected: String,
-    },
+    Foreign { path: String, found: String, expected: String },
     /// Part of the log that was once written is missing.
     #[error("the Raft log lost its past: {message}")]
-    LostPast {
-        /// What is missing.
-        message: String,
-    },
+    LostPast { message: String },
     /// Another process has the log open.
     #[error("{path} is in use by another process")]
-    Locked {
-        /// The directory.
-        path: String,
-    },
+    Locked { path: String },
     /// There is no such replica.
     #[error("there is no replica of group {group} in the log")]
-    UnknownGroup {
-        /// The group.
-        group: GroupId,
-    },
+    UnknownGroup { group: GroupId },
     /// The entry was truncated away; a snapshot has it.
     #[error("index {index} of group {group} is compacted, the log starts after {base}")]
     Compacted {
-        /// The group.
         group: GroupId,
         /// The index that was asked for.
         index: LogIndex,
-        /// The log's base.
         base: LogPosition,
     },
     /// The entry was never written.
     #[error("index {index} of group {group} is beyond the last entry {last}")]
     OutOfRange {
-        /// The group.
         group: GroupId,
         /// The index that was asked for.
         index: LogIndex,
-        /// The log's last entry.
         last: LogPosition,
     },
     /// A batch that breaks the rules; nothing of it was written.
     #[error("a write of group {group} is refused: {message}")]
-    Invalid {
-        /// The group.
-        group: GroupId,
-        /// Which rule.
-        message: String,
-    },
+    Invalid { group: GroupId, message: String },
 }

@@ -14,7 +14,6 @@ use crate::requirement::Requirement;
 pub enum EntryKind {
     /// Bytes for the state machine. Empty data: the entry a leader starts its term with.
     Command,
-    /// A change of membership.
     Config,
     /// What the group asks of its leader from here on.
     Requirement,
@@ -25,11 +24,8 @@ pub enum EntryKind {
 pub struct Entry {
     /// Term it was appended in.
     pub term: Term,
-    /// Its place.
     pub index: LogIndex,
-    /// What it is for.
     pub kind: EntryKind,
-    /// The payload.
     pub data: Bytes,
     /// Bytes beside the payload that only the host reads.
     pub context: Bytes,
@@ -57,7 +53,6 @@ impl Entry {
 /// What Raft must not forget between two starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HardState {
-    /// The newest term seen.
     pub term: Term,
     /// Whom this replica voted for in that term.
     pub vote: Option<ReplicaId>,
@@ -152,7 +147,6 @@ impl Genesis {
 /// one, so that whoever leads goes on with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Incoming {
-    /// The learner.
     pub replica: ReplicaId,
     /// The member that goes when it comes.
     pub replaces: Option<ReplicaId>,
@@ -258,7 +252,6 @@ impl Membership {
 /// What a replica knows of itself apart from its log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupMeta {
-    /// The group.
     pub group: GroupId,
     /// Which replica of it this store holds.
     pub replica: ReplicaId,
@@ -318,7 +311,6 @@ impl Certainty {
 pub struct PersistedGroup {
     /// What the replica knows of itself.
     pub meta: GroupMeta,
-    /// Raft's hard state.
     pub hard_state: HardState,
     /// The entry before the first one that is still there.
     pub base: LogPosition,
@@ -337,7 +329,6 @@ pub struct GroupWrite {
     pub destroy: Option<ReplicaId>,
     /// Replace what the replica knows of itself. The first write of a replica carries one.
     pub meta: Option<GroupMeta>,
-    /// Replace the hard state.
     pub hard_state: Option<HardState>,
     /// Drop all entries: the log starts anew after this position (a snapshot was installed, or
     /// the replica is new).
@@ -363,6 +354,5 @@ impl GroupWrite {
 /// once (batches are merged by appending); its writes then take effect in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogBatch {
-    /// The writes, in order.
     pub writes: Vec<GroupWrite>,
 }

@@ -16,7 +16,7 @@
 //! full disk) are its maker's.
 
 #![forbid(unsafe_code)]
-#![warn(missing_docs, clippy::await_holding_lock, clippy::let_underscore_must_use)]
+#![warn(clippy::await_holding_lock, clippy::let_underscore_must_use)]
 
 pub mod conformance;
 pub mod linearizability;

@@ -24,7 +24,6 @@ const CALM: Duration = Duration::from_secs(4);
 const AFTERWARDS: Duration = Duration::from_millis(500);
 /// Between two writes to a probe: two acknowledgements are so far apart at least.
 const PROBE_EVERY: Duration = Duration::from_millis(5);
-/// Probes at most.
 const PROBES: u64 = 100;
 /// For how long rounds of a quorum are timed.
 const ROUNDS: Duration = Duration::from_secs(1);

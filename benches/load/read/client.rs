@@ -17,7 +17,6 @@ use super::{PATIENCE, ReadArguments, ReadKind, Run, RunKind};
 use crate::nodes::Nodes;
 use crate::process::cpu_time;
 
-/// Keys of all tables.
 const KEYS: u64 = 10_000;
 /// Values that are written at a time before the measurement.
 const FILLED_TOGETHER: usize = 256;

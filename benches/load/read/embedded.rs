@@ -17,9 +17,7 @@ use super::mix::{self, Load, Mix, Mixed, Target};
 use crate::nodes::Usage;
 use crate::{MachineKind, WriteArguments, write};
 
-/// Keys of a group.
 const KEYS: u64 = 1_000;
-/// Bytes of a value.
 const VALUE_BYTES: usize = 16;
 
 /// What the parent tells a node.
@@ -27,10 +25,14 @@ const VALUE_BYTES: usize = 16;
 #[serde(rename_all = "kebab-case")]
 pub enum ReadOrder {
     /// Write what is read later.
-    Fill { machine: MachineKind },
+    Fill {
+        machine: MachineKind,
+    },
     /// Only write, as `bench write` does.
-    Writes { arguments: WriteArguments, warm_up: Duration },
-    /// Read and write.
+    Writes {
+        arguments: WriteArguments,
+        warm_up: Duration,
+    },
     Reads(Reads),
 }
 
@@ -40,7 +42,6 @@ pub struct Reads {
     pub kind: ReadKind,
     pub mix: Mix,
     pub machine: MachineKind,
-    /// Operations under way here.
     pub outstanding: usize,
     pub warm_up: Duration,
     pub duration: Duration,
@@ -97,7 +98,6 @@ fn on_own_thread<T: Send>(run: impl Future<Output = T> + Send) -> anyhow::Result
 /// The groups of this host.
 #[derive(Clone)]
 struct Embedded {
-    /// Groups that are read.
     read: Arc<[Group]>,
     /// Groups that are written to: those that this host leads.
     written: Arc<[Group]>,

@@ -114,7 +114,6 @@ pub async fn measure<U>(
     (mixed, before, usage())
 }
 
-/// Numbers without a pattern.
 struct Lots(u64);
 
 impl Lots {

@@ -27,7 +27,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const FILLED_TOGETHER: usize = 256;
 /// Snapshots that are taken at a time.
 const TAKEN_TOGETHER: usize = 64;
-/// Bytes of a value.
 const VALUE_BYTES: usize = 16;
 
 /// What the parent tells a node.

@@ -34,7 +34,6 @@ pub struct Seen {
     pub restored: u64,
     /// Commands of an earlier life that were applied because the machine did not hold them.
     pub replayed: u64,
-    /// Commands of this life.
     pub fresh: u64,
     /// Commands that were given to a machine that held them already.
     pub twice: u64,

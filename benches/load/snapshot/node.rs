@@ -50,7 +50,6 @@ pub enum SnapshotAnswer {
 pub struct Join {
     pub addresses: BTreeMap<u64, String>,
     pub arguments: SnapshotArguments,
-    /// Without a state.
     pub late: bool,
 }
 

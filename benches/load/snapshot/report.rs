@@ -15,9 +15,7 @@ const MEBIBYTE: f64 = 1_048_576.0;
 pub enum Event {
     /// The leaders have made the snapshots.
     Made,
-    /// The first mebibyte came.
     FirstByte,
-    /// All bytes came.
     Shipped,
     /// The late node applies what the others write.
     CaughtUp,

@@ -25,18 +25,27 @@ const MAX_LAG: u64 = 100;
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StallOrder {
-    /// Begin to offer writes.
     Offer(Offer),
     /// Say who leads a group.
-    Leader { group: u64 },
+    Leader {
+        group: u64,
+    },
     /// Time rounds of a quorum, for so long.
-    RoundTrips { group: u64, lasting: Duration },
+    RoundTrips {
+        group: u64,
+        lasting: Duration,
+    },
     /// Say how long the writes of the log took since the last time.
     LogWrites,
     /// Let something happen to a group that this node leads.
-    Do { group: u64, event: Event },
+    Do {
+        group: u64,
+        event: Event,
+    },
     /// Wait until this node holds nothing of a group.
-    AwaitGone { group: u64 },
+    AwaitGone {
+        group: u64,
+    },
     /// End the stream; say what was acknowledged.
     Acks,
 }

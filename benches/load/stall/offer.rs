@@ -32,7 +32,6 @@ pub struct Offer {
 pub struct Ack {
     /// When it was acknowledged, on the clock of this machine.
     pub at_ns: u64,
-    /// Since it was due.
     pub took_us: u64,
 }
 
@@ -130,7 +129,6 @@ impl Stream {
     }
 }
 
-/// When writes are due.
 struct Due {
     next_ns: u64,
     interval_ns: u64,

@@ -70,7 +70,6 @@ pub async fn spread(
 /// What every host holds and leads in the end.
 #[derive(Clone, Debug)]
 pub struct Shares {
-    /// Who joined.
     joined: u64,
     /// Who may not lead everything.
     lacking: Option<u64>,

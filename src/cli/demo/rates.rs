@@ -8,7 +8,6 @@ use shardhost_proto::admin::HostStatus;
 
 use crate::observe::Observer;
 
-/// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(250);
 
 /// What one host did.
@@ -16,7 +15,6 @@ const INTERVAL: Duration = Duration::from_millis(250);
 pub struct NodeRate {
     /// Writes that it acknowledged as leader, over all its lives.
     pub acknowledged: u64,
-    /// Leaders at most.
     pub most_leaders: u64,
     /// Writes per second at its busiest, over some seconds, with their latencies there.
     pub ops_per_second: f64,

@@ -10,10 +10,8 @@ use crate::observe::Observer;
 
 /// What the queues require of the host that leads them.
 pub const CAPABILITY: &str = "fifo";
-/// Between two looks.
 const LOOK: Duration = Duration::from_millis(25);
 
-/// Counts what is seen.
 #[derive(Debug, Default)]
 struct Seen {
     looks: AtomicU64,

@@ -25,7 +25,6 @@ pub type Nodes = BTreeMap<u64, BTreeSet<String>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     pub group: u64,
-    /// Who gives it.
     pub old: u64,
 }
 
@@ -34,7 +33,6 @@ pub struct Step {
 enum Merit {
     /// It lacks what is required, and the new one has it.
     Gains,
-    /// It makes no difference.
     Equal,
     /// Another voter would better give: it lacks what is required.
     Wastes,

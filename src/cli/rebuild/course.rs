@@ -16,11 +16,8 @@ pub const GRACE: Duration = Duration::from_secs(30);
 /// What comes next in one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Its replica goes.
     Remove,
-    /// A new one comes.
     Add,
-    /// Something is under way.
     Wait,
     /// The new one has its place.
     Done,

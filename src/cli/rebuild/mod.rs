@@ -29,7 +29,6 @@ use super::reached::{REQUEST_MS, Reached, hand_over};
 use super::serve::Signals;
 use super::target::{Node, Target, said};
 
-/// Troubles that are shown.
 const SHOWN: usize = 20;
 /// Replicas that are rebuilt at a time.
 const WINDOW: usize = 16;

@@ -14,7 +14,6 @@ use crate::target::{all_groups, in_time};
 /// A replica that is to be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Old {
-    /// Its number.
     pub replica: u64,
     /// It has no vote, and its successor gets none.
     pub learns: bool,

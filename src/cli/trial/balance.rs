@@ -9,7 +9,6 @@ use tokio::time::Instant;
 use super::shares::{are_fair, leads};
 use crate::observe::Observer;
 
-/// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Waits until leaderships are spread fairly over the nodes, of which `lacking` may not lead

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 /// What is wrong with a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// Acknowledged and not there.
     Lost,
     /// Not what was written, or written by nobody.
     Wrong,

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use shardhost_proto::routing::key_hash;
 use shardhost_server::shards::table::MAX_KEY_BYTES;
 
-/// Debian's word list.
 const WORDS: &str = "/usr/share/dict/words";
 /// Partition keys of the queue at most.
 const MAX_PARTITIONS: usize = 1_024;
@@ -18,7 +17,6 @@ const MIN_PARTITION_LINES: usize = 8;
 /// The input.
 #[derive(Debug)]
 pub struct Input {
-    /// Where it came from.
     pub path: PathBuf,
     /// Its lines, without the empty ones.
     lines: Vec<Bytes>,

@@ -27,7 +27,6 @@ const PUTS_IN_FLIGHT: usize = 1_024;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the client tries once.
 pub const TRY_FOR: Duration = Duration::from_secs(5);
-/// After an unknown outcome.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// What the writes came to so far.

@@ -64,7 +64,6 @@ impl Layout {
     }
 }
 
-/// One host process.
 #[derive(Debug)]
 struct Node {
     child: Child,

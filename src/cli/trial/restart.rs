@@ -15,7 +15,6 @@ pub struct Restarted {
     /// Leaderships that it handed on, and that it kept.
     pub moved: u64,
     pub left: u64,
-    /// Why it kept some.
     pub why: Option<String>,
     pub drain: Duration,
     /// From SIGTERM until it served again.

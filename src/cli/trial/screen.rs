@@ -11,9 +11,7 @@ use crate::output::number;
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// Since the trial began.
     pub at: Duration,
-    /// What.
     pub text: String,
 }
 

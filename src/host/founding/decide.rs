@@ -88,7 +88,6 @@ pub(crate) struct Report {
     pub record: Record,
 }
 
-/// What one founder reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Heard {
     /// From the store that stands in the record; the furthest phase.

@@ -31,7 +31,6 @@ pub(super) struct Joined {
     store: StoreId,
     /// What the file says that counts for this log.
     stored: Option<Stored>,
-    /// Told when it joins.
     founded: OnceLock<(Scope, FoundedBy)>,
     /// The log holds replicas: they may belong to another founding than the one that is said next.
     holds: AtomicBool,

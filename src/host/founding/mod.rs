@@ -42,7 +42,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two rounds of asking at first,
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// and at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Between two lines of the log that say for whom this node waits.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -423,7 +422,6 @@ impl Foundings {
     }
 }
 
-/// See [`Foundings::service`].
 #[derive(Debug)]
 pub(super) struct FoundingService {
     foundings: Foundings,

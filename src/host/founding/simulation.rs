@@ -12,7 +12,6 @@ use super::decide::{Agreement, Record, Report, Sabotage, StoreId, Stores, Verdic
 
 /// Reports under way at most; the oldest are lost.
 const MAX_UNDER_WAY: usize = 64;
-/// Steps with faults.
 const STEPS: usize = 400;
 /// Steps in which everything that lives must come to its end, when no disk was lost.
 const CALM_STEPS: usize = 400;
@@ -157,7 +156,6 @@ impl World {
         }
     }
 
-    /// Nothing fails any more.
     fn calm(&mut self) {
         for _ in 0..CALM_STEPS {
             let (node, other) = (self.node(), self.node());

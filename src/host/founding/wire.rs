@@ -9,7 +9,6 @@ use super::decide::{Phase, Record, Report, StoreId};
 /// What is founded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// The system group.
     System,
     /// The shards of a cluster without a catalog.
     Shards,

@@ -31,7 +31,6 @@ pub struct Command {
     pub now_ms: u64,
     /// The revision that the record must be at; 0: there must be none. `None`: whatever it is.
     pub expected: Option<Revision>,
-    /// What to do.
     pub operation: Operation,
 }
 
@@ -44,22 +43,17 @@ pub enum Operation {
     /// Says what a group asks of its leader; the default asks for nothing. Capabilities that
     /// nobody has are accepted: a later binary may bring them.
     SetRequirement {
-        /// The group.
         group: GroupId,
-        /// What it asks for.
         requirement: Requirement,
     },
     /// Says where the leader of a group is wanted; the default is anywhere. Replaces all of it.
     SetPlacement {
-        /// The group.
         group: GroupId,
-        /// Where.
         placement: Placement,
     },
     /// Tells who belongs to a group. A fact: it is taken over even when a pin is then to a node
     /// that is no member, which the planner reports and ignores.
     RecordMembers {
-        /// The group.
         group: GroupId,
         /// The configuration's index in the group's log, later than what is known.
         config_index: LogIndex,
@@ -72,7 +66,6 @@ pub enum Operation {
     },
     /// Orders the end of a group: hosts destroy their replicas.
     DestroyGroup {
-        /// The group.
         group: GroupId,
         /// Only this generation of it; `None`: whichever it is.
         generation: Option<u32>,
@@ -80,31 +73,24 @@ pub enum Operation {
     /// All replicas of a group whose end was ordered are gone. To be proposed with the revision of
     /// that order: one that comes late must not end the wait for the replicas of the next life.
     FinishDestroy {
-        /// The group.
         group: GroupId,
     },
     /// Registers a node, or changes what is known of it.
     PutNode(NewNode),
     /// Tells what a node can do.
     Advertise {
-        /// The node.
         node: NodeId,
         /// Its process; larger is later.
         incarnation: u64,
-        /// What it can do.
         capabilities: BTreeSet<Name>,
     },
     /// Forgets a node that no group has a member on, and its drain.
     RemoveNode {
-        /// The node.
         node: NodeId,
     },
-    /// Sets the planner's mode.
     SetPlannerMode {
-        /// The mode.
         mode: PlannerMode,
     },
-    /// Sets the kill switch.
     SetPlannedMoves {
         /// Whether planned moves are made.
         moves: PlannedMoves,
@@ -115,9 +101,7 @@ pub enum Operation {
     BeginDrain(NewDrain),
     /// Moves deadline and expiry of a drain whose deadline has not passed.
     ExtendDrain {
-        /// The node.
         node: NodeId,
-        /// The drain.
         intent: IntentId,
         /// Until when it is to be done.
         deadline_ms: u64,
@@ -126,16 +110,12 @@ pub enum Operation {
     },
     /// A node leads nothing any more.
     FinishDrain {
-        /// The node.
         node: NodeId,
-        /// The drain.
         intent: IntentId,
     },
     /// Ends a drain, done or not: the node takes leaders again.
     EndDrain {
-        /// The node.
         node: NodeId,
-        /// The drain.
         intent: IntentId,
     },
     /// Time passes, by the clock of whoever proposes it: ends drains that have expired, and applies
@@ -145,16 +125,13 @@ pub enum Operation {
     /// Founds the map of shards. What is founded stays: another one is refused, and so is one that
     /// contradicts the shards that an earlier version created.
     FoundShardMap {
-        /// The map.
         map: ShardMap,
     },
     /// So much time has passed for a drain, on a clock that never jumps: ends it if it has expired,
     /// and applies its fallback if its deadline has passed. Proposed by the leader of the system
     /// group.
     PassTime {
-        /// The node.
         node: NodeId,
-        /// The drain.
         intent: IntentId,
         /// At most [`MAX_PASSED_MS`]; 0 changes nothing.
         passed_ms: u64,
@@ -164,7 +141,6 @@ pub enum Operation {
 /// A group to be created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewGroup {
-    /// Its id.
     pub id: GroupId,
     /// The kind of its state machine.
     pub kind: Name,
@@ -172,7 +148,6 @@ pub struct NewGroup {
     pub founders: BTreeSet<NodeId>,
     /// How many lives it had before; `None`: as many as the catalog knows of.
     pub incarnation: Option<u32>,
-    /// At most [`MAX_LABELS`].
     pub labels: Vec<Label>,
     /// What it asks of its leader.
     pub requirement: Requirement,
@@ -183,7 +158,6 @@ pub struct NewGroup {
 /// A node to be registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewNode {
-    /// Its id.
     pub id: NodeId,
     /// Where it is reached, 1 to [`MAX_ADDRESS_BYTES`] bytes.
     pub address: String,
@@ -198,7 +172,6 @@ pub struct NewNode {
 /// A drain to be begun.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewDrain {
-    /// The node.
     pub node: NodeId,
     /// Who asks for it, 1 to [`MAX_TEXT_BYTES`] bytes.
     pub owner: String,
@@ -215,7 +188,6 @@ pub struct NewDrain {
 /// What a drain does when groups would have nobody to lead them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stranding {
-    /// It is refused.
     Refuse,
     /// It begins. Those groups cannot be moved, and the fallback decides.
     Accept,

@@ -40,7 +40,6 @@ macro_rules! subjects {
 subjects! {
     /// A kind of state machine.
     Kind = 1, "kind";
-    /// A zone.
     Zone = 2, "zone";
     /// A capability, or a list of them.
     Capability = 3, "capability";
@@ -76,7 +75,6 @@ subjects! {
     Expiry = 18, "expiry";
     /// Records that a query asks for.
     Page = 19, "limit of a page";
-    /// Bytes of a command.
     CommandBytes = 20, "command's length";
     /// Lives that a group had before.
     Lives = 21, "number of earlier lives";
@@ -136,9 +134,7 @@ impl StrandedCause {
 /// A group that a drain would leave without anybody to lead it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StrandedGroup {
-    /// The group.
     pub group: GroupId,
-    /// Why.
     pub cause: StrandedCause,
 }
 
@@ -149,7 +145,6 @@ pub enum Refusal {
     /// Somebody changed the record. Read it, and decide anew.
     #[error("{record} is at revision {actual}, {expected} is expected; read it and try again")]
     WrongRevision {
-        /// The record.
         record: RecordKey,
         /// The revision that the command expects.
         expected: Revision,
@@ -158,20 +153,13 @@ pub enum Refusal {
     },
     /// There is no such group.
     #[error("the catalog has no group {group}; create it first")]
-    UnknownGroup {
-        /// The group.
-        group: GroupId,
-    },
+    UnknownGroup { group: GroupId },
     /// The number belongs to the cluster: the group is neither created nor destroyed. Take another.
     #[error("group {group} is the catalog's own; take another number")]
-    ReservedGroup {
-        /// The group.
-        group: GroupId,
-    },
+    ReservedGroup { group: GroupId },
     /// Another generation of the group is there than was meant. Look at it, and decide anew.
     #[error("generation {given} of group {group} is meant, generation {actual} is there")]
     OtherGeneration {
-        /// The group.
         group: GroupId,
         /// The generation that was meant.
         given: u32,
@@ -180,62 +168,33 @@ pub enum Refusal {
     },
     /// There is such a group. Take another id, or destroy that one first.
     #[error("group {group} exists since revision {founded}; take another id or destroy it first")]
-    GroupExists {
-        /// The group.
-        group: GroupId,
-        /// When it was created.
-        founded: Revision,
-    },
+    GroupExists { group: GroupId, founded: Revision },
     /// That life of the group is over. Leave the number out, and the next one is taken.
     #[error("life {given} of group {group} is over; the next one is {next}")]
     LifeOver {
-        /// The group.
         group: GroupId,
         /// The incarnation that was asked for.
         given: u32,
-        /// The least possible one.
         next: u32,
     },
     /// The group is being destroyed. Wait until it is gone, and create it again if it is needed.
     #[error("group {group} is being destroyed since revision {since}")]
-    Destroying {
-        /// The group.
-        group: GroupId,
-        /// When that was ordered.
-        since: Revision,
-    },
+    Destroying { group: GroupId, since: Revision },
     /// Nobody ordered the end of the group. Destroy it first.
     #[error("group {group} is active since revision {founded}; destroy it first")]
-    NotDestroying {
-        /// The group.
-        group: GroupId,
-        /// When it was created.
-        founded: Revision,
-    },
+    NotDestroying { group: GroupId, founded: Revision },
     /// There is no such node. Register it first.
     #[error("the catalog has no node {node}; register it first")]
-    UnknownNode {
-        /// The node.
-        node: NodeId,
-    },
+    UnknownNode { node: NodeId },
     /// No node is in the zone. Register one first, or correct the name.
     #[error("no node is in zone {zone}; register one first or correct the name")]
-    UnknownZone {
-        /// The zone.
-        zone: String,
-    },
+    UnknownZone { zone: String },
     /// Another node is reached there.
     #[error("the address {address} is that of node {node}; give each node its own")]
-    AddressTaken {
-        /// The address.
-        address: String,
-        /// Whose it is.
-        node: NodeId,
-    },
+    AddressTaken { address: String, node: NodeId },
     /// The node's process is an earlier one. Its advert came late and says nothing.
     #[error("the advert of node {node} is of process {given}, process {actual} is known")]
     StaleAdvert {
-        /// The node.
         node: NodeId,
         /// The incarnation in the advert.
         given: u64,
@@ -244,18 +203,10 @@ pub enum Refusal {
     },
     /// Groups have members there. Move them first.
     #[error("node {node} is a member of {total} groups: {}; move them first", list(groups, *total))]
-    NodeInUse {
-        /// The node.
-        node: NodeId,
-        /// The first [`MAX_NAMED_GROUPS`].
-        groups: Vec<GroupId>,
-        /// How many there are.
-        total: usize,
-    },
+    NodeInUse { node: NodeId, groups: Vec<GroupId>, total: usize },
     /// Only a member can lead. Add the node to the group first.
     #[error("node {node} is no member of group {group}, those are {}", list(members, members.len()))]
     NotMember {
-        /// The group.
         group: GroupId,
         /// The node that it is to be pinned to.
         node: NodeId,
@@ -264,18 +215,10 @@ pub enum Refusal {
     },
     /// Pin and preference want different things. Name the pinned node or its zone first.
     #[error("group {group} is to be pinned to node {pin} and to prefer {first}; say one thing")]
-    PinContradicts {
-        /// The group.
-        group: GroupId,
-        /// The node.
-        pin: NodeId,
-        /// The first preference.
-        first: Place,
-    },
+    PinContradicts { group: GroupId, pin: NodeId, first: Place },
     /// What is told of the members is older than what is known, or contradicts it.
     #[error("members of group {group} as of index {given}; those of index {actual} are known")]
     StaleMembers {
-        /// The group.
         group: GroupId,
         /// The index that was told.
         given: LogIndex,
@@ -294,54 +237,22 @@ pub enum Refusal {
     },
     /// Too large, too long or too many.
     #[error("the {subject} is {actual}, at most {limit} are possible")]
-    OverLimit {
-        /// What of.
-        subject: Subject,
-        /// What it would be.
-        actual: u64,
-        /// What is possible.
-        limit: u64,
-    },
+    OverLimit { subject: Subject, actual: u64, limit: u64 },
     /// At least one is needed.
     #[error("there is no {subject}; at least 1 is needed")]
-    Missing {
-        /// What is missing.
-        subject: Subject,
-    },
+    Missing { subject: Subject },
     /// Named twice.
     #[error("the {subject} {given} is named twice; name it once")]
-    Repeated {
-        /// What of.
-        subject: Subject,
-        /// What is named twice.
-        given: String,
-    },
+    Repeated { subject: Subject, given: String },
     /// A time that makes no sense at the time of the command.
     #[error("the {subject} is {given} ms, it must be from {from} to {to} ms")]
-    BadTime {
-        /// Which time.
-        subject: Subject,
-        /// As it was given.
-        given: u64,
-        /// The first possible one.
-        from: u64,
-        /// The last possible one.
-        to: u64,
-    },
+    BadTime { subject: Subject, given: u64, from: u64, to: u64 },
     /// The node is being drained. Its owner ends that, or it expires.
     #[error("node {node} is being drained for {owner} (intent {intent}); end that drain first")]
-    AlreadyDraining {
-        /// The node.
-        node: NodeId,
-        /// The drain there is.
-        intent: IntentId,
-        /// Who asked for it.
-        owner: String,
-    },
+    AlreadyDraining { node: NodeId, intent: IntentId, owner: String },
     /// The node is not being drained. It was ended, or has expired.
     #[error("node {node} is not being drained, so intent {intent} is over")]
     NotDraining {
-        /// The node.
         node: NodeId,
         /// The drain that was meant.
         intent: IntentId,
@@ -349,43 +260,25 @@ pub enum Refusal {
     /// The node is being drained for somebody else.
     #[error("the drain of node {node} is intent {actual} of {owner}, not {given}")]
     WrongIntent {
-        /// The node.
         node: NodeId,
         /// The drain that was meant.
         given: IntentId,
-        /// The drain there is.
         actual: IntentId,
-        /// Who asked for it.
         owner: String,
     },
     /// The deadline of the drain has passed. End it, and begin another one.
     #[error("the drain of node {node} is over: its deadline has passed and it is {state}")]
-    DrainOver {
-        /// The node.
-        node: NodeId,
-        /// What it came to.
-        state: DrainState,
-    },
+    DrainOver { node: NodeId, state: DrainState },
     /// The cluster has another map of shards. Put the number of shards back.
     #[error("the cluster has {cluster}; put the number of shards back")]
-    OtherShardMap {
-        /// What it has.
-        cluster: Arc<ShardMap>,
-    },
+    OtherShardMap { cluster: Arc<ShardMap> },
     /// Groups would have nobody to lead them. Give them members elsewhere, or accept it.
     #[error(
         "without node {node} nobody could lead {total} groups: {}; give them capable members \
          elsewhere, or accept it",
         list(groups, *total)
     )]
-    Stranded {
-        /// The node.
-        node: NodeId,
-        /// The first [`MAX_NAMED_GROUPS`].
-        groups: Vec<StrandedGroup>,
-        /// How many there are.
-        total: usize,
-    },
+    Stranded { node: NodeId, groups: Vec<StrandedGroup>, total: usize },
     /// Written by another version. Update this host, or wait until all hosts are.
     #[error("written by version {given}; this host knows version {known}")]
     UnknownVersion {
@@ -396,16 +289,12 @@ pub enum Refusal {
     },
     /// The bytes are no command, or one that this version does not know.
     #[error("not a command that this version knows: {detail}")]
-    Malformed {
-        /// What is wrong.
-        detail: String,
-    },
+    Malformed { detail: String },
     /// Refused by a version that knows more reasons than this one.
     #[error("{name}: {message}")]
     Foreign {
         /// The name of the refusal.
         name: String,
-        /// What it says.
         message: String,
     },
 }

@@ -16,7 +16,6 @@ use shardhost_proto::shard_map::{KindShards, ShardMap};
 
 /// Commands or frames of an input at most: time is bounded by them.
 const MOST_PARTS: usize = 256;
-/// The time of commands.
 const NOW_MS: u64 = 1_000_000;
 
 /// Commands that every replica applies.

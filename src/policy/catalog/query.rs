@@ -24,20 +24,16 @@ use super::{DEFAULT_PAGE_LIMIT, MAX_PAGE_BYTES, MAX_PAGE_LIMIT, wire};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Query {
-    /// One record.
     Get(RecordKey),
     /// The records of a kind, by id.
     List {
-        /// The kind.
         kind: RecordKind,
         /// Those with a greater id; `None`: from the first.
         after: Option<u64>,
         /// At most [`MAX_PAGE_LIMIT`]; 0: [`DEFAULT_PAGE_LIMIT`].
         limit: u32,
     },
-    /// What changed.
     Changes {
-        /// After this revision.
         since: Revision,
         /// At most [`MAX_PAGE_LIMIT`]; 0: [`DEFAULT_PAGE_LIMIT`].
         limit: u32,
@@ -49,7 +45,6 @@ pub enum Query {
 pub struct Answer {
     /// The revision of the catalog when it answered.
     pub revision: Revision,
-    /// What was asked for.
     pub content: Content,
 }
 
@@ -59,14 +54,11 @@ pub struct Answer {
 pub enum Content {
     /// The record, if there is one.
     Found(Option<Record>),
-    /// Some records.
     Page {
-        /// By id.
         records: Vec<Record>,
         /// Whether there are more behind the last one.
         more: bool,
     },
-    /// Some changes.
     Changes {
         /// By revision. A record that changed again later is told there, as it is.
         changes: Vec<Change>,
@@ -82,9 +74,7 @@ pub enum Content {
 /// A record that changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// When.
     pub revision: Revision,
-    /// Which.
     pub key: RecordKey,
     /// As it is; `None`: it is gone. That something is gone may be told more than once.
     pub record: Option<Record>,

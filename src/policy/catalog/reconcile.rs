@@ -23,7 +23,6 @@ pub const MAX_FINDINGS: usize = 100;
 /// What a host is and holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Local<'a> {
-    /// The node.
     pub node: NodeId,
     /// The identity of its store.
     pub store: u64,
@@ -37,14 +36,12 @@ pub struct Local<'a> {
 pub struct Held {
     /// How many lives the group had before this one.
     pub incarnation: u32,
-    /// How it is.
     pub state: HeldState,
 }
 
 /// How a replica is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeldState {
-    /// It is being created.
     Creating,
     /// It runs and does not lead.
     Follows,
@@ -62,20 +59,13 @@ pub enum HeldState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Create the first replica here of a group.
-    Create {
-        /// From what.
-        spec: GroupSpec,
-    },
-    /// Destroy the replica here.
+    Create { spec: GroupSpec },
     Destroy {
         /// Of this life and no other.
         incarnation: u32,
     },
     /// Propose to the group, which is led here, what it is to ask of its leader.
-    SetRequirement {
-        /// What.
-        requirement: Requirement,
-    },
+    SetRequirement { requirement: Requirement },
 }
 
 /// Why something is to be done.
@@ -87,39 +77,28 @@ pub enum Reason {
         founded: Revision,
     },
     /// The end of the group was ordered.
-    Ordered {
-        /// When.
-        since: Revision,
-    },
+    Ordered { since: Revision },
     /// The end of this life was ordered, and the group is gone or lives again.
     LifeOver {
         /// The number of the life after it, as far as the catalog knows.
         next: u32,
     },
     /// The group asks for something else than it is to.
-    Differs {
-        /// What it asks for.
-        asked: Requirement,
-    },
+    Differs { asked: Requirement },
 }
 
 /// Something to do with a group, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// The group.
     pub group: GroupId,
-    /// What to do.
     pub action: Action,
-    /// Why.
     pub reason: Reason,
 }
 
 /// Something that nothing is done about, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The group.
     pub group: GroupId,
-    /// What is odd.
     pub oddity: Oddity,
 }
 
@@ -151,10 +130,7 @@ pub enum Oddity {
 #[non_exhaustive]
 pub enum Blocked {
     /// The catalog does not know the node. Register it.
-    UnknownNode {
-        /// The node.
-        node: NodeId,
-    },
+    UnknownNode { node: NodeId },
     /// The catalog knows the node with another disk. Register it with this one.
     OtherStore {
         /// The identity of the store here.

@@ -12,7 +12,6 @@ pub struct Done {
     /// The revision of the record: what the next change of it may expect. Where the record is
     /// gone or none is named: the revision of the catalog.
     pub revision: Revision,
-    /// Whether anything changed.
     pub effect: Effect,
     /// Of a group that was created: how many lives it had before.
     pub incarnation: Option<u32>,
@@ -21,9 +20,7 @@ pub struct Done {
 /// Whether a command changed anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// It did.
     Changed,
-    /// Everything was so already.
     Unchanged,
 }
 

@@ -32,7 +32,6 @@ const MAGIC: [u8; 7] = *b"SHCATAL";
 const FRAME_BYTES: usize = 64 * 1024;
 /// Longest frame that is read: a full one and the longest record.
 const MAX_FRAME_BYTES: u32 = 256 * 1024;
-/// Changes in a frame.
 const FRAME_CHANGES: usize = 4_096;
 /// Records at most: groups, their ends, nodes, their drains, and the settings.
 const MAX_RECORDS: usize = MAX_GROUPS + MAX_ENDED + 2 * MAX_NODES + 1;
@@ -43,10 +42,7 @@ const MAX_RECORDS: usize = MAX_GROUPS + MAX_ENDED + 2 * MAX_NODES + 1;
 pub enum SnapshotError {
     /// The bytes are something else.
     #[error("this is no snapshot of a catalog: it begins with {found:02x?}")]
-    NotACatalog {
-        /// How it begins.
-        found: [u8; 7],
-    },
+    NotACatalog { found: [u8; 7] },
     /// Written by another version. Update this host.
     #[error("the snapshot has format {found}, this host reads format {SNAPSHOT_FORMAT}; update it")]
     UnknownFormat {
@@ -58,7 +54,6 @@ pub enum SnapshotError {
     Unreadable {
         /// The number of the frame, from 0.
         frame: u64,
-        /// Why.
         error: io::Error,
     },
     /// A frame is longer than any that is written.
@@ -68,7 +63,6 @@ pub enum SnapshotError {
     FrameTooLong {
         /// The number of the frame, from 0.
         frame: u64,
-        /// Its length.
         bytes: u32,
     },
     /// Bytes changed since they were written.
@@ -88,27 +82,14 @@ pub enum SnapshotError {
     Malformed {
         /// The number of the frame, from 0.
         frame: u64,
-        /// What is wrong.
         detail: String,
     },
     /// It does not hold what it says.
     #[error("the snapshot says it has {declared} {what}, it has {found}")]
-    Count {
-        /// What of.
-        what: &'static str,
-        /// What it says.
-        declared: u64,
-        /// What it has.
-        found: u64,
-    },
+    Count { what: &'static str, declared: u64, found: u64 },
     /// The whole is not what was written.
     #[error("the snapshot says its digest is {declared:016x}, it is {actual:016x}")]
-    WrongDigest {
-        /// What it says.
-        declared: u64,
-        /// What was computed.
-        actual: u64,
-    },
+    WrongDigest { declared: u64, actual: u64 },
     /// Bytes follow the end.
     #[error("bytes follow the end of the snapshot")]
     Trailing,

@@ -32,9 +32,7 @@ pub(super) struct Bad {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum BreakerState {
-    /// Everything.
     Closed,
-    /// Nothing.
     Open {
         /// Until this time, in milliseconds of the planner's clock.
         until_ms: u64,
@@ -45,9 +43,7 @@ pub enum BreakerState {
     },
     /// A few moves, to see whether they go well.
     Probing {
-        /// How many went well.
         good: u32,
-        /// How many have to.
         wanted: u32,
     },
 }
@@ -78,7 +74,6 @@ pub(super) struct Breaker {
     phase: Phase,
     /// How long it was open last; 0: never.
     open_ms: u64,
-    /// When it closed last.
     closed_at_ms: u64,
 }
 

@@ -5,7 +5,6 @@ use super::settings::Rate;
 /// Tokens are counted in thousandths, so that no rate is lost to rounding.
 const TOKEN: u64 = 1_000;
 
-/// A token bucket.
 #[derive(Clone, Debug)]
 pub(super) struct Bucket {
     rate: Rate,
@@ -14,7 +13,6 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    /// A full one.
     pub(super) fn new(rate: Rate, now_ms: u64) -> Self {
         Self { rate, level: u64::from(rate.burst) * TOKEN, at_ms: now_ms }
     }

@@ -12,7 +12,6 @@ use shardhost_storage::GroupId;
 
 use crate::planner::Group;
 
-/// When groups moved.
 #[derive(Clone, Debug)]
 pub(super) struct Dwell {
     moved_at_ms: BTreeMap<GroupId, u64>,

@@ -7,7 +7,6 @@ use super::order::{Epoch, Order};
 /// How a group stands where an order for it arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// The group's term here.
     pub term: u64,
     /// Whether the group is led here.
     pub leads: bool,
@@ -25,7 +24,6 @@ pub enum OrderRefusal {
          another planner is in charge"
     )]
     StaleEpoch {
-        /// The order's.
         given: Epoch,
         /// The newest that was heard.
         seen: Epoch,
@@ -36,39 +34,25 @@ pub enum OrderRefusal {
          gave it"
     )]
     ImpossibleEpoch {
-        /// The order's.
         given: Epoch,
         /// The latest that is believed here.
         most: Epoch,
     },
     /// The kill switch is set here.
     #[error("planned moves are stopped {stop}")]
-    Stopped {
-        /// The switch.
-        stop: Stop,
-    },
+    Stopped { stop: Stop },
     /// The group is not led here.
     #[error("the group is not led here: plan again with newer reports")]
     NotLeader,
     /// The group's leadership is another one than the plan knew.
     #[error("the order is for term {given}, the group is in term {actual}: plan again")]
-    OtherTerm {
-        /// The order's.
-        given: u64,
-        /// The group's.
-        actual: u64,
-    },
+    OtherTerm { given: u64, actual: u64 },
     /// The target restarted since the plan was made.
     #[error(
         "the order is for life {given} of the target, which is in life {actual}: plan again with \
          newer reports"
     )]
-    OtherLife {
-        /// The order's.
-        given: u64,
-        /// The target's.
-        actual: u64,
-    },
+    OtherLife { given: u64, actual: u64 },
 }
 
 /// An epoch may be ahead of what this host knows of the system group's term by this much. A replica

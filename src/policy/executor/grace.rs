@@ -42,7 +42,6 @@ impl Grace {
         self.over = heard || now_ms >= self.longest_ms.max(self.until_ms);
     }
 
-    /// Why nothing moves yet.
     pub(super) fn hold(&self) -> Option<Hold> {
         (!self.over).then(|| Hold::Grace {
             until_ms: self.until_ms,

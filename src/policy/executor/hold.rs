@@ -28,7 +28,6 @@ pub enum Hold {
         /// What was wrong with the picture of the cluster.
         error: String,
     },
-    /// The executor is fresh.
     Grace {
         /// It moves nothing before this time.
         until_ms: u64,
@@ -39,10 +38,7 @@ pub enum Hold {
         silent: Vec<NodeId>,
     },
     /// The last plan is too old to be carried out.
-    PlanTooOld {
-        /// When it was made.
-        made_at_ms: u64,
-    },
+    PlanTooOld { made_at_ms: u64 },
     /// Too many moves went badly.
     Breaker(BreakerState),
 }
@@ -93,32 +89,25 @@ fn nodes(ids: &[NodeId]) -> String {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Wait {
-    /// Nothing starts.
     Hold(Hold),
     /// As many moves are under way as may be.
     Window {
-        /// How many.
         size: u32,
     },
     /// As many moves from, or to, the node are under way as may be.
     NodeWindow {
-        /// Which node.
         #[serde(with = "ids::node")]
         node: NodeId,
-        /// How many.
         size: u32,
     },
     /// Too many moves from, or to, the node went badly.
     NodeBreaker {
-        /// Which node.
         #[serde(with = "ids::node")]
         node: NodeId,
-        /// What its breaker allows.
         state: BreakerState,
     },
     /// Moves of its tier started as fast as they may.
     Rate {
-        /// Which tier.
         tier: Tier,
     },
     /// As many moves are under way or not yet confirmed as the ledger holds.

@@ -103,7 +103,6 @@ pub struct Executor {
     next: u64,
 }
 
-/// The last round.
 #[derive(Clone, Debug)]
 struct Last {
     at_ms: u64,

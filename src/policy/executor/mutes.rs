@@ -56,7 +56,6 @@ struct Muted {
 
 type Key = (GroupId, NodeId);
 
-/// All of them.
 #[derive(Clone, Debug)]
 pub(super) struct Mutes {
     backoff: Backoff,

@@ -15,12 +15,10 @@ use crate::planner::{Snapshot, SnapshotError};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// Nothing is planned.
     #[default]
     Off,
     /// Plans are made and shown; nothing moves.
     Shadow,
-    /// Plans are carried out.
     On,
 }
 
@@ -37,7 +35,6 @@ impl fmt::Display for Mode {
 /// A kill switch that is set: nothing planned starts, what is under way ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {
-    /// Whose switch it is.
     pub scope: StopScope,
     /// Why it was set, and by whom.
     pub reason: String,
@@ -49,7 +46,6 @@ pub struct Stop {
 pub enum StopScope {
     /// The cluster's, in the catalog.
     Cluster,
-    /// That of one host.
     Host,
 }
 

@@ -38,7 +38,6 @@ impl fmt::Display for Epoch {
 /// Names one order among all that were ever given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Ticket {
-    /// Whose order it is.
     pub epoch: Epoch,
     /// Counts the orders of the epoch from 1.
     pub number: u64,
@@ -53,22 +52,18 @@ impl fmt::Display for Ticket {
 /// One leadership that its leader's host is to hand over, at once or not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// Its name.
     pub ticket: Ticket,
-    /// Which group.
     #[serde(with = "ids::group")]
     pub group: GroupId,
     /// Who leads it, and gets the order.
     #[serde(with = "ids::node")]
     pub from: NodeId,
-    /// Who should lead it.
     #[serde(with = "ids::node")]
     pub to: NodeId,
     /// The life of the target that the plan was made for.
     pub to_incarnation: u64,
     /// The term in which `from` leads. In another term the order is void.
     pub term: u64,
-    /// What it improves.
     pub tier: Tier,
     /// Orders of one plan with the same number stand and fall together.
     pub bundle: u32,
@@ -83,10 +78,7 @@ pub enum Ending {
         stalled_ms: u64,
     },
     /// The leadership was not handed over.
-    Failed {
-        /// Why not.
-        reason: RejectReason,
-    },
+    Failed { reason: RejectReason },
     /// No answer came. The leadership may have moved, or may still move.
     Unknown,
 }

@@ -85,11 +85,9 @@ impl Traffic {
 pub enum End {
     /// It leads, and should no longer.
     Giver,
-    /// It should lead.
     Receiver,
 }
 
-/// All of it.
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
     settings: ExecutorSettings,

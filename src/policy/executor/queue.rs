@@ -18,10 +18,8 @@ pub(super) struct Bundle {
     pub(super) steps: Vec<Move>,
 }
 
-/// All of them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Queue {
-    /// By place.
     lanes: BTreeMap<Lane, BTreeMap<u32, Vec<Move>>>,
     /// The lane and the place of each group.
     of_group: BTreeMap<GroupId, (Lane, u32)>,

@@ -13,9 +13,7 @@ use crate::planner::{self, Plan, Snapshot, SnapshotError};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recorded {
-    /// What was known.
     pub snapshot: Snapshot,
-    /// What was planned.
     pub plan: Plan,
 }
 
@@ -78,7 +76,6 @@ impl Records {
         Self { limit: bounds.records, group_limit: bounds.recorded_groups, kept: VecDeque::new() }
     }
 
-    /// Keeps a round, once.
     pub(super) fn keep(&mut self, round: &Arc<Recorded>) {
         if self.limit == 0 || self.kept.back().is_some_and(|last| Arc::ptr_eq(last, round)) {
             return;

@@ -7,7 +7,6 @@ use crate::planner::{self, Tier};
 pub struct Backoff {
     /// After the first failure, in milliseconds.
     pub first_ms: u64,
-    /// At most, in milliseconds.
     pub longest_ms: u64,
 }
 
@@ -21,7 +20,6 @@ impl Backoff {
 /// How many moves may be under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowSettings {
-    /// At first.
     pub first: u32,
     /// At least, however much fails.
     pub least: u32,
@@ -34,18 +32,14 @@ pub struct WindowSettings {
 pub struct Rate {
     /// At once, after a rest.
     pub burst: u32,
-    /// Lasting, per second.
     pub per_second: u32,
 }
 
 /// How fast moves of each kind of tier may start. Each tier has a bucket of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rates {
-    /// Capability, drain and fitness.
     pub violations: Rate,
-    /// Preference and spread.
     pub wishes: Rate,
-    /// Load and count.
     pub balance: Rate,
 }
 
@@ -95,7 +89,6 @@ pub struct Bounds {
     pub queue: usize,
     /// Groups of which it is remembered when they moved. The oldest is forgotten for another.
     pub dwell: usize,
-    /// Recorded rounds.
     pub records: usize,
     /// Groups in all recorded rounds together, of which the newest round is kept in any case.
     pub recorded_groups: usize,
@@ -127,13 +120,10 @@ pub struct ExecutorSettings {
     pub window: WindowSettings,
     /// Moves under way from one node, and to one node.
     pub node_window: WindowSettings,
-    /// How fast moves start.
     pub rates: Rates,
-    /// Looks at all moves.
     pub breaker: BreakerSettings,
     /// Looks at the moves from one node, and at those to one node.
     pub node_breaker: BreakerSettings,
-    /// How load is counted.
     pub load: LoadSettings,
     /// What is kept at most.
     pub bounds: Bounds,

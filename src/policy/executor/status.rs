@@ -17,7 +17,6 @@ use crate::planner::{Summary, Tier, ids};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ExecutorStatus {
-    /// Whose planner it is.
     pub epoch: Epoch,
     /// When it began, in milliseconds of the planner's clock.
     pub began_ms: u64,
@@ -33,7 +32,6 @@ pub struct ExecutorStatus {
     pub troubled: Vec<TroubledNode>,
     /// Moves that may be under way.
     pub window: u32,
-    /// Moves under way.
     pub in_flight: u64,
     /// Moves that ended, and are not yet confirmed by both ends.
     pub unconfirmed: u64,
@@ -41,7 +39,6 @@ pub struct ExecutorStatus {
     pub queued: u64,
     /// Targets that are left alone for a while, or were a short time ago.
     pub mutes: u64,
-    /// Orders given, by tier.
     pub ordered: BTreeMap<Tier, u64>,
     /// Orders that ended with the target leading, by tier.
     pub moved: BTreeMap<Tier, u64>,
@@ -53,7 +50,6 @@ pub struct ExecutorStatus {
     pub would_move: u64,
     /// The longest that a moved group took no writes, in milliseconds.
     pub longest_stall_ms: u64,
-    /// Rounds since it began.
     pub rounds: u64,
     /// When the last round was, in milliseconds of the planner's clock.
     pub last_round_ms: Option<u64>,
@@ -64,19 +60,16 @@ pub struct ExecutorStatus {
 /// A node that fails so often that it is spared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TroubledNode {
-    /// Which node.
     #[serde(with = "ids::node")]
     pub node: NodeId,
     /// As which end of a move.
     pub end: End,
-    /// What its breaker allows.
     pub state: BreakerState,
 }
 
 /// A plan in numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanStatus {
-    /// Moves of the round.
     pub moves: u64,
     /// Moves that wait for a later one.
     pub deferred: u64,

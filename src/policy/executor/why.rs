@@ -20,7 +20,6 @@ use crate::utc::Utc;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Why {
-    /// Which group.
     #[serde(with = "ids::group")]
     pub group: GroupId,
     /// What is done with it.
@@ -39,9 +38,7 @@ pub struct Why {
 pub enum Answer {
     /// Its host was told to hand it over, and did not answer yet.
     UnderWay {
-        /// The order's name.
         ticket: Ticket,
-        /// Where it goes.
         #[serde(with = "ids::node")]
         to: NodeId,
         /// Since when, in milliseconds of the planner's clock.
@@ -49,34 +46,26 @@ pub enum Answer {
     },
     /// The order ended, and both ends have yet to report.
     Unconfirmed {
-        /// The order's name.
         ticket: Ticket,
         /// Where it went, if it did.
         #[serde(with = "ids::node")]
         to: NodeId,
     },
-    /// Nothing is planned.
     NotPlanned(Hold),
     /// No report names the group: no host that was heard has a replica of it.
     NotReported,
     /// It is planned to move, and nothing is carried out.
     WouldMove {
-        /// Where it would go.
         #[serde(with = "ids::node")]
         to: NodeId,
-        /// What that would improve.
         tier: Tier,
-        /// Why it does not.
         hold: Hold,
     },
     /// It is planned to move, and waits.
     Waits {
-        /// Where it goes.
         #[serde(with = "ids::node")]
         to: NodeId,
-        /// What that improves.
         tier: Tier,
-        /// What it waits for.
         wait: Wait,
     },
     /// The last plan moves it, that was tried or cannot follow, and the next round decides anew.

@@ -22,7 +22,6 @@ pub struct Heard {
     pub asked_ms: u64,
     /// Of its content, for asking only for news.
     pub digest: u64,
-    /// What it says.
     pub reported: Arc<Reported>,
     /// Leaderships that were moved away by order, and when, on the planner's clock.
     pub moved: Vec<(GroupId, u64)>,
@@ -31,20 +30,16 @@ pub struct Heard {
 /// Since when the planner's host hears a node's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alive {
-    /// The process.
     pub incarnation: u64,
-    /// On the planner's clock.
     pub since_ms: u64,
 }
 
 /// What a picture is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Sources<'a> {
-    /// What the catalog intends.
     pub view: &'a View,
     /// The last report of each node.
     pub heard: &'a BTreeMap<NodeId, Heard>,
-    /// The nodes that answer.
     pub alive: &'a BTreeMap<NodeId, Alive>,
     /// Who led each group when that was last known.
     pub last_leaders: &'a BTreeMap<GroupId, NodeId>,

@@ -25,11 +25,8 @@ const RATE_OVER: Duration = Duration::from_millis(900);
 /// Who reports.
 #[derive(Clone, Debug)]
 pub struct Speaker {
-    /// The node.
     pub node: NodeId,
-    /// Of its process.
     pub incarnation: u64,
-    /// What it advertises.
     pub advert: Advert,
     /// Whether its local switch is set.
     pub stopped: bool,
@@ -249,13 +246,10 @@ fn digest(report: &wire::NodeReport) -> u64 {
 /// A group as its leader reported it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LedGroup {
-    /// Of the leadership.
     pub term: u64,
-    /// By rising node.
     pub voters: Arc<[NodeId]>,
     /// What it asks of its leader.
     pub requirement: Arc<Requirement>,
-    /// Operations per second, roughly.
     pub operations: u64,
     /// What voters lack; `None`: not known. Those that are not named are level.
     pub lags: Vec<(NodeId, Option<u64>)>,
@@ -270,11 +264,9 @@ pub struct Reported {
     pub draining: bool,
     /// Whether it should lead nothing for now.
     pub impaired: bool,
-    /// What it has.
     pub capabilities: BTreeSet<String>,
     /// Whether its local switch stops planned moves.
     pub stopped: bool,
-    /// What it leads.
     pub groups: BTreeMap<GroupId, LedGroup>,
 }
 

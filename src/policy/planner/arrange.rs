@@ -19,7 +19,6 @@ const PRUNINGS: usize = 8;
 
 /// Where everything should be, and what first took a group away from where it is.
 pub(super) struct Arrangement {
-    /// Per group.
     pub(super) tier: Vec<Option<Tier>>,
     pub(super) prices: Vec<(usize, Cost)>,
 }

@@ -13,27 +13,15 @@ use super::snapshot::{Group, MAX_GROUPS, MAX_LOAD, MAX_NODES, MAX_WEIGHT, Snapsh
 pub enum SnapshotError {
     /// More nodes or groups than the planner is made for. Split the cluster.
     TooMany {
-        /// Nodes or groups.
         what: &'static str,
-        /// How many there are.
         found: usize,
         /// How many there may be.
         limit: usize,
     },
     /// A weight above [`MAX_WEIGHT`]. Weights are relative: divide all of them.
-    Weight {
-        /// Whose weight.
-        node: NodeId,
-        /// What it is.
-        weight: u32,
-    },
+    Weight { node: NodeId, weight: u32 },
     /// A load above [`MAX_LOAD`]. Use larger buckets.
-    Load {
-        /// Whose load.
-        group: GroupId,
-        /// What it is.
-        load: u32,
-    },
+    Load { group: GroupId, load: u32 },
     /// Nodes do not rise by id. Canonicalise the snapshot; an id that stands twice is an error of
     /// who made it.
     Nodes {
@@ -51,7 +39,6 @@ pub enum SnapshotError {
     },
     /// The voters of a group do not rise by node, as above.
     Voters {
-        /// Whose voters.
         group: GroupId,
         /// The first of the two.
         before: NodeId,

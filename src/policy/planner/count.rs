@@ -20,12 +20,10 @@ pub(super) struct Count {
     leveled: bool,
 }
 
-/// Which steps are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sweep {
     /// From a node above its share to one below it: no such step has to be taken back.
     Level,
-    /// Whatever lowers the cost.
     Any,
 }
 

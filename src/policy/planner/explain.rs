@@ -32,7 +32,6 @@ pub enum Stay {
     LeaderNotLive,
     /// A move of it is under way, or not yet confirmed by both ends.
     InFlight {
-        /// Where it goes.
         #[serde(with = "super::ids::node")]
         to: NodeId,
         /// The executor's number of the move.
@@ -55,14 +54,12 @@ pub enum Stay {
         /// Where it is to go.
         #[serde(with = "super::ids::node")]
         to: NodeId,
-        /// What that improves.
         tier: Tier,
         /// Why not in this round.
         reason: DeferReason,
     },
     /// A node with fewer leaders could take it, but something that counts more would get worse.
     WouldWorsen {
-        /// What would get worse.
         tier: Tier,
         /// The node with fewer leaders.
         #[serde(with = "super::ids::node")]
@@ -112,9 +109,7 @@ impl fmt::Display for Stay {
 pub enum Outcome {
     /// It moves in this round.
     Moves {
-        /// What that improves.
         tier: Tier,
-        /// Who leads it.
         #[serde(with = "super::ids::node")]
         from: NodeId,
         /// Who is to lead it.
@@ -140,7 +135,6 @@ impl fmt::Display for Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Explanation {
-    /// Which group.
     #[serde(with = "super::ids::group")]
     pub group: GroupId,
     /// Where it counts. `None`: nowhere, its leader is unknown or not live.
@@ -156,10 +150,8 @@ pub struct Explanation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VoterVerdict {
-    /// Its node.
     #[serde(with = "super::ids::node")]
     pub node: NodeId,
-    /// What speaks against it.
     pub verdict: TargetVerdict,
 }
 

@@ -13,7 +13,6 @@ pub(super) const NONE: u32 = u32::MAX;
 /// What can be said of a node without looking at any group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// Takes leaders.
     Open,
     /// Live for a short time only: takes those that have to go somewhere.
     Warming,
@@ -23,7 +22,6 @@ pub(super) enum Standing {
     Unfit,
     /// Its leaders should go: it is to be emptied.
     Draining,
-    /// Neither source nor target.
     Dead,
 }
 
@@ -125,9 +123,7 @@ impl Lookup {
 /// The snapshot in dense numbers.
 pub(super) struct Index<'a> {
     pub(super) snapshot: &'a Snapshot,
-    /// Per node.
     pub(super) standing: Vec<Standing>,
-    /// Per node.
     pub(super) zone_of: Vec<u32>,
     pub(super) zones: u32,
     /// Per group; `NONE` also for a label that no other group has.

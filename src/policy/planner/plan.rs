@@ -69,20 +69,16 @@ pub struct Score {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Move {
-    /// Which group.
     #[serde(with = "super::ids::group")]
     pub group: GroupId,
-    /// Who leads it.
     #[serde(with = "super::ids::node")]
     pub from: NodeId,
-    /// Who should.
     #[serde(with = "super::ids::node")]
     pub to: NodeId,
     /// The life of the target that the plan was made for.
     pub to_incarnation: u64,
     /// The term in which `from` leads. In another term the move is void.
     pub term: u64,
-    /// What it improves.
     pub tier: Tier,
     /// Moves of one bundle improve the score together and not alone. Bundles rise from 0, and
     /// the score falls with each.
@@ -93,16 +89,12 @@ pub struct Move {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Deferred {
-    /// Which group.
     #[serde(with = "super::ids::group")]
     pub group: GroupId,
-    /// Who leads it.
     #[serde(with = "super::ids::node")]
     pub from: NodeId,
-    /// Who should.
     #[serde(with = "super::ids::node")]
     pub to: NodeId,
-    /// What it would improve.
     pub tier: Tier,
     /// Why not in this round.
     pub reason: DeferReason,
@@ -138,7 +130,6 @@ impl fmt::Display for DeferReason {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stuck {
-    /// Which group.
     #[serde(with = "super::ids::group")]
     pub group: GroupId,
     /// The node that it should leave.
@@ -146,7 +137,6 @@ pub struct Stuck {
     pub node: NodeId,
     /// What is violated: [`Tier::Capability`] or [`Tier::Displaced`].
     pub tier: Tier,
-    /// Why it cannot leave.
     pub reason: Stay,
 }
 
@@ -157,37 +147,30 @@ pub struct Stuck {
 pub enum Finding {
     /// The pin names a node that is no voter of the group. The pin is ignored.
     PinToNonVoter {
-        /// Which group.
         #[serde(with = "super::ids::group")]
         group: GroupId,
-        /// The pin.
         #[serde(with = "super::ids::node")]
         node: NodeId,
     },
     /// The preference names one place twice. The preference is ignored.
     PreferenceContradicts {
-        /// Which group.
         #[serde(with = "super::ids::group")]
         group: GroupId,
     },
     /// No voter of the group is known to have what it requires.
     NoCapableVoter {
-        /// Which group.
         #[serde(with = "super::ids::group")]
         group: GroupId,
     },
     /// The leader is a node that the snapshot does not know, or that is not live.
     LeaderNotLive {
-        /// Which group.
         #[serde(with = "super::ids::group")]
         group: GroupId,
-        /// The leader.
         #[serde(with = "super::ids::node")]
         node: NodeId,
     },
     /// The ledger has a move of a group that the snapshot does not know.
     MoveOfUnknownGroup {
-        /// Which group.
         #[serde(with = "super::ids::group")]
         group: GroupId,
     },
@@ -226,7 +209,6 @@ impl fmt::Display for Finding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeCount {
-    /// Which node.
     #[serde(with = "super::ids::node")]
     pub node: NodeId,
     /// Leaders that it has, moves under way counted as done.
@@ -241,7 +223,6 @@ pub struct NodeCount {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Summary {
-    /// Score of the snapshot.
     pub before: Score,
     /// Score after the moves of this round.
     pub after_round: Score,
@@ -258,7 +239,6 @@ pub struct Summary {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Price {
-    /// Which node.
     #[serde(with = "super::ids::node")]
     pub node: NodeId,
     /// Cost of the cheapest end, in the units of [`Score::count`].
@@ -293,7 +273,6 @@ pub struct Plan {
     pub deferred: Vec<Deferred>,
     /// Groups that should leave and cannot, by rising group.
     pub stuck: Vec<Stuck>,
-    /// The plan in numbers.
     pub summary: Summary,
     /// Proof that the counts are optimal.
     pub certificate: Certificate,

@@ -34,7 +34,6 @@ impl Budgets {
         budgets
     }
 
-    /// No limits.
     pub(super) fn unlimited(nodes: usize) -> Self {
         Self { round: u64::MAX, out: vec![u64::MAX; nodes], into: vec![u64::MAX; nodes] }
     }

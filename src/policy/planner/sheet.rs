@@ -64,7 +64,6 @@ pub(super) struct Sheet {
     /// Where it may lead, by rising node. One node: it does not move.
     pub(super) allowed: Rows,
     pub(super) duty: Vec<Duty>,
-    /// What staying costs.
     pub(super) home_burden: Vec<Burden>,
     /// The rank of any other node where it may lead: they are all alike.
     pub(super) target_rank: Vec<u32>,
@@ -173,7 +172,6 @@ impl Judge<'_> {
         self.choose(group, wishes, home, burden.rank)
     }
 
-    /// The least reluctant targets.
     fn leave(&mut self, group: usize, wishes: &Wishes<'_>, home: u32, tier: Tier) -> Duty {
         let mut best: Option<Reluctance> = None;
         self.each_target(group, wishes, home, |reluctance, node, allowed| {

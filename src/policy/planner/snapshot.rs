@@ -24,7 +24,6 @@ pub struct Snapshot {
     pub now_ms: u64,
     /// Decides between nodes that are otherwise equal.
     pub seed: u64,
-    /// Limits and tolerances.
     pub settings: Settings,
     /// All nodes that are known, by rising id.
     pub nodes: Vec<Node>,
@@ -52,7 +51,6 @@ pub struct Settings {
     pub out_per_node: u32,
     /// Leaders that one node receives in a round at most, those under way included.
     pub in_per_node: u32,
-    /// Whether load is balanced.
     pub load_tier: bool,
     /// How far above its fair share a node's load may be, in percent, before load moves a
     /// leader. Once it acts, it goes on until a quarter of this is reached.
@@ -78,13 +76,11 @@ impl Default for Settings {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Node {
-    /// Its id.
     #[serde(with = "super::ids::node")]
     pub id: NodeId,
     /// Its capacity relative to other nodes, up to [`MAX_WEIGHT`]. Zero: it takes no leaders, and
     /// those it has should go.
     pub weight: u32,
-    /// Its failure domain.
     pub zone: String,
     /// What it advertises. `None`: nothing was heard, which is not the same as nothing.
     pub capabilities: Option<BTreeSet<String>>,
@@ -92,7 +88,6 @@ pub struct Node {
     pub draining: bool,
     /// False: an operator or its health says that it should not lead.
     pub fit: bool,
-    /// It answers.
     pub live: bool,
     /// The life of its process that all this is about.
     pub incarnation: u64,
@@ -104,7 +99,6 @@ pub struct Node {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
-    /// Its id.
     #[serde(with = "super::ids::group")]
     pub id: GroupId,
     /// Who leads it. `None`: unknown; then it is not moved.
@@ -136,7 +130,6 @@ pub struct Group {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Voter {
-    /// Its node.
     #[serde(with = "super::ids::node")]
     pub node: NodeId,
     /// Entries that it lacks. `None`: unknown; then it is no target.
@@ -168,7 +161,6 @@ pub enum RequirementMode {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
-    /// One node.
     Node(#[serde(with = "super::ids::node")] NodeId),
     /// Every node of a failure domain.
     Zone(String),
@@ -178,18 +170,15 @@ pub enum Place {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LedgerMove {
-    /// Which group.
     #[serde(with = "super::ids::group")]
     pub group: GroupId,
     /// Who gives the leadership away.
     #[serde(with = "super::ids::node")]
     pub from: NodeId,
-    /// Who gets it.
     #[serde(with = "super::ids::node")]
     pub to: NodeId,
     /// The executor's number of the move.
     pub ticket: u64,
-    /// When it was ordered.
     pub since_ms: u64,
     /// When it was reported as done. `None`: under way.
     pub completed_at_ms: Option<u64>,
@@ -213,10 +202,8 @@ impl LedgerMove {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mute {
-    /// Which group.
     #[serde(with = "super::ids::group")]
     pub group: GroupId,
-    /// Which target.
     #[serde(with = "super::ids::node")]
     pub target: NodeId,
     /// It may be asked again from this time on.

@@ -50,7 +50,6 @@ struct Label {
     zones: Vec<u32>,
     /// Groups that can choose between zones.
     items: Vec<u32>,
-    /// Groups that cannot.
     fixed: Vec<u32>,
 }
 

@@ -75,7 +75,6 @@ pub(super) struct State<'a> {
     pub(super) place: Vec<u32>,
     /// Per node: how many leaders it has.
     pub(super) counts: Vec<u64>,
-    /// Per node: their load.
     pub(super) loads: Vec<u64>,
     /// Per node: the load that it is comfortable with.
     pub(super) comfort: Vec<u64>,

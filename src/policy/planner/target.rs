@@ -15,7 +15,6 @@ use crate::utc::Utc;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TargetVerdict {
-    /// Nothing.
     Eligible,
     /// It is live for a short time only: the target of groups that have to leave and have no
     /// better one.
@@ -30,13 +29,11 @@ pub enum TargetVerdict {
     Draining,
     /// An operator or its health says that it should not lead.
     Unfit,
-    /// Its weight is zero.
     NoWeight,
     /// What it has of the log is unknown.
     LagUnknown,
     /// It lacks more entries than the settings allow.
     Lags {
-        /// How many it lacks.
         entries: u64,
     },
     /// Leadership failed to reach it.

@@ -39,7 +39,6 @@ pub(super) struct Checks {
     pub(super) coverage: Coverage,
 }
 
-/// How often things happened.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Coverage {
     pub(super) planners: u64,

@@ -11,7 +11,6 @@ use super::shape::{any_advert, any_requirement};
 use super::world::{Event, World};
 use crate::catalog::{GroupRecord, Operation, Placement, PlannedMoves, PlannerMode};
 
-/// Something becomes right again.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fault {
     Undrain(NodeId),
@@ -24,11 +23,9 @@ pub(super) enum Fault {
 /// What befalls a planner whose orders have just left, and are long on their way.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Ambush {
-    /// It dies.
     Crash,
     /// It reaches nobody any more, or is reached by nobody.
     CutOff,
-    /// Nothing else.
     Delay,
 }
 
@@ -106,7 +103,6 @@ impl World {
         self.cluster.restart_later(node, lasts);
     }
 
-    /// Whoever plans dies.
     fn crash_planner(&mut self, lasts: u64) {
         if let Some(node) = self.catalog_leader() {
             self.crash(node, lasts);

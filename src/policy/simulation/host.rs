@@ -31,7 +31,6 @@ pub(super) struct Host {
     pub(super) fence: Fence,
     /// The newest epoch that it heard, as the checks know it.
     pub(super) heard: Epoch,
-    /// The local switch.
     pub(super) stopped: bool,
     /// The catalog as it was last heard of.
     pub(super) view: Option<Arc<View>>,
@@ -40,7 +39,6 @@ pub(super) struct Host {
     pub(super) first_report: Option<wire::NodeReport>,
 }
 
-/// A transfer by order.
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) order: Order,
@@ -73,7 +71,6 @@ impl Host {
         Self { life, version, ..Self::default() }
     }
 
-    /// Whether it answers planners.
     pub(super) fn serves(&self) -> bool {
         self.life.is_some() && self.version == Version::Current
     }

@@ -18,7 +18,6 @@ impl World {
         }
     }
 
-    /// An order arrives.
     pub(super) fn ordered(&mut self, by: Desk, order: Order) -> Result<(), String> {
         if !self.hosts[&order.from].serves() {
             self.answer(by, order, Ending::Failed { reason: RejectReason::LeaderUnreachable });

@@ -6,7 +6,6 @@ use super::host::Host;
 use super::shape::Shape;
 use crate::executor::{Backoff, ExecutorSettings, OrderRefusal};
 
-/// What is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sabotage {
     Nothing,

@@ -192,7 +192,6 @@ impl World {
         self.send_orders(desk)
     }
 
-    /// Sends what may start.
     pub(super) fn send_orders(&mut self, desk: Desk) -> Result<(), String> {
         let now_ms = self.planner_clock(desk.node);
         let Some(truth) = self.controls(desk.node) else { return Ok(()) };

@@ -58,7 +58,6 @@ pub(super) enum Event {
     NextFault,
 }
 
-/// All of it.
 pub(super) struct World {
     pub(super) cluster: Cluster,
     pub(super) chance: Chance,
@@ -154,7 +153,6 @@ impl World {
         self.pass(500)
     }
 
-    /// The catalog is changed.
     pub(super) fn change(&mut self, operation: Operation) -> Result<(), String> {
         let command = Command::new(self.clock(), operation);
         self.catalog.apply(&command).map_err(|refusal| refusal.to_string())?;
@@ -210,7 +208,6 @@ impl World {
         arrivals.first().map(|delay| delay + self.cluster.network.detour(from, to))
     }
 
-    /// Lets time pass.
     pub(super) fn pass(&mut self, length_ms: u64) -> Result<(), String> {
         let end = self.cluster.now() + length_ms;
         while let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= end) {
@@ -340,7 +337,6 @@ impl World {
         Ok(())
     }
 
-    /// Who serves a group.
     pub(super) fn server_of(&self, group: GroupId) -> Option<NodeId> {
         let serves =
             |node: &NodeId| self.cluster.status(*node, group).is_some_and(|status| status.serving);

@@ -41,7 +41,6 @@ impl ConnectionLimits {
     }
 }
 
-/// What a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Silent,
@@ -56,7 +55,6 @@ pub struct ConnectionStats {
     pub silent: usize,
     /// Open, of clients and operators.
     pub clients: usize,
-    /// Open, of peers.
     pub peers: usize,
     /// Silent ones that were ended, because they said nothing for too long or made way for others.
     pub ended: u64,

@@ -172,7 +172,6 @@ impl Reception {
     }
 }
 
-/// What a header announces.
 struct Plan {
     announced: SnapshotAnnouncement,
     replica: ReplicaId,

@@ -197,7 +197,6 @@ impl Shipping {
         }
     }
 
-    /// Opens the snapshot.
     async fn open(&self) -> Result<Source, ShipError> {
         let (store, group, position) = self.stored();
         let opened = tokio::task::spawn_blocking(move || store.open_unchecked(group, position));
@@ -217,7 +216,6 @@ impl Shipping {
         }
     }
 
-    /// Where the snapshot stands.
     fn stored(&self) -> (Arc<dyn SnapshotStore>, GroupId, LogPosition) {
         (Arc::clone(&self.shared.snapshots), self.group(), self.shipment.position)
     }

@@ -44,7 +44,6 @@ struct Entry {
     reports: usize,
 }
 
-/// Where a shipment goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Destination {
     pub group: GroupId,
@@ -81,7 +80,6 @@ impl Shipments {
         most.saturating_sub(self.room.available_permits()).saturating_sub(self.sending())
     }
 
-    /// Waits for a turn.
     pub(super) const fn turns(&self) -> &Semaphore {
         &self.turns
     }

@@ -16,7 +16,6 @@ enum Part {
     Chunk(Bytes),
     /// All came; it is for this opening of a replica.
     End(Recipient),
-    /// The stream broke.
     Pause,
 }
 

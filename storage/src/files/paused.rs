@@ -20,7 +20,6 @@ pub(super) struct Paused {
     since: Instant,
 }
 
-/// All of a store.
 pub(super) struct PausedReceptions {
     kept: Mutex<BTreeMap<GroupId, Paused>>,
     most: usize,

@@ -13,11 +13,9 @@ use crate::snapshot::SnapshotError;
 /// The disk of a directory.
 pub(super) struct Space {
     directory: PathBuf,
-    /// What nobody is promised.
     keep_free_bytes: u64,
     /// Promised and not written yet.
     promised: Mutex<u64>,
-    /// Asks the file system.
     free: fn(&Path) -> io::Result<u64>,
 }
 

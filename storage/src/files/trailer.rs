@@ -10,19 +10,15 @@ use bytes::{Buf, BufMut};
 use super::Name;
 use crate::ids::{GroupId, LogPosition};
 
-/// Length of a trailer.
 pub(super) const BYTES: usize = 52;
 
 const MAGIC: &[u8; 8] = b"shrdsnap";
 const VERSION: u32 = 1;
 
-/// What the trailer says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Trailer {
     pub name: Name,
-    /// Bytes of the snapshot.
     pub size: u64,
-    /// Their CRC-32.
     pub crc: u32,
 }
 

@@ -118,7 +118,6 @@ impl Inner {
         self.check(group, "writing")
     }
 
-    /// What still fits.
     fn available(&self) -> u64 {
         let capacity = |fault: &SnapshotFault| match fault {
             SnapshotFault::Capacity(bytes) => Some(*bytes),

@@ -2,7 +2,6 @@
 //!
 //! Needed only to look at the log's records from outside, so that plain tables are fast enough.
 
-/// The polynomial, bits reversed.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
 /// `TABLES[n][byte]`: what `byte` does to the checksum when `n` bytes follow it.

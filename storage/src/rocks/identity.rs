@@ -36,9 +36,7 @@ const IN_DOUBT: u8 = 4;
 /// Whose log a store keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Name of the cluster.
     pub cluster: String,
-    /// The host.
     pub node: NodeId,
 }
 
@@ -75,7 +73,6 @@ impl Identity {
 pub(super) enum Stage {
     /// It was begun. Nothing in the database was ever acknowledged.
     Creating,
-    /// It was finished.
     Ready,
 }
 
@@ -176,7 +173,6 @@ pub(super) fn is_name(name: &str) -> bool {
     [NAME, TEMPORARY_NAME].contains(&name)
 }
 
-/// An identity in words.
 pub(super) fn describe(identity: &StoreIdentity) -> String {
     let StoreIdentity { format, cluster, node, .. } = identity;
     format!("the log of node {node} of cluster {cluster:?} in format {format}")

@@ -56,7 +56,6 @@ pub(super) struct RunPart {
     pub run: LogIndex,
     /// The first index that this run does not answer for.
     pub end: LogIndex,
-    /// The record's version.
     pub version: u64,
 }
 

@@ -15,7 +15,6 @@ use crate::run;
 use crate::store::LogError;
 use crate::types::Entry;
 
-/// What is wanted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request {
     pub group: GroupId,
@@ -24,12 +23,10 @@ pub(super) struct Request {
     pub max_bytes: u64,
 }
 
-/// How a pass ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Pass {
     /// With everything that was wanted.
     Done,
-    /// A write came between.
     Disturbed,
 }
 

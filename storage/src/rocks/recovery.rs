@@ -21,7 +21,6 @@ use crate::types::{Certainty, Doubt};
 /// Damaged groups and what is wrong with them.
 pub(super) type Damage = BTreeMap<GroupId, LogError>;
 
-/// Reads the whole database.
 pub(super) fn recover(database: &DB) -> Result<(Index, Damage), LogError> {
     let mut recovery = Recovery::default();
     recovery.replicas(database)?;

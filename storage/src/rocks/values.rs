@@ -42,7 +42,6 @@ pub(super) fn doubt(group: GroupId, cause: log::doubt::Cause, out: &mut Vec<u8>)
     seal(group, &log::Doubt { cause: cause.into() }, out);
 }
 
-/// Reads what [`meta`] wrote.
 pub(super) fn read_meta(group: GroupId, value: Vec<u8>) -> Result<GroupMeta, Malformed> {
     let meta = meta_from_message(open::<log::GroupMeta>("group meta", group, value)?)?;
     if meta.group != group {
@@ -51,7 +50,6 @@ pub(super) fn read_meta(group: GroupId, value: Vec<u8>) -> Result<GroupMeta, Mal
     Ok(meta)
 }
 
-/// Reads what [`state`] wrote.
 pub(super) fn read_state(
     group: GroupId,
     value: Vec<u8>,
@@ -63,14 +61,12 @@ pub(super) fn read_state(
     Ok((hard_state_from_message(&hard_state), position_from_message(&base)))
 }
 
-/// Reads what [`tombstone`] wrote.
 pub(super) fn read_tombstone(group: GroupId, value: Vec<u8>) -> Result<ReplicaId, Malformed> {
     let message = open::<log::Tombstone>("tombstone", group, value)?;
     ReplicaId::new(message.replica)
         .ok_or_else(|| Malformed::new("tombstone", "the replica id is zero"))
 }
 
-/// Reads what [`doubt`] wrote.
 pub(super) fn read_doubt(group: GroupId, value: Vec<u8>) -> Result<Certainty, Malformed> {
     let message = open::<log::Doubt>("doubt", group, value)?;
     match message.cause() {

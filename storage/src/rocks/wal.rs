@@ -51,7 +51,6 @@ pub(super) enum TailShape {
 /// How it is known that an unreadable write was acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WalDamage {
-    /// Another write follows it.
     Followed,
     /// Its content is whole; only its length is not.
     WrongLength,
@@ -108,7 +107,6 @@ pub(super) fn inspect(database: &Path) -> io::Result<WalState> {
 /// One pass over a file.
 #[derive(Debug, Default)]
 struct Scan {
-    /// The first broken write.
     broken: Option<Broken>,
     /// A write can be read.
     writes: bool,
@@ -124,7 +122,6 @@ struct Scan {
 
 #[derive(Clone, Copy, Debug)]
 struct Broken {
-    /// Where the write starts.
     offset: u64,
     shape: TailShape,
 }

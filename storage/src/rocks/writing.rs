@@ -22,7 +22,6 @@ pub(super) struct Staging<'a> {
     log: &'a ColumnFamily,
     run_bytes: u64,
     batch: WriteBatch,
-    /// Room for one value.
     value: Vec<u8>,
 }
 

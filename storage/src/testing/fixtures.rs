@@ -128,7 +128,6 @@ pub struct View {
     pub persisted: Option<PersistedGroup>,
     /// The largest replica id that was destroyed.
     pub tombstone: Option<ReplicaId>,
-    /// All entries.
     pub entries: Vec<Entry>,
     /// The terms of the base and of all entries.
     pub terms: Vec<Term>,

@@ -24,7 +24,6 @@ pub struct Target {
 pub struct Seed {
     /// Unique among those of its target: the name of its file.
     pub name: String,
-    /// The input.
     pub bytes: Vec<u8>,
 }
 

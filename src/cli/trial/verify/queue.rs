@@ -18,9 +18,7 @@ use crate::trial::book::PartitionBook;
 use crate::trial::findings::{Fault, Findings};
 use crate::trial::input::Input;
 
-/// Messages of one peek.
 const PEEK: u32 = 5_000;
-/// Messages of one receive.
 const RECEIVE: u32 = 1_000;
 /// What a receive with an unknown outcome took comes back after this.
 const VISIBILITY: Duration = Duration::from_secs(5);

@@ -25,7 +25,6 @@ const TRIES: usize = 5;
 /// How a key is read.
 #[derive(Clone, Copy, Debug)]
 enum Via {
-    /// What this node has.
     Node(NodeId),
     /// The newest, through the leader.
     Leader,

@@ -32,15 +32,12 @@ pub enum DrainFallback {
 /// A node is to lead nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DrainIntent {
-    /// The node.
     pub node: NodeId,
-    /// Of its last change.
     pub revision: Revision,
     /// Names this drain. Whoever changes it says it, so that nobody ends the drain of another.
     pub id: IntentId,
     /// Who asked for it, 1 to [`MAX_TEXT_BYTES`](super::super::MAX_TEXT_BYTES) bytes.
     pub owner: Box<str>,
-    /// How far it is.
     pub state: DrainState,
     /// What happens at the deadline.
     pub fallback: DrainFallback,

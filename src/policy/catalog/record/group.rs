@@ -11,16 +11,13 @@ use super::Revision;
 /// Whether a group is meant to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupState {
-    /// It is.
     Active,
-    /// Hosts destroy their replicas.
     Destroying,
 }
 
 /// A word on a group, for selectors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// What it is about.
     pub key: Name,
     /// At most [`MAX_LABEL_BYTES`](super::super::MAX_LABEL_BYTES).
     pub value: Box<str>,
@@ -29,7 +26,6 @@ pub struct Label {
 /// Where a leader is wanted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
-    /// On this node.
     Node(NodeId),
     /// On any node of this zone.
     Zone(Name),
@@ -60,7 +56,6 @@ pub struct Placement {
 pub struct Members {
     /// The configuration's index in the group's log. Larger is later.
     pub config_index: LogIndex,
-    /// In ascending order.
     pub nodes: Box<[NodeId]>,
     /// Those of them whose member is the one that the group was founded with, in ascending order;
     /// `None`: that was not told.
@@ -82,9 +77,7 @@ impl Members {
 /// A group as it is meant to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupRecord {
-    /// The group.
     pub id: GroupId,
-    /// Of its last change.
     pub revision: Revision,
     /// The revision that created this life.
     pub founded: Revision,
@@ -103,7 +96,6 @@ pub struct GroupRecord {
     pub labels: Box<[Label]>,
     /// What it asks of its leader, in ascending order. See [`GroupRecord::requirement`].
     pub capabilities: Box<[Name]>,
-    /// How strictly.
     pub mode: RequirementMode,
     /// Where its leader is wanted; `None`: anywhere.
     pub placement: Option<Box<Placement>>,
@@ -157,9 +149,7 @@ impl GroupRecord {
 /// that was away learns what to destroy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndedGroup {
-    /// The group.
     pub id: GroupId,
-    /// When it was gone.
     pub revision: Revision,
     /// Its lives from this one up to `next`, exclusive, ended by order of the catalog.
     pub first: u32,

@@ -74,9 +74,7 @@ impl fmt::Display for IntentId {
 pub enum Record {
     /// The settings; there is one record of them.
     Settings(Arc<Settings>),
-    /// A node.
     Node(Arc<NodeRecord>),
-    /// A group.
     Group(Arc<GroupRecord>),
     /// A group that is gone.
     Ended(EndedGroup),
@@ -87,11 +85,8 @@ pub enum Record {
 /// Which record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RecordKey {
-    /// The settings.
     Settings,
-    /// A node.
     Node(NodeId),
-    /// A group.
     Group(GroupId),
     /// A group that is gone.
     Ended(GroupId),
@@ -102,15 +97,11 @@ pub enum RecordKey {
 /// Kinds of record, in the order in which they are listed in a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RecordKind {
-    /// The settings.
     Settings,
-    /// Nodes, by id.
     Node,
-    /// Groups, by id.
     Group,
     /// Groups that are gone, by id.
     Ended,
-    /// Drains, by node.
     Drain,
 }
 

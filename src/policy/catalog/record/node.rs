@@ -10,16 +10,13 @@ use super::Revision;
 pub struct Advert {
     /// Of the node's process; larger is later.
     pub incarnation: u64,
-    /// In ascending order.
     pub capabilities: Box<[Name]>,
 }
 
 /// A node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRecord {
-    /// The node.
     pub id: NodeId,
-    /// Of its last change.
     pub revision: Revision,
     /// Where it is reached. No two nodes have the same one.
     pub address: Box<str>,

@@ -8,12 +8,10 @@ use shardhost_proto::shard_map::ShardMap;
 /// Whether leadership is moved for balance and preference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PlannerMode {
-    /// Nothing is planned.
     #[default]
     Off,
     /// Plans are made and shown; nothing moves.
     Shadow,
-    /// Plans are carried out.
     On,
 }
 
@@ -23,7 +21,6 @@ pub enum PlannedMoves {
     /// As the planner's mode says.
     #[default]
     Allowed,
-    /// None, whatever the mode.
     Stopped,
 }
 
@@ -32,9 +29,7 @@ pub enum PlannedMoves {
 pub struct Settings {
     /// Of the last change; 0: never changed.
     pub revision: Revision,
-    /// The planner's mode.
     pub mode: PlannerMode,
-    /// The kill switch.
     pub moves: PlannedMoves,
     /// Why the kill switch was set, and by whom; at most [`MAX_TEXT_BYTES`](super::super::MAX_TEXT_BYTES).
     pub reason: Box<str>,

@@ -100,7 +100,6 @@ pub(super) fn says(refusal: &Refusal, words: &[&str]) {
     }
 }
 
-/// Three nodes.
 pub(super) fn three_nodes() -> Catalog {
     let mut catalog = Catalog::default();
     for number in 1..=3 {

@@ -145,7 +145,6 @@ impl Desk {
         }
     }
 
-    /// Leaders per node.
     pub(super) fn counts(&self) -> Vec<usize> {
         let led = |node: &Node| {
             self.truth.groups.iter().filter(|group| group.leader == Some(node.id)).count()

@@ -11,97 +11,51 @@ use super::super::plan::{Price, Score};
 #[non_exhaustive]
 pub enum CheckError {
     /// A move of a group that the snapshot does not know.
-    UnknownGroup {
-        /// Which group.
-        group: GroupId,
-    },
+    UnknownGroup { group: GroupId },
     /// Two moves of one group.
-    MovedTwice {
-        /// Which group.
-        group: GroupId,
-    },
+    MovedTwice { group: GroupId },
     /// The group is not where the move begins.
-    NotThere {
-        /// Which group.
-        group: GroupId,
-        /// Where the move begins.
-        planned: NodeId,
-        /// Where the group counts.
-        actual: Option<NodeId>,
-    },
+    NotThere { group: GroupId, planned: NodeId, actual: Option<NodeId> },
     /// The group may not be moved, or not there.
-    NotAllowed {
-        /// Which group.
-        group: GroupId,
-        /// Where the move begins.
-        from: NodeId,
-        /// Where it ends.
-        to: NodeId,
-    },
+    NotAllowed { group: GroupId, from: NodeId, to: NodeId },
     /// The move carries another term or incarnation than the snapshot.
-    WrongFence {
-        /// Which group.
-        group: GroupId,
-    },
+    WrongFence { group: GroupId },
     /// Bundles are not numbered from 0 without gaps.
     BundleNumber {
         /// The number that should stand there.
         expected: usize,
-        /// The number that does.
         actual: u32,
     },
     /// A bundle, or at last the deferred rest, does not lower the score.
-    NoBetter {
-        /// Which bundle.
-        bundle: usize,
-        /// Score before it.
-        before: Box<Score>,
-        /// Score after it.
-        after: Box<Score>,
-    },
+    NoBetter { bundle: usize, before: Box<Score>, after: Box<Score> },
     /// The summary has another score than the placement.
     WrongScore {
         /// Which of the summary's scores.
         when: &'static str,
-        /// What the summary says.
         planned: Box<Score>,
-        /// What was counted.
         actual: Box<Score>,
     },
     /// The summary has other numbers of leaders than the placement.
     WrongCounts {
-        /// Of which node.
         node: NodeId,
         /// What the summary says: before, after the round, after.
         planned: [u64; 3],
-        /// What was counted.
         actual: [u64; 3],
     },
     /// A group that has to move is not moved.
-    LeftBehind {
-        /// Which group.
-        group: GroupId,
-        /// Where it is left.
-        node: NodeId,
-    },
+    LeftBehind { group: GroupId, node: NodeId },
     /// The certificate has no price for a node that a free group may be on.
-    NoPrice {
-        /// Which node.
-        node: NodeId,
-    },
+    NoPrice { node: NodeId },
     /// A node's price is below the cost of its last leader or above that of its next: leaders are
     /// left on it that are cheaper elsewhere, or the price is wrong.
     PriceOffCost {
-        /// The price.
         price: Price,
         /// Cost of the last leader.
         last: u64,
-        /// Cost of one more.
         next: u64,
     },
     /// Shifting a group leads to a lower price than the certificate admits.
     PriceGap {
-        /// Which group.
         group: GroupId,
         /// The price where it is.
         from: Price,
@@ -109,14 +63,7 @@ pub enum CheckError {
         to: Price,
     },
     /// A group that is not free could lower the counts by moving alone, at no one's expense.
-    SingleStep {
-        /// Which group.
-        group: GroupId,
-        /// Where it is.
-        from: NodeId,
-        /// Where it could go.
-        to: NodeId,
-    },
+    SingleStep { group: GroupId, from: NodeId, to: NodeId },
 }
 
 impl fmt::Display for CheckError {

@@ -50,7 +50,6 @@ impl<'a> Reading<'a> {
         self.node(id).filter(|node| node.live)
     }
 
-    /// Where a group counts.
     pub(super) fn place(&self, group: &Group) -> Option<NodeId> {
         let place = match self.flight(group.id) {
             Some(to) => Some(to),
@@ -178,7 +177,6 @@ impl<'a> Reading<'a> {
         pairs
     }
 
-    /// The load that counts.
     pub(super) fn load(&self, group: &Group) -> u64 {
         if self.snapshot.settings.load_tier { u64::from(group.load) } else { 0 }
     }

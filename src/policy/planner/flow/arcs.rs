@@ -5,16 +5,13 @@ use super::super::index::{NONE, Rows};
 /// What shifting an item adds to the number of moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
-    /// -1: it goes home.
     Undo,
     /// 0: it moved already, or has to move anyway.
     Moved,
-    /// +1: it leaves home.
     Home,
 }
 
 const CLASSES: usize = 3;
-/// No item can shift.
 pub(super) const NO_ARC: i8 = i8::MAX;
 
 /// Items on their nodes, and the arcs that they make.

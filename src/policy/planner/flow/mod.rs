@@ -61,7 +61,6 @@ impl Balancer {
         Self { weights, counts, members, arcs }
     }
 
-    /// Finds the best balance.
     pub(super) fn run(&mut self) {
         self.level();
         self.polish();
@@ -91,7 +90,6 @@ impl Balancer {
         self.counts.copy_from_slice(counts);
     }
 
-    /// Where each item is.
     pub(super) fn places(&self) -> &[u32] {
         &self.arcs.place
     }

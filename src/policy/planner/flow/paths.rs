@@ -7,7 +7,6 @@ use super::{Balancer, Cost};
 
 /// No node before or after this one.
 const END: usize = usize::MAX;
-/// Farther than any way.
 pub(super) const FAR: i64 = i64::MAX;
 
 /// From each node, the cheapest place to end.

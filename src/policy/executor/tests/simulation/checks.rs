@@ -40,7 +40,6 @@ pub(super) struct Checks {
     pub(super) coverage: Coverage,
 }
 
-/// How often things happened.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Coverage {
     pub(super) ordered: u64,

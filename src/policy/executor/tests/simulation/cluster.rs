@@ -42,7 +42,6 @@ pub(super) struct Weather {
     pub(super) late: u64,
 }
 
-/// All of it.
 pub(super) struct Cluster {
     pub(super) now: u64,
     pub(super) chance: Chance,
@@ -92,7 +91,6 @@ impl Cluster {
         self.events.insert((self.now + delay_ms, self.events_made), event);
     }
 
-    /// Lets time pass.
     pub(super) fn pass(&mut self, length_ms: u64) -> Result<(), String> {
         let end = self.now + length_ms;
         while let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= end) {

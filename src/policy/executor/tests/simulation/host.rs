@@ -7,7 +7,6 @@ use shardhost_storage::NodeId;
 use super::super::super::{Epoch, Fence};
 use crate::planner::Node;
 
-/// What a host understands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Version {
     /// It never answers the question before a transfer, knows no orders and advertises nothing.
@@ -15,7 +14,6 @@ pub(super) enum Version {
     Current,
 }
 
-/// A host.
 #[derive(Clone, Debug)]
 pub(super) struct Host {
     pub(super) id: NodeId,

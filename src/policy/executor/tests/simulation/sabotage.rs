@@ -7,7 +7,6 @@ use super::super::super::mutes::Mutes;
 use super::super::super::pace::Pace;
 use super::super::super::{Backoff, Executor, ExecutorSettings, Last, Mode, OrderRefusal};
 
-/// What is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sabotage {
     Nothing,

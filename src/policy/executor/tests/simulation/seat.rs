@@ -18,7 +18,6 @@ pub(super) struct Report {
     pub(super) groups: Vec<Group>,
 }
 
-/// A planner at work.
 #[derive(Clone, Debug)]
 pub(super) struct Seat {
     pub(super) epoch: Epoch,

@@ -8,10 +8,8 @@ use super::chance::Chance;
 use super::host::Host;
 use crate::planner::{Group, Requirement, Voter};
 
-/// All hosts.
 pub(super) type Hosts = BTreeMap<NodeId, Host>;
 
-/// A group.
 #[derive(Clone, Debug)]
 pub(super) struct Shard {
     pub(super) id: GroupId,
@@ -20,7 +18,6 @@ pub(super) struct Shard {
     pub(super) term: u64,
     pub(super) requirement: Requirement,
     pub(super) label: Option<String>,
-    /// Mean operations per second.
     pub(super) load: u64,
     /// When the present leadership began, if it began by a transfer.
     pub(super) moved_at_ms: Option<u64>,

@@ -9,7 +9,6 @@ use shardhost_groups::RejectReason;
 const TARGET_PATIENCE_MS: u64 = 1_000;
 
 impl Cluster {
-    /// An order arrives.
     pub(super) fn ordered(&mut self, by: Epoch, order: Order) -> Result<(), String> {
         let host = &self.hosts[&order.from];
         if !host.up || host.version == Version::Old {

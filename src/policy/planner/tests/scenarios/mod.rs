@@ -12,7 +12,6 @@ use shardhost_storage::{GroupId, NodeId};
 
 use super::super::{Outcome, Plan, Snapshot, Stay, why};
 
-/// Why a group stays.
 fn stay(snapshot: &Snapshot, plan: &Plan, group: u64) -> Stay {
     let answer = why(snapshot, plan, GroupId::new(group)).expect("a sound snapshot");
     match answer.expect("a known group").outcome {
