@@ -14,8 +14,11 @@ use shardhost_policy::inputs::view::merge;
 use shardhost_policy::planner::{self, Plan, Settings, Snapshot};
 
 use super::crowd::{CrowdArguments, LEADER, OTHERS, PATIENCE};
-use super::nodes::{Answer, Nodes, Order};
+use super::member::Member;
+use super::nodes::Nodes;
+use super::part::Part;
 use super::report;
+use super::task::Task;
 
 /// How the benchmark runs.
 #[derive(Clone, Debug, Args)]
@@ -37,10 +40,9 @@ const MAX_LAG: u64 = 1_024;
 /// With more groups than this the checker, which is plain rather than fast, takes too long.
 const CHECKED_GROUPS: u64 = 1_000;
 
-/// What a node is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum BalanceOrder {
+pub enum BalanceTask {
     View,
     /// Hand these groups to these nodes, so many at a time.
     Move {
@@ -49,7 +51,6 @@ pub enum BalanceOrder {
     },
 }
 
-/// What a node answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BalanceAnswer {
@@ -61,11 +62,31 @@ pub enum BalanceAnswer {
     },
 }
 
-/// Carries out what a node is told.
-pub async fn carry_out(order: BalanceOrder, host: &Host) -> BalanceAnswer {
-    match order {
-        BalanceOrder::View => BalanceAnswer::View(local_view(host, 0, Settings::default())),
-        BalanceOrder::Move { to, window } => {
+impl Task for BalanceTask {
+    const NAME: &'static str = "balance";
+    type Answer = BalanceAnswer;
+}
+
+/// Reports what a node knows, and moves its leaderships.
+#[derive(Default)]
+pub struct BalanceNode;
+
+impl Part for BalanceNode {
+    type Task = BalanceTask;
+
+    async fn execute(
+        &mut self,
+        task: BalanceTask,
+        node: &mut Member,
+    ) -> anyhow::Result<BalanceAnswer> {
+        Ok(execute(task, &node.running()?.host).await)
+    }
+}
+
+async fn execute(task: BalanceTask, host: &Host) -> BalanceAnswer {
+    match task {
+        BalanceTask::View => BalanceAnswer::View(local_view(host, 0, Settings::default())),
+        BalanceTask::Move { to, window } => {
             let moves = to.into_iter().map(|(group, to)| hand_over(host, group, to));
             let outcomes: Vec<_> = stream::iter(moves).buffer_unordered(window).collect().await;
             let (moved, failed): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
@@ -114,7 +135,7 @@ pub async fn run(arguments: &BalanceArguments) -> anyhow::Result<()> {
         "led_by_second_after": two,
         "led_by_third_after": three,
     });
-    report::print(&figures, arguments.crowd.json);
+    report::print(&figures, arguments.crowd.output.json);
     balanced.failed.iter().take(5).for_each(|error| eprintln!("not moved: {error}"));
     Ok(())
 }
@@ -173,31 +194,23 @@ async fn move_all(
         if to.is_empty() {
             continue;
         }
-        match nodes.one(from, &order(BalanceOrder::Move { to, window }), PATIENCE).await? {
-            Answer::Balance(answer) => match *answer {
-                BalanceAnswer::Moved { moved, failed } => {
-                    balanced.moved += moved;
-                    balanced.failed.extend(failed);
-                }
-                other @ BalanceAnswer::View(_) => bail!("node {from} answers {other:?}"),
-            },
-            other => bail!("node {from} answers {other:?}"),
+        match nodes.one_does(from, &BalanceTask::Move { to, window }, PATIENCE).await? {
+            BalanceAnswer::Moved { moved, failed } => {
+                balanced.moved += moved;
+                balanced.failed.extend(failed);
+            }
+            other @ BalanceAnswer::View(_) => bail!("node {from} answers {other:?}"),
         }
     }
     Ok(())
 }
 
-const fn order(order: BalanceOrder) -> Order {
-    Order::Balance(order)
-}
-
 /// What all know, with no limit on the moves of a round.
 async fn look(nodes: &mut Nodes, groups: u64) -> anyhow::Result<Snapshot> {
-    let answers = nodes.all(&order(BalanceOrder::View), PATIENCE).await?;
+    let answers = nodes.all_do(&BalanceTask::View, PATIENCE).await?;
     let mut views = Vec::new();
     for (node, answer) in (1..).zip(answers) {
-        let Answer::Balance(answer) = answer else { bail!("node {node} answers {answer:?}") };
-        let BalanceAnswer::View(view) = *answer else { bail!("node {node} answers {answer:?}") };
+        let BalanceAnswer::View(view) = answer else { bail!("node {node} answers {answer:?}") };
         views.push((NodeId::must(node), view));
     }
     let mut snapshot = merge(views);

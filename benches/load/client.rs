@@ -9,29 +9,27 @@ use shardhost_client::{Client, ClientOptions, TableClient};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::nodes::{Layout, Measured, Nodes, Order, Usage};
+use super::arguments::WriteArguments;
+use super::nodes::{Layout, Measured, Nodes, Usage};
 use super::process::cpu_time;
+use super::report;
 use super::tally::Tally;
 use super::write::{DRAIN, Payload, WARM_UP};
-use super::{WriteArguments, report};
 
 /// Runs the benchmark: starts the servers, spreads the leaders, writes, reports.
 pub async fn run(arguments: &WriteArguments) -> anyhow::Result<()> {
-    let temporary = tempfile::tempdir()?;
-    let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
+    let data = arguments.output.data()?;
     let layout = Layout::of(arguments);
     let patience = Duration::from_secs(arguments.seconds + 120);
-    let (mut nodes, addresses) = Nodes::start_servers(&layout, &directory, |_| {}).await?;
-    nodes.all(&Order::AwaitLeaders, patience).await?;
-    nodes.all(&Order::Spread, patience).await?;
-    nodes.all(&Order::AwaitLeaders, patience).await?;
+    let (mut nodes, addresses) = Nodes::start_servers(&layout, data.path(), |_| {}).await?;
+    nodes.spread(patience).await?;
     let client = Client::connect(addresses, ClientOptions::default()).await?;
     let load = Load::start(client.table(), arguments)?;
     let outcome = measure(&load, &mut nodes, Duration::from_secs(arguments.seconds)).await?;
     load.end().await;
     nodes.end().await?;
     let used = Some(outcome.client_cpu_seconds);
-    report::print(&report::write(arguments, &outcome.measured, used)?, arguments.json);
+    report::print(&report::write(arguments, &outcome.measured, used)?, arguments.output.json);
     Ok(())
 }
 

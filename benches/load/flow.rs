@@ -16,8 +16,11 @@ use serde::{Deserialize, Serialize};
 use shardhost::groups::{ProposalSink, ProposeOutcome};
 use shardhost::{Group, Host};
 
-use super::restart::now_ns;
+use super::member::Member;
+use super::part::Part;
+use super::process::now_ns;
 use super::tally::{Counted, Tally};
+use super::task::Task;
 
 /// Between two looks at what is due.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -60,13 +63,36 @@ impl Flow {
     }
 }
 
-/// What a node is told.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum FlowOrder {
+pub enum FlowTask {
     Begin(Flow),
-    /// End, and say what came of it.
+    /// End, and report the outcomes.
     End,
+}
+
+impl Task for FlowTask {
+    const NAME: &'static str = "flow";
+    type Answer = Flowed;
+}
+
+/// The writes of a node, while they flow.
+#[derive(Default)]
+pub struct FlowNode(Option<Flowing>);
+
+impl Part for FlowNode {
+    type Task = FlowTask;
+
+    async fn execute(&mut self, task: FlowTask, node: &mut Member) -> anyhow::Result<Flowed> {
+        match (task, self.0.take()) {
+            (FlowTask::Begin(flow), _) => {
+                self.0 = Some(Flowing::begin(&node.running()?.host, flow)?);
+                Ok(Flowed::default())
+            }
+            (FlowTask::End, Some(flowing)) => flowing.end().await,
+            (FlowTask::End, None) => Ok(Flowed::default()),
+        }
+    }
 }
 
 /// What came of the writes that a node made.

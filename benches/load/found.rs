@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -11,12 +11,16 @@ use shardhost::driver::{SYSTEM_GROUP, System};
 use shardhost::{Group, GroupId, Host, NodeId};
 use shardhost_policy::catalog::{Name, NewGroup, Operation, Subject};
 use shardhost_proto::shard_map::TABLE_KIND;
+use shardhost_server::Server;
 use tokio::time::Instant;
 
-use super::hosting::Setup;
-use super::nodes::{Answer, Layout, Nodes, Order, Usage};
-use super::restart::now_ns;
-use super::{MachineKind, report};
+use super::arguments::{MachineKind, Output, Threads};
+use super::member::Member;
+use super::nodes::{Layout, Nodes, Order, Setup, Usage};
+use super::part::Part;
+use super::process::now_ns;
+use super::report;
+use super::task::Task;
 
 /// How the benchmark runs.
 #[derive(Clone, Debug, Args)]
@@ -33,21 +37,15 @@ pub struct FoundArguments {
     /// Let every node create its replicas by itself; none is created by hand.
     #[arg(long)]
     pub without_catalog: bool,
-    /// Threads for Raft in each process.
-    #[arg(long, default_value_t = 1)]
-    pub workers: usize,
-    /// Where the data stands; a temporary directory unless set. Decides which disk is measured.
-    #[arg(long)]
-    pub directory: Option<std::path::PathBuf>,
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub threads: Threads,
+    #[command(flatten)]
+    pub output: Output,
 }
 
-/// What a node is told.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum FoundOrder {
+pub enum FoundTask {
     /// Wait until so many groups are here and each has a leader.
     AwaitLed { groups: u64 },
     /// Have a group created on the first nodes.
@@ -75,15 +73,32 @@ const FIRST_BY_HAND: u64 = 70;
 /// For what follows the founding to come to an end before anything else is measured.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// Carries out what a node is told.
-pub async fn carry_out(
-    order: FoundOrder,
-    host: &Host,
-    system: Option<&System>,
-) -> anyhow::Result<Founded> {
-    match order {
-        FoundOrder::AwaitLed { groups } => await_led(host, groups as usize).await,
-        FoundOrder::Create { group, voters } => {
+impl Task for FoundTask {
+    const NAME: &'static str = "found";
+    type Answer = Founded;
+}
+
+/// Watches groups come.
+#[derive(Default)]
+pub struct FoundNode;
+
+impl Part for FoundNode {
+    type Task = FoundTask;
+
+    async fn execute(&mut self, task: FoundTask, node: &mut Member) -> anyhow::Result<Founded> {
+        let running = node.running()?;
+        let system = running.server.as_ref().and_then(Server::system);
+        let founded = execute(task, &running.host, system).await?;
+        // Those that came since the start.
+        running.groups = shards(&running.host);
+        Ok(founded)
+    }
+}
+
+async fn execute(task: FoundTask, host: &Host, system: Option<&System>) -> anyhow::Result<Founded> {
+    match task {
+        FoundTask::AwaitLed { groups } => await_led(host, groups as usize).await,
+        FoundTask::Create { group, voters } => {
             let system = system.context("there is no catalog")?;
             let kind = Name::new(Subject::Kind, TABLE_KIND)?;
             let voters = (1..=voters).filter_map(NodeId::new);
@@ -92,7 +107,7 @@ pub async fn carry_out(
             system.catalog().apply(Operation::CreateGroup(new)).await?;
             Ok(Founded { held_ns: began, led_ns: now_ns()? })
         }
-        FoundOrder::AwaitOne { group } => await_one(host, GroupId::new(group)).await,
+        FoundTask::AwaitOne { group } => await_one(host, GroupId::new(group)).await,
     }
 }
 
@@ -113,7 +128,7 @@ async fn await_led(host: &Host, groups: usize) -> anyhow::Result<Founded> {
 }
 
 /// All groups here but that of the catalog.
-pub fn shards(host: &Host) -> Vec<Group> {
+fn shards(host: &Host) -> Vec<Group> {
     let groups = host.runtime().groups();
     groups.into_iter().filter(|group| group.id() != SYSTEM_GROUP).collect()
 }
@@ -140,21 +155,19 @@ async fn await_one(host: &Host, group: GroupId) -> anyhow::Result<Founded> {
 
 /// Runs the benchmark and reports.
 pub async fn run(arguments: &FoundArguments) -> anyhow::Result<()> {
-    let temporary = tempfile::tempdir()?;
-    let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
+    let data = arguments.output.data()?;
     let layout = Layout {
         nodes: NODES,
         groups: arguments.groups,
         machine: MachineKind::Table,
-        workers: arguments.workers,
-        apply_threads: 1,
+        threads: arguments.threads,
     };
-    let (mut nodes, setup) = Nodes::prepare(&layout, &directory).await?;
+    let (mut nodes, setup) = Nodes::prepare(&layout, data.path()).await?;
     let began = now_ns()?;
     let setup = Setup { catalog: !arguments.without_catalog, ..setup };
     nodes.all(&Order::Serve(setup), PATIENCE).await?;
-    let all = FoundOrder::AwaitLed { groups: arguments.groups };
-    let founded = latest(&nodes.all(&Order::Found(all), PATIENCE).await?)?;
+    let all = FoundTask::AwaitLed { groups: arguments.groups };
+    let founded = latest(&nodes.all_do(&all, PATIENCE).await?);
     let founding = nodes.usage().await?;
     let by_hand = by_hand(&mut nodes, arguments).await?;
     let resting = at_rest(&mut nodes, arguments).await?;
@@ -176,7 +189,7 @@ pub async fn run(arguments: &FoundArguments) -> anyhow::Result<()> {
         "by_hand_led_ms_at_most": by_hand.iter().map(|one| one.led_ns).max().map(millis),
         "cpu_percent_of_a_core_at_rest": most(&resting, percent),
     });
-    report::print(&figures, arguments.json);
+    report::print(&figures, arguments.output.json);
     Ok(())
 }
 
@@ -184,22 +197,14 @@ fn millis(nanos: u64) -> f64 {
     Duration::from_nanos(nanos).as_secs_f64() * 1_000.0
 }
 
-fn answered(answer: &Answer) -> anyhow::Result<Founded> {
-    match answer {
-        Answer::Founded(founded) => Ok(*founded),
-        other => bail!("a node answers {other:?}"),
-    }
-}
-
 /// When it was so everywhere.
-fn latest(answers: &[Answer]) -> anyhow::Result<Founded> {
+fn latest(answers: &[Founded]) -> Founded {
     let mut latest = Founded::default();
-    for answer in answers {
-        let one = answered(answer)?;
+    for one in answers {
         latest.held_ns = latest.held_ns.max(one.held_ns);
         latest.led_ns = latest.led_ns.max(one.led_ns);
     }
-    Ok(latest)
+    latest
 }
 
 /// How long each group took from the order until every node holds it, and knows its leader;
@@ -211,10 +216,9 @@ async fn by_hand(nodes: &mut Nodes, arguments: &FoundArguments) -> anyhow::Resul
     }
     tokio::time::sleep(SETTLE).await;
     for group in FIRST_BY_HAND..FIRST_BY_HAND + arguments.by_hand {
-        let create = Order::Found(FoundOrder::Create { group, voters: NODES });
-        let created = answered(&nodes.one(1 + group % NODES, &create, PATIENCE).await?)?;
-        let await_one = Order::Found(FoundOrder::AwaitOne { group });
-        let founded = latest(&nodes.all(&await_one, PATIENCE).await?)?;
+        let create = FoundTask::Create { group, voters: NODES };
+        let created = nodes.one_does(1 + group % NODES, &create, PATIENCE).await?;
+        let founded = latest(&nodes.all_do(&FoundTask::AwaitOne { group }, PATIENCE).await?);
         let since = |moment: u64| moment.saturating_sub(created.held_ns);
         took.push(Founded { held_ns: since(founded.held_ns), led_ns: since(founded.led_ns) });
     }

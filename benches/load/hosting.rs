@@ -1,6 +1,5 @@
 //! The host that a child runs: its log, timed, its groups, and their state machines.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +7,6 @@ use std::time::Instant;
 
 use anyhow::Context;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use shardhost::groups::GroupSpec;
 use shardhost::groups::runtime::Invitation;
 use shardhost::host::ReplicaFactory;
@@ -21,27 +19,12 @@ use shardhost::{
 use shardhost_server::shards::{StateDb, StateDbOptions};
 use tonic::service::Routes;
 
-use super::MachineKind;
-use super::child::Role;
+use super::arguments::MachineKind;
 use super::machine::Counter;
+use super::member::Role;
+use super::nodes::Setup;
 use super::restart::{Watch, Watched};
 use super::tally::{Counted, Tally};
-
-/// What a child is to hold.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Setup {
-    pub addresses: BTreeMap<u64, String>,
-    /// Nodes 1 to this one hold a voter of every group; those above hold nothing at first.
-    pub voters: u64,
-    pub groups: u64,
-    pub machine: MachineKind,
-    /// Whether servers keep a catalog. Without one what is measured is the groups alone.
-    pub catalog: bool,
-    /// Watch what the machines are given.
-    pub watched: bool,
-    /// Who is to lead everything at first: all others say that they are draining.
-    pub leader: Option<u64>,
-}
 
 /// A running host.
 pub struct Hosted {

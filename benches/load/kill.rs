@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Args;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -17,10 +17,13 @@ use shardhost::leadership::{HookGuard, HookKind, LeadershipEvent};
 use shardhost::{GroupSelector, Host, NodeId};
 
 use super::crowd::{CrowdArguments, LEADER, OTHERS, PATIENCE};
-use super::flow::{Flow, FlowOrder};
-use super::nodes::{Answer, Nodes, Order, Usage};
+use super::flow::{Flow, FlowTask};
+use super::member::Member;
+use super::nodes::{Nodes, Order, Usage};
+use super::part::Part;
+use super::process::now_ns;
 use super::report::{self, Latencies};
-use super::restart::now_ns;
+use super::task::Task;
 
 /// How the benchmark runs.
 #[derive(Clone, Debug, Args)]
@@ -39,17 +42,16 @@ const DETECT_EVERY: Duration = Duration::from_micros(500);
 /// How long writes flow before the kill.
 const WARM_UP: Duration = Duration::from_secs(2);
 
-/// What a node is told.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum KillOrder {
+pub enum KillTask {
     /// Note when this node is gone, and when groups serve here.
     Watch {
         node: u64,
     },
     /// Say how many groups serve here that did not.
     Count,
-    Tell,
+    Report,
 }
 
 /// What a survivor noted.
@@ -87,10 +89,17 @@ impl Drop for Watch {
     }
 }
 
-impl KillNode {
-    /// Does what the parent says.
-    pub fn carry_out(&mut self, order: KillOrder, host: &Host) -> anyhow::Result<Noted> {
-        if let KillOrder::Watch { node } = order {
+impl Task for KillTask {
+    const NAME: &'static str = "kill";
+    type Answer = Noted;
+}
+
+impl Part for KillNode {
+    type Task = KillTask;
+
+    async fn execute(&mut self, task: KillTask, node: &mut Member) -> anyhow::Result<Noted> {
+        let host = &node.running()?.host;
+        if let KillTask::Watch { node } = task {
             let node = NodeId::new(node).context("nodes are numbered from 1")?;
             self.watch = Some(Watch::begin(host, node)?);
             return Ok(Noted::default());
@@ -102,9 +111,9 @@ impl KillNode {
             detected_ns: watch.detected_ns.load(Ordering::Relaxed),
             count: watch.before + served.len() as u64,
             before: watch.before,
-            served_ns: match order {
-                KillOrder::Tell => served.clone(),
-                KillOrder::Watch { .. } | KillOrder::Count => BTreeMap::new(),
+            served_ns: match task {
+                KillTask::Report => served.clone(),
+                KillTask::Watch { .. } | KillTask::Count => BTreeMap::new(),
             },
             election_timeout_ms: u64::try_from(config.tick.as_millis())?
                 * u64::from(config.election_ticks),
@@ -154,11 +163,11 @@ pub async fn run(arguments: &KillArguments) -> anyhow::Result<()> {
         let from_ns = now_ns()?;
         let (probes, probe_every_ns) = (0, 0);
         let flow = Flow { from_ns, rate: arguments.rate, probes, probe_every_ns, size: 16 };
-        nodes.all(&Order::Flow(FlowOrder::Begin(flow)), PATIENCE).await?;
+        nodes.all_do(&FlowTask::Begin(flow), PATIENCE).await?;
         tokio::time::sleep(WARM_UP).await;
     }
     for node in OTHERS {
-        noted(&mut nodes, node, KillOrder::Watch { node: LEADER }).await?;
+        nodes.one_does(node, &KillTask::Watch { node: LEADER }, PATIENCE).await?;
     }
     nodes.usage().await?;
     let killed_ns = now_ns()?;
@@ -167,18 +176,11 @@ pub async fn run(arguments: &KillArguments) -> anyhow::Result<()> {
     let usage = nodes.usage().await?;
     let mut told = Vec::new();
     for node in OTHERS {
-        told.push(noted(&mut nodes, node, KillOrder::Tell).await?);
+        told.push(nodes.one_does(node, &KillTask::Report, PATIENCE).await?);
     }
     nodes.end().await?;
-    report::print(&figures(arguments, killed_ns, &told, &usage)?, arguments.crowd.json);
+    report::print(&figures(arguments, killed_ns, &told, &usage)?, arguments.crowd.output.json);
     Ok(())
-}
-
-async fn noted(nodes: &mut Nodes, node: u64, order: KillOrder) -> anyhow::Result<Noted> {
-    match nodes.one(node, &Order::Kill(order), PATIENCE).await? {
-        Answer::Noted(noted) => Ok(*noted),
-        other => bail!("node {node} answers {other:?}"),
-    }
 }
 
 async fn await_served(nodes: &mut Nodes, groups: u64) -> anyhow::Result<()> {
@@ -186,7 +188,7 @@ async fn await_served(nodes: &mut Nodes, groups: u64) -> anyhow::Result<()> {
     loop {
         let mut served = 0;
         for node in OTHERS {
-            served += noted(nodes, node, KillOrder::Count).await?.count;
+            served += nodes.one_does(node, &KillTask::Count, PATIENCE).await?.count;
         }
         if served >= groups {
             return Ok(());

@@ -4,11 +4,12 @@
 //! input and output: the children bind free ports and say which, the parent tells all of them,
 //! and at the end collects what they measured.
 
+mod arguments;
 mod balance;
-mod child;
 mod client;
 mod crowd;
 mod drain;
+mod draining;
 mod flow;
 mod found;
 mod hosting;
@@ -16,7 +17,9 @@ mod idle;
 mod kill;
 mod machine;
 mod matrix;
+mod member;
 mod nodes;
+mod part;
 mod process;
 mod read;
 mod report;
@@ -24,17 +27,19 @@ mod restart;
 mod snapshot;
 mod stall;
 mod tally;
+mod task;
 mod write;
 
-use std::path::PathBuf;
+use clap::{Parser, Subcommand};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::{Deserialize, Serialize};
-
+use arguments::{MachineKind, Mode, WriteArguments};
 use balance::BalanceArguments;
 use drain::DrainArguments;
 use found::FoundArguments;
+use idle::IdleArguments;
 use kill::KillArguments;
+use matrix::MatrixArguments;
+use part::Parts;
 use read::ReadArguments;
 use restart::RestartArguments;
 use snapshot::SnapshotArguments;
@@ -81,122 +86,6 @@ enum Command {
     Node,
 }
 
-/// How a write benchmark runs.
-#[derive(Clone, Debug, Args, Serialize, Deserialize)]
-pub struct WriteArguments {
-    /// Who writes.
-    #[arg(long, value_enum, default_value_t = Mode::Embedded)]
-    pub mode: Mode,
-    /// Number of groups.
-    #[arg(long, default_value_t = 48)]
-    pub groups: u64,
-    /// Bytes of a write.
-    #[arg(long, default_value_t = 16)]
-    pub size: usize,
-    /// Writes under way at any moment, over all nodes.
-    #[arg(long, default_value_t = 4096)]
-    pub outstanding: usize,
-    /// Seconds to measure, after two to warm up.
-    #[arg(long, default_value_t = 10)]
-    pub seconds: u64,
-    /// Writes per second to offer, whatever the answers; 0: as fast as answers come.
-    #[arg(long, default_value_t = 0)]
-    pub rate: u64,
-    /// What the groups do with a write. Clients always write to tables.
-    #[arg(long, value_enum, default_value_t = MachineKind::Trivial)]
-    pub machine: MachineKind,
-    /// Number of host processes.
-    #[arg(long, default_value_t = 3)]
-    pub nodes: u64,
-    /// Threads for Raft in each process.
-    #[arg(long, default_value_t = 1)]
-    pub workers: usize,
-    /// Threads for state machines in each process.
-    #[arg(long, default_value_t = 1)]
-    pub apply_threads: usize,
-    /// Where the data stands; a temporary directory unless set. Decides which disk is measured.
-    #[arg(long)]
-    pub directory: Option<PathBuf>,
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    pub json: bool,
-    /// Draw the distribution of latencies into this file (SVG).
-    #[arg(long)]
-    pub chart: Option<PathBuf>,
-}
-
-/// How a row of write benchmarks runs.
-#[derive(Clone, Debug, Args)]
-pub struct MatrixArguments {
-    /// Seconds to measure each shape, after two to warm up.
-    #[arg(long, default_value_t = 5)]
-    pub seconds: u64,
-    /// Where the data stands; a temporary directory unless set.
-    #[arg(long)]
-    pub directory: Option<PathBuf>,
-    /// Print a line of JSON for each shape instead of a table.
-    #[arg(long)]
-    pub json: bool,
-}
-
-impl Default for WriteArguments {
-    fn default() -> Self {
-        Self {
-            mode: Mode::Embedded,
-            groups: 48,
-            size: 16,
-            outstanding: 4096,
-            seconds: 10,
-            rate: 0,
-            machine: MachineKind::Trivial,
-            nodes: 3,
-            workers: 1,
-            apply_threads: 1,
-            directory: None,
-            json: false,
-            chart: None,
-        }
-    }
-}
-
-/// How an idle benchmark runs.
-#[derive(Clone, Debug, Args, Serialize, Deserialize)]
-pub struct IdleArguments {
-    /// Number of groups, each on every node.
-    #[arg(long, default_value_t = 10_000)]
-    pub groups: u64,
-    /// Seconds to measure once all groups sleep.
-    #[arg(long, default_value_t = 20)]
-    pub seconds: u64,
-    /// Where the data stands; a temporary directory unless set.
-    #[arg(long)]
-    pub directory: Option<PathBuf>,
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Who writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// The host processes themselves, each to the groups that it leads, as a user of the library
-    /// does.
-    Embedded,
-    /// A process of its own, over gRPC, to the tables of `shardhost serve`.
-    Client,
-}
-
-/// What groups do with a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MachineKind {
-    /// Count it: measures the host itself.
-    Trivial,
-    /// Put it into a table on disk.
-    Table,
-}
-
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("SHARDHOST_LOG")
@@ -233,7 +122,22 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Kill(arguments) => kill::run(&arguments).await?,
         Command::Balance(arguments) => balance::run(&arguments).await?,
         Command::Snapshot(arguments) => snapshot::run(&arguments).await?,
-        Command::Node => child::run().await?,
+        Command::Node => member::run(parts()).await?,
     }
     Ok(())
+}
+
+/// The parts of all benchmarks: a new one is named here, and as a command.
+fn parts() -> Parts {
+    Parts::default()
+        .with::<balance::BalanceNode>()
+        .with::<draining::DrainNode>()
+        .with::<flow::FlowNode>()
+        .with::<found::FoundNode>()
+        .with::<kill::KillNode>()
+        .with::<read::ReadNode>()
+        .with::<restart::RestartNode>()
+        .with::<snapshot::SnapshotNode>()
+        .with::<stall::StallNode>()
+        .with::<write::WriteNode>()
 }

@@ -1,6 +1,19 @@
 //! Many write benchmarks in a row, as one table.
 
-use super::{MachineKind, MatrixArguments, WriteArguments, report, write};
+use clap::Args;
+
+use super::arguments::{MachineKind, Output, WriteArguments};
+use super::{report, write};
+
+/// How a row of write benchmarks runs.
+#[derive(Clone, Debug, Args)]
+pub struct MatrixArguments {
+    /// Seconds to measure each shape, after two to warm up.
+    #[arg(long, default_value_t = 5)]
+    pub seconds: u64,
+    #[command(flatten)]
+    pub output: Output,
+}
 
 /// What the table shows, and how many digits of it stand behind the point.
 const COLUMNS: [(&str, usize); 10] = [
@@ -21,7 +34,7 @@ pub async fn run(arguments: &MatrixArguments) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for one in shapes(arguments) {
         let figures = write::measure(&one).await?;
-        if arguments.json {
+        if arguments.output.json {
             println!("{figures}");
         } else {
             eprintln!(
@@ -31,7 +44,7 @@ pub async fn run(arguments: &MatrixArguments) -> anyhow::Result<()> {
             rows.push(figures);
         }
     }
-    if !arguments.json {
+    if !arguments.output.json {
         println!("{}", report::table("machine", &COLUMNS, &rows));
     }
     Ok(())
@@ -44,7 +57,7 @@ fn shapes(arguments: &MatrixArguments) -> Vec<WriteArguments> {
         outstanding,
         machine,
         seconds: arguments.seconds,
-        directory: arguments.directory.clone(),
+        output: arguments.output.clone(),
         ..WriteArguments::default()
     };
     let mut shapes = Vec::new();

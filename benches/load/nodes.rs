@@ -7,26 +7,18 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use super::balance::{BalanceAnswer, BalanceOrder};
-use super::drain::{DrainOrder, Drained};
-use super::flow::{FlowOrder, Flowed};
-use super::found::{FoundOrder, Founded};
-use super::hosting::Setup;
-use super::kill::{KillOrder, Noted};
-use super::read::{ReadMeasured, ReadOrder};
-use super::restart::{RestartAnswer, RestartOrder};
-use super::snapshot::{SnapshotAnswer, SnapshotOrder};
-use super::stall::{StallAnswer, StallOrder};
+use super::arguments::{MachineKind, Threads, WriteArguments};
 use super::tally::Counted;
-use super::{MachineKind, WriteArguments};
+use super::task::Task;
 
 /// How long a child may take for an answer that needs no work.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What the parent tells a child.
+/// An order of the parent.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
@@ -41,56 +33,48 @@ pub enum Order {
     Join(Setup),
     /// Start the server of as many tables as there are groups.
     Serve(Setup),
-    /// Wait until every group has a leader that some node knows.
+    /// Wait until every group has a leader that this node knows.
     AwaitLeaders,
     /// Hand over what another node should lead.
     Spread,
-    /// Hand everything on, or take leaderships again.
-    Drain(DrainOrder),
-    /// Say what is known, or hand some of it on.
-    Balance(BalanceOrder),
-    /// Note what happens when another node is killed.
-    Kill(KillOrder),
-    /// Do something for the benchmark of founding.
-    Found(FoundOrder),
-    /// Begin or end a steady flow of writes.
-    Flow(FlowOrder),
-    Write(WriteArguments),
-    Read(ReadOrder),
-    /// Do something for the stall benchmark.
-    Stall(StallOrder),
-    /// Do something for the restart benchmark.
-    Restart(RestartOrder),
-    /// Wait until every group sleeps.
+    /// Wait until every group hibernates.
     AwaitSleep,
-    /// Say what was used since the last time.
+    /// Report what was used since the last time.
     Usage,
-    /// Do something for the snapshot benchmark.
-    Snapshot(SnapshotOrder),
+    /// Execute a task of a benchmark.
+    Do {
+        name: String,
+        task: Value,
+    },
     End,
 }
 
-/// What a child answers.
+/// The answer of a node.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
     Listening { address: String },
     Done,
-    Leaders { led: u64 },
-    Drained(Drained),
-    Balance(Box<BalanceAnswer>),
-    Noted(Box<Noted>),
-    Flowed(Box<Flowed>),
-    Founded(Founded),
-    Measured(Box<Measured>),
-    Read(Box<ReadMeasured>),
-    Stall(Box<StallAnswer>),
-    Restart(Box<RestartAnswer>),
     Usage(Usage),
-    Snapshot(Box<SnapshotAnswer>),
+    Did(Value),
     Failed { message: String },
 }
 
+/// The groups of a node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Setup {
+    pub addresses: BTreeMap<u64, String>,
+    /// Nodes 1 to this one hold a voter of every group; those above hold nothing at first.
+    pub voters: u64,
+    pub groups: u64,
+    pub machine: MachineKind,
+    /// Whether servers keep a catalog. Without one what is measured is the groups alone.
+    pub catalog: bool,
+    /// Watch what the machines are given.
+    pub watched: bool,
+    /// Who is to lead everything at first: all others say that they are draining.
+    pub leader: Option<u64>,
+}
 /// What a child used between two questions.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Usage {
@@ -189,6 +173,17 @@ impl Node {
             answer => Ok(answer),
         }
     }
+
+    async fn done<T: Task>(&mut self, within: Duration) -> anyhow::Result<T::Answer> {
+        match self.answer(within).await? {
+            Answer::Did(answer) => Ok(serde_json::from_value(answer)?),
+            other => bail!("node {} answered {other:?}", self.number),
+        }
+    }
+}
+
+fn order_of<T: Task>(task: &T) -> anyhow::Result<Order> {
+    Ok(Order::Do { name: T::NAME.to_owned(), task: serde_json::to_value(task)? })
 }
 
 /// All children of a benchmark.
@@ -203,8 +198,7 @@ pub struct Layout {
     pub nodes: u64,
     pub groups: u64,
     pub machine: MachineKind,
-    pub workers: usize,
-    pub apply_threads: usize,
+    pub threads: Threads,
 }
 
 impl Layout {
@@ -214,8 +208,7 @@ impl Layout {
             nodes: arguments.nodes,
             groups: arguments.groups,
             machine: arguments.machine,
-            workers: arguments.workers,
-            apply_threads: arguments.apply_threads,
+            threads: arguments.threads,
         }
     }
 
@@ -284,8 +277,8 @@ impl Nodes {
                 node: number,
                 nodes: layout.nodes,
                 directory: directory.join(format!("node-{number}")),
-                workers: layout.workers,
-                apply_threads: layout.apply_threads,
+                workers: layout.threads.workers,
+                apply_threads: layout.threads.apply_threads,
             };
             node.order(&be).await?;
             match node.answer(PATIENCE).await? {
@@ -295,6 +288,62 @@ impl Nodes {
             started.nodes.push(node);
         }
         Ok((started, addresses))
+    }
+
+    /// Has all execute a task, each its own, and waits for all answers.
+    pub async fn each<T: Task>(
+        &mut self,
+        tasks: impl IntoIterator<Item = T>,
+        within: Duration,
+    ) -> anyhow::Result<Vec<T::Answer>> {
+        let mut asked = Vec::new();
+        for (node, task) in self.nodes.iter_mut().zip(tasks) {
+            node.order(&order_of(&task)?).await?;
+            asked.push(node);
+        }
+        let mut answers = Vec::new();
+        for node in asked {
+            answers.push(node.done::<T>(within).await?);
+        }
+        Ok(answers)
+    }
+
+    /// Has all execute the same task, and waits for all answers.
+    pub async fn all_do<T: Task>(
+        &mut self,
+        task: &T,
+        within: Duration,
+    ) -> anyhow::Result<Vec<T::Answer>> {
+        let order = order_of(task)?;
+        for node in &mut self.nodes {
+            node.order(&order).await?;
+        }
+        let mut answers = Vec::new();
+        for node in &mut self.nodes {
+            answers.push(node.done::<T>(within).await?);
+        }
+        Ok(answers)
+    }
+
+    /// Has one execute a task, by its number, and waits for its answer.
+    pub async fn one_does<T: Task>(
+        &mut self,
+        number: u64,
+        task: &T,
+        within: Duration,
+    ) -> anyhow::Result<T::Answer> {
+        let node = self.nodes.iter_mut().find(|node| node.number == number);
+        let node = node.with_context(|| format!("there is no node {number}"))?;
+        node.order(&order_of(task)?).await?;
+        node.done::<T>(within).await
+    }
+
+    /// Waits until every group has a leader, each node its share of them.
+    pub async fn spread(&mut self, within: Duration) -> anyhow::Result<()> {
+        for order in [Order::AwaitLeaders, Order::Spread, Order::AwaitLeaders] {
+            self.all(&order, within).await?;
+        }
+        Ok(())
     }
 
     /// Gives an order to all and waits for all answers.
@@ -307,19 +356,6 @@ impl Nodes {
             answers.push(node.answer(within).await?);
         }
         Ok(answers)
-    }
-
-    /// Gives an order to one, by its number, and waits for its answer.
-    pub async fn one(
-        &mut self,
-        number: u64,
-        order: &Order,
-        within: Duration,
-    ) -> anyhow::Result<Answer> {
-        let node = self.nodes.iter_mut().find(|node| node.number == number);
-        let node = node.with_context(|| format!("there is no node {number}"))?;
-        node.order(order).await?;
-        node.answer(within).await
     }
 
     /// What all used since they were last asked.

@@ -3,6 +3,9 @@
 use std::fs;
 use std::time::Duration;
 
+use anyhow::Context;
+use shardhost::groups::clock::{Clock, SystemClock};
+
 /// CPU time of this process, in user and kernel mode.
 pub fn cpu_time() -> Duration {
     let Ok(text) = fs::read_to_string("/proc/self/stat") else { return Duration::ZERO };
@@ -33,4 +36,9 @@ pub fn peak_resident_bytes() -> u64 {
 pub fn forget_peak() {
     // Where the system does not allow it, the peak is that of the whole life.
     fs::write("/proc/self/clear_refs", "5").unwrap_or_default();
+}
+
+/// The present moment on the clock of this machine, in nanoseconds: comparable between processes.
+pub fn now_ns() -> anyhow::Result<u64> {
+    Ok(SystemClock.now().context("the clock cannot be read")?.get())
 }

@@ -13,7 +13,7 @@ mod client;
 mod embedded;
 mod mix;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -22,11 +22,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use shardhost::ReadMode;
 
-pub use embedded::{ReadMeasured, ReadOrder, drive};
+use embedded::ReadTask;
+pub use embedded::{ReadMeasured, ReadNode};
 
-use super::nodes::{Answer, Layout, Nodes, Order};
+use super::arguments::{MachineKind, Mode, Output, Threads, WriteArguments};
+use super::nodes::{Layout, Nodes};
 use super::report::{self, Latencies};
-use super::{MachineKind, Mode, WriteArguments};
 use embedded::Reads;
 use mix::Mix;
 
@@ -54,18 +55,10 @@ pub struct ReadArguments {
     /// What the groups do. Clients always read tables.
     #[arg(long, value_enum, default_value_t = MachineKind::Trivial)]
     pub machine: MachineKind,
-    /// Threads for Raft in each process.
-    #[arg(long, default_value_t = 1)]
-    pub workers: usize,
-    /// Threads for state machines in each process.
-    #[arg(long, default_value_t = 1)]
-    pub apply_threads: usize,
-    /// Where the data stands; a temporary directory unless set. Decides which disk is measured.
-    #[arg(long)]
-    pub directory: Option<PathBuf>,
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub threads: Threads,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// How fresh the reads are.
@@ -123,13 +116,7 @@ const NODES: u64 = 3;
 
 impl ReadArguments {
     fn layout(&self) -> Layout {
-        Layout {
-            nodes: NODES,
-            groups: self.groups,
-            machine: self.machine,
-            workers: self.workers,
-            apply_threads: self.apply_threads,
-        }
+        Layout { nodes: NODES, groups: self.groups, machine: self.machine, threads: self.threads }
     }
 
     const fn duration(&self) -> Duration {
@@ -165,43 +152,26 @@ pub async fn run(arguments: &ReadArguments) -> anyhow::Result<()> {
     if arguments.mode == Mode::Client && arguments.kinds.contains(&ReadKind::Follower) {
         bail!("clients do not ask followers; leave `follower` out of --kinds");
     }
-    let temporary = tempfile::tempdir()?;
-    let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
+    let data = arguments.output.data()?;
     let runs = match arguments.mode {
-        Mode::Embedded => embedded_runs(arguments, &directory).await?,
-        Mode::Client => client::runs(arguments, &directory).await?,
+        Mode::Embedded => embedded_runs(arguments, data.path()).await?,
+        Mode::Client => client::runs(arguments, data.path()).await?,
     };
     report(arguments, &runs);
     Ok(())
 }
 
-async fn spread(nodes: &mut Nodes) -> anyhow::Result<()> {
-    for order in [Order::AwaitLeaders, Order::Spread, Order::AwaitLeaders] {
-        nodes.all(&order, PATIENCE).await?;
-    }
-    Ok(())
-}
-
 async fn embedded_runs(arguments: &ReadArguments, directory: &Path) -> anyhow::Result<Vec<Run>> {
     let mut nodes = Nodes::start(&arguments.layout(), directory).await?;
-    spread(&mut nodes).await?;
+    nodes.spread(PATIENCE).await?;
     let machine = arguments.machine;
     if machine == MachineKind::Table {
-        nodes.all(&Order::Read(ReadOrder::Fill { machine }), PATIENCE).await?;
+        nodes.all_do(&ReadTask::Fill { machine }, PATIENCE).await?;
     }
     let mut runs = Vec::new();
     for kind in arguments.runs() {
         let within = PATIENCE + arguments.duration();
-        for (node, order) in nodes.nodes.iter_mut().zip(orders(arguments, kind)) {
-            node.order(&Order::Read(order)).await?;
-        }
-        let mut measured = Vec::new();
-        for node in &mut nodes.nodes {
-            match node.answer(within).await? {
-                Answer::Read(one) => measured.push(*one),
-                other => bail!("a node answered {other:?}"),
-            }
-        }
+        let measured = nodes.each(tasks(arguments, kind), within).await?;
         runs.push(Run { kind, measured, client_cpu_seconds: None });
     }
     nodes.end().await?;
@@ -209,7 +179,7 @@ async fn embedded_runs(arguments: &ReadArguments, directory: &Path) -> anyhow::R
 }
 
 /// What each node does in a run.
-fn orders(arguments: &ReadArguments, kind: RunKind) -> impl Iterator<Item = ReadOrder> {
+fn tasks(arguments: &ReadArguments, kind: RunKind) -> impl Iterator<Item = ReadTask> {
     let (warm_up, duration) = (arguments.warm_up(), arguments.duration());
     let machine = arguments.machine;
     let writes = WriteArguments {
@@ -223,8 +193,8 @@ fn orders(arguments: &ReadArguments, kind: RunKind) -> impl Iterator<Item = Read
     let upto = |nodes: usize| arguments.outstanding * nodes / NODES as usize;
     let share = [0, 1, 2].map(|before| upto(before + 1) - upto(before));
     share.into_iter().map(move |outstanding| match kind.reads {
-        None => ReadOrder::Writes { arguments: writes.clone(), warm_up },
-        Some(kind_of_read) => ReadOrder::Reads(Reads {
+        None => ReadTask::Writes { arguments: writes.clone(), warm_up },
+        Some(kind_of_read) => ReadTask::Reads(Reads {
             kind: kind_of_read,
             mix: Mix { percent_writes: kind.percent_writes },
             machine,
@@ -252,7 +222,7 @@ const COLUMNS: [(&str, usize); 10] = [
 fn report(arguments: &ReadArguments, runs: &[Run]) {
     let alone = runs.first().map_or(0.0, |run| run.per_second(|one| one.mixed.writes.succeeded));
     let rows: Vec<Value> = runs.iter().map(|run| run.figures(alone)).collect();
-    if arguments.json {
+    if arguments.output.json {
         let figures = json!({
             "mode": arguments.mode,
             "machine": arguments.machine,

@@ -1,7 +1,6 @@
 //! What was measured, for people and for programs.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
@@ -9,8 +8,8 @@ use comfy_table::{CellAlignment, Table};
 use plotters::prelude::*;
 use serde_json::{Value, json};
 
-use super::nodes::{Measured, Usage};
-use super::{IdleArguments, WriteArguments};
+use super::arguments::WriteArguments;
+use super::nodes::Measured;
 
 /// Latencies of all nodes together: how long and how often, ascending.
 pub struct Latencies(Vec<(u64, u64)>);
@@ -90,28 +89,6 @@ pub fn print(figures: &Value, as_json: bool) {
     } else {
         print_figures(figures);
     }
-}
-
-/// Reports an idle benchmark.
-pub fn idle(
-    arguments: &IdleArguments,
-    usage: &[Usage],
-    opened: Duration,
-    led: Duration,
-) -> anyhow::Result<()> {
-    let most = |pick: &dyn Fn(&Usage) -> f64| usage.iter().map(pick).fold(0.0, f64::max);
-    let resident = most(&|one| one.resident_bytes as f64);
-    let figures = json!({
-        "groups": arguments.groups,
-        "cpu_percent_of_a_core": most(&|one| one.cpu_seconds / one.seconds * 100.0),
-        "resident_mib_per_host": resident / 1_048_576.0,
-        "resident_bytes_per_group": resident / arguments.groups.max(1) as f64,
-        "messages": most(&|one| one.messages as f64),
-        "seconds_until_opened": opened.as_secs_f64(),
-        "seconds_until_all_led": led.as_secs_f64(),
-    });
-    print(&figures, arguments.json);
-    Ok(())
 }
 
 /// Many figures of the same kind, a row each. `first` names what the rows are called by; each

@@ -9,18 +9,21 @@ mod watch;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use clap::Args;
 use serde_json::json;
 
-pub use node::{RestartAnswer, RestartOrder, WrittenOnce, carry_out, now_ns};
+use super::process::now_ns;
+pub use node::RestartNode;
+use node::{RestartAnswer, RestartTask, WrittenOnce};
 pub use watch::{Seen, Watch, Watched};
 
-use super::nodes::{Answer, Layout, Nodes, Order};
-use super::{MachineKind, report};
+use super::arguments::{MachineKind, Output, Threads};
+use super::nodes::{Layout, Nodes, Order};
+use super::report;
 
 /// How the restart benchmark runs.
 #[derive(Clone, Debug, Args)]
@@ -38,18 +41,10 @@ pub struct RestartArguments {
     /// has a snapshot.
     #[arg(long, value_enum, default_value_t = MachineKind::Table)]
     pub machine: MachineKind,
-    /// Threads for Raft in each process.
-    #[arg(long, default_value_t = 1)]
-    pub workers: usize,
-    /// Threads for state machines in each process.
-    #[arg(long, default_value_t = 1)]
-    pub apply_threads: usize,
-    /// Where the data stands; a temporary directory unless set.
-    #[arg(long)]
-    pub directory: Option<PathBuf>,
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub threads: Threads,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// How long anything may take.
@@ -59,16 +54,15 @@ const NODES: u64 = 3;
 
 /// Runs the benchmark and reports.
 pub async fn run(arguments: &RestartArguments) -> anyhow::Result<()> {
-    let temporary = tempfile::tempdir()?;
-    let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
-    let mut bench = Bench::start(arguments, &directory).await?;
+    let data = arguments.output.data()?;
+    let mut bench = Bench::start(arguments, data.path()).await?;
     let filling = Instant::now();
     let uncertain = bench.fill().await?;
     let seconds_to_fill = filling.elapsed().as_secs_f64();
     bench.nodes.kill().await?;
 
     let began = now_ns()?;
-    let mut bench = Bench::start(arguments, &directory).await?;
+    let mut bench = Bench::start(arguments, data.path()).await?;
     let opened = now_ns()?;
     let back = bench.write_once().await?;
     let items = bench.items(uncertain, &back).await?;
@@ -92,7 +86,7 @@ pub async fn run(arguments: &RestartArguments) -> anyhow::Result<()> {
         "entries_applied_that_were_not_held": seen.replayed,
         "entries_applied_that_were_held": seen.twice,
     });
-    report::print(&figures, arguments.json);
+    report::print(&figures, arguments.output.json);
     Ok(())
 }
 
@@ -121,20 +115,14 @@ impl<'a> Bench<'a> {
             nodes: NODES,
             groups: arguments.groups,
             machine: arguments.machine,
-            workers: arguments.workers,
-            apply_threads: arguments.apply_threads,
+            threads: arguments.threads,
         };
         let nodes = Nodes::start_as(&layout, directory, |setup| setup.watched = true).await?;
         Ok(Self { arguments, nodes })
     }
 
-    async fn all(&mut self, order: RestartOrder) -> anyhow::Result<Vec<RestartAnswer>> {
-        let answers = self.nodes.all(&Order::Restart(order), PATIENCE).await?;
-        let answers = answers.into_iter().map(|answer| match answer {
-            Answer::Restart(answer) => Ok(*answer),
-            other => bail!("a node answered {other:?}"),
-        });
-        answers.collect()
+    async fn all(&mut self, task: RestartTask) -> anyhow::Result<Vec<RestartAnswer>> {
+        self.nodes.all_do(&task, PATIENCE).await
     }
 
     /// Fills every group, makes that durable in the machines, and writes some more. Returns how
@@ -143,8 +131,8 @@ impl<'a> Bench<'a> {
         self.nodes.all(&Order::AwaitLeaders, PATIENCE).await?;
         let (keys, tail) = (self.arguments.keys, self.arguments.tail);
         let mut uncertain = self.write(0..keys).await?;
-        self.all(RestartOrder::AwaitItems { at_least: keys }).await?;
-        self.all(RestartOrder::MakeDurable).await?;
+        self.all(RestartTask::AwaitItems { at_least: keys }).await?;
+        self.all(RestartTask::MakeDurable).await?;
         uncertain += self.write(keys..keys + tail).await?;
         Ok(uncertain)
     }
@@ -159,7 +147,7 @@ impl<'a> Bench<'a> {
             ensure!(Instant::now() < deadline, "{} groups are not filled", missing.len());
             let groups = self.only(&missing);
             let keys = keys.clone();
-            for answer in self.all(RestartOrder::Fill { groups, keys, machine }).await? {
+            for answer in self.all(RestartTask::Fill { groups, keys, machine }).await? {
                 let RestartAnswer::Filled { groups, uncertain: more } = answer else { continue };
                 uncertain += more;
                 missing.retain(|group| groups.binary_search(group).is_err());
@@ -185,7 +173,7 @@ impl<'a> Bench<'a> {
         while !missing.is_empty() {
             ensure!(Instant::now() < deadline, "{} groups took no write", missing.len());
             let groups = self.only(&missing);
-            for answer in self.all(RestartOrder::WriteOnce { groups, machine }).await? {
+            for answer in self.all(RestartTask::WriteOnce { groups, machine }).await? {
                 let RestartAnswer::WrittenOnce(one) = answer else { continue };
                 all.led_ns = all.led_ns.max(one.led_ns);
                 all.written_ns = all.written_ns.max(one.written_ns);
@@ -203,7 +191,7 @@ impl<'a> Bench<'a> {
     async fn items(&mut self, uncertain: u64, back: &WrittenOnce) -> anyhow::Result<u64> {
         let each = self.arguments.keys + self.arguments.tail + 1;
         let mut items = 0;
-        for answer in self.all(RestartOrder::AwaitItems { at_least: each }).await? {
+        for answer in self.all(RestartTask::AwaitItems { at_least: each }).await? {
             if let RestartAnswer::Items { items: some } = answer {
                 items += some;
             }
@@ -218,7 +206,7 @@ impl<'a> Bench<'a> {
 
     async fn seen(&mut self) -> anyhow::Result<Seen> {
         let mut all = Seen::default();
-        for answer in self.all(RestartOrder::Seen).await? {
+        for answer in self.all(RestartTask::Seen).await? {
             let RestartAnswer::Seen(seen) = answer else { continue };
             all.held += seen.held;
             all.restored += seen.restored;

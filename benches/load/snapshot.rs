@@ -10,17 +10,17 @@ mod node;
 mod report;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::MachineKind;
-use super::nodes::{Answer, Layout, Nodes, Order};
+use super::arguments::{MachineKind, Output, Threads};
+use super::nodes::{Layout, Nodes};
 pub use node::SnapshotNode;
-pub use node::{Join, Lap, Look, SnapshotAnswer, SnapshotOrder};
+pub use node::{Join, Lap, Look, SnapshotAnswer, SnapshotTask};
 use report::{Event, Timeline};
 
 /// How the snapshot benchmark runs.
@@ -54,33 +54,27 @@ pub struct SnapshotArguments {
     /// Seconds to measure before the third node starts, and after it has caught up.
     #[arg(long, default_value_t = 5)]
     pub seconds: u64,
-    /// Threads for Raft in each process.
-    #[arg(long, default_value_t = 1)]
-    pub workers: usize,
+    #[command(flatten)]
+    pub threads: Threads,
     /// Threads for state machines in each process.
     #[arg(long, default_value_t = 2)]
     pub apply_threads: usize,
-    /// Where the data stands; a temporary directory unless set. Decides which disk is measured,
-    /// and needs six times the size of all large groups.
-    #[arg(long)]
-    pub directory: Option<PathBuf>,
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Between two looks at how far the nodes are.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// The node that comes late.
-const LATE: usize = 2;
+/// The nodes that lead, and the one that comes late.
+const LEADERS: [u64; 2] = [1, 2];
+const LATE: u64 = 3;
 
 /// Runs the benchmark and reports.
 pub async fn run(arguments: &SnapshotArguments) -> anyhow::Result<()> {
-    let temporary = tempfile::tempdir()?;
-    let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
-    let mut bench = Bench::start(arguments, &directory).await?;
+    let data = arguments.output.data()?;
+    let mut bench = Bench::start(arguments, data.path()).await?;
     bench.write_until_the_log_is_truncated().await?;
     bench.lap().await?;
     let seconds = Duration::from_secs(arguments.seconds);
@@ -108,64 +102,49 @@ impl Bench {
             nodes: 3,
             groups: 0,
             machine: MachineKind::Trivial,
-            workers: arguments.workers,
-            apply_threads: arguments.apply_threads,
+            threads: arguments.threads,
         };
         let (nodes, addresses) = Nodes::introduce(&layout, directory).await?;
         let join = Join { addresses, arguments: arguments.clone(), late: false };
         let mut bench = Self { arguments: arguments.clone(), nodes, join };
-        for node in 0..LATE {
-            bench.order(node, SnapshotOrder::Join(bench.join.clone())).await?;
-        }
-        for node in 0..LATE {
-            bench.answer(node).await?;
-        }
+        bench.leaders_do(SnapshotTask::Join(bench.join.clone())).await?;
         Ok(bench)
     }
 
-    async fn order(&mut self, node: usize, order: SnapshotOrder) -> anyhow::Result<()> {
-        self.nodes.nodes[node].order(&Order::Snapshot(order)).await
+    async fn does(&mut self, node: u64, task: SnapshotTask) -> anyhow::Result<SnapshotAnswer> {
+        self.nodes.one_does(node, &task, PATIENCE).await
     }
 
-    async fn answer(&mut self, node: usize) -> anyhow::Result<SnapshotAnswer> {
-        match self.nodes.nodes[node].answer(PATIENCE).await? {
-            Answer::Snapshot(answer) => Ok(*answer),
-            other => bail!("node {} answered {other:?}", node + 1),
-        }
-    }
-
-    async fn look(&mut self, node: usize) -> anyhow::Result<Look> {
-        self.order(node, SnapshotOrder::Look).await?;
-        match self.answer(node).await? {
+    async fn look(&mut self, node: u64) -> anyhow::Result<Look> {
+        match self.does(node, SnapshotTask::Look).await? {
             SnapshotAnswer::Look(look) => Ok(look),
-            other => bail!("node {} answered {other:?}", node + 1),
+            other => bail!("node {node} answered {other:?}"),
         }
     }
 
     /// What was written since the last lap, by both nodes that lead.
     async fn lap(&mut self) -> anyhow::Result<Vec<Lap>> {
         let mut laps = Vec::new();
-        for node in 0..LATE {
-            self.order(node, SnapshotOrder::Lap).await?;
-        }
-        for node in 0..LATE {
-            match self.answer(node).await? {
+        for (node, answer) in (1..).zip(self.leaders_do(SnapshotTask::Lap).await?) {
+            match answer {
                 SnapshotAnswer::Lap(lap) => laps.push(*lap),
-                other => bail!("node {} answered {other:?}", node + 1),
+                other => bail!("node {node} answered {other:?}"),
             }
         }
         Ok(laps)
     }
 
+    async fn leaders_do(&mut self, task: SnapshotTask) -> anyhow::Result<Vec<SnapshotAnswer>> {
+        let tasks = LEADERS.map(|_| task.clone());
+        self.nodes.each(tasks, PATIENCE).await
+    }
+
     /// Writes until the late node can only catch up by snapshot.
     async fn write_until_the_log_is_truncated(&mut self) -> anyhow::Result<()> {
-        for node in 0..LATE {
-            self.order(node, SnapshotOrder::Write).await?;
-            self.answer(node).await?;
-        }
+        self.leaders_do(SnapshotTask::Write).await?;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let looks = [self.look(0).await?, self.look(1).await?];
+            let looks = [self.look(1).await?, self.look(2).await?];
             let truncated = |group: &(u64, _)| {
                 looks.iter().flat_map(|look| &look.large).any(|g| g.group == group.0 && g.first > 2)
             };
@@ -182,13 +161,12 @@ impl Bench {
     async fn catch_up(&mut self) -> anyhow::Result<Timeline> {
         let mut timeline = Timeline::begin();
         let late = Join { late: true, ..self.join.clone() };
-        self.order(LATE, SnapshotOrder::Join(late)).await?;
-        self.answer(LATE).await?;
+        self.does(LATE, SnapshotTask::Join(late)).await?;
         let total = self.arguments.size * self.arguments.groups;
         let deadline = Instant::now() + PATIENCE;
         let mut open = vec![Event::Made, Event::FirstByte, Event::Shipped, Event::CaughtUp];
         while let Some(event) = open.first().copied() {
-            let leaders = [self.look(0).await?, self.look(1).await?];
+            let leaders = [self.look(1).await?, self.look(2).await?];
             let late = self.look(LATE).await?;
             let made: BTreeSet<u64> = leaders.iter().flat_map(Look::made).collect();
             let reached = match event {
@@ -205,7 +183,7 @@ impl Bench {
             ensure!(Instant::now() < deadline, "no {event:?} in time: {leaders:?}, {late:?}");
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        let crcs = [self.look(0).await?.state_crcs(), self.look(LATE).await?.state_crcs()];
+        let crcs = [self.look(1).await?.state_crcs(), self.look(LATE).await?.state_crcs()];
         ensure!(crcs[0] == crcs[1], "the states differ: {crcs:?}");
         Ok(timeline)
     }

@@ -12,7 +12,7 @@ mod node;
 mod offer;
 mod report;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -21,12 +21,12 @@ use serde::{Deserialize, Serialize};
 use shardhost_proto::shard_map::TABLE_KIND;
 use shardhost_server::group_of_shard;
 
-pub use node::{StallAnswer, StallNode, StallOrder};
+pub use node::{StallAnswer, StallNode, StallTask};
 
-use super::nodes::{Answer, Layout, Nodes, Order};
-use super::restart::now_ns;
+use super::arguments::{MachineKind, Mode, Output, Threads};
+use super::nodes::{Layout, Nodes, Setup};
+use super::process::now_ns;
 use super::tally::Counted;
-use super::{MachineKind, Mode};
 use client::ClientLoad;
 use events::{Events, Happened};
 use offer::{Ack, Offer};
@@ -66,18 +66,10 @@ pub struct StallArguments {
     /// What the groups do with a write. Clients always write to tables.
     #[arg(long, value_enum, default_value_t = MachineKind::Trivial)]
     pub machine: MachineKind,
-    /// Threads for Raft in each process.
-    #[arg(long, default_value_t = 1)]
-    pub workers: usize,
-    /// Threads for state machines in each process.
-    #[arg(long, default_value_t = 1)]
-    pub apply_threads: usize,
-    /// Where the data stands; a temporary directory unless set. Decides which disk is measured.
-    #[arg(long)]
-    pub directory: Option<PathBuf>,
-    /// Print JSON, a line for each number of groups, instead of tables.
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub threads: Threads,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// How long anything may take.
@@ -103,10 +95,9 @@ struct Measured {
 
 /// Runs the benchmark and reports.
 pub async fn run(arguments: &StallArguments) -> anyhow::Result<()> {
-    let temporary = tempfile::tempdir()?;
-    let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
+    let data = arguments.output.data()?;
     for groups in &arguments.groups {
-        let directory = directory.join(format!("groups-{groups}"));
+        let directory = data.path().join(format!("groups-{groups}"));
         let measured = measure(arguments, *groups, &directory).await?;
         report::print(arguments, &measured);
     }
@@ -149,28 +140,21 @@ impl Cluster {
         groups: u64,
         directory: &Path,
     ) -> anyhow::Result<Self> {
-        let layout = Layout {
-            nodes: NODES,
-            groups,
-            machine: arguments.machine,
-            workers: arguments.workers,
-            apply_threads: arguments.apply_threads,
-        };
+        let layout =
+            Layout { nodes: NODES, groups, machine: arguments.machine, threads: arguments.threads };
         let (mut nodes, group, addresses) = match arguments.mode {
             Mode::Embedded => {
                 let nodes = Nodes::start_as(&layout, directory, |setup| setup.voters = VOTERS);
                 (nodes.await?, 1, Vec::new())
             }
             Mode::Client => {
-                let change = |setup: &mut super::hosting::Setup| setup.voters = VOTERS;
+                let change = |setup: &mut Setup| setup.voters = VOTERS;
                 let (nodes, addresses) = Nodes::start_servers(&layout, directory, change).await?;
                 let group = group_of_shard(TABLE_KIND, 0).context("there are tables")?;
                 (nodes, group.get(), addresses)
             }
         };
-        for order in [Order::AwaitLeaders, Order::Spread, Order::AwaitLeaders] {
-            nodes.all(&order, PATIENCE).await?;
-        }
+        nodes.spread(PATIENCE).await?;
         Ok(Self { nodes, group, addresses, client: None })
     }
 
@@ -180,7 +164,7 @@ impl Cluster {
         match arguments.mode {
             Mode::Embedded => {
                 let offer = Offer { group, rate, others, machine };
-                self.all(StallOrder::Offer(offer)).await?;
+                self.all(StallTask::Offer(offer)).await?;
             }
             Mode::Client => {
                 let addresses = self.addresses.clone();
@@ -190,24 +174,19 @@ impl Cluster {
         Ok(())
     }
 
-    /// Gives an order to one node.
-    async fn one(&mut self, node: u64, order: StallOrder) -> anyhow::Result<StallAnswer> {
-        let place = usize::try_from(node - 1)?;
-        let node = self.nodes.nodes.get_mut(place).context("no such node")?;
-        node.order(&Order::Stall(order)).await?;
-        stall_answer(node.answer(PATIENCE).await?)
+    async fn one(&mut self, node: u64, task: StallTask) -> anyhow::Result<StallAnswer> {
+        self.nodes.one_does(node, &task, PATIENCE).await
     }
 
-    async fn all(&mut self, order: StallOrder) -> anyhow::Result<Vec<StallAnswer>> {
-        let answers = self.nodes.all(&Order::Stall(order), PATIENCE).await?;
-        answers.into_iter().map(stall_answer).collect()
+    async fn all(&mut self, task: StallTask) -> anyhow::Result<Vec<StallAnswer>> {
+        self.nodes.all_do(&task, PATIENCE).await
     }
 
     async fn leader(&mut self) -> anyhow::Result<u64> {
         let group = self.group;
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            for answer in self.all(StallOrder::Leader { group }).await? {
+            for answer in self.all(StallTask::Leader { group }).await? {
                 if let StallAnswer::Leader(Some(node)) = answer {
                     return Ok(node);
                 }
@@ -220,7 +199,7 @@ impl Cluster {
     /// Times rounds of a quorum, for a while.
     async fn round_trips(&mut self, lasting: Duration) -> anyhow::Result<Counted> {
         let (leader, group) = (self.leader().await?, self.group);
-        match self.one(leader, StallOrder::RoundTrips { group, lasting }).await? {
+        match self.one(leader, StallTask::RoundTrips { group, lasting }).await? {
             StallAnswer::Took(counted) => Ok(counted),
             other => bail!("node {leader} answered {other:?}"),
         }
@@ -229,7 +208,7 @@ impl Cluster {
     /// How long the writes of all logs took since the last time.
     async fn log_writes(&mut self) -> anyhow::Result<Option<Counted>> {
         let mut all = Counted::default();
-        for answer in self.all(StallOrder::LogWrites).await? {
+        for answer in self.all(StallTask::LogWrites).await? {
             match answer {
                 StallAnswer::Took(some) => all.add(some),
                 _ => return Ok(None),
@@ -244,20 +223,13 @@ impl Cluster {
             Some(client) => client.end().await,
             None => Vec::new(),
         };
-        for answer in self.all(StallOrder::Acks).await? {
+        for answer in self.all(StallTask::Acks).await? {
             if let StallAnswer::Acks(some) = answer {
                 acks.extend(some);
             }
         }
         acks.sort_unstable_by_key(|ack| ack.at_ns);
         Ok(acks)
-    }
-}
-
-fn stall_answer(answer: Answer) -> anyhow::Result<StallAnswer> {
-    match answer {
-        Answer::Stall(answer) => Ok(*answer),
-        other => bail!("a node answered {other:?}"),
     }
 }
 

@@ -8,12 +8,17 @@ use anyhow::Context;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use parking_lot::{Condvar, Mutex};
+use serde::{Deserialize, Serialize};
 use shardhost::groups::{ProposalSink, ProposeOutcome};
 use shardhost::{Group, Host};
 use shardhost_server::shards::table::TableCommand;
 
-use super::nodes::{Answer, Layout, Measured, Nodes, Order, Usage};
-use super::{MachineKind, WriteArguments, report};
+use super::arguments::{MachineKind, WriteArguments};
+use super::member::Member;
+use super::nodes::{Layout, Measured, Nodes, Usage};
+use super::part::Part;
+use super::report;
+use super::task::Task;
 
 /// What is not measured, at the start.
 pub const WARM_UP: Duration = Duration::from_secs(2);
@@ -22,27 +27,43 @@ pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// Runs the benchmark and reports.
 pub async fn run(arguments: &WriteArguments) -> anyhow::Result<()> {
-    report::print(&measure(arguments).await?, arguments.json);
+    report::print(&measure(arguments).await?, arguments.output.json);
     Ok(())
 }
 
 /// Starts the nodes, spreads the leaders, lets all write.
 pub async fn measure(arguments: &WriteArguments) -> anyhow::Result<serde_json::Value> {
-    let temporary = tempfile::tempdir()?;
-    let directory = arguments.directory.clone().unwrap_or_else(|| temporary.path().to_path_buf());
+    let data = arguments.output.data()?;
     let layout = Layout::of(arguments);
     let patience = Duration::from_secs(arguments.seconds + 120);
-    let mut nodes = Nodes::start(&layout, &directory).await?;
-    nodes.all(&Order::AwaitLeaders, patience).await?;
-    nodes.all(&Order::Spread, patience).await?;
-    nodes.all(&Order::AwaitLeaders, patience).await?;
-    let answers = nodes.all(&Order::Write(arguments.clone()), patience).await?;
+    let mut nodes = Nodes::start(&layout, data.path()).await?;
+    nodes.spread(patience).await?;
+    let measured = nodes.all_do(&WriteTask(arguments.clone()), patience).await?;
     nodes.end().await?;
-    let measured = answers.into_iter().filter_map(|answer| match answer {
-        Answer::Measured(measured) => Some(*measured),
-        _ => None,
-    });
-    report::write(arguments, &measured.collect::<Vec<_>>(), None)
+    report::write(arguments, &measured, None)
+}
+
+/// Write to the groups that the node leads.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WriteTask(pub WriteArguments);
+
+impl Task for WriteTask {
+    const NAME: &'static str = "write";
+    type Answer = Measured;
+}
+
+/// Writes on a node.
+#[derive(Default)]
+pub struct WriteNode;
+
+impl Part for WriteNode {
+    type Task = WriteTask;
+
+    async fn execute(&mut self, task: WriteTask, node: &mut Member) -> anyhow::Result<Measured> {
+        let running = node.running()?;
+        running.until_serving().await?;
+        drive(&running.host, &running.groups, &task.0, || running.used())
+    }
 }
 
 /// Answers that came and were not looked at yet: by token, whether the write was acknowledged.

@@ -5,14 +5,15 @@ use std::time::Duration;
 use anyhow::bail;
 use serde_json::{Map, Value, json};
 
-use crate::WriteArguments;
+use crate::arguments::WriteArguments;
 use crate::crowd::{LEADER, PATIENCE};
-use crate::flow::{Flow, FlowOrder, Flowed};
-use crate::nodes::{Answer, Nodes, Order};
+use crate::flow::{Flow, FlowTask, Flowed};
+use crate::nodes::Nodes;
+use crate::process::now_ns;
 use crate::report::Latencies;
-use crate::restart::now_ns;
-use crate::stall::{StallAnswer, StallOrder};
+use crate::stall::{StallAnswer, StallTask};
 use crate::tally::Counted;
+use crate::write::WriteTask;
 
 /// Seconds for which it is measured how much can be written.
 const MEASURED_S: u64 = 4;
@@ -43,7 +44,7 @@ impl Load {
     /// Measures how much can be written, and begins to write that part of it.
     pub async fn begin(nodes: &mut Nodes, groups: u64, fraction: f64) -> anyhow::Result<Self> {
         let sustained = sustained(nodes, groups).await?;
-        let rounds = took(nodes, StallOrder::RoundTrips { group: 1, lasting: ROUNDS }).await?;
+        let rounds = took(nodes, StallTask::RoundTrips { group: 1, lasting: ROUNDS }).await?;
         let offered = (sustained * fraction) as u64;
         let per_probe = 1_000_000_000 / PROBE_EVERY.as_nanos() as u64;
         let probes = (offered / 2 / per_probe).clamp(1, PROBES.min(groups));
@@ -54,8 +55,8 @@ impl Load {
             probe_every_ns: PROBE_EVERY.as_nanos() as u64,
             size: 16,
         };
-        nodes.all(&Order::Flow(FlowOrder::Begin(flow)), PATIENCE).await?;
-        took(nodes, StallOrder::LogWrites).await?;
+        nodes.all_do(&FlowTask::Begin(flow), PATIENCE).await?;
+        took(nodes, StallTask::LogWrites).await?;
         tokio::time::sleep(CALM).await;
         let rounds = latencies(&rounds);
         Ok(Self { sustained, offered, probes, rounds, from_ns: now_ns()? })
@@ -69,13 +70,10 @@ impl Load {
     ) -> anyhow::Result<Map<String, Value>> {
         let to_ns = self.from_ns + took_by.as_nanos() as u64;
         tokio::time::sleep(AFTERWARDS).await;
-        let syncs = latencies(&took(nodes, StallOrder::LogWrites).await?);
+        let syncs = latencies(&took(nodes, StallTask::LogWrites).await?);
         let mut flowed = Flowed::default();
-        for answer in nodes.all(&Order::Flow(FlowOrder::End), PATIENCE).await? {
-            match answer {
-                Answer::Flowed(some) => flowed.add(*some),
-                other => bail!("a node answers {other:?}"),
-            }
+        for some in nodes.all_do(&FlowTask::End, PATIENCE).await? {
+            flowed.add(some);
         }
         let until = to_ns + AFTERWARDS.as_nanos() as u64 / 2;
         let window = (until - self.from_ns).min(CALM.as_nanos() as u64 / 2);
@@ -128,19 +126,14 @@ async fn sustained(nodes: &mut Nodes, groups: u64) -> anyhow::Result<f64> {
         seconds: MEASURED_S,
         ..WriteArguments::default()
     };
-    match nodes.one(LEADER, &Order::Write(arguments), PATIENCE).await? {
-        Answer::Measured(measured) => Ok(measured.acknowledged as f64 / measured.usage.seconds),
-        other => bail!("node {LEADER} answers {other:?}"),
-    }
+    let measured = nodes.one_does(LEADER, &WriteTask(arguments), PATIENCE).await?;
+    Ok(measured.acknowledged as f64 / measured.usage.seconds)
 }
 
 /// How long something took at the node that leads.
-async fn took(nodes: &mut Nodes, order: StallOrder) -> anyhow::Result<Counted> {
-    match nodes.one(LEADER, &Order::Stall(order), PATIENCE).await? {
-        Answer::Stall(answer) => match *answer {
-            StallAnswer::Took(counted) => Ok(counted),
-            other => bail!("node {LEADER} answers {other:?}"),
-        },
+async fn took(nodes: &mut Nodes, task: StallTask) -> anyhow::Result<Counted> {
+    match nodes.one_does(LEADER, &task, PATIENCE).await? {
+        StallAnswer::Took(counted) => Ok(counted),
         other => bail!("node {LEADER} answers {other:?}"),
     }
 }

@@ -25,7 +25,7 @@ const FILLED_TOGETHER: usize = 256;
 pub async fn runs(arguments: &ReadArguments, directory: &Path) -> anyhow::Result<Vec<Run>> {
     let layout = arguments.layout();
     let (mut nodes, addresses) = Nodes::start_servers(&layout, directory, |_| {}).await?;
-    super::spread(&mut nodes).await?;
+    nodes.spread(PATIENCE).await?;
     let client = Client::connect(addresses, ClientOptions::default()).await?;
     let names: Arc<[NodeId]> = client.nodes().into_keys().collect();
     let remote = Remote { table: client.table(), nodes: names, kind: ReadKind::Lease };

@@ -14,21 +14,24 @@ use shardhost_server::shards::table::{TableAnswer, TableCommand, TableQuery};
 
 use super::ReadKind;
 use super::mix::{self, Load, Mix, Mixed, Target};
+use crate::arguments::{MachineKind, WriteArguments};
+use crate::member::Member;
 use crate::nodes::Usage;
-use crate::{MachineKind, WriteArguments, write};
+use crate::part::Part;
+use crate::task::Task;
+use crate::write;
 
 const KEYS: u64 = 1_000;
 const VALUE_BYTES: usize = 16;
 
-/// What the parent tells a node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ReadOrder {
+pub enum ReadTask {
     /// Write what is read later.
     Fill {
         machine: MachineKind,
     },
-    /// Only write, as `bench write` does.
+    /// Only write, as `write` does.
     Writes {
         arguments: WriteArguments,
         warm_up: Duration,
@@ -54,15 +57,34 @@ pub struct ReadMeasured {
     pub usage: Usage,
 }
 
-/// Does what the parent says. Blocks meanwhile.
-pub fn drive(
+impl Task for ReadTask {
+    const NAME: &'static str = "read";
+    type Answer = ReadMeasured;
+}
+
+/// Reads and writes on a node.
+#[derive(Default)]
+pub struct ReadNode;
+
+impl Part for ReadNode {
+    type Task = ReadTask;
+
+    async fn execute(&mut self, task: ReadTask, node: &mut Member) -> anyhow::Result<ReadMeasured> {
+        let running = node.running()?;
+        running.until_serving().await?;
+        drive(&running.host, &running.groups, &task, || running.used())
+    }
+}
+
+/// Blocks meanwhile.
+fn drive(
     host: &Host,
     groups: &[Group],
-    order: &ReadOrder,
+    task: &ReadTask,
     usage: impl Fn() -> Usage + Send + Sync,
 ) -> anyhow::Result<ReadMeasured> {
-    match order {
-        ReadOrder::Writes { arguments, warm_up } => {
+    match task {
+        ReadTask::Writes { arguments, warm_up } => {
             let measured = write::drive_after(host, groups, arguments, *warm_up, usage)?;
             let latencies_ns = measured.latencies.iter().map(|(us, count)| (us * 1_000, *count));
             let mut mixed = Mixed::default();
@@ -71,12 +93,12 @@ pub fn drive(
             mixed.writes.latencies_ns = latencies_ns.collect();
             Ok(ReadMeasured { mixed, usage: measured.usage })
         }
-        ReadOrder::Fill { machine } => {
+        ReadTask::Fill { machine } => {
             let target = Embedded::new(groups, ReadKind::Lease, *machine);
             on_own_thread(target.fill())??;
             Ok(ReadMeasured::default())
         }
-        ReadOrder::Reads(reads) => {
+        ReadTask::Reads(reads) => {
             let target = Embedded::new(groups, reads.kind, reads.machine);
             ensure!(!target.read.is_empty(), "this node has nothing to read");
             on_own_thread(target.drive(reads, &usage))?

@@ -10,13 +10,16 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use shardhost::groups::ProposalSink;
-use shardhost::groups::clock::{Clock, SystemClock};
 use shardhost::{Group, NodeId};
 use shardhost_server::shards::table::TableCommand;
 
 use super::watch::{FRESH, Seen};
-use crate::MachineKind;
+use crate::arguments::MachineKind;
 use crate::hosting::Machines;
+use crate::member::Member;
+use crate::part::Part;
+use crate::process::now_ns;
+use crate::task::Task;
 use crate::write::Answers;
 
 /// How long anything may take.
@@ -29,10 +32,9 @@ const FILLED_TOGETHER: usize = 256;
 const TAKEN_TOGETHER: usize = 64;
 const VALUE_BYTES: usize = 16;
 
-/// What the parent tells a node.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum RestartOrder {
+pub enum RestartTask {
     /// Write these keys to those of the groups that this node leads; `None`: of all.
     Fill { groups: Option<Vec<u64>>, keys: Range<u64>, machine: MachineKind },
     /// Make durable what the machines hold: what is on disk is flushed, of the others a snapshot
@@ -46,7 +48,6 @@ pub enum RestartOrder {
     Seen,
 }
 
-/// What a node answers.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartAnswer {
@@ -76,42 +77,59 @@ pub struct WrittenOnce {
     pub uncertain: u64,
 }
 
-/// Does what the parent says.
-pub async fn carry_out(
-    order: RestartOrder,
+impl Task for RestartTask {
+    const NAME: &'static str = "restart";
+    type Answer = RestartAnswer;
+}
+
+/// Fills the groups of a node, and looks at what comes back.
+#[derive(Default)]
+pub struct RestartNode;
+
+impl Part for RestartNode {
+    type Task = RestartTask;
+
+    async fn execute(
+        &mut self,
+        task: RestartTask,
+        node: &mut Member,
+    ) -> anyhow::Result<RestartAnswer> {
+        let running = node.running()?;
+        let (machines, _) = running.parts.as_ref().context("a server cannot do that")?;
+        execute(task, running.host.node_id(), &running.groups, machines).await
+    }
+}
+
+async fn execute(
+    task: RestartTask,
     own: NodeId,
     groups: &[Group],
     machines: &Arc<Machines>,
 ) -> anyhow::Result<RestartAnswer> {
-    match order {
-        RestartOrder::Fill { groups: wanted, keys, machine } => {
+    match task {
+        RestartTask::Fill { groups: wanted, keys, machine } => {
             let (groups, uncertain) = fill(&select(groups, wanted.as_deref()), &keys, machine)?;
             Ok(RestartAnswer::Filled { groups, uncertain })
         }
-        RestartOrder::MakeDurable => {
+        RestartTask::MakeDurable => {
             let machines = Arc::clone(machines);
             if !tokio::task::spawn_blocking(move || machines.make_durable()).await?? {
                 take_snapshots(groups).await?;
             }
             Ok(RestartAnswer::Done)
         }
-        RestartOrder::WriteOnce { groups: wanted, machine } => {
+        RestartTask::WriteOnce { groups: wanted, machine } => {
             let groups = select(groups, wanted.as_deref());
             Ok(RestartAnswer::WrittenOnce(OnceWriter::new(own, groups, machine).run()?))
         }
-        RestartOrder::AwaitItems { at_least } => {
+        RestartTask::AwaitItems { at_least } => {
             Ok(RestartAnswer::Items { items: await_items(groups, at_least).await? })
         }
-        RestartOrder::Seen => {
+        RestartTask::Seen => {
             let watch = machines.watch().context("the machines are not watched")?;
             Ok(RestartAnswer::Seen(watch.seen()))
         }
     }
-}
-
-/// The present moment on the clock of this machine, in nanoseconds: comparable between processes.
-pub fn now_ns() -> anyhow::Result<u64> {
-    Ok(SystemClock.now().context("the clock cannot be read")?.get())
 }
 
 async fn take_snapshots(groups: &[Group]) -> anyhow::Result<()> {

@@ -18,15 +18,15 @@ use tonic::service::Routes;
 
 use super::SnapshotArguments;
 use super::machine::{Large, Seen};
-use crate::child::Role;
 use crate::machine::Counter;
-use crate::nodes::Answer;
+use crate::member::{Member, Role};
+use crate::part::Part;
 use crate::process::{cpu_time, forget_peak, peak_resident_bytes};
+use crate::task::Task;
 
-/// What the parent tells a node.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum SnapshotOrder {
+pub enum SnapshotTask {
     Join(Join),
     /// Write to every group that this node leads, until the end.
     Write,
@@ -36,7 +36,6 @@ pub enum SnapshotOrder {
     Lap,
 }
 
-/// What a node answers.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SnapshotAnswer {
@@ -118,8 +117,16 @@ pub struct Written {
     pub latencies: Vec<(u64, u64)>,
 }
 
-/// A running node.
-pub struct SnapshotNode {
+impl Task for SnapshotTask {
+    const NAME: &'static str = "snapshot";
+    type Answer = SnapshotAnswer;
+}
+
+/// A node, which runs a host of its own once it joined.
+#[derive(Default)]
+pub struct SnapshotNode(Option<Running>);
+
+struct Running {
     host: Host,
     arguments: SnapshotArguments,
     large: Vec<(Group, Arc<Seen>)>,
@@ -132,30 +139,38 @@ pub struct SnapshotNode {
     lap_began: (Instant, Duration),
 }
 
-impl SnapshotNode {
-    /// Does what the parent says.
-    pub async fn carry_out(
-        order: SnapshotOrder,
-        role: &mut Option<Role>,
-        node: &mut Option<Self>,
-    ) -> anyhow::Result<Answer> {
-        let answer = match (order, node.as_mut()) {
-            (SnapshotOrder::Join(join), None) => {
-                let role = role.take().context("told to join before told who to be")?;
-                *node = Some(Self::start(role, join).await?);
+impl Part for SnapshotNode {
+    type Task = SnapshotTask;
+
+    async fn execute(
+        &mut self,
+        task: SnapshotTask,
+        node: &mut Member,
+    ) -> anyhow::Result<SnapshotAnswer> {
+        Ok(match (task, self.0.as_mut()) {
+            (SnapshotTask::Join(join), None) => {
+                let role = node.role.take().context("the node has no role yet")?;
+                self.0 = Some(Running::start(role, join).await?);
                 SnapshotAnswer::Done
             }
-            (SnapshotOrder::Write, Some(node)) => {
-                node.write();
+            (SnapshotTask::Write, Some(running)) => {
+                running.write();
                 SnapshotAnswer::Done
             }
-            (SnapshotOrder::Look, Some(node)) => SnapshotAnswer::Look(node.look()),
-            (SnapshotOrder::Lap, Some(node)) => SnapshotAnswer::Lap(Box::new(node.lap())),
-            (order, _) => bail!("{order:?} makes no sense here"),
-        };
-        Ok(Answer::Snapshot(Box::new(answer)))
+            (SnapshotTask::Look, Some(running)) => SnapshotAnswer::Look(running.look()),
+            (SnapshotTask::Lap, Some(running)) => SnapshotAnswer::Lap(Box::new(running.lap())),
+            (task, _) => bail!("{task:?} makes no sense here"),
+        })
     }
 
+    async fn end(self) {
+        if let Some(running) = self.0 {
+            running.end().await;
+        }
+    }
+}
+
+impl Running {
     async fn start(role: Role, join: Join) -> anyhow::Result<Self> {
         let Join { addresses, arguments, late } = join;
         let peers = addresses.into_iter().filter_map(|(id, at)| Some((NodeId::new(id)?, at)));
@@ -244,7 +259,7 @@ impl SnapshotNode {
         lap
     }
 
-    pub async fn end(mut self) {
+    async fn end(mut self) {
         self.writers.shutdown().await;
         self.host.shutdown(Shutdown::Immediate).await;
     }

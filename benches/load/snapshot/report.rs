@@ -107,7 +107,7 @@ pub fn print(
             figures.insert(format!("percent_slower_{phase}"), json!(slower * 100.0));
         }
     }
-    print_figures(&figures, arguments.json);
+    print_figures(&figures, arguments.output.json);
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::offer::Ack;
-use crate::restart::now_ns;
+use crate::process::now_ns;
 use crate::write::DRAIN;
 
 /// Writes under way at most: beyond, they are offered late.

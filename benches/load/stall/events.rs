@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use super::node::{StallAnswer, StallOrder};
+use super::node::{StallAnswer, StallTask};
 use super::{Cluster, Event, NODES, StallArguments, VOTERS};
 
 /// Calm before an event at most, however long such events take.
@@ -83,7 +83,7 @@ impl<'a> Events<'a> {
             return Ok(());
         }
         let (group, event) = (self.cluster.group, Event::Transfer { to: 1 });
-        match self.cluster.one(leader, StallOrder::Do { group, event }).await? {
+        match self.cluster.one(leader, StallTask::Do { group, event }).await? {
             StallAnswer::Happened(Ok(_)) => Ok(()),
             other => bail!("node {leader} does not hand over: {other:?}"),
         }
@@ -91,7 +91,7 @@ impl<'a> Events<'a> {
 
     async fn await_gone(&mut self, node: u64) -> anyhow::Result<()> {
         let group = self.cluster.group;
-        self.cluster.one(node, StallOrder::AwaitGone { group }).await?;
+        self.cluster.one(node, StallTask::AwaitGone { group }).await?;
         Ok(())
     }
 
@@ -108,7 +108,7 @@ impl<'a> Events<'a> {
         let calm = window.max(self.longest(event).min(LONGEST_CALM));
         tokio::time::sleep(window + calm).await;
         let (leader, group) = (self.cluster.leader().await?, self.cluster.group);
-        let span = match self.cluster.one(leader, StallOrder::Do { group, event }).await? {
+        let span = match self.cluster.one(leader, StallTask::Do { group, event }).await? {
             StallAnswer::Happened(span) => span,
             other => bail!("node {leader} answered {other:?}"),
         };

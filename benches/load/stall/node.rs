@@ -8,9 +8,11 @@ use shardhost::groups::membership::{CaughtUp, MembershipChange, MembershipError}
 use shardhost::{Group, GroupId, Host, NodeId};
 
 use super::offer::{Ack, Offer, Offering};
-use crate::hosting::TimedLog;
-use crate::restart::now_ns;
+use crate::member::Member;
+use crate::part::Part;
+use crate::process::now_ns;
 use crate::tally::{Counted, Tally};
+use crate::task::Task;
 
 use super::Event;
 
@@ -21,10 +23,9 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// What a learner may lack when it is promoted.
 const MAX_LAG: u64 = 100;
 
-/// What the parent tells a node.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum StallOrder {
+pub enum StallTask {
     Offer(Offer),
     /// Say who leads a group.
     Leader {
@@ -50,7 +51,6 @@ pub enum StallOrder {
     Acks,
 }
 
-/// What a node answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StallAnswer {
@@ -68,48 +68,49 @@ pub struct StallNode {
     offering: Option<Offering>,
 }
 
-impl StallNode {
-    /// Does what the parent says.
-    pub async fn carry_out(
-        &mut self,
-        order: StallOrder,
-        host: &Host,
-        log: Option<&TimedLog>,
-    ) -> anyhow::Result<StallAnswer> {
+impl Task for StallTask {
+    const NAME: &'static str = "stall";
+    type Answer = StallAnswer;
+}
+
+impl Part for StallNode {
+    type Task = StallTask;
+
+    async fn execute(&mut self, task: StallTask, node: &mut Member) -> anyhow::Result<StallAnswer> {
+        let running = node.running()?;
+        let (host, log) = (&running.host, running.parts.as_ref().map(|(_, log)| &**log));
         let group = |id: u64| {
             host.group(GroupId::new(id)).with_context(|| format!("group {id} is not open here"))
         };
-        match order {
-            StallOrder::Offer(offer) => {
+        match task {
+            StallTask::Offer(offer) => {
                 self.offering = Some(Offering::start(host, offer)?);
                 Ok(StallAnswer::Done)
             }
-            StallOrder::Leader { group } => {
+            StallTask::Leader { group } => {
                 let status = host.group(GroupId::new(group)).map(|group| group.status());
                 let led = status.filter(|status| status.serving);
                 Ok(StallAnswer::Leader(led.map(|_| host.node_id().get())))
             }
-            StallOrder::RoundTrips { group: id, lasting } => {
+            StallTask::RoundTrips { group: id, lasting } => {
                 Ok(StallAnswer::Took(round_trips(&group(id)?, lasting).await?))
             }
-            StallOrder::LogWrites => {
+            StallTask::LogWrites => {
                 Ok(log.map_or(StallAnswer::Done, |log| StallAnswer::Took(log.take_writes())))
             }
-            StallOrder::Do { group: id, event } => {
+            StallTask::Do { group: id, event } => {
                 let happened = happen(&group(id)?, event).await;
                 Ok(StallAnswer::Happened(happened.map_err(|error| format!("{error:#}"))))
             }
-            StallOrder::AwaitGone { group } => {
+            StallTask::AwaitGone { group } => {
                 await_gone(host, GroupId::new(group)).await?;
                 Ok(StallAnswer::Done)
             }
-            StallOrder::Acks => Ok(StallAnswer::Acks(self.end())),
+            StallTask::Acks => {
+                let acks = self.offering.as_mut().map_or_else(Vec::new, Offering::end);
+                Ok(StallAnswer::Acks(acks))
+            }
         }
-    }
-
-    /// Ends the stream, if it runs.
-    pub fn end(&mut self) -> Vec<Ack> {
-        self.offering.as_mut().map_or_else(Vec::new, Offering::end)
     }
 }
 

@@ -13,7 +13,7 @@ use shardhost::groups::{ProposalSink, ProposeOutcome};
 use shardhost::{GroupId, Host};
 use shardhost_server::shards::table::TableCommand;
 
-use crate::MachineKind;
+use crate::arguments::MachineKind;
 
 /// What is offered.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

@@ -32,7 +32,7 @@ const TRANSFER_AIM_MS: f64 = 10.0;
 /// Prints what was measured with a number of groups.
 pub fn print(arguments: &StallArguments, measured: &Measured) {
     let figures = figures(arguments, measured);
-    if arguments.json {
+    if arguments.output.json {
         println!("{figures}");
         return;
     }
