@@ -79,7 +79,7 @@ pub(super) fn admin_server(
     })
 }
 
-/// See [`admin_server`].
+/// See `admin_server`.
 #[derive(Debug)]
 pub struct AdminService {
     host: Host,

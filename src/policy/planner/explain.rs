@@ -178,7 +178,7 @@ fn write_name(f: &mut fmt::Formatter<'_>, reason: Option<RejectReason>) -> fmt::
 }
 
 /// Why a group is where it is. `None`: the snapshot does not know the group. For many groups use
-/// one [`Explainer`].
+/// one `Explainer`.
 ///
 /// # Errors
 /// The snapshot is not canonical or exceeds a limit.

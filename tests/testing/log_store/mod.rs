@@ -1,7 +1,7 @@
 //! The rules of [`LogStore`], for stores of any maker.
 //!
 //! Each rule is a function that wants a new store. [`check`] runs all of them;
-//! [`log_store_tests!`](shardhost_storage::log_store_tests) makes a test of each. Rules panic when they do
+//! [`log_store_tests!`](crate::log_store_tests) makes a test of each. Rules panic when they do
 //! not hold.
 //!
 //! A store of one's own, here one that only counts and leaves the work to another:

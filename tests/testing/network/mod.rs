@@ -2,7 +2,7 @@
 //! links that are cut one way or both, messages that are lost, late or held back, hosts that
 //! fall silent, snapshots that do not arrive.
 //!
-//! It keeps what [`Transport`] promises: no call blocks, what does not fit is dropped and
+//! It keeps what [`Transport`](shardhost_groups::transport::Transport) promises: no call blocks, what does not fit is dropped and
 //! reported, messages of one lane to one node keep their order, every shipment of a snapshot is
 //! answered. Life and loss of peers are told as by heartbeats between nodes: a node is lost to
 //! those that do not hear it for [`Network::lost_after`].

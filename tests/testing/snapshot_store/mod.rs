@@ -1,7 +1,7 @@
 //! The rules of [`SnapshotStore`], for stores of any maker.
 //!
 //! Each rule is a function that wants a new store. [`check`] runs all of them;
-//! [`snapshot_store_tests!`](shardhost_storage::snapshot_store_tests) makes a test of each. Rules panic when
+//! [`snapshot_store_tests!`](crate::snapshot_store_tests) makes a test of each. Rules panic when
 //! they do not hold.
 //!
 //! ```

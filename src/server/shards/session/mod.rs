@@ -2,7 +2,7 @@
 //!
 //! A write may carry a [`SessionTag`]: the session of its client, and its sequence number there.
 //! The state machine of the shard keeps, per session, the answer of each number that the client
-//! may still resend ([`Sessions`]). A number that was applied is answered with the first answer.
+//! may still resend (`Sessions`). A number that was applied is answered with the first answer.
 //! The sessions are records of the group's state: written in the same batch as the effects,
 //! carried by snapshots, part of the checksum.
 //!
