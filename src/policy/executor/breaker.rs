@@ -13,8 +13,8 @@ use crate::utc::Utc;
 /// What a breaker looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// All moves. Where one end may be blamed for most of what went badly, that is not its business:
-    /// that end has a breaker of its own, and the rest should go on.
+    /// All moves. Where one end can be blamed for most failures, that end has a separate breaker,
+    /// and the rest should continue.
     All,
     /// The moves from, or to, one node.
     OneEnd,
@@ -151,7 +151,7 @@ impl Breaker {
         }
     }
 
-    /// The move of this number ended, and says nothing.
+    /// The move of this number ended without information about the pace.
     pub(super) const fn forget(&mut self, number: u64) {
         if let Phase::Probing { first, in_flight, .. } = &mut self.phase
             && number >= *first
@@ -160,7 +160,7 @@ impl Breaker {
         }
     }
 
-    /// The move of this number ended; `bad` says whose fault it may be that it did not go well.
+    /// The move of this number ended; `bad` is the end that may be at fault.
     pub(super) fn learn(&mut self, number: u64, bad: Option<Bad>, now_ms: u64) {
         self.forget(number);
         match (&mut self.phase, bad) {

@@ -1,4 +1,4 @@
-//! What came of all orders since the executor began. Counts, and decides nothing.
+//! Outcomes of all orders since the executor began. Counts only.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,7 +36,7 @@ impl Counts {
         *self.failed.entry(tier).or_default().entry(reason).or_default() += 1;
     }
 
-    /// What failed, as it is told.
+    /// Failures, as they are reported.
     pub(super) fn failed_by_name(&self) -> BTreeMap<Tier, BTreeMap<String, u64>> {
         let named = |counts: &BTreeMap<RejectReason, u64>| {
             counts.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect()

@@ -1,10 +1,10 @@
 //! When groups moved, as far as this executor saw it. Reports forget with a leadership; this does
 //! not.
 //!
-//! **Invariant:** in any time the planned moves of a group are at most one more than the times that
-//! it could have rested in it, those for a violation or a drain apart. Two things can hide a move,
-//! each only together with an election right after it, so that no leader tells of it any more: that
-//! an earlier planner ordered it, and that its order arrived after it had been given up.
+//! **Invariant:** in any period the planned moves of a group are at most one more than the rests
+//! that fit into it, not counting moves for a violation or a drain. Two things can hide a move,
+//! each only together with an election right after it, so that no leader reports it any more: an
+//! earlier planner ordered it, or its order arrived after it had been given up.
 
 use std::collections::BTreeMap;
 
@@ -34,8 +34,8 @@ impl Dwell {
         }
     }
 
-    /// Takes in what reports say, forgets what is longer ago than groups rest, and tells the groups
-    /// the rest.
+    /// Takes over the reports, forgets moves that are longer ago than groups rest, and adds the
+    /// rest to the groups of the snapshot.
     pub(super) fn exchange(&mut self, groups: &mut [Group], now_ms: u64, dwell_ms: u64) {
         let rests = |at: u64| at.saturating_add(dwell_ms) > now_ms;
         self.moved_at_ms.retain(|_, at| rests(*at));

@@ -1,10 +1,10 @@
-//! What a host asks before it carries out an order: is it of the newest planner that was heard, and
-//! does it fit the present? Pure; the transfer itself is gated again below.
+//! The check of a host before it executes an order: is it from the newest planner known, and does
+//! it fit the present state? Pure; the transfer itself is checked again by the leader.
 
 use super::observation::Stop;
 use super::order::{Epoch, Order};
 
-/// How a group stands where an order for it arrives.
+/// The state of a group where an order for it arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     pub term: u64,
@@ -18,14 +18,14 @@ pub struct Standing {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OrderRefusal {
-    /// A later planner was heard. The sender should stop: it is not in charge any more.
+    /// A later planner is known. The sender should stop: it is not in charge any more.
     #[error(
         "the order is of epoch {given}, and epoch {seen} was heard here: stop giving orders, \
          another planner is in charge"
     )]
     StaleEpoch {
         given: Epoch,
-        /// The newest that was heard.
+        /// The newest known.
         seen: Epoch,
     },
     /// No planner can be of that epoch: epochs are terms of the system group.
@@ -55,25 +55,25 @@ pub enum OrderRefusal {
     OtherLife { given: u64, actual: u64 },
 }
 
-/// An epoch may be ahead of what this host knows of the system group's term by this much. A replica
-/// of that group hears of every term at once, unless it is cut off.
+/// An epoch may be ahead of the system group's term, as this host knows it, by this much. A replica
+/// of that group learns each term at once, unless it is partitioned.
 const TERMS_AHEAD: u64 = 1 << 16;
 /// The same where the host has no replica of the system group.
 const EPOCHS_AHEAD: u64 = 1 << 32;
-/// A planner asks for reports every few seconds. One of which nothing was heard for this long is in
-/// charge no more, if it ever was.
+/// A planner asks for reports every few seconds. One that has been silent for this long is no
+/// longer in charge, if it ever was.
 const FORGOTTEN_AFTER_MS: u64 = 10 * 60 * 1_000;
 
 /// What a host remembers of planners. It need not survive a restart: an order is for one term of a
 /// group too, and no term survives one.
 ///
 /// Nothing proves that an epoch is a planner's. One that the system group cannot have reached is
-/// refused and not remembered; one that is believed and never heard again gives way to the planner
-/// that goes on asking, after ten minutes. Until then a planner that was replaced gets nothing.
+/// refused and not remembered. One that is accepted and then silent gives way, after ten minutes,
+/// to the planner that keeps asking. Until then a planner that was replaced gets nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Fence {
     seen: Option<Epoch>,
-    /// When the newest was last heard, in milliseconds of a clock that never goes back.
+    /// When the newest last asked, in milliseconds of a monotonic clock.
     heard_ms: u64,
     /// The term of the system group, where a replica of it is here.
     system_term: Option<u64>,
@@ -81,7 +81,7 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// The newest epoch that was heard.
+    /// The newest epoch known.
     #[must_use]
     pub const fn seen(&self) -> Option<Epoch> {
         self.seen
@@ -91,7 +91,7 @@ impl Fence {
     /// beginning and never goes back.
     ///
     /// # Errors
-    /// A later one was heard before, or the epoch cannot be. It must get nothing.
+    /// A later one asked before, or the epoch is impossible. It must get nothing.
     pub fn hear(&mut self, epoch: Epoch, now_ms: u64) -> Result<(), OrderRefusal> {
         let silent = now_ms.saturating_sub(self.heard_ms) > FORGOTTEN_AFTER_MS;
         let seen = self.seen.filter(|_| !silent);

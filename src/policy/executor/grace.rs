@@ -1,5 +1,5 @@
-//! The first moments of an executor, in which it moves nothing: what an earlier planner ordered may
-//! still be under way, and not everybody has been heard.
+//! The warm-up of an executor, in which it moves nothing: orders of an earlier planner may still be
+//! in flight, and not all nodes have reported.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Why nothing starts, and why one move waits, in words for somebody who is tired. Data only.
+//! Why nothing starts, and why one move waits, readable by an operator at night. Data only.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use super::observation::Stop;
 use crate::planner::{Tier, ids};
 use crate::utc::Utc;
 
-/// Why no planned move starts at all. Refusals and drains, which hosts do by themselves, go on.
+/// Why no planned move starts at all. Refusals and drains, which are the hosts', continue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -25,13 +25,13 @@ pub enum Hold {
     Shadow,
     /// The last round could not be planned.
     Unplannable {
-        /// What was wrong with the picture of the cluster.
+        /// The error in the snapshot of the cluster.
         error: String,
     },
     Grace {
         /// It moves nothing before this time.
         until_ms: u64,
-        /// It goes on at this time in any case.
+        /// It continues at this time in any case.
         longest_ms: u64,
         /// Live nodes that did not report to it yet.
         #[serde(with = "node_list")]

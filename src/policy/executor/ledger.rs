@@ -1,5 +1,5 @@
-//! Moves that were ordered, until reports show how they ended. What stands here counts as done for
-//! the planner, so that no report of the past orders anything twice. Decides nothing.
+//! Ordered moves, until reports show how they ended. For the planner these moves count as done, so
+//! that no old report orders anything twice. Decides nothing.
 
 use std::collections::BTreeMap;
 
@@ -60,8 +60,8 @@ impl Entry {
         group.is_some_and(|group| group.term > self.order.term)
     }
 
-    /// Whether reports, and no longer this entry, say where the group is led: both ends reported
-    /// after the end, or somebody leads in a later term. For moves that ended.
+    /// Whether reports, and no longer this entry, determine where the group is led: both ends
+    /// reported after the end, or there is a leader in a later term. For moves that ended.
     fn is_settled(&self, group: Option<&Group>) -> bool {
         let led = group.is_some_and(|group| group.leader.is_some());
         self.as_move().is_confirmed() || (led && self.is_past(group))
@@ -143,9 +143,9 @@ impl Ledger {
         }
     }
 
-    /// Takes in what nodes reported, and forgets what is settled, and what nobody confirmed for so
-    /// long after it ended. Returns groups that nobody answered for and that may have moved, with
-    /// the last time at which they may have. Groups rise by id.
+    /// Takes over the reports, and drops entries that are settled, and those that no report
+    /// confirmed for the maximum time after their end. Returns groups without an answer that may
+    /// have moved, with the last time at which they may have. Groups are in ascending order.
     pub(super) fn settle(
         &mut self,
         groups: &[Group],

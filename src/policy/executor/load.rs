@@ -1,7 +1,7 @@
-//! From measured operations per second to load that stands still while nothing changes: smoothed
-//! over time, then a step of a coarse scale, which is kept until the smoothed load is far from it.
-//! A step that a change left off centre is set anew once, when the change is over. Noise of a fifth up
-//! and down changes no step after that.
+//! From measured operations per second to a load that is constant while nothing changes: smoothed
+//! over time, then rounded to a step of a coarse scale, which is kept until the smoothed load is
+//! far from it. A step that a change left off centre is set again once, when the change is over.
+//! Noise of a fifth up and down changes no step after that.
 
 use shardhost_storage::GroupId;
 
@@ -69,7 +69,7 @@ impl Loads {
         Meter { smoothed, ..old }
     }
 
-    /// Whether a step stands for a load, roughly.
+    /// Whether a step represents a load, roughly.
     fn bears(&self, step: u32, smoothed: u64) -> bool {
         let exact = u64::from(step) * UNIT;
         match step {
@@ -102,7 +102,7 @@ impl Loads {
     }
 }
 
-/// In thousandths. `None`: the leader did not report, which is known from nobody's lag being known.
+/// In thousandths. `None`: the leader did not report; then no lag of any voter is known.
 fn measured(group: &Group) -> Option<u64> {
     let by_leader = group.voters.iter().any(|voter| voter.lag.is_some());
     by_leader.then(|| u64::from(group.load.min(MAX_LOAD)) * UNIT)

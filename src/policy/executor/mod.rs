@@ -1,5 +1,5 @@
-//! The executor: carries plans out. Each round it makes a plan of what was reported; between rounds
-//! it says which hosts are to hand over which group, and learns how that ended.
+//! The executor: executes plans. In each pass it plans from the reports; between passes it returns
+//! the orders for hosts and receives their outcomes.
 //!
 //! Pure, as the planner is: time comes in, there is no chance, no thread and no I/O, and the same
 //! calls give the same orders on any machine. It must not know how reports are gathered nor how
@@ -10,8 +10,8 @@
 //! |---|---|
 //! | `observation`, `order`, `hold` | what comes in and goes out: data |
 //! | `settings` | every limit |
-//! | `grace` | a fresh executor moves nothing until it has heard everybody |
-//! | `load`, `dwell`, `mutes`, `ledger` | what is remembered between rounds, and told the planner |
+//! | `grace` | a new executor moves nothing until all nodes have reported |
+//! | `load`, `dwell`, `mutes`, `ledger` | memory between passes, which is part of the planner's input |
 //! | `queue` | what of the last plan has not started |
 //! | `pace`, `window`, `bucket`, `breaker` | how much may be under way, and how fast it starts |
 //! | `record` | rounds that can be planned again, byte for byte |
@@ -22,9 +22,8 @@
 //! draining are done by each host itself, and nothing here delays them.
 //!
 //! **Invariant:** an order is for one term of one group, and a group has one order at a time. So a
-//! late or repeated order moves nothing twice.
-//! **Invariant:** what is ordered counts as done until reports say what became of it.
-//! **Invariant:** everything that is kept has a bound in [`Bounds`].
+//! late or repeated order moves nothing twice. **Invariant:** an ordered move counts as done until
+//! reports show its outcome. **Invariant:** all memory is bounded by [`Bounds`].
 
 mod breaker;
 mod bucket;
@@ -85,7 +84,7 @@ use record::{Records, same_outcome};
 pub struct Executor {
     epoch: Epoch,
     settings: ExecutorSettings,
-    /// The newest time that was heard: a clock that goes back stands still here.
+    /// The newest time given: if the clock goes back, time stops here.
     now_ms: u64,
     mode: Mode,
     stopped: Option<Stop>,
@@ -110,8 +109,8 @@ struct Last {
 }
 
 impl Executor {
-    /// A fresh executor, at this time of the planner's clock in milliseconds. It is off until the
-    /// first round says otherwise.
+    /// A new executor, at this time of the planner's clock in milliseconds. It is off until the
+    /// first pass sets a mode.
     #[must_use]
     pub fn new(epoch: Epoch, now_ms: u64, settings: ExecutorSettings) -> Self {
         let bounds = &settings.bounds;
@@ -162,8 +161,8 @@ impl Executor {
         }
     }
 
-    /// Plans anew. What an earlier round planned and did not start is forgotten; what is under way
-    /// goes on, and counts as done.
+    /// Plans again. Moves that an earlier pass planned and did not start are forgotten; moves in
+    /// flight continue, and count as done.
     pub fn round(&mut self, seen: Observation) -> Round {
         let now = self.advance(seen.now_ms);
         self.control(seen.mode, seen.stopped);
@@ -176,8 +175,8 @@ impl Executor {
         Round { planned_at_ms: now, made, queued: self.queue.len(), hold: self.hold(now) }
     }
 
-    /// What may start at this time. Each order counts as under way from here on, until
-    /// [`Executor::ended`] is told of its ticket or the time for an answer has passed.
+    /// The orders that may start at this time. Each counts as in flight from here on, until
+    /// [`Executor::ended`] gets its ticket or the time for an answer has passed.
     #[must_use = "what is not sent counts as under way all the same"]
     pub fn next_orders(&mut self, now_ms: u64) -> Vec<Order> {
         let now = self.advance(now_ms);
@@ -211,7 +210,7 @@ impl Executor {
         self.advance(now_ms);
     }
 
-    /// Takes the time in, and gives up orders that nobody answered.
+    /// Takes over the time, and gives up orders without an answer.
     fn advance(&mut self, now_ms: u64) -> u64 {
         self.now_ms = self.now_ms.max(now_ms);
         if let Some(begun) = self.now_ms.checked_sub(self.settings.answer_ms) {
@@ -244,7 +243,7 @@ impl Executor {
         Ok(Recorded { snapshot, plan })
     }
 
-    /// Takes in what was reported, and completes it with what is remembered.
+    /// Takes over the reports, and adds the memory of the executor.
     fn absorb(&mut self, snapshot: &mut Snapshot, reported: &BTreeMap<NodeId, u64>, now: u64) {
         self.grace.look(&snapshot.nodes, reported, now);
         let expiry_ms = self.settings.expiry_ms;
@@ -333,7 +332,8 @@ impl Executor {
         hold.or_else(full).or_else(|| self.pace.blocks(lane, now)).unwrap_or(Wait::Turn)
     }
 
-    /// Starts the first step of a bundle. `None`: it does not fit what is under way, and is dropped.
+    /// Starts the first step of a bundle. `None`: it conflicts with moves in flight, and is
+    /// dropped.
     fn start(&mut self, bundle: Bundle, now: u64) -> Option<Order> {
         let mut steps = bundle.steps.into_iter();
         let step = steps.next()?;
@@ -392,8 +392,7 @@ impl Executor {
         Some(())
     }
 
-    /// The host had until the end of the time for an answer: what is reported after that shows what
-    /// it did.
+    /// The host had until the end of the time for an answer: a report after that shows what it did.
     fn unanswered(&mut self, number: u64, now: u64) -> Option<()> {
         let since_ms = self.ledger.since(number)?;
         let end = since_ms.saturating_add(self.settings.answer_ms);

@@ -100,8 +100,8 @@ impl Mutes {
         Some(muted.lasts_ms)
     }
 
-    /// Forgets what is over for as long as it lasted, and those about which there is news. The
-    /// snapshot is in canonical order.
+    /// Drops entries that have been over for as long as they lasted, and those with news about
+    /// their target. The snapshot is in canonical order.
     pub(super) fn refresh(&mut self, snapshot: &Snapshot, now_ms: u64) {
         let over = |muted: &Muted| now_ms >= muted.until_ms.saturating_add(muted.lasts_ms);
         let news = |key: &Key, muted: &Muted| {

@@ -1,4 +1,4 @@
-//! What the executor is told each round, and what a round answers. Data only.
+//! The input of a pass, and its result. Data only.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,11 +32,11 @@ impl fmt::Display for Mode {
     }
 }
 
-/// A kill switch that is set: nothing planned starts, what is under way ends.
+/// A kill switch that is set: nothing planned starts, moves in flight end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {
     pub scope: StopScope,
-    /// Why it was set, and by whom.
+    /// Why it was set, and by which operator.
     pub reason: String,
 }
 
@@ -60,7 +60,7 @@ impl fmt::Display for Stop {
     }
 }
 
-/// What is known of the cluster at one moment.
+/// The known state of the cluster at one moment.
 #[derive(Clone, Debug)]
 pub struct Observation {
     /// The planner's clock, in milliseconds.
@@ -79,7 +79,7 @@ pub struct Observation {
     pub reported_ms: BTreeMap<NodeId, u64>,
 }
 
-/// What came of a round.
+/// The result of a pass.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Round {
@@ -100,7 +100,7 @@ pub enum NoPlan {
     /// The mode is off.
     #[error("the planner is off; switch its mode to shadow or on")]
     Off,
-    /// The picture of the cluster is no sound snapshot. The reports are to be looked at.
+    /// The snapshot of the cluster is invalid. Inspect the reports.
     #[error("the picture of the cluster cannot be planned: {0}")]
     Snapshot(#[from] SnapshotError),
 }

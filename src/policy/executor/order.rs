@@ -1,4 +1,4 @@
-//! What a host is told to do, and how that ended. Data only.
+//! An order to a host, and its outcome. Data only.
 
 use std::fmt;
 
@@ -65,7 +65,7 @@ pub struct Order {
     /// The term in which `from` leads. In another term the order is void.
     pub term: u64,
     pub tier: Tier,
-    /// Orders of one plan with the same number stand and fall together.
+    /// Orders of one plan with the same number belong together: all or none.
     pub bundle: u32,
 }
 
@@ -87,7 +87,7 @@ pub enum Ending {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Good,
-    /// Says nothing about how busy or how well anybody is.
+    /// No information about how busy or healthy any node is.
     Neutral,
     Bad(Blame),
 }
@@ -100,7 +100,7 @@ pub(super) enum Blame {
     Both,
 }
 
-/// What an ending for this reason says of the pace.
+/// What an outcome with this reason means for the pace.
 pub(super) const fn verdict(reason: RejectReason) -> Verdict {
     match reason {
         RejectReason::Silent | RejectReason::NotLive => Verdict::Bad(Blame::Receiver),
@@ -110,8 +110,8 @@ pub(super) const fn verdict(reason: RejectReason) -> Verdict {
     }
 }
 
-/// Whether the same target is left alone for a while. Where the order did not fit the present the
-/// next round sees another picture, and an unreachable giver says nothing about the target.
+/// Whether the same target gets a back-off. Where the order did not fit the present state the next
+/// pass sees another snapshot, and an unreachable source means nothing for the target.
 pub(super) const fn mutes(reason: RejectReason) -> bool {
     !matches!(
         reason,

@@ -15,7 +15,7 @@ use super::settings::ExecutorSettings;
 use super::window::Window;
 use crate::planner::Tier;
 
-/// What an ending says about one kind of moves.
+/// What an outcome means for one kind of moves.
 #[derive(Clone, Copy, Debug)]
 enum Lesson {
     Nothing,
@@ -187,8 +187,8 @@ impl Pace {
     }
 }
 
-/// What all moves, the giving and the receiving end learn from an ending. What one end is blamed
-/// for says nothing about the other.
+/// What all moves, the source and the target learn from an outcome. A failure that one end is
+/// blamed for means nothing for the other.
 const fn lessons(order: &Order, verdict: Verdict) -> (Lesson, Lesson, Lesson) {
     let (from, to) = (Some(order.from), Some(order.to));
     match verdict {

@@ -1,5 +1,5 @@
-//! Moves of the last plan that have not started. A bundle stands where its next move would start,
-//! so that what waits for one node, or one tier, never stands before what does not.
+//! Moves of the last plan that have not started. A bundle is placed where its next move would
+//! start, so that moves that wait for one node, or one tier, never block others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,7 +46,7 @@ impl Queue {
         }
     }
 
-    /// Adds what is left of a bundle.
+    /// Adds the rest of a bundle.
     pub(super) fn push(&mut self, place: u32, steps: Vec<Move>) {
         let Some(first) = steps.first() else { return };
         let lane = (first.from, first.to, first.tier);

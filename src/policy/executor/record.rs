@@ -37,7 +37,7 @@ pub enum ReplayError {
         at: usize,
         /// What was recorded from there on, shortened.
         recorded: String,
-        /// What is planned from there on, shortened.
+        /// The plan from there on, shortened.
         planned: String,
     },
 }

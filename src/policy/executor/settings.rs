@@ -35,7 +35,7 @@ pub struct Rate {
     pub per_second: u32,
 }
 
-/// How fast moves of each kind of tier may start. Each tier has a bucket of its own.
+/// How fast moves of each kind of tier may start. Each tier has a separate bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rates {
     pub violations: Rate,
@@ -78,7 +78,7 @@ pub struct LoadSettings {
     pub centre_ms: u64,
 }
 
-/// What is kept at most.
+/// Bounds of the executor's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Moves under way or not yet confirmed. When it is reached, nothing starts.
@@ -102,7 +102,7 @@ pub struct ExecutorSettings {
     pub planner: planner::Settings,
     /// A fresh executor moves nothing for so long, and until every live node reported.
     pub grace_ms: u64,
-    /// After so long it goes on without those who did not.
+    /// After this time it continues without nodes that did not report.
     pub grace_longest_ms: u64,
     /// A node that did not report for so long is neither source nor target.
     pub silent_ms: u64,
@@ -110,9 +110,9 @@ pub struct ExecutorSettings {
     pub plan_life_ms: u64,
     /// An order without an answer counts as unknown after this. A host gives up before.
     pub answer_ms: u64,
-    /// A move that nobody confirms is forgotten so long after it ended.
+    /// A move without confirmation is forgotten this long after it ended.
     pub expiry_ms: u64,
-    /// A group that stood still for longer counts against the pace.
+    /// A group whose proposals paused for longer counts against the pace.
     pub longest_stall_ms: u64,
     /// How long a target is left alone that a group failed to reach.
     pub mute: Backoff,
@@ -125,7 +125,7 @@ pub struct ExecutorSettings {
     /// Looks at the moves from one node, and at those to one node.
     pub node_breaker: BreakerSettings,
     pub load: LoadSettings,
-    /// What is kept at most.
+    /// Bounds of the executor's memory.
     pub bounds: Bounds,
 }
 

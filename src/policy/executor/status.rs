@@ -13,7 +13,7 @@ use super::order::Epoch;
 use super::pace::End;
 use crate::planner::{Summary, Tier, ids};
 
-/// What the executor is at, and what came of it since it began.
+/// The state of the executor, and its outcomes since it began.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ExecutorStatus {
@@ -24,7 +24,7 @@ pub struct ExecutorStatus {
     pub mode: Mode,
     /// The kill switch, if it is set.
     pub stopped: Option<Stop>,
-    /// Why nothing starts, if so; a grace time is told here.
+    /// Why nothing starts, if so; also during the warm-up.
     pub hold: Option<Hold>,
     /// What the circuit breaker allows.
     pub breaker: BreakerState,

@@ -1,5 +1,5 @@
-//! Why a group is where it is and is not moved, from the executor's side: always an answer, also
-//! where nothing is planned and where nobody reported the group.
+//! Why a group is led where it is and is not moved, from the executor's side: always an answer,
+//! also where nothing is planned and where no node reported the group.
 
 use std::fmt;
 
@@ -22,9 +22,9 @@ use crate::utc::Utc;
 pub struct Why {
     #[serde(with = "ids::group")]
     pub group: GroupId,
-    /// What is done with it.
+    /// What is being done with it.
     pub answer: Answer,
-    /// What the last plan says of it. `None`: there is no plan, or the group is not in it.
+    /// The last plan's explanation. `None`: there is no plan, or the group is not in it.
     pub explanation: Option<Explanation>,
     /// Voters at which so much failed that they are spared: the plan treats them as if they had
     /// come up a short time ago.
@@ -36,7 +36,7 @@ pub struct Why {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Answer {
-    /// Its host was told to hand it over, and did not answer yet.
+    /// Its host was ordered to transfer it, and did not answer yet.
     UnderWay {
         ticket: Ticket,
         #[serde(with = "ids::node")]
@@ -52,7 +52,7 @@ pub enum Answer {
         to: NodeId,
     },
     NotPlanned(Hold),
-    /// No report names the group: no host that was heard has a replica of it.
+    /// No report names the group: no host that reported has a replica of it.
     NotReported,
     /// It is planned to move, and nothing is carried out.
     WouldMove {
@@ -74,7 +74,7 @@ pub enum Answer {
         #[serde(with = "ids::node")]
         to: NodeId,
     },
-    /// What the plan says: see [`Why::explanation`].
+    /// The plan's explanation: see [`Why::explanation`].
     AsPlanned,
 }
 

@@ -11,8 +11,8 @@ pub struct Window {
     /// Moves that went well since it grew.
     good: u32,
     in_flight: u32,
-    /// Moves with a smaller number began before the last cut and cut no more: what fails together
-    /// says the same thing once.
+    /// Moves with a smaller number began before the last cut and do not cut again: failures that
+    /// happen together count once.
     cut_from: u64,
 }
 

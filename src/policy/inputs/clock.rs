@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 pub const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// How long reports are waited for; who is later is in the next round.
 pub const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The time of one planner: it begins with the time of day and never jumps, whatever becomes of that.
-/// All times that a planner keeps are of this clock; what hosts tell of the past, they tell by its
-/// age.
+/// The time of one planner: it begins with the time of day and never jumps, whatever the wall clock
+/// does. All times that a planner keeps are of this clock; hosts report the age of past events.
 #[derive(Clone, Copy, Debug)]
 pub struct PlannerClock {
     began: Instant,

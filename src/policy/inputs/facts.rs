@@ -1,5 +1,5 @@
-//! What a planner knows between its rounds: the newest report of each node, which processes are
-//! alive, and who led what when that was last known. Pure; whoever gathers reports brings them here.
+//! A planner's knowledge between its passes: the newest report of each node, which processes are
+//! alive, and the last known leader of each group. Pure: the driver collects the reports.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ const QUIET_ROUNDS: u32 = 10;
 /// What was gathered for a round.
 #[derive(Debug)]
 pub struct Gathered {
-    /// The catalog that said whom to ask.
+    /// The catalog that lists the nodes to ask.
     pub view: Arc<View>,
-    /// When everybody was asked, on the planner's clock.
+    /// When the nodes were asked, on the planner's clock.
     pub asked_ms: u64,
     /// Of those that answered in time.
     pub reports: Vec<(NodeId, wire::NodeReport)>,
@@ -44,7 +44,8 @@ impl Facts {
         self.heard.iter().map(|(node, heard)| (*node, heard.digest)).collect()
     }
 
-    /// Takes in which process of each node the planner's host hears, its own among them.
+    /// Takes over which process of each node the planner's host receives heartbeats from, including
+    /// itself.
     pub fn look_who_is_alive(&mut self, live: &BTreeMap<NodeId, u64>, now_ms: u64) {
         self.alive.retain(|node, alive| live.get(node) == Some(&alive.incarnation));
         // Those that are there when the planner begins were there before, as far as it knows.
@@ -69,7 +70,7 @@ impl Facts {
         self.seen = Some(view);
     }
 
-    /// Takes a report over; says whether it is another one than before.
+    /// Takes over a report; returns whether it differs from the one before.
     fn take(&mut self, node: NodeId, asked_ms: u64, mut report: wire::NodeReport) -> bool {
         let handed = std::mem::take(&mut report.handed);
         let moved = handed
@@ -127,7 +128,7 @@ fn is_idle(status: &ExecutorStatus) -> bool {
     status.in_flight + status.unconfirmed + status.queued + status.mutes + planned == 0 && !held
 }
 
-/// What the catalog says about planned moves, and the local switch of the planner's host.
+/// The catalog's setting for planned moves, and the local switch of the planner's host.
 pub fn controls(view: &View, local: Option<Stop>) -> (Mode, Option<Stop>) {
     let settings = view.settings();
     let mode = match settings.mode {

@@ -4,7 +4,7 @@
 //! | where | what |
 //! |---|---|
 //! | [`report`] | what a host reports, in columns: built and read |
-//! | [`facts`] | what was heard from pass to pass |
+//! | [`facts`] | knowledge from pass to pass |
 //! | [`observe`] | the planner's snapshot from reports and the catalog |
 //! | [`view`] | the planner's snapshot from what single hosts know |
 //! | [`moves`] | how orders are judged on their host, and their outcomes |

@@ -11,7 +11,7 @@ pub const MAX_LAG: u64 = 1_024;
 /// A transfer that takes longer is left to itself: the planner learns from reports how it ended.
 pub const LONGEST: Duration = Duration::from_secs(8);
 
-/// How a group stands here, for the fence.
+/// The state of a group here, for the fence.
 #[must_use]
 pub fn standing_of(status: &GroupStatus, target_incarnation: Option<u64>) -> Standing {
     Standing { term: status.term.get(), leads: status.is_leader(), target_incarnation }
@@ -30,7 +30,7 @@ pub const fn reason_of(refusal: &OrderRefusal) -> RejectReason {
     }
 }
 
-/// What the executor is told of an outcome.
+/// An outcome, as the executor takes it.
 #[must_use]
 pub fn ending_of(outcome: Result<Duration, (RejectReason, String)>) -> Ending {
     match outcome {

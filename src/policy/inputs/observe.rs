@@ -1,7 +1,7 @@
-//! One picture of the cluster, from the catalog and the reports of all hosts. Pure.
+//! One snapshot of the cluster, from the catalog and the reports of all hosts. Pure.
 //!
-//! Of a group counts what the host says that leads it in the highest term; of a node, what it says
-//! itself, and whether the planner's host hears it.
+//! For a group, the report of its leader in the highest term counts; for a node, its own report,
+//! and whether the planner's host receives its heartbeats.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,14 +27,14 @@ pub struct Heard {
     pub moved: Vec<(GroupId, u64)>,
 }
 
-/// Since when the planner's host hears a node's process.
+/// Since when the planner's host receives heartbeats of a node's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alive {
     pub incarnation: u64,
     pub since_ms: u64,
 }
 
-/// What a picture is made of.
+/// The inputs of a snapshot.
 #[derive(Clone, Copy, Debug)]
 pub struct Sources<'a> {
     pub view: &'a View,
@@ -45,7 +45,7 @@ pub struct Sources<'a> {
     pub last_leaders: &'a BTreeMap<GroupId, NodeId>,
 }
 
-/// The picture. Time, seed, settings, moves and mutes are for the executor to fill in.
+/// The snapshot. The executor adds time, seed, settings, moves and back-offs.
 pub fn observe(sources: Sources<'_>) -> Snapshot {
     let nodes: Vec<planner::Node> =
         sources.view.nodes().values().map(|record| node_of(record, sources)).collect();
@@ -85,7 +85,7 @@ fn node_of(record: &NodeRecord, sources: Sources<'_>) -> planner::Node {
     node
 }
 
-/// Who says that it leads which group, in the highest term.
+/// Which node claims to lead which group, in the highest term.
 fn leaders_of(heard: &BTreeMap<NodeId, Heard>) -> BTreeMap<GroupId, (NodeId, &LedGroup)> {
     let mut leaders: BTreeMap<GroupId, (NodeId, &LedGroup)> = BTreeMap::new();
     for (node, heard) in heard {

@@ -1,7 +1,7 @@
-//! What a host tells the planner: the groups that it leads, in columns, so that ten thousand of them
-//! are some hundred kilobytes, and nothing at all when nothing changed.
+//! A host's report to the planner: the groups that it leads, in columns, so that ten thousand of
+//! them are some hundred kilobytes, and nothing at all when nothing changed.
 //!
-//! Rates are told roughly, so that the noise of a steady load does not make every report another.
+//! Rates are rounded, so that the noise of a steady load does not change every report.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ use shardhost_storage::{Requirement, RequirementMode};
 
 use crate::catalog::SYSTEM_GROUP;
 
-/// Moves are told for this long.
+/// Moves are reported for this long.
 pub const HANDED_FOR: Duration = Duration::from_secs(600);
 /// Of so many groups at most; beyond, the oldest is forgotten.
 const MAX_HANDED: usize = 100_000;
@@ -32,7 +32,7 @@ pub struct Speaker {
     pub stopped: bool,
 }
 
-/// What is remembered from report to report. Pure.
+/// Memory from report to report. Pure.
 #[derive(Debug, Default)]
 pub struct Memory {
     rates: Rates,
@@ -116,7 +116,7 @@ impl Memory {
         self.handed.note(group, now);
     }
 
-    /// What is to be said of these groups; short when that was said before.
+    /// The report of these groups; short when it equals the one before.
     pub fn report(
         &mut self,
         speaker: Speaker,
@@ -144,7 +144,7 @@ impl Memory {
                 ..wire::NodeReport::default()
             };
         }
-        // Ages change all the time, so they are no part of what is compared.
+        // Ages change all the time, so they are not compared.
         report.handed = self.handed.tell(now);
         report
     }
@@ -205,7 +205,7 @@ impl<'a> Columns<'a> {
     fn requirement(&mut self, requirement: &Requirement) -> u32 {
         let soft = requirement.mode == RequirementMode::Soft;
         let capabilities: Vec<String> = requirement.capabilities.iter().cloned().collect();
-        // Names are never empty, so this one says how they are meant.
+        // Names are never empty, so the empty one marks a soft requirement.
         let mut key = capabilities.clone();
         key.extend(soft.then(String::new));
         let next = self.asked.len() as u32;
@@ -215,7 +215,7 @@ impl<'a> Columns<'a> {
         })
     }
 
-    /// What is said of voters that are not level with their leader.
+    /// The lags of voters that are not level with their leader.
     fn add_lags(&mut self, status: &GroupStatus) {
         for (replica, node) in status.membership.voters() {
             if node == self.own {
@@ -239,7 +239,7 @@ fn digest(report: &wire::NodeReport) -> u64 {
     use std::hash::{Hash, Hasher};
     let mut hasher = std::hash::DefaultHasher::new();
     report.encode_to_vec().hash(&mut hasher);
-    // Zero stands for nothing.
+    // Zero means none.
     hasher.finish().max(1)
 }
 

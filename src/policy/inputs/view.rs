@@ -1,12 +1,11 @@
-//! The cluster as one host knows it, for the planner: the groups that it has a replica of, who
-//! leads them as far as it heard, and what nodes say of themselves.
+//! The cluster as one host knows it, for the planner: the groups that it has a replica of, their
+//! leaders as far as it knows, and what nodes advertise.
 //!
-//! What it says of logs is good for the groups that are led here; of others it knows no lag, so
-//! nobody is a target for them.
+//! Its lags are valid for the groups that are led here; of others no lag is known, so no node is a
+//! target for them.
 //!
-//! What the catalog intends (weights, zones, drains, pins, preferences, labels) is added by the same
-//! functions wherever a picture is made: for the planner, for `balance now`, and for the targets of
-//! a drain.
+//! The catalog's intentions (weights, zones, drains, pins, preferences, labels) are added by the
+//! same functions for all that decide: the planner, `balance now`, and the targets of a drain.
 
 use std::collections::BTreeMap;
 
@@ -18,11 +17,11 @@ use crate::catalog::{self, GroupRecord, NodeRecord, StrandedCause, StrandedGroup
 use crate::planner;
 use crate::planner::snapshot::MAX_WEIGHT;
 
-/// What the planner is told of every node: they are equal until the catalog says otherwise.
+/// The weight of every node until the catalog sets another one.
 const WEIGHT: u32 = 1;
 
-/// What several hosts know, as one snapshot: of a group what its leader says, of a node what it
-/// says itself, and else what the others heard.
+/// The knowledge of several hosts as one snapshot: for a group the leader's, for a node its own,
+/// else that of others.
 #[must_use]
 pub fn merge(views: Vec<(NodeId, planner::Snapshot)>) -> planner::Snapshot {
     let mut merged = planner::Snapshot::default();
@@ -91,8 +90,8 @@ fn place_of(place: &catalog::Place) -> planner::Place {
     }
 }
 
-/// The groups of a picture that nobody could lead without a node, and why. Those that it could not lead
-/// either are not its concern.
+/// The groups of a snapshot that no node could lead without `node`, and why. Groups that it could
+/// not lead either are left out.
 #[must_use]
 pub fn stranded_without(snapshot: &planner::Snapshot, node: NodeId) -> Vec<StrandedGroup> {
     let nodes: BTreeMap<NodeId, &planner::Node> =
@@ -117,7 +116,7 @@ pub fn stranded_without(snapshot: &planner::Snapshot, node: NodeId) -> Vec<Stran
     snapshot.groups.iter().filter_map(stranded).collect()
 }
 
-/// Whether a node is known to lack what a group insists on. One that said nothing may have it.
+/// Whether a node is known to lack a hard requirement. A node that did not report may have it.
 fn lacks(node: &planner::Node, requirement: &planner::Requirement) -> bool {
     let hard = requirement.mode == planner::RequirementMode::Hard;
     let known = node.capabilities.as_ref();

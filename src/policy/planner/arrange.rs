@@ -23,7 +23,7 @@ pub(super) struct Arrangement {
     pub(super) prices: Vec<(usize, Cost)>,
 }
 
-/// Moves the state from where everything is to where it should be. Says in which order.
+/// Moves the state from the current placement to the best one. Returns the order of the moves.
 pub(super) fn arrange(state: &mut State<'_>) -> (Arrangement, Runs) {
     let before = state.clone();
     let mut tier = vec![None; state.index.groups()];

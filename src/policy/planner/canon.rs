@@ -22,8 +22,8 @@ pub enum SnapshotError {
     Weight { node: NodeId, weight: u32 },
     /// A load above [`MAX_LOAD`]. Use larger buckets.
     Load { group: GroupId, load: u32 },
-    /// Nodes do not rise by id. Canonicalise the snapshot; an id that stands twice is an error of
-    /// who made it.
+    /// Nodes are not in the order of their ids. Canonicalize the snapshot; an id that occurs twice
+    /// is an error of its builder.
     Nodes {
         /// The first of the two.
         before: NodeId,
@@ -102,11 +102,11 @@ fn out_of_order(
 impl std::error::Error for SnapshotError {}
 
 impl Snapshot {
-    /// Brings lists into the order in which a snapshot is planned and recorded. Preferences keep
-    /// theirs, because it says something.
+    /// Brings lists into the order in which a snapshot is planned and recorded. The order of
+    /// preferences has a meaning and stays.
     ///
     /// # Errors
-    /// Something stands twice, or a limit is exceeded.
+    /// An entry occurs twice, or a limit is exceeded.
     pub fn canonicalise(mut self) -> Result<Self, SnapshotError> {
         self.nodes.sort_by_key(|node| node.id);
         self.groups.sort_by_key(|group| group.id);

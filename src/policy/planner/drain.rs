@@ -1,5 +1,5 @@
-//! One assignment for all leaders that have to go: the planner's own answer with everybody else
-//! standing still and without budgets. Who drains keeps the pace and the deadline.
+//! One assignment for all leaders that have to leave: the planner's answer while all others stay in
+//! place, without budgets. The drain controls pace and deadline.
 
 use serde::{Deserialize, Serialize};
 

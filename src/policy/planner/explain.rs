@@ -1,5 +1,5 @@
-//! Why a group is where it is, and why it is not moved: an answer for every group, out of a closed
-//! set, in words for somebody who is tired.
+//! Why a group is led where it is, and why it is not moved: an answer for each group, from a closed
+//! set, readable by an operator at night.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -4,7 +4,7 @@ use super::index::{Fitness, Index, NONE};
 use super::plan::Finding;
 use super::target;
 
-/// What is odd about one group.
+/// An irregularity of one group.
 pub(super) fn of_group(index: &Index<'_>, at: usize, findings: &mut Vec<Finding>) {
     let what = &index.snapshot.groups[at];
     let group = what.id;
@@ -27,7 +27,7 @@ pub(super) fn of_group(index: &Index<'_>, at: usize, findings: &mut Vec<Finding>
     }
 }
 
-/// What is odd about the ledger.
+/// An irregularity of the ledger.
 pub(super) fn of_ledger(index: &Index<'_>, findings: &mut Vec<Finding>) {
     for entry in &index.snapshot.moves {
         if index.snapshot.groups.binary_search_by_key(&entry.group, |group| group.id).is_err() {

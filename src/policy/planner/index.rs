@@ -10,7 +10,7 @@ use super::snapshot::{Node, Requirement, Settings, Snapshot};
 /// No node, no zone, no label, no move.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// What can be said of a node without looking at any group.
+/// Properties of a node that need no look at any group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     Open,

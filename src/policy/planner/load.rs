@@ -11,7 +11,7 @@ const ROUNDS: usize = 16;
 /// Which limit of a node's load is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Limit {
-    /// Fair share and a quarter of the tolerance: what is aimed at.
+    /// The aim: fair share and a quarter of the tolerance.
     Comfort,
     /// Fair share and the tolerance: what makes the tier act.
     Tolerance,

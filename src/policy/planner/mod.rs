@@ -1,5 +1,5 @@
-//! The leadership planner: from one [`Snapshot`] to one [`Plan`], which says what leaderships move
-//! where, why, and why the others stay.
+//! The leadership planner: from one [`Snapshot`] to one [`Plan`], which lists the leaderships that
+//! move, where, why, and why the others stay.
 //!
 //! A pure function. It has no clock, no chance, no floating point, no thread and no I/O: time and
 //! seed are part of the snapshot. The same bytes in give the same bytes out on any machine, so a

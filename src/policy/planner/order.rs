@@ -1,5 +1,5 @@
 //! The order of moves: higher tiers first, and within a tier so that nodes fill evenly. Moves that
-//! help only together stand together.
+//! help only together stay together.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

@@ -135,7 +135,7 @@ pub struct Stuck {
     /// The node that it should leave.
     #[serde(with = "super::ids::node")]
     pub node: NodeId,
-    /// What is violated: [`Tier::Capability`] or [`Tier::Displaced`].
+    /// The violated tier: [`Tier::Capability`] or [`Tier::Displaced`].
     pub tier: Tier,
     pub reason: Stay,
 }
@@ -250,8 +250,8 @@ pub struct Price {
 /// Proof that the full plan's counts cannot be improved by groups that are free to move, and that
 /// no plan with the same counts needs fewer moves of them.
 ///
-/// Groups that share a label, and groups with load while load is balanced, stand still in this
-/// proof: of them it is only shown that none improves the counts by moving alone.
+/// Groups that share a label, and groups with load while load is balanced, are fixed in this proof:
+/// of them it is only shown that none improves the counts by moving alone.
 ///
 /// With prices p it suffices to check each group and each node: the last leader of a node costs no
 /// more than p(node), one more costs no less, and p(u) is at most p(v) plus the moves that shifting
@@ -263,7 +263,7 @@ pub struct Certificate {
     pub prices: Vec<Price>,
 }
 
-/// What is to be done, and why the rest stays.
+/// The moves, and why the rest stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {

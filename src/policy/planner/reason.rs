@@ -1,5 +1,5 @@
-//! The planner's answers by the names that everybody uses: what it predicts of a target is what the
-//! leader's gate says when it is tried.
+//! The planner's answers under the names that all components use: the prediction for a target
+//! equals the answer of the leader's eligibility check when the move is tried.
 
 use shardhost_groups::RejectReason;
 

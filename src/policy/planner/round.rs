@@ -14,7 +14,7 @@ pub(super) struct Budgets {
 }
 
 impl Budgets {
-    /// The settings' budgets, less what is under way.
+    /// The budgets of the settings, less the moves in flight.
     pub(super) fn of(state: &State<'_>) -> Self {
         let snapshot: &Snapshot = state.index.snapshot;
         let (settings, nodes) = (&snapshot.settings, state.index.nodes());
@@ -92,7 +92,7 @@ pub(super) struct Round<'s, 'a> {
     budgets: Budgets,
     /// Bundles of this round, in order.
     pub(super) bundles: Runs,
-    /// What is not for this round.
+    /// Moves that are deferred to a later pass.
     pub(super) deferred: Vec<(Step, DeferReason)>,
 }
 

@@ -1,6 +1,6 @@
-//! What the planner is told: one immutable picture of the cluster, time and seed included.
-//! It must not know where its numbers come from. Canonical order (`canon`) makes equal pictures
-//! equal bytes.
+//! The input of the planner: one immutable snapshot of the cluster, time and seed included. It must
+//! not depend on where its numbers come from. Canonical order (`canon`) makes equal snapshots equal
+//! bytes.
 
 use std::collections::BTreeSet;
 
@@ -52,8 +52,8 @@ pub struct Settings {
     /// Leaders that one node receives in a round at most, those under way included.
     pub in_per_node: u32,
     pub load_tier: bool,
-    /// How far above its fair share a node's load may be, in percent, before load moves a
-    /// leader. Once it acts, it goes on until a quarter of this is reached.
+    /// How far above its fair share a node's load may be, in percent, before load moves a leader.
+    /// Once it acts, it continues until a quarter of this is reached.
     pub load_tolerance_percent: u32,
 }
 
@@ -82,11 +82,11 @@ pub struct Node {
     /// those it has should go.
     pub weight: u32,
     pub zone: String,
-    /// What it advertises. `None`: nothing was heard, which is not the same as nothing.
+    /// Advertised capabilities. `None`: unknown, which is not the same as none.
     pub capabilities: Option<BTreeSet<String>>,
     /// It is to be emptied.
     pub draining: bool,
-    /// False: an operator or its health says that it should not lead.
+    /// False: an operator or its health excludes it from leading.
     pub fit: bool,
     pub live: bool,
     /// The life of its process that all this is about.
@@ -113,7 +113,7 @@ pub struct Group {
     pub voters: Vec<Voter>,
     /// What it asks of its leader.
     pub requirement: Requirement,
-    /// Where it should rather lead: earlier is better, what is not named comes last.
+    /// Preferred places: earlier is better, unlisted ones come last.
     pub preference: Vec<Place>,
     /// The one node where it should lead: stronger than any preference.
     #[serde(with = "super::ids::node_option")]
@@ -150,7 +150,7 @@ pub struct Requirement {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequirementMode {
-    /// Without the capabilities nobody is served.
+    /// Without the capabilities no user is served.
     #[default]
     Hard,
     /// Without the capabilities it serves anyway.
@@ -166,7 +166,7 @@ pub enum Place {
     Zone(String),
 }
 
-/// A move that was ordered. It counts as done until both ends said something newer than its end.
+/// An ordered move. It counts as done until both ends reported after its end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LedgerMove {

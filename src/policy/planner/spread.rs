@@ -1,6 +1,6 @@
-//! The spread tier: groups with one label have their leaders in different zones, as far as can be.
-//! Labels do not touch each other, so each is balanced over zones by itself, exactly. Which node of
-//! a zone it is, is the later tiers' business.
+//! The spread tier: groups with one label have their leaders in different zones, as far as
+//! possible. Labels are independent, so each is balanced over zones separately and exactly. Later
+//! tiers choose the node within a zone.
 
 use super::flow::{Balancer, Problem};
 use super::index::{NONE, Rows};

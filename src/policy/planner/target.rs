@@ -27,7 +27,7 @@ pub enum TargetVerdict {
     Incapable,
     /// It is to be emptied.
     Draining,
-    /// An operator or its health says that it should not lead.
+    /// An operator or its health excludes it from leading.
     Unfit,
     NoWeight,
     /// What it has of the log is unknown.

@@ -1,4 +1,4 @@
-//! A small cluster that does what it is told, and an executor beside it.
+//! A small cluster that executes each order, and an executor beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -118,7 +118,7 @@ impl Desk {
         &mut self.truth.nodes[at.expect("a known node")]
     }
 
-    /// The host does as it is told.
+    /// The host executes the order.
     pub(super) fn obey(&mut self, order: &Order) {
         let now = self.now;
         let group = self.group(order.group.get());

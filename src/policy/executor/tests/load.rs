@@ -1,4 +1,4 @@
-//! Load that stands still while nothing changes.
+//! Load that is constant while nothing changes.
 
 use super::super::load::Loads;
 use super::super::{ExecutorSettings, LoadSettings};
@@ -35,7 +35,7 @@ fn a_load_is_within_a_quarter_of_what_counts() {
 
 #[test]
 fn noise_of_a_fifth_changes_nothing_in_an_hour() {
-    // Also where many loads are near the limit of what is idle.
+    // Also where many loads are near the idle limit.
     hold_still(loads());
     let settings = ExecutorSettings::default().load;
     hold_still(Loads::new(LoadSettings { idle_below: 1_000, ..settings }));
@@ -104,7 +104,7 @@ fn the_largest_loads_and_groups_that_come_and_go_are_counted() {
     let mut loads = loads();
     assert_eq!(settled(&mut loads, &[u32::MAX, 100], 0), [1_000_000_000, 96]);
     assert_eq!(settled(&mut loads, &[u32::MAX], 1), [1_000_000_000]);
-    // The second is new again: it begins with what is measured.
+    // The second is new again: it begins with the measured value.
     assert_eq!(settled(&mut loads, &[u32::MAX, 500], 2), [1_000_000_000, 512]);
 }
 

@@ -54,7 +54,7 @@ fn after_the_kill_switch_nothing_starts_and_what_is_under_way_ends() {
     desk.plan();
     let first = desk.orders();
     assert_eq!(first.len(), 2);
-    // Heard between two rounds: the rest of the plan is gone at once.
+    // Received between two passes: the rest of the plan is dropped at once.
     desk.executor.control(Mode::On, stop());
     desk.obey(&first[0]);
     assert_eq!(desk.orders(), []);
@@ -108,7 +108,7 @@ fn a_fresh_executor_waits_for_every_live_node_but_not_for_ever() {
     let hold = desk.executor.status(desk.now).hold.expect("it waits");
     assert!(hold.to_string().contains("reports of node 3"), "{hold}");
     desk.round_after(1_000);
-    // It goes on without the silent one, which is neither source nor target.
+    // It continues without the silent one, which is neither source nor target.
     let orders = desk.orders();
     assert!(!orders.is_empty() && orders.iter().all(|order| order.to == id(2)), "{orders:?}");
 }

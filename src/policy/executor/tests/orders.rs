@@ -1,4 +1,4 @@
-//! What starts, in which order, and what is remembered of it.
+//! Which orders start, in which order, and what is remembered of them.
 
 use super::super::{Ending, Epoch, ExecutorSettings, Ticket};
 use super::build::{Desk, all_on_one, gid, group, id};
@@ -168,7 +168,7 @@ fn a_ticket_of_another_epoch_ends_nothing() {
 fn a_new_round_replaces_what_did_not_start() {
     let mut desk = Desk::new(3, all_on_one(9, &[1, 2, 3]));
     desk.plan();
-    // Somebody else moved them meanwhile.
+    // Another party moved them meanwhile.
     for number in 4..=6 {
         desk.group(number).leader = Some(id(2));
     }

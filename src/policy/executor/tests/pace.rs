@@ -18,7 +18,7 @@ fn a_window_grows_while_it_goes_well_and_halves_once_for_what_fails_together() {
     assert_eq!(window.size(), 72);
     (0..200).for_each(|_| window.grow());
     assert_eq!(window.size(), 100);
-    // Moves 1 to 50 fail together: they began before the first of them was heard to fail.
+    // Moves 1 to 50 fail together: they began before the failure of the first of them was known.
     (1..=50).for_each(|number| window.cut(number, 51));
     assert_eq!(window.size(), 50);
     window.cut(51, 52);
@@ -328,7 +328,7 @@ fn moves_of_one_tier_do_not_wait_for_those_of_another() {
     let mut desk = Desk::with(3, all_on_one(30, &[1, 2, 3]), settings);
     desk.plan();
     assert_eq!(desk.orders().len(), 2);
-    // A drain is a violation, and has tokens of its own.
+    // A drain is a violation, and has separate tokens.
     desk.node(1).draining = true;
     desk.plan();
     assert_eq!(desk.orders().len(), 28);

@@ -11,7 +11,7 @@ fn file() -> PathBuf {
     here.expect("two folders up").join("golden").join("round.json")
 }
 
-/// A round with a bit of everything that the executor adds to a picture.
+/// A pass with some of each addition of the executor to a snapshot.
 fn scene() -> Desk {
     let mut groups = all_on_one(7, &[1, 2, 3]);
     groups.push(group(8, 2, &[2, 3]));

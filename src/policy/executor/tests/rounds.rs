@@ -1,4 +1,4 @@
-//! What is remembered from round to round: targets that failed.
+//! Memory from pass to pass: targets that failed.
 
 use super::super::ExecutorSettings;
 use super::super::dwell::Dwell;
@@ -15,7 +15,7 @@ fn refused() -> Desk {
     desk
 }
 
-/// Fails whatever is ordered, and says when, in seconds from here, for so many seconds.
+/// Fails every order, and returns when, in seconds from here, for so many seconds.
 fn failures(desk: &mut Desk, seconds: u64, number: u64) -> Vec<u64> {
     let mut at = Vec::new();
     for second in 1..=seconds {

@@ -6,7 +6,7 @@ use shardhost_storage::{GroupId, NodeId};
 
 use super::super::plan::{Price, Score};
 
-/// What is wrong with a plan. It must not be carried out; its snapshot belongs into a test.
+/// An error of a plan. It must not be executed; its snapshot belongs into a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CheckError {
@@ -22,7 +22,7 @@ pub enum CheckError {
     WrongFence { group: GroupId },
     /// Bundles are not numbered from 0 without gaps.
     BundleNumber {
-        /// The number that should stand there.
+        /// The expected number.
         expected: usize,
         actual: u32,
     },
@@ -38,7 +38,7 @@ pub enum CheckError {
     /// The summary has other numbers of leaders than the placement.
     WrongCounts {
         node: NodeId,
-        /// What the summary says: before, after the round, after.
+        /// The summary's numbers: before, after the pass, after the full plan.
         planned: [u64; 3],
         actual: [u64; 3],
     },

@@ -19,8 +19,8 @@ use super::snapshot::Snapshot;
 /// Who leads each group that is led by a live node.
 pub type Placement = BTreeMap<GroupId, NodeId>;
 
-/// Checks that each move is allowed, that the score falls with each bundle and is what the summary
-/// says, that who has to leave does, and that the certificate proves the counts optimal.
+/// Checks that each move is allowed, that the score falls with each bundle and equals that of the
+/// summary, that displaced leaders leave, and that the certificate proves the counts optimal.
 ///
 /// # Errors
 /// The first thing that is wrong. The plan must not be carried out.
@@ -129,7 +129,7 @@ fn check_counts(
     Ok(())
 }
 
-/// Whether everybody is where it may be after the full plan.
+/// Whether each group is in an allowed place after the full plan.
 fn check_complete(reading: &Reading<'_>, full: &Placement) -> Result<(), CheckError> {
     for group in &reading.snapshot.groups {
         if let Some(node) = full.get(&group.id)

@@ -72,7 +72,7 @@ impl Arcs {
         }
     }
 
-    /// Shifts one of the cheapest items, if there is one. Says which.
+    /// Shifts one of the cheapest items, if there is one, and returns it.
     pub(super) fn shift(&mut self, from: usize, to: usize) -> Option<u32> {
         let pair = from * self.nodes + to;
         let class = class_at(Some(self.cheapest[pair]).filter(|cost| *cost != NO_ARC)?);

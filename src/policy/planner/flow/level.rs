@@ -1,9 +1,9 @@
 //! Brings nodes near their fair share in bulk, so that few single paths are left to find.
 //!
-//! Within a set of nodes, those above their share give to those below it, by ways with the fewest
-//! moves, as long as there is one. Where some are left on both sides, no way leads from the nodes
-//! that cannot reach the needy to those that can: the set falls into two, and each has a fair share
-//! of its own.
+//! Within a set of nodes, those above their share give to those below it, along paths with the
+//! fewest moves, as long as a path exists. Where some are left on both sides, no path leads from
+//! the nodes that cannot reach the needy to those that can: the set splits into two, each with a
+//! fair share.
 
 use super::Balancer;
 use super::paths::{FAR, Tree};

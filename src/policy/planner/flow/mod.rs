@@ -29,7 +29,7 @@ const PUSHES_PER_ITEM: usize = 4;
 pub(super) struct Problem {
     /// Per node. Zero only for nodes that no item may be on.
     pub(super) weights: Vec<u64>,
-    /// Per node: what is there and stays.
+    /// Per node: items that stay.
     pub(super) fixed: Vec<u64>,
     /// Per item: where it may be.
     pub(super) allowed: Rows,

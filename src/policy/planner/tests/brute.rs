@@ -74,8 +74,8 @@ fn compare(shapes: &[&Shape], weights: &[u32], draining: Option<u64>) {
 
 #[test]
 fn of_all_small_cases_none_has_a_better_balance_or_the_same_with_fewer_moves() {
-    // Every leader and every set of voters, for up to 4 groups on 3 nodes. The order of groups
-    // says nothing, so each set of shapes is taken once.
+    // Every leader and every set of voters, for up to 4 groups on 3 nodes. The order of groups has
+    // no meaning, so each set of shapes is taken once.
     let shapes = shapes_of_one_group(3);
     let mut sets: Vec<Vec<usize>> = vec![Vec::new()];
     let mut cases = 0;

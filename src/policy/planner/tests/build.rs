@@ -9,7 +9,7 @@ use super::super::{Group, Move, Node, Plan, Requirement, Snapshot, Voter, check,
 /// Late enough for everything that takes time to be over.
 pub(super) const NOW: u64 = 10_000_000;
 
-/// A node that takes leaders, in a zone of its own.
+/// A node that takes leaders, in a separate zone.
 pub(super) fn node(id: u64) -> Node {
     Node {
         id: NodeId::must(id),

@@ -1,4 +1,4 @@
-//! The checker against plans that somebody spoiled.
+//! The checker against corrupted plans.
 
 use shardhost_storage::NodeId;
 
@@ -15,7 +15,7 @@ fn unbalanced() -> (Snapshot, Plan) {
 
 #[test]
 fn a_plan_that_stops_too_early_is_not_optimal() {
-    // The plan of a round of four, told as if it were the full plan, with prices to match.
+    // The plan of a pass of four moves, presented as the full plan, with prices to match.
     let (mut snapshot, _) = unbalanced();
     snapshot.settings.moves_per_round = 4;
     let mut plan = checked_plan(&snapshot);
@@ -52,7 +52,7 @@ fn moves_that_buy_nothing_are_found() {
     assert!(matches!(error, CheckError::NoBetter { bundle: 0, .. }), "{error}");
 }
 
-/// Ways to spoil a plan, and what is to be found.
+/// Ways to corrupt a plan, and the expected finding.
 type Sabotage = (fn(&mut Plan), fn(&CheckError) -> bool);
 
 const SABOTAGES: [Sabotage; 9] = [

@@ -9,7 +9,7 @@ use super::super::{DrainAssignment, Explanation, Plan, Snapshot};
 use super::super::{assign_drain, why_all};
 use super::build::checked_plan;
 
-/// A snapshot, and everything that is said of it.
+/// A snapshot, and all output for it.
 #[derive(Serialize, Deserialize)]
 struct Record {
     snapshot: Snapshot,

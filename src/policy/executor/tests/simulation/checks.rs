@@ -12,7 +12,7 @@ use super::shape::{DWELL_MS, MUTE_MS};
 use super::shard::{Hosts, Shard};
 use crate::planner::{self, Tier};
 
-/// News older than this have reached everybody.
+/// News older than this have reached all hosts.
 const NEWS_ARE_HEARD_MS: u64 = 20_000;
 /// Between two rounds in which every group is asked for.
 const ASK_ALL_EVERY: u64 = 20;
@@ -32,7 +32,7 @@ struct Moved {
 pub(super) struct Checks {
     last_move: BTreeMap<GroupId, Moved>,
     running: BTreeMap<(Epoch, GroupId), (Ticket, u64)>,
-    /// When the last order of a group to a target was heard to fail.
+    /// When the failure of the last order of a group to a target became known.
     failed: BTreeMap<(Epoch, GroupId, NodeId), u64>,
     orders: BTreeMap<Ticket, Order>,
     rounds: u64,
@@ -95,7 +95,7 @@ impl Checks {
         Ok(())
     }
 
-    /// What a planner says may start.
+    /// Orders that a planner allows to start.
     pub(super) fn started(
         &mut self,
         seat: &Seat,
@@ -154,7 +154,8 @@ impl Checks {
         })
     }
 
-    /// An order ended, and its planner was told. What it gave up before is nothing to it.
+    /// An order ended, and its planner received the outcome. Orders that it gave up before do not
+    /// concern it.
     pub(super) fn ended(&mut self, seat: &Seat, ticket: Ticket, ending: Ending, now: u64) {
         let Some(order) = self.orders.get(&ticket) else { return };
         let key = (ticket.epoch, order.group);
@@ -206,7 +207,7 @@ impl Checks {
         }
         self.coverage.balance_moves += 1;
         // Moves of an earlier planner, and those whose order arrived after it had been given up,
-        // are known only from the leader that came of them. An election hides one.
+        // are known only from the resulting leader. An election hides one.
         let hidden = |last: &Moved| {
             (last.epoch != epoch || last.given_up) && last.elections != shard.elections
         };
@@ -243,7 +244,7 @@ fn bounds(seat: &Seat, now: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// Every group has an answer, and one that says something.
+/// Every group has a specific answer.
 fn answers(seat: &Seat, group: GroupId, now: u64) -> Result<(), String> {
     let why = seat.executor.why(group, now);
     let empty = why.answer == Answer::AsPlanned && why.explanation.is_none();

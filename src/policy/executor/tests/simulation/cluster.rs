@@ -1,4 +1,4 @@
-//! The whole cluster under one clock: hosts, groups, planners, and what is on its way between them.
+//! The whole cluster under one clock: hosts, groups, planners, and the messages between them.
 
 use std::collections::{BTreeMap, BTreeSet};
 

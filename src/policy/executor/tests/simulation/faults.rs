@@ -41,8 +41,8 @@ impl Cluster {
         }
     }
 
-    /// The catalog says something else. Hosts hear it soon; the planner in charge at once, or at
-    /// its next round.
+    /// The catalog changes. Hosts learn it soon; the planner in charge at once, or at its next
+    /// pass.
     fn control(&mut self, mode: Mode, stopped: bool) {
         (self.mode, self.stopped) = (mode, stopped);
         let hosts: Vec<NodeId> = self.hosts.keys().copied().collect();

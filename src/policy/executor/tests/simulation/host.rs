@@ -30,7 +30,7 @@ pub(super) struct Host {
     pub(super) draining: bool,
     pub(super) capabilities: BTreeSet<String>,
     pub(super) fence: Fence,
-    /// What the checks know of what it heard.
+    /// What the checks know of what it received.
     pub(super) heard: Epoch,
     pub(super) stopped: bool,
     /// When there was last something that others learn of it.

@@ -1,10 +1,10 @@
 //! Whole clusters under one clock, from a seed: hosts that crash, hang, lag, drain and change,
-//! groups that elect and refuse by themselves, planners that are replaced and do not know it, and
-//! messages that are lost and late. Checks watch every step; in the end all faults end, and the
-//! leaders must come to the best places and stay there.
+//! groups that elect and refuse independently, planners that are replaced without their knowledge,
+//! and messages that are lost and late. Checks watch every step. At the end all faults stop, and
+//! the leaders must reach the best places and stay there.
 //!
-//! What hosts and groups do by themselves is a model here: the real ones are simulated where they
-//! stand. The executor and the planner are the real ones.
+//! Hosts and groups are a model here; `src/policy/simulation` has the real groups. The executor and
+//! the planner are the real ones.
 //!
 //! `SIMULATION_SEEDS=2000` runs more seeds, `SIMULATION_SEED=17` runs one.
 

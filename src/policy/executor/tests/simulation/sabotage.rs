@@ -16,7 +16,7 @@ pub(super) enum Sabotage {
     NoDwell,
     /// The executor forgets which targets failed.
     ForgetMutes,
-    /// The executor goes on when it hears of the kill switch.
+    /// The executor ignores the kill switch.
     IgnoreStop,
     /// Hosts obey planners that were replaced.
     IgnoreEpoch,

@@ -1,5 +1,5 @@
-//! A host that leads the system group, or thinks so: an executor, the newest report of each host,
-//! and whom it can reach.
+//! A host that leads the system group, or believes so: an executor, the newest report of each host,
+//! and the hosts that it can reach.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::super::super::{
 };
 use crate::planner::{Group, Node, Snapshot};
 
-/// What a host said at one time.
+/// The report of a host at one time.
 #[derive(Clone, Debug)]
 pub(super) struct Report {
     pub(super) at_ms: u64,
@@ -28,7 +28,7 @@ pub(super) struct Seat {
     /// Hosts that it cannot reach.
     pub(super) cut: BTreeSet<NodeId>,
     reports: BTreeMap<NodeId, Report>,
-    /// What it was last told.
+    /// The last report.
     pub(super) mode: Mode,
     pub(super) stopped: Option<Stop>,
 }
@@ -67,7 +67,7 @@ impl Seat {
         self.executor.round(Observation { now_ms: now, mode, stopped, snapshot, reported_ms })
     }
 
-    /// Of a node what was said last, of a group what its newest leader says.
+    /// The last report of a node, and of a group the report of its newest leader.
     fn merged(&self) -> Snapshot {
         let mut nodes: BTreeMap<NodeId, (u64, &Node)> = BTreeMap::new();
         let mut groups: BTreeMap<GroupId, (u64, bool, &Group)> = BTreeMap::new();

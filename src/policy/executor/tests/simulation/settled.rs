@@ -22,7 +22,7 @@ impl Cluster {
         }
     }
 
-    /// Lets time pass, in which nobody may be told to move anything.
+    /// Lets time pass, in which no host may get an order.
     pub(super) fn stay(&mut self, length_ms: u64) -> Result<(), String> {
         let (ordered, end) = (self.checks.coverage.ordered, self.now + length_ms);
         while self.now < end {

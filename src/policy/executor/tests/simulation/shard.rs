@@ -24,22 +24,22 @@ pub(super) struct Shard {
     /// A transfer that a planner ordered is under way.
     pub(super) transferring: bool,
     pub(super) elect_at_ms: Option<u64>,
-    /// Elections in which somebody won.
+    /// Elections with a winner.
     pub(super) elections: u64,
     /// When its members or its requirement last changed.
     pub(super) news_at_ms: u64,
 }
 
 impl Shard {
-    /// Somebody else leads from now on.
+    /// Another replica leads from now on.
     pub(super) fn hand_to(&mut self, to: NodeId, now: u64) {
         self.leader = Some(to);
         self.term += 1;
         self.moved_at_ms = Some(now);
     }
 
-    /// What the group does by itself: it elects a leader, and leaders that must not lead, or whose
-    /// host drains, hand over.
+    /// The group's part: it elects a leader, and leaders that must not lead, or whose host drains,
+    /// transfer leadership.
     pub(super) fn reflex(&mut self, hosts: &Hosts, now: u64, chance: &mut Chance) {
         match self.leader {
             Some(leader) if hosts[&leader].up && self.voters.contains(&leader) => {

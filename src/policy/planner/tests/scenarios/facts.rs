@@ -1,4 +1,4 @@
-//! What is known, what is under way, and what is left alone.
+//! Known facts, moves in flight, targets under back-off.
 
 use super::super::super::{Finding, Group, LedgerMove, Mute, Snapshot, Stay, Tier};
 use super::super::build::{NOW, checked_plan, counts, group, nodes, snapshot, targets};

@@ -1,4 +1,5 @@
-//! Causes by name: what is predicted of a target is what the gate says when it is tried.
+//! Causes by name: the prediction for a target equals the answer of the eligibility check when it
+//! is tried.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +17,7 @@ fn with(change: impl FnOnce(&mut Snapshot)) -> Snapshot {
     one
 }
 
-/// What the planner says of node 2 as the target of group 1.
+/// The planner's verdict on node 2 as the target of group 1.
 fn predicted(change: impl FnOnce(&mut Snapshot)) -> RejectReason {
     let answer = why(&with(change), &Plan::default(), GroupId::new(1)).expect("a sound snapshot");
     let voters = answer.expect("a known group").voters;
