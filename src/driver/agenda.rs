@@ -1,7 +1,7 @@
 //! Which groups the keeper compares next: those that changed, and from time to time all. Pure.
 //!
-//! A change of the catalog, or of a leadership here, is about some groups, and a host may hold ten
-//! thousand. What is missed all the same, or could not be done, is found when all are compared.
+//! A change of the catalog, or of a leadership here, concerns few groups, and a host may hold ten
+//! thousand. Changes that are missed, or steps that failed, are found when all are compared.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub(super) enum Scope {
     Only(BTreeSet<GroupId>),
 }
 
-/// What is to be compared.
+/// Groups to compare.
 #[derive(Debug)]
 pub(super) struct Agenda {
     node: NodeId,
@@ -54,7 +54,7 @@ impl Agenda {
         self.all_at = self.all_at.min(at);
     }
 
-    /// What is compared now; everything again at `all_again` at the latest.
+    /// The groups to compare now; all again at `all_again` at the latest.
     pub(super) fn next(&mut self, now: Instant, all_again: Instant) -> Scope {
         let groups = std::mem::take(&mut self.groups);
         if now < self.all_at {

@@ -1,8 +1,8 @@
 //! Asking the catalog, from any host: the replica of the system group that leads is found and asked,
 //! here or over the network.
 //!
-//! A command is sent again only when it surely was not taken; whoever gets
-//! [`CatalogError::Unknown`] looks at the catalog and decides anew.
+//! A command is sent again only when it surely was not taken. On [`CatalogError::Unknown`], read
+//! the catalog and decide again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -35,7 +35,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-/// Between two tries, when nobody knows who leads.
+/// Between two tries, when no leader is known.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The catalog did not do what it was asked, or could not be asked.
@@ -45,7 +45,7 @@ pub enum CatalogError {
     /// It refused, and changed nothing.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// Nobody who leads the system group was found; nothing changed. The groups themselves go on
+    /// No leader of the system group was found; nothing changed. The groups themselves continue
     /// without it.
     #[error(
         "the catalog does not answer ({last}); it needs a quorum of nodes {founders}: `shardhost \
@@ -54,7 +54,7 @@ pub enum CatalogError {
     Unreachable {
         /// The nodes that hold the system group, as far as is known.
         founders: String,
-        /// What the last one said.
+        /// The answer of the last one.
         last: String,
     },
     /// It may have been carried out, now or later.
@@ -72,18 +72,18 @@ pub struct CatalogClient {
 struct Inner {
     host: Host,
     founders: Vec<NodeId>,
-    /// Who led last, as somebody said; 0: not known.
+    /// The last leader that a node named; 0: not known.
     hint: AtomicU64,
-    /// Nodes that said nothing when they were asked last: they are asked after all others. A process
-    /// that hangs takes connections, and nobody can tell what it does with a command.
+    /// Nodes that did not answer when they were asked last: they are asked after all others. A
+    /// process that hangs accepts connections, and its effect on a command is unknown.
     silent: Mutex<BTreeSet<NodeId>>,
     channels: Mutex<BTreeMap<String, SystemClient<Channel>>>,
-    /// Somebody here waits until this revision is known.
+    /// A caller on this host waits until this revision is known.
     wanted: AtomicU64,
     hurry: Notify,
 }
 
-/// What came of asking one node.
+/// The result of asking one node.
 enum Asked {
     Answered(Bytes),
     Elsewhere { leader: Option<NodeId>, reason: String },
@@ -121,7 +121,7 @@ impl CatalogClient {
         Ok(self.run(&Command::new(0, Operation::Tick)).await?.revision)
     }
 
-    /// Has an operation carried out, unless somebody changed the record since `revision`.
+    /// Has an operation applied, unless the record changed since `revision`.
     ///
     /// # Errors
     /// [`CatalogError`].
@@ -133,18 +133,18 @@ impl CatalogClient {
         self.run(&Command::new(now_ms(), operation).expecting(revision)).await
     }
 
-    /// Somebody here waits until the view has this revision, which was told of.
+    /// A caller waits until the view has this revision, which a reply named.
     pub(super) fn want(&self, revision: Revision) {
         self.inner.wanted.fetch_max(revision.get(), Ordering::Relaxed);
         self.inner.hurry.notify_one();
     }
 
-    /// The latest revision that somebody here waits for.
+    /// The latest revision that a caller waits for.
     pub(super) fn wanted(&self) -> Revision {
         Revision::new(self.inner.wanted.load(Ordering::Relaxed))
     }
 
-    /// Resolves when somebody waits for a revision.
+    /// Resolves when a caller waits for a revision.
     pub(super) async fn hurried(&self) {
         self.inner.hurry.notified().await;
     }
@@ -183,7 +183,7 @@ impl CatalogClient {
         Ok(Answer::decode(&answer)?)
     }
 
-    /// Asks one node after another, beginning with this one and who is said to lead.
+    /// Asks one node after another, beginning with this one and the reported leader.
     async fn until_answered<F: Future<Output = Asked>>(
         &self,
         ask: impl Fn(NodeId) -> F,
@@ -211,8 +211,8 @@ impl CatalogClient {
         CatalogError::Unreachable { founders: founders.collect::<Vec<_>>().join(", "), last }
     }
 
-    /// Whom to ask: who leads as far as this host or somebody else knows, this host, the founders,
-    /// and then all others, who may know more. Whoever was silent comes last.
+    /// The order of nodes to ask: the leader as far as known, this host, the initial members, and
+    /// then all others. Silent nodes come last.
     fn candidates(&self) -> Vec<NodeId> {
         let host = &self.inner.host;
         let local = host.group(SYSTEM_GROUP).and_then(|group| group.status().leader);
@@ -324,7 +324,7 @@ impl CatalogClient {
         Ok(gone)
     }
 
-    /// A connection to a node that stands when this returns, so that what fails before was not
+    /// An established connection to a node, so that a failure before it means that nothing was
     /// sent.
     pub(super) async fn connect(
         &self,

@@ -1,14 +1,14 @@
 //! Emptying a node of its leaderships, at a pace that the others bear, and keeping it empty.
 //!
-//! The node says that it is draining: nobody hands it a leadership from then on, and it stands for
-//! election last. Then it hands on what it leads, by one assignment for all groups that respects
-//! what the others have already, and what the catalog intends. Each transfer is agreed and checked by
-//! itself; what cannot go is named, and is not waited for, unless the reason passes by itself: a
-//! successor that catches up, a change of members.
+//! The node advertises that it is draining: no other node transfers a leadership to it from then
+//! on, and it campaigns last. Then it transfers what it leads, by one assignment for all groups
+//! that respects what the others lead already, and what the catalog intends. Each transfer is
+//! agreed and checked separately. Groups that cannot move are named, and are not waited for, unless
+//! the reason is temporary: a successor that catches up, a change of members.
 //!
-//! **A drain lasts until it is ended.** A leadership that falls to the node later is handed on too, and
-//! what could not go is tried again, ever more rarely. How far a drain is, is therefore no event but a
-//! state: what the node leads is counted whenever somebody asks.
+//! **A drain lasts until it is ended.** A leadership that the node acquires later is transferred
+//! too, and groups that could not move are tried again, with growing pauses. Progress is therefore
+//! not an event but a state: what the node leads is counted at each request.
 //!
 //! How many transfers are under way grows with each part of a window that went well, and is halved
 //! when one fails or takes long: the others are busy. Transfers that fail together count once.
@@ -34,15 +34,15 @@ use super::{CatalogView, SYSTEM_GROUP};
 use crate::host::Host;
 
 const WINDOW: WindowSettings = WindowSettings { first: 64, least: 8, most: 1_024 };
-/// Between two looks at what is left, when nothing is under way.
+/// Between two looks at the rest, when no transfer is in flight.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A group that cannot go as things are is tried again after this, and after twice as long each time.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// At most: nobody tells when a successor is back.
+/// At most: nothing notifies when a successor is back.
 const RETRY_AT_LEAST_EVERY: Duration = Duration::from_secs(8);
-/// An empty node looks this often whether it leads something, beside being told of it.
+/// An empty node checks this often whether it leads anything, beside being notified.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
-/// One whose reason passes by itself, as a successor that lacks entries does.
+/// For a temporary reason, as a successor that lacks entries.
 const RETRY_SOON: Duration = Duration::from_millis(100);
 /// A transfer that took longer than this halves the window: the others are busy.
 const LONG_TRANSFER: Duration = Duration::from_millis(500);
@@ -54,7 +54,7 @@ const MAX_REASONS: usize = 1_000;
 /// What becomes of a node that could not be emptied in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fallback {
-    /// It goes on draining, and leads what it could not hand on.
+    /// It stays draining, and leads what it could not transfer.
     #[default]
     KeepDraining,
     /// It is a node like the others again.
@@ -105,7 +105,7 @@ pub enum DrainState {
     Cancelled,
 }
 
-/// What came of a drain up to now.
+/// Results of a drain so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainProgress {
@@ -123,8 +123,8 @@ pub struct DrainProgress {
     pub undrainable: BTreeMap<GroupId, String>,
 }
 
-/// A drain of this process's node. Dropping it ends the drain where it is; the node goes on saying
-/// that it is draining until [`Drain::undrain`], or [`Host::set_draining`], says otherwise.
+/// A drain of this process's node. Dropping it ends the drain where it is; the node keeps
+/// advertising that it is draining until [`Drain::undrain`], or [`Host::set_draining`].
 #[derive(Debug)]
 pub struct Drain {
     host: Host,
@@ -137,7 +137,7 @@ pub struct Drain {
 /// Until when the node is to be empty; `None`: it was, or there is no such time.
 type Deadline = Arc<watch::Sender<Option<Instant>>>;
 
-/// What a drain's executor says of itself.
+/// The state that a drain's task publishes.
 #[derive(Clone, Debug, Default)]
 struct Work {
     progress: DrainProgress,
@@ -272,7 +272,7 @@ async fn passed(mut deadline: watch::Receiver<Option<Instant>>) {
     }
 }
 
-/// What is tried next, and what was learned.
+/// The groups to try next, and what was learned.
 struct Executor {
     host: Host,
     /// What the cluster intends; `None`: there is no catalog.
@@ -298,7 +298,7 @@ struct Stuck {
     pause: Duration,
 }
 
-/// A group that is to go, and whom to ask for it, in which order.
+/// A group to transfer, and its targets in order.
 type Due = (Group, Vec<NodeId>);
 
 /// How a transfer ended, and which one it was.
@@ -334,8 +334,8 @@ impl Executor {
         tracing::info!(?state, left, moved = self.moved(), "a drain is over");
     }
 
-    /// Hands on what the node leads, and what falls to it later. What is left is settled when two looks
-    /// in a row found nothing that could go.
+    /// Transfers what the node leads, and what it acquires later. The rest is final when two looks
+    /// in a row found nothing that could move.
     async fn keep_empty(&mut self, news: &Notify) -> Infallible {
         let mut empty_looks = 0;
         loop {
@@ -398,7 +398,7 @@ impl Executor {
         until.map_or(CHECK_EVERY, |until| until.clamp(LOOK_EVERY, CHECK_EVERY))
     }
 
-    /// What is to go, and whom to ask for it in which order: the planner's choice first, then the
+    /// The groups to transfer, and their targets in order: the planner's choice first, then the
     /// other voters that take leaders.
     fn plan(&mut self) -> VecDeque<Due> {
         let now = Instant::now();
@@ -493,7 +493,7 @@ impl Executor {
                 self.adapt(number, moved.took < LONG_TRANSFER);
                 self.report(|progress| progress.moved += 1);
             }
-            // Somebody else leads it already.
+            // Another node leads it already.
             Err(TransferError::NotLeader { .. } | TransferError::Stopped { .. }) => {}
             Err(error) => {
                 tracing::debug!(%group, %error, "a leadership stays for now");
@@ -526,7 +526,7 @@ impl Executor {
         self.work.borrow().progress.moved
     }
 
-    /// Why some of what is left cannot go.
+    /// Why some of the rest cannot move.
     fn report_stuck(&self) {
         let (undrainable, count) = (self.reasons(), self.stuck.len());
         self.work.send_modify(|work| {

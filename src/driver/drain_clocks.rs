@@ -1,9 +1,9 @@
 //! How much time passed for each drain, by the clock of the leader of the system group that never jumps.
 //! Pure.
 //!
-//! What passed is told to the catalog every so often, so that a successor goes on from there: what is
-//! lost with a leadership is at most [`TELL_EVERY`] and the time without a leader, by which a drain
-//! lasts longer. It is told with the revision of the drain that it is for, so nothing counts twice.
+//! The time that passed is recorded in the catalog regularly, so that a successor continues from
+//! there: a change of leader loses at most [`TELL_EVERY`] and the time without a leader, by which a
+//! drain lasts longer. It is recorded with the revision of its drain, so nothing counts twice.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -29,8 +29,8 @@ struct DrainClock {
 }
 
 impl DrainClocks {
-    /// The drains of which the catalog is to be told how much time passed, in milliseconds: those that
-    /// are due, and those of which it was not told for long. Time counts from the first look.
+    /// The drains for which passed time is to be recorded, in milliseconds: those that are due, and
+    /// those without a record for long. Time counts from the first look.
     pub(super) fn due_reports<'a>(
         &mut self,
         view: &'a View,
@@ -41,7 +41,7 @@ impl DrainClocks {
         for drain in view.drains().values().map(AsRef::as_ref) {
             let fresh = DrainClock { revision: drain.revision, since: now };
             let clock = self.of.entry(drain.node).or_insert(fresh);
-            // A view from before what was told last says nothing.
+            // A view from before the last record is ignored.
             if drain.revision < clock.revision {
                 continue;
             }
@@ -58,7 +58,7 @@ impl DrainClocks {
         due
     }
 
-    /// The catalog was told, and the drain is at this revision, if it is still there.
+    /// The catalog recorded it, and the drain is at this revision, if it still exists.
     pub(super) fn told(&mut self, node: NodeId, revision: Revision, passed_ms: u64) {
         if let Some(clock) = self.of.get_mut(&node) {
             clock.revision = revision;
@@ -174,7 +174,7 @@ mod tests {
         let again = Command::new(NOW_MS, operation).expecting(drain.revision);
         assert_eq!(catalog.apply(&again).unwrap_err().name(), "WRONG_REVISION");
         assert_eq!(clock_ms(&catalog), Some(5_000));
-        // A drain that somebody changed is looked at anew.
+        // A drain that was changed is looked at again.
         let intent = drain.id;
         run(&mut catalog, NOW_MS, Operation::FinishDrain { node: NODE, intent });
         assert_eq!(tend(&mut catalog, &mut clocks, began + TELL_EVERY * 3, NOW_MS), 0);

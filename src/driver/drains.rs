@@ -1,4 +1,4 @@
-//! The drain of this process's node: one at a time, with whoever asked for it.
+//! The drain of this process's node: one at a time, with its owner.
 //!
 //! A drain that the catalog intends comes before one that only this process knows of, and is followed
 //! when it is changed. Whether a drain outlives the process is not known here: that is the catalog's.
@@ -12,7 +12,7 @@ use super::{Drain, DrainOptions, DrainProgress, Fallback};
 use crate::host::Host;
 use shardhost_policy::catalog::{DrainIntent, DrainState as IntentState, IntentId, Revision};
 
-/// A drain is under way for somebody else.
+/// A drain for another owner is in progress.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "node {node} is being drained already, by {owner:?}; `shardhost drain status {node}` shows how \
@@ -73,7 +73,7 @@ impl Drains {
     /// replaces what was under way, and is not begun again after it was ended here.
     ///
     /// # Errors
-    /// [`AlreadyDraining`]: another drain lasts, and the catalog intends none; it goes on.
+    /// [`AlreadyDraining`]: another drain is in progress that the catalog does not intend; it continues.
     pub fn begin(
         &self,
         options: DrainOptions,
@@ -95,7 +95,7 @@ impl Drains {
             }
         }
         let drain = Drain::with_catalog(&self.host, options, self.catalog.clone());
-        // One that is replaced here ends, and the node goes on saying that it is draining.
+        // A drain that is replaced here ends, and the node keeps advertising that it is draining.
         *current = Some(Current { drain, owner, intent, followed: None });
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! Following the catalog: every host keeps a view of it, as fresh as its replica of the system
-//! group, or as often as it asks somebody who has one.
+//! group, or as often as it asks a node that has one.
 //!
-//! When nobody answers, the view stays as it is: intentions do not end because they cannot be read.
-//! **The view never goes back**, whoever answers: what is asked names the revision that is known, an
-//! answer of an earlier one does not count, and somebody else is asked.
+//! When no node answers, the view stays as it is: intentions do not end because they cannot be
+//! read. **The view never goes back**, whichever node answers: a request names the known revision,
+//! an answer of an earlier one does not count, and another node is asked.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Between two questions at least, so that a burst of changes makes a few views. A change that
 /// comes alone is read at once.
 const GATHER: Duration = Duration::from_millis(30);
-/// After a question that nobody answered.
+/// After a request without an answer.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long the replica here may take to answer. It may hang.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -53,7 +53,7 @@ impl Follower {
             let (seen, asked) = (self.source.applied_here(), Instant::now());
             let known = self.view.borrow().as_ref().map(Arc::clone);
             if seen.is_none() {
-                // Who is asked may be behind what somebody here was told.
+                // The node that is asked may be behind a revision that a caller here knows of.
                 self.reader.least = self.reader.least.max(self.source.client.wanted());
             }
             match self.reader.catch_up(known, &mut self.source).await {
@@ -86,7 +86,7 @@ trait Source {
 struct Replicas {
     host: Host,
     client: CatalogClient,
-    /// Why the replica here is not asked; told once.
+    /// Why the replica here is not asked; logged once.
     trouble: Option<String>,
 }
 
@@ -161,20 +161,20 @@ impl Source for Replicas {
     }
 }
 
-/// What is remembered of the answers so far.
+/// Memory of the answers so far.
 #[derive(Debug, Default)]
 struct Reader {
     /// Changes up to this one are in the view that was handed out last: not those of a page behind
     /// which another one failed.
     since: Revision,
-    /// Somebody answered who had everything up to this one. What was read of it is not whole before
-    /// the changes up to there are taken over.
+    /// A node answered that had everything up to this one. The pages are complete only when the
+    /// changes up to there are applied.
     least: Revision,
 }
 
 impl Reader {
-    /// The view with everything that changed; `None`: nothing did. What is answered is never older
-    /// than what is known.
+    /// The view with all changes; `None`: there are none. Answers are never older than the known
+    /// revision.
     async fn catch_up(
         &mut self,
         known: CatalogView,
@@ -214,9 +214,9 @@ impl Reader {
         }
     }
 
-    /// Reads everything, and says from which revision to go on. Each page is at least of the revision
-    /// of the first, whoever answers: what changed since then is told by the changes, and until they
-    /// are taken over the view is of no moment.
+    /// Reads everything, and returns the revision to continue from. Each page is at least of the
+    /// revision of the first, whichever node answers: later changes come with the changes, and
+    /// until they are applied the view is incomplete.
     async fn list(&mut self, source: &mut impl Source) -> Result<(View, Revision), CatalogError> {
         let (mut view, mut first) = (View::default(), None);
         for kind in RecordKind::ALL {

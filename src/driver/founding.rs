@@ -1,5 +1,5 @@
-//! This host's replica of the system group: opened when the log holds it; created by a founder once
-//! every founder has said that its disk is new.
+//! This host's replica of the system group: opened when the log holds it; created by an initial
+//! member once all initial members have confirmed that their disks are new.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ pub(super) async fn open_or_found(
         return Ok(());
     }
     let spec = GroupSpec::new(SYSTEM_GROUP, options.founders.iter().copied()).kind(SYSTEM_KIND);
-    // The founders said of their disks that they are new.
+    // The initial members confirmed that their disks are new.
     let spec = spec.on_known_disk();
     if decided {
         host.create_group(spec, CatalogMachine::default()).await?;

@@ -1,12 +1,12 @@
 //! Doing on this host what the catalog intends: creating and destroying replicas, having groups
 //! require what they should, draining; and telling the catalog who belongs to the groups led here.
 //!
-//! What is to be done is decided by [`reconcile`]; here it is carried out. A round is about the groups
-//! that changed; everything is compared from time to time, and when something failed, so a host that
-//! was away catches up by itself.
+//! [`reconcile`] decides the steps; here they are executed. A pass concerns the groups that
+//! changed. Everything is compared from time to time, and after a failure, so a host that was away
+//! catches up.
 //!
-//! Steps are carried out side by side, and no round waits for them: of a group whose step is under way,
-//! held up by a state machine, no other step begins, and all other groups go on.
+//! Steps are executed in parallel, and no pass waits for them: for a group whose step is in
+//! progress, held up by a state machine, no other step begins, and all other groups continue.
 //!
 //! A view may be behind. What creates replicas or changes a group is therefore decided once more by the
 //! catalog as it is, after the group was looked at, and a change is for the configuration that was seen.

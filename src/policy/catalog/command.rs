@@ -1,10 +1,9 @@
 //! What the catalog can be asked to do, and what of that can be checked without knowing its state.
 //!
 //! Decoding is total: every byte string gives a command or a refusal. Bytes that this version does
-//! not write (another version, an operation or a field that it does not know) are refused and
-//! change nothing, as with tables and queues. Replicas of different versions would differ over
-//! them, so whoever adds an operation proposes it only when all replicas of the system group know
-//! it.
+//! not write (another version, an unknown operation or field) are refused and change nothing, as
+//! with tables and queues. Replicas of different versions would differ over them, so a new
+//! operation is proposed only when all replicas of the system group know it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -24,7 +23,7 @@ use super::{
 };
 use shardhost_proto::shard_map::ShardMap;
 
-/// A change of the catalog, with the time of whoever proposed it.
+/// A change of the catalog, with the proposer's time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
     /// Milliseconds since 1970, by the proposer's clock. At most [`MAX_TIME_MS`].
@@ -40,28 +39,29 @@ pub struct Command {
 pub enum Operation {
     /// Creates a group. Its founders must be registered.
     CreateGroup(NewGroup),
-    /// Says what a group asks of its leader; the default asks for nothing. Capabilities that
-    /// nobody has are accepted: a later binary may bring them.
+    /// Sets the requirement of a group; the default requires nothing. Capabilities that no node has
+    /// are accepted: a later binary may bring them.
     SetRequirement {
         group: GroupId,
         requirement: Requirement,
     },
-    /// Says where the leader of a group is wanted; the default is anywhere. Replaces all of it.
+    /// Sets where the leader of a group is wanted; the default is anywhere. Replaces all of it.
     SetPlacement {
         group: GroupId,
         placement: Placement,
     },
-    /// Tells who belongs to a group. A fact: it is taken over even when a pin is then to a node
+    /// Reports the members of a group. A fact: it is recorded even when a pin then names a node
     /// that is no member, which the planner reports and ignores.
     RecordMembers {
         group: GroupId,
-        /// The configuration's index in the group's log, later than what is known.
+        /// The configuration's index in the group's log, later than the recorded one.
         config_index: LogIndex,
         /// The members, 1 to [`MAX_MEMBERS`].
         nodes: BTreeSet<NodeId>,
-        /// Those of them whose member is the one that the group was founded with; `None`: not said.
+        /// Those of them whose member is the one that the group was created with; `None`: not
+        /// reported.
         founding: Option<BTreeSet<NodeId>>,
-        /// The generation of the group that it is told of; `None`: not said.
+        /// The generation of the group that the report is about; `None`: not reported.
         generation: Option<u32>,
     },
     /// Orders the end of a group: hosts destroy their replicas.
@@ -75,9 +75,9 @@ pub enum Operation {
     FinishDestroy {
         group: GroupId,
     },
-    /// Registers a node, or changes what is known of it.
+    /// Registers a node, or changes its record.
     PutNode(NewNode),
-    /// Tells what a node can do.
+    /// Reports the capabilities of a node.
     Advertise {
         node: NodeId,
         /// Its process; larger is later.
@@ -105,7 +105,7 @@ pub enum Operation {
         intent: IntentId,
         /// Until when it is to be done.
         deadline_ms: u64,
-        /// When it ends by itself.
+        /// When it expires.
         expires_ms: u64,
     },
     /// A node leads nothing any more.
@@ -118,11 +118,11 @@ pub enum Operation {
         node: NodeId,
         intent: IntentId,
     },
-    /// Time passes, by the clock of whoever proposes it: ends drains that have expired, and applies
-    /// the fallback of those whose deadline has passed. Of versions without
-    /// [`Operation::PassTime`]; at time 0 it changes nothing.
+    /// Time passes, by the proposer's clock: ends drains that have expired, and applies the
+    /// fallback of those whose deadline has passed. Of versions without [`Operation::PassTime`]; at
+    /// time 0 it changes nothing.
     Tick,
-    /// Founds the map of shards. What is founded stays: another one is refused, and so is one that
+    /// Records the first map of shards. It stays: another one is refused, and so is one that
     /// contradicts the shards that an earlier version created.
     FoundShardMap {
         map: ShardMap,
@@ -177,7 +177,7 @@ pub struct NewDrain {
     pub owner: String,
     /// Until when it is to be done.
     pub deadline_ms: u64,
-    /// When it ends by itself; at most [`super::MAX_DRAIN_MS`] from now.
+    /// When it expires; at most [`super::MAX_DRAIN_MS`] from now.
     pub expires_ms: u64,
     /// What happens at the deadline.
     pub fallback: DrainFallback,
@@ -185,7 +185,7 @@ pub struct NewDrain {
     pub stranding: Stranding,
 }
 
-/// What a drain does when groups would have nobody to lead them.
+/// What a drain does when groups would be left without an eligible leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stranding {
     Refuse,
@@ -219,7 +219,7 @@ impl Command {
     pub fn decode(data: &Bytes) -> Result<Self, Refusal> {
         check_limit(Subject::CommandBytes, data.len(), MAX_COMMAND_BYTES)?;
         let command = command_from_message(read_versioned(data)?)?;
-        // What is not written back was not understood: a field of a later version.
+        // A field of a later version is lost when the message is written back.
         if command.encode() != *data {
             return Err(malformed("it has fields that are not known, or is in another order"));
         }
@@ -358,7 +358,7 @@ fn check_placement(placement: &Placement) -> Result<(), Refusal> {
     check_distinct(Subject::Preference, &places)
 }
 
-/// Refuses what stands twice in a sorted list.
+/// Refuses an item that occurs twice in a sorted list.
 pub(super) fn check_distinct<T: PartialEq + fmt::Display>(
     subject: Subject,
     sorted: &[T],

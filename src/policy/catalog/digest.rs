@@ -9,7 +9,7 @@ const PRIME: u64 = 0x0100_0000_01b3;
 #[derive(Clone, Debug)]
 pub(super) struct Digest {
     sum: u64,
-    /// Kept from message to message, so that each needs no allocation of its own.
+    /// Reused from message to message, to save allocations.
     bytes: Vec<u8>,
 }
 

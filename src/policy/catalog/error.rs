@@ -12,7 +12,7 @@ use super::name::MAX_NAME_BYTES;
 use super::record::{DrainState, IntentId, Place, RecordKey, Revision};
 use shardhost_proto::shard_map::ShardMap;
 
-/// Groups that a refusal names at most; it says how many there are.
+/// Groups that a refusal names at most; it also has their count.
 pub const MAX_NAMED_GROUPS: usize = 10;
 
 macro_rules! subjects {
@@ -71,7 +71,7 @@ subjects! {
     Now = 16, "time of the command";
     /// When a drain is to be done.
     Deadline = 17, "deadline";
-    /// When a drain ends by itself.
+    /// When a drain expires.
     Expiry = 18, "expiry";
     /// Records that a query asks for.
     Page = 19, "limit of a page";
@@ -99,7 +99,7 @@ impl fmt::Display for Subject {
     }
 }
 
-/// Why a group would have nobody to lead it.
+/// Why no node would be eligible to lead a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StrandedCause {
     /// None of the other nodes that take leaders is a member.
@@ -131,7 +131,7 @@ impl StrandedCause {
     }
 }
 
-/// A group that a drain would leave without anybody to lead it.
+/// A group that a drain would leave without an eligible leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StrandedGroup {
     pub group: GroupId,
@@ -142,7 +142,7 @@ pub struct StrandedGroup {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// Somebody changed the record. Read it, and decide anew.
+    /// The record was changed meanwhile. Read it, and decide again.
     #[error("{record} is at revision {actual}, {expected} is expected; read it and try again")]
     WrongRevision {
         record: RecordKey,
@@ -180,7 +180,7 @@ pub enum Refusal {
     /// The group is being destroyed. Wait until it is gone, and create it again if it is needed.
     #[error("group {group} is being destroyed since revision {since}")]
     Destroying { group: GroupId, since: Revision },
-    /// Nobody ordered the end of the group. Destroy it first.
+    /// The group was not ordered to be destroyed. Destroy it first.
     #[error("group {group} is active since revision {founded}; destroy it first")]
     NotDestroying { group: GroupId, founded: Revision },
     /// There is no such node. Register it first.
@@ -192,7 +192,7 @@ pub enum Refusal {
     /// Another node is reached there.
     #[error("the address {address} is that of node {node}; give each node its own")]
     AddressTaken { address: String, node: NodeId },
-    /// The node's process is an earlier one. Its advert came late and says nothing.
+    /// The node's process is an earlier one. Its advertisement came late and is ignored.
     #[error("the advert of node {node} is of process {given}, process {actual} is known")]
     StaleAdvert {
         node: NodeId,
@@ -210,17 +210,17 @@ pub enum Refusal {
         group: GroupId,
         /// The node that it is to be pinned to.
         node: NodeId,
-        /// The members, as far as was told.
+        /// The members, as last reported.
         members: Vec<NodeId>,
     },
     /// Pin and preference want different things. Name the pinned node or its zone first.
     #[error("group {group} is to be pinned to node {pin} and to prefer {first}; say one thing")]
     PinContradicts { group: GroupId, pin: NodeId, first: Place },
-    /// What is told of the members is older than what is known, or contradicts it.
+    /// The reported members are older than the recorded ones, or contradict them.
     #[error("members of group {group} as of index {given}; those of index {actual} are known")]
     StaleMembers {
         group: GroupId,
-        /// The index that was told.
+        /// The reported index.
         given: LogIndex,
         /// The index that is known.
         actual: LogIndex,
@@ -257,7 +257,7 @@ pub enum Refusal {
         /// The drain that was meant.
         intent: IntentId,
     },
-    /// The node is being drained for somebody else.
+    /// The node is being drained for another owner.
     #[error("the drain of node {node} is intent {actual} of {owner}, not {given}")]
     WrongIntent {
         node: NodeId,
@@ -272,7 +272,7 @@ pub enum Refusal {
     /// The cluster has another map of shards. Put the number of shards back.
     #[error("the cluster has {cluster}; put the number of shards back")]
     OtherShardMap { cluster: Arc<ShardMap> },
-    /// Groups would have nobody to lead them. Give them members elsewhere, or accept it.
+    /// Groups would be left without an eligible leader. Give them members elsewhere, or accept it.
     #[error(
         "without node {node} nobody could lead {total} groups: {}; give them capable members \
          elsewhere, or accept it",

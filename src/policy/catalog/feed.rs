@@ -10,7 +10,7 @@ use super::record::{RecordKey, Revision};
 /// Changes that are kept. A reader that is further behind lists everything anew.
 pub const MAX_CHANGES: usize = 16_384;
 
-/// A reader cannot go on from its revision.
+/// A reader cannot continue from its revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("changes since revision {oldest} are known; list the records anew")]
 pub struct Compacted {

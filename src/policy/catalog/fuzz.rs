@@ -1,7 +1,7 @@
 //! Bytes as what the log and a snapshot hold for the catalog.
 //!
-//! Of commands, each stands behind its length in two bytes. Of a snapshot, so does each frame; checksums
-//! and the digest of the whole are made right, so that what they protect is looked at, too.
+//! Each command is preceded by its length in two bytes. So is each frame of a snapshot; checksums
+//! and the digest of the whole are corrected, so that the content that they protect is tested, too.
 
 use std::io::Cursor;
 
@@ -135,7 +135,7 @@ fn sealed(frames: &[Bytes]) -> Vec<u8> {
     out
 }
 
-/// A snapshot is refused, or a catalog that has it goes on.
+/// A snapshot is refused, or a catalog restored from it works.
 fn check_snapshot(input: &[u8]) {
     let mut frames = parts_of(input);
     let mut read = read_snapshot(&mut Cursor::new(sealed(&frames)));

@@ -88,7 +88,7 @@ impl SnapshotWriter for DigestWriter {
     }
 }
 
-/// A view that shares its records with the machine, which goes on.
+/// A view that shares its records with the machine, which continues.
 struct Writer(Catalog);
 
 impl SnapshotWriter for Writer {

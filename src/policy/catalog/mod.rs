@@ -1,36 +1,35 @@
-//! The catalog: what the cluster intends. The state of the *system group*, a Raft group like any
-//! other, that says which groups there are, who founds them, what they ask of their leaders, which
-//! nodes there are and which of them are being drained.
+//! The catalog: the intentions of the cluster. It is the state of the *system group*, a Raft group
+//! like any other: which groups there are, their initial members, their requirements, the nodes,
+//! and which of them are being drained.
 //!
-//! It holds intentions, not facts: hosts compare it with what they hold ([`reconcile`]) and do
-//! what is missing. When it cannot be reached, nothing is created, destroyed or planned, and
-//! everything else goes on. When it is lost, nothing is lost with it: what it does not name is
-//! left alone.
+//! It holds intentions, not facts: hosts compare it with what they hold ([`reconcile`]) and do what
+//! is missing. While it cannot be reached, nothing is created, destroyed or planned, and everything
+//! else continues. If it is lost, nothing else is lost: hosts leave alone what it does not name.
 //!
 //! | where | what |
 //! |---|---|
 //! | [`Command`], [`Operation`] | what it can be asked to do |
 //! | [`Refusal`], [`Done`] | what it answers |
 //! | [`Catalog`] | the state and its rules |
-//! | [`View`], [`Record`] | what it holds, for whoever reads it |
+//! | [`View`], [`Record`] | its content, for readers |
 //! | [`Query`], [`Answer`] | how it is read from elsewhere: records, pages, changes |
 //! | [`CatalogMachine`] | the state machine, with its snapshots |
 //! | [`reconcile`] | what a host has to do |
 //!
-//! **Revisions.** Each change of a record takes the next number. A command may say at which
-//! revision it expects its record, and is refused when somebody was there before. Hosts follow by
+//! **Revisions.** Each change of a record takes the next number. A command may name the revision at
+//! which it expects its record, and is refused if another command changed it. Hosts follow by
 //! listing all records once and asking for the changes since then.
 //!
 //! **Names** of kinds, zones, capabilities and the like are 1 to [`MAX_NAME_BYTES`] of a-z, 0-9,
-//! `.`, `_`, `-` and `/`. A capability that nobody has may be asked for: a later binary may bring
+//! `.`, `_`, `-` and `/`. A capability that no node has may be required: a later binary may bring
 //! it.
 //!
 //! **Memory.** About 230 bytes a group of three founders without labels, 260 with one required
 //! capability, 350 with a pin, preferences and a word to spread by besides; everything else is
 //! bounded by the numbers below and by [`MAX_CATALOG_BYTES`] on the whole.
 //!
-//! What is here knows neither Raft nor networks, clocks or disks: it is given committed commands
-//! and answers them.
+//! This module knows neither Raft nor networks, clocks or disks: it is given committed commands and
+//! answers them.
 
 mod command;
 mod convert;

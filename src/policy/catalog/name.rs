@@ -15,7 +15,7 @@ pub const MAX_NAME_BYTES: usize = MAX_CAPABILITY_BYTES;
 pub struct Name(Box<str>);
 
 impl Name {
-    /// A name of what `subject` says.
+    /// A name of the kind `subject`.
     ///
     /// # Errors
     /// [`Refusal::BadName`].

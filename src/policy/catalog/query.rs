@@ -60,9 +60,9 @@ pub enum Content {
         more: bool,
     },
     Changes {
-        /// By revision. A record that changed again later is told there, as it is.
+        /// By revision. A record that changed again later is listed there, in its present state.
         changes: Vec<Change>,
-        /// Everything up to this revision is told; go on from it.
+        /// Everything up to this revision is listed; continue from it.
         through: Revision,
         /// Whether there are more behind it.
         more: bool,
@@ -76,7 +76,7 @@ pub enum Content {
 pub struct Change {
     pub revision: Revision,
     pub key: RecordKey,
-    /// As it is; `None`: it is gone. That something is gone may be told more than once.
+    /// Its present state; `None`: it is gone. A removal may be listed more than once.
     pub record: Option<Record>,
 }
 
@@ -99,7 +99,7 @@ impl Query {
     /// Reads a question.
     ///
     /// # Errors
-    /// [`Refusal`], for what is no question that this version knows.
+    /// [`Refusal`], if it is no query of this version.
     pub fn decode(data: &Bytes) -> Result<Self, Refusal> {
         let message: wire::Query = read_versioned(data)?;
         Ok(match present(message.query, "question")? {
@@ -223,7 +223,7 @@ impl Answer {
     /// Reads an answer.
     ///
     /// # Errors
-    /// [`Refusal`], for what is no answer that this version knows.
+    /// [`Refusal`], if it is no answer of this version.
     pub fn decode(data: &Bytes) -> Result<Self, Refusal> {
         let message: wire::Answer = read_versioned(data)?;
         let content = match present(message.answer, "answer")? {

@@ -1,9 +1,9 @@
 //! What a host has to do so that it holds what the catalog intends. Pure.
 //!
-//! **Nothing is destroyed that the catalog does not name.** A replica goes only when the catalog
-//! says of its group and of its very life that its end was ordered. A group that the catalog does
-//! not know, or knows in another life, is left alone and reported: a catalog that was lost, or is
-//! older than what is held, deletes nothing.
+//! **Nothing is destroyed that the catalog does not name.** A replica is destroyed only when the
+//! catalog ordered it for its group and its generation. A group that the catalog does not know, or
+//! knows in another generation, is left alone and reported: a catalog that was lost, or is older
+//! than the replicas, deletes nothing.
 //!
 //! **Nothing is created twice.** A founder whose disk is younger than the group may have voted
 //! with the disk that is gone. It gets no second first replica; its member is to be replaced.
@@ -102,11 +102,11 @@ pub struct Finding {
     pub oddity: Oddity,
 }
 
-/// What is odd with a group.
+/// An irregularity of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Oddity {
-    /// The catalog does not know it. Tell the catalog, or destroy the replica by hand.
+    /// The catalog does not know it. Record it in the catalog, or destroy the replica by hand.
     Unknown,
     /// The catalog knows another life of it, and did not order the end of this one. Destroy the
     /// replica by hand if that life is over.
@@ -155,17 +155,16 @@ pub struct Round {
     pub next: Option<GroupId>,
 }
 
-/// Compares what the catalog intends with what a host holds, and says what to do: at most
-/// `max_steps`, looking at the groups from `from` on, once around. A round that is full ends
-/// early; the next one begins at [`Round::next`], so that steps that keep failing keep no others
-/// waiting.
+/// Compares the catalog with what a host holds, and returns the steps to take: at most `max_steps`,
+/// looking at the groups from `from` on, once around. A full pass ends early; the next one begins
+/// at [`Round::next`], so that steps that keep failing delay no others.
 #[must_use]
 pub fn reconcile(view: &View, local: Local<'_>, from: GroupId, max_steps: usize) -> Round {
     compare(view, local, groups_from(view, local, from), max_steps)
 }
 
-/// The same for these groups only, in ascending order. What it says of a group is what
-/// [`reconcile`] says of it.
+/// The same for these groups only, in ascending order. Its result for a group is that of
+/// [`reconcile`].
 #[must_use]
 pub fn reconcile_only(
     view: &View,
@@ -206,7 +205,7 @@ fn groups_from(view: &View, local: Local<'_>, from: GroupId) -> Vec<GroupId> {
     groups
 }
 
-/// What comes of looking at one group.
+/// The result for one group.
 enum Verdict {
     Nothing,
     Do(Action, Reason),

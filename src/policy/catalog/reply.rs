@@ -45,8 +45,7 @@ pub fn encode_reply(reply: &Reply) -> Bytes {
 /// Reads an answer.
 ///
 /// # Errors
-/// The refusal that it is; or [`Refusal::Malformed`], [`Refusal::UnknownVersion`] when it cannot
-/// be read: then nobody knows what the command did.
+/// The refusal that it is; or [`Refusal::Malformed`], [`Refusal::UnknownVersion`] when it cannot be read: then the effect of the command is unknown.
 pub fn decode_reply(data: &Bytes) -> Reply {
     reply_from_message(read_versioned(data)?)
 }

@@ -1,4 +1,4 @@
-//! How the catalog travels in a snapshot: a header, then frames, each checked by itself.
+//! The format of the catalog's snapshots: a header, then frames, each with a checksum.
 //!
 //! | bytes | what |
 //! |---|---|
@@ -7,7 +7,7 @@
 //!
 //! The frames are: the head; the records, in ascending order of kind and id; the last changes; the
 //! end, with their numbers and the digest of the whole. A frame is small, so neither side needs
-//! more than a little memory beside the catalog. What is read is checked to the last byte before
+//! more than a little memory beside the catalog. Everything is checked to the last byte before
 //! anything is replaced by it.
 
 use std::collections::VecDeque;
@@ -72,7 +72,7 @@ pub enum SnapshotError {
     Damaged {
         /// The number of the frame, from 0.
         frame: u64,
-        /// The CRC that stands in it.
+        /// The recorded CRC.
         stored: u32,
         /// The CRC of its bytes.
         actual: u32,
@@ -84,7 +84,7 @@ pub enum SnapshotError {
         frame: u64,
         detail: String,
     },
-    /// It does not hold what it says.
+    /// Its content does not match its numbers.
     #[error("the snapshot says it has {declared} {what}, it has {found}")]
     Count { what: &'static str, declared: u64, found: u64 },
     /// The whole is not what was written.
@@ -114,7 +114,7 @@ pub fn write_snapshot(catalog: &Catalog, sink: &mut dyn Write) -> io::Result<()>
     write_frame(sink, Frame::End(wire::SnapshotEnd { records, changes, digest }))
 }
 
-/// Writes all records and says how many there are.
+/// Writes all records and returns their number.
 fn write_records(view: &View, sink: &mut dyn Write) -> io::Result<u64> {
     let mut written = 0;
     let mut bytes = 0;

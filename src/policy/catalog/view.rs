@@ -1,8 +1,8 @@
 //! What the catalog holds, without the rules of how it changes.
 //!
-//! The system group's machine keeps one; hosts without a replica of it build their own from pages
-//! and changes; the planner and `reconcile` read it. A clone shares the records, and what is large as
-//! a whole until one of the two changes it.
+//! The system group's machine keeps one; hosts without a replica of it build one from pages and
+//! changes; the planner and `reconcile` read it. A clone shares the records, and large parts until
+//! one of the two changes them.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};

@@ -125,7 +125,7 @@ impl Checks {
         self.answers(seat, nobody, now_ms)
     }
 
-    /// Every group has an answer, and one that says something.
+    /// Every group has a specific answer.
     fn answers(&mut self, seat: &Seat, group: GroupId, now_ms: u64) -> Result<(), String> {
         self.coverage.answers += 1;
         let why = seat.executor.why(group, now_ms);
@@ -165,7 +165,7 @@ impl Checks {
         let reported = self.reports.get(&(order.ticket.epoch, giver));
         let same_life = hosts.get(&giver).is_some_and(|host| host.life == last.life);
         let known = told || (same_life && reported.is_some_and(|asked| *asked >= last.at_ms));
-        // A report tells how long ago a move was, and is as old as it was long on its way.
+        // A report has the age of a move, and is as old as its way took.
         let slack = if told { 0 } else { REPORT_TIMEOUT.as_millis() as u64 };
         let rested = now_ms + slack >= last.at_ms + DWELL_MS;
         demand(order.tier <= Tier::Displaced || !known || rested, || {
@@ -206,7 +206,7 @@ impl Checks {
         self.last_move.insert(order.group, Moved { order: *order, at_ms, life });
     }
 
-    /// A planner is told how an order ended. What it gave up before is nothing to it.
+    /// A planner receives the outcome of an order. Orders that it gave up before do not concern it.
     pub(super) fn answered(&mut self, order: &Order, ending: Ending, now_ms: u64, answer_ms: u64) {
         let issued = self.issued.get(&order.ticket).copied().unwrap_or(0);
         match ending {

@@ -24,7 +24,7 @@ pub(super) enum Fault {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Ambush {
     Crash,
-    /// It reaches nobody any more, or is reached by nobody.
+    /// It reaches no other node any more, or no other node reaches it.
     CutOff,
     Delay,
 }
@@ -43,7 +43,7 @@ impl World {
 
     pub(super) fn strike(&mut self, fault: Fault) -> Result<(), String> {
         match fault {
-            // Who is still drained when everything ends goes on being drained.
+            // Nodes that are drained when the faults end stay drained.
             Fault::Undrain(_) if !self.faulty => Ok(()),
             Fault::Undrain(node) => self.drain(node, false),
             Fault::Calm => {
@@ -129,7 +129,7 @@ impl World {
         self.cluster.heal_network_later(lasts);
     }
 
-    /// A node reaches nobody, or is reached by nobody, or both.
+    /// A node reaches no other, or no other reaches it, or both.
     fn cut_off(&mut self, node: NodeId, lasts: u64) {
         let way = self.chance.below(3);
         for other in self.cluster.node_ids() {
@@ -187,8 +187,8 @@ impl World {
         self.drain(node, true)
     }
 
-    /// An operator switches planned moves off for a while, one way or another. Without a leader of
-    /// the system group nobody can.
+    /// An operator switches planned moves off for a while, in one of several ways. Without a leader
+    /// of the system group this is impossible.
     fn switch(&mut self, lasts: u64) -> Result<(), String> {
         if self.catalog_leader().is_none() {
             return Ok(());
@@ -246,7 +246,7 @@ impl World {
     }
 
     pub(super) fn pin(&mut self, group: GroupId, pin: Option<NodeId>) -> Result<(), String> {
-        // Nobody can without a leader of the system group, and not to a node that is no member.
+        // Impossible without a leader of the system group, or to a node that is no member.
         let pins = |record: &GroupRecord| pin.is_none_or(|pin| record.members().contains(&pin));
         let record = self.view().groups().get(&group);
         if self.catalog_leader().is_none() || !record.is_some_and(|record| pins(record)) {
@@ -264,7 +264,7 @@ impl World {
         self.cluster.hand_over(from, group, to).map(drop)
     }
 
-    /// Moves leaders to and fro, and tells nobody.
+    /// Moves leaders back and forth, unknown to the planner.
     fn second_balancer(&mut self) -> Result<(), String> {
         if self.faulty {
             self.after(100, Event::Fault(Fault::Balance));
@@ -274,8 +274,8 @@ impl World {
         self.cluster.hand_over(from, group, TransferTarget::Furthest).map(drop)
     }
 
-    /// Everything that goes wrong ends. What nodes can do, groups want and operators drain stays as
-    /// it is; one node may go on being drained.
+    /// All faults end. Capabilities, requirements and drains stay as they are; one node may stay
+    /// drained.
     pub(super) fn heal(&mut self) -> Result<(), String> {
         self.faulty = false;
         self.ambush = None;

@@ -29,13 +29,13 @@ pub(super) struct Host {
     pub(super) version: Version,
     pub(super) memory: Memory,
     pub(super) fence: Fence,
-    /// The newest epoch that it heard, as the checks know it.
+    /// The newest epoch that it knows, for the checks.
     pub(super) heard: Epoch,
     pub(super) stopped: bool,
-    /// The catalog as it was last heard of.
+    /// The catalog as last received.
     pub(super) view: Option<Arc<View>>,
     pub(super) running: Vec<Running>,
-    /// For hosts that are broken on purpose: what they said first.
+    /// For hosts with an injected fault: their first report.
     pub(super) first_report: Option<wire::NodeReport>,
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Running {
 pub(super) enum Progress {
     Ended(TransferOutcome),
     UnderWay,
-    /// Its process died, or nobody waits any more.
+    /// Its process died, or no caller waits any more.
     Forgotten,
 }
 
@@ -75,7 +75,7 @@ impl Host {
         self.life.is_some() && self.version == Version::Current
     }
 
-    /// As a host tells of its local switch.
+    /// As a host reports its local switch.
     pub(super) fn local_stop(&self) -> Option<Stop> {
         let reason = "the local switch".to_owned();
         self.stopped.then_some(Stop { scope: StopScope::Host, reason })

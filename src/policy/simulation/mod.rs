@@ -2,9 +2,9 @@
 //! executors above them, and between them all that goes wrong with processes, disks, networks,
 //! programs and operators.
 //!
-//! The groups' world is `shardhost_testing::simulation`, with all its checkers. What is
-//! simulated here is only what the server does with sockets: the catalog's way to the hosts, reports,
-//! orders and their answers. What is said in them, and what is made of them, is the real thing.
+//! The groups' world is `shardhost_testing::simulation`, with all its checkers. Simulated here is
+//! only what the driver does with sockets: the catalog's way to the hosts, reports, orders and
+//! their outcomes. Their content, and what is made of it, is real.
 //!
 //! | where | what |
 //! |---|---|
@@ -13,7 +13,7 @@
 //! | `faults` | what goes wrong, how often, and how it ends |
 //! | `checks`, `watch` | what planners and hosts must keep to; who may be elected, and how often |
 //! | `settled` | whether a cluster came to the best it can come to, and stays there |
-//! | `sabotage` | what is broken on purpose, to see the checks fail |
+//! | `sabotage` | injected bugs, to see the checks fail |
 //! | `scenarios` | stories that must end in a certain way |
 //!
 //! `SIMULATION_SEEDS=2000` runs more seeds, `SIMULATION_SEED=17` runs one and prints its story.
@@ -39,7 +39,7 @@ use world::World;
 
 /// Seeds of an ordinary run of the test suite.
 const SEEDS: u64 = 200;
-/// Seeds that are tried until a check notices what is broken on purpose.
+/// Seeds that are tried until a check notices an injected bug.
 const SABOTAGED_SEEDS: u64 = 200;
 /// How long things go wrong.
 const FAULTS_MS: u64 = 20_000;

@@ -1,4 +1,4 @@
-//! Orders on their way, what a host does with one, and how its end is told.
+//! Orders in flight, what a host does with one, and how its outcome is reported.
 
 use shardhost_groups::core::{TransferOutcome, TransferTarget};
 use shardhost_groups::{GroupStatus, NodeId, RejectReason};
@@ -9,7 +9,7 @@ use crate::executor::{Ending, Order, OrderRefusal, Standing};
 use crate::inputs::moves::{LONGEST, MAX_LAG, ending_of, reason_of, standing_of};
 
 impl World {
-    /// Nobody was reached; the planner's host may notice.
+    /// No host was reached; the planner's host may notice.
     pub(super) fn order_is_lost(&mut self, by: Desk, order: Order) {
         if self.chance.per_mille(500) {
             let ending = Ending::Failed { reason: RejectReason::LeaderUnreachable };
@@ -58,7 +58,7 @@ impl World {
         }
     }
 
-    /// The worker hears of an order that was admitted before it stalled.
+    /// The worker receives an order that was admitted before it stalled.
     pub(super) fn admitted(
         &mut self,
         by: Desk,
@@ -117,7 +117,7 @@ impl World {
         self.answer(planner, order, ending_of(moved));
     }
 
-    /// Tells a planner, if that arrives.
+    /// Reports to a planner, if the message arrives.
     fn answer(&mut self, to: Desk, order: Order, ending: Ending) {
         match self.travel(order.from, to.node) {
             Some(delay) => self.after(delay, Event::Answered { to, order, ending }),

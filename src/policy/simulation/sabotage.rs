@@ -11,7 +11,7 @@ pub(super) enum Sabotage {
     Nothing,
     /// The planner lets groups rest for no time.
     NoDwell,
-    /// The planner goes on when it hears of a kill switch.
+    /// The planner ignores a kill switch.
     IgnoreStop,
     /// A fresh planner begins at once.
     NoGrace,
@@ -23,11 +23,11 @@ pub(super) enum Sabotage {
     IgnoreEpoch,
     /// Hosts hand over whatever the term.
     IgnoreTerm,
-    /// Hosts say again and again what they said first.
+    /// Hosts repeat their first report.
     RepeatReports,
-    /// A node that loses a capability tells others, and not itself.
+    /// A node that loses a capability advertises it, and does not apply it itself.
     DeafCore,
-    /// Nodes go on saying what they said first, whatever becomes of them.
+    /// Nodes keep advertising their first capabilities, whatever changes.
     KeepAdverts,
     /// Planners go by the time of day.
     TimeOfDay,

@@ -85,8 +85,9 @@ fn a_group_that_nobody_may_lead_is_repaired_by_a_new_member() {
     });
 }
 
-/// The time of day of all nodes jumps a day ahead for five seconds: what is wanted afterwards is done as
-/// soon as ever. A planner that goes by the time of day takes every report for a day old from then on.
+/// The time of day of all nodes jumps a day ahead for five seconds: orders afterwards are executed
+/// as soon as ever. A planner that uses the time of day takes every report for a day old from then
+/// on.
 #[test]
 fn a_time_of_day_that_jumps_holds_no_planner() {
     let story = |seed, sabotage| {
@@ -106,8 +107,8 @@ fn a_time_of_day_that_jumps_holds_no_planner() {
     assert_eq!(held, 20, "a planner that goes by the time of day is held");
 }
 
-/// A follower comes to lack what the group requires, and the leader dies: the other follower is
-/// elected. When nobody is told of it, either may be, and the check of elections says so.
+/// A follower loses what the group requires, and the leader dies: the other follower is elected. If
+/// the loss is not advertised, either may be, and the check of elections notices.
 #[test]
 fn an_election_that_the_wrong_one_wins_is_noticed() {
     let story = |seed, sabotage| {
@@ -125,9 +126,9 @@ fn an_election_that_the_wrong_one_wins_is_noticed() {
     assert!(complaints.iter().any(|text| text.contains("lacks what")), "{complaints:?}");
 }
 
-/// Of two that have what the group requires one fell far behind, and the leader lost its quorum. When
-/// the two others come back, the one that is behind cannot win; that is no reason for the one that
-/// lacks what is required to stand, as long as the third can win.
+/// Of two that have what the group requires one fell far behind, and the leader lost its quorum.
+/// When the two others come back, the one that is behind cannot win; that is no reason for the
+/// ineligible one to campaign, as long as the third can win.
 #[test]
 fn a_fit_candidate_that_is_behind_does_not_make_an_unfit_one_stand() {
     let story = |seed| {
@@ -149,8 +150,8 @@ fn a_fit_candidate_that_is_behind_does_not_make_an_unfit_one_stand() {
     for_seeds(story);
 }
 
-/// A planner is cut off when its orders have just left, and they arrive when another one was heard:
-/// they are refused, and leaders come to the best places all the same.
+/// A planner is partitioned when its orders have just left, and they arrive when a later one is
+/// known: they are refused, and leaders reach the best places all the same.
 #[test]
 fn orders_of_a_planner_that_was_replaced_move_nothing() {
     let mut refused = 0;

@@ -155,7 +155,7 @@ impl World {
         if current.waits.is_empty() { self.round(to) } else { Ok(()) }
     }
 
-    /// Whoever did not answer by now is in the next round.
+    /// Hosts that did not answer by now are in the next pass.
     pub(super) fn gather_ends(&mut self, desk: Desk, asked_ms: u64) -> Result<(), String> {
         let seat = self.seat(desk);
         let waits = seat.and_then(|seat| seat.gathering.as_ref());

@@ -31,7 +31,7 @@ impl World {
         }
     }
 
-    /// Lets time pass, in which nobody may be told to move anything, and no leadership moves.
+    /// Lets time pass, in which no host may get an order, and no leadership moves.
     pub(super) fn stay(&mut self, length_ms: u64) -> Result<(), String> {
         let seen = |world: &Self| {
             (world.checks.coverage.ordered, world.cluster.checks().elections().len())
@@ -102,7 +102,7 @@ impl World {
         plan.moves.first().map(|step| format!("{step:?} would be better"))
     }
 
-    /// Everything as it is, told by all hosts at once.
+    /// The present state, reported by all hosts at once.
     fn truth(&self) -> Option<Snapshot> {
         let view: Arc<View> = Arc::clone(self.view());
         let nodes = self.cluster.node_ids().into_iter();
@@ -120,7 +120,7 @@ impl World {
         Some(facts.observation(self.clock(), (Mode::On, None))?.snapshot)
     }
 
-    /// Where a drained node leads all the same, the plan says that nobody else can, and why.
+    /// Where a drained node leads all the same, the plan explains why no other can.
     fn drains_say_why(&self) -> Result<(), String> {
         let made = self.planner().and_then(|seat| seat.made.as_ref());
         let Some(made) = made else { return Err("nobody plans".to_owned()) };
@@ -139,8 +139,9 @@ impl World {
         Ok(())
     }
 
-    /// Whoever has what a group requires of its leader serves it. One that drains may go on serving,
-    /// and is handed nothing, so a caretaker may keep the group from it until the drain ends.
+    /// A replica that has what a group requires of its leader serves it. One that drains may
+    /// continue to serve, and accepts no transfer, so a leader that serves no users may keep the
+    /// group from it until the drain ends.
     fn groups_are_served(&self) -> Result<(), String> {
         for group in self.groups.iter().chain([&SYSTEM_GROUP]) {
             let statuses = |node: &NodeId| self.cluster.status(*node, *group);

@@ -46,7 +46,7 @@ impl Shape {
         shape
     }
 
-    /// Everybody can do everything, and nobody asks for anything.
+    /// All nodes have all capabilities, and no group requires any.
     pub(super) fn calm(nodes: u64, groups: u64, seed: u64) -> Self {
         let mut cluster = ClusterShape::calm();
         (cluster.nodes, cluster.groups, cluster.replicas) = (nodes, groups, 3);
@@ -67,7 +67,7 @@ impl Shape {
     }
 }
 
-/// What says that a node has these capabilities.
+/// The advertisement of a node with these capabilities.
 pub(super) fn advert(names: &[&str]) -> Advert {
     Advert {
         capabilities: names.iter().map(|name| (*name).to_owned()).collect(),

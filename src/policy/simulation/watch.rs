@@ -1,5 +1,5 @@
-//! Who is elected, and how often leadership goes from hand to hand: seen from above, by one that
-//! knows everything about everybody.
+//! Which replicas are elected, and how often leadership moves, seen by an observer that knows the
+//! state of all nodes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use shardhost_testing::simulation::{Cluster, Election};
 
 use super::checks::demand;
 
-/// A node that nothing happened to for so long is known to everybody as it is: several of the
-/// longest election timeouts.
+/// After so long without an event the state of a node is known to all: several of the longest
+/// election timeouts.
 const KNOWN_AFTER_MS: u64 = 8_000;
 /// A slower disk is trouble, in milliseconds of a sync.
 const SLOW_DISK: u64 = 10;
@@ -23,7 +23,7 @@ struct Condition {
     stalled: bool,
     slow: bool,
     advert: Option<Advert>,
-    /// Whom it reaches, and who reaches it.
+    /// Which nodes it reaches, and which reach it.
     links: Vec<(bool, bool)>,
 }
 
@@ -34,32 +34,32 @@ pub(super) struct Watch {
     adverts: BTreeMap<NodeId, Advert>,
     conditions: BTreeMap<NodeId, (Condition, u64)>,
     memberships: BTreeMap<GroupId, (Arc<Membership>, u64)>,
-    /// When the network was last bad, or anything happened to anybody.
+    /// When the network last had a fault, or any node an event.
     stormy: u64,
     news: u64,
-    /// When somebody was last told to hand a group over.
+    /// When a node was last ordered to transfer a group.
     ordered: BTreeMap<GroupId, u64>,
     /// Elections that nothing new can explain, by group.
     unexplained: BTreeMap<GroupId, (u64, Vec<Election>)>,
     seen: usize,
-    /// Elections of a winner that lacks what is strictly required.
+    /// Elections of a winner that lacks a hard requirement.
     pub(super) unfit: u64,
     /// Of these, those in which some other voter had it.
     pub(super) rivals: u64,
 }
 
 impl Watch {
-    /// From here on a node has this, whatever it says.
+    /// From here on a node has this, whatever it advertises.
     pub(super) fn has(&mut self, node: NodeId, advert: Advert) {
         self.adverts.insert(node, advert);
     }
 
-    /// Somebody was told to hand a group over.
+    /// A node was ordered to transfer a group.
     pub(super) fn ordered(&mut self, group: GroupId, now: u64) {
         self.ordered.insert(group, now);
     }
 
-    /// Looks at everybody, and at the elections since the last look.
+    /// Looks at all nodes, and at the elections since the last look.
     pub(super) fn look(&mut self, cluster: &Cluster, groups: &[GroupId]) -> Result<(), String> {
         let now = cluster.now();
         let weather = cluster.weather;
@@ -99,7 +99,8 @@ impl Watch {
         }
     }
 
-    /// No voter that has what is strictly required, and could have won, loses to one that lacks it.
+    /// No voter that has what the group strictly requires, and could have won, loses to one that
+    /// lacks it.
     fn won_by_one_that_may(&mut self, cluster: &Cluster, election: Election) -> Result<(), String> {
         let Election { group, winner, .. } = election;
         let Some((membership, since)) = self.memberships.get(&group) else { return Ok(()) };
@@ -148,7 +149,7 @@ impl Watch {
             && voters.iter().filter(reached).count() * 2 > voters.len()
     }
 
-    /// As long as nothing is new, a group goes to each of its voters at most once by itself.
+    /// Without news, a group moves to each of its voters at most once unordered.
     fn not_from_hand_to_hand(
         &mut self,
         cluster: &Cluster,

@@ -1,8 +1,8 @@
-//! The whole cluster under one clock: the world of the groups, and above it the catalog, what hosts
-//! do with it, planners, and what is on its way between them.
+//! The whole cluster under one clock: the world of the groups, and above it the catalog, the hosts'
+//! drivers, planners, and the messages between them.
 //!
-//! The catalog is one value here: what an operator changes is there at once, if somebody serves the
-//! system group, and each host hears of it as long as it reaches that one.
+//! The catalog is one value here: an operator's change takes effect at once, if the system group
+//! has a leader that serves, and each host that reaches it learns of it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ pub(super) struct World {
     pub(super) watch: Watch,
     pub(super) sabotage: Sabotage,
     pub(super) faulty: bool,
-    /// Whether clients write as the shape says.
+    /// Whether clients write, as the shape sets.
     pub(super) writing: bool,
     /// What befalls the next planner that sends orders, when they have just left.
     pub(super) ambush: Option<Ambush>,
@@ -139,7 +139,7 @@ impl World {
         self.change(Operation::SetPlannerMode { mode: PlannerMode::On })
     }
 
-    /// Nodes say what they have, groups find their first leaders, and are told what to ask for.
+    /// Nodes advertise, groups elect their first leaders, and get their requirements.
     pub(super) fn begin(&mut self) -> Result<(), String> {
         self.found()?;
         for (node, advert) in self.shape.adverts.clone() {
@@ -180,7 +180,7 @@ impl World {
         self.events.insert((self.cluster.now() + delay_ms, self.events_made), event);
     }
 
-    /// The time of day of all nodes, which somebody may set wrong.
+    /// The time of day of all nodes, which a fault may set wrong.
     pub(super) const fn time_of_day(&self) -> u64 {
         self.clock() + self.ahead_ms
     }
@@ -302,7 +302,7 @@ impl World {
         self.cluster.node_ids().iter().filter_map(serves).max().map(|(_, node)| node)
     }
 
-    /// Hosts that reach the leader of the system group hear of the catalog.
+    /// Hosts that reach the leader of the system group receive the catalog.
     fn follow(&mut self) {
         if let Some(leader) = self.catalog_leader() {
             for host in self.cluster.node_ids() {
@@ -319,8 +319,8 @@ impl World {
         self.after(FOLLOW_MS, Event::Follow);
     }
 
-    /// Where a group asks for something else than the catalog says, it is told again: it may have
-    /// had no leader, or one with no time for it.
+    /// Where a group's requirement differs from the catalog's, it is proposed again: it may have
+    /// had no leader, or a busy one.
     fn keep_requirements(&mut self) -> Result<(), String> {
         for group in self.groups.clone() {
             let Some(record) = self.view.groups().get(&group) else { continue };

@@ -1,5 +1,5 @@
-//! Between the catalog's types and their messages. Reading checks everything that the types do
-//! not allow: zero ids, names that are none, what stands twice, enumerators that are not known.
+//! Between the catalog's types and their messages. Reading checks everything that the types do not
+//! allow: zero ids, invalid names, duplicates, unknown enumerators.
 
 mod command;
 mod record;
@@ -28,7 +28,7 @@ pub(super) use record::{boxed, compact, record_from_message, record_to_message, 
 pub(super) use reply::{reply_from_message, reply_to_message};
 use shard_map::{map_from, map_to};
 
-/// A message behind the byte that says its version.
+/// A message behind a version byte.
 pub(super) fn versioned(message: &impl Message) -> Bytes {
     let mut out = Vec::with_capacity(1 + message.encoded_len());
     out.push(VERSION);
@@ -36,7 +36,7 @@ pub(super) fn versioned(message: &impl Message) -> Bytes {
     out.into()
 }
 
-/// The message behind the byte that says its version.
+/// The message behind its version byte.
 pub(super) fn read_versioned<M: Message + Default>(data: &Bytes) -> Result<M, Refusal> {
     match data.first() {
         Some(&VERSION) => M::decode(data.slice(1..)).map_err(malformed),
@@ -94,7 +94,7 @@ pub(super) fn nodes_to<'a>(nodes: impl IntoIterator<Item = &'a NodeId>) -> Vec<u
     nodes.into_iter().map(|node| node.get()).collect()
 }
 
-/// The set of what is listed; nothing may be listed twice.
+/// The listed items as a set; none may be listed twice.
 pub(super) fn set_of<T: Ord + fmt::Display>(
     subject: Subject,
     items: impl IntoIterator<Item = Result<T, Refusal>>,

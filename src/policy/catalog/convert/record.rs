@@ -120,7 +120,7 @@ pub(super) fn members_to<'a>(
     }
 }
 
-/// The founding members, if they are told.
+/// The initial members, if they are reported.
 pub(super) fn founding_from(members: &wire::Members) -> Result<Option<BTreeSet<NodeId>>, Refusal> {
     members.founding_known.then(|| nodes_from(Subject::Member, &members.founding)).transpose()
 }

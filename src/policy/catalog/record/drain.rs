@@ -1,4 +1,4 @@
-//! Drains: a node is to lead nothing, for whom, and until when.
+//! Drains: a node is to lead nothing, for which owner, and until when.
 
 use std::time::Duration;
 
@@ -34,7 +34,8 @@ pub enum DrainFallback {
 pub struct DrainIntent {
     pub node: NodeId,
     pub revision: Revision,
-    /// Names this drain. Whoever changes it says it, so that nobody ends the drain of another.
+    /// Names this drain. A command that changes it names it, so that no operator ends the drain of
+    /// another.
     pub id: IntentId,
     /// Who asked for it, 1 to [`MAX_TEXT_BYTES`](super::super::MAX_TEXT_BYTES) bytes.
     pub owner: Box<str>,
@@ -45,10 +46,10 @@ pub struct DrainIntent {
     pub begun_ms: u64,
     /// Until when it is to be done, on its own clock.
     pub deadline_ms: u64,
-    /// When it ends by itself, done or not, on its own clock: its owner may be gone.
+    /// When it expires, done or not, on its own clock: its owner may be gone.
     pub expires_ms: u64,
-    /// How late it is for this drain: the time of whoever began or extended it, and what passed
-    /// since by the clocks of leaders of the system group, which never jump.
+    /// The time on this drain's clock: the time of the command that began or extended it, plus what
+    /// passed since by the clocks of leaders of the system group, which never jump.
     pub clock_ms: u64,
 }
 

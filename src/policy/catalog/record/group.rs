@@ -43,7 +43,7 @@ impl fmt::Display for Place {
 /// Where the leader of a group is wanted. The default is: anywhere.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placement {
-    /// The first is the best; what is not named comes after all of them.
+    /// The first is the best; places that are not listed come after all of them.
     pub preference: Box<[Place]>,
     /// The node that is to lead.
     pub pin: Option<NodeId>,
@@ -51,20 +51,20 @@ pub struct Placement {
     pub spread: Option<Name>,
 }
 
-/// Who belongs to a group, as its leader last told.
+/// The members of a group, as its leader last reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Members {
     /// The configuration's index in the group's log. Larger is later.
     pub config_index: LogIndex,
     pub nodes: Box<[NodeId]>,
-    /// Those of them whose member is the one that the group was founded with, in ascending order;
-    /// `None`: that was not told.
+    /// Those of them whose member is the one that the group was created with, in ascending order;
+    /// `None`: not reported.
     pub founding: Option<Box<[NodeId]>>,
 }
 
 impl Members {
-    /// Whether this may be told after `last`: it is later, the same, or says of the same
-    /// configuration what `last` does not.
+    /// Whether this may follow `last`: it is later, equal, or adds to the same configuration what
+    /// `last` lacks.
     #[must_use]
     pub fn supersedes(&self, last: &Self) -> bool {
         let more = self.config_index == last.config_index
@@ -99,7 +99,7 @@ pub struct GroupRecord {
     pub mode: RequirementMode,
     /// Where its leader is wanted; `None`: anywhere.
     pub placement: Option<Box<Placement>>,
-    /// `None`: the founders, as far as was told.
+    /// `None`: the initial members, as far as reported.
     pub reported: Option<Box<Members>>,
 }
 
@@ -111,20 +111,20 @@ impl GroupRecord {
         Requirement { capabilities, mode: self.mode }
     }
 
-    /// Who belongs to it, as far as was told, in ascending order.
+    /// The members, as far as reported, in ascending order.
     #[must_use]
     pub fn members(&self) -> &[NodeId] {
         self.reported.as_ref().map_or(&self.founders, |members| &members.nodes)
     }
 
-    /// Whether a node belongs to it, as far as was told.
+    /// Whether a node is a member, as far as reported.
     #[must_use]
     pub fn has_member(&self, node: NodeId) -> bool {
         self.members().binary_search(&node).is_ok()
     }
 
-    /// The members that are those that the group was founded with, as far as was told, in ascending
-    /// order; `None`: who belongs to it changed, and it was not told for whom.
+    /// The members that the group was created with, as far as reported, in ascending order; `None`:
+    /// the members changed, and it was not reported which.
     #[must_use]
     pub fn founding_members(&self) -> Option<&[NodeId]> {
         match &self.reported {
@@ -133,8 +133,8 @@ impl GroupRecord {
         }
     }
 
-    /// What its founders create it from. What it asks of its leader then is how it begins; whoever
-    /// leads it levels founders that came late.
+    /// The record from which initial members create it. It includes the first requirement; the
+    /// leader updates members that came late.
     #[must_use]
     pub fn spec(&self) -> GroupSpec {
         let mut spec = GroupSpec::new(self.id, self.founders.iter().copied())
@@ -145,8 +145,8 @@ impl GroupRecord {
     }
 }
 
-/// A group that is gone. Kept so that its next life gets a number of its own, and so that a host
-/// that was away learns what to destroy.
+/// A destroyed group. Kept so that its next generation gets a new number, and so that a host that
+/// was away learns what to destroy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndedGroup {
     pub id: GroupId,

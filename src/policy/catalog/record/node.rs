@@ -1,11 +1,11 @@
-//! Nodes, and what they said of themselves.
+//! Nodes, and what they advertise.
 
 use shardhost_storage::NodeId;
 
 use super::super::name::Name;
 use super::Revision;
 
-/// What a node said it can do.
+/// Advertised capabilities of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advert {
     /// Of the node's process; larger is later.
@@ -30,6 +30,6 @@ pub struct NodeRecord {
     /// The revision since when. Groups that were founded before may have had a replica on a disk
     /// that is lost, and are not created on this one.
     pub store_since: Revision,
-    /// What it said that it can do; `None`: not known.
+    /// Its advertised capabilities; `None`: not known.
     pub advert: Option<Advert>,
 }

@@ -18,7 +18,7 @@ pub enum PlannerMode {
 /// The kill switch. It stops planned moves, not refusals and not drains.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PlannedMoves {
-    /// As the planner's mode says.
+    /// According to the planner's mode.
     #[default]
     Allowed,
     Stopped,
@@ -31,7 +31,8 @@ pub struct Settings {
     pub revision: Revision,
     pub mode: PlannerMode,
     pub moves: PlannedMoves,
-    /// Why the kill switch was set, and by whom; at most [`MAX_TEXT_BYTES`](super::super::MAX_TEXT_BYTES).
+    /// Why the kill switch was set, and by which operator; at most
+    /// [`MAX_TEXT_BYTES`](super::super::MAX_TEXT_BYTES).
     pub reason: Box<str>,
     /// When the kill switch was set, in milliseconds since 1970; 0: never.
     pub since_ms: u64,

@@ -1,8 +1,9 @@
 //! Drains: who wants which node to lead nothing, until when, and what happens then.
 //!
-//! There is at most one drain of a node. Whoever changes it names it, so two operators who drain
-//! the same node do not undo each other's work; and the check of who could lead without the node
-//! counts every other drain as begun, so two who drain different nodes do not strand a group.
+//! There is at most one drain of a node. A command that changes it names it, so two operators who
+//! drain the same node do not undo each other's work. The check of which node could lead without
+//! this one counts every other drain as begun, so two operators who drain different nodes do not
+//! strand a group.
 
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ impl Catalog {
     pub(super) fn begin_drain(&mut self, new: &NewDrain, now_ms: u64) -> Reply {
         let node = new.node;
         self.node(node)?;
-        // One that was given up keeps nobody away, and makes room.
+        // A drain that was given up keeps no leader away, and makes room.
         let known = self.view.drains().get(&node);
         if let Some(known) = known.filter(|known| known.keeps_leaders_away()) {
             let owner = known.owner.as_ref().to_owned();
@@ -106,7 +107,7 @@ impl Catalog {
         Ok(Done::changed(self.view.revision()))
     }
 
-    /// Ends a drain, or applies its fallback, if that is due; says whether it was.
+    /// Ends a drain, or applies its fallback, if that is due; returns whether it was.
     fn end_if_due(&mut self, drain: &DrainIntent, now_ms: u64) -> bool {
         if drain.expires_ms <= now_ms {
             self.remove(RecordKey::Drain(drain.node));
@@ -148,8 +149,8 @@ impl Catalog {
         Err(Refusal::Stranded { node, groups, total })
     }
 
-    /// Why a group would have nobody to lead it without this node. One that this node cannot lead
-    /// either is not its concern.
+    /// Why no node would be eligible to lead a group without this node. A group that this node
+    /// cannot lead either is left out.
     fn stranded_by(&self, group: &GroupRecord, node: NodeId) -> Option<StrandedCause> {
         if group.state == GroupState::Destroying || !group.has_member(node) {
             return None;
@@ -180,7 +181,7 @@ impl Catalog {
     }
 }
 
-/// Whether a node is known to lack what a group asks for. One that told nothing may have it.
+/// Whether a node is known to lack a required capability. A node that did not report may have it.
 fn lacks(node: &NodeRecord, group: &GroupRecord) -> bool {
     node.advert.as_ref().is_some_and(|advert| {
         group.capabilities.iter().any(|name| advert.capabilities.binary_search(name).is_err())

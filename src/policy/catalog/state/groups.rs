@@ -116,8 +116,8 @@ impl Catalog {
         Ok(Done::changed(self.put(Record::Ended(ended))))
     }
 
-    /// Makes room for the end of a group. The one that goes is not destroyed on hosts that were
-    /// away all the time; its next life still gets a number of its own.
+    /// Makes room for the end of a group. The dropped one is not destroyed on hosts that were away
+    /// all the time; its next generation still gets a new number.
     fn forget_an_end(&mut self) {
         let first = self.view.ended().values().next().copied();
         if let Some(ended) = first.filter(|_| self.view.ended().len() >= MAX_ENDED) {
@@ -186,7 +186,7 @@ impl Catalog {
     }
 }
 
-/// Refuses what is said of another generation of a group.
+/// Refuses a report about another generation of a group.
 fn check_generation(known: &GroupRecord, given: Option<u32>) -> Result<(), Refusal> {
     let (group, actual) = (known.id, known.incarnation);
     match given {

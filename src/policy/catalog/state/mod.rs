@@ -1,14 +1,14 @@
 //! The catalog and the rules of its changes. Pure: no clock, no chance, no I/O; what varies comes
 //! in commands.
 //!
-//! Every changed record takes the next revision, and the feed tells which. A refused command
+//! Every changed record takes the next revision, and the feed lists which. A refused command
 //! changes nothing: each operation checks everything before its first change.
 //!
-//! No time of day is kept. A command's time is held against the times in it, and is forgotten: one
+//! No time of day is kept. A command's time is compared with the times in it, and is forgotten: one
 //! proposer whose clock is ahead does not make the commands of others look late. Each drain has a
-//! clock of its own, which begins with that of whoever asked for the drain and is moved on by what
-//! passed on the leader of the system group (`PassTime`): no clock that jumps ends a drain, and when
-//! it ended is an entry of the log like any other change.
+//! separate clock, which begins with that of the command that began it and is advanced by the time
+//! that passed on the leader of the system group (`PassTime`): no clock that jumps ends a drain,
+//! and its end is an entry of the log like any other change.
 
 mod drains;
 mod groups;

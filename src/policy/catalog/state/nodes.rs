@@ -1,4 +1,4 @@
-//! Nodes: registered, described by themselves, forgotten.
+//! Nodes: registered, updated, removed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ impl Catalog {
             let address = new.address.clone();
             return Err(Refusal::AddressTaken { address, node: other.id });
         }
-        // A disk that nobody saw was not lost.
+        // A disk that was never recorded was not lost.
         let same_disk =
             known.filter(|known| known.store == new.store || known.store == UNKNOWN_STORE);
         let record = NodeRecord {

@@ -1,4 +1,4 @@
-//! What stands in the log and travels: everything is read as it was written, and nothing else is.
+//! Encoded commands and replies: each is read as it was written, and nothing else is accepted.
 
 use ::bytes::Bytes;
 use proptest::prelude::*;
@@ -92,7 +92,7 @@ fn subjects_have_numbers_that_stay() {
 
 #[test]
 fn the_formats_stay() {
-    // What stands in logs and travels between versions: a change of these bytes is a new version.
+    // Bytes of logs and of messages between versions: a change of these bytes is a new version.
     let command = Command::new(5, Operation::DestroyGroup { group: group(300), generation: None });
     let destroy = [1, 0x08, 5, 0x3a, 3, 0x08, 0xac, 0x02];
     assert_eq!(command.encode()[..], destroy);

@@ -79,7 +79,7 @@ fn each_drain_has_the_clock_of_whoever_asked_for_it() {
     pass(&mut catalog, HOUR - 1, NOW);
     assert_eq!(state(&catalog, 1), Some(DrainState::Draining));
     assert_eq!(state(&catalog, 2), Some(DrainState::Draining));
-    // Extended by somebody whose clock is right.
+    // Extended by a proposer whose clock is right.
     let (deadline_ms, expires_ms) = (NOW + 2 * HOUR, NOW + 3 * HOUR);
     let longer = Operation::ExtendDrain { node: node(2), intent, deadline_ms, expires_ms };
     run_command(&mut catalog, &Command::new(NOW + HOUR, longer)).unwrap();
@@ -224,7 +224,7 @@ fn a_drain_that_leaves_a_group_without_another_member_is_refused() {
 fn a_drain_of_the_last_capable_node_is_refused() {
     let mut catalog = three_nodes();
     create(&mut catalog, NewGroup { requirement: hard(&["fifo"]), ..new_group(7, &[1, 2]) });
-    // Nobody can lead this one, whatever is drained.
+    // No node can lead this one, whatever is drained.
     create(&mut catalog, NewGroup { requirement: hard(&["gpu"]), ..new_group(8, &[1, 2]) });
     advertise(&mut catalog, 1, &["fifo", "ssd"]);
     advertise(&mut catalog, 2, &["ssd"]);

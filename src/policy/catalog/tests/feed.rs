@@ -119,12 +119,12 @@ fn a_reader_that_follows_sees_what_is() {
         if number % 3 == 0 {
             set_weight(&mut catalog, number as u32);
         }
-        // Three at a time, so that some records change again before they are told.
+        // Three at a time, so that some records change again before they are listed.
         let (told, through, _) = changes(&catalog, view.revision().get(), 3);
         follow(&mut view, told, through);
         destroy(&mut catalog, 1 + number % 7);
     }
-    // Each page tells at least one of the changes that are left.
+    // Each page lists at least one of the changes that are left.
     for _ in 0..catalog.view().revision().get() {
         let (told, through, _) = changes(&catalog, view.revision().get(), 3);
         follow(&mut view, told, through);

@@ -1,4 +1,4 @@
-//! Groups: what is accepted, and every refusal with both sides.
+//! Groups: accepted commands, and every refusal with both sides.
 
 use shardhost_storage::{LogIndex, RequirementMode};
 
@@ -124,7 +124,7 @@ fn only_a_member_is_pinned() {
     let pin = Placement { pin: Some(node(4)), ..Placement::default() };
     let refusal = refused(&mut catalog, set_placement(7, pin.clone()));
     says(&refusal, &["node 4 is no member of group 7", "1, 2, 3"]);
-    // Once the group's leader told that it is one, it can be.
+    // Once the group's leader reported that it is a member, it can be.
     run(&mut catalog, members(20, &[1, 2, 4])).unwrap();
     run(&mut catalog, set_placement(7, pin)).unwrap();
     // That it left is a fact, which no pin can forbid.
@@ -250,7 +250,7 @@ fn nothing_changes_a_group_once_its_end_is_ordered() {
         assert_eq!(refusal, Refusal::Destroying { group: group(7), since: revision(5) });
         says(&refusal, &["group 7", "revision 5"]);
     }
-    // Whoever creates it again learns why it has to wait.
+    // A command that creates it again learns why it has to wait.
     let again = refused(&mut catalog, Operation::CreateGroup(new_group(7, &[1])));
     assert_eq!(again, Refusal::Destroying { group: group(7), since: revision(5) });
 }

@@ -124,7 +124,7 @@ pub(super) fn destroy(catalog: &mut Catalog, number: u64) {
     run(catalog, Operation::FinishDestroy { group: group(number) }).unwrap();
 }
 
-/// What is told of the members of group 7, and which of them are the first.
+/// A report of the members of group 7, and which of them are the first.
 pub(super) fn members(index: u64, nodes: &[u64], founding: Option<&[u64]>) -> Operation {
     let set = |list: &[u64]| list.iter().map(|number| node(*number)).collect();
     Operation::RecordMembers {

@@ -175,7 +175,7 @@ struct Home {
 }
 
 impl Home {
-    /// What is to be done for the groups that changed, and for all.
+    /// Steps for the groups that changed, and for all.
     fn look(&mut self, view: &View) -> (Vec<Step>, Vec<Step>) {
         let local = Local { node: node(1), store: 1, held: &self.held };
         let all = reconcile(view, local, GroupId::default(), usize::MAX).steps;

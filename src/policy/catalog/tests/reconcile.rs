@@ -48,7 +48,7 @@ fn a_founder_creates_what_it_does_not_hold() {
 
 #[test]
 fn a_group_of_which_other_founders_hold_a_replica_is_created_here_too() {
-    // The catalog names the group, and its leader told of its members: it was created elsewhere.
+    // The catalog names the group, and its leader reported its members: it was created elsewhere.
     let mut catalog = with_group();
     run(&mut catalog, members(1, &[1, 2, 3], Some(&[1, 2, 3]))).unwrap();
     assert!(matches!(one(&look(&catalog, &[])).0, Action::Create { .. }));
@@ -136,7 +136,7 @@ fn a_host_that_was_away_learns_which_lives_are_over() {
 #[test]
 fn a_life_whose_end_nobody_ordered_is_left_alone() {
     let mut catalog = three_nodes();
-    // An operator says that there were four lives; the catalog ordered the end of none.
+    // An operator created four generations; the catalog ordered the end of none.
     create(&mut catalog, NewGroup { incarnation: Some(4), ..new_group(7, &[1]) });
     let round = look(&catalog, &[(7, held(3, HeldState::Follows))]);
     assert_eq!(odd(&round), Oddity::OtherLife { held: 3, intended: 4 });

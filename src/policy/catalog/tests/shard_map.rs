@@ -1,4 +1,4 @@
-//! The map of shards: founded once, kept for good.
+//! The map of shards: recorded once, never changed.
 
 use std::sync::Arc;
 

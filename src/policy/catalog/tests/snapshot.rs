@@ -1,4 +1,4 @@
-//! Snapshots: whole, or refused with what is wrong.
+//! Snapshots: complete, or refused with the error.
 
 use shardhost_groups::machine::{ApplyBatch, Command as Committed, StateMachine};
 use shardhost_storage::LogPosition;
