@@ -29,11 +29,11 @@ pub struct DataDir {
 const MOST_STARTS: usize = 1024;
 /// The starts of the node.
 const STARTS: &str = "incarnation";
-/// Stands in the directory while a roll-back was noticed and not every replica knows of it.
+/// This file exists while a roll-back was noticed and not every replica knows of it.
 const ROLLED_BACK: &str = "rolled-back";
-/// Stands there once the directory turned out to be an older copy.
+/// This file exists once the directory turned out to be an older copy.
 const WAS_ROLLED_BACK: &str = "was-rolled-back";
-/// Stands there once peers turned out to know starts of the node that were on another disk.
+/// This file exists once peers turned out to know starts of the node that were on another disk.
 const DISK_WAS_LOST: &str = "disk-was-lost";
 /// The latest start that was lost and of which every replica knows.
 const LOST_STARTS: &str = "lost-starts";
@@ -100,8 +100,8 @@ impl DataDir {
     }
 }
 
-/// A file that stands there from the moment at which a roll-back is noticed until every replica has
-/// a note of its own.
+/// A file that exists from the moment at which a roll-back is noticed until every replica has a
+/// durable note.
 #[derive(Clone, Debug)]
 pub struct RollbackNote {
     path: PathBuf,
@@ -112,7 +112,7 @@ pub struct RollbackNote {
 }
 
 impl RollbackNote {
-    /// Whether it stands there.
+    /// Whether the file exists.
     #[must_use]
     pub fn exists(&self) -> bool {
         stands(&self.path)
@@ -126,9 +126,9 @@ impl RollbackNote {
         replace_file(&self.path, text.as_bytes())
     }
 
-    /// The latest start that was lost and of which every replica knows; 0: none was. Of those before it
-    /// that the directory does not know the replicas need not be told: what they may have lost with
-    /// them, they know already. All starts since are later.
+    /// The latest start that was lost and that every replica knows of; 0: none was. Replicas need
+    /// no notice of those before it that the directory does not know: they know already what they
+    /// may have lost with them. All starts since are later.
     ///
     /// # Errors
     /// When that cannot be read.
@@ -155,13 +155,14 @@ impl RollbackNote {
         self.remove()
     }
 
-    /// Whether replicas here were told that the directory is an older copy, by any process since.
+    /// Whether replicas here were notified that the directory is an older copy, by any process
+    /// since.
     #[must_use]
     pub fn was_rolled_back(&self) -> bool {
         stands(&self.mark)
     }
 
-    /// Remembers that, durably and for good: replicas that the copy never knew may have been here.
+    /// Remembers that, durably and for ever: replicas that the copy never knew may have been here.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -169,13 +170,14 @@ impl RollbackNote {
         replace_file(&self.mark, text.as_bytes())
     }
 
-    /// Whether the node had another disk before, as peers said to any process since.
+    /// Whether the node had another disk before, as peers reported to any process since.
     #[must_use]
     pub fn disk_was_lost(&self) -> bool {
         stands(&self.disk_lost)
     }
 
-    /// Remembers that, durably and for good: replicas may have been there that nobody here knows.
+    /// Remembers that, durably and for ever: replicas may have existed that this directory does not
+    /// know.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -183,7 +185,7 @@ impl RollbackNote {
         replace_file(&self.disk_lost, text.as_bytes())
     }
 
-    /// Takes it away. When a crash brings it back, the replicas are told once more.
+    /// Removes it. When a crash brings it back, the replicas are notified once more.
     ///
     /// # Errors
     /// When it cannot be removed.
@@ -195,12 +197,12 @@ impl RollbackNote {
     }
 }
 
-/// Whether a mark of what may have been lost stands. One that cannot be looked at may.
+/// Whether a mark of a possible loss exists. One that cannot be examined may.
 fn stands(mark: &Path) -> bool {
     mark.try_exists().unwrap_or(true)
 }
 
-/// No clock says a later start, in the year 2255: what is above it was never one.
+/// The latest possible start, in the year 2255: a later number was never one.
 pub const LATEST_START: u64 = 1 << 53;
 
 /// The low bits of an incarnation, which are drawn.

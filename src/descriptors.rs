@@ -1,8 +1,9 @@
 //! How the open files of the process are shared out: so many for the databases, so many for
 //! connections.
 //!
-//! A database that cannot open a file stops serving every group of the host, and whoever can reach
-//! the port can open connections. So connections never get the descriptors of the databases.
+//! A database that cannot open a file stops serving every group of the host, and any client that
+//! reaches the port can open connections. So connections never get the descriptors of the
+//! databases.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -32,7 +33,7 @@ pub struct Descriptors {
 }
 
 impl Descriptors {
-    /// Raises the soft limit of open files to the hard one, and shares out what is allowed then.
+    /// Raises the soft limit of open files to the hard one, and divides the allowed number.
     #[must_use]
     pub fn raise() -> Self {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -44,7 +45,7 @@ impl Descriptors {
         Self::current()
     }
 
-    /// Shares out what is allowed as things are.
+    /// Divides the number that is allowed at present.
     #[must_use]
     pub fn current() -> Self {
         Self::of(getrlimit(Resource::Nofile).current.unwrap_or(MAX_LIMIT))

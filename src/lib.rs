@@ -8,9 +8,9 @@
 //! | [`host`] | [`Host`]: everything put together |
 //! | [`transport`] | how hosts reach each other |
 //! | [`driver`] | the catalog, the planner and drains, at work on a host |
-//! | [`policy`] | what they decide: a crate of its own, without I/O |
-//! | [`groups`] | the Raft groups themselves, a crate of its own |
-//! | [`storage`] | their log, a crate of its own |
+//! | [`policy`] | their decisions, in a crate without I/O |
+//! | [`groups`] | the Raft groups |
+//! | [`storage`] | their log |
 //!
 //! Tables and queues are in the crate `shardhost-server`, their client in `shardhost-client`.
 //!

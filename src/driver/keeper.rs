@@ -55,7 +55,7 @@ const MAX_STEPS: usize = 4_096;
 const MAX_UNDER_WAY: usize = 16_384;
 /// Replicas that are created with one write.
 const CREATED_TOGETHER: usize = 512;
-/// Groups of which a round tells the catalog the members.
+/// Groups whose members a pass reports to the catalog.
 const MAX_TOLD: usize = 256;
 /// Commands about members under way.
 const TOLD_AT_ONCE: usize = 32;
@@ -122,7 +122,7 @@ struct Keeper {
     under_way: BTreeSet<GroupId>,
     /// Where the next round about everything begins.
     from: GroupId,
-    /// Oddities that were told to people, so that they are told once.
+    /// Irregularities that were logged, so that each is logged once.
     told: usize,
 }
 
@@ -151,7 +151,7 @@ impl Keeper {
         }
     }
 
-    /// Does what can be done; says when to look again.
+    /// Executes the steps that are possible; returns when to look again.
     async fn round(&mut self, view: &View) -> Duration {
         let now = Instant::now();
         let node = self.host.node_id();
@@ -168,7 +168,7 @@ impl Keeper {
         match members.map(|untold| self.agenda.add(untold)) {
             Ok(()) => match round.next {
                 None => {}
-                // A full round that did something goes on at once.
+                // A full pass that did something continues at once.
                 Some(next) if steps > 0 => self.go_on(scope, next, now),
                 Some(_) => self.agenda.all_by(now + RETRY_AFTER),
             },
@@ -307,8 +307,8 @@ impl Keeper {
         }
     }
 
-    /// Tells the catalog who belongs to the groups that are led here, where it knows otherwise.
-    /// Returns the groups that there was no room for.
+    /// Reports to the catalog the members of the groups that are led here, where its record
+    /// differs. Returns the groups that there was no room for.
     async fn tell_members(&self, view: &View, scope: &Scope) -> Result<Vec<GroupId>, CatalogError> {
         let groups = match scope {
             Scope::All => self.host.groups(),
@@ -328,13 +328,13 @@ impl Keeper {
 
     async fn tell(&self, operation: Operation) -> Result<(), CatalogError> {
         match self.client.apply(operation).await {
-            // Somebody told it what is newer.
+            // Another node reported newer ones.
             Ok(_) | Err(CatalogError::Refused(_)) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Drains this node while the catalog intends it. Says when to look again, if soon.
+    /// Drains this node while the catalog intends it. Returns when to look again, if soon.
     async fn follow_drain(&self, view: &View, intent: Option<&DrainIntent>) -> Option<Duration> {
         let goes_on =
             |intent: &&DrainIntent| intent.keeps_leaders_away() && !self.drains.is_ended(intent.id);

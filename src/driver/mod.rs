@@ -62,11 +62,11 @@ use shardhost_proto::shard_map::ShardMap;
 
 /// The kind of its state machine.
 pub const SYSTEM_KIND: &str = "catalog";
-/// Nodes that found the system group at most, when nothing else is said: more voters make it slower
-/// and not safer.
+/// Initial members of the system group at most, unless configured: more voters make it slower and
+/// not safer.
 pub const MAX_FOUNDERS: usize = 5;
 
-/// How long a host may take to hear of what the catalog did.
+/// How long a host may take to learn of a change of the catalog.
 const FRESH_WITHIN: Duration = Duration::from_secs(5);
 
 /// The catalog as a host knows it; `None`: it was not read since the host started.
@@ -88,7 +88,7 @@ pub trait GroupMachines: fmt::Debug + Send + Sync + 'static {
     fn destroy(&self, group: GroupId) -> Result<(), String>;
 }
 
-/// What a node is, beside what it advertises; as it is told to a catalog that does not know it.
+/// Properties of a node beside its advertisement, for a catalog that does not know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NodeFacts {
     pub(crate) zone: Option<String>,
@@ -101,14 +101,14 @@ pub(crate) struct NodeFacts {
 pub struct SystemOptions {
     /// The nodes that found the system group, equal on all of them.
     pub founders: BTreeSet<NodeId>,
-    /// Founders whose word is not waited for when the system group is founded, as an operator said.
-    /// If one of them holds the group after all, there are two catalogs.
+    /// Initial members whose confirmation is not waited for, by an operator's decision. If one of
+    /// them holds the group after all, there are two catalogs.
     pub found_without: BTreeSet<NodeId>,
     /// What fails together with this node.
     pub zone: Option<String>,
     /// How many leaders this node takes, compared with others; 0: none.
     pub weight: u32,
-    /// Whether leaderships are moved for balance, until somebody changes it in the catalog.
+    /// Whether leaderships are moved for balance, until the catalog's setting is changed.
     pub planner: PlannerMode,
     /// The map of shards that a new catalog begins with; `None`: it gets none from here.
     pub shard_map: Option<ShardMap>,
@@ -150,7 +150,7 @@ struct Inner {
     drains: Arc<Drains>,
     reporter: Reporter,
     stopped: AtomicBool,
-    /// What this host heard of planners.
+    /// Planners that this host knows of.
     fence: Mutex<Fence>,
     begun: Instant,
     /// While this host leads the system group.
@@ -169,7 +169,7 @@ impl System {
         machines: Arc<dyn GroupMachines>,
     ) -> Result<Self, OpenGroupError> {
         let client = CatalogClient::new(host, options.founders.iter().copied());
-        // What is under way when the host begins to stop is not finished here.
+        // Work in progress when the host begins to stop is not finished here.
         let stop = host.stopping().child_token();
         founding::open_or_found(host, &options, &stop).await?;
         let view = watch::Sender::new(None);
@@ -240,14 +240,14 @@ impl System {
     /// The catalog as it is at least when this is called.
     ///
     /// # Errors
-    /// [`CatalogError`]: it does not answer, or this host does not hear of it in time.
+    /// [`CatalogError`]: it does not answer, or this host does not learn of it in time.
     pub async fn fresh_view(&self) -> Result<Arc<View>, CatalogError> {
         fresh_view(&self.inner.client, &mut self.inner.view.subscribe()).await
     }
     /// The catalog as this host knows it, once it knows this revision.
     ///
     /// # Errors
-    /// [`CatalogError::Unknown`]: this host does not hear of it in time.
+    /// [`CatalogError::Unknown`]: this host does not learn of it in time.
     pub async fn view_at(&self, revision: Revision) -> Result<Arc<View>, CatalogError> {
         view_at(&self.inner.client, &mut self.inner.view.subscribe(), revision).await
     }
@@ -275,7 +275,7 @@ impl System {
             }
         }
     }
-    /// What the planner says of itself, where this host leads the system group.
+    /// The state of the planner, where this host leads the system group.
     pub fn planner_reply(
         &self,
         request: &balance::PlannerRequest,
@@ -325,7 +325,7 @@ impl Inner {
         Ok(!held && self.host.stored_group(group)?.is_none())
     }
 
-    /// What this host tells a planner.
+    /// This host's report to a planner.
     fn report(&self, request: wire::ReportRequest) -> Result<wire::NodeReport, tonic::Status> {
         self.hear(request.epoch)?;
         Ok(self.reporter.report(request.known_digest, self.is_stopped()))

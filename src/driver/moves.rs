@@ -21,7 +21,7 @@ pub(super) const MAX_MOVES: usize = 1_024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub(super) ticket: u64,
-    /// How long proposals stood still, when it was moved.
+    /// How long proposals were paused, when it was moved.
     pub(super) moved: Result<Duration, (RejectReason, String)>,
 }
 
@@ -121,7 +121,7 @@ impl Inner {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The local switch as a planner is told of it.
+    /// The local switch, as it is reported to a planner.
     pub(super) fn local_stop(&self) -> Option<Stop> {
         let reason = "the local switch of the host".to_owned();
         self.is_stopped().then_some(Stop { scope: StopScope::Host, reason })

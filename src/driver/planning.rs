@@ -1,7 +1,7 @@
-//! The planner at work, on the leader of the system group: every second it gathers what the hosts
-//! report, has the executor plan a round, sends its orders, and tells it how they end.
+//! The planner at work, on the leader of the system group: every second it collects the reports of
+//! the hosts, has the executor plan a pass, sends its orders, and gives it their outcomes.
 //!
-//! What is planned and when is the executor's; here it gets its facts and its messages out.
+//! The executor decides what is planned and when; this module moves its inputs and messages.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -24,7 +24,7 @@ use super::{Inner, now_ms as time_of_day_ms};
 use shardhost_policy::catalog::View;
 use shardhost_policy::executor::{Ending, Epoch, Executor, ExecutorSettings, Mode, Order, Ticket};
 
-/// Outcomes that wait to be told to the executor.
+/// Outcomes that wait for the executor.
 const MAX_OUTCOMES: usize = 4_096;
 
 /// The executor of this host's leadership of the system group and its clock, shared with those who
@@ -174,7 +174,7 @@ impl Driver {
     }
 }
 
-/// Which processes this host hears, and its own.
+/// Processes whose heartbeats this host receives, and its own.
 fn live_nodes(inner: &Inner) -> BTreeMap<NodeId, u64> {
     let peers = inner.host.transport_stats().peers.into_iter().filter(|peer| peer.live);
     let peers = peers.filter_map(|peer| Some((peer.node, peer.incarnation?)));
@@ -311,7 +311,7 @@ async fn settle(
     pass_on(sender, ticket, ending_of(outcome.moved)).await;
 }
 
-/// The planner may be over; then nobody wants to know.
+/// The planner may have ended; then no one needs the outcome.
 async fn pass_on(sender: &mpsc::Sender<(Ticket, Ending)>, ticket: Ticket, ending: Ending) {
     if sender.send((ticket, ending)).await.is_err() {
         tracing::debug!(%ticket, "an order ended after its planner");

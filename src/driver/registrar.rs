@@ -1,5 +1,5 @@
-//! Telling the catalog what nobody else can: each host of itself, and the leader of the system group
-//! what a new catalog begins with, that time passes, and that a group is gone.
+//! Reports to the catalog that have one source only: each host about itself, and the leader of the
+//! system group the first content of a new catalog, the passing of time, and that a group is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -22,7 +22,7 @@ use shardhost_policy::catalog::{
 };
 use shardhost_proto::shard_map::ShardMap;
 
-/// Between two comparisons of what is known of this node with what is.
+/// Between two comparisons of this node's record with its state.
 const COMPARE_EVERY: Duration = Duration::from_secs(2);
 /// Between two looks of the leader of the system group, when nothing changes.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -33,7 +33,7 @@ const MAX_ENDED_AT_ONCE: usize = 1_024;
 /// Commands under way when a new catalog is filled.
 const CREATED_AT_ONCE: usize = 256;
 
-/// Tells of trouble when it begins or becomes another, and not while it goes on.
+/// Logs a problem when it begins or changes, and not while it lasts.
 #[derive(Default)]
 struct Trouble {
     told: Option<String>,
@@ -112,8 +112,8 @@ fn names(host: &Host) -> Result<BTreeSet<Name>, Refusal> {
     advert.capabilities.iter().map(|name| Name::new(Subject::Capability, name)).collect()
 }
 
-/// This node as its configuration says. What operators changed in the catalog stays: zone and weight
-/// are given by the configuration only while the node is new.
+/// This node's record from its configuration. Changes of operators in the catalog stay: zone and
+/// weight come from the configuration only while the node is new.
 fn new_node(
     host: &Host,
     known: Option<&NodeRecord>,
@@ -192,9 +192,9 @@ struct Tender {
     clocks: DrainClocks,
     /// The view in which nothing was to be done for any group.
     complete: CatalogView,
-    /// The last change that was made for groups. A view from before it lacks what is there.
+    /// The last change that was made for groups. A view from before it lacks them.
     created: Revision,
-    /// A configuration that contradicts the catalog is told once.
+    /// A configuration that contradicts the catalog is logged once.
     told_mismatch: bool,
     /// The last group that was looked at on its way out.
     last_ending: GroupId,
@@ -208,7 +208,7 @@ impl Tender {
             let operation = Operation::PassTime { node, intent, passed_ms };
             match self.client.apply_expecting(drain.revision, operation).await {
                 Ok(done) => self.clocks.told(node, done.revision, passed_ms),
-                // Somebody changed it meanwhile.
+                // Another command changed it meanwhile.
                 Err(CatalogError::Refused(_)) => {}
                 Err(error) => return Err(error),
             }

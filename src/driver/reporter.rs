@@ -21,13 +21,13 @@ impl Reporter {
         Self { host: host.clone(), memory: Mutex::default() }
     }
 
-    /// A leadership was moved away from here by order. The planner's successor is told, so that the
-    /// group gets its rest.
+    /// A leadership was moved away from here by order. It is reported to the planner's successor,
+    /// so that the group gets its rest.
     pub(super) fn note_moved(&self, group: GroupId) {
         self.memory.lock().note_moved(group, Instant::now());
     }
 
-    /// What this host leads; short when it is what the last report said.
+    /// The groups that this host leads; short when they equal the last report.
     pub(super) fn report(&self, known_digest: u64, stopped: bool) -> wire::NodeReport {
         let speaker = Speaker {
             node: self.host.node_id(),

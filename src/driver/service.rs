@@ -20,10 +20,10 @@ pub struct SystemService {
     pub(super) inner: Arc<Inner>,
 }
 
-/// Groups that one question of what is gone may name.
+/// Groups that one request about removed groups may name.
 pub(super) const MAX_GONE: usize = 4_096;
 
-/// What a node is told that belongs to another founding of a cluster of the same name.
+/// The answer to a node of another bootstrap of a cluster of the same name.
 const OTHER_CLUSTER: &str = "its cluster was founded on other disks: two clusters have one name";
 
 fn answer(bytes: bytes::Bytes) -> Response<wire::CatalogReply> {
@@ -90,7 +90,7 @@ impl SystemRpc for SystemService {
         let looked = tokio::task::spawn_blocking(move || {
             groups.retain(|group| match inner.is_gone(GroupId::new(*group)) {
                 Ok(gone) => gone,
-                // What is not known to be gone is not; the others are told of all the same.
+                // A group that is not known to be gone is left out.
                 Err(error) => {
                     tracing::warn!(group, %error, "what is left of a group is not known");
                     false

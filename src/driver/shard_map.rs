@@ -4,8 +4,9 @@ use super::client::{CatalogClient, CatalogError};
 use shardhost_policy::catalog::{Operation, Refusal, View};
 use shardhost_proto::shard_map::{MapMismatch, ShardMap};
 
-/// Sees to it that the catalog has a map of shards before the shards of the configuration are created.
-/// A map of the configuration that contradicts the catalog's is told, and nothing is created from it.
+/// Ensures that the catalog has a map of shards before the shards of the configuration are created.
+/// A map of the configuration that contradicts the catalog's is logged, and nothing is created from
+/// it.
 pub(super) async fn found(
     client: &CatalogClient,
     view: &View,

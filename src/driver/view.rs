@@ -1,8 +1,8 @@
-//! The cluster as one host knows it, for the planner: the groups that it has a replica of, who leads
-//! them as far as it heard, and what nodes say of themselves.
+//! The cluster as one host knows it, for the planner: the groups that it has a replica of, their
+//! leaders as far as it knows, and what nodes advertise.
 //!
-//! What it says of logs is good for the groups that are led here; of others it knows no lag, so no node is
-//! a target for them. What the catalog intends is added by [`shardhost_policy::inputs::view`].
+//! Its lags are valid for the groups that are led here; of others no lag is known, so no node is a
+//! target for them. The intentions of the catalog are added by [`shardhost_policy::inputs::view`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -25,7 +25,7 @@ pub fn local_view(host: &Host, now_ms: u64, settings: planner::Settings) -> plan
         nodes.insert(peer.node, node);
     }
     let mut groups: Vec<planner::Group> = Vec::new();
-    // The system group is led where it falls: whoever leads it plans for the others.
+    // The system group is not balanced: its leader plans for the others.
     for group in host.groups().into_iter().filter(|group| group.id() != SYSTEM_GROUP) {
         groups.extend(group_of(host.node_id(), &group.status(), &nodes));
     }
@@ -40,8 +40,8 @@ pub fn local_view(host: &Host, now_ms: u64, settings: planner::Settings) -> plan
     }
 }
 
-/// Adds how busy the groups are that `host` leads: operations per second, roughly. 0 at first, for it
-/// takes two looks to tell.
+/// Adds the load of the groups that `host` leads: operations per second, roughly. 0 at first,
+/// because it takes two looks.
 pub fn add_loads(snapshot: &mut planner::Snapshot, host: &Host, rates: &mut Rates) {
     let now = Instant::now();
     let mut leads = BTreeSet::new();

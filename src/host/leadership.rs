@@ -1,4 +1,4 @@
-//! Listening to leadership, what the host says of itself, and who is asked who may lead.
+//! Leadership listeners, the node's advertisement, and registered policies.
 //!
 //! What follows from it is decided by the groups; here it is only passed on, to them and to the
 //! peers.
@@ -17,14 +17,15 @@ use tokio::sync::watch;
 
 use super::{Host, HostConfig, HostInner};
 
-/// What a host says of itself when it starts.
+/// The advertisement of a host when it starts.
 pub(super) fn first_advert(config: &HostConfig) -> Result<Advert, CapabilityError> {
     let capabilities = capability_names(config.capabilities.iter().cloned())?;
     Ok(Advert { capabilities, ..Advert::default() })
 }
 
 impl Host {
-    /// Calls `hook` for every edge of leadership of these groups here, beginning with what is.
+    /// Calls `hook` for every edge of leadership of these groups here, beginning with the present
+    /// state.
     #[track_caller]
     pub fn on_leadership<F>(&self, groups: GroupSelector, kind: HookKind, hook: F) -> HookGuard
     where
@@ -48,7 +49,7 @@ impl Host {
     {
         self.inner.groups.on_leader_lost(groups, hook)
     }
-    /// A stream of leadership, beginning with what is.
+    /// A stream of leadership, beginning with the present state.
     #[must_use]
     pub fn leadership(&self, groups: GroupSelector) -> LeadershipEvents {
         self.inner.groups.leadership(groups)
@@ -82,9 +83,9 @@ impl Host {
         self.group(id).is_some_and(|group| group.reevaluate().is_ok())
     }
 
-    /// This node has these capabilities from here on, and no others. The groups here are looked at
-    /// anew at once, the peers are told with the next heartbeat. A leadership that requires what
-    /// this node no longer has is handed to a node that has it.
+    /// Sets the capabilities of this node. The groups here are evaluated again at once, the peers
+    /// learn it with the next heartbeat. A leadership that requires a capability that this node no
+    /// longer has is transferred to a node that has it.
     ///
     /// It lasts until the host stops: a start begins with [`HostConfig::capabilities`].
     ///
@@ -99,13 +100,14 @@ impl Host {
         Ok(())
     }
 
-    /// Says whether this node is draining: others take its leaderships before it takes theirs.
+    /// Sets whether this node is draining: others take its leaderships before it takes theirs.
     pub fn set_draining(&self, draining: bool) {
         self.change_advert(|advert| advert.draining = draining);
     }
 
-    /// Says that this node should lead nothing for now, for a reason of this source, or that the
-    /// reason is gone. Its leaderships are handed to others, its replicas go on following.
+    /// Declares that this node should lead nothing for now, for a reason of this source, or that
+    /// the reason is gone. Its leaderships are transferred to others; its replicas continue to
+    /// follow.
     pub fn impair(&self, source: &'static str, cause: Option<Impairment>) {
         self.inner.groups.impair(source, cause);
     }
@@ -115,20 +117,21 @@ impl Host {
         self.inner.groups.take_entries(takes);
     }
 
-    /// This host cannot go on, because of what its state machines share: as [`Groups::fail`].
+    /// Ends this host because of a fault that its state machines share: see [`Groups::fail`].
     ///
     /// [`Groups::fail`]: shardhost_groups::Groups::fail
     pub fn fail(&self, fault: &HostFault) {
         self.inner.groups.fail(fault);
     }
 
-    /// Why this node should lead nothing for now: what [`Host::impair`] says, or that its log hangs.
+    /// Why this node should lead nothing for now: a cause set by [`Host::impair`], or a log that
+    /// hangs.
     #[must_use]
     pub fn impairment(&self) -> watch::Receiver<Option<Impairment>> {
         self.inner.groups.impairment()
     }
 
-    /// Has the peers told why this node should lead nothing, as long as the host is there.
+    /// Advertises to the peers why this node should lead nothing, for the lifetime of the host.
     pub(super) fn tell_impairments(&self) -> impl Future<Output = ()> + Send + 'static {
         let (mut impairment, stop) = (self.impairment(), self.inner.stop.clone());
         let inner = Arc::downgrade(&self.inner);
@@ -146,13 +149,13 @@ impl Host {
         }
     }
 
-    /// What this node says of itself.
+    /// The advertisement of this node.
     #[must_use]
     pub fn advert(&self) -> Advert {
         self.inner.advert.lock().clone()
     }
 
-    /// What a peer said of itself last; `None`: nothing that was heard since this host started.
+    /// The last advertisement of a peer; `None`: none was received since this host started.
     #[must_use]
     pub fn peer_advert(&self, node: NodeId) -> Option<Advert> {
         self.transport_stats().peers.into_iter().find(|peer| peer.node == node)?.advert

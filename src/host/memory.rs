@@ -17,27 +17,28 @@ use crate::transport::{IncarnationMemory, Rollback};
 pub(super) struct HostMemory {
     peers: PeerStarts,
     note: RollbackNote,
-    /// Set before any peer is heard.
+    /// Set before any message of a peer is taken.
     groups: OnceLock<Groups>,
-    /// Held while the replicas are told.
+    /// Held while the replicas are notified.
     noticed: Mutex<Noticed>,
 }
 
-/// What peers said that the data directory does not know.
+/// Starts that peers reported and the data directory does not know.
 #[derive(Debug)]
 struct Noticed {
-    /// The latest lost start of which the replicas were told, by any process; 0: none.
+    /// The latest lost start that the replicas know of, through any process; 0: none.
     told: u64,
-    /// What the first peer said, if there were replicas to tell. A node that lost its disk has none.
+    /// The first peer's report, if there were replicas to notify. A node that lost its disk has
+    /// none.
     rollback: Option<Rollback>,
 }
 
 impl HostMemory {
-    /// Reads what was kept; an earlier process may have died while its replicas were told.
+    /// Reads the notes; an earlier process may have died while its replicas were notified.
     pub fn open(data_dir: &DataDir, store: &dyn LogStore) -> io::Result<Self> {
         let note = data_dir.rollback_note();
         if note.exists() {
-            // Which of the two it was stands there already, unless an earlier version wrote the note.
+            // Which of the two it was is noted already, unless an earlier version wrote the note.
             if !note.disk_was_lost() {
                 note.mark_rolled_back("an earlier process did not come to tell its replicas\n")?;
             }
@@ -210,7 +211,7 @@ mod tests {
         later.end();
     }
 
-    /// Starts that were lost together are told one by one, also to later processes.
+    /// Starts that were lost together are reported one by one, also to later processes.
     #[test]
     fn a_replica_hears_once_of_the_starts_that_were_lost_together() {
         let (directory, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::new()));
@@ -229,7 +230,7 @@ mod tests {
         later.end();
     }
 
-    /// Later than what a clock says today, and possible.
+    /// Later than any clock today, and possible.
     const LATER: u64 = crate::data_dir::LATEST_START - 10;
 
     fn settle(store: &MemoryStore, group: u64) {

@@ -49,7 +49,8 @@ pub struct HostConfig {
     pub node: NodeId,
     /// Name of the cluster; hosts of another one are refused.
     pub cluster: String,
-    /// Where the log and the snapshots stand. Created when missing; belongs to this node for good.
+    /// The directory of the log and the snapshots. Created when missing; belongs to this node for
+    /// ever.
     pub data_dir: PathBuf,
     /// Where this host listens, for peers and clients. Port 0: any free one.
     pub listen: SocketAddr,
@@ -68,8 +69,9 @@ pub struct HostConfig {
     pub snapshots: SnapshotLimits,
     /// Bounds of what snapshots take of the disk.
     pub snapshot_files: SnapshotFilesOptions,
-    /// The map of shards, where the cluster has no catalog. Hosts that have another one are refused.
-    /// With it the founding of the shards says which cluster this is, without it that of the catalog.
+    /// The map of shards, where the cluster has no catalog. Hosts that have another one are
+    /// refused. With it the bootstrap of the shards identifies the cluster, without it that of the
+    /// catalog.
     pub shard_map: Option<MapTag>,
     /// Bounds of the connections that the listener holds open.
     pub connections: ConnectionLimits,
@@ -124,7 +126,7 @@ impl HostConfig {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The log cannot be opened; the message says what to do.
+    /// The log cannot be opened; the message names the remedy.
     #[error(transparent)]
     Log(#[from] LogError),
     /// A file or directory cannot be used.
@@ -141,7 +143,7 @@ pub enum StartError {
     /// The transport's settings are wrong.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// This build has no log of its own.
+    /// This build has no log store.
     #[error("built without the feature `rocksdb`: give the builder a log store")]
     NoLogStore,
     /// The system refuses a thread.
@@ -380,15 +382,15 @@ struct HostInner {
     groups: Groups,
     transport: GrpcTransport,
     directory: PeerDirectory,
-    /// What this node says of itself. Held while groups and peers are told, so that all hear of
-    /// changes in the same order.
+    /// The node's advertisement. Held while groups and peers are notified, so that all see changes
+    /// in the same order.
     advert: parking_lot::Mutex<Advert>,
     address: SocketAddr,
     incarnation: u64,
     store_id: u64,
     memory: Arc<HostMemory>,
     foundings: Foundings,
-    /// The host begins to stop; what is under way goes on for a while.
+    /// The host begins to stop; work in progress continues for a while.
     stopping: CancellationToken,
     stop: CancellationToken,
     connections: Arc<Connections>,
@@ -476,14 +478,14 @@ impl Host {
     pub fn founding(&self, scope: Scope) -> &Founding {
         self.inner.foundings.of(scope)
     }
-    /// For whom this node waits before the cluster is founded, and what an operator can do; `None`:
-    /// for nobody.
+    /// The nodes that this node waits for before the cluster is created, and what an operator can
+    /// do; `None`: it does not wait.
     #[must_use]
     pub fn founding_waits_for(&self) -> Option<String> {
         let foundings = &self.inner.foundings;
         foundings.system.waiting().or_else(|| foundings.shards.waiting())
     }
-    /// What shows that the data directory was put back from an older copy, if a peer said so.
+    /// The evidence that the data directory was put back from an older copy, if a peer has it.
     #[must_use]
     pub fn rollback(&self) -> Option<Rollback> {
         self.inner.memory.rollback()
@@ -544,7 +546,7 @@ impl Host {
     pub fn stopping(&self) -> CancellationToken {
         self.inner.stopping.clone()
     }
-    /// Cancelled when the host has handed over what it could, and answers nobody any longer.
+    /// Cancelled when the host has transferred its leaderships, and no longer answers.
     #[must_use]
     pub fn stopped(&self) -> CancellationToken {
         self.inner.stop.clone()
@@ -555,8 +557,8 @@ impl Host {
         self.inner.groups.health()
     }
 
-    /// Stops the host. When it returns, the data directory may be opened again, whoever called it
-    /// first. A call that does not hand leaderships over ends the hand-over of an earlier one.
+    /// Stops the host. When it returns, the data directory may be opened again, whichever caller
+    /// was first. A call that does not transfer leaderships ends the transfers of an earlier one.
     pub async fn shutdown(&self, mode: Shutdown) {
         self.inner.stopping.cancel();
         if let Shutdown::Graceful { deadline } = mode {
@@ -568,7 +570,7 @@ impl Host {
         self.inner.stop.cancel();
         let task = self.serving.lock().task.take();
         if let Some(mut task) = task {
-            // Streams of clients and peers do not end by themselves.
+            // Streams of clients and peers do not end otherwise.
             if tokio::time::timeout(Duration::from_millis(200), &mut task).await.is_err() {
                 task.abort();
             }
@@ -580,7 +582,7 @@ impl Host {
         drop(self.serving.lock().data_dir.take());
     }
 
-    /// Transfers every leadership to whoever is furthest, a number at a time.
+    /// Transfers every leadership to the most advanced voter, a number at a time.
     async fn hand_everything_over(&self, deadline: Duration) {
         use futures::StreamExt;
         let led = self.groups().into_iter().filter(|group| {

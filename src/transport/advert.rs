@@ -1,7 +1,7 @@
 //! What nodes say of themselves, as it travels: with greetings, and with heartbeats when it
 //! changed.
 //!
-//! Knows neither streams nor who is live; what was said is remembered in `liveness`.
+//! Knows neither streams nor liveness; `liveness` remembers the advertisements.
 
 use shardhost_groups::RequirementMode;
 use shardhost_groups::worker::{Advert, Impairment};
@@ -16,7 +16,7 @@ pub(super) const ADVERT_MAX_BYTES: usize = MAX_CAPABILITIES * (MAX_CAPABILITY_BY
 /// Characters of the reason why a node is impaired, at most.
 const MAX_REASON_CHARS: usize = 512;
 
-/// What this node says of itself.
+/// The advertisement of this node.
 pub(super) fn to_wire(advert: &Advert) -> peer::Advert {
     peer::Advert {
         capabilities: advert.capabilities.iter().cloned().collect(),
@@ -35,7 +35,7 @@ fn said(impairment: &Impairment) -> String {
     if reason.is_empty() { "it does not say why".to_owned() } else { reason }
 }
 
-/// What a peer said of itself.
+/// The advertisement of a peer.
 ///
 /// # Errors
 /// [`CapabilityError`] when there are too many names, or one is not well formed.

@@ -1,6 +1,6 @@
-//! Whether the wall clock of this node agrees with those of its peers. Nothing that is promised
-//! depends on wall clocks; logs, certificates and the clocks of users do, so a clock that is far from
-//! the others is told to operators.
+//! Whether the wall clock of this node agrees with those of its peers. No promise depends on wall
+//! clocks; logs, certificates and the clocks of users do, so a clock that is far from the others is
+//! reported to operators.
 //!
 //! Heartbeats carry the time at which they were made. How far a peer's clock is ahead is estimated by
 //! the heartbeat that took the shortest way, for a delay makes a clock look slow.
@@ -47,8 +47,7 @@ impl PeerClock {
         });
     }
 
-    /// Milliseconds by which the peer's clock is ahead; `None`: it was not heard lately, or does not
-    /// say.
+    /// Milliseconds by which the peer's clock is ahead; `None`: no recent heartbeat with a clock.
     pub fn ahead_ms(&self, now: Instant) -> Option<i64> {
         let known = (*self.windows.lock())?;
         let lately = now.saturating_duration_since(known.began) < WINDOW * 2;
@@ -79,7 +78,7 @@ pub enum ClockAlarm {
 }
 
 impl ClockAlarm {
-    /// Looks how far the clocks of the peers that are heard are ahead of this node's.
+    /// Measures how far the clocks of the live peers are ahead of this node's.
     #[must_use]
     pub fn judge(peers: &[(NodeId, i64)]) -> Option<Self> {
         let nodes = peers.len() + 1;

@@ -20,7 +20,7 @@ const SNAPSHOT_META_MAX_BYTES: usize = 64 << 10;
 /// Most members, memberships, capabilities and labels in a frame, for each message that it may hold. Few
 /// messages have any.
 const MEMBERS_PER_MESSAGE: usize = 16;
-/// Most names in what a node says of itself, far above what is taken from one.
+/// Most names in an advertisement, far above what is accepted from a node.
 const ADVERT_MAX_NAMES: usize = 1 << 10;
 /// Most bytes of the header of a snapshot stream.
 const SNAPSHOT_HEADER_MAX_BYTES: usize = 128 << 10;
@@ -143,7 +143,7 @@ impl Census {
         Ok(())
     }
 
-    /// Counts the names in the adverts that stand in the field `advert` of a message.
+    /// Counts the names in the advertisements in the field `advert` of a message.
     fn adverts(&mut self, advert: u64, mut bytes: &[u8]) -> Result<(), FrameError> {
         while let Some((number, mut content)) = next_field(&mut bytes).map_err(malformed)? {
             if number != advert {

@@ -1,6 +1,6 @@
-//! What the transport is told when it starts: who it is, and the bound of everything it holds.
+//! The settings of the transport: its identity, and the bound of everything it holds.
 //!
-//! Every queue, frame, wait and retry of the transport is bounded by a value that stands here.
+//! Every queue, frame, wait and retry of the transport is bounded by a value of this module.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::advert::ADVERT_MAX_BYTES;
 use super::map_tag::MapTag;
 
 /// Most bytes of a heartbeat in a frame, which may join any message: its tag, its length, its
-/// sequence, its founding, its time, and what the node says of itself.
+/// sequence, its bootstrap, its time, and the node's advertisement.
 pub(super) const HEARTBEAT_MAX_BYTES: usize = 48 + ADVERT_MAX_BYTES;
 
 /// How much a lane may hold. Whatever is reached first is the bound.
@@ -31,7 +31,7 @@ pub struct SnapshotLimits {
     pub sending: usize,
     /// Shipments that wait for their turn; those above it fail at once and Raft tries again.
     pub waiting: usize,
-    /// Snapshots received at the same time; a sender above it is told to come again.
+    /// Snapshots received at the same time; a sender above it is asked to try later.
     pub receiving: usize,
     /// Bytes per second that all snapshots being sent share, chunk by chunk in turn; 0: no bound.
     /// What they may take of a disk is bounded where they are kept.
@@ -41,8 +41,8 @@ pub struct SnapshotLimits {
     /// before the first chunk, which is reading a snapshot that it has already, and its sync
     /// after the last.
     pub stall_timeout: Duration,
-    /// How long the groups wait to hear of a failed shipment, and therefore before they try
-    /// again: what made it fail seldom passes at once.
+    /// How long a failed shipment is kept back from the groups, and therefore the pause before they
+    /// try again: its cause seldom passes at once.
     pub retry_wait: Duration,
 }
 
@@ -60,10 +60,9 @@ pub struct TransportConfig {
     /// The starts that the data directory knew before this one, the newest first. A peer that knows
     /// another one shows that the directory is an older copy.
     pub earlier_starts: Vec<u64>,
-    /// Where peers reach this node, `host:port`. Told to them in the handshake.
+    /// Where peers reach this node, `host:port`. Sent to them in the handshake.
     pub address: String,
-    /// What this node says of itself at first; see
-    /// [`set_advert`](super::GrpcTransport::set_advert).
+    /// The first advertisement of this node; see [`set_advert`](super::GrpcTransport::set_advert).
     pub advert: Advert,
     /// The map of shards, where the cluster has no catalog. Peers that have another one are refused.
     pub shard_map: Option<MapTag>,
@@ -106,8 +105,8 @@ pub struct TransportConfig {
     pub backoff_min: Duration,
     /// Longest wait between two attempts.
     pub backoff_max: Duration,
-    /// How long a lane that goes to an address from a greeting waits before the configured one of its
-    /// peer is looked at. Longer each time that nobody was there, up to 32 times.
+    /// How long a lane that goes to an address from a greeting waits before the configured one of
+    /// its peer is probed. Longer after each vain probe, up to 32 times.
     pub configured_look_after: Duration,
     /// How long [`shutdown`](super::GrpcTransport::shutdown) lets lanes run empty.
     pub drain_timeout: Duration,

@@ -1,7 +1,7 @@
 //! Where the nodes of the cluster are reached. The addresses may change while the host runs.
 //!
-//! The directory knows addresses only: whether a node lives is not its business. Beside the address that
-//! somebody set, a node may have one where it was found instead.
+//! The directory knows addresses only, not liveness. Beside the configured address a node may have
+//! one where it was found instead.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 pub struct FoundedBy(Arc<watch::Sender<u64>>);
 
 impl FoundedBy {
-    /// What is known now.
+    /// The present value.
     #[must_use]
     pub fn get(&self) -> u64 {
         *self.0.borrow()
@@ -22,7 +22,7 @@ impl FoundedBy {
         self.0.send_replace(founding);
     }
 
-    /// The same, if nothing is known yet; whether it is what is known afterwards.
+    /// Sets it, if nothing is known yet; returns whether the known value equals this one.
     pub fn learn(&self, founding: u64) -> bool {
         self.0.send_if_modified(|known| {
             let news = *known == 0 && founding != 0;
@@ -34,16 +34,16 @@ impl FoundedBy {
         self.get() == founding
     }
 
-    /// Whether whoever says this belongs to the same cluster, as far as both know.
+    /// Whether a node with this bootstrap belongs to the same cluster, as far as both know.
     #[must_use]
     pub fn may_be(&self, said: u64) -> bool {
         same(self.get(), said)
     }
 
-    /// Waits until whoever said this is known to belong to another cluster.
+    /// Waits until a node with this bootstrap is known to belong to another cluster.
     pub async fn differs(&self, said: u64) {
         let mut own = self.0.subscribe();
-        // It fails only when nobody can set it any more, and this value can.
+        // It fails only when no sender is left, and this value is one.
         if own.wait_for(|own| !same(*own, said)).await.is_err() {
             std::future::pending::<()>().await;
         }

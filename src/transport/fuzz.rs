@@ -1,8 +1,8 @@
 //! Bytes from a peer: frames of a stream, from the greeting up to where messages are handed to the
 //! groups, and the header of a snapshot.
 //!
-//! An input is a list of frames, each behind its length in four bytes; the first byte of all says whether
-//! they are those of a snapshot.
+//! An input is a list of frames, each behind its length in four bytes; the first byte of all
+//! selects whether they are those of a snapshot.
 
 use std::sync::Arc;
 
@@ -63,11 +63,11 @@ impl Inbound for Groups {
     fn unreachable(&self, _: NodeId, _: Vec<(GroupId, ReplicaId)>) {}
 }
 
-/// A transport that knows one peer, and connects to nobody.
+/// A transport that knows one peer, and makes no connection.
 fn shared() -> Arc<Shared> {
     let mut config = TransportConfig::new("shop", OURS, 1_000, "10.0.0.1:7400");
     config.earlier_starts = vec![900, 800];
-    // Small bounds, so that what is beside them shows.
+    // Small bounds, so that allocations beside them are visible.
     config.frame_max_messages = 64;
     config.frame_max_entries = 256;
     let directory = PeerDirectory::new([(THEIRS, "10.0.0.2:7400".to_owned())]);
@@ -293,7 +293,7 @@ fn seeds() -> Vec<Seed> {
     seeds
 }
 
-/// What is short on the wire and long in memory: parts that hold nothing, many times.
+/// Short on the wire and long in memory: empty parts, many times.
 fn bombs() -> Vec<(&'static str, Vec<GroupMessage>)> {
     const MANY: usize = 8_000;
     let message = |kind: MessageKind| GroupMessage { kind: kind.into(), ..GroupMessage::default() };

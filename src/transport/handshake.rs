@@ -1,4 +1,4 @@
-//! Who may talk to whom: the checks of `Hello` and `Welcome`, as pure functions.
+//! Which nodes may talk to each other: the checks of `Hello` and `Welcome`, as pure functions.
 //!
 //! Nothing here knows streams or what was seen before; incarnations are compared in `starts`.
 
@@ -12,7 +12,7 @@ use super::founded::FoundedBy;
 use super::map_tag::{self, MapTag};
 use super::starts::{CLOCKS_DIFFER, MOST_STARTS_TOLD};
 
-/// Who this process says it is.
+/// The claimed identity of this process.
 #[derive(Clone, Debug)]
 pub(super) struct Identity {
     pub cluster: String,
@@ -69,8 +69,8 @@ pub enum Refusal {
     /// The peer has another map of shards. Make the numbers of shards equal.
     #[error("the peer has {theirs}, this host {ours}; make the numbers of shards equal")]
     ShardMap { theirs: String, ours: String },
-    /// The peer's cluster has the same name and was founded on other disks: the data directories of one
-    /// cluster stand beside those of another. Put them where they belong.
+    /// The peer's cluster has the same name and was created on other disks: the data directories of
+    /// two clusters are mixed. Put them where they belong.
     #[error(
         "the peer's cluster was founded on other disks than this one: they are two clusters of one name; \
          see that each node has its own data directory"
@@ -82,7 +82,7 @@ pub enum Refusal {
         node: NodeId,
         /// The incarnation in the greeting.
         theirs: u64,
-        /// The incarnation that stands for the node.
+        /// The incarnation that represents the node.
         seen: u64,
         /// The newest incarnation from which messages were taken; 0: none.
         known: u64,
@@ -98,7 +98,7 @@ pub enum Refusal {
         node: NodeId,
         /// The incarnation in the greeting.
         theirs: u64,
-        /// The incarnation that stands for the node.
+        /// The incarnation that represents the node.
         seen: u64,
     },
     /// An incarnation is a time, and this one is further ahead than clocks may differ. Set the
@@ -115,8 +115,8 @@ pub enum Refusal {
         /// The latest that is believed.
         latest: u64,
     },
-    /// A peer says that it saw a start of this node that cannot be: it is further ahead than clocks
-    /// may differ. Set the clocks of both nodes.
+    /// A peer reports a start of this node that is impossible: it is further ahead than clocks may
+    /// differ. Set the clocks of both nodes.
     #[error(
         "node {by} says that it knows incarnation {known} of this node, which is {} h later than \
          the clock of this host allows ({} h ahead)", hours(known, latest),
@@ -124,7 +124,7 @@ pub enum Refusal {
     )]
     KnownAheadOfClock {
         by: NodeId,
-        /// The incarnation that it says.
+        /// The reported incarnation.
         known: u64,
         /// The latest that is believed.
         latest: u64,
@@ -175,8 +175,8 @@ impl From<Refusal> for Status {
 }
 
 impl Identity {
-    /// The greeting of a lane to `to`, with what this node says of itself; that of a snapshot
-    /// stream has neither.
+    /// The greeting of a lane to `to`, with this node's advertisement; that of a snapshot stream
+    /// has neither.
     pub fn hello(
         &self,
         to: NodeId,
@@ -201,7 +201,7 @@ impl Identity {
             known_incarnation,
             shard_map: self.shard_map.as_ref().map(MapTag::to_wire),
             starts: self.starts(),
-            // Messages of the urgent lane are small, and its peer is heard or lost.
+            // Messages of the urgent lane are small, and a silent peer is lost.
             wants_taken: lane == WireLane::Bulk,
             founding: self.founded.get(),
         }
@@ -272,7 +272,7 @@ impl Identity {
         Ok(Greeting { node: to, incarnation: welcome.incarnation, starts: Vec::new() })
     }
 
-    /// Checks which founding a peer says that its cluster comes from; 0: it does not know.
+    /// Checks which bootstrap a peer's cluster comes from; 0: it does not know.
     pub fn check_founding(&self, said: u64) -> Result<(), Refusal> {
         self.founded.may_be(said).then_some(()).ok_or(Refusal::OtherFounding)
     }

@@ -77,7 +77,7 @@ impl<'a> Pulse<'a> {
         }
     }
 
-    /// Says once when the clock of this node is found wrong, and once when it is right again.
+    /// Logs once when the clock of this node is found wrong, and once when it is right again.
     fn compare_clocks(&mut self, now: Instant) {
         let alarm = self.shared.clock_alarm(now);
         match (alarm, self.clock_alarm) {
@@ -88,9 +88,9 @@ impl<'a> Pulse<'a> {
         self.clock_alarm = alarm.is_some();
     }
 
-    /// A process that was itself stopped for a while has not heard anybody: its first beat
-    /// judges nobody, so that what waits in the sockets is heard first. A process that is late
-    /// at every beat judges all the same.
+    /// A process that was itself stopped for a while has received nothing: its first beat judges no
+    /// peer, so that data that waits in the sockets is read first. A process that is late at every
+    /// beat judges all the same.
     fn may_judge(&mut self, now: Instant) -> bool {
         let late = now.duration_since(self.last) > self.shared.config.heartbeat_interval * 3;
         let forgiven = late && !self.last_was_late;
@@ -99,8 +99,8 @@ impl<'a> Pulse<'a> {
         !forgiven
     }
 
-    /// A bulk connection of which a peer takes nothing, although the peer is heard, is made anew. One
-    /// that is not heard, or not by a process that stood still, may take it when it is.
+    /// A bulk connection of which a peer takes nothing, although the peer is live, is made again. A
+    /// peer that is silent, or that a stopped process did not read, may still take it.
     fn look_at_bulk(&self, peer: &Peer, now: Instant, judges: bool) {
         let lately = self.shared.config.heartbeat_interval * 3;
         if judges && peer.liveness.is_heard_within(lately, now) {

@@ -1,8 +1,8 @@
 //! One lane to one peer: a bounded queue that threads fill and one stream empties.
 //!
-//! Pushing takes a short lock, never waits, and tells which replicas' messages did not fit. The
-//! HTTP/2 connection pulls frames when it can send, so what the peer does not take waits here
-//! and is bounded here. The lane knows nothing of sockets, nodes or Raft; connections are made by
+//! Pushing takes a short lock, never waits, and reports which replicas' messages did not fit. The
+//! HTTP/2 connection pulls frames when it can send, so messages that the peer does not take wait
+//! here, within bounds. The lane knows nothing of sockets, nodes or Raft; connections are made by
 //! `sender`.
 
 use std::collections::VecDeque;
@@ -48,7 +48,7 @@ impl Queued {
         self.message.entries.len()
     }
 
-    /// Whom it is for; `None` when the addressed replica is no valid id.
+    /// The addressed replica; `None` when it is no valid id.
     pub fn addressee(&self) -> Option<Dropped> {
         let replica = ReplicaId::new(self.message.to_replica)?;
         Some((GroupId::new(self.message.group), replica))
@@ -71,7 +71,7 @@ struct Bounds {
 pub(super) struct LaneQueue {
     bounds: Bounds,
     state: Mutex<State>,
-    /// Told when the present stream carries nothing any more.
+    /// Notified when the present stream carries nothing any more.
     stalled: Notify,
 }
 
@@ -83,7 +83,7 @@ struct State {
     waiting: VecDeque<Queued>,
     waiting_bytes: usize,
     heartbeat: Option<NodeHeartbeat>,
-    /// What the node says of itself from here on; a heartbeat takes it along.
+    /// The node's new advertisement; a heartbeat carries it.
     advert: Option<Advert>,
     taker: Option<Waker>,
     progress: Progress,
@@ -98,7 +98,7 @@ enum Phase {
     Reconnecting(Instant),
     /// No connection for longer than the grace.
     Down,
-    /// The peer has said welcome.
+    /// The peer has sent its welcome.
     Open,
 }
 
@@ -128,7 +128,7 @@ impl LaneQueue {
         wake(taker);
     }
 
-    /// Lets the next frame carry a heartbeat, with what the node last said of itself. Without a
+    /// Lets the next frame carry a heartbeat, with the node's last advertisement. Without a
     /// connection there is none.
     pub fn beat(&self, heartbeat: NodeHeartbeat) {
         let taker = {
@@ -141,8 +141,8 @@ impl LaneQueue {
         wake(taker);
     }
 
-    /// Lets the next heartbeat say what the node says of itself from here on. A connection that is
-    /// made meanwhile says it twice, which is once.
+    /// Lets the next heartbeat carry the node's new advertisement. A connection that is made
+    /// meanwhile sends it twice, which is idempotent.
     pub fn say(&self, advert: Advert) {
         self.state.lock().advert = Some(advert);
     }
@@ -159,7 +159,7 @@ impl LaneQueue {
         FrameStream { lane: Arc::clone(self), number, hello: Some(hello) }
     }
 
-    /// The peer said welcome: frames may go. `tells_taken`: it says how many it has taken.
+    /// The peer sent its welcome: frames may go. `tells_taken`: it reports how many it has taken.
     pub fn open(&self, tells_taken: bool) {
         let taker = {
             let mut state = self.state.lock();
@@ -173,7 +173,7 @@ impl LaneQueue {
         wake(taker);
     }
 
-    /// The peer says how many frames of the present stream it has taken.
+    /// The peer reports how many frames of the present stream it has taken.
     pub fn taken(&self, frames: u64) {
         self.state.lock().progress.taken(frames, Instant::now());
     }
@@ -242,7 +242,7 @@ impl LaneQueue {
         wake(taker);
     }
 
-    /// Drops what waits, for good.
+    /// Drops all that waits.
     pub fn clear(&self, dropped: &mut Vec<Dropped>) {
         let mut state = self.state.lock();
         state.closing = true;

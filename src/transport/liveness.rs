@@ -1,5 +1,5 @@
-//! Whether a peer node lives: judged by what is heard from it, with a monotonic clock that the
-//! caller reads.
+//! Whether a peer node is live: judged by its heartbeats, with a monotonic clock that the caller
+//! reads.
 //!
 //! Any frame from the node counts as life; heartbeats see to it that one comes at least every
 //! interval. Silence for the liveness timeout is loss. A broken or refused urgent connection is
@@ -7,12 +7,13 @@
 //! within about three intervals, a frozen one within the timeout, and a connection that is made
 //! again at once goes unnoticed.
 //!
-//! What a node says of itself is remembered until another incarnation of it is seen, and told
-//! right after its life. The streams of a lane follow one another, so what its urgent lane says
-//! last is the newest; a greeting of the other lane may come late, and only says what was not said
-//! before.
+//! A node's advertisement is remembered until another incarnation of it is seen, and reported right
+//! after its liveness. The streams of a lane follow one another, so the last advertisement of its
+//! urgent lane is the newest; a greeting of the other lane may come late, and adds only what is
+//! missing.
 //!
-//! Life, loss and what is said are told in order, under a lock; the lock is not taken per frame.
+//! Liveness, loss and advertisements are reported in order, under a lock; the lock is not taken per
+//! frame.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::handshake::{Greeting, Refusal};
 use super::starts::{Place, Sight, Starts};
 
-/// What is known of the life of one peer.
+/// The known state of one peer.
 #[derive(Debug)]
 pub(super) struct Liveness {
     node: NodeId,
@@ -36,10 +37,10 @@ pub(super) struct Liveness {
     last_heard: AtomicU64,
     suspected: AtomicBool,
     live: AtomicBool,
-    /// The incarnation that stands for the peer, by a greeting or an answer to ours; 0: none.
+    /// The incarnation that represents the peer, by a greeting or an answer to ours; 0: none.
     /// Written under the lock, from `Known::starts`.
     incarnation: AtomicU64,
-    /// Told when another incarnation stands for the peer.
+    /// Notified when another incarnation represents the peer.
     displaced: Notify,
     known: Mutex<Known>,
     /// Ends every stream of the peer.
@@ -49,9 +50,9 @@ pub(super) struct Liveness {
 #[derive(Debug)]
 struct Known {
     starts: Starts,
-    /// The incarnation that was last told to be live.
+    /// The incarnation that was last reported live.
     told: Option<u64>,
-    /// What the newest incarnation said of itself last.
+    /// The last advertisement of the newest incarnation.
     advert: Option<Advert>,
     /// The present stream of each lane.
     bulk: Option<CancellationToken>,
@@ -104,7 +105,7 @@ impl Liveness {
         self.known.lock().starts.confirm(incarnation);
     }
 
-    /// Waits until another incarnation than this one stands for the peer.
+    /// Waits until another incarnation than this one represents the peer.
     pub async fn displaced(&self, incarnation: u64) {
         loop {
             let mut displaced = std::pin::pin!(self.displaced.notified());
@@ -120,7 +121,7 @@ impl Liveness {
         self.live.load(Ordering::Acquire)
     }
 
-    /// Whether the peer lives, and was heard lately.
+    /// Whether the peer is live, and sent something lately.
     pub fn is_heard_within(&self, time: Duration, now: Instant) -> bool {
         let patience = Patience { calm: time, suspected: time };
         self.is_live() && !self.is_silent(now, patience)
@@ -130,12 +131,12 @@ impl Liveness {
         Some(self.incarnation.load(Ordering::Acquire)).filter(|seen| *seen > 0)
     }
 
-    /// What the newest incarnation said of itself last.
+    /// The last advertisement of the newest incarnation.
     pub fn advert(&self) -> Option<Advert> {
         self.known.lock().advert.clone()
     }
 
-    /// Lets a stream in, with what its greeting says of the node. Its predecessor on the same lane
+    /// Admits a stream, with the advertisement of its greeting. Its predecessor on the same lane
     /// ends; all streams of an earlier incarnation end.
     pub fn admit(
         &self,
@@ -169,8 +170,8 @@ impl Liveness {
         known.starts.visits(greeting.incarnation, self.sight(&known, latest))
     }
 
-    /// The process at the peer's address answered a greeting. When that was sent, `asked` stood for
-    /// the peer.
+    /// The process at the peer's address answered a greeting. When that was sent, `asked`
+    /// represented the peer.
     pub fn welcomed(
         &self,
         greeting: &Greeting,
@@ -195,7 +196,7 @@ impl Liveness {
         }
     }
 
-    /// A heartbeat said something of the peer.
+    /// A heartbeat carried an advertisement of the peer.
     pub fn said(&self, visit: &Visit, advert: Advert, inbound: &Arc<dyn Inbound>) {
         let mut known = self.known.lock();
         if !visit.ended.is_cancelled() && known.hear(advert, visit.lane) && self.is_live() {
@@ -242,7 +243,7 @@ impl Liveness {
         }
     }
 
-    /// Tells that the peer lives and what it says of itself, if that is news.
+    /// Reports that the peer is live, and its advertisement, if that is news.
     fn tell_live(&self, known: &mut Known, incarnation: u64, inbound: &Arc<dyn Inbound>) -> bool {
         let was_live = self.live.swap(true, Ordering::AcqRel);
         let news = !was_live || known.told != Some(incarnation);
@@ -292,7 +293,7 @@ impl Known {
         }
     }
 
-    /// Remembers what the node says of itself; whether that is news.
+    /// Remembers the node's advertisement; returns whether that is news.
     fn hear(&mut self, said: Advert, lane: Lane) -> bool {
         let newer = lane == Lane::Urgent || self.advert.is_none();
         let news = newer && self.advert.as_ref() != Some(&said);

@@ -12,8 +12,7 @@ use super::handshake::Rollback;
 use super::receiver::note_refusal;
 use super::shared::Shared;
 
-/// Keeps what a host knows of the starts of nodes. Both calls block until what they are told is
-/// durable.
+/// Keeps a host's knowledge of the starts of nodes. Both calls block until their input is durable.
 pub trait IncarnationMemory: Debug + Send + Sync {
     /// The newest incarnation of a peer that was ever seen; 0: none.
     fn newest(&self, node: NodeId) -> u64;
@@ -48,8 +47,7 @@ impl IncarnationMemory for Forgetful {
     }
 }
 
-/// Takes in what a peer says that it knows of this node, before any message of the stream is taken
-/// or sent.
+/// Takes over what a peer knows of this node, before any message of the stream is taken or sent.
 pub(super) async fn learn_known(
     shared: &Arc<Shared>,
     by: NodeId,
@@ -62,8 +60,8 @@ pub(super) async fn learn_known(
     keep(by, move || memory.rolled_back(rollback)).await
 }
 
-/// A peer has read the answer to its greeting: it heard what was known of it before. Only from here
-/// on its new start stands for the earlier ones, and before anything is taken from it.
+/// A peer has read the answer to its greeting: it knows what was known of it before. Only from here
+/// on its new start represents the earlier ones, and before anything is taken from it.
 pub(super) async fn confirm(
     shared: &Arc<Shared>,
     node: NodeId,

@@ -1,17 +1,17 @@
 //! Carries messages between hosts over gRPC: the host's implementation of the groups'
 //! [`Transport`].
 //!
-//! Per peer there are two lanes, each a bounded queue and a stream on a connection of its own:
-//! *bulk* for appends, *urgent* for heartbeats and votes, which therefore never stand behind
-//! appends. A frame carries whatever waits, of many groups. Snapshots travel on streams of their
-//! own. One heartbeat per pair of nodes stands for the life of all groups between them.
+//! Per peer there are two lanes, each a bounded queue and a stream on a separate connection: *bulk*
+//! for appends, *urgent* for heartbeats and votes, which therefore never wait behind appends. A
+//! frame carries all that waits, of many groups. Snapshots have separate streams. One heartbeat per
+//! pair of nodes covers the liveness of all groups between them.
 //!
 //! | where | what |
 //! |---|---|
 //! | [`config`], [`directory`], [`address`] | settings and bounds; where nodes are reached; what greetings say of that |
 //! | `dispatch`, `lane` | the way out: sorting a batch, the bounded queues |
 //! | `sender`, `connection`, `progress` | keeping lanes connected; HTTP/2 settings; what stalls |
-//! | [`codec`], [`handshake`] | frames as bytes; who may talk to whom |
+//! | [`codec`], [`handshake`] | frames as bytes; which nodes may talk to each other |
 //! | `listener` | connections: how many of each kind, and for how long they may say nothing |
 //! | `service`, `receiver` | the way in |
 //! | `liveness`, `heartbeat`, `advert` | which peers live, and what they say of themselves |
@@ -19,7 +19,7 @@
 //! | `starts`, `refusals` | which process is a peer; what either side refuses of the other |
 //! | [`memory`] | which starts of peers were seen, over restarts; that the own directory is an older copy |
 //! | `snapshot` | snapshots, out and in |
-//! | [`stats`] | what is counted |
+//! | [`stats`] | counters |
 //!
 //! **Invariant:** this module knows nothing of Raft: it reads of a message only its group, the
 //! addressed replica and its length. It does not check what messages say; the groups' validator
@@ -85,7 +85,7 @@ use shared::{Shared, TaskKind};
 ///
 /// Made in three steps, because the groups need a transport and the transport needs the groups:
 /// [`new`](Self::new); [`service`](Self::service) mounted on the host's listener;
-/// [`bind`](Self::bind) to the groups, which starts it. Peers that come earlier are told to come
+/// [`bind`](Self::bind) to the groups, which starts it. Peers that come earlier are asked to try
 /// again, and messages sent earlier are dropped and counted.
 #[derive(Clone, Debug)]
 pub struct GrpcTransport {
@@ -165,15 +165,15 @@ impl GrpcTransport {
         self.shared.identity.founded.clone()
     }
 
-    /// Which founding the cluster of a node comes from, as it said last; 0: it does not know, or has
-    /// not been heard.
+    /// Which bootstrap the cluster of a node comes from, as it last reported; 0: it does not know,
+    /// or has not reported.
     #[must_use]
     pub fn founding_of(&self, node: shardhost_storage::NodeId) -> u64 {
         self.shared.peer(node).map_or(0, |peer| peer.founding())
     }
 
-    /// From here on this node says this of itself: to those that are connected with the next
-    /// heartbeat, to others when they are. The groups have to be told beside it.
+    /// Sets the advertisement of this node: connected peers get it with the next heartbeat, others
+    /// when they connect. The groups have to be notified beside it.
     pub fn set_advert(&self, advert: &Advert) {
         self.shared.set_advert(advert);
     }
@@ -184,8 +184,8 @@ impl GrpcTransport {
         self.shared.stats()
     }
 
-    /// Sends what waits, within the drain timeout, and ends all streams and tasks. Peers are
-    /// told to be lost, shipments to have failed. Call it before the listener is shut down.
+    /// Sends all that waits, within the drain timeout, and ends all streams and tasks. Peers are
+    /// reported lost, shipments failed. Call it before the listener is shut down.
     pub async fn shutdown(&self) {
         let shared = &self.shared;
         shared.draining.cancel();

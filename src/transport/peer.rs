@@ -1,4 +1,4 @@
-//! One peer node: its two lanes, its life, and what must be told about it.
+//! One peer node: its two lanes, its liveness, and what must be reported about it.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -33,14 +33,15 @@ pub(super) struct Peer {
     pub bulk: Arc<LaneQueue>,
     pub urgent: Arc<LaneQueue>,
     pub liveness: Liveness,
-    /// Told when a stream from the peer was let in: it is there, so trying again is worthwhile.
+    /// Notified when a stream from the peer was admitted: it is there, so trying again is
+    /// worthwhile.
     pub greeted: Notify,
     /// Ends the peer's tasks and streams.
     pub stop: CancellationToken,
     pub received: Received,
     pub refusals: Refusals,
     pub clock: PeerClock,
-    /// Which founding the peer said last that its cluster comes from; 0: it does not know.
+    /// Which bootstrap the peer's cluster comes from, as last reported; 0: it does not know.
     founding: AtomicU64,
     unreachable: Mutex<HashSet<Dropped>>,
 }
@@ -77,7 +78,7 @@ impl Peer {
         }
     }
 
-    /// A greeting in order says where the peer listens.
+    /// A valid greeting has the address where the peer listens.
     pub fn greeted_from(&self, incarnation: u64, address: &str) {
         self.named.lock().greeted(incarnation, address, &self.address.borrow());
     }
@@ -99,12 +100,12 @@ impl Peer {
         }
     }
 
-    /// Which founding the peer said last that its cluster comes from; 0: it does not know.
+    /// Which bootstrap the peer's cluster comes from, as last reported; 0: it does not know.
     pub fn founding(&self) -> u64 {
         self.founding.load(Ordering::Acquire)
     }
 
-    /// The peer says which founding its cluster comes from.
+    /// The peer reports which bootstrap its cluster comes from.
     pub fn said_founding(&self, founding: u64) {
         self.founding.store(founding, Ordering::Release);
     }
@@ -126,7 +127,7 @@ impl Peer {
         }
     }
 
-    /// Ends everything about a peer that was removed, and tells so.
+    /// Ends everything about a peer that was removed, and reports it.
     pub fn retire(&self, inbound: &Arc<dyn Inbound>) {
         self.stop.cancel();
         let mut dropped = Vec::new();

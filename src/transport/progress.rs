@@ -1,4 +1,4 @@
-//! How far a peer has come with the frames of a stream, by what it says.
+//! How far a peer has come with the frames of a stream, by its reports.
 //!
 //! A connection that carries nothing any more need not break: HTTP/2 notices after ten seconds, and
 //! takes megabytes for the wire meanwhile. The receiver of a bulk lane says how many frames it has

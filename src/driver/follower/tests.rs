@@ -7,8 +7,8 @@ use shardhost_storage::{GroupId, NodeId, Requirement};
 use super::*;
 use shardhost_policy::catalog::{Catalog, Command, Name, NewGroup, NewNode, Operation, Subject};
 
-/// Answers come from these replicas in turn, but for those that are behind what is asked for, as
-/// the client leaves those out.
+/// Answers come from these replicas in turn, without those that are behind the requested revision,
+/// as the client skips them.
 struct InTurn {
     replicas: VecDeque<Catalog>,
     asked: usize,
@@ -61,7 +61,7 @@ fn catalog(groups: u64) -> Catalog {
     catalog
 }
 
-/// Reads on from what is known; the view is at least that.
+/// Reads on from the known revision; the view is at least that.
 async fn read(reader: &mut Reader, known: &mut CatalogView, source: &mut InTurn) -> Revision {
     let before = known.as_ref().map(|view| view.revision());
     if let Ok(Some(view)) = reader.catch_up(known.clone(), source).await {
@@ -79,12 +79,12 @@ async fn a_replica_that_is_behind_does_not_take_the_view_back() {
     let required = require(&mut ahead, 2, "fifo");
     let (mut reader, mut known) = (Reader::default(), None);
     read(&mut reader, &mut known, &mut InTurn::new([ahead.clone()])).await;
-    // Nobody else answers: the view stays as it is.
+    // No other node answers: the view stays as it is.
     let mut lagging = InTurn::new([behind.clone()]);
     assert_eq!(read(&mut reader, &mut known, &mut lagging).await, required);
     let held = known.as_ref().unwrap().groups()[&GroupId::new(2)].requirement();
     assert_eq!(held, Requirement::hard(["fifo"]).unwrap());
-    // Whoever knows more is asked.
+    // A node that knows more is asked.
     let later = create(&mut ahead, 9);
     let mut both = InTurn::new([behind, ahead]);
     assert_eq!(read(&mut reader, &mut known, &mut both).await, later);
@@ -109,7 +109,7 @@ async fn pages_of_replicas_that_differ_make_the_view_that_one_of_them_has() {
     }
 }
 
-/// Its first answers are those of the catalog; then nobody answers.
+/// Its first answers are those of the catalog; then no node answers.
 struct Failing {
     catalog: Catalog,
     answers: usize,
@@ -125,9 +125,9 @@ impl Source for Failing {
     }
 }
 
-/// A reader knows one group, and of what came later it gets so many answers before nobody answers.
-/// What it knows when somebody answers again; nothing, if it had everything before. How many answers
-/// it got the first time.
+/// A reader knows one group, and of the later changes it gets so many answers before no node
+/// answers. Returns what it knows when a node answers again (nothing, if it had everything before)
+/// and how many answers it got the first time.
 async fn interrupted(later: &Catalog, answers: usize) -> (CatalogView, usize) {
     let (mut reader, mut known) = (Reader::default(), None);
     read(&mut reader, &mut known, &mut InTurn::new([catalog(1)])).await;
@@ -142,7 +142,7 @@ async fn interrupted(later: &Catalog, answers: usize) -> (CatalogView, usize) {
 
 #[tokio::test]
 async fn changes_of_a_page_behind_which_nobody_answers_are_asked_for_again() {
-    // As many as are told, and more than are told: then everything is listed anew.
+    // As many changes as are kept, and more: then everything is listed again.
     for groups in [2_500, 20_000] {
         let later = catalog(groups);
         let (_, whole) = interrupted(&later, usize::MAX).await;

@@ -1,4 +1,4 @@
-//! What this host holds of groups, and what is left of them.
+//! The groups that this host holds, and remains of groups.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +26,7 @@ impl Keeper {
         }
     }
 
-    /// What this host holds, with what is left of groups that it held.
+    /// The groups that this host holds, and the remains of those that it held.
     fn all_held(&self, view: &View) -> Looked {
         let open = self.host.groups().into_iter().map(|group| group.id());
         let node = self.host.node_id();
@@ -37,7 +37,7 @@ impl Keeper {
         self.held(view, groups)
     }
 
-    /// What this host holds of these groups, or what is left of them.
+    /// The replicas of these groups on this host, or their remains.
     fn held(&self, view: &View, groups: impl IntoIterator<Item = GroupId>) -> Looked {
         let mut looked = Looked::default();
         for id in groups.into_iter().filter(|id| *id != SYSTEM_GROUP) {
@@ -63,8 +63,8 @@ impl Keeper {
         Some(Held { incarnation, state: HeldState::Failed })
     }
 
-    /// What is left of a group that is not open here, if it matters: this node founded it, or state of
-    /// it remains, which is to be destroyed again.
+    /// The remains of a group that is not open here, if they matter: this node created it, or state
+    /// of it remains, which is to be destroyed again.
     fn left_of(&self, view: &View, id: GroupId) -> Option<Held> {
         let node = self.host.node_id();
         let founded = view.groups().get(&id).is_some_and(|one| one.founders.contains(&node));
@@ -84,7 +84,7 @@ impl Keeper {
         });
         match tombstone {
             Ok(left) => left.map(|(incarnation, state)| Held { incarnation, state }),
-            // What is not known to be absent is not created.
+            // A group that is not known to be absent is not created.
             Err(error) => {
                 tracing::error!(group = %id, %error, "what is left of a group is not known");
                 Some(Held { incarnation: 0, state: HeldState::Ending })

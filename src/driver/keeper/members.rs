@@ -1,4 +1,4 @@
-//! What the catalog is to be told of the members of groups. Pure.
+//! Members of groups that are to be reported to the catalog. Pure.
 
 use std::collections::BTreeSet;
 
@@ -7,13 +7,12 @@ use shardhost_groups::{GroupStatus, NodeId, ReplicaId};
 use super::life_of;
 use shardhost_policy::catalog::{GroupRecord, Operation, View};
 
-/// What the catalog is to be told of the members of a group that is led here, if it knows the group
-/// with others.
+/// The members to report of a group that is led here, if the catalog's record differs.
 pub(super) fn news_of_members(view: &View, status: &GroupStatus) -> Option<Operation> {
     let known = view.groups().get(&status.id)?;
     let generation = life_of(status.replica);
     let leads = status.is_leader() && (status.serving || status.caretaker.is_some());
-    // What is led here may be another generation than the catalog knows.
+    // The group that is led here may be of another generation than the catalog's.
     if !leads || generation != known.incarnation {
         return None;
     }

@@ -8,7 +8,7 @@
 //! **Invariant:** a store records at most one set. Two foundings with different sets therefore have no
 //! store in common: a second one needs every founder to have lost its disk.
 //!
-//! Reports state what is durable on one store, and that only grows. So they may be lost, repeated,
+//! Reports state what is durable on one store, which only grows. So they may be lost, repeated,
 //! reordered, or older than a crash.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,7 +54,7 @@ pub(crate) enum Phase {
     Holds,
 }
 
-/// What is durable on a founder.
+/// The durable state of an initial member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     /// The log that the record belongs to.
@@ -81,7 +81,7 @@ impl Record {
     }
 }
 
-/// What a founder says of itself; durable there when it is sent.
+/// The report of an initial member about itself; durable there when it is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Report {
     pub node: NodeId,
@@ -90,7 +90,7 @@ pub(crate) struct Report {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Heard {
-    /// From the store that stands in the record; the furthest phase.
+    /// From the recorded store; the most advanced phase.
     expected: Option<Record>,
     /// The last one from another store, or from a founder that is not in the record.
     other: Option<Record>,
@@ -110,7 +110,7 @@ pub(crate) enum Verdict {
 pub(crate) enum Cause {
     /// A founder has not reported since this process started.
     NoAnswer { node: NodeId },
-    /// A founder has not heard from every founder.
+    /// An initial member has not received the reports of all others.
     NotReady { node: NodeId },
     /// A founder recorded other stores than this node.
     Disagrees { node: NodeId },
@@ -197,7 +197,7 @@ impl fmt::Display for Cause {
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sabotage {
-    /// Founds unless somebody says that the groups exist.
+    /// Creates the cluster unless a report says that the groups exist.
     FoundOnSilence,
     /// Founds when the stores of all founders are known here, recorded elsewhere or not.
     FoundWhenKnown,
@@ -214,7 +214,7 @@ pub(crate) struct Agreement {
     store: StoreId,
     /// As the configuration names them.
     founders: BTreeSet<NodeId>,
-    /// Founders that an operator said are not waited for.
+    /// Initial members that are not waited for, by an operator's decision.
     without: BTreeSet<NodeId>,
     record: Record,
     heard: BTreeMap<NodeId, Heard>,
@@ -223,8 +223,8 @@ pub(crate) struct Agreement {
 }
 
 impl Agreement {
-    /// Begins from what is durable. `founders` contains `own`; `without` contains neither `own` nor a
-    /// node that is no founder.
+    /// Begins from the durable state. `founders` contains `own`; `without` contains neither `own`
+    /// nor a node that is not an initial member.
     pub fn new(
         own: NodeId,
         store: StoreId,
@@ -268,7 +268,7 @@ impl Agreement {
         &self.record
     }
 
-    /// What this founder says of itself.
+    /// The report of this initial member.
     pub fn report(&self) -> Report {
         Report { node: self.own, record: self.record.clone() }
     }
@@ -285,14 +285,14 @@ impl Agreement {
         }
     }
 
-    /// Takes in what another founder says.
+    /// Takes over the report of another initial member.
     pub fn receive(&mut self, report: Report) {
         let Report { node, record } = report;
         if node == self.own || !self.founders.contains(&node) {
             return;
         }
         if self.admits(node, &record) {
-            // A disk that was replaced before anything was recorded harms nobody.
+            // A disk that was replaced before anything was recorded is harmless.
             self.record.stores.insert(node, record.store);
         }
         self.hear(node, record);
@@ -316,7 +316,7 @@ impl Agreement {
             heard.other = Some(record);
             return;
         }
-        // What it said before this node knew that disk.
+        // Its report from before this node knew that disk.
         heard.other.take_if(|other| other.store == record.store);
         if heard.expected.as_ref().is_none_or(|known| known.phase <= record.phase) {
             heard.expected = Some(record);
@@ -395,7 +395,7 @@ impl Agreement {
         let Some(heard) = self.heard.get(&node) else {
             return (!self.without.contains(&node)).then_some(Cause::NoAnswer { node });
         };
-        // What it says of its present disk is told rather than what an earlier one said.
+        // Its report about the present disk counts rather than an earlier one.
         let Some(record) = heard.other.as_ref().or(heard.expected.as_ref()) else {
             return Some(Cause::NoAnswer { node });
         };

@@ -29,10 +29,10 @@ use shardhost_storage::replace_file;
 pub(super) struct Joined {
     path: PathBuf,
     store: StoreId,
-    /// What the file says that counts for this log.
+    /// The content of the file that counts for this log.
     stored: Option<Stored>,
     founded: OnceLock<(Scope, FoundedBy)>,
-    /// The log holds replicas: they may belong to another founding than the one that is said next.
+    /// The log holds replicas: they may belong to another bootstrap than the next one reported.
     holds: AtomicBool,
     /// Held while the file is written.
     writing: Mutex<()>,
@@ -60,7 +60,7 @@ impl Joined {
         Ok(Self { path, store, stored, founded, holds, writing: Mutex::new(()) })
     }
 
-    /// Tells which founding was joined, now and when one is: unless this node knows better.
+    /// Publishes which bootstrap was joined, now and when one is: unless this node knows better.
     pub fn bind(&self, scope: Scope, founded: &FoundedBy) {
         if let Some(stored) = self.stored.filter(|stored| stored.scope == scope) {
             founded.learn(stored.founding);
@@ -70,7 +70,7 @@ impl Joined {
         }
     }
 
-    /// Before this node creates a replica among nodes that said this of their founding (0: they do not
+    /// Before this node creates a replica among nodes that reported this bootstrap (0: they do not
     /// know): it joins that one, durably, if the replica is the first here and it knows of none.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! Founding: who may create the first replicas of a cluster, and when.
 //!
 //! `decide` decides, `record` keeps what is decided on, `wire` and the service here carry reports
-//! between founders; `joined` keeps what a node without a part in that belongs to. Nothing here creates a group: whoever does waits for the decision.
+//! between initial members; `joined` keeps the cluster that a node without a part in that belongs
+//! to. Nothing here creates a group: creators wait for the decision.
 
 pub(crate) mod decide;
 mod joined;
@@ -43,7 +44,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two rounds of asking at first,
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// Between two lines of the log that say for whom this node waits.
+/// Between two log lines that name the nodes that this node waits for.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How the wait of a founder ended.
@@ -60,7 +61,7 @@ pub enum Outcome {
 pub struct Founders {
     /// As the configuration names them.
     pub nodes: BTreeSet<NodeId>,
-    /// Those that an operator said are not waited for.
+    /// Those that are not waited for, by an operator's decision.
     pub without: BTreeSet<NodeId>,
     /// What the shards follow from, where they are founded.
     pub shard_map: Option<MapTag>,
@@ -84,7 +85,7 @@ struct Inner {
     state: Mutex<State>,
     /// A founder reported something new.
     changed: Notify,
-    /// Told when the cluster is founded.
+    /// Notified when the cluster is created.
     founded: OnceLock<FoundedBy>,
 }
 
@@ -97,7 +98,7 @@ struct State {
     /// It is waited for a decision.
     waiting: bool,
     shard_map: Option<MapTag>,
-    /// Why founders were not heard, the last time they were asked.
+    /// Why initial members did not answer the last time.
     silent: BTreeMap<NodeId, String>,
 }
 
@@ -167,8 +168,8 @@ impl Founding {
         blocking(begun).await
     }
 
-    /// Asks the founders until the groups may be created here, or until `held` says that the log
-    /// holds them. Cancel-safe.
+    /// Asks the initial members until the groups may be created here, or until `held` returns that
+    /// the log holds them. Cancel-safe.
     pub async fn await_decision(&self, held: impl Fn() -> bool) -> Outcome {
         self.inner.state.lock().waiting = true;
         let mut log = WaitLog::default();
@@ -198,7 +199,7 @@ impl Founding {
         outcome
     }
 
-    /// For whom this node waits, in words; `None`: for nobody.
+    /// The nodes that this node waits for, as text; `None`: it does not wait.
     pub fn waiting(&self) -> Option<String> {
         let state = self.inner.state.lock();
         let agreement = state.agreement.as_ref().filter(|_| state.waiting)?;
@@ -245,7 +246,7 @@ impl Founding {
         received.map_err(|error| format!("what it reports cannot be kept: {error}"))
     }
 
-    /// Changes the agreement; what is to be durable is before this returns.
+    /// Changes the agreement; its record is durable when this returns.
     async fn change(&self, change: impl FnOnce(&mut Agreement) + Send + 'static) -> io::Result<()> {
         let inner = Arc::clone(&self.inner);
         let changed = move || {
@@ -273,7 +274,7 @@ impl Inner {
         }
     }
 
-    /// Makes the record durable before anybody sees it.
+    /// Makes the record durable before it is visible.
     fn keep(&self, state: &mut State, agreement: Agreement) -> io::Result<()> {
         let record = agreement.record();
         if state.stored.as_ref() != Some(record) {
@@ -333,7 +334,7 @@ fn in_words(causes: &[Cause], silent: &BTreeMap<NodeId, String>) -> String {
     causes.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
-/// Says for whom a founder waits: when that changes, and from time to time.
+/// Logs which nodes an initial member waits for: when that changes, and from time to time.
 #[derive(Default)]
 struct WaitLog {
     told: Vec<Cause>,
@@ -385,9 +386,9 @@ impl Foundings {
         Ok(Self { system: open(Scope::System)?, shards: open(Scope::Shards)?, joined })
     }
 
-    /// Tells which founding of this scope the cluster comes from, now and when it is founded or joined.
-    /// The other scope does not count: it may be decided on some nodes only, where the cluster got or
-    /// lost its catalog since.
+    /// Publishes the bootstrap of this scope that the cluster comes from, now and when it is
+    /// created or joined. The other scope does not count: it may be decided on some nodes only,
+    /// where the cluster got or lost its catalog since.
     pub fn bind(&self, scope: Scope, founded: &FoundedBy) {
         let inner = &self.of(scope).inner;
         if inner.founded.set(founded.clone()).is_err() {
@@ -400,7 +401,7 @@ impl Foundings {
         self.joined.bind(scope, founded);
     }
 
-    /// Before this node creates a replica among nodes that said this of their founding (0: they do not
+    /// Before this node creates a replica among nodes that reported this bootstrap (0: they do not
     /// know).
     ///
     /// # Errors

@@ -61,7 +61,7 @@ impl RecordFile {
     /// Replaces the record. Durable when this returns.
     ///
     /// # Errors
-    /// When it cannot be written: then the old one stands.
+    /// When it cannot be written: then the old one is kept.
     pub fn write(&self, record: &Record) -> io::Result<()> {
         replace_file(&self.path, text_of(record).as_bytes())
     }

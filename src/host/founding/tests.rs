@@ -10,7 +10,7 @@ fn nodes(numbers: &[u64]) -> BTreeSet<NodeId> {
     numbers.iter().map(|node| NodeId::must(*node)).collect()
 }
 
-/// A founder of three with a disk, and what is durable on it.
+/// One of three initial members, with a disk and its durable state.
 fn founder(node: u64, store: u64, stored: Option<Record>) -> Agreement {
     let founders = nodes(&[1, 2, 3]);
     Agreement::new(NodeId::must(node), StoreId::new(store), founders, nodes(&[]), stored)
@@ -20,7 +20,7 @@ fn fresh(node: u64) -> Agreement {
     founder(node, node * 11, None)
 }
 
-/// Each hears of each, until nothing changes.
+/// Each receives the reports of all, until nothing changes.
 fn exchange(all: &mut [&mut Agreement]) {
     for _ in 0..3 {
         let reports: Vec<Report> = all.iter().map(|one| one.report()).collect();
@@ -120,7 +120,7 @@ fn a_crash_at_any_step_is_taken_up_from_what_is_durable() {
     }
     exchange(&mut [&mut one, &mut two, &mut three]);
     assert_eq!(one.verdict(), Verdict::Found);
-    // What is decided needs nobody any more.
+    // A decision needs no other node any more.
     let alone = founder(1, 11, Some(one.record().clone()));
     assert_eq!(alone.verdict(), Verdict::Found);
 }
@@ -208,7 +208,7 @@ fn founders_that_are_not_the_same_everywhere_are_named() {
     let mut one = fresh(1);
     exchange(&mut [&mut one, &mut other]);
     assert!(causes(&one).contains(&Cause::OtherFounders { node: two, theirs: founders }));
-    // Corrected, it goes on.
+    // Corrected, it continues.
     let (mut two, mut three) = (founder(2, 22, Some(other.record().clone())), fresh(3));
     exchange(&mut [&mut one, &mut two, &mut three]);
     assert_eq!(one.verdict(), Verdict::Found);

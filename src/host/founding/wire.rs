@@ -6,7 +6,7 @@ use shardhost_storage::NodeId;
 
 use super::decide::{Phase, Record, Report, StoreId};
 
-/// What is founded.
+/// What is created by the bootstrap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     System,

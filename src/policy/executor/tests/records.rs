@@ -7,8 +7,7 @@ use super::build::{Desk, all_on_one, group, id};
 use shardhost_groups::RejectReason;
 
 fn file() -> PathBuf {
-    let here = Path::new(file!()).parent().and_then(Path::parent);
-    here.expect("two folders up").join("golden").join("round.json")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("executor/golden/round.json")
 }
 
 /// A pass with some of each addition of the executor to a snapshot.

@@ -19,8 +19,7 @@ struct Record {
 }
 
 fn file(name: &str) -> PathBuf {
-    let here = Path::new(file!()).parent().and_then(Path::parent);
-    here.expect("two folders up").join("golden").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("planner/golden").join(name)
 }
 
 fn replay(name: &str) {
