@@ -1,4 +1,4 @@
-//! The life of one operation: whom it is sent to, and what is done about a failure.
+//! The life of one operation: the node that it is sent to, and the reaction to a failure.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -220,7 +220,7 @@ impl<W: Wire> Caller<W> {
         entry.1.clone()
     }
 
-    /// Learns what an error tells about the leader, and waits as it asks for.
+    /// Learns from an error which node leads, and waits as it asks for.
     async fn prepare_next(&self, shard: usize, node: u64, error: &CallError, trial: &mut Trial) {
         match error {
             CallError::Failed(failure) if names_another_leader(failure, node) => {
@@ -238,7 +238,7 @@ impl<W: Wire> Caller<W> {
                 self.routes.doubt(shard, node);
                 trial.pause().await;
                 let refreshed = timeout_at(trial.deadline, self.routes.refresh()).await;
-                // At the deadline the trial ends by itself.
+                // At the deadline the trial ends.
                 drop(refreshed);
             }
         }
@@ -267,10 +267,10 @@ const fn is_passing(reason: FailureReason) -> bool {
     )
 }
 
-/// Takes the ticket of a write away that the shard refuses because of its session, whose number is no
-/// good any more. The shard names the start of another session where it dropped this one. Where it names
-/// none the session lives, and only this number is over: other writes may stand behind one of the
-/// session that was given up.
+/// Takes the ticket of a write away that the shard refuses because of its session, whose number
+/// cannot be used any more. The shard names the start of another session where it dropped this one.
+/// Where it names none the session lives, and only this number is used up: other writes may wait
+/// behind an abandoned one of the session.
 fn after_refusal(sessions: &Sessions, ticket: &mut Option<Ticket>, error: &CallError) {
     let CallError::Failed(failure) = error else { return };
     if failure.reason() != FailureReason::SessionOver {
@@ -284,10 +284,10 @@ fn after_refusal(sessions: &Sessions, ticket: &mut Option<Ticket>, error: &CallE
     }
 }
 
-/// An operation cannot be part of a session any more; its trial says why.
+/// An operation cannot be part of a session any more; its trial has the cause.
 struct NoTicket;
 
-/// What is known of an operation under way.
+/// The known state of an operation in progress.
 struct Trial {
     repeat: Repeat,
     nature: Nature,
@@ -357,8 +357,8 @@ impl Trial {
                 self.last = message;
                 Ok(())
             }
-            // The copy that was refused took no effect. An earlier one may have, whose answer the shard
-            // dropped, alone or with the session: nothing tells any more.
+            // The copy that was refused took no effect. An earlier one may have, whose answer the
+            // shard dropped, alone or with the session: this cannot be known any more.
             FailureReason::SessionOver => {
                 self.last = message;
                 if self.in_doubt { Err(self.give_up_now()) } else { Ok(()) }

@@ -1,8 +1,8 @@
 //! One stream to one node for one kind of shard, shared by all operations that go there.
 //!
-//! A task owns it. It takes what waits, sends it as one batch, and hands each answer to whoever
-//! waits for it. It connects when there is something to send, and again when the stream broke.
-//! It decides nothing: what to do about a failure is up to the caller.
+//! A task owns it. It takes all that waits, sends it as one batch, and hands each answer to its
+//! caller. It connects when there is something to send, and again when the stream broke. It decides
+//! nothing: the caller reacts to failures.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -77,7 +77,7 @@ impl<W: Wire> Connection<W> {
     }
 }
 
-/// Whoever waits for the answer to an operation.
+/// The caller that waits for the answer to an operation.
 struct Pending<W: Wire> {
     reply: Reply<W>,
     receipt: Option<AnswerReceipt>,
@@ -147,7 +147,7 @@ impl<W: Wire> Task<W> {
         }
     }
 
-    /// Sends and receives until the stream breaks, or nobody is left to send for.
+    /// Sends and receives until the stream breaks, or no caller is left.
     async fn exchange(&mut self, mut open: Open<W>) -> String {
         let mut taken = Vec::new();
         let mut callers_left = true;
@@ -169,7 +169,7 @@ impl<W: Wire> Task<W> {
                 {
                     callers_left = count > 0;
                     self.waiting.extend(taken.drain(..));
-                    // Whoever is ready to call joins the same batch.
+                    // Callers that are ready join the same batch.
                     yield_now().await;
                 }
                 // Only with a place in hand is anything counted as sent.
@@ -193,7 +193,7 @@ impl<W: Wire> Task<W> {
             && batch.len() < self.options.max_batch
             && let Some(call) = self.waiting.pop_front()
         {
-            // Whoever waited for it has given up: it must not take effect behind their back.
+            // The caller has given up: it must not take effect without its knowledge.
             if call.reply.is_closed() {
                 continue;
             }

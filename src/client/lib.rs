@@ -2,11 +2,10 @@
 //!
 //! [`Client::connect`] asks any node for the directory. Each operation goes to the leader of the
 //! shard that its key belongs to, over one stream per node and kind; thousands of concurrent
-//! operations share it and travel in batches, so none costs a call of its own. What a node
-//! refuses is sent again, to the leader it names or after a pause, until the operation's
-//! deadline.
+//! operations share it and travel in batches. A refused operation is sent again, to the leader that
+//! the node names or after a pause, until its deadline.
 //!
-//! **Definite and unknown.** An error says whether the operation surely took no effect
+//! **Definite and unknown.** An error distinguishes whether the operation surely took no effect
 //! ([`ClientError::is_definite`]).
 //!
 //! **Exactly once.** A write whose outcome is unknown is sent again, and takes effect once: it is

@@ -12,11 +12,11 @@ pub enum Resend {
     /// its visibility ends.
     #[default]
     ExactlyOnce,
-    /// Without a session, if it is idempotent: a put, a delete, an ack, a send with a de-duplication id. A first try
-    /// that was held up on its way may take effect after the second was acknowledged, and then it
-    /// overwrites what was acknowledged after that, also of other clients. So this is for keys
-    /// whose writes may be repeated late. `existed` of a put or a delete, or `stale` of an ack, may
-    /// tell of the first try.
+    /// Without a session, if it is idempotent: a put, a delete, an ack, a send with a
+    /// de-duplication id. A first try that was delayed may take effect after the second was
+    /// acknowledged, and then it overwrites later acknowledged writes, also of other clients. So
+    /// this is for keys whose writes may be repeated late. `existed` of a put or a delete, or
+    /// `stale` of an ack, may be about the first try.
     Idempotent,
     /// Never: the operation fails with [`ClientError::OutcomeUnknown`] instead.
     ///

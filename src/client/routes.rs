@@ -35,7 +35,7 @@ pub(super) struct Route {
 /// What an operation is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Target {
-    /// A key: the map of shards says where it lies.
+    /// A key: the map of shards has its shard.
     Key(Bytes),
     /// A shard by its number.
     Shard(usize),
@@ -118,7 +118,7 @@ impl Routes {
         self.known.read().nodes.get(&node).cloned()
     }
 
-    /// Whom to ask for a shard: its leader, or without one each node in turn.
+    /// The node to ask for a shard: its leader, or without one each node in turn.
     pub(super) fn target(&self, shard: usize, attempt: usize) -> Option<u64> {
         let known = self.known.read();
         let leader = known.shards.get(shard)?.leader;
@@ -242,7 +242,7 @@ impl From<AskError> for ClientError {
 }
 
 impl Known {
-    /// Takes over what a node says of the shards: all of it when its map is later.
+    /// Takes over a node's information about the shards: all of it when its map is later.
     fn merge(&mut self, reply: ShardsReply, kind: &str) {
         let map = reply.map.clone().unwrap_or_default();
         if map.version > self.map.version {
@@ -251,7 +251,7 @@ impl Known {
         }
         let same = map.fingerprint == self.map.fingerprint;
         if !same || reply.shards.len() != self.shards.len() {
-            // A node that has not heard of a later map; or nodes that contradict each other.
+            // A node that does not know a later map; or nodes that contradict each other.
             let (known, named) = (self.shards.len(), reply.shards.len());
             warn!(known, named, version = map.version, kind, "a node names other shards");
             return;

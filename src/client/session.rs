@@ -153,7 +153,7 @@ impl Ticket {
         client::Session { id, start, sequence: self.sequence, lowest_unanswered }
     }
 
-    /// For whoever gets the answer.
+    /// For the caller that gets the answer.
     pub(super) fn receipt(&self) -> AnswerReceipt {
         AnswerReceipt { session: Arc::clone(&self.session), sequence: self.sequence }
     }

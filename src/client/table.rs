@@ -28,7 +28,7 @@ pub struct TableClient {
 pub struct ScanPage {
     /// The pairs, in the order of their keys.
     pub pairs: Vec<Pair>,
-    /// Where to go on, if there is more.
+    /// Where to continue, if there is more.
     pub next: Option<Bytes>,
 }
 
@@ -76,8 +76,8 @@ impl TableClient {
         written(self.caller.call(target, operation, Nature::Idempotent).await?)
     }
 
-    /// Sets or removes (`value` of `None`) a value if what stands there is `expect` (`None`:
-    /// nothing). `done` of the answer says whether it was.
+    /// Sets or removes (`value` of `None`) a value if the present one is `expect` (`None`:
+    /// nothing). `done` of the answer is whether it was.
     ///
     /// # Errors
     /// [`ClientError`]. `actual` is absent, though `existed`, if the answer had to be repeated and

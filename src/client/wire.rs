@@ -1,4 +1,4 @@
-//! What is different between the streams of tables and of queues.
+//! Differences between the streams of tables and of queues.
 
 use std::future::Future;
 
@@ -41,7 +41,7 @@ pub(super) struct Outgoing<O> {
 /// One kind of shard, as it is spoken to.
 pub(super) trait Wire: Send + Sync + 'static {
     const KIND: &'static str;
-    /// What is to be done.
+    /// The operation.
     type Operation: Clone + Send + Sync + 'static;
     type Answer: Send + 'static;
     type Batch: Send + 'static;

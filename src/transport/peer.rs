@@ -83,12 +83,12 @@ impl Peer {
         self.named.lock().greeted(incarnation, address, &self.address.borrow());
     }
 
-    /// The node answered where the directory says.
+    /// The node answered at the configured address.
     pub fn is_where_it_should_be(&self, incarnation: u64) {
         self.named.lock().reached(incarnation);
     }
 
-    /// Where its last greeting said that it listens, if it moved.
+    /// The address that its last greeting named, if it moved.
     pub fn moved_to(&self) -> Option<String> {
         self.named.lock().moved_to().map(str::to_owned)
     }

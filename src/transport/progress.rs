@@ -1,9 +1,9 @@
 //! How far a peer has come with the frames of a stream, by its reports.
 //!
 //! A connection that carries nothing any more need not break: HTTP/2 notices after ten seconds, and
-//! takes megabytes for the wire meanwhile. The receiver of a bulk lane says how many frames it has
-//! taken; a stream of which nothing more is taken for long is given up, however much its connection
-//! still accepts.
+//! takes megabytes for the wire meanwhile. The receiver of a bulk lane reports how many frames it
+//! has taken. A stream of which nothing more is taken for long is given up, however much its
+//! connection still accepts.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ const SLOWEST_RATE: u64 = 64 << 10;
 /// The frames of one stream of a lane.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// Whether the peer says what it has taken; an older version does not.
+    /// Whether the peer reports how many frames it has taken; an older version does not.
     told: bool,
     handed: u64,
     taken: u64,
@@ -41,7 +41,7 @@ impl Progress {
         self.owed_since.get_or_insert(now);
     }
 
-    /// The peer says how many frames it has taken. It cannot have taken more than it was handed.
+    /// The peer reports how many frames it has taken. It cannot have taken more than it was handed.
     pub fn taken(&mut self, frames: u64, now: Instant) {
         if frames > self.taken && frames <= self.handed {
             let news = usize::try_from(frames - self.taken).unwrap_or(usize::MAX);
@@ -51,7 +51,7 @@ impl Progress {
         }
     }
 
-    /// The peer is not heard, or this process stood still: what it owes counts from here on.
+    /// The peer is silent, or this process was stopped: outstanding frames count from here on.
     pub fn excuse(&mut self, now: Instant) {
         self.owed_since = self.owed_since.map(|_| now);
     }

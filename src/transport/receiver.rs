@@ -62,7 +62,7 @@ pub(super) fn count_as_peer(connection: Option<&Connection>) -> Result<(), Statu
     counted.map_err(|full| Status::resource_exhausted(full.to_string()))
 }
 
-/// What a greeting in order says that its sender knows of this node.
+/// What the sender of a valid greeting knows of this node.
 fn known_by(shared: &Shared, first: &Frame) -> Result<(NodeId, u64), Refusal> {
     let hello = first.hello.as_ref().ok_or(Refusal::NoHello)?;
     let (peer, _) = known_peer(shared, hello)?;
@@ -120,8 +120,7 @@ pub(super) fn admit(
     Ok((peer, visit))
 }
 
-/// What a peer says of itself. One that cannot be read harms nobody's messages: it is as if the
-/// peer had not said it.
+/// A peer's advertisement. One that cannot be read affects no messages: it is ignored.
 fn readable(shared: &Shared, peer: &Peer, said: peer::Advert) -> Option<Advert> {
     let read = advert::from_wire(said);
     if let Err(error) = &read {
@@ -146,9 +145,9 @@ struct Reception {
 #[derive(Debug, Default)]
 struct Taken {
     frames: u64,
-    /// What the sender was told last.
+    /// The last report to the sender.
     told: u64,
-    /// When it is told more.
+    /// When the next report is due.
     due: Option<Instant>,
 }
 
@@ -158,7 +157,7 @@ impl Taken {
         self.due.get_or_insert_with(|| Instant::now() + TAKEN_INTERVAL);
     }
 
-    /// Waits until the sender is to be told.
+    /// Waits until a report to the sender is due.
     async fn is_due(taken: &Option<Self>) {
         match taken.as_ref().and_then(|taken| taken.due) {
             Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -166,8 +165,8 @@ impl Taken {
         }
     }
 
-    /// Tells the sender. Leaves the last place for how the stream ended; a sender that does not read
-    /// is told later.
+    /// Reports to the sender. Leaves the last place for the end of the stream; a sender that does
+    /// not read gets the report later.
     fn tell(&mut self, answers: &mpsc::Sender<Result<Welcome, Status>>) {
         let welcome = Welcome { taken_frames: self.frames, ..Welcome::default() };
         let told = answers.capacity() > 1 && answers.try_send(Ok(welcome)).is_ok();

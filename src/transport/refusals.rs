@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// A refused process tries again within the longest back-off. Of one that does not, nothing is told
-/// any more after this long.
+/// A refused process tries again within the longest back-off. One that does not is no longer
+/// reported after this long.
 const TOLD_FOR: Duration = Duration::from_secs(15);
 
 /// The last refusals between this node and a peer.

@@ -115,7 +115,7 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>, lane: Lane) {
     peer.lane(lane).detach();
 }
 
-/// Waits until somebody listens at an address; the first look is after `wait`.
+/// Waits until a process listens at an address; the first probe is after `wait`.
 async fn listens(config: &TransportConfig, address: &str, wait: Duration) {
     loop {
         tokio::time::sleep(wait).await;
@@ -256,7 +256,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Takes in what the peer says of the stream, until it ends.
+    /// Takes over the peer's reports about the stream, until it ends.
     async fn listen(&self, mut answers: Streaming<Welcome>, welcome: &Welcome) -> LaneError {
         loop {
             match answers.message().await {
@@ -271,7 +271,7 @@ impl Attempt<'_> {
     }
 }
 
-/// Characters of what a peer says that are kept.
+/// Characters of a peer's message that are kept.
 const LONGEST_CAUSE: usize = 512;
 
 /// A welcome is a name and three numbers.

@@ -42,7 +42,7 @@ pub(super) struct Shared {
     pub memory: Arc<dyn IncarnationMemory>,
     pub peers: ArcSwap<Peers>,
     pub counters: Counters,
-    /// Peers are not told that this node lives.
+    /// No heartbeats are sent to peers.
     pub silent: AtomicBool,
     /// Snapshots on their way out and in.
     pub shipments: Shipments,
@@ -51,8 +51,8 @@ pub(super) struct Shared {
     pub draining: CancellationToken,
     /// Set when everything is to end.
     pub stop: CancellationToken,
-    /// What this node says of itself. Held while the lanes are told, so that they are told in the
-    /// order in which it changes.
+    /// The advertisement of this node. Held while the lanes get it, so that they get changes in
+    /// order.
     advert: Mutex<peer::Advert>,
     inbound: RwLock<Option<Arc<dyn Inbound>>>,
     runtime: OnceLock<Handle>,
@@ -63,7 +63,7 @@ pub(super) struct Shared {
 /// Which tasks are waited for first when the transport ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TaskKind {
-    /// Sends a lane; ends by itself when the lane has run empty.
+    /// Sends a lane; ends when the lane has run empty.
     Sender,
     Other,
 }
@@ -121,12 +121,12 @@ impl Shared {
         self.inbound.read().clone()
     }
 
-    /// What this node says of itself.
+    /// The advertisement of this node.
     pub fn advert(&self) -> peer::Advert {
         self.advert.lock().clone()
     }
 
-    /// Says something else of this node, to every peer.
+    /// Changes the advertisement, for every peer.
     pub fn set_advert(&self, advert: &Advert) {
         let mut present = self.advert.lock();
         *present = advert::to_wire(advert);
@@ -182,7 +182,7 @@ impl Shared {
         }
     }
 
-    /// Makes the peers what the directory says. Called by one task at a time.
+    /// Makes the set of peers equal to the directory. Called by one task at a time.
     pub fn follow_directory(self: &Arc<Self>, inbound: &Arc<dyn Inbound>) {
         let wanted = self.directory.configured();
         let present = self.peers.load_full();
@@ -215,7 +215,7 @@ impl Shared {
         }
     }
 
-    /// Whether the wall clocks of the peers that are heard agree with this node's.
+    /// Whether the wall clocks of the live peers agree with this node's.
     pub fn clock_alarm(&self, now: Instant) -> Option<ClockAlarm> {
         let peers = self.peers.load();
         let ahead = |peer: &Arc<Peer>| Some((peer.node, peer.clock.ahead_ms(now)?));

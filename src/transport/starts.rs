@@ -1,28 +1,28 @@
-//! Which process is the peer: a node number is claimed by whoever greets with it.
+//! Which process is the peer: any process may claim a node number in its greeting.
 //!
 //! A start of a node has a number, its incarnation: microseconds of the clock, larger than every
 //! start that its data directory knows. Nothing proves who sent one, so it counts for as much as
 //! the receiver can judge:
 //!
-//! * A start that is further ahead than clocks differ is refused and not remembered
-//!   ([`Horizon`]). It could never be outbid.
-//! * A later start takes the place of an earlier one, as after a restart, if its directory knows the
-//!   earlier one. While the earlier process is heard, a directory that does not know it is another
-//!   one: that process waits until the earlier one is silent. A node that lost its disk, or was put
-//!   back from a copy, waits that long, too.
+//! * A start that is further ahead than clocks differ is refused and not remembered ([`Horizon`]).
+//!   It could never be outbid.
+//! * A later start takes the place of an earlier one, as after a restart, if its directory knows
+//!   the earlier one. While the earlier process is live, a directory that does not know it is
+//!   another one: that process waits until the earlier one is silent. A node that lost its disk, or
+//!   was put back from a copy, waits that long, too.
 //! * A later start may have been a copy of the directory, or forged. Then the process that it
-//!   displaced goes on, and gets its place back: the directory of nodes says where a node is, and
-//!   what answers *there*, to a greeting that was sent after the later start was seen, lives now. A
-//!   restart excludes that, because a data directory has one process at a time. The place goes back
-//!   when the later process is not heard any more, or at once when its directory did not know the
-//!   displaced one. An answer is never a late message of an old process: it was asked for.
-//! * What gave way is let in again only where the node's address leads to it.
+//!   displaced continues, and gets its place back: the directory of nodes has the node's address,
+//!   and the process that answers *there*, to a greeting that was sent after the later start was
+//!   seen, lives now. A restart excludes that, because a data directory has one process at a time.
+//!   The place goes back when the later process is silent, or at once when its directory did not
+//!   know the displaced one. An answer is never a late message of an old process: it was asked for.
+//! * A displaced process is admitted again only where the node's address leads to it.
 //!
 //! Messages of two processes never mix: whenever the place changes, all streams end. A process that
-//! comes back is told the newest start from which a message was taken, and treats its log as one
+//! comes back learns the newest start from which a message was taken, and treats its log as one
 //! that may lack what the other process acknowledged in its name (see `memory`).
 //!
-//! Pure: whether the present process is heard, and how late it is, is the caller's to know.
+//! Pure: the caller knows whether the present process is live, and how late it is.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -76,7 +76,7 @@ pub(super) fn continues(starts: &[u64], known: u64) -> bool {
 /// What the receiver of a greeting or an answer knows besides.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sight {
-    /// The process that has the place is heard.
+    /// The process that has the place is live.
     pub heard: bool,
     /// The latest number that is believed.
     pub latest: u64,
@@ -125,7 +125,7 @@ impl Starts {
         self.confirmed = self.confirmed.max(start);
     }
 
-    /// A stream of a snapshot comes from this start: it takes nobody's place.
+    /// A stream of a snapshot comes from this start: it takes no place.
     pub fn visits(&self, theirs: u64, sight: Sight) -> Result<(), Refusal> {
         self.check_time(theirs, sight)?;
         if theirs < self.seen { Err(self.old(theirs)) } else { Ok(()) }
@@ -140,7 +140,8 @@ impl Starts {
         }
         let same_directory = self.seen == 0 || continues(&greeting.starts, self.seen);
         if theirs == self.gave_way || (sight.heard && !same_directory) {
-            // It is not told what is known: its directory would keep that as a start of its own.
+            // It does not learn what is known: its directory would keep that as a start of this
+            // node.
             return Err(Refusal::SecondProcess { node: self.node, theirs, seen: self.seen });
         }
         self.take(theirs, !same_directory);

@@ -13,7 +13,7 @@ use super::clocks::ClockAlarm;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LaneStats {
-    /// Whether the peer has said welcome on the present connection.
+    /// Whether the peer has sent its welcome on the present connection.
     pub connected: bool,
     /// How often a connection was made.
     pub connects: u64,
@@ -38,11 +38,11 @@ pub struct LaneStats {
 pub struct PeerStats {
     pub node: NodeId,
     pub address: String,
-    /// Whether it is heard of.
+    /// Whether heartbeats of it are received.
     pub live: bool,
     /// The newest incarnation seen of it.
     pub incarnation: Option<u64>,
-    /// What that incarnation said of itself last; `None`: nothing, it may be of an older version.
+    /// The last advertisement of that incarnation; `None`: none, it may be of an older version.
     pub advert: Option<Advert>,
     /// Connections made after the first, both lanes together.
     pub reconnects: u64,
@@ -60,13 +60,13 @@ pub struct PeerStats {
     pub refused: Option<String>,
     /// Why the peer refuses this node, which it did when it was last greeted.
     pub refused_by: Option<String>,
-    /// By how many milliseconds its wall clock is ahead of this node's; `None`: it was not heard for
-    /// some seconds, or is of an older version.
+    /// By how many milliseconds its wall clock is ahead of this node's; `None`: no heartbeat for
+    /// some seconds, or an older version.
     pub clock_ahead_ms: Option<i64>,
 }
 
 impl TransportStats {
-    /// Whether the wall clocks of the nodes that are heard agree with this node's.
+    /// Whether the wall clocks of the live nodes agree with this node's.
     #[must_use]
     pub fn clock_alarm(&self) -> Option<ClockAlarm> {
         let ahead = |peer: &PeerStats| Some((peer.node, peer.clock_ahead_ms?));
@@ -86,7 +86,7 @@ pub struct TransportStats {
     /// host, or lower what an append may hold.
     pub oversized_drops: u64,
     pub refused_greetings: u64,
-    /// Times that what a peer said of itself could not be read. What it said before stands.
+    /// Advertisements of the peer that could not be read. The one before is kept.
     pub refused_adverts: u64,
     /// Streams from peers that ended because of what they carried, or broke.
     pub broken_streams: u64,
@@ -127,7 +127,7 @@ pub enum ShipmentFailure {
     Disk,
     /// No connection to the peer.
     Unreachable,
-    /// The receiver said no; its own counters say why.
+    /// The receiver refused; its counters have the cause.
     Refused,
     Broken,
     /// Nothing moved for the stall timeout.
@@ -204,7 +204,7 @@ impl<T> Default for Causes<T> {
     }
 }
 
-/// What is counted for the transport as a whole.
+/// Counters of the transport as a whole.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub unknown_node_drops: Counter,
@@ -215,7 +215,7 @@ pub(super) struct Counters {
     pub snapshots: SnapshotCounters,
 }
 
-/// What is counted of snapshots.
+/// Counters of snapshots.
 #[derive(Debug, Default)]
 pub(super) struct SnapshotCounters {
     pub sent: Counter,
@@ -228,7 +228,7 @@ pub(super) struct SnapshotCounters {
 }
 
 impl Counters {
-    /// The counters; what goes on at the moment is for the caller to fill in.
+    /// The counters; the caller fills in the present activity.
     pub fn stats(&self, peers: Vec<PeerStats>) -> TransportStats {
         let snapshots = &self.snapshots;
         let (failures, refusals) = (snapshots.failures.get(), snapshots.refusals.get());

@@ -1,9 +1,9 @@
 //! The way in for connections: how many there may be, and for how long one may say nothing.
 //!
-//! A connection is *silent* until its first request is let in: as a client's ([`admit_clients`]), or
-//! as a peer's, whose greeting was in order. Each kind has a share of its own, so that no number of
-//! clients keeps peers out, and no number of connections that say nothing keeps out either: the
-//! oldest silent one makes way for the next. Accepting goes on whatever fails, at a bounded pace.
+//! A connection is *silent* until its first request is admitted: as a client's ([`admit_clients`]),
+//! or as a peer's, whose greeting was valid. Each kind has a separate share, so that no number of
+//! clients keeps peers out, and no number of silent connections keeps out either: the oldest silent
+//! one makes way for the next. Accepting continues whatever fails, at a bounded pace.
 
 mod admit;
 mod stream;

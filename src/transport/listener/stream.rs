@@ -22,8 +22,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The connections of a listener, within the shares that the process has of open files. Services
-/// beside those of the peers must stand behind [`admit_clients`](super::admit_clients): connections on
-/// which nothing was let in end after ten seconds.
+/// beside those of the peers must be behind [`admit_clients`](super::admit_clients): connections on
+/// which nothing was admitted end after ten seconds.
 #[must_use]
 pub fn incoming(listener: TcpListener) -> Incoming {
     let limits = crate::Descriptors::current().connections;

@@ -56,7 +56,7 @@ pub struct ConnectionStats {
     /// Open, of clients and operators.
     pub clients: usize,
     pub peers: usize,
-    /// Silent ones that were ended, because they said nothing for too long or made way for others.
+    /// Silent ones that were ended, after too long or to make way for others.
     pub ended: u64,
     /// Refused, because there are as many of their kind as there may be.
     pub refused: u64,
@@ -196,7 +196,7 @@ impl Connection {
     fn admit(&self, kind: Kind, limit: usize, name: &'static str) -> Result<(), Full> {
         let mut state = self.table.state.lock();
         match state.open.get(&self.id).map(|open| open.kind) {
-            // What is known to be a peer's may carry requests of another kind.
+            // A connection known as a peer's may carry requests of another kind.
             Some(Kind::Peer) | None => Ok(()),
             Some(known) if known == kind => Ok(()),
             Some(_) if *state.count(kind) >= limit => {

@@ -1,4 +1,4 @@
-//! What is told of a peer, and which of its processes is believed.
+//! Reports about a peer, and which of its processes is believed.
 
 use super::*;
 use shardhost_groups::transport::{Recipient, ShipmentOutcome};
@@ -82,7 +82,7 @@ impl Case {
         self.liveness.admit(&greeting(incarnation), LATEST, lane, None, self.start, &self.inbound)
     }
 
-    /// Lets a stream in whose greeting says one name of its node.
+    /// Admits a stream whose greeting has one name of its node.
     fn admit_saying(&self, incarnation: u64, lane: Lane, name: &str) -> Visit {
         let said = Some(advert(name));
         self.liveness

@@ -1,4 +1,4 @@
-//! Snapshots between hosts, each on a connection of its own, so that they delay nothing else.
+//! Snapshots between hosts, each on a separate connection, so that they delay nothing else.
 //!
 //! The sender's first frame is a header with size and checksum. The receiver sets room aside,
 //! answers how much it has of this very snapshot from a stream that broke, and gets the rest in
@@ -10,7 +10,7 @@
 //! | `shipments` | which snapshots are on their way out; the one report for each |
 //! | `ship`, `pump` | streaming one, and going on when its stream breaks; its file as frames |
 //! | `receive`, `refusal` | taking one in; why not |
-//! | `receptions` | which are on their way in; forgetting what nobody continued |
+//! | `receptions` | which are being received; dropping those that are not continued |
 //! | `writer` | the thread that writes one |
 //!
 //! The sender does not read a snapshot before it sends it: its bytes are summed up while they

@@ -21,12 +21,12 @@ pub(super) struct Pump {
     pub offset: u64,
     pub chunk_bytes: usize,
     pub frames: mpsc::Sender<SnapshotFrame>,
-    /// Set when nobody takes frames any more, though nobody says so.
+    /// Set when frames are no longer taken, without an error.
     pub over: CancellationToken,
 }
 
 impl Pump {
-    /// Ends at the end of the snapshot, or when nobody takes frames any more.
+    /// Ends at the end of the snapshot, or when frames are no longer taken.
     pub fn run(self, runtime: &Handle) -> io::Result<()> {
         let mut source = self.source.lock();
         source.read_from(self.offset)?;

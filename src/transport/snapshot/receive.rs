@@ -1,4 +1,4 @@
-//! Receiving: nothing stands in the snapshot store before size and checksum are right, nor after the
+//! Receiving: nothing is in the snapshot store before size and checksum are verified, nor after the
 //! replica that it is for was closed or destroyed.
 
 use std::sync::Arc;
@@ -116,7 +116,7 @@ impl Reception {
         }
     }
 
-    /// Receives what is missing, tells the groups, and returns how many bytes are there.
+    /// Receives the missing part, notifies the groups, and returns how many bytes are there.
     async fn receive(mut self) -> Result<u64, ReceiveError> {
         let superseded = self.claim.superseded.clone();
         let taken = tokio::select! {

@@ -1,5 +1,5 @@
-//! Which snapshots are on their way in: how many at once, one of a group at a time; and
-//! forgetting what broken streams left when nobody continues it.
+//! Which snapshots are being received: how many at once, one of a group at a time; and dropping the
+//! rest of broken streams that are not continued.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use super::refusal::ReceiveError;
 use crate::transport::config::SnapshotLimits;
 use crate::transport::shared::Shared;
 
-/// Bounds and bookkeeping of what is received.
+/// Bounds and bookkeeping of receptions.
 pub(in crate::transport) struct Receptions {
     most: usize,
     turns: Arc<Semaphore>,
     holders: Mutex<HashMap<GroupId, Holder>>,
-    /// Told when something was left to be continued.
+    /// Notified when a reception was left to be continued.
     pub(super) paused: Notify,
 }
 
@@ -80,7 +80,7 @@ impl Claim {
         }
     }
 
-    /// Claims a group, or says who has it and what tells that it is free.
+    /// Claims a group, or returns which one has it and a signal that it is free.
     fn try_new(
         shared: &Arc<Shared>,
         group: GroupId,
@@ -107,14 +107,14 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // Whoever waits for the group wants the turn too.
+        // A reception that waits for the group needs the turn too.
         self.turn = None;
         self.shared.receptions.holders.lock().remove(&self.group);
         self.gone.cancel();
     }
 }
 
-/// Forgets what nobody continued in time, until the transport ends.
+/// Drops receptions that were not continued in time, until the transport ends.
 pub(in crate::transport) async fn forget_stale(shared: Arc<Shared>) {
     let forget = || {
         let store = Arc::clone(&shared.snapshots);

@@ -1,4 +1,4 @@
-//! Why a snapshot is not taken, as the sender and the counters are told.
+//! Why a snapshot is not taken, for the sender and the counters.
 
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ impl ReceiveError {
             Self::Store(_) => R::Disk,
             Self::Panicked => R::Panicked,
             Self::NotServing(_) => R::NotServing,
-            // The codec says so of frames that it cannot read.
+            // The codec's status for frames that it cannot read.
             Self::Stream(status) if status.code() == Code::InvalidArgument => R::Malformed,
             Self::Stream(_) => R::Broken,
         }

@@ -93,7 +93,7 @@ impl ShipError {
     }
 }
 
-/// Starts a shipment on a task of its own.
+/// Starts a shipment in a separate task.
 pub(in crate::transport) fn ship(shared: &Arc<Shared>, shipment: SnapshotShipment) {
     let Some(destination) = Destination::of(&shipment) else {
         tracing::error!(?shipment, "a shipment addresses no replica");
@@ -175,7 +175,7 @@ impl Shipping {
         }
     }
 
-    /// Streams the snapshot. When a stream breaks, another goes on, as long as each begins
+    /// Streams the snapshot. When a stream breaks, another continues, as long as each begins
     /// further on than the one before.
     async fn ship_to(&self, peer: &Peer) -> Result<u64, ShipError> {
         let source = self.open().await?;
@@ -204,7 +204,7 @@ impl Shipping {
         Ok(Arc::new(Mutex::new(source)))
     }
 
-    /// The receiver found other bytes than the header says: finds out whether they are damaged
+    /// The receiver found other bytes than the header declares: finds out whether they are damaged
     /// here.
     async fn whose_damage(&self, status: Status) -> ShipError {
         let (store, group, position) = self.stored();
@@ -239,7 +239,7 @@ impl Shipping {
 struct OneStream<'a> {
     shipping: &'a Shipping,
     source: &'a Source,
-    /// Where the receiver wanted it to begin, once it said so.
+    /// The offset that the receiver asked for, once it did.
     began_at: Option<u64>,
     /// Bytes handed to the connection.
     sent: Arc<AtomicU64>,

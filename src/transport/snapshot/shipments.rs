@@ -17,7 +17,7 @@ use crate::transport::config::SnapshotLimits;
 use crate::transport::shared::Shared;
 use crate::transport::stats::ShipmentFailure;
 
-/// Bounds and bookkeeping of what is sent.
+/// Bounds and bookkeeping of shipments.
 pub(in crate::transport) struct Shipments {
     limits: SnapshotLimits,
     /// Turns of those that are sent.

@@ -94,7 +94,7 @@ impl Writer {
         }
     }
 
-    /// Why the thread ended before it was told to.
+    /// Why the thread ended early.
     async fn cause(&mut self) -> ReceiveError {
         match (&mut self.thread).await {
             Ok(Err(error)) => error.into(),
