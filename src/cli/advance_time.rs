@@ -1,4 +1,5 @@
-//! `shardhost group advance-time`: messages of a queue shard that nobody will ack come back now.
+//! `shardhost group advance-time`: messages of a queue shard that no consumer will ack come back
+//! now.
 
 use clap::Args;
 use serde_json::json;

@@ -46,14 +46,14 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
-    /// Move what the plan says, in rounds, until nothing is left to move.
+    /// Execute the plan, in passes, until no move is left.
     ///
     /// Ends with exit code 3 when it was done in part: nodes do not answer, or groups have no leader.
     Now {
         #[command(flatten)]
         target: Target,
     },
-    /// Show what the automatic planner is at, and what came of it.
+    /// Show the state of the automatic planner, and its results.
     Status {
         /// Say why this group is where it is, too.
         #[arg(long, value_name = "GROUP")]
@@ -74,7 +74,7 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
-    /// Stop planned moves at once. Refusals and drains go on.
+    /// Stop planned moves at once. Refusals and drains continue.
     Stop {
         /// Only those away from this node, until it stops; needs no quorum.
         #[arg(long)]
@@ -124,7 +124,7 @@ struct Looked {
 }
 
 impl Looked {
-    /// Groups that nobody leads, as far as the nodes that answer know.
+    /// Groups without a leader, as far as the nodes that answer know.
     fn without_leader(&self) -> usize {
         self.snapshot.groups.iter().filter(|group| group.leader.is_none()).count()
     }
@@ -133,9 +133,9 @@ impl Looked {
 /// Exit code of what was done in part.
 const PARTLY: u8 = 3;
 
-/// What all nodes that answer know, and how they are reached. Leaders that were elected a moment
-/// ago do not know yet how far the others are: they are waited for. Looks more than once, because that
-/// is what it takes to tell how busy groups are.
+/// The knowledge of all nodes that answer, and how they are reached. Leaders that were elected a
+/// moment ago do not know yet how far the others are: they are waited for. Looks more than once,
+/// because load is a difference of two looks.
 async fn look(target: &Target) -> anyhow::Result<Looked> {
     let began = Instant::now();
     loop {
@@ -167,7 +167,7 @@ async fn look_once(target: &Target) -> anyhow::Result<Looked> {
         nodes.insert(id, node);
     }
     let mut snapshot = merge(views);
-    // Somebody asks for it: what was started a moment ago is as good as the others.
+    // An operator asks for it: nodes that started a moment ago count like the others.
     snapshot.settings.dwell_ms = 0;
     snapshot.settings.grace_ms = 0;
     snapshot.settings.max_lag_entries = MAX_LAG;

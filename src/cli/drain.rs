@@ -42,11 +42,11 @@ pub enum Command {
         /// When it takes longer, let the node take leaderships again.
         #[arg(long)]
         or_undrain: bool,
-        /// When the drain ends by itself, in seconds: whoever asked may be gone.
+        /// When the drain expires, in seconds: its owner may be gone.
         #[arg(long, value_name = "SECONDS", default_value_t = 24 * 60 * 60,
               value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
         expires: u64,
-        /// Begin although groups would have nobody left who could lead them.
+        /// Begin although groups would be left without an eligible leader.
         #[arg(long)]
         even_if_nobody: bool,
         /// Do not wait.
@@ -58,7 +58,7 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
-    /// Show how far the drain of a node is, and why what is left cannot go.
+    /// Show how far the drain of a node is, and why the rest cannot move.
     Status {
         /// The node.
         node: u64,
@@ -153,7 +153,7 @@ async fn begin(
     let mut overdue_since = None;
     let mut goes_on = |status: &DrainStatus| match status.state() {
         State::Running => true,
-        // Whether it is given up, the catalog says, a moment after the node.
+        // The catalog knows whether it is given up, a moment after the node.
         State::Overdue if gives_up && status.draining => {
             overdue_since.get_or_insert_with(Instant::now).elapsed() < target.patience()
         }
@@ -185,7 +185,7 @@ async fn begin(
 /// Exit code of what was done in part.
 const PARTLY: u8 = 3;
 
-/// What a node that was emptied holds and nobody leads.
+/// Groups without a leader on a node that was emptied.
 struct Unled {
     groups: u64,
     /// Nodes that do not answer.
@@ -193,8 +193,8 @@ struct Unled {
 }
 
 impl Unled {
-    /// Asks the node which of its groups nobody leads; `None`: all are led. Who leads a group that was
-    /// just handed on is known a moment later.
+    /// Asks the node which of its groups have no leader; `None`: all are led. The leader of a group
+    /// that was just transferred is known a moment later.
     async fn look(address: &str, target: &Target) -> anyhow::Result<Option<Self>> {
         let deadline = Instant::now() + NEWS_PATIENCE;
         let groups = loop {
@@ -289,7 +289,7 @@ async fn recorded(node: u64, target: &Target) -> anyhow::Result<Option<Arc<Drain
     }
 }
 
-/// Shows what the catalog says of a node that does not answer.
+/// Shows the catalog's record of a node that does not answer.
 fn show_recorded(node: u64, drain: Option<&Arc<DrainIntent>>, target: &Target) {
     let draining = drain.is_some_and(|drain| drain.keeps_leaders_away());
     let state = drain.map_or_else(|| "not draining".to_owned(), |drain| drain.state.to_string());

@@ -51,17 +51,17 @@ pub enum Command {
     },
     /// Change what a group requires of its leader.
     ///
-    /// The names are those of capabilities, which nodes are given by their configuration. A leader
-    /// that lacks one serves nobody and hands its leadership to a node that has them all.
+    /// The names are those of capabilities, which nodes get from their configuration. A leader that
+    /// lacks one serves no users and transfers its leadership to a node that has them all.
     Require(RequireArguments),
-    /// Say where the leader of a group is wanted; without a wish, anywhere. Replaces what was said
-    /// before.
+    /// Set where the leader of a group is wanted; without a preference, anywhere. Replaces the
+    /// former setting.
     Place(PlaceArguments),
     /// Move the time of a queue shard forward: hidden messages are received again earlier.
     AdvanceTime(AdvanceTimeArguments),
-    /// Go on without a command that fails the state machine of every replica.
+    /// Skip a command that fails the state machine of every replica.
     Skip(SkipArguments),
-    /// Destroy a group for good: the replicas of all its members, and their data.
+    /// Destroy a group: the replicas of all its members, and their data. It cannot be undone.
     Destroy {
         /// Number of the group.
         group: u64,
@@ -173,7 +173,7 @@ fn told_destroyed(group: u64, target: &Target) {
     }
 }
 
-/// What the leader of a group says of it. If nobody leads it: what the node says that is asked, whose
+/// The status of a group from its leader. If it has none: from the node that is asked, whose
 /// replica failed and names the members; `None`: that node holds no replica.
 async fn seen(group: u64, target: &Target) -> anyhow::Result<Option<GroupStatus>> {
     let unled = match target.leader_of(group).await {

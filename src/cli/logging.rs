@@ -1,7 +1,7 @@
-//! Lines for standard error that never hold up whoever has something to log.
+//! Lines for standard error that never block the code that logs.
 //!
-//! A thread writes them. What it cannot write in time is dropped and counted: a terminal that was
-//! stopped, a pipe that nobody reads, or one that is closed, is no reason for a host to stand still.
+//! A thread writes them. Lines that it cannot write in time are dropped and counted: a terminal
+//! that was stopped, a pipe without a reader, or one that is closed, must not block a host.
 
 use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Write};
@@ -22,15 +22,16 @@ const MAX_LINES: usize = 16_384;
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// How long the end of the process waits for the last lines.
 const LAST_LINES: Duration = Duration::from_millis(500);
-/// Exit code of a command whose output nobody reads any more: what a shell makes of SIGPIPE.
+/// Exit code of a command whose output has no reader any more: the one that a shell gives to
+/// SIGPIPE.
 const CLOSED_PIPE: i32 = 128 + 13;
 
 static LINES: OnceLock<Lines> = OnceLock::new();
 
-/// Starts to log to standard error, from `level` on unless the environment says otherwise.
+/// Starts to log to standard error, from `level` on unless the environment sets another one.
 ///
 /// # Errors
-/// What the environment says makes no sense, or the system refuses a thread.
+/// The environment's filter makes no sense, or the system refuses a thread.
 pub fn start(level: &str) -> anyhow::Result<()> {
     let lines = Lines::start(io::stderr())?;
     let _ = LINES.set(lines.clone());
@@ -51,7 +52,7 @@ fn filter(level: &str) -> anyhow::Result<EnvFilter> {
         .map_err(|why| anyhow::anyhow!("SHARDHOST_LOG is wrong: {why}"))
 }
 
-/// What is logged: as the environment says, if it says something.
+/// The filter: that of the environment, if it is set.
 fn log_filter(given: Option<&OsStr>, level: &str) -> Result<EnvFilter, String> {
     let Some(given) = given.filter(|given| !given.is_empty()) else {
         return Ok(EnvFilter::new(level));
@@ -71,11 +72,11 @@ fn log_filter(given: Option<&OsStr>, level: &str) -> Result<EnvFilter, String> {
     EnvFilter::builder().parse(given).map_err(|error| format!("`{given}`: {error}"))
 }
 
-/// Says something that is not part of the log.
+/// Prints a line that is not part of the log.
 pub fn complain(text: &str) {
     match LINES.get() {
         Some(lines) => lines.add(format!("{text}\n").into_bytes()),
-        // Nobody is there to hear that this fails.
+        // A failure to write has no reader either.
         None => drop(writeln!(io::stderr(), "{text}")),
     }
 }
@@ -92,9 +93,9 @@ pub const EXIT: &str = "--exit-now";
 
 /// Ends the process at once, with its last lines.
 ///
-/// What a program does as it ends, as RocksDB's destructors, must not meet threads that are at work: they
-/// would meet what is gone. So this image is replaced by a fresh one, which has nothing to do but to
-/// end with the code.
+/// The destructors that run as a program ends, as RocksDB's, must not meet threads at work: they
+/// would access freed memory. So this image is replaced by a fresh one, which only ends with the
+/// code.
 pub fn exit(code: i32) -> ! {
     use std::os::unix::process::CommandExt;
     flush();
@@ -148,7 +149,7 @@ struct Lines {
 #[derive(Debug, Default)]
 struct Counts {
     waiting: AtomicUsize,
-    /// Lines that were dropped since the reader was told last.
+    /// Lines that were dropped since the last note about it.
     dropped: AtomicU64,
 }
 
@@ -248,7 +249,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes what is written once its gate is open.
+    /// A writer that blocks until its gate is open.
     #[derive(Clone, Default)]
     struct Slow {
         gate: Arc<Mutex<()>>,

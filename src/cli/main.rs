@@ -48,7 +48,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a host of tables and queues until it is told to stop.
+    /// Run a host of tables and queues until it is stopped.
     Serve(Box<serve::ServeArguments>),
     /// Load a real input into three hosts, kill one, let a fourth join, and verify every write.
     Demo(demo::DemoArguments),
@@ -63,7 +63,7 @@ enum Command {
     /// Hand on every leadership of a node, and take it back.
     #[command(subcommand)]
     Drain(drain::Command),
-    /// Restart every host of a cluster, one after the other, without anybody's noticing.
+    /// Restart every host of a cluster, one after the other, without client-visible errors.
     RollingRestart(rolling_restart::RollingRestartArguments),
     /// Show which leaderships would better be elsewhere, and move them.
     #[command(subcommand)]
@@ -83,7 +83,7 @@ enum Command {
 }
 
 impl Command {
-    /// What is logged unless the environment says otherwise.
+    /// The log level unless the environment sets another one.
     const fn log_level(&self) -> &'static str {
         match self {
             Self::Serve(_) => "info",

@@ -36,7 +36,7 @@ pub enum Command {
     Add {
         #[command(flatten)]
         change: Change,
-        /// Without a vote, for good.
+        /// A permanent learner.
         #[arg(long)]
         learner: bool,
         /// Where the node is expected to be; refused if the cluster knows another address.
@@ -50,7 +50,7 @@ pub enum Command {
         #[command(flatten)]
         caught_up: WhenCaughtUp,
     },
-    /// Take a voter's vote; it goes on as a learner.
+    /// Take a voter's vote; it continues as a learner.
     Demote {
         #[command(flatten)]
         change: Change,
@@ -62,8 +62,8 @@ pub enum Command {
     },
     /// Replace a member, also one that is dead, by another node, or by a new replica on the same node.
     ///
-    /// The step that is reached is recorded in the group: whoever leads goes on with it, whatever
-    /// becomes of this command. Run it again to watch it to its end.
+    /// The present step is recorded in the group: any leader continues it, also without this
+    /// command. Run it again to watch it to its end.
     Replace {
         /// Number of the group.
         group: u64,
@@ -82,8 +82,8 @@ pub enum Command {
     },
     /// Give a node that joined its fair part of the replicas, each in the place of another node's.
     ///
-    /// The fullest nodes give, and rather what they cannot lead themselves. Run it again to go on
-    /// where it stopped; leaderships follow with `shardhost balance now`.
+    /// The fullest nodes give, preferably groups that they cannot lead themselves. Run it again to
+    /// continue where it stopped; leaderships follow with `shardhost balance now`.
     Fill(FillArguments),
     /// Replace every replica of a node by a new one on the same node, from what the others hold.
     ///
@@ -210,7 +210,7 @@ const COLUMNS: [Column; 5] = [
     Column::Left("state"),
 ];
 
-/// What is not finished, in words.
+/// The unfinished changes, as text.
 fn under_way(membership: &Membership) -> Option<String> {
     let node = |replica: u64| {
         let members = membership.members.iter();
@@ -316,7 +316,7 @@ pub(super) enum Replacing {
 }
 
 impl Replacing {
-    /// What the leader's status says of it.
+    /// The leader's status.
     pub(super) fn of(status: &GroupStatus, old: u64, new: u64) -> Self {
         let Some(membership) = &status.membership else { return Self::NotBegun };
         let on = |node| membership.members.iter().find(|member| member.node == node);

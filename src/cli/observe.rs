@@ -23,7 +23,7 @@ use super::target::{admin, all_groups};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Where a shard is led, and what its leader says of it.
+/// Where a shard is led, and its leader's status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leader {
     pub node: u64,
@@ -32,7 +32,7 @@ pub struct Leader {
     pub serving: bool,
     /// The nodes that have a vote, ascending.
     pub voters: Vec<u64>,
-    /// What the shard requires of whoever leads it.
+    /// The shard's requirement.
     pub requires: BTreeSet<String>,
     /// Whether no change of the members is under way.
     pub settled: bool,
@@ -93,7 +93,7 @@ impl Observer {
         join_all(ask).await.into_iter().flatten().collect()
     }
 
-    /// What each node says of itself; those that do not answer are left out.
+    /// Each node's status; those that do not answer are left out.
     pub async fn statuses(&self) -> BTreeMap<u64, HostStatus> {
         let ask = |(node, admin): (&u64, &AdminClient<Channel>)| {
             let (node, mut admin) = (*node, admin.clone());
@@ -105,7 +105,7 @@ impl Observer {
         join_all(self.channels.iter().map(ask)).await.into_iter().flatten().collect()
     }
 
-    /// Waits until each shard is led by somebody who answers.
+    /// Waits until each shard is led by a node that answers.
     pub async fn await_led(&self, within: Duration) -> anyhow::Result<BTreeMap<u64, Leader>> {
         let deadline = Instant::now() + within;
         loop {
@@ -121,7 +121,7 @@ impl Observer {
         }
     }
 
-    /// How many shards there are: those that were named, or that somebody has a replica of.
+    /// The number of shards: those that were named, or that any node has a replica of.
     fn count(&self, shards: &BTreeMap<u64, Vec<GroupStatus>>) -> usize {
         let ids: BTreeSet<u64> = shards.values().flatten().map(|shard| shard.group).collect();
         ids.len().max(self.shards)

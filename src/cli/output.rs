@@ -8,7 +8,7 @@ use comfy_table::presets::{ASCII_FULL_CONDENSED, UTF8_FULL_CONDENSED};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde_json::{Value, json};
 
-/// Where the cells of a column stand.
+/// The alignment of the cells of a column.
 #[derive(Clone, Copy, Debug)]
 pub enum Column {
     Left(&'static str),
@@ -50,7 +50,7 @@ impl Screen {
         })
     }
 
-    /// The first of these variables that says something names the encoding.
+    /// The first of these variables that is set names the encoding.
     fn of(is_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> Self {
         let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
             .into_iter()

@@ -26,7 +26,7 @@ pub struct PlaceArguments {
     /// Leaders of groups with the same word are spread over zones.
     #[arg(long, value_name = "WORD")]
     spread: Option<String>,
-    /// Only if nobody changed the group in the catalog since this revision.
+    /// Only if the group's record in the catalog was not changed since this revision.
     #[arg(long, value_name = "REVISION", value_parser = whole)]
     expect: Option<u64>,
     #[command(flatten)]

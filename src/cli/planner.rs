@@ -70,7 +70,7 @@ fn tell(target: &Target, json: Value, text: String) {
 const NOBODY_PLANS: &str = "nobody plans: the system group has no leader that serves; `shardhost group \
      show 0` says more, and everything but planning goes on";
 
-/// What the planner says, wherever it runs.
+/// The planner's answer, wherever it runs.
 pub async fn ask(request: PlannerRequest, target: &Target) -> anyhow::Result<PlannerReply> {
     let deadline = Instant::now() + target.patience();
     let start = target.node().await?;
@@ -81,7 +81,7 @@ pub async fn ask(request: PlannerRequest, target: &Target) -> anyhow::Result<Pla
         let Ok(asked) = asked else { bail!("{address} does not answer; {NOBODY_PLANS}") };
         let reply = match asked {
             Ok(reply) => reply.into_inner(),
-            // It does not plan, and says why nobody does; one that is gone is passed over.
+            // It does not plan, and knows why there is no planner; one that is gone is skipped.
             Err(status) if status.code() == Code::FailedPrecondition => {
                 return Err(said(&address, &status));
             }

@@ -22,7 +22,7 @@ const COLUMNS: [Column; 11] = [
     Column::Right("stood unfit"),
 ];
 
-/// What is counted by reason, and in which words it is shown.
+/// Counters by reason, and their titles.
 fn by_reason(metrics: &PolicyMetrics) -> [(&'static str, &'static str, &[ReasonCount]); 5] {
     [
         ("transfers_failed", "did not hand over", &metrics.transfers_failed),

@@ -145,13 +145,14 @@ async fn send(
     Ok(())
 }
 
-/// What came of a receive.
+/// The result of a receive.
 #[derive(Debug, Default)]
 struct Taken {
     parts: Vec<Received>,
     /// Shards that gave no answer, and why.
     failed: BTreeMap<usize, String>,
-    /// Messages that were to be removed and were not, by shard: somebody else has them by now, or will.
+    /// Messages that were to be removed and were not, by shard: another consumer has them by now,
+    /// or will.
     stale: BTreeMap<usize, u32>,
 }
 
@@ -167,7 +168,7 @@ const PARTLY: u8 = 3;
 async fn receive(arguments: &ReceiveArguments) -> anyhow::Result<ExitCode> {
     let queue = arguments.target.client().await?.queue();
     let mut taken = take(&queue, arguments).await?;
-    // Before they are removed: what is lost on the way to a reader comes again.
+    // Before they are removed: a message that is lost on the way to a reader comes again.
     show(&taken, arguments.target.json);
     if arguments.ack {
         ack(&queue, &mut taken).await;
@@ -315,7 +316,7 @@ fn messages_json(taken: &Taken) -> Vec<Value> {
     messages(taken).map(|(shard, message)| message_json(shard, message)).collect()
 }
 
-/// What is shown of a message, but for its receipt.
+/// The columns of a message, without its receipt.
 fn row((shard, message): (usize, &Delivery)) -> Vec<String> {
     vec![
         shard.to_string(),
@@ -342,7 +343,7 @@ fn show(taken: &Taken, json: bool) {
     println!("{}", table(&COLUMNS, rows));
 }
 
-/// Says what was not done.
+/// Prints what was not done.
 fn tell(taken: &Taken) {
     for (shard, error) in &taken.failed {
         eprintln!("shard {shard}: {error}");

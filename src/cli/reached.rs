@@ -1,5 +1,5 @@
-//! The nodes of a cluster that answered, and a change of one group's members that is carried on step by
-//! step, whoever leads meanwhile.
+//! The nodes of a cluster that answered, and a change of one group's members that is continued step
+//! by step, whichever node leads meanwhile.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -61,8 +61,8 @@ impl Reached {
         )
     }
 
-    /// Asks the leader of a group, again and again, what comes next, until that is nothing. Another
-    /// change may be under way and somebody else lead by then, so a refusal is not the end.
+    /// Asks the leader of a group repeatedly for the next step, until there is none. Another change
+    /// may be in progress and another node lead by then, so a refusal is not the end.
     pub async fn carry_on(
         &self,
         group: u64,
@@ -120,7 +120,7 @@ impl Reached {
     }
 }
 
-/// A leader that is to go hands over first, so that nobody has to be elected.
+/// A leader that is to be removed transfers first, so that no election is needed.
 pub async fn hand_over(leader: &Node, group: u64, status: &GroupStatus) -> anyhow::Result<()> {
     let members = status.membership.iter().flat_map(|membership| &membership.members);
     let voters = members.filter(|member| role_of(member) == "voter").map(|member| member.node);

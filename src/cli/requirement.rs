@@ -13,7 +13,7 @@ use tonic_types::StatusExt;
 use super::output::whole;
 use super::target::{Target, said};
 
-/// What a group is to ask of whoever leads it.
+/// The requirement of a group.
 #[derive(Debug, Args)]
 pub struct RequireArguments {
     /// Number of the group.
@@ -30,7 +30,7 @@ pub struct RequireArguments {
     /// Only if the configuration is still that of this index; see `member list`.
     #[arg(long, value_name = "INDEX", value_parser = whole)]
     expect: Option<u64>,
-    /// Also when no voter is known to have it: then nobody is served until one has.
+    /// Also when no voter is known to have it: then no user is served until one has.
     #[arg(long)]
     even_if_nobody: bool,
     #[command(flatten)]

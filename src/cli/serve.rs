@@ -22,9 +22,10 @@ use super::supervised::{Order, Report};
 
 /// How long a supervised host waits for a port that its predecessor may still hold.
 const BIND_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a node waits for its shards before it says that it serves: the others may come later.
+/// How long a node waits for its shards before it reports that it serves: the others may come
+/// later.
 const SHARDS_PATIENCE: Duration = Duration::from_secs(2);
-/// The same for a node that waits for nobody else.
+/// The same for a node that waits for no other.
 const SHARDS_PATIENCE_ALONE: Duration = Duration::from_secs(30);
 /// How long closing may take after leaderships were handed over: a disk that hangs is not waited for.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(20);
@@ -43,7 +44,7 @@ pub struct ServeArguments {
     /// Number of this node, from 1.
     #[arg(long)]
     node: Option<u64>,
-    /// Where the data stands.
+    /// The data directory.
     #[arg(long, value_name = "DIRECTORY")]
     data_dir: Option<PathBuf>,
     /// Where to listen; port 0 takes a free one.
@@ -83,7 +84,7 @@ pub struct ServeArguments {
     /// What fails together with this node, as a rack.
     #[arg(long, value_name = "NAME")]
     zone: Option<String>,
-    /// Whether a new cluster moves leaderships for balance by itself.
+    /// Whether a new cluster moves leaderships for balance automatically.
     #[arg(long, value_enum)]
     planner: Option<Planner>,
     /// Seconds for which a new planner, or a node that just came up, is left alone.
@@ -108,7 +109,7 @@ pub struct ServeArguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// Take the addresses of the nodes from whoever started this process.
+    /// Take the addresses of the nodes from the process that started this one.
     #[arg(long, hide = true)]
     supervised: bool,
 }
@@ -141,7 +142,7 @@ fn parse_peer(text: &str) -> Result<(String, String), String> {
     Ok((node.to_owned(), address.to_owned()))
 }
 
-/// Runs a host until it is told to stop or its log fails.
+/// Runs a host until it is stopped or its log fails.
 pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::listen()?;
     let mut config = configuration(&arguments)?;
@@ -235,15 +236,15 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     }
 }
 
-/// Starts the server. Told to stop before that is done, the process ends at once: nothing was promised
-/// to anybody yet, and reading a long log may take minutes.
+/// Starts the server. If it is stopped before that is done, the process ends at once: it has
+/// acknowledged nothing yet, and reading a long log may take minutes.
 async fn start(
     config: ServerConfig,
     listener: Option<TcpListener>,
     signals: &mut Signals,
 ) -> anyhow::Result<Server> {
     let (node, directory) = (config.node, config.data_dir.display().to_string());
-    // A task of its own: the databases are opened on its thread.
+    // A separate task: the databases are opened on its thread.
     let mut starting = tokio::spawn(Server::start(config, listener));
     let started = tokio::select! {
         started = &mut starting => started?,
@@ -255,7 +256,7 @@ async fn start(
     started.with_context(|| format!("node {node} with its data in {directory} does not start"))
 }
 
-/// Says that the host serves. Whether anybody hears it is nothing to the host.
+/// Reports that the host serves. A missing reader does not matter.
 fn announce(arguments: &ServeArguments, server: &Server) {
     if let Err(error) = print_started(arguments, server) {
         tracing::warn!(%error, "standard output cannot be written");
@@ -291,7 +292,7 @@ fn say(report: &Report) -> anyhow::Result<()> {
     Ok(output.flush()?)
 }
 
-/// Reads orders on a thread of its own: a read of standard input cannot be given up.
+/// Reads orders on a separate thread: a read of standard input cannot be cancelled.
 fn read_orders() -> mpsc::Receiver<String> {
     let (sender, orders) = mpsc::channel(4);
     std::thread::spawn(move || {

@@ -114,7 +114,7 @@ fn findings<'a>(
     found
 }
 
-/// What is wrong with a node, or with the state of its replicas.
+/// Problems of a node, or of the state of its replicas.
 fn impairments(status: &HostStatus) -> Vec<String> {
     let node = (!status.impaired.is_empty()).then(|| {
         format!("node {} leads nothing while others can: {}", status.node, status.impaired)
@@ -125,7 +125,7 @@ fn impairments(status: &HostStatus) -> Vec<String> {
     node.into_iter().chain(status.stalled.iter().map(replica)).collect()
 }
 
-/// What the disk of a node damaged and what is not recovered.
+/// Damage by the disk of a node, and what is not recovered.
 fn unrecovered(status: &HostStatus) -> Vec<String> {
     let one = |why: &String| {
         format!("node {}: the state is damaged and not recovered: {why}", status.node)

@@ -1,6 +1,6 @@
-//! What a supervisor and the hosts that it started say to each other, in lines of JSON over
-//! standard input and output: a host binds a free port itself and says which, so no port is
-//! chosen by one process and bound by another.
+//! Messages between a supervisor and the hosts that it started, in lines of JSON over standard
+//! input and output: a host binds a free port and reports it, so no port is chosen by one process
+//! and bound by another.
 //!
 //! A host that was not released ends when its standard input does: a supervisor that dies leaves
 //! nothing behind.
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// What a host says.
+/// A report of a host.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Report {
@@ -22,7 +22,7 @@ pub enum Report {
     },
 }
 
-/// What a host is told.
+/// An order to a host.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
@@ -30,6 +30,6 @@ pub enum Order {
         /// Where all nodes listen, this one included.
         nodes: BTreeMap<String, String>,
     },
-    /// Go on when the supervisor is gone.
+    /// Continue when the supervisor is gone.
     Release,
 }

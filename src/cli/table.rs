@@ -36,16 +36,16 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
-    /// Remove a key. Ends with 0 whether or not it was there, and says which.
+    /// Remove a key. Ends with 0 whether or not it existed, and prints which.
     Delete {
         /// The key.
         key: String,
         #[command(flatten)]
         target: Target,
     },
-    /// Set or remove the value of a key if what is there is what is expected.
+    /// Set or remove the value of a key if the present value is the expected one.
     ///
-    /// Ends with exit code 3 if it is not; then nothing changed, and what is there is printed.
+    /// Ends with exit code 3 if it is not; then nothing changed, and the present value is printed.
     Cas(CasArguments),
     /// Print a range of keys in their order.
     Scan {

@@ -44,7 +44,7 @@ pub struct Target {
 pub struct Node {
     pub address: String,
     pub admin: AdminClient<Channel>,
-    /// What it said of itself.
+    /// Its status.
     pub status: HostStatus,
 }
 
@@ -79,7 +79,7 @@ impl Target {
         )
     }
 
-    /// The node with this number, wherever the cluster says it is.
+    /// The node with this number, at the address that the cluster knows.
     pub async fn node_numbered(&self, number: u64) -> anyhow::Result<Node> {
         let start = self.node().await?;
         if start.status.node == number {
@@ -91,7 +91,7 @@ impl Target {
         Node::connect(&address).await
     }
 
-    /// The first node that holds a replica of a group, and what it says of it.
+    /// The first node that holds a replica of a group, and its status.
     pub async fn holder_of(&self, group: u64) -> anyhow::Result<(Node, GroupStatus)> {
         let start = self.node().await?;
         let unknown = match start.group(group).await {
@@ -193,7 +193,7 @@ impl Node {
         Ok(Self { address: address.to_owned(), admin, status })
     }
 
-    /// What it says of a group.
+    /// Its status of a group.
     pub async fn group(&self, group: u64) -> anyhow::Result<GroupStatus> {
         let mut admin = self.admin.clone();
         in_time(&self.address, admin.show_group(ShowGroupRequest { group })).await
@@ -213,8 +213,8 @@ impl Node {
         peer.map(|peer| peer.address.clone())
     }
 
-    /// Whom to ask after `asked`, which said that `leader` leads (0: it does not know): that one, or
-    /// the next of all nodes.
+    /// The node to ask after `asked`, which named `leader` (0: it does not know): that one, or the
+    /// next of all nodes.
     pub fn address_after(&self, asked: &str, leader: u64) -> String {
         if let Some(leader) = self.address_of(leader).filter(|address| address != asked) {
             return leader;
@@ -241,7 +241,7 @@ pub fn channel(address: &str) -> anyhow::Result<Channel> {
     Ok(endpoint.connect_lazy())
 }
 
-/// The answer of a node that does not keep anybody waiting.
+/// The answer of a node that answers in time.
 pub async fn in_time<T>(
     address: &str,
     answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
@@ -273,7 +273,7 @@ pub fn said(address: &str, status: &tonic::Status) -> anyhow::Error {
     let details = status.get_error_details();
     match (status.code(), details.error_info()) {
         (_, Some(info)) => anyhow::anyhow!("{address}: {} [{}]", status.message(), info.reason),
-        // One that says why was reached.
+        // A node that gives a cause was reached.
         (tonic::Code::Unavailable, None) => anyhow::anyhow!("{address} cannot be reached"),
         (_, None) => anyhow::anyhow!("{address}: {}", status.message()),
     }

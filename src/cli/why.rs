@@ -36,7 +36,7 @@ pub async fn why(group: u64, target: &Target) -> anyhow::Result<()> {
 struct Findings {
     group: u64,
     views: BTreeMap<u64, LeaderExplanation>,
-    /// Why others said nothing, by address.
+    /// Why others did not answer, by address.
     silent: BTreeMap<String, String>,
     /// Voters' nodes that answer and have no replica that could lead, and why.
     without: BTreeMap<u64, &'static str>,
@@ -90,7 +90,7 @@ impl Findings {
         }
     }
 
-    /// Whom to ask after the first node: the leader that it names, then all others.
+    /// The nodes to ask after the first one: the leader that it names, then all others.
     fn others(&self, start: &Node, target: &Target) -> Vec<String> {
         let named = self.views.values().find_map(|view| start.address_of(status(view).leader_node));
         let peers = start.status.peers.iter().map(|peer| peer.address.clone());
@@ -99,7 +99,7 @@ impl Findings {
         all.filter(|address| seen.insert(address.clone())).collect()
     }
 
-    /// What the node says that leads; of several that believe so, the one of the latest term.
+    /// The answer of the leader; of several that believe so, the one of the latest term.
     fn leader(&self) -> Option<&LeaderExplanation> {
         let leaders = self.views.values().filter(|view| status(view).role == "leader");
         leaders.max_by_key(|view| status(view).term)
@@ -185,7 +185,7 @@ impl Findings {
     }
 }
 
-/// What keeps the replica of a group on a node from leading; `None`: it is there, or nobody knows.
+/// Why the replica of a group on a node cannot lead; `None`: it can, or it is not known.
 async fn replica_at(address: &str, group: u64) -> Option<&'static str> {
     let mut admin = admin(address).ok()?;
     let asked = admin.show_group(ShowGroupRequest { group });
@@ -195,7 +195,7 @@ async fn replica_at(address: &str, group: u64) -> Option<&'static str> {
     }
 }
 
-/// What the node says of its replica; an answer without it counts as one that knows nothing.
+/// The node's status of its replica; an answer without it counts as unknown.
 fn status(view: &LeaderExplanation) -> &GroupStatus {
     static NOTHING: std::sync::LazyLock<GroupStatus> = std::sync::LazyLock::new(Default::default);
     view.status.as_ref().unwrap_or(&NOTHING)
@@ -254,7 +254,7 @@ fn fit(voter: &VoterFitness) -> String {
     }
 }
 
-/// What can be done about a leader that serves nobody.
+/// Remedies for a leader that serves no users.
 fn advice(
     group: u64,
     view: &LeaderExplanation,

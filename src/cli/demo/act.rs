@@ -121,7 +121,7 @@ fn sabotage(load: &mut Load, placement: &mut Shares, what: Option<Sabotage>) {
     }
 }
 
-/// What happens while the load goes on.
+/// Events under load.
 struct Act<'a> {
     nodes: &'a mut Nodes,
     observer: &'a Observer,
@@ -129,7 +129,7 @@ struct Act<'a> {
     layout: Layout,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Clone, Debug)]
 pub struct Played {
     pub killed: u64,
@@ -170,7 +170,7 @@ impl Act<'_> {
         Ok(busiest)
     }
 
-    /// Restarts the hosts, one after the other, without anybody's noticing.
+    /// Restarts the hosts, one after the other, without client-visible errors.
     async fn restart_each(&mut self) -> anyhow::Result<Vec<Restarted>> {
         let mut all = Vec::new();
         for node in 1..=self.layout.nodes {

@@ -52,7 +52,7 @@ pub async fn join(
     Ok(Joined { node, filled: took, balanced })
 }
 
-/// Waits until everybody leads a fair part, and says how long that took.
+/// Waits until each host leads a fair part, and returns how long that took.
 pub async fn spread(
     lacking: Option<u64>,
     observer: &Observer,
@@ -67,7 +67,7 @@ pub async fn spread(
     Ok(took)
 }
 
-/// What every host holds and leads in the end.
+/// What every host holds and leads at the end.
 #[derive(Clone, Debug)]
 pub struct Shares {
     joined: u64,

@@ -1,6 +1,6 @@
 //! `shardhost demo`: three real hosts, of which one lacks what the queues require, a real input, a
-//! SIGKILL, a fourth host that joins and a restart without any interruption while writes go on, and a
-//! verification of every write that was acknowledged.
+//! SIGKILL, a fourth host that joins and a restart without any interruption while writes continue,
+//! and a verification of every acknowledged write.
 //!
 //! | where | what |
 //! |---|---|
@@ -66,14 +66,14 @@ pub struct DemoArguments {
     sabotage: Option<Sabotage>,
 }
 
-/// What is put wrong in the expectation.
+/// The error that is put into the expectation.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Sabotage {
     /// One value of the table is another.
     Value,
     /// One message is not expected.
     ForgottenMessage,
-    /// One message is expected that nobody sent.
+    /// One message is expected that was never sent.
     InventedMessage,
     /// The host that joins is expected to have got nothing.
     EmptyHost,
@@ -128,7 +128,7 @@ async fn keep(nodes: Nodes, directory: tempfile::TempDir, json: bool) -> anyhow:
         println!("{text}")
     }
     nodes.release().await?;
-    // From here on it belongs to the hosts that go on.
+    // From here on it belongs to the hosts that continue.
     drop(directory.keep());
     Ok(())
 }

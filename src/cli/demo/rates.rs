@@ -1,4 +1,4 @@
-//! What each host did during the load, from what it said of itself meanwhile.
+//! The rates of each host during the load, from its own statistics.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! What the demo says at the end: a table per node, the events, the verdict.
+//! The output of the demo at the end: a table per node, the events, the verdict.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;

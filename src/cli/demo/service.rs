@@ -32,7 +32,7 @@ pub struct Watched {
     pub node: u64,
     /// Times that the host answered.
     pub looks: u64,
-    /// Queues that it said to serve, over all looks.
+    /// Queues that it reported to serve, over all looks.
     pub served: u64,
 }
 
@@ -44,7 +44,7 @@ impl ServiceWatch {
         Self { node, seen, task }
     }
 
-    /// Looks no more, and says what was seen.
+    /// Stops looking, and returns what was seen.
     pub fn end(self) -> Watched {
         let looks = self.seen.looks.load(Ordering::Relaxed);
         let served = self.seen.served.load(Ordering::Relaxed);

@@ -1,9 +1,9 @@
 //! Which shard gets a replica on a node that joined, and in whose place. Pure.
 //!
-//! The fullest node gives, until nobody has two more than the new one. Of what it could give it
-//! gives first what it cannot lead itself and the new one can; then what nobody else would better
-//! give; and rather what it does not lead at the moment. Nobody gives to a node that lacks what the
-//! shard requires what it has itself: a shard never has fewer that may lead it than before.
+//! The fullest node gives, until none has two more than the new one. It gives first groups that it
+//! cannot lead and the new one can; then those that no other node had better give; and preferably
+//! groups that it does not lead at the moment. A node that has the required capability never gives
+//! to one that lacks it: a shard never has fewer eligible voters than before.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,7 +14,7 @@ pub struct Shard {
     pub group: u64,
     pub voters: Vec<u64>,
     pub leader: u64,
-    /// What it requires of whoever leads it.
+    /// Its requirement.
     pub requires: BTreeSet<String>,
 }
 
@@ -31,10 +31,10 @@ pub struct Step {
 /// How good it is that a node gives its replica of a shard away; the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Merit {
-    /// It lacks what is required, and the new one has it.
+    /// It lacks a required capability, and the new one has it.
     Gains,
     Equal,
-    /// Another voter would better give: it lacks what is required.
+    /// Another voter had better give: it lacks a required capability.
     Wastes,
 }
 

@@ -1,8 +1,8 @@
 //! `shardhost member fill`: a node that joined gets its fair part of the replicas, each in the place
 //! of another node's.
 //!
-//! [`choose`] decides which, [`carry_out`] has one after the other replaced in every group. What is
-//! under way is recorded in the groups, so it may be stopped and begun again at any time.
+//! [`choose`] decides which, [`carry_out`] has one after the other replaced in every group. Changes
+//! in progress are recorded in the groups, so it may be stopped and started again at any time.
 
 mod choose;
 
@@ -41,7 +41,7 @@ pub struct FillArguments {
     target: Target,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Debug, Default)]
 pub struct Filled {
     /// Replicas that the node got.
@@ -103,7 +103,7 @@ async fn replace(cluster: &Reached, step: Step, new: u64, within: Duration) -> a
                 group,
                 old_node: old,
                 new_node: new,
-                // What was judged is what is changed.
+                // The configuration that was examined is the one that is changed.
                 expect: config_index(status),
                 timeout_ms: REQUEST_MS,
             };

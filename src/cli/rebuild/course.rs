@@ -24,7 +24,7 @@ pub enum Next {
 }
 
 impl Next {
-    /// What the leader's status says about replica `old` on `node`.
+    /// The leader's status of replica `old` on `node`.
     pub fn of(status: &GroupStatus, node: u64, old: u64) -> Self {
         let Some(membership) = &status.membership else { return Self::Wait };
         let busy = membership.incoming.is_some()
@@ -48,9 +48,9 @@ pub struct Course {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The replica may have been removed, and nobody took the addition of its successor yet.
+    /// The replica may have been removed, and the addition of its successor is not confirmed yet.
     between: BTreeMap<u64, Old>,
-    /// Somebody wants this command to end.
+    /// This command is to end.
     interrupted: Option<Instant>,
 }
 
@@ -60,7 +60,7 @@ impl Course {
         Self { node, state: Mutex::default() }
     }
 
-    /// The command is to end; whether that is said for the first time.
+    /// The command is to end; returns whether this is the first notice.
     pub fn interrupt(&self, now: Instant) -> bool {
         let mut state = self.state.lock();
         let first = state.interrupted.is_none();
@@ -95,7 +95,7 @@ impl Course {
         self.state.lock().between.remove(&group);
     }
 
-    /// Takes in what a leader says of a group, and returns what comes next.
+    /// Takes over a leader's status of a group, and returns the next step.
     pub fn next(&self, status: &GroupStatus, old: Old) -> Next {
         let next = Next::of(status, self.node, old.replica);
         if member_on(status, self.node).is_some_and(|member| member.replica != old.replica) {

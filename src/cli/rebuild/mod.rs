@@ -2,8 +2,8 @@
 //! gets everything from the others: the node lost its disk, was put back from an older copy, or holds
 //! what differs.
 //!
-//! A node holds one replica of a group, so the old one is removed before the new one is added. What is
-//! under way is recorded in the group; only between the two steps nothing is.
+//! A node holds one replica of a group, so the old one is removed before the new one is added. Each
+//! of the two steps is recorded in the group; the time between them is not.
 
 mod course;
 mod survey;
@@ -80,7 +80,7 @@ pub async fn run(arguments: &RebuildArguments) -> anyhow::Result<ExitCode> {
     Ok(if failed.is_empty() { unknown.exit_code() } else { ExitCode::FAILURE })
 }
 
-/// Leaves only what is wanted.
+/// Leaves only the selected groups.
 fn only(survey: Survey, groups: &[u64], node: u64, cluster: &Reached) -> anyhow::Result<Survey> {
     let wanted: BTreeSet<u64> = groups.iter().copied().collect();
     let Survey { mut replicas, usual, .. } = survey;
@@ -99,7 +99,7 @@ fn only(survey: Survey, groups: &[u64], node: u64, cluster: &Reached) -> anyhow:
     Ok(Survey { replicas, short: BTreeMap::new(), usual })
 }
 
-/// Why the node may lack replicas that nobody names.
+/// Why the node may lack replicas that no node names.
 struct Unknown {
     /// Nodes that do not answer, and where they are expected.
     silent: BTreeMap<u64, String>,
@@ -265,7 +265,7 @@ enum Unchanged {
 impl Unchanged {
     fn of(leader: &Node, status: &tonic::Status) -> Self {
         let error = said(&leader.address, status);
-        // What is not known to be definite is not.
+        // An error that is not known to be definite is not.
         let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
         let definite = reason.is_some_and(|reason| !IN_DOUBT.contains(&reason.as_str()));
         if definite { Self::Refused(error) } else { Self::Unknown(error) }
@@ -305,9 +305,9 @@ fn request_of(status: &GroupStatus, kind: Kind, node: u64) -> ChangeMembershipRe
     ChangeMembershipRequest { group, steps: vec![step], expect, timeout_ms: REQUEST_MS }
 }
 
-/// Whether the group still has the voters that it had when this command looked, and is not left with a
-/// single one where most groups have more: somebody else may have removed one, and not added the next
-/// yet, as a rebuild of another node does.
+/// Whether the group still has the voters that it had when this command looked, and is not left
+/// with a single one where most groups have more: another command may have removed one, and not
+/// added the next yet, as a rebuild of another node does.
 fn check_voters(now: usize, old: Old, usual: usize) -> anyhow::Result<()> {
     if old.learns {
         return Ok(());
@@ -324,8 +324,9 @@ fn check_voters(now: usize, old: Old, usual: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether those that stay can do without the replica: else the group would stand still with its
-/// removal until another one comes back. A group that sleeps hears of nobody, so each is asked.
+/// Whether the remaining voters can do without the replica: else the removal would leave the group
+/// without a quorum until another one comes back. A hibernating group gets no heartbeats, so each
+/// voter is asked.
 async fn check_others(cluster: &Reached, status: &GroupStatus, node: u64) -> anyhow::Result<()> {
     let others = other_voters(status, node);
     let ask = |other: u64| async move {

@@ -1,5 +1,5 @@
-//! Which replicas a node has, and which groups may lack one there: what is known of that, and what is
-//! not.
+//! Which replicas a node has, and which groups may lack one there: what is known of that, and what
+//! is not.
 
 use std::collections::BTreeMap;
 
@@ -41,7 +41,7 @@ pub struct Survey {
     pub usual: usize,
 }
 
-/// A group by the newest configuration that anybody knows.
+/// A group by the newest configuration that any node knows.
 #[derive(Clone, Copy, Debug)]
 struct Newest {
     index: u64,
@@ -110,8 +110,8 @@ fn usual(voters: impl Iterator<Item = usize>) -> usize {
     met.into_iter().max_by_key(|(voters, times)| (*times, *voters)).map_or(0, |(voters, _)| voters)
 }
 
-/// Whether so many voters are one less than meant, as far as numbers tell: fewer than most groups
-/// have, or an even number where most have an odd one.
+/// Whether so many voters are one less than intended, as far as numbers show: fewer than most
+/// groups have, or an even number where most have an odd one.
 const fn is_short(voters: usize, usual: usize) -> bool {
     voters < usual || (voters.is_multiple_of(2) && !usual.is_multiple_of(2))
 }
@@ -141,7 +141,7 @@ mod tests {
         let seen = [
             group(1, 5, &[1, 2, 3], &[]),
             group(2, 9, &[1, 2], &[]),
-            // What a node says that has not heard of the removal.
+            // The status of a node that does not know of the removal yet.
             group(2, 5, &[1, 2, 3], &[]),
             group(3, 5, &[1, 2, 4], &[3]),
             group(4, 5, &[1, 2, 4], &[]),

@@ -1,7 +1,7 @@
-//! The hosts of a running cluster, restarted by a command of whoever runs it.
+//! The hosts of a running cluster, restarted by an operator's command.
 //!
-//! It stops at the first trouble, and then says where it stands: at most one host is drained or
-//! down, and all others serve.
+//! It stops at the first failure, and reports its progress: at most one host is drained or down,
+//! and all others serve.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -134,7 +134,7 @@ impl Fleet {
         }
     }
 
-    /// Where a restart stands that stopped at a node, and what to do.
+    /// The progress of a restart that stopped at a node, and what to do.
     fn stands(&self, node: u64, done: &[Restarted]) -> String {
         let list = |nodes: Vec<u64>| match nodes.is_empty() {
             true => "none".to_owned(),

@@ -1,8 +1,8 @@
 //! `shardhost rolling-restart`: every host of a cluster restarted, one after the other, without
-//! anybody's noticing.
+//! client-visible errors.
 //!
-//! [`cluster`] does it to a real cluster: whoever asks knows how a host is restarted. [`check`] shows
-//! on hosts of its own, under load, that nobody notices.
+//! [`cluster`] does it to a real cluster: the operator knows how a host is restarted. [`check`]
+//! shows on hosts that it starts, under load, that no client notices.
 
 mod check;
 mod cluster;
@@ -15,7 +15,7 @@ use clap::{ArgGroup, Args};
 
 use super::target::Target;
 
-/// What is restarted, and how.
+/// Which hosts are restarted, and how.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("how").args(["check", "with"]).required(true)))]
 pub struct RollingRestartArguments {

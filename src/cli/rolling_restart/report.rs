@@ -1,4 +1,4 @@
-//! What a check of a rolling restart says at the end.
+//! The output of a check of a rolling restart at the end.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,7 +21,7 @@ const SHOWN_FAULTS: usize = 10;
 #[derive(Clone, Debug)]
 pub struct Step {
     pub restarted: Restarted,
-    /// What it leads in the end, when everybody has a fair part again.
+    /// The groups that it leads at the end, when each host has a fair part again.
     pub leads: u64,
     /// All of it, from the begin of the drain.
     pub took: Duration,
@@ -47,7 +47,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether nobody noticed.
+    /// Whether no client noticed.
     pub fn is_good(&self) -> bool {
         let writes = self.verified.findings.is_clean() && self.verified.unequal.is_empty();
         let emptied = self.steps.iter().all(Step::is_good);

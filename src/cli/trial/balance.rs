@@ -1,4 +1,4 @@
-//! Waiting until the cluster has spread its leaderships by itself.
+//! Waiting until the cluster has spread its leaderships.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

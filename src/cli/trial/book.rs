@@ -79,7 +79,7 @@ impl Book {
         }
     }
 
-    /// Expects a message that nobody sent.
+    /// Expects a message that was never sent.
     pub fn invent_a_message(&mut self) {
         let mut queue = self.queue.lock();
         if let Some(partition) = queue.values_mut().find(|partition| !partition.sent.is_empty()) {

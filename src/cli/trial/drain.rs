@@ -1,4 +1,4 @@
-//! Draining a host while the load goes on.
+//! Draining a host under load.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::target::{channel, said};
 /// Between two looks at how far it is.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// What came of a drain.
+/// The result of a drain.
 #[derive(Clone, Debug)]
 pub struct Drained {
     pub moved: u64,

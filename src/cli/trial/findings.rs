@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-/// What is wrong with a write.
+/// A violation of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     Lost,
-    /// Not what was written, or written by nobody.
+    /// Not the value that was written, or never written.
     Wrong,
     /// In another place than where it was sent.
     OutOfOrder,
@@ -44,7 +44,7 @@ impl Findings {
         self.faults.is_empty()
     }
 
-    /// What is wrong, in words.
+    /// The violation, as text.
     pub fn lines(&self) -> impl Iterator<Item = String> + '_ {
         self.faults.iter().map(|((fault, subject), detail)| {
             let fault = match fault {

@@ -1,4 +1,4 @@
-//! What is loaded: the lines of a file, each once into the table and once into the queue.
+//! The input: the lines of a file, each once into the table and once into the queue.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -78,7 +78,7 @@ impl Input {
         0..u32::try_from(self.lines.len()).unwrap_or(u32::MAX)
     }
 
-    /// The value that the table must hold for a line: where it stands first, and its hash.
+    /// The value that the table must hold for a line: its first position, and its hash.
     pub fn value(&self, number: u32) -> Bytes {
         let first = self.first[number as usize];
         format!("{}:{:016x}", first + 1, key_hash(self.line(number))).into()

@@ -41,7 +41,7 @@ pub struct Tally {
     /// Writes that were never acknowledged.
     pub given_up: AtomicU64,
     latencies: Mutex<Histogram<u64>>,
-    /// The longest time that the client waited since somebody asked, in microseconds.
+    /// The longest time that the client waited since the last look, in microseconds.
     longest_us: AtomicU64,
 }
 
@@ -100,8 +100,8 @@ pub struct Load {
     pub pace: Pace,
 }
 
-/// A client that makes a write again by itself as far as it should, or says so at once when an outcome
-/// is unknown.
+/// A client that resends a write as far as it should, or returns at once when an outcome is
+/// unknown.
 pub async fn connect(
     addresses: impl IntoIterator<Item = String>,
     resend: Resend,

@@ -7,9 +7,9 @@
 //! | [`nodes`] | the host processes |
 //! | [`load`], [`pace`] | the writes, each until it is acknowledged, at a rate |
 //! | [`book`] | what was acknowledged |
-//! | [`verify`], [`findings`] | what is there, compared with the book |
-//! | [`shares`] | whether everybody has a fair part |
-//! | [`under_load`] | something that happens while the load goes on |
+//! | [`verify`], [`findings`] | the present content, compared with the ledger |
+//! | [`shares`] | whether each host has a fair part |
+//! | [`under_load`] | an event under load |
 //! | [`balance`] | leaderships moved until it is fair |
 //! | [`restart`], [`drain`] | one host drained, stopped, started, and caught up |
 //! | [`screen`] | events as they happen |
@@ -34,10 +34,10 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How long anything that ends by itself may take before it is given up.
+/// How long an operation may take before it is given up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A directory that is removed in the end, below another one or where the system has them.
+/// A directory that is removed at the end, below another one or where the system has them.
 pub fn temporary_directory(name: &str, within: Option<&Path>) -> anyhow::Result<tempfile::TempDir> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(name);
@@ -50,7 +50,7 @@ pub fn temporary_directory(name: &str, within: Option<&Path>) -> anyhow::Result<
     }
 }
 
-/// An error once somebody asks this process to end.
+/// An error once this process is asked to end.
 pub async fn interruption() -> anyhow::Error {
     let listen =
         || anyhow::Ok((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?));

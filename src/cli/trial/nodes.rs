@@ -49,7 +49,7 @@ impl Layout {
         self.tables + self.queues
     }
 
-    /// What the command line of a host says of capabilities.
+    /// The command line of a host for its capabilities.
     fn capabilities(&self, node: u64) -> Vec<&'static str> {
         let Some(name) = self.queues_require else { return Vec::new() };
         let mut arguments = vec!["--queues-require", name];
@@ -81,7 +81,8 @@ pub struct Nodes {
     running: BTreeMap<u64, Node>,
     /// Of all nodes, running or not.
     addresses: BTreeMap<u64, String>,
-    /// Holds the addresses of those that join later: nobody else gets them, and nobody answers.
+    /// Holds the addresses of those that join later: no other process gets them, and nothing
+    /// answers.
     reserved: Vec<TcpSocket>,
 }
 
@@ -92,8 +93,8 @@ impl Nodes {
         Self { layout, directory: directory.to_path_buf(), running, addresses, reserved }
     }
 
-    /// Starts the first hosts: each binds a free port, then all are told of each other, and of where
-    /// the others will be.
+    /// Starts the first hosts: each binds a free port, then all get the addresses of each other,
+    /// and of the later ones.
     pub async fn start(&mut self) -> anyhow::Result<()> {
         for number in 1..=self.layout.nodes {
             let node = self.spawn(number, "127.0.0.1:0").await?;
@@ -153,7 +154,7 @@ impl Nodes {
         }
     }
 
-    /// Lets the hosts go on when this process ends.
+    /// Lets the hosts continue when this process ends.
     pub async fn release(mut self) -> anyhow::Result<()> {
         for (_, mut node) in std::mem::take(&mut self.running) {
             node.order(&Order::Release).await?;
@@ -180,7 +181,7 @@ impl Nodes {
         running.filter_map(|(number, node)| Some((*number, node.child.id()?))).collect()
     }
 
-    /// An error when a host ended that nobody killed.
+    /// An error when a host ended that was not killed.
     pub fn check(&mut self) -> anyhow::Result<()> {
         for (number, node) in &mut self.running {
             if let Some(status) = node.child.try_wait()? {
@@ -206,7 +207,8 @@ impl Nodes {
             .args(["--queues", &self.layout.queues.to_string()])
             .args(["--voters", &self.layout.voters()])
             .args(self.layout.capabilities(number))
-            // All of it lasts seconds: nobody waits for a planner that warms up, or a group at rest.
+            // All of it lasts seconds: there is no time for a planner's warm-up, or for groups to
+            // rest.
             .args(["--planner-warm-up", "1", "--planner-rest", "1"])
             .arg("--data-dir")
             .arg(self.directory.join(format!("node-{number}")))

@@ -1,5 +1,5 @@
-//! The rate at which writes begin. What is late is made up for: the load is open, so that a
-//! cluster that stands still is seen to.
+//! The rate at which writes begin. Late writes are made up for: the load is open-loop, so that a
+//! pause of the cluster is visible.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// Gives turns to writes until it is told that those that must be made are enough.
+/// Gives turns to writes until the required number is reached.
 #[derive(Debug)]
 pub struct Pace {
     began: Instant,
@@ -44,7 +44,7 @@ impl Pace {
         self.enough.cancel();
     }
 
-    /// Whether that was said.
+    /// Whether it is reached.
     pub fn is_enough(&self) -> bool {
         self.enough.is_cancelled()
     }

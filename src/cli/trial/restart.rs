@@ -1,5 +1,4 @@
-//! One host restarted as an operator does it: drained, stopped, started, and caught up, while the
-//! load goes on.
+//! One host restarted as an operator does it: drained, stopped, started, and caught up, under load.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,7 @@ use super::{PATIENCE, drain};
 use crate::observe::Observer;
 use crate::output::{number, seconds};
 
-/// What came of it.
+/// The result.
 #[derive(Clone, Debug)]
 pub struct Restarted {
     pub node: u64,

@@ -1,4 +1,4 @@
-//! What is shown while a trial runs: events with their time, and a bar for long work.
+//! Output while a trial runs: events with their time, and a bar for long work.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ pub struct Event {
     pub text: String,
 }
 
-/// Work of fewer steps is over before anybody reads a line about it.
+/// Work of fewer steps is over before a line about it could be read.
 const WORTH_A_LINE: u64 = 20_000;
 
 /// Where a trial writes to.

@@ -1,4 +1,4 @@
-//! Whether everybody has a fair part: as many as the others, give or take one.
+//! Whether each host has a fair part: as many as the others, give or take one.
 
 use std::collections::BTreeMap;
 

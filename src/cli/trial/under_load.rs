@@ -1,4 +1,4 @@
-//! Something that happens while the load goes on.
+//! An event under load.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use super::load::Load;
 use super::screen::Screen;
 use crate::output::{number, seconds};
 
-/// Writes while `act` goes on, and then until every line is written. Gives the load back, and what
-/// came of the act.
+/// Writes while `act` runs, and then until every line is written. Returns the load, and the result
+/// of the act.
 pub async fn under_load<T>(
     load: Load,
     client: &Client,

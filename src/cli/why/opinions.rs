@@ -1,4 +1,4 @@
-//! What policies say of voters, who declined a leadership, and who does not stand for election.
+//! Opinions of policies on voters, which voters declined a leadership, and which do not campaign.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use shardhost_proto::admin::voter_fitness::Fitness;
 use shardhost_proto::admin::{LeaderExplanation, PolicyOpinion, VoterFitness};
 
-/// What is forgotten, and when, of those who declined.
+/// What is forgotten, and when, of voters that declined.
 const UNTIL_NEWS: &str =
     "it is not asked again by itself before something new is known of nodes, members or policies";
 
@@ -44,8 +44,7 @@ fn declined(voter: &VoterFitness) -> Option<String> {
     Some(format!("node {node} was asked to lead: {words}{name}; {UNTIL_NEWS}"))
 }
 
-/// Whether the replica that answers stands for election, and when a leader that should not lead
-/// tries again.
+/// Whether the replica that answers campaigns, and when a leader that should not lead tries again.
 pub fn of_replica(view: &LeaderExplanation) -> Vec<String> {
     let node = view.node;
     let withheld = (view.withheld_ms > 0).then(|| {

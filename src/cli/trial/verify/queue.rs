@@ -24,7 +24,7 @@ const RECEIVE: u32 = 1_000;
 const VISIBILITY: Duration = Duration::from_secs(5);
 /// A peek that is not answered is asked so often.
 const TRIES: usize = 5;
-/// Before asking again for what is hidden.
+/// Before asking again for hidden messages.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What was delivered of each partition, in the order of delivery.

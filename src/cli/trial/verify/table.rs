@@ -69,7 +69,7 @@ fn lines_at(line: u32, holders: &[NodeId]) -> impl Iterator<Item = (Via, u32)> {
     holders.iter().map(move |node| (Via::Node(*node), line))
 }
 
-/// There must be no key that nobody put. Not known when a put has an unknown outcome.
+/// There must be no key that was never put. Not known when a put has an unknown outcome.
 pub fn verify_count(on: &Verification<'_>, verified: &mut Verified) {
     let shards = (0..on.layout.tables).filter_map(|shard| group_of_shard(TABLE_KIND, shard));
     let counts: Option<Vec<u64>> =
