@@ -24,7 +24,7 @@ const PAYLOAD_BYTES: usize = 16;
 const TRAIL: u64 = 10_000;
 /// Batches after which a group's log is truncated.
 const TRUNCATE_EVERY: u64 = 500;
-/// What is measured: groups in a batch, and entries of all together.
+/// The size of a batch: groups, and entries of all together.
 const SHAPES: [(&str, u64, u64); 4] = [
     ("1", 1, 1),
     ("48_as_48_runs", 48, 48),

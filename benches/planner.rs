@@ -13,7 +13,7 @@ const SHAPES: [(u64, u64); 2] = [(10_000, 10), (100_000, 100)];
 const RUNS: usize = 15;
 const VOTERS: u64 = 3;
 
-/// What is special about the groups of a figure.
+/// Special properties of the groups of a figure.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Plain,

@@ -81,7 +81,7 @@ impl ProposalSink for Count {
     }
 }
 
-/// Three workers and what is on its way between them.
+/// Three workers and the messages between them.
 struct Trio {
     workers: Vec<WorkerCore>,
     appliers: Vec<HashMap<GroupId, Applier>>,
@@ -191,7 +191,7 @@ fn index_of(node: NodeId) -> usize {
     usize::try_from(node.get() - 1).expect("a small number")
 }
 
-/// A state machine that does nothing, and says that it lasts.
+/// A state machine that does nothing, and claims to be durable.
 struct Nothing(LogPosition);
 
 impl StateMachine for Nothing {

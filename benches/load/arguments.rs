@@ -117,7 +117,7 @@ pub enum Mode {
     /// The host processes themselves, each to the groups that it leads, as a user of the library
     /// does.
     Embedded,
-    /// A process of its own, over gRPC, to the tables of `shardhost serve`.
+    /// A separate process, over gRPC, to the tables of `shardhost serve`.
     Client,
 }
 

@@ -109,7 +109,7 @@ struct Balanced {
     /// Plans that were made, the last of which finds nothing to move.
     rounds: u64,
     moved: u64,
-    /// Of all rounds: what is refused is planned anew.
+    /// Of all passes: refused moves are planned again.
     failed: Vec<String>,
     planning: Duration,
     took: Duration,
@@ -149,8 +149,8 @@ fn leads(snapshot: &Snapshot) -> [u64; 3] {
     [led_by(1), led_by(2), led_by(3)]
 }
 
-/// The fewest moves after which no two nodes differ by more than one: those that lead most keep what
-/// is left over.
+/// The fewest moves after which no two nodes differ by more than one: those that lead most keep the
+/// remainder.
 fn fewest_moves(mut leads: [u64; 3]) -> u64 {
     leads.sort_unstable_by_key(|count| std::cmp::Reverse(*count));
     let (sum, parts) = (leads.iter().sum::<u64>(), leads.len() as u64);

@@ -1,5 +1,5 @@
-//! How long a node takes to hand on everything that it leads, and what it leaves behind; on request
-//! while a part of the writes go on that the same setup sustains.
+//! How long a node takes to give away everything that it leads, and the rest; on request while a
+//! part of the sustainable writes continue.
 
 mod load;
 

@@ -1,4 +1,4 @@
-//! Nodes that drain: what comes of it, and how long proposals stand still meanwhile.
+//! Nodes that drain: the result, and how long proposals are paused meanwhile.
 
 use anyhow::bail;
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ pub enum DrainTask {
     Undrain,
 }
 
-/// What came of a drain.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Drained {
     pub led_before: u64,
@@ -28,7 +28,7 @@ pub struct Drained {
     pub failed: u64,
     pub window: u64,
     pub seconds: f64,
-    /// How long proposals of single groups stood still, as this node counts it since its start.
+    /// How long proposals of single groups were paused, as this node counts it since its start.
     pub freeze_p50_ms: f64,
     pub freeze_p99_ms: f64,
     pub freeze_max_ms: f64,

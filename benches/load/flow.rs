@@ -1,8 +1,8 @@
-//! A steady flow of writes to all groups, whoever leads them: every node goes through the same
+//! A steady flow of writes to all groups, wherever they are led: every node goes through the same
 //! sequence, and makes the writes whose group it serves when they are due.
 //!
-//! Some groups are *probes*: each is written to at short intervals, so that the longest time between
-//! two acknowledged writes of it says how long it stood still.
+//! Some groups are *probes*: each is written to at short intervals, so that the longest time
+//! between two acknowledged writes of it is the time it was paused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use super::process::now_ns;
 use super::tally::{Counted, Tally};
 use super::task::Task;
 
-/// Between two looks at what is due.
+/// Between two looks at which writes are due.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// How long answers may take after the end.
 const LAST_ANSWERS: Duration = Duration::from_secs(10);
@@ -95,12 +95,12 @@ impl Part for FlowNode {
     }
 }
 
-/// What came of the writes that a node made.
+/// The outcomes of the writes that a node made.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Flowed {
     /// Those that were acknowledged, from when they were due.
     pub counted: Counted,
-    /// Those that surely took no effect; the error says who leads.
+    /// Those that surely took no effect; the error names the leader.
     pub refused: u64,
     pub unknown: u64,
     /// When the writes of each probe were acknowledged.
@@ -118,8 +118,8 @@ impl Flowed {
         }
     }
 
-    /// The longest time between two acknowledged writes of each probe, from one moment to another, in
-    /// nanoseconds. A probe without any stood still all the time.
+    /// The longest time between two acknowledged writes of each probe, from one moment to another,
+    /// in nanoseconds. A probe without any was paused all the time.
     pub fn stalls(&self, from_ns: u64, to_ns: u64) -> Vec<u64> {
         let stall = |acks: &Vec<u64>| {
             let mut moments: Vec<u64> =
@@ -159,7 +159,7 @@ impl ProposalSink for Outcomes {
     }
 }
 
-/// The part of a node, on a thread of its own.
+/// The part of a node, on a separate thread.
 pub struct Flowing {
     outcomes: Arc<Outcomes>,
     stop: Arc<AtomicBool>,
@@ -201,7 +201,7 @@ impl Flowing {
         let mut recorded = self.outcomes.recorded.lock();
         let mut flowed = std::mem::take(&mut recorded.1);
         flowed.counted = recorded.0.take();
-        // Whoever was never answered does not know either.
+        // A write without an answer is unknown, too.
         flowed.unknown += open();
         Ok(flowed)
     }

@@ -1,5 +1,5 @@
-//! How soon the shards of a fresh cluster are led, and one more that somebody creates by hand; on
-//! request without a catalog, where every node creates its replicas by itself.
+//! How soon the shards of a fresh cluster are led, and one more that is created by hand; on request
+//! without a catalog, where every node creates its replicas independently.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub struct FoundArguments {
     /// Seconds to measure what the hosts use once all groups sleep; 0: not at all.
     #[arg(long, default_value_t = 0)]
     pub seconds: u64,
-    /// Let every node create its replicas by itself; none is created by hand.
+    /// Let every node create its replicas independently; none is created by hand.
     #[arg(long)]
     pub without_catalog: bool,
     #[command(flatten)]

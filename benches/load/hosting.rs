@@ -101,7 +101,7 @@ impl Machines {
         self.watch.as_ref()
     }
 
-    /// Makes durable what the machines on disk hold; says whether there are any. Blocks.
+    /// Makes the state of machines on disk durable; returns whether there are any. Blocks.
     pub fn make_durable(&self) -> anyhow::Result<bool> {
         self.state.as_ref().map(|state| state.flush_now()).transpose()?;
         Ok(self.state.is_some())
@@ -134,7 +134,7 @@ impl ReplicaFactory for Machines {
     }
 }
 
-/// The log of a host, which says how long its writes take.
+/// The log of a host, with the duration of its writes.
 pub struct TimedLog {
     inner: RocksStore,
     writes: Mutex<Tally>,

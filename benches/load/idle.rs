@@ -1,4 +1,4 @@
-//! What groups cost that nobody uses, and how soon they are led after a crash of everything.
+//! The cost of unused groups, and how soon they are led after a crash of everything.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! How long groups are without a leader that serves when the node that leads all of them is killed.
 //!
-//! The survivors note when they see that the node is gone, and when each group serves again. What
-//! is between the two is the group's own: an election, and the application of what was inherited.
+//! The survivors note when they see that the node is gone, and when each group serves again. The
+//! time between the two is the group's: an election, and the application of inherited entries.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -62,7 +62,7 @@ pub struct Noted {
     /// How many groups serve here, and how many of them did before.
     count: u64,
     before: u64,
-    /// When each of them did; only when all is told.
+    /// When each of them did; only in the last report.
     served_ns: BTreeMap<u64, u64>,
     /// How long a follower waits for its leader at least.
     election_timeout_ms: u64,
@@ -132,7 +132,7 @@ impl Watch {
             }
         };
         let hook = host.on_leadership(GroupSelector::All, HookKind::Inline, note);
-        // What was led here before was told at once, and is nothing new.
+        // Groups that were led here before are reported at once, and are nothing new.
         let before = std::mem::take(&mut *served_ns.lock()).len() as u64;
         let watch = Self { detected_ns, served_ns, before, stop, _hook: hook };
         let (host, detected) = (host.clone(), Arc::clone(&watch.detected_ns));

@@ -1,4 +1,4 @@
-//! The state machine that does next to nothing: it counts, so that the host is what is measured.
+//! A state machine that only counts, so that the host itself is measured.
 
 use std::io::{Read, Write};
 

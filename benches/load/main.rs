@@ -1,8 +1,8 @@
 //! The program `shardhost-bench`: measurements with real processes on this machine.
 //!
 //! The parent starts one child per node. Children and parent talk in lines of JSON over standard
-//! input and output: the children bind free ports and say which, the parent tells all of them,
-//! and at the end collects what they measured.
+//! input and output: the children bind free ports and report them, the parent sends all addresses
+//! to all of them, and at the end collects what they measured.
 
 mod arguments;
 mod balance;
@@ -65,7 +65,7 @@ enum Command {
     Matrix(MatrixArguments),
     /// Reads per second by how fresh they are, alone and mixed with writes.
     Read(ReadArguments),
-    /// How long writes stand still when leadership is handed over or members change.
+    /// How long writes are paused when leadership is transferred or members change.
     Stall(StallArguments),
     /// How soon groups with state are back after all hosts were killed.
     Restart(RestartArguments),

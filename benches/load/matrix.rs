@@ -15,7 +15,7 @@ pub struct MatrixArguments {
     pub output: Output,
 }
 
-/// What the table shows, and how many digits of it stand behind the point.
+/// The columns of the table, and their digits behind the point.
 const COLUMNS: [(&str, usize); 10] = [
     ("groups", 0),
     ("size", 0),

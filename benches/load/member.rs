@@ -18,7 +18,7 @@ use super::process::{cpu_time, resident_bytes};
 /// How long groups may take to be led or to sleep.
 const PATIENCE: Duration = Duration::from_secs(110);
 
-/// What the child was told to be.
+/// The role of the child.
 pub struct Role {
     pub node: NodeId,
     pub nodes: u64,
@@ -28,7 +28,7 @@ pub struct Role {
     pub listener: Option<std::net::TcpListener>,
 }
 
-/// A node of a benchmark: what it was told to be until it runs, then what runs.
+/// A node of a benchmark: its role until it runs, then what runs.
 #[derive(Default)]
 pub struct Member {
     pub role: Option<Role>,

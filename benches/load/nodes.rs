@@ -68,7 +68,7 @@ pub struct Setup {
     pub voters: u64,
     pub groups: u64,
     pub machine: MachineKind,
-    /// Whether servers keep a catalog. Without one what is measured is the groups alone.
+    /// Whether servers keep a catalog. Without one the groups alone are measured.
     pub catalog: bool,
     /// Watch what the machines are given.
     pub watched: bool,
@@ -245,7 +245,7 @@ impl Nodes {
         Ok(started)
     }
 
-    /// The same for children that run servers; also says where they listen.
+    /// The same for children that run servers; also returns their addresses.
     pub async fn start_servers(
         layout: &Layout,
         directory: &Path,

@@ -1,7 +1,7 @@
-//! Between the plain types and the messages that stand on disk and travel on the wire.
+//! Between the plain types and the messages on disk and wire.
 //!
-//! Into a message everything fits. Out of a message everything is checked, because its bytes
-//! come from outside: a [`Malformed`] says what cannot be.
+//! Every value fits into a message. Out of a message everything is checked, because its bytes come
+//! from outside: a [`Malformed`] names the impossible value.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::types::{Entry, EntryKind, Genesis, GroupMeta, HardState, Incoming, Me
 #[error("{what}: {message}")]
 pub struct Malformed {
     pub what: &'static str,
-    /// What is wrong with it.
+    /// The error in it.
     pub message: String,
 }
 
@@ -137,7 +137,7 @@ pub fn incoming_to_message(incoming: Incoming) -> log::Incoming {
     log::Incoming { replica: incoming.replica.get(), replaces }
 }
 
-/// The addition that a message says is under way.
+/// The addition that a message names as pending.
 ///
 /// # Errors
 /// [`Malformed`] when the replica is zero, or replaces itself.

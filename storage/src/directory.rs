@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Creates a directory, and those above it, where there is none, durably: what is acknowledged in it
-/// must not vanish with it. One that is there is synced into its parent all the same, for an earlier
+/// Creates a directory, and those above it, where there is none, durably: acknowledged data in it
+/// must not vanish with it. An existing one is synced into its parent all the same, for an earlier
 /// attempt may have died before its sync.
 ///
 /// # Errors
@@ -26,7 +26,7 @@ pub fn create_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Replaces a file: after a crash either the old or the new content stands there. Blocks for two syncs.
+/// Replaces a file: after a crash it has either the old or the new content. Blocks for two syncs.
 ///
 /// # Errors
 /// When it cannot be written; the old content is still there, unless only the sync of the directory failed.

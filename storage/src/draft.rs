@@ -24,13 +24,13 @@ pub(crate) struct Standing {
     pub last: LogIndex,
     /// Whether the log may have lost something.
     pub certainty: Certainty,
-    /// What is held cannot be read: only a write that forgets it all is taken.
+    /// The stored state cannot be read: only a write that drops all of it is accepted.
     pub damage: Option<LogError>,
 }
 
 /// Looks up what a store holds.
 pub(crate) trait Holdings {
-    /// What is held of `group`.
+    /// The stored state of `group`.
     fn standing(&self, group: GroupId) -> Result<Standing, LogError>;
     /// Term of a held entry above the base.
     fn term_at(&self, group: GroupId, index: LogIndex) -> Option<Term>;
@@ -46,9 +46,9 @@ pub(crate) struct Draft<'a> {
     pub destroyed: bool,
     /// The new meta, if it is replaced.
     pub meta: Option<&'a GroupMeta>,
-    /// Hard state or base differ from what is on disk.
+    /// Hard state or base differ from those on disk.
     pub state_changed: bool,
-    /// What is known of losses differs from what is on disk.
+    /// The note of losses differs from the one on disk.
     pub certainty_changed: bool,
     /// Held entries at or above this index are gone.
     pub cut: Option<LogIndex>,
@@ -56,10 +56,10 @@ pub(crate) struct Draft<'a> {
     fresh: Vec<&'a [Entry]>,
 }
 
-/// No entry stands here, so that every entry has an index behind it.
+/// No entry has this index, so that every entry has an index behind it.
 const LIMIT: LogIndex = LogIndex::new(u64::MAX);
 
-/// Checks a batch and says what it comes to, in the order in which the groups first occur.
+/// Checks a batch and returns its effect per group, in the order in which the groups first occur.
 pub(crate) fn draft<'a>(
     batch: &'a LogBatch,
     holdings: &impl Holdings,
@@ -183,7 +183,7 @@ impl<'a> Draft<'a> {
             return Err(self.refused("no log can start behind the last index there is"));
         }
         self.drop_entries();
-        // What is known of losses may be what cannot be read.
+        // The unreadable part may be the note of losses.
         self.certainty_changed |= self.then.damage.take().is_some();
         self.then.base = position;
         self.then.last = position.index;

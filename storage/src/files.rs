@@ -1,10 +1,9 @@
 //! Snapshots as files in a directory, one file each.
 //!
 //! `<group>-<index>-<term>.snap` holds the bytes of the snapshot and a trailer with their number
-//! and CRC-32. It is written under a temporary name and gets its own when it is whole and
-//! synced, so that no crash leaves anything that looks like a snapshot. What a crash leaves of
-//! unfinished ones is removed when the directory is opened. Nothing here knows what a snapshot
-//! says.
+//! and CRC-32. It is written under a temporary name and renamed when it is complete and synced, so
+//! that no crash leaves anything that looks like a snapshot. Unfinished files of a crash are
+//! removed when the directory is opened. The content of a snapshot is opaque here.
 //!
 //! Snapshots share their disk with the log, and a host whose log cannot write ends. So they never
 //! take the last of it, and a snapshot that is announced is refused before its first byte when it
@@ -53,7 +52,7 @@ pub struct SnapshotFilesOptions {
     /// hold up the log. At least 1. Default 8 MiB.
     pub sync_bytes: u64,
     /// Bytes per second that are written, over all snapshots, own and received; 0: no bound. The
-    /// log stands on the same disk: the default of 64 MiB leaves writers most of it.
+    /// log is on the same disk: the default of 64 MiB leaves writers most of it.
     pub bytes_per_second: u64,
     /// Broken receptions that are kept to be continued. Default 16.
     pub most_paused: usize,
@@ -88,9 +87,9 @@ struct Shared {
     space: Arc<Space>,
     rate: ByteRate,
     paused: PausedReceptions,
-    /// The finished snapshots, so that nobody has to list a directory of many groups.
+    /// The finished snapshots, so that a directory of many groups need not be listed.
     known: Mutex<BTreeSet<Name>>,
-    /// Tells apart the writers of one snapshot.
+    /// Distinguishes the writers of one snapshot.
     writers: AtomicU64,
 }
 
@@ -215,7 +214,7 @@ impl Shared {
         self.known.lock().range(all).map(|name| name.position).collect()
     }
 
-    /// Promises room; what is paused gives way.
+    /// Reserves room; paused receptions give way.
     fn room_for(&self, group: GroupId, bytes: u64) -> Result<Promise, SnapshotError> {
         loop {
             match self.space.promise(group, bytes) {
@@ -274,7 +273,7 @@ impl Name {
         Self { group: announced.group, position: announced.position }
     }
 
-    /// The name that a file name says.
+    /// The snapshot that a file name stands for.
     fn parse(file: &str) -> Option<Self> {
         let mut numbers = file.strip_suffix(FINISHED)?.split('-').map(str::parse::<u64>);
         let mut number = || numbers.next()?.ok();

@@ -7,7 +7,7 @@
 //! | where | what |
 //! |---|---|
 //! | [`ids`] | the numbers that name nodes, groups, replicas, terms and log positions |
-//! | [`types`] | what is written: entries, hard state, membership, batches |
+//! | [`types`] | stored data: entries, hard state, membership, batches |
 //! | [`requirement`] | what a group asks of its leader |
 //! | [`store`] | the [`LogStore`] seam and its errors |
 //! | [`snapshot`] | the [`SnapshotStore`] seam and its errors |

@@ -95,7 +95,7 @@ impl MemoryStore {
         self.inner.lock().sync()
     }
 
-    /// Another store with what is durable in this one: as if its directory had been copied.
+    /// Another store with the durable content of this one: as if its directory had been copied.
     #[must_use]
     pub fn copy_of_durable(&self) -> Self {
         let inner = self.inner.lock();
@@ -309,5 +309,5 @@ impl LogStore for MemoryStore {
     }
 }
 
-/// The groups of a store and what is kept of each.
+/// The groups of a store and the stored state of each.
 type Groups<T> = BTreeMap<GroupId, T>;

@@ -8,9 +8,8 @@ use parking_lot::Mutex;
 /// wake late.
 const CREDIT: Duration = Duration::from_millis(20);
 
-/// Lets bytes pass at a rate. They book a moment at which they may pass, first come, first
-/// served. So those who book a little at a time take turns, and nobody waits by looking at a
-/// clock.
+/// Lets bytes pass at a rate. Callers reserve a moment at which they may pass, first come, first
+/// served. So callers that reserve a little at a time take turns, and none polls a clock.
 #[derive(Debug)]
 pub struct ByteRate {
     bytes_per_second: u64,

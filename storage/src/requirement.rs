@@ -1,4 +1,5 @@
-//! What a group asks of its leader. Replicated with its membership; who has what is not known here.
+//! A group's requirement of its leader. Replicated with its membership; the capabilities of nodes
+//! are not known here.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,7 +9,7 @@ pub const MAX_CAPABILITY_BYTES: usize = 64;
 /// Capabilities that a group asks for, or a node has, at most.
 pub const MAX_CAPABILITIES: usize = 64;
 
-/// What a group asks of whoever leads it. Asking for nothing is the default.
+/// A group's requirement of its leader. No requirement is the default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Requirement {
     /// The names of what the leader's node must have. A name that a node does not know is one that
@@ -21,8 +22,8 @@ pub struct Requirement {
 /// How strictly a requirement is meant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RequirementMode {
-    /// A leader without the capabilities serves nobody. It can be repaired: members and the
-    /// requirement may be changed, leadership handed on.
+    /// A leader without the capabilities serves no users. It can be repaired: members and the
+    /// requirement may be changed, leadership transferred.
     #[default]
     Hard,
     /// A leader without the capabilities serves, until one that has them can take over.

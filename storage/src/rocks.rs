@@ -5,9 +5,9 @@
 //! | `opening` | directory, identity, torn tails and damage: whether to open at all |
 //! | `identity`, `wal`, `boot` | the identity file; a look at RocksDB's log files from outside; whether power may have been lost |
 //! | `recovery` | builds the index when a store is opened |
-//! | `index` | what is known in memory of each group |
-//! | `writing`, `reading` | from drafts to a batch; entries while the writer goes on |
-//! | `keys`, `values`, `options` | what stands where, and how RocksDB is set up |
+//! | `index` | the state of each group in memory |
+//! | `writing`, `reading` | from drafts to a batch; entries while the writer continues |
+//! | `keys`, `values`, `options` | the layout of keys and values, and the settings of RocksDB |
 //!
 //! What costs is the sync and the number of keys, not the bytes: a batch is one write with one
 //! sync, and a run of entries of a group is one key. A group costs at most two keys a batch, its

@@ -14,8 +14,8 @@ use crate::frame;
 use crate::ids::{GroupId, LogIndex};
 use crate::types::Entry;
 
-/// Writes the value of a run into `out`, replacing what is there. The entries must be contiguous
-/// and at least one.
+/// Writes the value of a run into `out`, replacing its content. The entries must be contiguous and
+/// at least one.
 pub fn encode<'a>(group: GroupId, entries: impl Iterator<Item = &'a Entry>, out: &mut Vec<u8>) {
     let mut entries = entries.peekable();
     let first_index = entries.peek().map_or(0, |entry| entry.index.get());

@@ -2,8 +2,8 @@
 //!
 //! A snapshot comes into the store in one of two ways: this host's state machine writes it
 //! ([`SnapshotStore::create`]), or another host sends it ([`SnapshotStore::receive`]). The second
-//! says beforehand how long it is and what its checksum is, so room is reserved for it before a
-//! byte is taken, and a reception that broke off can be continued.
+//! announces its length and checksum, so room is reserved for it before a byte is taken, and a
+//! reception that broke off can be continued.
 
 use std::fmt;
 use std::io;
@@ -12,8 +12,8 @@ use std::time::Duration;
 use crate::ids::{GroupId, LogPosition, NodeId};
 
 /// Keeps snapshots of state machines. A snapshot exists from the moment its writer was finished:
-/// then it is durable, whole and checksummed. Before that a crash leaves nothing that anybody
-/// would take for a snapshot.
+/// then it is durable, complete and checksummed. Before that a crash leaves nothing that could be
+/// taken for a snapshot.
 pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
     /// Starts to write the snapshot of `group` at `position`.
     ///
@@ -37,7 +37,7 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
         announced: SnapshotAnnouncement,
     ) -> Result<Box<dyn SnapshotReceive>, SnapshotError>;
 
-    /// Opens a snapshot after checking all of it against its checksum. For whoever acts upon its
+    /// Opens a snapshot after checking all of it against its checksum. For readers that act on its
     /// bytes: a state machine sees no byte of a damaged one.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
     ) -> Result<Box<dyn SnapshotRead>, SnapshotError>;
 
     /// Opens a snapshot without reading it first. Its bytes are checked while they are read: when
-    /// they are damaged, the read that should tell the end fails. For sending, where the receiver
+    /// they are damaged, the read that should return the end fails. For sending, where the receiver
     /// checks all of it anyway.
     ///
     /// # Errors
@@ -87,13 +87,13 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
     fn remove_except(&self, group: GroupId, keep: Option<LogPosition>)
     -> Result<(), SnapshotError>;
 
-    /// Forgets the paused receptions that nobody continued in time; says when the next one is
+    /// Drops the paused receptions that were not continued in time; returns when the next one is
     /// due, if any is left.
     fn forget_stale(&self) -> Option<Duration>;
 }
 
-/// What a sender says of a snapshot before its bytes come. Two receptions are of the same
-/// snapshot when all of it is equal.
+/// A sender's announcement of a snapshot before its bytes. Two receptions are of the same snapshot
+/// when all of it is equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotAnnouncement {
     /// The host that sends it. State machines on two hosts may write one state in two ways.
@@ -172,8 +172,8 @@ pub enum SnapshotError {
     NoSpace {
         group: GroupId,
         needed: u64,
-        /// Bytes that may be taken: what is free, without what is kept free for the log and what
-        /// others were promised.
+        /// Bytes that may be taken: the free ones, without those kept free for the log and those
+        /// reserved for others.
         available: u64,
     },
     /// The disk became full while it was written. Free space; it is tried again.
@@ -204,13 +204,13 @@ impl SnapshotError {
         }
     }
 
-    /// Whether it is for lack of space: it passes when somebody frees some.
+    /// Whether the cause is lack of space: it passes when space is freed.
     #[must_use]
     pub const fn is_lack_of_space(&self) -> bool {
         matches!(self, Self::NoSpace { .. } | Self::DiskFull { .. })
     }
 
-    /// Whether the same may work later: it says nothing of the snapshot.
+    /// Whether the same may work later: the cause is not the snapshot.
     #[must_use]
     pub const fn passes(&self) -> bool {
         self.is_lack_of_space() || matches!(self, Self::Scarce { .. })

@@ -11,8 +11,8 @@ use crate::types::{Entry, GroupMeta, LogBatch, PersistedGroup};
 /// `write` is called by one thread at a time, the log writer; reads come from any thread at the
 /// same time. A write becomes visible to reads no later than when `write` returns.
 ///
-/// After `write` failed, nothing is known about what is on disk: the store answers every later
-/// `write` with [`LogError::Poisoned`], and the host stops.
+/// After `write` failed, the content of the disk is unknown: the store answers every later `write`
+/// with [`LogError::Poisoned`], and the host stops.
 pub trait LogStore: fmt::Debug + Send + Sync + 'static {
     /// All groups that have a replica here, ascending. Tombstones are not listed.
     ///
@@ -20,7 +20,7 @@ pub trait LogStore: fmt::Debug + Send + Sync + 'static {
     /// [`LogError::Io`], [`LogError::Corrupt`].
     fn groups(&self) -> Result<Vec<GroupId>, LogError>;
 
-    /// What is known of one replica; `None` when there never was one, or it was destroyed.
+    /// The state of one replica; `None` when there never was one, or it was destroyed.
     ///
     /// # Errors
     /// [`LogError::Io`], [`LogError::Corrupt`].
@@ -72,7 +72,7 @@ pub trait LogStore: fmt::Debug + Send + Sync + 'static {
     fn write(&self, batch: &LogBatch) -> Result<(), LogError>;
 
     /// The id of the replica that the store holds of a group, also where the rest of it is damaged;
-    /// `None`: it holds none, or its id is what is damaged.
+    /// `None`: it holds none, or its id is damaged.
     ///
     /// # Errors
     /// [`LogError`] when the log cannot be read.
@@ -80,8 +80,9 @@ pub trait LogStore: fmt::Debug + Send + Sync + 'static {
         Ok(self.load(group)?.map(|persisted| persisted.meta.replica))
     }
 
-    /// Which store this is: a number that it was given when it was created, that it keeps, and that
-    /// no other has. So a node that lost its disk is told from one that restarted.
+    /// The identity of this store: a number that it was given when it was created, that it keeps,
+    /// and that no other has. So a node that lost its disk is distinguished from one that
+    /// restarted.
     fn id(&self) -> u64;
 
     /// Counters since the store was opened.
@@ -110,12 +111,12 @@ pub struct StoreStats {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LogError {
-    /// The disk or the library above it failed. Stop the host; after a restart the log says what
-    /// is there.
+    /// The disk or the library above it failed. Stop the host; after a restart the log shows its
+    /// content.
     #[error("the Raft log failed while {action}: {message}")]
     Io {
         action: &'static str,
-        /// The cause, as the library said it.
+        /// The cause, in the words of the library.
         message: String,
     },
     /// An earlier write failed, and nothing is known about the disk since. Stop the host.
@@ -124,8 +125,8 @@ pub enum LogError {
     /// What was read is not what was written. Restore this replica from its peers.
     #[error("the Raft log is damaged at {place}: {message}")]
     Corrupt { place: String, message: String },
-    /// The log belongs to somebody else, or to another version. Point the host at its own data
-    /// directory.
+    /// The log belongs to another node or cluster, or to another version. Point the host at its
+    /// data directory.
     #[error(
         "{path} holds {found}, this host is {expected}; give each node a data directory of its own"
     )]

@@ -1,4 +1,4 @@
-//! What is written: entries, hard state, membership, and batches of them.
+//! Stored data: entries, hard state, membership, and batches of them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -54,7 +54,7 @@ impl Entry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HardState {
     pub term: Term,
-    /// Whom this replica voted for in that term.
+    /// The replica that this one voted for in that term.
     pub vote: Option<ReplicaId>,
     /// The newest index known committed. May lag behind the truth.
     pub commit: LogIndex,
@@ -97,15 +97,16 @@ pub struct Membership {
     pub config_index: LogIndex,
     /// Every replica, by its id.
     pub members: BTreeMap<ReplicaId, Member>,
-    /// In a joint configuration: whether Raft leaves it by itself.
+    /// In a joint configuration: whether Raft leaves it automatically.
     pub auto_leave: bool,
     /// The largest replica id that was ever given out; `None`: that of the newest member. Replica
-    /// ids are never used again, so whoever is not above it and no member was removed.
+    /// ids are never used again, so a replica with an id up to this one that is no member was
+    /// removed.
     pub newest_replica: Option<ReplicaId>,
     /// An addition or replacement that is under way.
     pub incoming: Option<Incoming>,
-    /// Which group this is: nodes that were told of different first members did not create the
-    /// same one. `None`: created by a version that did not know.
+    /// The identity of this group: nodes that were given different first members did not create the
+    /// same one. `None`: created by a version without it.
     pub genesis: Option<Genesis>,
     /// What the group asks of its leader; changed by entries of its log, as members are.
     pub requirement: Requirement,
@@ -144,7 +145,7 @@ impl Genesis {
 }
 
 /// A learner that is to become a voter when it has caught up: recorded in the group until it is
-/// one, so that whoever leads goes on with it.
+/// one, so that any leader continues it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Incoming {
     pub replica: ReplicaId,
@@ -279,7 +280,7 @@ pub enum Doubt {
 /// Whether a replica's log has everything that the replica ever acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Certainty {
-    /// It has, as far as the disk can tell.
+    /// It has, as far as the disk shows.
     #[default]
     Sure,
     /// It may not. Kept until a write settles it, also over restarts.
@@ -296,7 +297,7 @@ impl Certainty {
         matches!(self, Self::InDoubt(_))
     }
 
-    /// What is known after it is said to be `next`.
+    /// The knowledge after `next` is added.
     #[must_use]
     pub(crate) const fn then(self, next: Self) -> Self {
         match self {
@@ -333,12 +334,12 @@ pub struct GroupWrite {
     /// Drop all entries: the log starts anew after this position (a snapshot was installed, or
     /// the replica is new).
     pub reset: Option<LogPosition>,
-    /// Contiguous entries. They replace whatever stands at their indexes and behind them. The
-    /// first index is at most one after the last entry, and above the base.
+    /// Contiguous entries. They replace all entries at their indexes and behind them. The first
+    /// index is at most one after the last entry, and above the base.
     pub entries: Vec<Entry>,
     /// Entries up to and including this one are not needed any more.
     pub compact: Option<LogPosition>,
-    /// Replace what is known of whether the log lost something.
+    /// Replace the note about what the log may have lost.
     pub certainty: Option<Certainty>,
 }
 

@@ -1,7 +1,7 @@
 //! Bytes as snapshot files on disk, as what a peer announces and sends, and as names of files.
 //!
-//! The first byte of an input says of what kind it is. A reception gets its bytes in pieces, in front of
-//! each of which stands its length.
+//! The first byte of an input selects its kind. A reception gets its bytes in pieces, each behind
+//! its length.
 
 use std::fs;
 use std::io::Read;
@@ -13,7 +13,7 @@ use crate::ids::{GroupId, LogPosition, NodeId};
 use crate::snapshot::{SnapshotAnnouncement, SnapshotError, SnapshotStore};
 use crate::testing::fuzz::{Seed, Target, names_what_is_wrong};
 
-/// A file as it stands.
+/// A file, unchanged.
 const FILE: u8 = 0;
 /// The content of a file, whose trailer is right.
 const SEALED: u8 = 1;
@@ -70,7 +70,7 @@ fn trailer_of(content: &[u8]) -> Trailer {
     Trailer { name: NAMED, size: content.len() as u64, crc: crc32fast::hash(content) }
 }
 
-/// What a file with these bytes is read as; `None`: it is refused, and the error says why.
+/// What a file with these bytes is read as; `None`: it is refused, and the error has the cause.
 fn read_file(bytes: &[u8]) -> Option<Vec<u8>> {
     let (_, directory) = store();
     let path = directory.join(format!("{NAMED}{}", super::FINISHED));
@@ -100,13 +100,13 @@ fn read_file(bytes: &[u8]) -> Option<Vec<u8>> {
     read
 }
 
-/// The store as it is opened again: what is there counts.
+/// The store as it is opened again: its content counts.
 fn reopened(directory: &std::path::Path) -> SnapshotFiles {
     let options = SnapshotFilesOptions { bytes_per_second: 0, ..SnapshotFilesOptions::default() };
     SnapshotFiles::open_with(directory, options).expect("opened")
 }
 
-/// Takes pieces in; what is published is what was announced.
+/// Takes pieces; the published snapshot equals the announced one.
 fn receive(input: &[u8]) {
     let Some((head, mut rest)) = input.split_first_chunk::<12>() else { return };
     let (size, crc) = head.split_at(8);

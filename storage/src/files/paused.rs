@@ -91,12 +91,12 @@ impl PausedReceptions {
         let mut kept = self.kept.lock();
         let goes = kept.get(&group).is_some_and(|paused| goes(paused.announced.position));
         let dropped = if goes { kept.remove(&group) } else { None };
-        // Removing a large file takes time that nobody else should wait.
+        // Removing a large file takes time that no other caller should wait.
         drop(kept);
         drop(dropped);
     }
 
-    /// Drops those that nobody continued in time; says when the next is due.
+    /// Drops those that were not continued in time; returns when the next is due.
     pub fn drop_stale(&self, now: Instant) -> Option<Duration> {
         let mut kept = self.kept.lock();
         let age = |paused: &Paused| now.saturating_duration_since(paused.since);

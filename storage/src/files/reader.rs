@@ -16,7 +16,8 @@ const BUFFER_BYTES: usize = 64 * 1024;
 pub(super) struct Reader {
     file: io::Take<File>,
     trailer: Trailer,
-    /// Of what was handed out, when that began at the start: what is read twice can differ.
+    /// Checksum of the bytes handed out, if reading began at the start: bytes that are read twice
+    /// can differ.
     crc: Option<crc32fast::Hasher>,
 }
 

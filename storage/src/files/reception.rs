@@ -20,7 +20,7 @@ pub(super) struct Reception {
 }
 
 impl Reception {
-    /// Sets aside room and begins, or goes on behind what a paused one left.
+    /// Allocates room and begins, or continues a paused one.
     pub fn begin(
         shared: &Arc<Shared>,
         announced: SnapshotAnnouncement,
@@ -41,7 +41,7 @@ impl Reception {
         Ok(Self { shared: Arc::clone(shared), announced, writer, failed: false })
     }
 
-    /// Room that was promised could not be set aside: somebody else was quicker.
+    /// Reserved room could not be allocated: another writer was quicker.
     fn no_room(shared: &Shared, group: GroupId, needed: u64, error: &io::Error) -> SnapshotError {
         let error = SnapshotError::from_io(group, "setting room aside", error);
         let available = shared.space.left().unwrap_or(0).min(needed.saturating_sub(1));

@@ -1,5 +1,5 @@
-//! Room on the disk: promised before it is taken, so that two receptions do not count on the same
-//! bytes and the log, which stands on the same disk, is left some.
+//! Room on the disk: reserved before it is taken, so that two receptions do not count on the same
+//! bytes and some is left for the log, which is on the same disk.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub(super) struct Space {
     free: fn(&Path) -> io::Result<u64>,
 }
 
-/// Bytes that may be written. What is left of it is given back when it is dropped.
+/// Bytes that may be written. The rest is given back when it is dropped.
 pub(super) struct Promise {
     space: Arc<Space>,
     bytes: u64,
@@ -31,7 +31,7 @@ impl Space {
         Arc::new(Self { directory, keep_free_bytes, promised: Mutex::default(), free: free_bytes })
     }
 
-    /// Promises so many bytes, or says how many there are.
+    /// Reserves so many bytes, or returns how many there are.
     pub fn promise(
         self: &Arc<Self>,
         group: GroupId,
@@ -48,7 +48,7 @@ impl Space {
         Ok(Promise { space: Arc::clone(self), bytes: needed })
     }
 
-    /// Bytes that nobody has and nobody was promised.
+    /// Bytes that are neither used nor reserved.
     pub fn left(&self) -> io::Result<u64> {
         self.available(*self.promised.lock())
     }

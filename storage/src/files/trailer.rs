@@ -36,7 +36,7 @@ impl Trailer {
         out
     }
 
-    /// Reads a trailer, or says what is wrong with it.
+    /// Reads a trailer, or returns its error.
     pub fn decode(bytes: &[u8; BYTES]) -> Result<Self, String> {
         let (mut rest, mut crc) = bytes.split_at(BYTES - 4);
         if !rest.starts_with(MAGIC) {

@@ -16,7 +16,7 @@ use crate::snapshot::{SnapshotError, SnapshotWrite};
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Bytes between two waits for the rate: many states are written in small pieces.
 const PACE_BYTES: usize = 256 << 10;
-/// Room that is asked for at once when nobody said how much is needed.
+/// Room that is requested at once when the size is unknown.
 pub(super) const ROOM_STEP_BYTES: u64 = 16 << 20;
 
 /// Writes under a temporary name, and removes it when it is dropped before it was finished.
@@ -31,7 +31,7 @@ pub(super) struct Writer {
     unsynced: u64,
     /// Written since the last wait for the rate.
     unpaced: usize,
-    /// Room for what is still to be written; `None`: the file system set it aside.
+    /// Room for the bytes to come; `None`: the file system allocated it.
     promise: Option<Promise>,
     finished: bool,
 }
@@ -56,7 +56,7 @@ impl Writer {
         })
     }
 
-    /// A writer whose size nobody knows: it asks for more room while it writes.
+    /// A writer of unknown size: it requests more room while it writes.
     pub fn growing(mut self, promise: Promise) -> Self {
         self.promise = Some(promise);
         self
@@ -112,7 +112,7 @@ impl Writer {
         if self.unpaced >= PACE_BYTES {
             self.shared.rate.wait(std::mem::take(&mut self.unpaced));
         }
-        // A sync of a gibibyte at the end would hold up the log, which stands on the same disk.
+        // A sync of a gibibyte at the end would block the log, which is on the same disk.
         if self.unsynced >= self.shared.options.sync_bytes {
             self.unsynced = 0;
             self.file.flush()?;

@@ -92,7 +92,7 @@ impl MemorySnapshots {
         self.inner.lock().faults.insert(fault);
     }
 
-    /// Takes back every fault that was asked for. What is corrupt stays so.
+    /// Removes every injected fault. Corrupted data stays so.
     pub fn heal(&self) {
         self.inner.lock().faults.clear();
     }

@@ -192,7 +192,7 @@ impl Replica {
         self.entries.get(self.place(index)?)
     }
 
-    /// Where the entry at `index` stands in `entries`, if it stands there at all.
+    /// The position of the entry at `index` in `entries`, if it is there at all.
     fn place(&self, index: LogIndex) -> Option<usize> {
         let distance = index.get().checked_sub(self.base.index.get())?.checked_sub(1)?;
         usize::try_from(distance).ok()

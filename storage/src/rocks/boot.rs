@@ -1,11 +1,11 @@
-//! Which run of the machine this is: as long as it goes on, power was not lost, and what a
-//! process wrote is read back, synced or not.
+//! The identity of this run of the machine: as long as it lasts, power was not lost, and written
+//! data is read back, synced or not.
 
 use std::fmt;
 use std::fs;
 use std::num::NonZeroU128;
 
-/// Where Linux says it: random, another one after every start of the kernel.
+/// Where Linux has it: random, another one after every start of the kernel.
 const SOURCE: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Names one run of a machine.

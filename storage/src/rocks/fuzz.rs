@@ -1,7 +1,7 @@
 //! Bytes as values of the log: each kind of value that the database and the identity file hold.
 //!
-//! The first byte of an input says of which kind, and whether the rest stands as it is or within a frame
-//! whose checksum is right: random bytes hardly ever pass that.
+//! The first byte of an input selects its kind, and whether the rest is used unchanged or within a
+//! frame whose checksum is right: random bytes hardly ever pass that.
 
 use bytes::Bytes;
 use prost::Message;
@@ -32,7 +32,7 @@ const SEALED: u8 = 0x80;
 /// The target.
 #[must_use]
 pub fn log_values() -> Target {
-    // An entry of two bytes takes 90 in memory, twice: as a message, and as what it says.
+    // An entry of two bytes takes 90 in memory, twice: as a message, and converted.
     Target { name: "log_values", run: check, seeds, memory_factor: 256 }
 }
 

@@ -1,8 +1,8 @@
 //! The identity file: whose store this is, and how far its log is known to have come.
 //!
-//! It stands beside the database and not in it, because it has to notice when the database lost
+//! It is beside the database and not in it, because it has to notice when the database lost
 //! something. It is renewed when the log has grown by some megabytes, not per write: between two
-//! renewals the numbers in it lag behind, and never lead.
+//! renewals its numbers lag behind, and never lead.
 //!
 //! ```text
 //! magic, 8 bytes | CRC-32 of the rest, 4 | flags, 1 | sequence, 8 | log file, 8
@@ -86,8 +86,8 @@ pub(super) struct IdentityFile {
     pub log_file: u64,
     /// The run of the machine in which the log file was begun; `None`: not known.
     pub boot: Option<BootId>,
-    /// Whether what was cut from the log may have been acknowledged. Written before it is cut, and
-    /// taken back when every replica has a note of its own.
+    /// Whether the part that was cut from the log may have been acknowledged. Written before it is
+    /// cut, and removed when every replica has a note.
     pub certainty: Certainty,
     pub identity: StoreIdentity,
 }

@@ -1,4 +1,4 @@
-//! What is kept in memory of each group, so that no request has to search the database.
+//! The state of each group in memory, so that no request has to search the database.
 //!
 //! A [`Record`] knows where the runs of its group start and where its terms begin: a few words
 //! for an idle group. It does not know the entries. The records are spread over shards, each
@@ -27,7 +27,7 @@ struct TermStart {
     term: Term,
 }
 
-/// What is known of one group.
+/// The state of one group.
 #[derive(Debug, Default)]
 pub(super) struct Record {
     /// The replica; `None` when what it knew of itself cannot be read.
@@ -150,8 +150,8 @@ impl Record {
         self.shrink();
     }
 
-    /// What of a draft has to be visible before it is written: reads either keep off what is
-    /// being replaced, or do not see what is being truncated.
+    /// The part of a draft that has to be visible before it is written: reads either avoid entries
+    /// that are being replaced, or do not see those that are being truncated.
     fn announce(&mut self, draft: &Draft<'_>, version: u64) {
         let truncates = draft.then.base != self.base;
         if draft.cut.is_some() || draft.then.base.index > self.last {

@@ -18,7 +18,7 @@ pub(super) const REPLICAS: &str = "replicas";
 /// Column family of the entries.
 pub(super) const LOG: &str = "log";
 
-/// What stands under a key of the replicas.
+/// The kind of value under a key of the replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Meta,

@@ -1,4 +1,4 @@
-//! Opens a store, or refuses to and says why.
+//! Opens a store, or refuses to with the cause.
 //!
 //! ```text
 //! lock       held while the store is open
@@ -26,7 +26,7 @@ use crate::types::{Certainty, Doubt};
 
 const LOCK: &str = "lock";
 const DATABASE: &str = "db";
-/// How RocksDB says that somebody else, such as one of its tools, holds the database.
+/// RocksDB's text when another process, such as one of its tools, holds the database.
 const LOCK_WORDS: [&str; 2] = ["While lock file", "lock hold by"];
 /// What a file system may put into the root directory of an otherwise empty disk.
 const LOST_AND_FOUND: &str = "lost+found";
@@ -239,7 +239,7 @@ impl Opening<'_> {
         self.database(DBRecoveryMode::TolerateCorruptedTailRecords, Creation::MustExist)
     }
 
-    /// Lets RocksDB drop a torn tail. The file that had it must be gone for good before anything
+    /// Lets RocksDB drop a torn tail. The file that had it must be removed durably before anything
     /// else is written: a later write behind it would make it look like damage.
     fn cut(&self, place: &WalPlace) -> Result<DB, LogError> {
         let database = self.database(DBRecoveryMode::PointInTime, Creation::MustExist)?;

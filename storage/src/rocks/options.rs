@@ -27,9 +27,9 @@ pub struct RocksOptions {
     pub run_bytes: u64,
     /// Bytes written after which the high-water mark outside the database is renewed.
     pub high_water_bytes: u64,
-    /// Which run of the machine this is; `None`: not known. By default what the system says. When
-    /// it is not the one in which the log was written, power may have been lost since, and a last
-    /// write that cannot be read is no proof of damage.
+    /// The identity of this run of the machine; `None`: not known. By default the system's. When it
+    /// is not the one in which the log was written, power may have been lost since, and an
+    /// unreadable last write is no proof of damage.
     pub boot: Option<BootId>,
 }
 
@@ -49,7 +49,7 @@ impl Default for RocksOptions {
 }
 
 impl RocksOptions {
-    /// Options of the database. `mode` says what happens to a log that does not end cleanly.
+    /// Options of the database. `mode` is the treatment of a log that does not end cleanly.
     pub(super) fn database(&self, mode: DBRecoveryMode) -> Options {
         let mut options = Options::default();
         options.set_wal_recovery_mode(mode);

@@ -1,9 +1,9 @@
-//! Reading entries while the log writer goes on.
+//! Reading entries while the log writer continues.
 //!
-//! A read takes several steps: where a run is, its value, the next run. A write between them may
-//! replace or truncate what was found. A first pass therefore takes no lock and checks that
-//! nothing moved under it; if something did, the second one keeps the writer out. Reads of what
-//! is being written are rare, because Raft reads only what it knows to be durable.
+//! A read takes several steps: the position of a run, its value, the next run. A write between them
+//! may replace or truncate what was found. A first pass therefore takes no lock and checks that
+//! nothing moved under it; if something did, the second one keeps the writer out. Reads of entries
+//! that are being written are rare, because Raft reads only what it knows to be durable.
 
 use bytes::Bytes;
 use rocksdb::{ColumnFamily, DB};
@@ -116,7 +116,7 @@ impl Reader<'_> {
     }
 }
 
-/// Decodes the run that stands under the key of `first`.
+/// Decodes the run under the key of `first`.
 pub(super) fn read_run(
     group: GroupId,
     first: LogIndex,

@@ -1,8 +1,8 @@
 //! Builds the index from the database when a store is opened.
 //!
-//! Every run is read and checked once. What is damaged inside a value concerns its group alone:
-//! the group is remembered as damaged and the others go on. What RocksDB itself cannot read
-//! concerns everybody, because nobody knows which keys are missing.
+//! Every run is read and checked once. Damage inside a value concerns its group alone: the group is
+//! remembered as damaged and the others continue. Damage that RocksDB itself cannot read concerns
+//! all groups, because the missing keys are unknown.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::ids::{GroupId, LogIndex};
 use crate::store::LogError;
 use crate::types::{Certainty, Doubt};
 
-/// Damaged groups and what is wrong with them.
+/// Damaged groups and their errors.
 pub(super) type Damage = BTreeMap<GroupId, LogError>;
 
 pub(super) fn recover(database: &DB) -> Result<(Index, Damage), LogError> {
@@ -76,7 +76,7 @@ impl Recovery {
 
     fn doubt(&mut self, group: GroupId, value: Vec<u8>) -> Result<(), Malformed> {
         let certainty = values::read_doubt(group, value);
-        // Whatever it says, it would not stand there if nothing were in doubt.
+        // Whatever its content, it would not exist if nothing were in doubt.
         let unreadable = Certainty::InDoubt(Doubt::TornTail);
         let known = certainty.as_ref().map_or(unreadable, |certainty| *certainty);
         self.groups.entry(group).or_default().record.certainty = known;

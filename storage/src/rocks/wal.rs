@@ -1,14 +1,13 @@
-//! Looks at RocksDB's write-ahead log before RocksDB does, to tell a torn tail from damage.
+//! Looks at RocksDB's write-ahead log before RocksDB does, to distinguish a torn tail from damage.
 //!
-//! RocksDB itself can only be told to stop at the first record it cannot read, which silently
-//! drops everything behind a flipped bit, or to refuse, which also refuses the harmless half
-//! record of a write that a crash cut short. Two things tell them apart. The first is what
-//! follows: writes are synced one after the other, so when a later write is there, the unreadable
-//! one had been acknowledged. The second is the shape of the last write: as long as the machine
-//! stays up, a dying process leaves a prefix of what it was writing and nothing else. Only after
-//! a loss of power can a write that was never acknowledged have its full length and a wrong
-//! content, and then it looks like an acknowledged one that was damaged. Nothing here changes a
-//! file.
+//! RocksDB itself can only stop at the first record it cannot read, which silently drops everything
+//! behind a flipped bit, or refuse, which also refuses the harmless half record of a write that a
+//! crash cut short. Two facts distinguish them. The first is what follows: writes are synced one
+//! after the other, so when a later write is there, the unreadable one had been acknowledged. The
+//! second is the shape of the last write: as long as the machine stays up, a dying process leaves a
+//! prefix of what it was writing and nothing else. Only after a loss of power can a write that was
+//! never acknowledged have its full length and a wrong content, and then it looks like an
+//! acknowledged one that was damaged. Nothing here changes a file.
 //!
 //! A log file consists of blocks of 32 KiB; a record is a header of seven bytes (masked CRC-32C
 //! of kind and payload, length, kind) and its payload, and never crosses a block. A write that
@@ -41,8 +40,8 @@ pub(super) enum WalState {
 /// What an unreadable last write looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum TailShape {
-    /// The file ends within it, and what is there is how a write begins. Every acknowledged write
-    /// reaches to its end, so this one was not.
+    /// The file ends within it, and its bytes are the beginning of a write. Every acknowledged
+    /// write reaches to its end, so this one was not.
     CutShort,
     /// It has its full length, or does not look like a write at all.
     Garbled,

@@ -29,7 +29,7 @@ pub fn meta(group: GroupId, replica: u64) -> GroupMeta {
     }
 }
 
-/// An entry that says which one it is.
+/// An entry with a recognizable content.
 pub fn entry(term: u64, at: u64) -> Entry {
     Entry {
         term: Term::new(term),
@@ -85,7 +85,7 @@ pub fn write(store: &dyn LogStore, writes: impl Into<Vec<GroupWrite>>) -> Result
     store.write(&LogBatch { writes: writes.into() })
 }
 
-/// Writes each one as a batch of its own; all must succeed.
+/// Writes each one as a separate batch; all must succeed.
 pub fn write_all(store: &dyn LogStore, writes: impl IntoIterator<Item = GroupWrite>) {
     for group_write in writes {
         write(store, [group_write.clone()])
@@ -124,7 +124,7 @@ pub fn load(store: &dyn LogStore, group: GroupId) -> PersistedGroup {
 /// Everything that can be read of one group.
 #[derive(Debug, PartialEq, Eq)]
 pub struct View {
-    /// What is known of the replica.
+    /// The state of the replica.
     pub persisted: Option<PersistedGroup>,
     /// The largest replica id that was destroyed.
     pub tombstone: Option<ReplicaId>,

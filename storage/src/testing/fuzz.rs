@@ -1,6 +1,6 @@
-//! What the fuzzing of decoders works with: a target, the values that its corpus begins with, and the
-//! targets of this crate. Whoever drives them (the test `fuzz` of the workspace) mutates a corpus,
-//! bounds what an input may allocate and how long it may take, and names the input that failed.
+//! Types for the fuzzing of decoders: a target, the values that its corpus begins with, and the
+//! targets of this crate. The driver (the test `fuzz` of the workspace) mutates a corpus, bounds
+//! what an input may allocate and how long it may take, and names the input that failed.
 
 pub use crate::files::fuzz::snapshot_files;
 #[cfg(feature = "rocksdb")]
@@ -34,7 +34,7 @@ impl Seed {
     }
 }
 
-/// Checks that an error tells somebody something.
+/// Checks that an error has a useful text.
 ///
 /// # Panics
 /// When its text is empty.
