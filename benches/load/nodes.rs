@@ -258,13 +258,13 @@ impl Nodes {
         Ok((started, addresses.into_values().collect()))
     }
 
-    /// Starts the children; also says what each is to hold.
+    /// Starts the children; also returns what each is to hold.
     pub async fn prepare(layout: &Layout, directory: &Path) -> anyhow::Result<(Self, Setup)> {
         let (started, addresses) = Self::introduce(layout, directory).await?;
         Ok((started, layout.setup(addresses)))
     }
 
-    /// Starts the children and tells each who it is; gives their addresses.
+    /// Starts the children and gives each its role; returns their addresses.
     pub async fn introduce(
         layout: &Layout,
         directory: &Path,

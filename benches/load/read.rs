@@ -49,7 +49,7 @@ pub struct ReadArguments {
     /// Percent of the operations that are writes, where reads and writes are mixed.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=100))]
     pub writes: u64,
-    /// What is read. By default all that the mode knows: clients ask no followers.
+    /// The kinds of reads. By default all that the mode knows: clients ask no followers.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub kinds: Vec<ReadKind>,
     /// What the groups do. Clients always read tables.
@@ -98,12 +98,12 @@ impl ReadKind {
 /// One run of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RunKind {
-    /// What is read; `None`: nothing.
+    /// The kind of reads; `None`: none.
     reads: Option<ReadKind>,
     percent_writes: u64,
 }
 
-/// A run and what came of it.
+/// A run and its measurements.
 struct Run {
     kind: RunKind,
     measured: Vec<ReadMeasured>,
@@ -189,7 +189,7 @@ fn tasks(arguments: &ReadArguments, kind: RunKind) -> impl Iterator<Item = ReadT
         machine,
         ..WriteArguments::default()
     };
-    // What is under way is shared as the groups are.
+    // Outstanding operations are shared as the groups are.
     let upto = |nodes: usize| arguments.outstanding * nodes / NODES as usize;
     let share = [0, 1, 2].map(|before| upto(before + 1) - upto(before));
     share.into_iter().map(move |outstanding| match kind.reads {
@@ -205,7 +205,7 @@ fn tasks(arguments: &ReadArguments, kind: RunKind) -> impl Iterator<Item = ReadT
     })
 }
 
-/// What people see of each run, and how many digits of it stand behind the point.
+/// The columns for each run, and their digits behind the point.
 const COLUMNS: [(&str, usize); 10] = [
     ("reads_per_second", 0),
     ("read_p50_us", 1),

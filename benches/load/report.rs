@@ -91,8 +91,8 @@ pub fn print(figures: &Value, as_json: bool) {
     }
 }
 
-/// Many figures of the same kind, a row each. `first` names what the rows are called by; each
-/// column has its figure and how many digits of it stand behind the point.
+/// Many figures of the same kind, a row each. `first` is the title of the rows; each column has its
+/// figure and its digits behind the point.
 pub fn table(first: &str, columns: &[(&str, usize)], rows: &[Value]) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);

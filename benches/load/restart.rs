@@ -34,7 +34,7 @@ pub struct RestartArguments {
     /// Writes to every group that are made durable in its state machine before the crash.
     #[arg(long, default_value_t = 20)]
     pub keys: u64,
-    /// Writes to every group after that: they stand in the log only.
+    /// Writes to every group after that: they are in the log only.
     #[arg(long, default_value_t = 5)]
     pub tail: u64,
     /// What the groups are. Tables keep themselves on disk; the trivial machine is in memory, and
@@ -163,7 +163,7 @@ impl<'a> Bench<'a> {
         (!all).then(|| groups.iter().copied().collect())
     }
 
-    /// Writes to every group once; says when the last one was led and written.
+    /// Writes to every group once; returns when the last one was led and written.
     async fn write_once(&mut self) -> anyhow::Result<WrittenOnce> {
         let machine = self.arguments.machine;
         let mut missing: BTreeSet<u64> = (1..=self.arguments.groups).collect();

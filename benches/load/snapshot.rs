@@ -96,7 +96,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Starts the first two nodes. The third listens, and knows nobody.
+    /// Starts the first two nodes. The third listens, and knows no other.
     async fn start(arguments: &SnapshotArguments, directory: &Path) -> anyhow::Result<Self> {
         let layout = Layout {
             nodes: 3,

@@ -1,10 +1,10 @@
-//! How long the writes of a group stand still when its leadership is handed over on purpose, and
+//! How long the writes of a group are paused when its leadership is transferred on purpose, and
 //! when its members change.
 //!
 //! Four hosts: three hold every group, the fourth holds nothing until it is added. A steady stream
 //! of writes is offered, whatever the answers. One event after the other happens to one of the
 //! groups; around each, the longest time between two acknowledged writes of that group is the
-//! *stall*. Calm windows of the same length, just before the events, show what is usual.
+//! *stall*. Calm windows of the same length, just before the events, are the reference.
 
 mod client;
 mod events;
@@ -34,8 +34,8 @@ use offer::{Ack, Offer};
 /// How the stall benchmark runs.
 #[derive(Clone, Debug, Args)]
 pub struct StallArguments {
-    /// Who writes. Embedded: every host offers the same stream, and the one that leads takes it.
-    /// Client: a process of its own, over gRPC, which is told by refusals who leads.
+    /// The writer. Embedded: every host offers the same stream, and the leader takes it. Client: a
+    /// separate process, over gRPC, which learns the leader from refusals.
     #[arg(long, value_enum, default_value_t = Mode::Embedded)]
     pub mode: Mode,
     /// Numbers of groups, each measured on its own; the events happen to the first group.

@@ -1,5 +1,5 @@
-//! What a benchmark asks of its nodes. Each benchmark has tasks of its own; orders carry them as JSON, so
-//! that nothing but the benchmark knows them.
+//! A benchmark's requests to its nodes. Each benchmark has separate tasks; orders carry them as
+//! JSON, so that nothing but the benchmark knows them.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

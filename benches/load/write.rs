@@ -20,7 +20,7 @@ use super::part::Part;
 use super::report;
 use super::task::Task;
 
-/// What is not measured, at the start.
+/// The part at the start that is not measured.
 pub const WARM_UP: Duration = Duration::from_secs(2);
 /// After the end: how long answers may still come.
 pub const DRAIN: Duration = Duration::from_secs(10);
@@ -237,7 +237,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Submits what is due, as one batch per group.
+    /// Submits the writes that are due, as one batch per group.
     fn submit(&mut self, now: Instant) {
         let mut batches: Vec<Vec<(u64, Bytes)>> = vec![Vec::new(); self.groups.len()];
         while let Some(token) = self.idle.last().copied() {

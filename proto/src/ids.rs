@@ -19,7 +19,7 @@ pub struct ReplicaId(NonZeroU64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Term(u64);
 
-/// A place in a group's log. The first entry stands at 1; zero: before the first.
+/// A position in a group's log. The first entry is at 1; zero: before the first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct LogIndex(u64);
 

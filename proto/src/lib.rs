@@ -1,6 +1,6 @@
-//! The messages of shardhost: what stands on disk and what travels between nodes and to clients.
+//! The messages of shardhost: on disk, between nodes and with clients.
 //!
-//! Beside the messages stands what hosts and clients must agree on.
+//! Also the definitions that hosts and clients must agree on.
 //!
 //! | where | what |
 //! |---|---|
@@ -74,7 +74,7 @@ pub use shardhost::balance::v1 as balance;
 pub use shardhost::catalog::v1 as catalog;
 /// What clients say to the shards of a host.
 pub use shardhost::client::v1 as client;
-/// What stands in the shared Raft log.
+/// Messages in the shared Raft log.
 pub use shardhost::log::v1 as log;
 /// What hosts of one cluster say to each other.
 pub use shardhost::peer::v1 as peer;

@@ -62,7 +62,7 @@ impl Load {
         Ok(Self { sustained, offered, probes, rounds, from_ns: now_ns()? })
     }
 
-    /// Ends it after a drain that took so long, and says what the writers saw.
+    /// Ends it after a drain that took so long, and returns the writers' figures.
     pub async fn end(
         self,
         nodes: &mut Nodes,

@@ -27,7 +27,7 @@ const VALUE_BYTES: usize = 16;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReadTask {
-    /// Write what is read later.
+    /// Write the values for later reads.
     Fill {
         machine: MachineKind,
     },

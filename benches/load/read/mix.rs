@@ -12,11 +12,11 @@ use tokio::task::JoinSet;
 use crate::tally::{Counted, Tally};
 use crate::write::DRAIN;
 
-/// What is read and written.
+/// The reads and writes.
 pub trait Target: Clone + Send + Sync + 'static {
-    /// Reads once; says whether the answer was what it should be. `lot` is drawn by chance.
+    /// Reads once; returns whether the answer was as expected. `lot` is drawn at random.
     fn read(&self, lot: u64) -> impl Future<Output = bool> + Send;
-    /// Writes once; says whether it was acknowledged.
+    /// Writes once; returns whether it was acknowledged.
     fn write(&self, lot: u64) -> impl Future<Output = bool> + Send;
 }
 

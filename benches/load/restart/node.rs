@@ -37,8 +37,8 @@ const VALUE_BYTES: usize = 16;
 pub enum RestartTask {
     /// Write these keys to those of the groups that this node leads; `None`: of all.
     Fill { groups: Option<Vec<u64>>, keys: Range<u64>, machine: MachineKind },
-    /// Make durable what the machines hold: what is on disk is flushed, of the others a snapshot
-    /// is taken.
+    /// Make the machines' state durable: state on disk is flushed, of the others a snapshot is
+    /// taken.
     MakeDurable,
     /// Write once to those of the groups that this node leads, as soon as it does; `None`: of all.
     WriteOnce { groups: Option<Vec<u64>>, machine: MachineKind },

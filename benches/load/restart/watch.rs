@@ -28,7 +28,7 @@ pub struct Watch {
 /// The numbers of a [`Watch`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
-    /// Entries that the machines held when they were opened, by themselves or from snapshots.
+    /// Entries that the machines held when they were opened, in their state or from snapshots.
     pub held: u64,
     /// Machines that were restored from a snapshot.
     pub restored: u64,

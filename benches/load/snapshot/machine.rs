@@ -12,7 +12,7 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// Bytes that are written before they are synced.
 const SYNC_BYTES: usize = 8 << 20;
 
-/// Counts commands beside a file that stands for a state.
+/// Counts commands beside a file that represents a state.
 pub struct Large {
     file: PathBuf,
     applied: Option<LogPosition>,
@@ -83,8 +83,8 @@ impl StateMachine for Large {
         Ok(())
     }
 
-    /// As a machine on disk says it: so the host truncates the log without snapshots, and makes
-    /// one when somebody needs it.
+    /// As a machine on disk does: so the host truncates the log without snapshots, and makes one on
+    /// request.
     fn durable_index(&self) -> Option<LogIndex> {
         self.applied.map(|applied| applied.index)
     }

@@ -74,8 +74,8 @@ pub struct LargeGroup {
 }
 
 impl Look {
-    /// Whether this node has applied what the leaders had committed a moment ago, but for what
-    /// was written since it heard of them.
+    /// Whether this node has applied all that the leaders had committed a moment ago, but for
+    /// writes since the last heartbeat.
     pub fn has_caught_up_with(&self, leaders: &[Self]) -> bool {
         self.large.iter().all(|own| {
             let committed = leaders.iter().flat_map(|look| &look.large);
@@ -122,7 +122,7 @@ impl Task for SnapshotTask {
     type Answer = SnapshotAnswer;
 }
 
-/// A node, which runs a host of its own once it joined.
+/// A node, which runs a separate host once it joined.
 #[derive(Default)]
 pub struct SnapshotNode(Option<Running>);
 
@@ -328,7 +328,7 @@ impl Writer {
         let mut due = Instant::now();
         loop {
             if !self.group.status().serving {
-                // Another node leads; somebody may hand over.
+                // Another node leads; a transfer may follow.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 due = Instant::now();
                 continue;

@@ -10,7 +10,7 @@ use crate::snapshot::node::Written;
 
 const MEBIBYTE: f64 = 1_048_576.0;
 
-/// What is waited for, in order.
+/// The awaited events, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The leaders have made the snapshots.

@@ -103,7 +103,7 @@ impl<'a> Events<'a> {
     }
 
     async fn happen(&mut self, event: Event) -> anyhow::Result<()> {
-        // What is left of the event before, then as much calm as the event may take.
+        // The rest of the event before, then as much calm as the event may take.
         let window = Duration::from_millis(self.arguments.window);
         let calm = window.max(self.longest(event).min(LONGEST_CALM));
         tokio::time::sleep(window + calm).await;

@@ -15,7 +15,7 @@ use shardhost_server::shards::table::TableCommand;
 
 use crate::arguments::MachineKind;
 
-/// What is offered.
+/// The offered load.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Offer {
     /// The group that is measured.
@@ -35,7 +35,7 @@ pub struct Ack {
     pub took_us: u64,
 }
 
-/// Takes acknowledgements. The token of a write says when it was due; 0: it is of another group.
+/// Takes acknowledgements. The token of a write is when it was due; 0: it is of another group.
 #[derive(Debug, Default)]
 struct Acks(Mutex<Vec<Ack>>);
 
@@ -57,7 +57,7 @@ pub struct Offering {
 }
 
 impl Offering {
-    /// Starts the stream on a thread of its own.
+    /// Starts the stream on a separate thread.
     pub fn start(host: &Host, offer: Offer) -> anyhow::Result<Self> {
         let (acks, stop) = (Arc::<Acks>::default(), Arc::<AtomicBool>::default());
         let (sink, stopped, host) = (Arc::clone(&acks), Arc::clone(&stop), host.clone());

@@ -11,7 +11,7 @@ use crate::tally::Counted;
 /// A span of time on the clock of this machine, in nanoseconds.
 type Span = (u64, u64);
 
-/// What people see of each kind of event, and how many digits of it stand behind the point.
+/// The columns for each kind of event, and their digits behind the point.
 const COLUMNS: [(&str, usize); 11] = [
     ("count", 0),
     ("failed", 0),
@@ -84,7 +84,7 @@ struct Windows<'a> {
     calm: Option<Span>,
 }
 
-/// What is looked at of each event. Before the first one it was calm since `calm_from`.
+/// The window of each event. Before the first one it was calm since `calm_from`.
 fn windows(events: &[Happened], window: u64, calm_from: u64) -> Vec<Windows<'_>> {
     let mut free_from = calm_from;
     let mut all = Vec::new();
