@@ -216,8 +216,8 @@ async fn look(nodes: &mut Nodes, groups: u64) -> anyhow::Result<Snapshot> {
     let mut snapshot = merge(views);
     let all = u32::try_from(groups)?;
     snapshot.settings = Settings {
-        dwell_ms: 0,
-        grace_ms: 0,
+        cool_down_ms: 0,
+        warm_up_ms: 0,
         max_lag_entries: MAX_LAG,
         moves_per_round: all,
         out_per_node: all,

@@ -168,8 +168,8 @@ async fn look_once(target: &Target) -> anyhow::Result<Looked> {
     }
     let mut snapshot = merge(views);
     // An operator asks for it: nodes that started a moment ago count like the others.
-    snapshot.settings.dwell_ms = 0;
-    snapshot.settings.grace_ms = 0;
+    snapshot.settings.cool_down_ms = 0;
+    snapshot.settings.warm_up_ms = 0;
     snapshot.settings.max_lag_entries = MAX_LAG;
     snapshot.settings.load_tier = true;
     for group in snapshot.groups.iter_mut().filter(|group| group.load < IDLE_BELOW) {

@@ -154,7 +154,7 @@ fn described(status: &ExecutorStatus, node: u64) -> Vec<(&'static str, String)> 
         ("moved", number(sum(&status.moved))),
         ("failed", number(failed)),
         ("longest stall", format!("{} ms", status.longest_stall_ms)),
-        ("targets left alone", number(status.mutes)),
+        ("targets left alone", number(status.back_offs)),
         ("rounds", number(status.rounds)),
     ];
     if status.would_move > 0 {

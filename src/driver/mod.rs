@@ -6,8 +6,8 @@
 //! | [`CatalogClient`] | requests to the catalog from any host |
 //! | `follower` | a view of the catalog on every host |
 //! | `founding` | this host's replica of the system group: opened, or created by the initial members |
-//! | `keeper`, `agenda` | what the catalog intends is done on this host; for which groups |
-//! | `registrar`, `drain_clocks` | this node, its first settings and the passing of time are reported to the catalog |
+//! | `reconciler`, `dirty_set` | what the catalog intends is done on this host; for which groups |
+//! | `registration`, `drain_clocks` | this node, its first settings and the passing of time are reported to the catalog |
 //! | `planning`, `moves`, `reporter` | the planner's passes, its orders on a host, the reports to it |
 //! | `shard_map` | which shards there are, as the catalog has it |
 //! | [`drain`], [`drains`] | a node is emptied of its leaderships, and kept empty |
@@ -17,17 +17,17 @@
 //! Without a quorum of the system group nothing is created, destroyed or planned. Everything else
 //! continues: nothing here is asked before a write, a read, an election, a refusal or a drain.
 
-mod agenda;
 mod client;
+mod dirty_set;
 pub mod drain;
 mod drain_clocks;
 pub mod drains;
 mod follower;
 mod founding;
-mod keeper;
 mod moves;
 mod planning;
-mod registrar;
+mod reconciler;
+mod registration;
 mod reporter;
 mod service;
 mod shard_map;
@@ -51,7 +51,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub use self::client::{CatalogClient, CatalogError};
 pub use self::drain::{Drain, DrainOptions, DrainProgress, DrainState, Fallback};
 use self::drains::Drains;
-pub use self::keeper::life_of;
+pub use self::reconciler::life_of;
 use self::reporter::Reporter;
 pub use self::service::SystemService;
 use crate::host::Host;
@@ -186,8 +186,8 @@ impl System {
             planner: Mutex::default(),
         });
         let executor = options.executor;
-        let facts = NodeFacts { zone: options.zone, weight: options.weight };
-        let beginning = registrar::Beginning {
+        let planner_inputs = NodeFacts { zone: options.zone, weight: options.weight };
+        let beginning = registration::Beginning {
             planner: options.planner,
             shard_map: options.shard_map,
             groups: options.groups,
@@ -199,7 +199,7 @@ impl System {
             inner.view.clone(),
             stop.clone(),
         ));
-        tokio::spawn(keeper::keep(
+        tokio::spawn(reconciler::keep(
             host.clone(),
             client.clone(),
             watcher(),
@@ -207,11 +207,11 @@ impl System {
             drains,
             stop.clone(),
         ));
-        tokio::spawn(registrar::register(
+        tokio::spawn(registration::register(
             host.clone(),
             client.clone(),
             watcher(),
-            facts,
+            planner_inputs,
             stop.clone(),
         ));
         lead_when_elected(&inner, beginning, executor, stop.clone());
@@ -372,7 +372,7 @@ pub fn now_ms() -> u64 {
 /// While this host leads the system group, it tends the catalog and plans.
 fn lead_when_elected(
     inner: &Arc<Inner>,
-    beginning: registrar::Beginning,
+    beginning: registration::Beginning,
     executor: ExecutorSettings,
     stop: CancellationToken,
 ) {
@@ -385,7 +385,7 @@ fn lead_when_elected(
             let host = inner.host.clone();
             drop(inner);
             let lost = scope.cancelled;
-            let tend = registrar::lead(host, client, view, beginning, lost.clone());
+            let tend = registration::lead(host, client, view, beginning, lost.clone());
             let epoch = Epoch::new(scope.term.get());
             tokio::join!(tend, planning::plan(weak, epoch, executor, lost));
         }

@@ -12,8 +12,8 @@ use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use shardhost_groups::{NodeId, RejectReason};
 use shardhost_policy::inputs::clock::{PlannerClock, REPORT_TIMEOUT, ROUND_EVERY};
-use shardhost_policy::inputs::facts::{Facts, Gathered, controls};
-use shardhost_policy::inputs::moves::ending_of;
+use shardhost_policy::inputs::moves::outcome_of;
+use shardhost_policy::inputs::planner_inputs::{Gathered, PlannerInputs, controls};
 use shardhost_proto::system as wire;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -22,7 +22,9 @@ use tokio_util::sync::CancellationToken;
 use super::moves::{MAX_MOVES, Outcome, outcome_from_wire};
 use super::{Inner, now_ms as time_of_day_ms};
 use shardhost_policy::catalog::View;
-use shardhost_policy::executor::{Ending, Epoch, Executor, ExecutorSettings, Mode, Order, Ticket};
+use shardhost_policy::executor::{
+    Epoch, Executor, ExecutorSettings, Mode, MoveOutcome, Order, Ticket,
+};
 
 /// Outcomes that wait for the executor.
 const MAX_OUTCOMES: usize = 4_096;
@@ -54,7 +56,7 @@ pub(super) async fn plan(
         clock,
         epoch,
         sender,
-        facts: Facts::default(),
+        planner_inputs: PlannerInputs::default(),
         gathering: FuturesUnordered::new(),
         sending: JoinSet::new(),
     };
@@ -73,8 +75,8 @@ struct Driver {
     executor: Arc<Mutex<Executor>>,
     clock: PlannerClock,
     epoch: Epoch,
-    sender: mpsc::Sender<(Ticket, Ending)>,
-    facts: Facts,
+    sender: mpsc::Sender<(Ticket, MoveOutcome)>,
+    planner_inputs: PlannerInputs,
     /// The reports of the next round, while they are waited for: one at most.
     gathering: FuturesUnordered<JoinHandle<Gathered>>,
     /// Requests with orders that are under way.
@@ -82,7 +84,7 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run(mut self, mut outcomes: mpsc::Receiver<(Ticket, Ending)>) {
+    async fn run(mut self, mut outcomes: mpsc::Receiver<(Ticket, MoveOutcome)>) {
         let mut rounds = tokio::time::interval(ROUND_EVERY);
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut ended = Vec::new();
@@ -98,8 +100,8 @@ impl Driver {
                         return;
                     }
                     let mut executor = self.executor.lock();
-                    for (ticket, ending) in ended.drain(..) {
-                        executor.ended(ticket, self.clock.now_ms(), ending);
+                    for (ticket, outcome) in ended.drain(..) {
+                        executor.ended(ticket, self.clock.now_ms(), outcome);
                     }
                 }
                 Some(_) = self.sending.join_next() => continue,
@@ -116,8 +118,8 @@ impl Driver {
         if mode == Mode::Off {
             self.executor.lock().control(mode, stopped);
         } else if self.gathering.is_empty() {
-            self.facts.look_who_is_alive(&live_nodes(&inner), self.clock.now_ms());
-            let known = self.facts.known_digests();
+            self.planner_inputs.look_who_is_alive(&live_nodes(&inner), self.clock.now_ms());
+            let known = self.planner_inputs.known_digests();
             self.gathering.push(tokio::spawn(gather(inner, view, (self.epoch, self.clock), known)));
         }
         Some(())
@@ -128,12 +130,12 @@ impl Driver {
         let Some(inner) = self.inner.upgrade() else { return };
         let controls = controls(&gathered.view, inner.local_stop());
         drop(inner);
-        self.facts.take_in(gathered);
+        self.planner_inputs.take_in(gathered);
         let now_ms = self.clock.now_ms();
-        if self.facts.rest(&self.executor.lock().status(now_ms)) {
+        if self.planner_inputs.rest(&self.executor.lock().status(now_ms)) {
             return;
         }
-        let Some(observation) = self.facts.observation(now_ms, controls) else { return };
+        let Some(observation) = self.planner_inputs.observation(now_ms, controls) else { return };
         let executor = Arc::clone(&self.executor);
         let planned = tokio::task::spawn_blocking(move || executor.lock().round(observation)).await;
         match planned {
@@ -235,7 +237,7 @@ async fn send(
     inner: Arc<Inner>,
     node: NodeId,
     orders: Vec<Order>,
-    sender: mpsc::Sender<(Ticket, Ending)>,
+    sender: mpsc::Sender<(Ticket, MoveOutcome)>,
 ) {
     let mut open: BTreeMap<u64, Ticket> =
         orders.iter().map(|order| (order.ticket.number, order.ticket)).collect();
@@ -249,10 +251,10 @@ async fn send(
         send_to_peer(&inner, node, &orders, &mut open, &sender).await
     };
     let rest = match reached {
-        Ok(()) => Ending::Unknown,
+        Ok(()) => MoveOutcome::Unknown,
         Err(reason) => {
             tracing::debug!(%node, reason, "orders were not taken");
-            Ending::Failed { reason: RejectReason::LeaderUnreachable }
+            MoveOutcome::Failed { reason: RejectReason::LeaderUnreachable }
         }
     };
     for ticket in open.into_values() {
@@ -266,7 +268,7 @@ async fn send_to_peer(
     node: NodeId,
     orders: &[Order],
     open: &mut BTreeMap<u64, Ticket>,
-    sender: &mpsc::Sender<(Ticket, Ending)>,
+    sender: &mpsc::Sender<(Ticket, MoveOutcome)>,
 ) -> Result<(), String> {
     let (mut client, address) = inner.client.connect(node).await?;
     let epoch = orders.first().map_or(0, |order| order.ticket.epoch.get());
@@ -302,18 +304,22 @@ async fn send_to_peer(
 async fn settle(
     open: &mut BTreeMap<u64, Ticket>,
     outcome: Outcome,
-    sender: &mpsc::Sender<(Ticket, Ending)>,
+    sender: &mpsc::Sender<(Ticket, MoveOutcome)>,
 ) {
     let Some(ticket) = open.remove(&outcome.ticket) else { return };
     if let Err((reason, message)) = &outcome.moved {
         tracing::debug!(%ticket, reason = reason.name(), message, "a leadership was not moved");
     }
-    pass_on(sender, ticket, ending_of(outcome.moved)).await;
+    pass_on(sender, ticket, outcome_of(outcome.moved)).await;
 }
 
 /// The planner may have ended; then no one needs the outcome.
-async fn pass_on(sender: &mpsc::Sender<(Ticket, Ending)>, ticket: Ticket, ending: Ending) {
-    if sender.send((ticket, ending)).await.is_err() {
+async fn pass_on(
+    sender: &mpsc::Sender<(Ticket, MoveOutcome)>,
+    ticket: Ticket,
+    outcome: MoveOutcome,
+) {
+    if sender.send((ticket, outcome)).await.is_err() {
         tracing::debug!(%ticket, "an order ended after its planner");
     }
 }

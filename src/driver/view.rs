@@ -36,7 +36,7 @@ pub fn local_view(host: &Host, now_ms: u64, settings: planner::Settings) -> plan
         nodes: nodes.into_values().collect(),
         groups,
         moves: Vec::new(),
-        mutes: Vec::new(),
+        back_offs: Vec::new(),
     }
 }
 

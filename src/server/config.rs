@@ -510,9 +510,9 @@ impl ServerConfig {
         options.weight = self.weight;
         options.planner = self.planner.into();
         let warm_up_ms = self.planner_warm_up.saturating_mul(1_000);
-        options.executor.grace_ms = warm_up_ms;
-        options.executor.planner.grace_ms = warm_up_ms;
-        options.executor.planner.dwell_ms = self.planner_rest.saturating_mul(1_000);
+        options.executor.warm_up_ms = warm_up_ms;
+        options.executor.planner.warm_up_ms = warm_up_ms;
+        options.executor.planner.cool_down_ms = self.planner_rest.saturating_mul(1_000);
         options.groups = self.group_specs().iter().filter_map(new_group).collect();
         options
     }

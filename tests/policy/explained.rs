@@ -23,7 +23,7 @@ use super::cluster::{Cluster, PATIENCE, queue, table, transfer};
 
 /// What the planner makes of a node as the target of a group, from what its leader's host knows.
 fn predicted(host: &Host, group: GroupId, node: u64) -> Option<RejectReason> {
-    let settings = Settings { max_lag_entries: 1_024, grace_ms: 0, ..Settings::default() };
+    let settings = Settings { max_lag_entries: 1_024, warm_up_ms: 0, ..Settings::default() };
     let view = local_view(host, 0, settings);
     let answer = planner::why(&view, &planner::Plan::default(), group).expect("a sound view");
     let voters = answer.expect("a known group").voters;

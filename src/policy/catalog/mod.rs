@@ -2,7 +2,7 @@
 //! like any other: which groups there are, their initial members, their requirements, the nodes,
 //! and which of them are being drained.
 //!
-//! It holds intentions, not facts: hosts compare it with what they hold ([`reconcile`]) and do what
+//! It holds intentions, not planner_inputs: hosts compare it with what they hold ([`reconcile`]) and do what
 //! is missing. While it cannot be reached, nothing is created, destroyed or planned, and everything
 //! else continues. If it is lost, nothing else is lost: hosts leave alone what it does not name.
 //!

@@ -50,7 +50,7 @@ pub enum HeldState {
     /// It is parked with a fault.
     Failed,
     /// It is being removed or destroyed.
-    Ending,
+    MoveOutcome,
     /// Only its tombstone is left.
     Gone,
 }
@@ -280,7 +280,7 @@ impl<'a> Home<'a> {
 
     fn compare(&self, intended: &GroupRecord, held: &Held) -> Verdict {
         match (&held.state, held.incarnation == intended.incarnation) {
-            (HeldState::Creating | HeldState::Ending, _) | (HeldState::Gone, true) => {
+            (HeldState::Creating | HeldState::MoveOutcome, _) | (HeldState::Gone, true) => {
                 Verdict::Nothing
             }
             // Of an earlier life, whose ids are not those of this one.
@@ -313,7 +313,7 @@ fn other_life(intended: &GroupRecord, held: &Held) -> Verdict {
 /// A replica of a group that is gone.
 fn end(ended: &EndedGroup, held: &Held) -> Verdict {
     match held.state {
-        HeldState::Creating | HeldState::Ending | HeldState::Gone => Verdict::Nothing,
+        HeldState::Creating | HeldState::MoveOutcome | HeldState::Gone => Verdict::Nothing,
         _ if (ended.first..ended.next).contains(&held.incarnation) => {
             destroy(held, Reason::LifeOver { next: ended.next })
         }

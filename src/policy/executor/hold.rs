@@ -28,7 +28,7 @@ pub enum Hold {
         /// The error in the snapshot of the cluster.
         error: String,
     },
-    Grace {
+    WarmUp {
         /// It moves nothing before this time.
         until_ms: u64,
         /// It continues at this time in any case.
@@ -55,14 +55,14 @@ impl fmt::Display for Hold {
             Self::Unplannable { error } => {
                 write!(f, "the last round could not be planned: {error}")
             }
-            Self::Grace { until_ms, longest_ms, silent } if !silent.is_empty() => write!(
+            Self::WarmUp { until_ms, longest_ms, silent } if !silent.is_empty() => write!(
                 f,
                 "the planner began a short time ago; it waits for reports of {}, and goes on at \
                  {} in any case",
                 nodes(silent),
                 Utc(*longest_ms.max(until_ms))
             ),
-            Self::Grace { until_ms, .. } => {
+            Self::WarmUp { until_ms, .. } => {
                 write!(
                     f,
                     "the planner began a short time ago; it moves nothing until {}",

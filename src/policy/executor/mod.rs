@@ -10,31 +10,30 @@
 //! |---|---|
 //! | `observation`, `order`, `hold` | what comes in and goes out: data |
 //! | `settings` | every limit |
-//! | `grace` | a new executor moves nothing until all nodes have reported |
-//! | `load`, `dwell`, `mutes`, `ledger` | memory between passes, which is part of the planner's input |
+//! | `warm_up` | a new executor moves nothing until all nodes have reported |
+//! | `load`, `cool_down`, `back_offs`, `ledger` | memory between passes, which is part of the planner's input |
 //! | `queue` | what of the last plan has not started |
 //! | `pace`, `window`, `bucket`, `breaker` | how much may be under way, and how fast it starts |
 //! | `record` | rounds that can be planned again, byte for byte |
 //! | `why`, `status`, `counts` | an answer for every group; all of it at a glance |
 //! | `fence` | what a host asks before it carries an order out |
 //!
-//! Modes, kill switch, breaker and grace concern planned moves only. Refusing a leadership and
+//! Modes, kill switch, breaker and warm_up concern planned moves only. Refusing a leadership and
 //! draining are done by each host itself, and nothing here delays them.
 //!
 //! **Invariant:** an order is for one term of one group, and a group has one order at a time. So a
 //! late or repeated order moves nothing twice. **Invariant:** an ordered move counts as done until
 //! reports show its outcome. **Invariant:** all memory is bounded by [`Bounds`].
 
+mod back_offs;
 mod breaker;
 mod bucket;
+mod cool_down;
 mod counts;
-mod dwell;
 mod fence;
-mod grace;
 mod hold;
 mod ledger;
 mod load;
-mod mutes;
 mod observation;
 mod order;
 mod pace;
@@ -42,6 +41,7 @@ mod queue;
 mod record;
 mod settings;
 mod status;
+mod warm_up;
 mod why;
 mod window;
 
@@ -58,26 +58,26 @@ pub use breaker::BreakerState;
 pub use fence::{Fence, OrderRefusal, Standing};
 pub use hold::{Hold, Wait};
 pub use observation::{Mode, NoPlan, Observation, Round, Stop, StopScope};
-pub use order::{Ending, Epoch, Order, Ticket};
+pub use order::{Epoch, MoveOutcome, Order, Ticket};
 pub use pace::End;
 pub use record::{Recorded, ReplayError, replay};
-pub use settings::{Backoff, Bounds, BreakerSettings, ExecutorSettings, LoadSettings};
+pub use settings::{BackOffSettings, Bounds, BreakerSettings, ExecutorSettings, LoadSettings};
 pub use settings::{Rate, Rates, WindowSettings};
 pub use status::{ExecutorStatus, PlanStatus, TroubledNode};
 pub use why::{Answer, Why};
 pub use window::Window;
 
 use crate::planner::{self, Move, Snapshot};
+use back_offs::BackOffs;
+use cool_down::CoolDown;
 use counts::Counts;
-use dwell::Dwell;
-use grace::Grace;
 use ledger::{Entry, Ledger};
 use load::Loads;
-use mutes::Mutes;
 use order::{Blame, Verdict};
 use pace::Pace;
 use queue::{Bundle, Lane, Queue};
 use record::{Records, same_outcome};
+use warm_up::WarmUp;
 
 /// Carries plans out in one epoch. Another epoch begins with another executor.
 #[derive(Clone, Debug)]
@@ -88,10 +88,10 @@ pub struct Executor {
     now_ms: u64,
     mode: Mode,
     stopped: Option<Stop>,
-    grace: Grace,
+    warm_up: WarmUp,
     loads: Loads,
-    dwell: Dwell,
-    mutes: Mutes,
+    cool_down: CoolDown,
+    back_offs: BackOffs,
     ledger: Ledger,
     queue: Queue,
     pace: Pace,
@@ -119,10 +119,10 @@ impl Executor {
             now_ms,
             mode: Mode::Off,
             stopped: None,
-            grace: Grace::new(now_ms, &settings),
+            warm_up: WarmUp::new(now_ms, &settings),
             loads: Loads::new(settings.load),
-            dwell: Dwell::new(bounds.dwell),
-            mutes: Mutes::new(settings.mute, bounds.mutes),
+            cool_down: CoolDown::new(bounds.cool_down),
+            back_offs: BackOffs::new(settings.back_off, bounds.back_offs),
             ledger: Ledger::default(),
             queue: Queue::default(),
             pace: Pace::new(&settings, now_ms),
@@ -202,10 +202,10 @@ impl Executor {
     }
 
     /// How an order ended. Tickets of other epochs, and those that were given up, change nothing.
-    pub fn ended(&mut self, ticket: Ticket, now_ms: u64, ending: Ending) {
+    pub fn ended(&mut self, ticket: Ticket, now_ms: u64, outcome: MoveOutcome) {
         self.now_ms = self.now_ms.max(now_ms);
         if ticket.epoch == self.epoch {
-            self.finish(ticket.number, ending, self.now_ms);
+            self.finish(ticket.number, outcome, self.now_ms);
         }
         self.advance(now_ms);
     }
@@ -215,7 +215,7 @@ impl Executor {
         self.now_ms = self.now_ms.max(now_ms);
         if let Some(begun) = self.now_ms.checked_sub(self.settings.answer_ms) {
             for order in self.ledger.begun_until(begun) {
-                self.finish(order.ticket.number, Ending::Unknown, self.now_ms);
+                self.finish(order.ticket.number, MoveOutcome::Unknown, self.now_ms);
             }
         }
         self.now_ms
@@ -230,7 +230,7 @@ impl Executor {
         snapshot.now_ms = now;
         snapshot.settings = self.settings.planner.clone();
         snapshot.moves.clear();
-        snapshot.mutes.clear();
+        snapshot.back_offs.clear();
         let mut snapshot = snapshot.canonicalise()?;
         self.absorb(&mut snapshot, reported_ms, now);
         if self.mode == Mode::Off {
@@ -238,20 +238,20 @@ impl Executor {
         }
         self.judge_nodes(&mut snapshot, reported_ms, now);
         snapshot.moves = self.ledger.moves();
-        snapshot.mutes = self.mutes.in_force(now);
+        snapshot.back_offs = self.back_offs.in_force(now);
         let plan = planner::plan(&snapshot)?;
         Ok(Recorded { snapshot, plan })
     }
 
     /// Takes over the reports, and adds the memory of the executor.
     fn absorb(&mut self, snapshot: &mut Snapshot, reported: &BTreeMap<NodeId, u64>, now: u64) {
-        self.grace.look(&snapshot.nodes, reported, now);
+        self.warm_up.look(&snapshot.nodes, reported, now);
         let expiry_ms = self.settings.expiry_ms;
         for (group, at_ms) in self.ledger.settle(&snapshot.groups, reported, now, expiry_ms) {
-            self.dwell.note(group, at_ms);
+            self.cool_down.note(group, at_ms);
         }
-        self.mutes.refresh(snapshot, now);
-        self.dwell.exchange(&mut snapshot.groups, now, snapshot.settings.dwell_ms);
+        self.back_offs.refresh(snapshot, now);
+        self.cool_down.exchange(&mut snapshot.groups, now, snapshot.settings.cool_down_ms);
         self.loads.settle(&mut snapshot.groups, now);
         let nodes = &snapshot.nodes;
         self.pace.tidy(|id| nodes.binary_search_by_key(&id, |node| node.id).is_ok(), now);
@@ -262,7 +262,7 @@ impl Executor {
     fn judge_nodes(&self, snapshot: &mut Snapshot, reported: &BTreeMap<NodeId, u64>, now: u64) {
         let shunned: Vec<NodeId> = self.pace.shunned(now).collect();
         for node in &mut snapshot.nodes {
-            let newest = reported.get(&node.id).copied().unwrap_or(0).max(self.grace.began_ms);
+            let newest = reported.get(&node.id).copied().unwrap_or(0).max(self.warm_up.began_ms);
             node.live &= now.saturating_sub(newest) <= self.settings.silent_ms;
             if shunned.contains(&node.id) {
                 node.live_since_ms = now;
@@ -307,7 +307,7 @@ impl Executor {
             (Mode::On, None, Err(no_plan)) => return Some(self.no_plan(no_plan)),
             (Mode::On, None, Ok(_)) => {}
         }
-        if let Some(hold) = self.grace.hold() {
+        if let Some(hold) = self.warm_up.hold() {
             return Some(hold);
         }
         if now > last.at_ms.saturating_add(self.settings.plan_life_ms) {
@@ -362,11 +362,11 @@ impl Executor {
         }
     }
 
-    fn finish(&mut self, number: u64, ending: Ending, now: u64) {
-        let known = match ending {
-            Ending::Moved { stalled_ms } => self.moved(number, stalled_ms, now),
-            Ending::Failed { reason } => self.failed(number, reason, now),
-            Ending::Unknown => self.unanswered(number, now),
+    fn finish(&mut self, number: u64, outcome: MoveOutcome, now: u64) {
+        let known = match outcome {
+            MoveOutcome::Moved { stalled_ms } => self.moved(number, stalled_ms, now),
+            MoveOutcome::Failed { reason } => self.failed(number, reason, now),
+            MoveOutcome::Unknown => self.unanswered(number, now),
         };
         if known.is_none() {
             self.counts.late_answers += 1;
@@ -376,8 +376,8 @@ impl Executor {
     fn moved(&mut self, number: u64, stalled_ms: u64, now: u64) -> Option<()> {
         let entry = self.ledger.complete(number, now)?;
         let (order, place, rest) = (entry.order, entry.place, std::mem::take(&mut entry.rest));
-        self.dwell.note(order.group, now);
-        self.mutes.remove((order.group, order.to));
+        self.cool_down.note(order.group, now);
+        self.back_offs.remove((order.group, order.to));
         let long = stalled_ms > self.settings.longest_stall_ms;
         let verdict = if long { Verdict::Bad(Blame::Both) } else { Verdict::Good };
         self.pace.end(&order, verdict, self.next, now);
@@ -402,10 +402,10 @@ impl Executor {
     }
 
     fn give_up(&mut self, order: &Order, reason: RejectReason, now: u64) {
-        if order::mutes(reason) {
+        if order::back_offs(reason) {
             let last = self.last.as_ref().and_then(|last| last.made.as_ref().ok());
             let snapshot = last.map(|made| &made.snapshot);
-            self.mutes.add((order.group, order.to), snapshot, now);
+            self.back_offs.add((order.group, order.to), snapshot, now);
         }
         self.pace.end(order, order::verdict(reason), self.next, now);
         self.counts.failed(order.tier, reason);

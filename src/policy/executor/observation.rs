@@ -72,7 +72,7 @@ pub struct Observation {
     /// Nodes and groups, merged from the reports of all hosts. A group's load is in operations
     /// per second as its leader measured; where no voter's lag is known, no leader reported, and
     /// the load counts as not measured. Its `moved_at_ms` is when the present leadership began, if it began
-    /// by a transfer. Time, moves, mutes and settings are filled in by the executor.
+    /// by a transfer. Time, moves, back_offs and settings are filled in by the executor.
     pub snapshot: Snapshot,
     /// Of each node the time of its newest report that is part of the snapshot, on the planner's
     /// clock: when it was asked for, not when it came.

@@ -71,7 +71,7 @@ pub struct Order {
 
 /// How an order ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum MoveOutcome {
     /// The target is known to lead.
     Moved {
         /// How long the group took no writes, in milliseconds.
@@ -83,7 +83,7 @@ pub enum Ending {
     Unknown,
 }
 
-/// Whose fault an ending is, as far as pace is concerned.
+/// Whose fault an outcome is, as far as pace is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Good,
@@ -112,7 +112,7 @@ pub(super) const fn verdict(reason: RejectReason) -> Verdict {
 
 /// Whether the same target gets a back-off. Where the order did not fit the present state the next
 /// pass sees another snapshot, and an unreachable source means nothing for the target.
-pub(super) const fn mutes(reason: RejectReason) -> bool {
+pub(super) const fn back_offs(reason: RejectReason) -> bool {
     !matches!(
         reason,
         RejectReason::StaleTerm

@@ -4,13 +4,13 @@ use crate::planner::{self, Tier};
 
 /// A time that doubles with each failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Backoff {
+pub struct BackOffSettings {
     /// After the first failure, in milliseconds.
     pub first_ms: u64,
     pub longest_ms: u64,
 }
 
-impl Backoff {
+impl BackOffSettings {
     /// The time after one that lasted `last_ms`.
     pub(super) fn after(self, last_ms: u64) -> u64 {
         last_ms.saturating_mul(2).clamp(self.first_ms, self.longest_ms)
@@ -56,14 +56,14 @@ impl Rates {
 /// When a circuit breaker opens, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerSettings {
-    /// Endings that it looks back on.
+    /// MoveOutcomes that it looks back on.
     pub of_last: usize,
     /// It opens only after so many bad ones, and when they are at least half.
     pub least_bad: usize,
     /// Moves that are tried when it has been open for long enough.
     pub probes: u32,
     /// How long it stays open.
-    pub open: Backoff,
+    pub open: BackOffSettings,
 }
 
 /// How load becomes buckets.
@@ -84,11 +84,11 @@ pub struct Bounds {
     /// Moves under way or not yet confirmed. When it is reached, nothing starts.
     pub ledger: usize,
     /// Targets that are left alone. The one that ends first is forgotten for another.
-    pub mutes: usize,
+    pub back_offs: usize,
     /// Moves that wait to start. The rest of a larger plan waits for the next round.
     pub queue: usize,
     /// Groups of which it is remembered when they moved. The oldest is forgotten for another.
-    pub dwell: usize,
+    pub cool_down: usize,
     pub records: usize,
     /// Groups in all recorded rounds together, of which the newest round is kept in any case.
     pub recorded_groups: usize,
@@ -101,9 +101,9 @@ pub struct ExecutorSettings {
     /// what starts is kept here.
     pub planner: planner::Settings,
     /// A fresh executor moves nothing for so long, and until every live node reported.
-    pub grace_ms: u64,
+    pub warm_up_ms: u64,
     /// After this time it continues without nodes that did not report.
-    pub grace_longest_ms: u64,
+    pub warm_up_longest_ms: u64,
     /// A node that did not report for so long is neither source nor target.
     pub silent_ms: u64,
     /// Nothing of a plan is started when it is older than this.
@@ -115,7 +115,7 @@ pub struct ExecutorSettings {
     /// A group whose proposals paused for longer counts against the pace.
     pub longest_stall_ms: u64,
     /// How long a target is left alone that a group failed to reach.
-    pub mute: Backoff,
+    pub back_off: BackOffSettings,
     /// Moves under way in all.
     pub window: WindowSettings,
     /// Moves under way from one node, and to one node.
@@ -143,14 +143,14 @@ impl Default for ExecutorSettings {
                 load_tier: true,
                 ..planner::Settings::default()
             },
-            grace_ms: 10_000,
-            grace_longest_ms: 60_000,
+            warm_up_ms: 10_000,
+            warm_up_longest_ms: 60_000,
             silent_ms: 10_000,
             plan_life_ms: 5_000,
             answer_ms: 10_000,
             expiry_ms: 60_000,
             longest_stall_ms: 100,
-            mute: Backoff { first_ms: 5_000, longest_ms: 600_000 },
+            back_off: BackOffSettings { first_ms: 5_000, longest_ms: 600_000 },
             window: WindowSettings { first: 64, least: 8, most: 1_024 },
             node_window: WindowSettings { first: 64, least: 1, most: 1_024 },
             rates: Rates::default(),
@@ -158,13 +158,13 @@ impl Default for ExecutorSettings {
                 of_last: 64,
                 least_bad: 16,
                 probes: 4,
-                open: Backoff { first_ms: 5_000, longest_ms: 300_000 },
+                open: BackOffSettings { first_ms: 5_000, longest_ms: 300_000 },
             },
             node_breaker: BreakerSettings {
                 of_last: 16,
                 least_bad: 8,
                 probes: 2,
-                open: Backoff { first_ms: 5_000, longest_ms: 300_000 },
+                open: BackOffSettings { first_ms: 5_000, longest_ms: 300_000 },
             },
             load: LoadSettings { smoothing_ms: 30_000, idle_below: 8, centre_ms: 120_000 },
             bounds: Bounds::default(),
@@ -187,9 +187,9 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             ledger: 65_536,
-            mutes: 65_536,
+            back_offs: 65_536,
             queue: 1 << 20,
-            dwell: 1 << 20,
+            cool_down: 1 << 20,
             records: 16,
             recorded_groups: 100_000,
         }

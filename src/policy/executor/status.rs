@@ -38,7 +38,7 @@ pub struct ExecutorStatus {
     /// Moves that are planned and did not start.
     pub queued: u64,
     /// Targets that are left alone for a while, or were a short time ago.
-    pub mutes: u64,
+    pub back_offs: u64,
     pub ordered: BTreeMap<Tier, u64>,
     /// Orders that ended with the target leading, by tier.
     pub moved: BTreeMap<Tier, u64>,
@@ -89,7 +89,7 @@ impl Executor {
         let counts = &self.counts;
         ExecutorStatus {
             epoch: self.epoch,
-            began_ms: self.grace.began_ms,
+            began_ms: self.warm_up.began_ms,
             mode: self.mode,
             stopped: self.stopped.clone(),
             hold: self.hold(now),
@@ -99,7 +99,7 @@ impl Executor {
             in_flight: running as u64,
             unconfirmed: (self.ledger.len() - running) as u64,
             queued: self.queue.len() as u64,
-            mutes: self.mutes.len() as u64,
+            back_offs: self.back_offs.len() as u64,
             ordered: counts.ordered.clone(),
             moved: counts.moved.clone(),
             failed: counts.failed_by_name(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use shardhost_groups::{GroupStatus, RejectReason};
 
-use crate::executor::{Ending, OrderRefusal, Standing};
+use crate::executor::{MoveOutcome, OrderRefusal, Standing};
 
 /// Entries that a target may lack when it is asked.
 pub const MAX_LAG: u64 = 1_024;
@@ -32,12 +32,12 @@ pub const fn reason_of(refusal: &OrderRefusal) -> RejectReason {
 
 /// An outcome, as the executor takes it.
 #[must_use]
-pub fn ending_of(outcome: Result<Duration, (RejectReason, String)>) -> Ending {
+pub fn outcome_of(outcome: Result<Duration, (RejectReason, String)>) -> MoveOutcome {
     match outcome {
-        Ok(stalled) => {
-            Ending::Moved { stalled_ms: u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX) }
-        }
-        Err((RejectReason::NoAnswer, _)) => Ending::Unknown,
-        Err((reason, _)) => Ending::Failed { reason },
+        Ok(stalled) => MoveOutcome::Moved {
+            stalled_ms: u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX),
+        },
+        Err((RejectReason::NoAnswer, _)) => MoveOutcome::Unknown,
+        Err((reason, _)) => MoveOutcome::Failed { reason },
     }
 }

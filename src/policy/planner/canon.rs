@@ -52,8 +52,8 @@ pub enum SnapshotError {
         /// The one that follows it and should be larger.
         after: GroupId,
     },
-    /// Mutes do not rise by group and target.
-    Mutes {
+    /// BackOffs do not rise by group and target.
+    BackOffs {
         /// The first of the two.
         before: (GroupId, NodeId),
         /// The one that follows it and should be larger.
@@ -82,9 +82,9 @@ impl fmt::Display for SnapshotError {
                 out_of_order(f, "voters", before, after)
             }
             Self::Moves { before, after } => out_of_order(f, "moves", before, after),
-            Self::Mutes { before, after } => {
+            Self::BackOffs { before, after } => {
                 let text = |pair: &(GroupId, NodeId)| format!("{} to {}", pair.0, pair.1);
-                out_of_order(f, "mutes", &text(before), &text(after))
+                out_of_order(f, "back_offs", &text(before), &text(after))
             }
         }
     }
@@ -114,7 +114,7 @@ impl Snapshot {
             group.voters.sort_by_key(|voter| voter.node);
         }
         self.moves.sort_by_key(|entry| entry.group);
-        self.mutes.sort_by_key(|mute| (mute.group, mute.target));
+        self.back_offs.sort_by_key(|back_off| (back_off.group, back_off.target));
         self.check()?;
         Ok(self)
     }
@@ -130,8 +130,8 @@ impl Snapshot {
             .map_err(|(before, after)| SnapshotError::Nodes { before, after })?;
         rises(self.moves.iter().map(|entry| entry.group))
             .map_err(|(before, after)| SnapshotError::Moves { before, after })?;
-        rises(self.mutes.iter().map(|mute| (mute.group, mute.target)))
-            .map_err(|(before, after)| SnapshotError::Mutes { before, after })?;
+        rises(self.back_offs.iter().map(|back_off| (back_off.group, back_off.target)))
+            .map_err(|(before, after)| SnapshotError::BackOffs { before, after })?;
         self.check_nodes()?;
         self.check_groups()
     }

@@ -29,7 +29,7 @@ enum Sweep {
 
 impl Count {
     pub(super) fn new(state: &State<'_>) -> Self {
-        let choosing = |group: &u32| state.sheet.allowed.row(*group as usize).len() > 1;
+        let choosing = |group: &u32| state.candidates.allowed.row(*group as usize).len() > 1;
         let (items, guarded): (Vec<u32>, Vec<u32>) = (0..state.index.groups() as u32)
             .filter(choosing)
             .partition(|group| state.index.is_free(*group as usize));
@@ -78,8 +78,8 @@ impl Count {
     /// Sends groups home that are away for nothing.
     fn take_back(&self, state: &mut State<'_>, moved: &mut Vec<u32>) {
         for group in &self.guarded {
-            let (at, home) = (*group as usize, state.sheet.home[*group as usize]);
-            let away = state.place[at] != home && state.sheet.may_stay(at);
+            let (at, home) = (*group as usize, state.candidates.home[*group as usize]);
+            let away = state.place[at] != home && state.candidates.may_stay(at);
             if away && state.effect(at, home) <= (Effect { pairs: 0, load: 0, count: 0 }) {
                 state.shift(at, home);
                 moved.push(*group);
@@ -106,11 +106,11 @@ fn problem(state: &State<'_>, items: &[u32]) -> Problem {
     let mut allowed = Rows::with_capacity(items.len());
     for group in items {
         fixed[state.place[*group as usize] as usize] -= 1;
-        allowed.push(state.sheet.allowed.row(*group as usize));
+        allowed.push(state.candidates.allowed.row(*group as usize));
     }
     let home = |group: &u32| {
-        let may_stay = state.sheet.may_stay(*group as usize);
-        if may_stay { state.sheet.home[*group as usize] } else { NONE }
+        let may_stay = state.candidates.may_stay(*group as usize);
+        if may_stay { state.candidates.home[*group as usize] } else { NONE }
     };
     Problem {
         weights: (0..state.index.nodes() as u32).map(|node| state.index.weight(node)).collect(),
@@ -156,8 +156,8 @@ fn step(state: &State<'_>, group: usize, sweep: Sweep, share: &[u64]) -> Option<
         let effect = state.effect(group, *to);
         effect.pairs <= 0 && effect.load <= 0 && effect.count < 0
     };
-    let targets = state.sheet.allowed.row(group).iter().copied();
+    let targets = state.candidates.allowed.row(group).iter().copied();
     targets.filter(wanted).filter(harmless).min_by_key(|to| {
-        (state.next_cost(*to), *to != state.sheet.home[group], state.index.turn(*to))
+        (state.next_cost(*to), *to != state.candidates.home[group], state.index.turn(*to))
     })
 }

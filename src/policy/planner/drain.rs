@@ -3,13 +3,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::candidates::{CandidateTable, Constraint, Scope};
 use super::canon::SnapshotError;
 use super::explain;
 use super::index::{Index, NONE, Standing};
 use super::plan::{Move, NodeCount, Stuck, Tier};
 use super::plan_within;
 use super::round::Budgets;
-use super::sheet::{Duty, Scope, Sheet};
 use super::snapshot::Snapshot;
 use super::state::State;
 
@@ -34,8 +34,8 @@ pub struct DrainAssignment {
 pub fn assign_drain(snapshot: &Snapshot) -> Result<DrainAssignment, SnapshotError> {
     snapshot.check()?;
     let index = Index::new(snapshot);
-    let sheet = Sheet::new(&index, Scope::Violations);
-    let mut state = State::at_home(&index, &sheet);
+    let candidates = CandidateTable::new(&index, Scope::Violations);
+    let mut state = State::at_home(&index, &candidates);
     let undrainable = undrainable(&state);
     let plan = plan_within(&mut state, Budgets::unlimited(index.nodes()));
     let drains = |step: &Move| index.node(step.from).is_some_and(|node| is_draining(&index, node));
@@ -52,17 +52,17 @@ fn is_draining(index: &Index<'_>, node: u32) -> bool {
 
 fn undrainable(state: &State<'_>) -> Vec<Stuck> {
     let mut found = Vec::new();
-    for (group, home) in state.sheet.home.iter().enumerate() {
+    for (group, home) in state.candidates.home.iter().enumerate() {
         if !is_draining(state.index, *home) {
             continue;
         }
-        let tier = match state.sheet.duty[group] {
-            Duty::Leaves(_) => continue,
-            Duty::Stuck(tier) => tier,
+        let tier = match state.candidates.constraint[group] {
+            Constraint::Leaves(_) => continue,
+            Constraint::Stuck(tier) => tier,
             _ => Tier::Displaced,
         };
-        let reason = match state.sheet.duty[group] {
-            Duty::Held => explain::held(state.index, group),
+        let reason = match state.candidates.constraint[group] {
+            Constraint::Held => explain::held(state.index, group),
             _ => explain::no_target(state.index, group, *home),
         };
         let (node, group) = (state.index.id(*home), state.index.snapshot.groups[group].id);

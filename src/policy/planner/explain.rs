@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use shardhost_groups::RejectReason;
 use shardhost_storage::{GroupId, NodeId};
 
+use super::candidates::{CandidateTable, Constraint, Scope, cool_downs_until};
 use super::canon::SnapshotError;
 use super::index::{Index, NONE};
 use super::plan::{DeferReason, Plan, Tier};
-use super::sheet::{Duty, Scope, Sheet, dwells_until};
 use super::snapshot::Snapshot;
 use super::state::State;
 use super::target::{self, TargetVerdict};
@@ -38,14 +38,14 @@ pub enum Stay {
         ticket: u64,
     },
     /// It moved a short time ago.
-    Dwells {
+    CoolDowns {
         /// It may be moved again from this time on.
         until_ms: u64,
     },
     /// None of its voters can take it.
     NoTarget,
-    /// Every voter that could take it is muted.
-    AllMuted {
+    /// Every voter that could take it is backed_off.
+    AllBackedOff {
         /// The first of them may be asked again from this time on.
         until_ms: u64,
     },
@@ -82,12 +82,12 @@ impl fmt::Display for Stay {
                 f,
                 "is moving to node {to} (ticket {ticket}); both ends have yet to confirm it"
             ),
-            Self::Dwells { until_ms } => {
+            Self::CoolDowns { until_ms } => {
                 let until = Utc(*until_ms);
                 write!(f, "stays: it moved a short time ago and rests until {until}")
             }
             Self::NoTarget => f.write_str("stays: none of its other voters can take it"),
-            Self::AllMuted { until_ms } => write!(
+            Self::AllBackedOff { until_ms } => write!(
                 f,
                 "stays: every voter that could take it failed to; one is asked again from {} on",
                 Utc(*until_ms)
@@ -189,8 +189,8 @@ pub fn why(
 ) -> Result<Option<Explanation>, SnapshotError> {
     snapshot.check()?;
     let index = Index::new(snapshot);
-    let sheet = Sheet::new(&index, Scope::All);
-    let explainer = Explainer::new(&index, &sheet, plan);
+    let candidates = CandidateTable::new(&index, Scope::All);
+    let explainer = Explainer::new(&index, &candidates, plan);
     Ok(explainer.why(group))
 }
 
@@ -201,34 +201,34 @@ pub fn why(
 pub fn why_all(snapshot: &Snapshot, plan: &Plan) -> Result<Vec<Explanation>, SnapshotError> {
     snapshot.check()?;
     let index = Index::new(snapshot);
-    let sheet = Sheet::new(&index, Scope::All);
-    let explainer = Explainer::new(&index, &sheet, plan);
+    let candidates = CandidateTable::new(&index, Scope::All);
+    let explainer = Explainer::new(&index, &candidates, plan);
     Ok((0..index.groups()).map(|at| explainer.explain(at)).collect())
 }
 
 /// Answers for the groups of one plan.
 struct Explainer<'a> {
     index: &'a Index<'a>,
-    sheet: &'a Sheet,
+    candidates: &'a CandidateTable,
     after: State<'a>,
     outcomes: BTreeMap<GroupId, Outcome>,
 }
 
 impl<'a> Explainer<'a> {
-    fn new(index: &'a Index<'a>, sheet: &'a Sheet, plan: &Plan) -> Self {
-        let mut after = State::at_home(index, sheet);
+    fn new(index: &'a Index<'a>, candidates: &'a CandidateTable, plan: &Plan) -> Self {
+        let mut after = State::at_home(index, candidates);
         let groups = &index.snapshot.groups;
         let moved = plan.moves.iter().map(|step| (step.group, step.to));
         let waiting = plan.deferred.iter().map(|step| (step.group, step.to));
         for (group, to) in moved.chain(waiting) {
             let at = groups.binary_search_by_key(&group, |group| group.id);
             if let (Ok(at), Some(to)) = (at, index.node(to))
-                && sheet.allowed.row(at).contains(&to)
+                && candidates.allowed.row(at).contains(&to)
             {
                 after.shift(at, to);
             }
         }
-        Self { index, sheet, after, outcomes: outcomes(plan) }
+        Self { index, candidates, after, outcomes: outcomes(plan) }
     }
 
     fn why(&self, group: GroupId) -> Option<Explanation> {
@@ -239,7 +239,7 @@ impl<'a> Explainer<'a> {
 
     fn explain(&self, at: usize) -> Explanation {
         let group = &self.index.snapshot.groups[at];
-        let home = self.sheet.home[at];
+        let home = self.candidates.home[at];
         let outcome = self.outcomes.get(&group.id).copied();
         Explanation {
             group: group.id,
@@ -251,11 +251,11 @@ impl<'a> Explainer<'a> {
 
     fn stay(&self, at: usize) -> Stay {
         let group = &self.index.snapshot.groups[at];
-        let home = self.sheet.home[at];
-        match (self.sheet.duty[at], dwells_until(self.index, group)) {
-            (Duty::Held, _) => held(self.index, at),
-            (Duty::Dwells, Some(until_ms)) => Stay::Dwells { until_ms },
-            (Duty::Stuck(_), _) => no_target(self.index, at, home),
+        let home = self.candidates.home[at];
+        match (self.candidates.constraint[at], cool_downs_until(self.index, group)) {
+            (Constraint::Held, _) => held(self.index, at),
+            (Constraint::CoolDowns, Some(until_ms)) => Stay::CoolDowns { until_ms },
+            (Constraint::Stuck(_), _) => no_target(self.index, at, home),
             _ if group.pin == Some(self.index.id(home)) => Stay::Pinned,
             _ => self.no_better(at),
         }
@@ -263,7 +263,7 @@ impl<'a> Explainer<'a> {
 
     /// Why a group that may go stays.
     fn no_better(&self, at: usize) -> Stay {
-        let (home, allowed) = (self.sheet.home[at], self.sheet.allowed.row(at));
+        let (home, allowed) = (self.candidates.home[at], self.candidates.allowed.row(at));
         let eligible = self.eligible(at, home);
         if eligible.is_empty() {
             return no_target(self.index, at, home);
@@ -285,8 +285,9 @@ impl<'a> Explainer<'a> {
 
     fn eligible(&self, at: usize, home: u32) -> Vec<u32> {
         let group = &self.index.snapshot.groups[at];
-        let mutes = target::mutes_of(self.index, group);
-        let judged = group.voters.iter().map(|voter| target::judge(self.index, at, voter, mutes));
+        let back_offs = target::back_offs_of(self.index, group);
+        let judged =
+            group.voters.iter().map(|voter| target::judge(self.index, at, voter, back_offs));
         let fine =
             |(node, verdict): (Option<u32>, _)| node.filter(|_| verdict == TargetVerdict::Eligible);
         judged.filter_map(fine).filter(|node| *node != home).collect()
@@ -308,8 +309,8 @@ fn outcomes(plan: &Plan) -> BTreeMap<GroupId, Outcome> {
 
 fn verdicts(index: &Index<'_>, at: usize) -> Vec<VoterVerdict> {
     let group = &index.snapshot.groups[at];
-    let mutes = target::mutes_of(index, group);
-    let verdict = |voter| target::judge(index, at, voter, mutes).1;
+    let back_offs = target::back_offs_of(index, group);
+    let verdict = |voter| target::judge(index, at, voter, back_offs).1;
     let voters = group.voters.iter();
     voters.map(|voter| VoterVerdict { node: voter.node, verdict: verdict(voter) }).collect()
 }
@@ -326,14 +327,14 @@ pub(super) fn held(index: &Index<'_>, at: usize) -> Stay {
     }
 }
 
-/// Why no voter but `home` takes a group: it would, if it were not muted, or cannot.
+/// Why no voter but `home` takes a group: it would, if it were not backed_off, or cannot.
 pub(super) fn no_target(index: &Index<'_>, at: usize, home: u32) -> Stay {
     let group = &index.snapshot.groups[at];
-    let mutes = target::mutes_of(index, group);
-    let muted =
-        group.voters.iter().filter_map(|voter| match target::judge(index, at, voter, mutes) {
+    let back_offs = target::back_offs_of(index, group);
+    let backed_off =
+        group.voters.iter().filter_map(|voter| match target::judge(index, at, voter, back_offs) {
             (Some(node), TargetVerdict::Muted { until_ms }) if node != home => Some(until_ms),
             _ => None,
         });
-    muted.min().map_or(Stay::NoTarget, |until_ms| Stay::AllMuted { until_ms })
+    backed_off.min().map_or(Stay::NoTarget, |until_ms| Stay::AllBackedOff { until_ms })
 }

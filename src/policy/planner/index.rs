@@ -32,7 +32,7 @@ impl Standing {
             Node { draining: true, .. } => Self::Draining,
             Node { fit: false, .. } => Self::Unfit,
             Node { weight: 0, .. } => Self::Weightless,
-            _ if now_ms.saturating_sub(node.live_since_ms) < settings.grace_ms => Self::Warming,
+            _ if now_ms.saturating_sub(node.live_since_ms) < settings.warm_up_ms => Self::Warming,
             _ => Self::Open,
         }
     }

@@ -61,7 +61,9 @@ pub(super) fn balance(state: &mut State<'_>, tolerance: &[u64]) -> Vec<u32> {
 fn busiest_first(state: &State<'_>) -> Vec<u32> {
     let movable = |group: &u32| {
         let at = *group as usize;
-        state.index.load(at) > 0 && state.place[at] != NONE && state.sheet.allowed.row(at).len() > 1
+        state.index.load(at) > 0
+            && state.place[at] != NONE
+            && state.candidates.allowed.row(at).len() > 1
     };
     let mut order: Vec<u32> = (0..state.index.groups() as u32).filter(movable).collect();
     order.sort_by_key(|group| std::cmp::Reverse(state.index.load(*group as usize)));
@@ -78,7 +80,7 @@ fn relief(state: &State<'_>, group: usize) -> Option<u32> {
         let effect = state.effect(group, *to);
         *to != place && effect.pairs <= 0 && effect.load < 0
     };
-    let targets = state.sheet.allowed.row(group).iter().copied().filter(helps);
+    let targets = state.candidates.allowed.row(group).iter().copied().filter(helps);
     targets.min_by_key(|to| (heat(state, *to), state.next_cost(*to), state.index.turn(*to)))
 }
 

@@ -10,10 +10,10 @@
 //! |---|---|
 //! | [`snapshot`], `canon` | what goes in, and in which order |
 //! | [`plan`](mod@plan) | what comes out |
-//! | `index`, `target`, `sheet` | dense numbers; what may be done with each group: tiers 1 to 3 |
+//! | `index`, `target`, `candidates` | dense numbers; what may be done with each group: tiers 1 to 3 |
 //! | `findings` | what an operator should look at |
 //! | `state` | a placement of all leaders, and its [`Score`] |
-//! | `arrange`, `spread`, `load`, `count`, `flow` | the full plan: tiers 4 to 6 |
+//! | `solve`, `spread`, `load`, `count`, `flow` | the full plan: tiers 4 to 6 |
 //! | `order`, `round` | which of it comes first, and what budgets leave for this round |
 //! | [`explain`], [`drain`] | why a group is where it is; one assignment for a drain |
 //! | `reason` | the same by the names that the gate, counters and people use |
@@ -22,7 +22,7 @@
 //! **Invariant:** the score falls with every bundle of a plan's moves, compared tier by tier.
 //! **Invariant:** a second plan, made when the first is carried out, is empty or falls further.
 
-mod arrange;
+mod candidates;
 mod canon;
 pub mod check;
 mod count;
@@ -37,8 +37,8 @@ mod order;
 pub mod plan;
 mod reason;
 mod round;
-mod sheet;
 pub mod snapshot;
+mod solve;
 mod spread;
 mod state;
 mod target;
@@ -52,15 +52,15 @@ pub use drain::{DrainAssignment, assign_drain};
 pub use explain::{Explanation, Outcome, Stay, why, why_all};
 pub use plan::{Certificate, DeferReason, Deferred, Finding, Move, NodeCount, Plan, Price};
 pub use plan::{Score, Stuck, Summary, Tier};
-pub use snapshot::{Group, LedgerMove, Mute, Node, Place, Requirement, RequirementMode};
+pub use snapshot::{BackOff, Group, LedgerMove, Node, Place, Requirement, RequirementMode};
 pub use snapshot::{Settings, Snapshot, Voter};
 pub use target::TargetVerdict;
 
-use arrange::{Arrangement, arrange};
+use candidates::{CandidateTable, Constraint, Scope};
 use index::Index;
 use order::{Runs, Step};
 use round::{Budgets, Round};
-use sheet::{Duty, Scope, Sheet};
+use solve::{Solution, solve};
 use state::State;
 
 /// Plans one round.
@@ -70,8 +70,8 @@ use state::State;
 pub fn plan(snapshot: &Snapshot) -> Result<Plan, SnapshotError> {
     snapshot.check()?;
     let index = Index::new(snapshot);
-    let sheet = Sheet::new(&index, Scope::All);
-    let mut round_state = State::at_home(&index, &sheet);
+    let candidates = CandidateTable::new(&index, Scope::All);
+    let mut round_state = State::at_home(&index, &candidates);
     let budgets = Budgets::of(&round_state);
     Ok(plan_within(&mut round_state, budgets))
 }
@@ -80,7 +80,7 @@ pub fn plan(snapshot: &Snapshot) -> Result<Plan, SnapshotError> {
 fn plan_within(state: &mut State<'_>, budgets: Budgets) -> Plan {
     let before = state.clone();
     let mut after = state.clone();
-    let (arrangement, runs) = arrange(&mut after);
+    let (solution, runs) = solve(&mut after);
     let mut round = Round::new(state, budgets);
     round.fill(&runs);
     let (bundles, deferred) = (round.bundles, round.deferred);
@@ -89,7 +89,7 @@ fn plan_within(state: &mut State<'_>, budgets: Budgets) -> Plan {
         deferred: deferrals(&before, deferred),
         stuck: stuck(&before),
         summary: summary(&before, state, &after),
-        certificate: certificate(&before, &arrangement),
+        certificate: certificate(&before, &solution),
     }
 }
 
@@ -125,13 +125,13 @@ fn deferrals(state: &State<'_>, mut deferred: Vec<(Step, DeferReason)>) -> Vec<D
 
 fn stuck(state: &State<'_>) -> Vec<Stuck> {
     let mut stuck = Vec::new();
-    for (group, duty) in state.sheet.duty.iter().enumerate() {
-        if let Duty::Stuck(tier) = *duty {
+    for (group, constraint) in state.candidates.constraint.iter().enumerate() {
+        if let Constraint::Stuck(tier) = *constraint {
             stuck.push(Stuck {
                 group: state.index.snapshot.groups[group].id,
-                node: state.index.id(state.sheet.home[group]),
+                node: state.index.id(state.candidates.home[group]),
                 tier,
-                reason: explain::no_target(state.index, group, state.sheet.home[group]),
+                reason: explain::no_target(state.index, group, state.candidates.home[group]),
             });
         }
     }
@@ -150,15 +150,15 @@ fn summary(before: &State<'_>, round: &State<'_>, after: &State<'_>) -> Summary 
         after_round: round.score,
         after: after.score,
         nodes: (0..before.index.nodes()).map(count).collect(),
-        findings: before.sheet.findings.clone(),
+        findings: before.candidates.findings.clone(),
     }
 }
 
-fn certificate(state: &State<'_>, arrangement: &Arrangement) -> Certificate {
+fn certificate(state: &State<'_>, solution: &Solution) -> Certificate {
     let price = |(node, (cost, moves)): &(usize, (u64, i64))| Price {
         node: state.index.id(*node as u32),
         cost: *cost,
         moves: *moves,
     };
-    Certificate { prices: arrangement.prices.iter().map(price).collect() }
+    Certificate { prices: solution.prices.iter().map(price).collect() }
 }

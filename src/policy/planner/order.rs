@@ -4,8 +4,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::arrange::Arrangement;
 use super::plan::Tier;
+use super::solve::Solution;
 use super::state::{State, marginal};
 
 /// A group that is to move. Ordered as moves of a tier should start.
@@ -55,7 +55,7 @@ impl Runs {
 }
 
 /// All moves, in runs of moves that may need each other.
-pub(super) fn runs(before: &State<'_>, after: &State<'_>, how: &Arrangement) -> Runs {
+pub(super) fn runs(before: &State<'_>, after: &State<'_>, how: &Solution) -> Runs {
     let mut steps = steps(before, after, how);
     steps.sort_unstable();
     let singles = steps.partition_point(|step| step.tier < Tier::Spread);
@@ -69,7 +69,7 @@ pub(super) fn runs(before: &State<'_>, after: &State<'_>, how: &Arrangement) -> 
     runs
 }
 
-fn steps(before: &State<'_>, after: &State<'_>, how: &Arrangement) -> Vec<Step> {
+fn steps(before: &State<'_>, after: &State<'_>, how: &Solution) -> Vec<Step> {
     let mut filled = before.counts.clone();
     let mut steps = Vec::new();
     for group in 0..before.place.len() {
@@ -80,7 +80,7 @@ fn steps(before: &State<'_>, after: &State<'_>, how: &Arrangement) -> Vec<Step> 
         filled[to as usize] += 1;
         let fill = marginal(before.index.weight(to), filled[to as usize]);
         let tier = how.tier[group].unwrap_or(Tier::Count);
-        let mild = !before.sheet.home_burden[group].hard;
+        let mild = !before.candidates.home_violation_cost[group].hard;
         steps.push(Step { tier, mild, fill, group: group as u32, from, to });
     }
     steps

@@ -50,9 +50,9 @@ impl Stay {
             Self::UnknownLeader => RejectReason::UnknownLeader,
             Self::LeaderNotLive => RejectReason::LeaderNotLive,
             Self::InFlight { .. } => RejectReason::TransferInProgress,
-            Self::Dwells { .. } => RejectReason::Dwell,
+            Self::CoolDowns { .. } => RejectReason::Dwell,
             Self::NoTarget => RejectReason::NoTarget,
-            Self::AllMuted { .. } => RejectReason::Muted,
+            Self::AllBackedOff { .. } => RejectReason::Muted,
             Self::Deferred { reason, .. } => reason.reason(),
             Self::WouldWorsen { .. } => RejectReason::WouldWorsen,
         }

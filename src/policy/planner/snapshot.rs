@@ -32,7 +32,7 @@ pub struct Snapshot {
     /// Moves under way or not yet confirmed, by rising group; at most one per group.
     pub moves: Vec<LedgerMove>,
     /// Targets that are not to be asked, by rising group and target.
-    pub mutes: Vec<Mute>,
+    pub back_offs: Vec<BackOff>,
 }
 
 /// Limits and tolerances of planning.
@@ -40,9 +40,9 @@ pub struct Snapshot {
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// A group that moved less than this ago is moved only for a violation or a drain.
-    pub dwell_ms: u64,
+    pub cool_down_ms: u64,
     /// A node that is live for less than this takes leaders only from those who must go.
-    pub grace_ms: u64,
+    pub warm_up_ms: u64,
     /// A target may lack at most so many entries. Zero: fully caught up.
     pub max_lag_entries: u64,
     /// Moves of one round at most, those under way included.
@@ -60,8 +60,8 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            dwell_ms: 300_000,
-            grace_ms: 30_000,
+            cool_down_ms: 300_000,
+            warm_up_ms: 30_000,
             max_lag_entries: 0,
             moves_per_round: 512,
             out_per_node: 128,
@@ -201,7 +201,7 @@ impl LedgerMove {
 /// A target that a group's leadership failed to reach and is not sent to for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Mute {
+pub struct BackOff {
     #[serde(with = "super::ids::group")]
     pub group: GroupId,
     #[serde(with = "super::ids::node")]

@@ -67,8 +67,8 @@ impl Label {
 
     fn problem(&self, state: &State<'_>) -> Problem {
         let place_of = |group: &u32| self.number(zone_of(state, state.place[*group as usize]));
-        let home_of = |group: &u32| match state.sheet.may_stay(*group as usize) {
-            true => self.number(zone_of(state, state.sheet.home[*group as usize])),
+        let home_of = |group: &u32| match state.candidates.may_stay(*group as usize) {
+            true => self.number(zone_of(state, state.candidates.home[*group as usize])),
             false => NONE,
         };
         let mut fixed = vec![0; self.zones.len()];
@@ -97,7 +97,7 @@ fn zone_of(state: &State<'_>, node: u32) -> u32 {
 }
 
 fn zones_of(state: &State<'_>, group: u32) -> Vec<u32> {
-    let nodes = state.sheet.allowed.row(group as usize).iter();
+    let nodes = state.candidates.allowed.row(group as usize).iter();
     let mut zones: Vec<u32> = nodes.map(|node| zone_of(state, *node)).collect();
     zones.sort_unstable();
     zones.dedup();
@@ -105,7 +105,7 @@ fn zones_of(state: &State<'_>, group: u32) -> Vec<u32> {
 }
 
 fn best_of_zone(state: &State<'_>, group: usize, zone: u32) -> u32 {
-    let nodes = state.sheet.allowed.row(group).iter().copied();
+    let nodes = state.candidates.allowed.row(group).iter().copied();
     let inside = nodes.filter(|node| zone_of(state, *node) == zone);
     let heat_at = |node| if state.index.load(group) > 0 { heat(state, node) } else { 0 };
     let best =

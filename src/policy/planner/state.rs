@@ -1,8 +1,8 @@
 //! A placement of all leaders and its score, kept up to date move by move. Decides nothing.
 
+use super::candidates::{CandidateTable, ViolationCost};
 use super::index::{Index, NONE};
 use super::plan::Score;
-use super::sheet::{Burden, Sheet};
 
 /// What a node's first leader costs at weight 1. More than the square of the largest weight, and so
 /// costs that differ before rounding differ after it in the same way, or not at all.
@@ -31,11 +31,11 @@ struct Zones {
 }
 
 impl Zones {
-    fn new(index: &Index<'_>, sheet: &Sheet) -> Self {
+    fn new(index: &Index<'_>, candidates: &CandidateTable) -> Self {
         // A label is never in more zones than its groups have places.
         let mut room = vec![0; index.labels];
         for (group, label) in index.label_of.iter().enumerate().filter(|(_, l)| **l != NONE) {
-            room[*label as usize] += 1 + sheet.allowed.row(group).len() as u32;
+            room[*label as usize] += 1 + candidates.allowed.row(group).len() as u32;
         }
         let mut starts = vec![0];
         for room in room {
@@ -70,7 +70,7 @@ impl Zones {
 #[derive(Clone)]
 pub(super) struct State<'a> {
     pub(super) index: &'a Index<'a>,
-    pub(super) sheet: &'a Sheet,
+    pub(super) candidates: &'a CandidateTable,
     /// Per group: where it is led.
     pub(super) place: Vec<u32>,
     /// Per node: how many leaders it has.
@@ -84,21 +84,21 @@ pub(super) struct State<'a> {
 
 impl<'a> State<'a> {
     /// Every group where it is.
-    pub(super) fn at_home(index: &'a Index<'a>, sheet: &'a Sheet) -> Self {
+    pub(super) fn at_home(index: &'a Index<'a>, candidates: &'a CandidateTable) -> Self {
         let nodes = index.nodes();
         let mut state = Self {
             index,
-            sheet,
+            candidates,
             place: vec![NONE; index.groups()],
             counts: vec![0; nodes],
             loads: vec![0; nodes],
             comfort: vec![u64::MAX; nodes],
             score: Score::default(),
-            zones: Zones::new(index, sheet),
+            zones: Zones::new(index, candidates),
         };
         for group in 0..index.groups() {
-            if sheet.home[group] != NONE {
-                state.arrive(group, sheet.home[group]);
+            if candidates.home[group] != NONE {
+                state.arrive(group, candidates.home[group]);
             }
         }
         state.comfort = super::load::limits(&state, super::load::Limit::Comfort);
@@ -164,20 +164,20 @@ impl<'a> State<'a> {
         load.saturating_sub(self.comfort[node])
     }
 
-    fn burden(&self, group: usize, node: u32) -> Burden {
-        if node == self.sheet.home[group] {
-            return self.sheet.home_burden[group];
+    fn violation_cost(&self, group: usize, node: u32) -> ViolationCost {
+        if node == self.candidates.home[group] {
+            return self.candidates.home_violation_cost[group];
         }
-        Burden { rank: self.sheet.target_rank[group], ..Burden::default() }
+        ViolationCost { rank: self.candidates.target_rank[group], ..ViolationCost::default() }
     }
 
     fn leave(&mut self, group: usize) {
         let node = self.place[group];
-        let burden = self.burden(group, node);
-        self.score.hard -= u64::from(burden.hard);
-        self.score.soft -= u64::from(burden.soft);
-        self.score.displaced -= u64::from(burden.displaced);
-        self.score.rank -= u64::from(burden.rank);
+        let violation_cost = self.violation_cost(group, node);
+        self.score.hard -= u64::from(violation_cost.hard);
+        self.score.soft -= u64::from(violation_cost.soft);
+        self.score.displaced -= u64::from(violation_cost.displaced);
+        self.score.rank -= u64::from(violation_cost.rank);
         self.score.count -= self.last_cost(node);
         let at = node as usize;
         let left = self.loads[at] - self.index.load(group);
@@ -193,11 +193,11 @@ impl<'a> State<'a> {
     }
 
     fn arrive(&mut self, group: usize, node: u32) {
-        let burden = self.burden(group, node);
-        self.score.hard += u64::from(burden.hard);
-        self.score.soft += u64::from(burden.soft);
-        self.score.displaced += u64::from(burden.displaced);
-        self.score.rank += u64::from(burden.rank);
+        let violation_cost = self.violation_cost(group, node);
+        self.score.hard += u64::from(violation_cost.hard);
+        self.score.soft += u64::from(violation_cost.soft);
+        self.score.displaced += u64::from(violation_cost.displaced);
+        self.score.rank += u64::from(violation_cost.rank);
         self.score.count += self.next_cost(node);
         let at = node as usize;
         let more = self.loads[at] + self.index.load(group);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use shardhost_storage::NodeId;
 
 use super::index::{Fitness, Index, Standing};
-use super::snapshot::{Group, Mute, Place, Voter};
+use super::snapshot::{BackOff, Group, Place, Voter};
 use crate::utc::Utc;
 
 /// What speaks against a voter's node as a target, the most lasting reason first.
@@ -83,15 +83,16 @@ pub(super) fn contradicts(preference: &[Place]) -> bool {
     (1..preference.len()).any(|at| preference[..at].contains(&preference[at]))
 }
 
-/// The mutes of a group, if there are any.
-pub(super) fn mutes_of<'a>(index: &Index<'a>, group: &Group) -> &'a [Mute] {
-    let mutes = &index.snapshot.mutes;
-    if mutes.is_empty() {
-        return mutes;
+/// The back_offs of a group, if there are any.
+pub(super) fn back_offs_of<'a>(index: &Index<'a>, group: &Group) -> &'a [BackOff] {
+    let back_offs = &index.snapshot.back_offs;
+    if back_offs.is_empty() {
+        return back_offs;
     }
-    let start = mutes.partition_point(|mute| mute.group < group.id);
-    let length = mutes[start..].iter().take_while(|mute| mute.group == group.id).count();
-    &mutes[start..start + length]
+    let start = back_offs.partition_point(|back_off| back_off.group < group.id);
+    let length =
+        back_offs[start..].iter().take_while(|back_off| back_off.group == group.id).count();
+    &back_offs[start..start + length]
 }
 
 /// What speaks against a voter as the target of its group.
@@ -99,10 +100,10 @@ pub(super) fn judge(
     index: &Index<'_>,
     group: usize,
     voter: &Voter,
-    mutes: &[Mute],
+    back_offs: &[BackOff],
 ) -> (Option<u32>, TargetVerdict) {
     let Some(node) = index.live_node(voter.node) else { return (None, TargetVerdict::NotLive) };
-    (Some(node), judge_live(index, group, node, voter, mutes))
+    (Some(node), judge_live(index, group, node, voter, back_offs))
 }
 
 fn judge_live(
@@ -110,7 +111,7 @@ fn judge_live(
     group: usize,
     node: u32,
     voter: &Voter,
-    mutes: &[Mute],
+    back_offs: &[BackOff],
 ) -> TargetVerdict {
     let fitness = index.fitness(group, node);
     let standing = index.standing[node as usize];
@@ -125,7 +126,7 @@ fn judge_live(
     if let Some(verdict) = judge_log(index, voter) {
         return verdict;
     }
-    if let Some(until_ms) = muted_until(index, voter, mutes) {
+    if let Some(until_ms) = backed_off_until(index, voter, back_offs) {
         return TargetVerdict::Muted { until_ms };
     }
     match (fitness, standing) {
@@ -145,9 +146,9 @@ fn judge_log(index: &Index<'_>, voter: &Voter) -> Option<TargetVerdict> {
     }
 }
 
-fn muted_until(index: &Index<'_>, voter: &Voter, mutes: &[Mute]) -> Option<u64> {
-    let mute = mutes.iter().find(|mute| mute.target == voter.node)?;
-    (mute.until_ms > index.snapshot.now_ms).then_some(mute.until_ms)
+fn backed_off_until(index: &Index<'_>, voter: &Voter, back_offs: &[BackOff]) -> Option<u64> {
+    let back_off = back_offs.iter().find(|back_off| back_off.target == voter.node)?;
+    (back_off.until_ms > index.snapshot.now_ms).then_some(back_off.until_ms)
 }
 
 impl fmt::Display for TargetVerdict {

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardhost_groups::{GroupId, GroupStatus, NodeId};
 
 use super::host::Host;
-use super::seat::Seat;
-use super::shape::{DWELL_MS, GRACE_MS};
+use super::planner_instance::PlannerInstance;
+use super::shape::{COOL_DOWN_MS, WARM_UP_MS};
 use super::world::Desk;
 use crate::executor::{
-    Answer, Ending, Epoch, Mode, Order, OrderRefusal, Round, Stop, Ticket, replay,
+    Answer, Epoch, Mode, MoveOutcome, Order, OrderRefusal, Round, Stop, Ticket, replay,
 };
 use crate::inputs::clock::REPORT_TIMEOUT;
 use crate::planner::{self, Tier};
@@ -104,7 +104,12 @@ impl Checks {
     }
 
     /// After each round of a planner.
-    pub(super) fn round(&mut self, seat: &Seat, round: &Round, now_ms: u64) -> Result<(), String> {
+    pub(super) fn round(
+        &mut self,
+        planner_instance: &PlannerInstance,
+        round: &Round,
+        now_ms: u64,
+    ) -> Result<(), String> {
         self.rounds += 1;
         self.coverage.held_rounds += u64::from(round.hold.is_some());
         let looks = self.rounds.is_multiple_of(ASK_ALL_EVERY);
@@ -115,20 +120,25 @@ impl Checks {
         if looks {
             replay(made).map_err(|error| error.to_string())?;
             for group in &made.snapshot.groups {
-                self.answers(seat, group.id, now_ms)?;
+                self.answers(planner_instance, group.id, now_ms)?;
             }
         }
         let nobody = GroupId::new(u64::MAX);
         let at = self.rounds as usize % made.snapshot.groups.len().max(1);
         let one = made.snapshot.groups.get(at).map_or(nobody, |group| group.id);
-        self.answers(seat, one, now_ms)?;
-        self.answers(seat, nobody, now_ms)
+        self.answers(planner_instance, one, now_ms)?;
+        self.answers(planner_instance, nobody, now_ms)
     }
 
     /// Every group has a specific answer.
-    fn answers(&mut self, seat: &Seat, group: GroupId, now_ms: u64) -> Result<(), String> {
+    fn answers(
+        &mut self,
+        planner_instance: &PlannerInstance,
+        group: GroupId,
+        now_ms: u64,
+    ) -> Result<(), String> {
         self.coverage.answers += 1;
-        let why = seat.executor.why(group, now_ms);
+        let why = planner_instance.executor.why(group, now_ms);
         let empty = why.answer == Answer::AsPlanned && why.explanation.is_none();
         demand(!empty && !why.to_string().is_empty(), || format!("no answer: {why:?}"))
     }
@@ -145,8 +155,8 @@ impl Checks {
         demand(mode == Mode::On && stopped.is_none(), || {
             format!("a planner hears {mode} {stopped:?}, and starts {order:?}")
         })?;
-        demand(now_ms >= began_ms + GRACE_MS, || {
-            format!("a planner that began at {began_ms} is in its grace, and starts {order:?}")
+        demand(now_ms >= began_ms + WARM_UP_MS, || {
+            format!("a planner that began at {began_ms} is in its warm_up, and starts {order:?}")
         })?;
         self.issued.insert(order.ticket, now_ms);
         self.rests(order, now_ms, hosts)
@@ -167,7 +177,7 @@ impl Checks {
         let known = told || (same_life && reported.is_some_and(|asked| *asked >= last.at_ms));
         // A report has the age of a move, and is as old as its way took.
         let slack = if told { 0 } else { REPORT_TIMEOUT.as_millis() as u64 };
-        let rested = now_ms + slack >= last.at_ms + DWELL_MS;
+        let rested = now_ms + slack >= last.at_ms + COOL_DOWN_MS;
         demand(order.tier <= Tier::Displaced || !known || rested, || {
             format!("{order:?} moves again {} ms after {last:?}", now_ms - last.at_ms)
         })
@@ -207,13 +217,19 @@ impl Checks {
     }
 
     /// A planner receives the outcome of an order. Orders that it gave up before do not concern it.
-    pub(super) fn answered(&mut self, order: &Order, ending: Ending, now_ms: u64, answer_ms: u64) {
+    pub(super) fn answered(
+        &mut self,
+        order: &Order,
+        outcome: MoveOutcome,
+        now_ms: u64,
+        answer_ms: u64,
+    ) {
         let issued = self.issued.get(&order.ticket).copied().unwrap_or(0);
-        match ending {
-            Ending::Moved { .. } if now_ms < issued + answer_ms => {
+        match outcome {
+            MoveOutcome::Moved { .. } if now_ms < issued + answer_ms => {
                 self.confirmed.insert(order.ticket);
             }
-            Ending::Failed { .. } => self.coverage.failed += 1,
+            MoveOutcome::Failed { .. } => self.coverage.failed += 1,
             _ => {}
         }
     }

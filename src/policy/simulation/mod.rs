@@ -9,7 +9,7 @@
 //! | where | what |
 //! |---|---|
 //! | `world` | the clock, and what happens at a time |
-//! | `seat`, `host`, `orders` | a planner and its rounds; a host; orders, from planner to group and back |
+//! | `planner_instance`, `host`, `orders` | a planner and its rounds; a host; orders, from planner to group and back |
 //! | `faults` | what goes wrong, how often, and how it ends |
 //! | `checks`, `watch` | what planners and hosts must keep to; who may be elected, and how often |
 //! | `settled` | whether a cluster came to the best it can come to, and stays there |
@@ -22,9 +22,9 @@ mod checks;
 mod faults;
 mod host;
 mod orders;
+mod planner_instance;
 mod sabotage;
 mod scenarios;
-mod seat;
 mod settled;
 mod shape;
 mod watch;
@@ -128,10 +128,10 @@ fn complaint(sabotage: Sabotage) -> Option<(u64, String)> {
 #[test]
 fn every_check_can_fail() {
     for (sabotage, words) in [
-        (Sabotage::NoDwell, "moves again"),
+        (Sabotage::NoCoolDown, "moves again"),
         (Sabotage::IgnoreStop, "and starts"),
-        (Sabotage::NoGrace, "its grace"),
-        (Sabotage::MuteForADay, "not at rest"),
+        (Sabotage::NoWarmUp, "its warm_up"),
+        (Sabotage::BackOffForADay, "not at rest"),
         (Sabotage::IgnoreEpoch, "heard epoch"),
         (Sabotage::RepeatReports, "not at rest"),
         (Sabotage::DeafCore, "without"),
@@ -159,7 +159,7 @@ fn a_seed_replays_exactly() {
     for seed in [1, 7, 23] {
         let [one, other] = [(); 2].map(|()| {
             let (outcome, world) = run(seed, Sabotage::Nothing, Finale::Short);
-            let plan = world.planner().and_then(|seat| seat.made.clone());
+            let plan = world.planner().and_then(|planner_instance| planner_instance.made.clone());
             (outcome, world.cluster.now(), world.cluster.fingerprint(), plan)
         });
         assert_eq!(one, other, "seed {seed}");

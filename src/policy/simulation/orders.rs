@@ -5,32 +5,32 @@ use shardhost_groups::{GroupStatus, NodeId, RejectReason};
 
 use super::host::{Progress, Running};
 use super::world::{Desk, Event, World};
-use crate::executor::{Ending, Order, OrderRefusal, Standing};
-use crate::inputs::moves::{LONGEST, MAX_LAG, ending_of, reason_of, standing_of};
+use crate::executor::{MoveOutcome, Order, OrderRefusal, Standing};
+use crate::inputs::moves::{LONGEST, MAX_LAG, outcome_of, reason_of, standing_of};
 
 impl World {
     /// No host was reached; the planner's host may notice.
     pub(super) fn order_is_lost(&mut self, by: Desk, order: Order) {
         if self.chance.per_mille(500) {
-            let ending = Ending::Failed { reason: RejectReason::LeaderUnreachable };
+            let outcome = MoveOutcome::Failed { reason: RejectReason::LeaderUnreachable };
             let late = self.chance.between(100, 1_500);
-            self.after(late, Event::Answered { to: by, order, ending });
+            self.after(late, Event::Answered { to: by, order, outcome });
         }
     }
 
     pub(super) fn ordered(&mut self, by: Desk, order: Order) -> Result<(), String> {
         if !self.hosts[&order.from].serves() {
-            self.answer(by, order, Ending::Failed { reason: RejectReason::LeaderUnreachable });
+            self.answer(by, order, MoveOutcome::Failed { reason: RejectReason::LeaderUnreachable });
             return Ok(());
         }
         let Some(status) = self.cluster.status(order.from, order.group).cloned() else {
             let moved = Err((RejectReason::NotLeader, "the group is not here".to_owned()));
-            self.answer(by, order, ending_of(moved));
+            self.answer(by, order, outcome_of(moved));
             return Ok(());
         };
         if let Err(refusal) = self.admit(by, &order, &status) {
             self.checks.refused(&refusal);
-            self.answer(by, order, ending_of(Err((reason_of(&refusal), refusal.to_string()))));
+            self.answer(by, order, outcome_of(Err((reason_of(&refusal), refusal.to_string()))));
             return Ok(());
         }
         self.checks.admitted(&self.hosts[&order.from], &order, &status)?;
@@ -114,15 +114,15 @@ impl World {
             host.memory.note_moved(order.group, now);
             self.checks.moved(&order, host.life, now_ms);
         }
-        self.answer(planner, order, ending_of(moved));
+        self.answer(planner, order, outcome_of(moved));
     }
 
     /// Reports to a planner, if the message arrives.
-    fn answer(&mut self, to: Desk, order: Order, ending: Ending) {
+    fn answer(&mut self, to: Desk, order: Order, outcome: MoveOutcome) {
         match self.travel(order.from, to.node) {
-            Some(delay) => self.after(delay, Event::Answered { to, order, ending }),
+            Some(delay) => self.after(delay, Event::Answered { to, order, outcome }),
             None if self.chance.per_mille(500) => {
-                self.after(1_000, Event::Answered { to, order, ending: Ending::Unknown });
+                self.after(1_000, Event::Answered { to, order, outcome: MoveOutcome::Unknown });
             }
             None => {}
         }
@@ -133,16 +133,23 @@ impl World {
         &mut self,
         to: Desk,
         order: Order,
-        ending: Ending,
+        outcome: MoveOutcome,
     ) -> Result<(), String> {
         let now_ms = self.planner_clock(to.node);
-        let Some(seat) =
-            self.seats.get_mut(&to.node).filter(|seat| seat.executor.epoch() == to.epoch)
+        let Some(planner_instance) = self
+            .seats
+            .get_mut(&to.node)
+            .filter(|planner_instance| planner_instance.executor.epoch() == to.epoch)
         else {
             return Ok(());
         };
-        seat.executor.ended(order.ticket, now_ms, ending);
-        self.checks.answered(&order, ending, now_ms, seat.executor.settings().answer_ms);
+        planner_instance.executor.ended(order.ticket, now_ms, outcome);
+        self.checks.answered(
+            &order,
+            outcome,
+            now_ms,
+            planner_instance.executor.settings().answer_ms,
+        );
         self.send_orders(to)
     }
 }

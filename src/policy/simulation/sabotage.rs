@@ -4,19 +4,19 @@ use shardhost_proto::system as wire;
 
 use super::host::Host;
 use super::shape::Shape;
-use crate::executor::{Backoff, ExecutorSettings, OrderRefusal};
+use crate::executor::{BackOffSettings, ExecutorSettings, OrderRefusal};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sabotage {
     Nothing,
     /// The planner lets groups rest for no time.
-    NoDwell,
+    NoCoolDown,
     /// The planner ignores a kill switch.
     IgnoreStop,
     /// A fresh planner begins at once.
-    NoGrace,
+    NoWarmUp,
     /// A target that failed once is left alone for a day.
-    MuteForADay,
+    BackOffForADay,
     /// Each measurement of load is taken for the truth.
     BelieveNoise,
     /// Hosts obey planners that were replaced.
@@ -38,10 +38,11 @@ pub(super) enum Sabotage {
 impl Sabotage {
     pub(super) fn settings(self, mut settings: ExecutorSettings) -> ExecutorSettings {
         match self {
-            Self::NoDwell => settings.planner.dwell_ms = 0,
-            Self::NoGrace => (settings.grace_ms, settings.grace_longest_ms) = (0, 0),
-            Self::MuteForADay => {
-                settings.mute = Backoff { first_ms: 86_400_000, longest_ms: 86_400_000 };
+            Self::NoCoolDown => settings.planner.cool_down_ms = 0,
+            Self::NoWarmUp => (settings.warm_up_ms, settings.warm_up_longest_ms) = (0, 0),
+            Self::BackOffForADay => {
+                settings.back_off =
+                    BackOffSettings { first_ms: 86_400_000, longest_ms: 86_400_000 };
             }
             Self::BelieveNoise => {
                 settings.planner.load_tolerance_percent = 1;

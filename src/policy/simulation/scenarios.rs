@@ -73,7 +73,9 @@ fn a_group_that_nobody_may_lead_is_repaired_by_a_new_member() {
         }
         let leads = |id: &NodeId| world.cluster.status(*id, GROUP).is_some_and(|s| s.is_leader());
         let leader = world.cluster.node_ids().into_iter().find(leads).ok_or("nobody leads")?;
-        let why = world.planner().map(|seat| seat.executor.why(GROUP, world.clock()).to_string());
+        let why = world.planner().map(|planner_instance| {
+            planner_instance.executor.why(GROUP, world.clock()).to_string()
+        });
         if !why.as_ref().is_some_and(|why| why.contains("INCAPABLE")) {
             return Err(format!("the planner says {why:?}"));
         }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use shardhost_groups::NodeId;
 
 use super::checks::demand;
-use super::seat::Seat;
+use super::planner_instance::PlannerInstance;
 use super::world::World;
 use crate::catalog::SYSTEM_GROUP;
 use crate::catalog::View;
 use crate::executor::{Answer, Hold, Mode};
-use crate::inputs::facts::{Facts, Gathered};
+use crate::inputs::planner_inputs::{Gathered, PlannerInputs};
 use crate::inputs::report::{Memory, Speaker};
 use crate::planner::{Snapshot, check, plan};
 
@@ -47,15 +47,17 @@ impl World {
     }
 
     /// Who plans, if that is one alone.
-    pub(super) fn planner(&self) -> Option<&Seat> {
+    pub(super) fn planner(&self) -> Option<&PlannerInstance> {
         let mut seats = self.seats.values();
         seats.next().filter(|_| seats.next().is_none())
     }
 
     /// What there still is to do, if anything.
     fn unrest(&self) -> Option<String> {
-        let Some(seat) = self.planner() else { return Some("not one planner".to_owned()) };
-        let status = seat.executor.status(self.clock());
+        let Some(planner_instance) = self.planner() else {
+            return Some("not one planner".to_owned());
+        };
+        let status = planner_instance.executor.status(self.clock());
         let Some(last) = &status.plan else { return Some("nothing is planned".to_owned()) };
         match status.hold {
             // Nothing changes, so no round follows at once.
@@ -64,29 +66,29 @@ impl World {
         }
         let left = last.moves + last.deferred + status.in_flight + status.unconfirmed;
         if left > 0 {
-            return Some(format!("{left} moves are left: {}", self.waiting(seat)));
+            return Some(format!("{left} moves are left: {}", self.waiting(planner_instance)));
         }
         let served = || self.groups_are_served().and_then(|()| self.drains_say_why());
-        self.better(seat).or_else(|| served().err())
+        self.better(planner_instance).or_else(|| served().err())
     }
 
     /// What keeps the moves that are left.
-    fn waiting(&self, seat: &Seat) -> String {
-        let answers = self.groups.iter().map(|id| seat.executor.why(*id, self.clock()));
+    fn waiting(&self, planner_instance: &PlannerInstance) -> String {
+        let answers = self.groups.iter().map(|id| planner_instance.executor.why(*id, self.clock()));
         let waiting = answers.filter(|why| why.answer != Answer::AsPlanned);
         waiting.map(|why| why.to_string()).collect::<Vec<_>>().join("\n")
     }
 
     /// What a planner would do that sees everything as it is and remembers nothing.
-    fn better(&self, seat: &Seat) -> Option<String> {
-        let made = seat.made.as_ref()?;
+    fn better(&self, planner_instance: &PlannerInstance) -> Option<String> {
+        let made = planner_instance.made.as_ref()?;
         let mut truth = match self.truth()?.canonicalise() {
             Ok(truth) => truth,
             Err(error) => return Some(error.to_string()),
         };
         truth.now_ms = self.clock();
         truth.settings = made.snapshot.settings.clone();
-        (truth.settings.dwell_ms, truth.settings.grace_ms) = (0, 0);
+        (truth.settings.cool_down_ms, truth.settings.warm_up_ms) = (0, 0);
         let loads: BTreeMap<_, _> =
             made.snapshot.groups.iter().map(|group| (group.id, group.load)).collect();
         for group in &mut truth.groups {
@@ -114,15 +116,19 @@ impl World {
             let statuses = self.groups.iter().filter_map(|id| self.cluster.status(*node, *id));
             (*node, Memory::default().report(speaker, statuses, 0, self.instant()))
         });
-        let mut facts = Facts::default();
-        facts.look_who_is_alive(&live, self.clock());
-        facts.take_in(Gathered { view, asked_ms: self.clock(), reports: reports.collect() });
-        Some(facts.observation(self.clock(), (Mode::On, None))?.snapshot)
+        let mut planner_inputs = PlannerInputs::default();
+        planner_inputs.look_who_is_alive(&live, self.clock());
+        planner_inputs.take_in(Gathered {
+            view,
+            asked_ms: self.clock(),
+            reports: reports.collect(),
+        });
+        Some(planner_inputs.observation(self.clock(), (Mode::On, None))?.snapshot)
     }
 
     /// Where a drained node leads all the same, the plan explains why no other can.
     fn drains_say_why(&self) -> Result<(), String> {
-        let made = self.planner().and_then(|seat| seat.made.as_ref());
+        let made = self.planner().and_then(|planner_instance| planner_instance.made.as_ref());
         let Some(made) = made else { return Err("nobody plans".to_owned()) };
         for node in self.cluster.node_ids() {
             let leads = |id: &&shardhost_groups::GroupId| {

@@ -7,12 +7,12 @@ use shardhost_groups::worker::Advert;
 use shardhost_groups::{GroupId, NodeId, Requirement};
 use shardhost_testing::simulation::{Chance, Shape as ClusterShape};
 
-use crate::executor::{Backoff, ExecutorSettings};
+use crate::executor::{BackOffSettings, ExecutorSettings};
 
 /// How long a group rests.
-pub(super) const DWELL_MS: u64 = 6_000;
+pub(super) const COOL_DOWN_MS: u64 = 6_000;
 /// How long a fresh planner moves nothing, at least.
-pub(super) const GRACE_MS: u64 = 2_000;
+pub(super) const WARM_UP_MS: u64 = 2_000;
 
 /// A cluster at its beginning.
 #[derive(Clone, Debug)]
@@ -96,16 +96,16 @@ pub(super) fn any_requirement(chance: &mut Chance) -> Requirement {
 /// As in production, with shorter times.
 fn settings() -> ExecutorSettings {
     let mut settings = ExecutorSettings {
-        grace_ms: GRACE_MS,
-        grace_longest_ms: 6_000,
+        warm_up_ms: WARM_UP_MS,
+        warm_up_longest_ms: 6_000,
         silent_ms: 5_000,
         expiry_ms: 20_000,
-        mute: Backoff { first_ms: 1_000, longest_ms: 8_000 },
+        back_off: BackOffSettings { first_ms: 1_000, longest_ms: 8_000 },
         ..ExecutorSettings::default()
     };
-    settings.planner.dwell_ms = DWELL_MS;
-    settings.planner.grace_ms = 2_000;
-    settings.breaker.open = Backoff { first_ms: 1_000, longest_ms: 8_000 };
+    settings.planner.cool_down_ms = COOL_DOWN_MS;
+    settings.planner.warm_up_ms = 2_000;
+    settings.breaker.open = BackOffSettings { first_ms: 1_000, longest_ms: 8_000 };
     settings.node_breaker.open = settings.breaker.open;
     settings.load.smoothing_ms = 6_000;
     settings.load.centre_ms = 20_000;

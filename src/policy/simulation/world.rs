@@ -14,15 +14,15 @@ use shardhost_testing::simulation::{Chance, Cluster};
 use super::checks::Checks;
 use super::faults::{Ambush, Fault};
 use super::host::{Host, Version};
+use super::planner_instance::{Answer, PlannerInstance};
 use super::sabotage::Sabotage;
-use super::seat::{Answer, Seat};
 use super::shape::Shape;
 use super::watch::Watch;
 use crate::catalog::SYSTEM_GROUP;
 use crate::catalog::{
     Catalog, Command, Name, NewGroup, NewNode, Operation, PlannerMode, Subject, View,
 };
-use crate::executor::{Ending, Epoch, Order};
+use crate::executor::{Epoch, MoveOutcome, Order};
 
 /// Between two looks of hosts at themselves.
 const LOOK_MS: u64 = 25;
@@ -52,7 +52,7 @@ pub(super) enum Event {
     GatherEnds { desk: Desk, asked_ms: u64 },
     Ordered { by: Desk, order: Order },
     Admitted { by: Desk, order: Order, life: Option<u64> },
-    Answered { to: Desk, order: Order, ending: Ending },
+    Answered { to: Desk, order: Order, outcome: MoveOutcome },
     Heard { host: NodeId, life: Option<u64>, view: Arc<View> },
     Fault(Fault),
     NextFault,
@@ -64,7 +64,7 @@ pub(super) struct World {
     pub(super) shape: Shape,
     pub(super) groups: Vec<GroupId>,
     pub(super) hosts: BTreeMap<NodeId, Host>,
-    pub(super) seats: BTreeMap<NodeId, Seat>,
+    pub(super) seats: BTreeMap<NodeId, PlannerInstance>,
     pub(super) checks: Checks,
     pub(super) watch: Watch,
     pub(super) sabotage: Sabotage,
@@ -238,7 +238,7 @@ impl World {
             Event::GatherEnds { desk, asked_ms } => self.gather_ends(desk, asked_ms),
             Event::Ordered { by, order } => self.ordered(by, order),
             Event::Admitted { by, order, life } => self.admitted(by, order, life),
-            Event::Answered { to, order, ending } => self.answered(to, order, ending),
+            Event::Answered { to, order, outcome } => self.answered(to, order, outcome),
             Event::Heard { host, life, view } => {
                 if let Some(host) = self.hosts.get_mut(&host).filter(|host| host.life == life) {
                     host.view = Some(view);
@@ -276,7 +276,8 @@ impl World {
         let status = self.cluster.status(node, SYSTEM_GROUP);
         let leads = status.filter(|status| status.is_leader() && status.serving);
         let epoch = leads.map(|status| Epoch::new(status.term.get()));
-        let seated = self.seats.get(&node).map(|seat| seat.executor.epoch());
+        let seated =
+            self.seats.get(&node).map(|planner_instance| planner_instance.executor.epoch());
         let serves = self.hosts[&node].serves();
         let Some(epoch) = epoch.filter(|_| serves) else {
             self.seats.remove(&node);
@@ -284,9 +285,12 @@ impl World {
         };
         if seated != Some(epoch) {
             let desk = Desk { epoch, node };
-            let seat =
-                Seat::new(desk, (self.instant(), self.time_of_day()), self.shape.settings.clone());
-            self.seats.insert(node, seat);
+            let planner_instance = PlannerInstance::new(
+                desk,
+                (self.instant(), self.time_of_day()),
+                self.shape.settings.clone(),
+            );
+            self.seats.insert(node, planner_instance);
             self.checks.coverage.planners += 1;
             let first = self.chance.between(1, 1_000);
             self.after(first, Event::Round(desk));

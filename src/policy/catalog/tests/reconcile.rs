@@ -41,7 +41,7 @@ fn a_founder_creates_what_it_does_not_hold() {
     assert_eq!(*reason, Reason::Founder { founded: revision(4) });
     let follows = [(7, held(0, HeldState::Follows))];
     assert_eq!(look(&catalog, &follows), Round::default());
-    for state in [HeldState::Creating, HeldState::Failed, HeldState::Ending] {
+    for state in [HeldState::Creating, HeldState::Failed, HeldState::MoveOutcome] {
         assert_eq!(look(&catalog, &[(7, held(0, state))]), Round::default());
     }
 }
@@ -107,7 +107,7 @@ fn an_end_that_was_ordered_destroys_that_life_and_no_other() {
         assert_eq!(*action, Action::Destroy { incarnation: 0 });
         assert_eq!(*reason, Reason::Ordered { since: revision(5) });
     }
-    for state in [HeldState::Creating, HeldState::Ending, HeldState::Gone] {
+    for state in [HeldState::Creating, HeldState::MoveOutcome, HeldState::Gone] {
         assert_eq!(look(&catalog, &[(7, held(0, state))]), Round::default());
     }
     let later = look(&catalog, &[(7, held(1, HeldState::Follows))]);

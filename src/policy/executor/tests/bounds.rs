@@ -1,11 +1,11 @@
 //! Nothing grows without end.
 
-use super::super::{Bounds, Ending, ExecutorSettings};
+use super::super::{Bounds, ExecutorSettings, MoveOutcome};
 use super::build::{Desk, all_on_one, gid};
 use shardhost_groups::RejectReason;
 
 fn bounded(bounds: Bounds) -> Desk {
-    let settings = ExecutorSettings { grace_ms: 0, bounds, ..ExecutorSettings::default() };
+    let settings = ExecutorSettings { warm_up_ms: 0, bounds, ..ExecutorSettings::default() };
     Desk::with(2, all_on_one(40, &[1, 2]), settings)
 }
 
@@ -16,7 +16,7 @@ fn a_full_ledger_starts_nothing_until_moves_are_confirmed() {
     let orders = desk.orders();
     assert_eq!(orders.len(), 3);
     for order in &orders {
-        desk.executor.ended(order.ticket, desk.now, Ending::Moved { stalled_ms: 1 });
+        desk.executor.ended(order.ticket, desk.now, MoveOutcome::Moved { stalled_ms: 1 });
     }
     assert_eq!(desk.orders(), []);
     let why = desk.executor.why(gid(20), desk.now).to_string();
@@ -27,12 +27,12 @@ fn a_full_ledger_starts_nothing_until_moves_are_confirmed() {
 
 #[test]
 fn the_mute_that_ends_first_makes_room_for_another() {
-    let mut desk = bounded(Bounds { mutes: 4, ..Bounds::default() });
+    let mut desk = bounded(Bounds { back_offs: 4, ..Bounds::default() });
     desk.plan();
     for order in desk.orders() {
         desk.fail(&order, RejectReason::Refused);
     }
-    assert_eq!(desk.executor.status(desk.now).mutes, 4);
+    assert_eq!(desk.executor.status(desk.now).back_offs, 4);
 }
 
 #[test]

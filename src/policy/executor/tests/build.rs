@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardhost_groups::RejectReason;
 use shardhost_storage::{GroupId, NodeId};
 
-use super::super::{Ending, Epoch, Executor, ExecutorSettings, Mode, Observation};
+use super::super::{Epoch, Executor, ExecutorSettings, Mode, MoveOutcome, Observation};
 use super::super::{Order, Round, Stop, StopScope};
 use crate::planner::{Group, Node, Plan, Requirement, Snapshot, Voter};
 
@@ -68,9 +68,9 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    /// A desk whose grace is over. Rounds see everything as it is.
+    /// A desk whose warm_up is over. Rounds see everything as it is.
     pub(super) fn new(nodes: u64, groups: Vec<Group>) -> Self {
-        Self::with(nodes, groups, ExecutorSettings { grace_ms: 0, ..ExecutorSettings::default() })
+        Self::with(nodes, groups, ExecutorSettings { warm_up_ms: 0, ..ExecutorSettings::default() })
     }
 
     pub(super) fn with(nodes: u64, groups: Vec<Group>, settings: ExecutorSettings) -> Self {
@@ -125,11 +125,11 @@ impl Desk {
         group.leader = Some(order.to);
         group.term += 1;
         group.moved_at_ms = Some(now);
-        self.executor.ended(order.ticket, now, Ending::Moved { stalled_ms: 3 });
+        self.executor.ended(order.ticket, now, MoveOutcome::Moved { stalled_ms: 3 });
     }
 
     pub(super) fn fail(&mut self, order: &Order, reason: RejectReason) {
-        self.executor.ended(order.ticket, self.now, Ending::Failed { reason });
+        self.executor.ended(order.ticket, self.now, MoveOutcome::Failed { reason });
     }
 
     /// Carries everything out that starts at this time.

@@ -1,4 +1,4 @@
-//! Off, shadow, on, the kill switch, and the grace of a fresh executor.
+//! Off, shadow, on, the kill switch, and the warm_up of a fresh executor.
 
 use super::super::{Answer, ExecutorSettings, Hold, Mode, NoPlan};
 use super::build::{Desk, START, all_on_one, gid, id, stop};
@@ -46,7 +46,7 @@ fn after_the_kill_switch_nothing_starts_and_what_is_under_way_ends() {
         desk.executor.epoch(),
         START,
         ExecutorSettings {
-            grace_ms: 0,
+            warm_up_ms: 0,
             window: super::super::WindowSettings { first: 2, least: 2, most: 2 },
             ..ExecutorSettings::default()
         },
@@ -91,7 +91,7 @@ fn a_fresh_executor_moves_nothing_until_its_grace_is_over() {
         assert_eq!(desk.plan().moves.len(), 6);
         assert_eq!(desk.orders(), []);
     }
-    assert!(matches!(desk.executor.status(desk.now).hold, Some(Hold::Grace { .. })));
+    assert!(matches!(desk.executor.status(desk.now).hold, Some(Hold::WarmUp { .. })));
     desk.plan();
     assert_eq!(desk.orders().len(), 6);
 }

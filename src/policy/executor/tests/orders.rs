@@ -1,6 +1,6 @@
 //! Which orders start, in which order, and what is remembered of them.
 
-use super::super::{Ending, Epoch, ExecutorSettings, Ticket};
+use super::super::{Epoch, ExecutorSettings, MoveOutcome, Ticket};
 use super::build::{Desk, all_on_one, gid, group, id};
 use shardhost_groups::RejectReason;
 
@@ -39,12 +39,12 @@ fn steps_of_a_bundle_start_one_after_the_other() {
 
 #[test]
 fn the_rest_of_a_bundle_does_not_follow_a_step_that_failed() {
-    for ending in [Ending::Failed { reason: RejectReason::Refused }, Ending::Unknown] {
+    for outcome in [MoveOutcome::Failed { reason: RejectReason::Refused }, MoveOutcome::Unknown] {
         let mut desk = chain();
         desk.plan();
         let first = desk.orders()[0];
-        desk.executor.ended(first.ticket, desk.now, ending);
-        assert_eq!(desk.orders(), [], "{ending:?}");
+        desk.executor.ended(first.ticket, desk.now, outcome);
+        assert_eq!(desk.orders(), [], "{outcome:?}");
     }
 }
 
@@ -88,7 +88,7 @@ fn a_move_counts_as_done_until_both_ends_reported_after_its_end() {
     desk.plan();
     let order = desk.orders()[0];
     // Reports of the past are seen in the next rounds: the leader that was is the leader still.
-    desk.executor.ended(order.ticket, desk.now, Ending::Moved { stalled_ms: 1 });
+    desk.executor.ended(order.ticket, desk.now, MoveOutcome::Moved { stalled_ms: 1 });
     desk.silent.insert(id(2), desk.now);
     for _ in 0..5 {
         let plan = desk.plan();
@@ -117,7 +117,7 @@ fn a_move_that_nobody_confirms_is_forgotten_in_the_end() {
     let mut desk = Desk::new(2, all_on_one(2, &[1, 2]));
     desk.plan();
     let order = desk.orders()[0];
-    desk.executor.ended(order.ticket, desk.now, Ending::Moved { stalled_ms: 1 });
+    desk.executor.ended(order.ticket, desk.now, MoveOutcome::Moved { stalled_ms: 1 });
     desk.silent.insert(id(2), desk.now);
     desk.round_after(59_999);
     assert_eq!(desk.executor.status(desk.now).unconfirmed, 1);
@@ -139,7 +139,7 @@ fn an_order_without_an_answer_is_given_up_and_counts_until_reports_are_newer() {
     desk.round_after(1);
     assert_eq!(desk.executor.status(desk.now).unconfirmed, 0);
     // An answer that comes after all this changes nothing but a count.
-    desk.executor.ended(order.ticket, desk.now, Ending::Moved { stalled_ms: 1 });
+    desk.executor.ended(order.ticket, desk.now, MoveOutcome::Moved { stalled_ms: 1 });
     let status = desk.executor.status(desk.now);
     assert_eq!((status.late_answers, status.moved.len()), (1, 0));
 }
@@ -149,7 +149,7 @@ fn an_answer_that_comes_before_the_order_was_given_up_counts_whatever_the_time()
     let mut desk = Desk::new(2, all_on_one(2, &[1, 2]));
     desk.plan();
     let order = desk.orders()[0];
-    desk.executor.ended(order.ticket, desk.now + 60_000, Ending::Moved { stalled_ms: 1 });
+    desk.executor.ended(order.ticket, desk.now + 60_000, MoveOutcome::Moved { stalled_ms: 1 });
     let status = desk.executor.status(desk.now);
     assert_eq!((status.moved[&order.tier], status.late_answers), (1, 0));
 }
@@ -160,7 +160,7 @@ fn a_ticket_of_another_epoch_ends_nothing() {
     desk.plan();
     let order = desk.orders()[0];
     let other = Ticket { epoch: Epoch::new(2), ..order.ticket };
-    desk.executor.ended(other, desk.now, Ending::Moved { stalled_ms: 1 });
+    desk.executor.ended(other, desk.now, MoveOutcome::Moved { stalled_ms: 1 });
     assert_eq!(desk.executor.status(desk.now).in_flight, 1);
 }
 
@@ -205,7 +205,7 @@ fn hidden_move(leader_when_confirmed: Option<u64>) -> Desk {
     desk.plan();
     let order = desk.orders()[0];
     assert_eq!(order.group, gid(1));
-    desk.executor.ended(order.ticket, desk.now, Ending::Unknown);
+    desk.executor.ended(order.ticket, desk.now, MoveOutcome::Unknown);
     (desk.group(1).leader, desk.group(1).term) = (leader_when_confirmed.map(id), 8);
     desk.round_after(10_001);
     assert_eq!(desk.executor.status(desk.now).unconfirmed, 0);
@@ -229,11 +229,11 @@ fn a_move_that_did_not_take_place_is_no_reason_to_rest() {
     let mut desk = Desk::new(2, vec![group(1, 1, &[1, 2]), group(2, 1, &[1])]);
     desk.plan();
     let order = desk.orders()[0];
-    desk.executor.ended(order.ticket, desk.now, Ending::Unknown);
+    desk.executor.ended(order.ticket, desk.now, MoveOutcome::Unknown);
     desk.round_after(9_999);
     assert_eq!(desk.executor.status(desk.now).unconfirmed, 1, "its host may still begin it");
     desk.round_after(2);
-    assert_eq!(desk.orders().len(), 1, "the mute is over, and it is in its old term");
+    assert_eq!(desk.orders().len(), 1, "the back_off is over, and it is in its old term");
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn ten_thousand_groups_on_one_of_three_nodes_are_balanced_within_two_rounds() {
     let mut desk = Desk::with(
         3,
         all_on_one(10_000, &[1, 2, 3]),
-        ExecutorSettings { grace_ms: 0, ..ExecutorSettings::default() },
+        ExecutorSettings { warm_up_ms: 0, ..ExecutorSettings::default() },
     );
     let mut moved = 0;
     for _ in 0..2 {

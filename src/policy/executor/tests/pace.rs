@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::super::breaker::{Bad, Breaker, Scope};
 use super::super::bucket::Bucket;
 use super::super::window::Window;
-use super::super::{Backoff, BreakerSettings, BreakerState, Ending, ExecutorSettings};
+use super::super::{BackOffSettings, BreakerSettings, BreakerState, ExecutorSettings, MoveOutcome};
 use super::super::{End, Hold, Order, Rate, Rates, WindowSettings};
 use super::build::{Desk, all_on_one, id};
 use crate::planner::Tier;
@@ -50,7 +50,7 @@ const BREAKER: BreakerSettings = BreakerSettings {
     of_last: 8,
     least_bad: 4,
     probes: 2,
-    open: Backoff { first_ms: 1_000, longest_ms: 4_000 },
+    open: BackOffSettings { first_ms: 1_000, longest_ms: 4_000 },
 };
 
 fn bad() -> Option<Bad> {
@@ -212,7 +212,7 @@ fn a_group_that_stood_still_for_as_long_as_it_may_slows_nobody_down() {
     desk.plan();
     let orders = desk.orders();
     for order in &orders {
-        desk.executor.ended(order.ticket, desk.now, Ending::Moved { stalled_ms: 100 });
+        desk.executor.ended(order.ticket, desk.now, MoveOutcome::Moved { stalled_ms: 100 });
     }
     let status = desk.executor.status(desk.now);
     assert_eq!((status.hold, status.breaker), (None, BreakerState::Closed));
@@ -254,7 +254,7 @@ fn failures_everywhere_open_the_breaker_of_all_moves() {
     desk.plan();
     let orders = desk.orders();
     for order in orders {
-        desk.executor.ended(order.ticket, desk.now, Ending::Moved { stalled_ms: 101 });
+        desk.executor.ended(order.ticket, desk.now, MoveOutcome::Moved { stalled_ms: 101 });
     }
     let Some(Hold::Breaker(state)) = desk.executor.status(desk.now).hold else {
         panic!("{:?}", desk.executor.status(desk.now));
@@ -324,7 +324,7 @@ fn ten_thousand_groups_on_one_node_are_balanced_by_the_second_round() {
 fn moves_of_one_tier_do_not_wait_for_those_of_another() {
     let rate = |burst| Rate { burst, per_second: 0 };
     let rates = Rates { violations: rate(100), wishes: rate(1), balance: rate(2) };
-    let settings = ExecutorSettings { grace_ms: 0, rates, ..ExecutorSettings::default() };
+    let settings = ExecutorSettings { warm_up_ms: 0, rates, ..ExecutorSettings::default() };
     let mut desk = Desk::with(3, all_on_one(30, &[1, 2, 3]), settings);
     desk.plan();
     assert_eq!(desk.orders().len(), 2);

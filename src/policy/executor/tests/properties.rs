@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use shardhost_storage::{GroupId, NodeId};
 
+use super::super::back_offs::BackOffs;
 use super::super::bucket::Bucket;
-use super::super::mutes::Mutes;
 use super::super::queue::Queue;
 use super::super::window::Window;
-use super::super::{Backoff, Rate, WindowSettings};
+use super::super::{BackOffSettings, Rate, WindowSettings};
 use super::build::{gid, id};
 use super::simulation::Chance;
 use crate::planner::{Move, Tier};
@@ -67,20 +67,24 @@ fn mutes_are_in_order_in_force_and_bounded() {
     for seed in 0..SEEDS {
         let mut chance = Chance::new(seed);
         let limit = chance.below(12) as usize;
-        let mut mutes = Mutes::new(Backoff { first_ms: 100, longest_ms: 3_000 }, limit);
+        let mut back_offs =
+            BackOffs::new(BackOffSettings { first_ms: 100, longest_ms: 3_000 }, limit);
         let mut now = 0;
         for _ in 0..400 {
             now += chance.below(100);
             let key = (gid(chance.below(5)), id(chance.between(1, 4)));
             if chance.per_mille(200) {
-                mutes.remove(key);
+                back_offs.remove(key);
             } else {
-                mutes.add(key, None, now);
+                back_offs.add(key, None, now);
             }
-            let force = mutes.in_force(now);
-            assert!(force.len() <= mutes.len() && mutes.len() <= limit, "seed {seed}");
-            assert!(force.is_sorted_by_key(|mute| (mute.group, mute.target)), "seed {seed}");
-            let ends = force.iter().map(|mute| mute.until_ms);
+            let force = back_offs.in_force(now);
+            assert!(force.len() <= back_offs.len() && back_offs.len() <= limit, "seed {seed}");
+            assert!(
+                force.is_sorted_by_key(|back_off| (back_off.group, back_off.target)),
+                "seed {seed}"
+            );
+            let ends = force.iter().map(|back_off| back_off.until_ms);
             assert!(ends.into_iter().all(|end| end > now && end <= now + 3_000), "seed {seed}");
         }
     }

@@ -31,7 +31,7 @@ fn scene() -> Desk {
 fn a_recorded_round_is_what_it_was() {
     let desk = scene();
     let last = desk.executor.recorded().last().expect("a round");
-    assert!(!last.snapshot.mutes.is_empty() && !last.snapshot.moves.is_empty());
+    assert!(!last.snapshot.back_offs.is_empty() && !last.snapshot.moves.is_empty());
     let text = serde_json::to_string_pretty(last).expect("plain data is JSON") + "\n";
     if std::env::var_os("REWRITE").is_some() {
         std::fs::write(file(), &text).expect("a file that can be written");

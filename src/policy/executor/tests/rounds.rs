@@ -1,7 +1,7 @@
 //! Memory from pass to pass: targets that failed.
 
 use super::super::ExecutorSettings;
-use super::super::dwell::Dwell;
+use super::super::cool_down::CoolDown;
 use super::build::{Desk, all_on_one, gid, group, id};
 use crate::planner::{Group, Voter};
 use shardhost_groups::RejectReason;
@@ -44,7 +44,7 @@ fn a_target_that_failed_for_one_group_is_asked_for_others() {
     let plan = desk.plan();
     assert_eq!(plan.moves.len(), 1);
     assert_eq!(plan.moves[0].to, id(2));
-    assert_eq!(desk.executor.status(desk.now).mutes, 1);
+    assert_eq!(desk.executor.status(desk.now).back_offs, 1);
 }
 
 #[test]
@@ -52,9 +52,9 @@ fn a_mute_is_forgotten_after_as_long_again() {
     let mut desk = refused();
     desk.truth.groups.iter_mut().for_each(|group| group.pin = Some(id(1)));
     desk.round_after(9_999);
-    assert_eq!(desk.executor.status(desk.now).mutes, 1);
+    assert_eq!(desk.executor.status(desk.now).back_offs, 1);
     desk.round_after(1);
-    assert_eq!(desk.executor.status(desk.now).mutes, 0);
+    assert_eq!(desk.executor.status(desk.now).back_offs, 0);
 }
 
 /// What may have changed since a target failed, and whether it is news.
@@ -100,17 +100,17 @@ const NEWS: [News; 7] = [
 
 #[test]
 fn news_about_a_target_ends_its_mute_and_nothing_else_does() {
-    for (what, change, mutes) in NEWS {
+    for (what, change, back_offs) in NEWS {
         let mut desk = refused();
         change(&mut desk);
         desk.round_after(1_000);
-        assert_eq!(desk.executor.status(desk.now).mutes, mutes, "{what}");
+        assert_eq!(desk.executor.status(desk.now).back_offs, back_offs, "{what}");
     }
 }
 
 #[test]
 fn what_is_nobodys_fault_mutes_nobody() {
-    for (reason, mutes) in [
+    for (reason, back_offs) in [
         (RejectReason::StaleTerm, 0),
         (RejectReason::LeaderUnreachable, 0),
         (RejectReason::NotCaughtUp, 1),
@@ -119,7 +119,7 @@ fn what_is_nobodys_fault_mutes_nobody() {
         desk.plan();
         let order = desk.orders()[0];
         desk.fail(&order, reason);
-        assert_eq!(desk.executor.status(desk.now).mutes, mutes, "{reason}");
+        assert_eq!(desk.executor.status(desk.now).back_offs, back_offs, "{reason}");
     }
 }
 
@@ -142,37 +142,41 @@ fn a_group_that_goes_another_way_forgets_nothing_of_the_first() {
 }
 
 /// When these groups moved, as far as is remembered at a time.
-fn remembered(dwell: &mut Dwell, now: u64, numbers: std::ops::RangeInclusive<u64>) -> Vec<u64> {
+fn remembered(
+    cool_down: &mut CoolDown,
+    now: u64,
+    numbers: std::ops::RangeInclusive<u64>,
+) -> Vec<u64> {
     let mut groups: Vec<_> = numbers.map(|number| group(number, 1, &[1])).collect();
-    dwell.exchange(&mut groups, now, 100);
+    cool_down.exchange(&mut groups, now, 100);
     groups.iter().filter_map(|group| group.moved_at_ms).collect()
 }
 
 #[test]
 fn the_newest_time_at_which_a_group_moved_is_remembered_while_it_rests() {
-    let mut dwell = Dwell::new(10);
-    dwell.note(gid(1), 50);
-    dwell.note(gid(1), 40);
+    let mut cool_down = CoolDown::new(10);
+    cool_down.note(gid(1), 50);
+    cool_down.note(gid(1), 40);
     // A report knows of a later move, and the next no more of any.
     let mut reported = [Group { moved_at_ms: Some(60), ..group(2, 1, &[1]) }];
-    dwell.exchange(&mut reported, 90, 100);
-    assert_eq!(remembered(&mut dwell, 149, 1..=2), [50, 60]);
-    assert_eq!(remembered(&mut dwell, 150, 1..=2), [60]);
-    assert!(remembered(&mut dwell, 160, 1..=2).is_empty());
+    cool_down.exchange(&mut reported, 90, 100);
+    assert_eq!(remembered(&mut cool_down, 149, 1..=2), [50, 60]);
+    assert_eq!(remembered(&mut cool_down, 150, 1..=2), [60]);
+    assert!(remembered(&mut cool_down, 160, 1..=2).is_empty());
 }
 
 #[test]
 fn the_oldest_move_is_forgotten_for_one_too_many() {
-    let mut dwell = Dwell::new(3);
+    let mut cool_down = CoolDown::new(3);
     for number in 1..=5 {
-        dwell.note(gid(number), 100 - number);
+        cool_down.note(gid(number), 100 - number);
     }
-    assert_eq!(remembered(&mut dwell, 100, 1..=5), [99, 98, 97]);
+    assert_eq!(remembered(&mut cool_down, 100, 1..=5), [99, 98, 97]);
 }
 
 #[test]
 fn a_node_that_does_not_report_is_neither_source_nor_target() {
-    let settings = ExecutorSettings { grace_ms: 0, ..ExecutorSettings::default() };
+    let settings = ExecutorSettings { warm_up_ms: 0, ..ExecutorSettings::default() };
     let mut desk = Desk::with(3, all_on_one(9, &[1, 2, 3]), settings);
     desk.silent.insert(id(2), desk.now);
     desk.round_after(10_000);

@@ -1,6 +1,6 @@
 //! An answer for every group, at every time.
 
-use super::super::{Answer, Ending, Hold, Mode, Wait, WindowSettings};
+use super::super::{Answer, Hold, Mode, MoveOutcome, Wait, WindowSettings};
 use super::super::{Executor, ExecutorSettings};
 use super::build::{Desk, START, all_on_one, gid, group, id, stop};
 use crate::planner::{Outcome, Stay, Tier};
@@ -86,7 +86,7 @@ fn a_move_in_the_grace_time_waits_for_it() {
     let mut desk = Desk::with(2, groups, ExecutorSettings::default());
     desk.plan();
     let (until_ms, longest_ms) = (START + 10_000, START + 60_000);
-    let hold = Hold::Grace { until_ms, longest_ms, silent: Vec::new() };
+    let hold = Hold::WarmUp { until_ms, longest_ms, silent: Vec::new() };
     let waits = Answer::Waits { to: id(2), tier: Tier::Count, wait: Wait::Hold(hold) };
     assert_eq!(answer(&desk, 1), waits);
 }
@@ -102,14 +102,14 @@ fn a_move_goes_through_all_its_answers() {
     assert_eq!(answer(&desk, 1), Answer::UnderWay { ticket, to, since_ms });
     desk.plan();
     assert_eq!(answer(&desk, 1), Answer::UnderWay { ticket, to, since_ms });
-    desk.executor.ended(ticket, desk.now, Ending::Moved { stalled_ms: 1 });
+    desk.executor.ended(ticket, desk.now, MoveOutcome::Moved { stalled_ms: 1 });
     assert_eq!(answer(&desk, 1), Answer::Unconfirmed { ticket, to });
     (desk.group(1).leader, desk.group(1).term) = (Some(to), 8);
     desk.plan();
     assert_eq!(answer(&desk, 1), Answer::AsPlanned);
     let why = desk.executor.why(gid(1), desk.now);
     let outcome = why.explanation.map(|explanation| explanation.outcome);
-    assert!(matches!(outcome, Some(Outcome::Stays(Stay::Dwells { .. }))), "{outcome:?}");
+    assert!(matches!(outcome, Some(Outcome::Stays(Stay::CoolDowns { .. }))), "{outcome:?}");
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn a_move_that_failed_waits_for_the_next_round_and_is_then_muted() {
     desk.plan();
     let why = desk.executor.why(gid(1), desk.now);
     let outcome = why.explanation.map(|explanation| explanation.outcome);
-    assert!(matches!(outcome, Some(Outcome::Stays(Stay::AllMuted { .. }))), "{outcome:?}");
+    assert!(matches!(outcome, Some(Outcome::Stays(Stay::AllBackedOff { .. }))), "{outcome:?}");
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_move_that_waits_for_the_pace_says_for_what() {
     let narrow = |window: u32, node_window: u32| {
         let of = |size| WindowSettings { first: size, least: size, most: size };
         let settings = ExecutorSettings {
-            grace_ms: 0,
+            warm_up_ms: 0,
             window: of(window),
             node_window: of(node_window),
             ..ExecutorSettings::default()

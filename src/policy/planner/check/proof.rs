@@ -110,7 +110,7 @@ impl<'a> Proof<'a> {
     ) -> Result<(), CheckError> {
         for to in choices.iter().filter(|node| **node != at) {
             let cheaper = self.costs(*to).1 < self.costs(at).0;
-            if cheaper && !self.crowds(group, at, *to) && !self.burdens(group, at, *to) {
+            if cheaper && !self.crowds(group, at, *to) && !self.violation_costs(group, at, *to) {
                 return Err(CheckError::SingleStep { group: group.id, from: at, to: *to });
             }
         }
@@ -128,7 +128,7 @@ impl<'a> Proof<'a> {
     }
 
     /// Whether the move makes more load above what nodes are comfortable with.
-    fn burdens(&self, group: &Group, from: NodeId, to: NodeId) -> bool {
+    fn violation_costs(&self, group: &Group, from: NodeId, to: NodeId) -> bool {
         let load = self.reading.load(group);
         let excess = |node: NodeId, more: u64, less: u64| {
             let load = self.loads.get(&node).copied().unwrap_or(0) + more - less;

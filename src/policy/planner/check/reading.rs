@@ -84,22 +84,22 @@ impl<'a> Reading<'a> {
         let leave = has_all(at, group) == Some(false) || should_empty(at);
         let mut targets: Vec<_> = self.targets(group);
         if leave {
-            let best = targets.iter().map(|(reluctance, _)| *reluctance).min();
-            targets.retain(|(reluctance, _)| Some(*reluctance) == best);
+            let best = targets.iter().map(|(target_rank, _)| *target_rank).min();
+            targets.retain(|(target_rank, _)| Some(*target_rank) == best);
             let chosen: BTreeSet<_> = targets.into_iter().map(|(_, node)| node).collect();
             return if chosen.is_empty() { stay } else { chosen };
         }
         let settings = &self.snapshot.settings;
         if group
             .moved_at_ms
-            .is_some_and(|at| self.snapshot.now_ms < at.saturating_add(settings.dwell_ms))
+            .is_some_and(|at| self.snapshot.now_ms < at.saturating_add(settings.cool_down_ms))
         {
             return stay;
         }
         targets.retain(|((unknown, warming, _), _)| !unknown && !warming);
         targets.push(((false, false, self.rank(group, at)), place));
-        let best = targets.iter().map(|(reluctance, _)| *reluctance).min();
-        targets.retain(|(reluctance, _)| Some(*reluctance) == best);
+        let best = targets.iter().map(|(target_rank, _)| *target_rank).min();
+        targets.retain(|(target_rank, _)| Some(*target_rank) == best);
         targets.into_iter().map(|(_, node)| node).collect()
     }
 
@@ -112,7 +112,7 @@ impl<'a> Reading<'a> {
                 continue;
             }
             let age = self.snapshot.now_ms.saturating_sub(node.live_since_ms);
-            let warming = age < self.snapshot.settings.grace_ms;
+            let warming = age < self.snapshot.settings.warm_up_ms;
             let unknown = has_all(node, group).is_none();
             targets.push(((unknown, warming, self.rank(group, node)), node.id));
         }
@@ -120,14 +120,16 @@ impl<'a> Reading<'a> {
     }
 
     fn can_take(&self, group: &Group, voter: &Voter, node: &Node) -> bool {
-        let muted = self.snapshot.mutes.iter().any(|mute| {
-            mute.group == group.id && mute.target == node.id && mute.until_ms > self.snapshot.now_ms
+        let backed_off = self.snapshot.back_offs.iter().any(|back_off| {
+            back_off.group == group.id
+                && back_off.target == node.id
+                && back_off.until_ms > self.snapshot.now_ms
         });
         let settings = &self.snapshot.settings;
         has_all(node, group) != Some(false)
             && !should_empty(node)
             && voter.lag.is_some_and(|lag| lag <= settings.max_lag_entries)
-            && !muted
+            && !backed_off
     }
 
     fn rank(&self, group: &Group, node: &Node) -> u64 {
@@ -193,7 +195,7 @@ impl<'a> Reading<'a> {
     pub(super) fn comfort(&self, id: NodeId) -> u64 {
         let open = |node: &Node| {
             let age = self.snapshot.now_ms.saturating_sub(node.live_since_ms);
-            node.live && !should_empty(node) && age >= self.snapshot.settings.grace_ms
+            node.live && !should_empty(node) && age >= self.snapshot.settings.warm_up_ms
         };
         let nodes = self.nodes.values().filter(|node| open(node));
         let weights: u128 = nodes.map(|node| u128::from(node.weight)).sum();

@@ -4,7 +4,7 @@
 //! This is optimal semi-matching (Harvey, Ladner, Lovasz, Tamir 2006) with weights. The least
 //! number of moves that a given number of items per node needs is an M-convex function of these
 //! numbers (Murota, Discrete Convex Analysis, 2003), and so is its sum with the nodes' costs. Two
-//! facts follow, and all is built on them. Shifting along a path with the fewest moves keeps the
+//! planner_inputs follow, and all is built on them. Shifting along a path with the fewest moves keeps the
 //! number of moves least for the numbers reached. And where no single path improves cost, or moves
 //! at equal cost, nothing does.
 //!

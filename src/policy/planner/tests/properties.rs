@@ -40,7 +40,7 @@ fn the_same_snapshot_in_another_order_gives_the_same_bytes() {
         other.groups.reverse();
         other.groups.iter_mut().for_each(|group| group.voters.reverse());
         other.moves.reverse();
-        other.mutes.reverse();
+        other.back_offs.reverse();
         if other != snapshot {
             plan(&other).expect_err("it is not in canonical order");
         }
@@ -83,10 +83,10 @@ fn every_group_has_an_answer_that_fits_the_plan() {
 
 #[test]
 fn a_plan_that_is_carried_out_leaves_nothing_to_plan() {
-    // Without dwell, so that nothing but the plan's own quality keeps groups where they are.
+    // Without cool_down, so that nothing but the plan's own quality keeps groups where they are.
     for seed in 0..SEEDS {
         let mut snapshot = random(seed);
-        snapshot.settings.dwell_ms = 0;
+        snapshot.settings.cool_down_ms = 0;
         let first = checked_plan(&snapshot);
         carry_out(&mut snapshot, &first.moves);
         let second = checked_plan(&snapshot);
@@ -99,7 +99,7 @@ fn small_budgets_lead_to_an_end_too() {
     // The score falls in each round, so there is an end; it is at the count of moves at the latest.
     for seed in 0..SEEDS / 10 {
         let mut snapshot = random(seed);
-        snapshot.settings.dwell_ms = 0;
+        snapshot.settings.cool_down_ms = 0;
         snapshot.settings.moves_per_round = 6;
         snapshot.settings.out_per_node = 3;
         snapshot.settings.in_per_node = 3;
@@ -120,12 +120,14 @@ fn nothing_is_moved_that_must_not_be() {
             let at = snapshot.groups.binary_search_by_key(&step.group, |group| group.id);
             let group = &snapshot.groups[at.expect("a known group")];
             assert_eq!(group.leader, Some(step.from), "seed {seed}: an unknown leader was moved");
-            let muted = snapshot.mutes.iter().any(|mute| {
-                mute.group == step.group && mute.target == step.to && mute.until_ms > NOW
+            let backed_off = snapshot.back_offs.iter().any(|back_off| {
+                back_off.group == step.group
+                    && back_off.target == step.to
+                    && back_off.until_ms > NOW
             });
-            assert!(!muted, "seed {seed}: group {} went to a muted target", step.group);
-            let dwells = group.moved_at_ms.is_some() && step.tier > Tier::Displaced;
-            assert!(!dwells, "seed {seed}: group {} moved in its dwell time", step.group);
+            assert!(!backed_off, "seed {seed}: group {} went to a backed_off target", step.group);
+            let cool_downs = group.moved_at_ms.is_some() && step.tier > Tier::Displaced;
+            assert!(!cool_downs, "seed {seed}: group {} moved in its cool_down time", step.group);
             let flies = snapshot
                 .moves
                 .iter()
@@ -147,7 +149,7 @@ fn all_on_one(seed: u64, node_count: u64) -> Snapshot {
     });
     let groups = groups.collect();
     let mut made = snapshot(nodes(node_count), groups);
-    made.settings.dwell_ms = 0;
+    made.settings.cool_down_ms = 0;
     made.settings.load_tier = true;
     made
 }

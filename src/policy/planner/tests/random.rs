@@ -2,7 +2,9 @@
 
 use shardhost_storage::{GroupId, NodeId};
 
-use super::super::{Group, LedgerMove, Mute, Node, Place, Requirement, RequirementMode, Snapshot};
+use super::super::{
+    BackOff, Group, LedgerMove, Node, Place, Requirement, RequirementMode, Snapshot,
+};
 use super::build::{Dice, NOW, group, names, node, snapshot};
 
 /// A snapshot from a seed. Every sixth node has some trouble, and some groups have each.
@@ -26,7 +28,7 @@ pub(super) fn random(seed: u64) -> Snapshot {
         for target in (1..=nodes).map(NodeId::must) {
             let until_ms = NOW - 50 + dice.below(100);
             if dice.below(12) == 0 {
-                made.mutes.push(Mute { group: id, target, until_ms });
+                made.back_offs.push(BackOff { group: id, target, until_ms });
             }
         }
     }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use shardhost_storage::{GroupId, NodeId};
 
-use super::super::super::order::mutes;
-use super::super::super::{Answer, Ending, Epoch, Mode, Order, Round, Ticket, replay};
+use super::super::super::order::back_offs;
+use super::super::super::{Answer, Epoch, Mode, MoveOutcome, Order, Round, Ticket, replay};
 use super::host::Host;
-use super::seat::Seat;
-use super::shape::{DWELL_MS, MUTE_MS};
+use super::planner_instance::PlannerInstance;
+use super::shape::{COOL_DOWN_MS, MUTE_MS};
 use super::shard::{Hosts, Shard};
 use crate::planner::{self, Tier};
 
@@ -69,11 +69,16 @@ fn demand(holds: bool, violation: impl FnOnce() -> String) -> Result<(), String>
 
 impl Checks {
     /// After each round of a planner.
-    pub(super) fn round(&mut self, seat: &Seat, round: &Round, now: u64) -> Result<(), String> {
+    pub(super) fn round(
+        &mut self,
+        planner_instance: &PlannerInstance,
+        round: &Round,
+        now: u64,
+    ) -> Result<(), String> {
         self.rounds += 1;
         self.coverage.held_rounds += u64::from(round.hold.is_some());
-        self.coverage.epochs = self.coverage.epochs.max(seat.epoch.get());
-        bounds(seat, now)?;
+        self.coverage.epochs = self.coverage.epochs.max(planner_instance.epoch.get());
+        bounds(planner_instance, now)?;
         if let Ok(made) = &round.made {
             let looks = self.rounds.is_multiple_of(ASK_ALL_EVERY);
             if looks || !made.plan.moves.is_empty() {
@@ -90,7 +95,7 @@ impl Checks {
         let skip = self.rounds as usize % groups.map_or(1, <[_]>::len).max(1);
         for group in all.skip(skip).take(asked).chain([nobody]) {
             self.coverage.answers += 1;
-            answers(seat, group, now)?;
+            answers(planner_instance, group, now)?;
         }
         Ok(())
     }
@@ -98,32 +103,44 @@ impl Checks {
     /// Orders that a planner allows to start.
     pub(super) fn started(
         &mut self,
-        seat: &Seat,
+        planner_instance: &PlannerInstance,
         orders: &[Order],
         now: u64,
         hosts: &Hosts,
         shards: &BTreeMap<GroupId, Shard>,
     ) -> Result<(), String> {
-        let allowed = seat.mode == Mode::On && seat.stopped.is_none();
+        let allowed = planner_instance.mode == Mode::On && planner_instance.stopped.is_none();
         demand(allowed || orders.is_empty(), || {
-            format!("{} heard {} {:?}, and starts {orders:?}", seat.epoch, seat.mode, seat.stopped)
+            format!(
+                "{} heard {} {:?}, and starts {orders:?}",
+                planner_instance.epoch, planner_instance.mode, planner_instance.stopped
+            )
         })?;
-        let grace_ends = seat.began_ms + seat.executor.settings.grace_ms;
-        demand(now >= grace_ends || orders.is_empty(), || {
-            format!("{} is in its grace until {grace_ends}, and starts {orders:?}", seat.epoch)
+        let warm_up_ends =
+            planner_instance.began_ms + planner_instance.executor.settings.warm_up_ms;
+        demand(now >= warm_up_ends || orders.is_empty(), || {
+            format!(
+                "{} is in its warm_up until {warm_up_ends}, and starts {orders:?}",
+                planner_instance.epoch
+            )
         })?;
         for order in orders {
             self.coverage.ordered += 1;
-            self.one_at_a_time(seat, order, now)?;
-            self.not_asked_again(seat, order, now, hosts, shards)?;
+            self.one_at_a_time(planner_instance, order, now)?;
+            self.not_asked_again(planner_instance, order, now, hosts, shards)?;
             self.orders.insert(order.ticket, *order);
         }
         Ok(())
     }
 
-    fn one_at_a_time(&mut self, seat: &Seat, order: &Order, now: u64) -> Result<(), String> {
+    fn one_at_a_time(
+        &mut self,
+        planner_instance: &PlannerInstance,
+        order: &Order,
+        now: u64,
+    ) -> Result<(), String> {
         let key = (order.ticket.epoch, order.group);
-        self.answer_ms = seat.executor.settings.answer_ms;
+        self.answer_ms = planner_instance.executor.settings.answer_ms;
         if let Some((other, since)) = self.running.insert(key, (order.ticket, now)) {
             demand(now >= since + self.answer_ms, || {
                 format!("group {} has orders {other} and {} at a time", order.group, order.ticket)
@@ -135,7 +152,7 @@ impl Checks {
     /// A target that failed is not asked again for a while, unless there is news of it.
     fn not_asked_again(
         &self,
-        seat: &Seat,
+        planner_instance: &PlannerInstance,
         order: &Order,
         now: u64,
         hosts: &Hosts,
@@ -148,7 +165,7 @@ impl Checks {
         let news = hosts[&order.to].news_at_ms >= since
             || hosts[&order.from].news_at_ms >= since
             || shards.get(&order.group).is_none_or(|shard| shard.news_at_ms >= since);
-        let few = seat.executor.settings.bounds.mutes < 100;
+        let few = planner_instance.executor.settings.bounds.back_offs < 100;
         demand(news || few || now >= at + MUTE_MS, || {
             format!("group {} asks node {} {} ms after it failed", order.group, order.to, now - at)
         })
@@ -156,18 +173,24 @@ impl Checks {
 
     /// An order ended, and its planner received the outcome. Orders that it gave up before do not
     /// concern it.
-    pub(super) fn ended(&mut self, seat: &Seat, ticket: Ticket, ending: Ending, now: u64) {
+    pub(super) fn ended(
+        &mut self,
+        planner_instance: &PlannerInstance,
+        ticket: Ticket,
+        outcome: MoveOutcome,
+        now: u64,
+    ) {
         let Some(order) = self.orders.get(&ticket) else { return };
         let key = (ticket.epoch, order.group);
         let running = self.running.get(&key).copied().filter(|(running, _)| *running == ticket);
         let Some((_, since)) = running else { return };
         self.running.remove(&key);
-        let in_time = now < since + seat.executor.settings.answer_ms;
-        if let Ending::Failed { reason } = ending
+        let in_time = now < since + planner_instance.executor.settings.answer_ms;
+        if let MoveOutcome::Failed { reason } = outcome
             && in_time
         {
             self.coverage.failed += 1;
-            if mutes(reason) {
+            if back_offs(reason) {
                 self.failed.insert((ticket.epoch, order.group, order.to), now);
             }
         }
@@ -212,7 +235,7 @@ impl Checks {
             (last.epoch != epoch || last.given_up) && last.elections != shard.elections
         };
         let Some(last) = last.filter(|last| !hidden(last)) else { return Ok(()) };
-        demand(now >= last.at_ms + DWELL_MS, || {
+        demand(now >= last.at_ms + COOL_DOWN_MS, || {
             format!("{order:?} moves again {} ms after {last:?}", now - last.at_ms)
         })
     }
@@ -224,13 +247,13 @@ fn fenced(shard: &Shard, order: &Order) -> Result<(), String> {
     })
 }
 
-fn bounds(seat: &Seat, now: u64) -> Result<(), String> {
-    let (executor, shape) = (&seat.executor, &seat.bounds);
+fn bounds(planner_instance: &PlannerInstance, now: u64) -> Result<(), String> {
+    let (executor, shape) = (&planner_instance.executor, &planner_instance.bounds);
     let status = executor.status(now);
     let kept = [
         ("moves in the ledger", status.in_flight + status.unconfirmed, shape.ledger),
         ("moves in flight", status.in_flight, executor.settings.window.most as usize),
-        ("mutes", status.mutes, shape.mutes),
+        ("back_offs", status.back_offs, shape.back_offs),
         ("moves in the queue", status.queued, shape.queue),
         ("records", executor.recorded().count() as u64, shape.records),
     ];
@@ -245,8 +268,8 @@ fn bounds(seat: &Seat, now: u64) -> Result<(), String> {
 }
 
 /// Every group has a specific answer.
-fn answers(seat: &Seat, group: GroupId, now: u64) -> Result<(), String> {
-    let why = seat.executor.why(group, now);
+fn answers(planner_instance: &PlannerInstance, group: GroupId, now: u64) -> Result<(), String> {
+    let why = planner_instance.executor.why(group, now);
     let empty = why.answer == Answer::AsPlanned && why.explanation.is_none();
     demand(!empty && !why.to_string().is_empty(), || format!("no answer: {why:?}"))
 }

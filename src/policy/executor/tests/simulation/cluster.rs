@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shardhost_storage::{GroupId, NodeId};
 
-use super::super::super::{Ending, Epoch, ExecutorSettings, Mode, Order, Stop, StopScope, Ticket};
+use super::super::super::{
+    Epoch, ExecutorSettings, Mode, MoveOutcome, Order, Stop, StopScope, Ticket,
+};
 use super::chance::Chance;
 use super::checks::Checks;
 use super::faults::Fault;
 use super::host::Host;
+use super::planner_instance::{PlannerInstance, Report};
 use super::sabotage::Sabotage;
-use super::seat::{Report, Seat};
 use super::shape::Shape;
 use super::shard::{Hosts, Shard};
 
@@ -27,7 +29,7 @@ pub(super) enum Event {
     Reported { to: Epoch, host: NodeId, report: Report },
     Ordered { by: Epoch, order: Order },
     Transferred { order: Order, stalled_ms: u64 },
-    Answered { ticket: Ticket, ending: Ending },
+    Answered { ticket: Ticket, outcome: MoveOutcome },
     HostHears { host: NodeId, stopped: bool },
     Retires(Epoch),
     Reflex,
@@ -48,7 +50,7 @@ pub(super) struct Cluster {
     pub(super) hosts: Hosts,
     pub(super) shards: BTreeMap<GroupId, Shard>,
     /// The newest is in charge; the others do not know that they are not.
-    pub(super) seats: BTreeMap<Epoch, Seat>,
+    pub(super) seats: BTreeMap<Epoch, PlannerInstance>,
     pub(super) settings: ExecutorSettings,
     pub(super) weather: Weather,
     pub(super) mode: Mode,
@@ -107,13 +109,13 @@ impl Cluster {
             Event::Round(epoch) => self.round(epoch)?,
             Event::Asked { by, host } => self.asked(by, host),
             Event::Reported { to, host, report } => {
-                if let Some(seat) = self.seats.get_mut(&to) {
-                    seat.take(host, report);
+                if let Some(planner_instance) = self.seats.get_mut(&to) {
+                    planner_instance.take(host, report);
                 }
             }
             Event::Ordered { by, order } => self.ordered(by, order)?,
             Event::Transferred { order, stalled_ms } => self.transferred(&order, stalled_ms)?,
-            Event::Answered { ticket, ending } => self.answered(ticket, ending)?,
+            Event::Answered { ticket, outcome } => self.answered(ticket, outcome)?,
             Event::HostHears { host, stopped } => self.host_hears(host, stopped),
             Event::Retires(epoch) => {
                 self.seats.remove(&epoch);
@@ -134,7 +136,7 @@ impl Cluster {
             let late = self.chance.between(0, 30_000);
             self.after(late, Event::Retires(old));
         }
-        self.seats.insert(epoch, Seat::new(epoch, self.now, &self.settings));
+        self.seats.insert(epoch, PlannerInstance::new(epoch, self.now, &self.settings));
         let first = self.chance.between(100, ROUND_MS);
         self.after(first, Event::Round(epoch));
     }
@@ -146,7 +148,10 @@ impl Cluster {
 
     /// A message between a planner and a host: when it arrives, if it does.
     fn travel(&mut self, planner: Epoch, host: NodeId) -> Option<u64> {
-        let cut = self.seats.get(&planner).is_none_or(|seat| seat.cut.contains(&host));
+        let cut = self
+            .seats
+            .get(&planner)
+            .is_none_or(|planner_instance| planner_instance.cut.contains(&host));
         if cut || self.chance.per_mille(self.weather.loss) {
             return None;
         }
@@ -156,11 +161,11 @@ impl Cluster {
 
     fn round(&mut self, epoch: Epoch) -> Result<(), String> {
         let (mode, stopped, now) = (self.mode, self.stop(), self.now);
-        let Some(seat) = self.seats.get_mut(&epoch) else { return Ok(()) };
-        self.sabotage.before_round(&mut seat.executor);
-        let round = seat.round(mode, stopped, now);
-        self.sabotage.after_control(&mut seat.executor);
-        self.checks.round(seat, &round, now)?;
+        let Some(planner_instance) = self.seats.get_mut(&epoch) else { return Ok(()) };
+        self.sabotage.before_round(&mut planner_instance.executor);
+        let round = planner_instance.round(mode, stopped, now);
+        self.sabotage.after_control(&mut planner_instance.executor);
+        self.checks.round(planner_instance, &round, now)?;
         let hosts: Vec<NodeId> = self.hosts.keys().copied().collect();
         for host in hosts {
             if let Some(delay) = self.travel(epoch, host) {
@@ -172,10 +177,10 @@ impl Cluster {
     }
 
     fn send_orders(&mut self, epoch: Epoch) -> Result<(), String> {
-        let Some(seat) = self.seats.get_mut(&epoch) else { return Ok(()) };
-        let orders = seat.executor.next_orders(self.now);
-        self.checks.started(seat, &orders, self.now, &self.hosts, &self.shards)?;
-        self.sabotage.after_orders(&mut seat.executor);
+        let Some(planner_instance) = self.seats.get_mut(&epoch) else { return Ok(()) };
+        let orders = planner_instance.executor.next_orders(self.now);
+        self.checks.started(planner_instance, &orders, self.now, &self.hosts, &self.shards)?;
+        self.sabotage.after_orders(&mut planner_instance.executor);
         for order in orders {
             if let Some(delay) = self.travel(epoch, order.from) {
                 self.after(delay, Event::Ordered { by: epoch, order });
@@ -210,16 +215,16 @@ impl Cluster {
         Report { at_ms: self.now, nodes, groups }
     }
 
-    pub(super) fn answer(&mut self, order: &Order, delay_ms: u64, ending: Ending) {
+    pub(super) fn answer(&mut self, order: &Order, delay_ms: u64, outcome: MoveOutcome) {
         if let Some(travel) = self.travel(order.ticket.epoch, order.from) {
-            self.after(delay_ms + travel, Event::Answered { ticket: order.ticket, ending });
+            self.after(delay_ms + travel, Event::Answered { ticket: order.ticket, outcome });
         }
     }
 
-    fn answered(&mut self, ticket: Ticket, ending: Ending) -> Result<(), String> {
-        let Some(seat) = self.seats.get_mut(&ticket.epoch) else { return Ok(()) };
-        seat.executor.ended(ticket, self.now, ending);
-        self.checks.ended(seat, ticket, ending, self.now);
+    fn answered(&mut self, ticket: Ticket, outcome: MoveOutcome) -> Result<(), String> {
+        let Some(planner_instance) = self.seats.get_mut(&ticket.epoch) else { return Ok(()) };
+        planner_instance.executor.ended(ticket, self.now, outcome);
+        self.checks.ended(planner_instance, ticket, outcome, self.now);
         self.send_orders(ticket.epoch)
     }
 
@@ -239,7 +244,7 @@ impl Cluster {
     }
 
     /// The planner in charge, and all that it could know if it saw everything.
-    pub(super) fn seat(&self) -> Option<&Seat> {
+    pub(super) fn planner_instance(&self) -> Option<&PlannerInstance> {
         self.seats.values().next_back()
     }
 

@@ -29,7 +29,9 @@ impl Cluster {
                 self.after(300, Event::HostHears { host: id, stopped });
             }
             Fault::Undrain(id) => self.host(id, |host| host.draining = false),
-            Fault::Reconnect => self.seats.values_mut().for_each(|seat| seat.cut.clear()),
+            Fault::Reconnect => {
+                self.seats.values_mut().for_each(|planner_instance| planner_instance.cut.clear())
+            }
             Fault::Calm => self.weather = Weather::default(),
             Fault::Control(mode, stopped) => self.control(mode, stopped),
         }
@@ -51,9 +53,9 @@ impl Cluster {
             self.after(delay, Event::HostHears { host, stopped });
         }
         let (stop, at_once) = (self.stop(), self.chance.per_mille(500));
-        if let Some(mut seat) = self.seats.last_entry().filter(|_| at_once) {
-            seat.get_mut().control(mode, stop);
-            self.sabotage.after_control(&mut seat.get_mut().executor);
+        if let Some(mut planner_instance) = self.seats.last_entry().filter(|_| at_once) {
+            planner_instance.get_mut().control(mode, stop);
+            self.sabotage.after_control(&mut planner_instance.get_mut().executor);
         }
     }
 
@@ -112,9 +114,10 @@ impl Cluster {
     }
 
     fn partition(&mut self, lasts: u64) {
-        for seat in self.seats.values_mut() {
+        for planner_instance in self.seats.values_mut() {
             let chance = &mut self.chance;
-            seat.cut = self.hosts.keys().copied().filter(|_| chance.per_mille(400)).collect();
+            planner_instance.cut =
+                self.hosts.keys().copied().filter(|_| chance.per_mille(400)).collect();
         }
         self.after(lasts, Event::Fault(Fault::Reconnect));
     }
@@ -162,7 +165,7 @@ impl Cluster {
             host.hung_until_ms = 0;
             host.lags_until_ms = 0;
         }
-        self.seats.values_mut().for_each(|seat| seat.cut.clear());
+        self.seats.values_mut().for_each(|planner_instance| planner_instance.cut.clear());
         self.control(Mode::On, false);
     }
 }

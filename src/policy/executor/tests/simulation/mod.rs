@@ -13,8 +13,8 @@ mod checks;
 mod cluster;
 mod faults;
 mod host;
+mod planner_instance;
 mod sabotage;
-mod seat;
 mod settled;
 mod shape;
 mod shard;
@@ -94,15 +94,15 @@ fn complaint(sabotage: Sabotage) -> String {
 fn every_check_can_fail() {
     for (sabotage, words) in [
         (Sabotage::ForgetLedger, "at a time"),
-        (Sabotage::NoDwell, "moves again"),
-        (Sabotage::NoGrace, "its grace"),
-        (Sabotage::LoseEndings, "counts"),
-        (Sabotage::ForgetMutes, "after it failed"),
+        (Sabotage::NoCoolDown, "moves again"),
+        (Sabotage::NoWarmUp, "its warm_up"),
+        (Sabotage::LoseOutcomes, "counts"),
+        (Sabotage::ForgetBackOffs, "after it failed"),
         (Sabotage::IgnoreStop, "and starts"),
         (Sabotage::IgnoreEpoch, "heard epoch"),
         (Sabotage::IgnoreTerm, "meets leader"),
         (Sabotage::ForgetLoads, "at rest"),
-        (Sabotage::MuteForADay, "not at rest"),
+        (Sabotage::BackOffForADay, "not at rest"),
         (Sabotage::NoLedgerBound, "moves in the ledger"),
     ] {
         let found = complaint(sabotage);
@@ -115,7 +115,9 @@ fn a_seed_replays_exactly() {
     for seed in [1, 7, 23] {
         let [one, other] = [(); 2].map(|()| {
             let (outcome, cluster) = run(seed, Sabotage::Nothing, false);
-            let status = cluster.seat().map(|seat| seat.executor.status(cluster.now));
+            let status = cluster
+                .planner_instance()
+                .map(|planner_instance| planner_instance.executor.status(cluster.now));
             (outcome, cluster.now, status)
         });
         assert_eq!(one, other, "seed {seed}");

@@ -1,11 +1,11 @@
 //! Executors and hosts that are broken on purpose, to see that the checks notice.
 
-use super::super::super::grace::Grace;
+use super::super::super::back_offs::BackOffs;
 use super::super::super::ledger::Ledger;
 use super::super::super::load::Loads;
-use super::super::super::mutes::Mutes;
 use super::super::super::pace::Pace;
-use super::super::super::{Backoff, Executor, ExecutorSettings, Last, Mode, OrderRefusal};
+use super::super::super::warm_up::WarmUp;
+use super::super::super::{BackOffSettings, Executor, ExecutorSettings, Last, Mode, OrderRefusal};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sabotage {
@@ -13,9 +13,9 @@ pub(super) enum Sabotage {
     /// The executor forgets what it ordered.
     ForgetLedger,
     /// The executor lets groups rest for no time.
-    NoDwell,
+    NoCoolDown,
     /// The executor forgets which targets failed.
-    ForgetMutes,
+    ForgetBackOffs,
     /// The executor ignores the kill switch.
     IgnoreStop,
     /// Hosts obey planners that were replaced.
@@ -25,11 +25,11 @@ pub(super) enum Sabotage {
     /// The executor takes each measurement of load for the first.
     ForgetLoads,
     /// A fresh executor begins at once.
-    NoGrace,
+    NoWarmUp,
     /// The executor forgets that something may be under way.
-    LoseEndings,
+    LoseOutcomes,
     /// A target that failed once is left alone for a day.
-    MuteForADay,
+    BackOffForADay,
     /// A full ledger is no reason to wait.
     NoLedgerBound,
 }
@@ -41,24 +41,25 @@ impl Sabotage {
                 settings.planner.load_tier = true;
                 settings.planner.load_tolerance_percent = 5;
             }
-            Self::MuteForADay => {
-                settings.mute = Backoff { first_ms: 86_400_000, longest_ms: 86_400_000 };
+            Self::BackOffForADay => {
+                settings.back_off =
+                    BackOffSettings { first_ms: 86_400_000, longest_ms: 86_400_000 };
             }
-            Self::NoDwell => settings.planner.dwell_ms = 0,
+            Self::NoCoolDown => settings.planner.cool_down_ms = 0,
             _ => {}
         }
         settings
     }
 
     pub(super) fn before_round(self, executor: &mut Executor) {
-        if self == Self::ForgetMutes {
-            executor.mutes = Mutes::new(executor.settings.mute, 1_000);
+        if self == Self::ForgetBackOffs {
+            executor.back_offs = BackOffs::new(executor.settings.back_off, 1_000);
         }
         if self == Self::ForgetLoads {
             executor.loads = Loads::new(executor.settings.load);
         }
-        if self == Self::NoGrace {
-            executor.grace = Grace::new(0, &executor.settings);
+        if self == Self::NoWarmUp {
+            executor.warm_up = WarmUp::new(0, &executor.settings);
         }
         if self == Self::NoLedgerBound {
             executor.settings.bounds.ledger = usize::MAX;
@@ -76,7 +77,7 @@ impl Sabotage {
     }
 
     pub(super) fn after_orders(self, executor: &mut Executor) {
-        if matches!(self, Self::LoseEndings | Self::ForgetLedger) {
+        if matches!(self, Self::LoseOutcomes | Self::ForgetLedger) {
             executor.pace = Pace::new(&executor.settings, executor.now_ms);
         }
         if self == Self::ForgetLedger {

@@ -36,8 +36,8 @@ impl Cluster {
 
     /// What there still is to do, if anything.
     fn unrest(&self) -> Option<String> {
-        let seat = self.seat()?;
-        let status = seat.executor.status(self.now);
+        let planner_instance = self.planner_instance()?;
+        let status = planner_instance.executor.status(self.now);
         let Some(last) = &status.plan else { return Some("nothing is planned".to_owned()) };
         if self.seats.len() > 1 {
             return Some("another planner is at work".to_owned());
@@ -54,18 +54,19 @@ impl Cluster {
 
     /// What keeps the moves that are left.
     fn waiting(&self) -> String {
-        let Some(seat) = self.seat() else { return String::new() };
-        let answers = self.shards.keys().map(|id| seat.executor.why(*id, self.now));
+        let Some(planner_instance) = self.planner_instance() else { return String::new() };
+        let answers = self.shards.keys().map(|id| planner_instance.executor.why(*id, self.now));
         let waiting = answers.filter(|why| why.answer != Answer::AsPlanned);
         waiting.map(|why| why.to_string()).collect::<Vec<_>>().join("\n")
     }
 
     /// What a planner would do that sees everything as it is and remembers nothing.
     fn better(&self) -> Option<String> {
-        let made = self.seat()?.executor.last.as_ref()?.made.as_ref().ok()?;
-        let mut truth = Snapshot { moves: Vec::new(), mutes: Vec::new(), ..made.snapshot.clone() };
-        truth.settings.dwell_ms = 0;
-        truth.settings.grace_ms = 0;
+        let made = self.planner_instance()?.executor.last.as_ref()?.made.as_ref().ok()?;
+        let mut truth =
+            Snapshot { moves: Vec::new(), back_offs: Vec::new(), ..made.snapshot.clone() };
+        truth.settings.cool_down_ms = 0;
+        truth.settings.warm_up_ms = 0;
         truth.nodes = self.hosts.values().map(Host::seen).collect();
         let counted = |id| {
             let at = made.snapshot.groups.binary_search_by_key(&id, |group| group.id).ok();

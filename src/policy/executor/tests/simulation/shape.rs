@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shardhost_storage::{GroupId, NodeId};
 
-use super::super::super::{Backoff, Bounds, ExecutorSettings};
+use super::super::super::{BackOffSettings, Bounds, ExecutorSettings};
 use super::chance::Chance;
 use super::host::Host;
 use super::shard::{Hosts, Shard};
 use crate::planner::{Requirement, RequirementMode};
 
 /// How long a group rests in the simulation.
-pub(super) const DWELL_MS: u64 = 60_000;
+pub(super) const COOL_DOWN_MS: u64 = 60_000;
 /// How long a target is left alone at first.
 pub(super) const MUTE_MS: u64 = 2_000;
 
@@ -72,23 +72,29 @@ pub(super) fn requirement(fifo: bool) -> Requirement {
 /// As in production, with shorter times, and sometimes with bounds that are reached.
 fn settings(chance: &mut Chance) -> ExecutorSettings {
     let mut settings = ExecutorSettings {
-        grace_ms: 5_000,
-        grace_longest_ms: 20_000,
+        warm_up_ms: 5_000,
+        warm_up_longest_ms: 20_000,
         silent_ms: 5_000,
         plan_life_ms: 2_500,
         answer_ms: 5_000,
         expiry_ms: 20_000,
-        mute: Backoff { first_ms: MUTE_MS, longest_ms: 60_000 },
+        back_off: BackOffSettings { first_ms: MUTE_MS, longest_ms: 60_000 },
         ..ExecutorSettings::default()
     };
-    settings.planner.dwell_ms = DWELL_MS;
-    settings.planner.grace_ms = 10_000;
+    settings.planner.cool_down_ms = COOL_DOWN_MS;
+    settings.planner.warm_up_ms = 10_000;
     settings.planner.load_tier = chance.per_mille(500);
-    settings.breaker.open = Backoff { first_ms: 2_000, longest_ms: 30_000 };
+    settings.breaker.open = BackOffSettings { first_ms: 2_000, longest_ms: 30_000 };
     settings.node_breaker.open = settings.breaker.open;
     if chance.per_mille(300) {
-        settings.bounds =
-            Bounds { ledger: 2, mutes: 3, queue: 4, dwell: 1_000, records: 2, recorded_groups: 20 };
+        settings.bounds = Bounds {
+            ledger: 2,
+            back_offs: 3,
+            queue: 4,
+            cool_down: 1_000,
+            records: 2,
+            recorded_groups: 20,
+        };
     }
     settings
 }

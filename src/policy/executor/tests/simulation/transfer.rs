@@ -1,6 +1,6 @@
 //! What a host does with an order: it asks its fence, then its target, then hands over.
 
-use super::super::super::{Ending, Epoch, Order, OrderRefusal, Standing};
+use super::super::super::{Epoch, MoveOutcome, Order, OrderRefusal, Standing};
 use super::cluster::{Cluster, Event};
 use super::host::Version;
 use shardhost_groups::RejectReason;
@@ -33,7 +33,7 @@ impl Cluster {
     }
 
     fn fail(&mut self, order: &Order, delay_ms: u64, reason: RejectReason) {
-        self.answer(order, delay_ms, Ending::Failed { reason });
+        self.answer(order, delay_ms, MoveOutcome::Failed { reason });
     }
 
     fn admit(&mut self, by: Epoch, order: &Order) -> Result<(), OrderRefusal> {
@@ -93,7 +93,7 @@ impl Cluster {
         } else {
             self.checks.moved(shard, order, now)?;
             shard.hand_to(order.to, now);
-            self.answer(order, 0, Ending::Moved { stalled_ms });
+            self.answer(order, 0, MoveOutcome::Moved { stalled_ms });
         }
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! The one assignment for a drain.
 
-use super::super::super::{Mute, Requirement, RequirementMode, Snapshot, Stay, Tier, assign_drain};
+use super::super::super::{
+    BackOff, Requirement, RequirementMode, Snapshot, Stay, Tier, assign_drain,
+};
 use super::super::build::{checked_plan, group, names, nodes, snapshot};
 use super::id;
 use shardhost_storage::GroupId;
@@ -54,7 +56,7 @@ fn who_cannot_leave_is_named_with_the_reason() {
     let mut snapshot = draining_first(snapshot(nodes(2), groups));
     snapshot.nodes[0].capabilities = Some(names(&["fifo"]));
     let until_ms = snapshot.now_ms + 9;
-    snapshot.mutes.push(Mute { group: GroupId::new(3), target: id(2), until_ms });
+    snapshot.back_offs.push(BackOff { group: GroupId::new(3), target: id(2), until_ms });
     let drain = assign_drain(&snapshot).expect("a sound snapshot");
     let reasons: Vec<_> = drain
         .undrainable
@@ -66,7 +68,7 @@ fn who_cannot_leave_is_named_with_the_reason() {
         [
             (1, Tier::Displaced, Stay::NoTarget),
             (2, Tier::Displaced, Stay::NoTarget),
-            (3, Tier::Displaced, Stay::AllMuted { until_ms }),
+            (3, Tier::Displaced, Stay::AllBackedOff { until_ms }),
             (4, Tier::Displaced, Stay::UnknownLeader),
         ]
     );

@@ -3,7 +3,7 @@
 mod balance;
 mod budgets;
 mod drain;
-mod facts;
+mod planner_inputs;
 mod reasons;
 mod refusals;
 mod wishes;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use shardhost_groups::policy::{CapabilityPolicy, RejectReason, Unfit};
 use shardhost_groups::{GroupId, TransferError};
 
-use super::super::super::{LedgerMove, Mute, Plan, Snapshot, TargetVerdict, plan, why};
+use super::super::super::{BackOff, LedgerMove, Plan, Snapshot, TargetVerdict, plan, why};
 use super::super::build::{NOW, group, names, node, snapshot};
 use super::id;
 
@@ -80,10 +80,10 @@ fn why_a_group_stays_is_what_the_gate_says() {
 
 #[test]
 fn what_only_the_planner_knows_has_names_too() {
-    let muted = |until_ms| Mute { group: GroupId::new(1), target: id(2), until_ms };
-    let mute = |snapshot: &mut Snapshot| snapshot.mutes.push(muted(NOW + 1));
-    assert_eq!(predicted(mute), RejectReason::Muted);
-    assert_eq!(stays(mute), RejectReason::Muted);
+    let backed_off = |until_ms| BackOff { group: GroupId::new(1), target: id(2), until_ms };
+    let back_off = |snapshot: &mut Snapshot| snapshot.back_offs.push(backed_off(NOW + 1));
+    assert_eq!(predicted(back_off), RejectReason::Muted);
+    assert_eq!(stays(back_off), RejectReason::Muted);
     assert_eq!(predicted(|snapshot| snapshot.nodes[1].fit = false), RejectReason::Unfit);
     assert_eq!(predicted(|snapshot| snapshot.nodes[1].weight = 0), RejectReason::NoWeight);
     assert_eq!(predicted(|one| one.nodes[1].live_since_ms = NOW), RejectReason::Warming);

@@ -1,5 +1,6 @@
 //! The full plan: where each group should be led. Tier after tier, from the first to the last.
 
+use super::candidates::Constraint;
 use super::count::Count;
 use super::flow::Cost;
 use super::index::NONE;
@@ -7,7 +8,6 @@ use super::load::{self, Limit, heat};
 use super::order::{self, Runs, Step};
 use super::plan::Tier;
 use super::round;
-use super::sheet::Duty;
 use super::spread;
 use super::state::State;
 
@@ -18,34 +18,34 @@ const TURNS: usize = 8;
 const PRUNINGS: usize = 8;
 
 /// Where everything should be, and what first took a group away from where it is.
-pub(super) struct Arrangement {
+pub(super) struct Solution {
     pub(super) tier: Vec<Option<Tier>>,
     pub(super) prices: Vec<(usize, Cost)>,
 }
 
 /// Moves the state from the current placement to the best one. Returns the order of the moves.
-pub(super) fn arrange(state: &mut State<'_>) -> (Arrangement, Runs) {
+pub(super) fn solve(state: &mut State<'_>) -> (Solution, Runs) {
     let before = state.clone();
     let mut tier = vec![None; state.index.groups()];
     place_leaving(state, &mut tier);
     mark(&mut tier, &spread::balance(state), Tier::Spread);
-    let mut arrangement = Arrangement { tier, prices: Vec::new() };
-    balance(state, &mut arrangement);
-    let mut runs = order::runs(&before, state, &arrangement);
+    let mut solution = Solution { tier, prices: Vec::new() };
+    balance(state, &mut solution);
+    let mut runs = order::runs(&before, state, &solution);
     for _ in 0..PRUNINGS {
         let idle = round::idle(&before, &runs);
         if idle.is_empty() {
             break;
         }
-        take_back(state, &before, &idle, &mut arrangement.tier);
-        balance(state, &mut arrangement);
-        runs = order::runs(&before, state, &arrangement);
+        take_back(state, &before, &idle, &mut solution.tier);
+        balance(state, &mut solution);
+        runs = order::runs(&before, state, &solution);
     }
-    (arrangement, runs)
+    (solution, runs)
 }
 
 /// Load and count, as often as one gives the other something to do.
-fn balance(state: &mut State<'_>, arrangement: &mut Arrangement) {
+fn balance(state: &mut State<'_>, solution: &mut Solution) {
     let tolerance = load::limits(state, Limit::Tolerance);
     let mut count = Count::new(state);
     for turn in 0..TURNS {
@@ -53,16 +53,16 @@ fn balance(state: &mut State<'_>, arrangement: &mut Arrangement) {
         if turn > 0 && moved.is_empty() {
             break;
         }
-        mark(&mut arrangement.tier, &moved, Tier::Load);
-        mark(&mut arrangement.tier, &count.balance(state), Tier::Count);
+        mark(&mut solution.tier, &moved, Tier::Load);
+        mark(&mut solution.tier, &count.balance(state), Tier::Count);
     }
-    arrangement.prices = count.certificate(state);
+    solution.prices = count.certificate(state);
 }
 
 /// Sends groups home that are away for nothing, and with them all that are free to move: the exact
 /// balance begins where nothing moved.
 fn take_back(state: &mut State<'_>, before: &State<'_>, idle: &[Step], tiers: &mut [Option<Tier>]) {
-    let free = |group: &usize| state.index.is_free(*group) && state.sheet.may_stay(*group);
+    let free = |group: &usize| state.index.is_free(*group) && state.candidates.may_stay(*group);
     let free: Vec<usize> = (0..state.index.groups()).filter(free).collect();
     for group in free.into_iter().chain(idle.iter().map(|step| step.group as usize)) {
         if state.place[group] != before.place[group] {
@@ -81,8 +81,8 @@ fn mark(tiers: &mut [Option<Tier>], moved: &[u32], tier: Tier) {
 /// Gives every group that has to leave a place to begin with.
 fn place_leaving(state: &mut State<'_>, tiers: &mut [Option<Tier>]) {
     for (group, mark) in tiers.iter_mut().enumerate() {
-        let Duty::Leaves(tier) = state.sheet.duty[group] else { continue };
-        let targets = state.sheet.allowed.row(group).iter().copied();
+        let Constraint::Leaves(tier) = state.candidates.constraint[group] else { continue };
+        let targets = state.candidates.allowed.row(group).iter().copied();
         let heat_at = |node| if state.index.load(group) > 0 { heat(state, node) } else { 0 };
         let best = targets.min_by_key(|node| {
             let crowd = state.companions(group, *node);

@@ -1,6 +1,6 @@
-//! Known facts, moves in flight, targets under back-off.
+//! Known planner_inputs, moves in flight, targets under back-off.
 
-use super::super::super::{Finding, Group, LedgerMove, Mute, Snapshot, Stay, Tier};
+use super::super::super::{BackOff, Finding, Group, LedgerMove, Snapshot, Stay, Tier};
 use super::super::build::{NOW, checked_plan, counts, group, nodes, snapshot, targets};
 use super::{id, stay};
 use shardhost_storage::GroupId;
@@ -50,13 +50,13 @@ fn a_move_that_ended_counts_as_done_until_both_ends_said_something_newer() {
 #[test]
 fn a_muted_target_is_not_used_and_blocks_nothing_else() {
     let mut snapshot = two_of_two_on_one();
-    let mute = |until_ms| Mute { group: GroupId::new(1), target: id(2), until_ms };
-    snapshot.mutes.push(mute(NOW + 1));
+    let back_off = |until_ms| BackOff { group: GroupId::new(1), target: id(2), until_ms };
+    snapshot.back_offs.push(back_off(NOW + 1));
     let plan = checked_plan(&snapshot);
     assert_eq!(targets(&plan), [(2, 2)]);
-    assert_eq!(stay(&snapshot, &plan, 1), Stay::AllMuted { until_ms: NOW + 1 });
-    snapshot.mutes[0] = mute(NOW);
-    assert_eq!(targets(&checked_plan(&snapshot)), [(1, 2)], "the mute is over");
+    assert_eq!(stay(&snapshot, &plan, 1), Stay::AllBackedOff { until_ms: NOW + 1 });
+    snapshot.back_offs[0] = back_off(NOW);
+    assert_eq!(targets(&checked_plan(&snapshot)), [(1, 2)], "the back_off is over");
 }
 
 #[test]
@@ -84,11 +84,11 @@ fn a_node_that_is_not_live_is_neither_source_nor_target() {
 #[test]
 fn a_group_that_moved_a_short_time_ago_moves_for_violations_only() {
     let mut snapshot = two_of_two_on_one();
-    let moved_at = NOW - snapshot.settings.dwell_ms + 1;
+    let moved_at = NOW - snapshot.settings.cool_down_ms + 1;
     snapshot.groups.iter_mut().for_each(|group| group.moved_at_ms = Some(moved_at));
     let plan = checked_plan(&snapshot);
     assert_eq!(plan.moves, []);
-    assert_eq!(stay(&snapshot, &plan, 1), Stay::Dwells { until_ms: NOW + 1 });
+    assert_eq!(stay(&snapshot, &plan, 1), Stay::CoolDowns { until_ms: NOW + 1 });
     snapshot.nodes[0].draining = true;
     assert_eq!(targets(&checked_plan(&snapshot)), [(1, 2), (2, 2)]);
     snapshot.nodes[0].draining = false;
@@ -120,7 +120,7 @@ fn unfit_draining_and_weightless_nodes_give_their_leaders_away() {
 fn a_node_that_just_came_up_takes_only_what_has_to_move() {
     let groups: Vec<Group> = (1..=2).map(|id| group(id, 1, &[1, 2])).collect();
     let mut snapshot = snapshot(nodes(2), groups);
-    snapshot.nodes[1].live_since_ms = NOW - snapshot.settings.grace_ms + 1;
+    snapshot.nodes[1].live_since_ms = NOW - snapshot.settings.warm_up_ms + 1;
     assert_eq!(checked_plan(&snapshot).moves, []);
     snapshot.nodes[0].draining = true;
     assert_eq!(targets(&checked_plan(&snapshot)), [(1, 2), (2, 2)]);

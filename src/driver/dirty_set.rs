@@ -1,4 +1,4 @@
-//! Which groups the keeper compares next: those that changed, and from time to time all. Pure.
+//! Which groups the reconciler compares next: those that changed, and from time to time all. Pure.
 //!
 //! A change of the catalog, or of a leadership here, concerns few groups, and a host may hold ten
 //! thousand. Changes that are missed, or steps that failed, are found when all are compared.
@@ -20,15 +20,15 @@ pub(super) enum Scope {
 
 /// Groups to compare.
 #[derive(Debug)]
-pub(super) struct Agenda {
+pub(super) struct DirtySet {
     node: NodeId,
-    /// The catalog as it was when groups were put on the agenda last.
+    /// The catalog as it was when groups were put on the dirty_set last.
     seen: CatalogView,
     groups: BTreeSet<GroupId>,
     all_at: Instant,
 }
 
-impl Agenda {
+impl DirtySet {
     pub(super) fn new(node: NodeId, now: Instant) -> Self {
         Self { node, seen: None, groups: BTreeSet::new(), all_at: now }
     }
@@ -106,14 +106,14 @@ mod tests {
     }
 
     /// A catalog of a thousand groups, all of which were compared a moment ago.
-    fn settled(now: Instant, again: Instant) -> (Catalog, Agenda) {
+    fn settled(now: Instant, again: Instant) -> (Catalog, DirtySet) {
         let mut catalog = Catalog::default();
         put_node(&mut catalog, NODE, 101);
         create(&mut catalog, 1..1_000);
-        let mut agenda = Agenda::new(NODE, now);
-        agenda.take_over(&view(&catalog), now);
-        assert_eq!(agenda.next(now, again), Scope::All);
-        (catalog, agenda)
+        let mut dirty_set = DirtySet::new(NODE, now);
+        dirty_set.take_over(&view(&catalog), now);
+        assert_eq!(dirty_set.next(now, again), Scope::All);
+        (catalog, dirty_set)
     }
 
     fn times() -> (Instant, Instant) {
@@ -124,43 +124,43 @@ mod tests {
     #[tokio::test]
     async fn of_a_thousand_groups_only_those_that_changed_are_compared() {
         let (now, again) = times();
-        let (mut catalog, mut agenda) = settled(now, again);
-        assert_eq!(agenda.due(now), again);
+        let (mut catalog, mut dirty_set) = settled(now, again);
+        assert_eq!(dirty_set.due(now), again);
         create(&mut catalog, 1_000..1_002);
         run(&mut catalog, Operation::DestroyGroup { group: GroupId::new(5), generation: None });
-        agenda.take_over(&view(&catalog), now);
-        agenda.add(groups([7]));
-        assert_eq!(agenda.due(now), now);
-        assert_eq!(agenda.next(now, again), Scope::Only(groups([5, 7, 1_000, 1_001])));
-        assert_eq!(agenda.due(now), again);
+        dirty_set.take_over(&view(&catalog), now);
+        dirty_set.add(groups([7]));
+        assert_eq!(dirty_set.due(now), now);
+        assert_eq!(dirty_set.next(now, again), Scope::Only(groups([5, 7, 1_000, 1_001])));
+        assert_eq!(dirty_set.due(now), again);
     }
 
     #[tokio::test]
     async fn a_change_that_is_about_no_group_compares_none() {
         let (now, again) = times();
-        let (mut catalog, mut agenda) = settled(now, again);
+        let (mut catalog, mut dirty_set) = settled(now, again);
         put_node(&mut catalog, NodeId::must(2), 102);
-        agenda.take_over(&view(&catalog), now);
-        assert_eq!(agenda.next(now, again), Scope::Only(BTreeSet::new()));
+        dirty_set.take_over(&view(&catalog), now);
+        assert_eq!(dirty_set.next(now, again), Scope::Only(BTreeSet::new()));
     }
 
     #[tokio::test]
     async fn everything_is_compared_when_the_catalog_knows_this_node_otherwise() {
         let (now, again) = times();
-        let (mut catalog, mut agenda) = settled(now, again);
+        let (mut catalog, mut dirty_set) = settled(now, again);
         put_node(&mut catalog, NODE, 555);
-        agenda.take_over(&view(&catalog), now);
-        assert_eq!(agenda.next(now, again), Scope::All);
+        dirty_set.take_over(&view(&catalog), now);
+        assert_eq!(dirty_set.next(now, again), Scope::All);
     }
 
     #[tokio::test]
     async fn everything_is_compared_again_in_time_whatever_changed() {
         let (now, again) = times();
-        let (mut catalog, mut agenda) = settled(now, again);
+        let (mut catalog, mut dirty_set) = settled(now, again);
         create(&mut catalog, 1_000..1_001);
-        agenda.take_over(&view(&catalog), now);
-        assert_eq!(agenda.next(again, again), Scope::All, "it is among them");
-        agenda.all_by(now);
-        assert_eq!(agenda.next(now, again), Scope::All, "something failed");
+        dirty_set.take_over(&view(&catalog), now);
+        assert_eq!(dirty_set.next(again, again), Scope::All, "it is among them");
+        dirty_set.all_by(now);
+        assert_eq!(dirty_set.next(now, again), Scope::All, "something failed");
     }
 }

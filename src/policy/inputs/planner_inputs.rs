@@ -28,7 +28,7 @@ pub struct Gathered {
 
 /// The knowledge of one planner.
 #[derive(Debug, Default)]
-pub struct Facts {
+pub struct PlannerInputs {
     heard: BTreeMap<NodeId, Heard>,
     alive: BTreeMap<NodeId, Alive>,
     last_leaders: BTreeMap<GroupId, NodeId>,
@@ -38,7 +38,7 @@ pub struct Facts {
     seen: Option<Arc<View>>,
 }
 
-impl Facts {
+impl PlannerInputs {
     /// The digest of each node's newest report: who has nothing else to say is brief.
     pub fn known_digests(&self) -> BTreeMap<NodeId, u64> {
         self.heard.iter().map(|(node, heard)| (*node, heard.digest)).collect()
@@ -125,7 +125,7 @@ fn is_idle(status: &ExecutorStatus) -> bool {
     let planned = status.plan.as_ref().map_or(1, |plan| plan.moves + plan.deferred);
     // A plan that moves nothing may be old.
     let held = !matches!(status.hold, None | Some(Hold::PlanTooOld { .. } | Hold::Shadow));
-    status.in_flight + status.unconfirmed + status.queued + status.mutes + planned == 0 && !held
+    status.in_flight + status.unconfirmed + status.queued + status.back_offs + planned == 0 && !held
 }
 
 /// The catalog's setting for planned moves, and the local switch of the planner's host.

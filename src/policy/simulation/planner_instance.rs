@@ -13,14 +13,14 @@ use super::world::{Desk, Event, World};
 use crate::catalog::View;
 use crate::executor::{Executor, ExecutorSettings, Mode, Recorded, Stop};
 use crate::inputs::clock::{PlannerClock, REPORT_TIMEOUT, ROUND_EVERY};
-use crate::inputs::facts::{Facts, Gathered, controls};
+use crate::inputs::planner_inputs::{Gathered, PlannerInputs, controls};
 use crate::inputs::report::Speaker;
 
 /// An executor, and what it knows.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct PlannerInstance {
     pub(super) executor: Executor,
-    pub(super) facts: Facts,
+    pub(super) planner_inputs: PlannerInputs,
     pub(super) began_ms: u64,
     pub(super) clock: PlannerClock,
     /// What the last round planned.
@@ -40,7 +40,7 @@ struct Gathering {
 /// The answer to one question for a report; `None`: a refusal, or no such service.
 pub(super) type Answer = Option<Box<wire::NodeReport>>;
 
-impl Seat {
+impl PlannerInstance {
     pub(super) fn new(
         desk: Desk,
         (now, now_ms): (Instant, u64),
@@ -48,7 +48,7 @@ impl Seat {
     ) -> Self {
         Self {
             executor: Executor::new(desk.epoch, now_ms, settings),
-            facts: Facts::default(),
+            planner_inputs: PlannerInputs::default(),
             began_ms: now_ms,
             clock: PlannerClock::new(now, now_ms),
             made: None,
@@ -61,16 +61,19 @@ impl World {
     /// What the planner of a node takes for the time.
     pub(super) fn planner_clock(&self, node: NodeId) -> u64 {
         match self.seats.get(&node) {
-            Some(seat) if self.sabotage != Sabotage::TimeOfDay => seat.clock.at(self.instant()),
+            Some(planner_instance) if self.sabotage != Sabotage::TimeOfDay => {
+                planner_instance.clock.at(self.instant())
+            }
             _ => self.time_of_day(),
         }
     }
 
     /// The planner that sits at a desk, unless its leadership is over.
-    pub(super) fn seat(&mut self, desk: Desk) -> Option<&mut Seat> {
+    pub(super) fn planner_instance(&mut self, desk: Desk) -> Option<&mut PlannerInstance> {
         let lives = self.cluster.life(desk.node) == self.hosts[&desk.node].life;
-        let seat = self.seats.get_mut(&desk.node);
-        seat.filter(|seat| lives && seat.executor.epoch() == desk.epoch)
+        let planner_instance = self.seats.get_mut(&desk.node);
+        planner_instance
+            .filter(|planner_instance| lives && planner_instance.executor.epoch() == desk.epoch)
     }
 
     /// Whether and what the catalog, as a node knows it, and the node's own switch let planners do.
@@ -81,7 +84,7 @@ impl World {
 
     /// A planner asks for reports, unless the last ones are still waited for.
     pub(super) fn begin_round(&mut self, desk: Desk) -> Result<(), String> {
-        if self.seat(desk).is_none() {
+        if self.planner_instance(desk).is_none() {
             return Ok(());
         }
         self.after(ROUND_EVERY.as_millis() as u64, Event::Round(desk));
@@ -94,14 +97,14 @@ impl World {
         let mut live = self.cluster.heard_by(desk.node).clone();
         live.extend(self.cluster.life(desk.node).map(|life| (desk.node, life)));
         let now_ms = self.planner_clock(desk.node);
-        let Some(seat) = self.seat(desk) else { return Ok(()) };
+        let Some(planner_instance) = self.planner_instance(desk) else { return Ok(()) };
         if mode == Mode::Off {
-            seat.executor.control(mode, stopped);
-        } else if seat.gathering.is_none() {
-            seat.facts.look_who_is_alive(&live, now_ms);
-            let known = seat.facts.known_digests();
+            planner_instance.executor.control(mode, stopped);
+        } else if planner_instance.gathering.is_none() {
+            planner_instance.planner_inputs.look_who_is_alive(&live, now_ms);
+            let known = planner_instance.planner_inputs.known_digests();
             let waits = view.nodes().keys().copied().collect();
-            seat.gathering =
+            planner_instance.gathering =
                 Some(Gathering { view, asked_ms: now_ms, waits, reports: BTreeMap::new() });
             self.ask_everybody(desk, now_ms, &known);
         }
@@ -147,8 +150,9 @@ impl World {
         asked_ms: u64,
         report: Answer,
     ) -> Result<(), String> {
-        let Some(seat) = self.seat(to) else { return Ok(()) };
-        let current = seat.gathering.as_mut().filter(|current| current.asked_ms == asked_ms);
+        let Some(planner_instance) = self.planner_instance(to) else { return Ok(()) };
+        let current =
+            planner_instance.gathering.as_mut().filter(|current| current.asked_ms == asked_ms);
         let Some(current) = current else { return Ok(()) };
         current.waits.remove(&host);
         current.reports.extend(report.map(|report| (host, *report)));
@@ -157,8 +161,9 @@ impl World {
 
     /// Hosts that did not answer by now are in the next pass.
     pub(super) fn gather_ends(&mut self, desk: Desk, asked_ms: u64) -> Result<(), String> {
-        let seat = self.seat(desk);
-        let waits = seat.and_then(|seat| seat.gathering.as_ref());
+        let planner_instance = self.planner_instance(desk);
+        let waits =
+            planner_instance.and_then(|planner_instance| planner_instance.gathering.as_ref());
         if waits.is_some_and(|gathering| gathering.asked_ms == asked_ms) {
             return self.round(desk);
         }
@@ -170,25 +175,31 @@ impl World {
         let controls_of = |view: &View, stop| controls(view, stop);
         let local = self.hosts[&desk.node].local_stop();
         let sabotage = self.sabotage;
-        let Some(seat) =
-            self.seats.get_mut(&desk.node).filter(|seat| seat.executor.epoch() == desk.epoch)
+        let Some(planner_instance) = self
+            .seats
+            .get_mut(&desk.node)
+            .filter(|planner_instance| planner_instance.executor.epoch() == desk.epoch)
         else {
             return Ok(());
         };
-        let Some(Gathering { view, asked_ms, reports, .. }) = seat.gathering.take() else {
+        let Some(Gathering { view, asked_ms, reports, .. }) = planner_instance.gathering.take()
+        else {
             return Ok(());
         };
         let controls = sabotage.controls(controls_of(&view, local));
         self.checks.gathered(desk, asked_ms, reports.keys());
         let reports = reports.into_iter().collect();
-        seat.facts.take_in(Gathered { view, asked_ms, reports });
-        if seat.facts.rest(&seat.executor.status(now_ms)) {
+        planner_instance.planner_inputs.take_in(Gathered { view, asked_ms, reports });
+        if planner_instance.planner_inputs.rest(&planner_instance.executor.status(now_ms)) {
             return self.send_orders(desk);
         }
-        let Some(observation) = seat.facts.observation(now_ms, controls) else { return Ok(()) };
-        let round = seat.executor.round(observation);
-        seat.made = round.made.as_ref().ok().cloned();
-        self.checks.round(seat, &round, now_ms)?;
+        let Some(observation) = planner_instance.planner_inputs.observation(now_ms, controls)
+        else {
+            return Ok(());
+        };
+        let round = planner_instance.executor.round(observation);
+        planner_instance.made = round.made.as_ref().ok().cloned();
+        self.checks.round(planner_instance, &round, now_ms)?;
         self.send_orders(desk)
     }
 
@@ -196,10 +207,10 @@ impl World {
         let now_ms = self.planner_clock(desk.node);
         let Some(truth) = self.controls(desk.node) else { return Ok(()) };
         let (mode, stopped) = self.sabotage.controls(truth.clone());
-        let Some(seat) = self.seat(desk) else { return Ok(()) };
-        seat.executor.control(mode, stopped);
-        let orders = seat.executor.next_orders(now_ms);
-        let began_ms = seat.began_ms;
+        let Some(planner_instance) = self.planner_instance(desk) else { return Ok(()) };
+        planner_instance.executor.control(mode, stopped);
+        let orders = planner_instance.executor.next_orders(now_ms);
+        let began_ms = planner_instance.began_ms;
         for order in &orders {
             self.checks.started((truth.clone(), began_ms), order, now_ms, &self.hosts)?;
             self.watch.ordered(order.group, self.cluster.now());

@@ -13,12 +13,12 @@ use shardhost_storage::GroupId;
 use crate::planner::Group;
 
 #[derive(Clone, Debug)]
-pub(super) struct Dwell {
+pub(super) struct CoolDown {
     moved_at_ms: BTreeMap<GroupId, u64>,
     limit: usize,
 }
 
-impl Dwell {
+impl CoolDown {
     pub(super) const fn new(limit: usize) -> Self {
         Self { moved_at_ms: BTreeMap::new(), limit }
     }
@@ -36,8 +36,8 @@ impl Dwell {
 
     /// Takes over the reports, forgets moves that are longer ago than groups rest, and adds the
     /// rest to the groups of the snapshot.
-    pub(super) fn exchange(&mut self, groups: &mut [Group], now_ms: u64, dwell_ms: u64) {
-        let rests = |at: u64| at.saturating_add(dwell_ms) > now_ms;
+    pub(super) fn exchange(&mut self, groups: &mut [Group], now_ms: u64, cool_down_ms: u64) {
+        let rests = |at: u64| at.saturating_add(cool_down_ms) > now_ms;
         self.moved_at_ms.retain(|_, at| rests(*at));
         for group in groups {
             if let Some(at) = group.moved_at_ms.filter(|at| rests(*at)) {

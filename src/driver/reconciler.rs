@@ -31,8 +31,8 @@ use tokio_util::sync::CancellationToken;
 use self::looking::Looked;
 pub use self::looking::life_of;
 use self::members::news_of_members;
-use super::agenda::{Agenda, Scope};
 use super::client::{CatalogClient, CatalogError};
+use super::dirty_set::{DirtySet, Scope};
 use super::{CatalogView, GroupMachines, fresh_view};
 use crate::driver::DrainState;
 use crate::driver::drains::Drains;
@@ -73,12 +73,22 @@ pub(super) async fn keep(
     let noted = Arc::clone(&led);
     let note = move |event: &LeadershipEvent| noted.note(event.group());
     let hook = host.on_leadership(GroupSelector::All, HookKind::Dispatched, note);
-    let agenda = Agenda::new(host.node_id(), Instant::now());
+    let dirty_set = DirtySet::new(host.node_id(), Instant::now());
     let from = GroupId::new(0);
     let (steps, under_way) = (JoinSet::new(), BTreeSet::new());
-    let mut keeper =
-        Keeper { host, client, view, machines, drains, agenda, steps, under_way, from, told: 0 };
-    stop.run_until_cancelled(keeper.run(&led)).await;
+    let mut reconciler = Reconciler {
+        host,
+        client,
+        view,
+        machines,
+        drains,
+        dirty_set,
+        steps,
+        under_way,
+        from,
+        told: 0,
+    };
+    stop.run_until_cancelled(reconciler.run(&led)).await;
     drop(hook);
 }
 
@@ -110,13 +120,13 @@ struct Ended {
     failed: Option<String>,
 }
 
-struct Keeper {
+struct Reconciler {
     host: Host,
     client: CatalogClient,
     view: watch::Receiver<CatalogView>,
     machines: Arc<dyn GroupMachines>,
     drains: Arc<Drains>,
-    agenda: Agenda,
+    dirty_set: DirtySet,
     steps: JoinSet<Ended>,
     /// The groups that it is about.
     under_way: BTreeSet<GroupId>,
@@ -126,14 +136,14 @@ struct Keeper {
     told: usize,
 }
 
-impl Keeper {
+impl Reconciler {
     async fn run(&mut self, led: &Led) {
         loop {
             let known = self.view.borrow_and_update().clone();
             let pause = match known {
                 Some(view) => {
-                    self.agenda.take_over(&view, Instant::now());
-                    self.agenda.add(led.take());
+                    self.dirty_set.take_over(&view, Instant::now());
+                    self.dirty_set.add(led.take());
                     self.round(&view).await
                 }
                 None => ROUND_EVERY,
@@ -156,7 +166,7 @@ impl Keeper {
         let now = Instant::now();
         let node = self.host.node_id();
         let drain = self.follow_drain(view, view.drains().get(&node).map(AsRef::as_ref)).await;
-        let scope = self.agenda.next(now, now + ROUND_EVERY);
+        let scope = self.dirty_set.next(now, now + ROUND_EVERY);
         let looked = self.look(view, &scope);
         let mut round = self.compare(view, &looked, &scope);
         let steps = round.steps.len();
@@ -165,16 +175,16 @@ impl Keeper {
         self.carry_out(round.steps, &looked.configs);
         let members = self.tell_members(view, &scope).await;
         let now = Instant::now();
-        match members.map(|untold| self.agenda.add(untold)) {
+        match members.map(|untold| self.dirty_set.add(untold)) {
             Ok(()) => match round.next {
                 None => {}
                 // A full pass that did something continues at once.
                 Some(next) if steps > 0 => self.go_on(scope, next, now),
-                Some(_) => self.agenda.all_by(now + RETRY_AFTER),
+                Some(_) => self.dirty_set.all_by(now + RETRY_AFTER),
             },
-            Err(_) => self.agenda.all_by(now + RETRY_AFTER),
+            Err(_) => self.dirty_set.all_by(now + RETRY_AFTER),
         }
-        let pause = self.agenda.due(now) - now;
+        let pause = self.dirty_set.due(now) - now;
         drain.map_or(pause, |look| look.min(pause))
     }
 
@@ -211,7 +221,7 @@ impl Keeper {
             }
             Err(error) => {
                 tracing::warn!(%error, "the catalog is not followed; tried again");
-                self.agenda.all_by(Instant::now() + RETRY_AFTER);
+                self.dirty_set.all_by(Instant::now() + RETRY_AFTER);
             }
         }
     }
@@ -219,8 +229,8 @@ impl Keeper {
     /// What a round had no room for is looked at by the next one.
     fn go_on(&mut self, scope: Scope, next: GroupId, now: Instant) {
         match scope {
-            Scope::All => self.agenda.all_by(now),
-            Scope::Only(mut groups) => self.agenda.add(groups.split_off(&next)),
+            Scope::All => self.dirty_set.all_by(now),
+            Scope::Only(mut groups) => self.dirty_set.add(groups.split_off(&next)),
         }
     }
 
@@ -246,7 +256,7 @@ impl Keeper {
         let mut fresh = Vec::new();
         for Step { group, action, reason } in steps {
             if self.under_way.len() >= MAX_UNDER_WAY {
-                self.agenda.all_by(Instant::now() + RETRY_AFTER);
+                self.dirty_set.all_by(Instant::now() + RETRY_AFTER);
                 break;
             }
             self.under_way.insert(group);
@@ -293,7 +303,7 @@ impl Keeper {
                 // Which groups it was about is not known: a step with any of them may begin again,
                 // for a group is held by one step at a time anyway.
                 self.under_way.clear();
-                self.agenda.all_by(Instant::now() + RETRY_AFTER);
+                self.dirty_set.all_by(Instant::now() + RETRY_AFTER);
                 return;
             }
         };
@@ -303,7 +313,7 @@ impl Keeper {
         if let Some(error) = ended.failed {
             let group = ended.groups.first();
             tracing::warn!(?group, error, "the catalog is not followed; tried again");
-            self.agenda.all_by(Instant::now() + RETRY_AFTER);
+            self.dirty_set.all_by(Instant::now() + RETRY_AFTER);
         }
     }
 

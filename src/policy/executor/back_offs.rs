@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shardhost_storage::{GroupId, NodeId};
 
-use super::settings::Backoff;
-use crate::planner::{Group, Mute, Requirement, Snapshot};
+use super::settings::BackOffSettings;
+use crate::planner::{BackOff, Group, Requirement, Snapshot};
 
 /// What could be the cause of a failure. When it is different, the target is asked again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Facts {
+struct PlannerInputs {
     target_incarnation: Option<u64>,
     target_capabilities: Option<BTreeSet<String>>,
     leader: Option<(NodeId, Option<u64>)>,
@@ -18,7 +18,7 @@ struct Facts {
     requirement: Requirement,
 }
 
-impl Facts {
+impl PlannerInputs {
     fn of(snapshot: &Snapshot, group: &Group, target: NodeId) -> Self {
         let node = |id: NodeId| {
             let at = snapshot.nodes.binary_search_by_key(&id, |node| node.id).ok();
@@ -51,69 +51,73 @@ struct Muted {
     until_ms: u64,
     lasts_ms: u64,
     /// Of the last round before the failure; `None`: the group was in no round.
-    facts: Option<Facts>,
+    planner_inputs: Option<PlannerInputs>,
 }
 
 type Key = (GroupId, NodeId);
 
 #[derive(Clone, Debug)]
-pub(super) struct Mutes {
-    backoff: Backoff,
+pub(super) struct BackOffs {
+    backoff: BackOffSettings,
     limit: usize,
-    muted: BTreeMap<Key, Muted>,
+    backed_off: BTreeMap<Key, Muted>,
     /// The same by end, to forget the one that ends first.
     by_end: BTreeSet<(u64, Key)>,
 }
 
-impl Mutes {
-    pub(super) const fn new(backoff: Backoff, limit: usize) -> Self {
-        Self { backoff, limit, muted: BTreeMap::new(), by_end: BTreeSet::new() }
+impl BackOffs {
+    pub(super) const fn new(backoff: BackOffSettings, limit: usize) -> Self {
+        Self { backoff, limit, backed_off: BTreeMap::new(), by_end: BTreeSet::new() }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.muted.len()
+        self.backed_off.len()
     }
 
     /// A group failed to reach a target.
     pub(super) fn add(&mut self, key: Key, last: Option<&Snapshot>, now_ms: u64) {
         let lasts_ms = self.backoff.after(self.remove(key).unwrap_or(0));
         let until_ms = now_ms.saturating_add(lasts_ms);
-        let facts = last.and_then(|snapshot| {
+        let planner_inputs = last.and_then(|snapshot| {
             let at = snapshot.groups.binary_search_by_key(&key.0, |group| group.id).ok()?;
-            Some(Facts::of(snapshot, &snapshot.groups[at], key.1))
+            Some(PlannerInputs::of(snapshot, &snapshot.groups[at], key.1))
         });
-        if self.muted.len() >= self.limit
+        if self.backed_off.len() >= self.limit
             && let Some((_, first)) = self.by_end.first().copied()
         {
             self.remove(first);
         }
         if self.limit > 0 {
-            self.muted.insert(key, Muted { until_ms, lasts_ms, facts });
+            self.backed_off.insert(key, Muted { until_ms, lasts_ms, planner_inputs });
             self.by_end.insert((until_ms, key));
         }
     }
 
     /// A group reached a target. Returns how long that one was to be left alone.
     pub(super) fn remove(&mut self, key: Key) -> Option<u64> {
-        let muted = self.muted.remove(&key)?;
-        self.by_end.remove(&(muted.until_ms, key));
-        Some(muted.lasts_ms)
+        let backed_off = self.backed_off.remove(&key)?;
+        self.by_end.remove(&(backed_off.until_ms, key));
+        Some(backed_off.lasts_ms)
     }
 
     /// Drops entries that have been over for as long as they lasted, and those with news about
     /// their target. The snapshot is in canonical order.
     pub(super) fn refresh(&mut self, snapshot: &Snapshot, now_ms: u64) {
-        let over = |muted: &Muted| now_ms >= muted.until_ms.saturating_add(muted.lasts_ms);
-        let news = |key: &Key, muted: &Muted| {
+        let over =
+            |backed_off: &Muted| now_ms >= backed_off.until_ms.saturating_add(backed_off.lasts_ms);
+        let news = |key: &Key, backed_off: &Muted| {
             let at = snapshot.groups.binary_search_by_key(&key.0, |group| group.id);
-            match (at, &muted.facts) {
+            match (at, &backed_off.planner_inputs) {
                 (Ok(at), Some(then)) => {
-                    !Facts::of(snapshot, &snapshot.groups[at], key.1).still_hold(then)
+                    !PlannerInputs::of(snapshot, &snapshot.groups[at], key.1).still_hold(then)
                 }
                 _ => false,
             }
         };
-        let gone = self.muted.iter().filter(|(key, muted)| over(muted) || news(key, muted));
+        let gone = self
+            .backed_off
+            .iter()
+            .filter(|(key, backed_off)| over(backed_off) || news(key, backed_off));
         let gone: Vec<Key> = gone.map(|(key, _)| *key).collect();
         for key in gone {
             self.remove(key);
@@ -121,13 +125,14 @@ impl Mutes {
     }
 
     /// Those that are in force, as the planner wants them.
-    pub(super) fn in_force(&self, now_ms: u64) -> Vec<Mute> {
-        let mutes = self.muted.iter().filter(|(_, muted)| muted.until_ms > now_ms);
-        let mute = |(&(group, target), muted): (&Key, &Muted)| Mute {
+    pub(super) fn in_force(&self, now_ms: u64) -> Vec<BackOff> {
+        let back_offs =
+            self.backed_off.iter().filter(|(_, backed_off)| backed_off.until_ms > now_ms);
+        let back_off = |(&(group, target), backed_off): (&Key, &Muted)| BackOff {
             group,
             target,
-            until_ms: muted.until_ms,
+            until_ms: backed_off.until_ms,
         };
-        mutes.map(mute).collect()
+        back_offs.map(back_off).collect()
     }
 }

@@ -19,7 +19,7 @@ pub(super) struct Report {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Seat {
+pub(super) struct PlannerInstance {
     pub(super) epoch: Epoch,
     pub(super) executor: Executor,
     pub(super) began_ms: u64,
@@ -33,7 +33,7 @@ pub(super) struct Seat {
     pub(super) stopped: Option<Stop>,
 }
 
-impl Seat {
+impl PlannerInstance {
     pub(super) fn new(epoch: Epoch, now: u64, settings: &ExecutorSettings) -> Self {
         Self {
             epoch,

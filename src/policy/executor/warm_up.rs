@@ -11,7 +11,7 @@ use crate::planner::Node;
 
 /// Ends when its time has passed and every live node reported, or after a longer time.
 #[derive(Clone, Debug)]
-pub(super) struct Grace {
+pub(super) struct WarmUp {
     pub(super) began_ms: u64,
     until_ms: u64,
     longest_ms: u64,
@@ -19,12 +19,12 @@ pub(super) struct Grace {
     over: bool,
 }
 
-impl Grace {
+impl WarmUp {
     pub(super) const fn new(began_ms: u64, settings: &ExecutorSettings) -> Self {
         Self {
             began_ms,
-            until_ms: began_ms.saturating_add(settings.grace_ms),
-            longest_ms: began_ms.saturating_add(settings.grace_longest_ms),
+            until_ms: began_ms.saturating_add(settings.warm_up_ms),
+            longest_ms: began_ms.saturating_add(settings.warm_up_longest_ms),
             silent: Vec::new(),
             over: false,
         }
@@ -43,7 +43,7 @@ impl Grace {
     }
 
     pub(super) fn hold(&self) -> Option<Hold> {
-        (!self.over).then(|| Hold::Grace {
+        (!self.over).then(|| Hold::WarmUp {
             until_ms: self.until_ms,
             longest_ms: self.longest_ms,
             silent: self.silent.clone(),

@@ -56,7 +56,7 @@ pub(super) async fn register(
     host: Host,
     client: CatalogClient,
     mut view: watch::Receiver<CatalogView>,
-    facts: NodeFacts,
+    planner_inputs: NodeFacts,
     stop: CancellationToken,
 ) {
     let keep = async {
@@ -64,7 +64,7 @@ pub(super) async fn register(
         loop {
             let known = view.borrow_and_update().clone();
             if let Some(view) = known {
-                let compared = compare(&host, &client, &view, &facts).await;
+                let compared = compare(&host, &client, &view, &planner_inputs).await;
                 trouble.tell(compared, "the catalog does not know this node as it is");
             }
             // A change of anything may be one of this node's record; at most so often.
@@ -82,11 +82,11 @@ async fn compare(
     host: &Host,
     client: &CatalogClient,
     view: &View,
-    facts: &NodeFacts,
+    planner_inputs: &NodeFacts,
 ) -> Result<(), CatalogError> {
     let node = host.node_id();
     let known = view.nodes().get(&node).map(AsRef::as_ref);
-    let record = new_node(host, known, facts)?;
+    let record = new_node(host, known, planner_inputs)?;
     if known.is_none_or(|known| !is_as(known, &record)) {
         // What operators changed stays: a view may be from before that.
         let seen = known.map_or_else(Revision::default, |known| known.revision);
@@ -117,9 +117,10 @@ fn names(host: &Host) -> Result<BTreeSet<Name>, Refusal> {
 fn new_node(
     host: &Host,
     known: Option<&NodeRecord>,
-    facts: &NodeFacts,
+    planner_inputs: &NodeFacts,
 ) -> Result<NewNode, Refusal> {
-    let zone = facts.zone.as_deref().map(|zone| Name::new(Subject::Zone, zone)).transpose()?;
+    let zone =
+        planner_inputs.zone.as_deref().map(|zone| Name::new(Subject::Zone, zone)).transpose()?;
     let id = host.node_id();
     // A node that was announced and never seen is new.
     let known = known.filter(|known| known.store != UNKNOWN_STORE);
@@ -127,7 +128,7 @@ fn new_node(
         id,
         address: host.directory().address(id).unwrap_or_else(|| host.address().to_string()),
         zone: known.map_or(zone, |known| known.zone.clone()),
-        weight: known.map_or(facts.weight, |known| known.weight),
+        weight: known.map_or(planner_inputs.weight, |known| known.weight),
         store: host.store_id(),
     })
 }
@@ -158,7 +159,7 @@ pub(super) async fn lead(
         let mut trouble = Trouble::default();
         let (complete, created) = (None, Revision::default());
         let (clocks, told_mismatch) = (DrainClocks::default(), false);
-        let last_ending = GroupId::new(0);
+        let last_outcome = GroupId::new(0);
         let mut tender = Tender {
             host,
             client,
@@ -167,7 +168,7 @@ pub(super) async fn lead(
             complete,
             created,
             told_mismatch,
-            last_ending,
+            last_outcome,
         };
         loop {
             let known = view.borrow_and_update().clone();
@@ -197,7 +198,7 @@ struct Tender {
     /// A configuration that contradicts the catalog is logged once.
     told_mismatch: bool,
     /// The last group that was looked at on its way out.
-    last_ending: GroupId,
+    last_outcome: GroupId,
 }
 
 impl Tender {
@@ -218,13 +219,13 @@ impl Tender {
             return Ok(());
         }
         announce_founders(&self.host, &self.client, view, &self.beginning).await?;
-        let ending = finish_ends(&self.client, view, &mut self.last_ending).await?;
+        let outcome = finish_ends(&self.client, view, &mut self.last_outcome).await?;
         let groups = if self.may_create(view).await? { &self.beginning.groups[..] } else { &[] };
         let absent: Vec<&NewGroup> = groups.iter().filter(|new| is_absent(view, new)).collect();
         let able = absent.iter().filter(|new| founders_are_known(view, new));
         let able = able.map(|new| NewGroup::clone(new)).collect();
         self.created = create(&self.client, able).await?;
-        self.complete = (ending == 0 && absent.is_empty()).then(|| Arc::clone(view));
+        self.complete = (outcome == 0 && absent.is_empty()).then(|| Arc::clone(view));
         Ok(())
     }
 
@@ -288,10 +289,10 @@ async fn finish_ends(
     let later = view.groups().range((Bound::Excluded(*last), Bound::Unbounded));
     let earlier = view.groups().range(..=*last);
     let groups = later.chain(earlier).map(|(_, group)| group);
-    let ending = groups.filter(|group| group.state == GroupState::Destroying);
-    let ending: Vec<_> = ending.take(MAX_ENDED_AT_ONCE).collect();
-    *last = ending.last().map_or(GroupId::new(0), |group| group.id);
-    let holders = ending.iter().flat_map(|group| holders_of(view, group));
+    let outcome = groups.filter(|group| group.state == GroupState::Destroying);
+    let outcome: Vec<_> = outcome.take(MAX_ENDED_AT_ONCE).collect();
+    *last = outcome.last().map_or(GroupId::new(0), |group| group.id);
+    let holders = outcome.iter().flat_map(|group| holders_of(view, group));
     let mut still_held: BTreeMap<GroupId, usize> = BTreeMap::new();
     let mut asked: BTreeMap<NodeId, Vec<GroupId>> = BTreeMap::new();
     for (node, group) in holders {
@@ -305,14 +306,14 @@ async fn finish_ends(
             still_held.entry(group).and_modify(|count| *count = count.saturating_sub(1));
         }
     }
-    for group in ending.iter().filter(|group| still_held.get(&group.id).is_none_or(|n| *n == 0)) {
+    for group in outcome.iter().filter(|group| still_held.get(&group.id).is_none_or(|n| *n == 0)) {
         let operation = Operation::FinishDestroy { group: group.id };
         match client.apply_expecting(group.revision, operation).await {
             Ok(_) | Err(CatalogError::Refused(_)) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(ending.len())
+    Ok(outcome.len())
 }
 
 /// The nodes that may hold a replica: those that founded the group, and its members.

@@ -13,11 +13,11 @@ use super::target::{self, TargetVerdict, Wishes};
 
 /// What the first three tiers say of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Duty {
+pub(super) enum Constraint {
     /// Not ours to move: unknown leader, leader not live, or a move under way.
     Held,
     /// It moved a short time ago and violates nothing.
-    Dwells,
+    CoolDowns,
     /// It may stay, and may go to nodes that are as good.
     Free,
     /// It is to leave for the sake of this tier.
@@ -28,14 +28,14 @@ pub(super) enum Duty {
 
 /// What one placement of a group costs the first three tiers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Burden {
+pub(super) struct ViolationCost {
     pub(super) hard: bool,
     pub(super) soft: bool,
     pub(super) displaced: bool,
     pub(super) rank: u32,
 }
 
-impl Burden {
+impl ViolationCost {
     fn of(index: &Index<'_>, group: usize, wishes: &Wishes<'_>, node: u32) -> Self {
         let lacks = index.fitness(group, node) == Fitness::Incapable;
         let hard = index.snapshot.groups[group].requirement.mode == RequirementMode::Hard;
@@ -58,13 +58,13 @@ impl Burden {
 }
 
 /// All groups. Everything is indexed by the dense number of a group.
-pub(super) struct Sheet {
+pub(super) struct CandidateTable {
     /// Where it counts; `NONE`: nowhere.
     pub(super) home: Vec<u32>,
     /// Where it may lead, by rising node. One node: it does not move.
     pub(super) allowed: Rows,
-    pub(super) duty: Vec<Duty>,
-    pub(super) home_burden: Vec<Burden>,
+    pub(super) constraint: Vec<Constraint>,
+    pub(super) home_violation_cost: Vec<ViolationCost>,
     /// The rank of any other node where it may lead: they are all alike.
     pub(super) target_rank: Vec<u32>,
     /// Gathered here, while each group is at hand: groups are large, and reading them is a good
@@ -80,45 +80,49 @@ pub(super) enum Scope {
     Violations,
 }
 
-impl Sheet {
+impl CandidateTable {
     pub(super) fn new(index: &Index<'_>, scope: Scope) -> Self {
         let groups = index.groups();
-        let mut sheet = Self {
+        let mut candidates = Self {
             home: Vec::with_capacity(groups),
             allowed: Rows::with_capacity(groups),
-            duty: Vec::with_capacity(groups),
-            home_burden: Vec::with_capacity(groups),
+            constraint: Vec::with_capacity(groups),
+            home_violation_cost: Vec::with_capacity(groups),
             target_rank: Vec::with_capacity(groups),
             findings: Vec::new(),
         };
         let mut judge = Judge { index, scope, allowed: Vec::new(), rank: 0 };
         for group in 0..groups {
-            sheet.add(&mut judge, group);
-            findings::of_group(index, group, &mut sheet.findings);
+            candidates.add(&mut judge, group);
+            findings::of_group(index, group, &mut candidates.findings);
         }
-        findings::of_ledger(index, &mut sheet.findings);
-        sheet
+        findings::of_ledger(index, &mut candidates.findings);
+        candidates
     }
 
     fn add(&mut self, judge: &mut Judge<'_>, group: usize) {
         let (home, held) = whereabouts(judge.index, group);
         let wishes = Wishes::of(&judge.index.snapshot.groups[group]);
-        let burden = match home {
-            NONE => Burden::default(),
-            node => Burden::of(judge.index, group, &wishes, node),
+        let violation_cost = match home {
+            NONE => ViolationCost::default(),
+            node => ViolationCost::of(judge.index, group, &wishes, node),
         };
-        judge.stay(home, burden.rank);
-        let duty = if held { Duty::Held } else { judge.decide(group, &wishes, home, burden) };
+        judge.stay(home, violation_cost.rank);
+        let constraint = if held {
+            Constraint::Held
+        } else {
+            judge.decide(group, &wishes, home, violation_cost)
+        };
         self.home.push(home);
         self.allowed.push(&judge.allowed);
-        self.duty.push(duty);
-        self.home_burden.push(burden);
+        self.constraint.push(constraint);
+        self.home_violation_cost.push(violation_cost);
         self.target_rank.push(judge.rank);
     }
 
     /// Whether a group that is at `home` may stay there.
     pub(super) fn may_stay(&self, group: usize) -> bool {
-        !matches!(self.duty[group], Duty::Leaves(_))
+        !matches!(self.constraint[group], Constraint::Leaves(_))
     }
 }
 
@@ -136,8 +140,8 @@ pub(super) fn whereabouts(index: &Index<'_>, group: usize) -> (u32, bool) {
 }
 
 /// Until when a group is left alone, if it is.
-pub(super) fn dwells_until(index: &Index<'_>, group: &Group) -> Option<u64> {
-    let until = group.moved_at_ms?.saturating_add(index.snapshot.settings.dwell_ms);
+pub(super) fn cool_downs_until(index: &Index<'_>, group: &Group) -> Option<u64> {
+    let until = group.moved_at_ms?.saturating_add(index.snapshot.settings.cool_down_ms);
     (until > index.snapshot.now_ms).then_some(until)
 }
 
@@ -150,7 +154,7 @@ struct Judge<'a> {
 }
 
 /// How reluctantly a target is taken: unknown capabilities, a short life, then rank.
-type Reluctance = (bool, bool, u32);
+type TargetRank = (bool, bool, u32);
 
 impl Judge<'_> {
     fn stay(&mut self, home: u32, rank: u32) {
@@ -161,39 +165,45 @@ impl Judge<'_> {
         self.rank = rank;
     }
 
-    fn decide(&mut self, group: usize, wishes: &Wishes<'_>, home: u32, burden: Burden) -> Duty {
-        if let Some(tier) = burden.violates() {
+    fn decide(
+        &mut self,
+        group: usize,
+        wishes: &Wishes<'_>,
+        home: u32,
+        violation_cost: ViolationCost,
+    ) -> Constraint {
+        if let Some(tier) = violation_cost.violates() {
             return self.leave(group, wishes, home, tier);
         }
         let what = &self.index.snapshot.groups[group];
-        if self.scope == Scope::Violations || dwells_until(self.index, what).is_some() {
-            return Duty::Dwells;
+        if self.scope == Scope::Violations || cool_downs_until(self.index, what).is_some() {
+            return Constraint::CoolDowns;
         }
-        self.choose(group, wishes, home, burden.rank)
+        self.choose(group, wishes, home, violation_cost.rank)
     }
 
-    fn leave(&mut self, group: usize, wishes: &Wishes<'_>, home: u32, tier: Tier) -> Duty {
-        let mut best: Option<Reluctance> = None;
-        self.each_target(group, wishes, home, |reluctance, node, allowed| {
-            if best.is_none_or(|best| reluctance < best) {
-                best = Some(reluctance);
+    fn leave(&mut self, group: usize, wishes: &Wishes<'_>, home: u32, tier: Tier) -> Constraint {
+        let mut best: Option<TargetRank> = None;
+        self.each_target(group, wishes, home, |target_rank, node, allowed| {
+            if best.is_none_or(|best| target_rank < best) {
+                best = Some(target_rank);
                 allowed.clear();
             }
-            if best == Some(reluctance) {
+            if best == Some(target_rank) {
                 allowed.push(node);
             }
         });
         match best {
             Some((_, _, rank)) => {
                 self.rank = rank;
-                Duty::Leaves(tier)
+                Constraint::Leaves(tier)
             }
-            None => Duty::Stuck(tier),
+            None => Constraint::Stuck(tier),
         }
     }
 
     /// The targets of the best rank, of which the present node may be one.
-    fn choose(&mut self, group: usize, wishes: &Wishes<'_>, home: u32, rank: u32) -> Duty {
+    fn choose(&mut self, group: usize, wishes: &Wishes<'_>, home: u32, rank: u32) -> Constraint {
         let mut best = rank;
         self.each_target(group, wishes, home, |(unknown, warming, rank), node, allowed| {
             if unknown || warming || rank > best {
@@ -207,7 +217,7 @@ impl Judge<'_> {
         });
         self.rank = best;
         self.allowed.sort_unstable();
-        if best < rank { Duty::Leaves(Tier::Preference) } else { Duty::Free }
+        if best < rank { Constraint::Leaves(Tier::Preference) } else { Constraint::Free }
     }
 
     fn each_target(
@@ -215,13 +225,15 @@ impl Judge<'_> {
         group: usize,
         wishes: &Wishes<'_>,
         home: u32,
-        mut take: impl FnMut(Reluctance, u32, &mut Vec<u32>),
+        mut take: impl FnMut(TargetRank, u32, &mut Vec<u32>),
     ) {
         let index = self.index;
         let what = &index.snapshot.groups[group];
-        let mutes = target::mutes_of(index, what);
+        let back_offs = target::back_offs_of(index, what);
         for voter in &what.voters {
-            let (Some(node), verdict) = target::judge(index, group, voter, mutes) else { continue };
+            let (Some(node), verdict) = target::judge(index, group, voter, back_offs) else {
+                continue;
+            };
             let reluctant = match verdict {
                 TargetVerdict::Eligible => (false, false),
                 TargetVerdict::Warming => (false, true),

@@ -6,8 +6,8 @@ use shardhost_groups::{GroupId, GroupStatus, LogIndex, ReplicaId, Role};
 use shardhost_storage::Membership;
 
 use super::super::SYSTEM_GROUP;
-use super::super::agenda::Scope;
-use super::Keeper;
+use super::super::dirty_set::Scope;
+use super::Reconciler;
 use shardhost_policy::catalog::{Held, HeldState, View};
 
 /// The replicas of some groups, as they were when they were looked at.
@@ -18,7 +18,7 @@ pub(super) struct Looked {
     pub(super) configs: BTreeMap<GroupId, LogIndex>,
 }
 
-impl Keeper {
+impl Reconciler {
     pub(super) fn look(&self, view: &View, scope: &Scope) -> Looked {
         match scope {
             Scope::All => self.all_held(view),
@@ -75,7 +75,7 @@ impl Keeper {
         let stored = self.host.stored_group(id);
         let tombstone = stored.and_then(|stored| match stored {
             // On its way in or out.
-            Some(meta) => Ok(Some((life_of_members(&meta.membership), HeldState::Ending))),
+            Some(meta) => Ok(Some((life_of_members(&meta.membership), HeldState::MoveOutcome))),
             None => {
                 let left = self.host.tombstone(id)?;
                 let state = if remains { HeldState::Failed } else { HeldState::Gone };
@@ -87,7 +87,7 @@ impl Keeper {
             // A group that is not known to be absent is not created.
             Err(error) => {
                 tracing::error!(group = %id, %error, "what is left of a group is not known");
-                Some(Held { incarnation: 0, state: HeldState::Ending })
+                Some(Held { incarnation: 0, state: HeldState::MoveOutcome })
             }
         }
     }
@@ -97,7 +97,7 @@ fn held_of(status: &GroupStatus) -> Held {
     let state = match &status.role {
         Role::Leader => HeldState::Leads(status.membership.requirement.clone()),
         Role::Failed(_) => HeldState::Failed,
-        Role::Stopped | Role::Removed => HeldState::Ending,
+        Role::Stopped | Role::Removed => HeldState::MoveOutcome,
         _ => HeldState::Follows,
     };
     Held { incarnation: life_of(status.replica), state }
