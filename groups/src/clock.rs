@@ -1,5 +1,5 @@
-//! The clock of leases: it never goes back, nobody sets it, and it goes on while the machine is
-//! suspended. The core is told moments; only the threads around it read the clock.
+//! The clock of leases: it is monotonic, cannot be set, and runs while the machine is suspended.
+//! The core gets moments; only the threads around it read the clock.
 
 use std::fmt;
 use std::ops::Add;
@@ -44,7 +44,7 @@ impl Add<Duration> for Moment {
 
 /// Where moments come from.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
-    /// The present moment; `None` when the clock cannot be read: then nobody relies on leases.
+    /// The present moment; `None` when the clock cannot be read: then leases are not used.
     fn now(&self) -> Option<Moment>;
 }
 

@@ -11,7 +11,6 @@ use crate::known_bugs::{KnownBug, KnownBugs};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupsConfig {
-    /// This process.
     pub node: NodeId,
     /// Seed of everything that is drawn by lot (election timeouts).
     pub seed: u64,
@@ -45,13 +44,13 @@ pub struct GroupsConfig {
     pub max_reads_per_group: usize,
     /// Ticks before a read, or the handing over of leadership, is given up. Default 20.
     pub give_up_ticks: u16,
-    /// How long proposals and reads of a group wait for its leadership to be handed over; then the
-    /// old leader goes on. Looked at eight times per tick. Default 100 ms.
+    /// How long proposals and reads of a group are paused for a transfer; then the old leader
+    /// continues. Checked eight times per tick. Default 100 ms.
     pub freeze_timeout: Duration,
     /// Ticks that policies may take to decide about a leadership that was acquired. Default 50.
     pub admission_ticks: u16,
-    /// Election timeouts without a leader that a replica on an unfit node lets go by before it
-    /// stands for election; twice as many while a voter that is known to be fit answers. Default 3.
+    /// Election timeouts without a leader that a replica on an ineligible node skips before it
+    /// campaigns; twice as many while a voter that is known to be eligible answers. Default 3.
     pub escape_timeouts: u16,
     /// What this node has; groups may require some of their leaders. None.
     pub capabilities: BTreeSet<String>,
@@ -61,13 +60,12 @@ pub struct GroupsConfig {
     pub lease_margin: Option<Duration>,
     /// How long a state machine may take for an answer to a query. Default 10 s.
     pub query_timeout: Duration,
-    /// Ticks after which whoever waits for a proposal learns that its outcome is unknown.
-    /// Default 100.
+    /// Ticks after which the caller of a proposal learns that its outcome is unknown. Default 100.
     pub propose_give_up_ticks: u16,
     /// Entries that are kept in memory of one group at most, for followers a little behind; in
     /// bytes. Those that wait for the state machine are beside that, up to 8 MiB. Default 1 MiB.
     pub max_cached_bytes_per_group: usize,
-    /// Entries kept in the log behind what is applied and durable, so that a follower a little
+    /// Entries kept in the log behind the applied and durable ones, so that a follower a little
     /// behind needs no snapshot. Default 1,024.
     pub log_trail_entries: u64,
     /// A follower further behind than this many entries no longer keeps the log from being
@@ -84,8 +82,8 @@ pub struct GroupsConfig {
     pub consistency_asleep: Option<Duration>,
     /// Bytes of state machines that this host reads per second to compare them. Default 4 MiB.
     pub consistency_bytes_per_second: u64,
-    /// The longest that one round of a worker may take. One that takes longer is a
-    /// [`crate::HostFault::Stuck`]. `None`: nobody watches. Default 10 s.
+    /// The longest that one step of a worker may take. One that takes longer is a
+    /// [`crate::HostFault::Stuck`]. `None`: no watchdog. Default 10 s.
     pub round_limit: Option<Duration>,
     /// Bugs that a test put back on purpose. None, and without the feature `testing` there is no
     /// way to switch one on.

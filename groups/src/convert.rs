@@ -72,18 +72,18 @@ pub(crate) fn from_wire(wire: peer::GroupMessage) -> Option<eraftpb::Message> {
     Some(message)
 }
 
-/// What tells an entry with a requirement from a command while raft has it: commands have no
+/// Distinguishes an entry with a requirement from a command while raft has it: commands have no
 /// context.
 pub(crate) const REQUIREMENT_MARK: Bytes = Bytes::from_static(b"requirement");
 
-/// Whether the entry says what the group asks of its leader.
+/// Whether the entry sets the requirement of the group.
 pub(crate) fn is_requirement(entry: &eraftpb::Entry) -> bool {
     entry.entry_type == eraftpb::EntryType::EntryNormal && entry.context == REQUIREMENT_MARK
 }
 
-/// What tells the entry at which replicas are compared from the one that a leader starts its term
-/// with. It travels and is not written: an earlier version takes the entry for an empty one, and a
-/// replica that reads it from its log does not take part in the comparison.
+/// Distinguishes the check entry, at which replicas are compared, from the entry that a leader
+/// starts its term with. It travels and is not written: an earlier version takes the entry for an
+/// empty one, and a replica that reads it from its log does not take part in the comparison.
 pub(crate) const CHECK_MARK: Bytes = Bytes::from_static(b"check");
 
 /// Whether replicas are compared at this entry.
@@ -93,7 +93,7 @@ pub(crate) fn is_check(entry: &eraftpb::Entry) -> bool {
         && entry.context == CHECK_MARK
 }
 
-/// Whether the entries stand right behind the message's index, without a gap.
+/// Whether the entries are contiguous and begin right behind the message's index.
 fn entries_follow(message: &eraftpb::Message) -> bool {
     message.entries.iter().zip(message.index + 1..).all(|(entry, index)| entry.index == index)
 }
@@ -218,7 +218,6 @@ pub(crate) fn position_from_wire(wire: Option<&log::LogPosition>) -> Option<LogP
     wire.map(|position| LogPosition::new(position.term, position.index))
 }
 
-/// How a message travels.
 pub(crate) const fn lane(kind: peer::MessageKind) -> Lane {
     use peer::MessageKind as Kind;
     match kind {

@@ -1,5 +1,5 @@
-//! What can go wrong for those who use a group. One enum per operation; each variant says whether
-//! the entry is surely absent from the log (*definite*) or may still be committed.
+//! Errors of the users of a group. One enum per operation; each variant distinguishes whether the
+//! entry is surely absent from the log (*definite*) or may still be committed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,6 @@ use crate::worker::Phase;
 /// Where a group is led, as far as the answering replica knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaderHint {
-    /// The node that leads.
     pub node: NodeId,
     /// The term it leads in.
     pub term: Term,
@@ -32,7 +31,6 @@ pub enum ProposalRejection {
     /// The command is over the limit. Split it.
     #[error("the command has {size} bytes, the limit is {limit}")]
     TooLarge {
-        /// Bytes of the command.
         size: usize,
         /// The limit of the host.
         limit: usize,
@@ -40,7 +38,7 @@ pub enum ProposalRejection {
     /// The command is empty; empty entries are Raft's own.
     #[error("the command is empty")]
     Empty,
-    /// The leader serves nobody, for this reason; none: policies were asked about its leadership
+    /// The leader serves no users, for this reason; none: policies were asked about its leadership
     /// and have not answered yet. Try again a little later, here or where the group is led then.
     #[error("the leader does not serve: {}", caretaker_text(.0))]
     NotServing(Option<Arc<Caretaker>>),
@@ -56,13 +54,12 @@ pub enum ProposalRejection {
     TermMismatch {
         /// The term that was asked for.
         wanted: Term,
-        /// The leader's term.
         actual: Term,
     },
     /// The host or the group is shutting down.
     #[error("the host is stopping")]
     Stopping,
-    /// This replica failed before; its status says why. Another replica may lead.
+    /// This replica failed before; its status has the cause. Another replica may lead.
     #[error("the replica failed: {0}")]
     Failed(GroupFault),
 }
@@ -82,11 +79,11 @@ pub enum UnknownCause {
     Stopped,
 }
 
-/// Why a replica stopped for good on this host.
+/// Why a replica stopped on this host, until it is repaired.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GroupFault {
-    /// Code of the group's replica panicked; the message says where.
+    /// Code of the group's replica panicked; the message has the place.
     #[error("the replica panicked: {0}")]
     Panic(Arc<str>),
     /// The state machine gave up or panicked.
@@ -99,29 +96,26 @@ pub enum GroupFault {
     /// The shared log failed or is damaged for this group.
     #[error("{0}")]
     Log(LogError),
-    /// The host cannot go on.
+    /// The host cannot continue.
     #[error("{0}")]
     Host(HostFault),
-    /// The leader's log contradicts what is committed here: two histories of the group exist, and a
-    /// data directory that was put back from an older copy, or a disk that lost writes, is the
-    /// cause. The data is kept. Find out which replicas hold the right history before any is
-    /// replaced.
+    /// The leader's log contradicts what is committed here: two histories of the group exist,
+    /// because a data directory was put back from an older copy, or a disk lost writes. The data is
+    /// kept. Find out which replicas hold the right history before any is replaced.
     #[error(
         "the history of the group has split: replica {leader}, which leads in term {term}, \
          contradicts entries up to {committed} that are committed here; a data directory was put \
          back from an older copy, or a disk lost writes"
     )]
     Diverged {
-        /// The replica that leads.
         leader: u64,
-        /// Its term.
         term: u64,
         /// The last index that is known committed here.
         committed: u64,
     },
-    /// The state machine of this replica does not hold what those of a majority hold at the same
-    /// applied position: a bug of the machine, or a disk that damaged its state. The data is kept
-    /// for whoever looks for the cause; replace the replica by a fresh one.
+    /// The state of this replica differs from that of a majority at the same applied position: a
+    /// bug of the state machine, or a disk that damaged its state. The data is kept for the search
+    /// for the cause; replace the replica by a new one.
     #[error(
         "the state of this replica differs from that of a majority at index {index}: it has {own}, \
          they have {others}; the state machine or the disk damaged it"
@@ -140,12 +134,12 @@ pub enum GroupFault {
          replace GROUP NODE NODE` gives this node a new one"
     )]
     FoundToDiffer,
-    /// What stands in the log contradicts itself or the peers.
+    /// The log contradicts itself or the peers.
     #[error("an invariant is broken: {0}")]
     Invariant(Arc<str>),
 }
 
-/// Why a whole host cannot go on. Stop it; after a restart the log says what is there.
+/// Why a whole host cannot continue. Stop it; after a restart the log shows its content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HostFault {
@@ -155,25 +149,18 @@ pub enum HostFault {
     /// What the state machines of this host share failed, as their database: [`crate::Groups::fail`].
     #[error("{0}")]
     State(Arc<str>),
-    /// A thread of the host panicked: a bug. The message says where.
+    /// A thread of the host panicked: a bug. The message has the place.
     #[error("thread {thread} panicked: {message}")]
-    Thread {
-        /// Which.
-        thread: Arc<str>,
-        /// What the panic said.
-        message: Arc<str>,
-    },
+    Thread { thread: Arc<str>, message: Arc<str> },
     /// A round of a worker does not end: a bug, or a hook or policy of the user that hangs. The
     /// groups of the worker are mute, and shutting down cannot end them: end the process.
     #[error(
         "worker {worker} is stuck for {limit:?} {phase}; the group that it visited last is {group}"
     )]
     Stuck {
-        /// Which worker.
         worker: usize,
         /// The group that it visited last.
         group: GroupId,
-        /// What it was doing.
         phase: Phase,
         /// The longest that a round may take.
         limit: std::time::Duration,
@@ -186,46 +173,24 @@ pub enum HostFault {
 pub enum ProposeError {
     /// Definite. This replica does not lead; ask the one in the hint.
     #[error("group {group} is not led here{}", hint_text(hint))]
-    NotLeader {
-        /// The group.
-        group: GroupId,
-        /// Who leads, if known.
-        hint: Option<LeaderHint>,
-    },
+    NotLeader { group: GroupId, hint: Option<LeaderHint> },
     /// Definite. Refused before it entered the log.
     #[error("group {group} refuses the proposal: {reason}")]
-    Rejected {
-        /// The group.
-        group: GroupId,
-        /// Why.
-        reason: ProposalRejection,
-    },
+    Rejected { group: GroupId, reason: ProposalRejection },
     /// Definite. Another entry was committed in its place.
     #[error("group {group} committed another entry, of term {by}, at index {index}")]
     Superseded {
-        /// The group.
         group: GroupId,
-        /// The place.
         index: LogIndex,
         /// Term of the entry that was committed there.
         by: Term,
     },
     /// Not definite. The entry may still be committed.
     #[error("group {group} cannot tell whether the proposal takes effect: {cause}")]
-    Unknown {
-        /// The group.
-        group: GroupId,
-        /// Why.
-        cause: UnknownCause,
-    },
+    Unknown { group: GroupId, cause: UnknownCause },
     /// Not definite. This replica stopped.
     #[error("the replica of group {group} failed: {fault}")]
-    Faulted {
-        /// The group.
-        group: GroupId,
-        /// Why.
-        fault: GroupFault,
-    },
+    Faulted { group: GroupId, fault: GroupFault },
 }
 
 impl ProposeError {
@@ -249,7 +214,7 @@ impl ProposeError {
             _ => false,
         }
     }
-    /// Who leads, if the error says so.
+    /// The leader, if the error names it.
     #[must_use]
     pub const fn leader_hint(&self) -> Option<&LeaderHint> {
         match self {
@@ -265,52 +230,25 @@ impl ProposeError {
 pub enum ReadError {
     /// This replica does not lead; ask the one in the hint.
     #[error("group {group} is not led here{}", hint_text(hint))]
-    NotLeader {
-        /// The group.
-        group: GroupId,
-        /// Who leads, if known.
-        hint: Option<LeaderHint>,
-    },
+    NotLeader { group: GroupId, hint: Option<LeaderHint> },
     /// Too many reads wait. Try again a little later.
     #[error("group {group} has too many reads waiting")]
-    Busy {
-        /// The group.
-        group: GroupId,
-    },
-    /// The leader serves nobody. Try again a little later.
+    Busy { group: GroupId },
+    /// The leader serves no users. Try again a little later.
     #[error("the leader of group {group} does not serve: {reason}")]
-    NotServing {
-        /// The group.
-        group: GroupId,
-        /// Why.
-        reason: Arc<Caretaker>,
-    },
+    NotServing { group: GroupId, reason: Arc<Caretaker> },
     /// Leadership is being handed over.
     #[error("leadership of group {group} is being transferred")]
-    Transferring {
-        /// The group.
-        group: GroupId,
-    },
+    Transferring { group: GroupId },
     /// No quorum confirmed the leadership in time, or leadership was lost meanwhile.
     #[error("group {group} could not confirm its leadership in time")]
-    Unconfirmed {
-        /// The group.
-        group: GroupId,
-    },
+    Unconfirmed { group: GroupId },
     /// The host or the group stopped.
     #[error("group {group} stopped")]
-    Stopped {
-        /// The group.
-        group: GroupId,
-    },
+    Stopped { group: GroupId },
     /// This replica failed.
     #[error("the replica of group {group} failed: {fault}")]
-    Faulted {
-        /// The group.
-        group: GroupId,
-        /// Why.
-        fault: GroupFault,
-    },
+    Faulted { group: GroupId, fault: GroupFault },
     /// The state machine did not come to an answer in time.
     #[error(transparent)]
     Timeout(#[from] QueryTimeout),
@@ -323,9 +261,7 @@ pub enum ReadError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the state machine of group {group} gave no answer within {after:?}")]
 pub struct QueryTimeout {
-    /// The group.
     pub group: GroupId,
-    /// How long was waited.
     pub after: Duration,
 }
 
@@ -335,147 +271,73 @@ pub struct QueryTimeout {
 pub enum TransferError {
     /// This replica does not lead; ask the one in the hint.
     #[error("group {group} is not led here{}", hint_text(hint))]
-    NotLeader {
-        /// The group.
-        group: GroupId,
-        /// Who leads, if known.
-        hint: Option<LeaderHint>,
-    },
+    NotLeader { group: GroupId, hint: Option<LeaderHint> },
     /// The target is this node already.
     #[error("node {node} already leads group {group}")]
-    AlreadyLeads {
-        /// The group.
-        group: GroupId,
-        /// The node.
-        node: NodeId,
-    },
+    AlreadyLeads { group: GroupId, node: NodeId },
     /// The target holds no replica of the group, or a learner only.
     #[error("node {node} holds no voter of group {group}")]
-    NoVoter {
-        /// The group.
-        group: GroupId,
-        /// The node.
-        node: NodeId,
-    },
+    NoVoter { group: GroupId, node: NodeId },
     /// The target's node does not answer.
     #[error("node {node} does not answer, and takes no leadership of group {group}")]
-    TargetNotLive {
-        /// The group.
-        group: GroupId,
-        /// The node.
-        node: NodeId,
-    },
+    TargetNotLive { group: GroupId, node: NodeId },
     /// No other voter that answers could lead.
     #[error("group {group} has no healthy target for the transfer")]
-    NoHealthyTarget {
-        /// The group.
-        group: GroupId,
-    },
+    NoHealthyTarget { group: GroupId },
     /// A list of candidates is empty. Name one.
     #[error("no candidate was named for the transfer of group {group}")]
-    NoCandidates {
-        /// The group.
-        group: GroupId,
-    },
+    NoCandidates { group: GroupId },
     /// Every candidate that could lead lacks too much of the log. Try again, or allow more.
     #[error("node {node} lacks {lag} entries of group {group}, {max_lag} are allowed")]
-    TargetNotCaughtUp {
-        /// The group.
-        group: GroupId,
-        /// The first such candidate.
-        node: NodeId,
-        /// What it lacks.
-        lag: u64,
-        /// What it may lack.
-        max_lag: u64,
-    },
+    TargetNotCaughtUp { group: GroupId, node: NodeId, lag: u64, max_lag: u64 },
     /// The target's node should not lead the group. Name another, or give the node what it lacks.
     #[error("node {node} should not lead group {group}: {unfit}")]
     TargetUnfit {
-        /// The group.
         group: GroupId,
-        /// The node.
         node: NodeId,
-        /// What it lacks, or what a policy says.
+        /// The missing capabilities, or a policy's reason.
         unfit: Unfit,
     },
     /// The target's node hands its own leaderships away. Name another.
     #[error("node {node} is draining and takes no leadership of group {group}")]
-    TargetDraining {
-        /// The group.
-        group: GroupId,
-        /// The node.
-        node: NodeId,
-    },
+    TargetDraining { group: GroupId, node: NodeId },
     /// The target is being given a snapshot. Try again when it has it.
     #[error("node {node} is receiving a snapshot of group {group}")]
-    TargetSnapshotting {
-        /// The group.
-        group: GroupId,
-        /// The node.
-        node: NodeId,
-    },
+    TargetSnapshotting { group: GroupId, node: NodeId },
     /// The target was asked, and declined. This replica leads on.
     #[error("node {node} declines the leadership of group {group}: {words}")]
     TargetRefused {
-        /// The group.
         group: GroupId,
-        /// The node.
         node: NodeId,
         /// The cause by name; [`RejectReason::Refused`]: it gave none that is known here.
         reason: RejectReason,
-        /// What it said, for people.
+        /// Its reason, for people.
         words: String,
     },
     /// The target was asked, and did not answer; an older version never does. This replica leads
     /// on.
     #[error("node {node} did not say within {after:?} whether it takes group {group} over")]
-    TargetSilent {
-        /// The group.
-        group: GroupId,
-        /// The node.
-        node: NodeId,
-        /// How long was waited.
-        after: Duration,
-    },
-    /// Another transfer is under way; it goes on undisturbed.
+    TargetSilent { group: GroupId, node: NodeId, after: Duration },
+    /// Another transfer is in progress; it continues undisturbed.
     #[error("group {group} is being transferred to node {to}")]
-    InProgress {
-        /// The group.
-        group: GroupId,
-        /// Where to.
-        to: NodeId,
-    },
+    InProgress { group: GroupId, to: NodeId },
     /// A change of membership is not applied yet. Try again when it is.
     #[error("a membership change of group {group} is pending")]
-    ConfigChangePending {
-        /// The group.
-        group: GroupId,
-    },
+    ConfigChangePending { group: GroupId },
     /// Raft gave up, or another node won. This or another replica leads on.
     #[error("the transfer of group {group} to node {to} was aborted after {after:?}")]
     Aborted {
-        /// The group.
         group: GroupId,
-        /// Where to.
         to: NodeId,
         /// How long it was tried.
         after: Duration,
     },
     /// The host or the group stopped.
     #[error("group {group} stopped")]
-    Stopped {
-        /// The group.
-        group: GroupId,
-    },
+    Stopped { group: GroupId },
     /// This replica failed.
     #[error("the replica of group {group} failed: {fault}")]
-    Faulted {
-        /// The group.
-        group: GroupId,
-        /// Why.
-        fault: GroupFault,
-    },
+    Faulted { group: GroupId, fault: GroupFault },
 }
 
 impl TransferError {
@@ -532,33 +394,19 @@ impl TransferError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TakeSnapshotError {
-    /// The state machine gave no view, or it could not be written. The host's log says why; free
-    /// space if the disk is full, and try again.
+    /// The state machine gave no view, or it could not be written. The host's log has the cause;
+    /// free space if the disk is full, and try again.
     #[error("no snapshot of group {group} could be written; the log of the host says why")]
-    Failed {
-        /// The group.
-        group: GroupId,
-    },
+    Failed { group: GroupId },
     /// Too much is under way. Try again a little later.
     #[error("group {group} has too much under way")]
-    Busy {
-        /// The group.
-        group: GroupId,
-    },
+    Busy { group: GroupId },
     /// The host or the group stopped.
     #[error("group {group} stopped")]
-    Stopped {
-        /// The group.
-        group: GroupId,
-    },
+    Stopped { group: GroupId },
     /// This replica failed.
     #[error("the replica of group {group} failed: {fault}")]
-    Faulted {
-        /// The group.
-        group: GroupId,
-        /// Why.
-        fault: GroupFault,
-    },
+    Faulted { group: GroupId, fault: GroupFault },
 }
 
 /// A barrier cannot be opened or waited for.
@@ -567,36 +415,19 @@ pub enum TakeSnapshotError {
 pub enum BarrierError {
     /// This replica does not lead; ask the one in the hint.
     #[error("group {group} is not led here{}", hint_text(hint))]
-    NotLeader {
-        /// The group.
-        group: GroupId,
-        /// Who leads, if known.
-        hint: Option<LeaderHint>,
-    },
+    NotLeader { group: GroupId, hint: Option<LeaderHint> },
     /// Another one is open. Wait until it is closed.
     #[error("group {group} has an open barrier already")]
-    AlreadyOpen {
-        /// The group.
-        group: GroupId,
-    },
+    AlreadyOpen { group: GroupId },
     /// The leadership that the barrier belonged to is over, and so is the barrier.
     #[error("the barrier of group {group} ended with its leadership")]
-    Ended {
-        /// The group.
-        group: GroupId,
-    },
+    Ended { group: GroupId },
     /// Too much is under way. Try again a little later.
     #[error("group {group} has too much under way")]
-    Busy {
-        /// The group.
-        group: GroupId,
-    },
+    Busy { group: GroupId },
     /// The host or the group stopped.
     #[error("group {group} stopped")]
-    Stopped {
-        /// The group.
-        group: GroupId,
-    },
+    Stopped { group: GroupId },
 }
 
 /// A replica could not be created or opened.
@@ -605,66 +436,34 @@ pub enum BarrierError {
 pub enum OpenGroupError {
     /// The group is open on this host.
     #[error("group {group} is open already")]
-    AlreadyOpen {
-        /// The group.
-        group: GroupId,
-    },
+    AlreadyOpen { group: GroupId },
     /// Another caller's step is under way with it: nothing was done. Try again when that is over.
     #[error("group {group} is {step} on this host; try again")]
     Busy {
-        /// The group.
         group: GroupId,
-        /// What is done with it.
+        /// The step in progress.
         step: GroupStep,
     },
     /// The order was for another generation of the group: nothing was done, and nothing needs to be.
     #[error("generation {expected} of group {group} was meant, but generation {found} is here")]
-    OtherGeneration {
-        /// The group.
-        group: GroupId,
-        /// Which generation was meant.
-        expected: u32,
-        /// Which one is here.
-        found: u32,
-    },
+    OtherGeneration { group: GroupId, expected: u32, found: u32 },
     /// The log holds no replica of it. Create it first.
     #[error("group {group} is not in this host's log; create it first")]
-    Unknown {
-        /// The group.
-        group: GroupId,
-    },
+    Unknown { group: GroupId },
     /// The log holds a replica of it. Open it instead.
     #[error("group {group} is in this host's log already; open it instead of creating it")]
-    Exists {
-        /// The group.
-        group: GroupId,
-    },
+    Exists { group: GroupId },
     /// The specification makes no sense.
     #[error("group {group} cannot be created: {message}")]
-    Invalid {
-        /// The group.
-        group: GroupId,
-        /// Which part.
-        message: String,
-    },
+    Invalid { group: GroupId, message: String },
     /// The log, the snapshot or the state machine contradict each other, or cannot be read.
     #[error("group {group} cannot be opened: {fault}")]
-    Faulted {
-        /// The group.
-        group: GroupId,
-        /// Why.
-        fault: GroupFault,
-    },
+    Faulted { group: GroupId, fault: GroupFault },
     /// The replica is destroyed, and its state is not removed: destroy it again.
     #[error(
         "the log of group {group} is destroyed, its state remains: {message}; destroy it again"
     )]
-    StateRemains {
-        /// The group.
-        group: GroupId,
-        /// Why.
-        message: String,
-    },
+    StateRemains { group: GroupId, message: String },
     /// The host is stopping.
     #[error("the host is stopping")]
     Stopping,

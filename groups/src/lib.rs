@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`core`] | one replica of one group: raft and everything decided around it |
 //! | [`worker`] | the groups of one worker thread: inputs in, one [`worker::Round`] out |
-//! | [`apply`] | what is done with a state machine |
+//! | [`apply`] | calls of a state machine |
 //! | [`validate`] | what a message must be before raft sees it |
 //! | [`policy`] | who may lead: the question, the answers, capabilities |
 //! | [`leadership`] | edges, callbacks, streams, tasks |

@@ -42,7 +42,7 @@ pub trait StateMachine: Send + 'static {
     /// applied.
     ///
     /// # Errors
-    /// [`QueryError`] goes to the caller; the group goes on.
+    /// [`QueryError`] goes to the caller; the group continues.
     fn query(&self, request: &Bytes) -> Result<Bytes, QueryError> {
         let _ = request;
         Err(QueryError::Unsupported)
@@ -52,7 +52,7 @@ pub trait StateMachine: Send + 'static {
     /// happens in [`SnapshotWriter::write_to`], elsewhere.
     ///
     /// # Errors
-    /// A fault is reported and tried again later; the group goes on.
+    /// A fault is reported and the call tried again later; the group continues.
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault>;
 
     /// Replaces the whole state by that of a snapshot, whose bytes were checked before.
@@ -114,13 +114,12 @@ pub trait StateMachine: Send + 'static {
         false
     }
 
-    /// The replica was removed from its group for good, or destroyed by hand, and its log is gone:
-    /// the state may go as well. Nothing is called afterwards, and the next replica of the group
-    /// is not created before this returns. It is called of a machine that failed, too.
+    /// The replica was removed from its group, or destroyed by hand, and its log is gone: the state
+    /// may go as well. Nothing is called afterwards, and the next replica of the group is not
+    /// created before this returns. It is called of a machine that failed, too.
     ///
     /// # Errors
-    /// Why the state remains: whoever destroys the replica is told, and may do it again. Then this is
-    /// called again.
+    /// Why the state remains: the caller of the destruction gets it, and may repeat it. Then this is called again.
     fn removed(&mut self) -> Result<(), ApplyFault> {
         Ok(())
     }
@@ -129,19 +128,19 @@ pub trait StateMachine: Send + 'static {
     /// same. Slow; used to compare replicas.
     ///
     /// # Errors
-    /// [`QueryError`] goes to the caller; the group goes on.
+    /// [`QueryError`] goes to the caller; the group continues.
     fn checksum(&self) -> Result<StateChecksum, QueryError> {
         Err(QueryError::Unsupported)
     }
 
     /// A stable view of the state as of the last applied batch, whose bytes are equal on replicas
-    /// that applied the same commands, however they were batched, whether they were restored
-    /// from a snapshot, and wherever the applied position stands. Must be quick: the bytes are
-    /// written elsewhere, slowly, and only a checksum of them is kept. A replica whose bytes
-    /// differ from those of a majority is stopped. `None`: this machine is not compared.
+    /// that applied the same commands, however they were batched, whether they were restored from a
+    /// snapshot, and whatever the applied position is. Must be quick: the bytes are written
+    /// elsewhere, slowly, and only a checksum of them is kept. A replica whose bytes differ from
+    /// those of a majority is stopped. `None`: this machine is not compared.
     ///
     /// # Errors
-    /// A fault is reported; the replica is not compared this time, and goes on.
+    /// A fault is reported; the replica is not compared this time, and continues.
     fn consistency_view(&mut self) -> Result<Option<ConsistencyView>, ApplyFault> {
         Ok(None)
     }
@@ -197,7 +196,6 @@ pub struct ConsistencyView {
     /// Names how the bytes are made. Another number where a version makes other bytes of the same
     /// state: replicas with different formats are not compared.
     pub format: u32,
-    /// Writes the bytes.
     pub writer: Box<dyn SnapshotWriter>,
 }
 
@@ -218,10 +216,10 @@ pub struct StateChecksum {
 
 /// A stable view of a state machine, being written out.
 pub trait SnapshotWriter: Send {
-    /// Writes the whole view. Runs on a thread of its own while the machine goes on.
+    /// Writes the whole view. Runs on a separate thread while the machine continues.
     ///
     /// # Errors
-    /// Reported and tried again later; the group goes on.
+    /// Reported and tried again later; the group continues.
     fn write_to(self: Box<Self>, sink: &mut dyn Write) -> io::Result<()>;
 }
 
@@ -234,7 +232,7 @@ pub struct Command {
 }
 
 impl Command {
-    /// A command that nobody waits for, for tests of a state machine.
+    /// A command without a caller, for tests of a state machine.
     #[must_use]
     pub fn new(position: LogPosition, data: impl Into<Bytes>) -> Self {
         Self { position, data: data.into(), response: Bytes::new(), waiter: None }
@@ -249,7 +247,7 @@ impl Command {
     pub const fn data(&self) -> &Bytes {
         &self.data
     }
-    /// Sets the answer for whoever proposed it. Empty unless set.
+    /// Sets the answer for the caller of the proposal. Empty unless set.
     pub fn respond(&mut self, response: impl Into<Bytes>) {
         self.response = response.into();
     }
@@ -286,7 +284,7 @@ impl<'a> ApplyBatch<'a> {
     pub const fn group(&self) -> GroupId {
         self.group
     }
-    /// Where the machine stands after this batch. At or behind the last command: a machine that
+    /// The position of the machine after this batch. At or behind the last command: a machine that
     /// keeps its position must keep this one.
     #[must_use]
     pub const fn last(&self) -> LogPosition {
@@ -349,20 +347,20 @@ pub enum FaultKind {
     /// Nothing: the replica stops, its data is kept.
     #[default]
     Broken,
-    /// It passes by itself, as a full disk does: nothing was changed (a restore may stop anywhere), and
-    /// the same is tried again until it works. Meanwhile the replica hands its leadership on.
+    /// The cause is temporary, as a full disk is: nothing was changed (a restore may stop
+    /// anywhere), and the same call is repeated until it works. Meanwhile the replica gives its
+    /// leadership away.
     Passing,
     /// What the machine keeps on this host is damaged: the replica stops, and another one with the
     /// state of its peers may take its place.
     Damaged,
 }
 
-/// A state machine cannot go on. Concerns this group's replica on this host, and nothing else;
-/// its kind says what becomes of it.
+/// A state machine cannot continue. Concerns this group's replica on this host, and nothing else;
+/// its kind decides what follows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the state machine failed: {message}")]
 pub struct ApplyFault {
-    /// What happened.
     pub message: String,
     /// What can be done about it.
     pub kind: FaultKind,
@@ -375,7 +373,7 @@ impl ApplyFault {
         Self { message: message.to_string(), kind: FaultKind::Broken }
     }
 
-    /// One that passes by itself. The machine must be as it was before the call, unless that was
+    /// A temporary fault. The machine must be as it was before the call, unless that was
     /// [`StateMachine::restore`]: the same call comes again, in a second at most.
     #[must_use]
     pub fn passing(message: impl fmt::Display) -> Self {
@@ -406,7 +404,8 @@ pub enum QueryError {
     /// The machine could not read its state.
     #[error("the state machine could not answer: {0}")]
     Failed(String),
-    /// What the machine would have to read is damaged. The caller is told, and the replica stops.
+    /// The state that the machine would have to read is damaged. The caller gets an error, and the
+    /// replica stops.
     #[error("the state machine could not answer: its state is damaged: {0}")]
     Damaged(String),
 }

@@ -1,8 +1,8 @@
 //! What raft sees of a replica's log: a tail in memory in front of the shared store.
 //!
 //! Entries are in the tail from the moment raft hands them out for writing, so that they can be
-//! read before they are durable. Only what is durable may leave the tail; what the state machine has not
-//! applied stays as long as it is not too much.
+//! read before they are durable. Only durable entries may leave the tail; entries that the state
+//! machine has not applied stay up to a bound.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -26,7 +26,7 @@ pub(crate) struct ReplicaLog {
     tail_bytes: usize,
     snapshot: Option<(LogPosition, ConfState)>,
     snapshot_wanted: Cell<bool>,
-    /// Raft is told where entries stand, and not what they are.
+    /// Raft gets the positions of entries, and not their content.
     hollow: Cell<bool>,
     fault: RefCell<Option<LogError>>,
 }
@@ -77,7 +77,7 @@ impl ReplicaLog {
         self.fault.borrow_mut().take()
     }
 
-    /// Puts entries at the end, replacing whatever stands at their indexes and behind.
+    /// Puts entries at the end, replacing all entries at their indexes and behind.
     pub(crate) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         assert!(first.index <= self.last.index.get() + 1, "a gap in the log of {:?}", self.group);
@@ -124,7 +124,6 @@ impl ReplicaLog {
         self.tail_bytes
     }
 
-    /// Gives spare memory back.
     pub(crate) fn shrink(&mut self) {
         self.tail.shrink_to_fit();
     }
@@ -222,7 +221,7 @@ fn entry_bytes(entry: &Entry) -> usize {
     entry.data.len() + size_of::<Entry>()
 }
 
-/// The first entries of `low..high`, which say no more than where they stand.
+/// The first entries of `low..high`, positions only.
 fn hollow_entries(low: u64, high: u64) -> Vec<Entry> {
     let end = high.min(low.saturating_add(HOLLOW_ENTRIES));
     (low..end).map(|index| Entry { index, ..Entry::default() }).collect()
@@ -293,7 +292,7 @@ mod tests {
 
     const GROUP: GroupId = GroupId::new(1);
 
-    /// A log and the store behind it, which is written to when the test says so.
+    /// A log and the store behind it, which the test writes to.
     struct Pair {
         log: ReplicaLog,
         store: MemoryStore,
@@ -546,7 +545,7 @@ mod tests {
                 }
                 model.written = last;
             }
-            // Only what is in the store may leave the tail.
+            // Only entries in the store may leave the tail.
             Action::Trim { back, keep } => pair.log.trim(model.written.saturating_sub(back), keep),
             Action::Compact { back } => {
                 let at = model.written.saturating_sub(back);

@@ -1,4 +1,4 @@
-//! What everybody may know of a group, published by its worker and read without a lock.
+//! The public state of a group, published by its worker and read without a lock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,19 +16,15 @@ use crate::policy::Unfit;
 pub enum Role {
     /// Leads. Serves proposals and reads once [`GroupStatus::serving`].
     Leader,
-    /// Follows.
     Follower,
     /// Asks whether an election could be won.
     PreCandidate,
-    /// Stands for election.
     Candidate,
-    /// Follows without a vote.
     Learner,
     /// Stopped after a fault; its data is kept.
     Failed(GroupFault),
-    /// Stopped in order.
     Stopped,
-    /// Ended because the group goes on without this replica; its data is removed.
+    /// Ended because the group continues without this replica; its data is removed.
     Removed,
 }
 
@@ -49,54 +45,39 @@ impl Role {
     }
 }
 
-/// Why a replica that leads serves nobody. It keeps the group together: members and the requirement
-/// can be changed, and leadership handed on.
+/// Why a replica that leads serves no users. It keeps the group together: members and the
+/// requirement can be changed, and leadership transferred.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Caretaker {
-    /// The node should not lead the group, and nobody who may has taken over.
+    /// The node should not lead the group, and no eligible node has taken over.
     #[error("{0}")]
     Unfit(Unfit),
-    /// A policy declined the leadership; somebody else is looked for.
+    /// A policy declined the leadership; another leader is looked for.
     #[error("a policy declined the leadership: {reason}")]
-    Declined {
-        /// What it said.
-        reason: Arc<str>,
-    },
+    Declined { reason: Arc<str> },
     /// A policy wants the group to be led here and not to be served.
     #[error("a policy keeps the group from its users: {reason}")]
-    Held {
-        /// What it said.
-        reason: Arc<str>,
-    },
+    Held { reason: Arc<str> },
     /// No policy that was asked has answered yet. If it still does, that counts.
     #[error("no policy has answered within {after:?}")]
-    NoAnswer {
-        /// How long was waited.
-        after: Duration,
-    },
+    NoAnswer { after: Duration },
     /// A policy panicked when it was asked.
     #[error("the policy {policy:?} panicked when it was asked; the log of the host says where")]
-    Panicked {
-        /// The policy.
-        policy: &'static str,
-    },
+    Panicked { policy: &'static str },
 }
 
 /// How far a peer is, as its leader sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerProgress {
-    /// The peer.
     pub replica: ReplicaId,
-    /// Its node.
     pub node: NodeId,
     /// The last index known to be equal there.
     pub matched: LogIndex,
     /// The next index to send.
     pub next: LogIndex,
-    /// `probe`, `replicate` or `snapshot`.
     pub state: &'static str,
-    /// Heard from in this election timeout.
+    /// Sent something in this election timeout.
     pub recently_active: bool,
 }
 
@@ -104,36 +85,30 @@ pub struct PeerProgress {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupStatus {
-    /// The group.
     pub id: GroupId,
     /// This host's replica of it.
     pub replica: ReplicaId,
     /// What the replica is doing.
     pub role: Role,
-    /// Its term.
     pub term: Term,
-    /// Who leads, if known.
     pub leader: Option<LeaderHint>,
     /// Leads, the first entry of the own term is applied, and no policy objects: proposals and
     /// reads are taken.
     pub serving: bool,
-    /// Leads, and serves nobody, for this reason.
+    /// Leads, and serves no users, for this reason.
     pub caretaker: Option<Arc<Caretaker>>,
     /// First entry in the log.
     pub first: LogIndex,
     /// Last entry in the log.
     pub last: LogIndex,
-    /// Committed up to here.
     pub committed: LogIndex,
-    /// Applied up to here.
     pub applied: LogIndex,
-    /// The newest snapshot.
     pub snapshot: Option<LogPosition>,
     /// Who belongs to the group.
     pub membership: Arc<Membership>,
     /// Where leadership is being transferred to.
     pub transferring_to: Option<NodeId>,
-    /// A change of membership that is not finished: where it stands in the log.
+    /// An unfinished change of membership: its index in the log.
     pub pending_change: Option<LogIndex>,
     /// A barrier is open: proposals of users are refused.
     pub paused: bool,
@@ -142,16 +117,16 @@ pub struct GroupStatus {
     pub impostor: Option<NodeId>,
     /// Asleep: no ticks and no heartbeats until something happens.
     pub asleep: bool,
-    /// The log of this replica may have lost something that it acknowledged. It takes part in no
-    /// election before enough of its peers have said what they hold.
+    /// The log of this replica may have lost acknowledged entries. It takes part in no election
+    /// before enough of its peers have reported what they hold.
     pub doubt: Option<Doubt>,
     /// The newest index at which this replica was found equal to a majority, since it was opened.
     pub checked: Option<LogIndex>,
-    /// The replicas of the group differ at this index, and no majority of them agrees: nobody can
-    /// tell which of them are right, and all go on. Ends when a majority is found equal.
+    /// The replicas of the group differ at this index, and no majority of them agrees: it is
+    /// unknown which of them are right, and all continue. Ends when a majority is found equal.
     pub differs: Option<LogIndex>,
-    /// Why the state machine stands still, while the same is tried again and again: a full disk.
-    /// Such a replica does not lead as long as another can.
+    /// Why the state machine stalls, while the same call is repeated: a full disk. Such a replica
+    /// does not lead as long as another can.
     pub stalled: Option<Arc<str>>,
     /// On a leader: how far the others are. Renewed at ticks.
     pub peers: Arc<[PeerProgress]>,

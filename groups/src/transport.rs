@@ -25,13 +25,11 @@ pub enum Lane {
 pub struct Outgoing {
     /// The node that holds the addressed replica.
     pub to: NodeId,
-    /// How it travels.
     pub lane: Lane,
-    /// The message.
     pub message: GroupMessage,
 }
 
-/// A snapshot to be carried to another node on a stream of its own.
+/// A snapshot to be carried to another node on a separate stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotShipment {
     /// The node that needs it.
@@ -55,9 +53,9 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// are reported with the outcome of the later one.
     fn send_snapshot(&self, shipment: SnapshotShipment);
 
-    /// From here on peers hear nothing of this node, its heartbeats included, or hear it again. The
-    /// groups send nothing meanwhile; a transport that tells peers by itself that the node lives must
-    /// stop that, else groups that sleep on other nodes rely on it.
+    /// From here on nothing is sent to peers, heartbeats included, or sent again. The groups send
+    /// nothing meanwhile; a transport with heartbeats of its own must stop them, else groups that
+    /// hibernate on other nodes rely on this one.
     fn set_silent(&self, silent: bool) {
         let _ = silent;
     }
@@ -66,11 +64,11 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
 /// Takes what arrives from other nodes. Implemented by the groups' runtime; no call blocks.
 pub trait Inbound: fmt::Debug + Send + Sync + 'static {
     /// Messages from `from`, whose cluster, node and incarnation were checked. Returns how many
-    /// were dropped because an inbox was full: the stream goes on.
+    /// were dropped because an inbox was full: the stream continues.
     fn deliver(&self, from: NodeId, messages: Vec<GroupMessage>) -> usize;
 
-    /// A snapshot arrived whole and stands in the snapshot store at the position that the
-    /// message names.
+    /// A snapshot arrived complete and is in the snapshot store at the position that the message
+    /// names.
     fn snapshot_arrived(&self, from: NodeId, message: GroupMessage);
 
     /// Whether a snapshot for this replica would be taken now, and if so, by which opening of it.
@@ -82,13 +80,12 @@ pub trait Inbound: fmt::Debug + Send + Sync + 'static {
         position: LogPosition,
     ) -> Option<Recipient>;
 
-    /// A shipment ended.
     fn snapshot_shipped(&self, group: GroupId, to: ReplicaId, outcome: ShipmentOutcome);
 
     /// The node answers heartbeats: it was not live before, or has another incarnation.
     fn peer_live(&self, node: NodeId, incarnation: u64);
 
-    /// An incarnation of the node said this of itself.
+    /// The advertisement of an incarnation of the node.
     fn peer_advert(&self, node: NodeId, incarnation: u64, advert: Advert) {
         let _ = (node, incarnation, advert);
     }

@@ -5,9 +5,9 @@
 //! is one that a correct peer could have sent. It knows nothing of connections: cluster, node and
 //! incarnation were checked before.
 //!
-//! Numbers are held against what the sender can know: an index against the end of its log, a term
-//! against that of the message, and all of them against how far a peer can be ahead. What is beyond
-//! is refused and not remembered, because a number that only grows would be taken for good.
+//! Numbers are compared with what the sender can know: an index with the end of its log, a term
+//! with that of the message, and all of them with how far a peer can be ahead. A number beyond is
+//! refused and not remembered, because a number that only grows is never taken back.
 
 use std::fmt;
 
@@ -35,23 +35,18 @@ pub const MAX_CONTEXT_BYTES: usize = 64;
 /// What the validator needs to know of the replica that a message is for.
 #[derive(Clone, Copy, Debug)]
 pub struct ReplicaView<'a> {
-    /// The replica.
     pub replica: ReplicaId,
-    /// Its term.
     pub term: u64,
     /// Who leads that term, 0: unknown.
     pub leader: u64,
-    /// Whether this replica leads.
     pub leads: bool,
-    /// Its last log index.
     pub last_index: u64,
     /// Up to where its log is durable.
     pub persisted: u64,
-    /// Its commit index.
     pub committed: u64,
     /// Who belongs to the group, as far as this replica has applied.
     pub membership: &'a Membership,
-    /// Where replicas live that the membership does not know yet, as far as they were heard.
+    /// The nodes of replicas that the membership does not know yet, from their messages.
     pub contacts: &'a [(ReplicaId, NodeId)],
 }
 
@@ -61,7 +56,6 @@ pub struct ReplicaView<'a> {
 pub enum Refusal {
     /// The kind is unknown or never travels between nodes.
     Kind,
-    /// Addressed to another replica.
     WrongReplica,
     /// The sender is no member, or lives on another node.
     Stranger,
@@ -84,20 +78,19 @@ pub enum Refusal {
     TooLarge,
     /// Entries where none belong, or none where one belongs.
     Entries,
-    /// An append or a snapshot would overwrite what is committed here.
+    /// An append or a snapshot would overwrite committed entries.
     CommittedConflict,
-    /// A heartbeat says that more is committed than this replica has: it lost its tail.
+    /// A heartbeat names a commit index beyond this replica's log: it lost its tail.
     LostTail,
     /// A response acknowledges more than was ever sent.
     AckBeyondLog,
-    /// A snapshot without a position, or with a membership that makes no sense, or that nobody
-    /// asks for.
+    /// A snapshot without a position, or with an invalid membership, or that was not asked for.
     Snapshot,
-    /// Somebody who does not lead acts as if.
+    /// A message of a leader from a replica that does not lead.
     NotFromLeader,
     /// A vote for a replica that cannot have asked for it yet.
     Unasked,
-    /// From a replica that was removed from the group. It is told so.
+    /// From a replica that was removed from the group. It gets a notice.
     Removed,
     /// A vote that this replica promised not to give for a while.
     Promised,
@@ -149,8 +142,8 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Checks a message from `node`. `term_at` answers the term of an index of this replica's log,
-/// `None` where it cannot tell.
+/// Checks a message from `node`. `term_at` returns the term of an index of this replica's log,
+/// `None` where it is unknown.
 ///
 /// # Errors
 /// The first reason to refuse it.
@@ -235,9 +228,9 @@ fn check_first_contact(
     if may_come_first && !elsewhere { Ok(()) } else { Err(Refusal::Stranger) }
 }
 
-/// Whether the configuration of an invitation, or of a notice of removal, is one of this group.
-/// Indexes of configurations of two groups cannot be compared, and a replica may end because of
-/// one, so here it does not do that the sender says nothing of its founders.
+/// Whether the configuration of a create-replica request, or of a notice of removal, is one of this
+/// group. Indexes of configurations of two groups cannot be compared, and a replica may end because
+/// of one, so here a sender without its first members is refused.
 ///
 /// # Errors
 /// It is not one that can be read, or one of another group.
@@ -254,7 +247,7 @@ pub(crate) fn check_invitation(ours: &Membership, message: &GroupMessage) -> Res
     if plausible { Ok(()) } else { Err(Refusal::Invitation) }
 }
 
-/// Up to where the sender of a membership says that its log is committed; an older version does not.
+/// The commit index of the sender of a membership; an older version does not have it.
 pub(crate) const fn told_end(message: &GroupMessage) -> u64 {
     if message.commit == 0 { MAX_NUMBER - 1 } else { message.commit }
 }
@@ -268,8 +261,8 @@ pub(crate) fn has_plausible_numbers(membership: &Membership, end: u64, newest: u
         && newest_of(membership) <= newest.saturating_add(MAX_REPLICA_JUMP)
 }
 
-/// The number below those of all replicas of the generation that a membership is of. Where nothing of the
-/// group is known, its own members tell which generation that is.
+/// The number below those of all replicas of the generation that a membership is of. Where the
+/// group is unknown, its members determine which generation that is.
 pub(crate) fn floor_of_generation(membership: &Membership) -> u64 {
     let lowest = membership.members.first_key_value().map_or(0, |(id, _)| id.get());
     lowest & !(MAX_REPLICA_JUMP - 1)
@@ -412,7 +405,7 @@ fn check_append(
     Ok(())
 }
 
-/// An append that fits here (its previous entry matches) must agree with what is committed.
+/// An append that fits here (its previous entry matches) must agree with the committed entries.
 fn check_no_committed_conflict(
     view: &ReplicaView<'_>,
     message: &GroupMessage,
@@ -442,7 +435,7 @@ fn check_two_leaders(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(
 }
 
 fn check_heartbeat(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
-    // Only the leader may show a replica that it cannot go on.
+    // Only the leader may show a replica that it cannot continue.
     check_two_leaders(view, message)?;
     if message.term >= view.term && message.commit > view.last_index {
         return Err(Refusal::LostTail);
@@ -466,7 +459,7 @@ fn check_response(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), 
     Ok(())
 }
 
-/// A candidate's log ends in an earlier term than the one it stands for.
+/// A candidate's log ends in an earlier term than the one it campaigns in.
 fn check_candidate(message: &GroupMessage) -> Result<(), Refusal> {
     let empty = message.index == 0;
     if empty != (message.log_term == 0) || message.log_term >= message.term {
@@ -513,7 +506,7 @@ fn check_snapshot(
     Ok(())
 }
 
-/// Whether raft can restore a membership, and this replica stands in it where it stands now.
+/// Whether raft can restore a membership, and this replica has the same role in it as now.
 fn is_sound(membership: &Membership, view: &ReplicaView<'_>) -> bool {
     let voters = membership.members.values().any(|member| member.voter);
     let joint = membership.members.values().any(|member| member.outgoing_voter);

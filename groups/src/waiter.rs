@@ -43,16 +43,13 @@ pub trait ProposalSink: Send + Sync + 'static {
     fn complete(&self, token: u64, outcome: ProposeOutcome);
 }
 
-/// Whoever waits for one proposal. Resolved exactly once; when it is dropped unresolved (its
-/// worker is gone), the waiting side sees a closed channel and reports an unknown outcome.
+/// The caller of one proposal. Completed exactly once; when it is dropped before (its worker is
+/// gone), the caller sees a closed channel and reports an unknown outcome.
 pub enum Waiter {
-    /// One future.
     One(oneshot::Sender<ProposeOutcome>),
     /// One of many proposals of a sink.
     Sink {
-        /// Where the outcome goes.
         sink: Arc<dyn ProposalSink>,
-        /// Which of its proposals.
         token: u64,
     },
 }
@@ -83,9 +80,9 @@ impl fmt::Debug for Waiter {
     }
 }
 
-/// A waiter together with what its proposal takes from the budget of bytes in flight. The bytes
-/// are given back when it goes, however that happens; a waiter that nobody resolved learns that
-/// the outcome is unknown.
+/// A completion together with the bytes that its proposal takes from the budget in flight. The
+/// bytes are given back when it is dropped, however that happens; a caller without an answer then
+/// learns that the outcome is unknown.
 #[derive(Debug)]
 pub struct Pending {
     group: GroupId,
@@ -122,12 +119,12 @@ impl Drop for Pending {
     }
 }
 
-/// A waiter whose proposal is in the hands of a state machine. It is answered by the machine, or by
-/// whoever finds that the machine takes too long: by one of them, whoever is first.
+/// A completion whose proposal is in a state machine. It is answered by the machine, or by the
+/// timeout: by whichever is first.
 #[derive(Debug)]
 pub(crate) struct Handed(Arc<Mutex<Option<Pending>>>);
 
-/// The other end of a [`Handed`], which keeps nobody waiting.
+/// The other end of a [`Handed`], without a caller.
 #[derive(Debug)]
 pub(crate) struct HandedWatch(Weak<Mutex<Option<Pending>>>);
 
@@ -138,14 +135,13 @@ impl Handed {
         (Self(place), watch)
     }
 
-    /// Whoever waits still.
     pub(crate) fn take(self) -> Option<Pending> {
         self.0.lock().take()
     }
 }
 
 impl HandedWatch {
-    /// Takes whoever waits still from the state machine.
+    /// Takes a caller that still waits from the state machine.
     pub(crate) fn take(&self) -> Option<Pending> {
         self.0.upgrade()?.lock().take()
     }

@@ -29,35 +29,27 @@ pub use sum::{StateSum, Summed, sum_of};
 pub enum ApplyWork {
     /// Apply these commands; afterwards the machine stands at `last`.
     Commands {
-        /// The commands, in order.
         commands: Vec<Command>,
         /// The last entry, which need not be a command.
         last: LogPosition,
     },
     /// Replace the state by the snapshot at this position of the snapshot store.
     Restore {
-        /// The snapshot.
         position: LogPosition,
     },
-    /// Take a snapshot.
     Snapshot,
     /// Make durable what is applied, and say what would survive a crash.
     Durable,
     /// The replica was removed from its group: the state is not needed any more.
     Removed,
-    /// Answer a question.
     Query {
-        /// The question.
         request: Bytes,
-        /// Who asks.
         reply: oneshot::Sender<Result<Bytes, QueryError>>,
     },
     /// Take a view to be compared with those of other replicas, as of this position.
     Check {
-        /// The check entry.
         position: LogPosition,
     },
-    /// Compute the checksum.
     Checksum {
         /// Who asks: the answer, and the position that it is of.
         reply: oneshot::Sender<Result<(LogPosition, StateChecksum), QueryError>>,
@@ -100,14 +92,12 @@ impl fmt::Debug for ApplyWork {
 pub enum ApplyReport {
     /// Everything up to here is applied.
     Applied {
-        /// The last entry.
         last: LogPosition,
         /// What would survive a crash.
         durable: Option<LogIndex>,
     },
     /// The snapshot at this position is the state.
     Restored {
-        /// The snapshot.
         position: LogPosition,
         /// What would survive a crash.
         durable: Option<LogIndex>,
@@ -116,16 +106,10 @@ pub enum ApplyReport {
     SnapshotTaken {
         /// The position of the view.
         position: LogPosition,
-        /// The view.
         view: Result<Box<dyn SnapshotWriter>, ApplyFault>,
     },
     /// A view to be compared, `None` if the machine is not, or the reason why there is none.
-    CheckTaken {
-        /// The check entry.
-        position: LogPosition,
-        /// The view.
-        view: Result<Option<ConsistencyView>, ApplyFault>,
-    },
+    CheckTaken { position: LogPosition, view: Result<Option<ConsistencyView>, ApplyFault> },
     /// What would survive a crash.
     Durable(Option<LogIndex>),
     /// The machine was told that its replica was removed; it is not needed any more.
@@ -137,7 +121,6 @@ pub enum ApplyReport {
     Stalled {
         /// What was to be done.
         work: ApplyWork,
-        /// Why it was not.
         fault: ApplyFault,
     },
     /// Nothing that the replica needs to know.

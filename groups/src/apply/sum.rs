@@ -11,9 +11,7 @@ use crate::machine::ConsistencyView;
 pub struct StateSum {
     /// How the bytes were made; others are not compared.
     pub format: u32,
-    /// How many bytes.
     pub bytes: u64,
-    /// Checksum over them.
     pub sum: u64,
 }
 
@@ -26,7 +24,6 @@ impl std::fmt::Display for StateSum {
 /// What became of computing a checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Summed {
-    /// It is this.
     Sum(StateSum),
     /// The state machine is not compared.
     Unsupported,

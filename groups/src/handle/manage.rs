@@ -17,9 +17,7 @@ use crate::worker::Input;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Transferred {
-    /// The node that leads.
     pub to: NodeId,
-    /// Its term.
     pub term: Term,
     /// How long proposals were held, until this node knew the new leader.
     pub stalled: Duration,
@@ -75,7 +73,7 @@ impl Group {
     /// A node that is removed ends its replica, and removes its data, when it learns of it.
     ///
     /// # Errors
-    /// [`MembershipError`]; it says whether the change may still take effect.
+    /// [`MembershipError`]; it distinguishes whether the change may still take effect.
     pub async fn change_membership(
         &self,
         change: MembershipChange,
@@ -87,10 +85,10 @@ impl Group {
         self.order(MembershipOrder::Change(change)).await
     }
 
-    /// Replaces the member on `old` by one on `new`: a learner is added, and when it has caught
-    /// up it takes the other's place in one joint change. Returns when the replacement is recorded
-    /// in the group: from then on whoever leads goes on with it, and
-    /// [`Membership::incoming`] says that it is under way until it is done.
+    /// Replaces the member on `old` by one on `new`: a learner is added, and when it has caught up
+    /// it takes the other's place in one joint change. Returns when the replacement is recorded in
+    /// the group: from then on any leader continues it, and [`Membership::incoming`] shows it until
+    /// it is done.
     ///
     /// # Errors
     /// [`MembershipError`].
@@ -104,8 +102,8 @@ impl Group {
         self.order(MembershipOrder::Replace { old, new, expecting }).await
     }
 
-    /// Changes what the group asks of whoever leads it. Returns the configuration that says so, once
-    /// it is applied here.
+    /// Changes the requirement of the group. Returns the configuration with it, once it is applied
+    /// here.
     ///
     /// # Errors
     /// [`MembershipError::NobodyFit`] when the requirement is a strict one and no voter is known to
@@ -119,8 +117,8 @@ impl Group {
         self.order(order).await
     }
 
-    /// Changes what the group asks of whoever leads it, even if nobody is known to meet it: then
-    /// nobody serves it.
+    /// Changes the requirement of the group, even if no node is known to meet it: then no users are
+    /// served.
     ///
     /// # Errors
     /// [`MembershipError`].
@@ -133,9 +131,9 @@ impl Group {
         self.order(order).await
     }
 
-    /// What this replica makes of who could lead: what each policy that is registered on this host
-    /// says of each voter, who declined, and whether the replica stands for election. Nothing is
-    /// asked or kept for this unless somebody calls it.
+    /// This replica's evaluation of who could lead: the opinion of each policy that is registered
+    /// on this host on each voter, which voters declined, and whether the replica campaigns.
+    /// Computed on request only.
     ///
     /// # Errors
     /// [`TransferError::Stopped`], also for a replica that failed.

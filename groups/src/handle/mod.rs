@@ -38,7 +38,7 @@ pub(crate) struct GroupShared {
     pub(crate) worker: usize,
     pub(crate) status: ArcSwap<GroupStatus>,
     pub(crate) lease: LeaseCell,
-    /// Where the state machine stands.
+    /// The position of the state machine.
     pub(crate) position: Arc<AtomicU64>,
     pub(crate) watchers: OnceLock<watch::Sender<Arc<GroupStatus>>>,
     pub(crate) budget: Arc<Budget>,
@@ -121,7 +121,7 @@ impl Group {
         &self.shared.kind
     }
 
-    /// What is known of the replica: one consistent view, without a lock.
+    /// The status of the replica: one consistent view, without a lock.
     #[must_use]
     pub fn status(&self) -> Arc<GroupStatus> {
         self.shared.status.load_full()

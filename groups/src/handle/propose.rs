@@ -31,7 +31,7 @@ impl Group {
     /// machine's answer once the command is committed and applied here.
     ///
     /// # Errors
-    /// [`ProposeError`]; it says whether the command may still take effect.
+    /// [`ProposeError`]; it distinguishes whether the command may still take effect.
     pub fn propose(&self, command: impl Into<Bytes>) -> Propose<'_> {
         Propose { group: self, command: command.into(), terms: Terms::default(), within: None }
     }

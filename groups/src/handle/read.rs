@@ -25,8 +25,8 @@ pub enum ReadMode {
     /// Sees everything that was acknowledged before it began. Leader only; at once while a quorum
     /// has promised not to elect another leader, else as [`ReadMode::Linearizable`].
     Lease,
-    /// Sees everything that was acknowledged before it began. Any replica, learners too: the
-    /// leader is asked what is committed, and that is waited for here.
+    /// Sees everything that was acknowledged before it began. Any replica, learners too: the leader
+    /// is asked for the commit index, and that is waited for here.
     Follower,
     /// Sees whatever this replica has applied. Any replica, at once.
     Stale,
@@ -43,7 +43,6 @@ pub struct LeaseStatus {
     pub acknowledged: Duration,
     /// Whether reads need no quorum.
     pub valid: bool,
-    /// What is applied here.
     pub applied: LogIndex,
 }
 
@@ -51,11 +50,9 @@ pub struct LeaseStatus {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the {role} of group {group} does not serve{}", crate::error::hint_text(leader))]
 pub struct NotServing {
-    /// The group.
     pub group: GroupId,
     /// What the replica is doing.
     pub role: &'static str,
-    /// Who leads, if known.
     pub leader: Option<LeaderHint>,
 }
 
@@ -82,9 +79,9 @@ impl Group {
         }
     }
 
-    /// What is committed and what is applied here. A leader must not answer with less than it
-    /// knows committed: a follower may have applied that, and shown it to somebody, before the
-    /// leader's own state machine came to it.
+    /// The commit index and the applied index here. A leader must not answer with less than it
+    /// knows committed: a follower may have applied that, and shown it, before the leader's state
+    /// machine did.
     fn standing(&self) -> (LogIndex, LogIndex) {
         let status = self.shared.status.load();
         let machine = LogIndex::new(self.shared.position.load(Ordering::Acquire));
@@ -135,8 +132,8 @@ impl Group {
         now.is_some_and(|now| now < self.shared.lease.sign().until)
     }
 
-    /// How long ago this replica heard its leader, to about a tick; `None` when it leads itself,
-    /// or never heard one.
+    /// How long ago this replica received something from its leader, to about a tick; `None` when
+    /// it leads itself, or never received anything.
     #[must_use]
     pub fn last_contact(&self) -> Option<Duration> {
         let contact = self.shared.lease.sign().contact;
@@ -147,7 +144,7 @@ impl Group {
     /// Whether the group takes proposals and reads here.
     ///
     /// # Errors
-    /// [`NotServing`] says who does.
+    /// [`NotServing`] names the leader.
     pub fn check_serving(&self) -> Result<(), NotServing> {
         let status = self.shared.status.load();
         if status.serving {

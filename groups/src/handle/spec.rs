@@ -8,15 +8,11 @@ use shardhost_storage::{GroupId, Membership, NodeId, ReplicaId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupSpec {
-    /// The group.
     pub id: GroupId,
-    /// Who belongs to it.
     pub membership: Membership,
     /// Name of the kind of state machine, for finding its factory after a restart.
     pub kind: String,
-    /// Words for selectors.
     pub labels: BTreeMap<String, String>,
-    /// See [`GroupSpec::on_known_disk`].
     pub on_known_disk: bool,
 }
 
@@ -55,9 +51,9 @@ impl GroupSpec {
         self.labels.insert(key.into(), value.into());
         self
     }
-    /// Whoever decided that the group begins knew the disk that this node has: no replica of this life
-    /// of the group was on another disk of it. Where the node lost a disk, a replica without this word
-    /// asks the others first; see [`Groups::disk_was_lost`](crate::Groups::disk_was_lost).
+    /// The node's present disk was known when the group was created: no replica of this generation
+    /// of the group was on another disk of it. Where the node lost a disk, a replica without this
+    /// mark asks the others first; see [`Groups::disk_was_lost`](crate::Groups::disk_was_lost).
     #[must_use]
     pub const fn on_known_disk(mut self) -> Self {
         self.on_known_disk = true;

@@ -1,4 +1,4 @@
-//! What listeners are told, and which groups they ask for. Knows nothing of who listens.
+//! Events for listeners, and the selection of groups. Knows no listener.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,15 +14,11 @@ use crate::error::LeaderHint;
 pub enum GroupSelector {
     /// Every group of the host.
     All,
-    /// One group.
     One(GroupId),
-    /// These groups.
     Many(BTreeSet<GroupId>),
     /// Groups that carry this label.
     Label {
-        /// Name of the label.
         key: Cow<'static, str>,
-        /// Its value.
         value: Cow<'static, str>,
     },
 }
@@ -46,9 +42,7 @@ impl GroupSelector {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LeaderAcquired {
-    /// The group.
     pub group: GroupId,
-    /// The term it leads.
     pub term: Term,
     /// Grows with every edge of this host.
     pub revision: u64,
@@ -58,29 +52,25 @@ pub struct LeaderAcquired {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LeaderLost {
-    /// The group.
     pub group: GroupId,
-    /// The term it led.
     pub term: Term,
     /// Grows with every edge of this host.
     pub revision: u64,
-    /// Why.
     pub cause: LossCause,
     /// Who leads, if it is known already.
     pub successor: Option<LeaderHint>,
 }
 
-/// What a listener is told.
+/// An event for a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeadershipEvent {
-    /// Elected. Also told, on registration, for every leadership that exists.
+    /// Elected. Also sent, on registration, for every existing leadership.
     Acquired(LeaderAcquired),
     /// Everything that was committed before is applied here: the group serves.
     Ready(LeaderAcquired),
-    /// Leads, and serves nobody from here on: the status says why.
+    /// Leads, and serves no users from here on: the status has the reason.
     Caretaker(LeaderAcquired),
-    /// No longer leader.
     Lost(LeaderLost),
 }
 
@@ -111,7 +101,7 @@ impl LeadershipEvent {
     }
 }
 
-/// An edge as listeners are told of it.
+/// An edge as listeners get it.
 pub(super) fn event_of(edge: &Edge, revision: u64) -> LeadershipEvent {
     let (group, term) = (edge.group, edge.term);
     match edge.kind {

@@ -1,10 +1,10 @@
-//! Where edges of leadership come together and go out to whoever listens.
+//! Collects edges of leadership and distributes them to listeners.
 //!
 //! Workers publish edges under one short lock. Inline hooks run there and then, on the worker;
-//! everything else runs on the dispatcher, a thread of its own, so that a slow listener delays no
+//! everything else runs on the dispatcher, a separate thread, so that a slow listener delays no
 //! group. The dispatcher's queue is bounded: when it overflows, the queued edges are dropped and
-//! every hook is brought level with the present state instead, so that each still sees strictly
-//! alternating edges that end in the truth.
+//! every hook gets the present state instead, so that each still sees strictly alternating edges
+//! that end in the present state.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
@@ -52,15 +52,15 @@ struct Hook {
     call: HookFn,
     place: &'static Location<'static>,
     active: Arc<AtomicBool>,
-    /// The revision at which it registered: its replay tells what the edges up to there led to.
+    /// The revision at which it registered: its replay covers the edges up to there.
     since: u64,
-    /// What this hook was last told, per group that it believes to be led here.
+    /// The last event of this hook, per group that it believes to be led here.
     told: BTreeMap<GroupId, Standing>,
 }
 
 impl Hook {
     /// Whether an event of this group is for the hook. The labels of a group go with its replica,
-    /// and the loss of its leadership may be told later.
+    /// and the loss of its leadership may be published later.
     fn hears_of(&self, labels: &Labels, group: GroupId) -> bool {
         self.told.contains_key(&group) || selects(&self.groups, labels, group)
     }
@@ -76,7 +76,7 @@ struct Standing {
     service: Service,
 }
 
-/// What was told of users being served.
+/// The published serving state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Service {
     Untold,
@@ -99,7 +99,7 @@ struct State {
 
 enum Queued {
     Edge(LeadershipEvent),
-    /// A hook that registered at this point of the queue, and what it is to be told first.
+    /// A hook that registered at this point of the queue, and its first events.
     Replay(u64, Vec<LeadershipEvent>),
 }
 
@@ -173,8 +173,8 @@ impl LeadershipHub {
         self.lock().labels.insert(group, labels);
     }
 
-    /// The replica ended; the next one names its own labels. Hooks that were told of its leadership
-    /// are told of the loss all the same.
+    /// The replica ended; the next one has new labels. Hooks that know of its leadership get the
+    /// loss all the same.
     pub fn forget_labels(&self, group: GroupId) {
         self.lock().labels.remove(&group);
     }
@@ -252,8 +252,8 @@ impl LeadershipHub {
         }
     }
 
-    /// Registers a hook. It is told of every leadership that exists, then of every edge: there is
-    /// no window between looking and listening.
+    /// Registers a hook. It gets every existing leadership, then every edge: there is no window
+    /// between looking and listening.
     #[track_caller]
     pub fn register<F>(
         self: &Arc<Self>,
@@ -289,7 +289,7 @@ impl LeadershipHub {
         HookGuard { hub: Arc::clone(self), id, active }
     }
 
-    /// Runs the dispatcher on the calling thread until [`LeadershipHub::stop`], and tells
+    /// Runs the dispatcher on the calling thread until [`LeadershipHub::stop`], and delivers
     /// everything that was published before.
     pub fn dispatch(&self) {
         loop {
@@ -323,7 +323,7 @@ impl LeadershipHub {
         self.wake.notify_all();
     }
 
-    /// A stream of what happens, beginning with what is.
+    /// A stream of events, beginning with the present state.
     #[must_use]
     pub fn events(self: &Arc<Self>, groups: GroupSelector) -> LeadershipEvents {
         let revision = self.revision.subscribe();
@@ -378,7 +378,7 @@ fn replay(state: &State, groups: &GroupSelector) -> Vec<LeadershipEvent> {
     difference(&BTreeMap::new(), state, groups)
 }
 
-/// The events that lead from what somebody was told to the present state.
+/// The events that lead from a listener's last event to the present state.
 fn difference(
     told: &BTreeMap<GroupId, Standing>,
     state: &State,
@@ -434,7 +434,7 @@ fn next_calls(state: &mut State) -> Vec<Call> {
     }
 }
 
-/// Whether an event follows from what somebody was told.
+/// Whether an event follows from a listener's last event.
 fn follows(told: &BTreeMap<GroupId, Standing>, event: &LeadershipEvent) -> bool {
     let known = told.get(&event.group());
     match event {
@@ -465,8 +465,8 @@ fn level_all(state: &mut State) -> Vec<Call> {
     calls
 }
 
-/// A stream of leadership. Begins with what is; may skip leaderships that came and went while
-/// nobody looked, but always ends in the truth, and per group strictly alternates.
+/// A stream of leadership. Begins with the present state; may skip leaderships that began and ended
+/// between two looks, but always ends in the present state, and per group strictly alternates.
 #[derive(Debug)]
 pub struct LeadershipEvents {
     hub: Arc<LeadershipHub>,

@@ -17,11 +17,9 @@ pub use task::{LeaderScope, LeaderTaskGuard};
 /// A change of this replica's leadership.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edge {
-    /// The group.
     pub group: GroupId,
     /// The term that was won.
     pub term: Term,
-    /// What happened.
     pub kind: EdgeKind,
 }
 
@@ -35,11 +33,9 @@ pub enum EdgeKind {
     /// The first entry of the term is applied here, and with it everything that was committed
     /// before; users are served.
     Ready,
-    /// Users are not served: a policy says that this node should not lead. The status says why.
+    /// Users are not served: a policy refuses that this node leads. The status has the reason.
     Caretaker,
-    /// No longer leader.
     Lost {
-        /// Why.
         cause: LossCause,
         /// Who leads, if it is known already.
         successor: Option<LeaderHint>,
@@ -54,12 +50,10 @@ pub enum LossCause {
     HigherTerm,
     /// No quorum answered for an election timeout.
     QuorumLost,
-    /// It was handed over.
     Transferred,
     /// The replica was removed from the group or the host.
     Removed,
     /// The host or the group stopped.
     Stopped,
-    /// The replica failed.
     Fault,
 }

@@ -15,7 +15,6 @@ use crate::handle::Group;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LeaderScope {
-    /// The group.
     pub group: Group,
     /// The term it is led in.
     pub term: Term,
@@ -54,9 +53,8 @@ struct Running {
     task: JoinHandle<()>,
 }
 
-/// Starts a task for each (group, term) that serves, and cancels it when the leadership is lost,
-/// or serves nobody any more.
-/// For one group, a task starts only after the one before has ended.
+/// Starts a task for each (group, term) that serves, and cancels it when the leadership is lost, or
+/// serves no users any more. For one group, a task starts only after the one before has ended.
 pub(crate) fn supervise<F, Fut, L>(events: LeadershipEvents, lookup: L, start: F) -> LeaderTaskGuard
 where
     F: Fn(LeaderScope) -> Fut + Send + Sync + 'static,

@@ -1,5 +1,5 @@
-//! How a change stands in the log. The bytes are decoded and checked by our own types before
-//! raft, whose parser sees bytes of this replica only.
+//! The encoding of a change in the log. The bytes are decoded and checked by types of this crate
+//! before raft, whose parser sees bytes of this replica only.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use shardhost_storage::{Incoming, LogIndex, Member, Membership, NodeId, ReplicaI
 /// Replicas that one entry changes at most.
 const MAX_CHANGES: usize = 64;
 
-/// A change of configuration as an entry of the log says it.
+/// A change of configuration as a log entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ConfigEntry {
     /// What changes; nothing: a joint configuration is left.
@@ -83,7 +83,6 @@ impl ConfigEntry {
         Some(Self { changes, placements, incoming: incoming.transpose().ok()? })
     }
 
-    /// The change for raft.
     pub(crate) fn to_raft(&self) -> eraftpb::ConfChangeV2 {
         use eraftpb::{ConfChangeTransition, ConfChangeType};
         let mut change = eraftpb::ConfChangeV2::default();
@@ -103,8 +102,8 @@ impl ConfigEntry {
         change
     }
 
-    /// The membership after this entry, of which raft says `state`. `None` when nobody knows
-    /// where a member lives.
+    /// The membership after this entry, given raft's `state`. `None` when the node of a member is
+    /// unknown.
     pub(crate) fn apply(
         &self,
         before: &Membership,

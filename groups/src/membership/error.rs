@@ -4,48 +4,33 @@ use shardhost_storage::{GroupId, LogIndex, NodeId};
 
 use crate::error::{GroupFault, LeaderHint, UnknownCause, hint_text};
 
-/// A change of membership did not take place, or nobody can tell.
+/// A change of membership did not take place, or its outcome is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MembershipError {
     /// Definite. This replica does not lead; ask the one in the hint.
     #[error("group {group} is not led here{}", hint_text(hint))]
-    NotLeader {
-        /// The group.
-        group: GroupId,
-        /// Who leads, if known.
-        hint: Option<LeaderHint>,
-    },
+    NotLeader { group: GroupId, hint: Option<LeaderHint> },
     /// Definite. The leader is new and has not applied an entry of its term. Try again.
     #[error("the leader of group {group} does not serve yet; try again")]
-    NotServing {
-        /// The group.
-        group: GroupId,
-    },
+    NotServing { group: GroupId },
     /// Definite. Another change is not applied yet, or a joint one not finished. Try again when
     /// it is.
     #[error("group {group} has a membership change under way at index {index}")]
     ConfigChangePending {
-        /// The group.
         group: GroupId,
-        /// Where it stands in the log.
+        /// Its index in the log.
         index: LogIndex,
     },
     /// Definite. Leadership is being handed over. Ask the next leader.
     #[error("leadership of group {group} is being transferred to node {to}")]
-    TransferInProgress {
-        /// The group.
-        group: GroupId,
-        /// Where to.
-        to: NodeId,
-    },
-    /// Definite. Somebody changed the membership meanwhile. Look at it again.
+    TransferInProgress { group: GroupId, to: NodeId },
+    /// Definite. The membership was changed meanwhile. Look at it again.
     #[error(
         "group {group} has the configuration of index {actual}, the change expects that of \
          {expected}; look at the members again"
     )]
     WrongConfig {
-        /// The group.
         group: GroupId,
         /// The index that the change expects.
         expected: LogIndex,
@@ -54,64 +39,29 @@ pub enum MembershipError {
     },
     /// Definite. No voter would be left. Destroy the group instead.
     #[error("group {group} would have no voter left; destroy the group instead")]
-    LastVoter {
-        /// The group.
-        group: GroupId,
-    },
+    LastVoter { group: GroupId },
     /// Definite. A learner cannot be added as a voter. Promote it.
     #[error("node {node} holds a learner of group {group}; promote it instead of adding it")]
-    IsLearner {
-        /// The group.
-        group: GroupId,
-        /// The node.
-        node: NodeId,
-    },
+    IsLearner { group: GroupId, node: NodeId },
     /// Definite. Adding a voter as a learner would take its vote. Demote it if that is meant.
     #[error("node {node} holds a voter of group {group}; demote it if its vote is to go")]
-    IsVoter {
-        /// The group.
-        group: GroupId,
-        /// The node.
-        node: NodeId,
-    },
+    IsVoter { group: GroupId, node: NodeId },
     /// Definite. The node holds a replica already, in the role that was asked for.
     #[error("node {node} is a member of group {group} already")]
-    AlreadyMember {
-        /// The group.
-        group: GroupId,
-        /// The node.
-        node: NodeId,
-    },
+    AlreadyMember { group: GroupId, node: NodeId },
     /// Definite. The node holds no replica.
     #[error("node {node} is no member of group {group}")]
-    NotMember {
-        /// The group.
-        group: GroupId,
-        /// The node.
-        node: NodeId,
-    },
+    NotMember { group: GroupId, node: NodeId },
     /// Definite. Only voters are demoted.
     #[error("node {node} holds no voter of group {group}")]
-    NotVoter {
-        /// The group.
-        group: GroupId,
-        /// The node.
-        node: NodeId,
-    },
+    NotVoter { group: GroupId, node: NodeId },
     /// Definite. Only learners are promoted.
     #[error("node {node} holds no learner of group {group}")]
-    NotLearner {
-        /// The group.
-        group: GroupId,
-        /// The node.
-        node: NodeId,
-    },
+    NotLearner { group: GroupId, node: NodeId },
     /// Definite. The learner does not hold enough of the log. Try again when it has caught up.
     #[error("node {node} holds group {group} up to index {matched}, {needed} is asked for")]
     Behind {
-        /// The group.
         group: GroupId,
-        /// The node.
         node: NodeId,
         /// The index that it must hold.
         needed: LogIndex,
@@ -121,28 +71,24 @@ pub enum MembershipError {
     /// Definite. A promotion that asks for index 0 asks for nothing. Say
     /// [`crate::CaughtUp::Unchecked`] if that is meant.
     #[error("a promotion in group {group} asks for index 0; say so if nothing is to be checked")]
-    NoMinimum {
-        /// The group.
-        group: GroupId,
-    },
+    NoMinimum { group: GroupId },
     /// Definite. Too few voters answer for the change to be committed.
     #[error("only {live} voters of group {group} answer, the change needs {needed}")]
     NoQuorum {
-        /// The group.
         group: GroupId,
         /// Voters that answer, the leader among them.
         live: usize,
         /// How many a quorum needs.
         needed: usize,
     },
-    /// Definite. After the change too few of the voters would answer: the group would stand still, and
-    /// could not be changed back. Remove a voter that does not answer first, or wait until it does.
+    /// Definite. After the change too few of the voters would answer: the group would have no
+    /// quorum, and could not be changed back. Remove a voter that does not answer first, or wait
+    /// until it does.
     #[error(
         "after the change only {live} voters of group {group} would answer, and it would need {needed}; \
          remove one that does not answer first"
     )]
     NoQuorumAfter {
-        /// The group.
         group: GroupId,
         /// Voters of then that answer now, the leader among them.
         live: usize,
@@ -151,93 +97,45 @@ pub enum MembershipError {
     },
     /// Definite. A voter is being added, or replaced by another. Wait for its end, or cancel it.
     #[error("node {node} is being added to group {group}; wait for it or cancel it")]
-    AdditionInProgress {
-        /// The group.
-        group: GroupId,
-        /// The node that comes.
-        node: NodeId,
-    },
+    AdditionInProgress { group: GroupId, node: NodeId },
     /// Definite. There is no addition to cancel.
     #[error("no voter is being added to group {group}")]
-    NothingToCancel {
-        /// The group.
-        group: GroupId,
-    },
+    NothingToCancel { group: GroupId },
     /// Definite. The addition was given up before the node had its vote.
     #[error("the addition of node {node} to group {group} was given up")]
     Cancelled {
-        /// The group.
         group: GroupId,
         /// The node that was to come.
         node: NodeId,
     },
-    /// Definite. No voter is known to have what is asked for: the group would serve nobody. Give
-    /// the nodes what they lack first, or say that it is meant.
+    /// Definite. No voter is known to have the required capabilities: the group would serve no
+    /// users. Give the nodes what they lack first, or force it.
     #[error("nobody in group {group} meets the requirement: {reason}")]
-    NobodyFit {
-        /// The group.
-        group: GroupId,
-        /// What each voter lacks.
-        reason: String,
-    },
+    NobodyFit { group: GroupId, reason: String },
     /// Definite. A hook refused a node.
     #[error("node {node} may not join group {group}: {reason}")]
-    Refused {
-        /// The group.
-        group: GroupId,
-        /// The node.
-        node: NodeId,
-        /// What the hook said.
-        reason: String,
-    },
+    Refused { group: GroupId, node: NodeId, reason: String },
     /// Definite. The change makes no sense.
     #[error("the membership of group {group} cannot be changed so: {reason}")]
-    Impossible {
-        /// The group.
-        group: GroupId,
-        /// Why.
-        reason: String,
-    },
+    Impossible { group: GroupId, reason: String },
     /// Definite. Raft put an empty entry in the place of the change. Try again.
     #[error("the change of group {group} was replaced by an empty entry; try again")]
-    Replaced {
-        /// The group.
-        group: GroupId,
-    },
+    Replaced { group: GroupId },
     /// Definite. Another entry was committed in its place.
     #[error("group {group} committed another entry in the place of the change")]
-    Superseded {
-        /// The group.
-        group: GroupId,
-    },
+    Superseded { group: GroupId },
     /// Definite. Too much is under way on this host. Try again a little later.
     #[error("too much is under way; try again")]
-    Busy {
-        /// The group.
-        group: GroupId,
-    },
+    Busy { group: GroupId },
     /// Not definite. The change may still take effect. Look at the members.
     #[error("nobody can tell whether the change of group {group} takes effect: {cause}")]
-    Unknown {
-        /// The group.
-        group: GroupId,
-        /// Why.
-        cause: UnknownCause,
-    },
+    Unknown { group: GroupId, cause: UnknownCause },
     /// Definite. The host or the group stopped before.
     #[error("group {group} stopped")]
-    Stopped {
-        /// The group.
-        group: GroupId,
-    },
+    Stopped { group: GroupId },
     /// Not definite. This replica failed.
     #[error("the replica of group {group} failed: {fault}")]
-    Faulted {
-        /// The group.
-        group: GroupId,
-        /// Why.
-        fault: GroupFault,
-    },
+    Faulted { group: GroupId, fault: GroupFault },
 }
 
 impl MembershipError {

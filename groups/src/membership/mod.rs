@@ -1,9 +1,9 @@
-//! Changing who belongs to a group: what can be asked for, whether it can be done, and how it
-//! stands in the log. Pure; the replica that leads proposes what is planned here.
+//! Changing the members of a group: which changes can be requested, whether they are possible, and
+//! their encoding in the log. Pure; the leader proposes what is planned here.
 //!
 //! A change of one voter takes effect at once. A change of several goes through a joint
 //! configuration, which needs a majority of the old and of the new voters (dissertation, section
-//! 4.3); whoever leads leaves it.
+//! 4.3); any leader leaves it.
 
 mod entry;
 mod error;
@@ -45,8 +45,8 @@ pub enum CaughtUp {
     MaxLag(u64),
     /// At least everything up to this index, which is not 0.
     AtLeast(LogIndex),
-    /// Nothing is asked but that the replica exists. A voter without the log counts for the quorum and cannot help to reach
-    /// it: the group may stand still until it has caught up.
+    /// Requires only that the replica exists. A voter without the log counts for the quorum and
+    /// cannot help to reach it: the group may have no quorum until it has caught up.
     Unchecked,
 }
 
@@ -70,7 +70,7 @@ impl MembershipChange {
     pub fn promote(self, node: NodeId, when: CaughtUp) -> Self {
         self.step(Step::Promote(node, when))
     }
-    /// Takes a voter's vote; it goes on as a learner.
+    /// Takes a voter's vote; it continues as a learner.
     pub fn demote(self, node: NodeId) -> Self {
         self.step(Step::Demote(node))
     }

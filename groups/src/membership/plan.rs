@@ -217,7 +217,7 @@ impl Planner<'_> {
     ) -> Result<(), MembershipError> {
         let group = self.group;
         let needed = match when {
-            // A voter must exist: nobody makes one that is none yet.
+            // A voter must exist: none is created.
             CaughtUp::Unchecked => LogIndex::new(1),
             CaughtUp::AtLeast(index) if index == LogIndex::default() => {
                 return Err(MembershipError::NoMinimum { group });

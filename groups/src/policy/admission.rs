@@ -7,23 +7,21 @@ use super::{Acquisition, AskedPolicy, Decision};
 /// A leadership that policies are to be asked about.
 #[derive(Debug)]
 pub struct AdmissionRequest {
-    /// The group.
     pub group: GroupId,
     /// Which opening of its replica.
     pub epoch: u64,
     /// Which question about this leadership it is; the answer names it, and one to an earlier
     /// question is dropped.
     pub question: u64,
-    /// What the policies are told.
+    /// The input of the policies.
     pub(crate) acquired: Acquisition,
-    /// Whom to ask, in order.
+    /// The policies to ask, in order.
     pub(crate) policies: Vec<AskedPolicy>,
 }
 
 /// A policy gave no answer: it panicked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdmissionFault {
-    /// The policy.
     pub policy: &'static str,
 }
 

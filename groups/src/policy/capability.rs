@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::{Candidate, LeadershipPolicy, Opinion, Unfit};
 
-/// Compares what a group requires with what a node said it has.
+/// Compares the requirement of a group with the advertised capabilities of a node.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CapabilityPolicy;
 

@@ -1,5 +1,5 @@
-//! What became of leaderships and of those who wanted them, counted by reason. A worker counts
-//! what its replicas report in a round; whoever asks adds the workers up. Knows no clock.
+//! Outcomes of leaderships and of candidates, counted by reason. A worker counts the reports of its
+//! replicas in a step; readers add up the workers. Knows no clock.
 
 use std::ops::{AddAssign, Index, IndexMut};
 use std::time::Duration;
@@ -13,23 +13,23 @@ pub enum PolicyEvent {
     CandidateRefused(RejectReason),
     /// A replica here did not take a leadership that it was asked to take.
     LeadershipRefused(RejectReason),
-    /// A replica here did not stand for election when its timeout was over.
+    /// A replica here did not campaign when its timeout was over.
     CampaignVetoed(RejectReason),
     /// A voter here refused a pre-vote.
     PreVoteRefused(RejectReason),
-    /// A replica here stood for election although it should not lead: nobody better was found.
+    /// A replica here campaigned although it should not lead: no better one was found.
     StoodUnfit,
-    /// A leader here came to serve nobody.
+    /// A leader here began to serve no users.
     CaretakerBegan,
     /// A transfer that began here took place.
     TransferDone,
     /// A transfer that was asked for, or begun, here did not take place.
     TransferFailed(RejectReason),
-    /// Proposals of a group stood still for a transfer, for so long.
+    /// Proposals of a group were paused for a transfer, for this time.
     Froze(Duration),
-    /// Users had waited long enough: a transfer was ended, and the old leader went on.
+    /// Users had waited long enough: a transfer was ended, and the old leader continued.
     WatchdogEnded,
-    /// A leader here was deposed by the target of such a transfer, and stood again at once.
+    /// A leader here was deposed by the target of such a transfer, and campaigned again at once.
     StoodAgain,
 }
 
@@ -89,25 +89,24 @@ pub struct PolicyCounters {
     pub campaigns_vetoed: ByReason,
     /// Pre-votes that voters here refused.
     pub pre_votes_refused: ByReason,
-    /// Elections that replicas here stood for although they should not lead.
+    /// Campaigns of replicas here that should not lead.
     pub stood_unfit: u64,
-    /// How often a leader here came to serve nobody.
+    /// How often a leader here began to serve no users.
     pub caretakers_begun: u64,
     /// Transfers away from here that took place.
     pub transfers_done: u64,
     /// Transfers away from here that did not; those that were refused at once among them.
     pub transfers_failed: ByReason,
-    /// Times that proposals of a group stood still for a transfer. How long:
+    /// Times that proposals of a group were paused for a transfer. How long:
     /// [`crate::Groups::freezes`].
     pub freezes: u64,
     /// Of these, those that the watchdog ended.
     pub watchdog_endings: u64,
-    /// Leaders here that the target of such a transfer deposed, and that stood again at once.
+    /// Leaders here that the target of such a transfer deposed, and that campaigned again at once.
     pub stood_again: u64,
 }
 
 impl PolicyCounters {
-    /// Counts one event.
     pub(crate) fn count(&mut self, event: PolicyEvent) {
         match event {
             PolicyEvent::CandidateRefused(reason) => self.candidates_refused[reason] += 1,

@@ -1,9 +1,9 @@
-//! Nodes that are impaired lead nothing, for as long as they are: a disk that hangs or fills up, a state
-//! machine that cannot go on. Every host has this policy.
+//! Impaired nodes lead nothing while they are impaired: a disk that hangs or fills up, a state
+//! machine that stalls. Every host has this policy.
 
 use super::{Candidate, LeadershipPolicy, Opinion, Unfit};
 
-/// Takes a node at its word when it says that it is impaired.
+/// Believes a node that advertises that it is impaired.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HealthPolicy;
 

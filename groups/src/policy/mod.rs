@@ -1,9 +1,9 @@
 //! Who may lead a group: the question, the answers, and the policies that give them.
 //!
-//! Raft decides who *can* lead. A [`LeadershipPolicy`] says who *may*: it is asked before a
-//! replica stands for election, before it takes a leadership over, when a leader looks for a
-//! successor, and when leadership was acquired. What is made of the answers is the business of
-//! `core`; nothing here acts, and nothing here knows of terms, logs or messages.
+//! Raft decides who *can* lead. A [`LeadershipPolicy`] decides who *may*: it is asked before a
+//! replica campaigns, before it accepts a transfer, when a leader looks for a successor, and when
+//! leadership was acquired. `core` acts on the answers; nothing here acts, and nothing here knows
+//! of terms, logs or messages.
 //!
 //! | file | what |
 //! |---|---|
@@ -11,8 +11,8 @@
 //! | `capability` | the policy that every host has: nodes without a group's capabilities |
 //! | `health` | the policy that every host has: nodes and replicas that are impaired |
 //! | `admission` | asking the policies about a leadership that was acquired |
-//! | `registry` | the policies of a host, and whom they are about |
-//! | `counters` | what came of it, counted by reason |
+//! | `registry` | the policies of a host, and their groups |
+//! | `counters` | outcomes, counted by reason |
 //! | `reason` | every cause why a leadership is not moved or not taken, by name |
 
 mod admission;

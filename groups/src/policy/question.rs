@@ -9,22 +9,22 @@ use shardhost_storage::{GroupId, NodeId, Requirement, RequirementMode, Term};
 use super::{CapabilityPolicy, HealthPolicy, RejectReason};
 use crate::worker::Impairment;
 
-/// Says who may lead.
+/// Decides who may lead.
 ///
 /// Registered for one group, for those with a label, or for all: see
 /// [`crate::Groups::register_policy`]. Of several policies the strictest answer counts. A policy
-/// must answer alike as long as it is not told of something else: after a change of heart, ask for
-/// [`crate::Group::reevaluate`].
+/// must answer alike as long as its input is the same: when its answer changes for another reason,
+/// call [`crate::Group::reevaluate`].
 pub trait LeadershipPolicy: fmt::Debug + Send + Sync + 'static {
     /// One word for people: statuses, errors and counters show it.
     fn name(&self) -> &'static str;
 
-    /// Whether the node may lead the group, as far as can be told here.
+    /// Whether the node may lead the group, as far as this host knows.
     ///
-    /// Asked before this node stands for election or takes a leadership over, and of this node
-    /// and others whenever a leader looks at who could follow it, a voter is asked whether an
-    /// election could be won, or what is known of nodes changed. Called on Raft threads: must not
-    /// block. One that panics is taken to know nothing.
+    /// Asked before this node campaigns or accepts a transfer, and about this node and others
+    /// whenever a leader evaluates its successors, a voter evaluates whether an election could be
+    /// won, or the knowledge of nodes changed. Called on Raft threads: must not block. One that
+    /// panics counts as unknown.
     fn may_lead(&self, candidate: &Candidate<'_>) -> Opinion;
 
     /// Whether [`LeadershipPolicy::on_acquired`] is to be asked. Asking costs a change of threads
@@ -46,34 +46,29 @@ pub trait LeadershipPolicy: fmt::Debug + Send + Sync + 'static {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Candidate<'a> {
-    /// The group.
     pub group: GroupId,
-    /// The node.
     pub node: NodeId,
     /// It is the node that the policy runs on.
     pub is_here: bool,
     /// What the group asks of its leader.
     pub requirement: &'a Requirement,
-    /// Words about the group.
     pub labels: &'a BTreeMap<String, String>,
     /// Name of the kind of its state machine.
     pub kind: &'a str,
-    /// What the node said it has; `None`: it did not say.
+    /// The advertised capabilities of the node; `None`: not known.
     pub capabilities: Option<&'a BTreeSet<String>>,
-    /// Why the node should lead nothing for now, if it said so; of the node that the policy runs on
-    /// also why its replica should not.
+    /// Why the node should lead nothing for now, if it advertised so; for the node that the policy
+    /// runs on also why its replica should not.
     pub impaired: Option<&'a Impairment>,
 }
 
 /// What a policy makes of a candidate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opinion {
-    /// It may lead.
     Fit,
     /// Not enough is known: not chosen before those that are known to be fit, and no reason to
     /// leave.
     Unknown,
-    /// It should not lead.
     Unfit(Unfit),
 }
 
@@ -81,20 +76,18 @@ pub enum Opinion {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PolicyOpinion {
-    /// The policy.
     pub policy: &'static str,
-    /// What it says.
     pub opinion: Opinion,
 }
 
 /// Why a node should not lead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfit {
-    /// The policy that says so.
+    /// The policy that refuses.
     pub policy: &'static str,
-    /// Hard: if it leads all the same, it serves nobody. Soft: it serves until another takes over.
+    /// Hard: if it leads all the same, it serves no users. Soft: it serves until another takes
+    /// over.
     pub mode: RequirementMode,
-    /// For people.
     pub reason: Arc<str>,
 }
 
@@ -134,7 +127,7 @@ impl Opinion {
         }
     }
 
-    /// Whether it says that the node should not lead.
+    /// Whether the node should not lead.
     #[must_use]
     pub const fn is_unfit(&self) -> bool {
         matches!(self, Self::Unfit(_))
@@ -145,13 +138,11 @@ impl Opinion {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Acquisition {
-    /// The group.
     pub group: GroupId,
     /// The term that was won.
     pub term: Term,
     /// What the group asks of its leader.
     pub requirement: Requirement,
-    /// Words about the group.
     pub labels: BTreeMap<String, String>,
     /// Name of the kind of its state machine.
     pub kind: String,
@@ -159,20 +150,18 @@ pub struct Acquisition {
     pub voters: Vec<NodeId>,
 }
 
-/// What is to become of a leadership that was acquired.
+/// The decision about an acquired leadership.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Decision {
-    /// Serve.
     Serve,
-    /// Lead, but serve nobody, for this reason. Members can be changed and leadership moved.
+    /// Lead, but serve no users, for this reason. Members can be changed and leadership moved.
     Caretaker(String),
-    /// Hand it to the first of these nodes that is fit, or to any that is when none is named.
-    /// Until then serve nobody.
+    /// Transfer it to the first of these nodes that is eligible, or to any eligible one when none
+    /// is named. Until then serve no users.
     Decline {
-        /// Why, for people.
         reason: String,
-        /// Whom to try, in order.
+        /// The targets, in order.
         targets: Vec<NodeId>,
     },
 }

@@ -1,16 +1,17 @@
-//! Why a leadership is not moved, or not taken: the one list of it. The leader's gate, the target,
-//! the planner, whoever carries plans out, counters, statuses and tests all name a cause by the
-//! same variant. Data only: what a reason is about, and what was found, stands beside it.
+//! Why a leadership is not moved, or not taken: the one list of it. The leader, the target, the
+//! planner, its executor, counters, statuses and tests all name a cause by the same variant. Data
+//! only: the subject and the finding are beside it.
 
 use std::fmt;
 
 /// Declares the reasons once: variant, stable name, words.
 macro_rules! reasons {
     ($($variant:ident $name:literal $words:literal)+) => {
-        /// Why a leadership is not moved to a node, is not taken by it, or is not stood for.
+        /// Why a leadership is not moved to a node, is not accepted by it, or is not campaigned
+        /// for.
         ///
-        /// Closed on purpose: whoever shows, counts or handles reasons handles each. The names never
-        /// change; docs/policy.md says for each what to do.
+        /// Closed on purpose: code that shows, counts or handles reasons handles each. The names
+        /// never change; docs/policy.md has the remedy for each.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum RejectReason {
             $(#[doc = concat!("`", $name, "`: ", $words, ".")] $variant,)+
@@ -107,7 +108,7 @@ impl RejectReason {
         Self::ALL.iter().copied().find(|reason| reason.name() == name)
     }
 
-    /// Whether it ends without anybody's doing, soon: worth another try in a moment.
+    /// Whether it ends soon without an action: worth another try in a moment.
     #[must_use]
     pub const fn passes_by_itself(self) -> bool {
         self.is_congestion()
@@ -121,7 +122,7 @@ impl RejectReason {
             )
     }
 
-    /// Whether it says that the others are busy, rather than unwilling.
+    /// Whether it means that the others are busy, rather than unwilling.
     #[must_use]
     pub const fn is_congestion(self) -> bool {
         matches!(self, Self::Aborted | Self::Silent | Self::NoAnswer)

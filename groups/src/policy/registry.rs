@@ -43,7 +43,6 @@ struct Registered {
     groups: GroupSelector,
     policy: Arc<dyn LeadershipPolicy>,
     place: &'static Location<'static>,
-    /// One of users: watched.
     foreign: bool,
 }
 
@@ -187,7 +186,7 @@ impl Policies {
         opinion
     }
 
-    /// What each policy of the group says, in the order in which they were registered.
+    /// The opinion of each policy of the group, in the order in which they were registered.
     #[must_use]
     pub fn opinions(&self, candidate: &Candidate<'_>) -> Vec<PolicyOpinion> {
         let registered = self.shared.registered.load();
@@ -261,7 +260,7 @@ mod tests {
     use super::*;
     use crate::policy::{RejectReason, Unfit};
 
-    /// Says what it is told to; nothing: it panics.
+    /// Answers as set; without an answer it panics.
     #[derive(Debug)]
     struct Says(Option<Opinion>);
 

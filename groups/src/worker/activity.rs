@@ -14,7 +14,6 @@ pub enum Phase {
     Waiting,
     /// Inputs are given to their groups.
     Inputs,
-    /// Groups tick.
     Ticks,
     /// Groups finish what the inputs brought up.
     Groups,
@@ -59,9 +58,7 @@ pub struct Activity {
 /// What a look at it shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Grows with every round.
     pub round: u64,
-    /// What the worker does.
     pub phase: Phase,
     /// The group that it visited last.
     pub group: GroupId,

@@ -43,7 +43,7 @@ use wakes::{NodeChange, Wakes};
 pub const TICK_SLOTS: usize = 8;
 /// Groups that the return or loss of a node wakes in one slot.
 const WAKES_PER_SLOT: usize = 512;
-/// Ticks during which a failed replica tells its peers that it does not lead them.
+/// Ticks during which a failed replica sends its peers a step-down notice.
 const FAREWELL_TICKS: u8 = 3;
 
 /// What a worker counted since it started.
@@ -51,15 +51,12 @@ const FAREWELL_TICKS: u8 = 3;
 pub struct WorkerCounters {
     /// Rounds that had anything to do.
     pub rounds: u64,
-    /// Messages taken.
     pub messages: u64,
     /// Messages for groups that are not here.
     pub unknown_group: u64,
     /// Messages that were refused, by reason.
     pub refused: BTreeMap<Refusal, u64>,
-    /// Proposals taken.
     pub proposals: u64,
-    /// Replicas that failed.
     pub failures: u64,
     /// Notifications of an earlier life of a replica.
     pub stale: u64,
@@ -86,8 +83,8 @@ pub struct WorkerCore {
     groups: HashMap<GroupId, Box<Slot>>,
     /// Replicas that stopped after a fault.
     failed: BTreeMap<GroupId, Failed>,
-    /// What peers of replicas that ended are still told, and how often: a lost message must not
-    /// leave them asleep.
+    /// Notices to peers of replicas that ended, and how often they are still sent: a lost message
+    /// must not leave them hibernating.
     farewells: BTreeMap<GroupId, (Vec<Outgoing>, u8)>,
     /// Groups that tick, by slot.
     active: [BTreeSet<GroupId>; TICK_SLOTS],
@@ -96,7 +93,7 @@ pub struct WorkerCore {
     frozen: BTreeSet<GroupId>,
     live: Arc<LiveNodes>,
     policies: Policies,
-    /// The policies as the groups were last told to look at them.
+    /// The version of the policies that the groups last looked at.
     seen_policies: u64,
     to_wake: Wakes,
     slot: usize,
@@ -105,13 +102,13 @@ pub struct WorkerCore {
     activity: Arc<Activity>,
 }
 
-/// Whether a replica that is awake must hear of a change, too.
+/// Whether a replica that is awake must learn of a change, too.
 fn concerns_awake(core: &GroupCore, change: NodeChange) -> bool {
     matches!(change, NodeChange::Live(node) if core.counts_on_learner_of(node))
 }
 
 impl WorkerCore {
-    /// A worker without groups, on a node that says this of itself.
+    /// A worker without groups, on a node with this advertisement.
     #[must_use]
     pub fn new(own: Advert, policies: Policies) -> Self {
         let mut worker = Self { live: Arc::new(LiveNodes::new(own)), policies, ..Self::default() };
@@ -120,7 +117,7 @@ impl WorkerCore {
         worker
     }
 
-    /// The same, which says where it is in `activity`.
+    /// The same, which reports its position in `activity`.
     #[must_use]
     pub fn with_activity(self, activity: Arc<Activity>) -> Self {
         Self { activity, ..self }
@@ -132,7 +129,7 @@ impl WorkerCore {
         &self.activity
     }
 
-    /// The round that comes next, and what is known when it begins.
+    /// The effects of the next step, and the knowledge at its beginning.
     fn next_round(&self) -> Round {
         Round {
             began: self.round.began,
@@ -253,8 +250,8 @@ impl WorkerCore {
         }
     }
 
-    /// A stranger's message creates nothing. An invitation, and what is said to a replica that does not
-    /// run, are handed to the host, which decides.
+    /// A stranger's message creates nothing. A create-replica request, and messages to a replica
+    /// that does not run, are passed to the host, which decides.
     fn message_for_unknown(&mut self, from: NodeId, group: GroupId, message: GroupMessage) {
         let failed = self.failed.contains_key(&group);
         if message.kind() == MessageKind::Invite && !failed {
@@ -454,7 +451,8 @@ impl WorkerCore {
         log_fault.map_or_else(|| GroupFault::Panic(text.into()), GroupFault::Log)
     }
 
-    /// Parks a replica: everybody who waits learns why, its data stays, the others go on.
+    /// Parks a replica: every caller that waits gets the cause, its data stays, the others
+    /// continue.
     fn fail(&mut self, group: GroupId, fault: GroupFault) {
         let Some(mut slot) = self.groups.remove(&group) else { return };
         tracing::error!(%group, %fault, "the replica failed; the other groups go on");
@@ -466,7 +464,7 @@ impl WorkerCore {
         self.failed.insert(group, Failed { fault, epoch });
     }
 
-    /// Tells the peers of a replica that it does not lead them any more, now and for some ticks.
+    /// Notifies the peers of a replica that it does not lead them any more, now and for some ticks.
     fn bid_farewell(&mut self, group: GroupId, core: &GroupCore) {
         let sent = self.round.messages.len();
         core.wake_peers(&mut self.round);
@@ -491,8 +489,7 @@ impl WorkerCore {
         self.with(group, |_, _| ());
     }
 
-    /// A replica ends while its node lives: no loss of a node tells sleeping followers that they
-    /// are not led any more.
+    /// A replica ends while its node lives: hibernating followers get no loss of a node.
     fn leave_followers(&mut self, group: GroupId) {
         let Some(slot) = self.groups.remove(&group) else { return };
         if slot.core.keeps_followers_asleep() {
@@ -537,8 +534,9 @@ impl WorkerCore {
         }
     }
 
-    /// From here on the node counts as one that answers, so what its learners said before must not:
-    /// the groups learn of the node in portions, and a learner may be about to get a vote.
+    /// From here on the node counts as one that answers, so earlier reports of its learners must
+    /// not count: the groups learn of the node in portions, and a learner may be about to get a
+    /// vote.
     fn count_learners_anew(&mut self, node: NodeId) {
         let counting = self.groups.iter().filter(|(_, slot)| slot.core.counts_on_learner_of(node));
         let groups: Vec<GroupId> = counting.map(|(group, _)| *group).collect();
@@ -553,7 +551,7 @@ impl WorkerCore {
         }
     }
 
-    /// Changes what is known of nodes, for the present round on; says whether it was news.
+    /// Changes the knowledge of nodes, for the present step on; returns whether it was news.
     fn change_nodes(&mut self, change: impl FnOnce(&mut LiveNodes) -> bool) -> bool {
         let news = change(Arc::make_mut(&mut self.live));
         self.round.nodes = Arc::clone(&self.live);
@@ -622,7 +620,7 @@ impl WorkerCore {
         }
     }
 
-    /// Somebody registered or removed a policy, or asked for another look.
+    /// A policy was registered or removed, or another look was requested.
     fn notice_policies(&mut self) {
         let revision = self.policies.revision();
         if self.seen_policies != revision {
@@ -640,14 +638,14 @@ impl WorkerCore {
         self.farewells.retain(|_, (_, left)| *left > 0);
     }
 
-    /// Begins a round at this moment, before the first input is taken. What is sent in the round
-    /// counts as sent now.
+    /// Begins a step at this moment, before the first input is taken. Messages of the step count as
+    /// sent now.
     pub const fn begin(&mut self, now: Option<Moment>) {
         self.round.began = now;
     }
 
-    /// Finishes the round: what every touched group wants done, together. All inputs had been
-    /// taken at this moment; what is promised in the round is promised from it on.
+    /// Finishes the step: the effects of every touched group, together. All inputs had been taken
+    /// at this moment; vote locks of the step count from it on.
     pub fn finish_round(&mut self, now: Option<Moment>) -> Round {
         self.round.ended = now;
         let touched = std::mem::take(&mut self.touched);
@@ -667,7 +665,7 @@ impl WorkerCore {
         std::mem::replace(&mut self.round, next)
     }
 
-    /// The group goes on without this replica: its data goes, its id stays known.
+    /// The group continues without this replica: its data goes, its id stays known.
     fn retire(&mut self, group: GroupId) {
         let Some(mut slot) = self.groups.remove(&group) else { return };
         tracing::info!(%group, replica = %slot.core.replica(), "removed from the group: it ends");

@@ -1,4 +1,4 @@
-//! What is known of nodes: which answer, and what they say of themselves.
+//! Knowledge of nodes: which answer, and what they advertise.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,13 +8,13 @@ use shardhost_storage::{NodeId, RequirementMode};
 /// Why a node should lead nothing for now, as a disk that hangs or fills up. It passes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Impairment {
-    /// For people: what is wrong, and what to do.
+    /// For people: the problem, and what to do.
     pub reason: Arc<str>,
     /// Hard: what it leads all the same is not served. Soft: it is, until others take over.
     pub mode: RequirementMode,
 }
 
-/// What a node says of itself, once per pair of nodes.
+/// The advertisement of a node, once per pair of nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Advert {
     /// The names of what it has; groups may require some of their leaders.
@@ -25,11 +25,10 @@ pub struct Advert {
     pub impaired: Option<Impairment>,
 }
 
-/// A node that answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct LiveNode {
     incarnation: u64,
-    /// What this incarnation said of itself.
+    /// The advertisement of this incarnation.
     advert: Option<Arc<Advert>>,
 }
 
@@ -38,12 +37,10 @@ struct LiveNode {
 pub struct LiveNodes {
     nodes: BTreeMap<NodeId, LiveNode>,
     own: Arc<Advert>,
-    /// Grows with every change.
     revision: u64,
 }
 
 impl LiveNodes {
-    /// Nobody answers yet.
     pub(super) fn new(own: Advert) -> Self {
         Self { own: Arc::new(own), ..Self::default() }
     }
@@ -60,19 +57,19 @@ impl LiveNodes {
         self.nodes.get(&node).is_some_and(|known| known.incarnation == incarnation)
     }
 
-    /// What a node that answers said of itself; `None`: nothing.
+    /// The advertisement of a node that answers; `None`: none.
     #[must_use]
     pub fn advert(&self, node: NodeId) -> Option<&Advert> {
         self.nodes.get(&node)?.advert.as_deref()
     }
 
-    /// What this node says of itself.
+    /// The advertisement of this node.
     #[must_use]
     pub fn own(&self) -> &Advert {
         &self.own
     }
 
-    /// Grows with every change of what is known.
+    /// Grows with every change of the knowledge.
     #[must_use]
     pub const fn revision(&self) -> u64 {
         self.revision

@@ -38,7 +38,6 @@ pub struct Round {
     pub facts: u64,
     /// Proposals that ended without being applied here.
     pub failed: Vec<(Pending, ProposeError)>,
-    /// Reads that are answered.
     pub read_replies: Vec<(ReadWaiter, Result<crate::core::ReadBarrier, ReadError>)>,
     /// Statuses that changed: group, epoch, status.
     pub statuses: Vec<(GroupId, u64, Arc<GroupStatus>)>,
@@ -46,9 +45,7 @@ pub struct Round {
     /// else is told, those that begin are told after the statuses. Nobody relies on one that is
     /// over when a message of this round leaves.
     pub leases: Vec<(GroupId, u64, LeaseSign)>,
-    /// Edges of leadership.
     pub edges: Vec<Edge>,
-    /// Transfers that ended.
     pub transfer_replies: Vec<(TransferWaiter, TransferOutcome)>,
     /// Changes of membership that ended.
     pub membership_replies: Vec<(MembershipWaiter, MembershipOutcome)>,
@@ -70,7 +67,6 @@ pub struct Round {
     pub log: LogTask,
     /// Work for state machines, in order per group: group, epoch, work.
     pub work: Vec<(GroupId, u64, ApplyWork)>,
-    /// Snapshots to ship.
     pub shipments: Vec<SnapshotShipment>,
     /// Replicas that this node should hold and does not, and who says so.
     pub invitations: Vec<(NodeId, GroupMessage)>,
@@ -100,11 +96,9 @@ pub struct LogTask {
 /// Snapshots of a replica that are not needed any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prune {
-    /// The group.
     pub group: GroupId,
     /// Which opening of its replica. Ordered by another one, it is dropped.
     pub epoch: u64,
-    /// Those below this position.
     pub keep: LogPosition,
 }
 
@@ -130,7 +124,6 @@ impl LeaseSign {
 /// Everything up to this ready of this replica is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PersistAck {
-    /// The group.
     pub group: GroupId,
     /// Which opening of its replica.
     pub epoch: u64,
@@ -170,7 +163,6 @@ impl Round {
         self.failed.push((pending, error));
     }
 
-    /// Something to be counted.
     pub(crate) fn count(&mut self, event: PolicyEvent) {
         self.counted.push(event);
     }

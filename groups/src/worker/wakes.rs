@@ -7,7 +7,6 @@ use std::collections::{HashMap, VecDeque};
 
 use shardhost_storage::{GroupId, NodeId};
 
-/// What changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NodeChange {
     Live(NodeId),

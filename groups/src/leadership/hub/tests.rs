@@ -1,4 +1,4 @@
-//! What listeners are told, in which order, and what they cannot break.
+//! Events of listeners, their order, and what listeners cannot break.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc;
@@ -54,7 +54,7 @@ fn listen(hub: &Arc<LeadershipHub>, kind: HookKind, groups: GroupSelector) -> (H
     (guard, story)
 }
 
-/// Lets the dispatcher do everything that waits, on this thread, and go on living.
+/// Lets the dispatcher do everything that waits, on this thread, without ending it.
 fn dispatch(hub: &Arc<LeadershipHub>) {
     hub.stop();
     hub.dispatch();
@@ -85,7 +85,7 @@ fn a_leadership_that_ended_is_not_replayed() {
 fn an_edge_that_is_queued_while_a_hook_registers_is_told_once() {
     let hub = LeadershipHub::new();
     let (_first, earlier) = listen(&hub, HookKind::Dispatched, GroupSelector::All);
-    // Queued, not yet dispatched; the second hook is told of their outcome by its replay.
+    // Queued, not yet dispatched; the second hook gets their outcome by its replay.
     hub.publish(vec![acquired(GROUP, 3), lost(GROUP, 3), acquired(GROUP, 4), ready(GROUP, 4)]);
     let (_second, later) = listen(&hub, HookKind::Dispatched, GroupSelector::All);
     hub.publish(vec![lost(GROUP, 4)]);
@@ -342,7 +342,7 @@ async fn a_stream_begins_with_what_is_and_coalesces_into_the_truth() {
     let mut events = hub.events(GroupSelector::All);
     assert_eq!(next(&mut events).await, "1+1");
 
-    // Nobody looks while leaderships come and go.
+    // Leaderships begin and end without a look.
     hub.publish((1..100).flat_map(|t| [lost(GROUP, t), acquired(GROUP, t + 1)]).collect());
     hub.publish(vec![ready(GROUP, 100)]);
     assert_eq!(next(&mut events).await, "1-1");
