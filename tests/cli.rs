@@ -174,7 +174,7 @@ async fn a_demo_without_an_input_says_where_to_get_one() {
     assert!(ended.stderr.contains("--load"), "{ended:?}");
 }
 
-/// Runs `serve` with a configuration that is wrong and returns what it says.
+/// Runs `serve` with a wrong configuration and returns its output.
 async fn refusal(config: &str, arguments: &[&str]) -> String {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("config.toml");
@@ -336,7 +336,8 @@ async fn an_empty_partition_key_is_refused_and_takes_nothing() {
     node.stop().await;
 }
 
-/// One of four shards serves nobody: what the others gave is shown, and it is said that one is missing.
+/// One of four shards serves no users: the messages of the others are shown, and the missing one is
+/// named.
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_of_healthy_shards_are_shown_when_another_one_does_not_answer() {
     let directory = TempDir::new().unwrap();
@@ -356,7 +357,7 @@ async fn messages_of_healthy_shards_are_shown_when_another_one_does_not_answer()
     node.stop().await;
 }
 
-/// The reader of the output is so slow that somebody else gets the message before it is removed.
+/// The reader of the output is so slow that another consumer gets the message before it is removed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_was_not_removed_any_more_is_told() {
     let directory = TempDir::new().unwrap();
@@ -452,7 +453,7 @@ async fn members_are_added_replaced_and_removed_from_the_command_line() {
     let index = added["config_index"].to_string();
     assert!(stale.stderr.contains(&index) && stale.stderr.contains("that of 0"), "{stale:?}");
 
-    // Whoever dies is replaced, also when it led.
+    // A node that dies is replaced, also when it led.
     let leader = added["leader_node"].as_u64().unwrap();
     cluster.kill(leader).await;
     let replaced = cluster.run(&["member", "replace", group, &leader.to_string(), "5"]).await.ok();
@@ -481,8 +482,8 @@ struct Acknowledged {
 
 const WRITERS: u64 = 64;
 
-/// Writes one after the other until told to stop. A write without an acknowledgement may or may
-/// not have taken effect: the put is under a key of its own and the partition ends with the send.
+/// Writes one after the other until stopped. A write without an acknowledgement may or may not have
+/// taken effect: the put has a separate key and the partition ends with the send.
 async fn write(client: Client, seen: Arc<Acknowledged>, life: u64, writer: u64) {
     let (table, queue) = (client.table(), client.queue());
     let partition = format!("partition-{life}-{writer}");

@@ -140,7 +140,7 @@ async fn a_drained_node_leads_nothing_and_gets_its_part_back() {
     cluster.stop().await;
 }
 
-/// Everybody leads as many tables, and all the work is at one node: its busy tables are shared out.
+/// All nodes lead as many tables, and all the work is at one node: its busy tables are shared out.
 #[tokio::test(flavor = "multi_thread")]
 async fn balance_now_weighs_load() {
     let cluster = Cluster::start().await;
@@ -178,7 +178,7 @@ async fn balance_now_weighs_load() {
     cluster.stop().await;
 }
 
-/// Nobody is left to take anything: what cannot go is named, and nobody waits for it.
+/// No node is left to take anything: the groups that cannot move are named, and are not waited for.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_go_is_named_and_is_not_waited_for() {
     let mut cluster = Cluster::start().await;

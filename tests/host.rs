@@ -461,7 +461,7 @@ async fn hooks_see_every_edge_in_order_and_a_panic_in_one_harms_nobody() {
     eventually("the new leader's edges", || path(moved.to) == ["acquired", "ready"]).await;
     assert!(inline.load(Ordering::SeqCst) >= 2);
     assert!(cluster.hosts.iter().map(|host| host.stats().hook_panics).sum::<u64>() >= 1);
-    // Whoever registers late is told what is.
+    // A late listener gets the present state.
     let late = Arc::new(Mutex::new(Vec::new()));
     let host = cluster.hosts.iter().find(|host| host.node_id() == moved.to).unwrap();
     let log = Arc::clone(&late);
@@ -515,7 +515,7 @@ async fn a_data_directory_of_somebody_else_is_refused_with_both_names() {
     let path = directory.path().join("data");
     let config = |node: u64| HostConfig::new(NodeId::must(node), &path);
     let host = Host::start(config(1)).await.unwrap();
-    // A log that never held anything is nobody's.
+    // A log that never held anything belongs to no node.
     let spec = GroupSpec::new(GroupId::new(1), nodes(1));
     host.create_group(spec, List::default()).await.unwrap();
     let busy = Host::start(config(1)).await.unwrap_err();
@@ -625,8 +625,8 @@ async fn every_caller_of_a_shutdown_waits_for_the_end_and_for_openings_under_way
     }
 }
 
-/// A copy of node 2's directory is started elsewhere, with a log of its own, and ends again. The
-/// right node 2 stays up; the others hear it again, and it gives a group its majority.
+/// A copy of node 2's directory is started elsewhere, with another log, and ends again. The right
+/// node 2 stays up; the others receive it again, and it gives a group its majority.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clone_that_comes_and_goes_leaves_the_node_where_it_was() {
     let directory = tempfile::tempdir().unwrap();

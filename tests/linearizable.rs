@@ -36,7 +36,7 @@ async fn trouble(cluster: &mut Supervised, number: u64) {
             cluster.kill(node).await;
             cluster.restart(node).await;
         }
-        // Whether there is anybody fit to take it is not the point.
+        // Whether there is an eligible target is not the point.
         _ => drop(cluster.run(&["leader", "transfer", "1000000"]).await),
     }
 }

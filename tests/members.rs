@@ -39,7 +39,7 @@ impl Cluster {
         Self::start_with(true).await
     }
 
-    /// Nodes that keep a catalog, or create by themselves what they are told to.
+    /// Nodes that keep a catalog, or create replicas on request only.
     async fn start_with(catalog: bool) -> Self {
         let directory = TempDir::new().unwrap();
         let listeners: BTreeMap<u64, TcpListener> =
@@ -106,7 +106,7 @@ impl Cluster {
         shown.ok().map(tonic::Response::into_inner)
     }
 
-    /// Waits until a running node serves the group, and returns its number and what it says.
+    /// Waits until a running node serves the group, and returns its number and its status.
     async fn leader(&self, group: u64) -> (u64, GroupStatus) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -119,7 +119,7 @@ impl Cluster {
         }
     }
 
-    /// Waits until a node says of a group what is asked for; `None`: it has no replica.
+    /// Waits until a node's status of a group is as wanted; `None`: it has no replica.
     async fn until(
         &self,
         node: u64,
@@ -185,7 +185,7 @@ async fn a_node_joins_a_group_takes_over_and_another_leaves_for_good() {
     cluster.until(1, TABLE, "its replica is gone", |status| status.is_none()).await;
     assert_eq!(table.get("before").await.unwrap(), Some("1".into()));
 
-    // The configuration is that of the last change, also after everybody started again.
+    // The configuration is that of the last change, also after a restart of all.
     for node in 1..=4 {
         cluster.stop(node).await;
     }
@@ -231,7 +231,7 @@ async fn a_dead_member_is_replaced_while_its_group_takes_writes() {
             status.is_some_and(|s| nodes(s).contains(&4) && !nodes(s).contains(&victim))
         })
         .await;
-    // Whoever comes back finds that it was replaced, and ends.
+    // A replica that comes back finds that it was replaced, and ends.
     cluster.start_again(victim).await;
     cluster.until(victim, TABLE, "it ends", |status| status.is_none()).await;
     assert_eq!(table.get("key").await.unwrap(), Some("2".into()));
@@ -395,7 +395,7 @@ async fn health_is_told_of_the_process_and_of_each_group() {
     let stopping = tokio::spawn(server.shutdown(Shutdown::Immediate));
     for stream in [&mut process, &mut group] {
         let told = tokio::time::timeout(PATIENCE, stream.message()).await.unwrap();
-        // A stream that ends with its server says the same.
+        // A stream that ends with its server has the same status.
         let gone = told.map_or(true, |told| {
             told.is_none_or(|told| told.status() == ServingStatus::NotServing)
         });

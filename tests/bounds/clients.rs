@@ -92,12 +92,12 @@ impl Fixture {
         fixture
     }
 
-    /// A stream on a connection of its own.
+    /// A stream on a separate connection.
     async fn connect(&self) -> Calls {
         open(&mut self.client().await).await.unwrap()
     }
 
-    /// A connection of its own.
+    /// A separate connection.
     async fn client(&self) -> TableClient<Channel> {
         let client = TableClient::connect(format!("http://{}", self.address)).await.unwrap();
         client.max_decoding_message_size(MAX_BATCH_BYTES)

@@ -28,7 +28,7 @@ async fn connections_that_say_nothing_end_and_keep_nobody_out() {
     }
     assert!(begin.elapsed() < Duration::from_secs(8), "it takes {:?}", begin.elapsed());
     assert!(open_files(host.process()) < LIMIT * 3 / 4, "{}", open_files(host.process()));
-    // Some at once, because of the others; the last ones because they said nothing for ten seconds.
+    // Some at once, because of the others; the last ones because they were silent for ten seconds.
     let ended = async {
         for stream in &mut idle {
             // A greeting, and then its end, or that it broke.

@@ -18,7 +18,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Host {
     child: Child,
     pub address: String,
-    /// Nobody reads it unless a test does.
+    /// No one reads it unless a test does.
     pub stderr: Option<ChildStderr>,
 }
 

@@ -1,4 +1,4 @@
-//! Standard streams that nobody reads, and signals.
+//! Standard streams without a reader, and signals.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -19,7 +19,7 @@ async fn a_log_that_nobody_reads_does_not_hold_up_the_host() {
     for number in 0..WRITES {
         host.serves(&format!("unread {number}")).await;
     }
-    // Somebody reads at last, and learns what is missing.
+    // It is read at last, and the reader learns what is missing.
     let stderr = host.stderr.take().unwrap();
     let reader = std::thread::spawn(move || rest(stderr));
     host.serves("read").await;
@@ -51,7 +51,7 @@ async fn a_host_whose_terminal_goes_away_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_is_told_to_stop_while_it_starts_ends_at_once() {
     let directory = TempDir::new().unwrap();
-    // Nobody ever writes to it: a start that takes for ever.
+    // It is never written to: a start that takes for ever.
     let made = Command::new("mkfifo").arg(directory.path().join("shard-map")).status().unwrap();
     assert!(made.success());
     let mut child = serve(directory.path(), "", "info");

@@ -1,4 +1,4 @@
-//! Servers of one cluster in this process, each with a directory of its own, and the program beside
+//! Servers of one cluster in this process, each with a separate directory, and the program beside
 //! them.
 
 use std::collections::BTreeMap;
@@ -61,7 +61,7 @@ impl Cluster {
     pub async fn start(shape: Shape) -> Self {
         let listeners: BTreeMap<u64, TcpListener> = (1..=shape.nodes)
             .map(|node| {
-                // No connection of anybody takes the port while the node is down.
+                // No other connection takes the port while the node is down.
                 let own = format!("127.0.{}.{node}:0", std::process::id() % 200 + 1);
                 (node, TcpListener::bind(own).unwrap())
             })
@@ -208,7 +208,7 @@ impl Cluster {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    /// What a command that is refused says.
+    /// The text of a command that is refused.
     pub async fn refusal(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments).await;
         assert!(!output.status.success(), "{arguments:?} was taken: {output:?}");

@@ -77,8 +77,9 @@ async fn a_drain_expires_when_its_owner_is_gone() {
     cluster.stop().await;
 }
 
-/// A node that is drained is the last that has everything, so it is elected: it hands on what fell to it
-/// when another has caught up, without any planner, and meanwhile nobody is told that it leads nothing.
+/// A drained node is the last that has everything, so it is elected: it transfers what it acquired
+/// when another has caught up, without any planner, and meanwhile it does not report that it leads
+/// nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leadership_that_falls_to_a_drained_node_is_handed_on() {
     let mut cluster = Cluster::start(Shape::new(3, TABLES)).await;
@@ -97,7 +98,7 @@ async fn a_leadership_that_falls_to_a_drained_node_is_handed_on() {
     cluster
         .until("one of them leads", |cluster| cluster.led().values().sum::<u64>() == TABLES)
         .await;
-    // What it leads is counted when somebody asks.
+    // The groups that it leads are counted at each request.
     let status = cluster.answer(&["drain", "status", "1"]).await;
     let led = cluster.led()[&1];
     assert!(led == 0 || status["left"] != 0, "{led} are led: {status}");

@@ -114,7 +114,7 @@ async fn without_a_quorum_of_the_system_group_only_creating_and_planning_stop() 
     let drained = cluster.answer(&["drain", "begin", "1", "--even-if-nobody", "--no-wait"]).await;
     assert_eq!((&drained["draining"], &drained["durable"]), (&true.into(), &false.into()));
     group.propose(put).await.unwrap();
-    // Nobody is lost by starting without the others.
+    // No node is lost by starting without the others.
     cluster.stop_node(1).await;
     cluster.start_node(1).await;
     cluster.until("it is served again", |cluster| cluster.server_of(GROUP) == Some(1)).await;
@@ -141,7 +141,7 @@ async fn a_requirement_is_kept_as_the_catalog_has_it_and_operators_change_both()
     let refused = cluster.refusal(&["group", "require", "1000000", "gpu"]).await;
     assert!(refused.contains("gpu") && refused.contains("--even-if-nobody"), "{refused}");
     cluster.until("nothing changed", |cluster| requires(cluster, 1).is_some()).await;
-    // Somebody changes the group behind the catalog's back.
+    // The group is changed without the catalog.
     let node = cluster.server_of(table).unwrap();
     let group = cluster.host(node).group(table).unwrap();
     group.require(shardhost::Requirement::default(), None).await.unwrap();
@@ -184,8 +184,8 @@ async fn a_burst_of_changes_makes_a_few_views_and_each_group_is_created() {
     cluster.stop().await;
 }
 
-/// Where the process of a node listened that led the system group, somebody takes connections and says
-/// nothing, as a process does that hangs. Another node leads, and is found.
+/// At the address of a node that led the system group a process accepts connections and does not
+/// answer, as one that hangs. Another node leads, and is found.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_hangs_keeps_nobody_from_the_catalog() {
     let mut cluster = Cluster::start(Shape::new(4, 1)).await;

@@ -1,5 +1,5 @@
-//! The catalog at work, on real hosts and sockets: groups come and go as it intends, drains outlive
-//! processes, leaders spread by themselves, and all else goes on without it.
+//! The catalog at work, on real hosts and sockets: groups are created and destroyed as it intends,
+//! drains outlive processes, leaders spread automatically, and all else continues without it.
 
 mod cluster;
 mod drains;

@@ -1,4 +1,4 @@
-//! Orders that nobody can mean, orders that come late or twice, and replicas that stand in the way.
+//! Orders that make no sense, orders that come late or twice, and replicas in the way.
 
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -58,7 +58,7 @@ async fn what_operators_cannot_mean_is_refused_before_it_is_recorded() {
     cluster.stop().await;
 }
 
-/// Recorded by somebody whose hosts know more kinds.
+/// Recorded by an operator whose hosts know more kinds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_of_a_kind_that_no_host_knows_is_destroyed_all_the_same() {
     let mut cluster = Cluster::start(Shape::new(3, 1)).await;
@@ -81,7 +81,7 @@ async fn a_group_is_created_again_once_the_last_one_is_gone() {
     let catalog = cluster.system(1).catalog().clone();
     catalog.apply(of_kind(GROUP, "table", [1, 2, 3])).await.unwrap();
     cluster.until("it is held", |cluster| cluster.holders(GROUP) == [1, 2, 3]).await;
-    // One that is away may hold it: whoever creates it again learns why that cannot be yet.
+    // One that is away may hold it: a command that creates it again gets the cause.
     cluster.stop_node(3).await;
     catalog.apply(destroy(GROUP)).await.unwrap();
     let create = ["group", "create", "70", "--kind", "table", "--voters", "1,2"];

@@ -14,7 +14,7 @@ use crate::cluster::{Cluster, Shape};
 const TABLES: u64 = 12;
 
 fn planned() -> Shape {
-    // Groups at rest would stay where they are for longer than anybody waits here.
+    // Groups at rest would stay where they are for longer than this test waits.
     Shape { planner: Planner::On, rest_seconds: 0, ..Shape::new(3, TABLES) }
 }
 
@@ -30,7 +30,7 @@ async fn leaders_spread_by_themselves_and_return_to_a_node_that_comes_back() {
     cluster.until("the others lead", |cluster| cluster.led()[&1] == 0).await;
     cluster.answer(&["drain", "end", "1"]).await;
     cluster.until("everybody leads a third again", is_even).await;
-    // Whoever plans dies: another one goes on.
+    // The planner's node dies: another one continues.
     let planner = cluster.server_of(SYSTEM_GROUP).unwrap();
     cluster.stop_node(planner).await;
     let rest = |cluster: &Cluster| cluster.led().values().sum::<u64>() == TABLES;

@@ -45,7 +45,7 @@ impl Gate {
     pub fn fail_log(&self) {
         self.shared.log_fails.store(true, Ordering::SeqCst);
     }
-    /// Says whether there is room for snapshots.
+    /// Whether there is room for snapshots.
     pub fn set_full(&self, full: bool) {
         self.shared.full.store(full, Ordering::SeqCst);
     }

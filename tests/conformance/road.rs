@@ -35,7 +35,7 @@ struct State {
 }
 
 impl Road {
-    /// A road to an address, on a port of its own.
+    /// A proxy to an address, on a separate port.
     pub async fn new(to: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");
@@ -124,6 +124,6 @@ async fn one_way(
             break;
         }
     }
-    // Whoever reads there learns that nothing more comes.
+    // The reader there learns that nothing more comes.
     drop(to.shutdown().await);
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use shardhost::*;
 
-/// Says whether this node may lead: it may while there is a GPU.
+/// Whether this node may lead: it may while there is a GPU.
 #[derive(Debug)]
 struct NeedsGpu {
     there: Arc<AtomicBool>,
@@ -22,7 +22,7 @@ impl LeadershipPolicy for NeedsGpu {
     }
 
     fn may_lead(&self, candidate: &Candidate<'_>) -> Opinion {
-        // Whoever is to take over is asked there first.
+        // The node that is to take over is asked there first.
         if !candidate.is_here {
             return Opinion::Unknown;
         }

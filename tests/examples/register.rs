@@ -46,7 +46,7 @@ impl StateMachine for Register {
     }
 }
 
-/// A value as it was when the snapshot was taken; written while the register goes on.
+/// A value as it was when the snapshot was taken; written while the register continues.
 struct View(Vec<u8>);
 
 impl SnapshotWriter for View {
@@ -63,7 +63,7 @@ async fn start(
     directory: &std::path::Path,
 ) -> Result<(Vec<Host>, Vec<Group>), Box<dyn std::error::Error>> {
     let nodes: Vec<NodeId> = (1..=3).filter_map(NodeId::new).collect();
-    // Ports are bound first, so that every host can be told where the others are.
+    // Ports are bound first, so that every host gets the addresses of the others.
     let mut listeners = Vec::new();
     let mut addresses = Vec::new();
     for &node in &nodes {

@@ -17,7 +17,7 @@ thread_local! {
 /// The allocator of the system, with an account per thread.
 pub struct Counting;
 
-/// Runs something on an input and says how many bytes it held at most, beyond what was held before.
+/// Runs an input and returns how many bytes it held at most, beyond those held before.
 pub fn peak_of<T>(input: &[u8], run: impl FnOnce() -> T) -> (T, usize) {
     let before = HELD.get();
     PEAK.set(before);

@@ -111,7 +111,7 @@ impl Cluster {
         self.until(group, "served", |status| status.serving).await
     }
 
-    /// The node that leads a group and serves nobody, once one does, and its replica.
+    /// The node that leads a group and serves no users, once one does, and its replica.
     pub async fn caretaking(&self, group: GroupId) -> (u64, Group) {
         self.until(group, "kept by a caretaker", |status| status.caretaker.is_some()).await
     }
@@ -135,7 +135,7 @@ impl Cluster {
         found
     }
 
-    /// Why whoever serves a group does not hand it to a node that should not lead it.
+    /// Why the node that serves a group does not transfer it to a node that should not lead it.
     pub async fn refusal(&self, group: GroupId, to: u64) -> TransferError {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
@@ -157,7 +157,7 @@ impl Cluster {
         self.served.lock().contains(&(node, group))
     }
 
-    /// Waits until every host has heard what every other one says of itself.
+    /// Waits until every host has the advertisement of every other one.
     pub async fn all_have_spoken(&self) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         let ids: Vec<NodeId> = self.servers.keys().copied().map(NodeId::must).collect();

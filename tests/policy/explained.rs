@@ -1,4 +1,4 @@
-//! Why a leadership is where it is and is not moved: one name for a cause, whoever says it.
+//! Why a leadership is where it is and is not moved: one name for a cause, from every component.
 
 use std::time::{Duration, Instant};
 
@@ -71,7 +71,7 @@ async fn explained(cluster: &Cluster, node: u64, group: GroupId) -> LeaderExplan
     admin(cluster, node).await.explain_leader(request).await.unwrap().into_inner()
 }
 
-/// What a node says of a group, once it is this.
+/// A node's answer about a group, once it is this.
 async fn explained_as(
     cluster: &Cluster,
     node: u64,

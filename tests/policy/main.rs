@@ -75,7 +75,7 @@ async fn without_a_capable_node_a_caretaker_leads_and_says_why_until_one_returns
     let unread = hasty.table().get("color").await.unwrap_err();
     assert!(unread.to_string().contains(&lacks), "{unread}");
 
-    // Whoever is patient is served as soon as the node is back.
+    // A patient caller is served as soon as the node is back.
     let patient = cluster.client(PATIENCE).await;
     let waits = tokio::spawn(async move { patient.table().put("color", "green").await });
     cluster.start_node(3, None).await;

@@ -69,8 +69,8 @@ fn table() -> GroupId {
     group_of_shard(TABLE_KIND, 0).unwrap()
 }
 
-/// The value that stands in the end when the first put is held up on its way, sent again and
-/// acknowledged, followed by another put, and then arrives.
+/// The final value when the first put is delayed, sent again and acknowledged, followed by another
+/// put, and then arrives.
 async fn value_after_a_late_copy(resend: Resend) -> String {
     let fixture = Fixture::start().await;
     let client = fixture.client(resend).await;
@@ -142,7 +142,7 @@ async fn increment(words: &TableClient) {
     }
 }
 
-/// Counts, puts and deletes a key of its own, and sends.
+/// Counts, puts and deletes a separate key, and sends.
 async fn work(worker: usize, words: TableClient, jobs: QueueClient) {
     let key = format!("worker-{worker}");
     for write in 0..WRITES {

@@ -21,7 +21,7 @@ fn said(names: &[&str]) -> peer::Advert {
     peer::Advert { capabilities, ..peer::Advert::default() }
 }
 
-/// What a host was told of another one, in order.
+/// The notices that a host got about another one, in order.
 fn told(host: &Host, of: u64) -> Vec<Advert> {
     host.recorder.read(|told| {
         let adverts = told.adverts.iter().filter(|(_, from, ..)| *from == node(of));
@@ -87,7 +87,7 @@ fn a_node_that_is_lost_and_heard_again_on_its_stream_is_told_of_again() {
     one.wait_connected(2);
     wait_told(&one, 2, &advert(&["fifo"]));
 
-    // The only thread of the other host stands still in a delivery, its sockets stay open.
+    // The only thread of the other host is blocked in a delivery, its sockets stay open.
     two.recorder.stall();
     one.send(vec![message(2, Lane::Bulk, 1, 10)]);
     one.recorder.wait_edge(Edge::Lost(node(2)));
@@ -112,14 +112,14 @@ fn another_incarnation_says_for_itself() {
     assert_eq!(incarnations, [1, 2]);
 }
 
-/// Host 2, which knows node 1 by an address where nobody is.
+/// Host 2, which knows node 1 by an address without a listener.
 fn host_that_knows_node_1() -> Host {
     let cluster = Cluster::new();
     cluster.directory.set(node(1), "127.0.0.1:1");
     cluster.host(2)
 }
 
-/// A greeting of node 1 that says this of it.
+/// A greeting of node 1 with this advertisement.
 fn greeting(advert: Option<peer::Advert>) -> Hello {
     Hello { lane: WireLane::Urgent.into(), advert, ..hello() }
 }
@@ -144,7 +144,7 @@ fn what_cannot_be_read_is_counted_and_keeps_nobody_from_talking() {
     assert_eq!(two.transport.stats().refused_adverts, 4);
     assert_eq!(told(&two, 1), []);
 
-    // What was said well stands, and a stream goes on after what was not.
+    // A valid advertisement is kept, and a stream continues after an invalid one.
     let beat = |advert| {
         let heartbeat = Some(NodeHeartbeat { sequence: 1, advert, founding: 0, wall_ms: 0 });
         let frame = Frame { heartbeat, ..Frame::default() };

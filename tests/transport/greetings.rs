@@ -1,4 +1,4 @@
-//! Who is let in, who is refused, and that a refusal says why.
+//! Which greetings are accepted, which are refused, and that a refusal has its cause.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tonic::Code;
 
 use crate::fixture::{CLUSTER, Cluster, Edge, Host, Impostor, Stranger, hello, message, node};
 
-/// Host 2, which knows node 1 by an address where nobody is.
+/// Host 2, which knows node 1 by an address without a listener.
 fn host_that_knows_node_1() -> Host {
     let cluster = Cluster::new();
     cluster.directory.set(node(1), "127.0.0.1:1");
@@ -193,7 +193,7 @@ fn an_older_process_of_a_node_stays_out_beside_the_newer_one() {
     assert_eq!(one.peer(2).unwrap().incarnation, Some(9));
 }
 
-/// Another process of node 2, at an address of its own, which knows where node 1 is.
+/// Another process of node 2, at another address, which knows where node 1 is.
 fn second_process(one: &Host, incarnation: u64, earlier_starts: &[u64]) -> Host {
     let elsewhere = Cluster::new();
     elsewhere.directory.set(node(1), &one.address);
@@ -237,7 +237,7 @@ fn a_forged_greeting_within_the_clock_locks_a_node_out_for_moments_only() {
     let stranger = Stranger::at(&one);
     stranger.greet(Hello { starts: vec![5, 1], ..greeting_of_node_2(5) }).unwrap();
     one.recorder.wait_edge(Edge::Live(node(2), 5));
-    // Its connection stays, and says nothing.
+    // Its connection stays, and is silent.
     one.recorder.wait("the right one", |told| told.edges.last() == Some(&Edge::Live(node(2), 1)));
     talk(&one, &two, 1);
     assert_eq!(one.peer(2).unwrap().incarnation, Some(1));

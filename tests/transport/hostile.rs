@@ -1,4 +1,4 @@
-//! Whatever comes in at the peer port harms nobody else.
+//! Input at the peer port harms no other peer.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -17,7 +17,7 @@ struct Bystanders {
 }
 
 impl Bystanders {
-    /// Hosts 1 and 2, and a directory that also knows node 3, as whom strangers greet.
+    /// Hosts 1 and 2, and a directory that also knows node 3, in whose name strangers greet.
     fn new() -> Self {
         let cluster = Cluster::new();
         cluster.directory.set(node(3), "127.0.0.1:1");
@@ -51,7 +51,7 @@ fn bytes_that_are_no_http2_end_their_connection_only() {
             socket.shutdown(std::net::Shutdown::Write)?;
             socket.read_to_end(&mut Vec::new())
         });
-        // Whether the host answers or resets is its choice; that it goes on is not.
+        // Whether the host answers or resets is its choice; that it continues is not.
         drop(sent);
         pair.assert_undisturbed();
     }

@@ -43,7 +43,7 @@ fn a_full_lane_drops_counts_and_reports_and_never_blocks() {
     let two = cluster.host(2);
     one.wait_connected(2);
 
-    // The receiver stands still, so the stream's window fills, then the lane.
+    // The receiver is blocked, so the stream's window fills, then the lane.
     two.recorder.stall();
     let began = Instant::now();
     for index in 0..1024 {
@@ -56,7 +56,7 @@ fn a_full_lane_drops_counts_and_reports_and_never_blocks() {
     let bulk = one.peer(2).unwrap().bulk;
     assert!(bulk.dropped > 0 && bulk.waiting_bytes <= 1 << 20, "{bulk:?}");
 
-    // It goes on: what was not dropped arrives in order, and so does what is sent later.
+    // It continues: messages that were not dropped arrive in order, and so do later ones.
     two.recorder.resume();
     one.wait("an empty lane", |host| host.peer(2).unwrap().bulk.waiting_messages == 0);
     one.send(vec![message(2, Lane::Bulk, 5000, 10)]);
@@ -180,7 +180,7 @@ fn a_lane_that_is_slow_or_idle_is_not_given_up() {
     });
     let two = cluster.host(2);
     one.wait_connected(2);
-    // Of every frame it is said that it was taken, of the last one too.
+    // Every frame is reported as taken, the last one too.
     for index in 0..3 {
         one.send(vec![message(2, Lane::Bulk, index, 1)]);
         let frames = one.peer(2).unwrap().received_frames;

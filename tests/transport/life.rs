@@ -61,7 +61,7 @@ fn a_frozen_peer_is_lost_by_its_silence_and_live_again_when_it_thaws() {
     one.wait_connected(2);
     one.recorder.wait_edge(Edge::Live(node(2), 1));
 
-    // The only thread of the other host stands still in a delivery, its sockets stay open.
+    // The only thread of the other host is blocked in a delivery, its sockets stay open.
     two.recorder.stall();
     let began = Instant::now();
     one.send(vec![message(2, Lane::Bulk, 1, 10)]);

@@ -45,7 +45,7 @@ fn receiver_with(change: impl FnOnce(&mut TransportConfig)) -> Host {
     Host::start(&cluster, 2, 1, change)
 }
 
-/// A stream of node 1 that brought two chunks and does not go on.
+/// A stream of node 1 that brought two chunks and does not continue.
 fn two_chunks(two: &Host, bytes: &[u8]) -> Stranger {
     let stranger = Stranger::at(two).begin_snapshot(header_frame(header(bytes)), |begins| {
         assert_eq!(begins, 0);
@@ -56,7 +56,7 @@ fn two_chunks(two: &Host, bytes: &[u8]) -> Stranger {
     stranger
 }
 
-/// The rest from node 1: where it was to begin, and how much is there in the end.
+/// The rest from node 1: where it was to begin, and how much is there at the end.
 fn rest(two: &Host, bytes: &[u8]) -> (u64, u64) {
     let rest = |begins: usize| chunks(&bytes[begins..]);
     Stranger::at(two).finish_snapshot(header_frame(header(bytes)), rest).unwrap()

@@ -44,7 +44,7 @@ pub fn with_log(subject: &OnDisk, change: impl FnOnce(&mut Vec<u8>)) -> TempDir 
     image
 }
 
-/// Opens what a crash left and expects the entries up to `last`; then goes on writing, crashes
+/// Opens the state after a crash and expects the entries up to `last`; then writes more, crashes
 /// again and expects that too.
 fn expect_up_to(image: &TempDir, last: u64, what: &str) {
     let store = open(image.path()).unwrap_or_else(|error| panic!("{what}: {error}"));

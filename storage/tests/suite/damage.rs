@@ -69,7 +69,7 @@ fn assert_damaged(subject: &OnDisk, words: &str) {
     corrupt(store.term(GROUP, index(1)).expect_err("damaged"));
     corrupt(write(store, [append(GROUP, 2, 10..=10)]).expect_err("damaged"));
     assert_eq!(store.groups(), Ok(vec![GROUP, OTHER]), "it is listed");
-    // The other group goes on.
+    // The other group continues.
     write_all(store, [append(OTHER, 2, 10..=10)]);
     assert_eq!(load(store, OTHER).last.index, index(10));
 }

@@ -1,4 +1,4 @@
-//! Random batches: RocksDB's store must say at every step what the store in memory says.
+//! Random batches: RocksDB's store must equal the store in memory at every step.
 //!
 //! The two share the check of the rules and nothing of how they keep entries.
 
@@ -170,7 +170,7 @@ impl Pair {
         assert_eq!(read(&self.memory as &dyn LogStore), read(self.rocks()));
     }
 
-    /// What nobody can read any more must not stay on disk.
+    /// Unreachable entries must not stay on disk.
     fn check_nothing_stale_is_left(&mut self) {
         self.rocks = None;
         for (group, runs) in runs_on_disk(self.directory.path()) {

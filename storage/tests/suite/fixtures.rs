@@ -32,7 +32,7 @@ mod on_disk {
 
     use super::Subject;
 
-    /// The store on RocksDB, in a directory of its own.
+    /// The store on RocksDB, in a separate directory.
     pub struct OnDisk {
         store: Option<RocksStore>,
         directory: TempDir,
@@ -91,7 +91,7 @@ mod on_disk {
         }
     }
 
-    /// Opens a store of ours, in the run of the machine that goes on.
+    /// Opens a store of ours, in the same run of the machine.
     pub fn open(path: &Path) -> Result<RocksStore, LogError> {
         RocksStore::open(path, identity(), small())
     }

@@ -7,7 +7,7 @@
 //! | `memory_faults` | crashes and faults on command of the stores in memory |
 //! | `snapshot_files` | what can happen to files |
 //! | `differential` | random batches: RocksDB's store against the one in memory |
-//! | `crash`, `identity`, `damage` | what RocksDB's store says to damaged and foreign directories |
+//! | `crash`, `identity`, `damage` | how RocksDB's store treats damaged and foreign directories |
 //! | `torn` | what becomes of a last write that cannot be read, and of crashes while it is cut |
 //! | `space` | its size on disk and in memory |
 //!

@@ -74,7 +74,7 @@ fn a_group_that_was_busy_gives_its_memory_back() {
     let group = GroupId::new(1);
     write_all(subject.rocks(), [create(group)]);
     for at in 1..=5_000 {
-        // Every entry in a run and a term of its own.
+        // Every entry in a separate run and term.
         write(subject.rocks(), [append(group, at, at..=at)]).expect("written");
     }
     let busy = subject.rocks().memory_bytes();

@@ -192,7 +192,7 @@ fn after_a_loss_of_power_a_last_write_that_cannot_be_read_leaves_every_replica_i
         assert_eq!(load(&store, group).certainty, IN_DOUBT);
     }
     assert_eq!(view(&store, GROUP).expect("readable").entries, entries(1, 1..=10));
-    // It stays so until it is settled, for each replica by itself; new ones have lost nothing.
+    // It stays so until it is settled, for each replica separately; new ones have lost nothing.
     write_all(&store, [create(GroupId::new(9)), append(GROUP, 2, 11..=11)]);
     write_all(&store, [settle(OTHER)]);
     for _ in 0..2 {

@@ -1,4 +1,4 @@
-//! Runs the checker, and says what it found.
+//! Runs the checker, and returns what it found.
 
 use std::fmt::Debug;
 use std::hash::Hash;

@@ -1,12 +1,12 @@
 //! A configuration counts when it is applied, and machines crash.
 //!
-//! Raft's proof has each change of members count from the moment it is in the log. The raft crate, as
-//! most implementations, counts it when it is applied. That is right as long as nobody forgets that a
-//! change was committed while others count on the next one.
+//! In Raft's proof each change of members counts from the moment it is in the log. In the raft
+//! crate, as in most implementations, it counts when it is applied. That is right as long as no
+//! replica forgets that a change was committed while others count on the next one.
 //!
 //! | guard | without it |
 //! |---|---|
-//! | whoever acknowledges entries behind a change has stored that the change is committed | two quorums that do not meet |
+//! | a replica that acknowledges entries behind a change has stored that the change is committed | two quorums that do not meet |
 //! | one change at a time: the next one is proposed when the last one is applied | the same |
 //! | a candidate has applied every change that it knows to be committed (raft's own rule) | it is elected by voters of an older configuration |
 //! | a candidate's log is at least as new as its voters' | a committed entry is lost |
@@ -28,7 +28,7 @@ pub struct Configurations {
     pub remembers_commits: bool,
     /// A change is proposed when the one before is applied.
     pub one_at_a_time: bool,
-    /// Whoever campaigns has applied the changes that it knows to be committed.
+    /// A candidate has applied the changes that it knows to be committed.
     pub applies_before_campaign: bool,
     /// Voters compare logs.
     pub compares_logs: bool,
@@ -68,9 +68,9 @@ pub struct Node {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Cluster {
     nodes: [Node; NODES],
-    /// What was committed by anybody, ever.
+    /// All entries ever committed.
     committed: Vec<Entry>,
-    /// Somebody committed another entry in the place of a committed one.
+    /// Another entry was committed in the place of a committed one.
     contradicted: bool,
 }
 
@@ -145,7 +145,7 @@ impl Configurations {
         let newest = node.log.iter().rev().find_map(|entry| entry.change).unwrap_or(ALL);
         let differs = (newest ^ voters).count_ones() == 1;
         let waits = self.one_at_a_time && node.applied < node.last_change();
-        // A leader applies an entry of its own term before it changes anything.
+        // A leader applies an entry of its term before it changes anything.
         let ready = node.log[..node.applied].last().is_some_and(|entry| entry.term == node.term);
         if !differs || waits || !ready {
             return None;

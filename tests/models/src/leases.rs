@@ -7,7 +7,7 @@
 //! | it is void during a transfer | the target campaigns, and vote locks do not hold it up |
 //! | after a failed transfer the target must have acknowledged a later heartbeat | TimeoutNow is still on its way |
 //! | TimeoutNow from before a heartbeat that was acknowledged is refused | the same |
-//! | after a restart a voter is locked for a full vote lock | it forgot whom it is locked for |
+//! | after a restart a voter is locked for a full vote lock | it forgot which replica it is locked for |
 //! | TimeoutNow for an earlier incarnation of the replica is refused | a restarted target follows it, and has forgotten what it acknowledged |
 //!
 //! Clocks run at one speed here; the margin for drift is arithmetic. Messages are never lost, but may take

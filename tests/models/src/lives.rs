@@ -69,7 +69,7 @@ pub struct Host {
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// Somebody opens the replica: it reads the log.
+    /// The replica is opened: it reads the log.
     BeginOpen,
     /// It runs.
     FinishOpen,
@@ -77,7 +77,7 @@ pub enum Step {
     Append,
     /// It takes a snapshot, and orders the removal of older ones.
     Snapshot,
-    /// Somebody closes the replica.
+    /// The replica is closed.
     Close,
     /// The log writer makes the oldest write durable.
     Write,

@@ -88,7 +88,7 @@ impl PreparedVotes {
         let free = term > memory.term || (term == memory.term && memory.vote.is_none());
         let state = HardState { term, vote: Some(candidate) };
         if memory == state && replica.disk == state {
-            // A vote is given again to whom it was given.
+            // A vote is given again to the same candidate.
             cluster.given[usize::from(term)][candidate] |= 1 << voter;
             return Some(());
         }

@@ -1,15 +1,15 @@
 //! Groups that sleep, and how the loss of their leader wakes them.
 //!
-//! A sleeping group has no timers. Its followers look for another leader when they are told that the
-//! leader's process, or its replica, ended. A group in which every follower sleeps, whose leader is gone,
-//! and of which nobody is going to be told, is never led again.
+//! A hibernating group has no timers. Its followers look for another leader when they are notified
+//! that the leader's process, or its replica, ended. A group in which every follower hibernates,
+//! whose leader is gone, and which gets no notice, is never led again.
 //!
 //! | guard | without it |
 //! |---|---|
-//! | a follower agrees to sleep while the very process that asks is known to live | the question was on its way when the process ended, and its loss was told before |
-//! | a leader that ends while its node lives tells its followers, after what it sent before | nobody notices |
-//! | a node that is back as another process is told of like one that was lost | it came back before it was missed |
-//! | a leader looks again whether a quorum lives before it sleeps | the loss of the others came between question and answer; it never learns that it leads nobody |
+//! | a follower agrees to hibernate while the very process that asks is known to live | the question was in flight when the process ended, and its loss was reported before |
+//! | a leader that ends while its node lives notifies its followers, after its earlier messages | no follower notices |
+//! | a node that is back as another process is reported like one that was lost | it came back before it was missed |
+//! | a leader checks again whether a quorum lives before it hibernates | the loss of the others came between question and answer; it never learns that it has no followers |
 
 use stateright::{Model, Property};
 
@@ -22,7 +22,7 @@ const MAX_PROCESSES: u8 = 3;
 pub struct Quiescence {
     /// Followers look whether the process that asks lives.
     pub checks_asker: bool,
-    /// A replica that ends says so.
+    /// A replica that ends sends a notice.
     pub says_farewell: bool,
     /// Another process of the node counts as the loss of the one before.
     pub notices_restarts: bool,
@@ -36,7 +36,7 @@ impl Quiescence {
         Self { checks_asker: true, says_farewell: true, notices_restarts: true, looks_again: true };
 }
 
-/// What a follower is told, in the order of its connection.
+/// The notices of a follower, in the order of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Word {
     /// The leader asks for sleep; the process that asks.
@@ -96,7 +96,7 @@ pub enum Step {
     End,
     /// It is started again; its replica follows.
     Start,
-    /// The leader's replica ends, its process goes on.
+    /// The leader's replica ends, its process continues.
     Close,
     /// A follower learns what process of the leader's node lives, or that none does.
     Learn(usize),

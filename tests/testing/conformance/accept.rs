@@ -58,7 +58,7 @@ impl InvitationSink for Accept {
             return;
         }
         let shared = Arc::clone(&self.shared);
-        // Creating waits for the disk, and whoever calls this must not.
+        // Creating waits for the disk, and the caller of this must not.
         std::thread::spawn(move || {
             let machine = (shared.machines)(group);
             if let Err(error) = groups.create(invitation.spec(), machine) {

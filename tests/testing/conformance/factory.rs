@@ -1,4 +1,4 @@
-//! What the suite needs of whoever makes hosts.
+//! What the suite needs of a maker of hosts.
 
 use std::fmt;
 use std::sync::Arc;
@@ -68,8 +68,8 @@ pub trait Cluster: Send + Sync + 'static {
     /// Stops a node in order.
     fn stop(&self, node: NodeId) -> BoxFuture<'_, ()>;
 
-    /// Ends a node as the death of its process does: what was not synced is lost, and nothing
-    /// that it does afterwards is seen by anybody. `None`: it cannot be done.
+    /// Ends a node as the death of its process does: unsynced data is lost, and nothing that it
+    /// does afterwards is visible. `None`: it cannot be done.
     fn kill(&self, node: NodeId) -> Option<BoxFuture<'_, ()>> {
         let _ = node;
         None

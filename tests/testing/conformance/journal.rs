@@ -1,4 +1,4 @@
-//! The state machine of the suite: it remembers every command, and does what it is told to.
+//! The state machine of the suite: it remembers every command, and fails or blocks on request.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -52,7 +52,7 @@ pub struct JournalCounts {
     pub views: u64,
     /// Views that were not dropped yet.
     pub open_views: u64,
-    /// Times that it was told that its replica was removed.
+    /// Times that it was notified of the removal of its replica.
     pub removed: u64,
 }
 
@@ -153,12 +153,12 @@ impl JournalDisk {
         self.lock().counts
     }
 
-    /// Blocks whoever applies, until [released](JournalDisk::release).
+    /// Blocks applying, until [released](JournalDisk::release).
     pub fn hold_apply(&self) {
         self.lock().apply_held = true;
     }
 
-    /// Blocks whoever writes out a view, until [released](JournalDisk::release).
+    /// Blocks writing out a view, until [released](JournalDisk::release).
     pub fn hold_views(&self) {
         self.lock().views_held = true;
     }
@@ -168,7 +168,7 @@ impl JournalDisk {
         self.lock().views_fail = true;
     }
 
-    /// Lets everything go on.
+    /// Lets everything continue.
     pub fn release(&self) {
         let mut state = self.lock();
         (state.apply_held, state.views_held, state.views_fail) = (false, false, false);

@@ -45,7 +45,7 @@ impl InMemory {
     }
 }
 
-/// Tells the networks of one process apart.
+/// Distinguishes the networks of one process.
 static SEED: AtomicU64 = AtomicU64::new(1);
 
 impl Factory for InMemory {
@@ -150,7 +150,7 @@ impl Cluster for MemoryCluster {
         let running = self.take_running(node);
         Some(Box::pin(async move {
             if let Some((running, place)) = running {
-                // From here on nobody sees or hears of it, nor does the disk.
+                // From here on it is invisible to all others, and to the disk.
                 running.port.detach();
                 running.log.unplug();
                 running.shut_down().await;

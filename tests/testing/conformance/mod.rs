@@ -1,15 +1,15 @@
 //! What a group promises, line by line, as a suite for any way of making hosts.
 //!
 //! Each *line* is a function named after the promise that it shows; `docs/contract.md` lists them
-//! by id. A [`Factory`] says how clusters are made: which log store, which transport. [`run`] runs
-//! every line on clusters of a [`Scale`], some at a time;
-//! [`conformance_tests!`](crate::conformance_tests) makes a test of each line. What a factory
-//! cannot do (cut a link, kill a host) is left out of it; lines that need it are *skipped*, by
-//! name, and count as failures unless they are expected to be.
+//! by id. A [`Factory`] makes clusters: with which log store, which transport. [`run`] runs every
+//! line on clusters of a [`Scale`], some at a time;
+//! [`conformance_tests!`](crate::conformance_tests) makes a test of each line. Abilities that a
+//! factory lacks (cut a link, kill a host) are left out of it; lines that need them are *skipped*,
+//! by name, and count as failures unless they are expected to be.
 //!
 //! | where | what |
 //! |---|---|
-//! | [`Factory`], [`Cluster`], [`Links`], [`Disks`] | what whoever makes hosts implements |
+//! | [`Factory`], [`Cluster`], [`Links`], [`Disks`] | implemented by makers of hosts |
 //! | [`InMemory`] | hosts in memory, with every kind of trouble |
 //! | [`Journal`] | the state machine of the suite |
 //! | [`World`] | a cluster as a line sees it |
@@ -162,8 +162,8 @@ pub async fn run(
     Report::new(scale, stream::iter(shown).buffer_unordered(AT_ONCE).collect().await)
 }
 
-/// Shows one line at the smallest scale that it can be shown at, on a runtime of its own. What
-/// [`conformance_tests!`](crate::conformance_tests) calls.
+/// Shows one line at the smallest scale that it can be shown at, on a separate runtime. Called by
+/// [`conformance_tests!`](crate::conformance_tests).
 ///
 /// # Panics
 /// When the line does not hold, when it is skipped and not expected to be, or the other way round.
@@ -183,7 +183,7 @@ pub fn demand(name: &str, factory: impl Factory, skipped: &[&str]) {
 
 /// Makes a test of each line of the suite, at the smallest scale that it can be shown at. The
 /// expression makes a [`Factory`] for each. Lines that need what the factory cannot do must be
-/// named, so that nobody takes them for shown:
+/// named, so that they are not taken for shown:
 ///
 /// ```
 /// mod conformance {

@@ -10,7 +10,7 @@ use super::Scale;
 pub enum Shown {
     /// It holds.
     Holds,
-    /// It does not: what the panic said.
+    /// It does not: the message of the panic.
     Broken(String),
     /// The factory lacks what it needs: this.
     Skipped(&'static str),

@@ -39,7 +39,7 @@ impl Scale {
     pub const fn five() -> Self {
         Self { nodes: 5, ..Self::one() }
     }
-    /// With so many groups that work beside the one that is looked at, and must go on working.
+    /// With so many groups at work beside the one that is tested, which must keep working.
     #[must_use]
     pub const fn among(mut self, other_groups: u64) -> Self {
         self.other_groups = other_groups;

@@ -136,7 +136,7 @@ impl Trial {
     }
 }
 
-/// Commands for groups that nobody looks at, a few at a time.
+/// Commands for other groups, a few at a time.
 async fn make_noise(world: Arc<World>, groups: Vec<GroupId>) {
     for group in groups.iter().cycle() {
         for (_, replica) in world.replicas(*group) {

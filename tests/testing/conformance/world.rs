@@ -32,7 +32,7 @@ pub struct Plan {
     pub config: GroupsConfig,
     /// What journals have after their host died.
     pub keeps: Keeps,
-    /// Whether there are other groups at work, as many as the scale says.
+    /// Whether there are other groups at work, as many as the scale sets.
     pub others: bool,
 }
 
@@ -357,7 +357,7 @@ impl World {
         others
     }
 
-    /// Proposes a command that no journal holds yet to whoever leads, until it is applied, once.
+    /// Proposes a command that no journal holds yet to the leader, until it is applied, once.
     pub async fn propose(&self, group: GroupId, command: impl Into<Bytes>) -> Applied {
         let command = command.into();
         let deadline = Instant::now() + PATIENCE;
@@ -404,8 +404,8 @@ impl World {
         }
     }
 
-    /// Proposes a command to whoever leads until it is applied, however often. Returns where it
-    /// stands at last.
+    /// Proposes a command to the leader until it is applied, however often. Returns its last
+    /// position.
     pub async fn nudge(&self, group: GroupId, command: &'static str) -> LogIndex {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -434,7 +434,7 @@ impl World {
         commands
     }
 
-    /// Proposes commands until something that is not told otherwise comes to be.
+    /// Proposes commands until a condition without a notification holds.
     pub async fn propose_until(&self, group: GroupId, what: &str, reached: impl Fn() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         for number in 0_u32.. {
@@ -510,7 +510,7 @@ pub async fn answered<T>(what: &str, answer: impl IntoFuture<Output = T>) -> T {
     answer.unwrap_or_else(|_| panic!("never answered: {what}"))
 }
 
-/// Between two looks at something that tells nobody when it changes.
+/// Between two looks at a condition without a notification.
 async fn pause() {
     tokio::time::sleep(Duration::from_millis(2)).await;
 }

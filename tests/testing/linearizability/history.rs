@@ -28,7 +28,7 @@ pub enum Outcome<Answer> {
         /// The answer.
         answer: Answer,
     },
-    /// Nobody knows: it may take effect at any moment after its call, or never.
+    /// Unknown: it may take effect at any moment after its call, or never.
     Unknown,
 }
 
@@ -126,8 +126,8 @@ impl<Op, Answer> Recorder<Op, Answer> {
         Self::default()
     }
 
-    /// A client is about to ask. What becomes of it is told to the returned value; one that is
-    /// dropped without a word counts as unknown.
+    /// A client is about to call. Its outcome is reported to the returned value; one that is
+    /// dropped without a report counts as unknown.
     pub fn call(&self, client: u64, op: Op) -> Call<Op, Answer> {
         let mut notes = self.notes.lock();
         notes.moment += 1;
@@ -175,6 +175,6 @@ impl<Op, Answer> Call<Op, Answer> {
     pub fn refused(self) {
         self.notes.lock().operations[self.place] = None;
     }
-    /// Nobody knows what becomes of it.
+    /// Its outcome is unknown.
     pub fn unknown(self) {}
 }

@@ -76,8 +76,8 @@ pub trait Model {
         false
     }
 
-    /// The state after `op`, if `op` can take effect in `state` and give this answer. `None` as
-    /// the answer: nobody heard it, and any will do. `None` as the result: it cannot.
+    /// The state after `op`, if `op` can take effect in `state` and give this answer. `None` as the
+    /// answer: it was not received, and any will do. `None` as the result: it cannot.
     fn step(
         &self,
         state: &Self::State,

@@ -25,7 +25,7 @@ const STEPS_PER_LOOK: u64 = 256;
 
 #[derive(Clone, Copy, Debug)]
 enum Event {
-    /// An operation begins; its return stands at the second place.
+    /// An operation begins; the second value is the place of its return.
     Call {
         op: usize,
         ret: usize,
@@ -186,7 +186,7 @@ impl<'a, M: Model> Search<'a, M> {
         let operation = self.operations[op];
         let answer = operation.outcome.answer();
         let Some(next) = self.model.step(&self.state, &operation.op, answer) else { return false };
-        // What nobody heard of and what changes nothing explains nothing.
+        // An operation without a received answer that changes nothing explains nothing.
         if answer.is_none() && next == self.state {
             return false;
         }

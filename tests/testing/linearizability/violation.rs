@@ -1,4 +1,4 @@
-//! What is told of a history that no order explains.
+//! The report about a history that no order explains.
 
 use std::fmt;
 
@@ -32,7 +32,7 @@ impl<M: Model> Violation<M> {
     pub fn prefix_len(&self) -> usize {
         self.explained.len() + self.stuck.len()
     }
-    /// The state that nothing goes on from.
+    /// The state from which no operation is possible.
     #[must_use]
     pub fn state(&self) -> &M::State {
         self.explained.last().map_or(&self.initial, |(_, state)| state)

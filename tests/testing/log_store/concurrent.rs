@@ -1,4 +1,4 @@
-//! Reads while the log writer goes on: each sees the log as it was at some moment.
+//! Reads while the log writer continues: each sees the log as it was at some moment.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +13,8 @@ use super::Subject;
 
 const READERS: usize = 2;
 
-/// Runs `write` while threads repeat `check`, which says whether it saw anything; what is there
-/// in the end can be seen.
+/// Runs `write` while threads repeat `check`, which returns whether it saw anything; the final
+/// state can be seen.
 fn while_writing(write: impl FnOnce(), check: impl Fn() -> bool + Sync) {
     let (begin, done) = (Barrier::new(READERS + 1), AtomicBool::new(false));
     thread::scope(|scope| {

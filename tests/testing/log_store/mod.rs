@@ -108,7 +108,7 @@ pub type Rule = fn(&mut dyn Subject);
 /// Every rule by its name.
 pub const RULES: &[(&str, Rule)] = crate::__log_store_rules!(list);
 
-/// Runs every rule on a store of its own.
+/// Runs every rule on a separate store.
 ///
 /// # Panics
 /// When a rule does not hold; its name goes to standard error.

@@ -32,7 +32,7 @@ pub fn a_replica_id_is_never_used_again(subject: &mut dyn Subject) {
     }
 }
 
-/// Nothing of a refused batch is written, and the store goes on.
+/// Nothing of a refused batch is written, and the store continues.
 pub fn a_batch_that_breaks_a_rule_leaves_no_trace(subject: &mut dyn Subject) {
     let other = GroupId::new(8);
     write_all(subject.store(), [create(GROUP), append(GROUP, 1, 1..=5)]);
@@ -52,7 +52,7 @@ pub fn a_batch_that_breaks_a_rule_leaves_no_trace(subject: &mut dyn Subject) {
         assert_eq!(view(subject.store(), GROUP).as_ref(), Ok(&before));
         subject.reopen();
     }
-    // The store goes on.
+    // The store continues.
     write_all(subject.store(), [append(GROUP, 1, 6..=6)]);
 }
 
@@ -133,7 +133,7 @@ pub fn no_log_reaches_the_last_index(subject: &mut dyn Subject) {
     }
 }
 
-/// A read before the base or behind the last entry says which of the two.
+/// The error of a read before the base or behind the last entry distinguishes the two.
 pub fn reads_outside_the_log_say_so(subject: &mut dyn Subject) {
     let store = subject.store();
     write_all(store, [create(GROUP), append(GROUP, 2, 1..=9), compact(GROUP, 2, 4)]);

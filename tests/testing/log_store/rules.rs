@@ -1,4 +1,4 @@
-//! What a store must do with what it is told to write.
+//! What a store must do with each write.
 
 use shardhost_storage::{
     Certainty, Doubt, GroupId, GroupWrite, HardState, LogBatch, LogError, LogPosition, LogStore,
@@ -179,7 +179,8 @@ pub fn reads_start_and_end_inside_runs(subject: &mut dyn Subject) {
     }
 }
 
-/// What is not compacted stays; what is compacted says so; the term of the base is kept.
+/// Entries that are not compacted stay; reads of compacted ones fail as such; the term of the base
+/// is kept.
 pub fn a_compaction_inside_a_run_keeps_the_rest(subject: &mut dyn Subject) {
     write_all(
         subject.store(),

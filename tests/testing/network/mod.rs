@@ -2,10 +2,11 @@
 //! links that are cut one way or both, messages that are lost, late or held back, hosts that
 //! fall silent, snapshots that do not arrive.
 //!
-//! It keeps what [`Transport`](shardhost_groups::transport::Transport) promises: no call blocks, what does not fit is dropped and
-//! reported, messages of one lane to one node keep their order, every shipment of a snapshot is
-//! answered. Life and loss of peers are told as by heartbeats between nodes: a node is lost to
-//! those that do not hear it for [`Network::lost_after`].
+//! It keeps the promises of [`Transport`](shardhost_groups::transport::Transport): no call blocks,
+//! what does not fit is dropped and reported, messages of one lane to one node keep their order,
+//! every shipment of a snapshot is answered. Liveness and loss of peers are reported as by
+//! heartbeats between nodes: a node is lost to those that receive nothing from it for
+//! [`Network::lost_after`].
 //!
 //! Two threads carry everything, one of them snapshots only. They end with the last handle.
 //!
@@ -199,7 +200,7 @@ impl Network {
         Arc::new(Port::new(Arc::clone(&self.wire), node, life))
     }
 
-    /// How long a node is silent before it is told to be lost. Default 60 ms.
+    /// How long a node is silent before it is reported lost. Default 60 ms.
     pub fn lost_after(&self, silence: Duration) {
         self.wire.lock().lost_after = silence;
     }

@@ -1,4 +1,4 @@
-//! Snapshots, copied from the store of one host to that of another on a thread of its own.
+//! Snapshots, copied from the store of one host to that of another on a separate thread.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub(super) struct Shipment {
 }
 
 impl Shipment {
-    /// Tells the sender that it did not arrive.
+    /// Reports to the sender that it did not arrive.
     pub(super) fn fail(&self, wire: &Wire) {
         self.tell(wire, ShipmentOutcome::Failed);
     }

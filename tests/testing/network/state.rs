@@ -69,7 +69,7 @@ pub(super) struct State {
     believed: BTreeMap<(NodeId, NodeId), u64>,
     /// Since when the first does not hear the second, which it believes to be live.
     silent: BTreeMap<(NodeId, NodeId), Instant>,
-    /// When to look whether somebody must be told of another.
+    /// When to look whether a host must be notified of another.
     judgements: BTreeSet<Instant>,
     sequence: u64,
     chance: u64,
@@ -78,7 +78,7 @@ pub(super) struct State {
 /// Messages that did not leave: for each node, which replicas they were for.
 pub(super) type Unreachable = BTreeMap<NodeId, Vec<(GroupId, ReplicaId)>>;
 
-/// Something to be told to a host.
+/// A notice to a host.
 pub(super) enum Due {
     Messages { host: Arc<dyn Inbound>, from: NodeId, messages: Vec<GroupMessage> },
     Live { host: Arc<dyn Inbound>, peer: NodeId, incarnation: u64 },
@@ -175,7 +175,7 @@ impl State {
         self.hosts.get(&node)
     }
 
-    /// The host of a node, if this life of it goes on.
+    /// The host of a node, if this incarnation of it still runs.
     pub(super) fn host_in_life(&self, node: NodeId, life: u64) -> Option<&Attached> {
         self.host(node).filter(|host| host.life == life)
     }
@@ -303,7 +303,7 @@ impl State {
         due.push(Due::Messages { host, from, messages: vec![message] });
     }
 
-    /// Somebody may have come, gone, or be out of hearing.
+    /// A host may have come, gone, or become unreachable.
     pub(super) fn judge_soon(&mut self, now: Instant) {
         self.judgements.insert(now);
     }

@@ -18,7 +18,7 @@ use shardhost_groups::transport::Lane;
 pub struct Envelope<'a> {
     /// Who sends it.
     pub from: NodeId,
-    /// Whom to.
+    /// The receiver.
     pub to: NodeId,
     /// The lane of a message; `None`: a shipment of a snapshot.
     pub lane: Option<Lane>,
@@ -39,7 +39,7 @@ impl Envelope<'_> {
 pub enum Fate {
     /// It goes its way.
     Deliver,
-    /// It is lost, and nobody is told. A shipment of a snapshot fails.
+    /// It is lost without a notice. A shipment of a snapshot fails.
     Lose,
     /// It is kept until the tap is released.
     Hold,

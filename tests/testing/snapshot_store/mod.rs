@@ -48,7 +48,7 @@ pub type Rule = fn(&mut dyn Subject);
 /// Every rule by its name.
 pub const RULES: &[(&str, Rule)] = crate::__snapshot_store_rules!(list);
 
-/// Runs every rule on a store of its own.
+/// Runs every rule on a separate store.
 ///
 /// # Panics
 /// When a rule does not hold; its name goes to standard error.
@@ -182,7 +182,7 @@ pub fn a_large_snapshot_written_in_pieces_is_one(subject: &mut dyn Subject) {
     assert!(get(subject.store(), GROUP, AT) == Ok(whole));
 }
 
-/// Before it is finished nobody sees it; dropped, it is gone.
+/// Before it is finished it is invisible; dropped, it is gone.
 pub fn an_unfinished_snapshot_does_not_exist(subject: &mut dyn Subject) {
     let mut writer = subject.store().create(GROUP, AT).expect("a writer");
     writer.write_all(&[1; 100_000]).expect("written");
@@ -246,7 +246,7 @@ pub fn snapshots_below_one_or_all_are_removed(subject: &mut dyn Subject) {
     assert_eq!(subject.store().list(other), Ok(positions.to_vec()));
 }
 
-/// Who reads a snapshot goes on when it is removed.
+/// The reader of a snapshot continues when it is removed.
 pub fn a_removed_snapshot_can_be_read_to_its_end(subject: &mut dyn Subject) {
     put(subject.store(), GROUP, AT, b"state");
     let mut reader = subject.store().open(GROUP, AT).expect("a snapshot");

@@ -64,7 +64,7 @@ pub fn an_empty_snapshot_can_be_received(subject: &mut dyn Subject) {
     assert_eq!(get(subject.store(), GROUP, AT), Ok(vec![]));
 }
 
-/// Before it is finished nobody sees it; dropped, it is gone and not paused.
+/// Before it is finished it is invisible; dropped, it is gone and not paused.
 pub fn a_reception_is_no_snapshot_before_it_is_finished(subject: &mut dyn Subject) {
     let bytes = content(100_000);
     let mut reception = begin(subject, announce(&bytes));

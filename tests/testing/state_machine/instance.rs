@@ -14,7 +14,7 @@ use shardhost_groups::machine::{
     ApplyFault, QueryError, SnapshotWriter, StateChecksum, StateMachine, apply_all,
 };
 
-/// The group that batches are said to be of.
+/// The group that batches name.
 const GROUP: GroupId = GroupId::new(1);
 
 /// A machine, where it stands, and its answers by the number of the command.

@@ -106,8 +106,8 @@ impl Broken {
     }
 }
 
-/// Checks a machine with these commands. `new` makes machines that hold nothing; a machine on
-/// disk gets a directory of its own each time.
+/// Checks a machine with these commands. `new` makes machines that hold nothing; a machine on disk
+/// gets a separate directory each time.
 ///
 /// # Errors
 /// [`Broken`]: the first rule that does not hold.

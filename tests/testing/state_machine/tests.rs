@@ -201,7 +201,7 @@ fn a_machine_that_shows_nothing_is_compared_by_its_snapshots() {
     assert!(broken.is_err(), "a snapshot without the last word");
 }
 
-/// Answers no query, and says how many words there are.
+/// Answers no query, and returns how many words there are.
 struct Counted(Words);
 
 impl StateMachine for Counted {

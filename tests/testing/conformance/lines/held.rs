@@ -23,7 +23,7 @@ pub(super) struct HeldTransfer {
 }
 
 impl HeldTransfer {
-    /// Begins one at whoever leads.
+    /// Begins one at the leader.
     pub(super) async fn begin(world: &World) -> Result<Self, Unmet> {
         let leader = world.leader(GROUP).await;
         Self::begin_at(world, leader, None).await

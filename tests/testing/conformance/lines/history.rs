@@ -25,7 +25,7 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// Starts clients that write to whoever leads, and read in every mode wherever it may be.
+    /// Starts clients that write to the leader, and read in every mode at any replica.
     pub(super) fn start(world: &Arc<World>, group: GroupId, count: u64) -> Self {
         let (notes, done, answers) = (Notes::new(), Arc::default(), Arc::default());
         let mut clients = Self { notes, done, answers, running: Vec::new() };
@@ -81,7 +81,7 @@ impl Client {
                 (0, Some((_, leader)), _) => self.write(leader, turn).await,
                 (1, Some((_, leader)), _) => self.read(leader, ReadMode::Linearizable).await,
                 (2, _, Some((_, any))) => self.read(any, ReadMode::Follower).await,
-                // Whoever believes to lead, not only whoever does.
+                // Any replica that believes to lead, not only the leader.
                 (3, _, Some((_, any))) => self.read(any, ReadMode::Lease).await,
                 _ => false,
             };

@@ -18,7 +18,7 @@ use shardhost_groups::leadership::{
 const ONLY: GroupSelector = GroupSelector::One(GROUP);
 const BOTH_KINDS: [HookKind; 2] = [HookKind::Dispatched, HookKind::Inline];
 
-/// What listeners were told, in order.
+/// The events of listeners, in order.
 #[derive(Clone, Default)]
 struct Told {
     events: Arc<Mutex<Vec<(NodeId, LeadershipEvent)>>>,
@@ -104,7 +104,7 @@ pub(super) async fn c1_every_acquisition_reaches_each_listener_once(trial: Trial
     let mut guards = Vec::new();
     for node in world.nodes() {
         let (host, early) = (world.host(*node), Arc::clone(&early));
-        // An inline listener is told when the status says so already, and nothing later.
+        // An inline listener gets the event when the status has it already, and nothing later.
         guards.push(world.host(*node).on_leadership(ONLY, HookKind::Inline, move |event| {
             let status = host.group(GROUP).map(|group| group.status());
             if let LeadershipEvent::Acquired(event) = event
@@ -308,7 +308,7 @@ pub(super) async fn c7_a_transfer_is_told_when_it_is_done_and_not_when_it_begins
     Ok(())
 }
 
-/// Whoever leads that is not this node; hands over once more if it must be.
+/// The leader, if it is not this node; transfers once more if necessary.
 async fn moved_from(world: &World, node: NodeId) -> Leader {
     loop {
         let leader = world.leader(GROUP).await;

@@ -29,7 +29,7 @@ async fn runs_out(leader: &Leader) {
     eventually("the lease runs out", || !is_valid(leader)).await;
 }
 
-/// Nobody sleeps: a group that does has no use for a lease.
+/// No group hibernates: one that does has no use for a lease.
 fn awake(plan: &mut Plan) {
     plan.config.sleep_after_ticks = 0;
 }
@@ -86,7 +86,7 @@ pub(super) async fn l2_only_a_leader_that_a_quorum_answered_has_a_lease(trial: T
 pub(super) async fn l2_a_failed_replica_has_no_lease(trial: Trial) -> Outcome {
     let (_world, leader) = with_lease(&trial).await?;
     let group = Group::clone(&leader);
-    // Looks without a pause: whoever sees the failure sees no lease, however soon it looks.
+    // Looks without a pause: a reader that sees the failure sees no lease, however soon it looks.
     let at_the_failure = tokio::task::spawn_blocking(move || {
         let start = Instant::now();
         while group.status().is_leader() {

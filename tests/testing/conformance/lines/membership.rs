@@ -137,7 +137,7 @@ pub(super) async fn m3_a_change_that_expects_another_configuration_is_refused(
     assert!(text.contains("77") && text.contains(&actual.to_string()), "{text}");
     let right = MembershipChange::new().add_learner(spare).expecting(actual);
     let after = change(&world, &right).await;
-    // The same again: somebody was quicker, and both would have been right.
+    // The same again: another change was quicker, and both would have been right.
     let refused = try_change(&world, &right).await.expect_err("it was changed meanwhile");
     let expected =
         MembershipError::WrongConfig { group, expected: actual, actual: after.config_index };
@@ -148,7 +148,7 @@ pub(super) async fn m3_a_change_that_expects_another_configuration_is_refused(
 pub(super) async fn m4_one_change_at_a_time(trial: Trial) -> Outcome {
     let (world, _, spare) = with_spare(&trial, 3).await?;
     let leader = world.leader(GROUP).await;
-    // Nobody acknowledges, so nothing is committed.
+    // No follower acknowledges, so nothing is committed.
     let tap = world.network()?.tap(|envelope| match envelope.kind() {
         MessageKind::AppendResponse => Fate::Lose,
         _ => Fate::Deliver,
@@ -190,7 +190,7 @@ pub(super) async fn m5_the_fence_goes_with_an_entry_that_is_overwritten(trial: T
     world.settled(GROUP).await;
     let members = world.leader(GROUP).await.membership();
     assert_eq!(members.voters().count(), world.nodes().len(), "it never took effect");
-    // Whoever had it in its log can lead and change again.
+    // A replica that had it in its log can lead and change again.
     let removed = world.nodes()[0];
     change(&world, &MembershipChange::new().remove(removed)).await;
     Ok(())
@@ -442,7 +442,7 @@ pub(super) async fn n7_a_dead_member_is_replaced(trial: Trial) -> Outcome {
     let wrong = leader.replace_member(dead, new, Some(LogIndex::new(77))).await;
     assert!(matches!(wrong, Err(MembershipError::WrongConfig { .. })), "{wrong:?}");
     begin_replacement(&world, dead, new).await;
-    // Whoever began it may go: what is recorded is gone on with.
+    // The node that began it may go: the recorded change is continued.
     let leader = world.leader(GROUP).await;
     drop(answered("a transfer", leader.transfer_leadership(None)).await);
     let done = |membership: &Membership| {

@@ -45,7 +45,7 @@ pub(super) async fn r1_a_read_sees_everything_that_was_acknowledged_before(
     Ok(())
 }
 
-/// Reads at whoever leads until everything is written.
+/// Reads at the leader until everything is written.
 async fn read_while_writing(
     world: Arc<World>,
     mode: ReadMode,
@@ -220,7 +220,7 @@ pub(super) async fn r7_cancelled_reads_leave_nothing(trial: Trial) -> Outcome {
     readers.iter().for_each(tokio::task::JoinHandle::abort);
     journal.release();
     answered("the proposal", held).await.expect("it is applied");
-    // Whoever went away is noticed at the next tick.
+    // A caller that went away is noticed at the next tick.
     let deadline = tokio::time::Instant::now() + super::super::PATIENCE;
     loop {
         let again = (0..8).map(|_| leader.read_barrier(ReadMode::Linearizable));

@@ -38,7 +38,7 @@ async fn with_one_left_behind(trial: &Trial) -> Result<(Arc<World>, NodeId), Unm
     Ok((world, away))
 }
 
-/// Writes until nobody's log holds what comes behind an index.
+/// Writes until no log holds the entries behind an index.
 async fn write_until_truncated(world: &World, index: LogIndex) {
     let gone = |replica: &Group| replica.status().first > index.next();
     let truncated = || world.replicas(GROUP).iter().all(|(_, replica)| gone(replica));

@@ -87,7 +87,7 @@ pub(super) async fn t4_a_transfer_waits_for_no_pending_change(trial: Trial) -> O
     let [one, two, three] = [world.nodes()[0], world.nodes()[1], world.nodes()[2]];
     world.create_on(GROUP, &[one, two]).await;
     let leader = world.leader(GROUP).await;
-    // The change is not committed, because nobody acknowledges it.
+    // The change is not committed, because no follower acknowledges it.
     let _tap = world.network()?.tap(|envelope| match envelope.kind() {
         MessageKind::AppendResponse => Fate::Lose,
         _ => Fate::Deliver,

@@ -21,7 +21,7 @@ pub(super) async fn x1_heartbeats_and_votes_do_not_queue_behind_appends(trial: T
     // One large command takes an election timeout to get through.
     let timeout = world.election_timeout().as_secs_f64();
     let slow = Trouble::none().bulk_bytes_per_second((LARGE as f64 / timeout) as u64);
-    // On a busy machine somebody may be elected for another reason, but not again and again.
+    // On a busy machine another replica may be elected for another reason, but not again and again.
     for _ in 0..5 {
         let (busy, calm) = (world.leader(OTHER).await, world.leader(GROUP).await);
         if !world.links()?.trouble(slow) {
