@@ -109,7 +109,7 @@ mod tests {
     fn refusals_are_shown_with_words_and_name() {
         let metrics = metrics();
         let text = policy_text([(2, &metrics)].into_iter());
-        let shown = "node 2 did not hand over, 3 times: the node hands its own leaderships on \
+        let shown = "node 2 did not hand over, 3 times: the node is draining \
                      [DRAINING]";
         assert!(text.contains(shown), "{text}");
         // Another version may know more reasons than this program.

@@ -58,7 +58,7 @@ pub enum Stay {
         /// Why not in this round.
         reason: DeferReason,
     },
-    /// A node with fewer leaders could take it, but something that counts more would get worse.
+    /// A node with fewer leaders could take it, but an objective of higher priority would get worse.
     WouldWorsen {
         tier: Tier,
         /// The node with fewer leaders.
