@@ -45,6 +45,8 @@ const WELL_WITHIN: Duration = Duration::from_secs(90);
 const FAILS_AT_LAST: u32 = 7;
 /// What a host says that ends because its state does not go on.
 const GAVE_UP: &str = "there is room again";
+/// And what one says that is started meanwhile, and finds no room to open its state.
+const NO_ROOM_AT_START: &str = "does not start: the state in";
 /// A command of an operator, which may find nobody who answers.
 const COMMAND: Duration = Duration::from_secs(10);
 /// What failed ends the host within.
@@ -395,7 +397,8 @@ impl Chaos {
         for node in self.cluster.nodes() {
             let Some(status) = self.cluster.servers.ended(node) else { continue };
             let log = self.cluster.servers.log(node);
-            let gave_up = self.was_full.contains(&node) && log.contains(GAVE_UP);
+            let no_room = log.contains(GAVE_UP) || log.contains(NO_ROOM_AT_START);
+            let gave_up = self.was_full.contains(&node) && no_room;
             if !gave_up && !self.excused.contains(&node) {
                 return Err(format!("node {node} ended by itself with {status}: {log}"));
             }
@@ -408,7 +411,7 @@ impl Chaos {
         self.nobody_ended()?;
         for node in self.was_full.clone() {
             if self.cluster.servers.ended(node).is_some() {
-                self.say(&format!("node {node} gave up waiting for its state"));
+                self.say(&format!("node {node} ended for lack of room for its state"));
                 self.restart_if_ended(node).await;
             }
         }
