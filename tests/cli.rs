@@ -86,7 +86,7 @@ async fn a_demo_whose_expectation_is_wrong_fails_and_says_why() {
     let load = input(directory.path(), 400);
     let cases = [
         ("value", "wrong", "key"),
-        ("forgotten-message", "wrong", "acknowledged to nobody"),
+        ("forgotten-message", "wrong", "never acknowledged"),
         ("invented-message", "lost", "is not there"),
     ];
     for (sabotage, fault, words) in cases {
@@ -347,7 +347,7 @@ async fn messages_of_healthy_shards_are_shown_when_another_one_does_not_answer()
     }
     let stopped = ["group", "require", "2000003", "gpu", "--even-if-nobody"];
     node.run(&stopped).await.ok();
-    node.await_text(&["group", "show", "2000003"], &["serves nobody"]).await;
+    node.await_text(&["group", "show", "2000003"], &["serves no users"]).await;
     let received = node.run(&["queue", "receive", "--timeout", "2", "--ack", "--json"]).await;
     assert_eq!(received.code, 3, "{received:?}");
     let shown = received.json();

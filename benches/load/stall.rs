@@ -193,7 +193,7 @@ impl Cluster {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        bail!("nobody leads group {group}")
+        bail!("group {group} has no leader")
     }
 
     /// Times rounds of a quorum, for a while.

@@ -70,7 +70,7 @@ impl<'a> Catalog<'a> {
                 Ok(bytes) => return Ok(decode_reply(&bytes)?),
                 Err(Elsewhere { reason, .. }) if Instant::now() > deadline => {
                     bail!(
-                        "nobody leads the system group after {:?} ({reason}); `shardhost group show \
+                        "the system group has no leader after {:?} ({reason}); `shardhost group show \
                          0` says which of its nodes are missing",
                         self.target.patience()
                     )

@@ -220,7 +220,7 @@ impl Unled {
             false => format!("; nodes that do not answer: {}", silent.join(", ")),
         };
         format!(
-            "partly done: node {node} leads nothing, but nobody leads {groups} of the groups that it \
+            "partly done: node {node} leads nothing, but {groups} groups have no leader of those that it \
              holds{silent}"
         )
     }
@@ -242,11 +242,11 @@ fn what_is_missing(status: &DrainStatus) -> Option<String> {
     match status.state() {
         State::Done if status.left == 0 => None,
         State::Done => Some(format!(
-            "node {node} still leads {left} groups that cannot go as things are; it goes on trying: \
+            "node {node} still leads {left} groups that cannot move at present; it keeps trying: \
              `shardhost drain status {node}` says why"
         )),
         State::Overdue => Some(format!(
-            "node {node} still leads {left} groups after its deadline; it goes on trying: `shardhost \
+            "node {node} still leads {left} groups after its deadline; it keeps trying: `shardhost \
              drain status {node}` says why"
         )),
         _ => Some(format!("node {node} still leads {left} groups")),

@@ -327,7 +327,7 @@ fn state(group: &GroupStatus) -> String {
         ("", "", _) if !group.stalled.is_empty() => format!("stands still: {}", group.stalled),
         ("", "", true) => "asleep".to_owned(),
         ("", "", false) => "awake".to_owned(),
-        ("", reason, _) => format!("caretaker, serves nobody: {reason}"),
+        ("", reason, _) => format!("leader that serves no users: {reason}"),
         (fault, ..) => format!("failed: {fault}"),
     }
 }

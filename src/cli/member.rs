@@ -298,7 +298,7 @@ async fn replace(
             Replacing::NotBegun => bail!("the replacement in group {group} was given up"),
             Replacing::UnderWay if Instant::now() < deadline => {}
             Replacing::UnderWay => bail!(
-                "the replacement in group {group} is recorded and goes on, but is not done after \
+                "the replacement in group {group} is recorded and continues, but is not done after \
                  {:?}; run the command again to watch it, or `--cancel` it",
                 target.patience()
             ),

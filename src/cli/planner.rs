@@ -67,8 +67,8 @@ fn tell(target: &Target, json: Value, text: String) {
     if target.json { println!("{json}") } else { println!("{text}") }
 }
 
-const NOBODY_PLANS: &str = "nobody plans: the system group has no leader that serves; `shardhost group \
-     show 0` says more, and everything but planning goes on";
+const NOBODY_PLANS: &str = "there is no planner: the system group has no leader that serves; `shardhost group \
+     show 0` has the cause; everything but planning continues";
 
 /// The planner's answer, wherever it runs.
 pub async fn ask(request: PlannerRequest, target: &Target) -> anyhow::Result<PlannerReply> {

@@ -116,7 +116,7 @@ impl Reached {
                 Err(error) => unreachable = Some(error),
             }
         }
-        Err(unreachable.unwrap_or_else(|| anyhow::anyhow!("nobody leads group {group}")))
+        Err(unreachable.unwrap_or_else(|| anyhow::anyhow!("group {group} has no leader")))
     }
 }
 

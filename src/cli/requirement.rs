@@ -74,7 +74,7 @@ fn refused(address: &str, status: &tonic::Status) -> anyhow::Error {
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.as_str());
     if status.code() == Code::FailedPrecondition && reason == Some("NOBODY_FIT") {
-        let todo = "give a node what it lacks first, or say --even-if-nobody: then nobody is \
+        let todo = "give a node what it lacks first, or say --even-if-nobody: then no user is \
                     served until one has it";
         return anyhow::anyhow!("{error}; {todo}");
     }

@@ -249,7 +249,7 @@ async fn start(
     let started = tokio::select! {
         started = &mut starting => started?,
         () = signals.next() => {
-            tracing::info!("told to stop while starting; ending at once");
+            tracing::info!("stopped while starting; ending at once");
             super::logging::exit(0);
         }
     };
@@ -312,7 +312,7 @@ async fn await_start(
     let line = line.context("the supervisor named no nodes")?.context("the supervisor is gone")?;
     match serde_json::from_str(&line).with_context(|| format!("this is no order: {line}"))? {
         Order::Start { nodes } => Ok(nodes),
-        Order::Release => bail!("told to go on alone before the nodes were named"),
+        Order::Release => bail!("ordered to continue alone before the nodes were named"),
     }
 }
 
@@ -347,7 +347,7 @@ async fn until_abandoned(orders: Option<mpsc::Receiver<String>>) {
     while let Some(line) = orders.recv().await {
         match serde_json::from_str(&line) {
             Ok(Order::Release) => return std::future::pending().await,
-            Ok(Order::Start { .. }) => tracing::warn!("told to start twice"),
+            Ok(Order::Start { .. }) => tracing::warn!("ordered to start twice"),
             Err(error) => tracing::warn!(%error, line, "this is no order"),
         }
     }
@@ -421,7 +421,7 @@ impl Signals {
         // A terminal that went away is no order to stop.
         tokio::spawn(async move {
             while hangup.recv().await.is_some() {
-                tracing::info!("SIGHUP: there is nothing to read anew, the host goes on");
+                tracing::info!("SIGHUP: there is no configuration to reload, the host continues");
             }
         });
         Ok(Self { terminate, interrupt })

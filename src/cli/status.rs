@@ -200,7 +200,7 @@ fn caretakers(status: &HostStatus) -> Vec<String> {
     let HostStatus { node, caretakers, .. } = status;
     let line = || {
         format!(
-            "node {node}: {} groups are led here and serve nobody; `shardhost leader why GROUP` says \
+            "node {node}: {} groups are led here and serve no users; `shardhost leader why GROUP` says \
              why",
             number(*caretakers)
         )
@@ -450,7 +450,7 @@ mod tests {
             "node 2: the catalog intends replicas of 1 (7) groups here",
             "node 2: it has not read the catalog",
             "42 groups go without their voter on node 3, which does not answer",
-            "node 2: 4 groups are led here and serve nobody",
+            "node 2: 4 groups are led here and serve no users",
         ];
         for (line, words) in found.iter().zip(words) {
             assert!(line.starts_with(words), "{words}: {line}");

@@ -205,7 +205,7 @@ async fn scan(from: String, to: String, limit: u32, target: &Target) -> anyhow::
     let rows = page.pairs.iter().map(|pair| vec![text(&pair.key), text(&pair.value)]);
     println!("{}", table(&columns, rows));
     if let Some(next) = page.next {
-        println!("there is more; go on with --from {:?}", text(&next));
+        println!("there is more; continue with --from {:?}", text(&next));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -210,7 +210,7 @@ fn verdict(leader: &LeaderExplanation) -> String {
         (false, "") => ", and not served yet: what was written before it led is being applied, \
                         or a policy has not answered"
             .to_owned(),
-        (false, reason) => format!(", which serves nobody: {reason}"),
+        (false, reason) => format!(", which serves no users: {reason}"),
     };
     match transferring_to_node {
         0 => led + served.as_str(),
@@ -366,7 +366,7 @@ mod tests {
     fn a_caretaker_is_told_with_its_reason_and_whom_to_start() {
         let voters = vec![voter(1, true, Fitness::Unfit), voter(3, false, Fitness::Fit)];
         let text = findings(vec![view(1, "leader", "node 1 lacks fifo", voters)]).text();
-        assert!(text.contains("serves nobody: node 1 lacks fifo"), "{text}");
+        assert!(text.contains("serves no users: node 1 lacks fifo"), "{text}");
         assert!(text.contains("start node 3, give a node what it lacks"), "{text}");
     }
 

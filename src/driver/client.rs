@@ -58,7 +58,7 @@ pub enum CatalogError {
         last: String,
     },
     /// It may have been carried out, now or later.
-    #[error("it is not known whether the catalog did it: {message}; look, and ask again")]
+    #[error("the outcome is unknown: {message}; read the catalog, and decide again")]
     Unknown { message: String },
 }
 

@@ -416,7 +416,7 @@ impl Executor {
         let chosen: BTreeMap<GroupId, NodeId> = match planner::assign_drain(&snapshot) {
             Ok(plan) => plan.moves.into_iter().map(|step| (step.group, step.to)).collect(),
             Err(error) => {
-                tracing::error!(%error, "a drain goes on without a plan");
+                tracing::error!(%error, "a drain continues without a plan");
                 BTreeMap::new()
             }
         };

@@ -191,7 +191,7 @@ impl Reader {
             let answer = source.ask(&query, self.least).await?;
             let Content::Changes { changes, through, more } = answer.content else {
                 if listed {
-                    let message = format!("changes since revision {since} are not told");
+                    let message = format!("changes since revision {since} are not kept");
                     return Err(CatalogError::Unknown { message });
                 }
                 (view, since) = self.list(source).await?;

@@ -106,7 +106,7 @@ impl Inner {
                 Ok(moved.stalled)
             }
             Ok(Err(error)) => Err((error.reason(), error.to_string())),
-            Err(_) => Err((RejectReason::NoAnswer, "the transfer goes on".to_owned())),
+            Err(_) => Err((RejectReason::NoAnswer, "the transfer continues".to_owned())),
         };
         Outcome { ticket, moved }
     }

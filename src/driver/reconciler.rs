@@ -370,7 +370,7 @@ impl Reconciler {
         }
         let operation = Operation::FinishDrain { node: intent.node, intent: intent.id };
         if let Err(error) = self.client.apply(operation).await {
-            tracing::warn!(%error, "the catalog is not told of the end of a drain");
+            tracing::warn!(%error, "the end of a drain is not recorded in the catalog");
             return Some(RETRY_AFTER);
         }
         None

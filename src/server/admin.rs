@@ -600,7 +600,7 @@ async fn transferred(
 ) -> Result<Response<wire::TransferLeaderReply>, Status> {
     let moved = tokio::time::timeout(timeout_of(timeout_ms), transfer).await;
     let moved = moved
-        .map_err(|_| Status::deadline_exceeded("the transfer goes on; its outcome is unknown"))?
+        .map_err(|_| Status::deadline_exceeded("the transfer continues; its outcome is unknown"))?
         .map_err(|error| of_transfer(&error))?;
     Ok(Response::new(wire::TransferLeaderReply {
         to_node: moved.to.get(),
@@ -652,7 +652,7 @@ async fn membership_reply(
     let membership = changed
         .map_err(|_| match after.refused.lock().take() {
             Some(error) => of_membership(&error),
-            None => Status::deadline_exceeded("the change goes on; look at the members"),
+            None => Status::deadline_exceeded("the change continues; look at the members"),
         })?
         .map_err(|error| of_membership(&error))?;
     let membership = Some(membership_to_message(&membership));

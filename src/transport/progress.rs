@@ -83,7 +83,7 @@ mod tests {
         assert!(!progress.is_stalled(at(999), PATIENCE));
         assert!(progress.is_stalled(at(1_000), PATIENCE));
         progress.taken(1, at(1_000));
-        assert!(!progress.is_stalled(at(1_999), PATIENCE), "it goes on, however slowly");
+        assert!(!progress.is_stalled(at(1_999), PATIENCE), "it continues, however slowly");
         assert!(progress.is_stalled(at(2_000), PATIENCE));
         progress.taken(2, at(2_000));
         assert!(!progress.is_stalled(at(9_000), PATIENCE));

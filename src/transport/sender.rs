@@ -42,7 +42,7 @@ pub(super) enum LaneError {
     Displaced,
     #[error("the peer lives and takes nothing of this connection")]
     Stalled,
-    #[error("somebody listens at the configured address of the peer, which is tried again")]
+    #[error("the configured address of the peer has a listener, and is tried again")]
     ConfiguredListens,
     #[error("the peer's cluster turned out to be founded on other disks than this one")]
     OtherFounding,

@@ -162,7 +162,7 @@ impl Starts {
             }
             self.gave_way = self.seen;
             tracing::warn!(node = %self.node, start = theirs, later = self.seen,
-                "the process at the node's address goes on: a process with a later start of the \
+                "the process at the node's address continues: a process with a later start of the \
                  node greeted and is not there");
         }
         let gave_way = if theirs > self.seen { 0 } else { self.gave_way };

@@ -101,7 +101,7 @@ async fn without_a_quorum_of_the_system_group_only_creating_and_planning_stop() 
     cluster.until("it is served", |cluster| cluster.server_of(GROUP) == Some(1)).await;
     cluster.stop_node(2).await;
     cluster.stop_node(3).await;
-    cluster.until("nobody plans", |one| one.server_of(SYSTEM_GROUP).is_none()).await;
+    cluster.until("no planner", |one| one.server_of(SYSTEM_GROUP).is_none()).await;
     let group = cluster.host(1).group(GROUP).unwrap();
     let put = TableCommand::Put { key: b"key", value: b"value" }.encode();
     group.propose(put.clone()).await.unwrap();
@@ -109,7 +109,7 @@ async fn without_a_quorum_of_the_system_group_only_creating_and_planning_stop() 
     let create = create.await;
     assert!(create.contains("catalog does not answer") && create.contains("quorum"), "{create}");
     let status = cluster.refusal(&["balance", "status", "--timeout", "1"]).await;
-    assert!(status.contains("nobody plans"), "{status}");
+    assert!(status.contains("no planner"), "{status}");
     // A drain is a node's own business, too.
     let drained = cluster.answer(&["drain", "begin", "1", "--even-if-nobody", "--no-wait"]).await;
     assert_eq!((&drained["draining"], &drained["durable"]), (&true.into(), &false.into()));

@@ -305,7 +305,7 @@ impl Drop for Managed<'_> {
             let path = self.directory.join(format!("{node}.pid"));
             let text = std::fs::read_to_string(path).unwrap_or_default();
             if let Some(process) = text.trim().parse().ok().and_then(Pid::from_raw) {
-                // It may have ended by itself.
+                // It may have ended unexpectedly.
                 kill_process(process, Signal::KILL).unwrap_or_default();
             }
         }

@@ -54,12 +54,12 @@ async fn a_requirement_that_nobody_meets_is_refused_meant_explained_and_taken_ba
 
     let meant = node.run(&["group", "require", TABLE, "gpu", "--even-if-nobody"]).await.ok();
     assert!(meant.contains("group 1000000 requires gpu"), "{meant}");
-    let parts = ["serves nobody: node 1 lacks gpu", "no, lacks gpu", "group require 1000000"];
+    let parts = ["serves no users: node 1 lacks gpu", "no, lacks gpu", "group require 1000000"];
     node.await_text(&["leader", "why", TABLE], &parts).await;
     let closed = |why: &Value| why["leader_node"] == 1 && why["serving"] == false;
     let why = node.await_json(&["leader", "why", TABLE, "--json"], closed).await;
     assert_eq!(why["voters"][0]["lacking"], json!(["gpu"]), "{why}");
-    let closed = ["caretaker, serves nobody: node 1 lacks gpu"];
+    let closed = ["leader that serves no users: node 1 lacks gpu"];
     node.await_text(&["group", "show", TABLE], &closed).await;
     let counted = |status: &Value| status["nodes"][0]["caretakers"] == 1;
     node.await_json(&["status", "--json"], counted).await;

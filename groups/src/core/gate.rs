@@ -99,7 +99,7 @@ impl GroupCore {
         match &stalled {
             Some(why) => tracing::error!(group = %self.id, reason = %why.reason,
                 "the state machine stands still; the same is tried again"),
-            None => tracing::info!(group = %self.id, "the state machine goes on"),
+            None => tracing::info!(group = %self.id, "the state machine works again"),
         }
         self.stalled = stalled;
         self.wake();
@@ -291,7 +291,7 @@ impl GroupCore {
             return;
         }
         tracing::warn!(group = %self.id, term = self.raw.raft.term, %reason,
-            "leads, and serves nobody");
+            "leads, and serves no users");
         self.set_gate(Gate::Closed(Arc::new(reason)));
         self.refuse_queued(round);
         self.refuse_readers(round);

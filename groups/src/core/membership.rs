@@ -345,7 +345,7 @@ impl GroupCore {
             applied.map_err(|error| broken(&error.to_string()))?
         };
         let after = config.apply(&self.membership, &state, LogIndex::new(entry.index));
-        let after = after.ok_or_else(|| broken("nobody knows where a member lives"))?;
+        let after = after.ok_or_else(|| broken("the node of a member is unknown"))?;
         tracing::info!(group = %self.id, index = entry.index, members = %after,
             "the membership changed");
         let before = self.install_membership(Arc::new(after));
@@ -458,7 +458,7 @@ impl GroupCore {
         if let Some(entry) = next
             && let Err(error) = self.propose_config(&entry)
         {
-            tracing::warn!(group = %self.id, %error, "a membership change cannot go on");
+            tracing::warn!(group = %self.id, %error, "a membership change cannot continue");
         }
     }
 

@@ -171,7 +171,7 @@ impl GroupCore {
         for replica in declined {
             let id = ReplicaId::new(*replica);
             if id.is_some_and(|id| self.membership.members.contains_key(&id)) {
-                let words = "it told so whoever led before".into();
+                let words = "it declined to the leader before".into();
                 self.add_declined(*replica, Declined { reason: None, words });
             }
         }

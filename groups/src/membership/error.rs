@@ -110,7 +110,7 @@ pub enum MembershipError {
     },
     /// Definite. No voter is known to have the required capabilities: the group would serve no
     /// users. Give the nodes what they lack first, or force it.
-    #[error("nobody in group {group} meets the requirement: {reason}")]
+    #[error("no voter of group {group} meets the requirement: {reason}")]
     NobodyFit { group: GroupId, reason: String },
     /// Definite. A hook refused a node.
     #[error("node {node} may not join group {group}: {reason}")]
@@ -128,7 +128,7 @@ pub enum MembershipError {
     #[error("too much is under way; try again")]
     Busy { group: GroupId },
     /// Not definite. The change may still take effect. Look at the members.
-    #[error("nobody can tell whether the change of group {group} takes effect: {cause}")]
+    #[error("it is unknown whether the change of group {group} takes effect: {cause}")]
     Unknown { group: GroupId, cause: UnknownCause },
     /// Definite. The host or the group stopped before.
     #[error("group {group} stopped")]

@@ -50,7 +50,7 @@ impl Parked {
     pub(super) fn park(&self, group: GroupId, cause: OpenGroupError) {
         let mut parked = self.0.lock();
         if parked.get(&group) != Some(&cause) {
-            tracing::error!(%group, %cause, "the replica is parked; the others go on");
+            tracing::error!(%group, %cause, "the replica is parked; the others continue");
             parked.insert(group, cause);
         }
     }

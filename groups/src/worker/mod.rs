@@ -455,7 +455,7 @@ impl WorkerCore {
     /// continue.
     fn fail(&mut self, group: GroupId, fault: GroupFault) {
         let Some(mut slot) = self.groups.remove(&group) else { return };
-        tracing::error!(%group, %fault, "the replica failed; the other groups go on");
+        tracing::error!(%group, %fault, "the replica failed; the other groups continue");
         self.counters.failures += 1;
         self.deactivate(group);
         slot.core.fail(&fault, &mut self.round);

@@ -18,7 +18,7 @@ fn play(seed: u64, bugs: KnownBugs) -> Result<(), String> {
     let mut cluster = Cluster::new(seed, &shape);
     cluster.clients_work(false);
     cluster.pass(4_000)?;
-    let leader = cluster.leader_of(GROUP).ok_or("nobody leads")?;
+    let leader = cluster.leader_of(GROUP).ok_or("no leader")?;
     let mut others = cluster.node_ids().into_iter().filter(|id| *id != leader);
     let (Some(loser), Some(lagging)) = (others.next(), others.next()) else {
         return Err("there are three nodes".to_owned());

@@ -38,7 +38,7 @@ impl Trio {
         let mut cluster = Cluster::new(seed, &shape);
         // Every heartbeat falls differently into what follows.
         cluster.pass(4_000 + seed * 37)?;
-        let leader = cluster.leader_of(GROUP).ok_or("nobody leads")?;
+        let leader = cluster.leader_of(GROUP).ok_or("no leader")?;
         let mut others = cluster.node_ids().into_iter().filter(|id| *id != leader);
         let followers = [others.next(), others.next()].map(|id| id.unwrap_or(leader));
         Ok(Self { cluster, leader, followers })

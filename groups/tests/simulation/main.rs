@@ -161,7 +161,7 @@ fn one_led_group(seed: u64, bugs: KnownBugs) -> Result<(Cluster, NodeId), String
     shape.config.bugs = bugs;
     let mut cluster = Cluster::new(seed, &shape);
     cluster.pass(4_000)?;
-    let leader = cluster.leader_of(GroupId::new(1)).ok_or("nobody leads")?;
+    let leader = cluster.leader_of(GroupId::new(1)).ok_or("no leader")?;
     Ok((cluster, leader))
 }
 

@@ -119,7 +119,7 @@ async fn keep(nodes: Nodes, directory: tempfile::TempDir, json: bool) -> anyhow:
     }
     let (ids, path) = (ids.join(" "), directory.path().display().to_string());
     let text = format!(
-        "\nthe cluster goes on\n  look at it:  shardhost status --at {at}\n  stop it:     kill \
+        "\nthe cluster continues\n  look at it:  shardhost status --at {at}\n  stop it:     kill \
          {ids}\n  its data:    {path}, to be removed afterwards"
     );
     if json {

@@ -172,7 +172,7 @@ mod tests {
         assert!(course.enter(7, OLD));
         assert!(!is_over(7, late));
         assert_eq!(course.next(&incoming(), OLD), Next::Wait);
-        assert!(is_over(7, late), "what is recorded goes on by itself");
+        assert!(is_over(7, late), "a recorded change continues");
         assert_eq!(course.addition(7), None);
     }
 

@@ -353,7 +353,7 @@ fn takes_part(held: &GroupStatus) -> bool {
 fn enough(live: usize, others: usize) -> anyhow::Result<()> {
     let needed = others / 2 + 1;
     if others == 0 {
-        bail!("it is the only voter: nobody else has what it holds");
+        bail!("it is the only voter: no other replica has its data");
     }
     if live < needed {
         bail!("{live} of the {others} other voters take part, {needed} must");

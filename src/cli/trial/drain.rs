@@ -40,7 +40,7 @@ pub async fn drain(node: u64, address: &str, owner: &str) -> anyhow::Result<Drai
         status = balance.get_drain(GetDrainRequest {}).await.map_err(told)?.into_inner();
     }
     if !matches!(status.state(), State::Done | State::Overdue) {
-        bail!("somebody ended the drain of node {node} before it was over");
+        bail!("the drain of node {node} was ended before it was over");
     }
     let took = Duration::from_millis(status.elapsed_ms);
     let stuck = status.undrainable.first();

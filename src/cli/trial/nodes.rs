@@ -136,7 +136,7 @@ impl Nodes {
     pub async fn stop(&mut self, number: u64) -> anyhow::Result<()> {
         let mut node = self.running.remove(&number).context("it does not run")?;
         let id = node.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        kill_process(id.context("it ended by itself")?, Signal::TERM)?;
+        kill_process(id.context("it ended")?, Signal::TERM)?;
         let status = tokio::time::timeout(PATIENCE, node.child.wait()).await;
         let status = status.with_context(|| format!("node {number} does not end"))??;
         if !status.success() {
@@ -185,7 +185,7 @@ impl Nodes {
     pub fn check(&mut self) -> anyhow::Result<()> {
         for (number, node) in &mut self.running {
             if let Some(status) = node.child.try_wait()? {
-                bail!("node {number} ended by itself ({status}): {}", last_lines(&node.log));
+                bail!("node {number} ended unexpectedly ({status}): {}", last_lines(&node.log));
             }
         }
         Ok(())

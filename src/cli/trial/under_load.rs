@@ -32,5 +32,5 @@ pub async fn under_load<T>(
     }
     let acknowledged = number(load.tally.acknowledged());
     screen.event(format!("loaded: {acknowledged} writes in {}", seconds(began.elapsed())));
-    Ok((Arc::into_inner(load).context("the load goes on")?, came))
+    Ok((Arc::into_inner(load).context("the load continues")?, came))
 }

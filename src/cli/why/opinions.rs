@@ -7,8 +7,7 @@ use shardhost_proto::admin::voter_fitness::Fitness;
 use shardhost_proto::admin::{LeaderExplanation, PolicyOpinion, VoterFitness};
 
 /// What is forgotten, and when, of voters that declined.
-const UNTIL_NEWS: &str =
-    "it is not asked again by itself before something new is known of nodes, members or policies";
+const UNTIL_NEWS: &str = "it is not asked again before there is news of nodes, members or policies";
 
 /// A line for each opinion that keeps a voter from leading, and each voter that declined.
 pub fn of_voters(view: &LeaderExplanation) -> Vec<String> {

@@ -118,7 +118,7 @@ struct Failing {
 impl Source for Failing {
     async fn ask(&mut self, query: &Query, _: Revision) -> Result<Answer, CatalogError> {
         let Some(left) = self.answers.checked_sub(1) else {
-            return Err(CatalogError::Unknown { message: "nobody answers".to_owned() });
+            return Err(CatalogError::Unknown { message: "no node answers".to_owned() });
         };
         self.answers = left;
         Ok(query.answer(&self.catalog).unwrap())

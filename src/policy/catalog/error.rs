@@ -170,7 +170,7 @@ pub enum Refusal {
     #[error("group {group} exists since revision {founded}; take another id or destroy it first")]
     GroupExists { group: GroupId, founded: Revision },
     /// That life of the group is over. Leave the number out, and the next one is taken.
-    #[error("life {given} of group {group} is over; the next one is {next}")]
+    #[error("generation {given} of group {group} was destroyed; the next one is {next}")]
     LifeOver {
         group: GroupId,
         /// The incarnation that was asked for.
@@ -274,7 +274,7 @@ pub enum Refusal {
     OtherShardMap { cluster: Arc<ShardMap> },
     /// Groups would be left without an eligible leader. Give them members elsewhere, or accept it.
     #[error(
-        "without node {node} nobody could lead {total} groups: {}; give them capable members \
+        "without node {node} no eligible voter is left for {total} groups: {}; give them capable members \
          elsewhere, or accept it",
         list(groups, *total)
     )]

@@ -347,7 +347,9 @@ impl fmt::Display for Reason {
                 write!(f, "this node founds the group since revision {founded}")
             }
             Self::Ordered { since } => write!(f, "its end is ordered since revision {since}"),
-            Self::LifeOver { next } => write!(f, "its end was ordered; life {next} comes after it"),
+            Self::LifeOver { next } => {
+                write!(f, "its end was ordered; generation {next} comes after it")
+            }
             Self::Differs { asked } => write!(f, "the group asks for {asked}"),
         }
     }
@@ -362,7 +364,7 @@ impl fmt::Display for Oddity {
             ),
             Self::OtherLife { held, intended } => write!(
                 f,
-                "life {held} is held, the catalog knows life {intended}, as far as this host has read \
+                "generation {held} is held, the catalog knows generation {intended}, as far as this host has read \
                  it; it is kept"
             ),
             Self::LostReplica { founded, store_since } => write!(

@@ -49,7 +49,7 @@ pub enum OrderRefusal {
     OtherTerm { given: u64, actual: u64 },
     /// The target restarted since the plan was made.
     #[error(
-        "the order is for life {given} of the target, which is in life {actual}: plan again with \
+        "the order is for incarnation {given} of the target, which is {actual}: plan again with \
          newer reports"
     )]
     OtherLife { given: u64, actual: u64 },

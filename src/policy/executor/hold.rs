@@ -57,7 +57,7 @@ impl fmt::Display for Hold {
             }
             Self::WarmUp { until_ms, longest_ms, silent } if !silent.is_empty() => write!(
                 f,
-                "the planner began a short time ago; it waits for reports of {}, and goes on at \
+                "the planner is new and warms up: it waits for reports of {}, and continues at \
                  {} in any case",
                 nodes(silent),
                 Utc(*longest_ms.max(until_ms))
@@ -117,7 +117,7 @@ pub enum Wait {
         /// The ticket's number of that one.
         after: u64,
     },
-    /// Nothing: it starts when its turn comes.
+    /// It is queued behind other moves.
     Turn,
 }
 
@@ -139,7 +139,7 @@ impl fmt::Display for Wait {
             Self::Bundle { after } => {
                 write!(f, "it helps only together with a move before it (number {after})")
             }
-            Self::Turn => f.write_str("its turn comes"),
+            Self::Turn => f.write_str("queued behind other moves"),
         }
     }
 }

@@ -56,7 +56,7 @@ impl fmt::Display for Stop {
             StopScope::Host => "on this host",
         };
         let reason = if self.reason.is_empty() { "no reason was given" } else { &self.reason };
-        write!(f, "{whose} ({reason}); release the kill switch to go on")
+        write!(f, "{whose} ({reason}); release the kill switch to continue")
     }
 }
 

@@ -326,7 +326,7 @@ pub fn read(report: wire::NodeReport) -> Result<Reported, BadReport> {
         let node = NodeId::new(lag.node).ok_or_else(|| bad("a node has the number 0"))?;
         let group = groups.get_mut(&GroupId::new(lag.group));
         let group =
-            group.ok_or_else(|| bad("it tells the lag of a group that it does not name"))?;
+            group.ok_or_else(|| bad("it reports the lag of a group that it does not name"))?;
         group.lags.push((node, lag.entries));
     }
     Ok(Reported {

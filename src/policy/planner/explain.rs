@@ -73,7 +73,7 @@ impl fmt::Display for Stay {
             Self::Optimal => f.write_str("stays: moving it would improve nothing"),
             Self::Pinned => f.write_str("stays: it is pinned here"),
             Self::UnknownLeader => {
-                f.write_str("is left alone: nobody reported who leads it; look at its voters")
+                f.write_str("is left alone: no node reports its leader; look at its voters")
             }
             Self::LeaderNotLive => f.write_str(
                 "is left alone: its leader's node is not live; its voters elect another",

@@ -106,7 +106,7 @@ impl World {
         let moved = match outcome {
             Some(Ok((_, _, stalled))) => Ok(stalled),
             Some(Err(error)) => Err((error.reason(), error.to_string())),
-            None => Err((RejectReason::NoAnswer, "the transfer goes on".to_owned())),
+            None => Err((RejectReason::NoAnswer, "the transfer continues".to_owned())),
         };
         if moved.is_ok()
             && let Some(host) = self.hosts.get_mut(&order.from)

@@ -72,7 +72,7 @@ fn a_group_that_nobody_may_lead_is_repaired_by_a_new_member() {
             return Err(format!("{server} serves"));
         }
         let leads = |id: &NodeId| world.cluster.status(*id, GROUP).is_some_and(|s| s.is_leader());
-        let leader = world.cluster.node_ids().into_iter().find(leads).ok_or("nobody leads")?;
+        let leader = world.cluster.node_ids().into_iter().find(leads).ok_or("no leader")?;
         let why = world.planner().map(|planner_instance| {
             planner_instance.executor.why(GROUP, world.clock()).to_string()
         });
@@ -97,7 +97,7 @@ fn a_time_of_day_that_jumps_holds_no_planner() {
         world.ahead_ms = 24 * 60 * 60 * 1_000;
         world.pass(5_000)?;
         world.ahead_ms = 0;
-        let server = world.server_of(GROUP).ok_or("nobody serves")?;
+        let server = world.server_of(GROUP).ok_or("no leader that serves")?;
         let pin = (2..=4).map(node).find(|id| *id != server);
         let placement = Placement { pin, ..Placement::default() };
         world.change(Operation::SetPlacement { group: GROUP, placement })?;
@@ -115,7 +115,7 @@ fn a_time_of_day_that_jumps_holds_no_planner() {
 fn an_election_that_the_wrong_one_wins_is_noticed() {
     let story = |seed, sabotage| {
         let mut world = sabotaged(seed, 5, 2, &[1, 2, 3, 4, 5], sabotage)?;
-        let leader = world.server_of(GROUP).ok_or("nobody serves")?;
+        let leader = world.server_of(GROUP).ok_or("no leader that serves")?;
         let follower = (2..=4).map(node).find(|id| *id != leader).ok_or("no follower")?;
         world.advertise(follower, advert(&["ssd"]))?;
         world.pass(9_000)?;
@@ -135,7 +135,7 @@ fn an_election_that_the_wrong_one_wins_is_noticed() {
 fn a_fit_candidate_that_is_behind_does_not_make_an_unfit_one_stand() {
     let story = |seed| {
         let mut world = at_rest(seed, 5, 1, &[1, 2, 3, 5])?;
-        let leader = world.server_of(GROUP).ok_or("nobody serves")?;
+        let leader = world.server_of(GROUP).ok_or("no leader that serves")?;
         let behind = [2, 3].map(node).into_iter().find(|id| *id != leader).ok_or("no other")?;
         world.cluster.crash(behind, 0);
         world.pass(500)?;
@@ -160,7 +160,7 @@ fn orders_of_a_planner_that_was_replaced_move_nothing() {
     for seed in 0..20 {
         let story = || -> Result<u64, String> {
             let mut world = at_rest(seed, 5, 6, &[1, 2, 3, 4, 5])?;
-            let leader = world.server_of(GROUP).ok_or("nobody serves")?;
+            let leader = world.server_of(GROUP).ok_or("no leader that serves")?;
             let target = (2..=4).map(node).find(|id| *id != leader);
             world.ambush = Some(if seed % 2 == 0 { Ambush::CutOff } else { Ambush::Crash });
             world.pin(GROUP, target)?;
@@ -180,7 +180,7 @@ fn orders_of_a_planner_that_was_replaced_move_nothing() {
 fn orders_for_an_earlier_term_move_nothing() {
     let story = |seed, sabotage| -> Result<u64, String> {
         let mut world = sabotaged(seed, 4, 4, &[1, 2, 3, 4], sabotage)?;
-        let leader = world.server_of(GROUP).ok_or("nobody serves")?;
+        let leader = world.server_of(GROUP).ok_or("no leader that serves")?;
         let target = (2..=4).map(node).find(|id| *id != leader);
         world.ambush = Some(Ambush::Delay);
         world.pin(GROUP, target)?;
@@ -233,7 +233,7 @@ fn nothing_planned_moves_while_the_kill_switch_is_set() {
         let mut world = at_rest(seed, 4, 8, &[1, 2, 3, 4])?;
         let reason = "for the test".to_owned();
         world.change(Operation::SetPlannedMoves { moves: PlannedMoves::Stopped, reason })?;
-        let leader = world.server_of(GROUP).ok_or("nobody serves")?;
+        let leader = world.server_of(GROUP).ok_or("no leader that serves")?;
         let target = (2..=4).map(node).find(|id| *id != leader).ok_or("no target")?;
         world.pass(1_000)?;
         world.pin(GROUP, Some(target))?;
@@ -254,7 +254,7 @@ fn nothing_planned_moves_while_the_kill_switch_is_set() {
 fn a_host_that_reports_nothing_is_no_target() {
     for_seeds(|seed| {
         let mut world = at_rest(seed, 4, 8, &[1, 2, 3, 4])?;
-        let leader = world.server_of(GROUP).ok_or("nobody serves")?;
+        let leader = world.server_of(GROUP).ok_or("no leader that serves")?;
         let old = (2..=4).map(node).find(|id| *id != leader).ok_or("no target")?;
         world.versions.insert(old, Version::Old);
         world.cluster.crash(old, 0);

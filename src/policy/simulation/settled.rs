@@ -129,7 +129,7 @@ impl World {
     /// Where a drained node leads all the same, the plan explains why no other can.
     fn drains_say_why(&self) -> Result<(), String> {
         let made = self.planner().and_then(|planner_instance| planner_instance.made.as_ref());
-        let Some(made) = made else { return Err("nobody plans".to_owned()) };
+        let Some(made) = made else { return Err("no planner".to_owned()) };
         for node in self.cluster.node_ids() {
             let leads = |id: &&shardhost_groups::GroupId| {
                 self.cluster.status(node, **id).is_some_and(|status| status.is_leader())
@@ -139,7 +139,7 @@ impl World {
             }
             for id in self.groups.iter().filter(leads) {
                 let told = made.plan.stuck.iter().any(|stuck| stuck.group == *id);
-                demand(told, || format!("node {node} drains, leads {id}, and nobody says why"))?;
+                demand(told, || format!("node {node} drains, leads {id}, without a reason"))?;
             }
         }
         Ok(())
@@ -161,7 +161,7 @@ impl World {
                 requirement.lacking(&advert.capabilities).next().is_none()
             });
             demand(leader.serving || !fit, || {
-                format!("{group} is served by nobody: {:?}", leader.caretaker)
+                format!("{group} is not served: {:?}", leader.caretaker)
             })?;
         }
         Ok(())

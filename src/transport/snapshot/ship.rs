@@ -187,7 +187,7 @@ impl Shipping {
             match stream.run(&address).await {
                 Err(error) if error.is_of_the_stream() && stream.began_at > furthest => {
                     furthest = stream.began_at;
-                    tracing::info!(to = %peer.node, %error, "a snapshot goes on over another stream");
+                    tracing::info!(to = %peer.node, %error, "a snapshot continues over another stream");
                 }
                 Err(ShipError::Refused(status)) if status.code() == Code::DataLoss => {
                     return Err(self.whose_damage(status).await);

@@ -400,7 +400,7 @@ impl Chaos {
             let no_room = log.contains(GAVE_UP) || log.contains(NO_ROOM_AT_START);
             let gave_up = self.was_full.contains(&node) && no_room;
             if !gave_up && !self.excused.contains(&node) {
-                return Err(format!("node {node} ended by itself with {status}: {log}"));
+                return Err(format!("node {node} ended unexpectedly with {status}: {log}"));
             }
         }
         Ok(())

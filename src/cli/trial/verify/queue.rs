@@ -170,7 +170,7 @@ fn compare_all(
     }
     for (key, messages) in seen {
         let subject = format!("partition {:?}", text(&key));
-        let detail = format!("{} messages {place} that nobody sent", messages.len());
+        let detail = format!("{} messages {place} that were never sent", messages.len());
         findings.add(Fault::Wrong, subject, detail);
     }
     Ok(findings)
@@ -197,7 +197,7 @@ fn compare(
         }
         let Some(at) = places.get(&message.sequence).copied() else {
             if expected.in_doubt.is_none_or(|line| *input.line(line) != message.body) {
-                let detail = format!("{:?} {place}, acknowledged to nobody", text(&message.body));
+                let detail = format!("{:?} {place}, never acknowledged", text(&message.body));
                 findings.add(Fault::Wrong, subject(message.sequence), detail);
             }
             continue;

@@ -262,7 +262,7 @@ fn each_life_of_a_group_has_its_own_number() {
     let over = NewGroup { incarnation: Some(0), ..new_group(7, &[1]) };
     let refusal = refused(&mut catalog, Operation::CreateGroup(over));
     assert_eq!(refusal, Refusal::LifeOver { group: group(7), given: 0, next: 1 });
-    says(&refusal, &["life 0", "next one is 1"]);
+    says(&refusal, &["generation 0", "next one is 1"]);
 
     assert_eq!(create(&mut catalog, new_group(7, &[1])).incarnation, Some(1));
     let held = &catalog.view().groups()[&group(7)];

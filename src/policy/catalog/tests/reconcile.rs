@@ -140,7 +140,7 @@ fn a_life_whose_end_nobody_ordered_is_left_alone() {
     create(&mut catalog, NewGroup { incarnation: Some(4), ..new_group(7, &[1]) });
     let round = look(&catalog, &[(7, held(3, HeldState::Follows))]);
     assert_eq!(odd(&round), Oddity::OtherLife { held: 3, intended: 4 });
-    says_oddity(odd(&round), &["life 3", "life 4"]);
+    says_oddity(odd(&round), &["generation 3", "generation 4"]);
     let newer = look(&catalog, &[(7, held(5, HeldState::Follows))]);
     assert_eq!(odd(&newer), Oddity::OtherLife { held: 5, intended: 4 });
     destroy(&mut catalog, 7);

@@ -54,7 +54,7 @@ impl Drop for Flusher {
         let stopped = self.signals.send(Signal::Stop).is_err();
         let ended = self.thread.take().map(JoinHandle::join);
         if stopped || matches!(ended, Some(Err(_))) {
-            error!("the flush thread of the shards' state had ended by itself");
+            error!("the flush thread of the shards' state had ended unexpectedly");
         }
     }
 }

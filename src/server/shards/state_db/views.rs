@@ -75,7 +75,7 @@ impl Drop for Keeper {
         let stopped = self.requests.send(Request::Stop).is_err();
         let ended = self.thread.take().map(JoinHandle::join);
         if stopped || matches!(ended, Some(Err(_))) {
-            error!("the thread of snapshot views had ended by itself");
+            error!("the thread of snapshot views had ended unexpectedly");
         }
     }
 }

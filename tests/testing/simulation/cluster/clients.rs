@@ -65,7 +65,7 @@ impl Cluster {
         self.input(node, Input::Propose { group, epoch: None, proposals })?;
         self.checks.take_outcomes()?;
         if before.is_some() && self.log_of_caretaker(node, group) > before {
-            return Err(format!("{node:?} leads {group:?}, serves nobody, and took a proposal"));
+            return Err(format!("{node:?} leads {group:?}, serves no users, and took a proposal"));
         }
         Ok(ids)
     }

@@ -62,7 +62,7 @@ impl Cluster {
     pub(super) fn is_served(&self, id: NodeId, group: GroupId, what: &str) -> Result<(), String> {
         match self.status(id, group) {
             Some(status) if status.is_leader() && status.caretaker.is_some() => {
-                Err(format!("{id:?} leads {group:?}, serves nobody, and answered {what}"))
+                Err(format!("{id:?} leads {group:?}, serves no users, and answered {what}"))
             }
             _ => Ok(()),
         }
