@@ -75,11 +75,11 @@ pub async fn skip(arguments: &SkipArguments) -> anyhow::Result<ExitCode> {
     let again = "not every member was done: start none of them without --park before this command has \
                  ended; run it again";
     if let Some(entry) = found {
-        for (number, node) in &mut nodes {
-            match older.contains(number) {
-                true => still_older(arguments, node, seen[number]).await.context(again)?,
-                false => rewrite(arguments, node, entry).await.context(again)?,
-            }
+        for (_, node) in nodes.iter_mut().filter(|(number, _)| !older.contains(number)) {
+            rewrite(arguments, node, entry).await.context(again)?;
+        }
+        for (number, node) in nodes.iter_mut().filter(|(number, _)| older.contains(number)) {
+            still_older(arguments, node, seen[number]).await.context(again)?;
         }
     }
     for node in nodes.values_mut() {

@@ -256,6 +256,7 @@ mod tests {
         tries.recovered(3);
         assert!(tries.is_due(3, now) && tries.next().is_none());
     }
+
     #[tokio::test(start_paused = true)]
     async fn a_replica_that_does_not_close_is_named_and_closed_before_the_others_next_time() {
         let (hung, other) = (GroupId::new(7), GroupId::new(8));
