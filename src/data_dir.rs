@@ -6,6 +6,7 @@
 //! Peers remember the starts that they saw (`peers`), and one that the directory does not know
 //! shows that it is an older copy.
 
+pub mod addresses;
 pub mod peers;
 
 use std::fs::{self, File};
@@ -79,6 +80,12 @@ impl DataDir {
     #[must_use]
     pub fn peers_path(&self) -> PathBuf {
         self.path.join("peers")
+    }
+
+    /// Where peers were found that moved.
+    #[must_use]
+    pub fn addresses_path(&self) -> PathBuf {
+        self.path.join("addresses")
     }
 
     /// The note that the directory is an older copy, and its replicas may not know it yet.

@@ -22,11 +22,22 @@ pub trait StateMachine: Send + 'static {
     /// The last position whose effect this machine holds. `None`: it holds nothing, and is restored
     /// from a snapshot or replayed from the start of the log. Called before everything else when
     /// the replica is opened; [`crate::Groups::open`] calls it once more when another replica of
-    /// the group ran since, and uses the later answer.
+    /// the group ran since, and uses the later answer. Changes nothing: another machine of the group may
+    /// be at work.
     ///
     /// # Errors
     /// A fault stops the group's replica on this host.
     fn applied(&self) -> Result<Option<LogPosition>, ApplyFault>;
+
+    /// The replica begins to run where [`StateMachine::applied`] said, and no other machine of the group
+    /// is at work on this host. Called once, before anything is applied, replayed or asked; not when
+    /// the state is restored from a snapshot instead. What an interrupted restore left is removed here.
+    ///
+    /// # Errors
+    /// A fault keeps the replica from opening.
+    fn begin(&mut self) -> Result<(), ApplyFault> {
+        Ok(())
+    }
 
     /// Applies a batch of commands in order. When it returns, the whole batch counts as applied,
     /// and the answers go to those who proposed; see [`ApplyBatch::cut`] for batches that would take
@@ -149,6 +160,9 @@ pub trait StateMachine: Send + 'static {
 impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
     fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
         (**self).applied()
+    }
+    fn begin(&mut self) -> Result<(), ApplyFault> {
+        (**self).begin()
     }
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
         (**self).apply(batch)

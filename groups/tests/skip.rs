@@ -129,6 +129,12 @@ async fn an_operator_gets_past_a_command_that_fails_every_replica() {
     (0..3).for_each(|at| trio.skip(at, entry).unwrap());
     // Again, as after an interruption.
     (0..3).for_each(|at| trio.skip(at, entry).unwrap());
+    // Nothing but an order opens it meanwhile, as a repair of what is damaged beside it.
+    for at in 0..3 {
+        let machine = trio.machine(at);
+        let reopened = trio.hosts[at].reopen_with(ID, Box::new(move || Ok(machine))).unwrap();
+        assert!(reopened.is_none() && trio.hosts[at].parked_replica(ID).unwrap().ordered);
+    }
     let replicas: Vec<Group> = (0..3).map(|at| trio.open(at)).collect();
     let two = leader_of(&replicas).await.propose("two").await.unwrap().index;
     let all = |at: usize| {
@@ -141,6 +147,12 @@ async fn an_operator_gets_past_a_command_that_fails_every_replica() {
         let here = trio.hosts[at].stored_entry(ID, index).unwrap().expect("it is there");
         assert!(here.is_empty && here.term == entry.term);
     }
+
+    // What an order has opened is opened again by whoever closed it, whatever was ordered before.
+    assert!(trio.hosts[1].close(ID).await);
+    let machine = trio.machine(1);
+    let reopened = trio.hosts[1].reopen_with(ID, Box::new(move || Ok(machine))).unwrap();
+    assert!(reopened.is_some() && trio.hosts[1].parked_replica(ID).is_none());
 
     // Done twice, it changes nothing but that the state machine is past it.
     assert!(trio.hosts[0].close(ID).await);

@@ -265,6 +265,16 @@ fn peer_row(peer: &PeerProgress) -> Vec<String> {
     ]
 }
 
+fn applied(group: &GroupStatus) -> String {
+    let applied = number(group.applied);
+    match group.closed {
+        true => format!("{applied} on disk; maybe more before the process ended"),
+        // A page of groups does not say it, nor does a disk that hangs.
+        false if group.role == "failed" && group.last_index == 0 => "unknown".to_owned(),
+        false => applied,
+    }
+}
+
 fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
     let members = members(group).iter().map(|member| {
         let role = role_of(member);
@@ -278,7 +288,7 @@ fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
         ("term", number(group.term)),
         ("log", format!("{} to {}", number(group.first_index), number(group.last_index))),
         ("committed", number(group.committed)),
-        ("applied", number(group.applied)),
+        ("applied", applied(group)),
         ("configuration", config_of(group)),
         ("members", members.collect::<Vec<_>>().join("\n")),
         ("requires", requirement_text(group.membership.as_ref())),
@@ -381,6 +391,7 @@ fn group_json(group: &GroupStatus) -> Value {
         "last_index": group.last_index,
         "committed": group.committed,
         "applied": group.applied,
+        "closed": group.closed,
         "asleep": group.asleep,
         "fault": group.fault,
         "transferring_to_node": group.transferring_to_node,

@@ -11,7 +11,7 @@ use serde_json::json;
 use shardhost_proto::admin::{
     EntryReply, LookAtEntryRequest, OpenReplicaRequest, SkipEntryRequest,
 };
-use shardhost_proto::log::Membership;
+use shardhost_proto::log::{Member, MemberRole, Membership};
 
 use super::output::{Column, number, table, whole};
 use super::target::{Node, Target, in_time, said};
@@ -21,8 +21,10 @@ use super::target::{Node, Target, in_time, said};
 pub struct SkipArguments {
     /// Number of the group.
     group: u64,
-    /// Where the command stands in the log: behind what `group show` says is applied. A state machine that
-    /// is given several at a time may have failed at a later one.
+    /// Where the command stands in the log: behind what `group show` says is applied, where a replica has
+    /// failed and its process runs. A replica that is parked says only what is on its disk: it may have
+    /// applied, and acknowledged, what comes next, and the log of the host says what ended it. A state
+    /// machine that is given several at a time may have failed at a later one.
     #[arg(long, value_name = "INDEX", value_parser = whole)]
     index: u64,
     /// Do it. Without this, it is only shown what would be skipped, and where.
@@ -36,6 +38,11 @@ pub struct SkipArguments {
     target: Target,
 }
 
+/// Said where state machines were asked that do not run.
+const ON_DISK_ONLY: &str = "replicas that are not open say what is on their disks: before their processes \
+                            ended they may have applied more, and acknowledged it. See the logs of the \
+                            hosts for the command that fails or ends them.";
+
 /// What the members hold at the index, by number.
 type Seen = BTreeMap<u64, EntryReply>;
 
@@ -44,15 +51,17 @@ type Seen = BTreeMap<u64, EntryReply>;
 /// Every log is rewritten before any replica is opened: a command that one replica skipped and another
 /// one applies would make them differ.
 pub async fn skip(arguments: &SkipArguments) -> anyhow::Result<ExitCode> {
-    let mut members = members(arguments).await?;
+    let Members { mut nodes, voters } = members(arguments).await?;
     let mut seen = Seen::new();
-    for (number, node) in &mut members {
-        let request = LookAtEntryRequest { group: arguments.group, index: arguments.index };
-        seen.insert(*number, in_time(&node.address, node.admin.look_at_entry(request)).await?);
+    for (number, node) in &mut nodes {
+        seen.insert(*number, look(arguments, node).await?);
     }
-    let found = the_entry(arguments, &seen)?;
+    let Found { entry: found, older } = the_entry(arguments, &seen, &voters)?;
     if !arguments.target.json {
-        println!("{}", as_table(&seen));
+        println!("{}", as_table(&seen, &older));
+        if found.is_some() && seen.values().any(|here| here.closed) {
+            println!("{}", ON_DISK_ONLY);
+        }
     }
     let done = found.is_none() && seen.values().all(|here| here.running);
     if done {
@@ -66,13 +75,16 @@ pub async fn skip(arguments: &SkipArguments) -> anyhow::Result<ExitCode> {
     let again = "not every member was done: start none of them without --park before this command has \
                  ended; run it again";
     if let Some(entry) = found {
-        for node in members.values_mut() {
+        for (_, node) in nodes.iter_mut().filter(|(number, _)| !older.contains(number)) {
             rewrite(arguments, node, entry).await.context(again)?;
         }
+        for (number, node) in nodes.iter_mut().filter(|(number, _)| older.contains(number)) {
+            still_older(arguments, node, seen[number]).await.context(again)?;
+        }
     }
-    for node in members.values_mut() {
-        let request = OpenReplicaRequest { group: arguments.group };
-        let opened = in_time(&node.address, node.admin.open_replica(request)).await;
+    for node in nodes.values_mut() {
+        let opened = node.admin.open_replica(OpenReplicaRequest { group: arguments.group });
+        let opened = within(arguments, &node.address, opened).await;
         opened.context("the entry is skipped at every member, but not all run; run this again")?;
     }
     tell(arguments, "skipped", "is skipped");
@@ -92,17 +104,60 @@ async fn rewrite(
         checksum: entry.checksum,
     };
     let skipped = node.admin.skip_entry(request);
-    let within = Duration::from_secs(arguments.target.timeout.max(1));
-    match tokio::time::timeout(within, skipped).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(status)) => Err(said(&node.address, &status)),
-        Err(_) => bail!("{} does not answer within {within:?}", node.address),
+    within(arguments, &node.address, skipped).await
+}
+
+async fn look(arguments: &SkipArguments, node: &mut Node) -> anyhow::Result<EntryReply> {
+    let request = LookAtEntryRequest { group: arguments.group, index: arguments.index };
+    in_time(&node.address, node.admin.look_at_entry(request)).await
+}
+
+/// A member that holds an entry of an older term has nothing to skip, as long as it gets no newer one.
+async fn still_older(
+    arguments: &SkipArguments,
+    node: &mut Node,
+    seen: EntryReply,
+) -> anyhow::Result<()> {
+    if look(arguments, node).await? != seen {
+        bail!("{} has received other entries meanwhile", node.address);
     }
+    Ok(())
+}
+
+/// What comes of work on the disk of a node, which may take as long as the command.
+async fn within<T>(
+    arguments: &SkipArguments,
+    address: &str,
+    work: impl Future<Output = Result<T, tonic::Status>>,
+) -> anyhow::Result<()> {
+    let time = Duration::from_secs(arguments.target.timeout.max(1));
+    match tokio::time::timeout(time, work).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(status)) => Err(said(address, &status)),
+        Err(_) => bail!("{address} does not answer within {time:?}"),
+    }
+}
+
+/// The nodes that are asked, by number, and whose votes decide.
+struct Members {
+    nodes: BTreeMap<u64, Node>,
+    /// One set of nodes; two while the members change.
+    voters: Vec<BTreeSet<u64>>,
+}
+
+/// The voters of a configuration, and those of the one before it while it changes.
+fn voters_of(membership: &Membership) -> Vec<BTreeSet<u64>> {
+    let nodes = |votes: &dyn Fn(&Member) -> bool| -> BTreeSet<u64> {
+        membership.members.iter().filter(|member| votes(member)).map(|member| member.node).collect()
+    };
+    let now = nodes(&|member| member.role() == MemberRole::Voter);
+    let before = nodes(&|member| member.outgoing_voter);
+    [now, before].into_iter().filter(|voters| !voters.is_empty()).collect()
 }
 
 /// The nodes that hold a replica, as the newest configuration says that any node knows. Each of them has
 /// to answer.
-async fn members(arguments: &SkipArguments) -> anyhow::Result<BTreeMap<u64, Node>> {
+async fn members(arguments: &SkipArguments) -> anyhow::Result<Members> {
     let SkipArguments { group, target, without, .. } = arguments;
     let start = target.node().await?;
     let asked = start.all_addresses().into_iter().map(async |address| {
@@ -131,7 +186,7 @@ async fn members(arguments: &SkipArguments) -> anyhow::Result<BTreeMap<u64, Node
             bail!("node {node} answers and holds the command, too: it cannot be left out");
         }
     }
-    let mut members = BTreeMap::new();
+    let mut nodes = BTreeMap::new();
     for number in named.into_iter().filter(|node| !without.contains(node)) {
         let Some(node) = holders.remove(&number) else {
             bail!(
@@ -139,33 +194,61 @@ async fn members(arguments: &SkipArguments) -> anyhow::Result<BTreeMap<u64, Node
                  if it is gone for good, say --without {number}"
             );
         };
-        members.insert(number, node);
+        nodes.insert(number, node);
     }
-    Ok(members)
+    Ok(Members { nodes, voters: voters_of(&newest) })
 }
 
-/// The entry that all members hold who have one there; `None`: none of them holds more than nothing.
-/// Fails when it is not the same one everywhere, or no command, or somebody has applied it.
-fn the_entry(arguments: &SkipArguments, seen: &Seen) -> anyhow::Result<Option<EntryReply>> {
+/// What is to be skipped.
+#[derive(Debug)]
+struct Found {
+    /// `None`: no member holds more there than nothing.
+    entry: Option<EntryReply>,
+    /// Members that hold an entry of an older term there, which a quorum has replaced.
+    older: BTreeSet<u64>,
+}
+
+/// The entry that all members hold who have one there. Fails when it is no command, or not the same one
+/// everywhere, or when it may have been applied. A member may hold an entry of an older term where a
+/// quorum of the voters holds the newer one: the group cannot commit the older one any more.
+fn the_entry(
+    arguments: &SkipArguments,
+    seen: &Seen,
+    voters: &[BTreeSet<u64>],
+) -> anyhow::Result<Found> {
     let index = arguments.index;
-    let held = || seen.values().filter(|here| here.present);
-    let Some(entry) = held().find(|here| !here.empty) else {
-        if held().next().is_none() {
-            bail!("nothing stands at {} in the log of any member", number(index));
-        }
-        return Ok(None);
+    let held = || seen.iter().filter(|(_, here)| here.present);
+    let Some(newest) = held().map(|(_, here)| here.term).max() else {
+        bail!("nothing stands at {} in the log of any member", number(index));
+    };
+    let holds_newest =
+        |node: &u64| seen.get(node).is_some_and(|here| here.present && here.term == newest);
+    let is_decided = voters
+        .iter()
+        .all(|voters| voters.iter().filter(|node| holds_newest(node)).count() > voters.len() / 2);
+    let older: BTreeSet<u64> =
+        held().filter(|(_, here)| here.term < newest).map(|(node, _)| *node).collect();
+    if let Some(node) = older.first().filter(|_| !is_decided) {
+        bail!(
+            "node {node} holds an entry of an older term at {} and no majority of the voters holds the \
+             newer one: one of them is not committed",
+            number(index)
+        );
+    }
+    let of_newest = || held().filter(|(_, here)| here.term == newest).map(|(_, here)| here);
+    let Some(entry) = of_newest().find(|here| !here.empty) else {
+        return Ok(Found { entry: None, older });
     };
     if !entry.command {
         bail!("what stands at {} is for the group itself and cannot be skipped", number(index));
     }
-    let some_skipped = held().any(|here| here.empty && here.term == entry.term);
+    let some_skipped = of_newest().any(|here| here.empty);
     for (node, here) in seen {
-        let same =
-            (here.term, here.bytes, here.checksum) == (entry.term, entry.bytes, entry.checksum);
+        let same = (here.bytes, here.checksum) == (entry.bytes, entry.checksum);
         let skipped = here.empty && here.term == entry.term;
-        if here.present && !same && !skipped {
+        if here.present && here.term == newest && !same && !skipped {
             bail!(
-                "node {node} holds another entry at {}: one of them is not committed",
+                "node {node} holds another entry of the same term at {}: replicas differ",
                 number(index)
             );
         }
@@ -194,10 +277,10 @@ fn the_entry(arguments: &SkipArguments, seen: &Seen) -> anyhow::Result<Option<En
             );
         }
     }
-    Ok(Some(*entry))
+    Ok(Found { entry: Some(*entry), older })
 }
 
-fn as_table(seen: &Seen) -> String {
+fn as_table(seen: &Seen, older: &BTreeSet<u64>) -> String {
     let columns = [
         Column::Right("node"),
         Column::Left("entry"),
@@ -208,6 +291,7 @@ fn as_table(seen: &Seen) -> String {
     ];
     let row = |(node, here): (&u64, &EntryReply)| {
         let what = match (here.present, here.empty) {
+            _ if older.contains(node) => "older, replaced",
             (false, _) => "not there yet",
             (true, true) => "empty",
             (true, false) => "there",
@@ -261,10 +345,14 @@ mod tests {
         }
     }
 
-    fn judge(members: [EntryReply; 3]) -> Result<Option<u64>, String> {
+    fn found(members: [EntryReply; 3]) -> Result<Found, String> {
         let seen = (1..).zip(members).collect();
-        let found = the_entry(&arguments(), &seen).map_err(|error| error.to_string())?;
-        Ok(found.map(|entry| entry.term))
+        let voters = [BTreeSet::from([1, 2, 3])];
+        the_entry(&arguments(), &seen, &voters).map_err(|error| error.to_string())
+    }
+
+    fn judge(members: [EntryReply; 3]) -> Result<Option<u64>, String> {
+        found(members).map(|found| found.entry.map(|entry| entry.term))
     }
 
     #[test]
@@ -280,7 +368,7 @@ mod tests {
         };
         refused([absent; 3], "nothing stands at 5");
         refused([EntryReply { command: false, ..there() }; 3], "for the group itself");
-        refused([there(), EntryReply { term: 1, ..there() }, there()], "another entry");
+        refused([there(), EntryReply { checksum: 98, ..there() }, there()], "another entry");
         refused([there(), EntryReply { applied: Some(5), ..there() }, there()], "not at fault");
         refused([empty, EntryReply { applied: Some(6), ..there() }, there()], "replicas differ");
         refused(
@@ -288,5 +376,45 @@ mod tests {
             "start that node with",
         );
         refused([there(), EntryReply { running: true, ..absent }, there()], "start that node with");
+    }
+    #[test]
+    fn an_older_entry_is_left_alone_where_a_majority_of_the_voters_holds_the_newer_one() {
+        let older = EntryReply { term: 1, checksum: 5, ..there() };
+        let both = found([there(), older, there()]).unwrap();
+        assert_eq!((both.entry, both.older), (Some(there()), BTreeSet::from([2])));
+        // It was interrupted: the newer one is skipped here and there, or everywhere.
+        let skipped = EntryReply { empty: true, bytes: 0, checksum: 1, ..there() };
+        assert_eq!(judge([skipped, older, there()]), Ok(Some(2)));
+        let done = found([skipped, older, skipped]).unwrap();
+        assert_eq!((done.entry, done.older), (None, BTreeSet::from([2])));
+
+        let refused = |members, words: &str| {
+            let why = judge(members).unwrap_err();
+            assert!(why.contains(words), "{why}");
+        };
+        let absent = EntryReply { present: false, ..EntryReply::default() };
+        refused([there(), older, older], "one of them is not committed");
+        refused([there(), older, absent], "one of them is not committed");
+        // It could receive the newer one while that is skipped elsewhere.
+        refused([there(), EntryReply { running: true, ..older }, there()], "start that node with");
+        refused([there(), EntryReply { applied: Some(5), ..older }, there()], "not at fault");
+    }
+
+    #[test]
+    fn both_configurations_of_a_change_have_their_say() {
+        let member = |node, role: MemberRole, outgoing_voter| Member {
+            node,
+            role: role as i32,
+            outgoing_voter,
+            ..Member::default()
+        };
+        let members = vec![
+            member(1, MemberRole::Voter, true),
+            member(2, MemberRole::Voter, false),
+            member(3, MemberRole::Learner, true),
+            member(4, MemberRole::Learner, false),
+        ];
+        let voters = voters_of(&Membership { members, ..Membership::default() });
+        assert_eq!(voters, [BTreeSet::from([1, 2]), BTreeSet::from([1, 3])]);
     }
 }

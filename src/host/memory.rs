@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use shardhost_groups::Groups;
 use shardhost_storage::{Certainty, Doubt, GroupWrite, LogBatch, LogError, LogStore, NodeId};
 
+use crate::data_dir::addresses::PeerAddresses;
 use crate::data_dir::peers::PeerStarts;
 use crate::data_dir::{DataDir, RollbackNote};
 use crate::transport::{IncarnationMemory, Rollback};
@@ -16,6 +17,7 @@ use crate::transport::{IncarnationMemory, Rollback};
 #[derive(Debug)]
 pub(super) struct HostMemory {
     peers: PeerStarts,
+    addresses: PeerAddresses,
     note: RollbackNote,
     /// Set before any message of a peer is taken.
     groups: OnceLock<Groups>,
@@ -46,8 +48,10 @@ impl HostMemory {
             note.remove()?;
         }
         let peers = PeerStarts::open(data_dir.peers_path())?;
+        let addresses = PeerAddresses::open(data_dir.addresses_path())?;
         let noticed = Noticed { told: note.told_through()?, rollback: None };
-        Ok(Self { peers, note, groups: OnceLock::new(), noticed: Mutex::new(noticed) })
+        let noticed = Mutex::new(noticed);
+        Ok(Self { peers, addresses, note, groups: OnceLock::new(), noticed })
     }
 
     pub fn bind(&self, groups: Groups) {
@@ -74,6 +78,14 @@ impl IncarnationMemory for HostMemory {
 
     fn saw(&self, node: NodeId, incarnation: u64) -> io::Result<()> {
         self.peers.saw(node, incarnation)
+    }
+
+    fn moved_to(&self, node: NodeId) -> Option<String> {
+        self.addresses.of(node)
+    }
+
+    fn found(&self, node: NodeId, address: Option<&str>) -> io::Result<()> {
+        self.addresses.found(node, address)
     }
 
     fn rolled_back(&self, rollback: Rollback) -> io::Result<()> {

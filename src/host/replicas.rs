@@ -97,6 +97,19 @@ impl Host {
         blocking(move || groups.open_with(id, machine)).await
     }
 
+    /// The same, unless an operator keeps the replica closed ([`Host::park_group`]): `None` then.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`].
+    pub async fn reopen_group_with(
+        &self,
+        id: GroupId,
+        machine: MachineFactory,
+    ) -> Result<Option<Group>, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.reopen_with(id, machine)).await
+    }
+
     /// Creates the group, or opens it if the log holds it already.
     ///
     /// # Errors
@@ -149,6 +162,21 @@ impl Host {
     ) -> Result<Option<StoredEntry>, OpenGroupError> {
         let groups = self.inner.groups.clone();
         blocking(move || groups.stored_entry(id, index)).await
+    }
+
+    /// Where the state machine of a replica stands that is closed. Of a process that ended only what it
+    /// had made durable counts.
+    ///
+    /// # Errors
+    /// [`OpenGroupError::AlreadyOpen`], [`OpenGroupError::Busy`] while it is being opened. Else as
+    /// [`Host::open_group`].
+    pub async fn applied_of_closed(
+        &self,
+        id: GroupId,
+        machine: MachineFactory,
+    ) -> Result<Option<LogPosition>, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.applied_of_closed(id, machine)).await
     }
 
     /// Replaces a command in the log of this host's replica by nothing. The replica must be closed, and

@@ -43,6 +43,8 @@ use shown::{
 
 /// Rates and quantiles are of about this much time.
 const WINDOW: Duration = Duration::from_secs(5);
+/// How long the disk of a parked replica may take to say what it holds.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Times at which the window is looked at, at most.
 const SAMPLES: usize = 64;
 /// Checksums that are asked for at once. They are computed one by one.
@@ -343,7 +345,18 @@ impl Admin for AdminService {
     ) -> Result<Response<wire::GroupStatus>, Status> {
         let id = request.into_inner().group;
         if let Some(parked) = self.host.parked_replica(GroupId::new(id)) {
-            return Ok(Response::new(parked_status(&parked)));
+            let mut status = parked_status(&parked);
+            let state = self.state()?;
+            let asked = skip::applied_of_closed(&self.host, &state, parked.group);
+            match tokio::time::timeout(LOOK_TIMEOUT, asked).await {
+                Ok(Ok(applied)) => (status.applied, status.closed) = (applied.get(), true),
+                // The cause says why it is parked; it may be opened just now.
+                Ok(Err(error)) => {
+                    tracing::debug!(group = id, %error, "where its state is, is unknown")
+                }
+                Err(_) => tracing::debug!(group = id, "its state is not read in time"),
+            }
+            return Ok(Response::new(status));
         }
         Ok(Response::new(group_status(&self.group(id)?)))
     }

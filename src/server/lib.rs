@@ -191,10 +191,11 @@ impl Server {
             let follow = Arc::clone(&map).follow(system.views(), host.stopping());
             tokio::spawn(follow);
         }
-        tokio::spawn(state_health::follow(host.clone(), state.health(), directory));
+        let room = state_health::Room { directory, bytes: state.resumes_with() };
+        tokio::spawn(state_health::follow(host.clone(), state.health(), room));
         tokio::spawn(space::watch(host.clone(), config.data_dir.clone()));
         if config.repair {
-            tokio::spawn(repair::follow(host.clone(), Arc::downgrade(&state), config.park.clone()));
+            tokio::spawn(repair::follow(host.clone(), Arc::downgrade(&state)));
         }
         let own = || Arc::new(Drains::new(host));
         let drains = system.as_ref().map_or_else(own, |system| Arc::clone(system.drains()));

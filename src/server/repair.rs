@@ -5,11 +5,14 @@
 //! only replica of its group stays parked, and what is left of it stands beside the cell. One cell at
 //! a time, and each three times at most: then somebody has to look after the disk.
 //!
-//! Nothing is closed before there is room for the new cell beside what the log needs. What fails is tried
-//! again, each time after a longer pause, for its replicas serve nobody meanwhile; the host's status says
+//! Nothing is closed before there is room for the new cell beside what the log needs. A replica that does
+//! not close, because its state machine hangs, keeps the others from being served for a short time only:
+//! they are opened again, and not closed before it has ended. One that an operator keeps closed stays
+//! closed. What fails is tried again, each time after a longer pause, for its replicas serve nobody meanwhile; the host's status says
 //! what is not recovered, and why.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -27,6 +30,8 @@ use shardhost::host::Host;
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// How long the replicas of a cell may take to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Looks whether the machines of a cell are let go, and how long that takes at most.
 const LOOK: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 100;
@@ -35,10 +40,37 @@ const LOOKS: u32 = 100;
 #[derive(Debug, Default)]
 struct Tries(BTreeMap<usize, Try>);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Try {
     pause: Duration,
     next: Instant,
+    /// Replicas that did not close.
+    hanging: Vec<GroupId>,
+}
+
+/// Why a cell was not recovered.
+#[derive(Debug)]
+enum Failure {
+    State(StateDbError),
+    /// These replicas do not close.
+    Hang(Vec<GroupId>),
+}
+
+impl From<StateDbError> for Failure {
+    fn from(error: StateDbError) -> Self {
+        Self::State(error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::State(error) => error.fmt(f),
+            Self::Hang(groups) => {
+                write!(f, "state machines hang and are waited for, those of groups {groups:?}")
+            }
+        }
+    }
 }
 
 impl Tries {
@@ -46,10 +78,19 @@ impl Tries {
         self.0.get(&cell).is_none_or(|tried| tried.next <= now)
     }
 
-    fn failed(&mut self, cell: usize, now: Instant) {
+    fn failed(&mut self, cell: usize, now: Instant, failure: &Failure) {
         let longer = |tried: &Try| tried.pause.saturating_mul(2).min(LONGEST_PAUSE);
         let pause = self.0.get(&cell).map_or(FIRST_PAUSE, longer);
-        self.0.insert(cell, Try { pause, next: now + pause });
+        let hanging = match failure {
+            Failure::Hang(groups) => groups.clone(),
+            Failure::State(_) => Vec::new(),
+        };
+        self.0.insert(cell, Try { pause, next: now + pause, hanging });
+    }
+
+    /// The replicas of a cell that did not close when it was tried last.
+    fn hanging(&self, cell: usize) -> Vec<GroupId> {
+        self.0.get(&cell).map(|tried| tried.hanging.clone()).unwrap_or_default()
     }
 
     fn recovered(&mut self, cell: usize) {
@@ -63,7 +104,7 @@ impl Tries {
 }
 
 /// Recovers damaged cells until the host stops.
-pub(super) async fn follow(host: Host, state: Weak<StateDb>, park: BTreeSet<u64>) {
+pub(super) async fn follow(host: Host, state: Weak<StateDb>) {
     let Some(mut damaged) = state.upgrade().map(|state| state.damaged_cells()) else { return };
     let stopping = host.stopping();
     let mut given_up = BTreeSet::new();
@@ -83,11 +124,11 @@ pub(super) async fn follow(host: Host, state: Weak<StateDb>, park: BTreeSet<u64>
                 state.note_unrecovered(cell, GIVEN_UP);
                 continue;
             }
-            match recover(&host, &state, cell, &park).await {
+            match recover(&host, &state, cell, &tries.hanging(cell)).await {
                 Ok(()) => tries.recovered(cell),
                 Err(error) => {
-                    tries.failed(cell, Instant::now());
-                    let lacks_room = matches!(error, StateDbError::NoRoom { .. });
+                    tries.failed(cell, Instant::now(), &error);
+                    let lacks_room = matches!(error, Failure::State(StateDbError::NoRoom { .. }));
                     // The lack of room is said once: its numbers change all the time.
                     if state.note_unrecovered(cell, error.to_string()) || !lacks_room {
                         tracing::error!(cell, %error, "a damaged part of the state is not recovered");
@@ -123,8 +164,8 @@ async fn recover(
     host: &Host,
     state: &Arc<StateDb>,
     cell: usize,
-    park: &BTreeSet<u64>,
-) -> Result<(), StateDbError> {
+    hanging: &[GroupId],
+) -> Result<(), Failure> {
     let asked = Arc::clone(state);
     let has_room = tokio::task::spawn_blocking(move || asked.has_room_to_recover(cell)).await;
     has_room.map_err(|_| StateDbError::Closed)??;
@@ -136,15 +177,36 @@ async fn recover(
     let metas: Vec<GroupMeta> = stored.into_iter().filter(here).collect();
     let groups: Vec<GroupId> = metas.iter().map(|meta| meta.group).collect();
     tracing::warn!(cell, replicas = groups.len(), "recovering a damaged part of the state");
-    join_all(groups.iter().map(|group| host.close_group(*group))).await;
-    let salvaged = salvage(state, cell, &groups).await;
-    let open_again = metas.iter().filter(|meta| !park.contains(&meta.group.get()));
-    let opened = join_all(open_again.map(|meta| open(host, state, meta))).await;
+    let close = |group: &GroupId| (*group, host.close_group(*group));
+    // Those that hung before: the others serve until they have ended.
+    close_all(hanging.iter().map(close)).await?;
+    let closed = close_all(groups.iter().map(close)).await;
+    let salvaged = match closed {
+        Ok(()) => salvage(state, cell, &groups).await.map_err(Failure::from),
+        Err(hanging) => Err(hanging),
+    };
+    let opened = join_all(metas.iter().map(|meta| reopen(host, state, meta))).await;
     let salvaged = salvaged?;
     tracing::warn!(cell, lost = ?salvaged.lost, aside = %salvaged.aside.display(),
         opened = opened.iter().filter(|opened| **opened).count(),
         "a damaged part of the state was written anew; states that were lost are asked of their leaders");
     Ok(())
+}
+
+/// Closes replicas. Those that take too long end later.
+async fn close_all<C: Future>(
+    closing: impl IntoIterator<Item = (GroupId, C)>,
+) -> Result<(), Failure> {
+    let within = |(group, close): (GroupId, C)| async move {
+        let closed = tokio::time::timeout(CLOSE_TIMEOUT, close).await;
+        closed.err().map(|_| group)
+    };
+    let closed = join_all(closing.into_iter().map(within)).await;
+    let hanging: Vec<GroupId> = closed.into_iter().flatten().collect();
+    match hanging.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Hang(hanging)),
+    }
 }
 
 async fn salvage(
@@ -165,11 +227,11 @@ async fn salvage(
     }
 }
 
-/// Says whether the replica is open. One that is not is parked, with the cause.
-async fn open(host: &Host, state: &Arc<StateDb>, meta: &GroupMeta) -> bool {
+/// Says whether the replica is open. One that is not is parked, with the cause, or ends only now.
+async fn reopen(host: &Host, state: &Arc<StateDb>, meta: &GroupMeta) -> bool {
     let (state, group, kind) = (Arc::clone(state), meta.group, meta.kind.clone());
     let machine = move || machine_of(&state, group, &kind);
-    host.open_group_with(group, Box::new(machine)).await.is_ok()
+    matches!(host.reopen_group_with(group, Box::new(machine)).await, Ok(Some(_)))
 }
 
 #[cfg(test)]
@@ -183,7 +245,7 @@ mod tests {
         let mut now = start;
         let mut pauses = Vec::new();
         for _ in 0..8 {
-            tries.failed(3, now);
+            tries.failed(3, now, &Failure::State(StateDbError::Closed));
             let next = tries.next().unwrap();
             assert!(!tries.is_due(3, now) && tries.is_due(3, next));
             assert!(tries.is_due(4, now), "that is another one");
@@ -193,5 +255,26 @@ mod tests {
         assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 300, 300]);
         tries.recovered(3);
         assert!(tries.is_due(3, now) && tries.next().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_does_not_close_is_named_and_closed_before_the_others_next_time() {
+        let (hung, other) = (GroupId::new(7), GroupId::new(8));
+        let close = |group| {
+            let takes = if group == hung { 10 * CLOSE_TIMEOUT } else { CLOSE_TIMEOUT / 2 };
+            (group, tokio::time::sleep(takes))
+        };
+        let began = Instant::now();
+        let failure = close_all([other, hung].map(close)).await.unwrap_err();
+        assert_eq!(began.elapsed(), CLOSE_TIMEOUT, "no longer than that");
+        assert!(failure.to_string().contains("7"), "{failure}");
+        close_all([other].map(close)).await.unwrap();
+
+        let mut tries = Tries::default();
+        assert!(tries.hanging(3).is_empty());
+        tries.failed(3, began, &failure);
+        assert_eq!(tries.hanging(3), [hung]);
+        tries.failed(3, began, &Failure::State(StateDbError::Closed));
+        assert!(tries.hanging(3).is_empty());
     }
 }

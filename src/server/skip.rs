@@ -20,11 +20,7 @@ pub(super) async fn look(
 ) -> Result<wire::EntryReply, Status> {
     let (id, index) = (GroupId::new(request.group), LogIndex::new(request.index));
     let entry = host.stored_entry(id, index).await.map_err(|error| of_opening(&error))?;
-    let open = host.group(id);
-    let applied = match &open {
-        Some(group) => Some(group.status().applied),
-        None => closed_at(host, state, id).await?,
-    };
+    let standing = standing(host, state, id).await?;
     let entry_reply = |entry: StoredEntry| wire::EntryReply {
         present: true,
         term: entry.term.get(),
@@ -35,25 +31,55 @@ pub(super) async fn look(
         ..wire::EntryReply::default()
     };
     Ok(wire::EntryReply {
-        running: open.as_ref().is_some_and(runs),
-        applied: applied.map(LogIndex::get),
+        running: standing.running,
+        applied: standing.applied.map(LogIndex::get),
+        closed: standing.closed,
         ..entry.map_or_else(wire::EntryReply::default, entry_reply)
     })
 }
 
-/// Where the state machine of a replica stands that is not open; `None`: it cannot say.
-async fn closed_at(
+/// How a replica is.
+struct Standing {
+    running: bool,
+    closed: bool,
+    /// `None`: its state machine cannot say.
+    applied: Option<LogIndex>,
+}
+
+async fn standing(host: &Host, state: &Arc<StateDb>, id: GroupId) -> Result<Standing, Status> {
+    let of = |group: &Group| Standing {
+        running: runs(group),
+        closed: false,
+        applied: Some(group.machine_applied()),
+    };
+    if let Some(group) = host.group(id) {
+        return Ok(of(&group));
+    }
+    match applied_of_closed(host, state, id).await {
+        Ok(applied) => Ok(Standing { running: false, closed: true, applied: Some(applied) }),
+        Err(OpenGroupError::Faulted { .. } | OpenGroupError::Invalid { .. }) => {
+            Ok(Standing { running: false, closed: true, applied: None })
+        }
+        // It was opened meanwhile.
+        Err(error @ OpenGroupError::AlreadyOpen { .. }) => {
+            host.group(id).as_ref().map(of).ok_or_else(|| of_opening(&error))
+        }
+        Err(error) => Err(of_opening(&error)),
+    }
+}
+
+/// What the state machine of a closed replica has on its disk. Refused while the replica is opened: there is
+/// one machine of a group at a time.
+pub(super) async fn applied_of_closed(
     host: &Host,
     state: &Arc<StateDb>,
     id: GroupId,
-) -> Result<Option<LogIndex>, Status> {
-    let kind = kind_of(host, id)?;
+) -> Result<LogIndex, OpenGroupError> {
+    let meta = host.stored_group(id)?.ok_or(OpenGroupError::Unknown { group: id })?;
     let state = Arc::clone(state);
-    let asked = tokio::task::spawn_blocking(move || {
-        let machine = machine_of(&state, id, &kind).ok()?;
-        machine.applied().ok().map(|at| at.unwrap_or_default().index)
-    });
-    asked.await.map_err(|error| Status::internal(error.to_string()))
+    let machine = move || machine_of(&state, id, &meta.kind);
+    let applied = host.applied_of_closed(id, Box::new(machine)).await?;
+    Ok(applied.unwrap_or_default().index)
 }
 
 /// Replaces an entry by nothing. The replica, which must have failed or be parked, is closed afterwards.
@@ -80,7 +106,6 @@ pub(super) async fn skip(
             return Err(refusal(Code::FailedPrecondition, "REPLICA_RUNS", message, []));
         }
         host.close_group(id).await;
-        host.park_group(id, "an operator has a command skipped: `group skip` opens it at the end");
     }
     let (state, kind) = (Arc::clone(state), kind_of(host, id)?);
     let machine = move || machine_of(&state, id, &kind);

@@ -8,6 +8,7 @@ use shardhost_groups::worker::Impairment;
 use shardhost_groups::{HostFault, RequirementMode};
 use tokio::sync::watch;
 
+use crate::disk_space::DiskSpace;
 use crate::shards::StateHealth;
 use shardhost::host::Host;
 
@@ -22,13 +23,17 @@ const MAX_LOOKS: u32 = 5;
 const PROBE_BYTES: usize = 1 << 20;
 const PROBE_NAME: &str = "room";
 
+/// What the state needs to go on that ran out of space.
+#[derive(Clone, Debug)]
+pub(super) struct Room {
+    pub(super) directory: PathBuf,
+    /// Free bytes from which on RocksDB surely resumes. With less it may wait, and there is no fault in it.
+    pub(super) bytes: u64,
+}
+
 /// While the state waits for space the host leads nothing that others can lead; when it failed, or does not
 /// go on although there is room, the host stops. Until the host stops.
-pub(super) async fn follow(
-    host: Host,
-    mut health: watch::Receiver<StateHealth>,
-    directory: PathBuf,
-) {
+pub(super) async fn follow(host: Host, mut health: watch::Receiver<StateHealth>, room: Room) {
     let stopping = host.stopping();
     let mut looks = 0;
     loop {
@@ -39,7 +44,9 @@ pub(super) async fn follow(
             }
             StateHealth::Waits(error) => {
                 let reason = format!(
-                    "{error}; free space on the disk of the data directory, or files of the process"
+                    "{error}; free space on the disk of the data directory, {} MiB at least, or files of \
+                     the process",
+                    room.bytes.div_ceil(1 << 20)
                 );
                 let mode = RequirementMode::Hard;
                 host.impair(SOURCE, Some(Impairment { reason: reason.into(), mode }));
@@ -56,7 +63,7 @@ pub(super) async fn follow(
                 Err(_) => return,
             },
             () = tokio::time::sleep(LOOK_EVERY), if waits.is_some() => {
-                looks = if has_room(directory.clone()).await { looks + 1 } else { 0 };
+                looks = if has_room(room.clone()).await { looks + 1 } else { 0 };
             }
             () = stopping.cancelled() => return,
         }
@@ -69,10 +76,17 @@ pub(super) async fn follow(
     }
 }
 
-/// Whether a file can be made and written where the state stands.
-async fn has_room(directory: PathBuf) -> bool {
-    let probed = tokio::task::spawn_blocking(move || probe(&directory)).await;
-    matches!(probed, Ok(Ok(())))
+/// Whether a file can be made and written where the state stands, and there is as much room as it needs.
+async fn has_room(room: Room) -> bool {
+    let probed = tokio::task::spawn_blocking(move || room.is_there()).await;
+    matches!(probed, Ok(Ok(true)))
+}
+
+impl Room {
+    fn is_there(&self) -> io::Result<bool> {
+        probe(&self.directory)?;
+        Ok(DiskSpace::of(&self.directory)?.free >= self.bytes)
+    }
 }
 
 fn probe(directory: &Path) -> io::Result<()> {
@@ -98,5 +112,14 @@ mod tests {
         probe(directory.path()).unwrap();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
         assert!(probe(&directory.path().join("missing")).is_err());
+    }
+
+    #[test]
+    fn there_is_no_room_where_rocksdb_does_not_resume() {
+        let directory = tempfile::tempdir().unwrap();
+        let free = DiskSpace::of(directory.path()).unwrap().free;
+        let room = |bytes| Room { directory: directory.path().to_owned(), bytes };
+        assert!(room(0).is_there().unwrap());
+        assert!(!room(free * 2).is_there().unwrap(), "a file of a MiB would fit");
     }
 }

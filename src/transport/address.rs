@@ -4,9 +4,12 @@
 //! A node that was started at another address is found by its greeting, which says where it listens.
 //! Nothing proves a greeting, so what it says counts for little:
 //!
-//! * Only a change counts: a process that was reached at the configured address names what stands for it,
-//!   and may name another one, as behind a proxy or a tunnel. What a later process names is learnt if it
-//!   is something else than that.
+//! * A process that was reached at the configured address names what stands for it, and may name another
+//!   one, as behind a proxy or a tunnel. What a later process names is learnt if it is something else than
+//!   that. Before any was reached there, as by a host that was restarted after its peer moved, what is
+//!   named is learnt: behind a proxy the first connection there makes up for it.
+//! * Where a node was found is remembered over restarts: of two nodes that moved, neither could greet the
+//!   other one.
 //! * The configured address comes first. The learnt one is tried while the configured one does not lead
 //!   to the node.
 //! * Where the configured address leads to the node, the learnt one is forgotten.
@@ -90,8 +93,16 @@ impl Named {
         if self.reached == Some(incarnation) {
             return self.note_usual();
         }
-        let usual = self.usual.as_deref();
-        let moved = usual.is_some_and(|usual| usual != address) && address != configured;
+        self.note_moved(address, configured);
+    }
+
+    /// An earlier process of this host found the node there.
+    pub fn remembered(&mut self, address: &str, configured: &str) {
+        self.note_moved(address, configured);
+    }
+
+    fn note_moved(&mut self, address: &str, configured: &str) {
+        let moved = self.usual.as_deref() != Some(address) && address != configured;
         self.moved_to = (moved && may_be_learnt(address)).then(|| address.to_owned());
     }
 
@@ -221,8 +232,9 @@ mod tests {
         let mut named = Named::default();
         // Behind a proxy: it names itself, and is reached elsewhere. Whichever comes first.
         named.greeted(1, "b:1", "proxy:1");
-        assert_eq!(named.moved_to(), None, "it was not reached yet");
+        assert_eq!(named.moved_to(), Some("b:1"), "it was not reached yet");
         named.reached(1);
+        assert_eq!(named.moved_to(), None, "the two are one place");
         named.greeted(2, "b:1", "proxy:1");
         assert_eq!(named.moved_to(), None, "it was restarted where it was");
         named.reached(2);
@@ -243,6 +255,27 @@ mod tests {
         late.greeted(1, "b:1", "a:1");
         late.greeted(2, "b:2", "a:1");
         assert_eq!(late.moved_to(), Some("b:2"));
+    }
+
+    #[test]
+    fn whoever_starts_after_a_move_takes_what_is_named_or_was_found_before() {
+        let mut named = Named::default();
+        named.greeted(7, "b:2", "b:1");
+        assert_eq!(named.moved_to(), Some("b:2"));
+        for wrong in ["b:1", "0.0.0.0:1"] {
+            named.greeted(8, wrong, "b:1");
+            assert_eq!(named.moved_to(), None, "{wrong}");
+        }
+
+        let mut found = Named::default();
+        found.remembered("b:1", "b:1");
+        assert_eq!(found.moved_to(), None, "the configuration was corrected");
+        found.remembered("b:2", "b:1");
+        assert_eq!(found.moved_to(), Some("b:2"));
+        found.greeted(9, "b:3", "b:1");
+        assert_eq!(found.moved_to(), Some("b:3"), "it moved on");
+        found.reached(10);
+        assert_eq!(found.moved_to(), None);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What outlives the process: which starts of its peers a host has seen, and that its own data
-//! directory was rolled back.
+//! What outlives the process: which starts of its peers a host has seen, where it found those that moved,
+//! and that its own data directory was rolled back.
 
 use std::fmt::Debug;
 use std::io;
@@ -12,7 +12,8 @@ use super::handshake::Rollback;
 use super::receiver::note_refusal;
 use super::shared::Shared;
 
-/// Keeps a host's knowledge of the starts of nodes. Both calls block until their input is durable.
+/// Keeps a host's knowledge of the starts of nodes, and of their addresses. The calls block until their
+/// input is durable.
 pub trait IncarnationMemory: Debug + Send + Sync {
     /// The newest incarnation of a peer that was ever seen; 0: none.
     fn newest(&self, node: NodeId) -> u64;
@@ -22,6 +23,21 @@ pub trait IncarnationMemory: Debug + Send + Sync {
     /// # Errors
     /// When it cannot be kept.
     fn saw(&self, node: NodeId, incarnation: u64) -> io::Result<()>;
+
+    /// Where a peer was found last; `None`: where it is configured to be, or that is not remembered.
+    fn moved_to(&self, node: NodeId) -> Option<String> {
+        let _ = node;
+        None
+    }
+
+    /// A peer was found there; `None`: where it is configured to be.
+    ///
+    /// # Errors
+    /// When it cannot be kept. It is found there all the same.
+    fn found(&self, node: NodeId, address: Option<&str>) -> io::Result<()> {
+        let _ = (node, address);
+        Ok(())
+    }
 
     /// A peer knows of a later start of this node than its data directory. When this returns, no
     /// replica votes as if it had everything that it acknowledged.
@@ -72,6 +88,18 @@ pub(super) async fn confirm(
     }
     let memory = Arc::clone(&shared.memory);
     keep(node, move || memory.saw(node, incarnation)).await
+}
+
+/// Remembers where a peer was found. Without it, the next process looks for it elsewhere first.
+pub(super) async fn found(shared: &Arc<Shared>, node: NodeId, address: Option<&str>) {
+    if shared.memory.moved_to(node).as_deref() == address {
+        return;
+    }
+    let (memory, address) = (Arc::clone(&shared.memory), address.map(str::to_owned));
+    let kept = tokio::task::spawn_blocking(move || memory.found(node, address.as_deref())).await;
+    if let Err(error) = kept.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        tracing::warn!(%error, %node, "cannot keep where a peer was found");
+    }
 }
 
 async fn keep(

@@ -78,6 +78,11 @@ impl Peer {
         }
     }
 
+    /// An earlier process found it there.
+    pub fn was_found_at(&self, address: &str) {
+        self.named.lock().remembered(address, &self.address.borrow());
+    }
+
     /// A valid greeting has the address where the peer listens.
     pub fn greeted_from(&self, incarnation: u64, address: &str) {
         self.named.lock().greeted(incarnation, address, &self.address.borrow());

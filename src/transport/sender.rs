@@ -169,7 +169,7 @@ impl Attempt<'_> {
             .await
             .map_err(|_| Refusal::Late { within })??;
         let greeting = self.shared.identity.check_welcome(&welcome, self.peer.node)?;
-        self.found_at(address, welcome.incarnation);
+        self.found_at(address, welcome.incarnation).await;
         memory::learn_known(self.shared, greeting.node, welcome.known_incarnation).await?;
         self.peer.liveness.welcomed(&greeting, asked, self.shared.horizon.latest())?;
         self.peer.said_founding(welcome.founding);
@@ -177,16 +177,17 @@ impl Attempt<'_> {
     }
 
     /// The node answers at this address.
-    fn found_at(&mut self, address: &str, incarnation: u64) {
+    async fn found_at(&mut self, address: &str, incarnation: u64) {
         self.was_there = true;
-        let node = self.peer.node;
-        match self.place {
+        let moved_to = match self.place {
             Place::Configured => {
                 self.peer.is_where_it_should_be(incarnation);
-                self.shared.directory.note_found(node, None);
+                None
             }
-            Place::Learnt => self.shared.directory.note_found(node, Some(address)),
-        }
+            Place::Learnt => Some(address),
+        };
+        self.shared.directory.note_found(self.peer.node, moved_to);
+        memory::found(self.shared, self.peer.node, moved_to).await;
     }
 
     async fn exchange(

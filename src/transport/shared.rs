@@ -193,6 +193,9 @@ impl Shared {
                 let stop = self.stop.child_token();
                 let peer = Peer::new(&self.config, *node, address.clone(), stop);
                 peer.liveness.remember(self.memory.newest(*node));
+                if let Some(address) = self.memory.moved_to(*node) {
+                    peer.was_found_at(&address);
+                }
                 let peer = Arc::new(peer);
                 added.push(Arc::clone(&peer));
                 peer

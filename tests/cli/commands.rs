@@ -160,6 +160,7 @@ async fn a_parked_replica_that_was_removed_gives_way(cluster: &mut Supervised) {
 }
 
 async fn a_host_that_moved_is_found(cluster: &mut Supervised) {
+    let before = cluster.addresses().clone();
     cluster.kill(2).await;
     cluster.restart_elsewhere(2).await;
     // The others lead to it: their clients, and their messages.
@@ -177,6 +178,14 @@ async fn a_host_that_moved_is_found(cluster: &mut Supervised) {
     }
     let read = run(&["table", "get", "color", "--at", &one]).await;
     assert_eq!(read.ok().trim(), "red");
+    // One that is restarted afterwards, with the old configuration, makes a quorum with it.
+    for node in [1, 3] {
+        cluster.kill(node).await;
+    }
+    cluster.restart_configured(1, &before).await;
+    let write = ["table", "put", "color", "red", "--at", &one, "--timeout", "60"];
+    run(&write).await.ok();
+    cluster.restart(3).await;
 }
 
 /// Waits until the host at this address leads no group.

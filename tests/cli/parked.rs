@@ -55,6 +55,9 @@ async fn an_operator_gets_past_a_command_with_the_replicas_parked() {
     assert!(nothing.code == 1 && nothing.stderr.contains("nothing stands at 999"), "{nothing:?}");
     let shown = servers.run(2, &skip).await.ok();
     assert!(shown.contains("would be skipped") && shown.contains("--confirm"), "{shown}");
+    assert!(shown.contains("they may have applied more"), "{shown}");
+    let parked = servers.run(1, &["group", "show", TABLE]).await.ok();
+    assert!(parked.contains("0 on disk"), "its state is gone: {parked}");
     assert_eq!(role(&servers, 1).await, "failed", "it was only shown");
 
     let skipped = servers.run(2, &confirm).await.ok();

@@ -281,6 +281,12 @@ impl Host {
     }
 }
 
+fn start_order(addresses: &BTreeMap<u64, String>) -> Value {
+    let nodes: BTreeMap<String, &String> =
+        addresses.iter().map(|(node, at)| (node.to_string(), at)).collect();
+    json!({ "start": { "nodes": nodes } })
+}
+
 /// Hosts of one cluster. Killed when dropped.
 pub struct Supervised {
     directory: PathBuf,
@@ -339,6 +345,16 @@ impl Supervised {
         self.hosts.insert(node, host);
     }
 
+    /// Starts one of them where it was, with a configuration that says where the others were.
+    #[allow(dead_code, reason = "only some tests need it")]
+    pub async fn restart_configured(&mut self, node: u64, others: &BTreeMap<u64, String>) {
+        let address = self.addresses[&node].clone();
+        let (mut host, _) = self.spawn(node, &address, &[]).await;
+        host.order(&start_order(others)).await;
+        host.report().await;
+        self.hosts.insert(node, host);
+    }
+
     /// Starts one of them at another port, of which the others are not told.
     #[allow(dead_code, reason = "only some tests need it")]
     pub async fn restart_elsewhere(&mut self, node: u64) {
@@ -356,9 +372,7 @@ impl Supervised {
     }
 
     fn start_order(&self) -> Value {
-        let nodes: BTreeMap<String, &String> =
-            self.addresses.iter().map(|(node, at)| (node.to_string(), at)).collect();
-        json!({ "start": { "nodes": nodes } })
+        start_order(&self.addresses)
     }
 
     /// Where the hosts are reached.

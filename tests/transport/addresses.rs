@@ -1,11 +1,12 @@
 //! Nodes that are not where the directory says: their greetings name where they are.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shardhost_groups::transport::Lane;
 use shardhost_proto::peer::{Hello, Welcome};
 
-use crate::fixture::{CLUSTER, Cluster, Host, Impostor, Stranger, hello, message, node};
+use crate::fixture::{CLUSTER, Cluster, Found, Host, Impostor, Stranger, hello, message, node};
 
 /// A host with a directory of its own.
 fn host(cluster: &Cluster, id: u64, incarnation: u64) -> Host {
@@ -40,6 +41,49 @@ fn a_node_that_was_restarted_elsewhere_is_found_by_its_greeting() {
     assert_ne!(two.address, before);
     reaches(&one, &two);
     assert_eq!(ones.directory.address(node(2)), Some(two.address.clone()), "for clients, too");
+}
+
+#[test]
+fn a_node_that_moved_is_found_by_one_that_was_restarted_afterwards() {
+    let (ones, twos) = (Cluster::new(), Cluster::new());
+    let one = host(&ones, 1, 1);
+    twos.directory.set(node(1), &one.address);
+    // Where node 2 was when its peers were configured.
+    ones.directory.set(node(2), "127.0.0.1:1");
+    let two = host(&twos, 2, 2);
+    reaches(&two, &one);
+    reaches(&one, &two);
+    assert_eq!(ones.directory.address(node(2)), Some(two.address.clone()), "for clients, too");
+}
+
+#[test]
+fn two_nodes_that_move_one_after_the_other_find_each_other() {
+    let (ones, twos) = (Cluster::new(), Cluster::new());
+    let memory = Arc::<Found>::default();
+    let start_one = |incarnation| {
+        Host::start_remembering(
+            &ones,
+            1,
+            incarnation,
+            "127.0.0.1:0",
+            Arc::clone(&memory),
+            |config| {
+                config.configured_look_after = Duration::from_millis(100);
+                config.backoff_max = Duration::from_millis(100);
+            },
+        )
+    };
+    let one = start_one(1);
+    twos.directory.set(node(1), &one.address);
+    ones.directory.set(node(2), "127.0.0.1:1");
+    let two = host(&twos, 2, 2);
+    reaches(&one, &two);
+    one.kill();
+    // A process begins with what its configuration says, as node 2 has it of node 1.
+    ones.directory.set(node(2), "127.0.0.1:1");
+    let one = start_one(2);
+    reaches(&one, &two);
+    reaches(&two, &one);
 }
 
 /// Host 1, which is connected to a host 2 that ended then, and where that was.

@@ -95,6 +95,9 @@ impl StateMachine for Watched {
         self.holds_now(applied.unwrap_or_default().index.get());
         Ok(applied)
     }
+    fn begin(&mut self) -> Result<(), ApplyFault> {
+        self.machine.begin()
+    }
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
         self.look_at(batch);
         self.holds.store(batch.last().index.get(), Ordering::Relaxed);

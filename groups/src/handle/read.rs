@@ -88,6 +88,12 @@ impl Group {
         (status.committed, machine.max(status.applied))
     }
 
+    /// What the state machine has applied, also of a batch that it failed in.
+    #[must_use]
+    pub fn machine_applied(&self) -> LogIndex {
+        self.standing().1
+    }
+
     fn is_level(&self) -> bool {
         let (committed, applied) = self.standing();
         applied >= committed

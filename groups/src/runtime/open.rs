@@ -108,6 +108,25 @@ impl Groups {
         opened
     }
 
+    /// The same, unless an operator keeps the replica closed ([`Groups::park`]): `None` then. For whoever
+    /// closed replicas and opens them again by itself.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`].
+    pub fn reopen_with(
+        &self,
+        group: GroupId,
+        machine: MachineFactory,
+    ) -> Result<Option<Group>, OpenGroupError> {
+        let held = self.shared().lives.start(vec![group], GroupStep::Opening)?;
+        if self.shared().parked.is_kept_closed(group) {
+            return Ok(None);
+        }
+        let opened = self.open_made(held, group, machine);
+        self.shared().parked.note(group, &opened);
+        opened.map(Some)
+    }
+
     pub(super) fn open_made(
         &self,
         held: StartGuard,
@@ -291,7 +310,10 @@ fn bring_level(
     standing: Option<LogPosition>,
 ) -> Result<Level, GroupFault> {
     match Opened::decide(persisted, standing)? {
-        Opened::Continue(applied) => Ok(Level { applied, state: State::Whole }),
+        Opened::Continue(applied) => {
+            machine.begin()?;
+            Ok(Level { applied, state: State::Whole })
+        }
         Opened::Lost(applied) => Ok(Level { applied, state: State::Lost }),
         Opened::Restore(position) => {
             let group = persisted.meta.group;

@@ -28,11 +28,19 @@ pub struct ParkedReplica {
     pub meta: Option<GroupMeta>,
     /// Why it cannot be opened.
     pub cause: OpenGroupError,
+    /// An operator keeps it closed: nothing is wrong with it.
+    pub ordered: bool,
 }
 
-/// Why replicas cannot be opened. At most as many as the log holds.
+/// Why replicas are not open. At most as many as the log holds.
 #[derive(Debug, Default)]
-pub(super) struct Parked(Mutex<BTreeMap<GroupId, OpenGroupError>>);
+pub(super) struct Parked(Mutex<BTreeMap<GroupId, Note>>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Note {
+    cause: OpenGroupError,
+    ordered: bool,
+}
 
 impl Parked {
     /// What came of opening a replica that the log holds.
@@ -47,12 +55,32 @@ impl Parked {
         }
     }
 
+    /// It cannot be opened.
     pub(super) fn park(&self, group: GroupId, cause: OpenGroupError) {
+        self.insert(group, Note { cause, ordered: false });
+    }
+
+    /// An operator keeps it closed.
+    pub(super) fn keep_closed(&self, group: GroupId, why: &str) {
+        let message = why.to_owned();
+        self.insert(
+            group,
+            Note { cause: OpenGroupError::Invalid { group, message }, ordered: true },
+        );
+    }
+
+    fn insert(&self, group: GroupId, note: Note) {
         let mut parked = self.0.lock();
-        if parked.get(&group) != Some(&cause) {
-            tracing::error!(%group, %cause, "the replica is parked; the others continue");
-            parked.insert(group, cause);
+        if parked.get(&group) != Some(&note) {
+            let Note { cause, ordered } = &note;
+            tracing::error!(%group, %cause, ordered, "the replica is parked; the others continue");
+            parked.insert(group, note);
         }
+    }
+
+    /// Whether an operator keeps it closed.
+    pub(super) fn is_kept_closed(&self, group: GroupId) -> bool {
+        self.note_of(group).is_some_and(|note| note.ordered)
     }
 
     pub(super) fn forget(&self, group: GroupId) {
@@ -63,7 +91,7 @@ impl Parked {
         self.0.lock().contains_key(&group)
     }
 
-    fn cause(&self, group: GroupId) -> Option<OpenGroupError> {
+    fn note_of(&self, group: GroupId) -> Option<Note> {
         self.0.lock().get(&group).cloned()
     }
 }
@@ -79,19 +107,18 @@ impl Groups {
     /// Leaves a replica that the log holds and that is not open closed, and says why. Opening it ends
     /// that.
     pub fn park(&self, group: GroupId, why: &str) {
-        let message = why.to_owned();
-        self.shared().parked.park(group, OpenGroupError::Invalid { group, message });
+        self.shared().parked.keep_closed(group, why);
     }
 
     /// This host's replica of the group, if it could not be opened.
     #[must_use]
     pub fn parked_replica(&self, group: GroupId) -> Option<ParkedReplica> {
         let shared = self.shared();
-        let cause = shared.parked.cause(group)?;
+        let Note { cause, ordered } = shared.parked.note_of(group)?;
         let meta = shared.store().and_then(|store| store.meta(group)).ok().flatten();
         let known = meta.as_ref().map(|meta| meta.replica);
         let replica = known.or_else(|| shared.store().ok()?.replica(group).ok().flatten());
-        Some(ParkedReplica { group, replica, meta, cause })
+        Some(ParkedReplica { group, replica, meta, cause, ordered })
     }
 
     /// The groups of which a replica was destroyed here and its state remains, in ascending order.
@@ -122,7 +149,7 @@ impl RuntimeShared {
             .registry
             .get(&group)
             .is_some_and(|known| matches!(known.status().role, Role::Failed(_)));
-        if !failed && self.parked.cause(group).is_none() {
+        if !failed && !self.parked.is_parked(group) {
             return;
         }
         let meta = match self.store().and_then(|store| store.meta(group)) {

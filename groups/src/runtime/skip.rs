@@ -7,7 +7,7 @@
 //! and a checksum; that every replica is reached is up to the caller.
 
 use shardhost_storage::{
-    Entry, EntryKind, GroupId, GroupWrite, LogBatch, LogIndex, PersistedGroup, Term,
+    Entry, EntryKind, GroupId, GroupWrite, LogBatch, LogIndex, LogPosition, PersistedGroup, Term,
 };
 
 use super::lives::{GroupStep, log_error};
@@ -19,6 +19,10 @@ use crate::error::OpenGroupError;
 
 /// What may stand in the log from the entry on. It is rewritten in one step.
 pub const MAX_REWRITTEN_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Why a replica stays closed of which a command was skipped.
+const KEPT_CLOSED: &str =
+    "an operator has a command skipped: it is opened when every member has done so";
 
 /// An entry of a log, as operators compare it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +74,28 @@ impl Groups {
         Ok(found.first().map(StoredEntry::of))
     }
 
-    /// Replaces a command in the log of this host's replica by nothing. The replica must be closed, and
-    /// stays so. Where the command is replaced already, or the log ends before it, nothing is done.
+    /// Where the state machine of a replica stands that is closed; `None`: at nothing. No replica is opened
+    /// meanwhile. Of a process that ended only what it had made durable counts.
+    ///
+    /// # Errors
+    /// [`OpenGroupError::AlreadyOpen`], [`OpenGroupError::Busy`] while it is being opened,
+    /// [`OpenGroupError::Faulted`] when the machine cannot say. Else as [`Groups::open`].
+    pub fn applied_of_closed(
+        &self,
+        group: GroupId,
+        machine: MachineFactory,
+    ) -> Result<Option<LogPosition>, OpenGroupError> {
+        if load(self.shared(), group)?.is_none() {
+            return Err(OpenGroupError::Unknown { group });
+        }
+        let _held = self.shared().lives.start(vec![group], GroupStep::Looking)?;
+        let machine = make(group, machine)?;
+        let standing = contain(|| machine.applied()).and_then(|standing| Ok(standing?));
+        standing.map_err(|fault| OpenGroupError::Faulted { group, fault })
+    }
+
+    /// Replaces a command in the log of this host's replica by nothing. The replica must be closed, and is
+    /// kept closed until somebody orders that it be opened. Where the command is replaced already, or the log ends before it, nothing is done.
     /// Blocks until it is durable.
     ///
     /// Every replica of the group must be treated so before any of them runs again.
@@ -89,6 +113,7 @@ impl Groups {
         let _held = self.shared().lives.start(vec![group], GroupStep::Opening)?;
         let shared = self.shared();
         let persisted = load(shared, group)?.ok_or(OpenGroupError::Unknown { group })?;
+        shared.parked.keep_closed(group, KEPT_CLOSED);
         check_in_log(&persisted, entry.index)?;
         let machine = make(group, machine)?;
         let standing = contain(|| machine.applied());

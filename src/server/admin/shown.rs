@@ -112,9 +112,9 @@ const fn doubt_name(doubt: Doubt) -> &'static str {
 /// What a node says of one of its groups.
 pub(in super::super) fn group_status(group: &Group) -> wire::GroupStatus {
     let status = group.status();
-    let fault = match &status.role {
-        Role::Failed(fault) => fault.to_string(),
-        _ => String::new(),
+    let (fault, applied) = match &status.role {
+        Role::Failed(fault) => (fault.to_string(), group.machine_applied()),
+        _ => (String::new(), status.applied),
     };
     let contact = group.last_contact();
     let peers = status.peers.iter().map(|peer| wire::PeerProgress {
@@ -135,7 +135,7 @@ pub(in super::super) fn group_status(group: &Group) -> wire::GroupStatus {
         first_index: status.first.get(),
         last_index: status.last.get(),
         committed: status.committed.get(),
-        applied: status.applied.get(),
+        applied: applied.get(),
         snapshot: status.snapshot.map(|position| log::LogPosition {
             term: position.term.get(),
             index: position.index.get(),
@@ -154,6 +154,7 @@ pub(in super::super) fn group_status(group: &Group) -> wire::GroupStatus {
         serving: status.serving,
         stalled: status.stalled.as_deref().unwrap_or_default().to_owned(),
         caretaker: status.caretaker.as_ref().map(ToString::to_string).unwrap_or_default(),
+        closed: false,
         lease: group.lease().is_some_and(|lease| lease.valid),
         leader_contact_ms: contact.and_then(|since| u64::try_from(since.as_millis()).ok()),
     }

@@ -4,7 +4,7 @@
 //! the answer does not need. Half is for writes: batches of requests from before they are read, then their
 //! commands, and answers that are long. Either is held until the connection has taken the answer, and
 //! given back when the client goes away. A client that takes nothing for [`STALL_TIMEOUT`] while others
-//! wait loses its connection; one whose batch is not whole by then, its stream.
+//! wait, for memory or for a stream, loses its connection; one whose batch is not whole by then, its stream.
 //!
 //! Of the batches that are on their way, or wait for room, those of one connection have a share: they come
 //! one after the other, and keep no other connection waiting for more than one of theirs.
@@ -36,7 +36,8 @@ pub const MIN_CLIENT_BYTES: usize =
 pub const MAX_STREAMS: usize = 1_024;
 /// Those that one connection may have of them.
 pub const MAX_STREAMS_PER_CONNECTION: usize = MAX_STREAMS / 4;
-/// How long a client may leave an answer where it is while others wait for memory.
+/// How long a client may leave an answer where it is, or a batch half sent, while others wait for memory
+/// or a stream.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The reads of a group may hold one part in so many: a group that hangs keeps no other from its reads.
 const GROUP_PART: usize = 4;

@@ -32,6 +32,8 @@ pub enum GroupStep {
     Creating,
     /// Its replica is opened, and its state machine restored if it must be.
     Opening,
+    /// Its state is looked at. Others wait for the end of it.
+    Looking,
     /// Its replica ends, its data stays.
     Closing,
     /// Its replica ends, and its data with it.
@@ -43,6 +45,7 @@ impl fmt::Display for GroupStep {
         f.write_str(match self {
             Self::Creating => "being created",
             Self::Opening => "being opened",
+            Self::Looking => "being looked at",
             Self::Closing => "being closed",
             Self::Destroying => "being destroyed",
         })
@@ -157,6 +160,7 @@ impl GroupOwner {
     pub(super) const fn may_start(&self) -> Admission {
         match self.state {
             State::Idle => Admission::Granted,
+            State::Starting(GroupStep::Looking) => Admission::Wait,
             State::Starting(step) => Admission::Busy(step),
             State::Open(_) => Admission::AlreadyOpen,
             State::Ending { .. } => Admission::Wait,
@@ -209,6 +213,7 @@ impl GroupOwner {
         let open = match self.state {
             State::Idle => None,
             State::Open(open) => Some(open),
+            State::Starting(GroupStep::Looking) => return DestroyingAdmission::Wait,
             State::Starting(step) => return DestroyingAdmission::Busy(step),
             State::Ending { .. } => return DestroyingAdmission::Wait,
         };
@@ -281,6 +286,19 @@ mod tests {
         owner.opened(OPEN);
         assert_eq!(owner.start(GroupStep::Opening), Admission::AlreadyOpen);
         assert_eq!(owner.starts(), 1, "a refused one counts for nothing");
+    }
+
+    #[test]
+    fn whoever_wants_something_waits_for_the_end_of_a_look() {
+        let mut owner = GroupOwner::default();
+        assert_eq!(owner.start(GroupStep::Looking), Admission::Granted);
+        assert_eq!(owner.start(GroupStep::Opening), Admission::Wait);
+        assert_eq!(owner.start(GroupStep::Looking), Admission::Wait);
+        assert_eq!(owner.destroy(), DestroyingAdmission::Wait);
+        assert_eq!(owner.close(Registered::No), ClosingAdmission::NotOpen);
+        owner.gave_up();
+        assert_eq!(owner.start(GroupStep::Opening), Admission::Granted);
+        assert_eq!(owner.start(GroupStep::Looking), Admission::Busy(GroupStep::Opening));
     }
 
     #[test]

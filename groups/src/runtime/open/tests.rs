@@ -1,6 +1,7 @@
 //! A replica whose machine must be restored first, on a disk that is full.
 
 use std::io::{Read, Write};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ struct Register {
     value: Bytes,
     full: Arc<AtomicBool>,
     replayed: Arc<AtomicBool>,
+    /// Each restore comes here twice: as it begins, and before it ends.
+    gate: Option<Arc<Barrier>>,
 }
 
 impl StateMachine for Register {
@@ -64,6 +67,10 @@ impl StateMachine for Register {
     fn restore(&mut self, _: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault> {
         if self.full.load(Ordering::Relaxed) {
             return Err(ApplyFault::passing("the disk is full"));
+        }
+        if let Some(gate) = &self.gate {
+            gate.wait();
+            gate.wait();
         }
         let mut value = Vec::new();
         source.read_to_end(&mut value).map_err(ApplyFault::new)?;
@@ -108,7 +115,9 @@ fn host(members: &[u64]) -> Groups {
 fn open(groups: &Groups) -> (Group, Arc<AtomicBool>, Arc<AtomicBool>) {
     let (full, replayed) = (Arc::new(AtomicBool::new(true)), Arc::<AtomicBool>::default());
     let value = Bytes::new();
-    let machine = Register { value, full: Arc::clone(&full), replayed: Arc::clone(&replayed) };
+    let (full, replayed) = (Arc::clone(&full), Arc::clone(&replayed));
+    let machine =
+        Register { value, full: Arc::clone(&full), replayed: Arc::clone(&replayed), gate: None };
     (groups.open(GROUP, Box::new(machine)).unwrap(), full, replayed)
 }
 
@@ -136,5 +145,38 @@ async fn the_only_replica_waits_for_room_as_well() {
     full.store(false, Ordering::Relaxed);
     group.wait_for(|status| status.serving, DEADLINE).await.expect("it serves");
     assert_eq!(group.query(ReadMode::Linearizable, "").await.unwrap(), "last");
+    groups.shutdown();
+}
+
+/// A second machine beside the one that is restored would see, or take for leftovers, what that wrote.
+#[tokio::test]
+async fn nobody_looks_at_the_state_of_a_replica_that_is_being_opened() {
+    let groups = host(&[1, 2, 3]);
+    let gate = Arc::new(Barrier::new(2));
+    let machine = Register {
+        value: Bytes::new(),
+        full: Arc::default(),
+        replayed: Arc::default(),
+        gate: Some(Arc::clone(&gate)),
+    };
+    let opening = std::thread::spawn({
+        let groups = groups.clone();
+        move || groups.open_with(GROUP, Box::new(move || Ok(Box::new(machine))))
+    });
+    gate.wait();
+    let second = || -> MachineFactory { Box::new(|| panic!("a second machine")) };
+    let looked = groups.applied_of_closed(GROUP, second());
+    gate.wait();
+    let busy = OpenGroupError::Busy { group: GROUP, step: GroupStep::Opening };
+    assert_eq!(looked.unwrap_err(), busy);
+    drop(opening.join().unwrap().unwrap());
+    let looked = groups.applied_of_closed(GROUP, second());
+    assert_eq!(looked.unwrap_err(), OpenGroupError::AlreadyOpen { group: GROUP });
+
+    assert!(groups.close(GROUP).await);
+    let factory =
+        || -> MachineFactory { Box::new(|| Ok(Box::new(crate::testing::alone::Stateless))) };
+    assert_eq!(groups.applied_of_closed(GROUP, factory()), Ok(None));
+    groups.open_with(GROUP, factory()).expect("a look opens nothing and holds nothing");
     groups.shutdown();
 }

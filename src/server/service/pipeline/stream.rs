@@ -203,14 +203,19 @@ impl Stream {
         *self.heard.lock() = Instant::now();
     }
 
-    /// Why the stream must end for others, if it must: it holds memory for a batch that does not become
-    /// whole, or does nothing while others are refused a stream.
+    /// Whether others wait for what this stream holds: memory, or its place.
+    fn others_wait(&self) -> bool {
+        self.budget.is_scarce() || self.budget.lacks_places()
+    }
+
+    /// Why the stream must end for others, if it must: its batch does not become whole while they wait for
+    /// memory or a place, or it does nothing while they are refused a place.
     pub(super) fn in_the_way(&self) -> Option<Status> {
         let is_late = |since: Instant| since.elapsed() >= STALL_TIMEOUT;
         let arriving = *self.arriving.lock();
-        if arriving.is_some_and(is_late) && self.budget.is_scarce() {
+        if arriving.is_some_and(is_late) && self.others_wait() {
             return Some(Status::resource_exhausted(format!(
-                "a batch was not whole within {STALL_TIMEOUT:?}, and others wait for memory"
+                "a batch was not whole within {STALL_TIMEOUT:?}, and others wait for memory or a stream"
             )));
         }
         let idle = arriving.is_none() && self.in_flight.is_empty() && is_late(*self.heard.lock());
@@ -222,10 +227,12 @@ impl Stream {
         })
     }
 
-    /// Since when the connection has taken none of the replies that wait for it.
-    pub(super) fn waits_since(&self) -> Option<Instant> {
+    /// Whether the connection takes none of the replies that wait for it, and others wait.
+    pub(super) fn is_stalled(&self) -> bool {
         let handed = self.handed.lock();
-        (handed.batches > 0).then_some(handed.taken)
+        let late = handed.batches > 0 && handed.taken.elapsed() >= STALL_TIMEOUT;
+        drop(handed);
+        late && self.others_wait()
     }
 
     /// The replica that serves a group, if it is of this kind.
@@ -234,5 +241,80 @@ impl Stream {
             Some(group) if group.kind() == P::KIND => Ok(group),
             _ => Err(failure::unknown_group(id, P::KIND)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use shardhost_proto::shard_map::ShardMap;
+    use shardhost_storage::NodeId;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::service::budget::{MAX_STREAMS, MIN_CLIENT_BYTES};
+    use crate::shards::ShardTimes;
+
+    struct Nothing;
+
+    impl GroupLookup for Nothing {
+        fn group(&self, _: GroupId) -> Option<Group> {
+            None
+        }
+
+        fn map(&self) -> Option<Arc<ShardMap>> {
+            None
+        }
+
+        fn times(&self) -> Arc<ShardTimes> {
+            Arc::default()
+        }
+
+        fn addresses(&self) -> BTreeMap<NodeId, String> {
+            BTreeMap::new()
+        }
+    }
+
+    fn stream(budget: &Arc<ClientBudget>) -> (Stream, Arc<Mutex<Option<Instant>>>) {
+        let (place, arriving) = (budget.stream(Some(1)).unwrap(), Arc::default());
+        let lookup = Arc::new(Nothing);
+        let stream = Stream::new(lookup, Arc::clone(budget), place, Arc::clone(&arriving));
+        (stream, arriving)
+    }
+
+    /// Takes all places that are left, and asks for one more.
+    fn lacking(budget: &Arc<ClientBudget>) -> Vec<StreamPlace> {
+        let places: Vec<_> = std::iter::from_fn(|| budget.stream(None).ok()).collect();
+        assert!(places.len() < MAX_STREAMS && budget.lacks_places() && !budget.is_scarce());
+        places
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_that_does_not_become_whole_takes_no_place_from_others() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        let (stream, arriving) = stream(&budget);
+        *arriving.lock() = Some(Instant::now());
+        advance(STALL_TIMEOUT).await;
+        assert!(stream.in_the_way().is_none(), "it is in nobody's way");
+        let _others = lacking(&budget);
+        let fault = stream.in_the_way().expect("others are refused");
+        assert!(fault.message().contains("not whole"), "{fault}");
+        *arriving.lock() = Some(Instant::now());
+        assert!(stream.in_the_way().is_none(), "it came a moment ago");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn replies_that_are_not_taken_keep_no_place_from_others() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        let (stream, _) = stream(&budget);
+        stream.in_flight.add(1);
+        stream.hand_over();
+        advance(STALL_TIMEOUT).await;
+        assert!(!stream.is_stalled(), "it is in nobody's way");
+        let _others = lacking(&budget);
+        assert!(stream.is_stalled());
+        stream.taken(1, 1);
+        assert!(!stream.is_stalled());
     }
 }

@@ -81,7 +81,7 @@ pub(super) async fn write<P: Protocol>(
         },
         () = replies.closed() => {}
         () = until_stalled(&stream) => {
-            tracing::warn!(kind = P::KIND, "a client takes no answers while others wait for memory");
+            tracing::warn!(kind = P::KIND, "a client takes no answers while others wait for memory or a stream");
             if let Some(connection) = connection {
                 connection.cut();
             }
@@ -90,12 +90,12 @@ pub(super) async fn write<P: Protocol>(
     stream.abandon();
 }
 
-/// Until the client has left its answers where they are for too long, and others need the memory.
+/// Until the client has left its answers where they are for too long, and others need the memory or
+/// the place.
 async fn until_stalled(stream: &Stream) {
     loop {
         sleep(STALL_TIMEOUT / 4).await;
-        let waits = stream.waits_since().is_some_and(|since| since.elapsed() >= STALL_TIMEOUT);
-        if waits && stream.budget.is_scarce() {
+        if stream.is_stalled() {
             return;
         }
     }

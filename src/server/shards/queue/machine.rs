@@ -19,7 +19,7 @@ use super::query::{QueueQuery, Receivable};
 use super::record::{self, COUNTERS, DEDUP, DELIVERY, DedupRecord, Delivered, MESSAGE, Message};
 use super::response::QueueResponse;
 use super::store::{self, Loaded};
-use super::{MAX_DELIVERY_BYTES, MAX_MESSAGES, MAX_SEQUENCE, Receipt};
+use super::{MAX_DELETED_PASSED, MAX_DELIVERY_BYTES, MAX_MESSAGES, MAX_SEQUENCE, Receipt};
 use crate::shards::codec::DecodeError;
 use crate::shards::session::{Admission, SessionTag};
 use crate::shards::state_db::{COMPARED_FORMAT, GroupState, StateDbError};
@@ -41,6 +41,11 @@ impl QueueMachine {
         Self { state, loaded: None }
     }
 
+    #[cfg(test)]
+    pub(super) const fn state(&self) -> &GroupState {
+        &self.state
+    }
+
     fn take_loaded(&mut self) -> Result<Box<Loaded>, StateDbError> {
         match self.loaded.take() {
             Some(loaded) => Ok(loaded),
@@ -51,9 +56,13 @@ impl QueueMachine {
 
 impl StateMachine for QueueMachine {
     fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
-        let applied = self.state.applied()?;
+        Ok(self.state.applied()?)
+    }
+
+    fn begin(&mut self) -> Result<(), ApplyFault> {
+        self.state.begin()?;
         self.state.time().opened(store::counters(&self.state)?.now_ms);
-        Ok(applied)
+        Ok(())
     }
 
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
@@ -91,7 +100,7 @@ impl StateMachine for QueueMachine {
         let query = QueueQuery::decode(request);
         match query.map_err(|error| QueryError::Invalid(error.to_string()))? {
             QueueQuery::Peek(peek) => {
-                Ok(QueueQuery::encode_answer(&store::peek(&self.state, &peek)?))
+                Ok(QueueQuery::encode_answer(&store::peek(&self.state, &peek, MAX_DELETED_PASSED)?))
             }
             QueueQuery::Receivable(Receivable { now_ms, partition_key }) => {
                 let key = (!partition_key.is_empty()).then_some(&partition_key[..]);

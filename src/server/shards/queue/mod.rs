@@ -64,6 +64,9 @@ pub const MAX_PEEK_LIMIT: u32 = 10_000;
 /// A receive or a peek ends before the message that would make its answer larger than this;
 /// never before the first.
 pub const MAX_DELIVERY_BYTES: usize = 2 * 1024 * 1024;
+/// Deleted messages between two that a peek passes, until they are compacted away. With more it ends there,
+/// and is refused if it found nothing before.
+pub const MAX_DELETED_PASSED: u64 = 2_000_000;
 /// Messages in a shard. A send beyond is refused as long as nothing is acked.
 pub const MAX_MESSAGES: usize = 5_000_000;
 /// How long a de-duplication id is remembered: five minutes.

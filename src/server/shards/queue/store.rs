@@ -4,13 +4,13 @@ use bytes::Bytes;
 use shardhost_groups::machine::StateChecksum;
 use shardhost_proto::client::{Deliveries, Delivery, Peek};
 
-use super::MAX_DELIVERY_BYTES;
 use super::dedup::DedupWindow;
 use super::index::{Index, Stored};
 use super::query::messages_of;
 use super::record::{
     COUNTERS, Counters, DEDUP, DELIVERY, DedupRecord, Delivered, MESSAGE, Message, number_of,
 };
+use super::{MAX_DELETED_PASSED, MAX_DELIVERY_BYTES};
 use crate::shards::session::{self, Sessions};
 use crate::shards::state_db::{GroupState, Scan, StateDbError};
 use shardhost_proto::hash::SequenceSum;
@@ -44,7 +44,7 @@ pub(super) fn load(state: &GroupState) -> Result<Loaded, StateDbError> {
     let counters = counters(state)?;
     let mut index = Index::at(counters.now_ms, counters.last_sequence);
     let first = counters.first_sequence.to_be_bytes();
-    let mut deliveries = DeliveryCursor::open(state, &first)?;
+    let mut deliveries = DeliveryCursor::open(state, &first, 0)?;
     let mut messages = state.scan(MESSAGE, &first, None);
     while let Some((key, value)) = messages.next()? {
         let sequence = number_of(key).map_err(|cause| corrupt(state, "a message", cause))?;
@@ -67,7 +67,12 @@ pub(super) fn load(state: &GroupState) -> Result<Loaded, StateDbError> {
 /// Whether a message is there, in flight or not.
 pub(super) fn has_messages(state: &GroupState) -> Result<bool, StateDbError> {
     let first = counters(state)?.first_sequence.to_be_bytes();
-    Ok(state.scan(MESSAGE, &first, None).next()?.is_some())
+    match state.scan_passing(MESSAGE, &first, None, MAX_DELETED_PASSED).next() {
+        Ok(found) => Ok(found.is_some()),
+        // Not found so soon: whoever asks has to do what it takes.
+        Err(StateDbError::TooManyDeleted { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 pub(super) fn counters(state: &GroupState) -> Result<Counters, StateDbError> {
@@ -104,8 +109,10 @@ struct DeliveryCursor<'a> {
 }
 
 impl<'a> DeliveryCursor<'a> {
-    fn open(state: &'a GroupState, from: &[u8]) -> Result<Self, StateDbError> {
-        let mut cursor = Self { state, records: state.scan(DELIVERY, from, None), next: None };
+    /// A step that would pass more than `deleted` deleted keys is an error; 0: any number.
+    fn open(state: &'a GroupState, from: &[u8], deleted: u64) -> Result<Self, StateDbError> {
+        let records = state.scan_passing(DELIVERY, from, None, deleted);
+        let mut cursor = Self { state, records, next: None };
         cursor.step()?;
         Ok(cursor)
     }
@@ -151,31 +158,58 @@ pub(super) fn decode_message(
     Message::decode(record).map_err(|cause| corrupt(state, &format!("message {sequence}"), cause))
 }
 
-/// The messages of the shard in order.
-pub(super) fn peek(state: &GroupState, peek: &Peek) -> Result<Deliveries, StateDbError> {
+/// The messages of the shard in order. Ends where more than `deleted` messages in a row were deleted, with
+/// an error if none was found before.
+pub(super) fn peek(
+    state: &GroupState,
+    peek: &Peek,
+    deleted: u64,
+) -> Result<Deliveries, StateDbError> {
     let first = counters(state)?.first_sequence.max(peek.from_sequence).to_be_bytes();
-    let mut deliveries = DeliveryCursor::open(state, &first)?;
-    let mut messages = state.scan(MESSAGE, &first, None);
+    let mut deliveries = DeliveryCursor::open(state, &first, deleted)?;
+    let mut messages = state.scan_passing(MESSAGE, &first, None, deleted);
     let (mut answer, mut bytes) = (Deliveries::default(), 0);
-    while let Some((key, value)) = messages.next()? {
+    let mut step = |found: usize| {
+        let Some((key, value)) = messages.next()? else { return Ok(Peeked::End) };
         bytes += value.len();
-        let full = answer.messages.len() == messages_of(peek)
-            || (bytes > MAX_DELIVERY_BYTES && !answer.messages.is_empty());
-        if full {
-            answer.more = true;
-            break;
+        if found == messages_of(peek) || (bytes > MAX_DELIVERY_BYTES && found > 0) {
+            return Ok(Peeked::Full);
         }
         let sequence = number_of(key).map_err(|cause| corrupt(state, "a message", cause))?;
         let message = decode_message(state, sequence, &Bytes::copy_from_slice(value))?;
-        answer.messages.push(Delivery {
+        Ok(Peeked::Message(Delivery {
             sequence,
             partition_key: message.partition_key,
             body: message.body,
             receipt: 0,
             attempt: deliveries.of(sequence)?.attempt,
-        });
+        }))
+    };
+    loop {
+        match step(answer.messages.len()) {
+            Ok(Peeked::Message(message)) => answer.messages.push(message),
+            Ok(Peeked::End) => break,
+            Ok(Peeked::Full) => {
+                answer.more = true;
+                break;
+            }
+            // Whoever asks goes on behind the last message.
+            Err(StateDbError::TooManyDeleted { .. }) if !answer.messages.is_empty() => {
+                answer.more = true;
+                break;
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(answer)
+}
+
+/// What comes next of a shard's messages.
+enum Peeked {
+    Message(Delivery),
+    /// There are more than an answer may have.
+    Full,
+    End,
 }
 
 /// Messages, and a checksum over them, their deliveries, the ids and the counters.

@@ -6,6 +6,7 @@ use shardhost_storage::LogPosition;
 
 use super::*;
 use crate::shards::session::SessionTag;
+use crate::shards::state_db::StateDbError;
 use crate::shards::testing::{GROUP, Scratch, apply, restore, snapshot_of};
 
 /// What a case does at a time, and what must come of it.
@@ -379,6 +380,46 @@ fn peek(queue: &QueueMachine, from_sequence: u64, limit: u32) -> (Vec<(u64, u32)
     assert!(answer.messages.iter().all(|message| message.receipt == 0));
     let messages = answer.messages.iter().map(|message| (message.sequence, message.attempt));
     (messages.collect(), answer.more)
+}
+
+/// A peek does a bounded work however many messages were deleted, and says that there is more.
+#[test]
+fn a_peek_ends_where_too_many_deleted_messages_are_in_the_way() {
+    const DELETED: u64 = 10_000;
+    let scratch = Scratch::new();
+    let mut queue = scratch.state.queue(GROUP);
+    let all = DELETED as usize + 2;
+    let send = |number: usize| QueueCommand::send(0, &number.to_be_bytes(), b"x", b"");
+    let sends: Vec<Bytes> = (0..all).map(send).collect();
+    apply(&mut queue, 1, &sends);
+    // All but the first and the last are received and deleted, with their deliveries.
+    let mut index = all as u64 + 1;
+    let mut receipts = Vec::new();
+    while receipts.len() < all {
+        let answers = apply(&mut queue, index, &[QueueCommand::receive(0, 1_000, 60_000, b"")]);
+        index += 1;
+        match QueueResponse::decode(&answers[0]).unwrap() {
+            QueueResponse::Deliveries(taken) => {
+                assert!(!taken.messages.is_empty());
+                let taken =
+                    taken.messages.iter().map(|message| Receipt::from_number(message.receipt));
+                receipts.extend(taken);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let deleted = receipts[1..all - 1].iter().copied();
+    apply(&mut queue, index, &[QueueCommand::ack(0, deleted)]);
+    let peeked = |from_sequence, deleted| {
+        let peek = Peek { from_sequence, ..Peek::default() };
+        let found = store::peek(queue.state(), &peek, deleted)?;
+        Ok::<_, StateDbError>((found.messages.len(), found.more))
+    };
+    assert_eq!(peeked(0, DELETED / 2), Ok((1, true)));
+    let refused = peeked(2, DELETED / 2).unwrap_err();
+    assert_eq!(refused, StateDbError::TooManyDeleted { limit: DELETED / 2 });
+    assert_eq!(peeked(DELETED + 2, DELETED / 2), Ok((1, false)), "by its sequence");
+    assert_eq!(peeked(0, 4 * DELETED), Ok((2, false)));
 }
 
 #[test]

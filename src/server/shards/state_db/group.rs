@@ -65,19 +65,21 @@ impl GroupState {
         &self.time
     }
 
-    /// The position as of the last write. At none, whatever else is there is what a restore left
-    /// that a crash interrupted, and is removed, so that a replay starts from nothing.
+    /// The position as of the last write. At none, there may be records of a restore that is under way,
+    /// or that a crash interrupted.
     pub(crate) fn applied(&self) -> Result<Option<LogPosition>, StateDbError> {
-        let Some(record) = self.get(&self.space.prefix(APPLIED))? else {
-            self.remove_leftovers()?;
-            return Ok(None);
-        };
+        let Some(record) = self.get(&self.space.prefix(APPLIED))? else { return Ok(None) };
         let position = self.decode_applied(&record)?;
         self.progress.found_on_disk(position.index.get());
         Ok(Some(position))
     }
 
-    fn remove_leftovers(&self) -> Result<(), StateDbError> {
+    /// Removes what an interrupted restore left, so that a replay starts from nothing. Only of the one
+    /// machine of the group: another one may be restoring.
+    pub(crate) fn begin(&self) -> Result<(), StateDbError> {
+        if self.get(&self.space.prefix(APPLIED))?.is_some() {
+            return Ok(());
+        }
         let shared = self.shared()?;
         match shared.holds(self.space)? {
             true => shared.write(clearing(self.space)),

@@ -163,6 +163,12 @@ impl StateDb {
         self.cells.common().health.watch()
     }
 
+    /// Free bytes of the disk with which it surely goes on after there was no space.
+    #[must_use]
+    pub fn resumes_with(&self) -> u64 {
+        self.cells.options().resumes_with()
+    }
+
     /// The cells in which damage was found since the start: [`StateDb::recover`] one.
     #[must_use]
     pub fn damaged_cells(&self) -> watch::Receiver<BTreeSet<usize>> {

@@ -92,6 +92,16 @@ impl StateDbOptions {
         self
     }
 
+    const fn write_buffer_bytes(&self) -> usize {
+        self.memtable_bytes / MEMTABLE_SHARE
+    }
+
+    /// Free bytes of the disk with which a cell surely resumes that ran out of space: RocksDB waits until it
+    /// finds as much as a memtable may be. The same again, for what others write meanwhile.
+    pub(crate) const fn resumes_with(&self) -> u64 {
+        2 * self.write_buffer_bytes() as u64
+    }
+
     /// What all cells share.
     pub(crate) fn pools(&self) -> Pools {
         Pools {
@@ -103,7 +113,7 @@ impl StateDbOptions {
     pub(crate) fn rocks(&self, pools: &Pools) -> Options {
         let mut options = Options::default();
         options.create_if_missing(true);
-        options.set_write_buffer_size(self.memtable_bytes / MEMTABLE_SHARE);
+        options.set_write_buffer_size(self.write_buffer_bytes());
         options.set_write_buffer_manager(&pools.memtables);
         options.set_max_write_buffer_number(as_c_int(self.memtables.max(2)));
         options.set_max_background_jobs(as_c_int(self.background_jobs.max(1)));

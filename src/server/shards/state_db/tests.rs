@@ -230,10 +230,49 @@ fn a_crash_during_a_restore_leaves_no_position_and_no_leftovers() {
     let mut table = crashed.state.table(GROUP);
     assert!(table.checksum().unwrap().items > 0, "the restore had written something");
     assert_eq!((applied(&table), durable(&table)), (None, 0));
+    assert!(table.checksum().unwrap().items > 0, "a look changes nothing");
+    table.begin().unwrap();
     assert_eq!(table.checksum().unwrap().items, 0, "leftovers would mix with a replay");
     restore(&mut table, 40, &snapshot);
     assert_eq!(table.checksum().unwrap(), source.checksum().unwrap());
     assert_eq!(applied(&table), Some(40));
+}
+
+/// Asks another machine of the group where it stands, again and again while it is restored.
+struct LookMidway<'a> {
+    snapshot: &'a [u8],
+    state: &'a Arc<StateDb>,
+    looks: usize,
+}
+
+impl io::Read for LookMidway<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.snapshot.len() < 2_000_000 {
+            assert_eq!(applied(&self.state.table(GROUP)), None, "it is being restored");
+            self.looks += 1;
+        }
+        self.snapshot.read(buffer)
+    }
+}
+
+#[test]
+fn whoever_asks_where_a_state_stands_takes_nothing_from_its_restore() {
+    let scratch = Scratch::new();
+    let mut source = scratch.state.table(GroupId::new(1));
+    let value = vec![7; 100_000];
+    let puts: Vec<Bytes> = (0..40u64)
+        .map(|key| TableCommand::Put { key: &key.to_be_bytes(), value: &value }.encode())
+        .collect();
+    apply(&mut source, 1, &puts);
+    let snapshot = snapshot_of(&mut source);
+
+    let mut table = scratch.state.table(GROUP);
+    let mut looked = LookMidway { snapshot: &snapshot, state: &scratch.state, looks: 0 };
+    table.restore(LogPosition::new(1, 40), &mut looked).unwrap();
+    assert!(looked.looks > 0, "the first batches were written by then");
+    assert_eq!(table.checksum().unwrap(), source.checksum().unwrap());
+    table.begin().unwrap();
+    assert_eq!(table.checksum().unwrap().items, 40, "what is at a position is no leftover");
 }
 
 #[test]

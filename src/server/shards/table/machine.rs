@@ -99,9 +99,13 @@ impl TableMachine {
 
 impl StateMachine for TableMachine {
     fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
-        let applied = self.state.applied()?;
+        Ok(self.state.applied()?)
+    }
+
+    fn begin(&mut self) -> Result<(), ApplyFault> {
+        self.state.begin()?;
         self.state.time().opened(session::time_ms(&self.state)?);
-        Ok(applied)
+        Ok(())
     }
 
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {

@@ -1,0 +1,120 @@
+//! Where nodes were found that are not where the configuration says, kept over the restarts of this node:
+//! of two nodes that moved, the one that was restarted later would not know where the other one is.
+//!
+//! A file of lines, as that of the starts of peers: `<checksum>` and behind it `<node> <address>`. Without
+//! it a node is looked for where the configuration says, so a damaged one is forgotten.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use parking_lot::Mutex;
+use shardhost_storage::NodeId;
+
+/// The address of each peer that moved, as its greeting named it and as it was reached there.
+#[derive(Debug)]
+pub struct PeerAddresses {
+    path: PathBuf,
+    found: Mutex<BTreeMap<NodeId, String>>,
+}
+
+impl PeerAddresses {
+    /// Reads what was kept.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn open(path: PathBuf) -> io::Result<Self> {
+        let found = match fs::read(&path) {
+            Ok(bytes) => parse(&bytes).unwrap_or_else(|| {
+                tracing::warn!(path = %path.display(), "forgot where peers were found: it is damaged");
+                BTreeMap::new()
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => return Err(error),
+        };
+        Ok(Self { path, found: Mutex::new(found) })
+    }
+
+    /// Where a peer was found last; `None`: where the configuration says, or never.
+    pub fn of(&self, node: NodeId) -> Option<String> {
+        self.found.lock().get(&node).cloned()
+    }
+
+    /// A peer was found there; `None`: where the configuration says. Durable when this returns.
+    ///
+    /// # Errors
+    /// When it cannot be written; it is not remembered then.
+    pub fn found(&self, node: NodeId, address: Option<&str>) -> io::Result<()> {
+        let mut found = self.found.lock();
+        if found.get(&node).map(String::as_str) == address {
+            return Ok(());
+        }
+        let mut then = found.clone();
+        match address {
+            Some(address) => then.insert(node, address.to_owned()),
+            None => then.remove(&node),
+        };
+        shardhost_storage::replace_file(&self.path, text_of(&then).as_bytes())?;
+        *found = then;
+        Ok(())
+    }
+}
+
+fn text_of(found: &BTreeMap<NodeId, String>) -> String {
+    let lines: String = found.iter().map(|(node, address)| format!("{node} {address}\n")).collect();
+    format!("{:08x}\n{lines}", crc32fast::hash(lines.as_bytes()))
+}
+
+fn parse(bytes: &[u8]) -> Option<BTreeMap<NodeId, String>> {
+    let (checksum, lines) = std::str::from_utf8(bytes).ok()?.split_once('\n')?;
+    if u32::from_str_radix(checksum, 16).ok()? != crc32fast::hash(lines.as_bytes()) {
+        return None;
+    }
+    let pair = |line: &str| {
+        let (node, address) = line.split_once(' ')?;
+        Some((NodeId::new(node.parse().ok()?)?, address.to_owned()))
+    };
+    lines.lines().map(pair).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_peer_was_found_is_kept_until_it_is_where_it_should_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("addresses");
+        let (two, three) = (NodeId::must(2), NodeId::must(3));
+        let peers = PeerAddresses::open(path.clone()).unwrap();
+        peers.found(three, None).unwrap();
+        assert!(!path.exists(), "there is nothing to keep");
+        for (node, address) in [(two, "b:1"), (three, "[::1]:7"), (two, "b:2")] {
+            peers.found(node, Some(address)).unwrap();
+        }
+        for peers in [peers, PeerAddresses::open(path.clone()).unwrap()] {
+            assert_eq!(peers.of(two).as_deref(), Some("b:2"));
+            peers.found(three, None).unwrap();
+        }
+        assert_eq!(PeerAddresses::open(path).unwrap().of(three), None);
+    }
+
+    #[test]
+    fn a_damaged_file_is_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("addresses");
+        let two = NodeId::must(2);
+        PeerAddresses::open(path.clone()).unwrap().found(two, Some("b:1")).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            fs::write(&path, bytes).unwrap();
+            let peers = PeerAddresses::open(path.clone()).unwrap();
+            assert_eq!(peers.of(two), None, "{at}");
+        }
+        PeerAddresses::open(path.clone()).unwrap().found(two, Some("b:2")).unwrap();
+        assert_eq!(PeerAddresses::open(path).unwrap().of(two).as_deref(), Some("b:2"));
+    }
+}
