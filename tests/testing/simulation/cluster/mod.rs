@@ -2,6 +2,7 @@
 
 mod changes;
 mod clients;
+mod impairments;
 mod log;
 mod machines;
 mod outside;
@@ -11,7 +12,7 @@ mod shipping;
 mod trouble;
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -91,6 +92,9 @@ pub struct Shape {
     pub lost_disks: bool,
     /// Whether the first node loses what its state machines keep.
     pub lost_states: bool,
+    /// Whether disks fill up and states are lost on any node, while others are down and members are
+    /// removed; and one of it lasts.
+    pub impairs: bool,
     /// Whether logs lose their ends, of one node at a time.
     pub lost_tails: bool,
     /// Whether leadership is handed over all the time.
@@ -133,6 +137,7 @@ impl Shape {
             changes: false,
             slow_machines: false,
             lost_disks: false,
+            impairs: false,
             lost_tails: false,
             transfers: false,
             lost_states: false,
@@ -211,6 +216,24 @@ impl Shape {
         shape.lost_states = true;
         shape.fault_every = 500;
         shape.load_every = 30;
+        shape
+    }
+
+    /// State machines stand still and lose their states at any time and anywhere, as long as another one
+    /// has it, while members come and go.
+    pub fn impairing(seed: u64) -> Self {
+        let mut shape = Self::from_seed(seed);
+        let mut chance = Chance::new(seed ^ 0x1a9a1);
+        shape.nodes = chance.between(3, 5);
+        shape.groups = 1;
+        shape.spares = 1;
+        shape.impairs = true;
+        shape.changes = chance.per_mille(600);
+        shape.transfers = chance.per_mille(300);
+        shape.duration = chance.between(4_000, 10_000);
+        shape.fault_every = 500;
+        shape.load_every = 30;
+        shape.config.max_unapplied_entries = chance.between(20, 200);
         shape
     }
 
@@ -361,6 +384,10 @@ pub struct Cluster {
     faulty: bool,
     /// Nodes hear nothing more of what others say of themselves.
     hushed: bool,
+    /// No snapshot arrives before this moment.
+    ships_nothing_until: u64,
+    /// Replicas that lost their state, unless they have it again.
+    without_state: BTreeSet<(NodeId, GroupId)>,
 }
 
 impl Cluster {
@@ -385,6 +412,8 @@ impl Cluster {
             story: std::env::var("SIMULATION_SEED").is_ok(),
             faulty: false,
             hushed: false,
+            ships_nothing_until: 0,
+            without_state: BTreeSet::new(),
         };
         let ids: Vec<NodeId> = (1..=shape.nodes + shape.spares).map(NodeId::must).collect();
         for &id in &ids {
