@@ -16,7 +16,7 @@ use raft::{INVALID_ID, StateRole};
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::RequirementMode;
 
-use super::GroupCore;
+use super::{GroupCore, mix};
 use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
 use crate::worker::{Impairment, Round};
@@ -51,8 +51,9 @@ impl GroupCore {
         self.recovery.lost && !self.config.bugs.has(KnownBug::ApplyWithoutState)
     }
 
-    /// At every tick: asks the leader for a snapshot, once in an election timeout, until one is here. The
-    /// request, the snapshot or its maker may be lost.
+    /// At every tick: asks the leader for a snapshot, once in one to two election timeouts, until one is
+    /// here. The request, the snapshot or its maker may be lost. A leader that makes snapshots at even
+    /// intervals must not replace each just when it ships it.
     pub(super) fn ask_for_state(&mut self, round: &mut Round) {
         let raft = &self.raw.raft;
         let due = self.lacks_state()
@@ -65,7 +66,8 @@ impl GroupCore {
         if !due {
             return;
         }
-        self.recovery.asks_at = self.ticks + u64::from(self.config.election_ticks);
+        let pause = u64::from(self.config.election_ticks).max(1);
+        self.recovery.asks_at = self.ticks + pause + mix(self.id.get() ^ self.ticks) % pause;
         if self.config.bugs.has(KnownBug::StopLogForState) {
             if let Err(error) = self.raw.request_snapshot() {
                 tracing::debug!(group = %self.id, %error, "raft asks for no snapshot");
