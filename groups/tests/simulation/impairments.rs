@@ -12,7 +12,7 @@ const GROUP: GroupId = GroupId::new(1);
 #[test]
 fn clusters_keep_their_promises_while_machines_stand_still_and_states_are_lost() {
     all_seeds_hold(Shape::impairing, |coverage, runs| {
-        assert!(coverage.lost_states > runs, "{coverage:?}");
+        assert!(coverage.lost_states > runs / 2, "{coverage:?}");
         assert!(coverage.acknowledged > runs * 50 && coverage.changes > runs / 2, "{coverage:?}");
     });
 }
