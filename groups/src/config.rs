@@ -65,6 +65,9 @@ pub struct GroupsConfig {
     /// Entries that are kept in memory of one group at most, for followers a little behind; in
     /// bytes. Those that wait for the state machine are beside that, up to 8 MiB. Default 1 MiB.
     pub max_cached_bytes_per_group: usize,
+    /// Committed entries that the state machine has not applied with which a replica campaigns at most:
+    /// until they are applied it would serve no users. Default 262,144.
+    pub max_unapplied_entries: u64,
     /// Entries kept in the log behind the applied and durable ones, so that a follower a little
     /// behind needs no snapshot. Default 1,024.
     pub log_trail_entries: u64,
@@ -122,6 +125,7 @@ impl GroupsConfig {
             query_timeout: Duration::from_secs(10),
             propose_give_up_ticks: 100,
             max_cached_bytes_per_group: 1 << 20,
+            max_unapplied_entries: 1 << 18,
             log_trail_entries: 1_024,
             log_keep_entries: 100_000,
             snapshot_entries: 10_000,

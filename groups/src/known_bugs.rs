@@ -89,8 +89,14 @@ pub enum KnownBug {
     WaitForOwnDisk,
     /// A replica whose state is lost goes on from the start of its log.
     ApplyWithoutState,
-    /// Such a replica asks for a snapshot whatever becomes of the group meanwhile.
-    AskForStateForEver,
+    /// Such a replica takes no entries before it has a snapshot: it asks by raft's own request.
+    StopLogForState,
+    /// A snapshot becomes the state before the changes of members are taken that it has passed.
+    StateBeforeMembership,
+    /// Changes of members wait for a state machine that stands still or lost its state.
+    MembershipWaitsForMachine,
+    /// A leader whose state machine stands still hands over only once it has applied an entry of its term.
+    StalledLeaderWaits,
     /// The replica with the number 3 does not apply every fifth entry.
     SkipCommands,
 }

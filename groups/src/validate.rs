@@ -174,6 +174,7 @@ pub fn validate(
         MessageKind::ReadIndexResponse => check_from_leader(view, message),
         MessageKind::Invite | MessageKind::Removed => check_invitation(view.membership, message),
         MessageKind::RecoveryResponse => check_recovery(view, message),
+        MessageKind::StateRequest => check_state_request(view, message),
         MessageKind::Checksum => check_checksum(view, message),
         MessageKind::ChecksumVerdict => {
             check_checksum(view, message)?;
@@ -328,6 +329,15 @@ fn check_placement(kind: MessageKind, message: &GroupMessage) -> Result<(), Refu
     let judges = kind == MessageKind::ChecksumVerdict;
     if compares != message.checksum.is_some() || judges != (message.verdict != 0) {
         return Err(Refusal::Checksum);
+    }
+    Ok(())
+}
+
+/// A log begins where its group has committed something, which a leader's log has.
+fn check_state_request(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
+    let current = view.leads && message.term == view.term;
+    if current && message.index > view.last_index {
+        return Err(Refusal::AckBeyondLog);
     }
     Ok(())
 }

@@ -30,11 +30,12 @@ pub(super) struct ApplyProgress {
 }
 
 impl ApplyProgress {
-    pub(super) const fn new(applied: u64, durable: Option<LogIndex>) -> Self {
+    /// The machine stands at `applied`, and raft hands out what is committed behind `passed`.
+    pub(super) const fn new(applied: u64, passed: u64, durable: Option<LogIndex>) -> Self {
         Self {
             applied,
             handed: applied,
-            released: applied,
+            released: passed,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             durable,
@@ -59,6 +60,12 @@ impl ApplyProgress {
         self.released = index;
     }
 
+    /// The state machine will be given the state at this index, and go on from there in the same log.
+    pub(super) fn go_on_from(&mut self, index: u64) {
+        self.handed = index;
+        self.released = self.released.max(index);
+    }
+
     pub(super) fn finish_restore(&mut self, index: u64) {
         self.in_flight.clear();
         self.in_flight_bytes = 0;
@@ -79,9 +86,12 @@ impl GroupCore {
     /// Raft says that these entries are committed, and durable here. When they are held back, only
     /// their places count.
     pub(super) fn release(&mut self, committed: Vec<Entry>, held_back: bool, round: &mut Round) {
-        let Some(last) = committed.last() else { return };
+        let Some(last) = committed.last().map(|entry| entry.index) else { return };
+        if last <= self.apply.released {
+            return;
+        }
         let at_once = !held_back && self.hands_over_at_once();
-        self.apply.released = last.index;
+        self.apply.released = last;
         if at_once {
             self.hand(committed, round);
         }
@@ -194,7 +204,7 @@ impl GroupCore {
         self.forget_handed(index);
         if index > self.apply.applied {
             self.apply.applied = index;
-            self.raw.advance_apply_to(index);
+            self.count_as_applied(index);
             self.trim_tail();
         }
     }

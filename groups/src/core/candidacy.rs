@@ -25,9 +25,9 @@ use crate::worker::Round;
 
 /// Election timeouts that a follower on a draining node lets go by, while others could lead.
 const DRAINING_PATIENCE: u16 = 2;
-/// Entries that are committed and not applied, and their bytes, with which a replica stands for
-/// election at most: raft looks through them all first, on the worker's thread and in memory.
-const MAX_UNAPPLIED_ENTRIES: u64 = 1 << 18;
+/// Bytes of entries that are committed and not applied with which a replica stands for election at most,
+/// beside `GroupsConfig::max_unapplied_entries`: raft looks through them all first, on the worker's
+/// thread and in memory.
 const MAX_UNAPPLIED_BYTES: u64 = 64 << 20;
 
 /// What keeps this replica from standing for election.
@@ -113,7 +113,7 @@ impl GroupCore {
         let log = &self.raw.raft.raft_log;
         let (first, end) = (log.first_index().max(log.applied + 1), log.committed + 1);
         let count = end.saturating_sub(first);
-        if count == 0 || count > MAX_UNAPPLIED_ENTRIES {
+        if count == 0 || count > self.config.max_unapplied_entries {
             return count > 0;
         }
         self.entries_within(first, end, MAX_UNAPPLIED_BYTES).is_none()

@@ -277,11 +277,13 @@ impl GroupCore {
     /// many, or one cannot be read now.
     fn unapplied_configs(&self) -> Option<Vec<Membership>> {
         let log = &self.raw.raft.raft_log;
-        let (applied, last) = (self.apply.applied(), log.last_index());
-        if applied >= last {
+        // The membership may be ahead of the state machine.
+        let passed = self.passed().max(self.membership.config_index.get());
+        let last = log.last_index();
+        if passed >= last {
             return Some(Vec::new());
         }
-        let entries = self.entries_within(applied + 1, last + 1, MAX_UNAPPLIED_BYTES)?;
+        let entries = self.entries_within(passed + 1, last + 1, MAX_UNAPPLIED_BYTES)?;
         let changes = entries.iter().filter(|entry| is_change(entry));
         let mut tracker = self.raw.raft.prs().clone();
         let mut configs: Vec<Membership> = Vec::new();

@@ -154,7 +154,7 @@ impl GroupCore {
     /// Where a change stands that is not applied yet, or a joint one that is not finished.
     pub(super) fn pending_change(&self) -> Option<LogIndex> {
         let pending = self.raw.raft.pending_conf_index;
-        if self.leads() && pending > self.apply.applied() {
+        if self.leads() && pending > self.passed() {
             return Some(LogIndex::new(pending));
         }
         if let Some(index) = self.pending_requirement() {
@@ -447,7 +447,7 @@ impl GroupCore {
         }
         let ready = self.led.as_ref().is_some_and(|led| led.ready);
         let pending = self.raw.raft.pending_conf_index.max(self.pending_requirement);
-        if !ready || pending > self.apply.applied() {
+        if !ready || pending > self.passed() {
             return;
         }
         let next = match self.membership.incoming {

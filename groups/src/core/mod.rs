@@ -15,6 +15,8 @@
 //! | `barrier` | holding back users' proposals |
 //! | `ready` | what raft wants written, sent and applied |
 //! | `apply` | handing committed entries to the state machine |
+//! | `ahead` | changes of members do not wait for a state machine that stands still |
+//! | `recovery` | a replica whose state machine lost its state |
 //! | `leadership` | edges: acquired, ready, lost |
 //! | `candidacy` | not standing for election, or not being elected, where one should not lead |
 //! | `gate` | whether a leader serves its users |
@@ -30,6 +32,7 @@
 //! | `snapshot` | making, shipping and installing snapshots; truncating the log |
 //! | `status` | what everybody may know |
 
+mod ahead;
 mod apply;
 mod barrier;
 mod candidacy;
@@ -218,13 +221,14 @@ impl GroupCore {
         self.ticks += 1;
         let live = Arc::clone(&round.nodes);
         let live = &*live;
-        if self.snapshots.is_installing() {
+        if self.snapshots.replaces_log() {
             // To campaign, raft would look for entries that the snapshot replaces, and panic.
             self.raw.raft.election_elapsed = 0;
         }
         self.check_doubt(round);
-        self.tend_recovery(live);
-        self.leave_leadership_without_state(live);
+        self.go_ahead_of_machine(round);
+        self.ask_for_state(round);
+        self.leave_leadership_without_state(round);
         if self.will_campaign() {
             if self.has_promised(round) {
                 self.raw.raft.election_elapsed -= 1;
@@ -268,6 +272,7 @@ impl GroupCore {
         if !self.take_readies(round) {
             return;
         }
+        self.install_state(round);
         self.hand_over_committed(round);
         self.resolve_confirmed_reads(round);
         self.watch_barrier(round);

@@ -179,7 +179,7 @@ impl GroupCore {
             durable_term: hard_state.term.get(),
             meta_changes: 0,
             durable_meta: 0,
-            apply: ApplyProgress::new(applied.index.get(), durable),
+            apply: ApplyProgress::new(applied.index.get(), passed.get(), durable),
             snapshots: Snapshots::default(),
             sleep: Sleep::default(),
             campaigns: 0,

@@ -70,7 +70,7 @@ impl GroupCore {
 
     /// Where a change of the requirement stands that is not applied yet.
     pub(super) fn pending_requirement(&self) -> Option<LogIndex> {
-        let pending = self.leads() && self.pending_requirement > self.apply.applied();
+        let pending = self.leads() && self.pending_requirement > self.passed();
         pending.then(|| LogIndex::new(self.pending_requirement))
     }
 

@@ -2,7 +2,7 @@
 //! truncating the log behind them.
 
 use shardhost_proto::log;
-use shardhost_proto::peer::{GroupMessage, SnapshotMeta};
+use shardhost_proto::peer::{GroupMessage, MessageKind, SnapshotMeta};
 use shardhost_storage::{GroupWrite, LogIndex, LogPosition, Membership, NodeId, ReplicaId};
 
 use raft::SnapshotStatus;
@@ -44,6 +44,8 @@ pub(super) struct Snapshots {
     installing: Option<Install>,
     /// The membership that came with the snapshot that raft took and has not handed out yet.
     incoming: Option<Box<(LogPosition, Membership)>>,
+    /// One that arrived for a state that is lost, and that the log continues: not installed yet.
+    arrived: Option<LogPosition>,
     /// The log may be truncated up to here.
     compact_to: Option<LogPosition>,
     /// A newer snapshot is named by what is written next.
@@ -66,6 +68,8 @@ struct Install {
     position: LogPosition,
     number: u64,
     handed: bool,
+    /// The log goes on as it is: only the state is replaced.
+    keeps_log: bool,
 }
 
 /// Ticks between two looks at how much log could go.
@@ -81,6 +85,16 @@ const HOLD_TICKS: u64 = 50;
 impl Snapshots {
     pub(super) const fn is_installing(&self) -> bool {
         self.installing.is_some()
+    }
+
+    /// Whether the log is being replaced, too.
+    pub(super) fn replaces_log(&self) -> bool {
+        self.installing.is_some_and(|install| !install.keeps_log)
+    }
+
+    /// Whether a state is here, or arrives.
+    pub(super) const fn has_state(&self) -> bool {
+        self.installing.is_some() || self.arrived.is_some()
     }
 
     pub(super) const fn is_busy(&self) -> bool {
@@ -182,11 +196,7 @@ impl GroupCore {
         if self.meta.snapshot.is_some_and(|known| known.index >= position.index) {
             return;
         }
-        self.meta.snapshot = Some(position);
-        self.snapshots.named = true;
-        self.meta_changed();
-        let conf = convert::conf_state(&self.membership);
-        self.raw.mut_store().set_snapshot(position, conf);
+        self.name_snapshot(position);
     }
 
     /// Takes a snapshot for somebody who asks for one.
@@ -204,9 +214,20 @@ impl GroupCore {
     }
 
     /// Sends a snapshot its own way.
-    pub(super) fn ship(&mut self, to: NodeId, mut message: GroupMessage, round: &mut Round) {
+    pub(super) fn ship(&mut self, to: NodeId, message: GroupMessage, round: &mut Round) {
         let named = message.snapshot.as_ref().and_then(|meta| meta.position.as_ref());
-        let Some(position) = convert::position_from_wire(named) else { return };
+        if let Some(position) = convert::position_from_wire(named) {
+            self.ship_at(position, to, message, round);
+        }
+    }
+
+    fn ship_at(
+        &mut self,
+        position: LogPosition,
+        to: NodeId,
+        mut message: GroupMessage,
+        round: &mut Round,
+    ) {
         let membership = Some(shardhost_storage::convert::membership_to_message(&self.membership));
         let wire = log::LogPosition { term: position.term.get(), index: position.index.get() };
         message.snapshot = Some(SnapshotMeta { position: Some(wire), membership });
@@ -214,6 +235,25 @@ impl GroupCore {
         self.snapshots.shipping.retain(|(replica, _)| *replica != message.to_replica);
         self.snapshots.shipping.push((message.to_replica, position.index.get()));
         round.shipments.push(SnapshotShipment { to, position, message });
+    }
+
+    /// A replica lost its state and asks for one that its log continues, which begins at `message.index`.
+    /// Raft has no part in it: its log goes on meanwhile. What cannot be given now is asked for again.
+    pub(super) fn take_state_request(&mut self, message: &GroupMessage, round: &mut Round) {
+        let (replica, floor) = (message.from_replica, message.index);
+        let Some(to) = self.node_of(replica) else { return };
+        let ships = self.snapshots.shipping.iter().any(|(id, _)| *id == replica);
+        let gives = self.leads() && !self.lacks_state() && floor <= self.apply.applied();
+        if ships || !gives {
+            return;
+        }
+        match self.meta.snapshot.filter(|newest| newest.index.get() >= floor.max(1)) {
+            Some(newest) => {
+                let message = self.own_message(MessageKind::Snapshot, replica);
+                self.ship_at(newest, to, message, round);
+            }
+            None => self.snapshots.wanted = true,
+        }
     }
 
     /// The state machine made durable what it holds.
@@ -251,7 +291,7 @@ impl GroupCore {
         let membership =
             meta.and_then(|m| m.membership.as_ref()).and_then(convert::membership_from_wire);
         let (Some(position), Some(membership)) = (position, membership) else { return };
-        if self.snapshots.is_installing() || self.comes_too_late(position) {
+        if self.snapshots.is_installing() {
             return;
         }
         let before = self.pending_snapshot();
@@ -260,7 +300,51 @@ impl GroupCore {
         let taken = before != Some(position) && self.pending_snapshot() == Some(position);
         if taken && !self.config.bugs.has(KnownBug::LoseSnapshotMembership) {
             self.snapshots.incoming = Some(Box::new((position, membership)));
+        } else if self.lacks_state() {
+            self.snapshots.arrived = Some(position);
         }
+    }
+
+    /// Raft took a snapshot, and did not hand it out yet.
+    pub(super) fn has_pending_snapshot(&self) -> bool {
+        self.raw.raft.raft_log.unstable.snapshot.is_some()
+    }
+
+    /// Replaces a lost state by a snapshot that arrived, if the log continues it: then nothing of the log
+    /// goes, and what was acknowledged stays. Waits for changes of members that the snapshot has passed
+    /// and this replica has not.
+    pub(super) fn install_state(&mut self, round: &mut Round) {
+        let Some(position) = self.snapshots.arrived else { return };
+        let index = position.index.get();
+        let term = self.raw.store().term_of(index).ok();
+        if !self.lacks_state() || self.snapshots.is_installing() || term != Some(position.term) {
+            self.snapshots.arrived = None;
+            return;
+        }
+        let log = &self.raw.raft.raft_log;
+        let waits = match self.config.bugs.has(KnownBug::StateBeforeMembership) {
+            true => index > log.committed.min(log.persisted),
+            false => index > self.passed(),
+        };
+        if waits {
+            return;
+        }
+        tracing::info!(group = %self.id, %position, "a snapshot for the lost state is here");
+        self.snapshots.arrived = None;
+        let (number, handed, keeps_log) = (0, true, true);
+        self.snapshots.installing = Some(Install { position, number, handed, keeps_log });
+        self.name_snapshot(position);
+        self.apply.go_on_from(index);
+        round.apply(self.id, self.epoch, ApplyWork::Restore { position });
+    }
+
+    /// This is the newest snapshot from here on.
+    fn name_snapshot(&mut self, position: LogPosition) {
+        self.meta.snapshot = Some(position);
+        self.snapshots.named = true;
+        self.meta_changed();
+        let conf = convert::conf_state(&self.membership);
+        self.raw.mut_store().set_snapshot(position, conf);
     }
 
     /// The snapshot that raft took and did not hand out yet.
@@ -296,7 +380,9 @@ impl GroupCore {
         self.raw.mut_store().reset(position, conf);
         self.apply.skip_to(position.index.get());
         self.snapshots.compact_to = None;
-        self.snapshots.installing = Some(Install { position, number, handed: false });
+        self.snapshots.arrived = None;
+        let (handed, keeps_log) = (false, false);
+        self.snapshots.installing = Some(Install { position, number, handed, keeps_log });
         Ok(())
     }
 
@@ -330,7 +416,7 @@ impl GroupCore {
         self.snapshots.installing = None;
         self.apply.finish_restore(position.index.get());
         self.apply.durable = durable;
-        self.raw.advance_apply_to(position.index.get());
+        self.count_as_applied(position.index.get());
     }
 
     /// At ticks: finds out how much of the log could go, and whether a snapshot is due.

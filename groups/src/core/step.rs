@@ -92,6 +92,7 @@ impl GroupCore {
             MessageKind::Snapshot => self.step_from_leader(message, round, Self::step_snapshot),
             MessageKind::RecoveryRequest => self.answer_recovery(&message, round),
             MessageKind::RecoveryResponse => self.take_recovery(&message),
+            MessageKind::StateRequest => self.take_state_request(&message, round),
             MessageKind::Checksum => self.take_checksum(&message, round),
             MessageKind::ChecksumVerdict => self.take_verdict(&message, round),
             MessageKind::TransferAsk => self.answer_transfer(&message, round),

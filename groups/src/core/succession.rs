@@ -46,7 +46,7 @@ impl GroupCore {
         if !due || !self.leads() || self.transfer.is_some() || self.pending_change().is_some() {
             return;
         }
-        if !self.led.as_ref().is_some_and(|led| led.ready) || !self.wants_successor(round) {
+        if !self.may_hand_over() || !self.wants_successor(round) {
             return;
         }
         let candidates = self.successors(round);
@@ -57,6 +57,19 @@ impl GroupCore {
             round.count(PolicyEvent::TransferFailed(error.reason()));
             self.succession_failed(0, &error);
         }
+    }
+
+    /// Whether the leadership has come so far that it can be handed over. One whose state machine stands
+    /// still does not come further.
+    fn may_hand_over(&self) -> bool {
+        let ready = self.led.as_ref().is_some_and(|led| led.ready);
+        let waits = self.config.bugs.has(KnownBug::StalledLeaderWaits);
+        ready || (self.stalled.is_some() && !waits)
+    }
+
+    /// Whether there is somebody fit to hand over to, who did not decline.
+    pub(super) fn has_successors(&self, round: &Round) -> bool {
+        self.may_hand_over() && !self.successors(round).is_empty()
     }
 
     /// Whether this node should not lead: what the group asks for says so, or a policy, which may do

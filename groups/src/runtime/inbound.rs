@@ -77,9 +77,9 @@ impl Inbound for GroupsInbound {
         let status = group.status();
         let running =
             !matches!(status.role, crate::status::Role::Failed(_) | crate::status::Role::Stopped);
-        // One whose state is lost wants what it has of the log as a snapshot.
+        // One whose state is lost wants any snapshot that its log continues.
         let news = position.index > status.committed
-            || (status.stalled.is_some() && position.index == status.committed);
+            || (status.stalled.is_some() && position.index.next() >= status.first);
         let wanted = running && status.replica == replica && news;
         wanted.then(|| Recipient::of(group))
     }

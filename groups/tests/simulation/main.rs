@@ -8,6 +8,7 @@
 mod consistency;
 mod doubt;
 mod forgetting;
+mod impairments;
 mod leases;
 mod policies;
 mod recovery;

@@ -746,6 +746,15 @@ fn numbers_that_their_sender_cannot_know_are_refused() {
         row("no moment", follows, Kind::Heartbeat, |m| m.stamp = MAX_NUMBER, moment),
         row("no moment", follows, Kind::TimeoutNow, |m| m.stamp = u64::MAX, moment),
         row("a name, no moment", follows, Kind::RecoveryRequest, |m| m.stamp = u64::MAX, Ok(())),
+        row("a log begins in it", State::Leads, Kind::StateRequest, |m| m.index = LAST, Ok(())),
+        row(
+            "a log begins behind it",
+            State::Leads,
+            Kind::StateRequest,
+            |m| m.index = LAST + 1,
+            Err(Refusal::AckBeyondLog),
+        ),
+        row("a request of old", follows, Kind::StateRequest, |m| m.index = LAST + 1, Ok(())),
         row(
             "a snapshot out of reach",
             follows,

@@ -12,6 +12,13 @@ impl Cluster {
         let mut chance = self.chance.clone();
         chance.draw();
         let node = self.pick_node(&mut chance);
+        if self.shape().impairs {
+            self.next_impairment(node, &mut chance);
+            let every = self.fault_every();
+            let next = chance.between(every / 3, every * 2);
+            self.chance = chance;
+            return Ok(next);
+        }
         match chance.below(if self.shape().closes { 18 } else { 12 }) {
             0..=2 => self.crash_and_come_back(node, &mut chance),
             3 => self.crash_all(&mut chance),
@@ -41,6 +48,30 @@ impl Cluster {
         let next = chance.between(every / 3, every * 2);
         self.chance = chance;
         Ok(next)
+    }
+
+    /// Of a shape in which disks fill up and states are lost.
+    fn next_impairment(&mut self, node: NodeId, chance: &mut Chance) {
+        match chance.below(12) {
+            0..=2 => {
+                let length = chance.between(300, 8_000);
+                self.fill_disk(node, length);
+                // Who is elected next is often the one that stands still.
+                if let Some(leader) = self.any_leader().filter(|_| chance.per_mille(400)) {
+                    self.crash_and_come_back(leader, chance);
+                }
+            }
+            3 | 4 => {
+                let down = chance.between(50, 2_000);
+                self.lose_any_state(node, down);
+            }
+            5 | 6 => self.crash_and_come_back(node, chance),
+            7 => self.partition_for_a_while(chance),
+            8 => self.slow_machines(node, chance.between(1_000, 4_000)),
+            9 => self.flush_machines(node),
+            10 => self.transfer_something(chance),
+            _ => self.change_weather(chance),
+        }
     }
 
     fn crash_and_come_back(&mut self, node: NodeId, chance: &mut Chance) {

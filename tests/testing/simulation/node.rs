@@ -70,6 +70,8 @@ pub struct Node {
     /// Until when its state machines take their time.
     pub machines_slow_until: u64,
     pub disk_delay: u64,
+    /// There is no room for what its state machines would apply or restore before.
+    pub full_until: u64,
     /// No sync of its log ends before.
     pub log_hangs_until: u64,
     pub heard: BTreeMap<NodeId, (u64, u64)>,
@@ -112,6 +114,7 @@ impl Node {
             process: None,
             stalled_until: 0,
             machines_slow_until: 0,
+            full_until: 0,
             disk_delay: 4,
             log_hangs_until: 0,
             heard: BTreeMap::new(),

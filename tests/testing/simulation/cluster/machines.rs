@@ -31,15 +31,16 @@ impl Cluster {
     /// is told, and later it is tried again.
     fn stands_still(&mut self, id: NodeId, life: u64, group: GroupId) -> Result<bool, String> {
         let now = self.now;
-        let process = self.nodes.get_mut(&id).and_then(|node| node.process.as_mut());
-        let machine = process.and_then(|process| process.machines.get_mut(&group));
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(false) };
+        let full = node.full_until > now;
+        let machine = node.process.as_mut().and_then(|process| process.machines.get_mut(&group));
         let Some(machine) = machine else { return Ok(false) };
         let epoch = machine.epoch;
         let applies = matches!(
             machine.work.front(),
             Some(ApplyWork::Commands { .. } | ApplyWork::Restore { .. })
         );
-        let stalls = applies && machine.stalls_until > now;
+        let stalls = applies && (full || machine.stalls_until > now);
         if stalls {
             self.after(STALL_REST, Event::Apply { node: id, life, group });
         }

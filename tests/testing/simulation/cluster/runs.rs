@@ -62,6 +62,7 @@ impl Cluster {
             if let Some(node) = self.nodes.get_mut(&id) {
                 node.stalled_until = 0;
                 node.machines_slow_until = 0;
+                node.full_until = 0;
                 node.disk_delay = 4;
                 node.blind = false;
                 node.blind_windows = 0;
@@ -77,6 +78,10 @@ impl Cluster {
     pub fn heal_and_settle(&mut self) -> Result<(), String> {
         self.everybody_is_fit()?;
         self.heal()?;
+        if self.shape.impairs {
+            self.something_lasts()?;
+            self.heal()?;
+        }
         self.pass(15_000)?;
         self.every_group_with_a_quorum_is_led()?;
         self.reopen_all()?;
@@ -194,7 +199,13 @@ impl Cluster {
         for group in (1..=self.shape.groups).map(GroupId::new) {
             let mut first = None;
             let members = self.members_of(group)?;
+            let led = self.leader_of(group).and_then(|leader| self.status(leader, group));
+            let config = led.map(|status| status.membership.config_index);
             for node in self.nodes.values().filter(|node| members.contains(&node.id)) {
+                let known = self.status(node.id, group);
+                if known.is_some_and(|known| Some(known.membership.config_index) != config) {
+                    return Err(format!("memberships differ: {}", self.describe(group)));
+                }
                 let Some(disk) = node.disks.get(&group) else {
                     return Err(format!("{:?} has no replica: {}", node.id, self.describe(group)));
                 };

@@ -23,6 +23,7 @@ impl Cluster {
         let reached = self.network.passes(from, to)
             && self.nodes[&to].process.is_some()
             && self.nodes[&from].life == from_life
+            && self.now >= self.ships_nothing_until
             && !self.chance.per_mille(200);
         let copied = reached && self.copy_snapshot(from, to, group, position)?;
         if copied {

@@ -74,6 +74,7 @@ impl Cluster {
         self.checks.forget_node(id);
         if let Some(node) = self.nodes.get_mut(&id).filter(|node| node.disks.contains_key(&group)) {
             node.lose_state(group);
+            self.without_state.insert((id, group));
         }
     }
 
