@@ -93,6 +93,7 @@ fn first_write(group: u64) -> GroupWrite {
         snapshot: None,
         labels: Default::default(),
         kind: String::new(),
+        skipping: None,
     });
     write.hard_state = Some(hard_state());
     write.reset = Some(LogPosition::default());

@@ -246,6 +246,7 @@ fn start(group: GroupId, node: NodeId) -> ReplicaStart {
         snapshot: None,
         labels: Default::default(),
         kind: String::new(),
+        skipping: None,
     };
     let hard_state = HardState { term: Term::new(1), vote: None, commit: LogIndex::new(0) };
     let base = LogPosition::default();

@@ -320,6 +320,7 @@ mod tests {
                 snapshot: None,
                 labels: Default::default(),
                 kind: String::new(),
+                skipping: None,
             });
             write.reset = Some(base);
             store.write(&LogBatch { writes: vec![write] }).unwrap();

@@ -167,6 +167,7 @@ fn created(voters: impl IntoIterator<Item = NodeId>) -> GroupWrite {
         snapshot: None,
         labels: Default::default(),
         kind: String::new(),
+        skipping: None,
     });
     let commit = LogIndex::default();
     write.hard_state = Some(HardState { term: Term::new(2), vote: None, commit });

@@ -93,7 +93,13 @@ impl Trio {
     }
 
     fn open(&self, at: usize) -> Group {
+        self.hosts[at].finish_skip(ID).unwrap();
         self.hosts[at].open(ID, self.machine(at)).unwrap()
+    }
+
+    fn begin(&self, at: usize, entry: StoredEntry) -> Result<(), OpenGroupError> {
+        let machine = self.machine(at);
+        self.hosts[at].begin_skip(ID, entry, Box::new(move || Ok(machine)))
     }
 
     fn skip(&self, at: usize, entry: StoredEntry) -> Result<(), OpenGroupError> {
@@ -126,8 +132,17 @@ async fn an_operator_gets_past_a_command_that_fails_every_replica() {
     }
     let entry = trio.hosts[0].stored_entry(ID, index).unwrap().expect("it is there");
     assert!(!entry.is_empty && entry.bytes == 6);
-    (0..3).for_each(|at| trio.skip(at, entry).unwrap());
-    // Again, as after an interruption.
+    let unprepared = trio.skip(0, entry).unwrap_err().to_string();
+    assert!(unprepared.contains("no skip of entry"), "{unprepared}");
+    (0..3).for_each(|at| trio.begin(at, entry).unwrap());
+    trio.skip(1, entry).unwrap();
+    // Interrupted: nothing opens a replica, whether its log is rewritten or not.
+    for at in 0..3 {
+        let refused = trio.hosts[at].open(ID, trio.machine(at)).unwrap_err().to_string();
+        assert!(refused.contains("not all members have done so"), "{refused}");
+    }
+    // Again, from the beginning.
+    (0..3).for_each(|at| trio.begin(at, entry).unwrap());
     (0..3).for_each(|at| trio.skip(at, entry).unwrap());
     // Nothing but an order opens it meanwhile, as a repair of what is damaged beside it.
     for at in 0..3 {
@@ -156,7 +171,7 @@ async fn an_operator_gets_past_a_command_that_fails_every_replica() {
 
     // Done twice, it changes nothing but that the state machine is past it.
     assert!(trio.hosts[0].close(ID).await);
-    let message = trio.skip(0, entry).expect_err("it is applied").to_string();
+    let message = trio.begin(0, entry).expect_err("it is applied").to_string();
     assert!(message.contains("has applied entry"), "{message}");
 }
 
@@ -168,7 +183,7 @@ async fn only_the_very_entry_that_was_meant_is_skipped() {
     failed.expect("each of them fails");
     let index = LogIndex::new(replicas[1].status().applied.get() + 1);
     let entry = trio.hosts[1].stored_entry(ID, index).unwrap().unwrap();
-    trio.skip(1, entry).expect_err("it is open");
+    trio.begin(1, entry).expect_err("it is open");
     assert!(trio.hosts[1].close(ID).await);
 
     for other in [
@@ -176,12 +191,16 @@ async fn only_the_very_entry_that_was_meant_is_skipped() {
         StoredEntry { bytes: 7, ..entry },
         StoredEntry { term: shardhost_groups::Term::new(entry.term.get() + 1), ..entry },
     ] {
-        let message = trio.skip(1, other).expect_err("another entry").to_string();
-        assert!(message.contains("another entry stands at"), "{message}");
+        let message = trio.begin(1, other).expect_err("another entry").to_string();
+        assert!(message.contains("another entry is at"), "{message}");
     }
     assert_eq!(trio.hosts[1].stored_entry(ID, index).unwrap(), Some(entry), "nothing changed");
     // Where the log ends before it there is nothing to skip: it comes from the others, empty.
     let behind = StoredEntry { index: LogIndex::new(index.get() + 100), ..entry };
     assert_eq!(trio.hosts[1].stored_entry(ID, behind.index).unwrap(), None);
+    trio.begin(1, behind).unwrap();
+    trio.skip(1, behind).unwrap();
+    assert_eq!(trio.hosts[1].stored_entry(ID, index).unwrap(), Some(entry), "nothing changed");
+    trio.begin(1, entry).unwrap();
     trio.skip(1, entry).unwrap();
 }

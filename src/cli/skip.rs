@@ -63,20 +63,29 @@ pub async fn skip(arguments: &SkipArguments) -> anyhow::Result<ExitCode> {
             println!("{}", ON_DISK_ONLY);
         }
     }
-    let done = found.is_none() && seen.values().all(|here| here.running);
-    if done {
-        tell(arguments, "skipped", "carries nothing, at every member: there is nothing to skip");
-        return Ok(ExitCode::SUCCESS);
+    let begun = seen.values().any(|here| here.skipping == Some(arguments.index));
+    if found.is_none() && !begun {
+        if seen.values().all(|here| here.running) {
+            tell(arguments, "skipped", "is empty at every member: there is nothing to skip");
+            return Ok(ExitCode::SUCCESS);
+        }
+        bail!(
+            "entry {} is empty: a leader began its term with it. It fails no state machine, so no replica is \
+             opened; find the index of the command that does",
+            number(arguments.index)
+        );
     }
     if !arguments.confirm {
         tell(arguments, "would-skip", "would be skipped; run this again with --confirm");
         return Ok(ExitCode::SUCCESS);
     }
-    let again = "not every member was done: start none of them without --park before this command has \
-                 ended; run it again";
+    let again = "not every member was done; none of them opens its replica before this command has ended: run \
+                 it again";
     if let Some(entry) = found {
-        for (_, node) in nodes.iter_mut().filter(|(number, _)| !older.contains(number)) {
-            rewrite(arguments, node, entry).await.context(again)?;
+        for begin in [true, false] {
+            for (_, node) in nodes.iter_mut().filter(|(number, _)| !older.contains(number)) {
+                have_skipped(arguments, node, entry, begin).await.context(again)?;
+            }
         }
         for (number, node) in nodes.iter_mut().filter(|(number, _)| older.contains(number)) {
             still_older(arguments, node, seen[number]).await.context(again)?;
@@ -91,10 +100,12 @@ pub async fn skip(arguments: &SkipArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn rewrite(
+/// Has a member note that the entry is being skipped, or skip it.
+async fn have_skipped(
     arguments: &SkipArguments,
     node: &mut Node,
     entry: EntryReply,
+    begin: bool,
 ) -> anyhow::Result<()> {
     let request = SkipEntryRequest {
         group: arguments.group,
@@ -102,6 +113,7 @@ async fn rewrite(
         term: entry.term,
         bytes: entry.bytes,
         checksum: entry.checksum,
+        begin,
     };
     let skipped = node.admin.skip_entry(request);
     within(arguments, &node.address, skipped).await

@@ -179,8 +179,32 @@ impl Host {
         blocking(move || groups.applied_of_closed(id, machine)).await
     }
 
-    /// Replaces a command in the log of this host's replica by nothing. The replica must be closed, and
-    /// stays so: every member must do the same before any replica runs again.
+    /// Notes that a command is being skipped: the replica, which must be closed, is not opened before
+    /// [`Host::finish_skip`], also after a restart.
+    ///
+    /// # Errors
+    /// As [`Host::skip_entry`].
+    pub async fn begin_skip(
+        &self,
+        id: GroupId,
+        entry: StoredEntry,
+        machine: MachineFactory,
+    ) -> Result<(), OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.begin_skip(id, entry, machine)).await
+    }
+
+    /// Removes the note of [`Host::begin_skip`]: every member has skipped the command.
+    ///
+    /// # Errors
+    /// As [`Host::open_group`].
+    pub async fn finish_skip(&self, id: GroupId) -> Result<(), OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.finish_skip(id)).await
+    }
+
+    /// Replaces a command in the log of this host's replica by nothing, after [`Host::begin_skip`] at every
+    /// member.
     ///
     /// # Errors
     /// [`OpenGroupError::Invalid`]: another entry stands there, or it is applied; nothing changed.

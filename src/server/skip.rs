@@ -21,6 +21,7 @@ pub(super) async fn look(
     let (id, index) = (GroupId::new(request.group), LogIndex::new(request.index));
     let entry = host.stored_entry(id, index).await.map_err(|error| of_opening(&error))?;
     let standing = standing(host, state, id).await?;
+    let stored = host.stored_group(id).map_err(|error| of_opening(&error))?;
     let entry_reply = |entry: StoredEntry| wire::EntryReply {
         present: true,
         term: entry.term.get(),
@@ -34,6 +35,7 @@ pub(super) async fn look(
         running: standing.running,
         applied: standing.applied.map(LogIndex::get),
         closed: standing.closed,
+        skipping: stored.and_then(|meta| meta.skipping).map(|entry| entry.index.get()),
         ..entry.map_or_else(wire::EntryReply::default, entry_reply)
     })
 }
@@ -109,7 +111,10 @@ pub(super) async fn skip(
     }
     let (state, kind) = (Arc::clone(state), kind_of(host, id)?);
     let machine = move || machine_of(&state, id, &kind);
-    let skipped = host.skip_entry(id, entry, Box::new(machine)).await;
+    let skipped = match request.begin {
+        true => host.begin_skip(id, entry, Box::new(machine)).await,
+        false => host.skip_entry(id, entry, Box::new(machine)).await,
+    };
     skipped.map_err(|error| match error {
         OpenGroupError::Invalid { message, .. } => {
             refusal(Code::FailedPrecondition, "OTHER_ENTRY", message, [])
@@ -129,6 +134,7 @@ pub(super) async fn open(
         return Ok(());
     }
     host.close_group(id).await;
+    host.finish_skip(id).await.map_err(|error| of_opening(&error))?;
     let (state, kind) = (Arc::clone(state), kind_of(host, id)?);
     let machine = move || machine_of(&state, id, &kind);
     let opened = host.open_group_with(id, Box::new(machine)).await;

@@ -187,6 +187,7 @@ pub fn meta_to_message(meta: &GroupMeta) -> log::GroupMeta {
         snapshot: meta.snapshot.map(position_to_message),
         labels: meta.labels.clone().into_iter().collect(),
         kind: meta.kind.clone(),
+        skipping: meta.skipping.map(position_to_message),
     }
 }
 
@@ -208,6 +209,7 @@ pub fn meta_from_message(message: log::GroupMeta) -> Result<GroupMeta, Malformed
         snapshot: message.snapshot.as_ref().map(position_from_message),
         labels: message.labels.into_iter().collect(),
         kind: message.kind,
+        skipping: message.skipping.as_ref().map(position_from_message),
     })
 }
 
@@ -281,6 +283,7 @@ mod tests {
             snapshot: Some(LogPosition::new(3, 8)),
             labels: [("zone".to_owned(), "a".to_owned())].into(),
             kind: "table".to_owned(),
+            skipping: Some(LogPosition::new(3, 9)),
         }
     }
 

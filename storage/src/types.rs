@@ -264,6 +264,9 @@ pub struct GroupMeta {
     pub labels: BTreeMap<String, String>,
     /// Name of the kind of state machine.
     pub kind: String,
+    /// The command that an operator has skipped at all members, and not all have done so: the replica is not
+    /// opened meanwhile.
+    pub skipping: Option<LogPosition>,
 }
 
 /// Why acknowledged entries, terms or votes of a replica may be missing from its log.

@@ -340,6 +340,7 @@ mod tests {
                 snapshot: Some(at(3, 12)),
                 labels: BTreeMap::new(),
                 kind: String::new(),
+                skipping: None,
             },
             hard_state: HardState { term: Term::new(4), vote: None, commit: LogIndex::new(15) },
             base: at(3, 10),

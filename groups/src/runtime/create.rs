@@ -137,7 +137,15 @@ impl Groups {
         let (labels, kind) = (spec.labels.clone(), spec.kind.clone());
         let membership = spec.membership.clone();
         Ok(PersistedGroup {
-            meta: GroupMeta { group, replica, membership, snapshot: None, labels, kind },
+            meta: GroupMeta {
+                group,
+                replica,
+                membership,
+                snapshot: None,
+                labels,
+                kind,
+                skipping: None,
+            },
             // A group at term 0 makes raft panic when a voter refuses a candidate of term 0.
             hard_state: HardState { term: Term::new(1), vote: None, commit: LogIndex::default() },
             base: LogPosition::default(),

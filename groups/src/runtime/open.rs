@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use shardhost_storage::{EntryKind, GroupId, LogPosition, PersistedGroup};
 
 use super::lives::{GroupStep, LifeLock, OpenId, StartGuard};
+use super::skip::unfinished;
 use super::stored::load;
 use super::{Groups, Mailbox, RuntimeShared, apply_pool};
 use crate::apply::{AfterRestore, Applier, ApplyWork, contain, restore_from};
@@ -147,6 +148,9 @@ impl Groups {
         standing: Option<Standing>,
     ) -> Result<Group, OpenGroupError> {
         let persisted = load(self.shared(), group)?.ok_or(OpenGroupError::Unknown { group })?;
+        if let Some(entry) = persisted.meta.skipping {
+            return Err(unfinished(group, entry));
+        }
         let prepared = self.prepare(&held, persisted, machine, standing)?;
         self.open_prepared(held, vec![prepared])?.pop().ok_or(OpenGroupError::Unknown { group })
     }

@@ -2,15 +2,20 @@
 //! each, so the group stands still for good.
 //!
 //! An operator has the entry replaced by an empty one, in the log of every replica, while none of them
-//! runs. The replicas stay equal: nobody has applied the command, and a log that is replicated or
-//! replayed later holds the empty entry. That it is the same entry everywhere is checked by its term
-//! and a checksum; that every replica is reached is up to the caller.
+//! runs, in three steps: each replica notes durably that the entry is being skipped, and is not opened from
+//! then on, also after a restart ([`Groups::begin_skip`]); each log is rewritten ([`Groups::skip_entry`]);
+//! each note is removed ([`Groups::finish_skip`]). So the steps may be interrupted anywhere, and repeated.
+//!
+//! The replicas stay equal: none has applied the command, and a log that is replicated or replayed later holds
+//! the empty entry. That it is the same entry everywhere is checked by its term and a checksum; the caller
+//! has to reach every replica.
 
 use shardhost_storage::{
-    Entry, EntryKind, GroupId, GroupWrite, LogBatch, LogIndex, LogPosition, PersistedGroup, Term,
+    Entry, EntryKind, GroupId, GroupMeta, GroupWrite, LogBatch, LogIndex, LogPosition,
+    PersistedGroup, Term,
 };
 
-use super::lives::{GroupStep, log_error};
+use super::lives::{GroupStep, StartGuard, log_error};
 use super::open::{MachineFactory, make};
 use super::stored::load;
 use super::{Groups, RuntimeShared};
@@ -42,6 +47,10 @@ pub struct StoredEntry {
 }
 
 impl StoredEntry {
+    const fn position(self) -> LogPosition {
+        LogPosition { term: self.term, index: self.index }
+    }
+
     fn of(entry: &Entry) -> Self {
         Self {
             index: entry.index,
@@ -94,11 +103,56 @@ impl Groups {
         standing.map_err(|fault| OpenGroupError::Faulted { group, fault })
     }
 
-    /// Replaces a command in the log of this host's replica by nothing. The replica must be closed, and is
-    /// kept closed until somebody orders that it be opened. Where the command is replaced already, or the log ends before it, nothing is done.
-    /// Blocks until it is durable.
+    /// Notes that a command is being skipped: this host's replica, which must be closed, is not opened before
+    /// [`Groups::finish_skip`]. Blocks until it is durable.
     ///
-    /// Every replica of the group must be treated so before any of them runs again.
+    /// # Errors
+    /// As [`Groups::skip_entry`].
+    pub fn begin_skip(
+        &self,
+        group: GroupId,
+        entry: StoredEntry,
+        machine: MachineFactory,
+    ) -> Result<(), OpenGroupError> {
+        let (_held, persisted) = self.unapplied(group, entry, machine)?;
+        if entry.index <= persisted.last.index {
+            let found = entries(self.shared(), group, entry.index, entry.index, u64::MAX)?;
+            check_same(group, entry, found.first())?;
+        }
+        self.note_skip(&persisted, Some(entry.position()))
+    }
+
+    /// Removes the note of [`Groups::begin_skip`], of whatever entry. Blocks until that is durable.
+    ///
+    /// # Errors
+    /// As [`Groups::open`].
+    pub fn finish_skip(&self, group: GroupId) -> Result<(), OpenGroupError> {
+        let shared = self.shared();
+        let _held = shared.lives.start(vec![group], GroupStep::Opening)?;
+        let persisted = load(shared, group)?.ok_or(OpenGroupError::Unknown { group })?;
+        match persisted.meta.skipping {
+            Some(_) => self.note_skip(&persisted, None),
+            None => Ok(()),
+        }
+    }
+
+    fn note_skip(
+        &self,
+        persisted: &PersistedGroup,
+        skipping: Option<LogPosition>,
+    ) -> Result<(), OpenGroupError> {
+        let group = persisted.meta.group;
+        let meta = GroupMeta { skipping, ..persisted.meta.clone() };
+        let write = GroupWrite { meta: Some(meta), ..GroupWrite::new(group) };
+        self.shared()
+            .store()
+            .and_then(|store| store.write(&LogBatch { writes: vec![write] }))
+            .map_err(|error| log_error(group, error))
+    }
+
+    /// Replaces a command in the log of this host's replica by nothing, after [`Groups::begin_skip`] at every
+    /// replica. Where the command is replaced already, or the log ends before it, nothing is done. Blocks until
+    /// it is durable.
     ///
     /// # Errors
     /// [`OpenGroupError::Invalid`]: another entry stands there, or the state machine has applied it;
@@ -109,8 +163,26 @@ impl Groups {
         entry: StoredEntry,
         machine: MachineFactory,
     ) -> Result<(), OpenGroupError> {
-        // Nothing is opened: held so that nobody else opens it meanwhile.
-        let _held = self.shared().lives.start(vec![group], GroupStep::Opening)?;
+        let (_held, persisted) = self.unapplied(group, entry, machine)?;
+        if persisted.meta.skipping != Some(entry.position()) {
+            let message = format!("no skip of entry {} was begun here", entry.index);
+            return Err(OpenGroupError::Invalid { group, message });
+        }
+        let shared = self.shared();
+        match entry.index <= persisted.last.index {
+            true => rewrite(shared, &persisted, entry),
+            false => Ok(()),
+        }
+    }
+
+    /// Holds a closed replica whose state machine has not applied an entry, and keeps it closed.
+    fn unapplied(
+        &self,
+        group: GroupId,
+        entry: StoredEntry,
+        machine: MachineFactory,
+    ) -> Result<(StartGuard, PersistedGroup), OpenGroupError> {
+        let held = self.shared().lives.start(vec![group], GroupStep::Opening)?;
         let shared = self.shared();
         let persisted = load(shared, group)?.ok_or(OpenGroupError::Unknown { group })?;
         shared.parked.keep_closed(group, KEPT_CLOSED);
@@ -129,10 +201,7 @@ impl Groups {
             );
             return Err(OpenGroupError::Invalid { group, message });
         }
-        match entry.index <= persisted.last.index {
-            true => rewrite(shared, &persisted, entry),
-            false => Ok(()),
-        }
+        Ok((held, persisted))
     }
 }
 
@@ -143,6 +212,47 @@ fn check_in_log(persisted: &PersistedGroup, index: LogIndex) -> Result<(), OpenG
     }
     let message = format!("its log begins behind {base}: entry {index} is applied");
     Err(OpenGroupError::Invalid { group, message })
+}
+
+#[derive(PartialEq, Eq)]
+enum Found {
+    Command,
+    Skipped,
+}
+
+/// Whether an entry of the log is the one to be skipped, or was skipped already.
+fn check_same(
+    group: GroupId,
+    entry: StoredEntry,
+    found: Option<&Entry>,
+) -> Result<Found, OpenGroupError> {
+    let invalid = |message| OpenGroupError::Invalid { group, message };
+    let Some(found) = found.map(StoredEntry::of) else {
+        return Err(invalid(format!("entry {} cannot be read", entry.index)));
+    };
+    if found.is_empty && found.term == entry.term {
+        return Ok(Found::Skipped);
+    }
+    if !found.is_command {
+        return Err(invalid(format!("entry {} is for the group, not a command", entry.index)));
+    }
+    if found != entry {
+        return Err(invalid(format!(
+            "another entry is at {}, of term {} and {} bytes with checksum {:08x}",
+            entry.index, found.term, found.bytes, found.checksum
+        )));
+    }
+    Ok(Found::Command)
+}
+
+/// Why a replica is not opened whose skip is not finished.
+pub(super) fn unfinished(group: GroupId, entry: LogPosition) -> OpenGroupError {
+    let index = entry.index;
+    let message = format!(
+        "an operator has entry {index} skipped, and not all members have done so: run `shardhost group skip \
+         {group} --index {index} --confirm` again"
+    );
+    OpenGroupError::Invalid { group, message }
 }
 
 /// Writes the log from the entry on once more, with an empty entry in its place.
@@ -164,18 +274,8 @@ fn rewrite(
     let Some(first) = entries.first_mut() else {
         return Err(invalid(format!("entry {} cannot be read", entry.index)));
     };
-    let found = StoredEntry::of(first);
-    if found.is_empty && found.term == entry.term {
+    if check_same(group, entry, Some(first))? == Found::Skipped {
         return Ok(());
-    }
-    if !found.is_command {
-        return Err(invalid(format!("entry {} is for the group, not a command", entry.index)));
-    }
-    if found != entry {
-        return Err(invalid(format!(
-            "another entry stands at {}, of term {} and {} bytes with checksum {:08x}",
-            entry.index, found.term, found.bytes, found.checksum
-        )));
     }
     tracing::warn!(%group, index = %entry.index, term = %entry.term, bytes = entry.bytes,
         "an operator has a command skipped");

@@ -32,6 +32,7 @@ fn worker() -> WorkerCore {
         snapshot: None,
         labels: Default::default(),
         kind: String::new(),
+        skipping: None,
     });
     write.hard_state =
         Some(HardState { term: Term::new(1), vote: None, commit: Default::default() });

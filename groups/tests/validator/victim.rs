@@ -68,6 +68,7 @@ impl Victim {
             snapshot: (base.index > LogIndex::new(0)).then_some(base),
             labels: Default::default(),
             kind: String::new(),
+            skipping: None,
         });
         let term = base.term.max(Term::new(1));
         write.hard_state = Some(HardState { term, vote: None, commit: base.index });

@@ -115,6 +115,7 @@ mod tests {
             snapshot: None,
             labels: [("zone".to_owned(), "a".to_owned())].into(),
             kind: "table".to_owned(),
+            skipping: None,
         }
     }
 

@@ -26,6 +26,7 @@ pub fn meta(group: GroupId, replica: u64) -> GroupMeta {
         snapshot: None,
         labels: [("zone".to_owned(), "a".to_owned())].into(),
         kind: "table".to_owned(),
+        skipping: None,
     }
 }
 

@@ -322,6 +322,7 @@ mod tests {
             snapshot: None,
             labels,
             kind: String::new(),
+            skipping: None,
         });
         let commit = LogIndex::default();
         write.hard_state = Some(HardState { term: Term::new(1), vote: None, commit });

@@ -93,6 +93,7 @@ fn host(members: &[u64]) -> Groups {
         snapshot: Some(AT),
         labels: Default::default(),
         kind: String::new(),
+        skipping: None,
     });
     write.hard_state = Some(HardState { term: Term::new(1), vote: None, commit: LogIndex::new(9) });
     write.reset = Some(LogPosition::new(1, 8));

@@ -17,6 +17,7 @@ fn meta() -> GroupMeta {
         snapshot: None,
         labels: BTreeMap::new(),
         kind: "table".to_owned(),
+        skipping: None,
     }
 }
 

@@ -279,6 +279,7 @@ fn s3_snapshots_that_no_replica_names_are_removed_at_the_start() {
             snapshot,
             labels: Default::default(),
             kind: String::new(),
+            skipping: None,
         });
         write.reset = Some(LogPosition::default());
         log.write(&LogBatch { writes: vec![write] }).unwrap();

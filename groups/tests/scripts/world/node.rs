@@ -128,6 +128,7 @@ impl Node {
             snapshot: None,
             labels: BTreeMap::new(),
             kind: String::new(),
+            skipping: None,
         });
         write.hard_state =
             Some(HardState { term: Term::new(1), vote: None, commit: LogIndex::new(0) });
