@@ -5,7 +5,7 @@ use std::sync::Arc;
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{Doubt, GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 
-use super::{Advert, PersistAck};
+use super::{Advert, Impairment, PersistAck};
 use crate::apply::Summed;
 use crate::core::{
     BarrierOrder, GroupCore, MembershipRequest, OutlookWaiter, Proposal, ReadRequest,
@@ -211,6 +211,8 @@ pub enum GroupEvent {
     },
     /// The state machine cannot go on for now, for this reason; `None`: it goes on again.
     Stalled(Option<Arc<str>>),
+    /// A call into the state machine does not return; `None`: calls end in time again.
+    Hung(Option<Impairment>),
     /// The replica cannot go on.
     Failed(GroupFault),
 }
