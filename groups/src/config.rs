@@ -88,6 +88,11 @@ pub struct GroupsConfig {
     /// The longest that one step of a worker may take. One that takes longer is a
     /// [`crate::HostFault::Stuck`]. `None`: no watchdog. Default 10 s.
     pub round_limit: Option<Duration>,
+    /// The longest that one call into a state machine may take before others are to lead its group, or
+    /// all groups of the host while such calls hold every apply thread. Three times as long: what the
+    /// host leads all the same takes no commands until the call returns. `None`: nobody watches.
+    /// Default 2 s, two election timeouts.
+    pub machine_limit: Option<Duration>,
     /// Bugs that a test put back on purpose. None, and without the feature `testing` there is no
     /// way to switch one on.
     #[doc(hidden)]
@@ -133,6 +138,7 @@ impl GroupsConfig {
             consistency_asleep: None,
             consistency_bytes_per_second: 4 << 20,
             round_limit: Some(Duration::from_secs(10)),
+            machine_limit: Some(Duration::from_secs(2)),
             bugs: KnownBugs::none(),
         }
     }

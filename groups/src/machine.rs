@@ -1,8 +1,10 @@
 //! The state machine of a group: what users implement.
 //!
 //! A machine is called by one apply thread at a time, never by a Raft thread, so it may block:
-//! it then delays its own group only. It gets batches, so that a machine on disk can write a
-//! batch at once.
+//! it then delays its own group only. A call that takes longer than
+//! [`machine_limit`](crate::GroupsConfig::machine_limit) has others lead the group as long as they can;
+//! a batch that is cut ([`ApplyBatch::cut`]) is a call for each part. It gets batches, so that a machine
+//! on disk can write a batch at once.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -125,6 +127,13 @@ pub trait StateMachine: Send + 'static {
         false
     }
 
+    /// The answer, if the state that it takes is at hand: `None` where it may have to be read from a
+    /// disk, which may hang. Called as [`StateMachine::answers_at_once`] is; the question then goes to
+    /// the threads of state machines. A machine that may read a disk has an answer of its own here.
+    fn answer_at_once(&self, request: &Bytes) -> Option<Result<Bytes, QueryError>> {
+        self.answers_at_once(request).then(|| self.query(request))
+    }
+
     /// The replica was removed from its group, or destroyed by hand, and its log is gone: the state
     /// may go as well. Nothing is called afterwards, and the next replica of the group is not
     /// created before this returns. It is called of a machine that failed, too.
@@ -193,6 +202,9 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
     }
     fn answers_at_once(&self, request: &Bytes) -> bool {
         (**self).answers_at_once(request)
+    }
+    fn answer_at_once(&self, request: &Bytes) -> Option<Result<Bytes, QueryError>> {
+        (**self).answer_at_once(request)
     }
     fn removed(&mut self) -> Result<(), ApplyFault> {
         (**self).removed()

@@ -125,8 +125,8 @@ pub struct GroupStatus {
     /// The replicas of the group differ at this index, and no majority of them agrees: it is
     /// unknown which of them are right, and all continue. Ends when a majority is found equal.
     pub differs: Option<LogIndex>,
-    /// Why the state machine stalls, while the same call is repeated: a full disk. Such a replica
-    /// does not lead as long as another can.
+    /// Why the state machine stalls: the same call is repeated, as on a full disk, or a call into it does
+    /// not return. Such a replica does not lead as long as another can.
     pub stalled: Option<Arc<str>>,
     /// On a leader: how far the others are. Renewed at ticks.
     pub peers: Arc<[PeerProgress]>,

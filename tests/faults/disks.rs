@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::process::Signal;
 use shardhost_client::Client;
+use shardhost_proto::client::Consistency;
 use tokio::task::JoinHandle;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
@@ -181,6 +182,88 @@ async fn a_leader_whose_state_hangs_is_replaced_and_comes_back() {
     cluster.lead_all(1).await;
     writer.more(20).await;
     writer.verify(&others, LARGE).await;
+}
+
+/// Reads what was written, so that blocks of the state are wanted that no memory holds.
+struct Reader(JoinHandle<()>);
+
+impl Reader {
+    fn start(client: Client, written: &Arc<Written>) -> Self {
+        let written = Arc::clone(written);
+        Self(tokio::spawn(async move {
+            for read in 0_u64.. {
+                if written.stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let key = format!("key {}", read % written.tried.load(Ordering::Relaxed).max(1));
+                // Whether it is answered is not asked here: nothing of the state can be read.
+                drop(client.table().get_with(key, Consistency::Linearizable).await);
+                tokio::task::yield_now().await;
+            }
+        }))
+    }
+}
+
+/// Nothing of the state of what node 1 leads can be read. Its log is well, and so are its heartbeats.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_cannot_read_its_state_is_replaced_says_so_and_comes_back() {
+    let test = "a_leader_that_cannot_read_its_state_is_replaced_says_so_and_comes_back";
+    let Some((cluster, writer, others)) = led_by_one(test, 16).await else { return };
+    let reader = Reader::start(others.clone(), &writer.shared);
+    let faults = cluster.faults(1);
+    for operations in [Operations::READ, Operations::CHANGES.and(Operations::READ)] {
+        faults.set(Slot::State, &cluster.state(1), operations, Effect::Hang);
+        hangs(&cluster, 1).await;
+        others_take_over(&cluster, &others).await;
+        writer.more(20).await;
+        let said = || async { !is_serving(&cluster, 1).await };
+        cluster.servers.until("the health of node 1 tells", said).await;
+        for node in [1, 2] {
+            let said = || async {
+                cluster.findings(node).await.contains("hold every thread that runs state machines")
+            };
+            cluster.servers.until(&format!("status by node {node} says what is wrong"), said).await;
+        }
+        assert!(cluster.servers.log(1).contains("the state machine hangs"));
+        // Longer than anything that would end it: it is there, and leads nothing.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(cluster.led_by(1).await.is_empty());
+        faults.heal(Slot::State);
+        let well = || async { is_serving(&cluster, 1).await };
+        cluster.servers.until("node 1 serves again", well).await;
+        cluster.lead_all(1).await;
+        writer.more(20).await;
+    }
+    writer.verify(&others, 16).await;
+    reader.0.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_cannot_read_its_state_ends_when_it_is_told_to() {
+    let test = "a_host_that_cannot_read_its_state_ends_when_it_is_told_to";
+    let Some((mut cluster, writer, others)) = led_by_one(test, 16).await else { return };
+    let reader = Reader::start(others.clone(), &writer.shared);
+    let operations = Operations::CHANGES.and(Operations::READ);
+    cluster.faults(1).set(Slot::State, &cluster.state(1), operations, Effect::Hang);
+    hangs(&cluster, 1).await;
+    cluster.servers.signal(1, Signal::TERM);
+    let began = Instant::now();
+    let status = cluster.servers.end(1).await;
+    println!("ended with {status} after {:?}", began.elapsed());
+    // Handing over, and closing: each has its time.
+    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+    others_take_over(&cluster, &others).await;
+    cluster.faults(1).forget();
+    cluster.servers.start(1, &[]);
+    cluster.lead_all(1).await;
+    writer.verify(&others, 16).await;
+    reader.0.await.unwrap();
+}
+
+/// Waits until something of the state of a node hangs.
+async fn hangs(cluster: &Cluster, node: u64) {
+    crate::process::until("something hangs", || cluster.faults(node).hanging(Slot::State) > 0)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

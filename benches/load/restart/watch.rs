@@ -124,6 +124,10 @@ impl StateMachine for Watched {
     fn answers_at_once(&self, request: &Bytes) -> bool {
         self.machine.answers_at_once(request)
     }
+
+    fn answer_at_once(&self, request: &Bytes) -> Option<Result<Bytes, QueryError>> {
+        self.machine.answer_at_once(request)
+    }
     fn removed(&mut self) -> Result<(), ApplyFault> {
         self.machine.removed()
     }

@@ -297,9 +297,7 @@ impl Applier {
         if self.failed.is_some() || self.lost {
             return None;
         }
-        let machine = &self.machine;
-        let answer = || machine.answers_at_once(request).then(|| machine.query(request));
-        let answer = contain(answer).ok().flatten();
+        let answer = contain(|| self.machine.answer_at_once(request)).ok().flatten();
         // Damage is for the apply thread to find, which stops the replica.
         answer.filter(|answer| !matches!(answer, Err(QueryError::Damaged(_))))
     }

@@ -82,10 +82,10 @@ impl GroupCore {
         if self.config.bugs.has(KnownBug::LeadImpaired) {
             return None;
         }
-        match &self.stalled {
-            Some(stalled) if is_here => Some(stalled),
-            _ => said,
-        }
+        let own = self.stalled.why().filter(|_| is_here);
+        // The harder of the two.
+        let hard = |why: &&Impairment| why.mode == RequirementMode::Hard;
+        own.filter(hard).or(said.filter(hard)).or(own).or(said)
     }
 
     /// The state machine cannot go on for now, or goes on again. Whoever waits is told when it has
@@ -93,15 +93,35 @@ impl GroupCore {
     pub fn on_stalled(&mut self, why: Option<Arc<str>>, round: &mut Round) {
         let mode = RequirementMode::Hard;
         let stalled = why.map(|reason| Box::new(Impairment { reason, mode }));
-        if self.stalled == stalled {
+        if self.stalled.refuses == stalled {
             return;
         }
-        match &stalled {
-            Some(why) => tracing::error!(group = %self.id, reason = %why.reason,
-                "the state machine stands still; the same is tried again"),
-            None => tracing::info!(group = %self.id, "the state machine works again"),
+        if let Some(why) = &stalled {
+            tracing::error!(group = %self.id, reason = %why.reason,
+                "the state machine stalls; the same call is repeated");
         }
-        self.stalled = stalled;
+        self.stalled.refuses = stalled;
+        self.stall_changed(round);
+    }
+
+    /// A call into the state machine takes longer than it may, or calls have ended in time for a while.
+    pub fn on_hung(&mut self, why: Option<Impairment>, round: &mut Round) {
+        let hangs = why.map(Box::new);
+        if self.stalled.hangs == hangs {
+            return;
+        }
+        if let Some(why) = &hangs {
+            tracing::error!(group = %self.id, reason = %why.reason,
+                "the state machine hangs; another replica should lead");
+        }
+        self.stalled.hangs = hangs;
+        self.stall_changed(round);
+    }
+
+    fn stall_changed(&mut self, round: &mut Round) {
+        if !self.stalled.is_some() {
+            tracing::info!(group = %self.id, "the state machine works again");
+        }
         self.wake();
         self.look_anew();
         self.notice_facts(round);
@@ -109,7 +129,7 @@ impl GroupCore {
 
     /// Why the state machine stands still, if it does.
     pub(super) fn stalled(&self) -> Option<Arc<str>> {
-        self.stalled.as_ref().map(|impairment| Arc::clone(&impairment.reason))
+        self.stalled.why().map(|impairment| Arc::clone(&impairment.reason))
     }
 
     /// Why this node should not lead, if it should not.
@@ -341,6 +361,30 @@ impl GroupCore {
     fn refuse_queued(&mut self, round: &mut Round) {
         let Some(reason) = self.refuses_service() else { return };
         self.fail_queued(&ProposeError::Rejected { group: self.id, reason }, round);
+    }
+}
+
+/// Why the state machine here does not go on. Each cause ends by itself.
+#[derive(Debug, Default)]
+pub(super) struct Stall {
+    /// It refuses work for a reason that passes, or its state is lost.
+    refuses: Option<Box<Impairment>>,
+    /// A call does not return.
+    hangs: Option<Box<Impairment>>,
+}
+
+impl Stall {
+    pub(super) fn refusing(why: Option<Impairment>) -> Self {
+        Self { refuses: why.map(Box::new), hangs: None }
+    }
+
+    pub(super) const fn is_some(&self) -> bool {
+        self.refuses.is_some() || self.hangs.is_some()
+    }
+
+    /// The cause to name: one that refuses work is hard, and says more.
+    fn why(&self) -> Option<&Impairment> {
+        self.refuses.as_deref().or(self.hangs.as_deref())
     }
 }
 

@@ -141,7 +141,7 @@ pub struct GroupCore {
     pending_requirement: u64,
     led: Option<Led>,
     /// The state machine cannot go on for now.
-    stalled: Option<Box<crate::worker::Impairment>>,
+    stalled: gate::Stall,
     /// The state machine's state is lost, and another replica's is asked for.
     recovery: recovery::Recovery,
     lease: Lease,

@@ -155,7 +155,7 @@ impl GroupCore {
             succession: Succession::default(),
             candidacy: Candidacy::default(),
             seen_facts: 0,
-            stalled: lost.then(|| Box::new(super::recovery::impairment())),
+            stalled: super::gate::Stall::refusing(lost.then(super::recovery::impairment)),
             recovery: Recovery::opened(lost),
             barrier: None,
             barriers: 0,

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use shardhost_storage::GroupId;
 
 use super::lives::Clear;
+use super::machine_watch::{ApplyActivity, Call, name_of};
 use super::{Ending, RuntimeShared};
 use crate::apply::{Applier, ApplyReport, ApplyWork, contain};
 use crate::handle::GroupShared;
@@ -319,15 +320,16 @@ impl ApplyQueue {
 }
 
 /// Runs one thread of the pool.
-pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &ApplyOutlet) {
+pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &ApplyOutlet) {
+    let activity = &shared.apply_activities[index];
     while let Ok(token) = outlet.tokens.recv() {
         match token {
             Token::Stop => return,
-            Token::Ending(ending) => end(shared, None, ending),
+            Token::Ending(ending) => end(shared, activity, None, ending),
             Token::Group(group) => {
-                turn(shared, &group);
+                turn(shared, activity, &group);
                 if let Some(ending) = group.mailbox.take_ending() {
-                    end(shared, Some(&group), ending);
+                    end(shared, activity, Some(&group), ending);
                 }
                 match group.mailbox.end_turn() {
                     Next::Nothing => {}
@@ -345,14 +347,19 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &ApplyOutlet) {
     }
 }
 
-fn turn(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>) {
+fn turn(shared: &Arc<RuntimeShared>, activity: &ApplyActivity, group: &Arc<GroupShared>) {
     let work = group.mailbox.take();
+    // Held by whoever asks at once.
+    let waiting = activity.begin(Call::of(group, "a query"));
     let mut held = group.mailbox.applier.lock();
+    drop(waiting);
     let Some(applier) = held.as_mut() else { return };
     let mut applied = None;
     let mut work = merge(work).into_iter();
     while let Some(one) = work.next() {
+        let calling = activity.begin(Call::of(group, name_of(&one)));
         let done = applier.run(one);
+        drop(calling);
         // What stalled comes first: when anything else is done, it was.
         let went_on = matches!(
             done,
@@ -371,6 +378,7 @@ fn turn(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>) {
                 group.mailbox.put_back(std::iter::once(stalled).chain(rest).collect());
                 tell(shared, group, GroupEvent::Stalled(Some(fault.to_string().into())));
                 for question in questions {
+                    let _calling = activity.begin(Call::of(group, name_of(&question)));
                     report(shared, group, applier.run(question));
                 }
                 break;
@@ -387,7 +395,13 @@ fn turn(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>) {
 
 /// The last step of a replica's end: nothing of it is on its way any more but what this waits for.
 /// Only afterwards another replica of the group may be opened or created.
-fn end(shared: &RuntimeShared, group: Option<&Arc<GroupShared>>, mut ending: Ending) {
+fn end(
+    shared: &RuntimeShared,
+    activity: &ApplyActivity,
+    group: Option<&Arc<GroupShared>>,
+    mut ending: Ending,
+) {
+    let _calling = activity.begin(Call::new(ending.group(), group.cloned(), "closing"));
     let applier = group.and_then(|group| {
         group.life.end();
         group.mailbox.applier.lock().take()

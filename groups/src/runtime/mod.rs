@@ -9,7 +9,7 @@
 //! | snapshot writer (one) | views of state machines | files |
 //! | consistency (one) | views of state machines | their checksums; a word to groups that sleep |
 //! | dispatcher (one) | edges of leadership | calls of hooks |
-//! | watchdog (one) | where each worker and the log writer is | a fault of the host, when a round does not end; an impairment, when a write does not |
+//! | watchdog (one) | where each worker, the log writer and each apply thread is | a fault of the host, when a round does not end; an impairment, when a write or a call of a state machine does not |
 //! | admission (a few) | leaderships that policies are asked about | what they decided |
 
 mod additions;
@@ -27,6 +27,7 @@ mod latency;
 mod leadership;
 mod lives;
 mod log_writer;
+mod machine_watch;
 mod open;
 mod parked;
 mod skip;
@@ -93,6 +94,8 @@ pub(crate) struct RuntimeShared {
     counters: Mutex<Vec<WorkerCounters>>,
     /// Where each worker is.
     activities: Vec<Arc<Activity>>,
+    /// Where each apply thread is.
+    apply_activities: Vec<machine_watch::ApplyActivity>,
     population: Mutex<Vec<(usize, usize)>>,
     /// Who owns what is done with each group.
     lives: Arc<Lives>,
@@ -315,6 +318,7 @@ impl GroupsBuilder {
             checks,
             counters: Mutex::new(vec![WorkerCounters::default(); self.workers]),
             activities: (0..self.workers).map(|_| Arc::default()).collect(),
+            apply_activities: (0..self.apply_threads).map(|_| Default::default()).collect(),
             population: Mutex::new(vec![(0, 0); self.workers]),
             lives: Arc::default(),
             parked: parked::Parked::default(),
@@ -345,7 +349,7 @@ impl GroupsBuilder {
         })?);
         for index in 0..self.apply_threads {
             let (shared, outlet) = (Arc::clone(&shared), apply_outlet.clone());
-            let run = move || apply_pool::run(&shared, &outlet);
+            let run = move || apply_pool::run(&shared, index, &outlet);
             threads.apply.push(spawn(&watched, format!("apply-{index}"), run)?);
         }
         for index in 0..snapshot_writer::THREADS {

@@ -1,4 +1,5 @@
-//! Notices a worker whose round does not end, and a write of the log that does not.
+//! Notices a worker whose round does not end, a write of the log that does not, and (see
+//! [`super::machine_watch`]) a call into a state machine that does not.
 //!
 //! Of a worker: its groups are mute then: no heartbeats, no answers,
 //! and nobody else can take them over as long as the process holds its sockets and sleeping groups
@@ -17,6 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use shardhost_storage::RequirementMode;
 
 use super::RuntimeShared;
+use super::machine_watch::MachineWatch;
 use crate::error::HostFault;
 use crate::worker::{Impairment, Seen};
 
@@ -71,8 +73,15 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, stop: &Receiver<()>) {
     let limits = Limits { slow: looks(shared.config.election_timeout()), stuck: looks(limit) };
     let mut watched: Vec<Watched> = shared.activities.iter().map(|_| Watched::default()).collect();
     let mut log = WatchedLog::default();
+    let mut machines = shared
+        .config
+        .machine_limit
+        .map(|limit| MachineWatch::new(shared.apply_activities.len(), limit, looks(limit)));
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(every) {
         shared.apply.end_rests(Instant::now());
+        if let Some(machines) = &mut machines {
+            machines.look(shared);
+        }
         if let Some(news) = log.look(shared.log_activity.writing(), limits.slow) {
             follow_log(shared, news);
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{Doubt, GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 
-use super::{Advert, PersistAck};
+use super::{Advert, Impairment, PersistAck};
 use crate::apply::Summed;
 use crate::core::{
     BarrierOrder, GroupCore, MembershipRequest, OutlookWaiter, Proposal, ReadRequest,
@@ -166,6 +166,8 @@ pub enum GroupEvent {
     Summed { position: LogPosition, summed: Summed },
     /// The state machine stalls, for this reason; `None`: it works again.
     Stalled(Option<Arc<str>>),
+    /// A call into the state machine does not return; `None`: calls end in time again.
+    Hung(Option<Impairment>),
     /// The replica cannot continue.
     Failed(GroupFault),
 }

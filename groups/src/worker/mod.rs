@@ -402,6 +402,9 @@ impl WorkerCore {
             GroupEvent::Stalled(why) => {
                 self.notify(group, epoch, |core, round| core.on_stalled(why, round));
             }
+            GroupEvent::Hung(why) => {
+                self.notify(group, epoch, |core, round| core.on_hung(why, round));
+            }
             GroupEvent::Failed(fault) => {
                 if self.is_current(group, epoch) {
                     self.fail(group, fault);

@@ -107,6 +107,7 @@ impl Cluster {
             "found" => self.found(arguments),
             "close" => self.close(arguments),
             "stall" => self.stall(arguments),
+            "hang" => self.hang(arguments),
             "resume" => self.resume(arguments),
             "fault" => self.fault(arguments),
             "mend" => self.each(arguments, Self::mend),

@@ -2,8 +2,8 @@
 
 use shardhost_groups::leadership::LossCause;
 use shardhost_groups::storage::{SnapshotFault, StoreFault};
-use shardhost_groups::worker::Input;
-use shardhost_groups::{LogIndex, Membership, NodeId};
+use shardhost_groups::worker::{GroupEvent, Impairment, Input};
+use shardhost_groups::{LogIndex, Membership, NodeId, RequirementMode};
 
 use crate::commands::arguments::Arguments;
 use crate::world::node::Part;
@@ -64,6 +64,26 @@ impl Cluster {
         let (node, part) = (arguments.node("node")?, part(arguments)?);
         self.node(node)?.stalled.remove(&part);
         Ok(())
+    }
+
+    /// A call into the machine of a group does not return, softly or hard; or calls end in time again.
+    pub fn hang(&mut self, arguments: &mut Arguments<'_>) -> Done {
+        let (node, mode): (_, String) = (arguments.node("node")?, arguments.one("mode")?);
+        let group = arguments.group()?;
+        let mode = match mode.as_str() {
+            "soft" => Some(RequirementMode::Soft),
+            "hard" => Some(RequirementMode::Hard),
+            "over" => None,
+            other => return Err(format!("mode={other} is none of soft, hard, over")),
+        };
+        match mode {
+            Some(_) => self.node(node)?.stalled.insert(Part::Machine),
+            None => self.node(node)?.stalled.remove(&Part::Machine),
+        };
+        let epoch = self.node(node)?.epoch_of(group).ok_or("it has no replica")?;
+        let why = mode.map(|mode| Impairment { reason: "the machine hangs".into(), mode });
+        let event = GroupEvent::Hung(why);
+        self.input(node, Input::Group { group, epoch, event })
     }
 
     pub fn fault(&mut self, arguments: &mut Arguments<'_>) -> Done {

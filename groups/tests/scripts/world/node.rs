@@ -250,6 +250,11 @@ impl Node {
     }
 
     /// A replica ended and its log is destroyed: its state goes too.
+    /// Which opening of a group's replica runs here.
+    pub fn epoch_of(&self, group: GroupId) -> Option<u64> {
+        Some(self.process.as_ref()?.machines.get(&group)?.epoch)
+    }
+
     pub fn bury(&mut self, group: GroupId, epoch: u64) {
         let Some(process) = self.process.as_mut() else { return };
         if let Some(mut machine) = process.machines.remove(&group) {

@@ -122,6 +122,14 @@ impl GroupState {
         self.shared()?.get(key)
     }
 
+    /// What stands at a key, `None` if it takes a read of the disk.
+    pub(crate) fn get_in_memory(
+        &self,
+        key: &[u8],
+    ) -> Result<Option<Option<DBPinnableSlice<'_>>>, StateDbError> {
+        self.shared()?.get_in_memory(key)
+    }
+
     /// What stands at each of these keys, which must be sorted.
     pub(crate) fn get_sorted(
         &self,

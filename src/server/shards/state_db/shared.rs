@@ -19,8 +19,8 @@ use crossbeam_channel::{Sender, TrySendError};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use rocksdb::{
-    ColumnFamily, DB, DBPinnableSlice, DEFAULT_COLUMN_FAMILY_NAME, ReadOptions, WriteBatch,
-    WriteOptions,
+    ColumnFamily, DB, DBPinnableSlice, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, ReadOptions,
+    ReadTier, WriteBatch, WriteOptions,
 };
 use shardhost_storage::GroupId;
 use tokio::sync::watch;
@@ -45,6 +45,8 @@ pub(crate) struct Shared {
     cell: usize,
     common: Arc<Common>,
     write: WriteOptions,
+    /// Of reads that the disk has no part in.
+    in_memory: ReadOptions,
     groups: DashMap<GroupId, Arc<Progress>>,
     /// Groups written since the last flush, each once.
     queue: Mutex<Vec<Arc<Progress>>>,
@@ -150,11 +152,14 @@ impl Shared {
         })?;
         let mut write = WriteOptions::default();
         write.disable_wal(true);
+        let mut in_memory = ReadOptions::default();
+        in_memory.set_read_tier(ReadTier::BlockCache);
         let shared = Self {
             db,
             cell,
             common: Arc::clone(common),
             write,
+            in_memory,
             groups: DashMap::new(),
             queue: Mutex::default(),
             removed: Mutex::default(),
@@ -255,6 +260,20 @@ impl Shared {
 
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, StateDbError> {
         let found = self.db.get_pinned(key).map_err(StateDbError::io("reading"));
+        self.note_failure(&found);
+        found
+    }
+
+    /// What stands at a key, `None` if it takes a read of the disk.
+    pub(crate) fn get_in_memory(
+        &self,
+        key: &[u8],
+    ) -> Result<Option<Option<DBPinnableSlice<'_>>>, StateDbError> {
+        let found = match self.db.get_pinned_opt(key, &self.in_memory) {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.kind() == ErrorKind::Incomplete => Ok(None),
+            Err(error) => Err(StateDbError::io("reading")(error)),
+        };
         self.note_failure(&found);
         found
     }

@@ -3,6 +3,7 @@
 use std::io::Read;
 
 use bytes::Bytes;
+use rocksdb::DBPinnableSlice;
 use shardhost_groups::machine::{
     ApplyBatch, ApplyFault, ConsistencyView, QueryError, SnapshotWriter, StateChecksum,
     StateMachine,
@@ -48,6 +49,13 @@ impl TableMachine {
     fn get(&self, get: &Get) -> Result<Value, StateDbError> {
         let found = self.state.get(&self.state.space().key(PAIR, &get.key))?;
         Ok(Value { value: found.map(|value| Bytes::copy_from_slice(&value)) })
+    }
+
+    /// The same, `None` if it takes a read of the disk.
+    fn get_in_memory(&self, get: &Get) -> Result<Option<Value>, StateDbError> {
+        let found = self.state.get_in_memory(&self.state.space().key(PAIR, &get.key))?;
+        let copy = |value: DBPinnableSlice<'_>| Bytes::copy_from_slice(&value);
+        Ok(found.map(|found| Value { value: found.map(copy) }))
     }
 
     /// The pairs of a range. Ends where more than `deleted` keys in a row were deleted, with an error if
@@ -157,10 +165,21 @@ impl StateMachine for TableMachine {
         Some(self.state.durable())
     }
 
-    /// A get is a look-up in memory tables and cached blocks. A scan is bounded by what it returns,
+    /// A get is a look-up in memory tables and cached blocks, or goes elsewhere. A scan is bounded by what it returns,
     /// and not by the deleted keys that it passes.
     fn answers_at_once(&self, request: &Bytes) -> bool {
         TableQuery::is_get(request)
+    }
+
+    fn answer_at_once(&self, request: &Bytes) -> Option<Result<Bytes, QueryError>> {
+        if !TableQuery::is_get(request) {
+            return None;
+        }
+        let Ok(TableQuery::Get(get)) = TableQuery::decode(request) else { return None };
+        match self.get_in_memory(&get) {
+            Ok(found) => found.map(|value| Ok(TableAnswer::Value(value).encode())),
+            Err(error) => Some(Err(error.into())),
+        }
     }
 
     fn make_durable(&mut self) -> Result<(), ApplyFault> {

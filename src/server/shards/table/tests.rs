@@ -72,6 +72,27 @@ fn only_gets_are_answered_on_the_thread_of_whoever_asks() {
     }
 }
 
+/// A disk may hang: a get that has to read one goes to the threads of state machines.
+#[test]
+fn a_get_that_takes_a_read_of_the_disk_is_not_answered_at_once() {
+    let scratch = Scratch::new();
+    let mut table = scratch.state.table(GROUP);
+    let question = TableQuery::Get(Get { key: "a".into(), consistency: 0 }).encode();
+    let at_once = |table: &TableMachine| table.answer_at_once(&question).map(Result::unwrap);
+    assert!(at_once(&table).is_some(), "an empty table has nothing to read");
+    apply(&mut table, 1, &[put("a", "1")]);
+    let answer = at_once(&table);
+    assert!(answer.is_some(), "it is in memory");
+    table.make_durable().unwrap();
+    drop(table);
+    let directory = scratch.close();
+    let state = crate::shards::testing::open(directory.path());
+    let table = state.table(GROUP);
+    assert_eq!(at_once(&table), None, "it is on the disk alone");
+    assert_eq!(Some(table.query(&question).unwrap()), answer);
+    assert_eq!(at_once(&table), answer, "it is in the cache");
+}
+
 #[test]
 fn commands_of_one_batch_see_the_effects_of_the_ones_before() {
     let scratch = Scratch::new();

@@ -1,0 +1,278 @@
+//! Notices a call into a state machine that does not return. Its group is without service as long as
+//! it leads here, and so are all groups of the host once such calls hold every apply thread.
+//!
+//! A call that takes longer than [`GroupsConfig::machine_limit`] makes its replica unfit to lead, and
+//! the host when every apply thread is at such a call: softly, so that what nobody else can lead is
+//! served as before. After three times the limit it is unfit hard: commands are refused instead of
+//! being taken in vain. When the call returns that ends at once; the rest when calls have ended in time
+//! for as long as the limit, so that a machine that is slow again and again moves its leadership once.
+//!
+//! A batch that the machine applies in parts makes progress with each part, and does not hang.
+//!
+//! [`GroupsConfig::machine_limit`]: crate::GroupsConfig::machine_limit
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use shardhost_storage::{GroupId, RequirementMode};
+
+use super::RuntimeShared;
+use super::apply_pool::tell;
+use crate::apply::ApplyWork;
+use crate::handle::GroupShared;
+use crate::worker::{GroupEvent, Impairment};
+
+/// The name under which the host is impaired.
+const SOURCE: &str = "state machines";
+/// After so many times the limit a call counts as [`Health::Hung`].
+const HUNG_AFTER: u32 = 3;
+
+/// A call into a state machine.
+#[derive(Clone)]
+pub(super) struct Call {
+    group: GroupId,
+    /// `None`: the replica is not open.
+    replica: Option<Arc<GroupShared>>,
+    what: &'static str,
+}
+
+impl Call {
+    pub(super) const fn new(
+        group: GroupId,
+        replica: Option<Arc<GroupShared>>,
+        what: &'static str,
+    ) -> Self {
+        Self { group, replica, what }
+    }
+
+    /// Of a replica that is open.
+    pub(super) fn of(replica: &Arc<GroupShared>, what: &'static str) -> Self {
+        Self::new(replica.id, Some(Arc::clone(replica)), what)
+    }
+
+    /// How far the machine is: parts of a batch move it.
+    fn position(&self) -> u64 {
+        self.replica.as_ref().map_or(0, |replica| replica.position.load(Ordering::Acquire))
+    }
+
+    fn reason(&self, limit: Duration) -> String {
+        format!("{} takes its state machine longer than {limit:?}", self.what)
+    }
+}
+
+/// What a piece of work is called in reasons.
+pub(super) const fn name_of(work: &ApplyWork) -> &'static str {
+    match work {
+        ApplyWork::Commands { .. } => "applying commands",
+        ApplyWork::Restore { .. } => "restoring a snapshot",
+        ApplyWork::Snapshot => "a view for a snapshot",
+        ApplyWork::Durable => "a flush",
+        ApplyWork::Removed => "removing the state",
+        ApplyWork::Query { .. } => "a query",
+        ApplyWork::Check { .. } => "a view for a comparison",
+        ApplyWork::Checksum { .. } => "a checksum",
+    }
+}
+
+/// What one apply thread is at.
+#[derive(Default)]
+pub(super) struct ApplyActivity(Mutex<At>);
+
+#[derive(Default)]
+struct At {
+    number: u64,
+    call: Option<Call>,
+}
+
+impl ApplyActivity {
+    /// A call begins, and ends with what this returns.
+    pub(super) fn begin(&self, call: Call) -> Calling<'_> {
+        let mut at = self.0.lock();
+        at.number += 1;
+        at.call = Some(call);
+        Calling(self)
+    }
+
+    /// The call that is under way, by its number, and how far it is.
+    fn seen(&self) -> Option<(u64, u64)> {
+        let at = self.0.lock();
+        at.call.as_ref().map(|call| (at.number, call.position()))
+    }
+
+    /// The call of this number, if it is still under way.
+    fn call(&self, number: u64) -> Option<Call> {
+        let at = self.0.lock();
+        at.call.clone().filter(|_| at.number == number)
+    }
+}
+
+/// While a call is under way.
+pub(super) struct Calling<'a>(&'a ApplyActivity);
+
+impl Drop for Calling<'_> {
+    fn drop(&mut self) {
+        let ended = self.0.0.lock().call.take();
+        drop(ended);
+    }
+}
+
+/// How calls are; the worst last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Health {
+    #[default]
+    Well,
+    /// One takes longer than the limit, or one did a moment ago.
+    Slow,
+    /// One takes so long that commands are refused.
+    Hung,
+}
+
+/// One apply thread, as the watchdog sees it.
+#[derive(Debug, Default)]
+struct WatchedThread {
+    seen: Option<(u64, u64)>,
+    /// Looks in a row that found the same call where it was.
+    looks: u32,
+}
+
+impl WatchedThread {
+    /// Counts looks, not time: a process that was suspended did not look either.
+    fn look(&mut self, seen: Option<(u64, u64)>, limit: u32) -> Health {
+        self.looks =
+            if seen.is_some() && seen == self.seen { self.looks.saturating_add(1) } else { 0 };
+        self.seen = seen;
+        match self.looks {
+            looks if looks >= limit.saturating_mul(HUNG_AFTER) => Health::Hung,
+            looks if looks >= limit => Health::Slow,
+            _ => Health::Well,
+        }
+    }
+}
+
+/// How a replica or the host is, after what looks have found.
+#[derive(Debug, Default)]
+struct Settled {
+    health: Health,
+    /// Looks in a row that found nothing, while it does not count as well.
+    calm: u32,
+}
+
+impl Settled {
+    /// Says how it is, when that is news.
+    fn settle(&mut self, found: Health, limit: u32) -> Option<Health> {
+        self.calm = if found == Health::Well { self.calm.saturating_add(1) } else { 0 };
+        let recovering = self.health != Health::Well && self.calm < limit;
+        let health = if recovering { found.max(Health::Slow) } else { found };
+        (std::mem::replace(&mut self.health, health) != health).then_some(health)
+    }
+}
+
+/// A replica with a call that took too long.
+struct WatchedReplica {
+    call: Call,
+    settled: Settled,
+}
+
+impl WatchedReplica {
+    fn is(&self, other: &Call) -> bool {
+        match (&self.call.replica, &other.replica) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+}
+
+/// The apply threads, as the watchdog sees them.
+pub(super) struct MachineWatch {
+    limit: Duration,
+    /// The same in looks.
+    looks: u32,
+    threads: Vec<WatchedThread>,
+    host: Settled,
+    /// As many at most as calls can have taken too long within twice the limit.
+    replicas: Vec<WatchedReplica>,
+}
+
+impl MachineWatch {
+    /// `looks` are as long as `limit`.
+    pub(super) fn new(threads: usize, limit: Duration, looks: u32) -> Self {
+        let threads = std::iter::repeat_with(WatchedThread::default).take(threads).collect();
+        Self { limit, looks, threads, host: Settled::default(), replicas: Vec::new() }
+    }
+
+    /// At every look: tells replicas and the host what follows for them.
+    pub(super) fn look(&mut self, shared: &RuntimeShared) {
+        let mut long = Vec::new();
+        for (thread, activity) in self.threads.iter_mut().zip(&shared.apply_activities) {
+            let seen = activity.seen();
+            let health = thread.look(seen, self.looks);
+            let call = seen.filter(|_| health != Health::Well);
+            if let Some(call) = call.and_then(|(number, _)| activity.call(number)) {
+                long.push((health, call));
+            }
+        }
+        self.follow_host(shared, &long);
+        self.follow_replicas(shared, &long);
+    }
+
+    /// The host is as its best apply thread, for that one serves all groups.
+    fn follow_host(&mut self, shared: &RuntimeShared, long: &[(Health, Call)]) {
+        let every = !long.is_empty() && long.len() == self.threads.len();
+        let best = long.iter().map(|(health, _)| *health).min().filter(|_| every);
+        let Some(health) = self.host.settle(best.unwrap_or_default(), self.looks) else { return };
+        let calls: Vec<String> =
+            long.iter().map(|(_, call)| format!("{} of group {}", call.what, call.group)).collect();
+        let calls =
+            if calls.is_empty() { "they have just ended".to_owned() } else { calls.join(", ") };
+        let limit = self.limit_of(health);
+        let reason = format!(
+            "calls that take longer than {limit:?} hold every thread that runs state machines ({calls})"
+        );
+        shared.impair(SOURCE, impairment(health, reason));
+    }
+
+    fn follow_replicas(&mut self, shared: &RuntimeShared, long: &[(Health, Call)]) {
+        for (_, call) in long.iter().filter(|(_, call)| call.replica.is_some()) {
+            match self.replicas.iter_mut().find(|replica| replica.is(call)) {
+                Some(known) => known.call.what = call.what,
+                None => {
+                    let (call, settled) = (call.clone(), Settled::default());
+                    self.replicas.push(WatchedReplica { call, settled });
+                }
+            }
+        }
+        let (looks, limits) = (self.looks, [Health::Slow, Health::Hung].map(|h| self.limit_of(h)));
+        for replica in &mut self.replicas {
+            let mine = long.iter().filter(|(_, call)| replica.is(call));
+            let worst = mine.map(|(health, _)| *health).max().unwrap_or_default();
+            let (Some(health), Some(group)) =
+                (replica.settled.settle(worst, looks), &replica.call.replica)
+            else {
+                continue;
+            };
+            let reason = replica.call.reason(limits[usize::from(health == Health::Hung)]);
+            tell(shared, group, GroupEvent::Hung(impairment(health, reason)));
+        }
+        self.replicas.retain(|replica| replica.settled.health != Health::Well);
+    }
+
+    fn limit_of(&self, health: Health) -> Duration {
+        if health == Health::Hung { self.limit.saturating_mul(HUNG_AFTER) } else { self.limit }
+    }
+}
+
+fn impairment(health: Health, reason: String) -> Option<Impairment> {
+    let mode = match health {
+        Health::Well => return None,
+        Health::Slow => RequirementMode::Soft,
+        Health::Hung => RequirementMode::Hard,
+    };
+    let reason =
+        format!("{reason}; look after the disk of the data directory, or after the machine");
+    Some(Impairment { reason: reason.into(), mode })
+}
+
+#[cfg(test)]
+mod tests;
