@@ -629,7 +629,6 @@ struct AfterOthers<F> {
     refused: Arc<Mutex<Option<MembershipError>>>,
 }
 
-/// See [`AfterOthers`].
 fn after_others<M, C>(
     group: &Group,
     make: M,

@@ -53,10 +53,8 @@ pub struct ServerConfig {
     /// Number of this node, from 1.
     #[serde(default)]
     pub node: u64,
-    /// Where the data stands.
     #[serde(default)]
     pub data_dir: PathBuf,
-    /// Where to listen.
     #[serde(default = "default_listen", deserialize_with = "listen_address")]
     pub listen: SocketAddr,
     /// What this node has; shards may require some of it of their leaders.
@@ -117,7 +115,6 @@ pub struct ServerConfig {
     /// Threads for Raft; the default serves on machines of up to eight cores.
     #[serde(default = "default_workers")]
     pub workers: usize,
-    /// Threads for state machines.
     #[serde(default = "default_apply_threads")]
     pub apply_threads: usize,
     /// MiB that requests and answers of all clients may take together.
@@ -129,9 +126,7 @@ pub struct ServerConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ShardCounts {
-    /// Shards of the table.
     pub tables: u64,
-    /// Shards of the queue.
     pub queues: u64,
     /// The nodes that hold the shards when they are created; empty: all. What is changed later
     /// by operators stays changed. A node that joins a running cluster is none of them.
@@ -147,11 +142,9 @@ pub struct ShardCounts {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Planner {
-    /// Nothing is planned.
     Off,
     /// Plans are made and shown; nothing moves.
     Shadow,
-    /// Plans are carried out.
     #[default]
     On,
 }
@@ -232,24 +225,13 @@ const fn default_apply_threads() -> usize {
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read the configuration {path}: {error}; name a file that is there")]
-    Read {
-        /// The file.
-        path: String,
-        /// Why.
-        error: std::io::Error,
-    },
+    Read { path: String, error: std::io::Error },
     /// The file is not what it should be; the message names the line.
     #[error("the configuration {path} is wrong: {message}")]
-    Parse {
-        /// The file.
-        path: String,
-        /// Where and why.
-        message: String,
-    },
+    Parse { path: String, message: String },
     /// A value makes no sense.
     #[error("`{key}` is wrong: {message}")]
     Value {
-        /// Which.
         key: &'static str,
         /// Why, and what to do.
         message: String,

@@ -31,7 +31,6 @@ pub struct HealthService {
     host: Host,
 }
 
-/// What is asked after.
 enum Subject {
     Process,
     Group(Group),

@@ -109,14 +109,7 @@ pub enum ServerError {
         "the data directory holds {count} groups that the configuration does not name, the first \
          is group {first} of kind `{kind}`; put the number of shards back"
     )]
-    UnknownGroups {
-        /// How many.
-        count: usize,
-        /// One of them.
-        first: GroupId,
-        /// Its kind.
-        kind: String,
-    },
+    UnknownGroups { count: usize, first: GroupId, kind: String },
 }
 
 /// A running host of tables and queues.

@@ -11,7 +11,6 @@ use shardhost_storage::CapabilityError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-/// Who names the reasons.
 const DOMAIN: &str = "shardhost";
 
 /// A refusal as it travels.

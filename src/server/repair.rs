@@ -28,7 +28,6 @@ use shardhost::host::Host;
 
 /// Before another try of a cell after its first one that failed; twice as long each further time,
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
-/// up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How long the replicas of a cell may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);

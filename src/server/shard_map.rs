@@ -129,12 +129,7 @@ pub enum OpenMapError {
     Mismatch(#[from] MapMismatch),
     /// What the data directory remembers cannot be read, or is damaged.
     #[error("{path}: {error}")]
-    Io {
-        /// The file.
-        path: String,
-        /// Why.
-        error: io::Error,
-    },
+    Io { path: String, error: io::Error },
 }
 
 fn read(path: &Path) -> io::Result<Option<ShardMap>> {

@@ -40,7 +40,6 @@ pub(super) async fn look(
     })
 }
 
-/// How a replica is.
 struct Standing {
     running: bool,
     closed: bool,

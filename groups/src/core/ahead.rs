@@ -1,10 +1,10 @@
-//! Changes of members do not wait for a state machine that stands still, or lost its state.
+//! Changes of members do not wait for a state machine that stalls, or lost its state.
 //!
-//! A change is part of the log, and nothing of it is the machine's business. So a replica whose machine
-//! cannot go on takes the changes that are committed and durable here, and counts what it has looked
-//! through as applied to raft. Else raft would let nobody campaign who has a change to apply, or much
-//! else; a leader would neither finish a change nor hand over while one is pending; and a replica that waits
-//! for a snapshot would count on members that were removed.
+//! A change is part of the log, and does not concern the machine. So a replica whose machine stalls
+//! takes the changes that are committed and durable here, and counts the entries that it has looked
+//! through as applied to raft. Otherwise raft would let no replica campaign that has a change to
+//! apply, or much else; a leader would neither finish a change nor transfer while one is pending;
+//! and a replica that waits for a snapshot would count on members that were removed.
 //!
 //! The machine comes to the same entries later and passes the changes by, as one does that replays its
 //! log.
@@ -51,7 +51,7 @@ impl GroupCore {
         self.raw.raft.raft_log.applied
     }
 
-    /// Tells raft, which does not take it when it knows of more.
+    /// Informs raft, which ignores it when it knows of more.
     pub(super) fn count_as_applied(&mut self, index: u64) {
         if index > self.passed() {
             self.raw.advance_apply_to(index);

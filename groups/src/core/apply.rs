@@ -30,7 +30,7 @@ pub(super) struct ApplyProgress {
 }
 
 impl ApplyProgress {
-    /// The machine stands at `applied`, and raft hands out what is committed behind `passed`.
+    /// The machine is at `applied`, and raft hands out committed entries behind `passed`.
     pub(super) const fn new(applied: u64, passed: u64, durable: Option<LogIndex>) -> Self {
         Self {
             applied,
@@ -60,7 +60,7 @@ impl ApplyProgress {
         self.released = index;
     }
 
-    /// The state machine will be given the state at this index, and go on from there in the same log.
+    /// The state machine will get the state at this index, and continue from there in the same log.
     pub(super) fn go_on_from(&mut self, index: u64) {
         self.handed = index;
         self.released = self.released.max(index);
@@ -78,13 +78,13 @@ impl ApplyProgress {
 }
 
 impl GroupCore {
-    /// Whether what raft says to be committed next goes to the state machine at once.
+    /// Whether the next committed entries go to the state machine at once.
     pub(super) fn hands_over_at_once(&self) -> bool {
         self.apply.handed == self.apply.released && self.takes_more()
     }
 
-    /// Raft says that these entries are committed, and durable here. When they are held back, only
-    /// their places count.
+    /// These entries are committed, and durable here. When they are held back, only their positions
+    /// count.
     pub(super) fn release(&mut self, committed: Vec<Entry>, held_back: bool, round: &mut Round) {
         let Some(last) = committed.last().map(|entry| entry.index) else { return };
         if last <= self.apply.released {

@@ -20,15 +20,12 @@ pub type DrainWaiter = oneshot::Sender<Result<LogIndex, BarrierError>>;
 /// What is asked of the leader.
 #[derive(Debug)]
 pub enum BarrierOrder {
-    /// Open one.
     Open(BarrierWaiter),
     /// Close the one with this number, if it is open.
     Close(u64),
     /// Tell when nothing of the users' is under way any more.
     Drain {
-        /// Which barrier.
         number: u64,
-        /// Who waits.
         waiter: DrainWaiter,
     },
 }
@@ -88,7 +85,7 @@ impl GroupCore {
         }
     }
 
-    /// Tells the drainers when everything before the barrier is applied.
+    /// Notifies the callers that wait for everything before the barrier to be applied.
     pub(super) fn watch_barrier(&mut self, round: &mut Round) {
         let applied = self.apply.applied();
         let Some(barrier) = self.barrier.as_mut() else { return };

@@ -8,10 +8,10 @@
 //! | one that handed leadership on | lets them go by | two election timeouts later, or the leader's node is lost |
 //! | a candidate whose votes are split for sure | stands again at once, if its turn comes first | it hears of the next candidate |
 //! | one whose state machine has much to apply | lets them go by | little is left |
-//! | a voter | refuses the pre-vote of an unfit candidate | the candidate says that nobody fit was found |
+//! | a voter | refuses the pre-vote of an ineligible candidate | the candidate declares that no eligible one was found |
 //!
-//! A vote is never refused for such a reason: a group must always come to a leader, be it one that
-//! serves nobody.
+//! A vote is never refused for such a reason: a group must always get a leader, even one that
+//! serves no users.
 
 use raft::{INVALID_ID, StateRole};
 use shardhost_proto::peer::{GroupMessage, MessageKind};
@@ -37,7 +37,7 @@ pub(super) struct Candidacy {
     passed: u16,
     /// It handed leadership on, and does not stand before this tick.
     withheld_until: u64,
-    /// It stands although it is not fit: nobody who is was found.
+    /// It campaigns although it is not eligible: no eligible voter was found.
     escaping: bool,
     /// Campaigns of this replica since a leader was heard.
     campaigned: u16,
@@ -104,8 +104,8 @@ impl GroupCore {
         ranked.first().is_some_and(|(rank, _)| !rank.unfit && !rank.unknown && !rank.draining)
     }
 
-    /// Whether so much waits for the state machine that this replica does not stand for election. As
-    /// a leader it would serve nobody before all of that is applied.
+    /// Whether so much waits for the state machine that this replica does not campaign. As a leader
+    /// it would serve no users before all of that is applied.
     pub(super) fn lags_too_far(&self) -> bool {
         if self.config.bugs.has(KnownBug::ReadBacklogAtOnce) {
             return false;
@@ -137,8 +137,8 @@ impl GroupCore {
         self.pin_election_timeout();
     }
 
-    /// A leader that asks for votes in a later term does not lead any more: raft would ignore it, as
-    /// it ignores everybody who asks while a leader is heard.
+    /// A leader that asks for votes in a later term does not lead any more: raft would ignore it,
+    /// as it ignores every candidate while the leader is active.
     pub(super) fn notice_abdication(&mut self, message: &GroupMessage) {
         let asks = matches!(message.kind(), MessageKind::PreVote | MessageKind::Vote);
         let raft = &self.raw.raft;
@@ -147,8 +147,8 @@ impl GroupCore {
         }
     }
 
-    /// Somebody asks for a vote. Of two candidates in one term of whom neither can win without the
-    /// other, the one whose turn comes first stands again, without waiting for another timeout.
+    /// A request for a vote. Of two candidates in one term of which neither can win without the
+    /// other, the one whose turn is first campaigns again, without waiting for another timeout.
     pub(super) fn step_vote(&mut self, node: NodeId, message: GroupMessage, round: &Round) {
         let split = self.is_split_with(node, &message, round) && self.comes_before(node, round);
         self.step_raft(message);
@@ -213,7 +213,7 @@ impl GroupCore {
         self.pin_election_timeout();
     }
 
-    /// A leader was heard: nobody is missing.
+    /// A message of a leader came: none is missing.
     pub(super) fn rest_assured(&mut self) {
         self.candidacy.passed = 0;
         self.candidacy.campaigned = 0;
@@ -228,7 +228,7 @@ impl GroupCore {
         self.candidacy.withheld_until = self.ticks + pause;
     }
 
-    /// Whoever leadership was handed to is gone, so nobody comes first.
+    /// The replica that leadership was transferred to is gone, so none comes first.
     pub(super) const fn stop_withholding(&mut self) {
         self.candidacy.withheld_until = 0;
     }
@@ -243,12 +243,13 @@ impl GroupCore {
         self.candidacy.passed
     }
 
-    /// Says in a pre-vote why an unfit replica asks for it.
+    /// Puts into a pre-vote why an ineligible replica asks for it.
     pub(super) fn excuse(&self, wire: &mut GroupMessage) {
         wire.escape |= wire.kind() == MessageKind::PreVote && self.candidacy.escaping;
     }
 
-    /// Refuses a pre-vote to a candidate on an unfit node, and says so; `false`: raft decides.
+    /// Refuses a pre-vote to a candidate on an ineligible node, with the reason; `false`: raft
+    /// decides.
     pub(super) fn refuses_pre_vote(
         &mut self,
         node: NodeId,
@@ -273,8 +274,9 @@ impl GroupCore {
         true
     }
 
-    /// A fit candidate that lacks entries of this replica does not get its vote. When there is no
-    /// other fit voter that may have them, somebody unfit has to lead it there first.
+    /// An eligible candidate that lacks entries of this replica does not get its vote. When there
+    /// is no other eligible voter that may have them, an ineligible one has to bring it level
+    /// first.
     fn notice_hopeless(
         &mut self,
         node: NodeId,

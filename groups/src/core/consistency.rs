@@ -1,13 +1,13 @@
 //! Whether the state machines of all replicas hold the same.
 //!
 //! From time to time a leader puts a *check entry* into the log. Every replica takes a view of its
-//! state machine exactly behind that entry, computes a checksum of it elsewhere and sends it to
-//! the leader, which compares them. What a majority of the voters holds is right: a replica that
-//! holds something else stops, keeps its data, and says so. Where replicas differ and no majority
-//! agrees nobody can tell which are right: all go on, and all of them raise an alarm.
+//! state machine exactly behind that entry, computes a checksum of it elsewhere and sends it to the
+//! leader, which compares them. The state of a majority of the voters is right: a replica that
+//! differs stops, keeps its data, and reports it. Where replicas differ and no majority agrees, it
+//! is unknown which are right: all continue, and all of them raise an alarm.
 //!
-//! A checksum that does not come is no fault, and replicas that make the bytes in another way (of
-//! another version) are not compared. A check keeps nobody awake.
+//! A missing checksum is no fault, and replicas that make the bytes in another way (of another
+//! version) are not compared. A check keeps no replica awake.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +27,6 @@ const PATIENCE_TICKS: u64 = 6_000;
 /// Ticks after which a check that could not begin is tried again.
 const RETRY_TICKS: u64 = 10;
 
-/// What comparing comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Judgement {
     /// Checksums that would tell are not here yet.
@@ -46,7 +45,7 @@ struct Check {
     sums: BTreeMap<u64, StateSum>,
     /// Who learned what came of it.
     told: BTreeSet<u64>,
-    /// The judgement that was told last.
+    /// The last reported judgement.
     outcome: Judgement,
 }
 
@@ -233,7 +232,7 @@ impl GroupCore {
         self.compare(Waiting::Yes, round);
     }
 
-    /// Tells those who sent a checksum what comes of it, as soon as something does.
+    /// Reports the result to the replicas that sent a checksum, as soon as there is one.
     fn compare(&mut self, waiting: Waiting, round: &mut Round) {
         let Some(mut check) = self.consistency.check.take() else { return };
         let outcome = judge(&self.membership, &check.sums, waiting);
@@ -265,7 +264,7 @@ impl GroupCore {
         self.send_comparison(kind, to, at, checksum, verdict.into(), round);
     }
 
-    /// The leader says what came of a check.
+    /// The leader reports the result of a check.
     pub(super) fn take_verdict(&mut self, message: &GroupMessage, round: &mut Round) {
         let position = LogPosition::new(message.log_term, message.index);
         let sum = message.checksum.as_ref().map(sum_from_wire);
@@ -289,7 +288,7 @@ impl GroupCore {
                 self.consistency.checked = Some(at.index);
                 self.consistency.differs = None;
             }
-            // Nobody can compare them.
+            // They cannot be compared.
             Judgement::Majority(others) if others.format != own.format => {}
             Judgement::Majority(others) => {
                 // A restart does not make it right.

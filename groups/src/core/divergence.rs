@@ -1,9 +1,9 @@
 //! A leader that contradicts what this replica knows to be committed.
 //!
-//! Raft rules it out as long as disks keep what they said was durable. A data directory that was put
-//! back from an older copy, or a disk that lost writes, brings it about: then one of the two histories
-//! was acknowledged and is about to be forgotten. No replica can know which, so this one stops, keeps
-//! its data, and says so. It answers no reads meanwhile.
+//! Raft rules it out as long as disks keep durable data. A data directory that was put back from an
+//! older copy, or a disk that lost writes, causes it: then one of the two histories was
+//! acknowledged and is about to be forgotten. No replica can know which, so this one stops, keeps
+//! its data, and reports it. It answers no reads meanwhile.
 
 use shardhost_proto::peer::GroupMessage;
 

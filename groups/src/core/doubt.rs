@@ -63,7 +63,6 @@ pub(super) struct Doubt {
     floor: Option<Floor>,
 }
 
-/// What another voter said.
 #[derive(Clone, Debug)]
 struct Answer {
     replica: ReplicaId,
@@ -140,7 +139,7 @@ impl GroupCore {
         self.doubt.as_ref().map(|doubt| doubt.cause)
     }
 
-    /// The same for a replica that does not run yet, and whose log says so already.
+    /// The same for a replica that does not run yet, and whose log has the note already.
     pub fn open_in_doubt(&mut self, cause: Cause) {
         if self.doubt.is_none() {
             let certainty = Certainty::InDoubt(cause);
@@ -308,7 +307,7 @@ impl GroupCore {
         Some(LogPosition::new(term, index))
     }
 
-    /// A voter says what it holds.
+    /// A voter reports what it holds.
     pub(super) fn take_recovery(&mut self, message: &GroupMessage) {
         let own = self.life();
         let (Some(doubt), Some(replica)) = (&mut self.doubt, ReplicaId::new(message.from_replica))
@@ -362,7 +361,7 @@ impl GroupCore {
             let members = config.members.iter().filter(|(_, member)| votes(member));
             members.map(|(id, _)| *id).collect()
         };
-        // Whoever voted in an older configuration may be gone.
+        // Voters of an older configuration may be gone.
         let counts = |config: &&Membership| !given_up || config.config_index >= committed;
         self.known_configs().filter(counts).all(|config| {
             let halves: [fn(&Member) -> bool; 2] = [|one| one.voter, |one| one.outgoing_voter];

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | open | accepted | answered | the node is fit to lead the group, or unfit softly |
 //! | asked | refused | wait | policies are asked about the leadership |
-//! | closed | refused | refused | the node is unfit, or a policy said no, or gave no answer in time |
+//! | closed | refused | refused | the node is ineligible, or a policy refused, or gave no answer in time |
 //!
 //! Reads are those of every consistency mode that involves the leader, at whichever replica they
 //! were asked. A proof of leadership shows nothing of the state and is given all the same; a stale
@@ -32,7 +32,6 @@ const PANIC_RETRY_TICKS: u64 = 50;
 /// Panics in one leadership after which only news make a leader ask again.
 const MAX_PANICS: u32 = 6;
 
-/// Whether users are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Gate {
     /// They are, once the first entry of the term is applied.
@@ -41,7 +40,6 @@ pub(super) enum Gate {
     ToAsk,
     /// They were asked at this tick.
     Asked(u64),
-    /// They are not.
     Closed(Arc<Caretaker>),
 }
 
@@ -88,8 +86,8 @@ impl GroupCore {
         own.filter(hard).or(said.filter(hard)).or(own).or(said)
     }
 
-    /// The state machine cannot go on for now, or goes on again. Whoever waits is told when it has
-    /// waited too long; others are looked for to lead.
+    /// The state machine stalls, or works again. Callers get an error when they have waited too
+    /// long; another leader is looked for.
     pub fn on_stalled(&mut self, why: Option<Arc<str>>, round: &mut Round) {
         let mode = RequirementMode::Hard;
         let stalled = why.map(|reason| Box::new(Impairment { reason, mode }));
@@ -127,7 +125,7 @@ impl GroupCore {
         self.notice_facts(round);
     }
 
-    /// Why the state machine stands still, if it does.
+    /// Why the state machine stalls, if it does.
     pub(super) fn stalled(&self) -> Option<Arc<str>> {
         self.stalled.why().map(|impairment| Arc::clone(&impairment.reason))
     }
@@ -151,12 +149,11 @@ impl GroupCore {
         }
     }
 
-    /// Whether users are served.
     pub(super) fn serves(&self) -> bool {
         self.led.as_ref().is_some_and(|led| led.ready && led.gate == Gate::Open)
     }
 
-    /// Why a leader serves nobody.
+    /// Why a leader serves no users.
     pub(super) fn caretaker(&self) -> Option<&Arc<Caretaker>> {
         match &self.led.as_ref()?.gate {
             Gate::Closed(reason) => Some(reason),
@@ -267,8 +264,8 @@ impl GroupCore {
         let unfit = matches!(&led.gate, Gate::Closed(why) if matches!(**why, Caretaker::Unfit(_)));
         match self.first_gate(round) {
             Gate::Closed(reason) => self.close_gate(Caretaker::clone(&reason), round),
-            // What policies decided about this leadership stands, until somebody asks for another
-            // look.
+            // The decision of policies about this leadership is kept, until another look is
+            // requested.
             Gate::ToAsk if unfit => self.set_gate(Gate::ToAsk),
             Gate::Open if led.gate != Gate::Open => self.open_gate(round),
             _ => {}
@@ -276,8 +273,8 @@ impl GroupCore {
         self.tend_gate(round);
     }
 
-    /// Policies decide anew about this leadership. A question that is out is asked again: its
-    /// answer may be older than what made somebody ask.
+    /// Policies decide again about this leadership. A question without an answer is asked again:
+    /// its answer may be older than the cause of the request.
     pub(super) fn ask_policies_again(&mut self) {
         let asks = self.policies.asks(self.id, &self.meta.labels);
         let asks_once = self.config.bugs.has(KnownBug::AnyAnswerCounts);
@@ -305,7 +302,7 @@ impl GroupCore {
         self.tell_service(round);
     }
 
-    /// Users are refused from here on; those who wait are told.
+    /// Users are refused from here on; those that wait get the reason.
     fn close_gate(&mut self, reason: Caretaker, round: &mut Round) {
         if self.caretaker().is_some_and(|known| **known == reason) {
             return;
@@ -318,7 +315,7 @@ impl GroupCore {
         self.tell_service(round);
     }
 
-    /// Tells of a leadership that came to serve its users, or ceased to.
+    /// Publishes that a leadership began to serve its users, or ceased to.
     pub(super) fn tell_service(&mut self, round: &mut Round) {
         let serves = self.serves();
         let closed = self.caretaker().is_some();
@@ -351,7 +348,7 @@ impl GroupCore {
         Some(ReadError::NotServing { group: self.id, reason })
     }
 
-    /// Reads that wait at a leader which serves nobody: also those that it took as a follower.
+    /// Reads that wait at a leader which serves no users: also those that it took as a follower.
     pub(super) fn refuse_readers(&mut self, round: &mut Round) {
         if let Some(error) = self.refuses_service_to_readers() {
             self.fail_reads(&error, round);
@@ -364,7 +361,7 @@ impl GroupCore {
     }
 }
 
-/// Why the state machine here does not go on. Each cause ends by itself.
+/// Why the state machine here stalls. Each cause is temporary.
 #[derive(Debug, Default)]
 pub(super) struct Stall {
     /// It refuses work for a reason that passes, or its state is lost.
@@ -382,13 +379,13 @@ impl Stall {
         self.refuses.is_some() || self.hangs.is_some()
     }
 
-    /// The cause to name: one that refuses work is hard, and says more.
+    /// The cause to name: one that refuses work is hard, and more specific.
     fn why(&self) -> Option<&Impairment> {
         self.refuses.as_deref().or(self.hangs.as_deref())
     }
 }
 
-/// What was told of a leadership after it was acquired.
+/// What was published of a leadership after it was acquired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Told {
     Nothing,

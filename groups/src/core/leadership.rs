@@ -16,7 +16,6 @@ pub(super) struct Led {
     pub(super) term: u64,
     /// The first entry of the own term.
     first_index: u64,
-    /// It is applied.
     pub(super) ready: bool,
     /// Whether users are served, once it is.
     pub(super) gate: Gate,
@@ -26,16 +25,16 @@ pub(super) struct Led {
     pub(super) panics: u32,
     /// They are asked once more at this tick.
     pub(super) asks_again_at: Option<u64>,
-    /// What was told of it.
+    /// What was published of it.
     pub(super) told: Told,
-    /// Somebody was asked to take it over.
+    /// A voter was asked to take it over.
     pub(super) offered: bool,
 }
 
 impl GroupCore {
-    /// Compares what raft says with what was announced, and announces the difference. Must run
-    /// before proposals of a round go to raft, so that the last entry of a fresh leader is the
-    /// first of its term.
+    /// Compares raft's state with the published one, and publishes the difference. Must run before
+    /// proposals of a step go to raft, so that the last entry of a new leader is the first of its
+    /// term.
     pub(super) fn observe_leadership(&mut self, round: &mut Round) {
         let raft = &self.raw.raft;
         let leads = raft.state == StateRole::Leader;
@@ -102,7 +101,7 @@ impl GroupCore {
         }
     }
 
-    /// Fails everybody who waits, then announces the loss.
+    /// Fails every caller that waits, then publishes the loss.
     pub(super) fn lose_leadership(&mut self, cause: LossCause, round: &mut Round) {
         let Some(led) = self.led.take() else { return };
         self.fail_waiters_on_loss(round);

@@ -1,5 +1,5 @@
-//! Leases: a leader may answer reads without asking anybody, as long as a quorum has promised not
-//! to elect another one.
+//! Leases: a leader may answer reads without a round trip, as long as a quorum's votes are locked
+//! for it.
 //!
 //! | rule | why |
 //! |---|---|
@@ -9,12 +9,12 @@
 //! | a lease counts from the moment its heartbeat was sent | the promise is not older than that |
 //! | it is shorter than the promise, by a margin | clocks differ in speed |
 //! | it needs an applied entry of the own term | before, the leader may lack acknowledged writes |
-//! | it is void from the start of a transfer | whoever is told to campaign breaks the promises |
+//! | it is revoked at the start of a transfer | a replica that gets TimeoutNow breaks the vote locks |
 //! | after transfers that failed, every target must have answered anew | the order to campaign may still be on its way; who answered later refuses it |
 //! | or it was removed, and a quorum holds an entry that it never got | voters that do not know of the removal yet refuse the shorter log |
 //!
-//! Time is told by the worker: the moment a round began (for what is sent and for what runs out)
-//! and the moment it ended (for what is promised), so that every promise outlasts every lease.
+//! The worker supplies the time: the moment a step began (for what is sent and for what expires)
+//! and the moment it ended (for vote locks), so that every vote lock outlasts every lease.
 
 use std::cmp::Reverse;
 
@@ -49,7 +49,7 @@ pub(super) struct Lease {
     /// Once it is committed, no quorum of whichever configuration they know elects them.
     outgrows_at: u64,
     published: LeaseSign,
-    /// No election is supported before this moment, but of whom that was promised.
+    /// No other replica is voted for before this moment.
     promised_until: Moment,
     /// The replica that was last heard as leader; 0: it is not known who was.
     promised_to: u64,
@@ -65,11 +65,11 @@ pub(super) struct Lease {
     contact: Moment,
 }
 
-/// Election timeouts after which an answer is not one of an earlier life, as far as anybody can tell without
-/// a clock.
+/// Election timeouts after which an answer is not one of an earlier incarnation, as far as can be
+/// known without a clock.
 const CHECK_TIMEOUTS: u64 = 4;
 
-/// What a peer's answers said in this leadership.
+/// The answers of a peer in this leadership.
 #[derive(Clone, Copy, Debug)]
 struct PeerSign {
     replica: u64,
@@ -131,7 +131,7 @@ impl Lease {
 }
 
 impl GroupCore {
-    /// Which life of this replica this is: a message meant for an earlier one is told apart.
+    /// The incarnation of this replica: a message meant for an earlier one is recognized.
     pub(super) fn life(&self) -> u64 {
         mix(self.config.incarnation ^ mix(self.epoch)) | 1
     }
@@ -258,8 +258,8 @@ impl GroupCore {
         true
     }
 
-    /// A peer answered in this leadership. Says whether that counts: an answer of a replica that may have
-    /// lost its disk does not, before it is certain that the life that gave it goes on.
+    /// A peer answered in this leadership. Returns whether that counts: an answer of a replica that
+    /// may have lost its disk does not, before it is certain that its incarnation still runs.
     pub(super) fn take_sign(&mut self, message: &GroupMessage, round: &mut Round) -> bool {
         if !self.leads() || message.term != self.raw.raft.term || message.life == 0 {
             return true;
@@ -314,7 +314,7 @@ impl GroupCore {
 
     // ---- the lease of a leader ----
 
-    /// A transfer begins: whoever is told to campaign does not ask who promised what.
+    /// A transfer begins: a replica that gets TimeoutNow ignores vote locks.
     pub(super) fn void_lease(&mut self, target: u64, round: &Round) {
         let owing = |id: &u64| self.lease.stamp_of(*id) <= self.lease.void_until && *id != target;
         let mut owed_by: Vec<u64> = self.lease.owed_by.iter().copied().filter(owing).collect();
@@ -370,7 +370,7 @@ impl GroupCore {
         }
     }
 
-    /// Whoever became a voter has promised nothing yet.
+    /// A new voter has no vote lock yet.
     pub(super) fn lease_after_change(&mut self, before: &Membership) {
         self.release_removed_targets();
         let membership = std::sync::Arc::clone(&self.membership);
@@ -395,7 +395,7 @@ impl GroupCore {
         }
     }
 
-    /// The replica ends: nobody may rely on a lease of its.
+    /// The replica ends: its lease must not be used.
     pub(super) fn end_lease(&mut self, round: &mut Round) {
         self.lease.published = LeaseSign::default();
         round.leases.push((self.id, self.epoch, LeaseSign::default()));
@@ -438,8 +438,8 @@ impl GroupCore {
         }
     }
 
-    /// Whether somebody may still follow an order to campaign: whoever answered a heartbeat that
-    /// was sent after the transfer failed does not, and whoever was removed in vain.
+    /// Whether a replica may still follow a TimeoutNow: one that answered a heartbeat that was sent
+    /// after the transfer failed does not, and one that was removed would in vain.
     pub(super) fn may_be_deposed(&self) -> bool {
         let lease = &self.lease;
         let outgrown = lease.outgrows_at <= self.raw.raft.raft_log.committed;

@@ -1,9 +1,9 @@
 //! A replica that was removed from its group ends, and takes its data along.
 //!
-//! It learns of its removal by applying it, or, when it was away, from members: they answer
-//! whatever it sends. It ends when a quorum of the voters that remain have said that they hold
-//! the configuration without it. Until then it goes on voting and acknowledging, because members
-//! that have not applied its removal yet may still need it for their quorum.
+//! It learns of its removal by applying it, or, when it was away, from members: they answer all its
+//! messages. It ends when a quorum of the remaining voters have reported the configuration without
+//! it. Until then it keeps voting and acknowledging, because members that have not applied its
+//! removal yet may still need it for their quorum.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
 
-/// What a replica knows of the group that goes on without it.
+/// A removed replica's knowledge of the group.
 #[derive(Debug)]
 pub(super) struct Leaving {
     membership: Membership,
@@ -27,15 +27,15 @@ pub(super) struct Leaving {
 /// Ticks between two questions of a replica that waits to be let go, and two notices to one that
 /// was removed.
 const PROBE_TICKS: u64 = 5;
-/// Of so many election timeouts, a replica that was told of its removal campaigns after one. It would
-/// step down at the next notice, and end the terms of those that the group goes on with. It does
-/// campaign now and then, because members that have not applied the removal may need its vote and
-/// lack entries of its log.
+/// Of so many election timeouts, a replica with a notice of its removal campaigns after one. It
+/// would step down at the next notice, and end the terms of the remaining leaders. It does campaign
+/// now and then, because members that have not applied the removal may need its vote and lack
+/// entries of its log.
 const TIMEOUTS_PER_CAMPAIGN: u64 = 8;
-/// Notices that a leader sends by itself; whoever missed them all is told when it asks.
+/// Notices that a leader sends unasked; a replica that missed them all gets one when it asks.
 const NOTICES: u8 = 6;
 
-/// Replicas that this leader removed, and how often they are still told.
+/// Replicas that this leader removed, and how many notices they still get.
 #[derive(Debug)]
 pub(super) struct Dismissed {
     replica: u64,
@@ -69,7 +69,7 @@ impl Leaving {
 }
 
 impl GroupCore {
-    /// Whether this replica ended, because the group goes on without it.
+    /// Whether this replica ended, because the group continues without it.
     #[must_use]
     pub const fn is_retired(&self) -> bool {
         self.retired
@@ -80,7 +80,7 @@ impl GroupCore {
         let member = self.membership.members.get(&self.replica);
         let votes = member.is_some_and(|member| member.voter || member.outgoing_voter);
         if self.leads() && !votes {
-            // Raft goes on leading without a vote of its own, and panics at the next answer.
+            // Raft keeps leading without a vote, and panics at the next answer.
             self.follow_nobody();
         }
         let removed = !self.membership.members.contains_key(&self.replica);
@@ -97,7 +97,7 @@ impl GroupCore {
             && !self.config.bugs.has(KnownBug::RemovedCampaigns)
     }
 
-    /// A member says that the group goes on without this replica.
+    /// A member reports that the group continues without this replica.
     pub(super) fn take_notice(&mut self, node: NodeId, message: &GroupMessage) {
         let Some((from, membership)) = self.checked_notice(node, message) else { return };
         self.wake();
@@ -110,8 +110,8 @@ impl GroupCore {
         self.retired = leaving.is_let_go();
     }
 
-    /// A notice counts when a member of the configuration that it shows says that we were removed,
-    /// and shows a later configuration than ours, or ours.
+    /// A notice counts when a member of the configuration that it shows reports our removal, and
+    /// shows a later configuration than ours, or ours.
     fn checked_notice(
         &self,
         node: NodeId,
@@ -129,9 +129,9 @@ impl GroupCore {
         (sender.node == node && (news || ours) && without_us).then_some((from, membership))
     }
 
-    /// Whoever does not belong to the group any more is told so.
+    /// A replica that does not belong to the group any more gets a notice.
     pub(super) fn send_notice(&self, node: NodeId, to: u64, round: &mut Round) {
-        // What a crash could take back is not told.
+        // What a crash could undo is not reported.
         if self.leaving.is_some() || !self.is_meta_durable() {
             return;
         }
@@ -148,13 +148,13 @@ impl GroupCore {
         round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
     }
 
-    /// Up to where the group has committed, as far as this replica can tell: whoever was invited
+    /// The commit index of the group, as far as this replica knows: a replica created by request
     /// knows the configuration before the entries that lead to it.
     pub(super) fn known_committed(&self) -> u64 {
         self.raw.raft.raft_log.committed.max(self.membership.config_index.get())
     }
 
-    /// A change removed replicas; a leader tells them.
+    /// A change removed replicas; a leader notifies them.
     pub(super) fn dismiss(&mut self, before: &Membership) {
         if !self.leads() {
             return;
@@ -169,7 +169,7 @@ impl GroupCore {
         self.dismissed.extend(dismissed);
     }
 
-    /// At ticks: goes on with the end of replicas that were removed, this one or others.
+    /// At ticks: continues the end of replicas that were removed, this one or others.
     pub(super) fn tend_leaving(&mut self, round: &mut Round) {
         if !self.ticks.is_multiple_of(PROBE_TICKS) {
             return;

@@ -35,7 +35,6 @@ pub type MembershipWaiter = oneshot::Sender<MembershipOutcome>;
 /// What is asked of the leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MembershipOrder {
-    /// Make this change.
     Change(MembershipChange),
     /// Replace the member on one node by another.
     Replace {
@@ -48,7 +47,6 @@ pub enum MembershipOrder {
     },
     /// Ask this of the group's leaders.
     Require {
-        /// What.
         requirement: Requirement,
         /// Only if the configuration is that of this index.
         expecting: Option<LogIndex>,
@@ -79,13 +77,11 @@ impl MembershipOrder {
 /// A change that is asked for, and who waits.
 #[derive(Debug)]
 pub struct MembershipRequest {
-    /// What is asked for.
     pub order: MembershipOrder,
-    /// Who waits.
     pub waiter: MembershipWaiter,
 }
 
-/// A change that somebody waits for. Forgotten with the leadership.
+/// A change with a caller that waits. Forgotten with the leadership.
 #[derive(Debug)]
 pub(super) struct PendingChange {
     index: u64,
@@ -276,7 +272,7 @@ impl GroupCore {
         }
         let raft = &self.raw.raft;
         let index = raft.raft_log.last_index();
-        // Raft says that all is well when it puts an empty entry in the place of a change.
+        // Raft reports success when it puts an empty entry in the place of a change.
         if raft.pending_conf_index == index {
             Ok(index)
         } else {
@@ -360,8 +356,8 @@ impl GroupCore {
         Ok(())
     }
 
-    /// What a learner acknowledged does not count for the quorums in which it gets a vote: it may have
-    /// lost its disk since. It says again what it holds.
+    /// What a learner acknowledged does not count for the quorums in which it gets a vote: it may
+    /// have lost its disk since. It reports again what it holds.
     fn count_new_voters_anew(&mut self, config: &ConfigEntry) {
         if self.config.bugs.has(KnownBug::CountLostLearner) {
             return;
@@ -425,7 +421,7 @@ impl GroupCore {
         self.fail_change(&MembershipError::Unknown { group: self.id, cause }, round);
     }
 
-    /// At every tick: tells whoever waited too long that nobody can tell.
+    /// At every tick: a caller that waited too long gets an unknown outcome.
     pub(super) fn expire_change(&mut self, round: &mut Round) {
         let limit = u64::from(self.config.propose_give_up_ticks);
         let (group, now) = (self.id, self.ticks);
@@ -435,12 +431,12 @@ impl GroupCore {
         }
     }
 
-    /// Whether a change is under way that somebody has to finish.
+    /// Whether a change is in progress that a leader has to finish.
     pub(super) fn has_unfinished_change(&self) -> bool {
         self.joint || self.membership.incoming.is_some()
     }
 
-    /// Goes on with a joint change or an addition, whoever began it.
+    /// Continues a joint change or an addition, whichever leader began it.
     pub(super) fn finish_changes(&mut self, live: &LiveNodes) {
         if !self.has_unfinished_change() || self.transfer.is_some() {
             return;
@@ -480,7 +476,7 @@ impl GroupCore {
         (level && follows).then_some(entry)
     }
 
-    /// Tells nodes that should hold a replica and do not.
+    /// Asks nodes that should hold a replica and do not to create it.
     pub(super) fn invite_newcomers(&self, live: &LiveNodes, round: &mut Round) {
         let due = (self.ticks + self.id.get()).is_multiple_of(INVITE_TICKS);
         // A leader that is not ready may not have applied yet that a learner became a voter.

@@ -1,8 +1,8 @@
 //! One replica of one group: raft, and everything that the host decides around it.
 //!
-//! A [`GroupCore`] is a function of what it is told. It has no clock (it counts ticks), does no
-//! I/O but reading entries that left its memory, starts no thread, and sends nothing: what it
-//! wants done it puts into the [`Round`] of its worker.
+//! A [`GroupCore`] is a function of its inputs. It has no clock (it counts ticks), does no I/O but
+//! reading entries that left its memory, starts no thread, and sends nothing: its effects go into
+//! the [`Round`] of its worker.
 //!
 //! | file | what |
 //! |---|---|
@@ -15,14 +15,14 @@
 //! | `barrier` | holding back users' proposals |
 //! | `ready` | what raft wants written, sent and applied |
 //! | `apply` | handing committed entries to the state machine |
-//! | `ahead` | changes of members do not wait for a state machine that stands still |
+//! | `ahead` | changes of members do not wait for a state machine that stalls |
 //! | `recovery` | a replica whose state machine lost its state |
 //! | `leadership` | edges: acquired, ready, lost |
 //! | `candidacy` | not standing for election, or not being elected, where one should not lead |
 //! | `gate` | whether a leader serves its users |
 //! | `transfer` | handing leadership over |
 //! | `succession` | a leader that should not lead looks for another |
-//! | `outlook` | what it makes of who could lead, for somebody who asks |
+//! | `outlook` | its evaluation of who could lead, on request |
 //! | `requirement` | changing what the group asks of its leader |
 //! | `membership` | changing who belongs to the group |
 //! | `consistency` | whether the state machines of all replicas hold the same |
@@ -30,7 +30,7 @@
 //! | `leaving` | the end of a replica that was removed |
 //! | `sleep` | groups that have nothing to do stop ticking |
 //! | `snapshot` | making, shipping and installing snapshots; truncating the log |
-//! | `status` | what everybody may know |
+//! | `status` | the public state |
 
 mod ahead;
 mod apply;
@@ -140,7 +140,7 @@ pub struct GroupCore {
     /// A change of the requirement that this leader proposed: where it stands.
     pending_requirement: u64,
     led: Option<Led>,
-    /// The state machine cannot go on for now.
+    /// Why the state machine stalls, if it does.
     stalled: gate::Stall,
     /// The state machine's state is lost, and another replica's is asked for.
     recovery: recovery::Recovery,
@@ -156,7 +156,6 @@ pub struct GroupCore {
     consistency: Consistency,
     /// This replica was removed, and waits to be let go.
     leaving: Option<Box<Leaving>>,
-    /// It was let go.
     retired: bool,
     dismissed: Vec<Dismissed>,
 
@@ -301,7 +300,7 @@ impl GroupCore {
         true
     }
 
-    /// Ends the replica's life in this process: fails everybody who waits, fires the last edge.
+    /// Ends the replica in this process: fails every caller that waits, publishes the last edge.
     pub fn stop(&mut self, cause: LossCause, round: &mut Round) {
         let group = self.id;
         let error = ProposeError::Unknown { group, cause: UnknownCause::Stopped };
@@ -317,7 +316,7 @@ impl GroupCore {
         self.lose_leadership(cause, round);
     }
 
-    /// The replica cannot go on. The caller drops it afterwards.
+    /// The replica cannot continue. The caller drops it afterwards.
     pub fn fail(&mut self, fault: &GroupFault, round: &mut Round) {
         let group = self.id;
         let fault = fault.clone();

@@ -1,4 +1,4 @@
-//! How a replica comes to life from what the log holds and the state machine says.
+//! Starting a replica from the log and its state machine.
 
 use std::sync::Arc;
 
@@ -24,11 +24,10 @@ use crate::replica_log::ReplicaLog;
 /// What a replica is opened from.
 #[derive(Debug)]
 pub struct ReplicaStart {
-    /// What the log holds.
     pub persisted: PersistedGroup,
     /// Where the state machine stands; it was restored from the snapshot if that was needed.
     pub applied: LogPosition,
-    /// What of it survives a crash, as [`crate::StateMachine::durable_index`] says.
+    /// The part of it that survives a crash, from [`crate::StateMachine::durable_index`].
     pub durable: Option<LogIndex>,
     /// The state is lost ([`Opened::Lost`]): what is applied counts up to the log's base.
     pub lost: bool,
@@ -51,10 +50,10 @@ pub enum Opened {
 }
 
 impl Opened {
-    /// Decides from what the log holds and where the machine says it stands.
+    /// Decides from the log and the position of the machine.
     ///
-    /// What a lost state costs is its replica's part in leading and reading, not its vote: the log is
-    /// whole. A replica that is the only one has nobody to ask.
+    /// A lost state costs its replica's part in leading and reading, not its vote: the log is
+    /// complete. A replica that is the only one has no peer to ask.
     ///
     /// # Errors
     /// [`GroupFault::Invariant`] when the two contradict each other, [`GroupFault::FoundToDiffer`].
@@ -92,7 +91,7 @@ impl Opened {
     }
 }
 
-/// Whether somebody else has the group's state and may lead it.
+/// Whether another replica has the group's state and may lead it.
 pub(crate) fn has_another_voter(persisted: &PersistedGroup) -> bool {
     let own = persisted.meta.replica;
     persisted.meta.membership.voters().any(|(replica, _)| replica != own)
@@ -197,7 +196,7 @@ impl GroupCore {
 }
 
 impl GroupCore {
-    /// A lone voter waits for nobody: it campaigns at its first tick.
+    /// A lone voter waits for no other: it campaigns at its first tick.
     fn campaign_soon_if_alone(&mut self) {
         let voters = self.membership.members.values().filter(|m| m.voter || m.outgoing_voter);
         if voters.count() == 1 && self.raw.raft.promotable() {
@@ -207,8 +206,8 @@ impl GroupCore {
     }
 }
 
-/// Whether an earlier life of this replica may have promised a leader not to support others. One
-/// that is alone promised nothing to anybody, one that is new was never asked.
+/// Whether an earlier incarnation of this replica may have locked its vote. One that is alone never
+/// did, one that is new was never asked.
 fn may_have_promised(persisted: &PersistedGroup) -> bool {
     let members = persisted.meta.membership.members.values();
     let voters = members.filter(|member| member.voter || member.outgoing_voter).count();
@@ -230,7 +229,7 @@ fn check_start(persisted: &PersistedGroup, applied: LogPosition) -> Result<HardS
         )));
     }
     let (replica, membership) = (persisted.meta.replica, &persisted.meta.membership);
-    // A replica that was removed goes on leaving.
+    // A replica that was removed continues leaving.
     if membership.is_yet_to_come(replica) {
         return Err(broken(format!("{replica:?} is no member of its own {id:?}")));
     }
@@ -266,9 +265,9 @@ fn check_term(log: &ReplicaLog, id: GroupId, applied: LogPosition) -> Result<(),
 /// Bytes of the log that are looked through at a time.
 const LOOKED_THROUGH_BYTES: u64 = 1 << 20;
 
-/// How far a replica that applies nothing counts its log as applied to raft: up to the first change of
-/// members that is committed and not in its membership, for raft lets nobody stand for election who
-/// has one to apply. Without a state nothing else would ever be passed.
+/// How far a replica that applies nothing counts its log as applied to raft: up to the first
+/// committed change of members that is not in its membership, because raft lets no replica campaign
+/// that has one to apply. Without a state nothing else would ever be passed.
 fn unchanged_up_to(
     store: &dyn LogStore,
     persisted: &PersistedGroup,
@@ -307,7 +306,7 @@ fn raft_config(config: &GroupsConfig, replica: u64, applied: LogIndex) -> Config
         read_only_option: ReadOnlyOption::Safe,
         // Followers learn of a commit with the next append or heartbeat: half the messages.
         skip_bcast_commit: true,
-        // Raft 0.7 merges entries into an empty append that stands at another index.
+        // Raft 0.7 merges entries into an empty append of another index.
         batch_append: false,
         max_uncommitted_size: raft::NO_LIMIT,
         max_committed_size_per_ready: config.max_apply_bytes_per_group as u64,

@@ -1,4 +1,4 @@
-//! What a replica makes of who could lead its group, for somebody who asks. Only looks.
+//! A replica's evaluation of who could lead its group, on request. Changes nothing.
 
 use std::time::Duration;
 
@@ -32,14 +32,12 @@ pub struct Outlook {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VoterOutlook {
-    /// The voter.
     pub replica: ReplicaId,
-    /// Its node.
     pub node: NodeId,
-    /// What each policy of the group says of the node, as they were registered on this host.
+    /// The opinion of each policy of the group on the node, as they were registered on this host.
     pub opinions: Vec<PolicyOpinion>,
-    /// It declined the leadership, or did not come to it, and is not asked again by itself before
-    /// something new is known of nodes, members or policies.
+    /// It declined the leadership, or did not get it, and is not asked again before there is news
+    /// of nodes, members or policies.
     pub declined: Option<Declined>,
 }
 
@@ -47,14 +45,14 @@ pub struct VoterOutlook {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Declined {
-    /// The cause; `None`: it told an earlier leader, who passed on only that it declined.
+    /// The cause; `None`: it declined to an earlier leader, which passed on only that.
     pub reason: Option<RejectReason>,
-    /// What was said, for people.
+    /// Its text, for people.
     pub words: Box<str>,
 }
 
 impl GroupCore {
-    /// Says what this replica makes of who could lead.
+    /// Returns this replica's evaluation of who could lead.
     pub fn outlook(&self, waiter: OutlookWaiter, round: &mut Round) {
         let voters = self.membership.voters().map(|(replica, node)| {
             let candidate = self.candidate(node, &self.membership.requirement, round);

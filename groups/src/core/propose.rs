@@ -14,13 +14,11 @@ use crate::worker::Round;
 /// One command on its way into the log.
 #[derive(Debug)]
 pub struct Proposal {
-    /// The command.
     pub command: Bytes,
     /// Propose in this term only.
     pub in_term: Option<Term>,
     /// An operator's: an open barrier lets it through.
     pub through_barrier: bool,
-    /// Who waits.
     pub pending: Pending,
 }
 
@@ -31,7 +29,7 @@ pub(super) struct QueuedProposal {
     since: u64,
 }
 
-/// Somebody who waits for a state machine that has the entry.
+/// A caller that waits for a state machine that has the entry.
 #[derive(Debug)]
 pub(super) struct HandedWaiter {
     index: u64,
@@ -39,7 +37,7 @@ pub(super) struct HandedWaiter {
     watch: HandedWatch,
 }
 
-/// Somebody who waits for the entry at a position.
+/// A caller that waits for the entry at a position.
 #[derive(Debug)]
 pub(super) struct PlacedWaiter {
     term: u64,
@@ -143,8 +141,8 @@ impl GroupCore {
         ProposeError::Rejected { group: self.id, reason }
     }
 
-    /// Who waits for the entry that was committed at this position and has a command; from here on
-    /// the state machine is waited for. One that has nothing to apply answers nobody.
+    /// The caller of the entry that was committed at this position and has a command; from here on
+    /// it waits for the state machine. An entry with nothing to apply has no answer.
     pub(super) fn hand_waiter(
         &mut self,
         term: u64,
@@ -183,7 +181,7 @@ impl GroupCore {
         None
     }
 
-    /// Leadership is gone: nobody can tell any more what becomes of what was proposed.
+    /// Leadership is lost: the outcome of pending proposals is unknown.
     pub(super) fn fail_waiters_on_loss(&mut self, round: &mut Round) {
         if self.config.bugs.has(KnownBug::WaiterByIndex) {
             return;
@@ -221,7 +219,7 @@ impl GroupCore {
         }
     }
 
-    /// At every tick: tells those who waited too long that nobody can tell.
+    /// At every tick: callers that waited too long get an unknown outcome.
     pub(super) fn expire_waiters(&mut self, round: &mut Round) {
         let limit = u64::from(self.config.propose_give_up_ticks);
         if !self.config.bugs.has(KnownBug::HoldForEver) {
@@ -242,7 +240,7 @@ impl GroupCore {
         }
     }
 
-    /// Whether somebody waits for a proposal.
+    /// Whether a proposal is pending.
     pub(super) fn has_waiters(&self) -> bool {
         !self.waiters.is_empty() || !self.queued.is_empty() || !self.handed.is_empty()
     }

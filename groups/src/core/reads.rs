@@ -44,18 +44,16 @@ pub enum ReadNeed {
     Applied,
     /// This replica leads; what it has applied does not matter.
     Leadership,
-    /// Whoever leads says what was committed, and this replica has applied that.
+    /// The leader reported its commit index, and this replica has applied that.
     FromLeader,
-    /// This replica has applied everything up to here, whoever leads.
+    /// This replica has applied everything up to here, whichever replica leads.
     At(LogIndex),
 }
 
 /// A read on its way to the core.
 #[derive(Debug)]
 pub struct ReadRequest {
-    /// What it needs.
     pub need: ReadNeed,
-    /// Who waits.
     pub waiter: ReadWaiter,
 }
 
@@ -262,7 +260,7 @@ impl GroupCore {
         round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
     }
 
-    /// The leader says what is committed, or that it cannot.
+    /// The leader reports its commit index, or that it cannot.
     pub(super) fn take_read_answer(&mut self, message: &GroupMessage, round: &mut Round) {
         if self.leads() {
             return;
@@ -341,7 +339,7 @@ impl GroupCore {
         }
     }
 
-    /// Gives up the reads that waited too long, and starts anew a round that nobody answered.
+    /// Fails the reads that waited too long, and repeats a quorum round without an answer.
     pub(super) fn expire_reads(&mut self, round: &mut Round) {
         let group = self.id;
         let limit = u64::from(self.config.give_up_ticks);

@@ -19,7 +19,7 @@ use crate::worker::{PersistAck, Round};
 
 /// The answer to a candidate.
 const VOTE_RESPONSE: MessageType = MessageType::MsgRequestVoteResponse;
-/// How far the commit index on disk may lag. After a restart the leader says how far it really is.
+/// How far the commit index on disk may lag. After a restart the leader supplies the real one.
 const COMMIT_LAG: u64 = 512;
 /// Ticks without anything new after which a commit index that lags is written all the same, and
 /// ticks after which it is written if there always is something new. A replica that forgot that its
@@ -27,7 +27,6 @@ const COMMIT_LAG: u64 = 512;
 const COMMIT_QUIET_TICKS: u16 = 5;
 const COMMIT_TICKS: u64 = 50;
 
-/// What a ready carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
     Something,
@@ -110,9 +109,9 @@ impl GroupCore {
     /// and then, for it may lag behind and costs a key each time.
     ///
     /// It may not lag in a batch that carries a change of configuration. A leader proposes one when
-    /// it has applied the change before, so whoever takes it knows that one committed. A replica
-    /// that acknowledged the later change and forgot that the earlier one was committed could be
-    /// elected under the configuration before both, beside a leader of the one after both.
+    /// it has applied the change before, so a replica that takes it knows that one committed. A
+    /// replica that acknowledged the later change and forgot that the earlier one was committed
+    /// could be elected under the configuration before both, beside a leader of the one after both.
     fn hard_state_to_write(
         &mut self,
         state: &HardState,

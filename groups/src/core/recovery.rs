@@ -1,16 +1,16 @@
-//! A replica whose state machine lost its state: the disk damaged it, or somebody removed it. The log is
-//! whole, so it votes and acknowledges as ever, and follows changes of members. It applies nothing, serves
-//! nobody, and asks whoever leads for a snapshot that its log continues. That replaces the state; the log
-//! goes on meanwhile, so that nothing in the group waits for it, however long it takes.
+//! A replica whose state machine lost its state: the disk damaged it, or it was removed. The log is
+//! complete, so the replica votes and acknowledges as before, and follows changes of members. It
+//! applies nothing, serves no users, and asks the leader for a snapshot from which its log
+//! continues. That replaces the state; nothing in the group waits for it, however long it takes.
 //!
-//! Raft has a request for snapshots of its own, which is not used: a replica that asks takes no entries
-//! before it has one, because what it installs replaces its log.
+//! Raft's request for a snapshot is not used: a replica that asks takes no entries before it has
+//! one, because the snapshot replaces its log.
 //!
-//! It leads only when nobody else comes to it, as any unfit node: its log may be the one that has what
-//! was acknowledged. It brings another voter level with it, and leaves.
+//! It leads only when no other does, as any ineligible node: its log may be the one that has the
+//! acknowledged entries. It brings another voter level with it, and gives leadership up.
 //!
-//! Nothing of this is written down: whoever opens such a replica sees that its machine is behind the
-//! log's base.
+//! Nothing of this is written down: at each opening the machine is found to be behind the log's
+//! base.
 
 use raft::{INVALID_ID, StateRole};
 use shardhost_proto::peer::{GroupMessage, MessageKind};
@@ -39,7 +39,7 @@ impl Recovery {
     }
 }
 
-/// What such a replica says of itself.
+/// The impairment of such a replica.
 pub(super) fn impairment() -> Impairment {
     let reason = "its state is lost; it waits for a snapshot of the replica that leads";
     Impairment { reason: reason.into(), mode: RequirementMode::Hard }
@@ -81,8 +81,8 @@ impl GroupCore {
         round.messages.push(Outgoing { to, lane: Lane::Urgent, message });
     }
 
-    /// At every tick: nobody gives a leader a state. If there is nobody fit to whom it could hand over, it
-    /// leads no more as soon as somebody else has all that it has.
+    /// At every tick: no peer sends a state to a leader. If there is no eligible voter to transfer
+    /// to, it gives leadership up as soon as another voter has all its entries.
     pub(super) fn leave_leadership_without_state(&mut self, round: &Round) {
         let hands_over = self.transfer.is_some() || self.has_successors(round);
         if !self.lacks_state() || !self.leads() || hands_over {

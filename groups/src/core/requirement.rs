@@ -49,7 +49,7 @@ impl GroupCore {
         Ok(self.pending_requirement)
     }
 
-    /// A requirement that nobody is known to meet would stop the group the moment it is applied.
+    /// A requirement that no voter is known to meet would stop the group the moment it is applied.
     fn check_somebody_fit(
         &self,
         requirement: &Requirement,
@@ -74,7 +74,6 @@ impl GroupCore {
         pending.then(|| LogIndex::new(self.pending_requirement))
     }
 
-    /// The change was committed.
     pub(super) fn apply_requirement(
         &mut self,
         entry: &Entry,
@@ -92,7 +91,7 @@ impl GroupCore {
         self.pending_requirement = 0;
         self.meta.membership = (*self.membership).clone();
         self.meta_changed();
-        // Before anybody is told: a node that lacks it must not be seen to serve.
+        // Before any caller gets an answer: a node that lacks it must not be seen to serve.
         self.look_anew();
         self.notice_facts(round);
         self.resolve_change(entry, round);
@@ -104,8 +103,8 @@ impl GroupCore {
         self.seen_facts = u64::MAX;
     }
 
-    /// Somebody asks for another look at who may lead: policies that decided about a leadership
-    /// are asked again.
+    /// Another look at who may lead is requested: policies that decided about a leadership are
+    /// asked again.
     pub fn reevaluate(&mut self) {
         if self.leads() {
             self.wake();

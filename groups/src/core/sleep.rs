@@ -17,14 +17,17 @@ use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
 use crate::worker::{LiveNodes, Round};
 
-/// Whether a replica ticks.
 #[derive(Debug)]
 pub(super) enum Sleep {
     /// It ticks; nothing happened for so many ticks.
-    Awake { quiet: u16 },
+    Awake {
+        quiet: u16,
+    },
     /// A leader asked for sleep, and waits for these peers to agree; so many ticks are left.
-    Asking { waiting: Vec<u64>, patience: u16 },
-    /// It does not tick.
+    Asking {
+        waiting: Vec<u64>,
+        patience: u16,
+    },
     Asleep,
 }
 
@@ -57,7 +60,7 @@ impl Sleep {
 }
 
 impl GroupCore {
-    /// Something happens: the replica ticks again. A leader tells its followers.
+    /// Something happens: the replica ticks again. A leader notifies its followers.
     pub(super) fn wake(&mut self) {
         let was_asleep = self.sleep.is_asleep();
         self.sleep = Sleep::default();
@@ -100,14 +103,15 @@ impl GroupCore {
         self.send_own(MessageKind::Wake, self.raw.raft.leader_id, false, round);
     }
 
-    /// Whether its end must be told to its followers: some may sleep, and hear of it in no other way.
+    /// Whether its followers need a notice of its end: some may hibernate, and would not learn of
+    /// it otherwise.
     #[must_use]
     pub fn keeps_followers_asleep(&self) -> bool {
         let may_sleep = self.config.sleep_after_ticks > 0;
         self.leads() && may_sleep && !self.config.bugs.has(KnownBug::SleepThroughAnEnd)
     }
 
-    /// Tells every peer to tick again; for a replica that will not lead them any more.
+    /// Asks every peer to tick again; for a replica that will not lead them any more.
     pub fn wake_peers(&self, round: &mut Round) {
         for id in self.membership.members.keys() {
             self.send_own(MessageKind::Wake, id.get(), false, round);
@@ -139,8 +143,8 @@ impl GroupCore {
     }
 
     /// The leader has been silent for longer than an election timeout already. The rest of the time
-    /// is shared among the voters that are left, each of them in a part of its own, so that they do
-    /// not campaign together; who comes first is another one for each group.
+    /// is divided among the remaining voters, so that they do not campaign together; which one is
+    /// first differs from group to group.
     fn take_turn(&mut self, live: &LiveNodes) {
         let own = self.config.node;
         let voters = self.membership.voters().map(|(_, node)| node);
@@ -156,8 +160,8 @@ impl GroupCore {
         self.set_turn(timeout + rest);
     }
 
-    /// A node came back, or came back as another process. If that was missed by nobody, the earlier
-    /// process ended all the same: its replicas lead nothing, and may not even be there any more.
+    /// A node came back, or came back as another process. If that was not noticed, the earlier
+    /// process ended all the same: its replicas lead nothing, and may not even exist any more.
     pub fn on_node_live(&mut self, node: NodeId, live: &LiveNodes) {
         if self.membership.replica_on(node).is_none() {
             return;
@@ -179,7 +183,8 @@ impl GroupCore {
     }
 
     /// A member without a vote may have lost its disk: what it acknowledged to this leader does not
-    /// count before it says so again. Until then it gets no vote, and is created if it is not there.
+    /// count before it reports again. Until then it gets no vote, and is created if it does not
+    /// exist.
     pub fn count_anew(&mut self, node: NodeId) {
         let members = self.membership.members.iter();
         let concerned = members.filter(|(_, member)| member.node == node && member.never_voted);
@@ -190,7 +195,7 @@ impl GroupCore {
         }
     }
 
-    /// What a replica acknowledged to this leader counts only once it says so again.
+    /// What a replica acknowledged to this leader counts only once it reports again.
     pub(super) fn count_replica_anew(&mut self, replica: u64) {
         if !self.leads() {
             return;
@@ -203,7 +208,7 @@ impl GroupCore {
         }
     }
 
-    /// At every tick: goes on with falling asleep.
+    /// At every tick: continues going into hibernation.
     pub(super) fn consider_sleep(&mut self, live: &LiveNodes, round: &mut Round) {
         match &mut self.sleep {
             Sleep::Awake { quiet } => *quiet = quiet.saturating_add(1),
@@ -232,7 +237,7 @@ impl GroupCore {
         served && self.is_quiescent() && level && self.live_voters_are_quorum(live)
     }
 
-    /// Everything in the log is durable, committed and applied, and nobody waits for anything.
+    /// Everything in the log is durable, committed and applied, and no caller waits.
     fn is_quiescent(&self) -> bool {
         let log = &self.raw.raft.raft_log;
         let last = log.last_index();
@@ -278,8 +283,8 @@ impl GroupCore {
         self.sleep = Sleep::Asking { waiting, patience: PATIENCE_TICKS };
     }
 
-    /// The leader asks for sleep. Nobody would wake a follower whose leader's process ended before
-    /// the question came.
+    /// The leader asks to hibernate. Nothing would wake a follower whose leader's process ended
+    /// before the question came.
     pub(super) fn answer_sleep(&mut self, node: NodeId, message: &GroupMessage, round: &mut Round) {
         let log = &self.raw.raft.raft_log;
         let level = message.index == log.last_index() && message.commit == log.committed;

@@ -19,26 +19,26 @@ use crate::worker::{PersistAck, Prune, Round};
 /// Who waits for a snapshot.
 pub type SnapshotWaiter = oneshot::Sender<Result<LogPosition, TakeSnapshotError>>;
 
-/// What goes on with snapshots of this replica.
+/// Snapshots of this replica in progress.
 #[derive(Debug, Default)]
 pub(super) struct Snapshots {
     /// The state machine was asked for one when this was the last index that it had applied.
     making: Option<u64>,
     /// One is needed, by raft or to truncate the log.
     wanted: bool,
-    /// How often in a row none could be made, and the tick before which nobody but users asks
-    /// for another: a full disk is not emptied by writing to it.
+    /// How often in a row none could be made, and the tick before which only users may ask for
+    /// another: a full disk is not emptied by writing to it.
     failures: u32,
     paused_until: u64,
-    /// The index of one that was just made or shipped, and until which tick the log stays from
-    /// there: whoever needs the one needs the other.
+    /// The index of one that was just made or shipped, and until which tick the log is kept from
+    /// there: a replica that needs the one needs the other.
     held: (u64, u64),
     /// The log grew long behind what the state machine keeps: it is to be asked to flush, or was.
     flush: Flush,
     /// Who asked for one: before the state machine is asked the next time, and after.
     asking: Vec<SnapshotWaiter>,
     asked: Vec<SnapshotWaiter>,
-    /// Shipments under way: to whom, and up to which index the log must stay behind them.
+    /// Shipments in progress: the receiver, and the index that the log must be kept from.
     shipping: Vec<(u64, u64)>,
     /// One that is being installed: its place, and the ready that carries it.
     installing: Option<Install>,
@@ -68,7 +68,7 @@ struct Install {
     position: LogPosition,
     number: u64,
     handed: bool,
-    /// The log goes on as it is: only the state is replaced.
+    /// The log stays as it is: only the state is replaced.
     keeps_log: bool,
 }
 
@@ -76,7 +76,6 @@ struct Install {
 const TEND_TICKS: u64 = 10;
 /// Ticks before another snapshot is asked for after a first failure; doubles with each further.
 const FAILURE_TICKS: u64 = 10;
-/// Most of them.
 const MAX_FAILURE_TICKS: u64 = 600;
 /// Ticks for which the log stays behind a snapshot that was made or shipped: until it leaves, or
 /// leaves again, or its receiver asks for what follows.
@@ -113,8 +112,8 @@ impl Snapshots {
 }
 
 impl GroupCore {
-    /// Asks the state machine for a snapshot when somebody needs one, and hands what changed
-    /// about the log's start to the log writer.
+    /// Asks the state machine for a snapshot when one is needed, and hands changes of the log's
+    /// start to the log writer.
     pub(super) fn ask_for_snapshot(&mut self, round: &mut Round) {
         self.snapshots.wanted |= self.raw.store().take_snapshot_wanted();
         let due = self.snapshots.wanted && self.ticks >= self.snapshots.paused_until;
@@ -164,8 +163,8 @@ impl GroupCore {
             round.log.acks.push(ack);
         }
         if changed || commit {
-            // Whoever remembers a change of membership must not forget that it was committed: a
-            // replica that it removed could neither lead nor let others lead.
+            // A replica that remembers a change of membership must not forget that it was
+            // committed: a replica that it removed could neither lead nor let others lead.
             write.hard_state = Some(self.hard_state_with_commit());
         }
         if std::mem::take(&mut self.snapshots.named)
@@ -188,7 +187,7 @@ impl GroupCore {
         let asked = std::mem::take(&mut self.snapshots.asked).into_iter();
         round.snapshot_replies.extend(asked.map(|waiter| (waiter, outcome.clone())));
         let Some(position) = made else { return self.snapshots.fail(self.ticks) };
-        // Whoever wanted one meanwhile is served by this one.
+        // Later requests are served by this one.
         self.raw.store().take_snapshot_wanted();
         self.snapshots.wanted = false;
         self.snapshots.failures = 0;
@@ -199,13 +198,13 @@ impl GroupCore {
         self.name_snapshot(position);
     }
 
-    /// Takes a snapshot for somebody who asks for one.
+    /// Takes a snapshot on request.
     pub fn take_snapshot(&mut self, waiter: SnapshotWaiter) {
         self.wake();
         self.snapshots.asking.push(waiter);
     }
 
-    /// Nobody gets a snapshot any more.
+    /// No request gets a snapshot any more.
     pub(super) fn fail_snapshots(&mut self, error: &TakeSnapshotError, round: &mut Round) {
         let mut waiters = std::mem::take(&mut self.snapshots.asking);
         waiters.append(&mut self.snapshots.asked);
@@ -237,8 +236,9 @@ impl GroupCore {
         round.shipments.push(SnapshotShipment { to, position, message });
     }
 
-    /// A replica lost its state and asks for one that its log continues, which begins at `message.index`.
-    /// Raft has no part in it: its log goes on meanwhile. What cannot be given now is asked for again.
+    /// A replica lost its state and asks for one from which its log continues, which begins at
+    /// `message.index`. Raft has no part in it: its log continues meanwhile. A state that is not
+    /// available now is asked for again.
     pub(super) fn take_state_request(&mut self, message: &GroupMessage, round: &mut Round) {
         let (replica, floor) = (message.from_replica, message.index);
         let Some(to) = self.node_of(replica) else { return };
@@ -394,7 +394,7 @@ impl GroupCore {
         self.lease_after_change(&before);
     }
 
-    /// Goes on with an installation whose log write is durable.
+    /// Continues an installation whose log write is durable.
     pub(super) fn continue_install(&mut self, round: &mut Round) {
         let durable = self.durable_number;
         let Some(install) = self.snapshots.installing.as_mut() else { return };
@@ -448,8 +448,8 @@ impl GroupCore {
         }
     }
 
-    /// The last index that nobody needs: not the state machine after a crash, not a snapshot
-    /// under way, not a peer that keeps up.
+    /// The last index that is not needed: not by the state machine after a crash, not by a snapshot
+    /// in progress, not by a peer that keeps up.
     fn compaction_target(&self) -> u64 {
         let raft = &self.raw.raft;
         let survives = match self.apply.durable {

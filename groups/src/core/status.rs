@@ -1,4 +1,4 @@
-//! What everybody may know of the replica, as of the end of a round.
+//! The public state of the replica, as of the end of a step.
 
 use std::sync::Arc;
 
@@ -118,14 +118,14 @@ impl GroupCore {
         }
     }
 
-    /// At ticks: renews what a leader says of its peers.
+    /// At ticks: updates a leader's view of its peers.
     pub(super) fn refresh_peers(&mut self) {
         if (self.ticks + self.id.get()).is_multiple_of(REFRESH_TICKS) {
             self.renew_peers();
         }
     }
 
-    /// Renews what a leader says of its peers.
+    /// Updates a leader's view of its peers.
     pub(super) fn renew_peers(&mut self) {
         if !self.leads() {
             return;

@@ -17,11 +17,10 @@ const MAX_CONTACTS: usize = 8;
 /// What became of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stepped {
-    /// It was taken.
     Taken,
     /// It is not one that a correct peer sends.
     Refused(Refusal),
-    /// It shows that this replica cannot go on.
+    /// It shows that this replica cannot continue.
     Fatal(GroupFault),
 }
 
@@ -110,7 +109,7 @@ impl GroupCore {
         Stepped::Taken
     }
 
-    /// An order to campaign. One that cannot be followed is answered, so that the leader goes on.
+    /// A TimeoutNow. One that cannot be followed is answered, so that the leader continues.
     fn step_order(&mut self, message: GroupMessage, round: &mut Round) {
         match self.refuses_leadership(message.escape, round) {
             Some(refusal) => self.send_answer(&message, Some(refusal), round),
@@ -118,7 +117,7 @@ impl GroupCore {
         }
     }
 
-    /// What only a leader sends: whoever takes it promises not to support others for a while.
+    /// Messages of a leader: a replica that takes one locks its vote for a while.
     fn step_from_leader(
         &mut self,
         message: GroupMessage,
@@ -139,7 +138,7 @@ impl GroupCore {
         message.kind() == MessageKind::Invite && message.to_replica > self.replica.get()
     }
 
-    /// Somebody created a group with this id and other members.
+    /// Another group with this id and other members exists.
     fn note_impostor(&mut self, node: NodeId) {
         if self.impostor.replace(node) != Some(node) {
             tracing::error!(group = %self.id, %node, members = %self.membership,
@@ -148,9 +147,9 @@ impl GroupCore {
         }
     }
 
-    /// Tells the other group of this id that there are two: the nodes of the one need not be members
-    /// of the other, which would never hear of it. Only what introduces its sender is answered, and
-    /// the answer is nothing of the kind.
+    /// Notifies the other group of this id that there are two: the nodes of the one need not be
+    /// members of the other, which would never learn of it. Only a message that introduces its
+    /// sender is answered, and the answer is not such a message.
     fn answer_impostor(&self, node: NodeId, message: &GroupMessage, round: &mut Round) {
         let says_whose = message.genesis != 0 || message.invitation.is_some();
         let introduced = says_whose && message.kind() != MessageKind::Wake;

@@ -1,10 +1,10 @@
-//! A leader that should not lead looks for somebody who may, without being told to.
+//! A leader that should not lead looks for an eligible one, unasked.
 //!
-//! Whoever declined is not asked again before something new is known of
-//! nodes, members or policies; and whoever takes over is told who declined. So without news a
-//! leadership is handed on at most once per voter, and two nodes that both should not lead never
-//! play ping-pong. Nothing is told when a voter that was silent answers again, or one that was busy
-//! is done: those are asked again when nobody else is left.
+//! A voter that declined is not asked again before there is news of nodes, members or policies; and
+//! the next leader gets the list of those that declined. So without news a leadership is
+//! transferred at most once per voter, and two nodes that both should not lead never play
+//! ping-pong. There is no notice when a voter that was silent answers again, or one that was busy
+//! is done: those are asked again when no other is left.
 
 use shardhost_storage::{NodeId, ReplicaId};
 
@@ -18,7 +18,7 @@ use crate::worker::Round;
 
 /// Entries that a successor may lack when it is asked.
 const SUCCESSION_LAG: u64 = 1_024;
-/// Ticks before another try when everybody was asked, about: retries of many groups spread.
+/// Ticks before another try when all were asked, about: retries of many groups spread.
 const RETRY_TICKS: u64 = 50;
 /// Ticks before another try when nothing but the log was in the way.
 const LEVEL_TICKS: u64 = 3;
@@ -28,12 +28,12 @@ const LEVEL_TICKS: u64 = 3;
 pub(super) struct Succession {
     /// Replicas that declined since the last news, and why.
     declined: Vec<(u64, Declined)>,
-    /// Of these, who failed without having answered no, or whose reason passes by itself: asked
-    /// again when nobody else is left.
+    /// Of these, those that failed without a refusal, or whose reason is temporary: asked again
+    /// when no other is left.
     accidents: Vec<u64>,
     /// Until then they are about to be asked again.
     forgiven_until: u64,
-    /// Whom a policy named when it declined this leadership.
+    /// The nodes that a policy named when it declined this leadership.
     named: Vec<NodeId>,
     /// No other try before this tick.
     retry_at: u64,
@@ -59,21 +59,21 @@ impl GroupCore {
         }
     }
 
-    /// Whether the leadership has come so far that it can be handed over. One whose state machine stands
-    /// still does not come further.
+    /// Whether the leadership is far enough to be transferred. One whose state machine stalls does
+    /// not get further.
     fn may_hand_over(&self) -> bool {
         let ready = self.led.as_ref().is_some_and(|led| led.ready);
         let waits = self.config.bugs.has(KnownBug::StalledLeaderWaits);
         ready || (self.stalled.is_some() && !waits)
     }
 
-    /// Whether there is somebody fit to hand over to, who did not decline.
+    /// Whether there is an eligible voter that did not decline.
     pub(super) fn has_successors(&self, round: &Round) -> bool {
         self.may_hand_over() && !self.successors(round).is_empty()
     }
 
-    /// Whether this node should not lead: what the group asks for says so, or a policy, which may do
-    /// it by giving no answer.
+    /// Whether this node should not lead: the group's requirement excludes it, or a policy, which
+    /// may do it by giving no answer.
     pub(super) fn wants_successor(&self, round: &Round) -> bool {
         self.caretaker().is_some_and(|why| self.is_left_to_others(why))
             || self.own_unfitness(round).is_some()
@@ -98,7 +98,7 @@ impl GroupCore {
         let ranked = self.ranked_voters(round).into_iter().filter(|(rank, _)| !rank.unfit);
         let fit: Vec<NodeId> =
             ranked.map(|(_, node)| node).filter(|node| !declined(node)).collect();
-        // Whom a policy named counts while it declines, and where one of them is there.
+        // The nodes that a policy named count while it declines, and where one of them is a voter.
         let declines = self.caretaker().is_some_and(|why| is_declined(why));
         let named = self.succession.named.iter().copied().filter(|node| fit.contains(node));
         let named: Vec<NodeId> = named.filter(|_| declines).collect();
@@ -133,14 +133,14 @@ impl GroupCore {
         self.succession.retry_at = 0;
     }
 
-    /// Something new is known: everybody may be asked again.
+    /// There is news: all may be asked again.
     pub(super) fn forget_declined(&mut self) {
         self.succession.declined.clear();
         self.succession.accidents.clear();
         self.succession.retry_at = 0;
     }
 
-    /// Who failed by accident may be asked again: nobody else is left.
+    /// Voters that failed by accident may be asked again: no other is left.
     fn forgive_accidents(&mut self) {
         let accidents = std::mem::take(&mut self.succession.accidents);
         if !accidents.is_empty() {
@@ -149,13 +149,13 @@ impl GroupCore {
         self.succession.declined.retain(|(replica, _)| !accidents.contains(replica));
     }
 
-    /// Whether somebody is to be asked again although nothing new is known.
+    /// Whether a voter is to be asked again although there is no news.
     pub(super) fn has_failed_successors(&self) -> bool {
         !self.succession.accidents.is_empty() || self.ticks <= self.succession.forgiven_until
     }
 
-    /// A replica did not come to lead, for this reason. The first one counts: a transfer that fails
-    /// names the worst of all reasons, which need not be that of whoever was asked last.
+    /// A replica did not get the leadership, for this reason. The first one counts: a transfer that
+    /// fails names the worst of all reasons, which need not be that of the last target.
     pub(super) fn note_declined(&mut self, replica: u64, error: &TransferError) {
         let (reason, words) = (Some(error.reason()), error.to_string().into());
         let news = self.add_declined(replica, Declined { reason, words });
@@ -170,7 +170,7 @@ impl GroupCore {
         is_accident(error) || (passes && !self.config.bugs.has(KnownBug::RefusedForGood))
     }
 
-    /// Says whether it is news.
+    /// Returns whether it is news.
     fn add_declined(&mut self, replica: u64, why: Declined) -> bool {
         let news = replica != 0 && self.declined().all(|known| known != replica);
         if news {
@@ -179,7 +179,8 @@ impl GroupCore {
         news
     }
 
-    /// Whoever handed, or is about to hand, its leadership on says who declined.
+    /// A replica that transferred, or is about to transfer, its leadership lists those that
+    /// declined.
     pub(super) fn remember_declined(&mut self, declined: &[u64]) {
         for replica in declined {
             let id = ReplicaId::new(*replica);
@@ -190,12 +191,12 @@ impl GroupCore {
         }
     }
 
-    /// A leadership ended, and what a policy said of it.
+    /// A leadership ended, and with it a policy's decision.
     pub(super) fn forget_named(&mut self) {
         self.succession.named.clear();
     }
 
-    /// Those of whom a successor need not know: they are asked again.
+    /// Those that a successor need not know: they are asked again.
     pub(super) fn is_forgivable(&self, replica: u64) -> bool {
         self.succession.accidents.contains(&replica)
             && !self.config.bugs.has(KnownBug::ForgiveTheLast)

@@ -19,7 +19,6 @@ pub(super) const THREADS: usize = 2;
 #[derive(Debug)]
 pub(super) struct AdmissionQueue {
     newest: Mutex<HashMap<GroupId, AdmissionRequest>>,
-    /// `None` ends a thread.
     turns: Sender<Option<GroupId>>,
 }
 

@@ -79,7 +79,6 @@ pub(crate) struct NoRoom;
 pub(super) enum Waiting {
     /// It is dropped, which fails the callers that wait for it.
     Dropped,
-    /// It is done first.
     Done,
 }
 
@@ -240,7 +239,6 @@ pub(super) struct ApplyQueue(Sender<Token>, Arc<Resting>);
 #[derive(Default)]
 struct Resting(Mutex<Vec<(Instant, Arc<GroupShared>)>>);
 
-/// Where threads take from.
 #[derive(Clone)]
 pub(super) struct ApplyOutlet {
     tokens: Receiver<Token>,
@@ -487,7 +485,6 @@ fn report(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>, report: ApplyRe
     tell(shared, group, event);
 }
 
-/// Tells the group's worker.
 pub(super) fn tell(shared: &RuntimeShared, group: &GroupShared, event: GroupEvent) {
     let input = Input::Group { group: group.id, epoch: group.epoch, event };
     shared.inboxes[group.worker].complete(input);

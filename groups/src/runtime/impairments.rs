@@ -45,7 +45,6 @@ const fn is_hard(mode: RequirementMode) -> bool {
 }
 
 impl Impairments {
-    /// Nothing is wrong yet.
     pub(super) fn new(advert: Advert) -> Self {
         let state = State { advert, causes: BTreeMap::new() };
         Self { state: Mutex::new(state), told: watch::Sender::new(None) }

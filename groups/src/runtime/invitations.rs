@@ -17,13 +17,11 @@ use crate::validate::{floor_of_generation, has_plausible_numbers, told_end};
 pub struct Invitation {
     /// Which node says so: it leads the group.
     pub from: NodeId,
-    /// The group.
     pub group: GroupId,
     /// The replica that this node should hold.
     pub replica: ReplicaId,
     /// Name of the kind of state machine.
     pub kind: String,
-    /// Words for selectors.
     pub labels: BTreeMap<String, String>,
     /// Who belongs to the group.
     pub membership: Membership,

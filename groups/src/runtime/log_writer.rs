@@ -36,7 +36,6 @@ enum Task {
     Stop,
 }
 
-/// Where tasks are put.
 #[derive(Debug)]
 pub(super) struct LogQueue(Sender<Task>, Arc<AtomicBool>);
 

@@ -187,7 +187,6 @@ impl WatchedReplica {
 /// The apply threads, as the watchdog sees them.
 pub(super) struct MachineWatch {
     limit: Duration,
-    /// The same in looks.
     looks: u32,
     threads: Vec<WatchedThread>,
     host: Settled,

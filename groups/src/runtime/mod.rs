@@ -92,7 +92,6 @@ pub(crate) struct RuntimeShared {
     snapshot_tasks: snapshot_writer::SnapshotQueue,
     checks: checker::CheckQueue,
     counters: Mutex<Vec<WorkerCounters>>,
-    /// Where each worker is.
     activities: Vec<Arc<Activity>>,
     /// Where each apply thread is.
     apply_activities: Vec<machine_watch::ApplyActivity>,
@@ -201,23 +200,15 @@ impl RuntimeShared {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupsStats {
-    /// Of all workers together.
     pub workers: WorkerCounters,
-    /// Groups that run here.
     pub groups: usize,
-    /// Groups that tick.
     pub awake: usize,
     /// Batches written to the log, each with one sync.
     pub log_writes: u64,
-    /// Group writes in them.
     pub log_group_writes: u64,
-    /// Entries in them.
     pub log_entries: u64,
-    /// Payload bytes in them.
     pub log_bytes: u64,
-    /// Proposals that were acknowledged.
     pub acknowledged: u64,
-    /// Hooks that panicked.
     pub hook_panics: u64,
     /// Inline hooks that took too long.
     pub slow_inline_hooks: u64,

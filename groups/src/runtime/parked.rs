@@ -20,7 +20,6 @@ use crate::status::Role;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ParkedReplica {
-    /// The group.
     pub group: GroupId,
     /// The replica; `None`: not even its id can be read.
     pub replica: Option<ReplicaId>,
@@ -55,7 +54,6 @@ impl Parked {
         }
     }
 
-    /// It cannot be opened.
     pub(super) fn park(&self, group: GroupId, cause: OpenGroupError) {
         self.insert(group, Note { cause, ordered: false });
     }

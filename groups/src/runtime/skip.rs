@@ -32,7 +32,6 @@ const KEPT_CLOSED: &str =
 /// An entry of a log, as operators compare it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredEntry {
-    /// Its place.
     pub index: LogIndex,
     /// Term it was appended in.
     pub term: Term,
@@ -40,9 +39,7 @@ pub struct StoredEntry {
     pub is_empty: bool,
     /// Whether it is for the state machine, not for the group.
     pub is_command: bool,
-    /// Bytes of the payload.
     pub bytes: u64,
-    /// Of kind and payload.
     pub checksum: u32,
 }
 

@@ -42,7 +42,6 @@ pub(super) struct SnapshotQueue {
     pub counters: SnapshotCounters,
 }
 
-/// Counts since the start.
 #[derive(Debug, Default)]
 pub(super) struct SnapshotCounters {
     pub made: AtomicU64,
@@ -91,7 +90,6 @@ impl SnapshotQueue {
         }
     }
 
-    /// Ends one writer.
     pub(super) fn stop_one(&self) {
         if self.tasks.send(Task::Stop).is_err() {
             tracing::debug!("the snapshot writer had ended");
@@ -109,7 +107,6 @@ struct Turns {
 #[derive(Default)]
 struct Turn {
     number: u64,
-    /// `None`: it is over.
     began: Option<Instant>,
 }
 

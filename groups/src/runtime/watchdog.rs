@@ -30,7 +30,6 @@ struct Watched {
     looks: u32,
 }
 
-/// What a look shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Finding {
     Fine,
@@ -110,7 +109,6 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, stop: &Receiver<()>) {
 /// nobody had the time to take over; more, and users wait.
 const SILENT_AFTER: u32 = 3;
 
-/// How the log is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum LogHealth {
     #[default]

@@ -215,7 +215,6 @@ fn what_a_machine_holds_too_long_is_given_up() {
 
 /// Who founds another group of the same id.
 const FOUNDER: NodeId = NodeId::must(4);
-/// Whom it invites.
 const VICTIM: NodeId = NodeId::must(3);
 
 /// A node founds another group under the id of one, and its members come and go until a node is

@@ -24,15 +24,12 @@ const COMMITTED: u64 = 6;
 /// The state of the replica under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Replica 2 leads.
     Follows,
     /// Nobody is known to lead.
     Leaderless,
-    /// It leads itself.
     Leads,
     /// It stands for election, and what it asked its voters with is not durable yet.
     AsksTooEarly,
-    /// It stands for election.
     Stands,
 }
 

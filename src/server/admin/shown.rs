@@ -160,7 +160,6 @@ pub(in super::super) fn group_status(group: &Group) -> wire::GroupStatus {
     }
 }
 
-/// Groups of a page.
 const MAX_PAGE: usize = 2_000;
 
 /// The groups and parked replicas behind a page, by number, as many as fit into one.

@@ -53,7 +53,6 @@ pub struct ClientBudget {
     writes: Arc<Semaphore>,
     streams: Mutex<Streams>,
     waits: Mutex<Waits>,
-    /// Bytes of either half.
     half: u32,
 }
 
@@ -179,10 +178,8 @@ impl ClientBudget {
     }
 }
 
-/// Who waits for memory.
 #[derive(Debug, Default)]
 struct Waits {
-    /// How many do.
     now: usize,
     /// When one of them went on or went away, or somebody was refused, last.
     last: Option<Instant>,
@@ -210,7 +207,6 @@ impl Drop for Waiting<'_> {
 #[derive(Debug, Default)]
 struct Streams {
     open: usize,
-    /// By connection.
     of: HashMap<u64, OfConnection>,
     /// When one was refused last.
     refused: Option<Instant>,

@@ -62,7 +62,6 @@ impl Reads {
         Arc::new(Self { all, group_share, shares: Mutex::default() })
     }
 
-    /// What nobody has.
     pub(super) fn free(&self) -> usize {
         self.all.available_permits()
     }

@@ -34,14 +34,7 @@ pub enum DecodeError {
     Kind(u8),
     /// A value is over its limit.
     #[error("the {what} is {actual}, the limit is {limit}")]
-    Limit {
-        /// What is too large.
-        what: &'static str,
-        /// How large it is.
-        actual: u64,
-        /// The limit.
-        limit: u64,
-    },
+    Limit { what: &'static str, actual: u64, limit: u64 },
     /// A value makes no sense.
     #[error("the {0} is invalid")]
     Invalid(&'static str),
@@ -99,7 +92,6 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
-    /// Everything that is left.
     pub(crate) const fn rest(self) -> &'a [u8] {
         self.data
     }
@@ -120,7 +112,6 @@ pub(crate) fn start(kind: u8, capacity: usize) -> Vec<u8> {
     out
 }
 
-/// Appends a number.
 pub(crate) fn put_number(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push((value & 0x7f) as u8 | 0x80);

@@ -232,7 +232,6 @@ fn written(machine: &mut dyn StateMachine) -> Option<Vec<u8>> {
     Some(snapshot)
 }
 
-/// Commands of each kind.
 fn commands(kind: u8) -> Vec<Bytes> {
     let tag = SessionTag { id: 9, start: 4, sequence: 3, lowest_unanswered: 2, now_ms: 1_000 };
     if kind & QUEUE == TABLE {

@@ -42,7 +42,6 @@ impl<F: Factory + ?Sized> Factory for Arc<F> {
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Start {
-    /// The node.
     pub node: NodeId,
     /// Settings of its groups. Seed and incarnation are the factory's.
     pub config: GroupsConfig,
@@ -114,7 +113,6 @@ pub trait Cluster: Send + Sync + 'static {
 pub trait Links: Send + Sync {
     /// Nothing gets from the first to the second any more.
     fn cut_one_way(&self, from: NodeId, to: NodeId);
-    /// Mends every link.
     fn heal(&self);
     /// What happens to messages by chance. `false`: not all of it can be done, and nothing is.
     fn trouble(&self, trouble: Trouble) -> bool;

@@ -18,7 +18,6 @@ pub enum Keeps {
     /// Nothing: it lives in memory, and the host makes snapshots.
     #[default]
     Nothing,
-    /// Everything that was applied.
     Everything,
     /// What was applied when it was last [flushed](JournalDisk::flush).
     Flushed,
@@ -30,9 +29,7 @@ pub type Noted = (LogPosition, Bytes);
 /// What a journal holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// Where it stands.
     pub applied: Option<LogPosition>,
-    /// Every command, in order.
     pub commands: Vec<Noted>,
 }
 
@@ -42,7 +39,6 @@ pub struct Contents {
 pub struct JournalCounts {
     /// Times that it was opened.
     pub lives: u64,
-    /// Commands that it applied.
     pub applied: u64,
     /// Commands that it applied although it held them.
     pub repeated: u64,

@@ -134,7 +134,6 @@ pub struct Line {
     pub name: &'static str,
     /// Where it can be shown.
     pub place: Place,
-    /// Shows it, or panics.
     pub run: fn(Trial) -> BoxFuture<'static, Outcome>,
 }
 

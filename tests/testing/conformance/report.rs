@@ -8,7 +8,6 @@ use super::Scale;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Shown {
-    /// It holds.
     Holds,
     /// It does not: the message of the panic.
     Broken(String),

@@ -5,7 +5,6 @@ use std::fmt;
 /// How the network is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weather {
-    /// Messages arrive soon.
     Calm,
     /// Messages are late, and some are lost.
     Stormy,
@@ -15,11 +14,9 @@ pub enum Weather {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Scale {
-    /// Nodes.
     pub nodes: u64,
     /// Groups that work beside the one that is looked at.
     pub other_groups: u64,
-    /// The network.
     pub weather: Weather,
 }
 
@@ -64,7 +61,6 @@ impl fmt::Display for Scale {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Place {
-    /// On any cluster.
     Anywhere,
     /// On any cluster, when no message is late or lost by chance.
     Calm,

@@ -54,9 +54,7 @@ impl fmt::Debug for World {
 /// A replica that leads, as of when it was looked for.
 #[derive(Clone, Debug)]
 pub struct Leader {
-    /// Its node.
     pub node: NodeId,
-    /// Its term.
     pub term: Term,
     group: Group,
 }

@@ -10,22 +10,18 @@ use parking_lot::Mutex;
 pub struct Operation<Op, Answer> {
     /// Who called. Only for people: nothing is concluded from it.
     pub client: u64,
-    /// What was asked for.
     pub op: Op,
     /// The moment of the call, in any unit that all operations of a history share.
     pub called: u64,
-    /// How it ended.
     pub outcome: Outcome<Answer>,
 }
 
 /// How an operation ended. One that surely took no effect has no place in a history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome<Answer> {
-    /// It was answered.
     Answered {
         /// The moment when the client knew, not before [`Operation::called`].
         at: u64,
-        /// The answer.
         answer: Answer,
     },
     /// Unknown: it may take effect at any moment after its call, or never.

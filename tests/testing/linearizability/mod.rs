@@ -58,7 +58,6 @@ pub trait Model {
     type Key: Clone + Ord + fmt::Debug;
     /// What a client asks for.
     type Op: Clone + fmt::Debug;
-    /// What it is answered.
     type Answer: Clone + fmt::Debug;
     /// One part of the state. Equal states must behave equally.
     type State: Clone + Eq + Hash + fmt::Debug;
@@ -130,13 +129,10 @@ impl Limits {
 pub enum Verdict<M: Model> {
     /// There is an order that explains every answer.
     Linearizable,
-    /// There is none.
     Violation(Box<Violation<M>>),
     /// The limits were reached while this key was checked. It proves nothing: a failure.
     OutOfTime {
-        /// The key.
         key: M::Key,
-        /// Operations on it.
         operations: usize,
         /// Operations that were tried, on all keys.
         steps: u64,

@@ -78,7 +78,6 @@ const ANSWERED: usize = 0;
 const UNHEARD: usize = 1;
 /// Events behind the two list heads.
 const HEADS: usize = 2;
-/// No event.
 const END: usize = usize::MAX;
 
 impl<'a, M: Model> Search<'a, M> {

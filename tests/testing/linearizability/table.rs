@@ -33,9 +33,7 @@ impl<K, V> fmt::Debug for Table<K, V> {
 /// Something done to one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableOp<K, V> {
-    /// The key.
     pub key: K,
-    /// What is done.
     pub action: Action<V>,
 }
 
@@ -49,7 +47,6 @@ impl<K, V> TableOp<K, V> {
 /// What is done to a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action<V> {
-    /// Asks for the value.
     Get,
     /// Sets the value, whatever was there.
     Put(V),
@@ -77,10 +74,7 @@ pub enum Answer<V> {
     /// To a change that was carried out, from a table that does not say what was there before.
     Written,
     /// To a compare-and-set whose expectation failed: what is there.
-    Differs {
-        /// The value.
-        actual: Option<V>,
-    },
+    Differs { actual: Option<V> },
 }
 
 impl<K, V> Model for Table<K, V>

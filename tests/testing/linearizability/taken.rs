@@ -6,7 +6,6 @@
 #[derive(Debug)]
 pub(super) struct Taken {
     answered: Vec<u64>,
-    /// Words below are full.
     full: usize,
     /// Words from here on are empty.
     empty: usize,
@@ -27,7 +26,6 @@ pub(super) struct Snapshot {
 pub(super) enum Number {
     /// Of those with an answer.
     Answered(usize),
-    /// Of those without.
     Unheard(u32),
 }
 

@@ -12,9 +12,7 @@ const SHOWN: usize = 16;
 /// answer that it gave later.
 #[non_exhaustive]
 pub struct Violation<M: Model> {
-    /// The key.
     pub key: M::Key,
-    /// Its state before everything.
     pub initial: M::State,
     /// The furthest that any order goes: operations in that order, each with the state after it.
     pub explained: Vec<(OperationOf<M>, M::State)>,

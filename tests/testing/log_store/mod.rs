@@ -96,7 +96,6 @@ use shardhost_storage::LogStore;
 
 /// A store under test.
 pub trait Subject {
-    /// The store.
     fn store(&self) -> &dyn LogStore;
     /// The host dies and starts again: what was written is there.
     fn reopen(&mut self);

@@ -65,7 +65,6 @@ impl ShipmentQueue {
     }
 }
 
-/// What carries shipments.
 pub(super) struct Shipments {
     pub(super) wire: Arc<Wire>,
 }

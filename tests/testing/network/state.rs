@@ -263,7 +263,6 @@ impl State {
         packet.into_iter().chain(judgement).min()
     }
 
-    /// Everything that is due.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<Due> {
         let mut due = Vec::new();
         if self.judgements.first().is_some_and(|at| *at <= now) {

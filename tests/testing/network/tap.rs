@@ -16,13 +16,10 @@ use shardhost_groups::transport::Lane;
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Envelope<'a> {
-    /// Who sends it.
     pub from: NodeId,
-    /// The receiver.
     pub to: NodeId,
     /// The lane of a message; `None`: a shipment of a snapshot.
     pub lane: Option<Lane>,
-    /// The message.
     pub message: &'a GroupMessage,
 }
 
@@ -37,7 +34,6 @@ impl Envelope<'_> {
 /// What a tap decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It goes its way.
     Deliver,
     /// It is lost without a notice. A shipment of a snapshot fails.
     Lose,

@@ -34,11 +34,8 @@ enum Standing {
 /// An election that somebody won.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Election {
-    /// Of which group.
     pub group: GroupId,
-    /// In which term.
     pub term: u64,
-    /// Who leads since then.
     pub winner: NodeId,
 }
 
@@ -59,7 +56,6 @@ pub struct Checks {
     leaders: BTreeMap<(GroupId, u64), NodeId>,
     elections: Vec<Election>,
     standings: BTreeMap<(NodeId, GroupId), (u64, Standing)>,
-    /// Replicas that sleep.
     asleep: BTreeSet<(NodeId, GroupId)>,
     pub(super) definite: u64,
     pub(super) unknown: u64,
@@ -80,15 +76,12 @@ pub struct Checks {
 /// What a number of runs brought about: a run in which nothing happens proves nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Coverage {
-    /// Commands that were acknowledged.
     pub acknowledged: u64,
     /// Commands that surely took no effect.
     pub definite: u64,
     /// Commands whose proposers were not told.
     pub unknown: u64,
-    /// Reads that were confirmed.
     pub reads: u64,
-    /// Leaderships that began.
     pub leaders: u64,
     /// Leaderships that were handed over on request.
     pub transfers: u64,
@@ -96,11 +89,9 @@ pub struct Coverage {
     pub restores: u64,
     /// Times that a replica was seen asleep.
     pub sleeps: u64,
-    /// Reads under a lease.
     pub lease_reads: u64,
     /// Changes of membership that succeeded.
     pub changes: u64,
-    /// Replicas that ended.
     pub retired: u64,
     /// Disks that were replaced by empty ones.
     pub lost_disks: u64,
@@ -291,7 +282,6 @@ impl Checks {
         self.asleep.retain(|(of, _)| *of != node);
     }
 
-    /// A replica was closed.
     pub(super) fn replica_ended(&mut self, node: NodeId, group: GroupId) {
         self.serving.forget(|of, what| of == node && what == group);
         self.asleep.remove(&(node, group));

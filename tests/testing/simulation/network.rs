@@ -9,9 +9,7 @@ use super::chance::Chance;
 /// How bad the network is, in times per thousand messages and milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
-    /// Messages that are lost.
     pub loss: u64,
-    /// Messages that come twice.
     pub duplication: u64,
     /// Milliseconds that a message takes, at most.
     pub delay: u64,

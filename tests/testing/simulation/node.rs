@@ -84,7 +84,6 @@ pub struct Node {
     pub refuses: Arc<AtomicBool>,
     /// Groups whose replica here is closed, over restarts too.
     pub closed: BTreeSet<GroupId>,
-    /// Keeps that policy registered.
     pub guard: Option<PolicyGuard>,
     /// How fast its clock runs, in thousandths.
     pub pace: u64,

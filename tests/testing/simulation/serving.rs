@@ -56,7 +56,6 @@ impl Serving {
         self.newest.insert((node, request.group), asked);
     }
 
-    /// They answer.
     pub(super) fn answered(&mut self, node: NodeId, request: &AdmissionRequest, serve: bool) {
         let Some(asked) = self.newest.get_mut(&(node, request.group)) else { return };
         let current = (asked.epoch, asked.term, asked.question)

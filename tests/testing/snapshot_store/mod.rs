@@ -36,7 +36,6 @@ use shardhost_storage::{GroupId, LogPosition, SnapshotError, SnapshotStore};
 
 /// A snapshot store under test.
 pub trait Subject {
-    /// The store.
     fn store(&self) -> &dyn SnapshotStore;
     /// The host dies and starts again: what was finished is there, nothing else is.
     fn crash(&mut self);

@@ -94,7 +94,6 @@ const SNAPSHOTS: usize = 8;
 #[error("{rule}: {detail}")]
 #[non_exhaustive]
 pub struct Broken {
-    /// What does not hold.
     pub rule: &'static str,
     /// Where, and the two values.
     pub detail: String,

@@ -8,7 +8,6 @@ use shardhost_storage::LogPosition;
 
 use shardhost_groups::machine::Command;
 
-/// Commands in a log.
 #[derive(Debug)]
 pub(super) struct Script {
     commands: Vec<(LogPosition, Bytes)>,

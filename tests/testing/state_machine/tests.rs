@@ -35,7 +35,6 @@ enum Flaw {
 
 static CHANCE: AtomicU64 = AtomicU64::new(0);
 
-/// Remembers words.
 struct Words {
     flaw: Flaw,
     words: Arc<Mutex<Vec<Bytes>>>,

@@ -1,12 +1,12 @@
-//! What a leader does that somebody deposes to whom it offered its leadership, when that came to
-//! nothing before.
+//! The reaction of a leader to being deposed by a replica that it offered its leadership to, when
+//! that offer had failed before.
 //!
-//! An order to campaign cannot be called back, nor can a vote that was prepared. Whoever follows
-//! the order after users had waited long enough, or comes back after a crash with such a vote, ends
-//! the leader's term, and is not elected if it lacks what was written meanwhile: then nobody leads,
-//! and no replica would stand before an election timeout is over. The deposed leader knows how that
-//! came, and that it lacks nothing. So it stands at once, by way of a pre-vote: where somebody leads
-//! already, that changes nothing.
+//! A TimeoutNow cannot be called back, nor can a vote that was prepared. A replica that follows it
+//! after users had waited long enough, or comes back after a crash with such a vote, ends the
+//! leader's term, and is not elected if it lacks later entries: then there is no leader, and no
+//! replica would campaign before an election timeout is over. The deposed leader knows the cause,
+//! and that it lacks nothing. So it campaigns at once, by way of a pre-vote: where there is a
+//! leader already, that changes nothing.
 
 use raft::{INVALID_ID, StateRole};
 
@@ -15,8 +15,8 @@ use crate::policy::PolicyEvent;
 use crate::worker::Round;
 
 impl GroupCore {
-    /// Whether the leadership of `term` was ended by a replica that it was offered to, as it seems, and
-    /// nobody takes its place. Asked before the leadership is given up.
+    /// Whether the leadership of `term` was ended by a replica that it was offered to, as it seems,
+    /// and no other takes its place. Asked before the leadership is given up.
     pub(in crate::core) fn stands_again(&self, term: u64, round: &Round) -> bool {
         let raft = &self.raw.raft;
         let nobody = raft.state == StateRole::Follower

@@ -28,7 +28,7 @@ impl GroupCore {
         Err(TransferError::InProgress { group, to: node })
     }
 
-    /// Whom to ask, in order, and how much they may lack.
+    /// The targets, in order, and how much they may lack.
     pub(super) fn candidates(
         &self,
         to: &TransferTarget,
@@ -111,8 +111,8 @@ impl GroupCore {
         }
     }
 
-    /// Whether this leader serves nobody, and whoever could is on a node that is draining: better
-    /// there than nowhere.
+    /// Whether this leader serves no users, and every eligible voter is on a node that is draining:
+    /// better there than nowhere.
     pub(in crate::core) fn only_draining_voters_are_left(&self, round: &Round) -> bool {
         let best = || self.ranked_voters(round).into_iter().next();
         self.caretaker().is_some() && best().is_some_and(|(rank, _)| !rank.unfit && rank.draining)
@@ -137,12 +137,10 @@ impl GroupCore {
 /// How good a successor a voter would be; less is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::core) struct Rank {
-    /// It lacks something.
     pub unfit: bool,
     /// Its node hands its own leaderships away.
     pub draining: bool,
     /// Nothing is known of it.
     pub unknown: bool,
-    /// Entries that it lacks.
     pub lag: u64,
 }

@@ -1,5 +1,5 @@
-//! The question whether a replica takes a leadership over, and its answer. Asked while users are
-//! served, so that nobody waits for a target that does not want.
+//! The question whether a replica accepts a leadership, and its answer. Asked while users are
+//! served, so that no user waits for a target that declines.
 
 use shardhost_proto::peer::{GroupMessage, MessageKind, TransferRefusal, transfer_refusal};
 use shardhost_storage::{NodeId, ReplicaId};
@@ -11,8 +11,8 @@ use crate::policy::{PolicyEvent, RejectReason};
 use crate::transport::{Lane, Outgoing};
 use crate::worker::Round;
 
-/// Committed entries that a replica may have to apply before it takes a leadership over: so long
-/// nobody is served.
+/// Committed entries that a replica may have to apply before it accepts a leadership: until then no
+/// user is served.
 const MAX_BACKLOG: u64 = 16_384;
 /// Replicas that declined, in a question, at most.
 const MAX_DECLINED: usize = 64;
@@ -70,7 +70,7 @@ impl GroupCore {
         round.messages.push(Outgoing { to, lane: Lane::Urgent, message });
     }
 
-    /// The target answers, or declines after it was told to campaign.
+    /// The target answers, or declines after it got TimeoutNow.
     pub(in crate::core) fn take_transfer_answer(
         &mut self,
         message: &GroupMessage,
@@ -104,7 +104,7 @@ impl GroupCore {
         self.watch_transfer(round);
     }
 
-    /// This target does not come to lead: the group goes on, and the next one is asked.
+    /// This target does not get the leadership: the group continues, and the next one is asked.
     pub(super) fn try_another(&mut self, error: TransferError, round: &mut Round) {
         let Some(transfer) = self.transfer.as_mut() else { return };
         let (replica, phase) = (transfer.replica, transfer.phase);
@@ -137,8 +137,8 @@ impl GroupCore {
         self.send_answer(message, refusal, round);
     }
 
-    /// What this replica says to a leader that asks it, or tells it to campaign. When it will not,
-    /// the leader goes on at once; when it will, it is ready to first.
+    /// This replica's answer to a leader that asks it, or sends it TimeoutNow. If it declines, the
+    /// leader continues at once; if it accepts, it is prepared first.
     pub(in crate::core) fn send_answer(
         &self,
         question: &GroupMessage,
@@ -208,7 +208,7 @@ impl GroupCore {
     }
 }
 
-/// What a target said, by name.
+/// The answer of a target, by name.
 fn refusal_reason(refusal: Option<&TransferRefusal>) -> RejectReason {
     use transfer_refusal::Kind;
     match refusal.map_or(Kind::Unspecified, TransferRefusal::kind) {

@@ -3,12 +3,12 @@
 //!
 //! | phase | users | ends with |
 //! |---|---|---|
-//! | asking | are served | the target agrees, declines, or says nothing: then the next one is asked |
+//! | asking | are served | the target agrees, declines, or does not answer: then the next one is asked |
 //! | levelling | are served | the target lacks few enough entries, and votes are prepared |
 //! | frozen | wait | the target leads, declines after all, or the watchdog ends it |
 //!
-//! Nothing stops before a target has agreed. Proposals that come while the group is frozen are
-//! held: if this replica leads on, they go into its log, else they are told who leads.
+//! Nothing stops before a target has agreed. Proposals that come while they are paused are held: if
+//! this replica keeps leading, they go into its log, else their callers get the leader.
 
 mod deposed;
 mod gate;
@@ -48,11 +48,10 @@ pub type TransferWaiter = oneshot::Sender<TransferOutcome>;
 pub enum TransferTarget {
     /// To the live voter that is fit and furthest, or the next that agrees.
     Furthest,
-    /// To this node.
     Node(NodeId),
     /// To the first of these that is fit, agrees, and lacks at most so many entries.
     FirstFit {
-        /// Whom to try, in order.
+        /// The targets, in order.
         candidates: Vec<NodeId>,
         /// Entries that it may lack; 0: none.
         max_lag: u64,
@@ -62,9 +61,7 @@ pub enum TransferTarget {
 /// Asks the leader to hand over.
 #[derive(Debug)]
 pub struct TransferRequest {
-    /// Where to.
     pub to: TransferTarget,
-    /// Who waits.
     pub waiter: TransferWaiter,
 }
 
@@ -73,10 +70,10 @@ const FREEZE_LAG: u64 = 1_024;
 /// Ticks after which a target that was asked counts as silent.
 const ASK_TICKS: u64 = 5;
 
-/// Ticks that the votes that a transfer needs may take to be durable. After that it goes on without.
+/// Ticks that the votes that a transfer needs may take to be durable. After that it continues
+/// without.
 const PREPARE_TICKS: u64 = 5;
 
-/// A transfer under way.
 #[derive(Debug)]
 pub(super) struct Transfer {
     /// Who is tried, and who is next.
@@ -96,7 +93,6 @@ pub(super) struct Transfer {
     held: Option<GroupMessage>,
 }
 
-/// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// The target was asked at this tick.
@@ -113,12 +109,11 @@ impl Transfer {
         self.replica
     }
 
-    /// Whether users wait.
     pub(super) const fn is_frozen(&self) -> bool {
         matches!(self.phase, Phase::Frozen(..))
     }
 
-    /// Remembers what is wrong with a candidate: what says most of those that were tried.
+    /// Remembers the problem of a candidate: the most specific one of those that were tried.
     fn blame(&mut self, error: TransferError) {
         let known = self.error.as_ref().map_or(0, closeness);
         if closeness(&error) > known {
@@ -237,7 +232,7 @@ impl GroupCore {
         }
     }
 
-    /// The target was heard from: it can be told to campaign.
+    /// The target answered: it can get TimeoutNow.
     pub(super) fn release_order(&mut self, replica: u64, life: u64, round: &mut Round) {
         let Some(transfer) = self.transfer.as_mut().filter(|one| one.replica == replica) else {
             return;
@@ -248,7 +243,7 @@ impl GroupCore {
         }
     }
 
-    /// Notices how a transfer goes on, or ended.
+    /// Notices the progress of a transfer, and its end.
     pub(super) fn watch_transfer(&mut self, round: &mut Round) {
         let Some(transfer) = &self.transfer else { return };
         if !self.leads() {
@@ -307,12 +302,12 @@ impl GroupCore {
         let limit = self.config.freeze_timeout;
         match (began, round.began) {
             (Some(began), Some(now)) => now >= began + limit,
-            // Nobody can tell the time: a tick begun is a tick waited.
+            // The time is unknown: a tick begun is a tick waited.
             _ => self.in_time(self.ticks - since) >= limit,
         }
     }
 
-    /// This replica does not lead any more: whoever does is the outcome.
+    /// This replica does not lead any more: the new leader is the outcome.
     fn watch_successor(&mut self, round: &mut Round) {
         let Some(transfer) = &self.transfer else { return };
         let raft = &self.raw.raft;

@@ -31,7 +31,6 @@ pub(in crate::core) struct PreparedVote {
 #[derive(Debug, Default)]
 pub(in crate::core) struct Preparation {
     vote: Option<PreparedVote>,
-    /// Votes that were prepared.
     count: u64,
     durable: u64,
 }

@@ -27,7 +27,6 @@ impl LifeLock {
         (!self.is_over()).then(work)
     }
 
-    /// Whether the replica ended.
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
     }

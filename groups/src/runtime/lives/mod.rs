@@ -87,11 +87,8 @@ pub(super) type StepEnd = oneshot::Receiver<()>;
 pub(super) enum Closing {
     /// Send this on its way; the replica is closed when the step ends.
     Begun(Ending, StepEnd),
-    /// Another caller closes it.
     Joined(StepEnd),
-    /// Ask again after this.
     Wait(StepEnd),
-    /// It is not open.
     NotOpen,
 }
 
@@ -100,7 +97,6 @@ pub(super) enum Closing {
 pub(super) enum Destroying {
     /// The caller destroys the replica, which is open if it has an id.
     Granted(Option<OpenId>),
-    /// Ask again after this.
     Wait(StepEnd),
 }
 

@@ -28,7 +28,6 @@ impl OpenId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GroupStep {
-    /// Its replica is created.
     Creating,
     /// Its replica is opened, and its state machine restored if it must be.
     Opening,
@@ -55,11 +54,9 @@ impl fmt::Display for GroupStep {
 /// What a caller who wants something has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// Its step has begun.
     Granted,
     /// Another step ends soon: ask again then.
     Wait,
-    /// The replica is open.
     AlreadyOpen,
     /// Another caller's step is under way, and takes as long as a state machine likes.
     Busy(GroupStep),
@@ -99,7 +96,6 @@ pub(super) enum DestroyingAdmission {
 /// What follows when the group released a replica for good, and its log is destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReleaseAdmission {
-    /// The replica ends now.
     Granted,
     /// It is ending already, and its data goes with it.
     Joined,
@@ -134,7 +130,6 @@ pub(super) struct GroupOwner {
 /// What a replica that was started comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Started {
-    /// It runs.
     Open,
     /// The group released it meanwhile: it ends now.
     Released,

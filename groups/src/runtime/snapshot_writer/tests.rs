@@ -140,7 +140,6 @@ impl Host {
         tokio::time::timeout(DEADLINE, self.group.snapshot()).await.expect("an answer in time")
     }
 
-    /// Made and failed.
     fn counted(&self) -> (u64, u64) {
         let stats = self.groups.stats();
         (stats.snapshots_made, stats.snapshot_failures)

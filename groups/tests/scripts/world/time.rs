@@ -11,7 +11,6 @@ use crate::world::{Cluster, Done};
 const MAX_TURNS: usize = 500;
 /// Ticks after which a replica should have campaigned: more than the longest election timeout.
 const MAX_CAMPAIGN_TICKS: usize = 40;
-/// Length of a tick.
 const TICK_NANOSECONDS: u64 = 100_000_000;
 /// Ticks after which a leader has sent a heartbeat.
 const HEARTBEAT_TICKS: usize = 2;

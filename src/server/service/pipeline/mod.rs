@@ -39,13 +39,10 @@ const REPLY_BATCHES: usize = 2;
 
 /// What is different between kinds of shard.
 pub trait Protocol: Send + Sync + 'static {
-    /// Name of the kind.
     const KIND: &'static str;
     /// What a client may do when the answer to its write was too long to be kept for it.
     const UNANSWERED: FailureReason;
-    /// What a client sends.
     type Batch: Message + Default + 'static;
-    /// One request of it.
     type Request: Send;
     /// The answer to one request.
     type Reply: Message + 'static;
@@ -62,7 +59,6 @@ pub trait Protocol: Send + Sync + 'static {
     fn answered(id: u64, answer: &Bytes) -> Self::Reply;
     /// The reply to what failed.
     fn failed(id: u64, failure: Failure) -> Self::Reply;
-    /// What is sent.
     fn replies(replies: Vec<Self::Reply>) -> Self::Replies;
 }
 
@@ -77,18 +73,14 @@ pub struct Planned {
 
 /// What is to be done for a request.
 pub enum Plan {
-    /// Propose a command.
     Write(Bytes),
     /// Propose a command, unless a query, asked first, answers that it would change nothing.
     WriteUnless {
-        /// The command.
         command: Bytes,
         /// The query. Its answer is sent if it is not empty; an empty one asks for the command.
         query: Bytes,
     },
-    /// Ask one thing.
     Get(ReadMode, Bytes),
-    /// Ask for a range.
     Range(ReadMode, Bytes),
     /// Nothing: it makes no sense.
     Invalid(String),
@@ -116,7 +108,6 @@ impl<P: Protocol> PipelineService<P> {
         Self { lookup, budget: Arc::clone(budget), protocol: PhantomData }
     }
 
-    /// Serves one stream.
     pub(super) fn serve(
         &self,
         mut request: Request<Streaming<P::Batch>>,

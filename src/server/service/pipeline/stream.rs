@@ -198,7 +198,6 @@ impl Stream {
         self.completed.notify_one();
     }
 
-    /// A batch came.
     pub(super) fn hear(&self) {
         *self.heard.lock() = Instant::now();
     }

@@ -21,7 +21,6 @@ const OVERHEAD_BYTES: usize = 40;
 pub struct QueueCommand<'a> {
     /// Milliseconds since 1970, by the proposer's clock. At most [`MAX_TIME_MS`].
     pub now_ms: u64,
-    /// What to do.
     pub operation: QueueOperation<'a>,
 }
 
@@ -29,11 +28,9 @@ pub struct QueueCommand<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QueueOperation<'a> {
-    /// Appends a message.
     Send {
         /// At most [`MAX_PARTITION_KEY_BYTES`]; messages of one key keep their order.
         partition_key: &'a [u8],
-        /// At most [`MAX_BODY_BYTES`].
         body: &'a [u8],
         /// At most [`MAX_DEDUP_ID_BYTES`]; empty: the message is never a duplicate. It counts for the
         /// partition key: another key may use it for another message.
@@ -41,18 +38,13 @@ pub enum QueueOperation<'a> {
     },
     /// Takes messages, hiding them from others for a while.
     Receive {
-        /// 1 to [`MAX_RECEIVE`].
         max_messages: u32,
-        /// 1 to [`MAX_VISIBILITY_MS`].
         visibility_ms: u64,
         /// Only messages of this key; empty: any.
         partition_key: &'a [u8],
     },
     /// Removes messages that were received.
-    Ack {
-        /// At most [`MAX_ACK`].
-        receipts: Receipts<'a>,
-    },
+    Ack { receipts: Receipts<'a> },
 }
 
 /// Receipts, as they stand in a command.

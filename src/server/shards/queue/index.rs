@@ -14,13 +14,10 @@ use super::{MAX_ATTEMPT, Receipt};
 /// Place of a partition in [`Index::partitions`].
 type Slot = u32;
 
-/// One message.
 #[derive(Clone, Copy, Debug)]
 struct Message {
     partition: Slot,
-    /// Deliveries so far.
     attempt: u32,
-    /// Bytes of the body.
     size: u32,
     /// When its newest delivery ends; 0: never delivered.
     deadline_ms: u64,
@@ -55,11 +52,9 @@ pub(super) struct Take<'a> {
     pub(super) max_messages: usize,
     pub(super) max_bytes: usize,
     pub(super) visibility_ms: u64,
-    /// `None`: any.
     pub(super) partition_key: Option<&'a [u8]>,
 }
 
-/// One delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Taken {
     pub(super) sequence: u64,

@@ -85,7 +85,6 @@ impl Message {
         Ok(Self { partition_key: data.slice_ref(partition_key), body: data.slice_ref(body) })
     }
 
-    /// Partition key and body.
     pub(super) fn split(data: &[u8]) -> Result<(&[u8], &[u8]), DecodeError> {
         let mut reader = open(MESSAGE, data)?;
         Ok((reader.bytes()?, reader.rest()))

@@ -16,20 +16,16 @@ const FULL: u8 = 5;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum QueueResponse {
-    /// To a send.
     Sent {
         /// The message's place in the shard.
         sequence: u64,
         /// The id was known: this is the place of the earlier message, nothing was stored.
         duplicate: bool,
     },
-    /// To a receive.
     Deliveries(Deliveries),
-    /// To an ack.
     Acked(Acked),
     /// The command makes no sense; nothing changed.
     Invalid {
-        /// Why.
         message: String,
     },
     /// The shard holds as many messages as it may; nothing was stored. Receive and ack some.

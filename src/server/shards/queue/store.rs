@@ -142,7 +142,6 @@ impl<'a> DeliveryCursor<'a> {
     }
 }
 
-/// One message.
 pub(super) fn message(state: &GroupState, sequence: u64) -> Result<Message, StateDbError> {
     let record = state.get(&state.space().number_key(MESSAGE, sequence))?.ok_or_else(|| {
         state.inconsistent(format!("message {sequence} is in the index and not on disk"))

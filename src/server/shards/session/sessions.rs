@@ -26,7 +26,6 @@ pub(crate) enum Admission {
     Fresh,
     /// It was applied; this is the first answer.
     Duplicate(Bytes),
-    /// It is not applied.
     Refused(SessionRefusal),
 }
 
@@ -44,7 +43,6 @@ impl Default for Limits {
     }
 }
 
-/// One session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Session {
     pub(super) start: u64,
@@ -59,7 +57,6 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// What it counts for.
     fn bytes(&self) -> usize {
         SESSION_BYTES + self.answers.values().map(bytes_of).sum::<usize>()
     }
@@ -105,7 +102,6 @@ pub(crate) struct Sessions {
     limits: Limits,
     header: Header,
     sessions: HashMap<u64, Session>,
-    /// By last use.
     order: BTreeSet<(u64, u64)>,
     bytes: usize,
     /// Sessions that changed since the last [`Self::write`].

@@ -8,7 +8,6 @@ use crate::shards::queue::MAX_TIME_MS;
 
 /// Kind byte of a command in a session; no kind of shard has a command of this kind.
 const IN_SESSION: u8 = 0x40;
-/// Five numbers.
 const TAG_BYTES: usize = 50;
 
 /// Session and sequence number of one write.

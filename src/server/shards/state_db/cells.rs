@@ -160,7 +160,6 @@ impl Cells {
         }
     }
 
-    /// Those that are open.
     pub(crate) fn all(&self) -> Vec<Arc<OpenCell>> {
         let open = |slot: &RwLock<Slot>| match &*slot.read() {
             Slot::Open(cell) => Some(Arc::clone(cell)),

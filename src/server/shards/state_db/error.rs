@@ -15,16 +15,10 @@ pub enum StateDbError {
     /// The directory cannot be opened: in use by another process, not writable, or damaged. The
     /// message says which.
     #[error("the state in {path} cannot be opened: {message}")]
-    Open {
-        /// The directory.
-        path: PathBuf,
-        /// What RocksDB says.
-        message: String,
-    },
+    Open { path: PathBuf, message: String },
     /// The directory was written by another version. Use that version, or an empty directory.
     #[error("the state in {path} has format {found}, this version reads {expected}")]
     Format {
-        /// The directory.
         path: PathBuf,
         /// The format that stands there.
         found: u64,
@@ -34,21 +28,14 @@ pub enum StateDbError {
     /// The disk is full, or the process has as many files open as it may. Nothing was changed; the
     /// same works when that is over.
     #[error("the state waits while {action}: {message}")]
-    Passing {
-        /// What was being done.
-        action: &'static str,
-        /// What RocksDB says.
-        message: String,
-    },
+    Passing { action: &'static str, message: String },
     /// A copy of state would take room that the log needs. Nothing was changed, or what a restore cleared
     /// waits for it; the same works when there is room.
     #[error(
         "{action} needs {needed} bytes of the disk, and {available} may be taken: the rest must stay free"
     )]
     NoRoom {
-        /// What would be done.
         action: &'static str,
-        /// Bytes that it needs.
         needed: u64,
         /// Bytes that may be taken.
         available: u64,
@@ -56,23 +43,16 @@ pub enum StateDbError {
     /// A part of the state cannot be read: its checksum is wrong, or the disk does not give it.
     #[error("the state is damaged, found while {action}: {message}")]
     Damaged {
-        /// What was being done.
         action: &'static str,
         /// What RocksDB says, with the file.
         message: String,
     },
     /// The disk failed. What is on disk is unchanged or whole; the host should stop.
     #[error("the state failed while {action}: {message}")]
-    Io {
-        /// What was being done.
-        action: &'static str,
-        /// What RocksDB says.
-        message: String,
-    },
+    Io { action: &'static str, message: String },
     /// The group's state belongs to another kind of shard. Open it as that kind.
     #[error("the state of group {group} is of kind {found}, not {expected}")]
     WrongKind {
-        /// The group.
         group: GroupId,
         /// The kind that stands there.
         found: u8,
@@ -83,9 +63,7 @@ pub enum StateDbError {
     /// peers.
     #[error("the state of group {group} is damaged at {at}: {cause}")]
     Corrupt {
-        /// The group.
         group: GroupId,
-        /// Which record.
         at: String,
         /// What is wrong with it.
         cause: DecodeError,
@@ -93,7 +71,6 @@ pub enum StateDbError {
     /// The state contradicts itself. Destroy the replica and let it be restored from its peers.
     #[error("the state of group {group} is inconsistent: {message}")]
     Inconsistent {
-        /// The group.
         group: GroupId,
         /// The contradiction, with its numbers.
         message: String,
@@ -103,38 +80,25 @@ pub enum StateDbError {
     /// with a good snapshot.
     #[error("the snapshot for group {group} is refused: {message}")]
     BadSnapshot {
-        /// The group.
         group: GroupId,
         /// What is wrong, and what became of the state.
         message: String,
     },
     /// The group was destroyed while its machine was still in use.
     #[error("the state of group {group} was destroyed")]
-    Destroyed {
-        /// The group.
-        group: GroupId,
-    },
+    Destroyed { group: GroupId },
     /// Machines of a cell's groups are open, so it cannot be recovered now. Close their replicas.
     #[error("cell {cell} of the state is in use")]
-    Busy {
-        /// Which.
-        cell: usize,
-    },
+    Busy { cell: usize },
     /// As many views for snapshots are open as there may be. Try again when one is written.
     #[error("{limit} snapshot views are open already")]
-    TooManyViews {
-        /// The limit.
-        limit: usize,
-    },
+    TooManyViews { limit: usize },
     /// A scan came upon more deleted keys than it may pass. They go when the database is compacted; try
     /// again later, or with a range that leaves them out.
     #[error(
         "more than {limit} deleted keys are in the way; try again later, or scan a range without them"
     )]
-    TooManyDeleted {
-        /// The limit.
-        limit: u64,
-    },
+    TooManyDeleted { limit: u64 },
     /// The state is closed.
     #[error("the state is closed")]
     Closed,

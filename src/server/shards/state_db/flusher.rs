@@ -13,9 +13,7 @@ use super::error::StateDbError;
 /// What the flusher is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
-    /// Enough was written.
     Flush,
-    /// End.
     Stop,
 }
 

@@ -291,7 +291,6 @@ pub(crate) type Entry<'a> = (&'a [u8], &'a [u8]);
 /// Records in the order of their keys, as of the moment the scan began.
 pub(crate) struct Scan<'a> {
     records: Option<(&'a Shared, DBRawIteratorWithThreadMode<'a, DB>)>,
-    /// Why there are none.
     error: Option<StateDbError>,
     started: bool,
     /// Deleted keys that a step may pass; 0: any number.

@@ -82,7 +82,6 @@ pub struct StateDb {
     cells: Arc<Cells>,
     times: Arc<ShardTimes>,
     path: PathBuf,
-    /// `None` only while dropping.
     flusher: Option<Flusher>,
 }
 

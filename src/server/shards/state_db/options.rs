@@ -21,7 +21,6 @@ const INFO_LOG_BYTES: usize = 4 * MIB;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compression {
-    /// Not at all.
     None,
     /// LZ4: fast, and halves text.
     #[default]
@@ -48,7 +47,6 @@ pub struct StateDbOptions {
     pub background_jobs: usize,
     /// Files RocksDB holds open at most, about.
     pub max_open_files: usize,
-    /// How blocks are compressed.
     pub compression: Compression,
 }
 
@@ -102,7 +100,6 @@ impl StateDbOptions {
         2 * self.write_buffer_bytes() as u64
     }
 
-    /// What all cells share.
     pub(crate) fn pools(&self) -> Pools {
         Pools {
             cache: Cache::new_lru_cache(self.block_cache_bytes),

@@ -11,7 +11,6 @@ use super::error::StateDbError;
 
 /// Before a cell whose flush failed is flushed again; twice as long each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
-/// Not longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
 /// The cells whose last flush failed.

@@ -27,7 +27,6 @@ const MAX_VALUE_BYTES: u32 = 2 * 1024 * 1024;
 /// Memory that a record is given before its bytes are there.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
-/// Appends a record.
 pub(crate) fn put_record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     // Keys and values are bounded far below 4 GiB when they are written.
     out.extend_from_slice(&(key.len() as u32).to_le_bytes());

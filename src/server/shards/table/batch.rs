@@ -27,7 +27,6 @@ const KEYS_PER_READ: usize = 32;
 
 /// What stands at a key.
 enum Value<'a> {
-    /// Not read yet.
     Unread,
     /// What stood there before the batch.
     Before(Option<DBPinnableSlice<'a>>),

@@ -28,20 +28,11 @@ const OVERHEAD_BYTES: usize = 16;
 #[non_exhaustive]
 pub enum TableCommand<'a> {
     /// Sets a value, whatever was there.
-    Put {
-        /// At most [`MAX_KEY_BYTES`].
-        key: &'a [u8],
-        /// At most [`MAX_VALUE_BYTES`].
-        value: &'a [u8],
-    },
+    Put { key: &'a [u8], value: &'a [u8] },
     /// Removes a key, if it is there.
-    Delete {
-        /// At most [`MAX_KEY_BYTES`].
-        key: &'a [u8],
-    },
+    Delete { key: &'a [u8] },
     /// Sets or removes a value if what is there is what is expected.
     CompareAndSet {
-        /// At most [`MAX_KEY_BYTES`].
         key: &'a [u8],
         /// What must be there; `None`: nothing.
         expect: Option<&'a [u8]>,
@@ -156,10 +147,7 @@ pub enum TableResponse {
         actual: Option<Bytes>,
     },
     /// The command makes no sense; nothing changed.
-    Invalid {
-        /// Why.
-        message: String,
-    },
+    Invalid { message: String },
     /// The command is not applied, because its session does not allow it.
     Refused(SessionRefusal),
 }

@@ -25,9 +25,7 @@ pub enum TableQuery {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum TableAnswer {
-    /// To [`TableQuery::Get`].
     Value(Value),
-    /// To [`TableQuery::Scan`].
     Pairs(Pairs),
 }
 

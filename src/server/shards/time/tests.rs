@@ -88,7 +88,6 @@ fn the_time_of_a_machine_is_forgotten_with_it_and_not_with_an_earlier_one() {
     assert!(times.shards.is_empty());
 }
 
-/// How hosts stamp commands.
 #[derive(Clone, Copy, PartialEq)]
 enum Stamping {
     ByShardTime,

@@ -15,7 +15,6 @@ use shardhost_groups::handle::{Group, Transferred};
 /// What a transfer comes to.
 pub(super) type TransferOutcome = Result<Transferred, TransferError>;
 
-/// A transfer under way.
 pub(super) struct HeldTransfer {
     pub(super) leader: Leader,
     pub(super) tap: Tap,

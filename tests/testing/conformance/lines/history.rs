@@ -16,7 +16,6 @@ use shardhost_groups::handle::{Group, ReadMode};
 type Register = Table<&'static str, String>;
 type Notes = Recorder<TableOp<&'static str, String>, Answer<String>>;
 
-/// Clients at work.
 pub(super) struct Clients {
     notes: Notes,
     done: Arc<AtomicBool>,

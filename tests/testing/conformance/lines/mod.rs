@@ -16,12 +16,10 @@ mod wire;
 
 use super::{Line, Place};
 
-/// Every line, by chapter.
 pub(super) const LINES: &[Line] = crate::__conformance_lines!(list () []);
 
 /// The group that lines look at.
 const GROUP: shardhost_storage::GroupId = shardhost_storage::GroupId::new(1);
-/// Another one.
 const OTHER: shardhost_storage::GroupId = shardhost_storage::GroupId::new(2);
 
 #[doc(hidden)]

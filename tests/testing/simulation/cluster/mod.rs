@@ -119,9 +119,7 @@ pub struct Cluster {
     sequence: u64,
     events: BTreeMap<(u64, u64), Event>,
     nodes: BTreeMap<NodeId, Node>,
-    /// Who reaches whom.
     pub network: Network,
-    /// How messages fare.
     pub weather: Weather,
     /// All that is left to chance.
     pub chance: Chance,

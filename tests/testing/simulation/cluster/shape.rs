@@ -22,7 +22,6 @@ pub struct Shape {
     pub duration: u64,
     /// What every node is configured with, but for its number and incarnation.
     pub config: GroupsConfig,
-    /// The network at first.
     pub weather: Weather,
     /// Whether state machines keep themselves on disk: in none, in every second group, or in all.
     pub keeping: u64,
@@ -44,7 +43,6 @@ pub struct Shape {
     pub drift: u64,
     /// Of a thousand short windows of a node's time, in how many its clock cannot be read.
     pub blind_windows: u64,
-    /// Whether memberships are changed.
     pub changes: bool,
     /// Whether state machines fall behind for seconds.
     pub slow_machines: bool,
