@@ -27,7 +27,7 @@ pub use sum::{StateSum, Summed, sum_of};
 
 /// One thing to do with a state machine.
 pub enum ApplyWork {
-    /// Apply these commands; afterwards the machine stands at `last`.
+    /// Apply these commands; afterwards the machine is at `last`.
     Commands {
         commands: Vec<Command>,
         /// The last entry, which need not be a command.
@@ -57,13 +57,13 @@ pub enum ApplyWork {
 }
 
 impl ApplyWork {
-    /// Whether it is a question. One that is here may be answered at once: whoever sent it waited until
+    /// Whether it is a question. One that is here may be answered at once: its caller waited until
     /// everything was applied that the answer must show.
     pub(crate) const fn is_question(&self) -> bool {
         matches!(self, Self::Query { .. } | Self::Checksum { .. })
     }
 
-    /// Whether whoever asks went away: the answer would be for nobody.
+    /// Whether the caller went away: the answer would have no reader.
     pub(crate) fn is_abandoned(&self) -> bool {
         match self {
             Self::Query { reply, .. } => reply.is_closed(),
@@ -112,9 +112,9 @@ pub enum ApplyReport {
     CheckTaken { position: LogPosition, view: Result<Option<ConsistencyView>, ApplyFault> },
     /// What would survive a crash.
     Durable(Option<LogIndex>),
-    /// The machine was told that its replica was removed; it is not needed any more.
+    /// The machine was notified that its replica was removed; it is not needed any more.
     Removed,
-    /// The machine cannot go on.
+    /// The machine cannot continue.
     Failed(GroupFault),
     /// The machine cannot do this now: it is to be tried again. It is as it was; of a restore, it may hold
     /// a part of either state, and answers nothing before that is done.
@@ -149,13 +149,13 @@ pub struct Applier {
     machine: Box<dyn StateMachine>,
     snapshots: Arc<dyn SnapshotStore>,
     applied: LogPosition,
-    /// The state is lost, or is being replaced: nothing is told of it before a snapshot is the state.
+    /// The state is lost, or is being replaced: it answers nothing before a snapshot is the state.
     lost: bool,
     /// What is done after the restore that the replica was opened without.
     opening: Option<AfterRestore>,
     failed: Option<GroupFault>,
     latency: Option<Arc<Latency>>,
-    /// Where the machine stands, for readers; moved before anybody learns that it moved.
+    /// The position of the machine, for readers; moved before any caller learns that it moved.
     position: Arc<AtomicU64>,
 }
 
@@ -170,7 +170,7 @@ impl fmt::Debug for Applier {
 }
 
 impl Applier {
-    /// Wraps a machine that stands at `applied`.
+    /// Wraps a machine at position `applied`.
     #[must_use]
     pub fn new(
         group: GroupId,
@@ -226,8 +226,8 @@ impl Applier {
         self.machine.durable_index()
     }
 
-    /// Does one thing. A panic of the machine is contained: the replica fails, and whoever waits
-    /// in this work sees its waiter dropped or failed.
+    /// Does one thing. A panic of the machine is contained: the replica fails, and callers that
+    /// wait in this work see their completion dropped or failed.
     pub fn run(&mut self, work: ApplyWork) -> ApplyReport {
         // A machine that failed is still to let go of its state.
         let refuses = !matches!(work, ApplyWork::Removed);
@@ -292,7 +292,7 @@ impl Applier {
         }
     }
 
-    /// Answers a question out of turn, if the machine is so quick that nobody has to wait for it.
+    /// Answers a question out of turn, if the machine is so quick that no other has to wait for it.
     pub(crate) fn answer_at_once(&self, request: &Bytes) -> Option<Result<Bytes, QueryError>> {
         if self.failed.is_some() || self.lost {
             return None;
@@ -351,7 +351,7 @@ impl Applier {
     }
 
     fn restore(&mut self, position: LogPosition) -> ApplyReport {
-        // Whatever stops it half-way, nobody sees a part of a state.
+        // Whatever stops it half-way, no reader sees a part of a state.
         self.lost = true;
         match restore_from(&mut *self.machine, &*self.snapshots, self.group, position) {
             Ok(()) => {
@@ -388,8 +388,8 @@ impl From<ApplyFault> for GroupFault {
     }
 }
 
-/// Answers whoever asks; one that went away is no error. Damage that a question finds is a fault of
-/// the replica.
+/// Answers a question; a caller that went away is no error. Damage that a question finds is a fault
+/// of the replica.
 fn answer<T>(
     reply: oneshot::Sender<Result<T, QueryError>>,
     answer: Result<T, QueryError>,
@@ -404,7 +404,7 @@ fn answer<T>(
     })
 }
 
-/// What is said instead of an answer.
+/// The error instead of an answer.
 const NO_STATE: &str = "the state of this replica is lost or being replaced";
 
 /// The same as [`restore_machine`], with what can be done about a fault.
@@ -442,7 +442,7 @@ pub(crate) fn contain<T>(run: impl FnOnce() -> T) -> Result<T, GroupFault> {
     })
 }
 
-/// A failed machine does nothing more; askers are told.
+/// A failed machine does nothing more; callers get the error.
 fn refuse(group: GroupId, work: ApplyWork, fault: &GroupFault) -> ApplyReport {
     let failed = || QueryError::Failed(fault.to_string());
     match work {

@@ -31,11 +31,11 @@ pub enum Summed {
     Skipped,
 }
 
-/// Computes the checksum of a view. `pace` is told of bytes as they are written, and may take its
-/// time, or end it.
+/// Computes the checksum of a view. `pace` gets the number of bytes as they are written, and may
+/// take its time, or end it.
 ///
 /// # Errors
-/// What the view or `pace` says.
+/// Those of the view or of `pace`.
 pub fn sum_of(
     view: ConsistencyView,
     pace: &mut dyn FnMut(usize) -> io::Result<()>,

@@ -9,7 +9,7 @@ use super::*;
 
 const GROUP: GroupId = GroupId::new(1);
 
-/// Holds what the last snapshot said. A full disk stops a restore when the old state is gone.
+/// Holds the content of the last snapshot. A full disk stops a restore when the old state is gone.
 struct Register {
     value: Bytes,
     full: Arc<AtomicBool>,

@@ -49,7 +49,7 @@ impl AdditionHooks {
         AdditionGuard { hooks: self.clone(), number }
     }
 
-    /// What the first hook says that refuses.
+    /// The error of the first hook that refuses.
     pub(crate) fn ask(
         &self,
         group: GroupId,

@@ -51,7 +51,7 @@ impl AdmissionQueue {
     }
 }
 
-/// Asks until it is told to stop.
+/// Asks until stopped.
 pub(super) fn run(shared: &Arc<RuntimeShared>, turns: &Receiver<Option<GroupId>>) {
     while let Ok(Some(group)) = turns.recv() {
         let Some(request) = shared.admissions.take(group) else { continue };

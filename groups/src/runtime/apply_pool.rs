@@ -59,8 +59,8 @@ struct MailboxState {
 }
 
 impl MailboxState {
-    /// A question comes. Drops those of askers who went away, now and then: a machine that hangs
-    /// answers nobody, and whoever gives up asks again.
+    /// A question comes. Now and then, questions of callers that went away are dropped: a machine
+    /// that hangs answers none, and callers that give up ask again.
     fn note_question(&mut self) {
         self.asked += 1;
         if self.asked >= QUESTIONS_PER_LOOK {
@@ -110,14 +110,14 @@ impl Mailbox {
         drop(work);
     }
 
-    /// Lets the machine go; work that still comes is dropped, which fails whoever waits for it.
+    /// Drops the machine; later work is dropped, which fails its callers.
     pub(super) fn close(&self) {
         self.shut();
         drop(self.applier.lock().take());
     }
 
-    /// Takes no more work, and ends the replica after what waits. Says whether the mailbox must be
-    /// scheduled; the ending comes back if the replica has ended already.
+    /// Takes no more work, and ends the replica after the present work. Returns whether the mailbox
+    /// must be scheduled; the ending comes back if the replica has ended already.
     fn end(&self, ending: Ending, waiting: Waiting) -> Result<bool, Ending> {
         let mut state = self.state.lock();
         if state.closed && state.ending.is_none() {
@@ -149,7 +149,7 @@ impl Mailbox {
         self.applier.try_lock()?.as_ref()?.answer_at_once(request)
     }
 
-    /// Adds work; says whether the mailbox must be scheduled.
+    /// Adds work; returns whether the mailbox must be scheduled.
     fn add(&self, work: ApplyWork) -> bool {
         let mut state = self.state.lock();
         if state.closed {
@@ -159,7 +159,8 @@ impl Mailbox {
         !std::mem::replace(&mut state.scheduled, true)
     }
 
-    /// Adds a question, unless `most` pieces of work wait; says whether the mailbox must be scheduled.
+    /// Adds a question, unless `most` pieces of work wait; returns whether the mailbox must be
+    /// scheduled.
     fn ask(&self, question: ApplyWork, most: usize) -> Result<bool, NoRoom> {
         let mut state = self.state.lock();
         state.note_question();
@@ -188,12 +189,12 @@ impl Mailbox {
         work.into_iter().rev().for_each(|work| state.work.push_front(work));
     }
 
-    /// Work was done. Says whether earlier work could not be.
+    /// Work was done. Returns whether earlier work could not be.
     fn went_on(&self) -> bool {
         std::mem::take(&mut self.state.lock().stalls) > 0
     }
 
-    /// Ends a turn; says what comes next.
+    /// Ends a turn; returns what comes next.
     fn end_turn(&self) -> Next {
         let mut state = self.state.lock();
         if state.work.is_empty() && state.ending.is_none() {
@@ -209,7 +210,7 @@ impl Mailbox {
         Next::Rest(rest.min(LONGEST_REST))
     }
 
-    /// The rest is over; says whether it still rested.
+    /// The rest is over; returns whether it still rested.
     fn end_rest(&self) -> bool {
         std::mem::take(&mut self.state.lock().rests)
     }
@@ -347,7 +348,7 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &ApplyOutle
 
 fn turn(shared: &Arc<RuntimeShared>, activity: &ApplyActivity, group: &Arc<GroupShared>) {
     let work = group.mailbox.take();
-    // Held by whoever asks at once.
+    // Held by a caller that asks at once.
     let waiting = activity.begin(Call::of(group, "a query"));
     let mut held = group.mailbox.applier.lock();
     drop(waiting);
@@ -427,7 +428,7 @@ fn remove_state(ending: &mut Ending, applier: Option<Applier>) {
     let clear: Option<Clear> = match (ending.take_clear(), applier) {
         (Some(clear), applier) => {
             drop_machine(group, applier);
-            // Whoever orders it again brings the means.
+            // The next order brings the means.
             drop_machine(group, ending.take_remains());
             let cleared = contain(clear).unwrap_or_else(|fault| Err(fault.to_string()));
             return cleared.unwrap_or_else(|message| state_remains(ending, message, None));

@@ -84,7 +84,7 @@ impl CheckQueue {
     }
 }
 
-/// Runs the thread until it is told to stop.
+/// Runs the thread until stopped.
 pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &CheckOutlet) {
     let config = &shared.config;
     let asleep = config.consistency_asleep.filter(|_| config.consistency_ticks > 0);

@@ -158,7 +158,7 @@ impl Groups {
 impl Groups {
     /// On a data directory that was put back from an older copy, or that replaces a lost one, a
     /// replica that seems to be the first may have been there before: its peers know. Without peers
-    /// nobody would ever say.
+    /// it would never be known.
     fn certainty_of_first(&self, spec: &GroupSpec) -> Certainty {
         let voters = spec.membership.members.values().filter(|member| member.voter).count();
         let raised = self.shared().doubts.of_creation(spec.on_known_disk);

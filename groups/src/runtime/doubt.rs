@@ -60,16 +60,16 @@ impl Groups {
         self.shared().doubts.raise(doubt);
     }
 
-    /// The node had another disk before this one: a replica that is created here asks its peers first,
-    /// for it may have voted on the other one, unless its spec says
+    /// The node had another disk before this one: a replica that is created here asks its peers
+    /// first, for it may have voted on the other one, unless its spec has
     /// [`on_known_disk`](crate::GroupSpec::on_known_disk).
     pub fn disk_was_lost(&self) {
         self.shared().doubts.disk_was_lost();
     }
 
-    /// From here on no replica that is here takes part in an election before enough of its peers have
-    /// said what they hold. Blocks until that is durable; says of how many replicas. Those that come
-    /// later are doubted as [`Groups::doubt_creations`] and [`Groups::disk_was_lost`] say, which come
+    /// From here on no present replica takes part in an election before enough of its peers have
+    /// reported what they hold. Blocks until that is durable; returns the number of replicas. Later
+    /// ones are doubted by [`Groups::doubt_creations`] and [`Groups::disk_was_lost`], which come
     /// first.
     ///
     /// # Errors

@@ -1,6 +1,5 @@
-//! Why this host should lead nothing for now. What finds it out says so under a name of its own;
-//! together it is what the host says of itself, to its groups at once and to its peers by whoever
-//! follows [`crate::Groups::impairment`].
+//! Why this host should lead nothing for now. Each source has a name; together they are the host's
+//! impairment, for its groups at once and for its peers through [`crate::Groups::impairment`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,10 +11,10 @@ use tokio::sync::watch;
 use super::inbox::Inbox;
 use crate::worker::{Advert, Impairment, Input};
 
-/// What is wrong, by who found it, and what the host says of itself beside it.
+/// The causes by source, and the rest of the host's advertisement.
 #[derive(Debug)]
 pub(super) struct Impairments {
-    /// Held while the workers are told, so that all hear of changes in one order.
+    /// Held while the workers are notified, so that all see changes in one order.
     state: Mutex<State>,
     told: watch::Sender<Option<Impairment>>,
 }
@@ -50,14 +49,14 @@ impl Impairments {
         Self { state: Mutex::new(state), told: watch::Sender::new(None) }
     }
 
-    /// What this host says of itself from here on. What is wrong with it is not the caller's to say.
+    /// The host's advertisement from here on. Its impairment is not set here.
     pub(super) fn set_advert(&self, advert: Advert, inboxes: &[Inbox]) {
         let mut state = self.state.lock();
         state.advert = advert;
         tell(&state.said(), inboxes);
     }
 
-    /// Something is wrong, or is not any more. Says whether that is news.
+    /// Sets or removes a cause. Returns whether that is news.
     pub(super) fn set(
         &self,
         source: &'static str,

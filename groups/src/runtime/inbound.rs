@@ -42,11 +42,11 @@ impl GroupsInbound {
 impl Inbound for GroupsInbound {
     fn deliver(&self, from: NodeId, mut messages: Vec<GroupMessage>) -> usize {
         if self.shared.is_silent() {
-            // As if they were lost, and as a host that stands still takes them.
+            // As if they were lost, and as a stopped host takes them.
             return 0;
         }
         if self.shared.takes_no_entries.load(Ordering::Relaxed) {
-            // As if they were lost: whoever sent them sends them again.
+            // As if they were lost: the sender sends them again.
             messages.retain(|message| message.entries.is_empty());
         }
         let workers = self.shared.inboxes.len();

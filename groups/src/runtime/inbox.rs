@@ -22,9 +22,10 @@ pub(crate) struct Inbox {
     end: End,
 }
 
-/// The end of a worker. Whoever waits for an input learns that the worker is gone when the input is
-/// dropped: none may stay in a channel that nobody takes from any more. So a worker that ends says
-/// so and empties the channels, and whoever finds that said after putting something in does it too.
+/// The end of a worker. A caller that waits for an input learns that the worker is gone when the
+/// input is dropped: none may stay in a channel that is never read again. So a worker that ends
+/// sets this and empties the channels, and a sender that finds it set after putting something in
+/// does it too.
 #[derive(Clone, Debug)]
 struct End {
     ended: std::sync::Arc<AtomicBool>,
@@ -103,7 +104,7 @@ impl Inbox {
         })
     }
 
-    /// Puts in a completion. When the worker is gone, nobody waits for it.
+    /// Puts in a completion. When the worker is gone, no caller waits for it.
     pub(crate) fn complete(&self, input: Input) {
         if self.completions.send(input).is_err() || self.end.has_come() {
             tracing::trace!("a completion came after its worker had ended");
@@ -184,7 +185,7 @@ mod tests {
         drop(outlet);
         assert!(matches!(inbox.offer(Input::Stop), Err(TrySendError::Disconnected(_))));
         inbox.offer_peer(from_peer(), 1).unwrap_err();
-        // Nobody waits for it; it must not panic.
+        // No caller waits for it; it must not panic.
         inbox.complete(Input::Stop);
     }
 

@@ -15,7 +15,7 @@ use crate::validate::{floor_of_generation, has_plausible_numbers, told_end};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Invitation {
-    /// Which node says so: it leads the group.
+    /// The node that asks: it leads the group.
     pub from: NodeId,
     pub group: GroupId,
     /// The replica that this node should hold.
@@ -38,7 +38,7 @@ impl Invitation {
     }
 }
 
-/// What is told of invitations.
+/// The listener of create-replica requests.
 pub type InvitationHandler = Arc<dyn InvitationSink>;
 
 /// Takes invitations. Called by Raft threads: must not block.

@@ -1,5 +1,4 @@
-//! What can be registered about leadership: listeners, tasks, policies; and what this node says of
-//! itself.
+//! Registrations about leadership: listeners, tasks, policies; and this node's advertisement.
 
 use std::sync::Arc;
 
@@ -12,8 +11,8 @@ use crate::policy::{LeadershipPolicy, PolicyGuard};
 use crate::worker::Advert;
 
 impl Groups {
-    /// Calls `hook` for every edge of leadership of these groups on this host, beginning with
-    /// what is. Runs on a thread of its own unless `kind` says otherwise.
+    /// Calls `hook` for every edge of leadership of these groups on this host, beginning with the
+    /// present state. Runs on a separate thread unless `kind` sets otherwise.
     #[track_caller]
     pub fn on_leadership<F>(&self, groups: GroupSelector, kind: HookKind, hook: F) -> HookGuard
     where
@@ -77,8 +76,8 @@ impl Groups {
         self.shared().policies.register(groups, Arc::new(policy))
     }
 
-    /// This node says this of itself from here on: its groups are looked at anew. The transport
-    /// has to tell the others. Whether it is impaired is said by [`Groups::impair`] alone.
+    /// Sets this node's advertisement: its groups are evaluated again. The transport has to send it
+    /// to the others. [`Groups::impair`] alone sets whether it is impaired.
     pub fn set_advert(&self, advert: Advert) {
         self.shared().impairments.set_advert(advert, &self.shared().inboxes);
     }

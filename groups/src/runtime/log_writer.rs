@@ -49,7 +49,7 @@ impl Drop for LogOutlet {
     }
 }
 
-/// How long whoever waits for a write waits before looking whether the writer is still there.
+/// How long a caller waits for a write before it checks whether the writer still exists.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 impl LogQueue {
@@ -68,7 +68,7 @@ impl LogQueue {
         self.put(Task::End(ending));
     }
 
-    /// Writes a batch that is nobody's round, and waits until it is durable.
+    /// Writes a batch outside of worker steps, and waits until it is durable.
     pub(super) fn write(&self, batch: LogBatch) -> Result<(), LogError> {
         let (done, answer) = bounded(1);
         self.put(Task::Direct { batch, done });
@@ -111,7 +111,7 @@ impl LogActivity {
     }
 }
 
-/// Somebody who waits for a batch that is nobody's round.
+/// A caller that waits for a batch outside of worker steps.
 #[derive(Debug)]
 struct Direct {
     writes: Vec<GroupWrite>,
@@ -123,7 +123,7 @@ impl Direct {
         self.writes.iter().any(|write| write.group == group)
     }
 
-    /// Whoever stopped waiting does not care.
+    /// A caller that stopped waiting does not care.
     fn answer(&self, outcome: Result<(), LogError>) {
         drop(self.done.send(outcome));
     }
@@ -184,7 +184,7 @@ impl Merged {
         outcome
     }
 
-    /// Refuses direct writes that concern a group, each as a whole. Says whether there was one.
+    /// Refuses direct writes that concern a group, each as a whole. Returns whether there was one.
     fn refuse_direct(&mut self, group: GroupId, error: &LogError) -> bool {
         let before = self.direct.len();
         self.direct.retain(|direct| {
@@ -208,14 +208,14 @@ impl Merged {
     }
 }
 
-/// Runs the writer until it is told to stop.
+/// Runs the writer until stopped.
 pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &LogOutlet) {
     let Ok(store) = shared.store() else { return };
     let mut healthy = true;
     while let Ok(first) = outlet.0.recv() {
         let mut merged = Merged::default();
         merged.add(first);
-        // As in the workers: whoever only waits for a core joins this write.
+        // As in the workers: a thread that only waits for a core joins this write.
         std::thread::yield_now();
         while merged.entries < ENTRIES_PER_WRITE && !merged.stop {
             let Ok(task) = outlet.0.try_recv() else { break };
@@ -233,7 +233,7 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &LogOutlet) {
     }
 }
 
-/// Writes, and lets go of what waited for it. Says whether the log is still sound.
+/// Writes, and releases what waited for it. Returns whether the log is still usable.
 fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bool {
     merged.add_endings(store);
     while merged.has_writes() {
@@ -242,8 +242,8 @@ fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bo
         shared.log_activity.turn();
         match written {
             Ok(()) => break,
-            // Nothing was written. Only the write that makes no sense pays for it: one that is
-            // nobody's round, or else that of the group's replica.
+            // Nothing was written. Only the write that makes no sense fails: a direct one, or else
+            // that of the group's replica.
             Err(error @ LogError::Invalid { group, .. }) => {
                 if !merged.refuse_direct(group, &error) {
                     expel(shared, &mut merged, group, &error);

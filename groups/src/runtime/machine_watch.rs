@@ -1,11 +1,12 @@
 //! Notices a call into a state machine that does not return. Its group is without service as long as
 //! it leads here, and so are all groups of the host once such calls hold every apply thread.
 //!
-//! A call that takes longer than [`GroupsConfig::machine_limit`] makes its replica unfit to lead, and
-//! the host when every apply thread is at such a call: softly, so that what nobody else can lead is
-//! served as before. After three times the limit it is unfit hard: commands are refused instead of
-//! being taken in vain. When the call returns that ends at once; the rest when calls have ended in time
-//! for as long as the limit, so that a machine that is slow again and again moves its leadership once.
+//! A call that takes longer than [`GroupsConfig::machine_limit`] makes its replica ineligible, and
+//! the host when every apply thread is at such a call: softly, so that a group without another
+//! eligible voter is served as before. After three times the limit it is ineligible hard: commands
+//! are refused instead of being taken in vain. When the call returns that ends at once; the rest
+//! when calls have ended in time for as long as the limit, so that a machine that is slow
+//! repeatedly moves its leadership once.
 //!
 //! A batch that the machine applies in parts makes progress with each part, and does not hang.
 //!
@@ -160,7 +161,7 @@ struct Settled {
 }
 
 impl Settled {
-    /// Says how it is, when that is news.
+    /// Reports the state, when that is news.
     fn settle(&mut self, found: Health, limit: u32) -> Option<Health> {
         self.calm = if found == Health::Well { self.calm.saturating_add(1) } else { 0 };
         let recovering = self.health != Health::Well && self.calm < limit;
@@ -201,7 +202,7 @@ impl MachineWatch {
         Self { limit, looks, threads, host: Settled::default(), replicas: Vec::new() }
     }
 
-    /// At every look: tells replicas and the host what follows for them.
+    /// At every look: notifies replicas and the host of the consequences.
     pub(super) fn look(&mut self, shared: &RuntimeShared) {
         let mut long = Vec::new();
         for (thread, activity) in self.threads.iter_mut().zip(&shared.apply_activities) {

@@ -80,12 +80,12 @@ pub(crate) struct RuntimeShared {
     pub(crate) registry: DashMap<GroupId, Group>,
     pub(crate) hub: Arc<LeadershipHub>,
     pub(crate) budget: Arc<Budget>,
-    /// Until the shutdown: afterwards somebody else may open it.
+    /// Until the shutdown: afterwards another process may open it.
     store: Mutex<Option<Arc<dyn LogStore>>>,
     pub(crate) snapshots: Arc<dyn SnapshotStore>,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) latency: Arc<Latency>,
-    /// How long proposals stood still for transfers.
+    /// How long proposals were paused for transfers.
     freezes: Latency,
     apply: apply_pool::ApplyQueue,
     log: log_writer::LogQueue,
@@ -108,7 +108,7 @@ pub(crate) struct RuntimeShared {
     impairments: impairments::Impairments,
     /// Nothing that peers send may make the log longer.
     pub(crate) takes_no_entries: AtomicBool,
-    /// Nothing is sent to peers, and nothing of theirs is taken: as if this host stood still.
+    /// Nothing is sent to peers, and nothing of theirs is taken: as if this host were stopped.
     silent: AtomicBool,
     /// Whether the log writer is at a write.
     log_activity: log_writer::LogActivity,
@@ -169,8 +169,8 @@ impl RuntimeShared {
         self.silent.load(Ordering::Relaxed)
     }
 
-    /// This host takes no part from here on, as if it stood still, or does again. Its peers then hear
-    /// nothing of it, and elect others.
+    /// This host takes no part from here on, as if it were stopped, or does again. Its peers then
+    /// receive nothing from it, and elect others.
     fn set_silent(&self, silent: bool) {
         if self.silent.swap(silent, Ordering::Relaxed) != silent {
             self.transport.set_silent(silent);
@@ -182,7 +182,7 @@ impl RuntimeShared {
         self.impairments.set(source, cause, &self.inboxes);
     }
 
-    /// The host cannot go on: nothing more is acknowledged, and it must end.
+    /// The host cannot continue: nothing more is acknowledged, and it must end.
     fn fail(&self, fault: &HostFault) {
         tracing::error!(%fault, "the host stops");
         self.health.send_if_modified(|health| {
@@ -223,7 +223,7 @@ pub struct GroupsStats {
     /// Snapshots of state machines that were made here.
     pub snapshots_made: u64,
     /// Snapshots that could not be made: the disk is full, or a state machine failed. The log of
-    /// the host says why; they are tried again.
+    /// the host has the cause; they are tried again.
     pub snapshot_failures: u64,
 }
 
@@ -257,8 +257,8 @@ impl GroupsBuilder {
         self.policies = policies;
         self
     }
-    /// Is told of replicas that this node should hold and does not: it was added to a group.
-    /// Called by Raft threads, again and again until the replica exists: must not block.
+    /// Called for replicas that this node should hold and does not: it was added to a group. Called
+    /// by Raft threads, repeatedly until the replica exists: must not block.
     pub fn on_invitation(mut self, handler: InvitationHandler) -> Self {
         self.invitations = Some(handler);
         self
@@ -368,7 +368,7 @@ impl GroupsBuilder {
     }
 }
 
-/// What a host says of itself when it starts.
+/// The advertisement of a host when it starts.
 fn first_advert(config: &GroupsConfig) -> Advert {
     Advert { capabilities: config.capabilities.clone(), ..Advert::default() }
 }
@@ -406,7 +406,7 @@ struct Threads {
 struct GroupsInner {
     shared: Arc<RuntimeShared>,
     threads: Mutex<Threads>,
-    /// Held while the groups are shut down: whoever else asks for it waits for the end.
+    /// Held while the groups are shut down: another caller waits for the end.
     ending: Mutex<()>,
 }
 
@@ -441,15 +441,16 @@ impl Groups {
         groups
     }
 
-    /// Why this host should lead nothing for now: a disk that hangs, or what
-    /// [`Groups::impair`] says. The transport has to tell the others.
+    /// Why this host should lead nothing for now: a disk that hangs, or a cause of
+    /// [`Groups::impair`]. The transport has to send it to the others.
     #[must_use]
     pub fn impairment(&self) -> watch::Receiver<Option<Impairment>> {
         self.shared().impairments.watch()
     }
 
-    /// Says that this host should lead nothing for now, for a reason of this source, or that the
-    /// reason is gone. The groups that it leads are handed to others; its replicas go on following.
+    /// Declares that this host should lead nothing for now, for a reason of this source, or that
+    /// the reason is gone. The groups that it leads are transferred to others; its replicas
+    /// continue to follow.
     pub fn impair(&self, source: &'static str, cause: Option<Impairment>) {
         self.shared().impair(source, cause);
     }
@@ -460,8 +461,8 @@ impl Groups {
         self.shared().takes_no_entries.store(!takes, Ordering::Relaxed);
     }
 
-    /// The host cannot go on, because of what its state machines share. Nothing more is acknowledged;
-    /// whoever runs the host sees the fault and ends it. The first fault counts.
+    /// Ends the host because of a fault that its state machines share. Nothing more is
+    /// acknowledged; the owner of the host sees the fault and ends it. The first fault counts.
     pub fn fail(&self, fault: &HostFault) {
         self.shared().fail(fault);
     }
@@ -497,8 +498,8 @@ impl Groups {
         &self.shared().latency
     }
 
-    /// How long the proposals of a group stood still for a transfer away from here: from its
-    /// freeze until this node knew who leads. Since the start.
+    /// How long the proposals of a group were paused for a transfer away from here: until this node
+    /// knew the new leader. Since the start.
     #[must_use]
     pub fn freezes(&self) -> &Latency {
         &self.shared().freezes
@@ -543,7 +544,7 @@ impl Groups {
 
     /// Stops every group, lets what was handed to the log become durable, and ends the threads.
     /// Creations and openings that have begun are waited for, and refused at their end; no other
-    /// begins. Blocks until then, whoever called it first.
+    /// begins. Blocks until then, whichever caller was first.
     pub fn shutdown(&self) {
         let shared = self.shared();
         let _ending = self.inner.ending.lock();
@@ -572,7 +573,7 @@ impl Groups {
         threads.snapshots.drain(..).for_each(join);
         shared.checks.stop();
         threads.checks.take().into_iter().for_each(join);
-        // A policy that hangs keeps nobody from going: these threads end by themselves.
+        // A policy that hangs does not delay the end: these threads are not waited for.
         threads.admissions.drain(..).for_each(|_| shared.admissions.stop_one());
         shared.hub.stop();
         threads.dispatcher.take().into_iter().for_each(join);
@@ -601,7 +602,7 @@ mod tests {
     use crate::testing::alone::{Alone, Stateless};
     use crate::worker::Phase;
 
-    /// A host that lost a thread says so, and can still be shut down.
+    /// A host that lost a thread reports it, and can still be shut down.
     #[test]
     fn a_thread_that_panics_fails_the_host_and_hangs_nobody() {
         let groups = GroupsBuilder::new(GroupsConfig::new(NodeId::must(1)))
@@ -620,7 +621,7 @@ mod tests {
         groups.shutdown();
     }
 
-    /// A host whose worker hangs says so, names where, and can still be let go.
+    /// A host whose worker hangs reports it with the place, and can still be dropped.
     #[test]
     fn a_worker_that_hangs_is_noticed_and_hangs_nobody() {
         let mut config = GroupsConfig::new(NodeId::must(1));

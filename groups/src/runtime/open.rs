@@ -26,7 +26,7 @@ pub type StateMachineBox = Box<dyn StateMachine>;
 /// May block. What it answers instead of a machine becomes [`OpenGroupError::Invalid`].
 pub type MachineFactory = Box<dyn FnOnce() -> Result<StateMachineBox, String> + Send>;
 
-/// Where a state machine stands, as it says itself.
+/// The position of a state machine, from itself.
 type Standing = Result<Option<LogPosition>, ApplyFault>;
 
 /// A replica that only waits to be registered: nothing of it can fail any more.
@@ -109,8 +109,8 @@ impl Groups {
         opened
     }
 
-    /// The same, unless an operator keeps the replica closed ([`Groups::park`]): `None` then. For whoever
-    /// closed replicas and opens them again by itself.
+    /// The same, unless an operator keeps the replica closed ([`Groups::park`]): `None` then. For
+    /// code that closed replicas and opens them again.
     ///
     /// # Errors
     /// [`OpenGroupError`].

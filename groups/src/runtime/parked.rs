@@ -1,6 +1,6 @@
-//! Replicas that the log holds and that cannot be opened: a state machine that is ahead of its log, or
-//! that nobody can make, or a log that is damaged. They are parked with the cause, the others go on,
-//! and a destruction, or the notice that the group goes on without them, ends them.
+//! Replicas that the log holds and that cannot be opened: a state machine that is ahead of its log,
+//! or of an unknown kind, or a log that is damaged. They are parked with the cause, the others
+//! continue, and a destruction, or the notice that the group continues without them, ends them.
 
 use std::collections::BTreeMap;
 
@@ -102,8 +102,8 @@ impl Groups {
         groups.into_iter().filter_map(|group| self.parked_replica(group)).collect()
     }
 
-    /// Leaves a replica that the log holds and that is not open closed, and says why. Opening it ends
-    /// that.
+    /// Leaves a replica that the log holds and that is not open closed, with this reason. Opening
+    /// it ends that.
     pub fn park(&self, group: GroupId, why: &str) {
         self.shared().parked.keep_closed(group, why);
     }
@@ -138,9 +138,10 @@ pub(super) const fn concerns_one_group(error: &LogError) -> bool {
 }
 
 impl RuntimeShared {
-    /// A member says that the group goes on without a replica that does not run, or invites this node to
-    /// hold another one in its place. It takes part in nothing, so nobody needs it any more, and one
-    /// member's word of what is committed is enough. The invitation is repeated, and finds it gone.
+    /// A member reports that the group continues without a replica that does not run, or asks this
+    /// node to create another one in its place. It takes part in nothing, so it is not needed any
+    /// more, and one member's report of what is committed is enough. The request is repeated, and
+    /// finds it gone.
     pub(super) fn dismissed(&self, from: NodeId, message: &GroupMessage) {
         let group = GroupId::new(message.group);
         let failed = self
@@ -165,7 +166,7 @@ impl RuntimeShared {
         match self.lives.destroy(group, || Ok(())) {
             Ok(Destroying::Granted(open)) => {
                 tracing::info!(%group, replica = %meta.replica, %from, "removed from the group: it ends");
-                // Nobody waits for it.
+                // No caller waits for it.
                 let (done, _) = oneshot::channel();
                 let destruction = Destruction::of(&meta);
                 self.send_ending(Ending::destroying(&self.lives, open, destruction, done));
@@ -176,7 +177,8 @@ impl RuntimeShared {
     }
 }
 
-/// Whether a member of a later configuration says that this very replica was removed from its group.
+/// Whether a member of a later configuration reports that this very replica was removed from its
+/// group.
 fn is_dismissal(meta: &GroupMeta, from: NodeId, message: &GroupMessage) -> bool {
     message.kind() == MessageKind::Removed
         && message.to_replica == meta.replica.get()

@@ -1,5 +1,5 @@
-//! Getting past a command that no replica of a group can apply: it fails or kills the state machine of
-//! each, so the group stands still for good.
+//! Skipping a command that no replica of a group can apply: it fails or kills the state machine of
+//! each, so the group is stuck.
 //!
 //! An operator has the entry replaced by an empty one, in the log of every replica, while none of them
 //! runs, in three steps: each replica notes durably that the entry is being skipped, and is not opened from
@@ -61,7 +61,7 @@ impl StoredEntry {
 }
 
 impl Groups {
-    /// What stands at an index of the log of this host's replica, open or not; `None`: nothing yet.
+    /// The entry at an index of the log of this host's replica, open or not; `None`: nothing yet.
     ///
     /// # Errors
     /// [`OpenGroupError::Unknown`], [`OpenGroupError::Invalid`] when the log begins behind it,

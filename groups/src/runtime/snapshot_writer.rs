@@ -1,8 +1,8 @@
-//! Writes views of state machines to the snapshot store, and removes snapshots that nobody needs any
-//! more. One at a time, which bounds what they cost the host; one that takes long keeps no others
-//! waiting, for it may be a state machine that hangs.
+//! Writes views of state machines to the snapshot store, and removes snapshots that are not needed
+//! any more. One at a time, which bounds their cost to the host; one that takes long delays no
+//! others, because it may be a state machine that hangs.
 //!
-//! What cannot be written is told to the group, which asks again later.
+//! A failure is reported to the group, which asks again later.
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -140,7 +140,7 @@ impl Turns {
     }
 }
 
-/// Runs a writer until it is told to stop.
+/// Runs a writer until stopped.
 pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &SnapshotOutlet) {
     while let Ok(task) = outlet.0.recv() {
         match task {
@@ -263,7 +263,7 @@ pub(super) fn remove_unnamed(log: &dyn LogStore, snapshots: &dyn SnapshotStore) 
                     tracing::warn!(%group, %error, "an old snapshot could not be removed");
                 }
             }
-            // Opening the group says what is wrong.
+            // Opening the group reports the error.
             Err(error) => tracing::warn!(%group, %error, "its old snapshots stay"),
         }
     }

@@ -1,14 +1,14 @@
 //! Notices a worker whose round does not end, a write of the log that does not, and (see
 //! [`super::machine_watch`]) a call into a state machine that does not.
 //!
-//! Of a worker: its groups are mute then: no heartbeats, no answers,
-//! and nobody else can take them over as long as the process holds its sockets and sleeping groups
-//! rely on it. Better that the process ends.
+//! Of a worker: its groups are silent then, without heartbeats and answers, and no other node can
+//! take them over as long as the process holds its sockets and hibernating groups rely on it.
+//! Ending the process is better.
 //!
-//! Of the log: what the host leads accepts writes that nobody can acknowledge here. The host is
-//! *impaired* from an election timeout on: it hands its leaderships on, and takes none until writes
-//! ended in time for as long. When the write takes longer still, the host takes no part until it ends: who
-//! hands leaderships on may need the log for it, and peers that hear nothing elect others.
+//! Of the log: a leader accepts writes that cannot be acknowledged. The host is *impaired* from an
+//! election timeout on: it transfers its leaderships, and takes none until writes ended in time for
+//! as long. When the write takes longer still, the host takes no part until it ends: a transfer may
+//! need the log, and peers without heartbeats elect others.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -105,8 +105,8 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, stop: &Receiver<()>) {
     }
 }
 
-/// Election timeouts that a write of the log takes before the host takes no part any more. Less, and
-/// nobody had the time to take over; more, and users wait.
+/// Election timeouts that a write of the log takes before the host takes no part any more. Less,
+/// and there is no time for transfers; more, and users wait.
 const SILENT_AFTER: u32 = 3;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,7 +131,8 @@ struct WatchedLog {
 }
 
 impl WatchedLog {
-    /// Says how the log is, when that is news. Counts looks, not time, as [`Watched`] does.
+    /// Reports the state of the log, when that is news. Counts looks, not time, as [`Watched`]
+    /// does.
     fn look(&mut self, writing: Option<u64>, limit: u32) -> Option<LogHealth> {
         match writing {
             Some(write) if write == self.write => self.looks = self.looks.saturating_add(1),

@@ -18,7 +18,7 @@ const INPUTS_PER_ROUND: usize = 4096;
 /// How long a worker without anything that ticks waits.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
 
-/// Runs a worker until it is told to stop.
+/// Runs a worker until stopped.
 pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
     let own = super::first_advert(&shared.config);
     let mut core = WorkerCore::new(own, shared.policies.clone())
@@ -55,7 +55,7 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
     }
 }
 
-/// Takes what waits, or waits for the first. Says whether the worker is to stop.
+/// Takes all that waits, or waits for the first. Returns whether the worker is to stop.
 fn take_inputs(
     shared: &RuntimeShared,
     core: &mut WorkerCore,
@@ -187,14 +187,14 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
     }
 }
 
-/// Whoever sees that a replica failed, stopped or follows finds no lease of it any more.
+/// A reader that sees that a replica failed, stopped or follows finds no lease of it any more.
 fn withdraw_leases(shared: &RuntimeShared, leases: &[(GroupId, u64, LeaseSign)]) {
     for (id, epoch, sign) in leases.iter().filter(|(_, _, sign)| !sign.is_lease()) {
         with_group(shared, *id, *epoch, |group| group.lease.publish(*sign));
     }
 }
 
-/// Whoever sees a lease sees the leadership that it is of, which may have ended in the same round.
+/// A reader that sees a lease sees its leadership, which may have ended in the same step.
 fn grant_leases(shared: &RuntimeShared, leases: &[(GroupId, u64, LeaseSign)]) {
     for (id, epoch, sign) in leases {
         with_group(shared, *id, *epoch, |group| {

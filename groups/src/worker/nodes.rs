@@ -75,8 +75,8 @@ impl LiveNodes {
         self.revision
     }
 
-    /// The node answers; says whether that is news. What an earlier incarnation said of itself is
-    /// forgotten.
+    /// The node answers; returns whether that is news. The advertisement of an earlier incarnation
+    /// is forgotten.
     pub(super) fn insert(&mut self, node: NodeId, incarnation: u64) -> bool {
         let known = self.nodes.get(&node).map(|known| known.incarnation);
         if known == Some(incarnation) {
@@ -87,14 +87,14 @@ impl LiveNodes {
         true
     }
 
-    /// The node stopped answering; says whether that is news.
+    /// The node stopped answering; returns whether that is news.
     pub(super) fn remove(&mut self, node: NodeId) -> bool {
         let known = self.nodes.remove(&node).is_some();
         self.revision += u64::from(known);
         known
     }
 
-    /// An incarnation of a node said something of itself; says whether that is news.
+    /// The advertisement of an incarnation of a node; returns whether that is news.
     pub(super) fn note(&mut self, node: NodeId, incarnation: u64, advert: Arc<Advert>) -> bool {
         let Some(known) = self.nodes.get_mut(&node) else { return false };
         if known.incarnation != incarnation || known.advert.as_ref() == Some(&advert) {
@@ -105,7 +105,7 @@ impl LiveNodes {
         true
     }
 
-    /// This node says something else of itself; says whether that is news.
+    /// The advertisement of this node; returns whether that is news.
     pub(super) fn note_own(&mut self, advert: Arc<Advert>) -> bool {
         let news = self.own != advert;
         self.own = advert;

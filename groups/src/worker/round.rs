@@ -23,9 +23,9 @@ use crate::worker::LiveNodes;
 
 /// Everything that one round brought up.
 ///
-/// Whoever carries it out does it in the order of the fields: those whose proposals failed learn
-/// it before the loss of leadership is announced, and the status says what an edge says before
-/// the edge is told. Only `log` may take long; nothing that it holds back leaves before its sync.
+/// They are executed in the order of the fields: callers whose proposals failed learn it before the
+/// loss of leadership is published, and the status has the content of an edge before the edge is
+/// published. Only `log` may take long; nothing that it holds back leaves before its sync.
 #[derive(Debug, Default)]
 pub struct Round {
     /// When it began: what is sent in it was not sent before. `None`: the clock cannot be read.

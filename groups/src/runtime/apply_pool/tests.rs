@@ -126,7 +126,7 @@ fn only_questions_that_are_quick_are_answered_on_the_thread_of_whoever_asks() {
     assert_eq!(ask(b"slow"), None, "it queues");
 }
 
-/// Answers what it is told. With a gate, it waits there before it applies anything.
+/// Answers as set. With a gate, it waits there before it applies anything.
 #[derive(Default)]
 struct Echo {
     applied: LogPosition,

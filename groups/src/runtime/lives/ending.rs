@@ -218,7 +218,7 @@ impl Ending {
         self.0.lives.forget_remains(self.0.group)
     }
 
-    /// The state could not be removed: whoever destroys the replica again removes it.
+    /// The state could not be removed: the next destruction of the replica removes it.
     pub(in crate::runtime) fn leave_state(&mut self, message: String, clear: Option<lives::Clear>) {
         self.0.lives.keep_remains(self.0.group, clear);
         self.0.fate = Fate::StateRemains(message);

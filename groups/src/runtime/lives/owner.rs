@@ -117,7 +117,7 @@ enum State {
     },
 }
 
-/// Who says what may be done with one group.
+/// Decides what may be done with one group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct GroupOwner {
     state: State,

@@ -33,8 +33,8 @@ impl Lives {
         self.remains.0.lock().contains_key(&group)
     }
 
-    /// State of a destroyed replica remains. `clear` removes it; `None`: whoever destroys it again
-    /// knows how.
+    /// State of a destroyed replica remains. `clear` removes it; `None`: the next destruction knows
+    /// how.
     pub(super) fn keep_remains(&self, group: GroupId, clear: Option<Clear>) {
         self.remains.0.lock().insert(group, clear);
     }

@@ -21,7 +21,7 @@ fn meta() -> GroupMeta {
     }
 }
 
-/// What node 2 says after node 1 was removed.
+/// The notice of node 2 after node 1 was removed.
 fn notice() -> (Membership, GroupMessage) {
     let mut membership = meta().membership;
     membership.newest_replica = Some(ReplicaId::must(3));

@@ -1,4 +1,4 @@
-//! A snapshot that cannot be made harms nobody, is counted, and is tried again later.
+//! A snapshot that cannot be made harms no other, is counted, and is tried again later.
 
 use std::io::Read;
 use std::sync::atomic::AtomicUsize;
@@ -26,7 +26,7 @@ enum Behaviour {
     Write,
     Panic,
     Fail,
-    /// Writes until somebody stops it, or asks for something else.
+    /// Writes until stopped, or until something else is requested.
     Endless,
 }
 
@@ -35,7 +35,7 @@ struct Machine {
     applied: Option<LogPosition>,
     behaviour: Arc<Mutex<Behaviour>>,
     open_views: OpenViews,
-    /// Says that it keeps itself, so that the log goes without snapshots.
+    /// Claims to be durable, so that the log needs no snapshots.
     keeps: bool,
 }
 
@@ -309,7 +309,7 @@ fn a_view_that_takes_long_keeps_no_other_waiting() {
         hangs.wait();
     });
     assert_eq!(*order.lock(), ["hangs", "first", "second"]);
-    // The one whose turn was long over ended nobody else's.
+    // The one whose turn was long over ended no other's.
     assert_eq!(turns.current.lock().number, 3);
     assert!(turns.current.lock().began.is_none());
 }
