@@ -88,10 +88,10 @@ pub struct GroupsConfig {
     /// The longest that one step of a worker may take. One that takes longer is a
     /// [`crate::HostFault::Stuck`]. `None`: no watchdog. Default 10 s.
     pub round_limit: Option<Duration>,
-    /// The longest that one call into a state machine may take before others are to lead its group, or
-    /// all groups of the host while such calls hold every apply thread. Three times as long: what the
-    /// host leads all the same takes no commands until the call returns. `None`: nobody watches.
-    /// Default 2 s, two election timeouts.
+    /// The longest that one call into a state machine may take before another leader is looked for,
+    /// for its group, or for all groups of the host while such calls hold every apply thread. After
+    /// three times as long, groups that the host leads all the same take no commands until the call
+    /// returns. `None`: no limit. Default 2 s, two election timeouts.
     pub machine_limit: Option<Duration>,
     /// Bugs that a test put back on purpose. None, and without the feature `testing` there is no
     /// way to switch one on.

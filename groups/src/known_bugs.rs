@@ -22,7 +22,7 @@ pub enum KnownBug {
     LeaseFromAnswer,
     /// A lease counts before an entry of the own term is applied.
     LeaseBeforeReady,
-    /// A lease goes on during a transfer.
+    /// A lease stays valid during a transfer.
     LeaseInTransfer,
     /// A lease lasts as long as the vote lock behind it, and longer.
     LeaseWithoutMargin,
@@ -62,7 +62,7 @@ pub enum KnownBug {
     CloseBeforeLog,
     /// A replica whose log may have lost something takes part as if it had not.
     IgnoreDoubt,
-    /// A replica that was told of its removal campaigns at every election timeout.
+    /// A replica with a notice of its removal campaigns at every election timeout.
     RemovedCampaigns,
     /// A leader whose policy panics or gives no answer keeps the leadership, and asks no more.
     SilentPolicyKeepsLeadership,
@@ -76,7 +76,7 @@ pub enum KnownBug {
     UnlockWithoutClock,
     /// Of several successors that failed by accident only the last is asked again.
     ForgiveTheLast,
-    /// A successor that declined for a reason that passes by itself is not asked again.
+    /// A successor that declined for a temporary reason is not asked again.
     RefusedForGood,
     /// All that is committed and not applied is read at once: when a replica is opened, and before it
     /// campaigns.
@@ -87,7 +87,7 @@ pub enum KnownBug {
     LeadImpaired,
     /// A leader hands over only once its own disk has a vote for the target.
     WaitForOwnDisk,
-    /// A replica whose state is lost goes on from the start of its log.
+    /// A replica whose state is lost continues from the start of its log.
     ApplyWithoutState,
     /// Such a replica takes no entries before it has a snapshot: it asks by raft's own request.
     StopLogForState,

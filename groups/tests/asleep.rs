@@ -18,7 +18,7 @@ fn host(network: &Network, node: NodeId) -> Groups {
     let mut config = GroupsConfig::new(node);
     config.tick = Duration::from_millis(10);
     config.sleep_after_ticks = 5;
-    // Nobody tells the followers that their leader ended: as when every such message is lost.
+    // The followers get no notice that their leader ended: as when every such message is lost.
     config.bugs = KnownBugs::from([KnownBug::SleepThroughAnEnd]);
     let incarnation = config.incarnation;
     let (snapshots, port) = (Arc::new(MemorySnapshots::new()), network.port(node));

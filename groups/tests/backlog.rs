@@ -216,7 +216,7 @@ fn reading_all_of_it_is_noticed() {
     assert!(before_campaigns > LOOKED_THROUGH_BYTES, "{before_campaigns} bytes at a campaign");
 }
 
-/// It does not stand while it could serve nobody, and leads when everything is applied.
+/// It does not campaign while it could serve no users, and leads when everything is applied.
 #[test]
 fn it_leads_when_its_machine_has_caught_up() {
     let mut host = Host::open(committed(), KnownBugs::none());

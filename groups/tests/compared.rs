@@ -1,4 +1,4 @@
-//! Replicas of real hosts are compared: on the threads that do it, and through the handle that tells.
+//! Replicas of real hosts are compared: on the threads that do it, and through the public handle.
 
 #![expect(clippy::unwrap_used, reason = "a test that broke ends with a panic")]
 
@@ -91,7 +91,7 @@ impl Trio {
         Self { _network: network, hosts, replicas, states }
     }
 
-    /// Writes where the group is led, whoever that is by then; returns the place of that replica.
+    /// Writes where the group is led by then; returns the place of that replica.
     async fn write(&self, word: &'static str) -> usize {
         let began = Instant::now();
         while began.elapsed() < SOON {
@@ -162,7 +162,7 @@ async fn a_replica_whose_state_was_damaged_stops_and_answers_no_reads() {
     assert!(!host.is_stored(ID).unwrap());
 }
 
-/// Nobody asks anything of the group: it sleeps, is woken to be compared, and sleeps again.
+/// The group has no requests: it hibernates, is woken to be compared, and hibernates again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_that_sleeps_is_compared_too() {
     let trio = Trio::start(|config| {

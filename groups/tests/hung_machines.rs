@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_millis(400);
 const GROUPS: u64 = 4;
 const APPLY_THREADS: usize = 2;
 
-/// Applies when it can have its gate, and no faster than it is told.
+/// Applies when it can have its gate, and no faster than allowed.
 #[derive(Clone, Debug, Default)]
 struct Gated {
     applied: Option<LogPosition>,
@@ -198,7 +198,7 @@ async fn machines_that_hold_every_apply_thread_cost_their_host_all_leaderships()
     trio.comes_back().await;
 }
 
-/// What the tests above would find if nobody watched.
+/// What the tests above would find without a watchdog.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_limit_a_machine_that_hangs_keeps_its_group() {
     let trio = Trio::start(None, Duration::ZERO).await;

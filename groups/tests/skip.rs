@@ -163,7 +163,8 @@ async fn an_operator_gets_past_a_command_that_fails_every_replica() {
         assert!(here.is_empty && here.term == entry.term);
     }
 
-    // What an order has opened is opened again by whoever closed it, whatever was ordered before.
+    // A replica that was opened by order is opened again by the code that closed it, whatever was
+    // ordered before.
     assert!(trio.hosts[1].close(ID).await);
     let machine = trio.machine(1);
     let reopened = trio.hosts[1].reopen_with(ID, Box::new(move || Ok(machine))).unwrap();

@@ -1,5 +1,5 @@
-//! `shardhost group skip`: a group that stands still because a command fails the state machine of each of
-//! its replicas goes on without it.
+//! `shardhost group skip`: a group that is stuck because a command fails the state machine of each
+//! of its replicas continues without it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;

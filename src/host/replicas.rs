@@ -142,7 +142,7 @@ impl Host {
             let Some(group) = group else { return Ok(()) };
             let said = nodes.iter().map(|node| inner.transport.founding_of(*node));
             let said: BTreeSet<u64> = said.filter(|said| *said != 0).collect();
-            // Where they disagree, nothing tells which cluster is meant.
+            // Where they disagree, the intended cluster is unknown.
             let said = said.first().copied().filter(|_| said.len() == 1).unwrap_or(0);
             inner.foundings.before_creation(&inner.groups, said).map_err(|error| {
                 let message = format!("which cluster is joined cannot be written down: {error}");

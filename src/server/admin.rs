@@ -53,7 +53,7 @@ const MAX_CHECKSUMS: usize = 16;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Between two looks at least.
 const PAUSE: Duration = Duration::from_millis(10);
-/// A deadline that nobody set.
+/// The default deadline.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The admin service of a host whose shards keep their state in `state`.
@@ -201,7 +201,7 @@ impl AdminService {
         if let Some(parked) = self.host.parked_replica(id)
             && parked.meta.is_none()
         {
-            // It can be destroyed, but nobody knows its configuration.
+            // It can be destroyed, but its configuration is unknown.
             return Ok(parked.replica.map(life_of));
         }
         let Some(meta) = self.host.stored_group(id).map_err(|error| of_opening(&error))? else {
@@ -218,7 +218,7 @@ impl AdminService {
         Ok(Some(life_of(meta.replica)))
     }
 
-    /// Somebody who means another machine than the one in the directory is told so.
+    /// A request for another machine than the one in the directory is refused with the kind.
     fn check_address(&self, step: &wire::MembershipStep) -> Result<(), Status> {
         let known = NodeId::new(step.node).and_then(|node| self.host.directory().address(node));
         match known {
@@ -401,7 +401,7 @@ impl Admin for AdminService {
         let group = self.group(request.group)?;
         let requirement = requirement_of(request.requirement.unwrap_or_default())?;
         let expect = request.expect.map(LogIndex::new);
-        // Whoever leads is asked: what others say of the group may be old.
+        // The leader is asked: the status of others may be old.
         if !group.status().is_leader() {
             let require = || group.require(requirement.clone(), expect);
             return membership_reply(request.timeout_ms, after_others(&group, require)).await;

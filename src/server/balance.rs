@@ -1,7 +1,8 @@
 //! Draining this node, the planner, and what this node knows of the cluster, over gRPC.
 //!
-//! A drain is told to the catalog, so that it outlives the process and two operators do not strand a
-//! group. When the catalog does not answer, the node is drained all the same, and says so.
+//! A drain is recorded in the catalog, so that it outlives the process and two operators do not
+//! strand a group. When the catalog does not answer, the node is drained all the same, and reports
+//! that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use shardhost_policy::inputs::report::Rates;
 use shardhost_policy::inputs::view::{add_intentions, stranded_without};
 use shardhost_policy::planner::{Settings, Snapshot};
 
-/// A drain ends by itself after so long, when nobody says otherwise: its owner may be gone.
+/// A drain expires after so long by default: its owner may be gone.
 const EXPIRES_AFTER_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// The balance service of a host.
@@ -87,7 +88,7 @@ impl BalanceService {
         }
     }
 
-    /// How long it is until a drain of the catalog's ends by itself.
+    /// How long it is until a drain of the catalog's expires.
     fn expires_in_ms(&self, intent: IntentId) -> Option<u64> {
         let view = self.system.as_ref()?.view()?;
         let drain = view.drains().get(&self.host.node_id()).filter(|drain| drain.id == intent)?;
@@ -104,9 +105,9 @@ impl BalanceService {
         snapshot
     }
 
-    /// Refuses to leave groups that nobody who answers could lead: which nodes answer, the catalog does
-    /// not know. What this node knows of the others lags: a drain that has just ended, or a node that has
-    /// just come back, is known a heartbeat later.
+    /// Refuses to leave groups without an eligible node that answers: the catalog does not know
+    /// which nodes answer. This node's knowledge of the others lags: a drain that has just ended,
+    /// or a node that has just come back, is known a heartbeat later.
     async fn check_stranded(&self) -> Result<(), Status> {
         let node = self.host.node_id();
         let deadline = tokio::time::Instant::now() + NEWS_PATIENCE;
@@ -125,7 +126,7 @@ impl BalanceService {
         Err(of_catalog(&Refusal::Stranded { node, groups, total }.into()))
     }
 
-    /// Tells the catalog; `None`: there is none, or it does not answer.
+    /// Records it in the catalog; `None`: there is none, or it does not answer.
     async fn intend(
         &self,
         request: &wire::DrainRequest,
@@ -222,7 +223,7 @@ impl Balance for BalanceService {
         };
         if let (Some(system), Some(intent)) = (&self.system, intent) {
             match system.catalog().apply(Operation::EndDrain { node, intent }).await {
-                // It expired, or somebody ended it before.
+                // It expired, or was ended before.
                 Ok(_) | Err(CatalogError::Refused(_)) => {}
                 Err(error) => return Err(of_catalog(&error)),
             }

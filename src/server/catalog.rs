@@ -1,5 +1,6 @@
-//! What operators ask of single groups, where there is a catalog: it is told to the catalog, and done
-//! by the hosts. What the catalog does not know is done here, as without one.
+//! Operators' requests about single groups, where there is a catalog: they are recorded in the
+//! catalog, and done by the hosts. A group that the catalog does not know is changed here, as
+//! without one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -139,7 +140,7 @@ impl Intentions {
         let Some(system) = &self.system else { return Ok(None) };
         let view = system.fresh_view().await.map_err(|error| of_catalog(&error))?;
         let Some(known) = view.groups().get(&group) else { return Ok(None) };
-        // Until somebody tells otherwise, it is that of the founders.
+        // Until another one is reported, it is that of the initial members.
         let told = known.reported.as_ref().map(|members| members.config_index);
         let actual = told.unwrap_or_default();
         if let Some(expected) = expect.map(LogIndex::new).filter(|index| *index != actual) {
@@ -171,9 +172,9 @@ impl Intentions {
         )))
     }
 
-    /// Tells the catalog what a group is to require, and waits until this host knows it, so that
-    /// nothing here acts on what was meant before; `None`: the catalog does not know the group, or
-    /// there is none. What it intended before is returned, to be put back when the group refuses.
+    /// Records the requirement of a group in the catalog, and waits until this host knows it, so
+    /// that nothing here acts on the former one; `None`: the catalog does not know the group, or
+    /// there is none. The former one is returned, to be put back when the group refuses.
     pub(super) async fn require(
         &self,
         group: GroupId,
@@ -188,7 +189,7 @@ impl Intentions {
             let operation = Operation::SetRequirement { group, requirement };
             let done = match system.catalog().apply_expecting(known.revision, operation).await {
                 Ok(done) => done,
-                // Somebody else changed the group: what was before is another thing.
+                // The group was changed by another command: the former value does not apply.
                 Err(CatalogError::Refused(Refusal::WrongRevision { .. }))
                     if Instant::now() < deadline =>
                 {
@@ -202,7 +203,7 @@ impl Intentions {
         }
     }
 
-    /// Tells the catalog again what it intended before, unless somebody changed the group since.
+    /// Records the former requirement again, unless the group was changed since.
     pub(super) async fn put_back(&self, before: Before) {
         let Some(system) = &self.system else { return };
         let Before { group, requirement, changed } = before;

@@ -73,8 +73,8 @@ pub struct ServerConfig {
     /// How many leaders this node takes, compared with others; 0: none.
     #[serde(default = "default_weight")]
     pub weight: u32,
-    /// Whether the cluster moves leaderships for balance by itself, when it is new. What is changed
-    /// later by operators stays changed.
+    /// Whether the cluster moves leaderships for balance automatically, when it is new. Later
+    /// changes of operators stay.
     #[serde(default)]
     pub planner: Planner,
     /// Seconds for which a planner that just began moves nothing, and a node that just came up takes
@@ -91,9 +91,9 @@ pub struct ServerConfig {
     /// Seconds within which a shard that sleeps is woken once to be compared; 0: it sleeps on.
     #[serde(default = "default_consistency_check_asleep")]
     pub consistency_check_asleep: u64,
-    /// Whether the cluster keeps a catalog of what it intends, in a group of its own. Without it
-    /// nothing is planned, drains end with their process, and each node creates its replicas by
-    /// itself.
+    /// Whether the cluster keeps a catalog of its intentions, in a separate group. Without it
+    /// nothing is planned, drains end with their process, and each node creates its replicas
+    /// independently.
     #[serde(default = "yes")]
     pub catalog: bool,
     /// How many shards of each kind there are, and who holds them at first.
@@ -651,7 +651,7 @@ mod tests {
         let [table, queue] = &config.group_specs()[..] else { panic!("two shards") };
         assert!(table.membership.requirement.is_empty());
         assert_eq!(queue.membership.requirement, Requirement::hard(["fifo"]).unwrap());
-        // Nodes that were told otherwise still hold the same group.
+        // Nodes with other settings still hold the same group.
         assert!(queue.membership.may_be(plain.group_specs()[1].membership.genesis));
     }
 

@@ -1,8 +1,8 @@
 //! Health as load balancers ask for it (`grpc.health.v1`): of the process, and of each group.
 //!
-//! The empty name is the process: it serves until it stops or can not go on, and not while it is
-//! impaired so that nobody is served by what it leads. `group/<number>` is a
-//! group: it serves where it is led and takes proposals.
+//! The empty name is the process: it serves until it stops or cannot continue, and not while it is
+//! impaired so that no users are served by what it leads. `group/<number>` is a group: it serves
+//! where it is led and takes proposals.
 
 use std::pin::Pin;
 

@@ -1,15 +1,16 @@
 //! Recovers what the disk damaged of the shards' state, without an operator.
 //!
-//! The replicas of the damaged cell are closed, the cell is written anew with what can be read, and they
-//! are opened again. Those whose state could not be read ask their leaders for it; one that is the
-//! only replica of its group stays parked, and what is left of it stands beside the cell. One cell at
-//! a time, and each three times at most: then somebody has to look after the disk.
+//! The replicas of the damaged cell are closed, the cell is written anew with all that can be read,
+//! and they are opened again. Those whose state could not be read ask their leaders for it; one
+//! that is the only replica of its group stays parked, and the rest of its state stays beside the
+//! cell. One cell at a time, and each three times at most: then an operator has to examine the
+//! disk.
 //!
-//! Nothing is closed before there is room for the new cell beside what the log needs. A replica that does
-//! not close, because its state machine hangs, keeps the others from being served for a short time only:
-//! they are opened again, and not closed before it has ended. One that an operator keeps closed stays
-//! closed. What fails is tried again, each time after a longer pause, for its replicas serve nobody meanwhile; the host's status says
-//! what is not recovered, and why.
+//! Nothing is closed before there is room for the new cell beside what the log needs. A replica
+//! that does not close, because its state machine hangs, keeps the others from being served for a
+//! short time only: they are opened again, and not closed before it has ended. One that an operator
+//! keeps closed stays closed. What fails is tried again, each time after a longer pause, for its
+//! replicas serve no users meanwhile; the host's status lists what is not recovered, and why.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -3,10 +3,10 @@
 //!
 //! | free space | what the host does |
 //! |---|---|
-//! | little | hands its leaderships on, and serves those that nobody takes |
+//! | little | gives its leaderships away, and serves those that no other node takes |
 //! | almost none | serves nothing, and takes no entries of leaders elsewhere, as if they were lost |
 //!
-//! It comes back by itself when there is space again.
+//! It recovers when there is space again.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

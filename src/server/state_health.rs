@@ -16,8 +16,8 @@ use shardhost::host::Host;
 const SOURCE: &str = "state";
 /// Between two looks at whether there is room after all.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// Looks in a row that found room while the state went on waiting, after which it is not waited for any
-/// more. RocksDB looks every five seconds, and goes on then, or does not.
+/// Looks in a row that found room while the state still waited, after which it is not waited for
+/// any more. RocksDB looks every five seconds, and continues then, or does not.
 const MAX_LOOKS: u32 = 5;
 /// What is written to see whether there is room.
 const PROBE_BYTES: usize = 1 << 20;

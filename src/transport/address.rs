@@ -4,17 +4,17 @@
 //! A node that was started at another address is found by its greeting, which says where it listens.
 //! Nothing proves a greeting, so what it says counts for little:
 //!
-//! * A process that was reached at the configured address names what stands for it, and may name another
-//!   one, as behind a proxy or a tunnel. What a later process names is learnt if it is something else than
-//!   that. Before any was reached there, as by a host that was restarted after its peer moved, what is
-//!   named is learnt: behind a proxy the first connection there makes up for it.
-//! * Where a node was found is remembered over restarts: of two nodes that moved, neither could greet the
-//!   other one.
-//! * The configured address comes first. The learnt one is tried while the configured one does not lead
-//!   to the node.
+//! * A process that was reached at the configured address names its address, and may name another
+//!   one, as behind a proxy or a tunnel. The address that a later process names is learnt if it
+//!   differs. Before any was reached there, as by a host that was restarted after its peer moved,
+//!   the named address is learnt: behind a proxy the first connection there corrects it.
+//! * The address where a node was found is remembered over restarts: of two nodes that moved,
+//!   neither could greet the other one.
+//! * The configured address comes first. The learnt one is tried while the configured one does not
+//!   lead to the node.
 //! * Where the configured address leads to the node, the learnt one is forgotten.
-//! * While a lane goes to the learnt address, the configured one is looked at again and again, and
-//!   tried when somebody listens there. Each time that this was in vain, the next look waits longer.
+//! * While a lane goes to the learnt address, the configured one is probed repeatedly, and tried
+//!   when it has a listener. After each vain probe, the next one waits longer.
 //!
 //! Pure but for the text of the address: time and connections are the caller's.
 
@@ -140,7 +140,7 @@ pub(super) enum Outcome {
     NotThere,
     /// The node answered there. The lane may have been open for long.
     WasThere,
-    /// Somebody listens at the configured address while the lane goes to the learnt one.
+    /// The configured address has a listener while the lane goes to the learnt one.
     ConfiguredListens,
 }
 

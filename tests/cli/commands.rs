@@ -135,7 +135,7 @@ fn write(directory: &Path, text: &str) -> String {
     path.display().to_string()
 }
 
-/// Two of three hosts hang, and whatever is asked for is told to be done in part; then they come back.
+/// Two of three hosts hang, and every request is reported as done in part; then they come back.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_did_not_happen_is_told_and_a_parked_replica_gives_way() {
     let directory = TempDir::new().unwrap();

@@ -74,7 +74,7 @@ async fn disks_that_were_full_for_a_while_are_served_again_without_anybodys_doin
     disks[0].free();
     servers.await_log(1, &["no longer impaired"]).await;
 
-    // Two of three: nothing is acknowledged, nobody ends, and afterwards everything is.
+    // Two of three: nothing is acknowledged, no host ends, and afterwards everything is.
     disks[0].fill(1 << 20);
     disks[1].fill(1 << 20);
     let both_are_full = || async {
@@ -109,7 +109,7 @@ fn value_of(key: u64) -> String {
 const KEYS: u64 = 60;
 const TABLES: u64 = 4;
 
-/// Reads every key, from whoever leads its shard, until the answer is right.
+/// Reads every key, from the leader of its shard, until the answer is right.
 async fn reads_all(servers: &Servers, node: u64) {
     for key in 0..KEYS {
         servers.await_value(node, &format!("key {key}"), &value_of(key)).await;
@@ -144,7 +144,7 @@ async fn a_damaged_and_then_a_missing_state_is_made_whole_while_the_others_serve
 
     servers.start(2, &[]);
     reads_all(&servers, 1).await;
-    // It reads what is damaged where it leads, and is well again by itself.
+    // It reads damaged data where it leads, and recovers.
     for shard in 1_000_000..1_000_000 + TABLES {
         drop(servers.run(2, &["leader", "transfer", &shard.to_string(), "--to", "2"]).await);
     }

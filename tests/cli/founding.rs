@@ -97,8 +97,8 @@ async fn a_rebuilt_node_does_not_join_a_second_cluster_of_one_name() {
     }
 }
 
-/// What was founded without a catalog tells nothing of a cluster that has one: not every node takes part in
-/// the founding of the system group.
+/// A bootstrap without a catalog has no meaning for a cluster that has one: not every node takes
+/// part in that of the system group.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_gets_a_catalog_keeps_all_its_members() {
     let mut servers = Servers::new(3, "catalog = false", "tables = 4");

@@ -219,7 +219,7 @@ async fn a_rolling_restart_stops_where_its_command_fails_and_says_where_it_stand
     for words in words {
         assert!(stopped.stderr.contains(words), "{words}: {stopped:?}");
     }
-    // Nobody begins where another one stopped.
+    // No command begins where another one stopped.
     let again = cluster.run(&["rolling-restart", "--with", "true"]).await;
     assert!(again.stderr.contains("node 1 is draining"), "{again:?}");
     cluster.run(&["drain", "end", "1"]).await.ok();

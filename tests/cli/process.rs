@@ -110,7 +110,7 @@ impl Running {
     pub async fn end(mut self) -> Ended {
         let mut stderr = String::new();
         let ended = timeout(PATIENCE, async {
-            // Both at once: a pipe that nobody reads stops the process.
+            // Both at once: a pipe without a reader stops the process.
             let output = async {
                 while let Some(line) = self.lines.next_line().await.unwrap() {
                     self.seen.push_str(&line);
@@ -208,7 +208,7 @@ impl Node {
         run(&[arguments, &["--at", &self.address]].concat()).await
     }
 
-    /// Begins a command against it, whose output nobody reads before [`Running::end`].
+    /// Begins a command against it, whose output is not read before [`Running::end`].
     pub fn begin(&self, arguments: &[&str]) -> Running {
         start(&[arguments, &["--at", &self.address]].concat())
     }
@@ -355,7 +355,7 @@ impl Supervised {
         self.hosts.insert(node, host);
     }
 
-    /// Starts one of them at another port, of which the others are not told.
+    /// Starts one of them at another port, unknown to the others.
     #[allow(dead_code, reason = "only some tests need it")]
     pub async fn restart_elsewhere(&mut self, node: u64) {
         let (mut host, address) = self.spawn(node, "127.0.0.1:0", &[]).await;

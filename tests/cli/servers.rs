@@ -42,7 +42,7 @@ impl Servers {
         let number = CLUSTERS.fetch_add(1, Ordering::Relaxed) % 100 + 100;
         let network = std::process::id() % 200 + 1;
         let address = |node| {
-            // Nobody else's connection takes the port of a node that is down.
+            // No other connection takes the port of a node that is down.
             let own = format!("127.{number}.{network}.{node}:0");
             let free = TcpListener::bind(own).unwrap();
             (node, free.local_addr().unwrap().to_string())
@@ -129,7 +129,7 @@ impl Servers {
         kept.unwrap().write_all(&logged).unwrap();
     }
 
-    /// Runs a node that ends by itself, and returns what it says.
+    /// Runs a node that ends, and returns its output.
     pub async fn refused(&self, node: u64) -> String {
         let mut command = self.command(node, &[]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -182,7 +182,7 @@ impl Servers {
         self.directory.path()
     }
 
-    /// Leaves everything where it stands, for whoever looks for a cause.
+    /// Leaves everything in place, for the search for a cause.
     #[allow(dead_code, reason = "only some tests need it")]
     pub fn keep_directory(&mut self) {
         self.directory.disable_cleanup(true);
@@ -224,7 +224,7 @@ impl Servers {
         .await;
     }
 
-    /// Writes a key, as soon as somebody takes it.
+    /// Writes a key, as soon as a node takes it.
     pub async fn put(&self, node: u64, key: &str, value: &str) {
         self.until(&format!("{key} is written"), || async {
             self.run(node, &["table", "put", key, value]).await.code == 0

@@ -68,7 +68,7 @@ async fn messages_come_back(client: &Client) {
     assert!(took >= VISIBILITY.mul_f64(0.8), "they were hidden for {took:?} only");
 }
 
-/// A clock that is ahead for one send by node 1 harms nobody, then and when node 1 is gone.
+/// A clock that is ahead for one send by node 1 does no harm, then and when node 1 is gone.
 async fn ahead_for_one_send(test: &str, shift: i64, wrong: Wrong) {
     let Some((mut cluster, client)) = led_with_a_wrong_clock(test, shift, wrong).await else {
         return;

@@ -1,4 +1,4 @@
-//! A cluster of real processes whose machines lie when they are told to.
+//! A cluster of real processes whose machines lie on command.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -93,7 +93,7 @@ async fn is_serving(cluster: &Cluster, node: u64) -> bool {
     })
 }
 
-/// A cluster whose node 1 leads everything while somebody writes.
+/// A cluster whose node 1 leads everything under writes.
 async fn led_by_one(test: &str, bytes: usize) -> Option<(Cluster, Writer, Client)> {
     let mut cluster = Cluster::new(test, 3, TABLES, QUEUES).await?;
     let handing_over = ["--shutdown-timeout", "2"];

@@ -1,5 +1,5 @@
-//! Notes which tests ran, and which this machine cannot run: a test that is skipped passes, and nobody
-//! would see it. Whoever runs the tests (`.ci/run`) shows the notes afterwards.
+//! Notes which tests ran, and which this machine cannot run: a test that is skipped passes, and
+//! would not be noticed. `.ci/run` shows the notes afterwards.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,7 +11,7 @@ fn note(line: &str) {
     let notes = File::options().create(true).append(true).open(path);
     // One call: tests run side by side.
     notes.unwrap().write_all(format!("{line}\n").as_bytes()).unwrap();
-    // Not `eprintln!`, which a test that passes shows to nobody.
+    // Not `eprintln!`, which is not shown of a test that passes.
     std::io::stderr().lock().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 

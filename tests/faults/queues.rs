@@ -29,7 +29,7 @@ const FORGOTTEN: u64 = 8;
 const VISIBILITY: Duration = Duration::from_secs(3);
 /// What is there at the end is received within this time: it may just have been hidden.
 const RECEIVED_WITHIN: Duration = Duration::from_secs(40);
-/// Faults that are told of; where there are many, the first ones matter.
+/// Reported violations; where there are many, the first ones matter.
 const MAX_FAULTS: usize = 20;
 
 /// What all clients share.
@@ -179,7 +179,7 @@ impl QueueLoad {
                 acked.acked, acked.stale
             ));
         }
-        // Of a part that was stale nobody knows which.
+        // Which part was stale is unknown.
         if acked.acked as usize == count {
             self.ledger.lock().remove(&received.messages);
         }
@@ -260,7 +260,7 @@ fn a_ledger_in_order_has_no_faults() {
     let mut ledger = ledger(&["one", "two"]);
     ledger.see(0, &message("one", 1), 1);
     ledger.remove(&[message("one", 1)]);
-    // Asked before that was known, and its outcome unknown to whoever sent it.
+    // Asked before that was known, and its outcome unknown to its sender.
     ledger.see(0, &message("one", 1), 1);
     ledger.see(1, &message("two", 1), 2);
     ledger.see(1, &message("unknown", 2), 2);

@@ -67,8 +67,8 @@ impl TableLoad {
         }
     }
 
-    /// One client: puts, deletes, compares and reads a few keys, one thing after the other. Values
-    /// are never written twice, so that every read tells which write it saw.
+    /// One client: puts, deletes, compares and reads a few keys, one operation after the other.
+    /// Values are never written twice, so that every read shows which write it saw.
     pub async fn work(self: Arc<Self>, client: Client, number: u64) {
         let table = client.table();
         let mut seen = BTreeMap::new();

@@ -115,7 +115,7 @@ fn a_forged_greeting_does_not_redirect_for_good() {
         impostor.greetings() > 0
             && ones.directory.address(node(2)).as_ref() == Some(&impostor.address)
     });
-    // It reaches nobody: that its address leads to it is enough.
+    // It reaches no other node: that its address leads to it is enough.
     let alone = Cluster::new();
     alone.directory.set(node(1), "127.0.0.1:1");
     let two = Host::start_at(&alone, 2, 6, &configured, |_| ());

@@ -41,9 +41,9 @@ pub struct Round {
     pub read_replies: Vec<(ReadWaiter, Result<crate::core::ReadBarrier, ReadError>)>,
     /// Statuses that changed: group, epoch, status.
     pub statuses: Vec<(GroupId, u64, Arc<GroupStatus>)>,
-    /// Leases that changed: group, epoch, lease. Those that end are taken back before anything
-    /// else is told, those that begin are told after the statuses. Nobody relies on one that is
-    /// over when a message of this round leaves.
+    /// Leases that changed: group, epoch, lease. Those that end are revoked before anything else is
+    /// published, those that begin are published after the statuses. None that is over is relied on
+    /// when a message of this step leaves.
     pub leases: Vec<(GroupId, u64, LeaseSign)>,
     pub edges: Vec<Edge>,
     pub transfer_replies: Vec<(TransferWaiter, TransferOutcome)>,
@@ -88,7 +88,7 @@ pub struct LogTask {
     pub acks: Vec<PersistAck>,
     /// Snapshots below these positions are not needed any more then.
     pub prune: Vec<Prune>,
-    /// Replicas that ended because their group goes on without them: group, epoch. When the batch
+    /// Replicas that ended because their group continues without them: group, epoch. When the batch
     /// is durable, which destroys them in the log, their state and snapshots may go as well.
     pub buried: Vec<(GroupId, u64)>,
 }
@@ -102,7 +102,7 @@ pub struct Prune {
     pub keep: LogPosition,
 }
 
-/// What everybody may know of a replica's lease.
+/// The public part of a replica's lease.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeaseSign {
     /// Reads need no quorum before this moment; zero: there is no lease.

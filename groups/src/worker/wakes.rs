@@ -28,7 +28,7 @@ impl Wakes {
         self.order.is_empty()
     }
 
-    /// The group is to be told of a change. One that happened before is told in its new place.
+    /// The group is to be notified of a change. An earlier notice moves to the new place.
     pub(super) fn push(&mut self, group: GroupId, change: NodeChange) {
         let changes = self.changes.entry(group).or_insert_with(|| {
             self.order.push_back(group);
@@ -38,7 +38,7 @@ impl Wakes {
         changes.push(change);
     }
 
-    /// The next group, and what it is to be told.
+    /// The next group, and its notice.
     pub(super) fn pop(&mut self) -> Option<(GroupId, Vec<NodeChange>)> {
         let group = self.order.pop_front()?;
         let changes = self.changes.remove(&group).unwrap_or_default();
@@ -76,7 +76,7 @@ mod tests {
             }
         }
         assert_eq!(wakes.order.len(), 2);
-        // The last is told last.
+        // The last is notified last.
         assert_eq!(wakes.pop(), Some((ONE, vec![Live(node), Facts, Lost(node)])));
         assert_eq!(wakes.pop(), Some((TWO, vec![Live(node), Facts, Lost(node)])));
         assert_eq!(wakes.pop(), None);

@@ -308,7 +308,7 @@ async fn f1_destroying_a_failed_replica_removes_its_state() {
     assert!(!state.load(Ordering::SeqCst), "its state stays");
 }
 
-/// Whoever destroys a replica whose state cannot be removed learns it, and can do it again.
+/// A caller that destroys a replica whose state cannot be removed learns it, and can do it again.
 #[tokio::test]
 async fn f2_a_destruction_whose_state_remains_is_repeated() {
     let groups = host();
@@ -344,8 +344,8 @@ async fn f3_what_clears_the_state_may_fail_and_be_given_again() {
     again.wait_for(|s| s.serving, SOON).await.expect("it serves");
 }
 
-/// A replica whose machine cannot be opened is parked: it is named with the cause, it keeps nobody
-/// from anything, and it can be destroyed, or opened when the cause is gone.
+/// A replica whose machine cannot be opened is parked: it is named with the cause, delays no other,
+/// and can be destroyed, or opened when the cause is gone.
 #[tokio::test]
 async fn g_a_replica_that_cannot_be_opened_is_parked() {
     let groups = host();
@@ -371,7 +371,8 @@ async fn g_a_replica_that_cannot_be_opened_is_parked() {
     assert!(groups.parked().is_empty() && !groups.is_stored(other).unwrap());
 }
 
-/// A replica that does not run cannot ask whether it is still needed; it ends when it is told.
+/// A replica that does not run cannot ask whether it is still needed; it ends when it gets the
+/// notice.
 #[tokio::test(flavor = "multi_thread")]
 async fn h_a_failed_replica_ends_when_its_group_goes_on_without_it() {
     use shardhost_groups::MembershipChange;
@@ -384,7 +385,7 @@ async fn h_a_failed_replica_ends_when_its_group_goes_on_without_it() {
         .iter()
         .map(|host| host.create(spec.clone(), Box::new(Journal::default())).unwrap())
         .collect();
-    // Whoever leads first, the command fails the third and one of the others leads.
+    // Whichever replica leads first, the command fails the third and one of the others leads.
     let deadline = Instant::now() + SOON * 4;
     while !matches!(bad.status().role, Role::Failed(_)) {
         assert!(Instant::now() < deadline, "it does not fail: {:?}", bad.status().role);

@@ -44,7 +44,7 @@ pub(super) struct Around {
     pub(super) write: Trap,
     tombstone: Trap,
     sent: Mutex<Vec<Outgoing>>,
-    /// Peers are not told that the node lives.
+    /// Peers get no heartbeats of the node.
     pub(super) silent: AtomicBool,
 }
 
@@ -107,7 +107,7 @@ impl Node {
         let spec = GroupSpec::new(GROUP, [1, 2, 3].map(NodeId::must));
         thread::spawn(move || groups.create(spec, Box::new(Stateless)))
     }
-    /// Closes and opens the replica. What is held goes on when that is done, or waits.
+    /// Closes and opens the replica. Held operations continue when that is done, or wait.
     fn reopen(&self, held: impl Sized) -> Group {
         let groups = self.groups.clone();
         let reopened = thread::spawn(move || {
@@ -118,7 +118,7 @@ impl Node {
         drop(held);
         reopened.join().unwrap()
     }
-    /// `false`: whoever waits has to look again.
+    /// `false`: the caller has to look again.
     pub(super) fn deliver(&self, kind: MessageKind, from: u64, term: u64) -> bool {
         let mut message = GroupMessage { group: 7, to_replica: 1, term, ..Default::default() };
         (message.kind, message.from_replica) = (kind.into(), from);
@@ -132,7 +132,7 @@ impl Node {
     pub(super) fn append(&self) -> bool {
         wait(|| self.has_acknowledged() || self.deliver(MessageKind::Append, 2, 5))
     }
-    /// The nodes that were told this, and not refused it: a vote (index 0), or an entry in the log.
+    /// The nodes that got this, and did not refuse it: a vote (index 0), or an entry in the log.
     pub(super) fn told(&self, kind: MessageKind, term: u64, index: u64) -> Vec<u64> {
         let is = |one: &&Outgoing| {
             let one = &one.message;
@@ -146,7 +146,7 @@ impl Node {
     fn has_acknowledged(&self) -> bool {
         self.told(MessageKind::AppendResponse, 5, 1).contains(&2)
     }
-    /// Entry 1 was acknowledged: the replica has it, and elects nobody without it.
+    /// Entry 1 was acknowledged: the replica has it, and elects no candidate without it.
     fn assert_entry_is_kept(&self, opened: &Group) {
         assert!(wait(|| self.has_acknowledged()));
         self.deliver(MessageKind::Vote, 3, 6);

@@ -59,7 +59,7 @@ impl Dice {
 pub struct Around {
     pub log: MemoryStore,
     pub dice: Arc<Dice>,
-    /// To whom a vote was given: by group, replica, term.
+    /// The receivers of votes: by group, replica, term.
     votes: Mutex<BTreeMap<(u64, u64, u64), BTreeSet<NodeId>>>,
 }
 

@@ -1,10 +1,10 @@
 //! What the protocol does, as scripts that read like a conversation.
 //!
-//! A script in `cases/` is comments, commands, and under each command what happens because of it.
-//! Several nodes with several groups run in one thread, on the same `WorkerCore` as in production,
-//! and nothing happens by itself: no message arrives, no disk syncs, no state machine applies and
-//! no time passes unless the script says so. So every line of a trace has a cause, and a change of
-//! behaviour is a change of a script.
+//! A script in `cases/` is comments, commands, and under each command its effects. Several nodes
+//! with several groups run in one thread, on the same `WorkerCore` as in production, and nothing
+//! happens unasked: no message arrives, no disk syncs, no state machine applies and no time passes
+//! without a command. So every line of a trace has a cause, and a change of behaviour is a change
+//! of a script.
 //!
 //! ```text
 //! cargo test -p shardhost-groups --test scripts                            all of them
@@ -20,8 +20,8 @@
 //! | `n2 g1 persist term=2 vote=1 entries=[4@2 "x"]` | this is durable on node 2; what it promises leaves behind it |
 //! | `n2 g1 follower term=2 leader=1`, `commit 4`, `config 5 …`, `asleep` | what the replica says of itself changed |
 //! | `n1 g1 applied 4@2 "x"` | the state machine applied a command; `applied 4` an entry that is none |
-//! | `n1 g1 edge Acquired term=2` | what listeners of leadership are told |
-//! | `n1 g1 propose x: applied at 4@2, answer 1` | whoever asked is answered; a machine's answer is how many commands it has applied |
+//! | `n1 g1 edge Acquired term=2` | an event for listeners of leadership |
+//! | `n1 g1 propose x: applied at 4@2, answer 1` | a caller gets its answer; a machine's answer is how many commands it has applied |
 //! | `(lost)`, `(held)` | what the network does to the message |
 //! | `n2 refuses …`, `n2 drops …` | a message that changes nothing, and why |
 //!
@@ -46,7 +46,7 @@
 //! | `stabilize node=(2,3)` | these nodes take turns: take what arrived, write, apply; until there is nothing left |
 //! | `campaign node=1` | node 1 ticks until it stands for election |
 //! | `elect node=1` | node 1 ticks, and everything else happens, until it leads; only the result is shown |
-//! | `pause node=1 milliseconds=500` | its clock goes on, and it does nothing |
+//! | `pause node=1 milliseconds=500` | its clock runs, and it does nothing |
 //!
 //! | what is on its way | |
 //! |---|---|
@@ -55,7 +55,7 @@
 //! | `hold from=1 to=2 kind=…`, `release` | messages that fit wait, from here on too; they are back on their way (`drop`: they are lost) |
 //! | `lose from=1 kind=…`, `partition node=(1,2)`, `heal` | messages that fit are lost; two sides do not hear each other; no more of that |
 //! | `ship from=1 to=3` | a snapshot arrives (`fail`: it does not) |
-//! | `forge from=1 to=2 kind=Vote term=9 index=1 log-term=2 entries=(2.x) commit=1 …` | a message arrives that nobody sent |
+//! | `forge from=1 to=2 kind=Vote term=9 index=1 log-term=2 entries=(2.x) commit=1 …` | a forged message arrives |
 //! | … `kind=Invite founders=(2,4) without=(1) config=9 newest=7` | the configuration that an invitation, or a notice of removal, shows |
 //! | `network` | shows it |
 //!
@@ -63,13 +63,13 @@
 //! |---|---|
 //! | `propose node=1 data=(x,y) term=2 through-barrier` | commands; `panic` and `fault` break state machines |
 //! | … `round-goes-on` | the next command comes in the same round |
-//! | `read node=1 as=a` `lease` `follower` `leadership`, `cancel node=1 as=a` | a read, under a name; whoever asked goes away |
+//! | `read node=1 as=a` `lease` `follower` `leadership`, `cancel node=1 as=a` | a read, under a name; its caller goes away |
 //! | `transfer node=1 to=2`, `transfer node=1 to=(2,3) max-lag=0` | leadership goes to one node, or to the first that fits |
 //! | `change node=1 add-voter=4 add-learner=5 promote=6 demote=2 remove=3 expecting=7` | the membership changes; a promotion takes `max-lag=`, `at-least=`, `unchecked` |
 //! | `replace node=1 old=3 new=4`, `cancel-addition node=1` | one member by another; not, after all |
 //! | `barrier node=1`, `barrier node=1 drain=1`, `barrier node=1 close=1` | users' proposals are held back |
 //! | `snapshot node=1` | the state machine is asked for a snapshot |
-//! | `require node=1 names=(fifo) soft even-if-nobody expecting=7` | what the group asks of its leaders |
+//! | `require node=1 names=(fifo) soft even-if-nobody expecting=7` | the requirement of the group |
 //! | `advertise node=1 names=(fifo) draining silently` | what a node says of itself, and the others hear |
 //! | `policy node=1 says=decline to=(2) reason=…`, `reevaluate node=1` | what a policy of the node says of leaderships it acquires; they are looked at again |
 //!

@@ -11,7 +11,7 @@ use shardhost_proto::log::config_change::Kind;
 use shardhost_proto::peer::transfer_refusal::Kind as Refused;
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 
-/// One message: who to whom, and the fields that matter for its kind.
+/// One message: sender, receiver, and the fields that matter for its kind.
 pub fn message(from: NodeId, to: NodeId, message: &GroupMessage) -> String {
     let kind = format!("{:?}", message.kind());
     format!("{from}->{to} g{} {kind} term={}{}", message.group, message.term, fields(message))
@@ -212,7 +212,7 @@ pub fn changes(before: Option<&GroupStatus>, status: &GroupStatus) -> Vec<String
     lines
 }
 
-/// Role, term, and whom it follows.
+/// Role, term, and the leader that it follows.
 pub fn role(status: &GroupStatus) -> String {
     let leader = match (&status.leader, status.is_leader()) {
         (Some(leader), false) => format!(" leader={}", leader.node),

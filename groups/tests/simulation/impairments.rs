@@ -1,5 +1,5 @@
-//! State machines that stand still and states that are lost, at any time and on any node: the group is served
-//! by whoever can, and a state comes back whatever else is missing.
+//! State machines that stall and states that are lost, at any time and on any node: the group is
+//! served by an eligible replica, and a state comes back whatever else is missing.
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::{GroupId, MembershipChange, NodeId};
@@ -44,8 +44,8 @@ fn a_replica_that_takes_no_entries_before_it_has_a_state_is_caught() {
     a_seed_notices(KnownBug::StopLogForState);
 }
 
-/// A replica loses its state and misses many changes of members, which it takes one after the other, each
-/// when the one before is durable: whether it knows them all in the end.
+/// A replica loses its state and misses many changes of members, which it takes one after the
+/// other, each when the one before is durable: whether it knows them all at the end.
 fn follows_changes_over_a_lost_state(seed: u64, bugs: KnownBugs) -> Result<(), String> {
     let mut shape = Shape::calm();
     (shape.groups, shape.spares, shape.keeping) = (1, 1, 2);

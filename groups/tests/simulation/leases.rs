@@ -53,7 +53,7 @@ impl Trio {
         self.followers.into_iter().for_each(|follower| self.cut(follower));
     }
 
-    /// A transfer comes so far that the target is about to be told to campaign.
+    /// A transfer comes so far that the target is about to get TimeoutNow.
     fn freeze_for(&mut self, target: NodeId) -> Result<(), String> {
         self.cluster.transfer(self.leader, GROUP, target);
         for _ in 0..200 {
@@ -65,7 +65,7 @@ impl Trio {
         Err(format!("{target:?} was not asked, or did not answer"))
     }
 
-    /// What the leader is told comes this late.
+    /// Messages to the leader come this late.
     fn slow_to_leader(&mut self, delay: u64) {
         for follower in self.followers {
             self.cluster.network.slow(follower, self.leader, delay);

@@ -166,8 +166,8 @@ fn one_led_group(seed: u64, bugs: KnownBugs) -> Result<(Cluster, NodeId), String
     Ok((cluster, leader))
 }
 
-/// A leader whose state machine hangs before it has applied what it inherited: what is proposed
-/// there meanwhile, and how much of it is not answered when everybody should have given up.
+/// A leader whose state machine hangs before it has applied what it inherited: proposals there
+/// meanwhile, and how many of them have no answer when all callers should have given up.
 fn unanswered_by_a_leader_that_is_not_ready(seed: u64, bugs: KnownBugs) -> Result<usize, String> {
     let group = GroupId::new(1);
     let (mut cluster, leader) = one_led_group(seed, bugs)?;
@@ -192,8 +192,8 @@ fn what_a_leader_holds_too_long_is_given_up() {
     }
 }
 
-/// A leader's state machine hangs: how many of the writes that it was handed are not answered when
-/// everybody should have given up.
+/// A leader's state machine hangs: how many of the writes that it took have no answer when all
+/// callers should have given up.
 fn unanswered_by_a_machine_that_hangs(seed: u64, bugs: KnownBugs) -> Result<usize, String> {
     let group = GroupId::new(1);
     let (mut cluster, leader) = one_led_group(seed, bugs)?;

@@ -170,8 +170,7 @@ fn a_silent_policy_that_keeps_the_leadership_is_caught() {
     a_seed_notices(KnownBug::SilentPolicyKeepsLeadership, "is not led");
 }
 
-/// Whenever the leader dies, somebody who has what is required is elected, and nobody else is
-/// even for a moment.
+/// Whenever the leader dies, an eligible replica is elected, and no other even for a moment.
 #[test]
 fn an_election_is_won_by_one_that_has_what_is_required() {
     for_seeds(|seed| {
@@ -194,8 +193,8 @@ fn an_election_is_won_by_one_that_has_what_is_required() {
     });
 }
 
-/// Everybody says that it has what is required, and nobody has when it is asked: leadership goes to
-/// each voter once at most.
+/// All nodes advertise the required capability, and none has it when it is asked: leadership goes
+/// to each voter once at most.
 #[test]
 fn without_news_leadership_is_handed_on_once_per_voter_at_most() {
     for_seeds(|seed| {
@@ -217,8 +216,8 @@ fn without_news_leadership_is_handed_on_once_per_voter_at_most() {
     });
 }
 
-/// Nobody who is left has what is required: the group has a leader that serves nobody, takes a
-/// change of what is required, and serves then.
+/// No remaining voter has the required capability: the group has a leader that serves no users,
+/// takes a change of the requirement, and serves then.
 #[test]
 fn a_group_that_nobody_may_lead_can_be_repaired() {
     for_seeds(|seed| {
@@ -257,7 +256,7 @@ fn leadership_follows_what_is_required() {
     });
 }
 
-/// A node that drains is elected last, and is elected when nobody else is left.
+/// A node that drains is elected last, and is elected when no other is left.
 #[test]
 fn a_draining_node_leads_when_nobody_else_can() {
     for_seeds(|seed| {

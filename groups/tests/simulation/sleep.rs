@@ -49,7 +49,7 @@ fn sleeping_groups_are_led_again_after_the_end_of_their_leaders_replicas() {
     }
 }
 
-/// A node restarts before anybody misses it, and the replicas that led there do not come back.
+/// A node restarts before it is missed, and the replicas that led there do not come back.
 #[test]
 fn sleeping_groups_are_led_again_after_a_restart_that_nobody_noticed() {
     for seed in 0..20 {
@@ -78,8 +78,8 @@ fn asleep(seed: u64, bugs: KnownBugs) -> Cluster {
     cluster
 }
 
-/// Nobody is told of the end of the leaders' replicas. A write at a follower is refused, and the
-/// group is led again.
+/// No follower gets a notice of the end of the leaders' replicas. A write at a follower is refused,
+/// and the group is led again.
 #[test]
 fn a_request_at_a_follower_wakes_a_group_whose_leader_is_gone() {
     for seed in 0..10 {

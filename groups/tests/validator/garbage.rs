@@ -268,7 +268,7 @@ fn checksum(garbage: &Garbage) -> Option<StateChecksum> {
     })
 }
 
-/// One that nobody knows, too.
+/// An unknown one, too.
 fn verdict(garbage: &Garbage) -> i32 {
     let judges = garbage.kind == i32::from(MessageKind::ChecksumVerdict);
     if judges { garbage.context.len() as i32 % 4 } else { 0 }

@@ -1,5 +1,5 @@
-//! A replica that installs a snapshot has a log that starts behind what its state machine holds.
-//! Raft would panic if it campaigned, so it does not, whoever orders it and whoever is silent.
+//! A replica that installs a snapshot has a log that starts behind the state of its machine. Raft
+//! would panic if it campaigned, so it does not, whatever messages come or do not come.
 
 use shardhost_groups::{LogPosition, Role};
 

@@ -1,5 +1,5 @@
-//! A replica ends when members tell it that the group goes on without it. What they show must be
-//! news, or what it knows itself: no single message talks it out of its group.
+//! A replica ends when members report that the group continues without it. What they show must be
+//! news, or what it knows itself: no single message removes it from its group.
 
 use shardhost_groups::storage::convert::membership_to_message;
 use shardhost_groups::{GroupId, LogPosition, Membership, NodeId, ReplicaId};
@@ -7,7 +7,7 @@ use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind};
 
 use crate::victim::{Victim, message};
 
-/// Node 2 says that the group goes on with itself alone, since the change at `config_index`.
+/// Node 2 reports that the group continues with itself alone, since the change at `config_index`.
 fn notice(config_index: u64) -> GroupMessage {
     let mut membership = Membership::initial((1..=3).map(NodeId::must));
     membership.members.retain(|id, _| *id == ReplicaId::must(2));

@@ -25,7 +25,7 @@ const COMMITTED: u64 = 6;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Follows,
-    /// Nobody is known to lead.
+    /// No leader is known.
     Leaderless,
     Leads,
     /// It stands for election, and what it asked its voters with is not durable yet.

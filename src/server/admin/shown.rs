@@ -12,7 +12,7 @@ use shardhost_storage::convert::membership_to_message;
 use shardhost::host::Host;
 use shardhost_policy::catalog::{GroupState, View};
 
-/// Failed replicas that a node names at most when it tells how it is.
+/// Failed replicas that a node names at most in its status.
 const MAX_FAILED_SHOWN: usize = 10;
 
 pub(super) fn failed_replicas(

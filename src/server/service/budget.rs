@@ -43,7 +43,8 @@ pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 const GROUP_PART: usize = 4;
 /// The batches of one connection that are on their way have one part in so many of the half for writes.
 const CONNECTION_PART: usize = 4;
-/// Whoever waits longer than this for memory waits for a client that does not take its answers.
+/// A request that waits longer than this for memory waits for a client that does not take its
+/// answers.
 const SHORT_WAIT: Duration = Duration::from_millis(50);
 
 /// The memory that the clients of a host share.
@@ -74,7 +75,7 @@ impl ClientBudget {
         2 * self.half as usize - free
     }
 
-    /// A place for one more stream of a connection; `None`: nobody knows of which.
+    /// A place for one more stream of a connection; `None`: the connection is unknown.
     pub(super) fn stream(self: &Arc<Self>, connection: Option<u64>) -> Result<StreamPlace, Status> {
         let mut streams = self.streams.lock();
         if streams.open >= MAX_STREAMS {
@@ -117,7 +118,7 @@ impl ClientBudget {
         self.noting_waits(Arc::clone(arrivals).acquire_many_owned(bytes)).await.ok()
     }
 
-    /// Whether somebody was refused a stream not long ago.
+    /// Whether a client was refused a stream not long ago.
     pub(super) fn lacks_places(&self) -> bool {
         self.streams.lock().refused.is_some_and(|refused| refused.elapsed() < STALL_TIMEOUT)
     }
@@ -129,8 +130,8 @@ impl ClientBudget {
         self.noting_waits(Arc::clone(&self.writes).acquire_many_owned(bytes)).await.ok()
     }
 
-    /// More for the commands of a batch than was set aside for it, if that is there: whoever holds a part
-    /// must not wait for the rest.
+    /// More for the commands of a batch than was reserved for it, if that is free: a holder of a
+    /// part must not wait for the rest.
     pub(super) fn more_commands(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         Arc::clone(&self.writes).try_acquire_many_owned(bytes).ok()
@@ -181,7 +182,7 @@ impl ClientBudget {
 #[derive(Debug, Default)]
 struct Waits {
     now: usize,
-    /// When one of them went on or went away, or somebody was refused, last.
+    /// When one of them last progressed or ended, or a client was last refused.
     last: Option<Instant>,
 }
 

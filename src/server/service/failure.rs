@@ -1,4 +1,4 @@
-//! How the errors of a group are told to a client: what it may do next, and whom to ask.
+//! The errors of a group for a client: what it may do next, and which node to ask.
 
 use shardhost_groups::machine::QueryError;
 use shardhost_groups::{LeaderHint, ProposalRejection, ProposeError, ReadError};

@@ -50,7 +50,7 @@ impl InFlight {
             && self.bytes.load(Ordering::SeqCst) < self.max_bytes
     }
 
-    /// Waits until the next batch may be read. It may go over the limits by itself, once.
+    /// Waits until the next batch may be read. It may exceed the limits alone, once.
     pub(super) async fn room(&self) {
         while !self.has_room() {
             // A removal between the look and the wait leaves its permit.

@@ -100,7 +100,7 @@ impl Protocol for QueueProtocol {
 
 fn plan(operation: Operation, now_ms: u64) -> Plan {
     match operation {
-        // Nobody could receive it by its key: in a receive an empty one means any.
+        // It could not be received by its key: in a receive an empty one means any.
         Operation::Send(send) if send.partition_key.is_empty() => {
             Plan::Invalid("the partition key is empty".into())
         }

@@ -60,7 +60,7 @@ thread_local! {
 /// Groups after which a state begins anew: emptying each would take longer than what is tried.
 const GROUPS_PER_STATE: u64 = 3_000;
 
-/// Runs with a state and a group that nobody had, and the two behind it.
+/// Runs with an unknown state and group, and the two behind it.
 fn with_groups(run: impl FnOnce(&Arc<StateDb>, [GroupId; 3])) {
     let (state, groups) = SCRATCH.with_borrow_mut(|scratch| {
         if scratch.as_ref().is_some_and(|scratch| scratch.next_group > GROUPS_PER_STATE) {
@@ -197,7 +197,7 @@ fn check_queries(kind: u8, one: &dyn StateMachine, two: &dyn StateMachine) {
     }
 }
 
-/// A snapshot is refused, or a machine that has it goes on.
+/// A snapshot is refused, or a machine restored from it works.
 fn check_snapshot(input: &[u8]) {
     let Some((kind, rest)) = input.split_first() else { return };
     let header = [&b"SHSTATE\x01"[..], &[1 + (kind & QUEUE)]].concat();

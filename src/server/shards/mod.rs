@@ -1,4 +1,4 @@
-//! The two kinds of shard that a host offers by itself: tables and queues.
+//! The two kinds of shard of a server: tables and queues.
 //!
 //! Both are state machines of a Raft group, and both keep their state in the one [`StateDb`] of
 //! the host, so that a group costs no file, no thread and no memtable of its own.

@@ -1,10 +1,10 @@
 //! What time it is for a shard: the time that its commands carry.
 //!
 //! A state machine has no clock, so each command carries the time of the host that proposes it, and
-//! the time of a shard is the largest that it was told. It moves at the speed of a monotonic clock:
+//! the time of a shard is the largest one applied. It advances at the speed of a monotonic clock:
 //! each host remembers the newest time that its replica applied and adds what passed on the host
-//! since. A new leader goes on from what it applied as a follower, so no wall clock takes part in a
-//! change of leader, however wrong it is. A wall clock is read in two places only:
+//! since. A new leader continues from what it applied as a follower, so no wall clock takes part in
+//! a change of leader, however wrong it is. A wall clock is read in two places only:
 //!
 //! - The first command of a new shard carries it. Nothing depends on how right it is: the time of a
 //!   shard is used to tell how long something is ago, never to tell a date.
@@ -54,7 +54,8 @@ impl ShardTimes {
         known.unwrap_or_default().at(clock)
     }
 
-    /// The time of a shard whose machine begins; an earlier machine of the group is told no more.
+    /// The time of a shard whose machine begins; an earlier machine of the group is not updated any
+    /// more.
     pub(crate) fn begin(self: &Arc<Self>, group: GroupId) -> TimeOfShard {
         let time = Arc::<Mutex<ShardTime>>::default();
         self.shards.insert(group, Arc::clone(&time));
@@ -77,7 +78,7 @@ impl Stamps<'_> {
     }
 }
 
-/// The time of one shard, as its machine tells it. Forgotten with the machine.
+/// The time of one shard, from its machine. Forgotten with the machine.
 #[derive(Debug)]
 pub(crate) struct TimeOfShard {
     times: Arc<ShardTimes>,
@@ -86,7 +87,7 @@ pub(crate) struct TimeOfShard {
 }
 
 impl TimeOfShard {
-    /// The machine was opened at this time; 0: it was never told one.
+    /// The machine was opened at this time; 0: it has none.
     pub(crate) fn opened(&self, time_ms: u64) {
         self.time.lock().opened(time_ms, Clock::read());
     }
@@ -129,7 +130,7 @@ impl ShardTime {
     fn at(self, clock: Clock) -> u64 {
         let time = match self.known {
             Some(_) => self.since(clock.at),
-            // Not 0, which stands for a shard that was never told a time.
+            // Not 0, which is a shard without a time.
             None => clock.wall_ms.max(1),
         };
         time.min(MAX_TIME_MS)

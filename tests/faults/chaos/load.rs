@@ -16,7 +16,8 @@ const RECEIVERS: u64 = 2;
 const PAUSE: Duration = Duration::from_millis(4);
 /// Answers after which the clients of the table go on to other keys.
 const PER_EPOCH: u64 = 2_000;
-/// Longer than any operation is tried, and than all that a client is at when it is told to end.
+/// Longer than any operation is tried, and than all operations of a client in progress when it is
+/// to end.
 const CLIENTS_END: Duration = Duration::from_secs(60);
 
 /// The clients, and what they saw.

@@ -1,8 +1,8 @@
 //! A cluster of real processes under load, while things go wrong that are drawn from a seed.
 //!
-//! What clients saw of the table must be linearizable, no acknowledged message may be lost, doubled or
-//! removed twice (`queues.rs`), no process may end that nobody ended, and when all is healed every shard
-//! must be served within [`SERVED_WITHIN`].
+//! The table as clients saw it must be linearizable, no acknowledged message may be lost, doubled
+//! or removed twice (`queues.rs`), no process may end that the test did not end, and when all is
+//! healed every shard must be served within [`SERVED_WITHIN`].
 //!
 //! | variable | what it says | default |
 //! |---|---|---|
@@ -47,7 +47,7 @@ const FAILS_AT_LAST: u32 = 7;
 const GAVE_UP: &str = "there is room again";
 /// And what one says that is started meanwhile, and finds no room to open its state.
 const NO_ROOM_AT_START: &str = "does not start: the state in";
-/// A command of an operator, which may find nobody who answers.
+/// A command of an operator, which may get no answer.
 const COMMAND: Duration = Duration::from_secs(10);
 /// What failed ends the host within.
 const ENDS_WITHIN: Duration = Duration::from_secs(20);
@@ -133,9 +133,9 @@ struct Chaos {
     /// From one host to another.
     roads: BTreeMap<(u64, u64), Road>,
     active: Vec<Active>,
-    /// Nodes whose end nobody wonders about.
+    /// Nodes whose end is expected.
     excused: BTreeSet<u64>,
-    /// Nodes whose state was full: RocksDB may not go on by itself, and then the host ends.
+    /// Nodes whose state was full: RocksDB may not continue, and then the host ends.
     was_full: BTreeSet<u64>,
     /// Nodes whose drain is yet to be ended.
     drained: BTreeSet<u64>,
@@ -392,7 +392,7 @@ impl Chaos {
         }
     }
 
-    /// No process ended that nobody ended.
+    /// No process ended that the test did not end.
     fn nobody_ended(&mut self) -> Result<(), String> {
         for node in self.cluster.nodes() {
             let Some(status) = self.cluster.servers.ended(node) else { continue };

@@ -73,7 +73,7 @@ impl Kind {
         names.split(',').map(one).collect()
     }
 
-    /// Whether the host ends by itself, as it should.
+    /// Whether the host ends, as it should.
     pub const fn may_end(self) -> bool {
         matches!(self, Self::LogFails | Self::StateFails)
     }
@@ -83,7 +83,7 @@ impl Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     pub kind: Kind,
-    /// Whom it concerns.
+    /// The node concerned.
     pub node: u64,
     /// For what comes in variants.
     pub variant: u32,
@@ -115,7 +115,7 @@ pub struct Plan {
     rng: SmallRng,
     kinds: Vec<Kind>,
     nodes: u64,
-    /// Whom the step before concerned.
+    /// The node of the step before.
     last: u64,
 }
 

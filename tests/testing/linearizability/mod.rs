@@ -25,11 +25,9 @@
 //! get.answered(Answer::Value(Some("blue")));
 //! check(&Table::new(), &recorder.history(), Limits::default()).demand();
 //!
-//! // A value that nobody wrote is explained by no order.
-//! let get = recorder.call(3, TableOp::new("color", Action::Get));
-//! get.answered(Answer::Value(Some("green")));
-//! let verdict = check(&Table::new(), &recorder.history(), Limits::default());
-//! assert!(verdict.is_violation());
+//! // A value that was never written is explained by no order. let get = recorder.call(3,
+//! TableOp::new("color", Action::Get)); get.answered(Answer::Value(Some("green"))); let verdict =
+//! check(&Table::new(), &recorder.history(), Limits::default()); assert!(verdict.is_violation());
 //! ```
 
 mod history;

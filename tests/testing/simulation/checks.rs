@@ -31,7 +31,7 @@ enum Standing {
     Caretaker,
 }
 
-/// An election that somebody won.
+/// An election with a winner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Election {
     pub group: GroupId,
@@ -79,7 +79,7 @@ pub struct Coverage {
     pub acknowledged: u64,
     /// Commands that surely took no effect.
     pub definite: u64,
-    /// Commands whose proposers were not told.
+    /// Commands whose proposers got no answer.
     pub unknown: u64,
     pub reads: u64,
     pub leaders: u64,
@@ -99,7 +99,7 @@ pub struct Coverage {
     pub lost_states: u64,
     /// Logs that lost their end.
     pub lost_tails: u64,
-    /// Leaderships that served nobody, for a while at least.
+    /// Leaderships that served no users, for a while at least.
     pub caretakers: u64,
     /// Leaders that were deposed and stood again at once.
     pub stood_again: u64,
@@ -150,7 +150,7 @@ impl Checks {
         self.histories.put(id, group);
     }
 
-    /// Commands whose proposers were told nothing.
+    /// Commands whose proposers got no answer.
     pub fn unanswered(&self) -> usize {
         self.proposed.len() - self.ended.len()
     }
@@ -264,7 +264,7 @@ impl Checks {
         Ok(())
     }
 
-    /// All elections that somebody won, as they came.
+    /// All elections with a winner, in order.
     pub fn elections(&self) -> &[Election] {
         &self.elections
     }
@@ -287,7 +287,7 @@ impl Checks {
         self.asleep.remove(&(node, group));
     }
 
-    /// A replica falls asleep only as long as somebody will wake it: a follower while the node of
+    /// A replica hibernates only as long as something will wake it: a follower while the node of
     /// its leader lives, a leader while a quorum does.
     pub(super) fn sleep(
         &mut self,

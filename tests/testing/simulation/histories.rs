@@ -77,9 +77,9 @@ impl Histories {
         self.operations.push(Operation { client: 0, op, called, outcome });
     }
 
-    /// Whether one table per group explains what everybody saw.
+    /// Whether one table per group explains what all clients saw.
     pub fn check(&mut self) -> Result<(), String> {
-        // A put without an answer that nobody saw may as well never have taken effect.
+        // An unseen put without an answer may as well never have taken effect.
         let answered = std::mem::take(&mut self.answered);
         for id in self.seen.difference(&answered).copied().collect::<Vec<_>>() {
             self.note_put(id, Outcome::Unknown);

@@ -12,9 +12,9 @@
 //! | `checks`, `histories`, `serving` | what must hold, whatever happens |
 //! | `chance` | chance that follows from a seed |
 //!
-//! It knows no scenarios: whoever uses it lets time pass, does something to the cluster, and asks
-//! what came of it. It must not know who plans; whoever simulates a planner stands outside, and
-//! reaches in as a host would.
+//! It knows no scenarios: its user lets time pass, does something to the cluster, and asks for the
+//! result. It must not know who plans; a simulated planner is outside, and reaches in as a host
+//! would.
 
 #![expect(clippy::unwrap_used, reason = "a simulation that broke ends with a panic")]
 

@@ -24,7 +24,7 @@ impl Weather {
     pub const CALM: Self = Self { loss: 0, duplication: 0, delay: 3, late: 0, late_orders: 0 };
 }
 
-/// Who cannot reach whom.
+/// Which nodes cannot reach which.
 #[derive(Clone, Debug, Default)]
 pub struct Network {
     blocked: BTreeSet<(NodeId, NodeId)>,
@@ -32,7 +32,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Everybody reaches everybody again.
+    /// All nodes reach each other again.
     pub fn heal(&mut self) {
         self.blocked.clear();
         self.slow.clear();

@@ -42,7 +42,7 @@ pub struct Machine {
     pub hangs_until: u64,
     /// It refuses to apply before this moment, as on a full disk.
     pub stalls_until: u64,
-    /// Its replica was told that it stands still.
+    /// Its replica was notified that it stalls.
     pub stalled: bool,
 }
 
@@ -76,7 +76,7 @@ pub struct Node {
     pub log_hangs_until: u64,
     pub heard: BTreeMap<NodeId, (u64, u64)>,
     pub live: BTreeMap<NodeId, u64>,
-    /// What it says of itself, and what it was told of others.
+    /// Its advertisement, and those that it received.
     pub advert: Arc<Advert>,
     pub told: BTreeMap<NodeId, Arc<Advert>>,
     pub policies: Policies,

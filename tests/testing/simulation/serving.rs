@@ -1,4 +1,5 @@
-//! Whether leaders serve only where their policies let them, and are asked when somebody wants it.
+//! Whether leaders serve only where their policies let them, and are asked when another look is
+//! requested.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ struct Asked {
     term: u64,
     question: u64,
     refused: bool,
-    /// Somebody asked for another look since.
+    /// Another look was requested since.
     outdated: bool,
 }
 
@@ -65,7 +66,7 @@ impl Serving {
         }
     }
 
-    /// Somebody asks for another look at who may lead.
+    /// Another look at who may lead is requested.
     pub(super) fn outdated(&mut self, node: NodeId, group: GroupId) {
         if let Some(asked) = self.newest.get_mut(&(node, group)) {
             asked.outdated = true;
@@ -77,8 +78,8 @@ impl Serving {
         self.newest.retain(|(node, group), _| !ended(*node, *group));
     }
 
-    /// A leader whose policies said no last, or were not asked since somebody wanted it, serves
-    /// nobody.
+    /// A leader whose policies refused last, or were not asked since another look was requested,
+    /// serves no users.
     pub(super) fn check(&self, node: NodeId, status: &GroupStatus) -> Result<(), String> {
         let Some(asked) = self.newest.get(&(node, status.id)) else { return Ok(()) };
         let refused = asked.term == status.term.get() && (asked.refused || asked.outdated);
@@ -88,7 +89,7 @@ impl Serving {
         Ok(())
     }
 
-    /// At the end: whoever leads has asked since somebody wanted it.
+    /// At the end: the leader has asked since another look was requested.
     pub(super) fn settled(&self, node: NodeId, status: &GroupStatus) -> Result<(), String> {
         match self.newest.get(&(node, status.id)) {
             Some(asked)

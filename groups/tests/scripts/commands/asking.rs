@@ -53,7 +53,7 @@ impl Cluster {
         self.input(node, input)
     }
 
-    /// A lease read needs nobody while the lease lasts, and is an ordinary one after that.
+    /// A lease read needs no round trip while the lease lasts, and is an ordinary one after that.
     pub fn read(&mut self, arguments: &mut Arguments<'_>) -> Done {
         let asker = Asker::new(arguments)?;
         let Asker { node, group, .. } = asker;
@@ -75,7 +75,7 @@ impl Cluster {
         self.input(node, Input::Read { group, request: ReadRequest { need, waiter } })
     }
 
-    /// Whoever waits for a read goes away.
+    /// The caller of a read goes away.
     pub fn cancel(&mut self, arguments: &mut Arguments<'_>) -> Done {
         let asker = Asker::new(arguments)?;
         let gone = self.answers.cancel(&asker.line("read"));

@@ -31,7 +31,7 @@ pub fn create(arguments: &mut Arguments<'_>, bugs: KnownBugs) -> Result<Cluster,
     Ok(cluster)
 }
 
-/// Settings; what is not given is such that nothing happens by itself.
+/// Settings; the defaults are such that nothing happens unasked.
 fn config(arguments: &mut Arguments<'_>) -> Result<GroupsConfig, String> {
     let mut config = GroupsConfig::new(NodeId::must(1));
     config.sleep_after_ticks = arguments.maybe("sleep")?.unwrap_or(0);

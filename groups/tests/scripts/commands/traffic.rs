@@ -96,7 +96,7 @@ impl Cluster {
         shipments.into_iter().try_for_each(|shipping| self.ship(shipping, fails))
     }
 
-    /// A message arrives that nobody sent.
+    /// A forged message arrives.
     pub fn forge(&mut self, arguments: &mut Arguments<'_>) -> Done {
         let (from, to) = (arguments.node("from")?, arguments.node("to")?);
         let group = arguments.group()?;

@@ -117,7 +117,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Whether a node may answer reads without asking anybody.
+    /// Whether a node may answer reads without a round trip.
     fn show_lease(&mut self, id: NodeId, only: Option<GroupId>) -> Done {
         for group in self.groups_on(id, only) {
             let lease = if self.nodes[&id].holds_lease(group) { "lease" } else { "no lease" };

@@ -1,4 +1,4 @@
-//! Who waits for what, and what they were told.
+//! Callers that wait, and their answers.
 
 use std::fmt::Display;
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,7 @@ struct Asked {
     poll: Box<dyn FnMut() -> Option<String>>,
 }
 
-/// Everybody who waits, by the line that they wait under.
+/// All callers, by the line that they wait under.
 #[derive(Default)]
 pub struct Answers {
     outcomes: Arc<Outcomes>,
@@ -33,7 +33,7 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// Somebody who waits for a proposal.
+    /// The caller of a proposal.
     pub fn proposal(&mut self, group: GroupId, who: String) -> Pending {
         let token = self.proposals.len() as u64;
         self.proposals.push(who);
@@ -42,7 +42,7 @@ impl Answers {
         Pending::new(group, waiter, Charge::default(), std::time::Instant::now())
     }
 
-    /// Somebody who waits for an answer, and how a good one is put into words.
+    /// A caller that waits for an answer, and the text of a good one.
     pub fn ask<T: 'static, E: Display + 'static>(
         &mut self,
         who: String,
@@ -64,7 +64,7 @@ impl Answers {
         waiter
     }
 
-    /// Whoever waits under this line goes away. False when nobody does.
+    /// The caller under this line goes away. False when there is none.
     pub fn cancel(&mut self, who: &str) -> bool {
         let before = self.asked.len();
         self.asked.retain(|asked| asked.who != who);
@@ -90,7 +90,7 @@ impl Answers {
         lines
     }
 
-    /// The process `node` died, and with it everybody who asked it.
+    /// The process `node` died, and with it all its callers.
     pub fn forget(&mut self, node: &str) {
         self.outcomes.0.lock().unwrap().clear();
         self.asked.retain(|asked| !asked.who.starts_with(node));

@@ -318,7 +318,7 @@ impl Cluster {
     }
 }
 
-/// Answers those who wait. Whoever went away is no error.
+/// Answers the callers. One that went away is no error.
 fn answer<T>(replies: Vec<(oneshot::Sender<T>, T)>) {
     replies.into_iter().for_each(|(waiter, answer)| drop(waiter.send(answer)));
 }

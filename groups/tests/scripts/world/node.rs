@@ -39,7 +39,7 @@ pub struct Process {
     pub written: Vec<LogTask>,
     /// Leaderships that policies are asked about.
     pub admissions: VecDeque<AdmissionRequest>,
-    /// What the trace last told of each group.
+    /// The last line of the trace about each group.
     pub told: BTreeMap<GroupId, Arc<GroupStatus>>,
     /// What each group last published of its lease.
     pub leases: BTreeMap<GroupId, LeaseSign>,
@@ -234,7 +234,7 @@ impl Node {
         Moment::new(self.clock)
     }
 
-    /// Whether a replica may answer reads without asking anybody.
+    /// Whether a replica may answer reads without a round trip.
     pub fn holds_lease(&self, group: GroupId) -> bool {
         let process = self.process.as_ref();
         let sign = process.and_then(|process| process.leases.get(&group));

@@ -47,7 +47,7 @@ impl Cluster {
     }
 
     /// A node ticks, and everything else happens, until it serves every group that it holds. Its
-    /// next heartbeat tells the others what is committed.
+    /// next heartbeat carries the commit index.
     pub fn elect(&mut self, id: NodeId, only: Option<GroupId>) -> Done {
         let mut groups: Vec<GroupId> = self.process(id)?.machines.keys().copied().collect();
         groups.retain(|group| only.is_none_or(|only| only == *group));

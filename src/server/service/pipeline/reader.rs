@@ -284,6 +284,6 @@ async fn ask(group: &Group, query: Bytes, may: bool) -> Option<Bytes> {
     if !may {
         return None;
     }
-    // Whatever keeps the question from an answer is told about the command.
+    // The error of the question is reported as that of the command.
     group.query(ReadMode::Lease, query).await.ok().filter(|answer| !answer.is_empty())
 }

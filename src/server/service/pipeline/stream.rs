@@ -122,7 +122,7 @@ impl Stream {
     }
 
     /// A request has its outcome. The answer to a write for which clients have no memory left is
-    /// dropped, and the client is told so.
+    /// dropped, and the client gets an error.
     pub(super) fn complete(&self, id: u64, mut charge: Charge, mut outcome: Outcome) {
         if let Outcome::Write(Ok(applied)) = &outcome {
             match self.budget.answer(applied.response.len()) {

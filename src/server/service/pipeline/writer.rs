@@ -31,7 +31,7 @@ pub(super) struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // The permits first: whoever is woken finds them.
+        // The permits first: a task that is woken finds them.
         let Charge { bytes, permit, places } = std::mem::take(&mut self.charge);
         drop((permit, places));
         self.stream.taken(self.requests, bytes);

@@ -16,7 +16,7 @@ const RECEIPT_BYTES: usize = 8;
 /// Time, lengths and numbers of any command.
 const OVERHEAD_BYTES: usize = 40;
 
-/// A change of a queue, with the time of whoever proposed it.
+/// A change of a queue, with the proposer's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueCommand<'a> {
     /// Milliseconds since 1970, by the proposer's clock. At most [`MAX_TIME_MS`].

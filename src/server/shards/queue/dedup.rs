@@ -70,7 +70,7 @@ impl DedupWindow {
     pub(super) fn insert(&mut self, id: &[u8], sequence: u64, sent_ms: u64) -> u64 {
         let ordinal = self.ordinals().end;
         let id: Arc<[u8]> = id.into();
-        // The newest use counts; an older, expired one leaves the order by itself later.
+        // The newest use counts; an older, expired one leaves the order later.
         self.uses.insert(Arc::clone(&id), Use { ordinal, sequence, sent_ms });
         self.bytes += id.len();
         self.order.push_back(Entry { id, sent_ms });

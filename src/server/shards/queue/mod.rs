@@ -1,18 +1,18 @@
 //! A queue shard: messages in order per partition key, received with a receipt and acked.
 //!
-//! **What it promises.** Messages of one partition key are delivered in the order they were sent:
-//! while one is in flight (received, not acked, its visibility not ended) no later one of that
-//! key is handed to anybody; one receive may take several in a row. Delivery is at least once: a
-//! message that is not acked within its visibility is delivered again, with the next attempt
-//! number and another receipt. A receipt is good until its message is acked or delivered again;
-//! after that it is *stale*, acks nothing and is counted. Across keys the oldest goes first.
+//! **Promises.** Messages of one partition key are delivered in the order they were sent: while one
+//! is in flight (received, not acked, its visibility not ended) no later one of that key is
+//! delivered; one receive may take several in a row. Delivery is at least once: a message that is
+//! not acked within its visibility is delivered again, with the next attempt number and another
+//! receipt. A receipt is valid until its message is acked or delivered again; after that it is
+//! *stale*, acks nothing and is counted. Across keys the oldest goes first.
 //!
 //! **De-duplication.** A message sent with the id of an earlier one is not stored again, and its
-//! sender is told the sequence of the earlier one, as long as that id is in the window: sent
-//! within [`DEDUP_WINDOW_MS`] and among the last [`DEDUP_WINDOW_IDS`] ids of the shard.
+//! sender gets the sequence of the earlier one, as long as that id is in the window: sent within
+//! [`DEDUP_WINDOW_MS`] and among the last [`DEDUP_WINDOW_IDS`] ids of the shard.
 //!
-//! **Time** is part of the commands, for a state machine has no clock; the shard's time is the largest it
-//! has seen and never runs backwards. Whoever proposes asks [`ShardTimes`] for it.
+//! **Time** is part of the commands, for a state machine has no clock; the shard's time is the
+//! largest it has seen and never runs backwards. The proposer gets it from [`ShardTimes`].
 //!
 //! [`ShardTimes`]: crate::shards::ShardTimes
 //!

@@ -69,7 +69,7 @@ pub(super) fn has_messages(state: &GroupState) -> Result<bool, StateDbError> {
     let first = counters(state)?.first_sequence.to_be_bytes();
     match state.scan_passing(MESSAGE, &first, None, MAX_DELETED_PASSED).next() {
         Ok(found) => Ok(found.is_some()),
-        // Not found so soon: whoever asks has to do what it takes.
+        // Not found so soon: the caller has to do the rest.
         Err(StateDbError::TooManyDeleted { .. }) => Ok(true),
         Err(error) => Err(error),
     }
@@ -192,7 +192,7 @@ pub(super) fn peek(
                 answer.more = true;
                 break;
             }
-            // Whoever asks goes on behind the last message.
+            // The caller continues behind the last message.
             Err(StateDbError::TooManyDeleted { .. }) if !answer.messages.is_empty() => {
                 answer.more = true;
                 break;

@@ -81,7 +81,7 @@ fn bytes_of(answer: &Bytes) -> usize {
     ANSWER_BYTES + answer.len()
 }
 
-/// The time of a shard that has no other clock than its sessions; 0: none told it one.
+/// The time of a shard that has no other clock than its sessions; 0: none.
 pub(crate) fn time_ms(state: &GroupState) -> Result<u64, StateDbError> {
     Ok(header(state)?.now_ms)
 }
@@ -127,7 +127,7 @@ impl Sessions {
         Ok(loaded)
     }
 
-    /// The time of the shard, as far as writes of sessions told it.
+    /// The time of the shard, from writes of sessions.
     pub(crate) const fn time_ms(&self) -> u64 {
         self.header.now_ms
     }

@@ -24,7 +24,7 @@ use super::views::Keeper;
 const COUNT: &str = "cells";
 /// The file that every database of RocksDB has, here one of an earlier version.
 const ROCKS_CURRENT: &str = "CURRENT";
-/// More than anybody makes: what stands there is damaged.
+/// More than are ever made: a larger number is damage.
 const MAX_CELLS: usize = 256;
 
 /// What cells share, so that their number does not multiply what they take of memory.
@@ -180,7 +180,7 @@ impl Cells {
     ) -> Result<T, StateDbError> {
         let _one = self.mending.lock();
         self.close(index)?;
-        // Nobody waits for it: whoever comes meanwhile is told that it is closed.
+        // Nothing waits for it: a request meanwhile gets an error that it is closed.
         let path = self.path(index);
         let mended = mend(&path);
         // What could not be mended is as it was. One that is not there is not made anew: what is left
@@ -195,7 +195,7 @@ impl Cells {
 
     fn close(&self, index: usize) -> Result<(), StateDbError> {
         let mut slot = self.slots[index].write();
-        // Whoever comes meanwhile is not told of damage: that may be elsewhere in the cell.
+        // A request meanwhile gets no error about damage: that may be elsewhere in the cell.
         let closed = StateDbError::Passing {
             action: "opening",
             message: format!("cell {index} is not recovered yet"),

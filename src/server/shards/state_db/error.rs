@@ -105,8 +105,8 @@ pub enum StateDbError {
 }
 
 impl StateDbError {
-    /// What a failure of RocksDB means. It keeps a failed flush or compaction, and refuses every write
-    /// with its words until that is over; after a full disk it finds out by itself.
+    /// The meaning of a failure of RocksDB. It keeps a failed flush or compaction, and refuses
+    /// every write with its text until that is over; after a full disk it notices that itself.
     pub(crate) fn io(action: &'static str) -> impl FnOnce(rocksdb::Error) -> Self {
         move |error| {
             let damaged = error.kind() == ErrorKind::Corruption;

@@ -10,7 +10,7 @@ use tracing::error;
 use super::cells::Cells;
 use super::error::StateDbError;
 
-/// What the flusher is told.
+/// The requests of the flusher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
     Flush,
@@ -79,7 +79,7 @@ fn flush(cells: &Cells, all: bool) {
             continue;
         }
         match cell.shared.flush() {
-            // Whoever runs the host was told, once.
+            // The host was notified, once.
             Ok(()) | Err(StateDbError::Passing { .. } | StateDbError::Io { .. }) => {}
             Err(error) => error!(%error, "the state of the shards could not be made durable"),
         }

@@ -60,7 +60,7 @@ impl GroupState {
         self.space.group()
     }
 
-    /// Told by the machine what time it is for the shard.
+    /// The machine reports the time of the shard.
     pub(crate) const fn time(&self) -> &TimeOfShard {
         &self.time
     }
@@ -100,9 +100,9 @@ impl GroupState {
         Ok(LogPosition::new(term, index))
     }
 
-    /// Removes everything of the group for good, and flushes. Nothing is read or written afterwards. Its
-    /// database is let go, also when this fails: nobody may be there who tries again, and a cell that
-    /// is in use is not recovered.
+    /// Removes everything of the group, and flushes. Nothing is read or written afterwards. Its
+    /// database is released, also when this fails: there may be no second try, and a cell that is
+    /// in use is not recovered.
     pub(crate) fn remove(&mut self) -> Result<(), StateDbError> {
         self.cell = Err(StateDbError::Destroyed { group: self.group() });
         self.state.destroy(self.group())

@@ -1,4 +1,4 @@
-//! Whether the state can be written, for whoever runs the host.
+//! Whether the state can be written, for the host.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,8 @@ pub enum StateHealth {
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     told: watch::Sender<StateHealth>,
-    /// The cells that wait. Held while it is told, so that a late word does not hide a failure.
+    /// The cells that wait. Held while it is published, so that a late update does not hide a
+    /// failure.
     waiting: Mutex<BTreeMap<usize, StateDbError>>,
 }
 
@@ -54,7 +55,7 @@ impl Health {
                 StateHealth::Waits(error.clone())
             }
             Err(error @ StateDbError::Io { .. }) => StateHealth::Failed(error.clone()),
-            // Concerns a group, or whoever called.
+            // Concerns a group, or a caller.
             Err(_) => return,
         };
         self.told.send_if_modified(|known| {

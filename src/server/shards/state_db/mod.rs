@@ -156,13 +156,13 @@ impl StateDb {
         Ok(())
     }
 
-    /// How the state is. Whoever runs the host stops it when it failed.
+    /// The health of the state. The host stops when it failed.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<StateHealth> {
         self.cells.common().health.watch()
     }
 
-    /// Free bytes of the disk with which it surely goes on after there was no space.
+    /// Free bytes of the disk with which it surely continues after there was no space.
     #[must_use]
     pub fn resumes_with(&self) -> u64 {
         self.cells.options().resumes_with()

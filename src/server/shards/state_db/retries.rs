@@ -1,8 +1,9 @@
 //! When a cell is flushed again whose flush failed for want of space or descriptors.
 //!
-//! RocksDB recovers by itself: a thread of it waits until no flush of the database is under way, and
-//! then flushes. All cells share one thread for flushes, on which a failed one stands for a second; so
-//! flushes that are repeated at once, in several cells, keep every cell from recovering for ever.
+//! RocksDB recovers on a thread of its library: it waits until no flush of the database is in
+//! progress, and then flushes. All cells share one thread for flushes, on which a failed one takes
+//! a second; so flushes that are repeated at once, in several cells, keep every cell from
+//! recovering for ever.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! Room for copies of state, beside the log on the same disk.
 //!
-//! What applies commands is bounded by what the log took. A copy is not: of a damaged cell, or of a
-//! snapshot that becomes the state. Whoever makes one asks first, and again while it is written, so
-//! that the log is left what it needs.
+//! The state that commands add is bounded by what the log took. A copy is not: of a damaged cell,
+//! or of a snapshot that becomes the state. So a copy asks for room first, and again while it is
+//! written, so that the log keeps what it needs.
 
 use std::fs;
 use std::io;
@@ -44,8 +44,8 @@ impl Disk {
         enough(action, needed, space.spare())
     }
 
-    /// The same of a snapshot that becomes the state of a group. It may take half of what is little: the
-    /// replica serves nobody without it.
+    /// The same for a snapshot that becomes the state of a group. It may take half of a little: the
+    /// replica serves no users without it.
     pub(crate) fn has_room_for_restore(&self, needed: u64) -> Result<(), StateDbError> {
         let action = "restoring a snapshot";
         let space = self.space().map_err(|error| unknown(action, &error))?;

@@ -76,7 +76,7 @@ impl Common {
         Self { flush_bytes, flusher: Some(flusher), disk, ..Self::alone() }
     }
 
-    /// For a database that nobody flushes by itself.
+    /// For a database that is not flushed automatically.
     pub(crate) fn alone() -> Self {
         Self {
             unflushed_bytes: AtomicU64::new(0),
@@ -302,7 +302,7 @@ impl Shared {
         found
     }
 
-    /// The one column family, which a look-up of many keys must be told.
+    /// The one column family, which a look-up of many keys needs as an argument.
     fn family(&self) -> Result<&ColumnFamily, StateDbError> {
         self.db.cf_handle(DEFAULT_COLUMN_FAMILY_NAME).ok_or(StateDbError::Closed)
     }

@@ -7,8 +7,8 @@
 //! | 4, 4, … | length of key, length of value (little endian), key, value; once per record |
 //! | 4, 8 | `u32::MAX` for a key length, then the number of records |
 //!
-//! A key is what follows the group id: its kind byte and the rest. So a snapshot of one group can
-//! be told from no other's, and no group can write into another's keys.
+//! A key is the part behind the group id: its kind byte and the rest. So snapshots of groups look
+//! alike, and no group can write into another's keys.
 
 use std::io::{self, BufReader, Read, Write};
 

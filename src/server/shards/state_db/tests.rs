@@ -516,7 +516,7 @@ fn a_compaction_that_meets_damage_stops_the_cell_and_no_other() {
     put_all(&mut state.table(NEIGHBOUR), 201..=201);
 }
 
-/// The state of a destroyed replica remains where it cannot be removed, and somebody may try again.
+/// The state of a destroyed replica remains where it cannot be removed, and may be removed later.
 #[test]
 fn a_state_that_cannot_be_removed_keeps_no_cell_from_being_recovered() {
     let (directory, file) = two_on_disk();
@@ -541,7 +541,7 @@ fn what_passes_is_not_taken_for_loss() {
     let state = open(directory.path());
     let (options, pools) = (state.cells.options(), state.cells.pools());
     let disk = &state.cells.common().disk;
-    // Somebody has it open: its lock is refused.
+    // Another user has it open: its lock is refused.
     let outcome = salvage::salvage(cell, &[GROUP, NEIGHBOUR], options, pools, disk);
     assert!(matches!(outcome, Err(StateDbError::Passing { .. })), "{outcome:?}");
     assert!(!cell.with_extension("new").exists(), "what was begun holds no room");

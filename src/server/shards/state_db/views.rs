@@ -143,7 +143,7 @@ fn run(shared: &Shared, requests: &Receiver<Request>) {
     }
 }
 
-/// Whoever asked may have gone away; then nobody needs the answer.
+/// The caller may have gone away; then the answer is not needed.
 fn answer<T>(reply: &Reply<T>, result: Result<T, StateDbError>) {
     drop(reply.send(result));
 }

@@ -69,7 +69,7 @@ impl TableMachine {
             let (key, value) = match found.next() {
                 Ok(Some(pair)) => pair,
                 Ok(None) => break,
-                // Whoever asks goes on behind the last pair.
+                // The caller continues behind the last pair.
                 Err(StateDbError::TooManyDeleted { .. }) if !answer.pairs.is_empty() => {
                     answer.more = true;
                     break;

@@ -61,7 +61,7 @@ impl Cluster {
             ids.push(id);
         }
         let before = self.log_of_caretaker(node, group);
-        // A proposal to a node that is down ends at once: dropping it tells the proposer.
+        // A proposal to a node that is down ends at once: dropping it notifies the proposer.
         self.input(node, Input::Propose { group, epoch: None, proposals })?;
         self.checks.take_outcomes()?;
         if before.is_some() && self.log_of_caretaker(node, group) > before {
@@ -70,7 +70,7 @@ impl Cluster {
         Ok(ids)
     }
 
-    /// The term of a leader that serves nobody, and the end of its log.
+    /// The term of a leader that serves no users, and the end of its log.
     fn log_of_caretaker(&self, node: NodeId, group: GroupId) -> Option<(u64, u64)> {
         let status = self.status(node, group)?;
         status.caretaker.as_ref().map(|_| (status.term.get(), status.last.get()))
@@ -145,7 +145,7 @@ impl Cluster {
         }
         let process = self.nodes[&id].process.as_ref();
         let core = process.and_then(|process| process.core.group(group));
-        // Whoever asks a replica that was closed meanwhile is told so.
+        // A question to a replica that was closed meanwhile gets that answer.
         let Some(core) = core else { return Ok(()) };
         if core.status().applied.get() < committed {
             let node = id;

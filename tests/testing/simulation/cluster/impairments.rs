@@ -8,7 +8,7 @@ const LASTING: u64 = 60_000;
 /// Milliseconds after which the group must be served, and have its states back.
 const WITHIN: u64 = 22_000;
 
-/// Whom the end of a run concerns.
+/// The node that the end of a run concerns.
 struct Cast {
     /// Its machine stands still, or it loses its state.
     impaired: NodeId,
@@ -34,7 +34,7 @@ impl Cluster {
         self.ships_nothing_until = self.now + length;
     }
 
-    /// Whoever leads something, whether it serves or not.
+    /// Nodes that lead something, whether they serve or not.
     pub(in super::super) fn any_leader(&self) -> Option<NodeId> {
         let groups = || (1..=self.shape.groups).map(GroupId::new);
         let leads = |id: NodeId, group| self.status(id, group).is_some_and(|s| s.is_leader());
@@ -82,7 +82,7 @@ impl Cluster {
         settled && others.any(|(_, node)| self.nodes[&node].disks.contains_key(&group))
     }
 
-    /// While a state is lost, operators remove nobody but a member whose node is down.
+    /// While a state is lost, operators remove no member but one whose node is down.
     pub(super) fn remove_dead_member(
         &mut self,
         leader: NodeId,
