@@ -88,3 +88,4 @@ lint: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	.ci/dependencies
+	.ci/words

@@ -96,8 +96,8 @@ impl Cluster {
         self.change_members(leader, group, MembershipChange::new().remove(dead))
     }
 
-    /// One voter's machine stands still, or has no state, and does not come to it by itself. Others are
-    /// down for a while, members change, and who was there goes. The group is served by whoever can all
+    /// One voter's machine stands still, or has no state, and gets none until the end. Others are
+    /// down for a while, members change, and former members go. The group is served by a voter that can, all
     /// the same, and a state that is lost comes back.
     ///
     /// # Errors
@@ -117,7 +117,7 @@ impl Cluster {
         } else {
             self.fill_disk(cast.impaired, LASTING);
         }
-        // From here on the log of that replica begins where it does: whoever goes now can be caught up.
+        // From here on the log of that replica begins where it does: a replica that falls behind now can be caught up.
         self.pass(chance.between(500, 2_000))?;
         for node in &cast.behind {
             self.crash(*node, usize::MAX);

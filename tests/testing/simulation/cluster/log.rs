@@ -6,7 +6,7 @@ use super::*;
 const LOOK_AGAIN: u64 = 20;
 
 impl Cluster {
-    /// No sync of a node's log ends for so many milliseconds; 0: the disk goes on.
+    /// No sync of a node's log ends for so many milliseconds; 0: the disk does not hang.
     pub fn hang_log(&mut self, id: NodeId, length: u64) {
         self.tell(|| format!("{id:?} the disk of the log hangs for {length} ms"));
         let until = self.now + length;

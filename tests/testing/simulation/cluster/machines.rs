@@ -28,7 +28,7 @@ impl Cluster {
     }
 
     /// What the apply pool does with work that cannot be done now: it stays where it is, the replica
-    /// is told, and later it is tried again.
+    /// is notified, and it is tried again later.
     fn stands_still(&mut self, id: NodeId, life: u64, group: GroupId) -> Result<bool, String> {
         let now = self.now;
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(false) };

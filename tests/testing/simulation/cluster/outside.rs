@@ -18,7 +18,7 @@ impl Cluster {
         node.process.as_ref().map(|_| node.life)
     }
 
-    /// When the worker of a node, which does nothing at present, goes on.
+    /// When the worker of a node, which does nothing at present, continues.
     pub fn stalled_until(&self, node: NodeId) -> Option<u64> {
         self.stalled(node).map(|wait| self.now + wait)
     }

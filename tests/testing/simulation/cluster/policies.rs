@@ -109,7 +109,7 @@ impl Cluster {
         self.advertise(id, Advert { impaired, ..advert("both", false) })
     }
 
-    /// Whoever leads the group is asked to make this its requirement, whether it serves or not.
+    /// The leader of the group is asked to make this its requirement, whether it serves or not.
     pub fn require(&mut self, group: GroupId, requirement: Requirement) -> Result<(), String> {
         let leads = |node: &&Node| {
             let core = node.process.as_ref().and_then(|process| process.core.group(group));
@@ -155,7 +155,7 @@ impl Cluster {
         }
     }
 
-    /// Everybody has everything, and nobody drains.
+    /// Every node has every capability, and none drains.
     pub(super) fn everybody_is_fit(&mut self) -> Result<(), String> {
         if !self.shape.policies {
             return Ok(());
@@ -169,7 +169,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A node that lacks what it knows the group to require serves nobody.
+    /// A node that lacks what it knows the group to require serves no users.
     pub(super) fn serves_only_where_it_may(
         &self,
         id: NodeId,

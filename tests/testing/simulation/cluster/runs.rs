@@ -35,7 +35,7 @@ impl Cluster {
         &self.shape
     }
 
-    /// Clients propose and read from here on, until told otherwise.
+    /// Clients propose and read from here on, until `clients_work(false)`.
     pub fn clients_work(&mut self, work: bool) {
         self.faulty = work;
         if work {
@@ -71,7 +71,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Ends all faults; then everything must be well again by itself, within a bound.
+    /// Ends all faults; then everything must be well again within a bound.
     ///
     /// # Errors
     /// It is not, or a checker found something.
@@ -132,10 +132,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Somebody serves each group.
+    /// Each group is served.
     ///
     /// # Errors
-    /// A group that nobody serves.
+    /// A group that no node serves.
     pub fn every_group_is_led_by_a_live_node(&self) -> Result<(), String> {
         for group in (1..=self.shape.groups).map(GroupId::new) {
             if !self.nodes.values().any(|node| node.serves(group)) {
@@ -145,10 +145,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Somebody serves each group of which enough replicas are open; nobody has to ask for it.
+    /// Each group of which enough replicas are open is served, without a request for it.
     ///
     /// # Errors
-    /// A group that nobody serves.
+    /// A group that no node serves.
     pub fn every_group_with_a_quorum_is_led(&self) -> Result<(), String> {
         let all = self.nodes.len();
         for group in (1..=self.shape.groups).map(GroupId::new) {
@@ -223,7 +223,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The nodes that the leader says are members; nobody else has a replica.
+    /// The nodes that the leader says are members; no other node has a replica.
     fn members_of(&self, group: GroupId) -> Result<Vec<NodeId>, String> {
         let leader = self.nodes.values().find(|node| node.serves(group));
         let core = leader.and_then(|node| node.process.as_ref()?.core.group(group));

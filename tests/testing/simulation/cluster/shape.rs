@@ -66,7 +66,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Nothing goes wrong by itself.
+    /// No faults are injected.
     pub fn calm() -> Self {
         let mut config = GroupsConfig::new(NodeId::must(1));
         config.sleep_after_ticks = 10;

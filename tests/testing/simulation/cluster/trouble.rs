@@ -86,7 +86,7 @@ impl Cluster {
             && members.all(|member| member.node != id || !(member.voter || member.outgoing_voter))
     }
 
-    /// Operators remove members whose disk was replaced and that nobody makes anew: their number may
+    /// Operators remove members whose disk was replaced and that no operator makes anew: their number may
     /// not be used again, or their leader takes them for slow.
     ///
     /// # Errors
@@ -163,7 +163,7 @@ impl Cluster {
         self.round(id)
     }
 
-    /// A node founds a group of its own under this id, whoever else has one. It leads in terms that
+    /// A node founds a group of its own under this id, whether another has one or not. It leads in terms that
     /// the other one does not come to: here, a group has one leader per term.
     ///
     /// # Errors
@@ -239,7 +239,7 @@ impl Cluster {
         self.close(id, group)
     }
 
-    /// Everybody reaches everybody again after so many milliseconds.
+    /// All nodes reach each other again after so many milliseconds.
     pub fn heal_network_later(&mut self, delay: u64) {
         self.tell(|| "the network is cut".to_owned());
         self.after(delay, Event::HealNetwork);
@@ -267,7 +267,7 @@ impl Cluster {
         self.nodes[&id].disks.values().for_each(|disk| disk.lock().unwrap().flush());
     }
 
-    /// Somebody is asked to hand over something.
+    /// A leader is asked to hand over a group.
     pub(in super::super) fn transfer_something(&mut self, chance: &mut Chance) {
         let group = GroupId::new(chance.between(1, self.shape.groups));
         let from = self.node_to_ask(group);
@@ -299,7 +299,7 @@ impl Cluster {
     pub(super) fn heartbeats(&mut self) -> Result<(), String> {
         self.after(HEARTBEAT, Event::Heartbeats);
         let ids = self.node_ids();
-        // A process that does not run hears nobody.
+        // A process that does not run receives nothing.
         let running = ids.iter().filter(|id| self.nodes[*id].process.is_some());
         for to in running.copied().collect::<Vec<_>>() {
             let mut changes = Vec::new();

@@ -11,7 +11,7 @@ impl Cluster {
         node.life == life && node.process.is_some()
     }
 
-    /// When the node's worker is stalled, the moment when it goes on.
+    /// When the node's worker is stalled, the moment when it continues.
     pub(super) fn stalled(&self, node: NodeId) -> Option<u64> {
         let until = self.nodes[&node].stalled_until;
         (until > self.now).then(|| until - self.now)
@@ -56,7 +56,7 @@ impl Cluster {
         self.round(node)
     }
 
-    /// Tells a node's worker what time it is.
+    /// Sets the clock of a node's worker.
     pub(super) fn begin(&mut self, id: NodeId) {
         let now = self.now;
         let Some(node) = self.nodes.get_mut(&id) else { return };
