@@ -72,7 +72,7 @@ reasons! {
     LagUnknown "LAG_UNKNOWN" "the end of the node's log is not known"
     NotCaughtUp "NOT_CAUGHT_UP" "the node lacks more of the log than is allowed"
     ApplyBacklog "APPLY_BACKLOG" "the node has too much of the log to apply yet"
-    Muted "MUTED" "moves to the node failed; it gets a back-off"
+    BackedOff "BACKED_OFF" "moves to the node failed; it gets a back-off"
     UnknownCapabilities "UNKNOWN_CAPABILITIES" "the node did not advertise its capabilities"
     Warming "WARMING" "the node came up a short time ago"
     HandedOn "HANDED_ON" "the node transferred this leadership a moment ago"

@@ -47,7 +47,7 @@ impl PlannerInputs {
 }
 
 #[derive(Clone, Debug)]
-struct Muted {
+struct Running {
     until_ms: u64,
     lasts_ms: u64,
     /// Of the last round before the failure; `None`: the group was in no round.
@@ -60,7 +60,7 @@ type Key = (GroupId, NodeId);
 pub(super) struct BackOffs {
     backoff: BackOffSettings,
     limit: usize,
-    backed_off: BTreeMap<Key, Muted>,
+    backed_off: BTreeMap<Key, Running>,
     /// The same by end, to forget the one that ends first.
     by_end: BTreeSet<(u64, Key)>,
 }
@@ -88,7 +88,7 @@ impl BackOffs {
             self.remove(first);
         }
         if self.limit > 0 {
-            self.backed_off.insert(key, Muted { until_ms, lasts_ms, planner_inputs });
+            self.backed_off.insert(key, Running { until_ms, lasts_ms, planner_inputs });
             self.by_end.insert((until_ms, key));
         }
     }
@@ -104,8 +104,8 @@ impl BackOffs {
     /// their target. The snapshot is in canonical order.
     pub(super) fn refresh(&mut self, snapshot: &Snapshot, now_ms: u64) {
         let over =
-            |backed_off: &Muted| now_ms >= backed_off.until_ms.saturating_add(backed_off.lasts_ms);
-        let news = |key: &Key, backed_off: &Muted| {
+            |backed_off: &Running| now_ms >= backed_off.until_ms.saturating_add(backed_off.lasts_ms);
+        let news = |key: &Key, backed_off: &Running| {
             let at = snapshot.groups.binary_search_by_key(&key.0, |group| group.id);
             match (at, &backed_off.planner_inputs) {
                 (Ok(at), Some(then)) => {
@@ -128,7 +128,7 @@ impl BackOffs {
     pub(super) fn in_force(&self, now_ms: u64) -> Vec<BackOff> {
         let back_offs =
             self.backed_off.iter().filter(|(_, backed_off)| backed_off.until_ms > now_ms);
-        let back_off = |(&(group, target), backed_off): (&Key, &Muted)| BackOff {
+        let back_off = |(&(group, target), backed_off): (&Key, &Running)| BackOff {
             group,
             target,
             until_ms: backed_off.until_ms,

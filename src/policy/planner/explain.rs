@@ -44,7 +44,7 @@ pub enum Stay {
     },
     /// None of its voters can take it.
     NoTarget,
-    /// Every voter that could take it is backed_off.
+    /// Every voter that could take it has a back-off.
     AllBackedOff {
         /// The first of them may be asked again from this time on.
         until_ms: u64,
@@ -327,13 +327,13 @@ pub(super) fn held(index: &Index<'_>, at: usize) -> Stay {
     }
 }
 
-/// Why no voter but `home` takes a group: it would, if it were not backed_off, or cannot.
+/// Why no voter but `home` takes a group: it would, if it had no back-off, or cannot.
 pub(super) fn no_target(index: &Index<'_>, at: usize, home: u32) -> Stay {
     let group = &index.snapshot.groups[at];
     let back_offs = target::back_offs_of(index, group);
     let backed_off =
         group.voters.iter().filter_map(|voter| match target::judge(index, at, voter, back_offs) {
-            (Some(node), TargetVerdict::Muted { until_ms }) if node != home => Some(until_ms),
+            (Some(node), TargetVerdict::BackedOff { until_ms }) if node != home => Some(until_ms),
             _ => None,
         });
     backed_off.min().map_or(Stay::NoTarget, |until_ms| Stay::AllBackedOff { until_ms })

@@ -22,7 +22,7 @@ impl TargetVerdict {
             Self::NoWeight => RejectReason::NoWeight,
             Self::LagUnknown => RejectReason::LagUnknown,
             Self::Lags { .. } => RejectReason::NotCaughtUp,
-            Self::Muted { .. } => RejectReason::Muted,
+            Self::BackedOff { .. } => RejectReason::BackedOff,
         })
     }
 }
@@ -52,7 +52,7 @@ impl Stay {
             Self::InFlight { .. } => RejectReason::TransferInProgress,
             Self::CoolDowns { .. } => RejectReason::Dwell,
             Self::NoTarget => RejectReason::NoTarget,
-            Self::AllBackedOff { .. } => RejectReason::Muted,
+            Self::AllBackedOff { .. } => RejectReason::BackedOff,
             Self::Deferred { reason, .. } => reason.reason(),
             Self::WouldWorsen { .. } => RejectReason::WouldWorsen,
         }

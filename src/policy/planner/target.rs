@@ -37,7 +37,7 @@ pub enum TargetVerdict {
         entries: u64,
     },
     /// Leadership failed to reach it.
-    Muted {
+    BackedOff {
         /// It may be asked again from this time on.
         until_ms: u64,
     },
@@ -127,7 +127,7 @@ fn judge_live(
         return verdict;
     }
     if let Some(until_ms) = backed_off_until(index, voter, back_offs) {
-        return TargetVerdict::Muted { until_ms };
+        return TargetVerdict::BackedOff { until_ms };
     }
     match (fitness, standing) {
         (Fitness::Unknown, _) => TargetVerdict::UnknownCapabilities,
@@ -166,7 +166,7 @@ impl fmt::Display for TargetVerdict {
             Self::NoWeight => f.write_str("has no weight: it takes no leaders"),
             Self::LagUnknown => f.write_str("is not known to be caught up"),
             Self::Lags { entries } => write!(f, "lacks {entries} entries"),
-            Self::Muted { until_ms } => {
+            Self::BackedOff { until_ms } => {
                 write!(f, "failed to take it, and is not asked until {}", Utc(*until_ms))
             }
         }

@@ -82,8 +82,8 @@ fn why_a_group_stays_is_what_the_gate_says() {
 fn what_only_the_planner_knows_has_names_too() {
     let backed_off = |until_ms| BackOff { group: GroupId::new(1), target: id(2), until_ms };
     let back_off = |snapshot: &mut Snapshot| snapshot.back_offs.push(backed_off(NOW + 1));
-    assert_eq!(predicted(back_off), RejectReason::Muted);
-    assert_eq!(stays(back_off), RejectReason::Muted);
+    assert_eq!(predicted(back_off), RejectReason::BackedOff);
+    assert_eq!(stays(back_off), RejectReason::BackedOff);
     assert_eq!(predicted(|snapshot| snapshot.nodes[1].fit = false), RejectReason::Unfit);
     assert_eq!(predicted(|snapshot| snapshot.nodes[1].weight = 0), RejectReason::NoWeight);
     assert_eq!(predicted(|one| one.nodes[1].live_since_ms = NOW), RejectReason::Warming);
@@ -113,7 +113,7 @@ fn verdicts_have_different_names() {
         V::NoWeight,
         V::LagUnknown,
         V::Lags { entries: 1 },
-        V::Muted { until_ms: 1 },
+        V::BackedOff { until_ms: 1 },
     ];
     let found: BTreeSet<_> = verdicts.iter().filter_map(V::reason).collect();
     assert_eq!(found.len(), verdicts.len());
