@@ -78,7 +78,7 @@ bench-smoke: setup
 	$(BENCH) read --seconds 1 --kinds lease
 	$(BENCH) stall --seconds 1 --groups 1 --transfers 3 --changes 1 --replacements 1
 	$(BENCH) restart --groups 300
-	$(BENCH) found --groups 300 --by-hand 2
+	$(BENCH) bootstrap --groups 300 --by-hand 2
 	$(BENCH) drain --groups 300
 	$(BENCH) drain --groups 300 --load 0.3
 	$(BENCH) kill --groups 300

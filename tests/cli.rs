@@ -345,7 +345,7 @@ async fn messages_of_healthy_shards_are_shown_when_another_one_does_not_answer()
     for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
         node.run(&["queue", "send", key, "a body"]).await.ok();
     }
-    let stopped = ["group", "require", "2000003", "gpu", "--even-if-nobody"];
+    let stopped = ["group", "require", "2000003", "gpu", "--even-if-ineligible"];
     node.run(&stopped).await.ok();
     node.await_text(&["group", "show", "2000003"], &["serves no users"]).await;
     let received = node.run(&["queue", "receive", "--timeout", "2", "--ack", "--json"]).await;

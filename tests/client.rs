@@ -390,10 +390,10 @@ async fn a_client_that_reads_no_replies_is_not_read_either() {
     // Each is refused at once with a message, so replies pile up as fast as can be.
     let batch: Vec<_> = (0..4_096).map(|id| put(id, GroupId::new(77), "k")).collect();
     let mut sent = 0;
-    let patience = Duration::from_secs(2);
+    let limit = Duration::from_secs(2);
     loop {
         let requests = batch.clone();
-        match timeout(patience, stream.batches.send(TableBatch { requests })).await {
+        match timeout(limit, stream.batches.send(TableBatch { requests })).await {
             Ok(outcome) => outcome.unwrap(),
             Err(_) => break,
         }

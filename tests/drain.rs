@@ -14,7 +14,7 @@ use shardhost_server::config::{Planner, ShardCounts};
 use shardhost_server::{Server, ServerConfig};
 use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const TABLES: u64 = 30;
 
 /// Three servers that hold thirty tables.
@@ -74,7 +74,7 @@ impl Cluster {
     }
 
     async fn until(&self, what: &str, reached: impl Fn(&BTreeMap<u64, u64>) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !reached(&self.led()) {
             assert!(Instant::now() < deadline, "never came to be: {what}: {:?}", self.led());
             tokio::task::yield_now().await;

@@ -17,7 +17,7 @@ use shardhost::{
     SnapshotWriter, StartError, StateMachine, TransferError,
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Remembers every command; panics or fails on command.
 #[derive(Default)]
@@ -152,7 +152,7 @@ impl Cluster {
 async fn leader_of(replicas: Vec<Group>) -> Group {
     let waits = replicas.into_iter().map(|group| {
         Box::pin(async move {
-            group.wait_for(|status| status.serving, PATIENCE).await.expect("no leader");
+            group.wait_for(|status| status.serving, TIMEOUT).await.expect("no leader");
             group
         })
     });
@@ -160,9 +160,9 @@ async fn leader_of(replicas: Vec<Group>) -> Group {
 }
 
 async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + TIMEOUT;
     while !done() {
-        assert!(tokio::time::Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(tokio::time::Instant::now() < deadline, "not within {TIMEOUT:?}: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -180,7 +180,7 @@ async fn a_write_is_answered_by_the_state_machine_and_seen_by_every_replica() {
         let read = leader.query(ReadMode::Linearizable, "last").await.unwrap();
         assert_eq!(read, "two");
         for replica in cluster.replicas(group) {
-            let applied = replica.wait_for(|s| s.applied >= second.index, PATIENCE).await;
+            let applied = replica.wait_for(|s| s.applied >= second.index, TIMEOUT).await;
             assert!(applied.is_some());
             assert_eq!(replica.query(ReadMode::Stale, "count").await.unwrap(), "2");
         }
@@ -272,7 +272,7 @@ async fn a_data_directory_that_was_put_back_takes_part_in_no_election() {
     let three = reopen(NodeId::must(3), directory, &addresses).await;
     eventually("node 2 hears that it was put back", || two.rollback().is_some()).await;
     let replicas = [&two, &three].map(|host| host.group(GroupId::new(1)).unwrap());
-    let doubt = replicas[0].wait_for(|status| status.doubt.is_some(), PATIENCE).await;
+    let doubt = replicas[0].wait_for(|status| status.doubt.is_some(), TIMEOUT).await;
     assert_eq!(doubt.unwrap().doubt, Some(Doubt::RolledBack));
     for replica in &replicas {
         let served = replica.wait_for(|status| status.serving, Duration::from_secs(3)).await;
@@ -283,7 +283,7 @@ async fn a_data_directory_that_was_put_back_takes_part_in_no_election() {
     let cluster = Cluster { hosts: vec![one, two, three], addresses };
     let leader = cluster.leader(1).await;
     assert_eq!(leader.query(ReadMode::Linearizable, "count").await.unwrap(), "2");
-    let settled = replicas[0].wait_for(|status| status.doubt.is_none(), PATIENCE).await;
+    let settled = replicas[0].wait_for(|status| status.doubt.is_none(), TIMEOUT).await;
     assert!(settled.is_some(), "still in doubt");
     cluster.stop().await;
 }
@@ -308,7 +308,7 @@ async fn a_follower_that_fell_behind_the_log_catches_up_by_a_snapshot() {
     let node = gone.node_id();
     gone.shutdown(Shutdown::Immediate).await;
     // Truncation goes by ticks: how many writes fit before it depends on the machine.
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + TIMEOUT;
     let mut wrote = 0;
     while leader.status().first.get() < 100 {
         leader.propose(format!("command {wrote}")).await.unwrap();
@@ -319,7 +319,7 @@ async fn a_follower_that_fell_behind_the_log_catches_up_by_a_snapshot() {
     let host = Cluster::host(node, directory.path(), &cluster.addresses, None, tune).await;
     let back = host.open_group(GroupId::new(1), List::default()).await.unwrap();
     let written = leader.status().applied;
-    back.wait_for(|status| status.applied >= written, PATIENCE).await.expect("no catch-up");
+    back.wait_for(|status| status.applied >= written, TIMEOUT).await.expect("no catch-up");
     assert!(back.status().snapshot.is_some(), "{:?}", back.status());
     let count = back.query(ReadMode::Stale, "count").await.unwrap();
     assert_eq!(count, wrote.to_string());
@@ -339,7 +339,7 @@ async fn a_state_machine_that_panics_or_fails_stops_its_group_and_no_other() {
         assert!(!error.is_definite());
         assert!(error.to_string().contains("told to"), "{error}");
         let failed = |role: &Role| matches!(role, Role::Failed(_));
-        leader.wait_for(|status| failed(&status.role), PATIENCE).await.expect("it goes on");
+        leader.wait_for(|status| failed(&status.role), TIMEOUT).await.expect("it goes on");
         let again = leader.propose("more").await.unwrap_err();
         assert!(again.is_definite() && again.to_string().contains("told to"), "{again}");
         let read = leader.query(ReadMode::Linearizable, "count").await.unwrap_err();
@@ -358,7 +358,7 @@ async fn a_follower_refuses_and_names_the_leader() {
     let leader = cluster.leader(1).await;
     let node = leader.status().leader.unwrap().node;
     for replica in cluster.replicas(1) {
-        let known = replica.wait_for(|s| s.leader.is_some(), PATIENCE).await.unwrap();
+        let known = replica.wait_for(|s| s.leader.is_some(), TIMEOUT).await.unwrap();
         if known.is_leader() {
             continue;
         }
@@ -415,7 +415,7 @@ async fn a_transfer_ends_with_the_target_leading_and_bad_targets_are_named() {
     assert_eq!(moved.to, target);
     let next = cluster.hosts.iter().find(|host| host.node_id() == target).unwrap();
     let next = next.group(GroupId::new(1)).unwrap();
-    next.wait_for(|status| status.serving, PATIENCE).await.expect("the target does not serve");
+    next.wait_for(|status| status.serving, TIMEOUT).await.expect("the target does not serve");
     next.propose("from the new leader").await.unwrap();
     cluster.stop().await;
 }
@@ -545,10 +545,10 @@ async fn a_log_that_fails_stops_the_host_and_acknowledges_nothing_more() {
     let error = group.propose("lost").await.unwrap_err();
     assert!(!error.is_definite(), "{error}");
     let mut health = host.health();
-    let failed = tokio::time::timeout(PATIENCE, health.wait_for(Option::is_some)).await;
+    let failed = tokio::time::timeout(TIMEOUT, health.wait_for(Option::is_some)).await;
     assert!(failed.is_ok(), "the host does not say that it is broken");
     group
-        .wait_for(|status| matches!(status.role, Role::Failed(_)), PATIENCE)
+        .wait_for(|status| matches!(status.role, Role::Failed(_)), TIMEOUT)
         .await
         .expect("the group goes on");
     assert!(group.propose("more").await.is_err());
@@ -661,7 +661,7 @@ async fn a_clone_that_comes_and_goes_leaves_the_node_where_it_was() {
     }
     // What the clone acknowledged in its name is not there.
     let replica = cluster.hosts[1].group(GroupId::new(1)).unwrap();
-    let sure = replica.wait_for(|status| status.doubt.is_none(), PATIENCE).await;
+    let sure = replica.wait_for(|status| status.doubt.is_none(), TIMEOUT).await;
     assert!(sure.is_some(), "still in doubt");
     cluster.hosts.remove(2).shutdown(Shutdown::Immediate).await;
     let second = cluster.leader(1).await.propose("two").await.unwrap();

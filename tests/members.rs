@@ -23,7 +23,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const TABLE: u64 = 1_000_000;
 
 /// Four servers, of which three hold the shards at first.
@@ -53,7 +53,7 @@ impl Cluster {
             cluster.launch(node, listener).await;
         }
         for server in cluster.servers.values().take(3) {
-            assert!(server.await_shards(PATIENCE).await, "the shards are never there");
+            assert!(server.await_shards(TIMEOUT).await, "the shards are never there");
         }
         cluster
     }
@@ -78,7 +78,7 @@ impl Cluster {
 
     async fn start_again(&mut self, node: u64) {
         let address: SocketAddr = self.addresses[&node].parse().unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let listener = loop {
             match TcpListener::bind(address) {
                 Ok(listener) => break listener,
@@ -108,7 +108,7 @@ impl Cluster {
 
     /// Waits until a running node serves the group, and returns its number and its status.
     async fn leader(&self, group: u64) -> (u64, GroupStatus) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             for node in self.servers.keys() {
                 if let Some(status) = self.show(*node, group).await.filter(|s| s.serving) {
@@ -127,7 +127,7 @@ impl Cluster {
         what: &str,
         reached: impl Fn(Option<&GroupStatus>) -> bool,
     ) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let status = self.show(node, group).await;
             if reached(status.as_ref()) {
@@ -139,7 +139,7 @@ impl Cluster {
 
     async fn client(&self) -> Client {
         // Hosts end while it writes.
-        let options = ClientOptions { deadline: PATIENCE, ..ClientOptions::default() };
+        let options = ClientOptions { deadline: TIMEOUT, ..ClientOptions::default() };
         Client::connect(self.addresses.values().cloned(), options).await.unwrap()
     }
 
@@ -293,7 +293,7 @@ async fn leadership_goes_to_the_first_that_is_fit() {
     assert_eq!(reason(&none), "NO_CANDIDATES");
     let stranger = admin.transfer_leader_to_fit(fit(&[4])).await.unwrap_err();
     assert_eq!(reason(&stranger), "NOT_VOTER");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let moved = loop {
         // The leader notices after a while that the first one is gone.
         match admin.transfer_leader_to_fit(fit(&[4, others[0], others[1]])).await {
@@ -394,7 +394,7 @@ async fn health_is_told_of_the_process_and_of_each_group() {
     assert!(server.host().group(GroupId::new(TABLE)).is_some());
     let stopping = tokio::spawn(server.shutdown(Shutdown::Immediate));
     for stream in [&mut process, &mut group] {
-        let told = tokio::time::timeout(PATIENCE, stream.message()).await.unwrap();
+        let told = tokio::time::timeout(TIMEOUT, stream.message()).await.unwrap();
         // A stream that ends with its server has the same status.
         let gone = told.map_or(true, |told| {
             told.is_none_or(|told| told.status() == ServingStatus::NotServing)

@@ -13,7 +13,7 @@ use shardhost::{GroupId, Host, NodeId};
 use shardhost_policy::inputs::view::merge;
 use shardhost_policy::planner::{self, Plan, Settings, Snapshot};
 
-use super::crowd::{CrowdArguments, LEADER, OTHERS, PATIENCE};
+use super::crowd::{CrowdArguments, LEADER, OTHERS, TIMEOUT};
 use super::member::Member;
 use super::nodes::Nodes;
 use super::part::Part;
@@ -194,7 +194,7 @@ async fn move_all(
         if to.is_empty() {
             continue;
         }
-        match nodes.one_does(from, &BalanceTask::Move { to, window }, PATIENCE).await? {
+        match nodes.one_does(from, &BalanceTask::Move { to, window }, TIMEOUT).await? {
             BalanceAnswer::Moved { moved, failed } => {
                 balanced.moved += moved;
                 balanced.failed.extend(failed);
@@ -207,7 +207,7 @@ async fn move_all(
 
 /// What all know, with no limit on the moves of a round.
 async fn look(nodes: &mut Nodes, groups: u64) -> anyhow::Result<Snapshot> {
-    let answers = nodes.all_do(&BalanceTask::View, PATIENCE).await?;
+    let answers = nodes.all_do(&BalanceTask::View, TIMEOUT).await?;
     let mut views = Vec::new();
     for (node, answer) in (1..).zip(answers) {
         let BalanceAnswer::View(view) = answer else { bail!("node {node} answers {answer:?}") };
@@ -230,7 +230,7 @@ async fn look(nodes: &mut Nodes, groups: u64) -> anyhow::Result<Snapshot> {
 /// Waits until every group is led, and the first node leads nearly all of them and knows how far the
 /// others are: here and there another node may have been elected.
 async fn await_settled(nodes: &mut Nodes, groups: u64) -> anyhow::Result<Snapshot> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let snapshot = look(nodes, groups).await?;
         let led = snapshot.groups.iter().filter(|group| group.leader.is_some()).count() as u64;

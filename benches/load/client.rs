@@ -20,9 +20,9 @@ use super::write::{DRAIN, Payload, WARM_UP};
 pub async fn run(arguments: &WriteArguments) -> anyhow::Result<()> {
     let data = arguments.output.data()?;
     let layout = Layout::of(arguments);
-    let patience = Duration::from_secs(arguments.seconds + 120);
+    let limit = Duration::from_secs(arguments.seconds + 120);
     let (mut nodes, addresses) = Nodes::start_servers(&layout, data.path(), |_| {}).await?;
-    nodes.spread(patience).await?;
+    nodes.spread(limit).await?;
     let client = Client::connect(addresses, ClientOptions::default()).await?;
     let load = Load::start(client.table(), arguments)?;
     let outcome = measure(&load, &mut nodes, Duration::from_secs(arguments.seconds)).await?;

@@ -9,7 +9,7 @@ use super::draining::DrainTask;
 use super::nodes::{Layout, Nodes, Order, Setup};
 
 /// How long anything may take.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+pub const TIMEOUT: Duration = Duration::from_secs(300);
 /// The node that leads.
 pub const LEADER: u64 = 1;
 /// The others.
@@ -36,11 +36,11 @@ impl CrowdArguments {
         let layout = Layout { nodes: 3, groups: self.groups, machine, threads: self.threads };
         let lead = |setup: &mut Setup| setup.leader = Some(LEADER);
         let mut nodes = Nodes::start_as(&layout, data.path(), lead).await?;
-        nodes.all(&Order::AwaitLeaders, PATIENCE).await?;
+        nodes.all(&Order::AwaitLeaders, TIMEOUT).await?;
         // Here and there one of them was elected all the same.
         for task in [DrainTask::Drain, DrainTask::Undrain] {
             for node in OTHERS {
-                nodes.one_does(node, &task, PATIENCE).await?;
+                nodes.one_does(node, &task, TIMEOUT).await?;
             }
         }
         Ok((nodes, data))

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
-use super::crowd::{CrowdArguments, LEADER, OTHERS, PATIENCE};
+use super::crowd::{CrowdArguments, LEADER, OTHERS, TIMEOUT};
 use super::draining::DrainTask;
 use super::nodes::Order;
 use super::report;
@@ -36,18 +36,18 @@ pub async fn run(arguments: &DrainArguments) -> anyhow::Result<()> {
     let load = match arguments.load {
         Some(fraction) => Some(Load::begin(&mut nodes, arguments.crowd.groups, fraction).await?),
         None => {
-            nodes.all(&Order::AwaitSleep, PATIENCE).await?;
+            nodes.all(&Order::AwaitSleep, TIMEOUT).await?;
             None
         }
     };
-    let drain = nodes.one_does(LEADER, &DrainTask::Drain, PATIENCE).await?;
+    let drain = nodes.one_does(LEADER, &DrainTask::Drain, TIMEOUT).await?;
     let loaded = match load {
         Some(load) => Some(load.end(&mut nodes, Duration::from_secs_f64(drain.seconds)).await?),
         None => None,
     };
     let mut after = Vec::new();
     for node in OTHERS {
-        after.push(nodes.one_does(node, &DrainTask::Undrain, PATIENCE).await?.led_before);
+        after.push(nodes.one_does(node, &DrainTask::Undrain, TIMEOUT).await?.led_before);
     }
     nodes.end().await?;
     let mut figures = json!({

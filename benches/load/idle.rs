@@ -25,7 +25,7 @@ pub struct IdleArguments {
 /// Runs the benchmark.
 pub async fn run(arguments: &IdleArguments) -> anyhow::Result<()> {
     let data = arguments.output.data()?;
-    let patience = Duration::from_secs(arguments.seconds + 120);
+    let limit = Duration::from_secs(arguments.seconds + 120);
     let layout = Layout {
         nodes: 3,
         groups: arguments.groups,
@@ -33,8 +33,8 @@ pub async fn run(arguments: &IdleArguments) -> anyhow::Result<()> {
         threads: Threads::default(),
     };
     let mut nodes = Nodes::start(&layout, data.path()).await?;
-    nodes.all(&Order::AwaitLeaders, patience).await?;
-    nodes.all(&Order::AwaitSleep, patience).await?;
+    nodes.all(&Order::AwaitLeaders, limit).await?;
+    nodes.all(&Order::AwaitSleep, limit).await?;
     nodes.usage().await?;
     tokio::time::sleep(Duration::from_secs(arguments.seconds)).await;
     let usage = nodes.usage().await?;
@@ -42,7 +42,7 @@ pub async fn run(arguments: &IdleArguments) -> anyhow::Result<()> {
     let killed = Instant::now();
     let mut nodes = Nodes::start(&layout, data.path()).await?;
     let opened = killed.elapsed();
-    nodes.all(&Order::AwaitLeaders, patience).await?;
+    nodes.all(&Order::AwaitLeaders, limit).await?;
     let led = killed.elapsed();
     nodes.end().await?;
     report_idle(arguments, &usage, opened, led);

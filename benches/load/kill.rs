@@ -16,7 +16,7 @@ use serde_json::json;
 use shardhost::leadership::{HookGuard, HookKind, LeadershipEvent};
 use shardhost::{GroupSelector, Host, NodeId};
 
-use super::crowd::{CrowdArguments, LEADER, OTHERS, PATIENCE};
+use super::crowd::{CrowdArguments, LEADER, OTHERS, TIMEOUT};
 use super::flow::{Flow, FlowTask};
 use super::member::Member;
 use super::nodes::{Nodes, Order, Usage};
@@ -158,16 +158,16 @@ fn await_gone(host: &Host, node: NodeId, detected_ns: &AtomicU64, stop: &AtomicB
 pub async fn run(arguments: &KillArguments) -> anyhow::Result<()> {
     let (mut nodes, _data) = arguments.crowd.gather().await?;
     if arguments.rate == 0 {
-        nodes.all(&Order::AwaitSleep, PATIENCE).await?;
+        nodes.all(&Order::AwaitSleep, TIMEOUT).await?;
     } else {
         let from_ns = now_ns()?;
         let (probes, probe_every_ns) = (0, 0);
         let flow = Flow { from_ns, rate: arguments.rate, probes, probe_every_ns, size: 16 };
-        nodes.all_do(&FlowTask::Begin(flow), PATIENCE).await?;
+        nodes.all_do(&FlowTask::Begin(flow), TIMEOUT).await?;
         tokio::time::sleep(WARM_UP).await;
     }
     for node in OTHERS {
-        nodes.one_does(node, &KillTask::Watch { node: LEADER }, PATIENCE).await?;
+        nodes.one_does(node, &KillTask::Watch { node: LEADER }, TIMEOUT).await?;
     }
     nodes.usage().await?;
     let killed_ns = now_ns()?;
@@ -176,7 +176,7 @@ pub async fn run(arguments: &KillArguments) -> anyhow::Result<()> {
     let usage = nodes.usage().await?;
     let mut told = Vec::new();
     for node in OTHERS {
-        told.push(nodes.one_does(node, &KillTask::Report, PATIENCE).await?);
+        told.push(nodes.one_does(node, &KillTask::Report, TIMEOUT).await?);
     }
     nodes.end().await?;
     report::print(&figures(arguments, killed_ns, &told, &usage)?, arguments.crowd.output.json);
@@ -184,11 +184,11 @@ pub async fn run(arguments: &KillArguments) -> anyhow::Result<()> {
 }
 
 async fn await_served(nodes: &mut Nodes, groups: u64) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let mut served = 0;
         for node in OTHERS {
-            served += nodes.one_does(node, &KillTask::Count, PATIENCE).await?.count;
+            served += nodes.one_does(node, &KillTask::Count, TIMEOUT).await?.count;
         }
         if served >= groups {
             return Ok(());

@@ -6,12 +6,12 @@
 
 mod arguments;
 mod balance;
+mod bootstrap;
 mod client;
 mod crowd;
 mod drain;
 mod draining;
 mod flow;
-mod found;
 mod hosting;
 mod idle;
 mod kill;
@@ -34,8 +34,8 @@ use clap::{Parser, Subcommand};
 
 use arguments::{MachineKind, Mode, WriteArguments};
 use balance::BalanceArguments;
+use bootstrap::BootstrapArguments;
 use drain::DrainArguments;
-use found::FoundArguments;
 use idle::IdleArguments;
 use kill::KillArguments;
 use matrix::MatrixArguments;
@@ -72,7 +72,7 @@ enum Command {
     /// What idle groups cost, and how soon all are led after all hosts were killed.
     Idle(IdleArguments),
     /// How soon the shards of a fresh cluster are led, and one more that is created by hand.
-    Found(FoundArguments),
+    Bootstrap(BootstrapArguments),
     /// How long a node takes to hand on everything that it leads.
     Drain(DrainArguments),
     /// How soon groups serve again when the node that leads all of them is killed.
@@ -117,7 +117,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Restart(arguments) => restart::run(&arguments).await?,
         Command::Idle(arguments) => idle::run(&arguments).await?,
-        Command::Found(arguments) => found::run(&arguments).await?,
+        Command::Bootstrap(arguments) => bootstrap::run(&arguments).await?,
         Command::Drain(arguments) => drain::run(&arguments).await?,
         Command::Kill(arguments) => kill::run(&arguments).await?,
         Command::Balance(arguments) => balance::run(&arguments).await?,
@@ -133,7 +133,7 @@ fn parts() -> Parts {
         .with::<balance::BalanceNode>()
         .with::<draining::DrainNode>()
         .with::<flow::FlowNode>()
-        .with::<found::FoundNode>()
+        .with::<bootstrap::FoundNode>()
         .with::<kill::KillNode>()
         .with::<read::ReadNode>()
         .with::<restart::RestartNode>()

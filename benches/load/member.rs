@@ -16,7 +16,7 @@ use super::part::Parts;
 use super::process::{cpu_time, resident_bytes};
 
 /// How long groups may take to be led or to sleep.
-const PATIENCE: Duration = Duration::from_secs(110);
+const TIMEOUT: Duration = Duration::from_secs(110);
 
 /// The role of the child.
 pub struct Role {
@@ -180,10 +180,10 @@ impl Running {
     }
 
     async fn until(&self, trouble: &str, done: impl Fn(&Group) -> bool) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while let Some(group) = self.groups.iter().find(|group| !done(group)) {
             if Instant::now() > deadline {
-                bail!("{trouble} after {PATIENCE:?}: {:?}", group.status());
+                bail!("{trouble} after {TIMEOUT:?}: {:?}", group.status());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -192,7 +192,7 @@ impl Running {
 
     /// Group n belongs on node n modulo their number, so that every node leads its share.
     async fn spread(&self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let misplaced: Vec<_> = self
                 .groups

@@ -16,7 +16,7 @@ use super::tally::Counted;
 use super::task::Task;
 
 /// How long a child may take for an answer that needs no work.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// An order of the parent.
 #[derive(Debug, Serialize, Deserialize)]
@@ -241,7 +241,7 @@ impl Nodes {
         let (mut started, addresses) = Self::introduce(layout, directory).await?;
         let mut setup = layout.setup(addresses);
         change(&mut setup);
-        started.all(&Order::Join(setup), PATIENCE).await?;
+        started.all(&Order::Join(setup), TIMEOUT).await?;
         Ok(started)
     }
 
@@ -254,7 +254,7 @@ impl Nodes {
         let (mut started, addresses) = Self::introduce(layout, directory).await?;
         let mut setup = layout.setup(addresses.clone());
         change(&mut setup);
-        started.all(&Order::Serve(setup), PATIENCE).await?;
+        started.all(&Order::Serve(setup), TIMEOUT).await?;
         Ok((started, addresses.into_values().collect()))
     }
 
@@ -281,7 +281,7 @@ impl Nodes {
                 apply_threads: layout.threads.apply_threads,
             };
             node.order(&be).await?;
-            match node.answer(PATIENCE).await? {
+            match node.answer(TIMEOUT).await? {
                 Answer::Listening { address } => addresses.insert(number, address),
                 other => bail!("node {number} answered {other:?}"),
             };
@@ -360,7 +360,7 @@ impl Nodes {
 
     /// What all used since they were last asked.
     pub async fn usage(&mut self) -> anyhow::Result<Vec<Usage>> {
-        let answers = self.all(&Order::Usage, PATIENCE).await?;
+        let answers = self.all(&Order::Usage, TIMEOUT).await?;
         let usage = answers.into_iter().filter_map(|answer| match answer {
             Answer::Usage(usage) => Some(usage),
             _ => None,
@@ -385,7 +385,7 @@ impl Nodes {
 
     /// Ends all children in order.
     pub async fn end(mut self) -> anyhow::Result<()> {
-        self.all(&Order::End, PATIENCE).await?;
+        self.all(&Order::End, TIMEOUT).await?;
         for node in &mut self.nodes {
             node.child.wait().await?;
         }

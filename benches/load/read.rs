@@ -111,7 +111,7 @@ struct Run {
 }
 
 /// How long anything may take that has no other bound.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 const NODES: u64 = 3;
 
 impl ReadArguments {
@@ -163,14 +163,14 @@ pub async fn run(arguments: &ReadArguments) -> anyhow::Result<()> {
 
 async fn embedded_runs(arguments: &ReadArguments, directory: &Path) -> anyhow::Result<Vec<Run>> {
     let mut nodes = Nodes::start(&arguments.layout(), directory).await?;
-    nodes.spread(PATIENCE).await?;
+    nodes.spread(TIMEOUT).await?;
     let machine = arguments.machine;
     if machine == MachineKind::Table {
-        nodes.all_do(&ReadTask::Fill { machine }, PATIENCE).await?;
+        nodes.all_do(&ReadTask::Fill { machine }, TIMEOUT).await?;
     }
     let mut runs = Vec::new();
     for kind in arguments.runs() {
-        let within = PATIENCE + arguments.duration();
+        let within = TIMEOUT + arguments.duration();
         let measured = nodes.each(tasks(arguments, kind), within).await?;
         runs.push(Run { kind, measured, client_cpu_seconds: None });
     }

@@ -48,7 +48,7 @@ pub struct RestartArguments {
 }
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(320);
+const TIMEOUT: Duration = Duration::from_secs(320);
 const PAUSE: Duration = Duration::from_millis(50);
 const NODES: u64 = 3;
 
@@ -122,13 +122,13 @@ impl<'a> Bench<'a> {
     }
 
     async fn all(&mut self, task: RestartTask) -> anyhow::Result<Vec<RestartAnswer>> {
-        self.nodes.all_do(&task, PATIENCE).await
+        self.nodes.all_do(&task, TIMEOUT).await
     }
 
     /// Fills every group, makes that durable in the machines, and writes some more. Returns how
     /// many writes may have taken effect beside those.
     async fn fill(&mut self) -> anyhow::Result<u64> {
-        self.nodes.all(&Order::AwaitLeaders, PATIENCE).await?;
+        self.nodes.all(&Order::AwaitLeaders, TIMEOUT).await?;
         let (keys, tail) = (self.arguments.keys, self.arguments.tail);
         let mut uncertain = self.write(0..keys).await?;
         self.all(RestartTask::AwaitItems { at_least: keys }).await?;
@@ -142,7 +142,7 @@ impl<'a> Bench<'a> {
         let machine = self.arguments.machine;
         let mut missing: BTreeSet<u64> = (1..=self.arguments.groups).collect();
         let mut uncertain = 0;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !missing.is_empty() {
             ensure!(Instant::now() < deadline, "{} groups are not filled", missing.len());
             let groups = self.only(&missing);
@@ -168,7 +168,7 @@ impl<'a> Bench<'a> {
         let machine = self.arguments.machine;
         let mut missing: BTreeSet<u64> = (1..=self.arguments.groups).collect();
         let mut all = WrittenOnce { led_ns: 0, written_ns: 0, groups: Vec::new(), uncertain: 0 };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         // A second time only for groups whose leadership moved meanwhile.
         while !missing.is_empty() {
             ensure!(Instant::now() < deadline, "{} groups took no write", missing.len());

@@ -64,7 +64,7 @@ pub struct SnapshotArguments {
 }
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);
 /// Between two looks at how far the nodes are.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The nodes that lead, and the one that comes late.
@@ -112,7 +112,7 @@ impl Bench {
     }
 
     async fn does(&mut self, node: u64, task: SnapshotTask) -> anyhow::Result<SnapshotAnswer> {
-        self.nodes.one_does(node, &task, PATIENCE).await
+        self.nodes.one_does(node, &task, TIMEOUT).await
     }
 
     async fn look(&mut self, node: u64) -> anyhow::Result<Look> {
@@ -136,13 +136,13 @@ impl Bench {
 
     async fn leaders_do(&mut self, task: SnapshotTask) -> anyhow::Result<Vec<SnapshotAnswer>> {
         let tasks = LEADERS.map(|_| task.clone());
-        self.nodes.each(tasks, PATIENCE).await
+        self.nodes.each(tasks, TIMEOUT).await
     }
 
     /// Writes until the late node can only catch up by snapshot.
     async fn write_until_the_log_is_truncated(&mut self) -> anyhow::Result<()> {
         self.leaders_do(SnapshotTask::Write).await?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let looks = [self.look(1).await?, self.look(2).await?];
             let truncated = |group: &(u64, _)| {
@@ -163,7 +163,7 @@ impl Bench {
         let late = Join { late: true, ..self.join.clone() };
         self.does(LATE, SnapshotTask::Join(late)).await?;
         let total = self.arguments.size * self.arguments.groups;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut open = vec![Event::Made, Event::FirstByte, Event::Shipped, Event::CaughtUp];
         while let Some(event) = open.first().copied() {
             let leaders = [self.look(1).await?, self.look(2).await?];

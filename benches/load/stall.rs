@@ -73,7 +73,7 @@ pub struct StallArguments {
 }
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks at who leads.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Nodes that hold every group at first.
@@ -154,7 +154,7 @@ impl Cluster {
                 (nodes, group.get(), addresses)
             }
         };
-        nodes.spread(PATIENCE).await?;
+        nodes.spread(TIMEOUT).await?;
         Ok(Self { nodes, group, addresses, client: None })
     }
 
@@ -175,16 +175,16 @@ impl Cluster {
     }
 
     async fn one(&mut self, node: u64, task: StallTask) -> anyhow::Result<StallAnswer> {
-        self.nodes.one_does(node, &task, PATIENCE).await
+        self.nodes.one_does(node, &task, TIMEOUT).await
     }
 
     async fn all(&mut self, task: StallTask) -> anyhow::Result<Vec<StallAnswer>> {
-        self.nodes.all_do(&task, PATIENCE).await
+        self.nodes.all_do(&task, TIMEOUT).await
     }
 
     async fn leader(&mut self) -> anyhow::Result<u64> {
         let group = self.group;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             for answer in self.all(StallTask::Leader { group }).await? {
                 if let StallAnswer::Leader(Some(node)) = answer {

@@ -35,10 +35,10 @@ pub async fn run(arguments: &WriteArguments) -> anyhow::Result<()> {
 pub async fn measure(arguments: &WriteArguments) -> anyhow::Result<serde_json::Value> {
     let data = arguments.output.data()?;
     let layout = Layout::of(arguments);
-    let patience = Duration::from_secs(arguments.seconds + 120);
+    let limit = Duration::from_secs(arguments.seconds + 120);
     let mut nodes = Nodes::start(&layout, data.path()).await?;
-    nodes.spread(patience).await?;
-    let measured = nodes.all_do(&WriteTask(arguments.clone()), patience).await?;
+    nodes.spread(limit).await?;
+    let measured = nodes.all_do(&WriteTask(arguments.clone()), limit).await?;
     nodes.end().await?;
     report::write(arguments, &measured, None)
 }

@@ -114,7 +114,7 @@ pub struct GroupStatus {
     pub paused: bool,
     /// A node that holds another group of the same id: it was created there with other members,
     /// and one of the two must be destroyed. Neither takes the other's votes or entries.
-    pub impostor: Option<NodeId>,
+    pub conflicting: Option<NodeId>,
     /// Asleep: no ticks and no heartbeats until something happens.
     pub asleep: bool,
     /// The log of this replica may have lost acknowledged entries. It takes part in no election

@@ -50,7 +50,7 @@ impl<'a> Catalog<'a> {
     async fn run(&self, command: &Command) -> anyhow::Result<Done> {
         command.check()?;
         let command = command.encode();
-        let deadline = Instant::now() + self.target.patience();
+        let deadline = Instant::now() + self.target.timeout();
         let mut address = self.node.address.clone();
         loop {
             let mut client = client(&address)?;
@@ -72,7 +72,7 @@ impl<'a> Catalog<'a> {
                     bail!(
                         "the system group has no leader after {:?} ({reason}); `shardhost group show \
                          0` says which of its nodes are missing",
-                        self.target.patience()
+                        self.target.timeout()
                     )
                 }
                 Err(elsewhere) => {

@@ -48,7 +48,7 @@ pub enum Command {
         expires: u64,
         /// Begin although groups would be left without an eligible leader.
         #[arg(long)]
-        even_if_nobody: bool,
+        even_if_ineligible: bool,
         /// Do not wait.
         #[arg(long)]
         no_wait: bool,
@@ -82,7 +82,7 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
             deadline,
             or_undrain,
             expires,
-            even_if_nobody,
+            even_if_ineligible,
             no_wait,
             owner,
             target,
@@ -92,7 +92,7 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 undrain_when_overdue: *or_undrain,
                 owner: owner.clone(),
                 expires_ms: expires.saturating_mul(1_000),
-                accept_stranded: *even_if_nobody,
+                accept_stranded: *even_if_ineligible,
             };
             begin(*node, request, !no_wait, target).await
         }
@@ -155,7 +155,7 @@ async fn begin(
         State::Running => true,
         // The catalog knows whether it is given up, a moment after the node.
         State::Overdue if gives_up && status.draining => {
-            overdue_since.get_or_insert_with(Instant::now).elapsed() < target.patience()
+            overdue_since.get_or_insert_with(Instant::now).elapsed() < target.timeout()
         }
         _ => false,
     };

@@ -309,8 +309,8 @@ fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
         let what = "differ, and there is no majority";
         rows.push(("ALARM", format!("the replicas of group {id} {what} (at index {index})")));
     }
-    if group.impostor_node != 0 {
-        let node = group.impostor_node;
+    if group.conflicting_node != 0 {
+        let node = group.conflicting_node;
         let what = format!("node {node} created a group of this id with other members");
         rows.push(("contested", what));
     }
@@ -401,7 +401,7 @@ fn group_json(group: &GroupStatus) -> Value {
         "lease": group.lease,
         "doubt": Some(&group.doubt).filter(|why| !why.is_empty()),
         "paused": group.paused,
-        "impostor_node": group.impostor_node,
+        "conflicting_node": group.conflicting_node,
         "checked": group.checked,
         "differs": group.differs,
         "leader_contact_ms": group.leader_contact_ms,

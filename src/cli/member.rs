@@ -290,7 +290,7 @@ async fn replace(
             println!("recorded: node {new} replaces node {old} in group {group}");
         }
     }
-    let deadline = Instant::now() + target.patience();
+    let deadline = Instant::now() + target.timeout();
     loop {
         let (leader, status) = target.leader_of(group).await?;
         match Replacing::of(&status, old, new) {
@@ -300,7 +300,7 @@ async fn replace(
             Replacing::UnderWay => bail!(
                 "the replacement in group {group} is recorded and continues, but is not done after \
                  {:?}; run the command again to watch it, or `--cancel` it",
-                target.patience()
+                target.timeout()
             ),
         }
         tokio::time::sleep(LOOK_AGAIN).await;

@@ -72,7 +72,7 @@ const NOBODY_PLANS: &str = "there is no planner: the system group has no leader 
 
 /// The planner's answer, wherever it runs.
 pub async fn ask(request: PlannerRequest, target: &Target) -> anyhow::Result<PlannerReply> {
-    let deadline = Instant::now() + target.patience();
+    let deadline = Instant::now() + target.timeout();
     let start = target.node().await?;
     let mut address = start.address.clone();
     loop {

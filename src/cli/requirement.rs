@@ -32,7 +32,7 @@ pub struct RequireArguments {
     expect: Option<u64>,
     /// Also when no voter is known to have it: then no user is served until one has.
     #[arg(long)]
-    even_if_nobody: bool,
+    even_if_ineligible: bool,
     #[command(flatten)]
     target: Target,
 }
@@ -48,7 +48,7 @@ pub async fn require(arguments: &RequireArguments) -> anyhow::Result<()> {
             soft: arguments.soft,
         }),
         expect: arguments.expect,
-        even_if_nobody: arguments.even_if_nobody,
+        even_if_ineligible: arguments.even_if_ineligible,
         timeout_ms: target.timeout.saturating_mul(1_000),
     };
     let changed = leader.admin.change_requirement(request).await;
@@ -74,7 +74,7 @@ fn refused(address: &str, status: &tonic::Status) -> anyhow::Error {
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.as_str());
     if status.code() == Code::FailedPrecondition && reason == Some("NOBODY_FIT") {
-        let todo = "give a node what it lacks first, or say --even-if-nobody: then no user is \
+        let todo = "give a node what it lacks first, or say --even-if-ineligible: then no user is \
                     served until one has it";
         return anyhow::anyhow!("{error}; {todo}");
     }

@@ -24,9 +24,9 @@ use super::supervised::{Order, Report};
 const BIND_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a node waits for its shards before it reports that it serves: the others may come
 /// later.
-const SHARDS_PATIENCE: Duration = Duration::from_secs(2);
+const SHARDS_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same for a node that waits for no other.
-const SHARDS_PATIENCE_ALONE: Duration = Duration::from_secs(30);
+const SHARDS_TIMEOUT_ALONE: Duration = Duration::from_secs(30);
 /// How long closing may take after leaderships were handed over: a disk that hangs is not waited for.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(20);
 /// How long the supervisor may take to name the other nodes.
@@ -100,12 +100,12 @@ pub struct ServeArguments {
     /// are parked, the others start; a start without this flag opens them again.
     #[arg(long, value_name = "GROUPS", value_delimiter = ',')]
     park: Vec<u64>,
-    /// Found a new cluster without asking these founders whether their disks are new. Only for a
+    /// Bootstrap a new cluster without asking these founders whether their disks are new. Only for a
     /// cluster that surely holds no data: if one of them took part in a founding before, there are two
     /// clusters with one name afterwards, and acknowledged writes of one of them are lost. Give it to
     /// every founder that is there; those left out are removed from their groups and added again.
     #[arg(long, value_name = "NODES", value_delimiter = ',')]
-    found_without: Vec<u64>,
+    bootstrap_without: Vec<u64>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -161,18 +161,18 @@ pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         };
         config.alone = false;
         config.shards.voters.clone_from(&arguments.voters);
-        config.found_without.extend(&arguments.found_without);
+        config.bootstrap_without.extend(&arguments.bootstrap_without);
         config.park.extend(&arguments.park);
         config.validate()?;
         orders = Some(incoming);
         listener = Some(bound);
     }
     let deadline = Duration::from_secs(arguments.shutdown_timeout);
-    let patience = if config.alone { SHARDS_PATIENCE_ALONE } else { SHARDS_PATIENCE };
+    let limit = if config.alone { SHARDS_TIMEOUT_ALONE } else { SHARDS_TIMEOUT };
     let server = start(config, listener, &mut signals).await?;
     tokio::select! {
         () = signals.next() => return stop(server, End::Asked, &mut signals, deadline).await,
-        there = server.await_shards(patience) => if !there {
+        there = server.await_shards(limit) => if !there {
             tracing::info!("not every shard is there yet; they come when enough nodes are");
         },
     }
@@ -215,7 +215,7 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     config.workers = arguments.workers.unwrap_or(config.workers);
     config.apply_threads = arguments.apply_threads.unwrap_or(config.apply_threads);
     if !arguments.supervised {
-        config.found_without.extend(&arguments.found_without);
+        config.bootstrap_without.extend(&arguments.bootstrap_without);
         config.park.extend(&arguments.park);
     }
     config.validate()?;

@@ -50,13 +50,13 @@ pub struct Node {
 
 impl Target {
     /// How long to try.
-    pub const fn patience(&self) -> Duration {
+    pub const fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout)
     }
 
     /// A client of the shards.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        let options = ClientOptions { deadline: self.patience(), ..ClientOptions::default() };
+        let options = ClientOptions { deadline: self.timeout(), ..ClientOptions::default() };
         Client::connect(self.at.iter().cloned(), options).await.with_context(|| self.unreachable())
     }
 
@@ -110,7 +110,7 @@ impl Target {
 
     /// The node that leads a group, found by asking from node to node; the first need not hold a replica.
     pub async fn leader_of(&self, group: u64) -> anyhow::Result<(Node, GroupStatus)> {
-        let deadline = Instant::now() + self.patience();
+        let deadline = Instant::now() + self.timeout();
         let mut node = self.node().await?;
         let mut all = All { addresses: node.all_addresses(), at: 0, strangers: 0 };
         let mut said = None;
@@ -136,7 +136,7 @@ impl Target {
                 bail!(
                     "group {group} has no leader that can be reached after {:?}; `shardhost \
                      status` shows which nodes are missing",
-                    self.patience()
+                    self.timeout()
                 );
             }
             node = match leader_named(&node, &status).await {

@@ -161,7 +161,7 @@ impl Findings {
                 "leader_node": leader_node,
                 "withheld_ms": view.withheld_ms,
                 "passed_timeouts": view.passed_timeouts,
-                "patience": view.patience,
+                "max_skipped_timeouts": view.max_skipped_timeouts,
                 "next_try_ms": view.next_try_ms,
             })
         });

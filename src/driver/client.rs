@@ -28,7 +28,7 @@ use shardhost_policy::catalog::{
 };
 
 /// How long a command or a question is tried.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one node may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest answer: the report of a node that leads some hundred thousand groups.
@@ -188,7 +188,7 @@ impl CatalogClient {
         &self,
         ask: impl Fn(NodeId) -> F,
     ) -> Result<Bytes, CatalogError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             for node in self.candidates() {
                 match ask(node).await {

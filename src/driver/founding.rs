@@ -49,7 +49,7 @@ pub(super) async fn open_or_found(
 }
 
 async fn begin(host: &Host, options: &SystemOptions, holds: bool) -> Result<bool, OpenGroupError> {
-    let (nodes, without) = (options.founders.clone(), options.found_without.clone());
+    let (nodes, without) = (options.founders.clone(), options.bootstrap_without.clone());
     let founders = Founders { nodes, without, shard_map: None };
     let begun = host.founding(Scope::System).begin(founders, holds).await;
     begun.map_err(|error| OpenGroupError::Invalid {

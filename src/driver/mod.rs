@@ -103,7 +103,7 @@ pub struct SystemOptions {
     pub founders: BTreeSet<NodeId>,
     /// Initial members whose confirmation is not waited for, by an operator's decision. If one of
     /// them holds the group after all, there are two catalogs.
-    pub found_without: BTreeSet<NodeId>,
+    pub bootstrap_without: BTreeSet<NodeId>,
     /// What fails together with this node.
     pub zone: Option<String>,
     /// How many leaders this node takes, compared with others; 0: none.
@@ -124,7 +124,7 @@ impl SystemOptions {
     pub fn new(founders: impl IntoIterator<Item = NodeId>) -> Self {
         Self {
             founders: founders.into_iter().collect(),
-            found_without: BTreeSet::new(),
+            bootstrap_without: BTreeSet::new(),
             zone: None,
             weight: 1,
             planner: PlannerMode::Off,

@@ -32,16 +32,16 @@ pub trait ReplicaFactory: fmt::Debug + Send + Sync + 'static {
 
 /// Where Raft threads put invitations.
 #[derive(Debug)]
-pub(super) struct Letterbox(mpsc::Sender<Invitation>);
+pub(super) struct Mailbox(mpsc::Sender<Invitation>);
 
-impl Letterbox {
+impl Mailbox {
     pub(super) fn new() -> (Arc<Self>, mpsc::Receiver<Invitation>) {
         let (sender, receiver) = mpsc::channel(MAX_WAITING);
         (Arc::new(Self(sender)), receiver)
     }
 }
 
-impl InvitationSink for Letterbox {
+impl InvitationSink for Mailbox {
     fn invited(&self, invitation: Invitation) {
         if let Err(error) = self.0.try_send(invitation) {
             tracing::debug!(%error, "an invitation is dropped; it comes again");

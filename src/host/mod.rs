@@ -32,7 +32,7 @@ use tonic::service::Routes;
 
 use self::founding::{Founding, Foundings, Scope};
 pub use self::joining::ReplicaFactory;
-use self::joining::{Joining, Letterbox};
+use self::joining::{Joining, Mailbox};
 use self::memory::HostMemory;
 use crate::data_dir::DataDir;
 use crate::descriptors::Descriptors;
@@ -232,11 +232,11 @@ impl HostBuilder {
         if groups_config.seed == 0 {
             groups_config.seed = incarnation;
         }
-        let (letterbox, invitations) = Letterbox::new();
+        let (mailbox, invitations) = Mailbox::new();
         let groups = GroupsBuilder::new(groups_config)
             .workers(config.workers)
             .apply_threads(config.apply_threads)
-            .on_invitation(letterbox)
+            .on_invitation(mailbox)
             .start(store, snapshots, Arc::new(transport.clone()))
             .map_err(StartError::Thread)?;
         memory.bind(groups.clone());

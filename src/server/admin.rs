@@ -407,7 +407,7 @@ impl Admin for AdminService {
             return membership_reply(request.timeout_ms, after_others(&group, require)).await;
         }
         let before = self.intentions.require(group.id(), &requirement).await?;
-        let changed = if request.even_if_nobody {
+        let changed = if request.even_if_ineligible {
             let require = || group.require_unchecked(requirement.clone(), expect);
             membership_reply(request.timeout_ms, after_others(&group, require)).await
         } else {

@@ -18,7 +18,7 @@ use shardhost_policy::catalog::{
 };
 
 /// How long a replica may take to come or to go.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two looks at a group that is on its way out.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -102,7 +102,7 @@ impl Intentions {
             }
             Err(error) => return Err(of_catalog(&error)),
         };
-        if !system.await_replica(id, true, PATIENCE).await {
+        if !system.await_replica(id, true, TIMEOUT).await {
             return Err(Status::deadline_exceeded(format!(
                 "group {id} is in the catalog, and its replica on node {} is not there yet; the \
                  log of that host says why",
@@ -117,7 +117,7 @@ impl Intentions {
 
     /// Has a group recorded; waits while an earlier one of that number is on its way out.
     async fn create_in_catalog(&self, system: &System, new: NewGroup) -> Result<(), CatalogError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             match system.catalog().apply(Operation::CreateGroup(new.clone())).await {
                 Err(CatalogError::Refused(Refusal::Destroying { .. }))
@@ -163,7 +163,7 @@ impl Intentions {
             )) => return Ok(false),
             Err(error) => return Err(of_catalog(&error)),
         }
-        if system.await_replica(group, false, PATIENCE).await {
+        if system.await_replica(group, false, TIMEOUT).await {
             return Ok(true);
         }
         Err(Status::deadline_exceeded(format!(
@@ -181,7 +181,7 @@ impl Intentions {
         requirement: &Requirement,
     ) -> Result<Option<Before>, Status> {
         let Some(system) = &self.system else { return Ok(None) };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let view = system.fresh_view().await.map_err(|error| of_catalog(&error))?;
             let Some(known) = view.groups().get(&group) else { return Ok(None) };

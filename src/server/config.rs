@@ -103,7 +103,7 @@ pub struct ServerConfig {
     /// node was started, and takes the risk that one of them holds a replica after all. Never in a
     /// file, where it would be forgotten.
     #[serde(skip)]
-    pub found_without: BTreeSet<u64>,
+    pub bootstrap_without: BTreeSet<u64>,
     /// Whether what the disk damaged of the state is recovered without an operator, from what can be
     /// read and from other replicas.
     #[serde(default = "yes")]
@@ -263,7 +263,7 @@ impl ServerConfig {
             consistency_check_asleep: default_consistency_check_asleep(),
             catalog: true,
             shards: ShardCounts::default(),
-            found_without: BTreeSet::new(),
+            bootstrap_without: BTreeSet::new(),
             park: BTreeSet::new(),
             repair: true,
             workers: default_workers(),
@@ -375,11 +375,11 @@ impl ServerConfig {
 
     fn validate_left_out(&self, own: NodeId) -> Result<(), ConfigError> {
         let founders = if self.catalog { self.system_founders() } else { self.shard_founders() };
-        for node in &self.found_without {
+        for node in &self.bootstrap_without {
             let named = NodeId::new(*node).filter(|node| *node != own);
             if !named.is_some_and(|node| founders.contains(&node)) {
                 let message = format!("node {node} is not another founder of the cluster");
-                return Err(wrong("found-without", message));
+                return Err(wrong("bootstrap-without", message));
             }
         }
         Ok(())
@@ -467,7 +467,7 @@ impl ServerConfig {
 
     /// The founders that are not waited for.
     pub(super) fn left_out(&self) -> BTreeSet<NodeId> {
-        self.found_without.iter().filter_map(|node| NodeId::new(*node)).collect()
+        self.bootstrap_without.iter().filter_map(|node| NodeId::new(*node)).collect()
     }
 
     /// The map of shards that the configuration names. Must be valid.
@@ -486,7 +486,7 @@ impl ServerConfig {
     #[must_use]
     pub fn system(&self) -> SystemOptions {
         let mut options = SystemOptions::new(self.system_founders());
-        options.found_without = self.left_out();
+        options.bootstrap_without = self.left_out();
         options.shard_map = Some(self.shard_map());
         options.zone.clone_from(&self.zone);
         options.weight = self.weight;

@@ -61,7 +61,7 @@ pub(super) async fn explanation(host: &Host, group: &Group) -> wire::LeaderExpla
     if let Some(outlook) = &outlook {
         explanation.withheld_ms = outlook.withheld.map_or(0, millis);
         explanation.passed_timeouts = outlook.passed_timeouts.into();
-        explanation.patience = outlook.patience.into();
+        explanation.max_skipped_timeouts = outlook.max_skipped_timeouts.into();
         explanation.next_try_ms = outlook.next_try.map(millis);
     }
     explanation

@@ -10,7 +10,7 @@ use shardhost_proto::peer::NodeHeartbeat;
 use tokio::time::MissedTickBehavior;
 
 use super::clocks;
-use super::liveness::Patience;
+use super::liveness::Timeouts;
 use super::peer::Peer;
 use super::shared::Shared;
 
@@ -33,7 +33,7 @@ pub(super) async fn run(shared: Arc<Shared>, inbound: Arc<dyn Inbound>) {
 struct Pulse<'a> {
     shared: &'a Shared,
     inbound: Arc<dyn Inbound>,
-    patience: Patience,
+    timeouts: Timeouts,
     sequence: u64,
     last: Instant,
     last_was_late: bool,
@@ -43,7 +43,7 @@ struct Pulse<'a> {
 
 impl<'a> Pulse<'a> {
     fn new(shared: &'a Shared, inbound: Arc<dyn Inbound>) -> Self {
-        let patience = Patience {
+        let timeouts = Timeouts {
             calm: shared.config.liveness_timeout,
             suspected: shared.config.heartbeat_interval * 2,
         };
@@ -51,7 +51,7 @@ impl<'a> Pulse<'a> {
         Self {
             shared,
             inbound,
-            patience,
+            timeouts,
             sequence: 0,
             last,
             last_was_late: false,
@@ -68,7 +68,7 @@ impl<'a> Pulse<'a> {
             self.attend(peer, now);
             self.look_at_bulk(peer, now, judges);
             if judges {
-                peer.liveness.judge(now, self.patience, &self.inbound);
+                peer.liveness.judge(now, self.timeouts, &self.inbound);
             }
         }
         if now.saturating_duration_since(self.clocks_compared) >= CLOCKS_INTERVAL {
@@ -104,7 +104,7 @@ impl<'a> Pulse<'a> {
     fn look_at_bulk(&self, peer: &Peer, now: Instant, judges: bool) {
         let lately = self.shared.config.heartbeat_interval * 3;
         if judges && peer.liveness.is_heard_within(lately, now) {
-            peer.bulk.give_up_if_stalled(now, self.patience.calm);
+            peer.bulk.give_up_if_stalled(now, self.timeouts.calm);
         } else {
             peer.bulk.excuse(now);
         }

@@ -180,9 +180,9 @@ impl LaneQueue {
 
     /// Gives the present stream up when the peer has taken nothing of it for this long, although
     /// there was something.
-    pub fn give_up_if_stalled(&self, now: Instant, patience: Duration) {
+    pub fn give_up_if_stalled(&self, now: Instant, limit: Duration) {
         let mut state = self.state.lock();
-        if state.phase == Phase::Open && state.progress.is_stalled(now, patience) {
+        if state.phase == Phase::Open && state.progress.is_stalled(now, limit) {
             state.stats.stalls += 1;
             state.progress = Progress::default();
             state.given_up = true;

@@ -61,7 +61,7 @@ struct Known {
 
 /// How long a peer may be silent before it is lost.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
+pub(super) struct Timeouts {
     /// While nothing speaks against it.
     pub calm: Duration,
     /// While its urgent connection is broken.
@@ -123,8 +123,8 @@ impl Liveness {
 
     /// Whether the peer is live, and sent something lately.
     pub fn is_heard_within(&self, time: Duration, now: Instant) -> bool {
-        let patience = Patience { calm: time, suspected: time };
-        self.is_live() && !self.is_silent(now, patience)
+        let timeouts = Timeouts { calm: time, suspected: time };
+        self.is_live() && !self.is_silent(now, timeouts)
     }
 
     pub fn incarnation(&self) -> Option<u64> {
@@ -210,10 +210,10 @@ impl Liveness {
     }
 
     /// Looks whether the peer has been silent for too long.
-    pub fn judge(&self, now: Instant, patience: Patience, inbound: &Arc<dyn Inbound>) {
-        if self.is_live() && self.is_silent(now, patience) {
+    pub fn judge(&self, now: Instant, timeouts: Timeouts, inbound: &Arc<dyn Inbound>) {
+        if self.is_live() && self.is_silent(now, timeouts) {
             let _known = self.known.lock();
-            if self.is_live() && self.is_silent(now, patience) {
+            if self.is_live() && self.is_silent(now, timeouts) {
                 tracing::warn!(node = %self.node, "peer lost");
                 self.live.store(false, Ordering::Release);
                 inbound.peer_lost(self.node);
@@ -272,11 +272,11 @@ impl Liveness {
         u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn is_silent(&self, now: Instant, patience: Patience) -> bool {
+    fn is_silent(&self, now: Instant, timeouts: Timeouts) -> bool {
         let heard = self.last_heard.load(Ordering::Acquire);
         let silence = Duration::from_millis(self.milliseconds(now).saturating_sub(heard));
         let suspected = self.suspected.load(Ordering::Acquire);
-        silence >= if suspected { patience.suspected } else { patience.calm }
+        silence >= if suspected { timeouts.suspected } else { timeouts.calm }
     }
 }
 

@@ -58,10 +58,10 @@ impl Progress {
 
     /// Whether the peer has taken nothing for this long, and for as long as the next frame needs on a
     /// slow link, although there was something.
-    pub fn is_stalled(&self, now: Instant, patience: Duration) -> bool {
+    pub fn is_stalled(&self, now: Instant, limit: Duration) -> bool {
         let owed_for = self.owed_since.map(|since| now.saturating_duration_since(since));
         let bytes = self.owed.front().copied().unwrap_or(0);
-        let allowed = patience + Duration::from_millis(bytes.saturating_mul(1_000) / SLOWEST_RATE);
+        let allowed = limit + Duration::from_millis(bytes.saturating_mul(1_000) / SLOWEST_RATE);
         self.told && owed_for.is_some_and(|owed| owed >= allowed)
     }
 }
@@ -70,23 +70,23 @@ impl Progress {
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(1);
+    const TIMEOUT: Duration = Duration::from_secs(1);
 
     #[test]
     fn a_stream_is_stalled_when_the_peer_takes_nothing_of_what_it_was_handed() {
         let begin = Instant::now();
         let at = |milliseconds| begin + Duration::from_millis(milliseconds);
         let mut progress = Progress::begin(true);
-        assert!(!progress.is_stalled(at(9_000), PATIENCE), "there was nothing to take");
+        assert!(!progress.is_stalled(at(9_000), TIMEOUT), "there was nothing to take");
         progress.handed(0, at(0));
         progress.handed(0, at(500));
-        assert!(!progress.is_stalled(at(999), PATIENCE));
-        assert!(progress.is_stalled(at(1_000), PATIENCE));
+        assert!(!progress.is_stalled(at(999), TIMEOUT));
+        assert!(progress.is_stalled(at(1_000), TIMEOUT));
         progress.taken(1, at(1_000));
-        assert!(!progress.is_stalled(at(1_999), PATIENCE), "it continues, however slowly");
-        assert!(progress.is_stalled(at(2_000), PATIENCE));
+        assert!(!progress.is_stalled(at(1_999), TIMEOUT), "it continues, however slowly");
+        assert!(progress.is_stalled(at(2_000), TIMEOUT));
         progress.taken(2, at(2_000));
-        assert!(!progress.is_stalled(at(9_000), PATIENCE));
+        assert!(!progress.is_stalled(at(9_000), TIMEOUT));
     }
 
     #[test]
@@ -95,10 +95,10 @@ mod tests {
         let mut progress = Progress::begin(true);
         progress.handed(2 * SLOWEST_RATE, begin);
         progress.handed(0, begin);
-        assert!(!progress.is_stalled(begin + PATIENCE * 2, PATIENCE));
-        assert!(progress.is_stalled(begin + PATIENCE * 3, PATIENCE));
-        progress.taken(1, begin + PATIENCE * 3);
-        assert!(progress.is_stalled(begin + PATIENCE * 4, PATIENCE));
+        assert!(!progress.is_stalled(begin + TIMEOUT * 2, TIMEOUT));
+        assert!(progress.is_stalled(begin + TIMEOUT * 3, TIMEOUT));
+        progress.taken(1, begin + TIMEOUT * 3);
+        assert!(progress.is_stalled(begin + TIMEOUT * 4, TIMEOUT));
     }
 
     #[test]
@@ -107,7 +107,7 @@ mod tests {
         let mut progress = Progress::begin(true);
         progress.handed(0, begin);
         progress.taken(u64::MAX, begin);
-        assert!(progress.is_stalled(begin + PATIENCE, PATIENCE));
+        assert!(progress.is_stalled(begin + TIMEOUT, TIMEOUT));
     }
 
     #[test]
@@ -115,11 +115,11 @@ mod tests {
         let begin = Instant::now();
         let mut progress = Progress::begin(true);
         progress.excuse(begin);
-        assert!(!progress.is_stalled(begin + PATIENCE, PATIENCE), "it owed nothing");
+        assert!(!progress.is_stalled(begin + TIMEOUT, TIMEOUT), "it owed nothing");
         progress.handed(0, begin);
-        progress.excuse(begin + PATIENCE);
-        assert!(!progress.is_stalled(begin + PATIENCE * 3 / 2, PATIENCE));
-        assert!(progress.is_stalled(begin + PATIENCE * 2, PATIENCE));
+        progress.excuse(begin + TIMEOUT);
+        assert!(!progress.is_stalled(begin + TIMEOUT * 3 / 2, TIMEOUT));
+        assert!(progress.is_stalled(begin + TIMEOUT * 2, TIMEOUT));
     }
 
     #[test]
@@ -127,6 +127,6 @@ mod tests {
         let begin = Instant::now();
         let mut progress = Progress::begin(false);
         progress.handed(0, begin);
-        assert!(!progress.is_stalled(begin + PATIENCE, PATIENCE));
+        assert!(!progress.is_stalled(begin + TIMEOUT, TIMEOUT));
     }
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use shardhost_client::{Client, ClientOptions};
 
 /// Longer than anything takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A node alone. Killed when dropped.
 pub struct Host {
@@ -35,7 +35,7 @@ impl Host {
         });
         let stderr = child.stderr.take();
         let mut host = Self { child, address: String::new(), stderr };
-        let line = line.recv_timeout(PATIENCE).expect("it starts in time");
+        let line = line.recv_timeout(TIMEOUT).expect("it starts in time");
         let started: Value = serde_json::from_str(&line).expect("it says that it serves");
         host.address = started["address"].as_str().unwrap().to_owned();
         host

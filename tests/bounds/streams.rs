@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::host::{Host, PATIENCE, command, end, rest, send, serve};
+use super::host::{Host, TIMEOUT, command, end, rest, send, serve};
 
 /// More lines than a pipe holds, at this level of the log.
 const LOUD: &str = "trace";
@@ -83,7 +83,7 @@ async fn a_command_whose_output_nobody_reads_ends_quietly() {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let stderr = child.stderr.take().unwrap();
-        let status = end(&mut child, PATIENCE);
+        let status = end(&mut child, TIMEOUT);
         let said = rest(stderr);
         assert_eq!((status.code(), said.as_str()), (Some(141), ""), "{arguments:?}");
     }

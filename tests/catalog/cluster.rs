@@ -16,7 +16,7 @@ use shardhost_server::{Server, ServerConfig};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How a cluster is.
 #[derive(Clone, Debug)]
@@ -82,7 +82,7 @@ impl Cluster {
     /// Waits until the founders hold their tables and every node follows the catalog.
     async fn settle(&self) {
         for server in self.servers.values() {
-            assert!(server.await_shards(PATIENCE).await, "the tables are never there");
+            assert!(server.await_shards(TIMEOUT).await, "the tables are never there");
         }
         self.until("everybody knows everybody", |cluster| {
             cluster.views().all(|view| view.nodes().len() as u64 == cluster.shape.nodes)
@@ -127,7 +127,7 @@ impl Cluster {
     }
 
     pub async fn start_node(&mut self, node: u64) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let listener = loop {
             match TcpListener::bind(&self.addresses[&node]) {
                 Ok(listener) => break listener,
@@ -183,7 +183,7 @@ impl Cluster {
     }
 
     pub async fn until(&self, what: &str, mut reached: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut looks = tokio::time::interval(Duration::from_millis(5));
         while !reached(self) {
             let led = self.led();

@@ -6,7 +6,7 @@ use shardhost::driver::DrainOptions;
 use shardhost_client::{Client, ClientOptions};
 use shardhost_policy::catalog::{DrainState, Operation};
 
-use crate::cluster::{Cluster, PATIENCE, Shape};
+use crate::cluster::{Cluster, Shape, TIMEOUT};
 
 const TABLES: u64 = 12;
 
@@ -46,7 +46,7 @@ async fn two_operators_do_not_leave_a_group_without_anybody_to_lead_it() {
     let last = cluster.refusal(&["drain", "begin", "3"]).await;
     assert!(last.contains("nobody could lead") && last.contains("accept it"), "{last}");
     assert!(!cluster.host(3).advert().draining);
-    let forced = cluster.run(&["drain", "begin", "3", "--even-if-nobody"]).await;
+    let forced = cluster.run(&["drain", "begin", "3", "--even-if-ineligible"]).await;
     assert_eq!(forced.status.code(), Some(1), "the node is not empty: {forced:?}");
     let forced: serde_json::Value = serde_json::from_slice(&forced.stdout).unwrap();
     assert!(forced["left"].as_u64() >= Some(TABLES), "what cannot go stays: {forced}");
@@ -87,7 +87,7 @@ async fn a_leadership_that_falls_to_a_drained_node_is_handed_on() {
     assert_eq!((&drained["state"], &drained["left"]), (&"done".into(), &0.into()), "{drained}");
     cluster.stop_node(3).await;
     let addresses: Vec<String> = cluster.addresses.values().cloned().collect();
-    let options = ClientOptions { deadline: PATIENCE, ..ClientOptions::default() };
+    let options = ClientOptions { deadline: TIMEOUT, ..ClientOptions::default() };
     let client = Client::connect(addresses, options).await.unwrap();
     for key in 0..200_u32 {
         client.table().put(key.to_be_bytes().to_vec(), vec![7; 8]).await.unwrap();
@@ -119,7 +119,7 @@ async fn what_could_not_go_goes_when_another_can_take_it() {
     assert!(refused.contains("do not answer") && refused.contains("STRANDED"), "{refused}");
     assert!(!cluster.host(1).advert().draining);
 
-    let forced = ["drain", "begin", "1", "--even-if-nobody", "--deadline", "600"];
+    let forced = ["drain", "begin", "1", "--even-if-ineligible", "--deadline", "600"];
     let begun = cluster.run(&forced).await;
     assert_eq!(begun.status.code(), Some(1), "{begun:?}");
     let words = String::from_utf8_lossy(&begun.stderr).into_owned();
@@ -141,7 +141,7 @@ async fn a_drain_that_is_under_way_follows_a_later_deadline() {
     let mut cluster = Cluster::start(shape).await;
     cluster.stop_node(3).await;
     cluster.until("one leads everything", |cluster| cluster.led()[&1] == TABLES).await;
-    let begin = ["drain", "begin", "1", "--even-if-nobody", "--deadline", "5", "--no-wait"];
+    let begin = ["drain", "begin", "1", "--even-if-ineligible", "--deadline", "5", "--no-wait"];
     cluster.answer(&begin).await;
     let one = NodeId::must(1);
     let drain = cluster.system(1).fresh_view().await.unwrap().drains()[&one].clone();
@@ -192,11 +192,11 @@ async fn a_drain_that_is_given_up_says_so_and_makes_room() {
     shape.require = &["fifo"];
     let cluster = Cluster::start(shape).await;
     cluster.until("one leads everything", |cluster| cluster.led()[&1] == TABLES).await;
-    let begin = ["drain", "begin", "1", "--even-if-nobody", "--deadline", "1", "--or-undrain"];
+    let begin = ["drain", "begin", "1", "--even-if-ineligible", "--deadline", "1", "--or-undrain"];
     cluster.run(&begin).await;
     cluster.until("it is given up", |one| state(one, 1) == Some(DrainState::GivenUp)).await;
     cluster.until("it takes leaders", |cluster| !cluster.host(1).advert().draining).await;
-    cluster.answer(&["drain", "begin", "1", "--even-if-nobody", "--no-wait"]).await;
+    cluster.answer(&["drain", "begin", "1", "--even-if-ineligible", "--no-wait"]).await;
     assert!(cluster.host(1).advert().draining);
     cluster.stop().await;
 }

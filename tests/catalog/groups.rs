@@ -111,7 +111,8 @@ async fn without_a_quorum_of_the_system_group_only_creating_and_planning_stop() 
     let status = cluster.refusal(&["balance", "status", "--timeout", "1"]).await;
     assert!(status.contains("no planner"), "{status}");
     // A drain is a node's own business, too.
-    let drained = cluster.answer(&["drain", "begin", "1", "--even-if-nobody", "--no-wait"]).await;
+    let drained =
+        cluster.answer(&["drain", "begin", "1", "--even-if-ineligible", "--no-wait"]).await;
     assert_eq!((&drained["draining"], &drained["durable"]), (&true.into(), &false.into()));
     group.propose(put).await.unwrap();
     // No node is lost by starting without the others.
@@ -139,7 +140,7 @@ async fn a_requirement_is_kept_as_the_catalog_has_it_and_operators_change_both()
     };
     cluster.until("both know it", |cluster| requires(cluster, 1).is_some()).await;
     let refused = cluster.refusal(&["group", "require", "1000000", "gpu"]).await;
-    assert!(refused.contains("gpu") && refused.contains("--even-if-nobody"), "{refused}");
+    assert!(refused.contains("gpu") && refused.contains("--even-if-ineligible"), "{refused}");
     cluster.until("nothing changed", |cluster| requires(cluster, 1).is_some()).await;
     // The group is changed without the catalog.
     let node = cluster.server_of(table).unwrap();

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-use crate::cluster::{Cluster, PATIENCE, Shape};
+use crate::cluster::{Cluster, Shape, TIMEOUT};
 
 const GROUP: GroupId = GroupId::new(70);
 
@@ -173,7 +173,7 @@ async fn a_state_machine_that_hangs_stops_what_is_done_with_its_group_alone() {
     let system = System::start(&host, SystemOptions::new([node]), machines.clone()).await.unwrap();
     host.serve(tonic::service::Routes::new(system.service()));
     let until = async |what: &str, reached: &dyn Fn() -> bool| {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !reached() {
             assert!(Instant::now() < deadline, "never came to be: {what}");
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;

@@ -119,7 +119,7 @@ async fn would_move(cluster: &Cluster, count: u64) -> Value {
 }
 
 async fn await_status(cluster: &Cluster, reached: impl Fn(&Value) -> bool) -> Value {
-    let deadline = tokio::time::Instant::now() + crate::cluster::PATIENCE;
+    let deadline = tokio::time::Instant::now() + crate::cluster::TIMEOUT;
     loop {
         let status = cluster.answer(&["balance", "status", "--why", "1000000"]).await;
         if reached(&status) {

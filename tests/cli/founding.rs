@@ -108,7 +108,7 @@ async fn a_cluster_that_gets_a_catalog_keeps_all_its_members() {
     assert!(exists(&servers.data_dir(3), "founding-shards"));
 
     servers.settings = "catalog = true".to_owned();
-    (1..=2).for_each(|node| servers.start(node, &["--found-without", "3"]));
+    (1..=2).for_each(|node| servers.start(node, &["--bootstrap-without", "3"]));
     servers.put(1, "key", "new").await;
     assert!(exists(&servers.data_dir(1), "founding-system"));
     servers.start(3, &[]);
@@ -180,8 +180,8 @@ async fn a_new_cluster_is_founded_when_its_last_founder_comes_however_often_they
 async fn an_operator_founds_without_a_founder_that_then_comes_too_late() {
     for (settings, _) in BOTH {
         let mut servers = Servers::new(3, settings, "tables = 2");
-        servers.start(1, &["--found-without", "3"]);
-        servers.start(2, &["--found-without", "3"]);
+        servers.start(1, &["--bootstrap-without", "3"]);
+        servers.start(2, &["--bootstrap-without", "3"]);
         servers.put(1, "key", "by two").await;
         servers.start(3, &[]);
         servers.await_log(3, &["founded without the disk of this node"]).await;
@@ -191,7 +191,7 @@ async fn an_operator_founds_without_a_founder_that_then_comes_too_late() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_other_founders_can_be_left_out() {
-    let arguments = ["serve", "--data-dir", "x", "--found-without", "7"];
+    let arguments = ["serve", "--data-dir", "x", "--bootstrap-without", "7"];
     let ended = run(&arguments).await;
     assert_eq!(ended.code, 1, "{ended:?}");
     assert!(ended.stderr.contains("node 7 is not another founder"), "{ended:?}");

@@ -12,7 +12,7 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
 /// Longer than anything takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How a process ended.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Running {
     /// Reads until a line contains `words`.
     pub async fn await_line(&mut self, words: &str) {
         loop {
-            let line = timeout(PATIENCE, self.lines.next_line()).await.unwrap().unwrap();
+            let line = timeout(TIMEOUT, self.lines.next_line()).await.unwrap().unwrap();
             let line = line.unwrap_or_else(|| panic!("it ended without {words:?}: {}", self.seen));
             self.keep(&line);
             if line.contains(words) {
@@ -92,7 +92,7 @@ impl Running {
 
     /// Waits until it has printed something, and takes nothing of that but what a buffer holds.
     pub async fn await_output(&mut self) {
-        let printed = timeout(PATIENCE, self.lines.get_mut().fill_buf()).await.unwrap().unwrap();
+        let printed = timeout(TIMEOUT, self.lines.get_mut().fill_buf()).await.unwrap().unwrap();
         assert!(!printed.is_empty(), "it ended");
     }
 
@@ -109,7 +109,7 @@ impl Running {
     /// Waits for its end.
     pub async fn end(mut self) -> Ended {
         let mut stderr = String::new();
-        let ended = timeout(PATIENCE, async {
+        let ended = timeout(TIMEOUT, async {
             // Both at once: a pipe without a reader stops the process.
             let output = async {
                 while let Some(line) = self.lines.next_line().await.unwrap() {
@@ -145,7 +145,7 @@ pub async fn await_gone(process: u32) {
 
 /// Waits for a state.
 pub async fn until(what: &str, reached: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut look = tokio::time::interval(Duration::from_millis(10));
     while !reached() {
         assert!(Instant::now() < deadline, "not in time: {what}");
@@ -176,7 +176,7 @@ impl Node {
     }
 
     async fn started(mut running: Running) -> Self {
-        let line = timeout(PATIENCE, running.lines.next_line()).await.unwrap().unwrap();
+        let line = timeout(TIMEOUT, running.lines.next_line()).await.unwrap().unwrap();
         let Some(line) = line else { panic!("it does not start: {:?}", running.end().await) };
         let started: Value = serde_json::from_str(&line).unwrap();
         let address = started["address"].as_str().unwrap().to_owned();
@@ -224,7 +224,7 @@ impl Node {
     /// Repeats a command that looks until what it prints as JSON is so. What one screen shows, another
     /// one may show a moment later.
     pub async fn await_json(&self, arguments: &[&str], is: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let shown = self.run(arguments).await.json();
             if is(&shown) {
@@ -236,7 +236,7 @@ impl Node {
 
     /// Repeats a command that looks until what it prints contains all of this.
     pub async fn await_text(&self, arguments: &[&str], parts: &[&str]) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let shown = self.run(arguments).await.ok();
             let missing = parts.iter().find(|part| !shown.contains(**part));
@@ -276,7 +276,7 @@ impl Host {
     }
 
     async fn report(&mut self) -> Value {
-        let line = timeout(PATIENCE, self.reports.next_line()).await.unwrap().unwrap();
+        let line = timeout(TIMEOUT, self.reports.next_line()).await.unwrap().unwrap();
         serde_json::from_str(&line.expect("the host runs")).unwrap()
     }
 }
@@ -326,7 +326,7 @@ impl Supervised {
     pub async fn kill(&mut self, node: u64) {
         let mut host = self.hosts.remove(&node).unwrap();
         host.child.start_kill().unwrap();
-        timeout(PATIENCE, host.child.wait()).await.unwrap().unwrap();
+        timeout(TIMEOUT, host.child.wait()).await.unwrap().unwrap();
     }
 
     /// Starts one of them where it was.
@@ -386,7 +386,7 @@ impl Supervised {
             host.child.start_kill().unwrap();
         }
         for host in self.hosts.values_mut() {
-            timeout(PATIENCE, host.child.wait()).await.unwrap().unwrap();
+            timeout(TIMEOUT, host.child.wait()).await.unwrap().unwrap();
         }
         self.hosts.clear();
     }

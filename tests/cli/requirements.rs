@@ -46,13 +46,13 @@ async fn a_requirement_that_nobody_meets_is_refused_meant_explained_and_taken_ba
     assert!(bad.stderr.contains("\"Gpu!\" is no name of a capability"), "{bad:?}");
     let refused = node.run(&["group", "require", TABLE, "gpu", "tpu"]).await;
     assert_eq!(refused.code, 1);
-    for told in ["nobody in group 1000000", "node 1 lacks gpu, tpu", "--even-if-nobody"] {
+    for told in ["nobody in group 1000000", "node 1 lacks gpu, tpu", "--even-if-ineligible"] {
         assert!(refused.stderr.contains(told), "{told}: {refused:?}");
     }
     let stale = node.run(&["group", "require", TABLE, "gpu", "--expect", "7"]).await;
     assert!(stale.stderr.contains("expects that of 7"), "{stale:?}");
 
-    let meant = node.run(&["group", "require", TABLE, "gpu", "--even-if-nobody"]).await.ok();
+    let meant = node.run(&["group", "require", TABLE, "gpu", "--even-if-ineligible"]).await.ok();
     assert!(meant.contains("group 1000000 requires gpu"), "{meant}");
     let parts = ["serves no users: node 1 lacks gpu", "no, lacks gpu", "group require 1000000"];
     node.await_text(&["leader", "why", TABLE], &parts).await;

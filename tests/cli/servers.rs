@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 use super::process::{Ended, run, signal};
 
 /// Longer than anything takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Clusters of this process so far: each has addresses of its own.
 static CLUSTERS: AtomicU64 = AtomicU64::new(0);
@@ -133,7 +133,7 @@ impl Servers {
     pub async fn refused(&self, node: u64) -> String {
         let mut command = self.command(node, &[]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let output = tokio::time::timeout(PATIENCE, command.output()).await;
+        let output = tokio::time::timeout(TIMEOUT, command.output()).await;
         let output = output.expect("it ends in time").unwrap();
         assert!(!output.status.success(), "{output:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
@@ -154,7 +154,7 @@ impl Servers {
     #[allow(dead_code, reason = "only some tests need it")]
     pub async fn end(&mut self, node: u64) -> ExitStatus {
         let mut child = self.running.remove(&node).unwrap();
-        let ended = tokio::time::timeout(PATIENCE, child.wait()).await;
+        let ended = tokio::time::timeout(TIMEOUT, child.wait()).await;
         ended.unwrap_or_else(|_| panic!("node {node} does not end: {}", self.log(node))).unwrap()
     }
 
@@ -199,7 +199,7 @@ impl Servers {
     }
 
     pub async fn until<F: Future<Output = bool>>(&self, what: &str, mut is: impl FnMut() -> F) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut looks = tokio::time::interval(Duration::from_millis(50));
         while !is().await {
             let logs: Vec<String> = self.addresses.keys().map(|node| self.log(*node)).collect();

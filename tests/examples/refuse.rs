@@ -71,7 +71,7 @@ impl SnapshotWriter for View {
 }
 
 const GROUP: GroupId = GroupId::new(7);
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -98,7 +98,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         hosts.push(host);
         gpus.push(gpu);
     }
-    let serves = |at: usize| groups[at].wait_for(|status| status.serving, PATIENCE);
+    let serves = |at: usize| groups[at].wait_for(|status| status.serving, TIMEOUT);
 
     serves(2).await.ok_or("node 3 does not serve")?;
     let refused = groups[2].transfer_leadership(Some(nodes[0])).await.unwrap_err();

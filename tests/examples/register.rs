@@ -56,7 +56,7 @@ impl SnapshotWriter for View {
 }
 
 const GROUP: GroupId = GroupId::new(7);
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Starts three hosts that know each other, each with its replica of the group.
 async fn start(
@@ -87,7 +87,7 @@ async fn start(
 /// The replica that leads and serves.
 async fn leader(groups: &[Group]) -> Option<&Group> {
     let waits = groups.iter().map(|group| {
-        Box::pin(async move { group.wait_for(|s| s.serving, PATIENCE).await.map(|_| group) })
+        Box::pin(async move { group.wait_for(|s| s.serving, TIMEOUT).await.map(|_| group) })
     });
     futures::future::select_all(waits).await.0
 }

@@ -23,7 +23,7 @@ const QUEUES: u64 = 3;
 /// A few election timeouts, on a machine that is busy with other tests.
 const SOON: Duration = Duration::from_secs(12);
 /// Longer than any operation is tried.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Puts a key after the other, and remembers which were acknowledged.
 struct Writer {
@@ -99,7 +99,7 @@ async fn led_by_one(test: &str, bytes: usize) -> Option<(Cluster, Writer, Client
     let handing_over = ["--shutdown-timeout", "2"];
     cluster.nodes().for_each(|node| cluster.servers.start(node, &handing_over));
     let others = cluster.client(&[2, 3], Duration::from_secs(2)).await;
-    cluster.serves_all(&others, PATIENCE).await;
+    cluster.serves_all(&others, TIMEOUT).await;
     cluster.lead_all(1).await;
     let writer = Writer::start(others.clone(), bytes);
     writer.more(20).await;

@@ -16,7 +16,7 @@ use shardhost_server::config::{Planner, ShardCounts};
 use shardhost_server::{Server, ServerConfig, group_of_shard};
 use tempfile::TempDir;
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a node has.
 pub type Has = &'static [&'static str];
@@ -56,7 +56,7 @@ impl Cluster {
             cluster.start_node(node, Some(listener)).await;
         }
         for server in cluster.servers.values() {
-            assert!(server.await_shards(PATIENCE).await, "the shards are never there");
+            assert!(server.await_shards(TIMEOUT).await, "the shards are never there");
         }
         cluster
     }
@@ -125,19 +125,19 @@ impl Cluster {
         let waits = self.servers.keys().map(|node| {
             let replica = self.replica(*node, group);
             Box::pin(async move {
-                let status = replica.wait_for(reached, PATIENCE).await;
+                let status = replica.wait_for(reached, TIMEOUT).await;
                 (status.is_some(), (*node, replica))
             })
         });
         let ((met, found), ..) = futures::future::select_all(waits).await;
         let seen = self.on_every_host(|host| host.group(group).map(|group| group.status()));
-        assert!(met, "group {group} is not {what} within {PATIENCE:?}: {seen:#?}");
+        assert!(met, "group {group} is not {what} within {TIMEOUT:?}: {seen:#?}");
         found
     }
 
     /// Why the node that serves a group does not transfer it to a node that should not lead it.
     pub async fn refusal(&self, group: GroupId, to: u64) -> TransferError {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
         loop {
             let (_, leader) = self.serving(group).await;
             match leader.transfer_leadership(Some(NodeId::must(to))).await {
@@ -159,7 +159,7 @@ impl Cluster {
 
     /// Waits until every host has the advertisement of every other one.
     pub async fn all_have_spoken(&self) {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
         let ids: Vec<NodeId> = self.servers.keys().copied().map(NodeId::must).collect();
         for host in self.servers.values().map(Server::host) {
             for node in ids.iter().filter(|node| **node != host.node_id()) {
@@ -201,7 +201,7 @@ pub async fn propose(group: &Group) -> Result<(), ProposeError> {
 
 /// Hands a group on, as often as it takes: the target may have to hear of something first.
 pub async fn transfer(from: &Group, to: u64) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + TIMEOUT;
     loop {
         match from.transfer_leadership(Some(NodeId::must(to))).await {
             Ok(_) | Err(TransferError::AlreadyLeads { .. } | TransferError::NotLeader { .. }) => {

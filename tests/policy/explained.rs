@@ -19,7 +19,7 @@ use shardhost_proto::log;
 use tonic::transport::Channel;
 use tonic_types::StatusExt;
 
-use super::cluster::{Cluster, PATIENCE, queue, table, transfer};
+use super::cluster::{Cluster, TIMEOUT, queue, table, transfer};
 
 /// What the planner makes of a node as the target of a group, from what its leader's host knows.
 fn predicted(host: &Host, group: GroupId, node: u64) -> Option<RejectReason> {
@@ -33,7 +33,7 @@ fn predicted(host: &Host, group: GroupId, node: u64) -> Option<RejectReason> {
 
 /// Waits until planner and gate say the same of a node, which is this.
 async fn both_say(cluster: &Cluster, leader: (u64, &Group), node: u64, reason: RejectReason) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let predicted = predicted(cluster.host(leader.0), leader.1.id(), node);
         let gate = leader.1.transfer_leadership(Some(NodeId::must(node))).await;
@@ -78,7 +78,7 @@ async fn explained_as(
     group: GroupId,
     reached: impl Fn(&LeaderExplanation) -> bool,
 ) -> LeaderExplanation {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let explanation = explained(cluster, node, group).await;
         if reached(&explanation) {
@@ -149,7 +149,7 @@ async fn whoever_handed_a_leadership_on_says_how_long_it_does_not_stand() {
     let cluster = Cluster::start([&[], &[], &[]], 1, &[]).await;
     let (first, _) = cluster.serving(table(0)).await;
     assert_eq!(explained(&cluster, first, table(0)).await.withheld_ms, 0);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let (node, leader) = cluster.serving(table(0)).await;
         transfer(&leader, if node == 1 { 2 } else { 1 }).await;
@@ -175,7 +175,7 @@ async fn the_status_counts_transfers_and_refusals_by_reason() {
     cluster.refusal(table(0), 3).await;
     let (node, leader) = cluster.serving(table(0)).await;
     transfer(&leader, if node == 1 { 2 } else { 1 }).await;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let status = admin(&cluster, node).await.status(StatusRequest {}).await.unwrap();
         let policy = status.into_inner().policy.expect("this version counts");
@@ -203,7 +203,7 @@ async fn a_drain_of_the_last_capable_node_leaves_its_groups_served() {
     assert!(names.iter().any(|name| why.ends_with(&format!("[{name}]"))), "{why}");
     assert_eq!(cluster.serving(table(0)).await.0, 1, "nobody else may serve it");
     assert_ne!(cluster.serving(queue()).await.0, 1, "the rest went");
-    cluster.client(PATIENCE).await.table().put("color", "blue").await.unwrap();
+    cluster.client(TIMEOUT).await.table().put("color", "blue").await.unwrap();
     cluster.stop().await;
 }
 
@@ -215,7 +215,7 @@ async fn a_requirement_that_is_no_name_is_refused() {
     let request = ChangeRequirementRequest {
         group: table(0).get(),
         requirement: Some(asked),
-        even_if_nobody: true,
+        even_if_ineligible: true,
         ..ChangeRequirementRequest::default()
     };
     let refused = admin(&cluster, node).await.change_requirement(request).await.unwrap_err();

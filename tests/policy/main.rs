@@ -13,13 +13,13 @@ use shardhost::{
 use shardhost_client::ClientError;
 use shardhost_proto::shard_map::TABLE_KIND;
 
-use cluster::{Cluster, PATIENCE, propose, queue, table, transfer};
+use cluster::{Cluster, TIMEOUT, propose, queue, table, transfer};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_lacks_what_a_group_requires_never_serves_it() {
     // Leadership is moved, and nodes restart; node 1 lacks what the tables require.
     let mut cluster = Cluster::start([&[], &["fifo"], &["fifo", "ssd"]], 4, &["fifo"]).await;
-    let client = cluster.client(PATIENCE).await;
+    let client = cluster.client(TIMEOUT).await;
     for round in 0..3 {
         cluster.all_have_spoken().await;
         for shard in 0..4 {
@@ -45,7 +45,7 @@ async fn a_node_that_lacks_what_a_group_requires_never_serves_it() {
     // What requires nothing may be led anywhere.
     let (_, group) = cluster.serving(queue()).await;
     transfer(&group, 1).await;
-    cluster.replica(1, queue()).wait_for(|status| status.serving, PATIENCE).await.unwrap();
+    cluster.replica(1, queue()).wait_for(|status| status.serving, TIMEOUT).await.unwrap();
     cluster.stop().await;
 }
 
@@ -53,7 +53,7 @@ async fn a_node_that_lacks_what_a_group_requires_never_serves_it() {
 async fn without_a_capable_node_a_caretaker_leads_and_says_why_until_one_returns() {
     let mut cluster = Cluster::start([&[], &[], &["fifo"]], 1, &["fifo"]).await;
     assert_eq!(cluster.serving(table(0)).await.0, 3);
-    cluster.client(PATIENCE).await.table().put("color", "blue").await.unwrap();
+    cluster.client(TIMEOUT).await.table().put("color", "blue").await.unwrap();
 
     cluster.stop_node(3).await;
     let (node, caretaker) = cluster.caretaking(table(0)).await;
@@ -76,7 +76,7 @@ async fn without_a_capable_node_a_caretaker_leads_and_says_why_until_one_returns
     assert!(unread.to_string().contains(&lacks), "{unread}");
 
     // A patient caller is served as soon as the node is back.
-    let patient = cluster.client(PATIENCE).await;
+    let patient = cluster.client(TIMEOUT).await;
     let waits = tokio::spawn(async move { patient.table().put("color", "green").await });
     cluster.start_node(3, None).await;
     assert_eq!(cluster.serving(table(0)).await.0, 3);
@@ -141,12 +141,12 @@ async fn a_policy_keeps_a_node_from_leading_the_groups_of_a_label_and_no_others(
     for group in [table(0), queue()] {
         let (_, leader) = cluster.serving(group).await;
         transfer(&leader, 1).await;
-        cluster.replica(1, group).wait_for(|status| status.serving, PATIENCE).await.unwrap();
+        cluster.replica(1, group).wait_for(|status| status.serving, TIMEOUT).await.unwrap();
     }
     let guards: Vec<PolicyGuard> =
         cluster.on_every_host(|host| host.register_policy(tables(), KeepFree));
     let here = cluster.replica(1, table(0));
-    here.wait_for(|status| !status.serving, PATIENCE).await.expect("it goes on serving");
+    here.wait_for(|status| !status.serving, TIMEOUT).await.expect("it goes on serving");
     let (node, leader) = cluster.serving(table(0)).await;
     assert_ne!(node, 1);
     let refused = cluster.refusal(table(0), 1).await;
@@ -156,7 +156,7 @@ async fn a_policy_keeps_a_node_from_leading_the_groups_of_a_label_and_no_others(
 
     drop(guards);
     transfer(&leader, 1).await;
-    here.wait_for(|status| status.serving, PATIENCE).await.expect("nothing is in its way");
+    here.wait_for(|status| status.serving, TIMEOUT).await.expect("nothing is in its way");
     cluster.stop().await;
 }
 
@@ -173,7 +173,7 @@ async fn a_policy_that_declines_what_was_acquired_hands_it_on_before_it_is_serve
         status.leader.is_some_and(elsewhere)
     };
     let replica = cluster.replica(declining, table(0));
-    replica.wait_for(declined, PATIENCE).await.expect("it keeps what it declined");
+    replica.wait_for(declined, TIMEOUT).await.expect("it keeps what it declined");
     let (served_by, _) = cluster.serving(table(0)).await;
     assert_ne!(served_by, declining);
     let since = cluster.served.lock()[before..].to_vec();
@@ -199,18 +199,18 @@ async fn a_requirement_that_nobody_meets_is_refused_unless_it_is_meant() {
     let (_, leader) = cluster.serving(table(0)).await;
     let index = leader.membership().config_index;
     // The change before may still be on its way to the state machine.
-    leader.wait_for(|status| status.pending_change.is_none(), PATIENCE).await.unwrap();
+    leader.wait_for(|status| status.pending_change.is_none(), TIMEOUT).await.unwrap();
     let stale = leader.require_unchecked(fifo.clone(), Some(index.next())).await.unwrap_err();
     assert!(matches!(stale, MembershipError::WrongConfig { .. }), "{stale}");
     leader.require_unchecked(fifo, Some(index)).await.unwrap();
     let (_, caretaker) = cluster.caretaking(table(0)).await;
     assert!(propose(&caretaker).await.is_err());
-    caretaker.wait_for(|status| status.pending_change.is_none(), PATIENCE).await.unwrap();
+    caretaker.wait_for(|status| status.pending_change.is_none(), TIMEOUT).await.unwrap();
 
     // A caretaker can be repaired.
     caretaker.require(Requirement::default(), None).await.unwrap();
     cluster.serving(table(0)).await;
-    cluster.client(PATIENCE).await.table().put("color", "blue").await.unwrap();
+    cluster.client(TIMEOUT).await.table().put("color", "blue").await.unwrap();
     cluster.stop().await;
 }
 
@@ -223,7 +223,7 @@ async fn a_leader_that_loses_a_capability_hands_over_and_may_lead_again_when_it_
     assert!(leader.status().serving, "a name that is none changes nothing");
 
     cluster.host(node).set_capabilities(["ssd"]).unwrap();
-    leader.wait_for(|status| !status.serving, PATIENCE).await.expect("it goes on serving");
+    leader.wait_for(|status| !status.serving, TIMEOUT).await.expect("it goes on serving");
     let (next, successor) = cluster.serving(table(0)).await;
     assert_ne!(next, node);
     let before = cluster.served.lock().len();
@@ -234,6 +234,6 @@ async fn a_leader_that_loses_a_capability_hands_over_and_may_lead_again_when_it_
 
     cluster.host(node).set_capabilities(["fifo"]).unwrap();
     transfer(&successor, node).await;
-    leader.wait_for(|status| status.serving, PATIENCE).await.expect("it may lead again");
+    leader.wait_for(|status| status.serving, TIMEOUT).await.expect("it may lead again");
     cluster.stop().await;
 }

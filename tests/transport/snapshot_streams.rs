@@ -166,7 +166,7 @@ fn a_sender_that_falls_silent_loses_its_turn_and_may_go_on_later() {
     });
     let bytes = content(4 * CHUNK);
     let _silent = two_chunks(&two, &bytes);
-    two.wait("patience to end", |two| refusals(two, SnapshotRefusal::Stalled) == 1);
+    two.wait("the timeout", |two| refusals(two, SnapshotRefusal::Stalled) == 1);
     assert_eq!(rest(&two, &bytes), (2 * CHUNK as u64, 4 * CHUNK as u64));
 }
 

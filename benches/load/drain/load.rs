@@ -6,7 +6,7 @@ use anyhow::bail;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::WriteArguments;
-use crate::crowd::{LEADER, PATIENCE};
+use crate::crowd::{LEADER, TIMEOUT};
 use crate::flow::{Flow, FlowTask, Flowed};
 use crate::nodes::Nodes;
 use crate::process::now_ns;
@@ -55,7 +55,7 @@ impl Load {
             probe_every_ns: PROBE_EVERY.as_nanos() as u64,
             size: 16,
         };
-        nodes.all_do(&FlowTask::Begin(flow), PATIENCE).await?;
+        nodes.all_do(&FlowTask::Begin(flow), TIMEOUT).await?;
         took(nodes, StallTask::LogWrites).await?;
         tokio::time::sleep(CALM).await;
         let rounds = latencies(&rounds);
@@ -72,7 +72,7 @@ impl Load {
         tokio::time::sleep(AFTERWARDS).await;
         let syncs = latencies(&took(nodes, StallTask::LogWrites).await?);
         let mut flowed = Flowed::default();
-        for some in nodes.all_do(&FlowTask::End, PATIENCE).await? {
+        for some in nodes.all_do(&FlowTask::End, TIMEOUT).await? {
             flowed.add(some);
         }
         let until = to_ns + AFTERWARDS.as_nanos() as u64 / 2;
@@ -126,13 +126,13 @@ async fn sustained(nodes: &mut Nodes, groups: u64) -> anyhow::Result<f64> {
         seconds: MEASURED_S,
         ..WriteArguments::default()
     };
-    let measured = nodes.one_does(LEADER, &WriteTask(arguments), PATIENCE).await?;
+    let measured = nodes.one_does(LEADER, &WriteTask(arguments), TIMEOUT).await?;
     Ok(measured.acknowledged as f64 / measured.usage.seconds)
 }
 
 /// How long something took at the node that leads.
 async fn took(nodes: &mut Nodes, task: StallTask) -> anyhow::Result<Counted> {
-    match nodes.one_does(LEADER, &task, PATIENCE).await? {
+    match nodes.one_does(LEADER, &task, TIMEOUT).await? {
         StallAnswer::Took(counted) => Ok(counted),
         other => bail!("node {LEADER} answers {other:?}"),
     }

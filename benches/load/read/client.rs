@@ -13,7 +13,7 @@ use shardhost_proto::client::Consistency;
 
 use super::embedded::ReadMeasured;
 use super::mix::{self, Load, Mix, Target};
-use super::{PATIENCE, ReadArguments, ReadKind, Run, RunKind};
+use super::{ReadArguments, ReadKind, Run, RunKind, TIMEOUT};
 use crate::nodes::Nodes;
 use crate::process::cpu_time;
 
@@ -25,7 +25,7 @@ const FILLED_TOGETHER: usize = 256;
 pub async fn runs(arguments: &ReadArguments, directory: &Path) -> anyhow::Result<Vec<Run>> {
     let layout = arguments.layout();
     let (mut nodes, addresses) = Nodes::start_servers(&layout, directory, |_| {}).await?;
-    nodes.spread(PATIENCE).await?;
+    nodes.spread(TIMEOUT).await?;
     let client = Client::connect(addresses, ClientOptions::default()).await?;
     let names: Arc<[NodeId]> = client.nodes().into_keys().collect();
     let remote = Remote { table: client.table(), nodes: names, kind: ReadKind::Lease };
@@ -81,7 +81,7 @@ impl Remote {
             while puts.try_next().await?.is_some() {}
             anyhow::Ok(())
         };
-        tokio::time::timeout(PATIENCE, filled).await.context("the tables cannot be filled")?
+        tokio::time::timeout(TIMEOUT, filled).await.context("the tables cannot be filled")?
     }
 }
 

@@ -23,7 +23,7 @@ use crate::task::Task;
 use crate::write::Answers;
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 /// Between two looks at all groups.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Groups that are filled at a time.
@@ -135,7 +135,7 @@ async fn execute(
 async fn take_snapshots(groups: &[Group]) -> anyhow::Result<()> {
     let snapshots = stream::iter(groups).map(Group::snapshot).buffer_unordered(TAKEN_TOGETHER);
     let taken = snapshots.try_for_each(|_| async { Ok(()) });
-    Ok(tokio::time::timeout(PATIENCE, taken).await.context("snapshots take too long")??)
+    Ok(tokio::time::timeout(TIMEOUT, taken).await.context("snapshots take too long")??)
 }
 
 fn command(machine: MachineKind, key: &str, value: &[u8]) -> Bytes {
@@ -165,7 +165,7 @@ fn fill(
     let sink: Arc<dyn ProposalSink> = Arc::clone(&answers) as _;
     let each = keys.end - keys.start;
     let mut taken = vec![0; led.len()];
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     for first in (0..led.len()).step_by(FILLED_TOGETHER) {
         let some = first..led.len().min(first + FILLED_TOGETHER);
         let mut due = some.len() as u64 * each;
@@ -193,7 +193,7 @@ fn fill(
 }
 
 async fn await_items(groups: &[Group], at_least: u64) -> anyhow::Result<u64> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut all = 0;
     for group in groups {
         loop {
@@ -243,7 +243,7 @@ impl<'a> OnceWriter<'a> {
     }
 
     fn run(mut self) -> anyhow::Result<WrittenOnce> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !self.leaderless.is_empty() || !self.unwritten.is_empty() || self.under_way > 0 {
             ensure!(
                 Instant::now() < deadline,

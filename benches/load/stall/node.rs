@@ -17,7 +17,7 @@ use crate::task::Task;
 use super::Event;
 
 /// How long an event may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two tries, and between two measured round trips.
 const PAUSE: Duration = Duration::from_millis(5);
 /// What a learner may lack when it is promoted.
@@ -146,7 +146,7 @@ async fn happen(group: &Group, event: Event) -> anyhow::Result<(u64, u64)> {
                     let members = &status.membership;
                     members.incoming.is_none() && members.replica_on(old).is_none()
                 },
-                PATIENCE,
+                TIMEOUT,
             );
             replaced.await.with_context(|| format!("node {old} is not replaced"))?;
         }
@@ -160,7 +160,7 @@ fn node(number: u64) -> anyhow::Result<NodeId> {
 
 /// Promotes a learner once it has caught up; the event begins with the try that succeeds.
 async fn promote(group: &Group, learner: NodeId) -> anyhow::Result<(u64, u64)> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let began = now_ns()?;
         let change = MembershipChange::new().promote(learner, CaughtUp::MaxLag(MAX_LAG));
@@ -175,7 +175,7 @@ async fn promote(group: &Group, learner: NodeId) -> anyhow::Result<(u64, u64)> {
 }
 
 async fn await_gone(host: &Host, group: GroupId) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while host.group(group).is_some() || host.stored_group(group)?.is_some() {
         ensure!(Instant::now() < deadline, "the replica of group {group} does not go");
         tokio::time::sleep(PAUSE).await;

@@ -72,7 +72,7 @@ impl GroupCore {
             return Some(RejectReason::HandedOn);
         }
         let unfit = self.own_unfitness(round);
-        let stays = self.candidacy.passed < self.patience(unfit.is_some(), round);
+        let stays = self.candidacy.passed < self.max_skipped_timeouts(unfit.is_some(), round);
         if stays {
             self.candidacy.passed = self.candidacy.passed.saturating_add(1);
         }
@@ -88,7 +88,7 @@ impl GroupCore {
     }
 
     /// How many election timeouts go by before this replica stands.
-    pub(super) fn patience(&self, unfit: bool, round: &Round) -> u16 {
+    pub(super) fn max_skipped_timeouts(&self, unfit: bool, round: &Round) -> u16 {
         let escape = self.config.escape_timeouts;
         match (unfit, self.knows_better(round)) {
             (true, true) => escape.saturating_mul(2),

@@ -23,7 +23,7 @@ use crate::transport::{Lane, Outgoing};
 use crate::worker::{Round, spread};
 
 /// Ticks that a leader waits for checksums: a large state is read slowly.
-const PATIENCE_TICKS: u64 = 6_000;
+const CHECKSUM_TICKS: u64 = 6_000;
 /// Ticks after which a check that could not begin is tried again.
 const RETRY_TICKS: u64 = 10;
 
@@ -132,7 +132,7 @@ impl GroupCore {
             return;
         }
         let check = self.consistency.check.as_ref();
-        if check.is_some_and(|check| self.ticks - check.since >= PATIENCE_TICKS) {
+        if check.is_some_and(|check| self.ticks - check.since >= CHECKSUM_TICKS) {
             self.end_check(round);
         }
         let term = self.raw.raft.term;

@@ -275,13 +275,13 @@ impl GroupCore {
         if earlier != 0 && earlier != life {
             self.count_reopened(replica);
         }
-        let patience = CHECK_TIMEOUTS * u64::from(self.config.election_ticks);
+        let limit = CHECK_TIMEOUTS * u64::from(self.config.election_ticks);
         let peer = self.lease.peer(replica);
         if message.kind() == MessageKind::HeartbeatResponse {
             peer.stamp = peer.stamp.max(stamp);
             let passes = match peer.life_check {
                 LifeCheck::Passed => true,
-                LifeCheck::Wanted { since } => self.ticks.saturating_sub(since) >= patience,
+                LifeCheck::Wanted { since } => self.ticks.saturating_sub(since) >= limit,
                 LifeCheck::Since(then) => stamp >= then,
             };
             if passes {

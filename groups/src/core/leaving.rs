@@ -181,14 +181,14 @@ impl GroupCore {
         self.dismissed.retain(|dismissed| dismissed.left > 0);
         if let Some(leaving) = &self.leaving {
             self.probe(&leaving.membership, round);
-        } else if self.is_lonely() {
+        } else if self.is_isolated() {
             self.probe(&self.membership, round);
         }
     }
 
     /// A replica without a vote, or in doubt, does not campaign: when it hears of no leader for long, it
     /// has to ask by other means whether it still belongs to the group.
-    fn is_lonely(&self) -> bool {
+    fn is_isolated(&self) -> bool {
         let raft = &self.raw.raft;
         let long = 2 * raft.election_timeout();
         let silent = !raft.promotable() && raft.election_elapsed >= long;

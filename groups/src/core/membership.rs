@@ -477,7 +477,7 @@ impl GroupCore {
     }
 
     /// Asks nodes that should hold a replica and do not to create it.
-    pub(super) fn invite_newcomers(&self, live: &LiveNodes, round: &mut Round) {
+    pub(super) fn invite_joining(&self, live: &LiveNodes, round: &mut Round) {
         let due = (self.ticks + self.id.get()).is_multiple_of(INVITE_TICKS);
         // A leader that is not ready may not have applied yet that a learner became a voter.
         let ready = self.led.as_ref().is_some_and(|led| led.ready);

@@ -150,7 +150,7 @@ pub struct GroupCore {
     /// Where replicas live that the membership does not know yet.
     contacts: Vec<(ReplicaId, NodeId)>,
     /// A node with a group of the same id that was created with other members.
-    impostor: Option<NodeId>,
+    conflicting: Option<NodeId>,
     /// A leader that contradicts what is committed here.
     contradiction: divergence::Contradiction,
     consistency: Consistency,
@@ -253,7 +253,7 @@ impl GroupCore {
         self.outgrow_removed_targets();
         self.tend_gate(round);
         self.tend_succession(round);
-        self.invite_newcomers(live, round);
+        self.invite_joining(live, round);
         self.tend_leaving(round);
         self.tend_snapshots();
         self.note_commit_lag();

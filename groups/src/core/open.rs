@@ -164,7 +164,7 @@ impl GroupCore {
             lease: super::lease::Lease::opened(promised && !config_forgets),
             doubt,
             contacts: Vec::new(),
-            impostor: None,
+            conflicting: None,
             contradiction: Default::default(),
             consistency: Default::default(),
             leaving: None,

@@ -23,7 +23,7 @@ pub struct Outlook {
     /// Election timeouts that it let go by since it heard a leader, because it should not lead.
     pub passed_timeouts: u16,
     /// How many it lets go by before it stands all the same; 0: it stands when the first is over.
-    pub patience: u16,
+    pub max_skipped_timeouts: u16,
     /// It leads and should not, and asks others again after so long, or when there is news.
     pub next_try: Option<Duration>,
 }
@@ -68,7 +68,11 @@ impl GroupCore {
             voters,
             withheld: Some(self.ticks_until(self.withheld_until())).filter(|left| !left.is_zero()),
             passed_timeouts: self.passed_timeouts(),
-            patience: if self.leads() { 0 } else { self.patience(unfit, round) },
+            max_skipped_timeouts: if self.leads() {
+                0
+            } else {
+                self.max_skipped_timeouts(unfit, round)
+            },
             next_try,
         };
         round.outlooks.push((waiter, outlook));

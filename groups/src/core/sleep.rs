@@ -26,14 +26,14 @@ pub(super) enum Sleep {
     /// A leader asked for sleep, and waits for these peers to agree; so many ticks are left.
     Asking {
         waiting: Vec<u64>,
-        patience: u16,
+        ticks_left: u16,
     },
     Asleep,
 }
 
 /// Ticks after which a leader that asked for sleep stops waiting for answers. Meanwhile it sends no
 /// heartbeats, which would wake who agreed; well below an election timeout.
-const PATIENCE_TICKS: u16 = 3;
+const ANSWER_TICKS: u16 = 3;
 
 impl Default for Sleep {
     fn default() -> Self {
@@ -85,7 +85,7 @@ impl GroupCore {
         }
         let election = matches!(message.kind(), MessageKind::PreVote | MessageKind::Vote);
         if was_asleep && election && !self.leads() {
-            self.nudge_leader(round);
+            self.ping_leader(round);
         }
     }
 
@@ -94,12 +94,12 @@ impl GroupCore {
     pub fn on_request(&mut self, round: &mut Round) {
         if self.sleep.is_asleep() && !self.leads() {
             self.wake();
-            self.nudge_leader(round);
+            self.ping_leader(round);
         }
     }
 
     /// A peer does not hear the sleeping leader: the leader should make itself heard.
-    fn nudge_leader(&self, round: &mut Round) {
+    fn ping_leader(&self, round: &mut Round) {
         self.send_own(MessageKind::Wake, self.raw.raft.leader_id, false, round);
     }
 
@@ -212,7 +212,7 @@ impl GroupCore {
     pub(super) fn consider_sleep(&mut self, live: &LiveNodes, round: &mut Round) {
         match &mut self.sleep {
             Sleep::Awake { quiet } => *quiet = quiet.saturating_add(1),
-            Sleep::Asking { patience, .. } if *patience > 0 => *patience -= 1,
+            Sleep::Asking { ticks_left, .. } if *ticks_left > 0 => *ticks_left -= 1,
             Sleep::Asking { .. } => self.sleep = Sleep::default(),
             Sleep::Asleep => {}
         }
@@ -280,7 +280,7 @@ impl GroupCore {
         if waiting.is_empty() {
             return self.fall_asleep();
         }
-        self.sleep = Sleep::Asking { waiting, patience: PATIENCE_TICKS };
+        self.sleep = Sleep::Asking { waiting, ticks_left: ANSWER_TICKS };
     }
 
     /// The leader asks to hibernate. Nothing would wake a follower whose leader's process ended

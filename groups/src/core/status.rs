@@ -37,7 +37,7 @@ pub(super) fn initial(
         transferring_to: None,
         pending_change: None,
         paused: false,
-        impostor: None,
+        conflicting: None,
         asleep: false,
         doubt: match persisted.certainty {
             Certainty::Sure | Certainty::Differs => None,
@@ -96,7 +96,7 @@ impl GroupCore {
             transferring_to: self.transferring_to(),
             pending_change: self.pending_change(),
             paused: self.barrier.is_some(),
-            impostor: self.impostor,
+            conflicting: self.conflicting,
             asleep: self.sleep.is_asleep(),
             doubt: self.doubt_cause(),
             checked: self.consistency.checked(),

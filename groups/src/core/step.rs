@@ -51,8 +51,8 @@ impl GroupCore {
                 return Stepped::Refused(Refusal::Removed);
             }
             Err(Refusal::OtherGenesis) => {
-                self.note_impostor(node);
-                self.answer_impostor(node, &message, round);
+                self.note_conflict(node);
+                self.answer_conflicting(node, &message, round);
                 return Stepped::Refused(Refusal::OtherGenesis);
             }
             Err(refusal) => return Stepped::Refused(refusal),
@@ -139,8 +139,8 @@ impl GroupCore {
     }
 
     /// Another group with this id and other members exists.
-    fn note_impostor(&mut self, node: NodeId) {
-        if self.impostor.replace(node) != Some(node) {
+    fn note_conflict(&mut self, node: NodeId) {
+        if self.conflicting.replace(node) != Some(node) {
             tracing::error!(group = %self.id, %node, members = %self.membership,
                 "the node holds a group of the same id that was created with other members; one \
                  of the two must be destroyed");
@@ -150,7 +150,7 @@ impl GroupCore {
     /// Notifies the other group of this id that there are two: the nodes of the one need not be
     /// members of the other, which would never learn of it. Only a message that introduces its
     /// sender is answered, and the answer is not such a message.
-    fn answer_impostor(&self, node: NodeId, message: &GroupMessage, round: &mut Round) {
+    fn answer_conflicting(&self, node: NodeId, message: &GroupMessage, round: &mut Round) {
         let says_whose = message.genesis != 0 || message.invitation.is_some();
         let introduced = says_whose && message.kind() != MessageKind::Wake;
         if !introduced || self.config.bugs.has(KnownBug::OneGroupIsTold) {

@@ -161,7 +161,7 @@ impl Merged {
     fn add_endings(&mut self, store: &dyn LogStore) {
         for ending in &mut self.endings {
             let group = ending.group();
-            let released = self.task.buried.iter().any(|(of, _)| *of == group);
+            let released = self.task.destroyed.iter().any(|(of, _)| *of == group);
             let batch = if released { InBatch::Destroyed } else { InBatch::Kept };
             self.task.batch.writes.extend(ending.write(store, batch));
         }
@@ -200,7 +200,7 @@ impl Merged {
     /// Takes everything of one group out that replicas handed over; one that ends is refused.
     fn drop_group(&mut self, group: GroupId, error: &LogError) {
         self.task.batch.writes.retain(|write| write.group != group);
-        self.task.buried.retain(|(of, _)| *of != group);
+        self.task.destroyed.retain(|(of, _)| *of != group);
         self.task.prune.retain(|prune| prune.group != group);
         self.task.releases.retain(|release| release.message.group != group.get());
         let concerned = self.endings.iter_mut().filter(|ending| ending.group() == group);
@@ -269,7 +269,7 @@ fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bo
     for prune in task.prune {
         prune_snapshots(shared, prune);
     }
-    for (group, epoch) in task.buried {
+    for (group, epoch) in task.destroyed {
         release(shared, group, epoch);
     }
     end_all(shared, endings);

@@ -44,7 +44,7 @@ pub const TICK_SLOTS: usize = 8;
 /// Groups that the return or loss of a node wakes in one slot.
 const WAKES_PER_SLOT: usize = 512;
 /// Ticks during which a failed replica sends its peers a step-down notice.
-const FAREWELL_TICKS: u8 = 3;
+const STEP_DOWN_NOTICE_TICKS: u8 = 3;
 
 /// What a worker counted since it started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,7 +85,7 @@ pub struct WorkerCore {
     failed: BTreeMap<GroupId, Failed>,
     /// Notices to peers of replicas that ended, and how often they are still sent: a lost message
     /// must not leave them hibernating.
-    farewells: BTreeMap<GroupId, (Vec<Outgoing>, u8)>,
+    step_down_notices: BTreeMap<GroupId, (Vec<Outgoing>, u8)>,
     /// Groups that tick, by slot.
     active: [BTreeSet<GroupId>; TICK_SLOTS],
     touched: Vec<GroupId>,
@@ -154,7 +154,7 @@ impl WorkerCore {
     /// Whether time matters to anything here.
     #[must_use]
     pub fn needs_ticks(&self) -> bool {
-        !self.farewells.is_empty()
+        !self.step_down_notices.is_empty()
             || !self.to_wake.is_empty()
             || self.active.iter().any(|slot| !slot.is_empty())
     }
@@ -462,18 +462,18 @@ impl WorkerCore {
         self.counters.failures += 1;
         self.deactivate(group);
         slot.core.fail(&fault, &mut self.round);
-        self.bid_farewell(group, &slot.core);
+        self.queue_step_down_notice(group, &slot.core);
         let epoch = slot.core.epoch();
         self.failed.insert(group, Failed { fault, epoch });
     }
 
     /// Notifies the peers of a replica that it does not lead them any more, now and for some ticks.
-    fn bid_farewell(&mut self, group: GroupId, core: &GroupCore) {
+    fn queue_step_down_notice(&mut self, group: GroupId, core: &GroupCore) {
         let sent = self.round.messages.len();
         core.wake_peers(&mut self.round);
         let messages = self.round.messages[sent..].to_vec();
         if !messages.is_empty() {
-            self.farewells.insert(group, (messages, FAREWELL_TICKS));
+            self.step_down_notices.insert(group, (messages, STEP_DOWN_NOTICE_TICKS));
         }
     }
 
@@ -486,7 +486,7 @@ impl WorkerCore {
     fn open(&mut self, core: GroupCore) {
         let group = core.id();
         self.failed.remove(&group);
-        self.farewells.remove(&group);
+        self.step_down_notices.remove(&group);
         self.groups.insert(group, Box::new(Slot { core, touched: false }));
         self.active[slot_of(group)].insert(group);
         self.with(group, |_, _| ());
@@ -496,7 +496,7 @@ impl WorkerCore {
     fn leave_followers(&mut self, group: GroupId) {
         let Some(slot) = self.groups.remove(&group) else { return };
         if slot.core.keeps_followers_asleep() {
-            self.bid_farewell(group, &slot.core);
+            self.queue_step_down_notice(group, &slot.core);
         }
         self.groups.insert(group, slot);
     }
@@ -611,7 +611,7 @@ impl WorkerCore {
             }
         }
         if self.slot == 0 {
-            self.say_farewell();
+            self.send_step_down_notices();
         }
     }
 
@@ -633,12 +633,12 @@ impl WorkerCore {
         }
     }
 
-    fn say_farewell(&mut self) {
-        for (messages, left) in self.farewells.values_mut() {
+    fn send_step_down_notices(&mut self) {
+        for (messages, left) in self.step_down_notices.values_mut() {
             *left -= 1;
             self.round.messages.extend(messages.iter().cloned());
         }
-        self.farewells.retain(|_, (_, left)| *left > 0);
+        self.step_down_notices.retain(|_, (_, left)| *left > 0);
     }
 
     /// Begins a step at this moment, before the first input is taken. Messages of the step count as
@@ -677,7 +677,7 @@ impl WorkerCore {
         let mut write = GroupWrite::new(group);
         write.destroy = Some(slot.core.replica());
         self.round.log.batch.writes.push(write);
-        self.round.log.buried.push((group, slot.core.epoch()));
+        self.round.log.destroyed.push((group, slot.core.epoch()));
     }
 
     /// Whether the group ticks from here on.

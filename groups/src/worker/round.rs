@@ -90,7 +90,7 @@ pub struct LogTask {
     pub prune: Vec<Prune>,
     /// Replicas that ended because their group continues without them: group, epoch. When the batch
     /// is durable, which destroys them in the log, their state and snapshots may go as well.
-    pub buried: Vec<(GroupId, u64)>,
+    pub destroyed: Vec<(GroupId, u64)>,
 }
 
 /// Snapshots of a replica that are not needed any more.
@@ -144,7 +144,7 @@ impl LogTask {
         self.batch.writes.is_empty()
             && self.releases.is_empty()
             && self.acks.is_empty()
-            && self.buried.is_empty()
+            && self.destroyed.is_empty()
     }
 
     /// Adds another task behind this one.
@@ -153,7 +153,7 @@ impl LogTask {
         self.releases.extend(other.releases);
         self.acks.extend(other.acks);
         self.prune.extend(other.prune);
-        self.buried.extend(other.buried);
+        self.destroyed.extend(other.destroyed);
     }
 }
 

@@ -69,7 +69,7 @@
 //! | `replace node=1 old=3 new=4`, `cancel-addition node=1` | one member by another; not, after all |
 //! | `barrier node=1`, `barrier node=1 drain=1`, `barrier node=1 close=1` | users' proposals are held back |
 //! | `snapshot node=1` | the state machine is asked for a snapshot |
-//! | `require node=1 names=(fifo) soft even-if-nobody expecting=7` | the requirement of the group |
+//! | `require node=1 names=(fifo) soft even-if-ineligible expecting=7` | the requirement of the group |
 //! | `advertise node=1 names=(fifo) draining silently` | what a node says of itself, and the others hear |
 //! | `policy node=1 says=decline to=(2) reason=…`, `reevaluate node=1` | what a policy of the node says of leaderships it acquires; they are looked at again |
 //!

@@ -254,7 +254,7 @@ fn survives_the_invitation_of_another_group(bugs: KnownBugs) -> Result<bool, Str
 /// Who says that there are two groups of the same id.
 fn who_says_that_there_are_two(bugs: KnownBugs) -> Result<[Option<NodeId>; 2], String> {
     let (group, cluster) = (GroupId::new(1), invited_by_another_group(bugs)?);
-    let says = |node| cluster.status(node, group).and_then(|status| status.impostor);
+    let says = |node| cluster.status(node, group).and_then(|status| status.conflicting);
     Ok([says(VICTIM), says(FOUNDER)])
 }
 

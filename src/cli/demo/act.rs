@@ -15,7 +15,7 @@ use super::service::{CAPABILITY, ServiceWatch};
 use super::{DemoArguments, Sabotage};
 use crate::observe::{Leader, Observer};
 use crate::output::{number, seconds};
-use crate::trial::PATIENCE;
+use crate::trial::TIMEOUT;
 use crate::trial::input::Input;
 use crate::trial::load::{self, Load};
 use crate::trial::nodes::{Layout, Nodes};
@@ -95,7 +95,7 @@ async fn start(layout: Layout, nodes: &mut Nodes, screen: &Screen) -> anyhow::Re
         each.collect::<Vec<_>>().join(", ")
     ));
     let observer = Observer::new(nodes.addresses(), layout.shards())?;
-    let leaders = observer.await_led(PATIENCE).await?;
+    let leaders = observer.await_led(TIMEOUT).await?;
     screen.event(format!("all {} shards are led: {}", layout.shards(), shares(&leaders, layout)));
     screen.event(format!(
         "node {} has no capability `{CAPABILITY}`, which the {} queues require",
@@ -151,7 +151,7 @@ impl Act<'_> {
 
     /// Kills the host that leads most, waits until the others lead everything, and starts it again.
     async fn kill_the_busiest(&mut self, load: &Load) -> anyhow::Result<u64> {
-        let leaders = self.observer.await_led(PATIENCE).await?;
+        let leaders = self.observer.await_led(TIMEOUT).await?;
         let nodes: Vec<u64> = (1..=self.layout.nodes).collect();
         let leads = leads(&leaders, &nodes);
         let busiest = leads.into_iter().max_by_key(|(_, count)| *count);
@@ -161,11 +161,11 @@ impl Act<'_> {
         let writes = number(load.tally.acknowledged());
         self.screen
             .event(format!("SIGKILL to node {busiest}, leader of {led}, after {writes} writes"));
-        let leaders = self.observer.await_led(PATIENCE).await?;
+        let leaders = self.observer.await_led(TIMEOUT).await?;
         let (took, shares) = (seconds(at.elapsed()), shares(&leaders, self.layout));
         self.screen.event(format!("every shard is led again {took} after the kill: {shares}"));
         self.nodes.restart(busiest).await?;
-        self.observer.await_caught_up(busiest, PATIENCE).await?;
+        self.observer.await_caught_up(busiest, TIMEOUT).await?;
         self.screen.event(format!("node {busiest} is back and has caught up with every shard"));
         Ok(busiest)
     }

@@ -9,7 +9,7 @@ use crate::fill;
 use crate::observe::Observer;
 use crate::output::{number, seconds};
 use crate::target::Target;
-use crate::trial::PATIENCE;
+use crate::trial::TIMEOUT;
 use crate::trial::balance::until_fair;
 use crate::trial::nodes::{Layout, Nodes};
 use crate::trial::screen::Screen;
@@ -39,12 +39,12 @@ pub async fn join(
     let process = nodes.process_ids().get(&node).copied().unwrap_or(0);
     screen.event(format!("node {node} joins, and holds nothing (process {process})"));
     let at = nodes.addresses().values().cloned().collect();
-    let target = Target { at, json: true, timeout: PATIENCE.as_secs() };
+    let target = Target { at, json: true, timeout: TIMEOUT.as_secs() };
     let filled = fill::fill(node, &target).await?;
     if let Some((group, error)) = filled.failed.first_key_value() {
         bail!("node {node} did not get group {group}: {error}");
     }
-    observer.await_caught_up(node, PATIENCE).await?;
+    observer.await_caught_up(node, TIMEOUT).await?;
     let (took, gained) = (began.elapsed(), number(filled.gained));
     let (all, took_s) = (number(layout.shards()), seconds(took));
     screen.event(format!("node {node} holds {gained} of {all} shards after {took_s}"));
@@ -59,7 +59,7 @@ pub async fn spread(
     screen: &Screen,
 ) -> anyhow::Result<Duration> {
     let began = Instant::now();
-    let leads = until_fair(observer, lacking, PATIENCE).await?;
+    let leads = until_fair(observer, lacking, TIMEOUT).await?;
     let took = began.elapsed();
     let each = leads.iter().map(|(node, count)| format!("{count} by node {node}"));
     let each = each.collect::<Vec<_>>().join(", ");
@@ -80,7 +80,7 @@ pub struct Shares {
 impl Shares {
     /// Looks at it.
     pub async fn look(joined: u64, layout: &Layout, observer: &Observer) -> anyhow::Result<Self> {
-        let leaders = observer.await_led(PATIENCE).await?;
+        let leaders = observer.await_led(TIMEOUT).await?;
         let nodes: Vec<u64> = observer.nodes().collect();
         let (votes, leads) = (votes(&leaders, &nodes), leads(&leaders, &nodes));
         Ok(Self { joined, lacking: layout.lacking(), votes, leads })

@@ -59,7 +59,7 @@ pub async fn run(arguments: &FillArguments) -> anyhow::Result<ExitCode> {
         survey.show(*node, &steps, target.json);
         return Ok(ExitCode::SUCCESS);
     }
-    let filled = carry_out(*node, steps, survey.cluster, target.patience()).await;
+    let filled = carry_out(*node, steps, survey.cluster, target.timeout()).await;
     report(*node, &filled, target.json);
     Ok(if filled.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -68,7 +68,7 @@ pub async fn run(arguments: &FillArguments) -> anyhow::Result<ExitCode> {
 pub async fn fill(node: u64, target: &Target) -> anyhow::Result<Filled> {
     let survey = Survey::new(node, target).await?;
     let steps = survey.steps(node);
-    Ok(carry_out(node, steps, survey.cluster, target.patience()).await)
+    Ok(carry_out(node, steps, survey.cluster, target.timeout()).await)
 }
 
 async fn carry_out(new: u64, steps: Vec<Step>, cluster: Reached, within: Duration) -> Filled {
@@ -127,7 +127,7 @@ impl Survey {
         cluster.require(node)?;
         let reached = cluster.nodes();
         let addresses = reached.iter().map(|(id, one)| (*id, one.address.clone())).collect();
-        let leaders = Observer::new(&addresses, 0)?.await_led(target.patience()).await;
+        let leaders = Observer::new(&addresses, 0)?.await_led(target.timeout()).await;
         let leaders = leaders.context("replicas are replaced by those that lead")?;
         let nodes = reached.values().map(|one| (one.status.node, capabilities(&one.status)));
         let nodes = nodes.collect();

@@ -74,7 +74,7 @@ pub async fn run(arguments: &RebuildArguments) -> anyhow::Result<ExitCode> {
         return Ok(unknown.exit_code());
     }
     let course = Course::new(*node);
-    let failed = rebuild_all(&cluster, *node, &survey, &course, target.patience()).await?;
+    let failed = rebuild_all(&cluster, *node, &survey, &course, target.timeout()).await?;
     let rebuilt = survey.replicas.len() - failed.len();
     report(*node, rebuilt, &failed, &unknown, target.json);
     Ok(if failed.is_empty() { unknown.exit_code() } else { ExitCode::FAILURE })

@@ -18,7 +18,7 @@ use crate::trial::restart::restart;
 use crate::trial::screen::Screen;
 use crate::trial::under_load::under_load;
 use crate::trial::verify::Verification;
-use crate::trial::{PATIENCE, interruption, temporary_directory};
+use crate::trial::{TIMEOUT, interruption, temporary_directory};
 
 /// How long the load runs before the first host is restarted, and after each.
 const CALM: Duration = Duration::from_millis(500);
@@ -60,7 +60,7 @@ async fn check(
     let each: Vec<_> = ids.map(|(node, id)| format!("node {node} (process {id})")).collect();
     screen.event(format!("hosts started: {}", each.join(", ")));
     let observer = Observer::new(nodes.addresses(), layout.shards())?;
-    let leads = until_fair(&observer, None, PATIENCE).await?;
+    let leads = until_fair(&observer, None, TIMEOUT).await?;
     let each: Vec<_> = leads.iter().map(|(node, led)| format!("{led} by node {node}")).collect();
     screen.event(format!("all {} shards are led: {}", layout.shards(), each.join(", ")));
     // What fails although the client resends it, users see.
@@ -96,7 +96,7 @@ async fn restart_each(
         let began = Instant::now();
         let restarted = restart(node, nodes, observer).await?;
         screen.event(restarted.event());
-        let leads = until_fair(observer, None, PATIENCE).await?;
+        let leads = until_fair(observer, None, TIMEOUT).await?;
         let leads = leads.get(&node).copied().unwrap_or(0);
         let took = began.elapsed();
         screen.event(format!("node {node} leads {leads} again {} after its drain", seconds(took)));

@@ -97,7 +97,7 @@ impl Fleet {
         }
         let addresses = nodes.iter().map(|(id, node)| (*id, node.address.clone())).collect();
         let observer = Observer::new(&addresses, 0)?;
-        observer.await_led(target.patience()).await?;
+        observer.await_led(target.timeout()).await?;
         Ok(Self { nodes, observer, deadline })
     }
 

@@ -8,7 +8,7 @@ use shardhost_proto::balance::drain_status::State;
 use shardhost_proto::balance::{DrainRequest, GetDrainRequest, UndrainRequest};
 use tonic::transport::Channel;
 
-use super::PATIENCE;
+use super::TIMEOUT;
 use crate::target::{channel, said};
 
 /// Between two looks at how far it is.
@@ -33,8 +33,8 @@ pub async fn drain(node: u64, address: &str, owner: &str) -> anyhow::Result<Drai
     let told = |status: tonic::Status| said(address, &status).context(refused());
     let mut status = balance.drain(request).await.map_err(told)?.into_inner();
     while status.state() == State::Running {
-        if began.elapsed() > PATIENCE {
-            bail!("node {node} still has {} leaderships after {PATIENCE:?}", status.left);
+        if began.elapsed() > TIMEOUT {
+            bail!("node {node} still has {} leaderships after {TIMEOUT:?}", status.left);
         }
         tokio::time::sleep(LOOK).await;
         status = balance.get_drain(GetDrainRequest {}).await.map_err(told)?.into_inner();

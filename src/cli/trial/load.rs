@@ -24,7 +24,7 @@ use super::pace::Pace;
 /// Puts under way at any moment.
 const PUTS_IN_FLIGHT: usize = 1_024;
 /// How long a write is made again and again before it counts as never acknowledged.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the client tries once.
 pub const TRY_FOR: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -47,7 +47,7 @@ pub struct Tally {
 
 impl Tally {
     fn new() -> anyhow::Result<Self> {
-        let longest = u64::try_from(PATIENCE.as_micros()).unwrap_or(u64::MAX);
+        let longest = u64::try_from(TIMEOUT.as_micros()).unwrap_or(u64::MAX);
         let latencies = Histogram::new_with_max(longest.saturating_mul(2), 3)?;
         Ok(Self {
             puts: AtomicU64::new(0),
@@ -217,7 +217,7 @@ impl Load {
                     self.tally.unknown.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > TIMEOUT {
                 self.tally.given_up.fetch_add(1, Ordering::Relaxed);
                 return Ok(None);
             }

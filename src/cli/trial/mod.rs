@@ -35,7 +35,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How long an operation may take before it is given up.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A directory that is removed at the end, below another one or where the system has them.
 pub fn temporary_directory(name: &str, within: Option<&Path>) -> anyhow::Result<tempfile::TempDir> {

@@ -16,7 +16,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use crate::supervised::{Order, Report};
 
 /// How long a host may take for a step of its start.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Lines of a host's log that are shown when it fails.
 const LOG_LINES: usize = 8;
 
@@ -137,7 +137,7 @@ impl Nodes {
         let mut node = self.running.remove(&number).context("it does not run")?;
         let id = node.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         kill_process(id.context("it ended")?, Signal::TERM)?;
-        let status = tokio::time::timeout(PATIENCE, node.child.wait()).await;
+        let status = tokio::time::timeout(TIMEOUT, node.child.wait()).await;
         let status = status.with_context(|| format!("node {number} does not end"))??;
         if !status.success() {
             bail!("node {number} ended with {status}: {}", last_lines(&node.log));
@@ -247,8 +247,8 @@ impl Node {
     }
 
     async fn report(&mut self) -> anyhow::Result<Report> {
-        let line = tokio::time::timeout(PATIENCE, self.reports.next_line()).await;
-        let line = line.map_err(|_| self.failed(&format!("no word within {PATIENCE:?}")))??;
+        let line = tokio::time::timeout(TIMEOUT, self.reports.next_line()).await;
+        let line = line.map_err(|_| self.failed(&format!("no word within {TIMEOUT:?}")))??;
         let line = line.ok_or_else(|| self.failed("it ended"))?;
         serde_json::from_str(&line).with_context(|| format!("a host said {line}"))
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::nodes::Nodes;
-use super::{PATIENCE, drain};
+use super::{TIMEOUT, drain};
 use crate::observe::Observer;
 use crate::output::{number, seconds};
 
@@ -56,7 +56,7 @@ pub async fn restart(
     let down = stopped.elapsed();
     let started = Instant::now();
     drain::end(node, nodes.address(node)?).await?;
-    observer.await_caught_up(node, PATIENCE).await?;
+    observer.await_caught_up(node, TIMEOUT).await?;
     Ok(Restarted {
         node,
         moved: drained.moved,

@@ -53,10 +53,10 @@ pub fn of_replica(view: &LeaderExplanation) -> Vec<String> {
              [HANDED_ON]"
         )
     });
-    let waits = (view.passed_timeouts > 0 && view.patience > 0).then(|| {
-        let (passed, patience) = (view.passed_timeouts.min(view.patience), view.patience);
+    let waits = (view.passed_timeouts > 0 && view.max_skipped_timeouts > 0).then(|| {
+        let (passed, max_skipped_timeouts) = (view.passed_timeouts.min(view.max_skipped_timeouts), view.max_skipped_timeouts);
         format!(
-            "node {node} should not lead: it let {passed} of {patience} election timeouts go by \
+            "node {node} should not lead: it let {passed} of {max_skipped_timeouts} election timeouts go by \
              before it stands all the same"
         )
     });
@@ -142,7 +142,7 @@ mod tests {
     fn until_when_a_replica_does_not_stand_is_told() {
         let withheld = LeaderExplanation { withheld_ms: 1_500, ..view() };
         assert!(of_replica(&withheld)[0].contains("for 1.5s [HANDED_ON]"), "{withheld:?}");
-        let waits = LeaderExplanation { passed_timeouts: 2, patience: 3, ..view() };
+        let waits = LeaderExplanation { passed_timeouts: 2, max_skipped_timeouts: 3, ..view() };
         assert!(of_replica(&waits)[0].contains("2 of 3 election timeouts"), "{waits:?}");
         let tries = LeaderExplanation { next_try_ms: Some(2_000), ..view() };
         assert!(of_replica(&tries)[0].contains("asks others in 2s"), "{tries:?}");

@@ -103,8 +103,9 @@ impl BackOffs {
     /// Drops entries that have been over for as long as they lasted, and those with news about
     /// their target. The snapshot is in canonical order.
     pub(super) fn refresh(&mut self, snapshot: &Snapshot, now_ms: u64) {
-        let over =
-            |backed_off: &Running| now_ms >= backed_off.until_ms.saturating_add(backed_off.lasts_ms);
+        let over = |backed_off: &Running| {
+            now_ms >= backed_off.until_ms.saturating_add(backed_off.lasts_ms)
+        };
         let news = |key: &Key, backed_off: &Running| {
             let at = snapshot.groups.binary_search_by_key(&key.0, |group| group.id);
             match (at, &backed_off.planner_inputs) {

@@ -1,4 +1,4 @@
-//! Numbers that pace the executor: limits, patience, back-off. Data only.
+//! Numbers that pace the executor: limits, timeouts, back-offs. Data only.
 
 use crate::planner::{self, Tier};
 

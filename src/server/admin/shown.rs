@@ -148,7 +148,7 @@ pub(in super::super) fn group_status(group: &Group) -> wire::GroupStatus {
         pending_change: status.pending_change.map_or(0, LogIndex::get),
         paused: status.paused,
         doubt: status.doubt.map(doubt_name).unwrap_or_default().to_owned(),
-        impostor_node: status.impostor.map_or(0, NodeId::get),
+        conflicting_node: status.conflicting.map_or(0, NodeId::get),
         checked: status.checked.map_or(0, LogIndex::get),
         differs: status.differs.map_or(0, LogIndex::get),
         serving: status.serving,

@@ -5,8 +5,8 @@ use shardhost_groups::transport::{Recipient, ShipmentOutcome};
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupId, LogPosition, ReplicaId};
 
-const PATIENCE: Patience =
-    Patience { calm: Duration::from_secs(1), suspected: Duration::from_millis(200) };
+const TIMEOUT: Timeouts =
+    Timeouts { calm: Duration::from_secs(1), suspected: Duration::from_millis(200) };
 
 /// Nothing is ahead of the clock.
 const LATEST: u64 = 1 << 40;
@@ -99,7 +99,7 @@ impl Case {
     }
 
     fn judge_at(&self, milliseconds: u64) {
-        self.liveness.judge(self.at(milliseconds), PATIENCE, &self.inbound);
+        self.liveness.judge(self.at(milliseconds), TIMEOUT, &self.inbound);
     }
 
     fn edges(&self) -> Vec<Edge> {

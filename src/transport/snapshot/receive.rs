@@ -144,11 +144,11 @@ impl Reception {
     /// Takes chunks until the stream ends.
     async fn take(&mut self) -> Result<(), ReceiveError> {
         let announced = self.plan.announced.size;
-        let patience = self.shared.config.snapshot.stall_timeout;
-        let mut deadline = Instant::now() + patience;
+        let limit = self.shared.config.snapshot.stall_timeout;
+        let mut deadline = Instant::now() + limit;
         while let Some(frame) = tokio::time::timeout_at(deadline, self.frames.message())
             .await
-            .map_err(|_| ReceiveError::Stalled(patience))??
+            .map_err(|_| ReceiveError::Stalled(limit))??
         {
             if frame.header.is_some() {
                 return Err(ReceiveError::Header("a second header in a snapshot"));
@@ -163,7 +163,7 @@ impl Reception {
             self.writer.append(frame.chunk).await?;
             self.received += bytes as u64;
             self.shared.counters.snapshots.bytes_received.add(bytes);
-            deadline = Instant::now() + patience;
+            deadline = Instant::now() + limit;
         }
         if self.received < announced {
             return Err(ReceiveError::TooShort { announced, received: self.received });

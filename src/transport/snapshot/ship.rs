@@ -300,9 +300,9 @@ impl<'a> OneStream<'a> {
         frames: mpsc::Receiver<SnapshotFrame>,
     ) -> Result<Streaming<SnapshotReceipt>, ShipError> {
         let mut client = PeerClient::new(channel).max_decoding_message_size(RECEIPT_MAX_BYTES);
-        let patience = self.shipping.shared.config.snapshot.stall_timeout;
-        let call = tokio::time::timeout(patience, client.snapshot(self.paced(frames)));
-        Ok(call.await.map_err(|_| ShipError::Stalled(patience))??.into_inner())
+        let limit = self.shipping.shared.config.snapshot.stall_timeout;
+        let call = tokio::time::timeout(limit, client.snapshot(self.paced(frames)));
+        Ok(call.await.map_err(|_| ShipError::Stalled(limit))??.into_inner())
     }
 
     fn paced(
@@ -325,15 +325,15 @@ impl<'a> OneStream<'a> {
 
     /// The next receipt: how many bytes the receiver has. Waits for as long as bytes move.
     async fn receipt(&self, receipts: &mut Streaming<SnapshotReceipt>) -> Result<u64, ShipError> {
-        let patience = self.shipping.shared.config.snapshot.stall_timeout;
+        let limit = self.shipping.shared.config.snapshot.stall_timeout;
         let mut seen = None;
         loop {
-            match tokio::time::timeout(patience, receipts.message()).await {
+            match tokio::time::timeout(limit, receipts.message()).await {
                 Ok(receipt) => return receipt?.map(|r| r.size).ok_or(ShipError::NoReceipt),
                 Err(_) => {
                     let sent = Some(self.sent.load(Ordering::Relaxed));
                     if sent == seen {
-                        return Err(ShipError::Stalled(patience));
+                        return Err(ShipError::Stalled(limit));
                     }
                     seen = sent;
                 }

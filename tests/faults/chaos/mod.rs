@@ -319,7 +319,8 @@ impl Chaos {
 
     async fn drain(&mut self, node: u64) {
         let id = node.to_string();
-        let begun = ["drain", "begin", &id, "--no-wait", "--even-if-nobody", "--expires", "120"];
+        let begun =
+            ["drain", "begin", &id, "--no-wait", "--even-if-ineligible", "--expires", "120"];
         self.order(&begun).await;
         // One that seemed to fail may have begun.
         self.drained.insert(node);

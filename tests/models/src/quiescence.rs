@@ -23,7 +23,7 @@ pub struct Quiescence {
     /// Followers look whether the process that asks lives.
     pub checks_asker: bool,
     /// A replica that ends sends a notice.
-    pub says_farewell: bool,
+    pub sends_step_down_notice: bool,
     /// Another process of the node counts as the loss of the one before.
     pub notices_restarts: bool,
     /// A leader looks again before it sleeps.
@@ -32,8 +32,12 @@ pub struct Quiescence {
 
 impl Quiescence {
     /// All rules hold.
-    pub const SOUND: Self =
-        Self { checks_asker: true, says_farewell: true, notices_restarts: true, looks_again: true };
+    pub const SOUND: Self = Self {
+        checks_asker: true,
+        sends_step_down_notice: true,
+        notices_restarts: true,
+        looks_again: true,
+    };
 }
 
 /// The notices of a follower, in the order of its connection.
@@ -160,7 +164,7 @@ impl Quiescence {
             return None;
         }
         group.leader = Leader::Gone;
-        if self.says_farewell {
+        if self.sends_step_down_notice {
             for follower in &mut group.followers {
                 follower.words.push(Word::Wake);
             }

@@ -72,7 +72,7 @@ fn quiescence() {
     let (led, alone) = ("somebody looks for a leader", "a leader without a quorum ticks");
     let sound = Quiescence::SOUND;
     fails("checks_asker", Quiescence { checks_asker: false, ..sound }, led);
-    fails("says_farewell", Quiescence { says_farewell: false, ..sound }, led);
+    fails("sends_step_down_notice", Quiescence { sends_step_down_notice: false, ..sound }, led);
     fails("notices_restarts", Quiescence { notices_restarts: false, ..sound }, led);
     fails("looks_again", Quiescence { looks_again: false, ..sound }, alone);
 }

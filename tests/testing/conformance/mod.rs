@@ -124,7 +124,7 @@ pub use memory::InMemory;
 pub use report::{Report, Shown};
 pub use scale::{Place, Scale, Weather};
 pub use trial::{Outcome, Trial, Unmet};
-pub use world::{Leader, PATIENCE, Plan, World};
+pub use world::{Leader, Plan, TIMEOUT, World};
 
 /// One promise, and what shows it.
 #[derive(Clone, Copy, Debug)]

@@ -23,7 +23,7 @@ use shardhost_groups::status::GroupStatus;
 use shardhost_groups::waiter::Applied;
 
 /// How long anything may take before it counts as never happening.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a world is made with.
 #[derive(Clone, Debug)]
@@ -326,7 +326,7 @@ impl World {
 
     /// As [`World::leader`], on one of these nodes.
     pub async fn leader_among(&self, group: GroupId, nodes: &[NodeId]) -> Leader {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let replicas = self.replicas(group).into_iter();
             let leaders = replicas.filter(|(node, _)| nodes.contains(node)).filter_map(|one| {
@@ -358,7 +358,7 @@ impl World {
     /// Proposes a command that no journal holds yet to the leader, until it is applied, once.
     pub async fn propose(&self, group: GroupId, command: impl Into<Bytes>) -> Applied {
         let command = command.into();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let leader = self.leader(group).await;
             let error = match answered("a proposal", leader.propose(command.clone())).await {
@@ -384,7 +384,7 @@ impl World {
         command: &Bytes,
         proposed_in: Term,
     ) -> Option<LogPosition> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let leader = self.leader(group).await;
             let contents = self.journal(leader.node, group).contents();
@@ -405,7 +405,7 @@ impl World {
     /// Proposes a command to the leader until it is applied, however often. Returns its last
     /// position.
     pub async fn nudge(&self, group: GroupId, command: &'static str) -> LogIndex {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let leader = self.leader(group).await;
             match answered("a proposal", leader.propose(command)).await {
@@ -434,7 +434,7 @@ impl World {
 
     /// Proposes commands until a condition without a notification holds.
     pub async fn propose_until(&self, group: GroupId, what: &str, reached: impl Fn() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         for number in 0_u32.. {
             if reached() {
                 return;
@@ -487,7 +487,7 @@ pub fn reached<'a>(
 ) -> impl Future<Output = Arc<GroupStatus>> + 'a {
     let place = std::panic::Location::caller();
     async move {
-        let met = replica.wait_for(condition, PATIENCE).await;
+        let met = replica.wait_for(condition, TIMEOUT).await;
         let status = replica.status();
         met.unwrap_or_else(|| panic!("{place}: never came to be: {what}: {status:?}"))
     }
@@ -495,7 +495,7 @@ pub fn reached<'a>(
 
 /// Waits for anything.
 pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !condition() {
         assert!(Instant::now() < deadline, "never came to be: {what}");
         pause().await;
@@ -504,7 +504,7 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// Waits for an answer, but not for ever.
 pub async fn answered<T>(what: &str, answer: impl IntoFuture<Output = T>) -> T {
-    let answer = tokio::time::timeout(PATIENCE, answer.into_future()).await;
+    let answer = tokio::time::timeout(TIMEOUT, answer.into_future()).await;
     answer.unwrap_or_else(|_| panic!("never answered: {what}"))
 }
 

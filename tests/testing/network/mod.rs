@@ -43,8 +43,8 @@
 //! let replicas: Vec<_> = hosts.iter().map(create).collect();
 //!
 //! network.isolate(nodes[2]);
-//! let patience = Duration::from_secs(20);
-//! let waits = replicas.iter().map(|group| Box::pin(group.wait_for(|s| s.serving, patience)));
+//! let limit = Duration::from_secs(20);
+//! let waits = replicas.iter().map(|group| Box::pin(group.wait_for(|s| s.serving, limit)));
 //! let leads = futures::future::select_all(waits).await.0.expect("two of three elect a leader");
 //! assert_ne!(leads.replica.get(), 3);
 //! network.heal();

@@ -15,7 +15,7 @@ use shardhost_groups::transport::{
     Inbound, Lane, Outgoing, Recipient, ShipmentOutcome, SnapshotShipment, Transport,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const GROUP: GroupId = GroupId::new(5);
 const AT: LogPosition = LogPosition::new(3, 40);
 
@@ -120,7 +120,7 @@ impl Host {
     }
 
     fn wait(&self, event: Event) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut events = self.seen.events.lock();
         while !events.contains(&event) {
             let late = self.seen.changed.wait_until(&mut events, deadline).timed_out();
@@ -171,7 +171,7 @@ fn a_cut_way_loses_messages_and_says_so_and_the_other_way_goes_on() {
 #[test]
 fn a_short_silence_is_no_loss() {
     let (network, one, two) = pair();
-    network.lost_after(PATIENCE);
+    network.lost_after(TIMEOUT);
     network.cut(node(1), node(2));
     network.heal();
     one.send(2, Lane::Bulk, 1);
@@ -229,7 +229,7 @@ fn a_tap_loses_holds_and_lets_go() {
     });
     (1..=5).for_each(|index| one.send(2, Lane::Bulk, index));
     two.wait(Event::Message(5));
-    assert!(tap.wait_held(3, PATIENCE));
+    assert!(tap.wait_held(3, TIMEOUT));
     assert_eq!(two.messages(), [5]);
     tap.release();
     two.wait(Event::Message(3));
@@ -322,7 +322,7 @@ fn a_held_shipment_goes_its_way_when_it_is_let_go_and_fails_when_it_is_dropped()
         _ => Fate::Deliver,
     });
     one.send_snapshot(2, AT);
-    assert!(tap.wait_held(1, PATIENCE));
+    assert!(tap.wait_held(1, TIMEOUT));
     one.send(2, Lane::Bulk, 1);
     two.wait(Event::Message(1));
     tap.release();
@@ -330,7 +330,7 @@ fn a_held_shipment_goes_its_way_when_it_is_let_go_and_fails_when_it_is_dropped()
     one.wait(Event::Shipped(ShipmentOutcome::Delivered));
     let tap = network.tap(|_| Fate::Hold);
     one.send_snapshot(2, AT);
-    assert!(tap.wait_held(1, PATIENCE));
+    assert!(tap.wait_held(1, TIMEOUT));
     drop(tap);
     one.wait(Event::Shipped(ShipmentOutcome::Failed));
 }

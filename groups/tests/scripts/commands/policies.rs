@@ -46,7 +46,7 @@ impl Cluster {
         let asker = Asker::new(arguments)?;
         let names: Vec<String> = arguments.all("names")?;
         let soft = arguments.flag("soft")?;
-        let whoever_meets_it = arguments.flag("even-if-nobody")?;
+        let whoever_meets_it = arguments.flag("even-if-ineligible")?;
         let expecting = arguments.maybe("expecting")?.map(LogIndex::new);
         let mode = if soft { RequirementMode::Soft } else { RequirementMode::Hard };
         let requirement = Requirement { capabilities: names.into_iter().collect(), mode };

@@ -37,7 +37,7 @@ impl Cluster {
             let to =
                 status.transferring_to.map_or(String::new(), |to| format!(" transferring-to={to}"));
             let contested =
-                status.impostor.map_or(String::new(), |node| format!(" contested-by=n{node}"));
+                status.conflicting.map_or(String::new(), |node| format!(" contested-by=n{node}"));
             let differs =
                 status.differs.map_or(String::new(), |index| format!(" differ-at={index}"));
             self.say(format!(

@@ -45,7 +45,7 @@ impl Cluster {
             let line = words::write(write);
             self.say(format!("n{id} g{} persist{line}", write.group));
         }
-        for (group, epoch) in task.buried {
+        for (group, epoch) in task.destroyed {
             self.node(id)?.bury(group, epoch);
         }
         self.send(id, task.releases);

@@ -62,7 +62,7 @@ impl<'a> Verification<'a> {
         let client = Client::connect(addresses, ClientOptions::default());
         let client = client.await.context("the client finds no host")?;
         let nodes = observer.nodes().filter_map(NodeId::new).collect();
-        let leaders = observer.await_led(super::PATIENCE).await?;
+        let leaders = observer.await_led(super::TIMEOUT).await?;
         let ids = |nodes: Vec<u64>| nodes.into_iter().filter_map(NodeId::new).collect();
         let holders = leaders.into_iter().map(|(group, leader)| (group, ids(leader.voters)));
         let holders = holders.collect();
@@ -79,7 +79,7 @@ impl<'a> Verification<'a> {
     pub async fn run(&self) -> anyhow::Result<Verified> {
         let mut verified = Verified::default();
         for node in self.nodes.iter().map(|node| node.get()) {
-            self.observer.await_caught_up(node, super::PATIENCE).await?;
+            self.observer.await_caught_up(node, super::TIMEOUT).await?;
         }
         table::verify(self, &mut verified).await?;
         let (reads, fresh) = (number(verified.reads), number(verified.linearizable_reads));

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{Verification, Verified};
 use crate::output::text;
-use crate::trial::PATIENCE;
+use crate::trial::TIMEOUT;
 use crate::trial::book::PartitionBook;
 use crate::trial::findings::{Fault, Findings};
 use crate::trial::input::Input;
@@ -121,8 +121,8 @@ async fn receive_shard(
     let mut last_came = Instant::now();
     let begun = Instant::now();
     loop {
-        if begun.elapsed() > PATIENCE {
-            bail!("shard {shard} of the queue is not empty after {PATIENCE:?}");
+        if begun.elapsed() > TIMEOUT {
+            bail!("shard {shard} of the queue is not empty after {TIMEOUT:?}");
         }
         let messages = match queue.receive(shard, RECEIVE, VISIBILITY).await {
             Ok(part) => part.messages,

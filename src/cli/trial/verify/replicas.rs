@@ -9,14 +9,14 @@ use shardhost_proto::admin::ChecksumReply;
 use tokio::time::Instant;
 
 use super::{Verification, Verified};
-use crate::trial::PATIENCE;
+use crate::trial::TIMEOUT;
 
 /// Groups compared side by side.
 const IN_FLIGHT: usize = 8;
 
 /// Compares all replicas of all groups; a group counts as equal only if it always was.
 pub async fn compare(on: &Verification<'_>, verified: &mut Verified) -> anyhow::Result<()> {
-    let leaders = on.observer.await_led(PATIENCE).await?;
+    let leaders = on.observer.await_led(TIMEOUT).await?;
     let mut progress = on.screen.progress("compare", leaders.len() as u64);
     let groups = leaders
         .iter()
@@ -53,7 +53,7 @@ async fn compare_group(
     group: u64,
     mut from: u64,
 ) -> anyhow::Result<(u64, Compared)> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let ask = nodes.iter().map(|node| on.observer.checksum(*node, group, from));
         let replies = try_join_all(ask).await?;

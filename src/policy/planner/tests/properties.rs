@@ -125,7 +125,11 @@ fn nothing_is_moved_that_must_not_be() {
                     && back_off.target == step.to
                     && back_off.until_ms > NOW
             });
-            assert!(!backed_off, "seed {seed}: group {} went to a target with a back-off", step.group);
+            assert!(
+                !backed_off,
+                "seed {seed}: group {} went to a target with a back-off",
+                step.group
+            );
             let cool_downs = group.moved_at_ms.is_some() && step.tier > Tier::Displaced;
             assert!(!cool_downs, "seed {seed}: group {} moved in its cool_down time", step.group);
             let flies = snapshot

@@ -95,8 +95,8 @@ pub(super) async fn g3_groups_with_other_first_members_are_told_apart(trial: Tri
     world.propose(GROUP, "one group").await;
     let alone = world.replica(wrong, GROUP);
     eventually("both sides notice", || {
-        let known = |node: NodeId| world.replica(node, GROUP).status().impostor == Some(wrong);
-        alone.status().impostor.is_some() && nodes.iter().any(|node| known(*node))
+        let known = |node: NodeId| world.replica(node, GROUP).status().conflicting == Some(wrong);
+        alone.status().conflicting.is_some() && nodes.iter().any(|node| known(*node))
     })
     .await;
     let status = alone.status();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use shardhost_proto::peer::MessageKind;
 use shardhost_storage::NodeId;
 
-use super::super::world::{PATIENCE, answered, eventually};
+use super::super::world::{TIMEOUT, answered, eventually};
 use super::super::{Leader, Outcome, Plan, Trial, Unmet, World};
 use super::GROUP;
 use super::held::HeldTransfer;
@@ -90,7 +90,7 @@ pub(super) async fn l2_a_failed_replica_has_no_lease(trial: Trial) -> Outcome {
     let at_the_failure = tokio::task::spawn_blocking(move || {
         let start = Instant::now();
         while group.status().is_leader() {
-            assert!(start.elapsed() < PATIENCE, "it still leads");
+            assert!(start.elapsed() < TIMEOUT, "it still leads");
             std::hint::spin_loop();
         }
         group.lease()

@@ -221,7 +221,7 @@ pub(super) async fn r7_cancelled_reads_leave_nothing(trial: Trial) -> Outcome {
     journal.release();
     answered("the proposal", held).await.expect("it is applied");
     // A caller that went away is noticed at the next tick.
-    let deadline = tokio::time::Instant::now() + super::super::PATIENCE;
+    let deadline = tokio::time::Instant::now() + super::super::TIMEOUT;
     loop {
         let again = (0..8).map(|_| leader.read_barrier(ReadMode::Linearizable));
         let again = answered("eight reads", join_all(again)).await;

@@ -179,7 +179,7 @@ pub(super) async fn t6_a_dead_candidate_is_not_taken(trial: Trial) -> Outcome {
     world.stop(dead).await;
     let refused = || async { leader.transfer_to_first_fit([dead], u64::MAX).await };
     let gone = Err(TransferError::TargetNotLive { group: GROUP, node: dead });
-    let deadline = tokio::time::Instant::now() + super::super::PATIENCE;
+    let deadline = tokio::time::Instant::now() + super::super::TIMEOUT;
     while refused().await != gone {
         let late = tokio::time::Instant::now() > deadline;
         assert!(!late, "a dead target is taken:{}", world.statuses(GROUP));

@@ -68,11 +68,11 @@ impl Cluster {
                 removed.map_err(|error| error.to_string())?;
             }
         }
-        for (group, _) in &task.buried {
+        for (group, _) in &task.destroyed {
             let removed = node.snapshots.remove_below(*group, None);
             removed.map_err(|error| error.to_string())?;
         }
-        for (group, epoch) in &task.buried {
+        for (group, epoch) in &task.destroyed {
             self.retire(id, *group, *epoch);
         }
         self.after(0, Event::LogStart { node: id, life });

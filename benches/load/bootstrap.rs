@@ -24,7 +24,7 @@ use super::task::Task;
 
 /// How the benchmark runs.
 #[derive(Clone, Debug, Args)]
-pub struct FoundArguments {
+pub struct BootstrapArguments {
     /// Shards of the configuration, each on every node.
     #[arg(long, default_value_t = 10_000)]
     pub groups: u64,
@@ -64,7 +64,7 @@ pub struct Founded {
 
 const NODES: u64 = 3;
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 /// Between two looks at all groups, and at one.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 const LOOK_AT_ONE_EVERY: Duration = Duration::from_millis(1);
@@ -74,7 +74,7 @@ const FIRST_BY_HAND: u64 = 70;
 const SETTLE: Duration = Duration::from_secs(5);
 
 impl Task for FoundTask {
-    const NAME: &'static str = "found";
+    const NAME: &'static str = "bootstrap";
     type Answer = Founded;
 }
 
@@ -112,7 +112,7 @@ async fn execute(task: FoundTask, host: &Host, system: Option<&System>) -> anyho
 }
 
 async fn await_led(host: &Host, groups: usize) -> anyhow::Result<Founded> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut founded = Founded::default();
     loop {
         let here = shards(host);
@@ -138,7 +138,7 @@ fn has_leader(group: &Group) -> bool {
 }
 
 async fn await_one(host: &Host, group: GroupId) -> anyhow::Result<Founded> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut founded = Founded::default();
     loop {
         let here = host.group(group);
@@ -154,7 +154,7 @@ async fn await_one(host: &Host, group: GroupId) -> anyhow::Result<Founded> {
 }
 
 /// Runs the benchmark and reports.
-pub async fn run(arguments: &FoundArguments) -> anyhow::Result<()> {
+pub async fn run(arguments: &BootstrapArguments) -> anyhow::Result<()> {
     let data = arguments.output.data()?;
     let layout = Layout {
         nodes: NODES,
@@ -165,9 +165,9 @@ pub async fn run(arguments: &FoundArguments) -> anyhow::Result<()> {
     let (mut nodes, setup) = Nodes::prepare(&layout, data.path()).await?;
     let began = now_ns()?;
     let setup = Setup { catalog: !arguments.without_catalog, ..setup };
-    nodes.all(&Order::Serve(setup), PATIENCE).await?;
+    nodes.all(&Order::Serve(setup), TIMEOUT).await?;
     let all = FoundTask::AwaitLed { groups: arguments.groups };
-    let founded = latest(&nodes.all_do(&all, PATIENCE).await?);
+    let founded = latest(&nodes.all_do(&all, TIMEOUT).await?);
     let founding = nodes.usage().await?;
     let by_hand = by_hand(&mut nodes, arguments).await?;
     let resting = at_rest(&mut nodes, arguments).await?;
@@ -209,7 +209,10 @@ fn latest(answers: &[Founded]) -> Founded {
 
 /// How long each group took from the order until every node holds it, and knows its leader;
 /// ascending.
-async fn by_hand(nodes: &mut Nodes, arguments: &FoundArguments) -> anyhow::Result<Vec<Founded>> {
+async fn by_hand(
+    nodes: &mut Nodes,
+    arguments: &BootstrapArguments,
+) -> anyhow::Result<Vec<Founded>> {
     let mut took = Vec::new();
     if arguments.without_catalog {
         return Ok(took);
@@ -217,8 +220,8 @@ async fn by_hand(nodes: &mut Nodes, arguments: &FoundArguments) -> anyhow::Resul
     tokio::time::sleep(SETTLE).await;
     for group in FIRST_BY_HAND..FIRST_BY_HAND + arguments.by_hand {
         let create = FoundTask::Create { group, voters: NODES };
-        let created = nodes.one_does(1 + group % NODES, &create, PATIENCE).await?;
-        let founded = latest(&nodes.all_do(&FoundTask::AwaitOne { group }, PATIENCE).await?);
+        let created = nodes.one_does(1 + group % NODES, &create, TIMEOUT).await?;
+        let founded = latest(&nodes.all_do(&FoundTask::AwaitOne { group }, TIMEOUT).await?);
         let since = |moment: u64| moment.saturating_sub(created.held_ns);
         took.push(Founded { held_ns: since(founded.held_ns), led_ns: since(founded.led_ns) });
     }
@@ -227,11 +230,11 @@ async fn by_hand(nodes: &mut Nodes, arguments: &FoundArguments) -> anyhow::Resul
 }
 
 /// What the hosts use while all groups sleep.
-async fn at_rest(nodes: &mut Nodes, arguments: &FoundArguments) -> anyhow::Result<Vec<Usage>> {
+async fn at_rest(nodes: &mut Nodes, arguments: &BootstrapArguments) -> anyhow::Result<Vec<Usage>> {
     if arguments.seconds == 0 {
         return Ok(Vec::new());
     }
-    nodes.all(&Order::AwaitSleep, PATIENCE).await?;
+    nodes.all(&Order::AwaitSleep, TIMEOUT).await?;
     tokio::time::sleep(SETTLE).await;
     nodes.usage().await?;
     tokio::time::sleep(Duration::from_secs(arguments.seconds)).await;
