@@ -22,7 +22,9 @@ use shardhost_groups::storage::{
     StoreStats,
 };
 use shardhost_groups::waiter::{Charge, Pending, Waiter};
-use shardhost_groups::worker::{Advert, GroupEvent, Input, Round, TICK_SLOTS, WorkerCore};
+use shardhost_groups::nodes::Advert;
+use shardhost_groups::worker::{GroupEvent, Input, TICK_SLOTS, WorkerCore};
+use shardhost_groups::core::Round;
 use shardhost_groups::{
     ApplyBatch, ApplyFault, GroupId, LogIndex, LogPosition, Membership, NodeId, ProposalSink,
     ProposeOutcome, ReplicaId, SnapshotWriter, StateMachine, Term,

@@ -37,7 +37,7 @@ pub use shardhost_groups as groups;
 pub use shardhost_groups::policy::{
     Acquisition, Candidate, Decision, LeadershipPolicy, Opinion, PolicyGuard, RejectReason, Unfit,
 };
-pub use shardhost_groups::worker::Advert;
+pub use shardhost_groups::nodes::Advert;
 pub use shardhost_groups::{
     Applied, ApplyBatch, ApplyFault, Command, Group, GroupId, GroupSpec, GroupStatus, LogIndex,
     LogPosition, NodeId, ProposeError, QueryError, ReadError, ReadMode, ReplicaId, Role,

@@ -276,7 +276,7 @@ async fn a_table_is_written_and_read_from_the_command_line() {
     let scanned = node.run(&["table", "scan", "--from", "b", "--json"]).await.json();
     assert_eq!(scanned["pairs"], serde_json::json!([{ "key": "pear", "value": "green" }]));
     let page = node.run(&["table", "scan", "--limit", "1"]).await.ok();
-    assert!(page.contains("apple") && page.contains("go on with --from"), "{page}");
+    assert!(page.contains("apple") && page.contains("continue with --from"), "{page}");
     let missing = node.run(&["table", "get", "plum"]).await;
     assert_eq!(missing.code, 1);
     assert!(missing.stderr.contains("no key `plum`"), "{missing:?}");

@@ -6,12 +6,10 @@ use std::time::Duration;
 
 use shardhost_storage::{GroupId, LogError, LogIndex, NodeId, Term};
 
-use crate::apply::StateSum;
-use crate::machine::QueryError;
+use crate::checksum::StateSum;
 use crate::policy::{RejectReason, Unfit};
-use crate::runtime::GroupStep;
-use crate::status::Caretaker;
-use crate::worker::Phase;
+use crate::policy::Caretaker;
+use crate::activity::Phase;
 
 /// Where a group is led, as far as the answering replica knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -480,5 +478,55 @@ pub(crate) fn hint_text(hint: &Option<LeaderHint>) -> String {
     match hint {
         Some(hint) => format!("; node {} leads in term {}", hint.node, hint.term),
         None => "; no leader is known".to_owned(),
+    }
+}
+
+/// A question to a state machine was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum QueryError {
+    /// The machine answers no questions.
+    #[error("this state machine answers no queries")]
+    Unsupported,
+    /// The question makes no sense to the machine.
+    #[error("the query is invalid: {0}")]
+    Invalid(String),
+    /// The machine would have to do more for the answer than it does for one question. Ask for less, or
+    /// later.
+    #[error("the query asks for too much: {0}")]
+    TooMuch(String),
+    /// The machine could not read its state.
+    #[error("the state machine could not answer: {0}")]
+    Failed(String),
+    /// The state that the machine would have to read is damaged. The caller gets an error, and the
+    /// replica stops.
+    #[error("the state machine could not answer: its state is damaged: {0}")]
+    Damaged(String),
+}
+
+/// Something that is done with a group as a whole, one at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GroupStep {
+    Creating,
+    /// Its replica is opened, and its state machine restored if it must be.
+    Opening,
+    /// Its state is looked at. Others wait for the end of it.
+    Looking,
+    /// Its replica ends, its data stays.
+    Closing,
+    /// Its replica ends, and its data with it.
+    Destroying,
+}
+
+impl std::fmt::Display for GroupStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Creating => "being created",
+            Self::Opening => "being opened",
+            Self::Looking => "being looked at",
+            Self::Closing => "being closed",
+            Self::Destroying => "being destroyed",
+        })
     }
 }

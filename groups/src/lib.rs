@@ -18,22 +18,29 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::await_holding_lock, clippy::let_underscore_must_use, clippy::unwrap_used)]
 
+pub mod activity;
 pub mod apply;
+pub mod checksum;
 pub mod clock;
 pub mod config;
 mod convert;
 pub mod core;
 pub mod error;
-pub mod handle;
 #[doc(hidden)]
 pub mod known_bugs;
 pub mod leadership;
+pub mod latency;
+pub(crate) mod lives;
 mod logging;
 pub mod machine;
 pub mod membership;
+pub mod nodes;
+pub mod panics;
 pub mod policy;
 mod replica_log;
 pub mod runtime;
+pub mod selector;
+mod spread;
 pub mod status;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -45,19 +52,18 @@ pub mod worker;
 pub use config::GroupsConfig;
 pub use core::ReadBarrier;
 pub use error::{
-    GroupFault, HostFault, LeaderHint, OpenGroupError, ProposalRejection, ProposeError, ReadError,
+    GroupFault, HostFault, LeaderHint, OpenGroupError, ProposalRejection, ProposeError, QueryError, ReadError,
     TransferError, UnknownCause,
 };
-pub use handle::{Group, GroupSpec, Propose, ReadMode, Transferred};
 pub use machine::{
-    ApplyBatch, ApplyFault, Command, ConsistencyView, QueryError, SnapshotWriter, StateChecksum,
+    ApplyBatch, ApplyFault, Command, ConsistencyView, SnapshotWriter, StateChecksum,
     StateMachine,
 };
 pub use membership::{CaughtUp, MembershipChange, MembershipError};
-pub use policy::{LeadershipPolicy, RejectReason};
-pub use runtime::{Groups, GroupsBuilder};
+pub use policy::{Caretaker, LeadershipPolicy, RejectReason};
+pub use runtime::{Group, GroupSpec, Groups, GroupsBuilder, Propose, ReadMode, Transferred};
 pub use shardhost_storage as storage;
 pub use shardhost_storage::{GroupId, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Term};
 pub use shardhost_storage::{Requirement, RequirementMode};
-pub use status::{Caretaker, GroupStatus, PeerProgress, Role};
+pub use status::{GroupStatus, PeerProgress, Role};
 pub use waiter::{Applied, ProposalSink, ProposeOutcome};

@@ -13,6 +13,7 @@ use std::slice;
 use bytes::Bytes;
 use shardhost_storage::{GroupId, LogIndex, LogPosition};
 
+use crate::error::QueryError;
 use crate::waiter::Handed;
 
 /// What a group's committed commands do.
@@ -411,27 +412,4 @@ impl ApplyFault {
     pub fn damaged(message: impl fmt::Display) -> Self {
         Self { message: message.to_string(), kind: FaultKind::Damaged }
     }
-}
-
-/// A question to a state machine was not answered.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum QueryError {
-    /// The machine answers no questions.
-    #[error("this state machine answers no queries")]
-    Unsupported,
-    /// The question makes no sense to the machine.
-    #[error("the query is invalid: {0}")]
-    Invalid(String),
-    /// The machine would have to do more for the answer than it does for one question. Ask for less, or
-    /// later.
-    #[error("the query asks for too much: {0}")]
-    TooMuch(String),
-    /// The machine could not read its state.
-    #[error("the state machine could not answer: {0}")]
-    Failed(String),
-    /// The state that the machine would have to read is damaged. The caller gets an error, and the
-    /// replica stops.
-    #[error("the state machine could not answer: its state is damaged: {0}")]
-    Damaged(String),
 }

@@ -63,7 +63,7 @@ impl Waiter {
                 // A user's code: its panic must not end the thread of all groups.
                 let complete = AssertUnwindSafe(|| sink.complete(token, outcome));
                 if let Err(panic) = catch_unwind(complete) {
-                    let panic = crate::apply::panic_text(&*panic);
+                    let panic = crate::panics::panic_text(&*panic);
                     tracing::error!(token, %panic, "a sink of proposals panicked");
                 }
             }

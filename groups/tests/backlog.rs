@@ -16,7 +16,9 @@ use shardhost_groups::storage::{
     Entry, EntryKind, GroupMeta, GroupWrite, HardState, LogBatch, LogError, LogStore, MemoryStore,
     PersistedGroup, StoreStats,
 };
-use shardhost_groups::worker::{Advert, GroupEvent, Input, Round, TICK_SLOTS, WorkerCore};
+use shardhost_groups::nodes::Advert;
+use shardhost_groups::worker::{GroupEvent, Input, TICK_SLOTS, WorkerCore};
+use shardhost_groups::core::Round;
 use shardhost_groups::{
     GroupId, GroupsConfig, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Role, Term,
 };

@@ -403,7 +403,7 @@ mod tests {
     fn a_drain_succeeded_only_if_the_node_is_empty_and_kept_empty() {
         assert_eq!(what_is_missing(&status(State::Done, 0, true)), None);
         for (state, left, draining, words) in [
-            (State::Done, 3, true, "still leads 3 groups that cannot go"),
+            (State::Done, 3, true, "still leads 3 groups that cannot move"),
             (State::Overdue, 64, true, "still leads 64 groups after its deadline"),
             (State::Overdue, 4, false, "it was ended or given up: the node leads 4 groups"),
             (State::Cancelled, 0, false, "it was ended or given up: the node leads 0 groups"),

@@ -40,7 +40,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use shardhost_groups::leadership::GroupSelector;
+use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::machine::StateMachine;
 use shardhost_groups::{GroupId, NodeId, OpenGroupError};
 use shardhost_proto::system::system_server::SystemServer;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shardhost_groups::RequirementMode;
-use shardhost_groups::worker::Impairment;
+use shardhost_groups::nodes::Impairment;
 
 use crate::disk_space::DiskSpace;
 use shardhost::host::Host;

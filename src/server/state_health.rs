@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use shardhost_groups::worker::Impairment;
+use shardhost_groups::nodes::Impairment;
 use shardhost_groups::{HostFault, RequirementMode};
 use tokio::sync::watch;
 

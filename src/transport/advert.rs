@@ -4,7 +4,7 @@
 //! Knows neither streams nor liveness; `liveness` remembers the advertisements.
 
 use shardhost_groups::RequirementMode;
-use shardhost_groups::worker::{Advert, Impairment};
+use shardhost_groups::nodes::{Advert, Impairment};
 use shardhost_proto::peer;
 use shardhost_storage::CapabilityError;
 use shardhost_storage::requirement::{MAX_CAPABILITIES, MAX_CAPABILITY_BYTES, capability_names};

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use shardhost_groups::worker::Advert;
+use shardhost_groups::nodes::Advert;
 use shardhost_storage::NodeId;
 
 use super::advert::ADVERT_MAX_BYTES;

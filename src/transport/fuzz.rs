@@ -10,7 +10,7 @@ use bytes::Bytes;
 use prost::Message;
 use shardhost_groups::testing::fuzz::check_message;
 use shardhost_groups::transport::{Inbound, Lane, Recipient, ShipmentOutcome};
-use shardhost_groups::worker::{Advert, Impairment};
+use shardhost_groups::nodes::{Advert, Impairment};
 use shardhost_groups::{GroupId, LogPosition, NodeId, ReplicaId, RequirementMode};
 use shardhost_proto::log::{self, Entry, EntryKind};
 use shardhost_proto::peer::{

@@ -59,7 +59,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use shardhost_groups::transport::{Inbound, Outgoing, SnapshotShipment, Transport};
-use shardhost_groups::worker::Advert;
+use shardhost_groups::nodes::Advert;
 use shardhost_storage::SnapshotStore;
 use tokio::runtime::Handle;
 

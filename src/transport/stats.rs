@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use shardhost_groups::worker::Advert;
+use shardhost_groups::nodes::Advert;
 use shardhost_storage::NodeId;
 
 use super::clocks::ClockAlarm;

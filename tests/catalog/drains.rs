@@ -44,7 +44,7 @@ async fn two_operators_do_not_leave_a_group_without_anybody_to_lead_it() {
     cluster.answer(&["drain", "begin", "2"]).await;
     cluster.until("one leads everything", |cluster| cluster.led()[&3] == TABLES).await;
     let last = cluster.refusal(&["drain", "begin", "3"]).await;
-    assert!(last.contains("nobody could lead") && last.contains("accept it"), "{last}");
+    assert!(last.contains("no eligible voter is left") && last.contains("accept it"), "{last}");
     assert!(!cluster.host(3).advert().draining);
     let forced = cluster.run(&["drain", "begin", "3", "--even-if-ineligible"]).await;
     assert_eq!(forced.status.code(), Some(1), "the node is not empty: {forced:?}");

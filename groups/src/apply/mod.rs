@@ -4,7 +4,6 @@
 
 mod sum;
 
-use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -15,15 +14,14 @@ use bytes::Bytes;
 use shardhost_storage::{GroupId, LogIndex, LogPosition, SnapshotStore};
 use tokio::sync::oneshot;
 
+use crate::panics::panic_text;
 use crate::error::GroupFault;
-use crate::machine::{
-    ApplyBatch, ApplyFault, Command, ConsistencyView, FaultKind, QueryError, SnapshotWriter,
-    StateChecksum, StateMachine,
-};
-use crate::runtime::Latency;
+use crate::machine::{ApplyBatch, ApplyFault, Command, ConsistencyView, FaultKind, SnapshotWriter, StateChecksum, StateMachine};
+use crate::error::QueryError;
+use crate::latency::Latency;
 use crate::waiter::{Applied, Handed};
 
-pub use sum::{StateSum, Summed, sum_of};
+pub use sum::{Summed, sum_of};
 
 /// One thing to do with a state machine.
 pub enum ApplyWork {
@@ -462,14 +460,6 @@ fn refuse(group: GroupId, work: ApplyWork, fault: &GroupFault) -> ApplyReport {
         | ApplyWork::Removed => {}
     }
     ApplyReport::Nothing
-}
-
-/// The message of a panic.
-#[must_use]
-pub fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without a message".to_owned())
 }
 
 #[cfg(test)]

@@ -4,22 +4,8 @@
 
 use std::io::{self, Write};
 
+use crate::checksum::StateSum;
 use crate::machine::ConsistencyView;
-
-/// What a state machine holds at one applied position.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct StateSum {
-    /// How the bytes were made; others are not compared.
-    pub format: u32,
-    pub bytes: u64,
-    pub sum: u64,
-}
-
-impl std::fmt::Display for StateSum {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:016x} over {} bytes", self.sum, self.bytes)
-    }
-}
 
 /// What became of computing a checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

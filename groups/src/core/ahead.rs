@@ -12,7 +12,7 @@
 use super::GroupCore;
 use crate::error::GroupFault;
 use crate::known_bugs::KnownBug;
-use crate::worker::Round;
+use crate::core::Round;
 
 /// Bytes of the log that are looked through in one tick.
 const BYTES_PER_TICK: u64 = 4 << 20;

@@ -12,7 +12,7 @@ use crate::convert::{is_check, is_requirement};
 use crate::error::GroupFault;
 use crate::known_bugs::KnownBug;
 use crate::machine::Command;
-use crate::worker::Round;
+use crate::core::Round;
 
 /// Bytes of durable entries that stay in memory for a state machine that has not come to them.
 const UNAPPLIED_BYTES: usize = 8 << 20;

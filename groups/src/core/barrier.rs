@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::GroupCore;
 use crate::error::{BarrierError, ProposalRejection, ProposeError};
-use crate::worker::Round;
+use crate::core::Round;
 
 /// The term and the number of a barrier that was opened, or why none was.
 pub type BarrierOutcome = Result<(Term, u64), BarrierError>;

@@ -21,7 +21,7 @@ use super::{GroupCore, mix};
 use crate::known_bugs::KnownBug;
 use crate::policy::{Opinion, PolicyEvent, RejectReason};
 use crate::transport::{Lane, Outgoing};
-use crate::worker::Round;
+use crate::core::Round;
 
 /// Election timeouts that a follower on a draining node lets go by, while others could lead.
 const DRAINING_PATIENCE: u16 = 2;

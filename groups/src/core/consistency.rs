@@ -16,11 +16,13 @@ use shardhost_proto::peer::{self, ChecksumVerdict, GroupMessage, MessageKind};
 use shardhost_storage::{Certainty, LogIndex, LogPosition, Member, Membership, ReplicaId};
 
 use super::GroupCore;
-use crate::apply::{StateSum, Summed};
+use crate::checksum::StateSum;
+use crate::apply::Summed;
 use crate::convert::CHECK_MARK;
 use crate::error::GroupFault;
 use crate::transport::{Lane, Outgoing};
-use crate::worker::{Round, spread};
+use crate::core::Round;
+use crate::spread::spread;
 
 /// Ticks that a leader waits for checksums: a large state is read slowly.
 const CHECKSUM_TICKS: u64 = 6_000;

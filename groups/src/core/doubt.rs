@@ -43,7 +43,7 @@ use crate::convert;
 use crate::known_bugs::KnownBug;
 use crate::membership::ConfigEntry;
 use crate::transport::{Lane, Outgoing};
-use crate::worker::Round;
+use crate::core::Round;
 
 /// Ticks between two requests to a voter that has not answered.
 const ASK_TICKS: u64 = 5;

@@ -24,8 +24,9 @@ use crate::leadership::EdgeKind;
 use crate::policy::{
     Acquisition, AdmissionFault, AdmissionRequest, Candidate, Decision, Opinion, PolicyEvent, Unfit,
 };
-use crate::status::Caretaker;
-use crate::worker::{Advert, Impairment, Round};
+use crate::policy::Caretaker;
+use crate::nodes::{Advert, Impairment};
+use crate::core::Round;
 
 /// Ticks before policies of which one panicked are asked again; twice as many each time.
 const PANIC_RETRY_TICKS: u64 = 50;

@@ -8,7 +8,7 @@ use super::gate::{Gate, Told};
 use crate::error::ReadError;
 use crate::known_bugs::KnownBug;
 use crate::leadership::{Edge, EdgeKind, LossCause};
-use crate::worker::Round;
+use crate::core::Round;
 
 /// A leadership that was acquired and not lost.
 #[derive(Debug)]

@@ -25,7 +25,7 @@ use super::gate::Gate;
 use super::{GroupCore, mix};
 use crate::clock::Moment;
 use crate::known_bugs::KnownBug;
-use crate::worker::{LeaseSign, Round};
+use crate::core::{LeaseSign, Round};
 
 /// The context by which raft marks the campaign of a transfer.
 const TRANSFER_CAMPAIGN: &[u8] = b"CampaignTransfer";

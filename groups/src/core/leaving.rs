@@ -15,7 +15,7 @@ use super::GroupCore;
 use crate::convert;
 use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
-use crate::worker::Round;
+use crate::core::Round;
 
 /// A removed replica's knowledge of the group.
 #[derive(Debug)]

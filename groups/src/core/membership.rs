@@ -24,7 +24,8 @@ use crate::membership::{
     plan_addition, voters_after,
 };
 use crate::transport::{Lane, Outgoing};
-use crate::worker::{LiveNodes, Round};
+use crate::nodes::LiveNodes;
+use crate::core::Round;
 
 /// How a change of membership ended.
 pub type MembershipOutcome = Result<Arc<Membership>, MembershipError>;

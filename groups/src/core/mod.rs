@@ -39,6 +39,7 @@ mod candidacy;
 mod consistency;
 mod divergence;
 mod doubt;
+mod effects;
 mod gate;
 mod leadership;
 mod lease;
@@ -72,9 +73,9 @@ use crate::membership::MembershipError;
 use crate::policy::Policies;
 use crate::replica_log::ReplicaLog;
 use crate::status::{GroupStatus, Role};
-use crate::worker::Round;
 
 pub use barrier::{BarrierOrder, BarrierOutcome, BarrierWaiter, DrainWaiter};
+pub use effects::{LeaseSign, LogTask, PersistAck, Prune, Round};
 pub use membership::{MembershipOrder, MembershipOutcome, MembershipRequest, MembershipWaiter};
 pub(crate) use open::has_another_voter;
 pub use open::{Opened, ReplicaStart};

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::GroupCore;
 use crate::policy::{PolicyOpinion, RejectReason};
-use crate::worker::Round;
+use crate::core::Round;
 
 /// Who waits for an outlook.
 pub type OutlookWaiter = oneshot::Sender<Outlook>;

@@ -9,7 +9,7 @@ use super::gate::Gate;
 use crate::error::{ProposalRejection, ProposeError, UnknownCause};
 use crate::known_bugs::KnownBug;
 use crate::waiter::{Handed, HandedWatch, Pending};
-use crate::worker::Round;
+use crate::core::Round;
 
 /// One command on its way into the log.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use super::GroupCore;
 use crate::error::ReadError;
 use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
-use crate::worker::Round;
+use crate::core::Round;
 
 /// A read may see everything that was acknowledged before it started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

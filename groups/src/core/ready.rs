@@ -15,7 +15,7 @@ use crate::convert;
 use crate::error::GroupFault;
 use crate::known_bugs::KnownBug;
 use crate::transport::Outgoing;
-use crate::worker::{PersistAck, Round};
+use crate::core::{PersistAck, Round};
 
 /// The answer to a candidate.
 const VOTE_RESPONSE: MessageType = MessageType::MsgRequestVoteResponse;

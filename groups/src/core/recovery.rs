@@ -19,7 +19,8 @@ use shardhost_storage::RequirementMode;
 use super::{GroupCore, mix};
 use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
-use crate::worker::{Impairment, Round};
+use crate::nodes::Impairment;
+use crate::core::Round;
 
 /// What is known of a lost state.
 #[derive(Debug)]

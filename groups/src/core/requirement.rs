@@ -11,7 +11,7 @@ use crate::convert::REQUIREMENT_MARK;
 use crate::error::GroupFault;
 use crate::membership::{MembershipError, decode_requirement, encode_requirement};
 use crate::policy::{CapabilityPolicy, LeadershipPolicy, Opinion};
-use crate::worker::Round;
+use crate::core::Round;
 
 impl GroupCore {
     /// Puts a change of the requirement into the log; returns where it stands.

@@ -15,7 +15,8 @@ use shardhost_storage::{NodeId, ReplicaId};
 use super::GroupCore;
 use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
-use crate::worker::{LiveNodes, Round};
+use crate::nodes::LiveNodes;
+use crate::core::Round;
 
 #[derive(Debug)]
 pub(super) enum Sleep {

@@ -14,7 +14,7 @@ use crate::convert;
 use crate::error::{GroupFault, TakeSnapshotError};
 use crate::known_bugs::KnownBug;
 use crate::transport::{ShipmentOutcome, SnapshotShipment};
-use crate::worker::{PersistAck, Prune, Round};
+use crate::core::{PersistAck, Prune, Round};
 
 /// Who waits for a snapshot.
 pub type SnapshotWaiter = oneshot::Sender<Result<LogPosition, TakeSnapshotError>>;

@@ -9,7 +9,7 @@ use shardhost_storage::{
 
 use super::GroupCore;
 use crate::status::{GroupStatus, PeerProgress, Role};
-use crate::worker::Round;
+use crate::core::Round;
 
 /// Ticks between two looks at the peers' progress.
 const REFRESH_TICKS: u64 = 10;

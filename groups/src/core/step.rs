@@ -9,7 +9,7 @@ use crate::error::GroupFault;
 use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
 use crate::validate::{Refusal, ReplicaView, check_invitation, validate};
-use crate::worker::Round;
+use crate::core::Round;
 
 /// Replicas that are remembered before the membership knows them.
 const MAX_CONTACTS: usize = 8;

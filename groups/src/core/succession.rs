@@ -13,8 +13,8 @@ use super::outlook::Declined;
 use crate::error::TransferError;
 use crate::known_bugs::KnownBug;
 use crate::policy::PolicyEvent;
-use crate::status::Caretaker;
-use crate::worker::Round;
+use crate::policy::Caretaker;
+use crate::core::Round;
 
 /// Entries that a successor may lack when it is asked.
 const SUCCESSION_LAG: u64 = 1_024;

@@ -18,9 +18,11 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use shardhost_storage::{GroupId, Term};
 use tokio::sync::watch;
 
-use super::event::{GroupSelector, LeaderAcquired, LeaderLost, LeadershipEvent, event_of, selects};
+use super::event::{LeaderAcquired, LeaderLost, event_of, selects};
+use crate::selector::GroupSelector;
+use crate::leadership::LeadershipEvent;
 use super::{Edge, LossCause};
-use crate::apply::panic_text;
+use crate::panics::panic_text;
 
 /// Edges that wait for the dispatcher at most.
 const MAX_QUEUED_EDGES: usize = 1 << 17;

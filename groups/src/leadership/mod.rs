@@ -3,16 +3,14 @@
 
 mod event;
 mod hub;
-mod task;
 
 use shardhost_storage::{GroupId, Term};
 
 use crate::error::LeaderHint;
 
-pub use event::{GroupSelector, LeaderAcquired, LeaderLost, LeadershipEvent};
+pub use crate::selector::GroupSelector;
+pub use event::{LeaderAcquired, LeaderLost, LeadershipEvent};
 pub use hub::{HookGuard, HookKind, LeadershipEvents, LeadershipHub};
-pub(crate) use task::supervise;
-pub use task::{LeaderScope, LeaderTaskGuard};
 
 /// A change of this replica's leadership.
 #[derive(Clone, Debug, PartialEq, Eq)]

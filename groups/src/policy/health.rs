@@ -33,7 +33,7 @@ mod tests {
 
     use super::*;
     use crate::policy::RejectReason;
-    use crate::worker::Impairment;
+    use crate::nodes::Impairment;
 
     fn opinion(impaired: Option<&Impairment>) -> Opinion {
         HealthPolicy.may_lead(&Candidate {

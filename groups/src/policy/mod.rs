@@ -17,6 +17,7 @@
 
 mod admission;
 mod capability;
+mod caretaker;
 mod counters;
 mod health;
 mod question;
@@ -25,6 +26,7 @@ mod registry;
 
 pub use admission::{AdmissionFault, AdmissionRequest};
 pub use capability::CapabilityPolicy;
+pub use caretaker::Caretaker;
 pub use counters::{ByReason, PolicyCounters, PolicyEvent};
 pub use health::HealthPolicy;
 pub use question::{

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use shardhost_storage::{GroupId, NodeId, Requirement, RequirementMode, Term};
 
 use super::{CapabilityPolicy, HealthPolicy, RejectReason};
-use crate::worker::Impairment;
+use crate::nodes::Impairment;
 
 /// Decides who may lead.
 ///

@@ -15,8 +15,8 @@ use super::{
     Acquisition, Candidate, CapabilityPolicy, Decision, HealthPolicy, LeadershipPolicy, Opinion,
     PolicyOpinion,
 };
-use crate::apply::panic_text;
-use crate::leadership::GroupSelector;
+use crate::panics::panic_text;
+use crate::selector::GroupSelector;
 
 /// A policy that takes longer than this on a Raft thread is reported.
 const INLINE_LIMIT: Duration = Duration::from_millis(1);

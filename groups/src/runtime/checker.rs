@@ -15,8 +15,10 @@ use shardhost_storage::LogPosition;
 
 use super::RuntimeShared;
 use super::apply_pool::tell;
-use crate::apply::{StateSum, Summed, panic_text, sum_of};
-use crate::handle::GroupShared;
+use crate::checksum::StateSum;
+use crate::apply::{Summed, sum_of};
+use crate::panics::panic_text;
+use crate::runtime::GroupShared;
 use crate::machine::{ApplyFault, ConsistencyView};
 use crate::worker::{GroupEvent, Input};
 

@@ -8,11 +8,12 @@ use shardhost_storage::{
 };
 
 use super::Groups;
-use super::lives::{GroupStep, StartGuard, log_error};
+use crate::lives::{StartGuard, log_error};
+use crate::error::GroupStep;
 use super::open::{MachineFactory, Prepared, StateMachineBox, make};
 use super::stored::load;
 use crate::error::OpenGroupError;
-use crate::handle::{Group, GroupSpec};
+use crate::runtime::{Group, GroupSpec};
 
 impl Groups {
     /// Creates this host's replica of a new group. Blocks until that is durable.

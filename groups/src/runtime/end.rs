@@ -7,10 +7,11 @@ use shardhost_storage::GroupId;
 use tokio::sync::oneshot;
 
 use super::apply_pool::Waiting;
-use super::lives::{Closing, Destroying, Registered, check_generation};
-use super::{Destruction, Ending, Groups, RuntimeShared};
+use crate::lives::{Closing, Destroying, Registered, check_generation};
+use super::{Groups, RuntimeShared};
+use crate::lives::{Destruction, Ending};
 use crate::error::OpenGroupError;
-use crate::handle::GroupShared;
+use crate::runtime::GroupShared;
 use crate::worker::Input;
 
 impl Groups {

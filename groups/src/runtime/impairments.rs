@@ -9,7 +9,8 @@ use shardhost_storage::RequirementMode;
 use tokio::sync::watch;
 
 use super::inbox::Inbox;
-use crate::worker::{Advert, Impairment, Input};
+use crate::nodes::{Advert, Impairment};
+use crate::worker::Input;
 
 /// The causes by source, and the rest of the host's advertisement.
 #[derive(Debug)]

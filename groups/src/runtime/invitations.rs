@@ -8,7 +8,7 @@ use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::convert::membership_from_message;
 use shardhost_storage::{GroupId, Membership, NodeId, ReplicaId};
 
-use crate::handle::GroupSpec;
+use crate::runtime::GroupSpec;
 use crate::validate::{floor_of_generation, has_plausible_numbers, told_end};
 
 /// A node was added to a group and is asked to hold a replica of it.

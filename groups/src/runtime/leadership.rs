@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use super::Groups;
-use crate::leadership::{
-    GroupSelector, HookGuard, HookKind, LeaderAcquired, LeaderLost, LeaderScope, LeaderTaskGuard,
-    LeadershipEvent, LeadershipEvents,
-};
+use crate::selector::GroupSelector;
+use crate::leadership::{HookGuard, HookKind, LeaderAcquired, LeaderLost, LeadershipEvent, LeadershipEvents};
+use crate::runtime::{LeaderScope, LeaderTaskGuard};
 use crate::policy::{LeadershipPolicy, PolicyGuard};
-use crate::worker::Advert;
+use crate::nodes::Advert;
 
 impl Groups {
     /// Calls `hook` for every edge of leadership of these groups on this host, beginning with the
@@ -62,7 +61,7 @@ impl Groups {
     {
         let shared = Arc::downgrade(self.shared());
         let lookup = move |id| shared.upgrade()?.registry.get(&id).map(|group| group.clone());
-        crate::leadership::supervise(self.leadership(groups), lookup, task)
+        crate::runtime::supervise(self.leadership(groups), lookup, task)
     }
 
     /// Asks `policy` who may lead these groups, until the guard is dropped. Groups that are led

@@ -9,10 +9,12 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use shardhost_storage::{GroupId, GroupWrite, LogBatch, LogError, LogStore};
 
-use super::lives::InBatch;
-use super::{Ending, OpenId, RuntimeShared};
+use crate::lives::InBatch;
+use super::RuntimeShared;
+use crate::lives::{Ending, OpenId};
 use crate::error::{GroupFault, HostFault};
-use crate::worker::{GroupEvent, Input, LogTask, Prune};
+use crate::worker::{GroupEvent, Input};
+use crate::core::{LogTask, Prune};
 
 /// Tasks that may wait. A worker that is so far ahead of the disk waits for it: its groups then
 /// fall silent and others take over, which is what a stuck disk calls for.
@@ -133,7 +135,7 @@ impl Direct {
 #[derive(Debug, Default)]
 struct Merged {
     task: LogTask,
-    acks: BTreeMap<usize, Vec<crate::worker::PersistAck>>,
+    acks: BTreeMap<usize, Vec<crate::core::PersistAck>>,
     direct: Vec<Direct>,
     endings: Vec<Ending>,
     entries: usize,

@@ -20,12 +20,11 @@ mod create;
 mod doubt;
 mod end;
 mod impairments;
+mod handle;
 mod inbound;
 mod inbox;
 mod invitations;
-mod latency;
 mod leadership;
-mod lives;
 mod log_writer;
 mod machine_watch;
 mod open;
@@ -47,31 +46,34 @@ use parking_lot::Mutex;
 use shardhost_storage::{GroupId, LogError, LogStore, Membership, NodeId, SnapshotStore};
 use tokio::sync::watch;
 
+use crate::latency::Latency;
 use crate::apply::ApplyWork;
 use crate::clock::{Clock, SystemClock};
 use crate::config::GroupsConfig;
 use crate::error::HostFault;
-use crate::handle::{Group, GroupShared};
-use crate::leadership::{GroupSelector, LeadershipHub};
+use crate::selector::GroupSelector;
+use crate::leadership::LeadershipHub;
 use crate::policy::Policies;
 use crate::transport::{Outgoing, Transport};
 use crate::waiter::Budget;
-use crate::worker::{Activity, Advert, Impairment, WorkerCounters};
+use crate::activity::Activity;
+use crate::nodes::{Advert, Impairment};
+use crate::worker::WorkerCounters;
 
 pub use additions::{AdditionGuard, AdditionHooks};
 pub(crate) use apply_pool::Mailbox;
+pub use crate::lives::Destruction;
+pub use handle::{Barrier, Group, GroupSpec, LeaderScope, LeaderTaskGuard, LeaseStatus, NotServing, Propose, ProposeFuture, ReadMode, Transferred};
+pub(crate) use handle::{GroupShared, LeaseCell, supervise};
 pub use inbound::GroupsInbound;
 pub use invitations::{Invitation, InvitationHandler, InvitationSink};
-pub use latency::{Latency, LatencySnapshot};
-pub(crate) use lives::LifeLock;
-pub use lives::{Destruction, Ending, GroupStep, OpenId};
 pub use open::{MachineFactory, StateMachineBox};
 pub use parked::ParkedReplica;
 pub use skip::{MAX_REWRITTEN_BYTES, StoredEntry};
 
 use inbox::Inbox;
 use invitations::Invitations;
-use lives::Lives;
+use crate::lives::Lives;
 
 /// What all threads and handles share.
 pub(crate) struct RuntimeShared {
@@ -382,7 +384,7 @@ fn spawn(
     let (shared, thread) = (Arc::clone(shared), Arc::from(name.as_str()));
     let watched = move || {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-            let message = crate::apply::panic_text(&*panic).into();
+            let message = crate::panics::panic_text(&*panic).into();
             shared.fail(&HostFault::Thread { thread, message });
         }
     };
@@ -586,7 +588,7 @@ impl Groups {
 
 fn join(thread: JoinHandle<()>) {
     if let Err(panic) = thread.join() {
-        tracing::error!(panic = %crate::apply::panic_text(&*panic), "a thread panicked");
+        tracing::error!(panic = %crate::panics::panic_text(&*panic), "a thread panicked");
     }
 }
 
@@ -597,10 +599,10 @@ mod tests {
     use shardhost_storage::{MemorySnapshots, MemoryStore};
 
     use super::*;
-    use crate::handle::GroupSpec;
+    use crate::runtime::GroupSpec;
     use crate::leadership::HookKind;
     use crate::testing::alone::{Alone, Stateless};
-    use crate::worker::Phase;
+    use crate::activity::Phase;
 
     /// A host that lost a thread reports it, and can still be shut down.
     #[test]

@@ -6,14 +6,15 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use shardhost_storage::{EntryKind, GroupId, LogPosition, PersistedGroup};
 
-use super::lives::{GroupStep, LifeLock, OpenId, StartGuard};
+use crate::lives::{LifeLock, OpenId, StartGuard};
+use crate::error::GroupStep;
 use super::skip::unfinished;
 use super::stored::load;
 use super::{Groups, Mailbox, RuntimeShared, apply_pool};
 use crate::apply::{AfterRestore, Applier, ApplyWork, contain, restore_from};
 use crate::core::{GroupCore, Opened, ReplicaStart, has_another_voter};
 use crate::error::{GroupFault, OpenGroupError};
-use crate::handle::{Group, GroupShared, LeaseCell};
+use crate::runtime::{Group, GroupShared, LeaseCell};
 use crate::logging;
 use crate::machine::{ApplyBatch, ApplyFault, Command, FaultKind, StateMachine};
 use crate::waiter::Budget;

@@ -9,11 +9,12 @@ use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{Genesis, GroupId, GroupMeta, LogError, Membership, NodeId, ReplicaId};
 use tokio::sync::oneshot;
 
-use super::lives::Destroying;
-use super::{Destruction, Ending, Groups, RuntimeShared};
+use crate::lives::Destroying;
+use super::{Groups, RuntimeShared};
+use crate::lives::{Destruction, Ending};
 use crate::convert;
 use crate::error::OpenGroupError;
-use crate::handle::Group;
+use crate::runtime::Group;
 use crate::status::Role;
 
 /// A replica that cannot be opened.

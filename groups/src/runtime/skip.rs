@@ -15,7 +15,8 @@ use shardhost_storage::{
     PersistedGroup, Term,
 };
 
-use super::lives::{GroupStep, StartGuard, log_error};
+use crate::lives::{StartGuard, log_error};
+use crate::error::GroupStep;
 use super::open::{MachineFactory, make};
 use super::stored::load;
 use super::{Groups, RuntimeShared};

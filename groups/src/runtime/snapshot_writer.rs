@@ -16,8 +16,8 @@ use shardhost_storage::{LogPosition, LogStore, SnapshotError, SnapshotStore, Sna
 
 use super::RuntimeShared;
 use super::apply_pool::tell;
-use crate::apply::panic_text;
-use crate::handle::GroupShared;
+use crate::panics::panic_text;
+use crate::runtime::GroupShared;
 use crate::machine::SnapshotWriter;
 use crate::worker::GroupEvent;
 

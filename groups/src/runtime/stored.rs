@@ -4,7 +4,7 @@ use shardhost_storage::{
     GroupId, GroupMeta, LogPosition, PersistedGroup, ReplicaId, SnapshotError,
 };
 
-use super::lives::log_error;
+use crate::lives::log_error;
 use super::parked::concerns_one_group;
 use super::{Groups, RuntimeShared};
 use crate::error::OpenGroupError;

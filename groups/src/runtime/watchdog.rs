@@ -20,7 +20,8 @@ use shardhost_storage::RequirementMode;
 use super::RuntimeShared;
 use super::machine_watch::MachineWatch;
 use crate::error::HostFault;
-use crate::worker::{Impairment, Seen};
+use crate::nodes::Impairment;
+use crate::activity::Seen;
 
 /// One worker, as the watchdog sees it.
 #[derive(Debug, Default)]
@@ -180,7 +181,7 @@ mod tests {
     use shardhost_storage::GroupId;
 
     use super::*;
-    use crate::worker::Phase;
+    use crate::activity::Phase;
 
     const LIMITS: Limits = Limits { slow: 3, stuck: 5 };
 

@@ -8,10 +8,13 @@ use crossbeam_channel::{RecvTimeoutError, TryRecvError, select};
 use shardhost_storage::GroupId;
 
 use super::inbox::{Outlet, peer_bytes};
-use super::{Ending, RuntimeShared};
+use super::RuntimeShared;
+use crate::lives::Ending;
 use crate::known_bugs::KnownBug;
 use crate::policy::PolicyEvent;
-use crate::worker::{Input, LeaseSign, Phase, Round, TICK_SLOTS, WorkerCore};
+use crate::worker::{Input, TICK_SLOTS, WorkerCore};
+use crate::core::{LeaseSign, Round};
+use crate::activity::Phase;
 
 /// Inputs that one round takes at most, so that ticks and messages are not put off for long.
 const INPUTS_PER_ROUND: usize = 4096;
@@ -219,7 +222,7 @@ fn with_group(
     shared: &RuntimeShared,
     id: GroupId,
     epoch: u64,
-    act: impl FnOnce(&Arc<crate::handle::GroupShared>),
+    act: impl FnOnce(&Arc<crate::runtime::GroupShared>),
 ) {
     if let Some(group) = shared.registry.get(&id)
         && group.shared().epoch == epoch

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{Doubt, GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 
-use super::{Advert, Impairment, PersistAck};
+use crate::nodes::{Advert, Impairment};
+use crate::core::PersistAck;
 use crate::apply::Summed;
 use crate::core::{
     BarrierOrder, GroupCore, MembershipRequest, OutlookWaiter, Proposal, ReadRequest,
@@ -14,7 +15,7 @@ use crate::core::{
 use crate::error::{GroupFault, HostFault};
 use crate::leadership::LossCause;
 use crate::policy::{AdmissionFault, Decision};
-use crate::runtime::Ending;
+use crate::lives::Ending;
 use crate::transport::ShipmentOutcome;
 
 /// One input of a worker. Kept small: channels hold blocks of them.

@@ -5,10 +5,7 @@
 //! done. It has no clock, thread, lock or channel, and does no I/O but what a replica reads from
 //! the log. A panic in one group stops that group alone.
 
-mod activity;
 mod input;
-mod nodes;
-mod round;
 mod wakes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -18,7 +15,11 @@ use std::sync::Arc;
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{Doubt, GroupId, GroupWrite, NodeId};
 
-use crate::apply::panic_text;
+use crate::activity::Activity;
+use crate::core::Round;
+use crate::nodes::{Advert, LiveNodes};
+use crate::spread::spread;
+use crate::panics::panic_text;
 use crate::clock::Moment;
 use crate::core::{BarrierOrder, GroupCore, Stepped};
 use crate::error::{
@@ -31,10 +32,7 @@ use crate::policy::{Policies, PolicyCounters};
 use crate::transport::Outgoing;
 use crate::validate::Refusal;
 
-pub use activity::{Activity, Phase, Seen};
 pub use input::{GroupEvent, Input};
-pub use nodes::{Advert, Impairment, LiveNodes};
-pub use round::{LeaseSign, LogTask, PersistAck, Prune, Round};
 
 use wakes::{NodeChange, Wakes};
 
@@ -705,12 +703,6 @@ impl WorkerCore {
             self.close(group, LossCause::Stopped);
         }
     }
-}
-
-/// Numbers of groups that follow each other, spread over everything.
-pub(crate) const fn spread(group: GroupId) -> u64 {
-    let mixed = group.get().wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed ^ (mixed >> 32)
 }
 
 fn slot_of(group: GroupId) -> usize {

@@ -11,7 +11,9 @@ use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemoryStore,
 };
 use shardhost_groups::waiter::{Charge, Pending, Waiter};
-use shardhost_groups::worker::{Advert, Input, Round, WorkerCore};
+use shardhost_groups::nodes::Advert;
+use shardhost_groups::worker::{Input, WorkerCore};
+use shardhost_groups::core::Round;
 use shardhost_groups::{
     GroupId, LogPosition, Membership, NodeId, ProposalRejection, ProposeError, Term,
 };

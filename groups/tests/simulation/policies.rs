@@ -2,7 +2,7 @@
 //! certain one.
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::worker::Advert;
+use shardhost_groups::nodes::Advert;
 use shardhost_groups::{GroupId, NodeId, Requirement, RequirementMode};
 use shardhost_testing::simulation::{Cluster, Shape};
 
@@ -157,7 +157,7 @@ fn a_seed_notices(bug: KnownBug, words: &str) {
 
 #[test]
 fn a_caretaker_that_answers_reads_is_caught() {
-    a_seed_notices(KnownBug::CaretakerAnswersReads, "serves nobody, and answered");
+    a_seed_notices(KnownBug::CaretakerAnswersReads, "serves no users, and answered");
 }
 
 #[test]

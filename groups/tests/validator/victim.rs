@@ -12,7 +12,9 @@ use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemoryStore,
 };
-use shardhost_groups::worker::{Advert, GroupEvent, Input, LogTask, Round, WorkerCore};
+use shardhost_groups::nodes::Advert;
+use shardhost_groups::worker::{GroupEvent, Input, WorkerCore};
+use shardhost_groups::core::{LogTask, Round};
 use shardhost_groups::{
     GroupId, GroupStatus, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Term,
 };

@@ -127,7 +127,7 @@ mod tests {
     fn who_objects_and_who_declined_is_told_with_name_and_words() {
         let [declined, objects] = &of_voters(&view())[..] else { panic!("two lines") };
         assert!(declined.starts_with("node 2 was asked to lead: node 2 is draining [DRAINING]"));
-        assert!(declined.contains("before something new is known"), "{declined}");
+        assert!(declined.contains("before there is news"), "{declined}");
         let expected = "policy \"needs-gpu\" says that node 3 should not lead, even if no other \
                         can: node 3 has no GPU [POLICY_DECLINED]";
         assert_eq!(objects, expected);

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shardhost_groups::worker::Advert;
+use shardhost_groups::nodes::Advert;
 use shardhost_groups::{GroupId, GroupStatus, NodeId};
 use shardhost_proto::system as wire;
 use shardhost_storage::{Requirement, RequirementMode};

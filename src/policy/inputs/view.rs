@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use shardhost_groups::worker::Advert;
+use shardhost_groups::nodes::Advert;
 use shardhost_groups::{GroupId, GroupStatus, NodeId};
 use shardhost_storage::RequirementMode as Mode;
 

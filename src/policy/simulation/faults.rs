@@ -1,7 +1,7 @@
 //! What goes wrong, how often, and how all of it ends.
 
 use shardhost_groups::core::TransferTarget;
-use shardhost_groups::worker::Advert;
+use shardhost_groups::nodes::Advert;
 use shardhost_groups::{GroupId, MembershipChange, NodeId};
 use shardhost_testing::simulation::Weather;
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use shardhost_groups::worker::Advert;
+use shardhost_groups::nodes::Advert;
 use shardhost_groups::{GroupId, NodeId, Requirement};
 use shardhost_testing::simulation::{Chance, Shape as ClusterShape};
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shardhost_groups::worker::Advert;
+use shardhost_groups::nodes::Advert;
 use shardhost_groups::{GroupId, GroupStatus, Membership, NodeId, RequirementMode};
 use shardhost_testing::simulation::{Cluster, Election};
 

@@ -1,6 +1,6 @@
 //! The errors of a group for a client: what it may do next, and which node to ask.
 
-use shardhost_groups::machine::QueryError;
+use shardhost_groups::error::QueryError;
 use shardhost_groups::{LeaderHint, ProposalRejection, ProposeError, ReadError};
 use shardhost_proto::client::{Failure, FailureReason};
 use shardhost_storage::GroupId;

@@ -11,9 +11,8 @@ use shardhost_storage::{LogIndex, LogPosition};
 
 use super::{Broken, Check, check};
 use crate::conformance::{Journal, JournalDisk, Keeps};
-use shardhost_groups::machine::{
-    ApplyBatch, ApplyFault, QueryError, SnapshotWriter, StateChecksum, StateMachine,
-};
+use shardhost_groups::machine::{ApplyBatch, ApplyFault, SnapshotWriter, StateChecksum, StateMachine};
+use shardhost_groups::error::QueryError;
 
 /// What is wrong with a [`Words`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

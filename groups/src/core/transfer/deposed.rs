@@ -12,7 +12,7 @@ use raft::{INVALID_ID, StateRole};
 
 use super::super::GroupCore;
 use crate::policy::PolicyEvent;
-use crate::worker::Round;
+use crate::core::Round;
 
 impl GroupCore {
     /// Whether the leadership of `term` was ended by a replica that it was offered to, as it seems,

@@ -8,7 +8,7 @@ use super::super::GroupCore;
 use super::TransferTarget;
 use crate::error::TransferError;
 use crate::policy::Opinion;
-use crate::worker::Round;
+use crate::core::Round;
 
 impl GroupCore {
     /// Whether a transfer to `node` that is under way is the one that is asked for.

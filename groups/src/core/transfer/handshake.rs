@@ -9,7 +9,7 @@ use super::Phase;
 use crate::error::TransferError;
 use crate::policy::{PolicyEvent, RejectReason};
 use crate::transport::{Lane, Outgoing};
-use crate::worker::Round;
+use crate::core::Round;
 
 /// Committed entries that a replica may have to apply before it accepts a leadership: until then no
 /// user is served.

@@ -30,7 +30,7 @@ use crate::error::{LeaderHint, TransferError};
 use crate::known_bugs::KnownBug;
 use crate::policy::PolicyEvent;
 use crate::transport::{Lane, Outgoing};
-use crate::worker::Round;
+use crate::core::Round;
 
 /// How a transfer ended: the node that leads afterwards and its term, how long users were
 /// held up, or why not.

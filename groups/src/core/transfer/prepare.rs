@@ -18,7 +18,7 @@ use shardhost_storage::{GroupWrite, HardState, NodeId, ReplicaId, Term};
 use super::super::GroupCore;
 use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
-use crate::worker::{PersistAck, Round};
+use crate::core::{PersistAck, Round};
 
 /// A vote that was written before it was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

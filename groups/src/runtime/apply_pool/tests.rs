@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::error::GroupFault;
-use crate::handle::{Group, GroupSpec};
+use crate::runtime::{Group, GroupSpec};
 use crate::machine::{ApplyBatch, ApplyFault, Command, SnapshotWriter, StateMachine};
 use crate::runtime::{Groups, GroupsBuilder};
 use crate::status::Role;

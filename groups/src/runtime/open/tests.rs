@@ -12,7 +12,8 @@ use shardhost_storage::{
 };
 
 use super::*;
-use crate::machine::{QueryError, SnapshotWriter};
+use crate::error::QueryError;
+use crate::machine::SnapshotWriter;
 use crate::runtime::GroupsBuilder;
 use crate::testing::alone::Alone;
 use crate::{GroupsConfig, ReadMode};

@@ -12,7 +12,7 @@ use shardhost_storage::{
 use super::*;
 use crate::GroupsConfig;
 use crate::error::TakeSnapshotError;
-use crate::handle::{Group, GroupSpec};
+use crate::runtime::{Group, GroupSpec};
 use crate::machine::{ApplyBatch, ApplyFault, StateMachine};
 use crate::runtime::{Groups, GroupsBuilder};
 use crate::testing::alone::Alone;

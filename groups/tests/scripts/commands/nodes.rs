@@ -2,7 +2,8 @@
 
 use shardhost_groups::leadership::LossCause;
 use shardhost_groups::storage::{SnapshotFault, StoreFault};
-use shardhost_groups::worker::{GroupEvent, Impairment, Input};
+use shardhost_groups::worker::{GroupEvent, Input};
+use shardhost_groups::nodes::Impairment;
 use shardhost_groups::{LogIndex, Membership, NodeId, RequirementMode};
 
 use crate::commands::arguments::Arguments;

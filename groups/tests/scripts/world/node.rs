@@ -13,7 +13,9 @@ use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
     SnapshotStore,
 };
-use shardhost_groups::worker::{Advert, Input, LeaseSign, LogTask, Prune, WorkerCore};
+use shardhost_groups::nodes::Advert;
+use shardhost_groups::worker::{Input, WorkerCore};
+use shardhost_groups::core::{LeaseSign, LogTask, Prune};
 use shardhost_groups::{
     GroupId, GroupStatus, LogIndex, LogPosition, Membership, NodeId, StateMachine, Term,
 };

@@ -7,7 +7,7 @@ use super::super::world::{answered, reached};
 use super::super::{Leader, Outcome, Trial, Unmet, World};
 use super::GROUP;
 use shardhost_groups::error::{BarrierError, ProposalRejection, ProposeError};
-use shardhost_groups::handle::Group;
+use shardhost_groups::runtime::Group;
 
 async fn with_leader(trial: &Trial) -> Result<(Arc<World>, Leader), Unmet> {
     let world = trial.world().await?;

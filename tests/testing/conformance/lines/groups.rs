@@ -10,7 +10,7 @@ use super::super::{Journal, Outcome, Trial};
 use super::{GROUP, OTHER};
 use crate::network::Fate;
 use shardhost_groups::error::OpenGroupError;
-use shardhost_groups::handle::GroupSpec;
+use shardhost_groups::runtime::GroupSpec;
 use shardhost_groups::machine::StateMachine;
 use shardhost_groups::membership::MembershipChange;
 use shardhost_groups::status::Role;

@@ -10,7 +10,7 @@ use super::super::{Leader, Unmet, World};
 use super::GROUP;
 use crate::network::{Fate, Tap};
 use shardhost_groups::error::TransferError;
-use shardhost_groups::handle::{Group, Transferred};
+use shardhost_groups::runtime::{Group, Transferred};
 
 /// What a transfer comes to.
 pub(super) type TransferOutcome = Result<Transferred, TransferError>;

@@ -10,7 +10,7 @@ use super::super::World;
 use super::super::world::{answered, eventually};
 use crate::linearizability::table::{Action, Answer, Table, TableOp};
 use crate::linearizability::{Limits, Recorder, Verdict, check};
-use shardhost_groups::handle::{Group, ReadMode};
+use shardhost_groups::runtime::{Group, ReadMode};
 
 /// The register is the last command of the journal.
 type Register = Table<&'static str, String>;

@@ -13,8 +13,9 @@ use super::GROUP;
 use super::held::HeldTransfer;
 use crate::network::Fate;
 use shardhost_groups::error::ReadError;
-use shardhost_groups::handle::{Group, ReadMode};
-use shardhost_groups::leadership::{GroupSelector, HookKind, LeadershipEvent};
+use shardhost_groups::runtime::{Group, ReadMode};
+use shardhost_groups::selector::GroupSelector;
+use shardhost_groups::leadership::{HookKind, LeadershipEvent};
 use shardhost_groups::membership::{MembershipChange, MembershipError};
 
 fn is_valid(group: &Group) -> bool {

@@ -15,7 +15,7 @@ use super::held::HeldTransfer;
 use super::history::Clients;
 use crate::network::Fate;
 use shardhost_groups::error::ReadError;
-use shardhost_groups::handle::{Group, ReadMode};
+use shardhost_groups::runtime::{Group, ReadMode};
 use shardhost_groups::membership::MembershipChange;
 
 /// The modes that promise to see everything acknowledged before, on a leader.

@@ -11,7 +11,7 @@ use super::super::{DiskFault, Keeps, Leader, Outcome, Plan, Trial, Unmet, World}
 use super::{GROUP, OTHER};
 use crate::network::Fate;
 use shardhost_groups::error::TakeSnapshotError;
-use shardhost_groups::handle::Group;
+use shardhost_groups::runtime::Group;
 use shardhost_groups::status::PeerProgress;
 use shardhost_groups::transport::Inbound;
 

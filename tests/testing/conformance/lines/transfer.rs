@@ -12,7 +12,7 @@ use super::GROUP;
 use super::held::HeldTransfer;
 use crate::network::Fate;
 use shardhost_groups::error::TransferError;
-use shardhost_groups::handle::Group;
+use shardhost_groups::runtime::Group;
 use shardhost_groups::membership::MembershipChange;
 use shardhost_groups::policy::RejectReason;
 

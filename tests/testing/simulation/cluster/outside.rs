@@ -4,7 +4,7 @@
 use super::*;
 use shardhost_groups::GroupStatus;
 use shardhost_groups::core::TransferOutcome;
-use shardhost_groups::worker::Advert;
+use shardhost_groups::nodes::Advert;
 
 impl Cluster {
     /// Milliseconds since the beginning.

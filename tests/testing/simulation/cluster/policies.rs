@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use shardhost_groups::worker::{Advert, Impairment};
+use shardhost_groups::nodes::{Advert, Impairment};
 use shardhost_groups::{GroupStatus, Requirement, RequirementMode};
 
 use super::*;

@@ -10,7 +10,7 @@ use shardhost_storage::GroupId;
 use super::Lives;
 
 /// Removes what a state machine kept. Called again when it failed.
-pub(in crate::runtime) type Clear = Box<dyn FnMut() -> Result<(), String> + Send>;
+pub(crate) type Clear = Box<dyn FnMut() -> Result<(), String> + Send>;
 
 /// The state that remains, by group.
 #[derive(Default)]
@@ -24,12 +24,12 @@ impl fmt::Debug for Remains {
 
 impl Lives {
     /// The groups of which state remains here, in ascending order.
-    pub(in crate::runtime) fn remains(&self) -> Vec<GroupId> {
+    pub(crate) fn remains(&self) -> Vec<GroupId> {
         self.remains.0.lock().keys().copied().collect()
     }
 
     /// Whether state of a destroyed replica remains.
-    pub(in crate::runtime) fn has_remains(&self, group: GroupId) -> bool {
+    pub(crate) fn has_remains(&self, group: GroupId) -> bool {
         self.remains.0.lock().contains_key(&group)
     }
 

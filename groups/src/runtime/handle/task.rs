@@ -8,8 +8,8 @@ use shardhost_storage::{GroupId, Term};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{LeadershipEvent, LeadershipEvents};
-use crate::handle::Group;
+use crate::leadership::{LeadershipEvent, LeadershipEvents};
+use crate::runtime::Group;
 
 /// One leadership, for the task that lives as long as it.
 #[derive(Clone, Debug)]

@@ -8,6 +8,7 @@ mod manage;
 mod propose;
 mod read;
 mod spec;
+mod task;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,16 +21,20 @@ use shardhost_storage::{GroupId, Membership};
 use tokio::sync::watch;
 
 use crate::clock::Moment;
-use crate::runtime::{LifeLock, Mailbox, RuntimeShared};
+use crate::lives::LifeLock;
+use crate::runtime::{Mailbox, RuntimeShared};
 use crate::status::GroupStatus;
 use crate::waiter::Budget;
-use crate::worker::{Input, LeaseSign};
+use crate::worker::Input;
+use crate::core::LeaseSign;
 
 pub use barrier::Barrier;
 pub use manage::Transferred;
 pub use propose::{Propose, ProposeFuture};
 pub use read::{LeaseStatus, NotServing, ReadMode};
 pub use spec::GroupSpec;
+pub(crate) use task::supervise;
+pub use task::{LeaderScope, LeaderTaskGuard};
 
 /// What handles, apply threads and the runtime share of one replica.
 pub(crate) struct GroupShared {

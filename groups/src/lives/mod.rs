@@ -31,16 +31,17 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use shardhost_storage::GroupId;
 use tokio::sync::oneshot;
 
+use crate::error::GroupStep;
 use crate::error::OpenGroupError;
 
-pub(super) use ending::InBatch;
+pub(crate) use ending::InBatch;
 pub use ending::{Destruction, Ending};
-pub(super) use ending::{check_generation, log_error};
+pub(crate) use ending::{check_generation, log_error};
 pub(crate) use lock::LifeLock;
-pub(super) use owner::Registered;
-pub use owner::{GroupStep, OpenId};
-pub(super) use remains::Clear;
-pub(super) use start::StartGuard;
+pub(crate) use owner::Registered;
+pub use owner::OpenId;
+pub(crate) use remains::Clear;
+pub(crate) use start::StartGuard;
 
 use remains::Remains;
 

@@ -15,11 +15,11 @@ use crate::core::{MembershipOutcome, MembershipWaiter, TransferOutcome};
 use crate::error::{BarrierError, GroupFault, ProposeError, ReadError, TakeSnapshotError};
 use crate::leadership::Edge;
 use crate::policy::{AdmissionRequest, PolicyEvent};
-use crate::runtime::Ending;
+use crate::lives::Ending;
 use crate::status::GroupStatus;
 use crate::transport::{Outgoing, SnapshotShipment};
 use crate::waiter::Pending;
-use crate::worker::LiveNodes;
+use crate::nodes::LiveNodes;
 
 /// Everything that one round brought up.
 ///
@@ -74,7 +74,7 @@ pub struct Round {
     pub notices: Vec<(NodeId, GroupMessage)>,
     /// Replicas that stopped: each ends when `log` and all that was handed out before is written.
     pub closed: Vec<Ending>,
-    pub(super) faults: Vec<(GroupId, GroupFault)>,
+    pub(crate) faults: Vec<(GroupId, GroupFault)>,
 }
 
 /// What a round wants written as one durable step, and what waits for it.

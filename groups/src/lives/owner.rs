@@ -3,7 +3,7 @@
 //! A group's number is no identity: the replica behind it is opened, closed, destroyed and created
 //! again. So at most one step runs per group, and an open replica is named by its [`OpenId`].
 
-use std::fmt;
+use crate::error::GroupStep;
 
 /// Names one opening of a replica in this process. Never given out twice. The replica itself calls
 /// it its epoch.
@@ -24,33 +24,6 @@ impl OpenId {
     }
 }
 
-/// Something that is done with a group as a whole, one at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum GroupStep {
-    Creating,
-    /// Its replica is opened, and its state machine restored if it must be.
-    Opening,
-    /// Its state is looked at. Others wait for the end of it.
-    Looking,
-    /// Its replica ends, its data stays.
-    Closing,
-    /// Its replica ends, and its data with it.
-    Destroying,
-}
-
-impl fmt::Display for GroupStep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Creating => "being created",
-            Self::Opening => "being opened",
-            Self::Looking => "being looked at",
-            Self::Closing => "being closed",
-            Self::Destroying => "being destroyed",
-        })
-    }
-}
-
 /// What a caller who wants something has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
@@ -64,7 +37,7 @@ pub(super) enum Admission {
 
 /// Whether callers can find a replica in the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::runtime) enum Registered {
+pub(crate) enum Registered {
     Yes,
     No,
 }

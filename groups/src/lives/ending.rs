@@ -16,8 +16,8 @@ type Clear = Box<dyn FnOnce() -> Result<(), String> + Send>;
 /// Which replica is to be destroyed, and what goes with it.
 #[must_use = "it does nothing until it is given to `Groups::destroy_replica`"]
 pub struct Destruction {
-    pub(in crate::runtime) group: GroupId,
-    pub(in crate::runtime) generation: Option<u32>,
+    pub(crate) group: GroupId,
+    pub(crate) generation: Option<u32>,
     clear: Option<Clear>,
 }
 
@@ -52,12 +52,12 @@ impl Destruction {
 }
 
 /// The generation of its group that a replica belongs to.
-pub(in crate::runtime) const fn generation_of(replica: ReplicaId) -> u32 {
+pub(crate) const fn generation_of(replica: ReplicaId) -> u32 {
     (replica.get() >> 32) as u32
 }
 
 /// Refuses what was ordered for another generation.
-pub(in crate::runtime) fn check_generation(
+pub(crate) fn check_generation(
     group: GroupId,
     expected: Option<u32>,
     replica: ReplicaId,
@@ -80,7 +80,7 @@ enum Kind {
 
 /// What a batch of the log does to a replica, beside what its end asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::runtime) enum InBatch {
+pub(crate) enum InBatch {
     Kept,
     Destroyed,
 }
@@ -129,7 +129,7 @@ impl Ending {
         Self::new(lives, group, Some(open), Kind::Released)
     }
 
-    pub(in crate::runtime) fn destroying(
+    pub(crate) fn destroying(
         lives: &Arc<Lives>,
         open: Option<OpenId>,
         destruction: Destruction,
@@ -151,7 +151,7 @@ impl Ending {
     }
 
     /// Why a leadership ends with the replica.
-    pub(in crate::runtime) const fn cause(&self) -> LossCause {
+    pub(crate) const fn cause(&self) -> LossCause {
         match self.0.kind {
             Some(Kind::Closing) | None => LossCause::Stopped,
             Some(Kind::Destroying(..) | Kind::Released) => LossCause::Removed,
@@ -160,7 +160,7 @@ impl Ending {
 
     /// What the log writer has to write for it, when everything that the replica handed over is
     /// written or about to be, with a batch that keeps or destroys the replica already.
-    pub(in crate::runtime) fn write(
+    pub(crate) fn write(
         &mut self,
         store: &dyn LogStore,
         batch: InBatch,
@@ -190,7 +190,7 @@ impl Ending {
     }
 
     /// What the log writer wrote for it is not durable, or was not written at all.
-    pub(in crate::runtime) fn refuse(&mut self, error: &LogError) {
+    pub(crate) fn refuse(&mut self, error: &LogError) {
         let destroying = matches!(self.0.kind, Some(Kind::Destroying(..)));
         if destroying && !matches!(self.0.fate, Fate::Refused(_)) {
             self.0.fate = Fate::Refused(log_error(self.0.group, error.clone()));
@@ -198,7 +198,7 @@ impl Ending {
     }
 
     /// Whether the log holds nothing of the replica any more: what it left behind must go.
-    pub(in crate::runtime) fn is_destroyed(&mut self) -> bool {
+    pub(crate) fn is_destroyed(&mut self) -> bool {
         if self.0.lives.is_released(self.0.group) {
             self.0.fate = Fate::Destroyed;
         }
@@ -206,7 +206,7 @@ impl Ending {
     }
 
     /// What removes the state, if the state machine does not.
-    pub(in crate::runtime) fn take_clear(&mut self) -> Option<Clear> {
+    pub(crate) fn take_clear(&mut self) -> Option<Clear> {
         match &mut self.0.kind {
             Some(Kind::Destroying(destruction, _)) => destruction.clear.take(),
             _ => None,
@@ -214,18 +214,18 @@ impl Ending {
     }
 
     /// What removes the state that an earlier destruction left behind.
-    pub(in crate::runtime) fn take_remains(&mut self) -> Option<lives::Clear> {
+    pub(crate) fn take_remains(&mut self) -> Option<lives::Clear> {
         self.0.lives.forget_remains(self.0.group)
     }
 
     /// The state could not be removed: the next destruction of the replica removes it.
-    pub(in crate::runtime) fn leave_state(&mut self, message: String, clear: Option<lives::Clear>) {
+    pub(crate) fn leave_state(&mut self, message: String, clear: Option<lives::Clear>) {
         self.0.lives.keep_remains(self.0.group, clear);
         self.0.fate = Fate::StateRemains(message);
     }
 
     /// Nothing of the replica is left on any thread. `unregister` runs before the number is free.
-    pub(in crate::runtime) fn finish<T>(mut self, unregister: impl FnOnce() -> T) -> T {
+    pub(crate) fn finish<T>(mut self, unregister: impl FnOnce() -> T) -> T {
         let unregistered = self.0.lives.ended(self.0.group, unregister);
         if let Some(Kind::Destroying(_, done)) = self.0.kind.take() {
             let outcome = match &self.0.fate {
@@ -296,7 +296,7 @@ const fn last_of(generation: u32) -> ReplicaId {
 }
 
 /// The log cannot be read or written.
-pub(in crate::runtime) fn log_error(group: GroupId, error: LogError) -> OpenGroupError {
+pub(crate) fn log_error(group: GroupId, error: LogError) -> OpenGroupError {
     OpenGroupError::Faulted { group, fault: GroupFault::Log(error) }
 }
 

@@ -5,21 +5,22 @@ use std::sync::Arc;
 use shardhost_storage::GroupId;
 
 use super::owner::Started;
-use super::{Admission, Ending, GroupStep, Lives, OpenId, Owners};
+use super::{Admission, Ending, Lives, OpenId, Owners};
+use crate::error::GroupStep;
 use crate::error::OpenGroupError;
 
 /// Groups that are held for a creation or an opening. Dropped, it releases those that were not
 /// opened.
 #[derive(Debug)]
 #[must_use = "dropping it releases the groups"]
-pub(in crate::runtime) struct StartGuard {
+pub(crate) struct StartGuard {
     lives: Arc<Lives>,
     groups: Vec<GroupId>,
 }
 
 /// A look at a group that does not hold it. Notices whether a replica was opened meanwhile.
 #[derive(Debug)]
-pub(in crate::runtime) struct Look {
+pub(crate) struct Look {
     lives: Arc<Lives>,
     group: GroupId,
     /// Creations and openings that had begun; `None`: one was under way.
@@ -49,7 +50,7 @@ impl Lives {
     ///
     /// # Errors
     /// [`OpenGroupError::AlreadyOpen`], [`OpenGroupError::Busy`], [`OpenGroupError::Stopping`].
-    pub(in crate::runtime) fn start(
+    pub(crate) fn start(
         self: &Arc<Self>,
         groups: Vec<GroupId>,
         step: GroupStep,
@@ -68,7 +69,7 @@ impl Lives {
     ///
     /// # Errors
     /// As [`Lives::start`].
-    pub(in crate::runtime) fn look(
+    pub(crate) fn look(
         self: &Arc<Self>,
         group: GroupId,
     ) -> Result<Look, OpenGroupError> {
@@ -92,7 +93,7 @@ impl StartGuard {
     /// The replicas run: from here on they can be closed. In the order of the groups. The ends of
     /// those that their groups released meanwhile, to be sent on their way.
     #[must_use]
-    pub(in crate::runtime) fn opened(mut self, opened: &[OpenId]) -> Vec<Ending> {
+    pub(crate) fn opened(mut self, opened: &[OpenId]) -> Vec<Ending> {
         assert_eq!(self.groups.len(), opened.len(), "every group that is held is opened");
         let lives = Arc::clone(&self.lives);
         let mut released = Vec::new();
@@ -109,7 +110,7 @@ impl StartGuard {
     }
 
     /// A name for a replica that is about to be opened.
-    pub(in crate::runtime) fn next_open_id(&self) -> OpenId {
+    pub(crate) fn next_open_id(&self) -> OpenId {
         self.lives.next_open_id()
     }
 }
@@ -129,7 +130,7 @@ impl Drop for StartGuard {
 
 impl Look {
     /// Whether no replica lived between the look and the step that `_held` holds.
-    pub(in crate::runtime) fn is_current(&self, _held: &StartGuard) -> bool {
+    pub(crate) fn is_current(&self, _held: &StartGuard) -> bool {
         let mut owners = self.lives.owners.lock();
         let starts = owners.of(self.group).owner.starts();
         self.starts.is_some_and(|seen| seen + 1 == starts)
