@@ -15,16 +15,16 @@ use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use shardhost_groups::apply::{Applier, ApplyReport};
 use shardhost_groups::config::GroupsConfig;
+use shardhost_groups::core::Effects;
 use shardhost_groups::core::{GroupCore, Proposal, ReplicaStart};
+use shardhost_groups::nodes::Advert;
 use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     GroupMeta, HardState, LogError, LogStore, MemorySnapshots, PersistedGroup, SnapshotStore,
     StoreStats,
 };
 use shardhost_groups::waiter::{Charge, Pending, Waiter};
-use shardhost_groups::nodes::Advert;
 use shardhost_groups::worker::{GroupEvent, Input, TICK_SLOTS, WorkerCore};
-use shardhost_groups::core::Round;
 use shardhost_groups::{
     ApplyBatch, ApplyFault, GroupId, LogIndex, LogPosition, Membership, NodeId, ProposalSink,
     ProposeOutcome, ReplicaId, SnapshotWriter, StateMachine, Term,
@@ -139,7 +139,7 @@ impl Trio {
         assert_eq!(ended, count * self.groups, "every proposal is applied");
     }
 
-    /// Every worker takes all that waits for it before its round ends, as it does in production.
+    /// Every worker takes all that waits for it before its step ends, as it does in production.
     fn settle(&mut self) {
         while !self.under_way.is_empty() {
             for worker in 0..self.workers.len() {
@@ -156,8 +156,8 @@ impl Trio {
     }
 
     fn finish(&mut self, worker: usize) {
-        let round = self.workers[worker].finish_round(None);
-        let Round { messages, log, work, failed, .. } = round;
+        let effects = self.workers[worker].finish_step(None);
+        let Effects { messages, log, work, failed, .. } = effects;
         failed.into_iter().for_each(|(pending, error)| pending.resolve(Err(error)));
         let mut mail: [Vec<GroupMessage>; NODES as usize] = Default::default();
         for outgoing in messages.into_iter().chain(log.releases) {

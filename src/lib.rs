@@ -34,10 +34,10 @@ pub mod transport;
 pub use descriptors::Descriptors;
 pub use host::{Host, HostBuilder, HostConfig, Shutdown, StartError};
 pub use shardhost_groups as groups;
+pub use shardhost_groups::nodes::Advert;
 pub use shardhost_groups::policy::{
     Acquisition, Candidate, Decision, LeadershipPolicy, Opinion, PolicyGuard, RejectReason, Unfit,
 };
-pub use shardhost_groups::nodes::Advert;
 pub use shardhost_groups::{
     Applied, ApplyBatch, ApplyFault, Command, Group, GroupId, GroupSpec, GroupStatus, LogIndex,
     LogPosition, NodeId, ProposeError, QueryError, ReadError, ReadMode, ReplicaId, Role,

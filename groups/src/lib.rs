@@ -3,7 +3,7 @@
 //! | where | what |
 //! |---|---|
 //! | [`core`] | one replica of one group: raft and everything decided around it |
-//! | [`worker`] | the groups of one worker thread: inputs in, one [`worker::Round`] out |
+//! | [`worker`] | the groups of one worker thread: inputs in, one [`worker::Effects`] out |
 //! | [`apply`] | calls of a state machine |
 //! | [`validate`] | what a message must be before raft sees it |
 //! | [`policy`] | who may lead: the question, the answers, capabilities |
@@ -28,8 +28,8 @@ pub mod core;
 pub mod error;
 #[doc(hidden)]
 pub mod known_bugs;
-pub mod leadership;
 pub mod latency;
+pub mod leadership;
 pub(crate) mod lives;
 mod logging;
 pub mod machine;
@@ -52,12 +52,11 @@ pub mod worker;
 pub use config::GroupsConfig;
 pub use core::ReadBarrier;
 pub use error::{
-    GroupFault, HostFault, LeaderHint, OpenGroupError, ProposalRejection, ProposeError, QueryError, ReadError,
-    TransferError, UnknownCause,
+    GroupFault, HostFault, LeaderHint, OpenGroupError, ProposalRejection, ProposeError, QueryError,
+    ReadError, TransferError, UnknownCause,
 };
 pub use machine::{
-    ApplyBatch, ApplyFault, Command, ConsistencyView, SnapshotWriter, StateChecksum,
-    StateMachine,
+    ApplyBatch, ApplyFault, Command, ConsistencyView, SnapshotWriter, StateChecksum, StateMachine,
 };
 pub use membership::{CaughtUp, MembershipChange, MembershipError};
 pub use policy::{Caretaker, LeadershipPolicy, RejectReason};

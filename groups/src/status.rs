@@ -6,8 +6,8 @@ use shardhost_storage::{
     Doubt, GroupId, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Term,
 };
 
-use crate::policy::Caretaker;
 use crate::error::{GroupFault, LeaderHint};
+use crate::policy::Caretaker;
 
 /// What a replica is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use std::fmt;
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupId, LogPosition, NodeId, ReplicaId};
 
-use crate::runtime::Group;
 use crate::nodes::Advert;
+use crate::runtime::Group;
 
 /// How a message travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,6 +1,6 @@
 //! A replica whose state machine is far behind what is committed: after a restart, or because the
 //! machine takes its time. What is to be applied may be many times what fits into memory, and its
-//! reading may take longer than a round may take. All groups of the worker would pay for it.
+//! reading may take longer than a step may take. All groups of the worker would pay for it.
 
 #![expect(clippy::unwrap_used, reason = "a test that broke ends with a panic")]
 
@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use shardhost_groups::apply::ApplyWork;
+use shardhost_groups::core::Effects;
 use shardhost_groups::core::{GroupCore, ReplicaStart};
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
+use shardhost_groups::nodes::Advert;
 use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     Entry, EntryKind, GroupMeta, GroupWrite, HardState, LogBatch, LogError, LogStore, MemoryStore,
     PersistedGroup, StoreStats,
 };
-use shardhost_groups::nodes::Advert;
 use shardhost_groups::worker::{GroupEvent, Input, TICK_SLOTS, WorkerCore};
-use shardhost_groups::core::Round;
 use shardhost_groups::{
     GroupId, GroupsConfig, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Role, Term,
 };
@@ -32,7 +32,7 @@ const COMMANDS: u64 = 512;
 const COMMAND_BYTES: usize = 1 << 20;
 /// What the state machine may have waiting for it, as `GroupsConfig` says: a batch more at most.
 const WAITING_BYTES: u64 = 2 * (8 << 20);
-/// What a replica looks through before it campaigns, with room for what it read in the same round.
+/// What a replica looks through before it campaigns, with room for what it read in the same step.
 const LOOKED_THROUGH_BYTES: u64 = (64 << 20) + WAITING_BYTES;
 /// Ticks in which a lone voter stands for election several times.
 const TICKS: usize = 60;
@@ -90,7 +90,7 @@ struct Host {
     waiting: Option<(u64, LogPosition)>,
     /// Commands that the state machine got.
     commands: Vec<LogIndex>,
-    /// The most that one round read.
+    /// The most that one step read.
     most_read: u64,
 }
 
@@ -112,14 +112,14 @@ impl Host {
         worker.handle(Input::Open(Box::new(core)));
         let (waiting, commands) = (None, Vec::new());
         let mut host = Self { worker, log, waiting, commands, most_read: 0 };
-        host.round();
+        host.step_once();
         host
     }
 
-    /// A round, and what it wants written.
-    fn round(&mut self) {
+    /// A step, and what it wants written.
+    fn step_once(&mut self) {
         let before = self.log.read.load(Ordering::Relaxed);
-        let Round { log, work, .. } = self.worker.finish_round(None);
+        let Effects { log, work, .. } = self.worker.finish_step(None);
         let read = self.log.read.load(Ordering::Relaxed) - before;
         self.most_read = self.most_read.max(read);
         for (_, epoch, work) in work {
@@ -131,7 +131,7 @@ impl Host {
         if !log.is_empty() {
             self.log.write(&log.batch).unwrap();
             self.worker.handle(Input::Persisted(log.acks));
-            self.round();
+            self.step_once();
         }
     }
 
@@ -141,7 +141,7 @@ impl Host {
             self.worker.tick_slot();
             let read = self.log.read.load(Ordering::Relaxed) - before;
             self.most_read = self.most_read.max(read);
-            self.round();
+            self.step_once();
         }
     }
 
@@ -150,7 +150,7 @@ impl Host {
         while let Some((epoch, last)) = self.waiting.take() {
             let event = GroupEvent::Applied { last, durable: None };
             self.worker.handle(Input::Group { group: GROUP, epoch, event });
-            self.round();
+            self.step_once();
         }
     }
 
@@ -193,7 +193,7 @@ fn committed() -> GroupWrite {
     write
 }
 
-/// What one round reads at most: when the replica opens, and while elections are due and its
+/// What one step reads at most: when the replica opens, and while elections are due and its
 /// machine does nothing.
 fn most_read(bugs: KnownBugs) -> (u64, u64) {
     let mut host = Host::open(committed(), bugs);
@@ -262,7 +262,7 @@ fn follow(bugs: KnownBugs) -> (Host, usize) {
             ..GroupMessage::default()
         };
         host.worker.handle(Input::Peer { from: nodes[1], messages: vec![append] });
-        host.round();
+        host.step_once();
     }
     let cached = host.worker.group(GROUP).unwrap().cached_bytes();
     (host, cached)

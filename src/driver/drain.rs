@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::leadership::LeaderAcquired;
+use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::{Group, GroupId, NodeId, TransferError, Transferred};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};

@@ -40,8 +40,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::machine::StateMachine;
+use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::{GroupId, NodeId, OpenGroupError};
 use shardhost_proto::system::system_server::SystemServer;
 use shardhost_proto::{balance, system as wire};

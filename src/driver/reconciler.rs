@@ -20,10 +20,10 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
-use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::leadership::{HookKind, LeadershipEvent};
 use shardhost_groups::runtime::Destruction;
 use shardhost_groups::runtime::MachineFactory;
+use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::{GroupId, GroupSpec, LogIndex};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;

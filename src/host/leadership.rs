@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 
-use shardhost_groups::selector::GroupSelector;
-use shardhost_groups::leadership::{HookGuard, HookKind, LeaderAcquired, LeaderLost, LeadershipEvent, LeadershipEvents};
-use shardhost_groups::runtime::{LeaderScope, LeaderTaskGuard};
-use shardhost_groups::policy::{LeadershipPolicy, PolicyGuard};
+use shardhost_groups::leadership::{
+    HookGuard, HookKind, LeaderAcquired, LeaderLost, LeadershipEvent, LeadershipEvents,
+};
 use shardhost_groups::nodes::{Advert, Impairment};
+use shardhost_groups::policy::{LeadershipPolicy, PolicyGuard};
+use shardhost_groups::runtime::{LeaderScope, LeaderTaskGuard};
+use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::{GroupId, HostFault};
 use shardhost_storage::{CapabilityError, NodeId, requirement::capability_names};
 use tokio::sync::watch;

@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shardhost_groups::selector::GroupSelector;
-use shardhost_groups::runtime::{AdditionGuard, GroupsStats};
 use shardhost_groups::nodes::Advert;
+use shardhost_groups::runtime::{AdditionGuard, GroupsStats};
+use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::{Group, Groups, GroupsBuilder, GroupsConfig, HostFault};
 use shardhost_storage::{
     CapabilityError, GroupId, LogError, LogStore, NodeId, SnapshotFiles, SnapshotFilesOptions,

@@ -8,8 +8,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use shardhost_groups::runtime::Destruction;
 use shardhost_groups::latency::LatencySnapshot;
+use shardhost_groups::runtime::Destruction;
 use shardhost_groups::{
     CaughtUp, Group, GroupId, GroupSpec, LogIndex, Membership, MembershipChange, MembershipError,
     NodeId, OpenGroupError, Requirement, Role, TransferError, Transferred,

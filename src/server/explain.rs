@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use shardhost_groups::core::VoterOutlook;
-use shardhost_groups::policy::{Opinion, PolicyOpinion};
 use shardhost_groups::nodes::Advert;
+use shardhost_groups::policy::{Opinion, PolicyOpinion};
 use shardhost_groups::{Group, GroupStatus, NodeId, ReplicaId, Requirement, RequirementMode};
 use shardhost_proto::admin as wire;
 use shardhost_proto::admin::voter_fitness::Fitness;

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
+use shardhost_groups::nodes::{Advert, Impairment};
 use shardhost_groups::testing::fuzz::check_message;
 use shardhost_groups::transport::{Inbound, Lane, Recipient, ShipmentOutcome};
-use shardhost_groups::nodes::{Advert, Impairment};
 use shardhost_groups::{GroupId, LogPosition, NodeId, ReplicaId, RequirementMode};
 use shardhost_proto::log::{self, Entry, EntryKind};
 use shardhost_proto::peer::{

@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use shardhost_groups::transport::{Inbound, Lane};
 use shardhost_groups::nodes::Advert;
+use shardhost_groups::transport::{Inbound, Lane};
 use shardhost_storage::NodeId;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;

@@ -58,8 +58,8 @@ pub mod stats;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use shardhost_groups::transport::{Inbound, Outgoing, SnapshotShipment, Transport};
 use shardhost_groups::nodes::Advert;
+use shardhost_groups::transport::{Inbound, Outgoing, SnapshotShipment, Transport};
 use shardhost_storage::SnapshotStore;
 use tokio::runtime::Handle;
 

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shardhost_groups::transport::{Inbound, Lane};
 use shardhost_groups::nodes::Advert;
+use shardhost_groups::transport::{Inbound, Lane};
 use shardhost_proto::peer::{self, Frame, Hello, NodeHeartbeat, Welcome};
 use shardhost_storage::NodeId;
 use tokio::sync::mpsc;

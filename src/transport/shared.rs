@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
-use shardhost_groups::transport::{Inbound, Lane};
 use shardhost_groups::nodes::Advert;
+use shardhost_groups::transport::{Inbound, Lane};
 use shardhost_proto::peer;
 use shardhost_storage::{NodeId, SnapshotStore};
 use tokio::runtime::Handle;

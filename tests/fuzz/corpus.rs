@@ -8,7 +8,8 @@ use shardhost_storage::testing::fuzz::{Seed, Target};
 
 /// All files of a target, by name; written anew with `REWRITE=1`.
 pub fn of(target: &Target) -> Vec<Seed> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus").join(target.name);
+    let folder =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus").join(target.name);
     let made = (target.seeds)();
     if std::env::var_os("REWRITE").is_some() {
         rewrite(&folder, &made);

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use shardhost_groups::transport::Lane;
 use shardhost_groups::nodes::Advert;
+use shardhost_groups::transport::Lane;
 use shardhost_proto::peer::{self, Frame, Hello, Lane as WireLane, NodeHeartbeat};
 use shardhost_storage::requirement::MAX_CAPABILITIES;
 

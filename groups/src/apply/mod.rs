@@ -14,11 +14,14 @@ use bytes::Bytes;
 use shardhost_storage::{GroupId, LogIndex, LogPosition, SnapshotStore};
 use tokio::sync::oneshot;
 
-use crate::panics::panic_text;
 use crate::error::GroupFault;
-use crate::machine::{ApplyBatch, ApplyFault, Command, ConsistencyView, FaultKind, SnapshotWriter, StateChecksum, StateMachine};
 use crate::error::QueryError;
 use crate::latency::Latency;
+use crate::machine::{
+    ApplyBatch, ApplyFault, Command, ConsistencyView, FaultKind, SnapshotWriter, StateChecksum,
+    StateMachine,
+};
+use crate::panics::panic_text;
 use crate::waiter::{Applied, Handed};
 
 pub use sum::{Summed, sum_of};

@@ -10,9 +10,9 @@
 //! log.
 
 use super::GroupCore;
+use crate::core::Effects;
 use crate::error::GroupFault;
 use crate::known_bugs::KnownBug;
-use crate::core::Round;
 
 /// Bytes of the log that are looked through in one tick.
 const BYTES_PER_TICK: u64 = 4 << 20;
@@ -21,7 +21,7 @@ impl GroupCore {
     /// At every tick: takes the changes of members that the machine cannot come to.
     ///
     /// A change is taken when the one before is durable, as ever: a restart forgets at most the last.
-    pub(super) fn go_ahead_of_machine(&mut self, round: &mut Round) {
+    pub(super) fn go_ahead_of_machine(&mut self, effects: &mut Effects) {
         let stands_still = self.stalled.is_some() || self.recovery.is_lost();
         let waits = self.config.bugs.has(KnownBug::MembershipWaitsForMachine);
         if !stands_still || waits || self.snapshots.replaces_log() || self.has_pending_snapshot() {
@@ -34,11 +34,11 @@ impl GroupCore {
         }
         let entries = match self.raw.store().read(before + 1, end + 1, BYTES_PER_TICK) {
             Ok(entries) => entries,
-            Err(error) => return round.fault(self.id, GroupFault::Log(error)),
+            Err(error) => return effects.fault(self.id, GroupFault::Log(error)),
         };
         let mut passed = before;
         for entry in entries {
-            if self.holds_back(&entry, round) {
+            if self.holds_back(&entry, effects) {
                 break;
             }
             passed = entry.index;

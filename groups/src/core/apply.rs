@@ -9,10 +9,10 @@ use shardhost_storage::{LogIndex, LogPosition};
 use super::GroupCore;
 use crate::apply::ApplyWork;
 use crate::convert::{is_check, is_requirement};
+use crate::core::Effects;
 use crate::error::GroupFault;
 use crate::known_bugs::KnownBug;
 use crate::machine::Command;
-use crate::core::Round;
 
 /// Bytes of durable entries that stay in memory for a state machine that has not come to them.
 const UNAPPLIED_BYTES: usize = 8 << 20;
@@ -85,7 +85,12 @@ impl GroupCore {
 
     /// These entries are committed, and durable here. When they are held back, only their positions
     /// count.
-    pub(super) fn release(&mut self, committed: Vec<Entry>, held_back: bool, round: &mut Round) {
+    pub(super) fn release(
+        &mut self,
+        committed: Vec<Entry>,
+        held_back: bool,
+        effects: &mut Effects,
+    ) {
         let Some(last) = committed.last().map(|entry| entry.index) else { return };
         if last <= self.apply.released {
             return;
@@ -93,22 +98,22 @@ impl GroupCore {
         let at_once = !held_back && self.hands_over_at_once();
         self.apply.released = last;
         if at_once {
-            self.hand(committed, round);
+            self.hand(committed, effects);
         }
     }
 
     /// Hands over what was held back, as far as the backlog allows. Each turn of the loop hands
     /// something over, or ends it.
-    pub(super) fn hand_over_committed(&mut self, round: &mut Round) {
+    pub(super) fn hand_over_committed(&mut self, effects: &mut Effects) {
         while self.apply.handed < self.apply.released && self.takes_more() {
             let before = self.apply.handed;
             match self.read_committed(before + 1, self.apply.released + 1) {
-                Ok(entries) if !entries.is_empty() => self.hand(entries, round),
+                Ok(entries) if !entries.is_empty() => self.hand(entries, effects),
                 Ok(_) => {
                     let text = format!("{:?} has no entry {}", self.id, before + 1);
-                    return round.fault(self.id, GroupFault::Invariant(text.into()));
+                    return effects.fault(self.id, GroupFault::Invariant(text.into()));
                 }
-                Err(fault) => return round.fault(self.id, fault),
+                Err(fault) => return effects.fault(self.id, fault),
             }
             if self.apply.handed == before {
                 return;
@@ -129,25 +134,25 @@ impl GroupCore {
     }
 
     /// Hands entries over, up to the first that holds back what stands behind it.
-    fn hand(&mut self, entries: Vec<Entry>, round: &mut Round) {
+    fn hand(&mut self, entries: Vec<Entry>, effects: &mut Effects) {
         let mut last = None;
         let mut commands = Vec::with_capacity(entries.len());
         let mut bytes = 0;
         for entry in entries {
-            if self.holds_back(&entry, round) {
+            if self.holds_back(&entry, effects) {
                 break;
             }
             last = Some(LogPosition::new(entry.term, entry.index));
             if entry.entry_type != EntryType::EntryNormal || is_requirement(&entry) {
                 continue;
             }
-            self.supersede_change(&entry, round);
-            let waiter = self.hand_waiter(entry.term, entry.index, round);
+            self.supersede_change(&entry, effects);
+            let waiter = self.hand_waiter(entry.term, entry.index, effects);
             let position = LogPosition::new(entry.term, entry.index);
             if is_check(&entry) {
-                self.hand_batch(std::mem::take(&mut commands), bytes, position, round);
+                self.hand_batch(std::mem::take(&mut commands), bytes, position, effects);
                 bytes = 0;
-                round.apply(self.id, self.epoch, ApplyWork::Check { position });
+                effects.apply(self.id, self.epoch, ApplyWork::Check { position });
             } else if !entry.data.is_empty() && !self.skips(entry.index) {
                 bytes += entry.data.len() + size_of::<Command>();
                 let mut command = Command::new(position, entry.data);
@@ -156,7 +161,7 @@ impl GroupCore {
             }
         }
         if let Some(last) = last {
-            self.hand_batch(commands, bytes, last, round);
+            self.hand_batch(commands, bytes, last, effects);
         }
     }
 
@@ -170,7 +175,7 @@ impl GroupCore {
         commands: Vec<Command>,
         bytes: usize,
         last: LogPosition,
-        round: &mut Round,
+        effects: &mut Effects,
     ) {
         if last.index.get() == self.apply.handed {
             return;
@@ -181,7 +186,7 @@ impl GroupCore {
         }
         self.apply.in_flight.push_back((last.index.get(), bytes));
         self.apply.in_flight_bytes += bytes;
-        round.apply(self.id, self.epoch, ApplyWork::Commands { commands, last });
+        effects.apply(self.id, self.epoch, ApplyWork::Commands { commands, last });
     }
 
     /// The state machine applied everything up to `last`.

@@ -5,8 +5,8 @@ use shardhost_storage::{GroupId, LogIndex, Term};
 use tokio::sync::oneshot;
 
 use super::GroupCore;
+use crate::core::Effects;
 use crate::error::{BarrierError, ProposalRejection, ProposeError};
-use crate::core::Round;
 
 /// The term and the number of a barrier that was opened, or why none was.
 pub type BarrierOutcome = Result<(Term, u64), BarrierError>;
@@ -41,26 +41,26 @@ pub(super) struct Barrier {
 
 impl GroupCore {
     /// Opens, closes, or waits for a barrier.
-    pub fn barrier(&mut self, order: BarrierOrder, round: &mut Round) {
+    pub fn barrier(&mut self, order: BarrierOrder, effects: &mut Effects) {
         match order {
             BarrierOrder::Open(waiter) => {
-                let opened = self.open_barrier(round);
-                round.barrier_replies.push((waiter, opened));
+                let opened = self.open_barrier(effects);
+                effects.barrier_replies.push((waiter, opened));
             }
-            BarrierOrder::Close(number) => self.close_barrier(number, round),
+            BarrierOrder::Close(number) => self.close_barrier(number, effects),
             BarrierOrder::Drain { number, waiter } => match self.barrier.as_mut() {
                 Some(barrier) if barrier.number == number => barrier.drainers.push(waiter),
-                _ => {
-                    round.drain_replies.push((waiter, Err(BarrierError::Ended { group: self.id })))
-                }
+                _ => effects
+                    .drain_replies
+                    .push((waiter, Err(BarrierError::Ended { group: self.id }))),
             },
         }
     }
 
-    fn open_barrier(&mut self, round: &mut Round) -> BarrierOutcome {
+    fn open_barrier(&mut self, effects: &mut Effects) -> BarrierOutcome {
         let group = self.id;
-        // A leadership that was won in this very round has no serving state yet.
-        self.observe_leadership(round);
+        // A leadership that was won in this very step has no serving state yet.
+        self.observe_leadership(effects);
         if !self.leads() {
             return Err(BarrierError::NotLeader { group, hint: self.leader_hint() });
         }
@@ -69,7 +69,7 @@ impl GroupCore {
         }
         self.wake();
         // What was queued before the barrier is before it.
-        self.propose_queued(round);
+        self.propose_queued(effects);
         self.barriers += 1;
         let last = self.raw.raft.raft_log.last_index();
         let barrier = Barrier { number: self.barriers, last, drainers: Vec::new() };
@@ -77,33 +77,33 @@ impl GroupCore {
         Ok((Term::new(self.raw.raft.term), self.barriers))
     }
 
-    fn close_barrier(&mut self, number: u64, round: &mut Round) {
+    fn close_barrier(&mut self, number: u64, effects: &mut Effects) {
         let applied = LogIndex::new(self.apply.applied());
         if let Some(barrier) = self.barrier.take_if(|barrier| barrier.number == number) {
             let drainers = barrier.drainers.into_iter();
-            round.drain_replies.extend(drainers.map(|waiter| (waiter, Ok(applied))));
+            effects.drain_replies.extend(drainers.map(|waiter| (waiter, Ok(applied))));
         }
     }
 
     /// Notifies the callers that wait for everything before the barrier to be applied.
-    pub(super) fn watch_barrier(&mut self, round: &mut Round) {
+    pub(super) fn watch_barrier(&mut self, effects: &mut Effects) {
         let applied = self.apply.applied();
         let Some(barrier) = self.barrier.as_mut() else { return };
         if applied >= barrier.last {
             let last = LogIndex::new(barrier.last);
             let drainers = std::mem::take(&mut barrier.drainers).into_iter();
-            round.drain_replies.extend(drainers.map(|waiter| (waiter, Ok(last))));
+            effects.drain_replies.extend(drainers.map(|waiter| (waiter, Ok(last))));
         } else {
             barrier.drainers.retain(|waiter| !waiter.is_closed());
         }
     }
 
     /// The leadership that the barrier belonged to is over.
-    pub(super) fn end_barrier(&mut self, round: &mut Round) {
+    pub(super) fn end_barrier(&mut self, effects: &mut Effects) {
         let group = self.id;
         if let Some(barrier) = self.barrier.take() {
             let ended = barrier.drainers.into_iter();
-            round
+            effects
                 .drain_replies
                 .extend(ended.map(|waiter| (waiter, Err(BarrierError::Ended { group }))));
         }

@@ -18,10 +18,10 @@ use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::NodeId;
 
 use super::{GroupCore, mix};
+use crate::core::Effects;
 use crate::known_bugs::KnownBug;
 use crate::policy::{Opinion, PolicyEvent, RejectReason};
 use crate::transport::{Lane, Outgoing};
-use crate::core::Round;
 
 /// Election timeouts that a follower on a draining node lets go by, while others could lead.
 const DRAINING_PATIENCE: u16 = 2;
@@ -57,22 +57,22 @@ struct Turn {
 
 impl GroupCore {
     /// The election timeout is over: whether it goes by.
-    pub(super) fn stays_out(&mut self, round: &mut Round) -> bool {
-        let veto = self.vetoes_campaign(round);
+    pub(super) fn stays_out(&mut self, effects: &mut Effects) -> bool {
+        let veto = self.vetoes_campaign(effects);
         if let Some(reason) = veto {
-            round.count(PolicyEvent::CampaignVetoed(reason));
+            effects.count(PolicyEvent::CampaignVetoed(reason));
         } else if self.candidacy.escaping {
-            round.count(PolicyEvent::StoodUnfit);
+            effects.count(PolicyEvent::StoodUnfit);
         }
         veto.is_some()
     }
 
-    fn vetoes_campaign(&mut self, round: &Round) -> Option<RejectReason> {
+    fn vetoes_campaign(&mut self, effects: &Effects) -> Option<RejectReason> {
         if self.ticks < self.candidacy.withheld_until {
             return Some(RejectReason::HandedOn);
         }
-        let unfit = self.own_unfitness(round);
-        let stays = self.candidacy.passed < self.max_skipped_timeouts(unfit.is_some(), round);
+        let unfit = self.own_unfitness(effects);
+        let stays = self.candidacy.passed < self.max_skipped_timeouts(unfit.is_some(), effects);
         if stays {
             self.candidacy.passed = self.candidacy.passed.saturating_add(1);
         }
@@ -88,19 +88,19 @@ impl GroupCore {
     }
 
     /// How many election timeouts go by before this replica stands.
-    pub(super) fn max_skipped_timeouts(&self, unfit: bool, round: &Round) -> u16 {
+    pub(super) fn max_skipped_timeouts(&self, unfit: bool, effects: &Effects) -> u16 {
         let escape = self.config.escape_timeouts;
-        match (unfit, self.knows_better(round)) {
+        match (unfit, self.knows_better(effects)) {
             (true, true) => escape.saturating_mul(2),
             (true, false) => escape,
-            (false, true) if round.nodes.own().draining => DRAINING_PATIENCE,
+            (false, true) if effects.nodes.own().draining => DRAINING_PATIENCE,
             _ => 0,
         }
     }
 
     /// Whether another voter that answers is known to be fit.
-    fn knows_better(&self, round: &Round) -> bool {
-        let ranked = self.ranked_voters(round);
+    fn knows_better(&self, effects: &Effects) -> bool {
+        let ranked = self.ranked_voters(effects);
         ranked.first().is_some_and(|(rank, _)| !rank.unfit && !rank.unknown && !rank.draining)
     }
 
@@ -149,8 +149,8 @@ impl GroupCore {
 
     /// A request for a vote. Of two candidates in one term of which neither can win without the
     /// other, the one whose turn is first campaigns again, without waiting for another timeout.
-    pub(super) fn step_vote(&mut self, node: NodeId, message: GroupMessage, round: &Round) {
-        let split = self.is_split_with(node, &message, round) && self.comes_before(node, round);
+    pub(super) fn step_vote(&mut self, node: NodeId, message: GroupMessage, effects: &Effects) {
+        let split = self.is_split_with(node, &message, effects) && self.comes_before(node, effects);
         self.step_raft(message);
         if split {
             self.stand();
@@ -158,7 +158,7 @@ impl GroupCore {
     }
 
     /// Whether a candidate of this term is asked for its vote by another one whose vote it needs.
-    fn is_split_with(&self, rival: NodeId, message: &GroupMessage, round: &Round) -> bool {
+    fn is_split_with(&self, rival: NodeId, message: &GroupMessage, effects: &Effects) -> bool {
         let raft = &self.raw.raft;
         if raft.state != StateRole::Candidate || message.term != raft.term || self.joint {
             return false;
@@ -168,15 +168,15 @@ impl GroupCore {
         let (mut all, mut possible) = (0, 0);
         for node in voters {
             all += 1;
-            possible += usize::from(node != rival && (node == own || round.nodes.contains(node)));
+            possible += usize::from(node != rival && (node == own || effects.nodes.contains(node)));
         }
         possible <= all / 2
     }
 
     /// Whether this candidate, rather than its rival, should lead; both see it alike.
-    fn comes_before(&self, rival: NodeId, round: &Round) -> bool {
-        let own = (self.own_unfitness(round).is_some(), self.turn_of(self.config.node));
-        own < (self.opinion(rival, round).is_unfit(), self.turn_of(rival))
+    fn comes_before(&self, rival: NodeId, effects: &Effects) -> bool {
+        let own = (self.own_unfitness(effects).is_some(), self.turn_of(self.config.node));
+        own < (self.opinion(rival, effects).is_unfit(), self.turn_of(rival))
     }
 
     /// The order in which nodes come, where there is nothing to choose between them: another one
@@ -254,23 +254,23 @@ impl GroupCore {
         &mut self,
         node: NodeId,
         message: &GroupMessage,
-        round: &mut Round,
+        effects: &mut Effects,
     ) -> bool {
         if message.kind() != MessageKind::PreVote {
             return false;
         }
-        let opinion = self.opinion(node, round);
-        self.notice_hopeless(node, message, &opinion, round);
+        let opinion = self.opinion(node, effects);
+        self.notice_hopeless(node, message, &opinion, effects);
         let Opinion::Unfit(unfit) = opinion else { return false };
         if message.escape {
             return false;
         }
-        round.count(PolicyEvent::PreVoteRefused(unfit.reject_reason()));
+        effects.count(PolicyEvent::PreVoteRefused(unfit.reject_reason()));
         let answer = GroupMessage {
             reject: true,
             ..self.own_message(MessageKind::PreVoteResponse, message.from_replica)
         };
-        round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message: answer });
+        effects.messages.push(Outgoing { to: node, lane: Lane::Urgent, message: answer });
         true
     }
 
@@ -282,7 +282,7 @@ impl GroupCore {
         node: NodeId,
         message: &GroupMessage,
         candidate: &Opinion,
-        round: &Round,
+        effects: &Effects,
     ) {
         let log = &self.raw.raft.raft_log;
         let behind = !log.is_up_to_date(message.index, message.log_term);
@@ -296,9 +296,9 @@ impl GroupCore {
         let mut others = self.membership.voters().map(|(_, voter)| voter);
         let hope = others.any(|voter| {
             voter != self.config.node
-                && round.nodes.contains(voter)
+                && effects.nodes.contains(voter)
                 && !known.contains(&voter)
-                && !self.opinion(voter, round).is_unfit()
+                && !self.opinion(voter, effects).is_unfit()
         });
         if !hope {
             self.candidacy.passed = u16::MAX;

@@ -16,13 +16,13 @@ use shardhost_proto::peer::{self, ChecksumVerdict, GroupMessage, MessageKind};
 use shardhost_storage::{Certainty, LogIndex, LogPosition, Member, Membership, ReplicaId};
 
 use super::GroupCore;
-use crate::checksum::StateSum;
 use crate::apply::Summed;
+use crate::checksum::StateSum;
 use crate::convert::CHECK_MARK;
+use crate::core::Effects;
 use crate::error::GroupFault;
-use crate::transport::{Lane, Outgoing};
-use crate::core::Round;
 use crate::spread::spread;
+use crate::transport::{Lane, Outgoing};
 
 /// Ticks that a leader waits for checksums: a large state is read slowly.
 const CHECKSUM_TICKS: u64 = 6_000;
@@ -123,7 +123,7 @@ fn is_majority(membership: &Membership, counts: impl Fn(u64) -> bool) -> bool {
 
 impl GroupCore {
     /// At ticks: begins a check when it is time, and ends one that waits for too long.
-    pub(super) fn tend_consistency(&mut self, round: &mut Round) {
+    pub(super) fn tend_consistency(&mut self, effects: &mut Effects) {
         let every = u64::from(self.config.consistency_ticks);
         if every == 0 || self.consistency.unsupported {
             return;
@@ -135,13 +135,13 @@ impl GroupCore {
         }
         let check = self.consistency.check.as_ref();
         if check.is_some_and(|check| self.ticks - check.since >= CHECKSUM_TICKS) {
-            self.end_check(round);
+            self.end_check(effects);
         }
         let term = self.raw.raft.term;
         match self.consistency.due {
             Some((due, known)) if known == term => {
                 if self.ticks >= due {
-                    self.begin_check(round);
+                    self.begin_check(effects);
                 }
             }
             // Not all groups that a node comes to lead at once.
@@ -150,29 +150,29 @@ impl GroupCore {
     }
 
     /// The group sleeps, and was not compared for long.
-    pub fn check_asleep(&mut self, round: &mut Round) {
+    pub fn check_asleep(&mut self, effects: &mut Effects) {
         let compared = self.config.consistency_ticks > 0 && !self.consistency.unsupported;
         if compared && self.leads() && self.sleep.is_asleep() {
             self.wake();
-            self.begin_check(round);
+            self.begin_check(effects);
         }
     }
 
     /// Puts a check entry into the log.
-    fn begin_check(&mut self, round: &mut Round) {
+    fn begin_check(&mut self, effects: &mut Effects) {
         let (ticks, term) = (self.ticks, self.raw.raft.term);
         let ready = self.led.as_ref().is_some_and(|led| led.ready);
         if !ready || self.transfer.is_some() || self.has_unfinished_change() {
             self.consistency.due = Some((ticks + RETRY_TICKS, term));
             return;
         }
-        self.end_check(round);
+        self.end_check(effects);
         self.consistency.due = Some((ticks + u64::from(self.config.consistency_ticks), term));
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.replica.get();
         message.entries = vec![Entry { context: CHECK_MARK, ..Entry::default() }].into();
-        self.propose_queued(round);
+        self.propose_queued(effects);
         if let Err(error) = self.raw.raft.step(message) {
             tracing::debug!(group = %self.id, %error, "raft dropped a check entry");
             return;
@@ -188,13 +188,13 @@ impl GroupCore {
     }
 
     /// The checksums that are here must do.
-    fn end_check(&mut self, round: &mut Round) {
-        self.compare(Waiting::No, round);
+    fn end_check(&mut self, effects: &mut Effects) {
+        self.compare(Waiting::No, effects);
         self.consistency.check = None;
     }
 
     /// The state machine holds this at a check entry.
-    pub fn on_summed(&mut self, position: LogPosition, summed: Summed, round: &mut Round) {
+    pub fn on_summed(&mut self, position: LogPosition, summed: Summed, effects: &mut Effects) {
         let sum = match summed {
             Summed::Sum(sum) => sum,
             Summed::Unsupported => {
@@ -206,22 +206,22 @@ impl GroupCore {
         };
         self.consistency.own = Some((position, sum));
         if self.leads() {
-            return self.add_sum(self.replica.get(), position, sum, round);
+            return self.add_sum(self.replica.get(), position, sum, effects);
         }
         let leader = self.raw.raft.leader_id;
         let checksum = Some(sum_to_wire(&sum));
-        self.send_comparison(MessageKind::Checksum, leader, position, checksum, 0, round);
+        self.send_comparison(MessageKind::Checksum, leader, position, checksum, 0, effects);
     }
 
     /// Another replica holds this at a check entry.
-    pub(super) fn take_checksum(&mut self, message: &GroupMessage, round: &mut Round) {
+    pub(super) fn take_checksum(&mut self, message: &GroupMessage, effects: &mut Effects) {
         if let Some(sum) = message.checksum.as_ref().map(sum_from_wire) {
             let position = LogPosition::new(message.log_term, message.index);
-            self.add_sum(message.from_replica, position, sum, round);
+            self.add_sum(message.from_replica, position, sum, effects);
         }
     }
 
-    fn add_sum(&mut self, from: u64, position: LogPosition, sum: StateSum, round: &mut Round) {
+    fn add_sum(&mut self, from: u64, position: LogPosition, sum: StateSum, effects: &mut Effects) {
         let members = &self.membership.members;
         let known = |id: u64| ReplicaId::new(id).is_some_and(|id| members.contains_key(&id));
         if !self.leads() || !known(from) {
@@ -231,11 +231,11 @@ impl GroupCore {
         let Some(check) = check.filter(|check| check.position == position) else { return };
         // What was compared stands.
         check.sums.entry(from).or_insert(sum);
-        self.compare(Waiting::Yes, round);
+        self.compare(Waiting::Yes, effects);
     }
 
     /// Reports the result to the replicas that sent a checksum, as soon as there is one.
-    fn compare(&mut self, waiting: Waiting, round: &mut Round) {
+    fn compare(&mut self, waiting: Waiting, effects: &mut Effects) {
         let Some(mut check) = self.consistency.check.take() else { return };
         let outcome = judge(&self.membership, &check.sums, waiting);
         if outcome != check.outcome {
@@ -246,15 +246,21 @@ impl GroupCore {
             let untold: Vec<u64> =
                 check.sums.keys().copied().filter(|id| check.told.insert(*id)).collect();
             for replica in untold {
-                self.tell_outcome(replica, check.position, outcome, round);
+                self.tell_outcome(replica, check.position, outcome, effects);
             }
         }
         self.consistency.check = Some(check);
     }
 
-    fn tell_outcome(&mut self, to: u64, at: LogPosition, outcome: Judgement, round: &mut Round) {
+    fn tell_outcome(
+        &mut self,
+        to: u64,
+        at: LogPosition,
+        outcome: Judgement,
+        effects: &mut Effects,
+    ) {
         if to == self.replica.get() {
-            return self.learn_outcome(at, outcome, round);
+            return self.learn_outcome(at, outcome, effects);
         }
         let (verdict, sum) = match outcome {
             Judgement::Open => return,
@@ -263,11 +269,11 @@ impl GroupCore {
         };
         let checksum = Some(sum_to_wire(&sum));
         let kind = MessageKind::ChecksumVerdict;
-        self.send_comparison(kind, to, at, checksum, verdict.into(), round);
+        self.send_comparison(kind, to, at, checksum, verdict.into(), effects);
     }
 
     /// The leader reports the result of a check.
-    pub(super) fn take_verdict(&mut self, message: &GroupMessage, round: &mut Round) {
+    pub(super) fn take_verdict(&mut self, message: &GroupMessage, effects: &mut Effects) {
         let position = LogPosition::new(message.log_term, message.index);
         let sum = message.checksum.as_ref().map(sum_from_wire);
         let outcome = match (message.verdict(), sum) {
@@ -275,11 +281,11 @@ impl GroupCore {
             (ChecksumVerdict::Split, _) => Judgement::Split,
             _ => return,
         };
-        self.learn_outcome(position, outcome, round);
+        self.learn_outcome(position, outcome, effects);
     }
 
     /// What came of a check counts if this replica took part in it.
-    fn learn_outcome(&mut self, at: LogPosition, outcome: Judgement, round: &mut Round) {
+    fn learn_outcome(&mut self, at: LogPosition, outcome: Judgement, effects: &mut Effects) {
         let Some((position, own)) = self.consistency.own else { return };
         if position != at {
             return;
@@ -294,9 +300,9 @@ impl GroupCore {
             Judgement::Majority(others) if others.format != own.format => {}
             Judgement::Majority(others) => {
                 // A restart does not make it right.
-                self.write_certainty(Certainty::Differs, round);
+                self.write_certainty(Certainty::Differs, effects);
                 let fault = GroupFault::Inconsistent { index: at.index, own, others };
-                round.fault(self.id, fault);
+                effects.fault(self.id, fault);
             }
             Judgement::Split => {
                 if self.consistency.differs.replace(at.index).is_none() {
@@ -315,7 +321,7 @@ impl GroupCore {
         at: LogPosition,
         checksum: Option<peer::StateChecksum>,
         verdict: i32,
-        round: &mut Round,
+        effects: &mut Effects,
     ) {
         let Some(node) = self.node_of(to) else { return };
         let message = GroupMessage {
@@ -325,7 +331,7 @@ impl GroupCore {
             verdict,
             ..self.own_message(kind, to)
         };
-        round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
+        effects.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
     }
 }
 

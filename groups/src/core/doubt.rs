@@ -40,10 +40,10 @@ use shardhost_storage::{
 
 use super::GroupCore;
 use crate::convert;
+use crate::core::Effects;
 use crate::known_bugs::KnownBug;
 use crate::membership::ConfigEntry;
 use crate::transport::{Lane, Outgoing};
-use crate::core::Round;
 
 /// Ticks between two requests to a voter that has not answered.
 const ASK_TICKS: u64 = 5;
@@ -148,14 +148,14 @@ impl GroupCore {
     }
 
     /// The log turns out to be older than what this replica acknowledged.
-    pub fn raise_doubt(&mut self, cause: Cause, round: &mut Round) {
+    pub fn raise_doubt(&mut self, cause: Cause, effects: &mut Effects) {
         if self.doubt.is_some() {
             return;
         }
         let certainty = Certainty::InDoubt(cause);
         self.doubt = Doubt::opened(certainty);
         self.follow_nobody();
-        self.write_certainty(certainty, round);
+        self.write_certainty(certainty, effects);
         self.wake();
     }
 
@@ -191,21 +191,21 @@ impl GroupCore {
     }
 
     /// At every tick: asks, and looks whether enough is known.
-    pub(super) fn check_doubt(&mut self, round: &mut Round) {
+    pub(super) fn check_doubt(&mut self, effects: &mut Effects) {
         let Some(doubt) = &mut self.doubt else { return };
         doubt.ticks += 1;
         if doubt.floor.is_some() {
-            return self.check_floor(round);
+            return self.check_floor(effects);
         }
         if self.is_enough_known() {
-            return self.take_floor(round);
+            return self.take_floor(effects);
         }
         if self.doubt.as_ref().is_some_and(|doubt| doubt.ticks % ASK_TICKS == 1) {
-            self.ask_voters(round);
+            self.ask_voters(effects);
         }
     }
 
-    fn ask_voters(&self, round: &mut Round) {
+    fn ask_voters(&self, effects: &mut Effects) {
         let Some(doubt) = &self.doubt else { return };
         let mut voters = self.voters_since(LogIndex::default());
         voters.retain(|id, _| *id != self.replica && doubt.answered(*id).is_none());
@@ -214,7 +214,7 @@ impl GroupCore {
                 stamp: self.life(),
                 ..self.own_message(MessageKind::RecoveryRequest, id.get())
             };
-            round.messages.push(Outgoing { to, lane: Lane::Urgent, message: request });
+            effects.messages.push(Outgoing { to, lane: Lane::Urgent, message: request });
         }
     }
 
@@ -239,7 +239,7 @@ impl GroupCore {
     }
 
     /// A peer does not know what it lost.
-    pub(super) fn answer_recovery(&self, message: &GroupMessage, round: &mut Round) {
+    pub(super) fn answer_recovery(&self, message: &GroupMessage, effects: &mut Effects) {
         let Some(to) = self.node_of(message.from_replica) else { return };
         if self.snapshots.is_installing() {
             return;
@@ -269,7 +269,7 @@ impl GroupCore {
             recovery: Some(Box::new(recovery)),
             ..self.own_message(MessageKind::RecoveryResponse, message.from_replica)
         };
-        round.messages.push(Outgoing { to, lane: Lane::Urgent, message: answer });
+        effects.messages.push(Outgoing { to, lane: Lane::Urgent, message: answer });
     }
 
     /// The memberships that changes in the log lead to, which are not applied; `None` when there are too
@@ -372,9 +372,9 @@ impl GroupCore {
     }
 
     /// From here on it takes part, within bounds.
-    fn take_floor(&mut self, round: &mut Round) {
+    fn take_floor(&mut self, effects: &mut Effects) {
         if self.never_had_a_vote() {
-            return self.settle_doubt(round);
+            return self.settle_doubt(effects);
         }
         let own = self.replica.get();
         // A voter of an older configuration cannot lead, however long its log is: to wait for it would
@@ -395,21 +395,21 @@ impl GroupCore {
         self.pin_election_timeout();
         tracing::info!(group = %self.id, term = %floor.term, last = %floor.last,
             "enough peers of a replica in doubt have said what they hold");
-        self.check_floor(round);
+        self.check_floor(effects);
     }
 
     /// Whether what may have been lost is there again.
-    fn check_floor(&mut self, round: &mut Round) {
+    fn check_floor(&mut self, effects: &mut Effects) {
         let Some(floor) = self.doubt.as_ref().and_then(|doubt| doubt.floor) else { return };
         let known = floor.config <= self.membership.config_index && !self.snapshots.is_installing();
         if known && self.persisted_end().is_some_and(|end| end >= floor.last) {
-            self.settle_doubt(round);
+            self.settle_doubt(effects);
         }
     }
 
-    fn settle_doubt(&mut self, round: &mut Round) {
+    fn settle_doubt(&mut self, effects: &mut Effects) {
         self.doubt = None;
-        self.write_certainty(Certainty::Sure, round);
+        self.write_certainty(Certainty::Sure, effects);
         tracing::info!(group = %self.id, "a replica is in doubt no longer");
     }
 
@@ -424,9 +424,9 @@ impl GroupCore {
         with_it.max_by_key(|(index, _)| *index).is_some_and(|(_, never_voted)| never_voted)
     }
 
-    pub(super) fn write_certainty(&self, certainty: Certainty, round: &mut Round) {
+    pub(super) fn write_certainty(&self, certainty: Certainty, effects: &mut Effects) {
         let certainty = Some(certainty);
-        round.log.batch.writes.push(GroupWrite { certainty, ..GroupWrite::new(self.id) });
+        effects.log.batch.writes.push(GroupWrite { certainty, ..GroupWrite::new(self.id) });
     }
 }
 

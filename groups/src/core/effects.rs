@@ -1,4 +1,4 @@
-//! What a worker wants done after a round.
+//! What a worker wants done after a step.
 
 use std::sync::Arc;
 
@@ -14,20 +14,20 @@ use crate::core::{
 use crate::core::{MembershipOutcome, MembershipWaiter, TransferOutcome};
 use crate::error::{BarrierError, GroupFault, ProposeError, ReadError, TakeSnapshotError};
 use crate::leadership::Edge;
-use crate::policy::{AdmissionRequest, PolicyEvent};
 use crate::lives::Ending;
+use crate::nodes::LiveNodes;
+use crate::policy::{AdmissionRequest, PolicyEvent};
 use crate::status::GroupStatus;
 use crate::transport::{Outgoing, SnapshotShipment};
 use crate::waiter::Pending;
-use crate::nodes::LiveNodes;
 
-/// Everything that one round brought up.
+/// Everything that one step brought up.
 ///
 /// They are executed in the order of the fields: callers whose proposals failed learn it before the
 /// loss of leadership is published, and the status has the content of an edge before the edge is
 /// published. Only `log` may take long; nothing that it holds back leaves before its sync.
 #[derive(Debug, Default)]
-pub struct Round {
+pub struct Effects {
     /// When it began: what is sent in it was not sent before. `None`: the clock cannot be read.
     pub began: Option<Moment>,
     /// When its last input had been taken: what is promised in it is promised from then on.
@@ -77,7 +77,7 @@ pub struct Round {
     pub(crate) faults: Vec<(GroupId, GroupFault)>,
 }
 
-/// What a round wants written as one durable step, and what waits for it.
+/// What a step wants written as one durable step, and what waits for it.
 #[derive(Debug, Default)]
 pub struct LogTask {
     /// What is to be written.
@@ -157,7 +157,7 @@ impl LogTask {
     }
 }
 
-impl Round {
+impl Effects {
     /// A proposal ended without being applied here.
     pub(crate) fn fail(&mut self, pending: Pending, error: ProposeError) {
         self.failed.push((pending, error));

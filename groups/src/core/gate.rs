@@ -18,15 +18,15 @@ use std::sync::Arc;
 use shardhost_storage::{NodeId, Requirement, RequirementMode, Term};
 
 use super::GroupCore;
+use crate::core::Effects;
 use crate::error::{ProposalRejection, ProposeError, ReadError};
 use crate::known_bugs::KnownBug;
 use crate::leadership::EdgeKind;
+use crate::nodes::{Advert, Impairment};
+use crate::policy::Caretaker;
 use crate::policy::{
     Acquisition, AdmissionFault, AdmissionRequest, Candidate, Decision, Opinion, PolicyEvent, Unfit,
 };
-use crate::policy::Caretaker;
-use crate::nodes::{Advert, Impairment};
-use crate::core::Round;
 
 /// Ticks before policies of which one panicked are asked again; twice as many each time.
 const PANIC_RETRY_TICKS: u64 = 50;
@@ -46,8 +46,8 @@ pub(super) enum Gate {
 
 impl GroupCore {
     /// What the policies say of a node, as far as is known of it here.
-    pub(super) fn opinion(&self, node: NodeId, round: &Round) -> Opinion {
-        self.policies.opinion(&self.candidate(node, &self.membership.requirement, round))
+    pub(super) fn opinion(&self, node: NodeId, effects: &Effects) -> Opinion {
+        self.policies.opinion(&self.candidate(node, &self.membership.requirement, effects))
     }
 
     /// A node as policies are asked about it, if the group required this.
@@ -55,10 +55,10 @@ impl GroupCore {
         &'a self,
         node: NodeId,
         requirement: &'a Requirement,
-        round: &'a Round,
+        effects: &'a Effects,
     ) -> Candidate<'a> {
         let is_here = node == self.config.node;
-        let advert = if is_here { Some(round.nodes.own()) } else { round.nodes.advert(node) };
+        let advert = if is_here { Some(effects.nodes.own()) } else { effects.nodes.advert(node) };
         Candidate {
             group: self.id,
             node,
@@ -89,7 +89,7 @@ impl GroupCore {
 
     /// The state machine stalls, or works again. Callers get an error when they have waited too
     /// long; another leader is looked for.
-    pub fn on_stalled(&mut self, why: Option<Arc<str>>, round: &mut Round) {
+    pub fn on_stalled(&mut self, why: Option<Arc<str>>, effects: &mut Effects) {
         let mode = RequirementMode::Hard;
         let stalled = why.map(|reason| Box::new(Impairment { reason, mode }));
         if self.stalled.refuses == stalled {
@@ -100,11 +100,11 @@ impl GroupCore {
                 "the state machine stalls; the same call is repeated");
         }
         self.stalled.refuses = stalled;
-        self.stall_changed(round);
+        self.stall_changed(effects);
     }
 
     /// A call into the state machine takes longer than it may, or calls have ended in time for a while.
-    pub fn on_hung(&mut self, why: Option<Impairment>, round: &mut Round) {
+    pub fn on_hung(&mut self, why: Option<Impairment>, effects: &mut Effects) {
         let hangs = why.map(Box::new);
         if self.stalled.hangs == hangs {
             return;
@@ -114,16 +114,16 @@ impl GroupCore {
                 "the state machine hangs; another replica should lead");
         }
         self.stalled.hangs = hangs;
-        self.stall_changed(round);
+        self.stall_changed(effects);
     }
 
-    fn stall_changed(&mut self, round: &mut Round) {
+    fn stall_changed(&mut self, effects: &mut Effects) {
         if !self.stalled.is_some() {
             tracing::info!(group = %self.id, "the state machine works again");
         }
         self.wake();
         self.look_anew();
-        self.notice_facts(round);
+        self.notice_facts(effects);
     }
 
     /// Why the state machine stalls, if it does.
@@ -132,16 +132,16 @@ impl GroupCore {
     }
 
     /// Why this node should not lead, if it should not.
-    pub(super) fn own_unfitness(&self, round: &Round) -> Option<Unfit> {
-        match self.opinion(self.config.node, round) {
+    pub(super) fn own_unfitness(&self, effects: &Effects) -> Option<Unfit> {
+        match self.opinion(self.config.node, effects) {
             Opinion::Unfit(unfit) => Some(unfit),
             Opinion::Fit | Opinion::Unknown => None,
         }
     }
 
-    /// How a leadership begins: decided before the first proposal of the round is taken.
-    pub(super) fn first_gate(&self, round: &Round) -> Gate {
-        match self.own_unfitness(round) {
+    /// How a leadership begins: decided before the first proposal of the step is taken.
+    pub(super) fn first_gate(&self, effects: &Effects) -> Gate {
+        match self.own_unfitness(effects) {
             Some(unfit) if unfit.mode == RequirementMode::Hard => {
                 Gate::Closed(Arc::new(Caretaker::Unfit(unfit)))
             }
@@ -163,23 +163,23 @@ impl GroupCore {
     }
 
     /// Asks policies, and gives up waiting for them.
-    pub(super) fn tend_gate(&mut self, round: &mut Round) {
+    pub(super) fn tend_gate(&mut self, effects: &mut Effects) {
         let (ticks, limit) = (self.ticks, u64::from(self.config.admission_ticks));
         let Some(led) = self.led.as_mut().filter(|led| led.ready) else { return };
         match led.gate {
-            Gate::ToAsk => self.ask_policies(round),
+            Gate::ToAsk => self.ask_policies(effects),
             Gate::Closed(_) if led.asks_again_at.is_some_and(|tick| ticks >= tick) => {
-                self.ask_policies(round);
+                self.ask_policies(effects);
             }
             Gate::Asked(since) if ticks - since >= limit => {
                 let after = self.config.tick.saturating_mul(u32::from(self.config.admission_ticks));
-                self.close_gate(Caretaker::NoAnswer { after }, round);
+                self.close_gate(Caretaker::NoAnswer { after }, effects);
             }
             _ => {}
         }
     }
 
-    fn ask_policies(&mut self, round: &mut Round) {
+    fn ask_policies(&mut self, effects: &mut Effects) {
         let (group, epoch, ticks) = (self.id, self.epoch, self.ticks);
         let Some(led) = self.led.as_mut() else { return };
         led.gate = Gate::Asked(ticks);
@@ -195,7 +195,7 @@ impl GroupCore {
             voters: self.membership.voters().map(|(_, node)| node).collect(),
         };
         let policies = self.policies.asked(group, &self.meta.labels);
-        round.admissions.push(AdmissionRequest { group, epoch, question, acquired, policies });
+        effects.admissions.push(AdmissionRequest { group, epoch, question, acquired, policies });
     }
 
     /// The policies answered, be it late. What they answered to an earlier question is dropped:
@@ -205,24 +205,24 @@ impl GroupCore {
         term: Term,
         question: u64,
         answer: Result<Decision, AdmissionFault>,
-        round: &mut Round,
+        effects: &mut Effects,
     ) {
         if !self.awaits_answer(term, question) {
             return;
         }
         self.wake();
         match answer {
-            Ok(Decision::Serve) => self.open_gate(round),
+            Ok(Decision::Serve) => self.open_gate(effects),
             Ok(Decision::Caretaker(reason)) => {
-                self.close_gate(Caretaker::Held { reason: reason.into() }, round);
+                self.close_gate(Caretaker::Held { reason: reason.into() }, effects);
             }
             Ok(Decision::Decline { reason, targets }) => {
                 self.decline(targets);
-                self.close_gate(Caretaker::Declined { reason: reason.into() }, round);
+                self.close_gate(Caretaker::Declined { reason: reason.into() }, effects);
             }
             Err(AdmissionFault { policy }) => {
                 self.ask_after_panic();
-                self.close_gate(Caretaker::Panicked { policy }, round);
+                self.close_gate(Caretaker::Panicked { policy }, effects);
             }
         }
     }
@@ -260,18 +260,18 @@ impl GroupCore {
     }
 
     /// What is known of nodes, policies or the requirement changed.
-    pub(super) fn renew_gate(&mut self, round: &mut Round) {
+    pub(super) fn renew_gate(&mut self, effects: &mut Effects) {
         let Some(led) = &self.led else { return };
         let unfit = matches!(&led.gate, Gate::Closed(why) if matches!(**why, Caretaker::Unfit(_)));
-        match self.first_gate(round) {
-            Gate::Closed(reason) => self.close_gate(Caretaker::clone(&reason), round),
+        match self.first_gate(effects) {
+            Gate::Closed(reason) => self.close_gate(Caretaker::clone(&reason), effects),
             // The decision of policies about this leadership is kept, until another look is
             // requested.
             Gate::ToAsk if unfit => self.set_gate(Gate::ToAsk),
-            Gate::Open if led.gate != Gate::Open => self.open_gate(round),
+            Gate::Open if led.gate != Gate::Open => self.open_gate(effects),
             _ => {}
         }
-        self.tend_gate(round);
+        self.tend_gate(effects);
     }
 
     /// Policies decide again about this leadership. A question without an answer is asked again:
@@ -298,26 +298,26 @@ impl GroupCore {
         }
     }
 
-    fn open_gate(&mut self, round: &mut Round) {
+    fn open_gate(&mut self, effects: &mut Effects) {
         self.set_gate(Gate::Open);
-        self.tell_service(round);
+        self.tell_service(effects);
     }
 
     /// Users are refused from here on; those that wait get the reason.
-    fn close_gate(&mut self, reason: Caretaker, round: &mut Round) {
+    fn close_gate(&mut self, reason: Caretaker, effects: &mut Effects) {
         if self.caretaker().is_some_and(|known| **known == reason) {
             return;
         }
         tracing::warn!(group = %self.id, term = self.raw.raft.term, %reason,
             "leads, and serves no users");
         self.set_gate(Gate::Closed(Arc::new(reason)));
-        self.refuse_queued(round);
-        self.refuse_readers(round);
-        self.tell_service(round);
+        self.refuse_queued(effects);
+        self.refuse_readers(effects);
+        self.tell_service(effects);
     }
 
     /// Publishes that a leadership began to serve its users, or ceased to.
-    pub(super) fn tell_service(&mut self, round: &mut Round) {
+    pub(super) fn tell_service(&mut self, effects: &mut Effects) {
         let serves = self.serves();
         let closed = self.caretaker().is_some();
         let Some(led) = self.led.as_mut() else { return };
@@ -328,10 +328,10 @@ impl GroupCore {
         };
         led.told = if serves { Told::Ready } else { Told::Caretaker };
         if kind == EdgeKind::Caretaker {
-            round.count(PolicyEvent::CaretakerBegan);
+            effects.count(PolicyEvent::CaretakerBegan);
         }
         let term = led.term;
-        self.edge(term, kind, round);
+        self.edge(term, kind, effects);
     }
 
     /// Why no proposal of users is taken from this leader, if none is.
@@ -350,15 +350,15 @@ impl GroupCore {
     }
 
     /// Reads that wait at a leader which serves no users: also those that it took as a follower.
-    pub(super) fn refuse_readers(&mut self, round: &mut Round) {
+    pub(super) fn refuse_readers(&mut self, effects: &mut Effects) {
         if let Some(error) = self.refuses_service_to_readers() {
-            self.fail_reads(&error, round);
+            self.fail_reads(&error, effects);
         }
     }
 
-    fn refuse_queued(&mut self, round: &mut Round) {
+    fn refuse_queued(&mut self, effects: &mut Effects) {
         let Some(reason) = self.refuses_service() else { return };
-        self.fail_queued(&ProposeError::Rejected { group: self.id, reason }, round);
+        self.fail_queued(&ProposeError::Rejected { group: self.id, reason }, effects);
     }
 }
 

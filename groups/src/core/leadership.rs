@@ -5,10 +5,10 @@ use shardhost_storage::Term;
 
 use super::GroupCore;
 use super::gate::{Gate, Told};
+use crate::core::Effects;
 use crate::error::ReadError;
 use crate::known_bugs::KnownBug;
 use crate::leadership::{Edge, EdgeKind, LossCause};
-use crate::core::Round;
 
 /// A leadership that was acquired and not lost.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl GroupCore {
     /// Compares raft's state with the published one, and publishes the difference. Must run before
     /// proposals of a step go to raft, so that the last entry of a new leader is the first of its
     /// term.
-    pub(super) fn observe_leadership(&mut self, round: &mut Round) {
+    pub(super) fn observe_leadership(&mut self, effects: &mut Effects) {
         let raft = &self.raw.raft;
         let leads = raft.state == StateRole::Leader;
         let (term, last) = (raft.term, raft.raft_log.last_index());
@@ -43,14 +43,14 @@ impl GroupCore {
             && (!leads || led.term != term)
         {
             let cause = self.loss_cause(led.term);
-            let stands = self.stands_again(led.term, round);
-            self.lose_leadership(cause, round);
+            let stands = self.stands_again(led.term, effects);
+            self.lose_leadership(cause, effects);
             if stands {
-                self.stand_again(round);
+                self.stand_again(effects);
             }
         }
         if leads && self.led.is_none() {
-            let gate = self.first_gate(round);
+            let gate = self.first_gate(effects);
             self.led = Some(Led {
                 term,
                 first_index: last,
@@ -65,24 +65,24 @@ impl GroupCore {
             self.reset_lease();
             self.ask_anew();
             if !self.config.bugs.has(KnownBug::CaretakerAnswersReads) {
-                self.refuse_readers(round);
+                self.refuse_readers(effects);
             }
-            self.edge(term, EdgeKind::Acquired, round);
-            self.tell_service(round);
+            self.edge(term, EdgeKind::Acquired, effects);
+            self.tell_service(effects);
         }
         // What the group asks for may have changed with what was applied: that decides whether it
         // is served.
-        self.notice_facts(round);
+        self.notice_facts(effects);
         let applied = self.apply.applied();
         if let Some(led) = self.led.as_mut()
             && !led.ready
             && applied >= led.first_index
         {
             led.ready = true;
-            self.tend_gate(round);
-            self.tell_service(round);
+            self.tend_gate(effects);
+            self.tell_service(effects);
         }
-        self.watch_transfer(round);
+        self.watch_transfer(effects);
     }
 
     fn loss_cause(&self, led_term: u64) -> LossCause {
@@ -102,38 +102,38 @@ impl GroupCore {
     }
 
     /// Fails every caller that waits, then publishes the loss.
-    pub(super) fn lose_leadership(&mut self, cause: LossCause, round: &mut Round) {
+    pub(super) fn lose_leadership(&mut self, cause: LossCause, effects: &mut Effects) {
         let Some(led) = self.led.take() else { return };
-        self.fail_waiters_on_loss(round);
+        self.fail_waiters_on_loss(effects);
         let error = ReadError::NotLeader { group: self.id, hint: self.successor_hint() };
-        self.fail_reads(&error, round);
-        self.fail_change_on_loss(round);
+        self.fail_reads(&error, effects);
+        self.fail_change_on_loss(effects);
         self.pending_requirement = 0;
-        self.end_barrier(round);
+        self.end_barrier(effects);
         self.reset_lease();
         self.forget_named();
         self.dismissed.clear();
         self.snapshots.forget_shipments();
         let own = self.config.node;
         let successor = self.leader_hint().filter(|hint| hint.node != own);
-        self.edge(led.term, EdgeKind::Lost { cause, successor }, round);
+        self.edge(led.term, EdgeKind::Lost { cause, successor }, effects);
     }
 
     /// What is known of nodes or policies changed since this replica last looked.
-    pub(super) fn notice_facts(&mut self, round: &mut Round) {
-        if self.seen_facts == round.facts {
+    pub(super) fn notice_facts(&mut self, effects: &mut Effects) {
+        if self.seen_facts == effects.facts {
             return;
         }
-        self.seen_facts = round.facts;
+        self.seen_facts = effects.facts;
         self.forget_declined();
-        self.renew_gate(round);
-        if self.leads() && self.sleep.is_asleep() && self.wants_successor(round) {
+        self.renew_gate(effects);
+        if self.leads() && self.sleep.is_asleep() && self.wants_successor(effects) {
             self.wake();
         }
     }
 
-    pub(super) fn edge(&self, term: u64, kind: EdgeKind, round: &mut Round) {
+    pub(super) fn edge(&self, term: u64, kind: EdgeKind, effects: &mut Effects) {
         let term = Term::new(term);
-        round.edges.push(Edge { group: self.id, term, kind });
+        effects.edges.push(Edge { group: self.id, term, kind });
     }
 }

@@ -24,8 +24,8 @@ use shardhost_storage::{Member, Membership, ReplicaId};
 use super::gate::Gate;
 use super::{GroupCore, mix};
 use crate::clock::Moment;
+use crate::core::{Effects, LeaseSign};
 use crate::known_bugs::KnownBug;
-use crate::core::{LeaseSign, Round};
 
 /// The context by which raft marks the campaign of a transfer.
 const TRANSFER_CAMPAIGN: &[u8] = b"CampaignTransfer";
@@ -139,9 +139,9 @@ impl GroupCore {
     // ---- the promise of a voter ----
 
     /// Whether a promise keeps this replica from supporting an election, its own included.
-    pub(super) fn has_promised(&self, round: &Round) -> bool {
+    pub(super) fn has_promised(&self, effects: &Effects) -> bool {
         let lease = &self.lease;
-        let running = match round.began {
+        let running = match effects.began {
             Some(now) => now < lease.promised_until,
             None if self.config.bugs.has(KnownBug::UnlockWithoutClock) => false,
             None => lease.promised_until > Moment::ZERO && !self.is_lock_over_in_ticks(),
@@ -157,13 +157,13 @@ impl GroupCore {
     }
 
     /// Whether a vote must not be given, whatever raft would do.
-    pub(super) fn withholds_vote(&self, message: &GroupMessage, round: &Round) -> bool {
+    pub(super) fn withholds_vote(&self, message: &GroupMessage, effects: &Effects) -> bool {
         let vote = matches!(message.kind(), MessageKind::Vote | MessageKind::PreVote);
         vote && message.context != TRANSFER_CAMPAIGN
             && message.term >= self.raw.raft.term
             && !self.leads()
             && self.lease.promised_to != message.from_replica
-            && self.has_promised(round)
+            && self.has_promised(effects)
     }
 
     /// The leader of this term was heard.
@@ -172,7 +172,7 @@ impl GroupCore {
         message_kind: MessageKind,
         from: u64,
         stamp: u64,
-        round: &Round,
+        effects: &Effects,
     ) {
         let raft = &self.raw.raft;
         if raft.leader_id != from || self.leads() {
@@ -183,7 +183,7 @@ impl GroupCore {
         lease.heard = true;
         lease.heard_tick = self.ticks;
         lease.promised_to = from;
-        let now = round.began.unwrap_or(lease.contact);
+        let now = effects.began.unwrap_or(lease.contact);
         if now.since(lease.contact) >= self.config.tick {
             lease.contact = now;
         }
@@ -211,10 +211,10 @@ impl GroupCore {
     }
 
     /// At the end of a round: what was heard in it is promised from here on.
-    pub(super) fn renew_promise(&mut self, round: &Round) {
+    pub(super) fn renew_promise(&mut self, effects: &Effects) {
         let over =
             self.is_lock_over_in_ticks() || self.config.bugs.has(KnownBug::UnlockWithoutClock);
-        match round.ended {
+        match effects.ended {
             Some(now) if self.lease.heard => {
                 self.lease.heard = false;
                 self.lease.promised_until = now + self.config.election_timeout();
@@ -229,12 +229,12 @@ impl GroupCore {
     // ---- stamps on messages ----
 
     /// Puts the stamps of leases on an outgoing message. `false`: it must not leave yet.
-    pub(super) fn stamp(&mut self, wire: &mut GroupMessage, round: &Round) -> bool {
+    pub(super) fn stamp(&mut self, wire: &mut GroupMessage, effects: &Effects) -> bool {
         match wire.kind() {
             MessageKind::Heartbeat => {
-                wire.stamp = round.began.map_or(0, Moment::get);
+                wire.stamp = effects.began.map_or(0, Moment::get);
                 let peer = self.lease.peer(wire.to_replica);
-                if let (LifeCheck::Wanted { .. }, Some(now)) = (peer.life_check, round.began) {
+                if let (LifeCheck::Wanted { .. }, Some(now)) = (peer.life_check, effects.began) {
                     peer.life_check = LifeCheck::Since(now);
                 }
             }
@@ -245,9 +245,9 @@ impl GroupCore {
             }
             MessageKind::AppendResponse => wire.life = self.life(),
             MessageKind::TimeoutNow => {
-                wire.stamp = round.began.map_or(0, Moment::get);
+                wire.stamp = effects.began.map_or(0, Moment::get);
                 wire.life = self.lease.life_of(wire.to_replica);
-                wire.escape = self.only_draining_voters_are_left(round);
+                wire.escape = self.only_draining_voters_are_left(effects);
                 if wire.life == 0 {
                     self.hold_order(wire.clone());
                     return false;
@@ -260,12 +260,12 @@ impl GroupCore {
 
     /// A peer answered in this leadership. Returns whether that counts: an answer of a replica that
     /// may have lost its disk does not, before it is certain that its incarnation still runs.
-    pub(super) fn take_sign(&mut self, message: &GroupMessage, round: &mut Round) -> bool {
+    pub(super) fn take_sign(&mut self, message: &GroupMessage, effects: &mut Effects) -> bool {
         if !self.leads() || message.term != self.raw.raft.term || message.life == 0 {
             return true;
         }
         let (replica, life) = (message.from_replica, message.life);
-        let stamp = match round.began {
+        let stamp = match effects.began {
             Some(now) if self.config.bugs.has(KnownBug::LeaseFromAnswer) => now,
             // A stamp of the future is none of ours.
             Some(now) if message.stamp <= now.get() => Moment::new(message.stamp),
@@ -289,7 +289,7 @@ impl GroupCore {
             }
         }
         let checked = peer.life_check == LifeCheck::Passed;
-        self.release_order(replica, life, round);
+        self.release_order(replica, life, effects);
         checked
             || message.kind() != MessageKind::AppendResponse
             || self.config.bugs.has(KnownBug::CountLateAnswers)
@@ -315,21 +315,21 @@ impl GroupCore {
     // ---- the lease of a leader ----
 
     /// A transfer begins: a replica that gets TimeoutNow ignores vote locks.
-    pub(super) fn void_lease(&mut self, target: u64, round: &Round) {
+    pub(super) fn void_lease(&mut self, target: u64, effects: &Effects) {
         let owing = |id: &u64| self.lease.stamp_of(*id) <= self.lease.void_until && *id != target;
         let mut owed_by: Vec<u64> = self.lease.owed_by.iter().copied().filter(owing).collect();
         owed_by.push(target);
         self.lease.owed_by = owed_by;
-        self.lease.void_until = round.began.unwrap_or(Moment::NEVER);
+        self.lease.void_until = effects.began.unwrap_or(Moment::NEVER);
     }
 
     /// A transfer failed: only what is answered to a heartbeat sent from here on counts.
-    pub(super) fn resume_lease(&mut self, round: &Round) {
+    pub(super) fn resume_lease(&mut self, effects: &Effects) {
         if self.config.bugs.has(KnownBug::LateTimeoutNow) {
             self.lease.owed_by.clear();
             return;
         }
-        self.lease.void_until = round.began.unwrap_or(Moment::NEVER);
+        self.lease.void_until = effects.began.unwrap_or(Moment::NEVER);
     }
 
     /// A leadership begins or ends: it starts from nothing.
@@ -387,18 +387,18 @@ impl GroupCore {
     }
 
     /// At the end of a round: publishes what changed about the lease.
-    pub(super) fn publish_lease(&mut self, round: &mut Round) {
+    pub(super) fn publish_lease(&mut self, effects: &mut Effects) {
         let sign = self.current_sign();
         if sign != self.lease.published {
             self.lease.published = sign;
-            round.leases.push((self.id, self.epoch, sign));
+            effects.leases.push((self.id, self.epoch, sign));
         }
     }
 
     /// The replica ends: its lease must not be used.
-    pub(super) fn end_lease(&mut self, round: &mut Round) {
+    pub(super) fn end_lease(&mut self, effects: &mut Effects) {
         self.lease.published = LeaseSign::default();
-        round.leases.push((self.id, self.epoch, LeaseSign::default()));
+        effects.leases.push((self.id, self.epoch, LeaseSign::default()));
     }
 
     fn current_sign(&self) -> LeaseSign {

@@ -13,9 +13,9 @@ use shardhost_storage::{Member, Membership, NodeId, ReplicaId};
 
 use super::GroupCore;
 use crate::convert;
+use crate::core::Effects;
 use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
-use crate::core::Round;
 
 /// A removed replica's knowledge of the group.
 #[derive(Debug)]
@@ -130,7 +130,7 @@ impl GroupCore {
     }
 
     /// A replica that does not belong to the group any more gets a notice.
-    pub(super) fn send_notice(&self, node: NodeId, to: u64, round: &mut Round) {
+    pub(super) fn send_notice(&self, node: NodeId, to: u64, effects: &mut Effects) {
         // What a crash could undo is not reported.
         if self.leaving.is_some() || !self.is_meta_durable() {
             return;
@@ -145,7 +145,7 @@ impl GroupCore {
             invitation: Some(invitation),
             ..self.own_message(MessageKind::Removed, to)
         };
-        round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
+        effects.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
     }
 
     /// The commit index of the group, as far as this replica knows: a replica created by request
@@ -170,19 +170,19 @@ impl GroupCore {
     }
 
     /// At ticks: continues the end of replicas that were removed, this one or others.
-    pub(super) fn tend_leaving(&mut self, round: &mut Round) {
+    pub(super) fn tend_leaving(&mut self, effects: &mut Effects) {
         if !self.ticks.is_multiple_of(PROBE_TICKS) {
             return;
         }
         for dismissed in &self.dismissed {
-            self.send_notice(dismissed.node, dismissed.replica, round);
+            self.send_notice(dismissed.node, dismissed.replica, effects);
         }
         self.dismissed.iter_mut().for_each(|dismissed| dismissed.left -= 1);
         self.dismissed.retain(|dismissed| dismissed.left > 0);
         if let Some(leaving) = &self.leaving {
-            self.probe(&leaving.membership, round);
+            self.probe(&leaving.membership, effects);
         } else if self.is_isolated() {
-            self.probe(&self.membership, round);
+            self.probe(&self.membership, effects);
         }
     }
 
@@ -196,11 +196,11 @@ impl GroupCore {
         !self.leads() && (silent || doubts)
     }
 
-    fn probe(&self, membership: &Membership, round: &mut Round) {
+    fn probe(&self, membership: &Membership, effects: &mut Effects) {
         for (id, member) in &membership.members {
             if *id != self.replica && member.node != self.config.node {
                 let message = self.own_message(MessageKind::Wake, id.get());
-                round.messages.push(Outgoing { to: member.node, lane: Lane::Urgent, message });
+                effects.messages.push(Outgoing { to: member.node, lane: Lane::Urgent, message });
             }
         }
     }

@@ -17,15 +17,15 @@ use tokio::sync::oneshot;
 
 use super::GroupCore;
 use crate::convert::is_requirement;
+use crate::core::Effects;
 use crate::error::{GroupFault, UnknownCause};
 use crate::known_bugs::KnownBug;
 use crate::membership::{
     ConfigEntry, MembershipChange, MembershipError, Progress, Step, check_expected, plan,
     plan_addition, voters_after,
 };
-use crate::transport::{Lane, Outgoing};
 use crate::nodes::LiveNodes;
-use crate::core::Round;
+use crate::transport::{Lane, Outgoing};
 
 /// How a change of membership ended.
 pub type MembershipOutcome = Result<Arc<Membership>, MembershipError>;
@@ -99,35 +99,35 @@ const INVITE_TICKS: u64 = 5;
 
 impl GroupCore {
     /// Makes a change of membership, or refuses.
-    pub fn change_membership(&mut self, request: MembershipRequest, round: &mut Round) {
+    pub fn change_membership(&mut self, request: MembershipRequest, effects: &mut Effects) {
         let MembershipRequest { order, waiter } = request;
-        match self.try_change(&order, round) {
+        match self.try_change(&order, effects) {
             Ok(index) => {
                 let (since, awaits_vote) = (self.ticks, order.awaits_vote());
                 let pending = PendingChange { index, since, awaits_vote, waiter };
                 if let Some(earlier) = self.change.replace(Box::new(pending)) {
-                    self.answer_change(*earlier, round);
+                    self.answer_change(*earlier, effects);
                 }
             }
-            Err(error) => round.membership_replies.push((waiter, Err(error))),
+            Err(error) => effects.membership_replies.push((waiter, Err(error))),
         }
     }
 
     fn try_change(
         &mut self,
         order: &MembershipOrder,
-        round: &mut Round,
+        effects: &mut Effects,
     ) -> Result<u64, MembershipError> {
         self.check_changeable()?;
         if let MembershipOrder::Require { requirement, expecting, whoever_meets_it } = order {
             check_expected(self.id, &self.membership, *expecting)?;
-            return self.propose_requirement(requirement, *whoever_meets_it, round);
+            return self.propose_requirement(requirement, *whoever_meets_it, effects);
         }
-        let entry = self.plan_order(order, &round.nodes)?;
-        self.check_live_quorum(&round.nodes)?;
-        self.check_live_quorum_after(&entry, &round.nodes)?;
-        // What was queued in this round goes into the log first.
-        self.propose_queued(round);
+        let entry = self.plan_order(order, &effects.nodes)?;
+        self.check_live_quorum(&effects.nodes)?;
+        self.check_live_quorum_after(&entry, &effects.nodes)?;
+        // What was queued in this step goes into the log first.
+        self.propose_queued(effects);
         self.propose_config(&entry)
     }
 
@@ -301,19 +301,19 @@ impl GroupCore {
 
     /// Whether an entry that was committed holds back what stands behind it: its change is not
     /// applied, or what it changed is not durable.
-    pub(super) fn holds_back(&mut self, entry: &Entry, round: &mut Round) -> bool {
+    pub(super) fn holds_back(&mut self, entry: &Entry, effects: &mut Effects) -> bool {
         let requires = is_requirement(entry);
         if entry.entry_type == EntryType::EntryNormal && !requires {
             return false;
         }
         if entry.index > self.membership.config_index.get() {
             let applied = match requires {
-                true => self.apply_requirement(entry, round),
-                false => self.apply_config(entry, round),
+                true => self.apply_requirement(entry, effects),
+                false => self.apply_config(entry, effects),
             };
             match applied {
                 Ok(()) => {}
-                Err(fault) => round.fault(self.id, fault),
+                Err(fault) => effects.fault(self.id, fault),
             }
             return true;
         }
@@ -322,7 +322,7 @@ impl GroupCore {
         entry.index == self.membership.config_index.get() && !self.is_meta_durable()
     }
 
-    fn apply_config(&mut self, entry: &Entry, round: &mut Round) -> Result<(), GroupFault> {
+    fn apply_config(&mut self, entry: &Entry, effects: &mut Effects) -> Result<(), GroupFault> {
         let id = self.id;
         let broken = |what: &str| {
             let text = format!("{id:?} cannot apply its entry {}: {what}", entry.index);
@@ -351,7 +351,7 @@ impl GroupCore {
         self.contacts.retain(|(id, _)| self.membership.is_yet_to_come(*id));
         self.lease_after_change(&before);
         self.dismiss(&before);
-        self.resolve_change(entry, round);
+        self.resolve_change(entry, effects);
         self.consider_leaving();
         self.renew_peers();
         Ok(())
@@ -380,7 +380,7 @@ impl GroupCore {
 
     /// Answers who waits for a change, when it is over: a joint one when the joint configuration
     /// is left, the addition of a voter when that has its vote.
-    pub(super) fn resolve_change(&mut self, entry: &Entry, round: &mut Round) {
+    pub(super) fn resolve_change(&mut self, entry: &Entry, effects: &mut Effects) {
         let joint = self.joint;
         let incoming = self.membership.incoming.is_some();
         let over = |pending: &mut Box<PendingChange>| {
@@ -388,47 +388,47 @@ impl GroupCore {
             entry.index >= pending.index && !unfinished
         };
         if let Some(pending) = self.change.take_if(over) {
-            self.answer_change(*pending, round);
+            self.answer_change(*pending, effects);
         }
     }
 
-    fn answer_change(&self, pending: PendingChange, round: &mut Round) {
+    fn answer_change(&self, pending: PendingChange, effects: &mut Effects) {
         let group = self.id;
         let votes = |node| self.membership.voters().any(|(_, voter)| voter == node);
         let outcome = match pending.awaits_vote {
             Some(node) if !votes(node) => Err(MembershipError::Cancelled { group, node }),
             _ => Ok(Arc::clone(&self.membership)),
         };
-        round.membership_replies.push((pending.waiter, outcome));
+        effects.membership_replies.push((pending.waiter, outcome));
     }
 
     /// An entry that is no change was committed: the change that was proposed there is gone.
-    pub(super) fn supersede_change(&mut self, entry: &Entry, round: &mut Round) {
+    pub(super) fn supersede_change(&mut self, entry: &Entry, effects: &mut Effects) {
         let group = self.id;
         if let Some(pending) = self.change.take_if(|pending| pending.index == entry.index) {
             let error = MembershipError::Superseded { group };
-            round.membership_replies.push((pending.waiter, Err(error)));
+            effects.membership_replies.push((pending.waiter, Err(error)));
         }
     }
 
-    pub(super) fn fail_change(&mut self, error: &MembershipError, round: &mut Round) {
+    pub(super) fn fail_change(&mut self, error: &MembershipError, effects: &mut Effects) {
         if let Some(pending) = self.change.take() {
-            round.membership_replies.push((pending.waiter, Err(error.clone())));
+            effects.membership_replies.push((pending.waiter, Err(error.clone())));
         }
     }
 
-    pub(super) fn fail_change_on_loss(&mut self, round: &mut Round) {
+    pub(super) fn fail_change_on_loss(&mut self, effects: &mut Effects) {
         let cause = UnknownCause::LeadershipLost;
-        self.fail_change(&MembershipError::Unknown { group: self.id, cause }, round);
+        self.fail_change(&MembershipError::Unknown { group: self.id, cause }, effects);
     }
 
     /// At every tick: a caller that waited too long gets an unknown outcome.
-    pub(super) fn expire_change(&mut self, round: &mut Round) {
+    pub(super) fn expire_change(&mut self, effects: &mut Effects) {
         let limit = u64::from(self.config.propose_give_up_ticks);
         let (group, now) = (self.id, self.ticks);
         if let Some(pending) = self.change.take_if(|pending| now - pending.since >= limit) {
             let error = MembershipError::Unknown { group, cause: UnknownCause::Timeout };
-            round.membership_replies.push((pending.waiter, Err(error)));
+            effects.membership_replies.push((pending.waiter, Err(error)));
         }
     }
 
@@ -478,7 +478,7 @@ impl GroupCore {
     }
 
     /// Asks nodes that should hold a replica and do not to create it.
-    pub(super) fn invite_joining(&self, live: &LiveNodes, round: &mut Round) {
+    pub(super) fn invite_joining(&self, live: &LiveNodes, effects: &mut Effects) {
         let due = (self.ticks + self.id.get()).is_multiple_of(INVITE_TICKS);
         // A leader that is not ready may not have applied yet that a learner became a voter.
         let ready = self.led.as_ref().is_some_and(|led| led.ready);
@@ -489,7 +489,7 @@ impl GroupCore {
         for (id, member) in &self.membership.members {
             let unseen = prs.get(id.get()).is_some_and(|progress| progress.matched == 0);
             if unseen && self.may_be_created(*member) && live.contains(member.node) {
-                round.messages.push(self.invitation(*id, member.node));
+                effects.messages.push(self.invitation(*id, member.node));
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A [`GroupCore`] is a function of its inputs. It has no clock (it counts ticks), does no I/O but
 //! reading entries that left its memory, starts no thread, and sends nothing: its effects go into
-//! the [`Round`] of its worker.
+//! the [`Effects`] of its worker.
 //!
 //! | file | what |
 //! |---|---|
@@ -10,7 +10,7 @@
 //! | `step` | messages from peers |
 //! | `propose` | proposals, and who waits for them |
 //! | `reads` | linearizable reads with shared quorum rounds, and those of followers |
-//! | `lease` | reads without a round: what a leader may rely on, what a voter promised |
+//! | `lease` | reads without a step: what a leader may rely on, what a voter promised |
 //! | `doubt` | what a replica does whose log may have lost something |
 //! | `barrier` | holding back users' proposals |
 //! | `ready` | what raft wants written, sent and applied |
@@ -75,7 +75,7 @@ use crate::replica_log::ReplicaLog;
 use crate::status::{GroupStatus, Role};
 
 pub use barrier::{BarrierOrder, BarrierOutcome, BarrierWaiter, DrainWaiter};
-pub use effects::{LeaseSign, LogTask, PersistAck, Prune, Round};
+pub use effects::{Effects, LeaseSign, LogTask, PersistAck, Prune};
 pub use membership::{MembershipOrder, MembershipOutcome, MembershipRequest, MembershipWaiter};
 pub(crate) use open::has_another_voter;
 pub use open::{Opened, ReplicaStart};
@@ -103,7 +103,7 @@ use snapshot::Snapshots;
 use succession::Succession;
 use transfer::{Preparation, Transfer};
 
-/// Readies of raft in one round that carry nothing. One that carries something makes progress: it
+/// Readies of raft in one step that carry nothing. One that carries something makes progress: it
 /// hands out entries or messages that are handed out once.
 const MAX_EMPTY_READIES: u32 = 8;
 
@@ -118,7 +118,7 @@ pub struct GroupCore {
     raw: RawNode<ReplicaLog>,
     meta: Box<GroupMeta>,
     membership: Arc<Membership>,
-    /// Whether it is a joint one: asked in every round.
+    /// Whether it is a joint one: asked in every step.
     joint: bool,
 
     queued: Vec<QueuedProposal>,
@@ -127,7 +127,7 @@ pub struct GroupCore {
     handed: VecDeque<HandedWaiter>,
     reads: Option<Box<Reads>>,
     /// Rounds of reads that were started. Never starts anew within an opening: an answer to an
-    /// earlier round must not be taken for one to a later round.
+    /// earlier step must not be taken for one to a later step.
     read_rounds: u64,
     transfer: Option<Box<Transfer>>,
     succession: Succession,
@@ -217,25 +217,25 @@ impl GroupCore {
     }
 
     /// Moves the logical clock on by one tick.
-    pub fn tick(&mut self, round: &mut Round) {
+    pub fn tick(&mut self, effects: &mut Effects) {
         self.ticks += 1;
-        let live = Arc::clone(&round.nodes);
+        let live = Arc::clone(&effects.nodes);
         let live = &*live;
         if self.snapshots.replaces_log() {
             // To campaign, raft would look for entries that the snapshot replaces, and panic.
             self.raw.raft.election_elapsed = 0;
         }
-        self.check_doubt(round);
-        self.go_ahead_of_machine(round);
-        self.ask_for_state(round);
-        self.leave_leadership_without_state(round);
+        self.check_doubt(effects);
+        self.go_ahead_of_machine(effects);
+        self.ask_for_state(effects);
+        self.leave_leadership_without_state(effects);
         if self.will_campaign() {
-            if self.has_promised(round) {
+            if self.has_promised(effects) {
                 self.raw.raft.election_elapsed -= 1;
             } else if self.may_not_campaign_in_doubt()
                 || self.leaves_campaigns_to_others()
                 || self.lags_too_far()
-                || self.stays_out(round)
+                || self.stays_out(effects)
             {
                 self.let_timeout_pass();
             } else {
@@ -246,94 +246,97 @@ impl GroupCore {
             self.raw.tick();
         }
         self.pin_election_timeout();
-        self.expire_waiters(round);
-        self.expire_reads(round);
-        self.expire_change(round);
-        self.watch_transfer(round);
-        self.ask_again(round);
+        self.expire_waiters(effects);
+        self.expire_reads(effects);
+        self.expire_change(effects);
+        self.watch_transfer(effects);
+        self.ask_again(effects);
         self.outgrow_removed_targets();
-        self.tend_gate(round);
-        self.tend_succession(round);
-        self.invite_joining(live, round);
-        self.tend_leaving(round);
+        self.tend_gate(effects);
+        self.tend_succession(effects);
+        self.invite_joining(live, effects);
+        self.tend_leaving(effects);
         self.tend_snapshots();
         self.note_commit_lag();
-        self.tend_consistency(round);
-        self.consider_sleep(live, round);
+        self.tend_consistency(effects);
+        self.consider_sleep(live, effects);
         self.refresh_peers();
     }
 
-    /// Does everything that the inputs of this round brought up.
-    pub fn finish_round(&mut self, round: &mut Round) {
-        self.observe_leadership(round);
-        self.finish_changes(&Arc::clone(&round.nodes));
-        self.propose_queued(round);
-        self.start_read_round(round);
-        if !self.take_readies(round) {
+    /// Does everything that the inputs of this step brought up.
+    pub fn finish_step(&mut self, effects: &mut Effects) {
+        self.observe_leadership(effects);
+        self.finish_changes(&Arc::clone(&effects.nodes));
+        self.propose_queued(effects);
+        self.start_read_round(effects);
+        if !self.take_readies(effects) {
             return;
         }
-        self.install_state(round);
-        self.hand_over_committed(round);
-        self.resolve_confirmed_reads(round);
-        self.watch_barrier(round);
-        self.ask_for_snapshot(round);
-        self.renew_promise(round);
-        self.publish(round);
-        self.publish_lease(round);
+        self.install_state(effects);
+        self.hand_over_committed(effects);
+        self.resolve_confirmed_reads(effects);
+        self.watch_barrier(effects);
+        self.ask_for_snapshot(effects);
+        self.renew_promise(effects);
+        self.publish(effects);
+        self.publish_lease(effects);
     }
 
     /// Handles what raft wants done; `false`: the replica fails, and nothing more is done for it.
-    fn take_readies(&mut self, round: &mut Round) -> bool {
+    fn take_readies(&mut self, effects: &mut Effects) -> bool {
         let mut empty = 0;
         while self.raw.has_ready() {
-            match self.take_ready(round) {
+            match self.take_ready(effects) {
                 Taken::Something => {}
                 Taken::Nothing => empty += 1,
                 Taken::GivenUp => return false,
             }
             if empty > MAX_EMPTY_READIES {
                 let text = format!("raft finds no end: {empty} empty readies in one round");
-                round.fault(self.id, GroupFault::Invariant(text.into()));
+                effects.fault(self.id, GroupFault::Invariant(text.into()));
                 return false;
             }
-            self.observe_leadership(round);
+            self.observe_leadership(effects);
         }
         true
     }
 
     /// Ends the replica in this process: fails every caller that waits, publishes the last edge.
-    pub fn stop(&mut self, cause: LossCause, round: &mut Round) {
+    pub fn stop(&mut self, cause: LossCause, effects: &mut Effects) {
         let group = self.id;
         let error = ProposeError::Unknown { group, cause: UnknownCause::Stopped };
-        self.fail_waiters(&error, round);
-        self.fail_reads(&crate::error::ReadError::Stopped { group }, round);
-        self.fail_transfer(&crate::error::TransferError::Stopped { group }, round);
-        self.fail_change(&MembershipError::Unknown { group, cause: UnknownCause::Stopped }, round);
-        self.fail_snapshots(&TakeSnapshotError::Stopped { group }, round);
-        self.end_barrier(round);
-        self.end_lease(round);
+        self.fail_waiters(&error, effects);
+        self.fail_reads(&crate::error::ReadError::Stopped { group }, effects);
+        self.fail_transfer(&crate::error::TransferError::Stopped { group }, effects);
+        self.fail_change(
+            &MembershipError::Unknown { group, cause: UnknownCause::Stopped },
+            effects,
+        );
+        self.fail_snapshots(&TakeSnapshotError::Stopped { group }, effects);
+        self.end_barrier(effects);
+        self.end_lease(effects);
         let role = if self.retired { Role::Removed } else { Role::Stopped };
-        self.publish_end(role, round);
-        self.lose_leadership(cause, round);
+        self.publish_end(role, effects);
+        self.lose_leadership(cause, effects);
     }
 
     /// The replica cannot continue. The caller drops it afterwards.
-    pub fn fail(&mut self, fault: &GroupFault, round: &mut Round) {
+    pub fn fail(&mut self, fault: &GroupFault, effects: &mut Effects) {
         let group = self.id;
         let fault = fault.clone();
         let error = ProposeError::Faulted { group, fault: fault.clone() };
-        self.fail_waiters(&error, round);
-        self.fail_reads(&crate::error::ReadError::Faulted { group, fault: fault.clone() }, round);
+        self.fail_waiters(&error, effects);
+        self.fail_reads(&crate::error::ReadError::Faulted { group, fault: fault.clone() }, effects);
         self.fail_transfer(
             &crate::error::TransferError::Faulted { group, fault: fault.clone() },
-            round,
+            effects,
         );
-        self.fail_change(&MembershipError::Faulted { group, fault: fault.clone() }, round);
-        self.fail_snapshots(&TakeSnapshotError::Faulted { group, fault: fault.clone() }, round);
-        self.end_barrier(round);
-        self.end_lease(round);
-        self.publish_end(Role::Failed(fault), round);
-        self.lose_leadership(LossCause::Fault, round);
+        self.fail_change(&MembershipError::Faulted { group, fault: fault.clone() }, effects);
+        self.fail_snapshots(&TakeSnapshotError::Faulted { group, fault: fault.clone() }, effects);
+        self.end_barrier(effects);
+        self.end_lease(effects);
+        self.publish_end(Role::Failed(fault), effects);
+        self.lose_leadership(LossCause::Fault, effects);
     }
 
     /// The error of the log that made raft panic, if it was one.

@@ -6,8 +6,8 @@ use shardhost_storage::{NodeId, ReplicaId};
 use tokio::sync::oneshot;
 
 use super::GroupCore;
+use crate::core::Effects;
 use crate::policy::{PolicyOpinion, RejectReason};
-use crate::core::Round;
 
 /// Who waits for an outlook.
 pub type OutlookWaiter = oneshot::Sender<Outlook>;
@@ -53,17 +53,17 @@ pub struct Declined {
 
 impl GroupCore {
     /// Returns this replica's evaluation of who could lead.
-    pub fn outlook(&self, waiter: OutlookWaiter, round: &mut Round) {
+    pub fn outlook(&self, waiter: OutlookWaiter, effects: &mut Effects) {
         let voters = self.membership.voters().map(|(replica, node)| {
-            let candidate = self.candidate(node, &self.membership.requirement, round);
+            let candidate = self.candidate(node, &self.membership.requirement, effects);
             let opinions = self.policies.opinions(&candidate);
             let declined = self.declined_by(replica).cloned();
             VoterOutlook { replica, node, opinions, declined }
         });
         let voters = voters.collect();
-        let tries = self.leads() && self.wants_successor(round);
+        let tries = self.leads() && self.wants_successor(effects);
         let next_try = tries.then(|| self.ticks_until(self.next_succession()));
-        let unfit = self.own_unfitness(round).is_some();
+        let unfit = self.own_unfitness(effects).is_some();
         let outlook = Outlook {
             voters,
             withheld: Some(self.ticks_until(self.withheld_until())).filter(|left| !left.is_zero()),
@@ -71,11 +71,11 @@ impl GroupCore {
             max_skipped_timeouts: if self.leads() {
                 0
             } else {
-                self.max_skipped_timeouts(unfit, round)
+                self.max_skipped_timeouts(unfit, effects)
             },
             next_try,
         };
-        round.outlooks.push((waiter, outlook));
+        effects.outlooks.push((waiter, outlook));
     }
 
     fn ticks_until(&self, tick: u64) -> Duration {

@@ -1,4 +1,4 @@
-//! Proposals: queued during a round, proposed as one batch, and who waits for them.
+//! Proposals: queued during a step, proposed as one batch, and who waits for them.
 
 use bytes::Bytes;
 use raft::eraftpb;
@@ -6,10 +6,10 @@ use shardhost_storage::{LogIndex, Term};
 
 use super::GroupCore;
 use super::gate::Gate;
+use crate::core::Effects;
 use crate::error::{ProposalRejection, ProposeError, UnknownCause};
 use crate::known_bugs::KnownBug;
 use crate::waiter::{Handed, HandedWatch, Pending};
-use crate::core::Round;
 
 /// One command on its way into the log.
 #[derive(Debug)]
@@ -47,14 +47,14 @@ pub(super) struct PlacedWaiter {
 }
 
 impl GroupCore {
-    /// Takes a proposal into this round.
+    /// Takes a proposal into this step.
     pub fn propose(&mut self, proposal: Proposal) {
         self.wake();
         self.queued.push(QueuedProposal { proposal, since: self.ticks });
     }
 
     /// Proposes everything that was queued, as one message to raft.
-    pub(super) fn propose_queued(&mut self, round: &mut Round) {
+    pub(super) fn propose_queued(&mut self, effects: &mut Effects) {
         if self.queued.is_empty() {
             return;
         }
@@ -62,7 +62,7 @@ impl GroupCore {
             return;
         }
         if let Some(error) = self.refuses_proposals() {
-            return self.fail_queued(&error, round);
+            return self.fail_queued(&error, effects);
         }
         let queued = std::mem::take(&mut self.queued);
         let term = self.raw.raft.term;
@@ -72,12 +72,12 @@ impl GroupCore {
         for QueuedProposal { proposal, .. } in queued {
             match proposal.in_term {
                 _ if paused && !proposal.through_barrier => {
-                    round.fail(proposal.pending, Self::paused(self.id));
+                    effects.fail(proposal.pending, Self::paused(self.id));
                 }
                 Some(wanted) if wanted.get() != term => {
                     let actual = Term::new(term);
                     let reason = ProposalRejection::TermMismatch { wanted, actual };
-                    round.fail(proposal.pending, self.rejected(reason));
+                    effects.fail(proposal.pending, self.rejected(reason));
                 }
                 _ => {
                     entries.push(command_entry(proposal.command));
@@ -85,14 +85,14 @@ impl GroupCore {
                 }
             }
         }
-        self.propose_entries(entries, pending, round);
+        self.propose_entries(entries, pending, effects);
     }
 
     fn propose_entries(
         &mut self,
         entries: Vec<eraftpb::Entry>,
         pending: Vec<Pending>,
-        round: &mut Round,
+        effects: &mut Effects,
     ) {
         if entries.is_empty() {
             return;
@@ -117,7 +117,7 @@ impl GroupCore {
             Err(error) => {
                 tracing::debug!(group = %self.id, %error, "raft dropped proposals");
                 let error = self.rejected(ProposalRejection::Busy);
-                pending.into_iter().for_each(|one| round.fail(one, error.clone()));
+                pending.into_iter().for_each(|one| effects.fail(one, error.clone()));
             }
         }
     }
@@ -147,9 +147,9 @@ impl GroupCore {
         &mut self,
         term: u64,
         index: u64,
-        round: &mut Round,
+        effects: &mut Effects,
     ) -> Option<Handed> {
-        let PlacedWaiter { since, pending, .. } = self.take_waiter(term, index, round)?;
+        let PlacedWaiter { since, pending, .. } = self.take_waiter(term, index, effects)?;
         let (handed, watch) = Handed::new(pending);
         self.handed.push_back(HandedWaiter { index, since, watch });
         Some(handed)
@@ -163,7 +163,12 @@ impl GroupCore {
     }
 
     /// Waiters whose entry lost its place learn so.
-    fn take_waiter(&mut self, term: u64, index: u64, round: &mut Round) -> Option<PlacedWaiter> {
+    fn take_waiter(
+        &mut self,
+        term: u64,
+        index: u64,
+        effects: &mut Effects,
+    ) -> Option<PlacedWaiter> {
         while let Some(front) = self.waiters.front() {
             if front.index > index {
                 return None;
@@ -176,66 +181,66 @@ impl GroupCore {
             }
             let by = Term::new(term);
             let at = LogIndex::new(front.index);
-            round.fail(front.pending, ProposeError::Superseded { group: self.id, index: at, by });
+            effects.fail(front.pending, ProposeError::Superseded { group: self.id, index: at, by });
         }
         None
     }
 
     /// Leadership is lost: the outcome of pending proposals is unknown.
-    pub(super) fn fail_waiters_on_loss(&mut self, round: &mut Round) {
+    pub(super) fn fail_waiters_on_loss(&mut self, effects: &mut Effects) {
         if self.config.bugs.has(KnownBug::WaiterByIndex) {
             return;
         }
         // What never entered the log surely takes no effect.
         let error = ProposeError::NotLeader { group: self.id, hint: self.successor_hint() };
-        self.fail_queued(&error, round);
+        self.fail_queued(&error, effects);
         let error = ProposeError::Unknown { group: self.id, cause: UnknownCause::LeadershipLost };
-        self.fail_waiters(&error, round);
+        self.fail_waiters(&error, effects);
     }
 
-    pub(super) fn fail_waiters(&mut self, error: &ProposeError, round: &mut Round) {
+    pub(super) fn fail_waiters(&mut self, error: &ProposeError, effects: &mut Effects) {
         for waiter in self.waiters.drain(..) {
-            round.fail(waiter.pending, error.clone());
+            effects.fail(waiter.pending, error.clone());
         }
         self.waiters = std::collections::VecDeque::new();
-        self.fail_queued(error, round);
+        self.fail_queued(error, effects);
     }
 
     /// Fails what is not in the log yet.
-    pub(super) fn fail_queued(&mut self, error: &ProposeError, round: &mut Round) {
+    pub(super) fn fail_queued(&mut self, error: &ProposeError, effects: &mut Effects) {
         for queued in std::mem::take(&mut self.queued) {
-            round.fail(queued.proposal.pending, error.clone());
+            effects.fail(queued.proposal.pending, error.clone());
         }
     }
 
     /// What a leader holds for too long does not enter the log any more. What came later waits
     /// shorter, so only the front is looked at.
-    fn expire_queued(&mut self, limit: u64, round: &mut Round) {
+    fn expire_queued(&mut self, limit: u64, effects: &mut Effects) {
         let ticks = self.ticks;
         let expired = self.queued.partition_point(|queued| ticks - queued.since >= limit);
         let error = self.rejected(ProposalRejection::Expired);
         for queued in self.queued.drain(..expired) {
-            round.fail(queued.proposal.pending, error.clone());
+            effects.fail(queued.proposal.pending, error.clone());
         }
     }
 
     /// At every tick: callers that waited too long get an unknown outcome.
-    pub(super) fn expire_waiters(&mut self, round: &mut Round) {
+    pub(super) fn expire_waiters(&mut self, effects: &mut Effects) {
         let limit = u64::from(self.config.propose_give_up_ticks);
         if !self.config.bugs.has(KnownBug::HoldForEver) {
-            self.expire_queued(limit, round);
+            self.expire_queued(limit, effects);
         }
         let error = ProposeError::Unknown { group: self.id, cause: UnknownCause::Timeout };
         let hung = !self.config.bugs.has(KnownBug::AwaitHungMachines);
         while self.handed.front().is_some_and(|front| hung && self.ticks - front.since >= limit) {
             let expired = self.handed.pop_front().and_then(|front| front.watch.take());
             if let Some(pending) = expired {
-                round.fail(pending, error.clone());
+                effects.fail(pending, error.clone());
             }
         }
         while self.waiters.front().is_some_and(|front| self.ticks - front.since >= limit) {
             if let Some(front) = self.waiters.pop_front() {
-                round.fail(front.pending, error.clone());
+                effects.fail(front.pending, error.clone());
             }
         }
     }

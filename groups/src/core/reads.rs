@@ -10,10 +10,10 @@ use shardhost_storage::{LogIndex, NodeId};
 use tokio::sync::oneshot;
 
 use super::GroupCore;
+use crate::core::Effects;
 use crate::error::ReadError;
 use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
-use crate::core::Round;
 
 /// A read may see everything that was acknowledged before it started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,10 +128,10 @@ impl Reads {
 
 impl GroupCore {
     /// Takes a read into this round.
-    pub fn read(&mut self, request: ReadRequest, round: &mut Round) {
+    pub fn read(&mut self, request: ReadRequest, effects: &mut Effects) {
         let ReadRequest { need, waiter } = request;
         if let Some(error) = self.refuses_reads(need) {
-            round.read_replies.push((waiter, Err(error)));
+            effects.read_replies.push((waiter, Err(error)));
             return;
         }
         if let ReadNeed::At(index) = need {
@@ -179,7 +179,7 @@ impl GroupCore {
     }
 
     /// Starts a round for everything that waits, unless one is under way.
-    pub(super) fn start_read_round(&mut self, round: &mut Round) {
+    pub(super) fn start_read_round(&mut self, effects: &mut Effects) {
         let ready = self.led.as_ref().is_some_and(|led| led.ready);
         let serving = self.serves() || (ready && self.caretaker().is_some());
         let leads = self.leads();
@@ -192,7 +192,8 @@ impl GroupCore {
         context[..8].copy_from_slice(&self.config.incarnation.to_be_bytes());
         context[8..16].copy_from_slice(&self.epoch.to_be_bytes());
         context[16..].copy_from_slice(&self.read_rounds.to_be_bytes());
-        let asked = if leads { self.ask_quorum(context) } else { self.ask_leader(context, round) };
+        let asked =
+            if leads { self.ask_quorum(context) } else { self.ask_leader(context, effects) };
         let Some(reads) = self.reads.as_mut() else { return };
         if asked {
             let waiting = std::mem::take(&mut reads.waiting);
@@ -217,14 +218,14 @@ impl GroupCore {
         raft.pending_read_count() + raft.ready_read_count() > before
     }
 
-    fn ask_leader(&self, context: [u8; 24], round: &mut Round) -> bool {
+    fn ask_leader(&self, context: [u8; 24], effects: &mut Effects) -> bool {
         let leader = self.raw.raft.leader_id;
         let Some(node) = self.node_of(leader) else { return false };
         let message = GroupMessage {
             context: Bytes::copy_from_slice(&context),
             ..self.own_message(MessageKind::ReadIndex, leader)
         };
-        round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
+        effects.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
         true
     }
 
@@ -233,12 +234,12 @@ impl GroupCore {
         &mut self,
         node: NodeId,
         message: &GroupMessage,
-        round: &mut Round,
+        effects: &mut Effects,
     ) {
         let (replica, context) = (message.from_replica, message.context.clone());
         let waiting = self.reads.as_ref().map_or(0, |reads| reads.count);
         if self.refuses_reads(ReadNeed::Applied).is_some() || waiting >= MAX_PEER_READS {
-            return self.answer_peer(node, replica, context, None, round);
+            return self.answer_peer(node, replica, context, None, effects);
         }
         self.enqueue_read(Reader::Peer { node, replica, context });
     }
@@ -249,7 +250,7 @@ impl GroupCore {
         replica: u64,
         context: Bytes,
         index: Option<u64>,
-        round: &mut Round,
+        effects: &mut Effects,
     ) {
         let message = GroupMessage {
             context,
@@ -257,11 +258,11 @@ impl GroupCore {
             index: index.unwrap_or(0),
             ..self.own_message(MessageKind::ReadIndexResponse, replica)
         };
-        round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
+        effects.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
     }
 
     /// The leader reports its commit index, or that it cannot.
-    pub(super) fn take_read_answer(&mut self, message: &GroupMessage, round: &mut Round) {
+    pub(super) fn take_read_answer(&mut self, message: &GroupMessage, effects: &mut Effects) {
         if self.leads() {
             return;
         }
@@ -274,7 +275,7 @@ impl GroupCore {
             reads.count -= asked.len();
             let hint = self.leader_hint();
             let error = ReadError::NotLeader { group, hint };
-            asked.into_iter().for_each(|read| self.answer(read, &Err(error.clone()), round));
+            asked.into_iter().for_each(|read| self.answer(read, &Err(error.clone()), effects));
         }
     }
 
@@ -299,7 +300,7 @@ impl GroupCore {
     /// Answers the reads whose index is applied. A leader that does not serve its users keeps them
     /// until it does, whatever confirmed them: it may have been another leader, or this one before
     /// policies were asked again.
-    pub(super) fn resolve_confirmed_reads(&mut self, round: &mut Round) {
+    pub(super) fn resolve_confirmed_reads(&mut self, effects: &mut Effects) {
         let applied = self.apply.applied();
         let committed = self.raw.raft.raft_log.committed;
         let withheld = self.leads()
@@ -317,7 +318,7 @@ impl GroupCore {
             let index = if index == 0 { committed } else { index };
             let barrier =
                 ReadBarrier { read_index: LogIndex::new(index), applied: LogIndex::new(applied) };
-            ready.into_iter().for_each(|read| self.answer(read, &Ok(barrier), round));
+            ready.into_iter().for_each(|read| self.answer(read, &Ok(barrier), effects));
         }
         if self.reads.as_ref().is_some_and(|reads| reads.count == 0) {
             self.reads = None;
@@ -328,19 +329,19 @@ impl GroupCore {
         &self,
         read: WaitingRead,
         answer: &Result<ReadBarrier, ReadError>,
-        round: &mut Round,
+        effects: &mut Effects,
     ) {
         match read.reader {
-            Reader::Local { waiter, .. } => round.read_replies.push((waiter, answer.clone())),
+            Reader::Local { waiter, .. } => effects.read_replies.push((waiter, answer.clone())),
             Reader::Peer { node, replica, context } => {
                 let index = answer.as_ref().ok().map(|barrier| barrier.read_index.get());
-                self.answer_peer(node, replica, context, index, round);
+                self.answer_peer(node, replica, context, index, effects);
             }
         }
     }
 
     /// Fails the reads that waited too long, and repeats a quorum round without an answer.
-    pub(super) fn expire_reads(&mut self, round: &mut Round) {
+    pub(super) fn expire_reads(&mut self, effects: &mut Effects) {
         let group = self.id;
         let limit = u64::from(self.config.give_up_ticks);
         let now = self.ticks;
@@ -361,13 +362,13 @@ impl GroupCore {
         }
         reads.count -= expired.len();
         let error = Err(ReadError::Unconfirmed { group });
-        expired.into_iter().for_each(|read| self.answer(read, &error, round));
+        expired.into_iter().for_each(|read| self.answer(read, &error, effects));
     }
 
-    pub(super) fn fail_reads(&mut self, error: &ReadError, round: &mut Round) {
+    pub(super) fn fail_reads(&mut self, error: &ReadError, effects: &mut Effects) {
         let Some(mut reads) = self.reads.take() else { return };
         let error = Err(error.clone());
-        reads.take_all().into_iter().for_each(|read| self.answer(read, &error, round));
+        reads.take_all().into_iter().for_each(|read| self.answer(read, &error, effects));
     }
 
     pub(super) const fn has_reads(&self) -> bool {

@@ -1,4 +1,4 @@
-//! What raft wants done after the inputs of a round: entries and votes to the log writer, messages
+//! What raft wants done after the inputs of a step: entries and votes to the log writer, messages
 //! to the transport, committed entries to the state machine.
 //!
 //! The order is what keeps it right. A leader's messages leave at once. Everything that promises
@@ -12,10 +12,10 @@ use shardhost_storage::{Genesis, GroupWrite, LogPosition};
 
 use super::GroupCore;
 use crate::convert;
+use crate::core::{Effects, PersistAck};
 use crate::error::GroupFault;
 use crate::known_bugs::KnownBug;
 use crate::transport::Outgoing;
-use crate::core::{PersistAck, Round};
 
 /// The answer to a candidate.
 const VOTE_RESPONSE: MessageType = MessageType::MsgRequestVoteResponse;
@@ -50,7 +50,7 @@ impl Taken {
 
 impl GroupCore {
     /// Handles one ready of raft.
-    pub(super) fn take_ready(&mut self, round: &mut Round) -> Taken {
+    pub(super) fn take_ready(&mut self, effects: &mut Effects) -> Taken {
         // What is not handed over now is read again when its turn comes.
         let held_back = !self.hands_over_at_once();
         let hollow = held_back && !self.config.bugs.has(KnownBug::ReadBacklogAtOnce);
@@ -70,7 +70,7 @@ impl GroupCore {
         if let Some(position) = snapshot
             && let Err(fault) = self.begin_install(position, number)
         {
-            round.fault(self.id, fault);
+            effects.fault(self.id, fault);
             if !self.config.bugs.has(KnownBug::GoOnAfterFault) {
                 return Taken::GivenUp;
             }
@@ -82,12 +82,12 @@ impl GroupCore {
         let write = must_sync.then(|| self.write_of(snapshot, &hard_state, &entries));
         // A vote that was prepared is there already.
         let write = write.filter(|write| *write != GroupWrite::new(self.id));
-        self.send_all(at_once, round);
-        self.persist(number, write, after_sync, round);
+        self.send_all(at_once, effects);
+        self.persist(number, write, after_sync, effects);
         for state in read_states {
             self.confirm_reads(&state.request_ctx, state.index);
         }
-        self.release(committed, held_back, round);
+        self.release(committed, held_back, effects);
         taken
     }
 
@@ -170,25 +170,25 @@ impl GroupCore {
         number: u64,
         write: Option<GroupWrite>,
         after_sync: Vec<Message>,
-        round: &mut Round,
+        effects: &mut Effects,
     ) {
         let idle = self.handed_number == self.durable_number && self.is_prepared_vote_durable();
         if self.config.bugs.has(KnownBug::AcknowledgeBeforeSync) || (write.is_none() && idle) {
-            self.send_all(after_sync, round);
+            self.send_all(after_sync, effects);
             if write.is_none() {
                 self.raw.on_persist_ready(number);
                 return;
             }
-            return self.hand_to_log(number, write, Vec::new(), round);
+            return self.hand_to_log(number, write, Vec::new(), effects);
         }
         let term = self.durable_term;
         let voted = self.is_vote_durable();
         let (early, held): (Vec<_>, Vec<_>) = after_sync.into_iter().partition(|message| {
             promises_nothing(message, term) || (voted && message.msg_type == VOTE_RESPONSE)
         });
-        self.send_all(early, round);
+        self.send_all(early, effects);
         if write.is_some() || !held.is_empty() {
-            self.hand_to_log(number, write, held, round);
+            self.hand_to_log(number, write, held, effects);
         }
     }
 
@@ -197,22 +197,22 @@ impl GroupCore {
         number: u64,
         write: Option<GroupWrite>,
         held: Vec<Message>,
-        round: &mut Round,
+        effects: &mut Effects,
     ) {
         self.handed_number = number;
         let term = self.raw.raft.term;
         let (group, epoch) = (self.id, self.epoch);
         let ack = PersistAck { group, epoch, number, term, meta: 0, prepared: 0 };
-        round.log.acks.push(ack);
-        round.log.batch.writes.extend(write);
+        effects.log.acks.push(ack);
+        effects.log.batch.writes.extend(write);
         for message in held {
-            let outgoing = self.outgoing(message, round);
-            round.log.releases.extend(outgoing);
+            let outgoing = self.outgoing(message, effects);
+            effects.log.releases.extend(outgoing);
         }
     }
 
     /// The log writer made everything up to this ready durable.
-    pub fn on_persisted(&mut self, ack: &PersistAck, round: &mut Round) {
+    pub fn on_persisted(&mut self, ack: &PersistAck, effects: &mut Effects) {
         self.durable_meta = self.durable_meta.max(ack.meta);
         self.vote_prepared(ack.prepared);
         if ack.number <= self.durable_number {
@@ -221,22 +221,22 @@ impl GroupCore {
         self.durable_number = ack.number;
         self.durable_term = self.durable_term.max(ack.term);
         self.raw.on_persist_ready(ack.number);
-        self.continue_install(round);
+        self.continue_install(effects);
         self.trim_tail();
     }
 
-    fn send_all(&mut self, messages: Vec<Message>, round: &mut Round) {
+    fn send_all(&mut self, messages: Vec<Message>, effects: &mut Effects) {
         for message in messages {
-            let outgoing = self.outgoing(message, round);
-            round.messages.extend(outgoing);
+            let outgoing = self.outgoing(message, effects);
+            effects.messages.extend(outgoing);
         }
     }
 
     /// A message as it travels; a snapshot goes another way.
-    fn outgoing(&mut self, message: Message, round: &mut Round) -> Option<Outgoing> {
+    fn outgoing(&mut self, message: Message, effects: &mut Effects) -> Option<Outgoing> {
         let to = self.node_of(message.to)?;
         let mut wire = convert::to_wire(self.id, message)?;
-        if !self.stamp(&mut wire, round) {
+        if !self.stamp(&mut wire, effects) {
             return None;
         }
         self.excuse(&mut wire);
@@ -245,7 +245,7 @@ impl GroupCore {
             wire.genesis = self.membership.genesis.map_or(0, Genesis::get);
         }
         if kind == MessageKind::Snapshot {
-            self.ship(to, wire, round);
+            self.ship(to, wire, effects);
             return None;
         }
         Some(Outgoing { to, lane: convert::lane(kind), message: wire })

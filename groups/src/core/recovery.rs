@@ -17,10 +17,10 @@ use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::RequirementMode;
 
 use super::{GroupCore, mix};
+use crate::core::Effects;
 use crate::known_bugs::KnownBug;
-use crate::transport::{Lane, Outgoing};
 use crate::nodes::Impairment;
-use crate::core::Round;
+use crate::transport::{Lane, Outgoing};
 
 /// What is known of a lost state.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl GroupCore {
     /// At every tick: asks the leader for a snapshot, once in one to two election timeouts, until one is
     /// here. The request, the snapshot or its maker may be lost. A leader that makes snapshots at even
     /// intervals must not replace each just when it ships it.
-    pub(super) fn ask_for_state(&mut self, round: &mut Round) {
+    pub(super) fn ask_for_state(&mut self, effects: &mut Effects) {
         let raft = &self.raw.raft;
         let due = self.lacks_state()
             && self.ticks >= self.recovery.asks_at
@@ -79,13 +79,13 @@ impl GroupCore {
         let index = self.raw.store().base().index.get();
         let own = self.own_message(MessageKind::StateRequest, raft.leader_id);
         let message = GroupMessage { index, ..own };
-        round.messages.push(Outgoing { to, lane: Lane::Urgent, message });
+        effects.messages.push(Outgoing { to, lane: Lane::Urgent, message });
     }
 
     /// At every tick: no peer sends a state to a leader. If there is no eligible voter to transfer
     /// to, it gives leadership up as soon as another voter has all its entries.
-    pub(super) fn leave_leadership_without_state(&mut self, round: &Round) {
-        let hands_over = self.transfer.is_some() || self.has_successors(round);
+    pub(super) fn leave_leadership_without_state(&mut self, effects: &Effects) {
+        let hands_over = self.transfer.is_some() || self.has_successors(effects);
         if !self.lacks_state() || !self.leads() || hands_over {
             return;
         }
@@ -94,7 +94,7 @@ impl GroupCore {
         let level = self.membership.voters().any(|(replica, node)| {
             let progress = raft.prs().get(replica.get());
             replica != own
-                && round.nodes.contains(node)
+                && effects.nodes.contains(node)
                 && progress.is_some_and(|progress| progress.matched == last)
         });
         if level {
@@ -105,10 +105,10 @@ impl GroupCore {
     }
 
     /// A snapshot is the state from here on.
-    pub(super) fn state_is_back(&mut self, round: &mut Round) {
+    pub(super) fn state_is_back(&mut self, effects: &mut Effects) {
         if std::mem::take(&mut self.recovery.lost) {
             tracing::info!(group = %self.id, "the lost state was replaced by a snapshot");
-            self.on_stalled(None, round);
+            self.on_stalled(None, effects);
         }
     }
 }

@@ -8,10 +8,10 @@ use shardhost_storage::{LogIndex, Membership, Requirement, RequirementMode};
 
 use super::GroupCore;
 use crate::convert::REQUIREMENT_MARK;
+use crate::core::Effects;
 use crate::error::GroupFault;
 use crate::membership::{MembershipError, decode_requirement, encode_requirement};
 use crate::policy::{CapabilityPolicy, LeadershipPolicy, Opinion};
-use crate::core::Round;
 
 impl GroupCore {
     /// Puts a change of the requirement into the log; returns where it stands.
@@ -23,14 +23,14 @@ impl GroupCore {
         &mut self,
         requirement: &Requirement,
         whoever_meets_it: bool,
-        round: &mut Round,
+        effects: &mut Effects,
     ) -> Result<u64, MembershipError> {
         let group = self.id;
         let strict = requirement.mode == RequirementMode::Hard && !requirement.is_empty();
         if strict && !whoever_meets_it {
-            self.check_somebody_fit(requirement, round)?;
+            self.check_somebody_fit(requirement, effects)?;
         }
-        self.propose_queued(round);
+        self.propose_queued(effects);
         self.wake();
         let entry = Entry {
             data: encode_requirement(requirement),
@@ -53,11 +53,11 @@ impl GroupCore {
     fn check_somebody_fit(
         &self,
         requirement: &Requirement,
-        round: &Round,
+        effects: &Effects,
     ) -> Result<(), MembershipError> {
         let mut lacking = Vec::new();
         for (_, node) in self.membership.voters() {
-            let opinion = CapabilityPolicy.may_lead(&self.candidate(node, requirement, round));
+            let opinion = CapabilityPolicy.may_lead(&self.candidate(node, requirement, effects));
             match opinion {
                 Opinion::Fit => return Ok(()),
                 Opinion::Unknown => lacking.push(format!("node {node} does not say what it has")),
@@ -77,7 +77,7 @@ impl GroupCore {
     pub(super) fn apply_requirement(
         &mut self,
         entry: &Entry,
-        round: &mut Round,
+        effects: &mut Effects,
     ) -> Result<(), GroupFault> {
         let requirement = decode_requirement(&entry.data).ok_or_else(|| {
             let text = format!("{:?} cannot read the requirement at {}", self.id, entry.index);
@@ -93,8 +93,8 @@ impl GroupCore {
         self.meta_changed();
         // Before any caller gets an answer: a node that lacks it must not be seen to serve.
         self.look_anew();
-        self.notice_facts(round);
-        self.resolve_change(entry, round);
+        self.notice_facts(effects);
+        self.resolve_change(entry, effects);
         Ok(())
     }
 

@@ -13,10 +13,10 @@ use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{NodeId, ReplicaId};
 
 use super::GroupCore;
+use crate::core::Effects;
 use crate::known_bugs::KnownBug;
-use crate::transport::{Lane, Outgoing};
 use crate::nodes::LiveNodes;
-use crate::core::Round;
+use crate::transport::{Lane, Outgoing};
 
 #[derive(Debug)]
 pub(super) enum Sleep {
@@ -74,7 +74,7 @@ impl GroupCore {
     }
 
     /// Wakes the replica for a message, unless the message is part of going quiet.
-    pub(super) fn wake_on(&mut self, message: &GroupMessage, round: &mut Round) {
+    pub(super) fn wake_on(&mut self, message: &GroupMessage, effects: &mut Effects) {
         let was_asleep = self.sleep.is_asleep();
         match message.kind() {
             MessageKind::HeartbeatResponse | MessageKind::SleepResponse => return,
@@ -86,22 +86,22 @@ impl GroupCore {
         }
         let election = matches!(message.kind(), MessageKind::PreVote | MessageKind::Vote);
         if was_asleep && election && !self.leads() {
-            self.ping_leader(round);
+            self.ping_leader(effects);
         }
     }
 
     /// A client asks something of this replica. A sleeping follower cannot tell whether its leader
     /// still exists, so it looks: the leader makes itself heard, or another one is elected.
-    pub fn on_request(&mut self, round: &mut Round) {
+    pub fn on_request(&mut self, effects: &mut Effects) {
         if self.sleep.is_asleep() && !self.leads() {
             self.wake();
-            self.ping_leader(round);
+            self.ping_leader(effects);
         }
     }
 
     /// A peer does not hear the sleeping leader: the leader should make itself heard.
-    fn ping_leader(&self, round: &mut Round) {
-        self.send_own(MessageKind::Wake, self.raw.raft.leader_id, false, round);
+    fn ping_leader(&self, effects: &mut Effects) {
+        self.send_own(MessageKind::Wake, self.raw.raft.leader_id, false, effects);
     }
 
     /// Whether its followers need a notice of its end: some may hibernate, and would not learn of
@@ -113,9 +113,9 @@ impl GroupCore {
     }
 
     /// Asks every peer to tick again; for a replica that will not lead them any more.
-    pub fn wake_peers(&self, round: &mut Round) {
+    pub fn wake_peers(&self, effects: &mut Effects) {
         for id in self.membership.members.keys() {
-            self.send_own(MessageKind::Wake, id.get(), false, round);
+            self.send_own(MessageKind::Wake, id.get(), false, effects);
         }
     }
 
@@ -210,7 +210,7 @@ impl GroupCore {
     }
 
     /// At every tick: continues going into hibernation.
-    pub(super) fn consider_sleep(&mut self, live: &LiveNodes, round: &mut Round) {
+    pub(super) fn consider_sleep(&mut self, live: &LiveNodes, effects: &mut Effects) {
         match &mut self.sleep {
             Sleep::Awake { quiet } => *quiet = quiet.saturating_add(1),
             Sleep::Asking { ticks_left, .. } if *ticks_left > 0 => *ticks_left -= 1,
@@ -222,7 +222,7 @@ impl GroupCore {
         // Not in the tick of a heartbeat, which would come after the question and wake who agreed.
         let silent = self.raw.raft.heartbeat_elapsed() > 0;
         if after > 0 && quiet && silent && self.may_lead_into_sleep(live) {
-            self.ask_for_sleep(live, round);
+            self.ask_for_sleep(live, effects);
         }
     }
 
@@ -269,14 +269,14 @@ impl GroupCore {
         holds(&|member| member.voter) && holds(&|member| member.outgoing_voter)
     }
 
-    fn ask_for_sleep(&mut self, live: &LiveNodes, round: &mut Round) {
+    fn ask_for_sleep(&mut self, live: &LiveNodes, effects: &mut Effects) {
         let peers = self.membership.members.iter();
         let waiting: Vec<u64> = peers
             .filter(|(id, member)| **id != self.replica && live.contains(member.node))
             .map(|(id, _)| id.get())
             .collect();
         for &peer in &waiting {
-            self.send_own(MessageKind::Sleep, peer, false, round);
+            self.send_own(MessageKind::Sleep, peer, false, effects);
         }
         if waiting.is_empty() {
             return self.fall_asleep();
@@ -286,16 +286,21 @@ impl GroupCore {
 
     /// The leader asks to hibernate. Nothing would wake a follower whose leader's process ended
     /// before the question came.
-    pub(super) fn answer_sleep(&mut self, node: NodeId, message: &GroupMessage, round: &mut Round) {
+    pub(super) fn answer_sleep(
+        &mut self,
+        node: NodeId,
+        message: &GroupMessage,
+        effects: &mut Effects,
+    ) {
         let log = &self.raw.raft.raft_log;
         let level = message.index == log.last_index() && message.commit == log.committed;
-        let asked_by_the_living = round.nodes.is_live(node, message.life)
+        let asked_by_the_living = effects.nodes.is_live(node, message.life)
             || self.config.bugs.has(KnownBug::SleepAfterTheLoss);
         let agrees = level && asked_by_the_living && !self.leads() && self.is_quiescent();
         if agrees {
             self.fall_asleep();
         }
-        self.send_own(MessageKind::SleepResponse, message.from_replica, !agrees, round);
+        self.send_own(MessageKind::SleepResponse, message.from_replica, !agrees, effects);
     }
 
     /// A peer answers. When all have, the leader looks once more whether it may sleep: meanwhile
@@ -340,7 +345,7 @@ impl GroupCore {
         log.shrink();
     }
 
-    fn send_own(&self, kind: MessageKind, to: u64, reject: bool, round: &mut Round) {
+    fn send_own(&self, kind: MessageKind, to: u64, reject: bool, effects: &mut Effects) {
         let Some(to) = ReplicaId::new(to).filter(|to| *to != self.replica) else { return };
         let Some(node) = self.node_of(to.get()) else { return };
         let log = &self.raw.raft.raft_log;
@@ -351,6 +356,6 @@ impl GroupCore {
             reject,
             ..self.own_message(kind, to.get())
         };
-        round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
+        effects.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
     }
 }

@@ -11,10 +11,10 @@ use tokio::sync::oneshot;
 use super::GroupCore;
 use crate::apply::ApplyWork;
 use crate::convert;
+use crate::core::{Effects, PersistAck, Prune};
 use crate::error::{GroupFault, TakeSnapshotError};
 use crate::known_bugs::KnownBug;
 use crate::transport::{ShipmentOutcome, SnapshotShipment};
-use crate::core::{PersistAck, Prune, Round};
 
 /// Who waits for a snapshot.
 pub type SnapshotWaiter = oneshot::Sender<Result<LogPosition, TakeSnapshotError>>;
@@ -114,7 +114,7 @@ impl Snapshots {
 impl GroupCore {
     /// Asks the state machine for a snapshot when one is needed, and hands changes of the log's
     /// start to the log writer.
-    pub(super) fn ask_for_snapshot(&mut self, round: &mut Round) {
+    pub(super) fn ask_for_snapshot(&mut self, effects: &mut Effects) {
         self.snapshots.wanted |= self.raw.store().take_snapshot_wanted();
         let due = self.snapshots.wanted && self.ticks >= self.snapshots.paused_until;
         let needed = (due || !self.snapshots.asking.is_empty()) && !self.lacks_state();
@@ -122,31 +122,31 @@ impl GroupCore {
             self.snapshots.making = Some(self.apply.applied());
             self.snapshots.wanted = false;
             self.snapshots.asked = std::mem::take(&mut self.snapshots.asking);
-            self.level_machine(round);
-            round.apply(self.id, self.epoch, ApplyWork::Snapshot);
+            self.level_machine(effects);
+            effects.apply(self.id, self.epoch, ApplyWork::Snapshot);
         }
         if self.snapshots.flush == Flush::Wanted {
             self.snapshots.flush = Flush::Asked;
-            round.apply(self.id, self.epoch, ApplyWork::Durable);
+            effects.apply(self.id, self.epoch, ApplyWork::Durable);
         }
-        self.write_changes(round);
+        self.write_changes(effects);
     }
 
     /// Entries that are none of the machine's business may have passed it by: a snapshot stands
     /// where the replica does.
-    fn level_machine(&self, round: &mut Round) {
+    fn level_machine(&self, effects: &mut Effects) {
         let handed = self.apply.handed();
         match self.raw.store().term_of(handed) {
             Ok(term) => {
                 let last = LogPosition::new(term.get(), handed);
                 let work = ApplyWork::Commands { commands: Vec::new(), last };
-                round.apply(self.id, self.epoch, work);
+                effects.apply(self.id, self.epoch, work);
             }
             Err(error) => tracing::error!(group = %self.id, %error, "cannot read a term"),
         }
     }
 
-    fn write_changes(&mut self, round: &mut Round) {
+    fn write_changes(&mut self, effects: &mut Effects) {
         let compact = self.snapshots.compact_to.take();
         let changed = self.snapshots.written_meta < self.meta_changes;
         let commit = self.take_due_commit();
@@ -160,7 +160,7 @@ impl GroupCore {
             let (group, epoch, meta) = (self.id, self.epoch, self.meta_changes);
             self.snapshots.written_meta = meta;
             let ack = PersistAck { group, epoch, number: 0, term: 0, meta, prepared: 0 };
-            round.log.acks.push(ack);
+            effects.log.acks.push(ack);
         }
         if changed || commit {
             // A replica that remembers a change of membership must not forget that it was
@@ -170,22 +170,22 @@ impl GroupCore {
         if std::mem::take(&mut self.snapshots.named)
             && let Some(keep) = self.meta.snapshot
         {
-            round.log.prune.push(Prune { group: self.id, epoch: self.epoch, keep });
+            effects.log.prune.push(Prune { group: self.id, epoch: self.epoch, keep });
         }
         if let Some(base) = compact {
             self.raw.mut_store().compact(base);
         }
-        round.log.batch.writes.push(write);
+        effects.log.batch.writes.push(write);
     }
 
     /// The state machine's snapshot stands in the snapshot store, or could not be made.
-    pub fn on_snapshot_made(&mut self, made: Option<LogPosition>, round: &mut Round) {
+    pub fn on_snapshot_made(&mut self, made: Option<LogPosition>, effects: &mut Effects) {
         self.snapshots.making = None;
         let group = self.id;
         let known = self.meta.snapshot.max(made);
         let outcome = made.and(known).ok_or(TakeSnapshotError::Failed { group });
         let asked = std::mem::take(&mut self.snapshots.asked).into_iter();
-        round.snapshot_replies.extend(asked.map(|waiter| (waiter, outcome.clone())));
+        effects.snapshot_replies.extend(asked.map(|waiter| (waiter, outcome.clone())));
         let Some(position) = made else { return self.snapshots.fail(self.ticks) };
         // Later requests are served by this one.
         self.raw.store().take_snapshot_wanted();
@@ -205,18 +205,18 @@ impl GroupCore {
     }
 
     /// No request gets a snapshot any more.
-    pub(super) fn fail_snapshots(&mut self, error: &TakeSnapshotError, round: &mut Round) {
+    pub(super) fn fail_snapshots(&mut self, error: &TakeSnapshotError, effects: &mut Effects) {
         let mut waiters = std::mem::take(&mut self.snapshots.asking);
         waiters.append(&mut self.snapshots.asked);
         let replies = waiters.into_iter().map(|waiter| (waiter, Err(error.clone())));
-        round.snapshot_replies.extend(replies);
+        effects.snapshot_replies.extend(replies);
     }
 
     /// Sends a snapshot its own way.
-    pub(super) fn ship(&mut self, to: NodeId, message: GroupMessage, round: &mut Round) {
+    pub(super) fn ship(&mut self, to: NodeId, message: GroupMessage, effects: &mut Effects) {
         let named = message.snapshot.as_ref().and_then(|meta| meta.position.as_ref());
         if let Some(position) = convert::position_from_wire(named) {
-            self.ship_at(position, to, message, round);
+            self.ship_at(position, to, message, effects);
         }
     }
 
@@ -225,7 +225,7 @@ impl GroupCore {
         position: LogPosition,
         to: NodeId,
         mut message: GroupMessage,
-        round: &mut Round,
+        effects: &mut Effects,
     ) {
         let membership = Some(shardhost_storage::convert::membership_to_message(&self.membership));
         let wire = log::LogPosition { term: position.term.get(), index: position.index.get() };
@@ -233,13 +233,13 @@ impl GroupCore {
         message.commit = self.known_committed();
         self.snapshots.shipping.retain(|(replica, _)| *replica != message.to_replica);
         self.snapshots.shipping.push((message.to_replica, position.index.get()));
-        round.shipments.push(SnapshotShipment { to, position, message });
+        effects.shipments.push(SnapshotShipment { to, position, message });
     }
 
     /// A replica lost its state and asks for one from which its log continues, which begins at
     /// `message.index`. Raft has no part in it: its log continues meanwhile. A state that is not
     /// available now is asked for again.
-    pub(super) fn take_state_request(&mut self, message: &GroupMessage, round: &mut Round) {
+    pub(super) fn take_state_request(&mut self, message: &GroupMessage, effects: &mut Effects) {
         let (replica, floor) = (message.from_replica, message.index);
         let Some(to) = self.node_of(replica) else { return };
         let ships = self.snapshots.shipping.iter().any(|(id, _)| *id == replica);
@@ -250,7 +250,7 @@ impl GroupCore {
         match self.meta.snapshot.filter(|newest| newest.index.get() >= floor.max(1)) {
             Some(newest) => {
                 let message = self.own_message(MessageKind::Snapshot, replica);
-                self.ship_at(newest, to, message, round);
+                self.ship_at(newest, to, message, effects);
             }
             None => self.snapshots.wanted = true,
         }
@@ -313,7 +313,7 @@ impl GroupCore {
     /// Replaces a lost state by a snapshot that arrived, if the log continues it: then nothing of the log
     /// goes, and what was acknowledged stays. Waits for changes of members that the snapshot has passed
     /// and this replica has not.
-    pub(super) fn install_state(&mut self, round: &mut Round) {
+    pub(super) fn install_state(&mut self, effects: &mut Effects) {
         let Some(position) = self.snapshots.arrived else { return };
         let index = position.index.get();
         let term = self.raw.store().term_of(index).ok();
@@ -335,7 +335,7 @@ impl GroupCore {
         self.snapshots.installing = Some(Install { position, number, handed, keeps_log });
         self.name_snapshot(position);
         self.apply.go_on_from(index);
-        round.apply(self.id, self.epoch, ApplyWork::Restore { position });
+        effects.apply(self.id, self.epoch, ApplyWork::Restore { position });
     }
 
     /// This is the newest snapshot from here on.
@@ -395,13 +395,13 @@ impl GroupCore {
     }
 
     /// Continues an installation whose log write is durable.
-    pub(super) fn continue_install(&mut self, round: &mut Round) {
+    pub(super) fn continue_install(&mut self, effects: &mut Effects) {
         let durable = self.durable_number;
         let Some(install) = self.snapshots.installing.as_mut() else { return };
         if install.number <= durable && !install.handed {
             install.handed = true;
             let position = install.position;
-            round.apply(self.id, self.epoch, ApplyWork::Restore { position });
+            effects.apply(self.id, self.epoch, ApplyWork::Restore { position });
         }
     }
 
@@ -410,9 +410,9 @@ impl GroupCore {
         &mut self,
         position: LogPosition,
         durable: Option<LogIndex>,
-        round: &mut Round,
+        effects: &mut Effects,
     ) {
-        self.state_is_back(round);
+        self.state_is_back(effects);
         self.snapshots.installing = None;
         self.apply.finish_restore(position.index.get());
         self.apply.durable = durable;

@@ -8,8 +8,8 @@ use shardhost_storage::{
 };
 
 use super::GroupCore;
+use crate::core::Effects;
 use crate::status::{GroupStatus, PeerProgress, Role};
-use crate::core::Round;
 
 /// Ticks between two looks at the peers' progress.
 const REFRESH_TICKS: u64 = 10;
@@ -51,20 +51,20 @@ pub(super) fn initial(
 }
 
 impl GroupCore {
-    /// Puts the status into the round if anything changed.
-    pub(super) fn publish(&mut self, round: &mut Round) {
+    /// Puts the status into the step if anything changed.
+    pub(super) fn publish(&mut self, effects: &mut Effects) {
         let status = self.current_status();
         if *self.published != status {
             self.published = Arc::new(status);
-            round.statuses.push((self.id, self.epoch, Arc::clone(&self.published)));
+            effects.statuses.push((self.id, self.epoch, Arc::clone(&self.published)));
         }
     }
 
     /// The last status of this life.
-    pub(super) fn publish_end(&mut self, role: Role, round: &mut Round) {
+    pub(super) fn publish_end(&mut self, role: Role, effects: &mut Effects) {
         let mut status = (*self.published).clone();
         status.role = role;
-        // What came in the same round as its end counts: an operator looks for what stands behind it.
+        // What came in the same step as its end counts: an operator looks for what stands behind it.
         status.applied = LogIndex::new(self.apply.applied());
         status.serving = false;
         status.caretaker = None;
@@ -73,7 +73,7 @@ impl GroupCore {
         status.pending_change = None;
         status.paused = false;
         self.published = Arc::new(status);
-        round.statuses.push((self.id, self.epoch, Arc::clone(&self.published)));
+        effects.statuses.push((self.id, self.epoch, Arc::clone(&self.published)));
     }
 
     fn current_status(&self) -> GroupStatus {

@@ -5,11 +5,11 @@ use shardhost_storage::{Genesis, LogIndex, NodeId, ReplicaId};
 
 use super::GroupCore;
 use crate::convert;
+use crate::core::Effects;
 use crate::error::GroupFault;
 use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
 use crate::validate::{Refusal, ReplicaView, check_invitation, validate};
-use crate::core::Round;
 
 /// Replicas that are remembered before the membership knows them.
 const MAX_CONTACTS: usize = 8;
@@ -26,7 +26,7 @@ pub enum Stepped {
 
 impl GroupCore {
     /// Takes one message from `node`.
-    pub fn step(&mut self, node: NodeId, message: GroupMessage, round: &mut Round) -> Stepped {
+    pub fn step(&mut self, node: NodeId, message: GroupMessage, effects: &mut Effects) -> Stepped {
         let unchecked = self.config.bugs.has(KnownBug::InvitationOfAnotherGroup);
         let checked = match self.is_for_successor(&message) {
             true if unchecked => Ok(()),
@@ -47,12 +47,12 @@ impl GroupCore {
             Err(Refusal::LostTail) => return Stepped::Fatal(self.lost_tail(&message)),
             Err(Refusal::CommittedConflict) => return self.note_contradiction(&message),
             Err(Refusal::Removed) => {
-                self.send_notice(node, message.from_replica, round);
+                self.send_notice(node, message.from_replica, effects);
                 return Stepped::Refused(Refusal::Removed);
             }
             Err(Refusal::OtherGenesis) => {
                 self.note_conflict(node);
-                self.answer_conflicting(node, &message, round);
+                self.answer_conflicting(node, &message, effects);
                 return Stepped::Refused(Refusal::OtherGenesis);
             }
             Err(refusal) => return Stepped::Refused(refusal),
@@ -65,54 +65,54 @@ impl GroupCore {
             return Stepped::Refused(Refusal::InDoubt);
         }
         self.notice_abdication(&message);
-        if self.withholds_vote(&message, round) {
+        if self.withholds_vote(&message, effects) {
             return Stepped::Refused(Refusal::Promised);
         }
-        if self.refuses_pre_vote(node, &message, round) {
+        if self.refuses_pre_vote(node, &message, effects) {
             return Stepped::Taken;
         }
         self.note_contact(node, &message);
-        let counts = self.take_sign(&message, round);
-        self.wake_on(&message, round);
+        let counts = self.take_sign(&message, effects);
+        self.wake_on(&message, effects);
         if !counts {
             return Stepped::Taken;
         }
         match message.kind() {
-            MessageKind::Sleep => self.answer_sleep(node, &message, round),
+            MessageKind::Sleep => self.answer_sleep(node, &message, effects),
             MessageKind::SleepResponse => {
-                let live = std::sync::Arc::clone(&round.nodes);
+                let live = std::sync::Arc::clone(&effects.nodes);
                 self.take_sleep_response(&message, &live);
             }
             // The node has the replica already.
             MessageKind::Wake | MessageKind::Invite => {}
             MessageKind::Removed => self.take_notice(node, &message),
-            MessageKind::ReadIndex => self.take_read_index(node, &message, round),
-            MessageKind::ReadIndexResponse => self.take_read_answer(&message, round),
-            MessageKind::Snapshot => self.step_from_leader(message, round, Self::step_snapshot),
-            MessageKind::RecoveryRequest => self.answer_recovery(&message, round),
+            MessageKind::ReadIndex => self.take_read_index(node, &message, effects),
+            MessageKind::ReadIndexResponse => self.take_read_answer(&message, effects),
+            MessageKind::Snapshot => self.step_from_leader(message, effects, Self::step_snapshot),
+            MessageKind::RecoveryRequest => self.answer_recovery(&message, effects),
             MessageKind::RecoveryResponse => self.take_recovery(&message),
-            MessageKind::StateRequest => self.take_state_request(&message, round),
-            MessageKind::Checksum => self.take_checksum(&message, round),
-            MessageKind::ChecksumVerdict => self.take_verdict(&message, round),
-            MessageKind::TransferAsk => self.answer_transfer(&message, round),
-            MessageKind::TransferAnswer => self.take_transfer_answer(&message, round),
+            MessageKind::StateRequest => self.take_state_request(&message, effects),
+            MessageKind::Checksum => self.take_checksum(&message, effects),
+            MessageKind::ChecksumVerdict => self.take_verdict(&message, effects),
+            MessageKind::TransferAsk => self.answer_transfer(&message, effects),
+            MessageKind::TransferAnswer => self.take_transfer_answer(&message, effects),
             MessageKind::TimeoutNow if !self.is_current_order(&message) => {
                 return Stepped::Refused(Refusal::StaleOrder);
             }
-            MessageKind::TimeoutNow => self.step_order(message, round),
+            MessageKind::TimeoutNow => self.step_order(message, effects),
             MessageKind::Append | MessageKind::Heartbeat => {
-                self.step_from_leader(message, round, Self::step_raft);
+                self.step_from_leader(message, effects, Self::step_raft);
             }
-            MessageKind::Vote => self.step_vote(node, message, round),
+            MessageKind::Vote => self.step_vote(node, message, effects),
             _ => self.step_raft(message),
         }
         Stepped::Taken
     }
 
     /// A TimeoutNow. One that cannot be followed is answered, so that the leader continues.
-    fn step_order(&mut self, message: GroupMessage, round: &mut Round) {
-        match self.refuses_leadership(message.escape, round) {
-            Some(refusal) => self.send_answer(&message, Some(refusal), round),
+    fn step_order(&mut self, message: GroupMessage, effects: &mut Effects) {
+        match self.refuses_leadership(message.escape, effects) {
+            Some(refusal) => self.send_answer(&message, Some(refusal), effects),
             None => self.step_raft(message),
         }
     }
@@ -121,14 +121,14 @@ impl GroupCore {
     fn step_from_leader(
         &mut self,
         message: GroupMessage,
-        round: &Round,
+        effects: &Effects,
         step: fn(&mut Self, GroupMessage),
     ) {
         let (kind, from, stamp) = (message.kind(), message.from_replica, message.stamp);
         let term = message.term;
         step(self, message);
         if term == self.raw.raft.term {
-            self.hear_leader(kind, from, stamp, round);
+            self.hear_leader(kind, from, stamp, effects);
             self.rest_assured();
         }
     }
@@ -150,7 +150,7 @@ impl GroupCore {
     /// Notifies the other group of this id that there are two: the nodes of the one need not be
     /// members of the other, which would never learn of it. Only a message that introduces its
     /// sender is answered, and the answer is not such a message.
-    fn answer_conflicting(&self, node: NodeId, message: &GroupMessage, round: &mut Round) {
+    fn answer_conflicting(&self, node: NodeId, message: &GroupMessage, effects: &mut Effects) {
         let says_whose = message.genesis != 0 || message.invitation.is_some();
         let introduced = says_whose && message.kind() != MessageKind::Wake;
         if !introduced || self.config.bugs.has(KnownBug::OneGroupIsTold) {
@@ -159,7 +159,7 @@ impl GroupCore {
         let genesis = self.membership.genesis.map_or(0, Genesis::get);
         let answer = self.own_message(MessageKind::Wake, message.from_replica);
         let message = GroupMessage { genesis, ..answer };
-        round.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
+        effects.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
     }
 
     /// Remembers where a replica lives that the membership does not know yet.

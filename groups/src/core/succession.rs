@@ -10,11 +10,11 @@ use shardhost_storage::{NodeId, ReplicaId};
 
 use super::GroupCore;
 use super::outlook::Declined;
+use crate::core::Effects;
 use crate::error::TransferError;
 use crate::known_bugs::KnownBug;
-use crate::policy::PolicyEvent;
 use crate::policy::Caretaker;
-use crate::core::Round;
+use crate::policy::PolicyEvent;
 
 /// Entries that a successor may lack when it is asked.
 const SUCCESSION_LAG: u64 = 1_024;
@@ -41,20 +41,20 @@ pub(super) struct Succession {
 
 impl GroupCore {
     /// At every tick of a leader: hands leadership on if this node should not have it.
-    pub(super) fn tend_succession(&mut self, round: &mut Round) {
+    pub(super) fn tend_succession(&mut self, effects: &mut Effects) {
         let due = self.ticks >= self.succession.retry_at;
         if !due || !self.leads() || self.transfer.is_some() || self.pending_change().is_some() {
             return;
         }
-        if !self.may_hand_over() || !self.wants_successor(round) {
+        if !self.may_hand_over() || !self.wants_successor(effects) {
             return;
         }
-        let candidates = self.successors(round);
+        let candidates = self.successors(effects);
         if candidates.is_empty() {
             self.retry_later(RETRY_TICKS);
             self.forgive_accidents();
-        } else if let Err(error) = self.begin_transfer(candidates, Some(SUCCESSION_LAG), round) {
-            round.count(PolicyEvent::TransferFailed(error.reason()));
+        } else if let Err(error) = self.begin_transfer(candidates, Some(SUCCESSION_LAG), effects) {
+            effects.count(PolicyEvent::TransferFailed(error.reason()));
             self.succession_failed(0, &error);
         }
     }
@@ -68,15 +68,15 @@ impl GroupCore {
     }
 
     /// Whether there is an eligible voter that did not decline.
-    pub(super) fn has_successors(&self, round: &Round) -> bool {
-        self.may_hand_over() && !self.successors(round).is_empty()
+    pub(super) fn has_successors(&self, effects: &Effects) -> bool {
+        self.may_hand_over() && !self.successors(effects).is_empty()
     }
 
     /// Whether this node should not lead: the group's requirement excludes it, or a policy, which
     /// may do it by giving no answer.
-    pub(super) fn wants_successor(&self, round: &Round) -> bool {
+    pub(super) fn wants_successor(&self, effects: &Effects) -> bool {
         self.caretaker().is_some_and(|why| self.is_left_to_others(why))
-            || self.own_unfitness(round).is_some()
+            || self.own_unfitness(effects).is_some()
     }
 
     fn is_left_to_others(&self, why: &Caretaker) -> bool {
@@ -90,12 +90,12 @@ impl GroupCore {
     }
 
     /// Those who may follow, the best first.
-    fn successors(&self, round: &Round) -> Vec<NodeId> {
+    fn successors(&self, effects: &Effects) -> Vec<NodeId> {
         let declined = |node: &NodeId| {
             let replica = self.membership.replica_on(*node);
             replica.is_none_or(|replica| self.declined_by(replica).is_some())
         };
-        let ranked = self.ranked_voters(round).into_iter().filter(|(rank, _)| !rank.unfit);
+        let ranked = self.ranked_voters(effects).into_iter().filter(|(rank, _)| !rank.unfit);
         let fit: Vec<NodeId> =
             ranked.map(|(_, node)| node).filter(|node| !declined(node)).collect();
         // The nodes that a policy named count while it declines, and where one of them is a voter.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use shardhost_storage::{GroupId, Term};
 
-use crate::selector::GroupSelector;
 use super::{Edge, EdgeKind, LossCause};
 use crate::error::LeaderHint;
+use crate::selector::GroupSelector;
 
 /// This replica was elected, and its vote is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

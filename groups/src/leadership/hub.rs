@@ -19,10 +19,10 @@ use shardhost_storage::{GroupId, Term};
 use tokio::sync::watch;
 
 use super::event::{LeaderAcquired, LeaderLost, event_of, selects};
-use crate::selector::GroupSelector;
-use crate::leadership::LeadershipEvent;
 use super::{Edge, LossCause};
+use crate::leadership::LeadershipEvent;
 use crate::panics::panic_text;
+use crate::selector::GroupSelector;
 
 /// Edges that wait for the dispatcher at most.
 const MAX_QUEUED_EDGES: usize = 1 << 17;

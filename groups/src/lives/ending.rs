@@ -160,11 +160,7 @@ impl Ending {
 
     /// What the log writer has to write for it, when everything that the replica handed over is
     /// written or about to be, with a batch that keeps or destroys the replica already.
-    pub(crate) fn write(
-        &mut self,
-        store: &dyn LogStore,
-        batch: InBatch,
-    ) -> Option<GroupWrite> {
+    pub(crate) fn write(&mut self, store: &dyn LogStore, batch: InBatch) -> Option<GroupWrite> {
         let Some(Kind::Destroying(destruction, _)) = &self.0.kind else { return None };
         if batch == InBatch::Destroyed {
             self.0.fate = Fate::Destroyed;

@@ -38,8 +38,8 @@ pub(crate) use ending::InBatch;
 pub use ending::{Destruction, Ending};
 pub(crate) use ending::{check_generation, log_error};
 pub(crate) use lock::LifeLock;
-pub(crate) use owner::Registered;
 pub use owner::OpenId;
+pub(crate) use owner::Registered;
 pub(crate) use remains::Clear;
 pub(crate) use start::StartGuard;
 

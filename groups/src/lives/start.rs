@@ -69,10 +69,7 @@ impl Lives {
     ///
     /// # Errors
     /// As [`Lives::start`].
-    pub(crate) fn look(
-        self: &Arc<Self>,
-        group: GroupId,
-    ) -> Result<Look, OpenGroupError> {
+    pub(crate) fn look(self: &Arc<Self>, group: GroupId) -> Result<Look, OpenGroupError> {
         let mut starts = None;
         self.wait_for(|owners| {
             let seat = owners.of(group);

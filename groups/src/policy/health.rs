@@ -32,8 +32,8 @@ mod tests {
     use shardhost_storage::{GroupId, NodeId, Requirement, RequirementMode};
 
     use super::*;
-    use crate::policy::RejectReason;
     use crate::nodes::Impairment;
+    use crate::policy::RejectReason;
 
     fn opinion(impaired: Option<&Impairment>) -> Opinion {
         HealthPolicy.may_lead(&Candidate {

@@ -18,13 +18,13 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 use shardhost_storage::GroupId;
 
-use crate::lives::Clear;
-use super::machine_watch::{ApplyActivity, Call, name_of};
 use super::RuntimeShared;
-use crate::lives::Ending;
+use super::machine_watch::{ApplyActivity, Call, name_of};
 use crate::apply::{Applier, ApplyReport, ApplyWork, contain};
-use crate::runtime::GroupShared;
 use crate::error::QueryError;
+use crate::lives::Clear;
+use crate::lives::Ending;
+use crate::runtime::GroupShared;
 use crate::worker::{GroupEvent, Input};
 
 /// Pieces of work that a thread does for one group before it looks after another.

@@ -15,11 +15,11 @@ use shardhost_storage::LogPosition;
 
 use super::RuntimeShared;
 use super::apply_pool::tell;
-use crate::checksum::StateSum;
 use crate::apply::{Summed, sum_of};
+use crate::checksum::StateSum;
+use crate::machine::{ApplyFault, ConsistencyView};
 use crate::panics::panic_text;
 use crate::runtime::GroupShared;
-use crate::machine::{ApplyFault, ConsistencyView};
 use crate::worker::{GroupEvent, Input};
 
 /// Views that may wait. Each holds on to what its state machine overwrites meanwhile.

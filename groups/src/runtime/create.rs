@@ -8,11 +8,11 @@ use shardhost_storage::{
 };
 
 use super::Groups;
-use crate::lives::{StartGuard, log_error};
-use crate::error::GroupStep;
 use super::open::{MachineFactory, Prepared, StateMachineBox, make};
 use super::stored::load;
+use crate::error::GroupStep;
 use crate::error::OpenGroupError;
+use crate::lives::{StartGuard, log_error};
 use crate::runtime::{Group, GroupSpec};
 
 impl Groups {

@@ -7,10 +7,10 @@ use shardhost_storage::GroupId;
 use tokio::sync::oneshot;
 
 use super::apply_pool::Waiting;
-use crate::lives::{Closing, Destroying, Registered, check_generation};
 use super::{Groups, RuntimeShared};
-use crate::lives::{Destruction, Ending};
 use crate::error::OpenGroupError;
+use crate::lives::{Closing, Destroying, Registered, check_generation};
+use crate::lives::{Destruction, Ending};
 use crate::runtime::GroupShared;
 use crate::worker::Input;
 

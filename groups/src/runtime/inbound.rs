@@ -8,8 +8,8 @@ use shardhost_storage::{GroupId, LogPosition, NodeId, ReplicaId};
 
 use super::RuntimeShared;
 use super::inbox::peer_bytes;
-use crate::transport::{Inbound, Recipient, ShipmentOutcome};
 use crate::nodes::Advert;
+use crate::transport::{Inbound, Recipient, ShipmentOutcome};
 use crate::worker::Input;
 
 /// The groups of a host, as the transport sees them.

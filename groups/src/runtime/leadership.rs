@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use super::Groups;
-use crate::selector::GroupSelector;
-use crate::leadership::{HookGuard, HookKind, LeaderAcquired, LeaderLost, LeadershipEvent, LeadershipEvents};
-use crate::runtime::{LeaderScope, LeaderTaskGuard};
-use crate::policy::{LeadershipPolicy, PolicyGuard};
+use crate::leadership::{
+    HookGuard, HookKind, LeaderAcquired, LeaderLost, LeadershipEvent, LeadershipEvents,
+};
 use crate::nodes::Advert;
+use crate::policy::{LeadershipPolicy, PolicyGuard};
+use crate::runtime::{LeaderScope, LeaderTaskGuard};
+use crate::selector::GroupSelector;
 
 impl Groups {
     /// Calls `hook` for every edge of leadership of these groups on this host, beginning with the

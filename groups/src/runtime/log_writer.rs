@@ -9,12 +9,12 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use shardhost_storage::{GroupId, GroupWrite, LogBatch, LogError, LogStore};
 
-use crate::lives::InBatch;
 use super::RuntimeShared;
-use crate::lives::{Ending, OpenId};
-use crate::error::{GroupFault, HostFault};
-use crate::worker::{GroupEvent, Input};
 use crate::core::{LogTask, Prune};
+use crate::error::{GroupFault, HostFault};
+use crate::lives::InBatch;
+use crate::lives::{Ending, OpenId};
+use crate::worker::{GroupEvent, Input};
 
 /// Tasks that may wait. A worker that is so far ahead of the disk waits for it: its groups then
 /// fall silent and others take over, which is what a stuck disk calls for.
@@ -25,7 +25,7 @@ const ENTRIES_PER_WRITE: usize = 1 << 16;
 /// What the writer is asked for.
 #[derive(Debug)]
 enum Task {
-    Round {
+    Effects {
         worker: usize,
         task: LogTask,
     },
@@ -62,7 +62,7 @@ impl LogQueue {
     }
 
     pub(super) fn push(&self, worker: usize, task: LogTask) {
-        self.put(Task::Round { worker, task });
+        self.put(Task::Effects { worker, task });
     }
 
     /// A replica ends when everything that was pushed before is written.
@@ -145,7 +145,7 @@ struct Merged {
 impl Merged {
     fn add(&mut self, task: Task) {
         match task {
-            Task::Round { worker, mut task } => {
+            Task::Effects { worker, mut task } => {
                 self.entries += task.batch.writes.iter().map(|w| w.entries.len()).sum::<usize>();
                 let acks = std::mem::take(&mut task.acks);
                 self.acks.entry(worker).or_default().extend(acks);

@@ -22,9 +22,9 @@ use shardhost_storage::{GroupId, RequirementMode};
 use super::RuntimeShared;
 use super::apply_pool::tell;
 use crate::apply::ApplyWork;
+use crate::nodes::Impairment;
 use crate::runtime::GroupShared;
 use crate::worker::GroupEvent;
-use crate::nodes::Impairment;
 
 /// The name under which the host is impaired.
 const SOURCE: &str = "state machines";

@@ -19,8 +19,8 @@ mod checker;
 mod create;
 mod doubt;
 mod end;
-mod impairments;
 mod handle;
+mod impairments;
 mod inbound;
 mod inbox;
 mod invitations;
@@ -46,24 +46,27 @@ use parking_lot::Mutex;
 use shardhost_storage::{GroupId, LogError, LogStore, Membership, NodeId, SnapshotStore};
 use tokio::sync::watch;
 
-use crate::latency::Latency;
+use crate::activity::Activity;
 use crate::apply::ApplyWork;
 use crate::clock::{Clock, SystemClock};
 use crate::config::GroupsConfig;
 use crate::error::HostFault;
-use crate::selector::GroupSelector;
+use crate::latency::Latency;
 use crate::leadership::LeadershipHub;
+use crate::nodes::{Advert, Impairment};
 use crate::policy::Policies;
+use crate::selector::GroupSelector;
 use crate::transport::{Outgoing, Transport};
 use crate::waiter::Budget;
-use crate::activity::Activity;
-use crate::nodes::{Advert, Impairment};
 use crate::worker::WorkerCounters;
 
+pub use crate::lives::Destruction;
 pub use additions::{AdditionGuard, AdditionHooks};
 pub(crate) use apply_pool::Mailbox;
-pub use crate::lives::Destruction;
-pub use handle::{Barrier, Group, GroupSpec, LeaderScope, LeaderTaskGuard, LeaseStatus, NotServing, Propose, ProposeFuture, ReadMode, Transferred};
+pub use handle::{
+    Barrier, Group, GroupSpec, LeaderScope, LeaderTaskGuard, LeaseStatus, NotServing, Propose,
+    ProposeFuture, ReadMode, Transferred,
+};
 pub(crate) use handle::{GroupShared, LeaseCell, supervise};
 pub use inbound::GroupsInbound;
 pub use invitations::{Invitation, InvitationHandler, InvitationSink};
@@ -71,9 +74,9 @@ pub use open::{MachineFactory, StateMachineBox};
 pub use parked::ParkedReplica;
 pub use skip::{MAX_REWRITTEN_BYTES, StoredEntry};
 
+use crate::lives::Lives;
 use inbox::Inbox;
 use invitations::Invitations;
-use crate::lives::Lives;
 
 /// What all threads and handles share.
 pub(crate) struct RuntimeShared {
@@ -599,10 +602,10 @@ mod tests {
     use shardhost_storage::{MemorySnapshots, MemoryStore};
 
     use super::*;
-    use crate::runtime::GroupSpec;
-    use crate::leadership::HookKind;
-    use crate::testing::alone::{Alone, Stateless};
     use crate::activity::Phase;
+    use crate::leadership::HookKind;
+    use crate::runtime::GroupSpec;
+    use crate::testing::alone::{Alone, Stateless};
 
     /// A host that lost a thread reports it, and can still be shut down.
     #[test]

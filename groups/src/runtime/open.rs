@@ -6,17 +6,17 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use shardhost_storage::{EntryKind, GroupId, LogPosition, PersistedGroup};
 
-use crate::lives::{LifeLock, OpenId, StartGuard};
-use crate::error::GroupStep;
 use super::skip::unfinished;
 use super::stored::load;
 use super::{Groups, Mailbox, RuntimeShared, apply_pool};
 use crate::apply::{AfterRestore, Applier, ApplyWork, contain, restore_from};
 use crate::core::{GroupCore, Opened, ReplicaStart, has_another_voter};
+use crate::error::GroupStep;
 use crate::error::{GroupFault, OpenGroupError};
-use crate::runtime::{Group, GroupShared, LeaseCell};
+use crate::lives::{LifeLock, OpenId, StartGuard};
 use crate::logging;
 use crate::machine::{ApplyBatch, ApplyFault, Command, FaultKind, StateMachine};
+use crate::runtime::{Group, GroupShared, LeaseCell};
 use crate::waiter::Budget;
 use crate::worker::{GroupEvent, Input};
 

@@ -9,11 +9,11 @@ use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{Genesis, GroupId, GroupMeta, LogError, Membership, NodeId, ReplicaId};
 use tokio::sync::oneshot;
 
-use crate::lives::Destroying;
 use super::{Groups, RuntimeShared};
-use crate::lives::{Destruction, Ending};
 use crate::convert;
 use crate::error::OpenGroupError;
+use crate::lives::Destroying;
+use crate::lives::{Destruction, Ending};
 use crate::runtime::Group;
 use crate::status::Role;
 

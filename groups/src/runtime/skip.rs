@@ -15,13 +15,13 @@ use shardhost_storage::{
     PersistedGroup, Term,
 };
 
-use crate::lives::{StartGuard, log_error};
-use crate::error::GroupStep;
 use super::open::{MachineFactory, make};
 use super::stored::load;
 use super::{Groups, RuntimeShared};
 use crate::apply::contain;
+use crate::error::GroupStep;
 use crate::error::OpenGroupError;
+use crate::lives::{StartGuard, log_error};
 
 /// What may stand in the log from the entry on. It is rewritten in one step.
 pub const MAX_REWRITTEN_BYTES: u64 = 256 * 1024 * 1024;

@@ -16,9 +16,9 @@ use shardhost_storage::{LogPosition, LogStore, SnapshotError, SnapshotStore, Sna
 
 use super::RuntimeShared;
 use super::apply_pool::tell;
+use crate::machine::SnapshotWriter;
 use crate::panics::panic_text;
 use crate::runtime::GroupShared;
-use crate::machine::SnapshotWriter;
 use crate::worker::GroupEvent;
 
 /// Views that are written side by side at most, when each takes longer than [`TURN`].

@@ -4,10 +4,10 @@ use shardhost_storage::{
     GroupId, GroupMeta, LogPosition, PersistedGroup, ReplicaId, SnapshotError,
 };
 
-use crate::lives::log_error;
 use super::parked::concerns_one_group;
 use super::{Groups, RuntimeShared};
 use crate::error::OpenGroupError;
+use crate::lives::log_error;
 
 impl Groups {
     /// Whether the log holds a replica of the group, open or not.

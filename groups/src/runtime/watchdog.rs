@@ -19,9 +19,9 @@ use shardhost_storage::RequirementMode;
 
 use super::RuntimeShared;
 use super::machine_watch::MachineWatch;
+use crate::activity::Seen;
 use crate::error::HostFault;
 use crate::nodes::Impairment;
-use crate::activity::Seen;
 
 /// One worker, as the watchdog sees it.
 #[derive(Debug, Default)]

@@ -7,16 +7,16 @@ use crossbeam_channel::{RecvTimeoutError, TryRecvError, select};
 
 use shardhost_storage::GroupId;
 
-use super::inbox::{Outlet, peer_bytes};
 use super::RuntimeShared;
-use crate::lives::Ending;
+use super::inbox::{Outlet, peer_bytes};
+use crate::activity::Phase;
+use crate::core::{Effects, LeaseSign};
 use crate::known_bugs::KnownBug;
+use crate::lives::Ending;
 use crate::policy::PolicyEvent;
 use crate::worker::{Input, TICK_SLOTS, WorkerCore};
-use crate::core::{LeaseSign, Round};
-use crate::activity::Phase;
 
-/// Inputs that one round takes at most, so that ticks and messages are not put off for long.
+/// Inputs that one step takes at most, so that ticks and messages are not put off for long.
 const INPUTS_PER_ROUND: usize = 4096;
 /// How long a worker without anything that ticks waits.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
@@ -45,13 +45,13 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
             next_slot = now + slot;
         }
         activity.enter(Phase::Groups);
-        let round = core.finish_round(shared.clock.now());
+        let effects = core.finish_step(shared.clock.now());
         activity.enter(Phase::Effects);
-        carry_out(shared, index, round);
+        carry_out(shared, index, effects);
         activity.enter(Phase::Waiting);
         if stop {
             core.stop_all();
-            carry_out(shared, index, core.finish_round(None));
+            carry_out(shared, index, core.finish_step(None));
             return;
         }
         report(shared, index, &core);
@@ -73,7 +73,7 @@ fn take_inputs(
             Err(_) => wait_for_input(outlet, wait),
         },
     };
-    // Whatever the round sends is sent after this moment, and whatever it promises is promised
+    // Whatever the step sends is sent after this moment, and whatever it promises is promised
     // from a later one.
     core.begin(shared.clock.now());
     core.activity().enter(Phase::Inputs);
@@ -81,7 +81,7 @@ fn take_inputs(
     if take(core, outlet, first) {
         return true;
     }
-    // On a busy machine others have something for this round too and only wait for a core. On an
+    // On a busy machine others have something for this step too and only wait for a core. On an
     // idle one this costs a microsecond.
     std::thread::yield_now();
     for _ in 1..INPUTS_PER_ROUND {
@@ -116,74 +116,74 @@ fn take(core: &mut WorkerCore, outlet: &Outlet, input: Input) -> bool {
     false
 }
 
-/// Does what a round wants, in the order that [`Round`] asks for.
-fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, round: Round) {
-    if round.is_empty() {
+/// Does what a step wants, in the order that [`Effects`] asks for.
+fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, effects: Effects) {
+    if effects.is_empty() {
         return;
     }
-    for event in round.counted {
+    for event in effects.counted {
         if let PolicyEvent::Froze(stood) = event {
             shared.freezes.record(stood);
         }
     }
-    withdraw_leases(shared, &round.leases);
-    for (pending, error) in round.failed {
+    withdraw_leases(shared, &effects.leases);
+    for (pending, error) in effects.failed {
         pending.resolve(Err(error));
     }
-    for (waiter, answer) in round.read_replies {
+    for (waiter, answer) in effects.read_replies {
         // A reader that went away is no error.
         drop(waiter.send(answer));
     }
-    for (id, epoch, status) in round.statuses {
+    for (id, epoch, status) in effects.statuses {
         with_group(shared, id, epoch, |group| group.publish(status));
     }
-    grant_leases(shared, &round.leases);
-    shared.hub.publish(round.edges);
-    for (waiter, answer) in round.transfer_replies {
+    grant_leases(shared, &effects.leases);
+    shared.hub.publish(effects.edges);
+    for (waiter, answer) in effects.transfer_replies {
         drop(waiter.send(answer));
     }
-    for (waiter, outcome) in round.membership_replies {
+    for (waiter, outcome) in effects.membership_replies {
         drop(waiter.send(outcome));
     }
-    for (waiter, outcome) in round.snapshot_replies {
+    for (waiter, outcome) in effects.snapshot_replies {
         drop(waiter.send(outcome));
     }
-    for (waiter, outcome) in round.barrier_replies {
+    for (waiter, outcome) in effects.barrier_replies {
         drop(waiter.send(outcome));
     }
-    for (waiter, outcome) in round.drain_replies {
+    for (waiter, outcome) in effects.drain_replies {
         drop(waiter.send(outcome));
     }
-    for (waiter, outlook) in round.outlooks {
+    for (waiter, outlook) in effects.outlooks {
         drop(waiter.send(outlook));
     }
-    for (from, message) in round.invitations {
+    for (from, message) in effects.invitations {
         match shared.parked.is_parked(GroupId::new(message.group)) {
             true => shared.dismissed(from, &message),
             false => shared.invitations.hand_on(shared.config.node, from, &message),
         }
     }
-    for (from, message) in round.notices {
+    for (from, message) in effects.notices {
         shared.dismissed(from, &message);
     }
-    for request in round.admissions {
+    for request in effects.admissions {
         shared.admissions.push(request);
     }
-    if !round.messages.is_empty() {
-        shared.send(round.messages);
+    if !effects.messages.is_empty() {
+        shared.send(effects.messages);
     }
-    if !round.log.is_empty() || !round.log.prune.is_empty() {
+    if !effects.log.is_empty() || !effects.log.prune.is_empty() {
         shared.activities[worker].enter(Phase::LogQueue);
-        shared.log.push(worker, round.log);
+        shared.log.push(worker, effects.log);
         shared.activities[worker].enter(Phase::Effects);
     }
-    for (id, epoch, work) in round.work {
+    for (id, epoch, work) in effects.work {
         with_group(shared, id, epoch, |group| shared.push_work(group, work));
     }
-    for shipment in round.shipments {
+    for shipment in effects.shipments {
         shared.transport.send_snapshot(shipment);
     }
-    for ending in round.closed {
+    for ending in effects.closed {
         shared.activities[worker].enter(Phase::LogQueue);
         end(shared, ending);
         shared.activities[worker].enter(Phase::Effects);

@@ -11,5 +11,5 @@
 pub mod alone;
 pub mod fuzz;
 
-pub use crate::panics::panic_text;
 pub use crate::core::mix;
+pub use crate::panics::panic_text;

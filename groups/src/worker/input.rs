@@ -5,17 +5,17 @@ use std::sync::Arc;
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{Doubt, GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 
-use crate::nodes::{Advert, Impairment};
-use crate::core::PersistAck;
 use crate::apply::Summed;
+use crate::core::PersistAck;
 use crate::core::{
     BarrierOrder, GroupCore, MembershipRequest, OutlookWaiter, Proposal, ReadRequest,
     SnapshotWaiter, TransferRequest,
 };
 use crate::error::{GroupFault, HostFault};
 use crate::leadership::LossCause;
-use crate::policy::{AdmissionFault, Decision};
 use crate::lives::Ending;
+use crate::nodes::{Advert, Impairment};
+use crate::policy::{AdmissionFault, Decision};
 use crate::transport::ShipmentOutcome;
 
 /// One input of a worker. Kept small: channels hold blocks of them.

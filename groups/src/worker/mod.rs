@@ -1,7 +1,7 @@
-//! The groups of one worker: who gets which input, which groups tick, and what a round brings up.
+//! The groups of one worker: who gets which input, which groups tick, and what a step brings up.
 //!
 //! A [`WorkerCore`] is driven by a thread in production and by the simulation in tests. It takes
-//! [`Input`]s, then [`WorkerCore::finish_round`] hands out one [`Round`] with everything to be
+//! [`Input`]s, then [`WorkerCore::finish_step`] hands out one [`Effects`] with everything to be
 //! done. It has no clock, thread, lock or channel, and does no I/O but what a replica reads from
 //! the log. A panic in one group stops that group alone.
 
@@ -16,11 +16,8 @@ use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{Doubt, GroupId, GroupWrite, NodeId};
 
 use crate::activity::Activity;
-use crate::core::Round;
-use crate::nodes::{Advert, LiveNodes};
-use crate::spread::spread;
-use crate::panics::panic_text;
 use crate::clock::Moment;
+use crate::core::Effects;
 use crate::core::{BarrierOrder, GroupCore, Stepped};
 use crate::error::{
     BarrierError, GroupFault, ProposalRejection, ProposeError, ReadError, TakeSnapshotError,
@@ -28,7 +25,10 @@ use crate::error::{
 };
 use crate::leadership::LossCause;
 use crate::membership::MembershipError;
+use crate::nodes::{Advert, LiveNodes};
+use crate::panics::panic_text;
 use crate::policy::{Policies, PolicyCounters};
+use crate::spread::spread;
 use crate::transport::Outgoing;
 use crate::validate::Refusal;
 
@@ -87,7 +87,7 @@ pub struct WorkerCore {
     /// Groups that tick, by slot.
     active: [BTreeSet<GroupId>; TICK_SLOTS],
     touched: Vec<GroupId>,
-    /// Groups whose leadership is on its way to another replica: each round counts.
+    /// Groups whose leadership is on its way to another replica: each step counts.
     frozen: BTreeSet<GroupId>,
     live: Arc<LiveNodes>,
     policies: Policies,
@@ -95,7 +95,7 @@ pub struct WorkerCore {
     seen_policies: u64,
     to_wake: Wakes,
     slot: usize,
-    round: Round,
+    effects: Effects,
     counters: WorkerCounters,
     activity: Arc<Activity>,
 }
@@ -111,7 +111,7 @@ impl WorkerCore {
     pub fn new(own: Advert, policies: Policies) -> Self {
         let mut worker = Self { live: Arc::new(LiveNodes::new(own)), policies, ..Self::default() };
         worker.seen_policies = worker.policies.revision();
-        worker.round = worker.next_round();
+        worker.effects = worker.next_effects();
         worker
     }
 
@@ -128,12 +128,12 @@ impl WorkerCore {
     }
 
     /// The effects of the next step, and the knowledge at its beginning.
-    fn next_round(&self) -> Round {
-        Round {
-            began: self.round.began,
+    fn next_effects(&self) -> Effects {
+        Effects {
+            began: self.effects.began,
             nodes: Arc::clone(&self.live),
             facts: self.live.revision() + self.policies.revision(),
-            ..Round::default()
+            ..Effects::default()
         }
     }
 
@@ -163,7 +163,7 @@ impl WorkerCore {
         self.groups.get(&id).map(|slot| &slot.core)
     }
 
-    /// Takes one input into the present round.
+    /// Takes one input into the present step.
     pub fn handle(&mut self, input: Input) {
         match input {
             Input::Peer { from, messages } => {
@@ -183,7 +183,9 @@ impl WorkerCore {
             Input::TakeSnapshot { group, waiter } => self.take_snapshot(group, waiter),
             Input::Persisted(acks) => {
                 for ack in acks {
-                    self.notify(ack.group, ack.epoch, |core, round| core.on_persisted(&ack, round));
+                    self.notify(ack.group, ack.epoch, |core, effects| {
+                        core.on_persisted(&ack, effects)
+                    });
                 }
             }
             Input::Group { group, epoch, event } => self.group_event(group, epoch, event),
@@ -210,7 +212,7 @@ impl WorkerCore {
                 }
             }
             Input::Outlook { group, waiter } => {
-                self.with(group, |core, round| core.outlook(waiter, round));
+                self.with(group, |core, effects| core.outlook(waiter, effects));
             }
             Input::Reevaluate { group } => {
                 self.with(group, |core, _| core.reevaluate());
@@ -225,7 +227,7 @@ impl WorkerCore {
                     self.leave_followers(group);
                     self.close(group, cause);
                 }
-                self.round.closed.extend(ending);
+                self.effects.closed.extend(ending);
             }
         }
     }
@@ -237,7 +239,7 @@ impl WorkerCore {
             return;
         }
         self.counters.messages += 1;
-        let stepped = self.with(group, |core, round| core.step(from, message, round));
+        let stepped = self.with(group, |core, effects| core.step(from, message, effects));
         match stepped {
             Some(Stepped::Refused(refusal)) => {
                 tracing::debug!(%group, %from, %refusal, "refused a message");
@@ -253,12 +255,12 @@ impl WorkerCore {
     fn message_for_unknown(&mut self, from: NodeId, group: GroupId, message: GroupMessage) {
         let failed = self.failed.contains_key(&group);
         if message.kind() == MessageKind::Invite && !failed {
-            self.round.invitations.push((from, message));
+            self.effects.invitations.push((from, message));
             return;
         }
         self.counters.unknown_group += 1;
         if matches!(message.kind(), MessageKind::Removed | MessageKind::Invite) {
-            self.round.notices.push((from, message));
+            self.effects.notices.push((from, message));
         }
     }
 
@@ -280,21 +282,21 @@ impl WorkerCore {
         if runs.is_none() || epoch.is_some() && epoch != runs {
             let error = self.gone_for_proposals(group);
             for proposal in proposals {
-                self.round.fail(proposal.pending, error.clone());
+                self.effects.fail(proposal.pending, error.clone());
             }
             return;
         }
-        self.with(group, |core, round| {
-            core.on_request(round);
+        self.with(group, |core, effects| {
+            core.on_request(effects);
             proposals.into_iter().for_each(|proposal| core.propose(proposal));
         });
     }
 
     fn read(&mut self, group: GroupId, request: crate::core::ReadRequest) {
         if self.groups.contains_key(&group) {
-            self.with(group, |core, round| {
-                core.on_request(round);
-                core.read(request, round);
+            self.with(group, |core, effects| {
+                core.on_request(effects);
+                core.read(request, effects);
             });
             return;
         }
@@ -302,14 +304,14 @@ impl WorkerCore {
             Some(fault) => ReadError::Faulted { group, fault: fault.clone() },
             None => ReadError::Stopped { group },
         };
-        self.round.read_replies.push((request.waiter, Err(error)));
+        self.effects.read_replies.push((request.waiter, Err(error)));
     }
 
     fn change_membership(&mut self, group: GroupId, request: crate::core::MembershipRequest) {
         if self.groups.contains_key(&group) {
-            self.with(group, |core, round| {
-                core.on_request(round);
-                core.change_membership(request, round);
+            self.with(group, |core, effects| {
+                core.on_request(effects);
+                core.change_membership(request, effects);
             });
             return;
         }
@@ -317,23 +319,23 @@ impl WorkerCore {
             Some(fault) => MembershipError::Faulted { group, fault: fault.clone() },
             None => MembershipError::Stopped { group },
         };
-        self.round.membership_replies.push((request.waiter, Err(error)));
+        self.effects.membership_replies.push((request.waiter, Err(error)));
     }
 
     fn barrier(&mut self, group: GroupId, order: BarrierOrder) {
         if self.groups.contains_key(&group) {
-            self.with(group, |core, round| {
-                core.on_request(round);
-                core.barrier(order, round);
+            self.with(group, |core, effects| {
+                core.on_request(effects);
+                core.barrier(order, effects);
             });
             return;
         }
         let error = BarrierError::Stopped { group };
         match order {
-            BarrierOrder::Open(waiter) => self.round.barrier_replies.push((waiter, Err(error))),
+            BarrierOrder::Open(waiter) => self.effects.barrier_replies.push((waiter, Err(error))),
             BarrierOrder::Close(_) => {}
             BarrierOrder::Drain { waiter, .. } => {
-                self.round.drain_replies.push((waiter, Err(error)));
+                self.effects.drain_replies.push((waiter, Err(error)));
             }
         }
     }
@@ -347,14 +349,14 @@ impl WorkerCore {
             Some(fault) => TakeSnapshotError::Faulted { group, fault: fault.clone() },
             None => TakeSnapshotError::Stopped { group },
         };
-        self.round.snapshot_replies.push((waiter, Err(error)));
+        self.effects.snapshot_replies.push((waiter, Err(error)));
     }
 
     fn transfer(&mut self, group: GroupId, request: crate::core::TransferRequest) {
         if self.groups.contains_key(&group) {
-            self.with(group, |core, round| {
-                core.on_request(round);
-                core.transfer(request, round);
+            self.with(group, |core, effects| {
+                core.on_request(effects);
+                core.transfer(request, effects);
             });
             return;
         }
@@ -362,7 +364,7 @@ impl WorkerCore {
             Some(fault) => TransferError::Faulted { group, fault: fault.clone() },
             None => TransferError::Stopped { group },
         };
-        self.round.transfer_replies.push((request.waiter, Err(error)));
+        self.effects.transfer_replies.push((request.waiter, Err(error)));
     }
 
     fn gone_for_proposals(&self, group: GroupId) -> ProposeError {
@@ -379,29 +381,31 @@ impl WorkerCore {
                 self.notify(group, epoch, |core, _| core.on_applied(last.index, durable));
             }
             GroupEvent::Restored { position, durable } => {
-                self.notify(group, epoch, |core, round| {
-                    core.on_restored(position, durable, round);
+                self.notify(group, epoch, |core, effects| {
+                    core.on_restored(position, durable, effects);
                 });
             }
             GroupEvent::Durable(durable) => {
                 self.notify(group, epoch, |core, _| core.on_flushed(durable));
             }
             GroupEvent::Admission { term, question, answer } => {
-                self.notify(group, epoch, |core, round| {
-                    core.on_admission(term, question, answer, round);
+                self.notify(group, epoch, |core, effects| {
+                    core.on_admission(term, question, answer, effects);
                 });
             }
             GroupEvent::SnapshotMade(made) => {
-                self.notify(group, epoch, |core, round| core.on_snapshot_made(made, round));
+                self.notify(group, epoch, |core, effects| core.on_snapshot_made(made, effects));
             }
             GroupEvent::Summed { position, summed } => {
-                self.notify(group, epoch, |core, round| core.on_summed(position, summed, round));
+                self.notify(group, epoch, |core, effects| {
+                    core.on_summed(position, summed, effects)
+                });
             }
             GroupEvent::Stalled(why) => {
-                self.notify(group, epoch, |core, round| core.on_stalled(why, round));
+                self.notify(group, epoch, |core, effects| core.on_stalled(why, effects));
             }
             GroupEvent::Hung(why) => {
-                self.notify(group, epoch, |core, round| core.on_hung(why, round));
+                self.notify(group, epoch, |core, effects| core.on_hung(why, effects));
             }
             GroupEvent::Failed(fault) => {
                 if self.is_current(group, epoch) {
@@ -418,7 +422,12 @@ impl WorkerCore {
     }
 
     /// Runs `act` unless the notification is one of another life of the replica.
-    fn notify(&mut self, group: GroupId, epoch: u64, act: impl FnOnce(&mut GroupCore, &mut Round)) {
+    fn notify(
+        &mut self,
+        group: GroupId,
+        epoch: u64,
+        act: impl FnOnce(&mut GroupCore, &mut Effects),
+    ) {
         if self.is_current(group, epoch) {
             self.with(group, act);
         }
@@ -429,15 +438,15 @@ impl WorkerCore {
     fn with<T>(
         &mut self,
         group: GroupId,
-        act: impl FnOnce(&mut GroupCore, &mut Round) -> T,
+        act: impl FnOnce(&mut GroupCore, &mut Effects) -> T,
     ) -> Option<T> {
         let slot = self.groups.get_mut(&group)?;
         self.activity.visit(group);
         if !std::mem::replace(&mut slot.touched, true) {
             self.touched.push(group);
         }
-        let (core, round) = (&mut slot.core, &mut self.round);
-        match catch_unwind(AssertUnwindSafe(|| act(core, round))) {
+        let (core, effects) = (&mut slot.core, &mut self.effects);
+        match catch_unwind(AssertUnwindSafe(|| act(core, effects))) {
             Ok(value) => Some(value),
             Err(panic) => {
                 let fault = self.fault_of_panic(group, &panic_text(&*panic));
@@ -459,7 +468,7 @@ impl WorkerCore {
         tracing::error!(%group, %fault, "the replica failed; the other groups continue");
         self.counters.failures += 1;
         self.deactivate(group);
-        slot.core.fail(&fault, &mut self.round);
+        slot.core.fail(&fault, &mut self.effects);
         self.queue_step_down_notice(group, &slot.core);
         let epoch = slot.core.epoch();
         self.failed.insert(group, Failed { fault, epoch });
@@ -467,9 +476,9 @@ impl WorkerCore {
 
     /// Notifies the peers of a replica that it does not lead them any more, now and for some ticks.
     fn queue_step_down_notice(&mut self, group: GroupId, core: &GroupCore) {
-        let sent = self.round.messages.len();
-        core.wake_peers(&mut self.round);
-        let messages = self.round.messages[sent..].to_vec();
+        let sent = self.effects.messages.len();
+        core.wake_peers(&mut self.effects);
+        let messages = self.effects.messages[sent..].to_vec();
         if !messages.is_empty() {
             self.step_down_notices.insert(group, (messages, STEP_DOWN_NOTICE_TICKS));
         }
@@ -512,7 +521,7 @@ impl WorkerCore {
         self.failed.remove(&group);
         let Some(mut slot) = self.groups.remove(&group) else { return };
         self.deactivate(group);
-        slot.core.stop(cause, &mut self.round);
+        slot.core.stop(cause, &mut self.effects);
     }
 
     fn deactivate(&mut self, group: GroupId) {
@@ -524,7 +533,7 @@ impl WorkerCore {
         let all = || self.groups.keys().copied().collect();
         let groups: Vec<GroupId> = group.map_or_else(all, |group| vec![group]);
         for group in groups {
-            self.with(group, |core, round| core.raise_doubt(doubt, round));
+            self.with(group, |core, effects| core.raise_doubt(doubt, effects));
         }
     }
 
@@ -555,8 +564,8 @@ impl WorkerCore {
     /// Changes the knowledge of nodes, for the present step on; returns whether it was news.
     fn change_nodes(&mut self, change: impl FnOnce(&mut LiveNodes) -> bool) -> bool {
         let news = change(Arc::make_mut(&mut self.live));
-        self.round.nodes = Arc::clone(&self.live);
-        self.round.facts = self.live.revision() + self.policies.revision();
+        self.effects.nodes = Arc::clone(&self.live);
+        self.effects.facts = self.live.revision() + self.policies.revision();
         news
     }
 
@@ -568,7 +577,7 @@ impl WorkerCore {
             .map(|(group, _)| *group)
             .collect();
         for group in due {
-            self.with(group, |core, round| core.check_asleep(round));
+            self.with(group, |core, effects| core.check_asleep(effects));
         }
     }
 
@@ -592,7 +601,7 @@ impl WorkerCore {
         let due: Vec<GroupId> = self.active[self.slot].iter().copied().collect();
         self.notice_policies();
         for group in due {
-            self.with(group, |core, round| core.tick(round));
+            self.with(group, |core, effects| core.tick(effects));
         }
         for group in std::mem::take(&mut self.frozen) {
             self.with(group, |_, _| ());
@@ -600,10 +609,10 @@ impl WorkerCore {
         for _ in 0..WAKES_PER_SLOT {
             let Some((group, changes)) = self.to_wake.pop() else { break };
             for change in changes {
-                self.with(group, |core, round| match change {
-                    NodeChange::Live(node) => core.on_node_live(node, &round.nodes),
-                    NodeChange::Lost(node) => core.on_node_lost(node, &round.nodes),
-                    // The end of the round looks at them.
+                self.with(group, |core, effects| match change {
+                    NodeChange::Live(node) => core.on_node_live(node, &effects.nodes),
+                    NodeChange::Lost(node) => core.on_node_lost(node, &effects.nodes),
+                    // The end of the step looks at them.
                     NodeChange::Facts => {}
                 });
             }
@@ -626,7 +635,7 @@ impl WorkerCore {
         let revision = self.policies.revision();
         if self.seen_policies != revision {
             self.seen_policies = revision;
-            self.round.facts = self.live.revision() + revision;
+            self.effects.facts = self.live.revision() + revision;
             self.queue_wakes(NodeChange::Facts);
         }
     }
@@ -634,7 +643,7 @@ impl WorkerCore {
     fn send_step_down_notices(&mut self) {
         for (messages, left) in self.step_down_notices.values_mut() {
             *left -= 1;
-            self.round.messages.extend(messages.iter().cloned());
+            self.effects.messages.extend(messages.iter().cloned());
         }
         self.step_down_notices.retain(|_, (_, left)| *left > 0);
     }
@@ -642,28 +651,28 @@ impl WorkerCore {
     /// Begins a step at this moment, before the first input is taken. Messages of the step count as
     /// sent now.
     pub const fn begin(&mut self, now: Option<Moment>) {
-        self.round.began = now;
+        self.effects.began = now;
     }
 
     /// Finishes the step: the effects of every touched group, together. All inputs had been taken
     /// at this moment; vote locks of the step count from it on.
-    pub fn finish_round(&mut self, now: Option<Moment>) -> Round {
-        self.round.ended = now;
+    pub fn finish_step(&mut self, now: Option<Moment>) -> Effects {
+        self.effects.ended = now;
         let touched = std::mem::take(&mut self.touched);
         self.counters.rounds += u64::from(!touched.is_empty());
         for group in touched {
-            self.with(group, |core, round| core.finish_round(round));
-            for (group, fault) in std::mem::take(&mut self.round.faults) {
+            self.with(group, |core, effects| core.finish_step(effects));
+            for (group, fault) in std::mem::take(&mut self.effects.faults) {
                 self.fail(group, fault);
             }
             self.settle(group);
         }
         self.touched.clear();
-        for event in &self.round.counted {
+        for event in &self.effects.counted {
             self.counters.policy.count(*event);
         }
-        let next = self.next_round();
-        std::mem::replace(&mut self.round, next)
+        let next = self.next_effects();
+        std::mem::replace(&mut self.effects, next)
     }
 
     /// The group continues without this replica: its data goes, its id stays known.
@@ -671,11 +680,11 @@ impl WorkerCore {
         let Some(mut slot) = self.groups.remove(&group) else { return };
         tracing::info!(%group, replica = %slot.core.replica(), "removed from the group: it ends");
         self.deactivate(group);
-        slot.core.stop(LossCause::Removed, &mut self.round);
+        slot.core.stop(LossCause::Removed, &mut self.effects);
         let mut write = GroupWrite::new(group);
         write.destroy = Some(slot.core.replica());
-        self.round.log.batch.writes.push(write);
-        self.round.log.destroyed.push((group, slot.core.epoch()));
+        self.effects.log.batch.writes.push(write);
+        self.effects.log.destroyed.push((group, slot.core.epoch()));
     }
 
     /// Whether the group ticks from here on.

@@ -5,15 +5,15 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use shardhost_groups::config::GroupsConfig;
+use shardhost_groups::core::Effects;
 use shardhost_groups::core::{GroupCore, Proposal, ReplicaStart};
+use shardhost_groups::nodes::Advert;
 use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemoryStore,
 };
 use shardhost_groups::waiter::{Charge, Pending, Waiter};
-use shardhost_groups::nodes::Advert;
 use shardhost_groups::worker::{Input, WorkerCore};
-use shardhost_groups::core::Round;
 use shardhost_groups::{
     GroupId, LogPosition, Membership, NodeId, ProposalRejection, ProposeError, Term,
 };
@@ -53,18 +53,18 @@ fn worker() -> WorkerCore {
     let core = GroupCore::open(config, Arc::new(store), &logger, start).unwrap();
     let mut worker = WorkerCore::new(Advert::default(), Policies::new());
     worker.handle(Input::Open(Box::new(core)));
-    worker.finish_round(None);
+    worker.finish_step(None);
     worker
 }
 
-/// Proposes for an opening; what the round refuses.
+/// Proposes for an opening; what the step refuses.
 fn propose(worker: &mut WorkerCore, epoch: u64) -> Vec<ProposeError> {
     let (sender, _answer) = oneshot::channel();
     let pending = Pending::new(GROUP, Waiter::One(sender), Charge::default(), Instant::now());
     let command = Bytes::from_static(b"x");
     let proposals = vec![Proposal { command, in_term: None, through_barrier: false, pending }];
     worker.handle(Input::Propose { group: GROUP, epoch: Some(epoch), proposals });
-    let Round { failed, .. } = worker.finish_round(None);
+    let Effects { failed, .. } = worker.finish_step(None);
     failed.into_iter().map(|(_, error)| error).collect()
 }
 
@@ -86,7 +86,7 @@ fn an_order_for_an_earlier_opening_is_dropped() {
         let (waiter, mut answer) = oneshot::channel();
         let order = Box::new(Input::TakeSnapshot { group: GROUP, waiter });
         worker.handle(Input::Order { group: GROUP, epoch, order });
-        worker.finish_round(None);
+        worker.finish_step(None);
         let dropped = matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
         assert_eq!(dropped, !taken, "for opening {epoch}");
     }

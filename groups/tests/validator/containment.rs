@@ -50,9 +50,9 @@ fn a_damaged_entry_parks_its_replica_with_the_error_of_the_log() {
     let heartbeat = GroupMessage { commit: 3, ..message(1, 2, 2) };
     let messages = vec![GroupMessage { kind: MessageKind::Heartbeat.into(), ..heartbeat }];
     victim.core.handle(Input::Peer { from: shardhost_groups::NodeId::must(2), messages });
-    let round = victim.core.finish_round(None);
+    let effects = victim.core.finish_step(None);
 
-    let (group, _, status) = round.statuses.last().expect("the end of the replica is told");
+    let (group, _, status) = effects.statuses.last().expect("the end of the replica is told");
     assert_eq!(*group, GroupId::new(1));
     let Role::Failed(GroupFault::Log(LogError::Corrupt { .. })) = &status.role else {
         panic!("the role names the damage: {:?}", status.role);
@@ -95,14 +95,14 @@ fn a_parked_leader_tells_its_followers_to_look_for_another() {
 
     let event = shardhost_groups::worker::GroupEvent::Failed(GroupFault::Panic("test".into()));
     victim.core.handle(Input::Group { group: GroupId::new(1), epoch: 1, event });
-    let round = victim.core.finish_round(None);
+    let effects = victim.core.finish_step(None);
 
-    let woken: Vec<u64> = round
+    let woken: Vec<u64> = effects
         .messages
         .iter()
         .filter(|outgoing| outgoing.message.kind() == MessageKind::Wake)
         .map(|outgoing| outgoing.to.get())
         .collect();
     assert_eq!(woken, [2, 3]);
-    assert_eq!(round.edges.len(), 1, "the loss of leadership is announced: {:?}", round.edges);
+    assert_eq!(effects.edges.len(), 1, "the loss of leadership is announced: {:?}", effects.edges);
 }

@@ -1,4 +1,4 @@
-//! Two snapshots of a group arrive while the worker is busy, and are looked at in one round. Raft
+//! Two snapshots of a group arrive while the worker is busy, and are looked at in one step. Raft
 //! takes the first; the second is no news. The membership of the second must not be taken for that
 //! of the first: then the replica votes and counts by one configuration and sends by another.
 
@@ -40,7 +40,7 @@ fn the_membership_is_that_of_the_snapshot_that_raft_took() {
     assert_eq!(members, [1, 2, 3, 4], "the membership of the snapshot at 9");
 }
 
-/// Writes that a replica still hands to the log in the round in which it finds that it cannot
+/// Writes that a replica still hands to the log in the step in which it finds that it cannot
 /// install the snapshot that raft took.
 fn writes_of_the_last_round(bugs: KnownBugs) -> usize {
     let mut victim = Victim::with_bugs(bugs);
@@ -49,9 +49,9 @@ fn writes_of_the_last_round(bugs: KnownBugs) -> usize {
     victim.settle();
     let arrived = snapshot(1, 3, 9, membership_to_message(&with_a_fourth()));
     victim.core.handle(Input::Peer { from: NodeId::must(2), messages: vec![arrived] });
-    let round = victim.core.finish_round(None);
+    let effects = victim.core.finish_step(None);
     assert_eq!(victim.failures(), 1);
-    round.log.batch.writes.len()
+    effects.log.batch.writes.len()
 }
 
 #[test]

@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use shardhost_groups::apply::ApplyWork;
 use shardhost_groups::config::GroupsConfig;
+use shardhost_groups::core::{Effects, LogTask};
 use shardhost_groups::core::{GroupCore, Opened, ReplicaStart};
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
+use shardhost_groups::nodes::Advert;
 use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemoryStore,
 };
-use shardhost_groups::nodes::Advert;
 use shardhost_groups::worker::{GroupEvent, Input, WorkerCore};
-use shardhost_groups::core::{LogTask, Round};
 use shardhost_groups::{
     GroupId, GroupStatus, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Term,
 };
@@ -94,7 +94,7 @@ impl Victim {
         let store = Arc::new(self.store.clone());
         let core = GroupCore::open(Arc::clone(&self.config), store, &logger, start).unwrap();
         self.core.handle(Input::Open(Box::new(core)));
-        self.round();
+        self.step_once();
     }
 
     /// Delivers a message, from the node that its sender lives on.
@@ -105,14 +105,14 @@ impl Victim {
 
     pub fn deliver_from(&mut self, from: NodeId, message: GroupMessage) {
         self.core.handle(Input::Peer { from, messages: vec![message] });
-        self.round();
+        self.step_once();
     }
 
     /// A whole tick.
     pub fn tick(&mut self) {
         for _ in 0..shardhost_groups::worker::TICK_SLOTS {
             self.core.tick_slot();
-            self.round();
+            self.step_once();
         }
     }
 
@@ -121,7 +121,7 @@ impl Victim {
         while let Some(task) = self.unwritten.pop_front() {
             self.store.write(&task.batch).unwrap();
             self.core.handle(Input::Persisted(task.acks));
-            self.round();
+            self.step_once();
         }
     }
 
@@ -129,7 +129,7 @@ impl Victim {
     pub fn apply(&mut self) {
         while let Some((group, epoch, event)) = self.unapplied.pop_front() {
             self.core.handle(Input::Group { group, epoch, event });
-            self.round();
+            self.step_once();
         }
     }
 
@@ -141,9 +141,9 @@ impl Victim {
         }
     }
 
-    fn round(&mut self) {
-        let round = self.core.finish_round(None);
-        let Round { log, work, .. } = round;
+    fn step_once(&mut self) {
+        let effects = self.core.finish_step(None);
+        let Effects { log, work, .. } = effects;
         if !log.is_empty() {
             self.unwritten.push_back(log);
         }

@@ -3,8 +3,10 @@
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
-use shardhost_groups::machine::{ApplyBatch, ApplyFault, ConsistencyView, SnapshotWriter, StateChecksum, StateMachine};
 use shardhost_groups::error::QueryError;
+use shardhost_groups::machine::{
+    ApplyBatch, ApplyFault, ConsistencyView, SnapshotWriter, StateChecksum, StateMachine,
+};
 use shardhost_storage::LogPosition;
 
 use super::command::Command;

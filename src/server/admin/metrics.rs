@@ -1,7 +1,7 @@
 //! What a host counts about leaderships, as it travels. Only translates.
 
-use shardhost_groups::policy::{ByReason, PolicyCounters};
 use shardhost_groups::latency::Latency;
+use shardhost_groups::policy::{ByReason, PolicyCounters};
 use shardhost_proto::admin as wire;
 
 /// What became of leaderships on a host, and how long users waited for it.

@@ -2,8 +2,8 @@
 //! was replayed, flushed or restored, and whatever else the host holds.
 
 use bytes::Bytes;
-use shardhost_groups::checksum::StateSum;
 use shardhost_groups::apply::sum_of;
+use shardhost_groups::checksum::StateSum;
 use shardhost_groups::machine::StateMachine;
 
 use super::queue::QueueCommand;

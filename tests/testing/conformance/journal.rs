@@ -8,8 +8,10 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use shardhost_storage::{LogIndex, LogPosition};
 
-use shardhost_groups::machine::{ApplyBatch, ApplyFault, SnapshotWriter, StateChecksum, StateMachine};
 use shardhost_groups::error::QueryError;
+use shardhost_groups::machine::{
+    ApplyBatch, ApplyFault, SnapshotWriter, StateChecksum, StateMachine,
+};
 
 /// What a journal has when its host died.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

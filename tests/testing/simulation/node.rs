@@ -8,11 +8,11 @@ use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
 use shardhost_groups::clock::Moment;
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::core::{GroupCore, Opened, ReadNeed, ReplicaStart};
+use shardhost_groups::core::{LeaseSign, LogTask};
+use shardhost_groups::nodes::Advert;
 use shardhost_groups::policy::{Policies, PolicyGuard};
 use shardhost_groups::testing::mix;
-use shardhost_groups::nodes::Advert;
 use shardhost_groups::worker::{Input, WorkerCore};
-use shardhost_groups::core::{LeaseSign, LogTask};
 use shardhost_groups::{
     GroupId, LogIndex, LogPosition, Membership, NodeId, ReadBarrier, ReadError, StateMachine, Term,
 };

@@ -10,8 +10,10 @@ use shardhost_storage::{GroupId, LogIndex, LogPosition};
 
 use super::script::Script;
 use super::{Broken, Reopen};
-use shardhost_groups::machine::{ApplyFault, SnapshotWriter, StateChecksum, StateMachine, apply_all};
 use shardhost_groups::error::QueryError;
+use shardhost_groups::machine::{
+    ApplyFault, SnapshotWriter, StateChecksum, StateMachine, apply_all,
+};
 
 /// The group that batches name.
 const GROUP: GroupId = GroupId::new(1);

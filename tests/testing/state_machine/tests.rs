@@ -11,8 +11,10 @@ use shardhost_storage::{LogIndex, LogPosition};
 
 use super::{Broken, Check, check};
 use crate::conformance::{Journal, JournalDisk, Keeps};
-use shardhost_groups::machine::{ApplyBatch, ApplyFault, SnapshotWriter, StateChecksum, StateMachine};
 use shardhost_groups::error::QueryError;
+use shardhost_groups::machine::{
+    ApplyBatch, ApplyFault, SnapshotWriter, StateChecksum, StateMachine,
+};
 
 /// What is wrong with a [`Words`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,13 +11,13 @@
 use raft::{INVALID_ID, StateRole};
 
 use super::super::GroupCore;
+use crate::core::Effects;
 use crate::policy::PolicyEvent;
-use crate::core::Round;
 
 impl GroupCore {
     /// Whether the leadership of `term` was ended by a replica that it was offered to, as it seems,
     /// and no other takes its place. Asked before the leadership is given up.
-    pub(in crate::core) fn stands_again(&self, term: u64, round: &Round) -> bool {
+    pub(in crate::core) fn stands_again(&self, term: u64, effects: &Effects) -> bool {
         let raft = &self.raw.raft;
         let nobody = raft.state == StateRole::Follower
             && raft.leader_id == INVALID_ID
@@ -27,12 +27,12 @@ impl GroupCore {
             && !self.is_frozen()
             && nobody
             && next_term
-            && self.own_unfitness(round).is_none()
+            && self.own_unfitness(effects).is_none()
     }
 
     /// Stands for election before its time.
-    pub(in crate::core) fn stand_again(&mut self, round: &mut Round) {
-        round.count(PolicyEvent::StoodAgain);
+    pub(in crate::core) fn stand_again(&mut self, effects: &mut Effects) {
+        effects.count(PolicyEvent::StoodAgain);
         self.stop_withholding();
         self.stand();
     }

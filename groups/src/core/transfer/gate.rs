@@ -6,9 +6,9 @@ use shardhost_storage::{NodeId, ReplicaId};
 
 use super::super::GroupCore;
 use super::TransferTarget;
+use crate::core::Effects;
 use crate::error::TransferError;
 use crate::policy::Opinion;
-use crate::core::Round;
 
 impl GroupCore {
     /// Whether a transfer to `node` that is under way is the one that is asked for.
@@ -32,12 +32,12 @@ impl GroupCore {
     pub(super) fn candidates(
         &self,
         to: &TransferTarget,
-        round: &Round,
+        effects: &Effects,
     ) -> Result<(Vec<NodeId>, Option<u64>), TransferError> {
         let group = self.id;
         match to {
             TransferTarget::Furthest => {
-                let ranked = self.ranked_voters(round);
+                let ranked = self.ranked_voters(effects);
                 let fit = ranked.into_iter().filter(|(rank, _)| !rank.unfit);
                 let nodes: Vec<NodeId> = fit.map(|(_, node)| node).collect();
                 if nodes.is_empty() {
@@ -57,15 +57,15 @@ impl GroupCore {
 
     /// The other voters that answer, the best first. Among equals the order is another one for each
     /// group, so that not everything goes to one node, and depends on nothing else.
-    pub(in crate::core) fn ranked_voters(&self, round: &Round) -> Vec<(Rank, NodeId)> {
+    pub(in crate::core) fn ranked_voters(&self, effects: &Effects) -> Vec<(Rank, NodeId)> {
         let others = self.membership.voters().filter(|(id, _)| *id != self.replica);
-        let live = others.filter(|(_, node)| round.nodes.contains(*node));
+        let live = others.filter(|(_, node)| effects.nodes.contains(*node));
         let mut ranked: Vec<(Rank, NodeId)> = live
             .map(|(id, node)| {
-                let opinion = self.opinion(node, round);
+                let opinion = self.opinion(node, effects);
                 let rank = Rank {
                     unfit: opinion.is_unfit(),
-                    draining: round.nodes.advert(node).is_some_and(|advert| advert.draining),
+                    draining: effects.nodes.advert(node).is_some_and(|advert| advert.draining),
                     unknown: opinion == Opinion::Unknown,
                     lag: self.lag_of(id.get()),
                 };
@@ -81,18 +81,18 @@ impl GroupCore {
         &self,
         node: NodeId,
         max_lag: Option<u64>,
-        round: &Round,
+        effects: &Effects,
     ) -> Result<ReplicaId, TransferError> {
         let group = self.id;
         let replica = self.voter_on(node)?;
-        if !round.nodes.contains(node) {
+        if !effects.nodes.contains(node) {
             return Err(TransferError::TargetNotLive { group, node });
         }
-        if let Opinion::Unfit(unfit) = self.opinion(node, round) {
+        if let Opinion::Unfit(unfit) = self.opinion(node, effects) {
             return Err(TransferError::TargetUnfit { group, node, unfit });
         }
-        let draining = round.nodes.advert(node).is_some_and(|advert| advert.draining);
-        if draining && !self.only_draining_voters_are_left(round) {
+        let draining = effects.nodes.advert(node).is_some_and(|advert| advert.draining);
+        if draining && !self.only_draining_voters_are_left(effects) {
             return Err(TransferError::TargetDraining { group, node });
         }
         let progress = self.raw.raft.prs().get(replica.get());
@@ -113,8 +113,8 @@ impl GroupCore {
 
     /// Whether this leader serves no users, and every eligible voter is on a node that is draining:
     /// better there than nowhere.
-    pub(in crate::core) fn only_draining_voters_are_left(&self, round: &Round) -> bool {
-        let best = || self.ranked_voters(round).into_iter().next();
+    pub(in crate::core) fn only_draining_voters_are_left(&self, effects: &Effects) -> bool {
+        let best = || self.ranked_voters(effects).into_iter().next();
         self.caretaker().is_some() && best().is_some_and(|(rank, _)| !rank.unfit && rank.draining)
     }
 

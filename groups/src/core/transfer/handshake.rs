@@ -6,10 +6,10 @@ use shardhost_storage::{NodeId, ReplicaId};
 
 use super::super::GroupCore;
 use super::Phase;
+use crate::core::Effects;
 use crate::error::TransferError;
 use crate::policy::{PolicyEvent, RejectReason};
 use crate::transport::{Lane, Outgoing};
-use crate::core::Round;
 
 /// Committed entries that a replica may have to apply before it accepts a leadership: until then no
 /// user is served.
@@ -21,12 +21,12 @@ impl GroupCore {
     // ---- the leader ----
 
     /// Asks the next candidate that is fit; `false`: there is none.
-    pub(super) fn ask_next(&mut self, round: &mut Round) -> bool {
+    pub(super) fn ask_next(&mut self, effects: &mut Effects) -> bool {
         loop {
             let Some(transfer) = self.transfer.as_mut() else { return false };
             let Some(node) = transfer.next.pop_front() else { return false };
             let max_lag = transfer.max_lag;
-            let checked = self.check_target(node, max_lag, round);
+            let checked = self.check_target(node, max_lag, effects);
             let Some(transfer) = self.transfer.as_mut() else { return false };
             match checked {
                 Ok(replica) => {
@@ -36,12 +36,12 @@ impl GroupCore {
                     if let Some(led) = self.led.as_mut() {
                         led.offered = true;
                     }
-                    self.prepare_vote(replica, round);
-                    self.send_question(node, replica.get(), self.ticks, round);
+                    self.prepare_vote(replica, effects);
+                    self.send_question(node, replica.get(), self.ticks, effects);
                     return true;
                 }
                 Err(error) => {
-                    round.count(PolicyEvent::CandidateRefused(error.reason()));
+                    effects.count(PolicyEvent::CandidateRefused(error.reason()));
                     transfer.blame(error);
                 }
             }
@@ -49,32 +49,32 @@ impl GroupCore {
     }
 
     /// At every tick: a question, or its answer, may have been lost.
-    pub(in crate::core) fn ask_again(&self, round: &mut Round) {
+    pub(in crate::core) fn ask_again(&self, effects: &mut Effects) {
         let Some(transfer) = &self.transfer else { return };
         if let Phase::Asking(asked) = transfer.phase
             && self.ticks > asked
             && self.leads()
         {
-            self.send_question(transfer.to, transfer.replica, asked, round);
+            self.send_question(transfer.to, transfer.replica, asked, effects);
         }
     }
 
-    fn send_question(&self, to: NodeId, replica: u64, asked: u64, round: &mut Round) {
+    fn send_question(&self, to: NodeId, replica: u64, asked: u64, effects: &mut Effects) {
         let message = GroupMessage {
             index: self.raw.raft.raft_log.last_index(),
             stamp: asked,
-            escape: self.only_draining_voters_are_left(round),
-            declined: self.declined_so_far(round),
+            escape: self.only_draining_voters_are_left(effects),
+            declined: self.declined_so_far(effects),
             ..self.own_message(MessageKind::TransferAsk, replica)
         };
-        round.messages.push(Outgoing { to, lane: Lane::Urgent, message });
+        effects.messages.push(Outgoing { to, lane: Lane::Urgent, message });
     }
 
     /// The target answers, or declines after it got TimeoutNow.
     pub(in crate::core) fn take_transfer_answer(
         &mut self,
         message: &GroupMessage,
-        round: &mut Round,
+        effects: &mut Effects,
     ) {
         let Some(transfer) = self.transfer.as_ref() else { return };
         let from_target = transfer.replica == message.from_replica;
@@ -84,7 +84,7 @@ impl GroupCore {
         let (group, node) = (self.id, transfer.to);
         match transfer.phase {
             Phase::Asking(asked) if message.stamp == asked && !message.reject => {
-                self.agreed(round);
+                self.agreed(effects);
             }
             Phase::Asking(asked) if message.stamp != asked => {}
             Phase::Levelling(_) | Phase::Frozen(..) if !message.reject => {}
@@ -92,20 +92,20 @@ impl GroupCore {
                 let refusal = message.refusal.as_ref();
                 let (reason, words) = (refusal_reason(refusal), refusal_words(refusal));
                 let error = TransferError::TargetRefused { group, node, reason, words };
-                self.try_another(error, round);
+                self.try_another(error, effects);
             }
         }
     }
 
-    fn agreed(&mut self, round: &mut Round) {
+    fn agreed(&mut self, effects: &mut Effects) {
         if let Some(transfer) = self.transfer.as_mut() {
             transfer.phase = Phase::Levelling(self.ticks);
         }
-        self.watch_transfer(round);
+        self.watch_transfer(effects);
     }
 
     /// This target does not get the leadership: the group continues, and the next one is asked.
-    pub(super) fn try_another(&mut self, error: TransferError, round: &mut Round) {
+    pub(super) fn try_another(&mut self, error: TransferError, effects: &mut Effects) {
         let Some(transfer) = self.transfer.as_mut() else { return };
         let (replica, phase) = (transfer.replica, transfer.phase);
         transfer.blame(error.clone());
@@ -114,27 +114,31 @@ impl GroupCore {
         transfer.phase = Phase::Asking(self.ticks);
         self.note_declined(replica, &error);
         if let Phase::Frozen(..) = phase {
-            self.count_freeze(phase, round);
+            self.count_freeze(phase, effects);
             self.raw.raft.abort_leader_transfer();
-            self.resume_lease(round);
+            self.resume_lease(effects);
         }
-        if !self.ask_next(round) {
-            self.fail_transfer(&worst, round);
+        if !self.ask_next(effects) {
+            self.fail_transfer(&worst, effects);
         }
     }
 
     // ---- the target ----
 
     /// The leader asks whether this replica would take over.
-    pub(in crate::core) fn answer_transfer(&mut self, message: &GroupMessage, round: &mut Round) {
-        let refusal = self.refuses_leadership(message.escape, round);
+    pub(in crate::core) fn answer_transfer(
+        &mut self,
+        message: &GroupMessage,
+        effects: &mut Effects,
+    ) {
+        let refusal = self.refuses_leadership(message.escape, effects);
         if refusal.is_none() {
             self.remember_declined(&message.declined);
             if message.term == self.raw.raft.term {
-                self.prepare_vote(self.replica, round);
+                self.prepare_vote(self.replica, effects);
             }
         }
-        self.send_answer(message, refusal, round);
+        self.send_answer(message, refusal, effects);
     }
 
     /// This replica's answer to a leader that asks it, or sends it TimeoutNow. If it declines, the
@@ -143,12 +147,12 @@ impl GroupCore {
         &self,
         question: &GroupMessage,
         refusal: Option<TransferRefusal>,
-        round: &mut Round,
+        effects: &mut Effects,
     ) {
         let Some(leader) = ReplicaId::new(question.from_replica) else { return };
         let Some(to) = self.node_of(leader.get()) else { return };
         if refusal.is_some() {
-            round.count(PolicyEvent::LeadershipRefused(refusal_reason(refusal.as_ref())));
+            effects.count(PolicyEvent::LeadershipRefused(refusal_reason(refusal.as_ref())));
         }
         let message = GroupMessage {
             stamp: question.stamp,
@@ -158,9 +162,9 @@ impl GroupCore {
             ..self.own_message(MessageKind::TransferAnswer, leader.get())
         };
         if message.reject {
-            round.messages.push(Outgoing { to, lane: Lane::Urgent, message });
+            effects.messages.push(Outgoing { to, lane: Lane::Urgent, message });
         } else {
-            self.send_when_prepared(to, message, round);
+            self.send_when_prepared(to, message, effects);
         }
     }
 
@@ -169,16 +173,16 @@ impl GroupCore {
     pub(in crate::core) fn refuses_leadership(
         &self,
         last_resort: bool,
-        round: &Round,
+        effects: &Effects,
     ) -> Option<TransferRefusal> {
         use transfer_refusal::Kind;
         let refusal = |kind: Kind, text: String| Some(TransferRefusal { kind: kind.into(), text });
-        if let Some(unfit) = self.own_unfitness(round) {
+        if let Some(unfit) = self.own_unfitness(effects) {
             let lacks = unfit.reject_reason() == RejectReason::Incapable;
             let kind = if lacks { Kind::Unfit } else { Kind::Policy };
             return refusal(kind, unfit.to_string());
         }
-        if round.nodes.own().draining && !last_resort {
+        if effects.nodes.own().draining && !last_resort {
             return refusal(Kind::Draining, format!("node {} is draining", self.config.node));
         }
         if self.snapshots.is_installing() {
@@ -197,10 +201,10 @@ impl GroupCore {
     }
 
     /// The replicas that should not be asked again, this one among them if it is not fit.
-    fn declined_so_far(&self, round: &Round) -> Vec<u64> {
+    fn declined_so_far(&self, effects: &Effects) -> Vec<u64> {
         let mut declined: Vec<u64> =
             self.declined().filter(|replica| !self.is_forgivable(*replica)).collect();
-        if self.own_unfitness(round).is_some() {
+        if self.own_unfitness(effects).is_some() {
             declined.push(self.replica.get());
         }
         declined.truncate(MAX_DECLINED);

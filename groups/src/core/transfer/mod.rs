@@ -26,11 +26,11 @@ use tokio::sync::oneshot;
 
 use super::GroupCore;
 use crate::clock::Moment;
+use crate::core::Effects;
 use crate::error::{LeaderHint, TransferError};
 use crate::known_bugs::KnownBug;
 use crate::policy::PolicyEvent;
 use crate::transport::{Lane, Outgoing};
-use crate::core::Round;
 
 /// How a transfer ended: the node that leads afterwards and its term, how long users were
 /// held up, or why not.
@@ -139,10 +139,10 @@ const fn closeness(error: &TransferError) -> u8 {
 
 impl GroupCore {
     /// Starts a transfer, joins the one to the same target, or refuses.
-    pub fn transfer(&mut self, request: TransferRequest, round: &mut Round) {
+    pub fn transfer(&mut self, request: TransferRequest, effects: &mut Effects) {
         let TransferRequest { to, waiter } = request;
         let begun = match self.may_begin(&to) {
-            Ok(None) => self.begin_with(&to, round),
+            Ok(None) => self.begin_with(&to, effects),
             Ok(Some(())) => Ok(()),
             Err(error) => Err(error),
         };
@@ -150,11 +150,11 @@ impl GroupCore {
             (Ok(()), Some(transfer)) => transfer.waiters.push(waiter),
             (Ok(()), None) => {
                 let error = TransferError::NoHealthyTarget { group: self.id };
-                round.transfer_replies.push((waiter, Err(error)));
+                effects.transfer_replies.push((waiter, Err(error)));
             }
             (Err(error), _) => {
-                round.count(PolicyEvent::TransferFailed(error.reason()));
-                round.transfer_replies.push((waiter, Err(error)));
+                effects.count(PolicyEvent::TransferFailed(error.reason()));
+                effects.transfer_replies.push((waiter, Err(error)));
             }
         }
     }
@@ -171,9 +171,13 @@ impl GroupCore {
         Ok(None)
     }
 
-    fn begin_with(&mut self, to: &TransferTarget, round: &mut Round) -> Result<(), TransferError> {
-        let (candidates, max_lag) = self.candidates(to, round)?;
-        self.begin_transfer(candidates, max_lag, round)
+    fn begin_with(
+        &mut self,
+        to: &TransferTarget,
+        effects: &mut Effects,
+    ) -> Result<(), TransferError> {
+        let (candidates, max_lag) = self.candidates(to, effects)?;
+        self.begin_transfer(candidates, max_lag, effects)
     }
 
     /// Asks the first of these that is fit, from the leader's point of view.
@@ -184,7 +188,7 @@ impl GroupCore {
         &mut self,
         candidates: Vec<NodeId>,
         max_lag: Option<u64>,
-        round: &mut Round,
+        effects: &mut Effects,
     ) -> Result<(), TransferError> {
         self.wake();
         self.transfer = Some(Box::new(Transfer {
@@ -199,7 +203,7 @@ impl GroupCore {
             error: None,
             held: None,
         }));
-        if self.ask_next(round) {
+        if self.ask_next(effects) {
             return Ok(());
         }
         let none = self.transfer.take();
@@ -208,20 +212,20 @@ impl GroupCore {
     }
 
     /// Stops the group for its users, and gives the target what it needs to take over.
-    fn freeze(&mut self, round: &mut Round) {
+    fn freeze(&mut self, effects: &mut Effects) {
         let Some(transfer) = self.transfer.as_mut() else { return };
         let replica = transfer.replica;
-        transfer.phase = Phase::Frozen(self.ticks, round.began);
-        self.void_lease(replica, round);
-        // What was queued in this round goes into the log first: raft refuses it afterwards.
-        self.propose_queued(round);
+        transfer.phase = Phase::Frozen(self.ticks, effects.began);
+        self.void_lease(replica, effects);
+        // What was queued in this step goes into the log first: raft refuses it afterwards.
+        self.propose_queued(effects);
         self.raw.transfer_leader(replica);
         if self.raw.raft.lead_transferee == Some(replica) {
             let error = crate::error::ReadError::Transferring { group: self.id };
-            self.fail_reads(&error, round);
+            self.fail_reads(&error, effects);
         } else {
             let error = TransferError::NoHealthyTarget { group: self.id };
-            self.try_another(error, round);
+            self.try_another(error, effects);
         }
     }
 
@@ -233,39 +237,39 @@ impl GroupCore {
     }
 
     /// The target answered: it can get TimeoutNow.
-    pub(super) fn release_order(&mut self, replica: u64, life: u64, round: &mut Round) {
+    pub(super) fn release_order(&mut self, replica: u64, life: u64, effects: &mut Effects) {
         let Some(transfer) = self.transfer.as_mut().filter(|one| one.replica == replica) else {
             return;
         };
         if let Some(mut message) = transfer.held.take() {
             message.life = life;
-            round.messages.push(Outgoing { to: transfer.to, lane: Lane::Urgent, message });
+            effects.messages.push(Outgoing { to: transfer.to, lane: Lane::Urgent, message });
         }
     }
 
     /// Notices the progress of a transfer, and its end.
-    pub(super) fn watch_transfer(&mut self, round: &mut Round) {
+    pub(super) fn watch_transfer(&mut self, effects: &mut Effects) {
         let Some(transfer) = &self.transfer else { return };
         if !self.leads() {
-            return self.watch_successor(round);
+            return self.watch_successor(effects);
         }
         match transfer.phase {
             Phase::Asking(asked) if self.ticks - asked > ASK_TICKS => {
                 let (group, node) = (self.id, transfer.to);
                 let after = self.in_time(self.ticks - asked);
-                self.try_another(TransferError::TargetSilent { group, node, after }, round);
+                self.try_another(TransferError::TargetSilent { group, node, after }, effects);
             }
             Phase::Asking(_) => {}
-            Phase::Levelling(since) => self.level(since, round),
+            Phase::Levelling(since) => self.level(since, effects),
             Phase::Frozen(since, began) => {
                 let given_up = self.raw.raft.lead_transferee != Some(transfer.replica);
-                let overdue = !given_up && self.is_overdue(since, began, round);
+                let overdue = !given_up && self.is_overdue(since, began, effects);
                 if overdue {
-                    round.count(PolicyEvent::WatchdogEnded);
+                    effects.count(PolicyEvent::WatchdogEnded);
                 }
                 if given_up || overdue {
                     self.raw.raft.abort_leader_transfer();
-                    self.end_transfer(&self.aborted(), round);
+                    self.end_transfer(&self.aborted(), effects);
                 }
             }
         }
@@ -273,7 +277,7 @@ impl GroupCore {
 
     /// Freezes when the target lacks little and nothing is to be written before the election; gives
     /// it up when it does not come to that.
-    fn level(&mut self, since: u64, round: &mut Round) {
+    fn level(&mut self, since: u64, effects: &mut Effects) {
         let Some(transfer) = &self.transfer else { return };
         let (group, node, lag) = (self.id, transfer.to, self.lag_of(transfer.replica));
         let level = lag <= FREEZE_LAG;
@@ -281,7 +285,7 @@ impl GroupCore {
         // target, whose vote is durable. This replica's follows when it can.
         let waited = self.ticks - since >= PREPARE_TICKS && !self.waits_for_own_disk();
         if level && (self.is_prepared_vote_durable() || waited) {
-            self.freeze(round);
+            self.freeze(effects);
         } else if self.ticks - since > u64::from(self.config.give_up_ticks) {
             let after = self.in_time(self.ticks - since);
             let max_lag = FREEZE_LAG;
@@ -289,7 +293,7 @@ impl GroupCore {
                 true => TransferError::Aborted { group, to: node, after },
                 false => TransferError::TargetNotCaughtUp { group, node, lag, max_lag },
             };
-            self.try_another(error, round);
+            self.try_another(error, effects);
         }
     }
 
@@ -298,9 +302,9 @@ impl GroupCore {
     }
 
     /// Whether users have waited long enough. Nothing extends it.
-    fn is_overdue(&self, since: u64, began: Option<Moment>, round: &Round) -> bool {
+    fn is_overdue(&self, since: u64, began: Option<Moment>, effects: &Effects) -> bool {
         let limit = self.config.freeze_timeout;
-        match (began, round.began) {
+        match (began, effects.began) {
             (Some(began), Some(now)) => now >= began + limit,
             // The time is unknown: a tick begun is a tick waited.
             _ => self.in_time(self.ticks - since) >= limit,
@@ -308,7 +312,7 @@ impl GroupCore {
     }
 
     /// This replica does not lead any more: the new leader is the outcome.
-    fn watch_successor(&mut self, round: &mut Round) {
+    fn watch_successor(&mut self, effects: &mut Effects) {
         let Some(transfer) = &self.transfer else { return };
         let raft = &self.raw.raft;
         let waited = self.ticks - transfer.since;
@@ -320,7 +324,7 @@ impl GroupCore {
             None
         };
         if let Some(outcome) = outcome {
-            self.end_transfer(&outcome, round);
+            self.end_transfer(&outcome, effects);
         }
     }
 
@@ -335,39 +339,39 @@ impl GroupCore {
         self.config.tick.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
     }
 
-    pub(super) fn fail_transfer(&mut self, error: &TransferError, round: &mut Round) {
-        self.end_transfer(&Err(error.clone()), round);
+    pub(super) fn fail_transfer(&mut self, error: &TransferError, effects: &mut Effects) {
+        self.end_transfer(&Err(error.clone()), effects);
     }
 
-    fn end_transfer(&mut self, outcome: &Ended, round: &mut Round) {
+    fn end_transfer(&mut self, outcome: &Ended, effects: &mut Effects) {
         let Some(transfer) = self.transfer.take() else { return };
         match outcome {
             Ok(_) => {
-                round.count(PolicyEvent::TransferDone);
+                effects.count(PolicyEvent::TransferDone);
                 self.withhold_candidacy();
             }
             Err(error) => {
-                round.count(PolicyEvent::TransferFailed(error.reason()));
+                effects.count(PolicyEvent::TransferFailed(error.reason()));
                 self.succession_failed(transfer.replica, error);
             }
         }
-        let stood = self.count_freeze(transfer.phase, round);
+        let stood = self.count_freeze(transfer.phase, effects);
         if self.leads() && transfer.is_frozen() {
-            self.resume_lease(round);
+            self.resume_lease(effects);
         }
         let waiters = transfer.waiters.into_iter();
         let outcome = outcome.clone().map(|(to, term)| (to, term, stood));
-        round.transfer_replies.extend(waiters.map(|waiter| (waiter, outcome.clone())));
+        effects.transfer_replies.extend(waiters.map(|waiter| (waiter, outcome.clone())));
     }
 
     /// Users waited, and do not any more: for how long.
-    fn count_freeze(&self, phase: Phase, round: &mut Round) -> Duration {
+    fn count_freeze(&self, phase: Phase, effects: &mut Effects) -> Duration {
         let Phase::Frozen(since, began) = phase else { return Duration::ZERO };
-        let stood = match (began, round.ended.or(round.began)) {
+        let stood = match (began, effects.ended.or(effects.began)) {
             (Some(began), Some(now)) => now.since(began),
             _ => self.in_time(self.ticks - since),
         };
-        round.count(PolicyEvent::Froze(stood));
+        effects.count(PolicyEvent::Froze(stood));
         stood
     }
 

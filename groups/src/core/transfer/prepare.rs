@@ -16,9 +16,9 @@ use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupWrite, HardState, NodeId, ReplicaId, Term};
 
 use super::super::GroupCore;
+use crate::core::{Effects, PersistAck};
 use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
-use crate::core::{PersistAck, Round};
 
 /// A vote that was written before it was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(in crate::core) struct Preparation {
 
 impl GroupCore {
     /// Writes a vote for the next term, unless that was done.
-    pub(super) fn prepare_vote(&mut self, vote: ReplicaId, round: &mut Round) {
+    pub(super) fn prepare_vote(&mut self, vote: ReplicaId, effects: &mut Effects) {
         let term = Term::new(self.raw.raft.term + 1);
         let prepared = Some(PreparedVote { term, vote });
         if self.preparation.vote == prepared {
@@ -47,18 +47,23 @@ impl GroupCore {
         self.preparation.count += 1;
         let mut write = GroupWrite::new(self.id);
         write.hard_state = Some(self.hard_state_with_commit());
-        round.log.batch.writes.push(write);
+        effects.log.batch.writes.push(write);
         let (group, epoch, prepared) = (self.id, self.epoch, self.preparation.count);
-        round.log.acks.push(PersistAck { group, epoch, number: 0, term: 0, meta: 0, prepared });
+        effects.log.acks.push(PersistAck { group, epoch, number: 0, term: 0, meta: 0, prepared });
     }
 
     /// Sends what relies on the prepared vote as soon as that is durable.
-    pub(super) fn send_when_prepared(&self, to: NodeId, message: GroupMessage, round: &mut Round) {
+    pub(super) fn send_when_prepared(
+        &self,
+        to: NodeId,
+        message: GroupMessage,
+        effects: &mut Effects,
+    ) {
         let outgoing = Outgoing { to, lane: Lane::Urgent, message };
         if self.is_prepared_vote_durable() {
-            round.messages.push(outgoing);
+            effects.messages.push(outgoing);
         } else {
-            round.log.releases.push(outgoing);
+            effects.log.releases.push(outgoing);
         }
     }
 

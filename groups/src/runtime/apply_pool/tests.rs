@@ -13,8 +13,8 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::error::GroupFault;
-use crate::runtime::{Group, GroupSpec};
 use crate::machine::{ApplyBatch, ApplyFault, Command, SnapshotWriter, StateMachine};
+use crate::runtime::{Group, GroupSpec};
 use crate::runtime::{Groups, GroupsBuilder};
 use crate::status::Role;
 use crate::testing::alone::Alone;

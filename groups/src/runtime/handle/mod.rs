@@ -21,12 +21,12 @@ use shardhost_storage::{GroupId, Membership};
 use tokio::sync::watch;
 
 use crate::clock::Moment;
+use crate::core::LeaseSign;
 use crate::lives::LifeLock;
 use crate::runtime::{Mailbox, RuntimeShared};
 use crate::status::GroupStatus;
 use crate::waiter::Budget;
 use crate::worker::Input;
-use crate::core::LeaseSign;
 
 pub use barrier::Barrier;
 pub use manage::Transferred;

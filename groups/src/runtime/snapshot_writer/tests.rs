@@ -12,8 +12,8 @@ use shardhost_storage::{
 use super::*;
 use crate::GroupsConfig;
 use crate::error::TakeSnapshotError;
-use crate::runtime::{Group, GroupSpec};
 use crate::machine::{ApplyBatch, ApplyFault, StateMachine};
+use crate::runtime::{Group, GroupSpec};
 use crate::runtime::{Groups, GroupsBuilder};
 use crate::testing::alone::Alone;
 

@@ -1,9 +1,9 @@
 //! Commands about what happens to nodes, and what they know of each other.
 
 use shardhost_groups::leadership::LossCause;
+use shardhost_groups::nodes::Impairment;
 use shardhost_groups::storage::{SnapshotFault, StoreFault};
 use shardhost_groups::worker::{GroupEvent, Input};
-use shardhost_groups::nodes::Impairment;
 use shardhost_groups::{LogIndex, Membership, NodeId, RequirementMode};
 
 use crate::commands::arguments::Arguments;

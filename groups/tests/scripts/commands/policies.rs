@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use shardhost_groups::core::{MembershipOrder, MembershipRequest};
-use shardhost_groups::selector::GroupSelector;
-use shardhost_groups::policy::{Acquisition, Candidate, Decision, LeadershipPolicy, Opinion};
 use shardhost_groups::nodes::Advert;
+use shardhost_groups::policy::{Acquisition, Candidate, Decision, LeadershipPolicy, Opinion};
+use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::worker::Input;
 use shardhost_groups::{LogIndex, Membership, NodeId, Requirement, RequirementMode};
 

@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shardhost_groups::config::GroupsConfig;
+use shardhost_groups::core::Effects;
 use shardhost_groups::policy::PolicyEvent;
 use shardhost_groups::storage::convert::membership_from_message;
 use shardhost_groups::transport::Outgoing;
 use shardhost_groups::worker::{Input, WorkerCore};
-use shardhost_groups::core::Round;
 use shardhost_groups::{GroupId, Membership, NodeId};
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use tokio::sync::oneshot;
@@ -99,13 +99,13 @@ impl Cluster {
         self.runs(id) && !self.nodes[&id].stalled.contains(&part)
     }
 
-    /// Gives inputs to a node's worker and carries out the round.
+    /// Gives inputs to a node's worker and carries out the step.
     pub fn input(&mut self, id: NodeId, input: Input) -> Done {
         self.begin(id)?.handle(input);
-        self.round(id)
+        self.step_once(id)
     }
 
-    /// The worker of a node at the beginning of a round.
+    /// The worker of a node at the beginning of a step.
     pub fn begin(&mut self, id: NodeId) -> Result<&mut WorkerCore, String> {
         let now = self.node(id)?.now();
         let core = &mut self.process(id)?.core;
@@ -113,59 +113,59 @@ impl Cluster {
         Ok(core)
     }
 
-    pub fn round(&mut self, id: NodeId) -> Done {
+    pub fn step_once(&mut self, id: NodeId) -> Done {
         let now = self.node(id)?.now();
-        let round = self.process(id)?.core.finish_round(Some(now));
-        self.carry_out(id, round)
+        let effects = self.process(id)?.core.finish_step(Some(now));
+        self.carry_out(id, effects)
     }
 
-    /// Does what a round asks for, in the order of its fields.
-    fn carry_out(&mut self, id: NodeId, round: Round) -> Done {
-        round.failed.into_iter().for_each(|(pending, error)| pending.resolve(Err(error)));
-        answer(round.read_replies);
+    /// Does what a step asks for, in the order of its fields.
+    fn carry_out(&mut self, id: NodeId, effects: Effects) -> Done {
+        effects.failed.into_iter().for_each(|(pending, error)| pending.resolve(Err(error)));
+        answer(effects.read_replies);
         self.tell_answers();
-        for (group, _, status) in round.statuses {
+        for (group, _, status) in effects.statuses {
             let before = self.process(id)?.told.insert(group, status.clone());
             for line in words::changes(before.as_deref(), &status) {
                 self.say(format!("n{id} g{group} {line}"));
             }
             self.tell_applied(id, group, status.applied.get())?;
         }
-        for (group, _, sign) in round.leases {
+        for (group, _, sign) in effects.leases {
             self.process(id)?.leases.insert(group, sign);
         }
-        for edge in &round.edges {
+        for edge in &effects.edges {
             self.say(format!("n{id} g{} {}", edge.group, words::edge(edge)));
         }
-        answer(round.transfer_replies);
-        answer(round.membership_replies);
-        answer(round.snapshot_replies);
-        answer(round.barrier_replies);
-        answer(round.drain_replies);
+        answer(effects.transfer_replies);
+        answer(effects.membership_replies);
+        answer(effects.snapshot_replies);
+        answer(effects.barrier_replies);
+        answer(effects.drain_replies);
         self.tell_answers();
-        self.send(id, round.messages);
+        self.send(id, effects.messages);
         let process = self.process(id)?;
-        process.froze.extend(round.counted.iter().filter_map(|event| match event {
+        process.froze.extend(effects.counted.iter().filter_map(|event| match event {
             PolicyEvent::Froze(stood) => Some(*stood),
             _ => None,
         }));
-        process.admissions.extend(round.admissions);
-        if !round.log.is_empty() || !round.log.prune.is_empty() {
-            process.to_write.push_back(round.log);
+        process.admissions.extend(effects.admissions);
+        if !effects.log.is_empty() || !effects.log.prune.is_empty() {
+            process.to_write.push_back(effects.log);
         }
-        for (group, epoch, work) in round.work {
+        for (group, epoch, work) in effects.work {
             let machine = process.machines.get_mut(&group).filter(|one| one.epoch == epoch);
             if let Some(machine) = machine {
                 machine.work.push_back(work);
             }
         }
-        for shipment in round.shipments {
+        for shipment in effects.shipments {
             let line = words::message(id, shipment.to, &shipment.message);
             let life = self.nodes[&id].life;
             self.say(line);
             self.network.shipments.push(Shipping { from: id, life, shipment });
         }
-        round
+        effects
             .invitations
             .into_iter()
             .try_for_each(|(from, message)| self.invited(id, from, &message))
@@ -230,7 +230,7 @@ impl Cluster {
                 }
             }
         }
-        self.round(to)
+        self.step_once(to)
     }
 
     /// The process of a node dies, with what was on its way to it.
@@ -249,7 +249,7 @@ impl Cluster {
         let config = self.config_of(id);
         self.node(id)?.start(&config)?;
         self.begin(id)?;
-        self.round(id)?;
+        self.step_once(id)?;
         let mut others = self.node_ids();
         others.retain(|other| *other != id && self.runs(*other));
         for other in others {
@@ -288,7 +288,7 @@ impl Cluster {
         ));
         self.begin(id)?;
         self.node(id)?.open(&config, group)?;
-        self.round(id)
+        self.step_once(id)
     }
 
     /// A node creates a group while it runs.
@@ -299,7 +299,7 @@ impl Cluster {
         }
         self.begin(id)?;
         self.node(id)?.open(&config, group)?;
-        self.round(id)
+        self.step_once(id)
     }
 
     /// The disks of a node are well again.

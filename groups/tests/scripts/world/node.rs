@@ -8,14 +8,14 @@ use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
 use shardhost_groups::clock::Moment;
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::core::{GroupCore, Opened, ReplicaStart};
+use shardhost_groups::core::{LeaseSign, LogTask, Prune};
+use shardhost_groups::nodes::Advert;
 use shardhost_groups::policy::{AdmissionRequest, Policies, PolicyGuard};
 use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
     SnapshotStore,
 };
-use shardhost_groups::nodes::Advert;
 use shardhost_groups::worker::{Input, WorkerCore};
-use shardhost_groups::core::{LeaseSign, LogTask, Prune};
 use shardhost_groups::{
     GroupId, GroupStatus, LogIndex, LogPosition, Membership, NodeId, StateMachine, Term,
 };

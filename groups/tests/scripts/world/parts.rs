@@ -1,10 +1,10 @@
 //! What stands around a worker: the log writer, the state machines, and the shipping of snapshots.
 
 use shardhost_groups::apply::{ApplyReport, Summed, sum_of};
+use shardhost_groups::core::LogTask;
 use shardhost_groups::storage::{LogError, SnapshotError, SnapshotStore};
 use shardhost_groups::transport::{ShipmentOutcome, SnapshotShipment};
 use shardhost_groups::worker::{GroupEvent, Input};
-use shardhost_groups::core::LogTask;
 use shardhost_groups::{GroupId, HostFault, LogPosition, NodeId, ReplicaId, SnapshotWriter};
 
 use crate::words;

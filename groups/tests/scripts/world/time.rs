@@ -22,7 +22,7 @@ impl Cluster {
             self.node(id)?.clock += TICK_NANOSECONDS / TICK_SLOTS as u64;
             if self.moves(id, Part::Worker) {
                 self.begin(id)?.tick_slot();
-                self.round(id)?;
+                self.step_once(id)?;
             }
         }
         Ok(())

@@ -5,8 +5,10 @@ use std::io::Read;
 
 use bytes::Bytes;
 use rocksdb::WriteBatch;
-use shardhost_groups::machine::{ApplyBatch, ApplyFault, ConsistencyView, SnapshotWriter, StateChecksum, StateMachine};
 use shardhost_groups::error::QueryError;
+use shardhost_groups::machine::{
+    ApplyBatch, ApplyFault, ConsistencyView, SnapshotWriter, StateChecksum, StateMachine,
+};
 use shardhost_proto::client::{Acked, Deliveries, Delivery};
 use shardhost_storage::{LogIndex, LogPosition};
 

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use proptest::prelude::*;
-use shardhost_groups::machine::{ApplyBatch, Command, StateMachine};
 use shardhost_groups::error::QueryError;
+use shardhost_groups::machine::{ApplyBatch, Command, StateMachine};
 use shardhost_proto::client::{Acked, Deliveries, Peek};
 use shardhost_storage::LogPosition;
 

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use rocksdb::ErrorKind;
-use shardhost_groups::machine::ApplyFault;
 use shardhost_groups::error::QueryError;
+use shardhost_groups::machine::ApplyFault;
 use shardhost_storage::GroupId;
 
 use crate::shards::codec::DecodeError;

@@ -4,8 +4,10 @@ use std::io::Read;
 
 use bytes::Bytes;
 use rocksdb::DBPinnableSlice;
-use shardhost_groups::machine::{ApplyBatch, ApplyFault, ConsistencyView, SnapshotWriter, StateChecksum, StateMachine};
 use shardhost_groups::error::QueryError;
+use shardhost_groups::machine::{
+    ApplyBatch, ApplyFault, ConsistencyView, SnapshotWriter, StateChecksum, StateMachine,
+};
 use shardhost_proto::client::{Get, Pair, Pairs, Scan, Value};
 use shardhost_storage::{LogIndex, LogPosition};
 

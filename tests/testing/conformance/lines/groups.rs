@@ -10,9 +10,9 @@ use super::super::{Journal, Outcome, Trial};
 use super::{GROUP, OTHER};
 use crate::network::Fate;
 use shardhost_groups::error::OpenGroupError;
-use shardhost_groups::runtime::GroupSpec;
 use shardhost_groups::machine::StateMachine;
 use shardhost_groups::membership::MembershipChange;
+use shardhost_groups::runtime::GroupSpec;
 use shardhost_groups::status::Role;
 
 pub(super) async fn g1_many_groups_come_from_one_declaration(trial: Trial) -> Outcome {

@@ -11,8 +11,8 @@ use super::super::world::{answered, eventually, reached};
 use super::super::{Leader, Outcome, Trial, World};
 use super::GROUP;
 use super::held::HeldTransfer;
-use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::leadership::{HookGuard, HookKind, LeadershipEvent, LossCause};
+use shardhost_groups::selector::GroupSelector;
 
 const ONLY: GroupSelector = GroupSelector::One(GROUP);
 const BOTH_KINDS: [HookKind; 2] = [HookKind::Dispatched, HookKind::Inline];

@@ -13,10 +13,10 @@ use super::GROUP;
 use super::held::HeldTransfer;
 use crate::network::Fate;
 use shardhost_groups::error::ReadError;
-use shardhost_groups::runtime::{Group, ReadMode};
-use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::leadership::{HookKind, LeadershipEvent};
 use shardhost_groups::membership::{MembershipChange, MembershipError};
+use shardhost_groups::runtime::{Group, ReadMode};
+use shardhost_groups::selector::GroupSelector;
 
 fn is_valid(group: &Group) -> bool {
     group.lease().is_some_and(|lease| lease.valid)

@@ -11,8 +11,8 @@ use super::super::{Keeps, Leader, Outcome, Trial, Unmet, World};
 use super::GROUP;
 use crate::network::Fate;
 use shardhost_groups::error::TransferError;
-use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::membership::{CaughtUp, MembershipChange, MembershipError};
+use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::status::Role;
 use shardhost_groups::transport::Inbound;
 

@@ -13,9 +13,9 @@ use super::super::{Journal, Keeps, Outcome, Trial, World};
 use super::held::HeldTransfer;
 use super::{GROUP, OTHER};
 use shardhost_groups::error::{GroupFault, ProposalRejection, ProposeError, UnknownCause};
+use shardhost_groups::leadership::{HookKind, LeadershipEvent};
 use shardhost_groups::runtime::{Group, GroupSpec, ReadMode};
 use shardhost_groups::selector::GroupSelector;
-use shardhost_groups::leadership::{HookKind, LeadershipEvent};
 use shardhost_groups::status::Role;
 use shardhost_groups::waiter::{ProposalSink, ProposeOutcome};
 

@@ -15,8 +15,8 @@ use super::held::HeldTransfer;
 use super::history::Clients;
 use crate::network::Fate;
 use shardhost_groups::error::ReadError;
-use shardhost_groups::runtime::{Group, ReadMode};
 use shardhost_groups::membership::MembershipChange;
+use shardhost_groups::runtime::{Group, ReadMode};
 
 /// The modes that promise to see everything acknowledged before, on a leader.
 const BY_THE_LEADER: [ReadMode; 2] = [ReadMode::Linearizable, ReadMode::Lease];

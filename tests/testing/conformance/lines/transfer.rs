@@ -12,9 +12,9 @@ use super::GROUP;
 use super::held::HeldTransfer;
 use crate::network::Fate;
 use shardhost_groups::error::TransferError;
-use shardhost_groups::runtime::Group;
 use shardhost_groups::membership::MembershipChange;
 use shardhost_groups::policy::RejectReason;
+use shardhost_groups::runtime::Group;
 
 async fn with_leader(trial: &Trial) -> Result<(Arc<World>, Leader), Unmet> {
     let world = trial.world().await?;

@@ -18,17 +18,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use shardhost_groups::apply::{ApplyReport, ApplyWork};
+use shardhost_groups::core::{Effects, LogTask};
 use shardhost_groups::core::{
     MembershipOrder, MembershipRequest, Proposal, ReadNeed, ReadRequest, TransferRequest,
     TransferTarget,
 };
-use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::leadership::LossCause;
 use shardhost_groups::policy::{AdmissionFault, AdmissionRequest, Decision};
+use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::transport::{Outgoing, ShipmentOutcome, SnapshotShipment};
 use shardhost_groups::waiter::{Charge, Pending, Waiter};
 use shardhost_groups::worker::{GroupEvent, Input};
-use shardhost_groups::core::{LogTask, Round};
 use shardhost_groups::{CaughtUp, GroupId, Membership, MembershipChange, NodeId, ReplicaId};
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::convert::membership_from_message;

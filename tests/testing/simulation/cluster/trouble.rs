@@ -160,7 +160,7 @@ impl Cluster {
         let life = node.life;
         self.tell(|| format!("{id:?} starts"));
         self.after(self.now % SLOT, Event::Slot { node: id, life });
-        self.round(id)
+        self.step_once(id)
     }
 
     /// A node founds a group of its own under this id, whether another has one or not. It leads in terms that
@@ -180,7 +180,7 @@ impl Cluster {
         let written = node.store.write(&LogBatch { writes: vec![write] });
         written.map_err(|error| error.to_string())?;
         node.open_replica(&config, group)?;
-        self.round(id)
+        self.step_once(id)
     }
 
     /// A replica ends while its node lives.
@@ -227,7 +227,7 @@ impl Cluster {
         }
         node.open_replica(&config, group)?;
         self.tell(|| format!("{id:?} opens {group:?}"));
-        self.round(id)
+        self.step_once(id)
     }
 
     /// A replica is closed, more often one that leads, and opened again some time later.

@@ -31,7 +31,7 @@ impl Cluster {
         if let Some(process) = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut()) {
             process.core.tick_slot();
         }
-        self.round(node)
+        self.step_once(node)
     }
 
     pub(super) fn arrive(
@@ -47,13 +47,13 @@ impl Cluster {
         self.input(to, Input::Peer { from, messages })
     }
 
-    /// Gives an input to a node's worker, if the node runs, and carries out the round.
+    /// Gives an input to a node's worker, if the node runs, and carries out the step.
     pub(super) fn input(&mut self, node: NodeId, input: Input) -> Result<(), String> {
         self.begin(node);
         if let Some(process) = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut()) {
             process.core.handle(input);
         }
-        self.round(node)
+        self.step_once(node)
     }
 
     /// Sets the clock of a node's worker.
@@ -66,75 +66,75 @@ impl Cluster {
         }
     }
 
-    pub(super) fn round(&mut self, id: NodeId) -> Result<(), String> {
+    pub(super) fn step_once(&mut self, id: NodeId) -> Result<(), String> {
         let now = self.now;
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let clock = node.read_clock(now);
         let Some(process) = node.process.as_mut() else { return Ok(()) };
-        let round = process.core.finish_round(clock);
+        let effects = process.core.finish_step(clock);
         let counters = process.core.counters();
         if counters.failures > 0 {
             let faults =
-                round.statuses.iter().filter_map(|(group, _, status)| match &status.role {
+                effects.statuses.iter().filter_map(|(group, _, status)| match &status.role {
                     shardhost_groups::Role::Failed(fault) => Some(format!("{group:?}: {fault}")),
                     _ => None,
                 });
             let faults: Vec<String> = faults.collect();
             return Err(format!("a replica of {id:?} failed: {}", faults.join("; ")));
         }
-        self.carry_out(id, round)
+        self.carry_out(id, effects)
     }
 
-    pub(super) fn carry_out(&mut self, id: NodeId, round: Round) -> Result<(), String> {
-        for (pending, error) in round.failed {
+    pub(super) fn carry_out(&mut self, id: NodeId, effects: Effects) -> Result<(), String> {
+        for (pending, error) in effects.failed {
             pending.resolve(Err(error));
         }
-        for (waiter, answer) in round.read_replies {
+        for (waiter, answer) in effects.read_replies {
             drop(waiter.send(answer));
         }
-        for (_, _, status) in &round.statuses {
+        for (_, _, status) in &effects.statuses {
             let live = &self.nodes[&id].live;
             self.checks.sleep(id, status, |node| live.contains_key(&node))?;
             self.serves_only_where_it_may(id, status)?;
         }
         if let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) {
-            process.leases.extend(round.leases.into_iter().map(|(group, _, sign)| (group, sign)));
+            process.leases.extend(effects.leases.into_iter().map(|(group, _, sign)| (group, sign)));
         }
-        for edge in &round.edges {
+        for edge in &effects.edges {
             self.tell(|| format!("{id:?} {edge:?}"));
             self.print(edge.term.get());
             self.checks.edge(id, edge)?;
         }
-        let again = round.counted.iter().filter(|event| **event == PolicyEvent::StoodAgain);
+        let again = effects.counted.iter().filter(|event| **event == PolicyEvent::StoodAgain);
         self.checks.stood_again += again.count() as u64;
-        for (waiter, answer) in round.transfer_replies {
+        for (waiter, answer) in effects.transfer_replies {
             self.tell(|| format!("{id:?} transfer {answer:?}"));
             self.checks.transfers += u64::from(answer.is_ok());
             drop(waiter.send(answer));
         }
-        for (waiter, outcome) in round.membership_replies {
+        for (waiter, outcome) in effects.membership_replies {
             self.tell(|| format!("{id:?} membership {outcome:?}"));
             self.checks.membership_answer(&outcome);
             drop(waiter.send(outcome));
         }
-        for (waiter, outcome) in round.barrier_replies {
+        for (waiter, outcome) in effects.barrier_replies {
             drop(waiter.send(outcome));
         }
-        for (waiter, outcome) in round.drain_replies {
+        for (waiter, outcome) in effects.drain_replies {
             drop(waiter.send(outcome));
         }
-        for request in round.admissions {
+        for request in effects.admissions {
             self.ask_policies(id, request);
         }
-        self.send(id, round.messages)?;
-        self.queue_log(id, round.log);
-        for (group, epoch, work) in round.work {
+        self.send(id, effects.messages)?;
+        self.queue_log(id, effects.log);
+        for (group, epoch, work) in effects.work {
             self.queue_work(id, group, epoch, work);
         }
-        for shipment in round.shipments {
+        for shipment in effects.shipments {
             self.ship(id, shipment);
         }
-        for (from, message) in round.invitations {
+        for (from, message) in effects.invitations {
             self.invited(id, from, &message)?;
         }
         self.checks.take_outcomes()?;
@@ -172,7 +172,7 @@ impl Cluster {
         }
         node.open_replica(&config, group)?;
         self.tell(|| format!("{id:?} {group:?} invited by {from:?}"));
-        self.round(id)
+        self.step_once(id)
     }
 
     pub(super) fn send(&mut self, from: NodeId, messages: Vec<Outgoing>) -> Result<(), String> {
