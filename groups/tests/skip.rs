@@ -202,6 +202,10 @@ async fn only_the_very_entry_that_was_meant_is_skipped() {
     trio.begin(1, behind).unwrap();
     trio.skip(1, behind).unwrap();
     assert_eq!(trio.hosts[1].stored_entry(ID, index).unwrap(), Some(entry), "nothing changed");
+    // The note keeps this member from applying what others may have skipped: no other skip removes it.
+    let message = trio.begin(1, entry).expect_err("one is not finished").to_string();
+    assert!(message.contains(&format!("--index {}", behind.index)), "{message}");
+    trio.hosts[1].finish_skip(ID).unwrap();
     trio.begin(1, entry).unwrap();
     trio.skip(1, entry).unwrap();
 }

@@ -79,6 +79,14 @@ pub async fn skip(arguments: &SkipArguments) -> anyhow::Result<ExitCode> {
         tell(arguments, "would-skip", "would be skipped; run this again with --confirm");
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some((node, other)) = another_skip(arguments, &seen) {
+        bail!(
+            "the skip of entry {} is not finished (node {node} notes it): run `shardhost group skip {} --index \
+             {other} --confirm` first, then this again",
+            number(other),
+            arguments.group
+        );
+    }
     let again = "not every member was done; none of them opens its replica before this command has ended: run \
                  it again";
     if let Some(entry) = found {
@@ -98,6 +106,12 @@ pub async fn skip(arguments: &SkipArguments) -> anyhow::Result<ExitCode> {
     }
     tell(arguments, "skipped", "is skipped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// A member that notes the skip of another entry, and which.
+fn another_skip(arguments: &SkipArguments, seen: &Seen) -> Option<(u64, u64)> {
+    let noted = |(node, here): (&u64, &EntryReply)| Some((*node, here.skipping?));
+    seen.iter().filter_map(noted).find(|(_, index)| *index != arguments.index)
 }
 
 /// Has a member note that the entry is being skipped, or skip it.

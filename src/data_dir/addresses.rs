@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use shardhost_storage::NodeId;
@@ -20,20 +20,20 @@ pub struct PeerAddresses {
 }
 
 impl PeerAddresses {
-    /// Reads what was kept.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub fn open(path: PathBuf) -> io::Result<Self> {
-        let found = match fs::read(&path) {
+    /// Reads what was kept. What cannot be read is forgotten: peers name their addresses again.
+    pub fn open(path: PathBuf) -> Self {
+        let found = match read(&path) {
             Ok(bytes) => parse(&bytes).unwrap_or_else(|| {
                 tracing::warn!(path = %path.display(), "forgot where peers were found: it is damaged");
                 BTreeMap::new()
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => return Err(error),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "forgot where peers were found");
+                BTreeMap::new()
+            }
         };
-        Ok(Self { path, found: Mutex::new(found) })
+        Self { path, found: Mutex::new(found) }
     }
 
     /// Where a peer was found last; `None`: where the configuration says, or never.
@@ -59,6 +59,15 @@ impl PeerAddresses {
         *found = then;
         Ok(())
     }
+}
+
+/// A longer file is cut, and damaged therefore.
+const MAX_BYTES: u64 = 1 << 20;
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn text_of(found: &BTreeMap<NodeId, String>) -> String {
@@ -87,17 +96,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("addresses");
         let (two, three) = (NodeId::must(2), NodeId::must(3));
-        let peers = PeerAddresses::open(path.clone()).unwrap();
+        let peers = PeerAddresses::open(path.clone());
         peers.found(three, None).unwrap();
         assert!(!path.exists(), "there is nothing to keep");
         for (node, address) in [(two, "b:1"), (three, "[::1]:7"), (two, "b:2")] {
             peers.found(node, Some(address)).unwrap();
         }
-        for peers in [peers, PeerAddresses::open(path.clone()).unwrap()] {
+        for peers in [peers, PeerAddresses::open(path.clone())] {
             assert_eq!(peers.of(two).as_deref(), Some("b:2"));
             peers.found(three, None).unwrap();
         }
-        assert_eq!(PeerAddresses::open(path).unwrap().of(three), None);
+        assert_eq!(PeerAddresses::open(path).of(three), None);
     }
 
     #[test]
@@ -105,16 +114,24 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("addresses");
         let two = NodeId::must(2);
-        PeerAddresses::open(path.clone()).unwrap().found(two, Some("b:1")).unwrap();
+        PeerAddresses::open(path.clone()).found(two, Some("b:1")).unwrap();
         let whole = fs::read(&path).unwrap();
         for at in 0..whole.len() {
             let mut bytes = whole.clone();
             bytes[at] ^= 1;
             fs::write(&path, bytes).unwrap();
-            let peers = PeerAddresses::open(path.clone()).unwrap();
+            let peers = PeerAddresses::open(path.clone());
             assert_eq!(peers.of(two), None, "{at}");
         }
-        PeerAddresses::open(path.clone()).unwrap().found(two, Some("b:2")).unwrap();
-        assert_eq!(PeerAddresses::open(path).unwrap().of(two).as_deref(), Some("b:2"));
+        PeerAddresses::open(path.clone()).found(two, Some("b:2")).unwrap();
+        assert_eq!(PeerAddresses::open(path).of(two).as_deref(), Some("b:2"));
+    }
+
+    #[test]
+    fn one_that_cannot_be_read_keeps_no_node_from_starting() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("addresses");
+        fs::create_dir(&path).unwrap();
+        assert_eq!(PeerAddresses::open(path).of(NodeId::must(2)), None);
     }
 }

@@ -48,7 +48,7 @@ impl HostMemory {
             note.remove()?;
         }
         let peers = PeerStarts::open(data_dir.peers_path())?;
-        let addresses = PeerAddresses::open(data_dir.addresses_path())?;
+        let addresses = PeerAddresses::open(data_dir.addresses_path());
         let noticed = Noticed { told: note.told_through()?, rollback: None };
         let noticed = Mutex::new(noticed);
         Ok(Self { peers, addresses, note, groups: OnceLock::new(), noticed })

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::replicas::machine_of;
-use crate::shards::{StateDb, StateDbError};
+use crate::shards::{Salvaged, StateDb, StateDbError};
 use shardhost::driver::SYSTEM_GROUP;
 use shardhost::host::Host;
 
@@ -166,9 +166,6 @@ async fn recover(
     cell: usize,
     hanging: &[GroupId],
 ) -> Result<(), Failure> {
-    let asked = Arc::clone(state);
-    let has_room = tokio::task::spawn_blocking(move || asked.has_room_to_recover(cell)).await;
-    has_room.map_err(|_| StateDbError::Closed)??;
     let stored = host.stored_groups().map_err(|error| StateDbError::Io {
         action: "looking which replicas are in a damaged cell",
         message: error.to_string(),
@@ -177,20 +174,31 @@ async fn recover(
     let metas: Vec<GroupMeta> = stored.into_iter().filter(here).collect();
     let groups: Vec<GroupId> = metas.iter().map(|meta| meta.group).collect();
     tracing::warn!(cell, replicas = groups.len(), "recovering a damaged part of the state");
-    let close = |group: &GroupId| (*group, host.close_group(*group));
-    // Those that hung before: the others serve until they have ended.
-    close_all(hanging.iter().map(close)).await?;
-    let closed = close_all(groups.iter().map(close)).await;
-    let salvaged = match closed {
-        Ok(()) => salvage(state, cell, &groups).await.map_err(Failure::from),
-        Err(hanging) => Err(hanging),
-    };
+    let salvaged = close_and_salvage(host, state, cell, &groups, hanging).await;
+    // Also after a failure: what this try or an earlier one closed, and what ended late, opens again.
     let opened = join_all(metas.iter().map(|meta| reopen(host, state, meta))).await;
     let salvaged = salvaged?;
     tracing::warn!(cell, lost = ?salvaged.lost, aside = %salvaged.aside.display(),
         opened = opened.iter().filter(|opened| **opened).count(),
         "a damaged part of the state was written anew; states that were lost are asked of their leaders");
     Ok(())
+}
+
+async fn close_and_salvage(
+    host: &Host,
+    state: &Arc<StateDb>,
+    cell: usize,
+    groups: &[GroupId],
+    hanging: &[GroupId],
+) -> Result<Salvaged, Failure> {
+    let asked = Arc::clone(state);
+    let has_room = tokio::task::spawn_blocking(move || asked.has_room_to_recover(cell)).await;
+    has_room.map_err(|_| StateDbError::Closed)??;
+    let close = |group: &GroupId| (*group, host.close_group(*group));
+    // Those that hung before: the others serve until they have ended.
+    close_all(hanging.iter().map(close)).await?;
+    close_all(groups.iter().map(close)).await?;
+    salvage(state, cell, groups).await.map_err(Failure::from)
 }
 
 /// Closes replicas. Those that take too long end later.

@@ -169,9 +169,10 @@ impl Attempt<'_> {
             .await
             .map_err(|_| Refusal::Late { within })??;
         let greeting = self.shared.identity.check_welcome(&welcome, self.peer.node)?;
-        self.found_at(address, welcome.incarnation).await;
         memory::learn_known(self.shared, greeting.node, welcome.known_incarnation).await?;
         self.peer.liveness.welcomed(&greeting, asked, self.shared.horizon.latest())?;
+        // Only a process that may have the node's place says where the node is.
+        self.found_at(address, welcome.incarnation).await;
         self.peer.said_founding(welcome.founding);
         Ok((answers, welcome))
     }

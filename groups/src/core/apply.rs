@@ -227,11 +227,14 @@ impl GroupCore {
             }
         }
         let keep = self.config.max_cached_bytes_per_group;
+        let stalled = self.stalled.is_some();
         let log = self.raw.mut_store();
         log.trim(everywhere, 0);
         log.trim(settled, keep);
         if !self.config.bugs.has(KnownBug::KeepBacklogInMemory) {
-            log.trim(persisted, keep.saturating_add(UNAPPLIED_BYTES));
+            // A full disk stalls all machines of a host: they keep nothing, and read it again.
+            let unapplied = if stalled { 0 } else { UNAPPLIED_BYTES };
+            log.trim(persisted, keep.saturating_add(unapplied));
         }
     }
 

@@ -284,7 +284,7 @@ fn unchanged_up_to(
             break;
         }
         for entry in entries {
-            if entry.kind == EntryKind::Config {
+            if entry.kind != EntryKind::Command {
                 return Ok(passed);
             }
             passed = entry.index;
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_state_passes_what_is_committed_up_to_a_change_of_members() {
+    fn a_lost_state_passes_what_is_committed_up_to_a_change_of_the_group() {
         let store = MemoryStore::new();
         let persisted = without_snapshot();
         let entry = |index: u64, kind| Entry {
@@ -415,7 +415,8 @@ mod tests {
             context: Bytes::new(),
         };
         let kind = |index| match index {
-            13 | 17 => EntryKind::Config,
+            13 => EntryKind::Requirement,
+            17 => EntryKind::Config,
             _ => EntryKind::Command,
         };
         let mut write = GroupWrite::new(persisted.meta.group);

@@ -426,7 +426,9 @@ impl GroupCore {
             return;
         }
         let base = self.raw.store().base().index.get();
-        if let Some(durable) = self.apply.durable {
+        if self.lacks_state() {
+            // There is nothing to flush, and no snapshot to take.
+        } else if let Some(durable) = self.apply.durable {
             let behind = self.apply.applied().saturating_sub(durable.get());
             if behind >= self.config.log_keep_entries && self.snapshots.flush == Flush::No {
                 self.snapshots.flush = Flush::Wanted;

@@ -5,7 +5,7 @@
 //! the host when every apply thread is at such a call: softly, so that a group without another
 //! eligible voter is served as before. After three times the limit it is ineligible hard: commands
 //! are refused instead of being taken in vain. When the call returns that ends at once; the rest
-//! when calls have ended in time for as long as the limit, so that a machine that is slow
+//! when calls have ended in time for twice the limit, so that a machine that is slow
 //! repeatedly moves its leadership once.
 //!
 //! A batch that the machine applies in parts makes progress with each part, and does not hang.
@@ -165,7 +165,8 @@ impl Settled {
     /// Reports the state, when that is news.
     fn settle(&mut self, found: Health, limit: u32) -> Option<Health> {
         self.calm = if found == Health::Well { self.calm.saturating_add(1) } else { 0 };
-        let recovering = self.health != Health::Well && self.calm < limit;
+        // A call that comes to be too long looks well for as long as the limit: that is not calm.
+        let recovering = self.health != Health::Well && self.calm < limit.saturating_mul(2);
         let health = if recovering { found.max(Health::Slow) } else { found };
         (std::mem::replace(&mut self.health, health) != health).then_some(health)
     }

@@ -22,6 +22,7 @@ use crate::apply::contain;
 use crate::error::GroupStep;
 use crate::error::OpenGroupError;
 use crate::lives::{StartGuard, log_error};
+use crate::machine::FaultKind;
 
 /// What may stand in the log from the entry on. It is rewritten in one step.
 pub const MAX_REWRITTEN_BYTES: u64 = 256 * 1024 * 1024;
@@ -105,7 +106,8 @@ impl Groups {
     /// [`Groups::finish_skip`]. Blocks until it is durable.
     ///
     /// # Errors
-    /// As [`Groups::skip_entry`].
+    /// As [`Groups::skip_entry`], and [`OpenGroupError::Invalid`] while the skip of another entry is not
+    /// finished: its note is all that keeps members from applying what others have skipped.
     pub fn begin_skip(
         &self,
         group: GroupId,
@@ -113,6 +115,9 @@ impl Groups {
         machine: MachineFactory,
     ) -> Result<(), OpenGroupError> {
         let (_held, persisted) = self.unapplied(group, entry, machine)?;
+        if let Some(other) = persisted.meta.skipping.filter(|other| *other != entry.position()) {
+            return Err(unfinished(group, other));
+        }
         if entry.index <= persisted.last.index {
             let found = entries(self.shared(), group, entry.index, entry.index, u64::MAX)?;
             check_same(group, entry, found.first())?;
@@ -188,7 +193,15 @@ impl Groups {
         let machine = make(group, machine)?;
         let standing = contain(|| machine.applied());
         let standing = standing.map_err(|fault| OpenGroupError::Faulted { group, fault })?;
-        if let Ok(Some(applied)) = &standing
+        // A state that is damaged is replaced by that of another replica; one that cannot be read now may
+        // hold what the command does.
+        let standing = match standing {
+            Err(fault) if fault.kind == FaultKind::Passing => {
+                return Err(OpenGroupError::Faulted { group, fault: fault.into() });
+            }
+            standing => standing.unwrap_or(None),
+        };
+        if let Some(applied) = standing
             && applied.index >= entry.index
         {
             let applied = applied.index;

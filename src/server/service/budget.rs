@@ -115,7 +115,8 @@ impl ClientBudget {
     ) -> Option<OwnedSemaphorePermit> {
         let bytes = u32::try_from(bytes.min(self.share())).unwrap_or(u32::MAX);
         // The semaphore is never closed.
-        self.noting_waits(Arc::clone(arrivals).acquire_many_owned(bytes)).await.ok()
+        // Waiting for oneself is no lack of memory.
+        Arc::clone(arrivals).acquire_many_owned(bytes).await.ok()
     }
 
     /// Whether a client was refused a stream not long ago.

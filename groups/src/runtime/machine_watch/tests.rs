@@ -25,12 +25,26 @@ fn a_batch_that_is_applied_in_parts_does_not_hang() {
 }
 
 #[test]
-fn it_is_well_when_calls_ended_in_time_for_as_long_as_the_limit() {
+fn it_is_well_when_calls_ended_in_time_for_twice_the_limit() {
     use Health::{Hung, Slow, Well};
     let mut settled = Settled::default();
     let mut settle = |found| settled.settle(found, LIMIT);
     assert_eq!([Well, Slow, Slow, Hung].map(&mut settle), [None, Some(Slow), None, Some(Hung)]);
     assert_eq!([Well, Well].map(&mut settle), [Some(Slow), None], "commands are taken at once");
     assert_eq!([Slow, Well, Well].map(&mut settle), [None; 3], "slow again: no change");
+    assert_eq!([Well; 3].map(&mut settle), [None; 3], "still within twice the limit");
     assert_eq!([Well, Well].map(&mut settle), [Some(Well), None]);
+}
+
+/// Each call looks well until it has lasted as long as the limit.
+#[test]
+fn a_machine_that_is_slow_again_and_again_does_not_come_to_be_well_in_between() {
+    let (mut thread, mut settled) = (WatchedThread::default(), Settled::default());
+    let mut reported = Vec::new();
+    for call in 0..20 {
+        for _ in 0..=LIMIT + 1 {
+            reported.extend(settled.settle(thread.look(Some((call, 0)), LIMIT), LIMIT));
+        }
+    }
+    assert_eq!(reported, [Health::Slow]);
 }
