@@ -3,14 +3,13 @@
 //! | where | what |
 //! |---|---|
 //! | [`core`] | one replica of one group: raft and everything decided around it |
-//! | [`worker`] | the groups of one worker thread: inputs in, one [`worker::Effects`] out |
+//! | [`worker`] | the groups of one worker thread: inputs in, one [`core::Effects`] out |
 //! | [`apply`] | calls of a state machine |
 //! | [`validate`] | what a message must be before raft sees it |
 //! | [`policy`] | who may lead: the question, the answers, capabilities |
 //! | [`leadership`] | edges, callbacks, streams, tasks |
 //! | [`machine`], [`transport`] | what users and the host implement |
-//! | [`runtime`] | the threads around it: workers, log writer, apply pool |
-//! | [`handle`] | [`Group`]: propose, read, transfer, look |
+//! | [`runtime`] | the threads around it: workers, log writer, apply pool; [`Group`]: propose, read, transfer, look |
 //!
 //! This crate knows no network, and no plan for who leads what. Everything up to `runtime` has no clock, thread,
 //! lock or channel, so a whole cluster of it runs in one thread from a seed.

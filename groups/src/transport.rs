@@ -3,13 +3,15 @@
 //! The groups hand out batches of [`Outgoing`] and take batches in through [`Inbound`]. They know
 //! nodes by id only: addresses, connections and encryption are the transport's.
 
+use std::sync::Arc;
+
 use std::fmt;
 
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupId, LogPosition, NodeId, ReplicaId};
 
+use crate::lives::LifeLock;
 use crate::nodes::Advert;
-use crate::runtime::Group;
 
 /// How a message travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,7 +103,7 @@ pub trait Inbound: fmt::Debug + Send + Sync + 'static {
 /// another replica or of another group with the same number, must not find it.
 #[derive(Clone, Debug, Default)]
 pub struct Recipient {
-    opening: Option<Group>,
+    life: Option<Arc<LifeLock>>,
 }
 
 impl Recipient {
@@ -111,15 +113,15 @@ impl Recipient {
         Self::default()
     }
 
-    pub(crate) const fn of(opening: Group) -> Self {
-        Self { opening: Some(opening) }
+    pub(crate) const fn of(life: Arc<LifeLock>) -> Self {
+        Self { life: Some(life) }
     }
 
     /// Does what puts the snapshot in its place, unless the replica was closed or destroyed; its
     /// end waits for that. Blocks.
     pub fn while_open<T>(&self, publish: impl FnOnce() -> T) -> Option<T> {
-        match &self.opening {
-            Some(group) => group.shared().life.while_alive(publish),
+        match &self.life {
+            Some(life) => life.while_alive(publish),
             None => Some(publish()),
         }
     }

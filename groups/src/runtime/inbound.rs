@@ -82,7 +82,7 @@ impl Inbound for GroupsInbound {
         let news = position.index > status.committed
             || (status.stalled.is_some() && position.index.next() >= status.first);
         let wanted = running && status.replica == replica && news;
-        wanted.then(|| Recipient::of(group))
+        wanted.then(|| Recipient::of(Arc::clone(&group.shared().life)))
     }
 
     fn snapshot_shipped(&self, group: GroupId, to: ReplicaId, outcome: ShipmentOutcome) {

@@ -13,7 +13,7 @@ use crate::apply::{AfterRestore, Applier, ApplyWork, contain, restore_from};
 use crate::core::{GroupCore, Opened, ReplicaStart, has_another_voter};
 use crate::error::GroupStep;
 use crate::error::{GroupFault, OpenGroupError};
-use crate::lives::{LifeLock, OpenId, StartGuard};
+use crate::lives::{OpenId, StartGuard};
 use crate::logging;
 use crate::machine::{ApplyBatch, ApplyFault, Command, FaultKind, StateMachine};
 use crate::runtime::{Group, GroupShared, LeaseCell};
@@ -268,7 +268,7 @@ impl Groups {
             budget: Arc::new(Budget::new(limit, Some(Arc::clone(&shared.budget)))),
             runtime: Arc::clone(shared),
             mailbox: Mailbox::new(applier),
-            life: LifeLock::default(),
+            life: Arc::default(),
             kind: kind.into(),
         }))
     }

@@ -50,7 +50,7 @@ pub(crate) struct GroupShared {
     pub(crate) runtime: Arc<RuntimeShared>,
     pub(crate) mailbox: Mailbox,
     /// Held by work that is done late for this opening of the replica.
-    pub(crate) life: LifeLock,
+    pub(crate) life: Arc<LifeLock>,
     pub(crate) kind: Arc<str>,
 }
 
