@@ -3,9 +3,8 @@
 //! The groups hand out batches of [`Outgoing`] and take batches in through [`Inbound`]. They know
 //! nodes by id only: addresses, connections and encryption are the transport's.
 
-use std::sync::Arc;
-
 use std::fmt;
+use std::sync::Arc;
 
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupId, LogPosition, NodeId, ReplicaId};
