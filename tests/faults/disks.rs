@@ -208,32 +208,35 @@ impl Reader {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_cannot_read_its_state_is_replaced_says_so_and_comes_back() {
     let test = "a_leader_that_cannot_read_its_state_is_replaced_says_so_and_comes_back";
-    let Some((cluster, writer, others)) = led_by_one(test, 16).await else { return };
+    let Some((mut cluster, writer, others)) = led_by_one(test, 16).await else { return };
+    // After a start no memory holds what every put looks up: the key that is there.
+    cluster.servers.signal(1, Signal::TERM);
+    cluster.servers.end(1).await;
+    cluster.servers.start(1, &[]);
+    cluster.lead_all(1).await;
     let reader = Reader::start(others.clone(), &writer.shared);
     let faults = cluster.faults(1);
-    for operations in [Operations::READ, Operations::CHANGES.and(Operations::READ)] {
-        faults.set(Slot::State, &cluster.state(1), operations, Effect::Hang);
-        hangs(&cluster, 1).await;
-        others_take_over(&cluster, &others).await;
-        writer.more(20).await;
-        let said = || async { !is_serving(&cluster, 1).await };
-        cluster.servers.until("the health of node 1 tells", said).await;
-        for node in [1, 2] {
-            let said = || async {
-                cluster.findings(node).await.contains("hold every thread that runs state machines")
-            };
-            cluster.servers.until(&format!("status by node {node} says what is wrong"), said).await;
-        }
-        assert!(cluster.servers.log(1).contains("the state machine hangs"));
-        // Longer than anything that would end it: it is there, and leads nothing.
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert!(cluster.led_by(1).await.is_empty());
-        faults.heal(Slot::State);
-        let well = || async { is_serving(&cluster, 1).await };
-        cluster.servers.until("node 1 serves again", well).await;
-        cluster.lead_all(1).await;
-        writer.more(20).await;
+    faults.set(Slot::State, &cluster.state(1), Operations::READ, Effect::Hang);
+    others_take_over(&cluster, &others).await;
+    assert!(faults.hanging(Slot::State) >= 2, "an apply thread is free");
+    writer.more(20).await;
+    let said = || async { !is_serving(&cluster, 1).await };
+    cluster.servers.until("the health of node 1 tells", said).await;
+    for node in [1, 2] {
+        let said = || async {
+            cluster.findings(node).await.contains("hold every thread that runs state machines")
+        };
+        cluster.servers.until(&format!("status by node {node} says what is wrong"), said).await;
     }
+    assert!(cluster.servers.log(1).contains("the state machine hangs"));
+    // Longer than anything that would end it: it is there, and leads nothing.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(cluster.led_by(1).await.is_empty());
+    faults.heal(Slot::State);
+    let well = || async { is_serving(&cluster, 1).await };
+    cluster.servers.until("node 1 serves again", well).await;
+    cluster.lead_all(1).await;
+    writer.more(20).await;
     writer.verify(&others, 16).await;
     reader.0.await.unwrap();
 }

@@ -80,7 +80,7 @@ impl Shim {
             return Err("the shim needs Linux and glibc".to_owned());
         }
         let directory = TempDir::new().map_err(|error| error.to_string())?;
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/shim.c");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/faults/shim.c");
         let compiled = Command::new("cc")
             .args(["-O1", "-shared", "-fPIC", "-w", "-o"])
             .arg(directory.path().join("shim.so"))
