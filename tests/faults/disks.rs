@@ -20,6 +20,8 @@ use crate::shim::{Effect, Operations, Slot};
 
 const TABLES: u64 = 6;
 const QUEUES: u64 = 3;
+/// Bytes of a value that is a block of its own.
+const LARGE: usize = 256 << 10;
 /// A few election timeouts, on a machine that is busy with other tests.
 const SOON: Duration = Duration::from_secs(12);
 /// Longer than any operation is tried.
@@ -169,7 +171,6 @@ async fn a_host_whose_log_hangs_ends_when_it_is_told_to() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_whose_state_hangs_is_replaced_and_comes_back() {
     let test = "a_leader_whose_state_hangs_is_replaced_and_comes_back";
-    const LARGE: usize = 256 << 10;
     let Some((cluster, writer, others)) = led_by_one(test, LARGE).await else { return };
     let operations = Operations::CHANGES.and(Operations::READ);
     let faults = cluster.faults(1);
@@ -185,22 +186,32 @@ async fn a_leader_whose_state_hangs_is_replaced_and_comes_back() {
 }
 
 /// Reads what was written, so that blocks of the state are wanted that no memory holds.
-struct Reader(JoinHandle<()>);
+struct Readers(Vec<JoinHandle<()>>);
 
-impl Reader {
-    fn start(client: Client, written: &Arc<Written>) -> Self {
-        let written = Arc::clone(written);
-        Self(tokio::spawn(async move {
-            for read in 0_u64.. {
-                if written.stop.load(Ordering::Relaxed) {
-                    return;
+impl Readers {
+    /// More than there are apply threads, each from another key on.
+    fn start(client: &Client, written: &Arc<Written>) -> Self {
+        let start = |first: u64| {
+            let (client, written) = (client.clone(), Arc::clone(written));
+            tokio::spawn(async move {
+                for read in first.. {
+                    if written.stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let key =
+                        format!("key {}", read % written.tried.load(Ordering::Relaxed).max(1));
+                    // Whether it is answered is not asked here: nothing of the state can be read.
+                    drop(client.table().get_with(key, Consistency::Linearizable).await);
                 }
-                let key = format!("key {}", read % written.tried.load(Ordering::Relaxed).max(1));
-                // Whether it is answered is not asked here: nothing of the state can be read.
-                drop(client.table().get_with(key, Consistency::Linearizable).await);
-                tokio::task::yield_now().await;
-            }
-        }))
+            })
+        };
+        Self((0..8).map(|number| start(number * 7)).collect())
+    }
+
+    async fn end(self) {
+        for reader in self.0 {
+            reader.await.unwrap();
+        }
     }
 }
 
@@ -208,41 +219,46 @@ impl Reader {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_cannot_read_its_state_is_replaced_says_so_and_comes_back() {
     let test = "a_leader_that_cannot_read_its_state_is_replaced_says_so_and_comes_back";
-    let Some((cluster, writer, others)) = led_by_one(test, 16).await else { return };
-    let reader = Reader::start(others.clone(), &writer.shared);
+    let Some((mut cluster, writer, others)) = led_by_one(test, LARGE).await else { return };
+    writer.more(60).await;
+    // After a start no memory holds what was written before it.
+    cluster.servers.signal(1, Signal::TERM);
+    cluster.servers.end(1).await;
+    cluster.servers.start(1, &[]);
+    cluster.lead_all(1).await;
     let faults = cluster.faults(1);
-    for operations in [Operations::READ, Operations::CHANGES.and(Operations::READ)] {
-        faults.set(Slot::State, &cluster.state(1), operations, Effect::Hang);
-        hangs(&cluster, 1).await;
-        others_take_over(&cluster, &others).await;
-        writer.more(20).await;
-        let said = || async { !is_serving(&cluster, 1).await };
-        cluster.servers.until("the health of node 1 tells", said).await;
-        for node in [1, 2] {
-            let said = || async {
-                cluster.findings(node).await.contains("hold every thread that runs state machines")
-            };
-            cluster.servers.until(&format!("status by node {node} says what is wrong"), said).await;
-        }
-        assert!(cluster.servers.log(1).contains("the state machine hangs"));
-        // Longer than anything that would end it: it is there, and leads nothing.
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert!(cluster.led_by(1).await.is_empty());
-        faults.heal(Slot::State);
-        let well = || async { is_serving(&cluster, 1).await };
-        cluster.servers.until("node 1 serves again", well).await;
-        cluster.lead_all(1).await;
-        writer.more(20).await;
+    faults.set(Slot::State, &cluster.state(1), Operations::READ, Effect::Hang);
+    let readers = Readers::start(&others, &writer.shared);
+    hangs(&cluster, 1).await;
+    others_take_over(&cluster, &others).await;
+    assert!(faults.hanging(Slot::State) >= 2, "an apply thread is free");
+    writer.more(20).await;
+    let said = || async { !is_serving(&cluster, 1).await };
+    cluster.servers.until("the health of node 1 tells", said).await;
+    for node in [1, 2] {
+        let said = || async {
+            cluster.findings(node).await.contains("hold every thread that runs state machines")
+        };
+        cluster.servers.until(&format!("status by node {node} says what is wrong"), said).await;
     }
-    writer.verify(&others, 16).await;
-    reader.0.await.unwrap();
+    assert!(cluster.servers.log(1).contains("the state machine hangs"));
+    // Longer than anything that would end it: it is there, and leads nothing.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(cluster.led_by(1).await.is_empty());
+    faults.heal(Slot::State);
+    let well = || async { is_serving(&cluster, 1).await };
+    cluster.servers.until("node 1 serves again", well).await;
+    cluster.lead_all(1).await;
+    writer.more(20).await;
+    writer.verify(&others, LARGE).await;
+    readers.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_cannot_read_its_state_ends_when_it_is_told_to() {
     let test = "a_host_that_cannot_read_its_state_ends_when_it_is_told_to";
     let Some((mut cluster, writer, others)) = led_by_one(test, 16).await else { return };
-    let reader = Reader::start(others.clone(), &writer.shared);
+    let readers = Readers::start(&others, &writer.shared);
     let operations = Operations::CHANGES.and(Operations::READ);
     cluster.faults(1).set(Slot::State, &cluster.state(1), operations, Effect::Hang);
     hangs(&cluster, 1).await;
@@ -257,7 +273,7 @@ async fn a_host_that_cannot_read_its_state_ends_when_it_is_told_to() {
     cluster.servers.start(1, &[]);
     cluster.lead_all(1).await;
     writer.verify(&others, 16).await;
-    reader.0.await.unwrap();
+    readers.end().await;
 }
 
 /// Waits until something of the state of a node hangs.
