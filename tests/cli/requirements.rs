@@ -46,7 +46,7 @@ async fn a_requirement_that_nobody_meets_is_refused_meant_explained_and_taken_ba
     assert!(bad.stderr.contains("\"Gpu!\" is no name of a capability"), "{bad:?}");
     let refused = node.run(&["group", "require", TABLE, "gpu", "tpu"]).await;
     assert_eq!(refused.code, 1);
-    for told in ["nobody in group 1000000", "node 1 lacks gpu, tpu", "--even-if-ineligible"] {
+    for told in ["no voter of group 1000000", "node 1 lacks gpu, tpu", "--even-if-ineligible"] {
         assert!(refused.stderr.contains(told), "{told}: {refused:?}");
     }
     let stale = node.run(&["group", "require", TABLE, "gpu", "--expect", "7"]).await;

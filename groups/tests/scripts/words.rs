@@ -182,7 +182,7 @@ pub fn changes(before: Option<&GroupStatus>, status: &GroupStatus) -> Vec<String
     if differs(&|status| format!("{:?}", status.caretaker))
         && let Some(why) = &status.caretaker
     {
-        lines.push(format!("serves nobody: {why}"));
+        lines.push(format!("serves no users: {why}"));
     }
     if differs(&|status| membership(&status.membership)) {
         lines.push(membership(&status.membership));
