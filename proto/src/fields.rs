@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn the_fields_of_a_message_come_one_after_the_other() {
-        let put = Put { key: "key".into(), value: "value".into(), ..Put::default() };
+        let put = Put { key: "key".into(), value: "value".into() };
         let encoded = put.encode_to_vec();
         let mut bytes = &encoded[..];
         assert_eq!(next_field(&mut bytes), Ok(Some((1, &b"key"[..]))));

@@ -24,10 +24,10 @@
 //!
 //! use futures::future::BoxFuture;
 //! use shardhost_groups::storage::{LogStore, MemorySnapshots, MemoryStore};
-//! use crate::conformance::{
+//! use shardhost_testing::conformance::{
 //!     Accept, Cluster, Factory, Links, Scale, Start, lines, run,
 //! };
-//! use crate::network::Network;
+//! use shardhost_testing::network::Network;
 //! use shardhost_groups::{Groups, GroupsBuilder, NodeId};
 //!
 //! // Here stands the log store under test; what it wrote is there when it is opened again.
@@ -186,7 +186,7 @@ pub fn demand(name: &str, factory: impl Factory, skipped: &[&str]) {
 ///
 /// ```
 /// mod conformance {
-///     use crate::conformance::InMemory;
+///     use shardhost_testing::conformance::InMemory;
 ///
 ///     shardhost_testing::conformance_tests!(
 ///         InMemory::new(),

@@ -11,8 +11,8 @@
 //! This module knows nothing of Raft, time or threads: it judges what was written down.
 //!
 //! ```
-//! use crate::linearizability::table::{Action, Answer, Table, TableOp};
-//! use crate::linearizability::{Limits, Recorder, check};
+//! use shardhost_testing::linearizability::table::{Action, Answer, Table, TableOp};
+//! use shardhost_testing::linearizability::{Limits, Recorder, check};
 //!
 //! let recorder = Recorder::new();
 //! // Client 1 writes and is answered; client 2 writes and never hears what became of it.
@@ -25,9 +25,11 @@
 //! get.answered(Answer::Value(Some("blue")));
 //! check(&Table::new(), &recorder.history(), Limits::default()).demand();
 //!
-//! // A value that was never written is explained by no order. let get = recorder.call(3,
-//! TableOp::new("color", Action::Get)); get.answered(Answer::Value(Some("green"))); let verdict =
-//! check(&Table::new(), &recorder.history(), Limits::default()); assert!(verdict.is_violation());
+//! // A value that was never written is explained by no order.
+//! let get = recorder.call(3, TableOp::new("color", Action::Get));
+//! get.answered(Answer::Value(Some("green")));
+//! let verdict = check(&Table::new(), &recorder.history(), Limits::default());
+//! assert!(verdict.is_violation());
 //! ```
 
 mod history;

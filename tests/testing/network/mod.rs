@@ -17,8 +17,8 @@
 //! use std::time::Duration;
 //!
 //! use shardhost_groups::storage::{MemorySnapshots, MemoryStore};
-//! use crate::conformance::Journal;
-//! use crate::network::Network;
+//! use shardhost_testing::conformance::Journal;
+//! use shardhost_testing::network::Network;
 //! use shardhost_groups::{GroupId, GroupSpec, GroupsBuilder, GroupsConfig, NodeId};
 //!
 //! # tokio::runtime::Runtime::new().unwrap().block_on(async {

@@ -14,7 +14,7 @@
 //! use std::io::{Read, Write};
 //!
 //! use bytes::Bytes;
-//! use crate::state_machine::Check;
+//! use shardhost_testing::state_machine::Check;
 //! use shardhost_groups::{
 //!     ApplyBatch, ApplyFault, LogPosition, QueryError, SnapshotWriter, StateMachine,
 //! };
