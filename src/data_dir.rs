@@ -7,6 +7,7 @@
 //! shows that it is an older copy.
 
 pub mod addresses;
+mod lines;
 pub mod peers;
 
 use std::fs::{self, File};

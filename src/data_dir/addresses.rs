@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use shardhost_storage::NodeId;
 
+use super::lines::{parse, text_of};
+
 /// The address of each peer that moved, as its greeting named it and as it was reached there.
 #[derive(Debug)]
 pub struct PeerAddresses {
@@ -23,7 +25,7 @@ impl PeerAddresses {
     /// Reads what was kept. What cannot be read is forgotten: peers name their addresses again.
     pub fn open(path: PathBuf) -> Self {
         let found = match read(&path) {
-            Ok(bytes) => parse(&bytes).unwrap_or_else(|| {
+            Ok(bytes) => std::str::from_utf8(&bytes).ok().and_then(parse).unwrap_or_else(|| {
                 tracing::warn!(path = %path.display(), "forgot where peers were found: it is damaged");
                 BTreeMap::new()
             }),
@@ -68,23 +70,6 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-fn text_of(found: &BTreeMap<NodeId, String>) -> String {
-    let lines: String = found.iter().map(|(node, address)| format!("{node} {address}\n")).collect();
-    format!("{:08x}\n{lines}", crc32fast::hash(lines.as_bytes()))
-}
-
-fn parse(bytes: &[u8]) -> Option<BTreeMap<NodeId, String>> {
-    let (checksum, lines) = std::str::from_utf8(bytes).ok()?.split_once('\n')?;
-    if u32::from_str_radix(checksum, 16).ok()? != crc32fast::hash(lines.as_bytes()) {
-        return None;
-    }
-    let pair = |line: &str| {
-        let (node, address) = line.split_once(' ')?;
-        Some((NodeId::new(node.parse().ok()?)?, address.to_owned()))
-    };
-    lines.lines().map(pair).collect()
 }
 
 #[cfg(test)]

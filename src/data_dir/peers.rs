@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use shardhost_storage::NodeId;
 
 use super::LATEST_START;
+use super::lines::{parse, text_of};
 
 /// The newest incarnation of each peer that was seen, none above [`LATEST_START`].
 #[derive(Debug)]
@@ -64,24 +65,6 @@ impl PeerStarts {
         *newest = then;
         Ok(())
     }
-}
-
-fn text_of(newest: &BTreeMap<NodeId, u64>) -> String {
-    let lines: String =
-        newest.iter().map(|(node, incarnation)| format!("{node} {incarnation}\n")).collect();
-    format!("{:08x}\n{lines}", crc32fast::hash(lines.as_bytes()))
-}
-
-fn parse(text: &str) -> Option<BTreeMap<NodeId, u64>> {
-    let (checksum, lines) = text.split_once('\n')?;
-    if u32::from_str_radix(checksum, 16).ok()? != crc32fast::hash(lines.as_bytes()) {
-        return None;
-    }
-    let pair = |line: &str| {
-        let (node, incarnation) = line.split_once(' ')?;
-        Some((NodeId::new(node.parse().ok()?)?, incarnation.parse().ok()?))
-    };
-    lines.lines().map(pair).collect()
 }
 
 #[cfg(test)]
