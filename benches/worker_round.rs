@@ -15,8 +15,7 @@ use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use shardhost_groups::apply::{Applier, ApplyReport};
 use shardhost_groups::config::GroupsConfig;
-use shardhost_groups::core::Effects;
-use shardhost_groups::core::{GroupCore, Proposal, ReplicaStart};
+use shardhost_groups::core::{Effects, GroupCore, Proposal, ReplicaStart};
 use shardhost_groups::nodes::Advert;
 use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{

@@ -39,11 +39,11 @@ pub use shardhost_groups::policy::{
     Acquisition, Candidate, Decision, LeadershipPolicy, Opinion, PolicyGuard, RejectReason, Unfit,
 };
 pub use shardhost_groups::{
-    Applied, ApplyBatch, ApplyFault, Command, Group, GroupId, GroupSpec, GroupStatus, LogIndex,
-    LogPosition, NodeId, ProposeError, QueryError, ReadError, ReadMode, ReplicaId, Role,
-    SnapshotWriter, StateChecksum, StateMachine, Term, TransferError,
+    Applied, ApplyBatch, ApplyFault, Caretaker, Command, Group, GroupId, GroupSpec, GroupStatus,
+    LogIndex, LogPosition, NodeId, ProposeError, QueryError, ReadError, ReadMode, ReplicaId,
+    Requirement, RequirementMode, Role, SnapshotWriter, StateChecksum, StateMachine, Term,
+    TransferError,
 };
-pub use shardhost_groups::{Caretaker, Requirement, RequirementMode};
 pub use shardhost_groups::{leadership, leadership::GroupSelector};
 pub use shardhost_policy as policy;
 pub use shardhost_proto as proto;

@@ -8,8 +8,7 @@ use shardhost_storage::{GroupId, LogError, LogIndex, NodeId, Term};
 
 use crate::activity::Phase;
 use crate::checksum::StateSum;
-use crate::policy::Caretaker;
-use crate::policy::{RejectReason, Unfit};
+use crate::policy::{Caretaker, RejectReason, Unfit};
 
 /// Where a group is led, as far as the answering replica knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use shardhost_groups::apply::ApplyWork;
-use shardhost_groups::core::Effects;
-use shardhost_groups::core::{GroupCore, ReplicaStart};
+use shardhost_groups::core::{Effects, GroupCore, ReplicaStart};
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::nodes::Advert;
 use shardhost_groups::policy::Policies;

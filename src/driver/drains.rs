@@ -7,8 +7,7 @@ use parking_lot::Mutex;
 use shardhost_groups::NodeId;
 use tokio::sync::watch;
 
-use super::CatalogView;
-use super::{Drain, DrainOptions, DrainProgress, Fallback};
+use super::{CatalogView, Drain, DrainOptions, DrainProgress, Fallback};
 use crate::host::Host;
 use shardhost_policy::catalog::{DrainIntent, DrainState as IntentState, IntentId, Revision};
 

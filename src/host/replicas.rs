@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use shardhost_groups::runtime::Destruction;
-use shardhost_groups::runtime::{AdditionGuard, MachineFactory, ParkedReplica, StoredEntry};
+use shardhost_groups::runtime::{
+    AdditionGuard, Destruction, MachineFactory, ParkedReplica, StoredEntry,
+};
 use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::{Group, GroupSpec, OpenGroupError, StateMachine};
 use shardhost_storage::{

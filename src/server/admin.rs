@@ -29,8 +29,7 @@ use super::refusals::{
 };
 use super::replicas::{check_kind, empty_machine_of};
 use super::shard_map::CurrentMap;
-use super::{RESERVED, is_shard};
-use super::{shard_time, skip};
+use super::{RESERVED, is_shard, shard_time, skip};
 use crate::shards::StateDb;
 use metrics::policy_metrics;
 use shardhost::driver::{SYSTEM_GROUP, System, life_of};

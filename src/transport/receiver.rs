@@ -13,14 +13,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
-use super::advert;
-use super::clocks;
 use super::handshake::{self, Greeting, Refusal};
 use super::listener::Connection;
 use super::liveness::Visit;
 use super::memory;
 use super::peer::Peer;
 use super::shared::{Shared, TaskKind};
+use super::{advert, clocks};
 
 /// The answers to a stream: one welcome, how many frames were taken if the sender wants to know, and
 /// how it ended.

@@ -14,8 +14,7 @@ use bytes::Bytes;
 use shardhost_storage::{GroupId, LogIndex, LogPosition, SnapshotStore};
 use tokio::sync::oneshot;
 
-use crate::error::GroupFault;
-use crate::error::QueryError;
+use crate::error::{GroupFault, QueryError};
 use crate::latency::Latency;
 use crate::machine::{
     ApplyBatch, ApplyFault, Command, ConsistencyView, FaultKind, SnapshotWriter, StateChecksum,

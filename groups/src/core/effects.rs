@@ -8,10 +8,9 @@ use shardhost_storage::{GroupId, LogBatch, LogIndex, LogPosition, NodeId};
 use crate::apply::ApplyWork;
 use crate::clock::Moment;
 use crate::core::{
-    BarrierOutcome, BarrierWaiter, DrainWaiter, Outlook, OutlookWaiter, ReadWaiter, SnapshotWaiter,
-    TransferWaiter,
+    BarrierOutcome, BarrierWaiter, DrainWaiter, MembershipOutcome, MembershipWaiter, Outlook,
+    OutlookWaiter, ReadWaiter, SnapshotWaiter, TransferOutcome, TransferWaiter,
 };
-use crate::core::{MembershipOutcome, MembershipWaiter, TransferOutcome};
 use crate::error::{BarrierError, GroupFault, ProposeError, ReadError, TakeSnapshotError};
 use crate::leadership::Edge;
 use crate::lives::Ending;

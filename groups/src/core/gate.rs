@@ -23,9 +23,9 @@ use crate::error::{ProposalRejection, ProposeError, ReadError};
 use crate::known_bugs::KnownBug;
 use crate::leadership::EdgeKind;
 use crate::nodes::{Advert, Impairment};
-use crate::policy::Caretaker;
 use crate::policy::{
-    Acquisition, AdmissionFault, AdmissionRequest, Candidate, Decision, Opinion, PolicyEvent, Unfit,
+    Acquisition, AdmissionFault, AdmissionRequest, Candidate, Caretaker, Decision, Opinion,
+    PolicyEvent, Unfit,
 };
 
 /// Ticks before policies of which one panicked are asked again; twice as many each time.

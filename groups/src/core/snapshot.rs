@@ -426,18 +426,7 @@ impl GroupCore {
             return;
         }
         let base = self.raw.store().base().index.get();
-        if self.lacks_state() {
-            // There is nothing to flush, and no snapshot to take.
-        } else if let Some(durable) = self.apply.durable {
-            let behind = self.apply.applied().saturating_sub(durable.get());
-            if behind >= self.config.log_keep_entries && self.snapshots.flush == Flush::No {
-                self.snapshots.flush = Flush::Wanted;
-            }
-        } else {
-            let newest = self.raw.store().snapshot_position().map_or(base, |p| p.index.get());
-            let due = self.apply.applied().saturating_sub(newest) >= self.config.snapshot_entries;
-            self.snapshots.wanted |= due;
-        }
+        self.notice_what_is_due(base);
         let target = self.compaction_target();
         // Truncating costs a write: not for a handful of entries.
         if target > base && target - base >= self.config.log_trail_entries.div_ceil(2).max(1) {
@@ -447,6 +436,23 @@ impl GroupCore {
                 }
                 Err(error) => tracing::error!(group = %self.id, %error, "cannot truncate the log"),
             }
+        }
+    }
+
+    /// Whether a flush or a snapshot is due. Without a state there is nothing to flush or to write.
+    fn notice_what_is_due(&mut self, base: u64) {
+        if self.lacks_state() {
+            return;
+        }
+        if let Some(durable) = self.apply.durable {
+            let behind = self.apply.applied().saturating_sub(durable.get());
+            if behind >= self.config.log_keep_entries && self.snapshots.flush == Flush::No {
+                self.snapshots.flush = Flush::Wanted;
+            }
+        } else {
+            let newest = self.raw.store().snapshot_position().map_or(base, |p| p.index.get());
+            let due = self.apply.applied().saturating_sub(newest) >= self.config.snapshot_entries;
+            self.snapshots.wanted |= due;
         }
     }
 

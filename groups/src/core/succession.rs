@@ -13,8 +13,7 @@ use super::outlook::Declined;
 use crate::core::Effects;
 use crate::error::TransferError;
 use crate::known_bugs::KnownBug;
-use crate::policy::Caretaker;
-use crate::policy::PolicyEvent;
+use crate::policy::{Caretaker, PolicyEvent};
 
 /// Entries that a successor may lack when it is asked.
 const SUCCESSION_LAG: u64 = 1_024;

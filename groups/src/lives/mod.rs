@@ -31,8 +31,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use shardhost_storage::GroupId;
 use tokio::sync::oneshot;
 
-use crate::error::GroupStep;
-use crate::error::OpenGroupError;
+use crate::error::{GroupStep, OpenGroupError};
 
 pub(crate) use ending::InBatch;
 pub use ending::{Destruction, Ending};

@@ -6,8 +6,7 @@ use shardhost_storage::GroupId;
 
 use super::owner::Started;
 use super::{Admission, Ending, Lives, OpenId, Owners};
-use crate::error::GroupStep;
-use crate::error::OpenGroupError;
+use crate::error::{GroupStep, OpenGroupError};
 
 /// Groups that are held for a creation or an opening. Dropped, it releases those that were not
 /// opened.

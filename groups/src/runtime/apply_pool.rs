@@ -22,8 +22,7 @@ use super::RuntimeShared;
 use super::machine_watch::{ApplyActivity, Call, name_of};
 use crate::apply::{Applier, ApplyReport, ApplyWork, contain};
 use crate::error::QueryError;
-use crate::lives::Clear;
-use crate::lives::Ending;
+use crate::lives::{Clear, Ending};
 use crate::runtime::GroupShared;
 use crate::worker::{GroupEvent, Input};
 

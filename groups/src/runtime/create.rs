@@ -10,8 +10,7 @@ use shardhost_storage::{
 use super::Groups;
 use super::open::{MachineFactory, Prepared, StateMachineBox, make};
 use super::stored::load;
-use crate::error::GroupStep;
-use crate::error::OpenGroupError;
+use crate::error::{GroupStep, OpenGroupError};
 use crate::lives::{StartGuard, log_error};
 use crate::runtime::{Group, GroupSpec};
 

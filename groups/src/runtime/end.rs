@@ -9,8 +9,7 @@ use tokio::sync::oneshot;
 use super::apply_pool::Waiting;
 use super::{Groups, RuntimeShared};
 use crate::error::OpenGroupError;
-use crate::lives::{Closing, Destroying, Registered, check_generation};
-use crate::lives::{Destruction, Ending};
+use crate::lives::{Closing, Destroying, Destruction, Ending, Registered, check_generation};
 use crate::runtime::GroupShared;
 use crate::worker::Input;
 

@@ -12,8 +12,7 @@ use shardhost_storage::{GroupId, GroupWrite, LogBatch, LogError, LogStore};
 use super::RuntimeShared;
 use crate::core::{LogTask, Prune};
 use crate::error::{GroupFault, HostFault};
-use crate::lives::InBatch;
-use crate::lives::{Ending, OpenId};
+use crate::lives::{Ending, InBatch, OpenId};
 use crate::worker::{GroupEvent, Input};
 
 /// Tasks that may wait. A worker that is so far ahead of the disk waits for it: its groups then

@@ -12,8 +12,7 @@ use tokio::sync::oneshot;
 use super::{Groups, RuntimeShared};
 use crate::convert;
 use crate::error::OpenGroupError;
-use crate::lives::Destroying;
-use crate::lives::{Destruction, Ending};
+use crate::lives::{Destroying, Destruction, Ending};
 use crate::runtime::Group;
 use crate::status::Role;
 

@@ -19,8 +19,7 @@ use super::open::{MachineFactory, make};
 use super::stored::load;
 use super::{Groups, RuntimeShared};
 use crate::apply::contain;
-use crate::error::GroupStep;
-use crate::error::OpenGroupError;
+use crate::error::{GroupStep, OpenGroupError};
 use crate::lives::{StartGuard, log_error};
 use crate::machine::FaultKind;
 

@@ -6,9 +6,8 @@ use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{Doubt, GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 
 use crate::apply::Summed;
-use crate::core::PersistAck;
 use crate::core::{
-    BarrierOrder, GroupCore, MembershipRequest, OutlookWaiter, Proposal, ReadRequest,
+    BarrierOrder, GroupCore, MembershipRequest, OutlookWaiter, PersistAck, Proposal, ReadRequest,
     SnapshotWaiter, TransferRequest,
 };
 use crate::error::{GroupFault, HostFault};

@@ -17,8 +17,7 @@ use shardhost_storage::{Doubt, GroupId, GroupWrite, NodeId};
 
 use crate::activity::Activity;
 use crate::clock::Moment;
-use crate::core::Effects;
-use crate::core::{BarrierOrder, GroupCore, Stepped};
+use crate::core::{BarrierOrder, Effects, GroupCore, Stepped};
 use crate::error::{
     BarrierError, GroupFault, ProposalRejection, ProposeError, ReadError, TakeSnapshotError,
     TransferError,

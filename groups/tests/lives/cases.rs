@@ -6,8 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use shardhost_groups::machine::{ApplyBatch, ApplyFault, SnapshotWriter, StateMachine};
-use shardhost_groups::runtime::Destruction;
-use shardhost_groups::runtime::MachineFactory;
+use shardhost_groups::runtime::{Destruction, MachineFactory};
 use shardhost_groups::testing::alone::Alone;
 use shardhost_groups::{
     Group, GroupSpec, Groups, GroupsBuilder, GroupsConfig, OpenGroupError, Role,

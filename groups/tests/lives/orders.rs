@@ -5,8 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use shardhost_groups::config::GroupsConfig;
-use shardhost_groups::core::Effects;
-use shardhost_groups::core::{GroupCore, Proposal, ReplicaStart};
+use shardhost_groups::core::{Effects, GroupCore, Proposal, ReplicaStart};
 use shardhost_groups::nodes::Advert;
 use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use shardhost_groups::apply::ApplyWork;
 use shardhost_groups::config::GroupsConfig;
-use shardhost_groups::core::{Effects, LogTask};
-use shardhost_groups::core::{GroupCore, Opened, ReplicaStart};
+use shardhost_groups::core::{Effects, GroupCore, LogTask, Opened, ReplicaStart};
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::nodes::Advert;
 use shardhost_groups::policy::Policies;

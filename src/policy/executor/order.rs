@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 use shardhost_groups::RejectReason;
 use shardhost_storage::{GroupId, NodeId};
 
-use crate::planner::Tier;
-use crate::planner::ids;
+use crate::planner::{Tier, ids};
 
 /// The term of the system group in which a planner leads. A later planner has a larger one.
 #[derive(

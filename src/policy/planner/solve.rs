@@ -7,9 +7,8 @@ use super::index::NONE;
 use super::load::{self, Limit, heat};
 use super::order::{self, Runs, Step};
 use super::plan::Tier;
-use super::round;
-use super::spread;
 use super::state::State;
+use super::{round, spread};
 
 /// How often load and count are balanced in turn.
 const TURNS: usize = 8;

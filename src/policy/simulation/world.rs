@@ -18,9 +18,8 @@ use super::planner_instance::{Answer, PlannerInstance};
 use super::sabotage::Sabotage;
 use super::shape::Shape;
 use super::watch::Watch;
-use crate::catalog::SYSTEM_GROUP;
 use crate::catalog::{
-    Catalog, Command, Name, NewGroup, NewNode, Operation, PlannerMode, Subject, View,
+    Catalog, Command, Name, NewGroup, NewNode, Operation, PlannerMode, SYSTEM_GROUP, Subject, View,
 };
 use crate::executor::{Epoch, MoveOutcome, Order};
 

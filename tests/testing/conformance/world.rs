@@ -17,8 +17,7 @@ use super::{Cluster, Disks, JournalDisk, Keeps, Links, Start, Unmet};
 use crate::network::Network;
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::machine::StateMachine;
-use shardhost_groups::runtime::{Group, GroupSpec};
-use shardhost_groups::runtime::{Groups, StateMachineBox};
+use shardhost_groups::runtime::{Group, GroupSpec, Groups, StateMachineBox};
 use shardhost_groups::status::GroupStatus;
 use shardhost_groups::waiter::Applied;
 

@@ -13,8 +13,7 @@ use super::*;
 use crate::GroupsConfig;
 use crate::error::TakeSnapshotError;
 use crate::machine::{ApplyBatch, ApplyFault, StateMachine};
-use crate::runtime::{Group, GroupSpec};
-use crate::runtime::{Groups, GroupsBuilder};
+use crate::runtime::{Group, GroupSpec, Groups, GroupsBuilder};
 use crate::testing::alone::Alone;
 
 const DEADLINE: Duration = Duration::from_secs(20);

@@ -7,8 +7,7 @@ use std::time::Duration;
 use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
 use shardhost_groups::clock::Moment;
 use shardhost_groups::config::GroupsConfig;
-use shardhost_groups::core::{GroupCore, Opened, ReplicaStart};
-use shardhost_groups::core::{LeaseSign, LogTask, Prune};
+use shardhost_groups::core::{GroupCore, LeaseSign, LogTask, Opened, Prune, ReplicaStart};
 use shardhost_groups::nodes::Advert;
 use shardhost_groups::policy::{AdmissionRequest, Policies, PolicyGuard};
 use shardhost_groups::storage::{

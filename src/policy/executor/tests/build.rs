@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardhost_groups::RejectReason;
 use shardhost_storage::{GroupId, NodeId};
 
-use super::super::{Epoch, Executor, ExecutorSettings, Mode, MoveOutcome, Observation};
-use super::super::{Order, Round, Stop, StopScope};
+use super::super::{
+    Epoch, Executor, ExecutorSettings, Mode, MoveOutcome, Observation, Order, Round, Stop,
+    StopScope,
+};
 use crate::planner::{Group, Node, Plan, Requirement, Snapshot, Voter};
 
 /// When a desk begins: late enough for every node to be up for long.

@@ -5,8 +5,10 @@ use std::collections::VecDeque;
 use super::super::breaker::{Bad, Breaker, Scope};
 use super::super::bucket::Bucket;
 use super::super::window::Window;
-use super::super::{BackOffSettings, BreakerSettings, BreakerState, ExecutorSettings, MoveOutcome};
-use super::super::{End, Hold, Order, Rate, Rates, WindowSettings};
+use super::super::{
+    BackOffSettings, BreakerSettings, BreakerState, End, ExecutorSettings, Hold, MoveOutcome,
+    Order, Rate, Rates, WindowSettings,
+};
 use super::build::{Desk, all_on_one, id};
 use crate::planner::Tier;
 use shardhost_groups::RejectReason;

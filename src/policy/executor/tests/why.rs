@@ -1,7 +1,8 @@
 //! An answer for every group, at every time.
 
-use super::super::{Answer, Hold, Mode, MoveOutcome, Wait, WindowSettings};
-use super::super::{Executor, ExecutorSettings};
+use super::super::{
+    Answer, Executor, ExecutorSettings, Hold, Mode, MoveOutcome, Wait, WindowSettings,
+};
 use super::build::{Desk, START, all_on_one, gid, group, id, stop};
 use crate::planner::{Outcome, Stay, Tier};
 use shardhost_groups::RejectReason;

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::super::{DrainAssignment, Explanation, Plan, Snapshot};
-use super::super::{assign_drain, why_all};
+use super::super::{DrainAssignment, Explanation, Plan, Snapshot, assign_drain, why_all};
 use super::build::checked_plan;
 
 /// A snapshot, and all output for it.

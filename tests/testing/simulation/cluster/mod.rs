@@ -18,10 +18,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use shardhost_groups::apply::{ApplyReport, ApplyWork};
-use shardhost_groups::core::{Effects, LogTask};
 use shardhost_groups::core::{
-    MembershipOrder, MembershipRequest, Proposal, ReadNeed, ReadRequest, TransferRequest,
-    TransferTarget,
+    Effects, LogTask, MembershipOrder, MembershipRequest, Proposal, ReadNeed, ReadRequest,
+    TransferRequest, TransferTarget,
 };
 use shardhost_groups::leadership::LossCause;
 use shardhost_groups::policy::{AdmissionFault, AdmissionRequest, Decision};
