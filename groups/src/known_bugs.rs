@@ -97,6 +97,15 @@ pub enum KnownBug {
     MembershipWaitsForMachine,
     /// A leader whose state machine stands still hands over only once it has applied an entry of its term.
     StalledLeaderWaits,
+    /// A leader without a state keeps the leadership for a voter that cannot take it over, and does not ask
+    /// again one that could.
+    KeepForTheUnlevel,
+    /// A leader whose state machine stands still does not leave a joint configuration.
+    JointWaitsForMachine,
+    /// A replica whose snapshot is not restored yet stays out of elections and changes of members.
+    InstallStaysOut,
+    /// A leader forgets which replicas are without their state.
+    ForgetLostStates,
     /// The replica with the number 3 does not apply every fifth entry.
     SkipCommands,
 }

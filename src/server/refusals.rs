@@ -73,6 +73,7 @@ pub(super) fn of_membership(error: &MembershipError) -> Status {
             "NO_QUORUM_AFTER",
             vec![("live", live.to_string()), ("needed", needed.to_string())],
         ),
+        E::NoStateAfter { .. } => (Code::FailedPrecondition, "NO_STATE_AFTER", vec![]),
         E::AdditionInProgress { node, .. } => named(Code::Aborted, "ADDITION_IN_PROGRESS", node),
         E::NothingToCancel { .. } => (Code::FailedPrecondition, "NOTHING_TO_CANCEL", vec![]),
         E::Cancelled { node, .. } => named(Code::Aborted, "CANCELLED", node),

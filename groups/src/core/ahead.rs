@@ -14,36 +14,49 @@ use crate::core::Effects;
 use crate::error::GroupFault;
 use crate::known_bugs::KnownBug;
 
-/// Bytes of the log that are looked through in one tick.
+/// Bytes of the log that one group looks through in one tick.
 const BYTES_PER_TICK: u64 = 4 << 20;
+/// Bytes that all groups of a worker look through in one of its steps, about: what they read holds up
+/// its heartbeats.
+const BYTES_PER_STEP: u64 = 16 << 20;
 
 impl GroupCore {
-    /// At every tick: takes the changes of members that the machine cannot come to.
+    /// At every tick: takes the changes of members that the machine cannot come to. The groups of a worker
+    /// share what is read in one step: a full disk makes all their machines stall together.
     ///
     /// A change is taken when the one before is durable, as ever: a restart forgets at most the last.
     pub(super) fn go_ahead_of_machine(&mut self, effects: &mut Effects) {
-        let stands_still = self.stalled.is_some() || self.recovery.is_lost();
-        let waits = self.config.bugs.has(KnownBug::MembershipWaitsForMachine);
-        if !stands_still || waits || self.snapshots.replaces_log() || self.has_pending_snapshot() {
-            return;
-        }
         let log = &self.raw.raft.raft_log;
         let (before, end) = (log.applied, log.committed.min(log.persisted));
-        if before >= end {
+        let next_waits = self.membership.config_index.get() == before + 1 && !self.is_meta_durable();
+        if before >= end || !self.goes_ahead() || next_waits {
             return;
         }
-        let entries = match self.raw.store().read(before + 1, end + 1, BYTES_PER_TICK) {
+        let left = BYTES_PER_STEP.saturating_sub(effects.looked_ahead).min(BYTES_PER_TICK);
+        if left == 0 {
+            return;
+        }
+        let entries = match self.raw.store().read(before + 1, end + 1, left) {
             Ok(entries) => entries,
             Err(error) => return effects.fault(self.id, GroupFault::Log(error)),
         };
         let mut passed = before;
         for entry in entries {
+            effects.looked_ahead += entry.data.len() as u64;
             if self.holds_back(&entry, effects) {
                 break;
             }
             passed = entry.index;
         }
         self.count_as_applied(passed);
+    }
+
+    /// Whether the state machine may take long to come to what is committed, or never does.
+    fn goes_ahead(&self) -> bool {
+        let waits = self.config.bugs.has(KnownBug::MembershipWaitsForMachine);
+        let installs = self.snapshots.is_installing();
+        let stands_still = self.stalled.is_some() || self.recovery.is_lost() || installs;
+        stands_still && !waits && !self.replaces_log() && !self.has_pending_snapshot()
     }
 
     /// Up to where nothing is left in the log that changes the members. The state machine may be behind.

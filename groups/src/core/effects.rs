@@ -73,6 +73,8 @@ pub struct Effects {
     pub notices: Vec<(NodeId, GroupMessage)>,
     /// Replicas that stopped: each ends when `log` and all that was handed out before is written.
     pub closed: Vec<Ending>,
+    /// Bytes of the log that groups looked through ahead of their state machines.
+    pub(crate) looked_ahead: u64,
     pub(crate) faults: Vec<(GroupId, GroupFault)>,
 }
 

@@ -15,7 +15,7 @@ use crate::leadership::{Edge, EdgeKind, LossCause};
 pub(super) struct Led {
     pub(super) term: u64,
     /// The first entry of the own term.
-    first_index: u64,
+    pub(super) first_index: u64,
     pub(super) ready: bool,
     /// Whether users are served, once it is.
     pub(super) gate: Gate,
@@ -63,6 +63,7 @@ impl GroupCore {
                 offered: false,
             });
             self.reset_lease();
+            self.recovery.forget_others();
             self.ask_anew();
             if !self.config.bugs.has(KnownBug::CaretakerAnswersReads) {
                 self.refuse_readers(effects);

@@ -126,6 +126,7 @@ impl GroupCore {
         let entry = self.plan_order(order, &effects.nodes)?;
         self.check_live_quorum(&effects.nodes)?;
         self.check_live_quorum_after(&entry, &effects.nodes)?;
+        self.check_state_after(&entry, &effects.nodes)?;
         // What was queued in this step goes into the log first.
         self.propose_queued(effects);
         self.propose_config(&entry)
@@ -209,11 +210,12 @@ impl GroupCore {
     }
 
     /// What a replica is known to hold; nothing when its node does not answer: it may come back without
-    /// its disk.
+    /// its disk. Nothing either when its state is lost, whatever its log holds.
     fn matched_if_live(&self, id: ReplicaId, live: &LiveNodes) -> u64 {
         let node = self.membership.node_of(id);
         let counts = node.is_some_and(|node| self.answers(node, live))
             || self.config.bugs.has(KnownBug::CountLostLearner);
+        let counts = counts && !self.recovery.is_without_state(id.get(), self.ticks);
         let progress = self.raw.raft.prs().get(id.get()).filter(|_| counts);
         progress.map_or(0, |progress| progress.matched)
     }
@@ -253,6 +255,27 @@ impl GroupCore {
             return Ok(());
         }
         Err(MembershipError::NoQuorumAfter { group: self.id, live: answering, needed })
+    }
+
+    /// A change that leaves the state to voters that lost theirs, or do not answer, could not be taken back:
+    /// a replica that leaves destroys its own.
+    fn check_state_after(
+        &self,
+        entry: &ConfigEntry,
+        live: &LiveNodes,
+    ) -> Result<(), MembershipError> {
+        if entry.changes.is_empty() || !self.recovery.knows_lost_states(self.ticks) {
+            return Ok(());
+        }
+        let has_state = |id: &ReplicaId| {
+            let node = self.membership.node_of(*id);
+            let lost = self.recovery.is_without_state(id.get(), self.ticks);
+            node.is_some_and(|node| self.answers(node, live)) && !lost
+        };
+        match voters_after(&self.membership, entry).iter().any(has_state) {
+            true => Ok(()),
+            false => Err(MembershipError::NoStateAfter { group: self.id }),
+        }
     }
 
     /// Puts a change into the log; returns where it stands.
@@ -442,9 +465,8 @@ impl GroupCore {
         if !self.has_unfinished_change() || self.transfer.is_some() {
             return;
         }
-        let ready = self.led.as_ref().is_some_and(|led| led.ready);
         let pending = self.raw.raft.pending_conf_index.max(self.pending_requirement);
-        if !ready || pending > self.passed() {
+        if !self.may_finish_changes() || pending > self.passed() {
             return;
         }
         let next = match self.membership.incoming {
@@ -457,6 +479,17 @@ impl GroupCore {
         {
             tracing::warn!(group = %self.id, %error, "a membership change cannot continue");
         }
+    }
+
+    /// Whether this leader knows all changes before its term. To leave a joint configuration takes nothing of
+    /// a state machine: one that stands still would keep the leadership here, too, for none is transferred
+    /// meanwhile.
+    fn may_finish_changes(&self) -> bool {
+        let stands_still = self.joint
+            && self.stalled.is_some()
+            && !self.config.bugs.has(KnownBug::JointWaitsForMachine);
+        let known = |first| stands_still && self.passed() >= first;
+        self.led.as_ref().is_some_and(|led| led.ready || known(led.first_index))
     }
 
     /// The change that makes a voter of the learner, and removes the member that it replaces in

@@ -221,7 +221,7 @@ impl GroupCore {
         self.ticks += 1;
         let live = Arc::clone(&effects.nodes);
         let live = &*live;
-        if self.snapshots.replaces_log() {
+        if self.replaces_log() {
             // To campaign, raft would look for entries that the snapshot replaces, and panic.
             self.raw.raft.election_elapsed = 0;
         }

@@ -28,15 +28,37 @@ pub(super) struct Recovery {
     lost: bool,
     /// A snapshot is asked for again at this tick.
     asks_at: u64,
+    /// Replicas that told this leader that their state is lost, and until which tick that counts.
+    others: Vec<(u64, u64)>,
 }
 
 impl Recovery {
     pub(super) const fn opened(lost: bool) -> Self {
-        Self { lost, asks_at: 0 }
+        Self { lost, asks_at: 0, others: Vec::new() }
     }
 
     pub(super) const fn is_lost(&self) -> bool {
         self.lost
+    }
+
+    /// Whether another replica told this leader lately that its state is lost.
+    pub(super) fn is_without_state(&self, replica: u64, now: u64) -> bool {
+        self.others.iter().any(|(id, until)| *id == replica && now < *until)
+    }
+
+    /// Whether any replica did.
+    pub(super) fn knows_lost_states(&self, now: u64) -> bool {
+        self.others.iter().any(|(_, until)| now < *until)
+    }
+
+    /// A leadership began: what was told to an earlier one does not count.
+    pub(super) fn forget_others(&mut self) {
+        self.others = Vec::new();
+    }
+
+    fn note_other(&mut self, replica: u64, now: u64, until: u64) {
+        self.others.retain(|(id, until)| *id != replica && now < *until);
+        self.others.push((replica, until));
     }
 }
 
@@ -52,24 +74,27 @@ impl GroupCore {
         self.recovery.lost && !self.config.bugs.has(KnownBug::ApplyWithoutState)
     }
 
-    /// At every tick: asks the leader for a snapshot, once in one to two election timeouts, until one is
-    /// here. The request, the snapshot or its maker may be lost. A leader that makes snapshots at even
-    /// intervals must not replace each just when it ships it.
+    /// At every tick: asks the leader for a snapshot, once in one to two election timeouts, until its state
+    /// is back. The request, the snapshot or its maker may be lost. A leader that makes snapshots at even
+    /// intervals must not replace each just when it ships it. When one is here already, the request says so:
+    /// the leader is to know that the replica is still without a state.
     pub(super) fn ask_for_state(&mut self, effects: &mut Effects) {
         let raft = &self.raw.raft;
         let due = self.lacks_state()
             && self.ticks >= self.recovery.asks_at
             && raft.state == StateRole::Follower
             && raft.leader_id != INVALID_ID
-            && !self.snapshots.has_state()
-            && !self.has_pending_snapshot()
             && self.doubt.is_none();
         if !due {
             return;
         }
         let pause = u64::from(self.config.election_ticks).max(1);
         self.recovery.asks_at = self.ticks + pause + mix(self.id.get() ^ self.ticks) % pause;
+        let is_here = self.snapshots.has_state() || self.has_pending_snapshot();
         if self.config.bugs.has(KnownBug::StopLogForState) {
+            if is_here {
+                return;
+            }
             if let Err(error) = self.raw.request_snapshot() {
                 tracing::debug!(group = %self.id, %error, "raft asks for no snapshot");
             }
@@ -78,15 +103,26 @@ impl GroupCore {
         let Some(to) = self.node_of(raft.leader_id) else { return };
         let index = self.raw.store().base().index.get();
         let own = self.own_message(MessageKind::StateRequest, raft.leader_id);
-        let message = GroupMessage { index, ..own };
+        let message = GroupMessage { index, reject: is_here, ..own };
         effects.messages.push(Outgoing { to, lane: Lane::Urgent, message });
     }
 
-    /// At every tick: no peer sends a state to a leader. If there is no eligible voter to transfer
-    /// to, it gives leadership up as soon as another voter has all its entries.
+    /// A replica says that its state is lost. It says so at least once in two election timeouts.
+    pub(super) fn note_lost_state(&mut self, replica: u64) {
+        if self.leads() && !self.config.bugs.has(KnownBug::ForgetLostStates) {
+            let counts = 4 * u64::from(self.config.election_ticks).max(1);
+            self.recovery.note_other(replica, self.ticks, self.ticks + counts);
+        }
+    }
+
+    /// At every tick: no peer sends a state to a leader. If no eligible voter can take leadership over
+    /// now, it gives leadership up as soon as another voter has all its entries. One that is far behind
+    /// may never be able to: it needs a snapshot, and there is none here.
     pub(super) fn leave_leadership_without_state(&mut self, effects: &Effects) {
-        let hands_over = self.transfer.is_some() || self.has_successors(effects);
-        if !self.lacks_state() || !self.leads() || hands_over {
+        if !self.lacks_state() || !self.leads() || self.transfer.is_some() {
+            return;
+        }
+        if self.can_hand_over_now(effects) {
             return;
         }
         let (raft, own) = (&self.raw.raft, self.replica);

@@ -86,11 +86,6 @@ impl Snapshots {
         self.installing.is_some()
     }
 
-    /// Whether the log is being replaced, too.
-    pub(super) fn replaces_log(&self) -> bool {
-        self.installing.is_some_and(|install| !install.keeps_log)
-    }
-
     /// Whether a state is here, or arrives.
     pub(super) const fn has_state(&self) -> bool {
         self.installing.is_some() || self.arrived.is_some()
@@ -238,10 +233,11 @@ impl GroupCore {
 
     /// A replica lost its state and asks for one from which its log continues, which begins at
     /// `message.index`. Raft has no part in it: its log continues meanwhile. A state that is not
-    /// available now is asked for again.
+    /// available now is asked for again. With `message.reject` it has one, which is not restored yet.
     pub(super) fn take_state_request(&mut self, message: &GroupMessage, effects: &mut Effects) {
         let (replica, floor) = (message.from_replica, message.index);
-        let Some(to) = self.node_of(replica) else { return };
+        self.note_lost_state(replica);
+        let Some(to) = self.node_of(replica).filter(|_| !message.reject) else { return };
         let ships = self.snapshots.shipping.iter().any(|(id, _)| *id == replica);
         let gives = self.leads() && !self.lacks_state() && floor <= self.apply.applied();
         if ships || !gives {
@@ -303,6 +299,13 @@ impl GroupCore {
         } else if self.lacks_state() {
             self.snapshots.arrived = Some(position);
         }
+    }
+
+    /// Whether a snapshot replaces the log, and that is not durable.
+    pub(super) fn replaces_log(&self) -> bool {
+        let stays_out = self.config.bugs.has(KnownBug::InstallStaysOut);
+        let replaces = |install: Install| !install.keeps_log && (!install.handed || stays_out);
+        self.snapshots.installing.is_some_and(replaces)
     }
 
     /// Raft took a snapshot, and did not hand it out yet.
@@ -394,7 +397,8 @@ impl GroupCore {
         self.lease_after_change(&before);
     }
 
-    /// Continues an installation whose log write is durable.
+    /// Continues an installation whose log write is durable: the membership of there is known, and the log
+    /// continues. That takes part in elections and in changes of members, however long the state takes.
     pub(super) fn continue_install(&mut self, effects: &mut Effects) {
         let durable = self.durable_number;
         let Some(install) = self.snapshots.installing.as_mut() else { return };
@@ -402,6 +406,9 @@ impl GroupCore {
             install.handed = true;
             let position = install.position;
             effects.apply(self.id, self.epoch, ApplyWork::Restore { position });
+            if !self.replaces_log() {
+                self.count_as_applied(position.index.get());
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 //! the next leader gets the list of those that declined. So without news a leadership is
 //! transferred at most once per voter, and two nodes that both should not lead never play
 //! ping-pong. There is no notice when a voter that was silent answers again, or one that was busy
-//! is done: those are asked again when no other is left.
+//! is done: those are asked again when no other is left, or only such as lack too much.
 
 use shardhost_storage::{NodeId, ReplicaId};
 
@@ -30,6 +30,8 @@ pub(super) struct Succession {
     /// Of these, those that failed without a refusal, or whose reason is temporary: asked again
     /// when no other is left.
     accidents: Vec<u64>,
+    /// When the newest of these failed.
+    accident_at: u64,
     /// Until then they are about to be asked again.
     forgiven_until: u64,
     /// The nodes that a policy named when it declined this leadership.
@@ -66,9 +68,12 @@ impl GroupCore {
         ready || (self.stalled.is_some() && !waits)
     }
 
-    /// Whether there is an eligible voter that did not decline.
-    pub(super) fn has_successors(&self, effects: &Effects) -> bool {
-        self.may_hand_over() && !self.successors(effects).is_empty()
+    /// Whether there is an eligible voter that did not decline, and nothing is in its way that this leader
+    /// knows.
+    pub(super) fn can_hand_over_now(&self, effects: &Effects) -> bool {
+        let takes = |node: &NodeId| self.check_target(*node, Some(SUCCESSION_LAG), effects).is_ok();
+        let any = self.config.bugs.has(KnownBug::KeepForTheUnlevel);
+        self.may_hand_over() && self.successors(effects).iter().any(|node| any || takes(node))
     }
 
     /// Whether this node should not lead: the group's requirement excludes it, or a policy, which
@@ -114,6 +119,7 @@ impl GroupCore {
         match error {
             TransferError::TargetNotCaughtUp { .. } | TransferError::TargetSnapshotting { .. } => {
                 self.retry_later(LEVEL_TICKS);
+                self.forgive_old_accidents();
             }
             _ => {
                 self.note_declined(replica, error);
@@ -148,6 +154,15 @@ impl GroupCore {
         self.succession.declined.retain(|(replica, _)| !accidents.contains(replica));
     }
 
+    /// None of those that are left lacks little enough, which may last: those that failed by accident a while
+    /// ago may be asked again.
+    fn forgive_old_accidents(&mut self) {
+        let waits = self.ticks < self.succession.accident_at + RETRY_TICKS;
+        if !waits && !self.config.bugs.has(KnownBug::KeepForTheUnlevel) {
+            self.forgive_accidents();
+        }
+    }
+
     /// Whether a voter is to be asked again although there is no news.
     pub(super) fn has_failed_successors(&self) -> bool {
         !self.succession.accidents.is_empty() || self.ticks <= self.succession.forgiven_until
@@ -161,6 +176,7 @@ impl GroupCore {
         if news && self.may_be_asked_again(error) && !self.config.bugs.has(KnownBug::ForgiveTheLast)
         {
             self.succession.accidents.push(replica);
+            self.succession.accident_at = self.ticks;
         }
     }
 

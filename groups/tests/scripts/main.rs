@@ -62,6 +62,7 @@
 //! | asking | |
 //! |---|---|
 //! | `propose node=1 data=(x,y) term=2 through-barrier` | commands; `panic` and `fault` break state machines |
+//! | … `count=1100` | so many commands, the words of `data` in turn |
 //! | … `round-goes-on` | the next command comes in the same round |
 //! | `read node=1 as=a` `lease` `follower` `leadership`, `cancel node=1 as=a` | a read, under a name; its caller goes away |
 //! | `transfer node=1 to=2`, `transfer node=1 to=(2,3) max-lag=0` | leadership goes to one node, or to the first that fits |
@@ -81,7 +82,7 @@
 //! | `stall node=1 part=disk`, `resume …` | its `disk`, `machine`, `worker` or `policies` stand still when others take turns |
 //! | `crash node=1 keep=1`, `restart node=1`, `close node=1` | the process dies, and of the unsynced writes one survives; starts; closes a group |
 //! | `back-up node=1`, `put-back node=1`, `wipe node=1` | the data directory is copied; of a node that is down, the copy is put back, or the disk replaced by an empty one |
-//! | `fault node=1 in=sync`, `mend` | the next `write` or `sync` fails, `reads` of a group, an `entry index=3`; `snapshots` are damaged, the last word that a state `machine` holds is another one, there is no `space`; the next crash takes the `tail` of the log with it |
+//! | `fault node=1 in=sync`, `mend` | the next `write` or `sync` fails, `reads` of a group, an `entry index=3`; `snapshots` are damaged, the last word that a state `machine` holds is another one, there is no `space`, of a node that is down the `state` is lost with its snapshots; the next crash takes the `tail` of the log with it |
 //! | `node-lost of=3`, `node-live of=3`, `unreachable node=1 of=3` | what the transport says of node 3 |
 //!
 //! | looking | |
@@ -161,6 +162,11 @@ const NEEDS: &[(KnownBug, &str)] = &[
     (KnownBug::CountLostLearner, "membership/vote_for_a_wiped_learner.txt"),
     (KnownBug::CountLostLearner, "membership/promote_before_the_tick.txt"),
     (KnownBug::ChangeIntoStandstill, "membership/no_change_into_a_standstill.txt"),
+    (KnownBug::KeepForTheUnlevel, "failures/a_lost_state_leaves_past_one_that_lags.txt"),
+    (KnownBug::JointWaitsForMachine, "membership/joint_is_left_without_the_machine.txt"),
+    (KnownBug::InstallStaysOut, "snapshots/a_long_restore_keeps_nobody_out.txt"),
+    (KnownBug::ForgetLostStates, "membership/the_last_state_is_not_removed.txt"),
+    (KnownBug::ForgetLostStates, "membership/no_vote_without_the_state.txt"),
     (KnownBug::CountLateAnswers, "membership/late_answer_of_a_lost_disk.txt"),
     (KnownBug::RemovedCampaigns, "membership/removed_one_does_not_stand_in_the_way.txt"),
     (KnownBug::ForgetCommit, "membership/commit_is_remembered.txt"),

@@ -77,7 +77,7 @@ impl GroupCore {
     }
 
     /// The replica on a node that could lead, if nothing is in its way that this leader knows.
-    pub(super) fn check_target(
+    pub(in crate::core) fn check_target(
         &self,
         node: NodeId,
         max_lag: Option<u64>,

@@ -40,7 +40,10 @@ impl Cluster {
         let Asker { node, group, .. } = Asker::new(arguments)?;
         let in_term = arguments.maybe("term")?.map(Term::new);
         let through_barrier = arguments.flag("through-barrier")?;
-        let data: Vec<String> = arguments.all("data")?;
+        let mut data: Vec<String> = arguments.all("data")?;
+        if let Some(count) = arguments.maybe("count")? {
+            data = data.iter().cycle().take(count).cloned().collect();
+        }
         let proposals = data.into_iter().map(|text| {
             let pending = self.answers.proposal(group, format!("n{node} g{group} propose {text}"));
             Proposal { command: Bytes::from(text), in_term, through_barrier, pending }

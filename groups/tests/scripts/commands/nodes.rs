@@ -103,6 +103,7 @@ impl Cluster {
             }
             "snapshots" => node.corrupt_snapshots(group),
             "machine" => node.corrupt_machine(group)?,
+            "state" => node.lose_state(group)?,
             "space" => node.snapshots.inject(SnapshotFault::NoSpace),
             other => return Err(format!("nothing can be wrong with {other}")),
         }

@@ -250,12 +250,12 @@ impl Node {
         }
     }
 
-    /// A replica ended and its log is destroyed: its state goes too.
     /// Which opening of a group's replica runs here.
     pub fn epoch_of(&self, group: GroupId) -> Option<u64> {
         Some(self.process.as_ref()?.machines.get(&group)?.epoch)
     }
 
+    /// A replica ended and its log is destroyed: its state goes too.
     pub fn bury(&mut self, group: GroupId, epoch: u64) {
         let Some(process) = self.process.as_mut() else { return };
         if let Some(mut machine) = process.machines.remove(&group) {
@@ -273,6 +273,17 @@ impl Node {
         let (_, word) = disk.live.commands.last_mut().ok_or("the machine is empty")?;
         *word = word.to_uppercase();
         Ok(())
+    }
+
+    /// What the state machine of a node that is down keeps is gone, and its snapshots.
+    pub fn lose_state(&mut self, group: GroupId) -> Result<(), String> {
+        if self.process.is_some() {
+            return Err("the node is up".to_owned());
+        }
+        let disk = self.disks.get_mut(&group).ok_or("there is no machine")?;
+        let empty = MachineDisk { keeps: self.keeps, ..MachineDisk::default() };
+        *disk = Arc::new(Mutex::new(empty));
+        self.snapshots.remove_below(group, None).map_err(|error| error.to_string())
     }
 
     /// Damages every snapshot of a group that is kept here.
