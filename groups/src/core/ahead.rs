@@ -28,7 +28,8 @@ impl GroupCore {
     pub(super) fn go_ahead_of_machine(&mut self, effects: &mut Effects) {
         let log = &self.raw.raft.raft_log;
         let (before, end) = (log.applied, log.committed.min(log.persisted));
-        let next_waits = self.membership.config_index.get() == before + 1 && !self.is_meta_durable();
+        let next_waits =
+            self.membership.config_index.get() == before + 1 && !self.is_meta_durable();
         if before >= end || !self.goes_ahead() || next_waits {
             return;
         }

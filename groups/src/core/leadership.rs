@@ -63,7 +63,6 @@ impl GroupCore {
                 offered: false,
             });
             self.reset_lease();
-            self.recovery.forget_others();
             self.ask_anew();
             if !self.config.bugs.has(KnownBug::CaretakerAnswersReads) {
                 self.refuse_readers(effects);

@@ -78,6 +78,19 @@ struct PeerSign {
     /// When the newest heartbeat that it answered was sent.
     stamp: Moment,
     life_check: LifeCheck,
+    /// What it said last of its state machine.
+    state: PeerState,
+}
+
+/// What a replica said of its state machine, in this leadership.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum PeerState {
+    /// It did not answer yet.
+    #[default]
+    Unknown,
+    There,
+    /// It waits for a snapshot.
+    Lost,
 }
 
 /// Whether a replica that never voted is still in the life whose answers come: one of an earlier life may
@@ -109,6 +122,7 @@ impl Lease {
                 life: 0,
                 stamp: Moment::ZERO,
                 life_check: LifeCheck::Passed,
+                state: PeerState::Unknown,
             });
             self.peers.len() - 1
         });
@@ -242,8 +256,12 @@ impl GroupCore {
                 wire.life = self.life();
                 let answered = self.lease.echo.filter(|(to, _)| *to == wire.to_replica);
                 wire.stamp = answered.map_or(0, |(_, stamp)| stamp.get());
+                wire.lacks_state = self.lacks_state();
             }
-            MessageKind::AppendResponse => wire.life = self.life(),
+            MessageKind::AppendResponse => {
+                wire.life = self.life();
+                wire.lacks_state = self.lacks_state();
+            }
             MessageKind::TimeoutNow => {
                 wire.stamp = effects.began.map_or(0, Moment::get);
                 wire.life = self.lease.life_of(wire.to_replica);
@@ -271,6 +289,7 @@ impl GroupCore {
             Some(now) if message.stamp <= now.get() => Moment::new(message.stamp),
             _ => Moment::ZERO,
         };
+        self.note_state_of(message);
         let earlier = std::mem::replace(&mut self.lease.peer(replica).life, life);
         if earlier != 0 && earlier != life {
             self.count_reopened(replica);
@@ -293,6 +312,23 @@ impl GroupCore {
         checked
             || message.kind() != MessageKind::AppendResponse
             || self.config.bugs.has(KnownBug::CountLateAnswers)
+    }
+
+    /// What a replica says of its state machine: in answers to appends and heartbeats only.
+    fn note_state_of(&mut self, message: &GroupMessage) {
+        let says =
+            matches!(message.kind(), MessageKind::AppendResponse | MessageKind::HeartbeatResponse);
+        if says && !self.config.bugs.has(KnownBug::ForgetLostStates) {
+            let lost = message.lacks_state;
+            let state = if lost { PeerState::Lost } else { PeerState::There };
+            self.lease.peer(message.from_replica).state = state;
+        }
+    }
+
+    /// What a replica said of its state machine, in this leadership.
+    pub(super) fn state_of_peer(&self, replica: u64) -> PeerState {
+        let peer = self.lease.peers.iter().find(|peer| peer.replica == replica);
+        peer.map_or(PeerState::Unknown, |peer| peer.state)
     }
 
     /// The answers of a replica count from the first heartbeat that it answers from here on.
@@ -337,6 +373,7 @@ impl GroupCore {
         let lease = &mut self.lease;
         for peer in &mut lease.peers {
             (peer.stamp, peer.life_check) = (Moment::ZERO, LifeCheck::Passed);
+            peer.state = PeerState::Unknown;
         }
         lease.void_until = Moment::ZERO;
         lease.owed_by.clear();

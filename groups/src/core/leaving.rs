@@ -2,7 +2,7 @@
 //!
 //! It learns of its removal by applying it, or, when it was away, from members: they answer all its
 //! messages. It ends when a quorum of the remaining voters have reported the configuration without
-//! it. Until then it keeps voting and acknowledging, because members that have not applied its
+//! it. One that lost the group's state reports nothing. Until then it keeps voting and acknowledging, because members that have not applied its
 //! removal yet may still need it for their quorum.
 
 use std::collections::BTreeSet;
@@ -73,6 +73,11 @@ impl GroupCore {
     #[must_use]
     pub const fn is_retired(&self) -> bool {
         self.retired
+    }
+
+    /// Whether this replica was removed, and is not let go yet.
+    pub(super) const fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
     }
 
     /// After a change of membership: is this replica still part of it?

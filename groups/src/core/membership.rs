@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use super::GroupCore;
 use crate::convert::is_requirement;
 use crate::core::Effects;
+use crate::core::lease::PeerState;
 use crate::error::{GroupFault, UnknownCause};
 use crate::known_bugs::KnownBug;
 use crate::membership::{
@@ -215,7 +216,7 @@ impl GroupCore {
         let node = self.membership.node_of(id);
         let counts = node.is_some_and(|node| self.answers(node, live))
             || self.config.bugs.has(KnownBug::CountLostLearner);
-        let counts = counts && !self.recovery.is_without_state(id.get(), self.ticks);
+        let counts = counts && self.state_of_peer(id.get()) != PeerState::Lost;
         let progress = self.raw.raft.prs().get(id.get()).filter(|_| counts);
         progress.map_or(0, |progress| progress.matched)
     }
@@ -257,22 +258,24 @@ impl GroupCore {
         Err(MembershipError::NoQuorumAfter { group: self.id, live: answering, needed })
     }
 
-    /// A change that leaves the state to voters that lost theirs, or do not answer, could not be taken back:
-    /// a replica that leaves destroys its own.
+    /// A leader that leaves destroys its state. If all others are without, or do not answer, nobody would
+    /// have it, and that could not be taken back.
     fn check_state_after(
         &self,
         entry: &ConfigEntry,
         live: &LiveNodes,
     ) -> Result<(), MembershipError> {
-        if entry.changes.is_empty() || !self.recovery.knows_lost_states(self.ticks) {
+        let voters = voters_after(&self.membership, entry);
+        let forgets = self.config.bugs.has(KnownBug::ForgetLostStates);
+        if entry.changes.is_empty() || voters.contains(&self.replica) || forgets {
             return Ok(());
         }
         let has_state = |id: &ReplicaId| {
             let node = self.membership.node_of(*id);
-            let lost = self.recovery.is_without_state(id.get(), self.ticks);
-            node.is_some_and(|node| self.answers(node, live)) && !lost
+            let known = self.state_of_peer(id.get()) == PeerState::There;
+            node.is_some_and(|node| self.answers(node, live)) && known
         };
-        match voters_after(&self.membership, entry).iter().any(has_state) {
+        match voters.iter().any(has_state) {
             true => Ok(()),
             false => Err(MembershipError::NoStateAfter { group: self.id }),
         }

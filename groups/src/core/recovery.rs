@@ -6,6 +6,10 @@
 //! Raft's request for a snapshot is not used: a replica that asks takes no entries before it has
 //! one, because the snapshot replaces its log.
 //!
+//! Its answers to the leader say so: a leader gives no vote to a learner without a state, and does not
+//! leave the group to such voters alone. If they lost theirs just when it left, it keeps its own and gives
+//! it to them, for none of them lets it go.
+//!
 //! It leads only when no other does, as any ineligible node: its log may be the one that has the
 //! acknowledged entries. It brings another voter level with it, and gives leadership up.
 //!
@@ -14,10 +18,11 @@
 
 use raft::{INVALID_ID, StateRole};
 use shardhost_proto::peer::{GroupMessage, MessageKind};
-use shardhost_storage::RequirementMode;
+use shardhost_storage::{NodeId, RequirementMode};
 
 use super::{GroupCore, mix};
 use crate::core::Effects;
+use crate::core::lease::PeerState;
 use crate::known_bugs::KnownBug;
 use crate::nodes::Impairment;
 use crate::transport::{Lane, Outgoing};
@@ -28,37 +33,15 @@ pub(super) struct Recovery {
     lost: bool,
     /// A snapshot is asked for again at this tick.
     asks_at: u64,
-    /// Replicas that told this leader that their state is lost, and until which tick that counts.
-    others: Vec<(u64, u64)>,
 }
 
 impl Recovery {
     pub(super) const fn opened(lost: bool) -> Self {
-        Self { lost, asks_at: 0, others: Vec::new() }
+        Self { lost, asks_at: 0 }
     }
 
     pub(super) const fn is_lost(&self) -> bool {
         self.lost
-    }
-
-    /// Whether another replica told this leader lately that its state is lost.
-    pub(super) fn is_without_state(&self, replica: u64, now: u64) -> bool {
-        self.others.iter().any(|(id, until)| *id == replica && now < *until)
-    }
-
-    /// Whether any replica did.
-    pub(super) fn knows_lost_states(&self, now: u64) -> bool {
-        self.others.iter().any(|(_, until)| now < *until)
-    }
-
-    /// A leadership began: what was told to an earlier one does not count.
-    pub(super) fn forget_others(&mut self) {
-        self.others = Vec::new();
-    }
-
-    fn note_other(&mut self, replica: u64, now: u64, until: u64) {
-        self.others.retain(|(id, until)| *id != replica && now < *until);
-        self.others.push((replica, until));
     }
 }
 
@@ -74,49 +57,60 @@ impl GroupCore {
         self.recovery.lost && !self.config.bugs.has(KnownBug::ApplyWithoutState)
     }
 
-    /// At every tick: asks the leader for a snapshot, once in one to two election timeouts, until its state
-    /// is back. The request, the snapshot or its maker may be lost. A leader that makes snapshots at even
-    /// intervals must not replace each just when it ships it. When one is here already, the request says so:
-    /// the leader is to know that the replica is still without a state.
+    /// At every tick: asks the leader for a snapshot, once in one to two election timeouts, until one is
+    /// here. The request, the snapshot or its maker may be lost. A leader that makes snapshots at even
+    /// intervals must not replace each just when it ships it.
     pub(super) fn ask_for_state(&mut self, effects: &mut Effects) {
         let raft = &self.raw.raft;
         let due = self.lacks_state()
             && self.ticks >= self.recovery.asks_at
             && raft.state == StateRole::Follower
             && raft.leader_id != INVALID_ID
+            && !self.snapshots.has_state()
+            && !self.has_pending_snapshot()
             && self.doubt.is_none();
         if !due {
             return;
         }
         let pause = u64::from(self.config.election_ticks).max(1);
         self.recovery.asks_at = self.ticks + pause + mix(self.id.get() ^ self.ticks) % pause;
-        let is_here = self.snapshots.has_state() || self.has_pending_snapshot();
         if self.config.bugs.has(KnownBug::StopLogForState) {
-            if is_here {
-                return;
-            }
             if let Err(error) = self.raw.request_snapshot() {
                 tracing::debug!(group = %self.id, %error, "raft asks for no snapshot");
             }
             return;
         }
         let Some(to) = self.node_of(raft.leader_id) else { return };
-        let index = self.raw.store().base().index.get();
-        let own = self.own_message(MessageKind::StateRequest, raft.leader_id);
-        let message = GroupMessage { index, reject: is_here, ..own };
-        effects.messages.push(Outgoing { to, lane: Lane::Urgent, message });
+        self.send_state_request(to, self.raw.raft.leader_id, effects);
     }
 
-    /// A replica says that its state is lost. It says so at least once in two election timeouts.
-    pub(super) fn note_lost_state(&mut self, replica: u64) {
-        if self.leads() && !self.config.bugs.has(KnownBug::ForgetLostStates) {
-            let counts = 4 * u64::from(self.config.election_ticks).max(1);
-            self.recovery.note_other(replica, self.ticks, self.ticks + counts);
+    /// A replica that was removed is heard. Who has the group's state lets it go. Who lacks it does not: the
+    /// one that was removed may be the last that has it, if others lost theirs just then. It is asked for it.
+    pub(super) fn answer_removed(
+        &mut self,
+        node: NodeId,
+        message: &GroupMessage,
+        effects: &mut Effects,
+    ) {
+        if !self.lacks_state() || self.config.bugs.has(KnownBug::ForgetLostStates) {
+            self.send_notice(node, message.from_replica, effects);
+        } else if message.kind() == MessageKind::Snapshot {
+            self.take_state_of_removed(message);
+        } else if !self.snapshots.has_state() && self.ticks >= self.recovery.asks_at {
+            self.recovery.asks_at = self.ticks + u64::from(self.config.election_ticks).max(1);
+            self.send_state_request(node, message.from_replica, effects);
         }
     }
 
+    fn send_state_request(&self, to: NodeId, replica: u64, effects: &mut Effects) {
+        let index = self.raw.store().base().index.get();
+        let own = self.own_message(MessageKind::StateRequest, replica);
+        let message = GroupMessage { index, ..own };
+        effects.messages.push(Outgoing { to, lane: Lane::Urgent, message });
+    }
+
     /// At every tick: no peer sends a state to a leader. If no eligible voter can take leadership over
-    /// now, it gives leadership up as soon as another voter has all its entries. One that is far behind
+    /// now, it gives leadership up as soon as another voter with a state has all its entries. One that is far behind
     /// may never be able to: it needs a snapshot, and there is none here.
     pub(super) fn leave_leadership_without_state(&mut self, effects: &Effects) {
         if !self.lacks_state() || !self.leads() || self.transfer.is_some() {
@@ -131,6 +125,7 @@ impl GroupCore {
             let progress = raft.prs().get(replica.get());
             replica != own
                 && effects.nodes.contains(node)
+                && self.state_of_peer(replica.get()) != PeerState::Lost
                 && progress.is_some_and(|progress| progress.matched == last)
         });
         if level {

@@ -233,13 +233,13 @@ impl GroupCore {
 
     /// A replica lost its state and asks for one from which its log continues, which begins at
     /// `message.index`. Raft has no part in it: its log continues meanwhile. A state that is not
-    /// available now is asked for again. With `message.reject` it has one, which is not restored yet.
+    /// available now is asked for again. A replica that was removed gives its own.
     pub(super) fn take_state_request(&mut self, message: &GroupMessage, effects: &mut Effects) {
         let (replica, floor) = (message.from_replica, message.index);
-        self.note_lost_state(replica);
-        let Some(to) = self.node_of(replica).filter(|_| !message.reject) else { return };
+        let Some(to) = self.node_of(replica) else { return };
         let ships = self.snapshots.shipping.iter().any(|(id, _)| *id == replica);
-        let gives = self.leads() && !self.lacks_state() && floor <= self.apply.applied();
+        let gives = (self.leads() || self.is_leaving()) && !self.lacks_state();
+        let gives = gives && floor <= self.apply.applied();
         if ships || !gives {
             return;
         }
@@ -306,6 +306,15 @@ impl GroupCore {
         let stays_out = self.config.bugs.has(KnownBug::InstallStaysOut);
         let replaces = |install: Install| !install.keeps_log && (!install.handed || stays_out);
         self.snapshots.installing.is_some_and(replaces)
+    }
+
+    /// A state from a replica that was removed, for one that has none: raft would follow its sender.
+    pub(super) fn take_state_of_removed(&mut self, message: &GroupMessage) {
+        let meta = message.snapshot.as_ref();
+        let position = convert::position_from_wire(meta.and_then(|meta| meta.position.as_ref()));
+        if position.is_some() && !self.snapshots.is_installing() {
+            self.snapshots.arrived = position;
+        }
     }
 
     /// Raft took a snapshot, and did not hand it out yet.

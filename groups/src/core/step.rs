@@ -47,7 +47,7 @@ impl GroupCore {
             Err(Refusal::LostTail) => return Stepped::Fatal(self.lost_tail(&message)),
             Err(Refusal::CommittedConflict) => return self.note_contradiction(&message),
             Err(Refusal::Removed) => {
-                self.send_notice(node, message.from_replica, effects);
+                self.answer_removed(node, &message, effects);
                 return Stepped::Refused(Refusal::Removed);
             }
             Err(Refusal::OtherGenesis) => {

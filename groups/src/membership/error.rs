@@ -95,11 +95,11 @@ pub enum MembershipError {
         /// How many a quorum would need.
         needed: usize,
     },
-    /// Definite. After the change no voter that answers would have the group's state: those that are left lost
-    /// theirs and wait for a snapshot. Wait until one of them has it again; `group show` says so.
+    /// Definite. The leader would leave, and no other voter that answers has the group's state: they lost
+    /// theirs and wait for a snapshot, or did not say yet. Wait until one has it again.
     #[error(
         "after the change no voter of group {group} that answers would have its state: those that are left \
-         lost theirs, and wait for a snapshot; wait until one has it again"
+         lost theirs and wait for a snapshot; wait until one has it again"
     )]
     NoStateAfter { group: GroupId },
     /// Definite. A voter is being added, or replaced by another. Wait for its end, or cancel it.

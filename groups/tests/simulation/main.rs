@@ -13,6 +13,7 @@ mod leases;
 mod policies;
 mod recovery;
 mod sleep;
+mod standstill;
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::{GroupId, MembershipChange, NodeId};

@@ -254,6 +254,7 @@ fn build(victim: &Victim, garbage: &Garbage) -> GroupMessage {
         recovery: recovery(garbage, term, last),
         checksum: checksum(garbage),
         verdict: verdict(garbage),
+        lacks_state: garbage.reject,
     }
 }
 

@@ -14,9 +14,6 @@ impl Cluster {
         let Some(membership) = core.map(|core| Arc::clone(&core.status().membership)) else {
             return Ok(());
         };
-        if self.lacks_states(group) {
-            return self.remove_dead_member(leader, group, &membership);
-        }
         let mut chance = self.chance.clone();
         let order = self.draw_order(&membership, &mut chance);
         self.chance = chance;

@@ -82,20 +82,6 @@ impl Cluster {
         settled && others.any(|(_, node)| self.nodes[&node].disks.contains_key(&group))
     }
 
-    /// While a state is lost, operators remove no member but one whose node is down.
-    pub(super) fn remove_dead_member(
-        &mut self,
-        leader: NodeId,
-        group: GroupId,
-        membership: &Membership,
-    ) -> Result<(), String> {
-        let dead = membership.members.values().map(|member| member.node).find(|node| {
-            self.nodes[node].process.is_none() && !self.without_state.contains(&(*node, group))
-        });
-        let Some(dead) = dead else { return Ok(()) };
-        self.change_members(leader, group, MembershipChange::new().remove(dead))
-    }
-
     /// One voter's machine stands still, or has no state, and gets none until the end. Others are
     /// down for a while, members change, and former members go. The group is served by a voter that can, all
     /// the same, and a state that is lost comes back.

@@ -245,6 +245,21 @@ impl Cluster {
         self.after(delay, Event::HealNetwork);
     }
 
+    /// A node reaches no other, and none reaches it.
+    pub fn isolate(&mut self, id: NodeId) {
+        self.tell(|| format!("{id:?} is cut off"));
+        for other in self.node_ids() {
+            self.network.block(id, other);
+            self.network.block(other, id);
+        }
+    }
+
+    /// Messages from one node to another take so many milliseconds longer.
+    pub fn slow_link(&mut self, from: NodeId, to: NodeId, delay: u64) {
+        self.tell(|| format!("messages from {from:?} to {to:?} take {delay} ms longer"));
+        self.network.slow(from, to, delay);
+    }
+
     /// The worker does nothing for so many milliseconds.
     pub fn stall(&mut self, id: NodeId, length: u64) {
         self.tell(|| format!("{id:?} stalls for {length} ms"));
