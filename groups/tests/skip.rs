@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use shardhost_groups::runtime::StoredEntry;
 use shardhost_groups::{
-    ApplyBatch, ApplyFault, Group, GroupSpec, Groups, GroupsBuilder, GroupsConfig, LogIndex,
-    LogPosition, OpenGroupError, Role, SnapshotWriter, StateMachine,
+    ApplyBatch, ApplyFault, Group, GroupSpec, GroupStatus, Groups, GroupsBuilder, GroupsConfig,
+    LogIndex, LogPosition, OpenGroupError, Role, SnapshotWriter, StateMachine,
 };
 use shardhost_storage::{GroupId, MemorySnapshots, MemoryStore, NodeId};
 use shardhost_testing::network::Network;
@@ -22,6 +22,8 @@ const ID: GroupId = GroupId::new(7);
 struct Disk {
     applied: Option<LogPosition>,
     words: Vec<String>,
+    /// Why it cannot be read.
+    fault: Option<ApplyFault>,
 }
 
 /// Keeps words, and cannot bear `poison`.
@@ -30,7 +32,8 @@ struct Words(Arc<Mutex<Disk>>);
 
 impl StateMachine for Words {
     fn applied(&self) -> Result<Option<LogPosition>, ApplyFault> {
-        Ok(self.0.lock().unwrap().applied)
+        let disk = self.0.lock().unwrap();
+        disk.fault.clone().map_or(Ok(disk.applied), Err)
     }
 
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
@@ -92,8 +95,8 @@ impl Trio {
         Box::new(Words(Arc::clone(&self.disks[at])))
     }
 
-    fn open(&self, at: usize) -> Group {
-        self.hosts[at].finish_skip(ID).unwrap();
+    fn open(&self, at: usize, skipped: LogIndex) -> Group {
+        self.hosts[at].finish_skip(ID, skipped).unwrap();
         self.hosts[at].open(ID, self.machine(at)).unwrap()
     }
 
@@ -105,6 +108,28 @@ impl Trio {
     fn skip(&self, at: usize, entry: StoredEntry) -> Result<(), OpenGroupError> {
         let machine = self.machine(at);
         self.hosts[at].skip_entry(ID, entry, Box::new(move || Ok(machine)))
+    }
+
+    /// As code that closed a replica opens it again; `None`: it stays closed.
+    fn reopen(&self, at: usize) -> Option<Group> {
+        let machine = self.machine(at);
+        self.hosts[at].reopen_with(ID, Box::new(move || Ok(machine))).unwrap()
+    }
+
+    /// Has `poison` fail every replica, closes them, and finds its entry.
+    async fn poisoned() -> (Self, StoredEntry) {
+        let (trio, replicas) = Self::start();
+        leader_of(&replicas).await.propose("poison").await.expect_err("its machine fails");
+        for replica in &replicas {
+            let failed = |status: &GroupStatus| matches!(status.role, Role::Failed(_));
+            replica.wait_for(failed, SOON).await.expect("each of them fails");
+        }
+        let index = LogIndex::new(replicas[0].status().applied.get() + 1);
+        for host in &trio.hosts {
+            assert!(host.close(ID).await);
+        }
+        let entry = trio.hosts[0].stored_entry(ID, index).unwrap().expect("it is there");
+        (trio, entry)
     }
 }
 
@@ -146,11 +171,9 @@ async fn an_operator_gets_past_a_command_that_fails_every_replica() {
     (0..3).for_each(|at| trio.skip(at, entry).unwrap());
     // Nothing but an order opens it meanwhile, as a repair of what is damaged beside it.
     for at in 0..3 {
-        let machine = trio.machine(at);
-        let reopened = trio.hosts[at].reopen_with(ID, Box::new(move || Ok(machine))).unwrap();
-        assert!(reopened.is_none() && trio.hosts[at].parked_replica(ID).unwrap().ordered);
+        assert!(trio.reopen(at).is_none() && trio.hosts[at].parked_replica(ID).unwrap().ordered);
     }
-    let replicas: Vec<Group> = (0..3).map(|at| trio.open(at)).collect();
+    let replicas: Vec<Group> = (0..3).map(|at| trio.open(at, index)).collect();
     let two = leader_of(&replicas).await.propose("two").await.unwrap().index;
     let all = |at: usize| {
         let replica = &replicas[at];
@@ -166,9 +189,7 @@ async fn an_operator_gets_past_a_command_that_fails_every_replica() {
     // A replica that was opened by order is opened again by the code that closed it, whatever was
     // ordered before.
     assert!(trio.hosts[1].close(ID).await);
-    let machine = trio.machine(1);
-    let reopened = trio.hosts[1].reopen_with(ID, Box::new(move || Ok(machine))).unwrap();
-    assert!(reopened.is_some() && trio.hosts[1].parked_replica(ID).is_none());
+    assert!(trio.reopen(1).is_some() && trio.hosts[1].parked_replica(ID).is_none());
 
     // Done twice, it changes nothing but that the state machine is past it.
     assert!(trio.hosts[0].close(ID).await);
@@ -205,7 +226,92 @@ async fn only_the_very_entry_that_was_meant_is_skipped() {
     // The note keeps this member from applying what others may have skipped: no other skip removes it.
     let message = trio.begin(1, entry).expect_err("one is not finished").to_string();
     assert!(message.contains(&format!("--index {}", behind.index)), "{message}");
-    trio.hosts[1].finish_skip(ID).unwrap();
+    // Nor does an order to open the replica that is meant for another one.
+    let message = trio.hosts[1].finish_skip(ID, index).expect_err("another one").to_string();
+    assert!(message.contains(&format!("--index {}", behind.index)), "{message}");
+    trio.hosts[1].finish_skip(ID, behind.index).unwrap();
     trio.begin(1, entry).unwrap();
     trio.skip(1, entry).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_skip_that_is_refused_leaves_the_replica_as_it_was() {
+    let (trio, entry) = Trio::poisoned().await;
+    let another = StoredEntry { checksum: entry.checksum ^ 1, ..entry };
+    trio.begin(0, another).expect_err("another entry");
+    assert!(trio.hosts[0].parked_replica(ID).is_none(), "nothing keeps it closed");
+    trio.skip(0, entry).expect_err("it was not begun");
+    assert!(trio.hosts[0].parked_replica(ID).is_none(), "nothing keeps it closed");
+    assert!(trio.reopen(0).is_some(), "whatever closed it opens it again");
+    // One that an operator parked stays so.
+    trio.hosts[1].park(ID, "by order");
+    trio.begin(1, another).expect_err("another entry");
+    assert!(trio.hosts[1].parked_replica(ID).unwrap().cause.to_string().contains("by order"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_cannot_be_read_for_now_may_hold_the_command() {
+    let (trio, entry) = Trio::poisoned().await;
+    let fails = |fault| trio.disks[0].lock().unwrap().fault = fault;
+    fails(Some(ApplyFault::passing("too many open files")));
+    let refused = trio.begin(0, entry).expect_err("it may have applied it").to_string();
+    assert!(refused.contains("too many open files"), "{refused}");
+    let stored = trio.hosts[0].stored_group(ID).unwrap().unwrap();
+    assert!(stored.skipping.is_none() && trio.hosts[0].parked_replica(ID).is_none());
+
+    fails(None);
+    trio.begin(0, entry).unwrap();
+    fails(Some(ApplyFault::passing("too many open files")));
+    trio.skip(0, entry).expect_err("it may have applied it");
+    assert_eq!(trio.hosts[0].stored_entry(ID, entry.index).unwrap(), Some(entry), "unchanged");
+
+    // What is damaged is replaced by the state of another replica.
+    fails(Some(ApplyFault::damaged("a checksum is wrong")));
+    trio.skip(0, entry).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_skip_that_begun_at_some_members_is_abandoned() {
+    let (trio, entry) = Trio::poisoned().await;
+    let index = entry.index;
+    trio.hosts[0].abandon_skip(ID, index).expect("nothing is noted, so nothing is to do");
+    assert!(trio.hosts[0].parked_replica(ID).is_none());
+    (0..2).for_each(|at| trio.begin(at, entry).unwrap());
+    // An order to open it is not enough: it would apply what others may skip.
+    let refused = trio.hosts[0].finish_skip(ID, index).expect_err("it is not skipped").to_string();
+    assert!(refused.contains("is not skipped here") && refused.contains("--abandon"), "{refused}");
+    let other = LogIndex::new(index.get() + 1);
+    let refused = trio.hosts[0].abandon_skip(ID, other).expect_err("another one").to_string();
+    assert!(refused.contains(&format!("--index {index}")), "{refused}");
+
+    (0..2).for_each(|at| trio.hosts[at].abandon_skip(ID, index).unwrap());
+    for at in 0..2 {
+        assert!(trio.reopen(at).is_none(), "not before all have agreed");
+        let refused = trio.skip(at, entry).expect_err("it is abandoned").to_string();
+        assert!(refused.contains("is being abandoned"), "{refused}");
+    }
+    for at in 0..2 {
+        trio.hosts[at].finish_skip(ID, index).unwrap();
+        let stored = trio.hosts[at].stored_group(ID).unwrap().unwrap();
+        assert_eq!(stored.skipping, None);
+        trio.hosts[at].open(ID, trio.machine(at)).expect("nothing keeps it closed");
+        assert_eq!(trio.hosts[at].stored_entry(ID, index).unwrap(), Some(entry), "unchanged");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_skip_is_not_abandoned_where_the_entry_is_rewritten_and_begins_anew_where_it_is_not() {
+    let (trio, entry) = Trio::poisoned().await;
+    let index = entry.index;
+    (0..3).for_each(|at| trio.begin(at, entry).unwrap());
+    trio.hosts[0].abandon_skip(ID, index).unwrap();
+    trio.skip(1, entry).unwrap();
+    let refused = trio.hosts[1].abandon_skip(ID, index).expect_err("it is skipped").to_string();
+    assert!(refused.contains("is skipped here already"), "{refused}");
+    assert!(trio.hosts[0].open(ID, trio.machine(0)).is_err(), "it notes the skip all the time");
+    // So the operator finishes it.
+    (0..3).for_each(|at| trio.begin(at, entry).unwrap());
+    (0..3).for_each(|at| trio.skip(at, entry).unwrap());
+    let replicas: Vec<Group> = (0..3).map(|at| trio.open(at, index)).collect();
+    leader_of(&replicas).await.propose("two").await.unwrap();
 }

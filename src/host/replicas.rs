@@ -194,13 +194,26 @@ impl Host {
         blocking(move || groups.begin_skip(id, entry, machine)).await
     }
 
-    /// Removes the note of [`Host::begin_skip`]: every member has skipped the command.
+    /// Removes the note of [`Host::begin_skip`] of the entry at an index: every member has skipped the command,
+    /// or has abandoned that.
     ///
     /// # Errors
-    /// As [`Host::open_group`].
-    pub async fn finish_skip(&self, id: GroupId) -> Result<(), OpenGroupError> {
+    /// [`OpenGroupError::Invalid`] when the note is of another entry, or the command is neither skipped nor
+    /// its skip abandoned; nothing changed. Else as [`Host::open_group`].
+    pub async fn finish_skip(&self, id: GroupId, index: LogIndex) -> Result<(), OpenGroupError> {
         let groups = self.inner.groups.clone();
-        blocking(move || groups.finish_skip(id)).await
+        blocking(move || groups.finish_skip(id, index)).await
+    }
+
+    /// From here on the entry at an index is not skipped here before [`Host::begin_skip`] comes again, as long as
+    /// this host runs. The replica stays closed until [`Host::finish_skip`].
+    ///
+    /// # Errors
+    /// [`OpenGroupError::Invalid`] when the entry is skipped already, or the note is of another one. Else as
+    /// [`Host::open_group`].
+    pub async fn abandon_skip(&self, id: GroupId, index: LogIndex) -> Result<(), OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.abandon_skip(id, index)).await
     }
 
     /// Replaces a command in the log of this host's replica by nothing, after [`Host::begin_skip`] at every

@@ -493,6 +493,22 @@ impl Admin for AdminService {
         Ok(Response::new(entry))
     }
 
+    async fn begin_skip(
+        &self,
+        request: Request<wire::BeginSkipRequest>,
+    ) -> Result<Response<wire::BeginSkipReply>, Status> {
+        skip::begin(&self.host, &self.state()?, request.into_inner()).await?;
+        Ok(Response::new(wire::BeginSkipReply {}))
+    }
+
+    async fn abandon_skip(
+        &self,
+        request: Request<wire::AbandonSkipRequest>,
+    ) -> Result<Response<wire::AbandonSkipReply>, Status> {
+        skip::abandon(&self.host, request.into_inner()).await?;
+        Ok(Response::new(wire::AbandonSkipReply {}))
+    }
+
     async fn skip_entry(
         &self,
         request: Request<wire::SkipEntryRequest>,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shardhost_groups::runtime::StoredEntry;
+use shardhost_groups::runtime::{MachineFactory, StoredEntry};
 use shardhost_groups::{Group, GroupId, LogIndex, OpenGroupError, Role, Term};
 use shardhost_proto::admin as wire;
 use tonic::{Code, Status};
@@ -19,9 +19,14 @@ pub(super) async fn look(
     request: wire::LookAtEntryRequest,
 ) -> Result<wire::EntryReply, Status> {
     let (id, index) = (GroupId::new(request.group), LogIndex::new(request.index));
-    let entry = host.stored_entry(id, index).await.map_err(|error| of_opening(&error))?;
+    let (entry, behind) = match host.stored_entry(id, index).await {
+        Ok(entry) => (entry, false),
+        Err(OpenGroupError::Invalid { .. }) => (None, true),
+        Err(error) => return Err(of_opening(&error)),
+    };
     let standing = standing(host, state, id).await?;
     let stored = host.stored_group(id).map_err(|error| of_opening(&error))?;
+    let noted = stored.and_then(|meta| meta.skipping);
     let entry_reply = |entry: StoredEntry| wire::EntryReply {
         present: true,
         term: entry.term.get(),
@@ -35,7 +40,9 @@ pub(super) async fn look(
         running: standing.running,
         applied: standing.applied.map(LogIndex::get),
         closed: standing.closed,
-        skipping: stored.and_then(|meta| meta.skipping).map(|entry| entry.index.get()),
+        behind,
+        skipping: noted.map(|entry| entry.index.get()),
+        skipping_term: noted.map_or(0, |entry| entry.term.get()),
         ..entry.map_or_else(wire::EntryReply::default, entry_reply)
     })
 }
@@ -77,71 +84,136 @@ pub(super) async fn applied_of_closed(
     id: GroupId,
 ) -> Result<LogIndex, OpenGroupError> {
     let meta = host.stored_group(id)?.ok_or(OpenGroupError::Unknown { group: id })?;
-    let state = Arc::clone(state);
-    let machine = move || machine_of(&state, id, &meta.kind);
-    let applied = host.applied_of_closed(id, Box::new(machine)).await?;
+    let applied = host.applied_of_closed(id, factory(state, id, meta.kind)).await?;
     Ok(applied.unwrap_or_default().index)
 }
 
-/// Replaces an entry by nothing. The replica, which must have failed or be parked, is closed afterwards.
+/// Notes that a command is being skipped. The replica, which must have failed or be parked, is closed
+/// afterwards; it is as before where that is refused.
+pub(super) async fn begin(
+    host: &Host,
+    state: &Arc<StateDb>,
+    request: wire::BeginSkipRequest,
+) -> Result<(), Status> {
+    let wire::BeginSkipRequest { group, index, term, bytes, checksum } = request;
+    let (id, entry) = (GroupId::new(group), command(index, term, bytes, checksum));
+    let open = host.group(id);
+    if open.as_ref().is_some_and(runs) {
+        return skipped_already(host, id, entry).await;
+    }
+    let kind = kind_of(host, id)?;
+    let closed = open.is_some() && host.close_group(id).await;
+    let begun = host.begin_skip(id, entry, factory(state, id, kind.clone())).await;
+    if begun.is_err()
+        && closed
+        && let Err(error) = host.reopen_group_with(id, factory(state, id, kind)).await
+    {
+        // It is parked with the cause, or another step is under way with it.
+        tracing::warn!(group = %id, %error, "a replica that was closed for a skip is not opened again");
+    }
+    begun.map_err(|error| refused(&error))
+}
+
+/// Replaces an entry by nothing, where that was begun.
 pub(super) async fn skip(
     host: &Host,
     state: &Arc<StateDb>,
     request: wire::SkipEntryRequest,
 ) -> Result<(), Status> {
-    let id = GroupId::new(request.group);
-    let entry = StoredEntry {
-        index: LogIndex::new(request.index),
-        term: Term::new(request.term),
-        is_empty: false,
-        is_command: true,
-        bytes: request.bytes,
-        checksum: request.checksum,
-    };
-    if let Some(group) = host.group(id) {
-        if runs(&group) {
+    let wire::SkipEntryRequest { group, index, term, bytes, checksum } = request;
+    let (id, entry) = (GroupId::new(group), command(index, term, bytes, checksum));
+    match host.group(id) {
+        Some(group) if runs(&group) => return skipped_already(host, id, entry).await,
+        // One that notes a skip is not open.
+        Some(_) => {
             let message = format!(
-                "the replica of group {id} on node {} runs: nothing keeps it from its next command",
+                "no skip of entry {index} was begun on node {}: run `shardhost group skip {id} --index {index} \
+                 --confirm` again",
                 host.node_id()
             );
-            return Err(refusal(Code::FailedPrecondition, "REPLICA_RUNS", message, []));
+            return Err(refusal(Code::FailedPrecondition, "NOT_BEGUN", message, []));
         }
-        host.close_group(id).await;
+        None => {}
     }
-    let (state, kind) = (Arc::clone(state), kind_of(host, id)?);
-    let machine = move || machine_of(&state, id, &kind);
-    let skipped = match request.begin {
-        true => host.begin_skip(id, entry, Box::new(machine)).await,
-        false => host.skip_entry(id, entry, Box::new(machine)).await,
-    };
-    skipped.map_err(|error| match error {
-        OpenGroupError::Invalid { message, .. } => {
-            refusal(Code::FailedPrecondition, "OTHER_ENTRY", message, [])
-        }
-        error => of_opening(&error),
-    })
+    let machine = factory(state, id, kind_of(host, id)?);
+    let skipped = host.skip_entry(id, entry, machine).await;
+    skipped.map_err(|error| refused(&error))
 }
 
-/// Opens a replica that is parked; one that is open already stays so.
+/// Agrees not to skip an entry before that begins anew. The replica stays closed.
+pub(super) async fn abandon(host: &Host, request: wire::AbandonSkipRequest) -> Result<(), Status> {
+    let (id, index) = (GroupId::new(request.group), LogIndex::new(request.index));
+    // One that is open notes no skip.
+    if host.group(id).is_some() {
+        return Ok(());
+    }
+    host.abandon_skip(id, index).await.map_err(|error| refused(&error))
+}
+
+/// Opens a replica that is parked; one that runs already stays so.
 pub(super) async fn open(
     host: &Host,
     state: &Arc<StateDb>,
     request: wire::OpenReplicaRequest,
 ) -> Result<(), Status> {
-    let id = GroupId::new(request.group);
+    let (id, index) = (GroupId::new(request.group), LogIndex::new(request.index));
     if host.group(id).as_ref().is_some_and(runs) {
         return Ok(());
     }
     host.close_group(id).await;
-    host.finish_skip(id).await.map_err(|error| of_opening(&error))?;
-    let (state, kind) = (Arc::clone(state), kind_of(host, id)?);
-    let machine = move || machine_of(&state, id, &kind);
-    let opened = host.open_group_with(id, Box::new(machine)).await;
+    host.finish_skip(id, index).await.map_err(|error| refused(&error))?;
+    let opened = host.open_group_with(id, factory(state, id, kind_of(host, id)?)).await;
     opened.map(drop).map_err(|error| of_opening(&error))
+}
+
+const fn command(index: u64, term: u64, bytes: u64, checksum: u32) -> StoredEntry {
+    StoredEntry {
+        index: LogIndex::new(index),
+        term: Term::new(term),
+        is_empty: false,
+        is_command: true,
+        bytes,
+        checksum,
+    }
+}
+
+/// A replica that runs has nothing to do where its entry is skipped. Whether one before the beginning of its
+/// log was skipped or applied, only the logs of the others show.
+async fn skipped_already(host: &Host, id: GroupId, entry: StoredEntry) -> Result<(), Status> {
+    match host.stored_entry(id, entry.index).await {
+        Ok(Some(found)) if found.is_empty && found.term == entry.term => Ok(()),
+        Ok(_) | Err(OpenGroupError::Invalid { .. }) => {
+            let message = format!(
+                "the replica of group {id} on node {node} runs and has not skipped entry {index}: wait until it \
+                 fails, or start that node with `--park {id}`; if the command does not fail it, take the skip back \
+                 with `shardhost group skip {id} --index {index} --abandon`",
+                node = host.node_id(),
+                index = entry.index,
+            );
+            Err(refusal(Code::FailedPrecondition, "REPLICA_RUNS", message, []))
+        }
+        Err(error) => Err(of_opening(&error)),
+    }
+}
+
+/// What is refused because of what stands in the log, or in the note of a skip.
+fn refused(error: &OpenGroupError) -> Status {
+    match error {
+        OpenGroupError::Invalid { message, .. } => {
+            refusal(Code::FailedPrecondition, "OTHER_ENTRY", message, [])
+        }
+        error => of_opening(error),
+    }
 }
 
 fn runs(group: &Group) -> bool {
     !matches!(group.status().role, Role::Failed(_) | Role::Stopped | Role::Removed)
+}
+
+/// Makes the state machine of a replica that is closed.
+fn factory(state: &Arc<StateDb>, id: GroupId, kind: String) -> MachineFactory {
+    let state = Arc::clone(state);
+    Box::new(move || machine_of(&state, id, &kind))
 }
 
 fn kind_of(host: &Host, id: GroupId) -> Result<String, Status> {
@@ -149,3 +221,6 @@ fn kind_of(host: &Host, id: GroupId) -> Result<String, Status> {
     let unknown = || of_opening(&OpenGroupError::Unknown { group: id });
     meta.map(|meta| meta.kind).ok_or_else(unknown)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,11 @@
 //! A replica that is left closed at the start, and a command that is skipped.
 
 use shardhost_proto::admin::admin_client::AdminClient;
-use shardhost_proto::admin::{EntryReply, LookAtEntryRequest, SkipEntryRequest};
+use shardhost_proto::admin::{
+    BeginSkipRequest, EntryReply, LookAtEntryRequest, OpenReplicaRequest, SkipEntryRequest,
+};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use super::servers::Servers;
 
@@ -18,6 +22,10 @@ async fn role(servers: &Servers, node: u64) -> String {
         return "does not answer yet".to_owned();
     }
     shown.json()["role"].as_str().unwrap_or_default().to_owned()
+}
+
+async fn runs(servers: &Servers, node: u64) -> bool {
+    !["failed", "does not answer yet"].contains(&&*role(servers, node).await)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,21 +106,63 @@ async fn poisoned() -> (Servers, u64) {
     (servers, index)
 }
 
+/// One member, asked for single steps of a skip.
+struct Member {
+    admin: AdminClient<Channel>,
+    group: u64,
+    index: u64,
+}
+
+impl Member {
+    async fn of(servers: &Servers, node: u64, index: u64) -> Self {
+        let at = format!("http://{}", servers.address(node));
+        let admin = AdminClient::connect(at).await.unwrap();
+        Self { admin, group: TABLE.parse().unwrap(), index }
+    }
+
+    async fn look(&mut self) -> EntryReply {
+        let Self { group, index, .. } = *self;
+        let entry = self.admin.look_at_entry(LookAtEntryRequest { group, index }).await;
+        entry.unwrap().into_inner()
+    }
+
+    async fn begin(&mut self, entry: EntryReply) -> Result<(), Status> {
+        let Self { group, index, .. } = *self;
+        let EntryReply { term, bytes, checksum, .. } = entry;
+        let request = BeginSkipRequest { group, index, term, bytes, checksum };
+        self.admin.begin_skip(request).await.map(drop)
+    }
+
+    async fn skip(&mut self, entry: EntryReply) -> Result<(), Status> {
+        let Self { group, index, .. } = *self;
+        let EntryReply { term, bytes, checksum, .. } = entry;
+        let request = SkipEntryRequest { group, index, term, bytes, checksum };
+        self.admin.skip_entry(request).await.map(drop)
+    }
+
+    async fn open(&mut self) -> Result<(), Status> {
+        let Self { group, index, .. } = *self;
+        self.admin.open_replica(OpenReplicaRequest { group, index }).await.map(drop)
+    }
+}
+
+/// Carries out the first steps of a skip at some nodes, each with how many.
+async fn interrupted(servers: &Servers, index: u64, steps: &[(u64, usize)]) -> EntryReply {
+    let entry = Member::of(servers, 1, index).await.look().await;
+    for (node, steps) in steps {
+        let mut member = Member::of(servers, *node, index).await;
+        member.begin(entry).await.unwrap();
+        if *steps > 1 {
+            member.skip(entry).await.unwrap();
+        }
+    }
+    entry
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_skip_that_was_interrupted_keeps_replicas_closed_over_restarts_until_it_is_repeated() {
     let (mut servers, index) = poisoned().await;
-    let group = TABLE.parse().unwrap();
-    for (node, steps) in [(1, 1), (2, 2), (3, 1)] {
-        let at = format!("http://{}", servers.address(node));
-        let mut admin = AdminClient::connect(at).await.unwrap();
-        let entry = LookAtEntryRequest { group, index };
-        let entry = admin.look_at_entry(entry).await.unwrap().into_inner();
-        let EntryReply { term, bytes, checksum, .. } = entry;
-        for begin in [true, false].into_iter().take(steps) {
-            let request = SkipEntryRequest { group, index, term, bytes, checksum, begin };
-            admin.skip_entry(request).await.unwrap();
-        }
-    }
+    interrupted(&servers, index, &[(1, 1), (2, 2), (3, 1)]).await;
     servers.kill_all().await;
     for node in 1..=3 {
         servers.start(node, &[]);
@@ -138,4 +188,98 @@ async fn the_entry_that_a_leader_began_its_term_with_is_not_skipped() {
     for node in 1..=3 {
         assert_eq!(role(&servers, node).await, "failed", "it stays closed");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_skip_that_begun_at_some_members_is_taken_back_by_a_command() {
+    let (mut servers, index) = poisoned().await;
+    let wrong = interrupted(&servers, index, &[(1, 1), (2, 1)]).await;
+    let refused = Member::of(&servers, 1, index).await.open().await.expect_err("it is not skipped");
+    assert!(refused.message().contains("--abandon"), "{refused:?}");
+    servers.kill_all().await;
+    for node in 1..=3 {
+        servers.start(node, &[]);
+    }
+    for node in [1, 2] {
+        servers.await_log(node, &["not all members have done so"]).await;
+        servers.until("it answers", || async { role(&servers, node).await == "failed" }).await;
+    }
+    servers.until("it runs", || runs(&servers, 3)).await;
+    let refused = Member::of(&servers, 3, index).await.begin(wrong).await.expect_err("it runs");
+    assert!(refused.code() == Code::FailedPrecondition && refused.message().contains("--abandon"));
+
+    // Neither it nor another one can be carried out, and the operator reads why and what to do.
+    let (index, before) = (index.to_string(), (index - 1).to_string());
+    let blocked = servers.run(3, &["group", "skip", TABLE, "--index", &before]).await;
+    assert!(blocked.code == 1 && blocked.stderr.contains("cannot begin"), "{blocked:?}");
+    let what_to_do = format!("--index {index} --confirm");
+    assert!(
+        blocked.stderr.contains(&what_to_do) && blocked.stderr.contains("--abandon"),
+        "{blocked:?}"
+    );
+    let refused = servers.run(3, &["group", "skip", TABLE, "--index", &index, "--confirm"]).await;
+    assert!(refused.code == 1 && refused.stderr.contains("--abandon"), "{refused:?}");
+
+    let abandon = ["group", "skip", TABLE, "--index", &index, "--abandon"];
+    let abandoned = servers.run(3, &abandon).await.ok();
+    assert!(abandoned.contains("its skip is abandoned"), "{abandoned}");
+    servers.await_value(1, "poison", "value").await;
+    servers.put(2, "after", "value").await;
+    let again = servers.run(3, &abandon).await;
+    assert!(again.code == 1 && again.stderr.contains("nothing to abandon"), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_skip_that_one_member_carried_out_is_not_taken_back() {
+    let (servers, index) = poisoned().await;
+    interrupted(&servers, index, &[(1, 1), (2, 2), (3, 1)]).await;
+    let index = index.to_string();
+    let abandon = ["group", "skip", TABLE, "--index", &index, "--abandon"];
+    let refused = servers.run(1, &abandon).await;
+    assert!(refused.code == 1 && refused.stderr.contains("node 2 has skipped"), "{refused:?}");
+    for node in 1..=3 {
+        assert_eq!(role(&servers, node).await, "failed", "it stays closed");
+    }
+    let confirm = ["group", "skip", TABLE, "--index", &index, "--confirm"];
+    servers.run(1, &confirm).await.ok();
+    servers.put(2, "after", "value").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_was_left_out_skips_the_command_when_it_comes_back() {
+    let (mut servers, number) = poisoned().await;
+    let entry = interrupted(&servers, number, &[(1, 2), (2, 2), (3, 1)]).await;
+    servers.kill(3).await;
+    let index = number.to_string();
+    let confirm = ["group", "skip", TABLE, "--index", &index, "--confirm"];
+    let without = [&confirm[..], &["--without", "3"]].concat();
+    servers.run(1, &without).await.ok();
+    servers.put(1, "after", "value").await;
+
+    servers.start(3, &[]);
+    servers.await_log(3, &["not all members have done so"]).await;
+    servers.until("it answers", || async { role(&servers, 3).await == "failed" }).await;
+    // Those that run are done with it, whichever step they are asked for.
+    let mut member = Member::of(&servers, 1, number).await;
+    member.begin(entry).await.expect("it has skipped it");
+    member.skip(entry).await.expect("it has skipped it");
+    let refused = member.begin(EntryReply { term: entry.term + 1, ..entry }).await;
+    assert_eq!(refused.expect_err("another entry").code(), Code::FailedPrecondition);
+
+    let skipped = servers.run(2, &confirm).await.ok();
+    assert!(skipped.contains("is skipped"), "{skipped}");
+    servers.await_value(3, "after", "value").await;
+    servers.until("it runs", || runs(&servers, 3)).await;
+    assert!(Member::of(&servers, 3, number).await.look().await.empty);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_entry_is_skipped_where_that_was_not_begun() {
+    let (servers, index) = poisoned().await;
+    let mut member = Member::of(&servers, 1, index).await;
+    // As a command of an earlier version asks, which begins by another call.
+    let entry = member.look().await;
+    let refused = member.skip(entry).await.expect_err("it was not begun");
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert_eq!(member.look().await, entry, "nothing was changed");
 }

@@ -39,6 +39,8 @@ pub(super) struct Parked(Mutex<BTreeMap<GroupId, Note>>);
 struct Note {
     cause: OpenGroupError,
     ordered: bool,
+    /// The skip of a command is abandoned that the replica notes.
+    skip_abandoned: bool,
 }
 
 impl Parked {
@@ -55,22 +57,30 @@ impl Parked {
     }
 
     pub(super) fn park(&self, group: GroupId, cause: OpenGroupError) {
-        self.insert(group, Note { cause, ordered: false });
+        self.insert(group, Note { cause, ordered: false, skip_abandoned: false });
     }
 
     /// An operator keeps it closed.
     pub(super) fn keep_closed(&self, group: GroupId, why: &str) {
-        let message = why.to_owned();
-        self.insert(
-            group,
-            Note { cause: OpenGroupError::Invalid { group, message }, ordered: true },
-        );
+        let cause = OpenGroupError::Invalid { group, message: why.to_owned() };
+        self.insert(group, Note { cause, ordered: true, skip_abandoned: false });
+    }
+
+    /// The same, and the skip of a command is abandoned until something else is noted.
+    pub(super) fn abandon_skip(&self, group: GroupId, why: &str) {
+        let cause = OpenGroupError::Invalid { group, message: why.to_owned() };
+        self.insert(group, Note { cause, ordered: true, skip_abandoned: true });
+    }
+
+    /// Whether the skip of a command is abandoned.
+    pub(super) fn is_skip_abandoned(&self, group: GroupId) -> bool {
+        self.note_of(group).is_some_and(|note| note.skip_abandoned)
     }
 
     fn insert(&self, group: GroupId, note: Note) {
         let mut parked = self.0.lock();
         if parked.get(&group) != Some(&note) {
-            let Note { cause, ordered } = &note;
+            let Note { cause, ordered, .. } = &note;
             tracing::error!(%group, %cause, ordered, "the replica is parked; the others continue");
             parked.insert(group, note);
         }
@@ -112,7 +122,7 @@ impl Groups {
     #[must_use]
     pub fn parked_replica(&self, group: GroupId) -> Option<ParkedReplica> {
         let shared = self.shared();
-        let Note { cause, ordered } = shared.parked.note_of(group)?;
+        let Note { cause, ordered, .. } = shared.parked.note_of(group)?;
         let meta = shared.store().and_then(|store| store.meta(group)).ok().flatten();
         let known = meta.as_ref().map(|meta| meta.replica);
         let replica = known.or_else(|| shared.store().ok()?.replica(group).ok().flatten());

@@ -5,6 +5,8 @@
 //! runs, in three steps: each replica notes durably that the entry is being skipped, and is not opened from
 //! then on, also after a restart ([`Groups::begin_skip`]); each log is rewritten ([`Groups::skip_entry`]);
 //! each note is removed ([`Groups::finish_skip`]). So the steps may be interrupted anywhere, and repeated.
+//! As long as no log is rewritten, the skip can be abandoned: each replica that notes it agrees not to rewrite
+//! its log ([`Groups::abandon_skip`]); then the notes are removed.
 //!
 //! The replicas stay equal: none has applied the command, and a log that is replicated or replayed later holds
 //! the empty entry. That it is the same entry everywhere is checked by its term and a checksum; the caller
@@ -29,6 +31,9 @@ pub const MAX_REWRITTEN_BYTES: u64 = 256 * 1024 * 1024;
 /// Why a replica stays closed of which a command was skipped.
 const KEPT_CLOSED: &str =
     "an operator has a command skipped: it is opened when every member has done so";
+/// Why one stays closed whose skip is abandoned.
+const ABANDONED: &str = "an operator abandons the skip of a command: it is opened when every member that notes the skip \
+                         has agreed";
 
 /// An entry of a log, as operators compare it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,11 +79,7 @@ impl Groups {
     ) -> Result<Option<StoredEntry>, OpenGroupError> {
         let persisted = load(self.shared(), group)?.ok_or(OpenGroupError::Unknown { group })?;
         check_in_log(&persisted, index)?;
-        if index > persisted.last.index {
-            return Ok(None);
-        }
-        let found = entries(self.shared(), group, index, index, u64::MAX)?;
-        Ok(found.first().map(StoredEntry::of))
+        entry_at(self.shared(), &persisted, index)
     }
 
     /// Where the state machine of a replica stands that is closed; `None`: at nothing. No replica is opened
@@ -102,11 +103,12 @@ impl Groups {
     }
 
     /// Notes that a command is being skipped: this host's replica, which must be closed, is not opened before
-    /// [`Groups::finish_skip`]. Blocks until it is durable.
+    /// [`Groups::finish_skip`]. Blocks until it is durable. What was abandoned begins anew.
     ///
     /// # Errors
     /// As [`Groups::skip_entry`], and [`OpenGroupError::Invalid`] while the skip of another entry is not
-    /// finished: its note is all that keeps members from applying what others have skipped.
+    /// finished: its note is all that keeps members from applying what others have skipped. Nothing was
+    /// changed: nothing keeps the replica closed that did not before.
     pub fn begin_skip(
         &self,
         group: GroupId,
@@ -118,24 +120,58 @@ impl Groups {
             return Err(unfinished(group, other));
         }
         if entry.index <= persisted.last.index {
-            let found = entries(self.shared(), group, entry.index, entry.index, u64::MAX)?;
-            check_same(group, entry, found.first())?;
+            check_same(group, entry, entry_at(self.shared(), &persisted, entry.index)?)?;
         }
-        self.note_skip(&persisted, Some(entry.position()))
+        self.note_skip(&persisted, Some(entry.position()))?;
+        self.shared().parked.keep_closed(group, KEPT_CLOSED);
+        Ok(())
     }
 
-    /// Removes the note of [`Groups::begin_skip`], of whatever entry. Blocks until that is durable.
+    /// Removes the note of [`Groups::begin_skip`] of the entry at an index, if there is one. Blocks until that is
+    /// durable.
     ///
     /// # Errors
-    /// As [`Groups::open`].
-    pub fn finish_skip(&self, group: GroupId) -> Result<(), OpenGroupError> {
+    /// [`OpenGroupError::Invalid`] when the note is of another entry, or when the command stands in the log and
+    /// its skip was not abandoned since this host started ([`Groups::abandon_skip`]); nothing was changed. Else
+    /// as [`Groups::open`].
+    pub fn finish_skip(&self, group: GroupId, index: LogIndex) -> Result<(), OpenGroupError> {
         let shared = self.shared();
         let _held = shared.lives.start(vec![group], GroupStep::Opening)?;
         let persisted = load(shared, group)?.ok_or(OpenGroupError::Unknown { group })?;
-        match persisted.meta.skipping {
-            Some(_) => self.note_skip(&persisted, None),
-            None => Ok(()),
+        let Some(noted) = noted_at(&persisted, index)? else { return Ok(()) };
+        if stands(shared, &persisted, noted)? == Some(Found::Command)
+            && !shared.parked.is_skip_abandoned(group)
+        {
+            let message = format!(
+                "entry {index} is not skipped here, and its skip is not abandoned: run `shardhost group skip {group} \
+                 --index {index} --confirm` again, or with --abandon instead"
+            );
+            return Err(OpenGroupError::Invalid { group, message });
         }
+        self.note_skip(&persisted, None)
+    }
+
+    /// From here on the entry at an index is not skipped in the log of this host's replica before
+    /// [`Groups::begin_skip`] comes again, as long as this host runs. The replica stays closed until
+    /// [`Groups::finish_skip`]. Where no skip is noted, nothing is done.
+    ///
+    /// # Errors
+    /// [`OpenGroupError::Invalid`] when the entry is skipped already, or the note is of another one. Else as
+    /// [`Groups::open`].
+    pub fn abandon_skip(&self, group: GroupId, index: LogIndex) -> Result<(), OpenGroupError> {
+        let shared = self.shared();
+        let _held = shared.lives.start(vec![group], GroupStep::Opening)?;
+        let persisted = load(shared, group)?.ok_or(OpenGroupError::Unknown { group })?;
+        let Some(noted) = noted_at(&persisted, index)? else { return Ok(()) };
+        if stands(shared, &persisted, noted)? == Some(Found::Skipped) {
+            let message = format!(
+                "entry {index} is skipped here already, which cannot be taken back: finish it with `shardhost group \
+                 skip {group} --index {index} --confirm`"
+            );
+            return Err(OpenGroupError::Invalid { group, message });
+        }
+        shared.parked.abandon_skip(group, ABANDONED);
+        Ok(())
     }
 
     fn note_skip(
@@ -157,8 +193,9 @@ impl Groups {
     /// it is durable.
     ///
     /// # Errors
-    /// [`OpenGroupError::Invalid`]: another entry stands there, or the state machine has applied it;
-    /// nothing was changed. Else as [`Groups::open`].
+    /// [`OpenGroupError::Invalid`]: another entry stands there, or the state machine has applied it, or the skip
+    /// was not begun or is abandoned; [`OpenGroupError::Faulted`]: the state machine cannot say for now what it
+    /// has applied. Nothing was changed. Else as [`Groups::open`].
     pub fn skip_entry(
         &self,
         group: GroupId,
@@ -171,13 +208,21 @@ impl Groups {
             return Err(OpenGroupError::Invalid { group, message });
         }
         let shared = self.shared();
+        if shared.parked.is_skip_abandoned(group) {
+            let index = entry.index;
+            let message = format!(
+                "the skip of entry {index} is being abandoned: run `shardhost group skip {group} --index {index}` \
+                 again, with --abandon or with --confirm"
+            );
+            return Err(OpenGroupError::Invalid { group, message });
+        }
         match entry.index <= persisted.last.index {
             true => rewrite(shared, &persisted, entry),
             false => Ok(()),
         }
     }
 
-    /// Holds a closed replica whose state machine has not applied an entry, and keeps it closed.
+    /// Holds a closed replica whose state machine has not applied an entry.
     fn unapplied(
         &self,
         group: GroupId,
@@ -187,7 +232,6 @@ impl Groups {
         let held = self.shared().lives.start(vec![group], GroupStep::Opening)?;
         let shared = self.shared();
         let persisted = load(shared, group)?.ok_or(OpenGroupError::Unknown { group })?;
-        shared.parked.keep_closed(group, KEPT_CLOSED);
         check_in_log(&persisted, entry.index)?;
         let machine = make(group, machine)?;
         let standing = contain(|| machine.applied());
@@ -224,7 +268,19 @@ fn check_in_log(persisted: &PersistedGroup, index: LogIndex) -> Result<(), OpenG
     Err(OpenGroupError::Invalid { group, message })
 }
 
-#[derive(PartialEq, Eq)]
+/// What the note of a skip says, if it is of the entry at this index.
+fn noted_at(
+    persisted: &PersistedGroup,
+    index: LogIndex,
+) -> Result<Option<LogPosition>, OpenGroupError> {
+    let group = persisted.meta.group;
+    match persisted.meta.skipping {
+        Some(other) if other.index != index => Err(unfinished(group, other)),
+        noted => Ok(noted),
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
 enum Found {
     Command,
     Skipped,
@@ -234,10 +290,10 @@ enum Found {
 fn check_same(
     group: GroupId,
     entry: StoredEntry,
-    found: Option<&Entry>,
+    found: Option<StoredEntry>,
 ) -> Result<Found, OpenGroupError> {
     let invalid = |message| OpenGroupError::Invalid { group, message };
-    let Some(found) = found.map(StoredEntry::of) else {
+    let Some(found) = found else {
         return Err(invalid(format!("entry {} cannot be read", entry.index)));
     };
     if found.is_empty && found.term == entry.term {
@@ -260,7 +316,8 @@ pub(super) fn unfinished(group: GroupId, entry: LogPosition) -> OpenGroupError {
     let index = entry.index;
     let message = format!(
         "an operator has entry {index} skipped, and not all members have done so: run `shardhost group skip \
-         {group} --index {index} --confirm` again"
+         {group} --index {index} --confirm` again, or with --abandon instead, which takes it back as long as no \
+         member has done so"
     );
     OpenGroupError::Invalid { group, message }
 }
@@ -284,7 +341,7 @@ fn rewrite(
     let Some(first) = entries.first_mut() else {
         return Err(invalid(format!("entry {} cannot be read", entry.index)));
     };
-    if check_same(group, entry, Some(first))? == Found::Skipped {
+    if check_same(group, entry, Some(StoredEntry::of(first)))? == Found::Skipped {
         return Ok(());
     }
     tracing::warn!(%group, index = %entry.index, term = %entry.term, bytes = entry.bytes,
@@ -294,6 +351,31 @@ fn rewrite(
     let write = GroupWrite { entries, ..GroupWrite::new(group) };
     let written = shared.store().and_then(|store| store.write(&LogBatch { writes: vec![write] }));
     written.map_err(|error| log_error(group, error))
+}
+
+/// The entry at an index of the log; `None`: the log does not reach there.
+fn entry_at(
+    shared: &RuntimeShared,
+    persisted: &PersistedGroup,
+    index: LogIndex,
+) -> Result<Option<StoredEntry>, OpenGroupError> {
+    if index <= persisted.base.index || index > persisted.last.index {
+        return Ok(None);
+    }
+    let found = entries(shared, persisted.meta.group, index, index, u64::MAX)?;
+    Ok(found.first().map(StoredEntry::of))
+}
+
+/// Whether the command of a note stands in the log or is skipped; `None`: neither, for the log holds no such
+/// entry.
+fn stands(
+    shared: &RuntimeShared,
+    persisted: &PersistedGroup,
+    noted: LogPosition,
+) -> Result<Option<Found>, OpenGroupError> {
+    let found = entry_at(shared, persisted, noted.index)?;
+    let found = found.filter(|found| found.position() == noted);
+    Ok(found.map(|found| if found.is_empty { Found::Skipped } else { Found::Command }))
 }
 
 fn entries(
