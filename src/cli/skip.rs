@@ -158,7 +158,8 @@ async fn carry_out(
 }
 
 /// Has every member that notes the skip agree not to carry it out, before any of them is opened: another
-/// operator may be carrying it out just now.
+/// operator may be carrying it out just now. Both go from member to member in one order, so one of the two is
+/// refused before a log is rewritten beside a replica that is opened.
 async fn abandon(
     arguments: &SkipArguments,
     nodes: &mut BTreeMap<u64, Node>,
