@@ -40,9 +40,9 @@ pub use shardhost_groups::policy::{
 };
 pub use shardhost_groups::{
     Applied, ApplyBatch, ApplyFault, Caretaker, Command, Group, GroupId, GroupSpec, GroupStatus,
-    LogIndex, LogPosition, NodeId, ProposeError, QueryError, ReadError, ReadMode, ReplicaId,
-    Requirement, RequirementMode, Role, SnapshotWriter, StateChecksum, StateMachine, Term,
-    TransferError,
+    LogIndex, LogPosition, NodeId, Progress, ProposeError, QueryError, ReadError, ReadMode,
+    ReplicaId, Requirement, RequirementMode, Role, SnapshotWriter, StateChecksum, StateMachine,
+    Term, TransferError,
 };
 pub use shardhost_groups::{leadership, leadership::GroupSelector};
 pub use shardhost_policy as policy;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use shardhost_groups::machine::{Command, StateMachine, apply_all};
+use shardhost_groups::machine::{Command, Progress, StateMachine, apply_all};
 use shardhost_proto::client::{Acked, Peek, Scan};
 use shardhost_server::shards::queue::{
     QueueCommand, QueueOperation, QueueQuery, QueueResponse, Receipt,
@@ -105,7 +105,7 @@ impl<M: StateMachine> Replica<M> {
 
     fn crash(&mut self) {
         let durable = self.machine.durable_index().unwrap().get();
-        let before = self.machine.checksum().unwrap();
+        let before = self.machine.checksum(&Progress::default()).unwrap();
         let image = copy_of(self.directory.path());
         self.state = open(image.path());
         self.machine = (self.make)(&self.state);
@@ -115,12 +115,12 @@ impl<M: StateMachine> Replica<M> {
         if applied < self.log.len() as u64 {
             self.apply_range(applied as usize, self.log.len());
         }
-        assert_eq!(self.machine.checksum().unwrap(), before);
+        assert_eq!(self.machine.checksum(&Progress::default()).unwrap(), before);
     }
 
     fn move_by_snapshot(&mut self) {
         let Some(end) = self.end() else { return };
-        let before = self.machine.checksum().unwrap();
+        let before = self.machine.checksum(&Progress::default()).unwrap();
         let mut snapshot = Vec::new();
         self.machine.snapshot().unwrap().write_to(&mut snapshot).unwrap();
         let mut other = Self::new(self.make);
@@ -128,7 +128,7 @@ impl<M: StateMachine> Replica<M> {
         other.apply_range_of(&self.log[..self.log.len() / 2]);
         other.machine.restore(end, &mut &snapshot[..]).unwrap();
         assert_eq!(other.machine.applied().unwrap(), Some(end));
-        assert_eq!(other.machine.checksum().unwrap(), before);
+        assert_eq!(other.machine.checksum(&Progress::default()).unwrap(), before);
         (self.machine, self.state, self.directory) = (other.machine, other.state, other.directory);
     }
 
@@ -210,7 +210,10 @@ fn run<M: StateMachine>(
     }
     let mut calm = Replica::new(make);
     commands.iter().for_each(|command| calm.apply(std::slice::from_ref(command)));
-    assert_eq!(tried.machine.checksum().unwrap(), calm.machine.checksum().unwrap());
+    assert_eq!(
+        tried.machine.checksum(&Progress::default()).unwrap(),
+        calm.machine.checksum(&Progress::default()).unwrap()
+    );
     tried
 }
 

@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 
 use bytes::Bytes;
 use shardhost::{
-    ApplyBatch, ApplyFault, LogPosition, QueryError, SnapshotWriter, StateChecksum, StateMachine,
+    ApplyBatch, ApplyFault, LogPosition, Progress, QueryError, SnapshotWriter, StateChecksum,
+    StateMachine,
 };
 
 /// Counts commands.
@@ -46,7 +47,7 @@ impl StateMachine for Counter {
         true
     }
 
-    fn checksum(&self) -> Result<StateChecksum, QueryError> {
+    fn checksum(&self, _: &Progress) -> Result<StateChecksum, QueryError> {
         Ok(StateChecksum { items: self.count, checksum: self.count })
     }
 }

@@ -55,7 +55,8 @@ pub use error::{
     ReadError, TransferError, UnknownCause,
 };
 pub use machine::{
-    ApplyBatch, ApplyFault, Command, ConsistencyView, SnapshotWriter, StateChecksum, StateMachine,
+    ApplyBatch, ApplyFault, Command, ConsistencyView, Progress, SnapshotWriter, StateChecksum,
+    StateMachine,
 };
 pub use membership::{CaughtUp, MembershipChange, MembershipError};
 pub use policy::{Caretaker, LeadershipPolicy, RejectReason};

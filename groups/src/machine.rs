@@ -3,12 +3,15 @@
 //! A machine is called by one apply thread at a time, never by a Raft thread, so it may block:
 //! it then delays its own group only. A call that takes longer than
 //! [`machine_limit`](crate::GroupsConfig::machine_limit) has others lead the group as long as they can;
-//! a batch that is cut ([`ApplyBatch::cut`]) is a call for each part. It gets batches, so that a machine
-//! on disk can write a batch at once.
+//! a batch that is cut ([`ApplyBatch::cut`]) is a call for each part, and a call that gets on
+//! ([`Progress`]) begins its time anew. It gets batches, so that a machine on disk can write a batch at
+//! once.
 
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::slice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use shardhost_storage::{GroupId, LogIndex, LogPosition};
@@ -70,7 +73,8 @@ pub trait StateMachine: Send + 'static {
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault>;
 
     /// Replaces the whole state by that of a snapshot, whose bytes were checked before.
-    /// Afterwards [`StateMachine::applied`] is at `at`.
+    /// Afterwards [`StateMachine::applied`] is at `at`. Takes as long as the state is large: each read of
+    /// `source` shows that it gets on.
     ///
     /// # Errors
     /// A fault stops this replica; the restore is done again after a restart. After one that passes
@@ -146,11 +150,14 @@ pub trait StateMachine: Send + 'static {
     }
 
     /// Number of items and a checksum over the whole state, equal on replicas that applied the
-    /// same. Slow; used to compare replicas.
+    /// same. Slow; used to compare replicas. A machine that reads a disk shows with `progress` that it
+    /// gets on, with every item or so: otherwise the call counts as one that hangs after
+    /// [`machine_limit`](crate::GroupsConfig::machine_limit).
     ///
     /// # Errors
     /// [`QueryError`] goes to the caller; the group continues.
-    fn checksum(&self) -> Result<StateChecksum, QueryError> {
+    fn checksum(&self, progress: &Progress) -> Result<StateChecksum, QueryError> {
+        let _ = progress;
         Err(QueryError::Unsupported)
     }
 
@@ -210,11 +217,27 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
     fn removed(&mut self) -> Result<(), ApplyFault> {
         (**self).removed()
     }
-    fn checksum(&self) -> Result<StateChecksum, QueryError> {
-        (**self).checksum()
+    fn checksum(&self, progress: &Progress) -> Result<StateChecksum, QueryError> {
+        (**self).checksum(progress)
     }
     fn consistency_view(&mut self) -> Result<Option<ConsistencyView>, ApplyFault> {
         (**self).consistency_view()
+    }
+}
+
+/// How a call that takes long shows that it gets on. Cheap enough for every record.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    /// The call got on.
+    pub fn step(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often one did, since the replica was opened.
+    pub(crate) fn steps(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 

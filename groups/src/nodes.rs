@@ -37,6 +37,8 @@ struct LiveNode {
 pub struct LiveNodes {
     nodes: BTreeMap<NodeId, LiveNode>,
     own: Arc<Advert>,
+    /// The state machines here are busy: nobody else is told.
+    busy: bool,
     revision: u64,
 }
 
@@ -67,6 +69,12 @@ impl LiveNodes {
     #[must_use]
     pub fn own(&self) -> &Advert {
         &self.own
+    }
+
+    /// Whether calls into state machines that take long hold this node's threads.
+    #[must_use]
+    pub const fn is_busy(&self) -> bool {
+        self.busy
     }
 
     /// Grows with every change of the knowledge.
@@ -111,6 +119,12 @@ impl LiveNodes {
         self.own = advert;
         self.revision += u64::from(news);
         news
+    }
+
+    /// Whether the state machines here are busy; returns whether that is news. It says nothing about who
+    /// may lead, only about who takes over, so the revision stays.
+    pub(super) const fn note_busy(&mut self, busy: bool) -> bool {
+        std::mem::replace(&mut self.busy, busy) != busy
     }
 }
 

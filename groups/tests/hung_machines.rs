@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use shardhost_groups::{
     ApplyBatch, ApplyFault, Group, GroupSpec, Groups, GroupsBuilder, GroupsConfig, LogPosition,
-    SnapshotWriter, StateMachine, TransferError,
+    RejectReason, SnapshotWriter, StateMachine, TransferError,
 };
 use shardhost_storage::{GroupId, MemorySnapshots, MemoryStore, NodeId};
 use shardhost_testing::network::Network;
@@ -25,7 +25,7 @@ const APPLY_THREADS: usize = 2;
 struct Gated {
     applied: Option<LogPosition>,
     gate: Arc<Mutex<()>>,
-    delay: Duration,
+    delay: Arc<Mutex<Duration>>,
 }
 
 impl StateMachine for Gated {
@@ -34,7 +34,8 @@ impl StateMachine for Gated {
     }
 
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault> {
-        std::thread::sleep(self.delay);
+        let delay = *self.delay.lock();
+        std::thread::sleep(delay);
         drop(self.gate.lock());
         self.applied = Some(batch.last());
         Ok(())
@@ -64,24 +65,36 @@ struct Trio {
     hosts: Vec<Groups>,
     /// The gates of the first host's machines.
     gates: Vec<Arc<Mutex<()>>>,
+    /// Those of the others' machines of the first group.
+    others: Vec<Arc<Mutex<()>>>,
+    /// How long each machine takes for a batch.
+    delay: Arc<Mutex<Duration>>,
 }
 
 impl Trio {
-    async fn start(limit: Option<Duration>, delay: Duration) -> Self {
+    async fn start(limit: Option<Duration>) -> Self {
+        Self::with_limits([limit; 3]).await
+    }
+
+    async fn with_limits(limits: [Option<Duration>; 3]) -> Self {
         let (network, nodes) = (Network::new(7), [1, 2, 3].map(NodeId::must));
-        let hosts: Vec<Groups> = nodes.iter().map(|node| host(&network, *node, limit)).collect();
-        let mut gates = Vec::new();
+        let hosts = nodes.iter().zip(limits).map(|(node, limit)| host(&network, *node, limit));
+        let hosts: Vec<Groups> = hosts.collect();
+        let (mut gates, mut others) = (Vec::new(), Vec::new());
+        let delay = Arc::<Mutex<Duration>>::default();
         for group in 0..GROUPS {
             for host in &hosts {
-                let machine = Gated { delay, ..Gated::default() };
+                let machine = Gated { delay: Arc::clone(&delay), ..Gated::default() };
                 if host.config().node == nodes[0] {
                     gates.push(Arc::clone(&machine.gate));
+                } else if group == 0 {
+                    others.push(Arc::clone(&machine.gate));
                 }
                 let spec = GroupSpec::new(GroupId::new(group), nodes);
                 host.create(spec, Box::new(machine)).unwrap();
             }
         }
-        let trio = Self { _network: network, hosts, gates };
+        let trio = Self { _network: network, hosts, gates, others, delay };
         for group in 0..GROUPS {
             trio.lead(group, 0).await;
         }
@@ -162,7 +175,7 @@ fn host(network: &Network, node: NodeId, limit: Option<Duration>) -> Groups {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_hangs_costs_its_host_that_leadership_and_no_other() {
-    let trio = Trio::start(Some(LIMIT), Duration::ZERO).await;
+    let trio = Trio::start(Some(LIMIT)).await;
     let held = trio.hang(1).await;
     let leader = trio.served_at(0, &[1, 2]).await;
     trio.replica(leader, 0).propose("meanwhile").await.unwrap();
@@ -183,7 +196,7 @@ async fn a_machine_that_hangs_costs_its_host_that_leadership_and_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn machines_that_hold_every_apply_thread_cost_their_host_all_leaderships() {
-    let trio = Trio::start(Some(LIMIT), Duration::ZERO).await;
+    let trio = Trio::start(Some(LIMIT)).await;
     let held = trio.hang(APPLY_THREADS as u64).await;
     for group in 0..GROUPS {
         let leader = trio.served_at(group, &[1, 2]).await;
@@ -201,7 +214,7 @@ async fn machines_that_hold_every_apply_thread_cost_their_host_all_leaderships()
 /// What the tests above would find without a watchdog.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_limit_a_machine_that_hangs_keeps_its_group() {
-    let trio = Trio::start(None, Duration::ZERO).await;
+    let trio = Trio::start(None).await;
     let held = trio.hang(1).await;
     let leads = trio.replica(0, 0);
     let lost = leads.wait_for(|status| !status.serving, 5 * LIMIT).await;
@@ -211,25 +224,57 @@ async fn without_a_limit_a_machine_that_hangs_keeps_its_group() {
 }
 
 /// Machines that take long for every batch, at all hosts alike, move nothing as long as each call ends
-/// within the limit, and are served all the same when it does not.
+/// within the limit.
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_machines_are_served() {
-    let trio = Trio::start(Some(LIMIT), LIMIT / 4).await;
+async fn machines_that_are_slow_within_the_limit_move_nothing() {
+    let trio = Trio::start(Some(LIMIT)).await;
+    *trio.delay.lock() = LIMIT / 4;
     let term = trio.replica(0, 0).status().term;
     for _ in 0..10 {
         trio.replica(0, 0).propose("slow").await.unwrap();
     }
     assert_eq!(trio.replica(0, 0).status().term, term);
-    drop(trio);
-    let trio = Trio::start(Some(LIMIT), LIMIT * 3 / 2).await;
-    for _ in 0..5 {
-        let began = Instant::now();
-        loop {
-            let leader = trio.served_at(0, &[0, 1, 2]).await;
-            match trio.replica(leader, 0).propose("slower").await {
-                Ok(_) => break,
-                Err(error) => assert!(began.elapsed() < SOON, "{error}"),
-            }
+}
+
+/// They are served all the same when a call does not: by whoever leads, for the leadership does not go to
+/// and fro between machines of which none is better.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_machines_are_served() {
+    let trio = Trio::start(Some(LIMIT)).await;
+    *trio.delay.lock() = LIMIT * 3 / 2;
+    let term = trio.replica(0, 0).status().term;
+    let mut lost = Vec::new();
+    let mut served = 0;
+    while served < 8 {
+        let leader = trio.served_at(0, &[0, 1, 2]).await;
+        match trio.replica(leader, 0).propose("slower").await {
+            Ok(_) => served += 1,
+            Err(error) => lost.push(error.to_string()),
         }
+        assert!(lost.len() <= 1, "more than one move of the leadership costs: {lost:?}");
     }
+    let now = [0, 1, 2].map(|host| trio.replica(host, 0).status().term.get());
+    assert!(now.iter().all(|now| *now <= term.get() + 1), "from {term} to {now:?}");
+}
+
+/// The others are about to be as slow: they are found so later, because they began later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_is_about_to_be_slow_takes_no_leadership_from_one_that_is() {
+    let (limit, longer) = (Some(5 * LIMIT), Some(6 * LIMIT));
+    let trio = Trio::with_limits([limit, longer, longer]).await;
+    let term = trio.replica(0, 0).status().term;
+    let others: Vec<_> = trio.others.iter().map(|gate| gate.lock()).collect();
+    let held = trio.hang(1).await;
+    let leader = trio.replica(0, 0);
+    let (began, mut declined) = (Instant::now(), Vec::new());
+    while declined.len() < 2 {
+        let told = || format!("{:?}, {declined:?} declined", leader.status());
+        assert!(began.elapsed() < SOON && leader.status().serving, "{}", told());
+        let voters = leader.outlook().await.unwrap().voters.into_iter();
+        declined = voters.filter_map(|voter| voter.declined?.reason).collect();
+    }
+    assert_eq!(declined, [RejectReason::ApplyBacklog; 2]);
+    assert_eq!(leader.status().term, term);
+    drop((held, others));
+    trio.comes_back().await;
 }

@@ -65,7 +65,7 @@ use tokio::runtime::Handle;
 
 pub use clocks::ClockAlarm;
 pub use config::{ConfigError, LaneLimits, SnapshotLimits, TransportConfig};
-pub use connection::server;
+pub use connection::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, server};
 pub use directory::PeerDirectory;
 pub use founded::FoundedBy;
 pub use handshake::Rollback;

@@ -217,6 +217,26 @@ async fn long_answers_to_many_writes_are_given_as_far_as_there_is_memory() {
     fixture.until_nothing_is_held().await;
 }
 
+/// They come one after the other, and those that wait leave the connection to the one that comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_batches_of_one_connection_do_not_keep_each_other_from_coming() {
+    let fixture = Fixture::start().await;
+    let mut client = fixture.client().await;
+    let mut streams = Vec::new();
+    for _ in 0..MAX_STREAMS_PER_CONNECTION {
+        streams.push(open(&mut client).await.unwrap());
+    }
+    let put = |key: String| Operation::Put(Put { key: key.into(), value: vec![1; MIB - 1].into() });
+    let all = MAX_BATCH_BYTES / MIB;
+    for (stream, calls) in streams.iter().enumerate() {
+        calls.send((0..all).map(|number| put(format!("{stream} {number}")))).await;
+    }
+    for calls in &mut streams {
+        calls.answers(all).await;
+    }
+    fixture.until_nothing_is_held().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_is_too_large_is_answered_with_the_limit() {
     let fixture = Fixture::start().await;

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use shardhost::{
-    ApplyBatch, ApplyFault, LogIndex, LogPosition, QueryError, SnapshotWriter, StateChecksum,
-    StateMachine,
+    ApplyBatch, ApplyFault, LogIndex, LogPosition, Progress, QueryError, SnapshotWriter,
+    StateChecksum, StateMachine,
 };
 
 /// Commands that end so were proposed after the restart.
@@ -131,8 +131,8 @@ impl StateMachine for Watched {
     fn removed(&mut self) -> Result<(), ApplyFault> {
         self.machine.removed()
     }
-    fn checksum(&self) -> Result<StateChecksum, QueryError> {
-        self.machine.checksum()
+    fn checksum(&self, progress: &Progress) -> Result<StateChecksum, QueryError> {
+        self.machine.checksum(progress)
     }
 }
 

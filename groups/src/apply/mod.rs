@@ -2,6 +2,7 @@
 //! replica, run by one thread at a time; in production by the apply pool, in simulation by the
 //! test.
 
+mod restore;
 mod sum;
 
 use std::fmt;
@@ -17,12 +18,14 @@ use tokio::sync::oneshot;
 use crate::error::{GroupFault, QueryError};
 use crate::latency::Latency;
 use crate::machine::{
-    ApplyBatch, ApplyFault, Command, ConsistencyView, FaultKind, SnapshotWriter, StateChecksum,
-    StateMachine,
+    ApplyBatch, ApplyFault, Command, ConsistencyView, FaultKind, Progress, SnapshotWriter,
+    StateChecksum, StateMachine,
 };
 use crate::panics::panic_text;
 use crate::waiter::{Applied, Handed};
 
+pub(crate) use restore::restore_from;
+pub use restore::restore_machine;
 pub use sum::{Summed, sum_of};
 
 /// One thing to do with a state machine.
@@ -61,6 +64,11 @@ impl ApplyWork {
     /// everything was applied that the answer must show.
     pub(crate) const fn is_question(&self) -> bool {
         matches!(self, Self::Query { .. } | Self::Checksum { .. })
+    }
+
+    /// Whether it takes as long as the state is large.
+    pub(crate) const fn is_long(&self) -> bool {
+        matches!(self, Self::Restore { .. } | Self::Checksum { .. })
     }
 
     /// Whether the caller went away: the answer would have no reader.
@@ -157,6 +165,7 @@ pub struct Applier {
     latency: Option<Arc<Latency>>,
     /// The position of the machine, for readers; moved before any caller learns that it moved.
     position: Arc<AtomicU64>,
+    progress: Progress,
 }
 
 /// What a machine is given once it is restored, when its replica is opened.
@@ -179,8 +188,20 @@ impl Applier {
         applied: LogPosition,
     ) -> Self {
         let position = Arc::new(AtomicU64::new(applied.index.get()));
+        let progress = Progress::default();
         let (lost, opening, failed, latency) = (false, None, None, None);
-        Self { group, machine, snapshots, applied, lost, opening, failed, latency, position }
+        Self {
+            group,
+            machine,
+            snapshots,
+            applied,
+            lost,
+            opening,
+            failed,
+            latency,
+            position,
+            progress,
+        }
     }
 
     /// Wraps a machine whose state is lost, of a log that begins behind `base`. It answers nothing
@@ -206,6 +227,11 @@ impl Applier {
     /// Where the machine stands, as a number that moves with it.
     pub(crate) fn position(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.position)
+    }
+
+    /// What moves while a call gets on.
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// Where the machine stands.
@@ -269,7 +295,8 @@ impl Applier {
             ApplyWork::Query { request, reply } => answer(reply, self.machine.query(&request)),
             ApplyWork::Checksum { reply } => {
                 let position = self.applied;
-                answer(reply, self.machine.checksum().map(|sum| (position, sum)))
+                let sum = self.machine.checksum(&self.progress);
+                answer(reply, sum.map(|sum| (position, sum)))
             }
         }
     }
@@ -338,6 +365,7 @@ impl Applier {
     fn note_applied(&mut self, commands: Vec<Command>, reached: LogPosition) {
         self.applied = reached;
         self.position.store(reached.index.get(), Ordering::Release);
+        self.progress.step();
         let now = self.latency.as_ref().map(|_| Instant::now());
         for command in commands {
             if let Some(waiter) = command.waiter.and_then(Handed::take) {
@@ -353,7 +381,8 @@ impl Applier {
     fn restore(&mut self, position: LogPosition) -> ApplyReport {
         // Whatever stops it half-way, no reader sees a part of a state.
         self.lost = true;
-        match restore_from(&mut *self.machine, &*self.snapshots, self.group, position) {
+        let (machine, snapshots) = (&mut *self.machine, &*self.snapshots);
+        match restore_from(machine, snapshots, (self.group, position), &self.progress) {
             Ok(()) => {
                 let after = self.opening.take();
                 let opens = after.is_some();
@@ -406,33 +435,6 @@ fn answer<T>(
 
 /// The error instead of an answer.
 const NO_STATE: &str = "the state of this replica is lost or being replaced";
-
-/// The same as [`restore_machine`], with what can be done about a fault.
-pub(crate) fn restore_from(
-    machine: &mut dyn StateMachine,
-    snapshots: &dyn SnapshotStore,
-    group: GroupId,
-    position: LogPosition,
-) -> Result<(), ApplyFault> {
-    let mut source = snapshots.open(group, position).map_err(|error| match error.passes() {
-        true => ApplyFault::passing(format_args!("the snapshot to restore: {error}")),
-        false => ApplyFault::new(format_args!("no snapshot to restore: {error}")),
-    })?;
-    machine.restore(position, &mut source)
-}
-
-/// Replaces a machine's state by the snapshot at `position`, whose bytes are checked first.
-///
-/// # Errors
-/// When the snapshot cannot be read or the machine refuses it.
-pub fn restore_machine(
-    machine: &mut dyn StateMachine,
-    snapshots: &dyn SnapshotStore,
-    group: GroupId,
-    position: LogPosition,
-) -> Result<(), GroupFault> {
-    Ok(restore_from(machine, snapshots, group, position)?)
-}
 
 /// Turns a panic of the machine into a fault.
 pub(crate) fn contain<T>(run: impl FnOnce() -> T) -> Result<T, GroupFault> {

@@ -45,6 +45,8 @@ pub(super) struct Candidacy {
     behind: Vec<NodeId>,
     /// When it campaigns after the loss of its leader's node.
     turn: Option<Turn>,
+    /// A call into the state machine here takes half as long as it may.
+    busy: bool,
 }
 
 /// An election timeout of one's own, instead of a drawn one: in this term, until the next campaign.
@@ -199,6 +201,16 @@ impl GroupCore {
         let turn = self.candidacy.turn.as_ref().filter(holds);
         let forgets = self.config.bugs.has(KnownBug::TurnOfOneTick);
         turn.filter(|_| !forgets).map(|turn| turn.timeout)
+    }
+
+    /// A call into the state machine takes half as long as it may, or it ended.
+    pub const fn on_busy(&mut self, busy: bool) {
+        self.candidacy.busy = busy;
+    }
+
+    /// Whether the state machine here, or all that this node runs, is about to be too slow to lead.
+    pub(super) fn is_busy(&self, effects: &Effects) -> bool {
+        self.candidacy.busy || effects.nodes.is_busy()
     }
 
     /// Stands for election before its time is over.

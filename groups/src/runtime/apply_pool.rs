@@ -2,227 +2,38 @@
 //! once in the queue that all threads take from. So a group's work is done in order by one thread
 //! at a time, and a slow machine holds up one thread and no other group.
 //!
+//! Restores and checksums take as long as a state is large, and have [places](places) of which there are
+//! fewer than threads: where others have them all, a restore waits at the front of its mailbox, and a
+//! checksum aside, while commands of its group go on.
+//!
 //! Work that a machine cannot do now, as on a full disk, goes back to the front of its mailbox, which
 //! rests for a moment (*stalled*) and is tried again; questions are answered meanwhile.
 //!
 //! The end of a replica comes here last: an apply thread drops the machine, after which the
 //! group's number is free.
 
-use std::collections::VecDeque;
-use std::fmt;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+mod mailbox;
+mod places;
 
-use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 use shardhost_storage::GroupId;
 
+use self::mailbox::Next;
+use self::places::Places;
 use super::RuntimeShared;
-use super::machine_watch::{ApplyActivity, Call, name_of};
+use super::machine_watch::{ApplyActivity, Call};
 use crate::apply::{Applier, ApplyReport, ApplyWork, contain};
-use crate::error::QueryError;
 use crate::lives::{Clear, Ending};
 use crate::runtime::GroupShared;
 use crate::worker::{GroupEvent, Input};
 
-/// Pieces of work that a thread does for one group before it looks after another.
-const WORK_PER_TURN: usize = 64;
-/// Questions to one machine after which those are dropped whose askers went away.
-const QUESTIONS_PER_LOOK: usize = 1024;
-
-/// How long a stalled mailbox rests first; twice as long each further time.
-const FIRST_REST: Duration = Duration::from_millis(100);
-/// The longest that it rests.
-const LONGEST_REST: Duration = Duration::from_secs(1);
-
-/// The work of one group's state machine, and the machine.
-pub(crate) struct Mailbox {
-    state: Mutex<MailboxState>,
-    applier: Mutex<Option<Applier>>,
-}
-
-#[derive(Default)]
-struct MailboxState {
-    work: VecDeque<ApplyWork>,
-    /// Questions that came since those whose askers went away were dropped.
-    asked: usize,
-    /// A token of it is in the queue, a thread is at it, or it rests.
-    scheduled: bool,
-    /// It rests: no token of it is in the queue.
-    rests: bool,
-    /// Times in a row that its work could not be done.
-    stalls: u32,
-    closed: bool,
-    /// The replica ends when the work that is left is done.
-    ending: Option<Ending>,
-}
-
-impl MailboxState {
-    /// A question comes. Now and then, questions of callers that went away are dropped: a machine
-    /// that hangs answers none, and callers that give up ask again.
-    fn note_question(&mut self) {
-        self.asked += 1;
-        if self.asked >= QUESTIONS_PER_LOOK {
-            self.asked = 0;
-            self.work.retain(|work| !work.is_abandoned());
-        }
-    }
-}
-
-/// A state machine has as many questions waiting as it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NoRoom;
-
-/// What becomes of work that waits when a replica ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waiting {
-    /// It is dropped, which fails the callers that wait for it.
-    Dropped,
-    Done,
-}
-
-impl fmt::Debug for Mailbox {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Mailbox")
-    }
-}
-
-impl Mailbox {
-    pub(crate) fn new(applier: Applier) -> Self {
-        Self { state: Mutex::default(), applier: Mutex::new(Some(applier)) }
-    }
-
-    /// The first work of a machine could not be done when its replica was opened. The mailbox counts as
-    /// scheduled; see [`ApplyQueue::begin`].
-    pub(super) fn begins_with(&self, work: ApplyWork) {
-        let mut state = self.state.lock();
-        state.work.push_front(work);
-        (state.scheduled, state.stalls) = (true, 1);
-    }
-
-    /// Takes no more work, and drops what waits.
-    fn shut(&self) {
-        let mut state = self.state.lock();
-        state.closed = true;
-        let work = std::mem::take(&mut state.work);
-        drop(state);
-        drop(work);
-    }
-
-    /// Drops the machine; later work is dropped, which fails its callers.
-    pub(super) fn close(&self) {
-        self.shut();
-        drop(self.applier.lock().take());
-    }
-
-    /// Takes no more work, and ends the replica after the present work. Returns whether the mailbox
-    /// must be scheduled; the ending comes back if the replica has ended already.
-    fn end(&self, ending: Ending, waiting: Waiting) -> Result<bool, Ending> {
-        let mut state = self.state.lock();
-        if state.closed && state.ending.is_none() {
-            return Err(ending);
-        }
-        state.closed = true;
-        let rests = std::mem::take(&mut state.rests);
-        let drops = rests || waiting == Waiting::Dropped;
-        let dropped = drops.then(|| std::mem::take(&mut state.work));
-        state.ending = Some(ending);
-        let schedule = !std::mem::replace(&mut state.scheduled, true) || rests;
-        drop(state);
-        drop(dropped);
-        Ok(schedule)
-    }
-
-    /// The end of the replica, if no work comes before it.
-    fn take_ending(&self) -> Option<Ending> {
-        let mut state = self.state.lock();
-        if !state.work.is_empty() {
-            return None;
-        }
-        state.ending.take()
-    }
-
-    /// Answers a question on the caller's thread, if the machine is not busy and so quick that
-    /// this may be done. `None`: the question must queue.
-    pub(crate) fn query_at_once(&self, request: &Bytes) -> Option<Result<Bytes, QueryError>> {
-        self.applier.try_lock()?.as_ref()?.answer_at_once(request)
-    }
-
-    /// Adds work; returns whether the mailbox must be scheduled.
-    fn add(&self, work: ApplyWork) -> bool {
-        let mut state = self.state.lock();
-        if state.closed {
-            return false;
-        }
-        state.work.push_back(work);
-        !std::mem::replace(&mut state.scheduled, true)
-    }
-
-    /// Adds a question, unless `most` pieces of work wait; returns whether the mailbox must be
-    /// scheduled.
-    fn ask(&self, question: ApplyWork, most: usize) -> Result<bool, NoRoom> {
-        let mut state = self.state.lock();
-        state.note_question();
-        if state.work.len() >= most {
-            return Err(NoRoom);
-        }
-        drop(state);
-        Ok(self.add(question))
-    }
-
-    fn take(&self) -> VecDeque<ApplyWork> {
-        let mut state = self.state.lock();
-        let take = state.work.len().min(WORK_PER_TURN);
-        let rest = state.work.split_off(take);
-        std::mem::replace(&mut state.work, rest)
-    }
-
-    /// Puts work back that cannot be done now. A replica that ends does not wait for it.
-    fn put_back(&self, work: Vec<ApplyWork>) {
-        let mut state = self.state.lock();
-        state.stalls = state.stalls.saturating_add(1);
-        if state.closed {
-            drop(state);
-            return drop(work);
-        }
-        work.into_iter().rev().for_each(|work| state.work.push_front(work));
-    }
-
-    /// Work was done. Returns whether earlier work could not be.
-    fn went_on(&self) -> bool {
-        std::mem::take(&mut self.state.lock().stalls) > 0
-    }
-
-    /// Ends a turn; returns what comes next.
-    fn end_turn(&self) -> Next {
-        let mut state = self.state.lock();
-        if state.work.is_empty() && state.ending.is_none() {
-            state.scheduled = false;
-            state.work.shrink_to(4);
-            return Next::Nothing;
-        }
-        if state.stalls == 0 || state.ending.is_some() {
-            return Next::Again;
-        }
-        state.rests = true;
-        let rest = FIRST_REST.saturating_mul(1 << (state.stalls - 1).min(8));
-        Next::Rest(rest.min(LONGEST_REST))
-    }
-
-    /// The rest is over; returns whether it still rested.
-    fn end_rest(&self) -> bool {
-        std::mem::take(&mut self.state.lock().rests)
-    }
-}
-
-/// What comes after a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
-    Nothing,
-    Again,
-    Rest(Duration),
-}
+pub(super) use self::mailbox::Waiting;
+pub(crate) use self::mailbox::{Mailbox, NoRoom};
 
 enum Token {
     Group(Arc<GroupShared>),
@@ -234,7 +45,11 @@ enum Token {
 /// The queue of mailboxes with work. At most one token per group stands in it, and one for the end
 /// of a replica that is not open.
 #[derive(Clone)]
-pub(super) struct ApplyQueue(Sender<Token>, Arc<Resting>);
+pub(super) struct ApplyQueue {
+    tokens: Sender<Token>,
+    resting: Arc<Resting>,
+    places: Arc<Places>,
+}
 
 /// Mailboxes that rest, and until when. At most one entry per open replica.
 #[derive(Default)]
@@ -245,22 +60,27 @@ pub(super) struct ApplyOutlet {
     tokens: Receiver<Token>,
     again: Sender<Token>,
     resting: Arc<Resting>,
+    places: Arc<Places>,
 }
 
 impl ApplyQueue {
-    pub(super) fn new() -> (Self, ApplyOutlet) {
+    pub(super) fn new(threads: usize) -> (Self, ApplyOutlet) {
         // Bounded by the number of groups: each has at most one token in it.
         let (sender, tokens) = unbounded();
         let again = sender.clone();
         let resting = Arc::<Resting>::default();
-        (Self(sender, Arc::clone(&resting)), ApplyOutlet { tokens, again, resting })
+        let places = Places::new(threads, sender.clone());
+        let queue = Self { tokens: sender, resting: Arc::clone(&resting), places };
+        let places = Arc::clone(&queue.places);
+        (queue, ApplyOutlet { tokens, again, resting, places })
     }
 
     /// Schedules the mailboxes that have rested.
     pub(super) fn end_rests(&self, now: Instant) {
-        let rested: Vec<_> = self.1.0.lock().extract_if(.., |(until, _)| *until <= now).collect();
+        let rested: Vec<_> =
+            self.resting.0.lock().extract_if(.., |(until, _)| *until <= now).collect();
         for (_, group) in rested {
-            if group.mailbox.end_rest() && self.0.send(Token::Group(group)).is_err() {
+            if group.mailbox.end_rest() && self.tokens.send(Token::Group(group)).is_err() {
                 tracing::debug!("a mailbox had rested when the apply pool had ended");
             }
         }
@@ -268,13 +88,13 @@ impl ApplyQueue {
 
     /// Schedules a mailbox that [begins](Mailbox::begins_with) with work, when its worker knows of it.
     pub(super) fn begin(&self, group: &Arc<GroupShared>) {
-        if self.0.send(Token::Group(Arc::clone(group))).is_err() {
+        if self.tokens.send(Token::Group(Arc::clone(group))).is_err() {
             tracing::debug!("a replica began after the apply pool had ended");
         }
     }
 
     pub(super) fn push(&self, group: &Arc<GroupShared>, work: ApplyWork) {
-        if group.mailbox.add(work) && self.0.send(Token::Group(Arc::clone(group))).is_err() {
+        if group.mailbox.add(work) && self.tokens.send(Token::Group(Arc::clone(group))).is_err() {
             tracing::debug!("work came after the apply pool had ended");
         }
     }
@@ -287,7 +107,7 @@ impl ApplyQueue {
         most: usize,
     ) -> Result<(), NoRoom> {
         if group.mailbox.ask(question, most)?
-            && self.0.send(Token::Group(Arc::clone(group))).is_err()
+            && self.tokens.send(Token::Group(Arc::clone(group))).is_err()
         {
             tracing::debug!("a question came after the apply pool had ended");
         }
@@ -304,14 +124,21 @@ impl ApplyQueue {
             },
             None => Token::Ending(ending),
         };
-        if self.0.send(token).is_err() {
+        if self.tokens.send(token).is_err() {
             tracing::debug!("a replica ended after the apply pool had ended");
         }
     }
 
+    /// The threads have ended: what rests or waits is let go of.
+    pub(super) fn clear(&self) {
+        let resting = std::mem::take(&mut *self.resting.0.lock());
+        drop(resting);
+        self.places.clear();
+    }
+
     pub(super) fn stop(&self, threads: usize) {
         for _ in 0..threads {
-            if self.0.send(Token::Stop).is_err() {
+            if self.tokens.send(Token::Stop).is_err() {
                 return;
             }
         }
@@ -326,11 +153,12 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &ApplyOutle
             Token::Stop => return,
             Token::Ending(ending) => end(shared, activity, None, ending),
             Token::Group(group) => {
-                turn(shared, activity, &group);
+                let lacks_place = turn(shared, activity, &group, &outlet.places);
                 if let Some(ending) = group.mailbox.take_ending() {
+                    outlet.places.forget(&group);
                     end(shared, activity, Some(&group), ending);
                 }
-                match group.mailbox.end_turn() {
+                match group.mailbox.end_turn(lacks_place) {
                     Next::Nothing => {}
                     Next::Again => {
                         if outlet.again.send(Token::Group(group)).is_err() {
@@ -346,50 +174,126 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &ApplyOutle
     }
 }
 
-fn turn(shared: &Arc<RuntimeShared>, activity: &ApplyActivity, group: &Arc<GroupShared>) {
+/// Does what a group's mailbox has, as far as a turn goes. Returns whether a place for a long call was
+/// lacking.
+fn turn(
+    shared: &Arc<RuntimeShared>,
+    activity: &ApplyActivity,
+    group: &Arc<GroupShared>,
+    places: &Arc<Places>,
+) -> bool {
     let work = group.mailbox.take();
     // Held by a caller that asks at once.
     let waiting = activity.begin(Call::of(group, "a query"));
     let mut held = group.mailbox.applier.lock();
     drop(waiting);
-    let Some(applier) = held.as_mut() else { return };
-    let mut applied = None;
-    let mut work = merge(work).into_iter();
-    while let Some(one) = work.next() {
-        let calling = activity.begin(Call::of(group, name_of(&one)));
-        let done = applier.run(one);
-        drop(calling);
+    let Some(applier) = held.as_mut() else { return false };
+    let (applied, lacks_place) = (None, false);
+    let mut turn = Turn { shared, activity, group, places, applier, applied, lacks_place };
+    turn.run(work);
+    turn.lacks_place
+}
+
+/// One group's turn on a thread.
+struct Turn<'a> {
+    shared: &'a Arc<RuntimeShared>,
+    activity: &'a ApplyActivity,
+    group: &'a Arc<GroupShared>,
+    places: &'a Arc<Places>,
+    applier: &'a mut Applier,
+    /// What was applied, and not reported yet.
+    applied: Option<GroupEvent>,
+    lacks_place: bool,
+}
+
+impl Turn<'_> {
+    fn run(&mut self, work: VecDeque<ApplyWork>) {
+        let group = self.group;
+        let mailbox = &group.mailbox;
+        let mut work = merge(work).into_iter();
+        while let Some(one) = work.next() {
+            let Some(undone) = self.run_one(one) else { continue };
+            let (mut questions, rest): (VecDeque<_>, Vec<_>) =
+                split(work.by_ref(), ApplyWork::is_question);
+            mailbox.put_back(std::iter::once(undone).chain(rest).collect());
+            questions.extend(mailbox.take_questions());
+            self.answer(questions);
+        }
+        self.tell_applied();
+        self.answer(mailbox.take_aside());
+    }
+
+    /// Questions are never left undone: a checksum is put aside.
+    fn answer(&mut self, questions: VecDeque<ApplyWork>) {
+        questions.into_iter().for_each(|question| drop(self.run_one(question)));
+    }
+
+    /// Does one thing. It comes back if it cannot be done now.
+    fn run_one(&mut self, one: ApplyWork) -> Option<ApplyWork> {
+        if one.is_abandoned() {
+            return None;
+        }
+        let place = if one.is_long() { self.places.take(self.group) } else { None };
+        if one.is_long() && place.is_none() {
+            self.lacks_place = true;
+            if one.is_question() {
+                self.group.mailbox.set_aside(one);
+                return None;
+            }
+            return Some(one);
+        }
+        let calling = self.activity.begin(Call::at(self.group, &one));
+        let done = self.applier.run(one);
+        drop((calling, place));
+        self.follow(done)
+    }
+
+    fn follow(&mut self, done: ApplyReport) -> Option<ApplyWork> {
         // What stalled comes first: when anything else is done, it was.
         let went_on = matches!(
             done,
             ApplyReport::Applied { .. } | ApplyReport::Restored { .. } | ApplyReport::Durable(_)
         );
-        if went_on && group.mailbox.went_on() {
-            tell(shared, group, GroupEvent::Stalled(None));
+        if went_on && self.group.mailbox.went_on() {
+            tell(self.shared, self.group, GroupEvent::Stalled(None));
         }
         match done {
             ApplyReport::Applied { last, durable } => {
-                applied = Some(GroupEvent::Applied { last, durable });
+                self.applied = Some(GroupEvent::Applied { last, durable });
             }
             ApplyReport::Nothing => {}
-            ApplyReport::Stalled { work: stalled, fault } => {
-                let (questions, rest): (Vec<_>, Vec<_>) = work.partition(ApplyWork::is_question);
-                group.mailbox.put_back(std::iter::once(stalled).chain(rest).collect());
-                tell(shared, group, GroupEvent::Stalled(Some(fault.to_string().into())));
-                for question in questions {
-                    let _calling = activity.begin(Call::of(group, name_of(&question)));
-                    report(shared, group, applier.run(question));
-                }
-                break;
+            ApplyReport::Stalled { work, fault } => {
+                self.group.mailbox.note_stall();
+                let why = fault.to_string().into();
+                tell(self.shared, self.group, GroupEvent::Stalled(Some(why)));
+                return Some(work);
             }
             other => {
                 // In order: what was applied before comes first.
-                applied.take().into_iter().for_each(|event| tell(shared, group, event));
-                report(shared, group, other);
+                self.tell_applied();
+                report(self.shared, self.group, other);
             }
         }
+        None
     }
-    applied.into_iter().for_each(|event| tell(shared, group, event));
+
+    fn tell_applied(&mut self) {
+        if let Some(event) = self.applied.take() {
+            tell(self.shared, self.group, event);
+        }
+    }
+}
+
+/// Parts work in two, each in order.
+fn split(
+    work: impl Iterator<Item = ApplyWork>,
+    first: impl Fn(&ApplyWork) -> bool,
+) -> (VecDeque<ApplyWork>, Vec<ApplyWork>) {
+    let (mut chosen, mut rest) = (VecDeque::new(), Vec::new());
+    for one in work {
+        if first(&one) { chosen.push_back(one) } else { rest.push(one) }
+    }
+    (chosen, rest)
 }
 
 /// The last step of a replica's end: nothing of it is on its way any more but what this waits for.

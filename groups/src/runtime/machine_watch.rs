@@ -8,12 +8,17 @@
 //! when calls have ended in time for twice the limit, so that a machine that is slow
 //! repeatedly moves its leadership once.
 //!
-//! A batch that the machine applies in parts makes progress with each part, and does not hang.
+//! A call that makes progress ([`Progress`](crate::Progress)) does not hang, however long it takes: a
+//! batch that the machine applies in parts, a restore, a checksum. But a thread at a restore or a checksum
+//! serves no other group, so the host is as its other threads are.
+//!
+//! Machines that are slow at all hosts alike begin to be at about the same time. So that no leadership
+//! moves to one that is as slow, a replica, and a host, is *busy* from half the limit on, and takes no
+//! leadership from one that should not have it.
 //!
 //! [`GroupsConfig::machine_limit`]: crate::GroupsConfig::machine_limit
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -24,7 +29,7 @@ use super::apply_pool::tell;
 use crate::apply::ApplyWork;
 use crate::nodes::Impairment;
 use crate::runtime::GroupShared;
-use crate::worker::GroupEvent;
+use crate::worker::{GroupEvent, Input};
 
 /// The name under which the host is impaired.
 const SOURCE: &str = "state machines";
@@ -38,6 +43,8 @@ pub(super) struct Call {
     /// `None`: the replica is not open.
     replica: Option<Arc<GroupShared>>,
     what: &'static str,
+    /// It takes as long as a state is large.
+    is_long: bool,
 }
 
 impl Call {
@@ -46,7 +53,7 @@ impl Call {
         replica: Option<Arc<GroupShared>>,
         what: &'static str,
     ) -> Self {
-        Self { group, replica, what }
+        Self { group, replica, what, is_long: false }
     }
 
     /// Of a replica that is open.
@@ -54,9 +61,18 @@ impl Call {
         Self::new(replica.id, Some(Arc::clone(replica)), what)
     }
 
-    /// How far the machine is: parts of a batch move it.
-    fn position(&self) -> u64 {
-        self.replica.as_ref().map_or(0, |replica| replica.position.load(Ordering::Acquire))
+    /// A piece of work of a replica that is open.
+    pub(super) fn at(replica: &Arc<GroupShared>, work: &ApplyWork) -> Self {
+        Self { is_long: work.is_long(), ..Self::of(replica, name_of(work)) }
+    }
+
+    /// Moves while the call gets on.
+    fn progress(&self) -> u64 {
+        self.replica.as_ref().map_or(0, |replica| replica.progress.steps())
+    }
+
+    fn name(&self) -> String {
+        format!("{} of group {}", self.what, self.group)
     }
 
     fn reason(&self, limit: Duration) -> String {
@@ -65,7 +81,7 @@ impl Call {
 }
 
 /// What a piece of work is called in reasons.
-pub(super) const fn name_of(work: &ApplyWork) -> &'static str {
+const fn name_of(work: &ApplyWork) -> &'static str {
     match work {
         ApplyWork::Commands { .. } => "applying commands",
         ApplyWork::Restore { .. } => "restoring a snapshot",
@@ -100,7 +116,7 @@ impl ApplyActivity {
     /// The call that is under way, by its number, and how far it is.
     fn seen(&self) -> Option<(u64, u64)> {
         let at = self.0.lock();
-        at.call.as_ref().map(|call| (at.number, call.position()))
+        at.call.as_ref().map(|call| (at.number, call.progress()))
     }
 
     /// The call of this number, if it is still under way.
@@ -125,6 +141,8 @@ impl Drop for Calling<'_> {
 enum Health {
     #[default]
     Well,
+    /// One takes half as long as it may.
+    Busy,
     /// One takes longer than the limit, or one did a moment ago.
     Slow,
     /// One takes so long that commands are refused.
@@ -148,6 +166,7 @@ impl WatchedThread {
         match self.looks {
             looks if looks >= limit.saturating_mul(HUNG_AFTER) => Health::Hung,
             looks if looks >= limit => Health::Slow,
+            looks if looks >= limit.div_ceil(2) => Health::Busy,
             _ => Health::Well,
         }
     }
@@ -164,15 +183,15 @@ struct Settled {
 impl Settled {
     /// Reports the state, when that is news.
     fn settle(&mut self, found: Health, limit: u32) -> Option<Health> {
-        self.calm = if found == Health::Well { self.calm.saturating_add(1) } else { 0 };
-        // A call that comes to be too long looks well for as long as the limit: that is not calm.
-        let recovering = self.health != Health::Well && self.calm < limit.saturating_mul(2);
+        self.calm = if found < Health::Slow { self.calm.saturating_add(1) } else { 0 };
+        // A call that comes to be too long is not slow for as long as the limit: that is not calm.
+        let recovering = self.health >= Health::Slow && self.calm < limit.saturating_mul(2);
         let health = if recovering { found.max(Health::Slow) } else { found };
         (std::mem::replace(&mut self.health, health) != health).then_some(health)
     }
 }
 
-/// A replica with a call that took too long.
+/// A replica with a call that took long.
 struct WatchedReplica {
     call: Call,
     settled: Settled,
@@ -193,7 +212,7 @@ pub(super) struct MachineWatch {
     looks: u32,
     threads: Vec<WatchedThread>,
     host: Settled,
-    /// As many at most as calls can have taken too long within twice the limit.
+    /// As many at most as calls can have taken long within twice the limit.
     replicas: Vec<WatchedReplica>,
 }
 
@@ -206,26 +225,22 @@ impl MachineWatch {
 
     /// At every look: notifies replicas and the host of the consequences.
     pub(super) fn look(&mut self, shared: &RuntimeShared) {
-        let mut long = Vec::new();
+        let mut at = Vec::with_capacity(self.threads.len());
         for (thread, activity) in self.threads.iter_mut().zip(&shared.apply_activities) {
             let seen = activity.seen();
             let health = thread.look(seen, self.looks);
-            let call = seen.filter(|_| health != Health::Well);
-            if let Some(call) = call.and_then(|(number, _)| activity.call(number)) {
-                long.push((health, call));
-            }
+            at.push((health, seen.and_then(|(number, _)| activity.call(number))));
         }
-        self.follow_host(shared, &long);
-        self.follow_replicas(shared, &long);
+        self.follow_host(shared, &at);
+        self.follow_replicas(shared, &at);
     }
 
-    /// The host is as its best apply thread, for that one serves all groups.
-    fn follow_host(&mut self, shared: &RuntimeShared, long: &[(Health, Call)]) {
-        let every = !long.is_empty() && long.len() == self.threads.len();
-        let best = long.iter().map(|(health, _)| *health).min().filter(|_| every);
-        let Some(health) = self.host.settle(best.unwrap_or_default(), self.looks) else { return };
+    fn follow_host(&mut self, shared: &RuntimeShared, at: &[(Health, Option<Call>)]) {
+        let long = |call: &Option<Call>| call.as_ref().is_some_and(|call| call.is_long);
+        let found = health_of_host(at.iter().map(|(health, call)| (*health, long(call))));
+        let Some(health) = self.host.settle(found, self.looks) else { return };
         let calls: Vec<String> =
-            long.iter().map(|(_, call)| format!("{} of group {}", call.what, call.group)).collect();
+            at.iter().filter_map(|(_, call)| Some(call.as_ref()?.name())).collect();
         let calls =
             if calls.is_empty() { "they have just ended".to_owned() } else { calls.join(", ") };
         let limit = self.limit_of(health);
@@ -233,21 +248,27 @@ impl MachineWatch {
             "calls that take longer than {limit:?} hold every thread that runs state machines ({calls})"
         );
         shared.impair(SOURCE, impairment(health, reason));
+        for inbox in &shared.inboxes {
+            inbox.complete(Input::Busy(health != Health::Well));
+        }
     }
 
-    fn follow_replicas(&mut self, shared: &RuntimeShared, long: &[(Health, Call)]) {
-        for (_, call) in long.iter().filter(|(_, call)| call.replica.is_some()) {
+    fn follow_replicas(&mut self, shared: &RuntimeShared, at: &[(Health, Option<Call>)]) {
+        let slow = at.iter().filter(|(health, _)| *health != Health::Well);
+        let slow = slow.filter_map(|(health, call)| Some((*health, call.as_ref()?)));
+        let slow: Vec<(Health, &Call)> = slow.filter(|(_, call)| call.replica.is_some()).collect();
+        for (_, call) in &slow {
             match self.replicas.iter_mut().find(|replica| replica.is(call)) {
                 Some(known) => known.call.what = call.what,
                 None => {
-                    let (call, settled) = (call.clone(), Settled::default());
+                    let (call, settled) = (Call::clone(call), Settled::default());
                     self.replicas.push(WatchedReplica { call, settled });
                 }
             }
         }
         let (looks, limits) = (self.looks, [Health::Slow, Health::Hung].map(|h| self.limit_of(h)));
         for replica in &mut self.replicas {
-            let mine = long.iter().filter(|(_, call)| replica.is(call));
+            let mine = slow.iter().filter(|(_, call)| replica.is(call));
             let worst = mine.map(|(health, _)| *health).max().unwrap_or_default();
             let (Some(health), Some(group)) =
                 (replica.settled.settle(worst, looks), &replica.call.replica)
@@ -255,6 +276,7 @@ impl MachineWatch {
                 continue;
             };
             let reason = replica.call.reason(limits[usize::from(health == Health::Hung)]);
+            tell(shared, group, GroupEvent::Busy(health != Health::Well));
             tell(shared, group, GroupEvent::Hung(impairment(health, reason)));
         }
         self.replicas.retain(|replica| replica.settled.health != Health::Well);
@@ -265,9 +287,16 @@ impl MachineWatch {
     }
 }
 
+/// The host is as the best of its threads, for that one serves all groups. One at a long call does not,
+/// unless there is no other.
+fn health_of_host(threads: impl Iterator<Item = (Health, bool)> + Clone) -> Health {
+    let serving = threads.clone().filter(|(_, is_long)| !is_long).map(|(health, _)| health);
+    serving.min().or_else(|| threads.map(|(health, _)| health).min()).unwrap_or_default()
+}
+
 fn impairment(health: Health, reason: String) -> Option<Impairment> {
     let mode = match health {
-        Health::Well => return None,
+        Health::Well | Health::Busy => return None,
         Health::Slow => RequirementMode::Soft,
         Health::Hung => RequirementMode::Hard,
     };

@@ -274,7 +274,9 @@ impl GroupsBuilder {
         self.workers = count.max(1);
         self
     }
-    /// Threads for state machines. So many slow machines can be borne at the same time.
+    /// Threads for state machines, at least one. So many slow machines can be borne at the same time. One of
+    /// them is kept free of restores and checksums, which take as long as a state is large; with a single
+    /// thread, all groups of the host wait for those.
     pub fn apply_threads(mut self, count: usize) -> Self {
         self.apply_threads = count.max(1);
         self
@@ -292,7 +294,7 @@ impl GroupsBuilder {
     ) -> std::io::Result<Groups> {
         let config = Arc::new(self.config);
         let (inboxes, outlets): (Vec<_>, Vec<_>) = (0..self.workers).map(|_| Inbox::new()).unzip();
-        let (apply, apply_outlet) = apply_pool::ApplyQueue::new();
+        let (apply, apply_outlet) = apply_pool::ApplyQueue::new(self.apply_threads);
         let (log, log_outlet) = log_writer::LogQueue::new();
         let (admissions, admission_outlet) = admissions::AdmissionQueue::new();
         let (snapshot_tasks, snapshot_outlet) = snapshot_writer::SnapshotQueue::new();
@@ -574,6 +576,7 @@ impl Groups {
         threads.log.take().into_iter().for_each(join);
         shared.apply.stop(threads.apply.len());
         threads.apply.drain(..).for_each(join);
+        shared.apply.clear();
         threads.snapshots.iter().for_each(|_| shared.snapshot_tasks.stop_one());
         threads.snapshots.drain(..).for_each(join);
         shared.checks.stop();

@@ -14,7 +14,7 @@ use crate::core::{GroupCore, Opened, ReplicaStart, has_another_voter};
 use crate::error::{GroupFault, GroupStep, OpenGroupError};
 use crate::lives::{OpenId, StartGuard};
 use crate::logging;
-use crate::machine::{ApplyBatch, ApplyFault, Command, FaultKind, StateMachine};
+use crate::machine::{ApplyBatch, ApplyFault, Command, FaultKind, Progress, StateMachine};
 use crate::runtime::{Group, GroupShared, LeaseCell};
 use crate::waiter::Budget;
 use crate::worker::{GroupEvent, Input};
@@ -263,6 +263,7 @@ impl Groups {
             status: ArcSwap::new(Arc::clone(core.status())),
             lease: LeaseCell::default(),
             position: applier.position(),
+            progress: applier.progress(),
             watchers: OnceLock::new(),
             budget: Arc::new(Budget::new(limit, Some(Arc::clone(&shared.budget)))),
             runtime: Arc::clone(shared),
@@ -321,7 +322,8 @@ fn bring_level(
         Opened::Lost(applied) => Ok(Level { applied, state: State::Lost }),
         Opened::Restore(position) => {
             let group = persisted.meta.group;
-            let restored = restore_from(&mut **machine, &*shared.snapshots, group, position);
+            let (from, progress) = ((group, position), Progress::default());
+            let restored = restore_from(&mut **machine, &*shared.snapshots, from, &progress);
             let others = has_another_voter(persisted);
             let (applied, state) = match restored {
                 Ok(()) => (position, State::Whole),

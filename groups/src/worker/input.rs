@@ -104,6 +104,8 @@ pub enum Input {
     },
     /// The new advertisement of this node.
     OwnAdvert(Arc<Advert>),
+    /// Calls hold every thread that runs state machines for half as long as they may, or do not any more.
+    Busy(bool),
     /// A request for the replica's evaluation of who could lead.
     Outlook {
         group: GroupId,
@@ -168,6 +170,8 @@ pub enum GroupEvent {
     Stalled(Option<Arc<str>>),
     /// A call into the state machine does not return; `None`: calls end in time again.
     Hung(Option<Impairment>),
+    /// A call into the state machine takes half as long as it may, or it ended.
+    Busy(bool),
     /// The replica cannot continue.
     Failed(GroupFault),
 }

@@ -210,6 +210,9 @@ impl WorkerCore {
                     self.queue_wakes(NodeChange::Facts);
                 }
             }
+            Input::Busy(busy) => {
+                self.change_nodes(|nodes| nodes.note_busy(busy));
+            }
             Input::Outlook { group, waiter } => {
                 self.with(group, |core, effects| core.outlook(waiter, effects));
             }
@@ -406,6 +409,7 @@ impl WorkerCore {
             GroupEvent::Hung(why) => {
                 self.notify(group, epoch, |core, effects| core.on_hung(why, effects));
             }
+            GroupEvent::Busy(busy) => self.notify(group, epoch, |core, _| core.on_busy(busy)),
             GroupEvent::Failed(fault) => {
                 if self.is_current(group, epoch) {
                     self.fail(group, fault);

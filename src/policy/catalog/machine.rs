@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use bytes::Bytes;
 use shardhost_groups::error::QueryError;
 use shardhost_groups::machine::{
-    ApplyBatch, ApplyFault, ConsistencyView, SnapshotWriter, StateChecksum, StateMachine,
+    ApplyBatch, ApplyFault, ConsistencyView, Progress, SnapshotWriter, StateChecksum, StateMachine,
 };
 use shardhost_storage::LogPosition;
 
@@ -73,7 +73,7 @@ impl StateMachine for CatalogMachine {
         Ok(())
     }
 
-    fn checksum(&self) -> Result<StateChecksum, QueryError> {
+    fn checksum(&self, _: &Progress) -> Result<StateChecksum, QueryError> {
         let items = self.catalog.view().all().count() as u64;
         Ok(StateChecksum { items, checksum: self.catalog.digest() })
     }

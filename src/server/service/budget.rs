@@ -25,6 +25,7 @@ use tonic::Status;
 
 use super::REQUEST_OVERHEAD_BYTES;
 use super::reads::{ReadPlace, Reads};
+use shardhost::transport::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use shardhost_proto::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS};
 
 /// Bytes of all clients together, unless the configuration says otherwise.
@@ -35,7 +36,12 @@ pub const MIN_CLIENT_BYTES: usize =
 /// Streams that clients may have open at a host.
 pub const MAX_STREAMS: usize = 1_024;
 /// Those that one connection may have of them.
-pub const MAX_STREAMS_PER_CONNECTION: usize = MAX_STREAMS / 4;
+pub const MAX_STREAMS_PER_CONNECTION: usize = MAX_STREAMS / 32;
+// A batch that waits for its turn stays in the window of its stream. If such batches filled the window of
+// their connection, the one that has its turn could not come, and all would wait for ever.
+const _: () = assert!(
+    MAX_STREAMS_PER_CONNECTION * (STREAM_WINDOW_BYTES as usize) < CONNECTION_WINDOW_BYTES as usize
+);
 /// How long a client may leave an answer where it is, or a batch half sent, while others wait for memory
 /// or a stream.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -275,17 +281,18 @@ mod tests {
         let refused = budget.stream(Some(1)).unwrap_err();
         assert!(refused.message().contains("this connection has"), "{refused}");
         assert!(!budget.lacks_places(), "others find one");
-        let others: Vec<_> = (2..=4)
+        let connections = (MAX_STREAMS / MAX_STREAMS_PER_CONNECTION) as u64;
+        let others: Vec<_> = (2..=connections)
             .flat_map(|connection| (0..MAX_STREAMS_PER_CONNECTION).map(move |_| connection))
             .collect();
         let others: Vec<_> =
             others.into_iter().map(|connection| budget.stream(Some(connection)).unwrap()).collect();
-        let refused = budget.stream(Some(5)).unwrap_err();
+        let refused = budget.stream(Some(0)).unwrap_err();
         assert!(refused.message().contains("this node has"), "{refused}");
         assert!(budget.lacks_places());
         first.pop();
-        let fifth = budget.stream(Some(5)).unwrap();
-        drop((first, others, fifth));
+        let last = budget.stream(Some(0)).unwrap();
+        drop((first, others, last));
         let streams = budget.streams.lock();
         assert!(streams.open == 0 && streams.of.is_empty(), "{streams:?}");
     }

@@ -10,7 +10,7 @@ use shardhost_storage::{LogIndex, LogPosition};
 
 use shardhost_groups::error::QueryError;
 use shardhost_groups::machine::{
-    ApplyBatch, ApplyFault, SnapshotWriter, StateChecksum, StateMachine,
+    ApplyBatch, ApplyFault, Progress, SnapshotWriter, StateChecksum, StateMachine,
 };
 
 /// What a journal has when its host died.
@@ -316,7 +316,7 @@ impl StateMachine for Journal {
         Ok(())
     }
 
-    fn checksum(&self) -> Result<StateChecksum, QueryError> {
+    fn checksum(&self, _: &Progress) -> Result<StateChecksum, QueryError> {
         let state = self.disk.lock();
         let sum = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         let bytes = state.live.commands.iter().flat_map(|(_, command)| command.iter());

@@ -12,7 +12,7 @@ use super::script::Script;
 use super::{Broken, Reopen};
 use shardhost_groups::error::QueryError;
 use shardhost_groups::machine::{
-    ApplyFault, SnapshotWriter, StateChecksum, StateMachine, apply_all,
+    ApplyFault, Progress, SnapshotWriter, StateChecksum, StateMachine, apply_all,
 };
 
 /// The group that batches name.
@@ -186,7 +186,7 @@ impl<M: StateMachine> Instance<M> {
     }
 
     fn seen(&mut self) -> Result<Seen, Broken> {
-        let checksum = self.machine.checksum().ok();
+        let checksum = self.machine.checksum(&Progress::default()).ok();
         let answers: Vec<_> = self.queries.iter().map(|query| self.machine.query(query)).collect();
         let blind = checksum.is_none() && answers.is_empty();
         let snapshot = if blind { Some(write_out(self.view()?)?.into()) } else { None };

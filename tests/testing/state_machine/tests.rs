@@ -13,7 +13,7 @@ use super::{Broken, Check, check};
 use crate::conformance::{Journal, JournalDisk, Keeps};
 use shardhost_groups::error::QueryError;
 use shardhost_groups::machine::{
-    ApplyBatch, ApplyFault, SnapshotWriter, StateChecksum, StateMachine,
+    ApplyBatch, ApplyFault, Progress, SnapshotWriter, StateChecksum, StateMachine,
 };
 
 /// What is wrong with a [`Words`].
@@ -217,7 +217,7 @@ impl StateMachine for Counted {
     fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault> {
         self.0.restore(at, source)
     }
-    fn checksum(&self) -> Result<StateChecksum, QueryError> {
+    fn checksum(&self, _: &Progress) -> Result<StateChecksum, QueryError> {
         Ok(StateChecksum { items: self.0.words.lock().len() as u64, checksum: 0 })
     }
 }

@@ -132,6 +132,7 @@ impl GroupCore {
         effects: &mut Effects,
     ) {
         let refusal = self.refuses_leadership(message.escape, effects);
+        let refusal = refusal.or_else(|| self.is_no_better(message, effects));
         if refusal.is_none() {
             self.remember_declined(&message.declined);
             if message.term == self.raw.raft.term {
@@ -139,6 +140,15 @@ impl GroupCore {
             }
         }
         self.send_answer(message, refusal, effects);
+    }
+
+    /// A leader that should not lead, which counts itself among those that decline, may be slow, and this
+    /// replica is about to be found as slow: the leadership would be no better off.
+    fn is_no_better(&self, message: &GroupMessage, effects: &Effects) -> Option<TransferRefusal> {
+        let unfit = message.declined.contains(&message.from_replica);
+        let text = "a call into its state machine takes long".to_owned();
+        let kind = transfer_refusal::Kind::Behind.into();
+        (unfit && self.is_busy(effects)).then_some(TransferRefusal { kind, text })
     }
 
     /// This replica's answer to a leader that asks it, or sends it TimeoutNow. If it declines, the

@@ -11,8 +11,9 @@ use shardhost_storage::{
 };
 use tokio::sync::oneshot;
 
+use super::mailbox::{QUESTIONS_PER_LOOK, WORK_PER_TURN};
 use super::*;
-use crate::error::GroupFault;
+use crate::error::{GroupFault, QueryError};
 use crate::machine::{ApplyBatch, ApplyFault, Command, SnapshotWriter, StateMachine};
 use crate::runtime::{Group, GroupSpec, Groups, GroupsBuilder};
 use crate::status::Role;
@@ -104,9 +105,9 @@ fn a_turn_takes_a_bounded_share_and_comes_back_for_the_rest() {
         assert!(!mailbox.add(ApplyWork::Durable), "it is scheduled once");
     }
     assert_eq!(mailbox.take().len(), WORK_PER_TURN);
-    assert_eq!(mailbox.end_turn(), Next::Again, "there is more");
+    assert_eq!(mailbox.end_turn(false), Next::Again, "there is more");
     assert_eq!(mailbox.take().len(), 1);
-    assert_eq!(mailbox.end_turn(), Next::Nothing);
+    assert_eq!(mailbox.end_turn(false), Next::Nothing);
     assert!(mailbox.add(ApplyWork::Durable), "it must be scheduled again");
 
     mailbox.close();

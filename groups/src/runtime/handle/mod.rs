@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use crate::clock::Moment;
 use crate::core::LeaseSign;
 use crate::lives::LifeLock;
+use crate::machine::Progress;
 use crate::runtime::{Mailbox, RuntimeShared};
 use crate::status::GroupStatus;
 use crate::waiter::Budget;
@@ -45,6 +46,8 @@ pub(crate) struct GroupShared {
     pub(crate) lease: LeaseCell,
     /// The position of the state machine.
     pub(crate) position: Arc<AtomicU64>,
+    /// Moves while a call into the state machine gets on.
+    pub(crate) progress: Progress,
     pub(crate) watchers: OnceLock<watch::Sender<Arc<GroupStatus>>>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) runtime: Arc<RuntimeShared>,

@@ -2,7 +2,8 @@
 //!
 //! A batch says how long it is before it comes. It is taken from the connection only when what clients
 //! may hold together has room for all of it and for what its requests cost: until then it stays in the
-//! connection's window, and its client waits. So tonic never gets the bytes: [`Unread`] keeps the body
+//! stream's window, and its client waits; the windows of all other streams of a connection leave room in
+//! that of the connection, so those that have their turn go on. So tonic never gets the bytes: [`Unread`] keeps the body
 //! of a request from it, and hands it to the pipeline as it comes from the connection.
 
 use std::future::poll_fn;
@@ -101,8 +102,19 @@ pub(super) struct Batches {
     arrivals: Option<Arc<Semaphore>>,
     /// What came last, as far as it is not taken.
     rest: Bytes,
-    /// Since when a batch is on its way that has its room.
-    since: Arc<Mutex<Option<Instant>>>,
+    arrival: Arc<Mutex<Arrival>>,
+}
+
+/// How the next batch of a stream is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// None is on its way.
+    #[default]
+    Nothing,
+    /// It was announced, and waits for its turn or for memory.
+    Waits,
+    /// It has its room since then, and comes as fast as its client sends it.
+    Comes(Instant),
 }
 
 /// A batch, and what it holds of the budget.
@@ -129,12 +141,12 @@ impl Batches {
 
     fn new(next: NextBytes, budget: &Arc<ClientBudget>) -> Self {
         let budget = Arc::clone(budget);
-        Self { next, budget, arrivals: None, rest: Bytes::new(), since: Arc::default() }
+        Self { next, budget, arrivals: None, rest: Bytes::new(), arrival: Arc::default() }
     }
 
-    /// Since when a batch is on its way that has its room.
-    pub(super) fn since(&self) -> Arc<Mutex<Option<Instant>>> {
-        Arc::clone(&self.since)
+    /// How the next batch is, from here on.
+    pub(super) fn arrival(&self) -> Arc<Mutex<Arrival>> {
+        Arc::clone(&self.arrival)
     }
 
     /// The next batch, when all of it is there; `None` behind the last.
@@ -146,15 +158,16 @@ impl Batches {
     ) -> Result<Option<Arrived<B>>, Status> {
         let Some(length) = self.header().await? else { return Ok(None) };
         let room = room_for(length);
+        *self.arrival.lock() = Arrival::Waits;
         // Until the batch is there: what it needs then is a matter of its own.
         let _turn = match &self.arrivals {
             Some(arrivals) => self.budget.turn(arrivals, room).await,
             None => None,
         };
         let permit = self.budget.commands(room).await;
-        *self.since.lock() = Some(Instant::now());
+        *self.arrival.lock() = Arrival::Comes(Instant::now());
         let message = self.message(length).await?;
-        *self.since.lock() = None;
+        *self.arrival.lock() = Arrival::Nothing;
         Ok(Some(Arrived { batch: decode(message)?, permit }))
     }
 
@@ -212,7 +225,7 @@ impl Batches {
 
 impl Drop for Batches {
     fn drop(&mut self) {
-        *self.since.lock() = None;
+        *self.arrival.lock() = Arrival::Nothing;
     }
 }
 
@@ -282,22 +295,24 @@ mod tests {
         let bytes = encoded(&batch(1_000));
         let (sender, mut half) = batches(&budget);
         sender.send(bytes[..20].to_vec()).unwrap();
-        let since = half.since();
+        let arrival = half.arrival();
         {
             let mut coming = Box::pin(half.next::<TableBatch>());
             assert!((&mut coming).now_or_never().is_none());
             assert_eq!(budget.used_bytes(), room_for(bytes.len() - HEADER_BYTES));
-            assert!(since.lock().is_some(), "it is on its way");
+            assert!(matches!(*arrival.lock(), Arrival::Comes(_)));
         }
         drop(half);
-        assert!(since.lock().is_none());
+        assert_eq!(*arrival.lock(), Arrival::Nothing);
         assert_eq!(budget.used_bytes(), 0, "who goes away holds nothing");
 
         let all = budget.commands(usize::MAX).await;
         let (sender, mut later) = batches(&budget);
         sender.send(bytes.clone()).unwrap();
+        let arrival = later.arrival();
         let mut coming = Box::pin(later.next::<TableBatch>());
         assert!((&mut coming).now_or_never().is_none(), "there is no room");
+        assert_eq!(*arrival.lock(), Arrival::Waits);
         drop(all);
         let came = coming.await.unwrap().unwrap();
         assert_eq!(came.batch.requests.len(), 1_000);

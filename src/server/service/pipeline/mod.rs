@@ -117,7 +117,7 @@ impl<P: Protocol> PipelineService<P> {
         let batches = Batches::of(&mut request, &self.budget, &place)?;
         let (replies, receiver) = mpsc::channel(REPLY_BATCHES);
         let (lookup, budget) = (Arc::clone(&self.lookup), Arc::clone(&self.budget));
-        let stream = Arc::new(Stream::new(lookup, budget, place, batches.since()));
+        let stream = Arc::new(Stream::new(lookup, budget, place, batches.arrival()));
         tokio::spawn(reader::read::<P>(Arc::clone(&stream), batches, replies.clone()));
         tokio::spawn(writer::write::<P>(stream, replies, connection));
         Ok(Response::new(ReplyStream::new(receiver)))

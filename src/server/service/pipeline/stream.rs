@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::Protocol;
+use super::arrival::Arrival;
 use crate::service::budget::{ClientBudget, STALL_TIMEOUT, StreamPlace};
 use crate::service::in_flight::InFlight;
 use crate::service::reads::{ReadPlace, Reads};
@@ -38,9 +39,9 @@ pub(super) struct Stream {
     /// Cancelled when the client is gone.
     pub(super) gone: CancellationToken,
     handed: Mutex<Handed>,
-    /// Since when a batch is on its way from the client.
-    arriving: Arc<Mutex<Option<Instant>>>,
-    /// When the last batch came, or the stream began.
+    /// How the next batch of the client is.
+    arrival: Arc<Mutex<Arrival>>,
+    /// When the last batch came or the last reply was taken, or the stream began.
     heard: Mutex<Instant>,
     _place: StreamPlace,
 }
@@ -102,7 +103,7 @@ impl Stream {
         lookup: Arc<dyn GroupLookup>,
         budget: Arc<ClientBudget>,
         place: StreamPlace,
-        arriving: Arc<Mutex<Option<Instant>>>,
+        arrival: Arc<Mutex<Arrival>>,
     ) -> Self {
         Self {
             lookup,
@@ -115,7 +116,7 @@ impl Stream {
             fault: Mutex::new(None),
             gone: CancellationToken::new(),
             handed: Mutex::new(Handed { batches: 0, taken: Instant::now() }),
-            arriving,
+            arrival,
             heard: Mutex::new(Instant::now()),
             _place: place,
         }
@@ -194,10 +195,12 @@ impl Stream {
         handed.batches -= 1;
         handed.taken = Instant::now();
         drop(handed);
+        self.hear();
         self.in_flight.remove(requests, bytes);
         self.completed.notify_one();
     }
 
+    /// The client did something.
     pub(super) fn hear(&self) {
         *self.heard.lock() = Instant::now();
     }
@@ -208,22 +211,29 @@ impl Stream {
     }
 
     /// Why the stream must end for others, if it must: its batch does not become whole while they wait for
-    /// memory or a place, or it does nothing while they are refused a place.
+    /// memory or a place, or it does nothing while they are refused a place. One whose batch waits for its
+    /// turn or for memory holds nothing that others lack, but waits itself.
     pub(super) fn in_the_way(&self) -> Option<Status> {
         let is_late = |since: Instant| since.elapsed() >= STALL_TIMEOUT;
-        let arriving = *self.arriving.lock();
-        if arriving.is_some_and(is_late) && self.others_wait() {
-            return Some(Status::resource_exhausted(format!(
-                "a batch was not whole within {STALL_TIMEOUT:?}, and others wait for memory or a stream"
-            )));
+        let arrival = *self.arrival.lock();
+        match arrival {
+            Arrival::Comes(since) if is_late(since) && self.others_wait() => {
+                Some(Status::resource_exhausted(format!(
+                    "a batch was not whole within {STALL_TIMEOUT:?}, and others wait for memory or a stream"
+                )))
+            }
+            Arrival::Nothing if self.is_idle() && self.budget.lacks_places() => {
+                Some(Status::unavailable(format!(
+                    "the stream did nothing for {STALL_TIMEOUT:?}, and others wait for one; open another \
+                     when it is needed"
+                )))
+            }
+            _ => None,
         }
-        let idle = arriving.is_none() && self.in_flight.is_empty() && is_late(*self.heard.lock());
-        (idle && self.budget.lacks_places()).then(|| {
-            Status::unavailable(format!(
-                "the stream did nothing for {STALL_TIMEOUT:?}, and others wait for one; open another \
-                 when it is needed"
-            ))
-        })
+    }
+
+    fn is_idle(&self) -> bool {
+        self.in_flight.is_empty() && self.heard.lock().elapsed() >= STALL_TIMEOUT
     }
 
     /// Whether the connection takes none of the replies that wait for it, and others wait.
@@ -275,11 +285,11 @@ mod tests {
         }
     }
 
-    fn stream(budget: &Arc<ClientBudget>) -> (Stream, Arc<Mutex<Option<Instant>>>) {
-        let (place, arriving) = (budget.stream(Some(1)).unwrap(), Arc::default());
+    fn stream(budget: &Arc<ClientBudget>) -> (Stream, Arc<Mutex<Arrival>>) {
+        let (place, arrival) = (budget.stream(Some(1)).unwrap(), Arc::default());
         let lookup = Arc::new(Nothing);
-        let stream = Stream::new(lookup, Arc::clone(budget), place, Arc::clone(&arriving));
-        (stream, arriving)
+        let stream = Stream::new(lookup, Arc::clone(budget), place, Arc::clone(&arrival));
+        (stream, arrival)
     }
 
     /// Takes all places that are left, and asks for one more.
@@ -292,14 +302,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_batch_that_does_not_become_whole_takes_no_place_from_others() {
         let budget = ClientBudget::new(MIN_CLIENT_BYTES);
-        let (stream, arriving) = stream(&budget);
-        *arriving.lock() = Some(Instant::now());
+        let (stream, arrival) = stream(&budget);
+        *arrival.lock() = Arrival::Comes(Instant::now());
         advance(STALL_TIMEOUT).await;
         assert!(stream.in_the_way().is_none(), "it is in nobody's way");
         let _others = lacking(&budget);
         let fault = stream.in_the_way().expect("others are refused");
         assert!(fault.message().contains("not whole"), "{fault}");
-        *arriving.lock() = Some(Instant::now());
+        *arrival.lock() = Arrival::Comes(Instant::now());
         assert!(stream.in_the_way().is_none(), "it came a moment ago");
     }
 
@@ -315,5 +325,34 @@ mod tests {
         assert!(stream.is_stalled());
         stream.taken(1, 1);
         assert!(!stream.is_stalled());
+    }
+    /// Memory is with others: the one who waits for it is not the one to end.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_whose_batch_waits_is_not_idle() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        let (stream, arrival) = stream(&budget);
+        *arrival.lock() = Arrival::Waits;
+        advance(10 * STALL_TIMEOUT).await;
+        let _others = lacking(&budget);
+        assert!(stream.in_the_way().is_none(), "it waits");
+        *arrival.lock() = Arrival::Nothing;
+        let fault = stream.in_the_way().expect("it does nothing");
+        assert!(fault.message().contains("did nothing"), "{fault}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_whose_answer_took_long_may_ask_again() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        let (stream, _) = stream(&budget);
+        stream.in_flight.add(1);
+        advance(2 * STALL_TIMEOUT).await;
+        stream.hand_over();
+        stream.taken(1, 1);
+        let others = lacking(&budget);
+        assert!(stream.in_the_way().is_none(), "its answer came a moment ago");
+        advance(STALL_TIMEOUT).await;
+        drop(others);
+        let _others = lacking(&budget);
+        assert!(stream.in_the_way().is_some(), "it does nothing");
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rocksdb::WriteBatch;
 use shardhost_groups::error::QueryError;
 use shardhost_groups::machine::{
-    ApplyBatch, ApplyFault, ConsistencyView, SnapshotWriter, StateChecksum, StateMachine,
+    ApplyBatch, ApplyFault, ConsistencyView, Progress, SnapshotWriter, StateChecksum, StateMachine,
 };
 use shardhost_proto::client::{Acked, Deliveries, Delivery};
 use shardhost_storage::{LogIndex, LogPosition};
@@ -149,8 +149,8 @@ impl StateMachine for QueueMachine {
         Ok(self.state.remove()?)
     }
 
-    fn checksum(&self) -> Result<StateChecksum, QueryError> {
-        Ok(store::checksum(&self.state)?)
+    fn checksum(&self, progress: &Progress) -> Result<StateChecksum, QueryError> {
+        Ok(store::checksum(&self.state, progress)?)
     }
 }
 

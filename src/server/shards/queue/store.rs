@@ -1,7 +1,7 @@
 //! Reads a queue from its records: the index after a restart, a peek, a checksum.
 
 use bytes::Bytes;
-use shardhost_groups::machine::StateChecksum;
+use shardhost_groups::machine::{Progress, StateChecksum};
 use shardhost_proto::client::{Deliveries, Delivery, Peek};
 
 use super::dedup::DedupWindow;
@@ -212,29 +212,34 @@ enum Peeked {
 }
 
 /// Messages, and a checksum over them, their deliveries, the ids and the counters.
-pub(super) fn checksum(state: &GroupState) -> Result<StateChecksum, StateDbError> {
+pub(super) fn checksum(
+    state: &GroupState,
+    progress: &Progress,
+) -> Result<StateChecksum, StateDbError> {
     let mut sum = SequenceSum::default();
     let counters = counters(state)?;
     let numbers =
         [counters.now_ms, counters.last_sequence, counters.dedup.start, counters.dedup.end];
     numbers.into_iter().for_each(|number| sum.add_number(number));
-    let items = add_records(state, MESSAGE, counters.first_sequence, &mut sum)?;
-    add_records(state, DELIVERY, counters.first_sequence, &mut sum)?;
-    add_records(state, DEDUP, counters.dedup.start, &mut sum)?;
-    session::add_to_checksum(state, &mut sum)?;
+    let mut records = |kind, from| add_records(state, (kind, from), progress, &mut sum);
+    let items = records(MESSAGE, counters.first_sequence)?;
+    records(DELIVERY, counters.first_sequence)?;
+    records(DEDUP, counters.dedup.start)?;
+    session::add_to_checksum(state, progress, &mut sum)?;
     Ok(StateChecksum { items, checksum: sum.value() })
 }
 
 fn add_records(
     state: &GroupState,
-    kind: u8,
-    from: u64,
+    (kind, from): (u8, u64),
+    progress: &Progress,
     sum: &mut SequenceSum,
 ) -> Result<u64, StateDbError> {
     let mut count = 0;
     let mut records = state.scan(kind, &from.to_be_bytes(), None);
     while let Some((key, value)) = records.next()? {
         count += 1;
+        progress.step();
         sum.add(key);
         sum.add(value);
     }

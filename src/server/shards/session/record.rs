@@ -1,6 +1,7 @@
 //! The records of sessions on disk and in snapshots.
 
 use bytes::Bytes;
+use shardhost_groups::machine::Progress;
 
 use super::sessions::Session;
 use super::{MAX_ANSWER_BYTES, WINDOW};
@@ -104,6 +105,7 @@ pub(crate) fn check(kind: u8, rest: &[u8], value: &[u8]) -> Result<(), DecodeErr
 /// Adds the sessions to a checksum; a shard that never had one keeps the sum that it had.
 pub(crate) fn add_to_checksum(
     state: &GroupState,
+    progress: &Progress,
     sum: &mut SequenceSum,
 ) -> Result<(), StateDbError> {
     if let Some(header) = state.get(&state.space().prefix(HEADER))? {
@@ -111,6 +113,7 @@ pub(crate) fn add_to_checksum(
     }
     let mut records = state.scan(SESSION, &[], None);
     while let Some((key, value)) = records.next()? {
+        progress.step();
         sum.add(key);
         sum.add(value);
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use shardhost_groups::machine::StateMachine;
+use shardhost_groups::machine::{Progress, StateMachine};
 use shardhost_storage::{GroupId, LogPosition};
 
 use super::*;
@@ -42,7 +42,7 @@ fn only_what_was_flushed_is_called_durable_and_survives_a_crash() {
     let after = scratch.crashed();
     let table = after.state.table(GROUP);
     assert_eq!((applied(&table), durable(&table)), (Some(3), 3));
-    assert_eq!(table.checksum().unwrap().items, 3);
+    assert_eq!(table.checksum(&Progress::default()).unwrap().items, 3);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn flushes_during_writes_never_claim_more_than_a_crash_leaves() {
     let table = crashed.state.table(GROUP);
     let found = applied(&table).unwrap();
     assert!(1 <= claimed && claimed <= found && found <= written, "{claimed} {found} {written}");
-    assert_eq!(table.checksum().unwrap().items, found);
+    assert_eq!(table.checksum(&Progress::default()).unwrap().items, found);
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn a_snapshot_holds_the_state_of_its_moment() {
     let scratch = Scratch::new();
     let mut table = scratch.state.table(GROUP);
     put_all(&mut table, 1..=3);
-    let before = table.checksum().unwrap();
+    let before = table.checksum(&Progress::default()).unwrap();
     let writer = table.snapshot().unwrap();
     put_all(&mut table, 4..=9);
     let mut bytes = Vec::new();
@@ -144,7 +144,7 @@ fn a_snapshot_holds_the_state_of_its_moment() {
     let other = Scratch::new();
     let mut copy = other.state.table(GroupId::new(1));
     restore(&mut copy, 3, &bytes);
-    assert_eq!(copy.checksum().unwrap(), before);
+    assert_eq!(copy.checksum(&Progress::default()).unwrap(), before);
     assert_eq!(applied(&copy), Some(3));
 }
 
@@ -157,7 +157,10 @@ fn a_restore_replaces_what_was_there_and_touches_no_other_group() {
     let mut target = scratch.state.table(GroupId::new(GROUP.get() + 1));
     put_all(&mut target, 10..=19);
     restore(&mut target, 30, &snapshot);
-    assert_eq!(target.checksum().unwrap(), source.checksum().unwrap());
+    assert_eq!(
+        target.checksum(&Progress::default()).unwrap(),
+        source.checksum(&Progress::default()).unwrap()
+    );
     assert_eq!((applied(&target), applied(&source)), (Some(30), Some(2)));
 }
 
@@ -173,7 +176,10 @@ fn a_snapshot_of_many_chunks_arrives_whole() {
     let snapshot = snapshot_of(&mut table);
     let mut copy = scratch.state.table(GroupId::new(1));
     restore(&mut copy, 300, &snapshot);
-    assert_eq!(copy.checksum().unwrap(), table.checksum().unwrap());
+    assert_eq!(
+        copy.checksum(&Progress::default()).unwrap(),
+        table.checksum(&Progress::default()).unwrap()
+    );
 }
 
 #[test]
@@ -182,7 +188,7 @@ fn an_empty_group_has_a_snapshot() {
     let snapshot = snapshot_of(&mut scratch.state.table(GROUP));
     let mut copy = scratch.state.table(GroupId::new(1));
     restore(&mut copy, 5, &snapshot);
-    assert_eq!((applied(&copy), copy.checksum().unwrap().items), (Some(5), 0));
+    assert_eq!((applied(&copy), copy.checksum(&Progress::default()).unwrap().items), (Some(5), 0));
 }
 
 /// Lets a restore read some bytes, then flushes the state, as a crash behind it would find it.
@@ -228,13 +234,23 @@ fn a_crash_during_a_restore_leaves_no_position_and_no_leftovers() {
 
     let crashed = scratch.crashed();
     let mut table = crashed.state.table(GROUP);
-    assert!(table.checksum().unwrap().items > 0, "the restore had written something");
+    assert!(
+        table.checksum(&Progress::default()).unwrap().items > 0,
+        "the restore had written something"
+    );
     assert_eq!((applied(&table), durable(&table)), (None, 0));
-    assert!(table.checksum().unwrap().items > 0, "a look changes nothing");
+    assert!(table.checksum(&Progress::default()).unwrap().items > 0, "a look changes nothing");
     table.begin().unwrap();
-    assert_eq!(table.checksum().unwrap().items, 0, "leftovers would mix with a replay");
+    assert_eq!(
+        table.checksum(&Progress::default()).unwrap().items,
+        0,
+        "leftovers would mix with a replay"
+    );
     restore(&mut table, 40, &snapshot);
-    assert_eq!(table.checksum().unwrap(), source.checksum().unwrap());
+    assert_eq!(
+        table.checksum(&Progress::default()).unwrap(),
+        source.checksum(&Progress::default()).unwrap()
+    );
     assert_eq!(applied(&table), Some(40));
 }
 
@@ -270,9 +286,16 @@ fn whoever_asks_where_a_state_stands_takes_nothing_from_its_restore() {
     let mut looked = LookMidway { snapshot: &snapshot, state: &scratch.state, looks: 0 };
     table.restore(LogPosition::new(1, 40), &mut looked).unwrap();
     assert!(looked.looks > 0, "the first batches were written by then");
-    assert_eq!(table.checksum().unwrap(), source.checksum().unwrap());
+    assert_eq!(
+        table.checksum(&Progress::default()).unwrap(),
+        source.checksum(&Progress::default()).unwrap()
+    );
     table.begin().unwrap();
-    assert_eq!(table.checksum().unwrap().items, 40, "what is at a position is no leftover");
+    assert_eq!(
+        table.checksum(&Progress::default()).unwrap().items,
+        40,
+        "what is at a position is no leftover"
+    );
 }
 
 #[test]
@@ -285,7 +308,10 @@ fn a_wrong_snapshot_is_refused_before_anything_changes() {
         let fault = table.restore(LogPosition::new(1, 9), &mut &wrong[..]).unwrap_err();
         assert!(fault.message.contains("nothing was changed"), "{fault}");
     }
-    assert_eq!((applied(&table), table.checksum().unwrap().items), (Some(3), 3));
+    assert_eq!(
+        (applied(&table), table.checksum(&Progress::default()).unwrap().items),
+        (Some(3), 3)
+    );
 }
 
 #[test]
@@ -327,7 +353,10 @@ fn a_destroyed_group_never_comes_back() {
 
     for state in [&scratch.state, &scratch.crashed().state] {
         let table = state.table(GROUP);
-        assert_eq!((applied(&table), table.checksum().unwrap().items), (None, 0));
+        assert_eq!(
+            (applied(&table), table.checksum(&Progress::default()).unwrap().items),
+            (None, 0)
+        );
     }
 }
 
@@ -351,7 +380,10 @@ fn what_an_earlier_group_left_is_gone_for_good_when_the_next_one_begins() {
     scratch.state.make_empty(GROUP).unwrap();
     for state in [&scratch.state, &scratch.crashed().state] {
         let table = state.table(GROUP);
-        assert_eq!((applied(&table), table.checksum().unwrap().items), (None, 0));
+        assert_eq!(
+            (applied(&table), table.checksum(&Progress::default()).unwrap().items),
+            (None, 0)
+        );
     }
 }
 
@@ -456,7 +488,7 @@ fn damage(file: &Path, value: &[u8]) {
 }
 
 fn items(state: &Arc<StateDb>, group: GroupId) -> Result<u64, String> {
-    let sum = state.table(group).checksum();
+    let sum = state.table(group).checksum(&Progress::default());
     sum.map(|sum| sum.items).map_err(|error| error.to_string())
 }
 
@@ -569,7 +601,7 @@ fn a_cell_for_which_there_is_no_room_stays_open_and_nothing_is_written() {
     assert!(refused.to_string().contains("may be taken"), "{refused}");
     let refused = state.recover(index, &[GROUP, NEIGHBOUR]).unwrap_err();
     assert!(matches!(refused, StateDbError::NoRoom { .. }), "it is not even closed: {refused:?}");
-    assert_eq!(neighbour.checksum().unwrap().items, 100);
+    assert_eq!(neighbour.checksum(&Progress::default()).unwrap().items, 100);
     assert!(!cell.with_extension("new").exists());
 
     assert!(state.note_unrecovered(index, refused.to_string()), "said for the first time");
@@ -592,10 +624,17 @@ fn a_restore_leaves_the_log_what_it_needs_and_is_done_when_there_is_room() {
     *disk.lock() = disk_with(5);
     let fault = table.restore(LogPosition::new(1, 30), &mut &snapshot[..]).unwrap_err();
     assert_eq!(fault.kind, shardhost_groups::machine::FaultKind::Passing, "{fault}");
-    assert_eq!((applied(&table), table.checksum().unwrap().items), (Some(9), 9), "as it was");
+    assert_eq!(
+        (applied(&table), table.checksum(&Progress::default()).unwrap().items),
+        (Some(9), 9),
+        "as it was"
+    );
     *disk.lock() = disk_with(6);
     restore(&mut table, 30, &snapshot);
-    assert_eq!((applied(&table), table.checksum().unwrap().items), (Some(30), 3));
+    assert_eq!(
+        (applied(&table), table.checksum(&Progress::default()).unwrap().items),
+        (Some(30), 3)
+    );
 }
 
 #[test]

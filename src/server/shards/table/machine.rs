@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rocksdb::DBPinnableSlice;
 use shardhost_groups::error::QueryError;
 use shardhost_groups::machine::{
-    ApplyBatch, ApplyFault, ConsistencyView, SnapshotWriter, StateChecksum, StateMachine,
+    ApplyBatch, ApplyFault, ConsistencyView, Progress, SnapshotWriter, StateChecksum, StateMachine,
 };
 use shardhost_proto::client::{Get, Pair, Pairs, Scan, Value};
 use shardhost_storage::{LogIndex, LogPosition};
@@ -91,16 +91,17 @@ impl TableMachine {
         Ok(answer)
     }
 
-    fn sum(&self) -> Result<StateChecksum, StateDbError> {
+    fn sum(&self, progress: &Progress) -> Result<StateChecksum, StateDbError> {
         let mut items = 0;
         let mut sum = SequenceSum::default();
         let mut pairs = self.state.scan(PAIR, &[], None);
         while let Some((key, value)) = pairs.next()? {
             items += 1;
+            progress.step();
             sum.add(key);
             sum.add(value);
         }
-        session::add_to_checksum(&self.state, &mut sum)?;
+        session::add_to_checksum(&self.state, progress, &mut sum)?;
         Ok(StateChecksum { items, checksum: sum.value() })
     }
 }
@@ -190,8 +191,8 @@ impl StateMachine for TableMachine {
         Ok(self.state.remove()?)
     }
 
-    fn checksum(&self) -> Result<StateChecksum, QueryError> {
-        Ok(self.sum()?)
+    fn checksum(&self, progress: &Progress) -> Result<StateChecksum, QueryError> {
+        Ok(self.sum(progress)?)
     }
 }
 

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use shardhost_groups::error::QueryError;
-use shardhost_groups::machine::{ApplyBatch, Command, StateMachine};
+use shardhost_groups::machine::{ApplyBatch, Command, Progress, StateMachine};
 use shardhost_proto::client::{Get, Pairs, Scan, Value};
 use shardhost_storage::LogPosition;
 
@@ -157,7 +157,7 @@ fn an_invalid_command_is_answered_and_changes_nothing() {
         assert!(matches!(answer, TableResponse::Invalid { .. }), "{answer:?}");
     }
     assert_eq!(answers[4], done(false));
-    assert_eq!(table.checksum().unwrap().items, 1);
+    assert_eq!(table.checksum(&Progress::default()).unwrap().items, 1);
     assert_eq!(table.applied().unwrap().map(|at| at.index.get()), Some(5));
 }
 
@@ -320,10 +320,10 @@ fn a_failed_compare_and_set_stays_failed_and_leaves_out_a_long_value() {
 fn sessions_survive_a_crash_and_travel_with_a_snapshot() {
     let scratch = Scratch::new();
     let mut table = scratch.state.table(GROUP);
-    let plain = table.checksum().unwrap();
+    let plain = table.checksum(&Progress::default()).unwrap();
     let write = in_session(1, 1, &compare_and_set("k", None, Some("1")));
     apply(&mut table, 1, std::slice::from_ref(&write));
-    let sum = table.checksum().unwrap();
+    let sum = table.checksum(&Progress::default()).unwrap();
     assert_eq!((sum.items, plain.items), (1, 0));
     assert_ne!(sum.checksum, plain.checksum);
     scratch.state.flush_now().unwrap();
@@ -336,11 +336,14 @@ fn sessions_survive_a_crash_and_travel_with_a_snapshot() {
     apply(&mut restored, 1, &[in_session(1, 1, &delete("k"))]);
     restore(&mut restored, 1, &snapshot_of(&mut table));
     for machine in [&mut found, &mut restored] {
-        assert_eq!(machine.checksum().unwrap(), sum);
+        assert_eq!(machine.checksum(&Progress::default()).unwrap(), sum);
         assert_eq!(answers(machine, 2, std::slice::from_ref(&write)), [done(false)]);
         assert_eq!(get(machine, "k").as_deref(), Some(&b"1"[..]));
     }
-    assert_eq!(found.checksum().unwrap(), restored.checksum().unwrap());
+    assert_eq!(
+        found.checksum(&Progress::default()).unwrap(),
+        restored.checksum(&Progress::default()).unwrap()
+    );
 }
 
 /// Applies commands as one batch, and says how many of them the machine took of it.
