@@ -37,7 +37,7 @@ struct LiveNode {
 pub struct LiveNodes {
     nodes: BTreeMap<NodeId, LiveNode>,
     own: Arc<Advert>,
-    /// The state machines here are busy: nobody else is told.
+    /// The state machines here are busy; peers do not hear of it.
     busy: bool,
     revision: u64,
 }

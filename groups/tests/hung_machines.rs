@@ -236,8 +236,8 @@ async fn machines_that_are_slow_within_the_limit_move_nothing() {
     assert_eq!(trio.replica(0, 0).status().term, term);
 }
 
-/// They are served all the same when a call does not: by whoever leads, for the leadership does not go to
-/// and fro between machines of which none is better.
+/// They are served all the same when a call does not: by the one that leads, for no leadership goes back
+/// and forth between machines of which none is better.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_machines_are_served() {
     let trio = Trio::start(Some(LIMIT)).await;

@@ -295,7 +295,7 @@ async fn a_replica_that_ends_while_it_waits_for_its_turn_keeps_nobody_from_their
     assert_eq!(switches[1].begun(), 0);
 }
 
-/// Nothing can be kept free of a single thread; nobody waits for ever.
+/// Nothing can be kept free of a single thread; all calls end.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_one_thread_long_calls_have_their_turn_one_after_the_other() {
     let network = Network::new(7);

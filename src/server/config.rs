@@ -115,6 +115,8 @@ pub struct ServerConfig {
     /// Threads for Raft; the default serves on machines of up to eight cores.
     #[serde(default = "default_workers")]
     pub workers: usize,
+    /// Threads for state machines, 1 to 64. One of them is kept free of restores and checksums; with a
+    /// single one, all groups of the node wait for those.
     #[serde(default = "default_apply_threads")]
     pub apply_threads: usize,
     /// MiB that requests and answers of all clients may take together.

@@ -93,7 +93,7 @@ impl Places {
         }
     }
 
-    /// Nobody waits any more: the threads have ended.
+    /// The threads have ended: those that wait are let go of.
     pub(super) fn clear(&self) {
         let waiting = std::mem::take(&mut self.line.lock().waiting);
         drop(waiting);
