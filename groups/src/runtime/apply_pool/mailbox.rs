@@ -111,7 +111,7 @@ impl Mailbox {
     }
 
     /// The first work of a machine could not be done when its replica was opened. The mailbox counts as
-    /// scheduled; see [`ApplyQueue::begin`].
+    /// scheduled; see [`ApplyQueue::begin`](super::ApplyQueue::begin).
     pub(in crate::runtime) fn begins_with(&self, work: ApplyWork) {
         let mut state = self.state.lock();
         state.work.push_front(work);
