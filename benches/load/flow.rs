@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use shardhost::groups::{ProposalSink, ProposeOutcome};
 use shardhost::{Group, Host};
+use shardhost_proto::hash::mix;
 
 use super::member::Member;
 use super::part::Part;
@@ -236,7 +237,7 @@ impl Writer {
     fn write_due(&mut self) {
         let Ok(now) = now_ns() else { return };
         while self.flow.rate > 0 && self.flow.due(self.next) <= now {
-            let place = (scatter(self.next) % self.groups.len().max(1) as u64) as usize;
+            let place = (mix(self.next) % self.groups.len().max(1) as u64) as usize;
             self.write(place, self.next);
             self.next += 1;
         }
@@ -255,18 +256,10 @@ impl Writer {
             return;
         };
         let size = self.flow.size.max(8);
-        let command: Bytes = scatter(token).to_be_bytes().repeat(size.div_ceil(8)).into();
+        let command: Bytes = mix(token).to_be_bytes().repeat(size.div_ceil(8)).into();
         self.made.fetch_add(1, Ordering::Relaxed);
         group.submit([(token, command.slice(..size))], &self.sink);
     }
-}
-
-/// A number that looks like chance, and is the same on every node.
-const fn scatter(number: u64) -> u64 {
-    let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 #[cfg(test)]

@@ -95,8 +95,10 @@ pub struct GroupsConfig {
     pub machine_limit: Option<Duration>,
     /// Bugs that a test put back on purpose. None, and without the feature `testing` there is no
     /// way to switch one on.
-    #[doc(hidden)]
+    #[cfg(feature = "testing")]
     pub bugs: KnownBugs,
+    #[cfg(not(feature = "testing"))]
+    pub(crate) bugs: KnownBugs,
 }
 
 /// What a proposal counts for beside its bytes, in the budgets of bytes in flight.

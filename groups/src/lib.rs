@@ -26,7 +26,10 @@ mod convert;
 pub mod core;
 pub mod error;
 #[doc(hidden)]
+#[cfg(feature = "testing")]
 pub mod known_bugs;
+#[cfg(not(feature = "testing"))]
+mod known_bugs;
 pub mod latency;
 pub mod leadership;
 pub(crate) mod lives;

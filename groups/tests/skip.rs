@@ -6,7 +6,7 @@ use std::io::Read;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use shardhost_groups::runtime::StoredEntry;
+use shardhost_groups::runtime::{SkipEnd, StoredEntry};
 use shardhost_groups::{
     ApplyBatch, ApplyFault, Group, GroupSpec, GroupStatus, Groups, GroupsBuilder, GroupsConfig,
     LogIndex, LogPosition, OpenGroupError, Role, SnapshotWriter, StateMachine,
@@ -96,7 +96,7 @@ impl Trio {
     }
 
     fn open(&self, at: usize, skipped: LogIndex) -> Group {
-        self.hosts[at].finish_skip(ID, skipped).unwrap();
+        self.hosts[at].finish_skip(ID, skipped, SkipEnd::Skipped).unwrap();
         self.hosts[at].open(ID, self.machine(at)).unwrap()
     }
 
@@ -227,9 +227,13 @@ async fn only_the_very_entry_that_was_meant_is_skipped() {
     let message = trio.begin(1, entry).expect_err("one is not finished").to_string();
     assert!(message.contains(&format!("--index {}", behind.index)), "{message}");
     // Nor does an order to open the replica that is meant for another one.
-    let message = trio.hosts[1].finish_skip(ID, index).expect_err("another one").to_string();
+    let message = trio.hosts[1]
+        .finish_skip(ID, index, SkipEnd::Skipped)
+        .expect_err("another one")
+        .to_string();
     assert!(message.contains(&format!("--index {}", behind.index)), "{message}");
-    trio.hosts[1].finish_skip(ID, behind.index).unwrap();
+    trio.hosts[1].abandon_skip(ID, behind.index).unwrap();
+    trio.hosts[1].finish_skip(ID, behind.index, SkipEnd::Abandoned).unwrap();
     trio.begin(1, entry).unwrap();
     trio.skip(1, entry).unwrap();
 }
@@ -278,7 +282,10 @@ async fn a_skip_that_begun_at_some_members_is_abandoned() {
     assert!(trio.hosts[0].parked_replica(ID).is_none());
     (0..2).for_each(|at| trio.begin(at, entry).unwrap());
     // An order to open it is not enough: it would apply what others may skip.
-    let refused = trio.hosts[0].finish_skip(ID, index).expect_err("it is not skipped").to_string();
+    let refused = trio.hosts[0]
+        .finish_skip(ID, index, SkipEnd::Skipped)
+        .expect_err("it is not skipped")
+        .to_string();
     assert!(refused.contains("is not skipped here") && refused.contains("--abandon"), "{refused}");
     let other = LogIndex::new(index.get() + 1);
     let refused = trio.hosts[0].abandon_skip(ID, other).expect_err("another one").to_string();
@@ -291,7 +298,8 @@ async fn a_skip_that_begun_at_some_members_is_abandoned() {
         assert!(refused.contains("is being abandoned"), "{refused}");
     }
     for at in 0..2 {
-        trio.hosts[at].finish_skip(ID, index).unwrap();
+        trio.hosts[at].finish_skip(ID, index, SkipEnd::Skipped).expect_err("it is not skipped");
+        trio.hosts[at].finish_skip(ID, index, SkipEnd::Abandoned).unwrap();
         let stored = trio.hosts[at].stored_group(ID).unwrap().unwrap();
         assert_eq!(stored.skipping, None);
         trio.hosts[at].open(ID, trio.machine(at)).expect("nothing keeps it closed");

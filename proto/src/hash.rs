@@ -1,4 +1,4 @@
-//! XXH64: fast, and the same on every machine and in every version.
+//! Hashes that are the same on every machine and in every version: XXH64 of bytes, and one of a number.
 
 use xxhash_rust::xxh64::xxh64 as digest;
 
@@ -6,6 +6,18 @@ use xxhash_rust::xxh64::xxh64 as digest;
 #[must_use]
 pub fn xxh64(data: &[u8], seed: u64) -> u64 {
     digest(data, seed)
+}
+
+/// What [`mix`] adds to its input: a sequence of inputs this far apart is a generator, splitmix64.
+pub const MIX_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Spreads every bit of a number over the result: one step of splitmix64.
+#[must_use]
+pub const fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(MIX_STEP);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
 }
 
 /// A checksum over a sequence of byte strings; their order and their borders count.
@@ -33,7 +45,7 @@ impl SequenceSum {
 
 #[cfg(test)]
 mod tests {
-    use super::{SequenceSum, xxh64};
+    use super::{MIX_STEP, SequenceSum, mix, xxh64};
 
     #[test]
     fn the_published_values_come_out() {
@@ -41,6 +53,13 @@ mod tests {
         assert_eq!(xxh64(b"a", 0), 0xD24E_C4F1_A98C_6E5B);
         assert_eq!(xxh64(b"abc", 0), 0x44BC_2CF5_AD77_0999);
         assert_eq!(xxh64(b"Nobody inspects the spammish repetition", 0), 0xFBCE_A83C_8A37_8BF1);
+    }
+
+    #[test]
+    fn splitmix64_comes_out() {
+        let published = [0xE220_A839_7B1D_CDAF, 0x6E78_9E6A_A1B9_65F4, 0x06C4_5D18_8009_454F];
+        let drawn = (0..3u64).map(|step| mix(step.wrapping_mul(MIX_STEP)));
+        assert!(drawn.eq(published));
     }
 
     #[test]

@@ -174,6 +174,17 @@ async fn abandon(
         abandoned
             .context("the skip is not abandoned, and no replica was opened: run this again")?;
     }
+    // A skip that another operator began anew since has notes at members that did not agree.
+    let mut now = Seen::new();
+    for (number, node) in &mut *nodes {
+        now.insert(*number, look(arguments, node).await?);
+    }
+    may_abandon(arguments.asked(), &now)?;
+    if let Some((number, _)) =
+        now.iter().find(|(number, here)| here.skipping.is_some() && !notes(number))
+    {
+        bail!("node {number} has begun the skip anew: another operator is at it; run this again");
+    }
     for (_, node) in nodes.iter_mut().filter(|(number, _)| notes(number)) {
         let opened = open_at(arguments, node).await;
         opened.context("the skip is abandoned, but not all replicas run; run this again")?;
@@ -208,8 +219,8 @@ async fn skip_at(
 
 /// Has a member end this skip and open its replica.
 async fn open_at(arguments: &SkipArguments, node: &mut Node) -> anyhow::Result<()> {
-    let SkipArguments { group, index, .. } = *arguments;
-    let opened = node.admin.open_replica(OpenReplicaRequest { group, index });
+    let SkipArguments { group, index, abandon: abandoned, .. } = *arguments;
+    let opened = node.admin.open_replica(OpenReplicaRequest { group, index, abandoned });
     within(arguments, &node.address, opened).await
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use shardhost_groups::runtime::{
-    AdditionGuard, Destruction, MachineFactory, ParkedReplica, StoredEntry,
+    AdditionGuard, Destruction, MachineFactory, ParkedReplica, SkipEnd, StoredEntry,
 };
 use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::{Group, GroupSpec, OpenGroupError, StateMachine};
@@ -198,11 +198,16 @@ impl Host {
     /// or has abandoned that.
     ///
     /// # Errors
-    /// [`OpenGroupError::Invalid`] when the note is of another entry, or the command is neither skipped nor
-    /// its skip abandoned; nothing changed. Else as [`Host::open_group`].
-    pub async fn finish_skip(&self, id: GroupId, index: LogIndex) -> Result<(), OpenGroupError> {
+    /// [`OpenGroupError::Invalid`] when the note is of another entry, or the log does not hold what `end` says;
+    /// nothing changed. Else as [`Host::open_group`].
+    pub async fn finish_skip(
+        &self,
+        id: GroupId,
+        index: LogIndex,
+        end: SkipEnd,
+    ) -> Result<(), OpenGroupError> {
         let groups = self.inner.groups.clone();
-        blocking(move || groups.finish_skip(id, index)).await
+        blocking(move || groups.finish_skip(id, index, end)).await
     }
 
     /// From here on the entry at an index is not skipped here before [`Host::begin_skip`] comes again, as long as

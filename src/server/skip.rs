@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shardhost_groups::runtime::{MachineFactory, StoredEntry};
+use shardhost_groups::runtime::{MachineFactory, SkipEnd, StoredEntry};
 use shardhost_groups::{Group, GroupId, LogIndex, OpenGroupError, Role, Term};
 use shardhost_proto::admin as wire;
 use tonic::{Code, Status};
@@ -161,7 +161,8 @@ pub(super) async fn open(
         return Ok(());
     }
     host.close_group(id).await;
-    host.finish_skip(id, index).await.map_err(|error| refused(&error))?;
+    let end = if request.abandoned { SkipEnd::Abandoned } else { SkipEnd::Skipped };
+    host.finish_skip(id, index, end).await.map_err(|error| refused(&error))?;
     let opened = host.open_group_with(id, factory(state, id, kind_of(host, id)?)).await;
     opened.map(drop).map_err(|error| of_opening(&error))
 }

@@ -142,7 +142,10 @@ impl Member {
 
     async fn open(&mut self) -> Result<(), Status> {
         let Self { group, index, .. } = *self;
-        self.admin.open_replica(OpenReplicaRequest { group, index }).await.map(drop)
+        self.admin
+            .open_replica(OpenReplicaRequest { group, index, abandoned: false })
+            .await
+            .map(drop)
     }
 }
 

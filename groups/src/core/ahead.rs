@@ -55,8 +55,7 @@ impl GroupCore {
     /// Whether the state machine may take long to come to what is committed, or never does.
     fn goes_ahead(&self) -> bool {
         let waits = self.config.bugs.has(KnownBug::MembershipWaitsForMachine);
-        let installs = self.snapshots.is_installing();
-        let stands_still = self.stalled.is_some() || self.recovery.is_lost() || installs;
+        let stands_still = self.stands_still() || self.recovery.is_lost();
         stands_still && !waits && !self.replaces_log() && !self.has_pending_snapshot()
     }
 

@@ -241,7 +241,7 @@ impl GroupCore {
     /// A peer does not know what it lost.
     pub(super) fn answer_recovery(&self, message: &GroupMessage, effects: &mut Effects) {
         let Some(to) = self.node_of(message.from_replica) else { return };
-        if self.snapshots.is_installing() {
+        if self.is_log_replaced() {
             return;
         }
         let progress = self.raw.raft.prs().get(message.from_replica);
@@ -345,8 +345,9 @@ impl GroupCore {
     /// A peer knows what is committed, and this log holds the same entry there. It may be the only one
     /// that can lead, and must apply the changes of its configuration before.
     fn take_commit(&mut self, index: u64, term: u64) {
+        let replaced = self.is_log_replaced();
         let log = &mut self.raw.raft.raft_log;
-        if term > 0 && index <= log.persisted && !self.snapshots.is_installing() {
+        if term > 0 && index <= log.persisted && !replaced {
             log.maybe_commit(index, term);
         }
     }
@@ -401,7 +402,7 @@ impl GroupCore {
     /// Whether what may have been lost is there again.
     fn check_floor(&mut self, effects: &mut Effects) {
         let Some(floor) = self.doubt.as_ref().and_then(|doubt| doubt.floor) else { return };
-        let known = floor.config <= self.membership.config_index && !self.snapshots.is_installing();
+        let known = floor.config <= self.membership.config_index && !self.is_log_replaced();
         if known && self.persisted_end().is_some_and(|end| end >= floor.last) {
             self.settle_doubt(effects);
         }

@@ -13,7 +13,7 @@
 //! A leader whose gate is closed is a *caretaker*: it keeps the group together, and lets it be
 //! repaired. It is decided when a leadership begins, and again when what is known changes.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use shardhost_storage::{NodeId, Requirement, RequirementMode, Term};
 
@@ -32,6 +32,12 @@ use crate::policy::{
 const PANIC_RETRY_TICKS: u64 = 50;
 /// Panics in one leadership after which only news make a leader ask again.
 const MAX_PANICS: u32 = 6;
+
+/// The impairment of a replica whose snapshot is not restored yet. It may lead, if no other can.
+static INSTALLS: LazyLock<Impairment> = LazyLock::new(|| {
+    let reason = "a snapshot is being restored".into();
+    Impairment { reason, mode: RequirementMode::Hard }
+});
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Gate {
@@ -81,7 +87,8 @@ impl GroupCore {
         if self.config.bugs.has(KnownBug::LeadImpaired) {
             return None;
         }
-        let own = self.stalled.why().filter(|_| is_here);
+        let installs = || self.snapshots.is_installing().then(|| &*INSTALLS);
+        let own = self.stalled.why().or_else(installs).filter(|_| is_here);
         // The harder of the two.
         let hard = |why: &&Impairment| why.mode == RequirementMode::Hard;
         own.filter(hard).or(said.filter(hard)).or(own).or(said)
@@ -124,6 +131,11 @@ impl GroupCore {
         self.wake();
         self.look_anew();
         self.notice_facts(effects);
+    }
+
+    /// Whether the state machine here may be far behind the log for as long as it takes, or for ever.
+    pub(super) fn stands_still(&self) -> bool {
+        self.stalled.is_some() || self.snapshots.is_installing()
     }
 
     /// Why the state machine stalls, if it does.

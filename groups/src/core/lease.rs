@@ -256,11 +256,11 @@ impl GroupCore {
                 wire.life = self.life();
                 let answered = self.lease.echo.filter(|(to, _)| *to == wire.to_replica);
                 wire.stamp = answered.map_or(0, |(_, stamp)| stamp.get());
-                wire.lacks_state = self.lacks_state();
+                wire.lacks_state = self.has_no_state();
             }
             MessageKind::AppendResponse => {
                 wire.life = self.life();
-                wire.lacks_state = self.lacks_state();
+                wire.lacks_state = self.has_no_state();
             }
             MessageKind::TimeoutNow => {
                 wire.stamp = effects.began.map_or(0, Moment::get);

@@ -2,7 +2,7 @@
 //!
 //! It learns of its removal by applying it, or, when it was away, from members: they answer all its
 //! messages. It ends when a quorum of the remaining voters have reported the configuration without
-//! it. One that lost the group's state reports nothing. Until then it keeps voting and acknowledging, because members that have not applied its
+//! it. One that has no state reports nothing. Until then it keeps voting and acknowledging, because members that have not applied its
 //! removal yet may still need it for their quorum.
 
 use std::collections::BTreeSet;
@@ -134,10 +134,16 @@ impl GroupCore {
         (sender.node == node && (news || ours) && without_us).then_some((from, membership))
     }
 
+    /// Whether this replica is without a state: the one that was removed may be the last that has it, if
+    /// others lost theirs just then.
+    pub(super) fn lets_nobody_go(&self) -> bool {
+        self.has_no_state() && !self.config.bugs.has(KnownBug::ForgetLostStates)
+    }
+
     /// A replica that does not belong to the group any more gets a notice.
     pub(super) fn send_notice(&self, node: NodeId, to: u64, effects: &mut Effects) {
         // What a crash could undo is not reported.
-        if self.leaving.is_some() || !self.is_meta_durable() {
+        if self.leaving.is_some() || !self.is_meta_durable() || self.lets_nobody_go() {
             return;
         }
         let invitation = Invitation {
@@ -179,11 +185,13 @@ impl GroupCore {
         if !self.ticks.is_multiple_of(PROBE_TICKS) {
             return;
         }
-        for dismissed in &self.dismissed {
-            self.send_notice(dismissed.node, dismissed.replica, effects);
+        if !self.lets_nobody_go() {
+            for dismissed in &self.dismissed {
+                self.send_notice(dismissed.node, dismissed.replica, effects);
+            }
+            self.dismissed.iter_mut().for_each(|dismissed| dismissed.left -= 1);
+            self.dismissed.retain(|dismissed| dismissed.left > 0);
         }
-        self.dismissed.iter_mut().for_each(|dismissed| dismissed.left -= 1);
-        self.dismissed.retain(|dismissed| dismissed.left > 0);
         if let Some(leaving) = &self.leaving {
             self.probe(&leaving.membership, effects);
         } else if self.is_isolated() {

@@ -211,7 +211,7 @@ impl GroupCore {
     }
 
     /// What a replica is known to hold; nothing when its node does not answer: it may come back without
-    /// its disk. Nothing either when its state is lost, whatever its log holds.
+    /// its disk. Nothing either when it has no state, whatever its log holds.
     fn matched_if_live(&self, id: ReplicaId, live: &LiveNodes) -> u64 {
         let node = self.membership.node_of(id);
         let counts = node.is_some_and(|node| self.answers(node, live))
@@ -489,7 +489,7 @@ impl GroupCore {
     /// meanwhile.
     fn may_finish_changes(&self) -> bool {
         let stands_still = self.joint
-            && self.stalled.is_some()
+            && self.stands_still()
             && !self.config.bugs.has(KnownBug::JointWaitsForMachine);
         let known = |first| stands_still && self.passed() >= first;
         self.led.as_ref().is_some_and(|led| led.ready || known(led.first_index))

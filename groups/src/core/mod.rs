@@ -63,6 +63,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use raft::{RawNode, StateRole};
+pub use shardhost_proto::hash::mix;
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{GroupId, GroupMeta, Membership, NodeId, ReplicaId, Term};
 
@@ -402,13 +403,4 @@ impl GroupCore {
         let timeout = self.turn_timeout().unwrap_or(drawn);
         self.raw.raft.set_randomized_election_timeout(timeout);
     }
-}
-
-/// The finaliser of splitmix64: spreads every bit of the input over the output.
-#[must_use]
-pub const fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }

@@ -33,11 +33,13 @@ pub(super) struct Recovery {
     lost: bool,
     /// A snapshot is asked for again at this tick.
     asks_at: u64,
+    /// The same of replicas that were removed.
+    asks_removed_at: u64,
 }
 
 impl Recovery {
     pub(super) const fn opened(lost: bool) -> Self {
-        Self { lost, asks_at: 0 }
+        Self { lost, asks_at: 0, asks_removed_at: 0 }
     }
 
     pub(super) const fn is_lost(&self) -> bool {
@@ -84,20 +86,30 @@ impl GroupCore {
         self.send_state_request(to, self.raw.raft.leader_id, effects);
     }
 
-    /// A replica that was removed is heard. Who has the group's state lets it go. Who lacks it does not: the
-    /// one that was removed may be the last that has it, if others lost theirs just then. It is asked for it.
+    /// Whether there is no state here that would survive the loss of all others: it is lost, or replaced by
+    /// a snapshot that is not restored yet.
+    pub(super) fn has_no_state(&self) -> bool {
+        self.lacks_state() || self.snapshots.is_installing()
+    }
+
+    /// A replica that was removed is heard. Who has the group's state lets it go. Who lost it does not, and
+    /// asks for it.
     pub(super) fn answer_removed(
         &mut self,
         node: NodeId,
         message: &GroupMessage,
         effects: &mut Effects,
     ) {
-        if !self.lacks_state() || self.config.bugs.has(KnownBug::ForgetLostStates) {
+        if !self.lets_nobody_go() {
             self.send_notice(node, message.from_replica, effects);
         } else if message.kind() == MessageKind::Snapshot {
             self.take_state_of_removed(message);
-        } else if !self.snapshots.has_state() && self.ticks >= self.recovery.asks_at {
-            self.recovery.asks_at = self.ticks + u64::from(self.config.election_ticks).max(1);
+        } else if self.lacks_state()
+            && !self.snapshots.has_state()
+            && self.ticks >= self.recovery.asks_removed_at
+        {
+            let pause = u64::from(self.config.election_ticks).max(1);
+            self.recovery.asks_removed_at = self.ticks + pause;
             self.send_state_request(node, message.from_replica, effects);
         }
     }

@@ -308,13 +308,21 @@ impl GroupCore {
         self.snapshots.installing.is_some_and(replaces)
     }
 
-    /// A state from a replica that was removed, for one that has none: raft would follow its sender.
+    /// A state from a replica that was removed, for one that has none: raft would follow its sender. It must be
+    /// of this group, and the log decides whether it holds the entry there.
     pub(super) fn take_state_of_removed(&mut self, message: &GroupMessage) {
-        let meta = message.snapshot.as_ref();
-        let position = convert::position_from_wire(meta.and_then(|meta| meta.position.as_ref()));
-        if position.is_some() && !self.snapshots.is_installing() {
+        let Some(meta) = &message.snapshot else { return };
+        let position = convert::position_from_wire(meta.position.as_ref());
+        let membership = meta.membership.as_ref().and_then(convert::membership_from_wire);
+        let ours = membership.is_some_and(|came| came.genesis == self.membership.genesis);
+        if position.is_some() && ours && self.lacks_state() && !self.snapshots.is_installing() {
             self.snapshots.arrived = position;
         }
+    }
+
+    /// Whether a snapshot replaces the log, or is about to: its end is that of neither.
+    pub(super) fn is_log_replaced(&self) -> bool {
+        self.replaces_log() || self.has_pending_snapshot()
     }
 
     /// Raft took a snapshot, and did not hand it out yet.
@@ -433,6 +441,9 @@ impl GroupCore {
         self.apply.finish_restore(position.index.get());
         self.apply.durable = durable;
         self.count_as_applied(position.index.get());
+        // This node was no good leader of the group meanwhile.
+        self.look_anew();
+        self.notice_facts(effects);
     }
 
     /// At ticks: finds out how much of the log could go, and whether a snapshot is due.

@@ -60,12 +60,12 @@ impl GroupCore {
         }
     }
 
-    /// Whether the leadership is far enough to be transferred. One whose state machine stalls does
+    /// Whether the leadership is far enough to be transferred. One whose state machine stands still does
     /// not get further.
     fn may_hand_over(&self) -> bool {
         let ready = self.led.as_ref().is_some_and(|led| led.ready);
         let waits = self.config.bugs.has(KnownBug::StalledLeaderWaits);
-        ready || (self.stalled.is_some() && !waits)
+        ready || (self.stands_still() && !waits)
     }
 
     /// Whether there is an eligible voter that did not decline, and nothing is in its way that this leader

@@ -72,7 +72,7 @@ pub use inbound::GroupsInbound;
 pub use invitations::{Invitation, InvitationHandler, InvitationSink};
 pub use open::{MachineFactory, StateMachineBox};
 pub use parked::ParkedReplica;
-pub use skip::{MAX_REWRITTEN_BYTES, StoredEntry};
+pub use skip::{MAX_REWRITTEN_BYTES, SkipEnd, StoredEntry};
 
 use crate::lives::Lives;
 use inbox::Inbox;

@@ -66,6 +66,15 @@ impl StoredEntry {
     }
 }
 
+/// What the skip of a command came to, at every member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SkipEnd {
+    /// The entry is empty.
+    Skipped,
+    /// The command stays.
+    Abandoned,
+}
+
 impl Groups {
     /// The entry at an index of the log of this host's replica, open or not; `None`: nothing yet.
     ///
@@ -131,24 +140,32 @@ impl Groups {
     /// durable.
     ///
     /// # Errors
-    /// [`OpenGroupError::Invalid`] when the note is of another entry, or when the command stands in the log and
-    /// its skip was not abandoned since this host started ([`Groups::abandon_skip`]); nothing was changed. Else
-    /// as [`Groups::open`].
-    pub fn finish_skip(&self, group: GroupId, index: LogIndex) -> Result<(), OpenGroupError> {
+    /// [`OpenGroupError::Invalid`] when the note is of another entry, or the log does not hold what `end` says:
+    /// the entry is not skipped, or it is; or its skip was not abandoned since this host started
+    /// ([`Groups::abandon_skip`]). Nothing was changed. Else as [`Groups::open`].
+    pub fn finish_skip(
+        &self,
+        group: GroupId,
+        index: LogIndex,
+        end: SkipEnd,
+    ) -> Result<(), OpenGroupError> {
         let shared = self.shared();
         let _held = shared.lives.start(vec![group], GroupStep::Opening)?;
         let persisted = load(shared, group)?.ok_or(OpenGroupError::Unknown { group })?;
         let Some(noted) = noted_at(&persisted, index)? else { return Ok(()) };
-        if stands(shared, &persisted, noted)? == Some(Found::Command)
-            && !shared.parked.is_skip_abandoned(group)
-        {
-            let message = format!(
-                "entry {index} is not skipped here, and its skip is not abandoned: run `shardhost group skip {group} \
-                 --index {index} --confirm` again, or with --abandon instead"
-            );
-            return Err(OpenGroupError::Invalid { group, message });
-        }
-        self.note_skip(&persisted, None)
+        let unlike = match (end, stands(shared, &persisted, noted)?) {
+            (SkipEnd::Skipped, Some(Found::Command)) => "is not skipped here",
+            (SkipEnd::Abandoned, Some(Found::Skipped)) => "is skipped here already",
+            (SkipEnd::Abandoned, _) if !shared.parked.is_skip_abandoned(group) => {
+                "is being skipped, and that is not abandoned here"
+            }
+            _ => return self.note_skip(&persisted, None),
+        };
+        let message = format!(
+            "entry {index} {unlike}: run `shardhost group skip {group} --index {index}` again, with --confirm, or \
+             with --abandon as long as no member has skipped it"
+        );
+        Err(OpenGroupError::Invalid { group, message })
     }
 
     /// From here on the entry at an index is not skipped in the log of this host's replica before

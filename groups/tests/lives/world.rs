@@ -17,6 +17,7 @@ use shardhost_groups::{
     ApplyBatch, ApplyFault, GroupId, Groups, GroupsBuilder, GroupsConfig, LogIndex, LogPosition,
     NodeId, ReplicaId, SnapshotWriter, StateMachine, Term,
 };
+use shardhost_proto::hash::{MIX_STEP, mix};
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 
 /// Numbers from a seed, for many threads. What each of them draws depends on who is first; what is
@@ -31,11 +32,7 @@ impl Dice {
 
     /// A number below `sides`.
     pub fn roll(&self, sides: u64) -> u64 {
-        let step = 0x9e37_79b9_7f4a_7c15;
-        let mut value = self.0.fetch_add(step, Ordering::Relaxed).wrapping_add(step);
-        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (value ^ (value >> 31)) % sides
+        mix(self.0.fetch_add(MIX_STEP, Ordering::Relaxed)) % sides
     }
 
     /// What a state machine takes: mostly nothing.

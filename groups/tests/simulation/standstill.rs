@@ -138,12 +138,19 @@ fn a_follower_that_stays_out_while_it_installs_is_caught() {
     is_caught(an_installing_follower_leads, KnownBug::InstallStaysOut);
 }
 
-/// Two of three lose their states, and an operator removes the third, which leads.
+/// All but the leader lose their states, and an operator removes the leader just then. There are two voters
+/// or three.
 fn the_last_state_stays(seed: u64, bugs: KnownBugs) -> Result<(), String> {
     let mut cluster = working(seed, 0, bugs)?;
     let [leader, one, other] = roles(&cluster, seed)?;
+    let alone = seed.is_multiple_of(3);
+    if alone {
+        cluster.change_members(leader, GROUP, MembershipChange::new().remove(other))?;
+        cluster.pass(3_000)?;
+    }
     cluster.ship_nothing(4_000);
-    for node in [one, other] {
+    let lost = if alone { vec![one] } else { vec![one, other] };
+    for node in lost {
         cluster.crash(node, usize::MAX);
         cluster.lose_state(node, GROUP);
         cluster.restart_later(node, seed * 7 % 400);
@@ -156,6 +163,25 @@ fn the_last_state_stays(seed: u64, bugs: KnownBugs) -> Result<(), String> {
         }
     }
     is_served(&mut cluster).map(|_| ())
+}
+
+/// A follower restores a snapshot for long, and gets on. The leader dies: the voter that has everything leads.
+fn a_restore_that_lasts_leads_last(seed: u64, bugs: KnownBugs) -> Result<(), String> {
+    let mut cluster = working(seed, 0, bugs)?;
+    let [leader, whole, behind] = roles(&cluster, seed)?;
+    cluster.crash(behind, usize::MAX);
+    settle(&mut cluster, 6)?;
+    cluster.restart(behind)?;
+    cluster.hang_machine(behind, GROUP, 120_000);
+    cluster.pass(4_000 + seed * 30)?;
+    cluster.crash(leader, usize::MAX);
+    let served = is_served(&mut cluster)?;
+    if served == whole { Ok(()) } else { Err(format!("{served:?} serves, and restores")) }
+}
+
+#[test]
+fn leading_while_a_state_is_restored_is_caught() {
+    is_caught(a_restore_that_lasts_leads_last, KnownBug::LeadImpaired);
 }
 
 #[test]

@@ -117,7 +117,7 @@ async fn a_replica_that_failed_notes_the_skip_and_is_opened_when_it_is_done() {
     alone.begin(index, &entry).await.unwrap();
     let noted = alone.look(index).await;
     assert_eq!((noted.skipping, noted.skipping_term), (Some(index), entry.term));
-    let order = |index| wire::OpenReplicaRequest { group: ID.get(), index };
+    let order = |index| wire::OpenReplicaRequest { group: ID.get(), index, abandoned: false };
     for index in [0, index - 1, index] {
         let refused = open(&alone.host, &alone.state, order(index)).await;
         assert!(refused.is_err() && alone.host.group(ID).is_none(), "it is not skipped");

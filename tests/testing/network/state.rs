@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost::Message;
+use shardhost_proto::hash::{MIX_STEP, mix};
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupId, NodeId, ReplicaId, SnapshotStore};
 
@@ -345,10 +346,9 @@ impl State {
     }
 
     fn draw(&mut self, below: u64) -> u64 {
-        self.chance = self.chance.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let lot = (self.chance ^ (self.chance >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let lot = (lot ^ (lot >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (lot ^ (lot >> 31)) % below.max(1)
+        let lot = mix(self.chance);
+        self.chance = self.chance.wrapping_add(MIX_STEP);
+        lot % below.max(1)
     }
 
     fn draw_duration(&mut self, up_to: Duration) -> Duration {

@@ -1,5 +1,7 @@
 //! Chance that follows from a seed.
 
+use shardhost_proto::hash::{MIX_STEP, mix};
+
 /// A small generator (splitmix64): the same seed draws the same lots on every machine.
 #[derive(Clone, Debug)]
 pub struct Chance {
@@ -9,15 +11,14 @@ pub struct Chance {
 impl Chance {
     /// What follows from this seed.
     pub fn new(seed: u64) -> Self {
-        Self { state: seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x9e37_79b9_7f4a_7c15 }
+        Self { state: seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ MIX_STEP }
     }
 
     /// The next lot.
     pub fn draw(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let value = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        value ^ (value >> 31)
+        let lot = mix(self.state);
+        self.state = self.state.wrapping_add(MIX_STEP);
+        lot
     }
 
     /// A number below `bound`, or 0 when that is 0.
@@ -33,6 +34,14 @@ impl Chance {
     /// True so many times in a thousand.
     pub fn per_mille(&mut self, times: u64) -> bool {
         self.below(1000) < times
+    }
+
+    /// One of several.
+    ///
+    /// # Panics
+    /// There are none.
+    pub fn one_of<T: Copy>(&mut self, from: &[T]) -> T {
+        self.pick(from).expect("there is one to pick")
     }
 
     /// One of several. `None`: there are none.

@@ -187,6 +187,9 @@ impl GroupCore {
     ) -> Option<TransferRefusal> {
         use transfer_refusal::Kind;
         let refusal = |kind: Kind, text: String| Some(TransferRefusal { kind: kind.into(), text });
+        if self.snapshots.is_installing() {
+            return refusal(Kind::Installing, "a snapshot is being installed".to_owned());
+        }
         if let Some(unfit) = self.own_unfitness(effects) {
             let lacks = unfit.reject_reason() == RejectReason::Incapable;
             let kind = if lacks { Kind::Unfit } else { Kind::Policy };
@@ -194,9 +197,6 @@ impl GroupCore {
         }
         if effects.nodes.own().draining && !last_resort {
             return refusal(Kind::Draining, format!("node {} is draining", self.config.node));
-        }
-        if self.snapshots.is_installing() {
-            return refusal(Kind::Installing, "a snapshot is being installed".to_owned());
         }
         let backlog = self.raw.raft.raft_log.committed.saturating_sub(self.apply.applied());
         if backlog > MAX_BACKLOG {

@@ -58,12 +58,17 @@ impl MailboxState {
         if self.ending.is_some() || self.place.is_some() {
             return Next::Again;
         }
+        // Where another call of this turn used the place that it was granted, it is not in line any more,
+        // and has to ask again.
         let Some(first) = self.work.front() else {
+            if !self.aside.is_empty() && !self.in_line {
+                return Next::Again;
+            }
             self.scheduled = false;
             self.work.shrink_to(4);
             return Next::Nothing;
         };
-        if lacks_place && first.is_long() && !first.is_question() {
+        if lacks_place && self.in_line && first.is_long() && !first.is_question() {
             self.waits = true;
             return Next::Nothing;
         }

@@ -98,7 +98,7 @@ fn step(group: u64, chance: &mut Chance, bundle: u32) -> Move {
         to: node(chance),
         to_incarnation: 1,
         term: 1,
-        tier: chance.pick(&[Tier::Displaced, Tier::Load, Tier::Count]),
+        tier: chance.one_of(&[Tier::Displaced, Tier::Load, Tier::Count]),
         bundle,
     }
 }

@@ -7,7 +7,7 @@ use shardhost_storage::{GroupId, NodeId};
 use super::super::super::{
     Epoch, ExecutorSettings, Mode, MoveOutcome, Order, Stop, StopScope, Ticket,
 };
-use super::chance::Chance;
+use super::Chance;
 use super::checks::Checks;
 use super::faults::Fault;
 use super::host::Host;

@@ -64,7 +64,7 @@ impl Cluster {
             return;
         }
         let nodes: Vec<NodeId> = self.hosts.keys().copied().collect();
-        let node = self.chance.pick(&nodes);
+        let node = self.chance.one_of(&nodes);
         let lasts = self.chance.between(1_000, 30_000);
         match self.chance.below(12) {
             0 | 1 => self.crash(node, lasts),
@@ -128,7 +128,7 @@ impl Cluster {
     }
 
     fn switch(&mut self, lasts: u64) {
-        let mode = self.chance.pick(&[Mode::Off, Mode::Shadow, Mode::On]);
+        let mode = self.chance.one_of(&[Mode::Off, Mode::Shadow, Mode::On]);
         let stopped = self.chance.per_mille(500);
         self.control(mode, stopped);
         self.after(lasts.min(10_000), Event::Fault(Fault::Control(Mode::On, false)));
@@ -136,7 +136,7 @@ impl Cluster {
 
     fn change_group(&mut self) {
         let ids: Vec<_> = self.shards.keys().copied().collect();
-        let id = self.chance.pick(&ids);
+        let id = self.chance.one_of(&ids);
         let (members, fifo) = (self.chance.per_mille(500), self.chance.per_mille(500));
         let voters = self.voters_of(id);
         let spare: Vec<NodeId> =
@@ -148,7 +148,7 @@ impl Cluster {
         } else if !spare.is_empty() {
             let gone = voters.into_iter().find(|node| shard.leader != Some(*node));
             gone.map(|node| shard.voters.remove(&node));
-            shard.voters.insert(self.chance.pick(&spare));
+            shard.voters.insert(self.chance.one_of(&spare));
         }
     }
 

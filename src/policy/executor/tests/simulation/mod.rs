@@ -8,7 +8,6 @@
 //!
 //! `SIMULATION_SEEDS=2000` runs more seeds, `SIMULATION_SEED=17` runs one.
 
-mod chance;
 mod checks;
 mod cluster;
 mod faults;
@@ -20,10 +19,10 @@ mod shape;
 mod shard;
 mod transfer;
 
-pub(super) use chance::Chance;
 use checks::Coverage;
 use cluster::Cluster;
 use sabotage::Sabotage;
+pub(super) use shardhost_testing::simulation::Chance;
 use shardhost_testing::simulation::seeds;
 
 /// Seeds of an ordinary run of the test suite.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardhost_storage::{GroupId, NodeId};
 
 use super::super::super::{BackOffSettings, Bounds, ExecutorSettings};
-use super::chance::Chance;
+use super::Chance;
 use super::host::Host;
 use super::shard::{Hosts, Shard};
 use crate::planner::{Requirement, RequirementMode};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shardhost_storage::{GroupId, NodeId};
 
-use super::chance::Chance;
+use super::Chance;
 use super::host::Host;
 use crate::planner::{Group, Requirement, Voter};
 
@@ -63,7 +63,7 @@ impl Shard {
         let targets = self.choose(hosts, |host| host.takes(&self.requirement.capabilities, now));
         let others: Vec<NodeId> = targets.into_iter().filter(|node| *node != leader).collect();
         if !others.is_empty() {
-            self.hand_to(chance.pick(&others), now);
+            self.hand_to(chance.one_of(&others), now);
         }
     }
 
@@ -78,7 +78,7 @@ impl Shard {
         }
         let required = &self.requirement.capabilities;
         let rather = self.choose(hosts, |host| host.up && !host.draining && host.has(required));
-        let winner = chance.pick(if rather.is_empty() { &up } else { &rather });
+        let winner = chance.one_of(if rather.is_empty() { &up } else { &rather });
         self.leader = Some(winner);
         self.term += 1;
         self.moved_at_ms = None;
