@@ -12,10 +12,10 @@ use super::config::TransportConfig;
 use super::sender::LaneError;
 
 /// Bytes a stream may carry ahead of what the receiver took: so much for each round trip.
-pub const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// The same for all streams of a connection. Streams that are not read leave what they carry in it, so a
 /// service that reads some of its streams later bounds their number: together they must not fill it.
-pub const CONNECTION_WINDOW_BYTES: u32 = 80 << 20;
+pub const CONNECTION_WINDOW_BYTES: u32 = 40 << 20;
 /// Largest HTTP/2 frame that is accepted; one system call writes one.
 const HTTP2_FRAME_BYTES: u32 = 256 << 10;
 /// Most bytes of the headers of a request.
