@@ -29,7 +29,7 @@ impl GroupCore {
         let log = &self.raw.raft.raft_log;
         let (before, end) = (log.applied, log.committed.min(log.persisted));
         let next_waits =
-            self.membership.config_index.get() == before + 1 && !self.is_meta_durable();
+            self.membership.config_index.get() == before + 1 && !self.durable.is_meta_durable();
         if before >= end || !self.goes_ahead() || next_waits {
             return;
         }

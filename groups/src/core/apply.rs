@@ -125,7 +125,7 @@ impl GroupCore {
         !self.snapshots.is_installing()
             && !self.lacks_state()
             && self.apply.in_flight_bytes < self.config.max_apply_bytes_per_group
-            && (self.is_meta_durable() || self.apply.handed < self.membership_hold())
+            && (self.durable.is_meta_durable() || self.apply.handed < self.membership_hold())
     }
 
     /// Nothing from this index on is handed over before the change there is durable.

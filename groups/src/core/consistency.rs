@@ -161,8 +161,7 @@ impl GroupCore {
     /// Puts a check entry into the log.
     fn begin_check(&mut self, effects: &mut Effects) {
         let (ticks, term) = (self.ticks, self.raw.raft.term);
-        let ready = self.led.as_ref().is_some_and(|led| led.ready);
-        if !ready || self.transfer.is_some() || self.has_unfinished_change() {
+        if !self.is_ready() || self.transfer.is_some() || self.has_unfinished_change() {
             self.consistency.due = Some((ticks + RETRY_TICKS, term));
             return;
         }

@@ -32,6 +32,11 @@ pub(super) struct Led {
 }
 
 impl GroupCore {
+    /// Whether this leader has applied the first entry of its term, and so everything before.
+    pub(super) fn is_ready(&self) -> bool {
+        self.led.as_ref().is_some_and(|led| led.ready)
+    }
+
     /// Compares raft's state with the published one, and publishes the difference. Must run before
     /// proposals of a step go to raft, so that the last entry of a new leader is the first of its
     /// term.
@@ -111,7 +116,7 @@ impl GroupCore {
         self.pending_requirement = 0;
         self.end_barrier(effects);
         self.reset_lease();
-        self.forget_named();
+        self.succession.forget_named();
         self.dismissed.clear();
         self.snapshots.forget_shipments();
         let own = self.config.node;
@@ -125,7 +130,7 @@ impl GroupCore {
             return;
         }
         self.seen_facts = effects.facts;
-        self.forget_declined();
+        self.succession.forget_declined();
         self.renew_gate(effects);
         if self.leads() && self.sleep.is_asleep() && self.wants_successor(effects) {
             self.wake();

@@ -98,7 +98,7 @@ impl GroupCore {
     /// Whether this replica was removed, and skips this campaign for the sake of those that remain.
     pub(super) fn leaves_campaigns_to_others(&self) -> bool {
         self.leaving.is_some()
-            && !self.campaigns.is_multiple_of(TIMEOUTS_PER_CAMPAIGN)
+            && !self.candidacy.counted().is_multiple_of(TIMEOUTS_PER_CAMPAIGN)
             && !self.config.bugs.has(KnownBug::RemovedCampaigns)
     }
 
@@ -137,7 +137,7 @@ impl GroupCore {
     /// A replica that does not belong to the group any more gets a notice.
     pub(super) fn send_notice(&self, node: NodeId, to: u64, effects: &mut Effects) {
         // What a crash could undo is not reported.
-        if self.leaving.is_some() || !self.is_meta_durable() {
+        if self.leaving.is_some() || !self.durable.is_meta_durable() {
             return;
         }
         let invitation = Invitation {

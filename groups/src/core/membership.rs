@@ -141,7 +141,7 @@ impl GroupCore {
         if let Some(to) = self.transferring_to() {
             return Err(MembershipError::TransferInProgress { group, to });
         }
-        if !self.led.as_ref().is_some_and(|led| led.ready) {
+        if !self.is_ready() {
             return Err(MembershipError::NotServing { group });
         }
         match self.pending_change() {
@@ -345,7 +345,7 @@ impl GroupCore {
         }
         // A change from before the one that counts is part of what is known for long: a replica
         // that replays its log passes it by.
-        entry.index == self.membership.config_index.get() && !self.is_meta_durable()
+        entry.index == self.membership.config_index.get() && !self.durable.is_meta_durable()
     }
 
     fn apply_config(&mut self, entry: &Entry, effects: &mut Effects) -> Result<(), GroupFault> {
@@ -373,7 +373,7 @@ impl GroupCore {
             "the membership changed");
         let before = self.install_membership(Arc::new(after));
         self.meta.membership = (*self.membership).clone();
-        self.meta_changed();
+        self.durable.change_meta();
         self.contacts.retain(|(id, _)| self.membership.is_yet_to_come(*id));
         self.lease_after_change(&before);
         self.dismiss(&before);
@@ -518,7 +518,7 @@ impl GroupCore {
         let due = (self.ticks + self.id.get()).is_multiple_of(INVITE_TICKS);
         // A leader that is not ready may not have applied yet that a learner became a voter.
         let ready = self.led.as_ref().is_some_and(|led| led.ready);
-        if !due || !self.leads() || !ready || !self.is_meta_durable() {
+        if !due || !self.leads() || !ready || !self.durable.is_meta_durable() {
             return;
         }
         let prs = self.raw.raft.prs();

@@ -14,6 +14,7 @@
 //! | `doubt` | what a replica does whose log may have lost something |
 //! | `barrier` | holding back users' proposals |
 //! | `ready` | what raft wants written, sent and applied |
+//! | `durable` | what was handed to the log writer, and what of it is durable |
 //! | `apply` | handing committed entries to the state machine |
 //! | `ahead` | changes of members do not wait for a state machine that stalls |
 //! | `recovery` | a replica whose state machine lost its state |
@@ -39,6 +40,7 @@ mod candidacy;
 mod consistency;
 mod divergence;
 mod doubt;
+mod durable;
 mod effects;
 mod gate;
 mod leadership;
@@ -88,9 +90,10 @@ pub use transfer::{TransferOutcome, TransferRequest, TransferTarget, TransferWai
 
 use apply::ApplyProgress;
 use barrier::Barrier;
-use candidacy::Candidacy;
+use candidacy::{Candidacy, Lot};
 use consistency::Consistency;
 use doubt::Doubt;
+use durable::{COMMIT_QUIET_TICKS, COMMIT_TICKS, Durable};
 use leadership::Led;
 use lease::Lease;
 use leaving::{Dismissed, Leaving};
@@ -101,7 +104,7 @@ use ready::Taken;
 use sleep::Sleep;
 use snapshot::Snapshots;
 use succession::Succession;
-use transfer::{Preparation, Transfer};
+use transfer::Transfer;
 
 /// Readies of raft in one step that carry nothing. One that carries something makes progress: it
 /// hands out entries or messages that are handed out once.
@@ -160,25 +163,10 @@ pub struct GroupCore {
     retired: bool,
     dismissed: Vec<Dismissed>,
 
-    /// Number of the newest ready that was handed to the log writer, and of the newest durable.
-    handed_number: u64,
-    durable_number: u64,
-    /// The hard state as it was last handed to the log writer.
-    written_state: shardhost_storage::HardState,
-    /// Its commit index is to be written although nothing else is.
-    commit_due: bool,
-    /// A vote that is on disk before it is given.
-    preparation: Preparation,
-    /// The newest term whose hard state is durable.
-    durable_term: u64,
-    /// Changes of what the replica knows of itself, and how many of them are durable.
-    meta_changes: u64,
-    durable_meta: u64,
+    durable: Durable,
     apply: ApplyProgress,
     snapshots: Snapshots,
     sleep: Sleep,
-    /// Elections that this replica started; varies the election timeout within a term.
-    campaigns: u64,
     ticks: u64,
     published: Arc<GroupStatus>,
 }
@@ -239,7 +227,7 @@ impl GroupCore {
             {
                 self.let_timeout_pass();
             } else {
-                self.campaigns += 1;
+                self.candidacy.count();
             }
         }
         if !self.sleep.is_asking() {
@@ -253,11 +241,22 @@ impl GroupCore {
         self.ask_again(effects);
         self.outgrow_removed_targets();
         self.tend_gate(effects);
-        self.tend_succession(effects);
+        if self.leads()
+            && self.succession.is_due(self.ticks)
+            && self.transfer.is_none()
+            && self.pending_change().is_none()
+            && self.may_hand_over()
+            && self.wants_successor(effects)
+        {
+            self.hand_on_leadership(effects);
+        }
         self.invite_joining(live, effects);
         self.tend_leaving(effects);
         self.tend_snapshots();
-        self.note_commit_lag();
+        let fell_quiet = self.sleep.quiet_ticks() == Some(COMMIT_QUIET_TICKS);
+        if fell_quiet || self.is_turn_of(COMMIT_TICKS) {
+            self.durable.note_commit_lag(self.hard_state());
+        }
         self.tend_consistency(effects);
         self.consider_sleep(live, effects);
         self.refresh_peers();
@@ -373,14 +372,10 @@ impl GroupCore {
         }
     }
 
-    /// What the replica knows of itself changed and must be written.
-    fn meta_changed(&mut self) {
-        self.meta_changes += 1;
-    }
-
-    /// Whether a crash would take nothing of it back.
-    fn is_meta_durable(&self) -> bool {
-        self.durable_meta == self.meta_changes
+    /// Whether it is this group's turn to do what is done every so many ticks. Groups of one age do
+    /// not all do it in the same tick.
+    const fn is_turn_of(&self, ticks: u64) -> bool {
+        (self.ticks + self.id.get()).is_multiple_of(ticks)
     }
 
     fn will_campaign(&self) -> bool {
@@ -393,13 +388,11 @@ impl GroupCore {
     /// Replaces the election timeout that raft drew by one that follows from the seed, so that a
     /// simulated cluster replays exactly. Called after everything that may have made raft draw.
     fn pin_election_timeout(&mut self) {
-        let ticks = u64::from(self.config.election_ticks);
-        let mut lot = self.config.seed;
-        for part in [self.id.get(), self.replica.get(), self.raw.raft.term, self.campaigns] {
-            lot = mix(lot ^ part);
-        }
-        let drawn = usize::try_from(ticks + lot % ticks.max(1)).unwrap_or(10);
-        let timeout = self.turn_timeout().unwrap_or(drawn);
+        let (config, term) = (&self.config, self.raw.raft.term);
+        let (group, replica) = (self.id.get(), self.replica.get());
+        let lot = Lot { seed: config.seed, group, replica, term };
+        let ticks = u64::from(config.election_ticks);
+        let timeout = self.candidacy.timeout(lot, ticks, config.bugs);
         self.raw.raft.set_randomized_election_timeout(timeout);
     }
 }

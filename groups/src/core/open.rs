@@ -10,9 +10,9 @@ use slog::Logger;
 
 use super::candidacy::Candidacy;
 use super::doubt::Doubt;
+use super::durable::Durable;
 use super::recovery::Recovery;
 use super::succession::Succession;
-use super::transfer::Preparation;
 use super::{GroupCore, apply::ApplyProgress, sleep::Sleep, snapshot::Snapshots};
 use crate::config::GroupsConfig;
 use crate::convert;
@@ -170,18 +170,10 @@ impl GroupCore {
             leaving: None,
             retired: false,
             dismissed: Vec::new(),
-            handed_number: 0,
-            durable_number: 0,
-            written_state: hard_state,
-            commit_due: false,
-            preparation: Preparation::default(),
-            durable_term: hard_state.term.get(),
-            meta_changes: 0,
-            durable_meta: 0,
+            durable: Durable::opened(hard_state),
             apply: ApplyProgress::new(applied.index.get(), passed.get(), durable),
             snapshots: Snapshots::default(),
             sleep: Sleep::default(),
-            campaigns: 0,
             ticks: 0,
             published: Arc::new(published),
         };

@@ -180,8 +180,7 @@ impl GroupCore {
 
     /// Starts a round for everything that waits, unless one is under way.
     pub(super) fn start_read_round(&mut self, effects: &mut Effects) {
-        let ready = self.led.as_ref().is_some_and(|led| led.ready);
-        let serving = self.serves() || (ready && self.caretaker().is_some());
+        let serving = self.serves() || (self.is_ready() && self.caretaker().is_some());
         let leads = self.leads();
         let Some(reads) = self.reads.as_mut() else { return };
         if reads.asked.is_some() || reads.waiting.is_empty() || (leads && !serving) {

@@ -136,7 +136,7 @@ impl GroupCore {
         if self.leads() || leader.is_some_and(|leader| leader != node) {
             return;
         }
-        self.stop_withholding();
+        self.candidacy.stop_withholding();
         if self.sleep.is_asleep() {
             self.wake();
             self.take_turn(live);
@@ -158,7 +158,8 @@ impl GroupCore {
         raft.election_elapsed = timeout;
         let drawn = raft.randomized_election_timeout().saturating_sub(timeout);
         let rest = (before * timeout + drawn) / left.len().max(1);
-        self.set_turn(timeout + rest);
+        self.candidacy.set_turn(self.raw.raft.term, timeout + rest);
+        self.pin_election_timeout();
     }
 
     /// A node came back, or came back as another process. If that was not noticed, the earlier
@@ -229,8 +230,8 @@ impl GroupCore {
     fn may_lead_into_sleep(&self, live: &LiveNodes) -> bool {
         let raft = &self.raw.raft;
         let last = raft.raft_log.last_index();
-        let served = self.led.as_ref().is_some_and(|led| led.ready);
-        let served = served && self.is_service_settled() && !self.has_failed_successors();
+        let served =
+            self.is_ready() && self.is_service_settled() && !self.succession.has_failed(self.ticks);
         let level = self.membership.members.iter().all(|(id, member)| {
             !live.contains(member.node)
                 || raft.prs().get(id.get()).is_some_and(|progress| progress.matched == last)
@@ -247,7 +248,7 @@ impl GroupCore {
             && self.apply.applied() == last
             && self.apply.is_idle()
             && !self.recovery.is_lost()
-            && self.handed_number == self.durable_number
+            && self.durable.is_settled()
             && !self.has_waiters()
             && !self.has_reads()
             && self.transfer.is_none()
@@ -255,7 +256,7 @@ impl GroupCore {
             && !self.has_unfinished_change()
             && self.leaving.is_none()
             && self.dismissed.is_empty()
-            && self.is_meta_durable()
+            && self.durable.is_meta_durable()
             && !self.snapshots.is_busy()
     }
 

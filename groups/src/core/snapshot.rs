@@ -50,8 +50,6 @@ pub(super) struct Snapshots {
     compact_to: Option<LogPosition>,
     /// A newer snapshot is named by what is written next.
     named: bool,
-    /// Changes of what the replica knows of itself that were handed to the log.
-    written_meta: u64,
 }
 
 /// Whether the state machine should make durable what it holds.
@@ -143,21 +141,20 @@ impl GroupCore {
 
     fn write_changes(&mut self, effects: &mut Effects) {
         let compact = self.snapshots.compact_to.take();
-        let changed = self.snapshots.written_meta < self.meta_changes;
-        let commit = self.take_due_commit();
-        if compact.is_none() && !changed && !commit {
+        let changed = self.durable.hand_meta();
+        let commit = self.durable.take_commit_due() && self.durable.commit_lags(self.hard_state());
+        if compact.is_none() && changed.is_none() && !commit {
             return;
         }
         let mut write = GroupWrite::new(self.id);
-        write.meta = changed.then(|| (*self.meta).clone());
+        write.meta = changed.map(|_| (*self.meta).clone());
         write.compact = compact;
-        if changed {
-            let (group, epoch, meta) = (self.id, self.epoch, self.meta_changes);
-            self.snapshots.written_meta = meta;
+        if let Some(meta) = changed {
+            let (group, epoch) = (self.id, self.epoch);
             let ack = PersistAck { group, epoch, number: 0, term: 0, meta, prepared: 0 };
             effects.log.acks.push(ack);
         }
-        if changed || commit {
+        if changed.is_some() || commit {
             // A replica that remembers a change of membership must not forget that it was
             // committed: a replica that it removed could neither lead nor let others lead.
             write.hard_state = Some(self.hard_state_with_commit());
@@ -354,7 +351,7 @@ impl GroupCore {
     fn name_snapshot(&mut self, position: LogPosition) {
         self.meta.snapshot = Some(position);
         self.snapshots.named = true;
-        self.meta_changed();
+        self.durable.change_meta();
         let conf = convert::conf_state(&self.membership);
         self.raw.mut_store().set_snapshot(position, conf);
     }
@@ -409,7 +406,7 @@ impl GroupCore {
     /// Continues an installation whose log write is durable: the membership of there is known, and the log
     /// continues. That takes part in elections and in changes of members, however long the state takes.
     pub(super) fn continue_install(&mut self, effects: &mut Effects) {
-        let durable = self.durable_number;
+        let durable = self.durable.number();
         let Some(install) = self.snapshots.installing.as_mut() else { return };
         if install.number <= durable && !install.handed {
             install.handed = true;
