@@ -102,7 +102,7 @@ use propose::{HandedWaiter, PlacedWaiter, QueuedProposal};
 use reads::Reads;
 use ready::Taken;
 use sleep::Sleep;
-use snapshot::Snapshots;
+use snapshot::{Snapshots, TEND_TICKS};
 use succession::Succession;
 use transfer::Transfer;
 
@@ -252,7 +252,9 @@ impl GroupCore {
         }
         self.invite_joining(live, effects);
         self.tend_leaving(effects);
-        self.tend_snapshots();
+        if self.is_turn_of(TEND_TICKS) {
+            self.tend_snapshots();
+        }
         let fell_quiet = self.sleep.quiet_ticks() == Some(COMMIT_QUIET_TICKS);
         if fell_quiet || self.is_turn_of(COMMIT_TICKS) {
             self.durable.note_commit_lag(self.hard_state());

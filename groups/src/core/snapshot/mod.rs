@@ -1,5 +1,9 @@
 //! Snapshots of the state machine: made when a peer or the log needs one, shipped, installed; and
-//! truncating the log behind them.
+//! truncating the log behind them. [`Snapshots`] decides; this file carries it out.
+
+mod state;
+
+pub(super) use state::Snapshots;
 
 use shardhost_proto::log;
 use shardhost_proto::peer::{GroupMessage, MessageKind, SnapshotMeta};
@@ -15,111 +19,26 @@ use crate::core::{Effects, PersistAck, Prune};
 use crate::error::{GroupFault, TakeSnapshotError};
 use crate::known_bugs::KnownBug;
 use crate::transport::{ShipmentOutcome, SnapshotShipment};
+use state::{Answer, LogView};
 
 /// Who waits for a snapshot.
 pub type SnapshotWaiter = oneshot::Sender<Result<LogPosition, TakeSnapshotError>>;
 
-/// Snapshots of this replica in progress.
-#[derive(Debug, Default)]
-pub(super) struct Snapshots {
-    /// The state machine was asked for one when this was the last index that it had applied.
-    making: Option<u64>,
-    /// One is needed, by raft or to truncate the log.
-    wanted: bool,
-    /// How often in a row none could be made, and the tick before which only users may ask for
-    /// another: a full disk is not emptied by writing to it.
-    failures: u32,
-    paused_until: u64,
-    /// The index of one that was just made or shipped, and until which tick the log is kept from
-    /// there: a replica that needs the one needs the other.
-    held: (u64, u64),
-    /// The log grew long behind what the state machine keeps: it is to be asked to flush, or was.
-    flush: Flush,
-    /// Who asked for one: before the state machine is asked the next time, and after.
-    asking: Vec<SnapshotWaiter>,
-    asked: Vec<SnapshotWaiter>,
-    /// Shipments in progress: the receiver, and the index that the log must be kept from.
-    shipping: Vec<(u64, u64)>,
-    /// One that is being installed: its place, and the ready that carries it.
-    installing: Option<Install>,
-    /// The membership that came with the snapshot that raft took and has not handed out yet.
-    incoming: Option<Box<(LogPosition, Membership)>>,
-    /// One that arrived for a state that is lost, and that the log continues: not installed yet.
-    arrived: Option<LogPosition>,
-    /// The log may be truncated up to here.
-    compact_to: Option<LogPosition>,
-    /// A newer snapshot is named by what is written next.
-    named: bool,
-}
-
-/// Whether the state machine should make durable what it holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Flush {
-    #[default]
-    No,
-    Wanted,
-    Asked,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Install {
-    position: LogPosition,
-    number: u64,
-    handed: bool,
-    /// The log stays as it is: only the state is replaced.
-    keeps_log: bool,
-}
-
 /// Ticks between two looks at how much log could go.
-const TEND_TICKS: u64 = 10;
-/// Ticks before another snapshot is asked for after a first failure; doubles with each further.
-const FAILURE_TICKS: u64 = 10;
-const MAX_FAILURE_TICKS: u64 = 600;
-/// Ticks for which the log stays behind a snapshot that was made or shipped: until it leaves, or
-/// leaves again, or its receiver asks for what follows.
-const HOLD_TICKS: u64 = 50;
-
-impl Snapshots {
-    pub(super) const fn is_installing(&self) -> bool {
-        self.installing.is_some()
-    }
-
-    /// Whether a state is here, or arrives.
-    pub(super) const fn has_state(&self) -> bool {
-        self.installing.is_some() || self.arrived.is_some()
-    }
-
-    pub(super) const fn is_busy(&self) -> bool {
-        self.making.is_some() || self.installing.is_some() || !self.shipping.is_empty()
-    }
-
-    fn fail(&mut self, now: u64) {
-        let pause = FAILURE_TICKS << self.failures.min(16);
-        self.failures += 1;
-        self.paused_until = now + pause.min(MAX_FAILURE_TICKS);
-    }
-
-    pub(super) fn forget_shipments(&mut self) {
-        self.shipping.clear();
-    }
-}
-
+pub(super) const TEND_TICKS: u64 = 10;
 impl GroupCore {
     /// Asks the state machine for a snapshot when one is needed, and hands changes of the log's
     /// start to the log writer.
     pub(super) fn ask_for_snapshot(&mut self, effects: &mut Effects) {
-        self.snapshots.wanted |= self.raw.store().take_snapshot_wanted();
-        let due = self.snapshots.wanted && self.ticks >= self.snapshots.paused_until;
-        let needed = (due || !self.snapshots.asking.is_empty()) && !self.lacks_state();
-        if needed && self.snapshots.making.is_none() && !self.snapshots.is_installing() {
-            self.snapshots.making = Some(self.apply.applied());
-            self.snapshots.wanted = false;
-            self.snapshots.asked = std::mem::take(&mut self.snapshots.asking);
+        if self.raw.store().take_snapshot_wanted() {
+            self.snapshots.want();
+        }
+        let (applied, has_state) = (self.apply.applied(), !self.lacks_state());
+        if self.snapshots.begin_making(applied, has_state, self.ticks) {
             self.level_machine(effects);
             effects.apply(self.id, self.epoch, ApplyWork::Snapshot);
         }
-        if self.snapshots.flush == Flush::Wanted {
-            self.snapshots.flush = Flush::Asked;
+        if self.snapshots.begin_flush() {
             effects.apply(self.id, self.epoch, ApplyWork::Durable);
         }
         self.write_changes(effects);
@@ -140,7 +59,7 @@ impl GroupCore {
     }
 
     fn write_changes(&mut self, effects: &mut Effects) {
-        let compact = self.snapshots.compact_to.take();
+        let compact = self.snapshots.take_truncation();
         let changed = self.durable.hand_meta();
         let commit = self.durable.take_commit_due() && self.durable.commit_lags(self.hard_state());
         if compact.is_none() && changed.is_none() && !commit {
@@ -159,7 +78,7 @@ impl GroupCore {
             // committed: a replica that it removed could neither lead nor let others lead.
             write.hard_state = Some(self.hard_state_with_commit());
         }
-        if std::mem::take(&mut self.snapshots.named)
+        if self.snapshots.take_named()
             && let Some(keep) = self.meta.snapshot
         {
             effects.log.prune.push(Prune { group: self.id, epoch: self.epoch, keep });
@@ -172,18 +91,13 @@ impl GroupCore {
 
     /// The state machine's snapshot stands in the snapshot store, or could not be made.
     pub fn on_snapshot_made(&mut self, made: Option<LogPosition>, effects: &mut Effects) {
-        self.snapshots.making = None;
         let group = self.id;
         let known = self.meta.snapshot.max(made);
         let outcome = made.and(known).ok_or(TakeSnapshotError::Failed { group });
-        let asked = std::mem::take(&mut self.snapshots.asked).into_iter();
+        let asked = self.snapshots.end_making(made, self.ticks).into_iter();
         effects.snapshot_replies.extend(asked.map(|waiter| (waiter, outcome.clone())));
-        let Some(position) = made else { return self.snapshots.fail(self.ticks) };
-        // Later requests are served by this one.
+        let Some(position) = made else { return };
         self.raw.store().take_snapshot_wanted();
-        self.snapshots.wanted = false;
-        self.snapshots.failures = 0;
-        self.snapshots.held = (position.index.get(), self.ticks + HOLD_TICKS);
         if self.meta.snapshot.is_some_and(|known| known.index >= position.index) {
             return;
         }
@@ -193,14 +107,13 @@ impl GroupCore {
     /// Takes a snapshot on request.
     pub fn take_snapshot(&mut self, waiter: SnapshotWaiter) {
         self.wake();
-        self.snapshots.asking.push(waiter);
+        self.snapshots.ask(waiter);
     }
 
     /// No request gets a snapshot any more.
     pub(super) fn fail_snapshots(&mut self, error: &TakeSnapshotError, effects: &mut Effects) {
-        let mut waiters = std::mem::take(&mut self.snapshots.asking);
-        waiters.append(&mut self.snapshots.asked);
-        let replies = waiters.into_iter().map(|waiter| (waiter, Err(error.clone())));
+        let waiters = self.snapshots.take_waiters().into_iter();
+        let replies = waiters.map(|waiter| (waiter, Err(error.clone())));
         effects.snapshot_replies.extend(replies);
     }
 
@@ -223,8 +136,7 @@ impl GroupCore {
         let wire = log::LogPosition { term: position.term.get(), index: position.index.get() };
         message.snapshot = Some(SnapshotMeta { position: Some(wire), membership });
         message.commit = self.known_committed();
-        self.snapshots.shipping.retain(|(replica, _)| *replica != message.to_replica);
-        self.snapshots.shipping.push((message.to_replica, position.index.get()));
+        self.snapshots.ship(message.to_replica, position.index.get());
         effects.shipments.push(SnapshotShipment { to, position, message });
     }
 
@@ -234,37 +146,27 @@ impl GroupCore {
     pub(super) fn take_state_request(&mut self, message: &GroupMessage, effects: &mut Effects) {
         let (replica, floor) = (message.from_replica, message.index);
         let Some(to) = self.node_of(replica) else { return };
-        let ships = self.snapshots.shipping.iter().any(|(id, _)| *id == replica);
         let gives = (self.leads() || self.is_leaving()) && !self.lacks_state();
-        let gives = gives && floor <= self.apply.applied();
-        if ships || !gives {
+        if !gives || floor > self.apply.applied() {
             return;
         }
-        match self.meta.snapshot.filter(|newest| newest.index.get() >= floor.max(1)) {
-            Some(newest) => {
-                let message = self.own_message(MessageKind::Snapshot, replica);
-                self.ship_at(newest, to, message, effects);
-            }
-            None => self.snapshots.wanted = true,
+        if let Answer::Ship(newest) =
+            self.snapshots.answer_request(replica, floor, self.meta.snapshot)
+        {
+            let message = self.own_message(MessageKind::Snapshot, replica);
+            self.ship_at(newest, to, message, effects);
         }
     }
 
     /// The state machine made durable what it holds.
     pub fn on_flushed(&mut self, durable: Option<LogIndex>) {
-        self.snapshots.flush = Flush::No;
+        self.snapshots.end_flush();
         self.on_durable(durable);
     }
 
     /// A shipment ended.
     pub fn on_shipped(&mut self, to: ReplicaId, outcome: ShipmentOutcome) {
-        let shipped = self.snapshots.shipping.iter().position(|(id, _)| *id == to.get());
-        if let Some(at) = shipped {
-            let (_, index) = self.snapshots.shipping.swap_remove(at);
-            self.snapshots.held = (index, self.ticks + HOLD_TICKS);
-            let newest = self.meta.snapshot.is_some_and(|newest| newest.index.get() == index);
-            // It will not get better: another takes its place.
-            self.snapshots.wanted |= newest && outcome == ShipmentOutcome::Unusable;
-        }
+        self.snapshots.shipped(to.get(), outcome, self.meta.snapshot, self.ticks);
         let status = match outcome {
             ShipmentOutcome::Delivered => SnapshotStatus::Finish,
             ShipmentOutcome::Failed | ShipmentOutcome::Unusable => SnapshotStatus::Failure,
@@ -292,25 +194,25 @@ impl GroupCore {
         // One of the same place as another that it took is no news to raft.
         let taken = before != Some(position) && self.pending_snapshot() == Some(position);
         if taken && !self.config.bugs.has(KnownBug::LoseSnapshotMembership) {
-            self.snapshots.incoming = Some(Box::new((position, membership)));
+            self.snapshots.expect(position, membership);
         } else if self.lacks_state() {
-            self.snapshots.arrived = Some(position);
+            self.snapshots.keep(position);
         }
     }
 
     /// Whether a snapshot replaces the log, and that is not durable.
     pub(super) fn replaces_log(&self) -> bool {
-        let stays_out = self.config.bugs.has(KnownBug::InstallStaysOut);
-        let replaces = |install: Install| !install.keeps_log && (!install.handed || stays_out);
-        self.snapshots.installing.is_some_and(replaces)
+        self.snapshots.replaces_log(self.config.bugs)
     }
 
     /// A state from a replica that was removed, for one that has none: raft would follow its sender.
     pub(super) fn take_state_of_removed(&mut self, message: &GroupMessage) {
         let meta = message.snapshot.as_ref();
         let position = convert::position_from_wire(meta.and_then(|meta| meta.position.as_ref()));
-        if position.is_some() && !self.snapshots.is_installing() {
-            self.snapshots.arrived = position;
+        if let Some(position) = position
+            && !self.snapshots.is_installing()
+        {
+            self.snapshots.keep(position);
         }
     }
 
@@ -323,11 +225,11 @@ impl GroupCore {
     /// goes, and what was acknowledged stays. Waits for changes of members that the snapshot has passed
     /// and this replica has not.
     pub(super) fn install_state(&mut self, effects: &mut Effects) {
-        let Some(position) = self.snapshots.arrived else { return };
+        let Some(position) = self.snapshots.arrived() else { return };
         let index = position.index.get();
         let term = self.raw.store().term_of(index).ok();
         if !self.lacks_state() || self.snapshots.is_installing() || term != Some(position.term) {
-            self.snapshots.arrived = None;
+            self.snapshots.drop_arrived();
             return;
         }
         let log = &self.raw.raft.raft_log;
@@ -339,9 +241,7 @@ impl GroupCore {
             return;
         }
         tracing::info!(group = %self.id, %position, "a snapshot for the lost state is here");
-        self.snapshots.arrived = None;
-        let (number, handed, keeps_log) = (0, true, true);
-        self.snapshots.installing = Some(Install { position, number, handed, keeps_log });
+        self.snapshots.install_state(position);
         self.name_snapshot(position);
         self.apply.go_on_from(index);
         effects.apply(self.id, self.epoch, ApplyWork::Restore { position });
@@ -350,7 +250,7 @@ impl GroupCore {
     /// This is the newest snapshot from here on.
     fn name_snapshot(&mut self, position: LogPosition) {
         self.meta.snapshot = Some(position);
-        self.snapshots.named = true;
+        self.snapshots.name();
         self.durable.change_meta();
         let conf = convert::conf_state(&self.membership);
         self.raw.mut_store().set_snapshot(position, conf);
@@ -372,26 +272,20 @@ impl GroupCore {
         position: LogPosition,
         number: u64,
     ) -> Result<(), GroupFault> {
-        match self.snapshots.incoming.take() {
-            Some(incoming) if incoming.0 == position => self.adopt_membership(incoming.1),
-            other => {
-                let came = other.map(|incoming| incoming.0);
-                let text = format!(
-                    "{:?} installs the snapshot at {position}, but the membership that it has is \
-                     of {came:?}",
-                    self.id
-                );
-                return Err(GroupFault::Invariant(text.into()));
-            }
-        }
+        let membership = self.snapshots.take_membership(position).map_err(|came| {
+            let text = format!(
+                "{:?} installs the snapshot at {position}, but the membership that it has is of \
+                 {came:?}",
+                self.id
+            );
+            GroupFault::Invariant(text.into())
+        })?;
+        self.adopt_membership(membership);
         self.meta.snapshot = Some(position);
         let conf = convert::conf_state(&self.membership);
         self.raw.mut_store().reset(position, conf);
         self.apply.skip_to(position.index.get());
-        self.snapshots.compact_to = None;
-        self.snapshots.arrived = None;
-        let (handed, keeps_log) = (false, false);
-        self.snapshots.installing = Some(Install { position, number, handed, keeps_log });
+        self.snapshots.install(position, number);
         Ok(())
     }
 
@@ -406,15 +300,10 @@ impl GroupCore {
     /// Continues an installation whose log write is durable: the membership of there is known, and the log
     /// continues. That takes part in elections and in changes of members, however long the state takes.
     pub(super) fn continue_install(&mut self, effects: &mut Effects) {
-        let durable = self.durable.number();
-        let Some(install) = self.snapshots.installing.as_mut() else { return };
-        if install.number <= durable && !install.handed {
-            install.handed = true;
-            let position = install.position;
-            effects.apply(self.id, self.epoch, ApplyWork::Restore { position });
-            if !self.replaces_log() {
-                self.count_as_applied(position.index.get());
-            }
+        let Some(position) = self.snapshots.restore_from(self.durable.number()) else { return };
+        effects.apply(self.id, self.epoch, ApplyWork::Restore { position });
+        if !self.replaces_log() {
+            self.count_as_applied(position.index.get());
         }
     }
 
@@ -426,72 +315,39 @@ impl GroupCore {
         effects: &mut Effects,
     ) {
         self.state_is_back(effects);
-        self.snapshots.installing = None;
+        self.snapshots.end_install();
         self.apply.finish_restore(position.index.get());
         self.apply.durable = durable;
         self.count_as_applied(position.index.get());
     }
 
-    /// At ticks: finds out how much of the log could go, and whether a snapshot is due.
+    /// Finds out how much of the log could go, and whether a snapshot is due. Without a state there is
+    /// nothing to flush or to write.
     pub(super) fn tend_snapshots(&mut self) {
-        // Groups of one age should not all do this in the same tick.
-        if !(self.ticks + self.id.get()).is_multiple_of(TEND_TICKS) {
-            return;
+        let view = self.log_view();
+        if !self.lacks_state() {
+            self.snapshots.look_at_log(&view, &self.config);
         }
-        let base = self.raw.store().base().index.get();
-        self.notice_what_is_due(base);
-        let target = self.compaction_target();
-        // Truncating costs a write: not for a handful of entries.
-        if target > base && target - base >= self.config.log_trail_entries.div_ceil(2).max(1) {
-            match self.raw.store().term_of(target) {
-                Ok(term) => {
-                    self.snapshots.compact_to = Some(LogPosition::new(term.get(), target));
-                }
-                Err(error) => tracing::error!(group = %self.id, %error, "cannot truncate the log"),
-            }
+        let leads = self.leads();
+        let peers = self.raw.raft.prs().iter().filter(|_| leads);
+        let matched = peers.map(|(_, progress)| progress.matched);
+        let target = self.snapshots.truncation_target(&view, matched, self.ticks, &self.config);
+        let Some(target) = target else { return };
+        match self.raw.store().term_of(target) {
+            Ok(term) => self.snapshots.truncate(LogPosition::new(term.get(), target)),
+            Err(error) => tracing::error!(group = %self.id, %error, "cannot truncate the log"),
         }
     }
 
-    /// Whether a flush or a snapshot is due. Without a state there is nothing to flush or to write.
-    fn notice_what_is_due(&mut self, base: u64) {
-        if self.lacks_state() {
-            return;
+    fn log_view(&self) -> LogView {
+        let log = &self.raw.raft.raft_log;
+        LogView {
+            base: self.raw.store().base().index.get(),
+            last: log.last_index(),
+            persisted: log.persisted,
+            applied: self.apply.applied(),
+            durable: self.apply.durable.map(LogIndex::get),
+            snapshot: self.meta.snapshot.map(|position| position.index.get()),
         }
-        if let Some(durable) = self.apply.durable {
-            let behind = self.apply.applied().saturating_sub(durable.get());
-            if behind >= self.config.log_keep_entries && self.snapshots.flush == Flush::No {
-                self.snapshots.flush = Flush::Wanted;
-            }
-        } else {
-            let newest = self.raw.store().snapshot_position().map_or(base, |p| p.index.get());
-            let due = self.apply.applied().saturating_sub(newest) >= self.config.snapshot_entries;
-            self.snapshots.wanted |= due;
-        }
-    }
-
-    /// The last index that is not needed: not by the state machine after a crash, not by a snapshot
-    /// in progress, not by a peer that keeps up.
-    fn compaction_target(&self) -> u64 {
-        let raft = &self.raw.raft;
-        let survives = match self.apply.durable {
-            Some(durable) => durable.get(),
-            None => self.meta.snapshot.map_or(0, |position| position.index.get()),
-        };
-        let mut target = survives.min(self.apply.applied()).min(raft.raft_log.persisted);
-        target = target.saturating_sub(self.config.log_trail_entries);
-        // A snapshot is of no use to a follower when the log no longer begins at it.
-        let (held, until) = self.snapshots.held;
-        let held = (self.ticks < until).then_some(held);
-        let shipping = self.snapshots.shipping.iter().map(|(_, index)| *index);
-        for index in shipping.chain(self.snapshots.making).chain(held) {
-            target = target.min(index);
-        }
-        if self.leads() {
-            let floor = raft.raft_log.last_index().saturating_sub(self.config.log_keep_entries);
-            for (_, progress) in raft.prs().iter() {
-                target = target.min(progress.matched.max(floor));
-            }
-        }
-        target
     }
 }
