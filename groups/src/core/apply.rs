@@ -206,7 +206,7 @@ impl GroupCore {
     }
 
     fn advance_applied(&mut self, index: u64) {
-        self.forget_handed(index);
+        self.proposals.forget_handed(index);
         if index > self.apply.applied {
             self.apply.applied = index;
             self.count_as_applied(index);

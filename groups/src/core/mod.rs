@@ -61,7 +61,6 @@ mod step;
 mod succession;
 mod transfer;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use raft::{RawNode, StateRole};
@@ -89,7 +88,7 @@ pub use step::Stepped;
 pub use transfer::{TransferOutcome, TransferRequest, TransferTarget, TransferWaiter};
 
 use apply::ApplyProgress;
-use barrier::Barrier;
+use barrier::Barriers;
 use candidacy::{Candidacy, Lot};
 use consistency::Consistency;
 use doubt::Doubt;
@@ -98,7 +97,7 @@ use leadership::Led;
 use lease::Lease;
 use leaving::{Dismissed, Leaving};
 use membership::PendingChange;
-use propose::{HandedWaiter, PlacedWaiter, QueuedProposal};
+use propose::Proposals;
 use reads::Reads;
 use ready::Taken;
 use sleep::Sleep;
@@ -124,10 +123,7 @@ pub struct GroupCore {
     /// Whether it is a joint one: asked in every step.
     joint: bool,
 
-    queued: Vec<QueuedProposal>,
-    waiters: VecDeque<PlacedWaiter>,
-    /// Whose entry the state machine has.
-    handed: VecDeque<HandedWaiter>,
+    proposals: Proposals,
     reads: Option<Box<Reads>>,
     /// Rounds of reads that were started. Never starts anew within an opening: an answer to an
     /// earlier step must not be taken for one to a later step.
@@ -137,9 +133,7 @@ pub struct GroupCore {
     candidacy: Candidacy,
     /// What was known of nodes and policies when this replica last looked.
     seen_facts: u64,
-    barrier: Option<Box<Barrier>>,
-    /// Barriers that were opened; numbers them.
-    barriers: u64,
+    barriers: Barriers,
     change: Option<Box<PendingChange>>,
     /// A change of the requirement that this leader proposed: where it stands.
     pending_requirement: u64,
@@ -276,7 +270,9 @@ impl GroupCore {
         self.install_state(effects);
         self.hand_over_committed(effects);
         self.resolve_confirmed_reads(effects);
-        self.watch_barrier(effects);
+        if self.barriers.is_open() {
+            self.watch_barrier(effects);
+        }
         self.ask_for_snapshot(effects);
         self.renew_promise(effects);
         self.publish(effects);

@@ -8,9 +8,11 @@ use shardhost_storage::{
 };
 use slog::Logger;
 
+use super::barrier::Barriers;
 use super::candidacy::Candidacy;
 use super::doubt::Doubt;
 use super::durable::Durable;
+use super::propose::Proposals;
 use super::recovery::Recovery;
 use super::succession::Succession;
 use super::{GroupCore, apply::ApplyProgress, sleep::Sleep, snapshot::Snapshots};
@@ -145,9 +147,7 @@ impl GroupCore {
             meta: Box::new(persisted.meta),
             joint: membership.is_joint(),
             membership,
-            queued: Vec::new(),
-            waiters: std::collections::VecDeque::new(),
-            handed: std::collections::VecDeque::new(),
+            proposals: Proposals::default(),
             reads: None,
             read_rounds: 0,
             transfer: None,
@@ -156,8 +156,7 @@ impl GroupCore {
             seen_facts: 0,
             stalled: super::gate::Stall::refusing(lost.then(super::recovery::impairment)),
             recovery: Recovery::opened(lost),
-            barrier: None,
-            barriers: 0,
+            barriers: Barriers::default(),
             change: None,
             pending_requirement: 0,
             led: None,

@@ -249,10 +249,10 @@ impl GroupCore {
             && self.apply.is_idle()
             && !self.recovery.is_lost()
             && self.durable.is_settled()
-            && !self.has_waiters()
+            && self.proposals.is_empty()
             && !self.has_reads()
             && self.transfer.is_none()
-            && self.barrier.is_none()
+            && !self.barriers.is_open()
             && !self.has_unfinished_change()
             && self.leaving.is_none()
             && self.dismissed.is_empty()
@@ -336,9 +336,7 @@ impl GroupCore {
         raft.maybe_free_inflight_buffers();
         raft.raft_log.unstable.entries.shrink_to(0);
         raft.msgs.shrink_to(0);
-        self.waiters.shrink_to_fit();
-        self.handed.shrink_to_fit();
-        self.queued.shrink_to_fit();
+        self.proposals.shrink();
         self.apply.shrink();
         self.lease.shrink();
         let log = self.raw.mut_store();

@@ -95,7 +95,7 @@ impl GroupCore {
             membership: Arc::clone(&self.membership),
             transferring_to: self.transferring_to(),
             pending_change: self.pending_change(),
-            paused: self.barrier.is_some(),
+            paused: self.barriers.is_open(),
             conflicting: self.conflicting,
             asleep: self.sleep.is_asleep(),
             doubt: self.doubt_cause(),
