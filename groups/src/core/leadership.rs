@@ -68,7 +68,7 @@ impl GroupCore {
                 offered: false,
             });
             self.reset_lease();
-            self.ask_anew();
+            self.reads.ask_anew();
             if !self.config.bugs.has(KnownBug::CaretakerAnswersReads) {
                 self.refuse_readers(effects);
             }

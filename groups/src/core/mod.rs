@@ -124,10 +124,7 @@ pub struct GroupCore {
     joint: bool,
 
     proposals: Proposals,
-    reads: Option<Box<Reads>>,
-    /// Rounds of reads that were started. Never starts anew within an opening: an answer to an
-    /// earlier step must not be taken for one to a later step.
-    read_rounds: u64,
+    reads: Reads,
     transfer: Option<Box<Transfer>>,
     succession: Succession,
     candidacy: Candidacy,
@@ -229,7 +226,9 @@ impl GroupCore {
         }
         self.pin_election_timeout();
         self.expire_waiters(effects);
-        self.expire_reads(effects);
+        if !self.reads.is_empty() {
+            self.expire_reads(effects);
+        }
         self.expire_change(effects);
         self.watch_transfer(effects);
         self.ask_again(effects);
@@ -263,13 +262,17 @@ impl GroupCore {
         self.observe_leadership(effects);
         self.finish_changes(&Arc::clone(&effects.nodes));
         self.propose_queued(effects);
-        self.start_read_round(effects);
+        if !self.reads.is_empty() {
+            self.start_read_round(effects);
+        }
         if !self.take_readies(effects) {
             return;
         }
         self.install_state(effects);
         self.hand_over_committed(effects);
-        self.resolve_confirmed_reads(effects);
+        if !self.reads.is_empty() {
+            self.resolve_confirmed_reads(effects);
+        }
         if self.barriers.is_open() {
             self.watch_barrier(effects);
         }

@@ -13,6 +13,7 @@ use super::candidacy::Candidacy;
 use super::doubt::Doubt;
 use super::durable::Durable;
 use super::propose::Proposals;
+use super::reads::Reads;
 use super::recovery::Recovery;
 use super::succession::Succession;
 use super::{GroupCore, apply::ApplyProgress, sleep::Sleep, snapshot::Snapshots};
@@ -148,8 +149,7 @@ impl GroupCore {
             joint: membership.is_joint(),
             membership,
             proposals: Proposals::default(),
-            reads: None,
-            read_rounds: 0,
+            reads: Reads::default(),
             transfer: None,
             succession: Succession::default(),
             candidacy: Candidacy::default(),

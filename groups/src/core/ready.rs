@@ -77,7 +77,7 @@ impl GroupCore {
         self.send_all(at_once, effects);
         self.persist(number, write, after_sync, effects);
         for state in read_states {
-            self.confirm_reads(&state.request_ctx, state.index);
+            self.reads.confirm(&state.request_ctx, state.index);
         }
         self.release(committed, held_back, effects);
         taken

@@ -250,7 +250,7 @@ impl GroupCore {
             && !self.recovery.is_lost()
             && self.durable.is_settled()
             && self.proposals.is_empty()
-            && !self.has_reads()
+            && self.reads.is_empty()
             && self.transfer.is_none()
             && !self.barriers.is_open()
             && !self.has_unfinished_change()
