@@ -122,12 +122,14 @@ fn is_majority(membership: &Membership, counts: impl Fn(u64) -> bool) -> bool {
 }
 
 impl GroupCore {
-    /// At ticks: begins a check when it is time, and ends one that waits for too long.
+    /// Whether the states of this group are compared.
+    pub(super) fn compares(&self) -> bool {
+        self.config.consistency_ticks > 0 && !self.consistency.unsupported
+    }
+
+    /// Begins a check when it is time, and ends one that waits for too long.
     pub(super) fn tend_consistency(&mut self, effects: &mut Effects) {
         let every = u64::from(self.config.consistency_ticks);
-        if every == 0 || self.consistency.unsupported {
-            return;
-        }
         if !self.leads() {
             self.consistency.check = None;
             self.consistency.due = None;
@@ -151,8 +153,7 @@ impl GroupCore {
 
     /// The group sleeps, and was not compared for long.
     pub fn check_asleep(&mut self, effects: &mut Effects) {
-        let compared = self.config.consistency_ticks > 0 && !self.consistency.unsupported;
-        if compared && self.leads() && self.sleep.is_asleep() {
+        if self.compares() && self.leads() && self.sleep.is_asleep() {
             self.wake();
             self.begin_check(effects);
         }

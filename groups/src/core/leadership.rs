@@ -117,7 +117,7 @@ impl GroupCore {
         self.end_barrier(effects);
         self.reset_lease();
         self.succession.forget_named();
-        self.dismissed.clear();
+        self.leaving.forget_dismissed();
         self.snapshots.forget_shipments();
         let own = self.config.node;
         let successor = self.leader_hint().filter(|hint| hint.node != own);

@@ -380,10 +380,9 @@ impl GroupCore {
         lease.outgrows_at = 0;
     }
 
-    /// At every tick: the entry that removed targets never got is made, unless users make it.
+    /// The entry that removed targets never got is made, unless users make it.
     pub(super) fn outgrow_removed_targets(&mut self) {
         if self.lease.outgrows_at > self.raw.raft.raft_log.last_index()
-            && self.leads()
             && let Err(error) = self.raw.propose(Vec::new(), Vec::new())
         {
             tracing::debug!(group = %self.id, %error, "no entry now that removed replicas lack");

@@ -96,7 +96,7 @@ pub(super) struct PendingChange {
 /// A learner that lacks at most so many entries gets the vote that it was added for.
 const ADDITION_LAG: u64 = 1_024;
 /// Ticks between two invitations of a member that does not exist yet.
-const INVITE_TICKS: u64 = 5;
+pub(super) const INVITE_TICKS: u64 = 5;
 
 impl GroupCore {
     /// Makes a change of membership, or refuses.
@@ -448,7 +448,7 @@ impl GroupCore {
         self.fail_change(&MembershipError::Unknown { group: self.id, cause }, effects);
     }
 
-    /// At every tick: a caller that waited too long gets an unknown outcome.
+    /// A caller that waited too long gets an unknown outcome.
     pub(super) fn expire_change(&mut self, effects: &mut Effects) {
         let limit = u64::from(self.config.propose_give_up_ticks);
         let (group, now) = (self.id, self.ticks);
@@ -465,9 +465,6 @@ impl GroupCore {
 
     /// Continues a joint change or an addition, whichever leader began it.
     pub(super) fn finish_changes(&mut self, live: &LiveNodes) {
-        if !self.has_unfinished_change() || self.transfer.is_some() {
-            return;
-        }
         let pending = self.raw.raft.pending_conf_index.max(self.pending_requirement);
         if !self.may_finish_changes() || pending > self.passed() {
             return;
@@ -515,12 +512,6 @@ impl GroupCore {
 
     /// Asks nodes that should hold a replica and do not to create it.
     pub(super) fn invite_joining(&self, live: &LiveNodes, effects: &mut Effects) {
-        let due = (self.ticks + self.id.get()).is_multiple_of(INVITE_TICKS);
-        // A leader that is not ready may not have applied yet that a learner became a voter.
-        let ready = self.led.as_ref().is_some_and(|led| led.ready);
-        if !due || !self.leads() || !ready || !self.durable.is_meta_durable() {
-            return;
-        }
         let prs = self.raw.raft.prs();
         for (id, member) in &self.membership.members {
             let unseen = prs.get(id.get()).is_some_and(|progress| progress.matched == 0);

@@ -71,6 +71,7 @@ use crate::config::GroupsConfig;
 use crate::error::{GroupFault, LeaderHint, ProposeError, TakeSnapshotError, UnknownCause};
 use crate::leadership::LossCause;
 use crate::membership::MembershipError;
+use crate::nodes::LiveNodes;
 use crate::policy::Policies;
 use crate::replica_log::ReplicaLog;
 use crate::status::{GroupStatus, Role};
@@ -95,13 +96,14 @@ use doubt::Doubt;
 use durable::{COMMIT_QUIET_TICKS, COMMIT_TICKS, Durable};
 use leadership::Led;
 use lease::Lease;
-use leaving::{Dismissed, Leaving};
-use membership::PendingChange;
+use leaving::{Leaving, PROBE_TICKS};
+use membership::{INVITE_TICKS, PendingChange};
 use propose::Proposals;
 use reads::Reads;
 use ready::Taken;
 use sleep::Sleep;
 use snapshot::{Snapshots, TEND_TICKS};
+use status::REFRESH_TICKS;
 use succession::Succession;
 use transfer::Transfer;
 
@@ -149,10 +151,8 @@ pub struct GroupCore {
     /// A leader that contradicts what is committed here.
     contradiction: divergence::Contradiction,
     consistency: Consistency,
-    /// This replica was removed, and waits to be let go.
-    leaving: Option<Box<Leaving>>,
-    retired: bool,
-    dismissed: Vec<Dismissed>,
+    /// Replicas that were removed, this one or others.
+    leaving: Leaving,
 
     durable: Durable,
     apply: ApplyProgress,
@@ -196,20 +196,48 @@ impl GroupCore {
     }
 
     /// Moves the logical clock on by one tick.
+    ///
+    /// What a replica lacks comes first, for it decides whether the replica may campaign. Then
+    /// elections and heartbeats, the callers that wait, what a leader does about its leadership, and
+    /// at last what can wait for another tick.
     pub fn tick(&mut self, effects: &mut Effects) {
-        self.ticks += 1;
         let live = Arc::clone(&effects.nodes);
-        let live = &*live;
+        self.ticks += 1;
+        self.tick_recovery(effects);
+        self.tick_election(effects);
+        self.tick_callers(effects);
+        self.tick_leadership(&live, effects);
+        self.tick_members(effects);
+        self.tick_log();
+        self.tick_sleep(&live, effects);
+    }
+
+    /// A log that lost something, or a state that was lost, or stalls.
+    fn tick_recovery(&mut self, effects: &mut Effects) {
+        if self.doubt.is_some() {
+            self.check_doubt(effects);
+        }
+        if self.goes_ahead() {
+            self.go_ahead_of_machine(effects);
+        }
+        if self.lacks_state() && !self.leads() && self.is_state_due() {
+            self.ask_for_state(effects);
+        }
+        // No peer sends a state to a leader.
+        if self.lacks_state() && self.leads() && self.may_leave_leadership(effects) {
+            self.leave_leadership();
+        }
+    }
+
+    /// Whether the replica campaigns, then the clock of raft: elections, heartbeats, its quorum.
+    fn tick_election(&mut self, effects: &mut Effects) {
         if self.replaces_log() {
             // To campaign, raft would look for entries that the snapshot replaces, and panic.
             self.raw.raft.election_elapsed = 0;
         }
-        self.check_doubt(effects);
-        self.go_ahead_of_machine(effects);
-        self.ask_for_state(effects);
-        self.leave_leadership_without_state(effects);
         if self.will_campaign() {
             if self.has_promised(effects) {
+                // It looks again at the next tick.
                 self.raw.raft.election_elapsed -= 1;
             } else if self.may_not_campaign_in_doubt()
                 || self.leaves_campaigns_to_others()
@@ -221,19 +249,39 @@ impl GroupCore {
                 self.candidacy.count();
             }
         }
+        // A heartbeat would wake those who agreed to sleep.
         if !self.sleep.is_asking() {
             self.raw.tick();
         }
         self.pin_election_timeout();
-        self.expire_waiters(effects);
+    }
+
+    /// Callers that waited for too long.
+    fn tick_callers(&mut self, effects: &mut Effects) {
+        if !self.proposals.is_empty() {
+            self.expire_waiters(effects);
+        }
         if !self.reads.is_empty() {
             self.expire_reads(effects);
         }
-        self.expire_change(effects);
-        self.watch_transfer(effects);
-        self.ask_again(effects);
-        self.outgrow_removed_targets();
-        self.tend_gate(effects);
+        if self.change.is_some() {
+            self.expire_change(effects);
+        }
+    }
+
+    /// Handing leadership over, and what is owed because of it; whether users are served; and nodes
+    /// that should hold a replica.
+    fn tick_leadership(&mut self, live: &LiveNodes, effects: &mut Effects) {
+        if self.transfer.is_some() {
+            self.watch_transfer(effects);
+            self.ask_again(effects);
+        }
+        if self.leads() {
+            self.outgrow_removed_targets();
+        }
+        if self.is_ready() {
+            self.tend_gate(effects);
+        }
         if self.leads()
             && self.succession.is_due(self.ticks)
             && self.transfer.is_none()
@@ -243,8 +291,26 @@ impl GroupCore {
         {
             self.hand_on_leadership(effects);
         }
-        self.invite_joining(live, effects);
-        self.tend_leaving(effects);
+        // A leader that is not ready may not have applied yet that a learner became a voter.
+        let knows_members = self.is_ready() && self.durable.is_meta_durable();
+        if self.leads() && knows_members && self.is_turn_of(INVITE_TICKS) {
+            self.invite_joining(live, effects);
+        }
+    }
+
+    /// Replicas that were removed, this one or others.
+    fn tick_members(&mut self, effects: &mut Effects) {
+        if !self.ticks.is_multiple_of(PROBE_TICKS) {
+            return;
+        }
+        self.notify_dismissed(effects);
+        if self.is_leaving() || self.is_isolated() {
+            self.ask_whether_it_belongs(effects);
+        }
+    }
+
+    /// The start of the log, and its commit index on disk.
+    fn tick_log(&mut self) {
         if self.is_turn_of(TEND_TICKS) {
             self.tend_snapshots();
         }
@@ -252,15 +318,37 @@ impl GroupCore {
         if fell_quiet || self.is_turn_of(COMMIT_TICKS) {
             self.durable.note_commit_lag(self.hard_state());
         }
-        self.tend_consistency(effects);
-        self.consider_sleep(live, effects);
-        self.refresh_peers();
+    }
+
+    /// Comparisons of states, and going into hibernation.
+    fn tick_sleep(&mut self, live: &LiveNodes, effects: &mut Effects) {
+        if self.compares() {
+            self.tend_consistency(effects);
+        }
+        self.sleep.tick();
+        // Not in the tick of a heartbeat, which would come after the question and wake who agreed.
+        let silent = self.raw.raft.heartbeat_elapsed() > 0;
+        if silent
+            && self.sleep.is_quiet_for(self.config.sleep_after_ticks)
+            && self.may_lead_into_sleep(live)
+        {
+            self.ask_for_sleep(live, effects);
+        }
+        if self.is_turn_of(REFRESH_TICKS) {
+            self.renew_peers();
+        }
     }
 
     /// Does everything that the inputs of this step brought up.
+    ///
+    /// The leadership is known before proposals go into the log, so that the last entry of a new
+    /// leader is the first of its term. What raft wants comes next; then what became committed or
+    /// applied by it; what is promised and published comes last, for it stands for all before.
     pub fn finish_step(&mut self, effects: &mut Effects) {
         self.observe_leadership(effects);
-        self.finish_changes(&Arc::clone(&effects.nodes));
+        if self.has_unfinished_change() && self.transfer.is_none() {
+            self.finish_changes(&Arc::clone(&effects.nodes));
+        }
         self.propose_queued(effects);
         if !self.reads.is_empty() {
             self.start_read_round(effects);
@@ -268,7 +356,9 @@ impl GroupCore {
         if !self.take_readies(effects) {
             return;
         }
-        self.install_state(effects);
+        if self.snapshots.arrived().is_some() {
+            self.install_state(effects);
+        }
         self.hand_over_committed(effects);
         if !self.reads.is_empty() {
             self.resolve_confirmed_reads(effects);
@@ -277,6 +367,7 @@ impl GroupCore {
             self.watch_barrier(effects);
         }
         self.ask_for_snapshot(effects);
+        self.write_changes(effects);
         self.renew_promise(effects);
         self.publish(effects);
         self.publish_lease(effects);
@@ -315,7 +406,7 @@ impl GroupCore {
         self.fail_snapshots(&TakeSnapshotError::Stopped { group }, effects);
         self.end_barrier(effects);
         self.end_lease(effects);
-        let role = if self.retired { Role::Removed } else { Role::Stopped };
+        let role = if self.is_retired() { Role::Removed } else { Role::Stopped };
         self.publish_end(role, effects);
         self.lose_leadership(cause, effects);
     }

@@ -12,6 +12,7 @@ use super::barrier::Barriers;
 use super::candidacy::Candidacy;
 use super::doubt::Doubt;
 use super::durable::Durable;
+use super::leaving::Leaving;
 use super::propose::Proposals;
 use super::reads::Reads;
 use super::recovery::Recovery;
@@ -166,9 +167,7 @@ impl GroupCore {
             conflicting: None,
             contradiction: Default::default(),
             consistency: Default::default(),
-            leaving: None,
-            retired: false,
-            dismissed: Vec::new(),
+            leaving: Leaving::default(),
             durable: Durable::opened(hard_state),
             apply: ApplyProgress::new(applied.index.get(), passed.get(), durable),
             snapshots: Snapshots::default(),

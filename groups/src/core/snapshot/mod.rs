@@ -27,8 +27,7 @@ pub type SnapshotWaiter = oneshot::Sender<Result<LogPosition, TakeSnapshotError>
 /// Ticks between two looks at how much log could go.
 pub(super) const TEND_TICKS: u64 = 10;
 impl GroupCore {
-    /// Asks the state machine for a snapshot when one is needed, and hands changes of the log's
-    /// start to the log writer.
+    /// Asks the state machine for a snapshot, or to flush, when that is needed.
     pub(super) fn ask_for_snapshot(&mut self, effects: &mut Effects) {
         if self.raw.store().take_snapshot_wanted() {
             self.snapshots.want();
@@ -41,7 +40,6 @@ impl GroupCore {
         if self.snapshots.begin_flush() {
             effects.apply(self.id, self.epoch, ApplyWork::Durable);
         }
-        self.write_changes(effects);
     }
 
     /// Entries that are none of the machine's business may have passed it by: a snapshot stands
@@ -58,7 +56,9 @@ impl GroupCore {
         }
     }
 
-    fn write_changes(&mut self, effects: &mut Effects) {
+    /// Hands to the log writer what no ready of raft carries: what the replica knows of itself, where
+    /// the log starts, and a commit index that lags.
+    pub(super) fn write_changes(&mut self, effects: &mut Effects) {
         let compact = self.snapshots.take_truncation();
         let changed = self.durable.hand_meta();
         let commit = self.durable.take_commit_due() && self.durable.commit_lags(self.hard_state());
