@@ -155,6 +155,11 @@ impl GroupsConfig {
         (!length.is_zero()).then_some(length)
     }
 
+    /// How long so many ticks are.
+    pub(crate) fn in_time(&self, ticks: u64) -> Duration {
+        self.tick.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
+    }
+
     /// Length of the shortest election timeout.
     #[must_use]
     pub fn election_timeout(&self) -> Duration {

@@ -141,10 +141,6 @@ impl ReplicaLog {
         self.snapshot = Some((position, conf));
     }
 
-    pub(crate) fn snapshot_position(&self) -> Option<LogPosition> {
-        self.snapshot.as_ref().map(|(position, _)| *position)
-    }
-
     /// Whether raft asked for a snapshot that is not there, since the last call.
     pub(crate) fn take_snapshot_wanted(&self) -> bool {
         self.snapshot_wanted.replace(false)

@@ -21,7 +21,7 @@ const BYTES_PER_TICK: u64 = 4 << 20;
 const BYTES_PER_STEP: u64 = 16 << 20;
 
 impl GroupCore {
-    /// At every tick: takes the changes of members that the machine cannot come to. The groups of a worker
+    /// Takes the changes of members that the machine cannot come to. The groups of a worker
     /// share what is read in one step: a full disk makes all their machines stall together.
     ///
     /// A change is taken when the one before is durable, as ever: a restart forgets at most the last.
@@ -29,8 +29,8 @@ impl GroupCore {
         let log = &self.raw.raft.raft_log;
         let (before, end) = (log.applied, log.committed.min(log.persisted));
         let next_waits =
-            self.membership.config_index.get() == before + 1 && !self.is_meta_durable();
-        if before >= end || !self.goes_ahead() || next_waits {
+            self.membership.config_index.get() == before + 1 && !self.durable.is_meta_durable();
+        if before >= end || next_waits {
             return;
         }
         let left = BYTES_PER_STEP.saturating_sub(effects.looked_ahead).min(BYTES_PER_TICK);
@@ -53,7 +53,7 @@ impl GroupCore {
     }
 
     /// Whether the state machine may take long to come to what is committed, or never does.
-    fn goes_ahead(&self) -> bool {
+    pub(super) fn goes_ahead(&self) -> bool {
         let waits = self.config.bugs.has(KnownBug::MembershipWaitsForMachine);
         let stands_still = self.stands_still() || self.recovery.is_lost();
         stands_still && !waits && !self.replaces_log() && !self.has_pending_snapshot()

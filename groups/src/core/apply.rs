@@ -125,7 +125,7 @@ impl GroupCore {
         !self.snapshots.is_installing()
             && !self.lacks_state()
             && self.apply.in_flight_bytes < self.config.max_apply_bytes_per_group
-            && (self.is_meta_durable() || self.apply.handed < self.membership_hold())
+            && (self.durable.is_meta_durable() || self.apply.handed < self.membership_hold())
     }
 
     /// Nothing from this index on is handed over before the change there is durable.
@@ -206,7 +206,7 @@ impl GroupCore {
     }
 
     fn advance_applied(&mut self, index: u64) {
-        self.forget_handed(index);
+        self.proposals.forget_handed(index);
         if index > self.apply.applied {
             self.apply.applied = index;
             self.count_as_applied(index);

@@ -1,12 +1,12 @@
 //! A barrier holds back the proposals of users while an operator's go through, and can be waited
 //! for until nothing of the users' is under way any more. It belongs to a term.
 
-use shardhost_storage::{GroupId, LogIndex, Term};
+use shardhost_storage::{LogIndex, Term};
 use tokio::sync::oneshot;
 
 use super::GroupCore;
 use crate::core::Effects;
-use crate::error::{BarrierError, ProposalRejection, ProposeError};
+use crate::error::BarrierError;
 
 /// The term and the number of a barrier that was opened, or why none was.
 pub type BarrierOutcome = Result<(Term, u64), BarrierError>;
@@ -32,11 +32,64 @@ pub enum BarrierOrder {
 
 /// A barrier that is open.
 #[derive(Debug)]
-pub(super) struct Barrier {
+struct Barrier {
     number: u64,
     /// The last entry that a user may have proposed.
     last: u64,
     drainers: Vec<DrainWaiter>,
+}
+
+/// Barriers of this replica. One is open at a time.
+#[derive(Debug, Default)]
+pub(super) struct Barriers {
+    open: Option<Box<Barrier>>,
+    /// Those that were opened; numbers them.
+    opened: u64,
+}
+
+impl Barriers {
+    pub(super) const fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Opens one behind this entry; gives its number.
+    fn open(&mut self, last: u64) -> u64 {
+        self.opened += 1;
+        let barrier = Barrier { number: self.opened, last, drainers: Vec::new() };
+        self.open = Some(Box::new(barrier));
+        self.opened
+    }
+
+    /// Closes the one with this number, if it is open; gives those who waited for it.
+    fn close(&mut self, number: u64) -> Vec<DrainWaiter> {
+        let closed = self.open.take_if(|barrier| barrier.number == number);
+        closed.map_or_else(Vec::new, |barrier| barrier.drainers)
+    }
+
+    /// Waits for everything before the barrier with this number; gives the waiter back if that is
+    /// not open.
+    fn drain(&mut self, number: u64, waiter: DrainWaiter) -> Result<(), DrainWaiter> {
+        match self.open.as_mut() {
+            Some(barrier) if barrier.number == number => barrier.drainers.push(waiter),
+            _ => return Err(waiter),
+        }
+        Ok(())
+    }
+
+    /// Those for whom everything before the barrier is applied, and where that ends.
+    fn drained(&mut self, applied: u64) -> Option<(u64, Vec<DrainWaiter>)> {
+        let barrier = self.open.as_mut()?;
+        if applied < barrier.last {
+            barrier.drainers.retain(|waiter| !waiter.is_closed());
+            return None;
+        }
+        Some((barrier.last, std::mem::take(&mut barrier.drainers)))
+    }
+
+    /// The leadership that the barrier belonged to is over; gives those who waited.
+    fn end(&mut self) -> Vec<DrainWaiter> {
+        self.open.take().map_or_else(Vec::new, |barrier| barrier.drainers)
+    }
 }
 
 impl GroupCore {
@@ -47,13 +100,15 @@ impl GroupCore {
                 let opened = self.open_barrier(effects);
                 effects.barrier_replies.push((waiter, opened));
             }
-            BarrierOrder::Close(number) => self.close_barrier(number, effects),
-            BarrierOrder::Drain { number, waiter } => match self.barrier.as_mut() {
-                Some(barrier) if barrier.number == number => barrier.drainers.push(waiter),
-                _ => effects
-                    .drain_replies
-                    .push((waiter, Err(BarrierError::Ended { group: self.id }))),
-            },
+            BarrierOrder::Close(number) => {
+                let applied = LogIndex::new(self.apply.applied());
+                effects.drained(self.barriers.close(number), &Ok(applied));
+            }
+            BarrierOrder::Drain { number, waiter } => {
+                if let Err(waiter) = self.barriers.drain(number, waiter) {
+                    effects.drained(vec![waiter], &Err(BarrierError::Ended { group: self.id }));
+                }
+            }
         }
     }
 
@@ -64,52 +119,62 @@ impl GroupCore {
         if !self.leads() {
             return Err(BarrierError::NotLeader { group, hint: self.leader_hint() });
         }
-        if self.barrier.is_some() {
+        if self.barriers.is_open() {
             return Err(BarrierError::AlreadyOpen { group });
         }
         self.wake();
         // What was queued before the barrier is before it.
         self.propose_queued(effects);
-        self.barriers += 1;
-        let last = self.raw.raft.raft_log.last_index();
-        let barrier = Barrier { number: self.barriers, last, drainers: Vec::new() };
-        self.barrier = Some(Box::new(barrier));
-        Ok((Term::new(self.raw.raft.term), self.barriers))
-    }
-
-    fn close_barrier(&mut self, number: u64, effects: &mut Effects) {
-        let applied = LogIndex::new(self.apply.applied());
-        if let Some(barrier) = self.barrier.take_if(|barrier| barrier.number == number) {
-            let drainers = barrier.drainers.into_iter();
-            effects.drain_replies.extend(drainers.map(|waiter| (waiter, Ok(applied))));
-        }
+        let number = self.barriers.open(self.raw.raft.raft_log.last_index());
+        Ok((Term::new(self.raw.raft.term), number))
     }
 
     /// Notifies the callers that wait for everything before the barrier to be applied.
     pub(super) fn watch_barrier(&mut self, effects: &mut Effects) {
-        let applied = self.apply.applied();
-        let Some(barrier) = self.barrier.as_mut() else { return };
-        if applied >= barrier.last {
-            let last = LogIndex::new(barrier.last);
-            let drainers = std::mem::take(&mut barrier.drainers).into_iter();
-            effects.drain_replies.extend(drainers.map(|waiter| (waiter, Ok(last))));
-        } else {
-            barrier.drainers.retain(|waiter| !waiter.is_closed());
+        if let Some((last, drainers)) = self.barriers.drained(self.apply.applied()) {
+            effects.drained(drainers, &Ok(LogIndex::new(last)));
         }
     }
 
     /// The leadership that the barrier belonged to is over.
     pub(super) fn end_barrier(&mut self, effects: &mut Effects) {
-        let group = self.id;
-        if let Some(barrier) = self.barrier.take() {
-            let ended = barrier.drainers.into_iter();
-            effects
-                .drain_replies
-                .extend(ended.map(|waiter| (waiter, Err(BarrierError::Ended { group }))));
-        }
+        effects.drained(self.barriers.end(), &Err(BarrierError::Ended { group: self.id }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiter() -> DrainWaiter {
+        oneshot::channel().0
     }
 
-    pub(super) fn paused(group: GroupId) -> ProposeError {
-        ProposeError::Rejected { group, reason: ProposalRejection::Paused }
+    #[test]
+    fn who_waits_for_a_barrier_waits_for_what_is_before_it() {
+        let (sender, _caller) = oneshot::channel();
+        let mut barriers = Barriers::default();
+        let number = barriers.open(10);
+        assert!(barriers.drain(number + 1, waiter()).is_err(), "another one");
+        assert!(barriers.drain(number, sender).is_ok());
+        assert!(barriers.drain(number, waiter()).is_ok(), "a caller that is gone");
+        assert!(barriers.drained(9).is_none());
+        let (last, drainers) = barriers.drained(12).expect("all is applied");
+        assert_eq!((last, drainers.len()), (10, 1));
+        assert!(barriers.is_open());
+    }
+
+    #[test]
+    fn a_barrier_is_closed_by_its_number_or_with_its_leadership() {
+        let mut barriers = Barriers::default();
+        let first = barriers.open(10);
+        assert!(barriers.drain(first, waiter()).is_ok());
+        assert!(barriers.close(first + 1).is_empty() && barriers.is_open());
+        assert_eq!(barriers.close(first).len(), 1);
+        assert!(!barriers.is_open());
+        let second = barriers.open(11);
+        assert!(second > first && barriers.drain(second, waiter()).is_ok());
+        assert_eq!(barriers.end().len(), 1);
+        assert!(!barriers.is_open());
     }
 }

@@ -12,14 +12,19 @@
 //!
 //! A vote is never refused for such a reason: a group must always get a leader, even one that
 //! serves no users.
+//!
+//! [`Candidacy`] decides when an election timeout is over, from what the replica knows then
+//! ([`Standing`]); the order in which the reasons not to stand are looked at is in
+//! `GroupCore::tick`.
 
 use raft::{INVALID_ID, StateRole};
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::NodeId;
 
+use super::transfer::Rank;
 use super::{GroupCore, mix};
 use crate::core::Effects;
-use crate::known_bugs::KnownBug;
+use crate::known_bugs::{KnownBug, KnownBugs};
 use crate::policy::{Opinion, PolicyEvent, RejectReason};
 use crate::transport::{Lane, Outgoing};
 
@@ -30,7 +35,7 @@ const DRAINING_PATIENCE: u16 = 2;
 /// thread and in memory.
 const MAX_UNAPPLIED_BYTES: u64 = 64 << 20;
 
-/// What keeps this replica from standing for election.
+/// What keeps this replica from standing for election, and when it stands.
 #[derive(Debug, Default)]
 pub(super) struct Candidacy {
     /// Election timeouts that went by since a leader was heard.
@@ -43,6 +48,9 @@ pub(super) struct Candidacy {
     campaigned: u16,
     /// Fit voters that asked for a vote since a leader was heard, and lack entries of this replica.
     behind: Vec<NodeId>,
+    /// Elections that this replica started, and timeouts that it let go by; varies the election
+    /// timeout within a term.
+    campaigns: u64,
     /// When it campaigns after the loss of its leader's node.
     turn: Option<Turn>,
     /// A call into the state machine here takes half as long as it may.
@@ -57,53 +65,166 @@ struct Turn {
     timeout: usize,
 }
 
+/// What the replica knows of its node and of others when an election timeout is over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing {
+    /// Why this node should not lead.
+    pub unfit: Option<RejectReason>,
+    /// Its node hands its own leaderships away.
+    pub draining: bool,
+    /// Another voter that answers is known to be fit.
+    pub knows_better: bool,
+    /// Election timeouts after which an ineligible replica stands all the same.
+    pub escape: u16,
+}
+
+impl Standing {
+    /// How many election timeouts go by before the replica stands.
+    pub(super) const fn patience(self) -> u16 {
+        match (self.unfit, self.knows_better) {
+            (Some(_), true) => self.escape.saturating_mul(2),
+            (Some(_), false) => self.escape,
+            (None, true) if self.draining => DRAINING_PATIENCE,
+            (None, _) => 0,
+        }
+    }
+}
+
+/// What an election timeout is drawn from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lot {
+    pub seed: u64,
+    pub group: u64,
+    pub replica: u64,
+    pub term: u64,
+}
+
+impl Candidacy {
+    /// The election timeout is over: gives why it goes by, if it does.
+    fn decide(&mut self, standing: Standing) -> Option<RejectReason> {
+        let stays = self.passed < standing.patience();
+        if stays {
+            self.passed = self.passed.saturating_add(1);
+        } else {
+            self.campaigned = self.campaigned.saturating_add(1);
+        }
+        // Voters judge by what they have applied: one that lags may find this replica unfit for ever,
+        // whatever it is.
+        let refused = self.campaigned > standing.escape.saturating_mul(2);
+        self.escaping = !stays && (standing.unfit.is_some() || refused);
+        stays.then_some(standing.unfit.unwrap_or(RejectReason::Draining))
+    }
+
+    /// A message of a leader came: none is missing.
+    pub(super) fn hear_leader(&mut self) {
+        self.passed = 0;
+        self.campaigned = 0;
+        self.escaping = false;
+        self.behind = Vec::new();
+        self.turn = None;
+    }
+
+    /// Another try, or another timeout that goes by.
+    pub(super) const fn count(&mut self) {
+        self.campaigns += 1;
+    }
+
+    /// Tries and timeouts that went by, in this life of the replica.
+    pub(super) const fn counted(&self) -> u64 {
+        self.campaigns
+    }
+
+    /// Election timeouts that went by since a leader was heard.
+    pub(super) const fn passed_timeouts(&self) -> u16 {
+        self.passed
+    }
+
+    /// Leadership was handed on: others first, for a while.
+    pub(super) const fn withhold_until(&mut self, tick: u64) {
+        self.withheld_until = tick;
+    }
+
+    /// The replica that leadership was transferred to is gone, so none comes first.
+    pub(super) const fn stop_withholding(&mut self) {
+        self.withheld_until = 0;
+    }
+
+    /// It does not stand before this tick.
+    pub(super) const fn withheld_until(&self) -> u64 {
+        self.withheld_until
+    }
+
+    /// Whether it asks for pre-votes as the last resort.
+    pub(super) const fn is_escaping(&self) -> bool {
+        self.escaping
+    }
+
+    /// A call into the state machine takes half as long as it may, or it ended.
+    const fn set_busy(&mut self, busy: bool) {
+        self.busy = busy;
+    }
+
+    /// A fit voter asks for a vote. `behind`: it lacks entries of this replica.
+    fn note_candidate(&mut self, node: NodeId, behind: bool) {
+        self.behind.retain(|other| *other != node);
+        if behind {
+            self.behind.push(node);
+        }
+    }
+
+    /// Whether this voter is known to lack entries of this replica.
+    fn is_behind(&self, node: NodeId) -> bool {
+        self.behind.contains(&node)
+    }
+
+    /// No other voter can lead: none is waited for.
+    const fn lose_patience(&mut self) {
+        self.passed = u16::MAX;
+    }
+
+    /// The next campaign comes after so many ticks without a leader, whatever was drawn.
+    pub(super) const fn set_turn(&mut self, term: u64, timeout: usize) {
+        self.turn = Some(Turn { term, campaigns: self.campaigns, timeout });
+    }
+
+    /// The election timeout in ticks: between one and two of `ticks`, unless it has a turn.
+    pub(super) fn timeout(&self, lot: Lot, ticks: u64, bugs: KnownBugs) -> usize {
+        let turn = self.turn.filter(|_| !bugs.has(KnownBug::TurnOfOneTick));
+        let now = (lot.term, self.campaigns);
+        if let Some(turn) = turn.filter(|turn| (turn.term, turn.campaigns) == now) {
+            return turn.timeout;
+        }
+        let parts = [lot.group, lot.replica, lot.term, self.campaigns];
+        let drawn = parts.into_iter().fold(lot.seed, |lot, part| mix(lot ^ part));
+        usize::try_from(ticks + drawn % ticks.max(1)).unwrap_or(10)
+    }
+}
+
 impl GroupCore {
-    /// The election timeout is over: whether it goes by.
+    /// The election timeout is over: whether it goes by, because this replica should not lead.
     pub(super) fn stays_out(&mut self, effects: &mut Effects) -> bool {
-        let veto = self.vetoes_campaign(effects);
+        let veto = if self.ticks < self.candidacy.withheld_until() {
+            Some(RejectReason::HandedOn)
+        } else {
+            let standing = self.standing(effects);
+            self.candidacy.decide(standing)
+        };
         if let Some(reason) = veto {
             effects.count(PolicyEvent::CampaignVetoed(reason));
-        } else if self.candidacy.escaping {
+        } else if self.candidacy.is_escaping() {
             effects.count(PolicyEvent::StoodUnfit);
         }
         veto.is_some()
     }
 
-    fn vetoes_campaign(&mut self, effects: &Effects) -> Option<RejectReason> {
-        if self.ticks < self.candidacy.withheld_until {
-            return Some(RejectReason::HandedOn);
+    pub(super) fn standing(&self, effects: &Effects) -> Standing {
+        let better = |rank: &Rank| !rank.unfit && !rank.unknown && !rank.draining;
+        Standing {
+            unfit: self.own_unfitness(effects).map(|unfit| unfit.reject_reason()),
+            draining: effects.nodes.own().draining,
+            knows_better: self.ranked_voters(effects).first().is_some_and(|(rank, _)| better(rank)),
+            escape: self.config.escape_timeouts,
         }
-        let unfit = self.own_unfitness(effects);
-        let stays = self.candidacy.passed < self.max_skipped_timeouts(unfit.is_some(), effects);
-        if stays {
-            self.candidacy.passed = self.candidacy.passed.saturating_add(1);
-        }
-        if !stays {
-            self.candidacy.campaigned = self.candidacy.campaigned.saturating_add(1);
-        }
-        // Voters judge by what they have applied: one that lags may find this replica unfit for ever,
-        // whatever it is.
-        let refused = self.candidacy.campaigned > self.config.escape_timeouts.saturating_mul(2);
-        self.candidacy.escaping = !stays && (unfit.is_some() || refused);
-        let reason = unfit.map_or(RejectReason::Draining, |unfit| unfit.reject_reason());
-        stays.then_some(reason)
-    }
-
-    /// How many election timeouts go by before this replica stands.
-    pub(super) fn max_skipped_timeouts(&self, unfit: bool, effects: &Effects) -> u16 {
-        let escape = self.config.escape_timeouts;
-        match (unfit, self.knows_better(effects)) {
-            (true, true) => escape.saturating_mul(2),
-            (true, false) => escape,
-            (false, true) if effects.nodes.own().draining => DRAINING_PATIENCE,
-            _ => 0,
-        }
-    }
-
-    /// Whether another voter that answers is known to be fit.
-    fn knows_better(&self, effects: &Effects) -> bool {
-        let ranked = self.ranked_voters(effects);
-        ranked.first().is_some_and(|(rank, _)| !rank.unfit && !rank.unknown && !rank.draining)
     }
 
     /// Whether so much waits for the state machine that this replica does not campaign. As a leader
@@ -124,7 +245,7 @@ impl GroupCore {
     /// Lets an election timeout go by, as a follower that knows no leader: merely to wait longer
     /// would keep others' candidates from its vote.
     pub(super) fn let_timeout_pass(&mut self) {
-        self.campaigns += 1;
+        self.candidacy.count();
         self.follow_nobody();
     }
 
@@ -187,25 +308,9 @@ impl GroupCore {
         mix(self.id.get() ^ mix(node.get()))
     }
 
-    /// The next campaign comes after so many ticks without a leader, whatever was drawn.
-    pub(super) fn set_turn(&mut self, timeout: usize) {
-        let (term, campaigns) = (self.raw.raft.term, self.campaigns);
-        self.candidacy.turn = Some(Turn { term, campaigns, timeout });
-        self.pin_election_timeout();
-    }
-
-    /// That timeout, while it holds.
-    pub(super) fn turn_timeout(&self) -> Option<usize> {
-        let holds =
-            |turn: &&Turn| (turn.term, turn.campaigns) == (self.raw.raft.term, self.campaigns);
-        let turn = self.candidacy.turn.as_ref().filter(holds);
-        let forgets = self.config.bugs.has(KnownBug::TurnOfOneTick);
-        turn.filter(|_| !forgets).map(|turn| turn.timeout)
-    }
-
     /// A call into the state machine takes half as long as it may, or it ended.
     pub const fn on_busy(&mut self, busy: bool) {
-        self.candidacy.busy = busy;
+        self.candidacy.set_busy(busy);
     }
 
     /// Whether the state machine here, or all that this node runs, is about to be too slow to lead.
@@ -218,46 +323,17 @@ impl GroupCore {
         if self.may_not_campaign_in_doubt() || self.lacks_state() || self.lags_too_far() {
             return;
         }
-        self.campaigns += 1;
+        self.candidacy.count();
         if let Err(error) = self.raw.campaign() {
             tracing::debug!(group = %self.id, %error, "a replica does not stand for election");
         }
         self.pin_election_timeout();
     }
 
-    /// A message of a leader came: none is missing.
-    pub(super) fn rest_assured(&mut self) {
-        self.candidacy.passed = 0;
-        self.candidacy.campaigned = 0;
-        self.candidacy.escaping = false;
-        self.candidacy.behind = Vec::new();
-        self.candidacy.turn = None;
-    }
-
     /// Leadership was handed on: others first, for a while.
     pub(super) fn withhold_candidacy(&mut self) {
         let pause = 2 * u64::from(self.config.election_ticks);
-        self.candidacy.withheld_until = self.ticks + pause;
-    }
-
-    /// The replica that leadership was transferred to is gone, so none comes first.
-    pub(super) const fn stop_withholding(&mut self) {
-        self.candidacy.withheld_until = 0;
-    }
-
-    /// It does not stand before this tick.
-    pub(super) const fn withheld_until(&self) -> u64 {
-        self.candidacy.withheld_until
-    }
-
-    /// Election timeouts that went by since a leader was heard.
-    pub(super) const fn passed_timeouts(&self) -> u16 {
-        self.candidacy.passed
-    }
-
-    /// Puts into a pre-vote why an ineligible replica asks for it.
-    pub(super) fn excuse(&self, wire: &mut GroupMessage) {
-        wire.escape |= wire.kind() == MessageKind::PreVote && self.candidacy.escaping;
+        self.candidacy.withhold_until(self.ticks + pause);
     }
 
     /// Refuses a pre-vote to a candidate on an ineligible node, with the reason; `false`: raft
@@ -298,22 +374,86 @@ impl GroupCore {
     ) {
         let log = &self.raw.raft.raft_log;
         let behind = !log.is_up_to_date(message.index, message.log_term);
-        let known = &mut self.candidacy.behind;
-        known.retain(|other| *other != node);
-        if candidate.is_unfit() || !behind {
+        let counts = behind && !candidate.is_unfit();
+        self.candidacy.note_candidate(node, counts);
+        if !counts {
             return;
         }
-        known.push(node);
-        let known = &self.candidacy.behind;
         let mut others = self.membership.voters().map(|(_, voter)| voter);
         let hope = others.any(|voter| {
             voter != self.config.node
                 && effects.nodes.contains(voter)
-                && !known.contains(&voter)
+                && !self.candidacy.is_behind(voter)
                 && !self.opinion(voter, effects).is_unfit()
         });
         if !hope {
-            self.candidacy.passed = u16::MAX;
+            self.candidacy.lose_patience();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIT: Standing = Standing { unfit: None, draining: false, knows_better: true, escape: 3 };
+    const UNFIT: Standing = Standing { unfit: Some(RejectReason::Incapable), ..FIT };
+    const DRAINING: Standing = Standing { draining: true, ..FIT };
+
+    /// Timeouts that go by before the replica stands for the first time.
+    fn lets_go_by(candidacy: &mut Candidacy, standing: Standing) -> usize {
+        (0..100).take_while(|_| candidacy.decide(standing).is_some()).count()
+    }
+
+    #[test]
+    fn a_replica_lets_timeouts_go_by_for_others() {
+        let alone = |standing| Standing { knows_better: false, ..standing };
+        let cases = [
+            (FIT, 0),
+            (alone(FIT), 0),
+            (DRAINING, usize::from(DRAINING_PATIENCE)),
+            (alone(DRAINING), 0),
+            (UNFIT, 6),
+            (alone(UNFIT), 3),
+        ];
+        for (standing, timeouts) in cases {
+            let mut candidacy = Candidacy::default();
+            assert_eq!(lets_go_by(&mut candidacy, standing), timeouts, "{standing:?}");
+            assert_eq!(candidacy.is_escaping(), standing.unfit.is_some(), "{standing:?}");
+            candidacy.hear_leader();
+            assert!(!candidacy.is_escaping());
+            assert_eq!(lets_go_by(&mut candidacy, standing), timeouts, "anew: {standing:?}");
+        }
+    }
+
+    #[test]
+    fn one_that_has_no_hope_of_others_stands_at_once() {
+        let mut candidacy = Candidacy::default();
+        candidacy.lose_patience();
+        assert_eq!(lets_go_by(&mut candidacy, UNFIT), 0);
+    }
+
+    #[test]
+    fn a_fit_one_that_voters_refuse_for_long_asks_as_the_last_resort() {
+        let mut candidacy = Candidacy::default();
+        let tries = (0..20).take_while(|_| {
+            candidacy.decide(FIT);
+            !candidacy.is_escaping()
+        });
+        assert_eq!(tries.count(), 6);
+    }
+
+    #[test]
+    fn a_turn_replaces_what_is_drawn_until_the_next_campaign() {
+        let lot = Lot { seed: 1, group: 2, replica: 3, term: 4 };
+        let timeout = |candidacy: &Candidacy, lot| candidacy.timeout(lot, 10, KnownBugs::none());
+        let mut candidacy = Candidacy::default();
+        let drawn = timeout(&candidacy, lot);
+        assert!((10..20).contains(&drawn));
+        candidacy.set_turn(4, 33);
+        assert_eq!(timeout(&candidacy, lot), 33);
+        assert!(timeout(&candidacy, Lot { term: 5, ..lot }) < 20, "in its term only");
+        candidacy.count();
+        assert!(timeout(&candidacy, lot) < 20);
     }
 }

@@ -122,12 +122,14 @@ fn is_majority(membership: &Membership, counts: impl Fn(u64) -> bool) -> bool {
 }
 
 impl GroupCore {
-    /// At ticks: begins a check when it is time, and ends one that waits for too long.
+    /// Whether the states of this group are compared.
+    pub(super) fn compares(&self) -> bool {
+        self.config.consistency_ticks > 0 && !self.consistency.unsupported
+    }
+
+    /// Begins a check when it is time, and ends one that waits for too long.
     pub(super) fn tend_consistency(&mut self, effects: &mut Effects) {
         let every = u64::from(self.config.consistency_ticks);
-        if every == 0 || self.consistency.unsupported {
-            return;
-        }
         if !self.leads() {
             self.consistency.check = None;
             self.consistency.due = None;
@@ -151,8 +153,7 @@ impl GroupCore {
 
     /// The group sleeps, and was not compared for long.
     pub fn check_asleep(&mut self, effects: &mut Effects) {
-        let compared = self.config.consistency_ticks > 0 && !self.consistency.unsupported;
-        if compared && self.leads() && self.sleep.is_asleep() {
+        if self.compares() && self.leads() && self.sleep.is_asleep() {
             self.wake();
             self.begin_check(effects);
         }
@@ -161,8 +162,7 @@ impl GroupCore {
     /// Puts a check entry into the log.
     fn begin_check(&mut self, effects: &mut Effects) {
         let (ticks, term) = (self.ticks, self.raw.raft.term);
-        let ready = self.led.as_ref().is_some_and(|led| led.ready);
-        if !ready || self.transfer.is_some() || self.has_unfinished_change() {
+        if !self.is_ready() || self.transfer.is_some() || self.has_unfinished_change() {
             self.consistency.due = Some((ticks + RETRY_TICKS, term));
             return;
         }

@@ -190,7 +190,7 @@ impl GroupCore {
         }
     }
 
-    /// At every tick: asks, and looks whether enough is known.
+    /// Asks, and looks whether enough is known.
     pub(super) fn check_doubt(&mut self, effects: &mut Effects) {
         let Some(doubt) = &mut self.doubt else { return };
         doubt.ticks += 1;

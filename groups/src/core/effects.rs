@@ -164,6 +164,15 @@ impl Effects {
         self.failed.push((pending, error));
     }
 
+    /// Those who waited for everything before a barrier get this.
+    pub(super) fn drained(
+        &mut self,
+        waiters: Vec<DrainWaiter>,
+        outcome: &Result<LogIndex, BarrierError>,
+    ) {
+        self.drain_replies.extend(waiters.into_iter().map(|waiter| (waiter, outcome.clone())));
+    }
+
     pub(crate) fn count(&mut self, event: PolicyEvent) {
         self.counted.push(event);
     }

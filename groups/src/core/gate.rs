@@ -229,7 +229,7 @@ impl GroupCore {
                 self.close_gate(Caretaker::Held { reason: reason.into() }, effects);
             }
             Ok(Decision::Decline { reason, targets }) => {
-                self.decline(targets);
+                self.succession.decline(targets);
                 self.close_gate(Caretaker::Declined { reason: reason.into() }, effects);
             }
             Err(AdmissionFault { policy }) => {

@@ -32,6 +32,11 @@ pub(super) struct Led {
 }
 
 impl GroupCore {
+    /// Whether this leader has applied the first entry of its term, and so everything before.
+    pub(super) fn is_ready(&self) -> bool {
+        self.led.as_ref().is_some_and(|led| led.ready)
+    }
+
     /// Compares raft's state with the published one, and publishes the difference. Must run before
     /// proposals of a step go to raft, so that the last entry of a new leader is the first of its
     /// term.
@@ -63,7 +68,7 @@ impl GroupCore {
                 offered: false,
             });
             self.reset_lease();
-            self.ask_anew();
+            self.reads.ask_anew();
             if !self.config.bugs.has(KnownBug::CaretakerAnswersReads) {
                 self.refuse_readers(effects);
             }
@@ -111,8 +116,8 @@ impl GroupCore {
         self.pending_requirement = 0;
         self.end_barrier(effects);
         self.reset_lease();
-        self.forget_named();
-        self.dismissed.clear();
+        self.succession.forget_named();
+        self.leaving.forget_dismissed();
         self.snapshots.forget_shipments();
         let own = self.config.node;
         let successor = self.leader_hint().filter(|hint| hint.node != own);
@@ -125,7 +130,7 @@ impl GroupCore {
             return;
         }
         self.seen_facts = effects.facts;
-        self.forget_declined();
+        self.succession.forget_declined();
         self.renew_gate(effects);
         if self.leads() && self.sleep.is_asleep() && self.wants_successor(effects) {
             self.wake();

@@ -96,7 +96,7 @@ pub(super) struct PendingChange {
 /// A learner that lacks at most so many entries gets the vote that it was added for.
 const ADDITION_LAG: u64 = 1_024;
 /// Ticks between two invitations of a member that does not exist yet.
-const INVITE_TICKS: u64 = 5;
+pub(super) const INVITE_TICKS: u64 = 5;
 
 impl GroupCore {
     /// Makes a change of membership, or refuses.
@@ -141,7 +141,7 @@ impl GroupCore {
         if let Some(to) = self.transferring_to() {
             return Err(MembershipError::TransferInProgress { group, to });
         }
-        if !self.led.as_ref().is_some_and(|led| led.ready) {
+        if !self.is_ready() {
             return Err(MembershipError::NotServing { group });
         }
         match self.pending_change() {
@@ -345,7 +345,7 @@ impl GroupCore {
         }
         // A change from before the one that counts is part of what is known for long: a replica
         // that replays its log passes it by.
-        entry.index == self.membership.config_index.get() && !self.is_meta_durable()
+        entry.index == self.membership.config_index.get() && !self.durable.is_meta_durable()
     }
 
     fn apply_config(&mut self, entry: &Entry, effects: &mut Effects) -> Result<(), GroupFault> {
@@ -373,7 +373,7 @@ impl GroupCore {
             "the membership changed");
         let before = self.install_membership(Arc::new(after));
         self.meta.membership = (*self.membership).clone();
-        self.meta_changed();
+        self.durable.change_meta();
         self.contacts.retain(|(id, _)| self.membership.is_yet_to_come(*id));
         self.lease_after_change(&before);
         self.dismiss(&before);
@@ -448,7 +448,7 @@ impl GroupCore {
         self.fail_change(&MembershipError::Unknown { group: self.id, cause }, effects);
     }
 
-    /// At every tick: a caller that waited too long gets an unknown outcome.
+    /// A caller that waited too long gets an unknown outcome.
     pub(super) fn expire_change(&mut self, effects: &mut Effects) {
         let limit = u64::from(self.config.propose_give_up_ticks);
         let (group, now) = (self.id, self.ticks);
@@ -465,9 +465,6 @@ impl GroupCore {
 
     /// Continues a joint change or an addition, whichever leader began it.
     pub(super) fn finish_changes(&mut self, live: &LiveNodes) {
-        if !self.has_unfinished_change() || self.transfer.is_some() {
-            return;
-        }
         let pending = self.raw.raft.pending_conf_index.max(self.pending_requirement);
         if !self.may_finish_changes() || pending > self.passed() {
             return;
@@ -515,12 +512,6 @@ impl GroupCore {
 
     /// Asks nodes that should hold a replica and do not to create it.
     pub(super) fn invite_joining(&self, live: &LiveNodes, effects: &mut Effects) {
-        let due = (self.ticks + self.id.get()).is_multiple_of(INVITE_TICKS);
-        // A leader that is not ready may not have applied yet that a learner became a voter.
-        let ready = self.led.as_ref().is_some_and(|led| led.ready);
-        if !due || !self.leads() || !ready || !self.is_meta_durable() {
-            return;
-        }
         let prs = self.raw.raft.prs();
         for (id, member) in &self.membership.members {
             let unseen = prs.get(id.get()).is_some_and(|progress| progress.matched == 0);

@@ -14,6 +14,7 @@
 //! | `doubt` | what a replica does whose log may have lost something |
 //! | `barrier` | holding back users' proposals |
 //! | `ready` | what raft wants written, sent and applied |
+//! | `durable` | what was handed to the log writer, and what of it is durable |
 //! | `apply` | handing committed entries to the state machine |
 //! | `ahead` | changes of members do not wait for a state machine that stalls |
 //! | `recovery` | a replica whose state machine lost its state |
@@ -39,6 +40,7 @@ mod candidacy;
 mod consistency;
 mod divergence;
 mod doubt;
+mod durable;
 mod effects;
 mod gate;
 mod leadership;
@@ -59,7 +61,6 @@ mod step;
 mod succession;
 mod transfer;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use raft::{RawNode, StateRole};
@@ -71,6 +72,7 @@ use crate::config::GroupsConfig;
 use crate::error::{GroupFault, LeaderHint, ProposeError, TakeSnapshotError, UnknownCause};
 use crate::leadership::LossCause;
 use crate::membership::MembershipError;
+use crate::nodes::LiveNodes;
 use crate::policy::Policies;
 use crate::replica_log::ReplicaLog;
 use crate::status::{GroupStatus, Role};
@@ -88,21 +90,23 @@ pub use step::Stepped;
 pub use transfer::{TransferOutcome, TransferRequest, TransferTarget, TransferWaiter};
 
 use apply::ApplyProgress;
-use barrier::Barrier;
-use candidacy::Candidacy;
+use barrier::Barriers;
+use candidacy::{Candidacy, Lot};
 use consistency::Consistency;
 use doubt::Doubt;
+use durable::{COMMIT_QUIET_TICKS, COMMIT_TICKS, Durable};
 use leadership::Led;
 use lease::Lease;
-use leaving::{Dismissed, Leaving};
-use membership::PendingChange;
-use propose::{HandedWaiter, PlacedWaiter, QueuedProposal};
+use leaving::{Leaving, PROBE_TICKS};
+use membership::{INVITE_TICKS, PendingChange};
+use propose::Proposals;
 use reads::Reads;
 use ready::Taken;
 use sleep::Sleep;
-use snapshot::Snapshots;
+use snapshot::{Snapshots, TEND_TICKS};
+use status::REFRESH_TICKS;
 use succession::Succession;
-use transfer::{Preparation, Transfer};
+use transfer::Transfer;
 
 /// Readies of raft in one step that carry nothing. One that carries something makes progress: it
 /// hands out entries or messages that are handed out once.
@@ -122,22 +126,14 @@ pub struct GroupCore {
     /// Whether it is a joint one: asked in every step.
     joint: bool,
 
-    queued: Vec<QueuedProposal>,
-    waiters: VecDeque<PlacedWaiter>,
-    /// Whose entry the state machine has.
-    handed: VecDeque<HandedWaiter>,
-    reads: Option<Box<Reads>>,
-    /// Rounds of reads that were started. Never starts anew within an opening: an answer to an
-    /// earlier step must not be taken for one to a later step.
-    read_rounds: u64,
+    proposals: Proposals,
+    reads: Reads,
     transfer: Option<Box<Transfer>>,
     succession: Succession,
     candidacy: Candidacy,
     /// What was known of nodes and policies when this replica last looked.
     seen_facts: u64,
-    barrier: Option<Box<Barrier>>,
-    /// Barriers that were opened; numbers them.
-    barriers: u64,
+    barriers: Barriers,
     change: Option<Box<PendingChange>>,
     /// A change of the requirement that this leader proposed: where it stands.
     pending_requirement: u64,
@@ -156,30 +152,13 @@ pub struct GroupCore {
     /// A leader that contradicts what is committed here.
     contradiction: divergence::Contradiction,
     consistency: Consistency,
-    /// This replica was removed, and waits to be let go.
-    leaving: Option<Box<Leaving>>,
-    retired: bool,
-    dismissed: Vec<Dismissed>,
+    /// Replicas that were removed, this one or others.
+    leaving: Leaving,
 
-    /// Number of the newest ready that was handed to the log writer, and of the newest durable.
-    handed_number: u64,
-    durable_number: u64,
-    /// The hard state as it was last handed to the log writer.
-    written_state: shardhost_storage::HardState,
-    /// Its commit index is to be written although nothing else is.
-    commit_due: bool,
-    /// A vote that is on disk before it is given.
-    preparation: Preparation,
-    /// The newest term whose hard state is durable.
-    durable_term: u64,
-    /// Changes of what the replica knows of itself, and how many of them are durable.
-    meta_changes: u64,
-    durable_meta: u64,
+    durable: Durable,
     apply: ApplyProgress,
     snapshots: Snapshots,
     sleep: Sleep,
-    /// Elections that this replica started; varies the election timeout within a term.
-    campaigns: u64,
     ticks: u64,
     published: Arc<GroupStatus>,
 }
@@ -218,20 +197,48 @@ impl GroupCore {
     }
 
     /// Moves the logical clock on by one tick.
+    ///
+    /// What a replica lacks comes first, for it decides whether the replica may campaign. Then
+    /// elections and heartbeats, the callers that wait, what a leader does about its leadership, and
+    /// at last what can wait for another tick.
     pub fn tick(&mut self, effects: &mut Effects) {
-        self.ticks += 1;
         let live = Arc::clone(&effects.nodes);
-        let live = &*live;
+        self.ticks += 1;
+        self.tick_recovery(effects);
+        self.tick_election(effects);
+        self.tick_callers(effects);
+        self.tick_leadership(&live, effects);
+        self.tick_members(effects);
+        self.tick_log();
+        self.tick_sleep(&live, effects);
+    }
+
+    /// A log that lost something, or a state that was lost, or stalls.
+    fn tick_recovery(&mut self, effects: &mut Effects) {
+        if self.doubt.is_some() {
+            self.check_doubt(effects);
+        }
+        if self.goes_ahead() {
+            self.go_ahead_of_machine(effects);
+        }
+        if self.lacks_state() && !self.leads() && self.is_state_due() {
+            self.ask_for_state(effects);
+        }
+        // No peer sends a state to a leader.
+        if self.lacks_state() && self.leads() && self.may_leave_leadership(effects) {
+            self.leave_leadership();
+        }
+    }
+
+    /// Whether the replica campaigns, then the clock of raft: elections, heartbeats, its quorum.
+    fn tick_election(&mut self, effects: &mut Effects) {
         if self.replaces_log() {
             // To campaign, raft would look for entries that the snapshot replaces, and panic.
             self.raw.raft.election_elapsed = 0;
         }
-        self.check_doubt(effects);
-        self.go_ahead_of_machine(effects);
-        self.ask_for_state(effects);
-        self.leave_leadership_without_state(effects);
         if self.will_campaign() {
             if self.has_promised(effects) {
+                // It looks again at the next tick.
                 self.raw.raft.election_elapsed -= 1;
             } else if self.may_not_campaign_in_doubt()
                 || self.leaves_campaigns_to_others()
@@ -240,44 +247,128 @@ impl GroupCore {
             {
                 self.let_timeout_pass();
             } else {
-                self.campaigns += 1;
+                self.candidacy.count();
             }
         }
+        // A heartbeat would wake those who agreed to sleep.
         if !self.sleep.is_asking() {
             self.raw.tick();
         }
         self.pin_election_timeout();
-        self.expire_waiters(effects);
-        self.expire_reads(effects);
-        self.expire_change(effects);
-        self.watch_transfer(effects);
-        self.ask_again(effects);
-        self.outgrow_removed_targets();
-        self.tend_gate(effects);
-        self.tend_succession(effects);
-        self.invite_joining(live, effects);
-        self.tend_leaving(effects);
-        self.tend_snapshots();
-        self.note_commit_lag();
-        self.tend_consistency(effects);
-        self.consider_sleep(live, effects);
-        self.refresh_peers();
+    }
+
+    /// Callers that waited for too long.
+    fn tick_callers(&mut self, effects: &mut Effects) {
+        if !self.proposals.is_empty() {
+            self.expire_waiters(effects);
+        }
+        if !self.reads.is_empty() {
+            self.expire_reads(effects);
+        }
+        if self.change.is_some() {
+            self.expire_change(effects);
+        }
+    }
+
+    /// Handing leadership over, and what is owed because of it; whether users are served; and nodes
+    /// that should hold a replica.
+    fn tick_leadership(&mut self, live: &LiveNodes, effects: &mut Effects) {
+        if self.transfer.is_some() {
+            self.watch_transfer(effects);
+            self.ask_again(effects);
+        }
+        if self.leads() {
+            self.outgrow_removed_targets();
+        }
+        if self.is_ready() {
+            self.tend_gate(effects);
+        }
+        if self.leads()
+            && self.succession.is_due(self.ticks)
+            && self.transfer.is_none()
+            && self.pending_change().is_none()
+            && self.may_hand_over()
+            && self.wants_successor(effects)
+        {
+            self.hand_on_leadership(effects);
+        }
+        // A leader that is not ready may not have applied yet that a learner became a voter.
+        let knows_members = self.is_ready() && self.durable.is_meta_durable();
+        if self.leads() && knows_members && self.is_turn_of(INVITE_TICKS) {
+            self.invite_joining(live, effects);
+        }
+    }
+
+    /// Replicas that were removed, this one or others.
+    fn tick_members(&mut self, effects: &mut Effects) {
+        if !self.ticks.is_multiple_of(PROBE_TICKS) {
+            return;
+        }
+        self.notify_dismissed(effects);
+        if self.is_leaving() || self.is_isolated() {
+            self.ask_whether_it_belongs(effects);
+        }
+    }
+
+    /// The start of the log, and its commit index on disk.
+    fn tick_log(&mut self) {
+        if self.is_turn_of(TEND_TICKS) {
+            self.tend_snapshots();
+        }
+        let fell_quiet = self.sleep.quiet_ticks() == Some(COMMIT_QUIET_TICKS);
+        if fell_quiet || self.is_turn_of(COMMIT_TICKS) {
+            self.durable.note_commit_lag(self.hard_state());
+        }
+    }
+
+    /// Comparisons of states, and going into hibernation.
+    fn tick_sleep(&mut self, live: &LiveNodes, effects: &mut Effects) {
+        if self.compares() {
+            self.tend_consistency(effects);
+        }
+        self.sleep.tick();
+        // Not in the tick of a heartbeat, which would come after the question and wake who agreed.
+        let silent = self.raw.raft.heartbeat_elapsed() > 0;
+        if silent
+            && self.sleep.is_quiet_for(self.config.sleep_after_ticks)
+            && self.may_lead_into_sleep(live)
+        {
+            self.ask_for_sleep(live, effects);
+        }
+        if self.is_turn_of(REFRESH_TICKS) {
+            self.renew_peers();
+        }
     }
 
     /// Does everything that the inputs of this step brought up.
+    ///
+    /// The leadership is known before proposals go into the log, so that the last entry of a new
+    /// leader is the first of its term. What raft wants comes next; then what became committed or
+    /// applied by it; what is promised and published comes last, for it stands for all before.
     pub fn finish_step(&mut self, effects: &mut Effects) {
         self.observe_leadership(effects);
-        self.finish_changes(&Arc::clone(&effects.nodes));
+        if self.has_unfinished_change() && self.transfer.is_none() {
+            self.finish_changes(&Arc::clone(&effects.nodes));
+        }
         self.propose_queued(effects);
-        self.start_read_round(effects);
+        if !self.reads.is_empty() {
+            self.start_read_round(effects);
+        }
         if !self.take_readies(effects) {
             return;
         }
-        self.install_state(effects);
+        if self.snapshots.arrived().is_some() {
+            self.install_state(effects);
+        }
         self.hand_over_committed(effects);
-        self.resolve_confirmed_reads(effects);
-        self.watch_barrier(effects);
+        if !self.reads.is_empty() {
+            self.resolve_confirmed_reads(effects);
+        }
+        if self.barriers.is_open() {
+            self.watch_barrier(effects);
+        }
         self.ask_for_snapshot(effects);
+        self.write_changes(effects);
         self.renew_promise(effects);
         self.publish(effects);
         self.publish_lease(effects);
@@ -316,7 +407,7 @@ impl GroupCore {
         self.fail_snapshots(&TakeSnapshotError::Stopped { group }, effects);
         self.end_barrier(effects);
         self.end_lease(effects);
-        let role = if self.retired { Role::Removed } else { Role::Stopped };
+        let role = if self.is_retired() { Role::Removed } else { Role::Stopped };
         self.publish_end(role, effects);
         self.lose_leadership(cause, effects);
     }
@@ -374,14 +465,10 @@ impl GroupCore {
         }
     }
 
-    /// What the replica knows of itself changed and must be written.
-    fn meta_changed(&mut self) {
-        self.meta_changes += 1;
-    }
-
-    /// Whether a crash would take nothing of it back.
-    fn is_meta_durable(&self) -> bool {
-        self.durable_meta == self.meta_changes
+    /// Whether it is this group's turn to do what is done every so many ticks. Groups of one age do
+    /// not all do it in the same tick.
+    const fn is_turn_of(&self, ticks: u64) -> bool {
+        (self.ticks + self.id.get()).is_multiple_of(ticks)
     }
 
     fn will_campaign(&self) -> bool {
@@ -394,13 +481,11 @@ impl GroupCore {
     /// Replaces the election timeout that raft drew by one that follows from the seed, so that a
     /// simulated cluster replays exactly. Called after everything that may have made raft draw.
     fn pin_election_timeout(&mut self) {
-        let ticks = u64::from(self.config.election_ticks);
-        let mut lot = self.config.seed;
-        for part in [self.id.get(), self.replica.get(), self.raw.raft.term, self.campaigns] {
-            lot = mix(lot ^ part);
-        }
-        let drawn = usize::try_from(ticks + lot % ticks.max(1)).unwrap_or(10);
-        let timeout = self.turn_timeout().unwrap_or(drawn);
+        let (config, term) = (&self.config, self.raw.raft.term);
+        let (group, replica) = (self.id.get(), self.replica.get());
+        let lot = Lot { seed: config.seed, group, replica, term };
+        let ticks = u64::from(config.election_ticks);
+        let timeout = self.candidacy.timeout(lot, ticks, config.bugs);
         self.raw.raft.set_randomized_election_timeout(timeout);
     }
 }

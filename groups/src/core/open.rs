@@ -8,11 +8,15 @@ use shardhost_storage::{
 };
 use slog::Logger;
 
+use super::barrier::Barriers;
 use super::candidacy::Candidacy;
 use super::doubt::Doubt;
+use super::durable::Durable;
+use super::leaving::Leaving;
+use super::propose::Proposals;
+use super::reads::Reads;
 use super::recovery::Recovery;
 use super::succession::Succession;
-use super::transfer::Preparation;
 use super::{GroupCore, apply::ApplyProgress, sleep::Sleep, snapshot::Snapshots};
 use crate::config::GroupsConfig;
 use crate::convert;
@@ -145,19 +149,15 @@ impl GroupCore {
             meta: Box::new(persisted.meta),
             joint: membership.is_joint(),
             membership,
-            queued: Vec::new(),
-            waiters: std::collections::VecDeque::new(),
-            handed: std::collections::VecDeque::new(),
-            reads: None,
-            read_rounds: 0,
+            proposals: Proposals::default(),
+            reads: Reads::default(),
             transfer: None,
             succession: Succession::default(),
             candidacy: Candidacy::default(),
             seen_facts: 0,
             stalled: super::gate::Stall::refusing(lost.then(super::recovery::impairment)),
             recovery: Recovery::opened(lost),
-            barrier: None,
-            barriers: 0,
+            barriers: Barriers::default(),
             change: None,
             pending_requirement: 0,
             led: None,
@@ -167,21 +167,11 @@ impl GroupCore {
             conflicting: None,
             contradiction: Default::default(),
             consistency: Default::default(),
-            leaving: None,
-            retired: false,
-            dismissed: Vec::new(),
-            handed_number: 0,
-            durable_number: 0,
-            written_state: hard_state,
-            commit_due: false,
-            preparation: Preparation::default(),
-            durable_term: hard_state.term.get(),
-            meta_changes: 0,
-            durable_meta: 0,
+            leaving: Leaving::default(),
+            durable: Durable::opened(hard_state),
             apply: ApplyProgress::new(applied.index.get(), passed.get(), durable),
             snapshots: Snapshots::default(),
             sleep: Sleep::default(),
-            campaigns: 0,
             ticks: 0,
             published: Arc::new(published),
         };

@@ -57,21 +57,20 @@ impl GroupCore {
         let voters = self.membership.voters().map(|(replica, node)| {
             let candidate = self.candidate(node, &self.membership.requirement, effects);
             let opinions = self.policies.opinions(&candidate);
-            let declined = self.declined_by(replica).cloned();
+            let declined = self.succession.declined_by(replica.get()).cloned();
             VoterOutlook { replica, node, opinions, declined }
         });
         let voters = voters.collect();
         let tries = self.leads() && self.wants_successor(effects);
-        let next_try = tries.then(|| self.ticks_until(self.next_succession()));
-        let unfit = self.own_unfitness(effects).is_some();
+        let next_try = tries.then(|| self.ticks_until(self.succession.retry_at()));
         let outlook = Outlook {
             voters,
-            withheld: Some(self.ticks_until(self.withheld_until())).filter(|left| !left.is_zero()),
-            passed_timeouts: self.passed_timeouts(),
-            max_skipped_timeouts: if self.leads() {
-                0
-            } else {
-                self.max_skipped_timeouts(unfit, effects)
+            withheld: Some(self.ticks_until(self.candidacy.withheld_until()))
+                .filter(|left| !left.is_zero()),
+            passed_timeouts: self.candidacy.passed_timeouts(),
+            max_skipped_timeouts: match self.leads() {
+                true => 0,
+                false => self.standing(effects).patience(),
             },
             next_try,
         };
@@ -79,6 +78,6 @@ impl GroupCore {
     }
 
     fn ticks_until(&self, tick: u64) -> Duration {
-        self.in_time(tick.saturating_sub(self.ticks))
+        self.config.in_time(tick.saturating_sub(self.ticks))
     }
 }

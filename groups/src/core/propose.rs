@@ -1,4 +1,9 @@
 //! Proposals: queued during a step, proposed as one batch, and who waits for them.
+//!
+//! [`Proposals`] knows who waits for what, and who waited too long; the replica decides whether its
+//! leadership takes proposals at all.
+
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use raft::eraftpb;
@@ -8,7 +13,7 @@ use super::GroupCore;
 use super::gate::Gate;
 use crate::core::Effects;
 use crate::error::{ProposalRejection, ProposeError, UnknownCause};
-use crate::known_bugs::KnownBug;
+use crate::known_bugs::{KnownBug, KnownBugs};
 use crate::waiter::{Handed, HandedWatch, Pending};
 
 /// One command on its way into the log.
@@ -46,43 +51,140 @@ pub(super) struct PlacedWaiter {
     pending: Pending,
 }
 
+/// The proposals of one group, from the caller to the state machine.
+#[derive(Debug, Default)]
+pub(super) struct Proposals {
+    /// Not in the log yet.
+    queued: Vec<QueuedProposal>,
+    /// In the log, and not committed.
+    placed: VecDeque<PlacedWaiter>,
+    /// The state machine has their entry.
+    handed: VecDeque<HandedWaiter>,
+}
+
+impl Proposals {
+    fn queue(&mut self, proposal: Proposal, since: u64) {
+        self.queued.push(QueuedProposal { proposal, since });
+    }
+
+    fn take_queued(&mut self) -> Vec<QueuedProposal> {
+        std::mem::take(&mut self.queued)
+    }
+
+    fn take_placed(&mut self) -> VecDeque<PlacedWaiter> {
+        std::mem::take(&mut self.placed)
+    }
+
+    /// These are in the log of this term, from `first` on.
+    fn place(&mut self, pending: Vec<Pending>, term: u64, first: u64, since: u64) {
+        let placed = pending.into_iter().zip(first..);
+        let waiter = |(pending, index)| PlacedWaiter { term, index, since, pending };
+        self.placed.extend(placed.map(waiter));
+    }
+
+    /// The caller of the entry that was committed at this position; from here on it waits for the
+    /// state machine. `lost` gets callers whose entry lost its place, and where that was.
+    fn hand(
+        &mut self,
+        term: u64,
+        index: u64,
+        bugs: KnownBugs,
+        mut lost: impl FnMut(Pending, u64),
+    ) -> Option<Handed> {
+        while self.placed.front()?.index <= index {
+            let front = self.placed.pop_front()?;
+            let is_its = front.term == term || bugs.has(KnownBug::WaiterByIndex);
+            if front.index == index && is_its {
+                let (handed, watch) = Handed::new(front.pending);
+                self.handed.push_back(HandedWaiter { index, since: front.since, watch });
+                return Some(handed);
+            }
+            lost(front.pending, front.index);
+        }
+        None
+    }
+
+    /// The state machine has applied everything up to here, and answered.
+    pub(super) fn forget_handed(&mut self, applied: u64) {
+        while self.handed.front().is_some_and(|front| front.index <= applied) {
+            self.handed.pop_front();
+        }
+    }
+
+    /// Those that were queued by this tick. What came later waits shorter, so only the front is
+    /// looked at.
+    fn expire_queued(&mut self, by: u64) -> impl Iterator<Item = Pending> {
+        let expired = self.queued.partition_point(|queued| queued.since <= by);
+        self.queued.drain(..expired).map(|queued| queued.proposal.pending)
+    }
+
+    /// One that was handed over by this tick, and is not answered.
+    fn expire_handed(&mut self, by: u64) -> Option<Pending> {
+        while self.handed.front()?.since <= by {
+            let expired = self.handed.pop_front()?.watch.take();
+            if expired.is_some() {
+                return expired;
+            }
+        }
+        None
+    }
+
+    /// One that was proposed by this tick.
+    fn expire_placed(&mut self, by: u64) -> Option<Pending> {
+        let due = self.placed.front().is_some_and(|front| front.since <= by);
+        let front = if due { self.placed.pop_front() } else { None };
+        front.map(|front| front.pending)
+    }
+
+    /// Whether no caller waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.placed.is_empty() && self.queued.is_empty() && self.handed.is_empty()
+    }
+
+    pub(super) fn shrink(&mut self) {
+        self.placed.shrink_to_fit();
+        self.handed.shrink_to_fit();
+        self.queued.shrink_to_fit();
+    }
+}
+
+/// Whether a proposal goes into the log of this term. `paused`: a barrier is open.
+fn admit(proposal: &Proposal, term: Term, paused: bool) -> Result<(), ProposalRejection> {
+    match proposal.in_term {
+        _ if paused && !proposal.through_barrier => Err(ProposalRejection::Paused),
+        Some(wanted) if wanted != term => {
+            Err(ProposalRejection::TermMismatch { wanted, actual: term })
+        }
+        _ => Ok(()),
+    }
+}
+
 impl GroupCore {
     /// Takes a proposal into this step.
     pub fn propose(&mut self, proposal: Proposal) {
         self.wake();
-        self.queued.push(QueuedProposal { proposal, since: self.ticks });
+        self.proposals.queue(proposal, self.ticks);
     }
 
     /// Proposes everything that was queued, as one message to raft.
     pub(super) fn propose_queued(&mut self, effects: &mut Effects) {
-        if self.queued.is_empty() {
-            return;
-        }
-        if self.holds_proposals() {
+        if self.proposals.queued.is_empty() || self.holds_proposals() {
             return;
         }
         if let Some(error) = self.refuses_proposals() {
             return self.fail_queued(&error, effects);
         }
-        let queued = std::mem::take(&mut self.queued);
-        let term = self.raw.raft.term;
+        let queued = self.proposals.take_queued();
+        let (term, paused) = (Term::new(self.raw.raft.term), self.barriers.is_open());
         let mut entries = Vec::with_capacity(queued.len());
         let mut pending = Vec::with_capacity(queued.len());
-        let paused = self.barrier.is_some();
         for QueuedProposal { proposal, .. } in queued {
-            match proposal.in_term {
-                _ if paused && !proposal.through_barrier => {
-                    effects.fail(proposal.pending, Self::paused(self.id));
-                }
-                Some(wanted) if wanted.get() != term => {
-                    let actual = Term::new(term);
-                    let reason = ProposalRejection::TermMismatch { wanted, actual };
-                    effects.fail(proposal.pending, self.rejected(reason));
-                }
-                _ => {
+            match admit(&proposal, term, paused) {
+                Ok(()) => {
                     entries.push(command_entry(proposal.command));
                     pending.push(proposal.pending);
                 }
+                Err(reason) => effects.fail(proposal.pending, self.rejected(reason)),
             }
         }
         self.propose_entries(entries, pending, effects);
@@ -98,22 +200,13 @@ impl GroupCore {
             return;
         }
         let term = self.raw.raft.term;
-        let since = self.ticks;
         let first = self.raw.raft.raft_log.last_index() + 1;
         let mut message = eraftpb::Message::default();
         message.set_msg_type(eraftpb::MessageType::MsgPropose);
         message.from = self.replica.get();
         message.entries = entries.into();
         match self.raw.raft.step(message) {
-            Ok(()) => {
-                let placed = pending.into_iter().zip(first..);
-                self.waiters.extend(placed.map(|(pending, index)| PlacedWaiter {
-                    term,
-                    index,
-                    since,
-                    pending,
-                }));
-            }
+            Ok(()) => self.proposals.place(pending, term, first, self.ticks),
             Err(error) => {
                 tracing::debug!(group = %self.id, %error, "raft dropped proposals");
                 let error = self.rejected(ProposalRejection::Busy);
@@ -142,48 +235,19 @@ impl GroupCore {
     }
 
     /// The caller of the entry that was committed at this position and has a command; from here on
-    /// it waits for the state machine. An entry with nothing to apply has no answer.
+    /// it waits for the state machine. An entry with nothing to apply has no answer. Callers whose entry
+    /// lost its place learn so.
     pub(super) fn hand_waiter(
         &mut self,
         term: u64,
         index: u64,
         effects: &mut Effects,
     ) -> Option<Handed> {
-        let PlacedWaiter { since, pending, .. } = self.take_waiter(term, index, effects)?;
-        let (handed, watch) = Handed::new(pending);
-        self.handed.push_back(HandedWaiter { index, since, watch });
-        Some(handed)
-    }
-
-    /// The state machine has applied everything up to here, and answered.
-    pub(super) fn forget_handed(&mut self, applied: u64) {
-        while self.handed.front().is_some_and(|front| front.index <= applied) {
-            self.handed.pop_front();
-        }
-    }
-
-    /// Waiters whose entry lost its place learn so.
-    fn take_waiter(
-        &mut self,
-        term: u64,
-        index: u64,
-        effects: &mut Effects,
-    ) -> Option<PlacedWaiter> {
-        while let Some(front) = self.waiters.front() {
-            if front.index > index {
-                return None;
-            }
-            let front = self.waiters.pop_front()?;
-            if front.index == index
-                && (front.term == term || self.config.bugs.has(KnownBug::WaiterByIndex))
-            {
-                return Some(front);
-            }
-            let by = Term::new(term);
-            let at = LogIndex::new(front.index);
-            effects.fail(front.pending, ProposeError::Superseded { group: self.id, index: at, by });
-        }
-        None
+        let (group, by) = (self.id, Term::new(term));
+        self.proposals.hand(term, index, self.config.bugs, |pending, index| {
+            let index = LogIndex::new(index);
+            effects.fail(pending, ProposeError::Superseded { group, index, by });
+        })
     }
 
     /// Leadership is lost: the outcome of pending proposals is unknown.
@@ -199,58 +263,120 @@ impl GroupCore {
     }
 
     pub(super) fn fail_waiters(&mut self, error: &ProposeError, effects: &mut Effects) {
-        for waiter in self.waiters.drain(..) {
+        for waiter in self.proposals.take_placed() {
             effects.fail(waiter.pending, error.clone());
         }
-        self.waiters = std::collections::VecDeque::new();
         self.fail_queued(error, effects);
     }
 
     /// Fails what is not in the log yet.
     pub(super) fn fail_queued(&mut self, error: &ProposeError, effects: &mut Effects) {
-        for queued in std::mem::take(&mut self.queued) {
+        for queued in self.proposals.take_queued() {
             effects.fail(queued.proposal.pending, error.clone());
         }
     }
 
-    /// What a leader holds for too long does not enter the log any more. What came later waits
-    /// shorter, so only the front is looked at.
-    fn expire_queued(&mut self, limit: u64, effects: &mut Effects) {
-        let ticks = self.ticks;
-        let expired = self.queued.partition_point(|queued| ticks - queued.since >= limit);
-        let error = self.rejected(ProposalRejection::Expired);
-        for queued in self.queued.drain(..expired) {
-            effects.fail(queued.proposal.pending, error.clone());
-        }
-    }
-
-    /// At every tick: callers that waited too long get an unknown outcome.
+    /// What a leader holds for too long does not enter the log any more. Callers that waited too long
+    /// for an entry get an unknown outcome.
     pub(super) fn expire_waiters(&mut self, effects: &mut Effects) {
+        let bugs = self.config.bugs;
         let limit = u64::from(self.config.propose_give_up_ticks);
-        if !self.config.bugs.has(KnownBug::HoldForEver) {
-            self.expire_queued(limit, effects);
-        }
-        let error = ProposeError::Unknown { group: self.id, cause: UnknownCause::Timeout };
-        let hung = !self.config.bugs.has(KnownBug::AwaitHungMachines);
-        while self.handed.front().is_some_and(|front| hung && self.ticks - front.since >= limit) {
-            let expired = self.handed.pop_front().and_then(|front| front.watch.take());
-            if let Some(pending) = expired {
+        let Some(by) = self.ticks.checked_sub(limit) else { return };
+        if !bugs.has(KnownBug::HoldForEver) {
+            let error = self.rejected(ProposalRejection::Expired);
+            for pending in self.proposals.expire_queued(by) {
                 effects.fail(pending, error.clone());
             }
         }
-        while self.waiters.front().is_some_and(|front| self.ticks - front.since >= limit) {
-            if let Some(front) = self.waiters.pop_front() {
-                effects.fail(front.pending, error.clone());
+        let error = ProposeError::Unknown { group: self.id, cause: UnknownCause::Timeout };
+        if !bugs.has(KnownBug::AwaitHungMachines) {
+            while let Some(pending) = self.proposals.expire_handed(by) {
+                effects.fail(pending, error.clone());
             }
         }
-    }
-
-    /// Whether a proposal is pending.
-    pub(super) fn has_waiters(&self) -> bool {
-        !self.waiters.is_empty() || !self.queued.is_empty() || !self.handed.is_empty()
+        while let Some(pending) = self.proposals.expire_placed(by) {
+            effects.fail(pending, error.clone());
+        }
     }
 }
 
 fn command_entry(command: Bytes) -> eraftpb::Entry {
     eraftpb::Entry { data: command, ..eraftpb::Entry::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use shardhost_storage::GroupId;
+
+    use super::*;
+    use crate::waiter::{Charge, Waiter};
+
+    fn pending() -> Pending {
+        let (sender, _) = tokio::sync::oneshot::channel();
+        let waiter = Waiter::One(sender);
+        Pending::new(GroupId::new(1), waiter, Charge::default(), Instant::now())
+    }
+
+    fn proposal(in_term: Option<u64>, through_barrier: bool) -> Proposal {
+        let in_term = in_term.map(Term::new);
+        Proposal { command: Bytes::new(), in_term, through_barrier, pending: pending() }
+    }
+
+    /// Whether a caller was found, and where others lost their place.
+    fn hand(proposals: &mut Proposals, term: u64, index: u64) -> (bool, Vec<u64>) {
+        let mut lost = Vec::new();
+        let handed = proposals.hand(term, index, KnownBugs::none(), |_, index| lost.push(index));
+        (handed.is_some(), lost)
+    }
+
+    #[test]
+    fn a_barrier_comes_before_the_term_that_a_caller_wants() {
+        let mismatch = |wanted: u64| {
+            let (wanted, actual) = (Term::new(wanted), Term::new(5));
+            Err(ProposalRejection::TermMismatch { wanted, actual })
+        };
+        let cases = [
+            (proposal(None, false), false, Ok(())),
+            (proposal(Some(5), false), false, Ok(())),
+            (proposal(Some(4), false), false, mismatch(4)),
+            (proposal(None, false), true, Err(ProposalRejection::Paused)),
+            (proposal(Some(4), false), true, Err(ProposalRejection::Paused)),
+            (proposal(None, true), true, Ok(())),
+            (proposal(Some(4), true), true, mismatch(4)),
+        ];
+        for (proposal, paused, expected) in cases {
+            assert_eq!(admit(&proposal, Term::new(5), paused), expected, "{proposal:?} {paused}");
+        }
+    }
+
+    #[test]
+    fn a_caller_is_found_by_term_and_index_and_by_nothing_else() {
+        let mut proposals = Proposals::default();
+        proposals.place(vec![pending(), pending(), pending()], 5, 10, 0);
+        assert_eq!(hand(&mut proposals, 5, 9), (false, vec![]));
+        assert_eq!(hand(&mut proposals, 5, 10), (true, vec![]));
+        assert_eq!(hand(&mut proposals, 6, 11), (false, vec![11]), "another leader's entry");
+        assert_eq!(hand(&mut proposals, 6, 13), (false, vec![12]), "one that came too late");
+        assert!(!proposals.is_empty());
+        proposals.forget_handed(10);
+        assert!(proposals.is_empty());
+    }
+
+    #[test]
+    fn callers_wait_for_so_long_wherever_their_proposal_is() {
+        let mut proposals = Proposals::default();
+        for since in [3, 4] {
+            proposals.queue(proposal(None, false), since);
+            proposals.place(vec![pending()], 5, 10 + since, since);
+        }
+        assert_eq!(hand(&mut proposals, 5, 13), (true, vec![]));
+        assert!(proposals.expire_handed(2).is_none() && proposals.expire_placed(3).is_none());
+        assert_eq!(proposals.expire_queued(3).count(), 1);
+        assert!(proposals.expire_handed(3).is_none(), "its machine dropped it");
+        assert!(proposals.expire_placed(4).is_some());
+        assert_eq!(proposals.expire_queued(4).count(), 1);
+        assert!(proposals.is_empty());
+    }
 }

@@ -1,6 +1,9 @@
 //! Linearizable reads: a leader proves with one round of heartbeats that it still leads, for all
 //! reads that wait; then they wait until everything committed before is applied here. A follower
 //! asks its leader for the index and waits for it here.
+//!
+//! [`Reads`] knows who waits for what. The replica decides which reads it takes, and which round is
+//! right: it asks a quorum as a leader, and its leader as a follower.
 
 use std::collections::VecDeque;
 
@@ -97,32 +100,167 @@ const ASK_AGAIN_TICKS: u64 = 5;
 /// Questions of followers that wait at a leader, at most; those above are refused.
 const MAX_PEER_READS: usize = 1_024;
 
+/// Names a round of reads.
+type Context = [u8; 24];
+
 /// The reads of one group.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
+    open: Option<Box<OpenReads>>,
+    /// Rounds that were started. Never starts anew within an opening: an answer to an earlier step
+    /// must not be taken for one to a later step.
+    rounds: u64,
+}
+
+/// Reads that are not answered.
+#[derive(Debug, Default)]
+struct OpenReads {
     /// Not yet part of a round.
     waiting: Vec<WaitingRead>,
     /// Part of the round under way, with its context, and since when.
-    asked: Option<([u8; 24], Vec<WaitingRead>)>,
+    asked: Option<(Context, Vec<WaitingRead>)>,
     asked_at: u64,
     /// Confirmed at an index that is not applied yet.
     confirmed: VecDeque<(u64, Vec<WaitingRead>)>,
     count: usize,
 }
 
-impl Reads {
-    fn take_all(&mut self) -> Vec<WaitingRead> {
-        let mut all = std::mem::take(&mut self.waiting);
-        all.extend(self.asked.take().into_iter().flat_map(|(_, reads)| reads));
-        all.extend(std::mem::take(&mut self.confirmed).into_iter().flat_map(|(_, reads)| reads));
-        self.count = 0;
-        all
-    }
-
+impl OpenReads {
     fn confirm(&mut self, index: u64, reads: Vec<WaitingRead>) {
         // Those behind do not see less than those before.
         let index = self.confirmed.back().map_or(index, |(last, _)| index.max(*last));
         self.confirmed.push_back((index, reads));
+    }
+
+    fn take_all(mut self) -> Vec<WaitingRead> {
+        let mut all = std::mem::take(&mut self.waiting);
+        all.extend(self.asked.take().into_iter().flat_map(|(_, reads)| reads));
+        all.extend(self.confirmed.into_iter().flat_map(|(_, reads)| reads));
+        all
+    }
+}
+
+impl Reads {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.open.is_none()
+    }
+
+    fn count(&self) -> usize {
+        self.open.as_ref().map_or(0, |open| open.count)
+    }
+
+    fn add(&mut self) -> &mut OpenReads {
+        let open = self.open.get_or_insert_default();
+        open.count += 1;
+        open
+    }
+
+    /// Waits for a round.
+    fn wait(&mut self, reader: Reader, since: u64) {
+        self.add().waiting.push(WaitingRead { reader, since });
+    }
+
+    /// Waits for an index only.
+    fn wait_for(&mut self, index: u64, reader: Reader, since: u64) {
+        self.add().confirm(index, vec![WaitingRead { reader, since }]);
+    }
+
+    /// Whether reads wait for a round, and none is under way.
+    fn needs_round(&self) -> bool {
+        let open = self.open.as_ref();
+        open.is_some_and(|open| open.asked.is_none() && !open.waiting.is_empty())
+    }
+
+    /// The name of another round of this opening of a replica.
+    fn next_context(&mut self, incarnation: u64, epoch: u64) -> Context {
+        self.rounds += 1;
+        let mut context = [0; 24];
+        context[..8].copy_from_slice(&incarnation.to_be_bytes());
+        context[8..16].copy_from_slice(&epoch.to_be_bytes());
+        context[16..].copy_from_slice(&self.rounds.to_be_bytes());
+        context
+    }
+
+    /// All that wait are part of this round.
+    fn begin_round(&mut self, context: Context, now: u64) {
+        let Some(open) = self.open.as_mut() else { return };
+        open.asked = Some((context, std::mem::take(&mut open.waiting)));
+        open.asked_at = now;
+    }
+
+    /// The round under way is given up, and its reads wait for another.
+    pub(super) fn ask_anew(&mut self) {
+        let Some(open) = self.open.as_mut() else { return };
+        if let Some((_, asked)) = open.asked.take() {
+            open.waiting.splice(..0, asked);
+        }
+    }
+
+    /// The round with this context is refused: gives its reads.
+    fn refuse(&mut self, context: &[u8]) -> Vec<WaitingRead> {
+        let Some(open) = self.open.as_mut() else { return Vec::new() };
+        let Some((_, asked)) = open.asked.take_if(|(asked, _)| asked == context) else {
+            return Vec::new();
+        };
+        open.count -= asked.len();
+        asked
+    }
+
+    /// The round with this context is confirmed.
+    pub(super) fn confirm(&mut self, context: &[u8], index: u64) {
+        let Some(open) = self.open.as_mut() else { return };
+        let Some((_, waiting)) = open.asked.take_if(|(asked, _)| asked == context) else { return };
+        let (applied, at_once): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(WaitingRead::needs_apply);
+        let (proofs, of_peers): (Vec<_>, Vec<_>) =
+            at_once.into_iter().partition(WaitingRead::is_proof);
+        // Proofs come first: they do not wait for the serving state, as the others do.
+        for first in [of_peers, proofs].into_iter().filter(|reads| !reads.is_empty()) {
+            open.confirmed.push_front((0, first));
+        }
+        if !applied.is_empty() {
+            open.confirm(index, applied);
+        }
+    }
+
+    /// The next reads that are confirmed at an index that is applied, and that index; 0: what is
+    /// committed now. `withheld`: only proofs of leadership are answered.
+    fn next_due(&mut self, applied: u64, withheld: bool) -> Option<(u64, Vec<WaitingRead>)> {
+        let open = self.open.as_mut()?;
+        let (index, reads) = open.confirmed.front()?;
+        let due = *index <= applied && (!withheld || reads.iter().all(WaitingRead::is_proof));
+        let due = if due { open.confirmed.pop_front() } else { None };
+        open.count -= due.as_ref().map_or(0, |(_, reads)| reads.len());
+        due
+    }
+
+    /// Gives memory back when nothing waits.
+    fn forget_answered(&mut self) {
+        self.open.take_if(|open| open.count == 0);
+    }
+
+    /// Reads that waited for so many ticks, or that are given up. A question to a leader, or its
+    /// answer, may have been lost: `follows` asks again.
+    fn expire(&mut self, now: u64, limit: u64, follows: bool) -> Vec<WaitingRead> {
+        let Some(open) = self.open.as_mut() else { return Vec::new() };
+        let gone = |read: &mut WaitingRead| now - read.since >= limit || read.is_given_up();
+        let mut expired: Vec<_> = open.waiting.extract_if(.., gone).collect();
+        if let Some((_, asked)) = open.asked.as_mut() {
+            expired.extend(asked.extract_if(.., gone));
+        }
+        let unanswered = follows && now - open.asked_at >= ASK_AGAIN_TICKS;
+        if let Some((_, asked)) = open.asked.take_if(|(_, asked)| unanswered || asked.is_empty()) {
+            open.waiting.splice(..0, asked);
+        }
+        for (_, confirmed) in &mut open.confirmed {
+            expired.extend(confirmed.extract_if(.., gone));
+        }
+        open.count -= expired.len();
+        expired
+    }
+
+    fn take_all(&mut self) -> Vec<WaitingRead> {
+        self.open.take().map_or_else(Vec::new, |open| open.take_all())
     }
 }
 
@@ -135,26 +273,20 @@ impl GroupCore {
             return;
         }
         if let ReadNeed::At(index) = need {
-            let (since, reader) = (self.ticks, Reader::Local { need, waiter });
-            let reads = self.reads.get_or_insert_default();
-            reads.count += 1;
-            return reads.confirm(index.get(), vec![WaitingRead { reader, since }]);
+            let reader = Reader::Local { need, waiter };
+            return self.reads.wait_for(index.get(), reader, self.ticks);
         }
         self.enqueue_read(Reader::Local { need, waiter });
     }
 
     fn enqueue_read(&mut self, reader: Reader) {
         self.wake();
-        let since = self.ticks;
-        let reads = self.reads.get_or_insert_default();
-        reads.count += 1;
-        reads.waiting.push(WaitingRead { reader, since });
+        self.reads.wait(reader, self.ticks);
     }
 
     fn refuses_reads(&self, need: ReadNeed) -> Option<ReadError> {
         let group = self.id;
-        let count = self.reads.as_ref().map_or(0, |reads| reads.count);
-        if count >= self.config.max_reads_per_group {
+        if self.reads.count() >= self.config.max_reads_per_group {
             return Some(ReadError::Busy { group });
         }
         if self.leads()
@@ -180,37 +312,20 @@ impl GroupCore {
 
     /// Starts a round for everything that waits, unless one is under way.
     pub(super) fn start_read_round(&mut self, effects: &mut Effects) {
-        let ready = self.led.as_ref().is_some_and(|led| led.ready);
-        let serving = self.serves() || (ready && self.caretaker().is_some());
         let leads = self.leads();
-        let Some(reads) = self.reads.as_mut() else { return };
-        if reads.asked.is_some() || reads.waiting.is_empty() || (leads && !serving) {
+        let serving = self.serves() || (self.is_ready() && self.caretaker().is_some());
+        if !self.reads.needs_round() || (leads && !serving) {
             return;
         }
-        self.read_rounds += 1;
-        let mut context = [0; 24];
-        context[..8].copy_from_slice(&self.config.incarnation.to_be_bytes());
-        context[8..16].copy_from_slice(&self.epoch.to_be_bytes());
-        context[16..].copy_from_slice(&self.read_rounds.to_be_bytes());
+        let context = self.reads.next_context(self.config.incarnation, self.epoch);
         let asked =
             if leads { self.ask_quorum(context) } else { self.ask_leader(context, effects) };
-        let Some(reads) = self.reads.as_mut() else { return };
         if asked {
-            let waiting = std::mem::take(&mut reads.waiting);
-            reads.asked = Some((context, waiting));
-            reads.asked_at = self.ticks;
+            self.reads.begin_round(context, self.ticks);
         }
     }
 
-    /// This replica leads from here on: what its reads asked another leader is asked of a quorum.
-    pub(super) fn ask_anew(&mut self) {
-        let Some(reads) = self.reads.as_mut() else { return };
-        if let Some((_, asked)) = reads.asked.take() {
-            reads.waiting.splice(..0, asked);
-        }
-    }
-
-    fn ask_quorum(&mut self, context: [u8; 24]) -> bool {
+    fn ask_quorum(&mut self, context: Context) -> bool {
         let raft = &self.raw.raft;
         let before = raft.pending_read_count() + raft.ready_read_count();
         self.raw.read_index(context.to_vec());
@@ -218,7 +333,7 @@ impl GroupCore {
         raft.pending_read_count() + raft.ready_read_count() > before
     }
 
-    fn ask_leader(&self, context: [u8; 24], effects: &mut Effects) -> bool {
+    fn ask_leader(&self, context: Context, effects: &mut Effects) -> bool {
         let leader = self.raw.raft.leader_id;
         let Some(node) = self.node_of(leader) else { return false };
         let message = GroupMessage {
@@ -237,8 +352,8 @@ impl GroupCore {
         effects: &mut Effects,
     ) {
         let (replica, context) = (message.from_replica, message.context.clone());
-        let waiting = self.reads.as_ref().map_or(0, |reads| reads.count);
-        if self.refuses_reads(ReadNeed::Applied).is_some() || waiting >= MAX_PEER_READS {
+        let too_many = self.reads.count() >= MAX_PEER_READS;
+        if too_many || self.refuses_reads(ReadNeed::Applied).is_some() {
             return self.answer_peer(node, replica, context, None, effects);
         }
         self.enqueue_read(Reader::Peer { node, replica, context });
@@ -267,34 +382,11 @@ impl GroupCore {
             return;
         }
         if !message.reject {
-            return self.confirm_reads(&message.context, message.index);
+            return self.reads.confirm(&message.context, message.index);
         }
-        let group = self.id;
-        let Some(reads) = self.reads.as_mut() else { return };
-        if let Some((_, asked)) = reads.asked.take_if(|(c, _)| c[..] == message.context[..]) {
-            reads.count -= asked.len();
-            let hint = self.leader_hint();
-            let error = ReadError::NotLeader { group, hint };
-            asked.into_iter().for_each(|read| self.answer(read, &Err(error.clone()), effects));
-        }
-    }
-
-    /// The round with this context is confirmed.
-    pub(super) fn confirm_reads(&mut self, context: &[u8], index: u64) {
-        let Some(reads) = self.reads.as_mut() else { return };
-        if let Some((_, waiting)) = reads.asked.take_if(|(asked, _)| asked == context) {
-            let (applied, at_once): (Vec<_>, Vec<_>) =
-                waiting.into_iter().partition(WaitingRead::needs_apply);
-            let (proofs, of_peers): (Vec<_>, Vec<_>) =
-                at_once.into_iter().partition(WaitingRead::is_proof);
-            // Proofs come first: they do not wait for the serving state, as the others do.
-            for first in [of_peers, proofs].into_iter().filter(|reads| !reads.is_empty()) {
-                reads.confirmed.push_front((0, first));
-            }
-            if !applied.is_empty() {
-                reads.confirm(index, applied);
-            }
-        }
+        let refused = self.reads.refuse(&message.context);
+        let error = Err(ReadError::NotLeader { group: self.id, hint: self.leader_hint() });
+        refused.into_iter().for_each(|read| self.answer(read, &error, effects));
     }
 
     /// Answers the reads whose index is applied. A leader that does not serve its users keeps them
@@ -306,23 +398,13 @@ impl GroupCore {
         let withheld = self.leads()
             && !self.serves()
             && !self.config.bugs.has(KnownBug::CaretakerAnswersReads);
-        while let Some(reads) = self.reads.as_mut() {
-            let due = |(index, waiting): &(u64, Vec<WaitingRead>)| {
-                *index <= applied && (!withheld || waiting.iter().all(WaitingRead::is_proof))
-            };
-            if !reads.confirmed.front().is_some_and(due) {
-                break;
-            }
-            let Some((index, ready)) = reads.confirmed.pop_front() else { break };
-            reads.count -= ready.len();
+        while let Some((index, due)) = self.reads.next_due(applied, withheld) {
             let index = if index == 0 { committed } else { index };
             let barrier =
                 ReadBarrier { read_index: LogIndex::new(index), applied: LogIndex::new(applied) };
-            ready.into_iter().for_each(|read| self.answer(read, &Ok(barrier), effects));
+            due.into_iter().for_each(|read| self.answer(read, &Ok(barrier), effects));
         }
-        if self.reads.as_ref().is_some_and(|reads| reads.count == 0) {
-            self.reads = None;
-        }
+        self.reads.forget_answered();
     }
 
     fn answer(
@@ -340,38 +422,114 @@ impl GroupCore {
         }
     }
 
-    /// Fails the reads that waited too long, and repeats a quorum round without an answer.
+    /// Fails the reads that waited too long, and repeats a round without an answer.
     pub(super) fn expire_reads(&mut self, effects: &mut Effects) {
-        let group = self.id;
         let limit = u64::from(self.config.give_up_ticks);
-        let now = self.ticks;
-        let follows = !self.leads();
-        let Some(reads) = self.reads.as_mut() else { return };
-        let live = |read: &WaitingRead| now - read.since < limit && !read.is_given_up();
-        let mut expired: Vec<_> = reads.waiting.extract_if(.., |read| !live(read)).collect();
-        if let Some((_, asked)) = reads.asked.as_mut() {
-            expired.extend(asked.extract_if(.., |read| !live(read)));
-        }
-        // A question to a leader, or its answer, may have been lost.
-        let unanswered = follows && now - reads.asked_at >= ASK_AGAIN_TICKS;
-        if let Some((_, asked)) = reads.asked.take_if(|(_, asked)| unanswered || asked.is_empty()) {
-            reads.waiting.splice(..0, asked);
-        }
-        for (_, confirmed) in &mut reads.confirmed {
-            expired.extend(confirmed.extract_if(.., |read| !live(read)));
-        }
-        reads.count -= expired.len();
-        let error = Err(ReadError::Unconfirmed { group });
+        let expired = self.reads.expire(self.ticks, limit, !self.leads());
+        let error = Err(ReadError::Unconfirmed { group: self.id });
         expired.into_iter().for_each(|read| self.answer(read, &error, effects));
     }
 
     pub(super) fn fail_reads(&mut self, error: &ReadError, effects: &mut Effects) {
-        let Some(mut reads) = self.reads.take() else { return };
         let error = Err(error.clone());
-        reads.take_all().into_iter().for_each(|read| self.answer(read, &error, effects));
+        self.reads.take_all().into_iter().for_each(|read| self.answer(read, &error, effects));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONTEXT: Context = [7; 24];
+
+    /// A read, and its caller.
+    type Asked = (Reader, oneshot::Receiver<Result<ReadBarrier, ReadError>>);
+
+    fn local(need: ReadNeed) -> Asked {
+        let (waiter, caller) = oneshot::channel();
+        (Reader::Local { need, waiter }, caller)
     }
 
-    pub(super) const fn has_reads(&self) -> bool {
-        self.reads.is_some()
+    fn of_peer() -> Reader {
+        Reader::Peer { node: NodeId::must(2), replica: 2, context: Bytes::new() }
+    }
+
+    /// The indexes at which reads are answered now, and how many of them.
+    fn due(reads: &mut Reads, applied: u64, withheld: bool) -> Vec<(u64, usize)> {
+        let due = std::iter::from_fn(|| reads.next_due(applied, withheld));
+        due.map(|(index, reads)| (index, reads.len())).collect()
+    }
+
+    #[test]
+    fn one_round_answers_all_that_wait_in_the_order_in_which_they_can_be_answered() {
+        let mut reads = Reads::default();
+        let (applied, _first) = local(ReadNeed::Applied);
+        let (proof, _second) = local(ReadNeed::Leadership);
+        reads.wait(applied, 0);
+        reads.wait(of_peer(), 0);
+        reads.wait(proof, 0);
+        assert!(reads.needs_round());
+        reads.begin_round(CONTEXT, 0);
+        assert!(!reads.needs_round(), "it is under way");
+        reads.confirm(&[8; 24], 9);
+        assert_eq!(due(&mut reads, 20, false), [], "another round");
+        reads.confirm(&CONTEXT, 9);
+        assert_eq!(due(&mut reads, 20, true), [(0, 1)], "the proof only");
+        assert_eq!(due(&mut reads, 8, false), [(0, 1)], "the peer waits for the index itself");
+        assert_eq!(due(&mut reads, 9, false), [(9, 1)]);
+        reads.forget_answered();
+        assert!(reads.is_empty());
+    }
+
+    #[test]
+    fn no_read_sees_less_than_one_before_it() {
+        let mut reads = Reads::default();
+        let ((first, _one), (second, _two)) = (local(ReadNeed::Applied), local(ReadNeed::Applied));
+        reads.wait_for(12, first, 0);
+        reads.wait(second, 0);
+        reads.begin_round(CONTEXT, 0);
+        reads.confirm(&CONTEXT, 9);
+        assert_eq!(due(&mut reads, 11, false), []);
+        assert_eq!(due(&mut reads, 12, false), [(12, 1), (12, 1)]);
+    }
+
+    #[test]
+    fn a_follower_asks_again_and_a_leader_waits_for_its_quorum() {
+        for (follows, again) in [(true, true), (false, false)] {
+            let mut reads = Reads::default();
+            let (read, _caller) = local(ReadNeed::FromLeader);
+            reads.wait(read, 0);
+            reads.begin_round(CONTEXT, 10);
+            assert!(reads.expire(9 + ASK_AGAIN_TICKS, 100, follows).is_empty());
+            assert!(!reads.needs_round());
+            assert!(reads.expire(10 + ASK_AGAIN_TICKS, 100, follows).is_empty());
+            assert_eq!(reads.needs_round(), again, "follows: {follows}");
+        }
+    }
+
+    #[test]
+    fn reads_expire_and_are_given_up_wherever_they_are() {
+        let mut reads = Reads::default();
+        let (old, _old_caller) = local(ReadNeed::Applied);
+        let (gone, _) = local(ReadNeed::Applied);
+        let (young, _young_caller) = local(ReadNeed::Applied);
+        reads.wait(old, 0);
+        reads.begin_round(CONTEXT, 0);
+        reads.wait(gone, 90);
+        reads.wait_for(12, young, 90);
+        assert_eq!(reads.expire(99, 100, false).len(), 1, "its caller is gone");
+        assert_eq!(reads.expire(100, 100, false).len(), 1);
+        assert_eq!(reads.count(), 1);
+        assert_eq!(reads.take_all().len(), 1);
+        assert!(reads.is_empty());
+    }
+
+    #[test]
+    fn rounds_of_different_lives_have_different_names() {
+        let mut reads = Reads::default();
+        let first = reads.next_context(1, 1);
+        assert_ne!(first, reads.next_context(1, 1));
+        assert_ne!(Reads::default().next_context(1, 2), first);
+        assert_ne!(Reads::default().next_context(2, 1), first);
     }
 }

@@ -19,14 +19,6 @@ use crate::transport::Outgoing;
 
 /// The answer to a candidate.
 const VOTE_RESPONSE: MessageType = MessageType::MsgRequestVoteResponse;
-/// How far the commit index on disk may lag. After a restart the leader supplies the real one.
-const COMMIT_LAG: u64 = 512;
-/// Ticks without anything new after which a commit index that lags is written all the same, and
-/// ticks after which it is written if there always is something new. A replica that forgot that its
-/// entries were committed would let a leader that never had them cut them off, without a word.
-const COMMIT_QUIET_TICKS: u16 = 5;
-const COMMIT_TICKS: u64 = 50;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
     Something,
@@ -85,7 +77,7 @@ impl GroupCore {
         self.send_all(at_once, effects);
         self.persist(number, write, after_sync, effects);
         for state in read_states {
-            self.confirm_reads(&state.request_ctx, state.index);
+            self.reads.confirm(&state.request_ctx, state.index);
         }
         self.release(committed, held_back, effects);
         taken
@@ -105,26 +97,15 @@ impl GroupCore {
         write
     }
 
-    /// The hard state, if it must be written: a term and a vote always, a commit index only now
-    /// and then, for it may lag behind and costs a key each time.
-    ///
-    /// It may not lag in a batch that carries a change of configuration. A leader proposes one when
-    /// it has applied the change before, so a replica that takes it knows that one committed. A
-    /// replica that acknowledged the later change and forgot that the earlier one was committed
-    /// could be elected under the configuration before both, beside a leader of the one after both.
+    /// The hard state, if it must be written.
     fn hard_state_to_write(
         &mut self,
         state: &HardState,
         entries: &[Entry],
     ) -> Option<shardhost_storage::HardState> {
-        let state = self.with_prepared_vote(convert::hard_state_to_log(state));
-        let written = &self.written_state;
-        let lag = state.commit.get().saturating_sub(written.commit.get());
-        let bound = if self.carries_a_change(entries) { 1 } else { COMMIT_LAG };
-        if (state.term, state.vote) == (written.term, written.vote) && lag < bound {
-            return None;
-        }
-        Some(self.hard_state_with_commit())
+        let state = convert::hard_state_to_log(state);
+        let must = self.durable.must_write(state, self.carries_a_change(entries));
+        must.then(|| self.hard_state_with_commit())
     }
 
     fn carries_a_change(&self, entries: &[Entry]) -> bool {
@@ -132,32 +113,14 @@ impl GroupCore {
             && entries.iter().any(|entry| entry.entry_type != EntryType::EntryNormal)
     }
 
-    /// At ticks: whether the commit index has lagged for long enough.
-    pub(super) fn note_commit_lag(&mut self) {
-        let quiet = self.sleep.quiet_ticks() == Some(COMMIT_QUIET_TICKS);
-        let due = quiet || (self.ticks + self.id.get()).is_multiple_of(COMMIT_TICKS);
-        self.commit_due |= due && self.commit_lags();
-    }
-
-    /// Whether nothing but the commit index differs from what the log writer has.
-    fn commit_lags(&self) -> bool {
-        let state =
-            self.with_prepared_vote(convert::hard_state_to_log(&self.raw.raft.hard_state()));
-        let written = &self.written_state;
-        (state.term, state.vote) == (written.term, written.vote) && state.commit > written.commit
-    }
-
-    /// Takes note that a commit index that lags is written now, if it is time.
-    pub(super) fn take_due_commit(&mut self) -> bool {
-        std::mem::take(&mut self.commit_due) && self.commit_lags()
+    /// The hard state as raft has it.
+    pub(super) fn hard_state(&self) -> shardhost_storage::HardState {
+        convert::hard_state_to_log(&self.raw.raft.hard_state())
     }
 
     /// The hard state as it is, to be written with the commit index.
     pub(super) fn hard_state_with_commit(&mut self) -> shardhost_storage::HardState {
-        let state = convert::hard_state_to_log(&self.raw.raft.hard_state());
-        let mut state = self.with_prepared_vote(state);
-        self.written_state = state;
-        self.forget_other_preparation(&state);
+        let mut state = self.durable.hand_state(self.hard_state());
         if self.config.bugs.has(KnownBug::ForgetVote) {
             state.vote = None;
         }
@@ -172,8 +135,9 @@ impl GroupCore {
         after_sync: Vec<Message>,
         effects: &mut Effects,
     ) {
-        let idle = self.handed_number == self.durable_number && self.is_prepared_vote_durable();
-        if self.config.bugs.has(KnownBug::AcknowledgeBeforeSync) || (write.is_none() && idle) {
+        let bugs = self.config.bugs;
+        let idle = self.durable.is_idle(bugs);
+        if bugs.has(KnownBug::AcknowledgeBeforeSync) || (write.is_none() && idle) {
             self.send_all(after_sync, effects);
             if write.is_none() {
                 self.raw.on_persist_ready(number);
@@ -181,8 +145,9 @@ impl GroupCore {
             }
             return self.hand_to_log(number, write, Vec::new(), effects);
         }
-        let term = self.durable_term;
-        let voted = self.is_vote_durable();
+        let term = self.durable.term();
+        let raft = &self.raw.raft;
+        let voted = self.durable.preparation.covers(raft.term, raft.vote, bugs);
         let (early, held): (Vec<_>, Vec<_>) = after_sync.into_iter().partition(|message| {
             promises_nothing(message, term) || (voted && message.msg_type == VOTE_RESPONSE)
         });
@@ -199,7 +164,7 @@ impl GroupCore {
         held: Vec<Message>,
         effects: &mut Effects,
     ) {
-        self.handed_number = number;
+        self.durable.hand(number);
         let term = self.raw.raft.term;
         let (group, epoch) = (self.id, self.epoch);
         let ack = PersistAck { group, epoch, number, term, meta: 0, prepared: 0 };
@@ -213,13 +178,9 @@ impl GroupCore {
 
     /// The log writer made everything up to this ready durable.
     pub fn on_persisted(&mut self, ack: &PersistAck, effects: &mut Effects) {
-        self.durable_meta = self.durable_meta.max(ack.meta);
-        self.vote_prepared(ack.prepared);
-        if ack.number <= self.durable_number {
+        if !self.durable.take_ack(ack) {
             return;
         }
-        self.durable_number = ack.number;
-        self.durable_term = self.durable_term.max(ack.term);
         self.raw.on_persist_ready(ack.number);
         self.continue_install(effects);
         self.trim_tail();
@@ -239,8 +200,9 @@ impl GroupCore {
         if !self.stamp(&mut wire, effects) {
             return None;
         }
-        self.excuse(&mut wire);
         let kind = wire.kind();
+        // Why an ineligible replica asks for a pre-vote.
+        wire.escape |= kind == MessageKind::PreVote && self.candidacy.is_escaping();
         if self.introduces_itself(kind, wire.to_replica) {
             wire.genesis = self.membership.genesis.map_or(0, Genesis::get);
         }

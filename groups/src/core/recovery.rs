@@ -45,6 +45,25 @@ impl Recovery {
     pub(super) const fn is_lost(&self) -> bool {
         self.lost
     }
+
+    /// Whether a snapshot may be asked for again.
+    const fn is_due(&self, tick: u64) -> bool {
+        tick >= self.asks_at
+    }
+
+    const fn ask_again_at(&mut self, tick: u64) {
+        self.asks_at = tick;
+    }
+
+    /// Whether a replica that was removed may be asked again.
+    const fn may_ask_removed(&self, tick: u64) -> bool {
+        tick >= self.asks_removed_at
+    }
+
+    /// The state is there again. Returns whether it was lost.
+    const fn end(&mut self) -> bool {
+        std::mem::replace(&mut self.lost, false)
+    }
 }
 
 /// The impairment of such a replica.
@@ -56,33 +75,35 @@ pub(super) fn impairment() -> Impairment {
 impl GroupCore {
     /// Whether nothing may be applied, for there is nothing to apply it to.
     pub(super) fn lacks_state(&self) -> bool {
-        self.recovery.lost && !self.config.bugs.has(KnownBug::ApplyWithoutState)
+        self.recovery.is_lost() && !self.config.bugs.has(KnownBug::ApplyWithoutState)
     }
 
-    /// At every tick: asks the leader for a snapshot, once in one to two election timeouts, until one is
-    /// here. The request, the snapshot or its maker may be lost. A leader that makes snapshots at even
-    /// intervals must not replace each just when it ships it.
-    pub(super) fn ask_for_state(&mut self, effects: &mut Effects) {
+    /// Whether a follower asks for a snapshot now: none is here or on its way, and it knows whom to
+    /// ask.
+    pub(super) fn is_state_due(&self) -> bool {
         let raft = &self.raw.raft;
-        let due = self.lacks_state()
-            && self.ticks >= self.recovery.asks_at
+        self.recovery.is_due(self.ticks)
             && raft.state == StateRole::Follower
             && raft.leader_id != INVALID_ID
             && !self.snapshots.has_state()
             && !self.has_pending_snapshot()
-            && self.doubt.is_none();
-        if !due {
-            return;
-        }
+            && self.doubt.is_none()
+    }
+
+    /// Asks the leader for a snapshot, once in one to two election timeouts, until one is here. The
+    /// request, the snapshot or its maker may be lost. A leader that makes snapshots at even intervals
+    /// must not replace each just when it ships it.
+    pub(super) fn ask_for_state(&mut self, effects: &mut Effects) {
         let pause = u64::from(self.config.election_ticks).max(1);
-        self.recovery.asks_at = self.ticks + pause + mix(self.id.get() ^ self.ticks) % pause;
+        let spread = mix(self.id.get() ^ self.ticks) % pause;
+        self.recovery.ask_again_at(self.ticks + pause + spread);
         if self.config.bugs.has(KnownBug::StopLogForState) {
             if let Err(error) = self.raw.request_snapshot() {
                 tracing::debug!(group = %self.id, %error, "raft asks for no snapshot");
             }
             return;
         }
-        let Some(to) = self.node_of(raft.leader_id) else { return };
+        let Some(to) = self.node_of(self.raw.raft.leader_id) else { return };
         self.send_state_request(to, self.raw.raft.leader_id, effects);
     }
 
@@ -106,7 +127,7 @@ impl GroupCore {
             self.take_state_of_removed(message);
         } else if self.lacks_state()
             && !self.snapshots.has_state()
-            && self.ticks >= self.recovery.asks_removed_at
+            && self.recovery.may_ask_removed(self.ticks)
         {
             let pause = u64::from(self.config.election_ticks).max(1);
             self.recovery.asks_removed_at = self.ticks + pause;
@@ -121,35 +142,34 @@ impl GroupCore {
         effects.messages.push(Outgoing { to, lane: Lane::Urgent, message });
     }
 
-    /// At every tick: no peer sends a state to a leader. If no eligible voter can take leadership over
-    /// now, it gives leadership up as soon as another voter with a state has all its entries. One that is far behind
-    /// may never be able to: it needs a snapshot, and there is none here.
-    pub(super) fn leave_leadership_without_state(&mut self, effects: &Effects) {
-        if !self.lacks_state() || !self.leads() || self.transfer.is_some() {
-            return;
-        }
-        if self.can_hand_over_now(effects) {
-            return;
+    /// Whether a leader without a state gives its leadership up: no eligible voter can take it over now,
+    /// and another voter with a state has all its entries. One that is far behind may never be able to: it
+    /// needs a snapshot, and there is none here.
+    pub(super) fn may_leave_leadership(&self, effects: &Effects) -> bool {
+        if self.transfer.is_some() || self.can_hand_over_now(effects) {
+            return false;
         }
         let (raft, own) = (&self.raw.raft, self.replica);
         let last = raft.raft_log.last_index();
-        let level = self.membership.voters().any(|(replica, node)| {
+        self.membership.voters().any(|(replica, node)| {
             let progress = raft.prs().get(replica.get());
             replica != own
                 && effects.nodes.contains(node)
                 && self.state_of_peer(replica.get()) != PeerState::Lost
                 && progress.is_some_and(|progress| progress.matched == last)
-        });
-        if level {
-            tracing::info!(group = %self.id, "another voter has the log: it may lead");
-            self.withhold_candidacy();
-            self.follow_nobody();
-        }
+        })
+    }
+
+    /// Another voter has the log, and may lead.
+    pub(super) fn leave_leadership(&mut self) {
+        tracing::info!(group = %self.id, "another voter has the log: it may lead");
+        self.withhold_candidacy();
+        self.follow_nobody();
     }
 
     /// A snapshot is the state from here on.
     pub(super) fn state_is_back(&mut self, effects: &mut Effects) {
-        if std::mem::take(&mut self.recovery.lost) {
+        if self.recovery.end() {
             tracing::info!(group = %self.id, "the lost state was replaced by a snapshot");
             self.on_stalled(None, effects);
         }

@@ -90,7 +90,7 @@ impl GroupCore {
         self.install_membership(Arc::new(Membership { config_index, requirement, ..before }));
         self.pending_requirement = 0;
         self.meta.membership = (*self.membership).clone();
-        self.meta_changed();
+        self.durable.change_meta();
         // Before any caller gets an answer: a node that lacks it must not be seen to serve.
         self.look_anew();
         self.notice_facts(effects);

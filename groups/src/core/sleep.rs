@@ -55,9 +55,49 @@ impl Sleep {
         }
     }
 
+    /// One tick went by.
+    pub(super) fn tick(&mut self) {
+        match self {
+            Self::Awake { quiet } => *quiet = quiet.saturating_add(1),
+            Self::Asking { ticks_left, .. } if *ticks_left > 0 => *ticks_left -= 1,
+            Self::Asking { .. } => *self = Self::default(),
+            Self::Asleep => {}
+        }
+    }
+
+    /// Whether nothing happened for so many ticks; 0: groups never sleep.
+    pub(super) fn is_quiet_for(&self, ticks: u16) -> bool {
+        ticks > 0 && self.quiet_ticks().is_some_and(|quiet| quiet >= ticks)
+    }
+
+    /// A peer agrees to sleep, or not.
+    fn take_answer(&mut self, peer: u64, agrees: bool) -> Answered {
+        let Self::Asking { waiting, .. } = self else { return Answered::NotAsked };
+        waiting.retain(|&waits| waits != peer);
+        let all = waiting.is_empty();
+        match agrees {
+            false => {
+                *self = Self::default();
+                Answered::Refused
+            }
+            true if all => Answered::All,
+            true => Answered::Some,
+        }
+    }
+
     pub(super) const fn is_asking(&self) -> bool {
         matches!(self, Self::Asking { .. })
     }
+}
+
+/// What is known of those that were asked to sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answered {
+    NotAsked,
+    /// One does not agree: none sleeps.
+    Refused,
+    Some,
+    All,
 }
 
 impl GroupCore {
@@ -136,7 +176,7 @@ impl GroupCore {
         if self.leads() || leader.is_some_and(|leader| leader != node) {
             return;
         }
-        self.stop_withholding();
+        self.candidacy.stop_withholding();
         if self.sleep.is_asleep() {
             self.wake();
             self.take_turn(live);
@@ -158,7 +198,8 @@ impl GroupCore {
         raft.election_elapsed = timeout;
         let drawn = raft.randomized_election_timeout().saturating_sub(timeout);
         let rest = (before * timeout + drawn) / left.len().max(1);
-        self.set_turn(timeout + rest);
+        self.candidacy.set_turn(self.raw.raft.term, timeout + rest);
+        self.pin_election_timeout();
     }
 
     /// A node came back, or came back as another process. If that was not noticed, the earlier
@@ -209,28 +250,12 @@ impl GroupCore {
         }
     }
 
-    /// At every tick: continues going into hibernation.
-    pub(super) fn consider_sleep(&mut self, live: &LiveNodes, effects: &mut Effects) {
-        match &mut self.sleep {
-            Sleep::Awake { quiet } => *quiet = quiet.saturating_add(1),
-            Sleep::Asking { ticks_left, .. } if *ticks_left > 0 => *ticks_left -= 1,
-            Sleep::Asking { .. } => self.sleep = Sleep::default(),
-            Sleep::Asleep => {}
-        }
-        let after = self.config.sleep_after_ticks;
-        let quiet = matches!(self.sleep, Sleep::Awake { quiet } if quiet >= after);
-        // Not in the tick of a heartbeat, which would come after the question and wake who agreed.
-        let silent = self.raw.raft.heartbeat_elapsed() > 0;
-        if after > 0 && quiet && silent && self.may_lead_into_sleep(live) {
-            self.ask_for_sleep(live, effects);
-        }
-    }
-
-    fn may_lead_into_sleep(&self, live: &LiveNodes) -> bool {
+    /// Whether this leader may ask its peers to sleep: they have everything, and nothing is to do.
+    pub(super) fn may_lead_into_sleep(&self, live: &LiveNodes) -> bool {
         let raft = &self.raw.raft;
         let last = raft.raft_log.last_index();
-        let served = self.led.as_ref().is_some_and(|led| led.ready);
-        let served = served && self.is_service_settled() && !self.has_failed_successors();
+        let served =
+            self.is_ready() && self.is_service_settled() && !self.succession.has_failed(self.ticks);
         let level = self.membership.members.iter().all(|(id, member)| {
             !live.contains(member.node)
                 || raft.prs().get(id.get()).is_some_and(|progress| progress.matched == last)
@@ -247,15 +272,14 @@ impl GroupCore {
             && self.apply.applied() == last
             && self.apply.is_idle()
             && !self.recovery.is_lost()
-            && self.handed_number == self.durable_number
-            && !self.has_waiters()
-            && !self.has_reads()
+            && self.durable.is_settled()
+            && self.proposals.is_empty()
+            && self.reads.is_empty()
             && self.transfer.is_none()
-            && self.barrier.is_none()
+            && !self.barriers.is_open()
             && !self.has_unfinished_change()
-            && self.leaving.is_none()
-            && self.dismissed.is_empty()
-            && self.is_meta_durable()
+            && self.leaving.is_over()
+            && self.durable.is_meta_durable()
             && !self.snapshots.is_busy()
     }
 
@@ -269,7 +293,8 @@ impl GroupCore {
         holds(&|member| member.voter) && holds(&|member| member.outgoing_voter)
     }
 
-    fn ask_for_sleep(&mut self, live: &LiveNodes, effects: &mut Effects) {
+    /// Asks every live peer to sleep.
+    pub(super) fn ask_for_sleep(&mut self, live: &LiveNodes, effects: &mut Effects) {
         let peers = self.membership.members.iter();
         let waiting: Vec<u64> = peers
             .filter(|(id, member)| **id != self.replica && live.contains(member.node))
@@ -308,13 +333,8 @@ impl GroupCore {
     pub(super) fn take_sleep_response(&mut self, message: &GroupMessage, live: &LiveNodes) {
         let (term, last) = (self.raw.raft.term, self.raw.raft.raft_log.last_index());
         let current = message.term == term && message.index == last;
-        let Sleep::Asking { waiting, .. } = &mut self.sleep else { return };
-        if !current || message.reject {
-            self.sleep = Sleep::default();
-            return;
-        }
-        waiting.retain(|&peer| peer != message.from_replica);
-        if !waiting.is_empty() {
+        let agrees = current && !message.reject;
+        if self.sleep.take_answer(message.from_replica, agrees) != Answered::All {
             return;
         }
         let may_sleep = self.may_lead_into_sleep(live)
@@ -335,9 +355,7 @@ impl GroupCore {
         raft.maybe_free_inflight_buffers();
         raft.raft_log.unstable.entries.shrink_to(0);
         raft.msgs.shrink_to(0);
-        self.waiters.shrink_to_fit();
-        self.handed.shrink_to_fit();
-        self.queued.shrink_to_fit();
+        self.proposals.shrink();
         self.apply.shrink();
         self.lease.shrink();
         let log = self.raw.mut_store();
@@ -357,5 +375,47 @@ impl GroupCore {
             ..self.own_message(kind, to.get())
         };
         effects.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asking(waiting: &[u64]) -> Sleep {
+        Sleep::Asking { waiting: waiting.to_vec(), ticks_left: ANSWER_TICKS }
+    }
+
+    #[test]
+    fn all_that_were_asked_must_agree() {
+        assert_eq!(Sleep::default().take_answer(2, true), Answered::NotAsked);
+        let mut sleep = asking(&[2, 3]);
+        assert_eq!(sleep.take_answer(2, true), Answered::Some);
+        assert_eq!(sleep.take_answer(2, true), Answered::Some, "one counts once");
+        assert_eq!(sleep.take_answer(3, true), Answered::All);
+        let mut sleep = asking(&[2, 3]);
+        assert_eq!(sleep.take_answer(2, false), Answered::Refused);
+        assert_eq!(sleep.quiet_ticks(), Some(0));
+    }
+
+    #[test]
+    fn answers_are_awaited_for_some_ticks_only() {
+        let mut sleep = asking(&[2]);
+        (0..ANSWER_TICKS).for_each(|_| sleep.tick());
+        assert!(sleep.is_asking());
+        sleep.tick();
+        assert_eq!(sleep.quiet_ticks(), Some(0));
+    }
+
+    #[test]
+    fn a_group_is_quiet_after_so_many_ticks_unless_it_never_sleeps() {
+        let mut sleep = Sleep::default();
+        (0..9).for_each(|_| sleep.tick());
+        assert!(!sleep.is_quiet_for(10));
+        sleep.tick();
+        assert!(sleep.is_quiet_for(10) && !sleep.is_quiet_for(0));
+        sleep = Sleep::Asleep;
+        sleep.tick();
+        assert!(sleep.is_asleep() && !sleep.is_quiet_for(10));
     }
 }

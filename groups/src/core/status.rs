@@ -12,7 +12,7 @@ use crate::core::Effects;
 use crate::status::{GroupStatus, PeerProgress, Role};
 
 /// Ticks between two looks at the peers' progress.
-const REFRESH_TICKS: u64 = 10;
+pub(super) const REFRESH_TICKS: u64 = 10;
 
 /// The status of a replica that was just opened.
 pub(super) fn initial(
@@ -95,7 +95,7 @@ impl GroupCore {
             membership: Arc::clone(&self.membership),
             transferring_to: self.transferring_to(),
             pending_change: self.pending_change(),
-            paused: self.barrier.is_some(),
+            paused: self.barriers.is_open(),
             conflicting: self.conflicting,
             asleep: self.sleep.is_asleep(),
             doubt: self.doubt_cause(),
@@ -115,13 +115,6 @@ impl GroupCore {
             StateRole::PreCandidate => Role::PreCandidate,
             StateRole::Follower if learner => Role::Learner,
             StateRole::Follower => Role::Follower,
-        }
-    }
-
-    /// At ticks: updates a leader's view of its peers.
-    pub(super) fn refresh_peers(&mut self) {
-        if (self.ticks + self.id.get()).is_multiple_of(REFRESH_TICKS) {
-            self.renew_peers();
         }
     }
 

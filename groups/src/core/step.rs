@@ -129,7 +129,7 @@ impl GroupCore {
         step(self, message);
         if term == self.raw.raft.term {
             self.hear_leader(kind, from, stamp, effects);
-            self.rest_assured();
+            self.candidacy.hear_leader();
         }
     }
 

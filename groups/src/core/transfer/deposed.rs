@@ -33,7 +33,7 @@ impl GroupCore {
     /// Stands for election before its time.
     pub(in crate::core) fn stand_again(&mut self, effects: &mut Effects) {
         effects.count(PolicyEvent::StoodAgain);
-        self.stop_withholding();
+        self.candidacy.stop_withholding();
         self.stand();
     }
 }

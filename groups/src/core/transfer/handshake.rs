@@ -2,12 +2,10 @@
 //! served, so that no user waits for a target that declines.
 
 use shardhost_proto::peer::{GroupMessage, MessageKind, TransferRefusal, transfer_refusal};
-use shardhost_storage::{NodeId, ReplicaId};
+use shardhost_storage::ReplicaId;
 
 use super::super::GroupCore;
-use super::Phase;
 use crate::core::Effects;
-use crate::error::TransferError;
 use crate::policy::{PolicyEvent, RejectReason};
 use crate::transport::{Lane, Outgoing};
 
@@ -18,113 +16,6 @@ const MAX_BACKLOG: u64 = 16_384;
 const MAX_DECLINED: usize = 64;
 
 impl GroupCore {
-    // ---- the leader ----
-
-    /// Asks the next candidate that is fit; `false`: there is none.
-    pub(super) fn ask_next(&mut self, effects: &mut Effects) -> bool {
-        loop {
-            let Some(transfer) = self.transfer.as_mut() else { return false };
-            let Some(node) = transfer.next.pop_front() else { return false };
-            let max_lag = transfer.max_lag;
-            let checked = self.check_target(node, max_lag, effects);
-            let Some(transfer) = self.transfer.as_mut() else { return false };
-            match checked {
-                Ok(replica) => {
-                    transfer.to = node;
-                    transfer.replica = replica.get();
-                    transfer.phase = Phase::Asking(self.ticks);
-                    if let Some(led) = self.led.as_mut() {
-                        led.offered = true;
-                    }
-                    self.prepare_vote(replica, effects);
-                    self.send_question(node, replica.get(), self.ticks, effects);
-                    return true;
-                }
-                Err(error) => {
-                    effects.count(PolicyEvent::CandidateRefused(error.reason()));
-                    transfer.blame(error);
-                }
-            }
-        }
-    }
-
-    /// At every tick: a question, or its answer, may have been lost.
-    pub(in crate::core) fn ask_again(&self, effects: &mut Effects) {
-        let Some(transfer) = &self.transfer else { return };
-        if let Phase::Asking(asked) = transfer.phase
-            && self.ticks > asked
-            && self.leads()
-        {
-            self.send_question(transfer.to, transfer.replica, asked, effects);
-        }
-    }
-
-    fn send_question(&self, to: NodeId, replica: u64, asked: u64, effects: &mut Effects) {
-        let message = GroupMessage {
-            index: self.raw.raft.raft_log.last_index(),
-            stamp: asked,
-            escape: self.only_draining_voters_are_left(effects),
-            declined: self.declined_so_far(effects),
-            ..self.own_message(MessageKind::TransferAsk, replica)
-        };
-        effects.messages.push(Outgoing { to, lane: Lane::Urgent, message });
-    }
-
-    /// The target answers, or declines after it got TimeoutNow.
-    pub(in crate::core) fn take_transfer_answer(
-        &mut self,
-        message: &GroupMessage,
-        effects: &mut Effects,
-    ) {
-        let Some(transfer) = self.transfer.as_ref() else { return };
-        let from_target = transfer.replica == message.from_replica;
-        if !self.leads() || !from_target || message.term != self.raw.raft.term {
-            return;
-        }
-        let (group, node) = (self.id, transfer.to);
-        match transfer.phase {
-            Phase::Asking(asked) if message.stamp == asked && !message.reject => {
-                self.agreed(effects);
-            }
-            Phase::Asking(asked) if message.stamp != asked => {}
-            Phase::Levelling(_) | Phase::Frozen(..) if !message.reject => {}
-            _ => {
-                let refusal = message.refusal.as_ref();
-                let (reason, words) = (refusal_reason(refusal), refusal_words(refusal));
-                let error = TransferError::TargetRefused { group, node, reason, words };
-                self.try_another(error, effects);
-            }
-        }
-    }
-
-    fn agreed(&mut self, effects: &mut Effects) {
-        if let Some(transfer) = self.transfer.as_mut() {
-            transfer.phase = Phase::Levelling(self.ticks);
-        }
-        self.watch_transfer(effects);
-    }
-
-    /// This target does not get the leadership: the group continues, and the next one is asked.
-    pub(super) fn try_another(&mut self, error: TransferError, effects: &mut Effects) {
-        let Some(transfer) = self.transfer.as_mut() else { return };
-        let (replica, phase) = (transfer.replica, transfer.phase);
-        transfer.blame(error.clone());
-        let worst = transfer.error.clone().unwrap_or_else(|| error.clone());
-        transfer.held = None;
-        transfer.phase = Phase::Asking(self.ticks);
-        self.note_declined(replica, &error);
-        if let Phase::Frozen(..) = phase {
-            self.count_freeze(phase, effects);
-            self.raw.raft.abort_leader_transfer();
-            self.resume_lease(effects);
-        }
-        if !self.ask_next(effects) {
-            self.fail_transfer(&worst, effects);
-        }
-    }
-
-    // ---- the target ----
-
     /// The leader asks whether this replica would take over.
     pub(in crate::core) fn answer_transfer(
         &mut self,
@@ -211,15 +102,21 @@ impl GroupCore {
     }
 
     /// The replicas that should not be asked again, this one among them if it is not fit.
-    fn declined_so_far(&self, effects: &Effects) -> Vec<u64> {
-        let mut declined: Vec<u64> =
-            self.declined().filter(|replica| !self.is_forgivable(*replica)).collect();
+    pub(super) fn declined_so_far(&self, effects: &Effects) -> Vec<u64> {
+        let bugs = self.config.bugs;
+        let mut declined: Vec<u64> = self.succession.declined_for_good(bugs).collect();
         if self.own_unfitness(effects).is_some() {
             declined.push(self.replica.get());
         }
         declined.truncate(MAX_DECLINED);
         declined
     }
+}
+
+/// Why a target declines, by name and in words.
+pub(super) fn what_it_said(answer: &GroupMessage) -> (RejectReason, String) {
+    let refusal = answer.refusal.as_ref();
+    (refusal_reason(refusal), refusal_words(refusal))
 }
 
 /// The answer of a target, by name.

@@ -9,28 +9,34 @@
 //!
 //! Nothing stops before a target has agreed. Proposals that come while they are paused are held: if
 //! this replica keeps leading, they go into its log, else their callers get the leader.
+//!
+//! This file is a transfer at its leader, from the request to the outcome. [`Transfer`] decides what
+//! comes next (`phase`); `gate` decides who can be asked; `handshake` is the target's side, `prepare`
+//! the votes that are written in advance, `deposed` what comes after a failure.
 
 mod deposed;
 mod gate;
 mod handshake;
+mod phase;
 mod prepare;
 
+pub(super) use gate::Rank;
+pub(super) use phase::Transfer;
 pub(super) use prepare::Preparation;
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
-use shardhost_proto::peer::GroupMessage;
+use raft::StateRole;
+use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{NodeId, Term};
 use tokio::sync::oneshot;
 
 use super::GroupCore;
-use crate::clock::Moment;
 use crate::core::Effects;
 use crate::error::{LeaderHint, TransferError};
-use crate::known_bugs::KnownBug;
 use crate::policy::PolicyEvent;
 use crate::transport::{Lane, Outgoing};
+use phase::{Answer, Next, Phase, View};
 
 /// How a transfer ended: the node that leads afterwards and its term, how long users were
 /// held up, or why not.
@@ -63,78 +69,6 @@ pub enum TransferTarget {
 pub struct TransferRequest {
     pub to: TransferTarget,
     pub waiter: TransferWaiter,
-}
-
-/// Entries that a target may lack when the group is frozen: they must be there before it can lead.
-const FREEZE_LAG: u64 = 1_024;
-/// Ticks after which a target that was asked counts as silent.
-const ASK_TICKS: u64 = 5;
-
-/// Ticks that the votes that a transfer needs may take to be durable. After that it continues
-/// without.
-const PREPARE_TICKS: u64 = 5;
-
-#[derive(Debug)]
-pub(super) struct Transfer {
-    /// Who is tried, and who is next.
-    to: NodeId,
-    replica: u64,
-    next: VecDeque<NodeId>,
-    /// Entries that a target may lack when it is asked; `None`: it is waited for.
-    max_lag: Option<u64>,
-    phase: Phase,
-    since: u64,
-    waiters: Vec<TransferWaiter>,
-    /// One node was named, and no other will do.
-    named: bool,
-    /// What was wrong with the candidate that came closest.
-    error: Option<TransferError>,
-    /// The order to campaign, until it is known which life of the target it is meant for.
-    held: Option<GroupMessage>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// The target was asked at this tick.
-    Asking(u64),
-    /// It agreed, and lacks too much.
-    Levelling(u64),
-    /// Users wait since this tick and moment.
-    Frozen(u64, Option<Moment>),
-}
-
-impl Transfer {
-    /// The replica that is to lead.
-    pub(super) const fn replica(&self) -> u64 {
-        self.replica
-    }
-
-    pub(super) const fn is_frozen(&self) -> bool {
-        matches!(self.phase, Phase::Frozen(..))
-    }
-
-    /// Remembers the problem of a candidate: the most specific one of those that were tried.
-    fn blame(&mut self, error: TransferError) {
-        let known = self.error.as_ref().map_or(0, closeness);
-        if closeness(&error) > known {
-            self.error = Some(error);
-        } else if known <= 1 && !self.named {
-            let group = error.group();
-            self.error = Some(TransferError::NoHealthyTarget { group });
-        }
-    }
-}
-
-/// How close a candidate came to lead, from what was wrong with it.
-const fn closeness(error: &TransferError) -> u8 {
-    match error {
-        TransferError::TargetNotCaughtUp { .. } => 3,
-        TransferError::AlreadyLeads { .. }
-        | TransferError::NoVoter { .. }
-        | TransferError::TargetNotLive { .. }
-        | TransferError::NoHealthyTarget { .. } => 1,
-        _ => 2,
-    }
 }
 
 impl GroupCore {
@@ -191,24 +125,126 @@ impl GroupCore {
         effects: &mut Effects,
     ) -> Result<(), TransferError> {
         self.wake();
-        self.transfer = Some(Box::new(Transfer {
-            to: self.config.node,
-            replica: 0,
-            named: candidates.len() == 1,
-            next: candidates.into(),
-            max_lag,
-            phase: Phase::Asking(self.ticks),
-            since: self.ticks,
-            waiters: Vec::new(),
-            error: None,
-            held: None,
-        }));
+        let own = self.config.node;
+        let transfer = Transfer::new(candidates, max_lag, own, self.ticks);
+        self.transfer = Some(Box::new(transfer));
         if self.ask_next(effects) {
             return Ok(());
         }
         let none = self.transfer.take();
         let error = none.and_then(|transfer| transfer.error);
         Err(error.unwrap_or(TransferError::NoHealthyTarget { group: self.id }))
+    }
+
+    // ---- asking ----
+
+    /// Asks the next candidate that is fit; `false`: there is none.
+    fn ask_next(&mut self, effects: &mut Effects) -> bool {
+        loop {
+            let Some(transfer) = self.transfer.as_mut() else { return false };
+            let Some(node) = transfer.next.pop_front() else { return false };
+            let max_lag = transfer.max_lag;
+            let checked = self.check_target(node, max_lag, effects);
+            let Some(transfer) = self.transfer.as_mut() else { return false };
+            match checked {
+                Ok(replica) => {
+                    transfer.ask(node, replica, self.ticks);
+                    if let Some(led) = self.led.as_mut() {
+                        led.offered = true;
+                    }
+                    self.prepare_vote(replica, effects);
+                    self.send_question(node, replica.get(), self.ticks, effects);
+                    return true;
+                }
+                Err(error) => {
+                    effects.count(PolicyEvent::CandidateRefused(error.reason()));
+                    transfer.blame(error);
+                }
+            }
+        }
+    }
+
+    /// A question, or its answer, may have been lost.
+    pub(super) fn ask_again(&self, effects: &mut Effects) {
+        let Some(transfer) = &self.transfer else { return };
+        if let Phase::Asking(asked) = transfer.phase
+            && self.ticks > asked
+            && self.leads()
+        {
+            self.send_question(transfer.to, transfer.replica, asked, effects);
+        }
+    }
+
+    fn send_question(&self, to: NodeId, replica: u64, asked: u64, effects: &mut Effects) {
+        let message = GroupMessage {
+            index: self.raw.raft.raft_log.last_index(),
+            stamp: asked,
+            escape: self.only_draining_voters_are_left(effects),
+            declined: self.declined_so_far(effects),
+            ..self.own_message(MessageKind::TransferAsk, replica)
+        };
+        effects.messages.push(Outgoing { to, lane: Lane::Urgent, message });
+    }
+
+    /// The target answers, or declines after it got TimeoutNow.
+    pub(super) fn take_transfer_answer(&mut self, message: &GroupMessage, effects: &mut Effects) {
+        let Some(transfer) = self.transfer.as_mut() else { return };
+        let from_target = transfer.replica == message.from_replica;
+        if self.raw.raft.state != StateRole::Leader
+            || !from_target
+            || message.term != self.raw.raft.term
+        {
+            return;
+        }
+        match transfer.answer(message.stamp, message.reject) {
+            Answer::Agrees => {
+                transfer.phase = Phase::Levelling(self.ticks);
+                self.watch_transfer(effects);
+            }
+            Answer::Declines => {
+                let (group, node) = (self.id, transfer.to);
+                let (reason, words) = handshake::what_it_said(message);
+                let error = TransferError::TargetRefused { group, node, reason, words };
+                self.try_another(error, effects);
+            }
+            Answer::Old => {}
+        }
+    }
+
+    // ---- levelling and frozen ----
+
+    /// Continues the transfer under way, as far as it can.
+    pub(super) fn watch_transfer(&mut self, effects: &mut Effects) {
+        let Some(transfer) = &self.transfer else { return };
+        match transfer.next(&self.transfer_view(transfer, effects)) {
+            Next::Wait => {}
+            Next::Freeze => self.freeze(effects),
+            Next::TryAnother(error) => self.try_another(error, effects),
+            Next::GiveUp { overdue, error } => {
+                if overdue {
+                    effects.count(PolicyEvent::WatchdogEnded);
+                }
+                self.raw.raft.abort_leader_transfer();
+                self.end_transfer(&Err(error), effects);
+            }
+            Next::End(outcome) => self.end_transfer(&outcome, effects),
+        }
+    }
+
+    fn transfer_view(&self, transfer: &Transfer, effects: &Effects) -> View<'_> {
+        let raft = &self.raw.raft;
+        View {
+            group: self.id,
+            config: &self.config,
+            tick: self.ticks,
+            began: effects.began,
+            leads: self.leads(),
+            leader: raft.leader_id,
+            term: raft.term,
+            transferee: raft.lead_transferee,
+            lag: self.lag_of(transfer.replica),
+            prepared: self.durable.preparation.is_durable(self.config.bugs),
+        }
     }
 
     /// Stops the group for its users, and gives the target what it needs to take over.
@@ -247,96 +283,25 @@ impl GroupCore {
         }
     }
 
-    /// Notices the progress of a transfer, and its end.
-    pub(super) fn watch_transfer(&mut self, effects: &mut Effects) {
-        let Some(transfer) = &self.transfer else { return };
-        if !self.leads() {
-            return self.watch_successor(effects);
+    // ---- the end ----
+
+    /// This target does not get the leadership: the group continues, and the next one is asked.
+    fn try_another(&mut self, error: TransferError, effects: &mut Effects) {
+        let Some(transfer) = self.transfer.as_mut() else { return };
+        let (replica, phase) = (transfer.replica, transfer.phase);
+        transfer.blame(error.clone());
+        let worst = transfer.error.clone().unwrap_or_else(|| error.clone());
+        transfer.held = None;
+        transfer.phase = Phase::Asking(self.ticks);
+        self.succession.note_declined(replica, &error, self.at());
+        if let Phase::Frozen(..) = phase {
+            self.count_freeze(phase, effects);
+            self.raw.raft.abort_leader_transfer();
+            self.resume_lease(effects);
         }
-        match transfer.phase {
-            Phase::Asking(asked) if self.ticks - asked > ASK_TICKS => {
-                let (group, node) = (self.id, transfer.to);
-                let after = self.in_time(self.ticks - asked);
-                self.try_another(TransferError::TargetSilent { group, node, after }, effects);
-            }
-            Phase::Asking(_) => {}
-            Phase::Levelling(since) => self.level(since, effects),
-            Phase::Frozen(since, began) => {
-                let given_up = self.raw.raft.lead_transferee != Some(transfer.replica);
-                let overdue = !given_up && self.is_overdue(since, began, effects);
-                if overdue {
-                    effects.count(PolicyEvent::WatchdogEnded);
-                }
-                if given_up || overdue {
-                    self.raw.raft.abort_leader_transfer();
-                    self.end_transfer(&self.aborted(), effects);
-                }
-            }
+        if !self.ask_next(effects) {
+            self.fail_transfer(&worst, effects);
         }
-    }
-
-    /// Freezes when the target lacks little and nothing is to be written before the election; gives
-    /// it up when it does not come to that.
-    fn level(&mut self, since: u64, effects: &mut Effects) {
-        let Some(transfer) = &self.transfer else { return };
-        let (group, node, lag) = (self.id, transfer.to, self.lag_of(transfer.replica));
-        let level = lag <= FREEZE_LAG;
-        // A disk that is slow, or hangs, must not keep the leadership where it is: others can elect the
-        // target, whose vote is durable. This replica's follows when it can.
-        let waited = self.ticks - since >= PREPARE_TICKS && !self.waits_for_own_disk();
-        if level && (self.is_prepared_vote_durable() || waited) {
-            self.freeze(effects);
-        } else if self.ticks - since > u64::from(self.config.give_up_ticks) {
-            let after = self.in_time(self.ticks - since);
-            let max_lag = FREEZE_LAG;
-            let error = match level {
-                true => TransferError::Aborted { group, to: node, after },
-                false => TransferError::TargetNotCaughtUp { group, node, lag, max_lag },
-            };
-            self.try_another(error, effects);
-        }
-    }
-
-    fn waits_for_own_disk(&self) -> bool {
-        self.config.bugs.has(KnownBug::WaitForOwnDisk)
-    }
-
-    /// Whether users have waited long enough. Nothing extends it.
-    fn is_overdue(&self, since: u64, began: Option<Moment>, effects: &Effects) -> bool {
-        let limit = self.config.freeze_timeout;
-        match (began, effects.began) {
-            (Some(began), Some(now)) => now >= began + limit,
-            // The time is unknown: a tick begun is a tick waited.
-            _ => self.in_time(self.ticks - since) >= limit,
-        }
-    }
-
-    /// This replica does not lead any more: the new leader is the outcome.
-    fn watch_successor(&mut self, effects: &mut Effects) {
-        let Some(transfer) = &self.transfer else { return };
-        let raft = &self.raw.raft;
-        let waited = self.ticks - transfer.since;
-        let outcome = if transfer.is_frozen() && raft.leader_id == transfer.replica {
-            Some(Ok((transfer.to, Term::new(raft.term))))
-        } else if raft.leader_id != 0 || waited > u64::from(self.config.give_up_ticks) {
-            Some(self.aborted())
-        } else {
-            None
-        };
-        if let Some(outcome) = outcome {
-            self.end_transfer(&outcome, effects);
-        }
-    }
-
-    fn aborted(&self) -> Ended {
-        let (to, since) =
-            self.transfer.as_ref().map_or((self.config.node, 0), |one| (one.to, one.since));
-        let after = self.in_time(self.ticks.saturating_sub(since));
-        Err(TransferError::Aborted { group: self.id, to, after })
-    }
-
-    pub(super) fn in_time(&self, ticks: u64) -> Duration {
-        self.config.tick.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
     }
 
     pub(super) fn fail_transfer(&mut self, error: &TransferError, effects: &mut Effects) {
@@ -352,7 +317,7 @@ impl GroupCore {
             }
             Err(error) => {
                 effects.count(PolicyEvent::TransferFailed(error.reason()));
-                self.succession_failed(transfer.replica, error);
+                self.succession.failed(transfer.replica, error, self.at());
             }
         }
         let stood = self.count_freeze(transfer.phase, effects);
@@ -369,7 +334,7 @@ impl GroupCore {
         let Phase::Frozen(since, began) = phase else { return Duration::ZERO };
         let stood = match (began, effects.ended.or(effects.began)) {
             (Some(began), Some(now)) => now.since(began),
-            _ => self.in_time(self.ticks - since),
+            _ => self.config.in_time(self.ticks - since),
         };
         effects.count(PolicyEvent::Froze(stood));
         stood
@@ -388,7 +353,7 @@ impl GroupCore {
 
     /// Where leadership is being handed to.
     pub(super) fn transferring_to(&self) -> Option<NodeId> {
-        self.transfer.as_ref().map(|transfer| transfer.to)
+        self.transfer.as_ref().map(|transfer| transfer.to())
     }
 
     /// Whether users wait for a transfer, which must not last.

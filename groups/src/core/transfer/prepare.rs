@@ -17,7 +17,7 @@ use shardhost_storage::{GroupWrite, HardState, NodeId, ReplicaId, Term};
 
 use super::super::GroupCore;
 use crate::core::{Effects, PersistAck};
-use crate::known_bugs::KnownBug;
+use crate::known_bugs::{KnownBug, KnownBugs};
 use crate::transport::{Lane, Outgoing};
 
 /// A vote that was written before it was given.
@@ -35,20 +35,64 @@ pub(in crate::core) struct Preparation {
     durable: u64,
 }
 
+impl Preparation {
+    /// Decides to write this vote; gives its number, or nothing if that was done.
+    pub(in crate::core) fn prepare(&mut self, term: Term, vote: ReplicaId) -> Option<u64> {
+        let prepared = Some(PreparedVote { term, vote });
+        if self.vote == prepared {
+            return None;
+        }
+        self.vote = prepared;
+        self.count += 1;
+        Some(self.count)
+    }
+
+    /// Prepared votes up to this one are durable.
+    pub(in crate::core) fn on_durable(&mut self, count: u64) {
+        self.durable = self.durable.max(count);
+    }
+
+    /// Whether nothing that was prepared is on its way to the disk.
+    pub(in crate::core) const fn is_durable(&self, bugs: KnownBugs) -> bool {
+        self.durable == self.count || bugs.has(KnownBug::TrustUnwrittenVote)
+    }
+
+    /// Whether this vote, which raft gave in this term, is one that was prepared, and is durable.
+    pub(in crate::core) fn covers(&self, term: u64, vote: u64, bugs: KnownBugs) -> bool {
+        let given = ReplicaId::new(vote).map(|vote| (Term::new(term), vote));
+        let prepared = self.vote.map(|prepared| (prepared.term, prepared.vote));
+        given.is_some() && given == prepared && self.is_durable(bugs)
+    }
+
+    /// A hard state is written: what was prepared otherwise is not on disk any more.
+    pub(in crate::core) fn forget_other(&mut self, written: &HardState) {
+        let stands = |prepared: &PreparedVote| {
+            (prepared.term, Some(prepared.vote)) == (written.term, written.vote)
+        };
+        self.vote = self.vote.filter(stands);
+    }
+
+    /// The hard state as it stands on disk: with the vote that was prepared, until raft's term
+    /// comes up to it.
+    pub(in crate::core) fn with_vote(&self, state: HardState) -> HardState {
+        match self.vote {
+            Some(prepared) if prepared.term > state.term => {
+                HardState { term: prepared.term, vote: Some(prepared.vote), ..state }
+            }
+            _ => state,
+        }
+    }
+}
+
 impl GroupCore {
     /// Writes a vote for the next term, unless that was done.
     pub(super) fn prepare_vote(&mut self, vote: ReplicaId, effects: &mut Effects) {
         let term = Term::new(self.raw.raft.term + 1);
-        let prepared = Some(PreparedVote { term, vote });
-        if self.preparation.vote == prepared {
-            return;
-        }
-        self.preparation.vote = prepared;
-        self.preparation.count += 1;
+        let Some(prepared) = self.durable.preparation.prepare(term, vote) else { return };
         let mut write = GroupWrite::new(self.id);
         write.hard_state = Some(self.hard_state_with_commit());
         effects.log.batch.writes.push(write);
-        let (group, epoch, prepared) = (self.id, self.epoch, self.preparation.count);
+        let (group, epoch) = (self.id, self.epoch);
         effects.log.acks.push(PersistAck { group, epoch, number: 0, term: 0, meta: 0, prepared });
     }
 
@@ -60,48 +104,10 @@ impl GroupCore {
         effects: &mut Effects,
     ) {
         let outgoing = Outgoing { to, lane: Lane::Urgent, message };
-        if self.is_prepared_vote_durable() {
+        if self.durable.preparation.is_durable(self.config.bugs) {
             effects.messages.push(outgoing);
         } else {
             effects.log.releases.push(outgoing);
-        }
-    }
-
-    /// Prepared votes up to this one are durable.
-    pub(in crate::core) fn vote_prepared(&mut self, count: u64) {
-        self.preparation.durable = self.preparation.durable.max(count);
-    }
-
-    /// Whether nothing that was prepared is on its way to the disk.
-    pub(in crate::core) fn is_prepared_vote_durable(&self) -> bool {
-        self.preparation.durable == self.preparation.count
-            || self.config.bugs.has(KnownBug::TrustUnwrittenVote)
-    }
-
-    /// Whether the vote that raft gave in its term is one that was prepared, and is durable.
-    pub(in crate::core) fn is_vote_durable(&self) -> bool {
-        let raft = &self.raw.raft;
-        let given = ReplicaId::new(raft.vote).map(|vote| (Term::new(raft.term), vote));
-        let prepared = self.preparation.vote.map(|prepared| (prepared.term, prepared.vote));
-        given.is_some() && given == prepared && self.is_prepared_vote_durable()
-    }
-
-    /// A hard state is written: what was prepared otherwise is not on disk any more.
-    pub(in crate::core) fn forget_other_preparation(&mut self, written: &HardState) {
-        let stands = |prepared: &PreparedVote| {
-            (prepared.term, Some(prepared.vote)) == (written.term, written.vote)
-        };
-        self.preparation.vote = self.preparation.vote.filter(stands);
-    }
-
-    /// The hard state as it stands on disk: with the vote that was prepared, until raft's term
-    /// comes up to it.
-    pub(in crate::core) fn with_prepared_vote(&self, state: HardState) -> HardState {
-        match self.preparation.vote {
-            Some(prepared) if prepared.term > state.term => {
-                HardState { term: prepared.term, vote: Some(prepared.vote), ..state }
-            }
-            _ => state,
         }
     }
 }

@@ -1,0 +1,275 @@
+//! Leases: a leader may answer reads without a round trip, as long as a quorum's votes are locked
+//! for it.
+//!
+//! | rule | why |
+//! |---|---|
+//! | a voter refuses elections for one election timeout after it heard its leader | the promise |
+//! | but not of that leader itself, which gave its lease up before it stands | so a leader whose term a candidate ended leads again at once |
+//! | after a start it does so as well | it forgot what it promised before |
+//! | a lease counts from the moment its heartbeat was sent | the promise is not older than that |
+//! | it is shorter than the promise, by a margin | clocks differ in speed |
+//! | it needs an applied entry of the own term | before, the leader may lack acknowledged writes |
+//! | it is revoked at the start of a transfer | a replica that gets TimeoutNow breaks the vote locks |
+//! | after transfers that failed, every target must have answered anew | the order to campaign may still be on its way; who answered later refuses it |
+//! | or it was removed, and a quorum holds an entry that it never got | voters that do not know of the removal yet refuse the shorter log |
+//!
+//! The worker supplies the time: the moment a step began (for what is sent and for what expires)
+//! and the moment it ended (for vote locks), so that every vote lock outlasts every lease.
+//!
+//! [`Lease`] decides both; this file puts stamps on messages and takes them off, and says when a
+//! leadership counts at all.
+
+use shardhost_proto::peer::{GroupMessage, MessageKind};
+use shardhost_storage::{Membership, ReplicaId};
+
+mod state;
+
+pub(super) use state::{Lease, PeerState};
+
+use super::gate::Gate;
+use super::{GroupCore, mix};
+use crate::clock::Moment;
+use crate::core::{Effects, LeaseSign};
+use crate::known_bugs::KnownBug;
+use state::Now;
+
+/// The context by which raft marks the campaign of a transfer.
+const TRANSFER_CAMPAIGN: &[u8] = b"CampaignTransfer";
+
+impl GroupCore {
+    /// The incarnation of this replica: a message meant for an earlier one is recognized.
+    pub(super) fn life(&self) -> u64 {
+        mix(self.config.incarnation ^ mix(self.epoch)) | 1
+    }
+
+    // ---- the promise of a voter ----
+
+    /// Whether a promise keeps this replica from supporting an election, its own included.
+    pub(super) fn has_promised(&self, effects: &Effects) -> bool {
+        self.lease.has_promised(self.now(effects))
+    }
+
+    /// Whether a vote must not be given, whatever raft would do.
+    pub(super) fn withholds_vote(&self, message: &GroupMessage, effects: &Effects) -> bool {
+        let vote = matches!(message.kind(), MessageKind::Vote | MessageKind::PreVote);
+        vote && message.context != TRANSFER_CAMPAIGN
+            && message.term >= self.raw.raft.term
+            && !self.leads()
+            && !self.lease.is_promised_to(message.from_replica)
+            && self.has_promised(effects)
+    }
+
+    /// The leader of this term was heard.
+    pub(super) fn hear_leader(
+        &mut self,
+        message_kind: MessageKind,
+        from: u64,
+        stamp: u64,
+        effects: &Effects,
+    ) {
+        let raft = &self.raw.raft;
+        if raft.leader_id != from || self.leads() {
+            return;
+        }
+        let term = raft.term;
+        let now = self.now(effects);
+        self.lease.hear(from, now, self.config.tick);
+        if message_kind == MessageKind::Heartbeat {
+            self.lease.hear_stamp(from, term, Moment::new(stamp));
+        }
+    }
+
+    /// The time of this step.
+    fn now(&self, effects: &Effects) -> Now {
+        Now {
+            began: effects.began,
+            ended: effects.ended,
+            tick: self.ticks,
+            timeout: u64::from(self.config.election_ticks),
+            bugs: self.config.bugs,
+        }
+    }
+
+    /// Whether an order to campaign is the one that the leader stands by: sent to this life of
+    /// the replica, and not before a heartbeat that was answered already.
+    pub(super) fn is_current_order(&self, message: &GroupMessage) -> bool {
+        if self.config.bugs.has(KnownBug::LateTimeoutNow) {
+            return true;
+        }
+        let (term, stamp) = (self.raw.raft.term, Moment::new(message.stamp));
+        self.lease.is_current_order(term, stamp) && message.life == self.life()
+    }
+
+    /// At the end of a round: what was heard in it is promised from here on.
+    pub(super) fn renew_promise(&mut self, effects: &Effects) {
+        let now = self.now(effects);
+        self.lease.renew(now, self.config.election_timeout());
+    }
+
+    // ---- stamps on messages ----
+
+    /// Puts the stamps of leases on an outgoing message. `false`: it must not leave yet.
+    pub(super) fn stamp(&mut self, wire: &mut GroupMessage, effects: &Effects) -> bool {
+        match wire.kind() {
+            MessageKind::Heartbeat => {
+                wire.stamp = effects.began.map_or(0, Moment::get);
+                let now = self.now(effects);
+                self.lease.send_heartbeat(wire.to_replica, now);
+            }
+            MessageKind::HeartbeatResponse => {
+                wire.life = self.life();
+                wire.stamp = self.lease.echo_to(wire.to_replica);
+                wire.lacks_state = self.has_no_state();
+            }
+            MessageKind::AppendResponse => {
+                wire.life = self.life();
+                wire.lacks_state = self.has_no_state();
+            }
+            MessageKind::TimeoutNow => {
+                wire.stamp = effects.began.map_or(0, Moment::get);
+                wire.life = self.lease.life_of(wire.to_replica);
+                wire.escape = self.only_draining_voters_are_left(effects);
+                if wire.life == 0 {
+                    self.hold_order(wire.clone());
+                    return false;
+                }
+            }
+            _ => {}
+        }
+        true
+    }
+
+    /// A peer answered in this leadership. Returns whether that counts: an answer of a replica that
+    /// may have lost its disk does not, before it is certain that its incarnation still runs.
+    pub(super) fn take_sign(&mut self, message: &GroupMessage, effects: &mut Effects) -> bool {
+        if !self.leads() || message.term != self.raw.raft.term || message.life == 0 {
+            return true;
+        }
+        let (replica, life) = (message.from_replica, message.life);
+        self.note_state_of(message);
+        if self.lease.note_life(replica, life) {
+            self.count_reopened(replica);
+        }
+        if message.kind() == MessageKind::HeartbeatResponse {
+            let now = self.now(effects);
+            self.lease.take_stamp(replica, message.stamp, now);
+        }
+        let checked = self.lease.is_checked(replica);
+        self.release_order(replica, life, effects);
+        checked
+            || message.kind() != MessageKind::AppendResponse
+            || self.config.bugs.has(KnownBug::CountLateAnswers)
+    }
+
+    /// What a replica says of its state machine: in answers to appends and heartbeats only.
+    fn note_state_of(&mut self, message: &GroupMessage) {
+        let says =
+            matches!(message.kind(), MessageKind::AppendResponse | MessageKind::HeartbeatResponse);
+        if says && !self.config.bugs.has(KnownBug::ForgetLostStates) {
+            self.lease.note_state(message.from_replica, message.lacks_state);
+        }
+    }
+
+    /// What a replica said of its state machine, in this leadership.
+    pub(super) fn state_of_peer(&self, replica: u64) -> PeerState {
+        self.lease.state_of(replica)
+    }
+
+    /// The answers of a replica count from the first heartbeat that it answers from here on.
+    pub(super) fn check_life(&mut self, replica: u64) {
+        if self.leads() {
+            self.lease.check_life(replica, self.ticks);
+        }
+    }
+
+    /// A replica answers that was opened anew. One that never voted may have lost its disk.
+    fn count_reopened(&mut self, replica: u64) {
+        let member = ReplicaId::new(replica).and_then(|id| self.membership.members.get(&id));
+        let bug = self.config.bugs.has(KnownBug::CountLostLearner);
+        if member.is_some_and(|member| member.never_voted) && !bug {
+            self.count_replica_anew(replica);
+            self.check_life(replica);
+        }
+    }
+
+    // ---- the lease of a leader ----
+
+    /// A transfer begins: a replica that gets TimeoutNow ignores vote locks.
+    pub(super) fn void_lease(&mut self, target: u64, effects: &Effects) {
+        self.lease.void(target, effects.began);
+    }
+
+    /// A transfer failed: only what is answered to a heartbeat sent from here on counts.
+    pub(super) fn resume_lease(&mut self, effects: &Effects) {
+        let now = self.now(effects);
+        self.lease.resume(now);
+    }
+
+    /// A leadership begins or ends: it starts from nothing.
+    pub(super) fn reset_lease(&mut self) {
+        self.lease.reset();
+    }
+
+    /// The entry that removed targets never got is made, unless users make it.
+    pub(super) fn outgrow_removed_targets(&mut self) {
+        if self.lease.needs_entry(self.raw.raft.raft_log.last_index())
+            && let Err(error) = self.raw.propose(Vec::new(), Vec::new())
+        {
+            tracing::debug!(group = %self.id, %error, "no entry now that removed replicas lack");
+        }
+    }
+
+    /// The members changed.
+    pub(super) fn lease_after_change(&mut self, before: &Membership) {
+        let last = self.raw.raft.raft_log.last_index();
+        self.lease.change_members(before, &self.membership, last, self.config.bugs);
+    }
+
+    /// At the end of a round: publishes what changed about the lease.
+    pub(super) fn publish_lease(&mut self, effects: &mut Effects) {
+        let sign = self.current_sign();
+        if self.lease.publish(sign) {
+            effects.leases.push((self.id, self.epoch, sign));
+        }
+    }
+
+    /// The replica ends: its lease must not be used.
+    pub(super) fn end_lease(&mut self, effects: &mut Effects) {
+        self.lease.publish(LeaseSign::default());
+        effects.leases.push((self.id, self.epoch, LeaseSign::default()));
+    }
+
+    fn current_sign(&self) -> LeaseSign {
+        let contact = if self.leads() { Moment::ZERO } else { self.lease.contact() };
+        let acknowledged = self.acknowledged();
+        let until = match self.config.lease_duration() {
+            Some(length) if acknowledged > Moment::ZERO => acknowledged + length,
+            _ => Moment::ZERO,
+        };
+        LeaseSign { until, acknowledged, contact }
+    }
+
+    /// When the newest heartbeats were sent that a quorum answered; zero: there is no lease.
+    fn acknowledged(&self) -> Moment {
+        let bugs = self.config.bugs;
+        let ready = self.led.as_ref().is_some_and(|led| {
+            led.gate == Gate::Open && (led.ready || bugs.has(KnownBug::LeaseBeforeReady))
+        });
+        let handing_over = self.is_frozen() || self.raw.raft.lead_transferee.is_some();
+        if !self.leads() || !ready || (handing_over && !bugs.has(KnownBug::LeaseInTransfer)) {
+            return Moment::ZERO;
+        }
+        if self.sleep.is_asking() || self.sleep.is_asleep() {
+            return Moment::ZERO;
+        }
+        if self.may_be_deposed() && !bugs.has(KnownBug::LeaseInTransfer) {
+            return Moment::ZERO;
+        }
+        self.lease.acknowledged(&self.membership, self.replica, self.joint, bugs)
+    }
+
+    /// Whether a replica may still follow a TimeoutNow of this leader.
+    pub(super) fn may_be_deposed(&self) -> bool {
+        self.lease.may_be_deposed(self.raw.raft.raft_log.committed)
+    }
+}
