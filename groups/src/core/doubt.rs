@@ -27,6 +27,8 @@
 //! voters are asked, too. Configurations older than one that is known to be committed are asked only for a
 //! while: their voters may be gone. Doubt ends when this replica has applied what the answers
 //! know to be committed of configurations, because it must not campaign in an older one.
+//!
+//! [`Doubt`] decides all of this from the answers and from the membership that the replica applied.
 
 use std::collections::BTreeMap;
 
@@ -111,6 +113,93 @@ impl Doubt {
         sure.map(|answer| answer.committed_config).max().unwrap_or_default()
     }
 
+    /// The configurations under which this replica, which applied `applied`, may have voted and
+    /// acknowledged, as far as is known.
+    fn known_configs<'a>(
+        &'a self,
+        applied: &'a Membership,
+    ) -> impl Iterator<Item = &'a Membership> {
+        let answered = self.answers.iter().flat_map(|answer| &answer.configs);
+        std::iter::once(applied).chain(answered)
+    }
+
+    /// Who votes in the known configurations from this one on.
+    fn voters_since(&self, oldest: LogIndex, applied: &Membership) -> BTreeMap<ReplicaId, NodeId> {
+        let configs = self.known_configs(applied).filter(|config| config.config_index >= oldest);
+        let members = configs.flat_map(|config| &config.members);
+        let voting = members.filter(|(_, member)| member.voter || member.outgoing_voter);
+        voting.map(|(id, member)| (*id, member.node)).collect()
+    }
+
+    /// Voters that did not answer.
+    fn unanswered(&self, own: ReplicaId, applied: &Membership) -> BTreeMap<ReplicaId, NodeId> {
+        let mut voters = self.voters_since(LogIndex::default(), applied);
+        voters.retain(|id, _| *id != own && self.answered(*id).is_none());
+        voters
+    }
+
+    /// The newest configuration that is known to be committed: what is applied here was.
+    fn newest_committed_config(&self, applied: &Membership) -> LogIndex {
+        self.committed_config().max(applied.config_index)
+    }
+
+    /// Whether each quorum that this replica was ever part of has another member among those that
+    /// answered.
+    fn is_enough_known(&self, own: ReplicaId, applied: &Membership, election_ticks: u64) -> bool {
+        let given_up = self.ticks > 2 * election_ticks;
+        let committed = self.newest_committed_config(applied);
+        let voters = |config: &Membership, votes: fn(&Member) -> bool| -> Vec<ReplicaId> {
+            let members = config.members.iter().filter(|(_, member)| votes(member));
+            members.map(|(id, _)| *id).collect()
+        };
+        // Voters of an older configuration may be gone.
+        let counts = |config: &&Membership| !given_up || config.config_index >= committed;
+        self.known_configs(applied).filter(counts).all(|config| {
+            let halves: [fn(&Member) -> bool; 2] = [|one| one.voter, |one| one.outgoing_voter];
+            halves.iter().all(|half| self.is_covered(&voters(config, *half), own, given_up))
+        })
+    }
+
+    /// Whether no configuration up to the newest one that the answers show gave this replica a vote: no
+    /// quorum was ever made with it, so it can have lost nothing that counts. What it acknowledged as a
+    /// learner its leader counts anew.
+    fn never_had_a_vote(&self, own: ReplicaId, applied: &Membership) -> bool {
+        let with_it = self.known_configs(applied).filter_map(|config| {
+            let member = config.members.get(&own)?;
+            Some((config.config_index, member.never_voted))
+        });
+        with_it.max_by_key(|(index, _)| *index).is_some_and(|(_, never_voted)| never_voted)
+    }
+
+    /// Takes what the answers show as the floor. A voter of an older configuration cannot lead, however
+    /// long its log is: to wait for it would be to wait for ever. It alone may hold what a leader
+    /// committed between the commit of the next configuration and its own application of it.
+    fn take_floor(&mut self, applied: &Membership) -> Floor {
+        let voters = self.voters_since(self.newest_committed_config(applied), applied);
+        let floor = self.floor_of_answers(&voters);
+        self.floor = Some(floor);
+        floor
+    }
+
+    /// Whether a message must not be taken.
+    fn refuses(&self, message: &GroupMessage) -> bool {
+        match (message.kind(), self.floor) {
+            (MessageKind::RecoveryRequest | MessageKind::RecoveryResponse, _) => false,
+            (MessageKind::Removed | MessageKind::Invite | MessageKind::Wake, _) => false,
+            (_, None) => true,
+            (MessageKind::TimeoutNow | MessageKind::TransferAsk | MessageKind::Sleep, _) => true,
+            (MessageKind::Vote | MessageKind::PreVote, Some(floor)) => {
+                LogPosition::new(message.log_term, message.index) < floor.last
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it is time to ask once more.
+    const fn asks_now(&self) -> bool {
+        self.ticks % ASK_TICKS == 1
+    }
+
     /// Whether each quorum of these voters that `own` was ever part of has another member among those
     /// that answered. `given_up`: candidates that `own` voted for have given up.
     fn is_covered(&self, voters: &[ReplicaId], own: ReplicaId, given_up: bool) -> bool {
@@ -161,20 +250,8 @@ impl GroupCore {
 
     /// Whether a message must not be taken while it is not known what this replica lost.
     pub(super) fn refuses_in_doubt(&self, message: &GroupMessage) -> bool {
-        let Some(doubt) = &self.doubt else { return false };
-        if self.config.bugs.has(KnownBug::IgnoreDoubt) {
-            return false;
-        }
-        match (message.kind(), doubt.floor) {
-            (MessageKind::RecoveryRequest | MessageKind::RecoveryResponse, _) => false,
-            (MessageKind::Removed | MessageKind::Invite | MessageKind::Wake, _) => false,
-            (_, None) => true,
-            (MessageKind::TimeoutNow | MessageKind::TransferAsk | MessageKind::Sleep, _) => true,
-            (MessageKind::Vote | MessageKind::PreVote, Some(floor)) => {
-                LogPosition::new(message.log_term, message.index) < floor.last
-            }
-            _ => false,
-        }
+        let ignores = self.config.bugs.has(KnownBug::IgnoreDoubt);
+        !ignores && self.doubt.as_ref().is_some_and(|doubt| doubt.refuses(message))
     }
 
     /// Whether this replica must not campaign.
@@ -194,48 +271,25 @@ impl GroupCore {
     pub(super) fn check_doubt(&mut self, effects: &mut Effects) {
         let Some(doubt) = &mut self.doubt else { return };
         doubt.ticks += 1;
+        let election_ticks = u64::from(self.config.election_ticks);
         if doubt.floor.is_some() {
-            return self.check_floor(effects);
-        }
-        if self.is_enough_known() {
-            return self.take_floor(effects);
-        }
-        if self.doubt.as_ref().is_some_and(|doubt| doubt.ticks % ASK_TICKS == 1) {
+            self.check_floor(effects);
+        } else if doubt.is_enough_known(self.replica, &self.membership, election_ticks) {
+            self.take_floor(effects);
+        } else if doubt.asks_now() {
             self.ask_voters(effects);
         }
     }
 
     fn ask_voters(&self, effects: &mut Effects) {
         let Some(doubt) = &self.doubt else { return };
-        let mut voters = self.voters_since(LogIndex::default());
-        voters.retain(|id, _| *id != self.replica && doubt.answered(*id).is_none());
-        for (id, to) in voters {
+        for (id, to) in doubt.unanswered(self.replica, &self.membership) {
             let request = GroupMessage {
                 stamp: self.life(),
                 ..self.own_message(MessageKind::RecoveryRequest, id.get())
             };
             effects.messages.push(Outgoing { to, lane: Lane::Urgent, message: request });
         }
-    }
-
-    /// Who votes in the known configurations from this one on.
-    fn voters_since(&self, oldest: LogIndex) -> BTreeMap<ReplicaId, NodeId> {
-        let configs = self.known_configs().filter(|config| config.config_index >= oldest);
-        let members = configs.flat_map(|config| &config.members);
-        let voting = members.filter(|(_, member)| member.voter || member.outgoing_voter);
-        voting.map(|(id, member)| (*id, member.node)).collect()
-    }
-
-    /// The newest configuration that is known to be committed: what is applied here was.
-    fn committed_config(&self) -> LogIndex {
-        let answered = self.doubt.as_ref().map(|doubt| doubt.committed_config());
-        answered.unwrap_or_default().max(self.membership.config_index)
-    }
-
-    /// The configurations under which this replica may have voted and acknowledged, as far as is known.
-    fn known_configs(&self) -> impl Iterator<Item = &Membership> {
-        let answers = self.doubt.iter().flat_map(|doubt| &doubt.answers);
-        std::iter::once(&*self.membership).chain(answers.flat_map(|answer| &answer.configs))
     }
 
     /// A peer does not know what it lost.
@@ -352,39 +406,14 @@ impl GroupCore {
         }
     }
 
-    /// Whether each quorum that this replica was ever part of has another member among those that
-    /// answered.
-    fn is_enough_known(&self) -> bool {
-        let Some(doubt) = &self.doubt else { return false };
-        let given_up = doubt.ticks > 2 * u64::from(self.config.election_ticks);
-        let committed = self.committed_config();
-        let voters = |config: &Membership, votes: fn(&Member) -> bool| -> Vec<ReplicaId> {
-            let members = config.members.iter().filter(|(_, member)| votes(member));
-            members.map(|(id, _)| *id).collect()
-        };
-        // Voters of an older configuration may be gone.
-        let counts = |config: &&Membership| !given_up || config.config_index >= committed;
-        self.known_configs().filter(counts).all(|config| {
-            let halves: [fn(&Member) -> bool; 2] = [|one| one.voter, |one| one.outgoing_voter];
-            halves
-                .iter()
-                .all(|half| doubt.is_covered(&voters(config, *half), self.replica, given_up))
-        })
-    }
-
     /// From here on it takes part, within bounds.
     fn take_floor(&mut self, effects: &mut Effects) {
-        if self.never_had_a_vote() {
+        let Some(doubt) = &mut self.doubt else { return };
+        if doubt.never_had_a_vote(self.replica, &self.membership) {
             return self.settle_doubt(effects);
         }
         let own = self.replica.get();
-        // A voter of an older configuration cannot lead, however long its log is: to wait for it would
-        // be to wait for ever. It alone may hold what a leader committed between the commit of the next
-        // configuration and its own application of it.
-        let voters = self.voters_since(self.committed_config());
-        let Some(doubt) = &mut self.doubt else { return };
-        let floor = doubt.floor_of_answers(&voters);
-        doubt.floor = Some(floor);
+        let floor = doubt.take_floor(&self.membership);
         let raft = &mut self.raw.raft;
         if floor.term.get() > raft.term {
             raft.become_follower(floor.term.get(), raft::INVALID_ID);
@@ -412,17 +441,6 @@ impl GroupCore {
         self.doubt = None;
         self.write_certainty(Certainty::Sure, effects);
         tracing::info!(group = %self.id, "a replica is in doubt no longer");
-    }
-
-    /// Whether no configuration up to the newest one that the answers show gave this replica a vote: no
-    /// quorum was ever made with it, so it can have lost nothing that counts. What it acknowledged as a
-    /// learner its leader counts anew.
-    fn never_had_a_vote(&self) -> bool {
-        let with_it = self.known_configs().filter_map(|config| {
-            let member = config.members.get(&self.replica)?;
-            Some((config.config_index, member.never_voted))
-        });
-        with_it.max_by_key(|(index, _)| *index).is_some_and(|(_, never_voted)| never_voted)
     }
 
     pub(super) fn write_certainty(&self, certainty: Certainty, effects: &mut Effects) {
@@ -454,4 +472,118 @@ fn foresee(
     let after = config.apply(before, &next.to_conf_state(), index)?;
     tracker.apply_conf(next, changes, 1);
     Some(after)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: ReplicaId = ReplicaId::must(1);
+    const ELECTION_TICKS: u64 = 10;
+
+    fn members(nodes: std::ops::RangeInclusive<u64>, config_index: u64) -> Membership {
+        let config_index = LogIndex::new(config_index);
+        Membership { config_index, ..Membership::initial(nodes.map(NodeId::must)) }
+    }
+
+    fn doubt() -> Doubt {
+        Doubt { cause: Cause::TornTail, ticks: 0, answers: Vec::new(), floor: None }
+    }
+
+    /// A voter that is sure of its log, and knows this configuration.
+    fn answer(replica: u64, last: (u64, u64), config: &Membership) -> Answer {
+        Answer {
+            replica: ReplicaId::must(replica),
+            certainty: Certainty::Sure,
+            term: Term::new(last.0 + 1),
+            last: LogPosition::new(last.0, last.1),
+            configs: vec![config.clone()],
+            committed_config: config.config_index,
+        }
+    }
+
+    fn is_enough(doubt: &Doubt, applied: &Membership) -> bool {
+        doubt.is_enough_known(OWN, applied, ELECTION_TICKS)
+    }
+
+    #[test]
+    fn all_voters_answer_or_so_many_after_a_while_that_every_quorum_has_one() {
+        let five = members(1..=5, 0);
+        let mut doubt = doubt();
+        for (answers, at_once, later) in
+            [(0, false, false), (2, false, false), (3, false, true), (4, true, true)]
+        {
+            doubt.answers = (2..2 + answers).map(|id| answer(id, (3, 20), &five)).collect();
+            doubt.ticks = 0;
+            assert_eq!(is_enough(&doubt, &five), at_once, "{answers} answers");
+            doubt.ticks = 2 * ELECTION_TICKS + 1;
+            assert_eq!(is_enough(&doubt, &five), later, "{answers} answers");
+        }
+    }
+
+    #[test]
+    fn one_in_doubt_counts_only_where_all_answered() {
+        let three = members(1..=3, 0);
+        let mut doubt = doubt();
+        let unsure = Certainty::InDoubt(Cause::TornTail);
+        doubt.note(Answer { certainty: unsure, ..answer(2, (3, 20), &three) });
+        doubt.ticks = 100;
+        assert!(!is_enough(&doubt, &three));
+        doubt.note(Answer { certainty: unsure, ..answer(3, (3, 20), &three) });
+        assert!(is_enough(&doubt, &three));
+    }
+
+    #[test]
+    fn voters_of_a_configuration_that_only_an_answer_shows_are_asked_too() {
+        let (before, after) = (members(1..=3, 0), members(1..=4, 9));
+        let mut doubt = doubt();
+        assert_eq!(doubt.unanswered(OWN, &before).len(), 2);
+        doubt.note(answer(2, (3, 20), &after));
+        doubt.note(answer(3, (3, 20), &after));
+        assert!(!is_enough(&doubt, &before));
+        let left: Vec<_> = doubt.unanswered(OWN, &before).into_keys().collect();
+        assert_eq!(left, [ReplicaId::must(4)]);
+    }
+
+    #[test]
+    fn the_floor_is_the_newest_term_and_the_furthest_log_of_those_that_can_lead() {
+        let (before, after) = (members(1..=4, 0), members(1..=3, 9));
+        let mut doubt = doubt();
+        doubt.note(answer(2, (3, 20), &after));
+        doubt.note(answer(3, (3, 22), &after));
+        doubt.note(answer(4, (5, 90), &before));
+        let floor = doubt.take_floor(&before);
+        assert_eq!(floor.last, LogPosition::new(3, 22), "the one that was removed cannot lead");
+        assert_eq!((floor.term, floor.config), (Term::new(6), LogIndex::new(9)));
+    }
+
+    #[test]
+    fn one_that_never_had_a_vote_has_nothing_to_lose() {
+        let mut with_learner = members(1..=3, 4);
+        if let Some(own) = with_learner.members.get_mut(&OWN) {
+            own.never_voted = true;
+        }
+        let mut doubt = doubt();
+        assert!(doubt.never_had_a_vote(OWN, &with_learner));
+        doubt.note(answer(2, (3, 20), &members(1..=3, 9)));
+        assert!(!doubt.never_had_a_vote(OWN, &with_learner), "a later change gave it one");
+    }
+
+    #[test]
+    fn what_is_taken_in_doubt() {
+        let message = |kind: MessageKind, log_term, index| GroupMessage {
+            kind: kind.into(),
+            log_term,
+            index,
+            ..GroupMessage::default()
+        };
+        let mut doubt = doubt();
+        assert!(doubt.refuses(&message(MessageKind::Append, 3, 20)));
+        assert!(!doubt.refuses(&message(MessageKind::RecoveryResponse, 3, 20)));
+        doubt.floor = Some(Floor { last: LogPosition::new(3, 20), ..Floor::default() });
+        assert!(!doubt.refuses(&message(MessageKind::Append, 3, 20)));
+        assert!(doubt.refuses(&message(MessageKind::Vote, 3, 19)));
+        assert!(!doubt.refuses(&message(MessageKind::Vote, 3, 20)));
+        assert!(doubt.refuses(&message(MessageKind::TimeoutNow, 9, 99)));
+    }
 }

@@ -12,6 +12,8 @@
 //!
 //! A leader whose gate is closed is a *caretaker*: it keeps the group together, and lets it be
 //! repaired. It is decided when a leadership begins, and again when what is known changes.
+//!
+//! [`Led`] decides what is asked, which answers count, and what is published.
 
 use std::sync::{Arc, LazyLock};
 
@@ -20,7 +22,7 @@ use shardhost_storage::{NodeId, Requirement, RequirementMode, Term};
 use super::GroupCore;
 use crate::core::Effects;
 use crate::error::{ProposalRejection, ProposeError, ReadError};
-use crate::known_bugs::KnownBug;
+use crate::known_bugs::{KnownBug, KnownBugs};
 use crate::leadership::EdgeKind;
 use crate::nodes::{Advert, Impairment};
 use crate::policy::{
@@ -48,6 +50,150 @@ pub(super) enum Gate {
     /// They were asked at this tick.
     Asked(u64),
     Closed(Arc<Caretaker>),
+}
+
+/// A leadership that was acquired and not lost.
+#[derive(Debug)]
+pub(super) struct Led {
+    pub(super) term: u64,
+    /// The first entry of the own term.
+    pub(super) first_index: u64,
+    pub(super) ready: bool,
+    /// Whether users are served, once it is.
+    gate: Gate,
+    /// Questions to policies about it so far; the newest has this number.
+    questions: u64,
+    /// Policies that panicked when they were asked about it.
+    panics: u32,
+    /// They are asked once more at this tick.
+    asks_again_at: Option<u64>,
+    /// What was published of it.
+    told: Told,
+    /// A voter was asked to take it over.
+    pub(super) offered: bool,
+}
+
+/// What is to be done about the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Nothing,
+    /// Policies are asked.
+    Ask,
+    /// They have given no answer for so long that none is waited for.
+    GiveUp,
+}
+
+impl Led {
+    pub(super) const fn new(term: u64, first_index: u64, gate: Gate) -> Self {
+        Self {
+            term,
+            first_index,
+            ready: false,
+            gate,
+            questions: 0,
+            panics: 0,
+            asks_again_at: None,
+            told: Told::Nothing,
+            offered: false,
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.gate == Gate::Open
+    }
+
+    /// Why it serves no users.
+    const fn caretaker(&self) -> Option<&Arc<Caretaker>> {
+        match &self.gate {
+            Gate::Closed(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Why no proposal of users is taken, if none is.
+    fn refuses(&self) -> Option<ProposalRejection> {
+        match &self.gate {
+            Gate::Open => None,
+            Gate::ToAsk | Gate::Asked(_) => Some(ProposalRejection::NotServing(None)),
+            Gate::Closed(reason) => Some(ProposalRejection::NotServing(Some(Arc::clone(reason)))),
+        }
+    }
+
+    /// What is to be done in this tick. Policies have so many ticks to answer.
+    fn due(&self, tick: u64, limit: u64) -> Due {
+        match self.gate {
+            _ if !self.ready => Due::Nothing,
+            Gate::ToAsk => Due::Ask,
+            Gate::Closed(_) if self.asks_again_at.is_some_and(|at| tick >= at) => Due::Ask,
+            Gate::Asked(since) if tick - since >= limit => Due::GiveUp,
+            _ => Due::Nothing,
+        }
+    }
+
+    /// Policies are asked; gives the number of the question.
+    fn ask(&mut self, tick: u64) -> u64 {
+        self.gate = Gate::Asked(tick);
+        self.asks_again_at = None;
+        self.questions += 1;
+        self.questions
+    }
+
+    /// Whether this answer counts: to the newest question, and be it late.
+    fn awaits_answer(&self, term: u64, question: u64, bugs: KnownBugs) -> bool {
+        let waits = match &self.gate {
+            Gate::Asked(_) => true,
+            Gate::Closed(reason) => matches!(**reason, Caretaker::NoAnswer { .. }),
+            Gate::Open | Gate::ToAsk => false,
+        };
+        let newest = question == self.questions || bugs.has(KnownBug::AnyAnswerCounts);
+        self.term == term && waits && newest
+    }
+
+    /// What made a policy panic may pass, so that it is asked again, ever more rarely. One that gives
+    /// no answer is not: the question is out, and another one would wait behind it.
+    fn ask_after_panic(&mut self, tick: u64, bugs: KnownBugs) {
+        let pause = PANIC_RETRY_TICKS << self.panics.min(MAX_PANICS);
+        self.panics += 1;
+        let asks = self.panics < MAX_PANICS && !bugs.has(KnownBug::SilentPolicyKeepsLeadership);
+        self.asks_again_at = asks.then_some(tick + pause);
+    }
+
+    /// Policies, if some decide about this group, decide again. A question without an answer is asked
+    /// again: its answer may be older than the cause of the request.
+    fn ask_again(&mut self, some_decide: bool, bugs: KnownBugs) {
+        let to_ask = match &self.gate {
+            Gate::Open => some_decide,
+            Gate::Closed(_) => !self.is_unfit(),
+            Gate::Asked(_) => !bugs.has(KnownBug::AnyAnswerCounts),
+            Gate::ToAsk => false,
+        };
+        if to_ask {
+            self.panics = 0;
+            self.gate = Gate::ToAsk;
+        }
+    }
+
+    /// Whether the node is unfit; no policy was asked then.
+    fn is_unfit(&self) -> bool {
+        self.caretaker().is_some_and(|why| matches!(**why, Caretaker::Unfit(_)))
+    }
+
+    /// Whether it is decided whether users are served.
+    const fn is_settled(&self) -> bool {
+        self.asks_again_at.is_none() && !matches!(self.gate, Gate::ToAsk | Gate::Asked(_))
+    }
+
+    /// What is to be published: that it began to serve its users, or ceased to. Asked once.
+    fn announce(&mut self) -> Option<EdgeKind> {
+        let (serves, closed) = (self.ready && self.is_open(), self.caretaker().is_some());
+        let (told, kind) = match self.told {
+            Told::Caretaker | Told::Nothing if serves => (Told::Ready, EdgeKind::Ready),
+            Told::Ready | Told::Nothing if closed => (Told::Caretaker, EdgeKind::Caretaker),
+            _ => return None,
+        };
+        self.told = told;
+        Some(kind)
+    }
 }
 
 impl GroupCore {
@@ -163,41 +309,31 @@ impl GroupCore {
     }
 
     pub(super) fn serves(&self) -> bool {
-        self.led.as_ref().is_some_and(|led| led.ready && led.gate == Gate::Open)
+        self.led.as_ref().is_some_and(|led| led.ready && led.is_open())
     }
 
     /// Why a leader serves no users.
     pub(super) fn caretaker(&self) -> Option<&Arc<Caretaker>> {
-        match &self.led.as_ref()?.gate {
-            Gate::Closed(reason) => Some(reason),
-            _ => None,
-        }
+        self.led.as_ref()?.caretaker()
     }
 
     /// Asks policies, and gives up waiting for them.
     pub(super) fn tend_gate(&mut self, effects: &mut Effects) {
-        let (ticks, limit) = (self.ticks, u64::from(self.config.admission_ticks));
-        let Some(led) = self.led.as_mut().filter(|led| led.ready) else { return };
-        match led.gate {
-            Gate::ToAsk => self.ask_policies(effects),
-            Gate::Closed(_) if led.asks_again_at.is_some_and(|tick| ticks >= tick) => {
-                self.ask_policies(effects);
-            }
-            Gate::Asked(since) if ticks - since >= limit => {
-                let after = self.config.tick.saturating_mul(u32::from(self.config.admission_ticks));
+        let limit = u64::from(self.config.admission_ticks);
+        match self.led.as_ref().map_or(Due::Nothing, |led| led.due(self.ticks, limit)) {
+            Due::Nothing => {}
+            Due::Ask => self.ask_policies(effects),
+            Due::GiveUp => {
+                let after = self.config.in_time(limit);
                 self.close_gate(Caretaker::NoAnswer { after }, effects);
             }
-            _ => {}
         }
     }
 
     fn ask_policies(&mut self, effects: &mut Effects) {
-        let (group, epoch, ticks) = (self.id, self.epoch, self.ticks);
+        let (group, epoch) = (self.id, self.epoch);
         let Some(led) = self.led.as_mut() else { return };
-        led.gate = Gate::Asked(ticks);
-        led.asks_again_at = None;
-        led.questions += 1;
-        let (term, question) = (led.term, led.questions);
+        let (term, question) = (led.term, led.ask(self.ticks));
         let acquired = Acquisition {
             group,
             term: Term::new(term),
@@ -219,7 +355,8 @@ impl GroupCore {
         answer: Result<Decision, AdmissionFault>,
         effects: &mut Effects,
     ) {
-        if !self.awaits_answer(term, question) {
+        let (bugs, led) = (self.config.bugs, self.led.as_ref());
+        if !led.is_some_and(|led| led.awaits_answer(term.get(), question, bugs)) {
             return;
         }
         self.wake();
@@ -233,54 +370,29 @@ impl GroupCore {
                 self.close_gate(Caretaker::Declined { reason: reason.into() }, effects);
             }
             Err(AdmissionFault { policy }) => {
-                self.ask_after_panic();
+                if let Some(led) = self.led.as_mut() {
+                    led.ask_after_panic(self.ticks, bugs);
+                }
                 self.close_gate(Caretaker::Panicked { policy }, effects);
             }
         }
     }
 
-    /// What made a policy panic may pass, so that it is asked again, ever more rarely. One that gives
-    /// no answer is not: the question is out, and another one would wait behind it.
-    fn ask_after_panic(&mut self) {
-        let ticks = self.ticks;
-        let Some(led) = self.led.as_mut() else { return };
-        let pause = PANIC_RETRY_TICKS << led.panics.min(MAX_PANICS);
-        led.panics += 1;
-        let asks =
-            led.panics < MAX_PANICS && !self.config.bugs.has(KnownBug::SilentPolicyKeepsLeadership);
-        led.asks_again_at = asks.then_some(ticks + pause);
-    }
-
     /// Whether it is decided whether users are served.
     pub(super) fn is_service_settled(&self) -> bool {
-        self.led.as_ref().is_none_or(|led| {
-            led.asks_again_at.is_none() && !matches!(led.gate, Gate::ToAsk | Gate::Asked(_))
-        })
-    }
-
-    fn awaits_answer(&self, term: Term, question: u64) -> bool {
-        let Some(led) = self.led.as_ref().filter(|led| led.term == term.get()) else {
-            return false;
-        };
-        let waits = match &led.gate {
-            Gate::Asked(_) => true,
-            Gate::Closed(reason) => matches!(**reason, Caretaker::NoAnswer { .. }),
-            Gate::Open | Gate::ToAsk => false,
-        };
-        let newest = question == led.questions || self.config.bugs.has(KnownBug::AnyAnswerCounts);
-        waits && newest
+        self.led.as_ref().is_none_or(Led::is_settled)
     }
 
     /// What is known of nodes, policies or the requirement changed.
     pub(super) fn renew_gate(&mut self, effects: &mut Effects) {
         let Some(led) = &self.led else { return };
-        let unfit = matches!(&led.gate, Gate::Closed(why) if matches!(**why, Caretaker::Unfit(_)));
+        let (unfit, open) = (led.is_unfit(), led.is_open());
         match self.first_gate(effects) {
             Gate::Closed(reason) => self.close_gate(Caretaker::clone(&reason), effects),
             // The decision of policies about this leadership is kept, until another look is
             // requested.
             Gate::ToAsk if unfit => self.set_gate(Gate::ToAsk),
-            Gate::Open if led.gate != Gate::Open => self.open_gate(effects),
+            Gate::Open if !open => self.open_gate(effects),
             _ => {}
         }
         self.tend_gate(effects);
@@ -290,17 +402,8 @@ impl GroupCore {
     /// its answer may be older than the cause of the request.
     pub(super) fn ask_policies_again(&mut self) {
         let asks = self.policies.asks(self.id, &self.meta.labels);
-        let asks_once = self.config.bugs.has(KnownBug::AnyAnswerCounts);
-        let Some(led) = self.led.as_mut() else { return };
-        let to_ask = match &led.gate {
-            Gate::Open => asks,
-            Gate::Closed(reason) => !matches!(**reason, Caretaker::Unfit(_)),
-            Gate::Asked(_) => !asks_once,
-            Gate::ToAsk => false,
-        };
-        if to_ask {
-            led.panics = 0;
-            led.gate = Gate::ToAsk;
+        if let Some(led) = self.led.as_mut() {
+            led.ask_again(asks, self.config.bugs);
         }
     }
 
@@ -330,29 +433,18 @@ impl GroupCore {
 
     /// Publishes that a leadership began to serve its users, or ceased to.
     pub(super) fn tell_service(&mut self, effects: &mut Effects) {
-        let serves = self.serves();
-        let closed = self.caretaker().is_some();
         let Some(led) = self.led.as_mut() else { return };
-        let kind = match led.told {
-            Told::Caretaker | Told::Nothing if serves => EdgeKind::Ready,
-            Told::Ready | Told::Nothing if closed => EdgeKind::Caretaker,
-            _ => return,
-        };
-        led.told = if serves { Told::Ready } else { Told::Caretaker };
+        let Some(kind) = led.announce() else { return };
+        let term = led.term;
         if kind == EdgeKind::Caretaker {
             effects.count(PolicyEvent::CaretakerBegan);
         }
-        let term = led.term;
         self.edge(term, kind, effects);
     }
 
     /// Why no proposal of users is taken from this leader, if none is.
     pub(super) fn refuses_service(&self) -> Option<ProposalRejection> {
-        match &self.led.as_ref()?.gate {
-            Gate::Open => None,
-            Gate::ToAsk | Gate::Asked(_) => Some(ProposalRejection::NotServing(None)),
-            Gate::Closed(reason) => Some(ProposalRejection::NotServing(Some(Arc::clone(reason)))),
-        }
+        self.led.as_ref()?.refuses()
     }
 
     /// The same for reads; those that come before the policies have answered wait.
@@ -400,8 +492,101 @@ impl Stall {
 
 /// What was published of a leadership after it was acquired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
+enum Told {
     Nothing,
     Ready,
     Caretaker,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: u64 = 20;
+
+    fn led(gate: Gate) -> Led {
+        Led { ready: true, ..Led::new(5, 10, gate) }
+    }
+
+    fn closed(reason: Caretaker) -> Gate {
+        Gate::Closed(Arc::new(reason))
+    }
+
+    fn no_answer() -> Gate {
+        closed(Caretaker::NoAnswer { after: std::time::Duration::from_secs(1) })
+    }
+
+    fn held() -> Gate {
+        closed(Caretaker::Held { reason: "later".into() })
+    }
+
+    #[test]
+    fn policies_are_asked_once_a_leadership_is_ready_and_not_waited_for_for_ever() {
+        assert_eq!(Led::new(5, 10, Gate::ToAsk).due(100, LIMIT), Due::Nothing);
+        let mut led = led(Gate::ToAsk);
+        assert_eq!(led.due(100, LIMIT), Due::Ask);
+        assert_eq!(led.ask(100), 1);
+        assert_eq!(led.due(119, LIMIT), Due::Nothing);
+        assert_eq!(led.due(120, LIMIT), Due::GiveUp);
+    }
+
+    #[test]
+    fn only_the_answer_to_the_newest_question_counts_and_it_may_be_late() {
+        let none = KnownBugs::none();
+        let mut led = led(Gate::ToAsk);
+        led.ask(100);
+        assert!(led.awaits_answer(5, 1, none) && !led.awaits_answer(4, 1, none));
+        led.gate = no_answer();
+        assert!(led.awaits_answer(5, 1, none), "late");
+        led.ask_again(true, none);
+        assert!(!led.awaits_answer(5, 1, none), "it is asked anew");
+        led.ask(130);
+        assert!(!led.awaits_answer(5, 1, none) && led.awaits_answer(5, 2, none));
+        led.gate = held();
+        assert!(!led.awaits_answer(5, 2, none), "it is answered");
+    }
+
+    #[test]
+    fn a_policy_that_panics_is_asked_again_ever_more_rarely() {
+        let none = KnownBugs::none();
+        let mut led = led(held());
+        for pause in [50, 100, 200, 400, 800] {
+            led.ask_after_panic(1_000, none);
+            assert!(!led.is_settled());
+            assert_eq!(led.due(999 + pause, LIMIT), Due::Nothing);
+            assert_eq!(led.due(1_000 + pause, LIMIT), Due::Ask);
+        }
+        led.ask_after_panic(1_000, none);
+        assert!(led.is_settled(), "only news help");
+    }
+
+    #[test]
+    fn another_look_asks_those_that_decide() {
+        let cases = [
+            (Gate::Open, true, true),
+            (Gate::Open, false, false),
+            (held(), false, true),
+            (Gate::Asked(3), false, true),
+        ];
+        for (gate, some_decide, asks) in cases {
+            let mut led = led(gate);
+            led.ask_again(some_decide, KnownBugs::none());
+            assert_eq!(led.gate == Gate::ToAsk, asks, "{led:?}");
+        }
+    }
+
+    #[test]
+    fn what_changes_for_users_is_published_once() {
+        let mut led = Led::new(5, 10, Gate::Open);
+        assert_eq!(led.announce(), None, "it is not ready");
+        led.ready = true;
+        assert_eq!(led.announce(), Some(EdgeKind::Ready));
+        assert_eq!(led.announce(), None);
+        led.gate = Gate::Asked(1);
+        assert_eq!(led.announce(), None, "it is not decided");
+        led.gate = held();
+        assert_eq!(led.announce(), Some(EdgeKind::Caretaker));
+        led.gate = Gate::Open;
+        assert_eq!(led.announce(), Some(EdgeKind::Ready));
+    }
 }

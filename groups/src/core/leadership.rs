@@ -4,32 +4,11 @@ use raft::StateRole;
 use shardhost_storage::Term;
 
 use super::GroupCore;
-use super::gate::{Gate, Told};
+use super::gate::Led;
 use crate::core::Effects;
 use crate::error::ReadError;
 use crate::known_bugs::KnownBug;
 use crate::leadership::{Edge, EdgeKind, LossCause};
-
-/// A leadership that was acquired and not lost.
-#[derive(Debug)]
-pub(super) struct Led {
-    pub(super) term: u64,
-    /// The first entry of the own term.
-    pub(super) first_index: u64,
-    pub(super) ready: bool,
-    /// Whether users are served, once it is.
-    pub(super) gate: Gate,
-    /// Questions to policies about it so far; the newest has this number.
-    pub(super) questions: u64,
-    /// Policies that panicked when they were asked about it.
-    pub(super) panics: u32,
-    /// They are asked once more at this tick.
-    pub(super) asks_again_at: Option<u64>,
-    /// What was published of it.
-    pub(super) told: Told,
-    /// A voter was asked to take it over.
-    pub(super) offered: bool,
-}
 
 impl GroupCore {
     /// Whether this leader has applied the first entry of its term, and so everything before.
@@ -56,17 +35,7 @@ impl GroupCore {
         }
         if leads && self.led.is_none() {
             let gate = self.first_gate(effects);
-            self.led = Some(Led {
-                term,
-                first_index: last,
-                ready: false,
-                gate,
-                questions: 0,
-                panics: 0,
-                asks_again_at: None,
-                told: Told::Nothing,
-                offered: false,
-            });
+            self.led = Some(Led::new(term, last, gate));
             self.reset_lease();
             self.reads.ask_anew();
             if !self.config.bugs.has(KnownBug::CaretakerAnswersReads) {

@@ -95,7 +95,7 @@ use candidacy::{Candidacy, Lot};
 use consistency::Consistency;
 use doubt::Doubt;
 use durable::{COMMIT_QUIET_TICKS, COMMIT_TICKS, Durable};
-use leadership::Led;
+use gate::Led;
 use lease::Lease;
 use leaving::{Leaving, PROBE_TICKS};
 use membership::{INVITE_TICKS, PendingChange};

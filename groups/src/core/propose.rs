@@ -10,7 +10,6 @@ use raft::eraftpb;
 use shardhost_storage::{LogIndex, Term};
 
 use super::GroupCore;
-use super::gate::Gate;
 use crate::core::Effects;
 use crate::error::{ProposalRejection, ProposeError, UnknownCause};
 use crate::known_bugs::{KnownBug, KnownBugs};
@@ -218,7 +217,7 @@ impl GroupCore {
     /// Whether proposals wait: until it is known who leads after a transfer, or, for a leader that
     /// was just elected, what the group asks of it.
     fn holds_proposals(&self) -> bool {
-        let untried = self.led.as_ref().is_some_and(|led| !led.ready && led.gate == Gate::Open);
+        let untried = self.led.as_ref().is_some_and(|led| !led.ready && led.is_open());
         self.leads() && (untried || self.raw.raft.lead_transferee.is_some())
     }
 

@@ -26,7 +26,6 @@ mod state;
 
 pub(super) use state::{Lease, PeerState};
 
-use super::gate::Gate;
 use super::{GroupCore, mix};
 use crate::clock::Moment;
 use crate::core::{Effects, LeaseSign};
@@ -253,7 +252,7 @@ impl GroupCore {
     fn acknowledged(&self) -> Moment {
         let bugs = self.config.bugs;
         let ready = self.led.as_ref().is_some_and(|led| {
-            led.gate == Gate::Open && (led.ready || bugs.has(KnownBug::LeaseBeforeReady))
+            led.is_open() && (led.ready || bugs.has(KnownBug::LeaseBeforeReady))
         });
         let handing_over = self.is_frozen() || self.raw.raft.lead_transferee.is_some();
         if !self.leads() || !ready || (handing_over && !bugs.has(KnownBug::LeaseInTransfer)) {
