@@ -39,8 +39,8 @@ pub struct SkipArguments {
     /// replicas that note it are opened as they are.
     #[arg(long, conflicts_with = "confirm")]
     abandon: bool,
-    /// A member that is gone for good and is not asked. Remove it from the group before it can come
-    /// back: it would still hold the command.
+    /// A member that is gone for good and is not asked. Remove or replace it before it can come back: it would
+    /// still hold the command, or, where a skip is taken back, may have skipped it.
     #[arg(long, value_name = "NODE")]
     without: Vec<u64>,
     #[command(flatten)]
@@ -121,8 +121,8 @@ fn nothing_to_skip(arguments: &SkipArguments, seen: &Seen) -> anyhow::Result<Exi
         return Ok(ExitCode::SUCCESS);
     }
     bail!(
-        "entry {} is empty: a leader began its term with it. It fails no state machine, so no replica is \
-         opened; find the index of the command that does",
+        "entry {} is empty: it was skipped, or a leader began its term with it. It fails no state machine, so no \
+         replica is opened: start nodes without `--park`, or find the index of the command that does",
         number(arguments.index)
     )
 }

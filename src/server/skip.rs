@@ -160,10 +160,21 @@ pub(super) async fn open(
     if host.group(id).as_ref().is_some_and(runs) {
         return Ok(());
     }
-    host.close_group(id).await;
     let end = if request.abandoned { SkipEnd::Abandoned } else { SkipEnd::Skipped };
+    // Goes on when the caller goes away: without its note, nothing would say that the replica is to be opened.
+    let opening = tokio::spawn(finish_and_open(host.clone(), Arc::clone(state), (id, index), end));
+    opening.await.map_err(|error| Status::internal(format!("opening group {id}: {error}")))?
+}
+
+async fn finish_and_open(
+    host: Host,
+    state: Arc<StateDb>,
+    (id, index): (GroupId, LogIndex),
+    end: SkipEnd,
+) -> Result<(), Status> {
+    host.close_group(id).await;
     host.finish_skip(id, index, end).await.map_err(|error| refused(&error))?;
-    let opened = host.open_group_with(id, factory(state, id, kind_of(host, id)?)).await;
+    let opened = host.open_group_with(id, factory(&state, id, kind_of(&host, id)?)).await;
     opened.map(drop).map_err(|error| of_opening(&error))
 }
 
