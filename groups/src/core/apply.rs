@@ -29,6 +29,17 @@ pub(super) struct ApplyProgress {
     pub(super) durable: Option<LogIndex>,
 }
 
+/// How entries come to the state machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Handed {
+    /// They were handed over before.
+    Nothing,
+    /// It has nothing to do with them, and nothing before them: they count as applied.
+    Skipped,
+    /// Behind those that are on their way to it.
+    Queued,
+}
+
 impl ApplyProgress {
     /// The machine is at `applied`, and raft hands out committed entries behind `passed`.
     pub(super) const fn new(applied: u64, passed: u64, durable: Option<LogIndex>) -> Self {
@@ -72,6 +83,63 @@ impl ApplyProgress {
         self.applied = index;
     }
 
+    /// Whether everything that was released was handed over.
+    const fn is_level(&self) -> bool {
+        self.handed == self.released
+    }
+
+    /// What was released and not handed over: the next, and the end.
+    fn backlog(&self) -> Option<(u64, u64)> {
+        (self.handed < self.released).then_some((self.handed + 1, self.released + 1))
+    }
+
+    /// Whether less than so much is on its way to the state machine.
+    const fn has_room(&self, bytes: usize) -> bool {
+        self.in_flight_bytes < bytes
+    }
+
+    /// What is committed may be handed over up to here. Returns whether that is news.
+    const fn release(&mut self, last: u64) -> bool {
+        let news = last > self.released;
+        if news {
+            self.released = last;
+        }
+        news
+    }
+
+    /// Entries up to here are handed over, with so many bytes of commands, if there are any.
+    fn hand(&mut self, last: u64, commands: Option<usize>) -> Handed {
+        if last == self.handed {
+            return Handed::Nothing;
+        }
+        self.handed = last;
+        if commands.is_none() && self.in_flight.is_empty() {
+            return Handed::Skipped;
+        }
+        let bytes = commands.unwrap_or(0);
+        self.in_flight.push_back((last, bytes));
+        self.in_flight_bytes += bytes;
+        Handed::Queued
+    }
+
+    /// The state machine is done with everything that was handed over up to here.
+    fn settle(&mut self, last: u64) {
+        while self.in_flight.front().is_some_and(|(index, _)| *index <= last) {
+            if let Some((_, bytes)) = self.in_flight.pop_front() {
+                self.in_flight_bytes -= bytes;
+            }
+        }
+    }
+
+    /// This is applied. Returns whether that is news.
+    const fn advance(&mut self, index: u64) -> bool {
+        let news = index > self.applied;
+        if news {
+            self.applied = index;
+        }
+        news
+    }
+
     pub(super) fn shrink(&mut self) {
         self.in_flight.shrink_to_fit();
     }
@@ -80,7 +148,7 @@ impl ApplyProgress {
 impl GroupCore {
     /// Whether the next committed entries go to the state machine at once.
     pub(super) fn hands_over_at_once(&self) -> bool {
-        self.apply.handed == self.apply.released && self.takes_more()
+        self.apply.is_level() && self.takes_more()
     }
 
     /// These entries are committed, and durable here. When they are held back, only their positions
@@ -92,11 +160,11 @@ impl GroupCore {
         effects: &mut Effects,
     ) {
         let Some(last) = committed.last().map(|entry| entry.index) else { return };
-        if last <= self.apply.released {
+        // Asked before they are released: later they would be part of what is held back.
+        let at_once = !held_back && self.hands_over_at_once();
+        if !self.apply.release(last) {
             return;
         }
-        let at_once = !held_back && self.hands_over_at_once();
-        self.apply.released = last;
         if at_once {
             self.hand(committed, effects);
         }
@@ -105,17 +173,16 @@ impl GroupCore {
     /// Hands over what was held back, as far as the backlog allows. Each turn of the loop hands
     /// something over, or ends it.
     pub(super) fn hand_over_committed(&mut self, effects: &mut Effects) {
-        while self.apply.handed < self.apply.released && self.takes_more() {
-            let before = self.apply.handed;
-            match self.read_committed(before + 1, self.apply.released + 1) {
+        while let Some((next, end)) = self.apply.backlog().filter(|_| self.takes_more()) {
+            match self.read_committed(next, end) {
                 Ok(entries) if !entries.is_empty() => self.hand(entries, effects),
                 Ok(_) => {
-                    let text = format!("{:?} has no entry {}", self.id, before + 1);
+                    let text = format!("{:?} has no entry {next}", self.id);
                     return effects.fault(self.id, GroupFault::Invariant(text.into()));
                 }
                 Err(fault) => return effects.fault(self.id, fault),
             }
-            if self.apply.handed == before {
+            if self.apply.handed() < next {
                 return;
             }
         }
@@ -124,8 +191,8 @@ impl GroupCore {
     fn takes_more(&self) -> bool {
         !self.snapshots.is_installing()
             && !self.lacks_state()
-            && self.apply.in_flight_bytes < self.config.max_apply_bytes_per_group
-            && (self.durable.is_meta_durable() || self.apply.handed < self.membership_hold())
+            && self.apply.has_room(self.config.max_apply_bytes_per_group)
+            && (self.durable.is_meta_durable() || self.apply.handed() < self.membership_hold())
     }
 
     /// Nothing from this index on is handed over before the change there is durable.
@@ -177,25 +244,19 @@ impl GroupCore {
         last: LogPosition,
         effects: &mut Effects,
     ) {
-        if last.index.get() == self.apply.handed {
-            return;
+        let index = last.index.get();
+        match self.apply.hand(index, (!commands.is_empty()).then_some(bytes)) {
+            Handed::Nothing => {}
+            Handed::Skipped => self.advance_applied(index),
+            Handed::Queued => {
+                effects.apply(self.id, self.epoch, ApplyWork::Commands { commands, last });
+            }
         }
-        self.apply.handed = last.index.get();
-        if commands.is_empty() && self.apply.in_flight.is_empty() {
-            return self.advance_applied(last.index.get());
-        }
-        self.apply.in_flight.push_back((last.index.get(), bytes));
-        self.apply.in_flight_bytes += bytes;
-        effects.apply(self.id, self.epoch, ApplyWork::Commands { commands, last });
     }
 
     /// The state machine applied everything up to `last`.
     pub fn on_applied(&mut self, last: LogIndex, durable: Option<LogIndex>) {
-        while self.apply.in_flight.front().is_some_and(|(index, _)| *index <= last.get()) {
-            if let Some((_, bytes)) = self.apply.in_flight.pop_front() {
-                self.apply.in_flight_bytes -= bytes;
-            }
-        }
+        self.apply.settle(last.get());
         self.on_durable(durable);
         self.advance_applied(last.get());
     }
@@ -207,8 +268,7 @@ impl GroupCore {
 
     fn advance_applied(&mut self, index: u64) {
         self.proposals.forget_handed(index);
-        if index > self.apply.applied {
-            self.apply.applied = index;
+        if self.apply.advance(index) {
             self.count_as_applied(index);
             self.trim_tail();
         }
@@ -219,7 +279,7 @@ impl GroupCore {
     pub(super) fn trim_tail(&mut self) {
         let raft = &self.raw.raft;
         let persisted = raft.raft_log.persisted;
-        let settled = self.apply.applied.min(persisted);
+        let settled = self.apply.applied().min(persisted);
         let mut everywhere = settled;
         if self.leads() {
             for (_, progress) in raft.prs().iter() {
@@ -266,5 +326,38 @@ impl GroupCore {
     #[must_use]
     pub fn cached_bytes(&self) -> usize {
         self.raw.store().cached_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_commands_waits_only_for_what_is_before_it() {
+        let mut progress = ApplyProgress::new(10, 10, None);
+        assert!(progress.release(14) && !progress.release(14) && !progress.is_level());
+        assert_eq!(progress.backlog(), Some((11, 15)));
+        assert_eq!(progress.hand(11, None), Handed::Skipped);
+        assert_eq!(progress.hand(12, Some(100)), Handed::Queued);
+        assert_eq!(progress.hand(12, Some(100)), Handed::Nothing);
+        assert_eq!(progress.hand(14, None), Handed::Queued);
+        assert!(progress.is_level() && progress.backlog().is_none());
+        assert!(progress.has_room(101) && !progress.has_room(100));
+        progress.settle(13);
+        assert!(progress.has_room(1) && !progress.is_idle());
+        progress.settle(14);
+        assert!(progress.advance(14) && !progress.advance(14) && progress.is_idle());
+    }
+
+    #[test]
+    fn a_snapshot_skips_what_was_handed_over() {
+        let mut progress = ApplyProgress::new(10, 10, None);
+        progress.release(12);
+        progress.hand(12, Some(100));
+        progress.skip_to(50);
+        assert!(progress.is_level() && !progress.is_idle());
+        progress.finish_restore(50);
+        assert!(progress.is_idle() && progress.has_room(1));
     }
 }

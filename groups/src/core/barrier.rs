@@ -76,7 +76,7 @@ impl Barriers {
         Ok(())
     }
 
-    /// Those for whom everything before the barrier is applied, and where that ends.
+    /// When everything before the barrier is applied: those who wait for that, and where it ends.
     fn drained(&mut self, applied: u64) -> Option<(u64, Vec<DrainWaiter>)> {
         let barrier = self.open.as_mut()?;
         if applied < barrier.last {

@@ -344,9 +344,6 @@ impl GroupCore {
         message: &GroupMessage,
         effects: &mut Effects,
     ) -> bool {
-        if message.kind() != MessageKind::PreVote {
-            return false;
-        }
         let opinion = self.opinion(node, effects);
         self.notice_hopeless(node, message, &opinion, effects);
         let Opinion::Unfit(unfit) = opinion else { return false };

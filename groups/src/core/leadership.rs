@@ -82,7 +82,7 @@ impl GroupCore {
         let error = ReadError::NotLeader { group: self.id, hint: self.successor_hint() };
         self.fail_reads(&error, effects);
         self.fail_change_on_loss(effects);
-        self.pending_requirement = 0;
+        self.changes.forget_requirement();
         self.end_barrier(effects);
         self.reset_lease();
         self.succession.forget_named();

@@ -98,7 +98,7 @@ use durable::{COMMIT_QUIET_TICKS, COMMIT_TICKS, Durable};
 use gate::Led;
 use lease::Lease;
 use leaving::{Leaving, PROBE_TICKS};
-use membership::{INVITE_TICKS, PendingChange};
+use membership::{Changes, INVITE_TICKS};
 use propose::Proposals;
 use reads::Reads;
 use ready::Taken;
@@ -134,9 +134,7 @@ pub struct GroupCore {
     /// What was known of nodes and policies when this replica last looked.
     seen_facts: u64,
     barriers: Barriers,
-    change: Option<Box<PendingChange>>,
-    /// A change of the requirement that this leader proposed: where it stands.
-    pending_requirement: u64,
+    changes: Changes,
     led: Option<Led>,
     /// Why the state machine stalls, if it does.
     stalled: gate::Stall,
@@ -265,7 +263,7 @@ impl GroupCore {
         if !self.reads.is_empty() {
             self.expire_reads(effects);
         }
-        if self.change.is_some() {
+        if self.changes.has_waiter() {
             self.expire_change(effects);
         }
     }

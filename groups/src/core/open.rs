@@ -13,6 +13,7 @@ use super::candidacy::Candidacy;
 use super::doubt::Doubt;
 use super::durable::Durable;
 use super::leaving::Leaving;
+use super::membership::Changes;
 use super::propose::Proposals;
 use super::reads::Reads;
 use super::recovery::Recovery;
@@ -158,8 +159,7 @@ impl GroupCore {
             stalled: super::gate::Stall::refusing(lost.then(super::recovery::impairment)),
             recovery: Recovery::opened(lost),
             barriers: Barriers::default(),
-            change: None,
-            pending_requirement: 0,
+            changes: Changes::default(),
             led: None,
             lease: super::lease::Lease::opened(promised && !config_forgets),
             doubt,

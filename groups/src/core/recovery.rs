@@ -78,8 +78,7 @@ impl GroupCore {
         self.recovery.is_lost() && !self.config.bugs.has(KnownBug::ApplyWithoutState)
     }
 
-    /// Whether a follower asks for a snapshot now: none is here or on its way, and it knows whom to
-    /// ask.
+    /// Whether a follower asks for a snapshot now: none is here or on its way, and a leader is known.
     pub(super) fn is_state_due(&self) -> bool {
         let raft = &self.raw.raft;
         self.recovery.is_due(self.ticks)

@@ -45,8 +45,9 @@ impl GroupCore {
             tracing::debug!(%group, %error, "raft dropped a change of the requirement");
             return Err(MembershipError::Busy { group });
         }
-        self.pending_requirement = self.raw.raft.raft_log.last_index();
-        Ok(self.pending_requirement)
+        let index = self.raw.raft.raft_log.last_index();
+        self.changes.require_at(index);
+        Ok(index)
     }
 
     /// A requirement that no voter is known to meet would stop the group the moment it is applied.
@@ -70,8 +71,9 @@ impl GroupCore {
 
     /// Where a change of the requirement stands that is not applied yet.
     pub(super) fn pending_requirement(&self) -> Option<LogIndex> {
-        let pending = self.leads() && self.pending_requirement > self.passed();
-        pending.then(|| LogIndex::new(self.pending_requirement))
+        let index = self.changes.requirement();
+        let pending = self.leads() && index > self.passed();
+        pending.then(|| LogIndex::new(index))
     }
 
     pub(super) fn apply_requirement(
@@ -88,7 +90,7 @@ impl GroupCore {
         let config_index = LogIndex::new(entry.index);
         let before = Membership::clone(&self.membership);
         self.install_membership(Arc::new(Membership { config_index, requirement, ..before }));
-        self.pending_requirement = 0;
+        self.changes.forget_requirement();
         self.meta.membership = (*self.membership).clone();
         self.durable.change_meta();
         // Before any caller gets an answer: a node that lacks it must not be seen to serve.

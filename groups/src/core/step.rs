@@ -26,36 +26,13 @@ pub enum Stepped {
 
 impl GroupCore {
     /// Takes one message from `node`.
+    ///
+    /// Each passes the same stations. What no correct peer sends is refused, and so is what this
+    /// replica must not take in doubt, or after a promise. Then what the message shows of its sender
+    /// counts, and it wakes the group. Only then is it taken for what it is.
     pub fn step(&mut self, node: NodeId, message: GroupMessage, effects: &mut Effects) -> Stepped {
-        let unchecked = self.config.bugs.has(KnownBug::InvitationOfAnotherGroup);
-        let checked = match self.is_for_successor(&message) {
-            true if unchecked => Ok(()),
-            true => check_invitation(&self.membership, &message),
-            false => self.check(node, &message),
-        };
-        match checked {
-            Ok(()) => {}
-            Err(Refusal::LostTail) if self.doubt_cause().is_some() => {
-                self.outbid_leader(message.term);
-                return Stepped::Refused(Refusal::InDoubt);
-            }
-            // Meant for another disk of the node: the leader counts anew what such a replica holds as soon
-            // as it hears of the node's new process.
-            Err(Refusal::LostTail) if self.never_voted() => {
-                return Stepped::Refused(Refusal::LostTail);
-            }
-            Err(Refusal::LostTail) => return Stepped::Fatal(self.lost_tail(&message)),
-            Err(Refusal::CommittedConflict) => return self.note_contradiction(&message),
-            Err(Refusal::Removed) => {
-                self.answer_removed(node, &message, effects);
-                return Stepped::Refused(Refusal::Removed);
-            }
-            Err(Refusal::OtherGenesis) => {
-                self.note_conflict(node);
-                self.answer_conflicting(node, &message, effects);
-                return Stepped::Refused(Refusal::OtherGenesis);
-            }
-            Err(refusal) => return Stepped::Refused(refusal),
+        if let Err(refusal) = self.check(node, &message) {
+            return self.step_refused(node, &message, refusal, effects);
         }
         if self.is_for_successor(&message) {
             self.take_notice(node, &message);
@@ -68,7 +45,8 @@ impl GroupCore {
         if self.withholds_vote(&message, effects) {
             return Stepped::Refused(Refusal::Promised);
         }
-        if self.refuses_pre_vote(node, &message, effects) {
+        if message.kind() == MessageKind::PreVote && self.refuses_pre_vote(node, &message, effects)
+        {
             return Stepped::Taken;
         }
         self.note_contact(node, &message);
@@ -77,6 +55,42 @@ impl GroupCore {
         if !counts {
             return Stepped::Taken;
         }
+        if message.kind() == MessageKind::TimeoutNow && !self.is_current_order(&message) {
+            return Stepped::Refused(Refusal::StaleOrder);
+        }
+        self.step_kind(node, message, effects);
+        Stepped::Taken
+    }
+
+    /// A message that is not one of a correct peer, or shows what this replica lacks.
+    fn step_refused(
+        &mut self,
+        node: NodeId,
+        message: &GroupMessage,
+        refusal: Refusal,
+        effects: &mut Effects,
+    ) -> Stepped {
+        match refusal {
+            Refusal::LostTail if self.doubt.is_some() => {
+                self.outbid_leader(message.term);
+                return Stepped::Refused(Refusal::InDoubt);
+            }
+            // Meant for another disk of the node: the leader counts anew what such a replica holds as soon
+            // as it hears of the node's new process.
+            Refusal::LostTail if self.never_voted() => {}
+            Refusal::LostTail => return Stepped::Fatal(self.lost_tail(message)),
+            Refusal::CommittedConflict => return self.note_contradiction(message),
+            Refusal::Removed => self.answer_removed(node, message, effects),
+            Refusal::OtherGenesis => {
+                self.note_conflict(node);
+                self.answer_conflicting(node, message, effects);
+            }
+            _ => {}
+        }
+        Stepped::Refused(refusal)
+    }
+
+    fn step_kind(&mut self, node: NodeId, message: GroupMessage, effects: &mut Effects) {
         match message.kind() {
             MessageKind::Sleep => self.answer_sleep(node, &message, effects),
             MessageKind::SleepResponse => {
@@ -96,9 +110,6 @@ impl GroupCore {
             MessageKind::ChecksumVerdict => self.take_verdict(&message, effects),
             MessageKind::TransferAsk => self.answer_transfer(&message, effects),
             MessageKind::TransferAnswer => self.take_transfer_answer(&message, effects),
-            MessageKind::TimeoutNow if !self.is_current_order(&message) => {
-                return Stepped::Refused(Refusal::StaleOrder);
-            }
             MessageKind::TimeoutNow => self.step_order(message, effects),
             MessageKind::Append | MessageKind::Heartbeat => {
                 self.step_from_leader(message, effects, Self::step_raft);
@@ -106,7 +117,6 @@ impl GroupCore {
             MessageKind::Vote => self.step_vote(node, message, effects),
             _ => self.step_raft(message),
         }
-        Stepped::Taken
     }
 
     /// A TimeoutNow. One that cannot be followed is answered, so that the leader continues.
@@ -184,6 +194,12 @@ impl GroupCore {
     }
 
     fn check(&self, node: NodeId, message: &GroupMessage) -> Result<(), Refusal> {
+        if self.is_for_successor(message) {
+            return match self.config.bugs.has(KnownBug::InvitationOfAnotherGroup) {
+                true => Ok(()),
+                false => check_invitation(&self.membership, message),
+            };
+        }
         let raft = &self.raw.raft;
         let view = ReplicaView {
             replica: self.replica,

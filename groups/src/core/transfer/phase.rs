@@ -60,7 +60,7 @@ pub(super) struct View<'a> {
     /// Who leads, or 0, and in which term.
     pub leader: u64,
     pub term: u64,
-    /// Whom raft hands the leadership to.
+    /// The replica that raft hands the leadership to.
     pub transferee: Option<u64>,
     /// Entries that the target is not known to have.
     pub lag: u64,

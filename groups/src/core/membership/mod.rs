@@ -4,6 +4,14 @@
 //! A change counts from the moment it is applied, on every replica. What the group knows of its
 //! members is written before anything behind the change is applied, so that a restart never
 //! forgets a change that the state machine has passed.
+//!
+//! `check` says what a change would lead to, [`Changes`] knows who waits for one, and
+//! `crate::membership` plans them.
+
+mod check;
+mod pending;
+
+pub(super) use pending::Changes;
 
 use std::sync::Arc;
 
@@ -23,10 +31,12 @@ use crate::error::{GroupFault, UnknownCause};
 use crate::known_bugs::KnownBug;
 use crate::membership::{
     ConfigEntry, MembershipChange, MembershipError, Progress, Step, check_expected, plan,
-    plan_addition, voters_after,
+    plan_addition,
 };
 use crate::nodes::LiveNodes;
 use crate::transport::{Lane, Outgoing};
+use check::Consequences;
+use pending::PendingChange;
 
 /// How a change of membership ended.
 pub type MembershipOutcome = Result<Arc<Membership>, MembershipError>;
@@ -83,16 +93,6 @@ pub struct MembershipRequest {
     pub waiter: MembershipWaiter,
 }
 
-/// A change with a caller that waits. Forgotten with the leadership.
-#[derive(Debug)]
-pub(super) struct PendingChange {
-    index: u64,
-    since: u64,
-    /// The node that is to get a vote, if the waiter waits for that.
-    awaits_vote: Option<NodeId>,
-    waiter: MembershipWaiter,
-}
-
 /// A learner that lacks at most so many entries gets the vote that it was added for.
 const ADDITION_LAG: u64 = 1_024;
 /// Ticks between two invitations of a member that does not exist yet.
@@ -106,8 +106,8 @@ impl GroupCore {
             Ok(index) => {
                 let (since, awaits_vote) = (self.ticks, order.awaits_vote());
                 let pending = PendingChange { index, since, awaits_vote, waiter };
-                if let Some(earlier) = self.change.replace(Box::new(pending)) {
-                    self.answer_change(*earlier, effects);
+                if let Some(earlier) = self.changes.wait(pending) {
+                    self.answer_change(earlier, effects);
                 }
             }
             Err(error) => effects.membership_replies.push((waiter, Err(error))),
@@ -125,9 +125,7 @@ impl GroupCore {
             return self.propose_requirement(requirement, *whoever_meets_it, effects);
         }
         let entry = self.plan_order(order, &effects.nodes)?;
-        self.check_live_quorum(&effects.nodes)?;
-        self.check_live_quorum_after(&entry, &effects.nodes)?;
-        self.check_state_after(&entry, &effects.nodes)?;
+        self.check_consequences(&entry, &effects.nodes)?;
         // What was queued in this step goes into the log first.
         self.propose_queued(effects);
         self.propose_config(&entry)
@@ -226,59 +224,28 @@ impl GroupCore {
         node == self.config.node || live.contains(node)
     }
 
-    fn check_live_quorum(&self, live: &LiveNodes) -> Result<(), MembershipError> {
-        let voters = self.membership.voters().count();
-        let answering = self.membership.voters().filter(|(_, node)| self.answers(*node, live));
-        let (answering, needed) = (answering.count(), voters / 2 + 1);
-        if answering >= needed {
-            return Ok(());
-        }
-        Err(MembershipError::NoQuorum { group: self.id, live: answering, needed })
-    }
-
-    /// A change that leaves too few voters that answer could not be taken back: nothing is committed any
-    /// more before one of the others is there again.
-    fn check_live_quorum_after(
+    /// Whether the group is able to make the change, and to live with it.
+    fn check_consequences(
         &self,
         entry: &ConfigEntry,
         live: &LiveNodes,
     ) -> Result<(), MembershipError> {
-        if entry.changes.is_empty() || self.config.bugs.has(KnownBug::ChangeIntoStandstill) {
-            return Ok(());
-        }
-        let voters = voters_after(&self.membership, entry);
-        let node_of = |id: &ReplicaId| {
-            self.membership.node_of(*id).or_else(|| entry.placements.get(id).copied())
+        let bugs = self.config.bugs;
+        let consequences = Consequences {
+            group: self.id,
+            membership: &self.membership,
+            entry,
+            answers: |node| self.answers(node, live),
+            has_state: |id: ReplicaId| self.state_of_peer(id.get()) == PeerState::There,
         };
-        let answers = |id: &&ReplicaId| node_of(id).is_some_and(|node| self.answers(node, live));
-        let (answering, needed) = (voters.iter().filter(answers).count(), voters.len() / 2 + 1);
-        if answering >= needed {
-            return Ok(());
+        consequences.check_quorum()?;
+        if !bugs.has(KnownBug::ChangeIntoStandstill) {
+            consequences.check_quorum_after()?;
         }
-        Err(MembershipError::NoQuorumAfter { group: self.id, live: answering, needed })
-    }
-
-    /// A leader that leaves destroys its state. If all others are without, or do not answer, nobody would
-    /// have it, and that could not be taken back.
-    fn check_state_after(
-        &self,
-        entry: &ConfigEntry,
-        live: &LiveNodes,
-    ) -> Result<(), MembershipError> {
-        let voters = voters_after(&self.membership, entry);
-        let forgets = self.config.bugs.has(KnownBug::ForgetLostStates);
-        if entry.changes.is_empty() || voters.contains(&self.replica) || forgets {
-            return Ok(());
+        if !bugs.has(KnownBug::ForgetLostStates) {
+            consequences.check_state_after(self.replica)?;
         }
-        let has_state = |id: &ReplicaId| {
-            let node = self.membership.node_of(*id);
-            let known = self.state_of_peer(id.get()) == PeerState::There;
-            node.is_some_and(|node| self.answers(node, live)) && known
-        };
-        match voters.iter().any(has_state) {
-            true => Ok(()),
-            false => Err(MembershipError::NoStateAfter { group: self.id }),
-        }
+        Ok(())
     }
 
     /// Puts a change into the log; returns where it stands.
@@ -407,14 +374,9 @@ impl GroupCore {
     /// Answers who waits for a change, when it is over: a joint one when the joint configuration
     /// is left, the addition of a voter when that has its vote.
     pub(super) fn resolve_change(&mut self, entry: &Entry, effects: &mut Effects) {
-        let joint = self.joint;
-        let incoming = self.membership.incoming.is_some();
-        let over = |pending: &mut Box<PendingChange>| {
-            let unfinished = joint || (incoming && pending.awaits_vote.is_some());
-            entry.index >= pending.index && !unfinished
-        };
-        if let Some(pending) = self.change.take_if(over) {
-            self.answer_change(*pending, effects);
+        let (joint, incoming) = (self.joint, self.membership.incoming.is_some());
+        if let Some(pending) = self.changes.take_over(entry.index, joint, incoming) {
+            self.answer_change(pending, effects);
         }
     }
 
@@ -431,14 +393,14 @@ impl GroupCore {
     /// An entry that is no change was committed: the change that was proposed there is gone.
     pub(super) fn supersede_change(&mut self, entry: &Entry, effects: &mut Effects) {
         let group = self.id;
-        if let Some(pending) = self.change.take_if(|pending| pending.index == entry.index) {
+        if let Some(pending) = self.changes.take_at(entry.index) {
             let error = MembershipError::Superseded { group };
             effects.membership_replies.push((pending.waiter, Err(error)));
         }
     }
 
     pub(super) fn fail_change(&mut self, error: &MembershipError, effects: &mut Effects) {
-        if let Some(pending) = self.change.take() {
+        if let Some(pending) = self.changes.take() {
             effects.membership_replies.push((pending.waiter, Err(error.clone())));
         }
     }
@@ -451,8 +413,8 @@ impl GroupCore {
     /// A caller that waited too long gets an unknown outcome.
     pub(super) fn expire_change(&mut self, effects: &mut Effects) {
         let limit = u64::from(self.config.propose_give_up_ticks);
-        let (group, now) = (self.id, self.ticks);
-        if let Some(pending) = self.change.take_if(|pending| now - pending.since >= limit) {
+        let group = self.id;
+        if let Some(pending) = self.changes.take_expired(self.ticks, limit) {
             let error = MembershipError::Unknown { group, cause: UnknownCause::Timeout };
             effects.membership_replies.push((pending.waiter, Err(error)));
         }
@@ -465,7 +427,7 @@ impl GroupCore {
 
     /// Continues a joint change or an addition, whichever leader began it.
     pub(super) fn finish_changes(&mut self, live: &LiveNodes) {
-        let pending = self.raw.raft.pending_conf_index.max(self.pending_requirement);
+        let pending = self.raw.raft.pending_conf_index.max(self.changes.requirement());
         if !self.may_finish_changes() || pending > self.passed() {
             return;
         }
