@@ -4,6 +4,12 @@
 //! reading entries that left its memory, starts no thread, and sends nothing: its effects go into
 //! the [`Effects`] of its worker.
 //!
+//! Each concern is a type with private state, which decides from what it is shown. [`GroupCore`]
+//! shows it, carries out what was decided, and has the order of everything in three places:
+//! [`GroupCore::step`] takes a message, [`GroupCore::tick`] moves the clock on, and
+//! [`GroupCore::finish_step`] does what the inputs of a step brought up. What needs raft, the members
+//! and effects all at once is a function of the replica, in the file of its concern.
+//!
 //! | file | what |
 //! |---|---|
 //! | `open` | how a replica comes to life from what the log holds |
