@@ -161,7 +161,7 @@ pub(super) async fn open(
         return Ok(());
     }
     let end = if request.abandoned { SkipEnd::Abandoned } else { SkipEnd::Skipped };
-    // Goes on when the caller goes away: without its note, nothing would say that the replica is to be opened.
+    // Continues without its caller: the note is removed first, and then the replica must be opened.
     let opening = tokio::spawn(finish_and_open(host.clone(), Arc::clone(state), (id, index), end));
     opening.await.map_err(|error| Status::internal(format!("opening group {id}: {error}")))?
 }
