@@ -64,10 +64,7 @@ const ON_DISK_ONLY: &str = "replicas that are not open say what is on their disk
 /// one applies would make them differ.
 pub async fn skip(arguments: &SkipArguments) -> anyhow::Result<ExitCode> {
     let Members { mut nodes, voters } = members(arguments).await?;
-    let mut seen = Seen::new();
-    for (number, node) in &mut nodes {
-        seen.insert(*number, look(arguments, node).await?);
-    }
+    let seen = look_at_all(arguments, &mut nodes).await?;
     if let Some((node, other)) = another_skip(arguments.index, &seen) {
         show(arguments, &seen, &BTreeSet::new());
         return Err(blocked(arguments, node, other));
@@ -175,10 +172,7 @@ async fn abandon(
             .context("the skip is not abandoned, and no replica was opened: run this again")?;
     }
     // A skip that another operator began anew since has notes at members that did not agree.
-    let mut now = Seen::new();
-    for (number, node) in &mut *nodes {
-        now.insert(*number, look(arguments, node).await?);
-    }
+    let now = look_at_all(arguments, nodes).await?;
     may_abandon(arguments.asked(), &now)?;
     if let Some((number, _)) =
         now.iter().find(|(number, here)| here.skipping.is_some() && !notes(number))
@@ -222,6 +216,17 @@ async fn open_at(arguments: &SkipArguments, node: &mut Node) -> anyhow::Result<(
     let SkipArguments { group, index, abandon: abandoned, .. } = *arguments;
     let opened = node.admin.open_replica(OpenReplicaRequest { group, index, abandoned });
     within(arguments, &node.address, opened).await
+}
+
+async fn look_at_all(
+    arguments: &SkipArguments,
+    nodes: &mut BTreeMap<u64, Node>,
+) -> anyhow::Result<Seen> {
+    let mut seen = Seen::new();
+    for (number, node) in nodes {
+        seen.insert(*number, look(arguments, node).await?);
+    }
+    Ok(seen)
 }
 
 async fn look(arguments: &SkipArguments, node: &mut Node) -> anyhow::Result<EntryReply> {

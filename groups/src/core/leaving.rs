@@ -2,8 +2,8 @@
 //!
 //! It learns of its removal by applying it, or, when it was away, from members: they answer all its
 //! messages. It ends when a quorum of the remaining voters have reported the configuration without
-//! it. One that has no state reports nothing. Until then it keeps voting and acknowledging, because members that have not applied its
-//! removal yet may still need it for their quorum.
+//! it; one that has no state reports nothing. Until then it keeps voting and acknowledging, because
+//! members that have not applied its removal yet may still need it for their quorum.
 
 use std::collections::BTreeSet;
 

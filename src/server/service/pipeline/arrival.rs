@@ -3,8 +3,8 @@
 //! A batch says how long it is before it comes. It is taken from the connection only when what clients
 //! may hold together has room for all of it and for what its requests cost: until then it stays in the
 //! stream's window, and its client waits; the windows of all other streams of a connection leave room in
-//! that of the connection, so those that have their turn go on. So tonic never gets the bytes: [`Unread`] keeps the body
-//! of a request from it, and hands it to the pipeline as it comes from the connection.
+//! that of the connection, so those that have their turn go on. So tonic never gets the bytes:
+//! [`Unread`] keeps the body of a request from it, and hands it to the pipeline as it comes from the connection.
 
 use std::future::poll_fn;
 use std::sync::Arc;
