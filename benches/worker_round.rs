@@ -14,15 +14,15 @@ use std::time::Instant;
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use shardhost_groups::apply::{Applier, ApplyReport};
+use shardhost_groups::completion::{Charge, Completion, Pending};
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::core::{Effects, GroupCore, Proposal, ReplicaStart};
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     GroupMeta, HardState, LogError, LogStore, MemorySnapshots, PersistedGroup, SnapshotStore,
     StoreStats,
 };
-use shardhost_groups::waiter::{Charge, Pending, Waiter};
 use shardhost_groups::worker::{GroupEvent, Input, TICK_SLOTS, WorkerCore};
 use shardhost_groups::{
     ApplyBatch, ApplyFault, GroupId, LogIndex, LogPosition, Membership, NodeId, ProposalSink,
@@ -120,8 +120,8 @@ impl Trio {
         let submitted = Instant::now();
         for group in (1..=self.groups).map(GroupId::new) {
             let proposal = |token| {
-                let waiter = Waiter::Sink { sink: Arc::clone(&self.sink), token };
-                let pending = Pending::new(group, waiter, Charge::default(), submitted);
+                let completion = Completion::Sink { sink: Arc::clone(&self.sink), token };
+                let pending = Pending::new(group, completion, Charge::default(), submitted);
                 Proposal {
                     command: command.clone(),
                     in_term: None,
@@ -130,7 +130,7 @@ impl Trio {
                 }
             };
             let proposals = (0..count).map(proposal).collect();
-            self.workers[0].handle(Input::Propose { group, epoch: None, proposals });
+            self.workers[0].handle(Input::Propose { group, open_id: None, proposals });
         }
         self.finish(0);
         self.settle();
@@ -169,11 +169,11 @@ impl Trio {
         if !log.acks.is_empty() {
             self.under_way.push_back((worker, Input::Persisted(log.acks)));
         }
-        for (group, epoch, work) in work {
+        for (group, open_id, work) in work {
             let applier = self.appliers[worker].get_mut(&group).expect("a known group");
             if let ApplyReport::Applied { last, durable } = applier.run(work) {
                 let event = GroupEvent::Applied { last, durable };
-                self.under_way.push_back((worker, Input::Group { group, epoch, event }));
+                self.under_way.push_back((worker, Input::Group { group, open_id, event }));
             }
         }
     }
@@ -225,9 +225,9 @@ fn appliers(groups: u64) -> HashMap<GroupId, Applier> {
 
 fn worker(node: NodeId, groups: u64) -> WorkerCore {
     let mut config = GroupsConfig::new(node);
-    config.sleep_after_ticks = 0;
+    config.hibernate_after_ticks = 0;
     let config = Arc::new(config);
-    let mut worker = WorkerCore::new(Advert::default(), Policies::new());
+    let mut worker = WorkerCore::new(Advertisement::default(), Policies::new());
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     for group in (1..=groups).map(GroupId::new) {
         let core =
@@ -258,7 +258,7 @@ fn start(group: GroupId, node: NodeId) -> ReplicaStart {
         applied: base,
         durable: Some(LogIndex::new(0)),
         lost: false,
-        epoch: 1,
+        open_id: 1,
         policies: Policies::new(),
     }
 }

@@ -34,7 +34,7 @@ pub mod transport;
 pub use descriptors::Descriptors;
 pub use host::{Host, HostBuilder, HostConfig, Shutdown, StartError};
 pub use shardhost_groups as groups;
-pub use shardhost_groups::nodes::Advert;
+pub use shardhost_groups::nodes::Advertisement;
 pub use shardhost_groups::policy::{
     Acquisition, Candidate, Decision, LeadershipPolicy, Opinion, PolicyGuard, RejectReason, Unfit,
 };

@@ -197,7 +197,7 @@ async fn what_cannot_go_is_named_and_is_not_waited_for() {
         assert!(reason.contains("is draining and takes no leadership"), "{reason}");
     }
     drain.undrain();
-    assert!(!cluster.host(1).advert().draining);
+    assert!(!cluster.host(1).advertisement().draining);
     for node in [2, 3] {
         cluster.servers.remove(&node).unwrap().shutdown(Shutdown::Immediate).await;
     }
@@ -211,10 +211,10 @@ async fn a_drain_that_takes_too_long_ends_as_it_was_told_to() {
     let at_once = DrainOptions::default().deadline(Duration::ZERO);
     let kept = Drain::begin(cluster.host(1), at_once).finished().await;
     assert_eq!(kept.state, DrainState::Overdue);
-    assert!(cluster.host(1).advert().draining);
+    assert!(cluster.host(1).advertisement().draining);
     let undrained = Drain::begin(cluster.host(1), at_once.fallback(Fallback::Undrain));
     assert_eq!(undrained.finished().await.state, DrainState::Overdue);
-    assert!(!cluster.host(1).advert().draining);
+    assert!(!cluster.host(1).advertisement().draining);
     cluster.stop().await;
 }
 

@@ -31,7 +31,7 @@ pub struct BootstrapArguments {
     /// Groups that are created by hand afterwards, one after the other.
     #[arg(long, default_value_t = 10)]
     pub by_hand: u64,
-    /// Seconds to measure what the hosts use once all groups sleep; 0: not at all.
+    /// Seconds to measure what the hosts use once all groups hibernate; 0: not at all.
     #[arg(long, default_value_t = 0)]
     pub seconds: u64,
     /// Let every node create its replicas independently; none is created by hand.
@@ -229,12 +229,12 @@ async fn by_hand(
     Ok(took)
 }
 
-/// What the hosts use while all groups sleep.
+/// What the hosts use while all groups hibernate.
 async fn at_rest(nodes: &mut Nodes, arguments: &BootstrapArguments) -> anyhow::Result<Vec<Usage>> {
     if arguments.seconds == 0 {
         return Ok(Vec::new());
     }
-    nodes.all(&Order::AwaitSleep, TIMEOUT).await?;
+    nodes.all(&Order::AwaitHibernation, TIMEOUT).await?;
     tokio::time::sleep(SETTLE).await;
     nodes.usage().await?;
     tokio::time::sleep(Duration::from_secs(arguments.seconds)).await;

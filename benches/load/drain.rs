@@ -18,7 +18,7 @@ use load::Load;
 #[derive(Clone, Debug, Args)]
 pub struct DrainArguments {
     /// Write meanwhile: this part of what can be written at most, which is measured first. Without
-    /// it all groups sleep.
+    /// it all groups hibernate.
     #[arg(long, value_name = "FRACTION", value_parser = fraction)]
     pub load: Option<f64>,
     #[command(flatten)]
@@ -36,7 +36,7 @@ pub async fn run(arguments: &DrainArguments) -> anyhow::Result<()> {
     let load = match arguments.load {
         Some(fraction) => Some(Load::begin(&mut nodes, arguments.crowd.groups, fraction).await?),
         None => {
-            nodes.all(&Order::AwaitSleep, TIMEOUT).await?;
+            nodes.all(&Order::AwaitHibernation, TIMEOUT).await?;
             None
         }
     };

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 use parking_lot::Mutex;
 use shardhost::groups::GroupSpec;
-use shardhost::groups::runtime::Invitation;
+use shardhost::groups::runtime::CreateRequest;
 use shardhost::host::ReplicaFactory;
 use shardhost::storage::{
     Entry, Identity, LogBatch, LogError, LogStore, PersistedGroup, RocksStore, StoreStats,
@@ -126,11 +126,11 @@ impl fmt::Debug for Machines {
 }
 
 impl ReplicaFactory for Machines {
-    fn machine(&self, invitation: &Invitation) -> Result<Box<dyn StateMachine>, String> {
+    fn machine(&self, create_request: &CreateRequest) -> Result<Box<dyn StateMachine>, String> {
         if let Some(state) = &self.state {
-            state.make_empty(invitation.group).map_err(|error| error.to_string())?;
+            state.make_empty(create_request.group).map_err(|error| error.to_string())?;
         }
-        Ok(self.make(invitation.group))
+        Ok(self.make(create_request.group))
     }
 }
 

@@ -15,7 +15,7 @@ pub struct IdleArguments {
     /// Number of groups, each on every node.
     #[arg(long, default_value_t = 10_000)]
     pub groups: u64,
-    /// Seconds to measure once all groups sleep.
+    /// Seconds to measure once all groups hibernate.
     #[arg(long, default_value_t = 20)]
     pub seconds: u64,
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub async fn run(arguments: &IdleArguments) -> anyhow::Result<()> {
     };
     let mut nodes = Nodes::start(&layout, data.path()).await?;
     nodes.all(&Order::AwaitLeaders, limit).await?;
-    nodes.all(&Order::AwaitSleep, limit).await?;
+    nodes.all(&Order::AwaitHibernation, limit).await?;
     nodes.usage().await?;
     tokio::time::sleep(Duration::from_secs(arguments.seconds)).await;
     let usage = nodes.usage().await?;

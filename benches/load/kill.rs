@@ -28,7 +28,7 @@ use super::task::Task;
 /// How the benchmark runs.
 #[derive(Clone, Debug, Args)]
 pub struct KillArguments {
-    /// Writes per second to groups by chance, which keeps some of them awake; 0: all sleep.
+    /// Writes per second to groups by chance, which keeps some of them awake; 0: all hibernate.
     #[arg(long, default_value_t = 0)]
     pub rate: u64,
     #[command(flatten)]
@@ -158,7 +158,7 @@ fn await_gone(host: &Host, node: NodeId, detected_ns: &AtomicU64, stop: &AtomicB
 pub async fn run(arguments: &KillArguments) -> anyhow::Result<()> {
     let (mut nodes, _data) = arguments.crowd.gather().await?;
     if arguments.rate == 0 {
-        nodes.all(&Order::AwaitSleep, TIMEOUT).await?;
+        nodes.all(&Order::AwaitHibernation, TIMEOUT).await?;
     } else {
         let from_ns = now_ns()?;
         let (probes, probe_every_ns) = (0, 0);

@@ -15,7 +15,7 @@ use super::nodes::{Answer, Order, Setup, Usage};
 use super::part::Parts;
 use super::process::{cpu_time, resident_bytes};
 
-/// How long groups may take to be led or to sleep.
+/// How long groups may take to be led or to hibernate.
 const TIMEOUT: Duration = Duration::from_secs(110);
 
 /// The role of the child.
@@ -108,8 +108,10 @@ impl Member {
                 let led = |group: &Group| group.status().leader.is_some();
                 self.running()?.until("a group is without a leader", led).await?;
             }
-            Order::AwaitSleep => {
-                self.running()?.until("a group is awake", |group| group.status().asleep).await?;
+            Order::AwaitHibernation => {
+                self.running()?
+                    .until("a group is awake", |group| group.status().hibernating)
+                    .await?;
             }
             Order::Spread => self.running()?.spread().await?,
             Order::Usage => return Ok(Answer::Usage(self.running()?.lap())),

@@ -38,7 +38,7 @@ pub enum Order {
     /// Hand over what another node should lead.
     Spread,
     /// Wait until every group hibernates.
-    AwaitSleep,
+    AwaitHibernation,
     /// Report what was used since the last time.
     Usage,
     /// Execute a task of a benchmark.

@@ -59,8 +59,8 @@ impl Clock for SystemClock {
     }
 }
 
-/// How far apart the readings of one moment may be, and so how wrong it may be: far below the margin
-/// between a lease and the promises behind it.
+/// How far apart the readings of one moment may be, and so how wrong it may be: far below the
+/// margin between a lease and the vote locks behind it.
 const TOGETHER: Duration = Duration::from_micros(100);
 /// Readings are tried so often. A machine that is never left alone for that long has no clock to
 /// rely on.

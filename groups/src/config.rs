@@ -23,8 +23,9 @@ pub struct GroupsConfig {
     pub election_ticks: u16,
     /// Ticks between two heartbeats of a leader. Default 2.
     pub heartbeat_ticks: u16,
-    /// Ticks without any activity before a group may sleep; 0: groups never sleep. Default 20.
-    pub sleep_after_ticks: u16,
+    /// Ticks without any activity before a group may hibernate; 0: groups never hibernate. Default
+    /// 20.
+    pub hibernate_after_ticks: u16,
     /// Payload bytes of one append message. Default 256 KiB.
     pub max_append_bytes: u64,
     /// Append messages on their way to one peer of one group. Default 128.
@@ -65,8 +66,8 @@ pub struct GroupsConfig {
     /// Entries that are kept in memory of one group at most, for followers a little behind; in
     /// bytes. Those that wait for the state machine are beside that, up to 8 MiB. Default 1 MiB.
     pub max_cached_bytes_per_group: usize,
-    /// Committed entries that the state machine has not applied with which a replica campaigns at most:
-    /// until they are applied it would serve no users. Default 262,144.
+    /// Committed entries that the state machine has not applied with which a replica campaigns at
+    /// most: until they are applied it would serve no users. Default 262,144.
     pub max_unapplied_entries: u64,
     /// Entries kept in the log behind the applied and durable ones, so that a follower a little
     /// behind needs no snapshot. Default 1,024.
@@ -80,9 +81,9 @@ pub struct GroupsConfig {
     /// Ticks after which a leader that is awake has the replicas of its group compared; 0: it does
     /// not. Default 0.
     pub consistency_ticks: u32,
-    /// Within this time each sleeping group is woken once to be compared; `None`: none is. Needs
+    /// Within this time each hibernating group is woken once to be compared; `None`: none is. Needs
     /// [`Self::consistency_ticks`], too. Default `None`.
-    pub consistency_asleep: Option<Duration>,
+    pub consistency_hibernating: Option<Duration>,
     /// Bytes of state machines that this host reads per second to compare them. Default 4 MiB.
     pub consistency_bytes_per_second: u64,
     /// The longest that one step of a worker may take. One that takes longer is a
@@ -115,7 +116,7 @@ impl GroupsConfig {
             tick: Duration::from_millis(100),
             election_ticks: 10,
             heartbeat_ticks: 2,
-            sleep_after_ticks: 20,
+            hibernate_after_ticks: 20,
             max_append_bytes: 256 << 10,
             max_inflight_appends: 128,
             max_command_bytes: 4 << 20,
@@ -137,7 +138,7 @@ impl GroupsConfig {
             log_keep_entries: 100_000,
             snapshot_entries: 10_000,
             consistency_ticks: 0,
-            consistency_asleep: None,
+            consistency_hibernating: None,
             consistency_bytes_per_second: 4 << 20,
             round_limit: Some(Duration::from_secs(10)),
             machine_limit: Some(Duration::from_secs(2)),

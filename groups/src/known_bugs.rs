@@ -16,8 +16,8 @@ pub enum KnownBug {
     ForgetCommit,
     /// A demoted voter whose disk was replaced is created again under the number that voted.
     RecreateVoter,
-    /// A waiter is resolved by whatever is committed at its index.
-    WaiterByIndex,
+    /// A completion is resolved by whatever is committed at its index.
+    CompletionByIndex,
     /// A lease counts from the answer to a heartbeat.
     LeaseFromAnswer,
     /// A lease counts before an entry of the own term is applied.
@@ -37,19 +37,19 @@ pub enum KnownBug {
     /// An answer of policies to an earlier question counts, and no question is asked while one is
     /// out.
     AnyAnswerCounts,
-    /// Sleeping followers do not hear that their leader's replica ended while its node lives.
-    SleepThroughAnEnd,
-    /// A follower goes to sleep for a leader whose process ended, and a leader without a quorum that
+    /// Hibernating followers do not hear that their leader's replica ended while its node lives.
+    HibernateThroughAnEnd,
+    /// A follower hibernates for a leader whose process ended, and a leader without a quorum that
     /// lives.
-    SleepAfterTheLoss,
+    HibernateAfterTheLoss,
     /// The drawn election timeout replaces the turn of a voter whose leader's node was lost.
     TurnOfOneTick,
     /// Proposals that a leader holds before they enter its log wait for ever.
     HoldForEver,
     /// After a failed transfer a lease waits for the answer of a target that was removed.
     AwaitRemovedTargets,
-    /// An invitation counts whichever group of the same id it is of.
-    InvitationOfAnotherGroup,
+    /// A create request counts for every group of the same id.
+    CreateRequestOfAnotherGroup,
     /// A proposal that a state machine has is waited for as long as the machine takes.
     AwaitHungMachines,
     /// The membership of a snapshot that raft took is lost.
@@ -66,7 +66,8 @@ pub enum KnownBug {
     RemovedCampaigns,
     /// A leader whose policy panics or gives no answer keeps the leadership, and asks no more.
     SilentPolicyKeepsLeadership,
-    /// What a learner acknowledged counts when it gets a vote, although its node may have lost its disk.
+    /// What a learner acknowledged counts when it gets a vote, although its node may have lost its
+    /// disk.
     CountLostLearner,
     /// An answer of a learner that was on its way when the learner's disk was lost counts.
     CountLateAnswers,
@@ -78,8 +79,8 @@ pub enum KnownBug {
     ForgiveTheLast,
     /// A successor that declined for a temporary reason is not asked again.
     RefusedForGood,
-    /// All that is committed and not applied is read at once: when a replica is opened, and before it
-    /// campaigns.
+    /// All that is committed and not applied is read at once: when a replica is opened, and before
+    /// it campaigns.
     ReadBacklogAtOnce,
     /// Entries stay in memory until they are applied, however many they are.
     KeepBacklogInMemory,
@@ -95,10 +96,11 @@ pub enum KnownBug {
     StateBeforeMembership,
     /// Changes of members wait for a state machine that stands still or lost its state.
     MembershipWaitsForMachine,
-    /// A leader whose state machine stands still hands over only once it has applied an entry of its term.
+    /// A leader whose state machine stands still hands over only once it has applied an entry of
+    /// its term.
     StalledLeaderWaits,
-    /// A leader without a state keeps the leadership for a voter that cannot take it over, and does not ask
-    /// again one that could.
+    /// A leader without a state keeps the leadership for a voter that cannot take it over, and does
+    /// not ask again one that could.
     KeepForTheUnlevel,
     /// A leader whose state machine stands still does not leave a joint configuration.
     JointWaitsForMachine,

@@ -11,8 +11,8 @@
 //! | [`machine`], [`transport`] | what users and the host implement |
 //! | [`runtime`] | the threads around it: workers, log writer, apply pool; [`Group`]: propose, read, transfer, look |
 //!
-//! This crate knows no network, and no plan for who leads what. Everything up to `runtime` has no clock, thread,
-//! lock or channel, so a whole cluster of it runs in one thread from a seed.
+//! This crate knows no network, and no plan for who leads what. Everything up to `runtime` has no
+//! clock, thread, lock or channel, so a whole cluster of it runs in one thread from a seed.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::await_holding_lock, clippy::let_underscore_must_use, clippy::unwrap_used)]
@@ -21,6 +21,7 @@ pub mod activity;
 pub mod apply;
 pub mod checksum;
 pub mod clock;
+pub mod completion;
 pub mod config;
 mod convert;
 pub mod core;
@@ -48,9 +49,9 @@ pub mod status;
 pub mod testing;
 pub mod transport;
 pub mod validate;
-pub mod waiter;
 pub mod worker;
 
+pub use completion::{Applied, ProposalSink, ProposeOutcome};
 pub use config::GroupsConfig;
 pub use core::ReadBarrier;
 pub use error::{
@@ -68,4 +69,3 @@ pub use shardhost_storage as storage;
 pub use shardhost_storage::{GroupId, LogIndex, LogPosition, Membership, NodeId, ReplicaId, Term};
 pub use shardhost_storage::{Requirement, RequirementMode};
 pub use status::{GroupStatus, PeerProgress, Role};
-pub use waiter::{Applied, ProposalSink, ProposeOutcome};

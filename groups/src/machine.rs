@@ -2,10 +2,10 @@
 //!
 //! A machine is called by one apply thread at a time, never by a Raft thread, so it may block:
 //! it then delays its own group only. A call that takes longer than
-//! [`machine_limit`](crate::GroupsConfig::machine_limit) has others lead the group as long as they can;
-//! a batch that is cut ([`ApplyBatch::cut`]) is a call for each part, and a call that gets on
-//! ([`Progress`]) begins its time anew. It gets batches, so that a machine on disk can write a batch at
-//! once.
+//! [`machine_limit`](crate::GroupsConfig::machine_limit) has others lead the group as long as they
+//! can; a batch that is cut ([`ApplyBatch::cut`]) is a call for each part, and a call that gets on
+//! ([`Progress`]) begins its time anew. It gets batches, so that a machine on disk can write a
+//! batch at once.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use shardhost_storage::{GroupId, LogIndex, LogPosition};
 
+use crate::completion::Handed;
 use crate::error::QueryError;
-use crate::waiter::Handed;
 
 /// What a group's committed commands do.
 ///
@@ -28,16 +28,17 @@ pub trait StateMachine: Send + 'static {
     /// The last position whose effect this machine holds. `None`: it holds nothing, and is restored
     /// from a snapshot or replayed from the start of the log. Called before everything else when
     /// the replica is opened; [`crate::Groups::open`] calls it once more when another replica of
-    /// the group ran since, and uses the later answer. Changes nothing: another machine of the group may
-    /// be at work.
+    /// the group ran since, and uses the later answer. Changes nothing: another machine of the
+    /// group may be at work.
     ///
     /// # Errors
     /// A fault stops the group's replica on this host.
     fn applied(&self) -> Result<Option<LogPosition>, ApplyFault>;
 
-    /// The replica begins to run where [`StateMachine::applied`] said, and no other machine of the group
-    /// is at work on this host. Called once, before anything is applied, replayed or asked; not when
-    /// the state is restored from a snapshot instead. What an interrupted restore left is removed here.
+    /// The replica begins to run where [`StateMachine::applied`] said, and no other machine of the
+    /// group is at work on this host. Called once, before anything is applied, replayed or asked;
+    /// not when the state is restored from a snapshot instead. What an interrupted restore left is
+    /// removed here.
     ///
     /// # Errors
     /// A fault keeps the replica from opening.
@@ -46,13 +47,13 @@ pub trait StateMachine: Send + 'static {
     }
 
     /// Applies a batch of commands in order. When it returns, the whole batch counts as applied,
-    /// and the answers go to those who proposed; see [`ApplyBatch::cut`] for batches that would take
-    /// too much memory.
+    /// and the answers go to those who proposed; see [`ApplyBatch::cut`] for batches that would
+    /// take too much memory.
     ///
     /// # Errors
     /// A fault stops this replica; the batch does not count as applied, and is applied again
-    /// after a restart. One that passes ([`ApplyFault::passing`]) stops nothing: the same batch comes
-    /// again until it is applied.
+    /// after a restart. One that passes ([`ApplyFault::passing`]) stops nothing: the same batch
+    /// comes again until it is applied.
     fn apply(&mut self, batch: &mut ApplyBatch<'_>) -> Result<(), ApplyFault>;
 
     /// Answers a question without changing anything. Called when everything that must be seen is
@@ -73,13 +74,13 @@ pub trait StateMachine: Send + 'static {
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault>;
 
     /// Replaces the whole state by that of a snapshot, whose bytes were checked before.
-    /// Afterwards [`StateMachine::applied`] is at `at`. Takes as long as the state is large: each read of
-    /// `source` shows that it gets on.
+    /// Afterwards [`StateMachine::applied`] is at `at`. Takes as long as the state is large: each
+    /// read of `source` shows that it gets on.
     ///
     /// # Errors
     /// A fault stops this replica; the restore is done again after a restart. After one that passes
-    /// ([`ApplyFault::passing`]) the machine may hold a part of either state: it is asked nothing, and
-    /// gives no views, before the same restore was called again and done.
+    /// ([`ApplyFault::passing`]) the machine may hold a part of either state: it is asked nothing,
+    /// and gives no views, before the same restore was called again and done.
     fn restore(&mut self, at: LogPosition, source: &mut dyn Read) -> Result<(), ApplyFault>;
 
     /// The last index whose effect survives a crash of the process, for machines that keep
@@ -132,9 +133,10 @@ pub trait StateMachine: Send + 'static {
         false
     }
 
-    /// The answer, if the state that it takes is at hand: `None` where it may have to be read from a
-    /// disk, which may hang. Called as [`StateMachine::answers_at_once`] is; the question then goes to
-    /// the threads of state machines. A machine that may read a disk has an answer of its own here.
+    /// The answer, if the state that it takes is at hand: `None` where it may have to be read from
+    /// a disk, which may hang. Called as [`StateMachine::answers_at_once`] is; the question then
+    /// goes to the threads of state machines. A machine that may read a disk has an answer of its
+    /// own here.
     fn answer_at_once(&self, request: &Bytes) -> Option<Result<Bytes, QueryError>> {
         self.answers_at_once(request).then(|| self.query(request))
     }
@@ -144,14 +146,15 @@ pub trait StateMachine: Send + 'static {
     /// created before this returns. It is called of a machine that failed, too.
     ///
     /// # Errors
-    /// Why the state remains: the caller of the destruction gets it, and may repeat it. Then this is called again.
+    /// Why the state remains: the caller of the destruction gets it, and may repeat it. Then this
+    /// is called again.
     fn removed(&mut self) -> Result<(), ApplyFault> {
         Ok(())
     }
 
     /// Number of items and a checksum over the whole state, equal on replicas that applied the
-    /// same. Slow; used to compare replicas. A machine that reads a disk shows with `progress` that it
-    /// gets on, with every item or so: otherwise the call counts as one that hangs after
+    /// same. Slow; used to compare replicas. A machine that reads a disk shows with `progress` that
+    /// it gets on, with every item or so: otherwise the call counts as one that hangs after
     /// [`machine_limit`](crate::GroupsConfig::machine_limit).
     ///
     /// # Errors
@@ -278,14 +281,14 @@ pub struct Command {
     pub(crate) position: LogPosition,
     pub(crate) data: Bytes,
     pub(crate) response: Bytes,
-    pub(crate) waiter: Option<Handed>,
+    pub(crate) completion: Option<Handed>,
 }
 
 impl Command {
     /// A command without a caller, for tests of a state machine.
     #[must_use]
     pub fn new(position: LogPosition, data: impl Into<Bytes>) -> Self {
-        Self { position, data: data.into(), response: Bytes::new(), waiter: None }
+        Self { position, data: data.into(), response: Bytes::new(), completion: None }
     }
     /// Its place in the log.
     #[must_use]
@@ -340,10 +343,10 @@ impl<'a> ApplyBatch<'a> {
     pub const fn last(&self) -> LogPosition {
         self.last
     }
-    /// Ends this batch after its first `count` commands, at least one: all of them at once would take
-    /// too much memory, for what they read or answer. The others come again, with the next call of
-    /// [`StateMachine::apply`]. To be called before [`ApplyBatch::last`] is used, which moves. A machine
-    /// must do with each command what it would do without a cut.
+    /// Ends this batch after its first `count` commands, at least one: all of them at once would
+    /// take too much memory, for what they read or answer. The others come again, with the next
+    /// call of [`StateMachine::apply`]. To be called before [`ApplyBatch::last`] is used, which
+    /// moves. A machine must do with each command what it would do without a cut.
     pub fn cut(&mut self, count: usize) {
         let count = count.max(1);
         if count < self.commands.len() {

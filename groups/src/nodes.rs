@@ -16,7 +16,7 @@ pub struct Impairment {
 
 /// The advertisement of a node, once per pair of nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Advert {
+pub struct Advertisement {
     /// The names of what it has; groups may require some of their leaders.
     pub capabilities: BTreeSet<String>,
     /// It hands its leaderships away, and takes none as long as others can.
@@ -29,21 +29,21 @@ pub struct Advert {
 struct LiveNode {
     incarnation: u64,
     /// The advertisement of this incarnation.
-    advert: Option<Arc<Advert>>,
+    advertisement: Option<Arc<Advertisement>>,
 }
 
 /// The nodes that answer, and what they and this one say of themselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LiveNodes {
     nodes: BTreeMap<NodeId, LiveNode>,
-    own: Arc<Advert>,
+    own: Arc<Advertisement>,
     /// The state machines here are busy; peers do not hear of it.
     busy: bool,
     revision: u64,
 }
 
 impl LiveNodes {
-    pub(super) fn new(own: Advert) -> Self {
+    pub(super) fn new(own: Advertisement) -> Self {
         Self { own: Arc::new(own), ..Self::default() }
     }
 
@@ -61,13 +61,13 @@ impl LiveNodes {
 
     /// The advertisement of a node that answers; `None`: none.
     #[must_use]
-    pub fn advert(&self, node: NodeId) -> Option<&Advert> {
-        self.nodes.get(&node)?.advert.as_deref()
+    pub fn advertisement(&self, node: NodeId) -> Option<&Advertisement> {
+        self.nodes.get(&node)?.advertisement.as_deref()
     }
 
     /// The advertisement of this node.
     #[must_use]
-    pub fn own(&self) -> &Advert {
+    pub fn own(&self) -> &Advertisement {
         &self.own
     }
 
@@ -90,7 +90,7 @@ impl LiveNodes {
         if known == Some(incarnation) {
             return false;
         }
-        self.nodes.insert(node, LiveNode { incarnation, advert: None });
+        self.nodes.insert(node, LiveNode { incarnation, advertisement: None });
         self.revision += 1;
         true
     }
@@ -103,26 +103,32 @@ impl LiveNodes {
     }
 
     /// The advertisement of an incarnation of a node; returns whether that is news.
-    pub(super) fn note(&mut self, node: NodeId, incarnation: u64, advert: Arc<Advert>) -> bool {
+    pub(super) fn note(
+        &mut self,
+        node: NodeId,
+        incarnation: u64,
+        advertisement: Arc<Advertisement>,
+    ) -> bool {
         let Some(known) = self.nodes.get_mut(&node) else { return false };
-        if known.incarnation != incarnation || known.advert.as_ref() == Some(&advert) {
+        if known.incarnation != incarnation || known.advertisement.as_ref() == Some(&advertisement)
+        {
             return false;
         }
-        known.advert = Some(advert);
+        known.advertisement = Some(advertisement);
         self.revision += 1;
         true
     }
 
     /// The advertisement of this node; returns whether that is news.
-    pub(super) fn note_own(&mut self, advert: Arc<Advert>) -> bool {
-        let news = self.own != advert;
-        self.own = advert;
+    pub(super) fn note_own(&mut self, advertisement: Arc<Advertisement>) -> bool {
+        let news = self.own != advertisement;
+        self.own = advertisement;
         self.revision += u64::from(news);
         news
     }
 
-    /// Whether the state machines here are busy; returns whether that is news. It says nothing about who
-    /// may lead, only about who takes over, so the revision stays.
+    /// Whether the state machines here are busy; returns whether that is news. It says nothing
+    /// about who may lead, only about who takes over, so the revision stays.
     pub(super) const fn note_busy(&mut self, busy: bool) -> bool {
         std::mem::replace(&mut self.busy, busy) != busy
     }
@@ -132,21 +138,27 @@ impl LiveNodes {
 mod tests {
     use super::*;
 
-    fn advert(name: &str) -> Arc<Advert> {
-        Arc::new(Advert { capabilities: [name.to_owned()].into(), ..Advert::default() })
+    fn advertisement(name: &str) -> Arc<Advertisement> {
+        Arc::new(Advertisement {
+            capabilities: [name.to_owned()].into(),
+            ..Advertisement::default()
+        })
     }
 
     #[test]
     fn what_another_incarnation_said_is_forgotten() {
         let node = NodeId::must(2);
         let mut nodes = LiveNodes::default();
-        assert!(!nodes.note(node, 1, advert("fifo")), "it does not answer");
+        assert!(!nodes.note(node, 1, advertisement("fifo")), "it does not answer");
         assert!(nodes.insert(node, 1) && !nodes.insert(node, 1));
-        assert!(!nodes.note(node, 2, advert("fifo")), "it is not that incarnation");
-        assert!(nodes.note(node, 1, advert("fifo")) && !nodes.note(node, 1, advert("fifo")));
-        assert_eq!(nodes.advert(node), Some(&*advert("fifo")));
+        assert!(!nodes.note(node, 2, advertisement("fifo")), "it is not that incarnation");
+        assert!(
+            nodes.note(node, 1, advertisement("fifo"))
+                && !nodes.note(node, 1, advertisement("fifo"))
+        );
+        assert_eq!(nodes.advertisement(node), Some(&*advertisement("fifo")));
         assert!(nodes.insert(node, 2));
-        assert_eq!(nodes.advert(node), None);
+        assert_eq!(nodes.advertisement(node), None);
     }
 
     #[test]
@@ -155,9 +167,9 @@ mod tests {
         let mut seen = vec![nodes.revision()];
         nodes.insert(node, 1);
         seen.push(nodes.revision());
-        nodes.note(node, 1, advert("fifo"));
+        nodes.note(node, 1, advertisement("fifo"));
         seen.push(nodes.revision());
-        nodes.note_own(advert("ssd"));
+        nodes.note_own(advertisement("ssd"));
         seen.push(nodes.revision());
         nodes.remove(node);
         seen.push(nodes.revision());

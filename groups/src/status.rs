@@ -92,8 +92,8 @@ pub struct GroupStatus {
     /// A node that holds another group of the same id: it was created there with other members,
     /// and one of the two must be destroyed. Neither takes the other's votes or entries.
     pub conflicting: Option<NodeId>,
-    /// Asleep: no ticks and no heartbeats until something happens.
-    pub asleep: bool,
+    /// Hibernating: no ticks and no heartbeats until something happens.
+    pub hibernating: bool,
     /// The log of this replica may have lost acknowledged entries. It takes part in no election
     /// before enough of its peers have reported what they hold.
     pub doubt: Option<Doubt>,
@@ -102,8 +102,8 @@ pub struct GroupStatus {
     /// The replicas of the group differ at this index, and no majority of them agrees: it is
     /// unknown which of them are right, and all continue. Ends when a majority is found equal.
     pub differs: Option<LogIndex>,
-    /// Why the state machine stalls: the same call is repeated, as on a full disk, or a call into it does
-    /// not return. Such a replica does not lead as long as another can.
+    /// Why the state machine stalls: the same call is repeated, as on a full disk, or a call into
+    /// it does not return. Such a replica does not lead as long as another can.
     pub stalled: Option<Arc<str>>,
     /// On a leader: how far the others are. Renewed at ticks.
     pub peers: Arc<[PeerProgress]>,

@@ -10,7 +10,7 @@ use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupId, LogPosition, NodeId, ReplicaId};
 
 use crate::lives::LifeLock;
-use crate::nodes::Advert;
+use crate::nodes::Advertisement;
 
 /// How a message travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,8 +87,8 @@ pub trait Inbound: fmt::Debug + Send + Sync + 'static {
     fn peer_live(&self, node: NodeId, incarnation: u64);
 
     /// The advertisement of an incarnation of the node.
-    fn peer_advert(&self, node: NodeId, incarnation: u64, advert: Advert) {
-        let _ = (node, incarnation, advert);
+    fn peer_advertisement(&self, node: NodeId, incarnation: u64, advertisement: Advertisement) {
+        let _ = (node, incarnation, advertisement);
     }
 
     /// The node stopped answering heartbeats.

@@ -92,13 +92,14 @@ pub enum Refusal {
     Unasked,
     /// From a replica that was removed from the group. It gets a notice.
     Removed,
-    /// A vote that this replica promised not to give for a while.
-    Promised,
+    /// An election while the vote is locked for the leader that was heard.
+    VoteLocked,
     /// An order to campaign that came too late.
     StaleOrder,
-    /// An invitation or a notice without a membership that makes sense.
-    Invitation,
-    /// An answer about what was lost without memberships that make sense, or one where none belongs.
+    /// A create request or a notice without a membership that makes sense.
+    CreateRequest,
+    /// An answer about what was lost without memberships that make sense, or one where none
+    /// belongs.
     Recovery,
     /// A comparison of replicas without a checksum or a verdict, or one where none belongs.
     Checksum,
@@ -131,9 +132,9 @@ impl fmt::Display for Refusal {
             Self::NotFromLeader => "not from the leader",
             Self::Unasked => "a vote that was not asked for",
             Self::Removed => "from a removed replica",
-            Self::Promised => "a vote that was promised not to be given",
+            Self::VoteLocked => "its vote is locked for the leader",
             Self::StaleOrder => "an order to campaign that came too late",
-            Self::Invitation => "impossible invitation",
+            Self::CreateRequest => "impossible create_request",
             Self::Recovery => "impossible answer about what was lost",
             Self::Checksum => "impossible comparison of replicas",
             Self::OtherGenesis => "from a group that was created with other members",
@@ -170,9 +171,11 @@ pub fn validate(
         MessageKind::Snapshot => check_snapshot(view, message, term_at),
         MessageKind::Vote | MessageKind::PreVote => check_candidate(message),
         MessageKind::VoteResponse => check_vote(view, message),
-        MessageKind::TimeoutNow | MessageKind::Sleep => check_from_leader(view, message),
+        MessageKind::TimeoutNow | MessageKind::Hibernate => check_from_leader(view, message),
         MessageKind::ReadIndexResponse => check_from_leader(view, message),
-        MessageKind::Invite | MessageKind::Removed => check_invitation(view.membership, message),
+        MessageKind::CreateReplica | MessageKind::Removed => {
+            check_create_request(view.membership, message)
+        }
         MessageKind::RecoveryResponse => check_recovery(view, message),
         MessageKind::StateRequest => check_state_request(view, message),
         MessageKind::Checksum => check_checksum(view, message),
@@ -217,11 +220,11 @@ fn check_first_contact(
             | MessageKind::Vote
             | MessageKind::PreVote
             | MessageKind::TimeoutNow
-            | MessageKind::Sleep
+            | MessageKind::Hibernate
             | MessageKind::ReadIndexResponse
             | MessageKind::Wake
             | MessageKind::Removed
-            | MessageKind::Invite
+            | MessageKind::CreateReplica
             | MessageKind::RecoveryRequest
             | MessageKind::RecoveryResponse
     );
@@ -235,17 +238,20 @@ fn check_first_contact(
 ///
 /// # Errors
 /// It is not one that can be read, or one of another group.
-pub(crate) fn check_invitation(ours: &Membership, message: &GroupMessage) -> Result<(), Refusal> {
-    let membership = message.invitation.as_ref().and_then(|one| one.membership.as_ref());
+pub(crate) fn check_create_request(
+    ours: &Membership,
+    message: &GroupMessage,
+) -> Result<(), Refusal> {
+    let membership = message.create_request.as_ref().and_then(|one| one.membership.as_ref());
     let membership = membership.and_then(convert::membership_from_wire);
-    let membership = membership.ok_or(Refusal::Invitation)?;
+    let membership = membership.ok_or(Refusal::CreateRequest)?;
     let same = ours.genesis.is_none() || ours.genesis == membership.genesis;
     if !same {
         return Err(Refusal::OtherGenesis);
     }
     let known = newest_of(ours);
     let plausible = has_plausible_numbers(&membership, told_end(message), known);
-    if plausible { Ok(()) } else { Err(Refusal::Invitation) }
+    if plausible { Ok(()) } else { Err(Refusal::CreateRequest) }
 }
 
 /// The commit index of the sender of a membership; an older version does not have it.
@@ -318,9 +324,9 @@ fn check_placement(kind: MessageKind, message: &GroupMessage) -> Result<(), Refu
     if (kind == MessageKind::Snapshot) != message.snapshot.is_some() {
         return Err(Refusal::Snapshot);
     }
-    let invites = matches!(kind, MessageKind::Invite | MessageKind::Removed);
-    if invites != message.invitation.is_some() {
-        return Err(Refusal::Invitation);
+    let shows = matches!(kind, MessageKind::CreateReplica | MessageKind::Removed);
+    if shows != message.create_request.is_some() {
+        return Err(Refusal::CreateRequest);
     }
     if (kind == MessageKind::RecoveryResponse) != message.recovery.is_some() {
         return Err(Refusal::Recovery);

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use shardhost_groups::apply::ApplyWork;
 use shardhost_groups::core::{Effects, GroupCore, ReplicaStart};
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     Entry, EntryKind, GroupMeta, GroupWrite, HardState, LogBatch, LogError, LogStore, MemoryStore,
@@ -103,11 +103,11 @@ impl Host {
         let persisted = log.load(GROUP).unwrap().unwrap();
         let (applied, policies) = (LogPosition::default(), Policies::new());
         let start =
-            ReplicaStart { persisted, applied, durable: None, lost: false, epoch: 1, policies };
+            ReplicaStart { persisted, applied, durable: None, lost: false, open_id: 1, policies };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let store: Arc<dyn LogStore> = Arc::new(log.clone());
         let core = GroupCore::open(Arc::new(config), store, &logger, start).unwrap();
-        let mut worker = WorkerCore::new(Advert::default(), Policies::new());
+        let mut worker = WorkerCore::new(Advertisement::default(), Policies::new());
         worker.handle(Input::Open(Box::new(core)));
         let (waiting, commands) = (None, Vec::new());
         let mut host = Self { worker, log, waiting, commands, most_read: 0 };
@@ -121,10 +121,10 @@ impl Host {
         let Effects { log, work, .. } = self.worker.finish_step(None);
         let read = self.log.read.load(Ordering::Relaxed) - before;
         self.most_read = self.most_read.max(read);
-        for (_, epoch, work) in work {
+        for (_, open_id, work) in work {
             if let ApplyWork::Commands { last, commands } = work {
                 self.commands.extend(commands.iter().map(|command| command.position().index));
-                self.waiting = Some((epoch, last));
+                self.waiting = Some((open_id, last));
             }
         }
         if !log.is_empty() {
@@ -146,9 +146,9 @@ impl Host {
 
     /// The state machine does what it has, and what it gets because of that.
     fn apply_all(&mut self) {
-        while let Some((epoch, last)) = self.waiting.take() {
+        while let Some((open_id, last)) = self.waiting.take() {
             let event = GroupEvent::Applied { last, durable: None };
-            self.worker.handle(Input::Group { group: GROUP, epoch, event });
+            self.worker.handle(Input::Group { group: GROUP, open_id, event });
             self.step_once();
         }
     }

@@ -120,7 +120,7 @@ impl Trio {
 fn host(network: &Network, node: NodeId, change: fn(&mut GroupsConfig)) -> Groups {
     let mut config = GroupsConfig::new(node);
     config.tick = Duration::from_millis(30);
-    config.sleep_after_ticks = 0;
+    config.hibernate_after_ticks = 0;
     config.consistency_ticks = 20;
     change(&mut config);
     let incarnation = config.incarnation;
@@ -164,12 +164,12 @@ async fn a_replica_whose_state_was_damaged_stops_and_answers_no_reads() {
 
 /// The group has no requests: it hibernates, is woken to be compared, and hibernates again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_group_that_sleeps_is_compared_too() {
+async fn a_hibernating_group_is_compared_too() {
     let trio = Trio::start(|config| {
-        config.sleep_after_ticks = 5;
-        // A sleeping group does not tick, so this comes from elsewhere.
+        config.hibernate_after_ticks = 5;
+        // A hibernating group does not tick, so this comes from elsewhere.
         config.consistency_ticks = 1_000_000;
-        config.consistency_asleep = Some(Duration::from_secs(3));
+        config.consistency_hibernating = Some(Duration::from_secs(3));
     });
     let damaged = trio.damage_a_follower().await;
     let replica = &trio.replicas[damaged];

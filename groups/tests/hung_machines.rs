@@ -161,7 +161,7 @@ impl Trio {
 fn host(network: &Network, node: NodeId, limit: Option<Duration>) -> Groups {
     let mut config = GroupsConfig::new(node);
     config.tick = Duration::from_millis(20);
-    config.sleep_after_ticks = 0;
+    config.hibernate_after_ticks = 0;
     config.machine_limit = limit;
     let incarnation = config.incarnation;
     let (snapshots, port) = (Arc::new(MemorySnapshots::new()), network.port(node));
@@ -223,8 +223,8 @@ async fn without_a_limit_a_machine_that_hangs_keeps_its_group() {
     trio.comes_back().await;
 }
 
-/// Machines that take long for every batch, at all hosts alike, move nothing as long as each call ends
-/// within the limit.
+/// Machines that take long for every batch, at all hosts alike, move nothing as long as each call
+/// ends within the limit.
 #[tokio::test(flavor = "multi_thread")]
 async fn machines_that_are_slow_within_the_limit_move_nothing() {
     let trio = Trio::start(Some(LIMIT)).await;
@@ -236,8 +236,8 @@ async fn machines_that_are_slow_within_the_limit_move_nothing() {
     assert_eq!(trio.replica(0, 0).status().term, term);
 }
 
-/// They are served all the same when a call does not: by the one that leads, for no leadership goes back
-/// and forth between machines of which none is better.
+/// They are served all the same when a call does not: by the one that leads, for no leadership goes
+/// back and forth between machines of which none is better.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_machines_are_served() {
     let trio = Trio::start(Some(LIMIT)).await;
@@ -270,7 +270,7 @@ async fn a_replica_that_is_about_to_be_slow_takes_no_leadership_from_one_that_is
     while declined.len() < 2 {
         let told = || format!("{:?}, {declined:?} declined", leader.status());
         assert!(began.elapsed() < SOON && leader.status().serving, "{}", told());
-        let voters = leader.outlook().await.unwrap().voters.into_iter();
+        let voters = leader.eligibility().await.unwrap().voters.into_iter();
         declined = voters.filter_map(|voter| voter.declined?.reason).collect();
     }
     assert_eq!(declined, [RejectReason::ApplyBacklog; 2]);

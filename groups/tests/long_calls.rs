@@ -1,5 +1,5 @@
-//! Restores and checksums take as long as a state is large: they hold up no other group, and none of
-//! them counts as a call that hangs while it gets on.
+//! Restores and checksums take as long as a state is large: they hold up no other group, and none
+//! of them counts as a call that hangs while it gets on.
 
 #![expect(clippy::unwrap_used, reason = "a test that broke ends with a panic")]
 
@@ -116,7 +116,7 @@ impl SnapshotWriter for Zeros {
 fn host(network: &Network, node: u64, apply_threads: usize) -> Groups {
     let mut config = GroupsConfig::new(NodeId::must(node));
     config.tick = Duration::from_millis(10);
-    config.sleep_after_ticks = 0;
+    config.hibernate_after_ticks = 0;
     config.machine_limit = Some(LIMIT);
     (config.log_trail_entries, config.log_keep_entries, config.snapshot_entries) = (1, 1, 5);
     let (incarnation, node) = (config.incarnation, config.node);
@@ -164,8 +164,8 @@ async fn restore(network: &Network, groups: &[Vec<Group>], host: &Groups) {
     network.heal();
 }
 
-/// Commands of a group are answered, its host is well, and other replicas there do not hang, for several
-/// times the limit.
+/// Commands of a group are answered, its host is well, and other replicas there do not hang, for
+/// several times the limit.
 async fn served_meanwhile(host: &Groups, group: &Group, others: &[&Group]) {
     let began = Instant::now();
     while began.elapsed() < 8 * LIMIT {

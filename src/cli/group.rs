@@ -333,9 +333,9 @@ fn leader(group: &GroupStatus) -> String {
 }
 
 fn state(group: &GroupStatus) -> String {
-    match (group.fault.as_str(), group.caretaker.as_str(), group.asleep) {
+    match (group.fault.as_str(), group.caretaker.as_str(), group.hibernating) {
         ("", "", _) if !group.stalled.is_empty() => format!("stands still: {}", group.stalled),
-        ("", "", true) => "asleep".to_owned(),
+        ("", "", true) => "hibernating".to_owned(),
         ("", "", false) => "awake".to_owned(),
         ("", reason, _) => format!("leader that serves no users: {reason}"),
         (fault, ..) => format!("failed: {fault}"),
@@ -392,7 +392,7 @@ fn group_json(group: &GroupStatus) -> Value {
         "committed": group.committed,
         "applied": group.applied,
         "closed": group.closed,
-        "asleep": group.asleep,
+        "hibernating": group.hibernating,
         "fault": group.fault,
         "transferring_to_node": group.transferring_to_node,
         "serving": group.serving,

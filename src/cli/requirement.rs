@@ -5,7 +5,7 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::{Value, json};
 use shardhost::storage::convert::requirement_from_message;
-use shardhost_proto::admin::{ChangeRequirementRequest, NodeAdvert};
+use shardhost_proto::admin::{ChangeRequirementRequest, NodeAdvertisement};
 use shardhost_proto::log::{Membership, Requirement};
 use tonic::Code;
 use tonic_types::StatusExt;
@@ -98,18 +98,18 @@ pub fn requirement_json(membership: Option<&Membership>) -> Value {
 }
 
 /// What a node has, for people.
-pub fn capabilities_text(advert: Option<&NodeAdvert>) -> String {
-    let Some(advert) = advert else { return "unknown".to_owned() };
-    match advert.capabilities.is_empty() {
+pub fn capabilities_text(advertisement: Option<&NodeAdvertisement>) -> String {
+    let Some(advertisement) = advertisement else { return "unknown".to_owned() };
+    match advertisement.capabilities.is_empty() {
         true => "-".to_owned(),
-        false => advert.capabilities.join(", "),
+        false => advertisement.capabilities.join(", "),
     }
 }
 
 /// Whether a node is draining, for people.
-pub const fn draining_text(advert: Option<&NodeAdvert>) -> &'static str {
-    match advert {
-        Some(NodeAdvert { draining: true, .. }) => "yes",
+pub const fn draining_text(advertisement: Option<&NodeAdvertisement>) -> &'static str {
+    match advertisement {
+        Some(NodeAdvertisement { draining: true, .. }) => "yes",
         Some(_) => "no",
         None => "unknown",
     }
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_node_that_did_not_say_is_not_one_that_has_nothing() {
-        let nothing = NodeAdvert::default();
+        let nothing = NodeAdvertisement::default();
         assert_eq!(capabilities_text(Some(&nothing)), "-");
         assert_eq!(capabilities_text(None), "unknown");
         assert_eq!((draining_text(Some(&nothing)), draining_text(None)), ("no", "unknown"));

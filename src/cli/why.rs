@@ -65,8 +65,8 @@ impl Findings {
         Ok(findings)
     }
 
-    /// Asks the voters' nodes whether they hold what the group takes them to hold: a node that lost its
-    /// disk answers, and has nothing.
+    /// Asks the voters' nodes whether they hold what the group takes them to hold: a node that lost
+    /// its disk answers, and has nothing.
     async fn look_for_replicas(&mut self, start: &Node) {
         let Some(best) = self.best() else { return };
         let (own, group) = (best.node, self.group);
@@ -238,9 +238,9 @@ fn row(voter: &VoterFitness, view: &LeaderExplanation, unfit: Option<&'static st
     vec![
         voter.node.to_string(),
         if voter.live { "yes" } else { "no" }.to_owned(),
-        capabilities_text(voter.advert.as_ref()),
+        capabilities_text(voter.advertisement.as_ref()),
         unfit.map_or_else(|| fit(voter), |why| format!("no, {why}")),
-        draining_text(voter.advert.as_ref()).to_owned(),
+        draining_text(voter.advertisement.as_ref()).to_owned(),
         lag,
     ]
 }
@@ -291,13 +291,13 @@ fn advice(
 }
 
 fn voter_json(voter: &VoterFitness, unfit: Option<&'static str>) -> Value {
-    let advert = voter.advert.as_ref();
+    let advertisement = voter.advertisement.as_ref();
     json!({
         "node": voter.node,
         "replica": voter.replica,
         "live": voter.live,
-        "capabilities": advert.map(|advert| &advert.capabilities),
-        "draining": advert.map(|advert| advert.draining),
+        "capabilities": advertisement.map(|advertisement| &advertisement.capabilities),
+        "draining": advertisement.map(|advertisement| advertisement.draining),
         "fitness": word(if unfit.is_some() { Fitness::Unfit } else { voter.fitness() }),
         "unfit": unfit,
         "opinions": opinions_json(voter),
@@ -310,13 +310,13 @@ fn voter_json(voter: &VoterFitness, unfit: Option<&'static str>) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use shardhost_proto::admin::NodeAdvert;
+    use shardhost_proto::admin::NodeAdvertisement;
 
     use super::*;
 
     fn voter(node: u64, live: bool, fitness: Fitness) -> VoterFitness {
-        let (advert, fitness) = (Some(NodeAdvert::default()), fitness.into());
-        VoterFitness { node, live, advert, fitness, ..VoterFitness::default() }
+        let (advertisement, fitness) = (Some(NodeAdvertisement::default()), fitness.into());
+        VoterFitness { node, live, advertisement, fitness, ..VoterFitness::default() }
     }
 
     fn view(

@@ -1,5 +1,5 @@
-//! What drives the policy on a host: it follows the catalog and carries it out, runs the planner where the
-//! system group is led, and empties nodes of their leaderships.
+//! What drives the policy on a host: it follows the catalog and carries it out, runs the planner
+//! where the system group is led, and empties nodes of their leaderships.
 //!
 //! | where | what |
 //! |---|---|
@@ -57,7 +57,7 @@ pub use self::service::SystemService;
 use crate::host::Host;
 pub use shardhost_policy::catalog::SYSTEM_GROUP;
 use shardhost_policy::catalog::{NewGroup, PlannerMode, Revision, View};
-use shardhost_policy::executor::{Epoch, ExecutorSettings, Fence};
+use shardhost_policy::executor::{ExecutorSettings, Fence, PlannerTerm};
 use shardhost_proto::shard_map::ShardMap;
 
 /// The kind of its state machine.
@@ -256,8 +256,8 @@ impl System {
     pub fn drains(&self) -> &Arc<Drains> {
         &self.inner.drains
     }
-    /// Waits until a replica of a group is open on this host, or parked, or until nothing is left of one;
-    /// false: that takes longer. One that the log holds may not be open yet.
+    /// Waits until a replica of a group is open on this host, or parked, or until nothing is left
+    /// of one; false: that takes longer. One that the log holds may not be open yet.
     pub async fn await_replica(&self, group: GroupId, held: bool, within: Duration) -> bool {
         let deadline = tokio::time::Instant::now() + within;
         let mut ticks = tokio::time::interval(Duration::from_millis(10));
@@ -327,7 +327,7 @@ impl Inner {
 
     /// This host's report to a planner.
     fn report(&self, request: wire::ReportRequest) -> Result<wire::NodeReport, tonic::Status> {
-        self.hear(request.epoch)?;
+        self.hear(request.planner_term)?;
         Ok(self.reporter.report(request.known_digest, self.is_stopped()))
     }
 
@@ -386,8 +386,8 @@ fn lead_when_elected(
             drop(inner);
             let lost = scope.cancelled;
             let tend = registration::lead(host, client, view, beginning, lost.clone());
-            let epoch = Epoch::new(scope.term.get());
-            tokio::join!(tend, planning::plan(weak, epoch, executor, lost));
+            let planner_term = PlannerTerm::new(scope.term.get());
+            tokio::join!(tend, planning::plan(weak, planner_term, executor, lost));
         }
     });
     tokio::spawn(async move {

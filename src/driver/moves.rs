@@ -12,7 +12,7 @@ use shardhost_proto::system as wire;
 use tonic::Status;
 
 use super::{Inner, SYSTEM_GROUP};
-use shardhost_policy::executor::{Epoch, Order, Stop, StopScope, Ticket};
+use shardhost_policy::executor::{Order, PlannerTerm, Stop, StopScope, Ticket};
 use shardhost_policy::inputs::moves::{LONGEST, MAX_LAG, reason_of, standing_of};
 use shardhost_policy::planner::Tier;
 
@@ -26,11 +26,11 @@ pub(super) struct Outcome {
 }
 
 impl Inner {
-    /// A planner of this epoch asked for something.
-    pub(super) fn hear(&self, epoch: u64) -> Result<(), Status> {
+    /// A planner of this term asked for something.
+    pub(super) fn hear(&self, planner_term: u64) -> Result<(), Status> {
         let mut fence = self.fence.lock();
         fence.system_term(self.system_term());
-        let heard = fence.hear(Epoch::new(epoch), self.uptime_ms());
+        let heard = fence.hear(PlannerTerm::new(planner_term), self.uptime_ms());
         heard.map_err(|refusal| Status::failed_precondition(refusal.to_string()))
     }
 
@@ -47,7 +47,7 @@ impl Inner {
         }
         let mut orders = Vec::new();
         for step in &request.moves {
-            orders.push(self.order_of(request.epoch, step)?);
+            orders.push(self.order_of(request.planner_term, step)?);
         }
         Ok(self.try_all(orders).map(|outcome| Ok(outcome_to_wire(outcome))).boxed())
     }
@@ -62,10 +62,10 @@ impl Inner {
             .boxed()
     }
 
-    fn order_of(&self, epoch: u64, step: &wire::Move) -> Result<Order, Status> {
+    fn order_of(&self, planner_term: u64, step: &wire::Move) -> Result<Order, Status> {
         let no_node = || Status::invalid_argument("nodes are numbered from 1");
         Ok(Order {
-            ticket: Ticket { epoch: Epoch::new(epoch), number: step.ticket },
+            ticket: Ticket { planner_term: PlannerTerm::new(planner_term), number: step.ticket },
             group: GroupId::new(step.group),
             from: self.host.node_id(),
             to: NodeId::new(step.to).ok_or_else(no_node)?,

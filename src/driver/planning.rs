@@ -23,7 +23,7 @@ use super::moves::{MAX_MOVES, Outcome, outcome_from_wire};
 use super::{Inner, now_ms as time_of_day_ms};
 use shardhost_policy::catalog::View;
 use shardhost_policy::executor::{
-    Epoch, Executor, ExecutorSettings, Mode, MoveOutcome, Order, Ticket,
+    Executor, ExecutorSettings, Mode, MoveOutcome, Order, PlannerTerm, Ticket,
 };
 
 /// Outcomes that wait for the executor.
@@ -39,12 +39,12 @@ pub(super) struct Shared {
 
 pub(super) async fn plan(
     inner: Weak<Inner>,
-    epoch: Epoch,
+    planner_term: PlannerTerm,
     settings: ExecutorSettings,
     lost: CancellationToken,
 ) {
     let clock = PlannerClock::new(Instant::now(), time_of_day_ms());
-    let executor = Arc::new(Mutex::new(Executor::new(epoch, clock.now_ms(), settings)));
+    let executor = Arc::new(Mutex::new(Executor::new(planner_term, clock.now_ms(), settings)));
     if let Some(inner) = inner.upgrade() {
         let executor = Arc::clone(&executor);
         *inner.planner.lock() = Some(Shared { executor, clock });
@@ -54,7 +54,7 @@ pub(super) async fn plan(
         inner: inner.clone(),
         executor,
         clock,
-        epoch,
+        planner_term,
         sender,
         planner_inputs: PlannerInputs::default(),
         gathering: FuturesUnordered::new(),
@@ -64,7 +64,10 @@ pub(super) async fn plan(
     if let Some(inner) = inner.upgrade() {
         let mut current = inner.planner.lock();
         // A later leadership may have begun.
-        if current.as_ref().is_some_and(|current| current.executor.lock().epoch() == epoch) {
+        if current
+            .as_ref()
+            .is_some_and(|current| current.executor.lock().planner_term() == planner_term)
+        {
             *current = None;
         }
     }
@@ -74,7 +77,7 @@ struct Driver {
     inner: Weak<Inner>,
     executor: Arc<Mutex<Executor>>,
     clock: PlannerClock,
-    epoch: Epoch,
+    planner_term: PlannerTerm,
     sender: mpsc::Sender<(Ticket, MoveOutcome)>,
     planner_inputs: PlannerInputs,
     /// The reports of the next round, while they are waited for: one at most.
@@ -110,7 +113,8 @@ impl Driver {
         }
     }
 
-    /// Begins to gather, unless the last reports are still waited for. `None`: the host is stopping.
+    /// Begins to gather, unless the last reports are still waited for. `None`: the host is
+    /// stopping.
     fn begin_round(&mut self) -> Option<()> {
         let inner = self.inner.upgrade()?;
         let Some(view) = inner.view.borrow().clone() else { return Some(()) };
@@ -120,7 +124,12 @@ impl Driver {
         } else if self.gathering.is_empty() {
             self.planner_inputs.look_who_is_alive(&live_nodes(&inner), self.clock.now_ms());
             let known = self.planner_inputs.known_digests();
-            self.gathering.push(tokio::spawn(gather(inner, view, (self.epoch, self.clock), known)));
+            self.gathering.push(tokio::spawn(gather(
+                inner,
+                view,
+                (self.planner_term, self.clock),
+                known,
+            )));
         }
         Some(())
     }
@@ -187,13 +196,13 @@ fn live_nodes(inner: &Inner) -> BTreeMap<NodeId, u64> {
 async fn gather(
     inner: Arc<Inner>,
     view: Arc<View>,
-    (epoch, clock): (Epoch, PlannerClock),
+    (planner_term, clock): (PlannerTerm, PlannerClock),
     known: BTreeMap<NodeId, u64>,
 ) -> Gathered {
     let asked_ms = clock.now_ms();
     let asks = view.nodes().keys().map(|node| {
         let request = wire::ReportRequest {
-            epoch: epoch.get(),
+            planner_term: planner_term.get(),
             planner_node: inner.host.node_id().get(),
             known_digest: known.get(node).copied().unwrap_or(0),
         };
@@ -271,7 +280,7 @@ async fn send_to_peer(
     sender: &mpsc::Sender<(Ticket, MoveOutcome)>,
 ) -> Result<(), String> {
     let (mut client, address) = inner.client.connect(node).await?;
-    let epoch = orders.first().map_or(0, |order| order.ticket.epoch.get());
+    let planner_term = orders.first().map_or(0, |order| order.ticket.planner_term.get());
     let moves = orders.iter().map(|order| wire::Move {
         ticket: order.ticket.number,
         group: order.group.get(),
@@ -280,7 +289,7 @@ async fn send_to_peer(
         term: order.term,
     });
     let planner_node = inner.host.node_id().get();
-    let request = wire::MoveRequest { epoch, planner_node, moves: moves.collect() };
+    let request = wire::MoveRequest { planner_term, planner_node, moves: moves.collect() };
     let mut outcomes = match client.r#move(request).await {
         Ok(outcomes) => outcomes.into_inner(),
         Err(status) => {

@@ -17,8 +17,8 @@ use super::shard_map::{self, Agreement};
 use super::{CatalogView, NodeFacts};
 use crate::host::Host;
 use shardhost_policy::catalog::{
-    Advert, GroupRecord, GroupState, Name, NewGroup, NewNode, NodeRecord, Operation, PlannerMode,
-    Refusal, Revision, Subject, UNKNOWN_STORE, View,
+    Advertisement, GroupRecord, GroupState, Name, NewGroup, NewNode, NodeRecord, Operation,
+    PlannerMode, Refusal, Revision, Subject, UNKNOWN_STORE, View,
 };
 use shardhost_proto::shard_map::ShardMap;
 
@@ -97,19 +97,20 @@ async fn compare(
         }
     }
     let (incarnation, capabilities) = (host.incarnation(), names(host)?);
-    let advert = known.and_then(|known| known.advert.as_ref());
-    let said = |advert: &Advert| {
-        advert.incarnation == incarnation && advert.capabilities.iter().eq(&capabilities)
+    let advertisement = known.and_then(|known| known.advertisement.as_ref());
+    let said = |advertisement: &Advertisement| {
+        advertisement.incarnation == incarnation
+            && advertisement.capabilities.iter().eq(&capabilities)
     };
-    if !advert.is_some_and(said) {
+    if !advertisement.is_some_and(said) {
         client.apply(Operation::Advertise { node, incarnation, capabilities }).await?;
     }
     Ok(())
 }
 
 fn names(host: &Host) -> Result<BTreeSet<Name>, Refusal> {
-    let advert = host.advert();
-    advert.capabilities.iter().map(|name| Name::new(Subject::Capability, name)).collect()
+    let advertisement = host.advertisement();
+    advertisement.capabilities.iter().map(|name| Name::new(Subject::Capability, name)).collect()
 }
 
 /// This node's record from its configuration. Changes of operators in the catalog stay: zone and

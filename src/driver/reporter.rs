@@ -32,7 +32,7 @@ impl Reporter {
         let speaker = Speaker {
             node: self.host.node_id(),
             incarnation: self.host.incarnation(),
-            advert: self.host.advert(),
+            advertisement: self.host.advertisement(),
             stopped,
         };
         let statuses = self.host.groups().into_iter().map(|group| group.status());

@@ -21,7 +21,7 @@ pub fn local_view(host: &Host, now_ms: u64, settings: planner::Settings) -> plan
     let mut nodes = BTreeMap::from([(host.node_id(), own_node(host))]);
     for peer in host.transport_stats().peers {
         let incarnation = peer.incarnation.unwrap_or(0);
-        let node = node(peer.node, peer.live, incarnation, peer.advert.as_ref());
+        let node = node(peer.node, peer.live, incarnation, peer.advertisement.as_ref());
         nodes.insert(peer.node, node);
     }
     let mut groups: Vec<planner::Group> = Vec::new();
@@ -56,5 +56,5 @@ pub fn add_loads(snapshot: &mut planner::Snapshot, host: &Host, rates: &mut Rate
 }
 
 fn own_node(host: &Host) -> planner::Node {
-    node(host.node_id(), true, host.incarnation(), Some(&host.advert()))
+    node(host.node_id(), true, host.incarnation(), Some(&host.advertisement()))
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use shardhost_groups::leadership::{
     HookGuard, HookKind, LeaderAcquired, LeaderLost, LeadershipEvent, LeadershipEvents,
 };
-use shardhost_groups::nodes::{Advert, Impairment};
+use shardhost_groups::nodes::{Advertisement, Impairment};
 use shardhost_groups::policy::{LeadershipPolicy, PolicyGuard};
 use shardhost_groups::runtime::{LeaderScope, LeaderTaskGuard};
 use shardhost_groups::selector::GroupSelector;
@@ -19,9 +19,9 @@ use tokio::sync::watch;
 use super::{Host, HostConfig, HostInner};
 
 /// The advertisement of a host when it starts.
-pub(super) fn first_advert(config: &HostConfig) -> Result<Advert, CapabilityError> {
+pub(super) fn first_advertisement(config: &HostConfig) -> Result<Advertisement, CapabilityError> {
     let capabilities = capability_names(config.capabilities.iter().cloned())?;
-    Ok(Advert { capabilities, ..Advert::default() })
+    Ok(Advertisement { capabilities, ..Advertisement::default() })
 }
 
 impl Host {
@@ -97,13 +97,13 @@ impl Host {
         names: impl IntoIterator<Item = N>,
     ) -> Result<(), CapabilityError> {
         let capabilities = capability_names(names)?;
-        self.change_advert(|advert| advert.capabilities = capabilities);
+        self.change_advertisement(|advertisement| advertisement.capabilities = capabilities);
         Ok(())
     }
 
     /// Sets whether this node is draining: others take its leaderships before it takes theirs.
     pub fn set_draining(&self, draining: bool) {
-        self.change_advert(|advert| advert.draining = draining);
+        self.change_advertisement(|advertisement| advertisement.draining = draining);
     }
 
     /// Declares that this node should lead nothing for now, for a reason of this source, or that
@@ -140,7 +140,7 @@ impl Host {
             loop {
                 let impaired = impairment.borrow_and_update().clone();
                 let Some(inner) = inner.upgrade() else { return };
-                inner.change_advert(|advert| advert.impaired = impaired);
+                inner.change_advertisement(|advertisement| advertisement.impaired = impaired);
                 drop(inner);
                 tokio::select! {
                     changed = impairment.changed() => if changed.is_err() { return },
@@ -152,31 +152,31 @@ impl Host {
 
     /// The advertisement of this node.
     #[must_use]
-    pub fn advert(&self) -> Advert {
-        self.inner.advert.lock().clone()
+    pub fn advertisement(&self) -> Advertisement {
+        self.inner.advertisement.lock().clone()
     }
 
     /// The last advertisement of a peer; `None`: none was received since this host started.
     #[must_use]
-    pub fn peer_advert(&self, node: NodeId) -> Option<Advert> {
-        self.transport_stats().peers.into_iter().find(|peer| peer.node == node)?.advert
+    pub fn peer_advertisement(&self, node: NodeId) -> Option<Advertisement> {
+        self.transport_stats().peers.into_iter().find(|peer| peer.node == node)?.advertisement
     }
 
-    fn change_advert(&self, change: impl FnOnce(&mut Advert)) {
-        self.inner.change_advert(change);
+    fn change_advertisement(&self, change: impl FnOnce(&mut Advertisement)) {
+        self.inner.change_advertisement(change);
     }
 }
 
 impl HostInner {
-    fn change_advert(&self, change: impl FnOnce(&mut Advert)) {
-        let mut advert = self.advert.lock();
-        let before = advert.clone();
-        change(&mut advert);
-        if *advert != before {
-            tracing::info!(capabilities = ?advert.capabilities, draining = advert.draining,
-                impaired = ?advert.impaired, "the node says something else of itself");
-            self.groups.set_advert(advert.clone());
-            self.transport.set_advert(&advert);
+    fn change_advertisement(&self, change: impl FnOnce(&mut Advertisement)) {
+        let mut advertisement = self.advertisement.lock();
+        let before = advertisement.clone();
+        change(&mut advertisement);
+        if *advertisement != before {
+            tracing::info!(capabilities = ?advertisement.capabilities, draining = advertisement.draining,
+                impaired = ?advertisement.impaired, "the node says something else of itself");
+            self.groups.set_advertisement(advertisement.clone());
+            self.transport.set_advertisement(&advertisement);
         }
     }
 }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::runtime::{AdditionGuard, GroupsStats};
 use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::{Group, Groups, GroupsBuilder, GroupsConfig, HostFault};
@@ -181,7 +181,7 @@ impl HostBuilder {
 
     /// Holds replicas of groups that this node is added to while it runs, with state machines from
     /// this factory. Without one, such groups must be created here by hand, as
-    /// [`Invitation::spec`](shardhost_groups::runtime::Invitation::spec) says.
+    /// [`CreateRequest::spec`](shardhost_groups::runtime::CreateRequest::spec) says.
     pub fn replica_factory(mut self, factory: Arc<dyn ReplicaFactory>) -> Self {
         self.factory = Some(factory);
         self
@@ -194,7 +194,8 @@ impl HostBuilder {
     /// [`StartError`]; nothing runs then.
     pub async fn start(self) -> Result<Host, StartError> {
         let Self { config, log_store, snapshots, listener, factory } = self;
-        let advert = leadership::first_advert(&config).map_err(StartError::Capabilities)?;
+        let advertisement =
+            leadership::first_advertisement(&config).map_err(StartError::Capabilities)?;
         let listener = bind(listener, config.listen)?;
         let address = listener.local_addr().map_err(|error| listen_error(config.listen, error))?;
         let advertise = config.advertise.clone().unwrap_or_else(|| address.to_string());
@@ -213,7 +214,7 @@ impl HostBuilder {
             TransportConfig::new(config.cluster.clone(), config.node, incarnation, advertise);
         transport_config.earlier_starts = data_dir.earlier_starts().to_vec();
         transport_config.snapshot = config.snapshots;
-        transport_config.advert = advert.clone();
+        transport_config.advertisement = advertisement.clone();
         transport_config.shard_map.clone_from(&config.shard_map);
         let transport = GrpcTransport::with_memory(
             transport_config,
@@ -228,15 +229,15 @@ impl HostBuilder {
         let mut groups_config = config.groups.clone();
         groups_config.node = config.node;
         groups_config.incarnation = incarnation;
-        groups_config.capabilities.clone_from(&advert.capabilities);
+        groups_config.capabilities.clone_from(&advertisement.capabilities);
         if groups_config.seed == 0 {
             groups_config.seed = incarnation;
         }
-        let (mailbox, invitations) = Mailbox::new();
+        let (mailbox, create_requests) = Mailbox::new();
         let groups = GroupsBuilder::new(groups_config)
             .workers(config.workers)
             .apply_threads(config.apply_threads)
-            .on_invitation(mailbox)
+            .on_create_request(mailbox)
             .start(store, snapshots, Arc::new(transport.clone()))
             .map_err(StartError::Thread)?;
         memory.bind(groups.clone());
@@ -244,7 +245,7 @@ impl HostBuilder {
         let stop = CancellationToken::new();
         if let Some(factory) = factory {
             let joining = Joining::new(groups.clone(), factory, &foundings, &transport);
-            let accept = joining::accept(joining, invitations, stop.clone());
+            let accept = joining::accept(joining, create_requests, stop.clone());
             tokio::spawn(accept);
         }
         let known = directory.clone();
@@ -258,7 +259,7 @@ impl HostBuilder {
             groups,
             transport,
             directory,
-            advert: parking_lot::Mutex::new(advert),
+            advertisement: parking_lot::Mutex::new(advertisement),
             address,
             incarnation,
             store_id,
@@ -384,7 +385,7 @@ struct HostInner {
     directory: PeerDirectory,
     /// The node's advertisement. Held while groups and peers are notified, so that all see changes
     /// in the same order.
-    advert: parking_lot::Mutex<Advert>,
+    advertisement: parking_lot::Mutex<Advertisement>,
     address: SocketAddr,
     incarnation: u64,
     store_id: u64,

@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status};
 
 use super::catalog::Intentions;
-use super::explain::{advert_to_wire, explanation};
+use super::explain::{advertisement_to_wire, explanation};
 use super::refusals::{
     of_capabilities, of_membership, of_opening, of_snapshot, of_transfer, refusal,
 };
@@ -156,7 +156,7 @@ impl AdminService {
             messages_dropped: peer.bulk.dropped + peer.urgent.dropped,
             frames_sent: peer.bulk.frames + peer.urgent.frames,
             reconnects: peer.reconnects,
-            advert: peer.advert.as_ref().map(advert_to_wire),
+            advertisement: peer.advertisement.as_ref().map(advertisement_to_wire),
             refused: peer.refused.clone().unwrap_or_default(),
             refused_by: peer.refused_by.clone().unwrap_or_default(),
         });
@@ -251,7 +251,10 @@ impl AdminService {
             ("slow_inline_hooks".to_owned(), stats.slow_inline_hooks),
             ("policy_panics".to_owned(), stats.policy_panics),
             ("slow_policies".to_owned(), stats.slow_policies),
-            ("refused_adverts".to_owned(), self.host.transport_stats().refused_adverts),
+            (
+                "refused_advertisements".to_owned(),
+                self.host.transport_stats().refused_advertisements,
+            ),
         ]);
         for (refusal, count) in stats.workers.refused {
             let name = format!("refused: {refusal}");
@@ -290,7 +293,7 @@ impl Admin for AdminService {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             groups: (groups.len() + parked.len()) as u64,
             leaders: count(&|status| status.is_leader()),
-            asleep: count(&|status| status.asleep),
+            hibernating: count(&|status| status.hibernating),
             failed: count(&|status| matches!(status.role, Role::Failed(_))) + parked.len() as u64,
             failed_replicas: failed_replicas(&statuses, &parked),
             proposals: stats.acknowledged,
@@ -303,7 +306,7 @@ impl Admin for AdminService {
             p50_us: window.quantile_us(500),
             p99_us: window.quantile_us(990),
             counters: self.counters(),
-            advert: Some(advert_to_wire(&self.host.advert())),
+            advertisement: Some(advertisement_to_wire(&self.host.advertisement())),
             caretakers: count(&|status| status.caretaker.is_some()),
             differing: count(&|status| status.differs.is_some()),
             differing_groups: differing_groups(&statuses),
@@ -638,8 +641,8 @@ async fn transferred(
     }))
 }
 
-/// Makes a change when those before it are applied: only one can be under way. When that takes too long,
-/// what was refused last is still known.
+/// Makes a change when those before it are applied: only one can be under way. When that takes too
+/// long, what was refused last is still known.
 struct AfterOthers<F> {
     change: F,
     refused: Arc<Mutex<Option<MembershipError>>>,

@@ -74,7 +74,7 @@ impl BalanceService {
             .map(|(group, reason)| wire::Undrainable { group: group.get(), reason });
         wire::DrainStatus {
             node: self.host.node_id().get(),
-            draining: self.host.advert().draining,
+            draining: self.host.advertisement().draining,
             state: state.into(),
             owner,
             left: left as u64,
@@ -268,8 +268,8 @@ impl Balance for BalanceService {
 }
 
 impl BalanceService {
-    /// The drain of this node that the catalog intends. A node that just started knows nothing of it
-    /// yet. Without a catalog that answers, a drain that it does not know of can still be ended.
+    /// The drain of this node that the catalog intends. A node that just started knows nothing of
+    /// it yet. Without a catalog that answers, a drain that it does not know of can still be ended.
     async fn intended(&self, system: &System) -> Result<Option<IntentId>, Status> {
         let node = self.host.node_id();
         match system.fresh_view().await {

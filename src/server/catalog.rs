@@ -38,7 +38,9 @@ const fn code_of(refusal: &Refusal) -> Code {
     match refusal {
         R::UnknownGroup { .. } | R::UnknownNode { .. } | R::UnknownZone { .. } => Code::NotFound,
         R::GroupExists { .. } | R::AlreadyDraining { .. } => Code::AlreadyExists,
-        R::WrongRevision { .. } | R::StaleAdvert { .. } | R::StaleMembers { .. } => Code::Aborted,
+        R::WrongRevision { .. } | R::StaleAdvertisement { .. } | R::StaleMembers { .. } => {
+            Code::Aborted
+        }
         R::ReservedGroup { .. }
         | R::BadName { .. }
         | R::OverLimit { .. }
@@ -149,8 +151,8 @@ impl Intentions {
         Ok(Some(known.incarnation))
     }
 
-    /// Has the end of a generation of a group ordered, and waits for that of its replica here. False:
-    /// the catalog does not know it, or there is none.
+    /// Has the end of a generation of a group ordered, and waits for that of its replica here.
+    /// False: the catalog does not know it, or there is none.
     pub(super) async fn destroy(&self, group: GroupId, generation: u32) -> Result<bool, Status> {
         let Some(system) = &self.system else { return Ok(false) };
         let order = Operation::DestroyGroup { group, generation: Some(generation) };

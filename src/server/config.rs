@@ -77,20 +77,21 @@ pub struct ServerConfig {
     /// changes of operators stay.
     #[serde(default)]
     pub planner: Planner,
-    /// Seconds for which a planner that just began moves nothing, and a node that just came up takes
-    /// only leaders that have to go somewhere.
+    /// Seconds for which a planner that just began moves nothing, and a node that just came up
+    /// takes only leaders that have to go somewhere.
     #[serde(default = "default_warm_up")]
     pub planner_warm_up: u64,
     /// Seconds for which a group that was moved for balance rests.
     #[serde(default = "default_rest")]
     pub planner_rest: u64,
-    /// Seconds after which the replicas of a shard are compared, each by a checksum of its state at one
-    /// applied index; 0: never.
+    /// Seconds after which the replicas of a shard are compared, each by a checksum of its state at
+    /// one applied index; 0: never.
     #[serde(default = "default_consistency_check")]
     pub consistency_check: u64,
-    /// Seconds within which a shard that sleeps is woken once to be compared; 0: it sleeps on.
-    #[serde(default = "default_consistency_check_asleep")]
-    pub consistency_check_asleep: u64,
+    /// Seconds within which a shard that hibernates is woken once to be compared; 0: it hibernates
+    /// on.
+    #[serde(default = "default_consistency_check_hibernating")]
+    pub consistency_check_hibernating: u64,
     /// Whether the cluster keeps a catalog of its intentions, in a separate group. Without it
     /// nothing is planned, drains end with their process, and each node creates its replicas
     /// independently.
@@ -104,8 +105,8 @@ pub struct ServerConfig {
     /// file, where it would be forgotten.
     #[serde(skip)]
     pub bootstrap_without: BTreeSet<u64>,
-    /// Whether what the disk damaged of the state is recovered without an operator, from what can be
-    /// read and from other replicas.
+    /// Whether what the disk damaged of the state is recovered without an operator, from what can
+    /// be read and from other replicas.
     #[serde(default = "yes")]
     pub repair: bool,
     /// Groups whose replicas here are parked instead of opened. Never in a file, where it would be
@@ -115,8 +116,8 @@ pub struct ServerConfig {
     /// Threads for Raft; the default serves on machines of up to eight cores.
     #[serde(default = "default_workers")]
     pub workers: usize,
-    /// Threads for state machines, 1 to 64. One of them is kept free of restores and checksums; with a
-    /// single one, all groups of the node wait for those.
+    /// Threads for state machines, 1 to 64. One of them is kept free of restores and checksums;
+    /// with a single one, all groups of the node wait for those.
     #[serde(default = "default_apply_threads")]
     pub apply_threads: usize,
     /// MiB that requests and answers of all clients may take together.
@@ -176,7 +177,7 @@ const fn default_rest() -> u64 {
 const fn default_consistency_check() -> u64 {
     60 * 60
 }
-const fn default_consistency_check_asleep() -> u64 {
+const fn default_consistency_check_hibernating() -> u64 {
     24 * 60 * 60
 }
 fn default_cluster() -> String {
@@ -190,7 +191,8 @@ fn listen_address<'de, D: serde::Deserializer<'de>>(given: D) -> Result<SocketAd
     parse_listen(&text).map_err(serde::de::Error::custom)
 }
 
-/// The address to listen on that a text names: an address of this machine, or `localhost`, with a port.
+/// The address to listen on that a text names: an address of this machine, or `localhost`, with a
+/// port.
 ///
 /// # Errors
 /// What is wrong. A name may have many addresses, of other machines, so only `localhost` is taken.
@@ -262,7 +264,7 @@ impl ServerConfig {
             planner_warm_up: default_warm_up(),
             planner_rest: default_rest(),
             consistency_check: default_consistency_check(),
-            consistency_check_asleep: default_consistency_check_asleep(),
+            consistency_check_hibernating: default_consistency_check_hibernating(),
             catalog: true,
             shards: ShardCounts::default(),
             bootstrap_without: BTreeSet::new(),
@@ -436,8 +438,8 @@ impl ServerConfig {
         let ticks = Duration::from_secs(self.consistency_check).as_millis()
             / host.groups.tick.as_millis().max(1);
         host.groups.consistency_ticks = u32::try_from(ticks).unwrap_or(u32::MAX);
-        let asleep = Duration::from_secs(self.consistency_check_asleep);
-        host.groups.consistency_asleep = (!asleep.is_zero()).then_some(asleep);
+        let hibernating = Duration::from_secs(self.consistency_check_hibernating);
+        host.groups.consistency_hibernating = (!hibernating.is_zero()).then_some(hibernating);
         // With a catalog, that has the map.
         host.shard_map = (!self.catalog).then(|| MapTag::of(&self.shard_map()));
         host
@@ -568,10 +570,11 @@ mod tests {
     fn replicas_are_compared_unless_that_is_switched_off() {
         let groups = example().host().groups;
         assert_eq!(groups.consistency_ticks, 36_000);
-        assert_eq!(groups.consistency_asleep, Some(Duration::from_secs(86_400)));
-        let never = ServerConfig { consistency_check: 0, consistency_check_asleep: 0, ..example() };
+        assert_eq!(groups.consistency_hibernating, Some(Duration::from_secs(86_400)));
+        let never =
+            ServerConfig { consistency_check: 0, consistency_check_hibernating: 0, ..example() };
         let groups = never.host().groups;
-        assert_eq!((groups.consistency_ticks, groups.consistency_asleep), (0, None));
+        assert_eq!((groups.consistency_ticks, groups.consistency_hibernating), (0, None));
     }
 
     #[test]

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shardhost_groups::core::VoterOutlook;
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::core::VoterEligibility;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::policy::{Opinion, PolicyOpinion};
 use shardhost_groups::{Group, GroupStatus, NodeId, ReplicaId, Requirement, RequirementMode};
 use shardhost_proto::admin as wire;
@@ -16,28 +16,28 @@ use super::admin::group_status;
 use shardhost::host::Host;
 
 /// How long a replica may take to say what it makes of who could lead.
-const OUTLOOK_TIMEOUT: Duration = Duration::from_secs(1);
+const ELIGIBILITY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a host knows of one node.
 #[derive(Clone, Debug, Default)]
 struct NodeFacts {
     live: bool,
-    advert: Option<Advert>,
+    advertisement: Option<Advertisement>,
 }
 
 /// What a node says of itself, as it travels.
-pub(super) fn advert_to_wire(advert: &Advert) -> wire::NodeAdvert {
-    wire::NodeAdvert {
-        capabilities: advert.capabilities.iter().cloned().collect(),
-        draining: advert.draining,
+pub(super) fn advertisement_to_wire(advertisement: &Advertisement) -> wire::NodeAdvertisement {
+    wire::NodeAdvertisement {
+        capabilities: advertisement.capabilities.iter().cloned().collect(),
+        draining: advertisement.draining,
     }
 }
 
 /// What this host knows of who leads a group, and who could. Of a replica that stopped or hangs
 /// only what is known from outside.
 pub(super) async fn explanation(host: &Host, group: &Group) -> wire::LeaderExplanation {
-    let outlook = tokio::time::timeout(OUTLOOK_TIMEOUT, group.outlook()).await;
-    let outlook = outlook.ok().and_then(Result::ok);
+    let eligibility = tokio::time::timeout(ELIGIBILITY_TIMEOUT, group.eligibility()).await;
+    let eligibility = eligibility.ok().and_then(Result::ok);
     let status = group.status();
     let facts = facts_of_nodes(host);
     let unknown = NodeFacts::default();
@@ -45,7 +45,7 @@ pub(super) async fn explanation(host: &Host, group: &Group) -> wire::LeaderExpla
         let facts = facts.get(&node).unwrap_or(&unknown);
         let own = node == host.node_id();
         let mut voter = fitness(&status, replica, node, facts, own);
-        let mut known = outlook.iter().flat_map(|outlook| &outlook.voters);
+        let mut known = eligibility.iter().flat_map(|eligibility| &eligibility.voters);
         if let Some(known) = known.find(|known| known.replica == replica) {
             add_opinions(&mut voter, known);
         }
@@ -58,11 +58,11 @@ pub(super) async fn explanation(host: &Host, group: &Group) -> wire::LeaderExpla
         status: Some(group_status(group)),
         ..wire::LeaderExplanation::default()
     };
-    if let Some(outlook) = &outlook {
-        explanation.withheld_ms = outlook.withheld.map_or(0, millis);
-        explanation.passed_timeouts = outlook.passed_timeouts.into();
-        explanation.max_skipped_timeouts = outlook.max_skipped_timeouts.into();
-        explanation.next_try_ms = outlook.next_try.map(millis);
+    if let Some(eligibility) = &eligibility {
+        explanation.withheld_ms = eligibility.withheld.map_or(0, millis);
+        explanation.passed_timeouts = eligibility.passed_timeouts.into();
+        explanation.max_skipped_timeouts = eligibility.max_skipped_timeouts.into();
+        explanation.next_try_ms = eligibility.next_try.map(millis);
     }
     explanation
 }
@@ -72,7 +72,7 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// What the policies say of a voter, and what it said itself when it was asked to lead.
-fn add_opinions(voter: &mut wire::VoterFitness, known: &VoterOutlook) {
+fn add_opinions(voter: &mut wire::VoterFitness, known: &VoterEligibility) {
     let strictest = known.opinions.iter().map(|one| one.opinion.clone()).reduce(Opinion::and);
     voter.fitness = strictest.as_ref().map_or(Fitness::Fit, fitness_of).into();
     voter.opinions = known.opinions.iter().map(opinion_to_wire).collect();
@@ -106,9 +106,13 @@ fn opinion_to_wire(one: &PolicyOpinion) -> wire::PolicyOpinion {
 
 fn facts_of_nodes(host: &Host) -> BTreeMap<NodeId, NodeFacts> {
     let peers = host.transport_stats().peers.into_iter();
-    let mut facts: BTreeMap<NodeId, NodeFacts> =
-        peers.map(|peer| (peer.node, NodeFacts { live: peer.live, advert: peer.advert })).collect();
-    facts.insert(host.node_id(), NodeFacts { live: true, advert: Some(host.advert()) });
+    let mut facts: BTreeMap<NodeId, NodeFacts> = peers
+        .map(|peer| (peer.node, NodeFacts { live: peer.live, advertisement: peer.advertisement }))
+        .collect();
+    facts.insert(
+        host.node_id(),
+        NodeFacts { live: true, advertisement: Some(host.advertisement()) },
+    );
     facts
 }
 
@@ -121,12 +125,12 @@ fn fitness(
 ) -> wire::VoterFitness {
     let progress = status.peers.iter().find(|peer| peer.replica == replica);
     let progress = progress.filter(|_| status.is_leader() && !own);
-    let (fitness, lacking) = judged(&status.membership.requirement, facts.advert.as_ref());
+    let (fitness, lacking) = judged(&status.membership.requirement, facts.advertisement.as_ref());
     wire::VoterFitness {
         node: node.get(),
         replica: replica.get(),
         live: facts.live,
-        advert: facts.advert.as_ref().map(advert_to_wire),
+        advertisement: facts.advertisement.as_ref().map(advertisement_to_wire),
         fitness: fitness.into(),
         lacking,
         lag: progress.map(|peer| status.last.get().saturating_sub(peer.matched.get())),
@@ -136,12 +140,15 @@ fn fitness(
 }
 
 /// What the requirement makes of what a node said, and what the node lacks.
-fn judged(requirement: &Requirement, advert: Option<&Advert>) -> (Fitness, Vec<String>) {
+fn judged(
+    requirement: &Requirement,
+    advertisement: Option<&Advertisement>,
+) -> (Fitness, Vec<String>) {
     if requirement.is_empty() {
         return (Fitness::Fit, Vec::new());
     }
-    let Some(advert) = advert else { return (Fitness::Unknown, Vec::new()) };
-    let lacking: Vec<String> = requirement.lacking(&advert.capabilities).cloned().collect();
+    let Some(advertisement) = advertisement else { return (Fitness::Unknown, Vec::new()) };
+    let lacking: Vec<String> = requirement.lacking(&advertisement.capabilities).cloned().collect();
     let fitness = if lacking.is_empty() { Fitness::Fit } else { Fitness::Unfit };
     (fitness, lacking)
 }
@@ -153,9 +160,10 @@ mod tests {
     #[test]
     fn a_node_is_judged_by_what_it_said() {
         let requirement = Requirement::hard(["fifo", "ssd"]).unwrap();
-        let advert = Advert { capabilities: ["ssd".to_owned()].into(), ..Advert::default() };
+        let advertisement =
+            Advertisement { capabilities: ["ssd".to_owned()].into(), ..Advertisement::default() };
         let lacks = (Fitness::Unfit, vec!["fifo".to_owned()]);
-        assert_eq!(judged(&requirement, Some(&advert)), lacks);
+        assert_eq!(judged(&requirement, Some(&advertisement)), lacks);
         assert_eq!(judged(&requirement, None), (Fitness::Unknown, vec![]));
         assert_eq!(judged(&Requirement::default(), None), (Fitness::Fit, vec![]));
     }

@@ -1,10 +1,11 @@
-//! Which state machine belongs to a group, also to one that this node is invited to.
+//! Which state machine belongs to a group, also to one that this node is asked to hold a replica
+//! of.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
 use shardhost_groups::machine::StateMachine;
-use shardhost_groups::runtime::Invitation;
+use shardhost_groups::runtime::CreateRequest;
 use shardhost_storage::GroupId;
 
 use crate::shards::StateDb;
@@ -53,10 +54,10 @@ pub(super) fn empty_machine_of(
     machine_of(state, group, kind)
 }
 
-/// Makes the machines of replicas that this node is invited to hold.
+/// Makes the machines of replicas that this node is asked to hold.
 #[derive(Default)]
 pub(super) struct Replicas {
-    /// Set once the state of the shards is open; invitations that come before come again.
+    /// Set once the state of the shards is open; create requests that come before come again.
     state: OnceLock<Weak<StateDb>>,
 }
 
@@ -78,8 +79,8 @@ impl fmt::Debug for Replicas {
 }
 
 impl ReplicaFactory for Replicas {
-    fn machine(&self, invitation: &Invitation) -> Result<Box<dyn StateMachine>, String> {
-        self.create(invitation.group, &invitation.kind)
+    fn machine(&self, create_request: &CreateRequest) -> Result<Box<dyn StateMachine>, String> {
+        self.create(create_request.group, &create_request.kind)
     }
 }
 

@@ -17,11 +17,11 @@ use super::config::TransportConfig;
 
 /// Most bytes of snapshot metadata in a frame. Snapshots have streams of their own.
 const SNAPSHOT_META_MAX_BYTES: usize = 64 << 10;
-/// Most members, memberships, capabilities and labels in a frame, for each message that it may hold. Few
-/// messages have any.
+/// Most members, memberships, capabilities and labels in a frame, for each message that it may
+/// hold. Few messages have any.
 const MEMBERS_PER_MESSAGE: usize = 16;
 /// Most names in an advertisement, far above what is accepted from a node.
-const ADVERT_MAX_NAMES: usize = 1 << 10;
+const ADVERTISEMENT_MAX_NAMES: usize = 1 << 10;
 /// Most bytes of the header of a snapshot stream.
 const SNAPSHOT_HEADER_MAX_BYTES: usize = 128 << 10;
 /// Most bytes of a frame of a snapshot stream: the largest chunk and what goes around it.
@@ -104,16 +104,16 @@ mod field {
     pub const FRAME_HELLO: u64 = 1;
     pub const FRAME_HEARTBEAT: u64 = 2;
     pub const FRAME_MESSAGES: u64 = 3;
-    pub const HELLO_ADVERT: u64 = 8;
-    pub const HEARTBEAT_ADVERT: u64 = 2;
-    pub const ADVERT_NAMES: u64 = 1;
+    pub const HELLO_ADVERTISEMENT: u64 = 8;
+    pub const HEARTBEAT_ADVERTISEMENT: u64 = 2;
+    pub const ADVERTISEMENT_NAMES: u64 = 1;
     pub const MESSAGE_ENTRIES: u64 = 15;
     pub const MESSAGE_SNAPSHOT: u64 = 16;
-    pub const MESSAGE_INVITATION: u64 = 19;
+    pub const MESSAGE_CREATE_REQUEST: u64 = 19;
     pub const MESSAGE_RECOVERY: u64 = 24;
     pub const SNAPSHOT_MEMBERSHIP: u64 = 2;
-    pub const INVITATION_MEMBERSHIP: u64 = 1;
-    pub const INVITATION_LABELS: u64 = 3;
+    pub const CREATE_REQUEST_MEMBERSHIP: u64 = 1;
+    pub const CREATE_REQUEST_LABELS: u64 = 3;
     pub const RECOVERY_APPLIED: u64 = 1;
     pub const RECOVERY_UNAPPLIED: u64 = 2;
     pub const MEMBERSHIP_MEMBERS: u64 = 2;
@@ -135,23 +135,25 @@ impl Census {
                     within(self.messages, self.bounds.messages, "messages")?;
                     self.message(content)?;
                 }
-                field::FRAME_HELLO => self.adverts(field::HELLO_ADVERT, content)?,
-                field::FRAME_HEARTBEAT => self.adverts(field::HEARTBEAT_ADVERT, content)?,
+                field::FRAME_HELLO => self.advertisements(field::HELLO_ADVERTISEMENT, content)?,
+                field::FRAME_HEARTBEAT => {
+                    self.advertisements(field::HEARTBEAT_ADVERTISEMENT, content)?
+                }
                 _ => {}
             }
         }
         Ok(())
     }
 
-    /// Counts the names in the advertisements in the field `advert` of a message.
-    fn adverts(&mut self, advert: u64, mut bytes: &[u8]) -> Result<(), FrameError> {
+    /// Counts the names in the advertisements in the field `advertisement` of a message.
+    fn advertisements(&mut self, advertisement: u64, mut bytes: &[u8]) -> Result<(), FrameError> {
         while let Some((number, mut content)) = next_field(&mut bytes).map_err(malformed)? {
-            if number != advert {
+            if number != advertisement {
                 continue;
             }
             while let Some((number, _)) = next_field(&mut content).map_err(malformed)? {
-                self.names += usize::from(number == field::ADVERT_NAMES);
-                within(self.names, ADVERT_MAX_NAMES, "names of capabilities")?;
+                self.names += usize::from(number == field::ADVERTISEMENT_NAMES);
+                within(self.names, ADVERTISEMENT_MAX_NAMES, "names of capabilities")?;
             }
         }
         Ok(())
@@ -170,9 +172,9 @@ impl Census {
                     within(self.snapshot_bytes, most, "bytes of snapshot metadata")?;
                     self.memberships(content, |number| number == field::SNAPSHOT_MEMBERSHIP)?;
                 }
-                field::MESSAGE_INVITATION => {
+                field::MESSAGE_CREATE_REQUEST => {
                     self.labels(content)?;
-                    self.memberships(content, |number| number == field::INVITATION_MEMBERSHIP)?;
+                    self.memberships(content, |number| number == field::CREATE_REQUEST_MEMBERSHIP)?;
                 }
                 field::MESSAGE_RECOVERY => self.memberships(content, |number| {
                     matches!(number, field::RECOVERY_APPLIED | field::RECOVERY_UNAPPLIED)
@@ -211,7 +213,7 @@ impl Census {
 
     fn labels(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
         while let Some((number, _)) = next_field(&mut bytes).map_err(malformed)? {
-            if number == field::INVITATION_LABELS {
+            if number == field::CREATE_REQUEST_LABELS {
                 self.member()?;
             }
         }
@@ -354,7 +356,7 @@ mod tests {
     use bytes::Bytes;
     use proptest::prelude::*;
     use shardhost_proto::log::Entry;
-    use shardhost_proto::peer::{Advert, GroupMessage, Hello, NodeHeartbeat};
+    use shardhost_proto::peer::{Advertisement, GroupMessage, Hello, NodeHeartbeat};
 
     const BOUNDS: FrameBounds = FrameBounds { messages: 4, entries: 8 };
 
@@ -372,7 +374,12 @@ mod tests {
     #[test]
     fn a_frame_within_bounds_comes_back_as_it_was() {
         let frame = Frame {
-            heartbeat: Some(NodeHeartbeat { sequence: 9, advert: None, founding: 4, wall_ms: 0 }),
+            heartbeat: Some(NodeHeartbeat {
+                sequence: 9,
+                advertisement: None,
+                founding: 4,
+                wall_ms: 0,
+            }),
             ..frame(4, 2)
         };
         assert_eq!(decode(bytes_of(&frame), BOUNDS), Ok(frame));
@@ -388,15 +395,16 @@ mod tests {
     #[test]
     fn too_many_names_of_capabilities_are_refused_wherever_they_stand() {
         let decoded = |capabilities: Vec<String>| {
-            let advert = Some(Advert { capabilities, ..Advert::default() });
-            let hello = Hello { advert: advert.clone(), ..Hello::default() };
+            let advertisement = Some(Advertisement { capabilities, ..Advertisement::default() });
+            let hello = Hello { advertisement: advertisement.clone(), ..Hello::default() };
             let greeting = Frame { hello: Some(hello), ..Frame::default() };
-            let heartbeat = Some(NodeHeartbeat { sequence: 1, advert, founding: 0, wall_ms: 0 });
+            let heartbeat =
+                Some(NodeHeartbeat { sequence: 1, advertisement, founding: 0, wall_ms: 0 });
             let beat = Frame { heartbeat, ..Frame::default() };
             [greeting, beat].map(|frame| decode(bytes_of(&frame), BOUNDS).is_ok())
         };
-        assert_eq!(decoded(vec![String::new(); ADVERT_MAX_NAMES]), [true, true]);
-        assert_eq!(decoded(vec![String::new(); ADVERT_MAX_NAMES + 1]), [false, false]);
+        assert_eq!(decoded(vec![String::new(); ADVERTISEMENT_MAX_NAMES]), [true, true]);
+        assert_eq!(decoded(vec![String::new(); ADVERTISEMENT_MAX_NAMES + 1]), [false, false]);
     }
 
     #[test]
@@ -415,7 +423,7 @@ mod tests {
     #[test]
     fn too_many_members_are_refused_wherever_they_stand() {
         use shardhost_proto::log::{Member, Membership, Requirement};
-        use shardhost_proto::peer::{Invitation, RecoveryAnswer, SnapshotMeta};
+        use shardhost_proto::peer::{CreateRequest, RecoveryAnswer, SnapshotMeta};
         let most = BOUNDS.messages * MEMBERS_PER_MESSAGE;
         let members =
             |count| Membership { members: vec![Member::default(); count], ..Default::default() };
@@ -423,8 +431,11 @@ mod tests {
             let requirement = Requirement { capabilities: vec![String::new(); count], soft: false };
             Membership { requirement: Some(requirement), ..Membership::default() }
         };
-        let invited = |membership| GroupMessage {
-            invitation: Some(Invitation { membership: Some(membership), ..Default::default() }),
+        let asked = |membership| GroupMessage {
+            create_request: Some(CreateRequest {
+                membership: Some(membership),
+                ..Default::default()
+            }),
             ..GroupMessage::default()
         };
         let snapshot = |membership| GroupMessage {
@@ -437,16 +448,16 @@ mod tests {
         };
         let labels = |count: usize| {
             let labels = (0..count).map(|label| (label.to_string(), String::new())).collect();
-            let invitation = Some(Invitation { labels, ..Invitation::default() });
-            GroupMessage { invitation, ..GroupMessage::default() }
+            let create_request = Some(CreateRequest { labels, ..CreateRequest::default() });
+            GroupMessage { create_request, ..GroupMessage::default() }
         };
         let decoded = |message| {
             let frame = Frame { messages: vec![message], ..Frame::default() };
             decode(bytes_of(&frame), BOUNDS).map(drop).map_err(|error| error.to_string())
         };
         for message in [
-            invited(members(most - 1)),
-            invited(names(most - 1)),
+            asked(members(most - 1)),
+            asked(names(most - 1)),
             snapshot(members(most - 1)),
             answer(vec![Membership::default(); most]),
             labels(most),
@@ -454,8 +465,8 @@ mod tests {
             assert_eq!(decoded(message), Ok(()));
         }
         for message in [
-            invited(members(most)),
-            invited(names(most)),
+            asked(members(most)),
+            asked(names(most)),
             snapshot(members(most)),
             answer(vec![Membership::default(); most + 1]),
             labels(most + 1),

@@ -4,15 +4,15 @@
 
 use std::time::Duration;
 
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_storage::NodeId;
 
-use super::advert::ADVERT_MAX_BYTES;
+use super::advertisement::ADVERTISEMENT_MAX_BYTES;
 use super::map_tag::MapTag;
 
 /// Most bytes of a heartbeat in a frame, which may join any message: its tag, its length, its
 /// sequence, its bootstrap, its time, and the node's advertisement.
-pub(super) const HEARTBEAT_MAX_BYTES: usize = 48 + ADVERT_MAX_BYTES;
+pub(super) const HEARTBEAT_MAX_BYTES: usize = 48 + ADVERTISEMENT_MAX_BYTES;
 
 /// How much a lane may hold. Whatever is reached first is the bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,9 +62,11 @@ pub struct TransportConfig {
     pub earlier_starts: Vec<u64>,
     /// Where peers reach this node, `host:port`. Sent to them in the handshake.
     pub address: String,
-    /// The first advertisement of this node; see [`set_advert`](super::GrpcTransport::set_advert).
-    pub advert: Advert,
-    /// The map of shards, where the cluster has no catalog. Peers that have another one are refused.
+    /// The first advertisement of this node; see
+    /// [`set_advertisement`](super::GrpcTransport::set_advertisement).
+    pub advertisement: Advertisement,
+    /// The map of shards, where the cluster has no catalog. Peers that have another one are
+    /// refused.
     pub shard_map: Option<MapTag>,
 
     /// Bound of the lane of appends and their responses, per peer.
@@ -129,7 +131,7 @@ impl TransportConfig {
             incarnation,
             earlier_starts: Vec::new(),
             address: address.into(),
-            advert: Advert::default(),
+            advertisement: Advertisement::default(),
             shard_map: None,
             bulk: LaneLimits { bytes: 64 << 20, messages: 1 << 17 },
             urgent: LaneLimits { bytes: 16 << 20, messages: 1 << 17 },

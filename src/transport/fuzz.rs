@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
-use shardhost_groups::nodes::{Advert, Impairment};
+use shardhost_groups::nodes::{Advertisement, Impairment};
 use shardhost_groups::testing::fuzz::check_message;
 use shardhost_groups::transport::{Inbound, Lane, Recipient, ShipmentOutcome};
 use shardhost_groups::{GroupId, LogPosition, NodeId, ReplicaId, RequirementMode};
 use shardhost_proto::log::{self, Entry, EntryKind};
 use shardhost_proto::peer::{
-    self, Frame, GroupMessage, Invitation, MessageKind, NodeHeartbeat, RecoveryAnswer,
+    self, CreateRequest, Frame, GroupMessage, MessageKind, NodeHeartbeat, RecoveryAnswer,
     SnapshotFrame, SnapshotHeader, SnapshotMeta,
 };
 use shardhost_storage::convert::membership_to_message;
@@ -27,7 +27,7 @@ use super::handshake::Identity;
 use super::memory::Forgetful;
 use super::peer::Peer;
 use super::shared::{Peers, Shared};
-use super::{TransportConfig, advert, receiver, snapshot};
+use super::{TransportConfig, advertisement, receiver, snapshot};
 
 /// Frames of a stream of messages.
 const MESSAGES: u8 = 0;
@@ -181,7 +181,7 @@ fn identity() -> Identity {
 fn greeting(lane: Option<Lane>) -> peer::Hello {
     let impaired = Some(Impairment { reason: "a disk".into(), mode: RequirementMode::Soft });
     let capabilities = ["fifo".to_owned()].into();
-    let said = advert::to_wire(&Advert { capabilities, draining: true, impaired });
+    let said = advertisement::to_wire(&Advertisement { capabilities, draining: true, impaired });
     identity().hello(OURS, lane, Some(said), 900)
 }
 
@@ -218,11 +218,11 @@ fn messages() -> Vec<GroupMessage> {
             MessageKind::Snapshot => {
                 message.snapshot = Some(SnapshotMeta { position, membership: Some(membership()) });
             }
-            MessageKind::Invite | MessageKind::Removed => {
+            MessageKind::CreateReplica | MessageKind::Removed => {
                 let labels = [("zone".to_owned(), "a".to_owned())].into();
                 let kind = "table".to_owned();
-                message.invitation =
-                    Some(Invitation { membership: Some(membership()), kind, labels });
+                message.create_request =
+                    Some(CreateRequest { membership: Some(membership()), kind, labels });
             }
             MessageKind::RecoveryResponse => {
                 message.recovery = Some(Box::new(RecoveryAnswer {
@@ -265,12 +265,13 @@ fn seeds() -> Vec<Seed> {
         let name = format!("message-{}", message.kind().as_str_name().to_lowercase());
         seeds.push(Seed::new(name.replace("message_kind_", ""), with(&[of(vec![message])])));
     }
-    let said = greeting(None).advert;
-    let heartbeat = Some(NodeHeartbeat { sequence: 3, advert: said, founding: 9, wall_ms: 7 });
+    let said = greeting(None).advertisement;
+    let heartbeat =
+        Some(NodeHeartbeat { sequence: 3, advertisement: said, founding: 9, wall_ms: 7 });
     seeds.push(Seed::new("heartbeat", with(&[Frame { heartbeat, ..Frame::default() }])));
     let heartbeat = Some(NodeHeartbeat {
         sequence: u64::MAX,
-        advert: None,
+        advertisement: None,
         founding: u64::MAX,
         wall_ms: u64::MAX,
     });
@@ -303,10 +304,10 @@ fn bombs() -> Vec<(&'static str, Vec<GroupMessage>)> {
     };
     let required = log::Requirement { capabilities: vec![String::new(); MANY], soft: false };
     let requiring = log::Membership { requirement: Some(required), ..log::Membership::default() };
-    let invitation = |membership: &log::Membership| {
+    let create_request = |membership: &log::Membership| {
         let labels = (0..1_000).map(|label| (format!("{label}"), String::new())).collect();
         let kind = String::new();
-        Some(Invitation { membership: Some(membership.clone()), kind, labels })
+        Some(CreateRequest { membership: Some(membership.clone()), kind, labels })
     };
     let unapplied = vec![log::Membership::default(); MANY];
     let recovery = Some(Box::new(RecoveryAnswer { unapplied, ..RecoveryAnswer::default() }));
@@ -325,12 +326,15 @@ fn bombs() -> Vec<(&'static str, Vec<GroupMessage>)> {
         ),
         (
             "bomb-members",
-            vec![GroupMessage { invitation: invitation(&members), ..message(MessageKind::Invite) }],
+            vec![GroupMessage {
+                create_request: create_request(&members),
+                ..message(MessageKind::CreateReplica)
+            }],
         ),
         (
             "bomb-requirement",
             vec![GroupMessage {
-                invitation: invitation(&requiring),
+                create_request: create_request(&requiring),
                 ..message(MessageKind::Removed)
             }],
         ),

@@ -4,7 +4,7 @@
 
 use shardhost_groups::transport::Lane;
 use shardhost_proto::PROTOCOL_VERSION;
-use shardhost_proto::peer::{Advert, Frame, Hello, Lane as WireLane, Welcome};
+use shardhost_proto::peer::{Advertisement, Frame, Hello, Lane as WireLane, Welcome};
 use shardhost_storage::NodeId;
 use tonic::Status;
 
@@ -88,8 +88,8 @@ pub enum Refusal {
         known: u64,
     },
     /// Another process of the same node lives, with a data directory that the greeting one is no
-    /// successor of. End one of the two; a node whose disk was lost is let in when it was silent for
-    /// the liveness timeout.
+    /// successor of. End one of the two; a node whose disk was lost is let in when it was silent
+    /// for the liveness timeout.
     #[error(
         "node {node} greets with incarnation {theirs}, but the process with incarnation {seen} \
          lives, which its data directory does not know: two processes have one node number"
@@ -152,7 +152,8 @@ const fn hours(later: &u64, than: &u64) -> u64 {
 /// In a refused greeting: the newest incarnation of the greeting node that is known.
 const KNOWN_INCARNATION: &str = "known-incarnation";
 
-/// The newest incarnation of this node that a peer knew which refused a greeting; 0: it did not say.
+/// The newest incarnation of this node that a peer knew which refused a greeting; 0: it did not
+/// say.
 pub(super) fn known_of_refusal(status: &Status) -> u64 {
     let known = status.metadata().get(KNOWN_INCARNATION);
     known.and_then(|known| known.to_str().ok()?.parse().ok()).unwrap_or(0)
@@ -181,7 +182,7 @@ impl Identity {
         &self,
         to: NodeId,
         lane: Option<Lane>,
-        advert: Option<Advert>,
+        advertisement: Option<Advertisement>,
         known_incarnation: u64,
     ) -> Hello {
         let lane = match lane {
@@ -197,7 +198,7 @@ impl Identity {
             to_node: to.get(),
             lane: lane.into(),
             address: self.address.clone(),
-            advert,
+            advertisement,
             known_incarnation,
             shard_map: self.shard_map.as_ref().map(MapTag::to_wire),
             starts: self.starts(),

@@ -114,7 +114,7 @@ impl<'a> Pulse<'a> {
         if !self.shared.silent.load(Ordering::Relaxed) {
             peer.urgent.beat(NodeHeartbeat {
                 sequence: self.sequence,
-                advert: None,
+                advertisement: None,
                 founding: self.shared.identity.founded.get(),
                 wall_ms: clocks::wall_ms(),
             });

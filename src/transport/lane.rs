@@ -15,7 +15,7 @@ use futures::Stream;
 use parking_lot::Mutex;
 use prost::Message;
 use prost::encoding::encoded_len_varint;
-use shardhost_proto::peer::{Advert, Frame, GroupMessage, Hello, NodeHeartbeat};
+use shardhost_proto::peer::{Advertisement, Frame, GroupMessage, Hello, NodeHeartbeat};
 use shardhost_storage::{GroupId, ReplicaId};
 use tokio::sync::Notify;
 
@@ -84,7 +84,7 @@ struct State {
     waiting_bytes: usize,
     heartbeat: Option<NodeHeartbeat>,
     /// The node's new advertisement; a heartbeat carries it.
-    advert: Option<Advert>,
+    advertisement: Option<Advertisement>,
     taker: Option<Waker>,
     progress: Progress,
     given_up: bool,
@@ -143,8 +143,8 @@ impl LaneQueue {
 
     /// Lets the next heartbeat carry the node's new advertisement. A connection that is made
     /// meanwhile sends it twice, which is idempotent.
-    pub fn say(&self, advert: Advert) {
-        self.state.lock().advert = Some(advert);
+    pub fn say(&self, advertisement: Advertisement) {
+        self.state.lock().advertisement = Some(advertisement);
     }
 
     /// A stream for a connection that is being made: first the greeting, then nothing until
@@ -267,7 +267,7 @@ impl State {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             heartbeat: None,
-            advert: None,
+            advertisement: None,
             taker: None,
             progress: Progress::default(),
             given_up: false,
@@ -313,7 +313,8 @@ impl State {
 
     fn next_frame(&mut self, bounds: &Bounds) -> Option<Frame> {
         let heartbeat = self.heartbeat.take();
-        let heartbeat = heartbeat.map(|beat| NodeHeartbeat { advert: self.advert.take(), ..beat });
+        let heartbeat = heartbeat
+            .map(|beat| NodeHeartbeat { advertisement: self.advertisement.take(), ..beat });
         let before = self.stats.bytes;
         let messages = self.take_messages(bounds);
         if heartbeat.is_none() && messages.is_empty() {
@@ -436,25 +437,28 @@ mod tests {
     }
 
     fn heartbeat(sequence: u64, founding: u64) -> NodeHeartbeat {
-        NodeHeartbeat { sequence, advert: None, founding, wall_ms: 0 }
+        NodeHeartbeat { sequence, advertisement: None, founding, wall_ms: 0 }
     }
 
     #[test]
     fn what_the_node_says_of_itself_goes_with_the_next_heartbeat_and_with_no_other() {
         let lane = lane(|_| ());
         let mut stream = opened(&lane);
-        let advert = |name: &str| Advert { capabilities: vec![name.into()], ..Advert::default() };
-        lane.say(advert("ssd"));
-        lane.say(advert("fifo"));
+        let advertisement = |name: &str| Advertisement {
+            capabilities: vec![name.into()],
+            ..Advertisement::default()
+        };
+        lane.say(advertisement("ssd"));
+        lane.say(advertisement("fifo"));
         push(&lane, vec![message(1, 0)]);
         let first = stream.next().now_or_never().flatten().unwrap();
         assert_eq!((groups(&first), first.heartbeat), (vec![1], None));
         let mut said = |sequence| {
             lane.beat(heartbeat(sequence, 0));
             let frame = stream.next().now_or_never().flatten().unwrap();
-            frame.heartbeat.unwrap().advert
+            frame.heartbeat.unwrap().advertisement
         };
-        assert_eq!(said(1), Some(advert("fifo")));
+        assert_eq!(said(1), Some(advertisement("fifo")));
         assert_eq!(said(2), None);
     }
 
@@ -462,12 +466,16 @@ mod tests {
     fn what_was_not_said_when_a_connection_broke_is_said_on_the_next() {
         let lane = lane(|_| ());
         drop(opened(&lane));
-        lane.say(Advert { capabilities: Vec::new(), draining: true, ..Advert::default() });
+        lane.say(Advertisement {
+            capabilities: Vec::new(),
+            draining: true,
+            ..Advertisement::default()
+        });
         lane.detach();
         let mut stream = opened(&lane);
         lane.beat(heartbeat(1, 0));
         let frame = stream.next().now_or_never().flatten().unwrap();
-        assert!(frame.heartbeat.unwrap().advert.unwrap().draining);
+        assert!(frame.heartbeat.unwrap().advertisement.unwrap().draining);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::transport::{Inbound, Lane};
 use shardhost_storage::NodeId;
 use tokio::sync::Notify;
@@ -53,7 +53,7 @@ struct Known {
     /// The incarnation that was last reported live.
     told: Option<u64>,
     /// The last advertisement of the newest incarnation.
-    advert: Option<Advert>,
+    advertisement: Option<Advertisement>,
     /// The present stream of each lane.
     bulk: Option<CancellationToken>,
     urgent: Option<CancellationToken>,
@@ -132,8 +132,8 @@ impl Liveness {
     }
 
     /// The last advertisement of the newest incarnation.
-    pub fn advert(&self) -> Option<Advert> {
-        self.known.lock().advert.clone()
+    pub fn advertisement(&self) -> Option<Advertisement> {
+        self.known.lock().advertisement.clone()
     }
 
     /// Admits a stream, with the advertisement of its greeting. Its predecessor on the same lane
@@ -143,7 +143,7 @@ impl Liveness {
         greeting: &Greeting,
         latest: u64,
         lane: Lane,
-        said: Option<Advert>,
+        said: Option<Advertisement>,
         now: Instant,
         inbound: &Arc<dyn Inbound>,
     ) -> Result<Visit, Refusal> {
@@ -159,7 +159,7 @@ impl Liveness {
         let news = said.is_some_and(|said| known.hear(said, lane));
         let told = self.tell_live(&mut known, greeting.incarnation, inbound);
         if news && !told {
-            self.tell_advert(&known, greeting.incarnation, inbound);
+            self.tell_advertisement(&known, greeting.incarnation, inbound);
         }
         Ok(Visit { node: self.node, incarnation: greeting.incarnation, lane, ended })
     }
@@ -197,10 +197,10 @@ impl Liveness {
     }
 
     /// A heartbeat carried an advertisement of the peer.
-    pub fn said(&self, visit: &Visit, advert: Advert, inbound: &Arc<dyn Inbound>) {
+    pub fn said(&self, visit: &Visit, advertisement: Advertisement, inbound: &Arc<dyn Inbound>) {
         let mut known = self.known.lock();
-        if !visit.ended.is_cancelled() && known.hear(advert, visit.lane) && self.is_live() {
-            self.tell_advert(&known, visit.incarnation, inbound);
+        if !visit.ended.is_cancelled() && known.hear(advertisement, visit.lane) && self.is_live() {
+            self.tell_advertisement(&known, visit.incarnation, inbound);
         }
     }
 
@@ -237,7 +237,7 @@ impl Liveness {
     fn note(&self, known: &mut Known, place: Place) {
         if place == Place::Taken {
             known.end_streams();
-            known.advert = None;
+            known.advertisement = None;
             self.incarnation.store(known.starts.seen(), Ordering::Release);
             self.displaced.notify_waiters();
         }
@@ -251,14 +251,14 @@ impl Liveness {
             tracing::info!(node = %self.node, incarnation, "peer live");
             known.told = Some(incarnation);
             inbound.peer_live(self.node, incarnation);
-            self.tell_advert(known, incarnation, inbound);
+            self.tell_advertisement(known, incarnation, inbound);
         }
         news
     }
 
-    fn tell_advert(&self, known: &Known, incarnation: u64, inbound: &Arc<dyn Inbound>) {
-        if let Some(advert) = known.advert.clone() {
-            inbound.peer_advert(self.node, incarnation, advert);
+    fn tell_advertisement(&self, known: &Known, incarnation: u64, inbound: &Arc<dyn Inbound>) {
+        if let Some(advertisement) = known.advertisement.clone() {
+            inbound.peer_advertisement(self.node, incarnation, advertisement);
         }
     }
 
@@ -283,7 +283,7 @@ impl Liveness {
 impl Known {
     fn new(node: NodeId) -> Self {
         let starts = Starts::new(node);
-        Self { starts, told: None, advert: None, bulk: None, urgent: None }
+        Self { starts, told: None, advertisement: None, bulk: None, urgent: None }
     }
 
     fn stream(&mut self, lane: Lane) -> &mut Option<CancellationToken> {
@@ -294,11 +294,11 @@ impl Known {
     }
 
     /// Remembers the node's advertisement; returns whether that is news.
-    fn hear(&mut self, said: Advert, lane: Lane) -> bool {
-        let newer = lane == Lane::Urgent || self.advert.is_none();
-        let news = newer && self.advert.as_ref() != Some(&said);
+    fn hear(&mut self, said: Advertisement, lane: Lane) -> bool {
+        let newer = lane == Lane::Urgent || self.advertisement.is_none();
+        let news = newer && self.advertisement.as_ref() != Some(&said);
         if news {
-            self.advert = Some(said);
+            self.advertisement = Some(said);
         }
         news
     }

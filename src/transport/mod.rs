@@ -14,7 +14,7 @@
 //! | [`codec`], [`handshake`] | frames as bytes; which nodes may talk to each other |
 //! | `listener` | connections: how many of each kind, and for how long they may say nothing |
 //! | `service`, `receiver` | the way in |
-//! | `liveness`, `heartbeat`, `advert` | which peers live, and what they say of themselves |
+//! | `liveness`, `heartbeat`, `advertisement` | which peers live, and what they say of themselves |
 //! | `clocks` | whether the wall clocks of the nodes agree |
 //! | `starts`, `refusals` | which process is a peer; what either side refuses of the other |
 //! | [`memory`] | which starts of peers were seen, over restarts; that the own directory is an older copy |
@@ -26,7 +26,7 @@
 //! does.
 
 pub mod address;
-mod advert;
+mod advertisement;
 mod clocks;
 pub mod codec;
 pub mod config;
@@ -58,7 +58,7 @@ pub mod stats;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::transport::{Inbound, Outgoing, SnapshotShipment, Transport};
 use shardhost_storage::SnapshotStore;
 use tokio::runtime::Handle;
@@ -159,7 +159,8 @@ impl GrpcTransport {
         PeerService::new(Arc::clone(&self.shared))
     }
 
-    /// Which founding this node's cluster comes from: peers of another one are refused once it is set.
+    /// Which founding this node's cluster comes from: peers of another one are refused once it is
+    /// set.
     #[must_use]
     pub fn founded(&self) -> FoundedBy {
         self.shared.identity.founded.clone()
@@ -174,8 +175,8 @@ impl GrpcTransport {
 
     /// Sets the advertisement of this node: connected peers get it with the next heartbeat, others
     /// when they connect. The groups have to be notified beside it.
-    pub fn set_advert(&self, advert: &Advert) {
-        self.shared.set_advert(advert);
+    pub fn set_advertisement(&self, advertisement: &Advertisement) {
+        self.shared.set_advertisement(advertisement);
     }
 
     /// What was counted since the start.

@@ -151,7 +151,7 @@ impl Peer {
             address: self.address.borrow().clone(),
             live: self.liveness.is_live(),
             incarnation: self.liveness.incarnation(),
-            advert: self.liveness.advert(),
+            advertisement: self.liveness.advertisement(),
             reconnects: again(bulk.connects) + again(urgent.connects),
             bulk,
             urgent,

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::transport::{Inbound, Lane};
 use shardhost_proto::peer::{self, Frame, Hello, NodeHeartbeat, Welcome};
 use shardhost_storage::NodeId;
@@ -19,10 +19,10 @@ use super::liveness::Visit;
 use super::memory;
 use super::peer::Peer;
 use super::shared::{Shared, TaskKind};
-use super::{advert, clocks};
+use super::{advertisement, clocks};
 
-/// The answers to a stream: one welcome, how many frames were taken if the sender wants to know, and
-/// how it ended.
+/// The answers to a stream: one welcome, how many frames were taken if the sender wants to know,
+/// and how it ended.
 pub(super) type Answers = ReceiverStream<Result<Welcome, Status>>;
 
 /// Time between two words on how many frames were taken.
@@ -110,7 +110,7 @@ pub(super) fn admit(
     let mut hello = handshake::hello_of(first)?;
     let lane = handshake::lane_of(&hello)?;
     let (peer, greeting) = known_peer(shared, &hello)?;
-    let said = hello.advert.take().and_then(|said| readable(shared, &peer, said));
+    let said = hello.advertisement.take().and_then(|said| readable(shared, &peer, said));
     let latest = shared.horizon.latest();
     let visit = peer.liveness.admit(&greeting, latest, lane, said, Instant::now(), inbound)?;
     peer.said_founding(hello.founding);
@@ -120,10 +120,10 @@ pub(super) fn admit(
 }
 
 /// A peer's advertisement. One that cannot be read affects no messages: it is ignored.
-fn readable(shared: &Shared, peer: &Peer, said: peer::Advert) -> Option<Advert> {
-    let read = advert::from_wire(said);
+fn readable(shared: &Shared, peer: &Peer, said: peer::Advertisement) -> Option<Advertisement> {
+    let read = advertisement::from_wire(said);
     if let Err(error) = &read {
-        shared.counters.refused_adverts.add(1);
+        shared.counters.refused_advertisements.add(1);
         tracing::warn!(node = %peer.node, %error, "cannot read what a peer says of itself");
     }
     read.ok()
@@ -246,7 +246,7 @@ pub(super) fn take(
     }
     check_founding(shared, peer, visit)?;
     peer.liveness.heard(visit, Instant::now(), inbound);
-    if let Some(said) = frame.heartbeat.and_then(|heartbeat| heartbeat.advert)
+    if let Some(said) = frame.heartbeat.and_then(|heartbeat| heartbeat.advertisement)
         && let Some(said) = readable(shared, peer, said)
     {
         peer.liveness.said(visit, said, inbound);

@@ -1,8 +1,8 @@
 //! The task that keeps one lane to one peer connected.
 //!
 //! It connects, greets, checks the answer, opens the lane, and waits for the end; frames flow
-//! past it, pulled from the lane by the connection. It decides when to try again, with back-off; where,
-//! `address` decides.
+//! past it, pulled from the lane by the connection. It decides when to try again, with back-off;
+//! where, `address` decides.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -195,9 +195,10 @@ impl Attempt<'_> {
         &self,
         channel: tonic::transport::Channel,
     ) -> Result<(Streaming<Welcome>, Welcome), LaneError> {
-        let advert = Some(self.shared.advert());
+        let advertisement = Some(self.shared.advertisement());
         let known = self.shared.memory.newest(self.peer.node);
-        let hello = self.shared.identity.hello(self.peer.node, Some(self.lane), advert, known);
+        let hello =
+            self.shared.identity.hello(self.peer.node, Some(self.lane), advertisement, known);
         let frames = self.peer.lane(self.lane).attach(hello);
         let mut client = tonic::client::Grpc::new(channel)
             .max_decoding_message_size(WELCOME_MAX_BYTES)

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::transport::{Inbound, Lane};
 use shardhost_proto::peer;
 use shardhost_storage::{NodeId, SnapshotStore};
@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::advert;
+use super::advertisement;
 use super::clocks::ClockAlarm;
 use super::config::TransportConfig;
 use super::directory::PeerDirectory;
@@ -53,7 +53,7 @@ pub(super) struct Shared {
     pub stop: CancellationToken,
     /// The advertisement of this node. Held while the lanes get it, so that they get changes in
     /// order.
-    advert: Mutex<peer::Advert>,
+    advertisement: Mutex<peer::Advertisement>,
     inbound: RwLock<Option<Arc<dyn Inbound>>>,
     runtime: OnceLock<Handle>,
     senders: Mutex<JoinSet<()>>,
@@ -98,7 +98,7 @@ impl Shared {
             receptions: Receptions::new(&limits),
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
-            advert: Mutex::new(advert::to_wire(&config.advert)),
+            advertisement: Mutex::new(advertisement::to_wire(&config.advertisement)),
             inbound: RwLock::new(None),
             runtime: OnceLock::new(),
             senders: Mutex::default(),
@@ -122,14 +122,14 @@ impl Shared {
     }
 
     /// The advertisement of this node.
-    pub fn advert(&self) -> peer::Advert {
-        self.advert.lock().clone()
+    pub fn advertisement(&self) -> peer::Advertisement {
+        self.advertisement.lock().clone()
     }
 
     /// Changes the advertisement, for every peer.
-    pub fn set_advert(&self, advert: &Advert) {
-        let mut present = self.advert.lock();
-        *present = advert::to_wire(advert);
+    pub fn set_advertisement(&self, advertisement: &Advertisement) {
+        let mut present = self.advertisement.lock();
+        *present = advertisement::to_wire(advertisement);
         for peer in self.peers.load().values() {
             peer.urgent.say(present.clone());
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_storage::NodeId;
 
 use super::clocks::ClockAlarm;
@@ -17,8 +17,8 @@ pub struct LaneStats {
     pub connected: bool,
     /// How often a connection was made.
     pub connects: u64,
-    /// Connections given up because the peer took nothing of them for the liveness timeout, while it
-    /// lived.
+    /// Connections given up because the peer took nothing of them for the liveness timeout, while
+    /// it lived.
     pub stalls: u64,
     /// Messages handed to a connection.
     pub messages: u64,
@@ -43,7 +43,7 @@ pub struct PeerStats {
     /// The newest incarnation seen of it.
     pub incarnation: Option<u64>,
     /// The last advertisement of that incarnation; `None`: none, it may be of an older version.
-    pub advert: Option<Advert>,
+    pub advertisement: Option<Advertisement>,
     /// Connections made after the first, both lanes together.
     pub reconnects: u64,
     pub bulk: LaneStats,
@@ -87,7 +87,7 @@ pub struct TransportStats {
     pub oversized_drops: u64,
     pub refused_greetings: u64,
     /// Advertisements of the peer that could not be read. The one before is kept.
-    pub refused_adverts: u64,
+    pub refused_advertisements: u64,
     /// Streams from peers that ended because of what they carried, or broke.
     pub broken_streams: u64,
     pub snapshots_sent: u64,
@@ -210,7 +210,7 @@ pub(super) struct Counters {
     pub unknown_node_drops: Counter,
     pub oversized_drops: Counter,
     pub refused_greetings: Counter,
-    pub refused_adverts: Counter,
+    pub refused_advertisements: Counter,
     pub broken_streams: Counter,
     pub snapshots: SnapshotCounters,
 }
@@ -237,7 +237,7 @@ impl Counters {
             unknown_node_drops: self.unknown_node_drops.get(),
             oversized_drops: self.oversized_drops.get(),
             refused_greetings: self.refused_greetings.get(),
-            refused_adverts: self.refused_adverts.get(),
+            refused_advertisements: self.refused_advertisements.get(),
             broken_streams: self.broken_streams.get(),
             snapshots_sent: snapshots.sent.get(),
             snapshots_failed: failures.values().sum(),

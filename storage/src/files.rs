@@ -36,7 +36,7 @@ use crate::snapshot::{
     SnapshotWrite,
 };
 use paused::PausedReceptions;
-use space::{Promise, Space};
+use space::{Reservation, Space};
 
 /// End of the name of a finished snapshot.
 const FINISHED: &str = ".snap";
@@ -215,9 +215,9 @@ impl Shared {
     }
 
     /// Reserves room; paused receptions give way.
-    fn room_for(&self, group: GroupId, bytes: u64) -> Result<Promise, SnapshotError> {
+    fn room_for(&self, group: GroupId, bytes: u64) -> Result<Reservation, SnapshotError> {
         loop {
-            match self.space.promise(group, bytes) {
+            match self.space.reserve(group, bytes) {
                 Err(SnapshotError::NoSpace { .. }) if self.paused.drop_oldest() => {}
                 other => return other,
             }

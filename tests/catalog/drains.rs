@@ -24,7 +24,7 @@ async fn a_drain_outlives_the_process_until_it_is_ended() {
     cluster.until("the catalog knows", |one| state(one, 2) == Some(DrainState::Drained)).await;
     cluster.stop_node(2).await;
     cluster.start_node(2).await;
-    cluster.until("it drains again", |cluster| cluster.host(2).advert().draining).await;
+    cluster.until("it drains again", |cluster| cluster.host(2).advertisement().draining).await;
     let second = cluster.refusal(&["drain", "begin", "2", "--owner", "another"]).await;
     assert!(second.contains("the test"), "{second}");
     // It is ended by a process that has heard nothing of it yet, too.
@@ -33,7 +33,7 @@ async fn a_drain_outlives_the_process_until_it_is_ended() {
     let ended = cluster.answer(&["drain", "end", "2"]).await;
     assert_eq!(ended["draining"], false);
     cluster.until("the catalog knows nothing", |one| state(one, 2).is_none()).await;
-    assert!(!cluster.host(2).advert().draining);
+    assert!(!cluster.host(2).advertisement().draining);
     cluster.stop().await;
 }
 
@@ -45,7 +45,7 @@ async fn two_operators_do_not_leave_a_group_without_anybody_to_lead_it() {
     cluster.until("one leads everything", |cluster| cluster.led()[&3] == TABLES).await;
     let last = cluster.refusal(&["drain", "begin", "3"]).await;
     assert!(last.contains("no eligible voter is left") && last.contains("accept it"), "{last}");
-    assert!(!cluster.host(3).advert().draining);
+    assert!(!cluster.host(3).advertisement().draining);
     let forced = cluster.run(&["drain", "begin", "3", "--even-if-ineligible"]).await;
     assert_eq!(forced.status.code(), Some(1), "the node is not empty: {forced:?}");
     let forced: serde_json::Value = serde_json::from_slice(&forced.stdout).unwrap();
@@ -73,7 +73,7 @@ async fn a_drain_expires_when_its_owner_is_gone() {
     let begin = &["drain", "begin", "2", "--deadline", "1", "--expires", "1", "--no-wait"];
     cluster.answer(begin).await;
     cluster.until("it is over", |one| state(one, 2).is_none()).await;
-    cluster.until("it takes leaders", |cluster| !cluster.host(2).advert().draining).await;
+    cluster.until("it takes leaders", |cluster| !cluster.host(2).advertisement().draining).await;
     cluster.stop().await;
 }
 
@@ -117,7 +117,7 @@ async fn what_could_not_go_goes_when_another_can_take_it() {
     cluster.until("one leads everything", |cluster| cluster.led()[&1] == TABLES).await;
     let refused = cluster.refusal(&["drain", "begin", "1"]).await;
     assert!(refused.contains("do not answer") && refused.contains("STRANDED"), "{refused}");
-    assert!(!cluster.host(1).advert().draining);
+    assert!(!cluster.host(1).advertisement().draining);
 
     let forced = ["drain", "begin", "1", "--even-if-ineligible", "--deadline", "600"];
     let begun = cluster.run(&forced).await;
@@ -195,9 +195,9 @@ async fn a_drain_that_is_given_up_says_so_and_makes_room() {
     let begin = ["drain", "begin", "1", "--even-if-ineligible", "--deadline", "1", "--or-undrain"];
     cluster.run(&begin).await;
     cluster.until("it is given up", |one| state(one, 1) == Some(DrainState::GivenUp)).await;
-    cluster.until("it takes leaders", |cluster| !cluster.host(1).advert().draining).await;
+    cluster.until("it takes leaders", |cluster| !cluster.host(1).advertisement().draining).await;
     cluster.answer(&["drain", "begin", "1", "--even-if-ineligible", "--no-wait"]).await;
-    assert!(cluster.host(1).advert().draining);
+    assert!(cluster.host(1).advertisement().draining);
     cluster.stop().await;
 }
 
@@ -214,6 +214,6 @@ async fn the_drain_of_a_stopped_node_is_shown_and_ended() {
     assert_eq!((&ended["answers"], &ended["draining"]), (&false.into(), &false.into()));
     cluster.until("the catalog knows nothing", |one| state(one, 2).is_none()).await;
     cluster.start_node(2).await;
-    assert!(!cluster.host(2).advert().draining);
+    assert!(!cluster.host(2).advertisement().draining);
     cluster.stop().await;
 }

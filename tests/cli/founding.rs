@@ -13,8 +13,8 @@ fn exists(directory: &Path, name: &str) -> bool {
 const BOTH: [(&str, &str); 2] =
     [("catalog = true", "founding-system"), ("catalog = false", "founding-shards")];
 
-/// All nodes were started once on other, empty directories: a second cluster of one name. The directories of
-/// the first are put back one node at a time.
+/// All nodes were started once on other, empty directories: a second cluster of one name. The
+/// directories of the first are put back one node at a time.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_clusters_of_one_name_do_not_become_one_when_directories_are_mixed_up() {
     for (settings, record) in BOTH {
@@ -53,8 +53,8 @@ async fn two_clusters_of_one_name_do_not_become_one_when_directories_are_mixed_u
     }
 }
 
-/// A node whose replicas came by invitation founded nothing itself, and belongs to the cluster of those that
-/// invited it.
+/// A node that was asked to create its replicas founded nothing itself, and belongs to the cluster
+/// of those that asked it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuilt_node_does_not_join_a_second_cluster_of_one_name() {
     for (settings, record) in BOTH {

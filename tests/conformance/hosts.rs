@@ -16,7 +16,7 @@ use shardhost::storage::{
 };
 use shardhost::{Host, HostConfig, Shutdown, StateMachine};
 use shardhost_groups::Groups;
-use shardhost_groups::runtime::Invitation;
+use shardhost_groups::runtime::CreateRequest;
 use shardhost_testing::conformance::{
     Cluster, DiskFault, Disks, Factory, Links, MachineMaker, Start,
 };
@@ -71,8 +71,8 @@ impl fmt::Debug for Machines {
 }
 
 impl ReplicaFactory for Machines {
-    fn machine(&self, invitation: &Invitation) -> Result<Box<dyn StateMachine>, String> {
-        Ok((self.0)(invitation.group))
+    fn machine(&self, create_request: &CreateRequest) -> Result<Box<dyn StateMachine>, String> {
+        Ok((self.0)(create_request.group))
     }
 }
 

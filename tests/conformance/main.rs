@@ -21,7 +21,7 @@ const SKIPPED: [&str; 16] = [
     "r9_many_reads_share_a_round",
     "s7_a_shipment_under_way_delays_no_other_group",
     "s8_a_shipment_that_fails_is_made_again",
-    "t11_a_transfer_goes_on_without_its_waiter",
+    "t11_a_transfer_goes_on_without_its_completion",
     "t12_what_becomes_of_transfers_is_counted_by_reason",
     "t4_a_transfer_waits_for_no_pending_change",
     "t5_the_same_target_joins_and_another_is_refused",

@@ -163,7 +163,7 @@ impl Cluster {
         let ids: Vec<NodeId> = self.servers.keys().copied().map(NodeId::must).collect();
         for host in self.servers.values().map(Server::host) {
             for node in ids.iter().filter(|node| **node != host.node_id()) {
-                while host.peer_advert(*node).is_none() {
+                while host.peer_advertisement(*node).is_none() {
                     assert!(tokio::time::Instant::now() < deadline, "node {node} says nothing");
                     tokio::task::yield_now().await;
                 }

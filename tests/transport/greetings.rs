@@ -153,7 +153,8 @@ fn streams_end_when_it_turns_out_that_they_lead_to_a_cluster_of_another_founding
 
     let two = host_that_knows_node_1();
     let beat = |founding| {
-        let heartbeat = Some(NodeHeartbeat { sequence: 1, advert: None, founding, wall_ms: 0 });
+        let heartbeat =
+            Some(NodeHeartbeat { sequence: 1, advertisement: None, founding, wall_ms: 0 });
         let messages = vec![GroupMessage { group: 1, ..GroupMessage::default() }];
         prost::Message::encode_to_vec(&Frame { heartbeat, messages, ..Frame::default() })
     };

@@ -1,7 +1,7 @@
 //! The gRPC transport over real sockets on loopback: what arrives, what is refused, who lives.
 
 mod addresses;
-mod adverts;
+mod advertisements;
 mod fixture;
 mod greetings;
 mod hostile;

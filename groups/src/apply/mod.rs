@@ -15,6 +15,7 @@ use bytes::Bytes;
 use shardhost_storage::{GroupId, LogIndex, LogPosition, SnapshotStore};
 use tokio::sync::oneshot;
 
+use crate::completion::{Applied, Handed};
 use crate::error::{GroupFault, QueryError};
 use crate::latency::Latency;
 use crate::machine::{
@@ -22,7 +23,6 @@ use crate::machine::{
     StateChecksum, StateMachine,
 };
 use crate::panics::panic_text;
-use crate::waiter::{Applied, Handed};
 
 pub(crate) use restore::restore_from;
 pub use restore::restore_machine;
@@ -124,8 +124,8 @@ pub enum ApplyReport {
     Removed,
     /// The machine cannot continue.
     Failed(GroupFault),
-    /// The machine cannot do this now: it is to be tried again. It is as it was; of a restore, it may hold
-    /// a part of either state, and answers nothing before that is done.
+    /// The machine cannot do this now: it is to be tried again. It is as it was; of a restore, it
+    /// may hold a part of either state, and answers nothing before that is done.
     Stalled {
         /// What was to be done.
         work: ApplyWork,
@@ -211,8 +211,8 @@ impl Applier {
         Self { lost: true, ..self }
     }
 
-    /// Wraps a machine that could not be restored yet, for a reason that passes. Its first work is that
-    /// restore, to where the replica knows that it stands; then comes `after`.
+    /// Wraps a machine that could not be restored yet, for a reason that passes. Its first work is
+    /// that restore, to where the replica knows that it stands; then comes `after`.
     pub(crate) fn unrestored(self, after: AfterRestore) -> Self {
         Self { lost: true, opening: Some(after), ..self }
     }
@@ -337,7 +337,8 @@ impl Applier {
             });
             let fault = match applied {
                 Ok(Ok((count, reached))) => {
-                    // The machine may have cut the batch: what it has answered goes before it answers more.
+                    // The machine may have cut the batch: what it has answered goes before it
+                    // answers more.
                     let rest = commands.split_off(count);
                     self.note_applied(commands, reached);
                     commands = rest;
@@ -368,12 +369,16 @@ impl Applier {
         self.progress.step();
         let now = self.latency.as_ref().map(|_| Instant::now());
         for command in commands {
-            if let Some(waiter) = command.waiter.and_then(Handed::take) {
+            if let Some(completion) = command.completion.and_then(Handed::take) {
                 if let (Some(latency), Some(now)) = (&self.latency, now) {
-                    latency.record(now.saturating_duration_since(waiter.submitted()));
+                    latency.record(now.saturating_duration_since(completion.submitted()));
                 }
                 let position = command.position;
-                waiter.resolve(Ok(Applied::new(position.index, position.term, command.response)));
+                completion.resolve(Ok(Applied::new(
+                    position.index,
+                    position.term,
+                    command.response,
+                )));
             }
         }
     }
@@ -449,10 +454,10 @@ fn refuse(group: GroupId, work: ApplyWork, fault: &GroupFault) -> ApplyReport {
     let failed = || QueryError::Failed(fault.to_string());
     match work {
         ApplyWork::Commands { commands, .. } => {
-            let waiters = commands.into_iter().filter_map(|command| command.waiter?.take());
-            for waiter in waiters {
+            let completions = commands.into_iter().filter_map(|command| command.completion?.take());
+            for completion in completions {
                 let fault = fault.clone();
-                waiter.resolve(Err(crate::error::ProposeError::Faulted { group, fault }));
+                completion.resolve(Err(crate::error::ProposeError::Faulted { group, fault }));
             }
         }
         ApplyWork::Query { reply, .. } => drop(reply.send(Err(failed()))),

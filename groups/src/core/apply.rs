@@ -214,16 +214,16 @@ impl GroupCore {
                 continue;
             }
             self.supersede_change(&entry, effects);
-            let waiter = self.hand_waiter(entry.term, entry.index, effects);
+            let completion = self.hand_completion(entry.term, entry.index, effects);
             let position = LogPosition::new(entry.term, entry.index);
             if is_check(&entry) {
                 self.hand_batch(std::mem::take(&mut commands), bytes, position, effects);
                 bytes = 0;
-                effects.apply(self.id, self.epoch, ApplyWork::Check { position });
+                effects.apply(self.id, self.open_id, ApplyWork::Check { position });
             } else if !entry.data.is_empty() && !self.skips(entry.index) {
                 bytes += entry.data.len() + size_of::<Command>();
                 let mut command = Command::new(position, entry.data);
-                command.waiter = waiter;
+                command.completion = completion;
                 commands.push(command);
             }
         }
@@ -249,7 +249,7 @@ impl GroupCore {
             Handed::Nothing => {}
             Handed::Skipped => self.advance_applied(index),
             Handed::Queued => {
-                effects.apply(self.id, self.epoch, ApplyWork::Commands { commands, last });
+                effects.apply(self.id, self.open_id, ApplyWork::Commands { commands, last });
             }
         }
     }
@@ -274,8 +274,8 @@ impl GroupCore {
         }
     }
 
-    /// Lets entries leave memory that are durable, applied, and with every peer that keeps up. What is
-    /// durable and waits for the state machine leaves, too, when it is much: it is read again.
+    /// Lets entries leave memory that are durable, applied, and with every peer that keeps up. What
+    /// is durable and waits for the state machine leaves, too, when it is much: it is read again.
     pub(super) fn trim_tail(&mut self) {
         let raft = &self.raw.raft;
         let persisted = raft.raft_log.persisted;
@@ -298,8 +298,8 @@ impl GroupCore {
         }
     }
 
-    /// All entries `first..end`; `None` when they are more than so many bytes, or cannot be read now. A range
-    /// is read part by part, because it may run from the store into memory.
+    /// All entries `first..end`; `None` when they are more than so many bytes, or cannot be read
+    /// now. A range is read part by part, because it may run from the store into memory.
     pub(super) fn entries_within(
         &self,
         first: u64,

@@ -12,21 +12,21 @@ use crate::error::BarrierError;
 pub type BarrierOutcome = Result<(Term, u64), BarrierError>;
 
 /// Who waits for a barrier to be open.
-pub type BarrierWaiter = oneshot::Sender<BarrierOutcome>;
+pub type BarrierCompletion = oneshot::Sender<BarrierOutcome>;
 
 /// Answers when everything before the barrier is applied, with the last index of it.
-pub type DrainWaiter = oneshot::Sender<Result<LogIndex, BarrierError>>;
+pub type DrainCompletion = oneshot::Sender<Result<LogIndex, BarrierError>>;
 
 /// What is asked of the leader.
 #[derive(Debug)]
 pub enum BarrierOrder {
-    Open(BarrierWaiter),
+    Open(BarrierCompletion),
     /// Close the one with this number, if it is open.
     Close(u64),
     /// Tell when nothing of the users' is under way any more.
     Drain {
         number: u64,
-        waiter: DrainWaiter,
+        completion: DrainCompletion,
     },
 }
 
@@ -36,7 +36,7 @@ struct Barrier {
     number: u64,
     /// The last entry that a user may have proposed.
     last: u64,
-    drainers: Vec<DrainWaiter>,
+    drainers: Vec<DrainCompletion>,
 }
 
 /// Barriers of this replica. One is open at a time.
@@ -61,33 +61,33 @@ impl Barriers {
     }
 
     /// Closes the one with this number, if it is open; gives those who waited for it.
-    fn close(&mut self, number: u64) -> Vec<DrainWaiter> {
+    fn close(&mut self, number: u64) -> Vec<DrainCompletion> {
         let closed = self.open.take_if(|barrier| barrier.number == number);
         closed.map_or_else(Vec::new, |barrier| barrier.drainers)
     }
 
-    /// Waits for everything before the barrier with this number; gives the waiter back if that is
-    /// not open.
-    fn drain(&mut self, number: u64, waiter: DrainWaiter) -> Result<(), DrainWaiter> {
+    /// Waits for everything before the barrier with this number; gives the completion back if that
+    /// is not open.
+    fn drain(&mut self, number: u64, completion: DrainCompletion) -> Result<(), DrainCompletion> {
         match self.open.as_mut() {
-            Some(barrier) if barrier.number == number => barrier.drainers.push(waiter),
-            _ => return Err(waiter),
+            Some(barrier) if barrier.number == number => barrier.drainers.push(completion),
+            _ => return Err(completion),
         }
         Ok(())
     }
 
     /// When everything before the barrier is applied: those who wait for that, and where it ends.
-    fn drained(&mut self, applied: u64) -> Option<(u64, Vec<DrainWaiter>)> {
+    fn drained(&mut self, applied: u64) -> Option<(u64, Vec<DrainCompletion>)> {
         let barrier = self.open.as_mut()?;
         if applied < barrier.last {
-            barrier.drainers.retain(|waiter| !waiter.is_closed());
+            barrier.drainers.retain(|completion| !completion.is_closed());
             return None;
         }
         Some((barrier.last, std::mem::take(&mut barrier.drainers)))
     }
 
     /// The leadership that the barrier belonged to is over; gives those who waited.
-    fn end(&mut self) -> Vec<DrainWaiter> {
+    fn end(&mut self) -> Vec<DrainCompletion> {
         self.open.take().map_or_else(Vec::new, |barrier| barrier.drainers)
     }
 }
@@ -96,17 +96,17 @@ impl GroupCore {
     /// Opens, closes, or waits for a barrier.
     pub fn barrier(&mut self, order: BarrierOrder, effects: &mut Effects) {
         match order {
-            BarrierOrder::Open(waiter) => {
+            BarrierOrder::Open(completion) => {
                 let opened = self.open_barrier(effects);
-                effects.barrier_replies.push((waiter, opened));
+                effects.barrier_replies.push((completion, opened));
             }
             BarrierOrder::Close(number) => {
                 let applied = LogIndex::new(self.apply.applied());
                 effects.drained(self.barriers.close(number), &Ok(applied));
             }
-            BarrierOrder::Drain { number, waiter } => {
-                if let Err(waiter) = self.barriers.drain(number, waiter) {
-                    effects.drained(vec![waiter], &Err(BarrierError::Ended { group: self.id }));
+            BarrierOrder::Drain { number, completion } => {
+                if let Err(completion) = self.barriers.drain(number, completion) {
+                    effects.drained(vec![completion], &Err(BarrierError::Ended { group: self.id }));
                 }
             }
         }
@@ -146,7 +146,7 @@ impl GroupCore {
 mod tests {
     use super::*;
 
-    fn waiter() -> DrainWaiter {
+    fn completion() -> DrainCompletion {
         oneshot::channel().0
     }
 
@@ -155,9 +155,9 @@ mod tests {
         let (sender, _caller) = oneshot::channel();
         let mut barriers = Barriers::default();
         let number = barriers.open(10);
-        assert!(barriers.drain(number + 1, waiter()).is_err(), "another one");
+        assert!(barriers.drain(number + 1, completion()).is_err(), "another one");
         assert!(barriers.drain(number, sender).is_ok());
-        assert!(barriers.drain(number, waiter()).is_ok(), "a caller that is gone");
+        assert!(barriers.drain(number, completion()).is_ok(), "a caller that is gone");
         assert!(barriers.drained(9).is_none());
         let (last, drainers) = barriers.drained(12).expect("all is applied");
         assert_eq!((last, drainers.len()), (10, 1));
@@ -168,12 +168,12 @@ mod tests {
     fn a_barrier_is_closed_by_its_number_or_with_its_leadership() {
         let mut barriers = Barriers::default();
         let first = barriers.open(10);
-        assert!(barriers.drain(first, waiter()).is_ok());
+        assert!(barriers.drain(first, completion()).is_ok());
         assert!(barriers.close(first + 1).is_empty() && barriers.is_open());
         assert_eq!(barriers.close(first).len(), 1);
         assert!(!barriers.is_open());
         let second = barriers.open(11);
-        assert!(second > first && barriers.drain(second, waiter()).is_ok());
+        assert!(second > first && barriers.drain(second, completion()).is_ok());
         assert_eq!(barriers.end().len(), 1);
         assert!(!barriers.is_open());
     }

@@ -151,9 +151,9 @@ impl GroupCore {
         }
     }
 
-    /// The group sleeps, and was not compared for long.
-    pub fn check_asleep(&mut self, effects: &mut Effects) {
-        if self.compares() && self.leads() && self.sleep.is_asleep() {
+    /// The group hibernates, and was not compared for long.
+    pub fn check_hibernating(&mut self, effects: &mut Effects) {
+        if self.compares() && self.leads() && self.hibernation.is_hibernating() {
             self.wake();
             self.begin_check(effects);
         }

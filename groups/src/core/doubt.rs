@@ -20,13 +20,14 @@
 //! answers; it gives up within two election timeouts. Less than all answers are enough only after
 //! that time.
 //!
-//! Who is asked follows from the configurations that are known: the one that this replica applied, and
-//! those that answers show. An answer names the configuration that its sender applied and those that
-//! unapplied changes in its log lead to. A configuration takes effect only after its entry was committed
-//! under the one before, so the answers of one configuration show the next one, if there is one, and its
-//! voters are asked, too. Configurations older than one that is known to be committed are asked only for a
-//! while: their voters may be gone. Doubt ends when this replica has applied what the answers
-//! know to be committed of configurations, because it must not campaign in an older one.
+//! Who is asked follows from the configurations that are known: the one that this replica applied,
+//! and those that answers show. An answer names the configuration that its sender applied and those
+//! that unapplied changes in its log lead to. A configuration takes effect only after its entry was
+//! committed under the one before, so the answers of one configuration show the next one, if there
+//! is one, and its voters are asked, too. Configurations older than one that is known to be
+//! committed are asked only for a while: their voters may be gone. Doubt ends when this replica has
+//! applied what the answers know to be committed of configurations, because it must not campaign in
+//! an older one.
 //!
 //! [`Doubt`] decides all of this from the answers and from the membership that the replica applied.
 
@@ -49,8 +50,8 @@ use crate::transport::{Lane, Outgoing};
 
 /// Ticks between two requests to a voter that has not answered.
 const ASK_TICKS: u64 = 5;
-/// Bytes of unapplied entries that are looked through for an answer, on the thread of the worker. A voter
-/// with more of them applies first.
+/// Bytes of unapplied entries that are looked through for an answer, on the thread of the worker. A
+/// voter with more of them applies first.
 const MAX_UNAPPLIED_BYTES: u64 = 8 << 20;
 /// Unapplied changes that an answer names. A voter with more of them applies first.
 const MAX_UNAPPLIED_CHANGES: usize = 8;
@@ -160,9 +161,9 @@ impl Doubt {
         })
     }
 
-    /// Whether no configuration up to the newest one that the answers show gave this replica a vote: no
-    /// quorum was ever made with it, so it can have lost nothing that counts. What it acknowledged as a
-    /// learner its leader counts anew.
+    /// Whether no configuration up to the newest one that the answers show gave this replica a
+    /// vote: no quorum was ever made with it, so it can have lost nothing that counts. What it
+    /// acknowledged as a learner its leader counts anew.
     fn never_had_a_vote(&self, own: ReplicaId, applied: &Membership) -> bool {
         let with_it = self.known_configs(applied).filter_map(|config| {
             let member = config.members.get(&own)?;
@@ -171,9 +172,9 @@ impl Doubt {
         with_it.max_by_key(|(index, _)| *index).is_some_and(|(_, never_voted)| never_voted)
     }
 
-    /// Takes what the answers show as the floor. A voter of an older configuration cannot lead, however
-    /// long its log is: to wait for it would be to wait for ever. It alone may hold what a leader
-    /// committed between the commit of the next configuration and its own application of it.
+    /// Takes what the answers show as the floor. A voter of an older configuration cannot lead,
+    /// however long its log is: to wait for it would be to wait for ever. It alone may hold what a
+    /// leader committed between the commit of the next configuration and its own application of it.
     fn take_floor(&mut self, applied: &Membership) -> Floor {
         let voters = self.voters_since(self.newest_committed_config(applied), applied);
         let floor = self.floor_of_answers(&voters);
@@ -185,9 +186,11 @@ impl Doubt {
     fn refuses(&self, message: &GroupMessage) -> bool {
         match (message.kind(), self.floor) {
             (MessageKind::RecoveryRequest | MessageKind::RecoveryResponse, _) => false,
-            (MessageKind::Removed | MessageKind::Invite | MessageKind::Wake, _) => false,
+            (MessageKind::Removed | MessageKind::CreateReplica | MessageKind::Wake, _) => false,
             (_, None) => true,
-            (MessageKind::TimeoutNow | MessageKind::TransferAsk | MessageKind::Sleep, _) => true,
+            (MessageKind::TimeoutNow | MessageKind::TransferAsk | MessageKind::Hibernate, _) => {
+                true
+            }
             (MessageKind::Vote | MessageKind::PreVote, Some(floor)) => {
                 LogPosition::new(message.log_term, message.index) < floor.last
             }
@@ -200,8 +203,8 @@ impl Doubt {
         self.ticks % ASK_TICKS == 1
     }
 
-    /// Whether each quorum of these voters that `own` was ever part of has another member among those
-    /// that answered. `given_up`: candidates that `own` voted for have given up.
+    /// Whether each quorum of these voters that `own` was ever part of has another member among
+    /// those that answered. `given_up`: candidates that `own` voted for have given up.
     fn is_covered(&self, voters: &[ReplicaId], own: ReplicaId, given_up: bool) -> bool {
         let others = voters.iter().filter(|id| **id != own);
         let answers: Vec<_> = others.clone().filter_map(|id| self.answered(*id)).collect();
@@ -326,8 +329,8 @@ impl GroupCore {
         effects.messages.push(Outgoing { to, lane: Lane::Urgent, message: answer });
     }
 
-    /// The memberships that changes in the log lead to, which are not applied; `None` when there are too
-    /// many, or one cannot be read now.
+    /// The memberships that changes in the log lead to, which are not applied; `None` when there
+    /// are too many, or one cannot be read now.
     fn unapplied_configs(&self) -> Option<Vec<Membership>> {
         let log = &self.raw.raft.raft_log;
         // The membership may be ahead of the state machine.
@@ -396,8 +399,8 @@ impl GroupCore {
         self.take_commit(recovery.committed, recovery.committed_term);
     }
 
-    /// A peer knows what is committed, and this log holds the same entry there. It may be the only one
-    /// that can lead, and must apply the changes of its configuration before.
+    /// A peer knows what is committed, and this log holds the same entry there. It may be the only
+    /// one that can lead, and must apply the changes of its configuration before.
     fn take_commit(&mut self, index: u64, term: u64) {
         let replaced = self.is_log_replaced();
         let log = &mut self.raw.raft.raft_log;

@@ -1,8 +1,8 @@
 //! What a replica handed to the log writer, and what of it is durable.
 //!
 //! Three things are written: readies of raft, by number; what the replica knows of itself, by the
-//! count of its changes; and votes that were prepared, by their count. [`Durable`] counts all three,
-//! and decides when a hard state must be written.
+//! count of its changes; and votes that were prepared, by their count. [`Durable`] counts all
+//! three, and decides when a hard state must be written.
 
 use shardhost_storage::HardState;
 
@@ -166,7 +166,7 @@ mod tests {
     }
 
     fn ack(number: u64, meta: u64, prepared: u64) -> PersistAck {
-        PersistAck { group: GroupId::new(1), epoch: 1, number, term: 5, meta, prepared }
+        PersistAck { group: GroupId::new(1), open_id: 1, number, term: 5, meta, prepared }
     }
 
     #[test]

@@ -7,9 +7,11 @@ use shardhost_storage::{GroupId, LogBatch, LogIndex, LogPosition, NodeId};
 
 use crate::apply::ApplyWork;
 use crate::clock::Moment;
+use crate::completion::Pending;
 use crate::core::{
-    BarrierOutcome, BarrierWaiter, DrainWaiter, MembershipOutcome, MembershipWaiter, Outlook,
-    OutlookWaiter, ReadWaiter, SnapshotWaiter, TransferOutcome, TransferWaiter,
+    BarrierCompletion, BarrierOutcome, DrainCompletion, EligibilityCompletion, EligibilityReport,
+    MembershipCompletion, MembershipOutcome, ReadCompletion, SnapshotCompletion,
+    TransferCompletion, TransferOutcome,
 };
 use crate::error::{BarrierError, GroupFault, ProposeError, ReadError, TakeSnapshotError};
 use crate::leadership::Edge;
@@ -18,7 +20,6 @@ use crate::nodes::LiveNodes;
 use crate::policy::{AdmissionRequest, PolicyEvent};
 use crate::status::GroupStatus;
 use crate::transport::{Outgoing, SnapshotShipment};
-use crate::waiter::Pending;
 
 /// Everything that one step brought up.
 ///
@@ -29,7 +30,7 @@ use crate::waiter::Pending;
 pub struct Effects {
     /// When it began: what is sent in it was not sent before. `None`: the clock cannot be read.
     pub began: Option<Moment>,
-    /// When its last input had been taken: what is promised in it is promised from then on.
+    /// When its last input had been taken: vote locks that it extends count from then on.
     pub ended: Option<Moment>,
     /// What is known of nodes.
     pub nodes: Arc<LiveNodes>,
@@ -37,25 +38,25 @@ pub struct Effects {
     pub facts: u64,
     /// Proposals that ended without being applied here.
     pub failed: Vec<(Pending, ProposeError)>,
-    pub read_replies: Vec<(ReadWaiter, Result<crate::core::ReadBarrier, ReadError>)>,
-    /// Statuses that changed: group, epoch, status.
+    pub read_replies: Vec<(ReadCompletion, Result<crate::core::ReadBarrier, ReadError>)>,
+    /// Statuses that changed: group, open id, status.
     pub statuses: Vec<(GroupId, u64, Arc<GroupStatus>)>,
-    /// Leases that changed: group, epoch, lease. Those that end are revoked before anything else is
-    /// published, those that begin are published after the statuses. None that is over is relied on
-    /// when a message of this step leaves.
+    /// Leases that changed: group, open id, lease. Those that end are revoked before anything else
+    /// is published, those that begin are published after the statuses. None that is over is relied
+    /// on when a message of this step leaves.
     pub leases: Vec<(GroupId, u64, LeaseSign)>,
     pub edges: Vec<Edge>,
-    pub transfer_replies: Vec<(TransferWaiter, TransferOutcome)>,
+    pub transfer_replies: Vec<(TransferCompletion, TransferOutcome)>,
     /// Changes of membership that ended.
-    pub membership_replies: Vec<(MembershipWaiter, MembershipOutcome)>,
+    pub membership_replies: Vec<(MembershipCompletion, MembershipOutcome)>,
     /// Snapshots that were taken, or not.
-    pub snapshot_replies: Vec<(SnapshotWaiter, Result<LogPosition, TakeSnapshotError>)>,
+    pub snapshot_replies: Vec<(SnapshotCompletion, Result<LogPosition, TakeSnapshotError>)>,
     /// Barriers that were opened or refused.
-    pub barrier_replies: Vec<(BarrierWaiter, BarrierOutcome)>,
+    pub barrier_replies: Vec<(BarrierCompletion, BarrierOutcome)>,
     /// Those who waited for everything before a barrier.
-    pub drain_replies: Vec<(DrainWaiter, Result<LogIndex, BarrierError>)>,
+    pub drain_replies: Vec<(DrainCompletion, Result<LogIndex, BarrierError>)>,
     /// What replicas make of who could lead, for those who asked.
-    pub outlooks: Vec<(OutlookWaiter, Outlook)>,
+    pub eligibilitys: Vec<(EligibilityCompletion, EligibilityReport)>,
     /// Policies to be asked about leaderships that were acquired.
     pub admissions: Vec<AdmissionRequest>,
     /// What is counted of those who lead, should lead, or do not.
@@ -64,11 +65,11 @@ pub struct Effects {
     pub messages: Vec<Outgoing>,
     /// What is to be written, and what waits for it.
     pub log: LogTask,
-    /// Work for state machines, in order per group: group, epoch, work.
+    /// Work for state machines, in order per group: group, open id, work.
     pub work: Vec<(GroupId, u64, ApplyWork)>,
     pub shipments: Vec<SnapshotShipment>,
     /// Replicas that this node should hold and does not, and who says so.
-    pub invitations: Vec<(NodeId, GroupMessage)>,
+    pub create_requests: Vec<(NodeId, GroupMessage)>,
     /// Notices that groups go on without replicas that do not run here, and who says so.
     pub notices: Vec<(NodeId, GroupMessage)>,
     /// Replicas that stopped: each ends when `log` and all that was handed out before is written.
@@ -89,8 +90,8 @@ pub struct LogTask {
     pub acks: Vec<PersistAck>,
     /// Snapshots below these positions are not needed any more then.
     pub prune: Vec<Prune>,
-    /// Replicas that ended because their group continues without them: group, epoch. When the batch
-    /// is durable, which destroys them in the log, their state and snapshots may go as well.
+    /// Replicas that ended because their group continues without them: group, open id. When the
+    /// batch is durable, which destroys them in the log, their state and snapshots may go as well.
     pub destroyed: Vec<(GroupId, u64)>,
 }
 
@@ -99,7 +100,7 @@ pub struct LogTask {
 pub struct Prune {
     pub group: GroupId,
     /// Which opening of its replica. Ordered by another one, it is dropped.
-    pub epoch: u64,
+    pub open_id: u64,
     pub keep: LogPosition,
 }
 
@@ -127,7 +128,7 @@ impl LeaseSign {
 pub struct PersistAck {
     pub group: GroupId,
     /// Which opening of its replica.
-    pub epoch: u64,
+    pub open_id: u64,
     /// Raft's number of the ready.
     pub number: u64,
     /// The replica's term when it was handed over.
@@ -167,10 +168,11 @@ impl Effects {
     /// Those who waited for everything before a barrier get this.
     pub(super) fn drained(
         &mut self,
-        waiters: Vec<DrainWaiter>,
+        completions: Vec<DrainCompletion>,
         outcome: &Result<LogIndex, BarrierError>,
     ) {
-        self.drain_replies.extend(waiters.into_iter().map(|waiter| (waiter, outcome.clone())));
+        self.drain_replies
+            .extend(completions.into_iter().map(|completion| (completion, outcome.clone())));
     }
 
     pub(crate) fn count(&mut self, event: PolicyEvent) {
@@ -178,8 +180,8 @@ impl Effects {
     }
 
     /// Work for a state machine.
-    pub(crate) fn apply(&mut self, group: GroupId, epoch: u64, work: ApplyWork) {
-        self.work.push((group, epoch, work));
+    pub(crate) fn apply(&mut self, group: GroupId, open_id: u64, work: ApplyWork) {
+        self.work.push((group, open_id, work));
     }
 
     /// A replica cannot go on.
@@ -198,11 +200,11 @@ impl Effects {
             && self.snapshot_replies.is_empty()
             && self.barrier_replies.is_empty()
             && self.drain_replies.is_empty()
-            && self.invitations.is_empty()
+            && self.create_requests.is_empty()
             && self.notices.is_empty()
             && self.edges.is_empty()
             && self.admissions.is_empty()
-            && self.outlooks.is_empty()
+            && self.eligibilitys.is_empty()
             && self.counted.is_empty()
             && self.transfer_replies.is_empty()
             && self.messages.is_empty()

@@ -24,7 +24,7 @@ use crate::core::Effects;
 use crate::error::{ProposalRejection, ProposeError, ReadError};
 use crate::known_bugs::{KnownBug, KnownBugs};
 use crate::leadership::EdgeKind;
-use crate::nodes::{Advert, Impairment};
+use crate::nodes::{Advertisement, Impairment};
 use crate::policy::{
     Acquisition, AdmissionFault, AdmissionRequest, Candidate, Caretaker, Decision, Opinion,
     PolicyEvent, Unfit,
@@ -149,8 +149,8 @@ impl Led {
         self.term == term && waits && newest
     }
 
-    /// What made a policy panic may pass, so that it is asked again, ever more rarely. One that gives
-    /// no answer is not: the question is out, and another one would wait behind it.
+    /// What made a policy panic may pass, so that it is asked again, ever more rarely. One that
+    /// gives no answer is not: the question is out, and another one would wait behind it.
     fn ask_after_panic(&mut self, tick: u64, bugs: KnownBugs) {
         let pause = PANIC_RETRY_TICKS << self.panics.min(MAX_PANICS);
         self.panics += 1;
@@ -158,8 +158,8 @@ impl Led {
         self.asks_again_at = asks.then_some(tick + pause);
     }
 
-    /// Policies, if some decide about this group, decide again. A question without an answer is asked
-    /// again: its answer may be older than the cause of the request.
+    /// Policies, if some decide about this group, decide again. A question without an answer is
+    /// asked again: its answer may be older than the cause of the request.
     fn ask_again(&mut self, some_decide: bool, bugs: KnownBugs) {
         let to_ask = match &self.gate {
             Gate::Open => some_decide,
@@ -210,7 +210,8 @@ impl GroupCore {
         effects: &'a Effects,
     ) -> Candidate<'a> {
         let is_here = node == self.config.node;
-        let advert = if is_here { Some(effects.nodes.own()) } else { effects.nodes.advert(node) };
+        let advertisement =
+            if is_here { Some(effects.nodes.own()) } else { effects.nodes.advertisement(node) };
         Candidate {
             group: self.id,
             node,
@@ -218,8 +219,8 @@ impl GroupCore {
             requirement,
             labels: &self.meta.labels,
             kind: &self.meta.kind,
-            capabilities: advert.map(|advert| &advert.capabilities),
-            impaired: self.impairment(is_here, advert),
+            capabilities: advertisement.map(|advertisement| &advertisement.capabilities),
+            impaired: self.impairment(is_here, advertisement),
         }
     }
 
@@ -227,9 +228,9 @@ impl GroupCore {
     fn impairment<'a>(
         &'a self,
         is_here: bool,
-        advert: Option<&'a Advert>,
+        advertisement: Option<&'a Advertisement>,
     ) -> Option<&'a Impairment> {
-        let said = advert.and_then(|advert| advert.impaired.as_ref());
+        let said = advertisement.and_then(|advertisement| advertisement.impaired.as_ref());
         if self.config.bugs.has(KnownBug::LeadImpaired) {
             return None;
         }
@@ -256,7 +257,8 @@ impl GroupCore {
         self.stall_changed(effects);
     }
 
-    /// A call into the state machine takes longer than it may, or calls have ended in time for a while.
+    /// A call into the state machine takes longer than it may, or calls have ended in time for a
+    /// while.
     pub fn on_hung(&mut self, why: Option<Impairment>, effects: &mut Effects) {
         let hangs = why.map(Box::new);
         if self.stalled.hangs == hangs {
@@ -279,7 +281,8 @@ impl GroupCore {
         self.notice_facts(effects);
     }
 
-    /// Whether the state machine here may be far behind the log for as long as it takes, or for ever.
+    /// Whether the state machine here may be far behind the log for as long as it takes, or for
+    /// ever.
     pub(super) fn stands_still(&self) -> bool {
         self.stalled.is_some() || self.snapshots.is_installing()
     }
@@ -331,7 +334,7 @@ impl GroupCore {
     }
 
     fn ask_policies(&mut self, effects: &mut Effects) {
-        let (group, epoch) = (self.id, self.epoch);
+        let (group, open_id) = (self.id, self.open_id);
         let Some(led) = self.led.as_mut() else { return };
         let (term, question) = (led.term, led.ask(self.ticks));
         let acquired = Acquisition {
@@ -343,7 +346,7 @@ impl GroupCore {
             voters: self.membership.voters().map(|(_, node)| node).collect(),
         };
         let policies = self.policies.asked(group, &self.meta.labels);
-        effects.admissions.push(AdmissionRequest { group, epoch, question, acquired, policies });
+        effects.admissions.push(AdmissionRequest { group, open_id, question, acquired, policies });
     }
 
     /// The policies answered, be it late. What they answered to an earlier question is dropped:

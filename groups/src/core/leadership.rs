@@ -78,7 +78,7 @@ impl GroupCore {
     /// Fails every caller that waits, then publishes the loss.
     pub(super) fn lose_leadership(&mut self, cause: LossCause, effects: &mut Effects) {
         let Some(led) = self.led.take() else { return };
-        self.fail_waiters_on_loss(effects);
+        self.fail_completions_on_loss(effects);
         let error = ReadError::NotLeader { group: self.id, hint: self.successor_hint() };
         self.fail_reads(&error, effects);
         self.fail_change_on_loss(effects);
@@ -101,7 +101,7 @@ impl GroupCore {
         self.seen_facts = effects.facts;
         self.succession.forget_declined();
         self.renew_gate(effects);
-        if self.leads() && self.sleep.is_asleep() && self.wants_successor(effects) {
+        if self.leads() && self.hibernation.is_hibernating() && self.wants_successor(effects) {
             self.wake();
         }
     }

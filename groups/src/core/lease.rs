@@ -3,11 +3,11 @@
 //!
 //! | rule | why |
 //! |---|---|
-//! | a voter refuses elections for one election timeout after it heard its leader | the promise |
+//! | a voter refuses elections for one election timeout after it heard its leader | the vote lock |
 //! | but not of that leader itself, which gave its lease up before it stands | so a leader whose term a candidate ended leads again at once |
-//! | after a start it does so as well | it forgot what it promised before |
-//! | a lease counts from the moment its heartbeat was sent | the promise is not older than that |
-//! | it is shorter than the promise, by a margin | clocks differ in speed |
+//! | after a start it does so as well | it forgot its vote lock |
+//! | a lease counts from the moment its heartbeat was sent | the vote lock is not older than that |
+//! | it is shorter than the vote lock, by a margin | clocks differ in speed |
 //! | it needs an applied entry of the own term | before, the leader may lack acknowledged writes |
 //! | it is revoked at the start of a transfer | a replica that gets TimeoutNow breaks the vote locks |
 //! | after transfers that failed, every target must have answered anew | the order to campaign may still be on its way; who answered later refuses it |
@@ -38,14 +38,14 @@ const TRANSFER_CAMPAIGN: &[u8] = b"CampaignTransfer";
 impl GroupCore {
     /// The incarnation of this replica: a message meant for an earlier one is recognized.
     pub(super) fn life(&self) -> u64 {
-        mix(self.config.incarnation ^ mix(self.epoch)) | 1
+        mix(self.config.incarnation ^ mix(self.open_id)) | 1
     }
 
-    // ---- the promise of a voter ----
+    // ---- the vote lock ----
 
-    /// Whether a promise keeps this replica from supporting an election, its own included.
-    pub(super) fn has_promised(&self, effects: &Effects) -> bool {
-        self.lease.has_promised(self.now(effects))
+    /// Whether a vote lock keeps this replica from supporting an election, its own included.
+    pub(super) fn is_vote_locked(&self, effects: &Effects) -> bool {
+        self.lease.is_vote_locked(self.now(effects))
     }
 
     /// Whether a vote must not be given, whatever raft would do.
@@ -54,8 +54,8 @@ impl GroupCore {
         vote && message.context != TRANSFER_CAMPAIGN
             && message.term >= self.raw.raft.term
             && !self.leads()
-            && !self.lease.is_promised_to(message.from_replica)
-            && self.has_promised(effects)
+            && !self.lease.is_locked_for(message.from_replica)
+            && self.is_vote_locked(effects)
     }
 
     /// The leader of this term was heard.
@@ -99,8 +99,8 @@ impl GroupCore {
         self.lease.is_current_order(term, stamp) && message.life == self.life()
     }
 
-    /// At the end of a round: what was heard in it is promised from here on.
-    pub(super) fn renew_promise(&mut self, effects: &Effects) {
+    /// At the end of a step: the vote is locked anew from here on, if the leader was heard in it.
+    pub(super) fn extend_vote_lock(&mut self, effects: &Effects) {
         let now = self.now(effects);
         self.lease.renew(now, self.config.election_timeout());
     }
@@ -228,14 +228,14 @@ impl GroupCore {
     pub(super) fn publish_lease(&mut self, effects: &mut Effects) {
         let sign = self.current_sign();
         if self.lease.publish(sign) {
-            effects.leases.push((self.id, self.epoch, sign));
+            effects.leases.push((self.id, self.open_id, sign));
         }
     }
 
     /// The replica ends: its lease must not be used.
     pub(super) fn end_lease(&mut self, effects: &mut Effects) {
         self.lease.publish(LeaseSign::default());
-        effects.leases.push((self.id, self.epoch, LeaseSign::default()));
+        effects.leases.push((self.id, self.open_id, LeaseSign::default()));
     }
 
     fn current_sign(&self) -> LeaseSign {
@@ -258,7 +258,7 @@ impl GroupCore {
         if !self.leads() || !ready || (handing_over && !bugs.has(KnownBug::LeaseInTransfer)) {
             return Moment::ZERO;
         }
-        if self.sleep.is_asking() || self.sleep.is_asleep() {
+        if self.hibernation.is_asking() || self.hibernation.is_hibernating() {
             return Moment::ZERO;
         }
         if self.may_be_deposed() && !bugs.has(KnownBug::LeaseInTransfer) {

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind};
+use shardhost_proto::peer::{CreateRequest, GroupMessage, MessageKind};
 use shardhost_storage::convert::membership_to_message;
 use shardhost_storage::{Member, Membership, NodeId, ReplicaId};
 
@@ -170,7 +170,7 @@ impl GroupCore {
         node: NodeId,
         message: &GroupMessage,
     ) -> Option<(ReplicaId, Membership)> {
-        let wire = message.invitation.as_ref()?.membership.as_ref()?;
+        let wire = message.create_request.as_ref()?.membership.as_ref()?;
         let membership = convert::membership_from_wire(wire)?;
         let from = ReplicaId::new(message.from_replica)?;
         let sender = membership.members.get(&from)?;
@@ -182,8 +182,8 @@ impl GroupCore {
         (sender.node == node && (news || ours) && without_us).then_some((from, membership))
     }
 
-    /// Whether this replica is without a state: the one that was removed may be the last that has it, if
-    /// others lost theirs just then.
+    /// Whether this replica is without a state: the one that was removed may be the last that has
+    /// it, if others lost theirs just then.
     pub(super) fn lets_nobody_go(&self) -> bool {
         self.has_no_state() && !self.config.bugs.has(KnownBug::ForgetLostStates)
     }
@@ -194,14 +194,14 @@ impl GroupCore {
         if self.is_leaving() || !self.durable.is_meta_durable() || self.lets_nobody_go() {
             return;
         }
-        let invitation = Invitation {
+        let create_request = CreateRequest {
             membership: Some(membership_to_message(&self.membership)),
-            ..Invitation::default()
+            ..CreateRequest::default()
         };
         let message = GroupMessage {
             index: self.membership.config_index.get(),
             commit: self.known_committed(),
-            invitation: Some(invitation),
+            create_request: Some(create_request),
             ..self.own_message(MessageKind::Removed, to)
         };
         effects.messages.push(Outgoing { to: node, lane: Lane::Urgent, message });
@@ -233,8 +233,8 @@ impl GroupCore {
         dismissed.retain(|dismissed| dismissed.left > 0);
     }
 
-    /// A replica without a vote, or in doubt, does not campaign: when it hears of no leader for long, it
-    /// has to ask by other means whether it still belongs to the group.
+    /// A replica without a vote, or in doubt, does not campaign: when it hears of no leader for
+    /// long, it has to ask by other means whether it still belongs to the group.
     pub(super) fn is_isolated(&self) -> bool {
         let raft = &self.raw.raft;
         let long = 2 * raft.election_timeout();

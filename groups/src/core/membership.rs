@@ -18,7 +18,7 @@ use std::sync::Arc;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{Changer, ProgressState};
 use shardhost_proto::log::config_change::Kind;
-use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind};
+use shardhost_proto::peer::{CreateRequest, GroupMessage, MessageKind};
 use shardhost_storage::convert::membership_to_message;
 use shardhost_storage::{Incoming, LogIndex, Member, Membership, NodeId, ReplicaId, Requirement};
 use tokio::sync::oneshot;
@@ -42,7 +42,7 @@ use pending::PendingChange;
 pub type MembershipOutcome = Result<Arc<Membership>, MembershipError>;
 
 /// Who waits for a change of membership.
-pub type MembershipWaiter = oneshot::Sender<MembershipOutcome>;
+pub type MembershipCompletion = oneshot::Sender<MembershipOutcome>;
 
 /// What is asked of the leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,27 +90,27 @@ impl MembershipOrder {
 #[derive(Debug)]
 pub struct MembershipRequest {
     pub order: MembershipOrder,
-    pub waiter: MembershipWaiter,
+    pub completion: MembershipCompletion,
 }
 
 /// A learner that lacks at most so many entries gets the vote that it was added for.
 const ADDITION_LAG: u64 = 1_024;
-/// Ticks between two invitations of a member that does not exist yet.
-pub(super) const INVITE_TICKS: u64 = 5;
+/// Ticks between two create requests of a member that does not exist yet.
+pub(super) const CREATE_REQUEST_TICKS: u64 = 5;
 
 impl GroupCore {
     /// Makes a change of membership, or refuses.
     pub fn change_membership(&mut self, request: MembershipRequest, effects: &mut Effects) {
-        let MembershipRequest { order, waiter } = request;
+        let MembershipRequest { order, completion } = request;
         match self.try_change(&order, effects) {
             Ok(index) => {
                 let (since, awaits_vote) = (self.ticks, order.awaits_vote());
-                let pending = PendingChange { index, since, awaits_vote, waiter };
+                let pending = PendingChange { index, since, awaits_vote, completion };
                 if let Some(earlier) = self.changes.wait(pending) {
                     self.answer_change(earlier, effects);
                 }
             }
-            Err(error) => effects.membership_replies.push((waiter, Err(error))),
+            Err(error) => effects.membership_replies.push((completion, Err(error))),
         }
     }
 
@@ -208,8 +208,8 @@ impl GroupCore {
         plan(self.id, &self.membership, change, &Progress { last, matched: &matched })
     }
 
-    /// What a replica is known to hold; nothing when its node does not answer: it may come back without
-    /// its disk. Nothing either when it has no state, whatever its log holds.
+    /// What a replica is known to hold; nothing when its node does not answer: it may come back
+    /// without its disk. Nothing either when it has no state, whatever its log holds.
     fn matched_if_live(&self, id: ReplicaId, live: &LiveNodes) -> u64 {
         let node = self.membership.node_of(id);
         let counts = node.is_some_and(|node| self.answers(node, live))
@@ -326,8 +326,8 @@ impl GroupCore {
         self.count_new_voters_anew(&config);
         let leaves_nothing = config.changes.is_empty() && !self.joint;
         let state = if leaves_nothing {
-            // No leader of this program writes one, and it is no reason to stop: it changes nothing, here
-            // as on every other replica.
+            // No leader of this program writes one, and it is no reason to stop: it changes
+            // nothing, here as on every other replica.
             tracing::warn!(group = %self.id, index = entry.index, "an entry leaves no joint configuration");
             self.raw.raft.prs().conf().to_conf_state()
         } else {
@@ -387,7 +387,7 @@ impl GroupCore {
             Some(node) if !votes(node) => Err(MembershipError::Cancelled { group, node }),
             _ => Ok(Arc::clone(&self.membership)),
         };
-        effects.membership_replies.push((pending.waiter, outcome));
+        effects.membership_replies.push((pending.completion, outcome));
     }
 
     /// An entry that is no change was committed: the change that was proposed there is gone.
@@ -395,13 +395,13 @@ impl GroupCore {
         let group = self.id;
         if let Some(pending) = self.changes.take_at(entry.index) {
             let error = MembershipError::Superseded { group };
-            effects.membership_replies.push((pending.waiter, Err(error)));
+            effects.membership_replies.push((pending.completion, Err(error)));
         }
     }
 
     pub(super) fn fail_change(&mut self, error: &MembershipError, effects: &mut Effects) {
         if let Some(pending) = self.changes.take() {
-            effects.membership_replies.push((pending.waiter, Err(error.clone())));
+            effects.membership_replies.push((pending.completion, Err(error.clone())));
         }
     }
 
@@ -416,7 +416,7 @@ impl GroupCore {
         let group = self.id;
         if let Some(pending) = self.changes.take_expired(self.ticks, limit) {
             let error = MembershipError::Unknown { group, cause: UnknownCause::Timeout };
-            effects.membership_replies.push((pending.waiter, Err(error)));
+            effects.membership_replies.push((pending.completion, Err(error)));
         }
     }
 
@@ -443,9 +443,9 @@ impl GroupCore {
         }
     }
 
-    /// Whether this leader knows all changes before its term. To leave a joint configuration takes nothing of
-    /// a state machine: one that stands still would keep the leadership here, too, for none is transferred
-    /// meanwhile.
+    /// Whether this leader knows all changes before its term. To leave a joint configuration takes
+    /// nothing of a state machine: one that stands still would keep the leadership here, too, for
+    /// none is transferred meanwhile.
     fn may_finish_changes(&self) -> bool {
         let stands_still = self.joint
             && self.stands_still()
@@ -478,7 +478,7 @@ impl GroupCore {
         for (id, member) in &self.membership.members {
             let unseen = prs.get(id.get()).is_some_and(|progress| progress.matched == 0);
             if unseen && self.may_be_created(*member) && live.contains(member.node) {
-                effects.messages.push(self.invitation(*id, member.node));
+                effects.messages.push(self.create_request(*id, member.node));
             }
         }
     }
@@ -490,16 +490,16 @@ impl GroupCore {
         !votes && (member.never_voted || self.config.bugs.has(KnownBug::RecreateVoter))
     }
 
-    fn invitation(&self, to: ReplicaId, node: NodeId) -> Outgoing {
-        let invitation = Invitation {
+    fn create_request(&self, to: ReplicaId, node: NodeId) -> Outgoing {
+        let create_request = CreateRequest {
             membership: Some(membership_to_message(&self.membership)),
             kind: self.meta.kind.clone(),
             labels: self.meta.labels.clone().into_iter().collect(),
         };
         let message = GroupMessage {
-            invitation: Some(invitation),
+            create_request: Some(create_request),
             commit: self.known_committed(),
-            ..self.own_message(MessageKind::Invite, to.get())
+            ..self.own_message(MessageKind::CreateReplica, to.get())
         };
         Outgoing { to: node, lane: Lane::Urgent, message }
     }

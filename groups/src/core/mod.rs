@@ -7,8 +7,8 @@
 //! Each concern is a type with private state, which decides from what it is shown. [`GroupCore`]
 //! shows it, carries out what was decided, and has the order of everything in three places:
 //! [`GroupCore::step`] takes a message, [`GroupCore::tick`] moves the clock on, and
-//! [`GroupCore::finish_step`] does what the inputs of a step brought up. What needs raft, the members
-//! and effects all at once is a function of the replica, in the file of its concern.
+//! [`GroupCore::finish_step`] does what the inputs of a step brought up. What needs raft, the
+//! members and effects all at once is a function of the replica, in the file of its concern.
 //!
 //! | file | what |
 //! |---|---|
@@ -16,7 +16,7 @@
 //! | `step` | messages from peers |
 //! | `propose` | proposals, and who waits for them |
 //! | `reads` | linearizable reads with shared quorum rounds, and those of followers |
-//! | `lease` | reads without a step: what a leader may rely on, what a voter promised |
+//! | `lease` | reads without a step: what a leader may rely on, the vote lock of a voter |
 //! | `doubt` | what a replica does whose log may have lost something |
 //! | `barrier` | holding back users' proposals |
 //! | `ready` | what raft wants written, sent and applied |
@@ -29,13 +29,13 @@
 //! | `gate` | whether a leader serves its users |
 //! | `transfer` | handing leadership over |
 //! | `succession` | a leader that should not lead looks for another |
-//! | `outlook` | its evaluation of who could lead, on request |
+//! | `eligibility` | its evaluation of who could lead, on request |
 //! | `requirement` | changing what the group asks of its leader |
 //! | `membership` | changing who belongs to the group |
 //! | `consistency` | whether the state machines of all replicas hold the same |
 //! | `divergence` | a leader that contradicts what is committed |
 //! | `leaving` | the end of a replica that was removed |
-//! | `sleep` | groups that have nothing to do stop ticking |
+//! | `hibernation` | groups that have nothing to do stop ticking |
 //! | `snapshot` | making, shipping and installing snapshots; truncating the log |
 //! | `status` | the public state |
 
@@ -48,19 +48,19 @@ mod divergence;
 mod doubt;
 mod durable;
 mod effects;
+mod eligibility;
 mod gate;
+mod hibernation;
 mod leadership;
 mod lease;
 mod leaving;
 mod membership;
 mod open;
-mod outlook;
 mod propose;
 mod reads;
 mod ready;
 mod recovery;
 mod requirement;
-mod sleep;
 mod snapshot;
 mod status;
 mod step;
@@ -83,17 +83,17 @@ use crate::policy::Policies;
 use crate::replica_log::ReplicaLog;
 use crate::status::{GroupStatus, Role};
 
-pub use barrier::{BarrierOrder, BarrierOutcome, BarrierWaiter, DrainWaiter};
+pub use barrier::{BarrierCompletion, BarrierOrder, BarrierOutcome, DrainCompletion};
 pub use effects::{Effects, LeaseSign, LogTask, PersistAck, Prune};
-pub use membership::{MembershipOrder, MembershipOutcome, MembershipRequest, MembershipWaiter};
+pub use eligibility::{Declined, EligibilityCompletion, EligibilityReport, VoterEligibility};
+pub use membership::{MembershipCompletion, MembershipOrder, MembershipOutcome, MembershipRequest};
 pub(crate) use open::has_another_voter;
 pub use open::{Opened, ReplicaStart};
-pub use outlook::{Declined, Outlook, OutlookWaiter, VoterOutlook};
 pub use propose::Proposal;
-pub use reads::{ReadBarrier, ReadNeed, ReadRequest, ReadWaiter};
-pub use snapshot::SnapshotWaiter;
+pub use reads::{ReadBarrier, ReadCompletion, ReadNeed, ReadRequest};
+pub use snapshot::SnapshotCompletion;
 pub use step::Stepped;
-pub use transfer::{TransferOutcome, TransferRequest, TransferTarget, TransferWaiter};
+pub use transfer::{TransferCompletion, TransferOutcome, TransferRequest, TransferTarget};
 
 use apply::ApplyProgress;
 use barrier::Barriers;
@@ -102,13 +102,13 @@ use consistency::Consistency;
 use doubt::Doubt;
 use durable::{COMMIT_QUIET_TICKS, COMMIT_TICKS, Durable};
 use gate::Led;
+use hibernation::Hibernation;
 use lease::Lease;
 use leaving::{Leaving, PROBE_TICKS};
-use membership::{Changes, INVITE_TICKS};
+use membership::{CREATE_REQUEST_TICKS, Changes};
 use propose::Proposals;
 use reads::Reads;
 use ready::Taken;
-use sleep::Sleep;
 use snapshot::{Snapshots, TEND_TICKS};
 use status::REFRESH_TICKS;
 use succession::Succession;
@@ -123,7 +123,7 @@ pub struct GroupCore {
     id: GroupId,
     replica: ReplicaId,
     /// Which opening of the replica in this process; notifications of another are stale.
-    epoch: u64,
+    open_id: u64,
     config: Arc<GroupsConfig>,
     policies: Policies,
     raw: RawNode<ReplicaLog>,
@@ -162,7 +162,7 @@ pub struct GroupCore {
     durable: Durable,
     apply: ApplyProgress,
     snapshots: Snapshots,
-    sleep: Sleep,
+    hibernation: Hibernation,
     ticks: u64,
     published: Arc<GroupStatus>,
 }
@@ -186,13 +186,13 @@ impl GroupCore {
     }
     /// Which opening this is.
     #[must_use]
-    pub const fn epoch(&self) -> u64 {
-        self.epoch
+    pub const fn open_id(&self) -> u64 {
+        self.open_id
     }
     /// Whether the group needs no ticks.
     #[must_use]
-    pub const fn is_asleep(&self) -> bool {
-        self.sleep.is_asleep()
+    pub const fn is_hibernating(&self) -> bool {
+        self.hibernation.is_hibernating()
     }
     /// What was last published.
     #[must_use]
@@ -203,8 +203,8 @@ impl GroupCore {
     /// Moves the logical clock on by one tick.
     ///
     /// What a replica lacks comes first, for it decides whether the replica may campaign. Then
-    /// elections and heartbeats, the callers that wait, what a leader does about its leadership, and
-    /// at last what can wait for another tick.
+    /// elections and heartbeats, the callers that wait, what a leader does about its leadership,
+    /// and at last what can wait for another tick.
     pub fn tick(&mut self, effects: &mut Effects) {
         let live = Arc::clone(&effects.nodes);
         self.ticks += 1;
@@ -214,7 +214,7 @@ impl GroupCore {
         self.tick_leadership(&live, effects);
         self.tick_members(effects);
         self.tick_log();
-        self.tick_sleep(&live, effects);
+        self.tick_hibernation(&live, effects);
     }
 
     /// A log that lost something, or a state that was lost, or stalls.
@@ -241,7 +241,7 @@ impl GroupCore {
             self.raw.raft.election_elapsed = 0;
         }
         if self.will_campaign() {
-            if self.has_promised(effects) {
+            if self.is_vote_locked(effects) {
                 // It looks again at the next tick.
                 self.raw.raft.election_elapsed -= 1;
             } else if self.may_not_campaign_in_doubt()
@@ -254,8 +254,8 @@ impl GroupCore {
                 self.candidacy.count();
             }
         }
-        // A heartbeat would wake those who agreed to sleep.
-        if !self.sleep.is_asking() {
+        // A heartbeat would wake those who agreed to hibernate.
+        if !self.hibernation.is_asking() {
             self.raw.tick();
         }
         self.pin_election_timeout();
@@ -264,12 +264,12 @@ impl GroupCore {
     /// Callers that waited for too long.
     fn tick_callers(&mut self, effects: &mut Effects) {
         if !self.proposals.is_empty() {
-            self.expire_waiters(effects);
+            self.expire_completions(effects);
         }
         if !self.reads.is_empty() {
             self.expire_reads(effects);
         }
-        if self.changes.has_waiter() {
+        if self.changes.has_completion() {
             self.expire_change(effects);
         }
     }
@@ -298,7 +298,7 @@ impl GroupCore {
         }
         // A leader that is not ready may not have applied yet that a learner became a voter.
         let knows_members = self.is_ready() && self.durable.is_meta_durable();
-        if self.leads() && knows_members && self.is_turn_of(INVITE_TICKS) {
+        if self.leads() && knows_members && self.is_turn_of(CREATE_REQUEST_TICKS) {
             self.invite_joining(live, effects);
         }
     }
@@ -319,25 +319,25 @@ impl GroupCore {
         if self.is_turn_of(TEND_TICKS) {
             self.tend_snapshots();
         }
-        let fell_quiet = self.sleep.quiet_ticks() == Some(COMMIT_QUIET_TICKS);
+        let fell_quiet = self.hibernation.quiet_ticks() == Some(COMMIT_QUIET_TICKS);
         if fell_quiet || self.is_turn_of(COMMIT_TICKS) {
             self.durable.note_commit_lag(self.hard_state());
         }
     }
 
     /// Comparisons of states, and going into hibernation.
-    fn tick_sleep(&mut self, live: &LiveNodes, effects: &mut Effects) {
+    fn tick_hibernation(&mut self, live: &LiveNodes, effects: &mut Effects) {
         if self.compares() {
             self.tend_consistency(effects);
         }
-        self.sleep.tick();
+        self.hibernation.tick();
         // Not in the tick of a heartbeat, which would come after the question and wake who agreed.
         let silent = self.raw.raft.heartbeat_elapsed() > 0;
         if silent
-            && self.sleep.is_quiet_for(self.config.sleep_after_ticks)
-            && self.may_lead_into_sleep(live)
+            && self.hibernation.is_quiet_for(self.config.hibernate_after_ticks)
+            && self.may_lead_into_hibernation(live)
         {
-            self.ask_for_sleep(live, effects);
+            self.ask_to_hibernate(live, effects);
         }
         if self.is_turn_of(REFRESH_TICKS) {
             self.renew_peers();
@@ -348,7 +348,8 @@ impl GroupCore {
     ///
     /// The leadership is known before proposals go into the log, so that the last entry of a new
     /// leader is the first of its term. What raft wants comes next; then what became committed or
-    /// applied by it; what is promised and published comes last, for it stands for all before.
+    /// applied by it; the vote lock and the published status come last, because they cover all
+    /// before.
     pub fn finish_step(&mut self, effects: &mut Effects) {
         self.observe_leadership(effects);
         if self.has_unfinished_change() && self.transfer.is_none() {
@@ -373,7 +374,7 @@ impl GroupCore {
         }
         self.ask_for_snapshot(effects);
         self.write_changes(effects);
-        self.renew_promise(effects);
+        self.extend_vote_lock(effects);
         self.publish(effects);
         self.publish_lease(effects);
     }
@@ -401,7 +402,7 @@ impl GroupCore {
     pub fn stop(&mut self, cause: LossCause, effects: &mut Effects) {
         let group = self.id;
         let error = ProposeError::Unknown { group, cause: UnknownCause::Stopped };
-        self.fail_waiters(&error, effects);
+        self.fail_completions(&error, effects);
         self.fail_reads(&crate::error::ReadError::Stopped { group }, effects);
         self.fail_transfer(&crate::error::TransferError::Stopped { group }, effects);
         self.fail_change(
@@ -421,7 +422,7 @@ impl GroupCore {
         let group = self.id;
         let fault = fault.clone();
         let error = ProposeError::Faulted { group, fault: fault.clone() };
-        self.fail_waiters(&error, effects);
+        self.fail_completions(&error, effects);
         self.fail_reads(&crate::error::ReadError::Faulted { group, fault: fault.clone() }, effects);
         self.fail_transfer(
             &crate::error::TransferError::Faulted { group, fault: fault.clone() },

@@ -18,7 +18,7 @@ use super::propose::Proposals;
 use super::reads::Reads;
 use super::recovery::Recovery;
 use super::succession::Succession;
-use super::{GroupCore, apply::ApplyProgress, sleep::Sleep, snapshot::Snapshots};
+use super::{GroupCore, apply::ApplyProgress, hibernation::Hibernation, snapshot::Snapshots};
 use crate::config::GroupsConfig;
 use crate::convert;
 use crate::error::GroupFault;
@@ -37,7 +37,7 @@ pub struct ReplicaStart {
     /// The state is lost ([`Opened::Lost`]): what is applied counts up to the log's base.
     pub lost: bool,
     /// Which opening of the replica in this process this is.
-    pub epoch: u64,
+    pub open_id: u64,
     /// Who is asked who may lead.
     pub policies: Policies,
 }
@@ -117,7 +117,7 @@ impl GroupCore {
         logger: &Logger,
         start: ReplicaStart,
     ) -> Result<Self, GroupFault> {
-        let ReplicaStart { persisted, applied, durable, lost, epoch, policies } = start;
+        let ReplicaStart { persisted, applied, durable, lost, open_id, policies } = start;
         let id = persisted.meta.group;
         let hard_state = check_start(&persisted, applied)?;
         let conf = convert::conf_state(&persisted.meta.membership);
@@ -136,14 +136,14 @@ impl GroupCore {
         let raw = RawNode::new(&raft_config, log, logger)
             .map_err(|error| broken(format!("raft refuses to open {id:?}: {error}")))?;
         let membership = Arc::new(persisted.meta.membership.clone());
-        let promised = may_have_promised(&persisted);
+        let locked = may_have_locked_vote(&persisted);
         let config_forgets = config.bugs.has(KnownBug::ForgetVoteLock);
         let doubt = Doubt::opened(persisted.certainty);
         let published = super::status::initial(&persisted, applied, &membership);
         let mut core = Self {
             id,
             replica: persisted.meta.replica,
-            epoch,
+            open_id,
             config,
             policies,
             raw,
@@ -161,7 +161,7 @@ impl GroupCore {
             barriers: Barriers::default(),
             changes: Changes::default(),
             led: None,
-            lease: super::lease::Lease::opened(promised && !config_forgets),
+            lease: super::lease::Lease::opened(locked && !config_forgets),
             doubt,
             contacts: Vec::new(),
             conflicting: None,
@@ -171,7 +171,7 @@ impl GroupCore {
             durable: Durable::opened(hard_state),
             apply: ApplyProgress::new(applied.index.get(), passed.get(), durable),
             snapshots: Snapshots::default(),
-            sleep: Sleep::default(),
+            hibernation: Hibernation::default(),
             ticks: 0,
             published: Arc::new(published),
         };
@@ -198,7 +198,7 @@ impl GroupCore {
 
 /// Whether an earlier incarnation of this replica may have locked its vote. One that is alone never
 /// did, one that is new was never asked.
-fn may_have_promised(persisted: &PersistedGroup) -> bool {
+fn may_have_locked_vote(persisted: &PersistedGroup) -> bool {
     let members = persisted.meta.membership.members.values();
     let voters = members.filter(|member| member.voter || member.outgoing_voter).count();
     let state = persisted.hard_state;

@@ -10,10 +10,10 @@ use raft::eraftpb;
 use shardhost_storage::{LogIndex, Term};
 
 use super::GroupCore;
+use crate::completion::{Handed, HandedWatch, Pending};
 use crate::core::Effects;
 use crate::error::{ProposalRejection, ProposeError, UnknownCause};
 use crate::known_bugs::{KnownBug, KnownBugs};
-use crate::waiter::{Handed, HandedWatch, Pending};
 
 /// One command on its way into the log.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub(super) struct QueuedProposal {
 
 /// A caller that waits for a state machine that has the entry.
 #[derive(Debug)]
-pub(super) struct HandedWaiter {
+pub(super) struct HandedCompletion {
     index: u64,
     since: u64,
     watch: HandedWatch,
@@ -43,7 +43,7 @@ pub(super) struct HandedWaiter {
 
 /// A caller that waits for the entry at a position.
 #[derive(Debug)]
-pub(super) struct PlacedWaiter {
+pub(super) struct PlacedCompletion {
     term: u64,
     index: u64,
     since: u64,
@@ -56,9 +56,9 @@ pub(super) struct Proposals {
     /// Not in the log yet.
     queued: Vec<QueuedProposal>,
     /// In the log, and not committed.
-    placed: VecDeque<PlacedWaiter>,
+    placed: VecDeque<PlacedCompletion>,
     /// The state machine has their entry.
-    handed: VecDeque<HandedWaiter>,
+    handed: VecDeque<HandedCompletion>,
 }
 
 impl Proposals {
@@ -70,15 +70,15 @@ impl Proposals {
         std::mem::take(&mut self.queued)
     }
 
-    fn take_placed(&mut self) -> VecDeque<PlacedWaiter> {
+    fn take_placed(&mut self) -> VecDeque<PlacedCompletion> {
         std::mem::take(&mut self.placed)
     }
 
     /// These are in the log of this term, from `first` on.
     fn place(&mut self, pending: Vec<Pending>, term: u64, first: u64, since: u64) {
         let placed = pending.into_iter().zip(first..);
-        let waiter = |(pending, index)| PlacedWaiter { term, index, since, pending };
-        self.placed.extend(placed.map(waiter));
+        let completion = |(pending, index)| PlacedCompletion { term, index, since, pending };
+        self.placed.extend(placed.map(completion));
     }
 
     /// The caller of the entry that was committed at this position; from here on it waits for the
@@ -92,10 +92,10 @@ impl Proposals {
     ) -> Option<Handed> {
         while self.placed.front()?.index <= index {
             let front = self.placed.pop_front()?;
-            let is_its = front.term == term || bugs.has(KnownBug::WaiterByIndex);
+            let is_its = front.term == term || bugs.has(KnownBug::CompletionByIndex);
             if front.index == index && is_its {
                 let (handed, watch) = Handed::new(front.pending);
-                self.handed.push_back(HandedWaiter { index, since: front.since, watch });
+                self.handed.push_back(HandedCompletion { index, since: front.since, watch });
                 return Some(handed);
             }
             lost(front.pending, front.index);
@@ -234,9 +234,9 @@ impl GroupCore {
     }
 
     /// The caller of the entry that was committed at this position and has a command; from here on
-    /// it waits for the state machine. An entry with nothing to apply has no answer. Callers whose entry
-    /// lost its place learn so.
-    pub(super) fn hand_waiter(
+    /// it waits for the state machine. An entry with nothing to apply has no answer. Callers whose
+    /// entry lost its place learn so.
+    pub(super) fn hand_completion(
         &mut self,
         term: u64,
         index: u64,
@@ -250,20 +250,20 @@ impl GroupCore {
     }
 
     /// Leadership is lost: the outcome of pending proposals is unknown.
-    pub(super) fn fail_waiters_on_loss(&mut self, effects: &mut Effects) {
-        if self.config.bugs.has(KnownBug::WaiterByIndex) {
+    pub(super) fn fail_completions_on_loss(&mut self, effects: &mut Effects) {
+        if self.config.bugs.has(KnownBug::CompletionByIndex) {
             return;
         }
         // What never entered the log surely takes no effect.
         let error = ProposeError::NotLeader { group: self.id, hint: self.successor_hint() };
         self.fail_queued(&error, effects);
         let error = ProposeError::Unknown { group: self.id, cause: UnknownCause::LeadershipLost };
-        self.fail_waiters(&error, effects);
+        self.fail_completions(&error, effects);
     }
 
-    pub(super) fn fail_waiters(&mut self, error: &ProposeError, effects: &mut Effects) {
-        for waiter in self.proposals.take_placed() {
-            effects.fail(waiter.pending, error.clone());
+    pub(super) fn fail_completions(&mut self, error: &ProposeError, effects: &mut Effects) {
+        for completion in self.proposals.take_placed() {
+            effects.fail(completion.pending, error.clone());
         }
         self.fail_queued(error, effects);
     }
@@ -275,9 +275,9 @@ impl GroupCore {
         }
     }
 
-    /// What a leader holds for too long does not enter the log any more. Callers that waited too long
-    /// for an entry get an unknown outcome.
-    pub(super) fn expire_waiters(&mut self, effects: &mut Effects) {
+    /// What a leader holds for too long does not enter the log any more. Callers that waited too
+    /// long for an entry get an unknown outcome.
+    pub(super) fn expire_completions(&mut self, effects: &mut Effects) {
         let bugs = self.config.bugs;
         let limit = u64::from(self.config.propose_give_up_ticks);
         let Some(by) = self.ticks.checked_sub(limit) else { return };
@@ -310,12 +310,12 @@ mod tests {
     use shardhost_storage::GroupId;
 
     use super::*;
-    use crate::waiter::{Charge, Waiter};
+    use crate::completion::{Charge, Completion};
 
     fn pending() -> Pending {
         let (sender, _) = tokio::sync::oneshot::channel();
-        let waiter = Waiter::One(sender);
-        Pending::new(GroupId::new(1), waiter, Charge::default(), Instant::now())
+        let completion = Completion::One(sender);
+        Pending::new(GroupId::new(1), completion, Charge::default(), Instant::now())
     }
 
     fn proposal(in_term: Option<u64>, through_barrier: bool) -> Proposal {

@@ -37,7 +37,7 @@ impl ReadBarrier {
 }
 
 /// Who waits for a read.
-pub type ReadWaiter = oneshot::Sender<Result<ReadBarrier, ReadError>>;
+pub type ReadCompletion = oneshot::Sender<Result<ReadBarrier, ReadError>>;
 
 /// What a read needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,14 +57,14 @@ pub enum ReadNeed {
 #[derive(Debug)]
 pub struct ReadRequest {
     pub need: ReadNeed,
-    pub waiter: ReadWaiter,
+    pub completion: ReadCompletion,
 }
 
 #[derive(Debug)]
 enum Reader {
     Local {
         need: ReadNeed,
-        waiter: ReadWaiter,
+        completion: ReadCompletion,
     },
     /// A replica on another node, and the words by which it knows its question.
     Peer {
@@ -82,7 +82,7 @@ struct WaitingRead {
 
 impl WaitingRead {
     fn is_given_up(&self) -> bool {
-        matches!(&self.reader, Reader::Local { waiter, .. } if waiter.is_closed())
+        matches!(&self.reader, Reader::Local { completion, .. } if completion.is_closed())
     }
 
     fn needs_apply(&self) -> bool {
@@ -172,11 +172,11 @@ impl Reads {
     }
 
     /// The name of another round of this opening of a replica.
-    fn next_context(&mut self, incarnation: u64, epoch: u64) -> Context {
+    fn next_context(&mut self, incarnation: u64, open_id: u64) -> Context {
         self.rounds += 1;
         let mut context = [0; 24];
         context[..8].copy_from_slice(&incarnation.to_be_bytes());
-        context[8..16].copy_from_slice(&epoch.to_be_bytes());
+        context[8..16].copy_from_slice(&open_id.to_be_bytes());
         context[16..].copy_from_slice(&self.rounds.to_be_bytes());
         context
     }
@@ -267,16 +267,16 @@ impl Reads {
 impl GroupCore {
     /// Takes a read into this round.
     pub fn read(&mut self, request: ReadRequest, effects: &mut Effects) {
-        let ReadRequest { need, waiter } = request;
+        let ReadRequest { need, completion } = request;
         if let Some(error) = self.refuses_reads(need) {
-            effects.read_replies.push((waiter, Err(error)));
+            effects.read_replies.push((completion, Err(error)));
             return;
         }
         if let ReadNeed::At(index) = need {
-            let reader = Reader::Local { need, waiter };
+            let reader = Reader::Local { need, completion };
             return self.reads.wait_for(index.get(), reader, self.ticks);
         }
-        self.enqueue_read(Reader::Local { need, waiter });
+        self.enqueue_read(Reader::Local { need, completion });
     }
 
     fn enqueue_read(&mut self, reader: Reader) {
@@ -317,7 +317,7 @@ impl GroupCore {
         if !self.reads.needs_round() || (leads && !serving) {
             return;
         }
-        let context = self.reads.next_context(self.config.incarnation, self.epoch);
+        let context = self.reads.next_context(self.config.incarnation, self.open_id);
         let asked =
             if leads { self.ask_quorum(context) } else { self.ask_leader(context, effects) };
         if asked {
@@ -414,7 +414,9 @@ impl GroupCore {
         effects: &mut Effects,
     ) {
         match read.reader {
-            Reader::Local { waiter, .. } => effects.read_replies.push((waiter, answer.clone())),
+            Reader::Local { completion, .. } => {
+                effects.read_replies.push((completion, answer.clone()))
+            }
             Reader::Peer { node, replica, context } => {
                 let index = answer.as_ref().ok().map(|barrier| barrier.read_index.get());
                 self.answer_peer(node, replica, context, index, effects);
@@ -446,8 +448,8 @@ mod tests {
     type Asked = (Reader, oneshot::Receiver<Result<ReadBarrier, ReadError>>);
 
     fn local(need: ReadNeed) -> Asked {
-        let (waiter, caller) = oneshot::channel();
-        (Reader::Local { need, waiter }, caller)
+        let (completion, caller) = oneshot::channel();
+        (Reader::Local { need, completion }, caller)
     }
 
     fn of_peer() -> Reader {

@@ -166,8 +166,8 @@ impl GroupCore {
     ) {
         self.durable.hand(number);
         let term = self.raw.raft.term;
-        let (group, epoch) = (self.id, self.epoch);
-        let ack = PersistAck { group, epoch, number, term, meta: 0, prepared: 0 };
+        let (group, open_id) = (self.id, self.open_id);
+        let ack = PersistAck { group, open_id, number, term, meta: 0, prepared: 0 };
         effects.log.acks.push(ack);
         effects.log.batch.writes.extend(write);
         for message in held {

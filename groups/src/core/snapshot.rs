@@ -22,7 +22,7 @@ use crate::transport::{ShipmentOutcome, SnapshotShipment};
 use state::{Answer, LogView};
 
 /// Who waits for a snapshot.
-pub type SnapshotWaiter = oneshot::Sender<Result<LogPosition, TakeSnapshotError>>;
+pub type SnapshotCompletion = oneshot::Sender<Result<LogPosition, TakeSnapshotError>>;
 
 /// Ticks between two looks at how much log could go.
 pub(super) const TEND_TICKS: u64 = 10;
@@ -35,10 +35,10 @@ impl GroupCore {
         let (applied, has_state) = (self.apply.applied(), !self.lacks_state());
         if self.snapshots.begin_making(applied, has_state, self.ticks) {
             self.level_machine(effects);
-            effects.apply(self.id, self.epoch, ApplyWork::Snapshot);
+            effects.apply(self.id, self.open_id, ApplyWork::Snapshot);
         }
         if self.snapshots.begin_flush() {
-            effects.apply(self.id, self.epoch, ApplyWork::Durable);
+            effects.apply(self.id, self.open_id, ApplyWork::Durable);
         }
     }
 
@@ -50,14 +50,14 @@ impl GroupCore {
             Ok(term) => {
                 let last = LogPosition::new(term.get(), handed);
                 let work = ApplyWork::Commands { commands: Vec::new(), last };
-                effects.apply(self.id, self.epoch, work);
+                effects.apply(self.id, self.open_id, work);
             }
             Err(error) => tracing::error!(group = %self.id, %error, "cannot read a term"),
         }
     }
 
-    /// Hands to the log writer what no ready of raft carries: what the replica knows of itself, where
-    /// the log starts, and a commit index that lags.
+    /// Hands to the log writer what no ready of raft carries: what the replica knows of itself,
+    /// where the log starts, and a commit index that lags.
     pub(super) fn write_changes(&mut self, effects: &mut Effects) {
         let compact = self.snapshots.take_truncation();
         let changed = self.durable.hand_meta();
@@ -69,8 +69,8 @@ impl GroupCore {
         write.meta = changed.map(|_| (*self.meta).clone());
         write.compact = compact;
         if let Some(meta) = changed {
-            let (group, epoch) = (self.id, self.epoch);
-            let ack = PersistAck { group, epoch, number: 0, term: 0, meta, prepared: 0 };
+            let (group, open_id) = (self.id, self.open_id);
+            let ack = PersistAck { group, open_id, number: 0, term: 0, meta, prepared: 0 };
             effects.log.acks.push(ack);
         }
         if changed.is_some() || commit {
@@ -81,7 +81,7 @@ impl GroupCore {
         if self.snapshots.take_named()
             && let Some(keep) = self.meta.snapshot
         {
-            effects.log.prune.push(Prune { group: self.id, epoch: self.epoch, keep });
+            effects.log.prune.push(Prune { group: self.id, open_id: self.open_id, keep });
         }
         if let Some(base) = compact {
             self.raw.mut_store().compact(base);
@@ -95,7 +95,7 @@ impl GroupCore {
         let known = self.meta.snapshot.max(made);
         let outcome = made.and(known).ok_or(TakeSnapshotError::Failed { group });
         let asked = self.snapshots.end_making(made, self.ticks).into_iter();
-        effects.snapshot_replies.extend(asked.map(|waiter| (waiter, outcome.clone())));
+        effects.snapshot_replies.extend(asked.map(|completion| (completion, outcome.clone())));
         let Some(position) = made else { return };
         self.raw.store().take_snapshot_wanted();
         if self.meta.snapshot.is_some_and(|known| known.index >= position.index) {
@@ -105,15 +105,15 @@ impl GroupCore {
     }
 
     /// Takes a snapshot on request.
-    pub fn take_snapshot(&mut self, waiter: SnapshotWaiter) {
+    pub fn take_snapshot(&mut self, completion: SnapshotCompletion) {
         self.wake();
-        self.snapshots.ask(waiter);
+        self.snapshots.ask(completion);
     }
 
     /// No request gets a snapshot any more.
     pub(super) fn fail_snapshots(&mut self, error: &TakeSnapshotError, effects: &mut Effects) {
-        let waiters = self.snapshots.take_waiters().into_iter();
-        let replies = waiters.map(|waiter| (waiter, Err(error.clone())));
+        let completions = self.snapshots.take_completions().into_iter();
+        let replies = completions.map(|completion| (completion, Err(error.clone())));
         effects.snapshot_replies.extend(replies);
     }
 
@@ -205,8 +205,8 @@ impl GroupCore {
         self.snapshots.replaces_log(self.config.bugs)
     }
 
-    /// A state from a replica that was removed, for one that has none: raft would follow its sender. It must be
-    /// of this group, and the log decides whether it holds the entry there.
+    /// A state from a replica that was removed, for one that has none: raft would follow its
+    /// sender. It must be of this group, and the log decides whether it holds the entry there.
     pub(super) fn take_state_of_removed(&mut self, message: &GroupMessage) {
         let Some(meta) = &message.snapshot else { return };
         let membership = meta.membership.as_ref().and_then(convert::membership_from_wire);
@@ -230,9 +230,9 @@ impl GroupCore {
         self.raw.raft.raft_log.unstable.snapshot.is_some()
     }
 
-    /// Replaces a lost state by a snapshot that arrived, if the log continues it: then nothing of the log
-    /// goes, and what was acknowledged stays. Waits for changes of members that the snapshot has passed
-    /// and this replica has not.
+    /// Replaces a lost state by a snapshot that arrived, if the log continues it: then nothing of
+    /// the log goes, and what was acknowledged stays. Waits for changes of members that the
+    /// snapshot has passed and this replica has not.
     pub(super) fn install_state(&mut self, effects: &mut Effects) {
         let Some(position) = self.snapshots.arrived() else { return };
         let index = position.index.get();
@@ -253,7 +253,7 @@ impl GroupCore {
         self.snapshots.install_state(position);
         self.name_snapshot(position);
         self.apply.go_on_from(index);
-        effects.apply(self.id, self.epoch, ApplyWork::Restore { position });
+        effects.apply(self.id, self.open_id, ApplyWork::Restore { position });
     }
 
     /// This is the newest snapshot from here on.
@@ -306,11 +306,12 @@ impl GroupCore {
         self.lease_after_change(&before);
     }
 
-    /// Continues an installation whose log write is durable: the membership of there is known, and the log
-    /// continues. That takes part in elections and in changes of members, however long the state takes.
+    /// Continues an installation whose log write is durable: the membership of there is known, and
+    /// the log continues. That takes part in elections and in changes of members, however long the
+    /// state takes.
     pub(super) fn continue_install(&mut self, effects: &mut Effects) {
         let Some(position) = self.snapshots.restore_from(self.durable.number()) else { return };
-        effects.apply(self.id, self.epoch, ApplyWork::Restore { position });
+        effects.apply(self.id, self.open_id, ApplyWork::Restore { position });
         if !self.replaces_log() {
             self.count_as_applied(position.index.get());
         }
@@ -333,8 +334,8 @@ impl GroupCore {
         self.notice_facts(effects);
     }
 
-    /// Finds out how much of the log could go, and whether a snapshot is due. Without a state there is
-    /// nothing to flush or to write.
+    /// Finds out how much of the log could go, and whether a snapshot is due. Without a state there
+    /// is nothing to flush or to write.
     pub(super) fn tend_snapshots(&mut self) {
         let view = self.log_view();
         if !self.lacks_state() {

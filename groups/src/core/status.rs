@@ -38,7 +38,7 @@ pub(super) fn initial(
         pending_change: None,
         paused: false,
         conflicting: None,
-        asleep: false,
+        hibernating: false,
         doubt: match persisted.certainty {
             Certainty::Sure | Certainty::Differs => None,
             Certainty::InDoubt(cause) => Some(cause),
@@ -56,7 +56,7 @@ impl GroupCore {
         let status = self.current_status();
         if *self.published != status {
             self.published = Arc::new(status);
-            effects.statuses.push((self.id, self.epoch, Arc::clone(&self.published)));
+            effects.statuses.push((self.id, self.open_id, Arc::clone(&self.published)));
         }
     }
 
@@ -64,7 +64,8 @@ impl GroupCore {
     pub(super) fn publish_end(&mut self, role: Role, effects: &mut Effects) {
         let mut status = (*self.published).clone();
         status.role = role;
-        // What came in the same step as its end counts: an operator looks for what stands behind it.
+        // What came in the same step as its end counts: an operator looks for what stands behind
+        // it.
         status.applied = LogIndex::new(self.apply.applied());
         status.serving = false;
         status.caretaker = None;
@@ -73,7 +74,7 @@ impl GroupCore {
         status.pending_change = None;
         status.paused = false;
         self.published = Arc::new(status);
-        effects.statuses.push((self.id, self.epoch, Arc::clone(&self.published)));
+        effects.statuses.push((self.id, self.open_id, Arc::clone(&self.published)));
     }
 
     fn current_status(&self) -> GroupStatus {
@@ -97,7 +98,7 @@ impl GroupCore {
             pending_change: self.pending_change(),
             paused: self.barriers.is_open(),
             conflicting: self.conflicting,
-            asleep: self.sleep.is_asleep(),
+            hibernating: self.hibernation.is_hibernating(),
             doubt: self.doubt_cause(),
             checked: self.consistency.checked(),
             differs: self.consistency.differs(),

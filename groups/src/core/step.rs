@@ -1,4 +1,4 @@
-//! Messages from peers: checked, then given to raft or to the host's own protocol of sleep.
+//! Messages from peers: checked, then given to raft or to the host's own protocol of hibernation.
 
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{Genesis, LogIndex, NodeId, ReplicaId};
@@ -9,7 +9,7 @@ use crate::core::Effects;
 use crate::error::GroupFault;
 use crate::known_bugs::KnownBug;
 use crate::transport::{Lane, Outgoing};
-use crate::validate::{Refusal, ReplicaView, check_invitation, validate};
+use crate::validate::{Refusal, ReplicaView, check_create_request, validate};
 
 /// Replicas that are remembered before the membership knows them.
 const MAX_CONTACTS: usize = 8;
@@ -28,8 +28,8 @@ impl GroupCore {
     /// Takes one message from `node`.
     ///
     /// Each passes the same stations. What no correct peer sends is refused, and so is what this
-    /// replica must not take in doubt, or after a promise. Then what the message shows of its sender
-    /// counts, and it wakes the group. Only then is it taken for what it is.
+    /// replica must not take in doubt, or while its vote is locked. Then what the message shows of
+    /// its sender counts, and it wakes the group. Only then is it taken for what it is.
     pub fn step(&mut self, node: NodeId, message: GroupMessage, effects: &mut Effects) -> Stepped {
         if let Err(refusal) = self.check(node, &message) {
             return self.step_refused(node, &message, refusal, effects);
@@ -43,7 +43,7 @@ impl GroupCore {
         }
         self.notice_abdication(&message);
         if self.withholds_vote(&message, effects) {
-            return Stepped::Refused(Refusal::Promised);
+            return Stepped::Refused(Refusal::VoteLocked);
         }
         if message.kind() == MessageKind::PreVote && self.refuses_pre_vote(node, &message, effects)
         {
@@ -75,8 +75,8 @@ impl GroupCore {
                 self.outbid_leader(message.term);
                 return Stepped::Refused(Refusal::InDoubt);
             }
-            // Meant for another disk of the node: the leader counts anew what such a replica holds as soon
-            // as it hears of the node's new process.
+            // Meant for another disk of the node: the leader counts anew what such a replica holds
+            // as soon as it hears of the node's new process.
             Refusal::LostTail if self.never_voted() => {}
             Refusal::LostTail => return Stepped::Fatal(self.lost_tail(message)),
             Refusal::CommittedConflict => return self.note_contradiction(message),
@@ -92,13 +92,13 @@ impl GroupCore {
 
     fn step_kind(&mut self, node: NodeId, message: GroupMessage, effects: &mut Effects) {
         match message.kind() {
-            MessageKind::Sleep => self.answer_sleep(node, &message, effects),
-            MessageKind::SleepResponse => {
+            MessageKind::Hibernate => self.answer_hibernate(node, &message, effects),
+            MessageKind::HibernateResponse => {
                 let live = std::sync::Arc::clone(&effects.nodes);
-                self.take_sleep_response(&message, &live);
+                self.take_hibernate_response(&message, &live);
             }
             // The node has the replica already.
-            MessageKind::Wake | MessageKind::Invite => {}
+            MessageKind::Wake | MessageKind::CreateReplica => {}
             MessageKind::Removed => self.take_notice(node, &message),
             MessageKind::ReadIndex => self.take_read_index(node, &message, effects),
             MessageKind::ReadIndexResponse => self.take_read_answer(&message, effects),
@@ -143,9 +143,9 @@ impl GroupCore {
         }
     }
 
-    /// The node is invited to hold another replica of the group: this one was removed.
+    /// The node is asked to hold another replica of the group: this one was removed.
     fn is_for_successor(&self, message: &GroupMessage) -> bool {
-        message.kind() == MessageKind::Invite && message.to_replica > self.replica.get()
+        message.kind() == MessageKind::CreateReplica && message.to_replica > self.replica.get()
     }
 
     /// Another group with this id and other members exists.
@@ -161,7 +161,7 @@ impl GroupCore {
     /// members of the other, which would never learn of it. Only a message that introduces its
     /// sender is answered, and the answer is not such a message.
     fn answer_conflicting(&self, node: NodeId, message: &GroupMessage, effects: &mut Effects) {
-        let says_whose = message.genesis != 0 || message.invitation.is_some();
+        let says_whose = message.genesis != 0 || message.create_request.is_some();
         let introduced = says_whose && message.kind() != MessageKind::Wake;
         if !introduced || self.config.bugs.has(KnownBug::OneGroupIsTold) {
             return;
@@ -195,9 +195,9 @@ impl GroupCore {
 
     fn check(&self, node: NodeId, message: &GroupMessage) -> Result<(), Refusal> {
         if self.is_for_successor(message) {
-            return match self.config.bugs.has(KnownBug::InvitationOfAnotherGroup) {
+            return match self.config.bugs.has(KnownBug::CreateRequestOfAnotherGroup) {
                 true => Ok(()),
-                false => check_invitation(&self.membership, message),
+                false => check_create_request(&self.membership, message),
             };
         }
         let raft = &self.raw.raft;

@@ -11,7 +11,7 @@
 
 use shardhost_storage::{GroupId, NodeId, ReplicaId};
 
-use super::outlook::Declined;
+use super::eligibility::Declined;
 use super::{GroupCore, mix};
 use crate::core::Effects;
 use crate::error::TransferError;
@@ -173,8 +173,8 @@ impl Succession {
         self.declined.retain(|(replica, _)| !accidents.contains(replica));
     }
 
-    /// None of those that are left lacks little enough, which may last: those that failed by accident a while
-    /// ago may be asked again.
+    /// None of those that are left lacks little enough, which may last: those that failed by
+    /// accident a while ago may be asked again.
     fn forgive_old_accidents(&mut self, at: At) {
         let waits = at.tick < self.accident_at + RETRY_TICKS;
         if !waits && !at.bugs.has(KnownBug::KeepForTheUnlevel) {
@@ -200,15 +200,15 @@ impl GroupCore {
         At { group: self.id, tick: self.ticks, bugs: self.config.bugs }
     }
 
-    /// Whether the leadership is far enough to be transferred. One whose state machine stands still does
-    /// not get further.
+    /// Whether the leadership is far enough to be transferred. One whose state machine stands still
+    /// does not get further.
     pub(super) fn may_hand_over(&self) -> bool {
         let waits = self.config.bugs.has(KnownBug::StalledLeaderWaits);
         self.is_ready() || (self.stands_still() && !waits)
     }
 
-    /// Whether there is an eligible voter that did not decline, and nothing is in its way that this leader
-    /// knows.
+    /// Whether there is an eligible voter that did not decline, and nothing is in its way that this
+    /// leader knows.
     pub(super) fn can_hand_over_now(&self, effects: &Effects) -> bool {
         let takes = |node: &NodeId| self.check_target(*node, Some(SUCCESSION_LAG), effects).is_ok();
         let any = self.config.bugs.has(KnownBug::KeepForTheUnlevel);

@@ -76,7 +76,7 @@ struct Seat {
     /// Callers that look at the group without holding it.
     lookers: usize,
     /// Callers that wait for the step to end.
-    waiters: Vec<oneshot::Sender<()>>,
+    completions: Vec<oneshot::Sender<()>>,
 }
 
 /// Resolves when a step has ended, or the host.
@@ -102,9 +102,9 @@ pub(super) enum Destroying {
 
 impl Seat {
     fn step_end(&mut self) -> StepEnd {
-        let (waiter, end) = oneshot::channel();
-        self.waiters.retain(|waiter| !waiter.is_closed());
-        self.waiters.push(waiter);
+        let (completion, end) = oneshot::channel();
+        self.completions.retain(|completion| !completion.is_closed());
+        self.completions.push(completion);
         end
     }
 }
@@ -117,8 +117,8 @@ impl Owners {
     /// Wakes the callers that wait for a step that ended; removes a seat that holds no state.
     fn settle(&mut self, group: GroupId) {
         let Some(seat) = self.seats.get_mut(&group) else { return };
-        // A waiter that went away is no error.
-        seat.waiters.drain(..).for_each(|waiter| waiter.send(()).unwrap_or(()));
+        // A completion that went away is no error.
+        seat.completions.drain(..).for_each(|completion| completion.send(()).unwrap_or(()));
         if seat.owner.is_idle() && seat.lookers == 0 {
             self.seats.remove(&group);
         }
@@ -235,7 +235,7 @@ impl Lives {
     /// no other step begins.
     fn abandoned(&self, group: GroupId) {
         if let Some(seat) = self.owners.lock().seats.get_mut(&group) {
-            seat.waiters.clear();
+            seat.completions.clear();
         }
     }
 
@@ -245,8 +245,8 @@ impl Lives {
         self.changed.notify_all();
     }
 
-    /// Waits until no creation or opening is under way. None begins after [`Lives::stop`]; those that
-    /// had begun end on their callers' threads, and have the log open until then.
+    /// Waits until no creation or opening is under way. None begins after [`Lives::stop`]; those
+    /// that had begun end on their callers' threads, and have the log open until then.
     pub(super) fn wait_for_starts(&self) {
         let mut owners = self.owners.lock();
         while owners.starting > 0 {
@@ -258,7 +258,7 @@ impl Lives {
     pub(super) fn end(&self) {
         let mut owners = self.owners.lock();
         owners.ended = true;
-        owners.seats.values_mut().for_each(|seat| seat.waiters.clear());
+        owners.seats.values_mut().for_each(|seat| seat.completions.clear());
         drop(owners);
     }
 }

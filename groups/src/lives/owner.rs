@@ -6,15 +6,15 @@
 use crate::error::GroupStep;
 
 /// Names one opening of a replica in this process. Never given out twice. The replica itself calls
-/// it its epoch.
+/// it its open id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OpenId(pub(super) u64);
 
 impl OpenId {
-    /// The opening that a replica calls its epoch.
+    /// The opening that a replica calls its open id.
     #[must_use]
-    pub const fn from_epoch(epoch: u64) -> Self {
-        Self(epoch)
+    pub const fn from_open_id(open_id: u64) -> Self {
+        Self(open_id)
     }
 
     /// As a number.

@@ -138,7 +138,7 @@ impl Drop for Look {
         let mut owners = self.lives.owners.lock();
         if let Some(seat) = owners.seats.get_mut(&self.group) {
             seat.lookers -= 1;
-            let forget = seat.lookers == 0 && seat.owner.is_idle() && seat.waiters.is_empty();
+            let forget = seat.lookers == 0 && seat.owner.is_idle() && seat.completions.is_empty();
             if forget {
                 owners.seats.remove(&self.group);
             }

@@ -9,7 +9,7 @@ use super::{Acquisition, AskedPolicy, Decision};
 pub struct AdmissionRequest {
     pub group: GroupId,
     /// Which opening of its replica.
-    pub epoch: u64,
+    pub open_id: u64,
     /// Which question about this leadership it is; the answer names it, and one to an earlier
     /// question is dropped.
     pub question: u64,

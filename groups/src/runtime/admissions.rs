@@ -59,9 +59,9 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, turns: &Receiver<Option<GroupId>>
             continue;
         }
         let answer = request.ask();
-        let (group, epoch, term) = (request.group, request.epoch, request.term());
+        let (group, open_id, term) = (request.group, request.open_id, request.term());
         let event = GroupEvent::Admission { term, question: request.question, answer };
-        let input = Input::Group { group, epoch, event };
+        let input = Input::Group { group, open_id, event };
         shared.inboxes[shared.worker_of(group)].complete(input);
     }
 }

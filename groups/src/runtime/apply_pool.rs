@@ -2,12 +2,12 @@
 //! once in the queue that all threads take from. So a group's work is done in order by one thread
 //! at a time, and a slow machine holds up one thread and no other group.
 //!
-//! Restores and checksums take as long as a state is large, and have [places](places) of which there are
-//! fewer than threads: where others have them all, a restore waits at the front of its mailbox, and a
-//! checksum aside, while commands of its group go on.
+//! Restores and checksums take as long as a state is large, and have [places](places) of which
+//! there are fewer than threads: where others have them all, a restore waits at the front of its
+//! mailbox, and a checksum aside, while commands of its group go on.
 //!
-//! Work that a machine cannot do now, as on a full disk, goes back to the front of its mailbox, which
-//! rests for a moment (*stalled*) and is tried again; questions are answered meanwhile.
+//! Work that a machine cannot do now, as on a full disk, goes back to the front of its mailbox,
+//! which rests for a moment (*stalled*) and is tried again; questions are answered meanwhile.
 //!
 //! The end of a replica comes here last: an apply thread drops the machine, after which the
 //! group's number is free.
@@ -86,7 +86,8 @@ impl ApplyQueue {
         }
     }
 
-    /// Schedules a mailbox that [begins](Mailbox::begins_with) with work, when its worker knows of it.
+    /// Schedules a mailbox that [begins](Mailbox::begins_with) with work, when its worker knows of
+    /// it.
     pub(super) fn begin(&self, group: &Arc<GroupShared>) {
         if self.tokens.send(Token::Group(Arc::clone(group))).is_err() {
             tracing::debug!("a replica began after the apply pool had ended");
@@ -174,8 +175,8 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &ApplyOutle
     }
 }
 
-/// Does what a group's mailbox has, as far as a turn goes. Returns whether a place for a long call was
-/// lacking.
+/// Does what a group's mailbox has, as far as a turn goes. Returns whether a place for a long call
+/// was lacking.
 fn turn(
     shared: &Arc<RuntimeShared>,
     activity: &ApplyActivity,
@@ -325,8 +326,8 @@ fn end(
     drop(ending.finish(|| group.and_then(|group| shared.unregister(group))));
 }
 
-/// The log holds nothing of the replica any more: its state goes. What cannot be removed remains, for
-/// an order that is repeated.
+/// The log holds nothing of the replica any more: its state goes. What cannot be removed remains,
+/// for an order that is repeated.
 fn remove_state(ending: &mut Ending, applier: Option<Applier>) {
     let group = ending.group();
     let clear: Option<Clear> = match (ending.take_clear(), applier) {
@@ -391,7 +392,7 @@ fn report(shared: &Arc<RuntimeShared>, group: &Arc<GroupShared>, report: ApplyRe
 }
 
 pub(super) fn tell(shared: &RuntimeShared, group: &GroupShared, event: GroupEvent) {
-    let input = Input::Group { group: group.id, epoch: group.epoch, event };
+    let input = Input::Group { group: group.id, open_id: group.open_id, event };
     shared.inboxes[group.worker].complete(input);
 }
 

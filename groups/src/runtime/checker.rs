@@ -1,5 +1,5 @@
 //! The one thread that computes the checksums by which replicas are compared, slowly, and that has
-//! sleeping groups looked at from time to time.
+//! hibernating groups looked at from time to time.
 //!
 //! It reads so many bytes per second and no more. A view that finds no room is not compared this
 //! time, which its group's leader takes for a checksum that does not come.
@@ -24,7 +24,7 @@ use crate::worker::{GroupEvent, Input};
 
 /// Views that may wait. Each holds on to what its state machine overwrites meanwhile.
 const MAX_TASKS: usize = 8;
-/// Sleeping groups are looked at in so many parts, one after the other.
+/// Hibernating groups are looked at in so many parts, one after the other.
 const PARTS: u32 = 1_440;
 /// The longest that the thread waits without looking whether the host stops.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
@@ -89,8 +89,8 @@ impl CheckQueue {
 /// Runs the thread until stopped.
 pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &CheckOutlet) {
     let config = &shared.config;
-    let asleep = config.consistency_asleep.filter(|_| config.consistency_ticks > 0);
-    let every = asleep.map(|whole| whole / PARTS);
+    let hibernating = config.consistency_hibernating.filter(|_| config.consistency_ticks > 0);
+    let every = hibernating.map(|whole| whole / PARTS);
     let mut next = every.and_then(|every| Instant::now().checked_add(every));
     let mut part = 0;
     loop {
@@ -107,7 +107,7 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &CheckOutlet) {
             Err(RecvTimeoutError::Timeout) => {
                 let of = u64::from(PARTS);
                 for inbox in &shared.inboxes {
-                    inbox.complete(Input::CheckSleeping { part, of });
+                    inbox.complete(Input::CheckHibernating { part, of });
                 }
                 part = (part + 1) % of;
                 next = every.and_then(|every| Instant::now().checked_add(every));

@@ -107,6 +107,7 @@ impl RuntimeShared {
     pub(super) fn ending_replica(&self, ending: &Ending) -> Option<Arc<GroupShared>> {
         let known = self.registry.get(&ending.group())?;
         let shared = known.shared();
-        (Some(shared.epoch) == ending.open_id().map(|open| open.get())).then(|| Arc::clone(shared))
+        (Some(shared.open_id) == ending.open_id().map(|open| open.get()))
+            .then(|| Arc::clone(shared))
     }
 }

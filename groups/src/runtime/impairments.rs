@@ -9,7 +9,7 @@ use shardhost_storage::RequirementMode;
 use tokio::sync::watch;
 
 use super::inbox::Inbox;
-use crate::nodes::{Advert, Impairment};
+use crate::nodes::{Advertisement, Impairment};
 use crate::worker::Input;
 
 /// The causes by source, and the rest of the host's advertisement.
@@ -22,7 +22,7 @@ pub(super) struct Impairments {
 
 #[derive(Debug, Default)]
 struct State {
-    advert: Advert,
+    advertisement: Advertisement,
     causes: BTreeMap<&'static str, Impairment>,
 }
 
@@ -35,8 +35,8 @@ impl State {
         Some(Impairment { reason: reasons.join("; ").into(), mode })
     }
 
-    fn said(&self) -> Arc<Advert> {
-        Arc::new(Advert { impaired: self.together(), ..self.advert.clone() })
+    fn said(&self) -> Arc<Advertisement> {
+        Arc::new(Advertisement { impaired: self.together(), ..self.advertisement.clone() })
     }
 }
 
@@ -45,15 +45,15 @@ const fn is_hard(mode: RequirementMode) -> bool {
 }
 
 impl Impairments {
-    pub(super) fn new(advert: Advert) -> Self {
-        let state = State { advert, causes: BTreeMap::new() };
+    pub(super) fn new(advertisement: Advertisement) -> Self {
+        let state = State { advertisement, causes: BTreeMap::new() };
         Self { state: Mutex::new(state), told: watch::Sender::new(None) }
     }
 
     /// The host's advertisement from here on. Its impairment is not set here.
-    pub(super) fn set_advert(&self, advert: Advert, inboxes: &[Inbox]) {
+    pub(super) fn set_advertisement(&self, advertisement: Advertisement, inboxes: &[Inbox]) {
         let mut state = self.state.lock();
-        state.advert = advert;
+        state.advertisement = advertisement;
         tell(&state.said(), inboxes);
     }
 
@@ -92,9 +92,9 @@ impl Impairments {
     }
 }
 
-fn tell(advert: &Arc<Advert>, inboxes: &[Inbox]) {
+fn tell(advertisement: &Arc<Advertisement>, inboxes: &[Inbox]) {
     for inbox in inboxes {
-        inbox.complete(Input::OwnAdvert(Arc::clone(advert)));
+        inbox.complete(Input::OwnAdvertisement(Arc::clone(advertisement)));
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said_together_and_ends_cause_by_cause() {
-        let impairments = Impairments::new(Advert::default());
+        let impairments = Impairments::new(Advertisement::default());
         let seen = impairments.watch();
         let said = || seen.borrow().clone();
         assert!(impairments.set("space", because("little space", RequirementMode::Soft), &[]));

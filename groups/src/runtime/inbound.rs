@@ -8,7 +8,7 @@ use shardhost_storage::{GroupId, LogPosition, NodeId, ReplicaId};
 
 use super::RuntimeShared;
 use super::inbox::peer_bytes;
-use crate::nodes::Advert;
+use crate::nodes::Advertisement;
 use crate::transport::{Inbound, Recipient, ShipmentOutcome};
 use crate::worker::Input;
 
@@ -101,11 +101,11 @@ impl Inbound for GroupsInbound {
         }
     }
 
-    fn peer_advert(&self, node: NodeId, incarnation: u64, advert: Advert) {
-        let advert = Arc::new(advert);
+    fn peer_advertisement(&self, node: NodeId, incarnation: u64, advertisement: Advertisement) {
+        let advertisement = Arc::new(advertisement);
         for inbox in &self.shared.inboxes {
-            let advert = Arc::clone(&advert);
-            inbox.complete(Input::NodeAdvert { node, incarnation, advert });
+            let advertisement = Arc::clone(&advertisement);
+            inbox.complete(Input::NodeAdvertisement { node, incarnation, advertisement });
         }
     }
 

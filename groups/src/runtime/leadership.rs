@@ -6,7 +6,7 @@ use super::Groups;
 use crate::leadership::{
     HookGuard, HookKind, LeaderAcquired, LeaderLost, LeadershipEvent, LeadershipEvents,
 };
-use crate::nodes::Advert;
+use crate::nodes::Advertisement;
 use crate::policy::{LeadershipPolicy, PolicyGuard};
 use crate::runtime::{LeaderScope, LeaderTaskGuard};
 use crate::selector::GroupSelector;
@@ -79,7 +79,7 @@ impl Groups {
 
     /// Sets this node's advertisement: its groups are evaluated again. The transport has to send it
     /// to the others. [`Groups::impair`] alone sets whether it is impaired.
-    pub fn set_advert(&self, advert: Advert) {
-        self.shared().impairments.set_advert(advert, &self.shared().inboxes);
+    pub fn set_advertisement(&self, advertisement: Advertisement) {
+        self.shared().impairments.set_advertisement(advertisement, &self.shared().inboxes);
     }
 }

@@ -270,8 +270,8 @@ fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bo
     for prune in task.prune {
         prune_snapshots(shared, prune);
     }
-    for (group, epoch) in task.destroyed {
-        release(shared, group, epoch);
+    for (group, open_id) in task.destroyed {
+        release(shared, group, open_id);
     }
     end_all(shared, endings);
     true
@@ -292,17 +292,17 @@ fn end_all(shared: &RuntimeShared, endings: Vec<Ending>) {
 
 /// Old snapshots go, unless the replica that ordered it is over: then they may be another one's.
 fn prune_snapshots(shared: &RuntimeShared, prune: Prune) {
-    let Prune { group, epoch, keep } = prune;
+    let Prune { group, open_id, keep } = prune;
     let known = shared.registry.get(&group).map(|known| Arc::clone(known.shared()));
-    match known.filter(|known| known.epoch == epoch) {
+    match known.filter(|known| known.open_id == open_id) {
         Some(replica) => shared.snapshot_tasks.prune(replica, keep),
-        None => tracing::debug!(%group, epoch, "a prune came after the end of its replica"),
+        None => tracing::debug!(%group, open_id, "a prune came after the end of its replica"),
     }
 }
 
 /// The log holds nothing of the replica any more: its state and its snapshots are removed.
-fn release(shared: &RuntimeShared, group: GroupId, epoch: u64) {
-    if let Some(ending) = shared.lives.release(group, OpenId::from_epoch(epoch)) {
+fn release(shared: &RuntimeShared, group: GroupId, open_id: u64) {
+    if let Some(ending) = shared.lives.release(group, OpenId::from_open_id(open_id)) {
         shared.end_released(ending);
     }
 }
@@ -314,7 +314,7 @@ fn expel(shared: &RuntimeShared, merged: &mut Merged, group: GroupId, error: &Lo
     for (worker, acks) in &mut merged.acks {
         for ack in acks.extract_if(.., |ack| ack.group == group) {
             let event = GroupEvent::Failed(GroupFault::Log(error.clone()));
-            shared.inboxes[*worker].complete(Input::Group { group, epoch: ack.epoch, event });
+            shared.inboxes[*worker].complete(Input::Group { group, open_id: ack.open_id, event });
         }
     }
 }

@@ -7,7 +7,7 @@
 //! | log writer (one) | the log tasks of all workers | one durable write for all that wait |
 //! | apply (a few) | work of state machines | applied positions, answers |
 //! | snapshot writer (one) | views of state machines | files |
-//! | consistency (one) | views of state machines | their checksums; a word to groups that sleep |
+//! | consistency (one) | views of state machines | their checksums; a word to groups that hibernate |
 //! | dispatcher (one) | edges of leadership | calls of hooks |
 //! | watchdog (one) | where each worker, the log writer and each apply thread is | a fault of the host, when a round does not end; an impairment, when a write or a call of a state machine does not |
 //! | admission (a few) | leaderships that policies are asked about | what they decided |
@@ -17,13 +17,13 @@ mod admissions;
 mod apply_pool;
 mod checker;
 mod create;
+mod create_requests;
 mod doubt;
 mod end;
 mod handle;
 mod impairments;
 mod inbound;
 mod inbox;
-mod invitations;
 mod leadership;
 mod log_writer;
 mod machine_watch;
@@ -49,34 +49,34 @@ use tokio::sync::watch;
 use crate::activity::Activity;
 use crate::apply::ApplyWork;
 use crate::clock::{Clock, SystemClock};
+use crate::completion::Budget;
 use crate::config::GroupsConfig;
 use crate::error::HostFault;
 use crate::latency::Latency;
 use crate::leadership::LeadershipHub;
-use crate::nodes::{Advert, Impairment};
+use crate::nodes::{Advertisement, Impairment};
 use crate::policy::Policies;
 use crate::selector::GroupSelector;
 use crate::transport::{Outgoing, Transport};
-use crate::waiter::Budget;
 use crate::worker::WorkerCounters;
 
 pub use crate::lives::Destruction;
 pub use additions::{AdditionGuard, AdditionHooks};
 pub(crate) use apply_pool::Mailbox;
+pub use create_requests::{CreateRequest, CreateRequestHandler, CreateRequestSink};
 pub use handle::{
     Barrier, Group, GroupSpec, LeaderScope, LeaderTaskGuard, LeaseStatus, NotServing, Propose,
     ProposeFuture, ReadMode, Transferred,
 };
 pub(crate) use handle::{GroupShared, LeaseCell, supervise};
 pub use inbound::GroupsInbound;
-pub use invitations::{Invitation, InvitationHandler, InvitationSink};
 pub use open::{MachineFactory, StateMachineBox};
 pub use parked::ParkedReplica;
 pub use skip::{MAX_REWRITTEN_BYTES, SkipEnd, StoredEntry};
 
 use crate::lives::Lives;
+use create_requests::CreateRequests;
 use inbox::Inbox;
-use invitations::Invitations;
 
 /// What all threads and handles share.
 pub(crate) struct RuntimeShared {
@@ -121,7 +121,7 @@ pub(crate) struct RuntimeShared {
     pub(crate) policies: Policies,
     admissions: admissions::AdmissionQueue,
     pub(crate) additions: AdditionHooks,
-    invitations: Invitations,
+    create_requests: CreateRequests,
 }
 
 impl fmt::Debug for RuntimeShared {
@@ -223,7 +223,8 @@ pub struct GroupsStats {
     pub slow_policies: u64,
     /// Checksums of state machines that were computed to compare replicas.
     pub checksums: u64,
-    /// Those that were not, for the host was busy with others or a machine could not show its state.
+    /// Those that were not, for the host was busy with others or a machine could not show its
+    /// state.
     pub checksums_skipped: u64,
     /// Snapshots of state machines that were made here.
     pub snapshots_made: u64,
@@ -240,7 +241,7 @@ pub struct GroupsBuilder {
     workers: usize,
     apply_threads: usize,
     clock: Arc<dyn Clock>,
-    invitations: Option<InvitationHandler>,
+    create_requests: Option<CreateRequestHandler>,
     policies: Policies,
 }
 
@@ -250,7 +251,7 @@ impl GroupsBuilder {
     pub fn new(config: GroupsConfig) -> Self {
         let clock = Arc::new(SystemClock);
         let policies = Policies::new();
-        Self { config, workers: 1, apply_threads: 2, clock, invitations: None, policies }
+        Self { config, workers: 1, apply_threads: 2, clock, create_requests: None, policies }
     }
     /// The clock of leases. All hosts' clocks must run at about the same speed.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
@@ -264,8 +265,8 @@ impl GroupsBuilder {
     }
     /// Called for replicas that this node should hold and does not: it was added to a group. Called
     /// by Raft threads, repeatedly until the replica exists: must not block.
-    pub fn on_invitation(mut self, handler: InvitationHandler) -> Self {
-        self.invitations = Some(handler);
+    pub fn on_create_request(mut self, handler: CreateRequestHandler) -> Self {
+        self.create_requests = Some(handler);
         self
     }
     /// Worker threads. One serves some hundred thousand proposals a second; more than a quarter
@@ -274,9 +275,9 @@ impl GroupsBuilder {
         self.workers = count.max(1);
         self
     }
-    /// Threads for state machines, at least one. So many slow machines can be borne at the same time. One of
-    /// them is kept free of restores and checksums, which take as long as a state is large; with a single
-    /// thread, all groups of the host wait for those.
+    /// Threads for state machines, at least one. So many slow machines can be borne at the same
+    /// time. One of them is kept free of restores and checksums, which take as long as a state is
+    /// large; with a single thread, all groups of the host wait for those.
     pub fn apply_threads(mut self, count: usize) -> Self {
         self.apply_threads = count.max(1);
         self
@@ -323,7 +324,7 @@ impl GroupsBuilder {
             stopping: AtomicBool::new(false),
             doubts: doubt::Doubts::default(),
             health: watch::Sender::new(None),
-            impairments: impairments::Impairments::new(first_advert(&config)),
+            impairments: impairments::Impairments::new(first_advertisement(&config)),
             takes_no_entries: AtomicBool::new(false),
             silent: AtomicBool::new(false),
             log_activity: log_writer::LogActivity::default(),
@@ -331,7 +332,7 @@ impl GroupsBuilder {
             policies: self.policies,
             admissions,
             additions: AdditionHooks::default(),
-            invitations: Invitations::new(self.invitations),
+            create_requests: CreateRequests::new(self.create_requests),
             config,
         });
         let mut threads = Threads::default();
@@ -376,8 +377,8 @@ impl GroupsBuilder {
 }
 
 /// The advertisement of a host when it starts.
-fn first_advert(config: &GroupsConfig) -> Advert {
-    Advert { capabilities: config.capabilities.clone(), ..Advert::default() }
+fn first_advertisement(config: &GroupsConfig) -> Advertisement {
+    Advertisement { capabilities: config.capabilities.clone(), ..Advertisement::default() }
 }
 
 /// Starts a thread; when it panics, the host fails instead of going on without it.

@@ -10,13 +10,13 @@ use super::skip::unfinished;
 use super::stored::load;
 use super::{Groups, Mailbox, RuntimeShared, apply_pool};
 use crate::apply::{AfterRestore, Applier, ApplyWork, contain, restore_from};
+use crate::completion::Budget;
 use crate::core::{GroupCore, Opened, ReplicaStart, has_another_voter};
 use crate::error::{GroupFault, GroupStep, OpenGroupError};
 use crate::lives::{OpenId, StartGuard};
 use crate::logging;
 use crate::machine::{ApplyBatch, ApplyFault, Command, FaultKind, Progress, StateMachine};
 use crate::runtime::{Group, GroupShared, LeaseCell};
-use crate::waiter::Budget;
 use crate::worker::{GroupEvent, Input};
 
 /// Any state machine.
@@ -189,7 +189,7 @@ impl Groups {
             applied,
             durable: machine.durable_index(),
             lost,
-            epoch: open.get(),
+            open_id: open.get(),
             policies: shared.policies.clone(),
         };
         let (group, store) = (meta.group, shared.store().map_err(GroupFault::Log)?);
@@ -258,7 +258,7 @@ impl Groups {
         let limit = shared.config.max_inflight_bytes_per_group;
         Group::from_shared(Arc::new(GroupShared {
             id: core.id(),
-            epoch: core.epoch(),
+            open_id: core.open_id(),
             worker: shared.worker_of(core.id()),
             status: ArcSwap::new(Arc::clone(core.status())),
             lease: LeaseCell::default(),
@@ -283,7 +283,7 @@ impl RuntimeShared {
 
     /// Removes the replica from the registry.
     pub(super) fn unregister(&self, group: &GroupShared) -> Option<(GroupId, Group)> {
-        self.registry.remove_if(&group.id, |_, known| known.shared().epoch == group.epoch)
+        self.registry.remove_if(&group.id, |_, known| known.shared().open_id == group.open_id)
     }
 }
 
@@ -302,8 +302,8 @@ enum State {
     Whole,
     /// It is lost: others are asked for it.
     Lost,
-    /// It is in the snapshot where it stands, which could not be restored yet, for a reason that passes;
-    /// and what comes after that.
+    /// It is in the snapshot where it stands, which could not be restored yet, for a reason that
+    /// passes; and what comes after that.
     Waits(ApplyFault, AfterRestore),
 }
 

@@ -170,7 +170,7 @@ impl RuntimeShared {
             }
         };
         if !is_dismissal(&meta, from, message) && !is_successor(&meta, from, message) {
-            tracing::debug!(%group, %from, "a notice of removal, or an invitation, does not count");
+            tracing::debug!(%group, %from, "a notice of removal, or a create request, does not count");
             return;
         }
         match self.lives.destroy(group, || Ok(())) {
@@ -195,19 +195,20 @@ fn is_dismissal(meta: &GroupMeta, from: NodeId, message: &GroupMessage) -> bool 
         && goes_on_without(meta, from, message).is_some()
 }
 
-/// Whether a member of a later configuration invites the node of a removed replica to hold another one.
+/// Whether a member of a later configuration asks the node of a removed replica to hold another
+/// one.
 fn is_successor(meta: &GroupMeta, from: NodeId, message: &GroupMessage) -> bool {
     let node = meta.membership.node_of(meta.replica);
-    let invited = ReplicaId::new(message.to_replica);
-    message.kind() == MessageKind::Invite
+    let asked = ReplicaId::new(message.to_replica);
+    message.kind() == MessageKind::CreateReplica
         && goes_on_without(meta, from, message)
-            .is_some_and(|told| invited.is_some_and(|one| told.node_of(one) == node))
+            .is_some_and(|told| asked.is_some_and(|one| told.node_of(one) == node))
         && node.is_some()
 }
 
 /// The configuration of this very group, without the replica, that a member of it shows.
 fn goes_on_without(meta: &GroupMeta, from: NodeId, message: &GroupMessage) -> Option<Membership> {
-    let wire = message.invitation.as_ref()?.membership.as_ref()?;
+    let wire = message.create_request.as_ref()?.membership.as_ref()?;
     let membership = convert::membership_from_wire(wire)?;
     let sender = ReplicaId::new(message.from_replica)?;
     let node = membership.members.get(&sender)?.node;

@@ -23,7 +23,7 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs a worker until stopped.
 pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
-    let own = super::first_advert(&shared.config);
+    let own = super::first_advertisement(&shared.config);
     let mut core = WorkerCore::new(own, shared.policies.clone())
         .with_activity(Arc::clone(&shared.activities[index]));
     let activity = Arc::clone(&shared.activities[index]);
@@ -73,7 +73,7 @@ fn take_inputs(
             Err(_) => wait_for_input(outlet, wait),
         },
     };
-    // Whatever the step sends is sent after this moment, and whatever it promises is promised
+    // Whatever the step sends is sent after this moment, and a vote lock that it extends counts
     // from a later one.
     core.begin(shared.clock.now());
     core.activity().enter(Phase::Inputs);
@@ -130,37 +130,37 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, effects: Effects) {
     for (pending, error) in effects.failed {
         pending.resolve(Err(error));
     }
-    for (waiter, answer) in effects.read_replies {
+    for (completion, answer) in effects.read_replies {
         // A reader that went away is no error.
-        drop(waiter.send(answer));
+        drop(completion.send(answer));
     }
-    for (id, epoch, status) in effects.statuses {
-        with_group(shared, id, epoch, |group| group.publish(status));
+    for (id, open_id, status) in effects.statuses {
+        with_group(shared, id, open_id, |group| group.publish(status));
     }
     grant_leases(shared, &effects.leases);
     shared.hub.publish(effects.edges);
-    for (waiter, answer) in effects.transfer_replies {
-        drop(waiter.send(answer));
+    for (completion, answer) in effects.transfer_replies {
+        drop(completion.send(answer));
     }
-    for (waiter, outcome) in effects.membership_replies {
-        drop(waiter.send(outcome));
+    for (completion, outcome) in effects.membership_replies {
+        drop(completion.send(outcome));
     }
-    for (waiter, outcome) in effects.snapshot_replies {
-        drop(waiter.send(outcome));
+    for (completion, outcome) in effects.snapshot_replies {
+        drop(completion.send(outcome));
     }
-    for (waiter, outcome) in effects.barrier_replies {
-        drop(waiter.send(outcome));
+    for (completion, outcome) in effects.barrier_replies {
+        drop(completion.send(outcome));
     }
-    for (waiter, outcome) in effects.drain_replies {
-        drop(waiter.send(outcome));
+    for (completion, outcome) in effects.drain_replies {
+        drop(completion.send(outcome));
     }
-    for (waiter, outlook) in effects.outlooks {
-        drop(waiter.send(outlook));
+    for (completion, eligibility) in effects.eligibilitys {
+        drop(completion.send(eligibility));
     }
-    for (from, message) in effects.invitations {
+    for (from, message) in effects.create_requests {
         match shared.parked.is_parked(GroupId::new(message.group)) {
             true => shared.dismissed(from, &message),
-            false => shared.invitations.hand_on(shared.config.node, from, &message),
+            false => shared.create_requests.hand_on(shared.config.node, from, &message),
         }
     }
     for (from, message) in effects.notices {
@@ -177,8 +177,8 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, effects: Effects) {
         shared.log.push(worker, effects.log);
         shared.activities[worker].enter(Phase::Effects);
     }
-    for (id, epoch, work) in effects.work {
-        with_group(shared, id, epoch, |group| shared.push_work(group, work));
+    for (id, open_id, work) in effects.work {
+        with_group(shared, id, open_id, |group| shared.push_work(group, work));
     }
     for shipment in effects.shipments {
         shared.transport.send_snapshot(shipment);
@@ -192,15 +192,15 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, effects: Effects) {
 
 /// A reader that sees that a replica failed, stopped or follows finds no lease of it any more.
 fn withdraw_leases(shared: &RuntimeShared, leases: &[(GroupId, u64, LeaseSign)]) {
-    for (id, epoch, sign) in leases.iter().filter(|(_, _, sign)| !sign.is_lease()) {
-        with_group(shared, *id, *epoch, |group| group.lease.publish(*sign));
+    for (id, open_id, sign) in leases.iter().filter(|(_, _, sign)| !sign.is_lease()) {
+        with_group(shared, *id, *open_id, |group| group.lease.publish(*sign));
     }
 }
 
 /// A reader that sees a lease sees its leadership, which may have ended in the same step.
 fn grant_leases(shared: &RuntimeShared, leases: &[(GroupId, u64, LeaseSign)]) {
-    for (id, epoch, sign) in leases {
-        with_group(shared, *id, *epoch, |group| {
+    for (id, open_id, sign) in leases {
+        with_group(shared, *id, *open_id, |group| {
             if !sign.is_lease() || group.status.load().is_leader() {
                 group.lease.publish(*sign);
             }
@@ -221,11 +221,11 @@ fn end(shared: &RuntimeShared, ending: Ending) {
 fn with_group(
     shared: &RuntimeShared,
     id: GroupId,
-    epoch: u64,
+    open_id: u64,
     act: impl FnOnce(&Arc<crate::runtime::GroupShared>),
 ) {
     if let Some(group) = shared.registry.get(&id)
-        && group.shared().epoch == epoch
+        && group.shared().open_id == open_id
     {
         act(group.shared());
     }

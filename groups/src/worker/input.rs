@@ -7,13 +7,13 @@ use shardhost_storage::{Doubt, GroupId, LogIndex, LogPosition, NodeId, ReplicaId
 
 use crate::apply::Summed;
 use crate::core::{
-    BarrierOrder, GroupCore, MembershipRequest, OutlookWaiter, PersistAck, Proposal, ReadRequest,
-    SnapshotWaiter, TransferRequest,
+    BarrierOrder, EligibilityCompletion, GroupCore, MembershipRequest, PersistAck, Proposal,
+    ReadRequest, SnapshotCompletion, TransferRequest,
 };
 use crate::error::{GroupFault, HostFault};
 use crate::leadership::LossCause;
 use crate::lives::Ending;
-use crate::nodes::{Advert, Impairment};
+use crate::nodes::{Advertisement, Impairment};
 use crate::policy::{AdmissionFault, Decision};
 use crate::transport::ShipmentOutcome;
 
@@ -29,13 +29,13 @@ pub enum Input {
     /// replica that was closed or destroyed orders nothing from the next.
     Order {
         group: GroupId,
-        epoch: u64,
+        open_id: u64,
         order: Box<Self>,
     },
     Propose {
         group: GroupId,
         /// Which opening of its replica is meant; `None`: whichever runs.
-        epoch: Option<u64>,
+        open_id: Option<u64>,
         proposals: Vec<Proposal>,
     },
     Read {
@@ -55,7 +55,7 @@ pub enum Input {
     /// A snapshot is to be taken.
     TakeSnapshot {
         group: GroupId,
-        waiter: SnapshotWaiter,
+        completion: SnapshotCompletion,
     },
     /// Leadership is to be handed over.
     Transfer {
@@ -69,7 +69,7 @@ pub enum Input {
     Group {
         group: GroupId,
         /// Which opening; another one's events are dropped.
-        epoch: u64,
+        open_id: u64,
         event: GroupEvent,
     },
     /// A shipment of a snapshot ended.
@@ -91,10 +91,10 @@ pub enum Input {
         node: NodeId,
     },
     /// The advertisement of a node.
-    NodeAdvert {
+    NodeAdvertisement {
         node: NodeId,
         incarnation: u64,
-        advert: Arc<Advert>,
+        advertisement: Arc<Advertisement>,
     },
     /// The log may have lost something that these replicas acknowledged.
     RaiseDoubt {
@@ -103,21 +103,22 @@ pub enum Input {
         doubt: Doubt,
     },
     /// The new advertisement of this node.
-    OwnAdvert(Arc<Advert>),
-    /// Calls hold every thread that runs state machines for half as long as they may, or do not any more.
+    OwnAdvertisement(Arc<Advertisement>),
+    /// Calls hold every thread that runs state machines for half as long as they may, or do not any
+    /// more.
     Busy(bool),
     /// A request for the replica's evaluation of who could lead.
-    Outlook {
+    EligibilityReport {
         group: GroupId,
         /// Who waits; dropped when the group does not run here.
-        waiter: OutlookWaiter,
+        completion: EligibilityCompletion,
     },
     /// Policies may answer otherwise for this group.
     Reevaluate {
         group: GroupId,
     },
-    /// Of the groups that are led here and sleep, this part of so many is compared.
-    CheckSleeping {
+    /// Of the groups that are led here and hibernate, this part of so many is compared.
+    CheckHibernating {
         part: u64,
         /// How many there are, at least 1.
         of: u64,

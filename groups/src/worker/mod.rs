@@ -24,7 +24,7 @@ use crate::error::{
 };
 use crate::leadership::LossCause;
 use crate::membership::MembershipError;
-use crate::nodes::{Advert, LiveNodes};
+use crate::nodes::{Advertisement, LiveNodes};
 use crate::panics::panic_text;
 use crate::policy::{Policies, PolicyCounters};
 use crate::spread::spread;
@@ -71,7 +71,7 @@ struct Slot {
 #[derive(Debug)]
 struct Failed {
     fault: GroupFault,
-    epoch: u64,
+    open_id: u64,
 }
 
 /// The groups of one worker.
@@ -107,7 +107,7 @@ fn concerns_awake(core: &GroupCore, change: NodeChange) -> bool {
 impl WorkerCore {
     /// A worker without groups, on a node with this advertisement.
     #[must_use]
-    pub fn new(own: Advert, policies: Policies) -> Self {
+    pub fn new(own: Advertisement, policies: Policies) -> Self {
         let mut worker = Self { live: Arc::new(LiveNodes::new(own)), policies, ..Self::default() };
         worker.seen_policies = worker.policies.revision();
         worker.effects = worker.next_effects();
@@ -170,24 +170,24 @@ impl WorkerCore {
                     self.peer_message(from, message);
                 }
             }
-            Input::Order { group, epoch, order } => self.order(group, epoch, *order),
-            Input::Propose { group, epoch, proposals } => {
+            Input::Order { group, open_id, order } => self.order(group, open_id, *order),
+            Input::Propose { group, open_id, proposals } => {
                 self.counters.proposals += proposals.len() as u64;
-                self.propose(group, epoch, proposals);
+                self.propose(group, open_id, proposals);
             }
             Input::Read { group, request } => self.read(group, request),
             Input::Transfer { group, request } => self.transfer(group, request),
             Input::ChangeMembership { group, request } => self.change_membership(group, *request),
             Input::Barrier { group, order } => self.barrier(group, order),
-            Input::TakeSnapshot { group, waiter } => self.take_snapshot(group, waiter),
+            Input::TakeSnapshot { group, completion } => self.take_snapshot(group, completion),
             Input::Persisted(acks) => {
                 for ack in acks {
-                    self.notify(ack.group, ack.epoch, |core, effects| {
+                    self.notify(ack.group, ack.open_id, |core, effects| {
                         core.on_persisted(&ack, effects)
                     });
                 }
             }
-            Input::Group { group, epoch, event } => self.group_event(group, epoch, event),
+            Input::Group { group, open_id, event } => self.group_event(group, open_id, event),
             Input::Shipped { group, to, outcome } => {
                 self.with(group, |core, _| core.on_shipped(to, outcome));
             }
@@ -198,14 +198,14 @@ impl WorkerCore {
             }
             Input::NodeLive { node, incarnation } => self.node_live(node, incarnation),
             Input::NodeLost { node } => self.node_lost(node),
-            Input::NodeAdvert { node, incarnation, advert } => {
-                if self.change_nodes(|nodes| nodes.note(node, incarnation, advert)) {
+            Input::NodeAdvertisement { node, incarnation, advertisement } => {
+                if self.change_nodes(|nodes| nodes.note(node, incarnation, advertisement)) {
                     self.queue_wakes(NodeChange::Facts);
                 }
             }
             Input::RaiseDoubt { group, doubt } => self.raise_doubt(group, doubt),
-            Input::OwnAdvert(advert) => {
-                if self.change_nodes(|nodes| nodes.note_own(advert)) {
+            Input::OwnAdvertisement(advertisement) => {
+                if self.change_nodes(|nodes| nodes.note_own(advertisement)) {
                     self.touch_awake();
                     self.queue_wakes(NodeChange::Facts);
                 }
@@ -213,19 +213,19 @@ impl WorkerCore {
             Input::Busy(busy) => {
                 self.change_nodes(|nodes| nodes.note_busy(busy));
             }
-            Input::Outlook { group, waiter } => {
-                self.with(group, |core, effects| core.outlook(waiter, effects));
+            Input::EligibilityReport { group, completion } => {
+                self.with(group, |core, effects| core.eligibility(completion, effects));
             }
             Input::Reevaluate { group } => {
                 self.with(group, |core, _| core.reevaluate());
             }
-            Input::CheckSleeping { part, of } => self.check_sleeping(part, of),
+            Input::CheckHibernating { part, of } => self.check_hibernating(part, of),
             Input::Open(core) => self.open(*core),
             Input::HostFailed(fault) => self.fail_all(&GroupFault::Host(fault)),
             Input::Stop => self.stop_all(),
             Input::Close { group, cause, ending } => {
                 let open = ending.as_ref().and_then(|ending| ending.open_id());
-                if open.is_none_or(|open| self.epoch_of(group) == Some(open.get())) {
+                if open.is_none_or(|open| self.open_id_of(group) == Some(open.get())) {
                     self.leave_followers(group);
                     self.close(group, cause);
                 }
@@ -256,19 +256,19 @@ impl WorkerCore {
     /// that does not run, are passed to the host, which decides.
     fn message_for_unknown(&mut self, from: NodeId, group: GroupId, message: GroupMessage) {
         let failed = self.failed.contains_key(&group);
-        if message.kind() == MessageKind::Invite && !failed {
-            self.effects.invitations.push((from, message));
+        if message.kind() == MessageKind::CreateReplica && !failed {
+            self.effects.create_requests.push((from, message));
             return;
         }
         self.counters.unknown_group += 1;
-        if matches!(message.kind(), MessageKind::Removed | MessageKind::Invite) {
+        if matches!(message.kind(), MessageKind::Removed | MessageKind::CreateReplica) {
             self.effects.notices.push((from, message));
         }
     }
 
     /// Dropping an order answers its caller that the replica stopped.
-    fn order(&mut self, group: GroupId, epoch: u64, order: Input) {
-        if self.epoch_of(group).is_none_or(|known| known == epoch) {
+    fn order(&mut self, group: GroupId, open_id: u64, order: Input) {
+        if self.open_id_of(group).is_none_or(|known| known == open_id) {
             return self.handle(order);
         }
         self.counters.stale += 1;
@@ -277,11 +277,11 @@ impl WorkerCore {
     fn propose(
         &mut self,
         group: GroupId,
-        epoch: Option<u64>,
+        open_id: Option<u64>,
         proposals: Vec<crate::core::Proposal>,
     ) {
-        let runs = self.groups.get(&group).map(|slot| slot.core.epoch());
-        if runs.is_none() || epoch.is_some() && epoch != runs {
+        let runs = self.groups.get(&group).map(|slot| slot.core.open_id());
+        if runs.is_none() || open_id.is_some() && open_id != runs {
             let error = self.gone_for_proposals(group);
             for proposal in proposals {
                 self.effects.fail(proposal.pending, error.clone());
@@ -306,7 +306,7 @@ impl WorkerCore {
             Some(fault) => ReadError::Faulted { group, fault: fault.clone() },
             None => ReadError::Stopped { group },
         };
-        self.effects.read_replies.push((request.waiter, Err(error)));
+        self.effects.read_replies.push((request.completion, Err(error)));
     }
 
     fn change_membership(&mut self, group: GroupId, request: crate::core::MembershipRequest) {
@@ -321,7 +321,7 @@ impl WorkerCore {
             Some(fault) => MembershipError::Faulted { group, fault: fault.clone() },
             None => MembershipError::Stopped { group },
         };
-        self.effects.membership_replies.push((request.waiter, Err(error)));
+        self.effects.membership_replies.push((request.completion, Err(error)));
     }
 
     fn barrier(&mut self, group: GroupId, order: BarrierOrder) {
@@ -334,24 +334,26 @@ impl WorkerCore {
         }
         let error = BarrierError::Stopped { group };
         match order {
-            BarrierOrder::Open(waiter) => self.effects.barrier_replies.push((waiter, Err(error))),
+            BarrierOrder::Open(completion) => {
+                self.effects.barrier_replies.push((completion, Err(error)))
+            }
             BarrierOrder::Close(_) => {}
-            BarrierOrder::Drain { waiter, .. } => {
-                self.effects.drain_replies.push((waiter, Err(error)));
+            BarrierOrder::Drain { completion, .. } => {
+                self.effects.drain_replies.push((completion, Err(error)));
             }
         }
     }
 
-    fn take_snapshot(&mut self, group: GroupId, waiter: crate::core::SnapshotWaiter) {
+    fn take_snapshot(&mut self, group: GroupId, completion: crate::core::SnapshotCompletion) {
         if self.groups.contains_key(&group) {
-            self.with(group, |core, _| core.take_snapshot(waiter));
+            self.with(group, |core, _| core.take_snapshot(completion));
             return;
         }
         let error = match self.fault_of(group) {
             Some(fault) => TakeSnapshotError::Faulted { group, fault: fault.clone() },
             None => TakeSnapshotError::Stopped { group },
         };
-        self.effects.snapshot_replies.push((waiter, Err(error)));
+        self.effects.snapshot_replies.push((completion, Err(error)));
     }
 
     fn transfer(&mut self, group: GroupId, request: crate::core::TransferRequest) {
@@ -366,7 +368,7 @@ impl WorkerCore {
             Some(fault) => TransferError::Faulted { group, fault: fault.clone() },
             None => TransferError::Stopped { group },
         };
-        self.effects.transfer_replies.push((request.waiter, Err(error)));
+        self.effects.transfer_replies.push((request.completion, Err(error)));
     }
 
     fn gone_for_proposals(&self, group: GroupId) -> ProposeError {
@@ -377,49 +379,49 @@ impl WorkerCore {
         ProposeError::Rejected { group, reason }
     }
 
-    fn group_event(&mut self, group: GroupId, epoch: u64, event: GroupEvent) {
+    fn group_event(&mut self, group: GroupId, open_id: u64, event: GroupEvent) {
         match event {
             GroupEvent::Applied { last, durable } => {
-                self.notify(group, epoch, |core, _| core.on_applied(last.index, durable));
+                self.notify(group, open_id, |core, _| core.on_applied(last.index, durable));
             }
             GroupEvent::Restored { position, durable } => {
-                self.notify(group, epoch, |core, effects| {
+                self.notify(group, open_id, |core, effects| {
                     core.on_restored(position, durable, effects);
                 });
             }
             GroupEvent::Durable(durable) => {
-                self.notify(group, epoch, |core, _| core.on_flushed(durable));
+                self.notify(group, open_id, |core, _| core.on_flushed(durable));
             }
             GroupEvent::Admission { term, question, answer } => {
-                self.notify(group, epoch, |core, effects| {
+                self.notify(group, open_id, |core, effects| {
                     core.on_admission(term, question, answer, effects);
                 });
             }
             GroupEvent::SnapshotMade(made) => {
-                self.notify(group, epoch, |core, effects| core.on_snapshot_made(made, effects));
+                self.notify(group, open_id, |core, effects| core.on_snapshot_made(made, effects));
             }
             GroupEvent::Summed { position, summed } => {
-                self.notify(group, epoch, |core, effects| {
+                self.notify(group, open_id, |core, effects| {
                     core.on_summed(position, summed, effects)
                 });
             }
             GroupEvent::Stalled(why) => {
-                self.notify(group, epoch, |core, effects| core.on_stalled(why, effects));
+                self.notify(group, open_id, |core, effects| core.on_stalled(why, effects));
             }
             GroupEvent::Hung(why) => {
-                self.notify(group, epoch, |core, effects| core.on_hung(why, effects));
+                self.notify(group, open_id, |core, effects| core.on_hung(why, effects));
             }
-            GroupEvent::Busy(busy) => self.notify(group, epoch, |core, _| core.on_busy(busy)),
+            GroupEvent::Busy(busy) => self.notify(group, open_id, |core, _| core.on_busy(busy)),
             GroupEvent::Failed(fault) => {
-                if self.is_current(group, epoch) {
+                if self.is_current(group, open_id) {
                     self.fail(group, fault);
                 }
             }
         }
     }
 
-    fn is_current(&mut self, group: GroupId, epoch: u64) -> bool {
-        let current = self.groups.get(&group).is_some_and(|slot| slot.core.epoch() == epoch);
+    fn is_current(&mut self, group: GroupId, open_id: u64) -> bool {
+        let current = self.groups.get(&group).is_some_and(|slot| slot.core.open_id() == open_id);
         self.counters.stale += u64::from(!current);
         current
     }
@@ -428,10 +430,10 @@ impl WorkerCore {
     fn notify(
         &mut self,
         group: GroupId,
-        epoch: u64,
+        open_id: u64,
         act: impl FnOnce(&mut GroupCore, &mut Effects),
     ) {
-        if self.is_current(group, epoch) {
+        if self.is_current(group, open_id) {
             self.with(group, act);
         }
     }
@@ -473,8 +475,8 @@ impl WorkerCore {
         self.deactivate(group);
         slot.core.fail(&fault, &mut self.effects);
         self.queue_step_down_notice(group, &slot.core);
-        let epoch = slot.core.epoch();
-        self.failed.insert(group, Failed { fault, epoch });
+        let open_id = slot.core.open_id();
+        self.failed.insert(group, Failed { fault, open_id });
     }
 
     /// Notifies the peers of a replica that it does not lead them any more, now and for some ticks.
@@ -505,15 +507,15 @@ impl WorkerCore {
     /// A replica ends while its node lives: hibernating followers get no loss of a node.
     fn leave_followers(&mut self, group: GroupId) {
         let Some(slot) = self.groups.remove(&group) else { return };
-        if slot.core.keeps_followers_asleep() {
+        if slot.core.keeps_followers_hibernating() {
             self.queue_step_down_notice(group, &slot.core);
         }
         self.groups.insert(group, slot);
     }
 
-    fn epoch_of(&self, group: GroupId) -> Option<u64> {
-        let failed = self.failed.get(&group).map(|failed| failed.epoch);
-        self.groups.get(&group).map(|slot| slot.core.epoch()).or(failed)
+    fn open_id_of(&self, group: GroupId) -> Option<u64> {
+        let failed = self.failed.get(&group).map(|failed| failed.open_id);
+        self.groups.get(&group).map(|slot| slot.core.open_id()).or(failed)
     }
 
     fn fault_of(&self, group: GroupId) -> Option<&GroupFault> {
@@ -572,29 +574,31 @@ impl WorkerCore {
         news
     }
 
-    /// Leaders that sleep have their replicas compared.
-    fn check_sleeping(&mut self, part: u64, of: u64) {
+    /// Leaders that hibernate have their replicas compared.
+    fn check_hibernating(&mut self, part: u64, of: u64) {
         let groups = self.groups.iter();
         let due: Vec<GroupId> = groups
-            .filter(|(group, slot)| spread(**group) % of.max(1) == part && slot.core.is_asleep())
+            .filter(|(group, slot)| {
+                spread(**group) % of.max(1) == part && slot.core.is_hibernating()
+            })
             .map(|(group, _)| *group)
             .collect();
         for group in due {
-            self.with(group, |core, effects| core.check_asleep(effects));
+            self.with(group, |core, effects| core.check_hibernating(effects));
         }
     }
 
-    /// Sleeping groups learn of a change in portions: woken all at once they would starve those
+    /// Hibernating groups learn of a change in portions: woken all at once they would starve those
     /// that work.
     fn queue_wakes(&mut self, change: NodeChange) {
-        let mut asleep: Vec<GroupId> = self
+        let mut hibernating: Vec<GroupId> = self
             .groups
             .iter()
-            .filter(|(_, slot)| slot.core.is_asleep() || concerns_awake(&slot.core, change))
+            .filter(|(_, slot)| slot.core.is_hibernating() || concerns_awake(&slot.core, change))
             .map(|(group, _)| *group)
             .collect();
-        asleep.sort_unstable();
-        asleep.into_iter().for_each(|group| self.to_wake.push(group, change));
+        hibernating.sort_unstable();
+        hibernating.into_iter().for_each(|group| self.to_wake.push(group, change));
     }
 
     /// Moves the logical clock on by one slot: the groups of that slot tick once. A whole tick
@@ -687,7 +691,7 @@ impl WorkerCore {
         let mut write = GroupWrite::new(group);
         write.destroy = Some(slot.core.replica());
         self.effects.log.batch.writes.push(write);
-        self.effects.log.destroyed.push((group, slot.core.epoch()));
+        self.effects.log.destroyed.push((group, slot.core.open_id()));
     }
 
     /// Whether the group ticks from here on.
@@ -700,7 +704,7 @@ impl WorkerCore {
         if slot.core.is_frozen() {
             self.frozen.insert(group);
         }
-        if slot.core.is_asleep() {
+        if slot.core.is_hibernating() {
             self.active[slot_of(group)].remove(&group);
         } else {
             self.active[slot_of(group)].insert(group);

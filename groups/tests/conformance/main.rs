@@ -64,7 +64,7 @@ fn the_suite_notices_what_is_broken() {
     let broken = [
         (Sabotage { syncs_lie: true, ..Sabotage::default() }, "p2_what_was_acknowledged_survives"),
         (Sabotage { no_orders: true, ..Sabotage::default() }, "t1_"),
-        (bug(KnownBug::WaiterByIndex), "p8_"),
+        (bug(KnownBug::CompletionByIndex), "p8_"),
         (bug(KnownBug::LeaseInTransfer), "l8_"),
     ];
     let runtime = tokio::runtime::Runtime::new().unwrap();

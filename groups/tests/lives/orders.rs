@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use shardhost_groups::completion::{Charge, Completion, Pending};
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::core::{Effects, GroupCore, Proposal, ReplicaStart};
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemoryStore,
 };
-use shardhost_groups::waiter::{Charge, Pending, Waiter};
 use shardhost_groups::worker::{Input, WorkerCore};
 use shardhost_groups::{
     GroupId, LogPosition, Membership, NodeId, ProposalRejection, ProposeError, Term,
@@ -44,25 +44,25 @@ fn worker() -> WorkerCore {
         applied: LogPosition::default(),
         durable: None,
         lost: false,
-        epoch: OPEN,
+        open_id: OPEN,
         policies: Policies::new(),
     };
     let config = Arc::new(GroupsConfig::new(NodeId::must(1)));
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     let core = GroupCore::open(config, Arc::new(store), &logger, start).unwrap();
-    let mut worker = WorkerCore::new(Advert::default(), Policies::new());
+    let mut worker = WorkerCore::new(Advertisement::default(), Policies::new());
     worker.handle(Input::Open(Box::new(core)));
     worker.finish_step(None);
     worker
 }
 
 /// Proposes for an opening; what the step refuses.
-fn propose(worker: &mut WorkerCore, epoch: u64) -> Vec<ProposeError> {
+fn propose(worker: &mut WorkerCore, open_id: u64) -> Vec<ProposeError> {
     let (sender, _answer) = oneshot::channel();
-    let pending = Pending::new(GROUP, Waiter::One(sender), Charge::default(), Instant::now());
+    let pending = Pending::new(GROUP, Completion::One(sender), Charge::default(), Instant::now());
     let command = Bytes::from_static(b"x");
     let proposals = vec![Proposal { command, in_term: None, through_barrier: false, pending }];
-    worker.handle(Input::Propose { group: GROUP, epoch: Some(epoch), proposals });
+    worker.handle(Input::Propose { group: GROUP, open_id: Some(open_id), proposals });
     let Effects { failed, .. } = worker.finish_step(None);
     failed.into_iter().map(|(_, error)| error).collect()
 }
@@ -81,13 +81,13 @@ fn a_proposal_for_an_earlier_opening_is_rejected() {
 #[test]
 fn an_order_for_an_earlier_opening_is_dropped() {
     let mut worker = worker();
-    for (epoch, taken) in [(OPEN - 1, false), (OPEN, true)] {
-        let (waiter, mut answer) = oneshot::channel();
-        let order = Box::new(Input::TakeSnapshot { group: GROUP, waiter });
-        worker.handle(Input::Order { group: GROUP, epoch, order });
+    for (open_id, taken) in [(OPEN - 1, false), (OPEN, true)] {
+        let (completion, mut answer) = oneshot::channel();
+        let order = Box::new(Input::TakeSnapshot { group: GROUP, completion });
+        worker.handle(Input::Order { group: GROUP, open_id, order });
         worker.finish_step(None);
         let dropped = matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
-        assert_eq!(dropped, !taken, "for opening {epoch}");
+        assert_eq!(dropped, !taken, "for opening {open_id}");
     }
     assert_eq!(worker.counters().stale, 1);
 }

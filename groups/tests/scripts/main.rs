@@ -18,7 +18,7 @@
 //! |---|---|
 //! | `1->2 g1 Append term=2 prev=3@1 entries=[4@2 "x"] commit=3` | node 1 sends node 2 an append for group 1; `4@2` is the entry of term 2 at index 4 |
 //! | `n2 g1 persist term=2 vote=1 entries=[4@2 "x"]` | this is durable on node 2; what it promises leaves behind it |
-//! | `n2 g1 follower term=2 leader=1`, `commit 4`, `config 5 …`, `asleep` | what the replica says of itself changed |
+//! | `n2 g1 follower term=2 leader=1`, `commit 4`, `config 5 …`, `hibernating` | what the replica says of itself changed |
 //! | `n1 g1 applied 4@2 "x"` | the state machine applied a command; `applied 4` an entry that is none |
 //! | `n1 g1 edge Acquired term=2` | an event for listeners of leadership |
 //! | `n1 g1 propose x: applied at 4@2, answer 1` | a caller gets its answer; a machine's answer is how many commands it has applied |
@@ -37,7 +37,7 @@
 //! | … `keeps` | state machines keep themselves on disk; `flush` writes them |
 //! | … `freeze=1` | ticks that proposals wait for a transfer |
 //! | … `check=40` | ticks after which a leader has the replicas compared; it begins within as many |
-//! | … `sleep=5` `trail=2` `keep-log=4` `snapshot-every=9` `append-bytes=1` `inflight=2` `apply-bytes=1` `seed=3` | settings, as in `GroupsConfig` |
+//! | … `hibernate=5` `trail=2` `keep-log=4` `snapshot-every=9` `append-bytes=1` `inflight=2` `apply-bytes=1` `seed=3` | settings, as in `GroupsConfig` |
 //!
 //! | time | |
 //! |---|---|
@@ -56,7 +56,7 @@
 //! | `lose from=1 kind=…`, `partition node=(1,2)`, `heal` | messages that fit are lost; two sides do not hear each other; no more of that |
 //! | `ship from=1 to=3` | a snapshot arrives (`fail`: it does not) |
 //! | `forge from=1 to=2 kind=Vote term=9 index=1 log-term=2 entries=(2.x) commit=1 …` | a forged message arrives |
-//! | … `kind=Invite founders=(2,4) without=(1) config=9 newest=7` | the configuration that an invitation, or a notice of removal, shows |
+//! | … `kind=CreateReplica founders=(2,4) without=(1) config=9 newest=7` | the configuration that a create request, or a notice of removal, shows |
 //! | `network` | shows it |
 //!
 //! | asking | |
@@ -78,7 +78,7 @@
 //! |---|---|
 //! | `write`, `sync`, `persist` | the log writer writes what waits; syncs it; both |
 //! | `apply node=1 group=1`, `flush` | state machines do one piece of work; keep what they hold |
-//! | `check-asleep node=1` | it is time to compare the replicas of groups that it leads and that sleep |
+//! | `check-hibernating node=1` | it is time to compare the replicas of groups that it leads and that hibernate |
 //! | `stall node=1 part=disk`, `resume …` | its `disk`, `machine`, `worker` or `policies` stand still when others take turns |
 //! | `crash node=1 keep=1`, `restart node=1`, `close node=1` | the process dies, and of the unsynced writes one survives; starts; closes a group |
 //! | `back-up node=1`, `put-back node=1`, `wipe node=1` | the data directory is copied; of a node that is down, the copy is put back, or the disk replaced by an empty one |
@@ -114,7 +114,7 @@ macro_rules! folders {
 }
 
 folders! {
-    elections replication persistence proposals reads transfers sleep snapshots failures validator
+    elections replication persistence proposals reads transfers hibernation snapshots failures validator
     membership leases barriers policies consistency
 }
 
@@ -170,14 +170,14 @@ const NEEDS: &[(KnownBug, &str)] = &[
     (KnownBug::CountLateAnswers, "membership/late_answer_of_a_lost_disk.txt"),
     (KnownBug::RemovedCampaigns, "membership/removed_one_does_not_stand_in_the_way.txt"),
     (KnownBug::ForgetCommit, "membership/commit_is_remembered.txt"),
-    (KnownBug::InvitationOfAnotherGroup, "membership/invitation_of_another_group.txt"),
-    (KnownBug::SilentPolicyKeepsLeadership, "policies/no_answer_hands_on_before_sleep.txt"),
+    (KnownBug::CreateRequestOfAnotherGroup, "membership/create_request_of_another_group.txt"),
+    (KnownBug::SilentPolicyKeepsLeadership, "policies/no_answer_hands_on_before_hibernation.txt"),
     (KnownBug::SilentPolicyKeepsLeadership, "policies/a_policy_that_panicked_is_asked_again.txt"),
     (KnownBug::ForgiveTheLast, "policies/a_silent_successor_behind_one_that_declined.txt"),
     (KnownBug::RefusedForGood, "policies/a_successor_that_installs_a_snapshot_is_asked_again.txt"),
     (KnownBug::CaretakerAnswersReads, "policies/caretaker_follower_read.txt"),
     (KnownBug::IgnoreDoubt, "persistence/lost_tail_while_another_lags.txt"),
-    (KnownBug::TurnOfOneTick, "sleep/turns.txt"),
+    (KnownBug::TurnOfOneTick, "hibernation/turns.txt"),
     (KnownBug::SkipCommands, "consistency/all_are_equal.txt"),
 ];
 

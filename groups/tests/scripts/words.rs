@@ -43,7 +43,7 @@ fn fields(m: &GroupMessage) -> String {
         MessageKind::PreVoteResponse | MessageKind::VoteResponse => verdict.to_owned(),
         MessageKind::Snapshot => snapshot_fields(m),
         MessageKind::Removed => format!(" config={}", m.index),
-        MessageKind::Invite => format!(" replica={}", m.to_replica),
+        MessageKind::CreateReplica => format!(" replica={}", m.to_replica),
         MessageKind::TransferAsk if !m.declined.is_empty() => {
             format!(" declined={:?}", m.declined)
         }
@@ -58,8 +58,8 @@ fn fields(m: &GroupMessage) -> String {
         MessageKind::ChecksumVerdict => {
             format!(" at={}@{} {:?}{}", m.index, m.log_term, m.verdict(), sum(m))
         }
-        MessageKind::Sleep => format!(" last={} commit={}", m.index, m.commit),
-        MessageKind::SleepResponse => if m.reject { " refuses" } else { " agrees" }.to_owned(),
+        MessageKind::Hibernate => format!(" last={} commit={}", m.index, m.commit),
+        MessageKind::HibernateResponse => if m.reject { " refuses" } else { " agrees" }.to_owned(),
         _ => String::new(),
     }
 }
@@ -206,8 +206,8 @@ pub fn changes(before: Option<&GroupStatus>, status: &GroupStatus) -> Vec<String
         });
         lines.retain(|line| !line.is_empty());
     }
-    if differs(&|status| status.asleep.to_string()) {
-        lines.push(if status.asleep { "asleep" } else { "awake" }.to_owned());
+    if differs(&|status| status.hibernating.to_string()) {
+        lines.push(if status.hibernating { "hibernating" } else { "awake" }.to_owned());
     }
     lines
 }

@@ -32,7 +32,7 @@ impl Trio {
         shape.load_every = 10;
         shape.lease_read_every = 3;
         shape.read_every = 20;
-        shape.config.sleep_after_ticks = 0;
+        shape.config.hibernate_after_ticks = 0;
         shape.config.seed = seed;
         shape.config.bugs = bugs;
         let mut cluster = Cluster::new(seed, &shape);
@@ -97,7 +97,7 @@ fn a_lease_counts_from_the_sending_of_its_heartbeat() {
 }
 
 #[test]
-fn a_lease_is_shorter_than_the_promise_behind_it() {
+fn a_lease_is_shorter_than_the_vote_lock_behind_it() {
     let bugs = KnownBugs::from([KnownBug::LeaseWithoutMargin]);
     needs_the_rule(bugs, |trio| {
         trio.cut_leader_off();
@@ -121,7 +121,7 @@ fn a_lease_is_void_during_a_transfer() {
 /// A leader lives by the promise of one follower alone. That one is killed and comes back at
 /// once, cut off from the leader, while the other follower campaigns.
 #[test]
-fn a_voter_keeps_its_promise_over_a_restart() {
+fn a_vote_lock_outlives_a_restart() {
     needs_the_rule(KnownBugs::from([KnownBug::ForgetVoteLock]), |trio| {
         a_lone_supporter_restarts(trio, |_, _| {})
     });
@@ -135,8 +135,8 @@ fn a_vote_lock_holds_without_a_clock() {
     });
 }
 
-/// A leader lives by the vote lock of one follower alone. That one is killed and comes back at once, cut off
-/// from the leader, while the other follower campaigns.
+/// A leader lives by the vote lock of one follower alone. That one is killed and comes back at
+/// once, cut off from the leader, while the other follower campaigns.
 fn a_lone_supporter_restarts(
     trio: &mut Trio,
     meanwhile: impl FnOnce(&mut Cluster, NodeId),

@@ -8,11 +8,11 @@
 mod consistency;
 mod doubt;
 mod forgetting;
+mod hibernation;
 mod impairments;
 mod leases;
 mod policies;
 mod recovery;
-mod sleep;
 mod standstill;
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
@@ -59,11 +59,11 @@ fn clusters_keep_their_promises_under_faults() {
 }
 
 #[test]
-fn clusters_that_never_sleep_keep_their_promises_under_faults() {
+fn clusters_that_never_hibernate_keep_their_promises_under_faults() {
     all_seeds_hold(
         |seed| {
             let mut shape = Shape::from_seed(seed ^ 0x5eed);
-            shape.config.sleep_after_ticks = 0;
+            shape.config.hibernate_after_ticks = 0;
             shape
         },
         Coverage::demand,
@@ -150,8 +150,8 @@ fn forgetting_the_vote_is_caught() {
 }
 
 #[test]
-fn resolving_a_waiter_by_its_index_alone_is_caught() {
-    let bugs = KnownBugs::from([KnownBug::WaiterByIndex]);
+fn resolving_a_completion_by_its_index_alone_is_caught() {
+    let bugs = KnownBugs::from([KnownBug::CompletionByIndex]);
     let (seed, violation) = first_complaint(bugs).expect("no seed noticed the bug");
     println!("seed {seed}: {violation}");
 }
@@ -219,8 +219,8 @@ const FOUNDER: NodeId = NodeId::must(4);
 const VICTIM: NodeId = NodeId::must(3);
 
 /// A node founds another group under the id of one, and its members come and go until a node is
-/// invited that holds a replica of the first one.
-fn invited_by_another_group(bugs: KnownBugs) -> Result<Cluster, String> {
+/// asked that holds a replica of the first one.
+fn asked_by_another_group(bugs: KnownBugs) -> Result<Cluster, String> {
     let (group, victim, founder) = (GroupId::new(1), VICTIM, FOUNDER);
     let mut shape = Shape::calm();
     (shape.groups, shape.spares, shape.config.bugs) = (1, 3, bugs);
@@ -239,14 +239,14 @@ fn invited_by_another_group(bugs: KnownBugs) -> Result<Cluster, String> {
         cluster.change_members(founder, group, change)?;
         cluster.pass(3_000)?;
     }
-    let invites = cluster.status(founder, group).map(|status| status.membership.replica_on(victim));
-    assert!(invites.flatten().is_some(), "the other group does not invite the node");
+    let asks = cluster.status(founder, group).map(|status| status.membership.replica_on(victim));
+    assert!(asks.flatten().is_some(), "the other group does not ask the node");
     Ok(cluster)
 }
 
 /// Whether the replica of the first group is still there afterwards.
-fn survives_the_invitation_of_another_group(bugs: KnownBugs) -> Result<bool, String> {
-    let (group, cluster) = (GroupId::new(1), invited_by_another_group(bugs)?);
+fn survives_the_create_request_of_another_group(bugs: KnownBugs) -> Result<bool, String> {
+    let (group, cluster) = (GroupId::new(1), asked_by_another_group(bugs)?);
     let first = cluster.status(NodeId::must(1), group).map(|status| status.membership.genesis);
     let still = cluster.status(VICTIM, group).map(|status| status.membership.genesis);
     Ok(still == first)
@@ -254,7 +254,7 @@ fn survives_the_invitation_of_another_group(bugs: KnownBugs) -> Result<bool, Str
 
 /// Who says that there are two groups of the same id.
 fn who_says_that_there_are_two(bugs: KnownBugs) -> Result<[Option<NodeId>; 2], String> {
-    let (group, cluster) = (GroupId::new(1), invited_by_another_group(bugs)?);
+    let (group, cluster) = (GroupId::new(1), asked_by_another_group(bugs)?);
     let says = |node| cluster.status(node, group).and_then(|status| status.conflicting);
     Ok([says(VICTIM), says(FOUNDER)])
 }
@@ -268,10 +268,10 @@ fn two_groups_of_one_id_both_say_so() {
 }
 
 #[test]
-fn an_invitation_of_another_group_ends_no_replica() {
-    let bug = KnownBugs::from([KnownBug::InvitationOfAnotherGroup]);
-    assert_eq!(survives_the_invitation_of_another_group(KnownBugs::default()), Ok(true));
-    assert_eq!(survives_the_invitation_of_another_group(bug), Ok(false));
+fn an_create_request_of_another_group_ends_no_replica() {
+    let bug = KnownBugs::from([KnownBug::CreateRequestOfAnotherGroup]);
+    assert_eq!(survives_the_create_request_of_another_group(KnownBugs::default()), Ok(true));
+    assert_eq!(survives_the_create_request_of_another_group(bug), Ok(false));
 }
 
 /// The checkers notice a loss when disks lie: without this, their silence would prove nothing.

@@ -2,7 +2,7 @@
 //! certain one.
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::{GroupId, NodeId, Requirement, RequirementMode};
 use shardhost_testing::simulation::{Cluster, Shape};
 
@@ -10,13 +10,13 @@ use crate::{all_seeds_hold, run};
 
 const GROUP: GroupId = GroupId::new(1);
 
-fn having(names: &[&str]) -> Advert {
+fn having(names: &[&str]) -> Advertisement {
     let capabilities = names.iter().map(|name| (*name).to_owned()).collect();
-    Advert { capabilities, ..Advert::default() }
+    Advertisement { capabilities, ..Advertisement::default() }
 }
 
-fn draining() -> Advert {
-    Advert { draining: true, ..having(&["fifo"]) }
+fn draining() -> Advertisement {
+    Advertisement { draining: true, ..having(&["fifo"]) }
 }
 
 /// A calm cluster in which these nodes have what the group requires of its leader.
@@ -25,11 +25,11 @@ fn cluster(seed: u64, nodes: u64, able: &[u64]) -> Result<Cluster, String> {
     shape.nodes = nodes;
     shape.groups = 1;
     shape.config.seed = seed;
-    shape.config.sleep_after_ticks = if seed.is_multiple_of(2) { 0 } else { 10 };
+    shape.config.hibernate_after_ticks = if seed.is_multiple_of(2) { 0 } else { 10 };
     let mut cluster = Cluster::new(seed, &shape);
     for node in 1..=nodes {
-        let advert = if able.contains(&node) { having(&["fifo"]) } else { having(&[]) };
-        cluster.advertise(NodeId::must(node), advert)?;
+        let advertisement = if able.contains(&node) { having(&["fifo"]) } else { having(&[]) };
+        cluster.advertise(NodeId::must(node), advertisement)?;
     }
     cluster.pass(4_000)?;
     cluster.require(GROUP, Requirement::hard(["fifo"]).unwrap())?;
@@ -70,7 +70,7 @@ fn an_impaired_leader_hands_over(
     let mut shape = Shape::calm();
     shape.groups = 1;
     shape.config.seed = seed;
-    shape.config.sleep_after_ticks = if seed.is_multiple_of(2) { 0 } else { 10 };
+    shape.config.hibernate_after_ticks = if seed.is_multiple_of(2) { 0 } else { 10 };
     shape.config.bugs = bug.map_or_else(KnownBugs::none, |bug| KnownBugs::from([bug]));
     let mut cluster = Cluster::new(seed, &shape);
     cluster.pass(4_000)?;
@@ -108,7 +108,7 @@ fn hangs(cluster: &mut Cluster, node: NodeId) -> Result<(), String> {
 
 fn recovers(cluster: &mut Cluster, node: NodeId) -> Result<(), String> {
     cluster.hang_log(node, 0);
-    cluster.advertise(node, Advert::default())
+    cluster.advertise(node, Advertisement::default())
 }
 
 fn stalls(cluster: &mut Cluster, node: NodeId) -> Result<(), String> {
@@ -245,8 +245,8 @@ fn leadership_follows_what_is_required() {
         let mut cluster = cluster(seed, 3, &[1])?;
         for able in [2, 3, 1, 2] {
             for node in 1..=3 {
-                let advert = if node == able { having(&["fifo"]) } else { having(&["ssd"]) };
-                cluster.advertise(NodeId::must(node), advert)?;
+                let advertisement = if node == able { having(&["fifo"]) } else { having(&["ssd"]) };
+                cluster.advertise(NodeId::must(node), advertisement)?;
             }
             cluster.pass(6_000)?;
             led_by(&cluster, &[able])?;

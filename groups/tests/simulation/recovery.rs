@@ -1,4 +1,5 @@
-//! State machines that lose their state: a replica is given another one's, and nothing is applied before.
+//! State machines that lose their state: a replica is given another one's, and nothing is applied
+//! before.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +23,7 @@ fn clusters_keep_their_promises_while_states_are_lost() {
 fn comes_back(seed: u64, lost: &[u64]) -> Result<(), String> {
     let mut shape = Shape::calm();
     (shape.groups, shape.keeping, shape.config.seed) = (1, seed % 3, seed);
-    shape.config.sleep_after_ticks = if seed.is_multiple_of(2) { 0 } else { 10 };
+    shape.config.hibernate_after_ticks = if seed.is_multiple_of(2) { 0 } else { 10 };
     let mut cluster = Cluster::new(seed, &shape);
     cluster.pass(4_000)?;
     cluster.clients_work(true);
@@ -95,12 +96,12 @@ fn going_on_without_the_state_is_caught() {
     println!("seed {seed}: {violation}");
 }
 
-/// One voter is gone, another one without its state, and the leader starts anew: the group needs the
-/// log of the replica that waits for a snapshot.
+/// One voter is gone, another one without its state, and the leader starts anew: the group needs
+/// the log of the replica that waits for a snapshot.
 fn goes_on_with_two(seed: u64, bugs: KnownBugs) -> Result<(), String> {
     let mut shape = Shape::calm();
     (shape.groups, shape.keeping, shape.config.seed) = (1, seed % 3, seed);
-    (shape.config.sleep_after_ticks, shape.config.bugs) = (0, bugs);
+    (shape.config.hibernate_after_ticks, shape.config.bugs) = (0, bugs);
     let mut cluster = Cluster::new(seed, &shape);
     cluster.pass(4_000)?;
     cluster.clients_work(true);

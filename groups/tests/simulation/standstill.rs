@@ -1,5 +1,6 @@
-//! Replicas that stand still, without their state or with one that is not restored yet, hold nothing up that
-//! the group can do without them. Each world leads to one such moment, at times that its seed draws.
+//! Replicas that stand still, without their state or with one that is not restored yet, hold
+//! nothing up that the group can do without them. Each world leads to one such moment, at times
+//! that its seed draws.
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::{CaughtUp, GroupId, MembershipChange, NodeId};
@@ -13,7 +14,7 @@ const WITHIN: u64 = 25_000;
 fn working(seed: u64, spares: u64, bugs: KnownBugs) -> Result<Cluster, String> {
     let mut shape = Shape::calm();
     (shape.groups, shape.spares, shape.keeping) = (1, spares, 2);
-    (shape.config.seed, shape.config.bugs, shape.config.sleep_after_ticks) = (seed, bugs, 0);
+    (shape.config.seed, shape.config.bugs, shape.config.hibernate_after_ticks) = (seed, bugs, 0);
     let mut cluster = Cluster::new(seed, &shape);
     cluster.pass(4_000)?;
     cluster.clients_work(true);
@@ -61,8 +62,8 @@ fn is_caught(world: fn(u64, KnownBugs) -> Result<(), String>, bug: KnownBug) {
     println!("{}", found.expect("no seed noticed the bug"));
 }
 
-/// One voter is far behind, and another loses its state and has to lead these two. Then the third is back,
-/// which has everything, and does not answer when it is asked to take over.
+/// One voter is far behind, and another loses its state and has to lead these two. Then the third
+/// is back, which has everything, and does not answer when it is asked to take over.
 fn an_unlevel_one_is_not_waited_for(seed: u64, bugs: KnownBugs) -> Result<(), String> {
     let mut cluster = working(seed, 0, bugs)?;
     let [leader, lost, behind] = roles(&cluster, seed)?;
@@ -116,8 +117,8 @@ fn a_stalled_leader_that_keeps_a_joint_configuration_is_caught() {
     is_caught(a_joint_configuration_is_left, KnownBug::JointWaitsForMachine);
 }
 
-/// A follower gets a snapshot and has no room for it. It acknowledges what stands behind; then the leader
-/// dies, and the other voter lacks that.
+/// A follower gets a snapshot and has no room for it. It acknowledges what stands behind; then the
+/// leader dies, and the other voter lacks that.
 fn an_installing_follower_leads(seed: u64, bugs: KnownBugs) -> Result<(), String> {
     let mut cluster = working(seed, 0, bugs)?;
     let [leader, other, behind] = roles(&cluster, seed)?;
@@ -138,8 +139,8 @@ fn a_follower_that_stays_out_while_it_installs_is_caught() {
     is_caught(an_installing_follower_leads, KnownBug::InstallStaysOut);
 }
 
-/// All but the leader lose their states, and an operator removes the leader just then. There are two voters
-/// or three.
+/// All but the leader lose their states, and an operator removes the leader just then. There are
+/// two voters or three.
 fn the_last_state_stays(seed: u64, bugs: KnownBugs) -> Result<(), String> {
     let mut cluster = working(seed, 0, bugs)?;
     let [leader, one, other] = roles(&cluster, seed)?;
@@ -165,7 +166,8 @@ fn the_last_state_stays(seed: u64, bugs: KnownBugs) -> Result<(), String> {
     is_served(&mut cluster).map(|_| ())
 }
 
-/// A follower restores a snapshot for long, and gets on. The leader dies: the voter that has everything leads.
+/// A follower restores a snapshot for long, and gets on. The leader dies: the voter that has
+/// everything leads.
 fn a_restore_that_lasts_leads_last(seed: u64, bugs: KnownBugs) -> Result<(), String> {
     let mut cluster = working(seed, 0, bugs)?;
     let [leader, whole, behind] = roles(&cluster, seed)?;
@@ -189,8 +191,8 @@ fn removing_the_last_state_is_caught() {
     is_caught(the_last_state_stays, KnownBug::ForgetLostStates);
 }
 
-/// Two voters without a state are all that is left for a while. One of them leads, and neither can give the
-/// other what it lacks: how many terms that takes.
+/// Two voters without a state are all that is left for a while. One of them leads, and neither can
+/// give the other what it lacks: how many terms that takes.
 fn leads_on_without_a_state(seed: u64, bugs: KnownBugs) -> Result<(), String> {
     let mut cluster = working(seed, 0, bugs)?;
     let [leader, one, other] = roles(&cluster, seed)?;

@@ -94,7 +94,7 @@ fn a_parked_leader_tells_its_followers_to_look_for_another() {
     assert!(victim.status(1).serving);
 
     let event = shardhost_groups::worker::GroupEvent::Failed(GroupFault::Panic("test".into()));
-    victim.core.handle(Input::Group { group: GroupId::new(1), epoch: 1, event });
+    victim.core.handle(Input::Group { group: GroupId::new(1), open_id: 1, event });
     let effects = victim.core.finish_step(None);
 
     let woken: Vec<u64> = effects

@@ -7,7 +7,7 @@ use shardhost_proto::log::{
     Entry, EntryKind, LogPosition as WirePosition, Member, Membership as WireMembership,
 };
 use shardhost_proto::peer::{
-    GroupMessage, Invitation, MessageKind, RecoveryAnswer, SnapshotMeta, StateChecksum,
+    CreateRequest, GroupMessage, MessageKind, RecoveryAnswer, SnapshotMeta, StateChecksum,
 };
 
 use crate::victim::{Victim, command, message};
@@ -246,7 +246,7 @@ fn build(victim: &Victim, garbage: &Garbage) -> GroupMessage {
         }),
         stamp: garbage.hint.around(last),
         life: garbage.commit_term.around(term),
-        invitation: invitation(garbage),
+        create_request: create_request(garbage),
         genesis: if garbage.reject { garbage.hint.around(last) } else { 0 },
         escape: garbage.reject,
         refusal: None,
@@ -294,13 +294,13 @@ fn recovery(garbage: &Garbage, term: u64, last: u64) -> Option<Box<RecoveryAnswe
 }
 
 /// Of the kinds that carry one mostly some membership, of the others mostly none.
-fn invitation(garbage: &Garbage) -> Option<Invitation> {
-    let invites =
-        [MessageKind::Removed, MessageKind::Invite].map(i32::from).contains(&garbage.kind);
-    let metadata = garbage.snapshot.as_ref().filter(|_| invites || garbage.reject)?;
+fn create_request(garbage: &Garbage) -> Option<CreateRequest> {
+    let asks =
+        [MessageKind::Removed, MessageKind::CreateReplica].map(i32::from).contains(&garbage.kind);
+    let metadata = garbage.snapshot.as_ref().filter(|_| asks || garbage.reject)?;
     let (members, auto_leave) = (metadata.members.clone(), metadata.auto_leave);
     let membership = WireMembership { members, auto_leave, ..Default::default() };
-    Some(Invitation { membership: Some(membership), ..Invitation::default() })
+    Some(CreateRequest { membership: Some(membership), ..CreateRequest::default() })
 }
 
 fn entries(garbage: &Garbage, term: u64, snapshot: bool) -> Vec<Entry> {

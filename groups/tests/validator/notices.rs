@@ -3,7 +3,7 @@
 
 use shardhost_groups::storage::convert::membership_to_message;
 use shardhost_groups::{GroupId, LogPosition, Membership, NodeId, ReplicaId};
-use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind};
+use shardhost_proto::peer::{CreateRequest, GroupMessage, MessageKind};
 
 use crate::victim::{Victim, message};
 
@@ -14,8 +14,8 @@ fn notice(config_index: u64) -> GroupMessage {
     membership.newest_replica = ReplicaId::new(3);
     membership.config_index = config_index.into();
     let membership = Some(membership_to_message(&membership));
-    let invitation = Some(Invitation { membership, ..Invitation::default() });
-    GroupMessage { kind: MessageKind::Removed.into(), invitation, ..message(1, 2, 3) }
+    let create_request = Some(CreateRequest { membership, ..CreateRequest::default() });
+    GroupMessage { kind: MessageKind::Removed.into(), create_request, ..message(1, 2, 3) }
 }
 
 fn runs_after(config_index: u64) -> bool {

@@ -8,7 +8,7 @@ use shardhost_groups::validate::{
 use shardhost_groups::{Membership, NodeId, ReplicaId};
 use shardhost_proto::log::{EntryKind, LogPosition};
 use shardhost_proto::peer::{
-    ChecksumVerdict, GroupMessage, Invitation, MessageKind, RecoveryAnswer, SnapshotMeta,
+    ChecksumVerdict, CreateRequest, GroupMessage, MessageKind, RecoveryAnswer, SnapshotMeta,
     StateChecksum,
 };
 
@@ -162,8 +162,8 @@ fn a_sound_message_of_every_kind_that_travels_is_accepted() {
         Kind::TimeoutNow,
         Kind::ReadIndex,
         Kind::ReadIndexResponse,
-        Kind::Sleep,
-        Kind::SleepResponse,
+        Kind::Hibernate,
+        Kind::HibernateResponse,
         Kind::Wake,
     ];
     for kind in from_anyone {
@@ -194,10 +194,10 @@ fn a_group_that_was_created_with_other_members_is_told_apart() {
             assert_eq!(check(State::Follows, 2, &message), verdict, "{kind:?}");
         }
     }
-    for kind in [Kind::Invite, Kind::Removed] {
+    for kind in [Kind::CreateReplica, Kind::Removed] {
         let membership = Some(membership_to_message(&other));
-        let invitation = Some(Invitation { membership, ..Invitation::default() });
-        let message = GroupMessage { invitation, ..sound(kind) };
+        let create_request = Some(CreateRequest { membership, ..CreateRequest::default() });
+        let message = GroupMessage { create_request, ..sound(kind) };
         assert_eq!(check(State::Follows, 2, &message), Err(Refusal::OtherGenesis), "{kind:?}");
     }
     let mut snapshot = sound(Kind::Snapshot);
@@ -441,7 +441,7 @@ fn two_leaders_of_one_term_are_not_believed() {
     use MessageKind as Kind;
     let liar: fn(&mut GroupMessage) = |m| m.from_replica = 3;
     let refused = Err(Refusal::NotFromLeader);
-    for kind in [Kind::Append, Kind::Heartbeat, Kind::Snapshot, Kind::TimeoutNow, Kind::Sleep] {
+    for kind in [Kind::Append, Kind::Heartbeat, Kind::Snapshot, Kind::TimeoutNow, Kind::Hibernate] {
         assert_rows(&[
             row("another one", State::Follows, kind, liar, refused),
             row("at the leader itself", State::Leads, kind, |_| (), refused),
@@ -465,9 +465,9 @@ fn two_leaders_of_one_term_are_not_believed() {
 }
 
 #[test]
-fn only_the_present_leader_orders_a_campaign_or_sleep() {
+fn only_the_present_leader_orders_a_campaign_or_hibernation() {
     let refused = Err(Refusal::NotFromLeader);
-    for kind in [MessageKind::TimeoutNow, MessageKind::Sleep] {
+    for kind in [MessageKind::TimeoutNow, MessageKind::Hibernate] {
         assert_rows(&[
             row("no leader known", State::Leaderless, kind, |_| (), refused),
             row("an earlier term", State::Follows, kind, |m| m.term = 4, refused),

@@ -8,7 +8,7 @@ use shardhost_groups::apply::ApplyWork;
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::core::{Effects, GroupCore, LogTask, Opened, ReplicaStart};
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemoryStore,
@@ -44,7 +44,7 @@ impl Victim {
         config.bugs = bugs;
         let config = Arc::new(config);
         Self {
-            core: WorkerCore::new(Advert::default(), Policies::new()),
+            core: WorkerCore::new(Advertisement::default(), Policies::new()),
             store: MemoryStore::new(),
             config,
             unwritten: VecDeque::new(),
@@ -88,7 +88,7 @@ impl Victim {
         };
         let policies = Policies::new();
         let start =
-            ReplicaStart { persisted, applied, durable: None, lost: false, epoch: 1, policies };
+            ReplicaStart { persisted, applied, durable: None, lost: false, open_id: 1, policies };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let store = Arc::new(self.store.clone());
         let core = GroupCore::open(Arc::clone(&self.config), store, &logger, start).unwrap();
@@ -126,8 +126,8 @@ impl Victim {
 
     /// The state machines do everything that waits for them.
     pub fn apply(&mut self) {
-        while let Some((group, epoch, event)) = self.unapplied.pop_front() {
-            self.core.handle(Input::Group { group, epoch, event });
+        while let Some((group, open_id, event)) = self.unapplied.pop_front() {
+            self.core.handle(Input::Group { group, open_id, event });
             self.step_once();
         }
     }
@@ -146,13 +146,13 @@ impl Victim {
         if !log.is_empty() {
             self.unwritten.push_back(log);
         }
-        for (group, epoch, work) in work {
+        for (group, open_id, work) in work {
             let event = match work {
                 ApplyWork::Commands { last, .. } => GroupEvent::Applied { last, durable: None },
                 ApplyWork::Restore { position } => GroupEvent::Restored { position, durable: None },
                 _ => GroupEvent::SnapshotMade(None),
             };
-            self.unapplied.push_back((group, epoch, event));
+            self.unapplied.push_back((group, open_id, event));
         }
     }
 

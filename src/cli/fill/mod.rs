@@ -1,5 +1,5 @@
-//! `shardhost member fill`: a node that joined gets its fair part of the replicas, each in the place
-//! of another node's.
+//! `shardhost member fill`: a node that joined gets its fair part of the replicas, each in the
+//! place of another node's.
 //!
 //! [`choose`] decides which, [`carry_out`] has one after the other replaced in every group. Changes
 //! in progress are recorded in the groups, so it may be stopped and started again at any time.
@@ -173,7 +173,11 @@ fn shard((group, leader): (&u64, &Leader)) -> Shard {
 }
 
 fn capabilities(status: &HostStatus) -> BTreeSet<String> {
-    status.advert.iter().flat_map(|advert| advert.capabilities.iter().cloned()).collect()
+    status
+        .advertisement
+        .iter()
+        .flat_map(|advertisement| advertisement.capabilities.iter().cloned())
+        .collect()
 }
 
 fn step_json(Step { group, old }: Step, new: u64) -> Value {

@@ -89,7 +89,12 @@ impl Fleet {
                 "a rolling restart begins when all hosts answer; start this one, or take it out of \
                  the configuration",
             )?;
-            if node.status.advert.as_ref().is_some_and(|advert| advert.draining) {
+            if node
+                .status
+                .advertisement
+                .as_ref()
+                .is_some_and(|advertisement| advertisement.draining)
+            {
                 let number = node.status.node;
                 bail!("node {number} is draining; `shardhost drain end {number}` ends that");
             }

@@ -113,8 +113,8 @@ pub enum StrandedCause {
 }
 
 impl StrandedCause {
-    /// Why none of these other members that take leaders could lead a group, as far as that does not
-    /// depend on who answers; `None`: one could.
+    /// Why none of these other members that take leaders could lead a group, as far as that does
+    /// not depend on who answers; `None`: one could.
     pub(crate) fn of<T>(
         others: &[T],
         capable: impl Fn(&T) -> bool,
@@ -193,10 +193,10 @@ pub enum Refusal {
     #[error("the address {address} is that of node {node}; give each node its own")]
     AddressTaken { address: String, node: NodeId },
     /// The node's process is an earlier one. Its advertisement came late and is ignored.
-    #[error("the advert of node {node} is of process {given}, process {actual} is known")]
-    StaleAdvert {
+    #[error("the advertisement of node {node} is of process {given}, process {actual} is known")]
+    StaleAdvertisement {
         node: NodeId,
-        /// The incarnation in the advert.
+        /// The incarnation in the advertisement.
         given: u64,
         /// The incarnation that is known.
         actual: u64,
@@ -315,7 +315,7 @@ impl Refusal {
             Self::UnknownNode { .. } => "UNKNOWN_NODE",
             Self::UnknownZone { .. } => "UNKNOWN_ZONE",
             Self::AddressTaken { .. } => "ADDRESS_TAKEN",
-            Self::StaleAdvert { .. } => "STALE_ADVERT",
+            Self::StaleAdvertisement { .. } => "STALE_ADVERTISEMENT",
             Self::NodeInUse { .. } => "NODE_IN_USE",
             Self::NotMember { .. } => "NOT_MEMBER",
             Self::PinContradicts { .. } => "PIN_CONTRADICTS",

@@ -2,9 +2,10 @@
 //! like any other: which groups there are, their initial members, their requirements, the nodes,
 //! and which of them are being drained.
 //!
-//! It holds intentions, not planner_inputs: hosts compare it with what they hold ([`reconcile`]) and do what
-//! is missing. While it cannot be reached, nothing is created, destroyed or planned, and everything
-//! else continues. If it is lost, nothing else is lost: hosts leave alone what it does not name.
+//! It holds intentions, not planner_inputs: hosts compare it with what they hold ([`reconcile`])
+//! and do what is missing. While it cannot be reached, nothing is created, destroyed or planned,
+//! and everything else continues. If it is lost, nothing else is lost: hosts leave alone what it
+//! does not name.
 //!
 //! | where | what |
 //! |---|---|
@@ -65,9 +66,9 @@ pub use self::reconcile::{
     reconcile, reconcile_only,
 };
 pub use self::record::{
-    Advert, DrainFallback, DrainIntent, DrainState, EndedGroup, GroupRecord, GroupState, IntentId,
-    Label, Members, NodeRecord, Place, Placement, PlannedMoves, PlannerMode, Record, RecordKey,
-    RecordKind, Revision, Settings,
+    Advertisement, DrainFallback, DrainIntent, DrainState, EndedGroup, GroupRecord, GroupState,
+    IntentId, Label, Members, NodeRecord, Place, Placement, PlannedMoves, PlannerMode, Record,
+    RecordKey, RecordKind, Revision, Settings,
 };
 pub use self::reply::{Done, Effect, Reply, decode_reply, encode_reply};
 pub use self::snapshot::{SNAPSHOT_FORMAT, SnapshotError, read_snapshot, write_snapshot};

@@ -259,7 +259,7 @@ impl<'a> Home<'a> {
     /// A group that is named, and of which nothing is here.
     fn absent(&self, intended: &GroupRecord) -> Verdict {
         let node = self.local.node;
-        // A member that was replaced has another replica, which its leader invites.
+        // A member that was replaced has another replica, which its leader asks.
         let first = intended.founding_members().is_some_and(|first| first.contains(&node));
         let founder = intended.founders.contains(&node) && first;
         if intended.state == GroupState::Destroying || !founder {

@@ -2,7 +2,7 @@
 //! it fit the present state? Pure; the transfer itself is checked again by the leader.
 
 use super::observation::Stop;
-use super::order::{Epoch, Order};
+use super::order::{Order, PlannerTerm};
 
 /// The state of a group where an order for it arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,23 +20,23 @@ pub struct Standing {
 pub enum OrderRefusal {
     /// A later planner is known. The sender should stop: it is not in charge any more.
     #[error(
-        "the order is of epoch {given}, and epoch {seen} was heard here: stop giving orders, \
+        "the order is of planner term {given}, and planner term {seen} was heard here: stop giving orders, \
          another planner is in charge"
     )]
-    StaleEpoch {
-        given: Epoch,
+    StalePlannerTerm {
+        given: PlannerTerm,
         /// The newest known.
-        seen: Epoch,
+        seen: PlannerTerm,
     },
-    /// No planner can be of that epoch: epochs are terms of the system group.
+    /// No planner can be of that planner_term: planner terms are terms of the system group.
     #[error(
-        "the order is of epoch {given}, and the system group is at most in term {most}: no planner \
+        "the order is of planner term {given}, and the system group is at most in term {most}: no planner \
          gave it"
     )]
-    ImpossibleEpoch {
-        given: Epoch,
+    ImpossiblePlannerTerm {
+        given: PlannerTerm,
         /// The latest that is believed here.
-        most: Epoch,
+        most: PlannerTerm,
     },
     /// The kill switch is set here.
     #[error("planned moves are stopped {stop}")]
@@ -55,11 +55,11 @@ pub enum OrderRefusal {
     OtherLife { given: u64, actual: u64 },
 }
 
-/// An epoch may be ahead of the system group's term, as this host knows it, by this much. A replica
-/// of that group learns each term at once, unless it is partitioned.
+/// A planner term may be ahead of the system group's term, as this host knows it, by this much. A
+/// replica of that group learns each term at once, unless it is partitioned.
 const TERMS_AHEAD: u64 = 1 << 16;
 /// The same where the host has no replica of the system group.
-const EPOCHS_AHEAD: u64 = 1 << 32;
+const PLANNER_TERMS_AHEAD: u64 = 1 << 32;
 /// A planner asks for reports every few seconds. One that has been silent for this long is no
 /// longer in charge, if it ever was.
 const FORGOTTEN_AFTER_MS: u64 = 10 * 60 * 1_000;
@@ -67,12 +67,12 @@ const FORGOTTEN_AFTER_MS: u64 = 10 * 60 * 1_000;
 /// What a host remembers of planners. It need not survive a restart: an order is for one term of a
 /// group too, and no term survives one.
 ///
-/// Nothing proves that an epoch is a planner's. One that the system group cannot have reached is
-/// refused and not remembered. One that is accepted and then silent gives way, after ten minutes,
-/// to the planner that keeps asking. Until then a planner that was replaced gets nothing.
+/// Nothing proves that a planner term is a planner's. One that the system group cannot have reached
+/// is refused and not remembered. One that is accepted and then silent gives way, after ten
+/// minutes, to the planner that keeps asking. Until then a planner that was replaced gets nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Fence {
-    seen: Option<Epoch>,
+    seen: Option<PlannerTerm>,
     /// When the newest last asked, in milliseconds of a monotonic clock.
     heard_ms: u64,
     /// The term of the system group, where a replica of it is here.
@@ -81,31 +81,34 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// The newest epoch known.
+    /// The newest planner term known.
     #[must_use]
-    pub const fn seen(&self) -> Option<Epoch> {
+    pub const fn seen(&self) -> Option<PlannerTerm> {
         self.seen
     }
 
-    /// A planner of this epoch asked for something: a report, or a move. `now_ms` counts from any
+    /// A planner of this term asked for something: a report, or a move. `now_ms` counts from any
     /// beginning and never goes back.
     ///
     /// # Errors
-    /// A later one asked before, or the epoch is impossible. It must get nothing.
-    pub fn hear(&mut self, epoch: Epoch, now_ms: u64) -> Result<(), OrderRefusal> {
+    /// A later one asked before, or the planner term is impossible. It must get nothing.
+    pub fn hear(&mut self, planner_term: PlannerTerm, now_ms: u64) -> Result<(), OrderRefusal> {
         let silent = now_ms.saturating_sub(self.heard_ms) > FORGOTTEN_AFTER_MS;
         let seen = self.seen.filter(|_| !silent);
-        if let Some(seen) = seen.filter(|seen| *seen > epoch) {
-            return Err(OrderRefusal::StaleEpoch { given: epoch, seen });
+        if let Some(seen) = seen.filter(|seen| *seen > planner_term) {
+            return Err(OrderRefusal::StalePlannerTerm { given: planner_term, seen });
         }
         let most = match self.system_term {
             Some(term) => term.saturating_add(TERMS_AHEAD),
-            None => seen.map_or(0, Epoch::get).saturating_add(EPOCHS_AHEAD),
+            None => seen.map_or(0, PlannerTerm::get).saturating_add(PLANNER_TERMS_AHEAD),
         };
-        if epoch.get() > most {
-            return Err(OrderRefusal::ImpossibleEpoch { given: epoch, most: Epoch::new(most) });
+        if planner_term.get() > most {
+            return Err(OrderRefusal::ImpossiblePlannerTerm {
+                given: planner_term,
+                most: PlannerTerm::new(most),
+            });
         }
-        self.seen = Some(epoch);
+        self.seen = Some(planner_term);
         self.heard_ms = now_ms;
         Ok(())
     }
@@ -130,7 +133,7 @@ impl Fence {
         standing: &Standing,
         now_ms: u64,
     ) -> Result<(), OrderRefusal> {
-        self.hear(order.ticket.epoch, now_ms)?;
+        self.hear(order.ticket.planner_term, now_ms)?;
         if let Some(stop) = &self.stop {
             return Err(OrderRefusal::Stopped { stop: stop.clone() });
         }

@@ -58,7 +58,7 @@ pub use breaker::BreakerState;
 pub use fence::{Fence, OrderRefusal, Standing};
 pub use hold::{Hold, Wait};
 pub use observation::{Mode, NoPlan, Observation, Round, Stop, StopScope};
-pub use order::{Epoch, MoveOutcome, Order, Ticket};
+pub use order::{MoveOutcome, Order, PlannerTerm, Ticket};
 pub use pace::End;
 pub use record::{Recorded, ReplayError, replay};
 pub use settings::{BackOffSettings, Bounds, BreakerSettings, ExecutorSettings, LoadSettings};
@@ -79,10 +79,10 @@ use queue::{Bundle, Lane, Queue};
 use record::{Records, same_outcome};
 use warm_up::WarmUp;
 
-/// Carries plans out in one epoch. Another epoch begins with another executor.
+/// Carries plans out in one planner term. Another planner term begins with another executor.
 #[derive(Clone, Debug)]
 pub struct Executor {
-    epoch: Epoch,
+    planner_term: PlannerTerm,
     settings: ExecutorSettings,
     /// The newest time given: if the clock goes back, time stops here.
     now_ms: u64,
@@ -112,10 +112,10 @@ impl Executor {
     /// A new executor, at this time of the planner's clock in milliseconds. It is off until the
     /// first pass sets a mode.
     #[must_use]
-    pub fn new(epoch: Epoch, now_ms: u64, settings: ExecutorSettings) -> Self {
+    pub fn new(planner_term: PlannerTerm, now_ms: u64, settings: ExecutorSettings) -> Self {
         let bounds = &settings.bounds;
         Self {
-            epoch,
+            planner_term,
             now_ms,
             mode: Mode::Off,
             stopped: None,
@@ -134,10 +134,10 @@ impl Executor {
         }
     }
 
-    /// The epoch that its orders are of.
+    /// The planner term that its orders are of.
     #[must_use]
-    pub const fn epoch(&self) -> Epoch {
-        self.epoch
+    pub const fn planner_term(&self) -> PlannerTerm {
+        self.planner_term
     }
 
     /// What it was made with.
@@ -201,10 +201,11 @@ impl Executor {
         orders
     }
 
-    /// How an order ended. Tickets of other epochs, and those that were given up, change nothing.
+    /// How an order ended. Tickets of other planner terms, and those that were given up, change
+    /// nothing.
     pub fn ended(&mut self, ticket: Ticket, now_ms: u64, outcome: MoveOutcome) {
         self.now_ms = self.now_ms.max(now_ms);
-        if ticket.epoch == self.epoch {
+        if ticket.planner_term == self.planner_term {
             self.finish(ticket.number, outcome, self.now_ms);
         }
         self.advance(now_ms);
@@ -348,7 +349,7 @@ impl Executor {
     }
 
     fn order(&mut self, step: &Move) -> Order {
-        let ticket = Ticket { epoch: self.epoch, number: self.next };
+        let ticket = Ticket { planner_term: self.planner_term, number: self.next };
         self.next += 1;
         Order {
             ticket,

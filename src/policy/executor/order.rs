@@ -12,10 +12,10 @@ use crate::planner::{Tier, ids};
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
-pub struct Epoch(u64);
+pub struct PlannerTerm(u64);
 
-impl Epoch {
-    /// The epoch of a term of the system group.
+impl PlannerTerm {
+    /// The planner term of a term of the system group.
     #[must_use]
     pub const fn new(term: u64) -> Self {
         Self(term)
@@ -28,7 +28,7 @@ impl Epoch {
     }
 }
 
-impl fmt::Display for Epoch {
+impl fmt::Display for PlannerTerm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -37,14 +37,14 @@ impl fmt::Display for Epoch {
 /// Names one order among all that were ever given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Ticket {
-    pub epoch: Epoch,
-    /// Counts the orders of the epoch from 1.
+    pub planner_term: PlannerTerm,
+    /// Counts the orders of the planner term from 1.
     pub number: u64,
 }
 
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.epoch, self.number)
+        write!(f, "{}.{}", self.planner_term, self.number)
     }
 }
 

@@ -9,7 +9,7 @@ use super::Executor;
 use super::breaker::BreakerState;
 use super::hold::Hold;
 use super::observation::{Mode, Stop};
-use super::order::Epoch;
+use super::order::PlannerTerm;
 use super::pace::End;
 use crate::planner::{Summary, Tier, ids};
 
@@ -17,7 +17,7 @@ use crate::planner::{Summary, Tier, ids};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ExecutorStatus {
-    pub epoch: Epoch,
+    pub planner_term: PlannerTerm,
     /// When it began, in milliseconds of the planner's clock.
     pub began_ms: u64,
     /// Whether plans are made and carried out.
@@ -88,7 +88,7 @@ impl Executor {
         let last = self.last.as_ref();
         let counts = &self.counts;
         ExecutorStatus {
-            epoch: self.epoch,
+            planner_term: self.planner_term,
             began_ms: self.warm_up.began_ms,
             mode: self.mode,
             stopped: self.stopped.clone(),

@@ -1,4 +1,5 @@
-//! How a planner's order is judged where it is executed, and what the executor makes of its outcome.
+//! How a planner's order is judged where it is executed, and what the executor makes of its
+//! outcome.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ pub fn standing_of(status: &GroupStatus, target_incarnation: Option<u64>) -> Sta
 #[must_use]
 pub const fn reason_of(refusal: &OrderRefusal) -> RejectReason {
     match refusal {
-        OrderRefusal::StaleEpoch { .. } | OrderRefusal::ImpossibleEpoch { .. } => {
+        OrderRefusal::StalePlannerTerm { .. } | OrderRefusal::ImpossiblePlannerTerm { .. } => {
             RejectReason::StalePlanner
         }
         OrderRefusal::Stopped { .. } => RejectReason::KillSwitch,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::{GroupId, GroupStatus, NodeId};
 use shardhost_proto::system as wire;
 use shardhost_storage::{Requirement, RequirementMode};
@@ -27,7 +27,7 @@ const RATE_OVER: Duration = Duration::from_millis(900);
 pub struct Speaker {
     pub node: NodeId,
     pub incarnation: u64,
-    pub advert: Advert,
+    pub advertisement: Advertisement,
     /// Whether its local switch is set.
     pub stopped: bool,
 }
@@ -127,9 +127,9 @@ impl Memory {
         let mut report = wire::NodeReport {
             node: speaker.node.get(),
             incarnation: speaker.incarnation,
-            draining: speaker.advert.draining,
-            impaired: speaker.advert.impaired.is_some(),
-            capabilities: speaker.advert.capabilities.into_iter().collect(),
+            draining: speaker.advertisement.draining,
+            impaired: speaker.advertisement.impaired.is_some(),
+            capabilities: speaker.advertisement.capabilities.into_iter().collect(),
             planned_moves_stopped: speaker.stopped,
             ..wire::NodeReport::default()
         };

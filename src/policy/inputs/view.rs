@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::{GroupId, GroupStatus, NodeId};
 use shardhost_storage::RequirementMode as Mode;
 
@@ -125,14 +125,19 @@ fn lacks(node: &planner::Node, requirement: &planner::Requirement) -> bool {
 
 /// A node as it is known: by what it advertises, before the catalog adds its intentions.
 #[must_use]
-pub fn node(id: NodeId, live: bool, incarnation: u64, advert: Option<&Advert>) -> planner::Node {
+pub fn node(
+    id: NodeId,
+    live: bool,
+    incarnation: u64,
+    advertisement: Option<&Advertisement>,
+) -> planner::Node {
     planner::Node {
         id,
         weight: WEIGHT,
         zone: String::new(),
-        capabilities: advert.map(|advert| advert.capabilities.clone()),
-        draining: advert.is_some_and(|advert| advert.draining),
-        fit: advert.is_none_or(|advert| advert.impaired.is_none()),
+        capabilities: advertisement.map(|advertisement| advertisement.capabilities.clone()),
+        draining: advertisement.is_some_and(|advertisement| advertisement.draining),
+        fit: advertisement.is_none_or(|advertisement| advertisement.impaired.is_none()),
         live,
         incarnation,
         live_since_ms: 0,
@@ -212,8 +217,8 @@ mod tests {
 
     fn view(of: u64, known: &[(u64, u64)], group: planner::Group) -> (NodeId, planner::Snapshot) {
         let named = known.iter().map(|(id, incarnation)| {
-            let advert = Advert { draining: *id == of, ..Advert::default() };
-            node(NodeId::must(*id), true, *incarnation, Some(&advert))
+            let advertisement = Advertisement { draining: *id == of, ..Advertisement::default() };
+            node(NodeId::must(*id), true, *incarnation, Some(&advertisement))
         });
         let nodes = named.collect();
         let snapshot = planner::Snapshot { nodes, groups: vec![group], ..Default::default() };
@@ -246,8 +251,11 @@ mod tests {
     fn picture(nodes: &[(u64, u32, bool)], capable: &[u64]) -> planner::Snapshot {
         let of = |(id, weight, live): &(u64, u32, bool)| {
             let has = capable.contains(id).then(|| "fifo".to_owned());
-            let advert = Advert { capabilities: has.into_iter().collect(), ..Advert::default() };
-            let known = node(NodeId::must(*id), *live, 1, Some(&advert));
+            let advertisement = Advertisement {
+                capabilities: has.into_iter().collect(),
+                ..Advertisement::default()
+            };
+            let known = node(NodeId::must(*id), *live, 1, Some(&advertisement));
             planner::Node { weight: *weight, ..known }
         };
         let mut group = group(1, 1, None);

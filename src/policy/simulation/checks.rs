@@ -9,7 +9,7 @@ use super::planner_instance::PlannerInstance;
 use super::shape::{COOL_DOWN_MS, WARM_UP_MS};
 use super::world::Desk;
 use crate::executor::{
-    Answer, Epoch, Mode, MoveOutcome, Order, OrderRefusal, Round, Stop, Ticket, replay,
+    Answer, Mode, MoveOutcome, Order, OrderRefusal, PlannerTerm, Round, Stop, Ticket, replay,
 };
 use crate::inputs::clock::REPORT_TIMEOUT;
 use crate::planner::{self, Tier};
@@ -34,7 +34,7 @@ pub(super) struct Checks {
     /// Orders that their planners know to have moved a leadership.
     confirmed: BTreeSet<Ticket>,
     /// When the newest report of a node was asked for that a planner has.
-    reports: BTreeMap<(Epoch, NodeId), u64>,
+    reports: BTreeMap<(PlannerTerm, NodeId), u64>,
     rounds: u64,
     pub(super) coverage: Coverage,
 }
@@ -48,7 +48,7 @@ pub(super) struct Coverage {
     pub(super) balanced: u64,
     pub(super) drained: u64,
     pub(super) drains: u64,
-    pub(super) stale_epochs: u64,
+    pub(super) stale_planner_terms: u64,
     pub(super) stale_terms: u64,
     pub(super) stopped: u64,
     pub(super) held_rounds: u64,
@@ -66,7 +66,7 @@ impl Coverage {
         self.balanced += other.balanced;
         self.drained += other.drained;
         self.drains += other.drains;
-        self.stale_epochs += other.stale_epochs;
+        self.stale_planner_terms += other.stale_planner_terms;
         self.stale_terms += other.stale_terms;
         self.stopped += other.stopped;
         self.held_rounds += other.held_rounds;
@@ -82,7 +82,10 @@ impl Coverage {
         assert!(self.ordered > runs * 5 && self.moved > runs * 4, "{self:?}");
         assert!(self.balanced > runs * 2 && self.drained > runs / 2, "{self:?}");
         assert!(self.planners > runs * 2 && self.drains > runs / 2, "{self:?}");
-        assert!(self.stale_epochs > 0 && self.stale_terms > 0 && self.stopped > 0, "{self:?}");
+        assert!(
+            self.stale_planner_terms > 0 && self.stale_terms > 0 && self.stopped > 0,
+            "{self:?}"
+        );
         assert!(self.failed > runs / 4 && self.held_rounds > runs * 2, "{self:?}");
         assert!(self.unfit_elections > 0 && self.answers > runs * 20, "{self:?}");
     }
@@ -100,7 +103,7 @@ impl Checks {
         asked_ms: u64,
         of: impl Iterator<Item = &'a NodeId>,
     ) {
-        self.reports.extend(of.map(|node| ((desk.epoch, *node), asked_ms)));
+        self.reports.extend(of.map(|node| ((desk.planner_term, *node), asked_ms)));
     }
 
     /// After each round of a planner.
@@ -171,8 +174,8 @@ impl Checks {
     ) -> Result<(), String> {
         let Some(last) = self.last_move.get(&order.group) else { return Ok(()) };
         let (own, giver) = (last.order.ticket, last.order.from);
-        let told = own.epoch == order.ticket.epoch && self.confirmed.contains(&own);
-        let reported = self.reports.get(&(order.ticket.epoch, giver));
+        let told = own.planner_term == order.ticket.planner_term && self.confirmed.contains(&own);
+        let reported = self.reports.get(&(order.ticket.planner_term, giver));
         let same_life = hosts.get(&giver).is_some_and(|host| host.life == last.life);
         let known = told || (same_life && reported.is_some_and(|asked| *asked >= last.at_ms));
         // A report has the age of a move, and is as old as its way took.
@@ -186,7 +189,7 @@ impl Checks {
     /// A host does not do what it was ordered.
     pub(super) fn refused(&mut self, refusal: &OrderRefusal) {
         match refusal {
-            OrderRefusal::StaleEpoch { .. } => self.coverage.stale_epochs += 1,
+            OrderRefusal::StalePlannerTerm { .. } => self.coverage.stale_planner_terms += 1,
             OrderRefusal::Stopped { .. } => self.coverage.stopped += 1,
             _ => self.coverage.stale_terms += 1,
         }
@@ -199,8 +202,11 @@ impl Checks {
         order: &Order,
         status: &GroupStatus,
     ) -> Result<(), String> {
-        demand(order.ticket.epoch >= host.heard, || {
-            format!("node {} heard epoch {}, and obeys {}", order.from, host.heard, order.ticket)
+        demand(order.ticket.planner_term >= host.heard, || {
+            format!(
+                "node {} heard planner term {}, and obeys {}",
+                order.from, host.heard, order.ticket
+            )
         })?;
         demand(!host.stopped, || format!("node {} is stopped, and obeys", order.from))?;
         demand(status.is_leader() && status.term.get() == order.term, || {

@@ -1,13 +1,13 @@
 //! What goes wrong, how often, and how all of it ends.
 
 use shardhost_groups::core::TransferTarget;
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::{GroupId, MembershipChange, NodeId};
 use shardhost_testing::simulation::Weather;
 
 use super::host::Version;
 use super::sabotage::Sabotage;
-use super::shape::{any_advert, any_requirement};
+use super::shape::{any_advertisement, any_requirement};
 use super::world::{Event, World};
 use crate::catalog::{GroupRecord, Operation, Placement, PlannedMoves, PlannerMode};
 
@@ -162,23 +162,27 @@ impl World {
     }
 
     fn flip_capabilities(&mut self, node: NodeId) -> Result<(), String> {
-        let draining = self.cluster.advert(node).draining;
-        let advert = Advert { draining, ..any_advert(&mut self.chance) };
-        self.advertise(node, advert)
+        let draining = self.cluster.advertisement(node).draining;
+        let advertisement = Advertisement { draining, ..any_advertisement(&mut self.chance) };
+        self.advertise(node, advertisement)
     }
 
-    pub(super) fn advertise(&mut self, node: NodeId, advert: Advert) -> Result<(), String> {
-        self.watch.has(node, advert.clone());
+    pub(super) fn advertise(
+        &mut self,
+        node: NodeId,
+        advertisement: Advertisement,
+    ) -> Result<(), String> {
+        self.watch.has(node, advertisement.clone());
         match self.sabotage {
-            Sabotage::KeepAdverts => Ok(()),
-            Sabotage::DeafCore => self.cluster.advertise_to_others(node, advert),
-            _ => self.cluster.advertise(node, advert),
+            Sabotage::KeepAdvertisements => Ok(()),
+            Sabotage::DeafCore => self.cluster.advertise_to_others(node, advertisement),
+            _ => self.cluster.advertise(node, advertisement),
         }
     }
 
     pub(super) fn drain(&mut self, node: NodeId, draining: bool) -> Result<(), String> {
-        let advert = Advert { draining, ..self.cluster.advert(node).clone() };
-        self.advertise(node, advert)
+        let advertisement = Advertisement { draining, ..self.cluster.advertisement(node).clone() };
+        self.advertise(node, advertisement)
     }
 
     fn begin_drain(&mut self, node: NodeId, lasts: u64) -> Result<(), String> {

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::world::Desk;
 use crate::catalog::View;
-use crate::executor::{Epoch, Fence, Order, Stop, StopScope};
+use crate::executor::{Fence, Order, PlannerTerm, Stop, StopScope};
 use crate::inputs::report::Memory;
 
 /// Which program a host runs.
@@ -29,8 +29,8 @@ pub(super) struct Host {
     pub(super) version: Version,
     pub(super) memory: Memory,
     pub(super) fence: Fence,
-    /// The newest epoch that it knows, for the checks.
-    pub(super) heard: Epoch,
+    /// The newest planner term that it knows, for the checks.
+    pub(super) heard: PlannerTerm,
     pub(super) stopped: bool,
     /// The catalog as last received.
     pub(super) view: Option<Arc<View>>,

@@ -50,7 +50,7 @@ impl World {
         let standing: Standing = standing_of(status, life);
         let (sabotage, now_ms) = (self.sabotage, self.cluster.now());
         let Some(host) = self.hosts.get_mut(&order.from) else { return Ok(()) };
-        host.heard = host.heard.max(by.epoch);
+        host.heard = host.heard.max(by.planner_term);
         host.fence.stop(host.local_stop());
         match host.fence.admit(order, &standing, now_ms) {
             Err(refusal) if sabotage.overrules(&refusal) => Ok(()),
@@ -139,7 +139,7 @@ impl World {
         let Some(planner_instance) = self
             .seats
             .get_mut(&to.node)
-            .filter(|planner_instance| planner_instance.executor.epoch() == to.epoch)
+            .filter(|planner_instance| planner_instance.executor.planner_term() == to.planner_term)
         else {
             return Ok(());
         };

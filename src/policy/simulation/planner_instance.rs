@@ -1,5 +1,5 @@
-//! A planner at work on the node that leads the system group: what its driver does with sockets, here
-//! with messages that are late, lost, or cut off.
+//! A planner at work on the node that leads the system group: what its driver does with sockets,
+//! here with messages that are late, lost, or cut off.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl PlannerInstance {
         settings: ExecutorSettings,
     ) -> Self {
         Self {
-            executor: Executor::new(desk.epoch, now_ms, settings),
+            executor: Executor::new(desk.planner_term, now_ms, settings),
             planner_inputs: PlannerInputs::default(),
             began_ms: now_ms,
             clock: PlannerClock::new(now, now_ms),
@@ -72,8 +72,9 @@ impl World {
     pub(super) fn planner_instance(&mut self, desk: Desk) -> Option<&mut PlannerInstance> {
         let lives = self.cluster.life(desk.node) == self.hosts[&desk.node].life;
         let planner_instance = self.seats.get_mut(&desk.node);
-        planner_instance
-            .filter(|planner_instance| lives && planner_instance.executor.epoch() == desk.epoch)
+        planner_instance.filter(|planner_instance| {
+            lives && planner_instance.executor.planner_term() == desk.planner_term
+        })
     }
 
     /// Whether and what the catalog, as a node knows it, and the node's own switch let planners do.
@@ -124,12 +125,13 @@ impl World {
     /// A host is asked for a report. Planners that were replaced get none.
     pub(super) fn asked(&mut self, by: Desk, id: NodeId, asked_ms: u64, known_digest: u64) {
         let (now, now_ms) = (self.instant(), self.cluster.now());
-        let advert = self.cluster.advert(id).clone();
+        let advertisement = self.cluster.advertisement(id).clone();
         let Some(host) = self.hosts.get_mut(&id) else { return };
         let Some(life) = host.life else { return };
-        let report = if host.serves() && host.fence.hear(by.epoch, now_ms).is_ok() {
-            host.heard = host.heard.max(by.epoch);
-            let speaker = Speaker { node: id, incarnation: life, advert, stopped: host.stopped };
+        let report = if host.serves() && host.fence.hear(by.planner_term, now_ms).is_ok() {
+            host.heard = host.heard.max(by.planner_term);
+            let speaker =
+                Speaker { node: id, incarnation: life, advertisement, stopped: host.stopped };
             let cluster = &self.cluster;
             let statuses = self.groups.iter().filter_map(|group| cluster.status(id, *group));
             let report = host.memory.report(speaker, statuses, known_digest, now);
@@ -175,11 +177,9 @@ impl World {
         let controls_of = |view: &View, stop| controls(view, stop);
         let local = self.hosts[&desk.node].local_stop();
         let sabotage = self.sabotage;
-        let Some(planner_instance) = self
-            .seats
-            .get_mut(&desk.node)
-            .filter(|planner_instance| planner_instance.executor.epoch() == desk.epoch)
-        else {
+        let Some(planner_instance) = self.seats.get_mut(&desk.node).filter(|planner_instance| {
+            planner_instance.executor.planner_term() == desk.planner_term
+        }) else {
             return Ok(());
         };
         let Some(Gathering { view, asked_ms, reports, .. }) = planner_instance.gathering.take()

@@ -20,7 +20,7 @@ pub(super) enum Sabotage {
     /// Each measurement of load is taken for the truth.
     BelieveNoise,
     /// Hosts obey planners that were replaced.
-    IgnoreEpoch,
+    IgnorePlannerTerm,
     /// Hosts hand over whatever the term.
     IgnoreTerm,
     /// Hosts repeat their first report.
@@ -28,7 +28,7 @@ pub(super) enum Sabotage {
     /// A node that loses a capability advertises it, and does not apply it itself.
     DeafCore,
     /// Nodes keep advertising their first capabilities, whatever changes.
-    KeepAdverts,
+    KeepAdvertisements,
     /// Planners go by the time of day.
     TimeOfDay,
     /// Another balancer moves leaders too.
@@ -64,7 +64,7 @@ impl Sabotage {
 
     pub(super) fn overrules(self, refusal: &OrderRefusal) -> bool {
         match self {
-            Self::IgnoreEpoch => matches!(refusal, OrderRefusal::StaleEpoch { .. }),
+            Self::IgnorePlannerTerm => matches!(refusal, OrderRefusal::StalePlannerTerm { .. }),
             Self::IgnoreTerm => matches!(refusal, OrderRefusal::OtherTerm { .. }),
             _ => false,
         }

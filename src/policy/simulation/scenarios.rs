@@ -6,7 +6,7 @@ use shardhost_groups::{GroupId, MembershipChange, NodeId, Requirement};
 use super::faults::Ambush;
 use super::host::Version;
 use super::sabotage::Sabotage;
-use super::shape::{Shape, advert};
+use super::shape::{Shape, advertisement};
 use super::world::World;
 use crate::catalog::{Operation, Placement, PlannedMoves};
 
@@ -36,7 +36,7 @@ fn sabotaged(
 ) -> Result<World, String> {
     let mut shape = Shape::calm(nodes, groups, seed);
     for id in (1..=nodes).filter(|id| !able.contains(id)) {
-        shape.adverts.insert(node(id), advert(&["ssd"]));
+        shape.advertisements.insert(node(id), advertisement(&["ssd"]));
     }
     let fifo = Requirement::hard(["fifo"]).map_err(|error| error.to_string())?;
     shape.requirements.insert(GROUP, fifo);
@@ -117,14 +117,14 @@ fn an_election_that_the_wrong_one_wins_is_noticed() {
         let mut world = sabotaged(seed, 5, 2, &[1, 2, 3, 4, 5], sabotage)?;
         let leader = world.server_of(GROUP).ok_or("no leader that serves")?;
         let follower = (2..=4).map(node).find(|id| *id != leader).ok_or("no follower")?;
-        world.advertise(follower, advert(&["ssd"]))?;
+        world.advertise(follower, advertisement(&["ssd"]))?;
         world.pass(9_000)?;
         world.cluster.crash(leader, 0);
         world.pass(9_000)
     };
     for_seeds(|seed| story(seed, Sabotage::Nothing));
     let complaints: Vec<String> =
-        (0..20).filter_map(|seed| story(seed, Sabotage::KeepAdverts).err()).collect();
+        (0..20).filter_map(|seed| story(seed, Sabotage::KeepAdvertisements).err()).collect();
     assert!(complaints.iter().any(|text| text.contains("lacks what")), "{complaints:?}");
 }
 
@@ -167,7 +167,7 @@ fn orders_of_a_planner_that_was_replaced_move_nothing() {
             world.pass(12_000)?;
             world.heal()?;
             world.settle(60_000)?;
-            Ok(world.checks.coverage.stale_epochs + world.checks.coverage.stale_terms)
+            Ok(world.checks.coverage.stale_planner_terms + world.checks.coverage.stale_terms)
         };
         refused += story().unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
     }

@@ -110,8 +110,9 @@ impl World {
         let live: BTreeMap<NodeId, u64> =
             nodes.filter_map(|node| Some((node, self.cluster.life(node)?))).collect();
         let reports = live.iter().map(|(node, life)| {
-            let advert = self.cluster.advert(*node).clone();
-            let speaker = Speaker { node: *node, incarnation: *life, advert, stopped: false };
+            let advertisement = self.cluster.advertisement(*node).clone();
+            let speaker =
+                Speaker { node: *node, incarnation: *life, advertisement, stopped: false };
             let statuses = self.groups.iter().filter_map(|id| self.cluster.status(*node, *id));
             (*node, Memory::default().report(speaker, statuses, 0, self.instant()))
         });
@@ -133,7 +134,7 @@ impl World {
             let leads = |id: &&shardhost_groups::GroupId| {
                 self.cluster.status(node, **id).is_some_and(|status| status.is_leader())
             };
-            if !self.cluster.advert(node).draining {
+            if !self.cluster.advertisement(node).draining {
                 continue;
             }
             for id in self.groups.iter().filter(leads) {
@@ -156,8 +157,8 @@ impl World {
             };
             let requirement = &leader.membership.requirement;
             let fit = leader.membership.voters().any(|(_, node)| {
-                let advert = self.cluster.advert(node);
-                requirement.lacking(&advert.capabilities).next().is_none()
+                let advertisement = self.cluster.advertisement(node);
+                requirement.lacking(&advertisement.capabilities).next().is_none()
             });
             demand(leader.serving || !fit, || {
                 format!("{group} is not served: {:?}", leader.caretaker)

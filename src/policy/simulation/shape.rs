@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::{GroupId, NodeId, Requirement};
 use shardhost_testing::simulation::{Chance, Shape as ClusterShape};
 
@@ -19,7 +19,7 @@ pub(super) const WARM_UP_MS: u64 = 2_000;
 pub(super) struct Shape {
     /// The groups' world. Spare nodes are its last.
     pub(super) cluster: ClusterShape,
-    pub(super) adverts: BTreeMap<NodeId, Advert>,
+    pub(super) advertisements: BTreeMap<NodeId, Advertisement>,
     pub(super) requirements: BTreeMap<GroupId, Requirement>,
     /// Commands per second that clients send to each group, beside those of the groups' world.
     pub(super) rates: BTreeMap<GroupId, u64>,
@@ -33,7 +33,7 @@ impl Shape {
         let mut shape = Self::calm(chance.between(3, 5), chance.between(3, 7), seed);
         let loaded = seed.is_multiple_of(50) || chance.per_mille(150);
         for node in (1..=shape.cluster.nodes).map(NodeId::must) {
-            shape.adverts.insert(node, any_advert(&mut chance));
+            shape.advertisements.insert(node, any_advertisement(&mut chance));
         }
         for group in (1..=shape.cluster.groups).map(GroupId::new) {
             if chance.per_mille(400) {
@@ -59,7 +59,7 @@ impl Shape {
         let nodes = (1..=nodes).map(NodeId::must);
         Self {
             cluster,
-            adverts: nodes.map(|node| (node, advert(&["fifo", "ssd"]))).collect(),
+            advertisements: nodes.map(|node| (node, advertisement(&["fifo", "ssd"]))).collect(),
             requirements: BTreeMap::new(),
             rates: (1..=groups).map(|group| (GroupId::new(group), 0)).collect(),
             settings: settings(),
@@ -68,18 +68,18 @@ impl Shape {
 }
 
 /// The advertisement of a node with these capabilities.
-pub(super) fn advert(names: &[&str]) -> Advert {
-    Advert {
+pub(super) fn advertisement(names: &[&str]) -> Advertisement {
+    Advertisement {
         capabilities: names.iter().map(|name| (*name).to_owned()).collect(),
-        ..Advert::default()
+        ..Advertisement::default()
     }
 }
 
 /// What a node may say of itself.
-pub(super) fn any_advert(chance: &mut Chance) -> Advert {
+pub(super) fn any_advertisement(chance: &mut Chance) -> Advertisement {
     let kinds: [&[&str]; 6] =
         [&["fifo", "ssd"], &["fifo", "ssd"], &["fifo", "ssd"], &["fifo"], &["ssd"], &[]];
-    advert(chance.pick(&kinds).unwrap_or(&[]))
+    advertisement(chance.pick(&kinds).unwrap_or(&[]))
 }
 
 /// What a group may ask for.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::{GroupId, GroupStatus, Membership, NodeId, RequirementMode};
 use shardhost_testing::simulation::{Cluster, Election};
 
@@ -22,7 +22,7 @@ struct Condition {
     life: Option<u64>,
     stalled: bool,
     slow: bool,
-    advert: Option<Advert>,
+    advertisement: Option<Advertisement>,
     /// Which nodes it reaches, and which reach it.
     links: Vec<(bool, bool)>,
 }
@@ -31,7 +31,7 @@ struct Condition {
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     /// What each node truly has.
-    adverts: BTreeMap<NodeId, Advert>,
+    advertisements: BTreeMap<NodeId, Advertisement>,
     conditions: BTreeMap<NodeId, (Condition, u64)>,
     memberships: BTreeMap<GroupId, (Arc<Membership>, u64)>,
     /// When the network last had a fault, or any node an event.
@@ -50,8 +50,8 @@ pub(super) struct Watch {
 
 impl Watch {
     /// From here on a node has this, whatever it advertises.
-    pub(super) fn has(&mut self, node: NodeId, advert: Advert) {
-        self.adverts.insert(node, advert);
+    pub(super) fn has(&mut self, node: NodeId, advertisement: Advertisement) {
+        self.advertisements.insert(node, advertisement);
     }
 
     /// A node was ordered to transfer a group.
@@ -67,7 +67,7 @@ impl Watch {
             (self.stormy, self.news) = (now, now);
         }
         for node in cluster.node_ids() {
-            let condition = condition(cluster, node, self.adverts.get(&node));
+            let condition = condition(cluster, node, self.advertisements.get(&node));
             let known = self.conditions.get(&node);
             if known.is_none_or(|(known, _)| *known != condition) {
                 self.conditions.insert(node, (condition, now));
@@ -105,9 +105,10 @@ impl Watch {
         let Election { group, winner, .. } = election;
         let Some((membership, since)) = self.memberships.get(&group) else { return Ok(()) };
         let requirement = &membership.requirement;
-        let advert = |node| self.adverts.get(&node);
+        let advertisement = |node| self.advertisements.get(&node);
         let has = |node| {
-            advert(node).is_some_and(|one| requirement.lacking(&one.capabilities).next().is_none())
+            advertisement(node)
+                .is_some_and(|one| requirement.lacking(&one.capabilities).next().is_none())
         };
         if requirement.mode != RequirementMode::Hard || has(winner) {
             return Ok(());
@@ -118,7 +119,7 @@ impl Watch {
             let rival = cluster.status(*node, group);
             has(*node)
                 && *node != winner
-                && advert(*node).is_some_and(|advert| !advert.draining)
+                && advertisement(*node).is_some_and(|advertisement| !advertisement.draining)
                 && rival.is_some_and(|rival| level(rival, status))
                 && self.is_well_known(cluster, *node, membership)
         });
@@ -178,14 +179,14 @@ fn level(rival: &GroupStatus, winner: &GroupStatus) -> bool {
         && rival.membership.config_index >= winner.membership.config_index
 }
 
-fn condition(cluster: &Cluster, node: NodeId, advert: Option<&Advert>) -> Condition {
+fn condition(cluster: &Cluster, node: NodeId, advertisement: Option<&Advertisement>) -> Condition {
     let network = &cluster.network;
     let others = cluster.node_ids().into_iter();
     Condition {
         life: cluster.life(node),
         stalled: cluster.stalled_until(node).is_some(),
         slow: cluster.disk_delay(node) > SLOW_DISK,
-        advert: advert.cloned(),
+        advertisement: advertisement.cloned(),
         links: others.map(|one| (network.passes(node, one), network.passes(one, node))).collect(),
     }
 }

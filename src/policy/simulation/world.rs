@@ -21,7 +21,7 @@ use super::watch::Watch;
 use crate::catalog::{
     Catalog, Command, Name, NewGroup, NewNode, Operation, PlannerMode, SYSTEM_GROUP, Subject, View,
 };
-use crate::executor::{Epoch, MoveOutcome, Order};
+use crate::executor::{MoveOutcome, Order, PlannerTerm};
 
 /// Between two looks of hosts at themselves.
 const LOOK_MS: u64 = 25;
@@ -35,7 +35,7 @@ const BEGAN_MS: u64 = 1_000_000;
 /// Where a planner sits: a node, as long as it leads the system group in one term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Desk {
-    pub(super) epoch: Epoch,
+    pub(super) planner_term: PlannerTerm,
     pub(super) node: NodeId,
 }
 
@@ -141,9 +141,9 @@ impl World {
     /// Nodes advertise, groups elect their first leaders, and get their requirements.
     pub(super) fn begin(&mut self) -> Result<(), String> {
         self.found()?;
-        for (node, advert) in self.shape.adverts.clone() {
-            self.watch.has(node, advert.clone());
-            self.cluster.advertise(node, advert)?;
+        for (node, advertisement) in self.shape.advertisements.clone() {
+            self.watch.has(node, advertisement.clone());
+            self.cluster.advertise(node, advertisement)?;
         }
         self.pass(4_000)?;
         for (group, requirement) in self.shape.requirements.clone() {
@@ -274,16 +274,16 @@ impl World {
     fn look_at_seat(&mut self, node: NodeId) {
         let status = self.cluster.status(node, SYSTEM_GROUP);
         let leads = status.filter(|status| status.is_leader() && status.serving);
-        let epoch = leads.map(|status| Epoch::new(status.term.get()));
+        let planner_term = leads.map(|status| PlannerTerm::new(status.term.get()));
         let seated =
-            self.seats.get(&node).map(|planner_instance| planner_instance.executor.epoch());
+            self.seats.get(&node).map(|planner_instance| planner_instance.executor.planner_term());
         let serves = self.hosts[&node].serves();
-        let Some(epoch) = epoch.filter(|_| serves) else {
+        let Some(planner_term) = planner_term.filter(|_| serves) else {
             self.seats.remove(&node);
             return;
         };
-        if seated != Some(epoch) {
-            let desk = Desk { epoch, node };
+        if seated != Some(planner_term) {
+            let desk = Desk { planner_term, node };
             let planner_instance = PlannerInstance::new(
                 desk,
                 (self.instant(), self.time_of_day()),

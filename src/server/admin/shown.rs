@@ -141,7 +141,7 @@ pub(in super::super) fn group_status(group: &Group) -> wire::GroupStatus {
             index: position.index.get(),
         }),
         membership: Some(shardhost_storage::convert::membership_to_message(&status.membership)),
-        asleep: status.asleep,
+        hibernating: status.hibernating,
         fault,
         transferring_to_node: status.transferring_to.map_or(0, NodeId::get),
         peers: peers.collect(),

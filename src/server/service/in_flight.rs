@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
-/// A gauge of requests and bytes with one waiter, the stream's reader.
+/// A gauge of requests and bytes with one completion, the stream's reader.
 #[derive(Debug)]
 pub(super) struct InFlight {
     requests: AtomicUsize,

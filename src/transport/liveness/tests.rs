@@ -40,8 +40,8 @@ impl Inbound for Edges {
     fn peer_live(&self, _: NodeId, incarnation: u64) {
         self.0.lock().push(Live(incarnation));
     }
-    fn peer_advert(&self, _: NodeId, incarnation: u64, advert: Advert) {
-        let names = advert.capabilities.into_iter().collect::<String>();
+    fn peer_advertisement(&self, _: NodeId, incarnation: u64, advertisement: Advertisement) {
+        let names = advertisement.capabilities.into_iter().collect::<String>();
         self.0.lock().push(Edge::Said(incarnation, names));
     }
     fn peer_lost(&self, _: NodeId) {
@@ -50,8 +50,8 @@ impl Inbound for Edges {
     fn unreachable(&self, _: NodeId, _: Vec<(GroupId, ReplicaId)>) {}
 }
 
-fn advert(name: &str) -> Advert {
-    Advert { capabilities: [name.to_owned()].into(), ..Advert::default() }
+fn advertisement(name: &str) -> Advertisement {
+    Advertisement { capabilities: [name.to_owned()].into(), ..Advertisement::default() }
 }
 
 fn said(incarnation: u64, name: &str) -> Edge {
@@ -84,14 +84,14 @@ impl Case {
 
     /// Admits a stream whose greeting has one name of its node.
     fn admit_saying(&self, incarnation: u64, lane: Lane, name: &str) -> Visit {
-        let said = Some(advert(name));
+        let said = Some(advertisement(name));
         self.liveness
             .admit(&greeting(incarnation), LATEST, lane, said, self.start, &self.inbound)
             .unwrap()
     }
 
     fn says(&self, visit: &Visit, name: &str) {
-        self.liveness.said(visit, advert(name), &self.inbound);
+        self.liveness.said(visit, advertisement(name), &self.inbound);
     }
 
     fn heard_at(&self, milliseconds: u64, visit: &Visit) {
@@ -191,7 +191,7 @@ fn what_a_node_says_is_told_after_its_life_and_when_it_changes() {
     case.says(&visit, "ssd");
     case.says(&visit, "fifo");
     assert_eq!(case.edges(), [Live(1), said(1, "ssd"), said(1, "fifo")]);
-    assert_eq!(case.liveness.advert(), Some(advert("fifo")));
+    assert_eq!(case.liveness.advertisement(), Some(advertisement("fifo")));
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn another_incarnation_has_said_nothing_yet() {
     case.admit(2, Lane::Bulk).unwrap();
     case.says(&before, "fifo");
     assert_eq!(case.edges(), [Live(1), said(1, "ssd"), Live(2)]);
-    assert_eq!(case.liveness.advert(), None);
+    assert_eq!(case.liveness.advertisement(), None);
     case.admit_saying(2, Lane::Urgent, "gpu");
     assert_eq!(case.edges().last(), Some(&said(2, "gpu")));
 }

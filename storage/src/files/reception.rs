@@ -30,13 +30,13 @@ impl Reception {
         let received = continued.as_ref().map_or(0, |paused| paused.writer.size());
         let rest = announced.size.saturating_sub(received);
         let needed = rest.saturating_add(trailer::BYTES as u64);
-        let promise = shared.room_for(announced.group, needed)?;
+        let reservation = shared.room_for(announced.group, needed)?;
         let mut writer = match continued {
             Some(paused) => paused.writer,
             None => Box::new(Writer::create(shared, Name::of(&announced))?),
         };
         writer
-            .allocate(needed, promise)
+            .allocate(needed, reservation)
             .map_err(|error| Self::no_room(shared, announced.group, needed, &error))?;
         Ok(Self { shared: Arc::clone(shared), announced, writer, failed: false })
     }

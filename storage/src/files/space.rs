@@ -15,12 +15,12 @@ pub(super) struct Space {
     directory: PathBuf,
     keep_free_bytes: u64,
     /// Promised and not written yet.
-    promised: Mutex<u64>,
+    reserved: Mutex<u64>,
     free: fn(&Path) -> io::Result<u64>,
 }
 
 /// Bytes that may be written. The rest is given back when it is dropped.
-pub(super) struct Promise {
+pub(super) struct Reservation {
     space: Arc<Space>,
     bytes: u64,
 }
@@ -28,60 +28,60 @@ pub(super) struct Promise {
 impl Space {
     pub fn new(directory: &Path, keep_free_bytes: u64) -> Arc<Self> {
         let directory = directory.to_owned();
-        Arc::new(Self { directory, keep_free_bytes, promised: Mutex::default(), free: free_bytes })
+        Arc::new(Self { directory, keep_free_bytes, reserved: Mutex::default(), free: free_bytes })
     }
 
     /// Reserves so many bytes, or returns how many there are.
-    pub fn promise(
+    pub fn reserve(
         self: &Arc<Self>,
         group: GroupId,
         needed: u64,
-    ) -> Result<Promise, SnapshotError> {
-        let mut promised = self.promised.lock();
+    ) -> Result<Reservation, SnapshotError> {
+        let mut reserved = self.reserved.lock();
         let available = self
-            .available(*promised)
+            .available(*reserved)
             .map_err(|error| SnapshotError::from_io(group, "asking for free space", &error))?;
         if needed > available {
             return Err(SnapshotError::NoSpace { group, needed, available });
         }
-        *promised += needed;
-        Ok(Promise { space: Arc::clone(self), bytes: needed })
+        *reserved += needed;
+        Ok(Reservation { space: Arc::clone(self), bytes: needed })
     }
 
     /// Bytes that are neither used nor reserved.
     pub fn left(&self) -> io::Result<u64> {
-        self.available(*self.promised.lock())
+        self.available(*self.reserved.lock())
     }
 
-    fn available(&self, promised: u64) -> io::Result<u64> {
+    fn available(&self, reserved: u64) -> io::Result<u64> {
         let free = (self.free)(&self.directory)?;
-        Ok(free.saturating_sub(self.keep_free_bytes).saturating_sub(promised))
+        Ok(free.saturating_sub(self.keep_free_bytes).saturating_sub(reserved))
     }
 }
 
-impl Promise {
+impl Reservation {
     pub const fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// So many were written: the file system counts them.
-    pub fn redeem(&mut self, bytes: u64) {
-        let redeemed = bytes.min(self.bytes);
-        self.bytes -= redeemed;
-        *self.space.promised.lock() -= redeemed;
+    pub fn use_up(&mut self, bytes: u64) {
+        let used = bytes.min(self.bytes);
+        self.bytes -= used;
+        *self.space.reserved.lock() -= used;
     }
 
     /// Asks for more.
     pub fn grow(&mut self, group: GroupId, bytes: u64) -> Result<(), SnapshotError> {
-        let mut more = self.space.promise(group, bytes)?;
+        let mut more = self.space.reserve(group, bytes)?;
         self.bytes += std::mem::take(&mut more.bytes);
         Ok(())
     }
 }
 
-impl Drop for Promise {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        self.redeem(self.bytes);
+        self.use_up(self.bytes);
     }
 }
 
@@ -100,12 +100,12 @@ mod tests {
     /// A disk with a hundred bytes free, of which ten are kept.
     fn space() -> Arc<Space> {
         let directory = PathBuf::from("/");
-        let promised = Mutex::default();
-        Arc::new(Space { directory, keep_free_bytes: 10, promised, free: |_| Ok(100) })
+        let reserved = Mutex::default();
+        Arc::new(Space { directory, keep_free_bytes: 10, reserved, free: |_| Ok(100) })
     }
 
     fn refused(space: &Arc<Space>, needed: u64) -> u64 {
-        match space.promise(GROUP, needed).map(|_| ()) {
+        match space.reserve(GROUP, needed).map(|_| ()) {
             Err(SnapshotError::NoSpace { group: GROUP, needed: told, available }) => {
                 assert_eq!(told, needed);
                 available
@@ -115,37 +115,37 @@ mod tests {
     }
 
     #[test]
-    fn what_is_promised_is_not_promised_again() {
+    fn what_is_reserved_is_not_reserved_again() {
         let space = space();
-        let first = space.promise(GROUP, 60).unwrap();
+        let first = space.reserve(GROUP, 60).unwrap();
         assert_eq!(refused(&space, 31), 30);
-        let second = space.promise(GROUP, 30).unwrap();
+        let second = space.reserve(GROUP, 30).unwrap();
         assert_eq!(refused(&space, 1), 0);
         drop(first);
         assert_eq!(refused(&space, 61), 60);
         drop(second);
-        assert_eq!(space.promise(GROUP, 90).unwrap().bytes(), 90);
+        assert_eq!(space.reserve(GROUP, 90).unwrap().bytes(), 90);
     }
 
     #[test]
     fn what_is_written_is_the_file_systems_to_count() {
         let space = space();
-        let mut promise = space.promise(GROUP, 90).unwrap();
-        promise.redeem(50);
-        assert_eq!((promise.bytes(), refused(&space, 51)), (40, 50));
-        promise.redeem(1000);
-        assert_eq!((promise.bytes(), refused(&space, 91)), (0, 90));
+        let mut reservation = space.reserve(GROUP, 90).unwrap();
+        reservation.use_up(50);
+        assert_eq!((reservation.bytes(), refused(&space, 51)), (40, 50));
+        reservation.use_up(1000);
+        assert_eq!((reservation.bytes(), refused(&space, 91)), (0, 90));
     }
 
     #[test]
-    fn a_promise_grows_while_there_is_room() {
+    fn a_reservation_grows_while_there_is_room() {
         let space = space();
-        let mut promise = space.promise(GROUP, 40).unwrap();
-        promise.grow(GROUP, 50).unwrap();
-        assert_eq!((promise.bytes(), refused(&space, 1)), (90, 0));
-        assert!(promise.grow(GROUP, 1).is_err());
-        assert_eq!(promise.bytes(), 90);
-        drop(promise);
+        let mut reservation = space.reserve(GROUP, 40).unwrap();
+        reservation.grow(GROUP, 50).unwrap();
+        assert_eq!((reservation.bytes(), refused(&space, 1)), (90, 0));
+        assert!(reservation.grow(GROUP, 1).is_err());
+        assert_eq!(reservation.bytes(), 90);
+        drop(reservation);
         assert_eq!(refused(&space, u64::MAX), 90);
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use super::space::Promise;
+use super::space::Reservation;
 use super::trailer::Trailer;
 use super::{Name, Shared};
 use crate::snapshot::{SnapshotError, SnapshotWrite};
@@ -32,12 +32,12 @@ pub(super) struct Writer {
     /// Written since the last wait for the rate.
     unpaced: usize,
     /// Room for the bytes to come; `None`: the file system allocated it.
-    promise: Option<Promise>,
+    reservation: Option<Reservation>,
     finished: bool,
 }
 
 impl Writer {
-    /// Creates the file. Nothing is promised to it yet.
+    /// Creates the file. Nothing is reserved to it yet.
     pub fn create(shared: &Arc<Shared>, name: Name) -> Result<Self, SnapshotError> {
         let temporary = shared.temporary_path(name);
         let file = File::create_new(&temporary)
@@ -51,14 +51,14 @@ impl Writer {
             crc: crc32fast::Hasher::new(),
             unsynced: 0,
             unpaced: 0,
-            promise: None,
+            reservation: None,
             finished: false,
         })
     }
 
     /// A writer of unknown size: it requests more room while it writes.
-    pub fn growing(mut self, promise: Promise) -> Self {
-        self.promise = Some(promise);
+    pub fn growing(mut self, reservation: Reservation) -> Self {
+        self.reservation = Some(reservation);
         self
     }
 
@@ -72,13 +72,13 @@ impl Writer {
         self.crc.clone().finalize()
     }
 
-    /// Sets room aside for `bytes` more, the trailer included, which the promise covers.
-    pub fn allocate(&mut self, bytes: u64, promise: Promise) -> io::Result<()> {
+    /// Sets room aside for `bytes` more, the trailer included, which the reservation covers.
+    pub fn allocate(&mut self, bytes: u64, reservation: Reservation) -> io::Result<()> {
         let (file, mode) = (self.file.get_ref(), FallocateFlags::KEEP_SIZE);
-        self.promise = match rustix::fs::fallocate(file, mode, self.size, bytes) {
+        self.reservation = match rustix::fs::fallocate(file, mode, self.size, bytes) {
             Ok(()) => None,
-            // Then it is the promise that keeps others away.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => Some(promise),
+            // Then it is the reservation that keeps others away.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => Some(reservation),
             Err(error) => return Err(error.into()),
         };
         Ok(())
@@ -87,14 +87,14 @@ impl Writer {
     /// Brings what was written into the file, and gives back the room for more.
     pub fn settle(&mut self) -> io::Result<()> {
         self.file.flush()?;
-        self.promise = None;
+        self.reservation = None;
         self.file.get_ref().set_len(self.size)
     }
 
     fn make_room(&mut self, bytes: u64) -> Result<(), SnapshotError> {
-        match &mut self.promise {
-            Some(promise) if promise.bytes() < bytes => {
-                promise.grow(self.name.group, bytes.max(ROOM_STEP_BYTES))
+        match &mut self.reservation {
+            Some(reservation) if reservation.bytes() < bytes => {
+                reservation.grow(self.name.group, bytes.max(ROOM_STEP_BYTES))
             }
             _ => Ok(()),
         }
@@ -102,8 +102,8 @@ impl Writer {
 
     fn note_written(&mut self, bytes: &[u8]) -> io::Result<()> {
         let count = bytes.len() as u64;
-        if let Some(promise) = &mut self.promise {
-            promise.redeem(count);
+        if let Some(reservation) = &mut self.reservation {
+            reservation.use_up(count);
         }
         self.crc.update(bytes);
         self.size += count;

@@ -44,7 +44,7 @@ struct Inner {
     kept: BTreeMap<(GroupId, LogPosition), Kept>,
     /// Broken receptions, one per group; they wait for ever.
     paused: BTreeMap<GroupId, Paused>,
-    /// Bytes that unfinished snapshots hold or were promised.
+    /// Bytes that unfinished snapshots hold or were reserved.
     unfinished: u64,
     faults: BTreeSet<SnapshotFault>,
     /// Counts crashes: a writer from before the last one is dead.

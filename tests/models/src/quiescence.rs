@@ -1,4 +1,4 @@
-//! Groups that sleep, and how the loss of their leader wakes them.
+//! Groups that hibernate, and how the loss of their leader wakes them.
 //!
 //! A hibernating group has no timers. Its followers look for another leader when they are notified
 //! that the leader's process, or its replica, ended. A group in which every follower hibernates,
@@ -26,7 +26,7 @@ pub struct Quiescence {
     pub sends_step_down_notice: bool,
     /// Another process of the node counts as the loss of the one before.
     pub notices_restarts: bool,
-    /// A leader looks again before it sleeps.
+    /// A leader looks again before it hibernates.
     pub looks_again: bool,
 }
 
@@ -43,8 +43,8 @@ impl Quiescence {
 /// The notices of a follower, in the order of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Word {
-    /// The leader asks for sleep; the process that asks.
-    Sleep(u8),
+    /// The leader asks to hibernate; the process that asks.
+    Hibernation(u8),
     /// The leader's replica ends.
     Wake,
 }
@@ -57,7 +57,7 @@ pub enum Leader {
     /// It waits for so many answers.
     Asking(u8),
     /// It leads, and does not tick.
-    Asleep,
+    Hibernating,
     /// It is not there, or does not lead.
     Gone,
 }
@@ -65,7 +65,7 @@ pub enum Leader {
 /// A follower.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Follower {
-    asleep: bool,
+    hibernating: bool,
     /// Its own process runs.
     runs: bool,
     /// The process of the leader's node that it knows to live.
@@ -90,7 +90,7 @@ pub struct Group {
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// The leader asks for sleep.
+    /// The leader asks to hibernate.
     Ask,
     /// A follower hears the next word.
     Hear(usize),
@@ -117,13 +117,13 @@ impl Quiescence {
             return None;
         }
         match follower.words.remove(0) {
-            Word::Sleep(process) => {
+            Word::Hibernate(process) => {
                 if follower.knows == Some(process) || !self.checks_asker {
-                    follower.asleep = true;
+                    follower.hibernating = true;
                     group.agreed[at] = true;
                 }
             }
-            Word::Wake => follower.asleep = false,
+            Word::Wake => follower.hibernating = false,
         }
         Some(())
     }
@@ -139,7 +139,8 @@ impl Quiescence {
             return Some(());
         }
         let quorum = group.lives.iter().any(|lives| *lives);
-        group.leader = if quorum || !self.looks_again { Leader::Asleep } else { Leader::Awake };
+        group.leader =
+            if quorum || !self.looks_again { Leader::Hibernating } else { Leader::Awake };
         Some(())
     }
 
@@ -152,9 +153,11 @@ impl Quiescence {
         let restarted = follower.knows.is_some() && process.is_some();
         follower.knows = process;
         // A connection to another process carries nothing of the one before.
-        follower.words.retain(|word| matches!(word, Word::Sleep(asker) if Some(*asker) != process));
+        follower
+            .words
+            .retain(|word| matches!(word, Word::Hibernate(asker) if Some(*asker) != process));
         if process.is_none() || !restarted || self.notices_restarts {
-            follower.asleep = false;
+            follower.hibernating = false;
         }
         Some(())
     }
@@ -178,7 +181,8 @@ impl Model for Quiescence {
     type Action = Step;
 
     fn init_states(&self) -> Vec<Group> {
-        let follower = Follower { asleep: false, runs: true, knows: Some(0), words: Vec::new() };
+        let follower =
+            Follower { hibernating: false, runs: true, knows: Some(0), words: Vec::new() };
         vec![Group {
             leader: Leader::Awake,
             process: Some(0),
@@ -217,7 +221,7 @@ impl Model for Quiescence {
                 }
                 next.leader = Leader::Asking(u8::try_from(asked.len()).unwrap_or(u8::MAX));
                 for at in asked {
-                    next.followers[at].words.push(Word::Sleep(process));
+                    next.followers[at].words.push(Word::Hibernate(process));
                 }
             }
             Step::Hear(at) => self.hear(&mut next, at)?,
@@ -240,7 +244,7 @@ impl Model for Quiescence {
                 if !follower.runs {
                     return None;
                 }
-                (follower.runs, follower.asleep) = (false, false);
+                (follower.runs, follower.hibernating) = (false, false);
                 follower.words.clear();
             }
             Step::Miss(at) => {
@@ -250,7 +254,7 @@ impl Model for Quiescence {
                 next.lives[at] = false;
                 // It stands for an election timeout without a quorum, which needs ticks.
                 let quorum = next.lives.iter().any(|lives| *lives);
-                if next.leader == Leader::Asleep && !quorum {
+                if next.leader == Leader::Hibernating && !quorum {
                     next.leader = Leader::Awake;
                 }
             }
@@ -265,10 +269,10 @@ impl Model for Quiescence {
             };
             let mut running = group.followers.iter().filter(|follower| follower.runs).peekable();
             let lost = group.leader == Leader::Gone && running.peek().is_some();
-            !lost || running.any(|follower| !follower.asleep || told(follower))
+            !lost || running.any(|follower| !follower.hibernating || told(follower))
         });
         let alone = Property::always("a leader without a quorum ticks", |_, group: &Group| {
-            group.leader != Leader::Asleep || group.lives.iter().any(|lives| *lives)
+            group.leader != Leader::Hibernating || group.lives.iter().any(|lives| *lives)
         });
         vec![woken, alone]
     }

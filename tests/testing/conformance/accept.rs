@@ -1,4 +1,4 @@
-//! Accepting invitations: a replica is created with the machine that its maker makes.
+//! Accepting create requests: a replica is created with the machine that its maker makes.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,9 +8,9 @@ use parking_lot::Mutex;
 use shardhost_storage::GroupId;
 
 use super::MachineMaker;
-use shardhost_groups::runtime::{Groups, Invitation, InvitationSink};
+use shardhost_groups::runtime::{CreateRequest, CreateRequestSink, Groups};
 
-/// Takes the invitations of one host and creates its replicas. Clones are the same.
+/// Takes the create requests of one host and creates its replicas. Clones are the same.
 #[derive(Clone)]
 pub struct Accept {
     shared: Arc<Shared>,
@@ -29,8 +29,8 @@ impl fmt::Debug for Accept {
 }
 
 impl Accept {
-    /// Give it to [`shardhost_groups::GroupsBuilder::on_invitation`], then [bind](Accept::bind) it to what
-    /// was started.
+    /// Give it to [`shardhost_groups::GroupsBuilder::on_create_request`], then [bind](Accept::bind)
+    /// it to what was started.
     #[must_use]
     pub fn new(machines: MachineMaker) -> Self {
         let (groups, under_way) = Default::default();
@@ -43,16 +43,16 @@ impl Accept {
         *self.shared.groups.lock() = Some(groups.clone());
     }
 
-    /// Takes no more invitations.
+    /// Takes no more create requests.
     pub fn let_go(&self) {
         let groups = self.shared.groups.lock().take();
         drop(groups);
     }
 }
 
-impl InvitationSink for Accept {
-    fn invited(&self, invitation: Invitation) {
-        let group = invitation.group;
+impl CreateRequestSink for Accept {
+    fn requested(&self, create_request: CreateRequest) {
+        let group = create_request.group;
         let Some(groups) = self.shared.groups.lock().clone() else { return };
         if groups.group(group).is_some() || !self.shared.under_way.lock().insert(group) {
             return;
@@ -61,8 +61,8 @@ impl InvitationSink for Accept {
         // Creating waits for the disk, and the caller of this must not.
         std::thread::spawn(move || {
             let machine = (shared.machines)(group);
-            if let Err(error) = groups.create(invitation.spec(), machine) {
-                tracing::debug!(%group, %error, "an invitation was not accepted");
+            if let Err(error) = groups.create(create_request.spec(), machine) {
+                tracing::debug!(%group, %error, "a create request was not accepted");
             }
             shared.under_way.lock().remove(&group);
         });

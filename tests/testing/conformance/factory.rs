@@ -45,8 +45,8 @@ pub struct Start {
     pub node: NodeId,
     /// Settings of its groups. Seed and incarnation are the factory's.
     pub config: GroupsConfig,
-    /// Makes the state machine of a group that the node is invited to hold a replica of: the host
-    /// must accept invitations.
+    /// Makes the state machine of a group that the node is asked to hold a replica of: the host
+    /// must accept create requests.
     pub machines: MachineMaker,
 }
 

@@ -115,7 +115,7 @@ impl MemoryCluster {
         let snapshots = Arc::new(place.snapshots.clone());
         let accept = Accept::new(machines);
         let groups = GroupsBuilder::new(config)
-            .on_invitation(Arc::new(accept.clone()))
+            .on_create_request(Arc::new(accept.clone()))
             .start(Arc::clone(&log) as _, Arc::clone(&snapshots) as _, Arc::clone(&port) as _)
             .map_err(|error| error.to_string())?;
         accept.bind(&groups);

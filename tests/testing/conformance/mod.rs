@@ -70,7 +70,7 @@
 //!             let snapshots = Arc::new(snapshots);
 //!             let (port, accept) = (self.network.port(node), Accept::new(start.machines));
 //!             let groups = GroupsBuilder::new(config)
-//!                 .on_invitation(Arc::new(accept.clone()))
+//!                 .on_create_request(Arc::new(accept.clone()))
 //!                 .start(open(&self.disks, node), snapshots.clone(), port.clone())
 //!                 .map_err(|error| error.to_string())?;
 //!             accept.bind(&groups);

@@ -15,11 +15,11 @@ use tokio::time::Instant;
 
 use super::{Cluster, Disks, JournalDisk, Keeps, Links, Start, Unmet};
 use crate::network::Network;
+use shardhost_groups::completion::Applied;
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::machine::StateMachine;
 use shardhost_groups::runtime::{Group, GroupSpec, Groups, StateMachineBox};
 use shardhost_groups::status::GroupStatus;
-use shardhost_groups::waiter::Applied;
 
 /// How long anything may take before it counts as never happening.
 pub const TIMEOUT: Duration = Duration::from_secs(30);

@@ -56,13 +56,13 @@ pub struct Checks {
     leaders: BTreeMap<(GroupId, u64), NodeId>,
     elections: Vec<Election>,
     standings: BTreeMap<(NodeId, GroupId), (u64, Standing)>,
-    asleep: BTreeSet<(NodeId, GroupId)>,
+    hibernating: BTreeSet<(NodeId, GroupId)>,
     pub(super) definite: u64,
     pub(super) unknown: u64,
     pub(super) reads: u64,
     pub(super) transfers: u64,
     pub(super) restores: u64,
-    pub(super) sleeps: u64,
+    pub(super) hibernates: u64,
     pub(super) lease_reads: u64,
     pub(super) changes: u64,
     pub(super) retired: u64,
@@ -87,8 +87,8 @@ pub struct Coverage {
     pub transfers: u64,
     /// Snapshots that machines took over.
     pub restores: u64,
-    /// Times that a replica was seen asleep.
-    pub sleeps: u64,
+    /// Times that a replica was seen hibernating.
+    pub hibernates: u64,
     pub lease_reads: u64,
     /// Changes of membership that succeeded.
     pub changes: u64,
@@ -115,7 +115,7 @@ impl Coverage {
         self.leaders += checks.leaders.len() as u64;
         self.transfers += checks.transfers;
         self.restores += checks.restores;
-        self.sleeps += checks.sleeps;
+        self.hibernates += checks.hibernates;
         self.lease_reads += checks.lease_reads;
         self.changes += checks.changes;
         self.retired += checks.retired;
@@ -279,12 +279,12 @@ impl Checks {
     pub(super) fn forget_node(&mut self, node: NodeId) {
         self.standings.retain(|(holder, _), _| *holder != node);
         self.serving.forget(|of, _| of == node);
-        self.asleep.retain(|(of, _)| *of != node);
+        self.hibernating.retain(|(of, _)| *of != node);
     }
 
     pub(super) fn replica_ended(&mut self, node: NodeId, group: GroupId) {
         self.serving.forget(|of, what| of == node && what == group);
-        self.asleep.remove(&(node, group));
+        self.hibernating.remove(&(node, group));
     }
 
     /// A replica hibernates only as long as something will wake it: a follower while the node of
@@ -295,13 +295,13 @@ impl Checks {
         status: &GroupStatus,
         lives: impl Fn(NodeId) -> bool,
     ) -> Result<(), String> {
-        self.sleeps += u64::from(status.asleep);
+        self.hibernates += u64::from(status.hibernating);
         let key = (node, status.id);
-        if !status.asleep {
-            self.asleep.remove(&key);
+        if !status.hibernating {
+            self.hibernating.remove(&key);
             return Ok(());
         }
-        if !self.asleep.insert(key) {
+        if !self.hibernating.insert(key) {
             return Ok(());
         }
         let leader = status.leader.map(|leader| leader.node);
@@ -311,7 +311,11 @@ impl Checks {
             true => alive > voters.len() / 2,
             false => leader.is_some_and(&lives),
         };
-        if safe { Ok(()) } else { Err(format!("{node:?} sleeps, and nobody wakes it: {status:?}")) }
+        if safe {
+            Ok(())
+        } else {
+            Err(format!("{node:?} hibernates, and nobody wakes it: {status:?}"))
+        }
     }
 
     /// What a message promises is durable on the node that sends it.

@@ -8,7 +8,7 @@ use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
 use shardhost_groups::clock::Moment;
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::core::{GroupCore, LeaseSign, LogTask, Opened, ReadNeed, ReplicaStart};
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::policy::{Policies, PolicyGuard};
 use shardhost_groups::testing::mix;
 use shardhost_groups::worker::{Input, WorkerCore};
@@ -35,7 +35,7 @@ pub struct PendingRead {
 
 /// A replica's machine and the work that waits for it.
 pub struct Machine {
-    pub epoch: u64,
+    pub open_id: u64,
     pub applier: Applier,
     pub work: VecDeque<ApplyWork>,
     pub scheduled: bool,
@@ -78,8 +78,8 @@ pub struct Node {
     pub heard: BTreeMap<NodeId, (u64, u64)>,
     pub live: BTreeMap<NodeId, u64>,
     /// Its advertisement, and those that it received.
-    pub advert: Arc<Advert>,
-    pub told: BTreeMap<NodeId, Arc<Advert>>,
+    pub advertisement: Arc<Advertisement>,
+    pub told: BTreeMap<NodeId, Arc<Advertisement>>,
     pub policies: Policies,
     /// Whether its policy refuses leaderships, if it has one of its own.
     pub refuses: Arc<AtomicBool>,
@@ -119,7 +119,7 @@ impl Node {
             log_hangs_until: 0,
             heard: BTreeMap::new(),
             live: BTreeMap::new(),
-            advert: Arc::default(),
+            advertisement: Arc::default(),
             told: BTreeMap::new(),
             policies: Policies::new(),
             refuses: Arc::default(),
@@ -189,10 +189,10 @@ impl Node {
     /// Opens a replica in the running process.
     pub fn open_replica(&mut self, config: &GroupsConfig, group: GroupId) -> Result<(), String> {
         self.openings += 1;
-        let epoch = self.life * 1_000_000 + self.openings;
-        let (replica, applier) = self.open(&self.own_config(config), group, epoch)?;
+        let open_id = self.life * 1_000_000 + self.openings;
+        let (replica, applier) = self.open(&self.own_config(config), group, open_id)?;
         let machine = Machine {
-            epoch,
+            open_id,
             applier,
             work: VecDeque::new(),
             scheduled: false,
@@ -244,7 +244,7 @@ impl Node {
     /// Starts the process from what the disks hold.
     pub fn start(&mut self, config: &GroupsConfig) -> Result<(), String> {
         self.process = Some(Process {
-            core: WorkerCore::new((*self.advert).clone(), self.policies.clone()),
+            core: WorkerCore::new((*self.advertisement).clone(), self.policies.clone()),
             machines: BTreeMap::new(),
             log_queue: VecDeque::new(),
             log_running: None,
@@ -255,7 +255,8 @@ impl Node {
         groups.retain(|group| !self.closed.contains(group));
         groups.retain(|group| !self.differs(*group));
         for group in &groups {
-            // A log that lost its end may have forgotten that a replica was destroyed, with its state.
+            // A log that lost its end may have forgotten that a replica was destroyed, with its
+            // state.
             let empty = self.empty_disk(*group);
             self.disks.entry(*group).or_insert(empty);
         }
@@ -272,7 +273,7 @@ impl Node {
         &self,
         config: &Arc<GroupsConfig>,
         group: GroupId,
-        epoch: u64,
+        open_id: u64,
     ) -> Result<(GroupCore, Applier), String> {
         let text = |error: &dyn std::fmt::Display| format!("{:?} {group:?}: {error}", self.id);
         let persisted = self.store.load(group).map_err(|error| text(&error))?;
@@ -297,7 +298,7 @@ impl Node {
         };
         let durable = machine.durable_index();
         let policies = self.policies.clone();
-        let start = ReplicaStart { persisted, applied, durable, lost, epoch, policies };
+        let start = ReplicaStart { persisted, applied, durable, lost, open_id, policies };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let store = Arc::new(self.store.clone());
         let core = GroupCore::open(Arc::clone(config), store, &logger, start)

@@ -35,7 +35,7 @@ impl LeadershipPolicy for SwitchedPolicy {
 /// The newest question about a leadership, and what is known of its answer.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
-    epoch: u64,
+    open_id: u64,
     term: u64,
     question: u64,
     refused: bool,
@@ -52,15 +52,15 @@ pub struct Serving {
 impl Serving {
     /// A leader asks its policies.
     pub(super) fn asked(&mut self, node: NodeId, request: &AdmissionRequest) {
-        let (epoch, term, question) = (request.epoch, request.term().get(), request.question);
-        let asked = Asked { epoch, term, question, refused: false, outdated: false };
+        let (open_id, term, question) = (request.open_id, request.term().get(), request.question);
+        let asked = Asked { open_id, term, question, refused: false, outdated: false };
         self.newest.insert((node, request.group), asked);
     }
 
     pub(super) fn answered(&mut self, node: NodeId, request: &AdmissionRequest, serve: bool) {
         let Some(asked) = self.newest.get_mut(&(node, request.group)) else { return };
-        let current = (asked.epoch, asked.term, asked.question)
-            == (request.epoch, request.term().get(), request.question);
+        let current = (asked.open_id, asked.term, asked.question)
+            == (request.open_id, request.term().get(), request.question);
         if current {
             asked.refused = !serve;
         }

@@ -1,4 +1,5 @@
-//! What a replica may rely on, and what it promised: decided from the time of a step alone. Pure.
+//! What a replica may rely on, and for whom its vote is locked: decided from the time of a step
+//! alone. Pure.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -9,8 +10,8 @@ use crate::clock::Moment;
 use crate::core::LeaseSign;
 use crate::known_bugs::{KnownBug, KnownBugs};
 
-/// Election timeouts in ticks after which a vote lock ends while the clock cannot be read. Ticks may come
-/// faster than their length for a while, after a stall.
+/// Election timeouts in ticks after which a vote lock ends while the clock cannot be read. Ticks
+/// may come faster than their length for a while, after a stall.
 const LOCK_TIMEOUTS_WITHOUT_CLOCK: u64 = 4;
 
 /// Groups of so many voters beside the leader cost no allocation.
@@ -20,7 +21,7 @@ const FEW_VOTERS: usize = 8;
 /// known without a clock.
 const CHECK_TIMEOUTS: u64 = 4;
 
-/// Both sides of leases: what this replica may rely on, and what it promised.
+/// Both sides of leases: what this replica may rely on, and for whom its vote is locked.
 #[derive(Debug, Default)]
 pub(in crate::core) struct Lease {
     peers: Vec<PeerSign>,
@@ -33,9 +34,9 @@ pub(in crate::core) struct Lease {
     outgrows_at: u64,
     published: LeaseSign,
     /// No other replica is voted for before this moment.
-    promised_until: Moment,
+    locked_until: Moment,
     /// The replica that was last heard as leader; 0: it is not known who was.
-    promised_to: u64,
+    locked_for: u64,
     /// The leader was heard in this round, or since the clock could be read last.
     heard: bool,
     /// The tick in which it was heard last.
@@ -72,16 +73,17 @@ pub(in crate::core) enum PeerState {
     Lost,
 }
 
-/// Whether a replica that never voted is still in the life whose answers come: one of an earlier life may
-/// be on its way, and the disk behind it gone.
+/// Whether a replica that never voted is still in the life whose answers come: one of an earlier
+/// life may be on its way, and the disk behind it gone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum LifeCheck {
     /// As far as is known, it is.
     #[default]
     Passed,
-    /// It answers again once it answered a heartbeat that is yet to be sent. As long as the clock cannot be
-    /// read no heartbeat has a stamp: then an answer to one does that comes [`CHECK_TIMEOUTS`] later than
-    /// this tick, when nothing of an earlier life can be on its way any more.
+    /// It answers again once it answered a heartbeat that is yet to be sent. As long as the clock
+    /// cannot be read no heartbeat has a stamp: then an answer to one does that comes
+    /// [`CHECK_TIMEOUTS`] later than this tick, when nothing of an earlier life can be on its way
+    /// any more.
     Wanted { since: u64 },
     /// It answers again once it answered a heartbeat that was sent then or later.
     Since(Moment),
@@ -100,9 +102,9 @@ pub(in crate::core) struct Now {
 }
 
 impl Lease {
-    /// A lease of a replica that may have promised something before it was opened.
-    pub(in crate::core) fn opened(promised: bool) -> Self {
-        Self { heard: promised, ..Self::default() }
+    /// A lease of a replica whose vote may have been locked before it was opened.
+    pub(in crate::core) fn opened(locked: bool) -> Self {
+        Self { heard: locked, ..Self::default() }
     }
 
     fn peer(&mut self, replica: u64) -> &mut PeerSign {
@@ -129,34 +131,34 @@ impl Lease {
         self.peers.iter().find(|peer| peer.replica == replica).map_or(0, |peer| peer.life)
     }
 
-    // ---- the promise of a voter ----
+    // ---- the vote lock ----
 
-    /// Whether a promise keeps this replica from supporting an election, its own included.
-    pub(super) fn has_promised(&self, now: Now) -> bool {
+    /// Whether a vote lock keeps this replica from supporting an election, its own included.
+    pub(super) fn is_vote_locked(&self, now: Now) -> bool {
         let running = match now.began {
-            Some(moment) => moment < self.promised_until,
+            Some(moment) => moment < self.locked_until,
             None if now.bugs.has(KnownBug::UnlockWithoutClock) => false,
-            None => self.promised_until > Moment::ZERO && !self.is_lock_over_in_ticks(now),
+            None => self.locked_until > Moment::ZERO && !self.is_lock_over_in_ticks(now),
         };
         running || self.heard
     }
 
-    /// Whether so many ticks passed since the leader was heard that the vote lock is over whatever time
-    /// it is.
+    /// Whether so many ticks passed since the leader was heard that the vote lock is over whatever
+    /// time it is.
     const fn is_lock_over_in_ticks(&self, now: Now) -> bool {
         now.tick.saturating_sub(self.heard_tick) >= LOCK_TIMEOUTS_WITHOUT_CLOCK * now.timeout
     }
 
-    /// Whether the promise was given to this replica.
-    pub(super) const fn is_promised_to(&self, replica: u64) -> bool {
-        self.promised_to == replica
+    /// Whether the vote is locked for this replica.
+    pub(super) const fn is_locked_for(&self, replica: u64) -> bool {
+        self.locked_for == replica
     }
 
     /// The leader of this term was heard. The moment is published, and changes with each tick only.
     pub(super) fn hear(&mut self, leader: u64, now: Now, tick: Duration) {
         self.heard = true;
         self.heard_tick = now.tick;
-        self.promised_to = leader;
+        self.locked_for = leader;
         let moment = now.began.unwrap_or(self.contact);
         if moment.since(self.contact) >= tick {
             self.contact = moment;
@@ -173,19 +175,20 @@ impl Lease {
         self.echo = Some((leader, stamp));
     }
 
-    /// Whether an order to campaign with this stamp was not sent before a heartbeat that was answered
-    /// already.
+    /// Whether an order to campaign with this stamp was not sent before a heartbeat that was
+    /// answered already.
     pub(super) fn is_current_order(&self, term: u64, stamp: Moment) -> bool {
         self.heard_term != term || stamp >= self.heard_stamp
     }
 
-    /// At the end of a step: what was heard in it is promised for so long from here on.
+    /// At the end of a step: the vote is locked for so long from here on, if the leader was heard
+    /// in it.
     pub(super) fn renew(&mut self, now: Now, length: Duration) {
         let over = self.is_lock_over_in_ticks(now) || now.bugs.has(KnownBug::UnlockWithoutClock);
         match now.ended {
             Some(moment) if self.heard => {
                 self.heard = false;
-                self.promised_until = moment + length;
+                self.locked_until = moment + length;
             }
             // From when the lock counts is not known; it holds.
             None if over => self.heard = false,
@@ -296,8 +299,8 @@ impl Lease {
         self.void_until = now.began.unwrap_or(Moment::NEVER);
     }
 
-    /// The members changed, and the log ends here. A new voter has no vote lock yet. Targets that were
-    /// removed before they answered are sent nothing from here on.
+    /// The members changed, and the log ends here. A new voter has no vote lock yet. Targets that
+    /// were removed before they answered are sent nothing from here on.
     pub(super) fn change_members(
         &mut self,
         before: &Membership,

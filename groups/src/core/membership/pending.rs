@@ -2,16 +2,16 @@
 
 use shardhost_storage::NodeId;
 
-use super::MembershipWaiter;
+use super::MembershipCompletion;
 
 /// A change with a caller that waits. Forgotten with the leadership.
 #[derive(Debug)]
 pub(super) struct PendingChange {
     pub index: u64,
     pub since: u64,
-    /// The node that is to get a vote, if the waiter waits for that.
+    /// The node that is to get a vote, if the completion waits for that.
     pub awaits_vote: Option<NodeId>,
-    pub waiter: MembershipWaiter,
+    pub completion: MembershipCompletion,
 }
 
 /// Changes in progress.
@@ -23,7 +23,7 @@ pub(in crate::core) struct Changes {
 }
 
 impl Changes {
-    pub(in crate::core) const fn has_waiter(&self) -> bool {
+    pub(in crate::core) const fn has_completion(&self) -> bool {
         self.waiting.is_some()
     }
 
@@ -32,8 +32,8 @@ impl Changes {
         self.waiting.replace(Box::new(pending)).map(|earlier| *earlier)
     }
 
-    /// The entry at `index` is applied: the caller whose change is over by it. A joint one is when the
-    /// joint configuration is left, the addition of a voter when that has its vote.
+    /// The entry at `index` is applied: the caller whose change is over by it. A joint one is when
+    /// the joint configuration is left, the addition of a voter when that has its vote.
     pub(super) fn take_over(
         &mut self,
         index: u64,
@@ -88,8 +88,8 @@ mod tests {
         let (index, since) = (10, 100);
         let awaits_vote = awaits_vote.map(NodeId::must);
         let mut changes = Changes::default();
-        let waiter = oneshot::channel().0;
-        assert!(changes.wait(PendingChange { index, since, awaits_vote, waiter }).is_none());
+        let completion = oneshot::channel().0;
+        assert!(changes.wait(PendingChange { index, since, awaits_vote, completion }).is_none());
         changes
     }
 
@@ -113,8 +113,8 @@ mod tests {
     fn a_caller_waits_for_so_long_and_for_its_own_entry() {
         let mut changes = waiting(None);
         assert!(changes.take_expired(149, 50).is_none() && changes.take_at(11).is_none());
-        assert!(changes.has_waiter());
-        assert!(changes.take_expired(150, 50).is_some() && !changes.has_waiter());
+        assert!(changes.has_completion());
+        assert!(changes.take_expired(150, 50).is_some() && !changes.has_completion());
         assert!(waiting(None).take_at(10).is_some());
     }
 }

@@ -9,7 +9,7 @@
 
 use shardhost_storage::{LogPosition, Membership};
 
-use super::SnapshotWaiter;
+use super::SnapshotCompletion;
 use crate::config::GroupsConfig;
 use crate::known_bugs::{KnownBug, KnownBugs};
 use crate::transport::ShipmentOutcome;
@@ -38,8 +38,8 @@ pub(in crate::core) struct Snapshots {
     /// The log grew long behind what the state machine keeps: it is to be asked to flush, or was.
     flush: Flush,
     /// Who asked for one: before the state machine is asked the next time, and after.
-    asking: Vec<SnapshotWaiter>,
-    asked: Vec<SnapshotWaiter>,
+    asking: Vec<SnapshotCompletion>,
+    asked: Vec<SnapshotCompletion>,
     /// Shipments in progress: the receiver, and the index that the log must be kept from.
     shipping: Vec<(u64, u64)>,
     /// One that is being installed: its place, and the ready that carries it.
@@ -102,8 +102,8 @@ impl Snapshots {
     }
 
     /// A user asks for one.
-    pub(super) fn ask(&mut self, waiter: SnapshotWaiter) {
-        self.asking.push(waiter);
+    pub(super) fn ask(&mut self, completion: SnapshotCompletion) {
+        self.asking.push(completion);
     }
 
     /// Whether the state machine, which has applied this, is asked for one now.
@@ -137,7 +137,7 @@ impl Snapshots {
         &mut self,
         made: Option<LogPosition>,
         now: u64,
-    ) -> Vec<SnapshotWaiter> {
+    ) -> Vec<SnapshotCompletion> {
         self.making = None;
         if let Some(position) = made {
             // Later requests are served by this one.
@@ -153,10 +153,10 @@ impl Snapshots {
     }
 
     /// All who wait for one.
-    pub(super) fn take_waiters(&mut self) -> Vec<SnapshotWaiter> {
-        let mut waiters = std::mem::take(&mut self.asking);
-        waiters.append(&mut self.asked);
-        waiters
+    pub(super) fn take_completions(&mut self) -> Vec<SnapshotCompletion> {
+        let mut completions = std::mem::take(&mut self.asking);
+        completions.append(&mut self.asked);
+        completions
     }
 
     /// A newer one is named by what is written next.

@@ -65,7 +65,10 @@ impl GroupCore {
                 let opinion = self.opinion(node, effects);
                 let rank = Rank {
                     unfit: opinion.is_unfit(),
-                    draining: effects.nodes.advert(node).is_some_and(|advert| advert.draining),
+                    draining: effects
+                        .nodes
+                        .advertisement(node)
+                        .is_some_and(|advertisement| advertisement.draining),
                     unknown: opinion == Opinion::Unknown,
                     lag: self.lag_of(id.get()),
                 };
@@ -91,7 +94,8 @@ impl GroupCore {
         if let Opinion::Unfit(unfit) = self.opinion(node, effects) {
             return Err(TransferError::TargetUnfit { group, node, unfit });
         }
-        let draining = effects.nodes.advert(node).is_some_and(|advert| advert.draining);
+        let draining =
+            effects.nodes.advertisement(node).is_some_and(|advertisement| advertisement.draining);
         if draining && !self.only_draining_voters_are_left(effects) {
             return Err(TransferError::TargetDraining { group, node });
         }

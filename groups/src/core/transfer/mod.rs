@@ -10,9 +10,9 @@
 //! Nothing stops before a target has agreed. Proposals that come while they are paused are held: if
 //! this replica keeps leading, they go into its log, else their callers get the leader.
 //!
-//! This file is a transfer at its leader, from the request to the outcome. [`Transfer`] decides what
-//! comes next (`phase`); `gate` decides who can be asked; `handshake` is the target's side, `prepare`
-//! the votes that are written in advance, `deposed` what comes after a failure.
+//! This file is a transfer at its leader, from the request to the outcome. [`Transfer`] decides
+//! what comes next (`phase`); `gate` decides who can be asked; `handshake` is the target's side,
+//! `prepare` the votes that are written in advance, `deposed` what comes after a failure.
 
 mod deposed;
 mod gate;
@@ -46,7 +46,7 @@ pub type TransferOutcome = Result<(NodeId, Term, Duration), TransferError>;
 type Ended = Result<(NodeId, Term), TransferError>;
 
 /// Who waits for a transfer.
-pub type TransferWaiter = oneshot::Sender<TransferOutcome>;
+pub type TransferCompletion = oneshot::Sender<TransferOutcome>;
 
 /// Where leadership is to go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,27 +68,27 @@ pub enum TransferTarget {
 #[derive(Debug)]
 pub struct TransferRequest {
     pub to: TransferTarget,
-    pub waiter: TransferWaiter,
+    pub completion: TransferCompletion,
 }
 
 impl GroupCore {
     /// Starts a transfer, joins the one to the same target, or refuses.
     pub fn transfer(&mut self, request: TransferRequest, effects: &mut Effects) {
-        let TransferRequest { to, waiter } = request;
+        let TransferRequest { to, completion } = request;
         let begun = match self.may_begin(&to) {
             Ok(None) => self.begin_with(&to, effects),
             Ok(Some(())) => Ok(()),
             Err(error) => Err(error),
         };
         match (begun, self.transfer.as_deref_mut()) {
-            (Ok(()), Some(transfer)) => transfer.waiters.push(waiter),
+            (Ok(()), Some(transfer)) => transfer.completions.push(completion),
             (Ok(()), None) => {
                 let error = TransferError::NoHealthyTarget { group: self.id };
-                effects.transfer_replies.push((waiter, Err(error)));
+                effects.transfer_replies.push((completion, Err(error)));
             }
             (Err(error), _) => {
                 effects.count(PolicyEvent::TransferFailed(error.reason()));
-                effects.transfer_replies.push((waiter, Err(error)));
+                effects.transfer_replies.push((completion, Err(error)));
             }
         }
     }
@@ -324,9 +324,11 @@ impl GroupCore {
         if self.leads() && transfer.is_frozen() {
             self.resume_lease(effects);
         }
-        let waiters = transfer.waiters.into_iter();
+        let completions = transfer.completions.into_iter();
         let outcome = outcome.clone().map(|(to, term)| (to, term, stood));
-        effects.transfer_replies.extend(waiters.map(|waiter| (waiter, outcome.clone())));
+        effects
+            .transfer_replies
+            .extend(completions.map(|completion| (completion, outcome.clone())));
     }
 
     /// Users waited, and do not any more: for how long.

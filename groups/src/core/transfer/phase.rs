@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupId, NodeId, ReplicaId, Term};
 
-use super::{Ended, TransferWaiter};
+use super::{Ended, TransferCompletion};
 use crate::clock::Moment;
 use crate::config::GroupsConfig;
 use crate::error::TransferError;
@@ -30,7 +30,7 @@ pub(in crate::core) struct Transfer {
     pub(super) max_lag: Option<u64>,
     pub(super) phase: Phase,
     pub(super) since: u64,
-    pub(super) waiters: Vec<TransferWaiter>,
+    pub(super) completions: Vec<TransferCompletion>,
     /// One node was named, and no other will do.
     named: bool,
     /// What was wrong with the candidate that came closest.
@@ -110,7 +110,7 @@ impl Transfer {
             max_lag,
             phase: Phase::Asking(tick),
             since: tick,
-            waiters: Vec::new(),
+            completions: Vec::new(),
             error: None,
             held: None,
         }
@@ -176,8 +176,8 @@ impl Transfer {
         let (group, node, lag) = (view.group, self.to, view.lag);
         let level = lag <= FREEZE_LAG;
         let waited = view.tick - since;
-        // A disk that is slow, or hangs, must not keep the leadership where it is: others can elect the
-        // target, whose vote is durable. This replica's follows when it can.
+        // A disk that is slow, or hangs, must not keep the leadership where it is: others can elect
+        // the target, whose vote is durable. This replica's follows when it can.
         let goes_without =
             waited >= PREPARE_TICKS && !view.config.bugs.has(KnownBug::WaitForOwnDisk);
         if level && (view.prepared || goes_without) {

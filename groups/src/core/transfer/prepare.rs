@@ -92,8 +92,8 @@ impl GroupCore {
         let mut write = GroupWrite::new(self.id);
         write.hard_state = Some(self.hard_state_with_commit());
         effects.log.batch.writes.push(write);
-        let (group, epoch) = (self.id, self.epoch);
-        effects.log.acks.push(PersistAck { group, epoch, number: 0, term: 0, meta: 0, prepared });
+        let (group, open_id) = (self.id, self.open_id);
+        effects.log.acks.push(PersistAck { group, open_id, number: 0, term: 0, meta: 0, prepared });
     }
 
     /// Sends what relies on the prepared vote as soon as that is durable.

@@ -8,8 +8,8 @@ use crate::core::BarrierOrder;
 use crate::error::BarrierError;
 use crate::worker::Input;
 
-/// An open barrier. Users' proposals are refused with [`crate::ProposalRejection::Paused`] until it is
-/// closed, dropped, or the leadership ends that it belongs to.
+/// An open barrier. Users' proposals are refused with [`crate::ProposalRejection::Paused`] until it
+/// is closed, dropped, or the leadership ends that it belongs to.
 #[must_use = "dropping the barrier closes it"]
 #[derive(Debug)]
 pub struct Barrier {
@@ -26,8 +26,8 @@ impl Group {
     /// [`BarrierError`]; none was opened.
     pub async fn open_barrier(&self) -> Result<Barrier, BarrierError> {
         let group = self.id();
-        let (waiter, answer) = oneshot::channel();
-        let order = BarrierOrder::Open(waiter);
+        let (completion, answer) = oneshot::channel();
+        let order = BarrierOrder::Open(completion);
         self.offer_barrier(order)?;
         let (term, number) = answer.await.unwrap_or(Err(BarrierError::Stopped { group }))?;
         Ok(Barrier { group: self.clone(), term, number })
@@ -56,8 +56,8 @@ impl Barrier {
     /// [`BarrierError::Ended`] when the leadership ends first.
     pub async fn drain(&self) -> Result<LogIndex, BarrierError> {
         let group = self.group.id();
-        let (waiter, answer) = oneshot::channel();
-        self.group.offer_barrier(BarrierOrder::Drain { number: self.number, waiter })?;
+        let (completion, answer) = oneshot::channel();
+        self.group.offer_barrier(BarrierOrder::Drain { number: self.number, completion })?;
         answer.await.unwrap_or(Err(BarrierError::Stopped { group }))
     }
 
@@ -73,7 +73,7 @@ impl Drop for Barrier {
         let group = self.group.id();
         let shared = self.group.shared();
         let order = Box::new(Input::Barrier { group, order: BarrierOrder::Close(self.number) });
-        let order = Input::Order { group, epoch: shared.epoch, order };
+        let order = Input::Order { group, open_id: shared.open_id, order };
         shared.runtime.inboxes[shared.worker].complete(order);
     }
 }

@@ -8,7 +8,9 @@ use shardhost_storage::{LogIndex, LogPosition, Membership, NodeId, Requirement, 
 use tokio::sync::oneshot;
 
 use super::{Group, Offered};
-use crate::core::{MembershipOrder, MembershipRequest, Outlook, TransferRequest, TransferTarget};
+use crate::core::{
+    EligibilityReport, MembershipOrder, MembershipRequest, TransferRequest, TransferTarget,
+};
 use crate::error::{TakeSnapshotError, TransferError, UnknownCause};
 use crate::membership::{MembershipChange, MembershipError};
 use crate::worker::Input;
@@ -57,8 +59,8 @@ impl Group {
     async fn transfer(&self, to: TransferTarget) -> Result<Transferred, TransferError> {
         let group = self.id();
         let started = Instant::now();
-        let (waiter, answer) = oneshot::channel();
-        let input = Input::Transfer { group, request: TransferRequest { to, waiter } };
+        let (completion, answer) = oneshot::channel();
+        let input = Input::Transfer { group, request: TransferRequest { to, completion } };
         if self.offer(input).is_err() {
             return Err(TransferError::Stopped { group });
         }
@@ -69,8 +71,8 @@ impl Group {
     /// Changes who belongs to the group. Returns the membership that the change led to, once it is
     /// applied here. Dropping the future does not stop the change.
     ///
-    /// A node that is added gets its replica when its host accepts the invitation of the leader.
-    /// A node that is removed ends its replica, and removes its data, when it learns of it.
+    /// A node that is added gets its replica when its host accepts the create request of the
+    /// leader. A node that is removed ends its replica, and removes its data, when it learns of it.
     ///
     /// # Errors
     /// [`MembershipError`]; it distinguishes whether the change may still take effect.
@@ -137,11 +139,11 @@ impl Group {
     ///
     /// # Errors
     /// [`TransferError::Stopped`], also for a replica that failed.
-    pub async fn outlook(&self) -> Result<Outlook, TransferError> {
+    pub async fn eligibility(&self) -> Result<EligibilityReport, TransferError> {
         let group = self.id();
-        let (waiter, answer) = oneshot::channel();
+        let (completion, answer) = oneshot::channel();
         let stopped = TransferError::Stopped { group };
-        if self.offer(Input::Outlook { group, waiter }).is_err() {
+        if self.offer(Input::EligibilityReport { group, completion }).is_err() {
             return Err(stopped);
         }
         answer.await.map_err(|_| stopped)
@@ -180,8 +182,8 @@ impl Group {
 
     async fn order(&self, order: MembershipOrder) -> Result<Arc<Membership>, MembershipError> {
         let group = self.id();
-        let (waiter, answer) = oneshot::channel();
-        let request = Box::new(MembershipRequest { order, waiter });
+        let (completion, answer) = oneshot::channel();
+        let request = Box::new(MembershipRequest { order, completion });
         match self.offer(Input::ChangeMembership { group, request }) {
             Ok(()) => {}
             Err(Offered::Busy) => return Err(MembershipError::Busy { group }),
@@ -198,8 +200,8 @@ impl Group {
     /// [`TakeSnapshotError`].
     pub async fn snapshot(&self) -> Result<LogPosition, TakeSnapshotError> {
         let group = self.id();
-        let (waiter, answer) = oneshot::channel();
-        match self.offer(Input::TakeSnapshot { group, waiter }) {
+        let (completion, answer) = oneshot::channel();
+        match self.offer(Input::TakeSnapshot { group, completion }) {
             Ok(()) => answer.await.unwrap_or(Err(TakeSnapshotError::Stopped { group })),
             Err(Offered::Busy) => Err(TakeSnapshotError::Busy { group }),
             Err(Offered::Stopped) => Err(TakeSnapshotError::Stopped { group }),

@@ -21,12 +21,12 @@ use shardhost_storage::{GroupId, Membership};
 use tokio::sync::watch;
 
 use crate::clock::Moment;
+use crate::completion::Budget;
 use crate::core::LeaseSign;
 use crate::lives::LifeLock;
 use crate::machine::Progress;
 use crate::runtime::{Mailbox, RuntimeShared};
 use crate::status::GroupStatus;
-use crate::waiter::Budget;
 use crate::worker::Input;
 
 pub use barrier::Barrier;
@@ -40,7 +40,7 @@ pub use task::{LeaderScope, LeaderTaskGuard};
 /// What handles, apply threads and the runtime share of one replica.
 pub(crate) struct GroupShared {
     pub(crate) id: GroupId,
-    pub(crate) epoch: u64,
+    pub(crate) open_id: u64,
     pub(crate) worker: usize,
     pub(crate) status: ArcSwap<GroupStatus>,
     pub(crate) lease: LeaseCell,
@@ -154,9 +154,9 @@ impl Group {
 
     /// Hands an order to the worker that owns the group. It is for this opening of the replica.
     fn offer(&self, order: Input) -> Result<(), Offered> {
-        let (group, epoch) = (self.shared.id, self.shared.epoch);
+        let (group, open_id) = (self.shared.id, self.shared.open_id);
         let inbox = &self.shared.runtime.inboxes[self.shared.worker];
-        inbox.offer(Input::Order { group, epoch, order: Box::new(order) }).map_err(|error| {
+        inbox.offer(Input::Order { group, open_id, order: Box::new(order) }).map_err(|error| {
             match error {
                 TrySendError::Full(_) => Offered::Busy,
                 TrySendError::Disconnected(_) => Offered::Stopped,

@@ -12,11 +12,11 @@ use shardhost_storage::{GroupId, Term};
 use tokio::sync::oneshot;
 
 use super::Group;
+use crate::completion::{Completion, Pending, ProposalSink, ProposeOutcome};
 use crate::config::PROPOSAL_OVERHEAD_BYTES;
 use crate::core::Proposal;
 use crate::error::{ProposalRejection, ProposeError, UnknownCause};
 use crate::status::Role;
-use crate::waiter::{Pending, ProposalSink, ProposeOutcome, Waiter};
 use crate::worker::Input;
 
 /// What a caller asks for beside the command.
@@ -47,10 +47,10 @@ impl Group {
         let submitted = Instant::now();
         let mut proposals = Vec::new();
         for (token, command) in commands {
-            let waiter = Waiter::Sink { sink: Arc::clone(sink), token };
-            match self.admit(command, waiter, Terms::default(), submitted, refusal.as_ref()) {
+            let completion = Completion::Sink { sink: Arc::clone(sink), token };
+            match self.admit(command, completion, Terms::default(), submitted, refusal.as_ref()) {
                 Ok(proposal) => proposals.push(proposal),
-                Err((waiter, error)) => waiter.resolve(Err(error)),
+                Err((completion, error)) => completion.resolve(Err(error)),
             }
         }
         self.enqueue(proposals);
@@ -71,8 +71,8 @@ impl Group {
             Role::Stopped | Role::Removed => {
                 Some(ProposeError::Rejected { group, reason: ProposalRejection::Stopping })
             }
-            // What a sleeping follower knows of its leader may be out of date: it looks first.
-            _ if status.asleep => None,
+            // What a hibernating follower knows of its leader may be out of date: it looks first.
+            _ if status.hibernating => None,
             _ => Some(ProposeError::NotLeader { group, hint: status.leader }),
         }
     }
@@ -80,14 +80,14 @@ impl Group {
     fn admit(
         &self,
         command: Bytes,
-        waiter: Waiter,
+        completion: Completion,
         terms: Terms,
         submitted: Instant,
         refusal: Option<&ProposeError>,
-    ) -> Result<Proposal, (Waiter, ProposeError)> {
+    ) -> Result<Proposal, (Completion, ProposeError)> {
         let group = self.shared.id;
         if let Some(error) = refusal {
-            return Err((waiter, error.clone()));
+            return Err((completion, error.clone()));
         }
         let limit = self.shared.runtime.config.max_command_bytes;
         let size = command.len();
@@ -99,15 +99,15 @@ impl Group {
             _ => None,
         };
         if let Some(reason) = reason {
-            return Err((waiter, ProposeError::Rejected { group, reason }));
+            return Err((completion, ProposeError::Rejected { group, reason }));
         }
         match self.shared.budget.charge(size + PROPOSAL_OVERHEAD_BYTES) {
             None => {
                 let reason = ProposalRejection::Busy;
-                Err((waiter, ProposeError::Rejected { group, reason }))
+                Err((completion, ProposeError::Rejected { group, reason }))
             }
             Some(charge) => {
-                let pending = Pending::new(group, waiter, charge, submitted);
+                let pending = Pending::new(group, completion, charge, submitted);
                 let Terms { in_term, through_barrier } = terms;
                 Ok(Proposal { command, in_term, through_barrier, pending })
             }
@@ -119,8 +119,8 @@ impl Group {
             return;
         }
         let group = self.shared.id;
-        let epoch = Some(self.shared.epoch);
-        let input = Input::Propose { group, epoch, proposals };
+        let open_id = Some(self.shared.open_id);
+        let input = Input::Propose { group, open_id, proposals };
         let (input, reason) = match self.shared.runtime.inboxes[self.shared.worker].offer(input) {
             Ok(()) => return,
             Err(TrySendError::Full(input)) => (input, ProposalRejection::Busy),
@@ -172,11 +172,11 @@ impl IntoFuture for Propose<'_> {
         let group = self.group;
         let (sender, answer) = oneshot::channel();
         let refusal = group.refuses_proposals();
-        let waiter = Waiter::One(sender);
+        let completion = Completion::One(sender);
         let now = Instant::now();
-        match group.admit(self.command, waiter, self.terms, now, refusal.as_ref()) {
+        match group.admit(self.command, completion, self.terms, now, refusal.as_ref()) {
             Ok(proposal) => group.enqueue(vec![proposal]),
-            Err((waiter, error)) => waiter.resolve(Err(error)),
+            Err((completion, error)) => completion.resolve(Err(error)),
         }
         let deadline = self.within.map(|within| Box::pin(tokio::time::sleep(within)));
         ProposeFuture { group: group.id(), answer, deadline }

@@ -23,7 +23,7 @@ pub enum ReadMode {
     /// shared with other reads.
     Linearizable,
     /// Sees everything that was acknowledged before it began. Leader only; at once while a quorum
-    /// has promised not to elect another leader, else as [`ReadMode::Linearizable`].
+    /// locked its vote for the leader, else as [`ReadMode::Linearizable`].
     Lease,
     /// Sees everything that was acknowledged before it began. Any replica, learners too: the leader
     /// is asked for the commit index, and that is waited for here.
@@ -110,8 +110,8 @@ impl Group {
 
     async fn ask_core(&self, need: ReadNeed) -> Result<ReadBarrier, ReadError> {
         let group = self.shared.id;
-        let (waiter, answer) = oneshot::channel();
-        let request = ReadRequest { need, waiter };
+        let (completion, answer) = oneshot::channel();
+        let request = ReadRequest { need, completion };
         match self.offer(Input::Read { group, request }) {
             Ok(()) => answer.await.unwrap_or(Err(ReadError::Stopped { group })),
             Err(Offered::Busy) => Err(ReadError::Busy { group }),

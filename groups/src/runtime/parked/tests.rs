@@ -1,6 +1,6 @@
 //! Which notices end a replica that does not run.
 
-use shardhost_proto::peer::{GroupMessage, Invitation, MessageKind};
+use shardhost_proto::peer::{CreateRequest, GroupMessage, MessageKind};
 use shardhost_storage::LogIndex;
 use shardhost_storage::convert::membership_to_message;
 
@@ -36,7 +36,7 @@ fn notice() -> (Membership, GroupMessage) {
 
 fn counts(membership: &Membership, mut message: GroupMessage, from: NodeId) -> bool {
     let membership = Some(membership_to_message(membership));
-    message.invitation = Some(Invitation { membership, ..Invitation::default() });
+    message.create_request = Some(CreateRequest { membership, ..CreateRequest::default() });
     is_dismissal(&meta(), from, &message)
 }
 
@@ -61,32 +61,32 @@ fn a_notice_of_others_for_others_or_from_before_does_not_count() {
     assert!(!is_dismissal(&meta(), FROM, &message), "it shows no configuration");
 }
 
-/// Node 2 invites node 1 to hold replica 4 in the place of replica 1.
-fn invitation() -> (Membership, GroupMessage) {
+/// Node 2 asks node 1 to hold replica 4 in the place of replica 1.
+fn create_request() -> (Membership, GroupMessage) {
     let (mut membership, mut message) = notice();
-    let invited = ReplicaId::must(4);
-    membership.members.insert(invited, shardhost_storage::Member::learner(NodeId::must(1)));
-    membership.newest_replica = Some(invited);
-    message.kind = MessageKind::Invite.into();
+    let asked = ReplicaId::must(4);
+    membership.members.insert(asked, shardhost_storage::Member::learner(NodeId::must(1)));
+    membership.newest_replica = Some(asked);
+    message.kind = MessageKind::CreateReplica.into();
     message.to_replica = 4;
     (membership, message)
 }
 
 fn supersedes(membership: &Membership, mut message: GroupMessage, from: NodeId) -> bool {
     let membership = Some(membership_to_message(membership));
-    message.invitation = Some(Invitation { membership, ..Invitation::default() });
+    message.create_request = Some(CreateRequest { membership, ..CreateRequest::default() });
     is_successor(&meta(), from, &message)
 }
 
 #[test]
-fn an_invitation_for_another_replica_ends_the_one_that_was_removed() {
-    let (membership, message) = invitation();
+fn an_create_request_for_another_replica_ends_the_one_that_was_removed() {
+    let (membership, message) = create_request();
     assert!(supersedes(&membership, message, FROM));
 }
 
 #[test]
-fn an_invitation_ends_nothing_that_is_a_member_or_of_another_group_or_node() {
-    let (membership, message) = invitation();
+fn an_create_request_ends_nothing_that_is_a_member_or_of_another_group_or_node() {
+    let (membership, message) = create_request();
     assert!(!supersedes(&membership, message.clone(), NodeId::must(3)), "another node sent it");
     let for_itself = GroupMessage { to_replica: 1, ..message.clone() };
     assert!(!supersedes(&membership, for_itself, FROM), "it is for the replica itself");
@@ -102,7 +102,7 @@ fn an_invitation_ends_nothing_that_is_a_member_or_of_another_group_or_node() {
     known.membership.config_index = LogIndex::new(20);
     earlier.config_index = LogIndex::new(9);
     let shown = Some(membership_to_message(&earlier));
-    let invitation = Some(Invitation { membership: shown, ..Invitation::default() });
-    let message = GroupMessage { invitation, ..message };
+    let create_request = Some(CreateRequest { membership: shown, ..CreateRequest::default() });
+    let message = GroupMessage { create_request, ..message };
     assert!(!is_successor(&known, FROM, &message), "it is of an earlier configuration");
 }

@@ -115,7 +115,7 @@ impl Host {
     async fn start_with(keeps: bool, change: impl FnOnce(&mut GroupsConfig)) -> Self {
         let mut config = GroupsConfig::new(NodeId::must(1));
         config.tick = Duration::from_millis(2);
-        config.sleep_after_ticks = 0;
+        config.hibernate_after_ticks = 0;
         change(&mut config);
         let snapshots = MemorySnapshots::new();
         let groups = GroupsBuilder::new(config)

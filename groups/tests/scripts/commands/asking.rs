@@ -48,7 +48,7 @@ impl Cluster {
             let pending = self.answers.proposal(group, format!("n{node} g{group} propose {text}"));
             Proposal { command: Bytes::from(text), in_term, through_barrier, pending }
         });
-        let input = Input::Propose { group, epoch: None, proposals: proposals.collect() };
+        let input = Input::Propose { group, open_id: None, proposals: proposals.collect() };
         if arguments.flag("round-goes-on")? {
             self.begin(node)?.handle(input);
             return Ok(());
@@ -74,8 +74,8 @@ impl Cluster {
         let good = |barrier: ReadBarrier| {
             format!("sees {}, applied {}", barrier.read_index, barrier.applied)
         };
-        let waiter = self.answers.ask(asker.line("read"), good);
-        self.input(node, Input::Read { group, request: ReadRequest { need, waiter } })
+        let completion = self.answers.ask(asker.line("read"), good);
+        self.input(node, Input::Read { group, request: ReadRequest { need, completion } })
     }
 
     /// The caller of a read goes away.
@@ -98,8 +98,8 @@ impl Cluster {
         let good = |(node, term, _)| format!("done, node {node} leads in term {term}");
         let bad = |error: TransferError| format!("no, {}: {error}", error.reason().name());
         let line = asker.line(&format!("transfer to {targets}"));
-        let waiter = self.answers.ask_why(line, good, bad);
-        let request = TransferRequest { to, waiter };
+        let completion = self.answers.ask_why(line, good, bad);
+        let request = TransferRequest { to, completion };
         self.input(asker.node, Input::Transfer { group: asker.group, request })
     }
 
@@ -108,15 +108,15 @@ impl Cluster {
         let order = order(command, arguments)?;
         let good =
             |membership: Arc<Membership>| format!("done, {}", words::membership(&membership));
-        let waiter = self.answers.ask(asker.line(command), good);
-        let request = Box::new(MembershipRequest { order, waiter });
+        let completion = self.answers.ask(asker.line(command), good);
+        let request = Box::new(MembershipRequest { order, completion });
         self.input(asker.node, Input::ChangeMembership { group: asker.group, request })
     }
 
     pub fn take_snapshot(&mut self, arguments: &mut Arguments<'_>) -> Done {
         let asker = Asker::new(arguments)?;
-        let waiter = self.answers.ask(asker.line("snapshot"), |at| format!("taken at {at}"));
-        self.input(asker.node, Input::TakeSnapshot { group: asker.group, waiter })
+        let completion = self.answers.ask(asker.line("snapshot"), |at| format!("taken at {at}"));
+        self.input(asker.node, Input::TakeSnapshot { group: asker.group, completion })
     }
 
     pub fn barrier(&mut self, arguments: &mut Arguments<'_>) -> Done {
@@ -128,7 +128,7 @@ impl Cluster {
             (_, Some(number)) => {
                 let good = |index| format!("nothing is under way behind {index}");
                 let line = asker.line(&format!("barrier {number} drains"));
-                BarrierOrder::Drain { number, waiter: self.answers.ask(line, good) }
+                BarrierOrder::Drain { number, completion: self.answers.ask(line, good) }
             }
             _ => {
                 let good = |(term, number)| format!("number {number} is open in term {term}");

@@ -33,12 +33,12 @@ pub fn message(arguments: &mut Arguments<'_>) -> Result<peer::GroupMessage, Stri
     Ok(message)
 }
 
-/// The configuration that an invitation or a notice of removal shows: the one that the receiver
+/// The configuration that a create request or a notice of removal shows: the one that the receiver
 /// knows, or that of a group with other `founders`, `without` some nodes, at index `config`.
-pub fn invitation(
+pub fn create_request(
     arguments: &mut Arguments<'_>,
     known: Option<Membership>,
-) -> Result<peer::Invitation, String> {
+) -> Result<peer::CreateRequest, String> {
     let (founders, without) = (arguments.nodes("founders")?, arguments.nodes("without")?);
     let founded = (!founders.is_empty()).then(|| Membership::initial(founders));
     let mut membership = founded.or(known).ok_or("the receiver holds no group")?;
@@ -46,7 +46,7 @@ pub fn invitation(
     membership.config_index = arguments.maybe::<u64>("config")?.unwrap_or_default().into();
     membership.newest_replica = arguments.maybe("newest")?.and_then(ReplicaId::new);
     let membership = Some(membership_to_message(&membership));
-    Ok(peer::Invitation { membership, ..peer::Invitation::default() })
+    Ok(peer::CreateRequest { membership, ..peer::CreateRequest::default() })
 }
 
 /// `2.x` is an entry of term 2 with the command `x`; `2.` is an empty one.

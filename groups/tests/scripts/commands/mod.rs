@@ -116,8 +116,8 @@ impl Cluster {
             "unreachable" => self.unreachable(arguments),
             "network" => self.show_network(),
             "status" | "disk" | "machine" | "membership" | "lease" => self.look(command, arguments),
-            "check-asleep" => self.each(arguments, |cluster, node| {
-                cluster.input(node, Input::CheckSleeping { part: 0, of: 1 })
+            "check-hibernating" => self.each(arguments, |cluster, node| {
+                cluster.input(node, Input::CheckHibernating { part: 0, of: 1 })
             }),
             "counters" => self.each(arguments, Self::show_counters),
             _ => Err(format!("there is no command {command}")),

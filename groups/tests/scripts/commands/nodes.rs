@@ -67,7 +67,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// A call into the machine of a group does not return, softly or hard; or calls end in time again.
+    /// A call into the machine of a group does not return, softly or hard; or calls end in time
+    /// again.
     pub fn hang(&mut self, arguments: &mut Arguments<'_>) -> Done {
         let (node, mode): (_, String) = (arguments.node("node")?, arguments.one("mode")?);
         let group = arguments.group()?;
@@ -81,10 +82,10 @@ impl Cluster {
             Some(_) => self.node(node)?.stalled.insert(Part::Machine),
             None => self.node(node)?.stalled.remove(&Part::Machine),
         };
-        let epoch = self.node(node)?.epoch_of(group).ok_or("it has no replica")?;
+        let open_id = self.node(node)?.open_id_of(group).ok_or("it has no replica")?;
         let why = mode.map(|mode| Impairment { reason: "the machine hangs".into(), mode });
         let event = GroupEvent::Hung(why);
-        self.input(node, Input::Group { group, epoch, event })
+        self.input(node, Input::Group { group, open_id, event })
     }
 
     pub fn fault(&mut self, arguments: &mut Arguments<'_>) -> Done {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use shardhost_groups::core::{MembershipOrder, MembershipRequest};
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::policy::{Acquisition, Candidate, Decision, LeadershipPolicy, Opinion};
 use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::worker::Input;
@@ -53,9 +53,9 @@ impl Cluster {
         let requirement = Requirement { capabilities: names.into_iter().collect(), mode };
         let good =
             |membership: Arc<Membership>| format!("done, {}", words::membership(&membership));
-        let waiter = self.answers.ask(asker.line("require"), good);
+        let completion = self.answers.ask(asker.line("require"), good);
         let order = MembershipOrder::Require { requirement, expecting, whoever_meets_it };
-        let request = Box::new(MembershipRequest { order, waiter });
+        let request = Box::new(MembershipRequest { order, completion });
         self.input(asker.node, Input::ChangeMembership { group: asker.group, request })
     }
 
@@ -64,26 +64,26 @@ impl Cluster {
         let (id, draining) = (arguments.node("node")?, arguments.flag("draining")?);
         let capabilities: BTreeSet<String> = arguments.all("names")?.into_iter().collect();
         let silently = arguments.flag("silently")?;
-        let advert = Advert { capabilities, draining, ..Advert::default() };
-        self.node(id)?.advert = advert.clone();
-        let advert = Arc::new(advert);
+        let advertisement = Advertisement { capabilities, draining, ..Advertisement::default() };
+        self.node(id)?.advertisement = advertisement.clone();
+        let advertisement = Arc::new(advertisement);
         if self.runs(id) {
-            self.input(id, Input::OwnAdvert(Arc::clone(&advert)))?;
+            self.input(id, Input::OwnAdvertisement(Arc::clone(&advertisement)))?;
         }
         if silently {
             return Ok(());
         }
-        self.tell_advert(id)
+        self.tell_advertisement(id)
     }
 
     /// The others hear what a node says of itself.
-    pub fn tell_advert(&mut self, id: NodeId) -> Done {
-        let advert = Arc::new(self.node(id)?.advert.clone());
+    pub fn tell_advertisement(&mut self, id: NodeId) -> Done {
+        let advertisement = Arc::new(self.node(id)?.advertisement.clone());
         let incarnation = self.node(id)?.life + 1;
         let others: Vec<NodeId> = self.node_ids().into_iter().filter(|node| *node != id).collect();
         for other in others.into_iter().filter(|other| self.runs(*other)).collect::<Vec<_>>() {
-            let advert = Arc::clone(&advert);
-            self.input(other, Input::NodeAdvert { node: id, incarnation, advert })?;
+            let advertisement = Arc::clone(&advertisement);
+            self.input(other, Input::NodeAdvertisement { node: id, incarnation, advertisement })?;
         }
         Ok(())
     }

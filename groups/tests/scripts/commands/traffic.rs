@@ -109,9 +109,9 @@ impl Cluster {
         message.group = group.get();
         message.from_replica = arguments.maybe("from-replica")?.unwrap_or(replica_on(from));
         message.to_replica = arguments.maybe("to-replica")?.unwrap_or(replica_on(to));
-        if matches!(message.kind(), MessageKind::Invite | MessageKind::Removed) {
+        if matches!(message.kind(), MessageKind::CreateReplica | MessageKind::Removed) {
             let known = status.map(|status| Membership::clone(&status.membership));
-            message.invitation = Some(forge::invitation(arguments, known)?);
+            message.create_request = Some(forge::create_request(arguments, known)?);
         }
         if let (Some(meta), Some(status)) = (message.snapshot.as_mut(), status) {
             meta.membership = Some(membership_to_message(&status.membership));

@@ -33,7 +33,7 @@ impl Cluster {
                 continue;
             };
             let serving = if status.serving { " serving" } else { "" };
-            let asleep = if status.asleep { " asleep" } else { "" };
+            let hibernating = if status.hibernating { " hibernating" } else { "" };
             let to =
                 status.transferring_to.map_or(String::new(), |to| format!(" transferring-to={to}"));
             let contested =
@@ -41,7 +41,7 @@ impl Cluster {
             let differs =
                 status.differs.map_or(String::new(), |index| format!(" differ-at={index}"));
             self.say(format!(
-                "n{id} g{group} {}{serving} log={}..{} commit={} applied={}{to}{asleep}{contested}{differs}",
+                "n{id} g{group} {}{serving} log={}..{} commit={} applied={}{to}{hibernating}{contested}{differs}",
                 words::role(&status),
                 status.first,
                 status.last,

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 
-use shardhost_groups::waiter::{Charge, Pending, Waiter};
+use shardhost_groups::completion::{Charge, Completion, Pending};
 use shardhost_groups::{GroupId, ProposalSink, ProposeOutcome};
 use tokio::sync::oneshot;
 
@@ -38,8 +38,8 @@ impl Answers {
         let token = self.proposals.len() as u64;
         self.proposals.push(who);
         let sink: Arc<dyn ProposalSink> = self.outcomes.clone();
-        let waiter = Waiter::Sink { sink, token };
-        Pending::new(group, waiter, Charge::default(), std::time::Instant::now())
+        let completion = Completion::Sink { sink, token };
+        Pending::new(group, completion, Charge::default(), std::time::Instant::now())
     }
 
     /// A caller that waits for an answer, and the text of a good one.
@@ -58,10 +58,10 @@ impl Answers {
         good: impl Fn(T) -> String + 'static,
         bad: impl Fn(E) -> String + 'static,
     ) -> oneshot::Sender<Result<T, E>> {
-        let (waiter, mut answer) = oneshot::channel::<Result<T, E>>();
+        let (completion, mut answer) = oneshot::channel::<Result<T, E>>();
         let poll = Box::new(move || Some(answer.try_recv().ok()?.map_or_else(&bad, &good)));
         self.asked.push(Asked { who, poll });
-        waiter
+        completion
     }
 
     /// The caller under this line goes away. False when there is none.

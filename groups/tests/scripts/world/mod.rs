@@ -153,8 +153,8 @@ impl Cluster {
         if !effects.log.is_empty() || !effects.log.prune.is_empty() {
             process.to_write.push_back(effects.log);
         }
-        for (group, epoch, work) in effects.work {
-            let machine = process.machines.get_mut(&group).filter(|one| one.epoch == epoch);
+        for (group, open_id, work) in effects.work {
+            let machine = process.machines.get_mut(&group).filter(|one| one.open_id == open_id);
             if let Some(machine) = machine {
                 machine.work.push_back(work);
             }
@@ -166,9 +166,9 @@ impl Cluster {
             self.network.shipments.push(Shipping { from: id, life, shipment });
         }
         effects
-            .invitations
+            .create_requests
             .into_iter()
-            .try_for_each(|(from, message)| self.invited(id, from, &message))
+            .try_for_each(|(from, message)| self.requested(id, from, &message))
     }
 
     pub fn tell_answers(&mut self) {
@@ -272,18 +272,18 @@ impl Cluster {
     }
 
     /// A node that should hold a replica and does not creates it, as a host with a factory does.
-    fn invited(&mut self, id: NodeId, from: NodeId, message: &GroupMessage) -> Done {
+    fn requested(&mut self, id: NodeId, from: NodeId, message: &GroupMessage) -> Done {
         let group = GroupId::new(message.group);
-        let wire = message.invitation.as_ref().and_then(|wire| wire.membership.as_ref());
+        let wire = message.create_request.as_ref().and_then(|wire| wire.membership.as_ref());
         let membership = wire.and_then(|wire| membership_from_message(wire).ok());
-        let membership = membership.ok_or("an invitation that makes no sense")?;
+        let membership = membership.ok_or("a create request that makes no sense")?;
         let config = self.config_of(id);
         if !self.node(id)?.create(group, &membership) {
-            self.say(format!("n{id} g{group} declines the invitation"));
+            self.say(format!("n{id} g{group} declines the create_request"));
             return Ok(());
         }
         self.say(format!(
-            "n{id} g{group} creates replica {}, invited by n{from}",
+            "n{id} g{group} creates replica {}, asked by n{from}",
             message.to_replica
         ));
         self.begin(id)?;
@@ -313,15 +313,15 @@ impl Cluster {
     /// A node learns that another one answers.
     pub fn node_live(&mut self, id: NodeId, live: NodeId) -> Done {
         let incarnation = self.node(live)?.life + 1;
-        let advert = Arc::new(self.node(live)?.advert.clone());
+        let advertisement = Arc::new(self.node(live)?.advertisement.clone());
         self.input(id, Input::NodeLive { node: live, incarnation })?;
-        self.input(id, Input::NodeAdvert { node: live, incarnation, advert })
+        self.input(id, Input::NodeAdvertisement { node: live, incarnation, advertisement })
     }
 }
 
 /// Answers the callers. One that went away is no error.
 fn answer<T>(replies: Vec<(oneshot::Sender<T>, T)>) {
-    replies.into_iter().for_each(|(waiter, answer)| drop(waiter.send(answer)));
+    replies.into_iter().for_each(|(completion, answer)| drop(completion.send(answer)));
 }
 
 /// Heartbeats that carry no read, and their answers.

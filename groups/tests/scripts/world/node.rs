@@ -8,7 +8,7 @@ use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
 use shardhost_groups::clock::Moment;
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::core::{GroupCore, LeaseSign, LogTask, Opened, Prune, ReplicaStart};
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::policy::{AdmissionRequest, Policies, PolicyGuard};
 use shardhost_groups::storage::{
     GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
@@ -23,7 +23,7 @@ use crate::world::machine::{ListMachine, MachineDisk};
 
 /// A replica's machine and the work that waits for it.
 pub struct Machine {
-    pub epoch: u64,
+    pub open_id: u64,
     pub applier: Applier,
     pub work: VecDeque<ApplyWork>,
     /// The last index that the trace said to be applied.
@@ -86,7 +86,7 @@ pub struct Node {
     /// Whether machines keep themselves on disk.
     pub keeps: bool,
     /// What it says of itself.
-    pub advert: Advert,
+    pub advertisement: Advertisement,
     pub policies: Policies,
     /// Policies that a script registered.
     pub guards: Vec<PolicyGuard>,
@@ -105,7 +105,7 @@ impl Node {
             stalled: BTreeSet::new(),
             clock: 1_000_000_000,
             keeps,
-            advert: Advert::default(),
+            advertisement: Advertisement::default(),
             policies: Policies::new(),
             guards: Vec::new(),
         }
@@ -180,7 +180,7 @@ impl Node {
     /// Starts the process from what the disks hold.
     pub fn start(&mut self, config: &Arc<GroupsConfig>) -> Result<(), String> {
         self.process = Some(Process {
-            core: WorkerCore::new(self.advert.clone(), self.policies.clone()),
+            core: WorkerCore::new(self.advertisement.clone(), self.policies.clone()),
             machines: BTreeMap::new(),
             to_write: VecDeque::new(),
             admissions: VecDeque::new(),
@@ -198,7 +198,7 @@ impl Node {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let persisted = self.store.load(group).map_err(|error| text(&error))?;
         let persisted = persisted.ok_or("the group vanished")?;
-        let epoch = self.life * 1_000_000 + group.get() * 1_000 + persisted.meta.replica.get();
+        let open_id = self.life * 1_000_000 + group.get() * 1_000 + persisted.meta.replica.get();
         let mut machine = ListMachine { disk: Arc::clone(&self.disks[&group]) };
         let stands = machine.applied().map_err(|error| text(&error))?;
         let mut lost = false;
@@ -215,7 +215,7 @@ impl Node {
         };
         let durable = machine.durable_index();
         let policies = self.policies.clone();
-        let start = ReplicaStart { persisted, applied, durable, lost, epoch, policies };
+        let start = ReplicaStart { persisted, applied, durable, lost, open_id, policies };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let store = Arc::new(self.store.clone());
         let core = GroupCore::open(Arc::clone(config), store, &logger, start)
@@ -225,7 +225,7 @@ impl Node {
         let applier = if lost { applier.lost() } else { applier };
         let (work, told) = (VecDeque::new(), applied.index);
         let process = self.process.as_mut().ok_or("the node is down")?;
-        process.machines.insert(group, Machine { epoch, applier, work, told });
+        process.machines.insert(group, Machine { open_id, applier, work, told });
         process.told.insert(group, Arc::clone(core.status()));
         process.core.handle(Input::Open(Box::new(core)));
         Ok(())
@@ -245,21 +245,21 @@ impl Node {
     /// Old snapshots go, unless the replica that ordered it is over.
     pub fn prune(&self, prune: &Prune) {
         let machine = self.process.as_ref().and_then(|process| process.machines.get(&prune.group));
-        if machine.is_some_and(|machine| machine.epoch == prune.epoch) {
+        if machine.is_some_and(|machine| machine.open_id == prune.open_id) {
             self.snapshots.remove_below(prune.group, Some(prune.keep)).unwrap();
         }
     }
 
     /// Which opening of a group's replica runs here.
-    pub fn epoch_of(&self, group: GroupId) -> Option<u64> {
-        Some(self.process.as_ref()?.machines.get(&group)?.epoch)
+    pub fn open_id_of(&self, group: GroupId) -> Option<u64> {
+        Some(self.process.as_ref()?.machines.get(&group)?.open_id)
     }
 
     /// A replica ended and its log is destroyed: its state goes too.
-    pub fn bury(&mut self, group: GroupId, epoch: u64) {
+    pub fn bury(&mut self, group: GroupId, open_id: u64) {
         let Some(process) = self.process.as_mut() else { return };
         if let Some(mut machine) = process.machines.remove(&group) {
-            assert_eq!(machine.epoch, epoch, "another replica of {group:?} was buried");
+            assert_eq!(machine.open_id, open_id, "another replica of {group:?} was buried");
             machine.applier.run(ApplyWork::Removed);
         }
         self.disks.remove(&group);

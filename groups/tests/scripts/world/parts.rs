@@ -46,8 +46,8 @@ impl Cluster {
             let line = words::write(write);
             self.say(format!("n{id} g{} persist{line}", write.group));
         }
-        for (group, epoch) in task.destroyed {
-            self.node(id)?.bury(group, epoch);
+        for (group, open_id) in task.destroyed {
+            self.node(id)?.bury(group, open_id);
         }
         self.send(id, task.releases);
         self.input(id, Input::Persisted(task.acks))
@@ -76,7 +76,7 @@ impl Cluster {
         let Some(process) = node.process.as_mut() else { return Ok(()) };
         let Some(machine) = process.machines.get_mut(&group) else { return Ok(()) };
         let Some(work) = machine.work.pop_front() else { return Ok(()) };
-        let epoch = machine.epoch;
+        let open_id = machine.open_id;
         let report = machine.applier.run(work);
         let fresh = std::mem::take(&mut node.disks[&group].lock().unwrap().fresh);
         if let Some((last, _)) = fresh.last() {
@@ -87,7 +87,7 @@ impl Cluster {
         }
         self.tell_answers();
         match self.event_of(id, group, report)? {
-            Some(event) => self.input(id, Input::Group { group, epoch, event }),
+            Some(event) => self.input(id, Input::Group { group, open_id, event }),
             None => Ok(()),
         }
     }

@@ -83,13 +83,13 @@ impl Cluster {
     /// The policies of a node answer, if one was asked.
     fn ask_policies(&mut self, id: NodeId) -> Result<bool, String> {
         let Some(request) = self.process(id)?.admissions.pop_front() else { return Ok(false) };
-        let (group, epoch) = (request.group, request.epoch);
+        let (group, open_id) = (request.group, request.open_id);
         let event = GroupEvent::Admission {
             term: request.term(),
             question: request.question,
             answer: request.ask(),
         };
-        self.input(id, Input::Group { group, epoch, event })?;
+        self.input(id, Input::Group { group, open_id, event })?;
         Ok(true)
     }
 

@@ -8,7 +8,7 @@ use super::super::name::Name;
 use super::super::record::{IntentId, Revision};
 use super::super::wire;
 use super::super::wire::command::Operation as Message;
-use super::record::{advert_to, capabilities_of, founding_from, members_to};
+use super::record::{advertisement_to, capabilities_of, founding_from, members_to};
 use super::{
     fallback_from, fallback_to, labels_from, labels_to, map_from, map_to, mode_from, mode_to,
     moves_from, moves_to, node_from, nodes_from, nodes_to, optional_name_from, optional_name_to,
@@ -59,8 +59,8 @@ fn operation_to(operation: &Operation) -> Message {
         }
         Operation::PutNode(new) => Message::PutNode(new_node_to(new)),
         Operation::Advertise { node, incarnation, capabilities } => {
-            let advert = Some(advert_to(*incarnation, capabilities));
-            Message::Advertise(wire::Advertise { node: node.get(), advert })
+            let advertisement = Some(advertisement_to(*incarnation, capabilities));
+            Message::Advertise(wire::Advertise { node: node.get(), advertisement })
         }
         Operation::RemoveNode { node } => {
             Message::RemoveNode(wire::RemoveNode { node: node.get() })
@@ -127,11 +127,11 @@ fn operation_from(message: Message) -> Result<Operation, Refusal> {
         }
         Message::PutNode(message) => Operation::PutNode(new_node_from(message)?),
         Message::Advertise(message) => {
-            let advert = present(message.advert, "advert")?;
+            let advertisement = present(message.advertisement, "advertisement")?;
             Operation::Advertise {
                 node: node_from(message.node)?,
-                incarnation: advert.incarnation,
-                capabilities: capabilities_of(&advert)?,
+                incarnation: advertisement.incarnation,
+                capabilities: capabilities_of(&advertisement)?,
             }
         }
         Message::RemoveNode(message) => Operation::RemoveNode { node: node_from(message.node)? },

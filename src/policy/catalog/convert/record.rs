@@ -8,8 +8,8 @@ use shardhost_storage::{GroupId, LogIndex, NodeId, Requirement, RequirementMode}
 use super::super::error::{Refusal, Subject};
 use super::super::name::Name;
 use super::super::record::{
-    Advert, DrainIntent, EndedGroup, GroupRecord, IntentId, Members, NodeRecord, Placement, Record,
-    Revision, Settings,
+    Advertisement, DrainIntent, EndedGroup, GroupRecord, IntentId, Members, NodeRecord, Placement,
+    Record, Revision, Settings,
 };
 use super::super::wire;
 use super::super::wire::record::Record as Message;
@@ -65,19 +65,21 @@ fn settings_of(message: wire::Settings) -> Result<Settings, Refusal> {
     })
 }
 
-pub(super) fn advert_to<'a>(
+pub(super) fn advertisement_to<'a>(
     incarnation: u64,
     capabilities: impl IntoIterator<Item = &'a Name>,
-) -> wire::Advert {
-    wire::Advert { incarnation, capabilities: names_to(capabilities) }
+) -> wire::Advertisement {
+    wire::Advertisement { incarnation, capabilities: names_to(capabilities) }
 }
 
-pub(super) fn capabilities_of(message: &wire::Advert) -> Result<BTreeSet<Name>, Refusal> {
+pub(super) fn capabilities_of(message: &wire::Advertisement) -> Result<BTreeSet<Name>, Refusal> {
     names_from(Subject::Capability, &message.capabilities)
 }
 
 fn node_to(node: &NodeRecord) -> wire::Node {
-    let advert = |advert: &Advert| advert_to(advert.incarnation, &advert.capabilities);
+    let advertisement = |advertisement: &Advertisement| {
+        advertisement_to(advertisement.incarnation, &advertisement.capabilities)
+    };
     wire::Node {
         node: node.id.get(),
         revision: node.revision.get(),
@@ -86,14 +88,14 @@ fn node_to(node: &NodeRecord) -> wire::Node {
         weight: node.weight,
         store: node.store,
         store_since: node.store_since.get(),
-        advert: node.advert.as_ref().map(advert),
+        advertisement: node.advertisement.as_ref().map(advertisement),
     }
 }
 
 fn node_of(message: wire::Node) -> Result<NodeRecord, Refusal> {
-    let advert = |advert: &wire::Advert| {
-        let capabilities = capabilities_of(advert)?.into_iter().collect();
-        Ok(Advert { incarnation: advert.incarnation, capabilities })
+    let advertisement = |advertisement: &wire::Advertisement| {
+        let capabilities = capabilities_of(advertisement)?.into_iter().collect();
+        Ok(Advertisement { incarnation: advertisement.incarnation, capabilities })
     };
     Ok(NodeRecord {
         id: node_from(message.node)?,
@@ -103,7 +105,7 @@ fn node_of(message: wire::Node) -> Result<NodeRecord, Refusal> {
         weight: message.weight,
         store: message.store,
         store_since: Revision::new(message.store_since),
-        advert: message.advert.as_ref().map(advert).transpose()?,
+        advertisement: message.advertisement.as_ref().map(advertisement).transpose()?,
     })
 }
 

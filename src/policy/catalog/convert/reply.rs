@@ -186,7 +186,7 @@ refusals! {
     "UNKNOWN_NODE" UnknownNode { node: node };
     "UNKNOWN_ZONE" UnknownZone { zone: text };
     "ADDRESS_TAKEN" AddressTaken { address: text, node: node };
-    "STALE_ADVERT" StaleAdvert { node: node, given: given, actual: actual };
+    "STALE_ADVERTISEMENT" StaleAdvertisement { node: node, given: given, actual: actual };
     "NODE_IN_USE" NodeInUse { node: node, groups: ids, total: actual };
     "NOT_MEMBER" NotMember { group: group, node: node, members: ids };
     "PIN_CONTRADICTS" PinContradicts { group: group, pin: node, first: place };

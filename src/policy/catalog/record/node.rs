@@ -7,7 +7,7 @@ use super::Revision;
 
 /// Advertised capabilities of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Advert {
+pub struct Advertisement {
     /// Of the node's process; larger is later.
     pub incarnation: u64,
     pub capabilities: Box<[Name]>,
@@ -31,5 +31,5 @@ pub struct NodeRecord {
     /// that is lost, and are not created on this one.
     pub store_since: Revision,
     /// Its advertised capabilities; `None`: not known.
-    pub advert: Option<Advert>,
+    pub advertisement: Option<Advertisement>,
 }

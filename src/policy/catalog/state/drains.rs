@@ -183,8 +183,11 @@ impl Catalog {
 
 /// Whether a node is known to lack a required capability. A node that did not report may have it.
 fn lacks(node: &NodeRecord, group: &GroupRecord) -> bool {
-    node.advert.as_ref().is_some_and(|advert| {
-        group.capabilities.iter().any(|name| advert.capabilities.binary_search(name).is_err())
+    node.advertisement.as_ref().is_some_and(|advertisement| {
+        group
+            .capabilities
+            .iter()
+            .any(|name| advertisement.capabilities.binary_search(name).is_err())
     })
 }
 

@@ -8,7 +8,7 @@ use shardhost_storage::NodeId;
 use super::super::command::NewNode;
 use super::super::error::{MAX_NAMED_GROUPS, Refusal, Subject};
 use super::super::name::Name;
-use super::super::record::{Advert, NodeRecord, Record, RecordKey, Revision};
+use super::super::record::{Advertisement, NodeRecord, Record, RecordKey, Revision};
 use super::super::reply::{Done, Reply};
 use super::super::{MAX_NODES, UNKNOWN_STORE};
 use super::{Catalog, check_limit};
@@ -36,7 +36,7 @@ impl Catalog {
             store: new.store,
             store_since: same_disk
                 .map_or_else(|| self.view.revision().next(), |known| known.store_since),
-            advert: known.and_then(|known| known.advert.clone()),
+            advertisement: known.and_then(|known| known.advertisement.clone()),
         };
         self.store(Record::Node(Arc::new(record)))
     }
@@ -48,13 +48,15 @@ impl Catalog {
         capabilities: &BTreeSet<Name>,
     ) -> Reply {
         let known = self.node(node)?;
-        if let Some(last) = known.advert.as_ref().filter(|last| last.incarnation > incarnation) {
+        if let Some(last) =
+            known.advertisement.as_ref().filter(|last| last.incarnation > incarnation)
+        {
             let (given, actual) = (incarnation, last.incarnation);
-            return Err(Refusal::StaleAdvert { node, given, actual });
+            return Err(Refusal::StaleAdvertisement { node, given, actual });
         }
         let capabilities = capabilities.iter().cloned().collect();
-        let advert = Some(Advert { incarnation, capabilities });
-        let record = NodeRecord { advert, ..known.clone() };
+        let advertisement = Some(Advertisement { incarnation, capabilities });
+        let record = NodeRecord { advertisement, ..known.clone() };
         self.store(Record::Node(Arc::new(record)))
     }
 

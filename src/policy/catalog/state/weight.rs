@@ -21,8 +21,9 @@ pub(super) fn of(record: &Record) -> usize {
 }
 
 fn node_bytes(node: &NodeRecord) -> usize {
-    let advert = node.advert.iter().flat_map(|advert| &advert.capabilities);
-    node.address.len() + node.zone.iter().chain(advert).map(name_bytes).sum::<usize>()
+    let advertisement =
+        node.advertisement.iter().flat_map(|advertisement| &advertisement.capabilities);
+    node.address.len() + node.zone.iter().chain(advertisement).map(name_bytes).sum::<usize>()
 }
 
 fn group_bytes(group: &GroupRecord) -> usize {

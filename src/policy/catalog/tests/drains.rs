@@ -29,8 +29,8 @@ fn state(catalog: &Catalog, number: u64) -> Option<DrainState> {
 
 fn advertise(catalog: &mut Catalog, number: u64, list: &[&str]) {
     let capabilities = names(list);
-    let advert = Operation::Advertise { node: node(number), incarnation: 1, capabilities };
-    run(catalog, advert).unwrap();
+    let advertisement = Operation::Advertise { node: node(number), incarnation: 1, capabilities };
+    run(catalog, advertisement).unwrap();
 }
 
 /// Time passes for all drains on the leader of the system group, whatever its time of day.

@@ -14,7 +14,7 @@ fn a_node_that_changes_keeps_what_it_told() {
     put_node(&mut catalog, moved.clone());
     let held = &catalog.view().nodes()[&node(1)];
     assert_eq!((&*held.address, held.weight), ("10.9.9.9:7400", 4));
-    assert_eq!(*held.advert.as_ref().unwrap().capabilities, [name("fifo")]);
+    assert_eq!(*held.advertisement.as_ref().unwrap().capabilities, [name("fifo")]);
     assert_eq!(held.store_since, revision(1), "it has the same disk");
     assert_eq!(run(&mut catalog, Operation::PutNode(moved)).unwrap().effect, Effect::Unchanged);
 }
@@ -53,14 +53,16 @@ fn there_are_so_many_nodes_and_no_more() {
 }
 
 #[test]
-fn an_advert_of_an_earlier_process_says_nothing() {
+fn an_advertisement_of_an_earlier_process_says_nothing() {
     let mut catalog = three_nodes();
     run(&mut catalog, advertise(1, 9, &["fifo"])).unwrap();
     let refusal = refused(&mut catalog, advertise(1, 8, &["fifo", "ssd"]));
     says(&refusal, &["node 1", "process 8", "process 9"]);
     // The same process may change its mind.
     run(&mut catalog, advertise(1, 9, &[])).unwrap();
-    assert!(catalog.view().nodes()[&node(1)].advert.as_ref().unwrap().capabilities.is_empty());
+    assert!(
+        catalog.view().nodes()[&node(1)].advertisement.as_ref().unwrap().capabilities.is_empty()
+    );
     assert_eq!(refused(&mut catalog, advertise(8, 1, &[])).name(), "UNKNOWN_NODE");
     let many: Vec<String> = (0..65).map(|number| number.to_string()).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();

@@ -59,7 +59,7 @@ fn a_group_of_which_other_founders_hold_a_replica_is_created_here_too() {
 
 #[test]
 fn the_first_replica_of_a_member_that_was_replaced_is_not_created() {
-    // Removed, and added again: its member has another replica, which its leader invites.
+    // Removed, and added again: its member has another replica, which its leader asks.
     let mut catalog = with_group();
     run(&mut catalog, members(9, &[1, 2, 3], Some(&[2, 3]))).unwrap();
     assert_eq!(look(&catalog, &[]), Round::default());
@@ -78,7 +78,7 @@ fn who_is_no_founder_creates_nothing() {
     let mut catalog = three_nodes();
     create(&mut catalog, new_group(7, &[2, 3]));
     assert_eq!(look(&catalog, &[]), Round::default());
-    // The group itself invited this node.
+    // The group itself asked this node.
     assert_eq!(look(&catalog, &[(7, held(0, HeldState::Follows))]), Round::default());
 }
 

@@ -6,7 +6,7 @@ use shardhost_groups::RejectReason;
 use shardhost_storage::{GroupId, NodeId};
 
 use super::super::{
-    Epoch, Executor, ExecutorSettings, Mode, MoveOutcome, Observation, Order, Round, Stop,
+    Executor, ExecutorSettings, Mode, MoveOutcome, Observation, Order, PlannerTerm, Round, Stop,
     StopScope,
 };
 use crate::planner::{Group, Node, Plan, Requirement, Snapshot, Voter};
@@ -79,7 +79,7 @@ impl Desk {
         let nodes = (1..=nodes).map(node).collect();
         let truth = Snapshot { nodes, groups, ..Snapshot::default() };
         Self {
-            executor: Executor::new(Epoch::new(3), START, settings),
+            executor: Executor::new(PlannerTerm::new(3), START, settings),
             truth: truth.canonicalise().expect("a sound snapshot"),
             now: START,
             mode: Mode::On,

@@ -43,7 +43,7 @@ fn on_moves_what_is_planned() {
 fn after_the_kill_switch_nothing_starts_and_what_is_under_way_ends() {
     let mut desk = nine();
     desk.executor = super::super::Executor::new(
-        desk.executor.epoch(),
+        desk.executor.planner_term(),
         START,
         ExecutorSettings {
             warm_up_ms: 0,

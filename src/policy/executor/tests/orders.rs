@@ -1,6 +1,6 @@
 //! Which orders start, in which order, and what is remembered of them.
 
-use super::super::{Epoch, ExecutorSettings, MoveOutcome, Ticket};
+use super::super::{ExecutorSettings, MoveOutcome, PlannerTerm, Ticket};
 use super::build::{Desk, all_on_one, gid, group, id};
 use shardhost_groups::RejectReason;
 
@@ -19,7 +19,7 @@ fn an_order_carries_the_fence_of_its_plan() {
     desk.plan();
     let order = desk.orders()[0];
     assert_eq!((order.from, order.to, order.term, order.to_incarnation), (id(1), id(2), 7, 102));
-    assert_eq!(order.ticket, Ticket { epoch: Epoch::new(3), number: 1 });
+    assert_eq!(order.ticket, Ticket { planner_term: PlannerTerm::new(3), number: 1 });
 }
 
 #[test]
@@ -155,11 +155,11 @@ fn an_answer_that_comes_before_the_order_was_given_up_counts_whatever_the_time()
 }
 
 #[test]
-fn a_ticket_of_another_epoch_ends_nothing() {
+fn a_ticket_of_another_planner_term_ends_nothing() {
     let mut desk = Desk::new(2, all_on_one(2, &[1, 2]));
     desk.plan();
     let order = desk.orders()[0];
-    let other = Ticket { epoch: Epoch::new(2), ..order.ticket };
+    let other = Ticket { planner_term: PlannerTerm::new(2), ..order.ticket };
     desk.executor.ended(other, desk.now, MoveOutcome::Moved { stalled_ms: 1 });
     assert_eq!(desk.executor.status(desk.now).in_flight, 1);
 }

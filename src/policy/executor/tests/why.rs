@@ -161,8 +161,9 @@ fn the_rest_of_a_bundle_waits_for_the_step_before() {
 }
 
 #[test]
-fn a_fresh_executor_of_a_later_epoch_knows_nothing_and_says_so() {
-    let executor = Executor::new(super::super::Epoch::new(4), START, ExecutorSettings::default());
+fn a_fresh_executor_of_a_later_planner_term_knows_nothing_and_says_so() {
+    let executor =
+        Executor::new(super::super::PlannerTerm::new(4), START, ExecutorSettings::default());
     let why = executor.why(gid(5), START);
     assert_eq!(why.answer, Answer::NotPlanned(Hold::NoRound));
 }

@@ -25,7 +25,7 @@ impl Paused {
     }
 }
 
-/// A reception. Until it ends it holds a promise of all its bytes.
+/// A reception. Until it ends it holds a reservation of all its bytes.
 pub(super) struct Receiving {
     store: Arc<Mutex<Inner>>,
     announced: SnapshotAnnouncement,
@@ -50,7 +50,7 @@ impl Receiving {
             let paused = inner.paused.remove(&group);
             let continued = paused.filter(|paused| paused.announced == announced);
             bytes = continued.map_or_else(Vec::new, |paused| paused.bytes);
-            inner.promise(announced)?;
+            inner.reserve(announced)?;
         }
         debug_assert!(bytes.len() as u64 <= size);
         Ok(Self { store: Arc::clone(store), announced, life, bytes, present })
@@ -87,7 +87,7 @@ impl Inner {
         })
     }
 
-    fn promise(&mut self, announced: SnapshotAnnouncement) -> Result<(), SnapshotError> {
+    fn reserve(&mut self, announced: SnapshotAnnouncement) -> Result<(), SnapshotError> {
         let SnapshotAnnouncement { group, size: needed, .. } = announced;
         while needed > self.available() && self.paused.pop_first().is_some() {}
         let available = self.available();

@@ -152,7 +152,7 @@ pub(super) async fn g6_a_joiner_opens_empty_and_never_campaigns(trial: Trial) ->
     let [one, two, joiner] = [world.nodes()[0], world.nodes()[1], world.nodes()[2]];
     world.create_on(GROUP, &[one, two]).await;
     let leader = world.leader(GROUP).await;
-    // It is invited and gets nothing of the log.
+    // It is asked and gets nothing of the log.
     let tap = world.network()?.tap(move |envelope| {
         let log = matches!(envelope.kind(), MessageKind::Append | MessageKind::Snapshot);
         if envelope.to == joiner && log { Fate::Lose } else { Fate::Deliver }

@@ -175,7 +175,7 @@ pub(super) async fn c2_the_loss_of_a_failed_replica_is_told(trial: Trial) -> Out
     Ok(())
 }
 
-pub(super) async fn c3_when_the_loss_is_told_waiters_have_failed_and_the_lease_is_empty(
+pub(super) async fn c3_when_the_loss_is_told_completions_have_failed_and_the_lease_is_empty(
     trial: Trial,
 ) -> Outcome {
     let world = trial.world().await?;
@@ -192,7 +192,7 @@ pub(super) async fn c3_when_the_loss_is_told_waiters_have_failed_and_the_lease_i
     });
     eventually("the loss is told", || seen.lock().is_some()).await;
     assert_eq!(*seen.lock(), Some((None, false)), "lease, and whether the status says leader");
-    let outcome = answered("the waiter", waiting).await;
+    let outcome = answered("the completion", waiting).await;
     assert!(outcome.is_err_and(|error| !error.is_definite()));
     Ok(())
 }

@@ -32,7 +32,7 @@ async fn runs_out(leader: &Leader) {
 
 /// No group hibernates: one that does has no use for a lease.
 fn awake(plan: &mut Plan) {
-    plan.config.sleep_after_ticks = 0;
+    plan.config.hibernate_after_ticks = 0;
 }
 
 /// A leader with a valid lease, in a new world.

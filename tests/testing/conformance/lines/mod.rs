@@ -33,15 +33,15 @@ macro_rules! __conformance_lines {
                 (Anywhere) p2_what_was_acknowledged_is_there_after_close_and_reopen
                 (Anywhere) p2_what_was_acknowledged_survives_the_kill_of_every_node
                 (Cluster) p3_every_state_machine_gets_it
-                (Calm) p4_a_dropped_or_late_waiter_leaves_nothing_behind
+                (Calm) p4_a_dropped_or_late_completion_leaves_nothing_behind
                 (Cluster) p5_a_follower_refuses_with_a_hint_and_forwards_nothing
                 (CalmCluster) p6_a_proposal_during_a_transfer_is_held_until_it_ends
-                (Cluster) p7_waiters_fail_before_the_loss_is_told
-                (Cluster) p8_an_inherited_entry_resolves_nobody_elses_waiter
+                (Cluster) p7_completions_fail_before_the_loss_is_told
+                (Cluster) p8_an_inherited_entry_resolves_nobody_elses_completion
                 (Cluster) p9_definite_and_unknown_outcomes_are_what_they_say
-                (Cluster) p10_closing_fails_every_waiter_with_the_cause
+                (Cluster) p10_closing_fails_every_completion_with_the_cause
                 (Calm) p10_a_host_that_stops_leaves_nobody_waiting
-                (Calm) p10_a_failure_fails_every_waiter_with_the_cause
+                (Calm) p10_a_failure_fails_every_completion_with_the_cause
                 (Anywhere) p11_a_halting_apply_stops_that_group_only
                 (Calm) p12_commands_over_a_limit_are_refused_before_anything_is_written
                 (Calm) p12_proposals_over_the_budget_are_refused_and_the_budget_comes_back
@@ -85,7 +85,7 @@ macro_rules! __conformance_lines {
                 (Cluster) c1_every_acquisition_reaches_each_listener_once
                 (CalmCluster) c2_every_loss_is_told_whatever_the_cause
                 (Calm) c2_the_loss_of_a_failed_replica_is_told
-                (CalmCluster) c3_when_the_loss_is_told_waiters_have_failed_and_the_lease_is_empty
+                (CalmCluster) c3_when_the_loss_is_told_completions_have_failed_and_the_lease_is_empty
                 (Calm) c4_listeners_are_called_in_order_and_a_panic_harms_no_other
                 (Calm) c5_deregistering_removes_one_listener_also_from_within
                 (Cluster) c6_a_registration_is_told_what_is_and_misses_nothing
@@ -103,7 +103,7 @@ macro_rules! __conformance_lines {
                 (CalmCluster) t6_a_dead_candidate_is_not_taken
                 (Calm) t7_an_empty_list_of_candidates_is_an_error
                 (CalmCluster) t8_an_abandoned_transfer_is_aborted_and_proposals_work_again
-                (CalmCluster) t11_a_transfer_goes_on_without_its_waiter
+                (CalmCluster) t11_a_transfer_goes_on_without_its_completion
                 (CalmCluster) t12_what_becomes_of_transfers_is_counted_by_reason
             }
             membership {

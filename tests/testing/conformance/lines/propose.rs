@@ -12,12 +12,12 @@ use super::super::world::{answered, blocking, eventually, reached};
 use super::super::{Journal, Keeps, Outcome, Trial, World};
 use super::held::HeldTransfer;
 use super::{GROUP, OTHER};
+use shardhost_groups::completion::{ProposalSink, ProposeOutcome};
 use shardhost_groups::error::{GroupFault, ProposalRejection, ProposeError, UnknownCause};
 use shardhost_groups::leadership::{HookKind, LeadershipEvent};
 use shardhost_groups::runtime::{Group, GroupSpec, ReadMode};
 use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::status::Role;
-use shardhost_groups::waiter::{ProposalSink, ProposeOutcome};
 
 /// Outcomes by token, as they come.
 #[derive(Debug, Default)]
@@ -142,7 +142,7 @@ pub(super) async fn p3_every_state_machine_gets_it(trial: Trial) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn p4_a_dropped_or_late_waiter_leaves_nothing_behind(trial: Trial) -> Outcome {
+pub(super) async fn p4_a_dropped_or_late_completion_leaves_nothing_behind(trial: Trial) -> Outcome {
     // Room for ten commands of this length at a time.
     let world =
         trial.world_with(|plan| plan.config.max_inflight_bytes_per_group = 10 * (256 + 8)).await?;
@@ -207,7 +207,7 @@ pub(super) async fn p6_a_proposal_during_a_transfer_is_held_until_it_ends(trial:
     Ok(())
 }
 
-pub(super) async fn p7_waiters_fail_before_the_loss_is_told(trial: Trial) -> Outcome {
+pub(super) async fn p7_completions_fail_before_the_loss_is_told(trial: Trial) -> Outcome {
     let world = trial.world().await?;
     world.create(GROUP).await;
     let leader = world.leader(GROUP).await;
@@ -223,14 +223,20 @@ pub(super) async fn p7_waiters_fail_before_the_loss_is_told(trial: Trial) -> Out
     world.isolate(leader.node)?;
     outcomes.submit(&leader, ["one", "two", "three"]);
     eventually("the loss is told", || known_at_loss.lock().is_some()).await;
-    assert_eq!(*known_at_loss.lock(), Some(3), "waiters that had failed when the loss was told");
+    assert_eq!(
+        *known_at_loss.lock(),
+        Some(3),
+        "completions that had failed when the loss was told"
+    );
     for (_, outcome) in outcomes.0.lock().iter() {
         assert!(outcome.as_ref().is_err_and(|error| !error.is_definite()), "{outcome:?}");
     }
     Ok(())
 }
 
-pub(super) async fn p8_an_inherited_entry_resolves_nobody_elses_waiter(trial: Trial) -> Outcome {
+pub(super) async fn p8_an_inherited_entry_resolves_nobody_elses_completion(
+    trial: Trial,
+) -> Outcome {
     let world = trial.world().await?;
     world.create(GROUP).await;
     let old = world.leader(GROUP).await;
@@ -290,7 +296,7 @@ async fn propose_everywhere(world: &World, prefix: &str) -> Vec<(String, Propose
     join_all(proposals).await
 }
 
-pub(super) async fn p10_closing_fails_every_waiter_with_the_cause(trial: Trial) -> Outcome {
+pub(super) async fn p10_closing_fails_every_completion_with_the_cause(trial: Trial) -> Outcome {
     let world = trial.world().await?;
     world.create(GROUP).await;
     let stopped = ProposeError::Unknown { group: GROUP, cause: UnknownCause::Stopped };
@@ -303,7 +309,7 @@ pub(super) async fn p10_closing_fails_every_waiter_with_the_cause(trial: Trial) 
         let in_log = |status: &shardhost_groups::GroupStatus| status.last.get() >= last.get() + 3;
         reached(&leader, "they are in the log", in_log).await;
         assert!(answered("closing", world.host(leader.node).close(GROUP)).await);
-        eventually("every waiter ends", || outcomes.len() == 3).await;
+        eventually("every completion ends", || outcomes.len() == 3).await;
         assert_eq!(leader.status().role, Role::Stopped);
         assert_eq!(reason_of(leader.propose("late").await), ProposalRejection::Stopping);
         let ended = std::mem::take(&mut *outcomes.0.lock());
@@ -323,7 +329,7 @@ pub(super) async fn p10_closing_fails_every_waiter_with_the_cause(trial: Trial) 
     panic!("it always stepped down before it was closed");
 }
 
-pub(super) async fn p10_a_failure_fails_every_waiter_with_the_cause(trial: Trial) -> Outcome {
+pub(super) async fn p10_a_failure_fails_every_completion_with_the_cause(trial: Trial) -> Outcome {
     let world = trial.world().await?;
     world.create(GROUP).await;
     let leader = world.leader(GROUP).await;
@@ -333,7 +339,7 @@ pub(super) async fn p10_a_failure_fails_every_waiter_with_the_cause(trial: Trial
     outcomes.submit(&leader, ["fail", "one", "two"]);
     reached(&leader, "all are committed", |status| status.apply_backlog() >= 3).await;
     journal.release();
-    eventually("every waiter ends", || outcomes.len() == 3).await;
+    eventually("every completion ends", || outcomes.len() == 3).await;
     for (_, outcome) in outcomes.0.lock().iter() {
         let error = outcome.as_ref().expect_err("the state machine failed");
         assert!(!error.is_definite(), "{error}");

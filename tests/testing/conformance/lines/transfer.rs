@@ -212,14 +212,14 @@ pub(super) async fn t8_an_abandoned_transfer_is_aborted_and_proposals_work_again
     Ok(())
 }
 
-pub(super) async fn t11_a_transfer_goes_on_without_its_waiter(trial: Trial) -> Outcome {
+pub(super) async fn t11_a_transfer_goes_on_without_its_completion(trial: Trial) -> Outcome {
     let (world, _) = with_leader(&trial).await?;
     loop {
         let leader = world.leader(GROUP).await;
         let target = world.others(leader.node)[0];
         let held = HeldTransfer::begin_at(&world, leader, Some(target)).await?;
         held.task.abort();
-        eventually("the waiter is gone", || held.task.is_finished()).await;
+        eventually("the completion is gone", || held.task.is_finished()).await;
         let goes_on = held.leader.status().transferring_to == Some(target);
         held.tap.release();
         let over = |status: &shardhost_groups::GroupStatus| status.transferring_to.is_none();

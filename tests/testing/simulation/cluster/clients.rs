@@ -49,9 +49,9 @@ impl Cluster {
             command.resize(8 + padding, 0);
             let sink: std::sync::Arc<dyn shardhost_groups::ProposalSink> =
                 self.checks.outcomes.clone();
-            let waiter = Waiter::Sink { sink, token: id };
+            let completion = Completion::Sink { sink, token: id };
             let now = std::time::Instant::now();
-            let pending = Pending::new(group, waiter, Charge::default(), now);
+            let pending = Pending::new(group, completion, Charge::default(), now);
             proposals.push(Proposal {
                 command: Bytes::from(command),
                 in_term: None,
@@ -62,7 +62,7 @@ impl Cluster {
         }
         let before = self.log_of_caretaker(node, group);
         // A proposal to a node that is down ends at once: dropping it notifies the proposer.
-        self.input(node, Input::Propose { group, epoch: None, proposals })?;
+        self.input(node, Input::Propose { group, open_id: None, proposals })?;
         self.checks.take_outcomes()?;
         if before.is_some() && self.log_of_caretaker(node, group) > before {
             return Err(format!("{node:?} leads {group:?}, serves no users, and took a proposal"));
@@ -89,13 +89,13 @@ impl Cluster {
             1 => ReadNeed::Leadership,
             _ => ReadNeed::Applied,
         };
-        let (waiter, answer) = oneshot::channel();
+        let (completion, answer) = oneshot::channel();
         let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) else {
             return Ok(());
         };
         let called = self.checks.histories.begin();
         process.reads.push(PendingRead { group, need, called, needed, answer });
-        self.input(id, Input::Read { group, request: ReadRequest { need, waiter } })
+        self.input(id, Input::Read { group, request: ReadRequest { need, completion } })
     }
 
     /// A key that was written lately.

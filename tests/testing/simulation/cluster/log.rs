@@ -63,7 +63,7 @@ impl Cluster {
         let Some(task) = process.log_running.take() else { return Ok(()) };
         for prune in &task.prune {
             let machine = process.machines.get(&prune.group);
-            if machine.is_some_and(|machine| machine.epoch == prune.epoch) {
+            if machine.is_some_and(|machine| machine.open_id == prune.open_id) {
                 let removed = node.snapshots.remove_below(prune.group, Some(prune.keep));
                 removed.map_err(|error| error.to_string())?;
             }
@@ -72,8 +72,8 @@ impl Cluster {
             let removed = node.snapshots.remove_below(*group, None);
             removed.map_err(|error| error.to_string())?;
         }
-        for (group, epoch) in &task.destroyed {
-            self.retire(id, *group, *epoch);
+        for (group, open_id) in &task.destroyed {
+            self.retire(id, *group, *open_id);
         }
         self.after(0, Event::LogStart { node: id, life });
         self.send(id, task.releases)?;

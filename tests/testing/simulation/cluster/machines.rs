@@ -27,15 +27,15 @@ impl Cluster {
         }
     }
 
-    /// What the apply pool does with work that cannot be done now: it stays where it is, the replica
-    /// is notified, and it is tried again later.
+    /// What the apply pool does with work that cannot be done now: it stays where it is, the
+    /// replica is notified, and it is tried again later.
     fn stands_still(&mut self, id: NodeId, life: u64, group: GroupId) -> Result<bool, String> {
         let now = self.now;
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(false) };
         let full = node.full_until > now;
         let machine = node.process.as_mut().and_then(|process| process.machines.get_mut(&group));
         let Some(machine) = machine else { return Ok(false) };
-        let epoch = machine.epoch;
+        let open_id = machine.open_id;
         let applies = matches!(
             machine.work.front(),
             Some(ApplyWork::Commands { .. } | ApplyWork::Restore { .. })
@@ -52,17 +52,17 @@ impl Cluster {
         });
         if applies && told != stalls {
             let event = GroupEvent::Stalled(stalls.then(|| "the disk is full".into()));
-            self.input(id, Input::Group { group, epoch, event })?;
+            self.input(id, Input::Group { group, open_id, event })?;
         }
         Ok(stalls)
     }
 
-    pub(super) fn queue_work(&mut self, id: NodeId, group: GroupId, epoch: u64, work: ApplyWork) {
+    pub(super) fn queue_work(&mut self, id: NodeId, group: GroupId, open_id: u64, work: ApplyWork) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let life = node.life;
         let Some(process) = node.process.as_mut() else { return };
         let Some(machine) = process.machines.get_mut(&group) else { return };
-        if machine.epoch != epoch {
+        if machine.open_id != open_id {
             return;
         }
         machine.work.push_back(work);
@@ -86,7 +86,7 @@ impl Cluster {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let Some(process) = node.process.as_mut() else { return Ok(()) };
         let Some(machine) = process.machines.get_mut(&group) else { return Ok(()) };
-        let epoch = machine.epoch;
+        let open_id = machine.open_id;
         if machine.hangs_until > self.now {
             let wait = machine.hangs_until - self.now;
             self.after(wait, Event::Apply { node: id, life, group });
@@ -142,6 +142,6 @@ impl Cluster {
             ApplyReport::Stalled { fault, .. } => return Err(format!("it stalls: {fault}")),
             ApplyReport::Removed | ApplyReport::Nothing => return Ok(()),
         };
-        self.input(id, Input::Group { group, epoch, event })
+        self.input(id, Input::Group { group, open_id, event })
     }
 }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use shardhost_groups::apply::{ApplyReport, ApplyWork};
+use shardhost_groups::completion::{Charge, Completion, Pending};
 use shardhost_groups::core::{
     Effects, LogTask, MembershipOrder, MembershipRequest, Proposal, ReadNeed, ReadRequest,
     TransferRequest, TransferTarget,
@@ -26,7 +27,6 @@ use shardhost_groups::leadership::LossCause;
 use shardhost_groups::policy::{AdmissionFault, AdmissionRequest, Decision};
 use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::transport::{Outgoing, ShipmentOutcome, SnapshotShipment};
-use shardhost_groups::waiter::{Charge, Pending, Waiter};
 use shardhost_groups::worker::{GroupEvent, Input};
 use shardhost_groups::{CaughtUp, GroupId, Membership, MembershipChange, NodeId, ReplicaId};
 use shardhost_proto::peer::GroupMessage;

@@ -4,7 +4,7 @@
 use super::*;
 use shardhost_groups::GroupStatus;
 use shardhost_groups::core::TransferOutcome;
-use shardhost_groups::nodes::Advert;
+use shardhost_groups::nodes::Advertisement;
 
 impl Cluster {
     /// Milliseconds since the beginning.
@@ -34,8 +34,8 @@ impl Cluster {
     }
 
     /// What a node says of itself.
-    pub fn advert(&self, node: NodeId) -> &Advert {
-        &self.nodes[&node].advert
+    pub fn advertisement(&self, node: NodeId) -> &Advertisement {
+        &self.nodes[&node].advertisement
     }
 
     /// How a node's replica of a group stands. `None`: the node does not run, or has none.
@@ -54,8 +54,8 @@ impl Cluster {
         group: GroupId,
         to: TransferTarget,
     ) -> Result<oneshot::Receiver<TransferOutcome>, String> {
-        let (waiter, answer) = oneshot::channel();
-        self.input(from, Input::Transfer { group, request: TransferRequest { to, waiter } })?;
+        let (completion, answer) = oneshot::channel();
+        self.input(from, Input::Transfer { group, request: TransferRequest { to, completion } })?;
         Ok(answer)
     }
 
@@ -88,8 +88,8 @@ impl Cluster {
         order: MembershipOrder,
     ) -> Result<(), String> {
         self.tell(|| format!("{node:?} is asked: {group:?} {order:?}"));
-        let (waiter, _forgotten) = oneshot::channel();
-        let request = Box::new(MembershipRequest { order, waiter });
+        let (completion, _forgotten) = oneshot::channel();
+        let request = Box::new(MembershipRequest { order, completion });
         self.input(node, Input::ChangeMembership { group, request })
     }
 

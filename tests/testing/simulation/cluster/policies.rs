@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use shardhost_groups::nodes::{Advert, Impairment};
+use shardhost_groups::nodes::{Advertisement, Impairment};
 use shardhost_groups::{GroupStatus, Requirement, RequirementMode};
 
 use super::*;
@@ -11,8 +11,8 @@ use super::*;
 const CHANGE_EVERY: u64 = 1_500;
 
 impl Cluster {
-    /// Policies take their time, and some of them longer than a leader waits; now and then one panics,
-    /// or gives no answer. They answer from what they know when they are asked.
+    /// Policies take their time, and some of them longer than a leader waits; now and then one
+    /// panics, or gives no answer. They answer from what they know when they are asked.
     pub(super) fn ask_policies(&mut self, node: NodeId, request: AdmissionRequest) {
         let life = self.nodes[&node].life;
         let slow = self.faulty && self.chance.per_mille(150);
@@ -36,11 +36,11 @@ impl Cluster {
         if !self.is_running(node, life) {
             return Ok(());
         }
-        let (group, epoch, question) = (request.group, request.epoch, request.question);
+        let (group, open_id, question) = (request.group, request.open_id, request.question);
         self.tell(|| format!("{node:?} {group:?} question {question} is answered: {answer:?}"));
         self.checks.serving.answered(node, request, answer == Ok(Decision::Serve));
         let event = GroupEvent::Admission { term: request.term(), question, answer };
-        self.input(node, Input::Group { group, epoch, event })?;
+        self.input(node, Input::Group { group, open_id, event })?;
         let status = self.status(node, group);
         status.map_or(Ok(()), |status| self.checks.serving.check(node, status))
     }
@@ -80,22 +80,26 @@ impl Cluster {
     }
 
     /// From here on the node says this of itself.
-    pub fn advertise(&mut self, id: NodeId, advert: Advert) -> Result<(), String> {
-        self.tell(|| format!("{id:?} says {advert:?}"));
-        let advert = Arc::new(advert);
+    pub fn advertise(&mut self, id: NodeId, advertisement: Advertisement) -> Result<(), String> {
+        self.tell(|| format!("{id:?} says {advertisement:?}"));
+        let advertisement = Arc::new(advertisement);
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        node.advert = Arc::clone(&advert);
-        self.input(id, Input::OwnAdvert(advert))
+        node.advertisement = Arc::clone(&advertisement);
+        self.input(id, Input::OwnAdvertisement(advertisement))
     }
 
     /// From here on the node says this of itself to others, and does not know it.
     ///
     /// # Errors
     /// What a checker found.
-    pub fn advertise_to_others(&mut self, id: NodeId, advert: Advert) -> Result<(), String> {
-        self.tell(|| format!("{id:?} says {advert:?}, and does not know it"));
+    pub fn advertise_to_others(
+        &mut self,
+        id: NodeId,
+        advertisement: Advertisement,
+    ) -> Result<(), String> {
+        self.tell(|| format!("{id:?} says {advertisement:?}, and does not know it"));
         if let Some(node) = self.nodes.get_mut(&id) {
-            node.advert = Arc::new(advert);
+            node.advertisement = Arc::new(advertisement);
         }
         Ok(())
     }
@@ -106,7 +110,7 @@ impl Cluster {
     /// What a checker found.
     pub fn impair(&mut self, id: NodeId, mode: RequirementMode) -> Result<(), String> {
         let impaired = Some(Impairment { reason: "the disk hangs".into(), mode });
-        self.advertise(id, Advert { impaired, ..advert("both", false) })
+        self.advertise(id, Advertisement { impaired, ..advertisement("both", false) })
     }
 
     /// The leader of the group is asked to make this its requirement, whether it serves or not.
@@ -118,10 +122,10 @@ impl Cluster {
         let leader = self.nodes.values().filter(leads).max_by_key(|node| node.term_of(group));
         let Some(node) = leader.map(|node| node.id) else { return Ok(()) };
         self.tell(|| format!("{node:?} is asked for {requirement:?} of {group:?}"));
-        let (waiter, _forgotten) = oneshot::channel();
+        let (completion, _forgotten) = oneshot::channel();
         let order =
             MembershipOrder::Require { requirement, expecting: None, whoever_meets_it: true };
-        let request = Box::new(MembershipRequest { order, waiter });
+        let request = Box::new(MembershipRequest { order, completion });
         self.input(node, Input::ChangeMembership { group, request })
     }
 
@@ -141,16 +145,16 @@ impl Cluster {
         self.chance = chance;
         match what {
             0 | 1 => self.require(group, requirement(lot)),
-            2 => self.advertise(node, advert("fifo", lot == 0)),
+            2 => self.advertise(node, advertisement("fifo", lot == 0)),
             3 if lot == 1 => self.impair(node, RequirementMode::Hard),
-            3 => self.advertise(node, advert("ssd", lot == 0)),
+            3 => self.advertise(node, advertisement("ssd", lot == 0)),
             4 if lot == 1 => self.impair(node, RequirementMode::Soft),
             4 if lot == 2 => {
                 self.stall_machine(node, group, 4_000);
                 Ok(())
             }
-            4 => self.advertise(node, advert("both", false)),
-            5 => self.advertise(node, Advert::default()),
+            4 => self.advertise(node, advertisement("both", false)),
+            5 => self.advertise(node, Advertisement::default()),
             _ => self.switch_policy(node, lot < 2),
         }
     }
@@ -161,7 +165,7 @@ impl Cluster {
             return Ok(());
         }
         for id in self.node_ids() {
-            self.advertise(id, advert("both", false))?;
+            self.advertise(id, advertisement("both", false))?;
             if self.nodes[&id].refuses.load(Ordering::Relaxed) {
                 self.switch_policy(id, false)?;
             }
@@ -177,15 +181,19 @@ impl Cluster {
     ) -> Result<(), String> {
         self.checks.serving.check(id, status)?;
         let requirement = &status.membership.requirement;
-        let present = &self.nodes[&id].advert.capabilities;
+        let present = &self.nodes[&id].advertisement.capabilities;
         let lacks = requirement.lacking(present).next().is_some();
-        // A sleeping group has no readers without a quorum; whatever wakes it looks first.
-        if status.serving && !status.asleep && lacks && requirement.mode == RequirementMode::Hard {
+        // A hibernating group has no readers without a quorum; whatever wakes it looks first.
+        if status.serving
+            && !status.hibernating
+            && lacks
+            && requirement.mode == RequirementMode::Hard
+        {
             return Err(format!("{id:?} serves {:?} without {requirement}", status.id));
         }
-        let impaired = self.nodes[&id].advert.impaired.as_ref();
+        let impaired = self.nodes[&id].advertisement.impaired.as_ref();
         let hard = impaired.is_some_and(|why| why.mode == RequirementMode::Hard);
-        if status.serving && !status.asleep && (hard || status.stalled.is_some()) {
+        if status.serving && !status.hibernating && (hard || status.stalled.is_some()) {
             return Err(format!("{id:?} serves {:?} while it is impaired", status.id));
         }
         Ok(())
@@ -201,8 +209,8 @@ fn requirement(lot: u64) -> Requirement {
     }
 }
 
-fn advert(what: &str, draining: bool) -> Advert {
+fn advertisement(what: &str, draining: bool) -> Advertisement {
     let names: &[&str] = if what == "both" { &["fifo", "ssd"] } else { &[what] };
     let capabilities = names.iter().map(|name| (*name).to_owned()).collect();
-    Advert { capabilities, draining, ..Advert::default() }
+    Advertisement { capabilities, draining, ..Advertisement::default() }
 }

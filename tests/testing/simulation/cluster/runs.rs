@@ -243,18 +243,19 @@ impl Cluster {
         Ok(members)
     }
 
-    /// Lets time pass until all groups sleep.
+    /// Lets time pass until all groups hibernate.
     ///
     /// # Errors
     /// They do not, or a checker found something.
-    pub fn settle_until_asleep(&mut self) -> Result<(), String> {
+    pub fn settle_until_hibernating(&mut self) -> Result<(), String> {
         for _ in 0..40 {
             self.pass(500)?;
-            let asleep = self.nodes.values().filter_map(|node| node.process.as_ref()).all(|p| {
-                let (groups, awake) = p.core.population();
-                groups > 0 && awake == 0
-            });
-            if asleep {
+            let hibernating =
+                self.nodes.values().filter_map(|node| node.process.as_ref()).all(|p| {
+                    let (groups, awake) = p.core.population();
+                    groups > 0 && awake == 0
+                });
+            if hibernating {
                 return Ok(());
             }
         }
@@ -268,7 +269,7 @@ impl Cluster {
                 let s = core.status();
                 let stored = node.store.load(group).ok().flatten().map(|p| (p.base, p.last));
                 format!(
-                    "{} term {} leader {:?} serving {} log {}..{} committed {} applied {} asleep \
+                    "{} term {} leader {:?} serving {} log {}..{} committed {} applied {} hibernating \
                      {} members {:?} peers {:?} stored {stored:?}",
                     s.role.name(),
                     s.term,
@@ -278,7 +279,7 @@ impl Cluster {
                     s.last,
                     s.committed,
                     s.applied,
-                    s.asleep,
+                    s.hibernating,
                     s.membership,
                     s.peers
                 )

@@ -69,7 +69,7 @@ impl Shape {
     /// No faults are injected.
     pub fn calm() -> Self {
         let mut config = GroupsConfig::new(NodeId::must(1));
-        config.sleep_after_ticks = 10;
+        config.hibernate_after_ticks = 10;
         config.snapshot_entries = 30;
         config.log_trail_entries = 8;
         config.log_keep_entries = 40;
@@ -120,7 +120,7 @@ impl Shape {
         shape.lease_read_every = 8;
         shape.weather.delay = chance.between(5, 80);
         shape.weather.late = chance.below(100);
-        shape.config.sleep_after_ticks = if chance.per_mille(500) { 0 } else { 10 };
+        shape.config.hibernate_after_ticks = if chance.per_mille(500) { 0 } else { 10 };
         shape
     }
 
@@ -133,8 +133,8 @@ impl Shape {
         shape
     }
 
-    /// Members change while nodes crash, and now and then a log loses its end with the power: of one node
-    /// at a time, so that what was acknowledged stands elsewhere.
+    /// Members change while nodes crash, and now and then a log loses its end with the power: of
+    /// one node at a time, so that what was acknowledged stands elsewhere.
     pub fn doubting(seed: u64) -> Self {
         let mut shape = Self::changing(seed);
         let mut chance = Chance::new(seed ^ 0xd0b7);
@@ -144,8 +144,8 @@ impl Shape {
         shape.lost_tails = true;
         shape.fault_every = 500;
         shape.load_every = 40;
-        // A machine that keeps more than the log, or a log that begins behind a snapshot that it forgot,
-        // is parked.
+        // A machine that keeps more than the log, or a log that begins behind a snapshot that it
+        // forgot, is parked.
         shape.keeping = 0;
         shape.config.log_keep_entries = 1_000_000;
         shape.config.log_trail_entries = 1_000_000;
@@ -166,7 +166,8 @@ impl Shape {
         shape
     }
 
-    /// Now and then the first node loses the state of its machines, and their snapshots, not its log.
+    /// Now and then the first node loses the state of its machines, and their snapshots, not its
+    /// log.
     pub fn losing_state(seed: u64) -> Self {
         let mut shape = Self::from_seed(seed);
         let mut chance = Chance::new(seed ^ 0x105e);
@@ -177,8 +178,8 @@ impl Shape {
         shape
     }
 
-    /// State machines stand still and lose their states at any time and anywhere, as long as another one
-    /// has it, while members come and go.
+    /// State machines stand still and lose their states at any time and anywhere, as long as
+    /// another one has it, while members come and go.
     pub fn impairing(seed: u64) -> Self {
         let mut shape = Self::from_seed(seed);
         let mut chance = Chance::new(seed ^ 0x1a9a1);
@@ -205,15 +206,15 @@ impl Shape {
         shape
     }
 
-    /// Groups that are idle most of the time, so that they sleep while nodes and replicas come and
-    /// go and messages come late.
-    pub fn sleeping(seed: u64) -> Self {
+    /// Groups that are idle most of the time, so that they hibernate while nodes and replicas come
+    /// and go and messages come late.
+    pub fn hibernating(seed: u64) -> Self {
         let mut shape = Self::from_seed(seed);
         let mut chance = Chance::new(seed ^ 0x51ee9);
         shape.nodes = 3 + 2 * chance.below(2);
         shape.groups = chance.between(3, 6);
         shape.duration = 25_000;
-        shape.config.sleep_after_ticks = 5;
+        shape.config.hibernate_after_ticks = 5;
         shape.load_every = chance.between(1_000, 4_000);
         shape.read_every = chance.between(1_000, 4_000);
         shape.lease_read_every = 500;

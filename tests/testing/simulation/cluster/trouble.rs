@@ -56,8 +56,8 @@ impl Cluster {
         self.restart_later(id, down);
     }
 
-    /// The process of the first node dies, and with it what its state machines keep. That the others
-    /// keep theirs is what makes it good.
+    /// The process of the first node dies, and with it what its state machines keep. That the
+    /// others keep theirs is what makes it good.
     pub fn lose_a_state(&mut self, down: u64) {
         let id = NodeId::must(1);
         self.crash(id, usize::MAX);
@@ -86,8 +86,8 @@ impl Cluster {
             && members.all(|member| member.node != id || !(member.voter || member.outgoing_voter))
     }
 
-    /// Operators remove members whose disk was replaced and that no operator makes anew: their number may
-    /// not be used again, or their leader takes them for slow.
+    /// Operators remove members whose disk was replaced and that no operator makes anew: their
+    /// number may not be used again, or their leader takes them for slow.
     ///
     /// # Errors
     /// What a checker found.
@@ -121,7 +121,8 @@ impl Cluster {
         self.nodes[&id].store.inject(StoreFault::LoseTail);
     }
 
-    /// A node loses the end of its log with the power, unless the log of one is in question already.
+    /// A node loses the end of its log with the power, unless the log of one is in question
+    /// already.
     pub fn lose_a_tail(&mut self, id: NodeId, chance: &mut Chance) {
         let groups: Vec<GroupId> = (1..=self.shape.groups).map(GroupId::new).collect();
         let in_doubt = |node: &Node, group: &GroupId| {
@@ -163,8 +164,8 @@ impl Cluster {
         self.step_once(id)
     }
 
-    /// A node founds a group of its own under this id, whether another has one or not. It leads in terms that
-    /// the other one does not come to: here, a group has one leader per term.
+    /// A node founds a group of its own under this id, whether another has one or not. It leads in
+    /// terms that the other one does not come to: here, a group has one leader per term.
     ///
     /// # Errors
     /// It holds a replica already, or a checker found something.
@@ -293,8 +294,8 @@ impl Cluster {
         };
         self.tell(|| format!("{from:?} is asked to hand {group:?} to {to:?}"));
         self.begin(from);
-        let (waiter, _forgotten) = oneshot::channel();
-        let request = TransferRequest { to, waiter };
+        let (completion, _forgotten) = oneshot::channel();
+        let request = TransferRequest { to, completion };
         if let Some(process) = self.nodes.get_mut(&from).and_then(|n| n.process.as_mut()) {
             process.core.handle(Input::Transfer { group, request });
         }
@@ -302,8 +303,8 @@ impl Cluster {
 
     /// Asks a node to hand a group to another.
     pub fn transfer(&mut self, from: NodeId, group: GroupId, to: NodeId) {
-        let (waiter, _forgotten) = oneshot::channel();
-        let request = TransferRequest { to: TransferTarget::Node(to), waiter };
+        let (completion, _forgotten) = oneshot::channel();
+        let request = TransferRequest { to: TransferTarget::Node(to), completion };
         self.begin(from);
         if let Some(process) = self.nodes.get_mut(&from).and_then(|n| n.process.as_mut()) {
             process.core.handle(Input::Transfer { group, request });
@@ -322,7 +323,7 @@ impl Cluster {
                 let sender = &self.nodes[&from];
                 let heard = sender.process.is_some() && self.network.passes(from, to);
                 let (now, life) = (self.now, sender.life);
-                let advert = Arc::clone(&sender.advert);
+                let advertisement = Arc::clone(&sender.advertisement);
                 let Some(node) = self.nodes.get_mut(&to) else { continue };
                 if heard {
                     node.heard.insert(from, (now, life));
@@ -342,10 +343,14 @@ impl Cluster {
                     }
                     _ => {}
                 }
-                if heard && !self.hushed && node.told.get(&from) != Some(&advert) {
-                    node.told.insert(from, Arc::clone(&advert));
+                if heard && !self.hushed && node.told.get(&from) != Some(&advertisement) {
+                    node.told.insert(from, Arc::clone(&advertisement));
                     let incarnation = life + 1;
-                    changes.push(Input::NodeAdvert { node: from, incarnation, advert });
+                    changes.push(Input::NodeAdvertisement {
+                        node: from,
+                        incarnation,
+                        advertisement,
+                    });
                 }
             }
             for change in changes {

@@ -89,8 +89,8 @@ impl Cluster {
         for (pending, error) in effects.failed {
             pending.resolve(Err(error));
         }
-        for (waiter, answer) in effects.read_replies {
-            drop(waiter.send(answer));
+        for (completion, answer) in effects.read_replies {
+            drop(completion.send(answer));
         }
         for (_, _, status) in &effects.statuses {
             let live = &self.nodes[&id].live;
@@ -107,47 +107,47 @@ impl Cluster {
         }
         let again = effects.counted.iter().filter(|event| **event == PolicyEvent::StoodAgain);
         self.checks.stood_again += again.count() as u64;
-        for (waiter, answer) in effects.transfer_replies {
+        for (completion, answer) in effects.transfer_replies {
             self.tell(|| format!("{id:?} transfer {answer:?}"));
             self.checks.transfers += u64::from(answer.is_ok());
-            drop(waiter.send(answer));
+            drop(completion.send(answer));
         }
-        for (waiter, outcome) in effects.membership_replies {
+        for (completion, outcome) in effects.membership_replies {
             self.tell(|| format!("{id:?} membership {outcome:?}"));
             self.checks.membership_answer(&outcome);
-            drop(waiter.send(outcome));
+            drop(completion.send(outcome));
         }
-        for (waiter, outcome) in effects.barrier_replies {
-            drop(waiter.send(outcome));
+        for (completion, outcome) in effects.barrier_replies {
+            drop(completion.send(outcome));
         }
-        for (waiter, outcome) in effects.drain_replies {
-            drop(waiter.send(outcome));
+        for (completion, outcome) in effects.drain_replies {
+            drop(completion.send(outcome));
         }
         for request in effects.admissions {
             self.ask_policies(id, request);
         }
         self.send(id, effects.messages)?;
         self.queue_log(id, effects.log);
-        for (group, epoch, work) in effects.work {
-            self.queue_work(id, group, epoch, work);
+        for (group, open_id, work) in effects.work {
+            self.queue_work(id, group, open_id, work);
         }
         for shipment in effects.shipments {
             self.ship(id, shipment);
         }
-        for (from, message) in effects.invitations {
-            self.invited(id, from, &message)?;
+        for (from, message) in effects.create_requests {
+            self.requested(id, from, &message)?;
         }
         self.checks.take_outcomes()?;
         self.take_reads(id)
     }
 
     /// A replica ended; its machine's state goes.
-    pub(super) fn retire(&mut self, id: NodeId, group: GroupId, epoch: u64) {
+    pub(super) fn retire(&mut self, id: NodeId, group: GroupId, open_id: u64) {
         self.tell(|| format!("{id:?} {group:?} retired"));
         self.checks.retired += 1;
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let Some(process) = node.process.as_mut() else { return };
-        if process.machines.get(&group).is_some_and(|machine| machine.epoch == epoch) {
+        if process.machines.get(&group).is_some_and(|machine| machine.open_id == open_id) {
             process.machines.remove(&group);
             process.leases.remove(&group);
             node.disks.remove(&group);
@@ -155,10 +155,10 @@ impl Cluster {
     }
 
     /// A node should hold a replica: as a host does, it makes an empty one.
-    fn invited(&mut self, id: NodeId, from: NodeId, message: &GroupMessage) -> Result<(), String> {
+    fn requested(&mut self, id: NodeId, from: NodeId, message: &GroupMessage) -> Result<(), String> {
         let group = GroupId::new(message.group);
         let config = self.shape.config.clone();
-        let wire = message.invitation.as_ref().and_then(|one| one.membership.as_ref());
+        let wire = message.create_request.as_ref().and_then(|one| one.membership.as_ref());
         let membership = wire.and_then(|wire| membership_from_message(wire).ok());
         let Some(membership) = membership else { return Ok(()) };
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
@@ -171,7 +171,7 @@ impl Cluster {
             return Ok(());
         }
         node.open_replica(&config, group)?;
-        self.tell(|| format!("{id:?} {group:?} invited by {from:?}"));
+        self.tell(|| format!("{id:?} {group:?} asked by {from:?}"));
         self.step_once(id)
     }
 

@@ -34,36 +34,36 @@ fn answer(lease: &mut Lease, peers: &[u64], stamp: u64, millis: u64) {
 }
 
 #[test]
-fn a_voter_that_heard_its_leader_promises_an_election_timeout() {
+fn a_voter_that_heard_its_leader_locks_its_vote_for_an_election_timeout() {
     let mut lease = Lease::default();
-    assert!(!lease.has_promised(now(100)));
+    assert!(!lease.is_vote_locked(now(100)));
     lease.hear(2, now(100), Duration::from_millis(50));
-    assert!(lease.has_promised(now(100)) && lease.is_promised_to(2));
+    assert!(lease.is_vote_locked(now(100)) && lease.is_locked_for(2));
     lease.renew(now(120), TIMEOUT);
-    assert!(lease.has_promised(now(619)));
-    assert!(!lease.has_promised(now(620)));
+    assert!(lease.is_vote_locked(now(619)));
+    assert!(!lease.is_vote_locked(now(620)));
 }
 
 #[test]
-fn one_that_was_opened_promises_until_it_knows_the_time() {
+fn one_that_was_opened_is_locked_until_it_knows_the_time() {
     let mut lease = Lease::opened(true);
-    assert!(lease.has_promised(now(10_000)));
+    assert!(lease.is_vote_locked(now(10_000)));
     lease.renew(now(10_000), TIMEOUT);
-    assert!(lease.has_promised(now(10_499)) && !lease.has_promised(now(10_500)));
+    assert!(lease.is_vote_locked(now(10_499)) && !lease.is_vote_locked(now(10_500)));
 }
 
 #[test]
-fn without_a_clock_a_promise_ends_after_many_ticks() {
+fn without_a_clock_a_vote_lock_ends_after_many_ticks() {
     let mut lease = Lease::default();
     lease.hear(2, now(500), Duration::from_millis(50));
     lease.renew(now(500), TIMEOUT);
-    assert!(lease.has_promised(without_clock(49)), "no matter which time it is");
-    assert!(!lease.has_promised(without_clock(50)));
+    assert!(lease.is_vote_locked(without_clock(49)), "no matter which time it is");
+    assert!(!lease.is_vote_locked(without_clock(50)));
     lease.hear(2, without_clock(60), Duration::from_millis(50));
     lease.renew(without_clock(99), TIMEOUT);
-    assert!(lease.has_promised(without_clock(99)));
+    assert!(lease.is_vote_locked(without_clock(99)));
     lease.renew(without_clock(100), TIMEOUT);
-    assert!(!lease.has_promised(without_clock(100)));
+    assert!(!lease.is_vote_locked(without_clock(100)));
 }
 
 #[test]

@@ -102,8 +102,8 @@ fn after_failures_only_users_get_another_try_for_a_while() {
         assert!(snapshots.end_making(None, 1_000).is_empty());
         snapshots.want();
         assert!(!snapshots.begin_making(5, true, 999 + pause));
-        let (waiter, _answer) = oneshot::channel();
-        snapshots.ask(waiter);
+        let (completion, _answer) = oneshot::channel();
+        snapshots.ask(completion);
         assert!(snapshots.begin_making(5, true, 999 + pause), "a user asks");
         snapshots.making = None;
         assert_eq!(std::mem::take(&mut snapshots.asked).len(), 1);

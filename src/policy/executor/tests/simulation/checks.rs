@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use shardhost_storage::{GroupId, NodeId};
 
 use super::super::super::order::back_offs;
-use super::super::super::{Answer, Epoch, Mode, MoveOutcome, Order, Round, Ticket, replay};
+use super::super::super::{Answer, Mode, MoveOutcome, Order, PlannerTerm, Round, Ticket, replay};
 use super::host::Host;
 use super::planner_instance::PlannerInstance;
 use super::shape::{COOL_DOWN_MS, MUTE_MS};
@@ -21,7 +21,7 @@ const ASK_ALL_EVERY: u64 = 20;
 #[derive(Clone, Copy, Debug)]
 struct Moved {
     at_ms: u64,
-    epoch: Epoch,
+    planner_term: PlannerTerm,
     elections: u64,
     /// Its order had been given up when it was carried out.
     given_up: bool,
@@ -31,9 +31,9 @@ struct Moved {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Checks {
     last_move: BTreeMap<GroupId, Moved>,
-    running: BTreeMap<(Epoch, GroupId), (Ticket, u64)>,
+    running: BTreeMap<(PlannerTerm, GroupId), (Ticket, u64)>,
     /// When the failure of the last order of a group to a target became known.
-    failed: BTreeMap<(Epoch, GroupId, NodeId), u64>,
+    failed: BTreeMap<(PlannerTerm, GroupId, NodeId), u64>,
     orders: BTreeMap<Ticket, Order>,
     rounds: u64,
     answer_ms: u64,
@@ -47,7 +47,7 @@ pub(super) struct Coverage {
     pub(super) failed: u64,
     pub(super) balance_moves: u64,
     pub(super) held_rounds: u64,
-    pub(super) epochs: u64,
+    pub(super) planner_terms: u64,
     pub(super) answers: u64,
 }
 
@@ -58,7 +58,7 @@ impl Coverage {
         self.failed += other.failed;
         self.balance_moves += other.balance_moves;
         self.held_rounds += other.held_rounds;
-        self.epochs += other.epochs;
+        self.planner_terms += other.planner_terms;
         self.answers += other.answers;
     }
 }
@@ -77,7 +77,8 @@ impl Checks {
     ) -> Result<(), String> {
         self.rounds += 1;
         self.coverage.held_rounds += u64::from(round.hold.is_some());
-        self.coverage.epochs = self.coverage.epochs.max(planner_instance.epoch.get());
+        self.coverage.planner_terms =
+            self.coverage.planner_terms.max(planner_instance.planner_term.get());
         bounds(planner_instance, now)?;
         if let Ok(made) = &round.made {
             let looks = self.rounds.is_multiple_of(ASK_ALL_EVERY);
@@ -113,7 +114,7 @@ impl Checks {
         demand(allowed || orders.is_empty(), || {
             format!(
                 "{} heard {} {:?}, and starts {orders:?}",
-                planner_instance.epoch, planner_instance.mode, planner_instance.stopped
+                planner_instance.planner_term, planner_instance.mode, planner_instance.stopped
             )
         })?;
         let warm_up_ends =
@@ -121,7 +122,7 @@ impl Checks {
         demand(now >= warm_up_ends || orders.is_empty(), || {
             format!(
                 "{} is in its warm_up until {warm_up_ends}, and starts {orders:?}",
-                planner_instance.epoch
+                planner_instance.planner_term
             )
         })?;
         for order in orders {
@@ -139,7 +140,7 @@ impl Checks {
         order: &Order,
         now: u64,
     ) -> Result<(), String> {
-        let key = (order.ticket.epoch, order.group);
+        let key = (order.ticket.planner_term, order.group);
         self.answer_ms = planner_instance.executor.settings.answer_ms;
         if let Some((other, since)) = self.running.insert(key, (order.ticket, now)) {
             demand(now >= since + self.answer_ms, || {
@@ -158,7 +159,7 @@ impl Checks {
         hosts: &Hosts,
         shards: &BTreeMap<GroupId, Shard>,
     ) -> Result<(), String> {
-        let Some(at) = self.failed.get(&(order.ticket.epoch, order.group, order.to)) else {
+        let Some(at) = self.failed.get(&(order.ticket.planner_term, order.group, order.to)) else {
             return Ok(());
         };
         let since = at.saturating_sub(NEWS_ARE_HEARD_MS);
@@ -181,7 +182,7 @@ impl Checks {
         now: u64,
     ) {
         let Some(order) = self.orders.get(&ticket) else { return };
-        let key = (ticket.epoch, order.group);
+        let key = (ticket.planner_term, order.group);
         let running = self.running.get(&key).copied().filter(|(running, _)| *running == ticket);
         let Some((_, since)) = running else { return };
         self.running.remove(&key);
@@ -191,7 +192,7 @@ impl Checks {
         {
             self.coverage.failed += 1;
             if back_offs(reason) {
-                self.failed.insert((ticket.epoch, order.group, order.to), now);
+                self.failed.insert((ticket.planner_term, order.group, order.to), now);
             }
         }
     }
@@ -208,8 +209,11 @@ impl Checks {
         order: &Order,
         shards: &BTreeMap<GroupId, Shard>,
     ) -> Result<(), String> {
-        demand(order.ticket.epoch >= host.heard, || {
-            format!("node {} heard epoch {}, and obeys {}", host.id, host.heard, order.ticket)
+        demand(order.ticket.planner_term >= host.heard, || {
+            format!(
+                "node {} heard planner term {}, and obeys {}",
+                host.id, host.heard, order.ticket
+            )
         })?;
         demand(!host.stopped, || format!("node {} is stopped, and obeys", host.id))?;
         shards.get(&order.group).map_or(Ok(()), |shard| fenced(shard, order))
@@ -219,11 +223,11 @@ impl Checks {
     pub(super) fn moved(&mut self, shard: &Shard, order: &Order, now: u64) -> Result<(), String> {
         fenced(shard, order)?;
         self.coverage.moved += 1;
-        let epoch = order.ticket.epoch;
-        let key = (epoch, order.group);
+        let planner_term = order.ticket.planner_term;
+        let key = (planner_term, order.group);
         let running = self.running.get(&key).filter(|(ticket, _)| *ticket == order.ticket);
         let given_up = running.is_none_or(|(_, since)| now >= since + self.answer_ms);
-        let moved = Moved { at_ms: now, epoch, elections: shard.elections, given_up };
+        let moved = Moved { at_ms: now, planner_term, elections: shard.elections, given_up };
         let last = self.last_move.insert(shard.id, moved);
         if order.tier <= Tier::Displaced {
             return Ok(());
@@ -232,7 +236,8 @@ impl Checks {
         // Moves of an earlier planner, and those whose order arrived after it had been given up,
         // are known only from the resulting leader. An election hides one.
         let hidden = |last: &Moved| {
-            (last.epoch != epoch || last.given_up) && last.elections != shard.elections
+            (last.planner_term != planner_term || last.given_up)
+                && last.elections != shard.elections
         };
         let Some(last) = last.filter(|last| !hidden(last)) else { return Ok(()) };
         demand(now >= last.at_ms + COOL_DOWN_MS, || {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardhost_storage::{GroupId, NodeId};
 
 use super::super::super::{
-    Epoch, ExecutorSettings, Mode, MoveOutcome, Order, Stop, StopScope, Ticket,
+    ExecutorSettings, Mode, MoveOutcome, Order, PlannerTerm, Stop, StopScope, Ticket,
 };
 use super::Chance;
 use super::checks::Checks;
@@ -24,14 +24,14 @@ const REFLEX_MS: u64 = 250;
 /// What happens at a time.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
-    Round(Epoch),
-    Asked { by: Epoch, host: NodeId },
-    Reported { to: Epoch, host: NodeId, report: Report },
-    Ordered { by: Epoch, order: Order },
+    Round(PlannerTerm),
+    Asked { by: PlannerTerm, host: NodeId },
+    Reported { to: PlannerTerm, host: NodeId, report: Report },
+    Ordered { by: PlannerTerm, order: Order },
     Transferred { order: Order, stalled_ms: u64 },
     Answered { ticket: Ticket, outcome: MoveOutcome },
     HostHears { host: NodeId, stopped: bool },
-    Retires(Epoch),
+    Retires(PlannerTerm),
     Reflex,
     Fault(Fault),
     NextFault,
@@ -50,7 +50,7 @@ pub(super) struct Cluster {
     pub(super) hosts: Hosts,
     pub(super) shards: BTreeMap<GroupId, Shard>,
     /// The newest is in charge; the others do not know that they are not.
-    pub(super) seats: BTreeMap<Epoch, PlannerInstance>,
+    pub(super) seats: BTreeMap<PlannerTerm, PlannerInstance>,
     pub(super) settings: ExecutorSettings,
     pub(super) weather: Weather,
     pub(super) mode: Mode,
@@ -106,7 +106,7 @@ impl Cluster {
 
     fn happen(&mut self, event: Event) -> Result<(), String> {
         match event {
-            Event::Round(epoch) => self.round(epoch)?,
+            Event::Round(planner_term) => self.round(planner_term)?,
             Event::Asked { by, host } => self.asked(by, host),
             Event::Reported { to, host, report } => {
                 if let Some(planner_instance) = self.seats.get_mut(&to) {
@@ -117,8 +117,8 @@ impl Cluster {
             Event::Transferred { order, stalled_ms } => self.transferred(&order, stalled_ms)?,
             Event::Answered { ticket, outcome } => self.answered(ticket, outcome)?,
             Event::HostHears { host, stopped } => self.host_hears(host, stopped),
-            Event::Retires(epoch) => {
-                self.seats.remove(&epoch);
+            Event::Retires(planner_term) => {
+                self.seats.remove(&planner_term);
             }
             Event::Reflex => self.reflex(),
             Event::Fault(fault) => self.strike(fault),
@@ -129,16 +129,17 @@ impl Cluster {
 
     /// Another host leads the system group. Who did before notices late.
     pub(super) fn new_planner(&mut self) {
-        let newest = self.seats.keys().next_back().map_or(0, |epoch| epoch.get());
-        let epoch = Epoch::new(newest + 1);
-        let old: Vec<Epoch> = self.seats.keys().copied().collect();
+        let newest = self.seats.keys().next_back().map_or(0, |planner_term| planner_term.get());
+        let planner_term = PlannerTerm::new(newest + 1);
+        let old: Vec<PlannerTerm> = self.seats.keys().copied().collect();
         for old in old {
             let late = self.chance.between(0, 30_000);
             self.after(late, Event::Retires(old));
         }
-        self.seats.insert(epoch, PlannerInstance::new(epoch, self.now, &self.settings));
+        self.seats
+            .insert(planner_term, PlannerInstance::new(planner_term, self.now, &self.settings));
         let first = self.chance.between(100, ROUND_MS);
-        self.after(first, Event::Round(epoch));
+        self.after(first, Event::Round(planner_term));
     }
 
     pub(super) fn stop(&self) -> Option<Stop> {
@@ -147,7 +148,7 @@ impl Cluster {
     }
 
     /// A message between a planner and a host: when it arrives, if it does.
-    fn travel(&mut self, planner: Epoch, host: NodeId) -> Option<u64> {
+    fn travel(&mut self, planner: PlannerTerm, host: NodeId) -> Option<u64> {
         let cut = self
             .seats
             .get(&planner)
@@ -159,42 +160,42 @@ impl Cluster {
         Some(if late { self.chance.between(500, 15_000) } else { self.chance.between(1, 20) })
     }
 
-    fn round(&mut self, epoch: Epoch) -> Result<(), String> {
+    fn round(&mut self, planner_term: PlannerTerm) -> Result<(), String> {
         let (mode, stopped, now) = (self.mode, self.stop(), self.now);
-        let Some(planner_instance) = self.seats.get_mut(&epoch) else { return Ok(()) };
+        let Some(planner_instance) = self.seats.get_mut(&planner_term) else { return Ok(()) };
         self.sabotage.before_round(&mut planner_instance.executor);
         let round = planner_instance.round(mode, stopped, now);
         self.sabotage.after_control(&mut planner_instance.executor);
         self.checks.round(planner_instance, &round, now)?;
         let hosts: Vec<NodeId> = self.hosts.keys().copied().collect();
         for host in hosts {
-            if let Some(delay) = self.travel(epoch, host) {
-                self.after(delay, Event::Asked { by: epoch, host });
+            if let Some(delay) = self.travel(planner_term, host) {
+                self.after(delay, Event::Asked { by: planner_term, host });
             }
         }
-        self.after(ROUND_MS, Event::Round(epoch));
-        self.send_orders(epoch)
+        self.after(ROUND_MS, Event::Round(planner_term));
+        self.send_orders(planner_term)
     }
 
-    fn send_orders(&mut self, epoch: Epoch) -> Result<(), String> {
-        let Some(planner_instance) = self.seats.get_mut(&epoch) else { return Ok(()) };
+    fn send_orders(&mut self, planner_term: PlannerTerm) -> Result<(), String> {
+        let Some(planner_instance) = self.seats.get_mut(&planner_term) else { return Ok(()) };
         let orders = planner_instance.executor.next_orders(self.now);
         self.checks.started(planner_instance, &orders, self.now, &self.hosts, &self.shards)?;
         self.sabotage.after_orders(&mut planner_instance.executor);
         for order in orders {
-            if let Some(delay) = self.travel(epoch, order.from) {
-                self.after(delay, Event::Ordered { by: epoch, order });
+            if let Some(delay) = self.travel(planner_term, order.from) {
+                self.after(delay, Event::Ordered { by: planner_term, order });
             }
         }
         Ok(())
     }
 
     /// A host is asked for a report. Planners that were replaced get none.
-    fn asked(&mut self, by: Epoch, id: NodeId) {
+    fn asked(&mut self, by: PlannerTerm, id: NodeId) {
         let now = self.now;
         let Some(host) = self.hosts.get_mut(&id).filter(|host| host.reports(now)) else { return };
         let heard = host.fence.hear(by, now);
-        if heard.is_err() && !self.sabotage.hosts_forget_epochs() {
+        if heard.is_err() && !self.sabotage.hosts_forget_planner_terms() {
             return;
         }
         host.heard = host.heard.max(by);
@@ -216,16 +217,18 @@ impl Cluster {
     }
 
     pub(super) fn answer(&mut self, order: &Order, delay_ms: u64, outcome: MoveOutcome) {
-        if let Some(travel) = self.travel(order.ticket.epoch, order.from) {
+        if let Some(travel) = self.travel(order.ticket.planner_term, order.from) {
             self.after(delay_ms + travel, Event::Answered { ticket: order.ticket, outcome });
         }
     }
 
     fn answered(&mut self, ticket: Ticket, outcome: MoveOutcome) -> Result<(), String> {
-        let Some(planner_instance) = self.seats.get_mut(&ticket.epoch) else { return Ok(()) };
+        let Some(planner_instance) = self.seats.get_mut(&ticket.planner_term) else {
+            return Ok(());
+        };
         planner_instance.executor.ended(ticket, self.now, outcome);
         self.checks.ended(planner_instance, ticket, outcome, self.now);
-        self.send_orders(ticket.epoch)
+        self.send_orders(ticket.planner_term)
     }
 
     fn host_hears(&mut self, id: NodeId, stopped: bool) {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use shardhost_storage::NodeId;
 
-use super::super::super::{Epoch, Fence};
+use super::super::super::{Fence, PlannerTerm};
 use crate::planner::Node;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(super) struct Host {
     pub(super) capabilities: BTreeSet<String>,
     pub(super) fence: Fence,
     /// What the checks know of what it received.
-    pub(super) heard: Epoch,
+    pub(super) heard: PlannerTerm,
     pub(super) stopped: bool,
     /// When there was last something that others learn of it.
     pub(super) news_at_ms: u64,
@@ -54,7 +54,7 @@ impl Host {
             draining: false,
             capabilities,
             fence: Fence::default(),
-            heard: Epoch::default(),
+            heard: PlannerTerm::default(),
             stopped: false,
             news_at_ms: 0,
         }
@@ -93,7 +93,7 @@ impl Host {
         self.hung_until_ms = 0;
         self.version = version;
         self.fence = Fence::default();
-        self.heard = Epoch::default();
+        self.heard = PlannerTerm::default();
         self.stopped = false;
         self.news_at_ms = now;
     }

@@ -31,8 +31,8 @@ const SEEDS: u64 = 500;
 const FAULTS_MS: u64 = 120_000;
 /// After a change it takes so long until loads are what they will be.
 const LOAD_SETTLES_MS: u64 = 130_000;
-/// How long it may take then until nothing is left to move: groups rest, targets are left alone, and
-/// breakers are open, each for a minute at most, one after the other, and that twice.
+/// How long it may take then until nothing is left to move: groups rest, targets are left alone,
+/// and breakers are open, each for a minute at most, one after the other, and that twice.
 const SETTLES_WITHIN_MS: u64 = 300_000;
 /// How long nothing may move after that.
 const QUIET_MS: u64 = 3_600_000;
@@ -73,7 +73,7 @@ fn clusters_come_to_rest_whatever_goes_wrong() {
     let runs = seeds.end - seeds.start;
     if runs >= SEEDS {
         assert!(coverage.moved > runs * 5 && coverage.balance_moves > runs, "{coverage:?}");
-        assert!(coverage.failed > runs && coverage.epochs > runs, "{coverage:?}");
+        assert!(coverage.failed > runs && coverage.planner_terms > runs, "{coverage:?}");
         assert!(coverage.held_rounds > runs * 10, "{coverage:?}");
     }
 }
@@ -98,7 +98,7 @@ fn every_check_can_fail() {
         (Sabotage::LoseOutcomes, "counts"),
         (Sabotage::ForgetBackOffs, "after it failed"),
         (Sabotage::IgnoreStop, "and starts"),
-        (Sabotage::IgnoreEpoch, "heard epoch"),
+        (Sabotage::IgnorePlannerTerm, "heard planner_term"),
         (Sabotage::IgnoreTerm, "meets leader"),
         (Sabotage::ForgetLoads, "at rest"),
         (Sabotage::BackOffForADay, "not at rest"),

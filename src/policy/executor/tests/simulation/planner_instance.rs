@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardhost_storage::{GroupId, NodeId};
 
 use super::super::super::{
-    Bounds, Epoch, Executor, ExecutorSettings, Mode, Observation, Round, Stop,
+    Bounds, Executor, ExecutorSettings, Mode, Observation, PlannerTerm, Round, Stop,
 };
 use crate::planner::{Group, Node, Snapshot};
 
@@ -20,7 +20,7 @@ pub(super) struct Report {
 
 #[derive(Clone, Debug)]
 pub(super) struct PlannerInstance {
-    pub(super) epoch: Epoch,
+    pub(super) planner_term: PlannerTerm,
     pub(super) executor: Executor,
     pub(super) began_ms: u64,
     /// What it may keep at most.
@@ -34,12 +34,12 @@ pub(super) struct PlannerInstance {
 }
 
 impl PlannerInstance {
-    pub(super) fn new(epoch: Epoch, now: u64, settings: &ExecutorSettings) -> Self {
+    pub(super) fn new(planner_term: PlannerTerm, now: u64, settings: &ExecutorSettings) -> Self {
         Self {
-            epoch,
+            planner_term,
             began_ms: now,
             bounds: settings.bounds,
-            executor: Executor::new(epoch, now, settings.clone()),
+            executor: Executor::new(planner_term, now, settings.clone()),
             cut: BTreeSet::new(),
             reports: BTreeMap::new(),
             mode: Mode::Off,

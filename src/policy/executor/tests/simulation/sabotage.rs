@@ -19,7 +19,7 @@ pub(super) enum Sabotage {
     /// The executor ignores the kill switch.
     IgnoreStop,
     /// Hosts obey planners that were replaced.
-    IgnoreEpoch,
+    IgnorePlannerTerm,
     /// Hosts hand over whatever the term.
     IgnoreTerm,
     /// The executor takes each measurement of load for the first.
@@ -85,15 +85,15 @@ impl Sabotage {
         }
     }
 
-    pub(super) fn hosts_forget_epochs(self) -> bool {
-        self == Self::IgnoreEpoch
+    pub(super) fn hosts_forget_planner_terms(self) -> bool {
+        self == Self::IgnorePlannerTerm
     }
 
     pub(super) fn overrules(self, refusal: Option<&OrderRefusal>) -> bool {
         match (self, refusal) {
             (_, None) => false,
-            (Self::IgnoreEpoch, Some(refusal)) => {
-                matches!(refusal, OrderRefusal::StaleEpoch { .. })
+            (Self::IgnorePlannerTerm, Some(refusal)) => {
+                matches!(refusal, OrderRefusal::StalePlannerTerm { .. })
             }
             (Self::IgnoreTerm, Some(refusal)) => {
                 matches!(refusal, OrderRefusal::OtherTerm { .. } | OrderRefusal::NotLeader)

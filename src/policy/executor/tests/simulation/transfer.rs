@@ -1,6 +1,6 @@
 //! What a host does with an order: it asks its fence, then its target, then hands over.
 
-use super::super::super::{Epoch, MoveOutcome, Order, OrderRefusal, Standing};
+use super::super::super::{MoveOutcome, Order, OrderRefusal, PlannerTerm, Standing};
 use super::cluster::{Cluster, Event};
 use super::host::Version;
 use shardhost_groups::RejectReason;
@@ -9,7 +9,7 @@ use shardhost_groups::RejectReason;
 const TARGET_PATIENCE_MS: u64 = 1_000;
 
 impl Cluster {
-    pub(super) fn ordered(&mut self, by: Epoch, order: Order) -> Result<(), String> {
+    pub(super) fn ordered(&mut self, by: PlannerTerm, order: Order) -> Result<(), String> {
         let host = &self.hosts[&order.from];
         if !host.up || host.version == Version::Old {
             self.fail(&order, 5, RejectReason::LeaderUnreachable);
@@ -36,7 +36,7 @@ impl Cluster {
         self.answer(order, delay_ms, MoveOutcome::Failed { reason });
     }
 
-    fn admit(&mut self, by: Epoch, order: &Order) -> Result<(), OrderRefusal> {
+    fn admit(&mut self, by: PlannerTerm, order: &Order) -> Result<(), OrderRefusal> {
         let shard = self.shards.get(&order.group);
         let standing = Standing {
             term: shard.map_or(0, |shard| shard.term),

@@ -47,7 +47,7 @@ fn capability_counts_more_than_balance_and_preference() {
 }
 
 #[test]
-fn an_unknown_advert_is_no_reason_to_leave() {
+fn an_unknown_advertisement_is_no_reason_to_leave() {
     let mut nodes = capable(nodes(2), &[2]);
     nodes[0].capabilities = None;
     let groups = vec![requiring(group(1, 1, &[1, 2]), RequirementMode::Hard)];
@@ -55,7 +55,7 @@ fn an_unknown_advert_is_no_reason_to_leave() {
 }
 
 #[test]
-fn an_unknown_advert_is_a_target_after_all_that_are_known_to_be_capable() {
+fn an_unknown_advertisement_is_a_target_after_all_that_are_known_to_be_capable() {
     let mut nodes = capable(nodes(3), &[3]);
     nodes[1].capabilities = None;
     let leaving = requiring(group(1, 1, &[1, 2, 3]), RequirementMode::Hard);
