@@ -144,6 +144,12 @@ impl Servers {
         signal(self.running[&node].id().unwrap(), which);
     }
 
+    /// The process of a node that runs, as far as is known.
+    #[allow(dead_code, reason = "only some tests need it")]
+    pub fn process(&self, node: u64) -> Option<u32> {
+        self.running.get(&node)?.id()
+    }
+
     /// How a node ended, if it did.
     #[allow(dead_code, reason = "only some tests need it")]
     pub fn ended(&mut self, node: u64) -> Option<ExitStatus> {

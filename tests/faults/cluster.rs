@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::Value;
 use shardhost_client::{Client, ClientOptions};
 use shardhost_proto::client::Consistency;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::machine;
+use crate::power::{self, Cut, Disk};
 use crate::servers::Servers;
 use crate::shim::{Faults, Shim};
 
@@ -32,6 +34,8 @@ async fn turn() -> OwnedMutexGuard<()> {
 
 /// Servers, and what is wrong with the machine of each.
 pub struct Cluster {
+    /// Of hosts that may lose power. Detached before the directory of the servers is removed.
+    disks: BTreeMap<u64, Disk>,
     pub servers: Servers,
     faults: BTreeMap<u64, Faults>,
     pub tables: u64,
@@ -58,7 +62,7 @@ impl Cluster {
         for (node, faults) in &faults {
             servers.set_environment(*node, faults.environment());
         }
-        Some(Self { servers, faults, tables, queues, _turn: turn })
+        Some(Self { disks: BTreeMap::new(), servers, faults, tables, queues, _turn: turn })
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = u64> + use<> {
@@ -68,6 +72,34 @@ impl Cluster {
 
     pub fn start_all(&mut self) {
         self.nodes().for_each(|node| self.servers.start(node, &[]));
+    }
+
+    /// Gives each node a disk of its own that can lose power, before it is started first. The error
+    /// says why this machine cannot.
+    pub fn put_on_disks(&mut self) -> Result<(), String> {
+        for node in self.nodes() {
+            let image = self.servers.directory().join(format!("image-{node}"));
+            let disk = Disk::make(&image, &self.servers.data_dir(node))?;
+            self.disks.insert(node, disk);
+        }
+        Ok(())
+    }
+
+    /// Nodes lose power, all at one moment. They are down afterwards, and their disks are there again.
+    pub async fn lose_power(&mut self, nodes: &[u64]) {
+        for node in nodes {
+            self.servers.signal(*node, Signal::STOP);
+        }
+        for process in nodes.iter().filter_map(|node| self.servers.process(*node)) {
+            power::stopped(process).await;
+        }
+        let cuts: Vec<Cut> = nodes.iter().map(|node| self.disks[node].cut()).collect();
+        for node in nodes {
+            self.servers.kill(*node).await;
+            self.faults[node].forget();
+            self.faults[node].boot_anew();
+        }
+        cuts.into_iter().for_each(Cut::restart);
     }
 
     /// What is wrong with the machine of a node.

@@ -28,7 +28,7 @@ const SOON: Duration = Duration::from_secs(12);
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Puts a key after the other, and remembers which were acknowledged.
-struct Writer {
+pub struct Writer {
     shared: Arc<Written>,
     task: JoinHandle<()>,
 }
@@ -41,7 +41,7 @@ struct Written {
 }
 
 impl Writer {
-    fn start(client: Client, bytes: usize) -> Self {
+    pub fn start(client: Client, bytes: usize) -> Self {
         let shared = Arc::<Written>::default();
         let written = Arc::clone(&shared);
         let task = tokio::spawn(async move {
@@ -61,13 +61,13 @@ impl Writer {
     }
 
     /// Waits until so many more are acknowledged.
-    async fn more(&self, more: usize) {
+    pub async fn more(&self, more: usize) {
         let enough = self.count() + more;
         crate::process::until("more is acknowledged", || self.count() >= enough).await;
     }
 
     /// Ends, and holds all that was acknowledged against what is there.
-    async fn verify(self, client: &Client, bytes: usize) {
+    pub async fn verify(self, client: &Client, bytes: usize) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.task.await.unwrap();
         let acknowledged = self.shared.acknowledged.lock().clone();

@@ -15,6 +15,7 @@ mod clocks;
 mod cluster;
 mod disks;
 mod machine;
+mod power;
 mod queues;
 mod shim;
 mod tables;

@@ -5,6 +5,8 @@
  * The page is the file that SHARDHOST_TEST_FAULTS names. tests/faults/shim.rs writes it, at any time; the
  * layout stands at `struct page` and there. Everything is passed on untouched while it says nothing.
  *
+ * The file that SHARDHOST_TEST_BOOT names stands for the kernel's word on which boot this is.
+ *
  * What the process does by raw system calls is not seen; RocksDB and Rust's library make none of those
  * that are listed here.
  */
@@ -57,6 +59,10 @@ _Static_assert(sizeof(struct page) == 2112, "shim.rs knows the layout");
 
 static struct page *page;
 
+/* Which boot of the machine it is stands in this file instead. */
+static const char *boot;
+static const char BOOT_ID[] = "/proc/sys/kernel/random/boot_id";
+
 #define REAL(name)                                          \
   static __typeof__(&name) real;                            \
   if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
@@ -64,6 +70,7 @@ static struct page *page;
 __attribute__((constructor)) static void load(void) {
   /* Whoever made the page ends: nobody is left to release what hangs. */
   prctl(PR_SET_PDEATHSIG, SIGKILL);
+  boot = getenv("SHARDHOST_TEST_BOOT");
   const char *path = getenv("SHARDHOST_TEST_FAULTS");
   if (!path) return;
   int fd = open(path, O_RDWR | O_CLOEXEC);
@@ -189,6 +196,7 @@ ON_PATH(mkdir, (const char *path, mode_t mode), (path, mode))
       errno = error;                                               \
       return -1;                                                   \
     }                                                              \
+    if (boot && !strcmp(path, BOOT_ID)) path = boot;               \
     return real(path, flags, mode);                                \
   }
 OPENING(open)

@@ -71,6 +71,8 @@ pub struct Faults {
     page: File,
     path: PathBuf,
     library: PathBuf,
+    /// Which boot the process takes this for.
+    boot: PathBuf,
 }
 
 impl Shim {
@@ -101,17 +103,29 @@ impl Shim {
             OpenOptions::new().create(true).truncate(true).write(true).read(true).open(&path);
         let page = page.expect("the directory is ours");
         page.set_len(PAGE).expect("a page fits");
-        Faults { page, path, library: self.directory.path().join("shim.so") }
+        let boot = self.directory.path().join(format!("boot-{name}"));
+        let faults = Faults { page, path, library: self.directory.path().join("shim.so"), boot };
+        faults.boot_anew();
+        faults
     }
 }
 
 impl Faults {
     /// What the process must have in its environment.
-    pub fn environment(&self) -> [(String, PathBuf); 2] {
+    pub fn environment(&self) -> [(String, PathBuf); 3] {
         [
             ("LD_PRELOAD".to_owned(), self.library.clone()),
             ("SHARDHOST_TEST_FAULTS".to_owned(), self.path.clone()),
+            ("SHARDHOST_TEST_BOOT".to_owned(), self.boot.clone()),
         ]
+    }
+
+    /// The process runs after another boot of its machine from its next start on.
+    pub fn boot_anew(&self) {
+        let id: u128 = rand::random();
+        let digits = format!("{id:032x}");
+        let parts = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
+        std::fs::write(&self.boot, format!("{}\n", parts.join("-"))).expect("the directory is ours");
     }
 
     /// From here on this happens to such operations on files under a directory.

@@ -98,10 +98,19 @@ impl Settings {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn chaos_loses_nothing_and_ends_served() {
-    let settings = Settings::of_environment();
+    let mut settings = Settings::of_environment();
     println!("{}", settings.command());
     let test = "chaos_loses_nothing_and_ends_served";
-    let Some(cluster) = Cluster::new(test, settings.nodes, TABLES, QUEUES).await else { return };
+    let Some(mut cluster) = Cluster::new(test, settings.nodes, TABLES, QUEUES).await else { return };
+    if settings.kinds.contains(&Kind::Power)
+        && let Err(why) = cluster.put_on_disks()
+    {
+        crate::machine::skipped(&format!("{test}: power"), &why);
+        settings.kinds.retain(|kind| *kind != Kind::Power);
+        if settings.kinds.is_empty() {
+            return;
+        }
+    }
     let mut chaos = Chaos::new(cluster).await;
     let run = AssertUnwindSafe(chaos.run(&settings)).catch_unwind().await;
     let failure = match run {
@@ -200,7 +209,8 @@ impl Chaos {
             if self.began.elapsed() > limit {
                 break;
             }
-            if !step.beside || self.active.len() >= AT_A_TIME {
+            let alone = self.active.iter().any(|active| active.step.takes_all());
+            if !step.beside || alone || self.active.len() >= AT_A_TIME {
                 let settles = self.active.iter().any(|active| active.step.settles);
                 self.end_all().await?;
                 if settles {
@@ -221,6 +231,7 @@ impl Chaos {
         let node = step.node;
         match step.kind {
             Kind::Kill => self.cluster.servers.kill(node).await,
+            Kind::Power => self.lose_power(&step).await,
             Kind::Stop => self.cluster.servers.signal(node, Signal::STOP),
             Kind::Cut => self.cut(&step),
             Kind::MuteClients => mute = Some(self.mute(node, control).await),
@@ -230,6 +241,19 @@ impl Chaos {
         }
         let until = Instant::now() + step.hold;
         self.active.push(Active { step, until, mute });
+    }
+
+    /// One host loses power, or all of them at one moment.
+    async fn lose_power(&mut self, step: &Step) {
+        let nodes = self.without_power(step);
+        for node in &nodes {
+            self.restart_if_ended(*node).await;
+        }
+        self.cluster.lose_power(&nodes).await;
+    }
+
+    fn without_power(&self, step: &Step) -> Vec<u64> {
+        if step.takes_all() { self.cluster.nodes().collect() } else { vec![step.node] }
     }
 
     /// What the shim does.
@@ -344,6 +368,11 @@ impl Chaos {
             Kind::Kill => {
                 self.cluster.faults(node).forget();
                 self.cluster.servers.start(node, &[]);
+            }
+            Kind::Power => {
+                for node in self.without_power(step) {
+                    self.cluster.servers.start(node, &[]);
+                }
             }
             Kind::Stop => self.cluster.servers.signal(node, Signal::CONT),
             Kind::Cut => self.roads_of(step).into_iter().for_each(Road::open),

@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Kill,
+    Power,
     Stop,
     LogHangs,
     LogSlow,
@@ -27,8 +28,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Kill,
+        Self::Power,
         Self::Stop,
         Self::LogHangs,
         Self::LogSlow,
@@ -47,6 +49,7 @@ impl Kind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Kill => "kill",
+            Self::Power => "power",
             Self::Stop => "stop",
             Self::LogHangs => "log-hangs",
             Self::LogSlow => "log-slow",
@@ -95,6 +98,13 @@ pub struct Step {
     pub beside: bool,
     /// When it is over every shard must be served.
     pub settles: bool,
+}
+
+impl Step {
+    /// Whether it takes every node: nothing else can go wrong meanwhile.
+    pub const fn takes_all(&self) -> bool {
+        matches!(self.kind, Kind::Power) && self.variant.is_multiple_of(4) && !self.beside
+    }
 }
 
 impl fmt::Display for Step {
