@@ -138,10 +138,7 @@ fn described(status: &ExecutorStatus, node: u64) -> Vec<(&'static str, String)> 
     let sum = |counts: &std::collections::BTreeMap<_, u64>| counts.values().sum::<u64>();
     let failed = status.failed.values().flatten().map(|(_, count)| count).sum::<u64>();
     let mut rows = vec![
-        (
-            "planner",
-            format!("{}, on node {node} (term {})", status.mode, status.planner_term),
-        ),
+        ("planner", format!("{}, on node {node} (term {})", status.mode, status.planner_term)),
         (
             "moves",
             status.hold.as_ref().map_or_else(|| "start as planned".to_owned(), ToString::to_string),

@@ -125,7 +125,8 @@ impl Faults {
         let id: u128 = rand::random();
         let digits = format!("{id:032x}");
         let parts = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
-        std::fs::write(&self.boot, format!("{}\n", parts.join("-"))).expect("the directory is ours");
+        std::fs::write(&self.boot, format!("{}\n", parts.join("-")))
+            .expect("the directory is ours");
     }
 
     /// From here on this happens to such operations on files under a directory.

@@ -101,7 +101,9 @@ async fn chaos_loses_nothing_and_ends_served() {
     let mut settings = Settings::of_environment();
     println!("{}", settings.command());
     let test = "chaos_loses_nothing_and_ends_served";
-    let Some(mut cluster) = Cluster::new(test, settings.nodes, TABLES, QUEUES).await else { return };
+    let Some(mut cluster) = Cluster::new(test, settings.nodes, TABLES, QUEUES).await else {
+        return;
+    };
     if settings.kinds.contains(&Kind::Power)
         && let Err(why) = cluster.put_on_disks()
     {

@@ -44,7 +44,7 @@ impl Quiescence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Word {
     /// The leader asks to hibernate; the process that asks.
-    Hibernation(u8),
+    Hibernate(u8),
     /// The leader's replica ends.
     Wake,
 }

@@ -155,7 +155,12 @@ impl Cluster {
     }
 
     /// A node should hold a replica: as a host does, it makes an empty one.
-    fn requested(&mut self, id: NodeId, from: NodeId, message: &GroupMessage) -> Result<(), String> {
+    fn requested(
+        &mut self,
+        id: NodeId,
+        from: NodeId,
+        message: &GroupMessage,
+    ) -> Result<(), String> {
         let group = GroupId::new(message.group);
         let config = self.shape.config.clone();
         let wire = message.create_request.as_ref().and_then(|one| one.membership.as_ref());
