@@ -14,7 +14,7 @@ use crate::machine;
 const SIZE: u64 = 4 << 30;
 /// Copies of an image until one was made while nothing was written to it.
 const COPIES: usize = 50;
-/// A process that was told to stop does so within.
+/// A process that got SIGSTOP stops within.
 const STOPS_WITHIN: Duration = Duration::from_secs(10);
 
 /// A disk of its own for one host. Detached when dropped.
@@ -48,8 +48,8 @@ impl Disk {
         tool("mount", &["-o", "loop,noatime"], &[&self.image, &self.at])
     }
 
-    /// What is on the disk now is all that is left. Whoever used it must have stopped, and must have
-    /// ended when [`Cut::restart`] is called.
+    /// What is on the disk now is all that is left. The process that used it must have stopped, and
+    /// must have ended when [`Cut::restart`] is called.
     pub fn cut(&self) -> Cut<'_> {
         let copy = self.image.with_extension("cut");
         let device = self.device();
@@ -115,7 +115,7 @@ fn tool(name: &str, options: &[&str], paths: &[&Path]) -> Result<(), String> {
     if ended.status.success() { Ok(()) } else { Err(format!("{name}: {}", said.trim())) }
 }
 
-/// Waits until no thread of a process, which was told to stop, runs any more.
+/// Waits until no thread of a process that got SIGSTOP runs any more.
 pub async fn stopped(process: u32) {
     let deadline = Instant::now() + STOPS_WITHIN;
     let mut looks = tokio::time::interval(Duration::from_millis(1));

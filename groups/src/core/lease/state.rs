@@ -1,5 +1,5 @@
-//! What a replica may rely on, and for whom its vote is locked: decided from the time of a step
-//! alone. Pure.
+//! What a replica may rely on, and for which leader its vote is locked: decided from the time of a
+//! step alone. Pure.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -21,7 +21,7 @@ const FEW_VOTERS: usize = 8;
 /// known without a clock.
 const CHECK_TIMEOUTS: u64 = 4;
 
-/// Both sides of leases: what this replica may rely on, and for whom its vote is locked.
+/// Both sides of leases: what this replica may rely on, and for which leader its vote is locked.
 #[derive(Debug, Default)]
 pub(in crate::core) struct Lease {
     peers: Vec<PeerSign>,
