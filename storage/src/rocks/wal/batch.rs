@@ -1,4 +1,4 @@
-//! The payload of a write: a batch of RocksDB, which tells where it ends.
+//! The payload of a write: a batch of RocksDB, whose content says where it ends.
 //!
 //! A batch is a sequence number (8 bytes), a count (4 bytes) and as many changes; a change is a
 //! kind, a column family, a key and a value, the last two behind their lengths. So no batch is the
