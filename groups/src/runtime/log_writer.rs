@@ -258,13 +258,15 @@ fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bo
         }
     }
     let Merged { task, acks, direct, endings, .. } = merged;
-    if !task.releases.is_empty() {
-        shared.send(task.releases);
-    }
+    // Before the messages leave: an answer to one, such as a vote, is of no use to a replica that
+    // does not know yet that its own write is durable. Messages may overtake each other anyway.
     for (worker, acks) in acks {
         if !acks.is_empty() {
             shared.inboxes[worker].complete(Input::Persisted(acks));
         }
+    }
+    if !task.releases.is_empty() {
+        shared.send(task.releases);
     }
     direct.iter().for_each(|direct| direct.answer(Ok(())));
     for prune in task.prune {

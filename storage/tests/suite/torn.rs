@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 use crate::crash::{live_log, ten_batches, with_log};
 use crate::fixtures::{
-    GROUP, append, create, destroy, entries, load, open, open_after_power_loss, view, write_all,
+    GROUP, OnDisk, append, create, destroy, entries, load, open, open_after_power_loss, view,
+    write_all,
 };
 use crate::images::{image, names};
 
@@ -230,4 +231,64 @@ fn a_log_without_a_boot_id_may_have_lost_power() {
     let options = shardhost_storage::RocksOptions { boot: None, ..crate::fixtures::small() };
     let store = RocksStore::open(image.path(), crate::fixtures::identity(), options);
     assert_eq!(load(&store.expect("a store"), GROUP).certainty, IN_DOUBT);
+}
+
+/// A write whose value holds what ends a record of nothing, and the records that will follow it, and
+/// where its record starts in the log.
+fn write_that_looks_like_others() -> (OnDisk, usize) {
+    let (twin, lengths) = ten_batches();
+    write_all(twin.rocks(), [append(GROUP, 1, 11..=11)]);
+    let end = fs::read(live_log(twin.path())).expect("a log file").len();
+    write_all(twin.rocks(), [append(GROUP, 1, 12..=12), append(GROUP, 1, 13..=13)]);
+    let following = &fs::read(live_log(twin.path())).expect("a log file")[end..];
+    let (subject, same) = ten_batches();
+    assert_eq!(lengths, same);
+    const EMPTY: [u8; 7] = [0x05, 0x2b, 0x28, 0x43, 0, 0, 1];
+    let mut write = append(GROUP, 1, 11..=11);
+    write.entries[0].context = Default::default();
+    write.entries[0].data =
+        [&[0x5a; 30], &EMPTY[..], &[0x5a; 30], following, &[0x5a; 30], following].concat().into();
+    write_all(subject.rocks(), [write]);
+    (subject, lengths[9])
+}
+
+#[test]
+fn no_value_in_a_write_that_was_cut_short_keeps_a_store_from_opening() {
+    let (subject, start) = write_that_looks_like_others();
+    let end = fs::read(live_log(subject.path())).expect("a log file").len();
+    for length in (start + 1..end).step_by(5) {
+        for reopen in [open, open_after_power_loss] {
+            let image = with_log(&subject, |log| log.truncate(length));
+            let store = reopen(image.path()).unwrap_or_else(|e| panic!("cut at {length}: {e}"));
+            assert_eq!(view(&store, GROUP).expect("readable").entries, entries(1, 1..=10));
+            assert_eq!(load(&store, GROUP).certainty, Certainty::Sure, "cut at {length}");
+        }
+    }
+}
+
+#[test]
+fn no_value_in_a_write_that_was_half_written_is_taken_for_the_writes_that_follow() {
+    let (subject, start) = write_that_looks_like_others();
+    for lost in [start + 7..start + 30, start + 30..start + 60] {
+        let image = with_log(&subject, |log| log[lost.clone()].fill(0));
+        let store = open_after_power_loss(image.path()).expect("a store");
+        assert_eq!(view(&store, GROUP).expect("readable").entries, entries(1, 1..=10));
+        assert_eq!(load(&store, GROUP).certainty, IN_DOUBT, "{lost:?} was lost");
+    }
+}
+
+#[test]
+fn damage_in_a_write_whose_value_looks_like_others_is_found() {
+    let (subject, start) = write_that_looks_like_others();
+    let end = fs::read(live_log(subject.path())).expect("a log file").len();
+    write_all(subject.rocks(), [append(GROUP, 1, 12..=12)]);
+    for byte in (start..start + 7).chain((start + 7..end).step_by(5)) {
+        for change in [1, 0x10, 0xff] {
+            let image = with_log(&subject, |log| log[byte] ^= change);
+            let Err(LogError::Corrupt { place, .. }) = open_after_power_loss(image.path()) else {
+                panic!("a change of byte {byte} was not noticed");
+            };
+            assert!(place.ends_with(&format!("offset {start}")), "byte {byte}: {place}");
+        }
+    }
 }
