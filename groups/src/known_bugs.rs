@@ -110,6 +110,8 @@ pub enum KnownBug {
     ForgetLostStates,
     /// The replica with the number 3 does not apply every fifth entry.
     SkipCommands,
+    /// A replica whose log is rewritten for the skip of a command stays in its term.
+    SkipKeepsTerm,
 }
 
 /// The bugs that are switched on. None by default.

@@ -3,16 +3,21 @@
 #![expect(clippy::unwrap_used, reason = "a test that broke ends with a panic")]
 
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
 use shardhost_groups::runtime::{SkipEnd, StoredEntry};
 use shardhost_groups::{
     ApplyBatch, ApplyFault, Group, GroupSpec, GroupStatus, Groups, GroupsBuilder, GroupsConfig,
-    LogIndex, LogPosition, OpenGroupError, Role, SnapshotWriter, StateMachine,
+    LogIndex, LogPosition, MembershipChange, OpenGroupError, Role, SnapshotWriter, StateMachine,
+    Term,
 };
+use shardhost_proto::peer::MessageKind;
 use shardhost_storage::{GroupId, MemorySnapshots, MemoryStore, NodeId};
-use shardhost_testing::network::Network;
+use shardhost_testing::network::{Fate, Network};
 
 const SOON: Duration = Duration::from_secs(20);
 const ID: GroupId = GroupId::new(7);
@@ -24,6 +29,10 @@ struct Disk {
     words: Vec<String>,
     /// Why it cannot be read.
     fault: Option<ApplyFault>,
+    /// `poison` fails the machine only when this ends.
+    gate: Option<Receiver<()>>,
+    /// It applies nothing more.
+    fails: bool,
 }
 
 /// Keeps words, and cannot bear `poison`.
@@ -40,7 +49,15 @@ impl StateMachine for Words {
         let mut disk = self.0.lock().unwrap();
         for command in batch.commands() {
             let word = String::from_utf8_lossy(command.data()).into_owned();
+            if disk.fails {
+                return Err(ApplyFault::new("it fails alone"));
+            }
             if word == "poison" {
+                let gate = disk.gate.take();
+                drop(disk);
+                if let Some(gate) = gate {
+                    gate.recv_timeout(SOON).expect("the test ends it");
+                }
                 return Err(ApplyFault::new("poison"));
             }
             disk.words.push(word);
@@ -64,17 +81,22 @@ impl StateMachine for Words {
 }
 
 struct Trio {
-    _network: Network,
+    network: Network,
     hosts: Vec<Groups>,
     disks: Vec<Arc<Mutex<Disk>>>,
 }
 
 impl Trio {
     fn start() -> (Self, Vec<Group>) {
+        Self::start_with(KnownBugs::none())
+    }
+
+    fn start_with(bugs: KnownBugs) -> (Self, Vec<Group>) {
         let (network, nodes) = (Network::new(7), [1, 2, 3].map(NodeId::must));
         let start = |node: &NodeId| {
             let mut config = GroupsConfig::new(*node);
             config.tick = Duration::from_millis(10);
+            config.bugs = bugs;
             let (snapshots, port) = (Arc::new(MemorySnapshots::new()), network.port(*node));
             let groups = GroupsBuilder::new(config)
                 .start(Arc::new(MemoryStore::new()), snapshots.clone(), port.clone())
@@ -88,7 +110,7 @@ impl Trio {
             host.create(GroupSpec::new(ID, nodes), Box::new(Words(Arc::clone(disk)))).unwrap()
         };
         let replicas = hosts.iter().zip(&disks).map(create).collect();
-        (Self { _network: network, hosts, disks }, replicas)
+        (Self { network, hosts, disks }, replicas)
     }
 
     fn machine(&self, at: usize) -> Box<Words> {
@@ -106,8 +128,18 @@ impl Trio {
     }
 
     fn skip(&self, at: usize, entry: StoredEntry) -> Result<(), OpenGroupError> {
-        let machine = self.machine(at);
-        self.hosts[at].skip_entry(ID, entry, Box::new(move || Ok(machine)))
+        let (machine, term) = (self.machine(at), self.later_term());
+        self.hosts[at].skip_entry(ID, entry, term, Box::new(move || Ok(machine)))
+    }
+
+    /// The latest term of a member.
+    fn term(&self) -> Term {
+        self.hosts.iter().map(|host| host.stored_term(ID).unwrap()).max().unwrap()
+    }
+
+    /// A term in which no member was.
+    fn later_term(&self) -> Term {
+        Term::new(self.term().get() + 1)
     }
 
     /// As code that closed a replica opens it again; `None`: it stays closed.
@@ -147,8 +179,7 @@ async fn an_operator_gets_past_a_command_that_fails_every_replica() {
     let poisoned = leader_of(&replicas).await;
     poisoned.propose("poison").await.expect_err("its machine fails");
     for replica in &replicas {
-        let failed = replica.wait_for(|status| matches!(status.role, Role::Failed(_)), SOON).await;
-        failed.expect("each of them fails");
+        replica.wait_for(is_failed, SOON).await.expect("each of them fails");
     }
     // An operator finds it behind what was applied.
     let index = LogIndex::new(replicas[0].status().applied.get() + 1);
@@ -322,4 +353,208 @@ async fn a_skip_is_not_abandoned_where_the_entry_is_rewritten_and_begins_anew_wh
     (0..3).for_each(|at| trio.skip(at, entry).unwrap());
     let replicas: Vec<Group> = (0..3).map(|at| trio.open(at, index)).collect();
     leader_of(&replicas).await.propose("two").await.unwrap();
+}
+
+fn is_failed(status: &GroupStatus) -> bool {
+    matches!(status.role, Role::Failed(_))
+}
+
+/// Skips `poison` where one member lacks it, which then gets the append that the leader of before had sent.
+/// What stands in that member's log once the group continues.
+async fn after_a_late_append(bugs: KnownBugs) -> StoredEntry {
+    let (trio, replicas) = Trio::start_with(bugs);
+    let leader = leader_of(&replicas).await;
+    let at = at_of(&replicas, leader);
+    let (late, third) = ((at + 1) % 3, (at + 2) % 3);
+    let one = leader.propose("one").await.unwrap().index;
+    for replica in &replicas {
+        replica.wait_for(move |status| status.applied >= one, SOON).await.unwrap();
+    }
+    let to = NodeId::must(late as u64 + 1);
+    let tap = trio.network.tap(move |envelope| {
+        let carries =
+            envelope.kind() == MessageKind::Append && !envelope.message.entries.is_empty();
+        if envelope.to == to && carries { Fate::Hold } else { Fate::Deliver }
+    });
+    // The leader's machine takes its time, so that the third one learns of the commit.
+    let (ends, gate) = channel();
+    trio.disks[at].lock().unwrap().gate = Some(gate);
+    let proposed = tokio::spawn({
+        let leader = leader.clone();
+        async move { leader.propose("poison").await }
+    });
+    replicas[third].wait_for(is_failed, SOON).await.expect("it fails");
+    ends.send(()).unwrap();
+    proposed.await.unwrap().expect_err("its machine fails");
+    replicas[at].wait_for(is_failed, SOON).await.expect("it fails");
+    let index = one.next();
+    for host in &trio.hosts {
+        assert!(host.close(ID).await);
+    }
+    assert_eq!(trio.hosts[late].stored_entry(ID, index).unwrap(), None, "it is on its way");
+    let entry = trio.hosts[at].stored_entry(ID, index).unwrap().expect("it is there");
+    (0..3).for_each(|at| trio.begin(at, entry).unwrap());
+    let term = trio.later_term();
+    for at in 0..3 {
+        let machine = trio.machine(at);
+        trio.hosts[at].skip_entry(ID, entry, term, Box::new(move || Ok(machine))).unwrap();
+    }
+    // It opens first and hears of no leader before the append.
+    let late_one = trio.open(late, index);
+    tap.release();
+    let others = [at, third].map(|at| trio.open(at, index));
+    let two = leader_of(&others).await.propose("two").await.unwrap().index;
+    let done = late_one.wait_for(move |one| one.applied >= two || is_failed(one), SOON).await;
+    done.expect("it has the entry of one of the two");
+    trio.hosts[late].stored_entry(ID, index).unwrap().expect("it is there")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_from_before_the_skip_that_comes_late_brings_no_command_back() {
+    let here = after_a_late_append(KnownBugs::none()).await;
+    assert!(here.is_empty, "{here:?}");
+    let here = after_a_late_append(KnownBugs::from([KnownBug::SkipKeepsTerm])).await;
+    assert!(!here.is_empty, "the check sees what the term is for: {here:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_enters_the_term_of_the_skip_whether_it_has_the_entry_or_not() {
+    let (trio, entry) = Trio::poisoned().await;
+    let skip = |at: usize, entry, term| {
+        let machine = trio.machine(at);
+        trio.hosts[at].skip_entry(ID, entry, term, Box::new(move || Ok(machine)))
+    };
+    (0..3).for_each(|at| trio.begin(at, entry).unwrap());
+    let refused = skip(0, entry, entry.term).expect_err("the command was sent in it").to_string();
+    assert!(refused.contains("cannot be skipped in term"), "{refused}");
+    assert_eq!(trio.hosts[0].stored_entry(ID, entry.index).unwrap(), Some(entry), "unchanged");
+    let term = Term::new(trio.term().get() + 5);
+    skip(0, entry, term).unwrap();
+    assert_eq!(trio.hosts[0].stored_term(ID).unwrap(), term);
+    // Again, as by a command that was interrupted: it does not leave a later term.
+    skip(0, entry, Term::new(entry.term.get() + 1)).unwrap();
+    assert_eq!(trio.hosts[0].stored_term(ID).unwrap(), term);
+}
+
+/// Notices that a leader sends unasked.
+const NOTICES: usize = 6;
+
+/// A member takes part in nothing, and is removed while its node is cut off. It ends once that is back.
+async fn ends_although_removed_while_away(trio: &Trio, leader: &Group, away: usize) {
+    let node = NodeId::must(away as u64 + 1);
+    let (is_away, lost) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+    let _tap = trio.network.tap({
+        let (is_away, lost) = (Arc::clone(&is_away), Arc::clone(&lost));
+        move |envelope| {
+            if !is_away.load(Ordering::SeqCst) || ![envelope.from, envelope.to].contains(&node) {
+                return Fate::Deliver;
+            }
+            let notice = envelope.kind() == MessageKind::Removed;
+            lost.fetch_add(usize::from(notice), Ordering::SeqCst);
+            Fate::Lose
+        }
+    });
+    let remove = async {
+        while leader.change_membership(MembershipChange::new().remove(node)).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        while lost.load(Ordering::SeqCst) < NOTICES {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, remove).await.expect("it is removed, and its notices are lost");
+    assert!(trio.hosts[away].is_stored(ID).unwrap());
+    is_away.store(false, Ordering::SeqCst);
+    let ended = async {
+        let here = &trio.hosts[away];
+        while here.is_stored(ID).unwrap() || !here.parked().is_empty() || here.group(ID).is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, ended).await.expect("it ends");
+}
+
+fn at_of(replicas: &[Group], leader: &Group) -> usize {
+    replicas.iter().position(|one| std::ptr::eq(one, leader)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_notes_a_skip_and_was_removed_while_away_ends() {
+    let (trio, replicas) = Trio::start();
+    let leader = leader_of(&replicas).await;
+    let at = at_of(&replicas, leader);
+    let away = (at + 1) % 3;
+    let index = leader.propose("one").await.unwrap().index;
+    let entry = trio.hosts[at].stored_entry(ID, index).unwrap().unwrap();
+    assert!(trio.hosts[away].close(ID).await);
+    // A wrong index, at this member only.
+    trio.begin(away, StoredEntry { index: LogIndex::new(index.get() + 100), ..entry }).unwrap();
+    ends_although_removed_while_away(&trio, leader, away).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_failed_and_was_removed_while_away_ends() {
+    let (trio, replicas) = Trio::start();
+    let leader = leader_of(&replicas).await;
+    let away = (at_of(&replicas, leader) + 1) % 3;
+    trio.disks[away].lock().unwrap().fails = true;
+    leader.propose("one").await.unwrap();
+    replicas[away].wait_for(is_failed, SOON).await.expect("its machine fails");
+    ends_although_removed_while_away(&trio, leader, away).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_is_closed_to_be_opened_again_is_parked_until_it_is_open() {
+    let (trio, replicas) = Trio::start();
+    leader_of(&replicas).await.propose("one").await.unwrap();
+    // Its caller goes away as soon as it has begun.
+    {
+        let mut closing = Box::pin(trio.hosts[0].close_to_reopen(ID, "its disk is repaired"));
+        assert!(futures::poll!(&mut closing).is_pending());
+    }
+    assert!(!trio.hosts[0].close(ID).await || trio.hosts[0].group(ID).is_none());
+    let parked = trio.hosts[0].parked_replica(ID).expect("it is shown");
+    assert!(parked.reopens && !parked.ordered && trio.hosts[0].is_to_be_reopened(ID));
+    assert!(parked.cause.to_string().contains("its disk is repaired"), "{parked:?}");
+    assert!(trio.reopen(0).is_some() && trio.hosts[0].parked_replica(ID).is_none());
+
+    // What else is noted of it stays.
+    assert!(trio.hosts[1].close(ID).await);
+    trio.hosts[1].park(ID, "by order");
+    assert!(!trio.hosts[1].close_to_reopen(ID, "its disk is repaired").await);
+    assert!(trio.hosts[1].parked_replica(ID).unwrap().ordered && trio.reopen(1).is_none());
+    // One that is destroyed leaves no note.
+    trio.hosts[2].destroy(ID).await.unwrap();
+    assert!(!trio.hosts[2].close_to_reopen(ID, "its disk is repaired").await);
+    assert!(trio.hosts[2].parked().is_empty());
+}
+
+/// A late note of an opening does not remove what was noted after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_skip_that_begins_right_after_an_opening_keeps_the_replica_closed() {
+    let (trio, entry) = Trio::poisoned().await;
+    for _ in 0..50 {
+        std::thread::scope(|scope| {
+            // Refused where the skip begins first.
+            let opens = scope.spawn(|| drop(trio.hosts[0].open(ID, trio.machine(0))));
+            while trio.begin(0, entry).is_err() {
+                futures::executor::block_on(trio.hosts[0].close(ID));
+            }
+            opens.join().unwrap();
+        });
+        assert!(trio.hosts[0].group(ID).is_none());
+        assert!(trio.hosts[0].parked_replica(ID).expect("it is kept closed").ordered);
+        trio.hosts[0].abandon_skip(ID, entry.index).unwrap();
+        trio.hosts[0].finish_skip(ID, entry.index, SkipEnd::Abandoned).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_to_open_a_replica_does_not_undo_that_its_skip_is_abandoned() {
+    let (trio, entry) = Trio::poisoned().await;
+    trio.begin(0, entry).unwrap();
+    trio.hosts[0].abandon_skip(ID, entry.index).unwrap();
+    trio.hosts[0].open(ID, trio.machine(0)).expect_err("it notes a skip");
+    trio.skip(0, entry).expect_err("it is abandoned");
+    trio.hosts[0].finish_skip(ID, entry.index, SkipEnd::Abandoned).unwrap();
 }

@@ -276,6 +276,12 @@ async fn replace(
     target: &Target,
 ) -> anyhow::Result<()> {
     let (mut leader, status) = target.leader_of(group).await?;
+    if Replacing::of(&status, old, new) == Replacing::Done {
+        eprintln!(
+            "node {old} is no member of group {group}, and node {new} is a voter: it was replaced before, or never was \
+             a member"
+        );
+    }
     if Replacing::of(&status, old, new) == Replacing::NotBegun {
         let request = ReplaceMemberRequest {
             group,

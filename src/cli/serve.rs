@@ -98,7 +98,7 @@ pub struct ServeArguments {
     consistency_check: Option<u64>,
     /// Do not open the replicas of these groups: one that keeps the host from running, or ends it. They
     /// are parked, the others start; a start without this flag opens them again.
-    #[arg(long, value_name = "GROUPS", value_delimiter = ',')]
+    #[arg(long, value_name = "GROUPS", value_delimiter = ',', value_parser = group_number)]
     park: Vec<u64>,
     /// Bootstrap a new cluster without asking these founders whether their disks are new. Only for a
     /// cluster that surely holds no data: if one of them took part in a founding before, there are two
@@ -133,6 +133,11 @@ impl From<Planner> for config::Planner {
             Planner::On => Self::On,
         }
     }
+}
+
+fn group_number(text: &str) -> Result<u64, String> {
+    let number = text.parse();
+    number.map_err(|_| "a group has a number, as `shardhost group list` shows it".to_owned())
 }
 
 fn parse_peer(text: &str) -> Result<(String, String), String> {

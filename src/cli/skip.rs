@@ -4,7 +4,7 @@
 mod judge;
 mod members;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use shardhost_proto::admin::{
 
 use super::output::{Column, number, table, whole};
 use super::target::{Node, Target, in_time, said};
-use judge::{Asked, Found, Seen, another_skip, is_begun, may_abandon, the_entry};
+use judge::{Asked, Found, Seen, another_skip, is_begun, later_term, may_abandon, the_entry};
 use members::{Members, members};
 
 /// Which command.
@@ -30,7 +30,7 @@ pub struct SkipArguments {
     /// failed and its process runs. A replica that is parked says only what is on its disk: it may have
     /// applied, and acknowledged, what comes next, and the log of the host says what ended it. A state
     /// machine that is given several at a time may have failed at a later one.
-    #[arg(long, value_name = "INDEX", value_parser = whole)]
+    #[arg(long, value_name = "INDEX", value_parser = log_index, allow_negative_numbers = true)]
     index: u64,
     /// Do it. Without this, it is only shown what would be skipped, and where.
     #[arg(long)]
@@ -39,8 +39,9 @@ pub struct SkipArguments {
     /// replicas that note it are opened as they are.
     #[arg(long, conflicts_with = "confirm")]
     abandon: bool,
-    /// A member that is gone for good and is not asked. Remove or replace it before it can come back: it would
-    /// still hold the command, or, where a skip is taken back, may have skipped it.
+    /// A member that is gone for good, or whose replica cannot be opened, and is not asked. Remove or replace it
+    /// before it can come back: it would still hold the command, or, where a skip is taken back, may have skipped
+    /// it.
     #[arg(long, value_name = "NODE")]
     without: Vec<u64>,
     #[command(flatten)]
@@ -53,6 +54,14 @@ impl SkipArguments {
     }
 }
 
+/// A place in a log, as it is typed.
+fn log_index(text: &str) -> Result<u64, String> {
+    whole(text).ok().filter(|index| *index > 0).ok_or_else(|| {
+        "a log has entries from index 1 on: give the index of the command, a whole number"
+            .to_owned()
+    })
+}
+
 /// Said where state machines were asked that do not run.
 const ON_DISK_ONLY: &str = "replicas that are not open say what is on their disks: before their processes \
                             ended they may have applied more, and acknowledged it. See the logs of the \
@@ -63,17 +72,17 @@ const ON_DISK_ONLY: &str = "replicas that are not open say what is on their disk
 /// Every log is rewritten before any replica is opened: a command that one replica skipped and another
 /// one applies would make them differ.
 pub async fn skip(arguments: &SkipArguments) -> anyhow::Result<ExitCode> {
-    let Members { mut nodes, voters } = members(arguments).await?;
-    let seen = look_at_all(arguments, &mut nodes).await?;
+    let mut members = members(arguments).await?;
+    let seen = look_at_all(arguments, &mut members).await?;
     if let Some((node, other)) = another_skip(arguments.index, &seen) {
         show(arguments, &seen, &BTreeSet::new());
         return Err(blocked(arguments, node, other));
     }
     if arguments.abandon {
         show(arguments, &seen, &BTreeSet::new());
-        return abandon(arguments, &mut nodes, &seen).await;
+        return abandon(arguments, &mut members, &seen).await;
     }
-    let found = the_entry(arguments.asked(), &seen, &voters);
+    let found = the_entry(arguments.asked(), &seen, &members.voters);
     let found = found.map_err(|error| taken_back(arguments, &seen, error))?;
     show(arguments, &seen, &found.older);
     if !arguments.target.json && found.entry.is_some() && seen.values().any(|here| here.closed) {
@@ -86,7 +95,7 @@ pub async fn skip(arguments: &SkipArguments) -> anyhow::Result<ExitCode> {
         tell(arguments, "would-skip", "would be skipped; run this again with --confirm");
         return Ok(ExitCode::SUCCESS);
     }
-    carry_out(arguments, &mut nodes, &seen, &found).await
+    carry_out(arguments, &mut members, &seen, &found).await
 }
 
 /// The note of another skip keeps its member from applying what others may have skipped.
@@ -127,31 +136,84 @@ fn nothing_to_skip(arguments: &SkipArguments, seen: &Seen) -> anyhow::Result<Exi
 /// Has every member note the skip, then skip the entry, then open its replica.
 async fn carry_out(
     arguments: &SkipArguments,
-    nodes: &mut BTreeMap<u64, Node>,
+    members: &mut Members,
     seen: &Seen,
     found: &Found,
 ) -> anyhow::Result<ExitCode> {
-    let again = "not every member was done; none of them opens its replica before this command has ended: run \
-                 it again, or with --abandon as long as no member has skipped the entry";
     if let Some(entry) = found.entry {
-        // What runs is past the entry without the command.
-        let asked = |number: &u64| !found.older.contains(number) && !seen[number].running;
-        for (_, node) in nodes.iter_mut().filter(|(number, _)| asked(number)) {
-            begin_at(arguments, node, entry).await.context(again)?;
-        }
-        for (_, node) in nodes.iter_mut().filter(|(number, _)| asked(number)) {
-            skip_at(arguments, node, entry).await.context(again)?;
-        }
-        for (number, node) in nodes.iter_mut().filter(|(number, _)| found.older.contains(number)) {
-            still_older(arguments, node, seen[number]).await.context(again)?;
-        }
+        let skipped = skip_everywhere(arguments, members, seen, (entry, &found.older)).await;
+        skipped.context(
+            "not every member was done; none of them opens its replica before this command has ended: run it \
+             again, or with --abandon as long as no member has skipped the entry",
+        )?;
     }
-    for node in nodes.values_mut() {
-        let opened = open_at(arguments, node).await;
-        opened.context("the entry is skipped at every member, but not all run; run this again")?;
-    }
+    open_all(arguments, members, |_| true, "the entry is skipped at every member").await?;
     tell(arguments, "skipped", "is skipped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Members that run are past the entry without the command. Those that hold an entry of an older term get no newer
+/// one of an earlier leader once they entered the term, so they do that before any log is rewritten.
+async fn skip_everywhere(
+    arguments: &SkipArguments,
+    members: &mut Members,
+    seen: &Seen,
+    (entry, older): (EntryReply, &BTreeSet<u64>),
+) -> anyhow::Result<()> {
+    let asked = |number: &u64| !older.contains(number) && !seen[number].running;
+    let Members { nodes, unopenable, .. } = members;
+    for (number, node) in nodes.iter_mut().filter(|(number, _)| asked(number)) {
+        begin_at(arguments, node, entry)
+            .await
+            .map_err(|error| left_out(unopenable, *number, error))?;
+    }
+    // From here on the terms of closed members stay as they are.
+    let begun = look_at_all(arguments, members).await?;
+    let term = later_term(&entry, &begun);
+    let nodes = &mut members.nodes;
+    for (number, node) in nodes.iter_mut().filter(|(number, _)| older.contains(number)) {
+        skip_at(arguments, node, entry, Enters { term, older: true }).await?;
+        still_older(arguments, node, seen[number]).await?;
+    }
+    for (_, node) in nodes.iter_mut().filter(|(number, _)| asked(number)) {
+        skip_at(arguments, node, entry, Enters { term, older: false }).await?;
+    }
+    Ok(())
+}
+
+/// Has members end the skip and open their replicas. One that cannot be opened keeps no other closed.
+async fn open_all(
+    arguments: &SkipArguments,
+    members: &mut Members,
+    opens: impl Fn(&u64) -> bool,
+    done: &str,
+) -> anyhow::Result<()> {
+    let mut closed = Vec::new();
+    for (number, node) in members.nodes.iter_mut().filter(|(number, _)| opens(number)) {
+        if let Err(error) = open_at(arguments, node).await {
+            closed.push(format!("node {number}: {error:#}"));
+        }
+    }
+    if closed.is_empty() {
+        return Ok(());
+    }
+    let group = arguments.group;
+    bail!(
+        "{done}, but not all run. Run this again; a replica that cannot be opened is replaced with `shardhost member \
+         replace {group} NODE NODE` once the others run\n{}",
+        closed.join("\n")
+    )
+}
+
+/// An error of a member whose replica cannot be opened: the others need not wait for it.
+fn left_out(unopenable: &BTreeSet<u64>, number: u64, error: anyhow::Error) -> anyhow::Error {
+    if !unopenable.contains(&number) {
+        return error;
+    }
+    error.context(format!(
+        "the replica on node {number} cannot be opened; to go on without it, say --without {number}, and replace it \
+         once the others run"
+    ))
 }
 
 /// Has every member that notes the skip agree not to carry it out, before any of them is opened: another
@@ -159,12 +221,12 @@ async fn carry_out(
 /// refused before a log is rewritten beside a replica that is opened.
 async fn abandon(
     arguments: &SkipArguments,
-    nodes: &mut BTreeMap<u64, Node>,
+    members: &mut Members,
     seen: &Seen,
 ) -> anyhow::Result<ExitCode> {
     may_abandon(arguments.asked(), seen)?;
     let notes = |number: &u64| seen[number].skipping.is_some();
-    for (_, node) in nodes.iter_mut().filter(|(number, _)| notes(number)) {
+    for (_, node) in members.nodes.iter_mut().filter(|(number, _)| notes(number)) {
         let SkipArguments { group, index, .. } = *arguments;
         let abandoned = node.admin.abandon_skip(AbandonSkipRequest { group, index });
         let abandoned = within(arguments, &node.address, abandoned).await;
@@ -172,17 +234,14 @@ async fn abandon(
             .context("the skip is not abandoned, and no replica was opened: run this again")?;
     }
     // A skip that another operator began anew since has notes at members that did not agree.
-    let now = look_at_all(arguments, nodes).await?;
+    let now = look_at_all(arguments, members).await?;
     may_abandon(arguments.asked(), &now)?;
     if let Some((number, _)) =
         now.iter().find(|(number, here)| here.skipping.is_some() && !notes(number))
     {
         bail!("node {number} has begun the skip anew: another operator is at it; run this again");
     }
-    for (_, node) in nodes.iter_mut().filter(|(number, _)| notes(number)) {
-        let opened = open_at(arguments, node).await;
-        opened.context("the skip is abandoned, but not all replicas run; run this again")?;
-    }
+    open_all(arguments, members, notes, "the skip is abandoned").await?;
     tell(arguments, "abandoned", "is not skipped: its skip is abandoned");
     Ok(ExitCode::SUCCESS)
 }
@@ -199,15 +258,25 @@ async fn begin_at(
     within(arguments, &node.address, begun).await
 }
 
+/// The term that a member enters with the skip.
+#[derive(Clone, Copy, Debug)]
+struct Enters {
+    term: u64,
+    /// It holds an entry of an older term, and skips nothing.
+    older: bool,
+}
+
 /// Has a member skip the entry.
 async fn skip_at(
     arguments: &SkipArguments,
     node: &mut Node,
     entry: EntryReply,
+    Enters { term: raise_to, older }: Enters,
 ) -> anyhow::Result<()> {
     let SkipArguments { group, index, .. } = *arguments;
     let EntryReply { term, bytes, checksum, .. } = entry;
-    let skipped = node.admin.skip_entry(SkipEntryRequest { group, index, term, bytes, checksum });
+    let request = SkipEntryRequest { group, index, term, bytes, checksum, raise_to, older };
+    let skipped = node.admin.skip_entry(request);
     within(arguments, &node.address, skipped).await
 }
 
@@ -218,20 +287,28 @@ async fn open_at(arguments: &SkipArguments, node: &mut Node) -> anyhow::Result<(
     within(arguments, &node.address, opened).await
 }
 
-async fn look_at_all(
-    arguments: &SkipArguments,
-    nodes: &mut BTreeMap<u64, Node>,
-) -> anyhow::Result<Seen> {
+async fn look_at_all(arguments: &SkipArguments, members: &mut Members) -> anyhow::Result<Seen> {
     let mut seen = Seen::new();
-    for (number, node) in nodes {
-        seen.insert(*number, look(arguments, node).await?);
+    for (number, node) in &mut members.nodes {
+        let here = look(arguments, node).await;
+        seen.insert(*number, here.map_err(|error| left_out(&members.unopenable, *number, error))?);
     }
     Ok(seen)
 }
 
 async fn look(arguments: &SkipArguments, node: &mut Node) -> anyhow::Result<EntryReply> {
     let request = LookAtEntryRequest { group: arguments.group, index: arguments.index };
-    in_time(&node.address, node.admin.look_at_entry(request)).await
+    let here = in_time(&node.address, node.admin.look_at_entry(request)).await?;
+    if here.current_term == 0 {
+        bail!("{}", earlier_version(&node.address));
+    }
+    Ok(here)
+}
+
+fn earlier_version(address: &str) -> String {
+    format!(
+        "{address} runs an earlier version, which does not know this step: upgrade that host, then run this again"
+    )
 }
 
 /// A member that holds an entry of an older term has nothing to skip, as long as it gets no newer one.
@@ -240,7 +317,9 @@ async fn still_older(
     node: &mut Node,
     seen: EntryReply,
 ) -> anyhow::Result<()> {
-    if look(arguments, node).await? != seen {
+    let here = look(arguments, node).await?;
+    let entry = |here: EntryReply| (here.term, here.bytes, here.checksum);
+    if !here.present || entry(here) != entry(seen) {
         bail!("{} has received other entries meanwhile", node.address);
     }
     Ok(())
@@ -255,10 +334,9 @@ async fn within<T>(
     let time = Duration::from_secs(arguments.target.timeout.max(1));
     match tokio::time::timeout(time, work).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => bail!(
-            "{address} runs an earlier version, which does not know this step: upgrade that host, then run this \
-             again"
-        ),
+        Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => {
+            bail!("{}", earlier_version(address))
+        }
         Ok(Err(status)) => Err(said(address, &status)),
         Err(_) => bail!("{address} does not answer within {time:?}"),
     }
@@ -331,6 +409,25 @@ mod tests {
         assert!(line(&["--confirm"]).unwrap().confirm);
         assert!(line(&["--abandon"]).unwrap().abandon);
         line(&["--confirm", "--abandon"]).unwrap_err();
+    }
+
+    #[test]
+    fn an_index_that_no_log_has_is_refused_with_what_is_meant() {
+        for index in ["0", "-5", "x", ""] {
+            let line = Line::try_parse_from(["skip", "7", "--index", index]);
+            let refused = line.unwrap_err().to_string();
+            assert!(refused.contains("the index of the command"), "{index}: {refused}");
+        }
+        let line = Line::try_parse_from(["skip", "7", "--index", "1,176"]).unwrap();
+        assert_eq!(line.arguments.index, 1_176);
+    }
+
+    #[test]
+    fn an_error_of_a_replica_that_cannot_be_opened_says_how_the_others_go_on() {
+        let error = || anyhow::anyhow!("a checksum is wrong");
+        let text = format!("{:#}", left_out(&BTreeSet::from([2]), 2, error()));
+        assert!(text.contains("--without 2") && text.contains("a checksum"), "{text}");
+        assert_eq!(left_out(&BTreeSet::from([2]), 1, error()).to_string(), "a checksum is wrong");
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::{Group, GroupSpec, OpenGroupError, StateMachine};
 use shardhost_storage::{
     GroupId, GroupMeta, LogError, LogIndex, LogPosition, Membership, NodeId, ReplicaId,
-    SnapshotError,
+    SnapshotError, Term,
 };
 
 use super::Host;
@@ -221,8 +221,18 @@ impl Host {
         blocking(move || groups.abandon_skip(id, index)).await
     }
 
+    /// The term of this host's replica, open or not, as far as it is durable.
+    ///
+    /// # Errors
+    /// [`OpenGroupError`] when the log cannot be read or holds no such replica.
+    pub async fn stored_term(&self, id: GroupId) -> Result<Term, OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.stored_term(id)).await
+    }
+
     /// Replaces a command in the log of this host's replica by nothing, after [`Host::begin_skip`] at every
-    /// member.
+    /// member. The replica enters `term`, which must be later than that of any member: see
+    /// [`shardhost_groups::Groups::skip_entry`].
     ///
     /// # Errors
     /// [`OpenGroupError::Invalid`]: another entry stands there, or it is applied; nothing changed.
@@ -231,10 +241,21 @@ impl Host {
         &self,
         id: GroupId,
         entry: StoredEntry,
+        term: Term,
         machine: MachineFactory,
     ) -> Result<(), OpenGroupError> {
         let groups = self.inner.groups.clone();
-        blocking(move || groups.skip_entry(id, entry, machine)).await
+        blocking(move || groups.skip_entry(id, entry, term, machine)).await
+    }
+
+    /// Has a closed replica enter a term, unless it is in a later one: see
+    /// [`shardhost_groups::Groups::enter_term`].
+    ///
+    /// # Errors
+    /// As [`Host::open_group`].
+    pub async fn enter_term(&self, id: GroupId, term: Term) -> Result<(), OpenGroupError> {
+        let groups = self.inner.groups.clone();
+        blocking(move || groups.enter_term(id, term)).await
     }
 
     /// What the log holds of one group.
@@ -307,6 +328,18 @@ impl Host {
     /// it ends that.
     pub fn park_group(&self, id: GroupId, why: &str) {
         self.inner.groups.park(id, why);
+    }
+
+    /// Closes a replica that the caller opens again with [`Host::reopen_group_with`]. Until then it is parked
+    /// with this reason.
+    pub async fn close_to_reopen(&self, id: GroupId, why: &str) -> bool {
+        self.inner.groups.close_to_reopen(id, why).await
+    }
+
+    /// Whether a replica was closed by [`Host::close_to_reopen`] and is neither open nor noted otherwise.
+    #[must_use]
+    pub fn is_to_be_reopened(&self, id: GroupId) -> bool {
+        self.inner.groups.is_to_be_reopened(id)
     }
 
     /// Closes a group's replica here and keeps its data.

@@ -508,7 +508,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::AbandonSkipRequest>,
     ) -> Result<Response<wire::AbandonSkipReply>, Status> {
-        skip::abandon(&self.host, request.into_inner()).await?;
+        skip::abandon(&self.host, &self.state()?, request.into_inner()).await?;
         Ok(Response::new(wire::AbandonSkipReply {}))
     }
 

@@ -18,6 +18,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::future::join_all;
+use shardhost_groups::OpenGroupError;
 use shardhost_storage::{GroupId, GroupMeta};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -32,7 +33,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How long the replicas of a cell may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Looks whether the machines of a cell are let go, and how long that takes at most.
+/// Why replicas are not open meanwhile.
+const CLOSED: &str = "a damaged part of the state is being recovered";
+/// Looks whether the machines of a cell are let go, or a replica is not held, and how often at most.
 const LOOK: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 100;
 
@@ -194,7 +197,7 @@ async fn close_and_salvage(
     let asked = Arc::clone(state);
     let has_room = tokio::task::spawn_blocking(move || asked.has_room_to_recover(cell)).await;
     has_room.map_err(|_| StateDbError::Closed)??;
-    let close = |group: &GroupId| (*group, host.close_group(*group));
+    let close = |group: &GroupId| (*group, host.close_to_reopen(*group, CLOSED));
     // Those that hung before: the others serve until they have ended.
     close_all(hanging.iter().map(close)).await?;
     close_all(groups.iter().map(close)).await?;
@@ -237,9 +240,17 @@ async fn salvage(
 
 /// Says whether the replica is open. One that is not is parked, with the cause, or ends only now.
 async fn reopen(host: &Host, state: &Arc<StateDb>, meta: &GroupMeta) -> bool {
-    let (state, group, kind) = (Arc::clone(state), meta.group, meta.kind.clone());
-    let machine = move || machine_of(&state, group, &kind);
-    matches!(host.reopen_group_with(group, Box::new(machine)).await, Ok(Some(_)))
+    let group = meta.group;
+    for _ in 0..LOOKS {
+        let (state, kind) = (Arc::clone(state), meta.kind.clone());
+        let machine = move || machine_of(&state, group, &kind);
+        match host.reopen_group_with(group, Box::new(machine)).await {
+            // An operator's step holds it.
+            Err(OpenGroupError::Busy { .. }) => tokio::time::sleep(LOOK).await,
+            opened => return matches!(opened, Ok(Some(_))),
+        }
+    }
+    false
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ pub(super) async fn look(
     };
     let standing = standing(host, state, id).await?;
     let stored = host.stored_group(id).map_err(|error| of_opening(&error))?;
+    let current_term = host.stored_term(id).map_err(|error| of_opening(&error))?;
     let noted = stored.and_then(|meta| meta.skipping);
     let entry_reply = |entry: StoredEntry| wire::EntryReply {
         present: true,
@@ -43,6 +44,7 @@ pub(super) async fn look(
         behind,
         skipping: noted.map(|entry| entry.index.get()),
         skipping_term: noted.map_or(0, |entry| entry.term.get()),
+        current_term: current_term.get(),
         ..entry.map_or_else(wire::EntryReply::default, entry_reply)
     })
 }
@@ -97,21 +99,18 @@ pub(super) async fn begin(
 ) -> Result<(), Status> {
     let wire::BeginSkipRequest { group, index, term, bytes, checksum } = request;
     let (id, entry) = (GroupId::new(group), command(index, term, bytes, checksum));
-    let open = host.group(id);
-    if open.as_ref().is_some_and(runs) {
-        return skipped_already(host, id, entry).await;
-    }
-    let kind = kind_of(host, id)?;
-    let closed = open.is_some() && host.close_group(id).await;
-    let begun = host.begin_skip(id, entry, factory(state, id, kind.clone())).await;
-    if begun.is_err()
-        && closed
-        && let Err(error) = host.reopen_group_with(id, factory(state, id, kind)).await
-    {
-        // It is parked with the cause, or another step is under way with it.
-        tracing::warn!(group = %id, %error, "a replica that was closed for a skip is not opened again");
-    }
-    begun.map_err(|error| refused(&error))
+    let (host, state) = (host.clone(), Arc::clone(state));
+    whatever_the_caller_does(id, async move {
+        if host.group(id).as_ref().is_some_and(runs) {
+            return skipped_already(&host, id, entry).await;
+        }
+        let machine = factory(&state, id, kind_of(&host, id)?);
+        close_failed(&host, id).await;
+        let begun = host.begin_skip(id, entry, machine).await.map_err(|error| refused(&error));
+        restore(&host, &state, id).await;
+        begun
+    })
+    .await
 }
 
 /// Replaces an entry by nothing, where that was begun.
@@ -120,34 +119,73 @@ pub(super) async fn skip(
     state: &Arc<StateDb>,
     request: wire::SkipEntryRequest,
 ) -> Result<(), Status> {
-    let wire::SkipEntryRequest { group, index, term, bytes, checksum } = request;
+    let wire::SkipEntryRequest { group, index, term, bytes, checksum, raise_to, older } = request;
     let (id, entry) = (GroupId::new(group), command(index, term, bytes, checksum));
-    match host.group(id) {
-        Some(group) if runs(&group) => return skipped_already(host, id, entry).await,
-        // One that notes a skip is not open.
-        Some(_) => {
-            let message = format!(
-                "no skip of entry {index} was begun on node {}: run `shardhost group skip {id} --index {index} \
-                 --confirm` again",
-                host.node_id()
-            );
-            return Err(refusal(Code::FailedPrecondition, "NOT_BEGUN", message, []));
+    let (host, state, raise_to) = (host.clone(), Arc::clone(state), Term::new(raise_to));
+    whatever_the_caller_does(id, async move {
+        if older {
+            return enter_term(&host, &state, (id, entry), raise_to).await;
         }
-        None => {}
+        match host.group(id) {
+            Some(group) if runs(&group) => return skipped_already(&host, id, entry).await,
+            // One that notes a skip is not open.
+            Some(_) => return Err(not_begun(&host, id, entry.index)),
+            None => {}
+        }
+        let machine = factory(&state, id, kind_of(&host, id)?);
+        let skipped = host.skip_entry(id, entry, raise_to, machine).await;
+        restore(&host, &state, id).await;
+        skipped.map_err(|error| refused(&error))
+    })
+    .await
+}
+
+/// A replica that holds an entry of an earlier term there gets no other one of an earlier leader. It is opened
+/// with the others.
+async fn enter_term(
+    host: &Host,
+    state: &Arc<StateDb>,
+    (id, entry): (GroupId, StoredEntry),
+    term: Term,
+) -> Result<(), Status> {
+    if host.group(id).as_ref().is_some_and(runs) {
+        return skipped_already(host, id, entry).await;
     }
-    let machine = factory(state, id, kind_of(host, id)?);
-    let skipped = host.skip_entry(id, entry, machine).await;
-    skipped.map_err(|error| refused(&error))
+    close_failed(host, id).await;
+    let entered = host.enter_term(id, term).await;
+    if entered.is_err() {
+        restore(host, state, id).await;
+    }
+    entered.map_err(|error| refused(&error))
+}
+
+fn not_begun(host: &Host, id: GroupId, index: LogIndex) -> Status {
+    let message = format!(
+        "no skip of entry {index} was begun on node {}: run `shardhost group skip {id} --index {index} --confirm` \
+         again",
+        host.node_id()
+    );
+    refusal(Code::FailedPrecondition, "NOT_BEGUN", message, [])
 }
 
 /// Agrees not to skip an entry before that begins anew. The replica stays closed.
-pub(super) async fn abandon(host: &Host, request: wire::AbandonSkipRequest) -> Result<(), Status> {
+pub(super) async fn abandon(
+    host: &Host,
+    state: &Arc<StateDb>,
+    request: wire::AbandonSkipRequest,
+) -> Result<(), Status> {
     let (id, index) = (GroupId::new(request.group), LogIndex::new(request.index));
     // One that is open notes no skip.
     if host.group(id).is_some() {
         return Ok(());
     }
-    host.abandon_skip(id, index).await.map_err(|error| refused(&error))
+    let (host, state) = (host.clone(), Arc::clone(state));
+    whatever_the_caller_does(id, async move {
+        let abandoned = host.abandon_skip(id, index).await;
+        restore(&host, &state, id).await;
+        abandoned.map_err(|error| refused(&error))
+    })
+    .await
 }
 
 /// Opens a replica that is parked; one that runs already stays so.
@@ -161,21 +199,59 @@ pub(super) async fn open(
         return Ok(());
     }
     let end = if request.abandoned { SkipEnd::Abandoned } else { SkipEnd::Skipped };
-    // Continues without its caller: the note is removed first, and then the replica must be opened.
-    let opening = tokio::spawn(finish_and_open(host.clone(), Arc::clone(state), (id, index), end));
-    opening.await.map_err(|error| Status::internal(format!("opening group {id}: {error}")))?
+    let (host, state) = (host.clone(), Arc::clone(state));
+    whatever_the_caller_does(id, async move {
+        close_failed(&host, id).await;
+        let opened = finish_and_open(&host, &state, (id, index), end).await;
+        restore(&host, &state, id).await;
+        opened
+    })
+    .await
 }
 
 async fn finish_and_open(
-    host: Host,
-    state: Arc<StateDb>,
+    host: &Host,
+    state: &Arc<StateDb>,
     (id, index): (GroupId, LogIndex),
     end: SkipEnd,
 ) -> Result<(), Status> {
-    host.close_group(id).await;
     host.finish_skip(id, index, end).await.map_err(|error| refused(&error))?;
-    let opened = host.open_group_with(id, factory(&state, id, kind_of(&host, id)?)).await;
+    let opened = host.open_group_with(id, factory(state, id, kind_of(host, id)?)).await;
     opened.map(drop).map_err(|error| of_opening(&error))
+}
+
+/// A step is carried out to its end when its caller goes away: what it closed is open again, or noted.
+async fn whatever_the_caller_does(
+    id: GroupId,
+    step: impl Future<Output = Result<(), Status>> + Send + 'static,
+) -> Result<(), Status> {
+    let step = tokio::spawn(step).await;
+    step.map_err(|error| Status::internal(format!("a step of a skip in group {id}: {error}")))?
+}
+
+/// Closes a replica that failed, if it is open. It is parked from here on, until a step opens or notes it.
+async fn close_failed(host: &Host, id: GroupId) {
+    if host.group(id).is_some() {
+        host.close_to_reopen(id, "an operator's step of `group skip` closed it").await;
+    }
+}
+
+/// Opens a replica that this step, or another one that was refused because of this one, has closed and neither
+/// opened nor noted.
+async fn restore(host: &Host, state: &Arc<StateDb>, id: GroupId) {
+    if !host.is_to_be_reopened(id) {
+        return;
+    }
+    let reopened = match kind_of(host, id) {
+        Ok(kind) => host.reopen_group_with(id, factory(state, id, kind)).await.map(drop),
+        Err(error) => {
+            return tracing::warn!(group = %id, %error, "a replica stays closed after a skip");
+        }
+    };
+    if let Err(error) = reopened {
+        // It is parked with the cause, or the step that is under way with it does this.
+        tracing::warn!(group = %id, %error, "a replica that was closed for a skip is not opened again");
+    }
 }
 
 const fn command(index: u64, term: u64, bytes: u64, checksum: u32) -> StoredEntry {

@@ -1,5 +1,6 @@
 //! A replica that is left closed at the start, and a command that is skipped.
 
+use rustix::process::Signal;
 use shardhost_proto::admin::admin_client::AdminClient;
 use shardhost_proto::admin::{
     BeginSkipRequest, EntryReply, LookAtEntryRequest, OpenReplicaRequest, SkipEntryRequest,
@@ -82,6 +83,8 @@ async fn an_operator_gets_past_a_command_with_the_replicas_parked() {
     }
     let again = servers.run(3, &confirm).await.ok();
     assert!(again.contains("there is nothing to skip"), "{again}");
+    let refused = servers.run(1, &["group", "skip", TABLE, "--index", "0"]).await;
+    assert!(refused.stderr.contains("entries from index 1 on"), "{refused:?}");
     // What was applied is not skipped.
     let before = (index.parse::<u64>().unwrap() - 1).to_string();
     let refused = servers.run(1, &["group", "skip", TABLE, "--index", &before, "--confirm"]).await;
@@ -136,7 +139,9 @@ impl Member {
     async fn skip(&mut self, entry: EntryReply) -> Result<(), Status> {
         let Self { group, index, .. } = *self;
         let EntryReply { term, bytes, checksum, .. } = entry;
-        let request = SkipEntryRequest { group, index, term, bytes, checksum };
+        let raise_to = self.look().await.current_term + 1;
+        let request =
+            SkipEntryRequest { group, index, term, bytes, checksum, raise_to, older: false };
         self.admin.skip_entry(request).await.map(drop)
     }
 
@@ -285,4 +290,70 @@ async fn no_entry_is_skipped_where_that_was_not_begun() {
     let refused = member.skip(entry).await.expect_err("it was not begun");
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
     assert_eq!(member.look().await, entry, "nothing was changed");
+}
+
+/// Two members whose state machines `poison` would fail, and are parked. The state of node 1 is ahead of its log, so
+/// its replica cannot be opened.
+async fn poisoned_beside_one_that_cannot_be_opened() -> (Servers, u64) {
+    let mut servers = Servers::new(3, "", "tables = 1\nqueues = 0\n");
+    (1..=3).for_each(|node| servers.start(node, &[]));
+    servers.put(1, "before", "value").await;
+    servers.kill(1).await;
+    servers.put(2, "later", "value").await;
+    servers.await_value(3, "later", "value").await;
+    // What it has applied is on its disk when it ends in order.
+    servers.signal(2, Signal::TERM);
+    servers.end(2).await;
+    let (from, to) = (servers.data_dir(2).join("state"), servers.data_dir(1).join("state"));
+    std::fs::remove_dir_all(&to).unwrap();
+    let copied = std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap();
+    assert!(copied.success());
+
+    servers.start(2, &[]);
+    servers.put(2, "poison", "value").await;
+    let shown = servers.run(2, &["group", "show", TABLE, "--json"]).await.json();
+    let index = shown["last_index"].as_u64().unwrap();
+    servers.kill_all().await;
+    servers.start(1, &[]);
+    servers.await_log(1, &["the replica is parked"]).await;
+    for node in [2, 3] {
+        std::fs::remove_dir_all(servers.data_dir(node).join("state")).unwrap();
+        servers.start(node, &["--park", TABLE]);
+    }
+    for node in 1..=3 {
+        servers.until("it is parked", || async { role(&servers, node).await == "failed" }).await;
+    }
+    (servers, index)
+}
+
+async fn two_and_three_run_without_poison(servers: &Servers) {
+    servers.put(2, "after", "value").await;
+    servers.await_value(3, "before", "value").await;
+    let gone = servers.run(2, &["table", "get", "poison"]).await;
+    assert!(!gone.stdout.contains("value"), "{gone:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_cannot_be_opened_keeps_no_other_one_closed() {
+    let (servers, index) = poisoned_beside_one_that_cannot_be_opened().await;
+    let index = index.to_string();
+    let confirm = ["group", "skip", TABLE, "--index", &index, "--confirm"];
+    let most = servers.run(2, &confirm).await;
+    assert!(most.code == 1 && most.stderr.contains("not all run"), "{most:?}");
+    let named = most.stderr.contains("node 1:") && !most.stderr.contains("node 2:");
+    assert!(named && most.stderr.contains("member replace"), "{most:?}");
+    two_and_three_run_without_poison(&servers).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_cannot_be_opened_may_be_left_out() {
+    let (servers, index) = poisoned_beside_one_that_cannot_be_opened().await;
+    let index = index.to_string();
+    let without =
+        |node| ["group", "skip", TABLE, "--index", &*index, "--confirm", "--without", node];
+    let refused = servers.run(2, &without("3")).await;
+    assert!(refused.code == 1 && refused.stderr.contains("cannot be left out"), "{refused:?}");
+    let skipped = servers.run(2, &without("1")).await.ok();
+    assert!(skipped.contains("is skipped"), "{skipped}");
+    two_and_three_run_without_poison(&servers).await;
 }

@@ -39,6 +39,12 @@ impl Lives {
         self.remains.0.lock().insert(group, clear);
     }
 
+    /// State that remains is removed by the next destruction that knows how, and by nothing kept here.
+    pub(super) fn drop_remains(&self, group: GroupId) {
+        let clear = self.remains.0.lock().get_mut(&group).and_then(Option::take);
+        drop(clear);
+    }
+
     /// Nothing remains, or what does is the next replica's: what could remove it is dropped.
     pub(super) fn forget_remains(&self, group: GroupId) -> Option<Clear> {
         self.remains.0.lock().remove(&group).flatten()

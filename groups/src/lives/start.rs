@@ -59,9 +59,18 @@ impl Lives {
             owners.starting += usize::from(answer.1 == Admission::Granted);
             answer
         })?;
-        // A machine that is dropped does not remove what the next one makes.
-        groups.iter().for_each(|group| drop(self.forget_remains(*group)));
         Ok(StartGuard { lives: Arc::clone(self), groups })
+    }
+
+    /// Machines of new replicas are about to be made. Those of destroyed ones are dropped, so that none
+    /// removes what the next one makes; that their state remains is known until the new replica is created.
+    pub(crate) fn before_creation(&self, held: &StartGuard) {
+        held.groups.iter().for_each(|group| self.drop_remains(*group));
+    }
+
+    /// The log holds new replicas: what remained of earlier ones is theirs.
+    pub(crate) fn created(&self, held: &StartGuard) {
+        held.groups.iter().for_each(|group| drop(self.forget_remains(*group)));
     }
 
     /// Looks at a group that is not open, without holding it.

@@ -11,8 +11,12 @@ pub enum MembershipError {
     /// Definite. This replica does not lead; ask the one in the hint.
     #[error("group {group} is not led here{}", hint_text(hint))]
     NotLeader { group: GroupId, hint: Option<LeaderHint> },
-    /// Definite. The leader is new and has not applied an entry of its term. Try again.
-    #[error("the leader of group {group} does not serve yet; try again")]
+    /// Definite. The leader is new and has not applied an entry of its term: try again. Or it lost its state,
+    /// and no member has one: the status of the group says so.
+    #[error(
+        "the leader of group {group} has not applied an entry of its term; try again, and if it stays so, \
+         `shardhost group show {group}` says whether its state is lost"
+    )]
     NotServing { group: GroupId },
     /// Definite. Another change is not applied yet, or a joint one not finished. Try again when
     /// it is.

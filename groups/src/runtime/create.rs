@@ -18,7 +18,7 @@ impl Groups {
     /// Creates this host's replica of a new group. Blocks until that is durable.
     ///
     /// # Errors
-    /// [`OpenGroupError`]; nothing was created.
+    /// [`OpenGroupError`]; nothing was created. Of a log whose write failed that is unknown, and the host stops.
     pub fn create(
         &self,
         spec: GroupSpec,
@@ -86,9 +86,8 @@ impl Groups {
         let (shared, group) = (self.shared(), spec.id);
         let held = shared.lives.start(vec![group], GroupStep::Opening)?;
         if load(shared, group)?.is_some() {
-            let opened = self.open_made(held, group, machine);
-            shared.parked.note(group, &opened);
-            return opened;
+            let prepared = self.prepare_made(&held, group, machine);
+            return self.open_or_park(held, group, prepared);
         }
         let mut made = self.create_held(held, vec![(spec, machine)])?;
         made.pop().ok_or(OpenGroupError::Unknown { group })
@@ -102,17 +101,22 @@ impl Groups {
         let firsts = specs.iter().map(|(spec, _)| self.first_state(spec));
         let firsts: Vec<PersistedGroup> = firsts.collect::<Result<_, _>>()?;
         let batch = LogBatch { writes: firsts.iter().map(first_write).collect() };
+        self.shared().lives.before_creation(&held);
         let machines = specs.into_iter().zip(firsts);
         let prepared = machines.map(|((spec, machine), first)| {
             let prepared = self.prepare(&held, first, make(spec.id, machine)?, None)?;
             Ok(if spec.on_known_disk { prepared.founded_on_known_disk() } else { prepared })
         });
         let prepared: Vec<Prepared> = prepared.collect::<Result<_, _>>()?;
+        if self.shared().is_stopping() {
+            return Err(OpenGroupError::Stopping);
+        }
         if let Some(first) = prepared.first() {
             let group = first.group();
             self.shared().log.write(batch).map_err(|error| log_error(group, error))?;
         }
-        self.open_prepared(held, prepared)
+        self.shared().lives.created(&held);
+        Ok(self.open_created(held, prepared))
     }
 
     /// What the log holds of a replica that was just created.

@@ -10,6 +10,7 @@
 //! | consistency (one) | views of state machines | their checksums; a word to groups that hibernate |
 //! | dispatcher (one) | edges of leadership | calls of hooks |
 //! | watchdog (one) | where each worker, the log writer and each apply thread is | a fault of the host, when a round does not end; an impairment, when a write or a call of a state machine does not |
+//! | asking (one) | replicas that are parked or failed | questions to members whether they still belong to their groups |
 //! | admission (a few) | leaderships that policies are asked about | what they decided |
 
 mod additions;
@@ -371,6 +372,10 @@ impl GroupsBuilder {
         let watching = Arc::clone(&shared);
         let run = move || watchdog::run(&watching, &stop);
         threads.watchdog = Some((alive, spawn(&watched, "watchdog".to_owned(), run)?));
+        let (alive, stop) = crossbeam_channel::bounded(0);
+        let asking = Arc::clone(&shared);
+        let run = move || parked::asking::run(&asking, &stop);
+        threads.asking = Some((alive, spawn(&watched, "asking".to_owned(), run)?));
         let inner = GroupsInner { shared, threads: Mutex::new(threads), ending: Mutex::new(()) };
         Ok(Groups { inner: Arc::new(inner) })
     }
@@ -408,6 +413,8 @@ struct Threads {
     admissions: Vec<JoinHandle<()>>,
     /// Ends when the channel does.
     watchdog: Option<(crossbeam_channel::Sender<()>, JoinHandle<()>)>,
+    /// The same.
+    asking: Option<(crossbeam_channel::Sender<()>, JoinHandle<()>)>,
 }
 
 #[derive(Debug)]
@@ -569,9 +576,11 @@ impl Groups {
         shared.lives.wait_for_starts();
         shared.inboxes.iter().for_each(|inbox| inbox.complete(crate::worker::Input::Stop));
         threads.workers.drain(..).for_each(join);
-        if let Some((alive, watchdog)) = threads.watchdog.take() {
+        for (alive, thread) in
+            [threads.watchdog.take(), threads.asking.take()].into_iter().flatten()
+        {
             drop(alive);
-            join(watchdog);
+            join(thread);
         }
         shared.log.stop();
         threads.log.take().into_iter().for_each(join);

@@ -60,6 +60,20 @@ impl Prepared {
     }
 }
 
+/// Why a replica that the log holds is not opened.
+#[derive(Debug)]
+pub(super) enum NotOpened {
+    /// It notes the skip of a command.
+    Unfinished(OpenGroupError),
+    Refused(OpenGroupError),
+}
+
+impl From<OpenGroupError> for NotOpened {
+    fn from(error: OpenGroupError) -> Self {
+        Self::Refused(error)
+    }
+}
+
 /// Makes a state machine; a panic concerns its group only.
 pub(super) fn make(
     group: GroupId,
@@ -86,12 +100,11 @@ impl Groups {
         let standing = contain(|| machine.applied());
         let held = lives.start(vec![group], GroupStep::Opening)?;
         let standing = look.is_current(&held).then_some(standing);
-        let opened = standing
+        let prepared = standing
             .transpose()
-            .map_err(|fault| faulted(group, fault))
-            .and_then(|standing| self.open_held(held, group, machine, standing));
-        self.shared().parked.note(group, &opened);
-        opened
+            .map_err(|fault| faulted(group, fault).into())
+            .and_then(|standing| self.prepare_stored(&held, group, machine, standing));
+        self.open_or_park(held, group, prepared)
     }
 
     /// The same with a state machine that is made once nothing else is done with the group.
@@ -104,9 +117,8 @@ impl Groups {
         machine: MachineFactory,
     ) -> Result<Group, OpenGroupError> {
         let held = self.shared().lives.start(vec![group], GroupStep::Opening)?;
-        let opened = self.open_made(held, group, machine);
-        self.shared().parked.note(group, &opened);
-        opened
+        let prepared = self.prepare_made(&held, group, machine);
+        self.open_or_park(held, group, prepared)
     }
 
     /// The same, unless an operator keeps the replica closed ([`Groups::park`]): `None` then. For
@@ -123,36 +135,58 @@ impl Groups {
         if self.shared().parked.is_kept_closed(group) {
             return Ok(None);
         }
-        let opened = self.open_made(held, group, machine);
-        self.shared().parked.note(group, &opened);
-        opened.map(Some)
+        let prepared = self.prepare_made(&held, group, machine);
+        self.open_or_park(held, group, prepared).map(Some)
     }
 
-    pub(super) fn open_made(
+    /// A replica that the log holds begins to run, or is parked with the cause. Either is known before
+    /// another step with its group begins.
+    pub(super) fn open_or_park(
         &self,
         held: StartGuard,
         group: GroupId,
-        machine: MachineFactory,
+        prepared: Result<Prepared, NotOpened>,
     ) -> Result<Group, OpenGroupError> {
-        if load(self.shared(), group)?.is_none() {
-            return Err(OpenGroupError::Unknown { group });
+        match prepared {
+            Ok(prepared) => {
+                let mut opened = self.open_prepared(held, vec![prepared])?;
+                opened.pop().ok_or(OpenGroupError::Unknown { group })
+            }
+            Err(NotOpened::Unfinished(error)) => {
+                self.shared().parked.skip_unfinished(group, error.clone());
+                Err(error)
+            }
+            Err(NotOpened::Refused(error)) => {
+                self.shared().parked.not_opened(group, &error);
+                Err(error)
+            }
         }
-        self.open_held(held, group, make(group, machine)?, None)
     }
 
-    pub(super) fn open_held(
+    pub(super) fn prepare_made(
         &self,
-        held: StartGuard,
+        held: &StartGuard,
+        group: GroupId,
+        machine: MachineFactory,
+    ) -> Result<Prepared, NotOpened> {
+        if load(self.shared(), group)?.is_none() {
+            return Err(OpenGroupError::Unknown { group }.into());
+        }
+        self.prepare_stored(held, group, make(group, machine)?, None)
+    }
+
+    fn prepare_stored(
+        &self,
+        held: &StartGuard,
         group: GroupId,
         machine: StateMachineBox,
         standing: Option<Standing>,
-    ) -> Result<Group, OpenGroupError> {
+    ) -> Result<Prepared, NotOpened> {
         let persisted = load(self.shared(), group)?.ok_or(OpenGroupError::Unknown { group })?;
         if let Some(entry) = persisted.meta.skipping {
-            return Err(unfinished(group, entry));
+            return Err(NotOpened::Unfinished(unfinished(group, entry)));
         }
-        let prepared = self.prepare(&held, persisted, machine, standing)?;
-        self.open_prepared(held, vec![prepared])?.pop().ok_or(OpenGroupError::Unknown { group })
+        Ok(self.prepare(held, persisted, machine, standing)?)
     }
 
     /// Does everything about a replica that may fail.
@@ -214,11 +248,30 @@ impl Groups {
     ///
     /// # Errors
     /// [`OpenGroupError::Stopping`].
-    pub(super) fn open_prepared(
+    fn open_prepared(
         &self,
         held: StartGuard,
         prepared: Vec<Prepared>,
     ) -> Result<Vec<Group>, OpenGroupError> {
+        let shared = self.shared();
+        let (opened, handles) = self.register(prepared);
+        if shared.is_stopping() {
+            handles.iter().for_each(|handle| shared.forget(handle.shared()));
+            return Err(OpenGroupError::Stopping);
+        }
+        self.settle(held, &opened);
+        Ok(handles)
+    }
+
+    /// Replicas that are in the log from here on begin to run. A host that stops waits for that.
+    pub(super) fn open_created(&self, held: StartGuard, prepared: Vec<Prepared>) -> Vec<Group> {
+        let (opened, handles) = self.register(prepared);
+        self.settle(held, &opened);
+        handles
+    }
+
+    /// The workers and callers know the replicas.
+    fn register(&self, prepared: Vec<Prepared>) -> (Vec<OpenId>, Vec<Group>) {
         let shared = self.shared();
         let opened: Vec<OpenId> = prepared.iter().map(|one| one.open).collect();
         let run = |Prepared { core, handle, labels, waits, .. }: Prepared| {
@@ -226,6 +279,7 @@ impl Groups {
                 shared.hub.set_labels(core.id(), labels);
             }
             shared.registry.insert(core.id(), handle.clone());
+            shared.parked.forget(core.id());
             let group = handle.shared();
             shared.inboxes[group.worker].complete(Input::Open(core));
             if let Some(fault) = waits {
@@ -241,16 +295,14 @@ impl Groups {
         let handles: Vec<Group> = shared.doubts.in_order(|| {
             prepared.into_iter().map(|one| shared.with_present_doubt(one)).map(run).collect()
         });
-        if shared.is_stopping() {
-            // The shutdown may have looked for replicas before these were there.
-            handles.iter().for_each(|handle| shared.forget(handle.shared()));
-            return Err(OpenGroupError::Stopping);
+        (opened, handles)
+    }
+
+    /// The workers know the replicas: they can be closed from here on.
+    fn settle(&self, held: StartGuard, opened: &[OpenId]) {
+        for ending in held.opened(opened) {
+            self.shared().end_released(ending);
         }
-        // The worker knows the replicas: they can be closed from here on.
-        for ending in held.opened(&opened) {
-            shared.end_released(ending);
-        }
-        Ok(handles)
     }
 
     fn handle_of(&self, core: &GroupCore, applier: Applier, kind: &str) -> Group {

@@ -1,6 +1,9 @@
 //! Replicas that the log holds and that cannot be opened: a state machine that is ahead of its log,
 //! or of an unknown kind, or a log that is damaged. They are parked with the cause, the others
-//! continue, and a destruction, or the notice that the group continues without them, ends them.
+//! continue, and a destruction, or the notice that the group continues without them, ends them. They ask for
+//! that notice now and then (`asking`).
+
+pub(super) mod asking;
 
 use std::collections::BTreeMap;
 
@@ -13,7 +16,6 @@ use super::{Groups, RuntimeShared};
 use crate::convert;
 use crate::error::OpenGroupError;
 use crate::lives::{Destroying, Destruction, Ending};
-use crate::runtime::Group;
 use crate::status::Role;
 
 /// A replica that cannot be opened.
@@ -29,6 +31,8 @@ pub struct ParkedReplica {
     pub cause: OpenGroupError,
     /// An operator keeps it closed: nothing is wrong with it.
     pub ordered: bool,
+    /// It was closed to be opened again: nothing is wrong with it.
+    pub reopens: bool,
 }
 
 /// Why replicas are not open. At most as many as the log holds.
@@ -38,49 +42,79 @@ pub(super) struct Parked(Mutex<BTreeMap<GroupId, Note>>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Note {
     cause: OpenGroupError,
-    ordered: bool,
-    /// The skip of a command is abandoned that the replica notes.
-    skip_abandoned: bool,
+    why: Why,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// It cannot be opened.
+    Fault,
+    /// An operator keeps it closed.
+    Ordered,
+    /// The same, and the skip of a command is abandoned that the replica notes.
+    SkipAbandoned,
+    /// It was closed to be opened again.
+    Reopens,
+}
+
+impl Why {
+    const fn is_ordered(self) -> bool {
+        matches!(self, Self::Ordered | Self::SkipAbandoned)
+    }
 }
 
 impl Parked {
-    /// What came of opening a replica that the log holds.
-    pub(super) fn note(&self, group: GroupId, opened: &Result<Group, OpenGroupError>) {
-        match opened {
-            Ok(_) | Err(OpenGroupError::Unknown { .. }) => self.forget(group),
-            Err(cause @ (OpenGroupError::Faulted { .. } | OpenGroupError::Invalid { .. })) => {
+    /// A replica that the log holds was not opened. Called while its group is held, so that no note
+    /// of a later step is lost.
+    pub(super) fn not_opened(&self, group: GroupId, error: &OpenGroupError) {
+        match error {
+            OpenGroupError::Unknown { .. } => self.forget(group),
+            cause @ (OpenGroupError::Faulted { .. } | OpenGroupError::Invalid { .. }) => {
                 self.park(group, cause.clone());
             }
             // Another step is under way with it, or it is open.
-            Err(_) => {}
+            _ => {}
         }
     }
 
     pub(super) fn park(&self, group: GroupId, cause: OpenGroupError) {
-        self.insert(group, Note { cause, ordered: false, skip_abandoned: false });
+        self.insert(group, Note { cause, why: Why::Fault });
+    }
+
+    /// It notes the skip of a command: an operator keeps it closed. What was noted of that stays.
+    pub(super) fn skip_unfinished(&self, group: GroupId, cause: OpenGroupError) {
+        if !self.is_kept_closed(group) {
+            self.insert(group, Note { cause, why: Why::Ordered });
+        }
     }
 
     /// An operator keeps it closed.
     pub(super) fn keep_closed(&self, group: GroupId, why: &str) {
         let cause = OpenGroupError::Invalid { group, message: why.to_owned() };
-        self.insert(group, Note { cause, ordered: true, skip_abandoned: false });
+        self.insert(group, Note { cause, why: Why::Ordered });
     }
 
     /// The same, and the skip of a command is abandoned until something else is noted.
     pub(super) fn abandon_skip(&self, group: GroupId, why: &str) {
         let cause = OpenGroupError::Invalid { group, message: why.to_owned() };
-        self.insert(group, Note { cause, ordered: true, skip_abandoned: true });
+        self.insert(group, Note { cause, why: Why::SkipAbandoned });
+    }
+
+    /// It is about to be closed and opened again, unless something else is noted already.
+    fn reopens(&self, group: GroupId, why: &str) {
+        let cause = OpenGroupError::Invalid { group, message: why.to_owned() };
+        self.0.lock().entry(group).or_insert(Note { cause, why: Why::Reopens });
     }
 
     /// Whether the skip of a command is abandoned.
     pub(super) fn is_skip_abandoned(&self, group: GroupId) -> bool {
-        self.note_of(group).is_some_and(|note| note.skip_abandoned)
+        self.note_of(group).is_some_and(|note| note.why == Why::SkipAbandoned)
     }
 
     fn insert(&self, group: GroupId, note: Note) {
         let mut parked = self.0.lock();
         if parked.get(&group) != Some(&note) {
-            let Note { cause, ordered, .. } = &note;
+            let (cause, ordered) = (&note.cause, note.why.is_ordered());
             tracing::error!(%group, %cause, ordered, "the replica is parked; the others continue");
             parked.insert(group, note);
         }
@@ -88,11 +122,19 @@ impl Parked {
 
     /// Whether an operator keeps it closed.
     pub(super) fn is_kept_closed(&self, group: GroupId) -> bool {
-        self.note_of(group).is_some_and(|note| note.ordered)
+        self.note_of(group).is_some_and(|note| note.why.is_ordered())
     }
 
     pub(super) fn forget(&self, group: GroupId) {
         self.0.lock().remove(&group);
+    }
+
+    /// Removes a note of this cause, and no other one.
+    pub(super) fn forget_cause(&self, group: GroupId, cause: &OpenGroupError) {
+        let mut parked = self.0.lock();
+        if parked.get(&group).is_some_and(|note| note.cause == *cause) {
+            parked.remove(&group);
+        }
     }
 
     pub(super) fn is_parked(&self, group: GroupId) -> bool {
@@ -102,13 +144,17 @@ impl Parked {
     fn note_of(&self, group: GroupId) -> Option<Note> {
         self.0.lock().get(&group).cloned()
     }
+
+    pub(super) fn groups(&self) -> Vec<GroupId> {
+        self.0.lock().keys().copied().collect()
+    }
 }
 
 impl Groups {
     /// The replicas that the log holds and that could not be opened, by group.
     #[must_use]
     pub fn parked(&self) -> Vec<ParkedReplica> {
-        let groups: Vec<GroupId> = self.shared().parked.0.lock().keys().copied().collect();
+        let groups = self.shared().parked.groups();
         groups.into_iter().filter_map(|group| self.parked_replica(group)).collect()
     }
 
@@ -118,15 +164,41 @@ impl Groups {
         self.shared().parked.keep_closed(group, why);
     }
 
+    /// Closes a replica that the caller opens again, with [`Groups::reopen_with`]. From here on until it
+    /// is open, or noted otherwise, it is parked with this reason, so that it is shown, and ends when its
+    /// group removes it, whatever becomes of the caller. Else as [`Groups::close`].
+    pub async fn close_to_reopen(&self, group: GroupId, why: &str) -> bool {
+        let parked = &self.shared().parked;
+        parked.reopens(group, why);
+        let was_open = self.close(group).await;
+        // It may have been destroyed before the note.
+        if matches!(self.is_stored(group), Ok(false)) {
+            parked.forget(group);
+        }
+        was_open
+    }
+
+    /// Whether a replica was closed to be opened again and is not: who found it held by another step left
+    /// that to the owner of the step.
+    #[must_use]
+    pub fn is_to_be_reopened(&self, group: GroupId) -> bool {
+        self.parked_replica(group).is_some_and(|parked| parked.reopens)
+    }
+
     /// This host's replica of the group, if it could not be opened.
     #[must_use]
     pub fn parked_replica(&self, group: GroupId) -> Option<ParkedReplica> {
         let shared = self.shared();
-        let Note { cause, ordered, .. } = shared.parked.note_of(group)?;
+        let Note { cause, why } = shared.parked.note_of(group)?;
+        // One that is about to be closed is noted before.
+        if shared.registry.contains_key(&group) {
+            return None;
+        }
         let meta = shared.store().and_then(|store| store.meta(group)).ok().flatten();
         let known = meta.as_ref().map(|meta| meta.replica);
         let replica = known.or_else(|| shared.store().ok()?.replica(group).ok().flatten());
-        Some(ParkedReplica { group, replica, meta, cause, ordered })
+        let (ordered, reopens) = (why.is_ordered(), why == Why::Reopens);
+        Some(ParkedReplica { group, replica, meta, cause, ordered, reopens })
     }
 
     /// The groups of which a replica was destroyed here and its state remains, in ascending order.

@@ -10,10 +10,11 @@
 //!
 //! The replicas stay equal: none has applied the command, and a log that is replicated or replayed later holds
 //! the empty entry. That it is the same entry everywhere is checked by its term and a checksum; the caller
-//! has to reach every replica.
+//! has to reach every replica. What an earlier leader sent and comes late is refused: each replica enters a
+//! term, together with the rewritten log, that is later than any in which the command was sent.
 
 use shardhost_storage::{
-    Entry, EntryKind, GroupId, GroupMeta, GroupWrite, LogBatch, LogIndex, LogPosition,
+    Entry, EntryKind, GroupId, GroupMeta, GroupWrite, HardState, LogBatch, LogIndex, LogPosition,
     PersistedGroup, Term,
 };
 
@@ -22,8 +23,10 @@ use super::stored::load;
 use super::{Groups, RuntimeShared};
 use crate::apply::contain;
 use crate::error::{GroupStep, OpenGroupError};
+use crate::known_bugs::KnownBug;
 use crate::lives::{StartGuard, log_error};
 use crate::machine::FaultKind;
+use crate::validate::MAX_NUMBER;
 
 /// What may stand in the log from the entry on. It is rewritten in one step.
 pub const MAX_REWRITTEN_BYTES: u64 = 256 * 1024 * 1024;
@@ -198,28 +201,39 @@ impl Groups {
     ) -> Result<(), OpenGroupError> {
         let group = persisted.meta.group;
         let meta = GroupMeta { skipping, ..persisted.meta.clone() };
-        let write = GroupWrite { meta: Some(meta), ..GroupWrite::new(group) };
-        self.shared()
-            .store()
-            .and_then(|store| store.write(&LogBatch { writes: vec![write] }))
-            .map_err(|error| log_error(group, error))
+        write_durably(self.shared(), GroupWrite { meta: Some(meta), ..GroupWrite::new(group) })
+    }
+
+    /// The term of this host's replica, open or not, as far as it is durable.
+    ///
+    /// # Errors
+    /// [`OpenGroupError::Unknown`], [`OpenGroupError::Faulted`] when it cannot be read.
+    pub fn stored_term(&self, group: GroupId) -> Result<Term, OpenGroupError> {
+        let persisted = load(self.shared(), group)?.ok_or(OpenGroupError::Unknown { group })?;
+        Ok(persisted.hard_state.term)
     }
 
     /// Replaces a command in the log of this host's replica by nothing, after [`Groups::begin_skip`] at every
-    /// replica. Where the command is replaced already, or the log ends before it, nothing is done. Blocks until
-    /// it is durable.
+    /// replica. Where the command is replaced already, or the log ends before it, the log stays as it is.
+    ///
+    /// The replica enters `term` in the same write, unless it is in a later one. `term` must be later than
+    /// that of every member when all had begun: from then on term and index name two contents, and an append
+    /// of an earlier leader that comes late would bring the command back. No leader of `term` or a later one
+    /// has the command. Blocks until it is durable.
     ///
     /// # Errors
     /// [`OpenGroupError::Invalid`]: another entry stands there, or the state machine has applied it, or the skip
-    /// was not begun or is abandoned; [`OpenGroupError::Faulted`]: the state machine cannot say for now what it
+    /// was not begun or is abandoned, or `term` is one in which the command may be sent; [`OpenGroupError::Faulted`]: the state machine cannot say for now what it
     /// has applied. Nothing was changed. Else as [`Groups::open`].
     pub fn skip_entry(
         &self,
         group: GroupId,
         entry: StoredEntry,
+        term: Term,
         machine: MachineFactory,
     ) -> Result<(), OpenGroupError> {
         let (_held, persisted) = self.unapplied(group, entry, machine)?;
+        check_term(group, entry, term)?;
         if persisted.meta.skipping != Some(entry.position()) {
             let message = format!("no skip of entry {} was begun here", entry.index);
             return Err(OpenGroupError::Invalid { group, message });
@@ -233,9 +247,39 @@ impl Groups {
             );
             return Err(OpenGroupError::Invalid { group, message });
         }
-        match entry.index <= persisted.last.index {
-            true => rewrite(shared, &persisted, entry),
-            false => Ok(()),
+        let mut write = GroupWrite::new(group);
+        if entry.index <= persisted.last.index {
+            write.entries = rewritten(shared, &persisted, entry)?;
+        }
+        write.hard_state = raised(shared, persisted.hard_state, term);
+        if write.entries.is_empty() && write.hard_state.is_none() {
+            return Ok(());
+        }
+        tracing::warn!(%group, index = %entry.index, term = %entry.term, bytes = entry.bytes,
+            entries = write.entries.len(), "an operator has a command skipped");
+        write_durably(shared, write)
+    }
+
+    /// Has a closed replica whose log holds an entry of an earlier term where a command is skipped enter `term`,
+    /// as [`Groups::skip_entry`] does: no append of an earlier leader brings it the command. Blocks until it is
+    /// durable.
+    ///
+    /// # Errors
+    /// [`OpenGroupError::Invalid`] when no replica can be in that term. Else as [`Groups::open`].
+    pub fn enter_term(&self, group: GroupId, term: Term) -> Result<(), OpenGroupError> {
+        let shared = self.shared();
+        let _held = shared.lives.start(vec![group], GroupStep::Opening)?;
+        let persisted = load(shared, group)?.ok_or(OpenGroupError::Unknown { group })?;
+        if term.get() >= MAX_NUMBER {
+            let message = format!("no replica can be in term {term}");
+            return Err(OpenGroupError::Invalid { group, message });
+        }
+        match raised(shared, persisted.hard_state, term) {
+            Some(state) => write_durably(
+                shared,
+                GroupWrite { hard_state: Some(state), ..GroupWrite::new(group) },
+            ),
+            None => Ok(()),
         }
     }
 
@@ -339,12 +383,37 @@ pub(super) fn unfinished(group: GroupId, entry: LogPosition) -> OpenGroupError {
     OpenGroupError::Invalid { group, message }
 }
 
-/// Writes the log from the entry on once more, with an empty entry in its place.
-fn rewrite(
+/// The term that replicas enter is later than that of the entry, and one that peers accept.
+fn check_term(group: GroupId, entry: StoredEntry, term: Term) -> Result<(), OpenGroupError> {
+    if term > entry.term && term.get() < MAX_NUMBER {
+        return Ok(());
+    }
+    let message = format!(
+        "entry {} of term {} cannot be skipped in term {term}: upgrade the `shardhost` that asks for it",
+        entry.index, entry.term
+    );
+    Err(OpenGroupError::Invalid { group, message })
+}
+
+/// A replica that enters a term has no vote in it; `None`: it is in that term, or a later one.
+fn raised(shared: &RuntimeShared, known: HardState, term: Term) -> Option<HardState> {
+    let enters = known.term < term && !shared.config.bugs.has(KnownBug::SkipKeepsTerm);
+    enters.then_some(HardState { term, vote: None, ..known })
+}
+
+/// What a replica that is held writes outside of its worker. The log writer does it: two threads never write
+/// the log, and an error of the disk ends the host.
+fn write_durably(shared: &RuntimeShared, write: GroupWrite) -> Result<(), OpenGroupError> {
+    let group = write.group;
+    shared.log.write(LogBatch { writes: vec![write] }).map_err(|error| log_error(group, error))
+}
+
+/// The log from the entry on, with an empty entry in its place; empty: it stands there already.
+fn rewritten(
     shared: &RuntimeShared,
     persisted: &PersistedGroup,
     entry: StoredEntry,
-) -> Result<(), OpenGroupError> {
+) -> Result<Vec<Entry>, OpenGroupError> {
     let (group, last) = (persisted.meta.group, persisted.last.index);
     let mut entries = entries(shared, group, entry.index, last, MAX_REWRITTEN_BYTES)?;
     let invalid = |message| OpenGroupError::Invalid { group, message };
@@ -359,15 +428,11 @@ fn rewrite(
         return Err(invalid(format!("entry {} cannot be read", entry.index)));
     };
     if check_same(group, entry, Some(StoredEntry::of(first)))? == Found::Skipped {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    tracing::warn!(%group, index = %entry.index, term = %entry.term, bytes = entry.bytes,
-        "an operator has a command skipped");
     first.data.clear();
     first.context.clear();
-    let write = GroupWrite { entries, ..GroupWrite::new(group) };
-    let written = shared.store().and_then(|store| store.write(&LogBatch { writes: vec![write] }));
-    written.map_err(|error| log_error(group, error))
+    Ok(entries)
 }
 
 /// The entry at an index of the log; `None`: the log does not reach there.

@@ -55,12 +55,22 @@ impl Groups {
             match store.load(group) {
                 Ok(persisted) => stored.extend(persisted.map(|persisted| persisted.meta)),
                 Err(error) if concerns_one_group(&error) => {
-                    self.shared().parked.park(group, log_error(group, error));
+                    self.park_unreadable(group, log_error(group, error));
                 }
                 Err(error) => return Err(error),
             }
         }
         Ok(stored)
+    }
+
+    /// Parks a replica that cannot be read, unless it was destroyed meanwhile: a destruction removes the
+    /// note, but not one that comes after it.
+    fn park_unreadable(&self, group: GroupId, cause: OpenGroupError) {
+        let parked = &self.shared().parked;
+        parked.park(group, cause.clone());
+        if load(self.shared(), group).is_ok() {
+            parked.forget_cause(group, &cause);
+        }
     }
 }
 

@@ -11,7 +11,9 @@ use shardhost_groups::testing::alone::Alone;
 use shardhost_groups::{
     Group, GroupSpec, Groups, GroupsBuilder, GroupsConfig, OpenGroupError, Role,
 };
-use shardhost_storage::{GroupId, LogIndex, LogPosition, MemorySnapshots, MemoryStore, NodeId};
+use shardhost_storage::{
+    GroupId, LogIndex, LogPosition, LogStore, MemorySnapshots, MemoryStore, NodeId,
+};
 use shardhost_testing::conformance::Journal;
 use shardhost_testing::network::Network;
 
@@ -342,6 +344,60 @@ async fn f3_what_clears_the_state_may_fail_and_be_given_again() {
     // The next replica begins without what remained of this one.
     let again = groups.create(spec(ID).incarnation(1), Box::<Words>::default()).unwrap();
     again.wait_for(|s| s.serving, SOON).await.expect("it serves");
+}
+
+/// Neither an opening that finds nothing nor a creation that is refused forgets what remains.
+#[tokio::test]
+async fn f4_what_remains_is_known_until_a_replica_is_created() {
+    let groups = host();
+    let (state, machine) = Keeper::new(false, 1);
+    let group = groups.create(spec(ID), machine).unwrap();
+    group.wait_for(|s| s.serving, SOON).await.unwrap();
+    groups.destroy(ID).await.expect_err("its state remains");
+    let none = groups.open(ID, Box::<Words>::default()).expect_err("none is stored");
+    assert!(matches!(none, OpenGroupError::Unknown { .. }), "{none}");
+    let machine: MachineFactory = Box::new(|| Ok(Box::<Words>::default()));
+    groups.reopen_with(ID, machine).expect_err("none is stored");
+    groups.create(spec(ID), Box::<Words>::default()).expect_err("that generation is over");
+    assert_eq!(groups.remains(), [ID]);
+    groups.destroy(ID).await.expect("it can be removed now");
+    assert!(!state.load(Ordering::SeqCst) && groups.remains().is_empty());
+
+    let (_, machine) = Keeper::new(false, 1);
+    let group = groups.create(spec(ID).incarnation(1), machine).unwrap();
+    group.wait_for(|s| s.serving, SOON).await.unwrap();
+    groups.destroy(ID).await.expect_err("its state remains");
+    let unmade: MachineFactory = Box::new(|| Err("of no known kind".to_owned()));
+    groups.create_with(spec(ID).incarnation(2), unmade).expect_err("it is not made");
+    assert_eq!(groups.remains(), [ID], "it is there all the same");
+    groups.create(spec(ID).incarnation(2), Box::<Words>::default()).unwrap();
+    assert!(groups.remains().is_empty(), "it is the new replica's");
+}
+
+/// A creation that a stop of the host overtakes.
+#[tokio::test]
+async fn f5_a_creation_that_is_refused_for_a_stop_has_written_nothing() {
+    let store = Arc::new(MemoryStore::new());
+    let (snapshots, alone) = (Arc::new(MemorySnapshots::new()), Arc::new(Alone));
+    let config = GroupsConfig::new(NodeId::must(1));
+    let groups = GroupsBuilder::new(config).start(store.clone(), snapshots, alone).unwrap();
+    let stopping = groups.clone();
+    let machine: MachineFactory = Box::new(move || {
+        let stopped = stopping.clone();
+        std::thread::spawn(move || stopped.shutdown());
+        let other = GroupId::new(8);
+        while !matches!(
+            stopping.open(other, Box::<Words>::default()),
+            Err(OpenGroupError::Stopping)
+        ) {
+            std::thread::yield_now();
+        }
+        Ok(Box::<Words>::default())
+    });
+    let refused = groups.create_with(spec(ID), machine).expect_err("the host stops");
+    assert_eq!(refused, OpenGroupError::Stopping);
+    groups.shutdown();
+    assert!(store.groups().unwrap().is_empty(), "nothing was created");
 }
 
 /// A replica whose machine cannot be opened is parked: it is named with the cause, delays no other,

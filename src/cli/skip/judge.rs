@@ -71,6 +71,15 @@ pub(super) fn the_entry(
     Ok(Found { entry: Some(entry), older })
 }
 
+/// The term that members enter with the skip, when all have begun: later than that of any of them, so later than
+/// any in which a leader may have sent the command. Where a member has skipped it, that was so of its term.
+pub(super) fn later_term(entry: &EntryReply, seen: &Seen) -> u64 {
+    let skipped = |here: &&EntryReply| here.present && here.empty && here.term == entry.term;
+    let entered = seen.values().filter(skipped).map(|here| here.current_term).min();
+    let latest = seen.values().map(|here| here.current_term).max().unwrap_or(0);
+    entered.filter(|term| *term > entry.term).unwrap_or_else(|| latest.max(entry.term) + 1)
+}
+
 /// The members whose entry is of an older term than the newest, which a majority has replaced. A log that begins
 /// behind the index held what was committed there.
 fn older_ones(
@@ -332,6 +341,21 @@ mod tests {
     fn members_that_run_and_have_skipped_the_entry_keep_no_other_one_from_it() {
         let open = EntryReply { running: true, applied: Some(90), ..skipped() };
         assert_eq!(judge([open, open, noted(there())]), Ok(Some(2)));
+    }
+
+    #[test]
+    fn members_enter_a_term_in_which_none_sent_the_command() {
+        let in_term = |current_term, here| EntryReply { current_term, ..here };
+        let term = |members: [EntryReply; 3]| later_term(&there(), &(1..).zip(members).collect());
+        // One that lacks the entry may hear of it by the leader of the latest term.
+        let absent = EntryReply::default();
+        assert_eq!(term([in_term(2, there()), in_term(2, there()), in_term(1, absent)]), 3);
+        assert_eq!(term([in_term(2, there()), in_term(9, absent), in_term(4, there())]), 10);
+        // It was interrupted: those that have entered the term are not disturbed.
+        let begun = [in_term(3, skipped()), in_term(2, there()), in_term(1, absent)];
+        assert_eq!(term(begun), 3);
+        let running = EntryReply { running: true, ..in_term(7, skipped()) };
+        assert_eq!(term([running, in_term(3, skipped()), in_term(2, there())]), 3);
     }
 
     #[test]

@@ -98,6 +98,7 @@ pub(super) fn parked_status(parked: &ParkedReplica) -> wire::GroupStatus {
         role: "failed".to_owned(),
         membership: meta.map(|meta| membership_to_message(&meta.membership)),
         fault: parked.cause.to_string(),
+        unopenable: !parked.ordered && !parked.reopens,
         ..wire::GroupStatus::default()
     }
 }

@@ -81,7 +81,10 @@ impl Alone {
 
     async fn skip(&self, index: u64, entry: &wire::EntryReply) -> Result<(), Status> {
         let wire::EntryReply { term, bytes, checksum, .. } = *entry;
-        let request = wire::SkipEntryRequest { group: ID.get(), index, term, bytes, checksum };
+        let raise_to = entry.current_term + 1;
+        let group = ID.get();
+        let request =
+            wire::SkipEntryRequest { group, index, term, bytes, checksum, raise_to, older: false };
         skip(&self.host, &self.state, request).await
     }
 
@@ -126,6 +129,54 @@ async fn a_replica_that_failed_notes_the_skip_and_is_opened_when_it_is_done() {
     open(&alone.host, &alone.state, order(index)).await.unwrap();
     let open = alone.look(index).await;
     assert!(open.running && open.empty && open.skipping.is_none(), "{open:?}");
+    alone.host.shutdown(Shutdown::Immediate).await;
+}
+
+/// Until the replica is open.
+async fn open_again(alone: &Alone) {
+    let open = async {
+        while alone.host.group(ID).is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, open).await.expect("it is open again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_ends_when_its_caller_goes_away_and_leaves_no_replica_behind() {
+    let alone = Alone::start().await;
+    let (index, entry) = alone.poisoned().await;
+    let another = wire::EntryReply { checksum: entry.checksum ^ 1, ..entry };
+    {
+        let mut refused = Box::pin(alone.begin(index, &another));
+        assert!(futures::poll!(&mut refused).is_pending());
+    }
+    open_again(&alone).await;
+    {
+        let mut begun = Box::pin(alone.begin(index, &entry));
+        assert!(futures::poll!(&mut begun).is_pending());
+    }
+    let noted = async {
+        while alone.look(index).await.skipping.is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, noted).await.expect("it goes to its end");
+    alone.host.shutdown(Shutdown::Immediate).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_step_closed_and_another_one_held_is_opened_by_the_other() {
+    let alone = Alone::start().await;
+    let (index, entry) = alone.poisoned().await;
+    // The caller of one operator's step closed it, and was refused because of another one's.
+    assert!(alone.host.close_to_reopen(ID, "an operator's step closed it").await);
+    let parked = alone.host.parked_replica(ID).expect("it is shown meanwhile");
+    assert!(parked.cause.to_string().contains("an operator's step"), "{parked:?}");
+    let another = wire::EntryReply { checksum: entry.checksum ^ 1, ..entry };
+    alone.begin(index, &another).await.expect_err("another entry");
+    assert!(alone.host.group(ID).is_some(), "it is open again");
+    assert!(alone.host.parked_replicas().is_empty());
     alone.host.shutdown(Shutdown::Immediate).await;
 }
 
