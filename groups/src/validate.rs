@@ -134,7 +134,7 @@ impl fmt::Display for Refusal {
             Self::Removed => "from a removed replica",
             Self::VoteLocked => "its vote is locked for the leader",
             Self::StaleOrder => "an order to campaign that came too late",
-            Self::CreateRequest => "impossible create_request",
+            Self::CreateRequest => "impossible create request",
             Self::Recovery => "impossible answer about what was lost",
             Self::Checksum => "impossible comparison of replicas",
             Self::OtherGenesis => "from a group that was created with other members",
