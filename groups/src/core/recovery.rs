@@ -229,3 +229,16 @@ impl GroupCore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_member_is_asked_twice_in_a_row() {
+        let mut recovery = Recovery::opened(true);
+        let turns: Vec<u64> = (0..7).map(|_| recovery.next_turn(3)).collect();
+        assert_eq!(turns, [0, 0, 1, 1, 2, 2, 0]);
+        assert_eq!(recovery.next_turn(1), 0, "fewer answer");
+    }
+}
