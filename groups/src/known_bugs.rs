@@ -79,6 +79,9 @@ pub enum KnownBug {
     ForgiveTheLast,
     /// A successor that declined for a temporary reason is not asked again.
     RefusedForGood,
+    /// A successor that declined for a reason of which no other hears when it is over, as a lost state or a
+    /// requirement that it had not applied, is not asked again, nor is a former leader.
+    ImpairedForGood,
     /// All that is committed and not applied is read at once: when a replica is opened, and before
     /// it campaigns.
     ReadBacklogAtOnce,
@@ -106,6 +109,9 @@ pub enum KnownBug {
     JointWaitsForMachine,
     /// A replica whose snapshot is not restored yet stays out of elections and changes of members.
     InstallStaysOut,
+    /// No replica but a leader, or one that knows of its removal, gives its state to one that lost its
+    /// own.
+    OnlyLeadersGiveState,
     /// A leader forgets which replicas are without their state.
     ForgetLostStates,
     /// The replica with the number 3 does not apply every fifth entry.

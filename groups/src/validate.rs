@@ -12,7 +12,7 @@
 use std::fmt;
 
 use shardhost_proto::log::EntryKind;
-use shardhost_proto::peer::{ChecksumVerdict, GroupMessage, MessageKind};
+use shardhost_proto::peer::{ChecksumVerdict, GroupMessage, MessageKind, SnapshotMeta};
 use shardhost_storage::{Genesis, Membership, NodeId, ReplicaId};
 
 use crate::convert;
@@ -134,7 +134,7 @@ impl fmt::Display for Refusal {
             Self::Removed => "from a removed replica",
             Self::VoteLocked => "its vote is locked for the leader",
             Self::StaleOrder => "an order to campaign that came too late",
-            Self::CreateRequest => "impossible create_request",
+            Self::CreateRequest => "impossible create request",
             Self::Recovery => "impossible answer about what was lost",
             Self::Checksum => "impossible comparison of replicas",
             Self::OtherGenesis => "from a group that was created with other members",
@@ -168,6 +168,7 @@ pub fn validate(
         MessageKind::Append => check_append(view, message, term_at),
         MessageKind::Heartbeat => check_heartbeat(view, message),
         MessageKind::AppendResponse => check_response(view, message),
+        MessageKind::Snapshot if message.any_giver => check_given_state(view, message),
         MessageKind::Snapshot => check_snapshot(view, message, term_at),
         MessageKind::Vote | MessageKind::PreVote => check_candidate(message),
         MessageKind::VoteResponse => check_vote(view, message),
@@ -205,7 +206,8 @@ fn check_sender(
     }
 }
 
-/// A replica that was added by a change that is not applied here yet may lead or campaign.
+/// A replica that was added by a change that is not applied here yet may lead or campaign, or have lost
+/// its state.
 fn check_first_contact(
     view: &ReplicaView<'_>,
     from: ReplicaId,
@@ -227,6 +229,7 @@ fn check_first_contact(
             | MessageKind::CreateReplica
             | MessageKind::RecoveryRequest
             | MessageKind::RecoveryResponse
+            | MessageKind::StateRequest
     );
     let elsewhere = view.contacts.iter().any(|(id, known)| *id == from && *known != node);
     if may_come_first && !elsewhere { Ok(()) } else { Err(Refusal::Stranger) }
@@ -273,6 +276,11 @@ pub(crate) fn has_plausible_numbers(membership: &Membership, end: u64, newest: u
 pub(crate) fn floor_of_generation(membership: &Membership) -> u64 {
     let lowest = membership.members.first_key_value().map_or(0, |(id, _)| id.get());
     lowest & !(MAX_REPLICA_JUMP - 1)
+}
+
+/// Whether a replica has a number of the generation that a membership is of.
+pub(crate) fn is_of_generation(replica: u64, membership: &Membership) -> bool {
+    replica & !(MAX_REPLICA_JUMP - 1) == floor_of_generation(membership)
 }
 
 /// The highest number of a replica that a membership knows, of those that were removed too.
@@ -501,11 +509,7 @@ fn check_snapshot(
 ) -> Result<(), Refusal> {
     let meta = message.snapshot.as_ref().ok_or(Refusal::Snapshot)?;
     let position = meta.position.as_ref().ok_or(Refusal::Snapshot)?;
-    let furthest = view.last_index.saturating_add(MAX_INDEX_JUMP).min(MAX_NUMBER - 1);
-    let in_bounds = position.index > 0 && position.index <= furthest;
-    if !in_bounds || position.term == 0 || position.term > message.term {
-        return Err(Refusal::Snapshot);
-    }
+    check_position(view, message, meta)?;
     let wire = meta.membership.as_ref().ok_or(Refusal::Snapshot)?;
     let membership = convert::membership_from_wire(wire).ok_or(Refusal::Snapshot)?;
     check_genesis(view, membership.genesis)?;
@@ -520,6 +524,31 @@ fn check_snapshot(
         return Err(Refusal::CommittedConflict);
     }
     Ok(())
+}
+
+/// A state for a replica that lost its own: its sender need not lead, and may know other members. Its
+/// membership is not taken over, and the log decides whether it continues it.
+fn check_given_state(view: &ReplicaView<'_>, message: &GroupMessage) -> Result<(), Refusal> {
+    let meta = message.snapshot.as_ref().ok_or(Refusal::Snapshot)?;
+    check_position(view, message, meta)?;
+    let wire = meta.membership.as_ref().ok_or(Refusal::Snapshot)?;
+    let membership = convert::membership_from_wire(wire).ok_or(Refusal::Snapshot)?;
+    check_genesis(view, membership.genesis)
+}
+
+/// Where a snapshot stands, as far as its sender can know.
+fn check_position(
+    view: &ReplicaView<'_>,
+    message: &GroupMessage,
+    meta: &SnapshotMeta,
+) -> Result<(), Refusal> {
+    let position = meta.position.as_ref().ok_or(Refusal::Snapshot)?;
+    let furthest = view.last_index.saturating_add(MAX_INDEX_JUMP).min(MAX_NUMBER - 1);
+    let in_bounds = position.index > 0 && position.index <= furthest;
+    match in_bounds && position.term > 0 && position.term <= message.term {
+        true => Ok(()),
+        false => Err(Refusal::Snapshot),
+    }
 }
 
 /// Whether raft can restore a membership, and this replica has the same role in it as now.

@@ -62,6 +62,7 @@ pub(super) fn of_membership(error: &MembershipError) -> Status {
             "BEHIND",
             vec![("needed", needed.to_string()), ("matched", matched.to_string())],
         ),
+        E::LacksState { node, .. } => named(Code::FailedPrecondition, "LACKS_STATE", node),
         E::NoMinimum { .. } => (Code::InvalidArgument, "NO_MINIMUM", vec![]),
         E::NoQuorum { live, needed, .. } => (
             Code::FailedPrecondition,

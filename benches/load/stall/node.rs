@@ -166,7 +166,9 @@ async fn promote(group: &Group, learner: NodeId) -> anyhow::Result<(u64, u64)> {
         let change = MembershipChange::new().promote(learner, CaughtUp::MaxLag(MAX_LAG));
         match group.change_membership(change).await {
             Ok(_) => return Ok((began, now_ns()?)),
-            Err(MembershipError::Behind { .. }) if Instant::now() < deadline => {
+            Err(MembershipError::Behind { .. } | MembershipError::LacksState { .. })
+                if Instant::now() < deadline =>
+            {
                 tokio::time::sleep(PAUSE).await;
             }
             Err(error) => bail!(error),

@@ -112,6 +112,7 @@ impl GroupCore {
         match wire.kind() {
             MessageKind::Heartbeat => {
                 wire.stamp = effects.began.map_or(0, Moment::get);
+                wire.lacks_state = self.may_give_no_state();
                 let now = self.now(effects);
                 self.lease.send_heartbeat(wire.to_replica, now);
             }

@@ -35,7 +35,7 @@ use crate::membership::{
 };
 use crate::nodes::LiveNodes;
 use crate::transport::{Lane, Outgoing};
-use check::Consequences;
+use check::{Consequences, may_lose_last_state};
 use pending::PendingChange;
 
 /// How a change of membership ended.
@@ -204,17 +204,18 @@ impl GroupCore {
         live: &LiveNodes,
     ) -> Result<ConfigEntry, MembershipError> {
         let matched = |id: ReplicaId| LogIndex::new(self.matched_if_live(id, live));
+        let lacks_state = |id: ReplicaId| self.state_of_peer(id.get()) == PeerState::Lost;
         let last = LogIndex::new(self.raw.raft.raft_log.last_index());
-        plan(self.id, &self.membership, change, &Progress { last, matched: &matched })
+        let progress = Progress { last, matched: &matched, lacks_state: &lacks_state };
+        plan(self.id, &self.membership, change, &progress)
     }
 
-    /// What a replica is known to hold; nothing when its node does not answer: it may come back
-    /// without its disk. Nothing either when it has no state, whatever its log holds.
+    /// What the log of a replica is known to hold; nothing when its node does not answer: it may come
+    /// back without its disk.
     fn matched_if_live(&self, id: ReplicaId, live: &LiveNodes) -> u64 {
         let node = self.membership.node_of(id);
         let counts = node.is_some_and(|node| self.answers(node, live))
             || self.config.bugs.has(KnownBug::CountLostLearner);
-        let counts = counts && self.state_of_peer(id.get()) != PeerState::Lost;
         let progress = self.raw.raft.prs().get(id.get()).filter(|_| counts);
         progress.map_or(0, |progress| progress.matched)
     }
@@ -432,6 +433,7 @@ impl GroupCore {
             return;
         }
         let next = match self.membership.incoming {
+            _ if self.joint && self.awaits_state_of_leavers(live) => None,
             _ if self.joint => Some(ConfigEntry::leave_joint()),
             Some(incoming) => self.give_vote(incoming, live),
             None => None,
@@ -454,6 +456,21 @@ impl GroupCore {
         self.led.as_ref().is_some_and(|led| led.ready || known(led.first_index))
     }
 
+    /// Whether a leader without a state stays in a joint configuration, because one that goes with it may
+    /// be the last that has the state. It is given that state meanwhile,
+    /// and then continues.
+    fn awaits_state_of_leavers(&self, live: &LiveNodes) -> bool {
+        let (own, bugs) = (self.replica, self.config.bugs);
+        let state_of = |id: ReplicaId| match id == own {
+            true => PeerState::Lost,
+            false => self.state_of_peer(id.get()),
+        };
+        let answers = |node| self.answers(node, live);
+        self.lacks_state()
+            && !bugs.has(KnownBug::ForgetLostStates)
+            && may_lose_last_state(&self.membership, state_of, answers)
+    }
+
     /// The change that makes a voter of the learner, and removes the member that it replaces in
     /// the same step, when it has caught up.
     fn give_vote(&self, incoming: Incoming, live: &LiveNodes) -> Option<ConfigEntry> {
@@ -462,7 +479,8 @@ impl GroupCore {
         let progress = raft.prs().get(replica.get())?;
         let matched = self.matched_if_live(replica, live);
         let level = matched + ADDITION_LAG >= raft.raft_log.last_index();
-        let follows = progress.state == ProgressState::Replicate && matched > 0;
+        let has_state = self.state_of_peer(replica.get()) != PeerState::Lost;
+        let follows = progress.state == ProgressState::Replicate && matched > 0 && has_state;
         let node = self.membership.node_of(replica)?;
         let mut entry = ConfigEntry::default();
         entry.changes.push((Kind::AddVoter, replica));

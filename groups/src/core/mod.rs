@@ -225,10 +225,9 @@ impl GroupCore {
         if self.goes_ahead() {
             self.go_ahead_of_machine(effects);
         }
-        if self.lacks_state() && !self.leads() && self.is_state_due() {
+        if self.lacks_state() && self.is_state_due() {
             self.ask_for_state(effects);
         }
-        // No peer sends a state to a leader.
         if self.lacks_state() && self.leads() && self.may_leave_leadership(effects) {
             self.leave_leadership();
         }

@@ -19,6 +19,7 @@ use crate::core::{Effects, PersistAck, Prune};
 use crate::error::{GroupFault, TakeSnapshotError};
 use crate::known_bugs::KnownBug;
 use crate::transport::{ShipmentOutcome, SnapshotShipment};
+use crate::validate::{floor_of_generation, is_of_generation};
 use state::{Answer, LogView};
 
 /// Who waits for a snapshot.
@@ -26,6 +27,12 @@ pub type SnapshotCompletion = oneshot::Sender<Result<LogPosition, TakeSnapshotEr
 
 /// Ticks between two looks at how much log could go.
 pub(super) const TEND_TICKS: u64 = 10;
+
+/// Whether two memberships are of one group, and of one generation of it.
+fn is_of_one_group(one: &Membership, other: &Membership) -> bool {
+    one.genesis == other.genesis && floor_of_generation(one) == floor_of_generation(other)
+}
+
 impl GroupCore {
     /// Asks the state machine for a snapshot, or to flush, when that is needed.
     pub(super) fn ask_for_snapshot(&mut self, effects: &mut Effects) {
@@ -142,20 +149,36 @@ impl GroupCore {
 
     /// A replica lost its state and asks for one from which its log continues, which begins at
     /// `message.index`. Raft has no part in it: its log continues meanwhile. A state that is not
-    /// available now is asked for again. A replica that was removed gives its own.
+    /// available now is asked for again. The role does not matter: a learner, or one that was removed,
+    /// may be the last that has a state.
     pub(super) fn take_state_request(&mut self, message: &GroupMessage, effects: &mut Effects) {
         let (replica, floor) = (message.from_replica, message.index);
         let Some(to) = self.node_of(replica) else { return };
-        let gives = (self.leads() || self.is_leaving()) && !self.lacks_state();
-        if !gives || floor > self.apply.applied() {
+        if !self.gives_state_to(message) || floor > self.newest_state() {
             return;
         }
         if let Answer::Ship(newest) =
             self.snapshots.answer_request(replica, floor, self.meta.snapshot)
         {
-            let message = self.own_message(MessageKind::Snapshot, replica);
+            let own = self.own_message(MessageKind::Snapshot, replica);
+            let message = GroupMessage { any_giver: !self.leads(), ..own };
             self.ship_at(newest, to, message, effects);
         }
+    }
+
+    /// Whether this replica answers a request for a state. A version that takes one of its leader only
+    /// would follow any other sender.
+    fn gives_state_to(&self, request: &GroupMessage) -> bool {
+        let any = request.any_giver && !self.config.bugs.has(KnownBug::OnlyLeadersGiveState);
+        let ours = is_of_generation(request.from_replica, &self.membership);
+        ours && (any || self.leads() || self.is_leaving())
+    }
+
+    /// Up to where this replica has a state, or the snapshot of one. Where one is being restored, or
+    /// waits for that, its file is there.
+    fn newest_state(&self) -> u64 {
+        let applied = if self.lacks_state() { 0 } else { self.apply.applied() };
+        applied.max(self.meta.snapshot.map_or(0, |position| position.index.get()))
     }
 
     /// The state machine made durable what it holds.
@@ -205,12 +228,23 @@ impl GroupCore {
         self.snapshots.replaces_log(self.config.bugs)
     }
 
-    /// A state from a replica that was removed, for one that has none: raft would follow its
-    /// sender. It must be of this group, and the log decides whether it holds the entry there.
-    pub(super) fn take_state_of_removed(&mut self, message: &GroupMessage) {
+    /// A state for one that has none, from any replica that belongs to the group, or did: raft, which
+    /// would follow its sender, has no part in it.
+    ///
+    /// It cannot take anything back. It was applied up to its position, so what stands up to there was
+    /// committed. It is installed only where this replica's own log holds the entry of the same index
+    /// and term, and holds it as committed ([`Self::install_state`]): then both logs are the same up to
+    /// there, and so are the states. What stands behind comes from the own log, which stays. A giver that
+    /// is behind only leaves more of that log to apply. One of which the log took another way, or begins
+    /// behind the position, does not hold that entry, and the state is dropped.
+    ///
+    /// Logs of two groups, or of two generations of one, may agree in index and term by chance. Such are
+    /// recognized by the first members of the group and the numbers of the replicas: the giver does not
+    /// answer a request of another, and what came all the same is dropped here.
+    pub(super) fn take_given_state(&mut self, message: &GroupMessage) {
         let Some(meta) = &message.snapshot else { return };
         let membership = meta.membership.as_ref().and_then(convert::membership_from_wire);
-        let ours = membership.is_some_and(|came| came.genesis == self.membership.genesis);
+        let ours = membership.is_some_and(|came| is_of_one_group(&came, &self.membership));
         if let Some(position) = convert::position_from_wire(meta.position.as_ref())
             && ours
             && self.lacks_state()

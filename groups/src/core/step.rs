@@ -102,6 +102,7 @@ impl GroupCore {
             MessageKind::Removed => self.take_notice(node, &message),
             MessageKind::ReadIndex => self.take_read_index(node, &message, effects),
             MessageKind::ReadIndexResponse => self.take_read_answer(&message, effects),
+            MessageKind::Snapshot if message.any_giver => self.take_given_state(&message),
             MessageKind::Snapshot => self.step_from_leader(message, effects, Self::step_snapshot),
             MessageKind::RecoveryRequest => self.answer_recovery(&message, effects),
             MessageKind::RecoveryResponse => self.take_recovery(&message),
@@ -135,11 +136,14 @@ impl GroupCore {
         step: fn(&mut Self, GroupMessage),
     ) {
         let (kind, from, stamp) = (message.kind(), message.from_replica, message.stamp);
-        let term = message.term;
+        let (term, lacks_state) = (message.term, message.lacks_state);
         step(self, message);
         if term == self.raw.raft.term {
             self.hear_leader(kind, from, stamp, effects);
             self.candidacy.hear_leader();
+            if kind == MessageKind::Heartbeat {
+                self.hear_of_leaders_state(lacks_state);
+            }
         }
     }
 

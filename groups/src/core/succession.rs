@@ -4,11 +4,13 @@
 //! the next leader gets the list of those that declined. So without news a leadership is
 //! transferred at most once per voter, and two nodes that both should not lead never play
 //! ping-pong. There is no notice when a voter that was silent answers again, or one that was busy
-//! is done: those are asked again when no other is left, or only such as lack too much.
+//! is done, or the state of one that lost it is back: those are asked again when no other is left, or
+//! only such as lack too much.
 //!
 //! [`Succession`] remembers who declined, and decides who is asked when. The replica supplies the
 //! voters, the best first, and the time.
 
+use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::{GroupId, NodeId, ReplicaId};
 
 use super::eligibility::Declined;
@@ -16,7 +18,7 @@ use super::{GroupCore, mix};
 use crate::core::Effects;
 use crate::error::TransferError;
 use crate::known_bugs::{KnownBug, KnownBugs};
-use crate::policy::{Caretaker, PolicyEvent};
+use crate::policy::{Caretaker, PolicyEvent, RejectReason};
 
 /// Entries that a successor may lack when it is asked.
 const SUCCESSION_LAG: u64 = 1_024;
@@ -33,7 +35,9 @@ pub(super) struct Succession {
     /// Of these, those that failed without a refusal, or whose reason is temporary: asked again
     /// when no other is left.
     accidents: Vec<u64>,
-    /// When the newest of these failed.
+    /// Of these, former leaders, which should not lead: no accidents, as long as this one may.
+    former: Vec<u64>,
+    /// When the newest accident happened.
     accident_at: u64,
     /// Until then they are about to be asked again.
     forgiven_until: u64,
@@ -75,7 +79,8 @@ impl Succession {
     /// Those that a successor should not ask again. The others are asked again here, too.
     pub(super) fn declined_for_good(&self, bugs: KnownBugs) -> impl Iterator<Item = u64> {
         let forgivable = move |replica: &u64| {
-            self.accidents.contains(replica) && !bugs.has(KnownBug::ForgiveTheLast)
+            let failed = self.accidents.contains(replica) || self.former.contains(replica);
+            failed && !bugs.has(KnownBug::ForgiveTheLast)
         };
         let declined = self.declined.iter().map(|(replica, _)| *replica);
         declined.filter(move |replica| !forgivable(replica))
@@ -132,6 +137,16 @@ impl Succession {
         self.add_declined(replica, Declined { reason: None, words });
     }
 
+    /// The leader before lists itself: it should not lead. It was not asked, and there may be no notice
+    /// when that is over, so it is asked when no other is left.
+    fn remember_leader(&mut self, replica: u64, bugs: KnownBugs) {
+        let words = "it led before, and should not".into();
+        let news = self.add_declined(replica, Declined { reason: None, words });
+        if news && !bugs.has(KnownBug::ImpairedForGood) {
+            self.former.push(replica);
+        }
+    }
+
     /// Returns whether it is news.
     fn add_declined(&mut self, replica: u64, why: Declined) -> bool {
         let news = replica != 0 && self.declined_by(replica).is_none();
@@ -156,6 +171,7 @@ impl Succession {
     pub(super) fn forget_declined(&mut self) {
         self.declined.clear();
         self.accidents.clear();
+        self.former.clear();
         self.retry_at = 0;
     }
 
@@ -166,7 +182,8 @@ impl Succession {
 
     /// Voters that failed by accident may be asked again: no other is left.
     fn forgive_accidents(&mut self) {
-        let accidents = std::mem::take(&mut self.accidents);
+        let mut accidents = std::mem::take(&mut self.accidents);
+        accidents.append(&mut self.former);
         if !accidents.is_empty() {
             self.forgiven_until = self.retry_at;
         }
@@ -236,12 +253,16 @@ impl GroupCore {
     }
 
     /// A replica that transferred, or is about to transfer, its leadership lists those that
-    /// declined.
-    pub(super) fn remember_declined(&mut self, declined: &[u64]) {
-        for replica in declined {
+    /// declined, and itself if it should not lead.
+    pub(super) fn remember_declined(&mut self, message: &GroupMessage) {
+        for replica in &message.declined {
             let id = ReplicaId::new(*replica);
-            if id.is_some_and(|id| self.membership.members.contains_key(&id)) {
-                self.succession.remember_declined(*replica);
+            if !id.is_some_and(|id| self.membership.members.contains_key(&id)) {
+                continue;
+            }
+            match *replica == message.from_replica {
+                true => self.succession.remember_leader(*replica, self.config.bugs),
+                false => self.succession.remember_declined(*replica),
             }
         }
     }
@@ -263,7 +284,14 @@ fn is_left_to_others(why: &Caretaker, bugs: KnownBugs) -> bool {
 
 fn may_be_asked_again(error: &TransferError, bugs: KnownBugs) -> bool {
     let passes = error.reason().passes_by_itself();
-    is_accident(error) || (passes && !bugs.has(KnownBug::RefusedForGood))
+    is_accident(error)
+        || (passes && !bugs.has(KnownBug::RefusedForGood))
+        || (is_impaired(error) && !bugs.has(KnownBug::ImpairedForGood))
+}
+
+/// Whether the target declined because it is impaired. There is no notice when that is over.
+const fn is_impaired(error: &TransferError) -> bool {
+    matches!(error, TransferError::TargetRefused { reason: RejectReason::Unfit, .. })
 }
 
 /// Whether a transfer failed although its target did not say that it must not lead.
@@ -327,6 +355,27 @@ mod tests {
         let retry = succession.retry_at();
         assert!((250..300).contains(&retry) && succession.is_due(retry));
         assert!(succession.has_failed(retry) && !succession.has_failed(retry + 1));
+    }
+
+    #[test]
+    fn one_that_is_impaired_and_a_former_leader_are_asked_when_no_other_is_left() {
+        let (group, reason, words) = (GROUP, RejectReason::Unfit, "its state is lost".to_owned());
+        let impaired = TransferError::TargetRefused { group, node: node(2), reason, words };
+        for (bugs, asked) in
+            [(KnownBugs::none(), true), (KnownBugs::from([KnownBug::ImpairedForGood]), false)]
+        {
+            let mut succession = Succession::default();
+            let at = |tick| At { bugs, ..at(tick) };
+            succession.note_declined(2, &impaired, at(100));
+            succession.remember_leader(3, bugs);
+            succession.remember_declined(4);
+            let left = succession.declined_for_good(bugs).count();
+            assert_eq!(left, if asked { 1 } else { 3 });
+            succession.found_none(at(200));
+            let declined = |replica| succession.declined_by(replica).is_some();
+            assert_eq!([declined(2), declined(3)], [!asked, !asked]);
+            assert!(declined(4), "it declined, to another leader");
+        }
     }
 
     #[test]

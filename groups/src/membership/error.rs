@@ -72,6 +72,12 @@ pub enum MembershipError {
         /// The index that it is known to hold.
         matched: LogIndex,
     },
+    /// Definite. The learner has no state of the group, whatever its log holds: it was lost, or a snapshot is
+    /// not restored yet. Try again when that is done, or say [`crate::CaughtUp::Unchecked`] if that is meant.
+    #[error(
+        "node {node} is without the state of group {group}: it waits for a snapshot, or restores one"
+    )]
+    LacksState { group: GroupId, node: NodeId },
     /// Definite. A promotion that asks for index 0 asks for nothing. Say
     /// [`crate::CaughtUp::Unchecked`] if that is meant.
     #[error("a promotion in group {group} asks for index 0; say so if nothing is to be checked")]

@@ -46,7 +46,8 @@ pub enum CaughtUp {
     /// At least everything up to this index, which is not 0.
     AtLeast(LogIndex),
     /// Requires only that the replica exists. A voter without the log counts for the quorum and
-    /// cannot help to reach it: the group may have no quorum until it has caught up.
+    /// cannot help to reach it: the group may have no quorum until it has caught up. One that lost its
+    /// state, and not its log, helps to reach it, and cannot serve.
     Unchecked,
 }
 

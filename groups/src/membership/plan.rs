@@ -13,6 +13,8 @@ pub(crate) struct Progress<'a> {
     pub last: LogIndex,
     /// What a replica is known to hold.
     pub matched: &'a dyn Fn(ReplicaId) -> LogIndex,
+    /// Whether a replica said that it is without a state, whatever its log holds.
+    pub lacks_state: &'a dyn Fn(ReplicaId) -> bool,
 }
 
 /// The entry that makes `change`, if it can be made.
@@ -226,10 +228,13 @@ impl Planner<'_> {
             CaughtUp::MaxLag(lag) => LogIndex::new(self.progress.last.get().saturating_sub(lag)),
         };
         let matched = (self.progress.matched)(id);
-        if matched >= needed {
-            return Ok(());
+        if matched < needed {
+            return Err(MembershipError::Behind { group, node, needed, matched });
         }
-        Err(MembershipError::Behind { group, node, needed, matched })
+        match when != CaughtUp::Unchecked && (self.progress.lacks_state)(id) {
+            true => Err(MembershipError::LacksState { group, node }),
+            false => Ok(()),
+        }
     }
 }
 
@@ -252,8 +257,18 @@ mod tests {
     }
 
     fn planned(change: &MembershipChange) -> Result<ConfigEntry, MembershipError> {
+        planned_with(change, &[])
+    }
+
+    /// The replicas of `lost` are without their state.
+    fn planned_with(
+        change: &MembershipChange,
+        lost: &[u64],
+    ) -> Result<ConfigEntry, MembershipError> {
         let matched = |id: ReplicaId| LogIndex::new(if id.get() == 5 { 90 } else { 100 });
-        let progress = Progress { last: LogIndex::new(100), matched: &matched };
+        let lacks_state = |id: ReplicaId| lost.contains(&id.get());
+        let last = LogIndex::new(100);
+        let progress = Progress { last, matched: &matched, lacks_state: &lacks_state };
         plan(GROUP, &members(), change, &progress)
     }
 
@@ -281,6 +296,16 @@ mod tests {
         ] {
             assert!(!planned(&one.expecting(LogIndex::new(40))).unwrap().is_joint());
         }
+    }
+
+    #[test]
+    fn a_learner_without_its_state_gets_a_vote_only_unchecked() {
+        let lacks = MembershipError::LacksState { group: GROUP, node: node(5) };
+        for when in [CaughtUp::MaxLag(10), CaughtUp::AtLeast(LogIndex::new(90))] {
+            assert_eq!(planned_with(&change().promote(node(5), when), &[5]), Err(lacks.clone()));
+        }
+        let unchecked = change().promote(node(5), CaughtUp::Unchecked);
+        assert_eq!(planned_with(&unchecked, &[5]), planned(&unchecked));
     }
 
     #[test]

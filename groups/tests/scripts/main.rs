@@ -56,6 +56,7 @@
 //! | `lose from=1 kind=…`, `partition node=(1,2)`, `heal` | messages that fit are lost; two sides do not hear each other; no more of that |
 //! | `ship from=1 to=3` | a snapshot arrives (`fail`: it does not) |
 //! | `forge from=1 to=2 kind=Vote term=9 index=1 log-term=2 entries=(2.x) commit=1 …` | a forged message arrives |
+//! | … `kind=Snapshot at-index=3 at-term=2 any-giver` | a snapshot, given by any replica to one that lost its state |
 //! | … `kind=CreateReplica founders=(2,4) without=(1) config=9 newest=7` | the configuration that a create request, or a notice of removal, shows |
 //! | `network` | shows it |
 //!
@@ -166,6 +167,7 @@ const NEEDS: &[(KnownBug, &str)] = &[
     (KnownBug::JointWaitsForMachine, "membership/joint_is_left_without_the_machine.txt"),
     (KnownBug::InstallStaysOut, "snapshots/a_long_restore_keeps_nobody_out.txt"),
     (KnownBug::ForgetLostStates, "membership/the_last_state_is_not_removed.txt"),
+    (KnownBug::ForgetLostStates, "membership/joint_is_kept_for_the_last_state.txt"),
     (KnownBug::ForgetLostStates, "membership/no_vote_without_the_state.txt"),
     (KnownBug::CountLateAnswers, "membership/late_answer_of_a_lost_disk.txt"),
     (KnownBug::RemovedCampaigns, "membership/removed_one_does_not_stand_in_the_way.txt"),
@@ -175,6 +177,12 @@ const NEEDS: &[(KnownBug, &str)] = &[
     (KnownBug::SilentPolicyKeepsLeadership, "policies/a_policy_that_panicked_is_asked_again.txt"),
     (KnownBug::ForgiveTheLast, "policies/a_silent_successor_behind_one_that_declined.txt"),
     (KnownBug::RefusedForGood, "policies/a_successor_that_installs_a_snapshot_is_asked_again.txt"),
+    (KnownBug::ImpairedForGood, "policies/a_successor_that_lost_its_state_is_asked_again.txt"),
+    (KnownBug::ImpairedForGood, "policies/a_successor_whose_machine_hung_is_asked_again.txt"),
+    (KnownBug::ImpairedForGood, "policies/a_former_leader_is_asked_again.txt"),
+    (KnownBug::ImpairedForGood, "policies/a_successor_behind_the_requirement_is_asked_again.txt"),
+    (KnownBug::OnlyLeadersGiveState, "membership/a_learner_has_the_last_state.txt"),
+    (KnownBug::OnlyLeadersGiveState, "membership/removed_while_down_with_the_last_state.txt"),
     (KnownBug::CaretakerAnswersReads, "policies/caretaker_follower_read.txt"),
     (KnownBug::IgnoreDoubt, "persistence/lost_tail_while_another_lags.txt"),
     (KnownBug::TurnOfOneTick, "hibernation/turns.txt"),

@@ -3,7 +3,8 @@
 //! that its seed draws.
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::{CaughtUp, GroupId, MembershipChange, NodeId};
+use shardhost_groups::nodes::Advertisement;
+use shardhost_groups::{CaughtUp, GroupId, MembershipChange, NodeId, Requirement};
 use shardhost_testing::simulation::{Cluster, Shape};
 
 const GROUP: GroupId = GroupId::new(1);
@@ -81,7 +82,9 @@ fn an_unlevel_one_is_not_waited_for(seed: u64, bugs: KnownBugs) -> Result<(), St
     cluster.restart(lost)?;
     cluster.restart(behind)?;
     cluster.pass(12_000)?;
-    // It hears the leader, and what it says comes too late for the leader to wait for.
+    // It hears the leader, and what it says comes too late for the leader to wait for. Its state does not come
+    // at all: with that, the leader would serve.
+    cluster.ship_nothing(120_000);
     cluster.restart(leader)?;
     cluster.slow_link(leader, lost, 600 + seed * 5);
     cluster.heal_network_later(4_000 + seed % 7 * 300);
@@ -222,4 +225,89 @@ fn leads_on_without_a_state(seed: u64, bugs: KnownBugs) -> Result<(), String> {
 #[test]
 fn leaders_without_a_state_that_leave_to_their_like_are_caught() {
     is_caught(leads_on_without_a_state, KnownBug::ForgetLostStates);
+}
+
+/// A leader that should not lead asks the only voter that could, which is impaired itself: it lost its state,
+/// or has no room either. That passes, the impairment of the leader does not.
+fn an_impaired_one_is_asked_again(seed: u64, bugs: KnownBugs) -> Result<(), String> {
+    let mut cluster = working(seed, 0, bugs)?;
+    let [leader, one, other] = roles(&cluster, seed)?;
+    let wanted = if seed.is_multiple_of(4) { one } else { leader };
+    if seed.is_multiple_of(2) {
+        only_one_may_serve(&mut cluster, seed, wanted)?;
+    } else {
+        cluster.crash(other, usize::MAX);
+        cluster.pass(2_000)?;
+        cluster.fill_disk(one, 3_000 + seed * 100);
+        cluster.fill_disk(leader, 120_000);
+        cluster.pass(3_000 + seed * 100)?;
+    }
+    is_served(&mut cluster).map(|_| ())
+}
+
+/// A group requires what one node has, which loses the state, and gets no other one for a while.
+fn only_one_may_serve(cluster: &mut Cluster, seed: u64, wanted: NodeId) -> Result<(), String> {
+    let capabilities = ["fifo".to_owned()].into_iter().collect();
+    cluster.advertise(wanted, Advertisement { capabilities, ..Advertisement::default() })?;
+    for node in cluster.node_ids().into_iter().filter(|node| *node != wanted) {
+        cluster.advertise(node, Advertisement::default())?;
+    }
+    cluster.pass(1_000)?;
+    let requirement = Requirement::hard(["fifo"]).map_err(|error| error.to_string())?;
+    cluster.require(GROUP, requirement)?;
+    settle(cluster, 8)?;
+    let serves = cluster.leader_of(GROUP);
+    if serves != Some(wanted) {
+        return Err(format!("{serves:?} serves, not {wanted:?}"));
+    }
+    cluster.crash(wanted, usize::MAX);
+    cluster.lose_state(wanted, GROUP);
+    cluster.pass(5_000)?;
+    cluster.ship_nothing(seed * 50);
+    cluster.restart(wanted)
+}
+
+#[test]
+fn an_impaired_successor_that_is_not_asked_again_is_caught() {
+    is_caught(an_impaired_one_is_asked_again, KnownBug::ImpairedForGood);
+}
+
+/// The last replica that has the state is none that could lead: a learner, a voter that was removed while it
+/// was down, or one that goes with a joint configuration. All others lose theirs.
+fn the_last_state_is_given_by_any(seed: u64, bugs: KnownBugs) -> Result<(), String> {
+    let mut cluster = working(seed, 1, bugs)?;
+    let [leader, _, other] = roles(&cluster, seed)?;
+    let spare = NodeId::must(4);
+    if seed % 3 != 1 {
+        cluster.change_members(leader, GROUP, MembershipChange::new().add_learner(spare))?;
+    }
+    cluster.pass(3_000)?;
+    cluster.clients_work(false);
+    settle(&mut cluster, 2)?;
+    let last = if seed.is_multiple_of(3) { spare } else { other };
+    cluster.crash(last, usize::MAX);
+    cluster.pass(100 + seed * 20)?;
+    let change = match seed % 3 {
+        0 => None,
+        1 => Some(MembershipChange::new().remove(other)),
+        _ => Some(MembershipChange::new().promote(spare, CaughtUp::Unchecked).remove(other)),
+    };
+    if let Some(change) = change {
+        cluster.change_members(leader, GROUP, change)?;
+        // A joint configuration is left within about 20 ms.
+        cluster.pass(seed)?;
+    }
+    let lost: Vec<NodeId> = cluster.node_ids().into_iter().filter(|node| *node != last).collect();
+    for (at, node) in (0..).zip(lost) {
+        cluster.crash(node, usize::MAX);
+        cluster.lose_state(node, GROUP);
+        cluster.restart_later(node, seed * (7 + at) % 400);
+    }
+    cluster.restart_later(last, seed * 131 % 9_000);
+    is_served(&mut cluster).map(|_| ())
+}
+
+#[test]
+fn a_last_state_that_only_a_leader_may_give_is_caught() {
+    is_caught(the_last_state_is_given_by_any, KnownBug::OnlyLeadersGiveState);
 }

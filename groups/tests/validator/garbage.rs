@@ -255,6 +255,7 @@ fn build(victim: &Victim, garbage: &Garbage) -> GroupMessage {
         checksum: checksum(garbage),
         verdict: verdict(garbage),
         lacks_state: garbage.reject,
+        any_giver: garbage.reject,
     }
 }
 

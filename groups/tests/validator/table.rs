@@ -731,6 +731,71 @@ fn impossible_snapshots_are_refused() {
 }
 
 #[test]
+fn a_state_may_come_from_any_replica_of_the_group() {
+    use MessageKind::Snapshot;
+    use State::{Follows, Leads};
+    let refused = Err(Refusal::Snapshot);
+    let from_follower: fn(&mut GroupMessage) = |m| (m.from_replica, m.any_giver) = (3, true);
+    assert_rows(&[
+        row("to a follower", Follows, Snapshot, from_follower, Ok(())),
+        row("to a leader", Leads, Snapshot, from_follower, Ok(())),
+        row(
+            "by one that knows neither this replica nor a later term",
+            Follows,
+            Snapshot,
+            |m| {
+                (m.from_replica, m.any_giver, m.term) = (3, true, 4);
+                *position(m) = LogPosition { term: 4, index: COMMITTED };
+                members(m).members.remove(0);
+            },
+            Ok(()),
+        ),
+        row(
+            "one of another history is for the log to drop",
+            Follows,
+            Snapshot,
+            |m| {
+                m.any_giver = true;
+                *position(m) = LogPosition { term: 5, index: COMMITTED };
+            },
+            Ok(()),
+        ),
+        row(
+            "index zero",
+            Follows,
+            Snapshot,
+            |m| (m.any_giver, position(m).index) = (true, 0),
+            refused,
+        ),
+        row(
+            "a later term than its sender knows",
+            Follows,
+            Snapshot,
+            |m| (m.any_giver, position(m).term) = (true, 6),
+            refused,
+        ),
+        row(
+            "absurd index",
+            Follows,
+            Snapshot,
+            |m| (m.any_giver, position(m).index) = (true, MAX_NUMBER),
+            refused,
+        ),
+        row(
+            "a group with other first members",
+            Follows,
+            Snapshot,
+            |m| {
+                m.any_giver = true;
+                let others = Membership::initial([1, 2, 4].map(NodeId::must));
+                m.snapshot.as_mut().unwrap().membership = Some(membership_to_message(&others));
+            },
+            Err(Refusal::OtherGenesis),
+        ),
+    ]);
+}
+
+#[test]
 fn numbers_that_their_sender_cannot_know_are_refused() {
     use MessageKind as Kind;
     let (follows, index) = (State::Follows, Err(Refusal::Index));

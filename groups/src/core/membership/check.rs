@@ -1,7 +1,8 @@
 //! What a change of members would lead to: pure.
 
-use shardhost_storage::{GroupId, Membership, NodeId, ReplicaId};
+use shardhost_storage::{GroupId, Member, Membership, NodeId, ReplicaId};
 
+use crate::core::lease::PeerState;
 use crate::membership::{ConfigEntry, MembershipError, voters_after};
 
 /// A change, and what the leader knows of those that it concerns.
@@ -64,6 +65,22 @@ impl<A: Fn(NodeId) -> bool, S: Fn(ReplicaId) -> bool> Consequences<'_, A, S> {
     }
 }
 
+/// Whether the last state may go when the joint configuration is left: no member that stays and answers
+/// is known to have one, and one that goes may.
+pub(super) fn may_lose_last_state(
+    membership: &Membership,
+    state_of: impl Fn(ReplicaId) -> PeerState,
+    answers: impl Fn(NodeId) -> bool,
+) -> bool {
+    let goes = |member: &Member| member.outgoing_voter && !member.voter && !member.learner;
+    let has_one = |(id, member): (&ReplicaId, &Member)| {
+        !goes(member) && answers(member.node) && state_of(*id) == PeerState::There
+    };
+    let may_have_one =
+        |(id, member): (&ReplicaId, &Member)| goes(member) && state_of(*id) != PeerState::Lost;
+    !membership.members.iter().any(has_one) && membership.members.iter().any(may_have_one)
+}
+
 #[cfg(test)]
 mod tests {
     use shardhost_proto::log::config_change::Kind;
@@ -122,5 +139,30 @@ mod tests {
             let after = check(&live, &removed, |one| one.check_state_after(leader).is_ok());
             assert_eq!(after, able, "{live:?} without {removed:?}");
         }
+    }
+
+    #[test]
+    fn the_last_state_does_not_go_with_a_joint_configuration() {
+        use PeerState::{Lost, There, Unknown};
+        // Replica 1 leads without a state, 2 stays, 3 goes.
+        let mut membership = Membership::initial((1..=3).map(NodeId::must));
+        membership.members.values_mut().for_each(|member| member.outgoing_voter = true);
+        membership.members.get_mut(&ReplicaId::must(3)).map(|member| member.voter = false).unwrap();
+        let cases = [
+            (Lost, There, true, true),
+            (Lost, Unknown, true, true),
+            (Lost, Lost, true, false),
+            (There, There, true, false),
+            (There, There, false, true),
+            (Unknown, Lost, true, false),
+        ];
+        for (stays, goes, answers, waits) in cases {
+            let state_of = |id: ReplicaId| [Lost, stays, goes][id.get() as usize - 1];
+            let found = may_lose_last_state(&membership, state_of, |_| answers);
+            assert_eq!(found, waits, "{stays:?} stays, {goes:?} goes, {answers}");
+        }
+        let learner = membership.members.get_mut(&ReplicaId::must(3));
+        learner.map(|member| member.learner = true).unwrap();
+        assert!(!may_lose_last_state(&membership, |_| Unknown, |_| true), "it becomes a learner");
     }
 }

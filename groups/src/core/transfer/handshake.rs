@@ -6,7 +6,8 @@ use shardhost_storage::ReplicaId;
 
 use super::super::GroupCore;
 use crate::core::Effects;
-use crate::policy::{PolicyEvent, RejectReason};
+use crate::known_bugs::KnownBug;
+use crate::policy::{PolicyEvent, RejectReason, Unfit};
 use crate::transport::{Lane, Outgoing};
 
 /// Committed entries that a replica may have to apply before it accepts a leadership: until then no
@@ -25,7 +26,7 @@ impl GroupCore {
         let refusal = self.refuses_leadership(message.escape, effects);
         let refusal = refusal.or_else(|| self.is_no_better(message, effects));
         if refusal.is_none() {
-            self.remember_declined(&message.declined);
+            self.remember_declined(message);
             if message.term == self.raw.raft.term {
                 self.prepare_vote(self.replica, effects);
             }
@@ -82,9 +83,7 @@ impl GroupCore {
             return refusal(Kind::Installing, "a snapshot is being installed".to_owned());
         }
         if let Some(unfit) = self.own_unfitness(effects) {
-            let lacks = unfit.reject_reason() == RejectReason::Incapable;
-            let kind = if lacks { Kind::Unfit } else { Kind::Policy };
-            return refusal(kind, unfit.to_string());
+            return refusal(self.kind_of(&unfit), unfit.to_string());
         }
         if effects.nodes.own().draining && !last_resort {
             return refusal(Kind::Draining, format!("node {} is draining", self.config.node));
@@ -99,6 +98,25 @@ impl GroupCore {
             return refusal(Kind::Behind, text);
         }
         None
+    }
+
+    /// How this replica names the reason why it should not lead, by whether others hear when that is over.
+    ///
+    /// Of what its node lacks they do, but for what the group requires: a change of that may stand in the log
+    /// and not be applied here. Of an impairment they do not: that of a replica is in no advertisement, and
+    /// that of a node may end before one leaves.
+    fn kind_of(&self, unfit: &Unfit) -> transfer_refusal::Kind {
+        use transfer_refusal::Kind;
+        let bugs = self.config.bugs;
+        let behind = self.passed() < self.raw.raft.raft_log.last_index();
+        match unfit.reject_reason() {
+            RejectReason::Incapable if behind && !bugs.has(KnownBug::ImpairedForGood) => {
+                Kind::Behind
+            }
+            RejectReason::Incapable => Kind::Unfit,
+            RejectReason::Unfit => Kind::Impaired,
+            _ => Kind::Policy,
+        }
     }
 
     /// The replicas that should not be asked again, this one among them if it is not fit.
@@ -125,6 +143,7 @@ fn refusal_reason(refusal: Option<&TransferRefusal>) -> RejectReason {
     match refusal.map_or(Kind::Unspecified, TransferRefusal::kind) {
         Kind::Unfit => RejectReason::Incapable,
         Kind::Policy => RejectReason::PolicyDeclined,
+        Kind::Impaired => RejectReason::Unfit,
         Kind::Draining => RejectReason::Draining,
         Kind::Behind => RejectReason::ApplyBacklog,
         Kind::Installing => RejectReason::Snapshotting,

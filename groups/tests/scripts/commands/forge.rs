@@ -25,6 +25,7 @@ pub fn message(arguments: &mut Arguments<'_>) -> Result<peer::GroupMessage, Stri
     };
     let at = (number("at-index")?, number("at-term")?);
     message.reject = arguments.flag("rejected")?;
+    message.any_giver = arguments.flag("any-giver")?;
     message.entries = entries.iter().map(|entry| parse_entry(entry)).collect::<Result<_, _>>()?;
     if at != (0, 0) {
         let position = Some(log::LogPosition { index: at.0, term: at.1 });

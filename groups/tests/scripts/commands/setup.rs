@@ -34,7 +34,7 @@ pub fn create(arguments: &mut Arguments<'_>, bugs: KnownBugs) -> Result<Cluster,
 /// Settings; the defaults are such that nothing happens unasked.
 fn config(arguments: &mut Arguments<'_>) -> Result<GroupsConfig, String> {
     let mut config = GroupsConfig::new(NodeId::must(1));
-    config.hibernate_after_ticks = arguments.maybe("hibernation")?.unwrap_or(0);
+    config.hibernate_after_ticks = arguments.maybe("hibernate")?.unwrap_or(0);
     let freeze: u32 = arguments.maybe("freeze")?.unwrap_or(10);
     config.freeze_timeout = config.tick * freeze;
     config.consistency_ticks = arguments.maybe("check")?.unwrap_or(0);

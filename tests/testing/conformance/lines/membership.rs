@@ -374,7 +374,9 @@ pub(super) async fn n2_only_learners_that_have_caught_up_are_promoted(trial: Tri
         match try_change(&world, &new().promote(spare, CaughtUp::MaxLag(5))).await {
             Ok(after) => break after,
             // The leader hears of it a little later than we do.
-            Err(MembershipError::Behind { .. }) => level(&world, spare).await,
+            Err(MembershipError::Behind { .. } | MembershipError::LacksState { .. }) => {
+                level(&world, spare).await;
+            }
             Err(error) => panic!("{error}"),
         }
     };
