@@ -496,14 +496,14 @@ proptest! {
         let (mut log, starts) = adversarial_log(&writes, if headers_are_lost { 1 << 40 } else { 0 });
         let last = starts[starts.len() - 1];
         let headers: Vec<_> = records_from(&log, last);
-        for at in last..log.len() {
+        for (at, byte) in log.iter_mut().enumerate().skip(last) {
             let sector = at / 512;
             let has_header = headers.iter().any(|header| {
                 (header / 512..=(header + HEADER_BYTES - 1) / 512).contains(&sector)
             });
             let is_lost = lost[sector / 64 % 8] >> (sector % 64) & 1 == 1;
             if is_lost && (headers_are_lost || !has_header) {
-                log[at] = 0;
+                *byte = 0;
             }
         }
         log.truncate(last + 1 + length % (log.len() - last));
