@@ -275,11 +275,20 @@ impl Server {
             }
         }
         self.host.shutdown(Shutdown::Immediate).await;
-        // The last handle flushes, which may take a moment.
         drop(self.system);
         let state = self.state;
-        if let Err(error) = tokio::task::spawn_blocking(move || drop(state)).await {
-            tracing::error!(%error, "the state of the shards was not closed in order");
+        // Not left to the last handle: a task that ends may hold it when the process is gone.
+        let flushed = tokio::task::spawn_blocking(move || {
+            let flushed = state.flush_now();
+            drop(state);
+            flushed
+        });
+        match flushed.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the state of the shards is not flushed"),
+            Err(error) => {
+                tracing::error!(%error, "the state of the shards was not closed in order");
+            }
         }
     }
 }

@@ -14,8 +14,8 @@ pub enum MembershipError {
     /// Definite. The leader is new and has not applied an entry of its term: try again. Or it lost its state,
     /// and no member has one: the status of the group says so.
     #[error(
-        "the leader of group {group} has not applied an entry of its term; try again, and if it stays so, \
-         `shardhost group show {group}` says whether its state is lost"
+        "the leader of group {group} does not serve yet: it has applied no entry of its term, or lost \
+         its state; try again"
     )]
     NotServing { group: GroupId },
     /// Definite. Another change is not applied yet, or a joint one not finished. Try again when

@@ -132,7 +132,7 @@ fn every_check_can_fail() {
         (Sabotage::IgnoreStop, "and starts"),
         (Sabotage::NoWarmUp, "its warm_up"),
         (Sabotage::BackOffForADay, "not at rest"),
-        (Sabotage::IgnorePlannerTerm, "heard planner_term"),
+        (Sabotage::IgnorePlannerTerm, "heard planner term"),
         (Sabotage::RepeatReports, "not at rest"),
         (Sabotage::DeafCore, "without"),
         (Sabotage::SecondBalancer, "nothing was new"),

@@ -98,7 +98,7 @@ fn every_check_can_fail() {
         (Sabotage::LoseOutcomes, "counts"),
         (Sabotage::ForgetBackOffs, "after it failed"),
         (Sabotage::IgnoreStop, "and starts"),
-        (Sabotage::IgnorePlannerTerm, "heard planner_term"),
+        (Sabotage::IgnorePlannerTerm, "heard planner term"),
         (Sabotage::IgnoreTerm, "meets leader"),
         (Sabotage::ForgetLoads, "at rest"),
         (Sabotage::BackOffForADay, "not at rest"),
