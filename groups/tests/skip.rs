@@ -4,7 +4,7 @@
 
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -148,14 +148,37 @@ impl Trio {
         self.hosts[at].reopen_with(ID, Box::new(move || Ok(machine))).unwrap()
     }
 
+    /// Has `poison` fail every replica. None fails before each knows that it is committed: the last
+    /// one would not learn that from those that failed.
+    async fn poison(&self, replicas: &[Group]) {
+        let leader = leader_of(replicas).await;
+        let quiet = |status: &GroupStatus| status.applied == status.last;
+        let last = leader.wait_for(quiet, SOON).await.expect("it applies what is there").last;
+        let close = |disk: &Arc<Mutex<Disk>>| {
+            let (open, gate) = channel();
+            disk.lock().unwrap().gate = Some(gate);
+            open
+        };
+        let gates: Vec<Sender<()>> = self.disks.iter().map(close).collect();
+        let proposed = leader.propose("poison");
+        let known = async {
+            for replica in replicas {
+                let committed = replica.wait_for(|status| status.committed > last, SOON).await;
+                committed.expect("each learns that it is committed");
+            }
+            drop(gates);
+        };
+        let (proposed, ()) = tokio::join!(proposed, known);
+        proposed.expect_err("its machine fails");
+        for replica in replicas {
+            replica.wait_for(is_failed, SOON).await.expect("each of them fails");
+        }
+    }
+
     /// Has `poison` fail every replica, closes them, and finds its entry.
     async fn poisoned() -> (Self, StoredEntry) {
         let (trio, replicas) = Self::start();
-        leader_of(&replicas).await.propose("poison").await.expect_err("its machine fails");
-        for replica in &replicas {
-            let failed = |status: &GroupStatus| matches!(status.role, Role::Failed(_));
-            replica.wait_for(failed, SOON).await.expect("each of them fails");
-        }
+        trio.poison(&replicas).await;
         let index = LogIndex::new(replicas[0].status().applied.get() + 1);
         for host in &trio.hosts {
             assert!(host.close(ID).await);
@@ -176,11 +199,7 @@ async fn leader_of(replicas: &[Group]) -> &Group {
 async fn an_operator_gets_past_a_command_that_fails_every_replica() {
     let (trio, replicas) = Trio::start();
     leader_of(&replicas).await.propose("one").await.unwrap();
-    let poisoned = leader_of(&replicas).await;
-    poisoned.propose("poison").await.expect_err("its machine fails");
-    for replica in &replicas {
-        replica.wait_for(is_failed, SOON).await.expect("each of them fails");
-    }
+    trio.poison(&replicas).await;
     // An operator finds it behind what was applied.
     let index = LogIndex::new(replicas[0].status().applied.get() + 1);
     for host in &trio.hosts {
@@ -231,9 +250,7 @@ async fn an_operator_gets_past_a_command_that_fails_every_replica() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_very_entry_that_was_meant_is_skipped() {
     let (trio, replicas) = Trio::start();
-    leader_of(&replicas).await.propose("poison").await.expect_err("its machine fails");
-    let failed = replicas[1].wait_for(|status| matches!(status.role, Role::Failed(_)), SOON).await;
-    failed.expect("each of them fails");
+    trio.poison(&replicas).await;
     let index = LogIndex::new(replicas[1].status().applied.get() + 1);
     let entry = trio.hosts[1].stored_entry(ID, index).unwrap().unwrap();
     trio.begin(1, entry).expect_err("it is open");
