@@ -12,7 +12,7 @@ use shardhost_proto::system::{CatalogReply, Elsewhere, ProposeRequest, QueryRequ
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-use super::target::{Node, Target, channel, said};
+use super::target::{Node, Target, channel, in_time, said};
 
 /// Between two tries to find who leads.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -54,8 +54,14 @@ impl<'a> Catalog<'a> {
         let mut address = self.node.address.clone();
         loop {
             let mut client = client(&address)?;
-            let answer =
-                client.propose(ProposeRequest { command: command.clone(), founding: 0 }).await;
+            let answer = client.propose(ProposeRequest { command: command.clone(), founding: 0 });
+            let Ok(answer) = tokio::time::timeout_at(deadline, answer).await else {
+                bail!(
+                    "{address} gives no answer within {:?}: whether it takes effect is unknown; \
+                     `shardhost group show 0` says whether the system group is led",
+                    self.target.timeout()
+                )
+            };
             let answer = match answer {
                 Ok(answer) => answer.into_inner(),
                 // It surely was not sent: another one is asked.
@@ -97,12 +103,12 @@ impl<'a> Catalog<'a> {
         let mut last = String::new();
         for address in self.node.all_addresses() {
             let request = QueryRequest { query: query.clone(), founding: 0 };
-            match client(&address)?.query(request).await {
-                Ok(answer) => match self.read(answer.into_inner())? {
+            match in_time(&address, client(&address)?.query(request)).await {
+                Ok(answer) => match self.read(answer)? {
                     Ok(bytes) => return Ok(Answer::decode(&bytes)?),
                     Err(elsewhere) => last = elsewhere.reason,
                 },
-                Err(status) => last = said(&address, &status).to_string(),
+                Err(error) => last = format!("{error:#}"),
             }
         }
         bail!("no node that answers holds the system group ({last})")

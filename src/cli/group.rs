@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use shardhost_proto::admin::{
@@ -114,12 +115,31 @@ async fn create(request: CreateGroupRequest, target: &Target) -> anyhow::Result<
         }
     }
     let (leader, status) = target.leader_of(group).await?;
+    check_created(&request, &status)?;
     if target.json {
         println!("{}", group_json(&status));
     } else {
         println!("group {group} is created and led by node {}", leader.status.node);
     }
     Ok(())
+}
+
+/// A group of that number may have been there before, or another operator created it meanwhile.
+fn check_created(asked: &CreateGroupRequest, found: &GroupStatus) -> anyhow::Result<()> {
+    let voters: BTreeSet<u64> = asked.voters.iter().copied().collect();
+    let nodes: BTreeSet<u64> = members(found).iter().map(|member| member.node).collect();
+    let generation = found.replica >> 32;
+    let is_asked = asked.incarnation == 0 || u64::from(asked.incarnation) == generation;
+    if found.kind == asked.kind && nodes == voters && is_asked {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "there is another group {}, of kind {}, on nodes {nodes:?}, generation {generation}: nothing was \
+         changed; take another number, or look at it with `shardhost group show {}`",
+        asked.group,
+        found.kind,
+        asked.group
+    )
 }
 
 /// Destroys the replica of every member of the generation that is seen; those that are gone already
@@ -137,18 +157,33 @@ async fn destroy(group: u64, expect: u64, target: &Target) -> anyhow::Result<()>
     }
     // The high half of a replica's number.
     let generation = u32::try_from(status.replica >> 32).ok().filter(|_| status.replica != 0);
+    let mut asked = Vec::new();
     for member in members(&status) {
-        let mut node = target.node_numbered(member.node).await?;
+        let node = target.node_numbered(member.node).await;
+        let mut node = node.with_context(|| left(group, &asked))?;
         // The leader was asked: a follower may not have applied that configuration yet.
         let request = DestroyGroupRequest { group, expect: None, generation };
         match node.admin.destroy_group(request).await {
-            Ok(_) => {}
-            Err(status) if status.code() == tonic::Code::NotFound => {}
-            Err(status) => return Err(said(&node.address, &status)),
+            Ok(_) => asked.push(member.node),
+            Err(status) if status.code() == tonic::Code::NotFound => asked.push(member.node),
+            Err(status) => {
+                return Err(said(&node.address, &status)).with_context(|| left(group, &asked));
+            }
         }
     }
     told_destroyed(group, target);
     Ok(())
+}
+
+/// How far a destruction came.
+fn left(group: u64, asked: &[u64]) -> String {
+    match asked {
+        [] => format!("group {group} is not destroyed"),
+        asked => format!(
+            "group {group} is destroyed on nodes {asked:?} and not on all others; that cannot be taken back, run \
+             this again when they answer"
+        ),
+    }
 }
 
 /// Orders the end of a group of which the node that is asked holds nothing: no host may be able to
@@ -158,7 +193,14 @@ async fn destroy_in_catalog(group: u64, expect: u64, target: &Target) -> anyhow:
     let request = DestroyGroupRequest { group, expect: Some(expect), generation: None };
     let ordered = node.admin.destroy_group(request).await;
     ordered.map_err(|status| said(&node.address, &status))?;
-    told_destroyed(group, target);
+    if target.json {
+        println!("{}", json!({ "group": group, "ordered": true }));
+    } else {
+        println!(
+            "the catalog has the order to destroy group {group}: a host that holds a replica and does not answer \
+             now destroys it when it is back"
+        );
+    }
     Ok(())
 }
 
@@ -410,4 +452,44 @@ fn group_json(group: &GroupStatus) -> Value {
         "members": members,
         "peers": peers,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost_proto::log::Membership;
+
+    use super::*;
+
+    #[test]
+    fn another_group_of_the_number_is_no_success() {
+        let asked = CreateGroupRequest {
+            group: 9,
+            kind: "table".to_owned(),
+            voters: vec![2, 1],
+            ..CreateGroupRequest::default()
+        };
+        let found = |kind: &str, nodes: &[u64], generation: u64| {
+            let member = |(at, node): (usize, &u64)| Member {
+                replica: (generation << 32) + at as u64 + 1,
+                node: *node,
+                ..Member::default()
+            };
+            let members = nodes.iter().enumerate().map(member).collect();
+            GroupStatus {
+                kind: kind.to_owned(),
+                replica: (generation << 32) + 1,
+                membership: Some(Membership { members, ..Membership::default() }),
+                ..GroupStatus::default()
+            }
+        };
+        assert!(check_created(&asked, &found("table", &[1, 2], 0)).is_ok());
+        assert!(check_created(&asked, &found("table", &[1, 2], 3)).is_ok(), "none was asked for");
+        for other in [found("queue", &[1, 2], 0), found("table", &[1, 2, 3], 0)] {
+            let error = check_created(&asked, &other).unwrap_err().to_string();
+            assert!(error.contains("there is another group 9"), "{error}");
+        }
+        let seventh = CreateGroupRequest { incarnation: 7, ..asked };
+        assert!(check_created(&seventh, &found("table", &[1, 2], 3)).is_err());
+        assert!(check_created(&seventh, &found("table", &[1, 2], 7)).is_ok());
+    }
 }

@@ -153,8 +153,8 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
         }
         Command::Demote { change } => make(change, step(Kind::Demote, change)).await?,
         Command::Remove { change } => make(change, step(Kind::Remove, change)).await?,
-        Command::Replace { group, target, cancel: true, expect, .. } => {
-            cancel(*group, *expect, target).await?;
+        Command::Replace { group, old, new, target, cancel: true, expect } => {
+            cancel(*group, (*old, *new), *expect, target).await?;
         }
         Command::Replace { group, old, new, expect: None, target, .. } if old == new => {
             return rebuild::run(&RebuildArguments::of_group(*old, *group, target)).await;
@@ -259,13 +259,35 @@ fn report(
     Ok(())
 }
 
-async fn cancel(group: u64, expect: Option<u64>, target: &Target) -> anyhow::Result<()> {
-    let (mut leader, _) = target.leader_of(group).await?;
+async fn cancel(
+    group: u64,
+    named: (u64, u64),
+    expect: Option<u64>,
+    target: &Target,
+) -> anyhow::Result<()> {
+    let (mut leader, status) = target.leader_of(group).await?;
+    if let Some((old, new)) = incoming_nodes(&status).filter(|found| *found != named) {
+        bail!(
+            "under way in group {group} is another change: `shardhost member replace {group} {old} {new} \
+             --cancel` gives it up"
+        );
+    }
     let timeout_ms = target.timeout.saturating_mul(1_000);
     let request = CancelAdditionRequest { group, expect, timeout_ms };
     let changed = leader.admin.cancel_addition(request).await;
     let changed = changed.map_err(|status| said(&leader.address, &status))?.into_inner();
     report(target, group, &leader, changed.membership.as_ref())
+}
+
+/// The node that goes and the node that comes; of an addition both are the one that comes.
+fn incoming_nodes(status: &GroupStatus) -> Option<(u64, u64)> {
+    let membership = status.membership.as_ref()?;
+    let incoming = membership.incoming.as_ref()?;
+    let node_of = |replica: u64| {
+        membership.members.iter().find(|member| member.replica == replica).map(|member| member.node)
+    };
+    let new = node_of(incoming.replica)?;
+    Some((node_of(incoming.replaces).unwrap_or(new), new))
 }
 
 /// Begins the replacement, unless it is under way or done, and watches it to its end.
@@ -347,4 +369,24 @@ fn membership_json(group: u64, leader: u64, membership: &Membership) -> serde_js
         "members": members.collect::<Vec<_>>(),
         "under_way": under_way(membership),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_under_way_is_named_by_its_nodes() {
+        let member = |replica, node| Member { replica, node, ..Member::default() };
+        let members = vec![member(1, 1), member(2, 2), member(7, 4)];
+        let of = |incoming: Option<(u64, u64)>| {
+            let incoming = incoming.map(|(replica, replaces)| Incoming { replica, replaces });
+            let membership =
+                Membership { members: members.clone(), incoming, ..Membership::default() };
+            incoming_nodes(&GroupStatus { membership: Some(membership), ..GroupStatus::default() })
+        };
+        assert_eq!(of(Some((7, 2))), Some((2, 4)));
+        assert_eq!(of(Some((7, 0))), Some((4, 4)), "an addition");
+        assert_eq!(of(None), None);
+    }
 }

@@ -472,7 +472,7 @@ impl GroupCore {
     /// Whether it is this group's turn to do what is done every so many ticks. Groups of one age do
     /// not all do it in the same tick.
     const fn is_turn_of(&self, ticks: u64) -> bool {
-        (self.ticks + self.id.get()).is_multiple_of(ticks)
+        self.ticks.wrapping_add(self.id.get()).is_multiple_of(ticks)
     }
 
     fn will_campaign(&self) -> bool {
