@@ -26,7 +26,7 @@ pub(super) async fn look(
     };
     let standing = standing(host, state, id).await?;
     let stored = host.stored_group(id).map_err(|error| of_opening(&error))?;
-    let current_term = host.stored_term(id).map_err(|error| of_opening(&error))?;
+    let current_term = host.stored_term(id).await.map_err(|error| of_opening(&error))?;
     let noted = stored.and_then(|meta| meta.skipping);
     let entry_reply = |entry: StoredEntry| wire::EntryReply {
         present: true,

@@ -156,6 +156,7 @@ pub(in super::super) fn group_status(group: &Group) -> wire::GroupStatus {
         stalled: status.stalled.as_deref().unwrap_or_default().to_owned(),
         caretaker: status.caretaker.as_ref().map(ToString::to_string).unwrap_or_default(),
         closed: false,
+        unopenable: false,
         lease: group.lease().is_some_and(|lease| lease.valid),
         leader_contact_ms: contact.and_then(|since| u64::try_from(since.as_millis()).ok()),
     }
