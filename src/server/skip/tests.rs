@@ -69,8 +69,13 @@ impl Alone {
     }
 
     async fn look(&self, index: u64) -> wire::EntryReply {
+        self.try_look(index).await.unwrap()
+    }
+
+    /// Refused while another step has the group.
+    async fn try_look(&self, index: u64) -> Result<wire::EntryReply, Status> {
         let request = wire::LookAtEntryRequest { group: ID.get(), index };
-        look(&self.host, &self.state, request).await.unwrap()
+        look(&self.host, &self.state, request).await
     }
 
     async fn begin(&self, index: u64, entry: &wire::EntryReply) -> Result<(), Status> {
@@ -141,7 +146,7 @@ async fn a_step_ends_when_its_caller_goes_away_and_leaves_no_replica_behind() {
         assert!(futures::poll!(&mut begun).is_pending());
     }
     let noted = async {
-        while alone.look(index).await.skipping.is_none() {
+        while !alone.try_look(index).await.is_ok_and(|entry| entry.skipping.is_some()) {
             tokio::task::yield_now().await;
         }
     };
