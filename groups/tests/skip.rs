@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that broke ends with a panic")]
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -72,11 +72,19 @@ impl StateMachine for Words {
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotWriter>, ApplyFault> {
-        Err(ApplyFault::new("none is taken here"))
+        Ok(Box::new(View(self.0.lock().unwrap().words.join(" "))))
     }
 
     fn restore(&mut self, _: LogPosition, _: &mut dyn Read) -> Result<(), ApplyFault> {
-        Err(ApplyFault::new("none is taken here"))
+        Err(ApplyFault::new("none is restored here"))
+    }
+}
+
+struct View(String);
+
+impl SnapshotWriter for View {
+    fn write_to(self: Box<Self>, sink: &mut dyn Write) -> std::io::Result<()> {
+        sink.write_all(self.0.as_bytes())
     }
 }
 
@@ -284,6 +292,25 @@ async fn only_the_very_entry_that_was_meant_is_skipped() {
     trio.hosts[1].finish_skip(ID, behind.index, SkipEnd::Abandoned).unwrap();
     trio.begin(1, entry).unwrap();
     trio.skip(1, entry).unwrap();
+}
+
+/// The state on the disk is older than the snapshot, as after the end of a process.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_a_snapshot_shows_as_applied_is_not_skipped() {
+    let (trio, replicas) = Trio::start();
+    let one = leader_of(&replicas).await.propose("one").await.unwrap().index;
+    let applied = replicas[1].wait_for(|status| status.applied >= one, SOON).await;
+    applied.expect("it applies it");
+    let snapshot = replicas[1].snapshot().await.unwrap();
+    assert!(snapshot.index >= one && trio.hosts[1].close(ID).await);
+    trio.disks[1].lock().unwrap().applied = None;
+
+    let entry = trio.hosts[1].stored_entry(ID, one).unwrap().expect("it is there");
+    let machine = trio.machine(1);
+    let shown = trio.hosts[1].applied_of_closed(ID, Box::new(move || Ok(machine))).unwrap();
+    assert_eq!(shown, Some(snapshot));
+    let message = trio.begin(1, entry).expect_err("it is applied").to_string();
+    assert!(message.contains("has applied entry"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -94,8 +94,9 @@ impl Groups {
         entry_at(self.shared(), &persisted, index)
     }
 
-    /// Where the state machine of a replica stands that is closed; `None`: at nothing. No replica is opened
-    /// meanwhile. Of a process that ended only what it had made durable counts.
+    /// Where the state machine of a replica stands that is closed, or a snapshot on its disk that is later;
+    /// `None`: at nothing. No replica is opened meanwhile. Of a process that ended only what it had made
+    /// durable counts.
     ///
     /// # Errors
     /// [`OpenGroupError::AlreadyOpen`], [`OpenGroupError::Busy`] while it is being opened,
@@ -109,9 +110,11 @@ impl Groups {
             return Err(OpenGroupError::Unknown { group });
         }
         let _held = self.shared().lives.start(vec![group], GroupStep::Looking)?;
+        let persisted = load(self.shared(), group)?.ok_or(OpenGroupError::Unknown { group })?;
         let machine = make(group, machine)?;
         let standing = contain(|| machine.applied()).and_then(|standing| Ok(standing?));
-        standing.map_err(|fault| OpenGroupError::Faulted { group, fault })
+        let standing = standing.map_err(|fault| OpenGroupError::Faulted { group, fault })?;
+        Ok(applied_on_disk(&persisted, standing))
     }
 
     /// Notes that a command is being skipped: this host's replica, which must be closed, is not opened before
@@ -305,7 +308,7 @@ impl Groups {
             }
             standing => standing.unwrap_or(None),
         };
-        if let Some(applied) = standing
+        if let Some(applied) = applied_on_disk(&persisted, standing)
             && applied.index >= entry.index
         {
             let applied = applied.index;
@@ -318,6 +321,15 @@ impl Groups {
         }
         Ok((held, persisted))
     }
+}
+
+/// What the disk shows as applied: by the state, or by a snapshot, which may be of a later position and is
+/// given to others.
+fn applied_on_disk(
+    persisted: &PersistedGroup,
+    standing: Option<LogPosition>,
+) -> Option<LogPosition> {
+    standing.into_iter().chain(persisted.meta.snapshot).max_by_key(|position| position.index)
 }
 
 fn check_in_log(persisted: &PersistedGroup, index: LogIndex) -> Result<(), OpenGroupError> {
