@@ -56,7 +56,7 @@ pub struct Effects {
     /// Those who waited for everything before a barrier.
     pub drain_replies: Vec<(DrainCompletion, Result<LogIndex, BarrierError>)>,
     /// What replicas make of who could lead, for those who asked.
-    pub eligibilitys: Vec<(EligibilityCompletion, EligibilityReport)>,
+    pub eligibility_replies: Vec<(EligibilityCompletion, EligibilityReport)>,
     /// Policies to be asked about leaderships that were acquired.
     pub admissions: Vec<AdmissionRequest>,
     /// What is counted of those who lead, should lead, or do not.
@@ -204,7 +204,7 @@ impl Effects {
             && self.notices.is_empty()
             && self.edges.is_empty()
             && self.admissions.is_empty()
-            && self.eligibilitys.is_empty()
+            && self.eligibility_replies.is_empty()
             && self.counted.is_empty()
             && self.transfer_replies.is_empty()
             && self.messages.is_empty()

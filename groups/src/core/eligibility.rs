@@ -74,7 +74,7 @@ impl GroupCore {
             },
             next_try,
         };
-        effects.eligibilitys.push((completion, eligibility));
+        effects.eligibility_replies.push((completion, eligibility));
     }
 
     fn ticks_until(&self, tick: u64) -> Duration {

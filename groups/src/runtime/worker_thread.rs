@@ -154,7 +154,7 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, effects: Effects) {
     for (completion, outcome) in effects.drain_replies {
         drop(completion.send(outcome));
     }
-    for (completion, eligibility) in effects.eligibilitys {
+    for (completion, eligibility) in effects.eligibility_replies {
         drop(completion.send(eligibility));
     }
     for (from, message) in effects.create_requests {
