@@ -29,7 +29,7 @@ CHAOS_SEED ?= $(shell od -An -N2 -tu2 /dev/urandom | tr -d ' ')
 CHAOS_NODES ?= 3
 CHAOS_FAULTS ?=
 
-.PHONY: help setup build test fuzz chaos demo bench bench-smoke lint
+.PHONY: help setup build test fuzz chaos demo bench bench-smoke lint docs msrv
 
 help:
 	@echo "make demo         hosts that are killed, join, are restarted under a real load; verified"
@@ -40,6 +40,8 @@ help:
 	@echo "make bench        all benchmarks; takes long"
 	@echo "make bench-smoke  every benchmark once, in a few seconds each"
 	@echo "make lint         format and clippy, warnings are errors"
+	@echo "make docs         the library's documentation, warnings are errors"
+	@echo "make msrv         compile with the oldest Rust that Cargo.toml promises"
 	@echo "make setup        install what the build needs"
 
 setup:
@@ -89,3 +91,11 @@ lint: setup
 	cargo clippy --workspace --all-targets -- -D warnings
 	.ci/dependencies
 	.ci/words
+
+docs: export RUSTDOCFLAGS = -D warnings
+docs: setup
+	cargo doc --workspace --no-deps --all-features
+
+# MSRV=changed: only if the dependencies have changed since it last passed.
+msrv: setup
+	.ci/msrv $(MSRV)

@@ -13,10 +13,11 @@ pub mod peers;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
 use shardhost_storage::{create_directory, replace_file};
+
+use crate::wall_clock;
 
 /// A locked data directory. The lock goes with the value, or with the process.
 #[derive(Debug)]
@@ -220,7 +221,7 @@ const DRAWN: u64 = (1 << 16) - 1;
 /// clock, or the last number and more. The low bits are drawn: a start that a directory put back from
 /// a copy does not know must not get the number of one that it forgot.
 fn next_incarnation(earlier: &[u64]) -> u64 {
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    let clock = wall_clock::since_1970().as_micros();
     let clock = u64::try_from(clock).unwrap_or(1);
     let last = earlier.iter().copied().filter(|start| *start <= LATEST_START).max().unwrap_or(0);
     let drawn = rand::random::<u64>() & DRAWN;

@@ -30,6 +30,7 @@ mod descriptors;
 pub mod driver;
 pub mod host;
 pub mod transport;
+pub mod wall_clock;
 
 pub use descriptors::Descriptors;
 pub use host::{Host, HostBuilder, HostConfig, Shutdown, StartError};

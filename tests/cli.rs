@@ -5,6 +5,7 @@ mod cli {
     mod disks;
     mod founding;
     mod operations;
+    mod outcomes;
     mod parked;
     pub mod process;
     mod requirements;
@@ -200,8 +201,13 @@ async fn a_wrong_configuration_is_refused_with_the_thing_to_do() {
     let nodes = "node = 9\ndata-dir = \"x\"\n[nodes]\n1 = \"127.0.0.1:7401\"\n";
     let stranger = refusal(nodes, &[]).await;
     assert!(stranger.contains("9, is not among them; add its address"), "{stranger}");
+    assert!(stranger.contains("line 3: `nodes`"), "{stranger}");
     let by_flag = refusal(nodes, &["--node", "4"]).await;
     assert!(by_flag.contains("4, is not among them"), "{by_flag}");
+    assert!(!by_flag.contains("line "), "the flag is wrong, not the file: {by_flag}");
+    let many = "node = 1\ndata-dir = \"x\"\nalone = true\nworkers = 65\n";
+    let many = refusal(many, &[]).await;
+    assert!(many.contains("line 4: `workers` is wrong: it must be 1 to 64"), "{many}");
 
     let nobody = refusal("data-dir = \"x\"\n", &[]).await;
     assert!(nobody.contains("`node`") && nobody.contains("from 1"), "{nobody}");

@@ -5,8 +5,9 @@ use clap::Args;
 use serde_json::json;
 use shardhost_proto::admin::AdvanceTimeRequest;
 
+use super::change::confirmed;
 use super::output::number;
-use super::target::{Target, said};
+use super::target::Target;
 
 /// By how much, and where.
 #[derive(Debug, Args)]
@@ -27,8 +28,8 @@ pub async fn advance_time(arguments: &AdvanceTimeArguments) -> anyhow::Result<()
     let (mut leader, _) = target.leader_of(*group).await?;
     let timeout_ms = target.timeout.saturating_mul(1_000);
     let request = AdvanceTimeRequest { group: *group, by_ms: by * 1_000, timeout_ms };
-    let advanced = leader.admin.advance_time(request).await;
-    let time_ms = advanced.map_err(|status| said(&leader.address, &status))?.into_inner().time_ms;
+    let advanced = leader.admin.advance_time(request);
+    let time_ms = confirmed(&leader.address, target.timeout(), advanced).await?.time_ms;
     if target.json {
         println!("{}", json!({ "group": group, "advanced_s": by, "time_ms": time_ms }));
     } else {

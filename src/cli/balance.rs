@@ -15,6 +15,7 @@ use shardhost_proto::admin::TransferLeaderToFitRequest;
 use shardhost_proto::balance::ViewRequest;
 use shardhost_proto::balance::balance_client::BalanceClient;
 
+use super::ended::PARTLY;
 use super::output::{Column, number, table};
 use super::planner as planner_cli;
 use super::target::{Node, Target, channel, in_time, said};
@@ -129,9 +130,6 @@ impl Looked {
         self.snapshot.groups.iter().filter(|group| group.leader.is_none()).count()
     }
 }
-
-/// Exit code of what was done in part.
-const PARTLY: u8 = 3;
 
 /// The knowledge of all nodes that answer, and how they are reached. Leaders that were elected a
 /// moment ago do not know yet how far the others are: they are waited for. Looks more than once,

@@ -1,8 +1,9 @@
 //! Speaking with the catalog: through any node, to the one that leads the system group.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use shardhost::wall_clock;
 use shardhost_policy::catalog::{
     Answer, Command, Content, Done, Operation, Query, Record, RecordKey, Revision, decode_reply,
 };
@@ -12,7 +13,9 @@ use shardhost_proto::system::{CatalogReply, Elsewhere, ProposeRequest, QueryRequ
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-use super::target::{Node, Target, channel, in_time, said};
+use super::change::{is_not_sent, unconfirmed};
+use super::ended::partly;
+use super::target::{Node, Target, channel, in_time};
 
 /// Between two tries to find who leads.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -36,8 +39,7 @@ impl<'a> Catalog<'a> {
         expected: Option<Revision>,
         operation: Operation,
     ) -> anyhow::Result<Done> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let now_ms = wall_clock::now_ms();
         self.run(&Command { now_ms, expected, operation }).await
     }
 
@@ -56,11 +58,11 @@ impl<'a> Catalog<'a> {
             let mut client = client(&address)?;
             let answer = client.propose(ProposeRequest { command: command.clone(), founding: 0 });
             let Ok(answer) = tokio::time::timeout_at(deadline, answer).await else {
-                bail!(
+                return Err(partly(format!(
                     "{address} gives no answer within {:?}: whether it takes effect is unknown; \
                      `shardhost group show 0` says whether the system group is led",
                     self.target.timeout()
-                )
+                )));
             };
             let answer = match answer {
                 Ok(answer) => answer.into_inner(),
@@ -70,7 +72,7 @@ impl<'a> Catalog<'a> {
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
-                Err(status) => return Err(said(&address, &status)),
+                Err(status) => return Err(unconfirmed(&address, &status)),
             };
             match self.read(answer)? {
                 Ok(bytes) => return Ok(decode_reply(&bytes)?),
@@ -120,18 +122,6 @@ impl<'a> Catalog<'a> {
             Reply::Elsewhere(elsewhere) => Ok(Err(elsewhere)),
         }
     }
-}
-
-/// Whether there was no connection to send on.
-fn is_not_sent(status: &tonic::Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 fn client(address: &str) -> anyhow::Result<SystemClient<Channel>> {

@@ -15,6 +15,8 @@ use shardhost_proto::balance::{DrainRequest, DrainStatus, GetDrainRequest, Undra
 use tonic::transport::Channel;
 
 use super::catalog::Catalog;
+use super::change::confirmed;
+use super::ended::PARTLY;
 use super::output::{facts, number, span};
 use super::reached;
 use super::target::{Node, Target, admin, all_groups, channel, in_time, said};
@@ -118,9 +120,9 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::End { node, target } => {
             match reach(*node, target).await? {
                 Reached::Answers { mut balance, address } => {
-                    let status = balance.undrain(UndrainRequest {}).await;
-                    let status = status.map_err(|status| said(&address, &status))?;
-                    show(&status.into_inner(), None, target);
+                    let ended = balance.undrain(UndrainRequest {});
+                    let status = confirmed(&address, target.timeout(), ended).await?;
+                    show(&status, None, target);
                 }
                 Reached::Silent(silence) => {
                     let known = recorded(*node, target).await.with_context(|| silence)?;
@@ -148,8 +150,7 @@ async fn begin(
         Reached::Silent(silence) => bail!("{silence}; a node is drained while it runs"),
     };
     let gives_up = request.undrain_when_overdue;
-    let begun = balance.drain(request).await.map_err(|status| said(&address, &status))?;
-    let mut status = begun.into_inner();
+    let mut status = confirmed(&address, target.timeout(), balance.drain(request)).await?;
     let mut overdue_since = None;
     let mut goes_on = |status: &DrainStatus| match status.state() {
         State::Running => true,
@@ -181,9 +182,6 @@ async fn begin(
         None => ExitCode::SUCCESS,
     })
 }
-
-/// Exit code of what was done in part.
-const PARTLY: u8 = 3;
 
 /// Groups without a leader on a node that was emptied.
 struct Unled {

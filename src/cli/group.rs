@@ -1,23 +1,22 @@
 //! `shardhost group`: the groups of a node, as that node sees them; creating and destroying groups,
 //! and changing what they require.
 
-use std::collections::BTreeSet;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Subcommand;
 use serde_json::{Value, json};
-use shardhost_proto::admin::{
-    CreateGroupRequest, DestroyGroupRequest, GroupStatus, PeerProgress, ShowGroupRequest,
-};
+use shardhost_proto::admin::{DestroyGroupRequest, GroupStatus, PeerProgress, ShowGroupRequest};
 use shardhost_proto::log::{Member, MemberRole};
 
 use super::advance_time::{AdvanceTimeArguments, advance_time};
+use super::change::{answered, confirmed, unconfirmed};
+use super::create::{CreateArguments, create};
+use super::ended::partly;
 use super::output::{Column, facts, number, table, whole};
 use super::place::{PlaceArguments, place};
 use super::requirement::{RequireArguments, require, requirement_json, requirement_text};
 use super::skip::{SkipArguments, skip};
-use super::target::{Target, all_groups, in_time, said};
+use super::target::{Target, all_groups, in_time};
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -35,21 +34,10 @@ pub enum Command {
         target: Target,
     },
     /// Create a group: a replica on each of these nodes, all of them voters.
-    Create {
-        /// Number of the group.
-        group: u64,
-        /// Kind of its state machine: table or queue.
-        #[arg(long)]
-        kind: String,
-        /// The nodes, by number.
-        #[arg(long, value_delimiter = ',', required = true)]
-        voters: Vec<u64>,
-        /// How many lives the group had before, all destroyed.
-        #[arg(long, default_value_t = 0)]
-        incarnation: u32,
-        #[command(flatten)]
-        target: Target,
-    },
+    ///
+    /// Ends with exit code 3 when some of them do not answer: the group is created without them, and they
+    /// are named.
+    Create(CreateArguments),
     /// Change what a group requires of its leader.
     ///
     /// The names are those of capabilities, which nodes get from their configuration. A leader that
@@ -79,16 +67,7 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::List { target } => list(target).await?,
         Command::Show { group, target } => show(*group, target).await?,
-        Command::Create { group, kind, voters, incarnation, target } => {
-            let request = CreateGroupRequest {
-                group: *group,
-                kind: kind.clone(),
-                voters: voters.clone(),
-                incarnation: *incarnation,
-                ..CreateGroupRequest::default()
-            };
-            create(request, target).await?;
-        }
+        Command::Create(arguments) => create(arguments).await?,
         Command::Require(arguments) => require(arguments).await?,
         Command::Place(arguments) => place(arguments).await?,
         Command::Skip(arguments) => return skip(arguments).await,
@@ -96,50 +75,6 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Destroy { group, expect, target } => destroy(*group, *expect, target).await?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Asks every voter to create its replica. One that has it already is no error, so that a command
-/// that was interrupted can be run again.
-async fn create(request: CreateGroupRequest, target: &Target) -> anyhow::Result<()> {
-    let group = request.group;
-    let mut named = BTreeSet::new();
-    if let Some(twice) = request.voters.iter().find(|voter| !named.insert(**voter)) {
-        anyhow::bail!("node {twice} is named twice among the voters");
-    }
-    for voter in &request.voters {
-        let mut node = target.node_numbered(*voter).await?;
-        match node.admin.create_group(request.clone()).await {
-            Ok(_) => {}
-            Err(status) if status.code() == tonic::Code::AlreadyExists => {}
-            Err(status) => return Err(said(&node.address, &status)),
-        }
-    }
-    let (leader, status) = target.leader_of(group).await?;
-    check_created(&request, &status)?;
-    if target.json {
-        println!("{}", group_json(&status));
-    } else {
-        println!("group {group} is created and led by node {}", leader.status.node);
-    }
-    Ok(())
-}
-
-/// A group of that number may have been there before, or another operator created it meanwhile.
-fn check_created(asked: &CreateGroupRequest, found: &GroupStatus) -> anyhow::Result<()> {
-    let voters: BTreeSet<u64> = asked.voters.iter().copied().collect();
-    let nodes: BTreeSet<u64> = members(found).iter().map(|member| member.node).collect();
-    let generation = found.replica >> 32;
-    let is_asked = asked.incarnation == 0 || u64::from(asked.incarnation) == generation;
-    if found.kind == asked.kind && nodes == voters && is_asked {
-        return Ok(());
-    }
-    anyhow::bail!(
-        "there is another group {}, of kind {}, on nodes {nodes:?}, generation {generation}: nothing was \
-         changed; take another number, or look at it with `shardhost group show {}`",
-        asked.group,
-        found.kind,
-        asked.group
-    )
 }
 
 /// Destroys the replica of every member of the generation that is seen; those that are gone already
@@ -159,30 +94,40 @@ async fn destroy(group: u64, expect: u64, target: &Target) -> anyhow::Result<()>
     let generation = u32::try_from(status.replica >> 32).ok().filter(|_| status.replica != 0);
     let mut asked = Vec::new();
     for member in members(&status) {
-        let node = target.node_numbered(member.node).await;
-        let mut node = node.with_context(|| left(group, &asked))?;
         // The leader was asked: a follower may not have applied that configuration yet.
         let request = DestroyGroupRequest { group, expect: None, generation };
-        match node.admin.destroy_group(request).await {
-            Ok(_) => asked.push(member.node),
-            Err(status) if status.code() == tonic::Code::NotFound => asked.push(member.node),
-            Err(status) => {
-                return Err(said(&node.address, &status)).with_context(|| left(group, &asked));
-            }
-        }
+        let destroyed = destroy_at(member.node, request, target).await;
+        destroyed.map_err(|error| left(group, &asked, error))?;
+        asked.push(member.node);
     }
     told_destroyed(group, target);
     Ok(())
 }
 
+/// Destroys the replica of one node, if it is there.
+async fn destroy_at(
+    node: u64,
+    request: DestroyGroupRequest,
+    target: &Target,
+) -> anyhow::Result<()> {
+    let mut node = target.node_numbered(node).await?;
+    let gone = node.admin.destroy_group(request);
+    match answered(&node.address, target.timeout(), gone).await? {
+        Err(status) if status.code() != tonic::Code::NotFound => {
+            Err(unconfirmed(&node.address, &status))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// How far a destruction came.
-fn left(group: u64, asked: &[u64]) -> String {
-    match asked {
-        [] => format!("group {group} is not destroyed"),
-        asked => format!(
-            "group {group} is destroyed on nodes {asked:?} and not on all others; that cannot be taken back, run \
-             this again when they answer"
-        ),
+fn left(group: u64, destroyed: &[u64], error: anyhow::Error) -> anyhow::Error {
+    match destroyed {
+        [] => error.context(format!("group {group} is not destroyed")),
+        nodes => partly(format!(
+            "group {group} is destroyed on nodes {nodes:?} and not on all others; that cannot be taken back, run \
+             this again when they answer: {error:#}"
+        )),
     }
 }
 
@@ -191,8 +136,8 @@ fn left(group: u64, asked: &[u64]) -> String {
 async fn destroy_in_catalog(group: u64, expect: u64, target: &Target) -> anyhow::Result<()> {
     let mut node = target.node().await?;
     let request = DestroyGroupRequest { group, expect: Some(expect), generation: None };
-    let ordered = node.admin.destroy_group(request).await;
-    ordered.map_err(|status| said(&node.address, &status))?;
+    let ordered = node.admin.destroy_group(request);
+    confirmed(&node.address, target.timeout(), ordered).await?;
     if target.json {
         println!("{}", json!({ "group": group, "ordered": true }));
     } else {
@@ -384,7 +329,8 @@ fn state(group: &GroupStatus) -> String {
     }
 }
 
-fn members(group: &GroupStatus) -> &[Member] {
+/// The members that a status shows.
+pub fn members(group: &GroupStatus) -> &[Member] {
     group.membership.as_ref().map_or(&[], |membership| &membership.members)
 }
 
@@ -401,7 +347,8 @@ pub(super) fn role_of(member: &Member) -> &'static str {
     }
 }
 
-fn group_json(group: &GroupStatus) -> Value {
+/// A group, for programs.
+pub fn group_json(group: &GroupStatus) -> Value {
     let members: Vec<Value> = members(group)
         .iter()
         .map(|member| {
@@ -452,44 +399,4 @@ fn group_json(group: &GroupStatus) -> Value {
         "members": members,
         "peers": peers,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use shardhost_proto::log::Membership;
-
-    use super::*;
-
-    #[test]
-    fn another_group_of_the_number_is_no_success() {
-        let asked = CreateGroupRequest {
-            group: 9,
-            kind: "table".to_owned(),
-            voters: vec![2, 1],
-            ..CreateGroupRequest::default()
-        };
-        let found = |kind: &str, nodes: &[u64], generation: u64| {
-            let member = |(at, node): (usize, &u64)| Member {
-                replica: (generation << 32) + at as u64 + 1,
-                node: *node,
-                ..Member::default()
-            };
-            let members = nodes.iter().enumerate().map(member).collect();
-            GroupStatus {
-                kind: kind.to_owned(),
-                replica: (generation << 32) + 1,
-                membership: Some(Membership { members, ..Membership::default() }),
-                ..GroupStatus::default()
-            }
-        };
-        assert!(check_created(&asked, &found("table", &[1, 2], 0)).is_ok());
-        assert!(check_created(&asked, &found("table", &[1, 2], 3)).is_ok(), "none was asked for");
-        for other in [found("queue", &[1, 2], 0), found("table", &[1, 2, 3], 0)] {
-            let error = check_created(&asked, &other).unwrap_err().to_string();
-            assert!(error.contains("there is another group 9"), "{error}");
-        }
-        let seventh = CreateGroupRequest { incarnation: 7, ..asked };
-        assert!(check_created(&seventh, &found("table", &[1, 2], 3)).is_err());
-        assert!(check_created(&seventh, &found("table", &[1, 2], 7)).is_ok());
-    }
 }

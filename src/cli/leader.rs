@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::json;
 use shardhost_proto::admin::{TransferLeaderRequest, TransferLeaderToFitRequest};
+use tonic::Code;
 
+use super::change::{answered, confirmed, unconfirmed};
 use super::output::millis;
-use super::target::{Target, said};
+use super::target::Target;
 use super::why::why;
 
 /// What to do.
@@ -63,8 +65,8 @@ async fn transfer(group: u64, to: Option<u64>, target: &Target) -> anyhow::Resul
         to_node: to.unwrap_or(0),
         timeout_ms: target.timeout.saturating_mul(1_000),
     };
-    let moved = leader.admin.transfer_leader(request).await;
-    let moved = moved.map_err(|status| said(&leader.address, &status))?.into_inner();
+    let moved = leader.admin.transfer_leader(request);
+    let moved = confirmed(&leader.address, target.timeout(), moved).await?;
     report(target, group, from, moved.to_node, moved.term, moved.took_us)
 }
 
@@ -74,16 +76,28 @@ async fn transfer_to_fit(
     max_lag: u64,
     target: &Target,
 ) -> anyhow::Result<()> {
-    let (mut leader, _) = target.leader_of(group).await?;
+    let (mut leader, before) = target.leader_of(group).await?;
+    let from = leader.status.node;
+    // The node that leads is fit to: those behind it are not tried.
+    let preferred: Vec<u64> = nodes.iter().copied().take_while(|node| *node != from).collect();
+    let stays = preferred.len() < nodes.len();
+    if stays && preferred.is_empty() {
+        return report(target, group, from, from, before.term, 0);
+    }
     let request = TransferLeaderToFitRequest {
         group,
-        nodes: nodes.to_vec(),
+        nodes: preferred,
         max_lag,
         timeout_ms: target.timeout.saturating_mul(1_000),
     };
-    let moved = leader.admin.transfer_leader_to_fit(request).await;
-    let moved = moved.map_err(|status| said(&leader.address, &status))?.into_inner();
-    report(target, group, leader.status.node, moved.to_node, moved.term, moved.took_us)
+    let moved = leader.admin.transfer_leader_to_fit(request);
+    match answered(&leader.address, target.timeout(), moved).await? {
+        Ok(moved) => report(target, group, from, moved.to_node, moved.term, moved.took_us),
+        Err(status) if stays && status.code() == Code::FailedPrecondition => {
+            report(target, group, from, from, before.term, 0)
+        }
+        Err(status) => Err(unconfirmed(&leader.address, &status)),
+    }
 }
 
 fn report(

@@ -17,6 +17,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::ended::code_of;
+
 /// Lines that wait to be written.
 const MAX_LINES: usize = 16_384;
 const MAX_BYTES: usize = 4 * 1024 * 1024;
@@ -107,7 +109,7 @@ pub fn exit(code: i32) -> ! {
 /// How the program ends when a command failed.
 pub fn failed(error: &anyhow::Error) -> ExitCode {
     complain(&format!("error: {error:#}"));
-    ExitCode::FAILURE
+    ExitCode::from(code_of(error))
 }
 
 /// A print that fails panics. When that is because the reader is gone, the command has nothing more to

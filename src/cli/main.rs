@@ -7,8 +7,11 @@
 mod advance_time;
 mod balance;
 mod catalog;
+mod change;
+mod create;
 mod demo;
 mod drain;
+mod ended;
 mod fill;
 mod group;
 mod leader;

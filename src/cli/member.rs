@@ -13,11 +13,13 @@ use shardhost_proto::admin::{
 use shardhost_proto::log::{Incoming, Member, Membership};
 use tokio::time::Instant;
 
+use super::change::confirmed;
+use super::ended::{partly, senseless};
 use super::fill::{self, FillArguments};
 use super::group::role_of;
 use super::output::{Column, number, table, whole};
 use super::rebuild::{self, RebuildArguments};
-use super::target::{Node, Target, said};
+use super::target::{Node, Target};
 
 /// Between two looks at a change that takes its time.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
@@ -160,7 +162,9 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
             return rebuild::run(&RebuildArguments::of_group(*old, *group, target)).await;
         }
         Command::Replace { old, new, .. } if old == new => {
-            bail!("a new replica on the same node takes two changes: leave --expect out")
+            return Err(senseless(
+                "a new replica on the same node takes two changes: leave --expect out",
+            ));
         }
         Command::Replace { group, old, new, expect, target, .. } => {
             replace(*group, (*old, *new), *expect, target).await?;
@@ -228,15 +232,18 @@ fn under_way(membership: &Membership) -> Option<String> {
 }
 
 async fn make(change: &Change, step: MembershipStep) -> anyhow::Result<()> {
-    let (mut leader, _) = change.target.leader_of(change.group).await?;
+    let (mut leader, status) = change.target.leader_of(change.group).await?;
+    if matches!(step.kind(), Kind::AddVoter | Kind::AddLearner) {
+        check_no_addition(&status, None)?;
+    }
     let request = ChangeMembershipRequest {
         group: change.group,
         steps: vec![step],
         expect: change.expect,
         timeout_ms: change.target.timeout.saturating_mul(1_000),
     };
-    let changed = leader.admin.change_membership(request).await;
-    let changed = changed.map_err(|status| said(&leader.address, &status))?.into_inner();
+    let changed = leader.admin.change_membership(request);
+    let changed = confirmed(&leader.address, change.target.timeout(), changed).await?;
     report(&change.target, change.group, &leader, changed.membership.as_ref())
 }
 
@@ -266,17 +273,28 @@ async fn cancel(
     target: &Target,
 ) -> anyhow::Result<()> {
     let (mut leader, status) = target.leader_of(group).await?;
-    if let Some((old, new)) = incoming_nodes(&status).filter(|found| *found != named) {
-        bail!(
-            "under way in group {group} is another change: `shardhost member replace {group} {old} {new} \
-             --cancel` gives it up"
-        );
-    }
+    check_no_addition(&status, Some(named))?;
     let timeout_ms = target.timeout.saturating_mul(1_000);
     let request = CancelAdditionRequest { group, expect, timeout_ms };
-    let changed = leader.admin.cancel_addition(request).await;
-    let changed = changed.map_err(|status| said(&leader.address, &status))?.into_inner();
+    let changed = leader.admin.cancel_addition(request);
+    let changed = confirmed(&leader.address, target.timeout(), changed).await?;
     report(target, group, &leader, changed.membership.as_ref())
+}
+
+/// Refuses when another node is being added than the command names, by its former and its new node.
+fn check_no_addition(status: &GroupStatus, named: Option<(u64, u64)>) -> anyhow::Result<()> {
+    let Some(found) = incoming_nodes(status).filter(|found| Some(*found) != named) else {
+        return Ok(());
+    };
+    let (group, (old, new)) = (status.group, found);
+    let what = match old == new {
+        true => format!("node {new} is being added"),
+        false => format!("node {new} is taking the place of node {old}"),
+    };
+    bail!(
+        "in group {group}, {what}: wait until `shardhost member list {group}` does not show it any more, or \
+         give it up with `shardhost member replace {group} {old} {new} --cancel`"
+    )
 }
 
 /// The node that goes and the node that comes; of an addition both are the one that comes.
@@ -298,6 +316,7 @@ async fn replace(
     target: &Target,
 ) -> anyhow::Result<()> {
     let (mut leader, status) = target.leader_of(group).await?;
+    check_no_addition(&status, Some((old, new)))?;
     if Replacing::of(&status, old, new) == Replacing::Done {
         eprintln!(
             "node {old} is no member of group {group}, and node {new} is a voter: it was replaced before, or never was \
@@ -312,8 +331,8 @@ async fn replace(
             expect,
             timeout_ms: target.timeout.saturating_mul(1_000),
         };
-        let begun = leader.admin.replace_member(request).await;
-        begun.map_err(|status| said(&leader.address, &status))?;
+        let begun = leader.admin.replace_member(request);
+        confirmed(&leader.address, target.timeout(), begun).await?;
         if !target.json {
             println!("recorded: node {new} replaces node {old} in group {group}");
         }
@@ -325,11 +344,13 @@ async fn replace(
             Replacing::Done => return show(target, group, leader.status.node, &status),
             Replacing::NotBegun => bail!("the replacement in group {group} was given up"),
             Replacing::UnderWay if Instant::now() < deadline => {}
-            Replacing::UnderWay => bail!(
-                "the replacement in group {group} is recorded and continues, but is not done after \
-                 {:?}; run the command again to watch it, or `--cancel` it",
-                target.timeout()
-            ),
+            Replacing::UnderWay => {
+                return Err(partly(format!(
+                    "the replacement in group {group} is recorded and continues, but is not done after \
+                     {:?}; run the command again to watch it, or `--cancel` it",
+                    target.timeout()
+                )));
+            }
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
@@ -388,5 +409,20 @@ mod tests {
         assert_eq!(of(Some((7, 2))), Some((2, 4)));
         assert_eq!(of(Some((7, 0))), Some((4, 4)), "an addition");
         assert_eq!(of(None), None);
+    }
+
+    #[test]
+    fn a_change_beside_another_one_is_refused_with_what_gives_that_up() {
+        let member = |replica, node| Member { replica, node, ..Member::default() };
+        let members = vec![member(3, 3), member(7, 4)];
+        let incoming = Some(Incoming { replica: 7, replaces: 3 });
+        let membership = Some(Membership { members, incoming, ..Membership::default() });
+        let status = GroupStatus { group: 9, membership, ..GroupStatus::default() };
+        assert!(check_no_addition(&status, Some((3, 4))).is_ok(), "it is that one");
+        for named in [None, Some((1, 4)), Some((3, 5))] {
+            let refused = check_no_addition(&status, named).unwrap_err().to_string();
+            assert!(refused.contains("node 4 is taking the place of node 3"), "{refused}");
+            assert!(refused.contains("member replace 9 3 4 --cancel"), "{refused}");
+        }
     }
 }

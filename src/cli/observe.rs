@@ -107,15 +107,25 @@ impl Observer {
 
     /// Waits until each shard is led by a node that answers.
     pub async fn await_led(&self, within: Duration) -> anyhow::Result<BTreeMap<u64, Leader>> {
+        let (leaders, unled) = self.led_within(within).await;
+        let all = self.shards.max(leaders.len() + unled.len());
+        if leaders.len() < all {
+            bail!("{} of {all} shards are led after {within:?}", leaders.len());
+        }
+        Ok(leaders)
+    }
+
+    /// The leaders of the shards, as soon as each is led by a node that answers, and after that time in
+    /// any case; and the shards that are known and have none.
+    pub async fn led_within(&self, within: Duration) -> (BTreeMap<u64, Leader>, BTreeSet<u64>) {
         let deadline = Instant::now() + within;
         loop {
             let shards = self.all_shards().await;
             let (leaders, all) = (leaders_of(&shards), self.count(&shards));
-            if leaders.len() == all {
-                return Ok(leaders);
-            }
-            if Instant::now() > deadline {
-                bail!("{} of {all} shards are led after {within:?}", leaders.len());
+            if leaders.len() == all || Instant::now() > deadline {
+                let mut unled = groups_of(&shards);
+                unled.retain(|group| !leaders.contains_key(group));
+                return (leaders, unled);
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -123,8 +133,7 @@ impl Observer {
 
     /// The number of shards: those that were named, or that any node has a replica of.
     fn count(&self, shards: &BTreeMap<u64, Vec<GroupStatus>>) -> usize {
-        let ids: BTreeSet<u64> = shards.values().flatten().map(|shard| shard.group).collect();
-        ids.len().max(self.shards)
+        groups_of(shards).len().max(self.shards)
     }
 
     /// Waits until `node` has exactly the replicas that the leaders say, and has applied in each what
@@ -162,6 +171,11 @@ impl Observer {
         let reply = reply.with_context(|| format!("checksum of group {group} on node {node}"))?;
         Ok(reply.into_inner())
     }
+}
+
+/// The shards of which any node has a replica.
+fn groups_of(shards: &BTreeMap<u64, Vec<GroupStatus>>) -> BTreeSet<u64> {
+    shards.values().flatten().map(|shard| shard.group).collect()
 }
 
 /// Of each shard the leader with the highest term: one that was cut off may not know yet that there

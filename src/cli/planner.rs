@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use super::catalog::Catalog;
+use super::change::confirmed;
 use super::output::{Column, facts, number, table};
 use super::target::{Target, channel, said};
 
@@ -56,8 +57,8 @@ pub async fn switch(
     };
     let node = target.node_numbered(number).await?;
     let request = LocalSwitch { planned_moves_stopped: stopped };
-    let switched = BalanceClient::new(channel(&node.address)?).switch_locally(request).await;
-    switched.map_err(|status| said(&node.address, &status))?;
+    let mut balance = BalanceClient::new(channel(&node.address)?);
+    confirmed(&node.address, target.timeout(), balance.switch_locally(request)).await?;
     let text = format!("planned moves away from node {number} are {word}, until it stops");
     tell(target, json!({ "node": number, "planned_moves": word }), text);
     Ok(())

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use shardhost_client::{ClientError, QueueClient, Received};
 use shardhost_proto::client::{Acked, Delivery};
 
+use super::ended::PARTLY;
 use super::output::{Column, bytes_json, number, table, text, whole};
 use super::target::Target;
 
@@ -98,7 +99,7 @@ pub struct ReceiveArguments {
     #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
     partition_key: Option<String>,
     /// How many at most.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     max: u32,
     /// How long others do not see them, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=43_200))]
@@ -161,9 +162,6 @@ impl Taken {
         self.failed.is_empty() && self.stale.is_empty()
     }
 }
-
-/// Exit code of what was done in part.
-const PARTLY: u8 = 3;
 
 async fn receive(arguments: &ReceiveArguments) -> anyhow::Result<ExitCode> {
     let queue = arguments.target.client().await?.queue();

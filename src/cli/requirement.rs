@@ -10,8 +10,9 @@ use shardhost_proto::log::{Membership, Requirement};
 use tonic::Code;
 use tonic_types::StatusExt;
 
+use super::change::{answered, unconfirmed};
 use super::output::whole;
-use super::target::{Target, said};
+use super::target::Target;
 
 /// The requirement of a group.
 #[derive(Debug, Args)]
@@ -51,8 +52,9 @@ pub async fn require(arguments: &RequireArguments) -> anyhow::Result<()> {
         even_if_ineligible: arguments.even_if_ineligible,
         timeout_ms: target.timeout.saturating_mul(1_000),
     };
-    let changed = leader.admin.change_requirement(request).await;
-    let changed = changed.map_err(|status| refused(&leader.address, &status))?.into_inner();
+    let changed = leader.admin.change_requirement(request);
+    let changed = answered(&leader.address, target.timeout(), changed).await?;
+    let changed = changed.map_err(|status| refused(&leader.address, &status))?;
     let membership = changed.membership.context("the node named no configuration")?;
     if target.json {
         let index = membership.config_index;
@@ -70,7 +72,7 @@ pub async fn require(arguments: &RequireArguments) -> anyhow::Result<()> {
 
 /// A refusal, with what can be done about it here.
 fn refused(address: &str, status: &tonic::Status) -> anyhow::Error {
-    let error = said(address, status);
+    let error = unconfirmed(address, status);
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.as_str());
     if status.code() == Code::FailedPrecondition && reason == Some("NOBODY_FIT") {

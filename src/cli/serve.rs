@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use serde_json::json;
 use shardhost::Shutdown;
 use shardhost::groups::HostFault;
 use shardhost_proto::shard_map::MapMismatch;
-use shardhost_server::config::parse_listen;
+use shardhost_server::config::{ConfigError, parse_listen};
 use shardhost_server::{Server, ServerConfig, config};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -223,8 +223,18 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
         config.bootstrap_without.extend(&arguments.bootstrap_without);
         config.park.extend(&arguments.park);
     }
-    config.validate()?;
+    config.validate().map_err(|error| located(error, arguments.config.as_deref()))?;
     Ok(config)
+}
+
+/// The error with the line of the file, if it is the file's own and not that of a flag.
+fn located(error: ConfigError, file: Option<&Path>) -> ConfigError {
+    let Some(path) = file else { return error };
+    let of_file = ServerConfig::parse(path).and_then(|config| config.validate());
+    match of_file {
+        Err(alone) if alone.to_string() == error.to_string() => error.in_file(path),
+        _ => error,
+    }
 }
 
 /// Binds an address, which the process that had it before may hold for a moment yet.

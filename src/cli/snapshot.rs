@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use shardhost_proto::admin::{ListSnapshotsRequest, TakeSnapshotRequest};
 use shardhost_proto::log::LogPosition;
 
+use super::change::confirmed;
 use super::output::{Column, number, table};
-use super::target::{Target, in_time, said};
+use super::target::{Target, in_time};
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -41,8 +42,8 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
 async fn take(group: u64, target: &Target) -> anyhow::Result<()> {
     let mut node = target.node().await?;
     let timeout_ms = target.timeout.saturating_mul(1_000);
-    let taken = node.admin.take_snapshot(TakeSnapshotRequest { group, timeout_ms }).await;
-    let taken = taken.map_err(|status| said(&node.address, &status))?.into_inner();
+    let taken = node.admin.take_snapshot(TakeSnapshotRequest { group, timeout_ms });
+    let taken = confirmed(&node.address, target.timeout(), taken).await?;
     let LogPosition { term, index } = taken.position.unwrap_or_default();
     if target.json {
         println!(

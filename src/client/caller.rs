@@ -163,6 +163,11 @@ impl<W: Wire> Caller<W> {
         let Some(Located { place, .. }) = self.routes.locate(&target) else {
             return Err(self.nowhere(&target));
         };
+        if self.routes.address(node).is_none() {
+            return Err(ClientError::Invalid {
+                message: format!("the cluster has no node {node}"),
+            });
+        }
         check_size(W::size(&operation))?;
         let outgoing = Outgoing { place, session: None, receipt: None, operation };
         let answer = timeout_at(trial.deadline, self.call_node(node, outgoing)).await;

@@ -20,9 +20,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
+use super::SYSTEM_GROUP;
 use super::service::MAX_GONE;
-use super::{SYSTEM_GROUP, now_ms};
 use crate::host::Host;
+use crate::wall_clock::now_ms;
 use shardhost_policy::catalog::{
     Answer, Command, Done, Operation, Query, Refusal, Revision, decode_reply,
 };

@@ -37,7 +37,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use shardhost_groups::machine::StateMachine;
@@ -360,13 +360,6 @@ async fn view_at(
     known.ok_or_else(|| CatalogError::Unknown {
         message: format!("revision {revision} is not heard of here"),
     })
-}
-
-/// Milliseconds since 1970, by this machine's clock.
-#[must_use]
-pub fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// While this host leads the system group, it tends the catalog and plans.

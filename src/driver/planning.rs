@@ -19,8 +19,9 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::Inner;
 use super::moves::{MAX_MOVES, Outcome, outcome_from_wire};
-use super::{Inner, now_ms as time_of_day_ms};
+use crate::wall_clock::now_ms as time_of_day_ms;
 use shardhost_policy::catalog::View;
 use shardhost_policy::executor::{
     Executor, ExecutorSettings, Mode, MoveOutcome, Order, PlannerTerm, Ticket,

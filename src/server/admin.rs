@@ -1,9 +1,11 @@
 //! What operators ask of a host, over gRPC.
 
+mod host_status;
+mod membership;
 mod metrics;
 mod shown;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -11,35 +13,27 @@ use parking_lot::Mutex;
 use shardhost_groups::latency::LatencySnapshot;
 use shardhost_groups::runtime::Destruction;
 use shardhost_groups::{
-    CaughtUp, Group, GroupId, GroupSpec, LogIndex, Membership, MembershipChange, MembershipError,
-    NodeId, OpenGroupError, Requirement, Role, TransferError, Transferred,
+    Group, GroupId, GroupSpec, LogIndex, MembershipChange, MembershipError, NodeId, OpenGroupError,
+    TransferError, Transferred,
 };
 use shardhost_proto::admin as wire;
 use shardhost_proto::admin::admin_server::{Admin, AdminServer};
-use shardhost_proto::admin::membership_step::Kind as StepKind;
-use shardhost_proto::log;
-use shardhost_storage::convert::{membership_to_message, position_to_message};
+use shardhost_storage::convert::position_to_message;
 use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status};
 
+use self::membership::{after_others, membership_reply, requirement_of, with_step};
+pub(super) use self::shown::group_status;
+use self::shown::{page_of_groups, parked_status};
 use super::catalog::Intentions;
-use super::explain::{advertisement_to_wire, explanation};
-use super::refusals::{
-    of_capabilities, of_membership, of_opening, of_snapshot, of_transfer, refusal,
-};
+use super::explain::explanation;
+use super::refusals::{of_membership, of_opening, of_snapshot, of_transfer, refusal};
 use super::replicas::{check_kind, empty_machine_of};
 use super::shard_map::CurrentMap;
 use super::{RESERVED, is_shard, shard_time, skip};
 use crate::shards::StateDb;
-use metrics::policy_metrics;
 use shardhost::driver::{SYSTEM_GROUP, System, life_of};
 use shardhost::host::Host;
-use shardhost::transport::TransportStats;
-pub(super) use shown::group_status;
-use shown::{
-    differing_groups, failed_replicas, impairment, leaderless, missing, page_of_groups,
-    parked_status, short_voters, stalled,
-};
 
 /// Rates and quantiles are of about this much time.
 const WINDOW: Duration = Duration::from_secs(5);
@@ -49,10 +43,6 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 const SAMPLES: usize = 64;
 /// Checksums that are asked for at once. They are computed one by one.
 const MAX_CHECKSUMS: usize = 16;
-/// A change waits for the one before it for so long, then it looks whether it may begin.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Between two looks at least.
-const PAUSE: Duration = Duration::from_millis(10);
 /// The default deadline.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -127,42 +117,6 @@ impl AdminService {
         })
     }
 
-    /// What was acknowledged over the last seconds, and how many seconds those are.
-    fn window(&self) -> (LatencySnapshot, f64) {
-        let now = Instant::now();
-        let current = self.host.runtime().latency().snapshot();
-        let mut samples = self.samples.lock();
-        while samples.len() > 1 && now.duration_since(samples[1].0) >= WINDOW {
-            samples.pop_front();
-        }
-        let since = samples.front().map(|(at, before)| (*at, current.since(before)));
-        let fresh = samples.back().is_some_and(|(at, _)| now.duration_since(*at) < WINDOW / 20);
-        if !fresh && samples.len() < SAMPLES {
-            samples.push_back((now, current.clone()));
-        }
-        let (at, counts) = since.unwrap_or((now, current));
-        (counts, now.duration_since(at).as_secs_f64().max(0.001))
-    }
-
-    fn peers(&self, stats: &TransportStats) -> Vec<wire::PeerStatus> {
-        let address = |node: NodeId| self.host.directory().address(node).unwrap_or_default();
-        let peers = stats.peers.iter().map(|peer| wire::PeerStatus {
-            node: peer.node.get(),
-            address: address(peer.node),
-            connected: peer.bulk.connected,
-            live: peer.live,
-            incarnation: peer.incarnation.unwrap_or(0),
-            messages_sent: peer.bulk.messages + peer.urgent.messages,
-            messages_dropped: peer.bulk.dropped + peer.urgent.dropped,
-            frames_sent: peer.bulk.frames + peer.urgent.frames,
-            reconnects: peer.reconnects,
-            advertisement: peer.advertisement.as_ref().map(advertisement_to_wire),
-            refused: peer.refused.clone().unwrap_or_default(),
-            refused_by: peer.refused_by.clone().unwrap_or_default(),
-        });
-        peers.collect()
-    }
-
     fn state(&self) -> Result<Arc<StateDb>, Status> {
         self.state.upgrade().ok_or_else(|| Status::unavailable("the server is stopping"))
     }
@@ -231,37 +185,6 @@ impl AdminService {
             _ => Ok(()),
         }
     }
-
-    /// What is damaged of the state and not recovered, for people.
-    fn unrecovered(&self) -> Vec<String> {
-        let cells = self.state.upgrade().map(|state| state.unrecovered()).unwrap_or_default();
-        cells.into_iter().map(|(cell, why)| format!("part {cell}: {why}")).collect()
-    }
-
-    fn counters(&self) -> HashMap<String, u64> {
-        let stats = self.host.stats();
-        let mut counters = HashMap::from([
-            ("messages_received".to_owned(), stats.workers.messages),
-            ("messages_for_unknown_groups".to_owned(), stats.workers.unknown_group),
-            ("stale_notifications".to_owned(), stats.workers.stale),
-            ("replica_failures".to_owned(), stats.workers.failures),
-            ("log_entries".to_owned(), stats.log_entries),
-            ("awake_groups".to_owned(), stats.awake as u64),
-            ("hook_panics".to_owned(), stats.hook_panics),
-            ("slow_inline_hooks".to_owned(), stats.slow_inline_hooks),
-            ("policy_panics".to_owned(), stats.policy_panics),
-            ("slow_policies".to_owned(), stats.slow_policies),
-            (
-                "refused_advertisements".to_owned(),
-                self.host.transport_stats().refused_advertisements,
-            ),
-        ]);
-        for (refusal, count) in stats.workers.refused {
-            let name = format!("refused: {refusal}");
-            counters.insert(name, count);
-        }
-        counters
-    }
 }
 
 #[tonic::async_trait]
@@ -270,67 +193,7 @@ impl Admin for AdminService {
         &self,
         _: Request<wire::StatusRequest>,
     ) -> Result<Response<wire::HostStatus>, Status> {
-        let groups = self.host.groups();
-        let parked = self.host.parked_replicas();
-        let statuses: Vec<_> = groups.iter().map(Group::status).collect();
-        let count = |test: &dyn Fn(&shardhost_groups::GroupStatus) -> bool| {
-            statuses.iter().filter(|status| test(status)).count() as u64
-        };
-        let stats = self.host.stats();
-        let (window, seconds) = self.window();
-        let in_doubt = count(&|status| status.doubt.is_some());
-        let transport = self.host.transport_stats();
-        let clock = transport.clock_alarm();
-        let peers = self.peers(&transport);
-        let live = peers.iter().filter(|peer| peer.live).filter_map(|peer| NodeId::new(peer.node));
-        let live: BTreeSet<NodeId> = live.chain([self.host.node_id()]).collect();
-        let view = self.intentions.view();
-        Ok(Response::new(wire::HostStatus {
-            node: self.host.node_id().get(),
-            cluster: self.host.config().cluster.clone(),
-            incarnation: self.host.incarnation(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            groups: (groups.len() + parked.len()) as u64,
-            leaders: count(&|status| status.is_leader()),
-            hibernating: count(&|status| status.hibernating),
-            failed: count(&|status| matches!(status.role, Role::Failed(_))) + parked.len() as u64,
-            failed_replicas: failed_replicas(&statuses, &parked),
-            proposals: stats.acknowledged,
-            log_writes: stats.log_writes,
-            log_groups_written: stats.log_group_writes,
-            log_bytes: stats.log_bytes,
-            rounds: stats.workers.rounds,
-            peers,
-            ops_per_second: window.count() as f64 / seconds,
-            p50_us: window.quantile_us(500),
-            p99_us: window.quantile_us(990),
-            counters: self.counters(),
-            advertisement: Some(advertisement_to_wire(&self.host.advertisement())),
-            caretakers: count(&|status| status.caretaker.is_some()),
-            differing: count(&|status| status.differs.is_some()),
-            differing_groups: differing_groups(&statuses),
-            in_doubt,
-            // Once no replica is in doubt nothing is to be done about it any more.
-            rollback: self.host.rollback().filter(|_| in_doubt > 0).map(|rollback| {
-                wire::Rollback {
-                    by_node: rollback.by.get(),
-                    known_incarnation: rollback.known,
-                    held_incarnation: rollback.held,
-                }
-            }),
-            policy: Some(policy_metrics(&stats.workers.policy, self.host.runtime().freezes())),
-            founding_waits_for: self.host.founding_waits_for().unwrap_or_default(),
-            leaderless: Some(leaderless(&statuses)),
-            impaired: impairment(&self.host),
-            clock: clock.map(|alarm| alarm.to_string()).unwrap_or_default(),
-            stalled: stalled(&statuses),
-            short: short_voters(&statuses, &live),
-            missing: view.as_deref().map(|view| missing(&self.host, view)),
-            has_catalog: self.intentions.has_catalog(),
-            catalog_known: view.is_some(),
-            unrecovered: self.unrecovered(),
-        }))
+        Ok(Response::new(self.host_status()))
     }
 
     async fn list_groups(
@@ -641,97 +504,8 @@ async fn transferred(
     }))
 }
 
-/// Makes a change when those before it are applied: only one can be under way. When that takes too
-/// long, what was refused last is still known.
-struct AfterOthers<F> {
-    change: F,
-    refused: Arc<Mutex<Option<MembershipError>>>,
-}
-
-fn after_others<M, C>(
-    group: &Group,
-    make: M,
-) -> AfterOthers<impl Future<Output = Result<Arc<Membership>, MembershipError>>>
-where
-    M: Fn() -> C,
-    C: Future<Output = Result<Arc<Membership>, MembershipError>>,
-{
-    let (group, refused) = (group.clone(), Arc::new(Mutex::new(None)));
-    let last = Arc::clone(&refused);
-    let change = async move {
-        loop {
-            match make().await {
-                Err(error @ MembershipError::ConfigChangePending { .. }) => {
-                    *last.lock() = Some(error);
-                }
-                changed => return changed,
-            }
-            group.wait_for(|status| status.pending_change.is_none(), LOOK_AGAIN).await;
-            // What the status says may be of a moment ago.
-            tokio::time::sleep(PAUSE).await;
-            last.lock().take();
-        }
-    };
-    AfterOthers { change, refused }
-}
-
-async fn membership_reply(
-    timeout_ms: u64,
-    after: AfterOthers<impl Future<Output = Result<Arc<Membership>, MembershipError>>>,
-) -> Result<Response<wire::MembershipReply>, Status> {
-    let changed = tokio::time::timeout(timeout_of(timeout_ms), after.change).await;
-    let membership = changed
-        .map_err(|_| match after.refused.lock().take() {
-            Some(error) => of_membership(&error),
-            None => Status::deadline_exceeded("the change continues; look at the members"),
-        })?
-        .map_err(|error| of_membership(&error))?;
-    let membership = Some(membership_to_message(&membership));
-    Ok(Response::new(wire::MembershipReply { membership }))
-}
-
 fn node_id(node: u64) -> Result<NodeId, Status> {
     NodeId::new(node).ok_or_else(|| Status::invalid_argument("nodes are numbered from 1"))
-}
-
-fn requirement_of(message: log::Requirement) -> Result<Requirement, Status> {
-    let names = message.capabilities;
-    let asked = match message.soft {
-        true if !names.is_empty() => Requirement::soft(names),
-        _ => Requirement::hard(names),
-    };
-    asked.map_err(|error| of_capabilities(&error))
-}
-
-fn with_step(
-    change: MembershipChange,
-    step: &wire::MembershipStep,
-) -> Result<MembershipChange, Status> {
-    let node = node_id(step.node)?;
-    Ok(match step.kind() {
-        StepKind::AddVoter => change.add_voter(node),
-        StepKind::AddLearner => change.add_learner(node),
-        StepKind::Promote => change.promote(node, caught_up(step)),
-        StepKind::Demote => change.demote(node),
-        StepKind::Remove => change.remove(node),
-        StepKind::Unspecified => {
-            let message = format!("this node knows no membership step {}", step.kind);
-            return Err(Status::invalid_argument(message));
-        }
-    })
-}
-
-/// Entries that a learner may lack when nothing else is said.
-const DEFAULT_MAX_LAG: u64 = 1_024;
-
-fn caught_up(step: &wire::MembershipStep) -> CaughtUp {
-    use wire::membership_step::CaughtUp as Wire;
-    match step.caught_up {
-        Some(Wire::AtLeast(index)) => CaughtUp::AtLeast(LogIndex::new(index)),
-        Some(Wire::Unchecked(true)) => CaughtUp::Unchecked,
-        Some(Wire::MaxLag(lag)) => CaughtUp::MaxLag(lag),
-        _ => CaughtUp::MaxLag(DEFAULT_MAX_LAG),
-    }
 }
 
 const fn timeout_of(millis: u64) -> Duration {

@@ -16,10 +16,9 @@ use super::catalog::of_catalog;
 use super::refusals::refusal;
 use shardhost::driver::drains::{DrainReport, Drains};
 use shardhost::driver::view::{add_loads, local_view};
-use shardhost::driver::{
-    CatalogError, DrainOptions, DrainProgress, DrainState, Fallback, System, now_ms,
-};
+use shardhost::driver::{CatalogError, DrainOptions, DrainProgress, DrainState, Fallback, System};
 use shardhost::host::Host;
+use shardhost::wall_clock::now_ms;
 use shardhost_policy::catalog::{
     DrainFallback, IntentId, MAX_DRAIN_MS, MAX_NAMED_GROUPS, MAX_TEXT_BYTES, NewDrain, Operation,
     Refusal, Stranding,

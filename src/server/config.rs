@@ -19,6 +19,9 @@
 //! queues-require = ["fifo"]
 //! ```
 
+mod error;
+mod validate;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,19 +29,18 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shardhost_groups::GroupSpec;
-use shardhost_storage::requirement::capability_names;
 use shardhost_storage::{GroupId, NodeId, Requirement};
 
 use super::{FIRST_QUEUE, FIRST_TABLE, group_of_shard};
-use crate::service::{DEFAULT_CLIENT_BYTES, MIN_CLIENT_BYTES};
-use shardhost::driver::{MAX_FOUNDERS, SYSTEM_GROUP, SystemOptions};
+use crate::service::DEFAULT_CLIENT_BYTES;
+use shardhost::driver::{MAX_FOUNDERS, SystemOptions};
 use shardhost::host::HostConfig;
 use shardhost::transport::MapTag;
 use shardhost_policy::catalog::{Label, Name, NewGroup, PlannerMode, Subject};
-use shardhost_policy::planner::snapshot::MAX_WEIGHT;
 use shardhost_proto::shard_map::{KindShards, ShardMap};
 use shardhost_proto::shard_map::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 
+pub use self::error::ConfigError;
 pub use shardhost::transport::address::{AddressError, check_address};
 pub use shardhost_proto::shard_map::MAX_SHARDS;
 
@@ -223,29 +225,6 @@ const fn default_apply_threads() -> usize {
     2
 }
 
-/// What is wrong with a configuration, and what to do.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read the configuration {path}: {error}; name a file that is there")]
-    Read { path: String, error: std::io::Error },
-    /// The file is not what it should be; the message names the line.
-    #[error("the configuration {path} is wrong: {message}")]
-    Parse { path: String, message: String },
-    /// A value makes no sense.
-    #[error("`{key}` is wrong: {message}")]
-    Value {
-        key: &'static str,
-        /// Why, and what to do.
-        message: String,
-    },
-}
-
-const fn wrong(key: &'static str, message: String) -> ConfigError {
-    ConfigError::Value { key, message }
-}
-
 impl ServerConfig {
     /// A node alone, at the default address.
     #[must_use]
@@ -282,7 +261,7 @@ impl ServerConfig {
     /// [`ConfigError`].
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let config = Self::parse(path)?;
-        config.validate()?;
+        config.validate().map_err(|error| error.in_file(path))?;
         Ok(config)
     }
 
@@ -303,125 +282,6 @@ impl ServerConfig {
             path: path.to_owned(),
             message: error.to_string(),
         })
-    }
-
-    /// Checks what the types do not.
-    ///
-    /// # Errors
-    /// [`ConfigError::Value`].
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.cluster.is_empty() || self.cluster.len() > 64 {
-            return Err(wrong("cluster", "it must have 1 to 64 bytes".to_owned()));
-        }
-        let node = NodeId::new(self.node)
-            .ok_or_else(|| wrong("node", "nodes are numbered from 1".to_owned()))?;
-        if self.data_dir.as_os_str().is_empty() {
-            let message = "name the directory of this node; it is created when missing";
-            return Err(wrong("data-dir", message.to_owned()));
-        }
-        let nodes = self.node_addresses()?;
-        if !nodes.is_empty() && !nodes.contains_key(&node) {
-            let message = format!("this node, {node}, is not among them; add its address");
-            return Err(wrong("nodes", message));
-        }
-        if nodes.is_empty() != self.alone {
-            let message = "name the nodes of the cluster, this one too; or say `alone = true`, and \
-                           no nodes, for a cluster of this node alone";
-            return Err(wrong("nodes", message.to_owned()));
-        }
-        let mut named = BTreeSet::new();
-        for voter in &self.shards.voters {
-            if !named.insert(voter) {
-                return Err(wrong("voters", format!("node {voter} is named twice")));
-            }
-            if !NodeId::new(*voter).is_some_and(|voter| nodes.contains_key(&voter)) {
-                let message = format!("node {voter} is not among the nodes; add its address");
-                return Err(wrong("voters", message));
-            }
-        }
-        let mut seen = BTreeMap::new();
-        for (node, address) in &nodes {
-            if let Some(other) = seen.insert(address, node) {
-                let message = format!("nodes {other} and {node} both have the address {address}");
-                return Err(wrong("nodes", message));
-            }
-        }
-        for (key, count) in [("tables", self.shards.tables), ("queues", self.shards.queues)] {
-            if count > MAX_SHARDS {
-                return Err(wrong(key, format!("{count} shards; at most {MAX_SHARDS}")));
-            }
-        }
-        self.validate_left_out(node)?;
-        self.validate_capabilities()?;
-        if let Some(zone) = &self.zone {
-            Name::new(Subject::Zone, zone).map_err(|error| wrong("zone", error.to_string()))?;
-        }
-        if self.weight > MAX_WEIGHT {
-            return Err(wrong("weight", format!("{}; at most {MAX_WEIGHT}", self.weight)));
-        }
-        if self.workers == 0 || self.workers > 64 {
-            return Err(wrong("workers", "it must be 1 to 64".to_owned()));
-        }
-        if self.apply_threads == 0 || self.apply_threads > 64 {
-            return Err(wrong("apply-threads", "it must be 1 to 64".to_owned()));
-        }
-        if self.park.contains(&SYSTEM_GROUP.get()) {
-            let message = "group 0 is the catalog, without which a host of it does not start";
-            return Err(wrong("park", message.to_owned()));
-        }
-        let least = MIN_CLIENT_BYTES / (1024 * 1024);
-        if !(least..=MAX_CLIENT_MEMORY_MIB).contains(&self.client_memory_mib) {
-            let bounds = format!("it must be {least} to {MAX_CLIENT_MEMORY_MIB}");
-            return Err(wrong("client-memory-mib", bounds));
-        }
-        Ok(())
-    }
-
-    fn validate_left_out(&self, own: NodeId) -> Result<(), ConfigError> {
-        let founders = if self.catalog { self.system_founders() } else { self.shard_founders() };
-        for node in &self.bootstrap_without {
-            let named = NodeId::new(*node).filter(|node| *node != own);
-            if !named.is_some_and(|node| founders.contains(&node)) {
-                let message = format!("node {node} is not another founder of the cluster");
-                return Err(wrong("bootstrap-without", message));
-            }
-        }
-        Ok(())
-    }
-
-    fn validate_capabilities(&self) -> Result<(), ConfigError> {
-        let lists = [
-            ("capabilities", &self.capabilities),
-            ("tables-require", &self.shards.tables_require),
-            ("queues-require", &self.shards.queues_require),
-        ];
-        for (key, names) in lists {
-            capability_names(names.iter().cloned())
-                .map_err(|error| wrong(key, error.to_string()))?;
-        }
-        Ok(())
-    }
-
-    /// The addresses, by node.
-    ///
-    /// # Errors
-    /// [`ConfigError::Value`].
-    pub fn node_addresses(&self) -> Result<BTreeMap<NodeId, String>, ConfigError> {
-        let mut nodes = BTreeMap::new();
-        for (number, address) in &self.nodes {
-            let node = number.parse().ok().and_then(NodeId::new).ok_or_else(|| {
-                wrong("nodes", format!("`{number}` is no number of a node; they start at 1"))
-            })?;
-            check_address(address)
-                .map_err(|error| wrong("nodes", format!("that of node {node}: {error}")))?;
-            if nodes.insert(node, address.clone()).is_some() {
-                return Err(wrong(
-                    "nodes",
-                    format!("node {node} is named twice, once as `{number}`"),
-                ));
-            }
-        }
-        Ok(nodes)
     }
 
     /// The configuration of the host. Must be valid.
@@ -539,148 +399,4 @@ fn new_group(spec: &GroupSpec) -> Option<NewGroup> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn example() -> ServerConfig {
-        let text = r#"
-            node = 2
-            data-dir = "/var/lib/shardhost"
-            listen = "127.0.0.1:7402"
-            [nodes]
-            1 = "127.0.0.1:7401"
-            2 = "127.0.0.1:7402"
-            [shards]
-            tables = 3
-            queues = 2
-        "#;
-        toml::from_str(text).unwrap()
-    }
-
-    #[test]
-    fn every_node_derives_the_same_groups() {
-        let second = example();
-        let first = ServerConfig { node: 1, ..example() };
-        first.validate().unwrap();
-        assert_eq!(first.group_specs(), second.group_specs());
-        assert_eq!(first.group_specs().len(), 5);
-    }
-
-    #[test]
-    fn replicas_are_compared_unless_that_is_switched_off() {
-        let groups = example().host().groups;
-        assert_eq!(groups.consistency_ticks, 36_000);
-        assert_eq!(groups.consistency_hibernating, Some(Duration::from_secs(86_400)));
-        let never =
-            ServerConfig { consistency_check: 0, consistency_check_hibernating: 0, ..example() };
-        let groups = never.host().groups;
-        assert_eq!((groups.consistency_ticks, groups.consistency_hibernating), (0, None));
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_refused_by_name() {
-        let refused = |change: &dyn Fn(&mut ServerConfig)| {
-            let mut config = example();
-            change(&mut config);
-            config.validate().unwrap_err().to_string()
-        };
-        assert!(refused(&|c| c.node = 0).contains("numbered from 1"));
-        assert!(refused(&|c| c.node = 9).contains("not among them"));
-        assert!(refused(&|c| c.workers = 0).contains("workers"));
-        assert!(refused(&|c| c.shards.queues = MAX_SHARDS + 1).contains("queues"));
-        let same = refused(&|c| {
-            c.nodes.insert("1".to_owned(), "127.0.0.1:7402".to_owned());
-        });
-        assert!(same.contains("both have the address"), "{same}");
-        let twice = refused(&|c| {
-            c.nodes.insert("01".to_owned(), "127.0.0.1:7409".to_owned());
-        });
-        assert!(twice.contains("node 1 is named twice"), "{twice}");
-        let twice = refused(&|c| c.shards.voters = vec![1, 1]);
-        assert!(twice.contains("voters") && twice.contains("node 1 is named twice"), "{twice}");
-        let port = refused(&|c| {
-            c.nodes.insert("1".to_owned(), "somewhere".to_owned());
-        });
-        assert!(port.contains("host:port"), "{port}");
-    }
-
-    #[test]
-    fn an_address_is_a_host_and_a_port() {
-        for good in ["10.0.0.1:7400", "host-1.example.org:1", "[::1]:7400", "my_host:65535"] {
-            check_address(good).unwrap();
-        }
-        for (bad, why) in [
-            ("http://x", "scheme"),
-            ("http://x:7400", "scheme"),
-            ("x:7400/path", "path"),
-            ("a b:1", "a host has"),
-            ("::1:7400", "in brackets"),
-            ("[::1:7400", "in brackets"),
-            ("[x]:7400", "no IPv6 address"),
-            (":7400", "a host has"),
-            ("x", "port is missing"),
-            ("x:", "1 to 65535"),
-            ("x:+7", "1 to 65535"),
-            ("x:0", "1 to 65535"),
-            ("x:65536", "1 to 65535"),
-            ("user@x:1", "a host has"),
-        ] {
-            let error = check_address(bad).unwrap_err().to_string();
-            assert!(error.contains("host:port") && error.contains(why), "{bad}: {error}");
-            let mut config = example();
-            config.nodes.insert("1".to_owned(), bad.to_owned());
-            let refused = config.validate().unwrap_err().to_string();
-            assert!(refused.contains("that of node 1"), "{refused}");
-        }
-    }
-
-    #[test]
-    fn shards_are_created_with_what_their_kind_requires() {
-        let text = r#"
-            node = 1
-            data-dir = "x"
-            alone = true
-            capabilities = ["gpu", "fifo"]
-            [shards]
-            tables = 1
-            queues = 1
-            queues-require = ["fifo"]
-        "#;
-        let config: ServerConfig = toml::from_str(text).unwrap();
-        config.validate().unwrap();
-        assert!(config.host().capabilities.contains("gpu"));
-        let plain = ServerConfig {
-            shards: ShardCounts { queues_require: Vec::new(), ..config.shards.clone() },
-            ..config.clone()
-        };
-        let [table, queue] = &config.group_specs()[..] else { panic!("two shards") };
-        assert!(table.membership.requirement.is_empty());
-        assert_eq!(queue.membership.requirement, Requirement::hard(["fifo"]).unwrap());
-        // Nodes with other settings still hold the same group.
-        assert!(queue.membership.may_be(plain.group_specs()[1].membership.genesis));
-    }
-
-    #[test]
-    fn names_of_capabilities_are_checked_wherever_they_stand() {
-        type Spoil = fn(&mut ServerConfig, Vec<String>);
-        let places: [(&str, Spoil); 3] = [
-            ("`capabilities`", |config, names| config.capabilities = names),
-            ("`tables-require`", |config, names| config.shards.tables_require = names),
-            ("`queues-require`", |config, names| config.shards.queues_require = names),
-        ];
-        for (key, spoil) in places {
-            let mut config = example();
-            spoil(&mut config, vec!["fifo".to_owned(), "Fi fo".to_owned()]);
-            let refused = config.validate().unwrap_err().to_string();
-            assert!(refused.starts_with(key), "{refused}");
-            assert!(refused.contains("\"Fi fo\"") && refused.contains("a-z"), "{refused}");
-        }
-    }
-
-    #[test]
-    fn a_misspelt_key_is_refused_with_its_line() {
-        let text = "node = 1\ndata-dir = \"x\"\nlisten = \"127.0.0.1:1\"\nlissten = 3\n";
-        let error = toml::from_str::<ServerConfig>(text).unwrap_err().to_string();
-        assert!(error.contains("lissten") && error.contains("line 4"), "{error}");
-    }
-}
+mod tests;

@@ -6,10 +6,12 @@
 //! the heartbeat that took the shortest way, for a delay makes a clock look slow.
 
 use std::fmt;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use shardhost_storage::NodeId;
+
+use crate::wall_clock;
 
 /// Clocks that differ by no more agree.
 const AGREE_WITHIN_MS: i64 = 5_000;
@@ -57,8 +59,7 @@ impl PeerClock {
 
 /// Milliseconds since 1970 by the wall clock of this node, never 0.
 pub(super) fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX).max(1)
+    wall_clock::now_ms().max(1)
 }
 
 fn difference(peer_ms: u64, own_ms: u64) -> i64 {

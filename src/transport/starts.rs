@@ -24,11 +24,12 @@
 //!
 //! Pure: the caller knows whether the present process is live, and how late it is.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use shardhost_storage::NodeId;
 
 use super::handshake::{Greeting, Refusal};
+use crate::wall_clock;
 
 /// Clocks of nodes may differ by this much; a start that is further ahead is refused.
 pub(super) const CLOCKS_DIFFER: Duration = Duration::from_secs(24 * 60 * 60);
@@ -52,8 +53,10 @@ impl Horizon {
 
     /// A start above it is not believed.
     pub fn latest(&self) -> u64 {
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        latest(micros(clock), self.own.saturating_add(micros(self.since.elapsed())))
+        latest(
+            micros(wall_clock::since_1970()),
+            self.own.saturating_add(micros(self.since.elapsed())),
+        )
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, TryRecvError, select};
 
 use shardhost_storage::GroupId;
+use tokio::sync::oneshot;
 
 use super::RuntimeShared;
 use super::inbox::{Outlet, peer_bytes};
@@ -130,33 +131,18 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, effects: Effects) {
     for (pending, error) in effects.failed {
         pending.resolve(Err(error));
     }
-    for (completion, answer) in effects.read_replies {
-        // A reader that went away is no error.
-        drop(completion.send(answer));
-    }
+    answer(effects.read_replies);
     for (id, open_id, status) in effects.statuses {
         with_group(shared, id, open_id, |group| group.publish(status));
     }
     grant_leases(shared, &effects.leases);
     shared.hub.publish(effects.edges);
-    for (completion, answer) in effects.transfer_replies {
-        drop(completion.send(answer));
-    }
-    for (completion, outcome) in effects.membership_replies {
-        drop(completion.send(outcome));
-    }
-    for (completion, outcome) in effects.snapshot_replies {
-        drop(completion.send(outcome));
-    }
-    for (completion, outcome) in effects.barrier_replies {
-        drop(completion.send(outcome));
-    }
-    for (completion, outcome) in effects.drain_replies {
-        drop(completion.send(outcome));
-    }
-    for (completion, eligibility) in effects.eligibility_replies {
-        drop(completion.send(eligibility));
-    }
+    answer(effects.transfer_replies);
+    answer(effects.membership_replies);
+    answer(effects.snapshot_replies);
+    answer(effects.barrier_replies);
+    answer(effects.drain_replies);
+    answer(effects.eligibility_replies);
     for (from, message) in effects.create_requests {
         match shared.parked.is_parked(GroupId::new(message.group)) {
             true => shared.dismissed(from, &message),
@@ -187,6 +173,13 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, effects: Effects) {
         shared.activities[worker].enter(Phase::LogQueue);
         end(shared, ending);
         shared.activities[worker].enter(Phase::Effects);
+    }
+}
+
+/// Answers those who asked; that one went away is no error.
+fn answer<T>(replies: Vec<(oneshot::Sender<T>, T)>) {
+    for (completion, outcome) in replies {
+        drop(completion.send(outcome));
     }
 }
 

@@ -10,19 +10,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
 use shardhost_proto::admin::{HostStatus, ReplaceMemberRequest};
 
 use self::choose::{Nodes, Shard, Step};
+use super::change::unconfirmed;
+use super::ended::PARTLY;
 use super::group::config_index;
 use super::member::Replacing;
 use super::observe::{Leader, Observer};
 use super::output::{Column, number, table};
 use super::reached::{REQUEST_MS, Reached, hand_over};
-use super::target::{Target, said};
+use super::target::Target;
 
 /// Steps and troubles that are shown.
 const SHOWN: usize = 20;
@@ -59,16 +60,24 @@ pub async fn run(arguments: &FillArguments) -> anyhow::Result<ExitCode> {
         survey.show(*node, &steps, target.json);
         return Ok(ExitCode::SUCCESS);
     }
+    let unled = survey.unled;
     let filled = carry_out(*node, steps, survey.cluster, target.timeout()).await;
-    report(*node, &filled, target.json);
-    Ok(if filled.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    report(*node, &filled, &unled, target.json);
+    Ok(match (filled.failed.is_empty(), unled.is_empty()) {
+        (false, _) => ExitCode::FAILURE,
+        (true, false) => ExitCode::from(PARTLY),
+        (true, true) => ExitCode::SUCCESS,
+    })
 }
 
 /// Fills a node of a cluster. Each replica may take as long as the target is tried for.
 pub async fn fill(node: u64, target: &Target) -> anyhow::Result<Filled> {
     let survey = Survey::new(node, target).await?;
     let steps = survey.steps(node);
-    Ok(carry_out(node, steps, survey.cluster, target.timeout()).await)
+    let mut filled = carry_out(node, steps, survey.cluster, target.timeout()).await;
+    let unled = survey.unled.into_iter();
+    filled.failed.extend(unled.map(|group| (group, "it has no leader".to_owned())));
+    Ok(filled)
 }
 
 async fn carry_out(new: u64, steps: Vec<Step>, cluster: Reached, within: Duration) -> Filled {
@@ -108,7 +117,7 @@ async fn replace(cluster: &Reached, step: Step, new: u64, within: Duration) -> a
                 timeout_ms: REQUEST_MS,
             };
             let begun = leader.admin.clone().replace_member(request).await;
-            begun.map_err(|status| said(&leader.address, &status))?;
+            begun.map_err(|status| unconfirmed(&leader.address, &status))?;
             Ok(false)
         })
         .await
@@ -119,6 +128,8 @@ struct Survey {
     cluster: Reached,
     nodes: Nodes,
     shards: Vec<Shard>,
+    /// Shards without a leader that could replace a member: they are left as they are.
+    unled: BTreeSet<u64>,
 }
 
 impl Survey {
@@ -127,12 +138,11 @@ impl Survey {
         cluster.require(node)?;
         let reached = cluster.nodes();
         let addresses = reached.iter().map(|(id, one)| (*id, one.address.clone())).collect();
-        let leaders = Observer::new(&addresses, 0)?.await_led(target.timeout()).await;
-        let leaders = leaders.context("replicas are replaced by those that lead")?;
+        let (leaders, unled) = Observer::new(&addresses, 0)?.led_within(target.timeout()).await;
         let nodes = reached.values().map(|one| (one.status.node, capabilities(&one.status)));
         let nodes = nodes.collect();
         let shards = leaders.iter().filter(|(_, leader)| leader.settled).map(shard).collect();
-        Ok(Self { cluster, nodes, shards })
+        Ok(Self { cluster, nodes, shards, unled })
     }
 
     fn steps(&self, new: u64) -> Vec<Step> {
@@ -150,7 +160,13 @@ impl Survey {
             before.iter().map(|(node, held)| (*node, after(*node, *held))).collect();
         if as_json {
             let steps: Vec<Value> = steps.iter().map(|step| step_json(*step, new)).collect();
-            return println!("{}", json!({ "before": before, "after": after, "steps": steps }));
+            let unled = &self.unled;
+            return println!(
+                "{}",
+                json!({
+                    "before": before, "after": after, "steps": steps, "groups_without_leader": unled
+                })
+            );
         }
         let columns =
             [Column::Right("node"), Column::Right("replicas"), Column::Right("afterwards")];
@@ -164,7 +180,21 @@ impl Survey {
         if steps.len() > SHOWN {
             println!("and {} more", number((steps.len() - SHOWN) as u64));
         }
+        show_unled(&self.unled);
     }
+}
+
+fn show_unled(unled: &BTreeSet<u64>) {
+    if unled.is_empty() {
+        return;
+    }
+    let shown: Vec<String> = unled.iter().take(SHOWN).map(ToString::to_string).collect();
+    let more = if unled.len() > SHOWN { " and more" } else { "" };
+    println!(
+        "{} groups have no leader and stay as they are ({}{more}); run this again when they have one",
+        number(unled.len() as u64),
+        shown.join(", ")
+    );
 }
 
 fn shard((group, leader): (&u64, &Leader)) -> Shard {
@@ -184,13 +214,19 @@ fn step_json(Step { group, old }: Step, new: u64) -> Value {
     json!({ "group": group, "old": old, "new": new })
 }
 
-fn report(node: u64, filled: &Filled, as_json: bool) {
+fn report(node: u64, filled: &Filled, unled: &BTreeSet<u64>, as_json: bool) {
     if as_json {
         let (gained, failed) = (filled.gained, &filled.failed);
-        return println!("{}", json!({ "node": node, "gained": gained, "failed": failed }));
+        return println!(
+            "{}",
+            json!({
+                "node": node, "gained": gained, "failed": failed, "groups_without_leader": unled
+            })
+        );
     }
     println!("node {node} got {} replicas", number(filled.gained));
     for (group, error) in filled.failed.iter().take(SHOWN) {
         println!("group {group}: {error}");
     }
+    show_unled(unled);
 }

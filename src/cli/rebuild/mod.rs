@@ -19,10 +19,11 @@ use serde_json::json;
 use shardhost_proto::admin::membership_step::Kind;
 use shardhost_proto::admin::{ChangeMembershipRequest, GroupStatus, MembershipStep};
 use tokio::time::Instant;
-use tonic_types::StatusExt;
 
 use self::course::{Course, GRACE, Next};
 use self::survey::{Old, Survey, voters_of};
+use super::change::is_refused;
+use super::ended::PARTLY;
 use super::group::{config_index, role_of};
 use super::output::number;
 use super::reached::{REQUEST_MS, Reached, hand_over};
@@ -34,8 +35,6 @@ const SHOWN: usize = 20;
 const WINDOW: usize = 16;
 /// How much longer than it may take a request is waited for.
 const ANSWER_MS: u64 = 3_000;
-/// Exit code: all that is known was done, and something is not known.
-const PARTLY: u8 = 3;
 
 /// Which replicas are rebuilt.
 #[derive(Clone, Debug, Args)]
@@ -77,14 +76,23 @@ pub async fn run(arguments: &RebuildArguments) -> anyhow::Result<ExitCode> {
     let failed = rebuild_all(&cluster, *node, &survey, &course, target.timeout()).await?;
     let rebuilt = survey.replicas.len() - failed.len();
     report(*node, rebuilt, &failed, &unknown, target.json);
-    Ok(if failed.is_empty() { unknown.exit_code() } else { ExitCode::FAILURE })
+    // Where nothing was taken away, it only failed.
+    let lacking = failed.values().any(|failure| failure.addition.is_some());
+    Ok(match (failed.is_empty(), lacking) {
+        (true, _) => unknown.exit_code(),
+        (false, true) => ExitCode::from(PARTLY),
+        (false, false) => ExitCode::FAILURE,
+    })
 }
 
 /// Leaves only the selected groups.
 fn only(survey: Survey, groups: &[u64], node: u64, cluster: &Reached) -> anyhow::Result<Survey> {
     let wanted: BTreeSet<u64> = groups.iter().copied().collect();
-    let Survey { mut replicas, usual, .. } = survey;
+    let Survey { mut replicas, usual, known, .. } = survey;
     if let Some(group) = wanted.iter().find(|group| !replicas.contains_key(group)) {
+        if !known.contains(group) && cluster.silent().is_empty() {
+            bail!("there is no group {group}; `shardhost group list` shows those that are");
+        }
         let silent: Vec<String> = cluster.silent().keys().map(ToString::to_string).collect();
         let silent = match silent.is_empty() {
             true => String::new(),
@@ -96,7 +104,7 @@ fn only(survey: Survey, groups: &[u64], node: u64, cluster: &Reached) -> anyhow:
         );
     }
     replicas.retain(|group, _| wanted.contains(group));
-    Ok(Survey { replicas, short: BTreeMap::new(), usual })
+    Ok(Survey { replicas, short: BTreeMap::new(), usual, known })
 }
 
 /// Why the node may lack replicas that no node names.
@@ -265,10 +273,7 @@ enum Unchanged {
 impl Unchanged {
     fn of(leader: &Node, status: &tonic::Status) -> Self {
         let error = said(&leader.address, status);
-        // An error that is not known to be definite is not.
-        let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
-        let definite = reason.is_some_and(|reason| !IN_DOUBT.contains(&reason.as_str()));
-        if definite { Self::Refused(error) } else { Self::Unknown(error) }
+        if is_refused(status) { Self::Refused(error) } else { Self::Unknown(error) }
     }
 
     fn into_error(self) -> anyhow::Error {
@@ -278,9 +283,6 @@ impl Unchanged {
         }
     }
 }
-
-/// Reasons that leave open what becomes of a change.
-const IN_DOUBT: [&str; 3] = ["OUTCOME_UNKNOWN", "STOPPED", "GROUP_FAILED"];
 
 /// Changes the configuration that `status` shows, and no other one: what was judged by it is not known of
 /// what others made of it meanwhile.

@@ -1,7 +1,7 @@
 //! Which replicas a node has, and which groups may lack one there: what is known of that, and what
 //! is not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
 use shardhost_proto::admin::GroupStatus;
@@ -39,6 +39,8 @@ pub struct Survey {
     pub short: BTreeMap<u64, usize>,
     /// How many voters most groups have.
     pub usual: usize,
+    /// The groups that any node has a replica of.
+    pub known: BTreeSet<u64>,
 }
 
 /// A group by the newest configuration that any node knows.
@@ -75,7 +77,8 @@ impl Survey {
         let lacking = newest.iter().filter(|(_, one)| one.here.is_none());
         let short = lacking.filter(|(_, one)| is_short(one.voters, usual));
         let short = short.map(|(group, one)| (*group, one.voters)).collect();
-        Self { replicas: newest.iter().filter_map(here).collect(), short, usual }
+        let known = newest.keys().copied().collect();
+        Self { replicas: newest.iter().filter_map(here).collect(), short, usual, known }
     }
 }
 

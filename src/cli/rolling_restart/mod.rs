@@ -11,6 +11,7 @@ mod report;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args};
 
 use super::target::Target;
@@ -24,7 +25,7 @@ pub struct RollingRestartArguments {
     check: bool,
     /// Restart the hosts of a running cluster with this command of the shell, which finds the number
     /// of the host in SHARDHOST_NODE. It is run when the host is drained.
-    #[arg(long, value_name = "COMMAND")]
+    #[arg(long, value_name = "COMMAND", value_parser = NonEmptyStringValueParser::new())]
     with: Option<String>,
     /// How long each host may take to come back, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(..=86_400))]

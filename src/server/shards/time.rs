@@ -16,10 +16,11 @@
 //! per opening, whatever it shows.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
+use shardhost::wall_clock;
 use shardhost_storage::GroupId;
 
 use super::queue::MAX_TIME_MS;
@@ -107,15 +108,14 @@ impl Drop for TimeOfShard {
 /// What the clocks of the host show.
 #[derive(Clone, Copy, Debug)]
 struct Clock {
-    /// Milliseconds since 1970. A clock before 1970 counts as 1970.
+    /// Milliseconds since 1970.
     wall_ms: u64,
     at: Instant,
 }
 
 impl Clock {
     fn read() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { wall_ms: millis(wall), at: Instant::now() }
+        Self { wall_ms: wall_clock::now_ms(), at: Instant::now() }
     }
 }
 

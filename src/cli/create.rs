@@ -1,0 +1,206 @@
+//! `shardhost group create`: every voter is asked to create its replica.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use clap::Args;
+use shardhost_proto::admin::{CreateGroupRequest, GroupStatus};
+use tonic::Code;
+
+use super::change::{answered, is_refused, unconfirmed};
+use super::ended::{partly, senseless};
+use super::group::{group_json, members};
+use super::target::{Node, Target};
+
+/// Which group, and where.
+#[derive(Debug, Args)]
+pub struct CreateArguments {
+    /// Number of the group.
+    group: u64,
+    /// Kind of its state machine: table or queue.
+    #[arg(long)]
+    kind: String,
+    /// The nodes, by number.
+    #[arg(long, value_delimiter = ',', required = true)]
+    voters: Vec<u64>,
+    /// How many lives the group had before, all destroyed.
+    #[arg(long, default_value_t = 0)]
+    incarnation: u32,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Creates a group. A voter that has its replica already is no error, so that a command that was
+/// interrupted can be run again. Voters that do not answer are named: the others make the group
+/// without them.
+pub async fn create(arguments: &CreateArguments) -> anyhow::Result<()> {
+    let CreateArguments { group, kind, voters, incarnation, target } = arguments;
+    let mut named = BTreeSet::new();
+    if let Some(twice) = voters.iter().find(|voter| !named.insert(**voter)) {
+        return Err(senseless(format!("node {twice} is named twice among the voters")));
+    }
+    let request = CreateGroupRequest {
+        group: *group,
+        kind: kind.clone(),
+        voters: voters.clone(),
+        incarnation: *incarnation,
+        ..CreateGroupRequest::default()
+    };
+    let asked = Asked::all(&request, target).await?;
+    let led = target.leader_of(*group).await;
+    let (leader, status) = led.map_err(|error| partly(asked.unled(*group, &error)))?;
+    check_created(&request, &status)?;
+    if target.json {
+        println!("{}", group_json(&status));
+    } else {
+        println!("group {group} is created and led by node {}", leader.status.node);
+    }
+    asked.lacking().map_or(Ok(()), |lacking| Err(partly(lacking)))
+}
+
+/// What the voters answered.
+#[derive(Debug, Default)]
+struct Asked {
+    /// These have their replica.
+    done: Vec<u64>,
+    /// Of these it is not known, and why.
+    open: BTreeMap<u64, anyhow::Error>,
+}
+
+/// What became of a replica that a voter was to create.
+enum Answer {
+    Created,
+    Refused(anyhow::Error),
+    Unknown(anyhow::Error),
+}
+
+impl Asked {
+    /// Fails when a voter refuses, and when none did what it was asked for.
+    async fn all(request: &CreateGroupRequest, target: &Target) -> anyhow::Result<Self> {
+        let start = target.node().await?;
+        let addresses = addresses_of(&request.voters, &start)?;
+        let mut asked = Self::default();
+        for (voter, address) in addresses {
+            match create_at(&address, request, target).await {
+                Answer::Created => asked.done.push(voter),
+                Answer::Unknown(error) => drop(asked.open.insert(voter, error)),
+                Answer::Refused(error) if asked.done.is_empty() => return Err(error),
+                Answer::Refused(error) => {
+                    let (done, group) = (&asked.done, request.group);
+                    let text =
+                        format!("nodes {done:?} have a replica of group {group} now: {error:#}");
+                    return Err(partly(text));
+                }
+            }
+        }
+        match asked.open.pop_first() {
+            Some((_, error)) if asked.done.is_empty() => return Err(error),
+            Some((voter, error)) => drop(asked.open.insert(voter, error)),
+            None => {}
+        }
+        Ok(asked)
+    }
+
+    /// Where no replica was confirmed; `None`: everywhere one was.
+    fn lacking(&self) -> Option<String> {
+        let one = |(node, why): (&u64, &anyhow::Error)| format!("node {node} ({why:#})");
+        let all: Vec<String> = self.open.iter().map(one).collect();
+        (!all.is_empty()).then(|| {
+            format!(
+                "no replica was confirmed by {}: a cluster with a catalog makes it when that node is back, in \
+                 one without run this again then",
+                all.join(", ")
+            )
+        })
+    }
+
+    fn unled(&self, group: u64, error: &anyhow::Error) -> String {
+        let lacking = self.lacking().map(|lacking| format!("; {lacking}")).unwrap_or_default();
+        format!("nodes {:?} have their replica of group {group}, but {error:#}{lacking}", self.done)
+    }
+}
+
+/// Where the voters are. All are known before any is asked.
+fn addresses_of(voters: &[u64], start: &Node) -> anyhow::Result<Vec<(u64, String)>> {
+    let address_of = |voter: &u64| {
+        let own = (*voter == start.status.node).then(|| start.address.clone());
+        let address = own.or_else(|| start.address_of(*voter)).ok_or_else(|| {
+            let asked = &start.address;
+            anyhow::anyhow!("{asked} knows no node {voter}; `shardhost status` shows the nodes")
+        })?;
+        Ok((*voter, address))
+    };
+    voters.iter().map(address_of).collect()
+}
+
+async fn create_at(address: &str, request: &CreateGroupRequest, target: &Target) -> Answer {
+    let mut node = match Node::connect(address).await {
+        Ok(node) => node,
+        Err(error) => return Answer::Unknown(error),
+    };
+    let created = node.admin.create_group(request.clone());
+    match answered(address, target.timeout(), created).await {
+        Ok(Ok(_)) => Answer::Created,
+        Ok(Err(status)) if status.code() == Code::AlreadyExists => Answer::Created,
+        Ok(Err(status)) if is_refused(&status) => Answer::Refused(unconfirmed(address, &status)),
+        Ok(Err(status)) => Answer::Unknown(unconfirmed(address, &status)),
+        Err(error) => Answer::Unknown(error),
+    }
+}
+
+/// A group of that number may have been there before, or another operator created it meanwhile.
+fn check_created(asked: &CreateGroupRequest, found: &GroupStatus) -> anyhow::Result<()> {
+    let voters: BTreeSet<u64> = asked.voters.iter().copied().collect();
+    let nodes: BTreeSet<u64> = members(found).iter().map(|member| member.node).collect();
+    let generation = found.replica >> 32;
+    let is_asked = asked.incarnation == 0 || u64::from(asked.incarnation) == generation;
+    if found.kind == asked.kind && nodes == voters && is_asked {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "there is another group {}, of kind {}, on nodes {nodes:?}, generation {generation}: nothing was \
+         changed; take another number, or look at it with `shardhost group show {}`",
+        asked.group,
+        found.kind,
+        asked.group
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost_proto::log::{Member, Membership};
+
+    use super::*;
+
+    #[test]
+    fn another_group_of_the_number_is_no_success() {
+        let asked = CreateGroupRequest {
+            group: 9,
+            kind: "table".to_owned(),
+            voters: vec![2, 1],
+            ..CreateGroupRequest::default()
+        };
+        let found = |kind: &str, nodes: &[u64], generation: u64| {
+            let member = |(at, node): (usize, &u64)| Member {
+                replica: (generation << 32) + at as u64 + 1,
+                node: *node,
+                ..Member::default()
+            };
+            let members = nodes.iter().enumerate().map(member).collect();
+            GroupStatus {
+                kind: kind.to_owned(),
+                replica: (generation << 32) + 1,
+                membership: Some(Membership { members, ..Membership::default() }),
+                ..GroupStatus::default()
+            }
+        };
+        assert!(check_created(&asked, &found("table", &[1, 2], 0)).is_ok());
+        assert!(check_created(&asked, &found("table", &[1, 2], 3)).is_ok(), "none was asked for");
+        for other in [found("queue", &[1, 2], 0), found("table", &[1, 2, 3], 0)] {
+            let error = check_created(&asked, &other).unwrap_err().to_string();
+            assert!(error.contains("there is another group 9"), "{error}");
+        }
+        let seventh = CreateGroupRequest { incarnation: 7, ..asked };
+        assert!(check_created(&seventh, &found("table", &[1, 2], 3)).is_err());
+        assert!(check_created(&seventh, &found("table", &[1, 2], 7)).is_ok());
+    }
+}

@@ -1,0 +1,143 @@
+use super::*;
+
+fn example() -> ServerConfig {
+    let text = r#"
+        node = 2
+        data-dir = "/var/lib/shardhost"
+        listen = "127.0.0.1:7402"
+        [nodes]
+        1 = "127.0.0.1:7401"
+        2 = "127.0.0.1:7402"
+        [shards]
+        tables = 3
+        queues = 2
+    "#;
+    toml::from_str(text).unwrap()
+}
+
+#[test]
+fn every_node_derives_the_same_groups() {
+    let second = example();
+    let first = ServerConfig { node: 1, ..example() };
+    first.validate().unwrap();
+    assert_eq!(first.group_specs(), second.group_specs());
+    assert_eq!(first.group_specs().len(), 5);
+}
+
+#[test]
+fn replicas_are_compared_unless_that_is_switched_off() {
+    let groups = example().host().groups;
+    assert_eq!(groups.consistency_ticks, 36_000);
+    assert_eq!(groups.consistency_hibernating, Some(Duration::from_secs(86_400)));
+    let never =
+        ServerConfig { consistency_check: 0, consistency_check_hibernating: 0, ..example() };
+    let groups = never.host().groups;
+    assert_eq!((groups.consistency_ticks, groups.consistency_hibernating), (0, None));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_by_name() {
+    let refused = |change: &dyn Fn(&mut ServerConfig)| {
+        let mut config = example();
+        change(&mut config);
+        config.validate().unwrap_err().to_string()
+    };
+    assert!(refused(&|c| c.node = 0).contains("numbered from 1"));
+    assert!(refused(&|c| c.node = 9).contains("not among them"));
+    assert!(refused(&|c| c.workers = 0).contains("workers"));
+    assert!(refused(&|c| c.shards.queues = MAX_SHARDS + 1).contains("queues"));
+    let same = refused(&|c| {
+        c.nodes.insert("1".to_owned(), "127.0.0.1:7402".to_owned());
+    });
+    assert!(same.contains("both have the address"), "{same}");
+    let twice = refused(&|c| {
+        c.nodes.insert("01".to_owned(), "127.0.0.1:7409".to_owned());
+    });
+    assert!(twice.contains("node 1 is named twice"), "{twice}");
+    let twice = refused(&|c| c.shards.voters = vec![1, 1]);
+    assert!(twice.contains("voters") && twice.contains("node 1 is named twice"), "{twice}");
+    let port = refused(&|c| {
+        c.nodes.insert("1".to_owned(), "somewhere".to_owned());
+    });
+    assert!(port.contains("host:port"), "{port}");
+}
+
+#[test]
+fn an_address_is_a_host_and_a_port() {
+    for good in ["10.0.0.1:7400", "host-1.example.org:1", "[::1]:7400", "my_host:65535"] {
+        check_address(good).unwrap();
+    }
+    for (bad, why) in [
+        ("http://x", "scheme"),
+        ("http://x:7400", "scheme"),
+        ("x:7400/path", "path"),
+        ("a b:1", "a host has"),
+        ("::1:7400", "in brackets"),
+        ("[::1:7400", "in brackets"),
+        ("[x]:7400", "no IPv6 address"),
+        (":7400", "a host has"),
+        ("x", "port is missing"),
+        ("x:", "1 to 65535"),
+        ("x:+7", "1 to 65535"),
+        ("x:0", "1 to 65535"),
+        ("x:65536", "1 to 65535"),
+        ("user@x:1", "a host has"),
+    ] {
+        let error = check_address(bad).unwrap_err().to_string();
+        assert!(error.contains("host:port") && error.contains(why), "{bad}: {error}");
+        let mut config = example();
+        config.nodes.insert("1".to_owned(), bad.to_owned());
+        let refused = config.validate().unwrap_err().to_string();
+        assert!(refused.contains("that of node 1"), "{refused}");
+    }
+}
+
+#[test]
+fn shards_are_created_with_what_their_kind_requires() {
+    let text = r#"
+        node = 1
+        data-dir = "x"
+        alone = true
+        capabilities = ["gpu", "fifo"]
+        [shards]
+        tables = 1
+        queues = 1
+        queues-require = ["fifo"]
+    "#;
+    let config: ServerConfig = toml::from_str(text).unwrap();
+    config.validate().unwrap();
+    assert!(config.host().capabilities.contains("gpu"));
+    let plain = ServerConfig {
+        shards: ShardCounts { queues_require: Vec::new(), ..config.shards.clone() },
+        ..config.clone()
+    };
+    let [table, queue] = &config.group_specs()[..] else { panic!("two shards") };
+    assert!(table.membership.requirement.is_empty());
+    assert_eq!(queue.membership.requirement, Requirement::hard(["fifo"]).unwrap());
+    // Nodes with other settings still hold the same group.
+    assert!(queue.membership.may_be(plain.group_specs()[1].membership.genesis));
+}
+
+#[test]
+fn names_of_capabilities_are_checked_wherever_they_stand() {
+    type Spoil = fn(&mut ServerConfig, Vec<String>);
+    let places: [(&str, Spoil); 3] = [
+        ("`capabilities`", |config, names| config.capabilities = names),
+        ("`tables-require`", |config, names| config.shards.tables_require = names),
+        ("`queues-require`", |config, names| config.shards.queues_require = names),
+    ];
+    for (key, spoil) in places {
+        let mut config = example();
+        spoil(&mut config, vec!["fifo".to_owned(), "Fi fo".to_owned()]);
+        let refused = config.validate().unwrap_err().to_string();
+        assert!(refused.starts_with(key), "{refused}");
+        assert!(refused.contains("\"Fi fo\"") && refused.contains("a-z"), "{refused}");
+    }
+}
+
+#[test]
+fn a_misspelt_key_is_refused_with_its_line() {
+    let text = "node = 1\ndata-dir = \"x\"\nlisten = \"127.0.0.1:1\"\nlissten = 3\n";
+    let error = toml::from_str::<ServerConfig>(text).unwrap_err().to_string();
+    assert!(error.contains("lissten") && error.contains("line 4"), "{error}");
+}

@@ -1,0 +1,136 @@
+//! What is checked of a configuration beyond what its types say.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shardhost::driver::SYSTEM_GROUP;
+use shardhost::transport::address::check_address;
+use shardhost_policy::catalog::{Name, Subject};
+use shardhost_policy::planner::snapshot::MAX_WEIGHT;
+use shardhost_proto::shard_map::MAX_SHARDS;
+use shardhost_storage::NodeId;
+use shardhost_storage::requirement::capability_names;
+
+use super::error::{ConfigError, wrong};
+use super::{MAX_CLIENT_MEMORY_MIB, ServerConfig};
+use crate::service::MIN_CLIENT_BYTES;
+
+impl ServerConfig {
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`].
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.cluster.is_empty() || self.cluster.len() > 64 {
+            return Err(wrong("cluster", "it must have 1 to 64 bytes".to_owned()));
+        }
+        let node = NodeId::new(self.node)
+            .ok_or_else(|| wrong("node", "nodes are numbered from 1".to_owned()))?;
+        if self.data_dir.as_os_str().is_empty() {
+            let message = "name the directory of this node; it is created when missing";
+            return Err(wrong("data-dir", message.to_owned()));
+        }
+        let nodes = self.node_addresses()?;
+        if !nodes.is_empty() && !nodes.contains_key(&node) {
+            let message = format!("this node, {node}, is not among them; add its address");
+            return Err(wrong("nodes", message));
+        }
+        if nodes.is_empty() != self.alone {
+            let message = "name the nodes of the cluster, this one too; or say `alone = true`, and \
+                           no nodes, for a cluster of this node alone";
+            return Err(wrong("nodes", message.to_owned()));
+        }
+        let mut named = BTreeSet::new();
+        for voter in &self.shards.voters {
+            if !named.insert(voter) {
+                return Err(wrong("voters", format!("node {voter} is named twice")));
+            }
+            if !NodeId::new(*voter).is_some_and(|voter| nodes.contains_key(&voter)) {
+                let message = format!("node {voter} is not among the nodes; add its address");
+                return Err(wrong("voters", message));
+            }
+        }
+        let mut seen = BTreeMap::new();
+        for (node, address) in &nodes {
+            if let Some(other) = seen.insert(address, node) {
+                let message = format!("nodes {other} and {node} both have the address {address}");
+                return Err(wrong("nodes", message));
+            }
+        }
+        for (key, count) in [("tables", self.shards.tables), ("queues", self.shards.queues)] {
+            if count > MAX_SHARDS {
+                return Err(wrong(key, format!("{count} shards; at most {MAX_SHARDS}")));
+            }
+        }
+        self.validate_left_out(node)?;
+        self.validate_capabilities()?;
+        if let Some(zone) = &self.zone {
+            Name::new(Subject::Zone, zone).map_err(|error| wrong("zone", error.to_string()))?;
+        }
+        if self.weight > MAX_WEIGHT {
+            return Err(wrong("weight", format!("{}; at most {MAX_WEIGHT}", self.weight)));
+        }
+        if self.workers == 0 || self.workers > 64 {
+            return Err(wrong("workers", "it must be 1 to 64".to_owned()));
+        }
+        if self.apply_threads == 0 || self.apply_threads > 64 {
+            return Err(wrong("apply-threads", "it must be 1 to 64".to_owned()));
+        }
+        if self.park.contains(&SYSTEM_GROUP.get()) {
+            let message = "group 0 is the catalog, without which a host of it does not start";
+            return Err(wrong("park", message.to_owned()));
+        }
+        let least = MIN_CLIENT_BYTES / (1024 * 1024);
+        if !(least..=MAX_CLIENT_MEMORY_MIB).contains(&self.client_memory_mib) {
+            let bounds = format!("it must be {least} to {MAX_CLIENT_MEMORY_MIB}");
+            return Err(wrong("client-memory-mib", bounds));
+        }
+        Ok(())
+    }
+
+    fn validate_left_out(&self, own: NodeId) -> Result<(), ConfigError> {
+        let founders = if self.catalog { self.system_founders() } else { self.shard_founders() };
+        for node in &self.bootstrap_without {
+            let named = NodeId::new(*node).filter(|node| *node != own);
+            if !named.is_some_and(|node| founders.contains(&node)) {
+                let message = format!("node {node} is not another founder of the cluster");
+                return Err(wrong("bootstrap-without", message));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_capabilities(&self) -> Result<(), ConfigError> {
+        let lists = [
+            ("capabilities", &self.capabilities),
+            ("tables-require", &self.shards.tables_require),
+            ("queues-require", &self.shards.queues_require),
+        ];
+        for (key, names) in lists {
+            capability_names(names.iter().cloned())
+                .map_err(|error| wrong(key, error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// The addresses, by node.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`].
+    pub fn node_addresses(&self) -> Result<BTreeMap<NodeId, String>, ConfigError> {
+        let mut nodes = BTreeMap::new();
+        for (number, address) in &self.nodes {
+            let node = number.parse().ok().and_then(NodeId::new).ok_or_else(|| {
+                wrong("nodes", format!("`{number}` is no number of a node; they start at 1"))
+            })?;
+            check_address(address)
+                .map_err(|error| wrong("nodes", format!("that of node {node}: {error}")))?;
+            if nodes.insert(node, address.clone()).is_some() {
+                return Err(wrong(
+                    "nodes",
+                    format!("node {node} is named twice, once as `{number}`"),
+                ));
+            }
+        }
+        Ok(nodes)
+    }
+}

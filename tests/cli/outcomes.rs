@@ -1,0 +1,95 @@
+//! What commands end with that were done in part, or whose outcome is not known, and what they name.
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::process::{Node, Supervised};
+
+const SHARD: &str = "1000000";
+
+/// Node 4 is expected and does not run.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_node_that_is_down_is_named_and_ends_with_3() {
+    let directory = TempDir::new().unwrap();
+    let mut cluster = Supervised::with_spares(directory.path(), 1, 1, 1).await;
+    cluster.run(&["table", "put", "color", "red"]).await.ok();
+    cluster.kill(4).await;
+    a_group_is_created_without_a_voter_that_is_down(&cluster).await;
+    a_replacement_goes_on_and_another_one_is_told_of_it(&cluster).await;
+    cluster.restart(4).await;
+    cluster.run(&CREATE).await.ok();
+    cluster.kill_all().await;
+}
+
+const CREATE: [&str; 7] = ["group", "create", "77", "--kind", "table", "--voters", "1,2,4"];
+
+async fn a_group_is_created_without_a_voter_that_is_down(cluster: &Supervised) {
+    let created = cluster.run(&CREATE).await;
+    assert_eq!(created.code, 3, "{created:?}");
+    assert!(created.stdout.contains("group 77 is created"), "{created:?}");
+    assert!(created.stderr.contains("no replica was confirmed by node 4"), "{created:?}");
+    let shown = cluster.run(&["group", "show", "77", "--json"]).await.json();
+    assert!(shown["leader_node"].as_u64().is_some_and(|leader| leader != 0), "{shown}");
+}
+
+async fn a_replacement_goes_on_and_another_one_is_told_of_it(cluster: &Supervised) {
+    let begun = cluster.run(&["member", "replace", SHARD, "3", "4", "--timeout", "1"]).await;
+    assert_eq!(begun.code, 3, "{begun:?}");
+    assert!(begun.stderr.contains("is recorded and continues"), "{begun:?}");
+    for other in [&["member", "replace", SHARD, "1", "4"][..], &["member", "add", SHARD, "4"]] {
+        let refused = cluster.run(other).await;
+        assert_eq!(refused.code, 1, "{refused:?}");
+        let way_out = "shardhost member replace 1000000 3 4 --cancel";
+        assert!(refused.stderr.contains(way_out), "{refused:?}");
+    }
+    cluster.run(&["member", "replace", SHARD, "3", "4", "--cancel"]).await.ok();
+}
+
+/// One shard of the table is led by nobody: the others are filled, and it is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_without_a_leader_does_not_keep_a_node_empty() {
+    let directory = TempDir::new().unwrap();
+    let mut cluster = Supervised::with_spares(directory.path(), 2, 2, 1).await;
+    cluster.run(&["table", "put", "color", "red"]).await.ok();
+    for node in [2, 3] {
+        cluster.kill(node).await;
+        cluster.restart_with(node, &["--park", SHARD]).await;
+    }
+    let unled = |shown: &Value| shown["groups_without_leader"] == json!([1_000_000]);
+    let fill = ["member", "fill", "4", "--json", "--timeout", "15"];
+    let filled = cluster.run(&fill).await;
+    assert_eq!(filled.code, 3, "{filled:?}");
+    let shown = filled.json();
+    assert!(unled(&shown) && shown["gained"].as_u64().is_some_and(|gained| gained > 0), "{shown}");
+    let text = cluster.run(&["member", "fill", "4", "--dry-run", "--timeout", "1"]).await.ok();
+    assert!(text.contains("1 groups have no leader") && text.contains(SHARD), "{text}");
+    cluster.kill_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_makes_no_sense_is_refused_with_what_is_wrong() {
+    let directory = TempDir::new().unwrap();
+    let node = Node::start(&directory.path().display().to_string(), &[]).await;
+    node.await_leading(SHARD).await;
+    for senseless in [
+        &["group", "create", "77", "--kind", "table", "--voters", "1,1"][..],
+        &["queue", "receive", "--max", "0"],
+        &["rolling-restart", "--with", ""],
+        &["member", "replace", SHARD, "1", "1", "--expect", "0"],
+    ] {
+        let refused = node.run(senseless).await;
+        assert_eq!(refused.code, 2, "{senseless:?}: {refused:?}");
+    }
+    for (arguments, words) in [
+        (&["member", "rebuild", "1", "--group", "999"][..], "there is no group 999"),
+        (&["table", "get", "color", "--stale", "9"], "the cluster has no node 9"),
+        (&["group", "create", "77", "--kind", "table", "--voters", "1,9"], "knows no node 9"),
+    ] {
+        let refused = node.run(arguments).await;
+        assert_eq!(refused.code, 1, "{arguments:?}: {refused:?}");
+        assert!(refused.stderr.contains(words), "{arguments:?}: {refused:?}");
+    }
+    let stays = node.run(&["leader", "transfer", SHARD, "--first-fit", "1"]).await.ok();
+    assert!(stays.contains("is led by node 1 already"), "{stays}");
+    node.stop().await;
+}
