@@ -28,8 +28,12 @@ pub struct DataDir {
     earlier_starts: Vec<u64>,
 }
 
-/// Starts that are remembered. Of earlier ones it is assumed that they belong to the directory.
+/// Starts that are remembered. Of earlier ones it is assumed that they belong to the directory, unless
+/// [`BEGINNING`] ends the list.
 const MOST_STARTS: usize = 1024;
+/// The last of the starts, where the list is whole: no earlier one belongs to the directory. Lists of
+/// earlier versions, and those that became too long, end without it.
+pub(crate) const BEGINNING: u64 = 0;
 /// The starts of the node.
 const STARTS: &str = "incarnation";
 /// This file exists while a roll-back was noticed and not every replica knows of it.
@@ -58,7 +62,8 @@ impl DataDir {
         let starts = path.join(STARTS);
         let earlier_starts = read_starts(&starts)?;
         let incarnation = next_incarnation(&earlier_starts);
-        write_starts(&starts, &[&[incarnation], &earlier_starts[..]].concat())?;
+        let before = if earlier_starts.is_empty() { &[BEGINNING][..] } else { &earlier_starts };
+        write_starts(&starts, &[&[incarnation], before].concat())?;
         Ok(Self { _lock: lock, path: path.to_owned(), incarnation, earlier_starts })
     }
 
@@ -72,7 +77,8 @@ impl DataDir {
         }
     }
 
-    /// The starts that the directory knew before this one, the newest first.
+    /// The starts that the directory knew before this one, the newest first; behind them 0 where those are
+    /// all that it had.
     #[must_use]
     pub fn earlier_starts(&self) -> &[u64] {
         &self.earlier_starts
@@ -263,7 +269,7 @@ mod tests {
         drop(first);
         let second = DataDir::open(directory.path()).unwrap();
         assert!(second.incarnation() > before);
-        assert_eq!(second.earlier_starts(), [before]);
+        assert_eq!(second.earlier_starts(), [before, BEGINNING]);
     }
 
     #[test]
@@ -278,7 +284,18 @@ mod tests {
             let later = DataDir::open(directory.path()).unwrap();
             assert!(later.incarnation() > first);
             assert!(!later.earlier_starts().contains(&lost));
-            assert_eq!(later.earlier_starts().last(), Some(&first));
+            assert!(later.earlier_starts().ends_with(&[first, BEGINNING]));
+        }
+    }
+
+    /// It may have had starts that it did not keep.
+    #[test]
+    fn the_list_of_an_earlier_version_gets_no_beginning() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("incarnation"), "7\n").unwrap();
+        for _ in 0..2 {
+            let later = DataDir::open(directory.path()).unwrap();
+            assert_eq!(later.earlier_starts().last(), Some(&7));
         }
     }
 

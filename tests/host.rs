@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use shardhost::data_dir::DataDir;
 use shardhost::groups::ProposalRejection;
 use shardhost::leadership::{HookKind, LeadershipEvent};
 use shardhost::storage::{Doubt, LogError, LogStore, MemoryStore, StoreFault};
@@ -285,6 +286,44 @@ async fn a_data_directory_that_was_put_back_takes_part_in_no_election() {
     assert_eq!(leader.query(ReadMode::Linearizable, "count").await.unwrap(), "2");
     let settled = replicas[0].wait_for(|status| status.doubt.is_none(), TIMEOUT).await;
     assert!(settled.is_some(), "still in doubt");
+    cluster.stop().await;
+}
+
+/// Node 2 lost its disk. Its new directory was started once when no peer could be reached; then its
+/// replica is created anew by hand, and beside it only node 3 is up, which lacks what was acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_disk_that_was_started_without_peers_is_not_taken_for_the_old_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let cluster = Cluster::start(3, directory, |_| {}).await;
+    cluster.create(1).await;
+    cluster.leader(1).await.propose("one").await.unwrap();
+    let start = cluster.hosts[1].incarnation().to_string();
+    let seen = || std::fs::read_to_string(directory.join("node-3/peers")).unwrap_or_default();
+    eventually("node 3 saw the start of node 2", || seen().contains(&start)).await;
+    let addresses = cluster.addresses.clone();
+    let Cluster { mut hosts, .. } = cluster;
+    hosts.pop().unwrap().shutdown(Shutdown::Immediate).await;
+    let cluster = Cluster { hosts, addresses: addresses.clone() };
+    cluster.leader(1).await.propose("two").await.unwrap();
+    cluster.stop().await;
+    std::fs::remove_dir_all(directory.join("node-2")).unwrap();
+    drop(DataDir::open(&directory.join("node-2")).unwrap());
+
+    let two = Cluster::host(NodeId::must(2), directory, &addresses, None, |_| {}).await;
+    let spec = GroupSpec::new(GroupId::new(1), nodes(3));
+    let replica = two.create_group(spec, List::default()).await.unwrap();
+    let three = reopen(NodeId::must(3), directory, &addresses).await;
+    let doubt = replica.wait_for(|status| status.doubt.is_some(), TIMEOUT).await;
+    assert_eq!(doubt.unwrap().doubt, Some(Doubt::RolledBack));
+    let behind = three.group(GroupId::new(1)).unwrap();
+    let served = behind.wait_for(|status| status.serving, Duration::from_secs(3)).await;
+    assert!(served.is_none(), "a leader without what was acknowledged");
+
+    let one = reopen(NodeId::must(1), directory, &addresses).await;
+    let cluster = Cluster { hosts: vec![one, two, three], addresses };
+    let leader = cluster.leader(1).await;
+    assert_eq!(leader.query(ReadMode::Linearizable, "count").await.unwrap(), "2");
     cluster.stop().await;
 }
 

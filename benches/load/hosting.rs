@@ -10,12 +10,8 @@ use parking_lot::Mutex;
 use shardhost::groups::GroupSpec;
 use shardhost::groups::runtime::CreateRequest;
 use shardhost::host::ReplicaFactory;
-use shardhost::storage::{
-    Entry, Identity, LogBatch, LogError, LogStore, PersistedGroup, RocksStore, StoreStats,
-};
-use shardhost::{
-    Group, GroupId, Host, HostConfig, LogIndex, NodeId, ReplicaId, StateMachine, Term,
-};
+use shardhost::storage::{Identity, LogBatch, LogError, LogStore, RocksStore};
+use shardhost::{Group, GroupId, Host, HostConfig, NodeId, StateMachine};
 use shardhost_server::shards::{StateDb, StateDbOptions};
 use tonic::service::Routes;
 
@@ -160,39 +156,14 @@ impl fmt::Debug for TimedLog {
     }
 }
 
-impl LogStore for TimedLog {
-    fn groups(&self) -> Result<Vec<GroupId>, LogError> {
-        self.inner.groups()
-    }
-    fn load(&self, group: GroupId) -> Result<Option<PersistedGroup>, LogError> {
-        self.inner.load(group)
-    }
-    fn tombstone(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError> {
-        self.inner.tombstone(group)
-    }
-    fn entries(
-        &self,
-        group: GroupId,
-        from: LogIndex,
-        to: LogIndex,
-        max_bytes: u64,
-        out: &mut Vec<Entry>,
-    ) -> Result<(), LogError> {
-        self.inner.entries(group, from, to, max_bytes, out)
-    }
-    fn term(&self, group: GroupId, index: LogIndex) -> Result<Term, LogError> {
-        self.inner.term(group, index)
+impl shardhost_storage::LogLayer for TimedLog {
+    fn below(&self) -> &dyn LogStore {
+        &self.inner
     }
     fn write(&self, batch: &LogBatch) -> Result<(), LogError> {
         let began = Instant::now();
         let outcome = self.inner.write(batch);
         self.writes.lock().count(outcome.is_ok(), began.elapsed());
         outcome
-    }
-    fn id(&self) -> u64 {
-        self.inner.id()
-    }
-    fn stats(&self) -> StoreStats {
-        self.inner.stats()
     }
 }

@@ -86,6 +86,10 @@ pub enum GroupFault {
     /// The state machine gave up or panicked.
     #[error("{0}")]
     StateMachine(Arc<str>),
+    /// The state machine could not be opened for a reason that passes, as a lack of descriptors. Open the
+    /// replica again.
+    #[error("{0}")]
+    StatePasses(Arc<str>),
     /// What the state machine keeps on this host is damaged. The data is kept until another replica
     /// takes this one's place.
     #[error("{0}")]

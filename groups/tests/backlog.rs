@@ -15,7 +15,6 @@ use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::policy::Policies;
 use shardhost_groups::storage::{
     Entry, EntryKind, GroupMeta, GroupWrite, HardState, LogBatch, LogError, LogStore, MemoryStore,
-    PersistedGroup, StoreStats,
 };
 use shardhost_groups::worker::{GroupEvent, Input, TICK_SLOTS, WorkerCore};
 use shardhost_groups::{
@@ -43,15 +42,9 @@ struct Counting {
     read: Arc<AtomicU64>,
 }
 
-impl LogStore for Counting {
-    fn groups(&self) -> Result<Vec<GroupId>, LogError> {
-        self.store.groups()
-    }
-    fn load(&self, group: GroupId) -> Result<Option<PersistedGroup>, LogError> {
-        self.store.load(group)
-    }
-    fn tombstone(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError> {
-        self.store.tombstone(group)
+impl shardhost_storage::LogLayer for Counting {
+    fn below(&self) -> &dyn LogStore {
+        &self.store
     }
     fn entries(
         &self,
@@ -66,18 +59,6 @@ impl LogStore for Counting {
         let bytes = out[before..].iter().map(Entry::payload_bytes).sum();
         self.read.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
-    }
-    fn term(&self, group: GroupId, index: LogIndex) -> Result<Term, LogError> {
-        self.store.term(group, index)
-    }
-    fn write(&self, batch: &LogBatch) -> Result<(), LogError> {
-        self.store.write(batch)
-    }
-    fn id(&self) -> u64 {
-        self.store.id()
-    }
-    fn stats(&self) -> StoreStats {
-        self.store.stats()
     }
 }
 

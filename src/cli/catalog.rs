@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
 use shardhost::wall_clock;
 use shardhost_policy::catalog::{
     Answer, Command, Content, Done, Operation, Query, Record, RecordKey, Revision, decode_reply,
@@ -43,10 +44,11 @@ impl<'a> Catalog<'a> {
         self.run(&Command { now_ms, expected, operation }).await
     }
 
-    /// Whether it can be changed: it carries out what changes nothing.
-    pub async fn check(&self) -> anyhow::Result<()> {
+    /// Whether it can be changed: it carries out what changes nothing. Returns its revision, at least as it
+    /// was when this was called.
+    pub async fn check(&self) -> anyhow::Result<Revision> {
         // At time 0 nothing is due.
-        self.run(&Command::new(0, Operation::Tick)).await.map(drop)
+        Ok(self.run(&Command::new(0, Operation::Tick)).await?.revision)
     }
 
     async fn run(&self, command: &Command) -> anyhow::Result<Done> {
@@ -91,32 +93,55 @@ impl<'a> Catalog<'a> {
         }
     }
 
-    /// A record; `None`: there is none.
+    /// A record as it is now; `None`: there is none.
     pub async fn record(&self, key: RecordKey) -> anyhow::Result<Option<Record>> {
-        match self.query(&Query::Get(key)).await?.content {
+        let now = self.check().await?;
+        self.record_since(key, now).await
+    }
+
+    /// A record as it was at a revision that a reply named, or later. A node that has not applied that one
+    /// yet is not believed.
+    pub async fn record_since(
+        &self,
+        key: RecordKey,
+        revision: Revision,
+    ) -> anyhow::Result<Option<Record>> {
+        match self.query_since(&Query::Get(key), revision).await?.content {
             Content::Found(record) => Ok(record),
             other => bail!("the catalog answers something else: {other:?}"),
         }
     }
 
-    /// Asks a node that holds the system group.
-    async fn query(&self, query: &Query) -> anyhow::Result<Answer> {
+    /// Asks the nodes that hold the system group until one has applied the revision.
+    async fn query_since(&self, query: &Query, revision: Revision) -> anyhow::Result<Answer> {
         let query = query.encode();
-        let mut last = String::new();
-        for address in self.node.all_addresses() {
-            let request = QueryRequest { query: query.clone(), founding: 0 };
-            match in_time(&address, client(&address)?.query(request)).await {
-                Ok(answer) => match self.read(answer)? {
-                    Ok(bytes) => return Ok(Answer::decode(&bytes)?),
-                    Err(elsewhere) => last = elsewhere.reason,
-                },
-                Err(error) => last = format!("{error:#}"),
+        let deadline = Instant::now() + self.target.timeout();
+        loop {
+            let mut last = String::new();
+            for address in self.node.all_addresses() {
+                match self.query_at(&address, &query).await {
+                    Ok(answer) if answer.revision >= revision => return Ok(answer),
+                    Ok(_) => last = format!("{address} has not caught up with revision {revision}"),
+                    Err(error) => last = format!("{error:#}"),
+                }
             }
+            if Instant::now() > deadline {
+                bail!("no node that answers has the catalog as it is ({last})");
+            }
+            tokio::time::sleep(PAUSE).await;
         }
-        bail!("no node that answers holds the system group ({last})")
     }
 
-    fn read(&self, reply: CatalogReply) -> anyhow::Result<Result<bytes::Bytes, Elsewhere>> {
+    async fn query_at(&self, address: &str, query: &Bytes) -> anyhow::Result<Answer> {
+        let request = QueryRequest { query: query.clone(), founding: 0 };
+        let answer = in_time(address, client(address)?.query(request)).await?;
+        match self.read(answer)? {
+            Ok(bytes) => Ok(Answer::decode(&bytes)?),
+            Err(elsewhere) => bail!("{address}: {}", elsewhere.reason),
+        }
+    }
+
+    fn read(&self, reply: CatalogReply) -> anyhow::Result<Result<Bytes, Elsewhere>> {
         match reply.reply.context("an answer without content")? {
             Reply::Answer(bytes) => Ok(Ok(bytes)),
             Reply::Elsewhere(elsewhere) => Ok(Err(elsewhere)),

@@ -132,6 +132,18 @@ fn addresses_of(voters: &[u64], start: &Node) -> anyhow::Result<Vec<(u64, String
     voters.iter().map(address_of).collect()
 }
 
+/// The voter has a replica of the group, or of another one of that number.
+async fn found(node: &Node, request: &CreateGroupRequest) -> Answer {
+    match node.group(request.group).await {
+        Ok(status) if !members(&status).is_empty() => match check_created(request, &status) {
+            Ok(()) => Answer::Created,
+            Err(error) => Answer::Refused(error),
+        },
+        // The catalog has the group; the leader shows which one that is.
+        _ => Answer::Created,
+    }
+}
+
 async fn create_at(address: &str, request: &CreateGroupRequest, target: &Target) -> Answer {
     let mut node = match Node::connect(address).await {
         Ok(node) => node,
@@ -140,7 +152,7 @@ async fn create_at(address: &str, request: &CreateGroupRequest, target: &Target)
     let created = node.admin.create_group(request.clone());
     match answered(address, target.timeout(), created).await {
         Ok(Ok(_)) => Answer::Created,
-        Ok(Err(status)) if status.code() == Code::AlreadyExists => Answer::Created,
+        Ok(Err(status)) if status.code() == Code::AlreadyExists => found(&node, request).await,
         Ok(Err(status)) if is_refused(&status) => Answer::Refused(unconfirmed(address, &status)),
         Ok(Err(status)) => Answer::Unknown(unconfirmed(address, &status)),
         Err(error) => Answer::Unknown(error),

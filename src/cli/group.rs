@@ -11,7 +11,7 @@ use shardhost_proto::log::{Member, MemberRole};
 use super::advance_time::{AdvanceTimeArguments, advance_time};
 use super::change::{answered, confirmed, unconfirmed};
 use super::create::{CreateArguments, create};
-use super::ended::partly;
+use super::ended::{PARTLY, code_of, partly};
 use super::output::{Column, facts, number, table, whole};
 use super::place::{PlaceArguments, place};
 use super::requirement::{RequireArguments, require, requirement_json, requirement_text};
@@ -123,6 +123,9 @@ async fn destroy_at(
 /// How far a destruction came.
 fn left(group: u64, destroyed: &[u64], error: anyhow::Error) -> anyhow::Error {
     match destroyed {
+        [] if code_of(&error) == PARTLY => {
+            error.context(format!("what becomes of group {group} is not known yet"))
+        }
         [] => error.context(format!("group {group} is not destroyed")),
         nodes => partly(format!(
             "group {group} is destroyed on nodes {nodes:?} and not on all others; that cannot be taken back, run \

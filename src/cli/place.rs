@@ -1,6 +1,6 @@
 //! `shardhost group place`: where the leader of a group is wanted.
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 use shardhost::{GroupId, NodeId};
@@ -9,6 +9,7 @@ use shardhost_policy::catalog::{
 };
 
 use super::catalog::Catalog;
+use super::ended::partly;
 use super::output::whole;
 use super::target::Target;
 
@@ -41,9 +42,11 @@ pub async fn place(arguments: &PlaceArguments) -> anyhow::Result<()> {
     let catalog = Catalog::reach(target).await?;
     let operation = Operation::SetPlacement { group, placement };
     let done = catalog.apply(arguments.expect.map(Revision::new), operation).await?;
-    let record = catalog.record(RecordKey::Group(group)).await?;
+    let record = catalog.record_since(RecordKey::Group(group), done.revision).await;
+    let record =
+        record.map_err(|error| partly(format!("it is recorded, but not shown: {error:#}")))?;
     let Some(Record::Group(record)) = record else {
-        bail!("group {group} was destroyed meanwhile");
+        return Err(partly(format!("it was recorded, and group {group} was destroyed meanwhile")));
     };
     let wanted = match record.placement.as_deref() {
         None => "anywhere".to_owned(),

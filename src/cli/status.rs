@@ -73,7 +73,7 @@ async fn catalog_trouble(first: &Node, target: &Target) -> Option<String> {
     }
     let asked = async { Catalog::reach(target).await?.check().await };
     match tokio::time::timeout(CATALOG_TIMEOUT, asked).await {
-        Ok(Ok(())) => None,
+        Ok(Ok(_)) => None,
         Ok(Err(error)) => Some(format!("the catalog does not answer: {error:#}")),
         Err(_) => Some(format!(
             "the catalog does not answer within {} s: nothing is created, destroyed or planned; \

@@ -115,8 +115,8 @@ impl IncarnationMemory for HostMemory {
         }
         noticed.rollback = Some(rollback);
         tracing::error!(%by, known, held, replicas,
-            "the data directory is older than what a peer knows of this node: it was put back from \
-             a copy. Its replicas take part in no election before enough of their peers have said \
+            "the data directory does not know what a peer knows of this node: it was put back from a copy, or \
+             is a new one. Its replicas take part in no election before enough of their peers have said \
              what they hold; `shardhost member replace` gives a group a replica elsewhere. If peers \
              refuse this start as an older one, the clock went back too: start the node once more");
         Ok(())
@@ -167,7 +167,8 @@ mod tests {
         }
 
         fn hears(&self, known: u64) {
-            let held = self.directory.earlier_starts().first().copied().unwrap_or(0);
+            let starts = self.directory.earlier_starts().iter().copied();
+            let held = starts.into_iter().find(|start| *start < known).unwrap_or(0);
             self.memory.rolled_back(Rollback { by: NodeId::must(2), known, held }).unwrap();
         }
 
@@ -221,6 +222,20 @@ mod tests {
         assert!(later.doubts(3, as_is));
         assert!(!later.doubts(4, GroupSpec::on_known_disk));
         later.end();
+    }
+
+    /// It was started once before, and no peer answered then.
+    #[test]
+    fn a_new_directory_that_was_started_before_is_still_a_new_one() {
+        let (directory, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::new()));
+        Process::start(directory.path(), &store).end();
+        let told = Process::start(directory.path(), &store);
+        assert!(!told.doubts(1, as_is));
+        told.hears(1);
+        assert!(told.is_in_doubt(1), "created by hand before the peer said it");
+        assert!(told.doubts(2, as_is));
+        assert!(!told.doubts(3, GroupSpec::on_known_disk));
+        told.end();
     }
 
     /// Starts that were lost together are reported one by one, also to later processes.

@@ -272,18 +272,26 @@ impl Admin for AdminService {
             let require = || group.require(requirement.clone(), expect);
             return membership_reply(request.timeout_ms, after_others(&group, require)).await;
         }
-        let before = self.intentions.require(group.id(), &requirement).await?;
-        let changed = if request.even_if_ineligible {
-            let require = || group.require_unchecked(requirement.clone(), expect);
-            membership_reply(request.timeout_ms, after_others(&group, require)).await
-        } else {
-            let require = || group.require(requirement.clone(), expect);
-            membership_reply(request.timeout_ms, after_others(&group, require)).await
-        };
-        if let (Err(_), Some(before)) = (&changed, before) {
-            self.intentions.put_back(before).await;
-        }
-        changed
+        let (intentions, within) = (self.intentions.clone(), request.timeout_ms);
+        let unchecked = request.even_if_ineligible;
+        // Also when the caller goes away: the catalog must not intend what the group refused.
+        let changed = tokio::spawn(async move {
+            let before = intentions.require(group.id(), &requirement).await?;
+            let changed = if unchecked {
+                let require = || group.require_unchecked(requirement.clone(), expect);
+                membership_reply(within, after_others(&group, require)).await
+            } else {
+                let require = || group.require(requirement.clone(), expect);
+                membership_reply(within, after_others(&group, require)).await
+            };
+            if let (Err(error), Some(before)) = (&changed, before)
+                && error.code() != Code::DeadlineExceeded
+            {
+                intentions.put_back(before).await;
+            }
+            changed
+        });
+        changed.await.map_err(|error| Status::internal(error.to_string()))?
     }
 
     async fn change_membership(

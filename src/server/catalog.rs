@@ -13,9 +13,7 @@ use tonic::{Code, Status};
 use super::refusals::{of_membership, refusal};
 use shardhost::driver::{CatalogError, System};
 use shardhost::host::Host;
-use shardhost_policy::catalog::{
-    Label, Name, NewGroup, Operation, Refusal, Revision, Subject, View,
-};
+use shardhost_policy::catalog::{Label, Name, NewGroup, Operation, Refusal, Subject, View};
 
 /// How long a replica may take to come or to go.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -187,8 +185,7 @@ impl Intentions {
         loop {
             let view = system.fresh_view().await.map_err(|error| of_catalog(&error))?;
             let Some(known) = view.groups().get(&group) else { return Ok(None) };
-            let requirement = requirement.clone();
-            let operation = Operation::SetRequirement { group, requirement };
+            let operation = Operation::SetRequirement { group, requirement: requirement.clone() };
             let done = match system.catalog().apply_expecting(known.revision, operation).await {
                 Ok(done) => done,
                 // The group was changed by another command: the former value does not apply.
@@ -200,24 +197,36 @@ impl Intentions {
                 Err(error) => return Err(of_catalog(&error)),
             };
             system.view_at(done.revision).await.map_err(|error| of_catalog(&error))?;
-            let requirement = known.requirement();
-            return Ok(Some(Before { group, requirement, changed: done.revision }));
+            let former = known.requirement();
+            return Ok(Some(Before { group, former, own: requirement.clone() }));
         }
     }
 
-    /// Records the former requirement again, unless the group was changed since.
+    /// Records the former requirement again, unless another one was recorded since.
     pub(super) async fn put_back(&self, before: Before) {
-        let Some(system) = &self.system else { return };
-        let Before { group, requirement, changed } = before;
-        let operation = Operation::SetRequirement { group, requirement };
-        match system.catalog().apply_expecting(changed, operation).await {
-            Ok(_) => {}
-            Err(CatalogError::Refused(Refusal::WrongRevision { .. })) => {
-                tracing::info!(%group, "what the group is to require was changed meanwhile");
-            }
-            Err(error) => {
-                tracing::error!(%group, %error, "the catalog intends what the group refused");
-            }
+        let (Some(system), group) = (&self.system, before.group) else { return };
+        if let Err(error) = put_back(system, before).await {
+            tracing::error!(%group, %error, "the catalog intends what the group refused");
+        }
+    }
+}
+
+async fn put_back(system: &System, before: Before) -> Result<(), CatalogError> {
+    let Before { group, former, own } = before;
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let view = system.fresh_view().await?;
+        let Some(known) = view.groups().get(&group) else { return Ok(()) };
+        if known.requirement() != own {
+            tracing::info!(%group, "what the group is to require was changed meanwhile");
+            return Ok(());
+        }
+        let operation = Operation::SetRequirement { group, requirement: former.clone() };
+        match system.catalog().apply_expecting(known.revision, operation).await {
+            // Something else of its record was changed.
+            Err(CatalogError::Refused(Refusal::WrongRevision { .. }))
+                if Instant::now() < deadline => {}
+            done => return done.map(drop),
         }
     }
 }
@@ -226,7 +235,10 @@ impl Intentions {
 #[derive(Debug)]
 pub(super) struct Before {
     group: GroupId,
-    requirement: Requirement,
-    /// The revision of the change: only that one is taken back.
-    changed: Revision,
+    former: Requirement,
+    /// What was recorded instead: only that is taken back.
+    own: Requirement,
 }
+
+#[cfg(test)]
+mod tests;

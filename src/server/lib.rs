@@ -27,6 +27,7 @@ pub mod fuzz;
 pub mod health;
 mod lookup;
 mod refusals;
+mod reopening;
 mod repair;
 mod replicas;
 pub mod service;
@@ -187,6 +188,7 @@ impl Server {
         let room = state_health::Room { directory, bytes: state.resumes_with() };
         tokio::spawn(state_health::follow(host.clone(), state.health(), room));
         tokio::spawn(space::watch(host.clone(), config.data_dir.clone()));
+        tokio::spawn(reopening::follow(host.clone(), Arc::downgrade(&state)));
         if config.repair {
             tokio::spawn(repair::follow(host.clone(), Arc::downgrade(&state)));
         }

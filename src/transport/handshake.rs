@@ -11,6 +11,7 @@ use tonic::Status;
 use super::founded::FoundedBy;
 use super::map_tag::{self, MapTag};
 use super::starts::{CLOCKS_DIFFER, MOST_STARTS_TOLD};
+use crate::data_dir::BEGINNING;
 
 /// The claimed identity of this process.
 #[derive(Clone, Debug)]
@@ -26,13 +27,14 @@ pub(super) struct Identity {
     pub founded: FoundedBy,
 }
 
-/// A peer knows of a start of this node that its data directory does not: it is an older copy.
+/// A peer knows of a start of this node that its data directory does not: it is an older copy, or a new
+/// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rollback {
     pub by: NodeId,
     /// The start that it saw.
     pub known: u64,
-    /// The last start that the directory knew.
+    /// The last start before that one that the directory knew; 0: the directory is a new one.
     pub held: u64,
 }
 
@@ -210,7 +212,8 @@ impl Identity {
 
     /// The newest starts of the data directory, this one first.
     fn starts(&self) -> Vec<u64> {
-        let earlier = self.earlier_starts.iter().take(MOST_STARTS_TOLD - 1);
+        let earlier = self.earlier_starts.iter().filter(|start| **start != BEGINNING);
+        let earlier = earlier.take(MOST_STARTS_TOLD - 1);
         std::iter::once(&self.incarnation).chain(earlier).copied().collect()
     }
 
@@ -239,7 +242,7 @@ impl Identity {
         let starts = &self.earlier_starts;
         let oldest = starts.last().copied().unwrap_or(0);
         let ours = known <= oldest || known == self.incarnation || starts.contains(&known);
-        let held = starts.first().copied().unwrap_or(0);
+        let held = starts.iter().copied().find(|start| *start < known).unwrap_or(BEGINNING);
         if !ours && known > latest {
             return Err(Refusal::KnownAheadOfClock { by, known, latest });
         }
@@ -430,6 +433,22 @@ mod tests {
             let refused = Refusal::KnownAheadOfClock { by, known, latest: 8 };
             assert_eq!(own.check_known(by, known, 8), Err(refused));
         }
+    }
+
+    /// The new directory was started before, and no peer answered.
+    #[test]
+    fn a_start_before_the_first_of_the_directory_shows_that_the_disk_is_a_new_one() {
+        let by = NodeId::must(2);
+        let of = |starts: &[u64]| Identity { earlier_starts: starts.to_vec(), ..identity(1) };
+        let lost = Some(Rollback { by, known: 4, held: 0 });
+        assert_eq!(of(&[]).check_known(by, 4, 8), Ok(lost), "started for the first time");
+        assert_eq!(of(&[5, BEGINNING]).check_known(by, 4, 8), Ok(lost));
+        assert_eq!(of(&[5, BEGINNING]).check_known(by, 0, 8), Ok(None), "it knows none");
+        let copy = Some(Rollback { by, known: 4, held: 3 });
+        assert_eq!(of(&[5, 3, BEGINNING]).check_known(by, 4, 8), Ok(copy));
+        assert_eq!(of(&[5]).check_known(by, 4, 8), Ok(None), "the list of an earlier version");
+        let hello = of(&[5, BEGINNING]).hello(by, Some(Lane::Bulk), None, 0);
+        assert_eq!(hello.starts, [7, 5]);
     }
 
     #[test]

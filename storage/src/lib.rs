@@ -29,6 +29,7 @@ mod directory;
 mod draft;
 pub mod files;
 mod frame;
+pub mod layer;
 pub mod memory;
 pub mod rate;
 pub mod requirement;
@@ -36,13 +37,14 @@ pub mod requirement;
 pub mod rocks;
 pub mod run;
 pub mod snapshot;
-pub mod store;
+mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod types;
 
 pub use directory::{create_directory, replace_file};
 pub use files::{SnapshotFiles, SnapshotFilesOptions};
+pub use layer::LogLayer;
 pub use memory::{MemorySnapshots, MemoryStore, SnapshotFault, StoreFault};
 pub use rate::ByteRate;
 pub use requirement::{CapabilityError, Requirement, RequirementMode};

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::process::{Node, Supervised};
+use super::process::{Node, Supervised, run};
 
 const SHARD: &str = "1000000";
 
@@ -13,12 +13,34 @@ async fn what_waits_for_a_node_that_is_down_is_named_and_ends_with_3() {
     let directory = TempDir::new().unwrap();
     let mut cluster = Supervised::with_spares(directory.path(), 1, 1, 1).await;
     cluster.run(&["table", "put", "color", "red"]).await.ok();
+    what_was_recorded_is_shown_wherever_one_asks(&mut cluster).await;
     cluster.kill(4).await;
     a_group_is_created_without_a_voter_that_is_down(&cluster).await;
     a_replacement_goes_on_and_another_one_is_told_of_it(&cluster).await;
     cluster.restart(4).await;
     cluster.run(&CREATE).await.ok();
     cluster.kill_all().await;
+}
+
+/// A node may not have applied yet what another one recorded.
+async fn what_was_recorded_is_shown_wherever_one_asks(cluster: &mut Supervised) {
+    for (pin, at) in [("2", 1), ("3", 2), ("1", 3), ("2", 1), ("3", 3)] {
+        let at = &cluster.addresses()[&at];
+        let placed = run(&["group", "place", SHARD, "--pin", pin, "--at", at]).await.ok();
+        assert!(placed.contains(&format!("on node {pin}")), "{placed}");
+    }
+    run(&["group", "place", SHARD, "--at", &cluster.addresses()[&1]]).await.ok();
+    // Node 1 does not know that drain when it is back.
+    let (one, three) = (cluster.addresses()[&1].clone(), cluster.addresses()[&3].clone());
+    cluster.kill(1).await;
+    let drain = ["drain", "begin", "2", "--even-if-ineligible", "--at", &three, "--timeout", "60"];
+    run(&drain).await.ok();
+    cluster.kill(2).await;
+    cluster.restart(1).await;
+    run(&["drain", "end", "2", "--at", &one, "--timeout", "60"]).await.ok();
+    let drained = run(&["drain", "status", "2", "--at", &three, "--json"]).await.json();
+    assert_eq!(drained["draining"], false, "{drained}");
+    cluster.restart(2).await;
 }
 
 const CREATE: [&str; 7] = ["group", "create", "77", "--kind", "table", "--voters", "1,2,4"];

@@ -12,9 +12,8 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use shardhost::storage::{
-    Entry, GroupId, LogBatch, LogError, LogIndex, LogPosition, LogStore, PersistedGroup, ReplicaId,
-    RocksStore, SnapshotAnnouncement, SnapshotError, SnapshotFiles, SnapshotRead, SnapshotReceive,
-    SnapshotStore, SnapshotWrite, StoreStats, Term,
+    GroupId, LogBatch, LogError, LogPosition, LogStore, RocksStore, SnapshotAnnouncement,
+    SnapshotError, SnapshotFiles, SnapshotRead, SnapshotReceive, SnapshotStore, SnapshotWrite,
 };
 
 /// Whether anything is written, and what goes wrong.
@@ -65,28 +64,9 @@ pub struct GatedLog {
     pub gate: Gate,
 }
 
-impl LogStore for GatedLog {
-    fn groups(&self) -> Result<Vec<GroupId>, LogError> {
-        self.log.groups()
-    }
-    fn load(&self, group: GroupId) -> Result<Option<PersistedGroup>, LogError> {
-        self.log.load(group)
-    }
-    fn tombstone(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError> {
-        self.log.tombstone(group)
-    }
-    fn entries(
-        &self,
-        group: GroupId,
-        from: LogIndex,
-        to: LogIndex,
-        max_bytes: u64,
-        out: &mut Vec<Entry>,
-    ) -> Result<(), LogError> {
-        self.log.entries(group, from, to, max_bytes, out)
-    }
-    fn term(&self, group: GroupId, index: LogIndex) -> Result<Term, LogError> {
-        self.log.term(group, index)
+impl shardhost_storage::LogLayer for GatedLog {
+    fn below(&self) -> &dyn LogStore {
+        &self.log
     }
     fn write(&self, batch: &LogBatch) -> Result<(), LogError> {
         let closed = self.gate.shared.closed.read();
@@ -98,12 +78,6 @@ impl LogStore for GatedLog {
             return Err(LogError::Io { action: "writing", message });
         }
         self.log.write(batch)
-    }
-    fn id(&self) -> u64 {
-        self.log.id()
-    }
-    fn stats(&self) -> StoreStats {
-        self.log.stats()
     }
 }
 

@@ -417,7 +417,8 @@ impl From<ApplyFault> for GroupFault {
         let text = fault.to_string().into();
         match fault.kind {
             FaultKind::Damaged => Self::StateDamaged(text),
-            FaultKind::Broken | FaultKind::Passing => Self::StateMachine(text),
+            FaultKind::Passing => Self::StatePasses(text),
+            FaultKind::Broken => Self::StateMachine(text),
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{Groups, RuntimeShared};
 use crate::convert;
-use crate::error::OpenGroupError;
+use crate::error::{GroupFault, OpenGroupError};
 use crate::lives::{Destroying, Destruction, Ending};
 use crate::status::Role;
 
@@ -33,6 +33,8 @@ pub struct ParkedReplica {
     pub ordered: bool,
     /// It was closed to be opened again: nothing is wrong with it.
     pub reopens: bool,
+    /// The cause may have passed: it is worth a try to open it again.
+    pub passes: bool,
 }
 
 /// Why replicas are not open. At most as many as the log holds.
@@ -198,7 +200,8 @@ impl Groups {
         let known = meta.as_ref().map(|meta| meta.replica);
         let replica = known.or_else(|| shared.store().ok()?.replica(group).ok().flatten());
         let (ordered, reopens) = (why.is_ordered(), why == Why::Reopens);
-        Some(ParkedReplica { group, replica, meta, cause, ordered, reopens })
+        let passes = why == Why::Fault && is_passing(&cause);
+        Some(ParkedReplica { group, replica, meta, cause, ordered, reopens, passes })
     }
 
     /// The groups of which a replica was destroyed here and its state remains, in ascending order.
@@ -212,6 +215,10 @@ impl Groups {
     pub fn has_remains(&self, group: GroupId) -> bool {
         self.shared().lives.has_remains(group)
     }
+}
+
+const fn is_passing(cause: &OpenGroupError) -> bool {
+    matches!(cause, OpenGroupError::Faulted { fault: GroupFault::StatePasses(_), .. })
 }
 
 /// What is wrong with the log of one group only.

@@ -50,15 +50,10 @@ pub(super) struct Around {
 
 type Logged<T> = Result<T, LogError>;
 #[rustfmt::skip]
-impl LogStore for Around {
-    fn groups(&self) -> Logged<Vec<GroupId>> { self.log.groups() }
-    fn load(&self, group: GroupId) -> Logged<Option<PersistedGroup>> { self.log.load(group) }
+impl shardhost_storage::LogLayer for Around {
+    fn below(&self) -> &dyn LogStore { &self.log }
     fn tombstone(&self, group: GroupId) -> Logged<Option<ReplicaId>> { pass(&self.tombstone); self.log.tombstone(group) }
-    fn entries(&self, group: GroupId, from: LogIndex, to: LogIndex, max: u64, out: &mut Vec<Entry>) -> Logged<()> { self.log.entries(group, from, to, max, out) }
-    fn term(&self, group: GroupId, index: LogIndex) -> Logged<Term> { self.log.term(group, index) }
     fn write(&self, batch: &LogBatch) -> Logged<()> { pass(&self.write); self.log.write(batch) }
-    fn id(&self) -> u64 { self.log.id() }
-    fn stats(&self) -> StoreStats { self.log.stats() }
 }
 #[rustfmt::skip]
 impl Transport for Around {

@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use shardhost_groups::known_bugs::KnownBugs;
 use shardhost_groups::storage::{
-    Entry, GroupWrite, LogBatch, LogError, LogStore, MemorySnapshots, MemoryStore, PersistedGroup,
-    StoreStats,
+    GroupWrite, LogBatch, LogError, LogStore, MemorySnapshots, MemoryStore,
 };
 use shardhost_groups::transport::{Inbound, Outgoing, SnapshotShipment, Transport};
 use shardhost_groups::{
-    ApplyBatch, ApplyFault, GroupId, Groups, GroupsBuilder, GroupsConfig, LogIndex, LogPosition,
-    NodeId, ReplicaId, SnapshotWriter, StateMachine, Term,
+    ApplyBatch, ApplyFault, GroupId, Groups, GroupsBuilder, GroupsConfig, LogPosition, NodeId,
+    SnapshotWriter, StateMachine,
 };
 use shardhost_proto::hash::{MIX_STEP, mix};
 use shardhost_proto::peer::{GroupMessage, MessageKind};
@@ -80,28 +79,9 @@ impl Around {
 
 type Logged<T> = Result<T, LogError>;
 
-impl LogStore for Around {
-    fn groups(&self) -> Logged<Vec<GroupId>> {
-        self.log.groups()
-    }
-    fn load(&self, group: GroupId) -> Logged<Option<PersistedGroup>> {
-        self.log.load(group)
-    }
-    fn tombstone(&self, group: GroupId) -> Logged<Option<ReplicaId>> {
-        self.log.tombstone(group)
-    }
-    fn entries(
-        &self,
-        group: GroupId,
-        from: LogIndex,
-        to: LogIndex,
-        max: u64,
-        out: &mut Vec<Entry>,
-    ) -> Logged<()> {
-        self.log.entries(group, from, to, max, out)
-    }
-    fn term(&self, group: GroupId, index: LogIndex) -> Logged<Term> {
-        self.log.term(group, index)
+impl shardhost_storage::LogLayer for Around {
+    fn below(&self) -> &dyn LogStore {
+        &self.log
     }
     fn write(&self, batch: &LogBatch) -> Logged<()> {
         let creates = |write: &GroupWrite| write.reset.is_some();
@@ -109,12 +89,6 @@ impl LogStore for Around {
             self.dice.sync();
         }
         self.log.write(batch)
-    }
-    fn id(&self) -> u64 {
-        self.log.id()
-    }
-    fn stats(&self) -> StoreStats {
-        self.log.stats()
     }
 }
 

@@ -10,9 +10,8 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use shardhost_storage::{
-    Entry, GroupId, LogBatch, LogError, LogIndex, LogPosition, LogStore, MemorySnapshots,
-    MemoryStore, NodeId, PersistedGroup, ReplicaId, SnapshotFault, SnapshotStore, StoreFault,
-    StoreStats, Term,
+    GroupId, LogBatch, LogError, LogPosition, LogStore, MemorySnapshots, MemoryStore, NodeId,
+    SnapshotFault, SnapshotStore, StoreFault,
 };
 
 use super::{Accept, Cluster, DiskFault, Disks, Factory, Links, Start};
@@ -243,28 +242,9 @@ impl Plugged {
     }
 }
 
-impl LogStore for Plugged {
-    fn groups(&self) -> Result<Vec<GroupId>, LogError> {
-        self.store.groups()
-    }
-    fn load(&self, group: GroupId) -> Result<Option<PersistedGroup>, LogError> {
-        self.store.load(group)
-    }
-    fn tombstone(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError> {
-        self.store.tombstone(group)
-    }
-    fn entries(
-        &self,
-        group: GroupId,
-        from: LogIndex,
-        to: LogIndex,
-        max_bytes: u64,
-        out: &mut Vec<Entry>,
-    ) -> Result<(), LogError> {
-        self.store.entries(group, from, to, max_bytes, out)
-    }
-    fn term(&self, group: GroupId, index: LogIndex) -> Result<Term, LogError> {
-        self.store.term(group, index)
+impl shardhost_storage::LogLayer for Plugged {
+    fn below(&self) -> &dyn LogStore {
+        &self.store
     }
     fn write(&self, batch: &LogBatch) -> Result<(), LogError> {
         let _one_at_a_time = self.writing.lock();
@@ -274,11 +254,5 @@ impl LogStore for Plugged {
         std::thread::yield_now();
         self.check()?;
         self.store.sync()
-    }
-    fn id(&self) -> u64 {
-        self.store.id()
-    }
-    fn stats(&self) -> StoreStats {
-        self.store.stats()
     }
 }

@@ -10,10 +10,7 @@
 //! use std::sync::atomic::{AtomicU64, Ordering};
 //!
 //! use shardhost_testing::log_store::{self, Subject};
-//! use shardhost_storage::{
-//!     Entry, GroupId, LogBatch, LogError, LogIndex, LogStore, MemoryStore, PersistedGroup, ReplicaId,
-//!     StoreStats, Term,
-//! };
+//! use shardhost_storage::{LogBatch, LogError, LogStore, MemoryStore};
 //!
 //! #[derive(Debug, Default)]
 //! struct Counting {
@@ -21,38 +18,13 @@
 //!     writes: AtomicU64,
 //! }
 //!
-//! impl LogStore for Counting {
-//!     fn groups(&self) -> Result<Vec<GroupId>, LogError> {
-//!         self.inner.groups()
-//!     }
-//!     fn load(&self, group: GroupId) -> Result<Option<PersistedGroup>, LogError> {
-//!         self.inner.load(group)
-//!     }
-//!     fn tombstone(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError> {
-//!         self.inner.tombstone(group)
-//!     }
-//!     fn entries(
-//!         &self,
-//!         group: GroupId,
-//!         from: LogIndex,
-//!         to: LogIndex,
-//!         max_bytes: u64,
-//!         out: &mut Vec<Entry>,
-//!     ) -> Result<(), LogError> {
-//!         self.inner.entries(group, from, to, max_bytes, out)
-//!     }
-//!     fn term(&self, group: GroupId, index: LogIndex) -> Result<Term, LogError> {
-//!         self.inner.term(group, index)
+//! impl shardhost_storage::LogLayer for Counting {
+//!     fn below(&self) -> &dyn LogStore {
+//!         &self.inner
 //!     }
 //!     fn write(&self, batch: &LogBatch) -> Result<(), LogError> {
 //!         self.writes.fetch_add(1, Ordering::Relaxed);
 //!         self.inner.write(batch)
-//!     }
-//!     fn id(&self) -> u64 {
-//!         self.inner.id()
-//!     }
-//!     fn stats(&self) -> StoreStats {
-//!         self.inner.stats()
 //!     }
 //! }
 //!
