@@ -29,7 +29,7 @@ CHAOS_SEED ?= $(shell od -An -N2 -tu2 /dev/urandom | tr -d ' ')
 CHAOS_NODES ?= 3
 CHAOS_FAULTS ?=
 
-.PHONY: help setup build test fuzz chaos demo bench bench-smoke lint docs msrv
+.PHONY: help setup build test fuzz chaos demo bench bench-smoke lint docs package msrv
 
 help:
 	@echo "make demo         hosts that are killed, join, are restarted under a real load; verified"
@@ -41,6 +41,7 @@ help:
 	@echo "make bench-smoke  every benchmark once, in a few seconds each"
 	@echo "make lint         format and clippy, warnings are errors"
 	@echo "make docs         the library's documentation, warnings are errors"
+	@echo "make package      the crates as they would be published"
 	@echo "make msrv         compile with the oldest Rust that Cargo.toml promises"
 	@echo "make setup        install what the build needs"
 
@@ -95,6 +96,11 @@ lint: setup
 docs: export RUSTDOCFLAGS = -D warnings
 docs: setup
 	cargo doc --workspace --no-deps --all-features
+
+# The index is asked only for what is not known of it yet.
+PACKAGE = cargo package --workspace --no-verify --allow-dirty --quiet
+package: setup
+	$(PACKAGE) --offline 2>/dev/null || $(PACKAGE)
 
 # MSRV=changed: only if the dependencies have changed since it last passed.
 msrv: setup
