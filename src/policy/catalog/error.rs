@@ -178,7 +178,10 @@ pub enum Refusal {
         next: u32,
     },
     /// The group is being destroyed. Wait until it is gone, and create it again if it is needed.
-    #[error("group {group} is being destroyed since revision {since}")]
+    #[error(
+        "group {group} is being destroyed since revision {since}, until every node that held a replica has \
+         confirmed its end; one that is lost for good does so when a node of its number starts on an empty directory"
+    )]
     Destroying { group: GroupId, since: Revision },
     /// The group was not ordered to be destroyed. Destroy it first.
     #[error("group {group} is active since revision {founded}; destroy it first")]
