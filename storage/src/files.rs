@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::directory::create_directory;
 use crate::ids::{GroupId, LogPosition};
 use crate::rate::ByteRate;
 use crate::snapshot::{
@@ -298,7 +299,7 @@ impl fmt::Debug for SnapshotFiles {
 }
 
 fn prepare(directory: &Path) -> io::Result<BTreeSet<Name>> {
-    fs::create_dir_all(directory)?;
+    create_directory(directory)?;
     let mut known = BTreeSet::new();
     for file in fs::read_dir(directory)? {
         let file = file?;

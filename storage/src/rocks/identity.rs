@@ -2,7 +2,7 @@
 //!
 //! It is beside the database and not in it, because it has to notice when the database lost
 //! something. It is renewed when the log has grown by some megabytes, not per write: between two
-//! renewals its numbers lag behind, and never lead.
+//! renewals its numbers lag behind. They lead only when the database lost something.
 //!
 //! ```text
 //! magic, 8 bytes | CRC-32 of the rest, 4 | flags, 1 | sequence, 8 | log file, 8
@@ -80,7 +80,7 @@ pub(super) enum Stage {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct IdentityFile {
     pub stage: Stage,
-    /// The database's sequence number: it never falls.
+    /// The database's sequence number: it never falls, except for a tail that is cut in doubt.
     pub sequence: u64,
     /// Number of the log file that was written: this one or a later one always exists.
     pub log_file: u64,

@@ -8,6 +8,8 @@
 //!
 //! Order matters, because a look must not destroy what it looks for: first whose directory it
 //! is, then what the write-ahead log looks like, and only then RocksDB, which rewrites that log.
+//! Before it cuts anything, RocksDB only reads (see [`Opening::look`]): a store that does not open
+//! keeps all of its log.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -19,13 +21,14 @@ use shardhost_proto::log::StoreIdentity;
 
 use super::identity::{self, Identity, IdentityFile, Stage, describe, io_error};
 use super::wal::{self, TailShape, WalDamage, WalPlace, WalState};
-use super::{BootId, RocksOptions, database_error, keys};
+use super::{BootId, RocksOptions, database_error, keys, recovery};
 use crate::directory::create_directory;
 use crate::store::LogError;
 use crate::types::{Certainty, Doubt};
 
 const LOCK: &str = "lock";
 const DATABASE: &str = "db";
+const FAMILIES: [&str; 3] = [rocksdb::DEFAULT_COLUMN_FAMILY_NAME, keys::REPLICAS, keys::LOG];
 /// RocksDB's text when another process, such as one of its tools, holds the database.
 const LOCK_WORDS: [&str; 2] = ["While lock file", "lock hold by"];
 /// What a file system may put into the root directory of an otherwise empty disk.
@@ -145,9 +148,8 @@ impl Opening<'_> {
         if file.stage == Stage::Creating {
             return true;
         }
-        let families = [rocksdb::DEFAULT_COLUMN_FAMILY_NAME, keys::REPLICAS, keys::LOG];
         let options = self.options.database(DBRecoveryMode::AbsoluteConsistency);
-        let opened = DB::open_cf_for_read_only(&options, &self.database, families, false);
+        let opened = DB::open_cf_for_read_only(&options, &self.database, FAMILIES, false);
         opened.is_ok_and(|database| {
             // One that lost what it held was used.
             let whole = database.latest_sequence_number() >= file.sequence;
@@ -193,13 +195,14 @@ impl Opening<'_> {
         self.check_log_files(&file)?;
         let state = wal::inspect(&self.database)
             .map_err(|error| io_error("inspecting the log files", &error))?;
-        let (database, certainty) = match state {
-            WalState::Whole => (self.whole()?, file.certainty),
-            WalState::TornTail(place, shape) => self.torn(&place, shape, &file)?,
+        let (file, database) = match state {
+            WalState::Whole => (file, self.whole()?),
+            WalState::TornTail(place, shape) => self.torn(&place, shape, file)?,
             WalState::Damaged(place, damage) => return Err(damaged(&place, damage)),
         };
-        self.check_past(&file, &database)?;
-        Ok(Opened { identity: file.identity, database, certainty })
+        self.check_identity(&file, &database)?;
+        self.check_past(&file, database.latest_sequence_number())?;
+        Ok(Opened { identity: file.identity, database, certainty: file.certainty })
     }
 
     /// The last write cannot be read: was it acknowledged?
@@ -208,31 +211,67 @@ impl Opening<'_> {
     /// |---|---|---|
     /// | the file ends within it | no | no |
     /// | anything else | yes, and it was damaged | unknown |
+    ///
+    /// The mark may say that it was. A file that ends within it was shortened then, and is refused.
+    /// Anything else is cut all the same after a loss of power: a replica in doubt takes every write
+    /// that is cut for an acknowledged one.
     fn torn(
         &self,
         place: &WalPlace,
         shape: TailShape,
-        file: &IdentityFile,
-    ) -> Result<(DB, Certainty), LogError> {
+        file: IdentityFile,
+    ) -> Result<(IdentityFile, DB), LogError> {
         let (name, offset) = (place.file.display(), place.offset);
         let same_boot = file.boot.is_some() && file.boot == self.options.boot;
         match shape {
             TailShape::CutShort => {
+                self.check_past(&file, self.look(&file)?)?;
                 tracing::warn!(file = %name, offset,
                     "the log ends within a write that was never acknowledged: cutting it");
-                Ok((self.cut(place)?, file.certainty))
+                let database = self.cut(place)?;
+                Ok((file, database))
             }
             TailShape::Garbled if same_boot => Err(garbled(place)),
             TailShape::Garbled => {
+                let file = self.doubtful(place, file)?;
                 tracing::error!(file = %name, offset,
                     "the last write of the log cannot be read, and power may have been lost since: \
                      it may have been acknowledged. Cutting it; the replicas of this host take \
                      part in no election before their peers have said what they hold");
-                let certainty = Certainty::InDoubt(Doubt::TornTail);
-                IdentityFile { certainty, ..file.clone() }.write(self.path)?;
-                Ok((self.cut(place)?, certainty))
+                file.write(self.path)?;
+                let database = self.cut(place)?;
+                Ok((file, database))
             }
         }
+    }
+
+    /// What the identity file has to say before a garbled tail is cut: that there is doubt, and a mark
+    /// that the rest of the log reaches. What the mark goes back by has to be in the tail.
+    fn doubtful(&self, place: &WalPlace, file: IdentityFile) -> Result<IdentityFile, LogError> {
+        let rest = self.look(&file)?;
+        let cut = wal::bytes_from(&self.database, place)
+            .map_err(|error| io_error("measuring the log files", &error))?;
+        // Each sequence number takes at least a byte.
+        if file.sequence.saturating_sub(rest) > cut {
+            self.check_past(&file, rest)?;
+        }
+        if rest < file.sequence {
+            tracing::error!(file = %place.file.display(), noted = file.sequence, rest,
+                "the last write of the log was acknowledged: this host had noted it");
+        }
+        let sequence = file.sequence.min(rest);
+        Ok(IdentityFile { certainty: Certainty::InDoubt(Doubt::TornTail), sequence, ..file })
+    }
+
+    /// Reads the database as it will be without its torn tail, and changes nothing: whether it is ours
+    /// and can be read. Returns its sequence number.
+    fn look(&self, file: &IdentityFile) -> Result<u64, LogError> {
+        let options = self.options.database(DBRecoveryMode::PointInTime);
+        let database = DB::open_cf_for_read_only(&options, &self.database, FAMILIES, false)
+            .map_err(|error| self.refused(&error))?;
+        self.check_identity(file, &database)?;
+        recovery::recover(&database)?;
+        Ok(database.latest_sequence_number())
     }
 
     fn whole(&self) -> Result<DB, LogError> {
@@ -262,7 +301,7 @@ impl Opening<'_> {
         Ok(())
     }
 
-    fn check_past(&self, file: &IdentityFile, database: &DB) -> Result<(), LogError> {
+    fn check_identity(&self, file: &IdentityFile, database: &DB) -> Result<(), LogError> {
         let inside = database.get(keys::IDENTITY);
         let inside = inside.map_err(|error| database_error("reading the identity", &error))?;
         let inside = inside.ok_or_else(|| lost(&self.database, "the database has no identity"))?;
@@ -270,10 +309,11 @@ impl Opening<'_> {
             place: format!("the identity in {}", self.database.display()),
             message: "it cannot be read".to_owned(),
         })?;
-        if inside != file.identity {
-            return Err(self.mixed_up(&inside, &file.identity));
-        }
-        let sequence = database.latest_sequence_number();
+        if inside == file.identity { Ok(()) } else { Err(self.mixed_up(&inside, &file.identity)) }
+    }
+
+    /// Whether a log that comes to this sequence number reaches the mark.
+    fn check_past(&self, file: &IdentityFile, sequence: u64) -> Result<(), LogError> {
         if sequence < file.sequence {
             let message = format!("it had come to {}, it is at {sequence}", file.sequence);
             return Err(lost(&self.database, &message));
@@ -295,8 +335,7 @@ impl Opening<'_> {
         options.create_if_missing(creation == Creation::Create);
         options.create_missing_column_families(creation == Creation::Create);
         let family = self.options.column_family();
-        let families = [rocksdb::DEFAULT_COLUMN_FAMILY_NAME, keys::REPLICAS, keys::LOG]
-            .map(|name| ColumnFamilyDescriptor::new(name, family.clone()));
+        let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family.clone()));
         DB::open_cf_descriptors(&options, &self.database, families)
             .map_err(|error| self.refused(&error))
     }
@@ -460,8 +499,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         open(directory.path()).expect("a new store");
         let path = directory.path().join(DATABASE);
-        let families = [rocksdb::DEFAULT_COLUMN_FAMILY_NAME, keys::REPLICAS, keys::LOG];
-        let _tool = DB::open_cf(&rocksdb::Options::default(), path, families).expect("opened");
+        let _tool = DB::open_cf(&rocksdb::Options::default(), path, FAMILIES).expect("opened");
         let refused = open(directory.path()).expect_err("locked");
         assert!(matches!(refused, LogError::Locked { .. }), "{refused}");
     }

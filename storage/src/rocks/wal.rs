@@ -81,6 +81,14 @@ pub(super) fn files(database: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(files)
 }
 
+/// How many bytes the log files of a database hold from a place on.
+pub(super) fn bytes_from(database: &Path, place: &WalPlace) -> io::Result<u64> {
+    let files = files(database)?.into_iter().skip_while(|(_, path)| *path != place.file);
+    let lengths = files.map(|(_, path)| Ok(fs::metadata(path)?.len()));
+    let bytes: u64 = lengths.sum::<io::Result<u64>>()?;
+    Ok(bytes.saturating_sub(place.offset))
+}
+
 /// Reads the log files of a database.
 pub(super) fn inspect(database: &Path) -> io::Result<WalState> {
     let mut torn: Option<(WalPlace, TailShape)> = None;

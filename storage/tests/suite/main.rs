@@ -9,6 +9,7 @@
 //! | `differential` | random batches: RocksDB's store against the one in memory |
 //! | `crash`, `identity`, `damage` | how RocksDB's store treats damaged and foreign directories |
 //! | `torn` | what becomes of a last write that cannot be read, and of crashes while it is cut |
+//! | `mark` | the same when the mark beside the log knows of that write; nothing is cut before a refusal |
 //! | `space` | its size on disk and in memory |
 //!
 //! The rules of both seams are part of the library: `shardhost_storage::testing`.
@@ -29,6 +30,8 @@ mod differential;
 mod identity;
 #[cfg(feature = "rocksdb")]
 mod images;
+#[cfg(feature = "rocksdb")]
+mod mark;
 #[cfg(feature = "rocksdb")]
 mod space;
 #[cfg(feature = "rocksdb")]

@@ -19,7 +19,7 @@ const EMPTY_RECORD_BYTES: usize = 7 + 12;
 const IN_DOUBT: Certainty = Certainty::InDoubt(Doubt::TornTail);
 
 /// How a store is opened.
-type Open = fn(&Path) -> Result<RocksStore, LogError>;
+pub type Open = fn(&Path) -> Result<RocksStore, LogError>;
 
 /// A state between two images of a directory, and what it is.
 struct Step {
@@ -99,7 +99,11 @@ impl Walk<'_> {
 /// Opens a torn store, dies at every step, opens what that left, dies again at one step in four,
 /// another four each time, and expects the same content whatever happened. Returns how many steps
 /// there were.
-fn die_at_every_step(torn: &TempDir, reopen: Open, expect: &dyn Fn(&RocksStore, &str)) -> usize {
+pub fn die_at_every_step(
+    torn: &TempDir,
+    reopen: Open,
+    expect: &dyn Fn(&RocksStore, &str),
+) -> usize {
     let first = steps_of_opening(torn.path(), reopen);
     for (turn, step) in first.iter().enumerate() {
         let again = steps_of_opening(step.image.path(), reopen);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{Cache, WriteBufferManager};
 use rustix::fs::{FlockOperation, flock};
-use shardhost_storage::GroupId;
+use shardhost_storage::{GroupId, create_directory};
 
 use super::error::StateDbError;
 use super::options::StateDbOptions;
@@ -113,6 +113,8 @@ impl Cells {
 
     fn open_cell(&self, index: usize) -> Result<OpenCell, StateDbError> {
         let path = self.path(index);
+        // RocksDB makes its directory, too, and does not sync it into that of the cells.
+        create_directory(&path).map_err(|error| self.open_error(index, error.to_string()))?;
         let shared = Shared::open(&path, index, &self.options, &self.pools, &self.common)?;
         let shared = Arc::new(shared);
         let views = Keeper::start(Arc::clone(&shared))?;
@@ -251,7 +253,7 @@ impl Layout {
         if directory.join(ROCKS_CURRENT).try_exists()? {
             return Ok(Self { count: 1, single: true });
         }
-        fs::create_dir_all(directory)?;
+        create_directory(directory)?;
         let file = directory.join(COUNT);
         match fs::read_to_string(&file) {
             Ok(text) => {

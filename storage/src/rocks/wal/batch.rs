@@ -94,8 +94,11 @@ impl Reader<'_> {
         for shift in [0, 7, 14, 21, 28] {
             let byte = self.byte()?;
             value |= usize::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(value);
+            match byte {
+                // One of more bytes than it takes is never written: the end of it was lost.
+                0 if shift > 0 => return Err(Extent::Malformed),
+                0..0x80 => return Ok(value),
+                _ => {}
             }
         }
         Err(Extent::Malformed)

@@ -13,6 +13,12 @@
 //! header that can stand there. Only behind that end are records looked for. A write that was cut
 //! short ends behind the file, so nothing in it is ever looked at.
 //!
+//! A header whose checksum is of no use may have a wrong length, too. So a write that follows is also
+//! looked for right behind the batch, whatever the header says: at that one place, and nowhere else. A
+//! write that was cut short has no such place, because its batch ends behind the file. One that lost
+//! bytes has none that a client chose: a batch that was read over lost lengths is none that a store
+//! writes, or it ends within what was lost.
+//!
 //! A header that says nothing, because more was lost than a byte, leaves two ways on. The next
 //! block starts with a record. And in the same block there may be writes that reach from one to
 //! the next to the end of the file, with the sequence numbers that follow. These a client could
@@ -151,6 +157,9 @@ impl Tail<'_> {
                 within = within.behind(kind, payload);
                 continue;
             }
+            if self.is_followed_behind_its_batch(at, &within) {
+                return true;
+            }
             match self.end(at, &within) {
                 End::At(end, kind) => {
                     within = within.behind(kind, &self.bytes[at + HEADER_BYTES..end]);
@@ -165,6 +174,32 @@ impl Tail<'_> {
                     at = end_of_block(at);
                 }
             }
+        }
+    }
+
+    /// Whether a write starts where the batch ends in the unreadable record at this place, whatever
+    /// length and checksum its header has.
+    fn is_followed_behind_its_batch(&self, at: usize, within: &Within) -> bool {
+        let Some(end) = self.end_of_batch(at, within) else { return false };
+        let next = self.next_record(end);
+        record(self.rest_of_block(next))
+            .is_some_and(|(kind, payload)| kind.starts() && self.follows(next, kind, payload))
+    }
+
+    /// Where the batch ends whose last part is in the record at this place. One without changes is what
+    /// zeros look like.
+    fn end_of_batch(&self, at: usize, within: &Within) -> Option<usize> {
+        let before = match within {
+            Within::Nothing => &[],
+            Within::Write(payload) => payload.as_slice(),
+            Within::Unknown => return None,
+        };
+        let payload = self.rest_of_block(at).get(HEADER_BYTES..)?;
+        match batch::extent([before, payload]) {
+            Extent::Whole(length) if length > batch::HEADER_BYTES => {
+                Some(at + HEADER_BYTES + length.checked_sub(before.len())?)
+            }
+            Extent::Whole(_) | Extent::Unfinished | Extent::Malformed => None,
         }
     }
 

@@ -323,6 +323,71 @@ fn a_length_that_reaches_behind_the_file_is_found() {
     }
 }
 
+/// Three short writes, and where each starts.
+fn three_short_writes() -> (Vec<u8>, [usize; 3]) {
+    let mut log = Writer::default();
+    let starts = [5, 6, 7].map(|sequence| {
+        let start = log.0.len();
+        log.push(&batch(sequence, &[0x51; 100]));
+        start
+    });
+    (log.0, starts)
+}
+
+#[test]
+fn a_length_that_reaches_behind_the_file_beside_another_changed_byte_hides_no_write_that_follows() {
+    let (log, starts) = three_short_writes();
+    let end = log.len() - starts[2];
+    for (at, start) in starts.into_iter().enumerate() {
+        for length in [0x0100_u16, 0x0200, 0x7000, 0x7fff, 0xffff] {
+            // The checksum; the kind; in the batch the sequence number, the key and the value.
+            for other in [0, 3, 6, HEADER_BYTES + 3, HEADER_BYTES + 16, end - 100, end - 1] {
+                let mut log = log.clone();
+                log[start + 4..start + 6].copy_from_slice(&length.to_le_bytes());
+                log[start + other] ^= 0x03;
+                let state = if at == 2 { garbled(start) } else { damaged(start) };
+                assert_eq!(inspected(&[&log]), state, "{length:#x} and byte {other} of {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn two_lengths_that_both_reach_behind_the_file_look_like_a_write_that_was_cut() {
+    // A client can write a value that holds the writes that follow here, and the process can die in the
+    // middle of it: the same bytes, but for a checksum of what is not there.
+    let (mut log, [_, second, _]) = three_short_writes();
+    let value = second + HEADER_BYTES + batch(6, &[]).len() - 1;
+    assert_eq!(log[value], 100, "the length of the value");
+    log[second + 5] = 0x10;
+    log[value..value + 2].copy_from_slice(&[0x80, 0x20]);
+    assert_eq!(inspected(&[&log]), cut_short(second));
+}
+
+#[test]
+fn a_length_of_which_a_part_was_lost_is_no_place_that_a_client_chooses() {
+    // The last byte of the length of the value is the first of a sector that was lost: what is left of
+    // it leads to a place in the value.
+    let (sector, place) = (512, 1000);
+    let in_front = batch(6, &[]).len() - 1 + 2;
+    let mut log = Writer::default();
+    let second = sector - HEADER_BYTES - in_front;
+    log.push(&batch(5, &vec![0x51; second - HEADER_BYTES - batch(5, &[0; 200]).len() + 200]));
+    assert_eq!(log.0.len(), second);
+    let mut following = Writer::default();
+    for sequence in 7..20 {
+        following.push(&batch(sequence, b"as if it followed"));
+    }
+    let mut value = [&[0x52; 1000], &following.0[..]].concat();
+    value.resize((1 << 14) + place, 0x52);
+    log.push(&batch(6, &value));
+    log.0[sector..2 * sector].fill(0);
+    for length in (2 * sector..log.0.len()).step_by(97).chain([log.0.len()]) {
+        let (offset, found) = judged(&log.0[..length]).expect("something is found");
+        assert_eq!((offset, found.followed), (second, false), "cut at {length}: {found:?}");
+    }
+}
+
 #[test]
 fn writes_behind_one_without_a_header_are_found_by_their_sequence_numbers() {
     let write = |log: &mut Writer, sequence| {
@@ -480,6 +545,27 @@ proptest! {
                     prop_assert_eq!(found.shape, TailShape::Garbled, "byte {}", byte);
                     let of_length = header + 4..header + 6;
                     prop_assert_eq!(found.wrong_length, of_length.contains(&byte), "{}", byte);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_length_with_a_changed_checksum_hides_no_write_that_follows(
+        writes in pieces(),
+        changes in (1..=255_u8, 1..=255_u8),
+        at in 0..4_usize,
+    ) {
+        let (mut log, starts) = adversarial_log(&writes, 0);
+        for start in &starts[..starts.len() - 1] {
+            for header in records_from(&log, *start) {
+                for byte in header + 4..header + 6 {
+                    log[byte] ^= changes.0;
+                    log[header + at] ^= changes.1;
+                    let (offset, found) = judged(&log).expect("something is found");
+                    log[byte] ^= changes.0;
+                    log[header + at] ^= changes.1;
+                    prop_assert_eq!((offset, found.followed), (*start, true), "byte {}", byte);
                 }
             }
         }
