@@ -118,6 +118,8 @@ pub enum KnownBug {
     SkipCommands,
     /// A replica whose log is rewritten for the skip of a command stays in its term.
     SkipKeepsTerm,
+    /// The skip of a command ends at a replica that lacks the command and has not entered the term of the skip.
+    EndSkipUnentered,
 }
 
 /// The bugs that are switched on. None by default.

@@ -18,7 +18,7 @@ use shardhost_groups::{
 };
 use shardhost_proto::peer::MessageKind;
 use shardhost_storage::{GroupId, MemorySnapshots, MemoryStore, NodeId};
-use shardhost_testing::network::{Fate, Network};
+use shardhost_testing::network::{Fate, Network, Tap};
 
 const SOON: Duration = Duration::from_secs(20);
 const ID: GroupId = GroupId::new(7);
@@ -137,7 +137,11 @@ impl Trio {
     }
 
     fn skip(&self, at: usize, entry: StoredEntry) -> Result<(), OpenGroupError> {
-        let (machine, term) = (self.machine(at), self.later_term());
+        self.skip_in(at, entry, self.later_term())
+    }
+
+    fn skip_in(&self, at: usize, entry: StoredEntry, term: Term) -> Result<(), OpenGroupError> {
+        let machine = self.machine(at);
         self.hosts[at].skip_entry(ID, entry, term, Box::new(move || Ok(machine)))
     }
 
@@ -330,24 +334,87 @@ async fn a_skip_that_is_refused_leaves_the_replica_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_state_that_cannot_be_read_for_now_may_hold_the_command() {
+async fn a_state_that_cannot_be_read_may_hold_the_command() {
     let (trio, entry) = Trio::poisoned().await;
     let fails = |fault| trio.disks[0].lock().unwrap().fault = fault;
-    fails(Some(ApplyFault::passing("too many open files")));
-    let refused = trio.begin(0, entry).expect_err("it may have applied it").to_string();
-    assert!(refused.contains("too many open files"), "{refused}");
-    let stored = trio.hosts[0].stored_group(ID).unwrap().unwrap();
-    assert!(stored.skipping.is_none() && trio.hosts[0].parked_replica(ID).is_none());
-
+    let faults = [
+        ApplyFault::passing("too many open files"),
+        ApplyFault::damaged("a checksum is wrong"),
+        ApplyFault::new("it gives up"),
+    ];
+    for fault in &faults {
+        fails(Some(fault.clone()));
+        let refused = trio.begin(0, entry).expect_err("it may have applied it").to_string();
+        assert!(refused.contains(&fault.message), "{refused}");
+        let stored = trio.hosts[0].stored_group(ID).unwrap().unwrap();
+        assert!(stored.skipping.is_none() && trio.hosts[0].parked_replica(ID).is_none());
+    }
     fails(None);
     trio.begin(0, entry).unwrap();
-    fails(Some(ApplyFault::passing("too many open files")));
-    trio.skip(0, entry).expect_err("it may have applied it");
-    assert_eq!(trio.hosts[0].stored_entry(ID, entry.index).unwrap(), Some(entry), "unchanged");
-
-    // What is damaged is replaced by the state of another replica.
-    fails(Some(ApplyFault::damaged("a checksum is wrong")));
+    for fault in &faults {
+        fails(Some(fault.clone()));
+        trio.skip(0, entry).expect_err("it may have applied it");
+        assert_eq!(trio.hosts[0].stored_entry(ID, entry.index).unwrap(), Some(entry), "unchanged");
+    }
+    // Where it is skipped already, that was asked before: nothing keeps the others waiting.
+    fails(None);
     trio.skip(0, entry).unwrap();
+    fails(Some(faults[1].clone()));
+    trio.begin(0, entry).unwrap();
+    trio.skip(0, entry).unwrap();
+}
+
+/// What can be read of a damaged state is recovered: it is there again, with what the command did.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_state_that_is_recovered_later_holds_no_command_that_others_skipped() {
+    let (trio, entry) = Trio::poisoned().await;
+    // Replica 0 applied the command, and acknowledged it. Its state cannot be opened now.
+    {
+        let mut disk = trio.disks[0].lock().unwrap();
+        disk.applied = Some(LogPosition { term: entry.term, index: entry.index });
+        disk.fault = Some(ApplyFault::damaged("a part of the state cannot be opened"));
+    }
+    let refused = trio.begin(0, entry).expect_err("it may have applied it").to_string();
+    assert!(refused.contains("cannot be opened"), "{refused}");
+    trio.disks[0].lock().unwrap().fault = None;
+    let refused = trio.begin(0, entry).expect_err("it has applied it").to_string();
+    assert!(refused.contains("has applied entry"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_a_skip_closed_shows_that_until_it_is_open() {
+    let (trio, replicas) = Trio::start();
+    trio.poison(&replicas).await;
+    let left = |at: usize| {
+        let parked = trio.hosts[at].parked_replica(ID);
+        parked.is_some_and(|parked| parked.left_by_skip)
+    };
+    // It holds an older entry there, and has nothing to skip.
+    assert!(trio.hosts[0].close_for_skip(ID).await);
+    trio.hosts[0].enter_term(ID, trio.later_term()).unwrap();
+    assert!(left(0) && trio.hosts[0].is_to_be_reopened(ID));
+
+    assert!(trio.hosts[1].close(ID).await);
+    let index = LogIndex::new(replicas[1].status().applied.get() + 1);
+    let entry = trio.hosts[1].stored_entry(ID, index).unwrap().unwrap();
+    trio.begin(1, entry).unwrap();
+    assert!(!left(1), "its note says so");
+    trio.skip(1, entry).unwrap();
+    trio.hosts[1].finish_skip(ID, index, SkipEnd::Skipped).unwrap();
+    assert!(left(1) && trio.hosts[1].is_to_be_reopened(ID));
+    // Its note is gone, and it cannot be opened for now.
+    trio.disks[1].lock().unwrap().fault = Some(ApplyFault::passing("too many open files"));
+    trio.hosts[1].open(ID, trio.machine(1)).expect_err("its state cannot be read");
+    let parked = trio.hosts[1].parked_replica(ID).unwrap();
+    assert!(parked.left_by_skip && parked.cause.to_string().contains("too many open files"));
+    trio.disks[1].lock().unwrap().fault = None;
+    for at in 0..2 {
+        trio.hosts[at].finish_skip(ID, index, SkipEnd::Skipped).expect("no skip is noted");
+        trio.hosts[at].open(ID, trio.machine(at)).unwrap();
+        assert!(!left(at));
+    }
+    // What closes it for another reason leaves nothing of that.
+    assert!(trio.hosts[0].close_to_reopen(ID, "its disk is repaired").await && !left(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -404,54 +471,124 @@ fn is_failed(status: &GroupStatus) -> bool {
     matches!(status.role, Role::Failed(_))
 }
 
-/// Skips `poison` where one member lacks it, which then gets the append that the leader of before had sent.
-/// What stands in that member's log once the group continues.
+/// `poison` fails the two members that have it; its append to the third one is on its way.
+struct Late {
+    trio: Trio,
+    entry: StoredEntry,
+    /// The member that lacks it.
+    late: usize,
+    /// Those that have it.
+    others: [usize; 2],
+    /// Holds the append back.
+    tap: Tap,
+}
+
+impl Late {
+    async fn start(bugs: KnownBugs) -> Self {
+        let (trio, replicas) = Trio::start_with(bugs);
+        let leader = leader_of(&replicas).await;
+        let at = at_of(&replicas, leader);
+        let (late, third) = ((at + 1) % 3, (at + 2) % 3);
+        let one = leader.propose("one").await.unwrap().index;
+        for replica in &replicas {
+            replica.wait_for(move |status| status.applied >= one, SOON).await.unwrap();
+        }
+        let to = NodeId::must(late as u64 + 1);
+        let tap = trio.network.tap(move |envelope| {
+            let carries =
+                envelope.kind() == MessageKind::Append && !envelope.message.entries.is_empty();
+            if envelope.to == to && carries { Fate::Hold } else { Fate::Deliver }
+        });
+        // The leader's machine takes its time, so that the third one learns of the commit.
+        let (ends, gate) = channel();
+        trio.disks[at].lock().unwrap().gate = Some(gate);
+        let proposed = tokio::spawn({
+            let leader = leader.clone();
+            async move { leader.propose("poison").await }
+        });
+        replicas[third].wait_for(is_failed, SOON).await.expect("it fails");
+        ends.send(()).unwrap();
+        proposed.await.unwrap().expect_err("its machine fails");
+        replicas[at].wait_for(is_failed, SOON).await.expect("it fails");
+        let index = one.next();
+        for host in &trio.hosts {
+            assert!(host.close(ID).await);
+        }
+        assert_eq!(trio.hosts[late].stored_entry(ID, index).unwrap(), None, "it is on its way");
+        let entry = trio.hosts[at].stored_entry(ID, index).unwrap().expect("it is there");
+        Self { trio, entry, late, others: [at, third], tap }
+    }
+
+    /// These members skip it.
+    fn skip(&self, members: &[usize], term: Term) {
+        for at in members {
+            self.trio.skip_in(*at, self.entry, term).unwrap();
+        }
+    }
+
+    /// All are opened, the late one first, so that it hears of no leader before the append. What stands in its log
+    /// once the group continues.
+    async fn opened(self) -> StoredEntry {
+        let Self { trio, entry, late, others, tap } = self;
+        let late_one = trio.open(late, entry.index);
+        tap.release();
+        let others = others.map(|at| trio.open(at, entry.index));
+        let two = leader_of(&others).await.propose("two").await.unwrap().index;
+        let done = late_one.wait_for(move |one| one.applied >= two || is_failed(one), SOON).await;
+        done.expect("it has the entry of one of the two");
+        trio.hosts[late].stored_entry(ID, entry.index).unwrap().expect("it is there")
+    }
+}
+
+/// What becomes of the member that lacks the command.
 async fn after_a_late_append(bugs: KnownBugs) -> StoredEntry {
-    let (trio, replicas) = Trio::start_with(bugs);
-    let leader = leader_of(&replicas).await;
-    let at = at_of(&replicas, leader);
-    let (late, third) = ((at + 1) % 3, (at + 2) % 3);
-    let one = leader.propose("one").await.unwrap().index;
-    for replica in &replicas {
-        replica.wait_for(move |status| status.applied >= one, SOON).await.unwrap();
+    let late = Late::start(bugs).await;
+    (0..3).for_each(|at| late.trio.begin(at, late.entry).unwrap());
+    let term = late.trio.later_term();
+    late.skip(&[0, 1, 2], term);
+    late.opened().await
+}
+
+/// The same where the operator's command ends before it comes to that member, which is opened by the next one.
+async fn after_an_interrupted_skip(bugs: KnownBugs) -> StoredEntry {
+    let late = Late::start(bugs).await;
+    (0..3).for_each(|at| late.trio.begin(at, late.entry).unwrap());
+    let term = late.trio.later_term();
+    late.skip(&late.others, term);
+    let end = || late.trio.hosts[late.late].finish_skip(ID, late.entry.index, SkipEnd::Skipped);
+    match bugs.has(KnownBug::EndSkipUnentered) {
+        true => end().expect("it does not ask"),
+        false => {
+            let refused = end().expect_err("the command may still come").to_string();
+            assert!(refused.contains("may still send it") && refused.contains("--confirm"));
+            late.skip(&[late.late], term);
+        }
     }
-    let to = NodeId::must(late as u64 + 1);
-    let tap = trio.network.tap(move |envelope| {
-        let carries =
-            envelope.kind() == MessageKind::Append && !envelope.message.entries.is_empty();
-        if envelope.to == to && carries { Fate::Hold } else { Fate::Deliver }
-    });
-    // The leader's machine takes its time, so that the third one learns of the commit.
-    let (ends, gate) = channel();
-    trio.disks[at].lock().unwrap().gate = Some(gate);
-    let proposed = tokio::spawn({
-        let leader = leader.clone();
-        async move { leader.propose("poison").await }
-    });
-    replicas[third].wait_for(is_failed, SOON).await.expect("it fails");
-    ends.send(()).unwrap();
-    proposed.await.unwrap().expect_err("its machine fails");
-    replicas[at].wait_for(is_failed, SOON).await.expect("it fails");
-    let index = one.next();
-    for host in &trio.hosts {
-        assert!(host.close(ID).await);
-    }
-    assert_eq!(trio.hosts[late].stored_entry(ID, index).unwrap(), None, "it is on its way");
-    let entry = trio.hosts[at].stored_entry(ID, index).unwrap().expect("it is there");
-    (0..3).for_each(|at| trio.begin(at, entry).unwrap());
-    let term = trio.later_term();
-    for at in 0..3 {
-        let machine = trio.machine(at);
-        trio.hosts[at].skip_entry(ID, entry, term, Box::new(move || Ok(machine))).unwrap();
-    }
-    // It opens first and hears of no leader before the append.
-    let late_one = trio.open(late, index);
-    tap.release();
-    let others = [at, third].map(|at| trio.open(at, index));
-    let two = leader_of(&others).await.propose("two").await.unwrap().index;
-    let done = late_one.wait_for(move |one| one.applied >= two || is_failed(one), SOON).await;
-    done.expect("it has the entry of one of the two");
-    trio.hosts[late].stored_entry(ID, index).unwrap().expect("it is there")
+    late.opened().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_skip_that_ended_before_it_came_to_a_member_without_the_command_is_not_over_there() {
+    let here = after_an_interrupted_skip(KnownBugs::none()).await;
+    assert!(here.is_empty, "{here:?}");
+    let here = after_an_interrupted_skip(KnownBugs::from([KnownBug::EndSkipUnentered])).await;
+    assert!(!here.is_empty, "the check sees what the note is for: {here:?}");
+}
+
+/// A skip that begins anew has another term, which the member has not entered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_skip_that_begins_anew_asks_a_member_without_the_command_again() {
+    let late = Late::start(KnownBugs::none()).await;
+    let Late { trio, entry, late: at, .. } = &late;
+    (0..3).for_each(|at| trio.begin(at, *entry).unwrap());
+    let end = || trio.hosts[*at].finish_skip(ID, entry.index, SkipEnd::Skipped);
+    end().expect_err("it has not entered the term");
+    late.skip(&[*at], trio.later_term());
+    trio.hosts[*at].abandon_skip(ID, entry.index).unwrap();
+    trio.begin(*at, *entry).unwrap();
+    end().expect_err("it has not entered the new term");
+    late.skip(&[*at], trio.later_term());
+    end().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -465,10 +602,7 @@ async fn an_append_from_before_the_skip_that_comes_late_brings_no_command_back()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_enters_the_term_of_the_skip_whether_it_has_the_entry_or_not() {
     let (trio, entry) = Trio::poisoned().await;
-    let skip = |at: usize, entry, term| {
-        let machine = trio.machine(at);
-        trio.hosts[at].skip_entry(ID, entry, term, Box::new(move || Ok(machine)))
-    };
+    let skip = |at: usize, entry, term| trio.skip_in(at, entry, term);
     (0..3).for_each(|at| trio.begin(at, entry).unwrap());
     let refused = skip(0, entry, entry.term).expect_err("the command was sent in it").to_string();
     assert!(refused.contains("cannot be skipped in term"), "{refused}");

@@ -198,8 +198,8 @@ impl Host {
     /// or has abandoned that.
     ///
     /// # Errors
-    /// [`OpenGroupError::Invalid`] when the note is of another entry, or the log does not hold what `end` says;
-    /// nothing changed. Else as [`Host::open_group`].
+    /// [`OpenGroupError::Invalid`] when the note is of another entry, or the log does not hold what `end` says,
+    /// or the command may still come; nothing changed. Else as [`Host::open_group`].
     pub async fn finish_skip(
         &self,
         id: GroupId,
@@ -235,8 +235,9 @@ impl Host {
     /// [`shardhost_groups::Groups::skip_entry`].
     ///
     /// # Errors
-    /// [`OpenGroupError::Invalid`]: another entry stands there, or it is applied; nothing changed.
-    /// Else as [`Host::open_group`].
+    /// [`OpenGroupError::Invalid`]: another entry stands there, or it is applied;
+    /// [`OpenGroupError::Faulted`]: what is applied cannot be read. Nothing changed. Else as
+    /// [`Host::open_group`].
     pub async fn skip_entry(
         &self,
         id: GroupId,
@@ -334,6 +335,11 @@ impl Host {
     /// with this reason.
     pub async fn close_to_reopen(&self, id: GroupId, why: &str) -> bool {
         self.inner.groups.close_to_reopen(id, why).await
+    }
+
+    /// The same, for a step of the skip of a command.
+    pub async fn close_for_skip(&self, id: GroupId) -> bool {
+        self.inner.groups.close_for_skip(id).await
     }
 
     /// Whether a replica was closed by [`Host::close_to_reopen`] and is neither open nor noted otherwise.

@@ -9,7 +9,9 @@ use shardhost_proto::log;
 
 use crate::ids::{GroupId, LogIndex, LogPosition, NodeId, ReplicaId, Term};
 use crate::requirement::{Requirement, RequirementMode, capability_names};
-use crate::types::{Entry, EntryKind, Genesis, GroupMeta, HardState, Incoming, Member, Membership};
+use crate::types::{
+    Entry, EntryKind, Genesis, GroupMeta, HardState, Incoming, Member, Membership, SkipNote,
+};
 
 /// A message that no correct host writes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -187,7 +189,8 @@ pub fn meta_to_message(meta: &GroupMeta) -> log::GroupMeta {
         snapshot: meta.snapshot.map(position_to_message),
         labels: meta.labels.clone().into_iter().collect(),
         kind: meta.kind.clone(),
-        skipping: meta.skipping.map(position_to_message),
+        skipping: meta.skipping.map(|note| position_to_message(note.entry)),
+        skip_entered: meta.skipping.is_some_and(|note| note.entered),
     }
 }
 
@@ -202,6 +205,8 @@ pub fn meta_from_message(message: log::GroupMeta) -> Result<GroupMeta, Malformed
         .membership
         .as_ref()
         .ok_or_else(|| Malformed::new("group meta", "the membership is missing"))?;
+    let entered = message.skip_entered;
+    let skipping = message.skipping.as_ref().map(position_from_message);
     Ok(GroupMeta {
         group: GroupId::new(message.group),
         replica,
@@ -209,7 +214,7 @@ pub fn meta_from_message(message: log::GroupMeta) -> Result<GroupMeta, Malformed
         snapshot: message.snapshot.as_ref().map(position_from_message),
         labels: message.labels.into_iter().collect(),
         kind: message.kind,
-        skipping: message.skipping.as_ref().map(position_from_message),
+        skipping: skipping.map(|entry| SkipNote { entry, entered }),
     })
 }
 
@@ -283,7 +288,7 @@ mod tests {
             snapshot: Some(LogPosition::new(3, 8)),
             labels: [("zone".to_owned(), "a".to_owned())].into(),
             kind: "table".to_owned(),
-            skipping: Some(LogPosition::new(3, 9)),
+            skipping: Some(SkipNote { entry: LogPosition::new(3, 9), entered: true }),
         }
     }
 

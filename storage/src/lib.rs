@@ -58,5 +58,5 @@ pub use snapshot::{
 pub use store::{LogError, LogStore, StoreStats};
 pub use types::{
     Certainty, Doubt, Entry, EntryKind, Genesis, GroupMeta, GroupWrite, HardState, Incoming,
-    LogBatch, Member, Membership, PersistedGroup,
+    LogBatch, Member, Membership, PersistedGroup, SkipNote,
 };

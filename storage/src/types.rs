@@ -266,7 +266,17 @@ pub struct GroupMeta {
     pub kind: String,
     /// The command that an operator has skipped at all members, and not all have done so: the replica is not
     /// opened meanwhile.
-    pub skipping: Option<LogPosition>,
+    pub skipping: Option<SkipNote>,
+}
+
+/// What a replica notes of a command that an operator has skipped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SkipNote {
+    /// Where the command stands, or stood.
+    pub entry: LogPosition,
+    /// Whether the replica has done its part: the command is not in its log, and the replica has entered a term
+    /// in which no leader has it.
+    pub entered: bool,
 }
 
 /// Why acknowledged entries, terms or votes of a replica may be missing from its log.

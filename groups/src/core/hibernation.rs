@@ -253,11 +253,11 @@ impl GroupCore {
 
     /// Whether this leader may ask its peers to hibernate: they have everything, and nothing is to
     /// do.
-    pub(super) fn may_lead_into_hibernation(&self, live: &LiveNodes) -> bool {
+    pub(super) fn may_lead_into_hibernation(&self, live: &LiveNodes, effects: &Effects) -> bool {
         let raft = &self.raw.raft;
         let last = raft.raft_log.last_index();
         let served =
-            self.is_ready() && self.is_service_settled() && !self.succession.has_failed(self.ticks);
+            self.is_ready() && self.is_service_settled() && !self.will_ask_successors(effects);
         let level = self.membership.members.iter().all(|(id, member)| {
             !live.contains(member.node)
                 || raft.prs().get(id.get()).is_some_and(|progress| progress.matched == last)
@@ -332,14 +332,14 @@ impl GroupCore {
 
     /// A peer answers. When all have, the leader looks once more whether it may hibernate:
     /// meanwhile nodes were lost, or came back.
-    pub(super) fn take_hibernate_response(&mut self, message: &GroupMessage, live: &LiveNodes) {
+    pub(super) fn take_hibernate_response(&mut self, message: &GroupMessage, effects: &Effects) {
         let (term, last) = (self.raw.raft.term, self.raw.raft.raft_log.last_index());
         let current = message.term == term && message.index == last;
         let agrees = current && !message.reject;
         if self.hibernation.take_answer(message.from_replica, agrees) != Answered::All {
             return;
         }
-        let may_hibernate = self.may_lead_into_hibernation(live)
+        let may_hibernate = self.may_lead_into_hibernation(&effects.nodes, effects)
             || (self.is_quiescent() && self.config.bugs.has(KnownBug::HibernateAfterTheLoss));
         if self.leads() && may_hibernate {
             self.hibernate();

@@ -334,7 +334,7 @@ impl GroupCore {
         let silent = self.raw.raft.heartbeat_elapsed() > 0;
         if silent
             && self.hibernation.is_quiet_for(self.config.hibernate_after_ticks)
-            && self.may_lead_into_hibernation(live)
+            && self.may_lead_into_hibernation(live, effects)
         {
             self.ask_to_hibernate(live, effects);
         }

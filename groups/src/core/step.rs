@@ -93,10 +93,7 @@ impl GroupCore {
     fn step_kind(&mut self, node: NodeId, message: GroupMessage, effects: &mut Effects) {
         match message.kind() {
             MessageKind::Hibernate => self.answer_hibernate(node, &message, effects),
-            MessageKind::HibernateResponse => {
-                let live = std::sync::Arc::clone(&effects.nodes);
-                self.take_hibernate_response(&message, &live);
-            }
+            MessageKind::HibernateResponse => self.take_hibernate_response(&message, effects),
             // The node has the replica already.
             MessageKind::Wake | MessageKind::CreateReplica => {}
             MessageKind::Removed => self.take_notice(node, &message),

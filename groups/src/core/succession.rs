@@ -66,8 +66,9 @@ impl Succession {
         self.retry_at
     }
 
-    /// Whether a voter is to be asked again although there is no news.
-    pub(super) const fn has_failed(&self, tick: u64) -> bool {
+    /// Whether a voter is to be asked again although there is no news, as long as this one should not
+    /// lead.
+    const fn has_failed(&self, tick: u64) -> bool {
         !self.accidents.is_empty() || tick <= self.forgiven_until
     }
 
@@ -238,6 +239,12 @@ impl GroupCore {
         let bugs = self.config.bugs;
         self.caretaker().is_some_and(|why| is_left_to_others(why, bugs))
             || self.own_unfitness(effects).is_some()
+    }
+
+    /// Whether this leader, which should not lead, is going to ask a voter again although there is no
+    /// news. A leader that may lead asks none, whatever became of transfers that callers asked for.
+    pub(super) fn will_ask_successors(&self, effects: &Effects) -> bool {
+        self.succession.has_failed(self.ticks) && self.wants_successor(effects)
     }
 
     /// Those who may follow, the best first.

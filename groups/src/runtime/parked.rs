@@ -12,6 +12,7 @@ use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{Genesis, GroupId, GroupMeta, LogError, Membership, NodeId, ReplicaId};
 use tokio::sync::oneshot;
 
+use super::skip::LEFT_BY_SKIP;
 use super::{Groups, RuntimeShared};
 use crate::convert;
 use crate::error::{GroupFault, OpenGroupError};
@@ -35,6 +36,9 @@ pub struct ParkedReplica {
     pub reopens: bool,
     /// The cause may have passed: it is worth a try to open it again.
     pub passes: bool,
+    /// A step of the skip of a command closed it, or ended its skip, and it is to be opened since: where that
+    /// failed, `cause` says why.
+    pub left_by_skip: bool,
 }
 
 /// Why replicas are not open. At most as many as the log holds.
@@ -45,6 +49,7 @@ pub(super) struct Parked(Mutex<BTreeMap<GroupId, Note>>);
 struct Note {
     cause: OpenGroupError,
     why: Why,
+    left_by_skip: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,32 +85,39 @@ impl Parked {
     }
 
     pub(super) fn park(&self, group: GroupId, cause: OpenGroupError) {
-        self.insert(group, Note { cause, why: Why::Fault });
+        let left_by_skip = self.note_of(group).is_some_and(|note| note.left_by_skip);
+        self.insert(group, Note { cause, why: Why::Fault, left_by_skip });
     }
 
     /// It notes the skip of a command: an operator keeps it closed. What was noted of that stays.
     pub(super) fn skip_unfinished(&self, group: GroupId, cause: OpenGroupError) {
         if !self.is_kept_closed(group) {
-            self.insert(group, Note { cause, why: Why::Ordered });
+            self.insert(group, Note { cause, why: Why::Ordered, left_by_skip: false });
         }
     }
 
     /// An operator keeps it closed.
     pub(super) fn keep_closed(&self, group: GroupId, why: &str) {
         let cause = OpenGroupError::Invalid { group, message: why.to_owned() };
-        self.insert(group, Note { cause, why: Why::Ordered });
+        self.insert(group, Note { cause, why: Why::Ordered, left_by_skip: false });
     }
 
     /// The same, and the skip of a command is abandoned until something else is noted.
     pub(super) fn abandon_skip(&self, group: GroupId, why: &str) {
         let cause = OpenGroupError::Invalid { group, message: why.to_owned() };
-        self.insert(group, Note { cause, why: Why::SkipAbandoned });
+        self.insert(group, Note { cause, why: Why::SkipAbandoned, left_by_skip: false });
+    }
+
+    /// It does not note the skip of a command any more, and is to be opened.
+    pub(super) fn skip_ended(&self, group: GroupId, why: &str) {
+        let cause = OpenGroupError::Invalid { group, message: why.to_owned() };
+        self.0.lock().insert(group, Note { cause, why: Why::Reopens, left_by_skip: true });
     }
 
     /// It is about to be closed and opened again, unless something else is noted already.
-    fn reopens(&self, group: GroupId, why: &str) {
+    fn reopens(&self, group: GroupId, why: &str, left_by_skip: bool) {
         let cause = OpenGroupError::Invalid { group, message: why.to_owned() };
-        self.0.lock().entry(group).or_insert(Note { cause, why: Why::Reopens });
+        self.0.lock().entry(group).or_insert(Note { cause, why: Why::Reopens, left_by_skip });
     }
 
     /// Whether the skip of a command is abandoned.
@@ -170,8 +182,17 @@ impl Groups {
     /// is open, or noted otherwise, it is parked with this reason, so that it is shown, and ends when its
     /// group removes it, whatever becomes of the caller. Else as [`Groups::close`].
     pub async fn close_to_reopen(&self, group: GroupId, why: &str) -> bool {
+        self.close_noting(group, why, false).await
+    }
+
+    /// The same, for a step of the skip of a command.
+    pub async fn close_for_skip(&self, group: GroupId) -> bool {
+        self.close_noting(group, LEFT_BY_SKIP, true).await
+    }
+
+    async fn close_noting(&self, group: GroupId, why: &str, for_skip: bool) -> bool {
         let parked = &self.shared().parked;
-        parked.reopens(group, why);
+        parked.reopens(group, why, for_skip);
         let was_open = self.close(group).await;
         // It may have been destroyed before the note.
         if matches!(self.is_stored(group), Ok(false)) {
@@ -191,7 +212,7 @@ impl Groups {
     #[must_use]
     pub fn parked_replica(&self, group: GroupId) -> Option<ParkedReplica> {
         let shared = self.shared();
-        let Note { cause, why } = shared.parked.note_of(group)?;
+        let Note { cause, why, left_by_skip } = shared.parked.note_of(group)?;
         // One that is about to be closed is noted before.
         if shared.registry.contains_key(&group) {
             return None;
@@ -201,7 +222,7 @@ impl Groups {
         let replica = known.or_else(|| shared.store().ok()?.replica(group).ok().flatten());
         let (ordered, reopens) = (why.is_ordered(), why == Why::Reopens);
         let passes = why == Why::Fault && is_passing(&cause);
-        Some(ParkedReplica { group, replica, meta, cause, ordered, reopens, passes })
+        Some(ParkedReplica { group, replica, meta, cause, ordered, reopens, passes, left_by_skip })
     }
 
     /// The groups of which a replica was destroyed here and its state remains, in ascending order.

@@ -11,11 +11,12 @@
 //! The replicas stay equal: none has applied the command, and a log that is replicated or replayed later holds
 //! the empty entry. That it is the same entry everywhere is checked by its term and a checksum; the caller
 //! has to reach every replica. What an earlier leader sent and comes late is refused: each replica enters a
-//! term, together with the rewritten log, that is later than any in which the command was sent.
+//! term, together with the rewritten log, that is later than any in which the command was sent. One that lacks
+//! the command enters it, too, and notes that: before, its note is not removed.
 
 use shardhost_storage::{
     Entry, EntryKind, GroupId, GroupMeta, GroupWrite, HardState, LogBatch, LogIndex, LogPosition,
-    PersistedGroup, Term,
+    PersistedGroup, SkipNote, Term,
 };
 
 use super::open::{MachineFactory, make};
@@ -25,7 +26,6 @@ use crate::apply::contain;
 use crate::error::{GroupStep, OpenGroupError};
 use crate::known_bugs::KnownBug;
 use crate::lives::{StartGuard, log_error};
-use crate::machine::FaultKind;
 use crate::validate::MAX_NUMBER;
 
 /// What may stand in the log from the entry on. It is rewritten in one step.
@@ -34,6 +34,9 @@ pub const MAX_REWRITTEN_BYTES: u64 = 256 * 1024 * 1024;
 /// Why a replica stays closed of which a command was skipped.
 const KEPT_CLOSED: &str =
     "an operator has a command skipped: it is opened when every member has done so";
+/// Why one is closed that the steps of a skip are done with.
+pub(super) const LEFT_BY_SKIP: &str =
+    "an operator's step of `group skip` closed it, and it is to be opened";
 /// Why one stays closed whose skip is abandoned.
 const ABANDONED: &str = "an operator abandons the skip of a command: it is opened when every member that notes the skip \
                          has agreed";
@@ -111,10 +114,7 @@ impl Groups {
         }
         let _held = self.shared().lives.start(vec![group], GroupStep::Looking)?;
         let persisted = load(self.shared(), group)?.ok_or(OpenGroupError::Unknown { group })?;
-        let machine = make(group, machine)?;
-        let standing = contain(|| machine.applied()).and_then(|standing| Ok(standing?));
-        let standing = standing.map_err(|fault| OpenGroupError::Faulted { group, fault })?;
-        Ok(applied_on_disk(&persisted, standing))
+        Ok(applied_on_disk(&persisted, standing_of(group, machine)?))
     }
 
     /// Notes that a command is being skipped: this host's replica, which must be closed, is not opened before
@@ -131,13 +131,16 @@ impl Groups {
         machine: MachineFactory,
     ) -> Result<(), OpenGroupError> {
         let (_held, persisted) = self.unapplied(group, entry, machine)?;
-        if let Some(other) = persisted.meta.skipping.filter(|other| *other != entry.position()) {
+        if let Some(other) = persisted.meta.skipping.filter(|other| other.entry != entry.position())
+        {
             return Err(unfinished(group, other));
         }
+        let mut entered = false;
         if entry.index <= persisted.last.index {
-            check_same(group, entry, entry_at(self.shared(), &persisted, entry.index)?)?;
+            let found = entry_at(self.shared(), &persisted, entry.index)?;
+            entered = check_same(group, entry, found)? == Found::Skipped;
         }
-        self.note_skip(&persisted, Some(entry.position()))?;
+        self.note_skip(&persisted, Some(SkipNote { entry: entry.position(), entered }))?;
         self.shared().parked.keep_closed(group, KEPT_CLOSED);
         Ok(())
     }
@@ -147,7 +150,8 @@ impl Groups {
     ///
     /// # Errors
     /// [`OpenGroupError::Invalid`] when the note is of another entry, or the log does not hold what `end` says:
-    /// the entry is not skipped, or it is; or its skip was not abandoned since this host started
+    /// the entry is not skipped, or it is; or the replica lacks it and has not entered the term of the skip
+    /// ([`Groups::skip_entry`]), so that it may still come; or the skip was not abandoned since this host started
     /// ([`Groups::abandon_skip`]). Nothing was changed. Else as [`Groups::open`].
     pub fn finish_skip(
         &self,
@@ -159,13 +163,21 @@ impl Groups {
         let _held = shared.lives.start(vec![group], GroupStep::Opening)?;
         let persisted = load(shared, group)?.ok_or(OpenGroupError::Unknown { group })?;
         let Some(noted) = noted_at(&persisted, index)? else { return Ok(()) };
-        let unlike = match (end, stands(shared, &persisted, noted)?) {
+        let may_come = !noted.entered && !shared.config.bugs.has(KnownBug::EndSkipUnentered);
+        let unlike = match (end, stands(shared, &persisted, noted.entry)?) {
             (SkipEnd::Skipped, Some(Found::Command)) => "is not skipped here",
+            (SkipEnd::Skipped, None) if may_come => {
+                "is not there yet, and an earlier leader may still send it"
+            }
             (SkipEnd::Abandoned, Some(Found::Skipped)) => "is skipped here already",
             (SkipEnd::Abandoned, _) if !shared.parked.is_skip_abandoned(group) => {
                 "is being skipped, and that is not abandoned here"
             }
-            _ => return self.note_skip(&persisted, None),
+            _ => {
+                self.note_skip(&persisted, None)?;
+                shared.parked.skip_ended(group, LEFT_BY_SKIP);
+                return Ok(());
+            }
         };
         let message = format!(
             "entry {index} {unlike}: run `shardhost group skip {group} --index {index}` again, with --confirm, or \
@@ -186,7 +198,7 @@ impl Groups {
         let _held = shared.lives.start(vec![group], GroupStep::Opening)?;
         let persisted = load(shared, group)?.ok_or(OpenGroupError::Unknown { group })?;
         let Some(noted) = noted_at(&persisted, index)? else { return Ok(()) };
-        if stands(shared, &persisted, noted)? == Some(Found::Skipped) {
+        if stands(shared, &persisted, noted.entry)? == Some(Found::Skipped) {
             let message = format!(
                 "entry {index} is skipped here already, which cannot be taken back: finish it with `shardhost group \
                  skip {group} --index {index} --confirm`"
@@ -200,11 +212,11 @@ impl Groups {
     fn note_skip(
         &self,
         persisted: &PersistedGroup,
-        skipping: Option<LogPosition>,
+        skipping: Option<SkipNote>,
     ) -> Result<(), OpenGroupError> {
-        let group = persisted.meta.group;
-        let meta = GroupMeta { skipping, ..persisted.meta.clone() };
-        write_durably(self.shared(), GroupWrite { meta: Some(meta), ..GroupWrite::new(group) })
+        let meta = Some(noting(persisted, skipping));
+        let write = GroupWrite { meta, ..GroupWrite::new(persisted.meta.group) };
+        write_durably(self.shared(), write)
     }
 
     /// The term of this host's replica, open or not, as far as it is durable.
@@ -219,15 +231,17 @@ impl Groups {
     /// Replaces a command in the log of this host's replica by nothing, after [`Groups::begin_skip`] at every
     /// replica. Where the command is replaced already, or the log ends before it, the log stays as it is.
     ///
-    /// The replica enters `term` in the same write, unless it is in a later one. `term` must be later than
+    /// The replica enters `term` in the same write, unless it is in a later one, and notes that. `term` must be later than
     /// that of every member when all had begun: from then on term and index name two contents, and an append
     /// of an earlier leader that comes late would bring the command back. No leader of `term` or a later one
     /// has the command. Blocks until it is durable.
     ///
     /// # Errors
     /// [`OpenGroupError::Invalid`]: another entry stands there, or the state machine has applied it, or the skip
-    /// was not begun or is abandoned, or `term` is one in which the command may be sent; [`OpenGroupError::Faulted`]: the state machine cannot say for now what it
-    /// has applied. Nothing was changed. Else as [`Groups::open`].
+    /// was not begun or is abandoned, or `term` is one in which the command may be sent;
+    /// [`OpenGroupError::Faulted`]: the state machine cannot say what it has applied, for now or because its
+    /// state is damaged, which may be recovered with what the command did. Nothing was changed. Else as
+    /// [`Groups::open`].
     pub fn skip_entry(
         &self,
         group: GroupId,
@@ -237,10 +251,11 @@ impl Groups {
     ) -> Result<(), OpenGroupError> {
         let (_held, persisted) = self.unapplied(group, entry, machine)?;
         check_term(group, entry, term)?;
-        if persisted.meta.skipping != Some(entry.position()) {
+        let Some(noted) = persisted.meta.skipping.filter(|noted| noted.entry == entry.position())
+        else {
             let message = format!("no skip of entry {} was begun here", entry.index);
             return Err(OpenGroupError::Invalid { group, message });
-        }
+        };
         let shared = self.shared();
         if shared.parked.is_skip_abandoned(group) {
             let index = entry.index;
@@ -255,9 +270,10 @@ impl Groups {
             write.entries = rewritten(shared, &persisted, entry)?;
         }
         write.hard_state = raised(shared, persisted.hard_state, term);
-        if write.entries.is_empty() && write.hard_state.is_none() {
+        if write.entries.is_empty() && write.hard_state.is_none() && noted.entered {
             return Ok(());
         }
+        write.meta = Some(noting(&persisted, Some(SkipNote { entered: true, ..noted })));
         tracing::warn!(%group, index = %entry.index, term = %entry.term, bytes = entry.bytes,
             entries = write.entries.len(), "an operator has a command skipped");
         write_durably(shared, write)
@@ -286,7 +302,8 @@ impl Groups {
         }
     }
 
-    /// Holds a closed replica whose state machine has not applied an entry.
+    /// Holds a closed replica whose state machine has not applied an entry. One that notes its skip and holds
+    /// nothing in its place was asked before, and was not open since.
     fn unapplied(
         &self,
         group: GroupId,
@@ -297,17 +314,13 @@ impl Groups {
         let shared = self.shared();
         let persisted = load(shared, group)?.ok_or(OpenGroupError::Unknown { group })?;
         check_in_log(&persisted, entry.index)?;
-        let machine = make(group, machine)?;
-        let standing = contain(|| machine.applied());
-        let standing = standing.map_err(|fault| OpenGroupError::Faulted { group, fault })?;
-        // A state that is damaged is replaced by that of another replica; one that cannot be read now may
-        // hold what the command does.
-        let standing = match standing {
-            Err(fault) if fault.kind == FaultKind::Passing => {
-                return Err(OpenGroupError::Faulted { group, fault: fault.into() });
-            }
-            standing => standing.unwrap_or(None),
-        };
+        let is_noted = persisted.meta.skipping.is_some_and(|noted| noted.entry == entry.position());
+        if is_noted && stands(shared, &persisted, entry.position())? == Some(Found::Skipped) {
+            return Ok((held, persisted));
+        }
+        // A state that cannot be read may hold what the command does, also one that is damaged: all that can be
+        // read of it may be recovered.
+        let standing = standing_of(group, machine)?;
         if let Some(applied) = applied_on_disk(&persisted, standing)
             && applied.index >= entry.index
         {
@@ -321,6 +334,21 @@ impl Groups {
         }
         Ok((held, persisted))
     }
+}
+
+/// Where a state machine stands.
+fn standing_of(
+    group: GroupId,
+    machine: MachineFactory,
+) -> Result<Option<LogPosition>, OpenGroupError> {
+    let machine = make(group, machine)?;
+    let standing = contain(|| machine.applied()).and_then(|standing| Ok(standing?));
+    standing.map_err(|fault| OpenGroupError::Faulted { group, fault })
+}
+
+/// What a replica knows of itself, with another note of a skip.
+fn noting(persisted: &PersistedGroup, skipping: Option<SkipNote>) -> GroupMeta {
+    GroupMeta { skipping, ..persisted.meta.clone() }
 }
 
 /// What the disk shows as applied: by the state, or by a snapshot, which may be of a later position and is
@@ -345,10 +373,10 @@ fn check_in_log(persisted: &PersistedGroup, index: LogIndex) -> Result<(), OpenG
 fn noted_at(
     persisted: &PersistedGroup,
     index: LogIndex,
-) -> Result<Option<LogPosition>, OpenGroupError> {
+) -> Result<Option<SkipNote>, OpenGroupError> {
     let group = persisted.meta.group;
     match persisted.meta.skipping {
-        Some(other) if other.index != index => Err(unfinished(group, other)),
+        Some(other) if other.entry.index != index => Err(unfinished(group, other)),
         noted => Ok(noted),
     }
 }
@@ -385,8 +413,8 @@ fn check_same(
 }
 
 /// Why a replica is not opened whose skip is not finished.
-pub(super) fn unfinished(group: GroupId, entry: LogPosition) -> OpenGroupError {
-    let index = entry.index;
+pub(super) fn unfinished(group: GroupId, noted: SkipNote) -> OpenGroupError {
+    let index = noted.entry.index;
     let message = format!(
         "an operator has entry {index} skipped, and not all members have done so: run `shardhost group skip \
          {group} --index {index} --confirm` again, or with --abandon instead, which takes it back as long as no \
