@@ -35,7 +35,8 @@ pub const MAX_REWRITTEN_BYTES: u64 = 256 * 1024 * 1024;
 const KEPT_CLOSED: &str =
     "an operator has a command skipped: it is opened when every member has done so";
 /// Why one is closed that the steps of a skip are done with.
-pub(super) const LEFT_BY_SKIP: &str = "an operator's step of `group skip` closed it, and it is to be opened";
+pub(super) const LEFT_BY_SKIP: &str =
+    "an operator's step of `group skip` closed it, and it is to be opened";
 /// Why one stays closed whose skip is abandoned.
 const ABANDONED: &str = "an operator abandons the skip of a command: it is opened when every member that notes the skip \
                          has agreed";
@@ -130,7 +131,8 @@ impl Groups {
         machine: MachineFactory,
     ) -> Result<(), OpenGroupError> {
         let (_held, persisted) = self.unapplied(group, entry, machine)?;
-        if let Some(other) = persisted.meta.skipping.filter(|other| other.entry != entry.position()) {
+        if let Some(other) = persisted.meta.skipping.filter(|other| other.entry != entry.position())
+        {
             return Err(unfinished(group, other));
         }
         let mut entered = false;
@@ -249,7 +251,8 @@ impl Groups {
     ) -> Result<(), OpenGroupError> {
         let (_held, persisted) = self.unapplied(group, entry, machine)?;
         check_term(group, entry, term)?;
-        let Some(noted) = persisted.meta.skipping.filter(|noted| noted.entry == entry.position()) else {
+        let Some(noted) = persisted.meta.skipping.filter(|noted| noted.entry == entry.position())
+        else {
             let message = format!("no skip of entry {} was begun here", entry.index);
             return Err(OpenGroupError::Invalid { group, message });
         };
