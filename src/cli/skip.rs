@@ -4,7 +4,7 @@
 mod judge;
 mod members;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,7 +18,10 @@ use shardhost_proto::admin::{
 
 use super::output::{Column, number, table, whole};
 use super::target::{Node, Target, in_time, said};
-use judge::{Asked, Found, Seen, another_skip, is_begun, later_term, may_abandon, the_entry};
+use judge::{
+    Asked, Found, Seen, another_skip, holds_command, is_begun, lacking, later_term, left_closed,
+    may_abandon, the_entry,
+};
 use members::{Members, members};
 
 /// Which command.
@@ -83,6 +86,11 @@ pub async fn skip(arguments: &SkipArguments) -> anyhow::Result<ExitCode> {
         return abandon(arguments, &mut members, &seen).await;
     }
     let found = the_entry(arguments.asked(), &seen, &members.voters);
+    let is_over = found.as_ref().map_or_else(|_| !holds_command(&seen), |it| it.entry.is_none());
+    if is_over && !is_begun(&seen) && !left_closed(&seen).is_empty() {
+        show(arguments, &seen, &BTreeSet::new());
+        return open_left(arguments, &mut members, &seen).await;
+    }
     let found = found.map_err(|error| taken_back(arguments, &seen, error))?;
     show(arguments, &seen, &found.older);
     if !arguments.target.json && found.entry.is_some() && seen.values().any(|here| here.closed) {
@@ -133,6 +141,28 @@ fn nothing_to_skip(arguments: &SkipArguments, seen: &Seen) -> anyhow::Result<Exi
     )
 }
 
+/// The skip is over, and not all replicas are open that its steps closed.
+async fn open_left(
+    arguments: &SkipArguments,
+    members: &mut Members,
+    seen: &Seen,
+) -> anyhow::Result<ExitCode> {
+    if !arguments.confirm && !arguments.abandon {
+        let words = "is not being skipped any more; the replicas that its skip left closed would be opened: run this \
+                     again with --confirm";
+        tell(arguments, "would-open", words);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let left = left_closed(seen);
+    open_all(arguments, members, |node| left.contains(node), "the skip is over").await?;
+    tell(
+        arguments,
+        "opened",
+        "is not being skipped any more; the replicas that its skip left closed are open",
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Has every member note the skip, then skip the entry, then open its replica.
 async fn carry_out(
     arguments: &SkipArguments,
@@ -140,20 +170,21 @@ async fn carry_out(
     seen: &Seen,
     found: &Found,
 ) -> anyhow::Result<ExitCode> {
-    if let Some(entry) = found.entry {
-        let skipped = skip_everywhere(arguments, members, seen, (entry, &found.older)).await;
-        skipped.context(
-            "not every member was done; none of them opens its replica before this command has ended: run it \
-             again, or with --abandon as long as no member has skipped the entry",
-        )?;
-    }
+    let skipped = match found.entry {
+        Some(entry) => skip_everywhere(arguments, members, seen, (entry, &found.older)).await,
+        None => skip_where_it_lacks(arguments, members, &lacking(seen)).await,
+    };
+    skipped.context(
+        "not every member was done; none of them opens its replica before this command has ended: run it again, or \
+         with --abandon as long as no member has skipped the entry",
+    )?;
     open_all(arguments, members, |_| true, "the entry is skipped at every member").await?;
     tell(arguments, "skipped", "is skipped");
     Ok(ExitCode::SUCCESS)
 }
 
-/// Members that run are past the entry without the command. Those that hold an entry of an older term get no newer
-/// one of an earlier leader once they entered the term, so they do that before any log is rewritten.
+/// Members that run are past the entry without the command. Those that hold an entry of an older term, or none, get
+/// no newer one of an earlier leader once they entered the term, so they do that before any log is rewritten.
 async fn skip_everywhere(
     arguments: &SkipArguments,
     members: &mut Members,
@@ -169,14 +200,43 @@ async fn skip_everywhere(
     }
     // From here on the terms of closed members stay as they are.
     let begun = look_at_all(arguments, members).await?;
-    let term = later_term(&entry, &begun);
-    let nodes = &mut members.nodes;
+    let term = later_term(entry.term, &begun);
+    let Members { nodes, unopenable, .. } = members;
     for (number, node) in nodes.iter_mut().filter(|(number, _)| older.contains(number)) {
         skip_at(arguments, node, entry, Enters { term, older: true }).await?;
         still_older(arguments, node, seen[number]).await?;
     }
-    for (_, node) in nodes.iter_mut().filter(|(number, _)| asked(number)) {
-        skip_at(arguments, node, entry, Enters { term, older: false }).await?;
+    for holds in [false, true] {
+        let now = |number: &u64| asked(number) && begun[number].present == holds;
+        for (number, node) in nodes.iter_mut().filter(|(number, _)| now(number)) {
+            skip_at(arguments, node, entry, Enters { term, older: false })
+                .await
+                .map_err(|error| left_out(unopenable, *number, error))?;
+        }
+    }
+    Ok(())
+}
+
+/// All that had the command have skipped it. Members that lack it, as where the skip was interrupted or went on
+/// without them, enter its term before they run.
+async fn skip_where_it_lacks(
+    arguments: &SkipArguments,
+    members: &mut Members,
+    lacking: &BTreeMap<u64, EntryReply>,
+) -> anyhow::Result<()> {
+    let Members { nodes, unopenable, .. } = members;
+    for (number, node) in nodes.iter_mut() {
+        let Some(entry) = lacking.get(number) else { continue };
+        let begun = begin_at(arguments, node, *entry).await;
+        begun.map_err(|error| left_out(unopenable, *number, error))?;
+    }
+    let begun = look_at_all(arguments, members).await?;
+    let Members { nodes, unopenable, .. } = members;
+    for (number, node) in nodes.iter_mut() {
+        let Some(entry) = lacking.get(number) else { continue };
+        let enters = Enters { term: later_term(entry.term, &begun), older: false };
+        let entered = skip_at(arguments, node, *entry, enters).await;
+        entered.map_err(|error| left_out(unopenable, *number, error))?;
     }
     Ok(())
 }
@@ -217,13 +277,16 @@ fn left_out(unopenable: &BTreeSet<u64>, number: u64, error: anyhow::Error) -> an
 }
 
 /// Has every member that notes the skip agree not to carry it out, before any of them is opened: another
-/// operator may be carrying it out just now. Both go from member to member in one order, so one of the two is
-/// refused before a log is rewritten beside a replica that is opened.
+/// operator may be carrying it out just now. A member that agreed does not rewrite its log, and one that has
+/// rewritten it does not agree, so no log is rewritten beside a replica that is opened.
 async fn abandon(
     arguments: &SkipArguments,
     members: &mut Members,
     seen: &Seen,
 ) -> anyhow::Result<ExitCode> {
+    if !is_begun(seen) && !left_closed(seen).is_empty() {
+        return open_left(arguments, members, seen).await;
+    }
     may_abandon(arguments.asked(), seen)?;
     let notes = |number: &u64| seen[number].skipping.is_some();
     for (_, node) in members.nodes.iter_mut().filter(|(number, _)| notes(number)) {
@@ -241,7 +304,9 @@ async fn abandon(
     {
         bail!("node {number} has begun the skip anew: another operator is at it; run this again");
     }
-    open_all(arguments, members, notes, "the skip is abandoned").await?;
+    let left = left_closed(&now);
+    let opens = |number: &u64| notes(number) || left.contains(number);
+    open_all(arguments, members, opens, "the skip is abandoned").await?;
     tell(arguments, "abandoned", "is not skipped: its skip is abandoned");
     Ok(ExitCode::SUCCESS)
 }
@@ -372,7 +437,7 @@ fn as_table(seen: &Seen, older: &BTreeSet<u64>) -> String {
             number(here.term),
             number(here.bytes),
             format!("{:08x}", here.checksum),
-            here.applied.map_or_else(|| "?".to_owned(), number),
+            here.applied.map_or_else(|| "unknown".to_owned(), number),
         ]
     };
     table(&columns, seen.iter().map(row))

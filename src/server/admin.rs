@@ -216,6 +216,8 @@ impl Admin for AdminService {
             let asked = skip::applied_of_closed(&self.host, &state, parked.group);
             match tokio::time::timeout(LOOK_TIMEOUT, asked).await {
                 Ok(Ok(applied)) => (status.applied, status.closed) = (applied.get(), true),
+                // As it is, it could not be opened, whatever keeps it closed.
+                Ok(Err(OpenGroupError::Faulted { .. })) => status.unopenable = true,
                 // The cause says why it is parked; it may be opened just now.
                 Ok(Err(error)) => {
                     tracing::debug!(group = id, %error, "where its state is, is unknown")

@@ -27,7 +27,8 @@ pub(super) async fn look(
     let standing = standing(host, state, id).await?;
     let stored = host.stored_group(id).map_err(|error| of_opening(&error))?;
     let current_term = host.stored_term(id).await.map_err(|error| of_opening(&error))?;
-    let noted = stored.and_then(|meta| meta.skipping);
+    let noted = stored.and_then(|meta| meta.skipping).map(|noted| noted.entry);
+    let left_closed = host.parked_replica(id).is_some_and(|parked| parked.left_by_skip);
     let entry_reply = |entry: StoredEntry| wire::EntryReply {
         present: true,
         term: entry.term.get(),
@@ -45,6 +46,7 @@ pub(super) async fn look(
         skipping: noted.map(|entry| entry.index.get()),
         skipping_term: noted.map_or(0, |entry| entry.term.get()),
         current_term: current_term.get(),
+        left_closed,
         ..entry.map_or_else(wire::EntryReply::default, entry_reply)
     })
 }
@@ -232,7 +234,7 @@ async fn whatever_the_caller_does(
 /// Closes a replica that failed, if it is open. It is parked from here on, until a step opens or notes it.
 async fn close_failed(host: &Host, id: GroupId) {
     if host.group(id).is_some() {
-        host.close_to_reopen(id, "an operator's step of `group skip` closed it").await;
+        host.close_for_skip(id).await;
     }
 }
 

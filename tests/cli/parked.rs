@@ -281,6 +281,48 @@ async fn a_member_that_was_left_out_skips_the_command_when_it_comes_back() {
     assert!(Member::of(&servers, 3, number).await.look().await.empty);
 }
 
+/// The command was on its way to that member: an earlier leader may send it until the member is in a later term.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_without_the_command_that_was_left_out_enters_the_term_when_it_comes_back() {
+    let mut servers = Servers::new(3, "", "tables = 1\nqueues = 0\n");
+    (1..=3).for_each(|node| servers.start(node, &[]));
+    servers.put(1, "before", "value").await;
+    servers.kill(3).await;
+    servers.put(1, "poison", "value").await;
+    let number = last_index(&servers).await;
+    servers.kill_all().await;
+    for node in 1..=3 {
+        std::fs::remove_dir_all(servers.data_dir(node).join("state")).unwrap();
+        servers.start(node, &["--park", TABLE]);
+    }
+    for node in 1..=3 {
+        servers.until("it is parked", || async { role(&servers, node).await == "failed" }).await;
+    }
+    interrupted(&servers, number, &[(1, 1), (2, 1), (3, 1)]).await;
+    let noted = Member::of(&servers, 3, number).await.look().await;
+    assert!(!noted.present && noted.skipping == Some(number), "it was down: {noted:?}");
+    servers.kill(3).await;
+    let index = number.to_string();
+    let confirm = ["group", "skip", TABLE, "--index", &index, "--confirm"];
+    let without = [&confirm[..], &["--without", "3"]].concat();
+    servers.run(1, &without).await.ok();
+    servers.put(1, "after", "value").await;
+
+    servers.start(3, &[]);
+    servers.await_log(3, &["not all members have done so"]).await;
+    servers.until("it answers", || async { role(&servers, 3).await == "failed" }).await;
+    let mut member = Member::of(&servers, 3, number).await;
+    let refused = member.open().await.expect_err("it may still come");
+    assert!(refused.message().contains("may still send it"), "{refused:?}");
+    assert_eq!(member.look().await, noted, "nothing was changed");
+    let skipped = servers.run(2, &confirm).await.ok();
+    assert!(skipped.contains("is skipped"), "{skipped}");
+    servers.await_value(3, "after", "value").await;
+    assert!(member.look().await.empty);
+    let gone = servers.run(3, &["table", "get", "poison"]).await;
+    assert!(!gone.stdout.contains("value"), "{gone:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_entry_is_skipped_where_that_was_not_begun() {
     let (servers, index) = poisoned().await;

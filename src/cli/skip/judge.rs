@@ -71,13 +71,37 @@ pub(super) fn the_entry(
     Ok(Found { entry: Some(entry), older })
 }
 
-/// The term that members enter with the skip, when all have begun: later than that of any of them, so later than
-/// any in which a leader may have sent the command. Where a member has skipped it, that was so of its term.
-pub(super) fn later_term(entry: &EntryReply, seen: &Seen) -> u64 {
-    let skipped = |here: &&EntryReply| here.present && here.empty && here.term == entry.term;
+/// The term that members enter with the skip of a command of this term, when all have begun: later than that of any
+/// of them, so later than any in which a leader may have sent the command. Where a member has skipped it, that was so
+/// of its term.
+pub(super) fn later_term(of_entry: u64, seen: &Seen) -> u64 {
+    let skipped = |here: &&EntryReply| here.present && here.empty && here.term == of_entry;
     let entered = seen.values().filter(skipped).map(|here| here.current_term).min();
     let latest = seen.values().map(|here| here.current_term).max().unwrap_or(0);
-    entered.filter(|term| *term > entry.term).unwrap_or_else(|| latest.max(entry.term) + 1)
+    entered.filter(|term| *term > of_entry).unwrap_or_else(|| latest.max(of_entry) + 1)
+}
+
+/// Closed members whose logs end before the entry, and what each of them is asked to skip: where all that had the
+/// command have skipped it, an earlier leader may still send it to these.
+pub(super) fn lacking(seen: &Seen) -> BTreeMap<u64, EntryReply> {
+    let noted = seen.values().filter(|here| here.skipping.is_some());
+    let newest = noted.map(|here| here.skipping_term).max().unwrap_or(0);
+    let lacks = |here: &EntryReply| !here.running && !here.present && !here.behind;
+    let asked = |here: &EntryReply| {
+        let term = if here.skipping.is_some() { here.skipping_term } else { newest };
+        EntryReply { term, command: true, ..EntryReply::default() }
+    };
+    seen.iter().filter(|(_, here)| lacks(here)).map(|(node, here)| (*node, asked(here))).collect()
+}
+
+/// Members that a step of a skip closed, or whose skip is over, and that are not open since.
+pub(super) fn left_closed(seen: &Seen) -> BTreeSet<u64> {
+    seen.iter().filter(|(_, here)| here.left_closed).map(|(node, _)| *node).collect()
+}
+
+/// Whether a member holds a command there, of whatever term.
+pub(super) fn holds_command(seen: &Seen) -> bool {
+    seen.values().any(|here| here.present && !here.empty)
 }
 
 /// The members whose entry is of an older term than the newest, which a majority has replaced. A log that begins
@@ -162,23 +186,33 @@ fn check_member(
     some_skipped: bool,
 ) -> anyhow::Result<()> {
     let Asked { group, index } = asked;
+    if here.empty && here.term == entry.term {
+        return Ok(());
+    }
     let same = (here.bytes, here.checksum) == (entry.bytes, entry.checksum);
-    let skipped = here.empty && here.term == entry.term;
-    if here.present && here.term == entry.term && !same && !skipped {
+    if here.present && here.term == entry.term && !same {
         bail!(
             "node {node} holds another entry of the same term at {}: replicas differ",
             number(index)
         );
     }
-    let applied = here.applied.unwrap_or(0);
-    if applied >= index && !skipped && some_skipped {
+    let Some(applied) = here.applied else {
+        bail!(
+            "what the state machine on node {node} has applied cannot be read: it may have applied, and \
+             acknowledged, what stands at {}. Run this again when its state is recovered (`shardhost group show \
+             {group}` at that node names the cause), or go on without it, with `--without {node}`, and replace it with \
+             `shardhost member replace {group} {node} {node}` once the others run",
+            number(index)
+        );
+    };
+    if applied >= index && some_skipped {
         bail!(
             "node {node} has applied what stands at {}, and other members have skipped it: replicas \
              differ; replace those of the members that are wrong with `shardhost member replace`",
             number(index)
         );
     }
-    if applied >= index && !skipped {
+    if applied >= index {
         bail!(
             "node {node} has applied what stands at {} (it is at {}): the command is not at fault; \
              replace the replicas that fail with `shardhost member replace`",
@@ -186,7 +220,7 @@ fn check_member(
             number(applied)
         );
     }
-    if here.running && !skipped {
+    if here.running {
         bail!(
             "the replica on node {node} runs and has not come to {} yet: wait until it fails, or \
              start that node with `--park {group}`",
@@ -272,6 +306,11 @@ mod tests {
             "start that node with",
         );
         refused([there(), EntryReply { running: true, ..absent }, there()], "start that node with");
+        // Its state may come back with what the command did.
+        let unknown = EntryReply { applied: None, ..there() };
+        refused([there(), there(), unknown], "may have applied");
+        refused([empty, EntryReply { applied: None, ..absent }, there()], "--without 2");
+        assert_eq!(judge([EntryReply { applied: None, ..empty }, there(), there()]), Ok(Some(2)));
     }
 
     #[test]
@@ -320,7 +359,7 @@ mod tests {
         let back = noted(there());
         let open = EntryReply { running: true, applied: Some(90), ..skipped() };
         assert_eq!(judge([behind(), open, back]), Ok(Some(2)));
-        // It never had the entry, and gets it from the others.
+        // It never had the entry, and gets it from the others, once it is in a later term (`lacking`).
         assert_eq!(judge([behind(), behind(), noted(EntryReply::default())]), Ok(None));
 
         let refused = |members, words: &str| {
@@ -346,7 +385,7 @@ mod tests {
     #[test]
     fn members_enter_a_term_in_which_none_sent_the_command() {
         let in_term = |current_term, here| EntryReply { current_term, ..here };
-        let term = |members: [EntryReply; 3]| later_term(&there(), &(1..).zip(members).collect());
+        let term = |members: [EntryReply; 3]| later_term(2, &(1..).zip(members).collect());
         // One that lacks the entry may hear of it by the leader of the latest term.
         let absent = EntryReply::default();
         assert_eq!(term([in_term(2, there()), in_term(2, there()), in_term(1, absent)]), 3);
@@ -356,6 +395,24 @@ mod tests {
         assert_eq!(term(begun), 3);
         let running = EntryReply { running: true, ..in_term(7, skipped()) };
         assert_eq!(term([running, in_term(3, skipped()), in_term(2, there())]), 3);
+    }
+
+    #[test]
+    fn closed_members_without_the_entry_enter_the_term_although_all_others_have_skipped_it() {
+        let absent = EntryReply { applied: Some(4), ..EntryReply::default() };
+        let asked = |members: [EntryReply; 3]| {
+            let lacking = lacking(&(1..).zip(members).collect());
+            lacking.iter().map(|(node, entry)| (*node, entry.term)).collect::<Vec<_>>()
+        };
+        // It was interrupted, or went on without the member, which has come back.
+        let open = EntryReply { running: true, applied: Some(90), ..skipped() };
+        assert_eq!(asked([noted(skipped()), noted(skipped()), noted(absent)]), [(3, 2)]);
+        assert_eq!(asked([open, behind(), noted(absent)]), [(3, 2)]);
+        assert_eq!(asked([noted(skipped()), noted(skipped()), absent]), [(3, 2)], "no note yet");
+        let earlier = EntryReply { skipping_term: 1, ..noted(absent) };
+        assert_eq!(asked([noted(skipped()), noted(skipped()), earlier]), [(3, 1)], "by its note");
+        assert_eq!(asked([open, behind(), noted(skipped())]), []);
+        assert_eq!(asked([EntryReply { running: true, ..absent }, open, open]), []);
     }
 
     #[test]

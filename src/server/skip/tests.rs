@@ -85,12 +85,26 @@ impl Alone {
     }
 
     async fn skip(&self, index: u64, entry: &wire::EntryReply) -> Result<(), Status> {
+        self.skip_or_enter(index, entry, false).await
+    }
+
+    async fn skip_or_enter(
+        &self,
+        index: u64,
+        entry: &wire::EntryReply,
+        older: bool,
+    ) -> Result<(), Status> {
         let wire::EntryReply { term, bytes, checksum, .. } = *entry;
         let raise_to = entry.current_term + 1;
         let group = ID.get();
         let request =
-            wire::SkipEntryRequest { group, index, term, bytes, checksum, raise_to, older: false };
+            wire::SkipEntryRequest { group, index, term, bytes, checksum, raise_to, older };
         skip(&self.host, &self.state, request).await
+    }
+
+    async fn open(&self, index: u64, abandoned: bool) -> Result<(), Status> {
+        let request = wire::OpenReplicaRequest { group: ID.get(), index, abandoned };
+        open(&self.host, &self.state, request).await
     }
 
     /// Has the state machine fail, and finds the command that did it.
@@ -134,6 +148,66 @@ async fn a_replica_that_failed_notes_the_skip_and_is_opened_when_it_is_done() {
     open(&alone.host, &alone.state, order(index)).await.unwrap();
     let open = alone.look(index).await;
     assert!(open.running && open.empty && open.skipping.is_none(), "{open:?}");
+    alone.host.shutdown(Shutdown::Immediate).await;
+}
+
+/// A state of which no part can be opened for now: all that can be read of it may be recovered later.
+fn damaged_state() -> (TempDir, Arc<StateDb>) {
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("cells"), "2\n").unwrap();
+    for cell in ["cell-00", "cell-01"] {
+        let cell = directory.path().join(cell);
+        std::fs::create_dir(&cell).unwrap();
+        std::fs::write(cell.join("000007.sst"), "").unwrap();
+    }
+    let state = StateDb::open(directory.path(), StateDbOptions::small()).unwrap();
+    (directory, state)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_skip_begins_where_the_state_is_damaged_and_what_it_applied_is_unknown() {
+    let alone = Alone::start().await;
+    let (index, entry) = alone.poisoned().await;
+    let (_directory, damaged) = damaged_state();
+    let wire::EntryReply { term, bytes, checksum, .. } = entry;
+    let request = wire::BeginSkipRequest { group: ID.get(), index, term, bytes, checksum };
+    begin(&alone.host, &damaged, request).await.expect_err("it may have applied it");
+    let request = wire::LookAtEntryRequest { group: ID.get(), index };
+    let shown = look(&alone.host, &damaged, request).await.unwrap();
+    assert!(shown.closed && shown.applied.is_none() && shown.skipping.is_none(), "{shown:?}");
+    alone.host.shutdown(Shutdown::Immediate).await;
+}
+
+/// A member with an older entry has nothing to skip, and notes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_only_enters_the_term_says_that_a_skip_left_it_closed() {
+    let alone = Alone::start().await;
+    let (index, entry) = alone.poisoned().await;
+    assert!(!entry.left_closed);
+    alone.skip_or_enter(index, &entry, true).await.unwrap();
+    let closed = alone.look(index).await;
+    assert!(closed.closed && closed.left_closed && closed.skipping.is_none(), "{closed:?}");
+    assert_eq!(closed.current_term, entry.current_term + 1);
+    alone.open(index, true).await.unwrap();
+    let open = alone.look(index).await;
+    assert!(open.running && !open.left_closed, "{open:?}");
+    alone.host.shutdown(Shutdown::Immediate).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_opening_fails_after_its_skip_says_that_it_is_to_be_opened() {
+    let alone = Alone::start().await;
+    let (index, entry) = alone.poisoned().await;
+    alone.begin(index, &entry).await.unwrap();
+    alone.skip(index, &entry).await.unwrap();
+    let (_directory, damaged) = damaged_state();
+    let request = wire::OpenReplicaRequest { group: ID.get(), index, abandoned: false };
+    open(&alone.host, &damaged, request).await.expect_err("it cannot be opened");
+    let closed = alone.look(index).await;
+    assert!(closed.left_closed && closed.skipping.is_none() && closed.empty, "{closed:?}");
+    alone.open(index, false).await.unwrap();
+    let open = alone.look(index).await;
+    assert!(open.running && !open.left_closed, "{open:?}");
     alone.host.shutdown(Shutdown::Immediate).await;
 }
 
