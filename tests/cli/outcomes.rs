@@ -67,7 +67,7 @@ async fn a_replacement_goes_on_and_another_one_is_told_of_it(cluster: &Supervise
     cluster.run(&["member", "replace", SHARD, "3", "4", "--cancel"]).await.ok();
 }
 
-/// One shard of the table is led by nobody: the others are filled, and it is named.
+/// One shard of the table has no leader: the others are filled, and it is named.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_without_a_leader_does_not_keep_a_node_empty() {
     let directory = TempDir::new().unwrap();
