@@ -424,8 +424,8 @@ mod tests {
         for known in [0, 1, 3, 5, 7] {
             assert_eq!(own.check_known(by, known, 8), Ok(None), "{known}");
         }
-        for known in [4, 6, 8] {
-            let rollback = Rollback { by, known, held: 5 };
+        for (known, held) in [(4, 3), (6, 5), (8, 5)] {
+            let rollback = Rollback { by, known, held };
             assert_eq!(own.check_known(by, known, 8), Ok(Some(rollback)));
         }
         // It would be kept as a start of the directory, and no start is later than that.
