@@ -224,6 +224,9 @@ async fn skip_where_it_lacks(
     members: &mut Members,
     lacking: &BTreeMap<u64, EntryReply>,
 ) -> anyhow::Result<()> {
+    if lacking.is_empty() {
+        return Ok(());
+    }
     let Members { nodes, unopenable, .. } = members;
     for (number, node) in nodes.iter_mut() {
         let Some(entry) = lacking.get(number) else { continue };
