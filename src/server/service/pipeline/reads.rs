@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::reader::submit;
 use super::stream::{Charge, Outcome, Stream};
 use crate::service::budget::{HeldBytes, HostRead};
-use crate::service::reads::{Granted, PLACE_TIMEOUT, Waits};
+use crate::service::reads::{Granted, PLACE_TIMEOUT, Waits, most_bytes, most_group_bytes};
 use crate::service::{
     MAX_GET_ANSWER_BYTES, MAX_RANGE_ANSWER_BYTES, RANGE_READ_WEIGHT, READ_TASK_BYTES,
     REQUEST_OVERHEAD_BYTES,
@@ -30,6 +30,19 @@ pub(super) static RANGE: Cost =
     Cost { weight: RANGE_READ_WEIGHT, bytes: READ_TASK_BYTES + MAX_RANGE_ANSWER_BYTES };
 /// Whether a command is needless; the answer has no messages.
 static NEEDLESS: Cost = Cost { weight: 1, bytes: READ_TASK_BYTES };
+
+// A read takes no more than its request is charged for, be it that it waits for its place in the stream, or has that
+// and waits for memory.
+const _: () = assert!(most_bytes::<Asked>() + ALLOCATOR_BYTES <= REQUEST_OVERHEAD_BYTES);
+const _: () = assert!(
+    most_bytes::<Box<dyn HostRead>>()
+        + size_of::<Placed>()
+        + most_group_bytes::<Asked>()
+        + ALLOCATOR_BYTES
+        <= REQUEST_OVERHEAD_BYTES
+);
+/// What the allocator adds to an entry, its line and its query.
+const ALLOCATOR_BYTES: usize = 3 * 16;
 
 /// A request that reads.
 pub(super) struct Asked {
@@ -109,8 +122,9 @@ struct StreamShare {
 
 impl Drop for StreamShare {
     fn drop(&mut self) {
-        if let Some(stream) = self.stream.upgrade() {
-            stream.reads.give_back(self.group, self.weight);
+        if let Some(stream) = self.stream.upgrade()
+            && stream.reads.give_back(self.group, self.weight)
+        {
             begin(&stream);
         }
     }
