@@ -25,7 +25,18 @@ pub struct Host {
 impl Host {
     /// Starts it, after `before` in a shell, and waits until it serves.
     pub fn start(data_dir: &Path, before: &str, log: &str) -> Self {
-        let mut child = serve(data_dir, before, log);
+        Self::of(serve(data_dir, before, log))
+    }
+
+    /// Starts it with a configuration, and waits until it serves.
+    pub fn configured(data_dir: &Path, configuration: &str) -> Self {
+        let path = data_dir.join("configuration.toml");
+        std::fs::write(&path, configuration).unwrap();
+        let mut command = serving(&data_dir.join("data"), "", "error");
+        Self::of(command.arg("--config").arg(path).spawn().unwrap())
+    }
+
+    fn of(mut child: Child) -> Self {
         let stdout = child.stdout.take().unwrap();
         let (sender, line) = mpsc::channel();
         thread::spawn(move || {
@@ -76,13 +87,17 @@ impl Drop for Host {
 
 /// Starts a node alone, whose standard streams are pipes.
 pub fn serve(data_dir: &Path, before: &str, log: &str) -> Child {
+    serving(data_dir, before, log).spawn().unwrap()
+}
+
+fn serving(data_dir: &Path, before: &str, log: &str) -> Command {
     let script = format!("{before} exec \"$0\" \"$@\"");
     let mut command = Command::new("sh");
     command.args(["-c", &script, env!("CARGO_BIN_EXE_shardhost")]);
     command.args(["serve", "--json", "--listen", "127.0.0.1:0", "--tables", "2", "--queues", "1"]);
     command.arg("--data-dir").arg(data_dir).env("SHARDHOST_LOG", log);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.spawn().unwrap()
+    command
 }
 
 /// A command of the program.
@@ -117,6 +132,23 @@ pub fn rest(mut stream: impl Read) -> String {
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     text
+}
+
+/// Most bytes of memory that a process has had at once.
+pub fn peak_memory(process: u32) -> usize {
+    memory(process, "VmHWM:")
+}
+
+/// Bytes of memory that a process has.
+pub fn resident_memory(process: u32) -> usize {
+    memory(process, "VmRSS:")
+}
+
+fn memory(process: u32, name: &str) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("it is there");
+    let kib: usize = line.trim().trim_end_matches(" kB").parse().unwrap();
+    kib * 1024
 }
 
 /// The open files of a process.

@@ -6,3 +6,4 @@ mod descriptors;
 mod host;
 mod requests;
 mod streams;
+mod waiting;

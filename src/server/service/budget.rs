@@ -12,10 +12,12 @@
 //! The number of streams is bounded, of the host and of each connection. While others are refused, a
 //! stream that does nothing for [`STALL_TIMEOUT`] ends.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, ptr};
 
 use parking_lot::Mutex;
 use shardhost_storage::GroupId;
@@ -23,8 +25,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
-use super::REQUEST_OVERHEAD_BYTES;
-use super::reads::{ReadPlace, Reads};
+use super::reads::{Granted, Places, Waits};
+use super::{REQUEST_OVERHEAD_BYTES, SHORT_ANSWER_BYTES};
 use shardhost::transport::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use shardhost_proto::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS};
 
@@ -46,7 +48,7 @@ const _: () = assert!(
 /// or a stream.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The reads of a group may hold one part in so many: a group that hangs keeps no other from its reads.
-const GROUP_PART: usize = 4;
+const GROUP_PART: u32 = 4;
 /// The batches of one connection that are on their way have one part in so many of the half for writes.
 const CONNECTION_PART: usize = 4;
 /// A request that waits longer than this for memory waits for a client that does not take its
@@ -54,13 +56,58 @@ const CONNECTION_PART: usize = 4;
 const SHORT_WAIT: Duration = Duration::from_millis(50);
 
 /// The memory that the clients of a host share.
-#[derive(Debug)]
 pub struct ClientBudget {
-    reads: Arc<Reads>,
+    reads: Places<Box<dyn HostRead>>,
     writes: Arc<Semaphore>,
     streams: Mutex<Streams>,
-    waits: Mutex<Waits>,
+    waits: Mutex<LongWaits>,
     half: u32,
+}
+
+/// A read that waits for the bytes that its answer may have.
+pub(super) trait HostRead: Send + Sync {
+    /// Its client is gone.
+    fn is_given_up(&self) -> bool;
+
+    /// It has them.
+    fn begin(self: Box<Self>, bytes: HeldBytes);
+
+    /// Other reads of its group have all that the group may have, for too long.
+    fn refuse(self: Box<Self>);
+}
+
+impl Waits for Box<dyn HostRead> {
+    fn is_given_up(&self) -> bool {
+        (**self).is_given_up()
+    }
+}
+
+/// Bytes that a read of a group holds, free again when this is dropped.
+pub(super) struct HeldBytes {
+    budget: Arc<ClientBudget>,
+    group: GroupId,
+    bytes: u32,
+}
+
+impl HeldBytes {
+    /// Gives back what is above `bytes`.
+    pub(super) fn shrink_to(&mut self, bytes: usize) {
+        let rest = self.bytes.saturating_sub(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.bytes -= rest;
+        self.budget.give_back(self.group, rest);
+    }
+}
+
+impl Drop for HeldBytes {
+    fn drop(&mut self) {
+        self.budget.give_back(self.group, self.bytes);
+    }
+}
+
+impl fmt::Debug for ClientBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientBudget").field("used", &self.used_bytes()).finish_non_exhaustive()
+    }
 }
 
 impl ClientBudget {
@@ -70,7 +117,7 @@ impl ClientBudget {
         let half = u32::try_from(bytes.max(MIN_CLIENT_BYTES) / 2).unwrap_or(u32::MAX / 2);
         let writes = Arc::new(Semaphore::new(half as usize));
         let streams = Mutex::default();
-        let reads = Reads::new(half as usize, half as usize / GROUP_PART);
+        let reads = Places::new(half as usize, half / GROUP_PART);
         Arc::new(Self { reads, writes, streams, waits: Mutex::default(), half })
     }
 
@@ -160,7 +207,7 @@ impl ClientBudget {
 
     /// What a write answered, if there is room for it now: it is there already, and cannot wait.
     pub(super) fn answer(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, NoRoom> {
-        if bytes <= REQUEST_OVERHEAD_BYTES {
+        if bytes <= SHORT_ANSWER_BYTES {
             // Counted with its command.
             return Ok(None);
         }
@@ -172,32 +219,101 @@ impl ClientBudget {
         })
     }
 
-    /// Waits until there are `bytes` for the answer to a read of a group; `None`: other reads of the
-    /// group have all that it may have, for too long.
-    pub(super) async fn read(&self, group: GroupId, bytes: usize) -> Option<ReadPlace> {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.half / GROUP_PART as u32);
-        self.noting_waits(Arc::clone(&self.reads).place(group, bytes)).await
+    /// Begins a read of a group when there are `bytes` for its answer.
+    pub(super) fn read(self: &Arc<Self>, group: GroupId, bytes: usize, read: Box<dyn HostRead>) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.half / GROUP_PART);
+        self.reads.enter(group, bytes, read);
+        self.begin_reads();
+    }
+
+    /// Begins what has its bytes, one after the other: a read that ends at once, or is given up, gives back what
+    /// others wait for, and that is seen here, not by a call within a call.
+    fn begin_reads(self: &Arc<Self>) {
+        let Some(_begins) = Begins::enter(self) else { return };
+        while let Some(Granted { item: read, group, weight: bytes, waited }) = self.reads.next() {
+            if waited >= SHORT_WAIT {
+                self.note_wait();
+            }
+            read.begin(HeldBytes { budget: Arc::clone(self), group, bytes });
+        }
+    }
+
+    fn give_back(self: &Arc<Self>, group: GroupId, bytes: u32) {
+        if bytes > 0 && self.reads.give_back(group, bytes) {
+            self.begin_reads();
+        }
+    }
+
+    /// Whether reads wait for memory.
+    pub(super) fn has_waiting_reads(&self) -> bool {
+        self.reads.has_waiting()
+    }
+
+    /// Refuses the reads whose groups have too much of the memory for too long.
+    pub(super) fn refuse_late_reads(&self) {
+        for late in self.reads.take_late() {
+            self.note_wait();
+            late.refuse();
+        }
+    }
+
+    /// Lets go of the reads of clients that are gone.
+    pub(super) fn drop_given_up_reads(self: &Arc<Self>) {
+        {
+            let _begins = Begins::enter(self);
+            self.reads.drop_given_up();
+        }
+        // What was in the way of others may be gone.
+        self.begin_reads();
     }
 
     /// Whether others wait, or did not long ago, for what clients hold.
     pub(super) fn is_scarce(&self) -> bool {
+        if self.reads.is_stuck(SHORT_WAIT) {
+            return true;
+        }
         let waits = self.waits.lock();
         waits.now > 0 || waits.last.is_some_and(|waited| waited.elapsed() < STALL_TIMEOUT)
     }
 }
 
+thread_local! {
+    /// The budget whose reads this thread begins.
+    static BEGINS: Cell<*const ClientBudget> = const { Cell::new(ptr::null()) };
+}
+
+/// This thread begins reads of a budget, until this is dropped.
+struct Begins {
+    before: *const ClientBudget,
+}
+
+impl Begins {
+    /// `None`: it does so already.
+    fn enter(budget: &Arc<ClientBudget>) -> Option<Self> {
+        let budget = Arc::as_ptr(budget);
+        let before = BEGINS.replace(budget);
+        (before != budget).then_some(Self { before })
+    }
+}
+
+impl Drop for Begins {
+    fn drop(&mut self) {
+        BEGINS.set(self.before);
+    }
+}
+
 #[derive(Debug, Default)]
-struct Waits {
+struct LongWaits {
     now: usize,
     /// When one of them last progressed or ended, or a client was last refused.
     last: Option<Instant>,
 }
 
 /// One who waits, until it is dropped.
-struct Waiting<'a>(&'a Mutex<Waits>);
+struct Waiting<'a>(&'a Mutex<LongWaits>);
 
 impl<'a> Waiting<'a> {
-    fn begin(waits: &'a Mutex<Waits>) -> Self {
+    fn begin(waits: &'a Mutex<LongWaits>) -> Self {
         waits.lock().now += 1;
         Self(waits)
     }
@@ -271,6 +387,9 @@ pub(super) struct NoRoom;
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+    use tokio::time::advance;
+
     use super::*;
 
     #[tokio::test]
@@ -337,12 +456,83 @@ mod tests {
         drop((turn(&again).await, second));
     }
 
+    /// Hands on what it is given.
+    struct Taker(oneshot::Sender<HeldBytes>);
+
+    impl HostRead for Taker {
+        fn is_given_up(&self) -> bool {
+            self.0.is_closed()
+        }
+
+        fn begin(self: Box<Self>, bytes: HeldBytes) {
+            drop(self.0.send(bytes));
+        }
+
+        fn refuse(self: Box<Self>) {}
+    }
+
+    /// Begins a read of a group; it is given up when the answer is dropped.
+    fn begin(budget: &Arc<ClientBudget>, group: u64, bytes: usize) -> oneshot::Receiver<HeldBytes> {
+        let (taker, taken) = oneshot::channel();
+        budget.read(GroupId::new(group), bytes, Box::new(Taker(taker)));
+        taken
+    }
+
+    async fn held(budget: &Arc<ClientBudget>, bytes: usize) -> HeldBytes {
+        begin(budget, 1, bytes).await.unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_that_waits_for_memory_makes_it_scarce_until_it_is_refused_or_gone() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        let all = held(&budget, usize::MAX).await;
+        let waits = begin(&budget, 1, 1);
+        assert!(!budget.is_scarce(), "it waits for a moment only");
+        advance(SHORT_WAIT).await;
+        assert!(budget.is_scarce());
+        advance(STALL_TIMEOUT).await;
+        budget.refuse_late_reads();
+        assert!(waits.await.is_err(), "its group has had all for too long");
+        assert!(budget.is_scarce(), "it waited a moment ago");
+        advance(STALL_TIMEOUT).await;
+        assert!(!budget.is_scarce() && !budget.has_waiting_reads());
+        drop(begin(&budget, 1, 1));
+        budget.drop_given_up_reads();
+        assert!(!budget.has_waiting_reads(), "one who goes away does not wait any more");
+        drop(all);
+        assert_eq!(budget.used_bytes(), 0);
+    }
+
+    /// Ends as soon as it begins.
+    struct Short;
+
+    impl HostRead for Short {
+        fn is_given_up(&self) -> bool {
+            false
+        }
+
+        fn begin(self: Box<Self>, _: HeldBytes) {}
+
+        fn refuse(self: Box<Self>) {}
+    }
+
+    #[tokio::test]
+    async fn however_many_reads_end_at_once_they_take_no_stack() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        let all = held(&budget, usize::MAX).await;
+        (0..200_000).for_each(|_| budget.read(GroupId::new(1), usize::MAX, Box::new(Short)));
+        assert!(budget.has_waiting_reads());
+        drop(all);
+        assert!(!budget.has_waiting_reads());
+        assert_eq!(budget.used_bytes(), 0);
+    }
+
     #[tokio::test]
     async fn what_is_held_is_counted_until_it_is_dropped() {
         let budget = ClientBudget::new(MIN_CLIENT_BYTES);
         let commands = budget.commands(1_000).await;
         let answer = budget.answer(2_000).unwrap();
-        let mut read = budget.read(GroupId::new(1), 5_000).await.unwrap();
+        let mut read = held(&budget, 5_000).await;
         assert_eq!(budget.used_bytes(), 8_000);
         read.shrink_to(500);
         assert_eq!(budget.used_bytes(), 3_500);
@@ -355,10 +545,10 @@ mod tests {
         let budget = ClientBudget::new(MIN_CLIENT_BYTES);
         let all = budget.commands(usize::MAX).await;
         assert!(!budget.is_scarce(), "nobody waited yet");
-        assert!(budget.answer(REQUEST_OVERHEAD_BYTES + 1).is_err());
-        assert!(budget.answer(REQUEST_OVERHEAD_BYTES).is_ok());
+        assert!(budget.answer(SHORT_ANSWER_BYTES + 1).is_err());
+        assert!(budget.answer(SHORT_ANSWER_BYTES).is_ok());
         assert!(budget.is_scarce());
         drop(all);
-        assert!(budget.answer(REQUEST_OVERHEAD_BYTES + 1).is_ok());
+        assert!(budget.answer(SHORT_ANSWER_BYTES + 1).is_ok());
     }
 }

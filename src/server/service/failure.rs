@@ -62,6 +62,12 @@ pub(super) fn unanswered(reason: FailureReason) -> Failure {
     failure(reason, text)
 }
 
+/// A read found no place.
+pub(super) fn too_many_reads() -> Failure {
+    let text = "reads of this group wait for its state machine, and it may have no more";
+    failure(FailureReason::Overloaded, text)
+}
+
 /// A read was not answered.
 pub(super) fn of_read(error: &ReadError, lookup: &dyn GroupLookup) -> Failure {
     let (reason, hint) = match error {

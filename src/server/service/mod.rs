@@ -55,8 +55,13 @@ use shardhost_proto::limits::MAX_BATCH_BYTES;
 pub const MAX_IN_FLIGHT_REQUESTS: usize = 32_768;
 /// The same in bytes of commands, with [`REQUEST_OVERHEAD_BYTES`] each.
 pub const MAX_IN_FLIGHT_BYTES: usize = 32 * 1024 * 1024;
-/// What a request in flight counts for beside its bytes.
-pub const REQUEST_OVERHEAD_BYTES: usize = 128;
+/// What a request in flight counts for beside its bytes: as much as one takes that waits, of which group
+/// and for what ever, and as its reply takes until it is sent.
+pub const REQUEST_OVERHEAD_BYTES: usize = 512;
+/// An answer of a write that is no longer than this is counted with its command.
+const SHORT_ANSWER_BYTES: usize = 128;
+/// What a read costs while it runs, beside its answer.
+const READ_TASK_BYTES: usize = 4 * 1024;
 /// Weight of the reads of one stream that may be running or waiting to be sent: a get weighs 1,
 /// a scan or a peek [`RANGE_READ_WEIGHT`].
 pub const MAX_READ_WEIGHT: u32 = 256;

@@ -1,7 +1,7 @@
 //! One stream of requests and replies, whatever the kind of shard.
 //!
 //! Batches [arrive](arrival) one after the other; a [`reader`] takes them and starts what they ask for; a [`writer`] sends what has completed.
-//! They share a [`Stream`] with an outbox. A request counts as in flight until its reply was taken by
+//! [Reads](reads) wait for their places without a task each. They share a [`Stream`] with an outbox. A request counts as in flight until its reply was taken by
 //! the connection, and a reader with too much in flight reads no further: a client that does not read
 //! its replies is soon not read either. What all streams hold together is bounded by the
 //! [`ClientBudget`]. When a client goes away, all that it held is let go at once.
@@ -9,6 +9,7 @@
 mod arrival;
 mod counted;
 mod reader;
+mod reads;
 mod stream;
 mod writer;
 

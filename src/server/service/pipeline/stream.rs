@@ -1,14 +1,15 @@
 //! What the reader, the writer and everything in flight of one stream share.
 
-use std::mem;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use shardhost_groups::{Group, ProposeOutcome, ReadError};
-use shardhost_proto::client::Failure;
+use shardhost_proto::shard_map::ShardMap;
 use shardhost_storage::GroupId;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,22 +17,30 @@ use tonic::Status;
 
 use super::Protocol;
 use super::arrival::Arrival;
+use super::reads::{Asked, ReadPlaces};
 use crate::service::budget::{ClientBudget, STALL_TIMEOUT, StreamPlace};
 use crate::service::in_flight::InFlight;
-use crate::service::reads::{ReadPlace, Reads};
+use crate::service::reads::Places;
 use crate::service::{
     GroupLookup, MAX_GROUP_READ_WEIGHT, MAX_IN_FLIGHT_BYTES, MAX_IN_FLIGHT_REQUESTS,
-    MAX_READ_WEIGHT, failure,
+    MAX_READ_WEIGHT,
 };
+
+/// What has completed is sent so many at a time.
+const OUTBOX_PIECE: usize = 1_024;
 
 pub(super) struct Stream {
     pub(super) lookup: Arc<dyn GroupLookup>,
     pub(super) budget: Arc<ClientBudget>,
     /// `None`: the client is gone, and nothing is kept for it.
-    outbox: Mutex<Option<Vec<Completed>>>,
+    outbox: Mutex<Option<Outbox>>,
     pub(super) completed: Notify,
     pub(super) in_flight: InFlight,
-    pub(super) reads: Arc<Reads>,
+    pub(super) reads: Places<Asked>,
+    /// Reads wait for their places.
+    pub(super) reads_wait: Notify,
+    /// Where reads run: places come free on any thread.
+    pub(super) runtime: Handle,
     /// The client sends no more.
     ended: AtomicBool,
     /// What is wrong with what it sent.
@@ -61,12 +70,33 @@ pub(super) struct Completed {
     pub(super) outcome: Outcome,
 }
 
+/// What is to be said of a request. The words are made when it is said: until then, there may be many.
 pub(super) enum Outcome {
     Write(ProposeOutcome),
     /// It took effect, and what it answered is not kept.
     Unanswered,
-    Read(Result<Bytes, ReadError>),
-    Failed(Failure),
+    Read(Result<Bytes, ReadError>, ReadPlaces),
+    /// Reads of its group have all the places that they may have.
+    TooManyReads,
+    /// It follows from another map of shards than this one.
+    WrongMap(Option<Arc<ShardMap>>),
+    /// No replica of the group is here, or one of another kind.
+    UnknownGroup(GroupId),
+    /// It makes no sense, for this reason.
+    Invalid(String),
+}
+
+/// What has completed, in pieces: one that is taken leaves no room behind.
+#[derive(Default)]
+struct Outbox(VecDeque<Vec<Completed>>);
+
+impl Outbox {
+    fn push(&mut self, one: Completed) {
+        match self.0.back_mut() {
+            Some(piece) if piece.len() < OUTBOX_PIECE => piece.push(one),
+            _ => self.0.push_back(vec![one]),
+        }
+    }
 }
 
 /// What a request holds until its reply is taken.
@@ -76,14 +106,11 @@ pub(super) struct Charge {
     pub(super) bytes: usize,
     /// Of the host's budget for writes.
     pub(super) permit: Option<OwnedSemaphorePermit>,
-    /// Among the reads of the stream and of the host.
-    pub(super) places: Vec<ReadPlace>,
 }
 
 impl Charge {
     pub(super) fn absorb(&mut self, other: Self) {
         self.bytes += other.bytes;
-        self.places.extend(other.places);
         if let Some(permit) = other.permit {
             self.hold(permit);
         }
@@ -108,10 +135,12 @@ impl Stream {
         Self {
             lookup,
             budget,
-            outbox: Mutex::new(Some(Vec::new())),
+            outbox: Mutex::new(Some(Outbox::default())),
             completed: Notify::new(),
             in_flight: InFlight::new(MAX_IN_FLIGHT_REQUESTS, MAX_IN_FLIGHT_BYTES),
-            reads: Reads::new(MAX_READ_WEIGHT as usize, MAX_GROUP_READ_WEIGHT as usize),
+            reads: Places::new(MAX_READ_WEIGHT as usize, MAX_GROUP_READ_WEIGHT),
+            reads_wait: Notify::new(),
+            runtime: Handle::current(),
             ended: AtomicBool::new(false),
             fault: Mutex::new(None),
             gone: CancellationToken::new(),
@@ -149,9 +178,9 @@ impl Stream {
         self.completed.notify_one();
     }
 
-    /// What has completed since it was taken last.
-    pub(super) fn take_completed(&self) -> Vec<Completed> {
-        self.outbox.lock().as_mut().map(mem::take).unwrap_or_default()
+    /// The next of what has completed.
+    pub(super) fn take_completed(&self) -> Option<Vec<Completed>> {
+        self.outbox.lock().as_mut()?.0.pop_front()
     }
 
     /// The client sends no more.
@@ -174,8 +203,10 @@ impl Stream {
     /// holds, and keep it.
     pub(super) fn abandon(&self) {
         let kept = self.outbox.lock().take();
+        self.reads.close();
         self.gone.cancel();
-        for Completed { charge, .. } in kept.into_iter().flatten() {
+        self.budget.drop_given_up_reads();
+        for Completed { charge, .. } in kept.into_iter().flat_map(|outbox| outbox.0).flatten() {
             self.in_flight.remove(1, charge.bytes);
         }
     }
@@ -245,11 +276,8 @@ impl Stream {
     }
 
     /// The replica that serves a group, if it is of this kind.
-    pub(super) fn group<P: Protocol>(&self, id: GroupId) -> Result<Group, Failure> {
-        match self.lookup.group(id) {
-            Some(group) if group.kind() == P::KIND => Ok(group),
-            _ => Err(failure::unknown_group(id, P::KIND)),
-        }
+    pub(super) fn group<P: Protocol>(&self, id: GroupId) -> Option<Group> {
+        self.lookup.group(id).filter(|group| group.kind() == P::KIND)
     }
 }
 

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use prost::Message;
+use shardhost_proto::client::FailureReason;
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 use tonic::Status;
 
 use super::Protocol;
+use super::reads::{ReadPlaces, refuse_late};
 use super::stream::{Charge, Completed, Outcome, Stream};
 use crate::service::budget::STALL_TIMEOUT;
 use crate::service::{GroupLookup, failure};
@@ -27,13 +29,14 @@ pub(super) struct Held {
     stream: Arc<Stream>,
     requests: usize,
     charge: Charge,
+    places: Vec<ReadPlaces>,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         // The permits first: a task that is woken finds them.
-        let Charge { bytes, permit, places } = std::mem::take(&mut self.charge);
-        drop((permit, places));
+        let Charge { bytes, permit } = std::mem::take(&mut self.charge);
+        drop((permit, std::mem::take(&mut self.places)));
         self.stream.taken(self.requests, bytes);
     }
 }
@@ -80,6 +83,7 @@ pub(super) async fn write<P: Protocol>(
             return;
         },
         () = replies.closed() => {}
+        () = refuse_late(&stream) => {}
         () = until_stalled(&stream) => {
             tracing::warn!(kind = P::KIND, "a client takes no answers while others wait for memory or a stream");
             if let Some(connection) = connection {
@@ -109,7 +113,9 @@ async fn write_all<P: Protocol>(
         stream.completed.notified().await;
         // What completes together goes out together.
         yield_now().await;
-        send_all::<P>(stream, stream.take_completed(), replies).await?;
+        while let Some(completed) = stream.take_completed() {
+            send_all::<P>(stream, completed, replies).await?;
+        }
     }
     match stream.take_fault() {
         Some(fault) => replies.send(Err(fault)).await.map_err(|_| ClientGone),
@@ -140,11 +146,12 @@ struct Batch<P: Protocol> {
     replies: Vec<P::Reply>,
     bytes: usize,
     charge: Charge,
+    places: Vec<ReadPlaces>,
 }
 
 impl<P: Protocol> Default for Batch<P> {
     fn default() -> Self {
-        Self { replies: Vec::new(), bytes: 0, charge: Charge::default() }
+        Self { replies: Vec::new(), bytes: 0, charge: Charge::default(), places: Vec::new() }
     }
 }
 
@@ -156,9 +163,19 @@ impl<P: Protocol> Batch<P> {
             Outcome::Write(Ok(applied)) => P::written(id, &applied),
             Outcome::Write(Err(error)) => P::failed(id, failure::of_proposal(&error, lookup)),
             Outcome::Unanswered => P::failed(id, failure::unanswered(P::UNANSWERED)),
-            Outcome::Read(Ok(answer)) => P::answered(id, &answer),
-            Outcome::Read(Err(error)) => P::failed(id, failure::of_read(&error, lookup)),
-            Outcome::Failed(failure) => P::failed(id, failure),
+            Outcome::Read(answer, places) => {
+                self.places.push(places);
+                match answer {
+                    Ok(answer) => P::answered(id, &answer),
+                    Err(error) => P::failed(id, failure::of_read(&error, lookup)),
+                }
+            }
+            Outcome::TooManyReads => P::failed(id, failure::too_many_reads()),
+            Outcome::WrongMap(map) => P::failed(id, failure::wrong_map(map.as_deref())),
+            Outcome::UnknownGroup(group) => P::failed(id, failure::unknown_group(group, P::KIND)),
+            Outcome::Invalid(message) => {
+                P::failed(id, failure::failure(FailureReason::Invalid, message))
+            }
         };
         self.bytes += reply.encoded_len();
         self.charge.absorb(charge);
@@ -170,12 +187,12 @@ impl<P: Protocol> Batch<P> {
         stream: &Arc<Stream>,
         replies: &mpsc::Sender<Sent<P>>,
     ) -> Result<(), ClientGone> {
-        let Self { replies: batch, charge, .. } = self;
+        let Self { replies: batch, charge, places, .. } = self;
         if batch.is_empty() {
             return Ok(());
         }
         stream.hand_over();
-        let held = Held { stream: Arc::clone(stream), requests: batch.len(), charge };
+        let held = Held { stream: Arc::clone(stream), requests: batch.len(), charge, places };
         replies.send(Ok((P::replies(batch), held))).await.map_err(|_| ClientGone)
     }
 }
