@@ -13,8 +13,8 @@ const GRACE: Duration = Duration::from_secs(3);
 /// How long a host waits at least, whatever the command says: for its replica to come or to go.
 const LEAST: Duration = Duration::from_secs(10);
 
-/// Reasons that leave open what becomes of a change.
-const IN_DOUBT: [&str; 3] = ["OUTCOME_UNKNOWN", "STOPPED", "GROUP_FAILED"];
+/// Reasons that leave open what becomes of a change, or come after a part of it.
+const IN_DOUBT: [&str; 4] = ["OUTCOME_UNKNOWN", "STOPPED", "GROUP_FAILED", "STATE_REMAINS"];
 
 /// The confirmation of a change by a node that may take so long.
 ///

@@ -7,7 +7,7 @@ use shardhost_proto::admin::{CreateGroupRequest, GroupStatus};
 use tonic::Code;
 
 use super::change::{answered, is_refused, unconfirmed};
-use super::ended::{partly, senseless};
+use super::ended::{PARTLY, code_of, partly, senseless};
 use super::group::{group_json, members};
 use super::target::{Node, Target};
 
@@ -47,8 +47,9 @@ pub async fn create(arguments: &CreateArguments) -> anyhow::Result<()> {
     };
     let asked = Asked::all(&request, target).await?;
     let led = target.leader_of(*group).await;
-    let (leader, status) = led.map_err(|error| partly(asked.unled(*group, &error)))?;
-    check_created(&request, &status)?;
+    let (leader, status) = led.map_err(|error| partly(asked.but(*group, &error)))?;
+    check_created(&request, &status)
+        .map_err(|error| partly(format!("{}, but {error:#}", asked.made(*group))))?;
     if target.json {
         println!("{}", group_json(&status));
     } else {
@@ -83,21 +84,30 @@ impl Asked {
             match create_at(&address, request, target).await {
                 Answer::Created => asked.done.push(voter),
                 Answer::Unknown(error) => drop(asked.open.insert(voter, error)),
-                Answer::Refused(error) if asked.done.is_empty() => return Err(error),
-                Answer::Refused(error) => {
-                    let (done, group) = (&asked.done, request.group);
-                    let text =
-                        format!("nodes {done:?} have a replica of group {group} now: {error:#}");
-                    return Err(partly(text));
-                }
+                Answer::Refused(error) if asked.changed_nothing() => return Err(error),
+                Answer::Refused(error) => return Err(partly(asked.but(request.group, &error))),
             }
         }
-        match asked.open.pop_first() {
-            Some((_, error)) if asked.done.is_empty() => return Err(error),
-            Some((voter, error)) => drop(asked.open.insert(voter, error)),
-            None => {}
+        match (asked.done.is_empty(), asked.lacking()) {
+            (true, Some(lacking)) if asked.changed_nothing() => Err(anyhow::anyhow!(lacking)),
+            (true, Some(lacking)) => Err(partly(lacking)),
+            _ => Ok(asked),
         }
-        Ok(asked)
+    }
+
+    /// Whether no voter did, or may yet do, what it was asked for.
+    fn changed_nothing(&self) -> bool {
+        self.done.is_empty() && self.open.values().all(|error| code_of(error) != PARTLY)
+    }
+
+    fn made(&self, group: u64) -> String {
+        format!("nodes {:?} have their replica of group {group}", self.done)
+    }
+
+    /// What was done before something went wrong.
+    fn but(&self, group: u64, error: &anyhow::Error) -> String {
+        let lacking = self.lacking().map(|lacking| format!("; {lacking}")).unwrap_or_default();
+        format!("{}, but {error:#}{lacking}", self.made(group))
     }
 
     /// Where no replica was confirmed; `None`: everywhere one was.
@@ -111,11 +121,6 @@ impl Asked {
                 all.join(", ")
             )
         })
-    }
-
-    fn unled(&self, group: u64, error: &anyhow::Error) -> String {
-        let lacking = self.lacking().map(|lacking| format!("; {lacking}")).unwrap_or_default();
-        format!("nodes {:?} have their replica of group {group}, but {error:#}{lacking}", self.done)
     }
 }
 
@@ -169,8 +174,8 @@ fn check_created(asked: &CreateGroupRequest, found: &GroupStatus) -> anyhow::Res
         return Ok(());
     }
     anyhow::bail!(
-        "there is another group {}, of kind {}, on nodes {nodes:?}, generation {generation}: nothing was \
-         changed; take another number, or look at it with `shardhost group show {}`",
+        "there is another group {}, of kind {}, on nodes {nodes:?}, generation {generation}: that one \
+         was not changed; take another number, or look at it with `shardhost group show {}`",
         asked.group,
         found.kind,
         asked.group

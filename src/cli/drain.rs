@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 
 use super::catalog::Catalog;
 use super::change::confirmed;
-use super::ended::PARTLY;
+use super::ended::{PARTLY, partly};
 use super::output::{facts, number, span};
 use super::reached;
 use super::target::{Node, Target, admin, all_groups, channel, in_time, said};
@@ -162,8 +162,10 @@ async fn begin(
     };
     while wait && goes_on(&status) {
         tokio::time::sleep(LOOK_EVERY).await;
-        let looked = balance.get_drain(GetDrainRequest {}).await;
-        status = looked.map_err(|status| said(&address, &status))?.into_inner();
+        let looked = in_time(&address, balance.get_drain(GetDrainRequest {})).await;
+        status = looked.map_err(|error| {
+            partly(format!("node {node} was ordered to drain, how far it is is unknown: {error:#}"))
+        })?;
     }
     if let Some(missing) = wait.then(|| what_is_missing(&status)).flatten() {
         show(&status, None, target);

@@ -129,7 +129,8 @@ fn left(group: u64, destroyed: &[u64], error: anyhow::Error) -> anyhow::Error {
         [] => error.context(format!("group {group} is not destroyed")),
         nodes => partly(format!(
             "group {group} is destroyed on nodes {nodes:?} and not on all others; that cannot be taken back, run \
-             this again when they answer: {error:#}"
+             this again when they answer. In a cluster without a catalog, a node that comes back without a \
+             quorum is started with `--park {group}`, and asked with --at: {error:#}"
         )),
     }
 }

@@ -339,7 +339,10 @@ async fn replace(
     }
     let deadline = Instant::now() + target.timeout();
     loop {
-        let (leader, status) = target.leader_of(group).await?;
+        let led = target.leader_of(group).await;
+        let (leader, status) = led.map_err(|error| {
+            partly(format!("the replacement in group {group} is recorded and continues: {error:#}"))
+        })?;
         match Replacing::of(&status, old, new) {
             Replacing::Done => return show(target, group, leader.status.node, &status),
             Replacing::NotBegun => bail!("the replacement in group {group} was given up"),

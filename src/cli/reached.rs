@@ -8,6 +8,7 @@ use anyhow::bail;
 use shardhost_proto::admin::{GroupStatus, TransferLeaderToFitRequest};
 use tokio::time::Instant;
 
+use super::ended::partly;
 use super::group::role_of;
 use super::target::{Node, Target, said};
 
@@ -94,7 +95,7 @@ impl Reached {
                 Err(error) => refused = Some(error),
             }
             if is_over() {
-                return Err(refused.unwrap_or_else(|| anyhow::anyhow!("it catches up")));
+                return Err(refused.unwrap_or_else(|| partly("it catches up")));
             }
             tokio::time::sleep(LOOK).await;
         }

@@ -16,6 +16,7 @@ use shardhost_proto::admin::{
     SkipEntryRequest,
 };
 
+use super::ended::partly;
 use super::output::{Column, number, table, whole};
 use super::target::{Node, Target, in_time, said};
 use judge::{
@@ -174,10 +175,12 @@ async fn carry_out(
         Some(entry) => skip_everywhere(arguments, members, seen, (entry, &found.older)).await,
         None => skip_where_it_lacks(arguments, members, &lacking(seen)).await,
     };
-    skipped.context(
-        "not every member was done; none of them opens its replica before this command has ended: run it again, or \
-         with --abandon as long as no member has skipped the entry",
-    )?;
+    skipped.map_err(|error| {
+        partly(format!(
+            "not every member was done; none of them opens its replica before this command has ended: run it \
+             again, or with --abandon as long as no member has skipped the entry: {error:#}"
+        ))
+    })?;
     open_all(arguments, members, |_| true, "the entry is skipped at every member").await?;
     tell(arguments, "skipped", "is skipped");
     Ok(ExitCode::SUCCESS)
@@ -261,11 +264,11 @@ async fn open_all(
         return Ok(());
     }
     let group = arguments.group;
-    bail!(
+    Err(partly(format!(
         "{done}, but not all run. Run this again; a replica that cannot be opened is replaced with `shardhost member \
          replace {group} NODE NODE` once the others run\n{}",
         closed.join("\n")
-    )
+    )))
 }
 
 /// An error of a member whose replica cannot be opened: the others need not wait for it.
@@ -406,7 +409,9 @@ async fn within<T>(
             bail!("{}", earlier_version(address))
         }
         Ok(Err(status)) => Err(said(address, &status)),
-        Err(_) => bail!("{address} does not answer within {time:?}"),
+        Err(_) => Err(partly(format!(
+            "{address} does not answer within {time:?}; what it was asked for goes on there"
+        ))),
     }
 }
 

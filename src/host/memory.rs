@@ -97,9 +97,10 @@ impl IncarnationMemory for HostMemory {
         let Rollback { by, known, held } = rollback;
         let text = format!("node {by} knows {known}, the directory {held}\n");
         self.note.write(&text)?;
-        // A directory that knows no earlier start is a new one: the node lost its disk. Another is an
-        // older copy, and any replica may have been here.
-        if held == 0 {
+        // A directory that knows no earlier start, or only some that were lost with a disk, is a new one.
+        // Another is an older copy, and any replica may have been here.
+        let only_lost = held <= noticed.told && self.note.disk_was_lost();
+        if held == 0 || (only_lost && !self.note.was_rolled_back()) {
             self.note.mark_disk_lost(&text)?;
             groups.disk_was_lost();
         } else {

@@ -278,6 +278,7 @@ impl Admin for AdminService {
         let unchecked = request.even_if_ineligible;
         // Also when the caller goes away: the catalog must not intend what the group refused.
         let changed = tokio::spawn(async move {
+            let _turn = intentions.requirement_turn(group.id(), timeout_of(within)).await?;
             let before = intentions.require(group.id(), &requirement).await?;
             let changed = if unchecked {
                 let require = || group.require_unchecked(requirement.clone(), expect);
@@ -288,6 +289,7 @@ impl Admin for AdminService {
             };
             if let (Err(error), Some(before)) = (&changed, before)
                 && error.code() != Code::DeadlineExceeded
+                && group.membership().requirement != requirement
             {
                 intentions.put_back(before).await;
             }

@@ -2,11 +2,14 @@
 //! catalog, and done by the hosts. A group that the catalog does not know is changed here, as
 //! without one.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use shardhost_groups::{GroupId, LogIndex, MembershipError, NodeId, Requirement};
 use shardhost_proto::admin as wire;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -55,11 +58,12 @@ const fn code_of(refusal: &Refusal) -> Code {
 pub(super) struct Intentions {
     host: Host,
     system: Option<System>,
+    requirements: Arc<Turns>,
 }
 
 impl Intentions {
     pub(super) fn new(host: &Host, system: Option<&System>) -> Self {
-        Self { host: host.clone(), system: system.cloned() }
+        Self { host: host.clone(), system: system.cloned(), requirements: Arc::default() }
     }
 
     /// Whether the cluster keeps a catalog.
@@ -172,6 +176,20 @@ impl Intentions {
         )))
     }
 
+    /// One change of a group's requirement after the other, from its record to the answer of the group:
+    /// else one that is refused would take back what another one recorded and got.
+    pub(super) async fn requirement_turn(
+        &self,
+        group: GroupId,
+        within: Duration,
+    ) -> Result<OwnedMutexGuard<()>, Status> {
+        let turn = self.requirements.of(group).lock_owned();
+        tokio::time::timeout(within, turn).await.map_err(|_| {
+            let message = format!("another change of what group {group} requires is under way");
+            refusal(Code::Aborted, "CONFIG_CHANGE_PENDING", message, [])
+        })
+    }
+
     /// Records the requirement of a group in the catalog, and waits until this host knows it, so
     /// that nothing here acts on the former one; `None`: the catalog does not know the group, or
     /// there is none. The former one is returned, to be put back when the group refuses.
@@ -208,6 +226,23 @@ impl Intentions {
         if let Err(error) = put_back(system, before).await {
             tracing::error!(%group, %error, "the catalog intends what the group refused");
         }
+    }
+}
+
+/// Whose turn it is, by group. As many as have somebody at work or waiting.
+#[derive(Debug, Default)]
+struct Turns(Mutex<HashMap<GroupId, Weak<AsyncMutex<()>>>>);
+
+impl Turns {
+    fn of(&self, group: GroupId) -> Arc<AsyncMutex<()>> {
+        let mut turns = self.0.lock();
+        if let Some(turn) = turns.get(&group).and_then(Weak::upgrade) {
+            return turn;
+        }
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::default();
+        turns.insert(group, Arc::downgrade(&turn));
+        turn
     }
 }
 

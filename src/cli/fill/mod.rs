@@ -17,7 +17,7 @@ use shardhost_proto::admin::{HostStatus, ReplaceMemberRequest};
 
 use self::choose::{Nodes, Shard, Step};
 use super::change::unconfirmed;
-use super::ended::PARTLY;
+use super::ended::{PARTLY, code_of};
 use super::group::config_index;
 use super::member::Replacing;
 use super::observe::{Leader, Observer};
@@ -49,6 +49,21 @@ pub struct Filled {
     pub gained: u64,
     /// What went wrong, by group.
     pub failed: BTreeMap<u64, String>,
+    /// Those of them in which the replacement may have begun, and then continues.
+    continues: BTreeSet<u64>,
+}
+
+impl Filled {
+    fn note(&mut self, group: u64, error: &anyhow::Error) {
+        self.failed.insert(group, format!("{error:#}"));
+        if code_of(error) == PARTLY {
+            self.continues.insert(group);
+        }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed.len() > self.continues.len()
+    }
 }
 
 /// Fills a node, or shows what that would do.
@@ -60,13 +75,13 @@ pub async fn run(arguments: &FillArguments) -> anyhow::Result<ExitCode> {
         survey.show(*node, &steps, target.json);
         return Ok(ExitCode::SUCCESS);
     }
-    let unled = survey.unled;
+    let left = survey.left;
     let filled = carry_out(*node, steps, survey.cluster, target.timeout()).await;
-    report(*node, &filled, &unled, target.json);
-    Ok(match (filled.failed.is_empty(), unled.is_empty()) {
-        (false, _) => ExitCode::FAILURE,
-        (true, false) => ExitCode::from(PARTLY),
-        (true, true) => ExitCode::SUCCESS,
+    report(*node, &filled, &left, target.json);
+    Ok(match (filled.has_failed(), filled.failed.is_empty() && left.is_empty()) {
+        (true, _) => ExitCode::FAILURE,
+        (false, false) => ExitCode::from(PARTLY),
+        (false, true) => ExitCode::SUCCESS,
     })
 }
 
@@ -75,7 +90,7 @@ pub async fn fill(node: u64, target: &Target) -> anyhow::Result<Filled> {
     let survey = Survey::new(node, target).await?;
     let steps = survey.steps(node);
     let mut filled = carry_out(node, steps, survey.cluster, target.timeout()).await;
-    let unled = survey.unled.into_iter();
+    let unled = survey.left.unled.into_iter();
     filled.failed.extend(unled.map(|group| (group, "it has no leader".to_owned())));
     Ok(filled)
 }
@@ -88,7 +103,7 @@ async fn carry_out(new: u64, steps: Vec<Step>, cluster: Reached, within: Duratio
     while let Some((step, outcome)) = outcomes.next().await {
         match outcome {
             Ok(()) => filled.gained += 1,
-            Err(error) => drop(filled.failed.insert(step.group, format!("{error:#}"))),
+            Err(error) => filled.note(step.group, &error),
         }
     }
     filled
@@ -128,8 +143,27 @@ struct Survey {
     cluster: Reached,
     nodes: Nodes,
     shards: Vec<Shard>,
-    /// Shards without a leader that could replace a member: they are left as they are.
+    left: Left,
+}
+
+/// Shards that are left as they are.
+#[derive(Debug, Default)]
+struct Left {
+    /// No leader could replace a member.
     unled: BTreeSet<u64>,
+    /// Another change of members is under way.
+    changing: BTreeSet<u64>,
+}
+
+impl Left {
+    fn is_empty(&self) -> bool {
+        self.unled.is_empty() && self.changing.is_empty()
+    }
+
+    fn show(&self) {
+        show_left(&self.unled, "have no leader and stay as they are", "they have one");
+        show_left(&self.changing, "change their members and stay as they are", "that is over");
+    }
 }
 
 impl Survey {
@@ -142,7 +176,9 @@ impl Survey {
         let nodes = reached.values().map(|one| (one.status.node, capabilities(&one.status)));
         let nodes = nodes.collect();
         let shards = leaders.iter().filter(|(_, leader)| leader.settled).map(shard).collect();
-        Ok(Self { cluster, nodes, shards, unled })
+        let changing = leaders.iter().filter(|(_, leader)| !leader.settled);
+        let left = Left { unled, changing: changing.map(|(group, _)| *group).collect() };
+        Ok(Self { cluster, nodes, shards, left })
     }
 
     fn steps(&self, new: u64) -> Vec<Step> {
@@ -160,11 +196,12 @@ impl Survey {
             before.iter().map(|(node, held)| (*node, after(*node, *held))).collect();
         if as_json {
             let steps: Vec<Value> = steps.iter().map(|step| step_json(*step, new)).collect();
-            let unled = &self.unled;
+            let Left { unled, changing } = &self.left;
             return println!(
                 "{}",
                 json!({
-                    "before": before, "after": after, "steps": steps, "groups_without_leader": unled
+                    "before": before, "after": after, "steps": steps,
+                    "groups_without_leader": unled, "groups_changing": changing
                 })
             );
         }
@@ -180,19 +217,19 @@ impl Survey {
         if steps.len() > SHOWN {
             println!("and {} more", number((steps.len() - SHOWN) as u64));
         }
-        show_unled(&self.unled);
+        self.left.show();
     }
 }
 
-fn show_unled(unled: &BTreeSet<u64>) {
-    if unled.is_empty() {
+fn show_left(groups: &BTreeSet<u64>, why: &str, until: &str) {
+    if groups.is_empty() {
         return;
     }
-    let shown: Vec<String> = unled.iter().take(SHOWN).map(ToString::to_string).collect();
-    let more = if unled.len() > SHOWN { " and more" } else { "" };
+    let shown: Vec<String> = groups.iter().take(SHOWN).map(ToString::to_string).collect();
+    let more = if groups.len() > SHOWN { " and more" } else { "" };
     println!(
-        "{} groups have no leader and stay as they are ({}{more}); run this again when they have one",
-        number(unled.len() as u64),
+        "{} groups {why} ({}{more}); run this again when {until}",
+        number(groups.len() as u64),
         shown.join(", ")
     );
 }
@@ -214,13 +251,15 @@ fn step_json(Step { group, old }: Step, new: u64) -> Value {
     json!({ "group": group, "old": old, "new": new })
 }
 
-fn report(node: u64, filled: &Filled, unled: &BTreeSet<u64>, as_json: bool) {
+fn report(node: u64, filled: &Filled, left: &Left, as_json: bool) {
     if as_json {
         let (gained, failed) = (filled.gained, &filled.failed);
+        let Left { unled, changing } = left;
         return println!(
             "{}",
             json!({
-                "node": node, "gained": gained, "failed": failed, "groups_without_leader": unled
+                "node": node, "gained": gained, "failed": failed,
+                "groups_without_leader": unled, "groups_changing": changing
             })
         );
     }
@@ -228,5 +267,5 @@ fn report(node: u64, filled: &Filled, unled: &BTreeSet<u64>, as_json: bool) {
     for (group, error) in filled.failed.iter().take(SHOWN) {
         println!("group {group}: {error}");
     }
-    show_unled(unled);
+    left.show();
 }

@@ -250,15 +250,20 @@ impl ClientBudget {
     }
 
     /// Refuses the reads whose groups have too much of the memory for too long.
-    pub(super) fn refuse_late_reads(&self) {
+    pub(super) fn refuse_late_reads(self: &Arc<Self>) {
         for late in self.reads.take_late() {
             self.note_wait();
             late.refuse();
         }
+        // What was behind them may have room now.
+        self.begin_reads();
     }
 
     /// Lets go of the reads of clients that are gone.
     pub(super) fn drop_given_up_reads(self: &Arc<Self>) {
+        if !self.reads.has_waiting() {
+            return;
+        }
         {
             let _begins = Begins::enter(self);
             self.reads.drop_given_up();
@@ -500,6 +505,23 @@ mod tests {
         budget.drop_given_up_reads();
         assert!(!budget.has_waiting_reads(), "one who goes away does not wait any more");
         drop(all);
+        assert_eq!(budget.used_bytes(), 0);
+    }
+
+    /// A large one waits, and a small one behind it that would have room.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_behind_a_late_read_begins_when_that_is_refused() {
+        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
+        let share = (budget.half / GROUP_PART) as usize;
+        let most = held(&budget, share - 4_096).await;
+        let large = begin(&budget, 1, share / 2);
+        advance(STALL_TIMEOUT / 20).await;
+        let small = begin(&budget, 1, 4_096);
+        advance(STALL_TIMEOUT / 20).await;
+        budget.refuse_late_reads();
+        assert!(large.await.is_err(), "it has waited too long");
+        drop(small.await.expect("it has room, and waits for nothing"));
+        drop(most);
         assert_eq!(budget.used_bytes(), 0);
     }
 

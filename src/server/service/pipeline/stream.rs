@@ -204,8 +204,11 @@ impl Stream {
     pub(super) fn abandon(&self) {
         let kept = self.outbox.lock().take();
         self.reads.close();
-        self.gone.cancel();
-        self.budget.drop_given_up_reads();
+        // Both halves of a stream notice it.
+        if !self.gone.is_cancelled() {
+            self.gone.cancel();
+            self.budget.drop_given_up_reads();
+        }
         for Completed { charge, .. } in kept.into_iter().flat_map(|outbox| outbox.0).flatten() {
             self.in_flight.remove(1, charge.bytes);
         }
