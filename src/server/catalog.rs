@@ -229,7 +229,7 @@ impl Intentions {
     }
 }
 
-/// Whose turn it is, by group. As many as have somebody at work or waiting.
+/// The turns of groups. As many as have a change under way or waiting.
 #[derive(Debug, Default)]
 struct Turns(Mutex<HashMap<GroupId, Weak<AsyncMutex<()>>>>);
 

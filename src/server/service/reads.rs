@@ -131,7 +131,7 @@ impl<T: Waits> Places<T> {
     }
 
     /// Puts something in the line of its group: first for the share of the group, then for a place
-    /// among all. So what waits for a group that hangs is in the way of no other. [`Self::next`] tells
+    /// among all. So what waits for a group that hangs is in the way of no other. [`Self::next`] says
     /// what has its place.
     pub(super) fn enter(&self, group: GroupId, weight: u32, item: T) {
         let waiting = Box::new(Waiting { since: Instant::now(), weight, item });
