@@ -152,8 +152,8 @@ async fn a_parked_replica_that_was_removed_gives_way(cluster: &mut Supervised) {
     let at = cluster.addresses()[&3].clone();
     let parked = run(&["group", "show", SHARD, "--at", &at, "--json"]).await.json();
     assert!(parked["fault"].as_str().is_some_and(|fault| fault.contains("parked")), "{parked}");
-    cluster.run(&["member", "remove", SHARD, "3", "--timeout", "60"]).await.ok();
-    cluster.run(&["member", "add", SHARD, "3", "--timeout", "60"]).await.ok();
+    cluster.change_member("remove", SHARD, 3).await;
+    cluster.change_member("add", SHARD, 3).await;
     let joined = run(&["group", "show", SHARD, "--at", &at, "--json"]).await.json();
     assert!(joined["fault"].is_null() || joined["fault"] == "", "{joined}");
     assert_ne!(joined["replica"], parked["replica"], "{joined}");

@@ -107,14 +107,14 @@ async fn a_node_that_lost_its_disk_gets_all_its_replicas_anew_by_one_command() {
 
     // As after a run that ended between the removal of the old replica and the addition of the new one,
     // which nothing records.
-    cluster.run(&["member", "remove", group, "3", "--timeout", "60"]).await.ok();
+    cluster.change_member("remove", group, 3).await;
     let missed = cluster.run(rebuild).await;
     assert_eq!(missed.code, 3, "{missed:?}");
     assert_eq!(missed.json()["short_groups"], serde_json::json!({ group: 2 }), "{missed:?}");
     let told = cluster.run(&["member", "rebuild", "3", "--timeout", "60"]).await;
     let command = format!("`shardhost member add {group} 3`");
     assert!(told.code == 3 && told.stdout.contains(&command), "{told:?}");
-    cluster.run(&["member", "add", group, "3", "--timeout", "60"]).await.ok();
+    cluster.change_member("add", group, 3).await;
 
     cluster.kill(1).await;
     // Groups that only the node holds that is down are not known.

@@ -1,9 +1,11 @@
 //! What commands end with that were done in part, or whose outcome is not known, and what they name.
 
+use std::time::Instant;
+
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::process::{Node, Supervised, run};
+use super::process::{Node, Supervised, TIMEOUT, run};
 
 const SHARD: &str = "1000000";
 
@@ -76,6 +78,11 @@ async fn a_group_without_a_leader_does_not_keep_a_node_empty() {
     for node in [2, 3] {
         cluster.kill(node).await;
         cluster.restart_with(node, &["--park", SHARD]).await;
+    }
+    let began = Instant::now();
+    let show = ["group", "show", SHARD, "--at", &cluster.addresses()[&1], "--json"];
+    while run(&show).await.json()["role"] == "leader" {
+        assert!(began.elapsed() < TIMEOUT, "it leads on without a quorum");
     }
     let unled = |shown: &Value| shown["groups_without_leader"] == json!([1_000_000]);
     let fill = ["member", "fill", "4", "--json", "--timeout", "15"];

@@ -380,6 +380,26 @@ impl Supervised {
         &self.addresses
     }
 
+    /// Adds or removes a member. On a busy machine the leadership may go in the middle: then the outcome is
+    /// unknown, and the members say whether it took effect.
+    pub async fn change_member(&self, change: &str, group: &str, node: u64) {
+        let (began, number) = (Instant::now(), node.to_string());
+        loop {
+            let changed = self.run(&["member", change, group, &number, "--timeout", "60"]).await;
+            if changed.code != 3 {
+                changed.ok();
+                return;
+            }
+            let list = ["member", "list", group, "--json", "--timeout", "60"];
+            let listed = self.run(&list).await.json();
+            let votes = |member: &Value| member["node"] == node && member["role"] == "voter";
+            if listed["members"].as_array().unwrap().iter().any(votes) == (change == "add") {
+                return;
+            }
+            assert!(began.elapsed() < TIMEOUT, "{changed:?}: {listed}");
+        }
+    }
+
     /// Kills all of them at once.
     pub async fn kill_all(&mut self) {
         for host in self.hosts.values_mut() {
