@@ -9,7 +9,7 @@
 //! | [`ids`] | the numbers that name nodes, groups, replicas, terms and log positions |
 //! | [`types`] | stored data: entries, hard state, membership, batches |
 //! | [`requirement`] | what a group asks of its leader |
-//! | [`store`] | the [`LogStore`] seam and its errors |
+//! | [`store`] | the [`LogStore`] seam and its errors; [`LogLayer`] is a store on top of another |
 //! | [`snapshot`] | the [`SnapshotStore`] seam and its errors |
 //! | [`memory`] | both seams in memory, with crashes and faults on command |
 //! | [`rocks`] | the store for production, on RocksDB |
@@ -29,7 +29,7 @@ mod directory;
 mod draft;
 pub mod files;
 mod frame;
-pub mod layer;
+mod layer;
 pub mod memory;
 pub mod rate;
 pub mod requirement;
@@ -37,7 +37,7 @@ pub mod requirement;
 pub mod rocks;
 pub mod run;
 pub mod snapshot;
-mod store;
+pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod types;
