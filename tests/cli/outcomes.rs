@@ -36,7 +36,9 @@ async fn what_was_recorded_is_shown_wherever_one_asks(cluster: &mut Supervised) 
     let (one, three) = (cluster.addresses()[&1].clone(), cluster.addresses()[&3].clone());
     cluster.kill(1).await;
     let drain = ["drain", "begin", "2", "--even-if-ineligible", "--at", &three, "--timeout", "60"];
-    run(&drain).await.ok();
+    // A group of which node 1 led may have no leader yet.
+    let begun = run(&drain).await;
+    assert!(begun.code == 0 || begun.code == 3, "{begun:?}");
     cluster.kill(2).await;
     cluster.restart(1).await;
     run(&["drain", "end", "2", "--at", &one, "--timeout", "60"]).await.ok();
@@ -57,7 +59,7 @@ async fn a_group_is_created_without_a_voter_that_is_down(cluster: &Supervised) {
 }
 
 async fn a_replacement_goes_on_and_another_one_is_told_of_it(cluster: &Supervised) {
-    let begun = cluster.run(&["member", "replace", SHARD, "3", "4", "--timeout", "1"]).await;
+    let begun = cluster.run(&["member", "replace", SHARD, "3", "4", "--timeout", "5"]).await;
     assert_eq!(begun.code, 3, "{begun:?}");
     assert!(begun.stderr.contains("is recorded and continues"), "{begun:?}");
     for other in [&["member", "replace", SHARD, "1", "4"][..], &["member", "add", SHARD, "4"]] {
