@@ -78,7 +78,10 @@ impl Asked {
     /// Fails when a voter refuses, and when none did what it was asked for.
     async fn all(request: &CreateGroupRequest, target: &Target) -> anyhow::Result<Self> {
         let start = target.node().await?;
-        let addresses = addresses_of(&request.voters, &start)?;
+        // All are known before any is asked.
+        let address_of = |voter: &u64| Ok((*voter, start.known_address(*voter)?));
+        let addresses: Vec<_> =
+            request.voters.iter().map(address_of).collect::<anyhow::Result<_>>()?;
         let mut asked = Self::default();
         for (voter, address) in addresses {
             match create_at(&address, request, target).await {
@@ -122,19 +125,6 @@ impl Asked {
             )
         })
     }
-}
-
-/// Where the voters are. All are known before any is asked.
-fn addresses_of(voters: &[u64], start: &Node) -> anyhow::Result<Vec<(u64, String)>> {
-    let address_of = |voter: &u64| {
-        let own = (*voter == start.status.node).then(|| start.address.clone());
-        let address = own.or_else(|| start.address_of(*voter)).ok_or_else(|| {
-            let asked = &start.address;
-            anyhow::anyhow!("{asked} knows no node {voter}; `shardhost status` shows the nodes")
-        })?;
-        Ok((*voter, address))
-    };
-    voters.iter().map(address_of).collect()
 }
 
 /// The voter has a replica of the group, or of another one of that number.

@@ -85,10 +85,7 @@ impl Target {
         if start.status.node == number {
             return Ok(start);
         }
-        let Some(address) = start.address_of(number) else {
-            bail!("{} knows no node {number}; `shardhost status` shows the nodes", start.address)
-        };
-        Node::connect(&address).await
+        Node::connect(&start.known_address(number)?).await
     }
 
     /// The first node that holds a replica of a group, and its status.
@@ -204,6 +201,16 @@ impl Node {
         let peers = self.status.peers.iter().map(|peer| peer.address.clone());
         let known = peers.filter(|address| !address.is_empty() && *address != self.address);
         std::iter::once(self.address.clone()).chain(known).collect()
+    }
+
+    /// Where a node is, this one or another that it knows.
+    pub fn known_address(&self, number: u64) -> anyhow::Result<String> {
+        if self.status.node == number {
+            return Ok(self.address.clone());
+        }
+        self.address_of(number).with_context(|| {
+            format!("{} knows no node {number}; `shardhost status` shows the nodes", self.address)
+        })
     }
 
     /// Where it reaches another node.

@@ -253,20 +253,24 @@ async fn a_skip_that_one_member_carried_out_is_not_taken_back() {
     servers.put(2, "after", "value").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_was_left_out_skips_the_command_when_it_comes_back() {
-    let (mut servers, number) = poisoned().await;
-    let entry = interrupted(&servers, number, &[(1, 2), (2, 2), (3, 1)]).await;
+/// Node 3 is down while the others end the skip, and finds its note when it is back.
+async fn done_without_three_which_comes_back(servers: &mut Servers, confirm: &[&str]) {
     servers.kill(3).await;
-    let index = number.to_string();
-    let confirm = ["group", "skip", TABLE, "--index", &index, "--confirm"];
-    let without = [&confirm[..], &["--without", "3"]].concat();
-    servers.run(1, &without).await.ok();
+    servers.run(1, &[confirm, &["--without", "3"]].concat()).await.ok();
     servers.put(1, "after", "value").await;
 
     servers.start(3, &[]);
     servers.await_log(3, &["not all members have done so"]).await;
-    servers.until("it answers", || async { role(&servers, 3).await == "failed" }).await;
+    servers.until("it answers", || async { role(servers, 3).await == "failed" }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_was_left_out_skips_the_command_when_it_comes_back() {
+    let (mut servers, number) = poisoned().await;
+    let entry = interrupted(&servers, number, &[(1, 2), (2, 2), (3, 1)]).await;
+    let index = number.to_string();
+    let confirm = ["group", "skip", TABLE, "--index", &index, "--confirm"];
+    done_without_three_which_comes_back(&mut servers, &confirm).await;
     // Those that run are done with it, whichever step they are asked for.
     let mut member = Member::of(&servers, 1, number).await;
     member.begin(entry).await.expect("it has skipped it");
@@ -301,16 +305,9 @@ async fn a_member_without_the_command_that_was_left_out_enters_the_term_when_it_
     interrupted(&servers, number, &[(1, 1), (2, 1), (3, 1)]).await;
     let noted = Member::of(&servers, 3, number).await.look().await;
     assert!(!noted.present && noted.skipping == Some(number), "it was down: {noted:?}");
-    servers.kill(3).await;
     let index = number.to_string();
     let confirm = ["group", "skip", TABLE, "--index", &index, "--confirm"];
-    let without = [&confirm[..], &["--without", "3"]].concat();
-    servers.run(1, &without).await.ok();
-    servers.put(1, "after", "value").await;
-
-    servers.start(3, &[]);
-    servers.await_log(3, &["not all members have done so"]).await;
-    servers.until("it answers", || async { role(&servers, 3).await == "failed" }).await;
+    done_without_three_which_comes_back(&mut servers, &confirm).await;
     let mut member = Member::of(&servers, 3, number).await;
     let refused = member.open().await.expect_err("it may still come");
     assert!(refused.message().contains("may still send it"), "{refused:?}");

@@ -1,5 +1,7 @@
 //! Damage inside values, which RocksDB's own checksums cannot see: it concerns one group.
 
+use std::path::Path;
+
 use rocksdb::{DB, Options, WriteBatch};
 use shardhost_storage::{GroupId, LogError, LogStore, ReplicaId};
 
@@ -155,16 +157,21 @@ fn a_damaged_log_is_cured_by_a_reset() {
     }
 }
 
-#[test]
-fn a_key_of_another_shape_is_refused_at_open() {
-    let mut subject = OnDisk::default();
-    subject.close();
-    let path = subject.path().join("db");
-    let database = DB::open_cf(&Options::default(), path, ["default", "replicas", "log"]);
+/// Puts a key of another shape into the log of a store that is closed.
+pub fn put_strange_key(store: &Path) {
+    let database =
+        DB::open_cf(&Options::default(), store.join("db"), ["default", "replicas", "log"]);
     let database = database.expect("a database");
     let log = database.cf_handle("log").expect("a family");
     database.put_cf(log, b"strange", b"").expect("written");
     drop(database);
+}
+
+#[test]
+fn a_key_of_another_shape_is_refused_at_open() {
+    let mut subject = OnDisk::default();
+    subject.close();
+    put_strange_key(subject.path());
     let refused = subject.open().expect_err("a strange key");
     assert!(matches!(refused, LogError::Corrupt { .. }), "{refused}");
     assert!(refused.to_string().contains("strange"), "{refused}");

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rocksdb::{DB, Options};
 use shardhost_storage::{Certainty, Doubt, LogError, RocksOptions, RocksStore};
 use tempfile::TempDir;
 
 use crate::crash::{live_log, ten_batches};
+use crate::damage::put_strange_key;
 use crate::fixtures::{
     GROUP, OnDisk, append, create, entries, identity, load, open, open_after_power_loss, small,
     view, write_all,
@@ -142,12 +142,7 @@ fn a_torn_log_of_another_store_is_refused_and_left_alone() {
 #[test]
 fn a_torn_log_that_cannot_be_recovered_is_refused_and_left_alone() {
     let (subject, _) = closed();
-    let path = subject.path().join("db");
-    let database = DB::open_cf(&Options::default(), path, ["default", "replicas", "log"]);
-    let database = database.expect("a database");
-    let log = database.cf_handle("log").expect("a family");
-    database.put_cf(log, b"strange", b"").expect("written");
-    drop(database);
+    put_strange_key(subject.path());
     let torn = with_log(subject.path(), |log| log.extend([0xa5; 100]));
     let refused = refusal(torn.path());
     assert!(matches!(refused, LogError::Corrupt { .. }), "{refused}");
