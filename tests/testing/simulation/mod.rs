@@ -7,7 +7,8 @@
 //! | where | what |
 //! |---|---|
 //! | `cluster` | the clock, the queue of what happens next, and the nodes that it happens to |
-//! | `node`, `machine`, `network` | what a node, its state machines and the network are made of |
+//! | `node`, `network` | a node as seeds drive it, and the network between nodes |
+//! | `disks`, `machine` | what outlives a process, and how a replica is opened from it; scripts drive these by hand |
 //! | `faults` | what goes wrong, and how often |
 //! | `checks`, `histories`, `serving` | what must hold, whatever happens |
 //! | `chance` | chance that follows from a seed |
@@ -21,6 +22,7 @@
 mod chance;
 mod checks;
 mod cluster;
+mod disks;
 mod faults;
 mod histories;
 mod machine;
@@ -31,6 +33,8 @@ mod serving;
 pub use chance::Chance;
 pub use checks::{Checks, Coverage, Election};
 pub use cluster::{Cluster, Shape};
+pub use disks::{Disks, OpenedReplica};
+pub use machine::{Command, Contents, ListMachine, MachineDisk};
 pub use network::{Network, Weather};
 
 /// The seeds that a test runs: `ordinary` many, as many as `SIMULATION_SEEDS` says, or the one of

@@ -1,27 +1,38 @@
 //! One simulated process: a worker, its disks, its state machines, and what is under way there.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 
-use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
+use shardhost_groups::apply::{Applier, ApplyWork};
 use shardhost_groups::clock::Moment;
 use shardhost_groups::config::GroupsConfig;
-use shardhost_groups::core::{GroupCore, LeaseSign, LogTask, Opened, ReadNeed, ReplicaStart};
+use shardhost_groups::core::{LeaseSign, LogTask, ReadNeed};
 use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::policy::{Policies, PolicyGuard};
 use shardhost_groups::testing::mix;
 use shardhost_groups::worker::{Input, WorkerCore};
-use shardhost_groups::{
-    GroupId, LogIndex, LogPosition, Membership, NodeId, ReadBarrier, ReadError, StateMachine, Term,
-};
-use shardhost_storage::{
-    Certainty, GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
-    SnapshotStore,
-};
+use shardhost_groups::{ApplyFault, GroupId, Membership, NodeId, ReadBarrier, ReadError, Term};
+use shardhost_storage::{Certainty, LogStore};
 use tokio::sync::oneshot;
 
-use super::machine::{ListMachine, MachineDisk};
+use super::disks::{Disks, OpenedReplica};
+use super::machine::Command;
+
+/// Commands of the simulation are numbers; whatever follows is ballast.
+impl Command for u64 {
+    fn read(bytes: &[u8]) -> Result<Self, ApplyFault> {
+        let number = bytes.first_chunk::<8>();
+        let number = number.ok_or_else(|| ApplyFault::new("a command of something else"))?;
+        Ok(Self::from_be_bytes(*number))
+    }
+    fn bytes(&self) -> Vec<u8> {
+        self.to_be_bytes().to_vec()
+    }
+    fn answer(&self, _: usize) -> Vec<u8> {
+        self.bytes()
+    }
+}
 
 /// A read under way: its group, what it must see, and where the answer comes.
 pub struct PendingRead {
@@ -63,9 +74,7 @@ pub struct Process {
 pub struct Node {
     pub id: NodeId,
     pub life: u64,
-    pub store: MemoryStore,
-    pub snapshots: MemorySnapshots,
-    pub disks: BTreeMap<GroupId, Arc<Mutex<MachineDisk>>>,
+    pub disks: Disks<u64>,
     pub process: Option<Process>,
     pub stalled_until: u64,
     /// Until when its state machines take their time.
@@ -108,9 +117,7 @@ impl Node {
         Self {
             id,
             life: 0,
-            store: MemoryStore::new(),
-            snapshots: MemorySnapshots::new(),
-            disks: BTreeMap::new(),
+            disks: Disks::new(),
             process: None,
             stalled_until: 0,
             machines_slow_until: 0,
@@ -156,41 +163,24 @@ impl Node {
         whole
     }
 
-    /// Lays the first state of a group on the disk, as its creation does.
+    /// Writes the first state of a group, as its creation does.
     pub fn create(&mut self, group: GroupId, membership: &Membership) -> bool {
-        let Some(replica) = membership.replica_on(self.id) else { return false };
-        let buried = self.store.tombstone(group).unwrap();
-        if buried.is_some_and(|buried| buried >= replica) {
-            return false;
-        }
-        let mut write = GroupWrite::new(group);
-        write.meta = Some(GroupMeta {
-            group,
-            replica,
-            membership: membership.clone(),
-            snapshot: None,
-            labels: BTreeMap::new(),
-            kind: String::new(),
-            skipping: None,
-        });
-        write.hard_state =
-            Some(HardState { term: Term::new(1), vote: None, commit: LogIndex::new(0) });
-        write.reset = Some(LogPosition::default());
-        self.store.write(&LogBatch { writes: vec![write] }).unwrap();
-        self.disks.insert(group, self.empty_disk(group));
-        true
+        let keeps = self.keeps(group);
+        self.disks.create(group, self.id, membership, keeps)
     }
 
-    fn empty_disk(&self, group: GroupId) -> Arc<Mutex<MachineDisk>> {
-        let keeps = (self.keeps)(self.keeping, group);
-        Arc::new(Mutex::new(MachineDisk { keeps, ..MachineDisk::default() }))
+    fn keeps(&self, group: GroupId) -> bool {
+        (self.keeps)(self.keeping, group)
     }
 
     /// Opens a replica in the running process.
     pub fn open_replica(&mut self, config: &GroupsConfig, group: GroupId) -> Result<(), String> {
         self.openings += 1;
         let open_id = self.life * 1_000_000 + self.openings;
-        let (replica, applier) = self.open(&self.own_config(config), group, open_id)?;
+        let config = self.own_config(config);
+        let opened = self.disks.open(&config, group, open_id, &self.policies);
+        let OpenedReplica { core, applier, .. } =
+            opened.map_err(|error| format!("{:?} {group:?}: {error}", self.id))?;
         let machine = Machine {
             open_id,
             applier,
@@ -201,7 +191,7 @@ impl Node {
             stalled: false,
         };
         if let Some(process) = self.process.as_mut() {
-            process.core.handle(Input::Open(Box::new(replica)));
+            process.core.handle(Input::Open(Box::new(core)));
             process.machines.insert(group, machine);
         }
         Ok(())
@@ -217,9 +207,7 @@ impl Node {
     /// The process dies. Of the writes that were not synced, `keep` survive.
     pub fn crash(&mut self, keep: usize) {
         self.process = None;
-        self.store.crash(keep);
-        self.snapshots.crash();
-        self.disks.values().for_each(|disk| disk.lock().unwrap().crash());
+        self.disks.crash(keep);
         self.life += 1;
         self.heard.clear();
         self.live.clear();
@@ -228,15 +216,13 @@ impl Node {
 
     /// Replaces the disks of a node that is down by empty ones.
     pub fn wipe(&mut self) {
-        (self.store, self.snapshots) = (MemoryStore::new(), MemorySnapshots::new());
-        self.disks.clear();
+        self.disks = Disks::new();
     }
 
     /// Removes what a state machine of a node that is down keeps, and its snapshots.
     pub fn lose_state(&mut self, group: GroupId) {
-        let empty = self.empty_disk(group);
-        self.disks.insert(group, empty);
-        if let Err(error) = self.snapshots.remove_below(group, None) {
+        let keeps = self.keeps(group);
+        if let Err(error) = self.disks.lose_state(group, keeps) {
             tracing::debug!(%error, "no snapshots");
         }
     }
@@ -251,61 +237,24 @@ impl Node {
             reads: Vec::new(),
             leases: BTreeMap::new(),
         });
-        let mut groups = self.store.groups().map_err(|error| error.to_string())?;
+        let mut groups = self.disks.store.groups().map_err(|error| error.to_string())?;
         groups.retain(|group| !self.closed.contains(group));
         groups.retain(|group| !self.differs(*group));
         for group in &groups {
             // A log that lost its end may have forgotten that a replica was destroyed, with its
             // state.
-            let empty = self.empty_disk(*group);
-            self.disks.entry(*group).or_insert(empty);
+            let keeps = self.keeps(*group);
+            if !self.disks.machines.contains_key(group) {
+                self.disks.empty_machine(*group, keeps);
+            }
         }
         groups.into_iter().try_for_each(|group| self.open_replica(config, group))
     }
 
     /// A host parks such a replica.
     fn differs(&self, group: GroupId) -> bool {
-        let known = self.store.load(group);
+        let known = self.disks.store.load(group);
         known.is_ok_and(|known| known.is_some_and(|one| one.certainty == Certainty::Differs))
-    }
-
-    fn open(
-        &self,
-        config: &Arc<GroupsConfig>,
-        group: GroupId,
-        open_id: u64,
-    ) -> Result<(GroupCore, Applier), String> {
-        let text = |error: &dyn std::fmt::Display| format!("{:?} {group:?}: {error}", self.id);
-        let persisted = self.store.load(group).map_err(|error| text(&error))?;
-        let persisted = persisted.ok_or_else(|| text(&"vanished"))?;
-        let mut machine = ListMachine { disk: Arc::clone(&self.disks[&group]) };
-        let stands = machine.applied().map_err(|error| text(&error))?;
-        let mut lost = false;
-        let applied = match Opened::decide(&persisted, stands).map_err(|e| text(&e))? {
-            Opened::Continue(at) => at,
-            Opened::Lost(at) => {
-                lost = true;
-                at
-            }
-            Opened::Restore(at) => {
-                let restored = restore_machine(&mut machine, &self.snapshots, group, at);
-                lost = restored.is_err() && persisted.meta.membership.members.len() > 1;
-                match lost {
-                    true => persisted.base,
-                    false => restored.map(|()| at).map_err(|error| text(&error))?,
-                }
-            }
-        };
-        let durable = machine.durable_index();
-        let policies = self.policies.clone();
-        let start = ReplicaStart { persisted, applied, durable, lost, open_id, policies };
-        let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let store = Arc::new(self.store.clone());
-        let core = GroupCore::open(Arc::clone(config), store, &logger, start)
-            .map_err(|fault| text(&fault))?;
-        let snapshots: Arc<dyn SnapshotStore> = Arc::new(self.snapshots.clone());
-        let applier = Applier::new(group, Box::new(machine), snapshots, applied);
-        Ok((core, if lost { applier.lost() } else { applier }))
     }
 
     /// The term of its replica.

@@ -94,18 +94,18 @@ impl Cluster {
         let index = arguments.maybe("index")?.map(LogIndex::new);
         let node = self.node(node)?;
         match what.as_str() {
-            "write" => node.store.inject(StoreFault::Write),
-            "sync" => node.store.inject(StoreFault::Sync),
-            "tail" => node.store.inject(StoreFault::LoseTail),
-            "reads" => node.store.inject(StoreFault::Reads(group)),
+            "write" => node.disks.store.inject(StoreFault::Write),
+            "sync" => node.disks.store.inject(StoreFault::Sync),
+            "tail" => node.disks.store.inject(StoreFault::LoseTail),
+            "reads" => node.disks.store.inject(StoreFault::Reads(group)),
             "entry" => {
                 let index = index.ok_or("index= is missing")?;
-                node.store.inject(StoreFault::DamagedEntry(group, index));
+                node.disks.store.inject(StoreFault::DamagedEntry(group, index));
             }
             "snapshots" => node.corrupt_snapshots(group),
             "machine" => node.corrupt_machine(group)?,
             "state" => node.lose_state(group)?,
-            "space" => node.snapshots.inject(SnapshotFault::NoSpace),
+            "space" => node.disks.snapshots.inject(SnapshotFault::NoSpace),
             other => return Err(format!("nothing can be wrong with {other}")),
         }
         Ok(())

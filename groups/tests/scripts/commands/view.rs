@@ -59,14 +59,14 @@ impl Cluster {
     }
 
     fn groups_on(&self, id: NodeId, only: Option<GroupId>) -> Vec<GroupId> {
-        let groups = self.nodes[&id].disks.keys().copied();
+        let groups = self.nodes[&id].disks.machines.keys().copied();
         groups.filter(|group| only.is_none_or(|only| only == *group)).collect()
     }
 
     /// What of a node's log would survive a crash.
     fn show_disk(&mut self, id: NodeId, only: Option<GroupId>) -> Done {
         for group in self.groups_on(id, only) {
-            let line = match self.nodes[&id].store.load_durable(group) {
+            let line = match self.nodes[&id].disks.store.load_durable(group) {
                 Some(stored) => self.stored(id, &stored)?,
                 None => "nothing".to_owned(),
             };
@@ -82,7 +82,7 @@ impl Cluster {
         let mut entries = Vec::new();
         let end = stored.last.index.next();
         if first < end {
-            let store = &self.nodes[&id].store;
+            let store = &self.nodes[&id].disks.store;
             store.entries(group, first, end, u64::MAX, &mut entries).map_err(|e| e.to_string())?;
         }
         let base = match stored.base.index.get() {
@@ -97,8 +97,9 @@ impl Cluster {
     /// What a node's state machines hold.
     fn show_machine(&mut self, id: NodeId, only: Option<GroupId>) -> Done {
         for group in self.groups_on(id, only) {
-            let live = self.nodes[&id].disks[&group].lock().unwrap().live.clone();
-            let mut words: Vec<String> = live.commands.into_iter().map(|(_, text)| text).collect();
+            let live = self.nodes[&id].disks.machines[&group].lock().unwrap().live.clone();
+            let mut words: Vec<String> =
+                live.commands.into_iter().map(|(_, text)| text.0).collect();
             if words.is_empty() {
                 words.push("empty".to_owned());
             }

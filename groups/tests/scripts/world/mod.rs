@@ -1,10 +1,10 @@
 //! The nodes, the network between them, and the trace of what they do.
 
 pub mod answers;
-pub mod machine;
 pub mod network;
 pub mod node;
 mod parts;
+mod text;
 mod time;
 
 use std::collections::BTreeMap;
@@ -305,8 +305,8 @@ impl Cluster {
     /// The disks of a node are well again.
     pub fn mend(&mut self, id: NodeId) -> Done {
         let node = self.node(id)?;
-        node.store.heal();
-        node.snapshots.heal();
+        node.disks.store.heal();
+        node.disks.snapshots.heal();
         Ok(())
     }
 

@@ -1,25 +1,21 @@
 //! One simulated process: a worker, its disks, its state machines, and what waits there.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use shardhost_groups::apply::{Applier, ApplyWork, restore_machine};
+use shardhost_groups::apply::{Applier, ApplyWork};
 use shardhost_groups::clock::Moment;
 use shardhost_groups::config::GroupsConfig;
-use shardhost_groups::core::{GroupCore, LeaseSign, LogTask, Opened, Prune, ReplicaStart};
+use shardhost_groups::core::{LeaseSign, LogTask, Prune};
 use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::policy::{AdmissionRequest, Policies, PolicyGuard};
-use shardhost_groups::storage::{
-    GroupMeta, GroupWrite, HardState, LogBatch, LogStore, MemorySnapshots, MemoryStore,
-    SnapshotStore,
-};
+use shardhost_groups::storage::{LogStore, SnapshotStore};
 use shardhost_groups::worker::{Input, WorkerCore};
-use shardhost_groups::{
-    GroupId, GroupStatus, LogIndex, LogPosition, Membership, NodeId, StateMachine, Term,
-};
+use shardhost_groups::{GroupId, GroupStatus, LogIndex, Membership, NodeId};
+use shardhost_testing::simulation::{Disks, OpenedReplica};
 
-use crate::world::machine::{ListMachine, MachineDisk};
+use crate::world::text::Text;
 
 /// A replica's machine and the work that waits for it.
 pub struct Machine {
@@ -67,18 +63,13 @@ pub enum Part {
     Policies,
 }
 
-/// The disks of a node's state machines.
-type MachineDisks = BTreeMap<GroupId, Arc<Mutex<MachineDisk>>>;
-
 /// A node: a process that comes and goes, and disks that stay.
 pub struct Node {
     pub id: NodeId,
     pub life: u64,
-    pub store: MemoryStore,
-    pub snapshots: MemorySnapshots,
-    pub disks: MachineDisks,
+    pub disks: Disks<Text>,
     /// A copy of the data directory.
-    copy: Option<(MemoryStore, MachineDisks)>,
+    copy: Option<Disks<Text>>,
     pub process: Option<Process>,
     pub stalled: BTreeSet<Part>,
     /// The clock of leases, in nanoseconds. Every node has its own.
@@ -97,9 +88,7 @@ impl Node {
         Self {
             id,
             life: 0,
-            store: MemoryStore::new(),
-            snapshots: MemorySnapshots::new(),
-            disks: BTreeMap::new(),
+            disks: Disks::new(),
             copy: None,
             process: None,
             stalled: BTreeSet::new(),
@@ -114,48 +103,21 @@ impl Node {
     /// Lays the first state of a replica on the disk, as its creation does. False when this node
     /// is no member, holds a replica, or held that one before.
     pub fn create(&mut self, group: GroupId, membership: &Membership) -> bool {
-        let Some(replica) = membership.replica_on(self.id) else { return false };
-        if self.disks.contains_key(&group) {
-            return false;
-        }
-        if self.store.tombstone(group).unwrap().is_some_and(|buried| buried >= replica) {
-            return false;
-        }
-        let mut write = GroupWrite::new(group);
-        write.meta = Some(GroupMeta {
-            group,
-            replica,
-            membership: membership.clone(),
-            snapshot: None,
-            labels: BTreeMap::new(),
-            kind: String::new(),
-            skipping: None,
-        });
-        write.hard_state =
-            Some(HardState { term: Term::new(1), vote: None, commit: LogIndex::new(0) });
-        write.reset = Some(LogPosition::default());
-        self.store.write(&LogBatch { writes: vec![write] }).unwrap();
-        let disk = MachineDisk { keeps: self.keeps, ..MachineDisk::default() };
-        self.disks.insert(group, Arc::new(Mutex::new(disk)));
-        true
+        !self.disks.machines.contains_key(&group)
+            && self.disks.create(group, self.id, membership, self.keeps)
     }
 
     /// The process dies. Of the writes that were not synced, `keep` survive.
     pub fn crash(&mut self, keep: usize) {
         self.process = None;
-        self.store.crash(keep);
-        self.snapshots.crash();
-        self.disks.values().for_each(|disk| disk.lock().unwrap().crash());
+        self.disks.crash(keep);
         self.stalled.clear();
         self.life += 1;
     }
 
     /// Remembers what is durable, as a copy of the data directory does.
     pub fn back_up(&mut self) {
-        let disk =
-            |disk: &Arc<Mutex<MachineDisk>>| Arc::new(Mutex::new(disk.lock().unwrap().copy()));
-        let disks = self.disks.iter().map(|(group, old)| (*group, disk(old))).collect();
-        self.copy = Some((self.store.copy_of_durable(), disks));
+        self.copy = Some(self.disks.copy_of_durable());
     }
 
     /// Puts the copy back.
@@ -163,7 +125,7 @@ impl Node {
         if self.process.is_some() {
             return Err("the node is up".to_owned());
         }
-        (self.store, self.disks) = self.copy.take().ok_or("there is no copy")?;
+        self.disks = self.copy.take().ok_or("there is no copy")?;
         Ok(())
     }
 
@@ -172,8 +134,7 @@ impl Node {
         if self.process.is_some() {
             return Err("the node is up".to_owned());
         }
-        (self.store, self.snapshots) = (MemoryStore::new(), MemorySnapshots::new());
-        self.disks.clear();
+        self.disks = Disks::new();
         Ok(())
     }
 
@@ -189,40 +150,17 @@ impl Node {
             leases: BTreeMap::new(),
             froze: Vec::new(),
         });
-        let groups = self.store.groups().map_err(|error| error.to_string())?;
+        let groups = self.disks.store.groups().map_err(|error| error.to_string())?;
         groups.into_iter().try_for_each(|group| self.open(config, group))
     }
 
     /// Brings a replica to life from what the disks hold.
     pub fn open(&mut self, config: &Arc<GroupsConfig>, group: GroupId) -> Result<(), String> {
-        let text = |error: &dyn std::fmt::Display| error.to_string();
-        let persisted = self.store.load(group).map_err(|error| text(&error))?;
-        let persisted = persisted.ok_or("the group vanished")?;
-        let open_id = self.life * 1_000_000 + group.get() * 1_000 + persisted.meta.replica.get();
-        let mut machine = ListMachine { disk: Arc::clone(&self.disks[&group]) };
-        let stands = machine.applied().map_err(|error| text(&error))?;
-        let mut lost = false;
-        let applied = match Opened::decide(&persisted, stands).map_err(|error| text(&error))? {
-            Opened::Continue(at) => at,
-            Opened::Lost(at) => {
-                lost = true;
-                at
-            }
-            Opened::Restore(at) => {
-                restore_machine(&mut machine, &self.snapshots, group, at).map_err(|e| text(&e))?;
-                at
-            }
-        };
-        let durable = machine.durable_index();
-        let policies = self.policies.clone();
-        let start = ReplicaStart { persisted, applied, durable, lost, open_id, policies };
-        let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let store = Arc::new(self.store.clone());
-        let core = GroupCore::open(Arc::clone(config), store, &logger, start)
-            .map_err(|fault| text(&fault))?;
-        let snapshots: Arc<dyn SnapshotStore> = Arc::new(self.snapshots.clone());
-        let applier = Applier::new(group, Box::new(machine), snapshots, applied);
-        let applier = if lost { applier.lost() } else { applier };
+        let replica = self.disks.store.load(group).map_err(|error| error.to_string())?;
+        let replica = replica.ok_or("the group vanished")?.meta.replica;
+        let open_id = self.life * 1_000_000 + group.get() * 1_000 + replica.get();
+        let opened = self.disks.open(config, group, open_id, &self.policies)?;
+        let OpenedReplica { core, applier, applied } = opened;
         let (work, told) = (VecDeque::new(), applied.index);
         let process = self.process.as_mut().ok_or("the node is down")?;
         process.machines.insert(group, Machine { open_id, applier, work, told });
@@ -244,10 +182,7 @@ impl Node {
 
     /// Old snapshots go, unless the replica that ordered it is over.
     pub fn prune(&self, prune: &Prune) {
-        let machine = self.process.as_ref().and_then(|process| process.machines.get(&prune.group));
-        if machine.is_some_and(|machine| machine.open_id == prune.open_id) {
-            self.snapshots.remove_below(prune.group, Some(prune.keep)).unwrap();
-        }
+        self.disks.prune(prune, self.open_id_of(prune.group)).unwrap();
     }
 
     /// Which opening of a group's replica runs here.
@@ -262,15 +197,15 @@ impl Node {
             assert_eq!(machine.open_id, open_id, "another replica of {group:?} was buried");
             machine.applier.run(ApplyWork::Removed);
         }
-        self.disks.remove(&group);
-        self.snapshots.remove_below(group, None).unwrap();
+        self.disks.machines.remove(&group);
+        self.disks.snapshots.remove_below(group, None).unwrap();
     }
 
     /// Changes a word in what a state machine holds.
     pub fn corrupt_machine(&self, group: GroupId) -> Result<(), String> {
-        let disk = self.disks.get(&group).ok_or("there is no machine")?;
+        let disk = self.disks.machines.get(&group).ok_or("there is no machine")?;
         let mut disk = disk.lock().unwrap();
-        let (_, word) = disk.live.commands.last_mut().ok_or("the machine is empty")?;
+        let (_, Text(word)) = disk.live.commands.last_mut().ok_or("the machine is empty")?;
         *word = word.to_uppercase();
         Ok(())
     }
@@ -280,16 +215,16 @@ impl Node {
         if self.process.is_some() {
             return Err("the node is up".to_owned());
         }
-        let disk = self.disks.get_mut(&group).ok_or("there is no machine")?;
-        let empty = MachineDisk { keeps: self.keeps, ..MachineDisk::default() };
-        *disk = Arc::new(Mutex::new(empty));
-        self.snapshots.remove_below(group, None).map_err(|error| error.to_string())
+        if !self.disks.machines.contains_key(&group) {
+            return Err("there is no machine".to_owned());
+        }
+        self.disks.lose_state(group, self.keeps).map_err(|error| error.to_string())
     }
 
     /// Damages every snapshot of a group that is kept here.
     pub fn corrupt_snapshots(&self, group: GroupId) {
-        for position in self.snapshots.list(group).unwrap_or_default() {
-            assert!(self.snapshots.corrupt(group, position));
+        for position in self.disks.snapshots.list(group).unwrap_or_default() {
+            assert!(self.disks.snapshots.corrupt(group, position));
         }
     }
 

@@ -1,14 +1,17 @@
 //! What stands around a worker: the log writer, the state machines, and the shipping of snapshots.
 
-use shardhost_groups::apply::{ApplyReport, Summed, sum_of};
+use shardhost_groups::apply::{ApplyReport, Summed};
 use shardhost_groups::core::LogTask;
-use shardhost_groups::storage::{LogError, SnapshotError, SnapshotStore};
+use shardhost_groups::storage::LogError;
 use shardhost_groups::transport::{ShipmentOutcome, SnapshotShipment};
 use shardhost_groups::worker::{GroupEvent, Input};
-use shardhost_groups::{GroupId, HostFault, LogPosition, NodeId, ReplicaId, SnapshotWriter};
+use shardhost_groups::{
+    ApplyFault, GroupId, HostFault, LogPosition, NodeId, ReplicaId, SnapshotWriter,
+};
 
 use crate::words;
 use crate::world::network::{Pattern, Shipping};
+use crate::world::text::Text;
 use crate::world::{Cluster, Done};
 
 impl Cluster {
@@ -21,7 +24,7 @@ impl Cluster {
         if merged.is_empty() && merged.prune.is_empty() {
             return Ok(());
         }
-        let written = node.store.write_unsynced(&merged.batch);
+        let written = node.disks.store.write_unsynced(&merged.batch);
         process.written.push(merged);
         written.or_else(|error| self.log_failed(id, error))
     }
@@ -32,7 +35,7 @@ impl Cluster {
         if written.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.node(id)?.store.sync() {
+        if let Err(error) = self.node(id)?.disks.store.sync() {
             return self.log_failed(id, error);
         }
         written.into_iter().try_for_each(|task| self.finish_write(id, task))
@@ -78,11 +81,11 @@ impl Cluster {
         let Some(work) = machine.work.pop_front() else { return Ok(()) };
         let open_id = machine.open_id;
         let report = machine.applier.run(work);
-        let fresh = std::mem::take(&mut node.disks[&group].lock().unwrap().fresh);
+        let fresh = std::mem::take(&mut node.disks.machines[&group].lock().unwrap().fresh);
         if let Some((last, _)) = fresh.last() {
             machine.told = last.index;
         }
-        for (at, text) in fresh {
+        for (at, Text(text)) in fresh {
             self.say(format!("n{id} g{group} applied {at} {text:?}"));
         }
         self.tell_answers();
@@ -95,7 +98,7 @@ impl Cluster {
     /// State machines that keep themselves write what they hold.
     pub fn flush(&mut self, id: NodeId) -> Done {
         let node = self.node(id)?;
-        node.disks.values().for_each(|disk| disk.lock().unwrap().flush());
+        node.disks.flush();
         Ok(())
     }
 
@@ -105,52 +108,38 @@ impl Cluster {
         group: GroupId,
         report: ApplyReport,
     ) -> Result<Option<GroupEvent>, String> {
-        Ok(Some(match report {
-            ApplyReport::Applied { last, durable } => GroupEvent::Applied { last, durable },
-            ApplyReport::Restored { position, durable } => {
-                self.process(id)?.machines.get_mut(&group).into_iter().for_each(|machine| {
-                    machine.told = position.index;
-                });
+        if let ApplyReport::SnapshotTaken { position, view } = report {
+            return self.keep_snapshot(id, group, position, view).map(Some);
+        }
+        let event = self.nodes[&id].disks.event_of(group, report)?;
+        match &event {
+            Some(GroupEvent::Restored { position, .. }) => {
+                let machine = self.process(id)?.machines.get_mut(&group);
+                machine.into_iter().for_each(|machine| machine.told = position.index);
                 self.say(format!("n{id} g{group} restored from {position}"));
-                GroupEvent::Restored { position, durable }
             }
-            ApplyReport::Durable(durable) => GroupEvent::Durable(durable),
-            ApplyReport::Failed(fault) => GroupEvent::Failed(fault),
-            ApplyReport::SnapshotTaken { position, view } => {
-                let view = view.map_err(|fault| fault.to_string())?;
-                let written = self.keep_snapshot(id, group, position, view);
-                self.say(match &written {
-                    Ok(()) => format!("n{id} g{group} made snapshot {position}"),
-                    Err(error) => format!("n{id} g{group} made no snapshot: {error}"),
-                });
-                GroupEvent::SnapshotMade(written.is_ok().then_some(position))
-            }
-            ApplyReport::CheckTaken { position, view } => {
-                let view = view.map_err(|fault| fault.to_string())?;
-                let view = view.ok_or("the machine is not compared")?;
-                let sum = sum_of(view, &mut |_| Ok(())).map_err(|error| error.to_string())?;
+            Some(GroupEvent::Summed { position, summed: Summed::Sum(sum) }) => {
                 self.say(format!("n{id} g{group} checksum at {position}: {sum}"));
-                GroupEvent::Summed { position, summed: Summed::Sum(sum) }
             }
-            ApplyReport::Stalled { fault, .. } => return Err(format!("it stalls: {fault}")),
-            ApplyReport::Removed | ApplyReport::Nothing => return Ok(None),
-        }))
+            _ => {}
+        }
+        Ok(event)
     }
 
     fn keep_snapshot(
-        &self,
+        &mut self,
         id: NodeId,
         group: GroupId,
         position: LogPosition,
-        view: Box<dyn SnapshotWriter>,
-    ) -> Result<(), SnapshotError> {
-        let mut sink = self.nodes[&id].snapshots.create(group, position)?;
-        view.write_to(&mut sink).map_err(|error| SnapshotError::Io {
-            group,
-            action: "writing the state",
-            message: error.to_string(),
-        })?;
-        sink.finish().map(|_| ())
+        view: Result<Box<dyn SnapshotWriter>, ApplyFault>,
+    ) -> Result<GroupEvent, String> {
+        let view = view.map_err(|fault| fault.to_string())?;
+        let written = self.nodes[&id].disks.keep_snapshot(group, position, view);
+        self.say(match &written {
+            Ok(()) => format!("n{id} g{group} made snapshot {position}"),
+            Err(error) => format!("n{id} g{group} made no snapshot: {error}"),
+        });
+        Ok(GroupEvent::SnapshotMade(written.is_ok().then_some(position)))
     }
 
     /// A snapshot arrives whole, or does not; the sender learns which.
@@ -159,7 +148,8 @@ impl Cluster {
         let SnapshotShipment { to, position, message } = shipment;
         let (group, replica) = (GroupId::new(message.group), ReplicaId::must(message.to_replica));
         let reaches = !fails && self.runs(to) && self.network.connects(from, to);
-        let copied = reaches && self.copy_snapshot(from, to, group, position)?;
+        let copied = reaches
+            && self.nodes[&from].disks.copy_snapshot(&self.nodes[&to].disks, group, position)?;
         if copied {
             self.arrive(from, to, vec![message])?;
         } else {
@@ -173,24 +163,6 @@ impl Cluster {
             false => ShipmentOutcome::Failed,
         };
         self.input(from, Input::Shipped { group, to: replica, outcome })
-    }
-
-    /// False when the snapshot cannot be read, as when another one replaced it.
-    fn copy_snapshot(
-        &self,
-        from: NodeId,
-        to: NodeId,
-        group: GroupId,
-        position: LogPosition,
-    ) -> Result<bool, String> {
-        let Ok(mut source) = self.nodes[&from].snapshots.open(group, position) else {
-            return Ok(false);
-        };
-        let snapshots = &self.nodes[&to].snapshots;
-        let mut sink = snapshots.create(group, position).map_err(|error| error.to_string())?;
-        std::io::copy(&mut source, &mut sink).map_err(|error| error.to_string())?;
-        sink.finish().map_err(|error| error.to_string())?;
-        Ok(true)
     }
 
     /// Takes the shipments under way that fit.

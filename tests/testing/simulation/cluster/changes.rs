@@ -28,7 +28,8 @@ impl Cluster {
             chance.pick(from).unwrap_or_else(|| NodeId::must(1))
         };
         // An operator who insists on the vote of a replica that is gone takes the group apart.
-        let there = |node: &NodeId| !self.shape.lost_disks || !self.nodes[node].disks.is_empty();
+        let there =
+            |node: &NodeId| !self.shape.lost_disks || !self.nodes[node].disks.machines.is_empty();
         let learners: Vec<NodeId> =
             membership.learners().map(|(_, node)| node).filter(there).collect();
         let (stranger, member) = (any(&strangers, chance), any(&members, chance));

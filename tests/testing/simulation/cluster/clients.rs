@@ -152,7 +152,7 @@ impl Cluster {
             self.after(1, Event::LeaseAnswer { node, life, group, needed, called, committed });
             return Ok(());
         }
-        let Some(disk) = self.nodes[&id].disks.get(&group) else { return Ok(()) };
+        let Some(disk) = self.nodes[&id].disks.machines.get(&group) else { return Ok(()) };
         let commands = &disk.lock().unwrap().live.commands;
         let seen = commands.last().map_or(0, |(at, _)| at.index.get());
         let key = self.key_to_read();
@@ -185,7 +185,7 @@ impl Cluster {
             self.checks.read(group, barrier.read_index.get(), needed).map_err(by)?;
             if need != ReadNeed::Leadership {
                 self.checks.read(group, barrier.applied.get(), barrier.read_index.get())?;
-                if let Some(disk) = self.nodes[&id].disks.get(&group) {
+                if let Some(disk) = self.nodes[&id].disks.machines.get(&group) {
                     let commands = &disk.lock().unwrap().live.commands;
                     let key = self.key_to_read();
                     let value = value_of(commands, key);

@@ -46,7 +46,7 @@ impl Cluster {
         let mut known = std::mem::take(&mut self.without_state);
         known.retain(|(id, group)| {
             let node = &self.nodes[id];
-            let there = node.disks.contains_key(group);
+            let there = node.disks.machines.contains_key(group);
             there && self.status(*id, *group).is_none_or(|status| status.stalled.is_some())
         });
         self.without_state = known;
@@ -79,7 +79,7 @@ impl Cluster {
         let membership = &status.membership;
         let settled = status.pending_change.is_none() && membership.incoming.is_none();
         let mut others = membership.voters().filter(|(_, node)| *node != id);
-        settled && others.any(|(_, node)| self.nodes[&node].disks.contains_key(&group))
+        settled && others.any(|(_, node)| self.nodes[&node].disks.machines.contains_key(&group))
     }
 
     /// One voter's machine stands still, or has no state, and gets none until the end. Others are

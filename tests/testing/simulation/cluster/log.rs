@@ -42,7 +42,7 @@ impl Cluster {
         }
         let mut merged = LogTask::default();
         process.log_queue.drain(..).for_each(|task| merged.merge(task));
-        node.store.write_unsynced(&merged.batch).map_err(|error| error.to_string())?;
+        node.disks.store.write_unsynced(&merged.batch).map_err(|error| error.to_string())?;
         process.log_running = Some(merged);
         self.after(delay, Event::LogDone { node: id, life });
         Ok(())
@@ -58,18 +58,15 @@ impl Cluster {
             return Ok(());
         }
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        node.store.sync().map_err(|error| error.to_string())?;
+        node.disks.store.sync().map_err(|error| error.to_string())?;
         let Some(process) = node.process.as_mut() else { return Ok(()) };
         let Some(task) = process.log_running.take() else { return Ok(()) };
         for prune in &task.prune {
-            let machine = process.machines.get(&prune.group);
-            if machine.is_some_and(|machine| machine.open_id == prune.open_id) {
-                let removed = node.snapshots.remove_below(prune.group, Some(prune.keep));
-                removed.map_err(|error| error.to_string())?;
-            }
+            let running = process.machines.get(&prune.group).map(|machine| machine.open_id);
+            node.disks.prune(prune, running).map_err(|error| error.to_string())?;
         }
         for (group, _) in &task.destroyed {
-            let removed = node.snapshots.remove_below(*group, None);
+            let removed = node.disks.snapshots.remove_below(*group, None);
             removed.map_err(|error| error.to_string())?;
         }
         for (group, open_id) in &task.destroyed {

@@ -1,7 +1,6 @@
 //! A node's state machines, run some time after they were given work.
 
 use super::*;
-use shardhost_groups::apply::{Summed, sum_of};
 
 /// Milliseconds before work is tried again that could not be done.
 const STALL_REST: u64 = 200;
@@ -103,7 +102,7 @@ impl Cluster {
             return Ok(());
         };
         let report = machine.applier.run(work);
-        let fresh = std::mem::take(&mut node.disks[&group].lock().unwrap().fresh);
+        let fresh = std::mem::take(&mut node.disks.machines[&group].lock().unwrap().fresh);
         for (at, command) in fresh {
             self.checks.applied(group, at, command)?;
         }
@@ -111,37 +110,14 @@ impl Cluster {
         let delay = if slow { self.machine_delay(id) } else { 0 };
         self.after(delay, Event::Apply { node: id, life, group });
         self.checks.take_outcomes()?;
-        let event = match report {
-            ApplyReport::Applied { last, durable } => GroupEvent::Applied { last, durable },
-            ApplyReport::Restored { position, durable } => {
-                self.tell(|| format!("{id:?} {group:?} restored at {position}"));
-                self.checks.restores += 1;
-                GroupEvent::Restored { position, durable }
-            }
-            ApplyReport::Durable(durable) => GroupEvent::Durable(durable),
-            ApplyReport::Failed(fault) => GroupEvent::Failed(fault),
-            ApplyReport::SnapshotTaken { position, view } => {
-                let snapshots = &self.nodes[&id].snapshots;
-                let mut sink = snapshots.create(group, position).map_err(|e| e.to_string())?;
-                let view = view.map_err(|fault| fault.to_string())?;
-                view.write_to(&mut sink).map_err(|error| error.to_string())?;
-                sink.finish().map_err(|error| error.to_string())?;
-                GroupEvent::SnapshotMade(Some(position))
-            }
-            ApplyReport::CheckTaken { position, view } => {
-                let view = view.map_err(|fault| fault.to_string())?;
-                let summed = match view {
-                    None => Summed::Unsupported,
-                    Some(view) => {
-                        let sum = sum_of(view, &mut |_| Ok(())).map_err(|e| e.to_string())?;
-                        Summed::Sum(sum)
-                    }
-                };
-                GroupEvent::Summed { position, summed }
-            }
-            ApplyReport::Stalled { fault, .. } => return Err(format!("it stalls: {fault}")),
-            ApplyReport::Removed | ApplyReport::Nothing => return Ok(()),
-        };
-        self.input(id, Input::Group { group, open_id, event })
+        if let ApplyReport::Restored { position, .. } = &report {
+            let position = *position;
+            self.tell(|| format!("{id:?} {group:?} restored at {position}"));
+            self.checks.restores += 1;
+        }
+        match self.nodes[&id].disks.event_of(group, report)? {
+            Some(event) => self.input(id, Input::Group { group, open_id, event }),
+            None => Ok(()),
+        }
     }
 }

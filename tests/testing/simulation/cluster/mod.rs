@@ -177,7 +177,7 @@ impl Cluster {
                 node.guard = Some(node.policies.register(GroupSelector::All, policy));
             }
             if shape.lying_disks {
-                node.store.inject(StoreFault::LyingSync);
+                node.disks.store.inject(StoreFault::LyingSync);
             }
             cluster.nodes.insert(id, node);
         }

@@ -206,7 +206,7 @@ impl Cluster {
                 if known.is_some_and(|known| Some(known.membership.config_index) != config) {
                     return Err(format!("memberships differ: {}", self.describe(group)));
                 }
-                let Some(disk) = node.disks.get(&group) else {
+                let Some(disk) = node.disks.machines.get(&group) else {
                     return Err(format!("{:?} has no replica: {}", node.id, self.describe(group)));
                 };
                 let contents = disk.lock().unwrap().live.clone();
@@ -267,7 +267,7 @@ impl Cluster {
         for node in self.nodes.values() {
             let status = node.process.as_ref().and_then(|p| p.core.group(group)).map(|core| {
                 let s = core.status();
-                let stored = node.store.load(group).ok().flatten().map(|p| (p.base, p.last));
+                let stored = node.disks.store.load(group).ok().flatten().map(|p| (p.base, p.last));
                 format!(
                     "{} term {} leader {:?} serving {} log {}..{} committed {} applied {} hibernating \
                      {} members {:?} peers {:?} stored {stored:?}",

@@ -25,7 +25,8 @@ impl Cluster {
             && self.nodes[&from].life == from_life
             && self.now >= self.ships_nothing_until
             && !self.chance.per_mille(200);
-        let copied = reached && self.copy_snapshot(from, to, group, position)?;
+        let copied = reached
+            && self.nodes[&from].disks.copy_snapshot(&self.nodes[&to].disks, group, position)?;
         if copied {
             self.input(to, Input::Peer { from, messages: vec![message] })?;
         }
@@ -37,23 +38,5 @@ impl Cluster {
             false => ShipmentOutcome::Failed,
         };
         self.input(from, Input::Shipped { group, to: replica, outcome })
-    }
-
-    pub(super) fn copy_snapshot(
-        &self,
-        from: NodeId,
-        to: NodeId,
-        group: GroupId,
-        position: shardhost_groups::LogPosition,
-    ) -> Result<bool, String> {
-        // A snapshot that was replaced meanwhile cannot be sent.
-        let Ok(mut source) = self.nodes[&from].snapshots.open(group, position) else {
-            return Ok(false);
-        };
-        let snapshots = &self.nodes[&to].snapshots;
-        let mut sink = snapshots.create(group, position).map_err(|error| error.to_string())?;
-        std::io::copy(&mut source, &mut sink).map_err(|error| error.to_string())?;
-        sink.finish().map_err(|error| error.to_string())?;
-        Ok(true)
     }
 }

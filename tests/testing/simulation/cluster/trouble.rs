@@ -43,7 +43,7 @@ impl Cluster {
     pub fn lose_a_disk(&mut self, down: u64) {
         let groups: Vec<GroupId> = (1..=self.shape.groups).map(GroupId::new).collect();
         let spare = |id: &NodeId| {
-            !self.nodes[id].disks.is_empty()
+            !self.nodes[id].disks.machines.is_empty()
                 && groups.iter().all(|group| self.counts_without(*group, *id))
         };
         let Some(id) = self.node_ids().into_iter().find(spare) else { return };
@@ -72,7 +72,9 @@ impl Cluster {
     pub fn lose_state(&mut self, id: NodeId, group: GroupId) {
         self.tell(|| format!("{id:?} loses the state of {group:?}"));
         self.checks.forget_node(id);
-        if let Some(node) = self.nodes.get_mut(&id).filter(|node| node.disks.contains_key(&group)) {
+        if let Some(node) =
+            self.nodes.get_mut(&id).filter(|node| node.disks.machines.contains_key(&group))
+        {
             node.lose_state(group);
             self.without_state.insert((id, group));
         }
@@ -97,7 +99,7 @@ impl Cluster {
             let Some(status) = self.status(leader, group) else { continue };
             let members = status.membership.members.values();
             let lost: Vec<NodeId> = members
-                .filter(|member| !self.nodes[&member.node].disks.contains_key(&group))
+                .filter(|member| !self.nodes[&member.node].disks.machines.contains_key(&group))
                 .map(|member| member.node)
                 .collect();
             let incoming = status.membership.incoming.map(|incoming| incoming.replica);
@@ -118,7 +120,7 @@ impl Cluster {
     /// is in doubt.
     pub fn lose_tail_at_crash(&mut self, id: NodeId) {
         self.tell(|| format!("{id:?} is going to lose the end of its log"));
-        self.nodes[&id].store.inject(StoreFault::LoseTail);
+        self.nodes[&id].disks.store.inject(StoreFault::LoseTail);
     }
 
     /// A node loses the end of its log with the power, unless the log of one is in question
@@ -126,11 +128,11 @@ impl Cluster {
     pub fn lose_a_tail(&mut self, id: NodeId, chance: &mut Chance) {
         let groups: Vec<GroupId> = (1..=self.shape.groups).map(GroupId::new).collect();
         let in_doubt = |node: &Node, group: &GroupId| {
-            let known = node.store.load_durable(*group);
+            let known = node.disks.store.load_durable(*group);
             known.is_some_and(|known| known.certainty.is_in_doubt())
         };
         let in_question = self.nodes.values().any(|node| {
-            node.store.awaits(StoreFault::LoseTail)
+            node.disks.store.awaits(StoreFault::LoseTail)
                 || groups.iter().any(|group| in_doubt(node, group))
         });
         if in_question || self.nodes[&id].process.is_none() {
@@ -178,7 +180,7 @@ impl Cluster {
         let mut write = GroupWrite::new(group);
         let (term, commit) = (Term::new(1_000), LogIndex::new(0));
         write.hard_state = Some(HardState { term, vote: None, commit });
-        let written = node.store.write(&LogBatch { writes: vec![write] });
+        let written = node.disks.store.write(&LogBatch { writes: vec![write] });
         written.map_err(|error| error.to_string())?;
         node.open_replica(&config, group)?;
         self.step_once(id)
@@ -198,7 +200,7 @@ impl Cluster {
             process.machines.remove(&group);
             process.leases.remove(&group);
         }
-        if let Some(disk) = node.disks.get(&group) {
+        if let Some(disk) = node.disks.machines.get(&group) {
             disk.lock().unwrap().crash();
         }
         Ok(())
@@ -222,7 +224,7 @@ impl Cluster {
             return Ok(());
         }
         node.closed.remove(&group);
-        let stored = node.store.load(group).map_err(|error| error.to_string())?;
+        let stored = node.disks.store.load(group).map_err(|error| error.to_string())?;
         if node.process.is_none() || stored.is_none() {
             return Ok(());
         }
@@ -280,7 +282,7 @@ impl Cluster {
 
     /// The state machines make durable what they hold.
     pub fn flush_machines(&mut self, id: NodeId) {
-        self.nodes[&id].disks.values().for_each(|disk| disk.lock().unwrap().flush());
+        self.nodes[&id].disks.flush();
     }
 
     /// A leader is asked to hand over a group.

@@ -150,7 +150,7 @@ impl Cluster {
         if process.machines.get(&group).is_some_and(|machine| machine.open_id == open_id) {
             process.machines.remove(&group);
             process.leases.remove(&group);
-            node.disks.remove(&group);
+            node.disks.machines.remove(&group);
         }
     }
 
@@ -167,7 +167,7 @@ impl Cluster {
         let membership = wire.and_then(|wire| membership_from_message(wire).ok());
         let Some(membership) = membership else { return Ok(()) };
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        let stored = node.store.load(group).map_err(|error| error.to_string())?;
+        let stored = node.disks.store.load(group).map_err(|error| error.to_string())?;
         let named = membership.replica_on(id).map(|replica| replica.get());
         if stored.is_some() || named != Some(message.to_replica) {
             return Ok(());
@@ -189,7 +189,7 @@ impl Cluster {
                 self.is_served(from, GroupId::new(message.group), "the read of a follower")?;
             }
             if self.shape.check_messages {
-                self.checks.message(&self.nodes[&from].store, &outgoing)?;
+                self.checks.message(&self.nodes[&from].disks.store, &outgoing)?;
             }
             if !self.network.passes(from, outgoing.to) {
                 continue;
