@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shardhost_storage::{GroupId, LogError, LogIndex, NodeId, Term};
+use shardhost_storage::{GroupId, LogError, LogIndex, NodeId, ReplicaId, Term};
 
 use crate::activity::Phase;
 use crate::checksum::StateSum;
@@ -448,6 +448,9 @@ pub enum OpenGroupError {
     /// The order was for another generation of the group: nothing was done, and nothing needs to be.
     #[error("generation {expected} of group {group} was meant, but generation {found} is here")]
     OtherGeneration { group: GroupId, expected: u32, found: u32 },
+    /// The order was for another replica of the group: nothing was done, and nothing needs to be.
+    #[error("replica {expected} of group {group} was meant, but replica {found} is here")]
+    OtherReplica { group: GroupId, expected: ReplicaId, found: ReplicaId },
     /// The log holds no replica of it. Create it first.
     #[error("group {group} is not in this host's log; create it first")]
     Unknown { group: GroupId },

@@ -28,6 +28,8 @@ pub enum KnownBug {
     LeaseWithoutMargin,
     /// A voter forgets its vote locks when it starts.
     ForgetVoteLock,
+    /// The same, where its own membership knows of no other voter.
+    LockOnlyAmongVoters,
     /// `TimeoutNow` is followed however late it comes, and a failed transfer is over at once.
     LateTimeoutNow,
     /// A vote that was prepared is relied on before it is durable.
@@ -44,6 +46,9 @@ pub enum KnownBug {
     HibernateAfterTheLoss,
     /// The drawn election timeout replaces the turn of a voter whose leader's node was lost.
     TurnOfOneTick,
+    /// A learner whose leader's node was lost divides the election timeout among the voters only, and may
+    /// get a turn after all of them.
+    TurnsOfVotersOnly,
     /// Proposals that a leader holds before they enter its log wait for ever.
     HoldForEver,
     /// After a failed transfer a lease waits for the answer of a target that was removed.

@@ -9,6 +9,8 @@ pub const MAX_BATCH_REQUESTS: usize = 16_384;
 pub const DEFAULT_SCAN_LIMIT: u32 = 1_000;
 /// Pairs that a scan of a table returns at most.
 pub const MAX_SCAN_LIMIT: u32 = 10_000;
+/// Messages that one receive takes at most.
+pub const MAX_RECEIVE: u32 = 1_000;
 /// Sequence numbers of one session that may be unanswered at once.
 pub const SESSION_WINDOW: u64 = 2_048;
 /// Metadata key of a refused request for the directory of shards: the node does not know them yet.

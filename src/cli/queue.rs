@@ -12,6 +12,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use shardhost_client::{ClientError, QueueClient, Received};
 use shardhost_proto::client::{Acked, Delivery};
+use shardhost_proto::limits::MAX_RECEIVE;
 
 use super::ended::PARTLY;
 use super::output::{Column, bytes_json, number, table, text, whole};
@@ -99,7 +100,7 @@ pub struct ReceiveArguments {
     #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
     partition_key: Option<String>,
     /// How many at most.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RECEIVE)))]
     max: u32,
     /// How long others do not see them, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=43_200))]

@@ -9,6 +9,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use shardhost::NodeId;
+use shardhost_proto::limits::MAX_SCAN_LIMIT;
 
 use super::output::{Column, bytes_json, table, text};
 use super::target::Target;
@@ -45,7 +46,7 @@ pub enum Command {
     },
     /// Set or remove the value of a key if the present value is the expected one.
     ///
-    /// Ends with exit code 3 if it is not; then nothing changed, and the present value is printed.
+    /// Ends with exit code 4 if it is not; then nothing changed, and the present value is printed.
     Cas(CasArguments),
     /// Print a range of keys in their order.
     Scan {
@@ -56,7 +57,7 @@ pub enum Command {
         #[arg(long, default_value = "")]
         to: String,
         /// How many at most.
-        #[arg(long, default_value_t = 100)]
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SCAN_LIMIT)))]
         limit: u32,
         #[command(flatten)]
         target: Target,
@@ -86,7 +87,7 @@ pub struct CasArguments {
 }
 
 /// Exit code of a write whose expectation failed.
-const NOT_AS_EXPECTED: u8 = 3;
+const NOT_AS_EXPECTED: u8 = 4;
 
 /// Reads or writes the table.
 pub async fn run(command: Command) -> anyhow::Result<ExitCode> {

@@ -14,6 +14,8 @@ use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
 
+use super::ended::senseless;
+
 /// How long one node may take for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Between two questions for a leader.
@@ -279,6 +281,9 @@ pub async fn all_groups(
 pub fn said(address: &str, status: &tonic::Status) -> anyhow::Error {
     let details = status.get_error_details();
     match (status.code(), details.error_info()) {
+        (_, Some(info)) if info.reason == "UNKNOWN_KIND" => {
+            senseless(format!("{address}: {} [{}]", status.message(), info.reason))
+        }
         (_, Some(info)) => anyhow::anyhow!("{address}: {} [{}]", status.message(), info.reason),
         // A node that gives a cause was reached.
         (tonic::Code::Unavailable, None) => anyhow::anyhow!("{address} cannot be reached"),

@@ -39,8 +39,8 @@ use crate::driver::DrainState;
 use crate::driver::drains::Drains;
 use crate::host::Host;
 use shardhost_policy::catalog::{
-    Action, DrainIntent, DrainState as IntentState, Local, Oddity, Operation, RecordKey, Round,
-    Step, View, reconcile, reconcile_only,
+    Action, DrainIntent, DrainState as IntentState, Held, Local, Oddity, Operation, RecordKey,
+    Round, Step, View, reconcile, reconcile_only,
 };
 
 /// However quiet it is, everything is compared this often.
@@ -190,7 +190,7 @@ impl Reconciler {
     }
 
     fn compare(&mut self, view: &View, looked: &Looked, scope: &Scope) -> Round {
-        let local = self.local(looked);
+        let local = self.local(&looked.held);
         if let Scope::Only(groups) = scope {
             return reconcile_only(view, local, groups, MAX_STEPS);
         }
@@ -200,15 +200,18 @@ impl Reconciler {
         round
     }
 
-    fn local<'a>(&self, looked: &'a Looked) -> Local<'a> {
-        Local { node: self.host.node_id(), store: self.host.store_id(), held: &looked.held }
+    fn local<'a>(&self, held: &'a BTreeMap<GroupId, Held>) -> Local<'a> {
+        Local { node: self.host.node_id(), store: self.host.store_id(), held }
     }
 
     /// The steps that remain when the catalog is asked as it is: a change of it that was acknowledged
     /// before a group was looked at is not undone, and no replica is founded of a member that is
-    /// replaced. Ends that were ordered stay ordered.
+    /// replaced. Ends that were ordered stay ordered, of those replicas whose generation is known.
     async fn decide_anew(&mut self, steps: &mut Vec<Step>, looked: &Looked) {
-        let depends = |step: &Step| !matches!(step.action, Action::Destroy { .. });
+        let ordered = |step: &Step| {
+            matches!(step.action, Action::Destroy { .. }) && !self.is_unread(step.group)
+        };
+        let depends = |step: &Step| !ordered(step);
         let groups: BTreeSet<GroupId> =
             steps.iter().filter(|step| depends(step)).map(|step| step.group).collect();
         if groups.is_empty() {
@@ -217,7 +220,8 @@ impl Reconciler {
         steps.retain(|step| !depends(step));
         match fresh_view(&self.client, &mut self.view.clone()).await {
             Ok(view) => {
-                let anew = reconcile_only(&view, self.local(looked), &groups, MAX_STEPS);
+                let held = self.held_anew(&view, looked, &groups);
+                let anew = reconcile_only(&view, self.local(&held), &groups, MAX_STEPS);
                 steps.extend(anew.steps);
             }
             Err(error) => {

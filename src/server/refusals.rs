@@ -168,6 +168,7 @@ pub(super) fn of_opening(error: &OpenGroupError) -> Status {
         E::Invalid { .. } => (Code::InvalidArgument, "INVALID_GROUP"),
         E::Busy { .. } => (Code::Unavailable, "GROUP_BUSY"),
         E::OtherGeneration { .. } => (Code::FailedPrecondition, "OTHER_GENERATION"),
+        E::OtherReplica { .. } => (Code::FailedPrecondition, "OTHER_REPLICA"),
         E::StateRemains { .. } => (Code::Unavailable, "STATE_REMAINS"),
         E::Stopping => (Code::Unavailable, "STOPPED"),
         _ => (Code::Internal, "GROUP_FAILED"),

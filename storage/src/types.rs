@@ -232,6 +232,13 @@ impl Membership {
         replica.get() > self.newest_known()
     }
 
+    /// Whether the replica never had another member beside it, as far as this membership knows.
+    #[must_use]
+    pub fn was_always_alone(&self, replica: ReplicaId) -> bool {
+        let is_first = replica.get() as u32 == 1;
+        is_first && self.newest_known() == replica.get() && self.members.contains_key(&replica)
+    }
+
     fn newest_known(&self) -> u64 {
         let member = self.members.last_key_value().map_or(0, |(id, _)| id.get());
         self.newest_replica.map_or(0, ReplicaId::get).max(member)
@@ -288,6 +295,8 @@ pub enum Doubt {
     TornTail,
     /// The data directory is an older copy: peers know of a later start of the node.
     RolledBack,
+    /// A replica of the group that could not be read was destroyed here before: it may have been this one.
+    Unreadable,
 }
 
 /// Whether a replica's log has everything that the replica ever acknowledged.

@@ -30,15 +30,15 @@ async fn values_are_removed_and_compared(node: &Node) {
     let cas = |more: &[&'static str]| [&["table", "cas", key][..], more].concat();
     node.run(&cas(&["--expect-absent", "--value", "red"])).await.ok();
     let taken = node.run(&cas(&["--expect-absent", "--value", "blue"])).await;
-    assert!(taken.code == 3 && taken.stderr.contains("is red"), "{taken:?}");
+    assert!(taken.code == 4 && taken.stderr.contains("is red"), "{taken:?}");
     node.run(&cas(&["--expect", "red", "--value", "blue"])).await.ok();
     let other = node.run(&cas(&["--expect", "red", "--remove", "--json"])).await;
-    assert_eq!(other.code, 3, "{other:?}");
+    assert_eq!(other.code, 4, "{other:?}");
     assert_eq!((&other.json()["done"], &other.json()["actual"]), (&json!(false), &json!("blue")));
     assert_eq!(node.run(&["table", "get", key]).await.ok().trim(), "blue");
     node.run(&cas(&["--expect", "blue", "--remove"])).await.ok();
     let gone = node.run(&cas(&["--expect", "blue", "--remove"])).await;
-    assert!(gone.code == 3 && gone.stderr.contains("there is no key"), "{gone:?}");
+    assert!(gone.code == 4 && gone.stderr.contains("there is no key"), "{gone:?}");
     node.run(&["table", "put", key, "green"]).await.ok();
     assert!(node.run(&["table", "delete", key]).await.ok().contains("removed"));
     let again = node.run(&["table", "delete", key, "--json"]).await;

@@ -186,11 +186,15 @@ impl GroupCore {
     /// The leader has been silent for longer than an election timeout already. The rest of the time
     /// is divided among the remaining voters, so that they do not campaign together; which one is
     /// first differs from group to group.
+    ///
+    /// This replica has a turn whether it votes or not: the entry that gives it a vote may be on its way.
     fn take_turn(&mut self, live: &LiveNodes) {
         let own = self.config.node;
         let voters = self.membership.voters().map(|(_, node)| node);
-        let left: Vec<NodeId> =
-            voters.filter(|node| *node == own || live.contains(*node)).collect();
+        let others = voters.filter(|node| *node != own && live.contains(*node));
+        let counts_itself = !self.config.bugs.has(KnownBug::TurnsOfVotersOnly)
+            || self.membership.voters().any(|(_, node)| node == own);
+        let left: Vec<NodeId> = others.chain(counts_itself.then_some(own)).collect();
         let turn = self.turn_of(own);
         let before = left.iter().filter(|node| self.turn_of(**node) < turn).count();
         let raft = &mut self.raw.raft;

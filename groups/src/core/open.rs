@@ -22,7 +22,7 @@ use super::{GroupCore, apply::ApplyProgress, hibernation::Hibernation, snapshot:
 use crate::config::GroupsConfig;
 use crate::convert;
 use crate::error::GroupFault;
-use crate::known_bugs::KnownBug;
+use crate::known_bugs::{KnownBug, KnownBugs};
 use crate::policy::Policies;
 use crate::replica_log::ReplicaLog;
 
@@ -136,8 +136,7 @@ impl GroupCore {
         let raw = RawNode::new(&raft_config, log, logger)
             .map_err(|error| broken(format!("raft refuses to open {id:?}: {error}")))?;
         let membership = Arc::new(persisted.meta.membership.clone());
-        let locked = may_have_locked_vote(&persisted);
-        let config_forgets = config.bugs.has(KnownBug::ForgetVoteLock);
+        let locked = may_have_locked_vote(&persisted, config.bugs);
         let doubt = Doubt::opened(persisted.certainty);
         let published = super::status::initial(&persisted, applied, &membership);
         let mut core = Self {
@@ -161,7 +160,7 @@ impl GroupCore {
             barriers: Barriers::default(),
             changes: Changes::default(),
             led: None,
-            lease: super::lease::Lease::opened(locked && !config_forgets),
+            lease: super::lease::Lease::opened(locked),
             doubt,
             contacts: Vec::new(),
             conflicting: None,
@@ -196,16 +195,24 @@ impl GroupCore {
     }
 }
 
-/// Whether an earlier incarnation of this replica may have locked its vote. One that is alone never
-/// did, one that is new was never asked.
-fn may_have_locked_vote(persisted: &PersistedGroup) -> bool {
-    let members = persisted.meta.membership.members.values();
-    let voters = members.filter(|member| member.voter || member.outgoing_voter).count();
+/// Whether an earlier opening of this replica may have locked its vote for a leader.
+///
+/// The membership on this disk may lag behind that of the leader, which counts the answers of a voter
+/// from the moment when it applied the promotion, and of the last one that is left until it applied
+/// its own removal. So it does not matter who votes: one that never knew another member locked it
+/// for none, and one that is new was never asked.
+fn may_have_locked_vote(persisted: &PersistedGroup, bugs: KnownBugs) -> bool {
+    let (replica, membership) = (persisted.meta.replica, &persisted.meta.membership);
+    let voters = membership.members.values().filter(|one| one.voter || one.outgoing_voter).count();
+    if bugs.has(KnownBug::ForgetVoteLock) || bugs.has(KnownBug::LockOnlyAmongVoters) && voters <= 1
+    {
+        return false;
+    }
     let state = persisted.hard_state;
     let fresh = persisted.last.index == LogIndex::default()
         && state.vote.is_none()
         && state.term <= Term::new(1);
-    voters > 1 && !fresh
+    !fresh && !membership.was_always_alone(replica)
 }
 
 /// Checks what raft would panic on, and lifts a commit index that lags behind what was applied.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use shardhost_storage::{GroupId, GroupMeta, GroupWrite, LogError, LogStore, ReplicaId};
+use shardhost_storage::{GroupId, GroupWrite, LogError, LogStore, ReplicaId};
 use tokio::sync::oneshot;
 
 use super::{Lives, OpenId, remains as lives};
@@ -17,29 +17,29 @@ type Clear = Box<dyn FnOnce() -> Result<(), String> + Send>;
 #[must_use = "it does nothing until it is given to `Groups::destroy_replica`"]
 pub struct Destruction {
     pub(crate) group: GroupId,
-    pub(crate) generation: Option<u32>,
+    pub(crate) meant: Meant,
     clear: Option<Clear>,
 }
 
 impl fmt::Debug for Destruction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "destruction of {:?}, generation {:?}", self.group, self.generation)
+        write!(f, "destruction of {:?}: {:?}", self.group, self.meant)
     }
 }
 
 impl Destruction {
     /// Of this host's replica of the group, whichever it is.
     pub fn new(group: GroupId) -> Self {
-        Self { group, generation: None, clear: None }
+        Self { group, meant: Meant::Any, clear: None }
     }
-    /// Of the replica that the log described like this, and of no other generation of its group.
-    pub fn of(meta: &GroupMeta) -> Self {
-        Self::new(meta.group).generation(generation_of(meta.replica))
+    /// Of this very replica: not of one that took its place meanwhile.
+    pub const fn of(group: GroupId, replica: ReplicaId) -> Self {
+        Self { group, meant: Meant::Replica(replica), clear: None }
     }
     /// Only if the replica is of this generation of the group: one that was ordered for another
     /// generation destroys nothing.
     pub const fn generation(mut self, generation: u32) -> Self {
-        self.generation = Some(generation);
+        self.meant = Meant::Generation(generation);
         self
     }
     /// Removes the state, after the state machine of an open replica was dropped and before
@@ -51,24 +51,42 @@ impl Destruction {
     }
 }
 
+/// Which replica a destruction was ordered for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meant {
+    Any,
+    Generation(u32),
+    Replica(ReplicaId),
+}
+
+impl Meant {
+    /// The generation, if one was meant.
+    const fn generation(self) -> Option<u32> {
+        match self {
+            Self::Any => None,
+            Self::Generation(generation) => Some(generation),
+            Self::Replica(replica) => Some(generation_of(replica)),
+        }
+    }
+
+    /// Refuses an order that was for another replica than this one.
+    pub(crate) fn check(self, group: GroupId, replica: ReplicaId) -> Result<(), OpenGroupError> {
+        let found = generation_of(replica);
+        match (self.generation(), self) {
+            (Some(expected), _) if expected != found => {
+                Err(OpenGroupError::OtherGeneration { group, expected, found })
+            }
+            (_, Self::Replica(expected)) if expected != replica => {
+                Err(OpenGroupError::OtherReplica { group, expected, found: replica })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The generation of its group that a replica belongs to.
 pub(crate) const fn generation_of(replica: ReplicaId) -> u32 {
     (replica.get() >> 32) as u32
-}
-
-/// Refuses what was ordered for another generation.
-pub(crate) fn check_generation(
-    group: GroupId,
-    expected: Option<u32>,
-    replica: ReplicaId,
-) -> Result<(), OpenGroupError> {
-    let found = generation_of(replica);
-    match expected {
-        Some(expected) if expected != found => {
-            Err(OpenGroupError::OtherGeneration { group, expected, found })
-        }
-        _ => Ok(()),
-    }
 }
 
 enum Kind {
@@ -266,12 +284,13 @@ fn replica_to_destroy(
     let failed = |error| log_error(group, error);
     // Also one that cannot be read: only its id must be known.
     if let Some(replica) = store.replica(group).map_err(failed)? {
-        check_generation(group, destruction.generation, replica)?;
+        destruction.meant.check(group, replica)?;
         return Ok(ToDestroy::Replica(replica));
     }
-    match (store.load(group), destruction.generation) {
+    match (store.load(group), destruction.meant.generation()) {
         (Ok(_), _) => {}
-        // Not even its id can be read: no replica of its generation comes back to this host.
+        // Not even its id can be read: no replica of that generation comes back to this host, and one of a
+        // later generation comes back in doubt, for it may have been this one.
         (Err(LogError::Corrupt { .. }), Some(generation)) => {
             return Ok(ToDestroy::Replica(last_of(generation)));
         }
@@ -279,16 +298,21 @@ fn replica_to_destroy(
     }
     match store.tombstone(group).map_err(failed)?.filter(|_| remains) {
         Some(replica) => {
-            check_generation(group, destruction.generation, replica)?;
+            destruction.meant.check(group, replica)?;
             Ok(ToDestroy::Remains)
         }
         None => Err(OpenGroupError::Unknown { group }),
     }
 }
 
-/// The largest id that a replica of a generation can have.
+/// The largest id that a replica of a generation can have. No replica has it.
 const fn last_of(generation: u32) -> ReplicaId {
     ReplicaId::must((generation as u64) << 32 | u32::MAX as u64)
+}
+
+/// Whether a tombstone is that of a replica whose id could not be read.
+pub(crate) const fn is_of_unreadable(tombstone: ReplicaId) -> bool {
+    tombstone.get() as u32 == u32::MAX
 }
 
 /// The log cannot be read or written.
@@ -299,7 +323,8 @@ pub(crate) fn log_error(group: GroupId, error: LogError) -> OpenGroupError {
 #[cfg(test)]
 mod tests {
     use shardhost_storage::{
-        HardState, LogBatch, LogIndex, LogPosition, Membership, MemoryStore, NodeId, Term,
+        GroupMeta, HardState, LogBatch, LogIndex, LogPosition, Membership, MemoryStore, NodeId,
+        Term,
     };
 
     use super::*;
@@ -382,6 +407,19 @@ mod tests {
         let error =
             OpenGroupError::OtherGeneration { group: GROUP, expected: 2, found: GENERATION };
         assert_eq!(end(ending, outcome), (false, Err(error)));
+    }
+
+    #[test]
+    fn an_order_for_a_replica_that_was_replaced_destroys_nothing() {
+        let found = ReplicaId::must(u64::from(GENERATION) << 32 | 1);
+        let expected = ReplicaId::must(found.get() + 3);
+        let (mut ending, outcome) = destroying(Destruction::of(GROUP, expected));
+        assert_eq!(ending.write(&store(), InBatch::Kept), None);
+        let error = OpenGroupError::OtherReplica { group: GROUP, expected, found };
+        assert_eq!(end(ending, outcome), (false, Err(error)));
+        let (mut ending, outcome) = destroying(Destruction::of(GROUP, found));
+        let write = ending.write(&store(), InBatch::Kept).unwrap();
+        assert_eq!((write.destroy, end(ending, outcome)), (Some(found), (true, Ok(()))));
     }
 
     #[test]

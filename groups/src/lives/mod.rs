@@ -35,7 +35,7 @@ use crate::error::{GroupStep, OpenGroupError};
 
 pub(crate) use ending::InBatch;
 pub use ending::{Destruction, Ending};
-pub(crate) use ending::{check_generation, log_error};
+pub(crate) use ending::{Meant, is_of_unreadable, log_error};
 pub(crate) use lock::LifeLock;
 pub use owner::OpenId;
 pub(crate) use owner::Registered;

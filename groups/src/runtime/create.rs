@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 
 use shardhost_storage::{
-    Certainty, GroupId, GroupMeta, GroupWrite, HardState, LogBatch, LogIndex, LogPosition,
-    PersistedGroup, Term,
+    Certainty, Doubt, GroupId, GroupMeta, GroupWrite, HardState, LogBatch, LogIndex, LogPosition,
+    PersistedGroup, ReplicaId, Term,
 };
 
 use super::Groups;
 use super::open::{MachineFactory, Prepared, StateMachineBox, make};
 use super::stored::load;
 use crate::error::{GroupStep, OpenGroupError};
-use crate::lives::{StartGuard, log_error};
+use crate::lives::{StartGuard, is_of_unreadable, log_error};
 use crate::runtime::{Group, GroupSpec};
 
 impl Groups {
@@ -132,7 +132,8 @@ impl Groups {
         let replica = spec.membership.replica_on(node);
         let replica =
             replica.ok_or_else(|| invalid(format!("node {node} is none of its members")))?;
-        if self.tombstone(group)?.is_some_and(|destroyed| destroyed >= replica) {
+        let tombstone = self.tombstone(group)?;
+        if tombstone.is_some_and(|destroyed| destroyed >= replica) {
             return Err(invalid(format!(
                 "replica {replica} of it was destroyed here before; a group that is created again \
                  takes a higher `GroupSpec::incarnation` on every node"
@@ -154,18 +155,20 @@ impl Groups {
             hard_state: HardState { term: Term::new(1), vote: None, commit: LogIndex::default() },
             base: LogPosition::default(),
             last: LogPosition::default(),
-            certainty: self.certainty_of_first(spec),
+            certainty: self.certainty_of_first(spec, tombstone),
         })
     }
 }
 
 impl Groups {
-    /// On a data directory that was put back from an older copy, or that replaces a lost one, a
-    /// replica that seems to be the first may have been there before: its peers know. Without peers
-    /// it would never be known.
-    fn certainty_of_first(&self, spec: &GroupSpec) -> Certainty {
+    /// On a data directory that was put back from an older copy, or that replaces a lost one, or where a
+    /// replica was destroyed that could not be read, a replica that seems to be the first may have been
+    /// there before: its peers know. Without peers it would never be known.
+    fn certainty_of_first(&self, spec: &GroupSpec, tombstone: Option<ReplicaId>) -> Certainty {
         let voters = spec.membership.members.values().filter(|member| member.voter).count();
         let raised = self.shared().doubts.of_creation(spec.on_known_disk);
+        let unread = tombstone.is_some_and(is_of_unreadable).then_some(Doubt::Unreadable);
+        let raised = raised.or(unread);
         raised.filter(|_| voters > 1).map_or(Certainty::Sure, Certainty::InDoubt)
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::apply_pool::Waiting;
 use super::{Groups, RuntimeShared};
 use crate::error::OpenGroupError;
-use crate::lives::{Closing, Destroying, Destruction, Ending, Registered, check_generation};
+use crate::lives::{Closing, Destroying, Destruction, Ending, Meant, Registered};
 use crate::runtime::GroupShared;
 use crate::worker::Input;
 
@@ -53,11 +53,11 @@ impl Groups {
     /// Destroys a replica under the conditions of `destruction`.
     ///
     /// # Errors
-    /// As [`Groups::destroy`]; [`OpenGroupError::OtherGeneration`] when it was ordered for another
-    /// generation of the group: nothing changed then.
+    /// As [`Groups::destroy`]; [`OpenGroupError::OtherGeneration`] or [`OpenGroupError::OtherReplica`] when
+    /// it was ordered for another one: nothing changed then.
     pub async fn destroy_replica(&self, destruction: Destruction) -> Result<(), OpenGroupError> {
         let (shared, group) = (self.shared(), destruction.group);
-        let check = || shared.check_open_generation(group, destruction.generation);
+        let check = || shared.check_open_replica(group, destruction.meant);
         let open = loop {
             match shared.lives.destroy(group, check)? {
                 Destroying::Granted(open) => break open,
@@ -94,13 +94,9 @@ impl RuntimeShared {
         self.apply.end(replica.as_ref(), ending, Waiting::Done);
     }
 
-    fn check_open_generation(
-        &self,
-        group: GroupId,
-        expected: Option<u32>,
-    ) -> Result<(), OpenGroupError> {
+    fn check_open_replica(&self, group: GroupId, meant: Meant) -> Result<(), OpenGroupError> {
         let known = self.registry.get(&group).map(|known| known.status().replica);
-        known.map_or(Ok(()), |replica| check_generation(group, expected, replica))
+        known.map_or(Ok(()), |replica| meant.check(group, replica))
     }
 
     /// The replica that ends, if it is open.

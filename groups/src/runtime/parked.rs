@@ -278,7 +278,7 @@ impl RuntimeShared {
                 tracing::info!(%group, replica = %meta.replica, %from, "removed from the group: it ends");
                 // No caller waits for it.
                 let (done, _) = oneshot::channel();
-                let destruction = Destruction::of(&meta);
+                let destruction = Destruction::of(group, meta.replica);
                 self.send_ending(Ending::destroying(&self.lives, open, destruction, done));
             }
             // It ends already, or the notice comes again.

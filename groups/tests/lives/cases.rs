@@ -12,7 +12,8 @@ use shardhost_groups::{
     Group, GroupSpec, Groups, GroupsBuilder, GroupsConfig, OpenGroupError, Role,
 };
 use shardhost_storage::{
-    GroupId, LogIndex, LogPosition, LogStore, MemorySnapshots, MemoryStore, NodeId,
+    Doubt, GroupId, GroupWrite, LogBatch, LogIndex, LogPosition, LogStore, MemorySnapshots,
+    MemoryStore, NodeId, ReplicaId,
 };
 use shardhost_testing::conformance::Journal;
 use shardhost_testing::network::Network;
@@ -62,10 +63,13 @@ impl StateMachine for Words {
 }
 
 fn host() -> Groups {
+    host_on(MemoryStore::new())
+}
+fn host_on(log: MemoryStore) -> Groups {
     let mut config = GroupsConfig::new(NodeId::must(1));
     config.tick = Duration::from_millis(2);
     GroupsBuilder::new(config)
-        .start(Arc::new(MemoryStore::new()), Arc::new(MemorySnapshots::new()), Arc::new(Alone))
+        .start(Arc::new(log), Arc::new(MemorySnapshots::new()), Arc::new(Alone))
         .unwrap()
 }
 /// Hosts that reach each other as long as the network is there.
@@ -344,6 +348,22 @@ async fn f3_what_clears_the_state_may_fail_and_be_given_again() {
     // The next replica begins without what remained of this one.
     let again = groups.create(spec(ID).incarnation(1), Box::<Words>::default()).unwrap();
     again.wait_for(|s| s.serving, SOON).await.expect("it serves");
+}
+
+/// An order for an earlier generation may have destroyed a replica that could not be read, and that may
+/// have been of a later one: whoever is created then may have voted before.
+#[tokio::test]
+async fn f5_after_an_unreadable_replica_the_next_asks_its_peers_first() {
+    for (tombstone, doubt) in [(u32::MAX, Some(Doubt::Unreadable)), (3, None)] {
+        let store = MemoryStore::new();
+        let mut write = GroupWrite::new(ID);
+        write.destroy = ReplicaId::new(u64::from(tombstone));
+        store.write(&LogBatch { writes: vec![write] }).unwrap();
+        let groups = host_on(store);
+        let spec = GroupSpec::new(ID, [1, 2, 3].map(NodeId::must)).incarnation(1).on_known_disk();
+        let group = groups.create(spec, Box::<Words>::default()).unwrap();
+        assert_eq!(group.status().doubt, doubt, "tombstone {tombstone}");
+    }
 }
 
 /// Neither an opening that finds nothing nor a creation that is refused forgets what remains.

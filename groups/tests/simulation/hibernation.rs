@@ -1,7 +1,7 @@
 //! Groups that hibernate: they cost nothing, and whatever ends their leader, they are led again.
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::{GroupId, NodeId};
+use shardhost_groups::{GroupId, MembershipChange, NodeId};
 use shardhost_testing::simulation::{Chance, Cluster, Shape};
 
 use crate::{all_seeds_hold, run};
@@ -33,6 +33,11 @@ fn hibernating_through_the_end_of_a_leader_is_caught() {
 #[test]
 fn hibernating_after_the_loss_of_a_leader_is_caught() {
     a_seed_notices(KnownBug::HibernateAfterTheLoss, "hibernates, and nobody wakes it");
+}
+
+#[test]
+fn a_turn_after_all_turns_is_caught() {
+    a_seed_notices(KnownBug::TurnsOfVotersOnly, "min_election_timeout");
 }
 
 /// The leaders' replicas of all groups end while their nodes live.
@@ -132,6 +137,36 @@ fn after_the_loss_of_a_leaders_node_its_hibernating_groups_hold_one_election_eac
     println!("{terms} terms for {lost} groups; {more} for {lost_too} when turns are forgotten");
     assert_eq!(lost, terms);
     assert!(more > lost_too);
+}
+
+/// The node is lost that leads groups which hibernate with a learner each.
+fn lose_a_leader_of_learners(seed: u64, bugs: KnownBugs) -> Result<(), String> {
+    let mut shape = Shape::calm();
+    (shape.groups, shape.spares, shape.config.bugs) = (30, 1, bugs);
+    let mut cluster = Cluster::new(seed, &shape);
+    cluster.pass(4_000)?;
+    for group in groups() {
+        let leader = cluster.leader_of(group).ok_or("it is not led")?;
+        let learner = MembershipChange::new().add_learner(NodeId::must(4));
+        cluster.change_members(leader, group, learner)?;
+    }
+    cluster.settle_until_hibernating()?;
+    let victim = cluster.leader_of(GroupId::new(1 + seed % 30)).ok_or("it is not led")?;
+    cluster.crash(victim, 0);
+    cluster.pass(6_000)?;
+    cluster.every_group_is_led_by_a_live_node()
+}
+
+#[test]
+fn learners_of_hibernating_groups_survive_the_loss_of_their_leaders() {
+    let bug = KnownBugs::from([KnownBug::TurnsOfVotersOnly]);
+    let noticed = (0..5).filter_map(|seed| lose_a_leader_of_learners(seed, bug).err());
+    let noticed: Vec<String> = noticed.collect();
+    assert!(noticed.iter().any(|text| text.contains("min_election_timeout")), "{noticed:?}");
+    for seed in 0..20 {
+        let held = lose_a_leader_of_learners(seed, KnownBugs::default());
+        held.unwrap_or_else(|text| panic!("seed {seed}: {text}"));
+    }
 }
 
 fn term_of(cluster: &Cluster, group: GroupId) -> u64 {

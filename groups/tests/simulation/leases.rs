@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shardhost_groups::known_bugs::{KnownBug, KnownBugs};
-use shardhost_groups::{GroupId, MembershipChange, NodeId};
+use shardhost_groups::{CaughtUp, GroupId, MembershipChange, NodeId};
 use shardhost_testing::simulation::{Cluster, Shape};
 
 use crate::{all_seeds_hold, run};
@@ -151,6 +151,47 @@ fn a_lone_supporter_restarts(
     meanwhile(&mut trio.cluster, faithful);
     trio.cluster.restart(faithful)?;
     trio.cluster.pass(3_000)
+}
+
+/// A group that grew from one voter: two learners are promoted while the machine of one of them is
+/// so slow that it does not apply that.
+fn grown(seed: u64, bugs: KnownBugs) -> Result<Trio, String> {
+    let mut shape = Shape::calm();
+    (shape.groups, shape.nodes, shape.spares) = (1, 1, 2);
+    (shape.load_every, shape.lease_read_every, shape.read_every) = (10, 3, 20);
+    shape.config.hibernate_after_ticks = 0;
+    shape.config.max_apply_bytes_per_group = 1;
+    (shape.config.seed, shape.config.bugs) = (seed, bugs);
+    let mut cluster = Cluster::new(seed, &shape);
+    cluster.pass(1_500 + seed * 37)?;
+    let [leader, stranded, slow] = [1, 2, 3].map(NodeId::must);
+    for change in [stranded, slow].map(|node| MembershipChange::new().add_learner(node)) {
+        cluster.change_members(leader, GROUP, change)?;
+        cluster.pass(2_000)?;
+    }
+    cluster.hang_machine(slow, GROUP, 60_000);
+    cluster.write(leader, GROUP, 3)?;
+    cluster.pass(500)?;
+    for node in [slow, stranded] {
+        let change = MembershipChange::new().promote(node, CaughtUp::Unchecked);
+        cluster.change_members(leader, GROUP, change)?;
+        cluster.pass(500)?;
+    }
+    Ok(Trio { cluster, leader, followers: [stranded, slow] })
+}
+
+/// A leader counts the answers of a voter that does not know yet that it is one.
+#[test]
+fn a_vote_lock_does_not_depend_on_what_the_voter_knows_of_the_others() {
+    let play = |seed, bugs: KnownBugs| {
+        grown(seed, bugs).and_then(|mut trio| a_lone_supporter_restarts(&mut trio, |_, _| {}))
+    };
+    let bug = KnownBugs::from([KnownBug::LockOnlyAmongVoters]);
+    let complaints: Vec<String> = (0..40).filter_map(|seed| play(seed, bug).err()).collect();
+    assert!(complaints.iter().any(|text| text.contains("a read of")), "{complaints:?}");
+    for seed in 0..40 {
+        play(seed, KnownBugs::default()).unwrap_or_else(|text| panic!("seed {seed}: {text}"));
+    }
 }
 
 /// Answers to the heartbeats of one round of reads come when that round is long over and the

@@ -1,7 +1,7 @@
 //! How far this command is with each group: between the removal of a replica and the addition of its
 //! successor nothing is recorded anywhere but here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -50,6 +50,8 @@ pub struct Course {
 struct State {
     /// The replica may have been removed, and the addition of its successor is not confirmed yet.
     between: BTreeMap<u64, Old>,
+    /// Something was sent that was not refused: what became of it may not be known.
+    begun: BTreeSet<u64>,
     /// This command is to end.
     interrupted: Option<Instant>,
 }
@@ -87,10 +89,24 @@ impl Course {
 
     /// A removal, or an addition, is about to be sent. Whether that was so before.
     pub fn enter(&self, group: u64, old: Old) -> bool {
-        self.state.lock().between.insert(group, old).is_some()
+        let mut state = self.state.lock();
+        state.begun.insert(group);
+        state.between.insert(group, old).is_some()
     }
 
-    /// The group has its old replica for sure, or its new one.
+    /// The first removal was refused: the group is as it was.
+    pub fn refused(&self, group: u64) {
+        let mut state = self.state.lock();
+        state.between.remove(&group);
+        state.begun.remove(&group);
+    }
+
+    /// Whether something was sent that was not refused.
+    pub fn has_begun(&self, group: u64) -> bool {
+        self.state.lock().begun.contains(&group)
+    }
+
+    /// The group has its new replica.
     pub fn leave(&self, group: u64) {
         self.state.lock().between.remove(&group);
     }
@@ -174,6 +190,9 @@ mod tests {
         assert_eq!(course.next(&incoming(), OLD), Next::Wait);
         assert!(is_over(7, late), "a recorded change continues");
         assert_eq!(course.addition(7), None);
+        assert!(course.has_begun(7) && !course.has_begun(8));
+        course.refused(7);
+        assert!(!course.has_begun(7));
     }
 
     #[tokio::test(start_paused = true)]

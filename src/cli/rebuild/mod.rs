@@ -72,17 +72,28 @@ pub async fn run(arguments: &RebuildArguments) -> anyhow::Result<ExitCode> {
         show(*node, &survey, &unknown, target.json);
         return Ok(unknown.exit_code());
     }
+    check_target(&cluster, *node)?;
     let course = Course::new(*node);
     let failed = rebuild_all(&cluster, *node, &survey, &course, target.timeout()).await?;
     let rebuilt = survey.replicas.len() - failed.len();
     report(*node, rebuilt, &failed, &unknown, target.json);
-    // Where nothing was taken away, it only failed.
-    let lacking = failed.values().any(|failure| failure.addition.is_some());
-    Ok(match (failed.is_empty(), lacking) {
+    // Where nothing was changed, it only failed.
+    let changed = rebuilt > 0 || failed.values().any(|failure| failure.begun);
+    Ok(match (failed.is_empty(), changed) {
         (true, _) => unknown.exit_code(),
         (false, true) => ExitCode::from(PARTLY),
         (false, false) => ExitCode::FAILURE,
     })
+}
+
+/// A node that says itself that something is wrong would take the votes of its replicas and give none
+/// back.
+fn check_target(cluster: &Reached, node: u64) -> anyhow::Result<()> {
+    let impaired = cluster.nodes().get(&node).map_or("", |one| one.status.impaired.as_str());
+    match impaired {
+        "" => Ok(()),
+        why => bail!("node {node} is in no state to be given replicas: {why}"),
+    }
 }
 
 /// Leaves only the selected groups.
@@ -138,7 +149,8 @@ impl Unknown {
             let usual = self.usual;
             println!(
                 "group {group} has {voters} voters and none on node {node}, most groups have {usual}: if \
-                 an earlier run removed that one, `shardhost member add {group} {node}` adds another"
+                 an earlier run removed that one, `shardhost member add {group} {node}` adds another, or \
+                 `shardhost member promote {group} {node}` where a learner took its place"
             );
         }
     }
@@ -151,6 +163,8 @@ impl Unknown {
 /// Why a group has no new replica.
 struct Failure {
     cause: String,
+    /// Something was sent, and what became of it may not be known.
+    begun: bool,
     /// What adds one, where the old one may be gone.
     addition: Option<String>,
 }
@@ -171,7 +185,10 @@ async fn rebuild_all(
     let mut outcomes = stream::iter(&survey.replicas).map(one).buffer_unordered(WINDOW);
     let mut open: BTreeSet<u64> = survey.replicas.keys().copied().collect();
     let mut failed = BTreeMap::new();
-    let fails = |group, cause| Failure { cause, addition: course.addition(group) };
+    let fails = |group, cause| {
+        let (begun, addition) = (course.has_begun(group), course.addition(group));
+        Failure { cause, begun, addition }
+    };
     loop {
         let next = tokio::select! {
             next = outcomes.next() => next,
@@ -253,7 +270,7 @@ impl Rebuild<'_> {
                 let before = course.enter(group, old);
                 let removed = change(leader, status, Kind::Remove, node).await;
                 if matches!(removed, Err(Unchanged::Refused(_))) && !before {
-                    course.leave(group);
+                    course.refused(group);
                 }
                 removed.map_err(Unchanged::into_error)?;
             }
@@ -414,11 +431,15 @@ fn report(
         println!("and {} more failed", number((failed.len() - SHOWN) as u64));
     }
     // All of them: nothing else knows.
-    for (group, failure) in failed {
+    for (group, failure) in failed.iter().filter(|(_, failure)| failure.begun) {
         if let Some(addition) = &failure.addition {
             println!(
                 "group {group} may be without its replica on node {node}, now or soon: once `member list \
                  {group}` does not show one, run `{addition}`"
+            );
+        } else {
+            println!(
+                "group {group} has a new replica on node {node}, which goes on to its place: `member list                  {group}` shows when it has it"
             );
         }
     }

@@ -15,7 +15,7 @@ use crate::target::{all_groups, in_time};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Old {
     pub replica: u64,
-    /// It has no vote, and its successor gets none.
+    /// It has no vote, is to get none, and nor does its successor.
     pub learns: bool,
     /// Voters that the group had when it was looked at, with this one if it is one.
     pub voters: usize,
@@ -34,8 +34,9 @@ impl Old {
 pub struct Survey {
     /// The replicas that the node has, by group.
     pub replicas: BTreeMap<u64, Old>,
-    /// Groups of which the node has none, and that have fewer voters than most: by group, how many.
-    /// An earlier run may have removed one and not added its successor, which nothing records.
+    /// Groups in which the node has no vote, nor is to get one, and that have fewer voters than most: by
+    /// group, how many. An earlier run may have removed one and not added its successor, which nothing
+    /// records.
     pub short: BTreeMap<u64, usize>,
     /// How many voters most groups have.
     pub usual: usize,
@@ -74,7 +75,7 @@ impl Survey {
         }
         let usual = usual(newest.values().map(|one| one.voters));
         let here = |(group, one): (&u64, &Newest)| Some((*group, one.here?));
-        let lacking = newest.iter().filter(|(_, one)| one.here.is_none());
+        let lacking = newest.iter().filter(|(_, one)| one.here.is_none_or(|here| here.learns));
         let short = lacking.filter(|(_, one)| is_short(one.voters, usual));
         let short = short.map(|(group, one)| (*group, one.voters)).collect();
         let known = newest.keys().copied().collect();
@@ -86,9 +87,13 @@ impl Newest {
     fn of(status: &GroupStatus, node: u64) -> Option<Self> {
         let membership = status.membership.as_ref()?;
         let voters = voters_of(status);
+        // One that catches up is to vote: another run, or another command, added it.
+        let becomes_voter = |member: &Member| {
+            membership.incoming.as_ref().is_some_and(|incoming| incoming.replica == member.replica)
+        };
         let here = member_on(status, node).map(|member| Old {
             replica: member.replica,
-            learns: role_of(member) == "learner",
+            learns: role_of(member) == "learner" && !becomes_voter(member),
             voters,
         });
         Some(Self { index: membership.config_index, here, voters })
@@ -121,7 +126,7 @@ const fn is_short(voters: usize, usual: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use shardhost_proto::log::{MemberRole, Membership};
+    use shardhost_proto::log::{Incoming, MemberRole, Membership};
 
     use super::*;
 
@@ -147,6 +152,7 @@ mod tests {
             // The status of a node that does not know of the removal yet.
             group(2, 5, &[1, 2, 3], &[]),
             group(3, 5, &[1, 2, 4], &[3]),
+            group(6, 5, &[1, 2], &[3]),
             group(4, 5, &[1, 2, 4], &[]),
             group(5, 5, &[1, 2, 4, 5], &[]),
         ];
@@ -155,9 +161,22 @@ mod tests {
             Old { replica: 3, learns: false, voters: 3 },
             Old { replica: 3, learns: true, voters: 3 },
         );
-        assert_eq!(survey.replicas, BTreeMap::from([(1, voter), (3, learner)]));
-        assert_eq!((survey.short, survey.usual), (BTreeMap::from([(2, 2), (5, 4)]), 3));
+        let lone = Old { voters: 2, ..learner };
+        assert_eq!(survey.replicas, BTreeMap::from([(1, voter), (3, learner), (6, lone)]));
+        assert_eq!((survey.short, survey.usual), (BTreeMap::from([(2, 2), (5, 4), (6, 2)]), 3));
         assert_eq!(learner.addition(3, 3), "shardhost member add 3 3 --learner");
+    }
+
+    /// The replica that another run added.
+    #[test]
+    fn a_learner_that_is_to_vote_is_replaced_by_a_voter() {
+        let mut catches_up = group(1, 7, &[1, 2], &[3]);
+        let incoming = Some(Incoming { replica: 3, replaces: 0 });
+        catches_up.membership.as_mut().unwrap().incoming = incoming;
+        let seen = [catches_up, group(2, 7, &[1, 2], &[3]), group(3, 7, &[1, 2, 3], &[])];
+        let survey = Survey::from(&seen, 3);
+        assert_eq!(survey.replicas[&1], Old { replica: 3, learns: false, voters: 2 });
+        assert_eq!(survey.replicas[&2], Old { replica: 3, learns: true, voters: 2 });
     }
 
     #[test]

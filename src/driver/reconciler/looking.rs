@@ -54,6 +54,26 @@ impl Reconciler {
         looked
     }
 
+    /// What was held when it was looked at, where a later view says of what generation the replicas are
+    /// that cannot be read.
+    pub(super) fn held_anew(
+        &self,
+        view: &View,
+        looked: &Looked,
+        groups: &BTreeSet<GroupId>,
+    ) -> BTreeMap<GroupId, Held> {
+        let mut held = looked.held.clone();
+        for id in groups.iter().copied().filter(|id| self.is_unread(*id)) {
+            held.extend(self.parked(view, id).map(|one| (id, one)));
+        }
+        held
+    }
+
+    /// Whether not even the id of its replica here can be read.
+    pub(super) fn is_unread(&self, id: GroupId) -> bool {
+        self.host.parked_replica(id).is_some_and(|parked| parked.replica.is_none())
+    }
+
     /// A replica that could not be opened can be destroyed all the same.
     fn parked(&self, view: &View, id: GroupId) -> Option<Held> {
         let parked = self.host.parked_replica(id)?;

@@ -106,6 +106,7 @@ pub(super) fn parked_status(parked: &ParkedReplica) -> wire::GroupStatus {
 const fn doubt_name(doubt: Doubt) -> &'static str {
     match doubt {
         Doubt::RolledBack => "rolled-back",
+        Doubt::Unreadable => "unreadable",
         _ => "torn-tail",
     }
 }

@@ -156,6 +156,7 @@ fn seeds() -> Vec<Seed> {
     for (name, cause) in [
         ("doubt-torn", values::cause_of(Doubt::TornTail)),
         ("doubt-rolled-back", values::cause_of(Doubt::RolledBack)),
+        ("doubt-unreadable", values::cause_of(Doubt::Unreadable)),
         ("differs", log::doubt::Cause::Differs),
     ] {
         add(name, written(DOUBT, &|out| values::doubt(GROUP, cause, out)));

@@ -34,6 +34,7 @@ pub(super) const fn cause_of(doubt: Doubt) -> log::doubt::Cause {
     match doubt {
         Doubt::TornTail => log::doubt::Cause::TornTail,
         Doubt::RolledBack => log::doubt::Cause::RolledBack,
+        Doubt::Unreadable => log::doubt::Cause::Unreadable,
     }
 }
 
@@ -72,6 +73,7 @@ pub(super) fn read_doubt(group: GroupId, value: Vec<u8>) -> Result<Certainty, Ma
     match message.cause() {
         log::doubt::Cause::TornTail => Ok(Certainty::InDoubt(Doubt::TornTail)),
         log::doubt::Cause::RolledBack => Ok(Certainty::InDoubt(Doubt::RolledBack)),
+        log::doubt::Cause::Unreadable => Ok(Certainty::InDoubt(Doubt::Unreadable)),
         log::doubt::Cause::Differs => Ok(Certainty::Differs),
         log::doubt::Cause::Unspecified => {
             Err(Malformed::new("doubt", format!("its cause {} is unknown", message.cause)))
@@ -130,7 +132,7 @@ mod tests {
         assert_eq!(read_state(GROUP, value), Ok((hard_state, base)));
         let value = written(|out| tombstone(GROUP, replica, out));
         assert_eq!(read_tombstone(GROUP, value), Ok(replica));
-        for known in [Doubt::TornTail, Doubt::RolledBack] {
+        for known in [Doubt::TornTail, Doubt::RolledBack, Doubt::Unreadable] {
             let value = written(|out| doubt(GROUP, cause_of(known), out));
             assert_eq!(read_doubt(GROUP, value), Ok(Certainty::InDoubt(known)));
         }

@@ -212,8 +212,13 @@ impl Lease {
 
     /// A heartbeat leaves for this peer.
     pub(super) fn send_heartbeat(&mut self, to: u64, now: Now) {
+        let Some(moment) = now.began else { return };
+        // When it was that answers stopped to count could not be read: it was before this.
+        if self.void_until == Moment::NEVER {
+            self.void_until = moment;
+        }
         let peer = self.peer(to);
-        if let (LifeCheck::Wanted { .. }, Some(moment)) = (peer.life_check, now.began) {
+        if matches!(peer.life_check, LifeCheck::Wanted { .. }) {
             peer.life_check = LifeCheck::Since(moment);
         }
     }

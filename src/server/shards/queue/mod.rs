@@ -44,6 +44,7 @@ pub use self::machine::QueueMachine;
 pub use self::query::{QueueQuery, Receivable};
 pub use self::receipt::{MAX_ATTEMPT, MAX_SEQUENCE, Receipt};
 pub use self::response::QueueResponse;
+pub use shardhost_proto::limits::MAX_RECEIVE;
 
 /// Longest partition key, in bytes.
 pub const MAX_PARTITION_KEY_BYTES: usize = 1024;
@@ -51,8 +52,6 @@ pub const MAX_PARTITION_KEY_BYTES: usize = 1024;
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;
 /// Longest de-duplication id, in bytes. It counts for one partition key.
 pub const MAX_DEDUP_ID_BYTES: usize = 256;
-/// Messages that one receive takes at most.
-pub const MAX_RECEIVE: u32 = 1_000;
 /// Receipts that one ack names at most.
 pub const MAX_ACK: usize = 10_000;
 /// Longest visibility: twelve hours.

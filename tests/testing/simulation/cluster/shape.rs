@@ -1,7 +1,8 @@
 //! What a cluster is made of, and what goes wrong in it: the shapes that seeds draw.
 
 use shardhost_groups::config::GroupsConfig;
-use shardhost_groups::{Membership, NodeId};
+use shardhost_groups::{Membership, NodeId, ReplicaId};
+use shardhost_storage::Member;
 
 use super::super::chance::Chance;
 use super::super::network::Weather;
@@ -39,6 +40,8 @@ pub struct Shape {
     pub lease_read_every: u64,
     /// Nodes that belong to no group at first.
     pub spares: u64,
+    /// Of these, so many hold a learner of each group all the same.
+    pub learners: u64,
     /// By how much the speeds of clocks may differ from the world's, in thousandths.
     pub drift: u64,
     /// Of a thousand short windows of a node's time, in how many its clock cannot be read.
@@ -90,6 +93,7 @@ impl Shape {
             lease_read_every: 60,
             read_every: 200,
             spares: 0,
+            learners: 0,
             drift: 0,
             blind_windows: 0,
             changes: false,
@@ -221,6 +225,8 @@ impl Shape {
         shape.fault_every = chance.between(500, 1_500);
         shape.weather.late = chance.below(100);
         shape.closes = true;
+        shape.learners = u64::from(seed % 4 == 3);
+        shape.spares = shape.learners;
         shape
     }
 
@@ -229,7 +235,12 @@ impl Shape {
         let few = self.replicas > 0 && group > 0;
         let (first, count) = if few { (group, self.replicas) } else { (0, self.nodes) };
         let nodes = (first..first + count).map(|at| NodeId::must(1 + at % self.nodes));
-        Membership::initial(nodes)
+        let mut membership = Membership::initial(nodes);
+        let learners = (1..=self.learners).map(|at| self.nodes + at).map(NodeId::must);
+        for (replica, node) in (count + 1..).map(ReplicaId::must).zip(learners) {
+            membership.members.insert(replica, Member::learner(node));
+        }
+        membership
     }
 
     /// A shape that a seed draws.

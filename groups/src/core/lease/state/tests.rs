@@ -112,6 +112,23 @@ fn after_a_failed_transfer_every_target_must_answer_anew() {
     assert!(!lease.may_be_deposed(0));
 }
 
+/// The clock cannot be read when a transfer fails: it was before the next heartbeat that has a stamp.
+#[test]
+fn a_transfer_that_failed_at_an_unknown_moment_takes_the_lease_for_a_heartbeat_only() {
+    let mut lease = Lease::default();
+    lease.void(2, Some(at(20)));
+    lease.resume(without_clock(3));
+    lease.send_heartbeat(2, without_clock(4));
+    answer(&mut lease, &[2, 3], 30, 35);
+    assert!(lease.may_be_deposed(0), "that may have been sent before it failed");
+    lease.send_heartbeat(2, now(40));
+    answer(&mut lease, &[2, 3], 40, 45);
+    assert!(lease.may_be_deposed(0) && acknowledged(&lease) == Moment::ZERO);
+    answer(&mut lease, &[2, 3], 50, 55);
+    assert!(!lease.may_be_deposed(0));
+    assert_eq!(acknowledged(&lease), at(50));
+}
+
 #[test]
 fn a_target_that_was_removed_is_outgrown() {
     let mut lease = Lease::default();
