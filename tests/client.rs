@@ -1,11 +1,15 @@
 //! The services and the client on three real hosts, over loopback.
 
+#[path = "support/in_process.rs"]
+mod in_process;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
+use in_process::InProcess;
 use shardhost::{GroupId, LogIndex, NodeId, Shutdown};
 use shardhost_client::{Client, ClientError, ClientOptions};
 use shardhost_proto::client::table_client::TableClient;
@@ -17,10 +21,9 @@ use shardhost_proto::client::{
 use shardhost_proto::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS};
 use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
 use shardhost_server::config::ShardCounts;
+use shardhost_server::group_of_shard;
 use shardhost_server::service::MAX_IN_FLIGHT_REQUESTS;
 use shardhost_server::shards::table::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
-use shardhost_server::{Server, ServerConfig, group_of_shard};
-use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -32,59 +35,38 @@ const QUEUES: u64 = 2;
 const SOON: Duration = Duration::from_secs(30);
 
 /// Three hosts of one cluster.
-struct Cluster {
-    servers: BTreeMap<u64, Server>,
-    addresses: BTreeMap<u64, String>,
-    _directory: TempDir,
-}
+struct Cluster(InProcess);
 
 impl Cluster {
     async fn start() -> Self {
-        let directory = TempDir::new().unwrap();
-        let listeners: BTreeMap<u64, TcpListener> =
-            (1..=NODES).map(|node| (node, TcpListener::bind("127.0.0.1:0").unwrap())).collect();
-        let addresses: BTreeMap<u64, String> = listeners
-            .iter()
-            .map(|(node, listener)| (*node, listener.local_addr().unwrap().to_string()))
-            .collect();
-        let mut servers = BTreeMap::new();
-        for (node, listener) in listeners {
-            let mut config = ServerConfig::alone(directory.path().join(node.to_string()));
-            config.cluster = "client-test".into();
-            config.node = node;
-            config.alone = false;
-            config.nodes = addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect();
+        let servers = InProcess::start(NODES, |_, config| {
             config.shards =
                 ShardCounts { tables: TABLES, queues: QUEUES, ..ShardCounts::default() };
-            servers.insert(node, Server::start(config, Some(listener)).await.unwrap());
-        }
-        for server in servers.values() {
-            assert!(server.await_shards(SOON).await, "the shards are never there");
-        }
-        Self { servers, addresses, _directory: directory }
+        });
+        let cluster = Self(servers.await);
+        cluster.0.await_shards().await;
+        cluster
     }
 
     async fn client(&self) -> Client {
         let options = ClientOptions { deadline: SOON, ..ClientOptions::default() };
-        Client::connect(self.addresses.values().cloned(), options).await.unwrap()
+        Client::connect(self.0.addresses.values().cloned(), options).await.unwrap()
     }
 
     async fn stop(self) {
-        for server in self.servers.into_values() {
-            server.shutdown(Shutdown::Immediate).await;
-        }
+        self.0.stop().await;
     }
 
     /// The node that leads a group, once one does.
     async fn leader_of(&self, group: GroupId) -> u64 {
-        let server = self.servers.values().next().unwrap();
+        let server = self.0.running.values().next().unwrap();
         let group = server.host().group(group).unwrap();
         let status = group.wait_for(|status| status.leader.is_some(), SOON).await.unwrap();
         status.leader.unwrap().node.get()
     }
 
     async fn stream_to(&self, node: u64) -> RawStream {
-        let address = format!("http://{}", self.addresses[&node]);
+        let address = format!("http://{}", self.0.addresses[&node]);
         let mut client = TableClient::connect(address).await.unwrap();
         let (batches, receiver) = mpsc::channel(1);
         let replies = client.pipeline(ReceiverStream::new(receiver)).await.unwrap().into_inner();
@@ -259,7 +241,7 @@ async fn thousands_of_operations_at_once_survive_the_loss_of_a_host() {
         }
     };
     assert!(put_all(0).await.iter().all(Result::is_ok));
-    let server = cluster.servers.remove(&victim).unwrap();
+    let server = cluster.0.running.remove(&victim).unwrap();
     let (written, ()) = tokio::join!(put_all(1), server.shutdown(Shutdown::Immediate));
     for outcome in written {
         outcome.unwrap();
@@ -351,7 +333,7 @@ async fn a_follower_names_the_leader_and_its_address() {
     let cluster = Cluster::start().await;
     let leader = cluster.leader_of(table(0)).await;
     let follower = (1..=NODES).find(|node| *node != leader).unwrap();
-    let told = cluster.servers[&follower].host().group(table(0)).unwrap();
+    let told = cluster.0.running[&follower].host().group(table(0)).unwrap();
     told.wait_for(|status| status.leader.is_some(), SOON).await.unwrap();
     let mut stream = cluster.stream_to(follower).await;
     let get = Operation::Get(Get { key: "k".into(), consistency: 0 });
@@ -366,7 +348,7 @@ async fn a_follower_names_the_leader_and_its_address() {
         let Answer::Failure(failure) = answer else { panic!("{answer:?}") };
         assert_eq!(failure.reason(), FailureReason::NotLeader);
         assert_eq!(failure.leader_node, leader);
-        assert_eq!(failure.leader_address, cluster.addresses[&leader]);
+        assert_eq!(failure.leader_address, cluster.0.addresses[&leader]);
     }
     cluster.stop().await;
 }

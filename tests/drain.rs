@@ -1,57 +1,41 @@
 //! Servers that are drained and balanced, as operators do it over gRPC and with the program.
 
+#[path = "support/in_process.rs"]
+mod in_process;
+
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::process::Output;
 use std::time::{Duration, Instant};
+
+use in_process::{InProcess, TIMEOUT};
 
 use serde_json::Value;
 use shardhost::driver::SYSTEM_GROUP;
 use shardhost::driver::{Drain, DrainOptions, DrainState, Fallback};
 use shardhost::{Host, Shutdown};
 use shardhost_client::{Client, ClientOptions};
+use shardhost_server::Server;
 use shardhost_server::config::{Planner, ShardCounts};
-use shardhost_server::{Server, ServerConfig};
-use tempfile::TempDir;
 
-const TIMEOUT: Duration = Duration::from_secs(60);
 const TABLES: u64 = 30;
 
 /// Three servers that hold thirty tables.
-struct Cluster {
-    servers: BTreeMap<u64, Server>,
-    addresses: BTreeMap<u64, String>,
-    _directory: TempDir,
-}
+struct Cluster(InProcess);
 
 impl Cluster {
     async fn start() -> Self {
-        let directory = TempDir::new().unwrap();
-        let listeners: BTreeMap<u64, TcpListener> =
-            (1..=3).map(|node| (node, TcpListener::bind("127.0.0.1:0").unwrap())).collect();
-        let addresses: BTreeMap<u64, String> = listeners
-            .iter()
-            .map(|(node, listener)| (*node, listener.local_addr().unwrap().to_string()))
-            .collect();
-        let mut servers = BTreeMap::new();
-        for (node, listener) in listeners {
-            let mut config = ServerConfig::alone(directory.path().join(node.to_string()));
-            config.cluster = "drain-test".into();
-            config.node = node;
-            config.alone = false;
-            config.nodes = addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect();
+        let servers = InProcess::start(3, |_, config| {
             // Leaders stay where the tests put them.
             config.planner = Planner::Off;
             config.shards = ShardCounts { tables: TABLES, queues: 0, ..ShardCounts::default() };
-            servers.insert(node, Server::start(config, Some(listener)).await.unwrap());
-        }
-        let cluster = Self { servers, addresses, _directory: directory };
+        });
+        let cluster = Self(servers.await);
         cluster.until("every table is served", |led| led.values().sum::<u64>() == TABLES).await;
         cluster
     }
 
     fn host(&self, node: u64) -> &Host {
-        self.servers[&node].host()
+        self.0.host(node)
     }
 
     /// How many groups each running node serves, the system group among them.
@@ -60,7 +44,7 @@ impl Cluster {
             let groups = server.host().groups();
             groups.iter().filter(|group| group.status().serving).count() as u64
         };
-        self.servers.iter().map(|(node, server)| (*node, serving(server))).collect()
+        self.0.running.iter().map(|(node, server)| (*node, serving(server))).collect()
     }
 
     /// How many tables each running node serves.
@@ -70,7 +54,7 @@ impl Cluster {
             let tables = groups.iter().filter(|group| group.id() != SYSTEM_GROUP);
             tables.filter(|group| group.status().serving).count() as u64
         };
-        self.servers.iter().map(|(node, server)| (*node, serving(server))).collect()
+        self.0.running.iter().map(|(node, server)| (*node, serving(server))).collect()
     }
 
     async fn until(&self, what: &str, reached: impl Fn(&BTreeMap<u64, u64>) -> bool) {
@@ -83,7 +67,7 @@ impl Cluster {
 
     async fn run(&self, arguments: &[&str]) -> Output {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_shardhost"));
-        command.args(arguments).args(["--at", &self.addresses[&2], "--json"]);
+        command.args(arguments).args(["--at", &self.0.addresses[&2], "--json"]);
         command.output().await.unwrap()
     }
 
@@ -95,17 +79,15 @@ impl Cluster {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    async fn stop(mut self) {
-        for (_, server) in std::mem::take(&mut self.servers) {
-            server.shutdown(Shutdown::Immediate).await;
-        }
+    async fn stop(self) {
+        self.0.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drained_node_leads_nothing_and_gets_its_part_back() {
     let cluster = Cluster::start().await;
-    let addresses: Vec<String> = cluster.addresses.values().cloned().collect();
+    let addresses: Vec<String> = cluster.0.addresses.values().cloned().collect();
     let client = Client::connect(addresses, ClientOptions::default()).await.unwrap();
     // Elections leave leaderships where they fall.
     cluster.answer(&["balance", "now"]).await;
@@ -153,7 +135,7 @@ async fn balance_now_weighs_load() {
         .filter(|group| group.id() != SYSTEM_GROUP && group.status().serving)
         .map(|group| group.id())
         .collect();
-    let addresses: Vec<String> = cluster.addresses.values().cloned().collect();
+    let addresses: Vec<String> = cluster.0.addresses.values().cloned().collect();
     let client = Client::connect(addresses, ClientOptions::default()).await.unwrap();
     let table = client.table();
     let keys: Vec<Vec<u8>> = (0..2_000_u32)
@@ -210,7 +192,7 @@ async fn what_cannot_go_is_named_and_is_not_waited_for() {
     drain.undrain();
     assert!(!cluster.host(1).advertisement().draining);
     for node in [2, 3] {
-        cluster.servers.remove(&node).unwrap().shutdown(Shutdown::Immediate).await;
+        cluster.0.running.remove(&node).unwrap().shutdown(Shutdown::Immediate).await;
     }
     cluster.stop().await;
 }

@@ -1,8 +1,12 @@
 //! Whole servers whose groups change their members: over gRPC, as operators and programs do it.
 
+#[path = "support/in_process.rs"]
+mod in_process;
+
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use in_process::{InProcess, TIMEOUT};
 
 use shardhost::{GroupId, Shutdown};
 use shardhost_client::{Client, ClientOptions};
@@ -14,8 +18,6 @@ use shardhost_proto::admin::{
     TakeSnapshotRequest, TransferLeaderRequest, TransferLeaderToFitRequest,
 };
 use shardhost_server::config::{Planner, ShardCounts};
-use shardhost_server::{Server, ServerConfig};
-use tempfile::TempDir;
 use tonic::Code;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
@@ -23,16 +25,10 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 
-const TIMEOUT: Duration = Duration::from_secs(60);
 const TABLE: u64 = 1_000_000;
 
 /// Four servers, of which three hold the shards at first.
-struct Cluster {
-    servers: BTreeMap<u64, Server>,
-    addresses: BTreeMap<u64, String>,
-    directory: TempDir,
-    catalog: bool,
-}
+struct Cluster(InProcess);
 
 impl Cluster {
     async fn start() -> Self {
@@ -41,64 +37,32 @@ impl Cluster {
 
     /// Nodes that keep a catalog, or create replicas on request only.
     async fn start_with(catalog: bool) -> Self {
-        let directory = TempDir::new().unwrap();
-        let listeners: BTreeMap<u64, TcpListener> =
-            (1..=4).map(|node| (node, TcpListener::bind("127.0.0.1:0").unwrap())).collect();
-        let addresses = listeners
-            .iter()
-            .map(|(node, listener)| (*node, listener.local_addr().unwrap().to_string()))
-            .collect();
-        let mut cluster = Self { servers: BTreeMap::new(), addresses, directory, catalog };
-        for (node, listener) in listeners {
-            cluster.launch(node, listener).await;
-        }
-        for server in cluster.servers.values().take(3) {
-            assert!(server.await_shards(TIMEOUT).await, "the shards are never there");
-        }
+        let servers = InProcess::start(4, move |_, config| {
+            config.catalog = catalog;
+            // Leaders stay where the tests put them.
+            config.planner = Planner::Off;
+            let voters = vec![1, 2, 3];
+            config.shards = ShardCounts { tables: 1, queues: 1, voters, ..ShardCounts::default() };
+        });
+        let cluster = Self(servers.await);
+        cluster.0.await_shards().await;
         cluster
     }
 
-    async fn launch(&mut self, node: u64, listener: TcpListener) {
-        let mut config = ServerConfig::alone(self.directory.path().join(node.to_string()));
-        config.cluster = "members-test".into();
-        config.node = node;
-        config.alone = false;
-        config.nodes = self.addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect();
-        config.catalog = self.catalog;
-        // Leaders stay where the tests put them.
-        config.planner = Planner::Off;
-        config.shards =
-            ShardCounts { tables: 1, queues: 1, voters: vec![1, 2, 3], ..ShardCounts::default() };
-        self.servers.insert(node, Server::start(config, Some(listener)).await.unwrap());
-    }
-
     async fn stop(&mut self, node: u64) {
-        self.servers.remove(&node).unwrap().shutdown(Shutdown::Immediate).await;
+        self.0.stop_node(node).await;
     }
 
     async fn start_again(&mut self, node: u64) {
-        let address: SocketAddr = self.addresses[&node].parse().unwrap();
-        let deadline = Instant::now() + TIMEOUT;
-        let listener = loop {
-            match TcpListener::bind(address) {
-                Ok(listener) => break listener,
-                Err(error) => assert!(Instant::now() < deadline, "{error}"),
-            }
-            tokio::task::yield_now().await;
-        };
-        self.launch(node, listener).await;
+        self.0.start_node(node).await;
     }
 
-    async fn stop_all(mut self) {
-        for node in 1..=4 {
-            if self.servers.contains_key(&node) {
-                self.stop(node).await;
-            }
-        }
+    async fn stop_all(self) {
+        self.0.stop().await;
     }
 
     async fn admin(&self, node: u64) -> AdminClient<Channel> {
-        AdminClient::connect(format!("http://{}", self.addresses[&node])).await.unwrap()
+        AdminClient::connect(format!("http://{}", self.0.addresses[&node])).await.unwrap()
     }
 
     async fn show(&self, node: u64, group: u64) -> Option<GroupStatus> {
@@ -110,7 +74,7 @@ impl Cluster {
     async fn leader(&self, group: u64) -> (u64, GroupStatus) {
         let deadline = Instant::now() + TIMEOUT;
         loop {
-            for node in self.servers.keys() {
+            for node in self.0.running.keys() {
                 if let Some(status) = self.show(*node, group).await.filter(|s| s.serving) {
                     return (*node, status);
                 }
@@ -140,7 +104,7 @@ impl Cluster {
     async fn client(&self) -> Client {
         // Hosts end while it writes.
         let options = ClientOptions { deadline: TIMEOUT, ..ClientOptions::default() };
-        Client::connect(self.addresses.values().cloned(), options).await.unwrap()
+        Client::connect(self.0.addresses.values().cloned(), options).await.unwrap()
     }
 
     async fn change(
@@ -364,7 +328,7 @@ async fn health_is_told_of_the_process_and_of_each_group() {
     let (leader, _) = cluster.leader(TABLE).await;
     let name = format!("group/{TABLE}");
     let mut health = BTreeMap::new();
-    for (node, address) in &cluster.addresses {
+    for (node, address) in &cluster.0.addresses {
         let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
         health.insert(*node, HealthClient::new(endpoint.connect().await.unwrap()));
     }
@@ -390,7 +354,7 @@ async fn health_is_told_of_the_process_and_of_each_group() {
     for stream in [&mut process, &mut group] {
         assert_eq!(stream.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
     }
-    let server = cluster.servers.remove(&leader).unwrap();
+    let server = cluster.0.running.remove(&leader).unwrap();
     assert!(server.host().group(GroupId::new(TABLE)).is_some());
     let stopping = tokio::spawn(server.shutdown(Shutdown::Immediate));
     for stream in [&mut process, &mut group] {

@@ -11,7 +11,7 @@ use crate::cluster::{Cluster, Shape, TIMEOUT};
 const TABLES: u64 = 12;
 
 fn state(cluster: &Cluster, node: u64) -> Option<DrainState> {
-    let view = cluster.servers.values().next()?.system()?.view()?;
+    let view = cluster.servers.running.values().next()?.system()?.view()?;
     view.drains().get(&NodeId::must(node)).map(|drain| drain.state)
 }
 
@@ -86,7 +86,7 @@ async fn a_leadership_that_falls_to_a_drained_node_is_handed_on() {
     let drained = cluster.answer(&["drain", "begin", "1"]).await;
     assert_eq!((&drained["state"], &drained["left"]), (&"done".into(), &0.into()), "{drained}");
     cluster.stop_node(3).await;
-    let addresses: Vec<String> = cluster.addresses.values().cloned().collect();
+    let addresses: Vec<String> = cluster.servers.addresses.values().cloned().collect();
     let options = ClientOptions { deadline: TIMEOUT, ..ClientOptions::default() };
     let client = Client::connect(addresses, options).await.unwrap();
     for key in 0..200_u32 {

@@ -203,7 +203,7 @@ async fn a_node_that_hangs_keeps_nobody_from_the_catalog() {
     catalog.revision().await.unwrap();
 
     cluster.stop_node(1).await;
-    let hangs = tokio::net::TcpListener::bind(&cluster.addresses[&1]).await.unwrap();
+    let hangs = tokio::net::TcpListener::bind(&cluster.servers.addresses[&1]).await.unwrap();
     cluster.until("another leads it", |cluster| leads(cluster).is_some()).await;
     // The first question may be the one that shows that the node hangs.
     let mut answers = Vec::new();
@@ -223,7 +223,7 @@ async fn a_change_right_after_a_change_waits_for_it() {
     let table = group_of_shard(TABLE_KIND, 0).unwrap();
     cluster.until("it is served", |cluster| cluster.server_of(table).is_some()).await;
     let leader = cluster.server_of(table).unwrap();
-    let address = format!("http://{}", cluster.addresses[&leader]);
+    let address = format!("http://{}", cluster.servers.addresses[&leader]);
     let admin = AdminClient::connect(address).await.unwrap();
     let change = |kind: Kind, node: u64| {
         let mut admin = admin.clone();

@@ -4,5 +4,7 @@
 mod cluster;
 mod drains;
 mod groups;
+#[path = "../support/in_process.rs"]
+mod in_process;
 mod orders;
 mod planning;

@@ -26,7 +26,7 @@ fn destroy(group: GroupId) -> Operation {
 }
 
 async fn admin(cluster: &Cluster, node: u64) -> AdminClient<Channel> {
-    AdminClient::connect(format!("http://{}", cluster.addresses[&node])).await.unwrap()
+    AdminClient::connect(format!("http://{}", cluster.servers.addresses[&node])).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

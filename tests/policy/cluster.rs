@@ -1,33 +1,27 @@
 //! Three hosts of one cluster, on sockets, with what each of them has.
 
-use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use shardhost::leadership::{HookGuard, HookKind, LeadershipEvent};
 use shardhost::{
-    Group, GroupId, GroupSelector, GroupStatus, Host, NodeId, ProposeError, Shutdown, TransferError,
+    Group, GroupId, GroupSelector, GroupStatus, Host, NodeId, ProposeError, TransferError,
 };
 use shardhost_client::{Client, ClientOptions};
 use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
 use shardhost_server::config::{Planner, ShardCounts};
-use shardhost_server::{Server, ServerConfig, group_of_shard};
-use tempfile::TempDir;
+use shardhost_server::{Server, group_of_shard};
 
-pub const TIMEOUT: Duration = Duration::from_secs(60);
+use super::in_process::InProcess;
+pub use super::in_process::TIMEOUT;
 
 /// What a node has.
 pub type Has = &'static [&'static str];
 
 /// Three hosts of one cluster, with what each of them has.
 pub struct Cluster {
-    pub servers: BTreeMap<u64, Server>,
-    pub addresses: BTreeMap<u64, String>,
-    has: [Has; 3],
-    shards: ShardCounts,
-    directory: TempDir,
+    pub servers: InProcess,
     pub served: Arc<Mutex<Vec<(u64, GroupId)>>>,
     hooks: Vec<HookGuard>,
 }
@@ -35,67 +29,49 @@ pub struct Cluster {
 impl Cluster {
     /// Hosts with some table shards that require this, and one queue shard that requires nothing.
     pub async fn start(has: [Has; 3], tables: u64, require: Has) -> Self {
-        let tables_require = require.iter().map(|name| (*name).to_owned()).collect();
+        let names = |names: Has| names.iter().map(|name| (*name).to_owned()).collect();
+        let tables_require = names(require);
         let shards = ShardCounts { tables, queues: 1, tables_require, ..ShardCounts::default() };
-        let listeners: BTreeMap<u64, TcpListener> =
-            (1..=3).map(|node| (node, TcpListener::bind("127.0.0.1:0").unwrap())).collect();
-        let addresses = listeners
-            .iter()
-            .map(|(node, listener)| (*node, listener.local_addr().unwrap().to_string()))
-            .collect();
-        let mut cluster = Self {
-            servers: BTreeMap::new(),
-            addresses,
-            has,
-            shards,
-            directory: TempDir::new().unwrap(),
-            served: Arc::default(),
-            hooks: Vec::new(),
-        };
-        for (node, listener) in listeners {
-            cluster.start_node(node, Some(listener)).await;
-        }
-        for server in cluster.servers.values() {
-            assert!(server.await_shards(TIMEOUT).await, "the shards are never there");
-        }
+        let servers = InProcess::start(3, move |node, config| {
+            config.capabilities = names(has[node as usize - 1]);
+            // Leaders stay where the tests put them.
+            config.planner = Planner::Off;
+            config.shards = shards.clone();
+        });
+        let mut cluster =
+            Self { servers: servers.await, served: Arc::default(), hooks: Vec::new() };
+        (1..=3).for_each(|node| cluster.note_leaders(node));
+        cluster.servers.await_shards().await;
         cluster
     }
 
-    pub async fn start_node(&mut self, node: u64, listener: Option<TcpListener>) {
-        let own: SocketAddr = self.addresses[&node].parse().unwrap();
-        let mut config = ServerConfig::alone(self.directory.path().join(node.to_string()));
-        config.node = node;
-        config.listen = own;
-        config.alone = false;
-        config.nodes = self.addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect();
-        config.capabilities =
-            self.has[node as usize - 1].iter().map(|name| (*name).to_owned()).collect();
-        // Leaders stay where the tests put them.
-        config.planner = Planner::Off;
-        config.shards = self.shards.clone();
-        let server = Server::start(config, listener).await.unwrap();
+    /// Starts a node where it was.
+    pub async fn start_node(&mut self, node: u64) {
+        self.servers.start_node(node).await;
+        self.note_leaders(node);
+    }
+
+    /// Hooks begin with the present state.
+    fn note_leaders(&mut self, node: u64) {
         let served = Arc::clone(&self.served);
         let note = move |event: &LeadershipEvent| {
             if let LeadershipEvent::Ready(ready) = event {
                 served.lock().push((node, ready.group));
             }
         };
-        self.hooks.push(server.host().on_leadership(GroupSelector::All, HookKind::Inline, note));
-        self.servers.insert(node, server);
+        self.hooks.push(self.host(node).on_leadership(GroupSelector::All, HookKind::Inline, note));
     }
 
     pub async fn stop_node(&mut self, node: u64) {
-        self.servers.remove(&node).unwrap().shutdown(Shutdown::Immediate).await;
+        self.servers.stop_node(node).await;
     }
 
     pub async fn stop(self) {
-        for server in self.servers.into_values() {
-            server.shutdown(Shutdown::Immediate).await;
-        }
+        self.servers.stop().await;
     }
 
     pub fn host(&self, node: u64) -> &Host {
-        self.servers[&node].host()
+        self.servers.host(node)
     }
 
     pub fn replica(&self, node: u64, group: GroupId) -> Group {
@@ -103,7 +79,7 @@ impl Cluster {
     }
 
     pub fn on_every_host<T>(&self, act: impl Fn(&Host) -> T) -> Vec<T> {
-        self.servers.values().map(|server| act(server.host())).collect()
+        self.servers.running.values().map(|server| act(server.host())).collect()
     }
 
     /// The node that serves a group, once one does, and its replica.
@@ -122,7 +98,7 @@ impl Cluster {
         what: &str,
         reached: impl Fn(&GroupStatus) -> bool + Copy,
     ) -> (u64, Group) {
-        let waits = self.servers.keys().map(|node| {
+        let waits = self.servers.running.keys().map(|node| {
             let replica = self.replica(*node, group);
             Box::pin(async move {
                 let status = replica.wait_for(reached, TIMEOUT).await;
@@ -160,8 +136,8 @@ impl Cluster {
     /// Waits until every host has the advertisement of every other one.
     pub async fn all_have_spoken(&self) {
         let deadline = tokio::time::Instant::now() + TIMEOUT;
-        let ids: Vec<NodeId> = self.servers.keys().copied().map(NodeId::must).collect();
-        for host in self.servers.values().map(Server::host) {
+        let ids: Vec<NodeId> = self.servers.running.keys().copied().map(NodeId::must).collect();
+        for host in self.servers.running.values().map(Server::host) {
             for node in ids.iter().filter(|node| **node != host.node_id()) {
                 while host.peer_advertisement(*node).is_none() {
                     assert!(tokio::time::Instant::now() < deadline, "node {node} says nothing");
@@ -182,7 +158,7 @@ impl Cluster {
     pub async fn client(&self, deadline: Duration) -> Client {
         // Hosts end while it writes.
         let options = ClientOptions { deadline, ..ClientOptions::default() };
-        Client::connect(self.addresses.values().cloned(), options).await.unwrap()
+        Client::connect(self.servers.addresses.values().cloned(), options).await.unwrap()
     }
 }
 

@@ -63,7 +63,7 @@ async fn what_the_planner_predicts_of_a_target_is_what_the_gate_says() {
 }
 
 async fn admin(cluster: &Cluster, node: u64) -> AdminClient<Channel> {
-    AdminClient::connect(format!("http://{}", cluster.addresses[&node])).await.unwrap()
+    AdminClient::connect(format!("http://{}", cluster.servers.addresses[&node])).await.unwrap()
 }
 
 async fn explained(cluster: &Cluster, node: u64, group: GroupId) -> LeaderExplanation {

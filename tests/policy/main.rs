@@ -2,6 +2,8 @@
 
 mod cluster;
 mod explained;
+#[path = "../support/in_process.rs"]
+mod in_process;
 
 use std::time::Duration;
 
@@ -34,7 +36,7 @@ async fn a_node_that_lacks_what_a_group_requires_never_serves_it() {
         for shard in 0..4 {
             cluster.write(&client, &format!("{round}-{shard}")).await;
         }
-        cluster.start_node(away, None).await;
+        cluster.start_node(away).await;
     }
     for shard in 0..4 {
         cluster.serving(table(shard)).await;
@@ -78,7 +80,7 @@ async fn without_a_capable_node_a_caretaker_leads_and_says_why_until_one_returns
     // A patient caller is served as soon as the node is back.
     let patient = cluster.client(TIMEOUT).await;
     let waits = tokio::spawn(async move { patient.table().put("color", "green").await });
-    cluster.start_node(3, None).await;
+    cluster.start_node(3).await;
     assert_eq!(cluster.serving(table(0)).await.0, 3);
     assert!(waits.await.unwrap().unwrap().existed, "what was refused was not written");
     assert!(!cluster.has_served(1, table(0)) && !cluster.has_served(2, table(0)));
