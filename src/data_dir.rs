@@ -34,6 +34,8 @@ const MOST_STARTS: usize = 1024;
 /// The last of the starts, where the list is whole: no earlier one belongs to the directory. Lists of
 /// earlier versions, and those that became too long, end without it.
 pub(crate) const BEGINNING: u64 = 0;
+/// Where nodes are reached that only the catalog names.
+const CATALOG_NODES: &str = "catalog-nodes";
 /// The starts of the node.
 const STARTS: &str = "incarnation";
 /// This file exists while a roll-back was noticed and not every replica knows of it.
@@ -51,6 +53,20 @@ impl DataDir {
     /// # Errors
     /// When another process holds it, or it cannot be written.
     pub fn open(path: &Path) -> io::Result<Self> {
+        let lock = Self::lock(path)?;
+        let starts = path.join(STARTS);
+        let earlier_starts = read_starts(&starts)?;
+        let incarnation = next_incarnation(&earlier_starts);
+        let before = if earlier_starts.is_empty() { &[BEGINNING][..] } else { &earlier_starts };
+        write_starts(&starts, &[&[incarnation], before].concat())?;
+        Ok(Self { _lock: lock, path: path.to_owned(), incarnation, earlier_starts })
+    }
+
+    /// Creates the directory if it is missing, and locks it as long as the file is open.
+    ///
+    /// # Errors
+    /// When another process holds it, or it cannot be created.
+    pub fn lock(path: &Path) -> io::Result<File> {
         create_directory(path)?;
         let lock = File::create(path.join("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
@@ -59,12 +75,19 @@ impl DataDir {
             );
             io::Error::new(io::ErrorKind::AddrInUse, text)
         })?;
-        let starts = path.join(STARTS);
-        let earlier_starts = read_starts(&starts)?;
-        let incarnation = next_incarnation(&earlier_starts);
-        let before = if earlier_starts.is_empty() { &[BEGINNING][..] } else { &earlier_starts };
-        write_starts(&starts, &[&[incarnation], before].concat())?;
-        Ok(Self { _lock: lock, path: path.to_owned(), incarnation, earlier_starts })
+        Ok(lock)
+    }
+
+    /// Whether a node was ever started with this directory.
+    #[must_use]
+    pub fn was_started(path: &Path) -> bool {
+        stands(&path.join(STARTS))
+    }
+
+    /// Where the addresses of nodes are kept that only the catalog names.
+    #[must_use]
+    pub fn catalog_nodes_path(path: &Path) -> PathBuf {
+        path.join(CATALOG_NODES)
     }
 
     /// Does something with a directory that no process has open; nothing where one has, or where it was

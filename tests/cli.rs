@@ -4,6 +4,7 @@ mod cli {
     mod commands;
     mod disks;
     mod founding;
+    mod join;
     mod operations;
     mod outcomes;
     mod parked;

@@ -14,9 +14,11 @@ mod drain;
 mod ended;
 mod fill;
 mod group;
+mod join;
 mod leader;
 mod logging;
 mod member;
+mod node;
 mod observe;
 mod output;
 mod place;
@@ -60,6 +62,9 @@ enum Command {
     /// Show the groups of a node, create and destroy groups, change what they require.
     #[command(subcommand)]
     Group(group::Command),
+    /// Show the nodes of the cluster.
+    #[command(subcommand)]
+    Node(node::Command),
     /// Move leadership, and explain it.
     #[command(subcommand)]
     Leader(leader::Command),
@@ -132,6 +137,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Demo(arguments) => demo::run(&arguments).await,
             Command::Status(arguments) => status::run(&arguments).await,
             Command::Group(command) => group::run(&command).await,
+            Command::Node(command) => node::run(&command).await,
             Command::Leader(command) => leader::run(&command).await,
             Command::Drain(command) => drain::run(&command).await,
             Command::RollingRestart(arguments) => rolling_restart::run(&arguments).await,

@@ -12,12 +12,14 @@ use serde_json::json;
 use shardhost::Shutdown;
 use shardhost::groups::HostFault;
 use shardhost_proto::shard_map::MapMismatch;
-use shardhost_server::config::{ConfigError, parse_listen};
+use shardhost_server::config::{ConfigError, check_address, parse_listen};
 use shardhost_server::{Server, ServerConfig, config};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::ended::senseless;
+use super::join::{Joining, Membership, join};
 use super::supervised::{Order, Report};
 
 /// How long a supervised host waits for a port that its predecessor may still hold.
@@ -50,6 +52,19 @@ pub struct ServeArguments {
     /// Where to listen; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_listen)]
     listen: Option<SocketAddr>,
+    /// Join the running cluster of these nodes: this node gets a number, and learns where the others are.
+    /// The data directory keeps the answer, so that later starts need no seed.
+    #[arg(
+        long,
+        value_name = "ADDRESSES",
+        value_delimiter = ',',
+        value_parser = parse_seed,
+        conflicts_with_all = ["peers", "voters", "tables", "queues", "bootstrap_without", "supervised"],
+    )]
+    join: Vec<String>,
+    /// Where the others reach this node, if not where it listens.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_seed)]
+    advertise: Option<String>,
     /// Where a node is reached, once for each node.
     #[arg(long = "peer", value_name = "NODE=ADDRESS", value_parser = parse_peer)]
     peers: Vec<(String, String)>,
@@ -140,6 +155,10 @@ fn group_number(text: &str) -> Result<u64, String> {
     number.map_err(|_| "a group has a number, as `shardhost group list` shows it".to_owned())
 }
 
+fn parse_seed(text: &str) -> Result<String, String> {
+    check_address(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
 fn parse_peer(text: &str) -> Result<(String, String), String> {
     let pair =
         text.split_once('=').filter(|(node, address)| !node.is_empty() && !address.is_empty());
@@ -153,6 +172,20 @@ pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     let mut config = configuration(&arguments)?;
     let mut orders = None;
     let mut listener = None;
+    if joins(&arguments, &config)? {
+        let bound = tokio::select! {
+            bound = bind(config.listen) => bound?,
+            () = signals.next() => return Ok(ExitCode::SUCCESS),
+        };
+        config.listen = bound.local_addr()?;
+        tokio::select! {
+            joined = take_part(&arguments, &mut config) => joined?,
+            () = signals.next() => return Ok(ExitCode::SUCCESS),
+        }
+        listener = Some(bound);
+    } else {
+        config.validate().map_err(|error| located(error, arguments.config.as_deref()))?;
+    }
     if arguments.supervised {
         let mut incoming = read_orders();
         let bound = tokio::select! {
@@ -184,6 +217,42 @@ pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     announce(&arguments, &server);
     let end = until_end(&server, &mut signals, orders).await;
     stop(server, end, &mut signals, deadline).await
+}
+
+/// Whether the node is one that joins, or joined before.
+fn joins(arguments: &ServeArguments, config: &ServerConfig) -> anyhow::Result<bool> {
+    if config.data_dir.as_os_str().is_empty() || arguments.supervised {
+        return Ok(false);
+    }
+    if arguments.join.is_empty() {
+        return Ok(config.nodes.is_empty() && Membership::read(&config.data_dir)?.is_some());
+    }
+    if !config.nodes.is_empty() {
+        return Err(senseless(
+            "--join and the nodes of a configuration exclude each other: a node that joins learns where the \
+             others are",
+        ));
+    }
+    Ok(true)
+}
+
+/// The configuration of a node that joins or joined: what it learned, and for the rest the file and the
+/// flags.
+async fn take_part(arguments: &ServeArguments, config: &mut ServerConfig) -> anyhow::Result<()> {
+    let cluster = arguments.cluster.as_deref();
+    let joining =
+        Joining { seeds: &arguments.join, advertise: arguments.advertise.as_deref(), cluster };
+    let known = Membership::read(&config.data_dir)?;
+    if arguments.node.is_none() && arguments.config.is_none() {
+        config.node = 0;
+    }
+    let membership = match known {
+        Some(membership) => membership,
+        None => join(config, &joining).await?,
+    };
+    membership.configure(config, &joining)?;
+    config.validate().map_err(|error| located(error, arguments.config.as_deref()))?;
+    Ok(())
 }
 
 /// The file, with what the flags say instead.
@@ -223,7 +292,6 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
         config.bootstrap_without.extend(&arguments.bootstrap_without);
         config.park.extend(&arguments.park);
     }
-    config.validate().map_err(|error| located(error, arguments.config.as_deref()))?;
     Ok(config)
 }
 

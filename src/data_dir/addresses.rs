@@ -43,6 +43,11 @@ impl PeerAddresses {
         self.found.lock().get(&node).cloned()
     }
 
+    /// Where each peer was found.
+    pub fn all(&self) -> BTreeMap<NodeId, String> {
+        self.found.lock().clone()
+    }
+
     /// A peer was found there; `None`: where the configuration says. Durable when this returns.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`CatalogClient`] | requests to the catalog from any host |
 //! | `follower` | a view of the catalog on every host |
+//! | `addresses` | where nodes are reached that joined later |
 //! | `founding` | this host's replica of the system group: opened, or created by the initial members |
 //! | `reconciler`, `dirty_set` | what the catalog intends is done on this host; for which groups |
 //! | `registration`, `drain_clocks` | this node, its first settings and the passing of time are reported to the catalog |
@@ -17,6 +18,7 @@
 //! Without a quorum of the system group nothing is created, destroyed or planned. Everything else
 //! continues: nothing here is asked before a write, a read, an election, a refusal or a drain.
 
+mod addresses;
 mod client;
 mod dirty_set;
 pub mod drain;
@@ -171,6 +173,7 @@ impl System {
         let client = CatalogClient::new(host, options.founders.iter().copied());
         // Work in progress when the host begins to stop is not finished here.
         let stop = host.stopping().child_token();
+        let joined = addresses::Joined::open(host);
         founding::open_or_found(host, &options, &stop).await?;
         let view = watch::Sender::new(None);
         let drains = Arc::new(Drains::with_catalog(host, view.subscribe()));
@@ -193,6 +196,7 @@ impl System {
             groups: options.groups,
         };
         let watcher = || inner.view.subscribe();
+        tokio::spawn(joined.follow(watcher(), stop.clone()));
         tokio::spawn(follower::follow(
             host.clone(),
             client.clone(),

@@ -30,7 +30,7 @@ use super::explain::explanation;
 use super::refusals::{of_membership, of_opening, of_snapshot, of_transfer, refusal};
 use super::replicas::{check_kind, empty_machine_of};
 use super::shard_map::CurrentMap;
-use super::{RESERVED, is_shard, shard_time, skip};
+use super::{RESERVED, is_shard, nodes, shard_time, skip};
 use crate::shards::StateDb;
 use shardhost::driver::{SYSTEM_GROUP, System, life_of};
 use shardhost::host::Host;
@@ -61,6 +61,7 @@ pub(super) fn admin_server(
     let (checksum, checksums_waiting) = (Semaphore::new(1), Semaphore::new(MAX_CHECKSUMS));
     AdminServer::new(AdminService {
         host,
+        system: system.cloned(),
         intentions,
         state,
         map,
@@ -75,6 +76,8 @@ pub(super) fn admin_server(
 #[derive(Debug)]
 pub struct AdminService {
     host: Host,
+    /// `None`: the cluster has no catalog.
+    system: Option<System>,
     intentions: Intentions,
     /// Streams that outlive the server must not keep its state open.
     state: Weak<StateDb>,
@@ -466,6 +469,21 @@ impl Admin for AdminService {
         let destruction = Destruction::new(id).generation(generation).clear(clear);
         self.host.destroy_replica(destruction).await.map_err(|error| of_opening(&error))?;
         Ok(Response::new(wire::DestroyGroupReply {}))
+    }
+
+    async fn join(
+        &self,
+        request: Request<wire::JoinRequest>,
+    ) -> Result<Response<wire::JoinReply>, Status> {
+        let request = request.into_inner();
+        nodes::join(&self.host, self.system.as_ref(), &request).await.map(Response::new)
+    }
+
+    async fn list_nodes(
+        &self,
+        _: Request<wire::ListNodesRequest>,
+    ) -> Result<Response<wire::NodeList>, Status> {
+        nodes::list(self.system.as_ref()).await.map(Response::new)
     }
 
     async fn checksum(

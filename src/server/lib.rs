@@ -26,6 +26,7 @@ mod founding;
 pub mod fuzz;
 pub mod health;
 mod lookup;
+mod nodes;
 mod refusals;
 mod reopening;
 mod repair;

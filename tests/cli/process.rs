@@ -157,6 +157,7 @@ pub async fn until(what: &str, reached: impl Fn() -> bool) {
 pub struct Node {
     running: Running,
     address: String,
+    number: u64,
 }
 
 impl Node {
@@ -180,7 +181,20 @@ impl Node {
         let Some(line) = line else { panic!("it does not start: {:?}", running.end().await) };
         let started: Value = serde_json::from_str(&line).unwrap();
         let address = started["address"].as_str().unwrap().to_owned();
-        Self { running, address }
+        Self { running, address, number: started["node"].as_u64().unwrap() }
+    }
+
+    /// Starts one that joins a cluster, or joined it before, on a free port.
+    #[allow(dead_code, reason = "only some tests need it")]
+    pub async fn joining(data_dir: &str, more: &[&str]) -> Self {
+        let serve = ["serve", "--json", "--data-dir", data_dir, "--listen", "127.0.0.1:0"];
+        Self::started(start(&[&serve[..], more].concat())).await
+    }
+
+    /// Its number.
+    #[allow(dead_code, reason = "only some tests need it")]
+    pub const fn number(&self) -> u64 {
+        self.number
     }
 
     /// What it says when it does not start.

@@ -202,7 +202,7 @@ impl<C: Command> Disks<C> {
         Ok(true)
     }
 
-    /// What a worker is told of work that a state machine did. `None`: nothing.
+    /// The event that a worker gets for work that a state machine did. `None`: none.
     ///
     /// # Errors
     /// The machine gave no view, it cannot be written, or the machine stalls, which the caller sees to.

@@ -1,0 +1,109 @@
+//! `shardhost node`: the nodes of the cluster.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+use shardhost_proto::admin::{HostStatus, KnownNode, ListNodesRequest};
+
+use super::ended::PARTLY;
+use super::output::{Column, number, table};
+use super::reached::Reached;
+use super::target::{Target, in_time};
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// All nodes that the catalog knows, and what those say that answer.
+    ///
+    /// Ends with exit code 3 when some do not answer.
+    List {
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Shows the nodes.
+pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    let Command::List { target } = command;
+    let first = target.node().await?;
+    let mut admin = first.admin.clone();
+    let known = in_time(&first.address, admin.list_nodes(ListNodesRequest {})).await?;
+    let reached = Reached::all(target).await?;
+    let rows: Vec<Row<'_>> = known.nodes.iter().map(|node| Row::of(node, &reached)).collect();
+    if target.json {
+        let nodes: Vec<Value> = rows.iter().map(Row::json).collect();
+        println!("{}", json!({ "revision": known.revision, "nodes": nodes }));
+    } else {
+        println!("{}", table(&COLUMNS, rows.iter().map(Row::cells)));
+    }
+    let whole = rows.iter().all(|row| row.status.is_some());
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) })
+}
+
+const COLUMNS: [Column; 9] = [
+    Column::Right("node"),
+    Column::Left("state"),
+    Column::Left("address"),
+    Column::Left("zone"),
+    Column::Right("weight"),
+    Column::Right("replicas"),
+    Column::Right("leaders"),
+    Column::Left("version"),
+    Column::Left("capabilities"),
+];
+
+/// A node as the catalog knows it, and its own status.
+struct Row<'a> {
+    known: &'a KnownNode,
+    /// `None`: it does not answer.
+    status: Option<&'a HostStatus>,
+}
+
+impl<'a> Row<'a> {
+    fn of(known: &'a KnownNode, reached: &'a Reached) -> Self {
+        let nodes: &BTreeMap<u64, _> = reached.nodes();
+        Self { known, status: nodes.get(&known.node).map(|node| &node.status) }
+    }
+
+    const fn state(&self) -> &'static str {
+        match (self.known.seen, self.status.is_some(), self.known.draining) {
+            (false, ..) => "never seen",
+            (true, false, _) => "no answer",
+            (true, true, true) => "draining",
+            (true, true, false) => "serves",
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let KnownNode { node, address, zone, weight, replicas, capabilities, .. } = self.known;
+        let of_status = |text: fn(&HostStatus) -> String| self.status.map_or("-".to_owned(), text);
+        vec![
+            node.to_string(),
+            self.state().to_owned(),
+            address.clone(),
+            if zone.is_empty() { "-".to_owned() } else { zone.clone() },
+            weight.to_string(),
+            number(*replicas),
+            of_status(|status| number(status.leaders)),
+            of_status(|status| status.version.clone()),
+            capabilities.join(", "),
+        ]
+    }
+
+    fn json(&self) -> Value {
+        let KnownNode { node, address, zone, weight, replicas, capabilities, .. } = self.known;
+        json!({
+            "node": node,
+            "state": self.state(),
+            "address": address,
+            "zone": zone,
+            "weight": weight,
+            "replicas": replicas,
+            "leaders": self.status.map(|status| status.leaders),
+            "version": self.status.map(|status| &status.version),
+            "capabilities": capabilities,
+        })
+    }
+}

@@ -1,0 +1,87 @@
+//! Where the nodes are reached that joined later: the catalog knows them, the configuration of this host
+//! need not.
+//!
+//! What the catalog said last is kept in the data directory: after a restart the catalog itself may be
+//! reached only through such nodes.
+
+use std::collections::BTreeMap;
+
+use shardhost_storage::NodeId;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::CatalogView;
+use crate::data_dir::DataDir;
+use crate::data_dir::addresses::PeerAddresses;
+use crate::host::Host;
+use shardhost_policy::catalog::View;
+
+/// The nodes that only the catalog names, in the directory of a host.
+pub(super) struct Joined {
+    host: Host,
+    kept: PeerAddresses,
+}
+
+impl Joined {
+    /// Adds those to the directory that the catalog named last.
+    pub(super) fn open(host: &Host) -> Self {
+        let path = DataDir::catalog_nodes_path(&host.config().data_dir);
+        let joined = Self { host: host.clone(), kept: PeerAddresses::open(path) };
+        let kept = joined.kept.all();
+        for (node, address) in kept.into_iter().filter(|(node, _)| !joined.is_configured(*node)) {
+            host.directory().set(node, address);
+        }
+        joined
+    }
+
+    /// Follows the catalog until `stop`.
+    pub(super) async fn follow(
+        self,
+        mut views: watch::Receiver<CatalogView>,
+        stop: CancellationToken,
+    ) {
+        let follow = async {
+            loop {
+                let known = views.borrow_and_update().clone();
+                if let Some(view) = known {
+                    self.take(&view);
+                }
+                if views.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        stop.run_until_cancelled(follow).await;
+    }
+
+    fn is_configured(&self, node: NodeId) -> bool {
+        node == self.host.node_id() || self.host.config().peers.contains_key(&node)
+    }
+
+    fn take(&self, view: &View) {
+        let nodes = view.nodes().iter().filter(|(node, _)| !self.is_configured(**node));
+        let wanted: BTreeMap<NodeId, &str> =
+            nodes.map(|(node, record)| (*node, &*record.address)).collect();
+        let kept = self.kept.all();
+        for (node, address) in &wanted {
+            if kept.get(node).map(String::as_str) != Some(*address) {
+                tracing::info!(%node, address, "the catalog names a node that is not configured here");
+                self.host.directory().set(*node, *address);
+                self.keep(*node, Some(address));
+            }
+        }
+        for node in kept.keys().filter(|node| !wanted.contains_key(node)) {
+            tracing::info!(%node, "the catalog does not name the node any more");
+            if !self.is_configured(*node) {
+                self.host.directory().remove(*node);
+            }
+            self.keep(*node, None);
+        }
+    }
+
+    fn keep(&self, node: NodeId, address: Option<&str>) {
+        if let Err(error) = self.kept.found(node, address) {
+            tracing::error!(%node, %error, "where a node is reached cannot be kept for the next start");
+        }
+    }
+}

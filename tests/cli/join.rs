@@ -1,0 +1,153 @@
+//! Nodes that join a running cluster by one command.
+
+use std::time::Instant;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use shardhost_proto::admin::JoinRequest;
+use shardhost_proto::admin::admin_client::AdminClient;
+use tempfile::TempDir;
+
+use super::process::{Node, Supervised, TIMEOUT, run, start};
+
+/// The numbers of the nodes that answer, as any node of the cluster says.
+async fn that_serve(cluster: &Supervised) -> Vec<u64> {
+    let listed = cluster.run(&["node", "list", "--json"]).await.json();
+    let serves = |node: &&Value| node["state"] == "serves";
+    let nodes = listed["nodes"].as_array().unwrap().iter().filter(serves);
+    nodes.map(|node| node["node"].as_u64().unwrap()).collect()
+}
+
+async fn await_serving(cluster: &Supervised, numbers: &[u64]) {
+    let began = Instant::now();
+    loop {
+        let serving = that_serve(cluster).await;
+        if serving == numbers {
+            return;
+        }
+        assert!(began.elapsed() < TIMEOUT, "{serving:?}, not {numbers:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_joins_by_one_command_and_is_the_same_one_ever_after() {
+    let directory = TempDir::new().unwrap();
+    let mut cluster = Supervised::start(directory.path(), 4, 1).await;
+    for key in 0..8 {
+        cluster.run(&["table", "put", &format!("k{key}"), &format!("v{key}")]).await.ok();
+    }
+    let data = directory.path().join("fourth").display().to_string();
+    let seeds = [&*cluster.addresses()[&2], &*cluster.addresses()[&1]].join(",");
+    let fourth = Node::joining(&data, &["--join", &seeds, "--zone", "b"]).await;
+    assert_eq!(fourth.number(), 4);
+    await_serving(&cluster, &[1, 2, 3, 4]).await;
+    let listed = fourth.run(&["node", "list", "--json"]).await.json();
+    assert_eq!(listed["nodes"][3]["zone"], "b", "{listed}");
+    // It is given its part, and the others reach it without a change of their configuration.
+    cluster.run(&["member", "fill", "4", "--timeout", "60"]).await.ok();
+    let listed = cluster.run(&["node", "list", "--json"]).await.json();
+    assert!(listed["nodes"][3]["replicas"].as_u64().unwrap() > 0, "{listed}");
+
+    // At another port, without a seed.
+    fourth.stop().await;
+    let silent = cluster.run(&["node", "list", "--json"]).await;
+    assert_eq!((silent.code, &silent.json()["nodes"][3]["state"]), (3, &"no answer".into()));
+    let fourth = Node::joining(&data, &[]).await;
+    assert_eq!(fourth.number(), 4);
+    await_serving(&cluster, &[1, 2, 3, 4]).await;
+
+    // A node whose configuration names three still finds the fourth after a restart.
+    cluster.kill(1).await;
+    cluster.restart(1).await;
+    await_serving(&cluster, &[1, 2, 3, 4]).await;
+    let began = Instant::now();
+    while cluster.run(&["status"]).await.code != 0 {
+        assert!(began.elapsed() < TIMEOUT, "{:?}", cluster.run(&["status"]).await);
+    }
+    for key in 0..8 {
+        let read = ["table", "get", &format!("k{key}"), "--timeout", "60"];
+        assert_eq!(cluster.run(&read).await.ok().trim(), format!("v{key}"));
+    }
+    fourth.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_join_at_once_get_different_numbers_and_one_that_repeats_the_same() {
+    let directory = TempDir::new().unwrap();
+    let cluster = Supervised::start(directory.path(), 1, 0).await;
+    let seed = cluster.addresses()[&1].clone();
+    let data = |name: &str| directory.path().join(name).display().to_string();
+    let (one, two) = (data("one"), data("two"));
+    let flags = ["--join", &*seed];
+    let (one, two) = tokio::join!(Node::joining(&one, &flags), Node::joining(&two, &flags));
+    let mut numbers = [one.number(), two.number()];
+    numbers.sort_unstable();
+    assert_eq!(numbers, [4, 5]);
+
+    // As after a crash before the answer was kept: the number is not lost.
+    let mut admin = AdminClient::connect(format!("http://{seed}")).await.unwrap();
+    let address = "127.0.0.1:9".to_owned();
+    let request = JoinRequest { address, weight: 1, ..JoinRequest::default() };
+    for _ in 0..2 {
+        let reply = admin.join(request.clone()).await.unwrap().into_inner();
+        assert_eq!((reply.node, reply.tables, reply.nodes.len()), (6, 1, 6));
+    }
+    let listed = cluster.run(&["node", "list", "--json"]).await.json();
+    assert_eq!(listed["nodes"][5]["state"], "never seen", "{listed}");
+    let other = JoinRequest { node: 7, ..request };
+    let refused = admin.join(other).await.unwrap_err();
+    assert!(refused.message().contains("was given to node 6"), "{refused}");
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_join_is_told_why() {
+    let directory = TempDir::new().unwrap();
+    let cluster = Supervised::start(directory.path(), 1, 0).await;
+    let seed = cluster.addresses()[&1].clone();
+    let data = directory.path().join("new").display().to_string();
+    let join = |more: &[&str]| {
+        let serve = ["serve", "--data-dir", &data, "--listen", "127.0.0.1:0", "--join", &seed];
+        let arguments: Vec<String> = serve.iter().chain(more).map(ToString::to_string).collect();
+        async move { run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await }
+    };
+    let refused = join(&["--cluster", "farm"]).await;
+    let parts = ["shardhost", "farm", "OTHER_CLUSTER"];
+    assert!(
+        refused.code == 1 && parts.iter().all(|part| refused.stderr.contains(part)),
+        "{refused:?}"
+    );
+    let refused = join(&["--node", "2"]).await;
+    assert!(
+        refused.code == 1 && refused.stderr.contains("there is a node 2 already"),
+        "{refused:?}"
+    );
+    let refused = join(&["--zone", "no zone"]).await;
+    assert!(refused.code == 1 && refused.stderr.contains("BAD_NAME"), "{refused:?}");
+
+    let own = ["serve", "--data-dir", &data, "--listen", "127.0.0.1:9", "--join", "127.0.0.1:9"];
+    let refused = run(&own).await;
+    assert!(refused.code == 2 && refused.stderr.contains("names this node itself"), "{refused:?}");
+    let everywhere = ["serve", "--data-dir", &data, "--listen", "0.0.0.0:0", "--join", &seed];
+    let refused = run(&everywhere).await;
+    assert!(refused.code == 2 && refused.stderr.contains("--advertise"), "{refused:?}");
+    // The disk of a node of the cluster.
+    let disk = directory.path().join("alone").display().to_string();
+    Node::start(&disk, &[]).await.stop().await;
+    let refused =
+        run(&["serve", "--data-dir", &disk, "--listen", "127.0.0.1:0", "--join", &seed]).await;
+    assert!(refused.code == 1 && refused.stderr.contains("started without --join"), "{refused:?}");
+
+    // It waits for a cluster that is not there yet, and can be stopped.
+    let nowhere =
+        ["serve", "--data-dir", &data, "--listen", "127.0.0.1:0", "--join", "127.0.0.1:9"];
+    let waiting = start(&nowhere);
+    let began = Instant::now();
+    while !directory.path().join("new").join("lock").exists() {
+        assert!(began.elapsed() < TIMEOUT, "it does not begin");
+        tokio::task::yield_now().await;
+    }
+    waiting.signal(Signal::TERM);
+    assert_eq!(waiting.end().await.code, 0);
+}
