@@ -9,6 +9,7 @@ mod cli {
     mod outcomes;
     mod parked;
     pub mod process;
+    mod recorded;
     mod requirements;
     mod servers;
     mod shard_map;

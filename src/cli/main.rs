@@ -9,6 +9,7 @@ mod balance;
 mod catalog;
 mod change;
 mod create;
+mod decommission;
 mod demo;
 mod drain;
 mod ended;

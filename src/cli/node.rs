@@ -7,6 +7,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use shardhost_proto::admin::{HostStatus, KnownNode, ListNodesRequest};
 
+use super::decommission::{self, DecommissionArguments};
 use super::ended::PARTLY;
 use super::output::{Column, number, table};
 use super::reached::Reached;
@@ -22,11 +23,24 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Move every replica of a node to other nodes, so that it can be stopped for good. Also of a node
+    /// that is gone.
+    ///
+    /// The node is drained meanwhile. A replica goes to a node that holds none of its group and has what
+    /// its leader needs, in another zone than the other members if it can be. Groups that have no such
+    /// place stay, and are named. Run it again for those. Ends with exit code 3 when some stay.
+    Decommission(DecommissionArguments),
 }
 
 /// Shows the nodes.
 pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
-    let Command::List { target } = command;
+    match command {
+        Command::List { target } => list(target).await,
+        Command::Decommission(arguments) => decommission::run(arguments).await,
+    }
+}
+
+async fn list(target: &Target) -> anyhow::Result<ExitCode> {
     let first = target.node().await?;
     let mut admin = first.admin.clone();
     let known = in_time(&first.address, admin.list_nodes(ListNodesRequest {})).await?;

@@ -386,7 +386,6 @@ pub(super) enum NotHere {
     Unknown(String),
 }
 
-/// What an earlier version understands of a command; `None`: it understands all of it.
 /// An answer counts if it is of this revision or a later one.
 fn not_behind(asked: Asked, least: Revision) -> Asked {
     let Asked::Answered(bytes) = asked else { return asked };

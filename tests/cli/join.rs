@@ -71,6 +71,44 @@ async fn a_node_joins_by_one_command_and_is_the_same_one_ever_after() {
     fourth.stop().await;
 }
 
+/// Every replica goes to the node that joined, the catalog's included, from a node that runs and from one
+/// that is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_gives_all_its_replicas_away_whether_it_runs_or_not() {
+    let directory = TempDir::new().unwrap();
+    let mut cluster = Supervised::start(directory.path(), 4, 1).await;
+    for key in 0..8 {
+        cluster.run(&["table", "put", &format!("k{key}"), &format!("v{key}")]).await.ok();
+    }
+    // Nowhere to go.
+    let stuck = cluster.run(&["node", "decommission", "3", "--dry-run", "--json"]).await.json();
+    assert_eq!(stuck["left"].as_object().unwrap().len(), 6, "{stuck}");
+    let seed = cluster.addresses()[&1].clone();
+    let data = directory.path().join("fourth").display().to_string();
+    let fourth = Node::joining(&data, &["--join", &seed]).await;
+    await_serving(&cluster, &[1, 2, 3, 4]).await;
+    let decommission = |node| ["node", "decommission", node, "--json", "--timeout", "60"];
+    let done = cluster.run(&decommission("3")).await;
+    assert_eq!((done.code, &done.json()["moved"]), (0, &6.into()), "{done:?}");
+    let listed = cluster.run(&["node", "list", "--json"]).await.json();
+    assert_eq!(listed["nodes"][2]["state"], "draining", "{listed}");
+    let again = cluster.run(&decommission("3")).await;
+    assert_eq!((again.code, &again.json()["moved"]), (0, &0.into()), "{again:?}");
+
+    // Taken back, so that another one can go, which is gone already.
+    cluster.run(&["drain", "end", "3"]).await.ok();
+    cluster.kill(2).await;
+    let done = cluster.run(&decommission("2")).await;
+    assert_eq!((done.code, &done.json()["moved"]), (0, &6.into()), "{done:?}");
+    for key in 0..8 {
+        let read = ["table", "get", &format!("k{key}"), "--timeout", "60"];
+        assert_eq!(cluster.run(&read).await.ok().trim(), format!("v{key}"));
+    }
+    let unknown = cluster.run(&["node", "decommission", "9"]).await;
+    assert!(unknown.code == 1 && unknown.stderr.contains("there is no node 9"), "{unknown:?}");
+    fourth.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_that_join_at_once_get_different_numbers_and_one_that_repeats_the_same() {
     let directory = TempDir::new().unwrap();

@@ -15,7 +15,8 @@ use futures::{StreamExt, stream};
 use serde_json::{Value, json};
 use shardhost_proto::admin::{HostStatus, ReplaceMemberRequest};
 
-use self::choose::{Nodes, Shard, Step};
+pub use self::choose::Step;
+use self::choose::{Nodes, Shard};
 use super::change::unconfirmed;
 use super::ended::{PARTLY, code_of};
 use super::group::config_index;
@@ -110,7 +111,12 @@ async fn carry_out(new: u64, steps: Vec<Step>, cluster: Reached, within: Duratio
 }
 
 /// Replaces one member, and waits until that is done.
-async fn replace(cluster: &Reached, step: Step, new: u64, within: Duration) -> anyhow::Result<()> {
+pub async fn replace(
+    cluster: &Reached,
+    step: Step,
+    new: u64,
+    within: Duration,
+) -> anyhow::Result<()> {
     let Step { group, old } = step;
     cluster
         .carry_on(group, within, async |leader, status| {
