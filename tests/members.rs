@@ -308,6 +308,35 @@ async fn groups_are_created_destroyed_and_created_anew() {
     cluster.stop_all().await;
 }
 
+/// A stream follows the group, not the replica that was open when it began.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_of_a_group_is_told_over_the_end_of_its_replica() {
+    let cluster = Cluster::start().await;
+    let endpoint = Channel::from_shared(format!("http://{}", cluster.0.addresses[&4])).unwrap();
+    let mut health = HealthClient::new(endpoint.connect().await.unwrap());
+    let create = CreateGroupRequest {
+        group: 77,
+        kind: "table".into(),
+        voters: vec![4],
+        ..CreateGroupRequest::default()
+    };
+    cluster.admin(4).await.create_group(create.clone()).await.unwrap();
+    let service = "group/77".to_owned();
+    let mut stream = health.watch(HealthCheckRequest { service }).await.unwrap().into_inner();
+    for round in 0..2 {
+        let told = async {
+            while stream.message().await.unwrap().unwrap().status() != ServingStatus::Serving {}
+        };
+        tokio::time::timeout(TIMEOUT, told).await.expect("it serves");
+        if round == 0 {
+            let request = DestroyGroupRequest { group: 77, expect: None, generation: None };
+            cluster.admin(4).await.destroy_group(request).await.unwrap();
+            cluster.admin(4).await.create_group(create.clone()).await.unwrap();
+        }
+    }
+    cluster.stop_all().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_are_taken_and_listed_on_command() {
     let cluster = Cluster::start().await;

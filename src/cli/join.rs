@@ -133,12 +133,16 @@ pub async fn join(config: &ServerConfig, joining: &Joining<'_>) -> anyhow::Resul
     }
     let path = data_dir.clone();
     let lock = tokio::task::spawn_blocking(move || lock_empty(&path)).await??;
+    if let Some(known) = Membership::read(data_dir)? {
+        // Another process with this directory was faster, and is gone.
+        return Ok(known);
+    }
     let mut complained = String::new();
     loop {
         let mut unanswered = Vec::new();
         for seed in joining.seeds {
             match ask(seed, &request).await {
-                Ok(reply) => return keep(data_dir, reply, &request, lock),
+                Ok(reply) => return keep(config, joining, reply, lock),
                 Err(Asked::Refused(error)) => {
                     return Err(error.context("the cluster refuses this node"));
                 }
@@ -155,16 +159,20 @@ pub async fn join(config: &ServerConfig, joining: &Joining<'_>) -> anyhow::Resul
 }
 
 fn keep(
-    data_dir: &Path,
+    config: &ServerConfig,
+    joining: &Joining<'_>,
     reply: JoinReply,
-    request: &JoinRequest,
     lock: std::fs::File,
 ) -> anyhow::Result<Membership> {
     let membership = Membership::of(reply);
-    membership.write(data_dir)?;
+    // What a node cannot start with is not kept.
+    let mut configured = config.clone();
+    membership.configure(&mut configured, joining)?;
+    configured.validate().context("the cluster answers what this node cannot start with")?;
+    membership.write(&config.data_dir)?;
     drop(lock);
     let (node, cluster) = (membership.node, &membership.cluster);
-    tracing::info!(node, cluster, address = request.address, "this node joined");
+    tracing::info!(node, cluster, "this node joined");
     Ok(membership)
 }
 

@@ -81,6 +81,11 @@ impl<'a> Row<'a> {
         Self { known, status: nodes.get(&known.node).map(|node| &node.status) }
     }
 
+    /// As it says itself; the catalog may learn of it a moment later.
+    fn replicas(&self) -> u64 {
+        self.status.map_or(self.known.replicas, |status| status.groups)
+    }
+
     const fn state(&self) -> &'static str {
         match (self.known.seen, self.status.is_some(), self.known.draining) {
             (false, ..) => "never seen",
@@ -91,7 +96,7 @@ impl<'a> Row<'a> {
     }
 
     fn cells(&self) -> Vec<String> {
-        let KnownNode { node, address, zone, weight, replicas, capabilities, .. } = self.known;
+        let KnownNode { node, address, zone, weight, capabilities, .. } = self.known;
         let of_status = |text: fn(&HostStatus) -> String| self.status.map_or("-".to_owned(), text);
         vec![
             node.to_string(),
@@ -99,7 +104,7 @@ impl<'a> Row<'a> {
             address.clone(),
             if zone.is_empty() { "-".to_owned() } else { zone.clone() },
             weight.to_string(),
-            number(*replicas),
+            number(self.replicas()),
             of_status(|status| number(status.leaders)),
             of_status(|status| status.version.clone()),
             capabilities.join(", "),
@@ -107,14 +112,14 @@ impl<'a> Row<'a> {
     }
 
     fn json(&self) -> Value {
-        let KnownNode { node, address, zone, weight, replicas, capabilities, .. } = self.known;
+        let KnownNode { node, address, zone, weight, capabilities, .. } = self.known;
         json!({
             "node": node,
             "state": self.state(),
             "address": address,
             "zone": zone,
             "weight": weight,
-            "replicas": replicas,
+            "replicas": self.replicas(),
             "leaders": self.status.map(|status| status.leaders),
             "version": self.status.map(|status| &status.version),
             "capabilities": capabilities,

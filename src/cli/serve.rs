@@ -239,7 +239,9 @@ fn joins(arguments: &ServeArguments, config: &ServerConfig) -> anyhow::Result<bo
 /// The configuration of a node that joins or joined: what it learned, and for the rest the file and the
 /// flags.
 async fn take_part(arguments: &ServeArguments, config: &mut ServerConfig) -> anyhow::Result<()> {
-    let cluster = arguments.cluster.as_deref();
+    let in_file = arguments.config.as_deref().map(ServerConfig::named_cluster).transpose()?;
+    let cluster = arguments.cluster.clone().or(in_file.flatten());
+    let cluster = cluster.as_deref();
     let joining =
         Joining { seeds: &arguments.join, advertise: arguments.advertise.as_deref(), cluster };
     let known = Membership::read(&config.data_dir)?;

@@ -276,6 +276,24 @@ impl ServerConfig {
         Self::from_text(&shown(), &text)
     }
 
+    /// The name of the cluster, if a configuration file names one.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`], [`ConfigError::Parse`].
+    pub fn named_cluster(path: &Path) -> Result<Option<String>, ConfigError> {
+        #[derive(Deserialize)]
+        struct Named {
+            cluster: Option<String>,
+        }
+        let shown = || path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::Read { path: shown(), error })?;
+        let named = toml::from_str::<Named>(&text);
+        let named = named
+            .map_err(|error| ConfigError::Parse { path: shown(), message: error.to_string() })?;
+        Ok(named.cluster)
+    }
+
     /// Reads the text of a configuration file, of which errors name the path.
     pub(crate) fn from_text(path: &str, text: &str) -> Result<Self, ConfigError> {
         toml::from_str(text).map_err(|error| ConfigError::Parse {

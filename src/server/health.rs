@@ -5,10 +5,12 @@
 //! where it is led and takes proposals.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures::Stream;
-use shardhost_groups::{Group, GroupId, RequirementMode};
-use tokio::sync::mpsc;
+use shardhost_groups::{Group, GroupId, GroupStatus, RequirementMode, Role};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -17,6 +19,8 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use shardhost::host::Host;
 
+/// Between two looks for the next replica of a group whose replica ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Before the number of a group in the name of its service.
 const GROUP_PREFIX: &str = "group/";
 
@@ -33,7 +37,34 @@ pub struct HealthService {
 
 enum Subject {
     Process,
-    Group(Group),
+    Group(GroupId),
+}
+
+/// The replica of a group that a stream follows. It ends when the replica is closed, also where the next
+/// one is opened at once.
+struct Followed {
+    group: GroupId,
+    changes: Option<watch::Receiver<Arc<GroupStatus>>>,
+}
+
+impl Followed {
+    /// The replica that is open now.
+    fn of(host: &Host, group: GroupId) -> Self {
+        Self { group, changes: host.group(group).as_ref().map(Group::watch) }
+    }
+
+    /// Until something may have changed.
+    async fn changed(&mut self, host: &Host) {
+        let ended = |status: &GroupStatus| matches!(status.role, Role::Stopped | Role::Removed);
+        let runs = match &mut self.changes {
+            Some(changes) if !ended(&changes.borrow()) => changes.changed().await.is_ok(),
+            _ => false,
+        };
+        if !runs {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            *self = Self::of(host, self.group);
+        }
+    }
 }
 
 impl HealthService {
@@ -42,7 +73,7 @@ impl HealthService {
             return Ok(Subject::Process);
         }
         let number = service.strip_prefix(GROUP_PREFIX).and_then(|number| number.parse().ok());
-        let group = number.and_then(|number| self.host.group(GroupId::new(number)));
+        let group = number.map(GroupId::new).filter(|group| self.host.group(*group).is_some());
         group.map(Subject::Group).ok_or_else(|| {
             Status::not_found(format!(
                 "`{service}` is neither empty nor `{GROUP_PREFIX}` and the number of a group here"
@@ -60,7 +91,9 @@ impl HealthService {
         let serves = self.host.is_serving()
             && match subject {
                 Subject::Process => !self.is_impaired(),
-                Subject::Group(group) => group.check_serving().is_ok(),
+                Subject::Group(group) => {
+                    self.host.group(*group).is_some_and(|group| group.check_serving().is_ok())
+                }
             };
         if serves { ServingStatus::Serving } else { ServingStatus::NotServing }
     }
@@ -105,9 +138,9 @@ impl HealthService {
         let stopping = self.host.stopping();
         let mut health = self.host.health();
         let mut impairment = self.host.impairment();
-        let mut changes = match subject {
+        let mut followed = match subject {
             Subject::Process => None,
-            Subject::Group(group) => Some(group.watch()),
+            Subject::Group(group) => Some(Followed::of(&self.host, *group)),
         };
         let mut told = None;
         loop {
@@ -117,13 +150,13 @@ impl HealthService {
             }
             told = Some(status);
             let changed = async {
-                match &mut changes {
-                    Some(changes) => changes.changed().await.is_ok(),
+                match &mut followed {
+                    Some(followed) => followed.changed(&self.host).await,
                     None => std::future::pending().await,
                 }
             };
             let goes_on = tokio::select! {
-                goes_on = changed => goes_on,
+                () = changed => true,
                 changed = health.changed() => changed.is_ok(),
                 changed = impairment.changed() => changed.is_ok(),
                 () = stopping.cancelled() => false,

@@ -1,6 +1,6 @@
 //! The nodes of the cluster as the catalog knows them, and the registration of one that joins.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shardhost_groups::NodeId;
 use shardhost_proto::admin as wire;
@@ -73,6 +73,16 @@ fn check_request(host: &Host, request: &wire::JoinRequest) -> Result<(), Status>
         .map_err(|error| refusal(Code::InvalidArgument, "BAD_ADDRESS", error, []))
 }
 
+/// The number that the nodes' configuration gives to this address, of a node that the catalog does not
+/// know.
+fn configured(host: &Host, view: &View, address: &str) -> Option<NodeId> {
+    let all = host.directory().addresses();
+    let mut at_address = all.iter().filter(|(node, at)| {
+        at.as_str() == address && !view.nodes().contains_key(*node) && **node != host.node_id()
+    });
+    at_address.next().map(|(node, _)| *node)
+}
+
 /// The number that an earlier request from this address got, whose node was never seen.
 fn reserved(view: &View, request: &wire::JoinRequest) -> Result<Option<NodeId>, Status> {
     let mut nodes = view.nodes().values();
@@ -96,6 +106,17 @@ fn reserved(view: &View, request: &wire::JoinRequest) -> Result<Option<NodeId>, 
 
 /// A number that no node has, nor had as far as is known here.
 fn number_for(host: &Host, view: &View, request: &wire::JoinRequest) -> Result<NodeId, Status> {
+    if let Some(id) = configured(host, view, &request.address) {
+        if request.node > 0 && request.node != id.get() {
+            let message = format!(
+                "{} is that of node {id} in the configuration of node {}; join as that one",
+                request.address,
+                host.node_id()
+            );
+            return Err(refusal(Code::AlreadyExists, "ADDRESS_TAKEN", message, []));
+        }
+        return Ok(id);
+    }
     if request.node > 0 {
         let Some(id) = NodeId::new(request.node).filter(|id| !is_known(host, view, *id)) else {
             let message = format!(
@@ -133,9 +154,10 @@ fn reply(host: &Host, view: &View, id: NodeId) -> Result<wire::JoinReply, Status
     })?;
     let count = |kind: &str| map.kinds.get(kind).map_or(0, |shards| shards.count);
     let mut nodes = known_nodes(view);
-    // Those that are configured and were not seen yet.
+    // Those that are configured and were not seen yet. No two nodes have one address.
+    let taken: BTreeSet<&str> = view.nodes().values().map(|node| &*node.address).collect();
     for (node, address) in host.directory().addresses().iter() {
-        if !view.nodes().contains_key(node) {
+        if !view.nodes().contains_key(node) && !taken.contains(address.as_str()) {
             let (node, address) = (node.get(), address.clone());
             nodes.push(wire::KnownNode { node, address, ..wire::KnownNode::default() });
         }

@@ -156,6 +156,10 @@ async fn what_cannot_join_is_told_why() {
         refused.code == 1 && parts.iter().all(|part| refused.stderr.contains(part)),
         "{refused:?}"
     );
+    let file = directory.path().join("node.toml");
+    std::fs::write(&file, "cluster = \"farm\"\n").unwrap();
+    let refused = join(&["--config", &file.display().to_string()]).await;
+    assert!(refused.code == 1 && refused.stderr.contains("OTHER_CLUSTER"), "{refused:?}");
     let refused = join(&["--node", "2"]).await;
     assert!(
         refused.code == 1 && refused.stderr.contains("there is a node 2 already"),
@@ -178,11 +182,12 @@ async fn what_cannot_join_is_told_why() {
     assert!(refused.code == 1 && refused.stderr.contains("started without --join"), "{refused:?}");
 
     // It waits for a cluster that is not there yet, and can be stopped.
+    let data = directory.path().join("waiting").display().to_string();
     let nowhere =
         ["serve", "--data-dir", &data, "--listen", "127.0.0.1:0", "--join", "127.0.0.1:9"];
     let waiting = start(&nowhere);
     let began = Instant::now();
-    while !directory.path().join("new").join("lock").exists() {
+    while !directory.path().join("waiting").join("lock").exists() {
         assert!(began.elapsed() < TIMEOUT, "it does not begin");
         tokio::task::yield_now().await;
     }

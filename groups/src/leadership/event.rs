@@ -1,6 +1,7 @@
 //! Events for listeners, and the selection of groups. Knows no listener.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use shardhost_storage::{GroupId, Term};
 
@@ -87,7 +88,7 @@ pub(super) fn event_of(edge: &Edge, revision: u64) -> LeadershipEvent {
 /// Whether a selector is about a group, as far as the labels say.
 pub(super) fn selects(
     groups: &GroupSelector,
-    labels: &BTreeMap<GroupId, BTreeMap<String, String>>,
+    labels: &BTreeMap<GroupId, Arc<BTreeMap<String, String>>>,
     group: GroupId,
 ) -> bool {
     labels

@@ -61,15 +61,22 @@ struct Hook {
 }
 
 impl Hook {
-    /// Whether an event of this group is for the hook. The labels of a group go with its replica,
-    /// and the loss of its leadership may be published later.
-    fn hears_of(&self, labels: &Labels, group: GroupId) -> bool {
-        self.told.contains_key(&group) || selects(&self.groups, labels, group)
+    /// Whether an event of a group with these labels is for the hook. The labels of a group go with its
+    /// replica, and the loss of its leadership may be published later.
+    fn hears_of(&self, labels: &GroupLabels, group: GroupId) -> bool {
+        self.told.contains_key(&group) || self.groups.means(group, labels)
     }
 }
 
-/// The labels of each group that is open.
-type Labels = BTreeMap<GroupId, BTreeMap<String, String>>;
+/// The labels of a group.
+type GroupLabels = BTreeMap<String, String>;
+/// Those of each group that is open and has some.
+type Labels = BTreeMap<GroupId, Arc<GroupLabels>>;
+
+/// The labels of a group; none where it has none, or is not open.
+fn labels_of(labels: &Labels, group: GroupId) -> Arc<GroupLabels> {
+    labels.get(&group).map_or_else(Arc::default, Arc::clone)
+}
 
 /// How a group is led here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +107,8 @@ struct State {
 }
 
 enum Queued {
-    Edge(LeadershipEvent),
+    /// An edge, and the labels that its group had then.
+    Edge(LeadershipEvent, Arc<GroupLabels>),
     /// A hook that registered at this point of the queue, and its first events.
     Replay(u64, Vec<LeadershipEvent>),
 }
@@ -172,7 +180,7 @@ impl LeadershipHub {
 
     /// Names a group's labels, for selectors.
     pub fn set_labels(&self, group: GroupId, labels: BTreeMap<String, String>) {
-        self.lock().labels.insert(group, labels);
+        self.lock().labels.insert(group, Arc::new(labels));
     }
 
     /// The replica ended; the next one has new labels. Hooks that know of its leadership get the
@@ -223,10 +231,11 @@ impl LeadershipHub {
     }
 
     fn call_inline(&self, state: &mut State, event: &LeadershipEvent) {
-        let State { hooks, labels, .. } = state;
-        for hook in hooks.values_mut().filter(|hook| hook.kind == HookKind::Inline) {
+        let labels = labels_of(&state.labels, event.group());
+        let hooks = state.hooks.values_mut();
+        for hook in hooks.filter(|hook| hook.kind == HookKind::Inline) {
             let active = hook.active.load(Ordering::Acquire);
-            if !active || !hook.hears_of(labels, event.group()) {
+            if !active || !hook.hears_of(&labels, event.group()) {
                 continue;
             }
             note(&mut hook.told, event);
@@ -371,7 +380,8 @@ fn enqueue(state: &mut State, event: LeadershipEvent, max_queued: usize) {
         state.queue.clear();
     }
     if !state.overflowed {
-        state.queue.push_back(Queued::Edge(event));
+        let labels = labels_of(&state.labels, event.group());
+        state.queue.push_back(Queued::Edge(event, labels));
     }
 }
 
@@ -420,17 +430,17 @@ fn difference(
 type Call = (HookFn, &'static Location<'static>, Arc<AtomicBool>, LeadershipEvent);
 
 fn next_calls(state: &mut State) -> Vec<Call> {
-    let State { queue, hooks, labels, .. } = state;
+    let State { queue, hooks, .. } = state;
     match queue.pop_front() {
         None => Vec::new(),
         Some(Queued::Replay(id, events)) => {
             let Some(hook) = hooks.get_mut(&id) else { return Vec::new() };
             events.into_iter().map(|event| call_of(hook, event)).collect()
         }
-        Some(Queued::Edge(event)) => hooks
+        Some(Queued::Edge(event, labels)) => hooks
             .values_mut()
             .filter(|hook| hook.kind == HookKind::Dispatched && hook.since < event.revision())
-            .filter(|hook| hook.hears_of(labels, event.group()))
+            .filter(|hook| hook.hears_of(&labels, event.group()))
             .filter_map(|hook| follows(&hook.told, &event).then(|| call_of(hook, event)))
             .collect(),
     }

@@ -216,6 +216,18 @@ impl Policies {
         })
     }
 
+    /// Whether a policy wants to be asked when its group is led here. One that panics does not.
+    fn wants_to_be_asked(&self, one: &Registered) -> bool {
+        if !one.foreign {
+            return one.policy.asks_on_acquisition();
+        }
+        let asked = catch_unwind(AssertUnwindSafe(|| one.policy.asks_on_acquisition()));
+        asked.unwrap_or_else(|panic| {
+            self.complain(&*one.policy, one.place, &*panic);
+            false
+        })
+    }
+
     fn complain(
         &self,
         policy: &dyn LeadershipPolicy,
@@ -231,9 +243,8 @@ impl Policies {
     #[must_use]
     pub fn asks(&self, group: GroupId, labels: &BTreeMap<String, String>) -> bool {
         let registered = self.shared.registered.load();
-        registered
-            .iter()
-            .any(|one| one.policy.asks_on_acquisition() && one.groups.means(group, labels))
+        let mut meant = registered.iter().filter(|one| one.groups.means(group, labels));
+        meant.any(|one| self.wants_to_be_asked(one))
     }
 
     /// The policies of the group that want to be asked when it is led here, in the order in which
@@ -241,9 +252,8 @@ impl Policies {
     #[must_use]
     pub fn asked(&self, group: GroupId, labels: &BTreeMap<String, String>) -> Vec<AskedPolicy> {
         let registered = self.shared.registered.load();
-        let asked = registered
-            .iter()
-            .filter(|one| one.policy.asks_on_acquisition() && one.groups.means(group, labels));
+        let meant = registered.iter().filter(|one| one.groups.means(group, labels));
+        let asked = meant.filter(|one| self.wants_to_be_asked(one));
         let asked = asked.map(|one| AskedPolicy {
             policies: self.clone(),
             policy: Arc::clone(&one.policy),
@@ -311,6 +321,33 @@ mod tests {
         assert_eq!(said, ["capability", "health", "says", "says", "says", "says", "says"]);
         drop(guards);
         assert_eq!(policies.opinion(&candidate), Opinion::Fit, "nobody is registered any more");
+    }
+
+    /// As a policy does that locks what a panic of its own has poisoned.
+    #[derive(Debug)]
+    struct Poisoned;
+
+    impl LeadershipPolicy for Poisoned {
+        fn name(&self) -> &'static str {
+            "poisoned"
+        }
+
+        fn may_lead(&self, _: &Candidate<'_>) -> Opinion {
+            Opinion::Fit
+        }
+
+        fn asks_on_acquisition(&self) -> bool {
+            panic!("its lock is poisoned")
+        }
+    }
+
+    #[test]
+    fn a_policy_that_panics_when_it_is_asked_whether_to_ask_is_not_asked() {
+        let policies = Policies::new();
+        let _guard = policies.register(GroupSelector::All, Arc::new(Poisoned));
+        let (group, labels) = (GroupId::new(1), BTreeMap::new());
+        assert!(!policies.asks(group, &labels) && policies.asked(group, &labels).is_empty());
+        assert_eq!(policies.complaints().0, 2);
     }
 
     #[test]

@@ -94,7 +94,11 @@ impl RuntimeShared {
         self.apply.end(replica.as_ref(), ending, Waiting::Done);
     }
 
-    fn check_open_replica(&self, group: GroupId, meant: Meant) -> Result<(), OpenGroupError> {
+    pub(super) fn check_open_replica(
+        &self,
+        group: GroupId,
+        meant: Meant,
+    ) -> Result<(), OpenGroupError> {
         let known = self.registry.get(&group).map(|known| known.status().replica);
         known.map_or(Ok(()), |replica| meant.check(group, replica))
     }

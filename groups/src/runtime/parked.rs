@@ -16,7 +16,7 @@ use super::skip::LEFT_BY_SKIP;
 use super::{Groups, RuntimeShared};
 use crate::convert;
 use crate::error::{GroupFault, OpenGroupError};
-use crate::lives::{Destroying, Destruction, Ending};
+use crate::lives::{Destroying, Destruction, Ending, Meant};
 use crate::status::Role;
 
 /// A replica that cannot be opened.
@@ -273,7 +273,9 @@ impl RuntimeShared {
             tracing::debug!(%group, %from, "a notice of removal, or a create request, does not count");
             return;
         }
-        match self.lives.destroy(group, || Ok(())) {
+        // The next replica may have been opened since.
+        let check = || self.check_open_replica(group, Meant::Replica(meta.replica));
+        match self.lives.destroy(group, check) {
             Ok(Destroying::Granted(open)) => {
                 tracing::info!(%group, replica = %meta.replica, %from, "removed from the group: it ends");
                 // No caller waits for it.

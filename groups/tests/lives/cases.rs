@@ -353,7 +353,7 @@ async fn f3_what_clears_the_state_may_fail_and_be_given_again() {
 /// An order for an earlier generation may have destroyed a replica that could not be read, and that may
 /// have been of a later one: a replica that is created then may have voted before.
 #[tokio::test]
-async fn f5_after_an_unreadable_replica_the_next_asks_its_peers_first() {
+async fn f6_after_an_unreadable_replica_the_next_asks_its_peers_first() {
     for (tombstone, doubt) in [(u32::MAX, Some(Doubt::Unreadable)), (3, None)] {
         let store = MemoryStore::new();
         let mut write = GroupWrite::new(ID);

@@ -3,6 +3,7 @@
 
 mod cases;
 mod hung;
+mod notices;
 mod orders;
 mod prune;
 mod reopen;

@@ -20,6 +20,7 @@ use shardhost_proto::admin::{
 };
 use shardhost_proto::balance::DrainRequest;
 use shardhost_proto::balance::balance_client::BalanceClient;
+use tokio::time::Instant;
 
 use self::choose::{Choice, Held, Move, Place, choose};
 use super::change::unconfirmed;
@@ -32,6 +33,8 @@ use super::target::{Target, all_groups, channel, in_time};
 
 /// Groups that are shown.
 const SHOWN: usize = 20;
+/// Between two looks for leaders.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Replicas that move at a time.
 const WINDOW: usize = 16;
 /// How long the drain lasts that keeps leaderships away meanwhile.
@@ -53,7 +56,7 @@ pub struct DecommissionArguments {
 pub async fn run(arguments: &DecommissionArguments) -> anyhow::Result<ExitCode> {
     let DecommissionArguments { node, dry_run, target } = arguments;
     let cluster = Reached::all(target).await?;
-    let survey = Survey::of(&cluster, *node).await?;
+    let survey = Survey::within(&cluster, *node, target.timeout()).await?;
     let choice = choose(&survey.held, &survey.places, *node);
     let mut outcome = Outcome { left: choice.stuck.clone(), ..Outcome::default() };
     outcome.left.extend(survey.unled.iter().map(|group| (*group, "it has no leader".to_owned())));
@@ -99,6 +102,19 @@ struct Survey {
 }
 
 impl Survey {
+    /// Looks until each group has a leader that answers, and after that time in any case: a node that is
+    /// just gone may have led some.
+    async fn within(cluster: &Reached, gone: u64, within: Duration) -> anyhow::Result<Self> {
+        let deadline = Instant::now() + within;
+        loop {
+            let survey = Self::of(cluster, gone).await?;
+            if survey.unled.is_empty() || Instant::now() > deadline {
+                return Ok(survey);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
     async fn of(cluster: &Reached, gone: u64) -> anyhow::Result<Self> {
         let (mut leaders, mut named) = (BTreeMap::<u64, GroupStatus>::new(), BTreeSet::new());
         for one in cluster.nodes().values() {

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use shardhost_proto::admin::GroupStatus;
 use tokio::time::Instant;
 
-use super::survey::{Old, member_on};
+use super::survey::{Old, learns, member_on};
 
 /// How much longer it is tried to add a replica whose predecessor may have been removed.
 pub const GRACE: Duration = Duration::from_secs(30);
@@ -52,6 +52,9 @@ struct State {
     between: BTreeMap<u64, Old>,
     /// Something was sent that was not refused: what became of it may not be known.
     begun: BTreeSet<u64>,
+    /// Whether the replica had no vote when it was seen last: an operator may have promoted it since the
+    /// survey.
+    learned: BTreeMap<u64, bool>,
     /// This command is to end.
     interrupted: Option<Instant>,
 }
@@ -109,6 +112,17 @@ impl Course {
     /// The group has its new replica.
     pub fn leave(&self, group: u64) {
         self.state.lock().between.remove(&group);
+    }
+
+    /// The replica with the role that it has, or had when it was seen last.
+    pub fn as_it_is(&self, status: &GroupStatus, old: Old) -> Old {
+        let mut state = self.state.lock();
+        let member = member_on(status, self.node).filter(|member| member.replica == old.replica);
+        if let Some(member) = member {
+            state.learned.insert(status.group, learns(status, member));
+        }
+        let learns = state.learned.get(&status.group).copied().unwrap_or(old.learns);
+        Old { learns, ..old }
     }
 
     /// Takes over a leader's status of a group, and returns the next step.
@@ -193,6 +207,17 @@ mod tests {
         assert!(course.has_begun(7) && !course.has_begun(8));
         course.refused(7);
         assert!(!course.has_begun(7));
+    }
+
+    #[test]
+    fn a_learner_that_was_promoted_meanwhile_is_replaced_by_a_voter() {
+        let course = Course::new(3);
+        let learner = Old { learns: true, ..OLD };
+        let mut now = status(&[1, 2, 3]);
+        now.membership.as_mut().unwrap().members[2].role = MemberRole::Learner.into();
+        assert!(course.as_it_is(&now, learner).learns);
+        assert!(!course.as_it_is(&status(&[1, 2, 3]), learner).learns);
+        assert!(!course.as_it_is(&status(&[1, 2]), learner).learns, "as it was seen last");
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,8 @@
 //! what differs.
 //!
 //! A node holds one replica of a group, so the old one is removed before the new one is added. Each
-//! of the two steps is recorded in the group; the time between them is not.
+//! of the two steps is recorded in the group; the time between them is not. So few groups are between them
+//! at a time: where the command is killed, they are all that lack a replica, and the next run names them.
 
 mod course;
 mod survey;
@@ -15,9 +16,11 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::Args;
 use futures::{StreamExt, stream};
+use parking_lot::Mutex;
 use serde_json::json;
 use shardhost_proto::admin::membership_step::Kind;
 use shardhost_proto::admin::{ChangeMembershipRequest, GroupStatus, MembershipStep};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use self::course::{Course, GRACE, Next};
@@ -31,8 +34,10 @@ use super::serve::Signals;
 use super::target::{Node, Target, said};
 
 const SHOWN: usize = 20;
-/// Replicas that are rebuilt at a time.
+/// Replicas that are rebuilt at a time: most of them catch up.
 const WINDOW: usize = 16;
+/// Groups without their replica at a time.
+const BETWEEN: usize = 2;
 /// How much longer than it may take a request is waited for.
 const ANSWER_MS: u64 = 3_000;
 
@@ -177,9 +182,11 @@ async fn rebuild_all(
     within: Duration,
 ) -> anyhow::Result<BTreeMap<u64, Failure>> {
     let mut signals = Signals::listen()?;
+    let places = Semaphore::new(BETWEEN);
     let one = |(group, old): (&u64, &Old)| {
-        let usual = survey.usual;
-        let rebuild = Rebuild { cluster, course, node, group: *group, old: *old, usual };
+        let (usual, places, place) = (survey.usual, &places, Mutex::new(None));
+        let rebuild =
+            Rebuild { cluster, course, node, group: *group, old: *old, usual, places, place };
         async move { (rebuild.group, rebuild.run(within).await) }
     };
     let mut outcomes = stream::iter(&survey.replicas).map(one).buffer_unordered(WINDOW);
@@ -225,6 +232,9 @@ struct Rebuild<'a> {
     old: Old,
     /// How many voters most groups have.
     usual: usize,
+    places: &'a Semaphore,
+    /// Held from before the removal until the new replica is recorded, or this ends.
+    place: Mutex<Option<SemaphorePermit<'a>>>,
 }
 
 impl Rebuild<'_> {
@@ -252,10 +262,11 @@ impl Rebuild<'_> {
         status: &GroupStatus,
         deadline: Instant,
     ) -> anyhow::Result<bool> {
-        let Self { cluster, course, node, group, old, usual } = *self;
+        let Self { cluster, course, node, group, old, usual, .. } = *self;
+        let old = course.as_it_is(status, old);
         match course.next(status, old) {
             Next::Done => return Ok(true),
-            Next::Wait => {}
+            Next::Wait => drop(self.place.lock().take()),
             Next::Add => {
                 course.enter(group, old);
                 let kind = if old.learns { Kind::AddLearner } else { Kind::AddVoter };
@@ -267,15 +278,28 @@ impl Rebuild<'_> {
             Next::Remove => {
                 check_voters(voters_of(status), old, usual)?;
                 check_others(cluster, status, node).await?;
+                if !self.take_place() {
+                    return Ok(false);
+                }
                 let before = course.enter(group, old);
                 let removed = change(leader, status, Kind::Remove, node).await;
                 if matches!(removed, Err(Unchanged::Refused(_))) && !before {
                     course.refused(group);
+                    drop(self.place.lock().take());
                 }
                 removed.map_err(Unchanged::into_error)?;
             }
         }
         Ok(false)
+    }
+
+    /// Whether this group is one of the few that may be without their replica.
+    fn take_place(&self) -> bool {
+        let mut place = self.place.lock();
+        if place.is_none() {
+            *place = self.places.try_acquire().ok();
+        }
+        place.is_some()
     }
 }
 
@@ -439,7 +463,8 @@ fn report(
             );
         } else {
             println!(
-                "group {group} has a new replica on node {node}, which goes on to its place: `member list                  {group}` shows when it has it"
+                "group {group} has a new replica on node {node}, which continues to its place: `member list \
+                 {group}` shows when it has it"
             );
         }
     }

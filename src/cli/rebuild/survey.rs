@@ -87,17 +87,21 @@ impl Newest {
     fn of(status: &GroupStatus, node: u64) -> Option<Self> {
         let membership = status.membership.as_ref()?;
         let voters = voters_of(status);
-        // One that catches up is to vote: another run, or another command, added it.
-        let becomes_voter = |member: &Member| {
-            membership.incoming.as_ref().is_some_and(|incoming| incoming.replica == member.replica)
-        };
         let here = member_on(status, node).map(|member| Old {
             replica: member.replica,
-            learns: role_of(member) == "learner" && !becomes_voter(member),
+            learns: learns(status, member),
             voters,
         });
         Some(Self { index: membership.config_index, here, voters })
     }
+}
+
+/// Whether a member has no vote and is to get none. One that catches up is to vote: another run, or
+/// another command, added it.
+pub fn learns(status: &GroupStatus, member: &Member) -> bool {
+    let incoming = status.membership.as_ref().and_then(|membership| membership.incoming.as_ref());
+    let becomes_voter = incoming.is_some_and(|incoming| incoming.replica == member.replica);
+    role_of(member) == "learner" && !becomes_voter
 }
 
 /// How many voters a group has.

@@ -54,6 +54,25 @@ fn listen(hub: &Arc<LeadershipHub>, kind: HookKind, groups: GroupSelector) -> (H
     (guard, story)
 }
 
+/// The labels of a group go with its replica, before the dispatcher comes to its edges.
+#[test]
+fn a_leadership_is_for_those_whom_its_labels_named_when_it_was() {
+    let hub = LeadershipHub::new();
+    let zone =
+        |value: &'static str| GroupSelector::Label { key: "zone".into(), value: value.into() };
+    let labels = |value: &str| BTreeMap::from([("zone".to_owned(), value.to_owned())]);
+    let (_guard, of_a) = listen(&hub, HookKind::Dispatched, zone("a"));
+    let (_guard, of_b) = listen(&hub, HookKind::Dispatched, zone("b"));
+    hub.set_labels(GROUP, labels("a"));
+    hub.publish(vec![acquired(GROUP, 5), ready(GROUP, 5), lost(GROUP, 5)]);
+    hub.forget_labels(GROUP);
+    hub.set_labels(GROUP, labels("b"));
+    hub.publish(vec![acquired(GROUP, 6)]);
+    dispatch(&hub);
+    assert_eq!(told(&of_a), ["1+5", "1!5", "1-5"]);
+    assert_eq!(told(&of_b), ["1+6"]);
+}
+
 /// Lets the dispatcher do everything that waits, on this thread, without ending it.
 fn dispatch(hub: &Arc<LeadershipHub>) {
     hub.stop();
