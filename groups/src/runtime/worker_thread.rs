@@ -24,7 +24,7 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs a worker until stopped.
 pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
-    let own = super::first_advertisement(&shared.config);
+    let own = super::builder::first_advertisement(&shared.config);
     let mut core = WorkerCore::new(own, shared.policies.clone())
         .with_activity(Arc::clone(&shared.activities[index]));
     let activity = Arc::clone(&shared.activities[index]);

@@ -6,6 +6,8 @@
 //! the log. A panic in one group stops that group alone.
 
 mod input;
+mod nodes;
+mod requests;
 mod wakes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,21 +15,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use shardhost_proto::peer::{GroupMessage, MessageKind};
-use shardhost_storage::{Doubt, GroupId, GroupWrite, NodeId};
+use shardhost_storage::{GroupId, GroupWrite, NodeId};
 
 use crate::activity::Activity;
 use crate::clock::Moment;
-use crate::core::{BarrierOrder, Effects, GroupCore, Stepped};
-use crate::error::{
-    BarrierError, GroupFault, ProposalRejection, ProposeError, ReadError, TakeSnapshotError,
-    TransferError,
-};
+use crate::core::{Effects, GroupCore, Stepped};
+use crate::error::GroupFault;
 use crate::leadership::LossCause;
-use crate::membership::MembershipError;
 use crate::nodes::{Advertisement, LiveNodes};
 use crate::panics::panic_text;
 use crate::policy::{Policies, PolicyCounters};
-use crate::spread::spread;
 use crate::transport::Outgoing;
 use crate::validate::Refusal;
 
@@ -97,11 +94,6 @@ pub struct WorkerCore {
     effects: Effects,
     counters: WorkerCounters,
     activity: Arc<Activity>,
-}
-
-/// Whether a replica that is awake must learn of a change, too.
-fn concerns_awake(core: &GroupCore, change: NodeChange) -> bool {
-    matches!(change, NodeChange::Live(node) if core.counts_on_learner_of(node))
 }
 
 impl WorkerCore {
@@ -274,111 +266,6 @@ impl WorkerCore {
         self.counters.stale += 1;
     }
 
-    fn propose(
-        &mut self,
-        group: GroupId,
-        open_id: Option<u64>,
-        proposals: Vec<crate::core::Proposal>,
-    ) {
-        let runs = self.groups.get(&group).map(|slot| slot.core.open_id());
-        if runs.is_none() || open_id.is_some() && open_id != runs {
-            let error = self.gone_for_proposals(group);
-            for proposal in proposals {
-                self.effects.fail(proposal.pending, error.clone());
-            }
-            return;
-        }
-        self.with(group, |core, effects| {
-            core.on_request(effects);
-            proposals.into_iter().for_each(|proposal| core.propose(proposal));
-        });
-    }
-
-    fn read(&mut self, group: GroupId, request: crate::core::ReadRequest) {
-        if self.groups.contains_key(&group) {
-            self.with(group, |core, effects| {
-                core.on_request(effects);
-                core.read(request, effects);
-            });
-            return;
-        }
-        let error = match self.fault_of(group) {
-            Some(fault) => ReadError::Faulted { group, fault: fault.clone() },
-            None => ReadError::Stopped { group },
-        };
-        self.effects.read_replies.push((request.completion, Err(error)));
-    }
-
-    fn change_membership(&mut self, group: GroupId, request: crate::core::MembershipRequest) {
-        if self.groups.contains_key(&group) {
-            self.with(group, |core, effects| {
-                core.on_request(effects);
-                core.change_membership(request, effects);
-            });
-            return;
-        }
-        let error = match self.fault_of(group) {
-            Some(fault) => MembershipError::Faulted { group, fault: fault.clone() },
-            None => MembershipError::Stopped { group },
-        };
-        self.effects.membership_replies.push((request.completion, Err(error)));
-    }
-
-    fn barrier(&mut self, group: GroupId, order: BarrierOrder) {
-        if self.groups.contains_key(&group) {
-            self.with(group, |core, effects| {
-                core.on_request(effects);
-                core.barrier(order, effects);
-            });
-            return;
-        }
-        let error = BarrierError::Stopped { group };
-        match order {
-            BarrierOrder::Open(completion) => {
-                self.effects.barrier_replies.push((completion, Err(error)))
-            }
-            BarrierOrder::Close(_) => {}
-            BarrierOrder::Drain { completion, .. } => {
-                self.effects.drain_replies.push((completion, Err(error)));
-            }
-        }
-    }
-
-    fn take_snapshot(&mut self, group: GroupId, completion: crate::core::SnapshotCompletion) {
-        if self.groups.contains_key(&group) {
-            self.with(group, |core, _| core.take_snapshot(completion));
-            return;
-        }
-        let error = match self.fault_of(group) {
-            Some(fault) => TakeSnapshotError::Faulted { group, fault: fault.clone() },
-            None => TakeSnapshotError::Stopped { group },
-        };
-        self.effects.snapshot_replies.push((completion, Err(error)));
-    }
-
-    fn transfer(&mut self, group: GroupId, request: crate::core::TransferRequest) {
-        if self.groups.contains_key(&group) {
-            self.with(group, |core, effects| {
-                core.on_request(effects);
-                core.transfer(request, effects);
-            });
-            return;
-        }
-        let error = match self.fault_of(group) {
-            Some(fault) => TransferError::Faulted { group, fault: fault.clone() },
-            None => TransferError::Stopped { group },
-        };
-        self.effects.transfer_replies.push((request.completion, Err(error)));
-    }
-
-    fn gone_for_proposals(&self, group: GroupId) -> ProposeError {
-        let reason = match self.fault_of(group) {
-            Some(fault) => ProposalRejection::Failed(fault.clone()),
-            None => ProposalRejection::Stopping,
-        };
-        ProposeError::Rejected { group, reason }
-    }
-
     fn group_event(&mut self, group: GroupId, open_id: u64, event: GroupEvent) {
         match event {
             GroupEvent::Applied { last, durable } => {
@@ -532,73 +419,6 @@ impl WorkerCore {
     fn deactivate(&mut self, group: GroupId) {
         self.to_wake.forget(group);
         self.active[slot_of(group)].remove(&group);
-    }
-
-    fn raise_doubt(&mut self, group: Option<GroupId>, doubt: Doubt) {
-        let all = || self.groups.keys().copied().collect();
-        let groups: Vec<GroupId> = group.map_or_else(all, |group| vec![group]);
-        for group in groups {
-            self.with(group, |core, effects| core.raise_doubt(doubt, effects));
-        }
-    }
-
-    fn node_live(&mut self, node: NodeId, incarnation: u64) {
-        if self.change_nodes(|nodes| nodes.insert(node, incarnation)) {
-            self.count_learners_anew(node);
-            self.queue_wakes(NodeChange::Live(node));
-        }
-    }
-
-    /// From here on the node counts as one that answers, so earlier reports of its learners must
-    /// not count: the groups learn of the node in portions, and a learner may be about to get a
-    /// vote.
-    fn count_learners_anew(&mut self, node: NodeId) {
-        let counting = self.groups.iter().filter(|(_, slot)| slot.core.counts_on_learner_of(node));
-        let groups: Vec<GroupId> = counting.map(|(group, _)| *group).collect();
-        for group in groups {
-            self.with(group, |core, _| core.count_anew(node));
-        }
-    }
-
-    fn node_lost(&mut self, node: NodeId) {
-        if self.change_nodes(|nodes| nodes.remove(node)) {
-            self.queue_wakes(NodeChange::Lost(node));
-        }
-    }
-
-    /// Changes the knowledge of nodes, for the present step on; returns whether it was news.
-    fn change_nodes(&mut self, change: impl FnOnce(&mut LiveNodes) -> bool) -> bool {
-        let news = change(Arc::make_mut(&mut self.live));
-        self.effects.nodes = Arc::clone(&self.live);
-        self.effects.facts = self.live.revision() + self.policies.revision();
-        news
-    }
-
-    /// Leaders that hibernate have their replicas compared.
-    fn check_hibernating(&mut self, part: u64, of: u64) {
-        let groups = self.groups.iter();
-        let due: Vec<GroupId> = groups
-            .filter(|(group, slot)| {
-                spread(**group) % of.max(1) == part && slot.core.is_hibernating()
-            })
-            .map(|(group, _)| *group)
-            .collect();
-        for group in due {
-            self.with(group, |core, effects| core.check_hibernating(effects));
-        }
-    }
-
-    /// Hibernating groups learn of a change in portions: woken all at once they would starve those
-    /// that work.
-    fn queue_wakes(&mut self, change: NodeChange) {
-        let mut hibernating: Vec<GroupId> = self
-            .groups
-            .iter()
-            .filter(|(_, slot)| slot.core.is_hibernating() || concerns_awake(&slot.core, change))
-            .map(|(group, _)| *group)
-            .collect();
-        hibernating.sort_unstable();
-        hibernating.into_iter().for_each(|group| self.to_wake.push(group, change));
     }
 
     /// Moves the logical clock on by one slot: the groups of that slot tick once. A whole tick
