@@ -192,7 +192,7 @@ impl Trio {
     async fn poisoned() -> (Self, StoredEntry) {
         let (trio, replicas) = Self::start();
         trio.poison(&replicas).await;
-        let index = LogIndex::new(replicas[0].status().applied.get() + 1);
+        let index = LogIndex::new(replicas[0].machine_applied().get() + 1);
         for host in &trio.hosts {
             assert!(host.close(ID).await);
         }
@@ -214,7 +214,7 @@ async fn an_operator_gets_past_a_command_that_fails_every_replica() {
     leader_of(&replicas).await.propose("one").await.unwrap();
     trio.poison(&replicas).await;
     // An operator finds it behind what was applied.
-    let index = LogIndex::new(replicas[0].status().applied.get() + 1);
+    let index = LogIndex::new(replicas[0].machine_applied().get() + 1);
     for host in &trio.hosts {
         assert!(host.close(ID).await);
     }
@@ -264,7 +264,7 @@ async fn an_operator_gets_past_a_command_that_fails_every_replica() {
 async fn only_the_very_entry_that_was_meant_is_skipped() {
     let (trio, replicas) = Trio::start();
     trio.poison(&replicas).await;
-    let index = LogIndex::new(replicas[1].status().applied.get() + 1);
+    let index = LogIndex::new(replicas[1].machine_applied().get() + 1);
     let entry = trio.hosts[1].stored_entry(ID, index).unwrap().unwrap();
     trio.begin(1, entry).expect_err("it is open");
     assert!(trio.hosts[1].close(ID).await);
@@ -395,7 +395,7 @@ async fn a_replica_that_a_skip_closed_shows_that_until_it_is_open() {
     assert!(left(0) && trio.hosts[0].is_to_be_reopened(ID));
 
     assert!(trio.hosts[1].close(ID).await);
-    let index = LogIndex::new(replicas[1].status().applied.get() + 1);
+    let index = LogIndex::new(replicas[1].machine_applied().get() + 1);
     let entry = trio.hosts[1].stored_entry(ID, index).unwrap().unwrap();
     trio.begin(1, entry).unwrap();
     assert!(!left(1), "its note says so");

@@ -460,7 +460,8 @@ mod tests {
             .start(Arc::new(MemoryStore::new()), Arc::new(MemorySnapshots::new()), Arc::new(Alone))
             .unwrap();
         let health = groups.health();
-        let thread = builder::spawn(groups.shared(), "doomed".to_owned(), || panic!("told to panic"));
+        let thread =
+            builder::spawn(groups.shared(), "doomed".to_owned(), || panic!("told to panic"));
         join(thread.unwrap());
         let deadline = Instant::now() + Duration::from_secs(10);
         while health.borrow().is_none() {

@@ -36,6 +36,8 @@ use super::target::{Node, Target, said};
 const SHOWN: usize = 20;
 /// Replicas that are rebuilt at a time: most of them catch up.
 const WINDOW: usize = 16;
+/// How long a group waits for its place before it is looked at again.
+const PLACE_WAIT: Duration = Duration::from_secs(1);
 /// Groups without their replica at a time.
 const BETWEEN: usize = 2;
 /// How much longer than it may take a request is waited for.
@@ -267,18 +269,14 @@ impl Rebuild<'_> {
         match course.next(status, old) {
             Next::Done => return Ok(true),
             Next::Wait => drop(self.place.lock().take()),
-            Next::Add => {
-                course.enter(group, old);
-                let kind = if old.learns { Kind::AddLearner } else { Kind::AddVoter };
-                change(leader, status, kind, node).await.map_err(Unchanged::into_error)?;
-            }
+            Next::Add => self.add(leader, status, old).await?,
             // A removal that was sent may still come.
             Next::Remove if course.is_due(deadline, Instant::now()) => {}
             Next::Remove if leader.status.node == node => hand_over(leader, group, status).await?,
             Next::Remove => {
                 check_voters(voters_of(status), old, usual)?;
                 check_others(cluster, status, node).await?;
-                if !self.take_place() {
+                if !self.take_place().await {
                     return Ok(false);
                 }
                 let before = course.enter(group, old);
@@ -288,18 +286,37 @@ impl Rebuild<'_> {
                     drop(self.place.lock().take());
                 }
                 removed.map_err(Unchanged::into_error)?;
+                // At once: nothing records that it is to be done.
+                self.add(leader, &leader.group(group).await?, old).await?;
             }
         }
         Ok(false)
     }
 
-    /// Whether this group is one of the few that may be without their replica.
-    fn take_place(&self) -> bool {
-        let mut place = self.place.lock();
-        if place.is_none() {
-            *place = self.places.try_acquire().ok();
+    /// Adds the new replica. Once that is confirmed it is recorded.
+    async fn add(&self, leader: &Node, status: &GroupStatus, old: Old) -> anyhow::Result<()> {
+        self.course.enter(self.group, old);
+        let kind = if old.learns { Kind::AddLearner } else { Kind::AddVoter };
+        change(leader, status, kind, self.node).await.map_err(Unchanged::into_error)?;
+        drop(self.place.lock().take());
+        Ok(())
+    }
+
+    /// Whether this group is one of the few that may be without their replica. The first that waits is the
+    /// first that is; what was looked at may have changed when it was not at once.
+    async fn take_place(&self) -> bool {
+        if self.place.lock().is_some() {
+            return true;
         }
-        place.is_some()
+        if let Ok(place) = self.places.try_acquire() {
+            *self.place.lock() = Some(place);
+            return true;
+        }
+        let waited = tokio::time::timeout(PLACE_WAIT, self.places.acquire()).await;
+        if let Ok(Ok(place)) = waited {
+            *self.place.lock() = Some(place);
+        }
+        false
     }
 }
 
