@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -177,7 +177,7 @@ fn keep(
 }
 
 /// Locks a data directory that no node was ever started with.
-fn lock_empty(path: &PathBuf) -> anyhow::Result<std::fs::File> {
+fn lock_empty(path: &Path) -> anyhow::Result<std::fs::File> {
     let lock = DataDir::lock(path).with_context(|| path.display().to_string())?;
     if DataDir::was_started(path) {
         bail!(

@@ -159,17 +159,17 @@ mod tests {
             (4, place("", 0, &[])),
             (5, place("", 9, &["fifo"])),
         ]);
-        let group = held(7, &[1, 2, 3], &["fifo"]);
+        let group = [held(7, &[1, 2, 3], &["fifo"])];
         let new = |choice: Choice| choice.moves.first().map(|one| one.new);
-        assert_eq!(new(choose(&[group.clone()], &places, 1)), Some(5));
+        assert_eq!(new(choose(&group, &places, 1)), Some(5));
         // The one that may not goes anywhere.
-        assert_eq!(new(choose(&[group.clone()], &places, 3)), Some(4));
+        assert_eq!(new(choose(&group, &places, 3)), Some(4));
         places.remove(&5);
-        let stuck = choose(&[group.clone()], &places, 1).stuck;
+        let stuck = choose(&group, &places, 1).stuck;
         assert!(stuck[&7].contains("fifo"), "{stuck:?}");
         // A node that does not answer may have had it.
         places.remove(&1);
-        let stuck = choose(&[group], &places, 1).stuck;
+        let stuck = choose(&group, &places, 1).stuck;
         assert!(stuck[&7].contains("fifo"), "{stuck:?}");
     }
 
