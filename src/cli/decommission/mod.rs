@@ -29,6 +29,7 @@ use super::fill::{Step, replace};
 use super::group::{config_index, role_of};
 use super::output::number;
 use super::reached::{REQUEST_MS, Reached};
+use super::rebuild;
 use super::target::{Target, all_groups, channel, in_time};
 
 /// Groups that are shown.
@@ -68,13 +69,16 @@ pub async fn run(arguments: &DecommissionArguments) -> anyhow::Result<ExitCode> 
         eprintln!("node {node} is not drained, and may take leaderships meanwhile: {error:#}");
     }
     carry_out(&cluster, *node, &choice.moves, target.timeout(), &mut outcome).await;
+    // Another command may have given it one meanwhile, or have ended between two of its steps.
+    let after = Survey::of(&cluster, *node).await?;
+    for held in after.held {
+        outcome.left.entry(held.group).or_insert_with(|| "it has a replica there again".to_owned());
+    }
+    outcome.short = after.short;
     report(*node, &cluster, &outcome, target.json);
     let silent = cluster.silent().keys().any(|silent| silent != node);
-    Ok(match (outcome.left.is_empty() && !silent, outcome.changed()) {
-        (true, _) => ExitCode::SUCCESS,
-        (false, false) if !outcome.left.is_empty() => ExitCode::FAILURE,
-        (false, _) => ExitCode::from(PARTLY),
-    })
+    let whole = outcome.left.is_empty() && outcome.short.is_empty() && !silent;
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) })
 }
 
 /// What was done.
@@ -85,12 +89,8 @@ struct Outcome {
     left: BTreeMap<u64, String>,
     /// Those of them in which a change may have begun, and then continues.
     continues: BTreeSet<u64>,
-}
-
-impl Outcome {
-    fn changed(&self) -> bool {
-        self.moved > 0 || !self.continues.is_empty()
-    }
+    /// Groups that have fewer voters than most, and how many.
+    short: BTreeMap<u64, usize>,
 }
 
 /// What the nodes that answer say.
@@ -99,6 +99,8 @@ struct Survey {
     places: BTreeMap<u64, Place>,
     /// Groups with a replica on the node, as far as is known, and no leader that answers.
     unled: BTreeSet<u64>,
+    /// Groups without a voter on the node that have fewer voters than most.
+    short: BTreeMap<u64, usize>,
 }
 
 impl Survey {
@@ -117,12 +119,14 @@ impl Survey {
 
     async fn of(cluster: &Reached, gone: u64) -> anyhow::Result<Self> {
         let (mut leaders, mut named) = (BTreeMap::<u64, GroupStatus>::new(), BTreeSet::new());
+        let mut all = Vec::new();
         for one in cluster.nodes().values() {
             let mut admin = one.admin.clone();
             for status in in_time(&one.address, all_groups(&mut admin)).await? {
                 if members(&status).contains(&gone) {
                     named.insert(status.group);
                 }
+                all.push(status.clone());
                 let newer = leaders.get(&status.group).is_none_or(|known| known.term < status.term);
                 if status.role == "leader" && newer {
                     leaders.insert(status.group, status);
@@ -135,7 +139,8 @@ impl Survey {
             bail!("there is no node {gone}; `shardhost node list` shows those that are");
         }
         let held = leaders.values().filter_map(|status| held_by(status, gone)).collect();
-        Ok(Self { held, places, unled })
+        let short = rebuild::Survey::short_groups(&all, gone);
+        Ok(Self { held, places, unled, short })
     }
 }
 
@@ -293,12 +298,12 @@ fn report(node: u64, cluster: &Reached, outcome: &Outcome, as_json: bool) {
     let silent: Vec<u64> =
         cluster.silent().keys().copied().filter(|silent| *silent != node).collect();
     if as_json {
-        let Outcome { moved, left, continues } = outcome;
+        let Outcome { moved, left, continues, short } = outcome;
         return println!(
             "{}",
             json!({
                 "node": node, "moved": moved, "left": left, "continues": continues,
-                "silent_nodes": silent
+                "silent_nodes": silent, "short_groups": short
             })
         );
     }
@@ -310,12 +315,20 @@ fn report(node: u64, cluster: &Reached, outcome: &Outcome, as_json: bool) {
              when it does"
         );
     }
-    if outcome.left.is_empty() && silent.is_empty() {
+    for (group, voters) in &outcome.short {
+        println!(
+            "group {group} has {voters} voters, fewer than most: a `member rebuild` that was ended may have left \
+             it so; `shardhost member add {group} NODE` adds another"
+        );
+    }
+    if outcome.left.is_empty() && outcome.short.is_empty() && silent.is_empty() {
         println!(
             "no group has a replica on node {node}: it can be stopped for good. `shardhost drain end {node}` \
              and `shardhost member fill {node}` take it back"
         );
-    } else {
-        println!("run this again for those that stay");
+    } else if !outcome.left.is_empty() {
+        println!(
+            "run this again for those that stay; node {node} is drained until `shardhost drain end {node}`"
+        );
     }
 }

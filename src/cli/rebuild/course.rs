@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use shardhost_proto::admin::GroupStatus;
 use tokio::time::Instant;
 
-use super::survey::{Old, learns, member_on};
+use super::survey::{Old, learns, member_on, voters_of};
 
 /// How much longer it is tried to add a replica whose predecessor may have been removed.
 pub const GRACE: Duration = Duration::from_secs(30);
@@ -126,8 +126,18 @@ impl Course {
     }
 
     /// Takes over a leader's status of a group, and returns the next step.
+    ///
+    /// A replica that this command did not remove is not added: another command moved it, or rebuilds
+    /// it. Nor is one whose place another voter took meanwhile.
     pub fn next(&self, status: &GroupStatus, old: Old) -> Next {
-        let next = Next::of(status, self.node, old.replica);
+        let next = match Next::of(status, self.node, old.replica) {
+            Next::Add if !self.state.lock().between.contains_key(&status.group) => Next::Wait,
+            Next::Add if !old.learns && voters_of(status) >= old.voters => {
+                self.leave(status.group);
+                Next::Done
+            }
+            next => next,
+        };
         if member_on(status, self.node).is_some_and(|member| member.replica != old.replica) {
             self.leave(status.group);
         }
@@ -199,6 +209,8 @@ mod tests {
         assert!(!is_over(7, late), "the removal may come");
         assert!(is_over(8, late) && course.is_due(deadline, late), "nothing is begun any more");
         assert_eq!(course.next(&status(&[1, 2]), OLD), Next::Add);
+        let eighth = GroupStatus { group: 8, ..status(&[1, 2]) };
+        assert_eq!(course.next(&eighth, OLD), Next::Wait, "another command removed it");
         assert!(course.enter(7, OLD));
         assert!(!is_over(7, late));
         assert_eq!(course.next(&incoming(), OLD), Next::Wait);
@@ -207,6 +219,15 @@ mod tests {
         assert!(course.has_begun(7) && !course.has_begun(8));
         course.refused(7);
         assert!(!course.has_begun(7));
+    }
+
+    /// As by `node decommission`.
+    #[test]
+    fn a_replica_whose_place_another_voter_took_is_not_added() {
+        let course = Course::new(3);
+        course.enter(7, OLD);
+        assert_eq!(course.next(&status(&[1, 2, 4]), OLD), Next::Done);
+        assert_eq!(course.addition(7), None);
     }
 
     #[test]

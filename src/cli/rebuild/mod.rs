@@ -24,7 +24,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use self::course::{Course, GRACE, Next};
-use self::survey::{Old, Survey, voters_of};
+pub use self::survey::Survey;
+use self::survey::{Old, voters_of};
 use super::change::is_refused;
 use super::ended::PARTLY;
 use super::group::{config_index, role_of};
