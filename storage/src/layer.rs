@@ -21,6 +21,14 @@ pub trait LogLayer: fmt::Debug + Send + Sync + 'static {
         self.below().load(group)
     }
 
+    /// See [`LogStore::meta`].
+    ///
+    /// # Errors
+    /// As there.
+    fn meta(&self, group: GroupId) -> Result<Option<GroupMeta>, LogError> {
+        self.below().meta(group)
+    }
+
     /// See [`LogStore::tombstone`].
     ///
     /// # Errors
@@ -63,7 +71,7 @@ impl<L: LogLayer> LogStore for L {
     }
 
     fn meta(&self, group: GroupId) -> Result<Option<GroupMeta>, LogError> {
-        self.below().meta(group)
+        LogLayer::meta(self, group)
     }
 
     fn tombstone(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError> {

@@ -205,8 +205,9 @@ impl LeadershipHub {
             state.revision += 1;
             let event = event_of(&edge, state.revision);
             note(&mut state.standings, &event);
-            self.call_inline(&mut state, &event);
-            enqueue(&mut state, event, self.max_queued);
+            let labels = labels_of(&state.labels, event.group());
+            self.call_inline(&mut state, &event, &labels);
+            enqueue(&mut state, event, labels, self.max_queued);
         }
         let revision = state.revision;
         drop(state);
@@ -230,12 +231,11 @@ impl LeadershipHub {
         drop(hooks);
     }
 
-    fn call_inline(&self, state: &mut State, event: &LeadershipEvent) {
-        let labels = labels_of(&state.labels, event.group());
+    fn call_inline(&self, state: &mut State, event: &LeadershipEvent, labels: &GroupLabels) {
         let hooks = state.hooks.values_mut();
         for hook in hooks.filter(|hook| hook.kind == HookKind::Inline) {
             let active = hook.active.load(Ordering::Acquire);
-            if !active || !hook.hears_of(&labels, event.group()) {
+            if !active || !hook.hears_of(labels, event.group()) {
                 continue;
             }
             note(&mut hook.told, event);
@@ -371,7 +371,7 @@ fn note(standings: &mut BTreeMap<GroupId, Standing>, event: &LeadershipEvent) {
     }
 }
 
-fn enqueue(state: &mut State, event: LeadershipEvent, max_queued: usize) {
+fn enqueue(state: &mut State, event: LeadershipEvent, labels: Arc<GroupLabels>, max_queued: usize) {
     if !state.hooks.values().any(|hook| hook.kind == HookKind::Dispatched) {
         return;
     }
@@ -380,7 +380,6 @@ fn enqueue(state: &mut State, event: LeadershipEvent, max_queued: usize) {
         state.queue.clear();
     }
     if !state.overflowed {
-        let labels = labels_of(&state.labels, event.group());
         state.queue.push_back(Queued::Edge(event, labels));
     }
 }

@@ -11,8 +11,8 @@ use shardhost_groups::{GroupSpec, Groups, GroupsBuilder, GroupsConfig};
 use shardhost_proto::peer::{CreateRequest, GroupMessage, MessageKind};
 use shardhost_storage::convert::membership_to_message;
 use shardhost_storage::{
-    Entry, Genesis, GroupId, GroupMeta, LogBatch, LogError, LogIndex, LogStore, MemorySnapshots,
-    MemoryStore, NodeId, PersistedGroup, ReplicaId, StoreStats, Term,
+    Genesis, GroupId, GroupMeta, LogBatch, LogError, LogIndex, LogStore, MemorySnapshots,
+    MemoryStore, NodeId, ReplicaId,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -55,12 +55,9 @@ struct Slow {
     /// After a worker read what a replica knows of itself.
     reads: Gate,
 }
-impl LogStore for Slow {
-    fn groups(&self) -> Result<Vec<GroupId>, LogError> {
-        self.below.groups()
-    }
-    fn load(&self, group: GroupId) -> Result<Option<PersistedGroup>, LogError> {
-        self.below.load(group)
+impl shardhost_storage::LogLayer for Slow {
+    fn below(&self) -> &dyn LogStore {
+        &self.below
     }
     fn meta(&self, group: GroupId) -> Result<Option<GroupMeta>, LogError> {
         let meta = self.below.meta(group);
@@ -69,36 +66,11 @@ impl LogStore for Slow {
         }
         meta
     }
-    fn tombstone(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError> {
-        self.below.tombstone(group)
-    }
-    fn entries(
-        &self,
-        group: GroupId,
-        from: LogIndex,
-        to: LogIndex,
-        max_bytes: u64,
-        out: &mut Vec<Entry>,
-    ) -> Result<(), LogError> {
-        self.below.entries(group, from, to, max_bytes, out)
-    }
-    fn term(&self, group: GroupId, index: LogIndex) -> Result<Term, LogError> {
-        self.below.term(group, index)
-    }
     fn write(&self, batch: &LogBatch) -> Result<(), LogError> {
         if batch.writes.iter().any(|write| write.destroy.is_some()) {
             self.destroys.pass();
         }
         self.below.write(batch)
-    }
-    fn replica(&self, group: GroupId) -> Result<Option<ReplicaId>, LogError> {
-        self.below.replica(group)
-    }
-    fn id(&self) -> u64 {
-        self.below.id()
-    }
-    fn stats(&self) -> StoreStats {
-        self.below.stats()
     }
 }
 

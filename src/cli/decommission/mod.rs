@@ -26,7 +26,7 @@ use self::choose::{Choice, Held, Move, Place, choose};
 use super::change::unconfirmed;
 use super::ended::{PARTLY, code_of};
 use super::fill::{Step, replace};
-use super::group::{config_index, role_of};
+use super::group::config_index;
 use super::output::number;
 use super::reached::{REQUEST_MS, Reached};
 use super::rebuild;
@@ -151,9 +151,7 @@ fn members(status: &GroupStatus) -> BTreeSet<u64> {
 
 fn held_by(status: &GroupStatus, node: u64) -> Option<Held> {
     let membership = status.membership.as_ref()?;
-    let member = membership.members.iter().find(|member| member.node == node)?;
-    let becomes = membership.incoming.as_ref().is_some_and(|one| one.replica == member.replica);
-    let learns = role_of(member) == "learner" && !becomes;
+    let learns = rebuild::learns(status, rebuild::member_on(status, node)?);
     let requires = membership.requirement.clone().unwrap_or_default().capabilities;
     let requires = requires.into_iter().collect();
     Some(Held { group: status.group, members: members(status), learns, requires })

@@ -24,8 +24,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use self::course::{Course, GRACE, Next};
-pub use self::survey::Survey;
 use self::survey::{Old, voters_of};
+pub use self::survey::{Survey, learns, member_on};
 use super::change::is_refused;
 use super::ended::PARTLY;
 use super::group::{config_index, role_of};
