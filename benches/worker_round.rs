@@ -29,6 +29,7 @@ use shardhost_groups::{
     ProposeOutcome, ReplicaId, SnapshotWriter, StateMachine, Term,
 };
 use shardhost_proto::peer::GroupMessage;
+use shardhost_proto::version::ClusterVersion;
 
 const NODES: u64 = 3;
 /// Groups, and proposals to each in one batch.
@@ -41,6 +42,12 @@ struct NoLog;
 impl LogStore for NoLog {
     fn id(&self) -> u64 {
         1
+    }
+    fn version(&self) -> ClusterVersion {
+        ClusterVersion::NEWEST
+    }
+    fn raise_version(&self, _: ClusterVersion) -> Result<(), LogError> {
+        Ok(())
     }
     fn groups(&self) -> Result<Vec<GroupId>, LogError> {
         Ok(Vec::new())

@@ -13,6 +13,7 @@ mod cli {
     mod requirements;
     mod servers;
     mod shard_map;
+    mod versions;
 }
 
 #[path = "faults/machine.rs"]

@@ -9,6 +9,7 @@
 //! | [`routing`] | the shard that a key belongs to |
 //! | [`hash`] | the hash of keys, and checksums of sequences |
 //! | [`limits`] | bounds of requests |
+//! | [`version`] | the version of a cluster |
 //! | [`fields`] | a message, field by field, before it is decoded |
 //!
 //! The messages are generated from the `.proto` files beside this crate. This crate knows nothing
@@ -25,6 +26,7 @@ pub mod ids;
 pub mod limits;
 pub mod routing;
 pub mod shard_map;
+pub mod version;
 
 // Generated code refers to other packages by their path, so the modules nest as the packages do.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used)]
@@ -83,5 +85,3 @@ pub use shardhost::system::v1 as system;
 
 /// Version of the peer protocol. Hosts refuse a peer that speaks another one.
 pub const PROTOCOL_VERSION: u32 = 1;
-/// Version of the disk format. A store with another one is refused.
-pub const DISK_FORMAT: u32 = 1;

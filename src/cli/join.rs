@@ -125,6 +125,7 @@ pub async fn join(config: &ServerConfig, joining: &Joining<'_>) -> anyhow::Resul
         address: own_address(config.listen, joining.advertise)?,
         zone: config.zone.clone().unwrap_or_default(),
         weight: config.weight,
+        newest_version: config.newest_version().get(),
     };
     if let Some(seed) = joining.seeds.iter().find(|seed| **seed == request.address) {
         return Err(senseless(format!(

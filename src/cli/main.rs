@@ -8,6 +8,7 @@ mod advance_time;
 mod balance;
 mod catalog;
 mod change;
+mod cluster;
 mod create;
 mod decommission;
 mod demo;
@@ -63,9 +64,12 @@ enum Command {
     /// Show the groups of a node, create and destroy groups, change what they require.
     #[command(subcommand)]
     Group(group::Command),
-    /// Show the nodes of the cluster.
+    /// Show the nodes of the cluster, empty one, remove one.
     #[command(subcommand)]
     Node(node::Command),
+    /// Show the version that the cluster uses, and raise it after an upgrade.
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Move leadership, and explain it.
     #[command(subcommand)]
     Leader(leader::Command),
@@ -139,6 +143,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Status(arguments) => status::run(&arguments).await,
             Command::Group(command) => group::run(&command).await,
             Command::Node(command) => node::run(&command).await,
+            Command::Cluster(command) => cluster::run(&command).await,
             Command::Leader(command) => leader::run(&command).await,
             Command::Drain(command) => drain::run(&command).await,
             Command::RollingRestart(arguments) => rolling_restart::run(&arguments).await,

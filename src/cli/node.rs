@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::Subcommand;
 use serde_json::{Value, json};
-use shardhost_proto::admin::{HostStatus, KnownNode, ListNodesRequest};
+use shardhost_proto::admin::{HostStatus, KnownNode, ListNodesRequest, RemoveNodeRequest};
 
+use super::change::confirmed;
 use super::decommission::{self, DecommissionArguments};
 use super::ended::PARTLY;
 use super::output::{Column, number, table};
@@ -30,6 +32,14 @@ pub enum Command {
     /// its leader needs, in another zone than the other members if it can be. Groups that have no such
     /// place stay, and are named. Run it again for those. Ends with exit code 3 when some stay.
     Decommission(DecommissionArguments),
+    /// Remove a node for good that was stopped and holds no replicas any more. Its number is never given
+    /// again.
+    Remove {
+        /// The node.
+        node: u64,
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
 /// Shows the nodes.
@@ -37,7 +47,31 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::List { target } => list(target).await,
         Command::Decommission(arguments) => decommission::run(arguments).await,
+        Command::Remove { node, target } => remove(*node, target).await,
     }
+}
+
+async fn remove(node: u64, target: &Target) -> anyhow::Result<ExitCode> {
+    // The node itself is no one to ask.
+    let cluster = Reached::all(target).await?;
+    let others = cluster.nodes().iter().find(|(number, _)| **number != node);
+    let Some((_, asked)) = others else { bail!("no other node than node {node} answers") };
+    if let Some(running) = cluster.nodes().get(&node) {
+        bail!(
+            "node {node} runs at {}; move its replicas away (`shardhost node decommission {node}`), and stop it \
+             first",
+            running.address
+        );
+    }
+    let mut admin = asked.admin.clone();
+    let removed = admin.remove_node(RemoveNodeRequest { node });
+    confirmed(&asked.address, target.timeout(), removed).await?;
+    if target.json {
+        println!("{}", json!({ "removed": node }));
+    } else {
+        println!("node {node} is removed for good");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn list(target: &Target) -> anyhow::Result<ExitCode> {

@@ -12,6 +12,7 @@ use serde_json::json;
 use shardhost::Shutdown;
 use shardhost::groups::HostFault;
 use shardhost_proto::shard_map::MapMismatch;
+use shardhost_proto::version::ClusterVersion;
 use shardhost_server::config::{ConfigError, check_address, parse_listen};
 use shardhost_server::{Server, ServerConfig, config};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -111,6 +112,10 @@ pub struct ServeArguments {
     /// Seconds after which the replicas of a shard are compared; 0: never.
     #[arg(long, value_name = "SECONDS")]
     consistency_check: Option<u64>,
+    /// The latest version of a cluster that this node takes part in. The cluster stays there, so that its
+    /// nodes may run an earlier program again; by default the latest that this program knows.
+    #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u32).range(1..=i64::from(ClusterVersion::NEWEST.get())))]
+    cluster_version_max: Option<u32>,
     /// Do not open the replicas of these groups: one that keeps the host from running, or ends it. They
     /// are parked, the others start; a start without this flag opens them again.
     #[arg(long, value_name = "GROUPS", value_delimiter = ',', value_parser = group_number)]
@@ -287,6 +292,7 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     config.planner = arguments.planner.map_or(config.planner, Into::into);
     config.planner_warm_up = arguments.planner_warm_up.unwrap_or(config.planner_warm_up);
     config.planner_rest = arguments.planner_rest.unwrap_or(config.planner_rest);
+    config.cluster_version_max = arguments.cluster_version_max.unwrap_or(config.cluster_version_max);
     config.consistency_check = arguments.consistency_check.unwrap_or(config.consistency_check);
     config.workers = arguments.workers.unwrap_or(config.workers);
     config.apply_threads = arguments.apply_threads.unwrap_or(config.apply_threads);
@@ -407,6 +413,8 @@ enum End {
     Failed(HostFault),
     /// The configuration contradicts what the cluster has.
     Contradicted(MapMismatch),
+    /// The node was removed from the cluster.
+    Removed,
 }
 
 async fn until_end(
@@ -417,6 +425,7 @@ async fn until_end(
     let mut health = server.host().health();
     tokio::select! {
         mismatch = server.contradicted() => End::Contradicted(mismatch),
+        () = server.removed() => End::Removed,
         () = signals.next() => End::Asked,
         () = until_abandoned(orders) => End::Abandoned,
         failed = health.wait_for(Option::is_some) => match failed {
@@ -446,7 +455,9 @@ async fn stop(
 ) -> anyhow::Result<ExitCode> {
     let mode = match end {
         End::Asked => Shutdown::Graceful { deadline },
-        End::Abandoned | End::Failed(_) | End::Contradicted(_) => Shutdown::Immediate,
+        End::Abandoned | End::Failed(_) | End::Contradicted(_) | End::Removed => {
+            Shutdown::Immediate
+        }
     };
     if let End::Failed(fault @ HostFault::Stuck { .. }) = &end {
         // Its groups are mute as long as the process lives, and no shutdown would end.
@@ -485,6 +496,10 @@ async fn stop(
         End::Failed(fault) => {
             Err(anyhow!(fault).context("the host stopped after a bug; start it again"))
         }
+        End::Removed => bail!(
+            "this node was removed from the cluster, for good; to use the machine again, remove its data \
+             directory and join anew: `shardhost serve --join ADDRESSES --data-dir ...`"
+        ),
         End::Contradicted(mismatch) => {
             Err(anyhow!(mismatch).context("the node does not start with this configuration"))
         }

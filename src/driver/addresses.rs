@@ -62,6 +62,12 @@ impl Joined {
         let nodes = view.nodes().iter().filter(|(node, _)| !self.is_configured(**node));
         let wanted: BTreeMap<NodeId, &str> =
             nodes.map(|(node, record)| (*node, &*record.address)).collect();
+        for node in view.settings().removed_nodes.iter().filter(|node| self.is_configured(**node)) {
+            if *node != self.host.node_id() && self.host.directory().address(*node).is_some() {
+                tracing::info!(%node, "the node was removed from the cluster; the configuration still names it");
+                self.host.directory().remove(*node);
+            }
+        }
         let kept = self.kept.all();
         for (node, address) in &wanted {
             if kept.get(node).map(String::as_str) != Some(*address) {

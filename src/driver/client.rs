@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use shardhost_groups::{GroupId, NodeId, ProposeError, ReadMode};
+use shardhost_groups::{Group, GroupId, NodeId, ProposeError, ReadMode};
 use shardhost_proto::system as wire;
 use shardhost_proto::system::catalog_reply::Reply as WireReply;
 use shardhost_proto::system::system_client::SystemClient;
@@ -25,7 +25,7 @@ use super::service::MAX_GONE;
 use crate::host::Host;
 use crate::wall_clock::now_ms;
 use shardhost_policy::catalog::{
-    Answer, Command, Done, Operation, Query, Refusal, Revision, decode_reply,
+    Answer, Command, Done, Operation, Query, Refusal, Revision, decode_reply, encode_reply,
 };
 
 /// How long a command or a question is tried.
@@ -347,6 +347,10 @@ impl CatalogClient {
         Ok((client, address))
     }
 
+    pub(super) fn host(&self) -> &Host {
+        &self.inner.host
+    }
+
     /// The connection to this address is not used again.
     pub(super) fn forget(&self, address: &str) {
         self.inner.channels.lock().remove(address);
@@ -404,6 +408,9 @@ pub(super) async fn propose_here(host: &Host, command: Bytes) -> Result<Bytes, N
         let reason = "it holds no replica of the system group".to_owned();
         return Err(NotHere::Elsewhere { leader: None, reason });
     };
+    if let Some(refusal) = of_own_members(&group, &command) {
+        return Ok(encode_reply(&Err(refusal)));
+    }
     match group.propose(command).within(ANSWER_TIMEOUT).await {
         Ok(applied) => Ok(applied.response),
         Err(error @ ProposeError::NotLeader { .. }) => {
@@ -415,6 +422,19 @@ pub(super) async fn propose_here(host: &Host, command: Bytes) -> Result<Bytes, N
         }
         Err(error) => Err(NotHere::Unknown(error.to_string())),
     }
+}
+
+/// The catalog does not name its own group: that a member of it is not removed is checked where its
+/// members are known. Another replica than the leader's may know too few of them, and gets no command
+/// into the log.
+fn of_own_members(group: &Group, command: &Bytes) -> Option<Refusal> {
+    let Ok(Command { operation: Operation::RemoveNode { node }, .. }) = Command::decode(command)
+    else {
+        return None;
+    };
+    let members = &group.status().membership.members;
+    let is_member = members.values().any(|member| member.node == node);
+    is_member.then(|| Refusal::NodeInUse { node, groups: vec![SYSTEM_GROUP], total: 1 })
 }
 
 /// Asks this host's replica of the system group.

@@ -12,6 +12,7 @@
 //! | `planning`, `moves`, `reporter` | the planner's passes, its orders on a host, the reports to it |
 //! | `shard_map` | which shards there are, as the catalog has it |
 //! | [`drain`], [`drains`] | a node is emptied of its leaderships, and kept empty |
+//! | [`versions`] | which versions of the cluster its nodes know, and when it is raised |
 //! | [`view`] | what one host knows of the cluster, as the planner wants it |
 //! | `service` | all of it over gRPC |
 //!
@@ -33,6 +34,7 @@ mod registration;
 mod reporter;
 mod service;
 mod shard_map;
+pub mod versions;
 pub mod view;
 
 use std::collections::BTreeSet;
@@ -197,6 +199,7 @@ impl System {
         };
         let watcher = || inner.view.subscribe();
         tokio::spawn(joined.follow(watcher(), stop.clone()));
+        tokio::spawn(versions::follow(host.clone(), watcher(), stop.clone()));
         tokio::spawn(follower::follow(
             host.clone(),
             client.clone(),

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::{CatalogClient, CatalogError};
 use super::drain_clocks::DrainClocks;
 use super::shard_map::{self, Agreement};
+use super::versions::Raising;
 use super::{CatalogView, NodeFacts};
 use crate::host::Host;
 use shardhost_policy::catalog::{
@@ -170,6 +171,7 @@ pub(super) async fn lead(
             created,
             told_mismatch,
             last_outcome,
+            raising: Raising::default(),
         };
         loop {
             let known = view.borrow_and_update().clone();
@@ -200,11 +202,13 @@ struct Tender {
     told_mismatch: bool,
     /// The last group that was looked at on its way out.
     last_outcome: GroupId,
+    raising: Raising,
 }
 
 impl Tender {
     async fn tend(&mut self, view: &Arc<View>) -> Result<(), CatalogError> {
         self.begin_settings(view).await?;
+        self.raising.look(&self.host, &self.client, view).await?;
         for (drain, passed_ms) in self.clocks.due_reports(view, Instant::now()) {
             let (node, intent) = (drain.node, drain.id);
             let operation = Operation::PassTime { node, intent, passed_ms };

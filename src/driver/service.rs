@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use shardhost_groups::GroupId;
+use shardhost_proto::version::ClusterVersion;
 use shardhost_proto::system as wire;
 use shardhost_proto::system::catalog_reply::Reply as WireReply;
 use shardhost_proto::system::system_server::System as SystemRpc;
@@ -12,6 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::Inner;
 use super::client::{NotHere, propose_here, query_here};
+use super::versions::versions_here;
 use shardhost_policy::catalog::{Command, encode_reply};
 
 /// See [`super::System::service`].
@@ -100,6 +102,25 @@ impl SystemRpc for SystemService {
         });
         let groups = looked.await.map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(wire::GoneReply { groups }))
+    }
+
+    async fn versions(
+        &self,
+        request: Request<wire::VersionsRequest>,
+    ) -> Result<Response<wire::VersionsReply>, Status> {
+        let wire::VersionsRequest { prepare, founding } = request.into_inner();
+        let host = &self.inner.host;
+        if !host.founded().may_be(founding) {
+            return Err(Status::failed_precondition(OTHER_CLUSTER));
+        }
+        let prepare = (prepare > 0).then(|| ClusterVersion::new(prepare));
+        let said = versions_here(host, prepare).await.map_err(Status::failed_precondition)?;
+        Ok(Response::new(wire::VersionsReply {
+            node: host.node_id().get(),
+            newest: said.newest.get(),
+            prepared: said.prepared.get(),
+            program: said.program,
+        }))
     }
 
     async fn report(

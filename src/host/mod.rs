@@ -8,6 +8,7 @@ mod joining;
 mod leadership;
 mod memory;
 mod replicas;
+mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,6 +21,7 @@ use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::runtime::{AdditionGuard, GroupsStats};
 use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::{Group, Groups, GroupsBuilder, GroupsConfig, HostFault};
+use shardhost_proto::version::ClusterVersion;
 use shardhost_storage::{
     CapabilityError, GroupId, LogError, LogStore, NodeId, SnapshotFiles, SnapshotFilesOptions,
     SnapshotStore,
@@ -32,6 +34,7 @@ use tonic::service::Routes;
 
 use self::founding::{Founding, Foundings, Scope};
 pub use self::joining::ReplicaFactory;
+pub use self::versions::PrepareError;
 use self::joining::{Joining, Mailbox};
 use self::memory::HostMemory;
 use crate::data_dir::DataDir;
@@ -73,6 +76,10 @@ pub struct HostConfig {
     /// refused. With it the bootstrap of the shards identifies the cluster, without it that of the
     /// catalog.
     pub shard_map: Option<MapTag>,
+    /// The latest version of a cluster that this node takes part in. An earlier one than
+    /// [`ClusterVersion::NEWEST`] keeps the cluster there, so that its nodes may run an earlier program
+    /// again; a data directory that was prepared for a later one is refused.
+    pub newest_version: ClusterVersion,
     /// Bounds of the connections that the listener holds open.
     pub connections: ConnectionLimits,
     pub workers: usize,
@@ -97,6 +104,7 @@ impl HostConfig {
             snapshots: SnapshotLimits::default(),
             snapshot_files: SnapshotFilesOptions::default(),
             shard_map: None,
+            newest_version: ClusterVersion::NEWEST,
             connections: Descriptors::current().connections,
             workers: 1,
             apply_threads: 2,
@@ -137,6 +145,13 @@ pub enum StartError {
         "cannot listen on {address}: {error}; choose another address, or end the process that has it"
     )]
     Listen { address: SocketAddr, error: io::Error },
+    /// The data directory was prepared for a later version than this node is to take part in. Leave the
+    /// bound away, or start a later program.
+    #[error(
+        "the data directory is of a cluster at version {prepared}, or prepared for it, and this node is to take \
+         part up to version {newest} only"
+    )]
+    Version { prepared: ClusterVersion, newest: ClusterVersion },
     /// A capability has a name that is none, or there are too many.
     #[error("the capabilities of the node are wrong: {0}")]
     Capabilities(CapabilityError),
@@ -203,6 +218,7 @@ impl HostBuilder {
         let incarnation = data_dir.incarnation();
         let store = open_log(log_store, &config).await?;
         let store_id = store.id();
+        versions::check(&*store, &config)?;
         let memory = open_memory(&data_dir, &store, &config).map(Arc::new)?;
         let snapshots = open_snapshots(snapshots, &config)?;
 
@@ -216,6 +232,7 @@ impl HostBuilder {
         transport_config.snapshot = config.snapshots;
         transport_config.advertisement = advertisement.clone();
         transport_config.shard_map.clone_from(&config.shard_map);
+        transport_config.newest_version = config.newest_version;
         let transport = GrpcTransport::with_memory(
             transport_config,
             directory.clone(),
@@ -238,7 +255,7 @@ impl HostBuilder {
             .workers(config.workers)
             .apply_threads(config.apply_threads)
             .on_create_request(mailbox)
-            .start(store, snapshots, Arc::new(transport.clone()))
+            .start(Arc::clone(&store), snapshots, Arc::new(transport.clone()))
             .map_err(StartError::Thread)?;
         memory.bind(groups.clone());
         transport.bind(groups.inbound())?;
@@ -262,6 +279,7 @@ impl HostBuilder {
             advertisement: parking_lot::Mutex::new(advertisement),
             address,
             incarnation,
+            store,
             store_id,
             memory,
             foundings,
@@ -328,6 +346,7 @@ async fn open_own_log(config: &HostConfig) -> Result<Arc<dyn LogStore>, StartErr
     let identity =
         shardhost_storage::Identity { cluster: config.cluster.clone(), node: config.node };
     let mut options = config.log.clone();
+    options.version = config.newest_version.min(options.version);
     options.max_open_files = options.max_open_files.min(Descriptors::current().log_files);
     let open = move || shardhost_storage::RocksStore::open(&directory, identity, options);
     let store = tokio::task::spawn_blocking(open).await.map_err(|error| StartError::Io {
@@ -388,6 +407,7 @@ struct HostInner {
     advertisement: parking_lot::Mutex<Advertisement>,
     address: SocketAddr,
     incarnation: u64,
+    store: Arc<dyn LogStore>,
     store_id: u64,
     memory: Arc<HostMemory>,
     foundings: Foundings,

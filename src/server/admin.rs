@@ -30,7 +30,7 @@ use super::explain::explanation;
 use super::refusals::{of_membership, of_opening, of_snapshot, of_transfer, refusal};
 use super::replicas::{check_kind, empty_machine_of};
 use super::shard_map::CurrentMap;
-use super::{RESERVED, is_shard, nodes, shard_time, skip};
+use super::{RESERVED, is_shard, nodes, shard_time, skip, versions};
 use crate::shards::StateDb;
 use shardhost::driver::{SYSTEM_GROUP, System, life_of};
 use shardhost::host::Host;
@@ -484,6 +484,29 @@ impl Admin for AdminService {
         _: Request<wire::ListNodesRequest>,
     ) -> Result<Response<wire::NodeList>, Status> {
         nodes::list(self.system.as_ref()).await.map(Response::new)
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<wire::RemoveNodeRequest>,
+    ) -> Result<Response<wire::NodeList>, Status> {
+        let node = node_id(request.into_inner().node)?;
+        nodes::remove(&self.host, self.system.as_ref(), node).await.map(Response::new)
+    }
+
+    async fn get_version(
+        &self,
+        _: Request<wire::GetVersionRequest>,
+    ) -> Result<Response<wire::VersionReport>, Status> {
+        versions::show(&self.host, self.system.as_ref()).await.map(Response::new)
+    }
+
+    async fn raise_version(
+        &self,
+        request: Request<wire::RaiseVersionRequest>,
+    ) -> Result<Response<wire::VersionReport>, Status> {
+        let request = request.into_inner();
+        versions::raise(&self.host, self.system.as_ref(), &request).await.map(Response::new)
     }
 
     async fn checksum(

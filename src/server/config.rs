@@ -38,6 +38,7 @@ use shardhost::host::HostConfig;
 use shardhost::transport::MapTag;
 use shardhost_policy::catalog::{Label, Name, NewGroup, PlannerMode, Subject};
 use shardhost_proto::shard_map::{KindShards, ShardMap};
+use shardhost_proto::version::ClusterVersion;
 use shardhost_proto::shard_map::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 
 pub use self::error::ConfigError;
@@ -94,6 +95,10 @@ pub struct ServerConfig {
     /// on.
     #[serde(default = "default_consistency_check_hibernating")]
     pub consistency_check_hibernating: u64,
+    /// The latest version of a cluster that this node takes part in; by default the latest that this
+    /// program knows. An earlier one keeps the cluster there.
+    #[serde(default = "newest_version")]
+    pub cluster_version_max: u32,
     /// Whether the cluster keeps a catalog of its intentions, in a separate group. Without it
     /// nothing is planned, drains end with their process, and each node creates its replicas
     /// independently.
@@ -182,6 +187,9 @@ const fn default_consistency_check() -> u64 {
 const fn default_consistency_check_hibernating() -> u64 {
     24 * 60 * 60
 }
+const fn newest_version() -> u32 {
+    ClusterVersion::NEWEST.get()
+}
 fn default_cluster() -> String {
     "shardhost".to_owned()
 }
@@ -244,6 +252,7 @@ impl ServerConfig {
             planner_rest: default_rest(),
             consistency_check: default_consistency_check(),
             consistency_check_hibernating: default_consistency_check_hibernating(),
+            cluster_version_max: newest_version(),
             catalog: true,
             shards: ShardCounts::default(),
             bootstrap_without: BTreeSet::new(),
@@ -311,6 +320,7 @@ impl ServerConfig {
         host.peers = self.node_addresses().unwrap_or_default();
         host.advertise = host.peers.get(&node).cloned();
         host.capabilities = self.capabilities.iter().cloned().collect();
+        host.newest_version = self.newest_version();
         host.workers = self.workers;
         host.apply_threads = self.apply_threads;
         let ticks = Duration::from_secs(self.consistency_check).as_millis()
@@ -321,6 +331,12 @@ impl ServerConfig {
         // With a catalog, that has the map.
         host.shard_map = (!self.catalog).then(|| MapTag::of(&self.shard_map()));
         host
+    }
+
+    /// The latest version of a cluster that this node takes part in.
+    #[must_use]
+    pub const fn newest_version(&self) -> ClusterVersion {
+        ClusterVersion::new(self.cluster_version_max)
     }
 
     /// The nodes that hold the shards when they are created.

@@ -38,6 +38,7 @@ pub mod shards;
 mod skip;
 mod space;
 mod state_health;
+mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -243,6 +244,19 @@ impl Server {
         match mismatch.wait_for(Option::is_some).await.map(|found| found.clone()) {
             Ok(Some(mismatch)) => mismatch,
             _ => std::future::pending().await,
+        }
+    }
+
+    /// Until it is known that this node was removed from the cluster: then this server is to be stopped.
+    /// Cancel-safe.
+    pub async fn removed(&self) {
+        let Some(system) = &self.system else { return std::future::pending().await };
+        let (mut views, node) = (system.views(), self.host.node_id());
+        let removed = views.wait_for(|view| {
+            view.as_ref().is_some_and(|view| view.settings().removed_nodes.contains(&node))
+        });
+        if removed.await.is_err() {
+            std::future::pending().await
         }
     }
 

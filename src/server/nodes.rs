@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shardhost_groups::NodeId;
 use shardhost_proto::admin as wire;
 use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
+use shardhost_proto::version::ClusterVersion;
 use tonic::{Code, Status};
 
 use super::catalog::of_catalog;
@@ -16,6 +17,8 @@ use shardhost_policy::catalog::{
     Name, NewNode, NodeRecord, Operation, Refusal, Revision, Subject, UNKNOWN_STORE, View,
 };
 
+/// The version of the cluster from which on the numbers of removed nodes are remembered.
+const REMOVALS_REMEMBERED: ClusterVersion = ClusterVersion::new(2);
 /// How often another number is tried when another node was faster.
 const ATTEMPTS: usize = 64;
 
@@ -23,6 +26,35 @@ const ATTEMPTS: usize = 64;
 pub(super) async fn list(system: Option<&System>) -> Result<wire::NodeList, Status> {
     let system = system.ok_or_else(no_catalog)?;
     let view = system.fresh_view().await.map_err(|error| of_catalog(&error))?;
+    Ok(wire::NodeList { nodes: known_nodes(&view), revision: view.revision().get() })
+}
+
+/// Forgets a node for good.
+pub(super) async fn remove(
+    host: &Host,
+    system: Option<&System>,
+    node: NodeId,
+) -> Result<wire::NodeList, Status> {
+    let system = system.ok_or_else(no_catalog)?;
+    let view = system.fresh_view().await.map_err(|error| of_catalog(&error))?;
+    let present = view.settings().cluster_version;
+    if present < REMOVALS_REMEMBERED {
+        let message = format!(
+            "the cluster is at version {present}; from version {REMOVALS_REMEMBERED} on it knows which nodes \
+             were removed: `shardhost cluster upgrade` raises it"
+        );
+        return Err(refusal(Code::FailedPrecondition, "CLUSTER_VERSION", message, []));
+    }
+    let mut peers = host.transport_stats().peers.into_iter();
+    if node == host.node_id() || peers.any(|peer| peer.node == node && peer.live) {
+        let message = format!(
+            "node {node} runs; move its replicas away (`shardhost node decommission {node}`) and stop it first"
+        );
+        return Err(refusal(Code::FailedPrecondition, "NODE_RUNS", message, []));
+    }
+    let removed = system.catalog().apply(Operation::RemoveNode { node }).await;
+    let removed = removed.map_err(|error| of_catalog(&error))?;
+    let view = system.view_at(removed.revision).await.map_err(|error| of_catalog(&error))?;
     Ok(wire::NodeList { nodes: known_nodes(&view), revision: view.revision().get() })
 }
 
@@ -36,6 +68,7 @@ pub(super) async fn join(
     check_request(host, request)?;
     for _ in 0..ATTEMPTS {
         let view = system.fresh_view().await.map_err(|error| of_catalog(&error))?;
+        check_version(&view, request)?;
         let id = match reserved(&view, request)? {
             Some(id) => return reply(host, &view, id),
             None => number_for(host, &view, request)?,
@@ -56,7 +89,7 @@ pub(super) async fn join(
     Err(refusal(Code::Aborted, "NODES_JOIN", message, []))
 }
 
-fn no_catalog() -> Status {
+pub(super) fn no_catalog() -> Status {
     let message = "this cluster keeps no catalog, in which nodes are registered; name the nodes in the \
                    configuration of each";
     refusal(Code::FailedPrecondition, "NO_CATALOG", message, [])
@@ -71,6 +104,18 @@ fn check_request(host: &Host, request: &wire::JoinRequest) -> Result<(), Status>
     }
     check_address(&request.address)
         .map_err(|error| refusal(Code::InvalidArgument, "BAD_ADDRESS", error, []))
+}
+
+fn check_version(view: &View, request: &wire::JoinRequest) -> Result<(), Status> {
+    let (theirs, present) =
+        (ClusterVersion::new(request.newest_version), view.settings().cluster_version);
+    if theirs >= present {
+        return Ok(());
+    }
+    let message = format!(
+        "the cluster is at version {present}, the node takes part up to version {theirs}; start a later program"
+    );
+    Err(refusal(Code::FailedPrecondition, "CLUSTER_VERSION", message, []))
 }
 
 /// The number that the nodes' configuration gives to this address, of a node that the catalog does not
@@ -118,6 +163,10 @@ fn number_for(host: &Host, view: &View, request: &wire::JoinRequest) -> Result<N
         return Ok(id);
     }
     if request.node > 0 {
+        let removed = &view.settings().removed_nodes;
+        if let Some(id) = removed.iter().find(|id| id.get() == request.node) {
+            return Err(of_catalog(&Refusal::NodeRemoved { node: *id }.into()));
+        }
         let Some(id) = NodeId::new(request.node).filter(|id| !is_known(host, view, *id)) else {
             let message = format!(
                 "there is a node {} already; join without a number, or with another one",
@@ -130,7 +179,8 @@ fn number_for(host: &Host, view: &View, request: &wire::JoinRequest) -> Result<N
     let configured = host.directory().addresses();
     let members =
         view.groups().values().flat_map(|group| group.founders.iter().chain(group.members()));
-    let known = view.nodes().keys().chain(configured.keys()).chain(members);
+    let removed = view.settings().removed_nodes.iter();
+    let known = view.nodes().keys().chain(configured.keys()).chain(members).chain(removed);
     let newest = known.map(|node| node.get()).max().unwrap_or(0);
     newest.checked_add(1).and_then(NodeId::new).ok_or_else(|| {
         refusal(Code::ResourceExhausted, "NO_NUMBER", "all numbers of nodes are taken", [])

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use shardhost_groups::nodes::Advertisement;
+use shardhost_proto::version::ClusterVersion;
 use shardhost_storage::NodeId;
 
 use super::advertisement::ADVERTISEMENT_MAX_BYTES;
@@ -68,6 +69,8 @@ pub struct TransportConfig {
     /// The map of shards, where the cluster has no catalog. Peers that have another one are
     /// refused.
     pub shard_map: Option<MapTag>,
+    /// The latest version of a cluster that this node takes part in.
+    pub newest_version: ClusterVersion,
 
     /// Bound of the lane of appends and their responses, per peer.
     pub bulk: LaneLimits,
@@ -133,6 +136,7 @@ impl TransportConfig {
             address: address.into(),
             advertisement: Advertisement::default(),
             shard_map: None,
+            newest_version: ClusterVersion::NEWEST,
             bulk: LaneLimits { bytes: 64 << 20, messages: 1 << 17 },
             urgent: LaneLimits { bytes: 16 << 20, messages: 1 << 17 },
             reconnecting: LaneLimits { bytes: 1 << 20, messages: 4096 },

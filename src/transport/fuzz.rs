@@ -175,6 +175,7 @@ fn identity() -> Identity {
         address: "10.0.0.2:7400".to_owned(),
         shard_map: None,
         founded: super::FoundedBy::default(),
+        versions: super::Versions::up_to(shardhost_proto::version::ClusterVersion::NEWEST),
     }
 }
 

@@ -4,12 +4,14 @@
 
 use shardhost_groups::transport::Lane;
 use shardhost_proto::PROTOCOL_VERSION;
+use shardhost_proto::version::ClusterVersion;
 use shardhost_proto::peer::{Advertisement, Frame, Hello, Lane as WireLane, Welcome};
 use shardhost_storage::NodeId;
 use tonic::Status;
 
 use super::founded::FoundedBy;
 use super::map_tag::{self, MapTag};
+use super::versions::Versions;
 use super::starts::{CLOCKS_DIFFER, MOST_STARTS_TOLD};
 use crate::data_dir::BEGINNING;
 
@@ -25,6 +27,7 @@ pub(super) struct Identity {
     /// The map of shards, where the cluster has no catalog.
     pub shard_map: Option<MapTag>,
     pub founded: FoundedBy,
+    pub versions: Versions,
 }
 
 /// A peer knows of a start of this node that its data directory does not: it is an older copy, or a new
@@ -66,7 +69,7 @@ pub enum Refusal {
         found: u64,
     },
     /// The peer is not in the directory of this host. Add it, or leave it out on purpose.
-    #[error("node {node} is not in the directory of node {by}")]
+    #[error("node {node} is not in the directory of node {by}: it is new there, or was removed")]
     UnknownNode { node: u64, by: NodeId },
     /// The peer has another map of shards. Make the numbers of shards equal.
     #[error("the peer has {theirs}, this host {ours}; make the numbers of shards equal")]
@@ -78,6 +81,18 @@ pub enum Refusal {
          see that each node has its own data directory"
     )]
     OtherFounding,
+    /// The peer's program does not know the version of this cluster. Start a later program there.
+    #[error(
+        "the peer takes part in clusters up to version {theirs}, this one is at version {cluster}; start a \
+         later program there"
+    )]
+    OlderVersion { theirs: ClusterVersion, cluster: ClusterVersion },
+    /// The peer's cluster is at a version that this program does not know. Start a later program here.
+    #[error(
+        "the peer's cluster is at version {cluster}, this node takes part up to version {ours}; start a later \
+         program here"
+    )]
+    NewerVersion { cluster: ClusterVersion, ours: ClusterVersion },
     /// A later start of the same node was seen: the older process must end.
     #[error("node {node} greets with incarnation {theirs}, but {seen} was already seen")]
     OldIncarnation {
@@ -207,6 +222,8 @@ impl Identity {
             // Messages of the urgent lane are small, and a silent peer is lost.
             wants_taken: lane == WireLane::Bulk,
             founding: self.founded.get(),
+            newest_version: self.versions.newest().get(),
+            cluster_version: self.versions.cluster_number(),
         }
     }
 
@@ -228,6 +245,8 @@ impl Identity {
             tells_taken: hello.wants_taken,
             taken_frames: 0,
             founding: self.founded.get(),
+            newest_version: self.versions.newest().get(),
+            cluster_version: self.versions.cluster_number(),
         }
     }
 
@@ -256,6 +275,7 @@ impl Identity {
             return Err(Refusal::WrongNode { wanted: hello.to_node, found: self.node.get() });
         }
         self.check_founding(hello.founding)?;
+        self.versions.check(hello.newest_version, hello.cluster_version)?;
         map_tag::check(self.shard_map.as_ref(), hello.shard_map.as_ref())?;
         match NodeId::new(hello.node).filter(|node| *node != self.node) {
             Some(node) => {
@@ -273,6 +293,7 @@ impl Identity {
             return Err(Refusal::WrongNode { wanted: to.get(), found: welcome.node });
         }
         self.check_founding(welcome.founding)?;
+        self.versions.check(welcome.newest_version, welcome.cluster_version)?;
         Ok(Greeting { node: to, incarnation: welcome.incarnation, starts: Vec::new() })
     }
 
@@ -324,6 +345,7 @@ mod tests {
             address: "127.0.0.1:1".into(),
             shard_map: None,
             founded: FoundedBy::default(),
+            versions: Versions::up_to(ClusterVersion::NEWEST),
         }
     }
 

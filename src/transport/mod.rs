@@ -54,6 +54,7 @@ mod shared;
 mod snapshot;
 mod starts;
 pub mod stats;
+mod versions;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -68,6 +69,7 @@ pub use config::{ConfigError, LaneLimits, SnapshotLimits, TransportConfig};
 pub use connection::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, server};
 pub use directory::PeerDirectory;
 pub use founded::FoundedBy;
+pub use versions::Versions;
 pub use handshake::Rollback;
 pub use listener::{
     Accepted, Connection, ConnectionLimits, ConnectionStats, Connections, Incoming, admit_clients,
@@ -164,6 +166,12 @@ impl GrpcTransport {
     #[must_use]
     pub fn founded(&self) -> FoundedBy {
         self.shared.identity.founded.clone()
+    }
+
+    /// Which versions of a cluster this node takes part in, and that of its own.
+    #[must_use]
+    pub fn versions(&self) -> &Versions {
+        &self.shared.identity.versions
     }
 
     /// Which bootstrap the cluster of a node comes from, as it last reported; 0: it does not know,

@@ -21,6 +21,7 @@ use super::clocks::ClockAlarm;
 use super::config::TransportConfig;
 use super::directory::PeerDirectory;
 use super::founded::FoundedBy;
+use super::versions::Versions;
 use super::handshake::Identity;
 use super::memory::IncarnationMemory;
 use super::peer::Peer;
@@ -83,6 +84,7 @@ impl Shared {
             address: config.address.clone(),
             shard_map: config.shard_map.clone(),
             founded: FoundedBy::default(),
+            versions: Versions::up_to(config.newest_version),
         };
         let limits = config.snapshot;
         Self {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use shardhost_proto::version::ClusterVersion;
+
 use crate::ids::{GroupId, LogIndex, ReplicaId, Term};
 use crate::store::{LogError, LogStore, StoreStats};
 use crate::types::{Entry, GroupMeta, LogBatch, PersistedGroup};
@@ -103,6 +105,14 @@ impl<L: LogLayer> LogStore for L {
 
     fn id(&self) -> u64 {
         self.below().id()
+    }
+
+    fn version(&self) -> ClusterVersion {
+        self.below().version()
+    }
+
+    fn raise_version(&self, version: ClusterVersion) -> Result<(), LogError> {
+        self.below().raise_version(version)
     }
 
     fn stats(&self) -> StoreStats {

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use shardhost_proto::version::ClusterVersion;
 
 use crate::draft::draft;
 use crate::ids::{GroupId, LogIndex, ReplicaId, Term};
@@ -51,6 +52,8 @@ pub struct MemoryStore {
 #[derive(Debug, Default)]
 struct Inner {
     id: StoreNumber,
+    /// `None`: as it was created, by this program.
+    version: Option<ClusterVersion>,
     durable: State,
     /// What reads see: `durable` with `unsynced` on top.
     visible: State,
@@ -302,6 +305,16 @@ impl LogStore for MemoryStore {
 
     fn id(&self) -> u64 {
         self.inner.lock().id.0
+    }
+
+    fn version(&self) -> ClusterVersion {
+        self.inner.lock().version.unwrap_or(ClusterVersion::NEWEST)
+    }
+
+    fn raise_version(&self, version: ClusterVersion) -> Result<(), LogError> {
+        let version = version.max(self.version());
+        self.inner.lock().version = Some(version);
+        Ok(())
     }
 
     fn stats(&self) -> StoreStats {

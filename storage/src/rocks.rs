@@ -37,6 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{DB, WriteBatch, WriteOptions};
+use shardhost_proto::version::ClusterVersion;
 
 use crate::convert::Malformed;
 use crate::draft::{Draft, Holdings, Standing, draft};
@@ -264,6 +265,16 @@ impl LogStore for RocksStore {
 
     fn id(&self) -> u64 {
         self.directory.store_id()
+    }
+
+    fn version(&self) -> ClusterVersion {
+        self.directory.version()
+    }
+
+    fn raise_version(&self, version: ClusterVersion) -> Result<(), LogError> {
+        let writer = self.writer.lock();
+        // Nothing is known about the disk any more.
+        if writer.poisoned { Err(LogError::Poisoned) } else { self.directory.raise_version(version, &self.database) }
     }
 
     fn stats(&self) -> StoreStats {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
+use shardhost_proto::version::ClusterVersion;
+
 use crate::ids::{GroupId, LogIndex, LogPosition, ReplicaId, Term};
 use crate::types::{Entry, GroupMeta, LogBatch, PersistedGroup};
 
@@ -85,6 +87,16 @@ pub trait LogStore: fmt::Debug + Send + Sync + 'static {
     /// restarted.
     fn id(&self) -> u64;
 
+    /// The version of a cluster that a program must know to open this store.
+    fn version(&self) -> ClusterVersion;
+
+    /// Lets no program open this store any more that does not know this version. Durable when this
+    /// returns. An earlier one than the present changes nothing.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] when it cannot be written: then the store may ask for the earlier one or this one.
+    fn raise_version(&self, version: ClusterVersion) -> Result<(), LogError>;
+
     /// Counters since the store was opened.
     fn stats(&self) -> StoreStats;
 }
@@ -125,8 +137,7 @@ pub enum LogError {
     /// What was read is not what was written. Restore this replica from its peers.
     #[error("the Raft log is damaged at {place}: {message}")]
     Corrupt { place: String, message: String },
-    /// The log belongs to another node or cluster, or to another version. Point the host at its
-    /// data directory.
+    /// The log belongs to another node or cluster. Point the host at its data directory.
     #[error(
         "{path} holds {found}, this host is {expected}; give each node a data directory of its own"
     )]
@@ -134,6 +145,13 @@ pub enum LogError {
     /// Part of the log that was once written is missing.
     #[error("the Raft log lost its past: {message}")]
     LostPast { message: String },
+    /// The cluster of the log is at a version that this program does not know. Start a later program.
+    #[error(
+        "{path} is of a cluster at version {version}, this program knows versions {} to {}; start a later \
+         program",
+        ClusterVersion::FIRST, ClusterVersion::NEWEST
+    )]
+    NewerVersion { path: String, version: ClusterVersion },
     /// Another process has the log open.
     #[error("{path} is in use by another process")]
     Locked { path: String },

@@ -19,9 +19,10 @@ use super::record::{
 };
 use super::{
     MAX_ADDRESS_BYTES, MAX_CAPABILITIES, MAX_COMMAND_BYTES, MAX_LABEL_BYTES, MAX_LABELS,
-    MAX_MEMBERS, MAX_PASSED_MS, MAX_PREFERENCES, MAX_TEXT_BYTES, MAX_TIME_MS, SYSTEM_GROUP,
+    MAX_MEMBERS, MAX_NODES, MAX_PASSED_MS, MAX_PREFERENCES, MAX_TEXT_BYTES, MAX_TIME_MS, SYSTEM_GROUP,
 };
 use shardhost_proto::shard_map::ShardMap;
+use shardhost_proto::version::ClusterVersion;
 
 /// A change of the catalog, with the proposer's time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +85,8 @@ pub enum Operation {
         incarnation: u64,
         capabilities: BTreeSet<Name>,
     },
-    /// Forgets a node that no group has a member on, and its drain.
+    /// Forgets a node that no group has a member on, and its drain. From version 2 of the cluster on its
+    /// number is remembered, and no node is registered under it again.
     RemoveNode {
         node: NodeId,
     },
@@ -126,6 +128,13 @@ pub enum Operation {
     /// contradicts the shards that an earlier version created.
     FoundShardMap {
         map: ShardMap,
+    },
+    /// Lets the cluster use a later version, for good. Refused while a node that was seen is not one of
+    /// those that are prepared for it.
+    RaiseVersion {
+        version: ClusterVersion,
+        /// The nodes whose data directories no program opens that does not know the version.
+        prepared: BTreeSet<NodeId>,
     },
     /// So much time has passed for a drain, on a clock that never jumps: ends it if it has expired,
     /// and applies its fallback if its deadline has passed. Proposed by the leader of the system
@@ -257,7 +266,8 @@ impl Operation {
             Self::Advertise { node, .. } | Self::RemoveNode { node } => RecordKey::Node(*node),
             Self::SetPlannerMode { .. }
             | Self::SetPlannedMoves { .. }
-            | Self::FoundShardMap { .. } => RecordKey::Settings,
+            | Self::FoundShardMap { .. }
+            | Self::RaiseVersion { .. } => RecordKey::Settings,
             Self::BeginDrain(new) => RecordKey::Drain(new.node),
             Self::ExtendDrain { node, .. }
             | Self::FinishDrain { node, .. }
@@ -294,6 +304,12 @@ impl Operation {
                 check_text(Subject::Reason, reason, 0, MAX_TEXT_BYTES)
             }
             Self::FoundShardMap { map } => map.validate().map_err(malformed),
+            Self::RaiseVersion { version, .. } if !version.is_known() => {
+                Err(Refusal::VersionNotKnown { given: *version })
+            }
+            Self::RaiseVersion { prepared, .. } => {
+                check_limit(Subject::Nodes, prepared.len(), MAX_NODES)
+            }
             Self::BeginDrain(new) => check_text(Subject::Owner, &new.owner, 1, MAX_TEXT_BYTES),
             Self::FinishDestroy { .. }
             | Self::RemoveNode { .. }

@@ -11,6 +11,7 @@ use shardhost_storage::{GroupId, LogIndex, NodeId};
 use super::name::MAX_NAME_BYTES;
 use super::record::{DrainState, IntentId, Place, RecordKey, Revision};
 use shardhost_proto::shard_map::ShardMap;
+use shardhost_proto::version::ClusterVersion;
 
 /// Groups that a refusal names at most; it also has their count.
 pub const MAX_NAMED_GROUPS: usize = 10;
@@ -78,6 +79,8 @@ subjects! {
     CommandBytes = 20, "command's length";
     /// Lives that a group had before.
     Lives = 21, "number of earlier lives";
+    /// Nodes that were removed.
+    RemovedNodes = 22, "number of removed nodes";
 }
 
 impl Subject {
@@ -189,6 +192,21 @@ pub enum Refusal {
     /// There is no such node. Register it first.
     #[error("the catalog has no node {node}; register it first")]
     UnknownNode { node: NodeId },
+    /// The number was that of a node that was removed, and is never given again. Join without a number.
+    #[error("node {node} was removed from the cluster for good; take another number")]
+    NodeRemoved { node: NodeId },
+    /// A node is not prepared for the version of the cluster. Have it prepared, or remove it.
+    #[error("node {node} is not prepared for version {version} of the cluster; prepare it, or remove it")]
+    NotPrepared { node: NodeId, version: ClusterVersion },
+    /// Of a version of the cluster that this program does not know. Start a later program.
+    #[error(
+        "version {given} of the cluster is not known here, which knows up to {}; start a later program",
+        ClusterVersion::NEWEST
+    )]
+    VersionNotKnown {
+        /// The version that was named.
+        given: ClusterVersion,
+    },
     /// No node is in the zone. Register one first, or correct the name.
     #[error("no node is in zone {zone}; register one first or correct the name")]
     UnknownZone { zone: String },
@@ -316,6 +334,9 @@ impl Refusal {
             Self::Destroying { .. } => "DESTROYING",
             Self::NotDestroying { .. } => "NOT_DESTROYING",
             Self::UnknownNode { .. } => "UNKNOWN_NODE",
+            Self::NodeRemoved { .. } => "NODE_REMOVED",
+            Self::NotPrepared { .. } => "NOT_PREPARED",
+            Self::VersionNotKnown { .. } => "VERSION_NOT_KNOWN",
             Self::UnknownZone { .. } => "UNKNOWN_ZONE",
             Self::AddressTaken { .. } => "ADDRESS_TAKEN",
             Self::StaleAdvertisement { .. } => "STALE_ADVERTISEMENT",

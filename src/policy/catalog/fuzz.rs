@@ -13,6 +13,7 @@ use shardhost_storage::{GroupId, LogIndex, LogPosition, NodeId, Requirement};
 
 use super::*;
 use shardhost_proto::shard_map::{KindShards, ShardMap};
+use shardhost_proto::version::ClusterVersion;
 
 /// Commands or frames of an input at most: time is bounded by them.
 const MOST_PARTS: usize = 256;
@@ -231,6 +232,7 @@ fn commands() -> Vec<Command> {
             reason: "an incident".to_owned(),
         },
         Operation::RemoveNode { node: node(2) },
+        Operation::RaiseVersion { version: ClusterVersion::NEWEST, prepared: [node(1)].into() },
     ];
     operations.into_iter().map(|operation| Command::new(NOW_MS, operation)).collect()
 }

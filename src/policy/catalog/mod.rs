@@ -91,6 +91,8 @@ pub const MAX_GROUPS: usize = 200_000;
 pub const MAX_ENDED: usize = 200_000;
 /// Nodes at most.
 pub const MAX_NODES: usize = 1_024;
+/// Removed nodes that are remembered. Beyond, none is removed.
+pub const MAX_REMOVED_NODES: usize = 10_000;
 /// What the catalog holds altogether, as it counts it: about the bytes of memory.
 pub const MAX_CATALOG_BYTES: usize = 128 * 1024 * 1024;
 /// Members of a group at most.

@@ -45,6 +45,10 @@ fn what_makes_no_sense_is_refused_by_name() {
     assert!(refused(&|c| c.node = 0).contains("numbered from 1"));
     assert!(refused(&|c| c.node = 9).contains("not among them"));
     assert!(refused(&|c| c.workers = 0).contains("workers"));
+    for version in [0, ClusterVersion::NEWEST.get() + 1] {
+        let refused = refused(&|c| c.cluster_version_max = version);
+        assert!(refused.contains("cluster-version-max"), "{refused}");
+    }
     assert!(refused(&|c| c.shards.queues = MAX_SHARDS + 1).contains("queues"));
     let same = refused(&|c| {
         c.nodes.insert("1".to_owned(), "127.0.0.1:7402".to_owned());

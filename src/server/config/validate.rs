@@ -7,6 +7,7 @@ use shardhost::transport::address::check_address;
 use shardhost_policy::catalog::{Name, Subject};
 use shardhost_policy::planner::snapshot::MAX_WEIGHT;
 use shardhost_proto::shard_map::MAX_SHARDS;
+use shardhost_proto::version::ClusterVersion;
 use shardhost_storage::NodeId;
 use shardhost_storage::requirement::capability_names;
 
@@ -74,6 +75,11 @@ impl ServerConfig {
         }
         if self.apply_threads == 0 || self.apply_threads > 64 {
             return Err(wrong("apply-threads", "it must be 1 to 64".to_owned()));
+        }
+        let (version, newest) = (self.cluster_version_max, ClusterVersion::NEWEST);
+        if version == 0 || !ClusterVersion::new(version).is_known() {
+            let bounds = format!("it must be {} to {newest}, which this program knows", ClusterVersion::FIRST);
+            return Err(wrong("cluster-version-max", bounds));
         }
         if self.park.contains(&SYSTEM_GROUP.get()) {
             let message = "group 0 is the catalog, without which a host of it does not start";

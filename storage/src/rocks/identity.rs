@@ -9,13 +9,15 @@
 //!     | boot id, 16, if the flags say so | StoreIdentity
 //! ```
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
 use bytes::{Buf, BufMut};
 use prost::Message;
-use shardhost_proto::{DISK_FORMAT, log::StoreIdentity};
+use shardhost_proto::log::StoreIdentity;
+use shardhost_proto::version::ClusterVersion;
 
 use super::boot::BootId;
 use crate::ids::NodeId;
@@ -23,7 +25,7 @@ use crate::store::{LogError, store_id};
 use crate::types::{Certainty, Doubt};
 
 const NAME: &str = "identity";
-const TEMPORARY_NAME: &str = "identity.tmp";
+pub(super) const TEMPORARY_NAME: &str = "identity.tmp";
 const MAGIC: &[u8; 8] = b"shardlog";
 
 /// Flag: the store was finished.
@@ -41,10 +43,10 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The identity of a store that is being created.
-    pub(super) fn new_store(&self) -> StoreIdentity {
+    /// The identity of a store that is being created, which programs open that know this version.
+    pub(super) fn new_store(&self, version: ClusterVersion) -> StoreIdentity {
         StoreIdentity {
-            format: DISK_FORMAT,
+            format: version.get(),
             cluster: self.cluster.clone(),
             node: self.node.get(),
             store: store_id(),
@@ -53,18 +55,27 @@ impl Identity {
 
     /// Whether a store would be ours but for the name of the cluster.
     pub(super) fn differs_by_cluster_alone(&self, found: &StoreIdentity) -> bool {
-        let (cluster, store) = (found.cluster.clone(), found.store);
-        *found == StoreIdentity { cluster, store, ..self.new_store() }
+        found.node == self.node.get() && ClusterVersion::new(found.format).is_known()
     }
 
-    /// Checks that a store is ours.
+    /// Checks that a store is ours, and that this program knows what may be in it.
     pub(super) fn check(&self, found: &StoreIdentity, path: &Path) -> Result<(), LogError> {
-        let expected = StoreIdentity { store: found.store, ..self.new_store() };
-        if *found == expected {
-            return Ok(());
+        let path = || path.display().to_string();
+        if found.cluster != self.cluster || found.node != self.node.get() {
+            let (found, expected) = (describe(found), self.to_string());
+            return Err(LogError::Foreign { path: path(), found, expected });
         }
-        let (found, expected) = (describe(found), describe(&expected));
-        Err(LogError::Foreign { path: path.display().to_string(), found, expected })
+        match ClusterVersion::new(found.format) {
+            version if version.is_known() => Ok(()),
+            version => Err(LogError::NewerVersion { path: path(), version }),
+        }
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cluster, node } = self;
+        write!(f, "the log of node {node} of cluster {cluster:?}")
     }
 }
 
@@ -174,8 +185,8 @@ pub(super) fn is_name(name: &str) -> bool {
 }
 
 pub(super) fn describe(identity: &StoreIdentity) -> String {
-    let StoreIdentity { format, cluster, node, .. } = identity;
-    format!("the log of node {node} of cluster {cluster:?} in format {format}")
+    let StoreIdentity { cluster, node, .. } = identity;
+    format!("the log of node {node} of cluster {cluster:?}")
 }
 
 pub(super) fn io_error(action: &'static str, error: &io::Error) -> LogError {
@@ -191,7 +202,7 @@ mod tests {
     }
 
     fn file() -> IdentityFile {
-        let identity = ours().new_store();
+        let identity = ours().new_store(ClusterVersion::NEWEST);
         let (boot, certainty) = (BootId::new(5), Certainty::Sure);
         let (sequence, log_file) = (70_000, 12);
         IdentityFile { stage: Stage::Ready, sequence, log_file, boot, certainty, identity }
@@ -231,25 +242,39 @@ mod tests {
     }
 
     #[test]
-    fn a_store_of_another_cluster_node_or_format_is_foreign_and_both_sides_are_named() {
-        let store = ours().new_store();
+    fn a_store_of_another_cluster_or_node_is_foreign_and_both_sides_are_named() {
+        let store = ours().new_store(ClusterVersion::NEWEST);
         let path = Path::new("/data/log");
         assert_eq!(ours().check(&store, path), Ok(()));
         let others = [
             (StoreIdentity { cluster: "south".to_owned(), ..store.clone() }, "\"south\""),
             (StoreIdentity { node: 4, ..store.clone() }, "node 4"),
-            (StoreIdentity { format: DISK_FORMAT + 1, ..store.clone() }, "format 2"),
         ];
         for (other, word) in others {
             let refused = ours().check(&other, path).expect_err("foreign").to_string();
-            for word in [word, "node 3 of cluster \"north\" in format 1", "/data/log"] {
+            for word in [word, "node 3 of cluster \"north\"", "/data/log"] {
                 assert!(refused.contains(word), "{refused}");
             }
         }
     }
 
     #[test]
+    fn a_store_of_a_later_version_is_refused_with_both_and_every_earlier_one_is_ours() {
+        let path = Path::new("/data/log");
+        for number in 0..=ClusterVersion::NEWEST.get() {
+            let store = StoreIdentity { format: number, ..ours().new_store(ClusterVersion::FIRST) };
+            assert_eq!(ours().check(&store, path), Ok(()), "{number}");
+        }
+        let format = ClusterVersion::NEWEST.get() + 1;
+        let store = StoreIdentity { format, ..ours().new_store(ClusterVersion::FIRST) };
+        let refused = ours().check(&store, path).expect_err("later").to_string();
+        for word in [format.to_string(), ClusterVersion::NEWEST.to_string(), "/data/log".to_owned()] {
+            assert!(refused.contains(&word), "{refused}");
+        }
+    }
+
+    #[test]
     fn two_new_stores_differ() {
-        assert_ne!(ours().new_store().store, ours().new_store().store);
+        assert_ne!(ours().new_store(ClusterVersion::NEWEST).store, ours().new_store(ClusterVersion::NEWEST).store);
     }
 }

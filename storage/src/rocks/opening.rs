@@ -13,11 +13,13 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use prost::Message;
 use rocksdb::{ColumnFamilyDescriptor, DB, DBRecoveryMode, WriteOptions};
 use rustix::fs::{FlockOperation, flock};
 use shardhost_proto::log::StoreIdentity;
+use shardhost_proto::version::ClusterVersion;
 
 use super::identity::{self, Identity, IdentityFile, Stage, describe, io_error};
 use super::wal::{self, TailShape, WalDamage, WalPlace, WalState};
@@ -40,6 +42,8 @@ pub(super) struct Directory {
     path: PathBuf,
     identity: StoreIdentity,
     boot: Option<BootId>,
+    /// The number of the version that a program must know.
+    version: AtomicU32,
     /// Locked until it is closed.
     _lock: File,
 }
@@ -79,10 +83,12 @@ impl Directory {
             (Some(begun), _) => opening.create(begun.identity)?,
             (None, _) => {
                 opening.check_empty()?;
-                opening.create(identity.new_store())?
+                opening.create(identity.new_store(options.version))?
             }
         };
-        let directory = Self { path: path.to_owned(), identity, boot: options.boot, _lock: lock };
+        let (path, boot) = (path.to_owned(), options.boot);
+        let version = AtomicU32::new(identity.format);
+        let directory = Self { path, identity, boot, version, _lock: lock };
         Ok((directory, database, certainty))
     }
 
@@ -102,9 +108,32 @@ impl Directory {
             log_file: files.last().map_or(0, |(number, _)| *number),
             boot: self.boot,
             certainty: Certainty::Sure,
-            identity: self.identity.clone(),
+            identity: StoreIdentity {
+                format: self.version.load(Ordering::Relaxed),
+                ..self.identity.clone()
+            },
         };
         file.write(&self.path)
+    }
+
+    /// The version that a program must know to open the store.
+    pub fn version(&self) -> ClusterVersion {
+        ClusterVersion::new(self.version.load(Ordering::Relaxed))
+    }
+
+    /// Raises it, durably. Only the identity file has it: it is read before anything else. Called by one
+    /// thread at a time.
+    pub fn raise_version(&self, version: ClusterVersion, database: &DB) -> Result<(), LogError> {
+        let before = self.version.load(Ordering::Relaxed);
+        if before >= version.get() {
+            return Ok(());
+        }
+        self.version.store(version.get(), Ordering::Relaxed);
+        let written = self.renew(database);
+        if written.is_err() {
+            self.version.store(before, Ordering::Relaxed);
+        }
+        written
     }
 }
 
@@ -309,6 +338,8 @@ impl Opening<'_> {
             place: format!("the identity in {}", self.database.display()),
             message: "it cannot be read".to_owned(),
         })?;
+        // Only the file says which version the store asks for now.
+        let inside = StoreIdentity { format: file.identity.format, ..inside };
         if inside == file.identity { Ok(()) } else { Err(self.mixed_up(&inside, &file.identity)) }
     }
 
@@ -424,7 +455,7 @@ mod tests {
     }
 
     fn begin(path: &Path) {
-        let identity = ours().new_store();
+        let identity = ours().new_store(ClusterVersion::NEWEST);
         let begun = IdentityFile {
             stage: Stage::Creating,
             sequence: 0,
@@ -455,17 +486,42 @@ mod tests {
     }
 
     #[test]
-    fn a_store_of_a_newer_format_is_refused_with_both_versions_and_left_alone() {
+    fn a_store_of_a_later_version_is_refused_with_both_and_left_alone() {
         let directory = tempfile::tempdir().expect("a directory");
         open(directory.path()).expect("a new store");
         let mut file = IdentityFile::read(directory.path()).expect("readable").expect("a file");
-        file.identity.format += 1;
+        file.identity.format = ClusterVersion::NEWEST.get() + 1;
         file.write(directory.path()).expect("written");
         let refused = open(directory.path()).expect_err("newer");
-        assert!(matches!(refused, LogError::Foreign { .. }), "{refused}");
-        let words = refused.to_string();
-        assert!(words.contains("format 2") && words.contains("format 1"), "{words}");
+        assert!(matches!(refused, LogError::NewerVersion { .. }), "{refused}");
         assert_eq!(IdentityFile::read(directory.path()), Ok(Some(file)));
+    }
+
+    /// The database keeps the version that it was created with.
+    #[test]
+    fn a_version_is_raised_for_good_and_never_goes_back() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let options = RocksOptions {
+            write_buffer_bytes: 65536,
+            version: ClusterVersion::FIRST,
+            ..RocksOptions::default()
+        };
+        let open = || {
+            let (opened, database, _) = Directory::open(directory.path(), &ours(), &options)?;
+            Ok::<_, LogError>((opened, database))
+        };
+        let (opened, database) = open().expect("a new store");
+        assert_eq!(opened.version(), ClusterVersion::FIRST);
+        opened.renew(&database).expect("written");
+        opened.raise_version(ClusterVersion::NEWEST, &database).expect("written");
+        opened.raise_version(ClusterVersion::FIRST, &database).expect("nothing to do");
+        drop((opened, database));
+        let (opened, database) = open().expect("the same store");
+        assert_eq!(opened.version(), ClusterVersion::NEWEST);
+        let later = ClusterVersion::new(ClusterVersion::NEWEST.get() + 1);
+        fs::create_dir(directory.path().join(identity::TEMPORARY_NAME)).expect("in the way");
+        opened.raise_version(later, &database).expect_err("it cannot be written");
+        assert_eq!(opened.version(), ClusterVersion::NEWEST, "and is not claimed");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! before it would be flushed, and everything that grows has a bound.
 
 use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Options};
+use shardhost_proto::version::ClusterVersion;
 
 use super::boot::BootId;
 
@@ -31,6 +32,9 @@ pub struct RocksOptions {
     /// is not the one in which the log was written, power may have been lost since, and an
     /// unreadable last write is no proof of damage.
     pub boot: Option<BootId>,
+    /// The version of a cluster that a program must know to open a store that is created with these
+    /// options. By default the latest.
+    pub version: ClusterVersion,
 }
 
 impl Default for RocksOptions {
@@ -44,6 +48,7 @@ impl Default for RocksOptions {
             run_bytes: 128 * 1024,
             high_water_bytes: 16 * MIB as u64,
             boot: BootId::current(),
+            version: ClusterVersion::NEWEST,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Commands and their messages.
 
+use shardhost_proto::version::ClusterVersion;
 use shardhost_storage::{GroupId, LogIndex};
 
 use super::super::command::{Command, NewDrain, NewGroup, NewNode, Operation};
@@ -89,6 +90,10 @@ fn operation_to(operation: &Operation) -> Message {
         Operation::FoundShardMap { map } => {
             Message::FoundShardMap(wire::FoundShardMap { shard_map: Some(map_to(map)) })
         }
+        Operation::RaiseVersion { version, prepared } => {
+            let (version, prepared) = (version.get(), nodes_to(prepared));
+            Message::RaiseVersion(wire::RaiseVersion { version, prepared })
+        }
         Operation::Tick => Message::Tick(wire::Tick::default()),
         Operation::PassTime { node, intent, passed_ms } => {
             let (node, intent) = (node.get(), intent.begun().get());
@@ -161,6 +166,10 @@ fn operation_from(message: Message) -> Result<Operation, Refusal> {
             let map = map_from(&present(message.shard_map, "map of shards")?)?;
             Operation::FoundShardMap { map }
         }
+        Message::RaiseVersion(message) => Operation::RaiseVersion {
+            version: ClusterVersion::new(message.version),
+            prepared: nodes_from(Subject::Nodes, &message.prepared)?,
+        },
         Message::Tick(wire::Tick { passed_ms: None, .. }) => Operation::Tick,
         Message::Tick(wire::Tick { passed_ms: Some(passed_ms), node, intent }) => {
             let (node, intent) = (node_from(node)?, intent_of(intent));

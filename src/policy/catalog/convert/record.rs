@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use shardhost_proto::version::ClusterVersion;
 use shardhost_storage::{GroupId, LogIndex, NodeId, Requirement, RequirementMode};
 
 use super::super::error::{Refusal, Subject};
@@ -51,6 +52,12 @@ fn settings_to(settings: &Settings) -> wire::Settings {
         reason: settings.reason.as_ref().to_owned(),
         since_ms: settings.since_ms,
         shard_map: settings.shard_map.as_deref().map(map_to),
+        // The digest of a catalog at the first version is that of programs that know no other.
+        cluster_version: match settings.cluster_version {
+            ClusterVersion::FIRST => 0,
+            version => version.get(),
+        },
+        removed_nodes: nodes_to(settings.removed_nodes.iter()),
     }
 }
 
@@ -62,7 +69,15 @@ fn settings_of(message: wire::Settings) -> Result<Settings, Refusal> {
         reason: message.reason.into(),
         since_ms: message.since_ms,
         shard_map: message.shard_map.as_ref().map(map_from).transpose()?.map(Arc::new),
+        cluster_version: known_version(message.cluster_version)?,
+        removed_nodes: sorted(nodes_from(Subject::Nodes, &message.removed_nodes)?).into(),
     })
+}
+
+/// A version that this program does not know may mean anything by what follows.
+fn known_version(number: u32) -> Result<ClusterVersion, Refusal> {
+    let version = ClusterVersion::new(number);
+    version.is_known().then_some(version).ok_or(Refusal::VersionNotKnown { given: version })
 }
 
 pub(super) fn advertisement_to<'a>(

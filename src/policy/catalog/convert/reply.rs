@@ -14,6 +14,7 @@ use super::{
     map_to, node_from, place_from, place_to, present,
 };
 use shardhost_proto::shard_map::ShardMap;
+use shardhost_proto::version::ClusterVersion;
 
 /// The message of a reply.
 pub(in super::super) fn reply_to_message(reply: &Reply) -> wire::Reply {
@@ -75,6 +76,7 @@ numbers! {
     LogIndex: |index| index.get(), |number| Ok(Self::new(number));
     GroupId: |group| group.get(), |number| Ok(Self::new(number));
     NodeId: |node| node.get(), node_from;
+    ClusterVersion: |version| version.get().into(), |number| Ok(Self::new(narrow(number)?));
     Subject: |subject| u64::from(subject.number()), |number| {
         present(Self::from_number(narrow(number)?), "subject")
     };
@@ -184,6 +186,9 @@ refusals! {
     "DESTROYING" Destroying { group: group, since: actual };
     "NOT_DESTROYING" NotDestroying { group: group, founded: actual };
     "UNKNOWN_NODE" UnknownNode { node: node };
+    "NODE_REMOVED" NodeRemoved { node: node };
+    "NOT_PREPARED" NotPrepared { node: node, version: given };
+    "VERSION_NOT_KNOWN" VersionNotKnown { given: given };
     "UNKNOWN_ZONE" UnknownZone { zone: text };
     "ADDRESS_TAKEN" AddressTaken { address: text, node: node };
     "STALE_ADVERTISEMENT" StaleAdvertisement { node: node, given: given, actual: actual };

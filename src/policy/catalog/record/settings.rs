@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use super::Revision;
 use shardhost_proto::shard_map::ShardMap;
+use shardhost_proto::version::ClusterVersion;
+use shardhost_storage::NodeId;
+
+use super::Revision;
 
 /// Whether leadership is moved for balance and preference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,4 +41,9 @@ pub struct Settings {
     pub since_ms: u64,
     /// Which shards there are; `None`: that was not founded.
     pub shard_map: Option<Arc<ShardMap>>,
+    /// What may be used. It never goes back.
+    pub cluster_version: ClusterVersion,
+    /// Nodes that were removed, in ascending order: their numbers are never given again. At most
+    /// [`MAX_REMOVED_NODES`](super::super::MAX_REMOVED_NODES). From version 2 of the cluster on.
+    pub removed_nodes: Arc<[NodeId]>,
 }

@@ -59,8 +59,9 @@ impl Catalog {
         let known = self.drain(node, intent)?;
         check_not_over(known)?;
         check_times(now_ms, deadline_ms, expires_ms)?;
-        // While no time was passed, it is that of versions that know no clock but the time of day.
-        let untold = known.clock_ms == known.begun_ms;
+        // The new times are of the clock of the one who extends it: so is what has passed. Programs of the
+        // first version left the clock of the first command there while no time was passed.
+        let untold = known.clock_ms == known.begun_ms && !self.extends_drains_by_their_clock();
         let clock_ms = if untold { known.clock_ms } else { now_ms };
         let intent = DrainIntent { deadline_ms, expires_ms, clock_ms, ..known.clone() };
         self.store(Record::Drain(Arc::new(intent)))

@@ -8,14 +8,17 @@ use shardhost_storage::NodeId;
 use super::super::command::NewNode;
 use super::super::error::{MAX_NAMED_GROUPS, Refusal, Subject};
 use super::super::name::Name;
-use super::super::record::{Advertisement, NodeRecord, Record, RecordKey, Revision};
+use super::super::record::{Advertisement, NodeRecord, Record, RecordKey, Revision, Settings};
 use super::super::reply::{Done, Reply};
-use super::super::{MAX_NODES, UNKNOWN_STORE};
+use super::super::{MAX_NODES, MAX_REMOVED_NODES, UNKNOWN_STORE};
 use super::{Catalog, check_limit};
 
 impl Catalog {
     pub(super) fn put_node(&mut self, new: &NewNode) -> Reply {
         let known = self.view.nodes().get(&new.id);
+        if self.view.settings().removed_nodes.binary_search(&new.id).is_ok() {
+            return Err(Refusal::NodeRemoved { node: new.id });
+        }
         if known.is_none() {
             check_limit(Subject::Nodes, self.view.nodes().len() + 1, MAX_NODES)?;
         }
@@ -69,10 +72,24 @@ impl Catalog {
             let groups = held.into_iter().take(MAX_NAMED_GROUPS).collect();
             return Err(Refusal::NodeInUse { node, groups, total });
         }
+        let removed = self.remembers_removals().then(|| self.with_removed(node)).transpose()?;
+        if let Some(settings) = removed {
+            self.put(Record::Settings(Arc::new(settings)));
+        }
         if self.view.drains().contains_key(&node) {
             self.remove(RecordKey::Drain(node));
         }
         Ok(Done::changed(self.remove(RecordKey::Node(node))))
+    }
+
+    /// The settings, with one more removed node.
+    fn with_removed(&self, node: NodeId) -> Result<Settings, Refusal> {
+        let settings = self.view.settings();
+        let count = settings.removed_nodes.len() + 1;
+        check_limit(Subject::RemovedNodes, count, MAX_REMOVED_NODES)?;
+        let removed = settings.removed_nodes.iter().copied().chain([node]);
+        let removed: BTreeSet<NodeId> = removed.collect();
+        Ok(Settings { removed_nodes: removed.into_iter().collect(), ..settings.clone() })
     }
 
     pub(super) fn node(&self, node: NodeId) -> Result<&NodeRecord, Refusal> {

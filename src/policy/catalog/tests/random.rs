@@ -8,6 +8,7 @@ use shardhost_testing::state_machine::Check;
 
 use super::*;
 use shardhost_proto::shard_map::{KindShards, ShardMap};
+use shardhost_proto::version::ClusterVersion;
 
 fn nodes() -> impl Strategy<Value = BTreeSet<NodeId>> {
     proptest::collection::btree_set((1..6u64).prop_map(node), 0..4)
@@ -117,6 +118,9 @@ fn on_settings() -> impl Strategy<Value = Operation> {
     };
     prop_oneof![
         (0..3u64).prop_map(move |tables| Operation::FoundShardMap { map: map(tables) }),
+        (1..=ClusterVersion::NEWEST.get(), nodes()).prop_map(|(version, prepared)| {
+            Operation::RaiseVersion { version: ClusterVersion::new(version), prepared }
+        }),
         mode.prop_map(|mode| Operation::SetPlannerMode { mode }),
         (moves, "[a-z]{0,3}")
             .prop_map(|(moves, reason)| Operation::SetPlannedMoves { moves, reason }),

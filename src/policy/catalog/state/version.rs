@@ -1,0 +1,46 @@
+//! The version of the cluster: what the rules of the other changes may ask for.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use shardhost_proto::version::ClusterVersion;
+use shardhost_storage::NodeId;
+
+use super::super::UNKNOWN_STORE;
+use super::super::error::Refusal;
+use super::super::record::{Record, Settings};
+use super::super::reply::{Done, Reply};
+use super::Catalog;
+
+/// From this one on the numbers of removed nodes are remembered.
+const REMOVALS_REMEMBERED: ClusterVersion = ClusterVersion::new(2);
+/// From this one on a drain is extended by its own clock.
+const DRAINS_EXTENDED_BY_THEIR_CLOCK: ClusterVersion = ClusterVersion::new(2);
+
+impl Catalog {
+    pub(super) fn raise_version(
+        &mut self,
+        version: ClusterVersion,
+        prepared: &BTreeSet<NodeId>,
+    ) -> Reply {
+        let settings = self.view.settings();
+        if version <= settings.cluster_version {
+            return Ok(Done::unchanged(settings.revision));
+        }
+        // One that was announced and never seen has no data directory yet.
+        let seen = self.view.nodes().values().filter(|node| node.store != UNKNOWN_STORE);
+        if let Some(node) = seen.map(|node| node.id).find(|node| !prepared.contains(node)) {
+            return Err(Refusal::NotPrepared { node, version });
+        }
+        let settings = Settings { cluster_version: version, ..settings.clone() };
+        self.store(Record::Settings(Arc::new(settings)))
+    }
+
+    pub(super) fn remembers_removals(&self) -> bool {
+        self.view.settings().cluster_version >= REMOVALS_REMEMBERED
+    }
+
+    pub(super) fn extends_drains_by_their_clock(&self) -> bool {
+        self.view.settings().cluster_version >= DRAINS_EXTENDED_BY_THEIR_CLOCK
+    }
+}
