@@ -11,7 +11,7 @@
 //! | version | what it adds |
 //! |---:|---|
 //! | 1 | everything before there were versions |
-//! | 2 | the version itself; removed nodes, whose numbers are never given again; drains that are extended by their own clock |
+//! | 2 | the version itself; removed nodes, whose numbers are never given again; replicas that are moved automatically; drains that are extended by the clock of the one who extends them |
 
 use std::fmt;
 

@@ -1,12 +1,14 @@
 //! Speaking with the catalog: through any node, to the one that leads the system group.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use shardhost::wall_clock;
 use shardhost_policy::catalog::{
-    Answer, Command, Content, Done, Operation, Query, Record, RecordKey, Revision, decode_reply,
+    Answer, Command, Content, Done, Operation, Query, Record, RecordKey, Revision, Settings,
+    decode_reply,
 };
 use shardhost_proto::system::catalog_reply::Reply;
 use shardhost_proto::system::system_client::SystemClient;
@@ -97,6 +99,14 @@ impl<'a> Catalog<'a> {
     pub async fn record(&self, key: RecordKey) -> anyhow::Result<Option<Record>> {
         let now = self.check().await?;
         self.record_since(key, now).await
+    }
+
+    /// The settings of the cluster as they are now.
+    pub async fn settings(&self) -> anyhow::Result<Arc<Settings>> {
+        match self.record(RecordKey::Settings).await? {
+            Some(Record::Settings(settings)) => Ok(settings),
+            _ => bail!("the catalog has no settings"),
+        }
     }
 
     /// A record as it was at a revision that a reply named, or later. A node that has not applied that one

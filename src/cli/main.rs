@@ -29,6 +29,7 @@ mod policy_metrics;
 mod queue;
 mod reached;
 mod rebuild;
+mod replicas;
 mod requirement;
 mod rolling_restart;
 mod serve;
@@ -81,6 +82,9 @@ enum Command {
     /// Show which leaderships would better be elsewhere, and move them.
     #[command(subcommand)]
     Balance(balance::Command),
+    /// Show which replicas are moved automatically, and switch that.
+    #[command(subcommand)]
+    Replicas(replicas::Command),
     /// Show and change who belongs to a group.
     #[command(subcommand)]
     Member(member::Command),
@@ -148,6 +152,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Drain(command) => drain::run(&command).await,
             Command::RollingRestart(arguments) => rolling_restart::run(&arguments).await,
             Command::Balance(command) => balance::run(&command).await,
+            Command::Replicas(command) => replicas::run(&command).await,
             Command::Member(command) => member::run(&command).await,
             Command::Snapshot(command) => snapshot::run(&command).await,
             Command::Table(command) => table::run(command).await,

@@ -112,6 +112,12 @@ pub struct ServeArguments {
     /// Seconds after which the replicas of a shard are compared; 0: never.
     #[arg(long, value_name = "SECONDS")]
     consistency_check: Option<u64>,
+    /// Whether a new cluster replaces replicas on nodes that are gone, and spreads replicas over nodes.
+    #[arg(long, value_enum)]
+    replicas: Option<Planner>,
+    /// Seconds after which a node that does not answer is replaced, in a new cluster.
+    #[arg(long, value_name = "SECONDS")]
+    replace_after: Option<u64>,
     /// The latest version of a cluster that this node takes part in. The cluster stays there, so that its
     /// nodes may run an earlier program again; by default the latest that this program knows.
     #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u32).range(1..=i64::from(ClusterVersion::NEWEST.get())))]
@@ -292,6 +298,8 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     config.planner = arguments.planner.map_or(config.planner, Into::into);
     config.planner_warm_up = arguments.planner_warm_up.unwrap_or(config.planner_warm_up);
     config.planner_rest = arguments.planner_rest.unwrap_or(config.planner_rest);
+    config.replicas = arguments.replicas.map_or(config.replicas, Into::into);
+    config.replace_after = arguments.replace_after.unwrap_or(config.replace_after);
     config.cluster_version_max = arguments.cluster_version_max.unwrap_or(config.cluster_version_max);
     config.consistency_check = arguments.consistency_check.unwrap_or(config.consistency_check);
     config.workers = arguments.workers.unwrap_or(config.workers);

@@ -10,6 +10,7 @@
 //! | `reconciler`, `dirty_set` | what the catalog intends is done on this host; for which groups |
 //! | `registration`, `drain_clocks` | this node, its first settings and the passing of time are reported to the catalog |
 //! | `planning`, `moves`, `reporter` | the planner's passes, its orders on a host, the reports to it |
+//! | `allocation`, `replacing` | the allocator of replicas, and its orders on a host |
 //! | `shard_map` | which shards there are, as the catalog has it |
 //! | [`drain`], [`drains`] | a node is emptied of its leaderships, and kept empty |
 //! | [`versions`] | which versions of the cluster its nodes know, and when it is raised |
@@ -20,6 +21,7 @@
 //! continues: nothing here is asked before a write, a read, an election, a refusal or a drain.
 
 mod addresses;
+mod allocation;
 mod client;
 mod dirty_set;
 pub mod drain;
@@ -31,6 +33,7 @@ mod moves;
 mod planning;
 mod reconciler;
 mod registration;
+mod replacing;
 mod reporter;
 mod service;
 mod shard_map;
@@ -60,7 +63,7 @@ use self::reporter::Reporter;
 pub use self::service::SystemService;
 use crate::host::Host;
 pub use shardhost_policy::catalog::SYSTEM_GROUP;
-use shardhost_policy::catalog::{NewGroup, PlannerMode, Revision, View};
+use shardhost_policy::catalog::{NewGroup, PlannerMode, ReplicaSettings, Revision, View};
 use shardhost_policy::executor::{ExecutorSettings, Fence, PlannerTerm};
 use shardhost_proto::shard_map::ShardMap;
 
@@ -114,6 +117,9 @@ pub struct SystemOptions {
     pub weight: u32,
     /// Whether leaderships are moved for balance, until the catalog's setting is changed.
     pub planner: PlannerMode,
+    /// Whether replicas are moved automatically, until the catalog's setting is changed; `None`: that is
+    /// not set, and nothing is moved.
+    pub replicas: Option<ReplicaSettings>,
     /// The map of shards that a new catalog begins with; `None`: it gets none from here.
     pub shard_map: Option<ShardMap>,
     /// The groups that there are to be. One that was destroyed does not come back.
@@ -132,6 +138,7 @@ impl SystemOptions {
             zone: None,
             weight: 1,
             planner: PlannerMode::Off,
+            replicas: None,
             shard_map: None,
             groups: Vec::new(),
             executor: ExecutorSettings::default(),
@@ -159,6 +166,8 @@ struct Inner {
     begun: Instant,
     /// While this host leads the system group.
     planner: Mutex<Option<planning::Shared>>,
+    /// The same, and its term.
+    allocator: Mutex<Option<(u64, allocation::Shared)>>,
 }
 
 impl System {
@@ -189,11 +198,13 @@ impl System {
             fence: Mutex::default(),
             begun: Instant::now(),
             planner: Mutex::default(),
+            allocator: Mutex::default(),
         });
         let executor = options.executor;
         let planner_inputs = NodeFacts { zone: options.zone, weight: options.weight };
         let beginning = registration::Beginning {
             planner: options.planner,
+            replicas: options.replicas,
             shard_map: options.shard_map,
             groups: options.groups,
         };
@@ -309,6 +320,26 @@ impl System {
         }
         Ok(reply)
     }
+    /// The state of the allocator, where this host leads the system group.
+    pub fn allocator_reply(
+        &self,
+        request: &balance::AllocatorRequest,
+    ) -> Result<balance::AllocatorReply, tonic::Status> {
+        let leader = self.inner.host.group(SYSTEM_GROUP).and_then(|group| group.status().leader);
+        let leader_node = leader.map_or(0, |leader| leader.node.get());
+        let mut reply = balance::AllocatorReply { leader_node, ..Default::default() };
+        let Some((_, shared)) = self.inner.allocator.lock().clone() else { return Ok(reply) };
+        let allocator = shared.allocator.lock();
+        let status = serde_json::to_vec(&allocator.status(shared.now_ms()));
+        reply.status = status.map_err(|error| tonic::Status::internal(error.to_string()))?.into();
+        if request.why_group > 0 {
+            let group = GroupId::new(request.why_group);
+            reply.why = allocator.why(group);
+            let view = self.view();
+            reply.why_unknown = view.is_some_and(|view| !view.groups().contains_key(&group));
+        }
+        Ok(reply)
+    }
     /// The local switch: whether planned moves may leave this node. It lasts until the host stops,
     /// and concerns neither refusal nor drain.
     pub fn stop_planned_moves(&self, stopped: bool) {
@@ -386,8 +417,10 @@ fn lead_when_elected(
             drop(inner);
             let lost = scope.cancelled;
             let tend = registration::lead(host, client, view, beginning, lost.clone());
-            let planner_term = PlannerTerm::new(scope.term.get());
-            tokio::join!(tend, planning::plan(weak, planner_term, executor, lost));
+            let term = scope.term.get();
+            let allocate = allocation::allocate(weak.clone(), term, lost.clone());
+            let plan = planning::plan(weak, PlannerTerm::new(term), executor, lost);
+            tokio::join!(tend, plan, allocate);
         }
     });
     tokio::spawn(async move {

@@ -19,10 +19,13 @@ use super::{CatalogView, NodeFacts};
 use crate::host::Host;
 use shardhost_policy::catalog::{
     Advertisement, GroupRecord, GroupState, Name, NewGroup, NewNode, NodeRecord, Operation,
-    PlannerMode, Refusal, Revision, Subject, UNKNOWN_STORE, View,
+    PlannerMode, Refusal, ReplicaSettings, Revision, Subject, UNKNOWN_STORE, View,
 };
 use shardhost_proto::shard_map::ShardMap;
+use shardhost_proto::version::ClusterVersion;
 
+/// The version of the cluster from which on replicas are moved automatically.
+const REPLICAS_MOVED: ClusterVersion = ClusterVersion::new(2);
 /// Between two comparisons of this node's record with its state.
 const COMPARE_EVERY: Duration = Duration::from_secs(2);
 /// Between two looks of the leader of the system group, when nothing changes.
@@ -144,6 +147,8 @@ fn is_as(known: &NodeRecord, new: &NewNode) -> bool {
 pub(super) struct Beginning {
     /// Whether leaderships are moved for balance.
     pub(super) planner: PlannerMode,
+    /// Whether replicas are moved automatically.
+    pub(super) replicas: Option<ReplicaSettings>,
     pub(super) shard_map: Option<ShardMap>,
     /// The groups that there are to be.
     pub(super) groups: Vec<NewGroup>,
@@ -209,6 +214,7 @@ impl Tender {
     async fn tend(&mut self, view: &Arc<View>) -> Result<(), CatalogError> {
         self.begin_settings(view).await?;
         self.raising.look(&self.host, &self.client, view).await?;
+        self.begin_replicas(view).await?;
         for (drain, passed_ms) in self.clocks.due_reports(view, Instant::now()) {
             let (node, intent) = (drain.node, drain.id);
             let operation = Operation::PassTime { node, intent, passed_ms };
@@ -245,6 +251,20 @@ impl Tender {
                 }
                 Ok(false)
             }
+        }
+    }
+
+    /// Once the version of the cluster allows it. What operators set stays.
+    async fn begin_replicas(&self, view: &View) -> Result<(), CatalogError> {
+        let settings = view.settings();
+        let Some(replicas) = self.beginning.replicas else { return Ok(()) };
+        if settings.replicas.is_some() || settings.cluster_version < REPLICAS_MOVED {
+            return Ok(());
+        }
+        let operation = Operation::SetReplicas { replicas };
+        match self.client.apply_expecting(settings.revision, operation).await {
+            Ok(_) | Err(CatalogError::Refused(Refusal::WrongRevision { .. })) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -297,21 +317,20 @@ async fn finish_ends(
     let outcome = groups.filter(|group| group.state == GroupState::Destroying);
     let outcome: Vec<_> = outcome.take(MAX_ENDED_AT_ONCE).collect();
     *last = outcome.last().map_or(GroupId::new(0), |group| group.id);
-    let holders = outcome.iter().flat_map(|group| holders_of(view, group));
-    let mut still_held: BTreeMap<GroupId, usize> = BTreeMap::new();
-    let mut asked: BTreeMap<NodeId, Vec<GroupId>> = BTreeMap::new();
-    for (node, group) in holders {
-        *still_held.entry(group).or_default() += 1;
-        asked.entry(node).or_default().push(group);
-    }
-    for (node, groups) in asked {
-        // A node that does not answer may hold them.
-        let gone = client.gone(node, &groups).await.unwrap_or_default();
-        for group in gone {
-            still_held.entry(group).and_modify(|count| *count = count.saturating_sub(1));
+    let mut asked: BTreeMap<NodeId, Vec<&GroupRecord>> = BTreeMap::new();
+    for group in &outcome {
+        for node in holders_of(view, group) {
+            asked.entry(node).or_default().push(group);
         }
     }
-    for group in outcome.iter().filter(|group| still_held.get(&group.id).is_none_or(|n| *n == 0)) {
+    let mut still_held: BTreeSet<GroupId> = BTreeSet::new();
+    for (node, groups) in asked {
+        let ids: Vec<GroupId> = groups.iter().map(|group| group.id).collect();
+        let gone = client.gone(node, &ids).await.ok();
+        let held = groups.into_iter().filter(|group| may_be_held(group, node, gone.as_deref()));
+        still_held.extend(held.map(|group| group.id));
+    }
+    for group in outcome.iter().filter(|group| !still_held.contains(&group.id)) {
         let operation = Operation::FinishDestroy { group: group.id };
         match client.apply_expecting(group.revision, operation).await {
             Ok(_) | Err(CatalogError::Refused(_)) => {}
@@ -322,10 +341,16 @@ async fn finish_ends(
 }
 
 /// The nodes that may hold a replica: those that founded the group, and its members.
-fn holders_of(view: &View, group: &GroupRecord) -> Vec<(NodeId, GroupId)> {
-    let nodes: BTreeSet<NodeId> = group.founders.iter().chain(group.members()).copied().collect();
-    let known = nodes.into_iter().filter(|node| view.nodes().contains_key(node));
-    known.map(|node| (node, group.id)).collect()
+fn holders_of(view: &View, group: &GroupRecord) -> BTreeSet<NodeId> {
+    let nodes = group.founders.iter().chain(group.members()).copied();
+    nodes.filter(|node| view.nodes().contains_key(node)).collect()
+}
+
+/// Whether the end of a group waits for a node that named what is gone there, or did not answer. A member
+/// that does not answer may hold its replica. One that is a member no more was replaced, and may have been
+/// stopped for good: when it comes back it finds the end of that generation.
+fn may_be_held(group: &GroupRecord, node: NodeId, gone: Option<&[GroupId]>) -> bool {
+    gone.map_or_else(|| group.members().contains(&node), |gone| !gone.contains(&group.id))
 }
 
 /// Whether a group is neither there nor over.
@@ -349,5 +374,45 @@ async fn create_one(client: CatalogClient, new: NewGroup) -> Result<Revision, Ca
         Ok(done) => Ok(done.revision),
         Err(CatalogError::Refused(Refusal::GroupExists { founded, .. })) => Ok(founded),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost_policy::catalog::{Catalog, Command};
+    use shardhost_groups::LogIndex;
+
+    use super::*;
+
+    /// Group 7 of nodes 1 to 3, of which node 3 was replaced by node 4.
+    fn group() -> GroupRecord {
+        let mut catalog = Catalog::default();
+        let mut run = |operation| catalog.apply(&Command::new(1_000, operation)).unwrap();
+        for number in 1..=4 {
+            let (id, address) = (NodeId::must(number), format!("n{number}:1"));
+            run(Operation::PutNode(NewNode { id, address, zone: None, weight: 1, store: number }));
+        }
+        let (id, kind) = (GroupId::new(7), Name::new(Subject::Kind, "table").unwrap());
+        run(Operation::CreateGroup(NewGroup::new(id, kind, [1, 2, 3].map(NodeId::must))));
+        run(Operation::RecordMembers {
+            group: id,
+            config_index: LogIndex::new(9),
+            nodes: [1, 2, 4].map(NodeId::must).into(),
+            founding: Some([1, 2].map(NodeId::must).into()),
+            generation: None,
+        });
+        catalog.view().groups()[&id].as_ref().clone()
+    }
+
+    #[test]
+    fn the_end_of_a_group_waits_for_its_members_and_for_no_node_that_is_none_any_more() {
+        let group = group();
+        let held = |node, gone: Option<&[GroupId]>| may_be_held(&group, NodeId::must(node), gone);
+        assert!(held(4, None), "a member that does not answer");
+        assert!(!held(3, None), "it was replaced, and may be gone for good");
+        for node in [3, 4] {
+            assert!(held(node, Some(&[])), "node {node} says that it holds one");
+            assert!(!held(node, Some(&[group.id])), "node {node} says that it holds none");
+        }
     }
 }

@@ -104,6 +104,13 @@ impl SystemRpc for SystemService {
         Ok(Response::new(wire::GoneReply { groups }))
     }
 
+    async fn replace(
+        &self,
+        request: Request<wire::ReplaceRequest>,
+    ) -> Result<Response<wire::ReplaceReply>, Status> {
+        self.inner.replace_all(request.into_inner()).await.map(Response::new)
+    }
+
     async fn versions(
         &self,
         request: Request<wire::VersionsRequest>,

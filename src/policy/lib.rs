@@ -1,4 +1,4 @@
-//! Who should lead what, over the whole cluster: decisions without I/O.
+//! Who should lead what and which nodes hold replicas, over the whole cluster: decisions without I/O.
 //!
 //! Who *may* lead is decided by the groups themselves ([`shardhost_groups::policy`]), and holds without
 //! anything in this crate.
@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`planner`] | from a snapshot of the cluster to the moves that improve it |
 //! | [`executor`] | which moves are ordered when, pass after pass |
+//! | [`allocator`] | which nodes hold replicas: lost ones are replaced, all are spread |
 //! | [`catalog`] | what the cluster intends, as the state machine of the system group |
 //! | [`inputs`] | from reports and the catalog to the planner's snapshot |
 //!
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::await_holding_lock, clippy::let_underscore_must_use, clippy::unwrap_used)]
 
+pub mod allocator;
 pub mod catalog;
 pub mod executor;
 pub mod inputs;

@@ -255,6 +255,14 @@ impl Balance for BalanceService {
         Ok(Response::new(system.planner_reply(&request.into_inner())?))
     }
 
+    async fn allocator(
+        &self,
+        request: Request<wire::AllocatorRequest>,
+    ) -> Result<Response<wire::AllocatorReply>, Status> {
+        let system = self.system()?;
+        Ok(Response::new(system.allocator_reply(&request.into_inner())?))
+    }
+
     async fn switch_locally(
         &self,
         request: Request<wire::LocalSwitch>,

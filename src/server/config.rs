@@ -36,7 +36,7 @@ use crate::service::DEFAULT_CLIENT_BYTES;
 use shardhost::driver::{MAX_FOUNDERS, SystemOptions};
 use shardhost::host::HostConfig;
 use shardhost::transport::MapTag;
-use shardhost_policy::catalog::{Label, Name, NewGroup, PlannerMode, Subject};
+use shardhost_policy::catalog::{Label, Name, NewGroup, PlannerMode, ReplicaSettings, Subject};
 use shardhost_proto::shard_map::{KindShards, ShardMap};
 use shardhost_proto::version::ClusterVersion;
 use shardhost_proto::shard_map::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
@@ -80,6 +80,13 @@ pub struct ServerConfig {
     /// changes of operators stay.
     #[serde(default)]
     pub planner: Planner,
+    /// Whether the cluster replaces replicas on nodes that are gone, and spreads replicas over nodes, when
+    /// it is new or was upgraded to a version that can. Later changes of operators stay.
+    #[serde(default = "on")]
+    pub replicas: Planner,
+    /// Seconds after which a node that does not answer is replaced, in a cluster that is new.
+    #[serde(default = "default_replace_after")]
+    pub replace_after: u64,
     /// Seconds for which a planner that just began moves nothing, and a node that just came up
     /// takes only leaders that have to go somewhere.
     #[serde(default = "default_warm_up")]
@@ -175,6 +182,12 @@ const fn yes() -> bool {
 const fn default_weight() -> u32 {
     1
 }
+const fn on() -> Planner {
+    Planner::On
+}
+const fn default_replace_after() -> u64 {
+    ReplicaSettings::DEFAULT_REPLACE_AFTER_MS / 1_000
+}
 const fn default_warm_up() -> u64 {
     10
 }
@@ -248,6 +261,8 @@ impl ServerConfig {
             zone: None,
             weight: default_weight(),
             planner: Planner::default(),
+            replicas: on(),
+            replace_after: default_replace_after(),
             planner_warm_up: default_warm_up(),
             planner_rest: default_rest(),
             consistency_check: default_consistency_check(),
@@ -389,6 +404,10 @@ impl ServerConfig {
         options.zone.clone_from(&self.zone);
         options.weight = self.weight;
         options.planner = self.planner.into();
+        options.replicas = Some(ReplicaSettings {
+            mode: self.replicas.into(),
+            replace_after_ms: self.replace_after.saturating_mul(1_000),
+        });
         let warm_up_ms = self.planner_warm_up.saturating_mul(1_000);
         options.executor.warm_up_ms = warm_up_ms;
         options.executor.planner.warm_up_ms = warm_up_ms;

@@ -1,11 +1,13 @@
 //! The nodes of the cluster as the catalog knows them, and the registration of one that joins.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use shardhost_groups::NodeId;
 use shardhost_proto::admin as wire;
 use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
 use shardhost_proto::version::ClusterVersion;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::catalog::of_catalog;
@@ -19,6 +21,9 @@ use shardhost_policy::catalog::{
 
 /// The version of the cluster from which on the numbers of removed nodes are remembered.
 const REMOVALS_REMEMBERED: ClusterVersion = ClusterVersion::new(2);
+/// How long the catalog may take to learn of the last change of a group's members.
+const REPORTED_WITHIN: Duration = Duration::from_secs(5);
+const REPORT_LOOK: Duration = Duration::from_millis(200);
 /// How often another number is tried when another node was faster.
 const ATTEMPTS: usize = 64;
 
@@ -52,8 +57,17 @@ pub(super) async fn remove(
         );
         return Err(refusal(Code::FailedPrecondition, "NODE_RUNS", message, []));
     }
-    let removed = system.catalog().apply(Operation::RemoveNode { node }).await;
-    let removed = removed.map_err(|error| of_catalog(&error))?;
+    let deadline = Instant::now() + REPORTED_WITHIN;
+    let removed = loop {
+        match system.catalog().apply(Operation::RemoveNode { node }).await {
+            Ok(done) => break done,
+            // Leaders report the members of their groups a moment after a change.
+            Err(CatalogError::Refused(Refusal::NodeInUse { .. })) if Instant::now() < deadline => {
+                tokio::time::sleep(REPORT_LOOK).await;
+            }
+            Err(error) => return Err(of_catalog(&error)),
+        }
+    };
     let view = system.view_at(removed.revision).await.map_err(|error| of_catalog(&error))?;
     Ok(wire::NodeList { nodes: known_nodes(&view), revision: view.revision().get() })
 }

@@ -18,13 +18,16 @@ async fn version(servers: &Servers, node: u64) -> Value {
 }
 
 async fn await_version(servers: &Servers, wanted: u64) {
-    let is = async || version(servers, 1).await["version"] == wanted;
-    servers.until("the version", || is()).await;
+    let is = || async {
+        let shown = servers.run(1, &["cluster", "version", "--json"]).await;
+        shown.code == 0 && shown.json()["version"] == wanted
+    };
+    servers.until("the version", is).await;
 }
 
 async fn await_well(servers: &Servers) {
-    let is = async || servers.run(1, &["status"]).await.code == 0;
-    servers.until("a cluster without problems", || is()).await;
+    let is = || async { servers.run(1, &["status"]).await.code == 0 };
+    servers.until("a cluster without problems", is).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,6 +51,13 @@ async fn a_new_cluster_uses_the_latest_version_from_the_start() {
     servers.start(3, &[]);
     servers.await_log(3, &["is at version 2", "up to version 1", "later program"]).await;
     servers.await_log(1, &["up to version 1", "is at version 2"]).await;
+}
+
+/// The nodes that the catalog knows.
+async fn listed(servers: &Servers, node: u64) -> Vec<u64> {
+    let listed = servers.run(node, &["node", "list", "--json"]).await.json();
+    let nodes = listed["nodes"].as_array().unwrap().iter();
+    nodes.map(|node| node["node"].as_u64().unwrap()).collect()
 }
 
 /// As in a rolling upgrade, and back.
@@ -115,34 +125,31 @@ async fn a_removed_node_is_gone_for_good_and_its_number_is_never_given_again() {
     let seed = servers.address(1).to_owned();
     let fourth = Node::joining(&data("fourth"), &["--join", &seed]).await;
     assert_eq!(fourth.number(), 4);
-    let listed = async |node| {
-        let listed = servers.run(node, &["node", "list", "--json"]).await.json();
-        let numbers = listed["nodes"].as_array().unwrap().iter();
-        numbers.map(|node| node["node"].as_u64().unwrap()).collect::<Vec<_>>()
-    };
-    servers.until("four nodes", || async { listed(1).await == [1, 2, 3, 4] }).await;
+    servers.until("four nodes", || async { listed(&servers, 1).await == [1, 2, 3, 4] }).await;
 
     let running = servers.run(1, &["node", "remove", "4"]).await;
     assert!(running.code == 1 && running.stderr.contains("node 4 runs"), "{running:?}");
     servers.run(1, &["node", "decommission", "3", "--timeout", "60"]).await.ok();
     servers.kill(3).await;
-    let silent = async || {
-        let removed = servers.run(1, &["node", "remove", "3"]).await;
-        assert!(removed.code == 0 || removed.stderr.contains("node 3 runs"), "{removed:?}");
-        removed.code == 0
-    };
-    servers.until("node 3 is seen to be gone", || silent()).await;
-    assert_eq!(listed(2).await, [1, 2, 4]);
+    servers
+        .until("node 3 is seen to be gone", || async {
+            let removed = servers.run(1, &["node", "remove", "3"]).await;
+            assert!(removed.code == 0 || removed.stderr.contains("node 3 runs"), "{removed:?}");
+            removed.code == 0
+        })
+        .await;
+    assert_eq!(listed(&servers, 2).await, [1, 2, 4]);
     let again = servers.run(1, &["node", "remove", "3"]).await;
     assert!(again.code == 1 && again.stderr.contains("has no node 3"), "{again:?}");
     // One that holds replicas is not removed.
-    let busy = async || {
-        let stopped = servers.run(1, &["node", "remove", "2"]).await;
-        assert_eq!(stopped.code, 1, "{stopped:?}");
-        stopped.stderr.contains("is a member of")
-    };
     servers.kill(2).await;
-    servers.until("a refusal to remove a member", || busy()).await;
+    servers
+        .until("a refusal to remove a member", || async {
+            let stopped = servers.run(1, &["node", "remove", "2"]).await;
+            assert_eq!(stopped.code, 1, "{stopped:?}");
+            stopped.stderr.contains("is a member of")
+        })
+        .await;
     servers.start(2, &[]);
     await_well(&servers).await;
 

@@ -15,11 +15,12 @@ use super::convert::{command_from_message, command_to_message, read_versioned, v
 use super::error::{Refusal, Subject};
 use super::name::Name;
 use super::record::{
-    DrainFallback, IntentId, Label, Placement, PlannedMoves, PlannerMode, RecordKey, Revision,
+    DrainFallback, IntentId, Label, Placement, PlannedMoves, PlannerMode, RecordKey, ReplicaSettings,
+    Revision,
 };
 use super::{
     MAX_ADDRESS_BYTES, MAX_CAPABILITIES, MAX_COMMAND_BYTES, MAX_LABEL_BYTES, MAX_LABELS,
-    MAX_MEMBERS, MAX_NODES, MAX_PASSED_MS, MAX_PREFERENCES, MAX_TEXT_BYTES, MAX_TIME_MS, SYSTEM_GROUP,
+    MAX_MEMBERS, MAX_NODES, MAX_PASSED_MS, MAX_REPLACE_AFTER_MS, MIN_REPLACE_AFTER_MS, MAX_PREFERENCES, MAX_TEXT_BYTES, MAX_TIME_MS, SYSTEM_GROUP,
 };
 use shardhost_proto::shard_map::ShardMap;
 use shardhost_proto::version::ClusterVersion;
@@ -135,6 +136,10 @@ pub enum Operation {
         version: ClusterVersion,
         /// The nodes whose data directories no program opens that does not know the version.
         prepared: BTreeSet<NodeId>,
+    },
+    /// Sets whether replicas are moved automatically. From version 2 of the cluster on.
+    SetReplicas {
+        replicas: ReplicaSettings,
     },
     /// So much time has passed for a drain, on a clock that never jumps: ends it if it has expired,
     /// and applies its fallback if its deadline has passed. Proposed by the leader of the system
@@ -267,7 +272,8 @@ impl Operation {
             Self::SetPlannerMode { .. }
             | Self::SetPlannedMoves { .. }
             | Self::FoundShardMap { .. }
-            | Self::RaiseVersion { .. } => RecordKey::Settings,
+            | Self::RaiseVersion { .. }
+            | Self::SetReplicas { .. } => RecordKey::Settings,
             Self::BeginDrain(new) => RecordKey::Drain(new.node),
             Self::ExtendDrain { node, .. }
             | Self::FinishDrain { node, .. }
@@ -306,6 +312,14 @@ impl Operation {
             Self::FoundShardMap { map } => map.validate().map_err(malformed),
             Self::RaiseVersion { version, .. } if !version.is_known() => {
                 Err(Refusal::VersionNotKnown { given: *version })
+            }
+            Self::SetReplicas { replicas } => {
+                let (given, subject) = (replicas.replace_after_ms, Subject::ReplaceAfter);
+                let (from, to) = (MIN_REPLACE_AFTER_MS, MAX_REPLACE_AFTER_MS);
+                match (from..=to).contains(&given) {
+                    true => Ok(()),
+                    false => Err(Refusal::BadTime { subject, given, from, to }),
+                }
             }
             Self::RaiseVersion { prepared, .. } => {
                 check_limit(Subject::Nodes, prepared.len(), MAX_NODES)

@@ -81,6 +81,8 @@ subjects! {
     Lives = 21, "number of earlier lives";
     /// Nodes that were removed.
     RemovedNodes = 22, "number of removed nodes";
+    /// The time after which a node that does not answer is replaced.
+    ReplaceAfter = 23, "time after which a node is replaced";
 }
 
 impl Subject {
@@ -198,6 +200,12 @@ pub enum Refusal {
     /// A node is not prepared for the version of the cluster. Have it prepared, or remove it.
     #[error("node {node} is not prepared for version {version} of the cluster; prepare it, or remove it")]
     NotPrepared { node: NodeId, version: ClusterVersion },
+    /// The cluster is at an earlier version than this needs. Raise it.
+    #[error(
+        "that needs version {needed} of the cluster, which is at version {present}; `shardhost cluster upgrade` \
+         raises it"
+    )]
+    NeedsVersion { needed: ClusterVersion, present: ClusterVersion },
     /// Of a version of the cluster that this program does not know. Start a later program.
     #[error(
         "version {given} of the cluster is not known here, which knows up to {}; start a later program",
@@ -336,6 +344,7 @@ impl Refusal {
             Self::UnknownNode { .. } => "UNKNOWN_NODE",
             Self::NodeRemoved { .. } => "NODE_REMOVED",
             Self::NotPrepared { .. } => "NOT_PREPARED",
+            Self::NeedsVersion { .. } => "NEEDS_VERSION",
             Self::VersionNotKnown { .. } => "VERSION_NOT_KNOWN",
             Self::UnknownZone { .. } => "UNKNOWN_ZONE",
             Self::AddressTaken { .. } => "ADDRESS_TAKEN",

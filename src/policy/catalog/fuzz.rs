@@ -232,6 +232,9 @@ fn commands() -> Vec<Command> {
             reason: "an incident".to_owned(),
         },
         Operation::RemoveNode { node: node(2) },
+        Operation::SetReplicas {
+            replicas: ReplicaSettings { mode: PlannerMode::On, replace_after_ms: 5_000 },
+        },
         Operation::RaiseVersion { version: ClusterVersion::NEWEST, prepared: [node(1)].into() },
     ];
     operations.into_iter().map(|operation| Command::new(NOW_MS, operation)).collect()

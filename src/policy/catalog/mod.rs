@@ -68,7 +68,7 @@ pub use self::reconcile::{
 pub use self::record::{
     Advertisement, DrainFallback, DrainIntent, DrainState, EndedGroup, GroupRecord, GroupState,
     IntentId, Label, Members, NodeRecord, Place, Placement, PlannedMoves, PlannerMode, Record,
-    RecordKey, RecordKind, Revision, Settings,
+    RecordKey, RecordKind, ReplicaSettings, Revision, Settings,
 };
 pub use self::reply::{Done, Effect, Reply, decode_reply, encode_reply};
 pub use self::snapshot::{SNAPSHOT_FORMAT, SnapshotError, read_snapshot, write_snapshot};
@@ -113,6 +113,10 @@ pub const MAX_TEXT_BYTES: usize = 256;
 pub const MAX_DRAIN_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 /// Longest time that passes with one command: an hour.
 pub const MAX_PASSED_MS: u64 = 60 * 60 * 1_000;
+/// Shortest time after which a node that does not answer is replaced: a second.
+pub const MIN_REPLACE_AFTER_MS: u64 = 1_000;
+/// Longest time after which it is: seven days.
+pub const MAX_REPLACE_AFTER_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 /// Largest time a command may carry: the end of the year 9999, in milliseconds.
 pub const MAX_TIME_MS: u64 = 253_402_300_799_999;
 /// Longest command, in bytes. Nothing within the other bounds comes near it.

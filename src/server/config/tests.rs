@@ -45,6 +45,9 @@ fn what_makes_no_sense_is_refused_by_name() {
     assert!(refused(&|c| c.node = 0).contains("numbered from 1"));
     assert!(refused(&|c| c.node = 9).contains("not among them"));
     assert!(refused(&|c| c.workers = 0).contains("workers"));
+    for seconds in [0, 604_801, u64::MAX] {
+        assert!(refused(&|c| c.replace_after = seconds).contains("replace-after"));
+    }
     for version in [0, ClusterVersion::NEWEST.get() + 1] {
         let refused = refused(&|c| c.cluster_version_max = version);
         assert!(refused.contains("cluster-version-max"), "{refused}");

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shardhost::driver::SYSTEM_GROUP;
 use shardhost::transport::address::check_address;
-use shardhost_policy::catalog::{Name, Subject};
+use shardhost_policy::catalog::{MAX_REPLACE_AFTER_MS, MIN_REPLACE_AFTER_MS, Name, Subject};
 use shardhost_policy::planner::snapshot::MAX_WEIGHT;
 use shardhost_proto::shard_map::MAX_SHARDS;
 use shardhost_proto::version::ClusterVersion;
@@ -69,6 +69,10 @@ impl ServerConfig {
         }
         if self.weight > MAX_WEIGHT {
             return Err(wrong("weight", format!("{}; at most {MAX_WEIGHT}", self.weight)));
+        }
+        let (least, most) = (MIN_REPLACE_AFTER_MS / 1_000, MAX_REPLACE_AFTER_MS / 1_000);
+        if !(least..=most).contains(&self.replace_after) {
+            return Err(wrong("replace-after", format!("it must be {least} to {most} seconds")));
         }
         if self.workers == 0 || self.workers > 64 {
             return Err(wrong("workers", "it must be 1 to 64".to_owned()));

@@ -13,7 +13,7 @@ use super::record::{advertisement_to, capabilities_of, founding_from, members_to
 use super::{
     fallback_from, fallback_to, labels_from, labels_to, map_from, map_to, mode_from, mode_to,
     moves_from, moves_to, node_from, nodes_from, nodes_to, optional_name_from, optional_name_to,
-    placement_from, placement_to, present, requirement_from, requirement_to, stranding_from,
+    placement_from, placement_to, present, replicas_from, replicas_to, requirement_from, requirement_to, stranding_from,
     stranding_to,
 };
 
@@ -89,6 +89,9 @@ fn operation_to(operation: &Operation) -> Message {
         }
         Operation::FoundShardMap { map } => {
             Message::FoundShardMap(wire::FoundShardMap { shard_map: Some(map_to(map)) })
+        }
+        Operation::SetReplicas { replicas } => {
+            Message::SetReplicas(wire::SetReplicas { replicas: Some(replicas_to(*replicas)) })
         }
         Operation::RaiseVersion { version, prepared } => {
             let (version, prepared) = (version.get(), nodes_to(prepared));
@@ -166,6 +169,9 @@ fn operation_from(message: Message) -> Result<Operation, Refusal> {
             let map = map_from(&present(message.shard_map, "map of shards")?)?;
             Operation::FoundShardMap { map }
         }
+        Message::SetReplicas(message) => Operation::SetReplicas {
+            replicas: replicas_from(present(message.replicas, "settings of replicas")?)?,
+        },
         Message::RaiseVersion(message) => Operation::RaiseVersion {
             version: ClusterVersion::new(message.version),
             prepared: nodes_from(Subject::Nodes, &message.prepared)?,

@@ -19,7 +19,7 @@ use super::error::{Refusal, StrandedCause, Subject};
 use super::name::Name;
 use super::record::{
     DrainFallback, DrainState, GroupState, Label, Place, Placement, PlannedMoves, PlannerMode,
-    RecordKey, RecordKind,
+    RecordKey, RecordKind, ReplicaSettings,
 };
 use super::{MAX_CAPABILITIES, MAX_PREFERENCES, VERSION, log, wire};
 
@@ -27,6 +27,16 @@ pub(super) use command::{command_from_message, command_to_message};
 pub(super) use record::{boxed, compact, record_from_message, record_to_message, sorted};
 pub(super) use reply::{reply_from_message, reply_to_message};
 use shard_map::{map_from, map_to};
+
+pub(super) const fn replicas_to(replicas: ReplicaSettings) -> wire::Replicas {
+    let ReplicaSettings { mode, replace_after_ms } = replicas;
+    wire::Replicas { mode: mode_to(mode), replace_after_ms }
+}
+
+pub(super) fn replicas_from(message: wire::Replicas) -> Result<ReplicaSettings, Refusal> {
+    let replace_after_ms = message.replace_after_ms;
+    Ok(ReplicaSettings { mode: mode_from(message.mode)?, replace_after_ms })
+}
 
 /// A message behind a version byte.
 pub(super) fn versioned(message: &impl Message) -> Bytes {

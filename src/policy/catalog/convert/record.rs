@@ -18,7 +18,7 @@ use super::{
     drain_state_from, drain_state_to, fallback_from, fallback_to, group_state_from, group_state_to,
     labels_from, labels_to, map_from, map_to, mode_from, mode_to, moves_from, moves_to, names_from,
     names_to, node_from, nodes_from, nodes_to, optional_name_from, optional_name_to,
-    placement_from, placement_to, present, requirement_from, requirement_to,
+    placement_from, placement_to, present, replicas_from, replicas_to, requirement_from, requirement_to,
 };
 
 /// The message of a record.
@@ -58,6 +58,7 @@ fn settings_to(settings: &Settings) -> wire::Settings {
             version => version.get(),
         },
         removed_nodes: nodes_to(settings.removed_nodes.iter()),
+        replicas: settings.replicas.map(replicas_to),
     }
 }
 
@@ -71,6 +72,7 @@ fn settings_of(message: wire::Settings) -> Result<Settings, Refusal> {
         shard_map: message.shard_map.as_ref().map(map_from).transpose()?.map(Arc::new),
         cluster_version: known_version(message.cluster_version)?,
         removed_nodes: sorted(nodes_from(Subject::Nodes, &message.removed_nodes)?).into(),
+        replicas: message.replicas.map(replicas_from).transpose()?,
     })
 }
 

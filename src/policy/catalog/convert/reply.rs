@@ -188,6 +188,7 @@ refusals! {
     "UNKNOWN_NODE" UnknownNode { node: node };
     "NODE_REMOVED" NodeRemoved { node: node };
     "NOT_PREPARED" NotPrepared { node: node, version: given };
+    "NEEDS_VERSION" NeedsVersion { needed: given, present: actual };
     "VERSION_NOT_KNOWN" VersionNotKnown { given: given };
     "UNKNOWN_ZONE" UnknownZone { zone: text };
     "ADDRESS_TAKEN" AddressTaken { address: text, node: node };

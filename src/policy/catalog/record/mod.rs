@@ -15,7 +15,7 @@ use shardhost_storage::{GroupId, NodeId};
 pub use self::drain::{DrainFallback, DrainIntent, DrainState};
 pub use self::group::{EndedGroup, GroupRecord, GroupState, Label, Members, Place, Placement};
 pub use self::node::{Advertisement, NodeRecord};
-pub use self::settings::{PlannedMoves, PlannerMode, Settings};
+pub use self::settings::{PlannedMoves, PlannerMode, ReplicaSettings, Settings};
 
 /// A number in the history of the catalog. Every change of a record takes the next one. Zero:
 /// before the first; as an expectation, that there is no such record.

@@ -46,4 +46,20 @@ pub struct Settings {
     /// Nodes that were removed, in ascending order: their numbers are never given again. At most
     /// [`MAX_REMOVED_NODES`](super::super::MAX_REMOVED_NODES). From version 2 of the cluster on.
     pub removed_nodes: Arc<[NodeId]>,
+    /// Whether replicas are moved automatically; `None`: that was never set, and nothing is moved. From
+    /// version 2 of the cluster on.
+    pub replicas: Option<ReplicaSettings>,
+}
+
+/// Whether replicas are moved automatically, and when a node counts as gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplicaSettings {
+    pub mode: PlannerMode,
+    /// A node that does not answer for so long is replaced, in milliseconds: 1 s to 7 days.
+    pub replace_after_ms: u64,
+}
+
+impl ReplicaSettings {
+    /// Ten minutes: longer than a restart, shorter than a person takes to come.
+    pub const DEFAULT_REPLACE_AFTER_MS: u64 = 600_000;
 }

@@ -101,6 +101,7 @@ impl Catalog {
             Operation::EndDrain { node, intent } => self.end_drain(*node, *intent),
             Operation::Tick => Ok(self.tick(now_ms)),
             Operation::FoundShardMap { map } => self.found_shard_map(map),
+            Operation::SetReplicas { replicas } => self.set_replicas(*replicas),
             Operation::RaiseVersion { version, prepared } => self.raise_version(*version, prepared),
             Operation::PassTime { node, intent, passed_ms } => {
                 self.pass_time(*node, *intent, *passed_ms)

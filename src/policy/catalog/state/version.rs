@@ -8,7 +8,7 @@ use shardhost_storage::NodeId;
 
 use super::super::UNKNOWN_STORE;
 use super::super::error::Refusal;
-use super::super::record::{Record, Settings};
+use super::super::record::{Record, ReplicaSettings, Settings};
 use super::super::reply::{Done, Reply};
 use super::Catalog;
 
@@ -16,6 +16,9 @@ use super::Catalog;
 const REMOVALS_REMEMBERED: ClusterVersion = ClusterVersion::new(2);
 /// From this one on a drain is extended by its own clock.
 const DRAINS_EXTENDED_BY_THEIR_CLOCK: ClusterVersion = ClusterVersion::new(2);
+
+/// From this one on replicas are moved automatically.
+const REPLICAS_MOVED: ClusterVersion = ClusterVersion::new(2);
 
 impl Catalog {
     pub(super) fn raise_version(
@@ -33,6 +36,16 @@ impl Catalog {
             return Err(Refusal::NotPrepared { node, version });
         }
         let settings = Settings { cluster_version: version, ..settings.clone() };
+        self.store(Record::Settings(Arc::new(settings)))
+    }
+
+    pub(super) fn set_replicas(&mut self, replicas: ReplicaSettings) -> Reply {
+        let settings = self.view.settings();
+        let (needed, present) = (REPLICAS_MOVED, settings.cluster_version);
+        if present < needed {
+            return Err(Refusal::NeedsVersion { needed, present });
+        }
+        let settings = Settings { replicas: Some(replicas), ..settings.clone() };
         self.store(Record::Settings(Arc::new(settings)))
     }
 

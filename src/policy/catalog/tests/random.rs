@@ -118,6 +118,10 @@ fn on_settings() -> impl Strategy<Value = Operation> {
     };
     prop_oneof![
         (0..3u64).prop_map(move |tables| Operation::FoundShardMap { map: map(tables) }),
+        (1_000..9_000u64).prop_map(|replace_after_ms| {
+            let replicas = ReplicaSettings { mode: PlannerMode::Shadow, replace_after_ms };
+            Operation::SetReplicas { replicas }
+        }),
         (1..=ClusterVersion::NEWEST.get(), nodes()).prop_map(|(version, prepared)| {
             Operation::RaiseVersion { version: ClusterVersion::new(version), prepared }
         }),

@@ -61,6 +61,24 @@ fn the_number_of_a_removed_node_is_never_given_again() {
 }
 
 #[test]
+fn replicas_are_moved_automatically_from_the_second_version_on() {
+    let on = |replace_after_ms| {
+        let replicas = ReplicaSettings { mode: PlannerMode::On, replace_after_ms };
+        Operation::SetReplicas { replicas }
+    };
+    let refusal = refused(&mut three_nodes(), on(5_000));
+    says(&refusal, &["needs version 2", "at version 1", "cluster upgrade"]);
+    let mut catalog = at_second();
+    assert_eq!(catalog.view().settings().replicas, None);
+    run(&mut catalog, on(5_000)).unwrap();
+    let set = catalog.view().settings().replicas.unwrap();
+    assert_eq!((set.mode, set.replace_after_ms), (PlannerMode::On, 5_000));
+    for bad in [0, 999, MAX_REPLACE_AFTER_MS + 1, u64::MAX] {
+        assert_eq!(refused(&mut catalog, on(bad)).name(), "BAD_TIME");
+    }
+}
+
+#[test]
 fn so_many_removed_nodes_are_remembered_and_no_more_are_removed() {
     let mut catalog = at_second();
     let at = |number: u64| NewNode { address: format!("node-{number}:1"), ..new_node(number) };

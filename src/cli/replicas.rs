@@ -1,0 +1,199 @@
+//! `shardhost replicas`: which replicas the cluster moves automatically, and why.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use serde_json::{Value, json};
+use shardhost_policy::allocator::{AllocatorStatus, MovingReplica};
+use shardhost_policy::catalog::{
+    MAX_REPLACE_AFTER_MS, MIN_REPLACE_AFTER_MS, Operation, PlannerMode, ReplicaSettings,
+};
+use shardhost_proto::balance::balance_client::BalanceClient;
+use shardhost_proto::balance::{AllocatorReply, AllocatorRequest};
+use tokio::time::Instant;
+use tonic::Code;
+
+use super::catalog::Catalog;
+use super::output::{facts, number};
+use super::planner::Mode;
+use super::target::{Target, channel, said};
+
+/// Lines that are shown of a list.
+const SHOWN: usize = 20;
+/// Between two questions for the leader of the system group.
+const PAUSE: Duration = Duration::from_millis(50);
+const NOT_FOUND: &str = "replicas are not moved at the moment: the system group has no leader that serves; `shardhost \
+     group show 0` has the cause";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show which nodes are gone, which replicas move, and which cannot.
+    Status {
+        /// Say why the replicas of this group are where they are, too.
+        #[arg(long, value_name = "GROUP")]
+        why: Option<u64>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Switch it for the whole cluster: whether replicas on nodes that are gone are replaced, and replicas
+    /// are spread over zones and nodes.
+    Mode {
+        /// The mode.
+        mode: Mode,
+        /// Seconds after which a node that does not answer is replaced; by default as it is.
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64)
+            .range(MIN_REPLACE_AFTER_MS as i64 / 1_000..=MAX_REPLACE_AFTER_MS as i64 / 1_000))]
+        replace_after: Option<u64>,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Shows the state, or switches the mode.
+pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Status { why, target } => status(*why, target).await?,
+        Command::Mode { mode, replace_after, target } => set(*mode, *replace_after, target).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn set(mode: Mode, replace_after: Option<u64>, target: &Target) -> anyhow::Result<()> {
+    let (mode, word) = match mode {
+        Mode::Off => (PlannerMode::Off, "off"),
+        Mode::Shadow => (PlannerMode::Shadow, "shadow"),
+        Mode::On => (PlannerMode::On, "on"),
+    };
+    let catalog = Catalog::reach(target).await?;
+    let settings = catalog.settings().await?;
+    let present = settings.replicas.map(|replicas| replicas.replace_after_ms);
+    let replace_after_ms = match replace_after {
+        Some(seconds) => seconds * 1_000,
+        None => present.unwrap_or(ReplicaSettings::DEFAULT_REPLACE_AFTER_MS),
+    };
+    let replicas = ReplicaSettings { mode, replace_after_ms };
+    catalog.apply(Some(settings.revision), Operation::SetReplicas { replicas }).await?;
+    let seconds = replace_after_ms / 1_000;
+    if target.json {
+        println!("{}", json!({ "mode": word, "replace_after": seconds }));
+    } else {
+        println!("replicas: {word}; a node that does not answer for {} s is replaced", number(seconds));
+    }
+    Ok(())
+}
+
+/// The answer of the allocator, wherever it runs.
+async fn ask(request: AllocatorRequest, target: &Target) -> anyhow::Result<AllocatorReply> {
+    let deadline = Instant::now() + target.timeout();
+    let start = target.node().await?;
+    let mut address = start.address.clone();
+    loop {
+        let mut client = BalanceClient::new(channel(&address)?);
+        let asked = tokio::time::timeout_at(deadline, client.allocator(request)).await;
+        let Ok(asked) = asked else { bail!("{address} does not answer; {NOT_FOUND}") };
+        let reply = match asked {
+            Ok(reply) => reply.into_inner(),
+            Err(status) if matches!(status.code(), Code::FailedPrecondition | Code::Unimplemented) => {
+                return Err(said(&address, &status));
+            }
+            // One that is gone is skipped.
+            Err(_) => AllocatorReply::default(),
+        };
+        if !reply.status.is_empty() {
+            return Ok(reply);
+        }
+        if Instant::now() > deadline {
+            bail!("{NOT_FOUND}");
+        }
+        address = start.address_after(&address, reply.leader_node);
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn status(why: Option<u64>, target: &Target) -> anyhow::Result<()> {
+    let reply = ask(AllocatorRequest { why_group: why.unwrap_or(0) }, target).await?;
+    if let Some(group) = why.filter(|_| reply.why_unknown) {
+        bail!("the catalog knows no group {group}; `shardhost group list` shows those that are");
+    }
+    let settings = Catalog::reach(target).await?.settings().await?;
+    let status: AllocatorStatus = serde_json::from_slice(&reply.status)
+        .context("the node is of a version that says other things; use its own `shardhost`")?;
+    if target.json {
+        let raw: Value = serde_json::from_slice(&reply.status)?;
+        let (mode, after) = words(settings.replicas);
+        println!(
+            "{}",
+            json!({
+                "node": reply.leader_node, "mode": mode, "replace_after": after, "state": raw,
+                "why": (!reply.why.is_empty()).then_some(reply.why)
+            })
+        );
+        return Ok(());
+    }
+    println!("{}", facts(described(&status, settings.replicas, reply.leader_node)));
+    list("moves", &status.moving, status.moving_total);
+    if settings.replicas.is_some_and(|replicas| replicas.mode == PlannerMode::Shadow) {
+        list("would move", &status.chosen, status.chosen_total);
+    }
+    for stuck in status.stuck.iter().take(SHOWN) {
+        println!("group {}: {}", stuck.group, stuck.why);
+    }
+    more(status.stuck_total, status.stuck.len().min(SHOWN));
+    if !reply.why.is_empty() {
+        println!("{}", reply.why);
+    }
+    Ok(())
+}
+
+/// The mode in a word, and the seconds.
+const fn words(settings: Option<ReplicaSettings>) -> (&'static str, Option<u64>) {
+    let Some(ReplicaSettings { mode, replace_after_ms }) = settings else { return ("off", None) };
+    let mode = match mode {
+        PlannerMode::Off => "off",
+        PlannerMode::Shadow => "shadow",
+        PlannerMode::On => "on",
+    };
+    (mode, Some(replace_after_ms / 1_000))
+}
+
+fn described(
+    status: &AllocatorStatus,
+    settings: Option<ReplicaSettings>,
+    node: u64,
+) -> Vec<(&'static str, String)> {
+    let (mode, after) = words(settings);
+    let after = after.map_or(String::new(), |seconds| {
+        format!("; a node that does not answer for {} s is replaced", number(seconds))
+    });
+    let gone = status.gone.iter().map(|gone| {
+        format!("node {} for {} s", gone.node, number(gone.silent_ms / 1_000))
+    });
+    let gone: Vec<String> = gone.collect();
+    vec![
+        ("replicas", format!("{mode}, on node {node}{after}")),
+        ("no answer", if gone.is_empty() { "no node".to_owned() } else { gone.join(", ") }),
+        ("under way", number(status.moving_total)),
+        ("wait", number(status.waiting)),
+        ("cannot move now", number(status.stuck_total)),
+        ("moved", number(status.moved)),
+        ("refused", number(status.refused)),
+    ]
+}
+
+fn list(what: &str, replicas: &[MovingReplica], total: u64) {
+    for replica in replicas.iter().take(SHOWN) {
+        let MovingReplica { group, from, to, reason, .. } = replica;
+        println!("group {group} {what} from node {from} to node {to}: {reason}");
+    }
+    more(total, replicas.len().min(SHOWN));
+}
+
+fn more(total: u64, shown: usize) {
+    let more = total.saturating_sub(shown as u64);
+    if more > 0 {
+        println!("and {} more", number(more));
+    }
+}

@@ -1,0 +1,253 @@
+//! What a host does with an order to replace a member of a group that it leads. The group decides: the order is
+//! refused where it does not fit what the leader sees.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream;
+use shardhost_groups::{Group, GroupId, MembershipChange, NodeId, Role};
+use shardhost_proto::system as wire;
+use shardhost_proto::system::ReplaceResult;
+use shardhost_storage::{Member, Membership};
+use tonic::Status;
+
+use super::Inner;
+use shardhost_policy::inputs::moves::MAX_LAG;
+
+/// Replacements in one request.
+pub(super) const MAX_REPLACEMENTS: usize = 256;
+/// Orders that are tried side by side.
+const SIDE_BY_SIDE: usize = 64;
+/// How long one may take to be recorded in its group. Those who ask wait a little longer.
+const RECORDED_WITHIN: Duration = Duration::from_millis(2_000);
+
+/// One member of a group is to be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Replacement {
+    pub(super) group: GroupId,
+    pub(super) old: NodeId,
+    pub(super) new: NodeId,
+    /// It is ordered because `old` is gone: not where it answers.
+    pub(super) gone: bool,
+}
+
+/// How an order ended here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Replaced {
+    /// It is recorded in the group.
+    Begun,
+    /// This host does not lead the group; who does, as far as it knows.
+    NotLeader(Option<NodeId>),
+    Refused(String),
+    /// It was not recorded in time, and may be later.
+    Unknown,
+}
+
+impl Inner {
+    /// Tries the orders of a request, of a planner of this term.
+    pub(super) async fn replace_all(
+        self: &Arc<Self>,
+        request: wire::ReplaceRequest,
+    ) -> Result<wire::ReplaceReply, Status> {
+        self.hear(request.planner_term)?;
+        if request.replacements.len() > MAX_REPLACEMENTS {
+            return Err(Status::invalid_argument(format!(
+                "{} replacements in one request; at most {MAX_REPLACEMENTS} are taken",
+                request.replacements.len()
+            )));
+        }
+        let orders: Result<Vec<_>, _> = request.replacements.iter().map(order_of).collect();
+        let outcomes = stream::iter(orders?)
+            .map(|order| async move { outcome_to_wire(order.group, self.replace(order).await) })
+            .buffer_unordered(SIDE_BY_SIDE)
+            .collect()
+            .await;
+        Ok(wire::ReplaceReply { outcomes })
+    }
+
+    /// Tries one order.
+    pub(super) async fn replace(&self, order: Replacement) -> Replaced {
+        let Some(group) = self.host.group(order.group) else { return Replaced::NotLeader(None) };
+        let status = group.status();
+        if status.role != Role::Leader {
+            return Replaced::NotLeader(status.leader.map(|hint| hint.node));
+        }
+        if order.gone && self.answers(order.old) {
+            return Replaced::Refused(format!("node {} answers its leader", order.old));
+        }
+        let step = match next_step(&status.membership, order, |node| self.answers(node)) {
+            Ok(step) => step,
+            Err(why) => return Replaced::Refused(why),
+        };
+        match tokio::time::timeout(RECORDED_WITHIN, self.execute(&group, order, step)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Replaced::Unknown,
+        }
+    }
+
+    async fn execute(&self, group: &Group, order: Replacement, step: Step) -> Replaced {
+        let Replacement { old, new, .. } = order;
+        let membership = group.membership();
+        let expecting = membership.config_index;
+        let changed = match step {
+            Step::Nothing => return Replaced::Begun,
+            Step::Cancel => {
+                let cancelled = group.cancel_addition(Some(expecting)).await;
+                return match cancelled {
+                    Ok(_) => Replaced::Refused("an addition to a node that is gone was cancelled".to_owned()),
+                    Err(error) => Replaced::Refused(error.to_string()),
+                };
+            }
+            Step::ReplaceVoter if old == self.host.node_id() => {
+                return self.hand_over(group, &membership).await;
+            }
+            Step::ReplaceVoter => group.replace_member(old, new, Some(expecting)).await,
+            Step::ReplaceLearner => {
+                let change = MembershipChange::new().add_learner(new).remove(old);
+                group.change_membership(change.expecting(expecting)).await
+            }
+        };
+        match changed {
+            Ok(_) => Replaced::Begun,
+            Err(error) if error.is_definite() => Replaced::Refused(error.to_string()),
+            Err(_) => Replaced::Unknown,
+        }
+    }
+
+    /// A leader that gives its replica away transfers first; the next order finds another leader.
+    async fn hand_over(&self, group: &Group, membership: &Membership) -> Replaced {
+        let own = self.host.node_id();
+        let voters = membership.voters().map(|(_, node)| node).filter(|node| *node != own);
+        let why = match group.transfer_to_first_fit(voters, MAX_LAG).await {
+            Ok(moved) => format!("its leadership went to node {} first", moved.to),
+            Err(error) => error.to_string(),
+        };
+        Replaced::Refused(why)
+    }
+
+    /// Whether a node answers this host.
+    fn answers(&self, node: NodeId) -> bool {
+        let mut peers = self.host.transport_stats().peers.into_iter();
+        node == self.host.node_id() || peers.any(|peer| peer.node == node && peer.live)
+    }
+}
+
+/// What an order needs of the group next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// It is under way, or done.
+    Nothing,
+    ReplaceVoter,
+    ReplaceLearner,
+    /// An addition to a node that is gone stands in the way.
+    Cancel,
+}
+
+/// Decides from the membership; an error: why nothing can be done now.
+fn next_step(
+    membership: &Membership,
+    order: Replacement,
+    answers: impl Fn(NodeId) -> bool,
+) -> Result<Step, String> {
+    let member_on = |node: NodeId| membership.members.values().find(|member| member.node == node);
+    let incoming = membership.incoming.and_then(|incoming| membership.members.get(&incoming.replica));
+    match incoming.map(|member| member.node) {
+        Some(node) if node == order.new => return Ok(Step::Nothing),
+        Some(node) if answers(node) => return Err(format!("an addition of node {node} is under way")),
+        Some(_) => return Ok(Step::Cancel),
+        None => {}
+    }
+    match (member_on(order.old), member_on(order.new)) {
+        (None, Some(_)) => Ok(Step::Nothing),
+        (None, None) => Err(format!("node {} is no member any more", order.old)),
+        (Some(_), Some(_)) => Err(format!("node {} is a member already", order.new)),
+        (Some(Member { voter: true, .. }), None) => Ok(Step::ReplaceVoter),
+        (Some(_), None) => Ok(Step::ReplaceLearner),
+    }
+}
+
+fn order_of(message: &wire::Replacement) -> Result<Replacement, Status> {
+    let node = |number| {
+        NodeId::new(number).ok_or_else(|| Status::invalid_argument("nodes are numbered from 1"))
+    };
+    let wire::Replacement { group, old, new, gone } = *message;
+    Ok(Replacement { group: GroupId::new(group), old: node(old)?, new: node(new)?, gone })
+}
+
+fn outcome_to_wire(group: GroupId, outcome: Replaced) -> wire::ReplaceOutcome {
+    let (result, leader, message) = match outcome {
+        Replaced::Begun => (ReplaceResult::Begun, None, String::new()),
+        Replaced::NotLeader(leader) => (ReplaceResult::NotLeader, leader, String::new()),
+        Replaced::Refused(why) => (ReplaceResult::Refused, None, why),
+        Replaced::Unknown => (ReplaceResult::Unspecified, None, String::new()),
+    };
+    let leader_node = leader.map_or(0, NodeId::get);
+    wire::ReplaceOutcome { group: group.get(), result: result.into(), leader_node, message }
+}
+
+/// An outcome as it came. A result that is not known here is of unknown effect.
+pub(super) fn outcome_from_wire(outcome: wire::ReplaceOutcome) -> (GroupId, Replaced) {
+    let replaced = match outcome.result() {
+        ReplaceResult::Begun => Replaced::Begun,
+        ReplaceResult::NotLeader => Replaced::NotLeader(NodeId::new(outcome.leader_node)),
+        ReplaceResult::Refused => Replaced::Refused(outcome.message),
+        ReplaceResult::Unspecified => Replaced::Unknown,
+    };
+    (GroupId::new(outcome.group), replaced)
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost_groups::ReplicaId;
+    use shardhost_storage::Incoming;
+
+    use super::*;
+
+    fn replica(number: u64) -> ReplicaId {
+        ReplicaId::new(number).unwrap()
+    }
+
+    /// Voters on nodes 1 to 3 and a learner on node 4.
+    fn membership() -> Membership {
+        let voters = (1..=3).map(|number| (replica(number), Member::voter(NodeId::must(number))));
+        let learner = (replica(4), Member::learner(NodeId::must(4)));
+        Membership { members: voters.chain([learner]).collect(), ..Membership::default() }
+    }
+
+    fn step(membership: &Membership, old: u64, new: u64) -> Result<Step, String> {
+        let (old, new) = (NodeId::must(old), NodeId::must(new));
+        let order = Replacement { group: GroupId::new(7), old, new, gone: true };
+        next_step(membership, order, |node| node != NodeId::must(9))
+    }
+
+    #[test]
+    fn a_voter_is_replaced_by_a_voter_and_a_learner_by_a_learner() {
+        assert_eq!(step(&membership(), 3, 5), Ok(Step::ReplaceVoter));
+        assert_eq!(step(&membership(), 4, 5), Ok(Step::ReplaceLearner));
+    }
+
+    #[test]
+    fn an_order_that_is_done_or_under_way_needs_nothing() {
+        assert_eq!(step(&membership(), 6, 2), Ok(Step::Nothing));
+        let mut changing = membership();
+        changing.members.insert(replica(5), Member::learner(NodeId::must(5)));
+        changing.incoming = Some(Incoming { replica: replica(5), replaces: Some(replica(3)) });
+        assert_eq!(step(&changing, 3, 5), Ok(Step::Nothing));
+        assert!(step(&changing, 3, 6).unwrap_err().contains("node 5 is under way"));
+    }
+
+    #[test]
+    fn an_addition_to_a_node_that_is_gone_makes_room() {
+        let mut changing = membership();
+        changing.members.insert(replica(5), Member::learner(NodeId::must(9)));
+        changing.incoming = Some(Incoming { replica: replica(5), replaces: Some(replica(3)) });
+        assert_eq!(step(&changing, 3, 6), Ok(Step::Cancel));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        assert!(step(&membership(), 3, 2).unwrap_err().contains("node 2 is a member already"));
+        assert!(step(&membership(), 6, 7).unwrap_err().contains("node 6 is no member"));
+    }
+}

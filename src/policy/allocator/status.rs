@@ -1,0 +1,114 @@
+//! The allocator at a glance, for operators. Data, and how it is gathered.
+
+use serde::{Deserialize, Serialize};
+use shardhost_storage::GroupId;
+
+use super::{Allocator, Change};
+
+/// Groups and changes that are named at most.
+const MAX_NAMED: usize = 100;
+
+/// The state of the allocator.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct AllocatorStatus {
+    /// Nodes that do not answer.
+    pub gone: Vec<GoneNode>,
+    /// Changes that are under way, the first hundred.
+    pub moving: Vec<MovingReplica>,
+    pub moving_total: u64,
+    /// Changes that the last pass chose, the first hundred; in mode shadow none of them is ordered.
+    pub chosen: Vec<MovingReplica>,
+    pub chosen_total: u64,
+    /// Replicas on nodes that are gone, whose turn is yet to come.
+    pub waiting: u64,
+    /// Groups that cannot be repaired, or refused a change, the first hundred.
+    pub stuck: Vec<StuckGroup>,
+    pub stuck_total: u64,
+    /// Changes that ended, and orders that were refused, since this node leads the system group.
+    pub moved: u64,
+    pub refused: u64,
+}
+
+/// A node that does not answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct GoneNode {
+    pub node: u64,
+    /// For how long, as far as the leader of the system group knows, in milliseconds.
+    pub silent_ms: u64,
+}
+
+/// A replica that moves, or is to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct MovingReplica {
+    pub group: u64,
+    pub from: u64,
+    pub to: u64,
+    pub reason: String,
+}
+
+/// A group that keeps a replica where it should not be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct StuckGroup {
+    pub group: u64,
+    pub why: String,
+}
+
+impl From<Change> for MovingReplica {
+    fn from(change: Change) -> Self {
+        let Change { group, old, new, reason } = change;
+        Self { group: group.get(), from: old.get(), to: new.get(), reason: reason.to_string() }
+    }
+}
+
+impl Allocator {
+    /// The state as of a moment.
+    #[must_use]
+    pub fn status(&self, now_ms: u64) -> AllocatorStatus {
+        let gone = self.silent.iter().map(|(node, since)| GoneNode {
+            node: node.get(),
+            silent_ms: now_ms.saturating_sub(*since),
+        });
+        let moving = self.moving.values().map(|moving| moving.change.into());
+        let chosen = self.choice.changes.iter().map(|change| (*change).into());
+        let stuck = |group: GroupId, why: String| StuckGroup { group: group.get(), why };
+        let no_place = self.choice.stuck.iter().map(|(group, why)| stuck(*group, why.to_string()));
+        let refused = self.resting.iter().map(|(group, rest)| stuck(*group, rest.why.clone()));
+        AllocatorStatus {
+            gone: gone.collect(),
+            moving: moving.take(MAX_NAMED).collect(),
+            moving_total: self.moving.len() as u64,
+            chosen: chosen.take(MAX_NAMED).collect(),
+            chosen_total: self.choice.changes.len() as u64,
+            waiting: self.choice.waiting,
+            stuck: no_place.chain(refused).take(MAX_NAMED).collect(),
+            stuck_total: (self.choice.stuck.len() + self.resting.len()) as u64,
+            moved: self.moved,
+            refused: self.refused,
+        }
+    }
+
+    /// Why the replicas of a group are where they are.
+    #[must_use]
+    pub fn why(&self, group: GroupId) -> String {
+        if let Some(moving) = self.moving.get(&group) {
+            let Change { old, new, reason, .. } = moving.change;
+            let stage = if moving.begun { "is under way" } else { "was ordered" };
+            return format!("a replica moves from node {old} to node {new}, because {reason}; it {stage}");
+        }
+        if let Some(why) = self.choice.stuck.get(&group) {
+            return format!("a replica is on a node that is gone, and is not replaced: {why}");
+        }
+        if let Some(rest) = self.resting.get(&group) {
+            return format!("a change was refused, and is tried again: {}", rest.why);
+        }
+        if let Some(change) = self.choice.changes.iter().find(|change| change.group == group) {
+            let Change { old, new, reason, .. } = change;
+            return format!("a replica would move from node {old} to node {new}, because {reason}");
+        }
+        "its replicas are where they should be, as far as the leader of the system group knows".to_owned()
+    }
+}
