@@ -116,12 +116,7 @@ async fn carry_out(new: u64, steps: Vec<Step>, cluster: Reached, within: Duratio
 }
 
 /// Replaces one member, and waits until that is done.
-pub async fn replace(
-    cluster: &Reached,
-    step: Step,
-    new: u64,
-    within: Duration,
-) -> anyhow::Result<()> {
+async fn replace(cluster: &Reached, step: Step, new: u64, within: Duration) -> anyhow::Result<()> {
     let replacement = Replacement::new(step, new);
     let next = async |leader: &Node, status: &GroupStatus| replacement.next(leader, status).await;
     cluster.carry_on(step.group, within, next).await

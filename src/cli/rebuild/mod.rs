@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use self::course::{Course, GRACE, Next};
 use self::report::{Failure, Unknown, report, show};
 use self::survey::{Old, voters_of};
-pub use self::survey::{Survey, learns, member_on};
+pub use self::survey::{Shrunk, Survey, learns, member_on, shrunk};
 use super::change::is_refused;
 use super::ended::PARTLY;
 use super::group::{config_index, role_of};

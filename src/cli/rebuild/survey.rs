@@ -51,11 +51,6 @@ struct Newest {
 }
 
 impl Survey {
-    /// The groups that have fewer voters than most, without a vote on the node.
-    pub fn short_groups(statuses: &[GroupStatus], node: u64) -> BTreeMap<u64, usize> {
-        Self::from(statuses, node).short
-    }
-
     /// Asks every node that was reached.
     pub async fn of(cluster: &Reached, node: u64) -> anyhow::Result<Self> {
         Ok(Self::from(&cluster.all_groups().await?, node))
