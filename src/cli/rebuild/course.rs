@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use shardhost_proto::admin::GroupStatus;
 use tokio::time::Instant;
 
+use super::BETWEEN;
 use super::survey::{Old, learns, member_on, voters_of};
 
 /// How much longer it is tried to add a replica whose predecessor may have been removed.
@@ -57,6 +58,10 @@ struct State {
     seen: BTreeMap<u64, Old>,
     /// Groups without a replica on the node, of which this command did not remove it.
     gone: BTreeMap<u64, Gone>,
+    /// Groups that were left between the two steps.
+    unfinished: usize,
+    /// So many were left that no more is removed.
+    full: Option<Instant>,
     /// This command is to end.
     interrupted: Option<Instant>,
 }
@@ -87,6 +92,24 @@ impl Course {
     /// Whether the command is to end.
     pub fn is_interrupted(&self) -> bool {
         self.state.lock().interrupted.is_some()
+    }
+
+    /// A group is left as it is; returns whether it counts among the few that may be without their replica.
+    pub fn end(&self, group: u64, now: Instant) -> bool {
+        let mut state = self.state.lock();
+        if !state.between.contains_key(&group) {
+            return false;
+        }
+        state.unfinished += 1;
+        if state.unfinished >= BETWEEN {
+            state.full.get_or_insert(now);
+        }
+        true
+    }
+
+    /// Whether as many groups were left without their replica as may be.
+    pub fn is_full(&self) -> bool {
+        self.state.lock().full.is_some()
     }
 
     /// Whether the replica of a group that was tried until `deadline` is not removed any more.
@@ -222,7 +245,7 @@ impl Course {
 
 impl State {
     fn last_beginning(&self, deadline: Instant) -> Instant {
-        self.interrupted.map_or(deadline, |at| at.min(deadline))
+        [self.full, self.interrupted].into_iter().flatten().fold(deadline, Instant::min)
     }
 }
 
@@ -343,6 +366,19 @@ mod tests {
         assert_eq!(course.next(&leaves, course.as_it_is(&leaves, old)), Next::Wait);
         let between = status(&[1, 2]);
         assert_eq!(course.next(&between, course.as_it_is(&between, old)), Next::Add);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_is_removed_when_as_many_groups_as_may_be_were_left_unfinished() {
+        let now = Instant::now();
+        let (course, deadline) = (Course::new(3), now + Duration::from_secs(3_600));
+        let later = now + Duration::from_millis(1);
+        course.enter(7, OLD);
+        course.enter(8, OLD);
+        assert!(course.end(7, now) && !course.end(9, now) && !course.is_full());
+        assert!(!course.is_over(10, deadline, later) && !course.is_due(deadline, later));
+        assert!(course.end(8, now) && course.is_full());
+        assert!(course.is_over(10, deadline, later) && course.is_due(deadline, later));
     }
 
     #[test]

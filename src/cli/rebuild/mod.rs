@@ -179,6 +179,7 @@ async fn rebuild_all(
 }
 
 const INTERRUPTED: &str = "interrupted";
+const FULL: &str = "as many groups as may be are left without their replica, so no more is removed";
 
 /// The replacement of one replica by a new one on its node.
 struct Rebuild<'a> {
@@ -201,11 +202,20 @@ impl Rebuild<'_> {
         if course.is_interrupted() {
             bail!(INTERRUPTED);
         }
+        if course.is_full() {
+            bail!(FULL);
+        }
         let deadline = Instant::now() + within;
         let is_over = || course.is_over(group, deadline, Instant::now());
         let step =
             async |leader: &Node, status: &GroupStatus| self.step(leader, status, deadline).await;
         let done = cluster.carry_on_until(group, is_over, step).await;
+        // No other group takes the place of one that is left without its replica.
+        if course.end(group, Instant::now())
+            && let Some(place) = self.place.lock().take()
+        {
+            place.forget();
+        }
         done.map_err(|error| match (course.is_interrupted(), course.is_gone(group)) {
             (true, _) => error.context(INTERRUPTED),
             (false, true) => error,
